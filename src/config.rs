@@ -1,0 +1,217 @@
+//! What a GRU computes ([`GruConfig`]) and on how much data ([`Shape`]).
+
+use crate::error::{Error, Result, checked_len};
+
+/// Where the reset gate r acts in the candidate n.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reset {
+    /// `n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)`: on the state, before the recurrent product.
+    ///
+    /// Cho et al. 2014 (arXiv 1406.1078v3); ONNX `linear_before_reset = 0`; Keras `reset_after = False`.
+    Before,
+    /// `n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))`: on the product, after it was taken.
+    ///
+    /// PyTorch `nn.GRU`, cuDNN, Keras `reset_after = True`, ONNX `linear_before_reset = 1`.
+    After,
+}
+
+/// What the update gate z does with the old state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Update {
+    /// `h' = (1 − z) ⊙ h + z ⊙ n`: z near 1 overwrites the past, z near 0 keeps it.
+    ///
+    /// Chung et al. 2014 (arXiv 1412.3555), and this project's own statement.
+    Overwrites,
+    /// `h' = z ⊙ h + (1 − z) ⊙ n`: z near 1 keeps the past.
+    ///
+    /// Cho et al. 2014, PyTorch, cuDNN, Keras, ONNX.
+    Keeps,
+}
+
+/// Which bias vectors a cell has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bias {
+    /// None.
+    None,
+    /// One a gate, `bias_ih [3H]`, added on the input's side (outside the reset gate's product).
+    One,
+    /// Two a gate, `bias_ih [3H]` and `bias_hh [3H]`, as PyTorch, cuDNN and ONNX have them.
+    ///
+    /// With [`Reset::Before`] their effects are the same, and so are their gradients. With
+    /// [`Reset::After`] the candidate's `b_hn` is scaled by the reset gate.
+    Two,
+}
+
+/// One GRU layer, one direction: its sizes and which of the definitions in use it follows.
+///
+/// ```
+/// use gru_wgpu::{Bias, GruConfig, Reset, Update};
+///
+/// let ours = GruConfig::new(8, 32);
+/// assert_eq!((ours.reset, ours.update, ours.bias), (Reset::Before, Update::Overwrites, Bias::One));
+///
+/// let torch = GruConfig::pytorch(8, 32).with_bias(Bias::None); // nn.GRU(8, 32, bias=False)
+/// assert_eq!((torch.reset, torch.update), (Reset::After, Update::Keeps));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct GruConfig {
+    /// I: features of the input at each step.
+    pub input_size: usize,
+    /// H: units of the hidden state.
+    pub hidden_size: usize,
+    /// Where the reset gate acts.
+    pub reset: Reset,
+    /// What the update gate does with the old state.
+    pub update: Update,
+    /// Which biases there are.
+    pub bias: Bias,
+}
+
+impl GruConfig {
+    /// The project's own statement of a GRU: reset before the product, z overwrites, one bias a gate.
+    ///
+    /// Sizes are checked where they are used: [`Gru::new`](crate::Gru::new) refuses a 0.
+    pub fn new(input_size: usize, hidden_size: usize) -> Self {
+        Self {
+            input_size,
+            hidden_size,
+            reset: Reset::Before,
+            update: Update::Overwrites,
+            bias: Bias::One,
+        }
+    }
+
+    /// PyTorch's `nn.GRU` and cuDNN's: reset after the product, z keeps, two biases a gate.
+    pub fn pytorch(input_size: usize, hidden_size: usize) -> Self {
+        Self {
+            reset: Reset::After,
+            update: Update::Keeps,
+            bias: Bias::Two,
+            ..Self::new(input_size, hidden_size)
+        }
+    }
+
+    /// The same with the reset gate acting at `reset`.
+    #[must_use]
+    pub fn with_reset(self, reset: Reset) -> Self {
+        Self { reset, ..self }
+    }
+
+    /// The same with the update gate meaning `update`.
+    #[must_use]
+    pub fn with_update(self, update: Update) -> Self {
+        Self { update, ..self }
+    }
+
+    /// The same with the biases `bias`.
+    #[must_use]
+    pub fn with_bias(self, bias: Bias) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// All twelve definitions at these sizes: reset × update × bias. For tests and self-checks.
+    pub fn all_variants(input_size: usize, hidden_size: usize) -> Vec<Self> {
+        let mut variants = Vec::new();
+        for reset in [Reset::Before, Reset::After] {
+            for update in [Update::Overwrites, Update::Keeps] {
+                for bias in [Bias::None, Bias::One, Bias::Two] {
+                    variants.push(Self { input_size, hidden_size, reset, update, bias });
+                }
+            }
+        }
+        variants
+    }
+
+    /// The shape of a run over `steps` steps of `batch` rows.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`] when a size is 0, [`Error::Overflow`] when a tensor's size overflows.
+    pub fn shape(&self, steps: usize, batch: usize) -> Result<Shape> {
+        self.validate()?;
+        for (what, size) in [("the number of steps T", steps), ("the batch B", batch)] {
+            if size == 0 {
+                return Err(Error::ZeroSize { what });
+            }
+        }
+        let (input, hidden) = (self.input_size, self.hidden_size);
+        checked_len("the input [T, B, I]", &[steps, batch, input])?;
+        checked_len("the gates [T, B, 4H]", &[steps + 1, batch, 4, hidden])?;
+        Ok(Shape { steps, batch, input, hidden })
+    }
+
+    /// `Ok` when no size is 0 and the parameters' number does not overflow.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`], [`Error::Overflow`].
+    pub fn validate(&self) -> Result<()> {
+        for (what, size) in
+            [("the input size I", self.input_size), ("the hidden size H", self.hidden_size)]
+        {
+            if size == 0 {
+                return Err(Error::ZeroSize { what });
+            }
+        }
+        checked_len("weight_ih [3H, I]", &[3, self.hidden_size, self.input_size])?;
+        checked_len("weight_hh [3H, H]", &[4, self.hidden_size, self.hidden_size])?;
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for GruConfig {
+    /// `GRU 8→32, reset before, z overwrites, one bias`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let reset = match self.reset {
+            Reset::Before => "reset before",
+            Reset::After => "reset after",
+        };
+        let update = match self.update {
+            Update::Overwrites => "z overwrites",
+            Update::Keeps => "z keeps",
+        };
+        let bias = match self.bias {
+            Bias::None => "no bias",
+            Bias::One => "one bias",
+            Bias::Two => "two biases",
+        };
+        write!(f, "GRU {}→{}, {reset}, {update}, {bias}", self.input_size, self.hidden_size)
+    }
+}
+
+/// The sizes of one run. Made by [`GruConfig::shape`], so none is 0 and no tensor's size overflows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Shape {
+    /// T: time steps.
+    pub steps: usize,
+    /// B: independent rows.
+    pub batch: usize,
+    /// I: input features.
+    pub input: usize,
+    /// H: hidden units.
+    pub hidden: usize,
+}
+
+impl Shape {
+    /// `[T, B, I]`, the input's.
+    pub fn x(&self) -> [usize; 3] {
+        [self.steps, self.batch, self.input]
+    }
+
+    /// `[T, B, H]`, that of all hidden states.
+    pub fn y(&self) -> [usize; 3] {
+        [self.steps, self.batch, self.hidden]
+    }
+
+    /// `[1, B, H]`, that of the first and the last state.
+    pub fn state(&self) -> [usize; 3] {
+        [1, self.batch, self.hidden]
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Shape { steps, batch, input, hidden } = self;
+        write!(f, "T {steps}, B {batch}, I {input}, H {hidden}")
+    }
+}

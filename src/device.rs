@@ -1,0 +1,195 @@
+//! Where a model runs: the CPU or an open adapter.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+use crate::gpu::{self, Gpu};
+use crate::plan::Limits;
+
+/// Where a model runs. Cheap to clone; clones of a GPU device share the open adapter.
+///
+/// ```no_run
+/// use gru_wgpu::Device;
+///
+/// let device = Device::auto(); // a hardware GPU, or the CPU where there is none
+/// println!("{device}: {}", device.reason());
+/// let ci = Device::software()?; // a software adapter, for tests without a GPU
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Device {
+    target: Target,
+    reason: String,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Cpu,
+    Gpu(Gpu),
+}
+
+impl Device {
+    /// A hardware GPU where there is one that opens, the CPU otherwise; [`Self::reason`] says why.
+    /// Never a software adapter.
+    pub fn auto() -> Self {
+        match Self::gpu() {
+            Ok(device) => {
+                Self { reason: "auto takes a hardware GPU where there is one".to_owned(), ..device }
+            }
+            Err(error) => {
+                Self { target: Target::Cpu, reason: format!("auto takes the CPU: {error}") }
+            }
+        }
+    }
+
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self { target: Target::Cpu, reason: "asked for by name".to_owned() }
+    }
+
+    /// A hardware GPU: discrete before integrated before virtual ones.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`].
+    pub fn gpu() -> Result<Self> {
+        Self::open("hardware GPU", "install its Vulkan, Metal or DirectX 12 driver", |info| {
+            (!info.software).then_some(info.rank)
+        })
+    }
+
+    /// A software adapter such as Mesa's lavapipe: the same kernels, computed on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], which says what to install, or [`Error::OpenDevice`].
+    pub fn software() -> Result<Self> {
+        const HINT: &str = "Mesa's lavapipe is one: `apt-get install mesa-vulkan-drivers` on \
+            Debian and Ubuntu, `dnf install mesa-vulkan-drivers` on Fedora";
+        Self::open("software", HINT, |info| info.software.then_some(info.rank))
+    }
+
+    /// As [`Self::software`], but opened with WebGPU's default limits and nothing more, as a
+    /// browser would. For tests.
+    ///
+    /// # Errors
+    /// As [`Self::software`].
+    pub fn software_with_default_limits() -> Result<Self> {
+        let device = Self::software()?;
+        let Target::Gpu(gpu) = &device.target else {
+            unreachable!("a software adapter is an adapter")
+        };
+        let target = Target::Gpu(gpu.reopen_with_default_limits()?);
+        Ok(Self { target, ..device })
+    }
+
+    /// Opens the adapter that `rank` likes best: the lowest number of those it accepts.
+    fn open(
+        asked: &'static str,
+        hint: &'static str,
+        rank: impl Fn(&AdapterInfo) -> Option<u32>,
+    ) -> Result<Self> {
+        let adapters = gpu::adapters();
+        let infos: Vec<_> = adapters.iter().map(gpu::describe).collect();
+        let best = infos
+            .iter()
+            .zip(&adapters)
+            .filter_map(|(info, adapter)| rank(info).map(|rank| (rank, adapter)))
+            .min_by_key(|&(rank, _)| rank);
+        match best {
+            Some((_, adapter)) => Ok(Self {
+                target: Target::Gpu(Gpu::open(adapter.clone(), adapter.limits())?),
+                reason: "asked for by name".to_owned(),
+            }),
+            None => Err(Error::NoAdapter {
+                asked,
+                found: infos.iter().map(AdapterInfo::to_string).collect(),
+                hint,
+            }),
+        }
+    }
+
+    /// Why this device was taken.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Whether kernels run on an adapter, be it hardware or software.
+    pub fn is_adapter(&self) -> bool {
+        matches!(self.target, Target::Gpu(_))
+    }
+
+    /// The adapter, where there is one.
+    pub fn adapter(&self) -> Option<AdapterInfo> {
+        match &self.target {
+            Target::Cpu => None,
+            Target::Gpu(gpu) => Some(gpu.describe()),
+        }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl fmt::Display for Device {
+    /// `cpu`, `gpu (NVIDIA H200, Vulkan)` or `software adapter (llvmpipe, Vulkan)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.adapter() {
+            None => write!(f, "cpu"),
+            Some(info) => {
+                let kind = if info.software { "software adapter" } else { "gpu" };
+                write!(f, "{kind} ({}, {})", info.name, info.backend)
+            }
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// Opens `auto`, `cpu`, `gpu` or `software`.
+    fn from_str(word: &str) -> Result<Self> {
+        match word {
+            "auto" => Ok(Self::auto()),
+            "cpu" => Ok(Self::cpu()),
+            "gpu" => Self::gpu(),
+            "software" => Self::software(),
+            other => Err(Error::UnknownDevice(other.to_owned())),
+        }
+    }
+}
+
+/// An adapter of this machine, open or not.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AdapterInfo {
+    /// Its name, as the driver gives it.
+    pub name: String,
+    /// `Vulkan`, `Metal` or `DirectX 12`.
+    pub backend: String,
+    /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `unknown`.
+    pub kind: &'static str,
+    /// Whether it computes on the CPU. Such an adapter is never called a GPU.
+    pub software: bool,
+    /// The driver's name and version.
+    pub driver: String,
+    /// Its limits, as far as a plan has to keep them.
+    pub limits: Limits,
+    /// Optional features of interest to compute that it has, as wgpu names them.
+    pub features: Vec<&'static str>,
+    /// Lower is taken first.
+    pub(crate) rank: u32,
+}
+
+impl AdapterInfo {
+    /// Every adapter of this machine.
+    pub fn all() -> Vec<Self> {
+        gpu::adapters().iter().map(gpu::describe).collect()
+    }
+}
+
+impl fmt::Display for AdapterInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {})", self.name, self.kind, self.backend)
+    }
+}

@@ -1,0 +1,136 @@
+//! The one error type. Every message says what was expected and what came.
+
+/// What can go wrong, one variant a cause.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A size that must be at least 1 is 0.
+    #[error("{what} is 0; every size must be at least 1")]
+    ZeroSize {
+        /// Which size.
+        what: &'static str,
+    },
+
+    /// An array does not have the shape that the model and the other arguments ask for.
+    #[error("{what} has shape {got:?}, expected {expected:?}")]
+    Shape {
+        /// Which array, with the meaning of its axes.
+        what: String,
+        /// The shape asked for.
+        expected: Vec<usize>,
+        /// The shape that came.
+        got: Vec<usize>,
+    },
+
+    /// A product of sizes does not fit this machine's address space.
+    #[error("{what} is too large: its number of elements overflows")]
+    Overflow {
+        /// What was being sized.
+        what: &'static str,
+    },
+
+    /// No parameter has this name.
+    #[error("no parameter is named `{name}`; this model has {}", known.join(", "))]
+    UnknownParameter {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+
+    /// The parameters were laid out for another configuration.
+    #[error("these parameters belong to {got:?}, the model is {expected:?}")]
+    ParameterLayout {
+        /// The model's configuration.
+        expected: Box<crate::GruConfig>,
+        /// The configuration that the parameters were made for.
+        got: Box<crate::GruConfig>,
+    },
+
+    /// The work does not fit a limit of the adapter. Found by arithmetic, before any GPU call.
+    #[error("{what} needs {asked}, but the adapter's {limit} is {allowed}")]
+    Limit {
+        /// What asked for too much.
+        what: String,
+        /// The limit's name, as WebGPU spells it.
+        limit: &'static str,
+        /// The size asked for.
+        asked: u64,
+        /// The size allowed.
+        allowed: u64,
+    },
+
+    /// A device word that is none of `auto`, `cpu`, `gpu`, `software`.
+    #[error("unknown device `{0}`; expected auto, cpu, gpu or software")]
+    UnknownDevice(String),
+
+    /// The kind of adapter that was asked for by name is not on this machine.
+    #[error("no {asked} adapter found ({}); {hint}", describe_adapters(found))]
+    NoAdapter {
+        /// The kind asked for.
+        asked: &'static str,
+        /// What was found instead, by name and kind.
+        found: Vec<String>,
+        /// What to do about it.
+        hint: &'static str,
+    },
+
+    /// The driver would not open the adapter.
+    #[error("the adapter {adapter} would not open: {reason}")]
+    OpenDevice {
+        /// The adapter's name.
+        adapter: String,
+        /// The driver's words.
+        reason: String,
+    },
+
+    /// The device was lost (driver reset, unplugged, destroyed). Nothing more can run on it.
+    #[error("the GPU device is lost: {0}")]
+    DeviceLost(String),
+
+    /// The device ran out of memory.
+    #[error("the GPU is out of memory: {0}")]
+    OutOfMemory(String),
+
+    /// wgpu refused a call. This is a defect of this library; please report it.
+    #[error("wgpu reported an error: {0}")]
+    Gpu(String),
+
+    /// A [`Tape`](crate::Tape) was given to a model other than the one that recorded it, or the
+    /// parameters changed since.
+    #[error("this tape cannot be used: {0}")]
+    Tape(&'static str),
+
+    /// A backward pass was asked for without any gradient to start from.
+    #[error("backward needs dy, dh_n or both; neither was given")]
+    NoGradient,
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn describe_adapters(found: &[String]) -> String {
+    if found.is_empty() {
+        "this machine shows no adapter at all".to_owned()
+    } else {
+        format!("this machine shows {}", found.join(", "))
+    }
+}
+
+/// `Ok` when `got` is `expected`, else an [`Error::Shape`] that names `what`.
+pub(crate) fn check_shape(what: &str, expected: &[usize], got: &[usize]) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Shape { what: what.to_owned(), expected: expected.to_vec(), got: got.to_vec() })
+}
+
+/// The product of `sizes`, or [`Error::Overflow`] where it does not fit `isize` bytes of f64.
+pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> {
+    const MAX: usize = isize::MAX as usize / size_of::<f64>();
+    sizes
+        .iter()
+        .try_fold(1usize, |product, &size| product.checked_mul(size))
+        .filter(|&len| len <= MAX)
+        .ok_or(Error::Overflow { what })
+}

@@ -1,0 +1,359 @@
+//! One open adapter: device, queue, pipelines, upload, download, and what can go wrong with them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::device::AdapterInfo;
+use crate::error::{Error, Result};
+use crate::kernels::{Access, Kernel, LOOP_BUDGET};
+use crate::plan::Limits;
+
+/// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all that
+/// is written between two submits in staging memory, and running out of it loses the device.
+const CHUNK_BYTES: usize = 32 << 20;
+
+/// Every adapter of this machine, as wgpu lists them.
+pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
+    let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Instance::enabled_backend_features(),
+        ..descriptor
+    });
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+}
+
+/// What this library tells of an adapter.
+pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
+    let info = adapter.get_info();
+    let (rank, kind) = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => (0, "discrete GPU"),
+        wgpu::DeviceType::IntegratedGpu => (1, "integrated GPU"),
+        wgpu::DeviceType::VirtualGpu => (2, "virtual GPU"),
+        wgpu::DeviceType::Other => (3, "unknown"),
+        wgpu::DeviceType::Cpu => (4, "software"),
+    };
+    let features = [
+        ("SHADER_F16", wgpu::Features::SHADER_F16),
+        ("SUBGROUP", wgpu::Features::SUBGROUP),
+        ("TIMESTAMP_QUERY", wgpu::Features::TIMESTAMP_QUERY),
+        ("IMMEDIATES", wgpu::Features::IMMEDIATES),
+    ];
+    let has = adapter.features();
+    AdapterInfo {
+        backend: match info.backend {
+            wgpu::Backend::Dx12 => "DirectX 12".to_owned(),
+            other => format!("{other:?}"),
+        },
+        kind,
+        software: info.device_type == wgpu::DeviceType::Cpu,
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        limits: plan_limits(&info, &adapter.limits()),
+        features: features
+            .iter()
+            .filter(|(_, f)| has.contains(*f))
+            .map(|&(name, _)| name)
+            .collect(),
+        rank,
+        name: info.name,
+    }
+}
+
+/// An adapter's or a device's limits as a plan reads them.
+fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
+    // lavapipe ends loops after LOOP_BUDGET iterations without an error.
+    let counts_loops = info.name.contains("llvmpipe") || info.driver.contains("llvmpipe");
+    Limits {
+        max_buffer_size: limits.max_buffer_size,
+        max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
+        max_storage_buffers_per_shader_stage: limits.max_storage_buffers_per_shader_stage.into(),
+        max_compute_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension.into(),
+        max_compute_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup.into(),
+        max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size.into(),
+        max_loop_iterations: if counts_loops { LOOP_BUDGET as u64 } else { u64::MAX },
+    }
+}
+
+/// An open adapter. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Gpu {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    adapter: wgpu::Adapter,
+    info: AdapterInfo,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    faults: Arc<Faults>,
+    pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
+}
+
+type PipelineKey = (&'static str, Vec<bool>);
+
+/// What wgpu reported outside of a call's own result. A lost device stays lost.
+#[derive(Default)]
+struct Faults {
+    lost: Mutex<Option<String>>,
+    uncaptured: Mutex<Option<Error>>,
+}
+
+impl Faults {
+    fn check(&self) -> Result<()> {
+        if let Some(reason) = lock(&self.lost).clone() {
+            return Err(Error::DeviceLost(reason));
+        }
+        match lock(&self.uncaptured).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A poisoned lock only means that another thread panicked between two whole updates.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// Opens `adapter` with `limits`, which are the adapter's own unless a test asks for less.
+    pub fn open(adapter: wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
+        let info =
+            AdapterInfo { limits: plan_limits(&adapter.get_info(), &limits), ..describe(&adapter) };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("gru.device"),
+            required_limits: limits,
+            ..Default::default()
+        };
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&descriptor)).map_err(|error| {
+                Error::OpenDevice { adapter: info.name.clone(), reason: error.to_string() }
+            })?;
+        let faults = Arc::new(Faults::default());
+        let lost = Arc::clone(&faults);
+        device.set_device_lost_callback(move |reason, message| {
+            *lock(&lost.lost) = Some(format!("{reason:?}: {message}"));
+        });
+        let uncaptured = Arc::clone(&faults);
+        // Without a handler wgpu panics.
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let error = match error {
+                wgpu::Error::OutOfMemory { source } => Error::OutOfMemory(source.to_string()),
+                other => Error::Gpu(other.to_string()),
+            };
+            lock(&uncaptured.uncaptured).get_or_insert(error);
+        }));
+        let pipelines = Mutex::default();
+        let inner = Inner { adapter, info, device, queue, faults, pipelines };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same adapter, opened anew with WebGPU's default limits.
+    pub fn reopen_with_default_limits(&self) -> Result<Self> {
+        Self::open(self.inner.adapter.clone(), wgpu::Limits::default())
+    }
+
+    /// The adapter; its limits are those that the device was opened with.
+    pub fn describe(&self) -> AdapterInfo {
+        self.inner.info.clone()
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.inner.info.limits
+    }
+
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// What wgpu reported since the last check.
+    pub fn check(&self) -> Result<()> {
+        self.inner.faults.check()
+    }
+
+    /// A buffer of `len` f32, zeroed, that kernels and both copies can use.
+    pub fn buffer(&self, name: &str, len: usize, extra: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.inner.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(&format!("gru.{name}")),
+            size: 4 * len as u64,
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC | extra,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// The compiled kernel with these override constants, compiled at its first use on this device:
+    /// a dropped pipeline leaks memory in wgpu, and compiling takes long.
+    pub fn pipeline(&self, kernel: &'static Kernel, constants: &[bool]) -> wgpu::ComputePipeline {
+        let key = (kernel.name, constants.to_vec());
+        let mut pipelines = lock(&self.inner.pipelines);
+        pipelines.entry(key).or_insert_with(|| self.compile(kernel, constants)).clone()
+    }
+
+    fn compile(&self, kernel: &'static Kernel, constants: &[bool]) -> wgpu::ComputePipeline {
+        let device = &self.inner.device;
+        let label = format!("gru.{}", kernel.name);
+        let args = wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Uniform,
+                has_dynamic_offset: true,
+                min_binding_size: wgpu::BufferSize::new(4 * kernel.args.len() as u64),
+            },
+            count: None,
+        };
+        let storage = kernel.bindings.iter().zip(1..).map(|(&(_, access), binding)| {
+            let read_only = access == Access::Read;
+            wgpu::BindGroupLayoutEntry {
+                binding,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only },
+                    has_dynamic_offset: false,
+                    min_binding_size: wgpu::BufferSize::new(4),
+                },
+                ..args
+            }
+        });
+        let entries: Vec<_> = std::iter::once(args).chain(storage).collect();
+        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(&label),
+            entries: &entries,
+        });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&bindings)],
+            immediate_size: 0,
+        });
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
+        });
+        let constants: Vec<_> = kernel
+            .constants
+            .iter()
+            .zip(constants)
+            .map(|(&c, &v)| (c, f64::from(u8::from(v))))
+            .collect();
+        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                // Every kernel writes each element of its workgroup memory before it reads it.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        })
+    }
+
+    /// Copies `data` to `buffer` from its element `first`.
+    pub fn upload(&self, buffer: &wgpu::Buffer, first: usize, data: &[f32]) {
+        let mut at = 4 * first as u64;
+        for chunk in bytemuck::cast_slice::<f32, u8>(data).chunks(CHUNK_BYTES) {
+            self.inner.queue.write_buffer(buffer, at, chunk);
+            at += chunk.len() as u64;
+            if chunk.len() == CHUNK_BYTES {
+                self.inner.queue.submit([]);
+            }
+        }
+    }
+
+
+    /// Queues commands. What went wrong shows at the next [`Self::check`] or [`Self::download`].
+    pub fn submit(&self, commands: wgpu::CommandBuffer) {
+        self.inner.queue.submit([commands]);
+    }
+
+    /// A new encoder.
+    pub fn encoder(&self, name: &str) -> wgpu::CommandEncoder {
+        let label = format!("gru.{name}");
+        let descriptor = wgpu::CommandEncoderDescriptor { label: Some(&label) };
+        self.inner.device.create_command_encoder(&descriptor)
+    }
+
+    /// Waits for all work queued and reads the elements `first..first + len` of each buffer.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], [`Error::OutOfMemory`] or [`Error::Gpu`], also those of earlier calls.
+    pub fn download(&self, parts: &[(&wgpu::Buffer, usize, usize)]) -> Result<Vec<Vec<f32>>> {
+        const CHUNK: usize = CHUNK_BYTES / 4;
+        let total: usize = parts.iter().map(|&(_, _, len)| len).sum();
+        let staging = self.inner.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("gru.download"),
+            size: 4 * total.clamp(1, CHUNK) as u64,
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        });
+        let mut results: Vec<Vec<f32>> =
+            parts.iter().map(|&(_, _, len)| Vec::with_capacity(len)).collect();
+        // Fill the staging buffer, read it, and again until every part is whole.
+        let mut part = 0;
+        while part < parts.len() {
+            let mut encoder = self.encoder("download");
+            let mut staged: Vec<(usize, usize)> = Vec::new();
+            let mut used = 0;
+            while part < parts.len() && used < CHUNK {
+                let (buffer, first, len) = parts[part];
+                let done: usize = results[part].len();
+                let take = (len - done).min(CHUNK - used);
+                let from = 4 * (first + done) as u64;
+                encoder.copy_buffer_to_buffer(
+                    buffer,
+                    from,
+                    &staging,
+                    4 * used as u64,
+                    4 * take as u64,
+                );
+                staged.push((part, take));
+                used += take;
+                if done + take < len {
+                    break;
+                }
+                part += 1;
+            }
+            self.submit(encoder.finish());
+            self.read_staging(&staging, &staged, &mut results)?;
+        }
+        Ok(results)
+    }
+
+    /// Maps `staging` and appends its pieces, in order, to the results they belong to.
+    fn read_staging(
+        &self,
+        staging: &wgpu::Buffer,
+        staged: &[(usize, usize)],
+        results: &mut [Vec<f32>],
+    ) -> Result<()> {
+        let used: usize = staged.iter().map(|&(_, take)| take).sum();
+        let slice = staging.slice(..4 * used as u64);
+        let mapped = Arc::new(Mutex::new(None));
+        let outcome = Arc::clone(&mapped);
+        slice.map_async(wgpu::MapMode::Read, move |result| *lock(&outcome) = Some(result));
+        let polled = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        polled.map_err(|error| Error::Gpu(error.to_string()))?;
+        match lock(&mapped).take() {
+            Some(Ok(())) => {}
+            // After a lost device, mapping is the one call that says so.
+            Some(Err(error)) => return Err(Error::DeviceLost(error.to_string())),
+            None => return Err(Error::Gpu("a download was never mapped".to_owned())),
+        }
+        let view = slice.get_mapped_range().map_err(|error| Error::Gpu(error.to_string()))?;
+        let mut values: &[f32] = bytemuck::cast_slice(&view);
+        for &(part, take) in staged {
+            let (piece, rest) = values.split_at(take);
+            results[part].extend_from_slice(piece);
+            values = rest;
+        }
+        drop(view);
+        staging.unmap();
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("adapter", &self.inner.info.name).finish_non_exhaustive()
+    }
+}

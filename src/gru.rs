@@ -1,0 +1,270 @@
+//! [`Gru`]: what a user holds, a configuration with parameters on a device.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ndarray::{Array3, ArrayView3, s};
+
+use crate::config::{GruConfig, Shape};
+use crate::device::{Device, Target};
+use crate::error::{Error, Result};
+use crate::params::{Gradients, Init, Params};
+use crate::plan::{Mode, TrainingBuffers};
+use crate::reference::{self, Trace};
+use crate::runner::{Pass, Runner, Session, SessionGuard};
+
+/// What a forward pass gives.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Output {
+    /// y `[T, B, H]`: the state after every step.
+    pub y: Array3<f32>,
+    /// h_n `[1, B, H]`: the state after the last step, y's last row.
+    pub h_n: Array3<f32>,
+}
+
+impl Output {
+    fn new(y: Array3<f32>) -> Self {
+        let h_n = y.slice(s![-1.., .., ..]).to_owned();
+        Self { y, h_n }
+    }
+}
+
+/// What [`Gru::forward_train`] keeps for [`Gru::backward`], on the model's device.
+///
+/// Backward overwrites it with gradients in place, which halves the memory of training; so it takes
+/// the tape by value, and a tape serves one backward pass. Dropping it unused is fine.
+#[derive(Debug)]
+#[must_use = "a tape holds the memory of its run until it is dropped"]
+pub struct Tape {
+    model: u64,
+    version: u64,
+    shape: Shape,
+    record: Record,
+}
+
+#[derive(Debug)]
+enum Record {
+    Cpu { x: Array3<f32>, trace: Trace<f32> },
+    Gpu(SessionGuard),
+}
+
+/// A gated recurrent unit: configuration, parameters and the device it runs on.
+///
+/// The calls are the same on every device. Arrays are time-major: x `[T, B, I]`, y `[T, B, H]`, the
+/// first and last state `[1, B, H]`. On an adapter only x, h0, dy, dh_n go up and y and the
+/// gradients come down, and the parameters go up when they have changed.
+///
+/// ```
+/// use gru_wgpu::{Device, Gru, GruConfig, Init};
+/// use ndarray::Array3;
+///
+/// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 42, &Device::cpu())?;
+/// let x = Array3::from_elem((10, 2, 3), 0.5); // T 10, B 2, I 3
+/// let out = gru.forward(x.view(), None)?;
+/// assert_eq!(out.y.dim(), (10, 2, 8));
+///
+/// let (out, tape) = gru.forward_train(x.view(), None)?;
+/// let grads = gru.backward(tape, None, Some(out.h_n.view()))?; // of Σ h_n² / 2
+/// assert_eq!(grads.params.get("weight_hh_l0")?.shape(), [24, 8]);
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Gru {
+    params: Params,
+    device: Device,
+    /// There on an adapter.
+    runner: Option<Runner>,
+    /// Tells this model's tapes from another's.
+    id: u64,
+    /// Counts changes of the parameters.
+    version: u64,
+}
+
+impl Gru {
+    /// A model with fresh parameters, the same for the same seed on every machine and device.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
+    /// [`Error::Limit`] when the parameters do not fit the device.
+    pub fn new(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
+        Self::with_params(Params::init(&config, init, seed)?, device)
+    }
+
+    /// A model with these parameters; they carry their configuration.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] when the parameters do not fit the device.
+    pub fn with_params(params: Params, device: &Device) -> Result<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let runner = match device.target() {
+            Target::Cpu => None,
+            Target::Gpu(gpu) => Some(Runner::new(gpu, params.layout().config())?),
+        };
+        Ok(Self {
+            params,
+            device: device.clone(),
+            runner,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            version: 0,
+        })
+    }
+
+    /// What the model computes.
+    pub fn config(&self) -> &GruConfig {
+        self.params.layout().config()
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Its parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Its parameters, to be changed. The next run uses the new ones; a tape recorded before can no
+    /// longer be used.
+    pub fn params_mut(&mut self) -> &mut Params {
+        self.version += 1;
+        &mut self.params
+    }
+
+    /// Runs the model over x `[T, B, I]` from h0 `[1, B, H]` (zeros when `None`).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::ZeroSize`] when the arrays do not fit the model,
+    /// [`Error::Limit`] when the work does not fit the device, and the device's own errors.
+    pub fn forward(
+        &self,
+        x: ArrayView3<'_, f32>,
+        h0: Option<ArrayView3<'_, f32>>,
+    ) -> Result<Output> {
+        let shape = reference::check_input(self.config(), x.dim(), h0.map(|h| h.dim()))?;
+        match &self.runner {
+            None => {
+                let trace = reference::forward(&self.params, x, h0)?;
+                Ok(Output::new(trace.y().to_owned()))
+            }
+            Some(runner) => {
+                let (output, _) = self.forward_on(runner, shape, Mode::Inference, x, h0)?;
+                Ok(output)
+            }
+        }
+    }
+
+    /// As [`Self::forward`], and keeps what [`Self::backward`] needs.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_train(
+        &self,
+        x: ArrayView3<'_, f32>,
+        h0: Option<ArrayView3<'_, f32>>,
+    ) -> Result<(Output, Tape)> {
+        let shape = reference::check_input(self.config(), x.dim(), h0.map(|h| h.dim()))?;
+        let (output, record) = match &self.runner {
+            None => {
+                let trace = reference::forward(&self.params, x, h0)?;
+                let output = Output::new(trace.y().to_owned());
+                (output, Record::Cpu { x: x.to_owned(), trace })
+            }
+            Some(runner) => {
+                let (output, session) = self.forward_on(runner, shape, Mode::Training, x, h0)?;
+                (output, Record::Gpu(session))
+            }
+        };
+        let (model, version) = (self.id, self.version);
+        Ok((output, Tape { model, version, shape, record }))
+    }
+
+    /// The gradient of every parameter, of x and of h0, from dy `[T, B, H]` (of all states y) and
+    /// dh_n `[1, B, H]` (of the last state, added to dy's last row). At least one must be given.
+    ///
+    /// # Errors
+    /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
+    /// [`Error::Shape`], [`Error::NoGradient`], and the device's own errors.
+    pub fn backward(
+        &self,
+        tape: Tape,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+    ) -> Result<Gradients> {
+        if tape.model != self.id {
+            return Err(Error::Tape("another model recorded it"));
+        }
+        if tape.version != self.version {
+            return Err(Error::Tape("the parameters changed since it was recorded"));
+        }
+        reference::check_gradients(&tape.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
+        match tape.record {
+            Record::Cpu { x, trace } => {
+                reference::backward(&self.params, x.view(), &trace, dy, dh_n)
+            }
+            Record::Gpu(mut session) => self.backward_on(&mut session, tape.shape, dy, dh_n),
+        }
+    }
+
+    fn forward_on(
+        &self,
+        runner: &Runner,
+        shape: Shape,
+        mode: Mode,
+        x: ArrayView3<'_, f32>,
+        h0: Option<ArrayView3<'_, f32>>,
+    ) -> Result<(Output, SessionGuard)> {
+        let mut session = runner.session(&self.params, self.version, shape, mode)?;
+        let buffers = session.plan().run_buffers();
+        let state = shape.batch * shape.hidden;
+        write(&mut session, buffers.x, x.len(), Some(x));
+        write(&mut session, buffers.h, state, h0);
+        session.run(Pass::Forward)?;
+        // Row 0 is h0.
+        let y = session.read(&[(buffers.h, state..(shape.steps + 1) * state)])?;
+        let [y] = y.try_into().expect("one part asked for");
+        Ok((Output::new(array(shape.y(), y)), session))
+    }
+
+    fn backward_on(
+        &self,
+        session: &mut Session,
+        shape: Shape,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+    ) -> Result<Gradients> {
+        let training = session.plan().run_buffers().training;
+        let TrainingBuffers { dy: dy_buffer, carry, dx, dparams } =
+            training.expect("a tape's plan is a training plan");
+        let state = shape.batch * shape.hidden;
+        let layout = self.params.layout();
+        write(session, dy_buffer, shape.steps * state, dy);
+        write(session, carry, state, dh_n);
+        session.run(Pass::Backward)?;
+        let inputs = shape.steps * shape.batch * shape.input;
+        let parts =
+            session.read(&[(dparams, 0..layout.flat_len()), (dx, 0..inputs), (carry, 0..state)])?;
+        let [params, x, h0] = parts.try_into().expect("three parts asked for");
+        Ok(Gradients {
+            params: Params::from_flat(layout.clone(), params),
+            x: array(shape.x(), x),
+            h0: array(shape.state(), h0),
+        })
+    }
+}
+
+/// Fills the first `len` elements of a buffer from an array of any strides, or with zeros.
+fn write(
+    session: &mut Session,
+    buffer: crate::plan::BufferId,
+    len: usize,
+    array: Option<ArrayView3<'_, f32>>,
+) {
+    let array = array.as_ref().map(|array| array.as_standard_layout());
+    let data = array.as_ref().map(|a| a.as_slice().expect("standard layout"));
+    session.write(buffer, 0, len, data);
+}
+
+fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
+    Array3::from_shape_vec(shape, data).expect("the plan's sizes are the shape's")
+}

@@ -1,0 +1,356 @@
+//! One flat buffer of parameters with named ranges, and its seeded initialisation.
+//!
+//! The host's copy, the device's copy, the gradients and an optimiser's moments all share
+//! [`ParamLayout`], so index `i` means the same number in each.
+
+use std::ops::Range;
+
+use ndarray::{Array2, Array3, ArrayViewD, ArrayViewMutD, Axis, IxDyn, NdFloat};
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use rand_distr::{Distribution, StandardNormal};
+
+use crate::config::{Bias, GruConfig};
+use crate::error::{Error, Result, check_shape};
+
+/// Every range starts at a multiple of this many elements (256 bytes of f32), the largest offset
+/// alignment that WebGPU lets a device ask for, so that a range can be bound on its own.
+const ALIGN: usize = 64;
+
+/// One named tensor inside the flat buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ParamEntry {
+    /// PyTorch's name, for instance `weight_ih_l0`.
+    pub name: String,
+    /// `[3H, I]`, `[3H, H]` or `[3H]`; gates stacked r, z, n.
+    pub shape: Vec<usize>,
+    /// Where its row-major elements lie.
+    pub range: Range<usize>,
+}
+
+/// Where each parameter of a configuration lies in the flat buffer.
+///
+/// | name | shape | there when |
+/// |---|---|---|
+/// | `weight_ih_l0` | `[3H, I]` | always |
+/// | `weight_hh_l0` | `[3H, H]` | always |
+/// | `bias_ih_l0` | `[3H]` | one bias or two |
+/// | `bias_hh_l0` | `[3H]` | two biases |
+///
+/// Ranges are aligned to 64 elements; the elements between them belong to no parameter and stay 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamLayout {
+    config: GruConfig,
+    entries: Vec<ParamEntry>,
+    len: usize,
+}
+
+/// The four ranges that one cell (one direction of one layer) reads.
+#[derive(Clone, Debug)]
+pub(crate) struct CellRanges {
+    pub weight_ih: Range<usize>,
+    pub weight_hh: Range<usize>,
+    pub bias_ih: Option<Range<usize>>,
+    pub bias_hh: Option<Range<usize>>,
+}
+
+impl ParamLayout {
+    /// The layout for `config`.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`].
+    pub fn new(config: &GruConfig) -> Result<Self> {
+        config.validate()?;
+        let gates = 3 * config.hidden_size;
+        let mut tensors = vec![
+            ("weight_ih_l0", vec![gates, config.input_size]),
+            ("weight_hh_l0", vec![gates, config.hidden_size]),
+        ];
+        if config.bias != Bias::None {
+            tensors.push(("bias_ih_l0", vec![gates]));
+        }
+        if config.bias == Bias::Two {
+            tensors.push(("bias_hh_l0", vec![gates]));
+        }
+        let mut len = 0;
+        let entries = tensors
+            .into_iter()
+            .map(|(name, shape)| {
+                let size: usize = shape.iter().product();
+                let range = len..len + size;
+                len = range.end.next_multiple_of(ALIGN);
+                ParamEntry { name: name.to_owned(), shape, range }
+            })
+            .collect();
+        Ok(Self { config: config.clone(), entries, len })
+    }
+
+    /// The configuration this is the layout of.
+    pub fn config(&self) -> &GruConfig {
+        &self.config
+    }
+
+    /// Every parameter, in the buffer's order.
+    pub fn entries(&self) -> &[ParamEntry] {
+        &self.entries
+    }
+
+    /// Elements of the flat buffer, the padding between ranges included.
+    pub fn flat_len(&self) -> usize {
+        self.len
+    }
+
+    /// How many numbers the model has, padding not included.
+    pub fn parameter_count(&self) -> usize {
+        self.entries.iter().map(|e| e.range.len()).sum()
+    }
+
+    /// The parameter `name`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`], which lists the names there are.
+    pub fn entry(&self, name: &str) -> Result<&ParamEntry> {
+        self.find(name).ok_or_else(|| Error::UnknownParameter {
+            name: name.to_owned(),
+            known: self.entries.iter().map(|e| e.name.clone()).collect(),
+        })
+    }
+
+    fn find(&self, name: &str) -> Option<&ParamEntry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+
+    pub(crate) fn cell(&self) -> CellRanges {
+        let range = |name: &str| self.find(name).map(|e| e.range.clone());
+        CellRanges {
+            weight_ih: range("weight_ih_l0").expect("every layout has weight_ih_l0"),
+            weight_hh: range("weight_hh_l0").expect("every layout has weight_hh_l0"),
+            bias_ih: range("bias_ih_l0"),
+            bias_hh: range("bias_hh_l0"),
+        }
+    }
+}
+
+/// How to fill fresh parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Init {
+    /// Everything uniform in ±1/√H, as PyTorch's `nn.GRU` does.
+    Uniform,
+    /// The three `[H, H]` blocks of the recurrent weight orthogonal (Saxe et al. 2013,
+    /// arXiv 1312.6120; Keras' default), the rest uniform in ±1/√H.
+    Orthogonal,
+}
+
+/// Parameters, or anything shaped like them (gradients, moments), as one flat buffer.
+///
+/// ```
+/// use gru_wgpu::{GruConfig, Init, Params};
+///
+/// let mut params: Params = Params::init(&GruConfig::pytorch(3, 5), Init::Uniform, 7)?;
+/// assert_eq!(params.get("weight_hh_l0")?.shape(), [15, 5]);
+/// params.get_mut("bias_hh_l0")?.fill(0.0);
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Params<F = f32> {
+    layout: ParamLayout,
+    flat: Vec<F>,
+}
+
+impl<F: NdFloat> Params<F> {
+    /// All zeros.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`].
+    pub fn zeros(config: &GruConfig) -> Result<Self> {
+        let layout = ParamLayout::new(config)?;
+        let flat = vec![F::zero(); layout.flat_len()];
+        Ok(Self { layout, flat })
+    }
+
+    /// Takes the elements of a flat buffer laid out as `layout` says.
+    pub(crate) fn from_flat(layout: ParamLayout, flat: Vec<F>) -> Self {
+        assert_eq!(layout.flat_len(), flat.len(), "flat buffer of another layout");
+        Self { layout, flat }
+    }
+
+    /// Where each parameter lies.
+    pub fn layout(&self) -> &ParamLayout {
+        &self.layout
+    }
+
+    /// The flat buffer, padding included. An optimiser may walk it from end to end: the padding is 0
+    /// in parameters and gradients alike.
+    pub fn as_slice(&self) -> &[F] {
+        &self.flat
+    }
+
+    /// The flat buffer, to be changed in place. Leave the padding between ranges at 0.
+    pub fn as_mut_slice(&mut self) -> &mut [F] {
+        &mut self.flat
+    }
+
+    /// The parameter `name` as an array of its shape.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`].
+    pub fn get(&self, name: &str) -> Result<ArrayViewD<'_, F>> {
+        let entry = self.layout.entry(name)?;
+        let view = ArrayViewD::from_shape(IxDyn(&entry.shape), &self.flat[entry.range.clone()]);
+        Ok(view.expect("a range holds exactly its shape"))
+    }
+
+    /// The parameter `name` as an array to be changed in place.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`].
+    pub fn get_mut(&mut self, name: &str) -> Result<ArrayViewMutD<'_, F>> {
+        let entry = self.layout.entry(name)?;
+        let slice = &mut self.flat[entry.range.clone()];
+        let view = ArrayViewMutD::from_shape(IxDyn(&entry.shape), slice);
+        Ok(view.expect("a range holds exactly its shape"))
+    }
+
+    /// Copies `values` into the parameter `name`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`], or [`Error::Shape`] when `values` has another shape.
+    pub fn set(&mut self, name: &str, values: ArrayViewD<'_, F>) -> Result<()> {
+        let mut target = self.get_mut(name)?;
+        check_shape(name, target.shape(), values.shape())?;
+        target.assign(&values);
+        Ok(())
+    }
+
+    /// Every parameter with its name, in the buffer's order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, ArrayViewD<'_, F>)> {
+        self.layout.entries.iter().map(|entry| {
+            let view = ArrayViewD::from_shape(IxDyn(&entry.shape), &self.flat[entry.range.clone()]);
+            (entry.name.as_str(), view.expect("a range holds exactly its shape"))
+        })
+    }
+
+    /// The same numbers in another precision.
+    pub fn cast<G: NdFloat>(&self) -> Params<G> {
+        let convert = |&v: &F| G::from(v).expect("every float converts to a float");
+        Params { layout: self.layout.clone(), flat: self.flat.iter().map(convert).collect() }
+    }
+}
+
+impl Params<f32> {
+    /// Fresh parameters, the same for the same `seed` on every machine (ChaCha8 stream).
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`].
+    pub fn init(config: &GruConfig, init: Init, seed: u64) -> Result<Self> {
+        let mut params = Self::zeros(config)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let bound = 1.0 / (config.hidden_size as f32).sqrt();
+        for entry in &params.layout.entries {
+            for value in &mut params.flat[entry.range.clone()] {
+                *value = rng.random_range(-bound..bound);
+            }
+        }
+        if init == Init::Orthogonal {
+            let hidden = config.hidden_size;
+            let weight = params.layout.cell().weight_hh;
+            for gate in params.flat[weight].chunks_exact_mut(hidden * hidden) {
+                let block = orthogonal(hidden, &mut rng);
+                gate.iter_mut().zip(&block).for_each(|(w, &q)| *w = q as f32);
+            }
+        }
+        Ok(params)
+    }
+}
+
+/// What a backward pass gives: the gradient of every parameter, of x and of h0.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Gradients<F = f32> {
+    /// The parameters' gradients, under their names, in the parameters' layout.
+    pub params: Params<F>,
+    /// dx `[T, B, I]`.
+    pub x: Array3<F>,
+    /// dh0 `[1, B, H]`. There also when no h0 was given, which means zeros.
+    pub h0: Array3<F>,
+}
+
+/// A random orthogonal matrix, uniform in Haar's measure: Gram–Schmidt on the rows of a Gaussian
+/// one. Each row is orthogonalised twice, which is enough for full precision (Giraud et al. 2005).
+fn orthogonal(size: usize, rng: &mut ChaCha8Rng) -> Array2<f64> {
+    let mut q: Array2<f64> =
+        Array2::from_shape_simple_fn((size, size), || StandardNormal.sample(rng));
+    for i in 0..size {
+        let (done, mut rest) = q.view_mut().split_at(Axis(0), i);
+        let mut row = rest.row_mut(0);
+        for _ in 0..2 {
+            let along = done.dot(&row);
+            row -= &done.t().dot(&along);
+        }
+        let norm = row.dot(&row).sqrt();
+        row /= norm;
+    }
+    q
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_aligned_disjoint_and_in_order() {
+        for (input, hidden) in [(1, 1), (3, 5), (64, 64), (7, 33)] {
+            for config in GruConfig::all_variants(input, hidden) {
+                let layout = ParamLayout::new(&config).unwrap();
+                let mut end = 0;
+                for entry in layout.entries() {
+                    assert_eq!(entry.range.start % ALIGN, 0, "{config}: {}", entry.name);
+                    assert!(entry.range.start >= end);
+                    assert_eq!(entry.range.len(), entry.shape.iter().product::<usize>());
+                    end = entry.range.end;
+                }
+                assert!(layout.flat_len() >= end && layout.flat_len() % ALIGN == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_numbers() {
+        let config = GruConfig::new(3, 5);
+        let make = |seed| Params::init(&config, Init::Uniform, seed).unwrap();
+        assert_eq!(make(1), make(1));
+        assert_ne!(make(1), make(2));
+        let bound = 1.0 / 5f32.sqrt();
+        assert!(make(1).as_slice().iter().all(|v| v.abs() <= bound));
+        // Pinned, so that a new version of the generator cannot change users' runs unseen.
+        assert_eq!(make(1).as_slice()[..2], PINNED);
+    }
+
+    const PINNED: [f32; 2] = [0.044165164, -0.08721954];
+
+    #[test]
+    fn orthogonal_blocks_are_orthogonal() {
+        let params = Params::init(&GruConfig::new(2, 17), Init::Orthogonal, 3).unwrap();
+        let weight = params.get("weight_hh_l0").unwrap().mapv(f64::from);
+        let weight = weight.into_shape_with_order((3, 17, 17)).unwrap();
+        for gate in weight.outer_iter() {
+            let identity = gate.dot(&gate.t());
+            approx::assert_abs_diff_eq!(
+                identity.as_slice().unwrap(),
+                Array2::eye(17).as_slice().unwrap(),
+                epsilon = 1e-6
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_name_or_shape_is_refused() {
+        let mut params = Params::<f32>::zeros(&GruConfig::new(2, 3)).unwrap();
+        let error = params.get("bias_hh_l0").unwrap_err().to_string();
+        assert!(error.contains("bias_hh_l0") && error.contains("weight_ih_l0"), "{error}");
+        let wrong = ndarray::ArrayD::zeros(IxDyn(&[9, 3]));
+        let error = params.set("weight_ih_l0", wrong.view()).unwrap_err();
+        assert_eq!(error.to_string(), "weight_ih_l0 has shape [9, 3], expected [9, 2]");
+    }
+}

@@ -1,0 +1,258 @@
+//! The schedule as data: which buffers a run needs and which kernels it dispatches, in which order.
+//!
+//! A [`Plan`] is plain arithmetic on a configuration and a shape. It names no wgpu type, so it is
+//! made, checked against an adapter's [`Limits`], printed and tested without a GPU; `runner.rs`
+//! executes it. Its `Display` reads like a database's EXPLAIN:
+//!
+//! ```
+//! use gru_wgpu::{GruConfig, plan::{Limits, Mode, Plan}};
+//!
+//! let config = GruConfig::pytorch(8, 32);
+//! let plan = Plan::new(&config, config.shape(104, 64)?, Mode::Training)?;
+//! plan.check(&Limits::WEBGPU_DEFAULT)?;
+//! println!("{plan}");
+//! assert_eq!(plan.forward_dispatches(), 1 + 104);
+//! # Ok::<(), gru_wgpu::Error>(())
+//! ```
+
+mod display;
+mod limits;
+mod stages;
+
+pub(crate) use limits::ARGS_BLOCK;
+pub use limits::Limits;
+pub(crate) use stages::{Buffers, Operand, column_sum, matmul};
+
+use crate::config::{GruConfig, Shape};
+use crate::error::Result;
+use crate::kernels::Kernel;
+use crate::params::ParamLayout;
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Forward only.
+    Inference,
+    /// Forward and backward.
+    Training,
+}
+
+/// Which buffer of a plan: an index into [`Plan::buffers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BufferId(pub(crate) usize);
+
+/// What a buffer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Written by the host before a run.
+    Input,
+    /// The model's parameters: shared by every run of a model, not the plan's own.
+    Parameters,
+    /// Read by the host after a run.
+    Output,
+    /// Never leaves the device.
+    Scratch,
+    /// Zero from the start and never written.
+    Zeros,
+}
+
+/// A buffer of f32 that a plan asks for.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BufferSpec {
+    /// Its name, as the shaders' comments use it.
+    pub name: &'static str,
+    /// Its axes, for people: `[T, B, I]`.
+    pub axes: &'static str,
+    /// Its elements.
+    pub len: usize,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// The part of a buffer that a dispatch binds. `first` is a multiple of 64 elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Slice {
+    /// The buffer.
+    pub buffer: BufferId,
+    /// Its first element bound.
+    pub first: usize,
+    /// How many elements are bound.
+    pub len: usize,
+}
+
+/// One dispatch of one kernel.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Dispatch {
+    /// What it computes, for people: `gates[r z n] = x · W_ihᵀ + b_ih`.
+    pub label: &'static str,
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// Values of the kernel's override constants, in its order.
+    pub constants: Vec<bool>,
+    /// What each storage binding gets, in the kernel's order.
+    pub bindings: Vec<Slice>,
+    /// The kernel's arguments, in its order. A loop sets the one named `step`.
+    pub args: Vec<u32>,
+    /// Workgroups along x, y, z.
+    pub workgroups: [u64; 3],
+    /// Multiplications and additions of its products (elementwise work not counted).
+    pub flops: u64,
+    /// Bytes it must move at least, each element once.
+    pub bytes: u64,
+    /// An upper bound of the loop iterations of one invocation.
+    pub iterations: u64,
+}
+
+/// A piece of a schedule.
+#[derive(Clone, Debug)]
+pub enum Stage {
+    /// One dispatch.
+    Once(Dispatch),
+    /// `body` for each step from `first` to `last`, both included, upwards or downwards.
+    Steps {
+        /// The first step (forward) or state (backward).
+        first: usize,
+        /// The last one.
+        last: usize,
+        /// What is dispatched for each, in order.
+        body: Vec<Dispatch>,
+    },
+}
+
+impl Stage {
+    /// The stage's dispatches, each as it stands in the schedule, and how often each runs.
+    pub fn dispatches(&self) -> (&[Dispatch], usize) {
+        match self {
+            Stage::Once(dispatch) => (std::slice::from_ref(dispatch), 1),
+            Stage::Steps { first, last, body } => (body, first.abs_diff(*last) + 1),
+        }
+    }
+
+    /// The steps that the stage runs its dispatches for, in order.
+    pub(crate) fn steps(&self) -> Box<dyn Iterator<Item = Option<u32>>> {
+        match *self {
+            Stage::Once(_) => Box::new(std::iter::once(None)),
+            Stage::Steps { first, last, .. } if first <= last => {
+                Box::new((first..=last).map(|t| Some(t as u32)))
+            }
+            Stage::Steps { first, last, .. } => {
+                Box::new((last..=first).rev().map(|t| Some(t as u32)))
+            }
+        }
+    }
+}
+
+/// The buffers of a run, by meaning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunBuffers {
+    /// `[T, B, I]`
+    pub x: BufferId,
+    /// `[T+1, B, H]`
+    pub h: BufferId,
+    /// The flat parameters.
+    pub params: BufferId,
+    /// What only training has.
+    pub training: Option<TrainingBuffers>,
+}
+
+/// The buffers of a backward pass, by meaning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrainingBuffers {
+    /// `[T, B, H]`
+    pub dy: BufferId,
+    /// `[B, H]`: dh_n in, dh0 out.
+    pub carry: BufferId,
+    /// `[T, B, I]`
+    pub dx: BufferId,
+    /// Laid out as the parameters.
+    pub dparams: BufferId,
+}
+
+/// The whole schedule of a run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    title: String,
+    buffers: Vec<BufferSpec>,
+    forward: Vec<Stage>,
+    backward: Vec<Stage>,
+    run: Option<RunBuffers>,
+}
+
+impl Plan {
+    /// The schedule of a run of `config` over `shape`.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`](crate::Error::ZeroSize) or [`Error::Overflow`](crate::Error::Overflow)
+    /// when `config` is not valid. Whether an adapter can run it is for [`Plan::check`] to say.
+    ///
+    /// # Panics
+    /// When `shape` was made by another configuration than `config`.
+    pub fn new(config: &GruConfig, shape: Shape, mode: Mode) -> Result<Self> {
+        let layout = ParamLayout::new(config)?;
+        assert_eq!(
+            (shape.input, shape.hidden),
+            (config.input_size, config.hidden_size),
+            "the shape belongs to another configuration"
+        );
+        Ok(stages::plan_run(&layout, shape, mode))
+    }
+
+    /// A plan of stages put together by hand, for a kernel's own check.
+    pub(crate) fn of_stages(title: &str, buffers: Vec<BufferSpec>, forward: Vec<Stage>) -> Self {
+        Self { title: title.to_owned(), buffers, forward, backward: Vec::new(), run: None }
+    }
+
+    /// The buffer called `name`.
+    pub fn buffer(&self, name: &str) -> Option<BufferId> {
+        self.buffers.iter().position(|spec| spec.name == name).map(BufferId)
+    }
+
+    /// The buffers, in the order that [`BufferId`] counts.
+    pub fn buffers(&self) -> &[BufferSpec] {
+        &self.buffers
+    }
+
+    /// The forward schedule.
+    pub fn forward(&self) -> &[Stage] {
+        &self.forward
+    }
+
+    /// The backward schedule; empty for [`Mode::Inference`].
+    pub fn backward(&self) -> &[Stage] {
+        &self.backward
+    }
+
+    /// How many dispatches the forward schedule makes.
+    pub fn forward_dispatches(&self) -> usize {
+        count(&self.forward)
+    }
+
+    /// How many dispatches the backward schedule makes.
+    pub fn backward_dispatches(&self) -> usize {
+        count(&self.backward)
+    }
+
+    /// Bytes of all buffers, the parameters' included.
+    pub fn bytes(&self) -> u64 {
+        self.buffers.iter().map(|b| 4 * b.len as u64).sum()
+    }
+
+    /// `Ok` when an adapter with `limits` can run this plan.
+    ///
+    /// # Errors
+    /// [`Error::Limit`](crate::Error::Limit) with the first limit that is too low.
+    pub fn check(&self, limits: &Limits) -> Result<()> {
+        limits.allow(self)
+    }
+
+    pub(crate) fn run_buffers(&self) -> RunBuffers {
+        self.run.expect("a plan of a run")
+    }
+}
+
+fn count(stages: &[Stage]) -> usize {
+    stages.iter().map(Stage::dispatches).map(|(body, times)| body.len() * times).sum()
+}

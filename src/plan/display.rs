@@ -1,0 +1,84 @@
+//! A plan as text, like a database's EXPLAIN.
+
+use std::fmt;
+
+use super::{Dispatch, Plan, Role, Stage};
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.title)?;
+        writeln!(f, "\nbuffers")?;
+        for buffer in &self.buffers {
+            let role = match buffer.role {
+                Role::Input => "input",
+                Role::Parameters => "parameters",
+                Role::Output => "output",
+                Role::Scratch => "scratch",
+                Role::Zeros => "zeros",
+            };
+            let (len, bytes) = (buffer.len, quantity(4.0 * buffer.len as f64, "B"));
+            let (name, axes) = (buffer.name, buffer.axes);
+            writeln!(f, "  {name:<9} {axes:<12} {role:<10} {len:>12} elements {bytes:>10}")?;
+        }
+        for (name, stages) in [("forward", &self.forward), ("backward", &self.backward)] {
+            if !stages.is_empty() {
+                writeln!(f, "\n{name}")?;
+                stages.iter().try_for_each(|stage| write_stage(f, stage))?;
+            }
+        }
+        let dispatches = self.forward_dispatches() + self.backward_dispatches();
+        let (mut flops, mut moved) = (0.0, 0.0);
+        for stage in self.forward.iter().chain(&self.backward) {
+            let (body, times) = stage.dispatches();
+            flops += body.iter().map(|d| d.flops).sum::<u64>() as f64 * times as f64;
+            moved += body.iter().map(|d| d.bytes).sum::<u64>() as f64 * times as f64;
+        }
+        let (flops, moved) = (quantity(flops, "FLOP"), quantity(moved, "B"));
+        let held = quantity(self.bytes() as f64, "B");
+        writeln!(
+            f,
+            "\ntotal: {dispatches} dispatches, {flops}, at least {moved} moved, {held} held"
+        )
+    }
+}
+
+fn write_stage(f: &mut fmt::Formatter<'_>, stage: &Stage) -> fmt::Result {
+    let (body, times) = stage.dispatches();
+    let indent = match stage {
+        Stage::Once(_) => "  ",
+        Stage::Steps { first, last, .. } => {
+            let rest = if first > last { "down to" } else { "to" };
+            writeln!(f, "  for each of {times} steps, {first} {rest} {last}")?;
+            "    "
+        }
+    };
+    body.iter().try_for_each(|dispatch| write_dispatch(f, indent, dispatch))
+}
+
+fn write_dispatch(f: &mut fmt::Formatter<'_>, indent: &str, dispatch: &Dispatch) -> fmt::Result {
+    let [x, y, _] = dispatch.workgroups;
+    let name = dispatch.kernel.name;
+    let (label, groups) = (dispatch.label, format!("{x}×{y} groups"));
+    let flops = quantity(dispatch.flops as f64, "FLOP");
+    let bytes = quantity(dispatch.bytes as f64, "B");
+    let width = 40 - indent.len();
+    writeln!(f, "{indent}{name:<13} {label:<width$} {groups:>16} {flops:>12} {bytes:>10}")
+}
+
+/// `12.3 MFLOP`: three figures and a decimal prefix.
+fn quantity(value: f64, unit: &str) -> String {
+    let prefixes = ["", "k", "M", "G", "T", "P"];
+    let mut scaled = value;
+    let mut prefix = 0;
+    while scaled >= 999.5 && prefix + 1 < prefixes.len() {
+        scaled /= 1000.0;
+        prefix += 1;
+    }
+    let decimals = match scaled {
+        _ if prefix == 0 => 0,
+        s if s < 9.995 => 2,
+        s if s < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{scaled:.decimals$} {}{unit}", prefixes[prefix])
+}

@@ -1,0 +1,117 @@
+//! What an adapter allows, as plain numbers.
+
+use super::{Plan, Stage};
+use crate::error::{Error, Result};
+use crate::kernels::LOOP_BUDGET;
+
+/// Bytes between two dispatches' arguments in the uniform buffer that holds them: the largest
+/// offset alignment that WebGPU lets a device ask for.
+pub(crate) const ARGS_BLOCK: u64 = 256;
+
+/// The limits of an adapter that a plan has to keep, under WebGPU's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are WebGPU's own")]
+pub struct Limits {
+    pub max_buffer_size: u64,
+    pub max_storage_buffer_binding_size: u64,
+    pub max_storage_buffers_per_shader_stage: u64,
+    pub max_compute_workgroups_per_dimension: u64,
+    pub max_compute_invocations_per_workgroup: u64,
+    pub max_compute_workgroup_storage_size: u64,
+    /// Not WebGPU's: loop iterations that one invocation can make. 65,535 on lavapipe, which past
+    /// it ends loops without an error; unlimited elsewhere.
+    pub max_loop_iterations: u64,
+}
+
+impl Limits {
+    /// What every WebGPU implementation allows.
+    pub const WEBGPU_DEFAULT: Self = Self {
+        max_buffer_size: 256 << 20,
+        max_storage_buffer_binding_size: 128 << 20,
+        max_storage_buffers_per_shader_stage: 8,
+        max_compute_workgroups_per_dimension: 65_535,
+        max_compute_invocations_per_workgroup: 256,
+        max_compute_workgroup_storage_size: 16 << 10,
+        max_loop_iterations: LOOP_BUDGET as u64,
+    };
+
+    pub(super) fn allow(&self, plan: &Plan) -> Result<()> {
+        for buffer in plan.buffers() {
+            let what = || format!("the buffer {} {}", buffer.name, buffer.axes);
+            let bytes = 4 * buffer.len as u64;
+            within(what, "max_buffer_size", bytes, self.max_buffer_size)?;
+            // Kernels count elements in u32.
+            let elements = buffer.len as u64;
+            within(what, "u32 element index", elements, u64::from(u32::MAX))?;
+        }
+        let dispatches = (plan.forward_dispatches() + plan.backward_dispatches()) as u64;
+        let what = || format!("the arguments of {dispatches} dispatches");
+        let bytes = dispatches * ARGS_BLOCK;
+        let allowed = self.max_buffer_size.min(u64::from(u32::MAX)); // offsets are u32
+        within(what, "max_buffer_size", bytes, allowed)?;
+        for stage in plan.forward().iter().chain(plan.backward()) {
+            self.allow_stage(plan, stage)?;
+        }
+        Ok(())
+    }
+
+    fn allow_stage(&self, plan: &Plan, stage: &Stage) -> Result<()> {
+        for dispatch in stage.dispatches().0 {
+            let kernel = dispatch.kernel;
+            for slice in &dispatch.bindings {
+                let buffer = &plan.buffers()[slice.buffer.0];
+                within(
+                    || format!("binding {} {}", buffer.name, buffer.axes),
+                    "max_storage_buffer_binding_size",
+                    4 * slice.len as u64,
+                    self.max_storage_buffer_binding_size,
+                )?;
+            }
+            let what = || format!("kernel {} ({})", kernel.name, dispatch.label);
+            let threads = kernel.workgroup_size.iter().product::<u32>();
+            let widest = dispatch.workgroups.into_iter().max().unwrap_or(0);
+            for (limit, asked, allowed) in [
+                (
+                    "max_storage_buffers_per_shader_stage",
+                    kernel.bindings.len() as u64,
+                    self.max_storage_buffers_per_shader_stage,
+                ),
+                (
+                    "max_compute_workgroups_per_dimension",
+                    widest,
+                    self.max_compute_workgroups_per_dimension,
+                ),
+                (
+                    "max_compute_invocations_per_workgroup",
+                    u64::from(threads),
+                    self.max_compute_invocations_per_workgroup,
+                ),
+                (
+                    "max_compute_workgroup_storage_size",
+                    u64::from(kernel.workgroup_bytes),
+                    self.max_compute_workgroup_storage_size,
+                ),
+                (
+                    "loop iterations of one invocation",
+                    dispatch.iterations,
+                    self.max_loop_iterations,
+                ),
+            ] {
+                within(what, limit, asked, allowed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn within(
+    what: impl FnOnce() -> String,
+    limit: &'static str,
+    asked: u64,
+    allowed: u64,
+) -> Result<()> {
+    if asked <= allowed {
+        return Ok(());
+    }
+    Err(Error::Limit { what: what(), limit, asked, allowed })
+}

@@ -1,0 +1,336 @@
+//! Executes a [`Plan`] on a [`Gpu`].
+//!
+//! A [`Session`] is a plan made real: its buffers, bind groups and arguments, made once and used for
+//! any number of runs of that shape. A [`Runner`] holds what the sessions of one model share: the
+//! parameters on the device and the sessions at rest.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::{GruConfig, Shape};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::params::Params;
+use crate::plan::{ARGS_BLOCK, BufferId, Dispatch, Mode, Plan, Role, Slice, Stage};
+
+/// Work of one submit. A driver's watchdog kills a submit that runs for seconds; the slowest GPU
+/// in use does this much in a fraction of one.
+const SUBMIT_FLOPS: u64 = 20_000_000_000;
+
+/// Dispatches of one submit: bounds what wgpu holds while it encodes.
+const SUBMIT_DISPATCHES: usize = 4096;
+
+/// Sessions at rest that a model keeps for the next run of the same shape.
+const IDLE_SESSIONS: usize = 2;
+
+/// Which of a plan's two schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Forward,
+    Backward,
+}
+
+/// A plan made real on a device.
+#[derive(Debug)]
+pub(crate) struct Session {
+    gpu: Gpu,
+    plan: Plan,
+    buffers: Vec<wgpu::Buffer>,
+    forward: Vec<Prepared>,
+    backward: Vec<Prepared>,
+    /// To be zeroed before the next pass.
+    clears: Vec<(BufferId, Range<usize>)>,
+}
+
+/// A stage with its pipelines and bind groups.
+#[derive(Debug)]
+struct Prepared {
+    calls: Vec<Call>,
+    times: usize,
+    /// Where the arguments of its first dispatch lie; the others follow in order.
+    first_block: usize,
+}
+
+#[derive(Debug)]
+struct Call {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    workgroups: [u32; 3],
+    flops: u64,
+}
+
+impl Session {
+    /// Makes everything that `plan` asks for. `params` is bound as its buffer of that role.
+    pub fn new(gpu: &Gpu, plan: Plan, params: Option<&wgpu::Buffer>) -> Result<Self> {
+        plan.check(gpu.limits())?;
+        let buffers: Vec<_> = plan
+            .buffers()
+            .iter()
+            .map(|spec| match (spec.role, params) {
+                (Role::Parameters, Some(params)) => params.clone(),
+                _ => gpu.buffer(spec.name, spec.len, wgpu::BufferUsages::STORAGE),
+            })
+            .collect();
+        let words = argument_words(&plan);
+        let args = gpu.buffer("args", words.len(), wgpu::BufferUsages::UNIFORM);
+        gpu.upload(&args, 0, bytemuck::cast_slice(&words));
+
+        let mut preparation = Preparation {
+            gpu,
+            buffers: &buffers,
+            args: &args,
+            bind_groups: HashMap::new(),
+            next_block: 0,
+        };
+        let forward = plan.forward().iter().map(|s| preparation.stage(s)).collect();
+        let backward = plan.backward().iter().map(|s| preparation.stage(s)).collect();
+        gpu.check()?;
+        let clears = Vec::new();
+        Ok(Self { gpu: gpu.clone(), plan, buffers, forward, backward, clears })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Writes `data` to `buffer` from its element `first`, or zeros to `len` elements of it.
+    pub fn write(&mut self, buffer: BufferId, first: usize, len: usize, data: Option<&[f32]>) {
+        match data {
+            Some(data) => {
+                assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
+                self.gpu.upload(&self.buffers[buffer.0], first, data);
+            }
+            None => self.clears.push((buffer, first..first + len)),
+        }
+    }
+
+    /// Queues one of the plan's schedules. Returns before it has run.
+    pub fn run(&mut self, pass: Pass) -> Result<()> {
+        let (name, stages) = match pass {
+            Pass::Forward => ("forward", &self.forward),
+            Pass::Backward => ("backward", &self.backward),
+        };
+        let mut encoder = self.gpu.encoder(name);
+        for (buffer, range) in self.clears.drain(..) {
+            let (offset, size) = (4 * range.start as u64, 4 * range.len() as u64);
+            encoder.clear_buffer(&self.buffers[buffer.0], offset, Some(size));
+        }
+        let mut calls = stages.iter().flat_map(Prepared::calls).peekable();
+        while calls.peek().is_some() {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some(&format!("gru.{name}")),
+                timestamp_writes: None,
+            });
+            let (mut flops, mut dispatches) = (0, 0);
+            while flops < SUBMIT_FLOPS && dispatches < SUBMIT_DISPATCHES {
+                let Some((call, block)) = calls.next() else { break };
+                let [x, y, z] = call.workgroups;
+                let offset = (block as u64 * ARGS_BLOCK) as u32;
+                pass.set_pipeline(&call.pipeline);
+                pass.set_bind_group(0, &call.bind_group, &[offset]);
+                pass.dispatch_workgroups(x, y, z);
+                flops += call.flops;
+                dispatches += 1;
+            }
+            drop(pass);
+            let done = std::mem::replace(&mut encoder, self.gpu.encoder(name));
+            self.gpu.submit(done.finish());
+        }
+        self.gpu.check()
+    }
+
+    /// Waits for all that was queued and reads parts of buffers.
+    pub fn read(&self, parts: &[(BufferId, Range<usize>)]) -> Result<Vec<Vec<f32>>> {
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|(id, range)| (&self.buffers[id.0], range.start, range.len()))
+            .collect();
+        self.gpu.download(&parts)
+    }
+}
+
+impl Prepared {
+    /// Its dispatches in order, each with the block of its arguments.
+    fn calls(&self) -> impl Iterator<Item = (&Call, usize)> {
+        let body = self.calls.len();
+        (0..self.times * body).map(move |i| (&self.calls[i % body], self.first_block + i))
+    }
+}
+
+/// What the stages of a session share while it is made.
+struct Preparation<'a> {
+    gpu: &'a Gpu,
+    buffers: &'a [wgpu::Buffer],
+    args: &'a wgpu::Buffer,
+    /// One for each kernel, variant and set of slices; the arguments differ by offset alone.
+    bind_groups: HashMap<(&'static str, Vec<bool>, Vec<Slice>), wgpu::BindGroup>,
+    next_block: usize,
+}
+
+impl Preparation<'_> {
+    fn stage(&mut self, stage: &Stage) -> Prepared {
+        let (body, times) = stage.dispatches();
+        let calls = body.iter().map(|dispatch| self.call(dispatch)).collect();
+        let first_block = self.next_block;
+        self.next_block += body.len() * times;
+        Prepared { calls, times, first_block }
+    }
+
+    fn call(&mut self, dispatch: &Dispatch) -> Call {
+        let pipeline = self.gpu.pipeline(dispatch.kernel, &dispatch.constants);
+        let key = (dispatch.kernel.name, dispatch.constants.clone(), dispatch.bindings.clone());
+        let bind_group = match self.bind_groups.get(&key) {
+            Some(group) => group.clone(),
+            None => {
+                let group = self.bind(dispatch, &pipeline);
+                self.bind_groups.insert(key, group.clone());
+                group
+            }
+        };
+        // Plan::check held them against the adapter's limit, which is a u32.
+        let workgroups = dispatch.workgroups.map(|n| n as u32);
+        Call { pipeline, bind_group, workgroups, flops: dispatch.flops }
+    }
+
+    fn bind(&self, dispatch: &Dispatch, pipeline: &wgpu::ComputePipeline) -> wgpu::BindGroup {
+        let part = |buffer, offset, size| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: wgpu::BufferSize::new(size),
+            })
+        };
+        let args = wgpu::BindGroupEntry { binding: 0, resource: part(self.args, 0, ARGS_BLOCK) };
+        let slices = dispatch.bindings.iter().zip(1..).map(|(slice, binding)| {
+            let (first, len) = (4 * slice.first as u64, 4 * slice.len as u64);
+            let resource = part(&self.buffers[slice.buffer.0], first, len);
+            wgpu::BindGroupEntry { binding, resource }
+        });
+        let entries: Vec<_> = std::iter::once(args).chain(slices).collect();
+        self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&format!("gru.{}", dispatch.kernel.name)),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        })
+    }
+}
+
+/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in.
+fn argument_words(plan: &Plan) -> Vec<u32> {
+    const BLOCK: usize = ARGS_BLOCK as usize / 4;
+    let mut words = Vec::new();
+    for stage in plan.forward().iter().chain(plan.backward()) {
+        let (body, _) = stage.dispatches();
+        for step in stage.steps() {
+            for dispatch in body {
+                let block = words.len();
+                words.extend_from_slice(&dispatch.args);
+                if let Some(step) = step {
+                    let at = dispatch.kernel.args.iter().position(|&name| name == "step");
+                    words[block + at.expect("a kernel in a loop takes its step")] = step;
+                }
+                words.resize(block + BLOCK, 0);
+            }
+        }
+    }
+    words
+}
+
+/// What the sessions of one model share.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    gpu: Gpu,
+    params: wgpu::Buffer,
+    /// The version of the parameters that the device holds.
+    uploaded: Mutex<Option<u64>>,
+    idle: Arc<Mutex<Vec<Lease>>>,
+}
+
+/// A session's key in the pool.
+type Key = (Shape, Mode);
+
+#[derive(Debug)]
+struct Lease {
+    key: Key,
+    session: Session,
+}
+
+/// A session in use. Goes back to its model's pool when dropped.
+#[derive(Debug)]
+pub(crate) struct SessionGuard {
+    lease: Option<Lease>,
+    idle: Arc<Mutex<Vec<Lease>>>,
+}
+
+impl Runner {
+    /// A runner for a model whose flat parameters have this length.
+    ///
+    /// # Errors
+    /// [`Error::Limit`](crate::Error::Limit) when they do not fit the device.
+    pub fn new(gpu: &Gpu, config: &GruConfig) -> Result<Self> {
+        // The smallest run: whatever it asks too much of, every run does.
+        let smallest = Plan::new(config, config.shape(1, 1)?, Mode::Inference)?;
+        smallest.check(gpu.limits())?;
+        let len = smallest.buffers()[smallest.run_buffers().params.0].len;
+        let params = gpu.buffer("params", len, wgpu::BufferUsages::STORAGE);
+        gpu.check()?;
+        let (uploaded, idle) = Default::default();
+        Ok(Self { gpu: gpu.clone(), params, uploaded, idle })
+    }
+
+    /// A session for runs of `shape`, with `params` of this `version` on the device.
+    pub fn session(
+        &self,
+        params: &Params,
+        version: u64,
+        shape: Shape,
+        mode: Mode,
+    ) -> Result<SessionGuard> {
+        let key = (shape, mode);
+        let resting = {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = idle.iter().position(|lease| lease.key == key);
+            at.map(|at| idle.remove(at))
+        };
+        let lease = match resting {
+            Some(lease) => lease,
+            None => {
+                let plan = Plan::new(params.layout().config(), shape, mode)?;
+                let session = Session::new(&self.gpu, plan, Some(&self.params))?;
+                Lease { key, session }
+            }
+        };
+        let mut uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if *uploaded != Some(version) {
+            self.gpu.upload(&self.params, 0, params.as_slice());
+            *uploaded = Some(version);
+        }
+        Ok(SessionGuard { lease: Some(lease), idle: Arc::clone(&self.idle) })
+    }
+}
+
+impl std::ops::Deref for SessionGuard {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.lease.as_ref().expect("held until dropped").session
+    }
+}
+
+impl std::ops::DerefMut for SessionGuard {
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.lease.as_mut().expect("held until dropped").session
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.extend(self.lease.take());
+        // The one at rest for longest goes.
+        if idle.len() > IDLE_SESSIONS {
+            idle.remove(0);
+        }
+    }
+}
