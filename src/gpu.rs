@@ -259,7 +259,6 @@ impl Gpu {
         }
     }
 
-
     /// Queues commands. What went wrong shows at the next [`Self::check`] or [`Self::download`].
     pub fn submit(&self, commands: wgpu::CommandBuffer) {
         self.inner.queue.submit([commands]);

@@ -1,0 +1,6 @@
+//! The commands of the program, a file each.
+
+pub mod check;
+pub mod forecast;
+pub mod info;
+mod output;

@@ -1,0 +1,82 @@
+//! Forecasts that need no model, and the error that all forecasts are judged by.
+
+use ndarray::{Array2, ArrayView2};
+
+/// A forecast of `horizon` values from an origin, by rule.
+pub type Rule = fn(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64;
+
+/// The rules, each with what the table calls it.
+pub const RULES: [(&str, Rule); 3] = [
+    ("last value", last_value),
+    ("a season before", season_before),
+    ("a season before plus drift", season_before_plus_drift),
+];
+
+fn last_value(series: &[f64], origin: usize, _: usize, _: usize) -> f64 {
+    series[origin - 1]
+}
+
+/// The value at the same place of the last season that is whole before the origin.
+fn season_before(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64 {
+    series[origin + ahead % season - season]
+}
+
+/// The same, plus what the last value gained on the value a season before it, for each season ahead.
+fn season_before_plus_drift(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64 {
+    let drift = series[origin - 1] - series[origin - 1 - season];
+    let seasons = (ahead / season + 1) as f64;
+    season_before(series, origin, season, ahead) + seasons * drift
+}
+
+/// A rule's forecasts `[windows, horizon]`.
+pub fn forecast(
+    rule: Rule,
+    series: &[f64],
+    origins: &[usize],
+    season: usize,
+    horizon: usize,
+) -> Array2<f64> {
+    Array2::from_shape_fn((origins.len(), horizon), |(i, ahead)| {
+        rule(series, origins[i], season, ahead)
+    })
+}
+
+/// The root mean squared error of forecasts `[windows, horizon]`: of each distance ahead, and of
+/// all together.
+pub fn rmse(series: &[f64], origins: &[usize], forecasts: ArrayView2<'_, f64>) -> (Vec<f64>, f64) {
+    let mut squares = vec![0.0; forecasts.ncols()];
+    for ((i, ahead), &forecast) in forecasts.indexed_iter() {
+        squares[ahead] += (forecast - series[origins[i] + ahead]).powi(2);
+    }
+    let windows = origins.len() as f64;
+    let all = squares.iter().sum::<f64>() / (windows * squares.len() as f64);
+    (squares.iter().map(|s| (s / windows).sqrt()).collect(), all.sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rule_is_exact_on_the_series_it_describes() {
+        let season = 4;
+        let wave = [0.0, 1.0, 5.0, 2.0];
+        let series: Vec<f64> = (0..40).map(|i| wave[i % season]).collect();
+        let rising: Vec<f64> =
+            series.iter().zip(0..).map(|(v, i)| v + 0.5 * f64::from(i)).collect();
+        let flat = vec![3.0; 40];
+        let origins: Vec<usize> = (9..30).collect();
+        for (series, (name, rule)) in [flat, series, rising].iter().zip(RULES) {
+            let forecasts = forecast(rule, series, &origins, season, 10);
+            let (each, all) = rmse(series, &origins, forecasts.view());
+            assert!(all < 1e-12 && each.iter().all(|&e| e < 1e-12), "{name}: {all}");
+        }
+    }
+
+    #[test]
+    fn rmse_is_the_root_of_the_mean_square() {
+        let forecasts = ndarray::array![[1.0, 0.0], [1.0, 3.0]];
+        let (each, all) = rmse(&[0.0; 4], &[1, 2], forecasts.view());
+        assert_eq!((each, all), (vec![1.0, (4.5f64).sqrt()], (11.0f64 / 4.0).sqrt()));
+    }
+}

@@ -1,0 +1,240 @@
+//! The two pictures, as SVG text.
+
+use std::ops::Range;
+
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+const SIZE: (u32, u32) = (1280, 820);
+const FONT: &str = "Helvetica, Arial, sans-serif";
+const INK: RGBColor = RGBColor(45, 52, 60);
+const GRID: RGBColor = RGBColor(228, 231, 235);
+const HISTORY: RGBColor = RGBColor(150, 158, 168);
+const FORECAST: RGBColor = RGBColor(214, 72, 40);
+/// The rules' colours, weakest rule first.
+const RULES: [RGBColor; 3] =
+    [RGBColor(188, 195, 204), RGBColor(120, 160, 200), RGBColor(38, 96, 160)];
+
+/// Points of a line.
+pub type Line = Vec<(f64, f64)>;
+
+/// What `forecast.svg` shows.
+pub struct ForecastPicture {
+    pub title: String,
+    pub subtitle: String,
+    /// The series' name, on the vertical axis.
+    pub name: String,
+    /// `year` or `row`.
+    pub time: &'static str,
+    /// Values up to the hold-out.
+    pub history: Line,
+    /// Values held out.
+    pub truth: Line,
+    /// Forecasts of the held-out part, one after the other.
+    pub forecasts: Vec<Line>,
+    /// The forecast past the series' end: (x, value, usual error).
+    pub future: Vec<(f64, f64, f64)>,
+    /// Root mean squared error by steps ahead, the model's first, each with its name.
+    pub errors: Vec<(String, Vec<f64>)>,
+}
+
+/// Draws the held-out part above and the errors by distance below.
+pub fn forecast(picture: &ForecastPicture) -> Result<String> {
+    draw(SIZE, |root| {
+        let (upper, lower) = root.split_vertically(540);
+        draw_series(&upper, picture)?;
+        draw_errors(&lower, picture)
+    })
+}
+
+/// Draws the loss of every epoch.
+pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
+    draw((960, 520), |root| {
+        let line: Line =
+            losses.iter().zip(1..).map(|(&l, i)| (f64::from(i), f64::from(l))).collect();
+        // A loss of 0 has no place on a logarithmic axis.
+        let line: Line = line.into_iter().filter(|&(_, loss)| loss > 0.0).collect();
+        let (low, high) = bounds(line.iter().map(|&(_, y)| y), 0.0);
+        let end = losses.len().max(2) as f64;
+        let mut chart = ChartBuilder::on(root)
+            .caption(title, (FONT, 24).into_font().color(&INK))
+            .margin(20)
+            .x_label_area_size(48)
+            .y_label_area_size(76)
+            .build_cartesian_2d(1.0..end, (low / 1.25..high * 1.25).log_scale())?;
+        chart
+            .configure_mesh()
+            .bold_line_style(GRID)
+            .light_line_style(WHITE)
+            .axis_style(INK)
+            .label_style((FONT, 15).into_font().color(&INK))
+            .x_desc("epoch")
+            .y_desc("training loss (mean squared error, scaled)")
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| short(*y))
+            .draw()?;
+        chart.draw_series(LineSeries::new(line.iter().copied(), FORECAST.stroke_width(3)))?;
+        chart.draw_series(line.iter().map(|&point| Circle::new(point, 4, FORECAST.filled())))?;
+        Ok(())
+    })
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+fn draw(size: (u32, u32), paint: impl FnOnce(&Area) -> Drawn) -> Result<String> {
+    let mut svg = String::new();
+    let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+    let drawn = root.fill(&WHITE).map_err(Into::into).and_then(|()| paint(&root));
+    drawn.and_then(|()| Ok(root.present()?)).map_err(|e| anyhow!("cannot draw: {e}"))?;
+    drop(root);
+    Ok(svg)
+}
+
+fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
+    let xs = picture.history.iter().chain(&picture.truth).map(|p| p.0);
+    let (start, end) = bounds(xs.chain(picture.future.iter().map(|f| f.0)), 0.0);
+    let ys = picture.history.iter().chain(&picture.truth).chain(picture.forecasts.iter().flatten());
+    let band = picture.future.iter().flat_map(|&(_, y, e)| [y - 2.0 * e, y + 2.0 * e]);
+    let (low, high) = bounds(ys.map(|p| p.1).chain(band), 0.06);
+
+    let left = Pos::new(HPos::Left, VPos::Top);
+    let title = (FONT, 26).into_font().style(FontStyle::Bold).color(&INK).pos(left);
+    area.draw_text(&picture.title, &title, (24, 18))?;
+    area.draw_text(&picture.subtitle, &(FONT, 16).into_font().color(&INK).pos(left), (24, 52))?;
+    let mut chart = ChartBuilder::on(area)
+        .margin(20)
+        .margin_top(84)
+        .x_label_area_size(44)
+        .y_label_area_size(76)
+        .build_cartesian_2d(start..end, low..high)?;
+    mesh(&mut chart, picture.time, &picture.name)?;
+
+    if let Some(&(split, _)) = picture.truth.first() {
+        let line = DashedLineSeries::new([(split, low), (split, high)], 6, 5, HISTORY.into());
+        chart.draw_series(line)?;
+        let style = (FONT, 15).into_font().color(&HISTORY);
+        let at = (split + (end - start) * 0.006, high - (high - low) * 0.02);
+        chart.draw_series([Text::new("held out from here on", at, style)])?;
+    }
+    let upper = picture.future.iter().map(|&(x, y, e)| (x, y + 2.0 * e));
+    let lower = picture.future.iter().rev().map(|&(x, y, e)| (x, y - 2.0 * e));
+    chart
+        .draw_series([Polygon::new(upper.chain(lower).collect::<Line>(), FORECAST.mix(0.18))])?
+        .label("± 2 RMSE at that distance")
+        .legend(|(x, y)| {
+            Rectangle::new([(x, y - 6), (x + 26, y + 6)], FORECAST.mix(0.18).filled())
+        });
+    legend_line(&mut chart, &[picture.history.clone()], HISTORY, 2, "history")?;
+    legend_line(&mut chart, &[picture.truth.clone()], INK, 2, "truth")?;
+    let future: Line = picture.future.iter().map(|&(x, y, _)| (x, y)).collect();
+    let mut forecasts = picture.forecasts.clone();
+    forecasts.push(future);
+    legend_line(&mut chart, &forecasts, FORECAST, 3, "forecast")?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .margin(16)
+        .legend_area_size(34)
+        .background_style(WHITE.mix(0.9))
+        .border_style(GRID)
+        .label_font((FONT, 16).into_font().color(&INK))
+        .draw()?;
+    Ok(())
+}
+
+fn draw_errors(area: &Area, picture: &ForecastPicture) -> Drawn {
+    let (_, high) = bounds(picture.errors.iter().flat_map(|(_, e)| e.iter().copied()), 0.0);
+    let steps = picture.errors.first().map_or(1, |(_, errors)| errors.len());
+    let mut chart = ChartBuilder::on(area)
+        .margin(20)
+        .margin_top(6)
+        .x_label_area_size(44)
+        .y_label_area_size(76)
+        .build_cartesian_2d(1.0..steps.max(2) as f64, 0.0..high * 1.08)?;
+    mesh(&mut chart, "steps ahead", "held-out RMSE")?;
+    for (i, (name, errors)) in picture.errors.iter().enumerate().rev() {
+        let line: Line = errors.iter().zip(1..).map(|(&e, k)| (f64::from(k), e)).collect();
+        let (colour, width) = if i == 0 { (FORECAST, 3) } else { (RULES[(i - 1) % 3], 2) };
+        legend_line(&mut chart, &[line], colour, width, name)?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .margin(12)
+        .legend_area_size(34)
+        .background_style(WHITE.mix(0.9))
+        .border_style(GRID)
+        .label_font((FONT, 16).into_font().color(&INK))
+        .draw()?;
+    Ok(())
+}
+
+type Chart<'a, 'b> = ChartContext<
+    'a,
+    SVGBackend<'b>,
+    Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
+>;
+
+fn mesh(chart: &mut Chart, x: &str, y: &str) -> Drawn {
+    let Range { start, end } = chart.x_range();
+    chart
+        .configure_mesh()
+        .bold_line_style(GRID)
+        .light_line_style(WHITE)
+        .axis_style(INK)
+        .label_style((FONT, 15).into_font().color(&INK))
+        .x_labels(14)
+        .y_labels(7)
+        .x_desc(x)
+        .y_desc(y)
+        .x_label_formatter(&|x| {
+            if end - start < 5.0 { format!("{x:.1}") } else { format!("{x:.0}") }
+        })
+        .y_label_formatter(&|y| short(*y))
+        .draw()?;
+    Ok(())
+}
+
+/// Lines of one colour under one entry of the legend.
+fn legend_line(
+    chart: &mut Chart,
+    lines: &[Line],
+    colour: RGBColor,
+    width: u32,
+    name: &str,
+) -> Drawn {
+    for (i, line) in lines.iter().enumerate() {
+        let drawn =
+            chart.draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(width)))?;
+        if i == 0 {
+            drawn.label(name).legend(move |(x, y)| {
+                PathElement::new(vec![(x, y), (x + 26, y)], colour.stroke_width(width))
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The smallest and the largest value, a share of their distance further apart.
+fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
+    let (low, high) =
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    if low > high {
+        return (0.0, 1.0);
+    }
+    let room = if high > low { (high - low) * margin } else { low.abs().max(1.0) * 0.5 };
+    (low - room, high + room)
+}
+
+/// A number as short as it can be read.
+fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        v if !(1e-3..1e6).contains(&v) => format!("{value:.1e}"),
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 1.0 => format!("{:.1}", value),
+        _ => format!("{value:.3}").trim_end_matches('0').to_owned(),
+    }
+}

@@ -1,0 +1,79 @@
+//! What the commands print and write: aligned tables, and files that appear whole or not at all.
+
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+/// Rows of text in aligned columns: the first to the left, the others to the right.
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// With this header.
+    pub fn new(header: Vec<String>) -> Self {
+        Self { rows: vec![header] }
+    }
+
+    /// Adds a row of as many cells as the header has.
+    pub fn row(&mut self, cells: Vec<String>) {
+        assert_eq!(cells.len(), self.rows[0].len(), "a row of another width than the header");
+        self.rows.push(cells);
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |column: usize| self.rows.iter().map(|r| r[column].chars().count()).max();
+        let widths: Vec<_> = (0..self.rows[0].len()).map(|c| width(c).unwrap_or(0)).collect();
+        for (i, row) in self.rows.iter().enumerate() {
+            write!(f, "  {:<width$}", row[0], width = widths[0])?;
+            for (cell, width) in row.iter().zip(&widths).skip(1) {
+                write!(f, "  {cell:>width$}")?;
+            }
+            writeln!(f)?;
+            if i == 0 {
+                let total = widths.iter().sum::<usize>() + 2 * (widths.len() - 1);
+                writeln!(f, "  {}", "─".repeat(total))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `Ok` when files can be made in `directory`.
+pub fn check_directory(directory: &Path) -> Result<()> {
+    let shown = directory.display();
+    ensure!(directory.is_dir(), "the output directory {shown} does not exist");
+    tempfile::NamedTempFile::new_in(directory)
+        .with_context(|| format!("cannot write to the directory {shown}"))?;
+    Ok(())
+}
+
+/// Writes a file under another name, flushes it to the disk, and gives it its name.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> Result<()> {
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let mut file = tempfile::NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        set_usual_permissions(file.path())?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A temporary file is its owner's alone; what is asked for by name is as readable as any other.
+fn set_usual_permissions(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
+}
