@@ -57,18 +57,20 @@ pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
         let line: Line = line.into_iter().filter(|&(_, loss)| loss > 0.0).collect();
         let (low, high) = bounds(line.iter().map(|&(_, y)| y), 0.0);
         let end = losses.len().max(2) as f64;
+        draw_title(root, title)?;
         let mut chart = ChartBuilder::on(root)
-            .caption(title, (FONT, 24).into_font().color(&INK))
             .margin(20)
+            .margin_top(64)
             .x_label_area_size(48)
             .y_label_area_size(76)
-            .build_cartesian_2d(1.0..end, (low / 1.25..high * 1.25).log_scale())?;
+            .build_cartesian_2d(1.0..end, (low / 1.25..high * 1.25).log_scale().base(2.0))?;
         chart
             .configure_mesh()
             .bold_line_style(GRID)
             .light_line_style(WHITE)
             .axis_style(INK)
             .label_style((FONT, 15).into_font().color(&INK))
+            .y_labels(24)
             .x_desc("epoch")
             .y_desc("training loss (mean squared error, scaled)")
             .x_label_formatter(&|x| format!("{x:.0}"))
@@ -92,6 +94,12 @@ fn draw(size: (u32, u32), paint: impl FnOnce(&Area) -> Drawn) -> Result<String> 
     Ok(svg)
 }
 
+fn draw_title(area: &Area, title: &str) -> Drawn {
+    let place = Pos::new(HPos::Left, VPos::Top);
+    let style = (FONT, 26).into_font().style(FontStyle::Bold).color(&INK).pos(place);
+    Ok(area.draw_text(title, &style, (24, 18))?)
+}
+
 fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
     let xs = picture.history.iter().chain(&picture.truth).map(|p| p.0);
     let (start, end) = bounds(xs.chain(picture.future.iter().map(|f| f.0)), 0.0);
@@ -99,9 +107,8 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
     let band = picture.future.iter().flat_map(|&(_, y, e)| [y - 2.0 * e, y + 2.0 * e]);
     let (low, high) = bounds(ys.map(|p| p.1).chain(band), 0.06);
 
+    draw_title(area, &picture.title)?;
     let left = Pos::new(HPos::Left, VPos::Top);
-    let title = (FONT, 26).into_font().style(FontStyle::Bold).color(&INK).pos(left);
-    area.draw_text(&picture.title, &title, (24, 18))?;
     area.draw_text(&picture.subtitle, &(FONT, 16).into_font().color(&INK).pos(left), (24, 52))?;
     let mut chart = ChartBuilder::on(area)
         .margin(20)
@@ -134,7 +141,7 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
     legend_line(&mut chart, &forecasts, FORECAST, 3, "forecast")?;
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(SeriesLabelPosition::UpperLeft)
         .margin(16)
         .legend_area_size(34)
         .background_style(WHITE.mix(0.9))
@@ -150,26 +157,34 @@ fn draw_errors(area: &Area, picture: &ForecastPicture) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .margin(20)
         .margin_top(6)
+        .margin_right(LABEL_WIDTH)
         .x_label_area_size(44)
         .y_label_area_size(76)
         .build_cartesian_2d(1.0..steps.max(2) as f64, 0.0..high * 1.08)?;
-    mesh(&mut chart, "steps ahead", "held-out RMSE")?;
+    mesh(&mut chart, "rows ahead", "held-out RMSE")?;
+    let mut labels = Vec::new();
     for (i, (name, errors)) in picture.errors.iter().enumerate().rev() {
         let line: Line = errors.iter().zip(1..).map(|(&e, k)| (f64::from(k), e)).collect();
         let (colour, width) = if i == 0 { (FORECAST, 3) } else { (RULES[(i - 1) % 3], 2) };
-        legend_line(&mut chart, &[line], colour, width, name)?;
+        labels.extend(line.last().map(|end| (chart.backend_coord(end), name, colour)));
+        chart.draw_series(LineSeries::new(line, colour.stroke_width(width)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .margin(12)
-        .legend_area_size(34)
-        .background_style(WHITE.mix(0.9))
-        .border_style(GRID)
-        .label_font((FONT, 16).into_font().color(&INK))
-        .draw()?;
+    // Each name at its line's end, those that would overlap moved apart, from the lowest upwards.
+    labels.sort_by_key(|((_, y), ..)| std::cmp::Reverse(*y));
+    let (top, mut free) = (area.get_base_pixel().1, i32::MAX);
+    for ((x, y), name, colour) in labels {
+        let y = y.min(free);
+        free = y - LABEL_HEIGHT;
+        let place = Pos::new(HPos::Left, VPos::Center);
+        let style = (FONT, 16).into_font().color(&colour).pos(place);
+        area.draw_text(name, &style, (x + 10, y - top))?;
+    }
     Ok(())
 }
+
+/// Pixels for the names beside the lines of the errors.
+const LABEL_WIDTH: u32 = 230;
+const LABEL_HEIGHT: i32 = 19;
 
 type Chart<'a, 'b> = ChartContext<
     'a,
@@ -235,6 +250,6 @@ fn short(value: f64) -> String {
         v if !(1e-3..1e6).contains(&v) => format!("{value:.1e}"),
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 1.0 => format!("{:.1}", value),
-        _ => format!("{value:.3}").trim_end_matches('0').to_owned(),
+        _ => format!("{value:.4}").trim_end_matches('0').to_owned(),
     }
 }
