@@ -47,8 +47,9 @@ pub enum Error {
         got: Box<crate::GruConfig>,
     },
 
-    /// The work does not fit a limit of the adapter. Found by arithmetic, before any GPU call.
-    #[error("{what} needs {asked}, but the adapter's {limit} is {allowed}")]
+    /// The work does not fit a limit of the adapter or of the kernels. Found by arithmetic, before any
+    /// GPU call.
+    #[error("{what} asks for {asked}, but {limit} is {allowed}")]
     Limit {
         /// What asked for too much.
         what: String,

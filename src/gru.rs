@@ -87,6 +87,10 @@ impl Gru {
     /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
     /// [`Error::Limit`] when the parameters do not fit the device.
     pub fn new(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
+        if let Target::Gpu(gpu) = device.target() {
+            // Before memory is taken for what would be refused.
+            Runner::allow(gpu, &config)?;
+        }
         Self::with_params(Params::init(&config, init, seed)?, device)
     }
 

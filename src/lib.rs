@@ -1,4 +1,111 @@
-//! wip
+//! Gated recurrent units on any GPU through wgpu compute shaders, forward and backward.
+//!
+//! A [`Gru`] holds a [`GruConfig`], its [`Params`] and a [`Device`]. It takes ndarray views, gives
+//! arrays, and gives the same numbers, to rounding, on a GPU, on a software adapter and on the CPU:
+//!
+//! ```
+//! use gru_wgpu::{Adam, Device, Gru, GruConfig, Init};
+//! use ndarray::Array3;
+//!
+//! // PyTorch's definition; Device::auto() takes a hardware GPU where there is one, or the CPU.
+//! let mut gru = Gru::new(GruConfig::pytorch(3, 16), Init::Uniform, 42, &Device::auto())?;
+//! let mut adam = Adam::new(gru.params().as_slice().len(), 1e-2);
+//! let x = Array3::from_shape_fn((20, 4, 3), |(t, b, i)| ((t + 2 * b + 3 * i) as f32).sin());
+//! for _ in 0..3 {
+//!     let (out, tape) = gru.forward_train(x.view(), None)?;
+//!     let dy = out.y * (2.0 / 16.0); // of the mean of y², more or less
+//!     let grads = gru.backward(tape, Some(dy.view()), None)?;
+//!     adam.step(gru.params_mut().as_mut_slice(), grads.params.as_slice());
+//! }
+//! # Ok::<(), gru_wgpu::Error>(())
+//! ```
+//!
+//! # Notation
+//!
+//! T time steps, B batch rows, I input size, H hidden size. Arrays are time-major: x `[T, B, I]`,
+//! y `[T, B, H]`, first and last state `[1, B, H]` (PyTorch's `[layers · directions, B, H]`). The
+//! gates r (reset), z (update) and n (candidate, h̃ in papers) are stacked in this order, as
+//! `[3H, ·]`, under PyTorch's names (`weight_ih_l0`, …). A gradient is `d` and the name of what it
+//! belongs to; `da_n` is that of the pre-activation of n. ⊙ is the elementwise product.
+//!
+//! # Equations
+//!
+//! ```text
+//! r = σ(W_ir x + b_ir + W_hr h + b_hr)
+//! z = σ(W_iz x + b_iz + W_hz h + b_hz)
+//! reset before the product:  n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)
+//! reset after the product:   n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
+//! z overwrites:              h' = (1 − z) ⊙ h + z ⊙ n
+//! z keeps:                   h' = z ⊙ h + (1 − z) ⊙ n
+//! ```
+//!
+//! | | [`Reset`] | [`Update`] | [`Bias`] |
+//! |---|---|---|---|
+//! | [`GruConfig::new`], the project's own statement | before | overwrites | one |
+//! | [`GruConfig::pytorch`], PyTorch and cuDNN | after | keeps | two |
+//! | Keras, `reset_after=True` | after | keeps | two |
+//! | ONNX's default, `linear_before_reset=0` | before | keeps | two |
+//!
+//! All combinations work, forward and backward, on every device. With z overwrites, the gradient
+//! through time is ∂h'/∂h = (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it
+//! flows straight through h.
+//!
+//! # How data flows
+//!
+//! ```text
+//! GruConfig + Shape ─▶ Plan: buffers and dispatches, as data ─▶ Session on a Gpu ─▶ y, gradients
+//! Params: one flat buffer, named ranges ─────────────────────────────▲                  │
+//! reference: the same contract in plain loops, the specification            Adam, on the flat buffer
+//! ```
+//!
+//! Forward: one product x · W_ihᵀ over all steps, then a step is one dispatch (reset after) or two
+//! (reset before) that fuse the gates' recurrent products with the elementwise update. Backward: the
+//! same number of dispatches a step, then one product each for dx, dW_ih and dW_hh, and column sums
+//! for the biases. No float atomics and a fixed order of additions: the same inputs on the same
+//! adapter give the same bits.
+//!
+//! Three buffers carry a run. `h [T+1, B, H]`: row t is step t's input, row t + 1 its output.
+//! `gates [T, B, 4H]`: on a step's entry the input's products, then r, z, n and what n took from the
+//! past (`W_hn h + b_hn`, or `r ⊙ h` with reset before), and in backward the gradients of those, each
+//! in its own place. `carry [B, H]`: dh_n, then the part of dh that needs no product, in the end dh0.
+//!
+//! # Where to change what
+//!
+//! | file | holds |
+//! |---|---|
+//! | `config.rs` | [`GruConfig`], [`Shape`]: the variants; validation |
+//! | `params.rs` | [`ParamLayout`], [`Params`], [`Gradients`]; initialisation |
+//! | `reference.rs` | [`mod@reference`]: forward and backward in plain loops, f32 and f64 |
+//! | `shaders/*.wgsl`, `kernels.rs` | the kernels, and a row for each that tests hold against the WGSL |
+//! | `plan.rs`, `plan/` | [`plan::Plan`]: stages, limits and text, by arithmetic alone |
+//! | `gpu.rs` | an open adapter: pipelines, upload, download, faults |
+//! | `runner.rs` | runs a plan; the sessions a model keeps |
+//! | `device.rs`, `gru.rs` | [`Device`], [`Gru`], [`Tape`]: what a user holds |
+//! | `check.rs` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
+//! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
+//! | `main.rs`, `commands/` | the program `gru`, a file a command |
+//!
+//! A new kernel is a file in `shaders/`, a row in `kernels.rs`, a stage in `plan/stages.rs`, a twin in
+//! `reference.rs` and a comparison in `check.rs`.
+//!
+//! # Not supported yet
+//!
+//! - More than one layer, the reverse direction, dropout; batch-first arrays.
+//! - Rows of different lengths, and resets of the state in mid-sequence.
+//! - Keeping the state on the device from call to call, a device or buffers of the caller's own,
+//!   async calls.
+//! - Activations other than σ and tanh; f16.
+//! - Model files of any format.
+//! - The CPU device runs [`mod@reference`] on one thread. It is meant to be right, not fast.
+//! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind.
+//!
+//! # Features
+//!
+//! `cli` (default) builds the program `gru`. A library user turns it off:
+//! `gru-wgpu = { version = "0.1", default-features = false }`.
+
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used))]
+
 pub mod check;
 mod config;
 mod device;
@@ -11,9 +118,15 @@ mod params;
 pub mod plan;
 pub mod reference;
 mod runner;
+
 pub use config::{Bias, GruConfig, Reset, Shape, Update};
 pub use device::{AdapterInfo, Device};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};
 pub use optim::{Adam, clip_global_norm};
 pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
+
+/// README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -30,12 +30,28 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    quiet_mesa();
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Mesa's device-select layer asks a display which adapter to list first. Without a session it prints
+/// an `error:` line of its own for each adapter, which reads as if this program had failed.
+fn quiet_mesa() {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none()
+        && std::env::var_os("MESA_VK_DEVICE_SELECT").is_none()
+    {
+        // SAFETY: called first in main, before any thread is started, so no other code can be
+        // reading the environment meanwhile.
+        #[allow(unsafe_code, reason = "edition 2024 marks set_var; the proof is above")]
+        unsafe {
+            std::env::set_var("NODEVICE_SELECT", "1");
         }
     }
 }

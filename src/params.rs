@@ -310,7 +310,7 @@ mod tests {
                     assert_eq!(entry.range.len(), entry.shape.iter().product::<usize>());
                     end = entry.range.end;
                 }
-                assert!(layout.flat_len() >= end && layout.flat_len() % ALIGN == 0);
+                assert!(layout.flat_len() >= end && layout.flat_len().is_multiple_of(ALIGN));
             }
         }
     }

@@ -17,11 +17,12 @@
 
 mod display;
 mod limits;
+mod products;
 mod stages;
 
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
-pub(crate) use stages::{Buffers, Operand, column_sum, matmul};
+pub(crate) use products::{Operand, column_sum, matmul};
 
 use crate::config::{GruConfig, Shape};
 use crate::error::Result;
@@ -40,6 +41,13 @@ pub enum Mode {
 /// Which buffer of a plan: an index into [`Plan::buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BufferId(pub(crate) usize);
+
+impl BufferId {
+    /// Where it stands in [`Plan::buffers`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
 
 /// What a buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +76,42 @@ pub struct BufferSpec {
     pub len: usize,
     /// What it is for.
     pub role: Role,
+}
+
+/// The buffers asked for so far.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    specs: Vec<BufferSpec>,
+}
+
+impl Buffers {
+    pub fn add(
+        &mut self,
+        name: &'static str,
+        axes: &'static str,
+        len: usize,
+        role: Role,
+    ) -> BufferId {
+        self.specs.push(BufferSpec { name, axes, len, role });
+        BufferId(self.specs.len() - 1)
+    }
+
+    pub fn whole(&self, buffer: BufferId) -> Slice {
+        Slice { buffer, first: 0, len: self.specs[buffer.0].len }
+    }
+
+    /// `Ok` when every element has an index in u32, as the kernels count.
+    pub fn check_indices(&self) -> Result<()> {
+        let (limit, allowed) = ("the largest index in u32", u64::from(u32::MAX));
+        self.specs.iter().try_for_each(|spec| {
+            let what = || format!("the buffer {} {}", spec.name, spec.axes);
+            limits::within(what, limit, spec.len as u64, allowed)
+        })
+    }
+
+    pub fn into_specs(self) -> Vec<BufferSpec> {
+        self.specs
+    }
 }
 
 /// The part of a buffer that a dispatch binds. `first` is a multiple of 64 elements.
@@ -186,7 +230,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::ZeroSize`](crate::Error::ZeroSize) or [`Error::Overflow`](crate::Error::Overflow)
-    /// when `config` is not valid. Whether an adapter can run it is for [`Plan::check`] to say.
+    /// when `config` is not valid, [`Error::Limit`](crate::Error::Limit) when a buffer has more
+    /// elements than a u32 can index. Whether an adapter can run it is for [`Plan::check`] to say.
     ///
     /// # Panics
     /// When `shape` was made by another configuration than `config`.
@@ -197,7 +242,7 @@ impl Plan {
             (config.input_size, config.hidden_size),
             "the shape belongs to another configuration"
         );
-        Ok(stages::plan_run(&layout, shape, mode))
+        stages::plan_run(&layout, shape, mode)
     }
 
     /// A plan of stages put together by hand, for a kernel's own check.

@@ -1,9 +1,10 @@
 //! The specification: forward and backward in plain loops, in f32 or f64, every variant.
 //!
-//! Nothing here is clever. [`Cell::step`] and [`Cell::step_backward`] are the twins of
+//! Nothing here is clever. `Cell::step` and `Cell::step_backward` are the twins of
 //! `shaders/forward_step.wgsl` and `shaders/backward_step.wgsl`; they keep the same rows in the same
 //! columns, so a kernel can be held against its twin alone. `tests/` holds this file against
 //! PyTorch's numbers and against central differences, and every kernel against this file.
+#![allow(clippy::needless_range_loop, reason = "loops over j and k read like the equations")]
 
 use ndarray::{Array3, ArrayView3, NdFloat, s};
 
@@ -138,9 +139,8 @@ pub(crate) fn check_input(
     let (steps, batch, input) = x;
     let shape = config.shape(steps, batch)?;
     check_shape("x [T, B, I]", &shape.x(), &[steps, batch, input])?;
-    match h0 {
-        Some(dim) => check_shape("h0 [1, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?,
-        None => {}
+    if let Some(dim) = h0 {
+        check_shape("h0 [1, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?;
     }
     Ok(shape)
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::config::{GruConfig, Shape};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::params::Params;
+use crate::params::{ParamLayout, Params};
 use crate::plan::{ARGS_BLOCK, BufferId, Dispatch, Mode, Plan, Role, Slice, Stage};
 
 /// Work of one submit. A driver's watchdog kills a submit that runs for seconds; the slowest GPU
@@ -264,19 +264,25 @@ pub(crate) struct SessionGuard {
 }
 
 impl Runner {
-    /// A runner for a model whose flat parameters have this length.
+    /// A runner for models of `config`.
     ///
     /// # Errors
-    /// [`Error::Limit`](crate::Error::Limit) when they do not fit the device.
+    /// As [`Self::allow`].
     pub fn new(gpu: &Gpu, config: &GruConfig) -> Result<Self> {
-        // The smallest run: whatever it asks too much of, every run does.
-        let smallest = Plan::new(config, config.shape(1, 1)?, Mode::Inference)?;
-        smallest.check(gpu.limits())?;
-        let len = smallest.buffers()[smallest.run_buffers().params.0].len;
+        Self::allow(gpu, config)?;
+        let len = ParamLayout::new(config)?.flat_len();
         let params = gpu.buffer("params", len, wgpu::BufferUsages::STORAGE);
         gpu.check()?;
         let (uploaded, idle) = Default::default();
         Ok(Self { gpu: gpu.clone(), params, uploaded, idle })
+    }
+
+    /// `Ok` when the smallest run fits the device: whatever it asks too much of, every run does.
+    ///
+    /// # Errors
+    /// [`Error::Limit`](crate::Error::Limit) with the limit that is too low.
+    pub fn allow(gpu: &Gpu, config: &GruConfig) -> Result<()> {
+        Plan::new(config, config.shape(1, 1)?, Mode::Inference)?.check(gpu.limits())
     }
 
     /// A session for runs of `shape`, with `params` of this `version` on the device.

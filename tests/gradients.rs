@@ -87,7 +87,8 @@ fn an_absent_gradient_counts_as_zeros() {
     let params: Params<f64> = Params::init(&config, Init::Orthogonal, 1).unwrap().cast();
     let x = random3(shape.x(), 2).mapv(f64::from);
     let trace = reference::forward(&params, x.view(), None).unwrap();
-    let (dy, dh_n) = (random3(shape.y(), 3).mapv(f64::from), random3(shape.state(), 4).mapv(f64::from));
+    let (dy, dh_n) =
+        (random3(shape.y(), 3).mapv(f64::from), random3(shape.state(), 4).mapv(f64::from));
     let run = |dy: &Array3<f64>, dh_n: &Array3<f64>| {
         reference::backward(&params, x.view(), &trace, Some(dy.view()), Some(dh_n.view())).unwrap()
     };

@@ -84,8 +84,7 @@ fn args_are_u32_in_the_stated_order() {
         let TypeInner::Struct { members, .. } = &module.types[uniform.ty].inner else {
             panic!("{}: args is no struct", kernel.name);
         };
-        let found: Vec<_> =
-            members.iter().map(|m| (m.offset, m.name.clone().unwrap())).collect();
+        let found: Vec<_> = members.iter().map(|m| (m.offset, m.name.clone().unwrap())).collect();
         let stated: Vec<_> =
             (0..).zip(kernel.args).map(|(i, &name)| (4 * i, name.to_owned())).collect();
         assert_eq!(found, stated, "{}", kernel.name);

@@ -40,9 +40,6 @@ impl Limits {
             let what = || format!("the buffer {} {}", buffer.name, buffer.axes);
             let bytes = 4 * buffer.len as u64;
             within(what, "max_buffer_size", bytes, self.max_buffer_size)?;
-            // Kernels count elements in u32.
-            let elements = buffer.len as u64;
-            within(what, "u32 element index", elements, u64::from(u32::MAX))?;
         }
         let dispatches = (plan.forward_dispatches() + plan.backward_dispatches()) as u64;
         let what = || format!("the arguments of {dispatches} dispatches");
@@ -104,7 +101,7 @@ impl Limits {
     }
 }
 
-fn within(
+pub(super) fn within(
     what: impl FnOnce() -> String,
     limit: &'static str,
     asked: u64,

@@ -1,28 +1,21 @@
 //! One short function a stage: which kernel, over what, how often.
 
+use std::ops::Range;
+
+use super::products::{Operand, column_sum, matmul, product, tiles};
 use super::{
-    BufferId, BufferSpec, Dispatch, Mode, Plan, Role, RunBuffers, Slice, Stage, TrainingBuffers,
+    BufferId, Buffers, Dispatch, Mode, Plan, Role, RunBuffers, Slice, Stage, TrainingBuffers,
 };
 use crate::config::{Reset, Shape, Update};
-use crate::kernels::{
-    BACKWARD_STEP, BackwardStepArgs, COLUMN_SUM, ColumnSumArgs, FORWARD_STEP, ForwardStepArgs,
-    Kernel, MATMUL, MatmulArgs,
-};
+use crate::error::Result;
+use crate::kernels::{BACKWARD_STEP, BackwardStepArgs, FORWARD_STEP, ForwardStepArgs, Kernel};
 use crate::params::ParamLayout;
 
-/// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
-const MAX_WORKGROUPS: usize = 65_535;
-
-/// Depth of one product's sum in one dispatch. Every 16 of it cost a slice of 16 iterations and four
-/// more around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
-const MATMUL_MAX_DEPTH: usize = 32_768;
-
-/// Rows that one dispatch sums, 16 lanes taking turns.
-const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
-
 /// The whole schedule of a run.
-pub(super) fn plan_run(layout: &ParamLayout, shape: Shape, mode: Mode) -> Plan {
+pub(super) fn plan_run(layout: &ParamLayout, shape: Shape, mode: Mode) -> Result<Plan> {
     let planner = Planner::new(layout, shape, mode);
+    // Before the stages are made: it bounds how many pieces a product is cut into.
+    planner.buffers.check_indices()?;
     let (forward, backward) = match mode {
         Mode::Inference => (planner.forward(), Vec::new()),
         Mode::Training => (planner.forward(), planner.backward()),
@@ -31,39 +24,33 @@ pub(super) fn plan_run(layout: &ParamLayout, shape: Shape, mode: Mode) -> Plan {
         Mode::Inference => "inference",
         Mode::Training => "training",
     };
-    Plan {
+    Ok(Plan {
         title: format!("{title}, {}; {shape}", layout.config()),
-        buffers: planner.buffers.specs,
+        buffers: planner.buffers.into_specs(),
         forward,
         backward,
         run: Some(planner.run),
-    }
+    })
 }
 
-/// The buffers asked for so far.
-#[derive(Default)]
-pub(crate) struct Buffers {
-    specs: Vec<BufferSpec>,
+/// The gates whose recurrent products a dispatch makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gates {
+    /// r, z and n together, where the reset gate acts after the product.
+    All,
+    /// r and z, before the candidate's product can start.
+    ResetUpdate,
+    /// n, from `r ⊙ h`.
+    Candidate,
 }
 
-impl Buffers {
-    pub fn add(
-        &mut self,
-        name: &'static str,
-        axes: &'static str,
-        len: usize,
-        role: Role,
-    ) -> BufferId {
-        self.specs.push(BufferSpec { name, axes, len, role });
-        BufferId(self.specs.len() - 1)
-    }
-
-    pub fn whole(&self, buffer: BufferId) -> Slice {
-        Slice { buffer, first: 0, len: self.specs[buffer.0].len }
-    }
-
-    pub fn into_specs(self) -> Vec<BufferSpec> {
-        self.specs
+impl Gates {
+    fn count(self) -> usize {
+        match self {
+            Gates::All => 3,
+            Gates::ResetUpdate => 2,
+            Gates::Candidate => 1,
+        }
     }
 }
 
@@ -101,10 +88,11 @@ impl<'a> Planner<'a> {
 
     fn forward(&self) -> Vec<Stage> {
         let mut stages = self.input_product();
-        let step = |rz, n| self.forward_step(rz, n);
         let body = match self.layout.config().reset {
-            Reset::After => vec![step(true, true)],
-            Reset::Before => vec![step(true, false), step(false, true)],
+            Reset::After => vec![self.forward_step(Gates::All)],
+            Reset::Before => {
+                vec![self.forward_step(Gates::ResetUpdate), self.forward_step(Gates::Candidate)]
+            }
         };
         stages.push(Stage::Steps { first: 0, last: self.shape.steps - 1, body });
         stages
@@ -112,15 +100,15 @@ impl<'a> Planner<'a> {
 
     fn backward(&self) -> Vec<Stage> {
         let t = self.run.training.expect("a training plan");
-        let after = self.layout.config().reset == Reset::After;
-        let mut body = vec![self.backward_step(&t, true, after)];
-        if !after {
-            body.push(self.backward_step(&t, false, true));
-        }
-        let mut stages = vec![
-            Stage::Steps { first: self.shape.steps, last: 1, body },
-            Stage::Once(Dispatch { label: "dh0", ..self.backward_step(&t, true, after) }),
-        ];
+        let (state, reset) = match self.layout.config().reset {
+            Reset::After => (Gates::All, None),
+            Reset::Before => (Gates::ResetUpdate, Some(Gates::Candidate)),
+        };
+        let mut body = vec![self.backward_step(&t, state)];
+        body.extend(reset.map(|gates| self.backward_step(&t, gates)));
+        let first_state = Dispatch { label: "dh0", ..self.backward_step(&t, state) };
+        let mut stages =
+            vec![Stage::Steps { first: self.shape.steps, last: 1, body }, Stage::Once(first_state)];
         stages.extend(self.input_gradient(&t));
         stages.extend(self.weight_ih_gradient(&t));
         stages.extend(self.weight_hh_gradient(&t));
@@ -143,17 +131,17 @@ impl<'a> Planner<'a> {
         )
     }
 
-    fn forward_step(&self, gates_rz: bool, gate_n: bool) -> Dispatch {
+    fn forward_step(&self, gates: Gates) -> Dispatch {
         let ranges = self.layout.cell();
         let Shape { batch, hidden, .. } = self.shape;
         let bias = ranges.bias_hh.map(|range| self.parameter(self.run.params, range));
-        let gates = 2 * u64::from(gates_rz) + u64::from(gate_n);
+        let args = ForwardStepArgs { batch: batch as u32, hidden: hidden as u32, step: 0 };
         let slices = hidden.div_ceil(16) as u64;
         Dispatch {
-            label: match (gates_rz, gate_n) {
-                (true, true) => "r, z, n from h; h'",
-                (true, false) => "r, z from h; r ⊙ h",
-                _ => "n from r ⊙ h; h'",
+            label: match gates {
+                Gates::All => "r, z, n from h; h'",
+                Gates::ResetUpdate => "r, z from h; r ⊙ h",
+                Gates::Candidate => "n from r ⊙ h; h'",
             },
             bindings: vec![
                 self.parameter(self.run.params, ranges.weight_hh),
@@ -161,33 +149,29 @@ impl<'a> Planner<'a> {
                 self.buffers.whole(self.gates),
                 self.buffers.whole(self.run.h),
             ],
-            // Weights, h, and the columns of gates read and written.
-            bytes: 4 * (gates * hidden as u64 + 2 + 3 * gates * batch as u64) * hidden as u64,
-            // 16 products, one slice of its own and 4 stagings a gate.
-            iterations: slices * (17 + 4 * gates),
-            ..self.step_dispatch(
-                &FORWARD_STEP,
-                gates_rz,
-                gate_n,
-                bytemuck::cast_slice(&[ForwardStepArgs {
-                    batch: batch as u32,
-                    hidden: hidden as u32,
-                    step: 0,
-                }]),
-            )
+            // Weights, biases, h, and the columns of gates read and written.
+            bytes: 4 * product([gates.count(), hidden + 1 + 3 * batch, hidden]),
+            // A slice takes 16 products, a turn of its own and 4 stagings a gate.
+            iterations: slices * (17 + 4 * gates.count() as u64),
+            ..self.step(&FORWARD_STEP, gates, bytemuck::cast_slice(&[args]))
         }
     }
 
-    fn backward_step(&self, t: &TrainingBuffers, gates_rz: bool, gate_n: bool) -> Dispatch {
+    fn backward_step(&self, t: &TrainingBuffers, gates: Gates) -> Dispatch {
         let ranges = self.layout.cell();
         let Shape { steps, batch, hidden, .. } = self.shape;
-        let gates = 2 * u64::from(gates_rz) + u64::from(gate_n);
-        let slices = (gates as usize * hidden).div_ceil(16) as u64;
+        let args = BackwardStepArgs {
+            steps: steps as u32,
+            batch: batch as u32,
+            hidden: hidden as u32,
+            step: 0,
+        };
+        let slices = (gates.count() * hidden).div_ceil(16) as u64;
         Dispatch {
-            label: match (gates_rz, gate_n) {
-                (true, true) => "dh; da_r, da_z, da_n, dpast",
-                (true, false) => "dh; da_z, da_n",
-                _ => "d(r ⊙ h); da_r",
+            label: match gates {
+                Gates::All => "dh; da_r, da_z, da_n, dpast",
+                Gates::ResetUpdate => "dh; da_z, da_n",
+                Gates::Candidate => "d(r ⊙ h); da_r",
             },
             bindings: vec![
                 self.parameter(self.run.params, ranges.weight_hh),
@@ -196,41 +180,28 @@ impl<'a> Planner<'a> {
                 self.buffers.whole(self.gates),
                 self.buffers.whole(t.carry),
             ],
-            bytes: 4 * (gates * hidden as u64 + (3 * gates + 4) * batch as u64) * hidden as u64,
+            // Weights, the columns of gates read and written, h, dy, and carry twice.
+            bytes: 4 * product([gates.count() * (hidden + 3 * batch) + 4 * batch, hidden]),
+            // A slice takes 16 products, a turn of its own and 4 stagings.
             iterations: slices * (17 + 4),
-            ..self.step_dispatch(
-                &BACKWARD_STEP,
-                gates_rz,
-                gate_n,
-                bytemuck::cast_slice(&[BackwardStepArgs {
-                    steps: steps as u32,
-                    batch: batch as u32,
-                    hidden: hidden as u32,
-                    step: 0,
-                }]),
-            )
+            ..self.step(&BACKWARD_STEP, gates, bytemuck::cast_slice(&[args]))
         }
     }
 
     /// What the two step kernels have in common.
-    fn step_dispatch(
-        &self,
-        kernel: &'static Kernel,
-        gates_rz: bool,
-        gate_n: bool,
-        args: &[u32],
-    ) -> Dispatch {
+    fn step(&self, kernel: &'static Kernel, gates: Gates, args: &[u32]) -> Dispatch {
         let Shape { batch, hidden, .. } = self.shape;
-        let keeps = self.layout.config().update == Update::Keeps;
-        let gates = 2 * u64::from(gates_rz) + u64::from(gate_n);
+        let z_keeps = self.layout.config().update == Update::Keeps;
+        let rz = gates != Gates::Candidate;
+        let n = gates != Gates::ResetUpdate;
         Dispatch {
             label: "",
             kernel,
-            constants: vec![gates_rz, gate_n, keeps],
+            constants: vec![rz, n, z_keeps],
             bindings: Vec::new(),
             args: args.to_vec(),
             workgroups: tiles(kernel, hidden, batch),
-            flops: 2 * gates * (batch * hidden) as u64 * hidden as u64,
+            flops: 2 * product([gates.count(), batch, hidden, hidden]),
             bytes: 0,
             iterations: 0,
         }
@@ -326,7 +297,7 @@ impl<'a> Planner<'a> {
     fn gate_sum(
         &self,
         label: &'static str,
-        columns: std::ops::Range<usize>,
+        columns: Range<usize>,
         out: Slice,
         to: usize,
     ) -> Vec<Stage> {
@@ -336,133 +307,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A named range of a buffer that is laid out as the parameters.
-    fn parameter(&self, buffer: BufferId, range: std::ops::Range<usize>) -> Slice {
+    fn parameter(&self, buffer: BufferId, range: Range<usize>) -> Slice {
         Slice { buffer, first: range.start, len: range.len() }
     }
-}
-
-/// A matrix inside a bound slice.
-#[derive(Clone, Copy)]
-pub(crate) struct Operand {
-    slice: Slice,
-    first: usize,
-    stride: usize,
-    transposed: bool,
-}
-
-impl Operand {
-    /// Rows of the matrix are rows in memory, `stride` apart, from element `first` of the slice.
-    pub fn plain(slice: Slice, first: usize, stride: usize) -> Self {
-        Self { slice, first, stride, transposed: false }
-    }
-
-    /// Rows in memory are the matrix's columns.
-    pub fn transposed(slice: Slice, first: usize, stride: usize) -> Self {
-        Self { slice, first, stride, transposed: true }
-    }
-
-    /// The index of the matrix's element (row, column).
-    fn index(&self, row: usize, column: usize) -> u32 {
-        let (major, minor) = if self.transposed { (column, row) } else { (row, column) };
-        (self.first + major * self.stride + minor) as u32
-    }
-}
-
-/// `c [m, n] = a [m, k] · b [k, n] (+ bias)`: one dispatch, or several where the output has more
-/// tiles along an axis, or the sum more terms, than one may have. `bias` is `Err` of any slice to
-/// bind in its place where there is none.
-pub(crate) fn matmul(
-    label: &'static str,
-    [m, n, k]: [usize; 3],
-    a: Operand,
-    b: Operand,
-    bias: Result<Slice, Slice>,
-    c: Operand,
-) -> Vec<Stage> {
-    let [tile_n, tile_m] = MATMUL.tile.map(|t| t as usize * MAX_WORKGROUPS);
-    let mut stages = Vec::new();
-    for (m0, m) in chunks(m, tile_m) {
-        for (n0, n) in chunks(n, tile_n) {
-            for (k0, k) in chunks(k, MATMUL_MAX_DEPTH) {
-                let args = MatmulArgs {
-                    m: m as u32,
-                    n: n as u32,
-                    k: k as u32,
-                    a_first: a.index(m0, k0),
-                    a_stride: a.stride as u32,
-                    b_first: b.index(k0, n0),
-                    b_stride: b.stride as u32,
-                    c_first: c.index(m0, n0),
-                    c_stride: c.stride as u32,
-                    bias_first: n0 as u32,
-                    add_bias: u32::from(bias.is_ok() && k0 == 0),
-                    accumulate: u32::from(k0 > 0),
-                };
-                stages.push(Stage::Once(Dispatch {
-                    label,
-                    kernel: &MATMUL,
-                    constants: vec![a.transposed, b.transposed],
-                    bindings: vec![
-                        a.slice,
-                        b.slice,
-                        bias.unwrap_or_else(|placeholder| placeholder),
-                        c.slice,
-                    ],
-                    args: bytemuck::cast_slice(&[args]).to_vec(),
-                    workgroups: tiles(&MATMUL, n, m),
-                    flops: 2 * (m * n) as u64 * k as u64,
-                    bytes: 4 * (m as u64 * k as u64 + n as u64 * k as u64 + (m * n) as u64),
-                    iterations: k.div_ceil(16) as u64 * (17 + 2),
-                }));
-            }
-        }
-    }
-    stages
-}
-
-/// `out[to..] = Σ over rows` of `columns` of `a`, whose rows are `stride` apart.
-pub(crate) fn column_sum(
-    label: &'static str,
-    rows: usize,
-    columns: std::ops::Range<usize>,
-    a: Slice,
-    stride: usize,
-    out: Slice,
-    to: usize,
-) -> Vec<Stage> {
-    let width = columns.len();
-    chunks(rows, COLUMN_SUM_MAX_ROWS)
-        .map(|(row0, rows)| {
-            let args = ColumnSumArgs {
-                rows: rows as u32,
-                columns: width as u32,
-                first: (row0 * stride + columns.start) as u32,
-                stride: stride as u32,
-                out_first: to as u32,
-                accumulate: u32::from(row0 > 0),
-            };
-            Stage::Once(Dispatch {
-                label,
-                kernel: &COLUMN_SUM,
-                constants: Vec::new(),
-                bindings: vec![a, out],
-                args: bytemuck::cast_slice(&[args]).to_vec(),
-                workgroups: tiles(&COLUMN_SUM, width, 1),
-                flops: (rows * width) as u64,
-                bytes: 4 * (rows * width + width) as u64,
-                iterations: rows.div_ceil(16) as u64 + 5,
-            })
-        })
-        .collect()
-}
-
-/// Workgroups that cover `columns` × `rows` outputs.
-fn tiles(kernel: &Kernel, columns: usize, rows: usize) -> [u64; 3] {
-    let [tile_columns, tile_rows] = kernel.tile.map(|t| t as usize);
-    [columns.div_ceil(tile_columns) as u64, rows.div_ceil(tile_rows) as u64, 1]
-}
-
-/// `0..total` in pieces of at most `most`: (start, length).
-fn chunks(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..total).step_by(most).map(move |start| (start, most.min(total - start)))
 }

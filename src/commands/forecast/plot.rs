@@ -133,8 +133,8 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
         .legend(|(x, y)| {
             Rectangle::new([(x, y - 6), (x + 26, y + 6)], FORECAST.mix(0.18).filled())
         });
-    legend_line(&mut chart, &[picture.history.clone()], HISTORY, 2, "history")?;
-    legend_line(&mut chart, &[picture.truth.clone()], INK, 2, "truth")?;
+    legend_line(&mut chart, std::slice::from_ref(&picture.history), HISTORY, 2, "history")?;
+    legend_line(&mut chart, std::slice::from_ref(&picture.truth), INK, 2, "truth")?;
     let future: Line = picture.future.iter().map(|&(x, y, _)| (x, y)).collect();
     let mut forecasts = picture.forecasts.clone();
     forecasts.push(future);

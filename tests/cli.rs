@@ -1,0 +1,189 @@
+//! The program `gru`, called as a user calls it: what it prints, writes and returns.
+#![cfg(feature = "cli")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+fn gru(directory: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
+    command.current_dir(directory).env_remove("GRU_DEVICE").args(arguments);
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Status 1, nothing on stdout, one line `error: …` on stderr that holds all of `words`, no panic.
+fn assert_refused(directory: &Path, arguments: &[&str], words: &[&str]) {
+    let output = gru(directory, arguments);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    let errors: Vec<_> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{arguments:?}: {stderr}");
+    assert_eq!(stderr.lines().last(), errors.first().copied(), "{arguments:?}: {stderr}");
+    for word in words {
+        assert!(errors[0].contains(word), "{arguments:?}: `{word}` is not in {stderr}");
+    }
+}
+
+/// A wave of eight rows a season on a slope, 160 rows, two cells missing.
+fn series(directory: &TempDir) -> &'static str {
+    let mut csv = "day,other,value\n".to_owned();
+    for i in 0..160 {
+        let value = (f64::from(i) * std::f64::consts::TAU / 8.0).sin() + 0.01 * f64::from(i);
+        let cell = if [3, 77].contains(&i) { String::new() } else { format!("{value:.4}") };
+        csv += &format!("row {i},{i},{cell}\n");
+    }
+    std::fs::write(directory.path().join("series.csv"), csv).unwrap();
+    "series.csv"
+}
+
+const SMALL: [&str; 12] = [
+    "--input",
+    "16",
+    "--horizon",
+    "5",
+    "--season",
+    "8",
+    "--hidden",
+    "7",
+    "--epochs",
+    "3",
+    "--batch",
+    "17",
+];
+
+fn forecast<'a>(csv: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["forecast", csv], &SMALL[..], more].concat()
+}
+
+#[test]
+fn forecast_prints_a_table_and_writes_two_pictures() {
+    let directory = TempDir::new().unwrap();
+    let csv = series(&directory);
+    let output = gru(directory.path(), &forecast(csv, &["--device", "cpu"]));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    for row in ["GRU", "last value", "a season before", "a season before plus drift"] {
+        assert!(stdout.lines().any(|line| line.trim().starts_with(row)), "{row}: {stdout}");
+    }
+    assert!(stderr.contains("column `value`, 160 rows, 2 missing ones interpolated"), "{stderr}");
+    for name in ["forecast.svg", "loss.svg"] {
+        let svg = std::fs::read_to_string(directory.path().join(name)).unwrap();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{name}");
+    }
+    // The same seed gives the same numbers and pictures, another seed others.
+    let picture = std::fs::read(directory.path().join("forecast.svg")).unwrap();
+    let again = gru(directory.path(), &forecast(csv, &["--device", "cpu"]));
+    assert_eq!(text(&again.stdout), stdout);
+    assert_eq!(std::fs::read(directory.path().join("forecast.svg")).unwrap(), picture);
+    let other = gru(directory.path(), &forecast(csv, &["--device", "cpu", "--seed", "2"]));
+    assert_ne!(text(&other.stdout), stdout);
+    // And nothing else is left behind.
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn forecast_runs_the_same_job_on_a_software_adapter() {
+    let directory = TempDir::new().unwrap();
+    let csv = series(&directory);
+    let error = |device: &str| -> f64 {
+        let output = gru(directory.path(), &forecast(csv, &["--device", device]));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let stdout = text(&output.stdout);
+        let row = stdout.lines().find(|line| line.trim().starts_with("GRU")).unwrap();
+        row.split_whitespace().last().unwrap().parse().unwrap()
+    };
+    let (cpu, software) = (error("cpu"), error("software"));
+    assert!((cpu - software).abs() < 0.01 * cpu, "cpu {cpu}, software {software}");
+}
+
+#[test]
+fn bad_input_gives_one_line_that_says_what_was_expected() {
+    let directory = TempDir::new().unwrap();
+    let csv = series(&directory);
+    let write = |name: &str, content: &[u8]| {
+        std::fs::write(directory.path().join(name), content).unwrap();
+    };
+    write("word.csv", b"a,b\n1,2\n3,four\n");
+    write("nan.csv", b"a,b\n1,2\n3,NaN\n");
+    write("ragged.csv", b"a,b\n1,2\n3\n");
+    write("empty.csv", b"");
+    write("words.csv", b"a,b\nx,y\n");
+    write("binary.csv", &[0xff, 0xfe, 0, b'\n', 0x80]);
+    let cases: &[(Vec<&str>, &[&str])] = &[
+        (forecast("none.csv", &[]), &["cannot open none.csv"]),
+        (forecast(".", &[]), &["."]),
+        (forecast("word.csv", &[]), &["line 3", "`four`", "column `b`"]),
+        (forecast("nan.csv", &[]), &["line 3", "`NaN`", "--missing"]),
+        (forecast("ragged.csv", &[]), &["ragged.csv"]),
+        (forecast("empty.csv", &[]), &["is empty", "expected a CSV file"]),
+        (forecast("words.csv", &[]), &["`a`, `b`", "number"]),
+        (forecast("binary.csv", &[]), &["binary.csv"]),
+        (forecast(csv, &["--column", "nope"]), &["`nope`", "`day`, `other`, `value`"]),
+        (forecast(csv, &["--column", "day"]), &["line 2", "`row 0`"]),
+        (forecast(csv, &["--output", "nowhere"]), &["nowhere", "does not exist"]),
+        (forecast(csv, &["--device", "tpu"]), &["`tpu`", "auto, cpu, gpu or software"]),
+        (vec!["forecast", csv], &["160 rows", "104 + 52", "--input"]),
+        (
+            vec!["forecast", csv, "--input", "9", "--horizon", "3", "--season", "999"],
+            &["999", "--season"],
+        ),
+        (vec!["check", "--device", ""], &["unknown device ``"]),
+    ];
+    for (arguments, words) in cases {
+        let mut arguments = arguments.clone();
+        if !arguments.contains(&"--device") {
+            arguments.extend(["--device", "cpu"]);
+        }
+        assert_refused(directory.path(), &arguments, words);
+    }
+    assert!(!directory.path().join("forecast.svg").exists());
+}
+
+#[test]
+fn wrong_usage_gives_status_two() {
+    let directory = TempDir::new().unwrap();
+    for arguments in [
+        &["forecast"][..],
+        &["nonsense"],
+        &["forecast", "a.csv", "--epochs", "0"],
+        &["forecast", "a.csv", "--hidden", "-1"],
+        &["forecast", "a.csv", "--holdout", "1"],
+        &["forecast", "a.csv", "--learning-rate", "NaN"],
+        &["forecast", "a.csv", "--delimiter", "ab"],
+        &["check", "extra"],
+    ] {
+        let output = gru(directory.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn check_passes_on_the_cpu() {
+    let directory = TempDir::new().unwrap();
+    let output = gru(directory.path(), &["check", "--device", "cpu"]);
+    let stdout = text(&output.stdout);
+    assert!(output.status.success(), "{stdout}{}", text(&output.stderr));
+    assert!(stdout.contains("all 84 results are within bounds"), "{stdout}");
+}
+
+#[test]
+fn info_lists_adapters_and_what_auto_takes() {
+    let directory = TempDir::new().unwrap();
+    let plain = text(&gru(directory.path(), &["info"]).stdout);
+    assert!(plain.contains("auto takes: "), "{plain}");
+    let json = gru(directory.path(), &["info", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    for adapter in json["adapters"].as_array().unwrap() {
+        assert!(plain.contains(adapter["name"].as_str().unwrap()), "{plain}");
+        assert!(adapter["limits"]["max_buffer_size"].as_u64().unwrap() >= 256 << 20);
+    }
+    assert!(json["auto"]["reason"].is_string());
+    // Auto never takes a software adapter.
+    assert!(!json["auto"]["device"].as_str().unwrap().contains("software"));
+}

@@ -1,0 +1,240 @@
+//! Ring three: the kernels, each alone and all together, against the reference. Needs an adapter.
+
+mod common;
+
+use common::{adapter, random3};
+use gru_wgpu::check::{self, Finding};
+use gru_wgpu::{Bias, Device, Error, Gru, GruConfig, Init, Params, Reset, Update};
+use ndarray::{Array3, Axis, s};
+
+fn assert_all_passed(findings: &[Finding], subjects: usize) {
+    assert_eq!(findings.len(), subjects, "subjects checked");
+    let wrong: Vec<_> = findings
+        .iter()
+        .filter(|finding| !finding.passed())
+        .map(|f| format!("  {}: {:e} off at {}", f.subject, f.error, f.worst))
+        .collect();
+    assert!(wrong.is_empty(), "on {}:\n{}", adapter(), wrong.join("\n"));
+}
+
+#[test]
+fn every_kernel_agrees_with_its_twin_at_odd_sizes() {
+    // 4 products, a sum, and two step kernels for each of 12 variants.
+    assert_all_passed(&check::kernels(adapter()).unwrap(), 4 + 1 + 2 * 12);
+}
+
+#[test]
+fn every_variant_agrees_with_the_reference_at_odd_sizes() {
+    // y, h_n, dx, dh0 and both weights for each of 12 variants; one bias for 8 and another for 4.
+    assert_all_passed(&check::models(adapter()).unwrap(), 6 * 12 + 8 + 4);
+}
+
+#[test]
+fn the_default_limits_of_webgpu_are_enough() {
+    if std::env::var("GRU_DEVICE").is_ok_and(|word| word != "software") {
+        // The same adapter must be tested, and only the software one opens with lower limits.
+        return;
+    }
+    let device = Device::software_with_default_limits().unwrap();
+    let limits = device.adapter().unwrap().limits;
+    assert_eq!(limits.max_storage_buffer_binding_size, 128 << 20);
+    assert_eq!(limits.max_buffer_size, 256 << 20);
+    let config = GruConfig::new(7, 17);
+    let gru = Gru::new(config.clone(), Init::Uniform, 1, &device).unwrap();
+    let reference = Gru::new(config, Init::Uniform, 1, &Device::cpu()).unwrap();
+    let x = random3([5, 3, 7], 2);
+    let [got, expected] = [&gru, &reference].map(|gru| {
+        let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+        gru.backward(tape, None, Some(output.h_n.view())).unwrap()
+    });
+    approx::assert_abs_diff_eq!(got.params.as_slice(), expected.params.as_slice(), epsilon = 1e-5);
+}
+
+fn pytorch(input: usize, hidden: usize) -> Gru {
+    Gru::new(GruConfig::pytorch(input, hidden), Init::Uniform, 3, adapter()).unwrap()
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    let x = random3([13, 19, 11], 1);
+    let dy = random3([13, 19, 37], 2);
+    let run = || {
+        let gru = pytorch(11, 37); // buffers of its own
+        let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+        (output, gru.backward(tape, Some(dy.view()), None).unwrap())
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn tapes_are_independent_and_shapes_may_alternate() {
+    let gru = pytorch(3, 5);
+    let shapes = [[4, 2, 3], [1, 7, 3], [6, 1, 3]];
+    let alone: Vec<_> = shapes
+        .iter()
+        .map(|&shape| {
+            let x = random3(shape, 1);
+            let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+            gru.backward(tape, Some(output.y.view()), None).unwrap()
+        })
+        .collect();
+    // The same again with all tapes, and two of one shape, alive at once; undone in another order.
+    let mut tapes: Vec<_> = shapes
+        .iter()
+        .chain(&shapes[..1])
+        .map(|&shape| gru.forward_train(random3(shape, 1).view(), None).unwrap())
+        .collect();
+    for i in [2, 0, 1, 3] {
+        let (output, tape) = std::mem::replace(
+            &mut tapes[i],
+            gru.forward_train(random3([1, 1, 3], 0).view(), None).unwrap(),
+        );
+        let grads = gru.backward(tape, Some(output.y.view()), None).unwrap();
+        assert_eq!(grads, alone[i % 3], "shape {:?}", shapes[i % 3]);
+    }
+}
+
+#[test]
+fn changed_parameters_are_used_at_the_next_run() {
+    let mut gru = pytorch(3, 5);
+    let x = random3([4, 2, 3], 1);
+    let before = gru.forward(x.view(), None).unwrap();
+    gru.params_mut().get_mut("bias_ih_l0").unwrap().fill(0.7);
+    let after = gru.forward(x.view(), None).unwrap();
+    assert_ne!(before, after);
+    let fresh = Gru::with_params(gru.params().clone(), adapter()).unwrap();
+    assert_eq!(fresh.forward(x.view(), None).unwrap(), after);
+}
+
+#[test]
+fn a_tape_serves_only_the_parameters_that_recorded_it() {
+    for device in common::devices() {
+        let mut gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
+        let other = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
+        let x = random3([4, 2, 3], 1);
+        let dh = random3([1, 2, 5], 2);
+        let (_, tape) = gru.forward_train(x.view(), None).unwrap();
+        let error = other.backward(tape, None, Some(dh.view())).unwrap_err();
+        assert!(matches!(error, Error::Tape(_)), "{error}");
+        let (_, tape) = gru.forward_train(x.view(), None).unwrap();
+        gru.params_mut();
+        let error = gru.backward(tape, None, Some(dh.view())).unwrap_err();
+        assert!(matches!(error, Error::Tape(_)), "{error}");
+    }
+}
+
+#[test]
+fn views_of_any_strides_are_read_as_they_look() {
+    let gru = pytorch(3, 5);
+    let batch_first = random3([2, 4, 3], 1);
+    let x = batch_first.view().permuted_axes([1, 0, 2]);
+    let reversed = x.slice(s![..;-1, .., ..]);
+    for view in [x, reversed] {
+        let copied = Array3::from_shape_vec(view.dim(), view.iter().copied().collect()).unwrap();
+        assert_eq!(gru.forward(view, None).unwrap(), gru.forward(copied.view(), None).unwrap());
+    }
+}
+
+#[test]
+fn rows_do_not_touch_each_other() {
+    let gru = pytorch(3, 17);
+    let x = random3([6, 18, 3], 1);
+    let whole = gru.forward(x.view(), None).unwrap();
+    for b in [0, 15, 16, 17] {
+        let alone = gru.forward(x.slice(s![.., b..b + 1, ..]), None).unwrap();
+        assert_eq!(alone.y.index_axis(Axis(1), 0), whole.y.index_axis(Axis(1), b), "row {b}");
+    }
+}
+
+#[test]
+fn huge_preactivations_give_no_nan() {
+    for reset in [Reset::Before, Reset::After] {
+        for sign in [1e4, -1e4] {
+            let config = GruConfig::new(2, 5).with_reset(reset).with_bias(Bias::Two);
+            let mut params = Params::init(&config, Init::Uniform, 1).unwrap();
+            params.get_mut("bias_ih_l0").unwrap().fill(sign);
+            params.get_mut("weight_hh_l0").unwrap().fill(-sign);
+            for device in common::devices() {
+                let gru = Gru::with_params(params.clone(), &device).unwrap();
+                let x = random3([5, 3, 2], 2);
+                let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+                let grads = gru.backward(tape, Some(output.y.view()), None).unwrap();
+                let all = output.y.iter().chain(&grads.x).chain(&grads.h0);
+                let finite = all.chain(grads.params.as_slice()).all(|v| v.is_finite());
+                assert!(finite, "{reset:?}, {sign}, {device}");
+            }
+        }
+    }
+}
+
+/// The activations over the whole range of f32 through a GRU of one unit whose state is the
+/// candidate: z overwrites with z = 1, so h' = tanh(x).
+#[test]
+fn activations_are_accurate_over_the_whole_range() {
+    let config = GruConfig::new(1, 1).with_update(Update::Overwrites);
+    let mut params = Params::<f32>::zeros(&config).unwrap();
+    params.set("weight_ih_l0", ndarray::array![[0.0], [0.0], [1.0]].into_dyn().view()).unwrap();
+    params.set("bias_ih_l0", ndarray::array![0.0, 1e4, 0.0].into_dyn().view()).unwrap();
+    let points: Vec<f32> = (0..401)
+        .map(|i| (i as f32 - 200.0) / 20.0)
+        .chain([1e-30, 1e-7, 1e-3, 0.6249, 0.625, 0.6251, 44.5, 88.0, 89.0, 1e4, 3e38])
+        .flat_map(|v| [v, -v])
+        .collect();
+    let x = Array3::from_shape_vec((1, points.len(), 1), points.clone()).unwrap();
+    let gru = Gru::with_params(params.clone(), adapter()).unwrap();
+    let tanh = gru.forward(x.view(), None).unwrap().y;
+    for (&x, &y) in points.iter().zip(&tanh) {
+        let expected = f64::from(x).tanh();
+        let error = (f64::from(y) - expected).abs();
+        assert!(error <= 1e-6 * expected.abs(), "tanh({x}) is {y}, expected {expected}");
+    }
+    // h' = (1 − z)·0 + z·1 = σ(x) with the candidate driven to 1.
+    params.set("weight_ih_l0", ndarray::array![[0.0], [1.0], [0.0]].into_dyn().view()).unwrap();
+    params.set("bias_ih_l0", ndarray::array![0.0, 0.0, 1e4].into_dyn().view()).unwrap();
+    let gru = Gru::with_params(params, adapter()).unwrap();
+    let sigmoid = gru.forward(x.view(), None).unwrap().y;
+    for (&x, &y) in points.iter().zip(&sigmoid) {
+        let expected = 1.0 / (1.0 + (-f64::from(x)).exp());
+        let error = (f64::from(y) - expected).abs();
+        // Below 1e-38 f32 may flush to 0.
+        assert!(error <= 3e-6 * expected + 1e-37, "σ({x}) is {y}, expected {expected}");
+    }
+}
+
+#[test]
+fn threads_may_share_a_model() {
+    let gru = pytorch(3, 5);
+    let x = random3([4, 2, 3], 1);
+    let expected = gru.forward(x.view(), None).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+                    assert_eq!(output, expected);
+                    gru.backward(tape, Some(output.y.view()), None).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn work_past_a_limit_is_refused_with_the_limit_named() {
+    let gru = pytorch(1, 1);
+    let limits = adapter().adapter().unwrap().limits;
+    // A view of one element repeated: nothing of this size is ever allocated.
+    let rows = limits.max_storage_buffer_binding_size as usize / 16 + 1;
+    let one = ndarray::arr0(0.5);
+    let x = one.broadcast((1, rows, 1)).unwrap();
+    match gru.forward(x, None).unwrap_err() {
+        Error::Limit { limit, asked, allowed, .. } => {
+            assert_eq!(limit, "max_storage_buffer_binding_size");
+            assert_eq!(allowed, limits.max_storage_buffer_binding_size);
+            assert_eq!(asked, 16 * rows as u64);
+        }
+        other => panic!("{other}"),
+    }
+    // The model works on.
+    gru.forward(Array3::ones((2, 1, 1)).view(), None).unwrap();
+}

@@ -1,0 +1,105 @@
+//! The gates mean what the equations say, on the CPU and on an adapter, for every variant.
+
+mod common;
+
+use common::{devices, random3};
+use gru_wgpu::{Bias, Gru, GruConfig, Init, Params, Update, reference};
+use ndarray::{Array3, s};
+
+const H: usize = 5;
+
+/// Drives a gate's pre-activation to ±1e4 by its bias.
+fn drive(params: &mut Params, gate: usize, to: f32) {
+    let mut bias = params.get_mut("bias_ih_l0").unwrap();
+    bias.slice_each_axis_mut(|_| (gate * H..(gate + 1) * H).into()).fill((2.0 * to - 1.0) * 1e4);
+}
+
+/// What z is driven to so that the state is overwritten wholly (1) or kept (0).
+fn z_for(config: &GruConfig, overwrite: bool) -> f32 {
+    f32::from(u8::from(overwrite == (config.update == Update::Overwrites)))
+}
+
+const R: usize = 0;
+const Z: usize = 1;
+
+fn for_each_model(check: impl Fn(GruConfig, &dyn Fn(Params) -> Gru)) {
+    for device in devices() {
+        for config in GruConfig::all_variants(3, H).into_iter().filter(|c| c.bias != Bias::None) {
+            check(config, &|params| Gru::with_params(params, &device).unwrap());
+        }
+    }
+}
+
+fn params(config: &GruConfig) -> Params {
+    Params::init(config, Init::Uniform, 9).unwrap()
+}
+
+#[test]
+fn a_shut_update_gate_keeps_the_state_and_its_gradient() {
+    for_each_model(|config, make| {
+        let mut params = params(&config);
+        drive(&mut params, Z, z_for(&config, false));
+        let gru = make(params);
+        let x = random3([1000, 2, 3], 1);
+        let h0 = random3([1, 2, H], 2);
+        let (output, tape) = gru.forward_train(x.view(), Some(h0.view())).unwrap();
+        assert_eq!(output.h_n, h0, "{config}: h after 1000 steps");
+        let dh_n = random3([1, 2, H], 3);
+        let grads = gru.backward(tape, None, Some(dh_n.view())).unwrap();
+        assert_eq!(grads.h0, dh_n, "{config}: ∂h_T/∂h_0 is the identity");
+        assert!(grads.x.iter().all(|&v| v == 0.0), "{config}: the input is not looked at");
+    });
+}
+
+#[test]
+fn an_open_update_gate_replaces_the_state_by_the_candidate() {
+    for_each_model(|config, make| {
+        let mut params = params(&config);
+        drive(&mut params, Z, z_for(&config, true));
+        let [x, h0] = [random3([1, 2, 3], 1), random3([1, 2, H], 2)];
+        let trace = reference::forward(&params, x.view(), Some(h0.view())).unwrap();
+        let candidate = trace.gates.slice(s![.., .., 2 * H..3 * H]).to_owned();
+        let output = make(params).forward(x.view(), Some(h0.view())).unwrap();
+        approx::assert_abs_diff_eq!(
+            output.y.as_slice().unwrap(),
+            candidate.as_standard_layout().as_slice().unwrap(),
+            epsilon = 1e-6
+        );
+    });
+}
+
+#[test]
+fn a_shut_reset_gate_makes_the_candidate_blind_to_the_state() {
+    for_each_model(|config, make| {
+        // With the update gate open the state is the candidate, so all of the past is gone.
+        let mut params = params(&config);
+        drive(&mut params, R, 0.0);
+        drive(&mut params, Z, z_for(&config, true));
+        let gru = make(params);
+        let x = random3([1, 2, 3], 1);
+        let run = |h0: &Array3<f32>| gru.forward_train(x.view(), Some(h0.view())).unwrap();
+        let (one, tape) = run(&random3([1, 2, H], 2));
+        let (other, _) = run(&random3([1, 2, H], 3));
+        assert_eq!(one, other, "{config}");
+        let grads = gru.backward(tape, Some(one.y.view()), None).unwrap();
+        assert!(grads.h0.iter().all(|&v| v == 0.0), "{config}: dh0 {}", grads.h0);
+    });
+}
+
+#[test]
+fn no_h0_is_zeros_with_the_hidden_bias_applied() {
+    for_each_model(|config, make| {
+        let gru = make(params(&config));
+        let x = random3([3, 2, 3], 1);
+        // A state left over from an earlier run must not show.
+        gru.forward(x.view(), Some(random3([1, 2, H], 2).view())).unwrap();
+        let none = gru.forward(x.view(), None).unwrap();
+        let zeros = gru.forward(x.view(), Some(Array3::zeros((1, 2, H)).view())).unwrap();
+        assert_eq!(none, zeros, "{config}");
+        if config.bias == Bias::Two {
+            let mut params = params(&config);
+            params.get_mut("bias_hh_l0").unwrap().fill(0.0);
+            assert_ne!(make(params).forward(x.view(), None).unwrap(), none, "{config}");
+        }
+    });
+}

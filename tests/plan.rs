@@ -1,0 +1,205 @@
+//! The schedule and its limits, by arithmetic alone. No GPU needed.
+
+use gru_wgpu::plan::{Limits, Mode, Plan, Stage};
+use gru_wgpu::{Error, GruConfig, Reset};
+
+fn plan(config: &GruConfig, steps: usize, batch: usize, mode: Mode) -> Plan {
+    Plan::new(config, config.shape(steps, batch).unwrap(), mode).unwrap()
+}
+
+fn flops(stages: &[Stage]) -> u64 {
+    stages
+        .iter()
+        .map(Stage::dispatches)
+        .map(|(body, times)| body.iter().map(|d| d.flops).sum::<u64>() * times as u64)
+        .sum()
+}
+
+#[test]
+fn a_step_is_one_dispatch_with_reset_after_and_two_with_reset_before() {
+    for (reset, each) in [(Reset::After, 1), (Reset::Before, 2)] {
+        let config = GruConfig::new(8, 32).with_reset(reset);
+        let plan = plan(&config, 104, 64, Mode::Training);
+        assert_eq!(plan.forward_dispatches(), 1 + 104 * each);
+        // dh0, dx, dW_ih, two for dW_hh, one for the bias.
+        assert_eq!(plan.backward_dispatches(), 104 * each + 1 + 5);
+    }
+}
+
+/// Forward 6·T·B·H·(I + H); backward twice that. The first state backward has no product behind it
+/// and the last has one in front, so the number of products is the same.
+#[test]
+fn the_work_is_what_the_equations_ask_for() {
+    let (t, b, i, h) = (7, 5, 3, 11);
+    for config in GruConfig::all_variants(i, h) {
+        let plan = plan(&config, t, b, Mode::Training);
+        let forward = (6 * t * b * h * (i + h)) as u64;
+        assert_eq!(flops(plan.forward()), forward, "{config}");
+        // What the bias sums add, and the first state's dispatch, which finds nothing to multiply.
+        let sums = match config.bias {
+            gru_wgpu::Bias::None => 0,
+            gru_wgpu::Bias::One => 3 * t * b * h,
+            gru_wgpu::Bias::Two => 6 * t * b * h,
+        } as u64;
+        let idle = match config.reset {
+            Reset::After => 6 * b * h * h,
+            Reset::Before => 4 * b * h * h,
+        } as u64;
+        assert_eq!(flops(plan.backward()), 2 * forward + sums + idle, "{config}");
+    }
+}
+
+#[test]
+fn inference_asks_for_no_gradient_buffers() {
+    let config = GruConfig::pytorch(3, 5);
+    let inference = plan(&config, 4, 2, Mode::Inference);
+    let training = plan(&config, 4, 2, Mode::Training);
+    assert!(inference.backward().is_empty());
+    assert!(inference.buffer("dy").is_none() && training.buffer("dy").is_some());
+    assert!(inference.bytes() < training.bytes());
+}
+
+#[test]
+fn every_binding_lies_in_its_buffer_and_is_aligned() {
+    for config in GruConfig::all_variants(7, 17) {
+        let plan = plan(&config, 5, 3, Mode::Training);
+        for stage in plan.forward().iter().chain(plan.backward()) {
+            for dispatch in stage.dispatches().0 {
+                assert_eq!(dispatch.bindings.len(), dispatch.kernel.bindings.len());
+                assert_eq!(dispatch.args.len(), dispatch.kernel.args.len());
+                assert_eq!(dispatch.constants.len(), dispatch.kernel.constants.len());
+                for slice in &dispatch.bindings {
+                    let spec = &plan.buffers()[slice.buffer.index()];
+                    assert!(slice.first % 64 == 0 && slice.len > 0, "{config}: {}", spec.name);
+                    assert!(slice.first + slice.len <= spec.len, "{config}: {}", spec.name);
+                }
+            }
+        }
+    }
+}
+
+/// Limits that let only what a test is about be too large.
+const GENEROUS: Limits = Limits {
+    max_buffer_size: u64::MAX,
+    max_storage_buffer_binding_size: u64::MAX,
+    ..Limits::WEBGPU_DEFAULT
+};
+
+#[test]
+fn each_limit_is_named_with_what_was_asked_and_allowed() {
+    let default = Limits::WEBGPU_DEFAULT;
+    let cases = [
+        // 4 · 300 · 300 · 1024 · 4 bytes of gates.
+        (default, [300, 300, 1, 1024], "max_buffer_size", 1_474_560_000),
+        // 4 · 100 · 100 · 1024 · 4 bytes of gates: fits a buffer, not a binding.
+        (default, [100, 100, 1, 1024], "max_storage_buffer_binding_size", 163_840_000),
+        // 3 · 3400² · 4 bytes of weight_hh.
+        (default, [1, 1, 1, 3400], "max_storage_buffer_binding_size", 138_720_000),
+        // 256 bytes of arguments for 20 million steps forward, as many backward, and 1971 more.
+        (GENEROUS, [20_000_000, 1, 1, 1], "max_buffer_size", 10_240_504_576),
+        // A state backward sums 3H products, 21 iterations a slice of 16.
+        (GENEROUS, [1, 1, 1, 17_000], "loop iterations of one invocation", 66_948),
+        // Tiles of 16 units and 16 rows.
+        (GENEROUS, [1, 1_048_577, 1, 1], "max_compute_workgroups_per_dimension", 65_537),
+        (
+            Limits { max_storage_buffers_per_shader_stage: 4, ..GENEROUS },
+            [2, 2, 2, 2],
+            "max_storage_buffers_per_shader_stage",
+            5,
+        ),
+        (
+            Limits { max_compute_invocations_per_workgroup: 32, ..GENEROUS },
+            [2, 2, 2, 2],
+            "max_compute_invocations_per_workgroup",
+            64,
+        ),
+        (
+            Limits { max_compute_workgroup_storage_size: 1024, ..GENEROUS },
+            [2, 2, 2, 2],
+            "max_compute_workgroup_storage_size",
+            4096,
+        ),
+    ];
+    for (limits, [t, b, i, h], expected, size) in cases {
+        let plan = plan(&GruConfig::pytorch(i, h), t, b, Mode::Training);
+        match plan.check(&limits) {
+            Err(Error::Limit { limit, asked, allowed, .. }) => {
+                assert_eq!((limit, asked), (expected, size), "T {t}, B {b}, I {i}, H {h}");
+                assert!(asked > allowed);
+            }
+            other => panic!("T {t}, B {b}, I {i}, H {h}: {other:?}, expected {expected}"),
+        }
+    }
+}
+
+/// Long sums and tall products are cut so that any adapter's loops and grids hold them.
+#[test]
+fn long_sums_and_tall_products_are_cut() {
+    for ([t, b, i, h], cut) in [
+        ([3, 1_000_000, 1, 1], "dW_ih = daᵀ · x"),
+        ([1500, 64, 1, 8], "dW_ih = daᵀ · x"),
+        ([1, 1, 3_000_000, 2], "dx = da · W_ih"),
+        ([1, 1, 3_000_000, 2], "gates[r z n] = x · W_ihᵀ + b_ih"),
+        ([9, 1_000_000, 1, 1], "db_ih = Σ da"),
+    ] {
+        let plan = plan(&GruConfig::new(i, h), t, b, Mode::Training);
+        plan.check(&GENEROUS).unwrap();
+        let mut pieces = 0;
+        for stage in plan.forward().iter().chain(plan.backward()) {
+            for dispatch in stage.dispatches().0 {
+                assert!(dispatch.iterations <= 65_535, "{}", dispatch.label);
+                assert!(dispatch.workgroups.iter().all(|&n| n <= 65_535), "{}", dispatch.label);
+                pieces += usize::from(dispatch.label == cut);
+            }
+        }
+        assert!(pieces > 1, "T {t}, B {b}, I {i}, H {h}: {cut} is in {pieces} piece");
+    }
+}
+
+#[test]
+fn impossible_sizes_are_refused_when_the_shape_is_made() {
+    let config = GruConfig::new(3, 5);
+    for (t, b) in [(0, 1), (1, 0)] {
+        assert!(matches!(config.shape(t, b), Err(Error::ZeroSize { .. })));
+    }
+    for config in [GruConfig::new(0, 1), GruConfig::new(1, 0)] {
+        assert!(matches!(config.shape(1, 1), Err(Error::ZeroSize { .. })));
+    }
+    for (config, t, b) in [
+        (GruConfig::new(1, usize::MAX / 2), 1, 1),
+        (GruConfig::new(usize::MAX, 1), 1, 1),
+        (GruConfig::new(1, 1), usize::MAX, 1),
+        (GruConfig::new(1, 1), 1 << 40, 1 << 40),
+    ] {
+        assert!(matches!(config.shape(t, b), Err(Error::Overflow { .. })), "{config}");
+    }
+}
+
+/// Sizes that fit the address space but no kernel's index are refused at once.
+#[test]
+fn sizes_past_a_32_bit_index_are_refused_before_any_stage_is_made() {
+    for (i, h, t, b) in
+        [(1, 1, 1 << 57, 1), (1, 1, 1, 1 << 57), (1 << 40, 1, 1, 1), (1, 1 << 17, 1, 1)]
+    {
+        let config = GruConfig::new(i, h);
+        let error = Plan::new(&config, config.shape(t, b).unwrap(), Mode::Training).unwrap_err();
+        let Error::Limit { asked, allowed, .. } = error else { panic!("{error}") };
+        assert!(asked > allowed && allowed == u64::from(u32::MAX), "{asked}");
+    }
+}
+
+#[test]
+fn a_plan_reads_like_a_schedule() {
+    let text = plan(&GruConfig::new(8, 32), 104, 64, Mode::Training).to_string();
+    for line in [
+        "training, GRU 8→32, reset before, z overwrites, one bias; T 104, B 64, I 8, H 32",
+        "  gates     [T, B, 4H]   scratch          851968 elements    3.41 MB",
+        "  for each of 104 steps, 0 to 103",
+        "  for each of 104 steps, 104 down to 1",
+        "    forward_step  r, z from h; r ⊙ h                         2×4 groups    262 kFLOP    57.6 kB",
+        "  matmul        dW_hn = da_nᵀ · (r ⊙ h)                      1×1 groups   13.6 MFLOP    1.71 MB",
+        "total: 423 dispatches, 154 MFLOP, at least 40.0 MB moved, 5.59 MB held",
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
+    }
+}
