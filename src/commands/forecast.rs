@@ -15,7 +15,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use ndarray::Array2;
 
 use super::output::{Table, check_directory, write_whole};
-use baselines::{RULES, rmse};
+use baselines::{rmse, rules};
 use model::{Forecaster, Training};
 use plot::ForecastPicture;
 use series::Series;
@@ -215,7 +215,7 @@ fn train(
 }
 
 /// The error of each forecast, the model's first: by steps ahead, and of all together.
-struct Errors(Vec<(&'static str, Vec<f64>, f64)>);
+struct Errors(Vec<(String, Vec<f64>, f64)>);
 
 fn errors(
     arguments: &Arguments,
@@ -225,8 +225,8 @@ fn errors(
 ) -> Errors {
     let (values, origins) = (&series.values, &parts.testing);
     let (each, all) = rmse(values, origins, forecasts.view());
-    let mut rows = vec![("GRU", each, all)];
-    for (name, rule) in RULES {
+    let mut rows = vec![("GRU".to_owned(), each, all)];
+    for (name, rule) in rules(series.season_name(arguments.season)) {
         let forecasts =
             baselines::forecast(rule, values, origins, arguments.season, arguments.horizon);
         let (each, all) = rmse(values, origins, forecasts.view());
@@ -246,7 +246,7 @@ fn print_errors(arguments: &Arguments, errors: &Errors, windows: usize) {
     header.push("all".to_owned());
     let mut table = Table::new(header);
     for (name, each, all) in &errors.0 {
-        let mut row = vec![(*name).to_owned()];
+        let mut row = vec![name.clone()];
         row.extend(ahead.iter().map(|k| figure(each[k - 1])));
         row.push(figure(*all));
         table.row(row);
@@ -312,7 +312,7 @@ fn picture(
         truth: line(parts.split - 1..len),
         forecasts: (0..parts.testing.len()).step_by(horizon).map(forecast_line).collect(),
         future: std::iter::once(now).chain(ahead).collect(),
-        errors: errors.0.iter().map(|(name, each, _)| ((*name).to_owned(), each.clone())).collect(),
+        errors: errors.0.iter().map(|(name, each, _)| (name.clone(), each.clone())).collect(),
     }
 }
 

@@ -47,6 +47,15 @@ impl Series {
         let years = (0..table.names.len()).filter(|&c| c != column).find_map(|c| table.years(c));
         Ok(Self { name, values, filled, years })
     }
+
+    /// What to call a season of so many rows: a year where the dates say so.
+    pub fn season_name(&self, season: usize) -> &'static str {
+        let span = self.years.as_ref().and_then(|years| Some(years.get(season)? - years[0]));
+        match span {
+            Some(span) if (span - 1.0).abs() < 0.03 => "year",
+            _ => "season",
+        }
+    }
 }
 
 /// A CSV file, cells as text.
@@ -203,7 +212,8 @@ mod tests {
         let series = series.unwrap();
         assert_eq!(series.values, [1.0, 1.0, 2.0, 3.0, 4.0, 4.0]);
         assert_eq!((series.name.as_str(), series.filled), ("v", 4));
-        assert_eq!(series.years.unwrap()[0], 2020.0);
+        assert_eq!(series.years.as_ref().unwrap()[0], 2020.0);
+        assert_eq!((series.season_name(5), series.season_name(999)), ("season", "season"));
     }
 
     #[test]
