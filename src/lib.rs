@@ -81,7 +81,7 @@
 //! | `gpu.rs` | an open adapter: pipelines, upload, download, faults |
 //! | `runner.rs` | runs a plan; the sessions a model keeps |
 //! | `device.rs`, `gru.rs` | [`Device`], [`Gru`], [`Tape`]: what a user holds |
-//! | `check.rs` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
+//! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
 //! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
 //!

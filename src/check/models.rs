@@ -1,0 +1,71 @@
+//! Whole models against the reference, through the calls that a user makes.
+
+use ndarray::{Array3, ArrayView, IxDyn};
+
+use super::{Findings, random, variant_words};
+use crate::config::GruConfig;
+use crate::device::Device;
+use crate::error::Result;
+use crate::gru::Gru;
+use crate::params::{Init, Params};
+use crate::reference;
+
+pub(super) fn check(
+    device: &Device,
+    config: &GruConfig,
+    steps: usize,
+    batch: usize,
+    seed: u64,
+    findings: &mut Findings,
+) -> Result<()> {
+    let shape = config.shape(steps, batch)?;
+    let params = Params::init(config, Init::Uniform, seed)?;
+    let [x, h0, dy, dh_n] =
+        [(shape.x(), 1), (shape.state(), 2), (shape.y(), 3), (shape.state(), 4)]
+            .map(|(shape, i)| random3(shape, seed + i));
+    // h0 and dh_n are left out at every other size: they must then count as zeros.
+    let given = seed.is_multiple_of(200);
+
+    let params64 = params.cast::<f64>();
+    let [x64, h064, dy64, dh_n64] = [&x, &h0, &dy, &dh_n].map(|a| a.mapv(f64::from));
+    let trace = reference::forward(&params64, x64.view(), given.then_some(h064.view()))?;
+    let (dy64, dh_n64) = (Some(dy64.view()), given.then_some(dh_n64.view()));
+    let expected = reference::backward(&params64, x64.view(), &trace, dy64, dh_n64)?;
+
+    let gru = Gru::with_params(params, device)?;
+    poison(&gru, &x, &dy)?;
+    let (h0, dh_n) = (given.then_some(h0.view()), given.then_some(dh_n.view()));
+    let (output, tape) = gru.forward_train(x.view(), h0)?;
+    let got = gru.backward(tape, Some(dy.view()), dh_n)?;
+    let inference = gru.forward(x.view(), h0)?;
+
+    let (sizes, variant) = (shape.to_string(), variant_words(config));
+    let mut compare =
+        |name: &str, got: &ArrayView<f32, IxDyn>, expected: &ArrayView<f64, IxDyn>| {
+            findings.compare(&format!("{name}, {variant}"), &sizes, got, expected);
+        };
+    for y in [&output.y, &inference.y] {
+        compare("y", &y.view().into_dyn(), &trace.y().into_dyn());
+    }
+    compare("h_n", &output.h_n.view().into_dyn(), &trace.h_n().into_dyn());
+    for ((name, got), (_, expected)) in got.params.iter().zip(expected.params.iter()) {
+        compare(&format!("d{}", name.trim_end_matches("_l0")), &got, &expected);
+    }
+    compare("dx", &got.x.view().into_dyn(), &expected.x.view().into_dyn());
+    compare("dh0", &got.h0.view().into_dyn(), &expected.h0.view().into_dyn());
+    Ok(())
+}
+
+/// Leaves NaN in every buffer of the sessions that the next runs of these shapes will use.
+fn poison(gru: &Gru, x: &Array3<f32>, dy: &Array3<f32>) -> Result<()> {
+    let nan = |array: &Array3<f32>| array.mapv(|_| f32::NAN);
+    gru.forward(nan(x).view(), None)?;
+    let (_, tape) = gru.forward_train(nan(x).view(), None)?;
+    gru.backward(tape, Some(nan(dy).view()), None)?;
+    Ok(())
+}
+
+fn random3(shape: [usize; 3], seed: u64) -> Array3<f32> {
+    let data = random(shape.iter().product(), 1.0, seed);
+    Array3::from_shape_vec(shape, data).expect("as many as the shape holds")
+}

@@ -1,0 +1,151 @@
+//! `matmul` and `column_sum` against plain sums in f64.
+
+use super::{Findings, random};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::plan::{BufferId, Buffers, Operand, Plan, Role, Stage, column_sum, matmul};
+use crate::runner::{Pass, Session};
+
+/// The last is longer than lavapipe's loops may run: it must be cut into dispatches.
+const MNK: [[usize; 3]; 8] = [
+    [1, 1, 1],
+    [2, 3, 5],
+    [31, 33, 17],
+    [32, 32, 16],
+    [33, 31, 15],
+    [65, 2, 33],
+    [1, 97, 100],
+    [1, 1, 70_001],
+];
+
+/// A matrix with random elements, rows in memory `stride` apart, from element 1 of a buffer: as
+/// matrices lie inside `gates`.
+struct Matrix {
+    data: Vec<f32>,
+    stride: usize,
+    transposed: bool,
+}
+
+impl Matrix {
+    fn new(
+        [rows, columns]: [usize; 2],
+        transposed: bool,
+        gap: usize,
+        bound: f32,
+        seed: u64,
+    ) -> Self {
+        let (major, minor) = if transposed { (columns, rows) } else { (rows, columns) };
+        let stride = minor + gap;
+        Self { data: random(1 + major * stride, bound, seed), stride, transposed }
+    }
+
+    fn at(&self, row: usize, column: usize) -> f64 {
+        let (major, minor) = if self.transposed { (column, row) } else { (row, column) };
+        f64::from(self.data[1 + major * self.stride + minor])
+    }
+}
+
+pub(super) fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
+    for (a_transposed, b_transposed, subject) in [
+        (false, false, "matmul A·B"),
+        (false, true, "matmul A·Bᵀ + bias"),
+        (true, false, "matmul Aᵀ·B"),
+        (true, true, "matmul Aᵀ·Bᵀ + bias"),
+    ] {
+        for (seed, [m, n, k]) in (0..).map(|i| 4 * i).zip(MNK) {
+            let a = Matrix::new([m, k], a_transposed, 2, 1.0, seed);
+            let b = Matrix::new([k, n], b_transposed, 0, 1.0 / (k as f32).sqrt(), seed + 1);
+            let bias = b_transposed.then(|| random(n, 1.0, seed + 2));
+            let c = multiply(gpu, subject, [m, n, k], &a, &b, bias.as_deref())?;
+            let (mut got, mut expected) = (Vec::new(), Vec::new());
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f64 = (0..k).map(|l| a.at(i, l) * b.at(l, j)).sum();
+                    expected.push(sum + bias.as_ref().map_or(0.0, |bias| f64::from(bias[j])));
+                    got.push(c.at(i, j) as f32);
+                }
+            }
+            findings.compare_slices(subject, &format!("M {m}, N {n}, K {k}"), &got, &expected);
+        }
+    }
+    Ok(())
+}
+
+fn multiply(
+    gpu: &Gpu,
+    title: &'static str,
+    mnk: [usize; 3],
+    a: &Matrix,
+    b: &Matrix,
+    bias: Option<&[f32]>,
+) -> Result<Matrix> {
+    let [m, n, _] = mnk;
+    let mut c = Matrix::new([m, n], false, 3, 1.0, 0);
+    c.data.fill(f32::NAN);
+    let absent = [0.0];
+    let bias_data = bias.unwrap_or(&absent);
+
+    let mut buffers = Buffers::default();
+    let contents = [("a", &a.data[..]), ("b", &b.data), ("bias", bias_data), ("c", &c.data)];
+    let ids = contents.map(|(name, data)| buffers.add(name, "", data.len(), Role::Input));
+    let [a_slice, b_slice, bias_slice, c_slice] = ids.map(|id| buffers.whole(id));
+    let operand = |slice, matrix: &Matrix| {
+        let make = if matrix.transposed { Operand::transposed } else { Operand::plain };
+        make(slice, 1, matrix.stride)
+    };
+    let stages = matmul(
+        title,
+        mnk,
+        operand(a_slice, a),
+        operand(b_slice, b),
+        if bias.is_some() { Ok(bias_slice) } else { Err(bias_slice) },
+        operand(c_slice, &c),
+    );
+    let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| data)).collect();
+    c.data = run(gpu, title, buffers, stages, &inputs, ids[3])?;
+    Ok(c)
+}
+
+pub(super) fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
+    // Every sum starts at column 1 of its rows and goes to element 2 of the output.
+    const FROM: usize = 1;
+    const TO: usize = 2;
+    // The last has more rows than one dispatch sums.
+    let sizes = [(1, 1), (15, 17), (16, 16), (17, 15), (257, 5), (600_011, 1)];
+    for (seed, (rows, columns)) in (0..).zip(sizes) {
+        let stride = columns + FROM;
+        let a = random(rows * stride, 1.0 / (rows as f32).sqrt(), seed);
+        let out = vec![f32::NAN; columns + TO];
+        let mut buffers = Buffers::default();
+        let [a_id, out_id] = [("a", &a), ("out", &out)]
+            .map(|(name, data)| buffers.add(name, "", data.len(), Role::Input));
+        let (from, to) = (buffers.whole(a_id), buffers.whole(out_id));
+        let stages = column_sum("column_sum", rows, FROM..stride, from, stride, to, TO);
+        let inputs = [(a_id, &a[..]), (out_id, &out[..])];
+        let got = run(gpu, "column_sum", buffers, stages, &inputs, out_id)?;
+        let sum = |column: usize| a.chunks_exact(stride).map(|row| f64::from(row[column])).sum();
+        let expected: Vec<f64> = (FROM..stride).map(sum).collect();
+        let sizes = format!("{rows} rows, {columns} columns");
+        findings.compare_slices("column_sum", &sizes, &got[TO..], &expected);
+    }
+    Ok(())
+}
+
+/// Runs `stages` once over `inputs` and reads one buffer.
+fn run(
+    gpu: &Gpu,
+    title: &str,
+    buffers: Buffers,
+    stages: Vec<Stage>,
+    inputs: &[(BufferId, &[f32])],
+    output: BufferId,
+) -> Result<Vec<f32>> {
+    let len = buffers.whole(output).len;
+    let plan = Plan::of_stages(title, buffers.into_specs(), stages);
+    let mut session = Session::new(gpu, plan, None)?;
+    for &(id, data) in inputs {
+        session.write(id, 0, data.len(), Some(data));
+    }
+    session.run(Pass::Forward)?;
+    Ok(session.read(&[(output, 0..len)])?.swap_remove(0))
+}
