@@ -1,7 +1,8 @@
 //! One open adapter: device, queue, pipelines, upload, download, and what can go wrong with them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use crate::device::AdapterInfo;
 use crate::error::{Error, Result};
@@ -326,18 +327,13 @@ impl Gpu {
     ) -> Result<()> {
         let used: usize = staged.iter().map(|&(_, take)| take).sum();
         let slice = staging.slice(..4 * used as u64);
-        let mapped = Arc::new(Mutex::new(None));
-        let outcome = Arc::clone(&mapped);
-        slice.map_async(wgpu::MapMode::Read, move |result| *lock(&outcome) = Some(result));
-        let polled = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
-        self.check()?;
-        polled.map_err(|error| Error::Gpu(error.to_string()))?;
-        match lock(&mapped).take() {
-            Some(Ok(())) => {}
+        let (sender, receiver) = mpsc::channel();
+        // A closed channel means that this call already returned with an error.
+        slice.map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
+        self.wait_for(&receiver)?.map_err(|error| {
             // After a lost device, mapping is the one call that says so.
-            Some(Err(error)) => return Err(Error::DeviceLost(error.to_string())),
-            None => return Err(Error::Gpu("a download was never mapped".to_owned())),
-        }
+            Error::DeviceLost(error.to_string())
+        })?;
         let view = slice.get_mapped_range().map_err(|error| Error::Gpu(error.to_string()))?;
         let mut values: &[f32] = bytemuck::cast_slice(&view);
         for &(part, take) in staged {
@@ -349,10 +345,55 @@ impl Gpu {
         staging.unmap();
         Ok(())
     }
+
+    /// Polls the device until a callback has sent its result.
+    ///
+    /// Polling once is not enough: when threads share the device, another one's poll may have taken
+    /// this callback and not yet called it when our own poll returns.
+    fn wait_for<T>(&self, receiver: &mpsc::Receiver<T>) -> Result<T> {
+        const PAUSE: Duration = Duration::from_millis(5);
+        loop {
+            let polled = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+            self.check()?;
+            polled.map_err(|error| Error::Gpu(error.to_string()))?;
+            match receiver.recv_timeout(PAUSE) {
+                Ok(result) => return Ok(result),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Gpu(
+                        "a callback was dropped before it was called".to_owned(),
+                    ));
+                }
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gpu").field("adapter", &self.inner.info.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Device, Target};
+
+    /// More than one staging buffer holds, in parts that end inside and across its chunks.
+    #[test]
+    fn large_transfers_arrive_whole_and_in_order() {
+        let device = Device::gpu().or_else(|_| Device::software()).expect("tests need an adapter");
+        let Target::Gpu(gpu) = device.target() else { unreachable!("opened as an adapter") };
+        let len = CHUNK_BYTES / 4 * 2 + 12_345;
+        let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
+        let buffer = gpu.buffer("test", len, wgpu::BufferUsages::STORAGE);
+        gpu.upload(&buffer, 0, &data);
+        let parts = [(0, 7), (5, len - 9), (len - 3, 3), (1, CHUNK_BYTES / 4)];
+        let got =
+            gpu.download(&parts.map(|(first, len)| (&buffer, first, len))).expect("downloads");
+        for ((first, len), got) in parts.into_iter().zip(got) {
+            assert!(got == data[first..first + len], "{len} elements from {first}");
+        }
     }
 }

@@ -280,9 +280,16 @@ impl Plan {
         count(&self.backward)
     }
 
-    /// Bytes of all buffers, the parameters' included.
+    /// Bytes held on the device: all buffers, the parameters' included, and the arguments.
     pub fn bytes(&self) -> u64 {
-        self.buffers.iter().map(|b| 4 * b.len as u64).sum()
+        let buffers: u64 = self.buffers.iter().map(|b| 4 * b.len as u64).sum();
+        buffers + self.argument_bytes()
+    }
+
+    /// Bytes of the arguments of all dispatches. They are laid out once for every step of a loop,
+    /// so that a run uploads none.
+    pub fn argument_bytes(&self) -> u64 {
+        (self.forward_dispatches() + self.backward_dispatches()) as u64 * ARGS_BLOCK
     }
 
     /// `Ok` when an adapter with `limits` can run this plan.

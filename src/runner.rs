@@ -41,6 +41,8 @@ pub(crate) struct Session {
     backward: Vec<Prepared>,
     /// To be zeroed before the next pass.
     clears: Vec<(BufferId, Range<usize>)>,
+    /// The device reported an error during a run: the contents cannot be relied on.
+    broken: bool,
 }
 
 /// A stage with its pipelines and bind groups.
@@ -87,7 +89,7 @@ impl Session {
         let backward = plan.backward().iter().map(|s| preparation.stage(s)).collect();
         gpu.check()?;
         let clears = Vec::new();
-        Ok(Self { gpu: gpu.clone(), plan, buffers, forward, backward, clears })
+        Ok(Self { gpu: gpu.clone(), plan, buffers, forward, backward, clears, broken: false })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -137,16 +139,16 @@ impl Session {
             let done = std::mem::replace(&mut encoder, self.gpu.encoder(name));
             self.gpu.submit(done.finish());
         }
-        self.gpu.check()
+        self.gpu.check().inspect_err(|_| self.broken = true)
     }
 
     /// Waits for all that was queued and reads parts of buffers.
-    pub fn read(&self, parts: &[(BufferId, Range<usize>)]) -> Result<Vec<Vec<f32>>> {
+    pub fn read(&mut self, parts: &[(BufferId, Range<usize>)]) -> Result<Vec<Vec<f32>>> {
         let parts: Vec<_> = parts
             .iter()
             .map(|(id, range)| (&self.buffers[id.0], range.start, range.len()))
             .collect();
-        self.gpu.download(&parts)
+        self.gpu.download(&parts).inspect_err(|_| self.broken = true)
     }
 }
 
@@ -333,7 +335,7 @@ impl std::ops::DerefMut for SessionGuard {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.extend(self.lease.take());
+        idle.extend(self.lease.take().filter(|lease| !lease.session.broken));
         // The one at rest for longest goes.
         if idle.len() > IDLE_SESSIONS {
             idle.remove(0);

@@ -18,8 +18,8 @@ const MNK: [[usize; 3]; 8] = [
     [1, 1, 70_001],
 ];
 
-/// A matrix with random elements, rows in memory `stride` apart, from element 1 of a buffer: as
-/// matrices lie inside `gates`.
+/// A matrix of random elements, rows in memory `stride` apart, from element 1 of a buffer: as
+/// matrices lie inside `gates`. What lies around it is NaN, so that reading it shows.
 struct Matrix {
     data: Vec<f32>,
     stride: usize,
@@ -36,7 +36,13 @@ impl Matrix {
     ) -> Self {
         let (major, minor) = if transposed { (columns, rows) } else { (rows, columns) };
         let stride = minor + gap;
-        Self { data: random(1 + major * stride, bound, seed), stride, transposed }
+        let mut data = vec![f32::NAN; 1 + major * stride];
+        let elements = random(major * minor, bound, seed);
+        for (row, elements) in data[1..].chunks_exact_mut(stride).zip(elements.chunks_exact(minor))
+        {
+            row[..minor].copy_from_slice(elements);
+        }
+        Self { data, stride, transposed }
     }
 
     fn at(&self, row: usize, column: usize) -> f64 {
@@ -54,7 +60,7 @@ pub(super) fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
     ] {
         for (seed, [m, n, k]) in (0..).map(|i| 4 * i).zip(MNK) {
             let a = Matrix::new([m, k], a_transposed, 2, 1.0, seed);
-            let b = Matrix::new([k, n], b_transposed, 0, 1.0 / (k as f32).sqrt(), seed + 1);
+            let b = Matrix::new([k, n], b_transposed, 1, 1.0 / (k as f32).sqrt(), seed + 1);
             let bias = b_transposed.then(|| random(n, 1.0, seed + 2));
             let c = multiply(gpu, subject, [m, n, k], &a, &b, bias.as_deref())?;
             let (mut got, mut expected) = (Vec::new(), Vec::new());

@@ -20,6 +20,8 @@ impl fmt::Display for Plan {
             let (name, axes) = (buffer.name, buffer.axes);
             writeln!(f, "  {name:<9} {axes:<12} {role:<10} {len:>12} elements {bytes:>10}")?;
         }
+        let (name, bytes) = ("arguments", quantity(self.argument_bytes() as f64, "B"));
+        writeln!(f, "  {name:<68} {bytes:>10}")?;
         for (name, stages) in [("forward", &self.forward), ("backward", &self.backward)] {
             if !stages.is_empty() {
                 writeln!(f, "\n{name}")?;

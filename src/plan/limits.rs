@@ -41,9 +41,8 @@ impl Limits {
             let bytes = 4 * buffer.len as u64;
             within(what, "max_buffer_size", bytes, self.max_buffer_size)?;
         }
-        let dispatches = (plan.forward_dispatches() + plan.backward_dispatches()) as u64;
-        let what = || format!("the arguments of {dispatches} dispatches");
-        let bytes = dispatches * ARGS_BLOCK;
+        let bytes = plan.argument_bytes();
+        let what = || format!("the arguments of {} dispatches", bytes / ARGS_BLOCK);
         let allowed = self.max_buffer_size.min(u64::from(u32::MAX)); // offsets are u32
         within(what, "max_buffer_size", bytes, allowed)?;
         for stage in plan.forward().iter().chain(plan.backward()) {
