@@ -34,7 +34,7 @@ struct Args {
     step: u32, // s, the state
 }
 
-@group(0) @binding(0) var<uniform> args: Args;
+@group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [3H, H]
 @group(0) @binding(2) var<storage, read> h: array<f32>; // [T+1, B, H]
 @group(0) @binding(3) var<storage, read> dy: array<f32>; // [T, B, H]

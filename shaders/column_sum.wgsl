@@ -15,7 +15,7 @@ struct Args {
     accumulate: u32, // 1: add to what out holds
 }
 
-@group(0) @binding(0) var<uniform> args: Args;
+@group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 

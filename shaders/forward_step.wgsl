@@ -32,7 +32,7 @@ struct Args {
     step: u32, // t
 }
 
-@group(0) @binding(0) var<uniform> args: Args;
+@group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [3H, H]
 @group(0) @binding(2) var<storage, read> bias_hh: array<f32>; // [3H]
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [T, B, 4H]: r, z, n, past

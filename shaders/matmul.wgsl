@@ -35,7 +35,7 @@ struct Args {
     accumulate: u32, // 1: add to what C holds
 }
 
-@group(0) @binding(0) var<uniform> args: Args;
+@group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // anything where add_bias is 0

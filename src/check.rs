@@ -176,3 +176,25 @@ fn random(len: usize, bound: f32, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| rng.random_range(-bound..bound)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(got: &[f32], expected: &[f64]) -> Finding {
+        let mut findings = Findings::default();
+        findings.compare_slices("it", "good", &[1.0], &[1.0]);
+        findings.compare_slices("it", "bad", got, expected);
+        findings.0.pop().expect("one subject")
+    }
+
+    #[test]
+    fn a_wrong_number_fails_its_subject_and_names_the_sizes() {
+        assert!(found(&[1.0, 2.0], &[1.00005, 2.0]).passed());
+        for (got, expected) in [(1.001, 1.0), (f32::NAN, 1.0), (1.0, f64::NAN), (0.0, 2e-5)] {
+            let finding = found(&[0.0, got], &[0.0, expected]);
+            assert!(!finding.passed() && finding.worst == "bad", "{finding:?}");
+            assert_eq!(finding.cases, 2);
+        }
+    }
+}

@@ -38,8 +38,8 @@ pub enum Error {
         known: Vec<String>,
     },
 
-    /// The parameters were laid out for another configuration.
-    #[error("these parameters belong to {got:?}, the model is {expected:?}")]
+    /// A model's parameters were replaced by those of another configuration.
+    #[error("these parameters belong to a {got}, the model is a {expected}")]
     ParameterLayout {
         /// The model's configuration.
         expected: Box<crate::GruConfig>,
@@ -89,11 +89,12 @@ pub enum Error {
     #[error("the GPU device is lost: {0}")]
     DeviceLost(String),
 
-    /// The device ran out of memory.
-    #[error("the GPU is out of memory: {0}")]
+    /// The device or the host ran out of memory.
+    #[error("out of memory: {0}")]
     OutOfMemory(String),
 
-    /// wgpu refused a call. This is a defect of this library; please report it.
+    /// wgpu refused a call on a device that is not lost. This is a defect of this library; please
+    /// report it.
     #[error("wgpu reported an error: {0}")]
     Gpu(String),
 
@@ -134,4 +135,15 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
         .try_fold(1usize, |product, &size| product.checked_mul(size))
         .filter(|&len| len <= MAX)
         .ok_or(Error::Overflow { what })
+}
+
+/// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
+pub(crate) fn try_zeros<F: ndarray::NdFloat>(what: &str, len: usize) -> Result<Vec<F>> {
+    let mut zeros = Vec::new();
+    if zeros.try_reserve_exact(len).is_err() {
+        let bytes = len.saturating_mul(size_of::<F>());
+        return Err(Error::OutOfMemory(format!("{what} takes {bytes} bytes of the host's memory")));
+    }
+    zeros.resize(len, F::zero());
+    Ok(zeros)
 }

@@ -1,6 +1,7 @@
 //! One open adapter: device, queue, pipelines, upload, download, and what can go wrong with them.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -74,6 +75,12 @@ fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
     }
 }
 
+/// wgpu's messages run over several indented lines.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("; ")
+}
+
 /// An open adapter. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Gpu {
@@ -85,30 +92,12 @@ struct Inner {
     info: AdapterInfo,
     device: wgpu::Device,
     queue: wgpu::Queue,
-    faults: Arc<Faults>,
+    /// Why the device was lost, once it is. It stays lost.
+    lost: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
 }
 
 type PipelineKey = (&'static str, Vec<bool>);
-
-/// What wgpu reported outside of a call's own result. A lost device stays lost.
-#[derive(Default)]
-struct Faults {
-    lost: Mutex<Option<String>>,
-    uncaptured: Mutex<Option<Error>>,
-}
-
-impl Faults {
-    fn check(&self) -> Result<()> {
-        if let Some(reason) = lock(&self.lost).clone() {
-            return Err(Error::DeviceLost(reason));
-        }
-        match lock(&self.uncaptured).take() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-}
 
 /// A poisoned lock only means that another thread panicked between two whole updates.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,25 +116,75 @@ impl Gpu {
         };
         let (device, queue) =
             pollster::block_on(adapter.request_device(&descriptor)).map_err(|error| {
-                Error::OpenDevice { adapter: info.name.clone(), reason: error.to_string() }
+                Error::OpenDevice {
+                    adapter: info.name.clone(),
+                    reason: one_line(&error.to_string()),
+                }
             })?;
-        let faults = Arc::new(Faults::default());
-        let lost = Arc::clone(&faults);
-        device.set_device_lost_callback(move |reason, message| {
-            *lock(&lost.lost) = Some(format!("{reason:?}: {message}"));
+        let lost = Arc::new(Mutex::new(None));
+        let reason = Arc::clone(&lost);
+        device.set_device_lost_callback(move |kind, message| {
+            lock(&reason).get_or_insert(one_line(&format!("{kind:?}: {message}")));
         });
-        let uncaptured = Arc::clone(&faults);
-        // Without a handler wgpu panics.
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            let error = match error {
-                wgpu::Error::OutOfMemory { source } => Error::OutOfMemory(source.to_string()),
-                other => Error::Gpu(other.to_string()),
-            };
-            lock(&uncaptured.uncaptured).get_or_insert(error);
-        }));
+        // Every call is made inside `guard`, whose scopes catch its errors. One that still comes here
+        // belongs to no call (wgpu panics where there is no handler).
+        device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
         let pipelines = Mutex::default();
-        let inner = Inner { adapter, info, device, queue, faults, pipelines };
+        let inner = Inner { adapter, info, device, queue, lost, pipelines };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Calls `work` and gives the first error that wgpu reports during it, or that `work` returns.
+    ///
+    /// Scopes belong to a thread, so where threads share the device each gets its own errors.
+    pub fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        let device = &self.inner.device;
+        let scopes = [Internal, Validation, OutOfMemory].map(|f| device.push_error_scope(f));
+        let result = work();
+        let caught = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop()));
+        let caught: Vec<_> = caught.collect();
+        if let Some(error) = caught.into_iter().flatten().next() {
+            return Err(self.classify(error));
+        }
+        self.check_lost()?;
+        result
+    }
+
+    /// What an error of wgpu means: after a loss, calls fail with all kinds of errors.
+    fn classify(&self, error: wgpu::Error) -> Error {
+        // Gives a loss that nobody has polled for its chance to be told.
+        if let Err(lost) = self.poll(wgpu::PollType::Poll).and_then(|()| self.check_lost()) {
+            return lost;
+        }
+        match error {
+            wgpu::Error::OutOfMemory { source } => {
+                Error::OutOfMemory(one_line(&source.to_string()))
+            }
+            other => Error::Gpu(one_line(&other.to_string())),
+        }
+    }
+
+    fn check_lost(&self) -> Result<()> {
+        match lock(&self.inner.lost).clone() {
+            Some(reason) => Err(Error::DeviceLost(reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// Polls the device. wgpu panics where the driver itself reports a loss.
+    fn poll(&self, kind: wgpu::PollType) -> Result<()> {
+        let device = &self.inner.device;
+        match std::panic::catch_unwind(AssertUnwindSafe(|| device.poll(kind))) {
+            Ok(polled) => {
+                polled.map(|_| ()).map_err(|error| Error::Gpu(one_line(&error.to_string())))
+            }
+            Err(_) => {
+                let reason = "the driver failed while it was waited for".to_owned();
+                lock(&self.inner.lost).get_or_insert(reason);
+                self.check_lost()
+            }
+        }
     }
 
     /// The same adapter, opened anew with WebGPU's default limits.
@@ -166,11 +205,6 @@ impl Gpu {
         &self.inner.device
     }
 
-    /// What wgpu reported since the last check.
-    pub fn check(&self) -> Result<()> {
-        self.inner.faults.check()
-    }
-
     /// A buffer of `len` f32, zeroed, that kernels and both copies can use.
     pub fn buffer(&self, name: &str, len: usize, extra: wgpu::BufferUsages) -> wgpu::Buffer {
         self.inner.device.create_buffer(&wgpu::BufferDescriptor {
@@ -183,10 +217,22 @@ impl Gpu {
 
     /// The compiled kernel with these override constants, compiled at its first use on this device:
     /// a dropped pipeline leaks memory in wgpu, and compiling takes long.
-    pub fn pipeline(&self, kernel: &'static Kernel, constants: &[bool]) -> wgpu::ComputePipeline {
+    ///
+    /// # Errors
+    /// What the driver says of the kernel; it is tried again at the next call.
+    pub fn pipeline(
+        &self,
+        kernel: &'static Kernel,
+        constants: &[bool],
+    ) -> Result<wgpu::ComputePipeline> {
         let key = (kernel.name, constants.to_vec());
         let mut pipelines = lock(&self.inner.pipelines);
-        pipelines.entry(key).or_insert_with(|| self.compile(kernel, constants)).clone()
+        if let Some(pipeline) = pipelines.get(&key) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = self.guard(|| Ok(self.compile(kernel, constants)))?;
+        pipelines.insert(key, pipeline.clone());
+        Ok(pipeline)
     }
 
     fn compile(&self, kernel: &'static Kernel, constants: &[bool]) -> wgpu::ComputePipeline {
@@ -196,7 +242,7 @@ impl Gpu {
             binding: 0,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Uniform,
+                ty: wgpu::BufferBindingType::Storage { read_only: true },
                 has_dynamic_offset: true,
                 min_binding_size: wgpu::BufferSize::new(4 * kernel.args.len() as u64),
             },
@@ -260,7 +306,7 @@ impl Gpu {
         }
     }
 
-    /// Queues commands. What went wrong shows at the next [`Self::check`] or [`Self::download`].
+    /// Queues commands.
     pub fn submit(&self, commands: wgpu::CommandBuffer) {
         self.inner.queue.submit([commands]);
     }
@@ -275,7 +321,7 @@ impl Gpu {
     /// Waits for all work queued and reads the elements `first..first + len` of each buffer.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], [`Error::OutOfMemory`] or [`Error::Gpu`], also those of earlier calls.
+    /// [`Error::DeviceLost`] when the work or the copy did not arrive.
     pub fn download(&self, parts: &[(&wgpu::Buffer, usize, usize)]) -> Result<Vec<Vec<f32>>> {
         const CHUNK: usize = CHUNK_BYTES / 4;
         let total: usize = parts.iter().map(|&(_, _, len)| len).sum();
@@ -332,9 +378,9 @@ impl Gpu {
         slice.map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
         self.wait_for(&receiver)?.map_err(|error| {
             // After a lost device, mapping is the one call that says so.
-            Error::DeviceLost(error.to_string())
+            Error::DeviceLost(one_line(&error.to_string()))
         })?;
-        let view = slice.get_mapped_range().map_err(|error| Error::Gpu(error.to_string()))?;
+        let view = slice.get_mapped_range().map_err(|e| Error::Gpu(one_line(&e.to_string())))?;
         let mut values: &[f32] = bytemuck::cast_slice(&view);
         for &(part, take) in staged {
             let (piece, rest) = values.split_at(take);
@@ -353,9 +399,8 @@ impl Gpu {
     fn wait_for<T>(&self, receiver: &mpsc::Receiver<T>) -> Result<T> {
         const PAUSE: Duration = Duration::from_millis(5);
         loop {
-            let polled = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
-            self.check()?;
-            polled.map_err(|error| Error::Gpu(error.to_string()))?;
+            self.poll(wgpu::PollType::wait_indefinitely())?;
+            self.check_lost()?;
             match receiver.recv_timeout(PAUSE) {
                 Ok(result) => return Ok(result),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}

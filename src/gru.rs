@@ -70,6 +70,8 @@ enum Record {
 /// ```
 #[derive(Debug)]
 pub struct Gru {
+    /// What `params` must stay laid out for: a user may assign to them whole.
+    config: GruConfig,
     params: Params,
     device: Device,
     /// There on an adapter.
@@ -105,6 +107,7 @@ impl Gru {
             Target::Gpu(gpu) => Some(Runner::new(gpu, params.layout().config())?),
         };
         Ok(Self {
+            config: params.layout().config().clone(),
             params,
             device: device.clone(),
             runner,
@@ -115,7 +118,7 @@ impl Gru {
 
     /// What the model computes.
     pub fn config(&self) -> &GruConfig {
-        self.params.layout().config()
+        &self.config
     }
 
     /// Where it runs.
@@ -128,8 +131,8 @@ impl Gru {
         &self.params
     }
 
-    /// Its parameters, to be changed. The next run uses the new ones; a tape recorded before can no
-    /// longer be used.
+    /// Its parameters, to be changed, or replaced by others of the same configuration. The next run
+    /// uses the new ones; a tape recorded before can no longer be used.
     pub fn params_mut(&mut self) -> &mut Params {
         self.version += 1;
         &mut self.params
@@ -138,14 +141,15 @@ impl Gru {
     /// Runs the model over x `[T, B, I]` from h0 `[1, B, H]` (zeros when `None`).
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::ZeroSize`] when the arrays do not fit the model,
-    /// [`Error::Limit`] when the work does not fit the device, and the device's own errors.
+    /// [`Error::Shape`], [`Error::ZeroSize`] or [`Error::ParameterLayout`] when the arrays or the
+    /// parameters do not fit the model, [`Error::Limit`] when the work does not fit the device, and
+    /// the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
     pub fn forward(
         &self,
         x: ArrayView3<'_, f32>,
         h0: Option<ArrayView3<'_, f32>>,
     ) -> Result<Output> {
-        let shape = reference::check_input(self.config(), x.dim(), h0.map(|h| h.dim()))?;
+        let shape = self.check_input(x, h0)?;
         match &self.runner {
             None => {
                 let trace = reference::forward(&self.params, x, h0)?;
@@ -167,7 +171,7 @@ impl Gru {
         x: ArrayView3<'_, f32>,
         h0: Option<ArrayView3<'_, f32>>,
     ) -> Result<(Output, Tape)> {
-        let shape = reference::check_input(self.config(), x.dim(), h0.map(|h| h.dim()))?;
+        let shape = self.check_input(x, h0)?;
         let (output, record) = match &self.runner {
             None => {
                 let trace = reference::forward(&self.params, x, h0)?;
@@ -210,6 +214,20 @@ impl Gru {
         }
     }
 
+    /// The shape of a run, when the arrays and the parameters fit the model.
+    fn check_input(
+        &self,
+        x: ArrayView3<'_, f32>,
+        h0: Option<ArrayView3<'_, f32>>,
+    ) -> Result<Shape> {
+        let got = self.params.layout().config();
+        if *got != self.config {
+            let expected = Box::new(self.config.clone());
+            return Err(Error::ParameterLayout { expected, got: Box::new(got.clone()) });
+        }
+        reference::check_input(&self.config, x.dim(), h0.map(|h| h.dim()))
+    }
+
     fn forward_on(
         &self,
         runner: &Runner,
@@ -221,8 +239,8 @@ impl Gru {
         let mut session = runner.session(&self.params, self.version, shape, mode)?;
         let buffers = session.plan().run_buffers();
         let state = shape.batch * shape.hidden;
-        write(&mut session, buffers.x, x.len(), Some(x));
-        write(&mut session, buffers.h, state, h0);
+        write(&mut session, buffers.x, x.len(), Some(x))?;
+        write(&mut session, buffers.h, state, h0)?;
         session.run(Pass::Forward)?;
         // Row 0 is h0.
         let y = session.read(&[(buffers.h, state..(shape.steps + 1) * state)])?;
@@ -242,8 +260,8 @@ impl Gru {
             training.expect("a tape's plan is a training plan");
         let state = shape.batch * shape.hidden;
         let layout = self.params.layout();
-        write(session, dy_buffer, shape.steps * state, dy);
-        write(session, carry, state, dh_n);
+        write(session, dy_buffer, shape.steps * state, dy)?;
+        write(session, carry, state, dh_n)?;
         session.run(Pass::Backward)?;
         let inputs = shape.steps * shape.batch * shape.input;
         let parts =
@@ -263,12 +281,77 @@ fn write(
     buffer: crate::plan::BufferId,
     len: usize,
     array: Option<ArrayView3<'_, f32>>,
-) {
+) -> Result<()> {
     let array = array.as_ref().map(|array| array.as_standard_layout());
     let data = array.as_ref().map(|a| a.as_slice().expect("standard layout"));
-    session.write(buffer, 0, len, data);
+    session.write(buffer, 0, len, data)
 }
 
 fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
     Array3::from_shape_vec(shape, data).expect("the plan's sizes are the shape's")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_device_is_said_to_be_lost_by_every_call() {
+        let device = Device::gpu().or_else(|_| Device::software()).expect("tests need an adapter");
+        let Target::Gpu(gpu) = device.target() else { unreachable!("opened as an adapter") };
+        let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
+        let x = Array3::ones((4, 2, 2));
+        let (_, tape) = gru.forward_train(x.view(), None).unwrap();
+        gpu.device().destroy();
+        let dh_n = Array3::ones((1, 2, 3));
+        let lost = |error: Error| {
+            assert!(matches!(error, Error::DeviceLost(_)), "{error}");
+            assert_eq!(error.to_string().lines().count(), 1, "{error}");
+        };
+        lost(gru.backward(tape, None, Some(dh_n.view())).unwrap_err());
+        for _ in 0..2 {
+            lost(gru.forward(x.view(), None).unwrap_err());
+            lost(gru.forward_train(x.view(), None).map(|_| ()).unwrap_err());
+            lost(Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn an_error_goes_to_the_thread_that_caused_it() {
+        let device = Device::gpu().or_else(|_| Device::software()).expect("tests need an adapter");
+        let Target::Gpu(gpu) = device.target() else { unreachable!("opened as an adapter") };
+        let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
+        let x = Array3::ones((4, 2, 2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let error = gpu.guard(|| {
+                        gpu.buffer(
+                            "bad",
+                            1,
+                            wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE,
+                        );
+                        Ok(())
+                    });
+                    assert!(matches!(error, Err(Error::Gpu(_))), "{error:?}");
+                }
+            });
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    gru.forward(x.view(), None).expect("another thread's error");
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn parameters_of_another_configuration_are_refused() {
+        let mut gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &Device::cpu()).unwrap();
+        let x = Array3::ones((4, 2, 2));
+        *gru.params_mut() = Params::zeros(&GruConfig::new(2, 4)).unwrap();
+        let error = gru.forward(x.view(), None).unwrap_err();
+        assert!(matches!(error, Error::ParameterLayout { .. }), "{error}");
+        *gru.params_mut() = Params::zeros(&GruConfig::new(2, 3)).unwrap();
+        assert_eq!(gru.forward(x.view(), None).unwrap().h_n, Array3::zeros((1, 2, 3)));
+    }
 }

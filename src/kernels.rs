@@ -19,15 +19,18 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A kernel as the schedule and the executor see it. Binding 0 is always the uniform `Args`; the
-/// storage bindings follow from 1 in the order of `bindings`.
+/// A kernel as the schedule and the executor see it. Binding 0 is always `Args`, the others follow
+/// from 1 in the order of `bindings`.
+///
+/// `Args` is a read-only storage binding at a dynamic offset, not a uniform: Mesa's lavapipe compiles
+/// a kernel anew for each value of a uniform that its branches depend on.
 #[derive(Debug)]
 pub struct Kernel {
     /// The file's name in `shaders/`, without its ending.
     pub name: &'static str,
     /// `common.wgsl` and the kernel's own file. The entry point is `main`.
     pub source: &'static str,
-    /// Storage bindings, in order: WGSL name and access.
+    /// The bindings besides `Args`, in order: WGSL name and access.
     pub bindings: &'static [(&'static str, Access)],
     /// The members of `Args`, each a u32, in order.
     pub args: &'static [&'static str],
@@ -50,7 +53,7 @@ macro_rules! kernel_source {
     };
 }
 
-/// A kernel's uniform block: a struct of u32 with the names of its fields.
+/// A kernel's `Args`: a struct of u32 with the names of its fields.
 macro_rules! args {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
         $(#[$doc])*
@@ -136,6 +139,13 @@ args! {
         hidden,
         /// s, the state whose gradient is made, set by the loop.
         step,
+    }
+}
+
+impl Kernel {
+    /// Storage buffers that the kernel binds, `Args` included.
+    pub fn storage_buffers(&self) -> usize {
+        1 + self.bindings.len()
     }
 }
 

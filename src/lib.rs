@@ -15,7 +15,7 @@
 //!     let (out, tape) = gru.forward_train(x.view(), None)?;
 //!     let dy = out.y * (2.0 / 16.0); // of the mean of y², more or less
 //!     let grads = gru.backward(tape, Some(dy.view()), None)?;
-//!     adam.step(gru.params_mut().as_mut_slice(), grads.params.as_slice());
+//!     adam.step(gru.params_mut().as_mut_slice(), grads.params.as_slice())?;
 //! }
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```

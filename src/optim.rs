@@ -1,5 +1,7 @@
 //! Adam over a flat buffer, and gradient clipping, on the host.
 
+use crate::error::{Result, check_shape};
+
 /// Adam (Kingma and Ba 2015, arXiv 1412.6980, Algorithm 1), with PyTorch's defaults and placement
 /// of ε: outside the square root.
 ///
@@ -13,9 +15,10 @@
 /// let mut adam = Adam::new(x.len(), 0.1);
 /// for _ in 0..100 {
 ///     let gradient = [2.0 * x[0]]; // of x²
-///     adam.step(&mut x, &gradient);
+///     adam.step(&mut x, &gradient)?;
 /// }
 /// assert!(x[0].abs() < 0.05);
+/// # Ok::<(), gru_wgpu::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Adam {
@@ -48,11 +51,12 @@ impl Adam {
 
     /// Moves `params` against `gradient`.
     ///
-    /// # Panics
-    /// When either has another length than the optimiser was made for.
-    pub fn step(&mut self, params: &mut [f32], gradient: &[f32]) {
-        assert_eq!(params.len(), self.first_moment.len(), "made for another number of parameters");
-        assert_eq!(gradient.len(), self.first_moment.len(), "made for another number of gradients");
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) when either has another length than the optimiser was
+    /// made for; nothing has moved then.
+    pub fn step(&mut self, params: &mut [f32], gradient: &[f32]) -> Result<()> {
+        check_shape("Adam's parameters", &[self.first_moment.len()], &[params.len()])?;
+        check_shape("Adam's gradient", &[self.first_moment.len()], &[gradient.len()])?;
         self.steps += 1;
         let steps = self.steps as f64;
         let correction1 = (1.0 - f64::from(self.beta1).powf(steps)) as f32;
@@ -64,6 +68,7 @@ impl Adam {
             let scale = v.sqrt() / correction2 + self.epsilon;
             *param -= self.learning_rate / correction1 * *m / scale;
         }
+        Ok(())
     }
 }
 
@@ -89,12 +94,22 @@ mod tests {
     fn adam_takes_the_steps_of_the_paper() {
         let mut x = [1.0_f32, -2.0];
         let mut adam = Adam::new(2, 0.5);
-        adam.step(&mut x, &[1e-3, -40.0]);
+        adam.step(&mut x, &[1e-3, -40.0]).unwrap();
         approx::assert_abs_diff_eq!(x.as_slice(), [0.5, -1.5].as_slice(), epsilon = 1e-4);
         // m̂ = (0.9·g1 + g2)/1.9 and v̂ ≈ (g1² + g2²)/2 for β₂ near 1.
-        adam.step(&mut x, &[-1e-3, -40.0]);
+        adam.step(&mut x, &[-1e-3, -40.0]).unwrap();
         let moved = 0.5 * (0.9 - 1.0) / 1.9;
         approx::assert_abs_diff_eq!(x.as_slice(), [0.5 - moved, -1.0].as_slice(), epsilon = 1e-3);
+    }
+
+    #[test]
+    fn adam_refuses_another_length_and_moves_nothing() {
+        let mut x = [1.0_f32, 2.0];
+        let mut adam = Adam::new(2, 0.5);
+        let error = adam.step(&mut x, &[1.0]).unwrap_err().to_string();
+        assert_eq!(error, "Adam's gradient has shape [1], expected [2]");
+        assert!(adam.step(&mut x[..1], &[1.0, 1.0]).is_err());
+        assert_eq!(x, [1.0, 2.0]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rand_distr::{Distribution, StandardNormal};
 
 use crate::config::{Bias, GruConfig};
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Error, Result, check_shape, try_zeros};
 
 /// Every range starts at a multiple of this many elements (256 bytes of f32), the largest offset
 /// alignment that WebGPU lets a device ask for, so that a range can be bound on its own.
@@ -162,10 +162,11 @@ impl<F: NdFloat> Params<F> {
     /// All zeros.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`].
+    /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`],
+    /// [`Error::OutOfMemory`].
     pub fn zeros(config: &GruConfig) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        let flat = vec![F::zero(); layout.flat_len()];
+        let flat = try_zeros("a model's parameters", layout.flat_len())?;
         Ok(Self { layout, flat })
     }
 
@@ -239,10 +240,11 @@ impl<F: NdFloat> Params<F> {
 }
 
 impl Params<f32> {
-    /// Fresh parameters, the same for the same `seed` on every machine (ChaCha8 stream).
+    /// Fresh parameters, the same for the same `seed` (ChaCha8 stream). [`Init::Uniform`] gives the
+    /// same bits on every machine, [`Init::Orthogonal`] the same to rounding.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`].
+    /// As [`Self::zeros`].
     pub fn init(config: &GruConfig, init: Init, seed: u64) -> Result<Self> {
         let mut params = Self::zeros(config)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -22,10 +22,10 @@ mod stages;
 
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
-pub(crate) use products::{Operand, column_sum, matmul};
+pub(crate) use products::{DISPATCH_FLOPS, Operand, RowBias, column_sum, matmul};
 
 use crate::config::{GruConfig, Shape};
-use crate::error::Result;
+use crate::error::{Result, check_shape};
 use crate::kernels::Kernel;
 use crate::params::ParamLayout;
 
@@ -144,6 +144,8 @@ pub struct Dispatch {
     pub workgroups: [u64; 3],
     /// Multiplications and additions of its products (elementwise work not counted).
     pub flops: u64,
+    /// The same with those that its threads make for tiles' padding.
+    pub padded_flops: u64,
     /// Bytes it must move at least, each element once.
     pub bytes: u64,
     /// An upper bound of the loop iterations of one invocation.
@@ -231,17 +233,12 @@ impl Plan {
     /// # Errors
     /// [`Error::ZeroSize`](crate::Error::ZeroSize) or [`Error::Overflow`](crate::Error::Overflow)
     /// when `config` is not valid, [`Error::Limit`](crate::Error::Limit) when a buffer has more
-    /// elements than a u32 can index. Whether an adapter can run it is for [`Plan::check`] to say.
-    ///
-    /// # Panics
-    /// When `shape` was made by another configuration than `config`.
+    /// elements than a u32 can index, [`Error::Shape`](crate::Error::Shape) when another
+    /// configuration made `shape`. Whether an adapter can run it is for [`Plan::check`] to say.
     pub fn new(config: &GruConfig, shape: Shape, mode: Mode) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        assert_eq!(
-            (shape.input, shape.hidden),
-            (config.input_size, config.hidden_size),
-            "the shape belongs to another configuration"
-        );
+        let expected = [config.input_size, config.hidden_size];
+        check_shape("the run's [I, H]", &expected, &[shape.input, shape.hidden])?;
         stages::plan_run(&layout, shape, mode)
     }
 

@@ -9,7 +9,7 @@
 use ndarray::{Array3, ArrayView3, NdFloat, s};
 
 use crate::config::{GruConfig, Reset, Shape, Update};
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Error, Result, check_shape, try_zeros};
 use crate::params::{Gradients, Params};
 
 /// What a forward pass computes and a backward pass needs.
@@ -38,7 +38,8 @@ impl<F: NdFloat> Trace<F> {
 /// Runs the GRU over x `[T, B, I]` from h0 `[1, B, H]` (zeros when `None`).
 ///
 /// # Errors
-/// [`Error::ZeroSize`] or [`Error::Shape`] when the shapes do not fit the parameters.
+/// [`Error::ZeroSize`] or [`Error::Shape`] when the shapes do not fit the parameters,
+/// [`Error::OutOfMemory`].
 ///
 /// ```
 /// use gru_wgpu::{GruConfig, Init, Params, reference};
@@ -58,8 +59,8 @@ pub fn forward<F: NdFloat>(
     let cell = Cell::new(params);
     let Shape { steps, batch, hidden, .. } = shape;
 
-    let mut h = Array3::zeros((steps + 1, batch, hidden));
-    let mut gates = Array3::zeros((steps, batch, 4 * hidden));
+    let mut h = zeros("h [T+1, B, H]", [steps + 1, batch, hidden])?;
+    let mut gates = zeros("gates [T, B, 4H]", [steps, batch, 4 * hidden])?;
     if let Some(h0) = h0 {
         h.slice_mut(s![..1, .., ..]).assign(&h0);
     }
@@ -103,7 +104,7 @@ pub fn backward<F: NdFloat>(
     let x = x.as_standard_layout();
 
     let mut dparams = Params::zeros(params.layout().config())?;
-    let mut dx = Array3::zeros(shape.x());
+    let mut dx = zeros("dx [T, B, I]", shape.x())?;
     // The gradient of the state that a row's next step to be undone produced; dh0 in the end.
     let mut dh = dh_n.map_or_else(|| Array3::zeros(shape.state()), |d| d.to_owned());
     let mut gates = vec![F::zero(); 4 * hidden];
@@ -128,6 +129,11 @@ pub fn backward<F: NdFloat>(
         }
     }
     Ok(Gradients { params: dparams, x: dx, h0: dh })
+}
+
+fn zeros<F: NdFloat>(what: &str, shape: [usize; 3]) -> Result<Array3<F>> {
+    let zeros = try_zeros(what, shape.iter().product())?;
+    Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
 }
 
 /// The shape of a run over an x and an h0 of these dimensions.

@@ -12,11 +12,7 @@ use crate::config::{GruConfig, Shape};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::params::{ParamLayout, Params};
-use crate::plan::{ARGS_BLOCK, BufferId, Dispatch, Mode, Plan, Role, Slice, Stage};
-
-/// Work of one submit. A driver's watchdog kills a submit that runs for seconds; the slowest GPU
-/// in use does this much in a fraction of one.
-const SUBMIT_FLOPS: u64 = 20_000_000_000;
+use crate::plan::{ARGS_BLOCK, BufferId, DISPATCH_FLOPS, Dispatch, Mode, Plan, Role, Slice, Stage};
 
 /// Dispatches of one submit: bounds what wgpu holds while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
@@ -66,6 +62,10 @@ impl Session {
     /// Makes everything that `plan` asks for. `params` is bound as its buffer of that role.
     pub fn new(gpu: &Gpu, plan: Plan, params: Option<&wgpu::Buffer>) -> Result<Self> {
         plan.check(gpu.limits())?;
+        gpu.guard(|| Self::prepare(gpu, plan, params))
+    }
+
+    fn prepare(gpu: &Gpu, plan: Plan, params: Option<&wgpu::Buffer>) -> Result<Self> {
         let buffers: Vec<_> = plan
             .buffers()
             .iter()
@@ -75,7 +75,7 @@ impl Session {
             })
             .collect();
         let words = argument_words(&plan);
-        let args = gpu.buffer("args", words.len(), wgpu::BufferUsages::UNIFORM);
+        let args = gpu.buffer("args", words.len(), wgpu::BufferUsages::STORAGE);
         gpu.upload(&args, 0, bytemuck::cast_slice(&words));
 
         let mut preparation = Preparation {
@@ -85,9 +85,8 @@ impl Session {
             bind_groups: HashMap::new(),
             next_block: 0,
         };
-        let forward = plan.forward().iter().map(|s| preparation.stage(s)).collect();
-        let backward = plan.backward().iter().map(|s| preparation.stage(s)).collect();
-        gpu.check()?;
+        let forward = preparation.stages(plan.forward())?;
+        let backward = preparation.stages(plan.backward())?;
         let clears = Vec::new();
         Ok(Self { gpu: gpu.clone(), plan, buffers, forward, backward, clears, broken: false })
     }
@@ -97,24 +96,42 @@ impl Session {
     }
 
     /// Writes `data` to `buffer` from its element `first`, or zeros to `len` elements of it.
-    pub fn write(&mut self, buffer: BufferId, first: usize, len: usize, data: Option<&[f32]>) {
-        match data {
-            Some(data) => {
-                assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
-                self.gpu.upload(&self.buffers[buffer.0], first, data);
-            }
-            None => self.clears.push((buffer, first..first + len)),
-        }
+    pub fn write(
+        &mut self,
+        buffer: BufferId,
+        first: usize,
+        len: usize,
+        data: Option<&[f32]>,
+    ) -> Result<()> {
+        let Some(data) = data else {
+            self.clears.push((buffer, first..first + len));
+            return Ok(());
+        };
+        assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
+        let upload = || {
+            self.gpu.upload(&self.buffers[buffer.0], first, data);
+            Ok(())
+        };
+        self.gpu.guard(upload).inspect_err(|_| self.broken = true)
     }
 
     /// Queues one of the plan's schedules. Returns before it has run.
     pub fn run(&mut self, pass: Pass) -> Result<()> {
+        let clears = std::mem::take(&mut self.clears);
+        let queue = || {
+            self.queue(pass, &clears);
+            Ok(())
+        };
+        self.gpu.guard(queue).inspect_err(|_| self.broken = true)
+    }
+
+    fn queue(&self, pass: Pass, clears: &[(BufferId, Range<usize>)]) {
         let (name, stages) = match pass {
             Pass::Forward => ("forward", &self.forward),
             Pass::Backward => ("backward", &self.backward),
         };
         let mut encoder = self.gpu.encoder(name);
-        for (buffer, range) in self.clears.drain(..) {
+        for (buffer, range) in clears {
             let (offset, size) = (4 * range.start as u64, 4 * range.len() as u64);
             encoder.clear_buffer(&self.buffers[buffer.0], offset, Some(size));
         }
@@ -125,7 +142,7 @@ impl Session {
                 timestamp_writes: None,
             });
             let (mut flops, mut dispatches) = (0, 0);
-            while flops < SUBMIT_FLOPS && dispatches < SUBMIT_DISPATCHES {
+            while flops < DISPATCH_FLOPS && dispatches < SUBMIT_DISPATCHES {
                 let Some((call, block)) = calls.next() else { break };
                 let [x, y, z] = call.workgroups;
                 let offset = (block as u64 * ARGS_BLOCK) as u32;
@@ -139,7 +156,6 @@ impl Session {
             let done = std::mem::replace(&mut encoder, self.gpu.encoder(name));
             self.gpu.submit(done.finish());
         }
-        self.gpu.check().inspect_err(|_| self.broken = true)
     }
 
     /// Waits for all that was queued and reads parts of buffers.
@@ -148,7 +164,7 @@ impl Session {
             .iter()
             .map(|(id, range)| (&self.buffers[id.0], range.start, range.len()))
             .collect();
-        self.gpu.download(&parts).inspect_err(|_| self.broken = true)
+        self.gpu.guard(|| self.gpu.download(&parts)).inspect_err(|_| self.broken = true)
     }
 }
 
@@ -171,16 +187,20 @@ struct Preparation<'a> {
 }
 
 impl Preparation<'_> {
-    fn stage(&mut self, stage: &Stage) -> Prepared {
-        let (body, times) = stage.dispatches();
-        let calls = body.iter().map(|dispatch| self.call(dispatch)).collect();
-        let first_block = self.next_block;
-        self.next_block += body.len() * times;
-        Prepared { calls, times, first_block }
+    fn stages(&mut self, stages: &[Stage]) -> Result<Vec<Prepared>> {
+        stages.iter().map(|stage| self.stage(stage)).collect()
     }
 
-    fn call(&mut self, dispatch: &Dispatch) -> Call {
-        let pipeline = self.gpu.pipeline(dispatch.kernel, &dispatch.constants);
+    fn stage(&mut self, stage: &Stage) -> Result<Prepared> {
+        let (body, times) = stage.dispatches();
+        let calls = body.iter().map(|dispatch| self.call(dispatch)).collect::<Result<_>>()?;
+        let first_block = self.next_block;
+        self.next_block += body.len() * times;
+        Ok(Prepared { calls, times, first_block })
+    }
+
+    fn call(&mut self, dispatch: &Dispatch) -> Result<Call> {
+        let pipeline = self.gpu.pipeline(dispatch.kernel, &dispatch.constants)?;
         let key = (dispatch.kernel.name, dispatch.constants.clone(), dispatch.bindings.clone());
         let bind_group = match self.bind_groups.get(&key) {
             Some(group) => group.clone(),
@@ -192,7 +212,7 @@ impl Preparation<'_> {
         };
         // Plan::check held them against the adapter's limit, which is a u32.
         let workgroups = dispatch.workgroups.map(|n| n as u32);
-        Call { pipeline, bind_group, workgroups, flops: dispatch.flops }
+        Ok(Call { pipeline, bind_group, workgroups, flops: dispatch.padded_flops })
     }
 
     fn bind(&self, dispatch: &Dispatch, pipeline: &wgpu::ComputePipeline) -> wgpu::BindGroup {
@@ -273,8 +293,7 @@ impl Runner {
     pub fn new(gpu: &Gpu, config: &GruConfig) -> Result<Self> {
         Self::allow(gpu, config)?;
         let len = ParamLayout::new(config)?.flat_len();
-        let params = gpu.buffer("params", len, wgpu::BufferUsages::STORAGE);
-        gpu.check()?;
+        let params = gpu.guard(|| Ok(gpu.buffer("params", len, wgpu::BufferUsages::STORAGE)))?;
         let (uploaded, idle) = Default::default();
         Ok(Self { gpu: gpu.clone(), params, uploaded, idle })
     }
@@ -311,7 +330,12 @@ impl Runner {
         };
         let mut uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
         if *uploaded != Some(version) {
-            self.gpu.upload(&self.params, 0, params.as_slice());
+            *uploaded = None;
+            let upload = || {
+                self.gpu.upload(&self.params, 0, params.as_slice());
+                Ok(())
+            };
+            self.gpu.guard(upload)?;
             *uploaded = Some(version);
         }
         Ok(SessionGuard { lease: Some(lease), idle: Arc::clone(&self.idle) })

@@ -52,19 +52,21 @@ fn bindings_have_the_stated_names_order_and_access() {
     for (kernel, module) in modules() {
         let mut found: Vec<(u32, String, Access)> = Vec::new();
         for (_, variable) in module.global_variables.iter() {
-            if let AddressSpace::Storage { access } = variable.space {
-                let binding = variable.binding.unwrap();
-                assert_eq!(binding.group, 0, "{}", kernel.name);
-                let access = match access.contains(StorageAccess::STORE) {
-                    true => Access::ReadWrite,
-                    false => Access::Read,
-                };
-                found.push((binding.binding, variable.name.clone().unwrap(), access));
-            }
+            let Some(binding) = variable.binding else { continue };
+            assert_eq!(binding.group, 0, "{}", kernel.name);
+            let AddressSpace::Storage { access } = variable.space else {
+                panic!("{}: {:?} is in {:?}", kernel.name, variable.name, variable.space);
+            };
+            let access = match access.contains(StorageAccess::STORE) {
+                true => Access::ReadWrite,
+                false => Access::Read,
+            };
+            found.push((binding.binding, variable.name.clone().unwrap(), access));
         }
         found.sort_by_key(|&(binding, ..)| binding);
-        let stated: Vec<_> = (1..)
-            .zip(kernel.bindings)
+        assert_eq!(found.len(), kernel.storage_buffers(), "{}", kernel.name);
+        let stated: Vec<_> = (0..)
+            .zip(std::iter::once(&("args", Access::Read)).chain(kernel.bindings))
             .map(|(binding, &(name, access))| (binding, name.to_owned(), access))
             .collect();
         assert_eq!(found, stated, "{}", kernel.name);
@@ -74,14 +76,12 @@ fn bindings_have_the_stated_names_order_and_access() {
 #[test]
 fn args_are_u32_in_the_stated_order() {
     for (kernel, module) in modules() {
-        let (_, uniform) = module
+        let (_, args) = module
             .global_variables
             .iter()
-            .find(|(_, variable)| variable.space == AddressSpace::Uniform)
+            .find(|(_, variable)| variable.name.as_deref() == Some("args"))
             .unwrap();
-        let binding = uniform.binding.unwrap();
-        assert_eq!((binding.group, binding.binding), (0, 0), "{}", kernel.name);
-        let TypeInner::Struct { members, .. } = &module.types[uniform.ty].inner else {
+        let TypeInner::Struct { members, .. } = &module.types[args.ty].inner else {
             panic!("{}: args is no struct", kernel.name);
         };
         let found: Vec<_> = members.iter().map(|m| (m.offset, m.name.clone().unwrap())).collect();

@@ -3,7 +3,7 @@
 use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::plan::{BufferId, Buffers, Operand, Plan, Role, Stage, column_sum, matmul};
+use crate::plan::{BufferId, Buffers, Operand, Plan, Role, RowBias, Stage, column_sum, matmul};
 use crate::runner::{Pass, Session};
 
 /// The last is longer than lavapipe's loops may run: it must be cut into dispatches.
@@ -104,7 +104,11 @@ fn multiply(
         mnk,
         operand(a_slice, a),
         operand(b_slice, b),
-        if bias.is_some() { Ok(bias_slice) } else { Err(bias_slice) },
+        if bias.is_some() {
+            RowBias::Add(bias_slice)
+        } else {
+            RowBias::Absent { placeholder: bias_slice }
+        },
         operand(c_slice, &c),
     );
     let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| data)).collect();
@@ -150,7 +154,7 @@ fn run(
     let plan = Plan::of_stages(title, buffers.into_specs(), stages);
     let mut session = Session::new(gpu, plan, None)?;
     for &(id, data) in inputs {
-        session.write(id, 0, data.len(), Some(data));
+        session.write(id, 0, data.len(), Some(data))?;
     }
     session.run(Pass::Forward)?;
     Ok(session.read(&[(output, 0..len)])?.swap_remove(0))

@@ -113,7 +113,7 @@ fn run(
     let contents = [params.as_slice(), &input.gates, &input.h, &input.dy, &input.carry];
     let mut session = Session::new(gpu, plan, None)?;
     for (id, data) in ids.into_iter().zip(contents) {
-        session.write(id, 0, data.len(), Some(data));
+        session.write(id, 0, data.len(), Some(data))?;
     }
     session.run(Pass::Forward)?;
     let parts: Vec<_> =

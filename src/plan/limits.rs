@@ -4,19 +4,24 @@ use super::{Plan, Stage};
 use crate::error::{Error, Result};
 use crate::kernels::LOOP_BUDGET;
 
-/// Bytes between two dispatches' arguments in the uniform buffer that holds them: the largest
+/// Bytes between two dispatches' arguments in the buffer that holds them: the largest
 /// offset alignment that WebGPU lets a device ask for.
 pub(crate) const ARGS_BLOCK: u64 = 256;
 
 /// The limits of an adapter that a plan has to keep, under WebGPU's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are WebGPU's own")]
 pub struct Limits {
+    /// Bytes of one buffer.
     pub max_buffer_size: u64,
+    /// Bytes of one buffer that a kernel can see at once.
     pub max_storage_buffer_binding_size: u64,
+    /// Buffers that a kernel can see at once.
     pub max_storage_buffers_per_shader_stage: u64,
+    /// Workgroups of a dispatch along x, y or z.
     pub max_compute_workgroups_per_dimension: u64,
+    /// Threads of a workgroup.
     pub max_compute_invocations_per_workgroup: u64,
+    /// Bytes of a workgroup's own memory.
     pub max_compute_workgroup_storage_size: u64,
     /// Not WebGPU's: loop iterations that one invocation can make. 65,535 on lavapipe, which past
     /// it ends loops without an error; unlimited elsewhere.
@@ -69,7 +74,7 @@ impl Limits {
             for (limit, asked, allowed) in [
                 (
                     "max_storage_buffers_per_shader_stage",
-                    kernel.bindings.len() as u64,
+                    kernel.storage_buffers() as u64,
                     self.max_storage_buffers_per_shader_stage,
                 ),
                 (

@@ -10,6 +10,10 @@ const MAX_WORKGROUPS: usize = 65_535;
 /// more around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
 const MATMUL_MAX_DEPTH: usize = 32_768;
 
+/// Work of one dispatch, and about that of one submit: a sixth of a second at 200 GFLOP/s. Windows
+/// ends a submit, and loses the device, after 2 seconds.
+pub(crate) const DISPATCH_FLOPS: u64 = 32_000_000_000;
+
 /// Rows that one dispatch sums, 16 lanes taking turns.
 const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
 
@@ -40,22 +44,40 @@ impl Operand {
     }
 }
 
-/// `c [m, n] = a [m, k] · b [k, n] (+ bias)`: one dispatch, or several where the output has more
-/// tiles along an axis, or the sum more terms, than one may have. `bias` is `Err` of any slice to
-/// bind in its place where there is none.
+/// What a product adds to every row of its result.
+#[derive(Clone, Copy)]
+pub(crate) enum RowBias {
+    /// These `n` numbers.
+    Add(Slice),
+    /// Nothing. A kernel's binding cannot stay empty, so this is bound and not read.
+    Absent {
+        /// Any slice that the kernel does not write.
+        placeholder: Slice,
+    },
+}
+
+impl RowBias {
+    fn slice(self) -> Slice {
+        match self {
+            RowBias::Add(slice) | RowBias::Absent { placeholder: slice } => slice,
+        }
+    }
+}
+
+/// `c [m, n] = a [m, k] · b [k, n] (+ bias)`: one dispatch, or several that each make a piece.
 pub(crate) fn matmul(
     label: &'static str,
     [m, n, k]: [usize; 3],
     a: Operand,
     b: Operand,
-    bias: Result<Slice, Slice>,
+    bias: RowBias,
     c: Operand,
 ) -> Vec<Stage> {
-    let [tile_n, tile_m] = MATMUL.tile.map(|t| t as usize * MAX_WORKGROUPS);
+    let [most_m, most_n, most_k] = matmul_piece(m, n, k);
     let mut stages = Vec::new();
-    for (m0, m) in chunks(m, tile_m) {
-        for (n0, n) in chunks(n, tile_n) {
-            for (k0, k) in chunks(k, MATMUL_MAX_DEPTH) {
+    for (m0, m) in chunks(m, most_m) {
+        for (n0, n) in chunks(n, most_n) {
+            for (k0, k) in chunks(k, most_k) {
                 let args = MatmulArgs {
                     m: m as u32,
                     n: n as u32,
@@ -67,22 +89,18 @@ pub(crate) fn matmul(
                     c_first: c.index(m0, n0),
                     c_stride: c.stride as u32,
                     bias_first: n0 as u32,
-                    add_bias: u32::from(bias.is_ok() && k0 == 0),
+                    add_bias: u32::from(k0 == 0 && matches!(bias, RowBias::Add(_))),
                     accumulate: u32::from(k0 > 0),
                 };
                 stages.push(Stage::Once(Dispatch {
                     label,
                     kernel: &MATMUL,
                     constants: vec![a.transposed, b.transposed],
-                    bindings: vec![
-                        a.slice,
-                        b.slice,
-                        bias.unwrap_or_else(|placeholder| placeholder),
-                        c.slice,
-                    ],
+                    bindings: vec![a.slice, b.slice, bias.slice(), c.slice],
                     args: bytemuck::cast_slice(&[args]).to_vec(),
                     workgroups: tiles(&MATMUL, n, m),
                     flops: 2 * product([m, n, k]),
+                    padded_flops: padded_outputs(&MATMUL, n, m) * 2 * k as u64,
                     bytes: 4 * (product([m, k]) + product([n, k]) + product([m, n])),
                     iterations: k.div_ceil(16) as u64 * (17 + 2),
                 }));
@@ -90,6 +108,22 @@ pub(crate) fn matmul(
         }
     }
     stages
+}
+
+/// The largest piece of an m × n × k product that one dispatch makes: limited by its workgroups, by
+/// the length of its loops and by its work.
+fn matmul_piece(m: usize, n: usize, k: usize) -> [usize; 3] {
+    let [tile_n, tile_m] = MATMUL.tile.map(|tile| tile as usize);
+    let k = k.min(MATMUL_MAX_DEPTH);
+    // As many columns or rows as the work allows, in whole tiles, at least one.
+    let most = |tile: usize, others: usize| {
+        let flops_each = 2 * product([others, k]).max(1);
+        let tiles = DISPATCH_FLOPS / (flops_each * tile as u64);
+        tile * tiles.clamp(1, MAX_WORKGROUPS as u64) as usize
+    };
+    let n = n.min(most(tile_n, tile_m));
+    let m = m.min(most(tile_m, n));
+    [m, n, k]
 }
 
 /// `out[to..] = Σ over rows` of `columns` of `a`, whose rows are `stride` apart.
@@ -121,6 +155,7 @@ pub(crate) fn column_sum(
                 args: bytemuck::cast_slice(&[args]).to_vec(),
                 workgroups: tiles(&COLUMN_SUM, width, 1),
                 flops: product([rows, width]),
+                padded_flops: padded_outputs(&COLUMN_SUM, width, 1) * rows as u64,
                 bytes: 4 * product([rows + 1, width]),
                 iterations: rows.div_ceil(16) as u64 + 5,
             })
@@ -132,6 +167,12 @@ pub(crate) fn column_sum(
 pub(super) fn tiles(kernel: &Kernel, columns: usize, rows: usize) -> [u64; 3] {
     let [tile_columns, tile_rows] = kernel.tile.map(|t| t as usize);
     [columns.div_ceil(tile_columns) as u64, rows.div_ceil(tile_rows) as u64, 1]
+}
+
+/// Outputs that those workgroups make, padding included.
+pub(super) fn padded_outputs(kernel: &Kernel, columns: usize, rows: usize) -> u64 {
+    let tile: u64 = kernel.tile.iter().map(|&t| u64::from(t)).product();
+    tiles(kernel, columns, rows).iter().product::<u64>() * tile
 }
 
 /// `0..total` in pieces of at most `most`: (start, length).

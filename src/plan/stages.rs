@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::products::{Operand, column_sum, matmul, product, tiles};
+use super::products::{Operand, RowBias, column_sum, matmul, padded_outputs, product, tiles};
 use super::{
     BufferId, Buffers, Dispatch, Mode, Plan, Role, RunBuffers, Slice, Stage, TrainingBuffers,
 };
@@ -126,7 +126,7 @@ impl<'a> Planner<'a> {
             [steps * batch, 3 * hidden, input],
             Operand::plain(self.buffers.whole(self.run.x), 0, input),
             Operand::transposed(self.parameter(self.run.params, ranges.weight_ih), 0, input),
-            bias.ok_or(self.buffers.whole(self.zeros)),
+            bias.map_or(self.no_bias(), RowBias::Add),
             Operand::plain(self.buffers.whole(self.gates), 0, 4 * hidden),
         )
     }
@@ -202,6 +202,9 @@ impl<'a> Planner<'a> {
             args: args.to_vec(),
             workgroups: tiles(kernel, hidden, batch),
             flops: 2 * product([gates.count(), batch, hidden, hidden]),
+            padded_flops: padded_outputs(kernel, hidden, batch)
+                * 2
+                * product([gates.count(), hidden]),
             bytes: 0,
             iterations: 0,
         }
@@ -215,7 +218,7 @@ impl<'a> Planner<'a> {
             [steps * batch, input, 3 * hidden],
             Operand::plain(self.buffers.whole(self.gates), 0, 4 * hidden),
             Operand::plain(weight, 0, input),
-            Err(self.buffers.whole(self.zeros)),
+            self.no_bias(),
             Operand::plain(self.buffers.whole(t.dx), 0, input),
         )
     }
@@ -227,7 +230,7 @@ impl<'a> Planner<'a> {
             [3 * hidden, input, steps * batch],
             Operand::transposed(self.buffers.whole(self.gates), 0, 4 * hidden),
             Operand::plain(self.buffers.whole(self.run.x), 0, input),
-            Err(self.buffers.whole(self.zeros)),
+            self.no_bias(),
             Operand::plain(self.parameter(t.dparams, self.layout.cell().weight_ih), 0, input),
         )
     }
@@ -249,13 +252,12 @@ impl<'a> Planner<'a> {
             }
         };
         let weight = self.parameter(t.dparams, self.layout.cell().weight_hh);
-        let zeros = Err(self.buffers.whole(self.zeros));
         let rz = matmul(
             "dW_hr, dW_hz = da_rzᵀ · h",
             [2 * hidden, hidden, rows],
             column(0),
             h,
-            zeros,
+            self.no_bias(),
             Operand::plain(weight, 0, hidden),
         );
         let n = matmul(
@@ -263,7 +265,7 @@ impl<'a> Planner<'a> {
             [hidden, hidden, rows],
             dn,
             past,
-            zeros,
+            self.no_bias(),
             Operand::plain(weight, 2 * hidden * hidden, hidden),
         );
         [rz, n].concat()
@@ -304,6 +306,10 @@ impl<'a> Planner<'a> {
         let Shape { steps, batch, hidden, .. } = self.shape;
         let gates = self.buffers.whole(self.gates);
         column_sum(label, steps * batch, columns, gates, 4 * hidden, out, to)
+    }
+
+    fn no_bias(&self) -> RowBias {
+        RowBias::Absent { placeholder: self.buffers.whole(self.zeros) }
     }
 
     /// A named range of a buffer that is laid out as the parameters.
