@@ -148,9 +148,16 @@ pub fn models(device: &Device) -> Result<Vec<Finding>> {
     Ok(findings.0)
 }
 
-/// [T, B, I, H]: ones, primes, and each tile's edge ± 1.
-const SIZES: [[usize; 4]; 6] =
-    [[1, 1, 1, 1], [2, 1, 3, 5], [5, 3, 7, 17], [3, 17, 33, 15], [4, 15, 1, 16], [2, 33, 16, 31]];
+/// [T, B, I, H]: ones, primes, each tile's edge ± 1, and many steps.
+const SIZES: [[usize; 4]; 7] = [
+    [1, 1, 1, 1],
+    [2, 1, 3, 5],
+    [5, 3, 7, 17],
+    [3, 17, 33, 15],
+    [4, 15, 1, 16],
+    [2, 33, 16, 31],
+    [67, 2, 2, 7],
+];
 
 /// Calls `check` with every variant at every size, and a seed for each size.
 fn for_each_variant(

@@ -3,4 +3,4 @@
 pub mod check;
 pub mod forecast;
 pub mod info;
-mod output;
+pub mod output;

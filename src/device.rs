@@ -48,14 +48,13 @@ impl Device {
         Self { target: Target::Cpu, reason: "asked for by name".to_owned() }
     }
 
-    /// A hardware GPU: discrete before integrated before virtual ones.
+    /// The first hardware GPU that opens: discrete before integrated before virtual ones.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`].
+    /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`] where none opens.
     pub fn gpu() -> Result<Self> {
-        Self::open("hardware GPU", "install its Vulkan, Metal or DirectX 12 driver", |info| {
-            (!info.software).then_some(info.rank)
-        })
+        const HINT: &str = "a GPU needs its Vulkan, Metal or DirectX 12 driver";
+        Self::open_first("hardware GPU", HINT, |info| !info.software)
     }
 
     /// A software adapter such as Mesa's lavapipe: the same kernels, computed on the CPU.
@@ -65,7 +64,7 @@ impl Device {
     pub fn software() -> Result<Self> {
         const HINT: &str = "Mesa's lavapipe is one: `apt-get install mesa-vulkan-drivers` on \
             Debian and Ubuntu, `dnf install mesa-vulkan-drivers` on Fedora";
-        Self::open("software", HINT, |info| info.software.then_some(info.rank))
+        Self::open_first("software", HINT, |info| info.software)
     }
 
     /// The same adapter opened anew with WebGPU's default limits and nothing more, as a browser
@@ -81,30 +80,31 @@ impl Device {
         Ok(Self { target, reason: self.reason.clone() })
     }
 
-    /// Opens the adapter that `rank` likes best: the lowest number of those it accepts.
-    fn open(
+    /// Opens the first adapter that `accepts` and that opens, the best kind of them first.
+    fn open_first(
         asked: &'static str,
         hint: &'static str,
-        rank: impl Fn(&AdapterInfo) -> Option<u32>,
+        accepts: impl Fn(&AdapterInfo) -> bool,
     ) -> Result<Self> {
-        let adapters = gpu::adapters();
-        let infos: Vec<_> = adapters.iter().map(gpu::describe).collect();
-        let best = infos
-            .iter()
-            .zip(&adapters)
-            .filter_map(|(info, adapter)| rank(info).map(|rank| (rank, adapter)))
-            .min_by_key(|&(rank, _)| rank);
-        match best {
-            Some((_, adapter)) => Ok(Self {
-                target: Target::Gpu(Gpu::open(adapter.clone(), adapter.limits())?),
-                reason: "asked for by name".to_owned(),
-            }),
-            None => Err(Error::NoAdapter {
-                asked,
-                found: infos.iter().map(AdapterInfo::to_string).collect(),
-                hint,
-            }),
+        let mut candidates: Vec<_> =
+            gpu::adapters().into_iter().map(|adapter| (gpu::describe(&adapter), adapter)).collect();
+        candidates.sort_by_key(|(info, _)| info.rank);
+        let found = candidates.iter().map(|(info, _)| info.to_string()).collect();
+        let mut failure = Error::NoAdapter { asked, found, hint };
+        for (info, adapter) in candidates {
+            if !accepts(&info) {
+                continue;
+            }
+            let limits = adapter.limits();
+            match Gpu::open(adapter, limits) {
+                Ok(gpu) => {
+                    let reason = "asked for by name".to_owned();
+                    return Ok(Self { target: Target::Gpu(gpu), reason });
+                }
+                Err(error) => failure = error,
+            }
         }
+        Err(failure)
     }
 
     /// Why this device was taken.
@@ -143,18 +143,55 @@ impl fmt::Display for Device {
     }
 }
 
+/// What kind of device is asked for, as the command line and the variable GRU_DEVICE spell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// [`Device::auto`].
+    Auto,
+    /// [`Device::cpu`].
+    Cpu,
+    /// [`Device::gpu`].
+    Gpu,
+    /// [`Device::software`].
+    Software,
+}
+
+impl DeviceKind {
+    /// Opens a device of this kind.
+    ///
+    /// # Errors
+    /// As [`Device::gpu`] and [`Device::software`].
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Auto => Ok(Device::auto()),
+            Self::Cpu => Ok(Device::cpu()),
+            Self::Gpu => Device::gpu(),
+            Self::Software => Device::software(),
+        }
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = Error;
+
+    /// From `auto`, `cpu`, `gpu` or `software`.
+    fn from_str(word: &str) -> Result<Self> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "gpu" => Ok(Self::Gpu),
+            "software" => Ok(Self::Software),
+            other => Err(Error::UnknownDevice(other.to_owned())),
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = Error;
 
     /// Opens `auto`, `cpu`, `gpu` or `software`.
     fn from_str(word: &str) -> Result<Self> {
-        match word {
-            "auto" => Ok(Self::auto()),
-            "cpu" => Ok(Self::cpu()),
-            "gpu" => Self::gpu(),
-            "software" => Self::software(),
-            other => Err(Error::UnknownDevice(other.to_owned())),
-        }
+        word.parse::<DeviceKind>()?.open()
     }
 }
 

@@ -120,7 +120,7 @@ pub mod reference;
 mod runner;
 
 pub use config::{Bias, GruConfig, Reset, Shape, Update};
-pub use device::{AdapterInfo, Device};
+pub use device::{AdapterInfo, Device, DeviceKind};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};
 pub use optim::{Adam, clip_global_norm};

@@ -1,25 +1,27 @@
-//! The program `gru`: parses the command line, opens the device, runs one command.
+//! The program `gru`: parses the command line, runs one command, reports its error.
 
 mod commands;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gru_wgpu::Device;
+use gru_wgpu::DeviceKind;
 
-use commands::{check, forecast, info};
+use commands::{check, forecast, info, output};
 
 /// Gated recurrent units on any GPU.
 #[derive(Parser, Debug)]
-#[command(name = "gru", version, about, arg_required_else_help = true)]
+#[command(name = "gru", version, about, arg_required_else_help = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu or software.
-    #[arg(long, global = true, env = "GRU_DEVICE", default_value = "auto", value_name = "DEVICE")]
-    device: String,
+    /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu or software [default: the
+    /// variable GRU_DEVICE, or auto].
+    #[arg(long, global = true, value_name = "DEVICE")]
+    device: Option<String>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -34,11 +36,38 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough: `gru check | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::note(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let kind = device_kind(cli)?;
+    // Not a lock: a progress bar writes between two lines of a table.
+    let out = &mut io::stdout();
+    match &cli.command {
+        Command::Forecast(arguments) => forecast::run(arguments, kind, out)?,
+        Command::Check(arguments) => check::run(arguments, kind, out)?,
+        Command::Info(arguments) => info::run(arguments, kind, out)?,
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// What `--device` says, or else GRU_DEVICE. An empty variable counts as unset.
+fn device_kind(cli: &Cli) -> Result<DeviceKind> {
+    let variable = || std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
+    let word = cli.device.clone().or_else(variable);
+    Ok(word.map_or(Ok(DeviceKind::Auto), |word| word.parse())?)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Mesa's device-select layer asks a display which adapter to list first. Without a session it prints
@@ -54,21 +83,4 @@ fn quiet_mesa() {
             std::env::set_var("NODEVICE_SELECT", "1");
         }
     }
-}
-
-fn run(cli: &Cli) -> Result<()> {
-    match &cli.command {
-        Command::Forecast(arguments) => forecast::run(arguments, &open(&cli.device)?),
-        Command::Check(arguments) => check::run(arguments, &open(&cli.device)?),
-        Command::Info(arguments) => info::run(arguments),
-    }
-}
-
-/// Opens the device; says what `auto` took and why.
-fn open(word: &str) -> Result<Device> {
-    let device: Device = word.parse()?;
-    if word == "auto" {
-        eprintln!("device: {device} ({})", device.reason());
-    }
-    Ok(device)
 }

@@ -1,6 +1,8 @@
 //! The program `gru`, called as a user calls it: what it prints, writes and returns.
 #![cfg(feature = "cli")]
 
+mod common;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -88,7 +90,9 @@ fn forecast_prints_a_table_and_writes_two_pictures() {
 }
 
 #[test]
-fn forecast_runs_the_same_job_on_a_software_adapter() {
+fn forecast_runs_the_same_job_on_an_adapter() {
+    let software = common::adapter().adapter().unwrap().software;
+    let word = if software { "software" } else { "gpu" };
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
     let error = |device: &str| -> f64 {
@@ -98,8 +102,8 @@ fn forecast_runs_the_same_job_on_a_software_adapter() {
         let row = stdout.lines().find(|line| line.trim().starts_with("GRU")).unwrap();
         row.split_whitespace().last().unwrap().parse().unwrap()
     };
-    let (cpu, software) = (error("cpu"), error("software"));
-    assert!((cpu - software).abs() < 0.01 * cpu, "cpu {cpu}, software {software}");
+    let (cpu, adapter) = (error("cpu"), error(word));
+    assert!((cpu - adapter).abs() < 0.01 * cpu, "cpu {cpu}, {word} {adapter}");
 }
 
 #[test]
@@ -134,6 +138,11 @@ fn bad_input_gives_one_line_that_says_what_was_expected() {
             &["999", "--season"],
         ),
         (vec!["check", "--device", ""], &["unknown device ``"]),
+        (vec!["info", "--device", "tpu"], &["`tpu`", "auto, cpu, gpu or software"]),
+        (forecast(csv, &["--output", csv]), &["is not a directory"]),
+        (forecast(csv, &["--hidden", "1000000"]), &["out of memory"]),
+        (forecast(csv, &["--hidden", "18446744073709551615"]), &["too large"]),
+        (forecast(csv, &["--batch", "18446744073709551615", "--horizon", "9999999"]), &["too few"]),
     ];
     for (arguments, words) in cases {
         let mut arguments = arguments.clone();
@@ -170,20 +179,75 @@ fn check_passes_on_the_cpu() {
     let stdout = text(&output.stdout);
     assert!(output.status.success(), "{stdout}{}", text(&output.stderr));
     assert!(stdout.contains("all 84 results are within bounds"), "{stdout}");
+    assert!(stdout.contains("no kernel was checked"), "{stdout}");
+}
+
+#[test]
+fn the_variable_gru_device_is_read_and_the_option_wins() {
+    let directory = TempDir::new().unwrap();
+    let info = |variable: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
+        let command = command.current_dir(&directory).env("GRU_DEVICE", variable).arg("info");
+        let output = command.args(arguments).output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    assert!(info("cpu", &[]).1.contains("--device cpu takes: cpu"));
+    assert!(info("", &[]).1.contains("--device auto takes: "));
+    assert!(info("nonsense", &["--device", "cpu"]).1.contains("--device cpu takes: cpu"));
+    let (status, _, stderr) = info("nonsense", &[]);
+    assert_eq!((status, stderr.lines().count()), (Some(1), 1), "{stderr}");
+}
+
+/// A reader that has seen enough ends the program quietly; a full disk is an error, not a panic.
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_no_panic() {
+    use std::process::Stdio;
+    let directory = TempDir::new().unwrap();
+    let csv = series(&directory);
+    let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    for arguments in [
+        vec!["check", "--device", "cpu"],
+        vec!["info"],
+        vec!["info", "--json"],
+        forecast(csv, &["--device", "cpu"]),
+    ] {
+        let run = |stdout: Stdio, stderr: Stdio| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
+            let command = command.current_dir(&directory).args(&arguments);
+            let child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
+            let output = child.wait_with_output().unwrap();
+            (output.status.code(), text(&output.stderr))
+        };
+        let (status, stderr) = run(full(), Stdio::piped());
+        assert_eq!(status, Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.lines().last().unwrap().starts_with("error: "), "{arguments:?}: {stderr}");
+        let (status, stderr) = run(closed(), Stdio::piped());
+        assert_eq!(status, Some(0), "{arguments:?}: {stderr}");
+        assert!(!stderr.contains("error: "), "{arguments:?}: {stderr}");
+        assert_eq!(run(Stdio::null(), full()).0, Some(0), "{arguments:?}");
+    }
+    // The pictures were written before the table could not be.
+    assert!(directory.path().join("forecast.svg").exists());
 }
 
 #[test]
 fn info_lists_adapters_and_what_auto_takes() {
     let directory = TempDir::new().unwrap();
     let plain = text(&gru(directory.path(), &["info"]).stdout);
-    assert!(plain.contains("auto takes: "), "{plain}");
+    assert!(plain.contains("--device auto takes: "), "{plain}");
     let json = gru(directory.path(), &["info", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     for adapter in json["adapters"].as_array().unwrap() {
         assert!(plain.contains(adapter["name"].as_str().unwrap()), "{plain}");
         assert!(adapter["limits"]["max_buffer_size"].as_u64().unwrap() >= 256 << 20);
     }
-    assert!(json["auto"]["reason"].is_string());
+    assert!(json["device"]["reason"].is_string());
     // Auto never takes a software adapter.
-    assert!(!json["auto"]["device"].as_str().unwrap().contains("software"));
+    assert!(!json["device"]["device"].as_str().unwrap().contains("software"));
 }

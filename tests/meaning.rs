@@ -43,10 +43,14 @@ fn a_shut_update_gate_keeps_the_state_and_its_gradient() {
         let x = random3([1000, 2, 3], 1);
         let h0 = random3([1, 2, H], 2);
         let (output, tape) = gru.forward_train(x.view(), Some(h0.view())).unwrap();
-        assert_eq!(output.h_n, h0, "{config}: h after 1000 steps");
+        // WGSL lets 1 / 1 be off by 2.5 units in the last place, a thousand times over.
+        let close = |got: &Array3<f32>, expected: &Array3<f32>| {
+            got.iter().zip(expected).all(|(g, e)| (g - e).abs() <= 2e-4 * e.abs())
+        };
+        assert!(close(&output.h_n, &h0), "{config}: h after 1000 steps is {}", output.h_n);
         let dh_n = random3([1, 2, H], 3);
         let grads = gru.backward(tape, None, Some(dh_n.view())).unwrap();
-        assert_eq!(grads.h0, dh_n, "{config}: ∂h_T/∂h_0 is the identity");
+        assert!(close(&grads.h0, &dh_n), "{config}: ∂h_T/∂h_0 is the identity: {}", grads.h0);
         assert!(grads.x.iter().all(|&v| v == 0.0), "{config}: the input is not looked at");
     });
 }

@@ -1,9 +1,11 @@
 //! `gru check`: the device against the f64 reference.
 
-use anyhow::{Result, ensure};
-use gru_wgpu::{Device, check};
+use std::io::Write;
 
-use super::output::Table;
+use anyhow::{Result, ensure};
+use gru_wgpu::{DeviceKind, check};
+
+use super::output::{Table, open};
 
 /// Hold a device against the double-precision reference: every kernel, then every variant forward
 /// and backward, at odd sizes. Run it first on a new machine.
@@ -11,8 +13,9 @@ use super::output::Table;
 pub struct Arguments {}
 
 /// Runs the command. An error when a number is out of bounds.
-pub fn run(_: &Arguments, device: &Device) -> Result<()> {
-    let findings = check::run(device)?;
+pub fn run(_: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
+    let device = open(kind)?;
+    let findings = check::run(&device)?;
     let header = ["what", "cases", "largest error", "of the tolerance", ""];
     let mut table = Table::new(header.map(str::to_owned).to_vec());
     for finding in &findings {
@@ -27,11 +30,18 @@ pub fn run(_: &Arguments, device: &Device) -> Result<()> {
         ]);
     }
     let tolerance = check::TOLERANCE;
-    println!("{device} against the f64 reference");
-    println!("tolerance: {:e} + {:e} · |expected|", tolerance.atol, tolerance.rtol);
-    print!("{table}");
+    writeln!(out, "{device} against the f64 reference")?;
+    writeln!(out, "tolerance: {:e} + {:e} · |expected|", tolerance.atol, tolerance.rtol)?;
+    write!(out, "{table}")?;
     let wrong = findings.iter().filter(|finding| !finding.passed()).count();
     ensure!(wrong == 0, "{wrong} of {} results are out of bounds on {device}", findings.len());
-    println!("all {} results are within bounds", findings.len());
+    writeln!(out, "all {} results are within bounds", findings.len())?;
+    if !device.is_adapter() {
+        writeln!(
+            out,
+            "no kernel was checked: the CPU device has none. `gru check --device software` checks \
+             them on a software adapter, `--device gpu` on a GPU"
+        )?;
+    }
     Ok(())
 }

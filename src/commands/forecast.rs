@@ -6,15 +6,16 @@ mod plot;
 mod series;
 mod windows;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use gru_wgpu::Device;
+use gru_wgpu::DeviceKind;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use ndarray::Array2;
 
-use super::output::{Table, check_directory, write_whole};
+use super::output::{Table, check_directory, note, open, write_whole};
 use baselines::{rmse, rules};
 use model::{Forecaster, Training};
 use plot::ForecastPicture;
@@ -79,12 +80,13 @@ pub struct Arguments {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, device: &Device) -> Result<()> {
-    // Before the work, not after it.
+pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
+    // What can be refused is refused before the work, not after it.
     check_directory(&arguments.output)?;
     let series = read(arguments)?;
     let parts = Parts::new(arguments, &series)?;
-    let windows = Windows::new(&series.values, parts.split, arguments.input, arguments.horizon);
+    let windows = Windows::new(&series.values, parts.split, arguments.input, arguments.horizon)?;
+    let device = open(kind)?;
     announce(arguments, &series, &parts);
 
     let training = Training {
@@ -95,8 +97,8 @@ pub fn run(arguments: &Arguments, device: &Device) -> Result<()> {
         clip: arguments.clip,
         seed: arguments.seed,
     };
-    let mut model = Forecaster::new(&training, arguments.horizon, device)?;
-    eprintln!("training {} parameters on {device}", model.parameter_count());
+    let mut model = Forecaster::new(&training, arguments.horizon, &device)?;
+    note(format_args!("training {} parameters on {device}", model.parameter_count()));
     let losses = train(&mut model, &windows, &parts.training, &training)?;
 
     let forecasts = model.forecast(&windows, &parts.testing, arguments.batch)?;
@@ -105,8 +107,6 @@ pub fn run(arguments: &Arguments, device: &Device) -> Result<()> {
         "the trained model forecasts values that are not finite; try a lower --learning-rate"
     );
     let errors = errors(arguments, &series, &parts, &forecasts);
-    print_errors(arguments, &errors, parts.testing.len());
-
     let future = model.forecast(&windows, &[series.values.len()], 1)?;
     let picture = picture(arguments, &series, &parts, &forecasts, &future, &errors);
     let loss_title = format!("{}: training loss", series.name);
@@ -116,9 +116,9 @@ pub fn run(arguments: &Arguments, device: &Device) -> Result<()> {
     ] {
         let path = arguments.output.join(name);
         write_whole(&path, svg.as_bytes())?;
-        eprintln!("wrote {}", path.display());
+        note(format_args!("wrote {}", path.display()));
     }
-    Ok(())
+    print_errors(arguments, &errors, parts.testing.len(), out)
 }
 
 fn read(arguments: &Arguments) -> Result<Series> {
@@ -166,10 +166,15 @@ impl Parts {
 fn announce(arguments: &Arguments, series: &Series, parts: &Parts) {
     let (rows, filled) = (series.values.len(), series.filled);
     let shown = arguments.csv.display();
-    eprintln!("{shown}: column `{}`, {rows} rows, {filled} missing ones interpolated", series.name);
+    note(format_args!(
+        "{shown}: column `{}`, {rows} rows, {filled} missing ones interpolated",
+        series.name
+    ));
     let (input, horizon) = (arguments.input, arguments.horizon);
     let (training, testing) = (parts.training.len(), parts.testing.len());
-    eprintln!("{input} rows in, {horizon} out: {training} windows to train on, {testing} held out");
+    note(format_args!(
+        "{input} rows in, {horizon} out: {training} windows to train on, {testing} held out"
+    ));
 }
 
 fn train(
@@ -178,7 +183,7 @@ fn train(
     origins: &[usize],
     training: &Training,
 ) -> Result<Vec<f32>> {
-    let bar = ProgressBar::new((training.epochs * origins.len()) as u64);
+    let bar = ProgressBar::new((training.epochs as u64).saturating_mul(origins.len() as u64));
     let style = "{prefix} {bar:30} {percent:>3} %  {msg}  {per_sec:>14}  {eta} left";
     bar.set_style(ProgressStyle::with_template(style)?.with_key(
         "per_sec",
@@ -199,18 +204,18 @@ fn train(
         bar.set_message(format!("loss {:.5}", sum / seen as f64));
         bar.inc(count as u64);
         if bar.is_hidden() && seen == origins.len() {
-            let rate = ((epoch + 1) * seen) as f64 / start.elapsed().as_secs_f64();
+            let rate = (epoch + 1) as f64 * seen as f64 / start.elapsed().as_secs_f64();
             let mean = sum / seen as f64;
-            eprintln!(
+            note(format_args!(
                 "epoch {:>3}/{}  loss {mean:.5}  {rate:.0} windows/s",
                 epoch + 1,
                 training.epochs
-            );
+            ));
         }
     })?;
     bar.finish_and_clear();
     let last = losses.last().copied().unwrap_or(f32::NAN);
-    eprintln!("trained in {}, loss {last:.5}", HumanDuration(start.elapsed()));
+    note(format_args!("trained in {}, loss {last:.5}", HumanDuration(start.elapsed())));
     Ok(losses)
 }
 
@@ -235,9 +240,14 @@ fn errors(
     Errors(rows)
 }
 
-fn print_errors(arguments: &Arguments, errors: &Errors, windows: usize) {
+fn print_errors(
+    arguments: &Arguments,
+    errors: &Errors,
+    windows: usize,
+    out: &mut impl Write,
+) -> Result<()> {
     let horizon = arguments.horizon;
-    println!("held-out RMSE over {windows} windows, {horizon} rows ahead of each");
+    writeln!(out, "held-out RMSE over {windows} windows, {horizon} rows ahead of each")?;
     let mut ahead = vec![1, horizon / 4, horizon / 2, horizon];
     ahead.retain(|&k| k > 0);
     ahead.dedup();
@@ -251,12 +261,14 @@ fn print_errors(arguments: &Arguments, errors: &Errors, windows: usize) {
         row.push(figure(*all));
         table.row(row);
     }
-    print!("{table}");
+    write!(out, "{table}")?;
     let best = errors.0[1..].iter().min_by(|a, b| a.2.total_cmp(&b.2)).expect("there are rules");
-    let share = errors.0[0].2 / best.2;
-    if share.is_finite() {
-        println!("the GRU's error is {share:.2} × that of the best rule, {}", best.0);
+    // Where a rule is exact there is nothing to be compared with.
+    if best.2 > 1e-9 * errors.0[0].2 {
+        let share = errors.0[0].2 / best.2;
+        writeln!(out, "the GRU's error is {share:.2} × that of the best rule, {}", best.0)?;
     }
+    Ok(())
 }
 
 /// Four figures.
@@ -340,7 +352,7 @@ fn share(text: &str) -> Result<f64> {
 fn delimiter(text: &str) -> Result<u8> {
     match text {
         "\\t" | "tab" => Ok(b'\t'),
-        _ if text.len() == 1 => Ok(text.as_bytes()[0]),
-        _ => bail!("expected one ASCII character, or `tab`"),
+        "," | ";" | "|" | ":" | " " | "\t" => Ok(text.as_bytes()[0]),
+        _ => bail!("expected one of , ; | : or a space, or `tab`"),
     }
 }

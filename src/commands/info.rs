@@ -1,10 +1,12 @@
-//! `gru info`: the adapters of this machine and which one `auto` takes.
+//! `gru info`: the adapters of this machine and which one `--device` takes.
+
+use std::io::Write;
 
 use anyhow::Result;
-use gru_wgpu::{AdapterInfo, Device, plan::Limits};
+use gru_wgpu::{AdapterInfo, DeviceKind, plan::Limits};
 use serde_json::json;
 
-/// List the adapters of this machine, their limits and features, and what `auto` takes and why.
+/// List the adapters of this machine, their limits and features, and what `--device` takes and why.
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
     /// Print one JSON object instead.
@@ -13,29 +15,33 @@ pub struct Arguments {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let adapters = AdapterInfo::all();
-    let auto = Device::auto();
+    let device = kind.open()?;
+    let word = format!("{kind:?}").to_lowercase();
     if arguments.json {
         let adapters: Vec<_> = adapters.iter().map(adapter_json).collect();
-        let auto = json!({ "device": auto.to_string(), "reason": auto.reason() });
-        println!("{}", json!({ "version": VERSION, "adapters": adapters, "auto": auto }));
+        let device =
+            json!({ "kind": word, "device": device.to_string(), "reason": device.reason() });
+        let all = json!({ "version": VERSION, "adapters": adapters, "device": device });
+        writeln!(out, "{all}")?;
         return Ok(());
     }
-    println!("gru-wgpu {VERSION}");
-    println!("auto takes: {auto} ({})", auto.reason());
+    writeln!(out, "gru-wgpu {VERSION}")?;
+    writeln!(out, "--device {word} takes: {device} ({})", device.reason())?;
     if adapters.is_empty() {
-        println!("no adapters: the CPU device works all the same");
+        writeln!(out, "no adapters: the CPU device works all the same")?;
     }
     for (i, adapter) in adapters.iter().enumerate() {
-        println!("\nadapter {i}: {}", adapter.name);
-        println!("  {:<42} {}", "kind", adapter.kind);
-        println!("  {:<42} {}", "backend", adapter.backend);
-        println!("  {:<42} {}", "driver", adapter.driver);
+        writeln!(out, "\nadapter {i}: {}", adapter.name)?;
+        let mut row = |name: &str, value: &str| writeln!(out, "  {name:<42} {value}");
+        row("kind", adapter.kind)?;
+        row("backend", &adapter.backend)?;
+        row("driver", &adapter.driver)?;
         for (name, value) in limit_rows(&adapter.limits) {
-            println!("  {name:<42} {}", words(value));
+            row(name, &value.map_or("unlimited".to_owned(), |value| value.to_string()))?;
         }
-        println!("  {:<42} {}", "features", adapter.features.join(", "));
+        row("features", &adapter.features.join(", "))?;
     }
     Ok(())
 }
@@ -58,10 +64,6 @@ fn limit_rows(limits: &Limits) -> [(&'static str, Option<u64>); 7] {
             (limits.max_loop_iterations < u64::MAX).then_some(limits.max_loop_iterations),
         ),
     ]
-}
-
-fn words(limit: Option<u64>) -> String {
-    limit.map_or("unlimited".to_owned(), |value| value.to_string())
 }
 
 fn adapter_json(adapter: &AdapterInfo) -> serde_json::Value {

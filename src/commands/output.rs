@@ -5,6 +5,29 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use gru_wgpu::{Device, DeviceKind};
+
+/// Opens the device; says on stderr what `auto` took and why.
+pub fn open(kind: DeviceKind) -> Result<Device> {
+    let device = kind.open()?;
+    if kind == DeviceKind::Auto {
+        note(format_args!("device: {device} ({})", device.reason()));
+    }
+    Ok(device)
+}
+
+/// A line on stderr. That nobody can read it is no reason to stop.
+pub fn note(line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Text from a file as it may appear in a message: on one line, no longer than can be read.
+pub fn quote(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let escaped: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    let rest = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
+    format!("`{escaped}{rest}`")
+}
 
 /// Rows of text in aligned columns: the first to the left, the others to the right.
 pub struct Table {
@@ -46,7 +69,8 @@ impl fmt::Display for Table {
 /// `Ok` when files can be made in `directory`.
 pub fn check_directory(directory: &Path) -> Result<()> {
     let shown = directory.display();
-    ensure!(directory.is_dir(), "the output directory {shown} does not exist");
+    ensure!(directory.exists(), "the output directory {shown} does not exist");
+    ensure!(directory.is_dir(), "the output directory {shown} is not a directory");
     tempfile::NamedTempFile::new_in(directory)
         .with_context(|| format!("cannot write to the directory {shown}"))?;
     Ok(())
@@ -56,24 +80,15 @@ pub fn check_directory(directory: &Path) -> Result<()> {
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> Result<()> {
         let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let mut file = tempfile::NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
+        let mut builder = tempfile::Builder::new();
+        // A temporary file is its owner's alone; this one is to become as readable as any other.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(directory.unwrap_or(Path::new(".")))?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        set_usual_permissions(file.path())?;
         file.persist(path)?;
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// A temporary file is its owner's alone; what is asked for by name is as readable as any other.
-fn set_usual_permissions(path: &Path) -> Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
-    }
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
 }

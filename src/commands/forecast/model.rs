@@ -1,6 +1,6 @@
 //! The forecaster: a GRU over the window and a linear head on its last state.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use gru_wgpu::{Adam, Device, Gru, Init, clip_global_norm};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use rand::seq::SliceRandom;
@@ -32,7 +32,9 @@ impl Forecaster {
         let gru = Gru::new(gru_config(hidden), Init::Uniform, training.seed, device)?;
         let mut rng = ChaCha8Rng::seed_from_u64(training.seed ^ HEAD_STREAM);
         let bound = 1.0 / (hidden as f32).sqrt();
-        let head = (0..horizon * (hidden + 1)).map(|_| rng.random_range(-bound..bound)).collect();
+        let numbers = hidden.checked_add(1).and_then(|n| n.checked_mul(horizon));
+        let numbers = numbers.context("the head's size overflows; lower --hidden or --horizon")?;
+        let head = (0..numbers).map(|_| rng.random_range(-bound..bound)).collect();
         Ok(Self { gru, head })
     }
 
@@ -55,14 +57,14 @@ impl Forecaster {
         let mut adams = [self.gru.params().as_slice().len(), self.head.len()]
             .map(|len| Adam::new(len, training.learning_rate));
         let batches = origins.len().div_ceil(training.batch);
-        let total = (training.epochs * batches) as f32;
+        let total = training.epochs as f32 * batches as f32;
         let mut losses = Vec::new();
         for epoch in 0..training.epochs {
             origins.shuffle(&mut rng);
             let mut sum = 0.0;
             for (i, batch) in origins.chunks(training.batch).enumerate() {
                 // Half a cosine from the full rate to 0.
-                let done = (epoch * batches + i) as f32 / total;
+                let done = (epoch as f32 * batches as f32 + i as f32) / total;
                 let rate =
                     training.learning_rate * 0.5 * (1.0 + (std::f32::consts::PI * done).cos());
                 adams.iter_mut().for_each(|adam| adam.learning_rate = rate);
@@ -101,9 +103,10 @@ impl Forecaster {
         let mut dhead: Vec<f32> = dweight.iter().copied().collect();
         dhead.extend(dprediction.sum_axis(Axis(0)));
 
-        clip_global_norm(&mut [grads.params.as_mut_slice(), &mut dhead], clip);
-        adam_gru.step(self.gru.params_mut().as_mut_slice(), grads.params.as_slice());
-        adam_head.step(&mut self.head, &dhead);
+        let norm = clip_global_norm(&mut [grads.params.as_mut_slice(), &mut dhead], clip);
+        ensure!(norm.is_finite(), "the gradient's norm is {norm}; try a lower --learning-rate");
+        adam_gru.step(self.gru.params_mut().as_mut_slice(), grads.params.as_slice())?;
+        adam_head.step(&mut self.head, &dhead)?;
         Ok(loss)
     }
 
@@ -155,7 +158,7 @@ mod tests {
     #[test]
     fn training_lowers_the_loss_and_moves_both_parts() {
         let series: Vec<f64> = (0..200).map(|i| (f64::from(i) * 0.7).sin()).collect();
-        let windows = Windows::new(&series, 200, 12, 3);
+        let windows = Windows::new(&series, 200, 12, 3).expect("a wave");
         let origins: Vec<usize> = windows.origins(0, 200).collect();
         let training =
             Training { hidden: 6, epochs: 8, batch: 16, learning_rate: 0.02, clip: 1.0, seed: 5 };

@@ -62,7 +62,7 @@ pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
             .margin(20)
             .margin_top(64)
             .x_label_area_size(48)
-            .y_label_area_size(76)
+            .y_label_area_size(88)
             .build_cartesian_2d(1.0..end, (low / 1.25..high * 1.25).log_scale().base(2.0))?;
         chart
             .configure_mesh()
@@ -71,6 +71,7 @@ pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
             .axis_style(INK)
             .label_style((FONT, 15).into_font().color(&INK))
             .y_labels(24)
+            .x_labels(losses.len().clamp(2, 12))
             .x_desc("epoch")
             .y_desc("training loss (mean squared error, scaled)")
             .x_label_formatter(&|x| format!("{x:.0}"))
@@ -114,9 +115,9 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
         .margin(20)
         .margin_top(84)
         .x_label_area_size(44)
-        .y_label_area_size(76)
+        .y_label_area_size(88)
         .build_cartesian_2d(start..end, low..high)?;
-    mesh(&mut chart, picture.time, &picture.name)?;
+    mesh(&mut chart, picture.time, &picture.name, 14)?;
 
     if let Some(&(split, _)) = picture.truth.first() {
         let line = DashedLineSeries::new([(split, low), (split, high)], 6, 5, HISTORY.into());
@@ -141,7 +142,7 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
     legend_line(&mut chart, &forecasts, FORECAST, 3, "forecast")?;
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(free_corner(&picture.history, (start, end), (low, high)))
         .margin(16)
         .legend_area_size(34)
         .background_style(WHITE.mix(0.9))
@@ -149,6 +150,19 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
         .label_font((FONT, 16).into_font().color(&INK))
         .draw()?;
     Ok(())
+}
+
+/// The left corner that the line leaves freer.
+fn free_corner(
+    line: &Line,
+    (start, end): (f64, f64),
+    (low, high): (f64, f64),
+) -> SeriesLabelPosition {
+    let left = line.iter().filter(|(x, _)| x - start < 0.25 * (end - start));
+    let heights: Vec<f64> = left.map(|(_, y)| (y - low) / (high - low)).collect();
+    let above = heights.iter().filter(|&&height| height > 0.7).count();
+    let below = heights.iter().filter(|&&height| height < 0.3).count();
+    if above <= below { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::LowerLeft }
 }
 
 fn draw_errors(area: &Area, picture: &ForecastPicture) -> Drawn {
@@ -159,9 +173,9 @@ fn draw_errors(area: &Area, picture: &ForecastPicture) -> Drawn {
         .margin_top(6)
         .margin_right(LABEL_WIDTH)
         .x_label_area_size(44)
-        .y_label_area_size(76)
+        .y_label_area_size(88)
         .build_cartesian_2d(1.0..steps.max(2) as f64, 0.0..high * 1.08)?;
-    mesh(&mut chart, "rows ahead", "held-out RMSE")?;
+    mesh(&mut chart, "rows ahead", "held-out RMSE", steps)?;
     let mut labels = Vec::new();
     for (i, (name, errors)) in picture.errors.iter().enumerate().rev() {
         let line: Line = errors.iter().zip(1..).map(|(&e, k)| (f64::from(k), e)).collect();
@@ -192,21 +206,21 @@ type Chart<'a, 'b> = ChartContext<
     Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
 >;
 
-fn mesh(chart: &mut Chart, x: &str, y: &str) -> Drawn {
+/// `most` is how many labels the horizontal axis has room or use for.
+fn mesh(chart: &mut Chart, x: &str, y: &str, most: usize) -> Drawn {
     let Range { start, end } = chart.x_range();
+    let decimals = if end - start < most.min(14) as f64 / 2.0 { 1 } else { 0 };
     chart
         .configure_mesh()
         .bold_line_style(GRID)
         .light_line_style(WHITE)
         .axis_style(INK)
         .label_style((FONT, 15).into_font().color(&INK))
-        .x_labels(14)
+        .x_labels(most.clamp(2, 14))
         .y_labels(7)
         .x_desc(x)
         .y_desc(y)
-        .x_label_formatter(&|x| {
-            if end - start < 5.0 { format!("{x:.1}") } else { format!("{x:.0}") }
-        })
+        .x_label_formatter(&|x| format!("{x:.decimals$}"))
         .y_label_formatter(&|y| short(*y))
         .draw()?;
     Ok(())
@@ -247,7 +261,11 @@ fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
 fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
-        v if !(1e-3..1e6).contains(&v) => format!("{value:.1e}"),
+        v if !(1e-3..1e6).contains(&v) => {
+            let text = format!("{value:.3e}");
+            let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+            format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
+        }
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 1.0 => format!("{:.1}", value),
         _ => format!("{value:.4}").trim_end_matches('0').to_owned(),

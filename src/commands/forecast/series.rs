@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use chrono::{Datelike, NaiveDate};
+
+use crate::commands::output::{note, quote};
 
 /// Cells that mean "no value", whatever their case.
 const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
@@ -42,10 +44,14 @@ impl Series {
         }
         let filled = values.iter().filter(|v| v.is_none()).count();
         let Some(values) = interpolate(&values) else {
-            bail!("column `{name}` of {} holds no number", path.display());
+            bail!("column {} of {} holds no number", quote(&name), path.display());
         };
-        let years = (0..table.names.len()).filter(|&c| c != column).find_map(|c| table.years(c));
-        Ok(Self { name, values, filled, years })
+        let dates = (0..table.names.len()).filter(|&c| c != column).find_map(|c| table.dates(c));
+        let years = match dates {
+            Some(dates) => table.years(&dates)?,
+            None => None,
+        };
+        Ok(Self { name: printable(&name), values, filled, years })
     }
 
     /// What to call a season of so many rows: a year where the dates say so.
@@ -83,9 +89,11 @@ impl Row {
         match cell.parse::<f64>() {
             Ok(value) if value.is_finite() => Ok(Some(value)),
             _ => bail!(
-                "line {}: `{cell}` in column `{name}` is not a finite number (leave the cell empty \
-                 where a value is missing, or name the word that means so with --missing)",
-                self.line
+                "line {}: {} in column {} is not a finite number (leave the cell empty where a value \
+                 is missing, or name the word that means so with --missing)",
+                self.line,
+                quote(cell),
+                quote(name)
             ),
         }
     }
@@ -113,39 +121,54 @@ impl Table {
         if rows.is_empty() {
             bail!("{shown} is empty; expected a CSV file with a numeric column");
         }
-        // A first row with a word in it is a header.
-        let is_word =
-            |cell: &String| !is_missing(cell.trim(), None) && cell.trim().parse::<f64>().is_err();
-        let names = if rows[0].cells.iter().any(|cell| is_word(cell) && date(cell).is_none()) {
+        let names = if has_header(&rows) {
             rows.remove(0).cells.iter().map(|c| c.trim().to_owned()).collect()
         } else {
             (1..=rows[0].cells.len()).map(|i| i.to_string()).collect()
         };
-        if rows.is_empty() {
-            bail!("{shown} has a header and no rows");
-        }
+        ensure!(!rows.is_empty(), "{shown} has a header and no rows");
         Ok(Self { names, rows })
     }
 
     /// Which column the options mean.
     fn column(&self, options: &Options) -> Result<usize> {
-        let listed = || self.names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-        match options.column {
-            Some(wanted) => {
-                let by_name = self.names.iter().position(|name| name == wanted);
-                let number =
-                    wanted.parse::<usize>().ok().filter(|n| (1..=self.names.len()).contains(n));
-                by_name.or(number.map(|n| n - 1)).with_context(|| {
-                    format!("no column is named `{wanted}`; the file has {}", listed())
-                })
-            }
-            None => (0..self.names.len())
+        let columns = 0..self.names.len();
+        let Some(wanted) = options.column else {
+            return columns
                 .rev()
-                .find(|&column| {
-                    self.first_value(column, options).is_some_and(|c| c.parse::<f64>().is_ok())
-                })
-                .with_context(|| format!("none of the columns {} starts with a number", listed())),
+                .find(|&column| self.is_numeric(column, options) && self.dates(column).is_none())
+                .with_context(|| self.no_numeric_column());
+        };
+        let named: Vec<_> = columns.filter(|&column| self.names[column] == wanted).collect();
+        match named[..] {
+            [column] => Ok(column),
+            [] => match wanted.parse::<usize>() {
+                Ok(number) if (1..=self.names.len()).contains(&number) => Ok(number - 1),
+                _ => bail!("no column is named {}; the file has {}", quote(wanted), self.listed()),
+            },
+            _ => bail!(
+                "{} columns are named {}; say which by its number: {}",
+                named.len(),
+                quote(wanted),
+                named.iter().map(|c| (c + 1).to_string()).collect::<Vec<_>>().join(" or ")
+            ),
         }
+    }
+
+    fn listed(&self) -> String {
+        self.names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
+    }
+
+    fn no_numeric_column(&self) -> String {
+        let hint = match &self.names[..] {
+            [name] if name.contains([';', '\t', '|']) => "; is another --delimiter meant?",
+            _ => "",
+        };
+        format!("none of the columns {} starts with a number{hint}", self.listed())
+    }
+
+    fn is_numeric(&self, column: usize, options: &Options) -> bool {
+        self.first_value(column, options).is_some_and(|cell| cell.parse::<f64>().is_ok())
     }
 
     /// The first cell of a column that is not missing.
@@ -154,14 +177,54 @@ impl Table {
         cells.find(|cell| !is_missing(cell, options.missing))
     }
 
-    /// A column of dates as fractional years, `None` unless every cell is one.
-    fn years(&self, column: usize) -> Option<Vec<f64>> {
-        let year = |row: &Row| {
-            let date = date(row.cell(column))?;
-            Some(f64::from(date.year()) + f64::from(date.ordinal0()) / 365.25)
-        };
-        self.rows.iter().map(year).collect()
+    /// A column of dates, `None` unless every cell is one.
+    fn dates(&self, column: usize) -> Option<Vec<NaiveDate>> {
+        self.rows.iter().map(|row| date(row.cell(column))).collect()
     }
+
+    /// Dates as fractional years; `None` where rows share a day, so that they are no axis. Refuses
+    /// dates that run backwards, and tells of gaps.
+    fn years(&self, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
+        let mut days: Vec<i64> =
+            dates.windows(2).map(|pair| (pair[1] - pair[0]).num_days()).collect();
+        if let Some(row) = days.iter().position(|&days| days < 0) {
+            let (line, date, before) = (self.rows[row + 1].line, dates[row + 1], dates[row]);
+            bail!("line {line}: {date} comes after {before}; rows must run forwards in time");
+        }
+        if days.contains(&0) {
+            return Ok(None);
+        }
+        days.sort_unstable();
+        let usual = days.get(days.len() / 2).copied().unwrap_or(0);
+        let gaps = days.iter().filter(|&&gap| 2 * gap > 3 * usual).count();
+        if gaps > 0 {
+            let longest = days.last().copied().unwrap_or(0);
+            note(format_args!(
+                "note: {gaps} gaps between dates, up to {longest} days where {usual} are usual; rows \
+                 are taken as evenly spaced"
+            ));
+        }
+        let year = |d: &NaiveDate| f64::from(d.year()) + f64::from(d.ordinal0()) / 365.25;
+        Ok(Some(dates.iter().map(year).collect()))
+    }
+}
+
+/// Whether the first row names the columns: it holds a word where numbers follow, or words alone.
+fn has_header(rows: &[Row]) -> bool {
+    let is_number = |cell: &str| cell.parse::<f64>().is_ok();
+    let is_word = |cell: &str| !is_missing(cell, None) && !is_number(cell) && date(cell).is_none();
+    let first = &rows[0];
+    let mut columns = 0..first.cells.len();
+    let below = |column: usize| {
+        rows[1..].iter().map(move |row| row.cell(column)).find(|cell| !is_missing(cell, None))
+    };
+    columns.clone().any(|c| is_word(first.cell(c)) && below(c).is_some_and(is_number))
+        || columns.all(|c| is_word(first.cell(c)))
+}
+
+/// A name without what a terminal or an SVG file could not hold.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// A date as YYYY-MM-DD, YYYY/MM/DD or YYYYMMDD, anything after a `T` or a space left out.
@@ -240,5 +303,39 @@ mod tests {
         assert!(error("a\n\"\"\nNA\n", Some("a")).contains("holds no number"));
         assert!(error("", None).contains("is empty"));
         assert!(error("a,b\n", None).contains("no rows"));
+        assert!(error("v,v\n1,2\n", Some("v")).contains("by its number: 1 or 2"));
+        assert!(error("day;v\n1;2\n", None).contains("--delimiter"));
+        let text = "d,v\n2020-01-02,1\n2020-01-01,2\n";
+        assert_eq!(
+            error(text, None),
+            "line 3: 2020-01-01 comes after 2020-01-02; rows must run forwards in time"
+        );
+    }
+
+    #[test]
+    fn a_message_stays_on_one_line_whatever_a_cell_holds() {
+        for odd in ["\"a\nerror: b\"", "\"\u{1b}[31m\"", &"x".repeat(500)] {
+            let message = error(&format!("v\n1\n{odd}\n"), None);
+            assert!(!message.contains(char::is_control) && message.len() < 300, "{message:?}");
+            let message = error(&format!("{odd},v\n1,2\n"), Some("none"));
+            assert!(!message.contains(char::is_control) && message.len() < 300, "{message:?}");
+        }
+        let series = read("\"a\u{1b}\nb\"\n1\n", None).unwrap();
+        assert_eq!(series.name, "a  b");
+    }
+
+    #[test]
+    fn a_first_row_of_data_is_not_taken_for_a_header() {
+        assert_eq!(read("1/1/2020,0.5\n1/2/2020,0.7\n", None).unwrap().values, [0.5, 0.7]);
+        assert_eq!(read("a\n1\n", None).unwrap().values, [1.0]);
+    }
+
+    #[test]
+    fn a_column_of_dates_is_not_the_default_and_need_not_be_an_axis() {
+        let series = read("v,date\n1,20200101\n2,20200102\n", None).unwrap();
+        assert_eq!((series.name.as_str(), series.values), ("v", vec![1.0, 2.0]));
+        assert!(
+            read("t,v\n2020-01-01T00:00,1\n2020-01-01T01:00,2\n", None).unwrap().years.is_none()
+        );
     }
 }

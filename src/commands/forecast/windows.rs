@@ -1,5 +1,6 @@
 //! A series cut into windows, each told relative to its own last value.
 
+use anyhow::{Result, ensure};
 use gru_wgpu::GruConfig;
 use ndarray::{Array2, Array3};
 
@@ -19,19 +20,22 @@ pub const FEATURES: usize = 1;
 
 impl<'a> Windows<'a> {
     /// Windows scaled to the first `training` values of `series`.
-    pub fn new(series: &'a [f64], training: usize, input: usize, horizon: usize) -> Self {
+    pub fn new(series: &'a [f64], training: usize, input: usize, horizon: usize) -> Result<Self> {
         let mut windows = Self { series, input, horizon, scale: 1.0 };
-        let (mut squares, mut count) = (0.0, 0);
-        for origin in windows.origins(0, training) {
-            let last = series[origin - 1];
-            squares +=
-                series[origin..origin + horizon].iter().map(|v| (v - last).powi(2)).sum::<f64>();
-            count += horizon;
-        }
-        let scale = (squares / f64::from(count.max(1) as u32)).sqrt();
-        // A constant series has no scale; any does.
-        windows.scale = if scale > 0.0 { scale } else { 1.0 };
-        windows
+        let changes = || {
+            windows.origins(0, training).flat_map(|origin| {
+                let last = series[origin - 1];
+                series[origin..origin + horizon].iter().map(move |value| value - last)
+            })
+        };
+        // As shares of the largest, so that squares neither overflow nor vanish.
+        let largest = changes().map(f64::abs).fold(0.0, f64::max);
+        ensure!(largest.is_finite(), "the series' values are too far apart for a 64-bit number");
+        if largest > 0.0 {
+            let squares: f64 = changes().map(|change| (change / largest).powi(2)).sum();
+            windows.scale = largest * (squares / changes().count() as f64).sqrt();
+        } // A constant series has no scale; 1 does.
+        Ok(windows)
     }
 
     /// The origins of all windows whose targets lie in `first..end`.
@@ -74,9 +78,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_scale_is_the_usual_change_whatever_the_unit() {
+        for unit in [1.0, 1e300, 1e-300] {
+            let series: Vec<f64> = [0.0, 3.0, -1.0, 3.0, 0.0].map(|v| v * unit).to_vec();
+            let scale = Windows::new(&series, 5, 1, 1).expect("finite changes").scale;
+            let expected = unit * ((9.0 + 16.0 + 16.0 + 9.0) / 4.0f64).sqrt();
+            assert!((scale / expected - 1.0).abs() < 1e-12, "{scale}");
+        }
+        assert_eq!(Windows::new(&[7.0; 5], 5, 1, 1).expect("constant").scale, 1.0);
+        assert!(Windows::new(&[1.7e308, -1.7e308], 2, 1, 1).is_err());
+    }
+
+    #[test]
     fn windows_never_reach_past_their_part() {
         let series: Vec<f64> = (0..20).map(f64::from).collect();
-        let windows = Windows::new(&series, 12, 4, 3);
+        let windows = Windows::new(&series, 12, 4, 3).expect("a slope");
         assert_eq!(windows.origins(0, 12), 4..10); // targets 9, 10, 11 are the last
         assert_eq!(windows.origins(12, 20), 12..18);
         assert!(windows.origins(0, 6).is_empty() && windows.origins(0, 1).is_empty());
