@@ -22,7 +22,7 @@ mod stages;
 
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
-pub(crate) use products::{DISPATCH_FLOPS, Operand, RowBias, column_sum, matmul};
+pub(crate) use products::{DISPATCH_FLOPS, Operand, RowBias, column_sum, matmul, matmul_in_pieces};
 
 use crate::config::{GruConfig, Shape};
 use crate::error::{Result, check_shape};

@@ -140,6 +140,7 @@ fn long_sums_and_tall_products_are_cut() {
         ([1500, 64, 1, 8], "dW_ih = daᵀ · x"),
         ([1, 1, 3_000_000, 2], "dx = da · W_ih"),
         ([1, 1, 3_000_000, 2], "gates[r z n] = x · W_ihᵀ + b_ih"),
+        ([500, 96, 2048, 2048], "gates[r z n] = x · W_ihᵀ + b_ih"), // 1.2 TFLOP
         ([9, 1_000_000, 1, 1], "db_ih = Σ da"),
     ] {
         let plan = plan(&GruConfig::new(i, h), t, b, Mode::Training);
@@ -149,6 +150,8 @@ fn long_sums_and_tall_products_are_cut() {
             for dispatch in stage.dispatches().0 {
                 assert!(dispatch.iterations <= 65_535, "{}", dispatch.label);
                 assert!(dispatch.workgroups.iter().all(|&n| n <= 65_535), "{}", dispatch.label);
+                assert!(dispatch.padded_flops >= dispatch.flops, "{}", dispatch.label);
+                assert!(dispatch.padded_flops <= 33_000_000_000, "{}", dispatch.label);
                 pieces += usize::from(dispatch.label == cut);
             }
         }

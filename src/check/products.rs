@@ -3,11 +3,17 @@
 use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::plan::{BufferId, Buffers, Operand, Plan, Role, RowBias, Stage, column_sum, matmul};
+use crate::plan::{
+    BufferId, Buffers, Operand, Plan, Role, RowBias, Stage, column_sum, matmul, matmul_in_pieces,
+};
 use crate::runner::{Pass, Session};
 
+/// Cut along every axis, as a product is whose work or size is too much for one dispatch.
+const CUT: [usize; 3] = [65, 97, 50];
+const PIECE: [usize; 3] = [32, 64, 16];
+
 /// The last is longer than lavapipe's loops may run: it must be cut into dispatches.
-const MNK: [[usize; 3]; 8] = [
+const MNK: [[usize; 3]; 9] = [
     [1, 1, 1],
     [2, 3, 5],
     [31, 33, 17],
@@ -15,6 +21,7 @@ const MNK: [[usize; 3]; 8] = [
     [33, 31, 15],
     [65, 2, 33],
     [1, 97, 100],
+    CUT,
     [1, 1, 70_001],
 ];
 
@@ -99,18 +106,16 @@ fn multiply(
         let make = if matrix.transposed { Operand::transposed } else { Operand::plain };
         make(slice, 1, matrix.stride)
     };
-    let stages = matmul(
-        title,
-        mnk,
-        operand(a_slice, a),
-        operand(b_slice, b),
-        if bias.is_some() {
-            RowBias::Add(bias_slice)
-        } else {
-            RowBias::Absent { placeholder: bias_slice }
-        },
-        operand(c_slice, &c),
-    );
+    let row_bias = match bias {
+        Some(_) => RowBias::Add(bias_slice),
+        None => RowBias::Absent { placeholder: bias_slice },
+    };
+    let (a, b, c_place) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
+    let stages = if mnk == CUT {
+        matmul_in_pieces(title, mnk, PIECE, a, b, row_bias, c_place)
+    } else {
+        matmul(title, mnk, a, b, row_bias, c_place)
+    };
     let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| data)).collect();
     c.data = run(gpu, title, buffers, stages, &inputs, ids[3])?;
     Ok(c)

@@ -64,16 +64,29 @@ impl RowBias {
     }
 }
 
-/// `c [m, n] = a [m, k] · b [k, n] (+ bias)`: one dispatch, or several that each make a piece.
+/// `c [m, n] = a [m, k] · b [k, n] (+ bias)`: one dispatch, or several that each make as large a
+/// piece as one may.
 pub(crate) fn matmul(
     label: &'static str,
-    [m, n, k]: [usize; 3],
+    mnk: [usize; 3],
     a: Operand,
     b: Operand,
     bias: RowBias,
     c: Operand,
 ) -> Vec<Stage> {
-    let [most_m, most_n, most_k] = matmul_piece(m, n, k);
+    matmul_in_pieces(label, mnk, largest_piece(mnk), a, b, bias, c)
+}
+
+/// The same in pieces of at most `most_m` × `most_n` × `most_k`.
+pub(crate) fn matmul_in_pieces(
+    label: &'static str,
+    [m, n, k]: [usize; 3],
+    [most_m, most_n, most_k]: [usize; 3],
+    a: Operand,
+    b: Operand,
+    bias: RowBias,
+    c: Operand,
+) -> Vec<Stage> {
     let mut stages = Vec::new();
     for (m0, m) in chunks(m, most_m) {
         for (n0, n) in chunks(n, most_n) {
@@ -112,7 +125,7 @@ pub(crate) fn matmul(
 
 /// The largest piece of an m × n × k product that one dispatch makes: limited by its workgroups, by
 /// the length of its loops and by its work.
-fn matmul_piece(m: usize, n: usize, k: usize) -> [usize; 3] {
+fn largest_piece([m, n, k]: [usize; 3]) -> [usize; 3] {
     let [tile_n, tile_m] = MATMUL.tile.map(|tile| tile as usize);
     let k = k.min(MATMUL_MAX_DEPTH);
     // As many columns or rows as the work allows, in whole tiles, at least one.
