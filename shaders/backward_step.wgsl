@@ -1,7 +1,8 @@
 // One state backward: dh of state s from what lies after it, then through the step that made it.
 //
-// There are T + 1 states; step t turns state t into state t + 1. With s from T down to 0:
-//     dh[s] = carry + Σ over step s's recurrent products (none at s = T) + dy[s − 1] (none at s = 0)
+// A direction has T + 1 states; its step t turns state t into state t + 1. With s from T down to 0:
+//     dh[s] = carry + Σ over step s's recurrent products (none at s = T) + dy of step s − 1 (none at
+//     s = 0)
 // and for s > 0, with r, z, n, h of step s − 1:
 //     z overwrites: dn = dh z,        dz = dh (n − h),  carry = dh (1 − z)
 //     z keeps:      dn = dh (1 − z),  dz = dh (h − n),  carry = dh z
@@ -14,6 +15,9 @@
 //
 // The gradients overwrite gates in place: da_r, da_z, da_n and, reset after, dpast in the fourth
 // column (with reset before it keeps r ⊙ h). The twin is Cell::step_backward.
+//
+// The directions of a layer are independent; workgroups' z tells them apart. The reverse one (z = 1)
+// has its step 0 at the last time, and its tensors one direction's size after the forward one's.
 //
 // A workgroup makes UNITS hidden units of ROWS batch rows; a thread owns one unit of four rows.
 
@@ -31,25 +35,45 @@ struct Args {
     steps: u32, // T
     batch: u32,
     hidden: u32,
+    directions: u32, // D
+    weight_apart: u32, // elements from a weight to the same one of the reverse direction
     step: u32, // s, the state
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
-@group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [3H, H]
-@group(0) @binding(2) var<storage, read> h: array<f32>; // [T+1, B, H]
-@group(0) @binding(3) var<storage, read> dy: array<f32>; // [T, B, H]
-@group(0) @binding(4) var<storage, read_write> gates: array<f32>; // [T, B, 4H]
-@group(0) @binding(5) var<storage, read_write> carry: array<f32>; // [B, H]: dh_n in, dh0 out
+@group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [D, 3H, H]
+@group(0) @binding(2) var<storage, read> h: array<f32>; // [D, T+1, B, H]
+@group(0) @binding(3) var<storage, read> dy: array<f32>; // [T, B, D·H]
+@group(0) @binding(4) var<storage, read_write> gates: array<f32>; // [D, T, B, 4H]
+@group(0) @binding(5) var<storage, read_write> carry: array<f32>; // [D, B, H]: dh_n in, dh0 out
 
 var<workgroup> d_slice: array<vec4<f32>, DEPTH * QUADS>; // [DEPTH][QUADS], four rows each
 var<workgroup> weight_slice: array<f32, DEPTH * UNITS>; // [DEPTH][UNITS]
 
-fn gates_at(step: u32, row: u32, column: u32) -> u32 {
-    return (step * args.batch + row) * 4u * args.hidden + column;
+// The direction of this workgroup.
+var<private> direction: u32;
+
+fn time(step: u32) -> u32 {
+    return select(step, args.steps - 1u - step, direction == 1u);
 }
 
-fn state_at(row: u32, unit: u32) -> u32 {
-    return row * args.hidden + unit;
+fn gates_at(step: u32, row: u32, column: u32) -> u32 {
+    return ((direction * args.steps + time(step)) * args.batch + row) * 4u * args.hidden + column;
+}
+
+fn carry_at(row: u32, unit: u32) -> u32 {
+    return (direction * args.batch + row) * args.hidden + unit;
+}
+
+// The state that a step turned into the next.
+fn before(step: u32, row: u32, unit: u32) -> f32 {
+    let state = direction * (args.steps + 1u) + time(step) + direction;
+    return h[(state * args.batch + row) * args.hidden + unit];
+}
+
+fn load_dy(step: u32, row: u32, unit: u32) -> f32 {
+    let at = (time(step) * args.batch + row) * args.directions + direction;
+    return dy[at * args.hidden + unit];
 }
 
 // How many products a unit sums: the gates whose recurrent product leads to this dispatch's dh.
@@ -82,7 +106,7 @@ fn load_weight(k: u32, unit: u32, depth: u32) -> f32 {
         return 0.0;
     }
     let row = k + select(2u * args.hidden, 0u, GATES_RZ);
-    return weight_hh[row * args.hidden + unit];
+    return weight_hh[direction * args.weight_apart + row * args.hidden + unit];
 }
 
 fn stage(row0: u32, unit0: u32, k0: u32, depth: u32, thread: u32) {
@@ -98,15 +122,15 @@ fn stage(row0: u32, unit0: u32, k0: u32, depth: u32, thread: u32) {
 
 // dh of one unit of one row is whole: through the step that made this state.
 fn through_step(row: u32, unit: u32, product: f32) {
-    let at = state_at(row, unit);
+    let at = carry_at(row, unit);
     var dh = carry[at] + product;
     if args.step == 0u {
         carry[at] = dh;
         return;
     }
     let step = args.step - 1u;
-    let before = h[step * args.batch * args.hidden + at];
-    dh += dy[step * args.batch * args.hidden + at];
+    let past = before(step, row, unit);
+    dh += load_dy(step, row, unit);
     let at_r = gates_at(step, row, unit);
     let at_z = at_r + args.hidden;
     let at_n = at_z + args.hidden;
@@ -114,7 +138,7 @@ fn through_step(row: u32, unit: u32, product: f32) {
     let n = gates[at_n];
     let keep = select(1.0 - z, z, Z_KEEPS);
     let take = select(z, 1.0 - z, Z_KEEPS);
-    let toward_n = select(n - before, before - n, Z_KEEPS); // ∂h'/∂z
+    let toward_n = select(n - past, past - n, Z_KEEPS); // ∂h'/∂z
     let da_n = dh * take * (1.0 - n * n);
     carry[at] = dh * keep;
     gates[at_z] = dh * toward_n * z * (1.0 - z);
@@ -129,13 +153,12 @@ fn through_step(row: u32, unit: u32, product: f32) {
 
 // Reset before: d(r ⊙ h) of one unit of one row is whole.
 fn through_reset(row: u32, unit: u32, drh: f32) {
-    let at = state_at(row, unit);
+    let at = carry_at(row, unit);
     let step = args.step - 1u;
-    let before = h[step * args.batch * args.hidden + at];
     let at_r = gates_at(step, row, unit);
     let r = gates[at_r];
     carry[at] += drh * r;
-    gates[at_r] = drh * before * r * (1.0 - r);
+    gates[at_r] = drh * before(step, row, unit) * r * (1.0 - r);
 }
 
 fn finish(row: u32, unit: u32, product: f32) {
@@ -154,6 +177,7 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
+    direction = group.z;
     let unit0 = group.x * UNITS;
     let row0 = group.y * ROWS;
     let unit = thread % UNITS;

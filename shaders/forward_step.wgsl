@@ -11,6 +11,9 @@
 // gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are overwritten
 // in place by the activations, by the very thread that read them. The twin is Cell::step.
 //
+// The directions of a layer are independent; workgroups' z tells them apart. The reverse one (z = 1)
+// runs from the last time to the first, its tensors lie one direction's size after the forward one's.
+//
 // A workgroup makes UNITS hidden units of ROWS batch rows. A thread owns one unit of four rows: for
 // each k one vec4 of the past and one weight a gate feed four multiply-adds a gate.
 
@@ -27,26 +30,49 @@ const THREADS: u32 = UNITS * QUADS;
 const PITCH: u32 = DEPTH + 1u;
 
 struct Args {
+    steps: u32, // T
     batch: u32,
     hidden: u32,
-    step: u32, // t
+    weight_apart: u32, // elements from a weight to the same one of the reverse direction
+    bias_apart: u32,
+    step: u32, // the direction's own: its first is 0
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
-@group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [3H, H]
-@group(0) @binding(2) var<storage, read> bias_hh: array<f32>; // [3H]
-@group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [T, B, 4H]: r, z, n, past
-@group(0) @binding(4) var<storage, read_write> h: array<f32>; // [T+1, B, H]: reads row t, writes t + 1
+@group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [D, 3H, H]
+@group(0) @binding(2) var<storage, read> bias_hh: array<f32>; // [D, 3H]
+@group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, T, B, 4H]: r, z, n, past
+// [D, T+1, B, H]. Forward, time t reads row t and writes row t + 1; reverse, the other way round.
+@group(0) @binding(4) var<storage, read_write> h: array<f32>;
 
 var<workgroup> past_slice: array<vec4<f32>, DEPTH * QUADS>; // [DEPTH][QUADS], four rows each
 var<workgroup> weight_slice: array<f32, 3u * UNITS * PITCH>; // [gate][UNITS][DEPTH]
 
-fn gates_at(row: u32, column: u32) -> u32 {
-    return (args.step * args.batch + row) * 4u * args.hidden + column;
+// The direction of this workgroup.
+var<private> direction: u32;
+
+fn time() -> u32 {
+    return select(args.step, args.steps - 1u - args.step, direction == 1u);
 }
 
-fn h_at(step: u32, row: u32, unit: u32) -> u32 {
-    return (step * args.batch + row) * args.hidden + unit;
+fn gates_at(row: u32, column: u32) -> u32 {
+    return ((direction * args.steps + time()) * args.batch + row) * 4u * args.hidden + column;
+}
+
+fn h_at(state: u32, row: u32, unit: u32) -> u32 {
+    return ((direction * (args.steps + 1u) + state) * args.batch + row) * args.hidden + unit;
+}
+
+fn before_at(row: u32, unit: u32) -> u32 {
+    return h_at(time() + direction, row, unit);
+}
+
+fn after_at(row: u32, unit: u32) -> u32 {
+    return h_at(time() + 1u - direction, row, unit);
+}
+
+fn bias(gate: u32, unit: u32) -> f32 {
+    return bias_hh[direction * args.bias_apart + gate * args.hidden + unit];
 }
 
 // What the weights are multiplied with: h, or r ⊙ h where the candidate comes in its own dispatch.
@@ -55,7 +81,7 @@ fn load_past(row: u32, k: u32) -> f32 {
         return 0.0;
     }
     if GATES_RZ {
-        return h[h_at(args.step, row, k)];
+        return h[before_at(row, k)];
     }
     return gates[gates_at(row, 3u * args.hidden + k)];
 }
@@ -66,7 +92,8 @@ fn stage_weight(gate: u32, unit0: u32, k0: u32, thread: u32) {
         let k = k0 + i % DEPTH;
         var weight = 0.0;
         if unit < args.hidden && k < args.hidden {
-            weight = weight_hh[(gate * args.hidden + unit) * args.hidden + k];
+            let at = (gate * args.hidden + unit) * args.hidden + k;
+            weight = weight_hh[direction * args.weight_apart + at];
         }
         weight_slice[(gate * UNITS + i / DEPTH) * PITCH + i % DEPTH] = weight;
     }
@@ -95,17 +122,17 @@ fn update(row: u32, unit: u32, product: vec3<f32>) {
     let at_z = at_r + args.hidden;
     let at_n = at_z + args.hidden;
     let at_past = at_n + args.hidden;
-    let before = h[h_at(args.step, row, unit)];
+    let before = h[before_at(row, unit)];
     if GATES_RZ {
-        let r = sigmoid(gates[at_r] + product.x + bias_hh[unit]);
+        let r = sigmoid(gates[at_r] + product.x + bias(0u, unit));
         gates[at_r] = r;
-        gates[at_z] = sigmoid(gates[at_z] + product.y + bias_hh[args.hidden + unit]);
+        gates[at_z] = sigmoid(gates[at_z] + product.y + bias(1u, unit));
         if !GATE_N {
             gates[at_past] = r * before;
         }
     }
     if GATE_N {
-        let recurrent = product.z + bias_hh[2u * args.hidden + unit];
+        let recurrent = product.z + bias(2u, unit);
         var from_past = recurrent;
         if GATES_RZ {
             gates[at_past] = recurrent;
@@ -116,7 +143,7 @@ fn update(row: u32, unit: u32, product: vec3<f32>) {
         let z = gates[at_z];
         let keep = select(1.0 - z, z, Z_KEEPS);
         let take = select(z, 1.0 - z, Z_KEEPS);
-        h[h_at(args.step + 1u, row, unit)] = keep * before + take * n;
+        h[after_at(row, unit)] = keep * before + take * n;
     }
 }
 
@@ -125,6 +152,7 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
+    direction = group.z;
     let unit0 = group.x * UNITS;
     let row0 = group.y * ROWS;
     let unit = thread % UNITS;

@@ -130,8 +130,10 @@ pub fn kernels(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = Findings::default();
     products::check_matmul(gpu, &mut findings)?;
     products::check_column_sum(gpu, &mut findings)?;
-    for_each_variant(|config, [_, batch, ..], seed| {
-        steps::check(gpu, config, batch, seed, &mut findings)
+    for_each_variant(|config, _, batch, seed| {
+        // The step kernels see one layer at a time.
+        let layer = config.clone().with_layers(1);
+        steps::check(gpu, &layer, batch, seed, &mut findings)
     })?;
     Ok(findings.0)
 }
@@ -142,39 +144,40 @@ pub fn kernels(device: &Device) -> Result<Vec<Finding>> {
 /// As [`run`].
 pub fn models(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = Findings::default();
-    for_each_variant(|config, [steps, batch, ..], seed| {
+    for_each_variant(|config, steps, batch, seed| {
         models::check(device, config, steps, batch, seed, &mut findings)
     })?;
     Ok(findings.0)
 }
 
-/// [T, B, I, H]: ones, primes, each tile's edge ± 1, and many steps.
-const SIZES: [[usize; 4]; 7] = [
-    [1, 1, 1, 1],
-    [2, 1, 3, 5],
-    [5, 3, 7, 17],
-    [3, 17, 33, 15],
-    [4, 15, 1, 16],
-    [2, 33, 16, 31],
-    [67, 2, 2, 7],
+/// [T, B, I, H, L, D]: ones, primes, each tile's edge ± 1, many steps.
+const SIZES: [[usize; 6]; 8] = [
+    [1, 1, 1, 1, 1, 1],
+    [2, 1, 3, 5, 2, 1],
+    [5, 3, 7, 17, 1, 2],
+    [3, 17, 33, 15, 1, 1],
+    [4, 15, 1, 16, 2, 2],
+    [2, 33, 16, 31, 1, 1],
+    [67, 2, 2, 7, 1, 1],
+    [1, 2, 3, 2, 3, 2],
 ];
 
-/// Calls `check` with every variant at every size, and a seed for each size.
+/// Calls `check` with every variant at every size: configuration, T, B, and a seed for each size.
 fn for_each_variant(
-    mut check: impl FnMut(&GruConfig, [usize; 4], u64) -> Result<()>,
+    mut check: impl FnMut(&GruConfig, usize, usize, u64) -> Result<()>,
 ) -> Result<()> {
-    for (seed, sizes) in (0..).zip(SIZES) {
-        let [_, _, input, hidden] = sizes;
+    for (seed, [steps, batch, input, hidden, layers, directions]) in (0..).zip(SIZES) {
         for config in GruConfig::all_variants(input, hidden) {
-            check(&config, sizes, 100 * seed)?;
+            let config = config.with_layers(layers).with_bidirectional(directions == 2);
+            check(&config, steps, batch, 100 * seed)?;
         }
     }
     Ok(())
 }
 
-/// The variant without its sizes.
+/// The variant without its sizes, layers and directions.
 fn variant_words(config: &GruConfig) -> String {
-    let whole = config.to_string();
+    let whole = config.clone().with_layers(1).with_bidirectional(false).to_string();
     whole.split_once(", ").map_or(whole.clone(), |(_, variant)| variant.to_owned())
 }
 

@@ -42,7 +42,7 @@ pub enum Bias {
     Two,
 }
 
-/// One GRU layer, one direction: its sizes and which of the definitions in use it follows.
+/// A GRU's sizes, its layers and directions, and which of the definitions in use it follows.
 ///
 /// ```
 /// use gru_wgpu::{Bias, GruConfig, Reset, Update};
@@ -66,6 +66,11 @@ pub struct GruConfig {
     pub update: Update,
     /// Which biases there are.
     pub bias: Bias,
+    /// L: layers, each reading the outputs of the one below.
+    pub layers: usize,
+    /// Whether each layer also runs from the last step to the first. Its output is then `[.., 2H]`,
+    /// the forward half first, as in PyTorch.
+    pub bidirectional: bool,
 }
 
 impl GruConfig {
@@ -79,6 +84,8 @@ impl GruConfig {
             reset: Reset::Before,
             update: Update::Overwrites,
             bias: Bias::One,
+            layers: 1,
+            bidirectional: false,
         }
     }
 
@@ -110,13 +117,36 @@ impl GruConfig {
         Self { bias, ..self }
     }
 
-    /// All twelve definitions at these sizes: reset × update × bias. For tests and self-checks.
+    /// The same with `layers` layers.
+    #[must_use]
+    pub fn with_layers(self, layers: usize) -> Self {
+        Self { layers, ..self }
+    }
+
+    /// The same with each layer in one direction or in both.
+    #[must_use]
+    pub fn with_bidirectional(self, bidirectional: bool) -> Self {
+        Self { bidirectional, ..self }
+    }
+
+    /// D: 2 when each layer runs in both directions, else 1.
+    pub fn directions(&self) -> usize {
+        if self.bidirectional { 2 } else { 1 }
+    }
+
+    /// Features that a layer reads: I for the first, D·H for the others.
+    pub fn layer_input_size(&self, layer: usize) -> usize {
+        if layer == 0 { self.input_size } else { self.directions() * self.hidden_size }
+    }
+
+    /// All twelve definitions of one layer, one direction, at these sizes: reset × update × bias. For tests and self-checks.
     pub fn all_variants(input_size: usize, hidden_size: usize) -> Vec<Self> {
         let mut variants = Vec::new();
         for reset in [Reset::Before, Reset::After] {
             for update in [Update::Overwrites, Update::Keeps] {
                 for bias in [Bias::None, Bias::One, Bias::Two] {
-                    variants.push(Self { input_size, hidden_size, reset, update, bias });
+                    let config = Self::new(input_size, hidden_size);
+                    variants.push(Self { reset, update, bias, ..config });
                 }
             }
         }
@@ -135,9 +165,14 @@ impl GruConfig {
             }
         }
         let (input, hidden) = (self.input_size, self.hidden_size);
+        let (layers, directions) = (self.layers, self.directions());
+        let steps_and_one = steps.saturating_add(1);
         checked_len("the input [T, B, I]", &[steps, batch, input])?;
-        checked_len("the gates [T, B, 4H]", &[steps + 1, batch, 4, hidden])?;
-        Ok(Shape { steps, batch, input, hidden })
+        checked_len(
+            "the gates [L, D, T, B, 4H]",
+            &[layers, directions, steps_and_one, batch, 4, hidden],
+        )?;
+        Ok(Shape { steps, batch, input, hidden, layers, directions })
     }
 
     /// `Ok` when no size is 0 and the parameters' number does not overflow.
@@ -145,15 +180,19 @@ impl GruConfig {
     /// # Errors
     /// [`Error::ZeroSize`], [`Error::Overflow`].
     pub fn validate(&self) -> Result<()> {
-        for (what, size) in
-            [("the input size I", self.input_size), ("the hidden size H", self.hidden_size)]
-        {
+        for (what, size) in [
+            ("the input size I", self.input_size),
+            ("the hidden size H", self.hidden_size),
+            ("the number of layers L", self.layers),
+        ] {
             if size == 0 {
                 return Err(Error::ZeroSize { what });
             }
         }
-        checked_len("weight_ih [3H, I]", &[3, self.hidden_size, self.input_size])?;
-        checked_len("weight_hh [3H, H]", &[4, self.hidden_size, self.hidden_size])?;
+        // Room for what a cell has besides: its other weight, its biases, and the ranges' alignment.
+        let (cells, hidden) = ([self.layers, 16, self.directions()], self.hidden_size);
+        let widest = hidden.max(self.input_size).max(64);
+        checked_len("the parameters", &[&cells[..], &[hidden, widest]].concat())?;
         Ok(())
     }
 }
@@ -174,7 +213,14 @@ impl std::fmt::Display for GruConfig {
             Bias::One => "one bias",
             Bias::Two => "two biases",
         };
-        write!(f, "GRU {}→{}, {reset}, {update}, {bias}", self.input_size, self.hidden_size)
+        write!(f, "GRU {}→{}, {reset}, {update}, {bias}", self.input_size, self.hidden_size)?;
+        if self.layers > 1 {
+            write!(f, ", {} layers", self.layers)?;
+        }
+        if self.bidirectional {
+            write!(f, ", both directions")?;
+        }
+        Ok(())
     }
 }
 
@@ -190,6 +236,10 @@ pub struct Shape {
     pub input: usize,
     /// H: hidden units.
     pub hidden: usize,
+    /// L: layers.
+    pub layers: usize,
+    /// D: directions of each layer.
+    pub directions: usize,
 }
 
 impl Shape {
@@ -198,20 +248,24 @@ impl Shape {
         [self.steps, self.batch, self.input]
     }
 
-    /// `[T, B, H]`, that of all hidden states.
+    /// `[T, B, D·H]`, that of all hidden states of the last layer.
     pub fn y(&self) -> [usize; 3] {
-        [self.steps, self.batch, self.hidden]
+        [self.steps, self.batch, self.directions * self.hidden]
     }
 
-    /// `[1, B, H]`, that of the first and the last state.
+    /// `[L·D, B, H]`, that of the first and the last states; layer-major, forward before reverse.
     pub fn state(&self) -> [usize; 3] {
-        [1, self.batch, self.hidden]
+        [self.layers * self.directions, self.batch, self.hidden]
     }
 }
 
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Shape { steps, batch, input, hidden } = self;
-        write!(f, "T {steps}, B {batch}, I {input}, H {hidden}")
+        let Shape { steps, batch, input, hidden, layers, directions } = self;
+        write!(f, "T {steps}, B {batch}, I {input}, H {hidden}")?;
+        match (layers, directions) {
+            (1, 1) => Ok(()),
+            _ => write!(f, ", L {layers}, D {directions}"),
+        }
     }
 }

@@ -1,14 +1,15 @@
 //! [`Gru`]: what a user holds, a configuration with parameters on a device.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ndarray::{Array3, ArrayView3, s};
+use ndarray::{Array3, ArrayView3, Axis, s};
 
 use crate::config::{GruConfig, Shape};
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::params::{Gradients, Init, Params};
-use crate::plan::{Mode, TrainingBuffers};
+use crate::plan::{BufferId, Mode, RunBuffers};
 use crate::reference::{self, Trace};
 use crate::runner::{Pass, Runner, Session, SessionGuard};
 
@@ -16,16 +17,15 @@ use crate::runner::{Pass, Runner, Session, SessionGuard};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Output {
-    /// y `[T, B, H]`: the state after every step.
+    /// y `[T, B, D·H]`: the last layer's state after every step, the forward half first.
     pub y: Array3<f32>,
-    /// h_n `[1, B, H]`: the state after the last step, y's last row.
+    /// h_n `[L·D, B, H]`: each cell's state after its last step; layer-major, forward before reverse.
     pub h_n: Array3<f32>,
 }
 
 impl Output {
-    fn new(y: Array3<f32>) -> Self {
-        let h_n = y.slice(s![-1.., .., ..]).to_owned();
-        Self { y, h_n }
+    fn of_trace(trace: &Trace<f32>) -> Self {
+        Self { y: trace.y(), h_n: trace.h_n() }
     }
 }
 
@@ -45,13 +45,13 @@ pub struct Tape {
 #[derive(Debug)]
 enum Record {
     Cpu { x: Array3<f32>, trace: Trace<f32> },
-    Gpu(SessionGuard),
+    Gpu(Box<SessionGuard>),
 }
 
 /// A gated recurrent unit: configuration, parameters and the device it runs on.
 ///
-/// The calls are the same on every device. Arrays are time-major: x `[T, B, I]`, y `[T, B, H]`, the
-/// first and last state `[1, B, H]`. On an adapter only x, h0, dy, dh_n go up and y and the
+/// The calls are the same on every device. Arrays are time-major: x `[T, B, I]`, y `[T, B, D·H]`, the
+/// first and last states `[L·D, B, H]`. On an adapter only x, h0, dy, dh_n go up and y and the
 /// gradients come down, and the parameters go up when they have changed.
 ///
 /// ```
@@ -138,7 +138,7 @@ impl Gru {
         &mut self.params
     }
 
-    /// Runs the model over x `[T, B, I]` from h0 `[1, B, H]` (zeros when `None`).
+    /// Runs the model over x `[T, B, I]` from h0 `[L·D, B, H]` (zeros when `None`).
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::ZeroSize`] or [`Error::ParameterLayout`] when the arrays or the
@@ -153,7 +153,7 @@ impl Gru {
         match &self.runner {
             None => {
                 let trace = reference::forward(&self.params, x, h0)?;
-                Ok(Output::new(trace.y().to_owned()))
+                Ok(Output::of_trace(&trace))
             }
             Some(runner) => {
                 let (output, _) = self.forward_on(runner, shape, Mode::Inference, x, h0)?;
@@ -175,20 +175,20 @@ impl Gru {
         let (output, record) = match &self.runner {
             None => {
                 let trace = reference::forward(&self.params, x, h0)?;
-                let output = Output::new(trace.y().to_owned());
+                let output = Output::of_trace(&trace);
                 (output, Record::Cpu { x: x.to_owned(), trace })
             }
             Some(runner) => {
                 let (output, session) = self.forward_on(runner, shape, Mode::Training, x, h0)?;
-                (output, Record::Gpu(session))
+                (output, Record::Gpu(Box::new(session)))
             }
         };
         let (model, version) = (self.id, self.version);
         Ok((output, Tape { model, version, shape, record }))
     }
 
-    /// The gradient of every parameter, of x and of h0, from dy `[T, B, H]` (of all states y) and
-    /// dh_n `[1, B, H]` (of the last state, added to dy's last row). At least one must be given.
+    /// The gradient of every parameter, of x and of h0, from dy `[T, B, D·H]` (of y) and dh_n
+    /// `[L·D, B, H]` (of the last states; they count besides what dy says of them). At least one must be given.
     ///
     /// # Errors
     /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
@@ -237,15 +237,25 @@ impl Gru {
         h0: Option<ArrayView3<'_, f32>>,
     ) -> Result<(Output, SessionGuard)> {
         let mut session = runner.session(&self.params, self.version, shape, mode)?;
-        let buffers = session.plan().run_buffers();
-        let state = shape.batch * shape.hidden;
-        write(&mut session, buffers.x, x.len(), Some(x))?;
-        write(&mut session, buffers.h, state, h0)?;
+        let RunBuffers { x: x_buffer, h, .. } = session.plan().run_buffers().clone();
+        let states = States::new(shape);
+        write(&mut session, x_buffer, 0, x.len(), Some(x))?;
+        for (i, &h) in states.cells(&h) {
+            let h0 = h0.map(|h0| h0.slice_move(s![i..i + 1, .., ..]));
+            write(&mut session, h, states.first(i).start, states.len, h0)?;
+        }
         session.run(Pass::Forward)?;
-        // Row 0 is h0.
-        let y = session.read(&[(buffers.h, state..(shape.steps + 1) * state)])?;
-        let [y] = y.try_into().expect("one part asked for");
-        Ok((Output::new(array(shape.y(), y)), session))
+        let outputs = states.outputs(&h);
+        let lasts = states.cells(&h).map(|(i, &h)| (h, states.last(i)));
+        let mut parts = session.read(&outputs.into_iter().chain(lasts).collect::<Vec<_>>())?;
+        let h_n = parts.split_off(shape.directions).concat();
+        let half = [shape.steps, shape.batch, shape.hidden];
+        let halves: Vec<_> = parts.into_iter().map(|part| array(half, part)).collect();
+        let y = match <[_; 1]>::try_from(halves) {
+            Ok([y]) => y,
+            Err(halves) => reference::join(Axis(2), halves.iter().map(|half| half.view())),
+        };
+        Ok((Output { y, h_n: array(shape.state(), h_n) }, session))
     }
 
     fn backward_on(
@@ -255,18 +265,22 @@ impl Gru {
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
     ) -> Result<Gradients> {
-        let training = session.plan().run_buffers().training;
-        let TrainingBuffers { dy: dy_buffer, carry, dx, dparams } =
-            training.expect("a tape's plan is a training plan");
-        let state = shape.batch * shape.hidden;
+        let training = session.plan().run_buffers().training.clone();
+        let t = training.expect("a tape's plan is a training plan");
+        let states = States::new(shape);
         let layout = self.params.layout();
-        write(session, dy_buffer, shape.steps * state, dy)?;
-        write(session, carry, state, dh_n)?;
+        write(session, t.dy, 0, shape.y().iter().product(), dy)?;
+        for (i, &carry) in states.cells(&t.carry) {
+            let dh_n = dh_n.map(|dh_n| dh_n.slice_move(s![i..i + 1, .., ..]));
+            write(session, carry, states.carry(i).start, states.len, dh_n)?;
+        }
         session.run(Pass::Backward)?;
-        let inputs = shape.steps * shape.batch * shape.input;
-        let parts =
-            session.read(&[(dparams, 0..layout.flat_len()), (dx, 0..inputs), (carry, 0..state)])?;
-        let [params, x, h0] = parts.try_into().expect("three parts asked for");
+        let mut wanted =
+            vec![(t.dparams, 0..layout.flat_len()), (t.dx[0], 0..shape.x().iter().product())];
+        wanted.extend(states.cells(&t.carry).map(|(i, &carry)| (carry, states.carry(i))));
+        let mut parts = session.read(&wanted)?;
+        let h0 = parts.split_off(2).concat();
+        let [params, x] = parts.try_into().expect("two parts and the states asked for");
         Ok(Gradients {
             params: Params::from_flat(layout.clone(), params),
             x: array(shape.x(), x),
@@ -275,16 +289,68 @@ impl Gru {
     }
 }
 
-/// Fills the first `len` elements of a buffer from an array of any strides, or with zeros.
+/// Where states lie in the buffers of a run. Cells are counted layer-major, forward before reverse.
+struct States {
+    shape: Shape,
+    /// B·H.
+    len: usize,
+}
+
+impl States {
+    fn new(shape: Shape) -> Self {
+        Self { shape, len: shape.batch * shape.hidden }
+    }
+
+    /// Every cell with its layer's buffer.
+    fn cells<'a>(&self, layers: &'a [BufferId]) -> impl Iterator<Item = (usize, &'a BufferId)> {
+        let directions = self.shape.directions;
+        (0..layers.len() * directions).map(move |i| (i, &layers[i / directions]))
+    }
+
+    /// A cell's row `row` in its layer's `h [D, T+1, B, H]`.
+    fn row(&self, i: usize, row: usize) -> Range<usize> {
+        let start = (i % self.shape.directions * (self.shape.steps + 1) + row) * self.len;
+        start..start + self.len
+    }
+
+    /// Its first state: row 0, or row T of the reverse direction.
+    fn first(&self, i: usize) -> Range<usize> {
+        self.row(i, i % self.shape.directions * self.shape.steps)
+    }
+
+    /// Its last state.
+    fn last(&self, i: usize) -> Range<usize> {
+        self.row(i, self.shape.steps - i % self.shape.directions * self.shape.steps)
+    }
+
+    /// The states after each step of the last layer, a direction each: all but the first.
+    fn outputs(&self, layers: &[BufferId]) -> Vec<(BufferId, Range<usize>)> {
+        let h = layers[layers.len() - 1];
+        let rows = |direction| {
+            let start = self.row(direction, 1 - direction).start;
+            (h, start..start + self.shape.steps * self.len)
+        };
+        (0..self.shape.directions).map(rows).collect()
+    }
+
+    /// A cell's place in its layer's `carry [D, B, H]`.
+    fn carry(&self, i: usize) -> Range<usize> {
+        let start = i % self.shape.directions * self.len;
+        start..start + self.len
+    }
+}
+
+/// Fills `len` elements of a buffer from an array of any strides, or with zeros.
 fn write(
     session: &mut Session,
-    buffer: crate::plan::BufferId,
+    buffer: BufferId,
+    first: usize,
     len: usize,
     array: Option<ArrayView3<'_, f32>>,
 ) -> Result<()> {
     let array = array.as_ref().map(|array| array.as_standard_layout());
     let data = array.as_ref().map(|a| a.as_slice().expect("standard layout"));
-    session.write(buffer, 0, len, data)
+    session.write(buffer, first, len, data)
 }
 
 fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {

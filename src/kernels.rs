@@ -119,11 +119,17 @@ args! {
 args! {
     /// Arguments of [`FORWARD_STEP`].
     ForwardStepArgs {
+        /// T.
+        steps,
         /// B.
         batch,
         /// H.
         hidden,
-        /// t, set by the loop.
+        /// Elements from a recurrent weight to the same one of the reverse direction.
+        weight_apart,
+        /// Elements from a hidden bias to the same one of the reverse direction.
+        bias_apart,
+        /// The step, each direction's own, set by the loop.
         step,
     }
 }
@@ -137,7 +143,11 @@ args! {
         batch,
         /// H.
         hidden,
-        /// s, the state whose gradient is made, set by the loop.
+        /// D.
+        directions,
+        /// Elements from a recurrent weight to the same one of the reverse direction.
+        weight_apart,
+        /// s, the state whose gradient is made, each direction's own, set by the loop.
         step,
     }
 }

@@ -22,8 +22,10 @@
 //!
 //! # Notation
 //!
-//! T time steps, B batch rows, I input size, H hidden size. Arrays are time-major: x `[T, B, I]`,
-//! y `[T, B, H]`, first and last state `[1, B, H]` (PyTorch's `[layers · directions, B, H]`). The
+//! T time steps, B batch rows, I input size, H hidden size, L layers, D directions (1 or 2). Arrays are
+//! time-major and those of PyTorch: x `[T, B, I]`, y `[T, B, D·H]` with the forward half first, first
+//! and last states `[L·D, B, H]`, layer-major, forward before reverse. A cell is one direction of one
+//! layer. "Step" means time step. The
 //! gates r (reset), z (update) and n (candidate, h̃ in papers) are stacked in this order, as
 //! `[3H, ·]`, under PyTorch's names (`weight_ih_l0`, …). A gradient is `d` and the name of what it
 //! belongs to; `da_n` is that of the pre-activation of n. ⊙ is the elementwise product.
@@ -58,16 +60,18 @@
 //! reference: the same contract in plain loops, the specification            Adam, on the flat buffer
 //! ```
 //!
-//! Forward: one product x · W_ihᵀ over all steps, then a step is one dispatch (reset after) or two
-//! (reset before) that fuse the gates' recurrent products with the elementwise update. Backward: the
-//! same number of dispatches a step, then one product each for dx, dW_ih and dW_hh, and column sums
-//! for the biases. No float atomics and a fixed order of additions: the same inputs on the same
+//! Forward, for each layer: one product x · W_ihᵀ over all steps, then a step is one dispatch (reset
+//! after) or two (reset before) that fuse the gates' recurrent products with the elementwise update,
+//! for both directions at once. Backward, for each layer from the last: the same number of dispatches
+//! a step, then one product each for dx, dW_ih and dW_hh, and column sums for the biases. No float atomics and a fixed order of additions: the same inputs on the same
 //! adapter give the same bits.
 //!
-//! Three buffers carry a run. `h [T+1, B, H]`: row t is step t's input, row t + 1 its output.
-//! `gates [T, B, 4H]`: on a step's entry the input's products, then r, z, n and what n took from the
-//! past (`W_hn h + b_hn`, or `r ⊙ h` with reset before), and in backward the gradients of those, each
-//! in its own place. `carry [B, H]`: dh_n, then the part of dh that needs no product, in the end dh0.
+//! Three buffers carry a layer's run. `h [D, T+1, B, H]`: forward, row t is step t's input and row
+//! t + 1 its output; reverse, row t + 1 is its input and row t its output. So the layer above, and the
+//! caller, find a layer's output in rows of `h` and nothing is copied. `gates [D, T, B, 4H]`: on a
+//! step's entry the input's products, then r, z, n and what n took from the past (`W_hn h + b_hn`, or
+//! `r ⊙ h` with reset before), and in backward the gradients of those, each in its own place.
+//! `carry [D, B, H]`: dh_n, then the part of dh that needs no product, in the end dh0.
 //!
 //! # Where to change what
 //!
@@ -77,7 +81,7 @@
 //! | `params.rs` | [`ParamLayout`], [`Params`], [`Gradients`]; initialisation |
 //! | `reference.rs` | [`mod@reference`]: forward and backward in plain loops, f32 and f64 |
 //! | `shaders/*.wgsl`, `kernels.rs` | the kernels, and a row for each that tests hold against the WGSL |
-//! | `plan.rs`, `plan/` | [`plan::Plan`]: stages, limits and text, by arithmetic alone |
+//! | `plan.rs`, `plan/` | [`plan::Plan`]: stages, steps, products, limits and text, by arithmetic alone |
 //! | `gpu.rs` | an open adapter: pipelines, upload, download, faults |
 //! | `runner.rs` | runs a plan; the sessions a model keeps |
 //! | `device.rs`, `gru.rs` | [`Device`], [`Gru`], [`Tape`]: what a user holds |
@@ -85,12 +89,12 @@
 //! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
 //!
-//! A new kernel is a file in `shaders/`, a row in `kernels.rs`, a stage in `plan/stages.rs`, a twin in
+//! A new kernel is a file in `shaders/`, a row in `kernels.rs`, a stage in `plan/`, a twin in
 //! `reference.rs` and a comparison in `check.rs`.
 //!
 //! # Not supported yet
 //!
-//! - More than one layer, the reverse direction, dropout; batch-first arrays.
+//! - Dropout between layers; batch-first arrays.
 //! - Rows of different lengths, and resets of the state in mid-sequence.
 //! - Keeping the state on the device from call to call, a device or buffers of the caller's own,
 //!   async calls.

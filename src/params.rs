@@ -32,12 +32,14 @@ pub struct ParamEntry {
 ///
 /// | name | shape | there when |
 /// |---|---|---|
-/// | `weight_ih_l0` | `[3H, I]` | always |
+/// | `weight_ih_l0` | `[3H, I]`, above the first layer `[3H, D·H]` | always |
 /// | `weight_hh_l0` | `[3H, H]` | always |
 /// | `bias_ih_l0` | `[3H]` | one bias or two |
 /// | `bias_hh_l0` | `[3H]` | two biases |
+/// | `…_l1`, `…_l2`, … | the same | more layers |
+/// | `…_l0_reverse`, … | the same, after its layer's | both directions |
 ///
-/// Ranges are aligned to 64 elements; the elements between them belong to no parameter and stay 0.
+/// The two directions of a layer lie equally far apart in each of their tensors. Ranges are aligned to 64 elements; the elements between them belong to no parameter and stay 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParamLayout {
     config: GruConfig,
@@ -62,15 +64,20 @@ impl ParamLayout {
     pub fn new(config: &GruConfig) -> Result<Self> {
         config.validate()?;
         let gates = 3 * config.hidden_size;
-        let mut tensors = vec![
-            ("weight_ih_l0", vec![gates, config.input_size]),
-            ("weight_hh_l0", vec![gates, config.hidden_size]),
-        ];
-        if config.bias != Bias::None {
-            tensors.push(("bias_ih_l0", vec![gates]));
-        }
-        if config.bias == Bias::Two {
-            tensors.push(("bias_hh_l0", vec![gates]));
+        let mut tensors = Vec::new();
+        for layer in 0..config.layers {
+            for direction in 0..config.directions() {
+                let cell = cell_name(layer, direction);
+                let input = config.layer_input_size(layer);
+                tensors.push((format!("weight_ih{cell}"), vec![gates, input]));
+                tensors.push((format!("weight_hh{cell}"), vec![gates, config.hidden_size]));
+                if config.bias != Bias::None {
+                    tensors.push((format!("bias_ih{cell}"), vec![gates]));
+                }
+                if config.bias == Bias::Two {
+                    tensors.push((format!("bias_hh{cell}"), vec![gates]));
+                }
+            }
         }
         let mut len = 0;
         let entries = tensors
@@ -79,7 +86,7 @@ impl ParamLayout {
                 let size: usize = shape.iter().product();
                 let range = len..len + size;
                 len = range.end.next_multiple_of(ALIGN);
-                ParamEntry { name: name.to_owned(), shape, range }
+                ParamEntry { name, shape, range }
             })
             .collect();
         Ok(Self { config: config.clone(), entries, len })
@@ -120,15 +127,21 @@ impl ParamLayout {
         self.entries.iter().find(|e| e.name == name)
     }
 
-    pub(crate) fn cell(&self) -> CellRanges {
-        let range = |name: &str| self.find(name).map(|e| e.range.clone());
+    pub(crate) fn cell(&self, layer: usize, direction: usize) -> CellRanges {
+        let cell = cell_name(layer, direction);
+        let range = |tensor: &str| self.find(&format!("{tensor}{cell}")).map(|e| e.range.clone());
         CellRanges {
-            weight_ih: range("weight_ih_l0").expect("every layout has weight_ih_l0"),
-            weight_hh: range("weight_hh_l0").expect("every layout has weight_hh_l0"),
-            bias_ih: range("bias_ih_l0"),
-            bias_hh: range("bias_hh_l0"),
+            weight_ih: range("weight_ih").expect("every cell has its weight_ih"),
+            weight_hh: range("weight_hh").expect("every cell has its weight_hh"),
+            bias_ih: range("bias_ih"),
+            bias_hh: range("bias_hh"),
         }
     }
+}
+
+/// `_l0`, `_l0_reverse`, `_l1`, …: what PyTorch ends a cell's names with.
+fn cell_name(layer: usize, direction: usize) -> String {
+    format!("_l{layer}{}", if direction == 1 { "_reverse" } else { "" })
 }
 
 /// How to fill fresh parameters.
@@ -256,10 +269,13 @@ impl Params<f32> {
         }
         if init == Init::Orthogonal {
             let hidden = config.hidden_size;
-            let weight = params.layout.cell().weight_hh;
-            for gate in params.flat[weight].chunks_exact_mut(hidden * hidden) {
-                let block = orthogonal(hidden, &mut rng);
-                gate.iter_mut().zip(&block).for_each(|(w, &q)| *w = q as f32);
+            let recurrent =
+                params.layout.entries.iter().filter(|e| e.name.starts_with("weight_hh"));
+            for entry in recurrent {
+                for gate in params.flat[entry.range.clone()].chunks_exact_mut(hidden * hidden) {
+                    let block = orthogonal(hidden, &mut rng);
+                    gate.iter_mut().zip(&block).for_each(|(w, &q)| *w = q as f32);
+                }
             }
         }
         Ok(params)
@@ -274,7 +290,7 @@ pub struct Gradients<F = f32> {
     pub params: Params<F>,
     /// dx `[T, B, I]`.
     pub x: Array3<F>,
-    /// dh0 `[1, B, H]`. There also when no h0 was given, which means zeros.
+    /// dh0 `[L·D, B, H]`. There also when no h0 was given, which means zeros.
     pub h0: Array3<F>,
 }
 
@@ -304,6 +320,7 @@ mod tests {
     fn ranges_are_aligned_disjoint_and_in_order() {
         for (input, hidden) in [(1, 1), (3, 5), (64, 64), (7, 33)] {
             for config in GruConfig::all_variants(input, hidden) {
+                let config = config.with_layers(2).with_bidirectional(true);
                 let layout = ParamLayout::new(&config).unwrap();
                 let mut end = 0;
                 for entry in layout.entries() {
@@ -313,6 +330,14 @@ mod tests {
                     end = entry.range.end;
                 }
                 assert!(layout.flat_len() >= end && layout.flat_len().is_multiple_of(ALIGN));
+                // What lets one dispatch serve both directions.
+                for layer in 0..2 {
+                    let [one, other] = [0, 1].map(|d| layout.cell(layer, d));
+                    let apart = other.weight_ih.start - one.weight_ih.start;
+                    assert_eq!(other.weight_hh.start - one.weight_hh.start, apart);
+                    let starts = |range: &Option<Range<usize>>| range.as_ref().map(|r| r.start);
+                    assert_eq!(starts(&one.bias_hh).map(|s| s + apart), starts(&other.bias_hh));
+                }
             }
         }
     }

@@ -19,10 +19,11 @@ mod display;
 mod limits;
 mod products;
 mod stages;
+mod steps;
 
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
-pub(crate) use products::{DISPATCH_FLOPS, Operand, RowBias, column_sum, matmul, matmul_in_pieces};
+pub(crate) use products::{DISPATCH_FLOPS, Operand, Start, column_sum, matmul, matmul_in_pieces};
 
 use crate::config::{GruConfig, Shape};
 use crate::error::{Result, check_shape};
@@ -69,7 +70,7 @@ pub enum Role {
 #[non_exhaustive]
 pub struct BufferSpec {
     /// Its name, as the shaders' comments use it.
-    pub name: &'static str,
+    pub name: String,
     /// Its axes, for people: `[T, B, I]`.
     pub axes: &'static str,
     /// Its elements.
@@ -85,14 +86,8 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    pub fn add(
-        &mut self,
-        name: &'static str,
-        axes: &'static str,
-        len: usize,
-        role: Role,
-    ) -> BufferId {
-        self.specs.push(BufferSpec { name, axes, len, role });
+    pub fn add(&mut self, name: &str, axes: &'static str, len: usize, role: Role) -> BufferId {
+        self.specs.push(BufferSpec { name: name.to_owned(), axes, len, role });
         BufferId(self.specs.len() - 1)
     }
 
@@ -131,7 +126,7 @@ pub struct Slice {
 #[non_exhaustive]
 pub struct Dispatch {
     /// What it computes, for people: `gates[r z n] = x · W_ihᵀ + b_ih`.
-    pub label: &'static str,
+    pub label: String,
     /// The kernel.
     pub kernel: &'static Kernel,
     /// Values of the kernel's override constants, in its order.
@@ -192,12 +187,12 @@ impl Stage {
 }
 
 /// The buffers of a run, by meaning.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RunBuffers {
     /// `[T, B, I]`
     pub x: BufferId,
-    /// `[T+1, B, H]`
-    pub h: BufferId,
+    /// `[D, T+1, B, H]`, a layer each.
+    pub h: Vec<BufferId>,
     /// The flat parameters.
     pub params: BufferId,
     /// What only training has.
@@ -205,14 +200,14 @@ pub(crate) struct RunBuffers {
 }
 
 /// The buffers of a backward pass, by meaning.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct TrainingBuffers {
-    /// `[T, B, H]`
+    /// `[T, B, D·H]`
     pub dy: BufferId,
-    /// `[B, H]`: dh_n in, dh0 out.
-    pub carry: BufferId,
-    /// `[T, B, I]`
-    pub dx: BufferId,
+    /// `[D, B, H]`, a layer each: dh_n in, dh0 out.
+    pub carry: Vec<BufferId>,
+    /// Of each layer's input: `[T, B, I]`, then `[T, B, D·H]`.
+    pub dx: Vec<BufferId>,
     /// Laid out as the parameters.
     pub dparams: BufferId,
 }
@@ -297,8 +292,8 @@ impl Plan {
         limits.allow(self)
     }
 
-    pub(crate) fn run_buffers(&self) -> RunBuffers {
-        self.run.expect("a plan of a run")
+    pub(crate) fn run_buffers(&self) -> &RunBuffers {
+        self.run.as_ref().expect("a plan of a run")
     }
 }
 

@@ -6,17 +6,28 @@
 //! PyTorch's numbers and against central differences, and every kernel against this file.
 #![allow(clippy::needless_range_loop, reason = "loops over j and k read like the equations")]
 
-use ndarray::{Array3, ArrayView3, NdFloat, s};
+use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, NdFloat, concatenate, s};
 
 use crate::config::{GruConfig, Reset, Shape, Update};
 use crate::error::{Error, Result, check_shape, try_zeros};
-use crate::params::{Gradients, Params};
+use crate::params::{CellRanges, Gradients, Params};
 
 /// What a forward pass computes and a backward pass needs.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Trace<F> {
-    /// All states `[T+1, B, H]`: row 0 is h0, row t is step t's input, row t + 1 its output.
+    /// What each cell went through: layer-major, forward before reverse.
+    pub cells: Vec<CellTrace<F>>,
+    directions: usize,
+}
+
+/// What one direction of one layer went through.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CellTrace<F> {
+    /// All states `[T+1, B, H]`. Forward, row t is step t's input and row t + 1 its output, so row 0
+    /// is h0. The reverse direction runs from the last step to the first: row t + 1 is step t's input
+    /// and row t its output, so row T is h0.
     pub h: Array3<F>,
     /// `[T, B, 4H]`: r, z, n and what the candidate took from the past, which is
     /// `W_hn h + b_hn` with [`Reset::After`] and `r ⊙ h` with [`Reset::Before`].
@@ -24,18 +35,61 @@ pub struct Trace<F> {
 }
 
 impl<F: NdFloat> Trace<F> {
-    /// y `[T, B, H]`: the state after every step.
-    pub fn y(&self) -> ArrayView3<'_, F> {
-        self.h.slice(s![1.., .., ..])
+    /// y `[T, B, D·H]`: the last layer's state after every step.
+    pub fn y(&self) -> Array3<F> {
+        self.output(self.cells.len() / self.directions - 1)
     }
 
-    /// h_n `[1, B, H]`: the state after the last step.
-    pub fn h_n(&self) -> ArrayView3<'_, F> {
-        self.h.slice(s![-1.., .., ..])
+    /// h_n `[L·D, B, H]`: the state of each cell after its last step, which is the first of the
+    /// sequence for the reverse direction.
+    pub fn h_n(&self) -> Array3<F> {
+        let last = |(i, cell): (usize, &CellTrace<F>)| {
+            let steps = cell.gates.len_of(Axis(0));
+            let row = after(steps - 1, i % self.directions, steps);
+            cell.h.slice(s![row..row + 1, .., ..]).to_owned()
+        };
+        let states: Vec<_> = self.cells.iter().enumerate().map(last).collect();
+        join(Axis(0), states.iter().map(|state| state.view()))
+    }
+
+    /// A layer's output `[T, B, D·H]`.
+    fn output(&self, layer: usize) -> Array3<F> {
+        let cells = &self.cells[layer * self.directions..][..self.directions];
+        let rows = cells.iter().enumerate().map(|(direction, cell)| match direction {
+            0 => cell.h.slice(s![1.., .., ..]),
+            _ => cell.h.slice(s![..-1, .., ..]),
+        });
+        join(Axis(2), rows)
     }
 }
 
-/// Runs the GRU over x `[T, B, I]` from h0 `[1, B, H]` (zeros when `None`).
+/// Joins arrays along an axis, in standard layout.
+pub(crate) fn join<'a, F: NdFloat>(
+    axis: Axis,
+    parts: impl Iterator<Item = ArrayView3<'a, F>>,
+) -> Array3<F> {
+    let joined =
+        concatenate(axis, &parts.collect::<Vec<_>>()).expect("the other axes are the same");
+    // Along the last axis ndarray leaves another order of memory.
+    if joined.is_standard_layout() { joined } else { joined.as_standard_layout().into_owned() }
+}
+
+/// The time step that a direction takes at its own step `step` of `steps`.
+pub(crate) fn time(step: usize, direction: usize, steps: usize) -> usize {
+    if direction == 0 { step } else { steps - 1 - step }
+}
+
+/// The row of `h` that a direction's own step reads.
+pub(crate) fn before(step: usize, direction: usize, steps: usize) -> usize {
+    time(step, direction, steps) + direction
+}
+
+/// The row of `h` that a direction's own step writes.
+pub(crate) fn after(step: usize, direction: usize, steps: usize) -> usize {
+    time(step, direction, steps) + 1 - direction
+}
+
+/// Runs the GRU over x `[T, B, I]` from h0 `[L·D, B, H]` (zeros when `None`).
 ///
 /// # Errors
 /// [`Error::ZeroSize`] or [`Error::Shape`] when the shapes do not fit the parameters,
@@ -45,9 +99,10 @@ impl<F: NdFloat> Trace<F> {
 /// use gru_wgpu::{GruConfig, Init, Params, reference};
 /// use ndarray::Array3;
 ///
-/// let params = Params::init(&GruConfig::new(2, 3), Init::Uniform, 1)?.cast::<f64>();
+/// let config = GruConfig::new(2, 3).with_layers(2).with_bidirectional(true);
+/// let params = Params::init(&config, Init::Uniform, 1)?.cast::<f64>();
 /// let trace = reference::forward(&params, Array3::ones((5, 4, 2)).view(), None)?;
-/// assert_eq!(trace.y().shape(), [5, 4, 3]);
+/// assert_eq!((trace.y().dim(), trace.h_n().dim()), ((5, 4, 6), (4, 4, 3)));
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
 pub fn forward<F: NdFloat>(
@@ -56,38 +111,34 @@ pub fn forward<F: NdFloat>(
     h0: Option<ArrayView3<'_, F>>,
 ) -> Result<Trace<F>> {
     let shape = check_input(params.layout().config(), x.dim(), h0.map(|h| h.dim()))?;
-    let cell = Cell::new(params);
-    let Shape { steps, batch, hidden, .. } = shape;
-
-    let mut h = zeros("h [T+1, B, H]", [steps + 1, batch, hidden])?;
-    let mut gates = zeros("gates [T, B, 4H]", [steps, batch, 4 * hidden])?;
-    if let Some(h0) = h0 {
-        h.slice_mut(s![..1, .., ..]).assign(&h0);
-    }
-    let x = x.as_standard_layout();
-    for t in 0..steps {
-        let (past, mut next) = h.multi_slice_mut((s![t, .., ..], s![t + 1, .., ..]));
-        for b in 0..batch {
-            let x = x.slice(s![t, b, ..]);
-            let mut gates = gates.slice_mut(s![t, b, ..]);
-            let gates = gates.as_slice_mut().expect("rows are contiguous");
-            cell.input_products(x.as_slice().expect("standard layout"), gates);
-            cell.step(
-                past.row(b).as_slice().expect("rows are contiguous"),
-                gates,
-                next.row_mut(b).as_slice_mut().expect("rows are contiguous"),
-            );
+    let Shape { steps, batch, hidden, layers, directions, .. } = shape;
+    let mut trace = Trace { cells: Vec::new(), directions };
+    let mut input = x.as_standard_layout().into_owned();
+    for layer in 0..layers {
+        for direction in 0..directions {
+            let mut h = zeros("h [T+1, B, H]", [steps + 1, batch, hidden])?;
+            let mut gates = zeros("gates [T, B, 4H]", [steps, batch, 4 * hidden])?;
+            if let Some(h0) = h0 {
+                let first = before(0, direction, steps);
+                h.slice_mut(s![first, .., ..]).assign(&h0.slice(s![trace.cells.len(), .., ..]));
+            }
+            let cell = Cell::new(params, layer, direction);
+            cell.run(direction, input.view(), h.view_mut(), gates.view_mut());
+            trace.cells.push(CellTrace { h, gates });
+        }
+        if layer + 1 < layers {
+            input = trace.output(layer);
         }
     }
-    Ok(Trace { h, gates })
+    Ok(trace)
 }
 
-/// Carries dy `[T, B, H]` (of every step's state) and dh_n `[1, B, H]` (of the last state, added to
-/// dy's last row) back through the run that `trace` recorded over `x`.
+/// Carries dy `[T, B, D·H]` (of every step's output) and dh_n `[L·D, B, H]` (of the last states) back
+/// through the run that `trace` recorded over `x`.
 ///
 /// # Errors
 /// [`Error::Shape`] when an array does not fit the parameters, [`Error::NoGradient`] when both
-/// gradients are `None`.
+/// gradients are `None`, [`Error::OutOfMemory`].
 pub fn backward<F: NdFloat>(
     params: &Params<F>,
     x: ArrayView3<'_, F>,
@@ -97,38 +148,38 @@ pub fn backward<F: NdFloat>(
 ) -> Result<Gradients<F>> {
     let shape = check_input(params.layout().config(), x.dim(), None)?;
     check_gradients(&shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
-    let Shape { steps, batch, hidden, .. } = shape;
-    check_shape("trace.h [T+1, B, H]", &[steps + 1, batch, hidden], trace.h.shape())?;
-    check_shape("trace.gates [T, B, 4H]", &[steps, batch, 4 * hidden], trace.gates.shape())?;
-    let cell = Cell::new(params);
-    let x = x.as_standard_layout();
+    let Shape { steps, batch, hidden, layers, directions, .. } = shape;
+    check_shape("trace.cells", &[layers * directions], &[trace.cells.len()])?;
+    for cell in &trace.cells {
+        check_shape("trace's h [T+1, B, H]", &[steps + 1, batch, hidden], cell.h.shape())?;
+        check_shape("trace's gates [T, B, 4H]", &[steps, batch, 4 * hidden], cell.gates.shape())?;
+    }
 
     let mut dparams = Params::zeros(params.layout().config())?;
-    let mut dx = zeros("dx [T, B, I]", shape.x())?;
-    // The gradient of the state that a row's next step to be undone produced; dh0 in the end.
+    // Of each cell's last state at first, of its first state in the end.
     let mut dh = dh_n.map_or_else(|| Array3::zeros(shape.state()), |d| d.to_owned());
-    let mut gates = vec![F::zero(); 4 * hidden];
-    for t in (0..steps).rev() {
-        if let Some(dy) = dy {
-            let mut dh = dh.slice_mut(s![0, .., ..]);
-            dh += &dy.slice(s![t, .., ..]);
+    let mut doutput = dy.map_or_else(|| Array3::zeros(shape.y()), |d| d.to_owned());
+    for layer in (0..layers).rev() {
+        let input = match layer {
+            0 => x.as_standard_layout().into_owned(),
+            _ => trace.output(layer - 1),
+        };
+        let mut dinput = zeros("a layer's dx [T, B, ·]", input.dim().into())?;
+        for direction in 0..directions {
+            let i = layer * directions + direction;
+            let run = BackwardRun {
+                direction,
+                input: input.view(),
+                trace: &trace.cells[i],
+                doutput: doutput.slice(s![.., .., direction * hidden..(direction + 1) * hidden]),
+            };
+            let cell = Cell::new(params, layer, direction);
+            let dh = dh.slice_mut(s![i..i + 1, .., ..]);
+            cell.run_backward(&run, dh, dinput.view_mut(), &mut dparams);
         }
-        for b in 0..batch {
-            let h = trace.h.slice(s![t, b, ..]);
-            let h = h.as_slice().expect("rows are contiguous");
-            gates.iter_mut().zip(trace.gates.slice(s![t, b, ..])).for_each(|(g, &v)| *g = v);
-            let mut dh = dh.slice_mut(s![0, b, ..]);
-            cell.step_backward(h, &mut gates, dh.as_slice_mut().expect("rows are contiguous"));
-            cell.parameter_gradients(
-                x.slice(s![t, b, ..]).as_slice().expect("standard layout"),
-                h,
-                &gates,
-                dx.slice_mut(s![t, b, ..]).as_slice_mut().expect("rows are contiguous"),
-                &mut dparams,
-            );
-        }
+        doutput = dinput;
     }
-    Ok(Gradients { params: dparams, x: dx, h0: dh })
+    Ok(Gradients { params: dparams, x: doutput, h0: dh })
 }
 
 fn zeros<F: NdFloat>(what: &str, shape: [usize; 3]) -> Result<Array3<F>> {
@@ -146,7 +197,7 @@ pub(crate) fn check_input(
     let shape = config.shape(steps, batch)?;
     check_shape("x [T, B, I]", &shape.x(), &[steps, batch, input])?;
     if let Some(dim) = h0 {
-        check_shape("h0 [1, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?;
+        check_shape("h0 [L·D, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?;
     }
     Ok(shape)
 }
@@ -161,10 +212,10 @@ pub(crate) fn check_gradients(
         return Err(Error::NoGradient);
     }
     if let Some(dim) = dy {
-        check_shape("dy [T, B, H]", &shape.y(), &<[usize; 3]>::from(dim))?;
+        check_shape("dy [T, B, D·H]", &shape.y(), &<[usize; 3]>::from(dim))?;
     }
     if let Some(dim) = dh_n {
-        check_shape("dh_n [1, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?;
+        check_shape("dh_n [L·D, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?;
     }
     Ok(())
 }
@@ -172,7 +223,8 @@ pub(crate) fn check_gradients(
 /// One direction of one layer: what a step reads. Weights are row-major, gates stacked r, z, n.
 pub(crate) struct Cell<'a, F> {
     config: &'a GruConfig,
-    /// `[3H, I]`
+    ranges: CellRanges,
+    /// `[3H, I]`, above the first layer `[3H, D·H]`
     weight_ih: &'a [F],
     /// `[3H, H]`
     weight_hh: &'a [F],
@@ -182,16 +234,87 @@ pub(crate) struct Cell<'a, F> {
     bias_hh: Option<&'a [F]>,
 }
 
+/// What a cell's backward pass starts from.
+struct BackwardRun<'a, F> {
+    direction: usize,
+    /// `[T, B, I or D·H]`
+    input: ArrayView3<'a, F>,
+    trace: &'a CellTrace<F>,
+    /// `[T, B, H]`
+    doutput: ArrayView3<'a, F>,
+}
+
 impl<'a, F: NdFloat> Cell<'a, F> {
-    pub(crate) fn new(params: &'a Params<F>) -> Self {
-        let ranges = params.layout().cell();
+    pub(crate) fn new(params: &'a Params<F>, layer: usize, direction: usize) -> Self {
+        let ranges = params.layout().cell(layer, direction);
         let flat = params.as_slice();
         Self {
             config: params.layout().config(),
-            weight_ih: &flat[ranges.weight_ih],
-            weight_hh: &flat[ranges.weight_hh],
-            bias_ih: ranges.bias_ih.map(|range| &flat[range]),
-            bias_hh: ranges.bias_hh.map(|range| &flat[range]),
+            weight_ih: &flat[ranges.weight_ih.clone()],
+            weight_hh: &flat[ranges.weight_hh.clone()],
+            bias_ih: ranges.bias_ih.clone().map(|range| &flat[range]),
+            bias_hh: ranges.bias_hh.clone().map(|range| &flat[range]),
+            ranges,
+        }
+    }
+
+    /// All steps of a direction over input `[T, B, ·]`: fills `gates [T, B, 4H]` and the rows of
+    /// `h [T+1, B, H]` after the first state.
+    fn run(
+        &self,
+        direction: usize,
+        input: ArrayView3<'_, F>,
+        mut h: ArrayViewMut3<'_, F>,
+        mut gates: ArrayViewMut3<'_, F>,
+    ) {
+        let (steps, batch, _) = input.dim();
+        let mut next = vec![F::zero(); self.config.hidden_size];
+        for step in 0..steps {
+            let t = time(step, direction, steps);
+            for b in 0..batch {
+                let mut gates = gates.slice_mut(s![t, b, ..]);
+                let gates = gates.as_slice_mut().expect("rows are contiguous");
+                let past = h.slice(s![before(step, direction, steps), b, ..]);
+                self.input_products(
+                    input.slice(s![t, b, ..]).as_slice().expect("contiguous"),
+                    gates,
+                );
+                self.step(past.as_slice().expect("rows are contiguous"), gates, &mut next);
+                let row = after(step, direction, steps);
+                h.slice_mut(s![row, b, ..]).iter_mut().zip(&next).for_each(|(h, &v)| *h = v);
+            }
+        }
+    }
+
+    /// Undoes all steps of a direction. `dh [1, B, H]` is the gradient of the last state and becomes
+    /// that of the first; `dinput [T, B, ·]` and `dparams` are added to.
+    fn run_backward(
+        &self,
+        run: &BackwardRun<'_, F>,
+        mut dh: ArrayViewMut3<'_, F>,
+        mut dinput: ArrayViewMut3<'_, F>,
+        dparams: &mut Params<F>,
+    ) {
+        let (steps, batch, hidden) = run.doutput.dim();
+        let mut gates = vec![F::zero(); 4 * hidden];
+        for step in (0..steps).rev() {
+            let t = time(step, run.direction, steps);
+            for b in 0..batch {
+                let h = run.trace.h.slice(s![before(step, run.direction, steps), b, ..]);
+                let h = h.as_slice().expect("rows are contiguous");
+                let traced = run.trace.gates.slice(s![t, b, ..]);
+                gates.iter_mut().zip(traced).for_each(|(g, &v)| *g = v);
+                let mut dh = dh.slice_mut(s![0, b, ..]);
+                dh += &run.doutput.slice(s![t, b, ..]);
+                self.step_backward(h, &mut gates, dh.as_slice_mut().expect("contiguous"));
+                self.parameter_gradients(
+                    run.input.slice(s![t, b, ..]).as_slice().expect("contiguous"),
+                    h,
+                    &gates,
+                    dinput.slice_mut(s![t, b, ..]).as_slice_mut().expect("contiguous"),
+                    dparams,
+                );
+            }
         }
     }
 
@@ -283,12 +406,12 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         }
     }
 
-    /// Adds what one step of one row gives to the parameters' gradients, and writes its `dx [I]`.
+    /// Adds what one step of one row gives to the parameters' gradients and to its `dx`.
     /// `gates` is as [`Self::step_backward`] left it.
     fn parameter_gradients(&self, x: &[F], h: &[F], gates: &[F], dx: &mut [F], d: &mut Params<F>) {
         let hidden = h.len();
         let (input_side, past) = gates.split_at(3 * hidden);
-        let ranges = d.layout().cell();
+        let ranges = &self.ranges;
         let flat = d.as_mut_slice();
         for (k, &da) in input_side.iter().enumerate() {
             // What the recurrent row k was multiplied with, and the gradient of that product.

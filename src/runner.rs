@@ -71,7 +71,7 @@ impl Session {
             .iter()
             .map(|spec| match (spec.role, params) {
                 (Role::Parameters, Some(params)) => params.clone(),
-                _ => gpu.buffer(spec.name, spec.len, wgpu::BufferUsages::STORAGE),
+                _ => gpu.buffer(&spec.name, spec.len, wgpu::BufferUsages::STORAGE),
             })
             .collect();
         let words = argument_words(&plan);

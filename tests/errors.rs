@@ -29,8 +29,14 @@ fn arrays_of_another_shape_are_refused_by_name() {
         };
         for (got, expected) in [
             (forward([4, 2, 4], [1, 2, 5]), "x [T, B, I] has shape [4, 2, 4], expected [4, 2, 3]"),
-            (forward([4, 2, 3], [1, 3, 5]), "h0 [1, B, H] has shape [1, 3, 5], expected [1, 2, 5]"),
-            (forward([4, 2, 3], [2, 2, 5]), "h0 [1, B, H] has shape [2, 2, 5], expected [1, 2, 5]"),
+            (
+                forward([4, 2, 3], [1, 3, 5]),
+                "h0 [L·D, B, H] has shape [1, 3, 5], expected [1, 2, 5]",
+            ),
+            (
+                forward([4, 2, 3], [2, 2, 5]),
+                "h0 [L·D, B, H] has shape [2, 2, 5], expected [1, 2, 5]",
+            ),
             (
                 forward([0, 2, 3], [1, 2, 5]),
                 "the number of steps T is 0; every size must be at least 1",
@@ -38,11 +44,11 @@ fn arrays_of_another_shape_are_refused_by_name() {
             (forward([4, 0, 3], [1, 0, 5]), "the batch B is 0; every size must be at least 1"),
             (
                 backward([4, 2, 4], [1, 2, 5]),
-                "dy [T, B, H] has shape [4, 2, 4], expected [4, 2, 5]",
+                "dy [T, B, D·H] has shape [4, 2, 4], expected [4, 2, 5]",
             ),
             (
                 backward([4, 2, 5], [1, 2, 4]),
-                "dh_n [1, B, H] has shape [1, 2, 4], expected [1, 2, 5]",
+                "dh_n [L·D, B, H] has shape [1, 2, 4], expected [1, 2, 5]",
             ),
         ] {
             assert_eq!(got, expected, "{device}");

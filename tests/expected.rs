@@ -21,7 +21,8 @@ impl Case {
     fn all() -> Vec<Case> {
         let files = [include_str!("data/pytorch.json"), include_str!("data/equations.json")];
         let cases: Vec<_> = files.iter().flat_map(|text| Case::parse(text)).collect();
-        assert_eq!(cases.len(), 12, "every variant once");
+        // Every variant once, each of the four once stacked in both directions, and two more.
+        assert_eq!(cases.len(), 12 + 4 + 2);
         cases
     }
 
@@ -45,8 +46,16 @@ impl Case {
                     "two" => Bias::Two,
                     other => panic!("{other}"),
                 };
-                let config = GruConfig::new(3, 5).with_reset(reset).with_update(update);
-                Case { config: config.with_bias(bias), json }
+                let size =
+                    |tensor: &str| json["params"][tensor]["shape"][1].as_u64().unwrap() as usize;
+                let (input, hidden) = (size("weight_ih_l0"), size("weight_hh_l0"));
+                let config = GruConfig::new(input, hidden)
+                    .with_reset(reset)
+                    .with_update(update)
+                    .with_bias(bias)
+                    .with_layers(json["layers"].as_u64().unwrap() as usize)
+                    .with_bidirectional(json["directions"] == 2);
+                Case { config, json }
             })
             .collect()
     }
@@ -78,7 +87,7 @@ impl Case {
     fn check<F: NdFloat + Into<f64>>(
         &self,
         who: &str,
-        y: &Array3<F>,
+        [y, h_n]: [&Array3<F>; 2],
         grads: &Gradients<F>,
         tolerance: Tolerance,
     ) {
@@ -87,6 +96,7 @@ impl Case {
             assert_close(&what, &got.mapv(Into::into), &expected, tolerance);
         };
         close("y", y.clone().into_dyn(), self.array("y", ""));
+        close("h_n", h_n.clone().into_dyn(), self.array("h_n", ""));
         close("dx", grads.x.clone().into_dyn(), self.array("grads", "x"));
         close("dh0", grads.h0.clone().into_dyn(), self.array("grads", "h0"));
         for (name, grad) in grads.params.iter() {
@@ -102,7 +112,7 @@ fn check_reference<F: NdFloat + Into<f64>>(who: &str, tolerance: Tolerance) {
         let trace = reference::forward(&params, x.view(), Some(h0.view())).unwrap();
         let (dy, dh_n) = (Some(dy.view()), Some(dh_n.view()));
         let grads = reference::backward(&params, x.view(), &trace, dy, dh_n).unwrap();
-        case.check(who, &trace.y().to_owned(), &grads, tolerance);
+        case.check(who, [&trace.y(), &trace.h_n()], &grads, tolerance);
     }
 }
 
@@ -122,7 +132,7 @@ fn check_device(device: &Device) {
         let gru = Gru::with_params(case.params(), device).unwrap();
         let (output, tape) = gru.forward_train(x.view(), Some(h0.view())).unwrap();
         let grads = gru.backward(tape, Some(dy.view()), Some(dh_n.view())).unwrap();
-        case.check(&device.to_string(), &output.y, &grads, TOLERANCE);
+        case.check(&device.to_string(), [&output.y, &output.h_n], &grads, TOLERANCE);
         assert_eq!(gru.forward(x.view(), Some(h0.view())).unwrap(), output, "{}", case.config);
     }
 }

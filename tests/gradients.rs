@@ -41,8 +41,11 @@ impl Problem {
 
 #[test]
 fn every_gradient_is_a_central_difference() {
-    for [steps, batch, input, hidden] in [[1, 1, 1, 1], [3, 2, 3, 5]] {
+    for [steps, batch, input, hidden, layers, directions] in
+        [[1, 1, 1, 1, 1, 1], [3, 2, 3, 5, 1, 1], [3, 1, 2, 2, 2, 2], [2, 2, 1, 2, 3, 1]]
+    {
         for (seed, config) in (0..).zip(GruConfig::all_variants(input, hidden)) {
+            let config = config.with_layers(layers).with_bidirectional(directions == 2);
             let shape = config.shape(steps, batch).unwrap();
             let [x, h0, dy, dh_n] =
                 [(shape.x(), 1), (shape.state(), 2), (shape.y(), 3), (shape.state(), 4)]

@@ -62,7 +62,7 @@ fn an_open_update_gate_replaces_the_state_by_the_candidate() {
         drive(&mut params, Z, z_for(&config, true));
         let [x, h0] = [random3([1, 2, 3], 1), random3([1, 2, H], 2)];
         let trace = reference::forward(&params, x.view(), Some(h0.view())).unwrap();
-        let candidate = trace.gates.slice(s![.., .., 2 * H..3 * H]).to_owned();
+        let candidate = trace.cells[0].gates.slice(s![.., .., 2 * H..3 * H]).to_owned();
         let output = make(params).forward(x.view(), Some(h0.view())).unwrap();
         approx::assert_abs_diff_eq!(
             output.y.as_slice().unwrap(),

@@ -49,6 +49,24 @@ fn the_work_is_what_the_equations_ask_for() {
     }
 }
 
+/// The directions of a layer share each step's dispatches; layers follow one another.
+#[test]
+fn both_directions_of_a_layer_share_their_dispatches() {
+    let (t, b, i, h) = (7, 5, 3, 11);
+    for (reset, each) in [(Reset::After, 1), (Reset::Before, 2)] {
+        let config = GruConfig::pytorch(i, h).with_reset(reset);
+        let plan = plan(&config.with_layers(3).with_bidirectional(true), t, b, Mode::Training);
+        // An input product for each direction; above the first layer one for each half of its input.
+        assert_eq!(plan.forward_dispatches(), 2 + 4 + 4 + 3 * t * each);
+        let cell = |d: usize| (3 * 2 * h * (d + h) * t * b) as u64;
+        assert_eq!(flops(plan.forward()), 2 * (cell(i) + 2 * cell(2 * h)));
+        for stage in plan.forward().iter().chain(plan.backward()) {
+            let Stage::Steps { body, .. } = stage else { continue };
+            assert!(body.iter().all(|dispatch| dispatch.workgroups == [1, 1, 2]));
+        }
+    }
+}
+
 #[test]
 fn inference_asks_for_no_gradient_buffers() {
     let config = GruConfig::pytorch(3, 5);
@@ -61,7 +79,8 @@ fn inference_asks_for_no_gradient_buffers() {
 
 #[test]
 fn every_binding_lies_in_its_buffer_and_is_aligned() {
-    for config in GruConfig::all_variants(7, 17) {
+    for (i, config) in (0..).zip(GruConfig::all_variants(7, 17)) {
+        let config = config.with_layers(1 + i % 3).with_bidirectional(i % 2 == 1);
         let plan = plan(&config, 5, 3, Mode::Training);
         for stage in plan.forward().iter().chain(plan.backward()) {
             for dispatch in stage.dispatches().0 {
@@ -165,7 +184,8 @@ fn impossible_sizes_are_refused_when_the_shape_is_made() {
     for (t, b) in [(0, 1), (1, 0)] {
         assert!(matches!(config.shape(t, b), Err(Error::ZeroSize { .. })));
     }
-    for config in [GruConfig::new(0, 1), GruConfig::new(1, 0)] {
+    for config in [GruConfig::new(0, 1), GruConfig::new(1, 0), GruConfig::new(1, 1).with_layers(0)]
+    {
         assert!(matches!(config.shape(1, 1), Err(Error::ZeroSize { .. })));
     }
     for (config, t, b) in [
@@ -174,6 +194,7 @@ fn impossible_sizes_are_refused_when_the_shape_is_made() {
         (GruConfig::new(1, 1), usize::MAX, 1),
         (GruConfig::new(1, 1), 1 << 40, 1 << 40),
         (GruConfig::new(1, 1 << 28), 1 << 30, 1), // the gates alone
+        (GruConfig::new(1, 1).with_layers(1 << 60), 1, 1),
     ] {
         assert!(matches!(config.shape(t, b), Err(Error::Overflow { .. })), "{config}");
     }
@@ -197,12 +218,21 @@ fn a_plan_reads_like_a_schedule() {
     let text = plan(&GruConfig::new(8, 32), 104, 64, Mode::Training).to_string();
     for line in [
         "training, GRU 8→32, reset before, z overwrites, one bias; T 104, B 64, I 8, H 32",
-        "  gates     [T, B, 4H]   scratch          851968 elements    3.41 MB",
+        "  gates     [T, B, 4H]     scratch          851968 elements    3.41 MB",
         "  for each of 104 steps, 0 to 103",
         "  for each of 104 steps, 104 down to 1",
-        "    forward_step  r, z from h; r ⊙ h                         2×4 groups    262 kFLOP    57.6 kB",
-        "  matmul        dW_hn = da_nᵀ · (r ⊙ h)                      1×1 groups   13.6 MFLOP    1.71 MB",
+        "    forward_step  r, z from h; r ⊙ h                                 2×4 groups    262 kFLOP    57.6 kB",
+        "  matmul        dW_hn = da_nᵀ · (r ⊙ h)                              1×1 groups   13.6 MFLOP    1.71 MB",
         "total: 423 dispatches, 154 MFLOP, at least 40.0 MB moved, 5.69 MB held",
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
+    }
+    let config = GruConfig::pytorch(8, 32).with_layers(2).with_bidirectional(true);
+    let text = plan(&config, 104, 64, Mode::Training).to_string();
+    for line in [
+        "  h_l1      [2, T+1, B, H] output           430080 elements    1.72 MB",
+        "  matmul        l1: reverse: gates[r z n] = x · W_ihᵀ + b_ih       3×208 groups   40.9 MFLOP    3.42 MB",
+        "    forward_step  l1: r, z, n from h; h'                           2×4×2 groups    786 kFLOP     173 kB",
     ] {
         assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
     }

@@ -4,7 +4,7 @@ use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::plan::{
-    BufferId, Buffers, Operand, Plan, Role, RowBias, Stage, column_sum, matmul, matmul_in_pieces,
+    BufferId, Buffers, Operand, Plan, Role, Stage, Start, column_sum, matmul, matmul_in_pieces,
 };
 use crate::runner::{Pass, Session};
 
@@ -106,15 +106,12 @@ fn multiply(
         let make = if matrix.transposed { Operand::transposed } else { Operand::plain };
         make(slice, 1, matrix.stride)
     };
-    let row_bias = match bias {
-        Some(_) => RowBias::Add(bias_slice),
-        None => RowBias::Absent { placeholder: bias_slice },
-    };
+    let start = if bias.is_some() { Start::Bias(bias_slice) } else { Start::Zero };
     let (a, b, c_place) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
     let stages = if mnk == CUT {
-        matmul_in_pieces(title, mnk, PIECE, a, b, row_bias, c_place)
+        matmul_in_pieces(title, mnk, PIECE, a, b, start, c_place)
     } else {
-        matmul(title, mnk, a, b, row_bias, c_place)
+        matmul(title, mnk, a, b, start, c_place)
     };
     let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| data)).collect();
     c.data = run(gpu, title, buffers, stages, &inputs, ids[3])?;

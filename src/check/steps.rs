@@ -1,12 +1,12 @@
 //! `forward_step` and `backward_step` against their twins, on states and gates made at random.
 
 use super::{Findings, random, variant_words};
-use crate::config::GruConfig;
+use crate::config::{GruConfig, Shape};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::params::{Init, Params};
 use crate::plan::{Mode, Plan, Stage};
-use crate::reference::Cell;
+use crate::reference::{self, Cell};
 use crate::runner::{Pass, Session};
 
 /// Two, so that each kernel also reads what it wrote.
@@ -15,13 +15,13 @@ const STEPS: usize = 2;
 /// The contents of a run's buffers, as the kernels and their twins change them in place.
 #[derive(Clone)]
 struct Contents<F> {
-    /// `[STEPS, B, 4H]`
+    /// `[D, STEPS, B, 4H]`
     gates: Vec<F>,
-    /// `[STEPS + 1, B, H]`
+    /// `[D, STEPS + 1, B, H]`
     h: Vec<F>,
-    /// `[STEPS, B, H]`
+    /// `[STEPS, B, D·H]`
     dy: Vec<F>,
-    /// `[B, H]`
+    /// `[D, B, H]`
     carry: Vec<F>,
 }
 
@@ -44,27 +44,38 @@ pub(super) fn check(
     seed: u64,
     findings: &mut Findings,
 ) -> Result<()> {
-    let hidden = config.hidden_size;
-    let state = batch * hidden;
+    let shape = config.shape(STEPS, batch)?;
+    let state = batch * shape.hidden;
     let params = Params::init(config, Init::Uniform, seed)?;
     let mut start = Contents {
-        gates: random(STEPS * 4 * state, 1.0, seed + 1),
-        h: random((STEPS + 1) * state, 1.0, seed + 2),
-        dy: random(STEPS * state, 1.0, seed + 3),
-        carry: random(state, 1.0, seed + 4),
+        gates: random(shape.directions * STEPS * 4 * state, 1.0, seed + 1),
+        h: random(shape.directions * (STEPS + 1) * state, 1.0, seed + 2),
+        dy: random(shape.directions * STEPS * state, 1.0, seed + 3),
+        carry: random(shape.directions * state, 1.0, seed + 4),
     };
-    // What the steps have yet to write.
-    start.h[state..].fill(f32::NAN);
+    // What the steps have yet to write: all but each direction's first state.
+    for (direction, h) in start.h.chunks_exact_mut((STEPS + 1) * state).enumerate() {
+        let first = reference::before(0, direction, STEPS) * state;
+        h[..first].fill(f32::NAN);
+        h[first + state..].fill(f32::NAN);
+    }
 
     let params64 = params.cast();
-    let cell = Cell::new(&params64);
     let mut forward = start.map(f64::from);
-    forward_twin(&cell, hidden, &mut forward);
     let mut backward = forward.clone();
-    backward_twin(&cell, hidden, &mut backward);
+    for direction in 0..shape.directions {
+        let cell = Cell::new(&params64, 0, direction);
+        forward_twin(&cell, direction, shape, &mut forward);
+    }
+    backward.gates.clone_from(&forward.gates);
+    backward.h.clone_from(&forward.h);
+    for direction in 0..shape.directions {
+        let cell = Cell::new(&params64, 0, direction);
+        backward_twin(&cell, direction, shape, &mut backward);
+    }
 
-    let plan = Plan::new(config, config.shape(STEPS, batch)?, Mode::Training)?;
-    let (sizes, variant) = (format!("B {batch}, H {hidden}"), variant_words(config));
+    let plan = Plan::new(config, shape, Mode::Training)?;
+    let (sizes, variant) = (shape.to_string(), variant_words(config));
     for (kernel, stages, input, expected) in [
         ("forward_step", plan.forward(), start, forward.clone()),
         ("backward_step", plan.backward(), forward.map(|v| v as f32), backward),
@@ -78,21 +89,37 @@ pub(super) fn check(
     Ok(())
 }
 
-fn forward_twin(cell: &Cell<f64>, hidden: usize, c: &mut Contents<f64>) {
-    let state = c.carry.len();
-    for (row, gates) in c.gates.chunks_exact_mut(4 * hidden).enumerate() {
-        let (past, next) = c.h.split_at_mut((row / (state / hidden) + 1) * state);
-        let next = &mut next[row * hidden % state..][..hidden];
-        cell.step(&past[row * hidden..][..hidden], gates, next);
+fn forward_twin(cell: &Cell<f64>, direction: usize, shape: Shape, c: &mut Contents<f64>) {
+    let Shape { batch, hidden, .. } = shape;
+    let mut next = vec![0.0; hidden];
+    for step in 0..STEPS {
+        let time = reference::time(step, direction, STEPS);
+        let [before, after] =
+            [reference::before, reference::after].map(|f| f(step, direction, STEPS));
+        for b in 0..batch {
+            let state = |row: usize| ((direction * (STEPS + 1) + row) * batch + b) * hidden;
+            let gates = ((direction * STEPS + time) * batch + b) * 4 * hidden;
+            let gates = &mut c.gates[gates..][..4 * hidden];
+            cell.step(&c.h[state(before)..][..hidden], gates, &mut next);
+            c.h[state(after)..][..hidden].copy_from_slice(&next);
+        }
     }
 }
 
-fn backward_twin(cell: &Cell<f64>, hidden: usize, c: &mut Contents<f64>) {
-    let state = c.carry.len();
-    for (row, gates) in c.gates.chunks_exact_mut(4 * hidden).enumerate().rev() {
-        let dh = &mut c.carry[row * hidden % state..][..hidden];
-        dh.iter_mut().zip(&c.dy[row * hidden..]).for_each(|(dh, dy)| *dh += dy);
-        cell.step_backward(&c.h[row * hidden..][..hidden], gates, dh);
+fn backward_twin(cell: &Cell<f64>, direction: usize, shape: Shape, c: &mut Contents<f64>) {
+    let Shape { batch, hidden, directions, .. } = shape;
+    for step in (0..STEPS).rev() {
+        let time = reference::time(step, direction, STEPS);
+        let before = reference::before(step, direction, STEPS);
+        for b in 0..batch {
+            let dh = &mut c.carry[(direction * batch + b) * hidden..][..hidden];
+            let dy = &c.dy[((time * batch + b) * directions + direction) * hidden..];
+            dh.iter_mut().zip(dy).for_each(|(dh, dy)| *dh += dy);
+            let gates = ((direction * STEPS + time) * batch + b) * 4 * hidden;
+            let gates = &mut c.gates[gates..][..4 * hidden];
+            let h = ((direction * (STEPS + 1) + before) * batch + b) * hidden;
+            cell.step_backward(&c.h[h..][..hidden], gates, dh);
+        }
     }
 }
 

@@ -17,11 +17,11 @@ impl fmt::Display for Plan {
                 Role::Zeros => "zeros",
             };
             let (len, bytes) = (buffer.len, quantity(4.0 * buffer.len as f64, "B"));
-            let (name, axes) = (buffer.name, buffer.axes);
-            writeln!(f, "  {name:<9} {axes:<12} {role:<10} {len:>12} elements {bytes:>10}")?;
+            let (name, axes) = (&buffer.name, buffer.axes);
+            writeln!(f, "  {name:<9} {axes:<14} {role:<10} {len:>12} elements {bytes:>10}")?;
         }
         let (name, bytes) = ("arguments", quantity(self.argument_bytes() as f64, "B"));
-        writeln!(f, "  {name:<68} {bytes:>10}")?;
+        writeln!(f, "  {name:<70} {bytes:>10}")?;
         for (name, stages) in [("forward", &self.forward), ("backward", &self.backward)] {
             if !stages.is_empty() {
                 writeln!(f, "\n{name}")?;
@@ -58,12 +58,13 @@ fn write_stage(f: &mut fmt::Formatter<'_>, stage: &Stage) -> fmt::Result {
 }
 
 fn write_dispatch(f: &mut fmt::Formatter<'_>, indent: &str, dispatch: &Dispatch) -> fmt::Result {
-    let [x, y, _] = dispatch.workgroups;
+    let [x, y, z] = dispatch.workgroups;
     let name = dispatch.kernel.name;
-    let (label, groups) = (dispatch.label, format!("{x}×{y} groups"));
+    let label = &dispatch.label;
+    let groups = if z == 1 { format!("{x}×{y} groups") } else { format!("{x}×{y}×{z} groups") };
     let flops = quantity(dispatch.flops as f64, "FLOP");
     let bytes = quantity(dispatch.bytes as f64, "B");
-    let width = 40 - indent.len();
+    let width = 48 - indent.len();
     writeln!(f, "{indent}{name:<13} {label:<width$} {groups:>16} {flops:>12} {bytes:>10}")
 }
 

@@ -44,49 +44,44 @@ impl Operand {
     }
 }
 
-/// What a product adds to every row of its result.
+/// What a product is added to.
 #[derive(Clone, Copy)]
-pub(crate) enum RowBias {
-    /// These `n` numbers.
-    Add(Slice),
-    /// Nothing. A kernel's binding cannot stay empty, so this is bound and not read.
-    Absent {
-        /// Any slice that the kernel does not write.
-        placeholder: Slice,
-    },
+pub(crate) enum Start {
+    /// Nothing.
+    Zero,
+    /// These `n` numbers, for every row.
+    Bias(Slice),
+    /// What the result's place holds.
+    Present,
 }
 
-impl RowBias {
-    fn slice(self) -> Slice {
-        match self {
-            RowBias::Add(slice) | RowBias::Absent { placeholder: slice } => slice,
-        }
-    }
-}
-
-/// `c [m, n] = a [m, k] · b [k, n] (+ bias)`: one dispatch, or several that each make as large a
+/// `c [m, n] = start + a [m, k] · b [k, n]`: one dispatch, or several that each make as large a
 /// piece as one may.
 pub(crate) fn matmul(
-    label: &'static str,
+    label: &str,
     mnk: [usize; 3],
     a: Operand,
     b: Operand,
-    bias: RowBias,
+    start: Start,
     c: Operand,
 ) -> Vec<Stage> {
-    matmul_in_pieces(label, mnk, largest_piece(mnk), a, b, bias, c)
+    matmul_in_pieces(label, mnk, largest_piece(mnk), a, b, start, c)
 }
 
 /// The same in pieces of at most `most_m` × `most_n` × `most_k`.
 pub(crate) fn matmul_in_pieces(
-    label: &'static str,
+    label: &str,
     [m, n, k]: [usize; 3],
     [most_m, most_n, most_k]: [usize; 3],
     a: Operand,
     b: Operand,
-    bias: RowBias,
+    start: Start,
     c: Operand,
 ) -> Vec<Stage> {
+    let bias = match start {
+        Start::Bias(slice) => Some(slice),
+        Start::Zero | Start::Present => None,
+    };
     let mut stages = Vec::new();
     for (m0, m) in chunks(m, most_m) {
         for (n0, n) in chunks(n, most_n) {
@@ -102,14 +97,15 @@ pub(crate) fn matmul_in_pieces(
                     c_first: c.index(m0, n0),
                     c_stride: c.stride as u32,
                     bias_first: n0 as u32,
-                    add_bias: u32::from(k0 == 0 && matches!(bias, RowBias::Add(_))),
-                    accumulate: u32::from(k0 > 0),
+                    add_bias: u32::from(k0 == 0 && bias.is_some()),
+                    accumulate: u32::from(k0 > 0 || matches!(start, Start::Present)),
                 };
                 stages.push(Stage::Once(Dispatch {
-                    label,
+                    label: label.to_owned(),
                     kernel: &MATMUL,
                     constants: vec![a.transposed, b.transposed],
-                    bindings: vec![a.slice, b.slice, bias.slice(), c.slice],
+                    // A binding cannot stay empty: where there is no bias, b is bound and not read.
+                    bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
                     args: bytemuck::cast_slice(&[args]).to_vec(),
                     workgroups: tiles(&MATMUL, n, m),
                     flops: 2 * product([m, n, k]),
@@ -141,7 +137,7 @@ fn largest_piece([m, n, k]: [usize; 3]) -> [usize; 3] {
 
 /// `out[to..] = Σ over rows` of `columns` of `a`, whose rows are `stride` apart.
 pub(crate) fn column_sum(
-    label: &'static str,
+    label: &str,
     rows: usize,
     columns: std::ops::Range<usize>,
     a: Slice,
@@ -161,7 +157,7 @@ pub(crate) fn column_sum(
                 accumulate: u32::from(row0 > 0),
             };
             Stage::Once(Dispatch {
-                label,
+                label: label.to_owned(),
                 kernel: &COLUMN_SUM,
                 constants: Vec::new(),
                 bindings: vec![a, out],

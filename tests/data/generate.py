@@ -2,7 +2,8 @@
 
     pip install numpy torch && python tests/data/generate.py
 
-pytorch.json    torch.nn.GRU in double precision, with and without bias: outputs, and autograd's gradients.
+pytorch.json    torch.nn.GRU in double precision, with and without bias, stacked and in both directions: outputs, and
+                autograd's gradients.
 equations.json  every other variant: the equations of src/lib.rs stated once more in NumPy, in double precision.
                 Gradients by complex steps, which are exact to rounding: f'(x) = Im f(x + 1e-30 i) / 1e-30.
 
@@ -25,13 +26,13 @@ def sigmoid(a):
     return 1 / (1 + np.exp(-a))
 
 
-def gru(p, x, h0, reset, update):
-    """y [T, B, H] of a GRU with PyTorch-shaped parameters; absent biases count as zeros."""
-    w_ir, w_iz, w_in = np.split(p["weight_ih_l0"], 3)
-    w_hr, w_hz, w_hn = np.split(p["weight_hh_l0"], 3)
-    b_ir, b_iz, b_in = np.split(p.get("bias_ih_l0", np.zeros(3 * H)), 3)
-    b_hr, b_hz, b_hn = np.split(p.get("bias_hh_l0", np.zeros(3 * H)), 3)
-    h, y = h0[0], []
+def cell(p, name, x, h, reset, update):
+    """The states [T, B, H] of one direction of one layer; absent biases count as zeros."""
+    w_ir, w_iz, w_in = np.split(p[f"weight_ih{name}"], 3)
+    w_hr, w_hz, w_hn = np.split(p[f"weight_hh{name}"], 3)
+    b_ir, b_iz, b_in = np.split(p.get(f"bias_ih{name}", np.zeros(3 * H)), 3)
+    b_hr, b_hz, b_hn = np.split(p.get(f"bias_hh{name}", np.zeros(3 * H)), 3)
+    y = []
     for x_t in x:
         r = sigmoid(x_t @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
         z = sigmoid(x_t @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
@@ -44,23 +45,47 @@ def gru(p, x, h0, reset, update):
     return np.stack(y)
 
 
-def inputs(rng, bias):
+def names(layers, directions):
+    """The cells' names: layer-major, forward before reverse."""
+    return [f"_l{l}{'_reverse' if d else ''}" for l in range(layers) for d in range(directions)]
+
+
+def gru(p, x, h0, reset, update, layers, directions):
+    """y [T, B, D·H] and h_n [L·D, B, H] of a GRU with PyTorch-shaped parameters."""
+    h_n, h0 = [], list(h0)
+    for layer in range(layers):
+        halves = []
+        for direction in range(directions):
+            name = names(layers, directions)[layer * directions + direction]
+            order = slice(None, None, -1 if direction else 1)
+            states = cell(p, name, x[order], h0.pop(0), reset, update)
+            h_n.append(states[-1])
+            halves.append(states[order])
+        x = np.concatenate(halves, axis=-1)
+    return x, np.stack(h_n)
+
+
+def inputs(rng, bias, layers, directions):
     f = lambda *shape: rng.uniform(-1, 1, shape).astype(np.float32).astype(np.float64)
-    p = {"weight_ih_l0": f(3 * H, I), "weight_hh_l0": f(3 * H, H)}
-    if bias in ("one", "two"):
-        p["bias_ih_l0"] = f(3 * H)
-    if bias == "two":
-        p["bias_hh_l0"] = f(3 * H)
-    return p, {"x": f(T, B, I), "h0": f(1, B, H), "dy": f(T, B, H), "dh_n": f(1, B, H)}
+    p = {}
+    for i, name in enumerate(names(layers, directions)):
+        p[f"weight_ih{name}"] = f(3 * H, I if i < directions else directions * H)
+        p[f"weight_hh{name}"] = f(3 * H, H)
+        if bias in ("one", "two"):
+            p[f"bias_ih{name}"] = f(3 * H)
+        if bias == "two":
+            p[f"bias_hh{name}"] = f(3 * H)
+    states = (layers * directions, B, H)
+    return p, {"x": f(T, B, I), "h0": f(*states), "dy": f(T, B, directions * H), "dh_n": f(*states)}
 
 
-def by_equations(p, a, reset, update):
+def by_equations(p, a, *variant):
     """Outputs, and the gradient of Σ dy·y + Σ dh_n·h_n by complex steps."""
     leaves = {**p, "x": a["x"], "h0": a["h0"]}
 
     def loss(leaves):
-        y = gru(leaves, leaves["x"], leaves["h0"], reset, update)
-        return (a["dy"] * y).sum() + (a["dh_n"] * y[-1:]).sum()
+        y, h_n = gru(leaves, leaves["x"], leaves["h0"], *variant)
+        return (a["dy"] * y).sum() + (a["dh_n"] * h_n).sum()
 
     grads = {}
     for name, value in leaves.items():
@@ -70,17 +95,20 @@ def by_equations(p, a, reset, update):
             moved[index] += 1e-30j
             grad[index] = loss({**leaves, name: moved}).imag / 1e-30
         grads[name] = grad
-    return gru(p, a["x"], a["h0"], reset, update), grads
+    return *gru(p, a["x"], a["h0"], *variant), grads
 
 
-def by_torch(p, a):
-    cell = torch.nn.GRU(I, H, bias="bias_ih_l0" in p, dtype=torch.float64)
-    cell.load_state_dict({k: torch.tensor(v) for k, v in p.items()})
+def by_torch(p, a, layers, directions):
+    model = torch.nn.GRU(
+        I, H, layers, bias="bias_ih_l0" in p, bidirectional=directions == 2, dtype=torch.float64
+    )
+    model.load_state_dict({k: torch.tensor(v) for k, v in p.items()})
     x, h0 = (torch.tensor(a[k], requires_grad=True) for k in ("x", "h0"))
-    y, h_n = cell(x, h0)
+    y, h_n = model(x, h0)
     ((torch.tensor(a["dy"]) * y).sum() + (torch.tensor(a["dh_n"]) * h_n).sum()).backward()
-    grads = {k: v.grad.numpy() for k, v in cell.named_parameters()}
-    return y.detach().numpy(), {**grads, "x": x.grad.numpy(), "h0": h0.grad.numpy()}
+    grads = {k: v.grad.numpy() for k, v in model.named_parameters()}
+    y, h_n = y.detach().numpy(), h_n.detach().numpy()
+    return y, h_n, {**grads, "x": x.grad.numpy(), "h0": h0.grad.numpy()}
 
 
 def tensor(a):
@@ -92,27 +120,37 @@ def write(name, cases):
     (HERE / name).write_text("[\n" + text + "\n]\n")
 
 
+def make(rng, reset, update, bias, layers=1, directions=1):
+    """One case, and whether torch made it."""
+    p, a = inputs(rng, bias, layers, directions)
+    y, h_n, grads = by_equations(p, a, reset, update, layers, directions)
+    torch_has_it = (reset, update) == ("after", "keeps") and bias != "one"
+    if torch_has_it:
+        torch_y, torch_h_n, torch_grads = by_torch(p, a, layers, directions)
+        np.testing.assert_allclose(y, torch_y, rtol=1e-12)
+        np.testing.assert_allclose(h_n, torch_h_n, rtol=1e-12)
+        for k in grads:
+            np.testing.assert_allclose(grads[k], torch_grads[k], rtol=1e-9, atol=1e-13)
+        y, h_n, grads = torch_y, torch_h_n, torch_grads
+    case = {
+        "reset": reset, "update": update, "bias": bias, "layers": layers, "directions": directions,
+        "params": {k: tensor(v) for k, v in p.items()},
+        "inputs": {k: tensor(v) for k, v in a.items()},
+        "y": tensor(y),
+        "h_n": tensor(h_n),
+        "grads": {k: tensor(v) for k, v in grads.items()},
+    }
+    return case, torch_has_it
+
+
 rng = np.random.default_rng(20240229)
-torch_cases, equation_cases = [], []
-for reset in ("before", "after"):
-    for update in ("overwrites", "keeps"):
-        for bias in ("none", "one", "two"):
-            p, a = inputs(rng, bias)
-            y, grads = by_equations(p, a, reset, update)
-            case = {"reset": reset, "update": update, "bias": bias}
-            target = equation_cases
-            if (reset, update) == ("after", "keeps") and bias != "one":
-                torch_y, torch_grads = by_torch(p, a)
-                np.testing.assert_allclose(y, torch_y, rtol=1e-12)
-                for k in grads:
-                    np.testing.assert_allclose(grads[k], torch_grads[k], rtol=1e-10, atol=1e-14)
-                y, grads, target = torch_y, torch_grads, torch_cases
-            target.append(case | {
-                "params": {k: tensor(v) for k, v in p.items()},
-                "inputs": {k: tensor(v) for k, v in a.items()},
-                "y": tensor(y),
-                "grads": {k: tensor(v) for k, v in grads.items()},
-            })
+variants = [(r, u, b) for r in ("before", "after") for u in ("overwrites", "keeps") for b in ("none", "one", "two")]
+made = [make(rng, *variant) for variant in variants]
+H, I = 3, 2  # several cells have many numbers
+made += [make(rng, reset, update, "two", 2, 2) for reset, update, bias in variants if bias == "two"]
+made += [make(rng, "after", "keeps", "two", 3, 1), make(rng, "after", "keeps", "none", 1, 2)]
+torch_cases = [case for case, by_torch in made if by_torch]
+equation_cases = [case for case, by_torch in made if not by_torch]
 write("pytorch.json", torch_cases)
 write("equations.json", equation_cases)
 print(len(torch_cases), "cases by torch,", len(equation_cases), "by the equations")

@@ -1,0 +1,143 @@
+//! The dispatches inside the loops over time: one step of all rows and both directions of a layer.
+
+use super::products::{padded_outputs, product, tiles};
+use super::stages::Planner;
+use super::{Dispatch, Slice, TrainingBuffers};
+use crate::config::{Shape, Update};
+use crate::kernels::{BACKWARD_STEP, BackwardStepArgs, FORWARD_STEP, ForwardStepArgs, Kernel};
+use crate::params::CellRanges;
+
+/// The gates whose recurrent products a dispatch makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gates {
+    /// r, z and n together, where the reset gate acts after the product.
+    All,
+    /// r and z, before the candidate's product can start.
+    ResetUpdate,
+    /// n, from `r ⊙ h`.
+    Candidate,
+}
+
+impl Gates {
+    fn count(self) -> usize {
+        match self {
+            Gates::All => 3,
+            Gates::ResetUpdate => 2,
+            Gates::Candidate => 1,
+        }
+    }
+}
+
+impl Planner<'_> {
+    pub(super) fn forward_step(&self, layer: usize, gates: Gates) -> Dispatch {
+        let Shape { steps, batch, hidden, directions, .. } = self.shape;
+        let (weight, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
+        let (bias, bias_apart) = self.of_both(layer, |cell| cell.bias_hh.as_ref());
+        let args = ForwardStepArgs {
+            steps: steps as u32,
+            batch: batch as u32,
+            hidden: hidden as u32,
+            weight_apart: weight_apart as u32,
+            bias_apart: bias_apart as u32,
+            step: 0,
+        };
+        let slices = hidden.div_ceil(16) as u64;
+        let label = match gates {
+            Gates::All => "r, z, n from h; h'",
+            Gates::ResetUpdate => "r, z from h; r ⊙ h",
+            Gates::Candidate => "n from r ⊙ h; h'",
+        };
+        Dispatch {
+            label: self.label(layer, label),
+            bindings: vec![
+                weight.expect("every cell has its weight_hh"),
+                bias.unwrap_or(self.buffers.whole(self.zeros)),
+                self.buffers.whole(self.layers[layer].gates),
+                self.buffers.whole(self.run.h[layer]),
+            ],
+            // Weights, biases, h, and the columns of gates read and written.
+            bytes: 4 * product([directions, gates.count(), hidden + 1 + 3 * batch, hidden]),
+            // A slice takes 16 products, a turn of its own and 4 stagings a gate.
+            iterations: slices * (17 + 4 * gates.count() as u64),
+            ..self.step(&FORWARD_STEP, gates, bytemuck::cast_slice(&[args]))
+        }
+    }
+
+    pub(super) fn backward_step(
+        &self,
+        t: &TrainingBuffers,
+        layer: usize,
+        gates: Gates,
+    ) -> Dispatch {
+        let Shape { steps, batch, hidden, directions, .. } = self.shape;
+        let (weight, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
+        let args = BackwardStepArgs {
+            steps: steps as u32,
+            batch: batch as u32,
+            hidden: hidden as u32,
+            directions: directions as u32,
+            weight_apart: weight_apart as u32,
+            step: 0,
+        };
+        let slices = (gates.count() * hidden).div_ceil(16) as u64;
+        let label = match gates {
+            Gates::All => "dh; da_r, da_z, da_n, dpast",
+            Gates::ResetUpdate => "dh; da_z, da_n",
+            Gates::Candidate => "d(r ⊙ h); da_r",
+        };
+        // What the layer above made of its input is this layer's output.
+        let dy = t.dx.get(layer + 1).copied().unwrap_or(t.dy);
+        let moved = gates.count() * (hidden + 3 * batch) + 4 * batch;
+        Dispatch {
+            label: self.label(layer, label),
+            bindings: vec![
+                weight.expect("every cell has its weight_hh"),
+                self.buffers.whole(self.run.h[layer]),
+                self.buffers.whole(dy),
+                self.buffers.whole(self.layers[layer].gates),
+                self.buffers.whole(t.carry[layer]),
+            ],
+            // Weights, the columns of gates read and written, h, dy, and carry twice.
+            bytes: 4 * product([directions, moved, hidden]),
+            // A slice takes 16 products, a turn of its own and 4 stagings.
+            iterations: slices * (17 + 4),
+            ..self.step(&BACKWARD_STEP, gates, bytemuck::cast_slice(&[args]))
+        }
+    }
+
+    /// What the two step kernels have in common.
+    fn step(&self, kernel: &'static Kernel, gates: Gates, args: &[u32]) -> Dispatch {
+        let Shape { batch, hidden, directions, .. } = self.shape;
+        let z_keeps = self.layout.config().update == Update::Keeps;
+        let rz = gates != Gates::Candidate;
+        let n = gates != Gates::ResetUpdate;
+        let [x, y, _] = tiles(kernel, hidden, batch);
+        let padded = padded_outputs(kernel, hidden, batch) * directions as u64;
+        Dispatch {
+            label: String::new(),
+            kernel,
+            constants: vec![rz, n, z_keeps],
+            bindings: Vec::new(),
+            args: args.to_vec(),
+            workgroups: [x, y, directions as u64],
+            flops: 2 * product([directions, gates.count(), batch, hidden, hidden]),
+            padded_flops: padded * 2 * product([gates.count(), hidden]),
+            bytes: 0,
+            iterations: 0,
+        }
+    }
+
+    /// A parameter of all directions of a layer as one slice, and how far apart they lie in it.
+    fn of_both(
+        &self,
+        layer: usize,
+        pick: impl Fn(&CellRanges) -> Option<&std::ops::Range<usize>>,
+    ) -> (Option<Slice>, usize) {
+        let cells: Vec<_> =
+            (0..self.shape.directions).map(|d| self.layout.cell(layer, d)).collect();
+        let (first, last) = (&cells[0], &cells[cells.len() - 1]);
+        let (Some(first), Some(last)) = (pick(first), pick(last)) else { return (None, 0) };
+        let slice = self.parameter(self.run.params, first.start..last.end);
+        (Some(slice), last.start - first.start)
+    }
+}
