@@ -6,11 +6,11 @@
 // and for s > 0, with r, z, n, h of step s − 1:
 //     z overwrites: dn = dh z,        dz = dh (n − h),  carry = dh (1 − z)
 //     z keeps:      dn = dh (1 − z),  dz = dh (h − n),  carry = dh z
-//     da_n = dn (1 − n²)    da_z = dz z (1 − z)
+//     da_n = dn n′    da_z = dz z′    where ′ is the activation's derivative
 // Reset after: one dispatch a state, GATES_RZ and GATE_N both true.
-//     dpast = da_n r        da_r = da_n past r (1 − r)
+//     dpast = da_n r        da_r = da_n past r′
 // Reset before: two. GATES_RZ alone does the above; then GATE_N alone, as da_r needs every da_n:
-//     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r (1 − r)    carry += d(rh) r
+//     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r′    carry += d(rh) r
 // At s = 0 carry becomes dh0.
 //
 // The gradients overwrite gates in place: da_r, da_z, da_n and, reset after, dpast in the fourth
@@ -24,6 +24,8 @@
 override GATES_RZ: bool = true;
 override GATE_N: bool = true;
 override Z_KEEPS: bool = true;
+override GATE_ACTIVATION: u32 = SIGMOID; // of r and z
+override CANDIDATE_ACTIVATION: u32 = TANH; // of n
 
 const UNITS: u32 = 16u;
 const ROWS: u32 = 16u;
@@ -139,14 +141,14 @@ fn through_step(row: u32, unit: u32, product: f32) {
     let keep = select(1.0 - z, z, Z_KEEPS);
     let take = select(z, 1.0 - z, Z_KEEPS);
     let toward_n = select(n - past, past - n, Z_KEEPS); // ∂h'/∂z
-    let da_n = dh * take * (1.0 - n * n);
+    let da_n = dh * take * slope(CANDIDATE_ACTIVATION, n);
     carry[at] = dh * keep;
-    gates[at_z] = dh * toward_n * z * (1.0 - z);
+    gates[at_z] = dh * toward_n * slope(GATE_ACTIVATION, z);
     gates[at_n] = da_n;
     if GATE_N {
         let at_past = at_n + args.hidden;
         let r = gates[at_r];
-        gates[at_r] = da_n * gates[at_past] * r * (1.0 - r);
+        gates[at_r] = da_n * gates[at_past] * slope(GATE_ACTIVATION, r);
         gates[at_past] = da_n * r;
     }
 }
@@ -158,7 +160,7 @@ fn through_reset(row: u32, unit: u32, drh: f32) {
     let at_r = gates_at(step, row, unit);
     let r = gates[at_r];
     carry[at] += drh * r;
-    gates[at_r] = drh * before(step, row, unit) * r * (1.0 - r);
+    gates[at_r] = drh * before(step, row, unit) * slope(GATE_ACTIVATION, r);
 }
 
 fn finish(row: u32, unit: u32, product: f32) {

@@ -26,3 +26,35 @@ fn tanh_stable(x: f32) -> f32 {
     let magnitude = select(large, small, a < 0.625);
     return select(-magnitude, magnitude, x >= 0.0);
 }
+
+// The functions that gates and candidates may end with: Activation in src/config.rs.
+const SIGMOID: u32 = 0u;
+const TANH: u32 = 1u;
+const RELU: u32 = 2u;
+const HARD_SIGMOID: u32 = 3u;
+const IDENTITY: u32 = 4u;
+
+// Comparisons are such that NaN comes out as NaN.
+fn activate(kind: u32, a: f32) -> f32 {
+    switch kind {
+        case SIGMOID: { return sigmoid(a); }
+        case TANH: { return tanh_stable(a); }
+        case RELU: { return select(a, 0.0, a < 0.0); }
+        case HARD_SIGMOID: {
+            let line = fma(0.2, a, 0.5);
+            return select(select(line, 0.0, line < 0.0), 1.0, line > 1.0);
+        }
+        default: { return a; }
+    }
+}
+
+// The derivative, from the function's value.
+fn slope(kind: u32, value: f32) -> f32 {
+    switch kind {
+        case SIGMOID: { return value * (1.0 - value); }
+        case TANH: { return 1.0 - value * value; }
+        case RELU: { return select(0.0, 1.0, value > 0.0); }
+        case HARD_SIGMOID: { return select(0.0, 0.2, value > 0.0 && value < 1.0); }
+        default: { return 1.0; }
+    }
+}

@@ -20,6 +20,8 @@
 override GATES_RZ: bool = true;
 override GATE_N: bool = true;
 override Z_KEEPS: bool = true;
+override GATE_ACTIVATION: u32 = SIGMOID; // of r and z
+override CANDIDATE_ACTIVATION: u32 = TANH; // of n
 
 const UNITS: u32 = 16u;
 const ROWS: u32 = 16u;
@@ -124,9 +126,9 @@ fn update(row: u32, unit: u32, product: vec3<f32>) {
     let at_past = at_n + args.hidden;
     let before = h[before_at(row, unit)];
     if GATES_RZ {
-        let r = sigmoid(gates[at_r] + product.x + bias(0u, unit));
+        let r = activate(GATE_ACTIVATION, gates[at_r] + product.x + bias(0u, unit));
         gates[at_r] = r;
-        gates[at_z] = sigmoid(gates[at_z] + product.y + bias(1u, unit));
+        gates[at_z] = activate(GATE_ACTIVATION, gates[at_z] + product.y + bias(1u, unit));
         if !GATE_N {
             gates[at_past] = r * before;
         }
@@ -138,7 +140,7 @@ fn update(row: u32, unit: u32, product: vec3<f32>) {
             gates[at_past] = recurrent;
             from_past = gates[at_r] * recurrent;
         }
-        let n = tanh_stable(gates[at_n] + from_past);
+        let n = activate(CANDIDATE_ACTIVATION, gates[at_n] + from_past);
         gates[at_n] = n;
         let z = gates[at_z];
         let keep = select(1.0 - z, z, Z_KEEPS);

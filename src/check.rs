@@ -13,7 +13,7 @@ mod steps;
 use ndarray::{ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-use crate::config::GruConfig;
+use crate::config::{Activation, GruConfig, Shape};
 use crate::device::{Device, Target};
 use crate::error::Result;
 
@@ -162,23 +162,46 @@ const SIZES: [[usize; 6]; 8] = [
     [1, 2, 3, 2, 3, 2],
 ];
 
+/// Gates' and candidates' activations for each of [`SIZES`]. Those without bounds only where few steps
+/// keep the states, and so the sums, of order 1.
+const ACTIVATIONS: [(Activation, Activation); SIZES.len()] = [
+    (Activation::Sigmoid, Activation::Tanh),
+    (Activation::Sigmoid, Activation::Relu),
+    (Activation::HardSigmoid, Activation::Tanh),
+    (Activation::Sigmoid, Activation::Tanh),
+    (Activation::Sigmoid, Activation::Tanh),
+    (Activation::Sigmoid, Activation::Identity),
+    (Activation::Sigmoid, Activation::Tanh),
+    (Activation::Tanh, Activation::Relu),
+];
+
 /// Calls `check` with every variant at every size: configuration, T, B, and a seed for each size.
 fn for_each_variant(
     mut check: impl FnMut(&GruConfig, usize, usize, u64) -> Result<()>,
 ) -> Result<()> {
-    for (seed, [steps, batch, input, hidden, layers, directions]) in (0..).zip(SIZES) {
+    for ((seed, sizes), (gate, candidate)) in (0..).zip(SIZES).zip(ACTIVATIONS) {
+        let [steps, batch, input, hidden, layers, directions] = sizes;
         for config in GruConfig::all_variants(input, hidden) {
-            let config = config.with_layers(layers).with_bidirectional(directions == 2);
+            let config = config
+                .with_layers(layers)
+                .with_bidirectional(directions == 2)
+                .with_activations(gate, candidate);
             check(&config, steps, batch, 100 * seed)?;
         }
     }
     Ok(())
 }
 
-/// The variant without its sizes, layers and directions.
+/// The variant without its sizes, layers, directions and activations.
 fn variant_words(config: &GruConfig) -> String {
-    let whole = config.clone().with_layers(1).with_bidirectional(false).to_string();
+    let plain = GruConfig::new(1, 1).with_reset(config.reset).with_update(config.update);
+    let whole = plain.with_bias(config.bias).to_string();
     whole.split_once(", ").map_or(whole.clone(), |(_, variant)| variant.to_owned())
+}
+
+/// The rest of what tells one case of a variant from another.
+fn case_words(config: &GruConfig, shape: Shape) -> String {
+    format!("{shape}, {} gates, {} candidate", config.gate_activation, config.candidate_activation)
 }
 
 /// `len` numbers uniform in ±`bound`.

@@ -28,6 +28,52 @@ pub enum Update {
     Keeps,
 }
 
+/// A function of one number that a gate or the candidate ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Activation {
+    /// σ(a) = 1 / (1 + e^−a). What gates use unless told otherwise.
+    Sigmoid,
+    /// tanh(a). What candidates use unless told otherwise.
+    Tanh,
+    /// max(a, 0); its derivative at 0 counts as 0. RNNoise's candidate.
+    Relu,
+    /// a / 5 + 1/2, held within 0 and 1: ONNX's default and Keras 2's. (PyTorch's and Keras 3's
+    /// divide by 6.)
+    HardSigmoid,
+    /// a itself.
+    Identity,
+}
+
+impl Activation {
+    /// Every activation.
+    pub const ALL: [Self; 5] =
+        [Self::Sigmoid, Self::Tanh, Self::Relu, Self::HardSigmoid, Self::Identity];
+
+    /// What `shaders/common.wgsl` calls it.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Sigmoid => 0,
+            Self::Tanh => 1,
+            Self::Relu => 2,
+            Self::HardSigmoid => 3,
+            Self::Identity => 4,
+        }
+    }
+}
+
+impl std::fmt::Display for Activation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sigmoid => "sigmoid",
+            Self::Tanh => "tanh",
+            Self::Relu => "relu",
+            Self::HardSigmoid => "hard sigmoid",
+            Self::Identity => "identity",
+        })
+    }
+}
+
 /// Which bias vectors a cell has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bias {
@@ -71,6 +117,10 @@ pub struct GruConfig {
     /// Whether each layer also runs from the last step to the first. Its output is then `[.., 2H]`,
     /// the forward half first, as in PyTorch.
     pub bidirectional: bool,
+    /// What r and z end with.
+    pub gate_activation: Activation,
+    /// What the candidate n ends with.
+    pub candidate_activation: Activation,
 }
 
 impl GruConfig {
@@ -86,6 +136,8 @@ impl GruConfig {
             bias: Bias::One,
             layers: 1,
             bidirectional: false,
+            gate_activation: Activation::Sigmoid,
+            candidate_activation: Activation::Tanh,
         }
     }
 
@@ -127,6 +179,19 @@ impl GruConfig {
     #[must_use]
     pub fn with_bidirectional(self, bidirectional: bool) -> Self {
         Self { bidirectional, ..self }
+    }
+
+    /// The same with `gate` for r and z and `candidate` for n.
+    ///
+    /// ```
+    /// use gru_wgpu::{Activation, GruConfig};
+    ///
+    /// // RNNoise's: reset before, ReLU for the candidate.
+    /// let config = GruConfig::new(42, 24).with_activations(Activation::Sigmoid, Activation::Relu);
+    /// ```
+    #[must_use]
+    pub fn with_activations(self, gate: Activation, candidate: Activation) -> Self {
+        Self { gate_activation: gate, candidate_activation: candidate, ..self }
     }
 
     /// D: 2 when each layer runs in both directions, else 1.
@@ -219,6 +284,12 @@ impl std::fmt::Display for GruConfig {
         }
         if self.bidirectional {
             write!(f, ", both directions")?;
+        }
+        if self.gate_activation != Activation::Sigmoid {
+            write!(f, ", {} gates", self.gate_activation)?;
+        }
+        if self.candidate_activation != Activation::Tanh {
+            write!(f, ", {} candidate", self.candidate_activation)?;
         }
         Ok(())
     }

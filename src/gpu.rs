@@ -97,7 +97,7 @@ struct Inner {
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
 }
 
-type PipelineKey = (&'static str, Vec<bool>);
+type PipelineKey = (&'static str, Vec<u32>);
 
 /// A poisoned lock only means that another thread panicked between two whole updates.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -154,7 +154,8 @@ impl Gpu {
     /// What an error of wgpu means: after a loss, calls fail with all kinds of errors.
     fn classify(&self, error: wgpu::Error) -> Error {
         // Gives a loss that nobody has polled for its chance to be told.
-        if let Err(lost) = self.poll(wgpu::PollType::Poll).and_then(|()| self.check_lost()) {
+        let polled = self.poll(wgpu::PollType::Poll);
+        if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
             return lost;
         }
         match error {
@@ -163,6 +164,11 @@ impl Gpu {
             }
             other => Error::Gpu(one_line(&other.to_string())),
         }
+    }
+
+    /// Waits for all work queued, so that what was dropped is freed.
+    pub fn wait(&self) -> Result<()> {
+        self.poll(wgpu::PollType::wait_indefinitely()).and_then(|()| self.check_lost())
     }
 
     fn check_lost(&self) -> Result<()> {
@@ -223,7 +229,7 @@ impl Gpu {
     pub fn pipeline(
         &self,
         kernel: &'static Kernel,
-        constants: &[bool],
+        constants: &[u32],
     ) -> Result<wgpu::ComputePipeline> {
         let key = (kernel.name, constants.to_vec());
         let mut pipelines = lock(&self.inner.pipelines);
@@ -235,7 +241,7 @@ impl Gpu {
         Ok(pipeline)
     }
 
-    fn compile(&self, kernel: &'static Kernel, constants: &[bool]) -> wgpu::ComputePipeline {
+    fn compile(&self, kernel: &'static Kernel, constants: &[u32]) -> wgpu::ComputePipeline {
         let device = &self.inner.device;
         let label = format!("gru.{}", kernel.name);
         let args = wgpu::BindGroupLayoutEntry {
@@ -274,12 +280,8 @@ impl Gpu {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
         });
-        let constants: Vec<_> = kernel
-            .constants
-            .iter()
-            .zip(constants)
-            .map(|(&c, &v)| (c, f64::from(u8::from(v))))
-            .collect();
+        let constants: Vec<_> =
+            kernel.constants.iter().zip(constants).map(|(&c, &v)| (c, f64::from(v))).collect();
         device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(&label),
             layout: Some(&layout),

@@ -34,7 +34,7 @@ pub struct Kernel {
     pub bindings: &'static [(&'static str, Access)],
     /// The members of `Args`, each a u32, in order.
     pub args: &'static [&'static str],
-    /// The boolean override constants.
+    /// The override constants, each a bool or a u32.
     pub constants: &'static [&'static str],
     /// Threads a workgroup, `x · y · z`.
     pub workgroup_size: [u32; 3],
@@ -199,7 +199,7 @@ pub static FORWARD_STEP: Kernel = Kernel {
         ("h", Access::ReadWrite),
     ],
     args: ForwardStepArgs::FIELDS,
-    constants: &["GATES_RZ", "GATE_N", "Z_KEEPS"],
+    constants: &["GATES_RZ", "GATE_N", "Z_KEEPS", "GATE_ACTIVATION", "CANDIDATE_ACTIVATION"],
     workgroup_size: [64, 1, 1],
     workgroup_bytes: 16 * 4 * 16 + 3 * 16 * 17 * 4,
     tile: [16, 16],
@@ -217,7 +217,7 @@ pub static BACKWARD_STEP: Kernel = Kernel {
         ("carry", Access::ReadWrite),
     ],
     args: BackwardStepArgs::FIELDS,
-    constants: &["GATES_RZ", "GATE_N", "Z_KEEPS"],
+    constants: &["GATES_RZ", "GATE_N", "Z_KEEPS", "GATE_ACTIVATION", "CANDIDATE_ACTIVATION"],
     workgroup_size: [64, 1, 1],
     workgroup_bytes: 16 * 4 * 16 + 16 * 16 * 4,
     tile: [16, 16],

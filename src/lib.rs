@@ -48,7 +48,8 @@
 //! | Keras, `reset_after=True` | after | keeps | two |
 //! | ONNX's default, `linear_before_reset=0` | before | keeps | two |
 //!
-//! All combinations work, forward and backward, on every device. With z overwrites, the gradient
+//! All combinations work, forward and backward, on every device, and so do other functions in the
+//! place of σ and tanh ([`Activation`]). With z overwrites, the gradient
 //! through time is ∂h'/∂h = (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it
 //! flows straight through h.
 //!
@@ -98,7 +99,7 @@
 //! - Rows of different lengths, and resets of the state in mid-sequence.
 //! - Keeping the state on the device from call to call, a device or buffers of the caller's own,
 //!   async calls.
-//! - Activations other than σ and tanh; f16.
+//! - Activations with parameters of their own, such as leaky ReLU; f16.
 //! - Model files of any format.
 //! - The CPU device runs [`mod@reference`] on one thread. It is meant to be right, not fast.
 //! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind.
@@ -123,7 +124,7 @@ pub mod plan;
 pub mod reference;
 mod runner;
 
-pub use config::{Bias, GruConfig, Reset, Shape, Update};
+pub use config::{Activation, Bias, GruConfig, Reset, Shape, Update};
 pub use device::{AdapterInfo, Device, DeviceKind};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};

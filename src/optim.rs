@@ -74,10 +74,12 @@ impl Adam {
 
 /// Scales several gradients together so that their joint Euclidean norm is at most `max_norm`
 /// (Pascanu et al. 2013, arXiv 1211.5063). Returns the norm before; where it is not finite, nothing
-/// is scaled and the caller should stop.
+/// is scaled and the caller should stop. A `max_norm` that is not above 0 leaves zeros.
 pub fn clip_global_norm(gradients: &mut [&mut [f32]], max_norm: f32) -> f32 {
     let squares = gradients.iter().flat_map(|g| g.iter()).map(|&v| f64::from(v) * f64::from(v));
     let norm = squares.sum::<f64>().sqrt() as f32;
+    // NaN counts as 0 too.
+    let max_norm = max_norm.max(0.0);
     if norm.is_finite() && norm > max_norm {
         let scale = max_norm / norm;
         gradients.iter_mut().flat_map(|g| g.iter_mut()).for_each(|v| *v *= scale);
@@ -119,6 +121,12 @@ mod tests {
         assert_eq!((a, b), ([3.0], [4.0]));
         assert_eq!(clip_global_norm(&mut [&mut a, &mut b], 2.5), 5.0);
         assert_eq!((a, b), ([1.5], [2.0]));
+        for nothing in [-1.0, f32::NAN] {
+            assert_eq!(clip_global_norm(&mut [&mut [1.0, 2.0][..1]], nothing), 1.0);
+            let mut kept = [1.0];
+            clip_global_norm(&mut [&mut kept], nothing);
+            assert_eq!(kept, [0.0]);
+        }
         let mut broken = [f32::NAN, 1.0];
         assert!(clip_global_norm(&mut [&mut broken], 1.0).is_nan());
         assert_eq!(broken[1], 1.0);

@@ -129,8 +129,8 @@ pub struct Dispatch {
     pub label: String,
     /// The kernel.
     pub kernel: &'static Kernel,
-    /// Values of the kernel's override constants, in its order.
-    pub constants: Vec<bool>,
+    /// Values of the kernel's override constants, in its order; a bool is 0 or 1.
+    pub constants: Vec<u32>,
     /// What each storage binding gets, in the kernel's order.
     pub bindings: Vec<Slice>,
     /// The kernel's arguments, in its order. A loop sets the one named `step`.
@@ -232,8 +232,10 @@ impl Plan {
     /// configuration made `shape`. Whether an adapter can run it is for [`Plan::check`] to say.
     pub fn new(config: &GruConfig, shape: Shape, mode: Mode) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        let expected = [config.input_size, config.hidden_size];
-        check_shape("the run's [I, H]", &expected, &[shape.input, shape.hidden])?;
+        // Its fields are public; what follows relies on what `GruConfig::shape` checked.
+        let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
+        let expected = config.shape(shape.steps, shape.batch)?;
+        check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
         stages::plan_run(&layout, shape, mode)
     }
 

@@ -8,7 +8,7 @@
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, NdFloat, concatenate, s};
 
-use crate::config::{GruConfig, Reset, Shape, Update};
+use crate::config::{Activation, GruConfig, Reset, Shape, Update};
 use crate::error::{Error, Result, check_shape, try_zeros};
 use crate::params::{CellRanges, Gradients, Params};
 
@@ -68,10 +68,14 @@ pub(crate) fn join<'a, F: NdFloat>(
     axis: Axis,
     parts: impl Iterator<Item = ArrayView3<'a, F>>,
 ) -> Array3<F> {
-    let joined =
-        concatenate(axis, &parts.collect::<Vec<_>>()).expect("the other axes are the same");
+    let parts: Vec<_> = parts.collect();
     // Along the last axis ndarray leaves another order of memory.
-    if joined.is_standard_layout() { joined } else { joined.as_standard_layout().into_owned() }
+    standard(concatenate(axis, &parts).expect("the other axes are the same").view())
+}
+
+/// A copy whose rows are contiguous, whatever the view's strides: `to_owned` may keep its order.
+fn standard<F: NdFloat>(view: ArrayView3<'_, F>) -> Array3<F> {
+    view.as_standard_layout().into_owned()
 }
 
 /// The time step that a direction takes at its own step `step` of `steps`.
@@ -113,7 +117,7 @@ pub fn forward<F: NdFloat>(
     let shape = check_input(params.layout().config(), x.dim(), h0.map(|h| h.dim()))?;
     let Shape { steps, batch, hidden, layers, directions, .. } = shape;
     let mut trace = Trace { cells: Vec::new(), directions };
-    let mut input = x.as_standard_layout().into_owned();
+    let mut input = standard(x);
     for layer in 0..layers {
         for direction in 0..directions {
             let mut h = zeros("h [T+1, B, H]", [steps + 1, batch, hidden])?;
@@ -157,11 +161,12 @@ pub fn backward<F: NdFloat>(
 
     let mut dparams = Params::zeros(params.layout().config())?;
     // Of each cell's last state at first, of its first state in the end.
-    let mut dh = dh_n.map_or_else(|| Array3::zeros(shape.state()), |d| d.to_owned());
-    let mut doutput = dy.map_or_else(|| Array3::zeros(shape.y()), |d| d.to_owned());
+    let mut dh =
+        dh_n.map_or_else(|| zeros("dh [L·D, B, H]", shape.state()), |d| Ok(standard(d)))?;
+    let mut doutput = dy.map_or_else(|| zeros("dy [T, B, D·H]", shape.y()), |d| Ok(standard(d)))?;
     for layer in (0..layers).rev() {
         let input = match layer {
-            0 => x.as_standard_layout().into_owned(),
+            0 => standard(x),
             _ => trace.output(layer - 1),
         };
         let mut dinput = zeros("a layer's dx [T, B, ·]", input.dim().into())?;
@@ -297,25 +302,31 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     ) {
         let (steps, batch, hidden) = run.doutput.dim();
         let mut gates = vec![F::zero(); 4 * hidden];
+        let mut h = vec![F::zero(); hidden];
         for step in (0..steps).rev() {
             let t = time(step, run.direction, steps);
             for b in 0..batch {
-                let h = run.trace.h.slice(s![before(step, run.direction, steps), b, ..]);
-                let h = h.as_slice().expect("rows are contiguous");
+                let row = before(step, run.direction, steps);
+                h.iter_mut().zip(run.trace.h.slice(s![row, b, ..])).for_each(|(h, &v)| *h = v);
                 let traced = run.trace.gates.slice(s![t, b, ..]);
                 gates.iter_mut().zip(traced).for_each(|(g, &v)| *g = v);
                 let mut dh = dh.slice_mut(s![0, b, ..]);
                 dh += &run.doutput.slice(s![t, b, ..]);
-                self.step_backward(h, &mut gates, dh.as_slice_mut().expect("contiguous"));
+                self.step_backward(&h, &mut gates, dh.as_slice_mut().expect("contiguous"));
                 self.parameter_gradients(
                     run.input.slice(s![t, b, ..]).as_slice().expect("contiguous"),
-                    h,
+                    &h,
                     &gates,
                     dinput.slice_mut(s![t, b, ..]).as_slice_mut().expect("contiguous"),
                     dparams,
                 );
             }
         }
+    }
+
+    /// What r and z end with, and what n does.
+    fn activations(&self) -> (Activation, Activation) {
+        (self.config.gate_activation, self.config.candidate_activation)
     }
 
     /// `gates[0..3H] = W_ih x + b_ih`.
@@ -329,18 +340,19 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     /// part of the candidate on return; `next [H]` receives h'.
     pub(crate) fn step(&self, h: &[F], gates: &mut [F], next: &mut [F]) {
         let hidden = h.len();
+        let (gate, candidate) = self.activations();
         let [r, z, n, past] = quarters(gates);
         let recurrent =
             |k: usize, v: &[F]| dot(row(self.weight_hh, k, hidden), v) + at(self.bias_hh, k);
         for j in 0..hidden {
-            r[j] = sigmoid(r[j] + recurrent(j, h));
-            z[j] = sigmoid(z[j] + recurrent(hidden + j, h));
+            r[j] = activate(gate, r[j] + recurrent(j, h));
+            z[j] = activate(gate, z[j] + recurrent(hidden + j, h));
         }
         match self.config.reset {
             Reset::After => {
                 for j in 0..hidden {
                     past[j] = recurrent(2 * hidden + j, h);
-                    n[j] = (n[j] + r[j] * past[j]).tanh();
+                    n[j] = activate(candidate, n[j] + r[j] * past[j]);
                 }
             }
             Reset::Before => {
@@ -348,7 +360,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
                     past[j] = r[j] * h[j];
                 }
                 for j in 0..hidden {
-                    n[j] = (n[j] + recurrent(2 * hidden + j, past)).tanh();
+                    n[j] = activate(candidate, n[j] + recurrent(2 * hidden + j, past));
                 }
             }
         }
@@ -367,14 +379,15 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     pub(crate) fn step_backward(&self, h: &[F], gates: &mut [F], dh: &mut [F]) {
         let hidden = h.len();
         let one = F::one();
+        let (gate, candidate) = self.activations();
         let [r, z, n, past] = quarters(gates);
         for j in 0..hidden {
             let (dn, dz, direct) = match self.config.update {
                 Update::Overwrites => (dh[j] * z[j], dh[j] * (n[j] - h[j]), dh[j] * (one - z[j])),
                 Update::Keeps => (dh[j] * (one - z[j]), dh[j] * (h[j] - n[j]), dh[j] * z[j]),
             };
-            n[j] = dn * (one - n[j] * n[j]);
-            z[j] = dz * z[j] * (one - z[j]);
+            n[j] = dn * slope(candidate, n[j]);
+            z[j] = dz * slope(gate, z[j]);
             dh[j] = direct;
         }
         let weight = |gate: usize, j: usize| row(self.weight_hh, gate * hidden + j, hidden);
@@ -383,7 +396,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
                 for j in 0..hidden {
                     let dr = n[j] * past[j];
                     past[j] = n[j] * r[j];
-                    r[j] = dr * r[j] * (one - r[j]);
+                    r[j] = dr * slope(gate, r[j]);
                 }
                 for j in 0..hidden {
                     add_scaled(dh, past[j], weight(2, j));
@@ -396,7 +409,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
                 }
                 for j in 0..hidden {
                     dh[j] += drh[j] * r[j];
-                    r[j] = drh[j] * h[j] * r[j] * (one - r[j]);
+                    r[j] = drh[j] * h[j] * slope(gate, r[j]);
                 }
             }
         }
@@ -433,8 +446,38 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     }
 }
 
-fn sigmoid<F: NdFloat>(x: F) -> F {
-    F::one() / (F::one() + (-x).exp())
+fn activate<F: NdFloat>(kind: Activation, a: F) -> F {
+    let (zero, one) = (F::zero(), F::one());
+    match kind {
+        Activation::Sigmoid => one / (one + (-a).exp()),
+        Activation::Tanh => a.tanh(),
+        Activation::Relu if a < zero => zero,
+        Activation::Relu | Activation::Identity => a,
+        Activation::HardSigmoid => match fraction::<F>(5) * a + fraction(2) {
+            line if line < zero => zero,
+            line if line > one => one,
+            line => line,
+        },
+    }
+}
+
+/// The derivative of an activation, from its value.
+fn slope<F: NdFloat>(kind: Activation, value: F) -> F {
+    let (zero, one) = (F::zero(), F::one());
+    match kind {
+        Activation::Sigmoid => value * (one - value),
+        Activation::Tanh => one - value * value,
+        Activation::Relu if value > zero => one,
+        Activation::Relu => zero,
+        Activation::HardSigmoid if value > zero && value < one => fraction(5),
+        Activation::HardSigmoid => zero,
+        Activation::Identity => one,
+    }
+}
+
+/// 1 / `n`
+fn fraction<F: NdFloat>(n: u8) -> F {
+    F::one() / F::from(n).expect("every small number is a float")
 }
 
 fn dot<F: NdFloat>(a: &[F], b: &[F]) -> F {

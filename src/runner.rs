@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{GruConfig, Shape};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::params::{ParamLayout, Params};
 use crate::plan::{ARGS_BLOCK, BufferId, DISPATCH_FLOPS, Dispatch, Mode, Plan, Role, Slice, Stage};
@@ -182,7 +182,7 @@ struct Preparation<'a> {
     buffers: &'a [wgpu::Buffer],
     args: &'a wgpu::Buffer,
     /// One for each kernel, variant and set of slices; the arguments differ by offset alone.
-    bind_groups: HashMap<(&'static str, Vec<bool>, Vec<Slice>), wgpu::BindGroup>,
+    bind_groups: HashMap<(&'static str, Vec<u32>, Vec<Slice>), wgpu::BindGroup>,
     next_block: usize,
 }
 
@@ -324,7 +324,15 @@ impl Runner {
             Some(lease) => lease,
             None => {
                 let plan = Plan::new(params.layout().config(), shape, mode)?;
-                let session = Session::new(&self.gpu, plan, Some(&self.params))?;
+                let session = match Session::new(&self.gpu, plan.clone(), Some(&self.params)) {
+                    // The sessions at rest may hold what is missing.
+                    Err(Error::OutOfMemory(_)) => {
+                        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        self.gpu.wait()?;
+                        Session::new(&self.gpu, plan, Some(&self.params))?
+                    }
+                    made => made?,
+                };
                 Lease { key, session }
             }
         };

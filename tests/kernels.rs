@@ -96,14 +96,18 @@ fn args_are_u32_in_the_stated_order() {
 }
 
 #[test]
-fn override_constants_are_the_stated_booleans() {
+fn override_constants_have_the_stated_names() {
     for (kernel, module) in modules() {
         let found: Vec<_> = module
             .overrides
             .iter()
             .map(|(_, o)| {
                 let scalar = module.types[o.ty].inner.scalar().unwrap();
-                assert_eq!(scalar.kind, ScalarKind::Bool, "{}", kernel.name);
+                assert!(
+                    matches!(scalar.kind, ScalarKind::Bool | ScalarKind::Uint),
+                    "{}",
+                    kernel.name
+                );
                 o.name.clone().unwrap()
             })
             .collect();
@@ -124,17 +128,28 @@ fn workgroup_memory_is_as_stated() {
     }
 }
 
+fn constant(module: &Module, name: &str) -> Option<u32> {
+    let (_, found) = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name))?;
+    match module.global_expressions[found.init] {
+        naga::Expression::Literal(naga::Literal::U32(value)) => Some(value),
+        ref other => panic!("{name} is {other:?}"),
+    }
+}
+
+#[test]
+fn activations_have_the_stated_codes() {
+    for (_, module) in modules() {
+        for activation in gru_wgpu::Activation::ALL {
+            let name = activation.to_string().to_uppercase().replace(' ', "_");
+            assert_eq!(constant(&module, &name), Some(activation.code()), "{name}");
+        }
+    }
+}
+
 #[test]
 fn tiles_are_the_shaders_constants() {
     for (kernel, module) in modules() {
-        let constant = |name: &str| -> Option<u32> {
-            let (_, found) =
-                module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name))?;
-            match module.global_expressions[found.init] {
-                naga::Expression::Literal(naga::Literal::U32(value)) => Some(value),
-                ref other => panic!("{}: {name} is {other:?}", kernel.name),
-            }
-        };
+        let constant = |name: &str| constant(&module, name);
         // Columns and rows under the names that the shaders give them.
         let columns = ["TILE", "UNITS", "COLUMNS"].iter().find_map(|name| constant(name));
         let rows = ["TILE", "ROWS"].iter().find_map(|name| constant(name)).unwrap_or(1);

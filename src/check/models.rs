@@ -2,7 +2,7 @@
 
 use ndarray::{Array3, ArrayView, IxDyn};
 
-use super::{Findings, random, variant_words};
+use super::{Findings, case_words, random, variant_words};
 use crate::config::GruConfig;
 use crate::device::Device;
 use crate::error::Result;
@@ -42,7 +42,7 @@ pub(super) fn check(
     let got = gru.backward(tape, dy_given, give_dh_n.then_some(dh_n.view()))?;
     let inference = gru.forward(x.view(), h0)?;
 
-    let (sizes, variant) = (shape.to_string(), variant_words(config));
+    let (sizes, variant) = (case_words(config, shape), variant_words(config));
     let mut compare =
         |name: &str, got: &ArrayView<f32, IxDyn>, expected: &ArrayView<f64, IxDyn>| {
             findings.compare(&format!("{name}, {variant}"), &sizes, got, expected);

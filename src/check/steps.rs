@@ -1,6 +1,6 @@
 //! `forward_step` and `backward_step` against their twins, on states and gates made at random.
 
-use super::{Findings, random, variant_words};
+use super::{Findings, case_words, random, variant_words};
 use crate::config::{GruConfig, Shape};
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -75,7 +75,7 @@ pub(super) fn check(
     }
 
     let plan = Plan::new(config, shape, Mode::Training)?;
-    let (sizes, variant) = (shape.to_string(), variant_words(config));
+    let (sizes, variant) = (case_words(config, shape), variant_words(config));
     for (kernel, stages, input, expected) in [
         ("forward_step", plan.forward(), start, forward.clone()),
         ("backward_step", plan.backward(), forward.map(|v| v as f32), backward),

@@ -103,7 +103,7 @@ pub(crate) fn matmul_in_pieces(
                 stages.push(Stage::Once(Dispatch {
                     label: label.to_owned(),
                     kernel: &MATMUL,
-                    constants: vec![a.transposed, b.transposed],
+                    constants: [a.transposed, b.transposed].map(u32::from).to_vec(),
                     // A binding cannot stay empty: where there is no bias, b is bound and not read.
                     bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
                     args: bytemuck::cast_slice(&[args]).to_vec(),

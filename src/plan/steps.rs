@@ -108,15 +108,20 @@ impl Planner<'_> {
     /// What the two step kernels have in common.
     fn step(&self, kernel: &'static Kernel, gates: Gates, args: &[u32]) -> Dispatch {
         let Shape { batch, hidden, directions, .. } = self.shape;
-        let z_keeps = self.layout.config().update == Update::Keeps;
-        let rz = gates != Gates::Candidate;
-        let n = gates != Gates::ResetUpdate;
+        let config = self.layout.config();
+        let constants = [
+            u32::from(gates != Gates::Candidate),
+            u32::from(gates != Gates::ResetUpdate),
+            u32::from(config.update == Update::Keeps),
+            config.gate_activation.code(),
+            config.candidate_activation.code(),
+        ];
         let [x, y, _] = tiles(kernel, hidden, batch);
         let padded = padded_outputs(kernel, hidden, batch) * directions as u64;
         Dispatch {
             label: String::new(),
             kernel,
-            constants: vec![rz, n, z_keeps],
+            constants: constants.to_vec(),
             bindings: Vec::new(),
             args: args.to_vec(),
             workgroups: [x, y, directions as u64],
