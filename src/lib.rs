@@ -74,6 +74,14 @@
 //! `r ⊙ h` with reset before), and in backward the gradients of those, each in its own place.
 //! `carry [D, B, H]`: dh_n, then the part of dh that needs no product, in the end dh0.
 //!
+//! One call, end to end, on an adapter. [`Gru::forward_train`] checks the shapes and asks the model's
+//! `Runner` for a `Session` of that shape: one at rest, or a new one made from a [`plan::Plan`], which
+//! is first checked against the adapter's limits. It writes x and h0 to the session's buffers, queues
+//! the plan's forward stages and reads y and h_n. The session goes into the [`Tape`];
+//! [`Gru::backward`] writes dy and dh_n, queues the backward stages and reads the gradients. When the
+//! tape is dropped its session goes back to rest, ready for the next call. On the CPU the tape holds a
+//! [`reference::Trace`] instead.
+//!
 //! # Where to change what
 //!
 //! | file | holds |
@@ -91,7 +99,7 @@
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
 //!
 //! A new kernel is a file in `shaders/`, a row in `kernels.rs`, a stage in `plan/`, a twin in
-//! `reference.rs` and a comparison in `check.rs`.
+//! `reference.rs` and a comparison in `check/`.
 //!
 //! # Not supported yet
 //!

@@ -60,7 +60,10 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// What `--device` says, or else GRU_DEVICE. An empty variable counts as unset.
 fn device_kind(cli: &Cli) -> Result<DeviceKind> {
-    let variable = || std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
+    let variable = || {
+        let word = std::env::var_os("GRU_DEVICE").filter(|word| !word.is_empty());
+        word.map(|word| word.to_string_lossy().into_owned())
+    };
     let word = cli.device.clone().or_else(variable);
     Ok(word.map_or(Ok(DeviceKind::Auto), |word| word.parse())?)
 }

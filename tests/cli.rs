@@ -120,7 +120,8 @@ fn bad_input_gives_one_line_that_says_what_was_expected() {
     write("words.csv", b"a,b\nx,y\n");
     write("binary.csv", &[0xff, 0xfe, 0, b'\n', 0x80]);
     let cases: &[(Vec<&str>, &[&str])] = &[
-        (forecast("none.csv", &[]), &["cannot open none.csv"]),
+        (forecast("none.csv", &[]), &["cannot open `none.csv`"]),
+        (forecast("a\n\u{1b}[31mb.csv", &[]), &["cannot open `a\\n\\u{1b}[31mb.csv`"]),
         (forecast(".", &[]), &["."]),
         (forecast("word.csv", &[]), &["line 3", "`four`", "column `b`"]),
         (forecast("nan.csv", &[]), &["line 3", "`NaN`", "--missing"]),
@@ -154,6 +155,18 @@ fn bad_input_gives_one_line_that_says_what_was_expected() {
     assert!(!directory.path().join("forecast.svg").exists());
 }
 
+/// Once squares of such values overflow, and an axis without end would never be drawn.
+#[test]
+fn huge_and_tiny_values_are_forecast_and_drawn() {
+    let directory = TempDir::new().unwrap();
+    for (name, unit) in [("huge.csv", "e200"), ("tiny.csv", "e-200"), ("flat.csv", "e-400")] {
+        let rows: String = (0..120).map(|i| format!("{}.5{unit}\n", i % 7)).collect();
+        std::fs::write(directory.path().join(name), format!("v\n{rows}")).unwrap();
+        let output = gru(directory.path(), &forecast(name, &["--device", "cpu"]));
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+    }
+}
+
 #[test]
 fn wrong_usage_gives_status_two() {
     let directory = TempDir::new().unwrap();
@@ -165,6 +178,7 @@ fn wrong_usage_gives_status_two() {
         &["forecast", "a.csv", "--holdout", "1"],
         &["forecast", "a.csv", "--learning-rate", "NaN"],
         &["forecast", "a.csv", "--delimiter", "ab"],
+        &["forecast", "a.csv", "--header", "perhaps"],
         &["check", "extra"],
     ] {
         let output = gru(directory.path(), arguments);
@@ -194,6 +208,9 @@ fn the_variable_gru_device_is_read_and_the_option_wins() {
     assert!(info("cpu", &[]).1.contains("--device cpu takes: cpu"));
     assert!(info("", &[]).1.contains("--device auto takes: "));
     assert!(info("nonsense", &["--device", "cpu"]).1.contains("--device cpu takes: cpu"));
+    // A device that is not there is told of beside those that are.
+    let broken = info("gpu", &["--json"]);
+    assert!(broken.1.contains("\"error\"") || broken.1.contains("\"reason\""), "{broken:?}");
     let (status, _, stderr) = info("nonsense", &[]);
     assert_eq!((status, stderr.lines().count()), (Some(1), 1), "{stderr}");
 }

@@ -15,7 +15,7 @@ use gru_wgpu::DeviceKind;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use ndarray::Array2;
 
-use super::output::{Table, check_directory, note, open, write_whole};
+use super::output::{Table, check_directory, note, open, quote, quote_path, write_whole};
 use baselines::{rmse, rules};
 use model::{Forecaster, Training};
 use plot::ForecastPicture;
@@ -44,6 +44,9 @@ pub struct Arguments {
     /// A word that means a missing value, besides an empty cell, NA, N/A, null and none.
     #[arg(long, value_name = "WORD")]
     missing: Option<String>,
+    /// Whether the first row names the columns [default: judged by its looks].
+    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    header: Option<bool>,
     /// Rows that a window shows the model.
     #[arg(long, value_name = "ROWS", default_value_t = 104, value_parser = at_least_one)]
     input: usize,
@@ -116,7 +119,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     ] {
         let path = arguments.output.join(name);
         write_whole(&path, svg.as_bytes())?;
-        note(format_args!("wrote {}", path.display()));
+        note(format_args!("wrote {}", quote_path(&path)));
     }
     print_errors(arguments, &errors, parts.testing.len(), out)
 }
@@ -126,6 +129,7 @@ fn read(arguments: &Arguments) -> Result<Series> {
         column: arguments.column.as_deref(),
         delimiter: arguments.delimiter,
         missing: arguments.missing.as_deref(),
+        header: arguments.header,
     };
     Series::read(&arguments.csv, &options)
 }
@@ -165,10 +169,10 @@ impl Parts {
 
 fn announce(arguments: &Arguments, series: &Series, parts: &Parts) {
     let (rows, filled) = (series.values.len(), series.filled);
-    let shown = arguments.csv.display();
+    let shown = quote_path(&arguments.csv);
     note(format_args!(
-        "{shown}: column `{}`, {rows} rows, {filled} missing ones interpolated",
-        series.name
+        "{shown}: column {}, {rows} rows, {filled} missing ones interpolated",
+        quote(&series.name)
     ));
     let (input, horizon) = (arguments.input, arguments.horizon);
     let (training, testing) = (parts.training.len(), parts.testing.len());
@@ -325,6 +329,14 @@ fn picture(
         forecasts: (0..parts.testing.len()).step_by(horizon).map(forecast_line).collect(),
         future: std::iter::once(now).chain(ahead).collect(),
         errors: errors.0.iter().map(|(name, each, _)| (name.clone(), each.clone())).collect(),
+    }
+}
+
+fn yes_or_no(text: &str) -> Result<bool> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => bail!("expected yes or no"),
     }
 }
 

@@ -17,18 +17,26 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let adapters = AdapterInfo::all();
-    let device = kind.open()?;
+    // A device that does not open is told of among the rest, which helps to see why.
+    let device = kind.open();
     let word = format!("{kind:?}").to_lowercase();
     if arguments.json {
         let adapters: Vec<_> = adapters.iter().map(adapter_json).collect();
-        let device =
-            json!({ "kind": word, "device": device.to_string(), "reason": device.reason() });
+        let device = match &device {
+            Ok(device) => {
+                json!({ "kind": word, "device": device.to_string(), "reason": device.reason() })
+            }
+            Err(error) => json!({ "kind": word, "error": error.to_string() }),
+        };
         let all = json!({ "version": VERSION, "adapters": adapters, "device": device });
         writeln!(out, "{all}")?;
         return Ok(());
     }
     writeln!(out, "gru-wgpu {VERSION}")?;
-    writeln!(out, "--device {word} takes: {device} ({})", device.reason())?;
+    match &device {
+        Ok(device) => writeln!(out, "--device {word} takes: {device} ({})", device.reason())?,
+        Err(error) => writeln!(out, "--device {word} takes none: {error}")?,
+    }
     if adapters.is_empty() {
         writeln!(out, "no adapters: the CPU device works all the same")?;
     }

@@ -23,10 +23,15 @@ pub fn note(line: fmt::Arguments<'_>) {
 
 /// Text from a file as it may appear in a message: on one line, no longer than can be read.
 pub fn quote(text: &str) -> String {
-    const LONGEST: usize = 60;
+    const LONGEST: usize = 120;
     let escaped: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     let rest = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
     format!("`{escaped}{rest}`")
+}
+
+/// A path as it may appear in a message.
+pub fn quote_path(path: &Path) -> String {
+    quote(&path.to_string_lossy())
 }
 
 /// Rows of text in aligned columns: the first to the left, the others to the right.
@@ -68,7 +73,7 @@ impl fmt::Display for Table {
 
 /// `Ok` when files can be made in `directory`.
 pub fn check_directory(directory: &Path) -> Result<()> {
-    let shown = directory.display();
+    let shown = quote_path(directory);
     ensure!(directory.exists(), "the output directory {shown} does not exist");
     ensure!(directory.is_dir(), "the output directory {shown} is not a directory");
     tempfile::NamedTempFile::new_in(directory)
@@ -90,5 +95,5 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         file.persist(path)?;
         Ok(())
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write().with_context(|| format!("cannot write {}", quote_path(path)))
 }

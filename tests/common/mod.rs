@@ -12,9 +12,10 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 pub fn adapter() -> &'static Device {
     static ADAPTER: OnceLock<Device> = OnceLock::new();
     ADAPTER.get_or_init(|| {
-        let opened = match std::env::var("GRU_DEVICE") {
-            Ok(word) => word.parse(),
-            Err(_) => Device::gpu().or_else(|_| Device::software()),
+        let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
+        let opened = match word {
+            Some(word) => word.parse(),
+            None => Device::gpu().or_else(|_| Device::software()),
         };
         let device = opened.unwrap_or_else(|error| {
             panic!("this test needs a GPU or a software adapter: {error}");

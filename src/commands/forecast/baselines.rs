@@ -46,13 +46,20 @@ pub fn forecast(
 /// The root mean squared error of forecasts `[windows, horizon]`: of each distance ahead, and of
 /// all together.
 pub fn rmse(series: &[f64], origins: &[usize], forecasts: ArrayView2<'_, f64>) -> (Vec<f64>, f64) {
-    let mut squares = vec![0.0; forecasts.ncols()];
-    for ((i, ahead), &forecast) in forecasts.indexed_iter() {
-        squares[ahead] += (forecast - series[origins[i] + ahead]).powi(2);
+    let error = |((i, ahead), forecast): ((usize, usize), &f64)| {
+        (ahead, forecast - series[origins[i] + ahead])
+    };
+    let errors = || forecasts.indexed_iter().map(error);
+    // As shares of the largest, so that squares neither overflow nor vanish.
+    let largest = errors().map(|(_, e)| e.abs()).fold(0.0, f64::max);
+    if largest == 0.0 {
+        return (vec![0.0; forecasts.ncols()], 0.0);
     }
+    let mut squares = vec![0.0; forecasts.ncols()];
+    errors().for_each(|(ahead, e)| squares[ahead] += (e / largest).powi(2));
     let windows = origins.len() as f64;
     let all = squares.iter().sum::<f64>() / (windows * squares.len() as f64);
-    (squares.iter().map(|s| (s / windows).sqrt()).collect(), all.sqrt())
+    (squares.iter().map(|s| largest * (s / windows).sqrt()).collect(), largest * all.sqrt())
 }
 
 #[cfg(test)]
@@ -79,6 +86,12 @@ mod tests {
     fn rmse_is_the_root_of_the_mean_square() {
         let forecasts = ndarray::array![[1.0, 0.0], [1.0, 3.0]];
         let (each, all) = rmse(&[0.0; 4], &[1, 2], forecasts.view());
-        assert_eq!((each, all), (vec![1.0, (4.5f64).sqrt()], (11.0f64 / 4.0).sqrt()));
+        let close = |got: f64, expected: f64| (got / expected - 1.0).abs() < 1e-12;
+        assert!(close(each[0], 1.0) && close(each[1], 4.5f64.sqrt()), "{each:?}");
+        assert!(close(all, (11.0f64 / 4.0).sqrt()), "{all}");
+        for unit in [1e200, 1e-200] {
+            let scaled = forecasts.mapv(|v| v * unit);
+            assert!(close(rmse(&[0.0; 4], &[1, 2], scaled.view()).1, all * unit), "{unit}");
+        }
     }
 }

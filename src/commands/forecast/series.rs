@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{Datelike, NaiveDate};
 
-use crate::commands::output::{note, quote};
+use crate::commands::output::{note, quote, quote_path};
 
 /// Cells that mean "no value", whatever their case.
 const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
@@ -18,7 +18,12 @@ pub struct Options<'a> {
     pub delimiter: u8,
     /// One more cell that means "no value".
     pub missing: Option<&'a str>,
+    /// Whether the first row names the columns; judged by its looks when `None`.
+    pub header: Option<bool>,
 }
+
+/// Values beyond this are refused: their differences, and the pictures' margins, would overflow.
+const LARGEST: f64 = 1e300;
 
 /// A column of numbers, evenly spaced.
 pub struct Series {
@@ -35,7 +40,7 @@ pub struct Series {
 impl Series {
     /// Reads a column of the file at `path`.
     pub fn read(path: &Path, options: &Options) -> Result<Self> {
-        let table = Table::read(path, options.delimiter)?;
+        let table = Table::read(path, options)?;
         let column = table.column(options)?;
         let name = table.names[column].clone();
         let mut values = Vec::with_capacity(table.rows.len());
@@ -44,7 +49,7 @@ impl Series {
         }
         let filled = values.iter().filter(|v| v.is_none()).count();
         let Some(values) = interpolate(&values) else {
-            bail!("column {} of {} holds no number", quote(&name), path.display());
+            bail!("column {} of {} holds no number", quote(&name), quote_path(path));
         };
         let dates = (0..table.names.len()).filter(|&c| c != column).find_map(|c| table.dates(c));
         let years = match dates {
@@ -87,7 +92,10 @@ impl Row {
             return Ok(None);
         }
         match cell.parse::<f64>() {
-            Ok(value) if value.is_finite() => Ok(Some(value)),
+            Ok(value) if value.abs() <= LARGEST => Ok(Some(value)),
+            Ok(value) if value.is_finite() => {
+                bail!("line {}: {} is larger than {LARGEST:e}", self.line, quote(cell))
+            }
             _ => bail!(
                 "line {}: {} in column {} is not a finite number (leave the cell empty where a value \
                  is missing, or name the word that means so with --missing)",
@@ -104,24 +112,22 @@ fn is_missing(cell: &str, extra: Option<&str>) -> bool {
 }
 
 impl Table {
-    fn read(path: &Path, delimiter: u8) -> Result<Self> {
-        let shown = path.display();
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .has_headers(false)
-            .from_path(path)
-            .with_context(|| format!("cannot open {shown}"))?;
-        let mut rows = Vec::new();
-        for record in reader.records() {
-            let record = record.with_context(|| format!("cannot read {shown}"))?;
-            let line = record.position().map_or(0, csv::Position::line);
-            let cells = record.iter().map(|c| c.trim_start_matches('\u{feff}').to_owned());
-            rows.push(Row { line, cells: cells.collect() });
-        }
-        if rows.is_empty() {
-            bail!("{shown} is empty; expected a CSV file with a numeric column");
-        }
-        let names = if has_header(&rows) {
+    fn read(path: &Path, options: &Options) -> Result<Self> {
+        let shown = quote_path(path);
+        let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
+        let text = std::str::from_utf8(&bytes)
+            .with_context(|| format!("cannot read {shown}: it is not UTF-8 text"))?;
+        let text = text.trim_start_matches('\u{feff}');
+        let delimiter = char::from(options.delimiter);
+        let mut rows = if text.contains([delimiter, '"']) {
+            csv_rows(text, options.delimiter).with_context(|| format!("cannot read {shown}"))?
+        } else {
+            // One column: an empty line is a missing value, which a CSV reader would skip.
+            let row = |(line, cell): (u64, &str)| Row { line, cells: vec![cell.to_owned()] };
+            (1..).zip(text.trim_end().lines()).map(row).collect()
+        };
+        ensure!(!rows.is_empty(), "{shown} is empty; expected a CSV file with a numeric column");
+        let names = if options.header.unwrap_or_else(|| has_header(&rows, options)) {
             rows.remove(0).cells.iter().map(|c| c.trim().to_owned()).collect()
         } else {
             (1..=rows[0].cells.len()).map(|i| i.to_string()).collect()
@@ -209,14 +215,35 @@ impl Table {
     }
 }
 
+/// The rows of a CSV text, each with the line it starts on.
+fn csv_rows(text: &str, delimiter: u8) -> Result<Vec<Row>> {
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .has_headers(false)
+        .from_reader(text.as_bytes());
+    let (mut counted, mut line) = (0, 1);
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record?;
+        // The reader's own count stops before empty lines; a row starts after them.
+        let start = record.position().map_or(0, |position| position.byte() as usize);
+        let start = text[start..].find(|c| c != '\n' && c != '\r').map_or(start, |at| start + at);
+        line += text[counted..start].matches('\n').count() as u64;
+        counted = start;
+        rows.push(Row { line, cells: record.iter().map(str::to_owned).collect() });
+    }
+    Ok(rows)
+}
+
 /// Whether the first row names the columns: it holds a word where numbers follow, or words alone.
-fn has_header(rows: &[Row]) -> bool {
+fn has_header(rows: &[Row], options: &Options) -> bool {
+    let missing = |cell: &str| is_missing(cell, options.missing);
     let is_number = |cell: &str| cell.parse::<f64>().is_ok();
-    let is_word = |cell: &str| !is_missing(cell, None) && !is_number(cell) && date(cell).is_none();
+    let is_word = |cell: &str| !missing(cell) && !is_number(cell) && date(cell).is_none();
     let first = &rows[0];
     let mut columns = 0..first.cells.len();
     let below = |column: usize| {
-        rows[1..].iter().map(move |row| row.cell(column)).find(|cell| !is_missing(cell, None))
+        rows[1..].iter().map(move |row| row.cell(column)).find(|cell| !missing(cell))
     };
     columns.clone().any(|c| is_word(first.cell(c)) && below(c).is_some_and(is_number))
         || columns.all(|c| is_word(first.cell(c)))
@@ -224,7 +251,9 @@ fn has_header(rows: &[Row]) -> bool {
 
 /// A name without what a terminal or an SVG file could not hold.
 fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    name.chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { ' ' } else { c })
+        .collect()
 }
 
 /// A date as YYYY-MM-DD, YYYY/MM/DD or YYYYMMDD, anything after a `T` or a space left out.
@@ -259,7 +288,10 @@ mod tests {
     fn read(text: &str, column: Option<&str>) -> Result<Series> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), text)?;
-        Series::read(file.path(), &Options { column, delimiter: b',', missing: Some("-99") })
+        Series::read(
+            file.path(),
+            &Options { column, delimiter: b',', missing: Some("-99"), header: None },
+        )
     }
 
     fn error(text: &str, column: Option<&str>) -> String {
@@ -322,6 +354,32 @@ mod tests {
         }
         let series = read("\"a\u{1b}\nb\"\n1\n", None).unwrap();
         assert_eq!(series.name, "a  b");
+    }
+
+    #[test]
+    fn an_empty_line_of_a_single_column_is_a_missing_value() {
+        let series = read("v\n1\n\n\n4\n", None).unwrap();
+        assert_eq!((series.values, series.filled), (vec![1.0, 2.0, 3.0, 4.0], 2));
+        assert_eq!(read("v,w\r\n1,1\r\n\r\n4,4\r\n", None).unwrap().values, [1.0, 4.0]);
+        assert!(error("v,w\n\n1,1\n\n4,x\n", None).starts_with("line 5: `x`"));
+        assert!(error("v\n1\n\nx\n", None).starts_with("line 4: `x`"));
+        assert!(error("v,w\n\"1\",\"1\"\n\"a\nb\",1\n1,x", None).starts_with("line 5: `x`"));
+    }
+
+    #[test]
+    fn missing_values_do_not_hide_a_header() {
+        let series = read(",value\n0,-99\n1,5\n2,7\n", None).unwrap();
+        assert_eq!((series.name.as_str(), series.values), ("value", vec![5.0, 5.0, 7.0]));
+        assert_eq!(
+            read(",value\n2020-01-01,-99\n2020-01-02,5\n", None).unwrap().values,
+            [5.0, 5.0]
+        );
+        assert_eq!(read("-99\n1\n2\n", None).unwrap().values, [1.0, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn values_that_would_overflow_are_refused() {
+        assert!(error("v\n1\n-2e300\n", None).starts_with("line 3: `-2e300` is larger than"));
     }
 
     #[test]
