@@ -38,6 +38,7 @@ struct Args {
     batch: u32,
     hidden: u32,
     directions: u32, // D
+    row_first: u32, // the first batch row of this dispatch
     weight_apart: u32, // elements from a weight to the same one of the reverse direction
     step: u32, // s, the state
 }
@@ -181,7 +182,7 @@ fn main(
 ) {
     direction = group.z;
     let unit0 = group.x * UNITS;
-    let row0 = group.y * ROWS;
+    let row0 = args.row_first + group.y * ROWS;
     let unit = thread % UNITS;
     let quad = thread / UNITS;
     let depth = product_depth();

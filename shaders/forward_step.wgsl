@@ -35,6 +35,7 @@ struct Args {
     steps: u32, // T
     batch: u32,
     hidden: u32,
+    row_first: u32, // the first batch row of this dispatch
     weight_apart: u32, // elements from a weight to the same one of the reverse direction
     bias_apart: u32,
     step: u32, // the direction's own: its first is 0
@@ -156,7 +157,7 @@ fn main(
 ) {
     direction = group.z;
     let unit0 = group.x * UNITS;
-    let row0 = group.y * ROWS;
+    let row0 = args.row_first + group.y * ROWS;
     let unit = thread % UNITS;
     let quad = thread / UNITS;
     // Products of one unit with the past of four rows, a vec4 a gate.

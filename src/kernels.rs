@@ -125,6 +125,8 @@ args! {
         batch,
         /// H.
         hidden,
+        /// The first batch row of this dispatch.
+        row_first,
         /// Elements from a recurrent weight to the same one of the reverse direction.
         weight_apart,
         /// Elements from a hidden bias to the same one of the reverse direction.
@@ -145,6 +147,8 @@ args! {
         hidden,
         /// D.
         directions,
+        /// The first batch row of this dispatch.
+        row_first,
         /// Elements from a recurrent weight to the same one of the reverse direction.
         weight_apart,
         /// s, the state whose gradient is made, each direction's own, set by the loop.

@@ -118,8 +118,13 @@ fn each_limit_is_named_with_what_was_asked_and_allowed() {
         (GENEROUS, [20_000_000, 1, 1, 1], "max_buffer_size", 10_240_504_576),
         // A state backward sums 3H products, 21 iterations a slice of 16.
         (GENEROUS, [1, 1, 1, 17_000], "loop iterations of one invocation", 66_948),
-        // Tiles of 16 units and 16 rows.
-        (GENEROUS, [1, 1_048_577, 1, 1], "max_compute_workgroups_per_dimension", 65_537),
+        // The input product has 300 columns, in tiles of 32.
+        (
+            Limits { max_compute_workgroups_per_dimension: 3, ..GENEROUS },
+            [1, 1, 1, 100],
+            "max_compute_workgroups_per_dimension",
+            10,
+        ),
         (
             Limits { max_storage_buffers_per_shader_stage: 4, ..GENEROUS },
             [2, 2, 2, 2],
@@ -159,6 +164,8 @@ fn long_sums_and_tall_products_are_cut() {
         ([1500, 64, 1, 8], "dW_ih = daᵀ · x"),
         ([1, 1, 3_000_000, 2], "dx = da · W_ih"),
         ([1, 1, 3_000_000, 2], "gates[r z n] = x · W_ihᵀ + b_ih"),
+        ([1, 4096, 1, 4096], "r, z from h; r ⊙ h"), // 275 GFLOP a step
+        ([1, 1_048_577, 1, 1], "n from r ⊙ h; h'"),
         ([500, 96, 2048, 2048], "gates[r z n] = x · W_ihᵀ + b_ih"), // 1.2 TFLOP
         ([9, 1_000_000, 1, 1], "db_ih = Σ da"),
     ] {

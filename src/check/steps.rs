@@ -5,7 +5,7 @@ use crate::config::{GruConfig, Shape};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::params::{Init, Params};
-use crate::plan::{Mode, Plan, Stage};
+use crate::plan::{Dispatch, Mode, Plan, Stage};
 use crate::reference::{self, Cell};
 use crate::runner::{Pass, Session};
 
@@ -123,6 +123,28 @@ fn backward_twin(cell: &Cell<f64>, direction: usize, shape: Shape, c: &mut Conte
     }
 }
 
+/// The first tile of rows in a dispatch of its own, as a batch is cut that is too much for one.
+fn in_two_parts(stage: Stage) -> Stage {
+    let cut = |dispatch: Dispatch| {
+        let [x, y, z] = dispatch.workgroups;
+        if y == 1 {
+            return vec![dispatch];
+        }
+        let row_first = dispatch.kernel.args.iter().position(|&name| name == "row_first");
+        let row_first = row_first.expect("a step kernel takes its rows");
+        let mut rest = Dispatch { workgroups: [x, y - 1, z], ..dispatch.clone() };
+        rest.args[row_first] += dispatch.kernel.tile[1];
+        vec![Dispatch { workgroups: [x, 1, z], ..dispatch }, rest]
+    };
+    match stage {
+        // Two dispatches need a loop to stand in, if only of one step.
+        Stage::Once(dispatch) => Stage::Steps { first: 0, last: 0, body: cut(dispatch) },
+        Stage::Steps { first, last, body } => {
+            Stage::Steps { first, last, body: body.into_iter().flat_map(cut).collect() }
+        }
+    }
+}
+
 /// Runs the stages of one kernel out of a whole schedule.
 fn run(
     gpu: &Gpu,
@@ -133,7 +155,7 @@ fn run(
     input: &Contents<f32>,
 ) -> Result<Contents<f32>> {
     let of_kernel = |stage: &&Stage| stage.dispatches().0.iter().all(|d| d.kernel.name == kernel);
-    let stages = stages.iter().filter(of_kernel).cloned().collect();
+    let stages = stages.iter().filter(of_kernel).cloned().map(in_two_parts).collect();
     let plan = Plan::of_stages(kernel, plan.buffers().to_vec(), stages);
     let ids = ["params", "gates", "h", "dy", "carry"]
         .map(|name| plan.buffer(name).expect("a training plan has it"));

@@ -4,7 +4,7 @@ use super::{Dispatch, Slice, Stage};
 use crate::kernels::{COLUMN_SUM, ColumnSumArgs, Kernel, MATMUL, MatmulArgs};
 
 /// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
-const MAX_WORKGROUPS: usize = 65_535;
+pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
 /// Depth of one product's sum in one dispatch. Every 16 of it cost a slice of 16 iterations and four
 /// more around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
@@ -185,7 +185,7 @@ pub(super) fn padded_outputs(kernel: &Kernel, columns: usize, rows: usize) -> u6
 }
 
 /// `0..total` in pieces of at most `most`: (start, length).
-fn chunks(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn chunks(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..total).step_by(most).map(move |start| (start, most.min(total - start)))
 }
 

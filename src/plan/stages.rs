@@ -111,7 +111,7 @@ impl<'a> Planner<'a> {
                 Reset::After => &[Gates::All][..],
                 Reset::Before => &[Gates::ResetUpdate, Gates::Candidate],
             };
-            let body = gates.iter().map(|&gates| self.forward_step(layer, gates)).collect();
+            let body = gates.iter().flat_map(|&gates| self.forward_step(layer, gates)).collect();
             stages.push(Stage::Steps { first: 0, last: self.shape.steps - 1, body });
         }
         stages
@@ -157,16 +157,20 @@ impl<'a> Planner<'a> {
     }
 
     /// Every step backwards, and then what is left of dh at the first state.
-    fn state_gradients(&self, t: &TrainingBuffers, layer: usize) -> [Stage; 2] {
+    fn state_gradients(&self, t: &TrainingBuffers, layer: usize) -> Vec<Stage> {
         let (state, reset) = match self.layout.config().reset {
             Reset::After => (Gates::All, None),
             Reset::Before => (Gates::ResetUpdate, Some(Gates::Candidate)),
         };
-        let mut body = vec![self.backward_step(t, layer, state)];
-        body.extend(reset.map(|gates| self.backward_step(t, layer, gates)));
-        let label = self.label(layer, "dh0");
-        let first_state = Dispatch { label, ..self.backward_step(t, layer, state) };
-        [Stage::Steps { first: self.shape.steps, last: 1, body }, Stage::Once(first_state)]
+        let mut body = self.backward_step(t, layer, state);
+        body.extend(reset.into_iter().flat_map(|gates| self.backward_step(t, layer, gates)));
+        let mut stages = vec![Stage::Steps { first: self.shape.steps, last: 1, body }];
+        stages.extend(
+            self.backward_step(t, layer, state).into_iter().map(|dispatch| {
+                Stage::Once(Dispatch { label: self.label(layer, "dh0"), ..dispatch })
+            }),
+        );
+        stages
     }
 
     fn input_gradient(&self, t: &TrainingBuffers, layer: usize, direction: usize) -> Vec<Stage> {

@@ -1,6 +1,6 @@
 //! The dispatches inside the loops over time: one step of all rows and both directions of a layer.
 
-use super::products::{padded_outputs, product, tiles};
+use super::products::{DISPATCH_FLOPS, MAX_WORKGROUPS, chunks, padded_outputs, product, tiles};
 use super::stages::Planner;
 use super::{Dispatch, Slice, TrainingBuffers};
 use crate::config::{Shape, Update};
@@ -29,56 +29,54 @@ impl Gates {
 }
 
 impl Planner<'_> {
-    pub(super) fn forward_step(&self, layer: usize, gates: Gates) -> Dispatch {
+    /// One dispatch, or several that each take a part of the batch.
+    pub(super) fn forward_step(&self, layer: usize, gates: Gates) -> Vec<Dispatch> {
         let Shape { steps, batch, hidden, directions, .. } = self.shape;
         let (weight, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let (bias, bias_apart) = self.of_both(layer, |cell| cell.bias_hh.as_ref());
-        let args = ForwardStepArgs {
-            steps: steps as u32,
-            batch: batch as u32,
-            hidden: hidden as u32,
-            weight_apart: weight_apart as u32,
-            bias_apart: bias_apart as u32,
-            step: 0,
-        };
         let slices = hidden.div_ceil(16) as u64;
         let label = match gates {
             Gates::All => "r, z, n from h; h'",
             Gates::ResetUpdate => "r, z from h; r ⊙ h",
             Gates::Candidate => "n from r ⊙ h; h'",
         };
-        Dispatch {
-            label: self.label(layer, label),
-            bindings: vec![
-                weight.expect("every cell has its weight_hh"),
-                bias.unwrap_or(self.buffers.whole(self.zeros)),
-                self.buffers.whole(self.layers[layer].gates),
-                self.buffers.whole(self.run.h[layer]),
-            ],
-            // Weights, biases, h, and the columns of gates read and written.
-            bytes: 4 * product([directions, gates.count(), hidden + 1 + 3 * batch, hidden]),
-            // A slice takes 16 products, a turn of its own and 4 stagings a gate.
-            iterations: slices * (17 + 4 * gates.count() as u64),
-            ..self.step(&FORWARD_STEP, gates, bytemuck::cast_slice(&[args]))
-        }
+        let part = |(row_first, rows): (usize, usize)| {
+            let args = ForwardStepArgs {
+                steps: steps as u32,
+                batch: batch as u32,
+                hidden: hidden as u32,
+                row_first: row_first as u32,
+                weight_apart: weight_apart as u32,
+                bias_apart: bias_apart as u32,
+                step: 0,
+            };
+            Dispatch {
+                label: self.label(layer, label),
+                bindings: vec![
+                    weight.expect("every cell has its weight_hh"),
+                    bias.unwrap_or(self.buffers.whole(self.zeros)),
+                    self.buffers.whole(self.layers[layer].gates),
+                    self.buffers.whole(self.run.h[layer]),
+                ],
+                // Weights, biases, h, and the columns of gates read and written.
+                bytes: 4 * product([directions, gates.count(), hidden + 1 + 3 * rows, hidden]),
+                // A slice takes 16 products, a turn of its own and 4 stagings a gate.
+                iterations: slices * (17 + 4 * gates.count() as u64),
+                ..self.step(&FORWARD_STEP, gates, rows, bytemuck::cast_slice(&[args]))
+            }
+        };
+        self.parts(&FORWARD_STEP, gates).map(part).collect()
     }
 
+    /// One dispatch, or several that each take a part of the batch.
     pub(super) fn backward_step(
         &self,
         t: &TrainingBuffers,
         layer: usize,
         gates: Gates,
-    ) -> Dispatch {
+    ) -> Vec<Dispatch> {
         let Shape { steps, batch, hidden, directions, .. } = self.shape;
         let (weight, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
-        let args = BackwardStepArgs {
-            steps: steps as u32,
-            batch: batch as u32,
-            hidden: hidden as u32,
-            directions: directions as u32,
-            weight_apart: weight_apart as u32,
-            step: 0,
-        };
         let slices = (gates.count() * hidden).div_ceil(16) as u64;
         let label = match gates {
             Gates::All => "dh; da_r, da_z, da_n, dpast",
@@ -87,27 +85,48 @@ impl Planner<'_> {
         };
         // What the layer above made of its input is this layer's output.
         let dy = t.dx.get(layer + 1).copied().unwrap_or(t.dy);
-        let moved = gates.count() * (hidden + 3 * batch) + 4 * batch;
-        Dispatch {
-            label: self.label(layer, label),
-            bindings: vec![
-                weight.expect("every cell has its weight_hh"),
-                self.buffers.whole(self.run.h[layer]),
-                self.buffers.whole(dy),
-                self.buffers.whole(self.layers[layer].gates),
-                self.buffers.whole(t.carry[layer]),
-            ],
-            // Weights, the columns of gates read and written, h, dy, and carry twice.
-            bytes: 4 * product([directions, moved, hidden]),
-            // A slice takes 16 products, a turn of its own and 4 stagings.
-            iterations: slices * (17 + 4),
-            ..self.step(&BACKWARD_STEP, gates, bytemuck::cast_slice(&[args]))
-        }
+        let part = |(row_first, rows): (usize, usize)| {
+            let args = BackwardStepArgs {
+                steps: steps as u32,
+                batch: batch as u32,
+                hidden: hidden as u32,
+                directions: directions as u32,
+                row_first: row_first as u32,
+                weight_apart: weight_apart as u32,
+                step: 0,
+            };
+            let moved = gates.count() * (hidden + 3 * rows) + 4 * rows;
+            Dispatch {
+                label: self.label(layer, label),
+                bindings: vec![
+                    weight.expect("every cell has its weight_hh"),
+                    self.buffers.whole(self.run.h[layer]),
+                    self.buffers.whole(dy),
+                    self.buffers.whole(self.layers[layer].gates),
+                    self.buffers.whole(t.carry[layer]),
+                ],
+                // Weights, the columns of gates read and written, h, dy, and carry twice.
+                bytes: 4 * product([directions, moved, hidden]),
+                // A slice takes 16 products, a turn of its own and 4 stagings.
+                iterations: slices * (17 + 4),
+                ..self.step(&BACKWARD_STEP, gates, rows, bytemuck::cast_slice(&[args]))
+            }
+        };
+        self.parts(&BACKWARD_STEP, gates).map(part).collect()
+    }
+
+    /// The batch in parts that a dispatch may take: as many rows as its work and its grid allow.
+    fn parts(&self, kernel: &Kernel, gates: Gates) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let Shape { batch, hidden, directions, .. } = self.shape;
+        let tile = kernel.tile[1] as usize;
+        let flops_a_tile = 2 * product([directions, gates.count(), tile, hidden, hidden]);
+        let tiles = (DISPATCH_FLOPS / flops_a_tile.max(1)).clamp(1, MAX_WORKGROUPS as u64);
+        chunks(batch, tile * tiles as usize)
     }
 
     /// What the two step kernels have in common.
-    fn step(&self, kernel: &'static Kernel, gates: Gates, args: &[u32]) -> Dispatch {
-        let Shape { batch, hidden, directions, .. } = self.shape;
+    fn step(&self, kernel: &'static Kernel, gates: Gates, rows: usize, args: &[u32]) -> Dispatch {
+        let Shape { hidden, directions, .. } = self.shape;
         let config = self.layout.config();
         let constants = [
             u32::from(gates != Gates::Candidate),
@@ -116,8 +135,8 @@ impl Planner<'_> {
             config.gate_activation.code(),
             config.candidate_activation.code(),
         ];
-        let [x, y, _] = tiles(kernel, hidden, batch);
-        let padded = padded_outputs(kernel, hidden, batch) * directions as u64;
+        let [x, y, _] = tiles(kernel, hidden, rows);
+        let padded = padded_outputs(kernel, hidden, rows) * directions as u64;
         Dispatch {
             label: String::new(),
             kernel,
@@ -125,7 +144,7 @@ impl Planner<'_> {
             bindings: Vec::new(),
             args: args.to_vec(),
             workgroups: [x, y, directions as u64],
-            flops: 2 * product([directions, gates.count(), batch, hidden, hidden]),
+            flops: 2 * product([directions, gates.count(), rows, hidden, hidden]),
             padded_flops: padded * 2 * product([gates.count(), hidden]),
             bytes: 0,
             iterations: 0,
