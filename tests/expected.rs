@@ -5,7 +5,9 @@ mod common;
 
 use common::assert_close;
 use gru_wgpu::check::{TOLERANCE, Tolerance};
-use gru_wgpu::{Bias, Device, Gradients, Gru, GruConfig, Params, Reset, Update, reference};
+use gru_wgpu::{
+    Activation, Bias, Device, Gradients, Gru, GruConfig, Params, Reset, Update, reference,
+};
 use ndarray::{Array3, ArrayD, IxDyn, NdFloat};
 use serde_json::Value;
 
@@ -21,8 +23,9 @@ impl Case {
     fn all() -> Vec<Case> {
         let files = [include_str!("data/pytorch.json"), include_str!("data/equations.json")];
         let cases: Vec<_> = files.iter().flat_map(|text| Case::parse(text)).collect();
-        // Every variant once, each of the four once stacked in both directions, and two more.
-        assert_eq!(cases.len(), 12 + 4 + 2);
+        // Every variant once, each of the four once stacked in both directions, two more of PyTorch's,
+        // and three with other activations.
+        assert_eq!(cases.len(), 12 + 4 + 2 + 3);
         cases
     }
 
@@ -54,7 +57,8 @@ impl Case {
                     .with_update(update)
                     .with_bias(bias)
                     .with_layers(json["layers"].as_u64().unwrap() as usize)
-                    .with_bidirectional(json["directions"] == 2);
+                    .with_bidirectional(json["directions"] == 2)
+                    .with_activations(activation(&json["gate"]), activation(&json["candidate"]));
                 Case { config, json }
             })
             .collect()
@@ -103,6 +107,10 @@ impl Case {
             close(name, grad.to_owned(), self.array("grads", name));
         }
     }
+}
+
+fn activation(name: &Value) -> Activation {
+    *Activation::ALL.iter().find(|activation| *name == activation.to_string()).unwrap()
 }
 
 fn check_reference<F: NdFloat + Into<f64>>(who: &str, tolerance: Tolerance) {

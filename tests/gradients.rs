@@ -6,7 +6,7 @@
 mod common;
 
 use common::random3;
-use gru_wgpu::{GruConfig, Init, Params, reference};
+use gru_wgpu::{Activation, GruConfig, Init, Params, reference};
 use ndarray::Array3;
 
 const STEP: f64 = 1e-5;
@@ -46,6 +46,12 @@ fn every_gradient_is_a_central_difference() {
     {
         for (seed, config) in (0..).zip(GruConfig::all_variants(input, hidden)) {
             let config = config.with_layers(layers).with_bidirectional(directions == 2);
+            let (gate, candidate) = match steps {
+                1 => (Activation::Tanh, Activation::Identity),
+                2 => (Activation::HardSigmoid, Activation::Relu),
+                _ => (Activation::Sigmoid, Activation::Tanh),
+            };
+            let config = config.with_activations(gate, candidate);
             let shape = config.shape(steps, batch).unwrap();
             let [x, h0, dy, dh_n] =
                 [(shape.x(), 1), (shape.state(), 2), (shape.y(), 3), (shape.state(), 4)]

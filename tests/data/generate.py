@@ -22,24 +22,34 @@ T, B, I, H = 4, 2, 3, 5
 HERE = pathlib.Path(__file__).parent
 
 
-def sigmoid(a):
-    return 1 / (1 + np.exp(-a))
+def hard_sigmoid(a):
+    line = a / 5 + 0.5
+    return np.where(line.real < 0, 0, np.where(line.real > 1, 1, line))
 
 
-def cell(p, name, x, h, reset, update):
+ACTIVATIONS = {  # of real and of complex numbers
+    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
+    "tanh": np.tanh,
+    "relu": lambda a: np.where(a.real > 0, a, 0),
+    "hard sigmoid": hard_sigmoid,
+    "identity": lambda a: a,
+}
+
+
+def cell(p, name, x, h, reset, update, gate, candidate):
     """The states [T, B, H] of one direction of one layer; absent biases count as zeros."""
     w_ir, w_iz, w_in = np.split(p[f"weight_ih{name}"], 3)
     w_hr, w_hz, w_hn = np.split(p[f"weight_hh{name}"], 3)
     b_ir, b_iz, b_in = np.split(p.get(f"bias_ih{name}", np.zeros(3 * H)), 3)
     b_hr, b_hz, b_hn = np.split(p.get(f"bias_hh{name}", np.zeros(3 * H)), 3)
-    y = []
+    f, g, y = ACTIVATIONS[gate], ACTIVATIONS[candidate], []
     for x_t in x:
-        r = sigmoid(x_t @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
-        z = sigmoid(x_t @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
+        r = f(x_t @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
+        z = f(x_t @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
         if reset == "before":
-            n = np.tanh(x_t @ w_in.T + b_in + (r * h) @ w_hn.T + b_hn)
+            n = g(x_t @ w_in.T + b_in + (r * h) @ w_hn.T + b_hn)
         else:
-            n = np.tanh(x_t @ w_in.T + b_in + r * (h @ w_hn.T + b_hn))
+            n = g(x_t @ w_in.T + b_in + r * (h @ w_hn.T + b_hn))
         h = (1 - z) * h + z * n if update == "overwrites" else z * h + (1 - z) * n
         y.append(h)
     return np.stack(y)
@@ -50,7 +60,7 @@ def names(layers, directions):
     return [f"_l{l}{'_reverse' if d else ''}" for l in range(layers) for d in range(directions)]
 
 
-def gru(p, x, h0, reset, update, layers, directions):
+def gru(p, x, h0, reset, update, gate, candidate, layers, directions):
     """y [T, B, D·H] and h_n [L·D, B, H] of a GRU with PyTorch-shaped parameters."""
     h_n, h0 = [], list(h0)
     for layer in range(layers):
@@ -58,7 +68,7 @@ def gru(p, x, h0, reset, update, layers, directions):
         for direction in range(directions):
             name = names(layers, directions)[layer * directions + direction]
             order = slice(None, None, -1 if direction else 1)
-            states = cell(p, name, x[order], h0.pop(0), reset, update)
+            states = cell(p, name, x[order], h0.pop(0), reset, update, gate, candidate)
             h_n.append(states[-1])
             halves.append(states[order])
         x = np.concatenate(halves, axis=-1)
@@ -120,11 +130,11 @@ def write(name, cases):
     (HERE / name).write_text("[\n" + text + "\n]\n")
 
 
-def make(rng, reset, update, bias, layers=1, directions=1):
+def make(rng, reset, update, bias, layers=1, directions=1, gate="sigmoid", candidate="tanh"):
     """One case, and whether torch made it."""
     p, a = inputs(rng, bias, layers, directions)
-    y, h_n, grads = by_equations(p, a, reset, update, layers, directions)
-    torch_has_it = (reset, update) == ("after", "keeps") and bias != "one"
+    y, h_n, grads = by_equations(p, a, reset, update, gate, candidate, layers, directions)
+    torch_has_it = (reset, update, gate, candidate) == ("after", "keeps", "sigmoid", "tanh") and bias != "one"
     if torch_has_it:
         torch_y, torch_h_n, torch_grads = by_torch(p, a, layers, directions)
         np.testing.assert_allclose(y, torch_y, rtol=1e-12)
@@ -134,6 +144,7 @@ def make(rng, reset, update, bias, layers=1, directions=1):
         y, h_n, grads = torch_y, torch_h_n, torch_grads
     case = {
         "reset": reset, "update": update, "bias": bias, "layers": layers, "directions": directions,
+        "gate": gate, "candidate": candidate,
         "params": {k: tensor(v) for k, v in p.items()},
         "inputs": {k: tensor(v) for k, v in a.items()},
         "y": tensor(y),
@@ -149,6 +160,11 @@ made = [make(rng, *variant) for variant in variants]
 H, I = 3, 2  # several cells have many numbers
 made += [make(rng, reset, update, "two", 2, 2) for reset, update, bias in variants if bias == "two"]
 made += [make(rng, "after", "keeps", "two", 3, 1), make(rng, "after", "keeps", "none", 1, 2)]
+made += [
+    make(rng, "before", "keeps", "two", 2, 1, "sigmoid", "relu"),
+    make(rng, "after", "overwrites", "two", 1, 2, "hard sigmoid", "tanh"),
+    make(rng, "before", "overwrites", "one", 1, 1, "tanh", "identity"),
+]
 torch_cases = [case for case, by_torch in made if by_torch]
 equation_cases = [case for case, by_torch in made if not by_torch]
 write("pytorch.json", torch_cases)
