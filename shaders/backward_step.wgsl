@@ -49,6 +49,7 @@ struct Args {
 @group(0) @binding(3) var<storage, read> dy: array<f32>; // [T, B, D·H]
 @group(0) @binding(4) var<storage, read_write> gates: array<f32>; // [D, T, B, 4H]
 @group(0) @binding(5) var<storage, read_write> carry: array<f32>; // [D, B, H]: dh_n in, dh0 out
+@group(0) @binding(6) var<storage, read> lengths: array<u32>; // [B]
 
 var<workgroup> d_slice: array<vec4<f32>, DEPTH * QUADS>; // [DEPTH][QUADS], four rows each
 var<workgroup> weight_slice: array<f32, DEPTH * UNITS>; // [DEPTH][UNITS]
@@ -132,6 +133,11 @@ fn through_step(row: u32, unit: u32, product: f32) {
         return;
     }
     let step = args.step - 1u;
+    if time(step) >= lengths[row] {
+        // The step did nothing: its gates are 0 and dy is padding.
+        carry[at] = dh;
+        return;
+    }
     let past = before(step, row, unit);
     dh += load_dy(step, row, unit);
     let at_r = gates_at(step, row, unit);
@@ -158,6 +164,9 @@ fn through_step(row: u32, unit: u32, product: f32) {
 fn through_reset(row: u32, unit: u32, drh: f32) {
     let at = carry_at(row, unit);
     let step = args.step - 1u;
+    if time(step) >= lengths[row] {
+        return;
+    }
     let at_r = gates_at(step, row, unit);
     let r = gates[at_r];
     carry[at] += drh * r;

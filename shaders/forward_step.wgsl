@@ -9,7 +9,8 @@
 //     n = tanh(gates_n + W_hn past + b_hn)      h' from z, n, h
 //
 // gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are overwritten
-// in place by the activations, by the very thread that read them. The twin is Cell::step.
+// in place by the activations, by the very thread that read them. The twin is Cell::step. Times past
+// a row's length are skipped.
 //
 // The directions of a layer are independent; workgroups' z tells them apart. The reverse one (z = 1)
 // runs from the last time to the first, its tensors lie one direction's size after the forward one's.
@@ -47,6 +48,7 @@ struct Args {
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, T, B, 4H]: r, z, n, past
 // [D, T+1, B, H]. Forward, time t reads row t and writes row t + 1; reverse, the other way round.
 @group(0) @binding(4) var<storage, read_write> h: array<f32>;
+@group(0) @binding(5) var<storage, read> lengths: array<u32>; // [B]
 
 var<workgroup> past_slice: array<vec4<f32>, DEPTH * QUADS>; // [DEPTH][QUADS], four rows each
 var<workgroup> weight_slice: array<f32, 3u * UNITS * PITCH>; // [gate][UNITS][DEPTH]
@@ -116,6 +118,19 @@ fn stage(row0: u32, unit0: u32, k0: u32, thread: u32) {
     }
 }
 
+// Past a row's length: the state stays, and gates of 0 pass no gradient on.
+fn skip(at_r: u32, before: f32, at_after: u32) {
+    if GATES_RZ {
+        gates[at_r] = 0.0;
+        gates[at_r + args.hidden] = 0.0;
+        gates[at_r + 3u * args.hidden] = 0.0;
+    }
+    if GATE_N {
+        gates[at_r + 2u * args.hidden] = 0.0;
+        h[at_after] = before;
+    }
+}
+
 // The elementwise part for one unit of one row, from the products with the past.
 fn update(row: u32, unit: u32, product: vec3<f32>) {
     if row >= args.batch {
@@ -126,6 +141,10 @@ fn update(row: u32, unit: u32, product: vec3<f32>) {
     let at_n = at_z + args.hidden;
     let at_past = at_n + args.hidden;
     let before = h[before_at(row, unit)];
+    if time() >= lengths[row] {
+        skip(at_r, before, after_at(row, unit));
+        return;
+    }
     if GATES_RZ {
         let r = activate(GATE_ACTIVATION, gates[at_r] + product.x + bias(0u, unit));
         gates[at_r] = r;

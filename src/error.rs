@@ -22,6 +22,17 @@ pub enum Error {
         got: Vec<usize>,
     },
 
+    /// A row's length is more than the steps there are.
+    #[error("the length of row {row} is {length}, but x has {steps} steps")]
+    Length {
+        /// The batch row.
+        row: usize,
+        /// Its length.
+        length: usize,
+        /// T.
+        steps: usize,
+    },
+
     /// A product of sizes does not fit this machine's address space.
     #[error("{what} is too large: its number of elements overflows")]
     Overflow {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{Array3, ArrayView3, Axis, s};
 
+use crate::batch::{Batch, zero_padding};
 use crate::config::{GruConfig, Shape};
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
@@ -60,10 +61,10 @@ enum Record {
 ///
 /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 42, &Device::cpu())?;
 /// let x = Array3::from_elem((10, 2, 3), 0.5); // T 10, B 2, I 3
-/// let out = gru.forward(x.view(), None)?;
+/// let out = gru.forward(&x)?;
 /// assert_eq!(out.y.dim(), (10, 2, 8));
 ///
-/// let (out, tape) = gru.forward_train(x.view(), None)?;
+/// let (out, tape) = gru.forward_train(&x)?;
 /// let grads = gru.backward(tape, None, Some(out.h_n.view()))?; // of Σ h_n² / 2
 /// assert_eq!(grads.params.get("weight_hh_l0")?.shape(), [24, 8]);
 /// # Ok::<(), gru_wgpu::Error>(())
@@ -138,25 +139,22 @@ impl Gru {
         &mut self.params
     }
 
-    /// Runs the model over x `[T, B, I]` from h0 `[L·D, B, H]` (zeros when `None`).
+    /// Runs the model over a [`Batch`], in the simplest case just `&x` of `[T, B, I]`.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::ZeroSize`] or [`Error::ParameterLayout`] when the arrays or the
-    /// parameters do not fit the model, [`Error::Limit`] when the work does not fit the device, and
+    /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`] when the
+    /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the device, and
     /// the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
-    pub fn forward(
-        &self,
-        x: ArrayView3<'_, f32>,
-        h0: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Output> {
-        let shape = self.check_input(x, h0)?;
+    pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
+        let batch = batch.into();
+        let shape = self.check(&batch)?;
         match &self.runner {
             None => {
-                let trace = reference::forward(&self.params, x, h0)?;
+                let trace = reference::forward(&self.params, batch)?;
                 Ok(Output::of_trace(&trace))
             }
             Some(runner) => {
-                let (output, _) = self.forward_on(runner, shape, Mode::Inference, x, h0)?;
+                let (output, _) = self.forward_on(runner, shape, Mode::Inference, &batch)?;
                 Ok(output)
             }
         }
@@ -166,20 +164,17 @@ impl Gru {
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn forward_train(
-        &self,
-        x: ArrayView3<'_, f32>,
-        h0: Option<ArrayView3<'_, f32>>,
-    ) -> Result<(Output, Tape)> {
-        let shape = self.check_input(x, h0)?;
+    pub fn forward_train<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
+        let batch = batch.into();
+        let shape = self.check(&batch)?;
         let (output, record) = match &self.runner {
             None => {
-                let trace = reference::forward(&self.params, x, h0)?;
+                let trace = reference::forward(&self.params, batch)?;
                 let output = Output::of_trace(&trace);
-                (output, Record::Cpu { x: x.to_owned(), trace })
+                (output, Record::Cpu { x: batch.x.to_owned(), trace })
             }
             Some(runner) => {
-                let (output, session) = self.forward_on(runner, shape, Mode::Training, x, h0)?;
+                let (output, session) = self.forward_on(runner, shape, Mode::Training, &batch)?;
                 (output, Record::Gpu(Box::new(session)))
             }
         };
@@ -188,7 +183,8 @@ impl Gru {
     }
 
     /// The gradient of every parameter, of x and of h0, from dy `[T, B, D·H]` (of y) and dh_n
-    /// `[L·D, B, H]` (of the last states; they count besides what dy says of them). At least one must be given.
+    /// `[L·D, B, H]` (of the last states; they count besides what dy says of them). At least one
+    /// must be given. What dy says of padding is not looked at.
     ///
     /// # Errors
     /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
@@ -214,18 +210,14 @@ impl Gru {
         }
     }
 
-    /// The shape of a run, when the arrays and the parameters fit the model.
-    fn check_input(
-        &self,
-        x: ArrayView3<'_, f32>,
-        h0: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Shape> {
+    /// The shape of a run, when the batch and the parameters fit the model.
+    fn check(&self, batch: &Batch<'_>) -> Result<Shape> {
         let got = self.params.layout().config();
         if *got != self.config {
             let expected = Box::new(self.config.clone());
             return Err(Error::ParameterLayout { expected, got: Box::new(got.clone()) });
         }
-        reference::check_input(&self.config, x.dim(), h0.map(|h| h.dim()))
+        batch.check(&self.config)
     }
 
     fn forward_on(
@@ -233,15 +225,24 @@ impl Gru {
         runner: &Runner,
         shape: Shape,
         mode: Mode,
-        x: ArrayView3<'_, f32>,
-        h0: Option<ArrayView3<'_, f32>>,
+        batch: &Batch<'_>,
     ) -> Result<(Output, SessionGuard)> {
         let mut session = runner.session(&self.params, self.version, shape, mode)?;
-        let RunBuffers { x: x_buffer, h, .. } = session.plan().run_buffers().clone();
+        let RunBuffers { x, lengths, h, .. } = session.plan().run_buffers().clone();
         let states = States::new(shape);
-        write(&mut session, x_buffer, 0, x.len(), Some(x))?;
+        match batch.lengths {
+            None => write(&mut session, x, 0, batch.x.len(), Some(batch.x))?,
+            Some(lengths) => {
+                // Whatever padding holds, a product with a gradient of 0 must be 0.
+                let mut clean = batch.x.to_owned();
+                zero_padding(&mut clean, lengths);
+                write(&mut session, x, 0, clean.len(), Some(clean.view()))?;
+            }
+        }
+        let row_lengths: Vec<u32> = batch.row_lengths().iter().map(|&l| l as u32).collect();
+        session.write(lengths, 0, shape.batch, Some(bytemuck::cast_slice(&row_lengths)))?;
         for (i, &h) in states.cells(&h) {
-            let h0 = h0.map(|h0| h0.slice_move(s![i..i + 1, .., ..]));
+            let h0 = batch.h0.map(|h0| h0.slice_move(s![i..i + 1, .., ..]));
             write(&mut session, h, states.first(i).start, states.len, h0)?;
         }
         session.run(Pass::Forward)?;
@@ -251,10 +252,13 @@ impl Gru {
         let h_n = parts.split_off(shape.directions).concat();
         let half = [shape.steps, shape.batch, shape.hidden];
         let halves: Vec<_> = parts.into_iter().map(|part| array(half, part)).collect();
-        let y = match <[_; 1]>::try_from(halves) {
+        let mut y = match <[_; 1]>::try_from(halves) {
             Ok([y]) => y,
             Err(halves) => reference::join(Axis(2), halves.iter().map(|half| half.view())),
         };
+        if let Some(lengths) = batch.lengths {
+            zero_padding(&mut y, lengths);
+        }
         Ok((Output { y, h_n: array(shape.state(), h_n) }, session))
     }
 
@@ -367,7 +371,7 @@ mod tests {
         let Target::Gpu(gpu) = device.target() else { unreachable!("opened as an adapter") };
         let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
         let x = Array3::ones((4, 2, 2));
-        let (_, tape) = gru.forward_train(x.view(), None).unwrap();
+        let (_, tape) = gru.forward_train(x.view()).unwrap();
         gpu.device().destroy();
         let dh_n = Array3::ones((1, 2, 3));
         let lost = |error: Error| {
@@ -376,8 +380,8 @@ mod tests {
         };
         lost(gru.backward(tape, None, Some(dh_n.view())).unwrap_err());
         for _ in 0..2 {
-            lost(gru.forward(x.view(), None).unwrap_err());
-            lost(gru.forward_train(x.view(), None).map(|_| ()).unwrap_err());
+            lost(gru.forward(x.view()).unwrap_err());
+            lost(gru.forward_train(x.view()).map(|_| ()).unwrap_err());
             lost(Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap_err());
         }
     }
@@ -404,7 +408,7 @@ mod tests {
             });
             scope.spawn(|| {
                 for _ in 0..20 {
-                    gru.forward(x.view(), None).expect("another thread's error");
+                    gru.forward(x.view()).expect("another thread's error");
                 }
             });
         });
@@ -415,9 +419,9 @@ mod tests {
         let mut gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &Device::cpu()).unwrap();
         let x = Array3::ones((4, 2, 2));
         *gru.params_mut() = Params::zeros(&GruConfig::new(2, 4)).unwrap();
-        let error = gru.forward(x.view(), None).unwrap_err();
+        let error = gru.forward(x.view()).unwrap_err();
         assert!(matches!(error, Error::ParameterLayout { .. }), "{error}");
         *gru.params_mut() = Params::zeros(&GruConfig::new(2, 3)).unwrap();
-        assert_eq!(gru.forward(x.view(), None).unwrap().h_n, Array3::zeros((1, 2, 3)));
+        assert_eq!(gru.forward(x.view()).unwrap().h_n, Array3::zeros((1, 2, 3)));
     }
 }

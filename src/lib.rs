@@ -12,7 +12,7 @@
 //! let mut adam = Adam::new(gru.params().as_slice().len(), 1e-2);
 //! let x = Array3::from_shape_fn((20, 4, 3), |(t, b, i)| ((t + 2 * b + 3 * i) as f32).sin());
 //! for _ in 0..3 {
-//!     let (out, tape) = gru.forward_train(x.view(), None)?;
+//!     let (out, tape) = gru.forward_train(&x)?;
 //!     let dy = out.y * (2.0 / 16.0); // of the mean of y², more or less
 //!     let grads = gru.backward(tape, Some(dy.view()), None)?;
 //!     adam.step(gru.params_mut().as_mut_slice(), grads.params.as_slice())?;
@@ -86,7 +86,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `config.rs` | [`GruConfig`], [`Shape`]: the variants; validation |
+//! | `config.rs`, `batch.rs` | [`GruConfig`], [`Shape`], [`Batch`]: the variants; a run's input; validation |
 //! | `params.rs` | [`ParamLayout`], [`Params`], [`Gradients`]; initialisation |
 //! | `reference.rs` | [`mod@reference`]: forward and backward in plain loops, f32 and f64 |
 //! | `shaders/*.wgsl`, `kernels.rs` | the kernels, and a row for each that tests hold against the WGSL |
@@ -104,7 +104,7 @@
 //! # Not supported yet
 //!
 //! - Dropout between layers; batch-first arrays.
-//! - Rows of different lengths, and resets of the state in mid-sequence.
+//! - Resets of the state in mid-sequence.
 //! - Keeping the state on the device from call to call, a device or buffers of the caller's own,
 //!   async calls.
 //! - Activations with parameters of their own, such as leaky ReLU; f16.
@@ -119,6 +119,7 @@
 
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used))]
 
+mod batch;
 pub mod check;
 mod config;
 mod device;
@@ -132,6 +133,7 @@ pub mod plan;
 pub mod reference;
 mod runner;
 
+pub use batch::Batch;
 pub use config::{Activation, Bias, GruConfig, Reset, Shape, Update};
 pub use device::{AdapterInfo, Device, DeviceKind};
 pub use error::{Error, Result};

@@ -65,7 +65,7 @@ pub enum Role {
     Zeros,
 }
 
-/// A buffer of f32 that a plan asks for.
+/// A buffer of f32 (but `lengths`, of u32) that a plan asks for.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BufferSpec {
@@ -191,6 +191,8 @@ impl Stage {
 pub(crate) struct RunBuffers {
     /// `[T, B, I]`
     pub x: BufferId,
+    /// `[B]`, as u32.
+    pub lengths: BufferId,
     /// `[D, T+1, B, H]`, a layer each.
     pub h: Vec<BufferId>,
     /// The flat parameters.

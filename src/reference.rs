@@ -8,6 +8,7 @@
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, NdFloat, concatenate, s};
 
+use crate::batch::{Batch, zero_padding};
 use crate::config::{Activation, GruConfig, Reset, Shape, Update};
 use crate::error::{Error, Result, check_shape, try_zeros};
 use crate::params::{CellRanges, Gradients, Params};
@@ -19,6 +20,7 @@ pub struct Trace<F> {
     /// What each cell went through: layer-major, forward before reverse.
     pub cells: Vec<CellTrace<F>>,
     directions: usize,
+    lengths: Vec<usize>,
 }
 
 /// What one direction of one layer went through.
@@ -59,7 +61,9 @@ impl<F: NdFloat> Trace<F> {
             0 => cell.h.slice(s![1.., .., ..]),
             _ => cell.h.slice(s![..-1, .., ..]),
         });
-        join(Axis(2), rows)
+        let mut output = join(Axis(2), rows);
+        zero_padding(&mut output, &self.lengths);
+        output
     }
 }
 
@@ -93,11 +97,11 @@ pub(crate) fn after(step: usize, direction: usize, steps: usize) -> usize {
     time(step, direction, steps) + 1 - direction
 }
 
-/// Runs the GRU over x `[T, B, I]` from h0 `[L·D, B, H]` (zeros when `None`).
+/// Runs the GRU over a batch.
 ///
 /// # Errors
-/// [`Error::ZeroSize`] or [`Error::Shape`] when the shapes do not fit the parameters,
-/// [`Error::OutOfMemory`].
+/// [`Error::ZeroSize`], [`Error::Shape`] or [`Error::Length`] when the batch does not fit the
+/// parameters, [`Error::OutOfMemory`].
 ///
 /// ```
 /// use gru_wgpu::{GruConfig, Init, Params, reference};
@@ -105,29 +109,29 @@ pub(crate) fn after(step: usize, direction: usize, steps: usize) -> usize {
 ///
 /// let config = GruConfig::new(2, 3).with_layers(2).with_bidirectional(true);
 /// let params = Params::init(&config, Init::Uniform, 1)?.cast::<f64>();
-/// let trace = reference::forward(&params, Array3::ones((5, 4, 2)).view(), None)?;
+/// let trace = reference::forward(&params, &Array3::ones((5, 4, 2)))?;
 /// assert_eq!((trace.y().dim(), trace.h_n().dim()), ((5, 4, 6), (4, 4, 3)));
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
-pub fn forward<F: NdFloat>(
+pub fn forward<'a, F: NdFloat>(
     params: &Params<F>,
-    x: ArrayView3<'_, F>,
-    h0: Option<ArrayView3<'_, F>>,
+    batch: impl Into<Batch<'a, F>>,
 ) -> Result<Trace<F>> {
-    let shape = check_input(params.layout().config(), x.dim(), h0.map(|h| h.dim()))?;
+    let run = batch.into();
+    let shape = run.check(params.layout().config())?;
     let Shape { steps, batch, hidden, layers, directions, .. } = shape;
-    let mut trace = Trace { cells: Vec::new(), directions };
-    let mut input = standard(x);
+    let mut trace = Trace { cells: Vec::new(), directions, lengths: run.row_lengths() };
+    let mut input = standard(run.x);
     for layer in 0..layers {
         for direction in 0..directions {
             let mut h = zeros("h [T+1, B, H]", [steps + 1, batch, hidden])?;
             let mut gates = zeros("gates [T, B, 4H]", [steps, batch, 4 * hidden])?;
-            if let Some(h0) = h0 {
+            if let Some(h0) = run.h0 {
                 let first = before(0, direction, steps);
                 h.slice_mut(s![first, .., ..]).assign(&h0.slice(s![trace.cells.len(), .., ..]));
             }
             let cell = Cell::new(params, layer, direction);
-            cell.run(direction, input.view(), h.view_mut(), gates.view_mut());
+            cell.run(direction, &trace.lengths, input.view(), h.view_mut(), gates.view_mut());
             trace.cells.push(CellTrace { h, gates });
         }
         if layer + 1 < layers {
@@ -150,10 +154,11 @@ pub fn backward<F: NdFloat>(
     dy: Option<ArrayView3<'_, F>>,
     dh_n: Option<ArrayView3<'_, F>>,
 ) -> Result<Gradients<F>> {
-    let shape = check_input(params.layout().config(), x.dim(), None)?;
+    let shape = Batch::new(x).check(params.layout().config())?;
     check_gradients(&shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
     let Shape { steps, batch, hidden, layers, directions, .. } = shape;
     check_shape("trace.cells", &[layers * directions], &[trace.cells.len()])?;
+    check_shape("trace's lengths [B]", &[batch], &[trace.lengths.len()])?;
     for cell in &trace.cells {
         check_shape("trace's h [T+1, B, H]", &[steps + 1, batch, hidden], cell.h.shape())?;
         check_shape("trace's gates [T, B, 4H]", &[steps, batch, 4 * hidden], cell.gates.shape())?;
@@ -174,6 +179,7 @@ pub fn backward<F: NdFloat>(
             let i = layer * directions + direction;
             let run = BackwardRun {
                 direction,
+                lengths: &trace.lengths,
                 input: input.view(),
                 trace: &trace.cells[i],
                 doutput: doutput.slice(s![.., .., direction * hidden..(direction + 1) * hidden]),
@@ -190,21 +196,6 @@ pub fn backward<F: NdFloat>(
 fn zeros<F: NdFloat>(what: &str, shape: [usize; 3]) -> Result<Array3<F>> {
     let zeros = try_zeros(what, shape.iter().product())?;
     Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
-}
-
-/// The shape of a run over an x and an h0 of these dimensions.
-pub(crate) fn check_input(
-    config: &GruConfig,
-    x: (usize, usize, usize),
-    h0: Option<(usize, usize, usize)>,
-) -> Result<Shape> {
-    let (steps, batch, input) = x;
-    let shape = config.shape(steps, batch)?;
-    check_shape("x [T, B, I]", &shape.x(), &[steps, batch, input])?;
-    if let Some(dim) = h0 {
-        check_shape("h0 [L·D, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?;
-    }
-    Ok(shape)
 }
 
 /// `Ok` when the gradients that start a backward pass fit `shape` and there is one.
@@ -242,6 +233,8 @@ pub(crate) struct Cell<'a, F> {
 /// What a cell's backward pass starts from.
 struct BackwardRun<'a, F> {
     direction: usize,
+    /// `[B]`
+    lengths: &'a [usize],
     /// `[T, B, I or D·H]`
     input: ArrayView3<'a, F>,
     trace: &'a CellTrace<F>,
@@ -264,10 +257,11 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     }
 
     /// All steps of a direction over input `[T, B, ·]`: fills `gates [T, B, 4H]` and the rows of
-    /// `h [T+1, B, H]` after the first state.
+    /// `h [T+1, B, H]` after the first state. Past a row's length the state stays and gates are 0.
     fn run(
         &self,
         direction: usize,
+        lengths: &[usize],
         input: ArrayView3<'_, F>,
         mut h: ArrayViewMut3<'_, F>,
         mut gates: ArrayViewMut3<'_, F>,
@@ -277,14 +271,16 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         for step in 0..steps {
             let t = time(step, direction, steps);
             for b in 0..batch {
-                let mut gates = gates.slice_mut(s![t, b, ..]);
-                let gates = gates.as_slice_mut().expect("rows are contiguous");
                 let past = h.slice(s![before(step, direction, steps), b, ..]);
-                self.input_products(
-                    input.slice(s![t, b, ..]).as_slice().expect("contiguous"),
-                    gates,
-                );
-                self.step(past.as_slice().expect("rows are contiguous"), gates, &mut next);
+                if t < lengths[b] {
+                    let input = input.slice(s![t, b, ..]);
+                    let mut gates = gates.slice_mut(s![t, b, ..]);
+                    let gates = gates.as_slice_mut().expect("rows are contiguous");
+                    self.input_products(input.as_slice().expect("rows are contiguous"), gates);
+                    self.step(past.as_slice().expect("rows are contiguous"), gates, &mut next);
+                } else {
+                    next.iter_mut().zip(past).for_each(|(next, &h)| *next = h);
+                }
                 let row = after(step, direction, steps);
                 h.slice_mut(s![row, b, ..]).iter_mut().zip(&next).for_each(|(h, &v)| *h = v);
             }
@@ -305,7 +301,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         let mut h = vec![F::zero(); hidden];
         for step in (0..steps).rev() {
             let t = time(step, run.direction, steps);
-            for b in 0..batch {
+            for b in (0..batch).filter(|&b| t < run.lengths[b]) {
                 let row = before(step, run.direction, steps);
                 h.iter_mut().zip(run.trace.h.slice(s![row, b, ..])).for_each(|(h, &v)| *h = v);
                 let traced = run.trace.gates.slice(s![t, b, ..]);

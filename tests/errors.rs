@@ -3,7 +3,7 @@
 mod common;
 
 use common::devices;
-use gru_wgpu::{Bias, Device, Error, Gru, GruConfig, Init, Params};
+use gru_wgpu::{Batch, Bias, Device, Error, Gru, GruConfig, Init, Params};
 use ndarray::Array3;
 
 fn zeros(shape: [usize; 3]) -> Array3<f32> {
@@ -17,13 +17,14 @@ fn arrays_of_another_shape_are_refused_by_name() {
         let x = zeros([4, 2, 3]);
         let forward = |x: [usize; 3], h0: [usize; 3]| {
             let (x, h0) = (zeros(x), zeros(h0));
-            let train = gru.forward_train(x.view(), Some(h0.view())).map(|_| ()).unwrap_err();
-            let error = gru.forward(x.view(), Some(h0.view())).unwrap_err();
+            let train =
+                gru.forward_train(Batch::new(x.view()).with_h0(h0.view())).map(|_| ()).unwrap_err();
+            let error = gru.forward(Batch::new(x.view()).with_h0(h0.view())).unwrap_err();
             assert_eq!(error, train);
             error.to_string()
         };
         let backward = |dy: [usize; 3], dh_n: [usize; 3]| {
-            let (_, tape) = gru.forward_train(x.view(), None).unwrap();
+            let (_, tape) = gru.forward_train(x.view()).unwrap();
             let (dy, dh_n) = (zeros(dy), zeros(dh_n));
             gru.backward(tape, Some(dy.view()), Some(dh_n.view())).unwrap_err().to_string()
         };
@@ -53,10 +54,18 @@ fn arrays_of_another_shape_are_refused_by_name() {
         ] {
             assert_eq!(got, expected, "{device}");
         }
-        let (_, tape) = gru.forward_train(x.view(), None).unwrap();
+        for (lengths, expected) in [
+            (&[4][..], "lengths [B] has shape [1], expected [2]"),
+            (&[4, 5], "the length of row 1 is 5, but x has 4 steps"),
+        ] {
+            let run = Batch::new(x.view()).with_lengths(lengths);
+            assert_eq!(gru.forward(run).unwrap_err().to_string(), expected);
+            assert_eq!(gru.forward_train(run).unwrap_err().to_string(), expected);
+        }
+        let (_, tape) = gru.forward_train(x.view()).unwrap();
         assert_eq!(gru.backward(tape, None, None).unwrap_err(), Error::NoGradient);
         // The model works on.
-        gru.forward(x.view(), None).unwrap();
+        gru.forward(x.view()).unwrap();
     }
 }
 

@@ -6,7 +6,7 @@ mod common;
 use common::assert_close;
 use gru_wgpu::check::{TOLERANCE, Tolerance};
 use gru_wgpu::{
-    Activation, Bias, Device, Gradients, Gru, GruConfig, Params, Reset, Update, reference,
+    Activation, Batch, Bias, Device, Gradients, Gru, GruConfig, Params, Reset, Update, reference,
 };
 use ndarray::{Array3, ArrayD, IxDyn, NdFloat};
 use serde_json::Value;
@@ -24,8 +24,8 @@ impl Case {
         let files = [include_str!("data/pytorch.json"), include_str!("data/equations.json")];
         let cases: Vec<_> = files.iter().flat_map(|text| Case::parse(text)).collect();
         // Every variant once, each of the four once stacked in both directions, two more of PyTorch's,
-        // and three with other activations.
-        assert_eq!(cases.len(), 12 + 4 + 2 + 3);
+        // three with other activations, and each of the four with lengths.
+        assert_eq!(cases.len(), 12 + 4 + 2 + 3 + 4);
         cases
     }
 
@@ -77,6 +77,11 @@ impl Case {
         array.mapv(|v| F::from(v).unwrap())
     }
 
+    fn lengths(&self) -> Vec<usize> {
+        let lengths = self.json["lengths"].as_array().unwrap();
+        lengths.iter().map(|length| length.as_u64().unwrap() as usize).collect()
+    }
+
     fn params<F: NdFloat>(&self) -> Params<F> {
         let mut params = Params::zeros(&self.config).unwrap();
         let names = self.json["params"].as_object().unwrap().keys();
@@ -117,7 +122,11 @@ fn check_reference<F: NdFloat + Into<f64>>(who: &str, tolerance: Tolerance) {
     for case in Case::all() {
         let [x, h0, dy, dh_n] = ["x", "h0", "dy", "dh_n"].map(|n| case.array3::<F>("inputs", n));
         let params = case.params::<F>();
-        let trace = reference::forward(&params, x.view(), Some(h0.view())).unwrap();
+        let trace = reference::forward(
+            &params,
+            Batch::new(x.view()).with_h0(h0.view()).with_lengths(&case.lengths()),
+        )
+        .unwrap();
         let (dy, dh_n) = (Some(dy.view()), Some(dh_n.view()));
         let grads = reference::backward(&params, x.view(), &trace, dy, dh_n).unwrap();
         case.check(who, [&trace.y(), &trace.h_n()], &grads, tolerance);
@@ -138,10 +147,18 @@ fn check_device(device: &Device) {
     for case in Case::all() {
         let [x, h0, dy, dh_n] = ["x", "h0", "dy", "dh_n"].map(|n| case.array3::<f32>("inputs", n));
         let gru = Gru::with_params(case.params(), device).unwrap();
-        let (output, tape) = gru.forward_train(x.view(), Some(h0.view())).unwrap();
+        let (output, tape) = gru
+            .forward_train(Batch::new(x.view()).with_h0(h0.view()).with_lengths(&case.lengths()))
+            .unwrap();
         let grads = gru.backward(tape, Some(dy.view()), Some(dh_n.view())).unwrap();
         case.check(&device.to_string(), [&output.y, &output.h_n], &grads, TOLERANCE);
-        assert_eq!(gru.forward(x.view(), Some(h0.view())).unwrap(), output, "{}", case.config);
+        assert_eq!(
+            gru.forward(Batch::new(x.view()).with_h0(h0.view()).with_lengths(&case.lengths()))
+                .unwrap(),
+            output,
+            "{}",
+            case.config
+        );
     }
 }
 

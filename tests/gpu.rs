@@ -4,7 +4,7 @@ mod common;
 
 use common::{adapter, random3};
 use gru_wgpu::check::{self, Finding};
-use gru_wgpu::{Bias, Device, Error, Gru, GruConfig, Init, Params, Reset, Update};
+use gru_wgpu::{Batch, Bias, Device, Error, Gru, GruConfig, Init, Params, Reset, Update};
 use ndarray::{Array3, ArrayView3, Axis, s};
 
 fn assert_all_passed(findings: &[Finding], subjects: usize) {
@@ -40,7 +40,7 @@ fn the_default_limits_of_webgpu_are_enough() {
     let reference = Gru::new(config, Init::Uniform, 1, &Device::cpu()).unwrap();
     let x = random3([5, 3, 7], 2);
     let [got, expected] = [&gru, &reference].map(|gru| {
-        let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+        let (output, tape) = gru.forward_train(x.view()).unwrap();
         gru.backward(tape, None, Some(output.h_n.view())).unwrap()
     });
     approx::assert_abs_diff_eq!(got.params.as_slice(), expected.params.as_slice(), epsilon = 1e-5);
@@ -56,7 +56,7 @@ fn two_runs_give_the_same_bits() {
     let dy = random3([13, 19, 37], 2);
     let run = || {
         let gru = pytorch(11, 37); // buffers of its own
-        let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+        let (output, tape) = gru.forward_train(x.view()).unwrap();
         (output, gru.backward(tape, Some(dy.view()), None).unwrap())
     };
     assert_eq!(run(), run());
@@ -70,7 +70,7 @@ fn tapes_are_independent_and_shapes_may_alternate() {
         .iter()
         .map(|&shape| {
             let x = random3(shape, 1);
-            let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+            let (output, tape) = gru.forward_train(x.view()).unwrap();
             gru.backward(tape, Some(output.y.view()), None).unwrap()
         })
         .collect();
@@ -78,12 +78,12 @@ fn tapes_are_independent_and_shapes_may_alternate() {
     let mut tapes: Vec<_> = shapes
         .iter()
         .chain(&shapes[..1])
-        .map(|&shape| gru.forward_train(random3(shape, 1).view(), None).unwrap())
+        .map(|&shape| gru.forward_train(random3(shape, 1).view()).unwrap())
         .collect();
     for i in [2, 0, 1, 3] {
         let (output, tape) = std::mem::replace(
             &mut tapes[i],
-            gru.forward_train(random3([1, 1, 3], 0).view(), None).unwrap(),
+            gru.forward_train(random3([1, 1, 3], 0).view()).unwrap(),
         );
         let grads = gru.backward(tape, Some(output.y.view()), None).unwrap();
         assert_eq!(grads, alone[i % 3], "shape {:?}", shapes[i % 3]);
@@ -94,12 +94,12 @@ fn tapes_are_independent_and_shapes_may_alternate() {
 fn changed_parameters_are_used_at_the_next_run() {
     let mut gru = pytorch(3, 5);
     let x = random3([4, 2, 3], 1);
-    let before = gru.forward(x.view(), None).unwrap();
+    let before = gru.forward(x.view()).unwrap();
     gru.params_mut().get_mut("bias_ih_l0").unwrap().fill(0.7);
-    let after = gru.forward(x.view(), None).unwrap();
+    let after = gru.forward(x.view()).unwrap();
     assert_ne!(before, after);
     let fresh = Gru::with_params(gru.params().clone(), adapter()).unwrap();
-    assert_eq!(fresh.forward(x.view(), None).unwrap(), after);
+    assert_eq!(fresh.forward(x.view()).unwrap(), after);
 }
 
 #[test]
@@ -109,10 +109,10 @@ fn a_tape_serves_only_the_parameters_that_recorded_it() {
         let other = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
         let x = random3([4, 2, 3], 1);
         let dh = random3([1, 2, 5], 2);
-        let (_, tape) = gru.forward_train(x.view(), None).unwrap();
+        let (_, tape) = gru.forward_train(x.view()).unwrap();
         let error = other.backward(tape, None, Some(dh.view())).unwrap_err();
         assert!(matches!(error, Error::Tape(_)), "{error}");
-        let (_, tape) = gru.forward_train(x.view(), None).unwrap();
+        let (_, tape) = gru.forward_train(x.view()).unwrap();
         gru.params_mut();
         let error = gru.backward(tape, None, Some(dh.view())).unwrap_err();
         assert!(matches!(error, Error::Tape(_)), "{error}");
@@ -129,7 +129,7 @@ fn views_of_any_strides_are_read_as_they_look() {
     for device in common::devices() {
         let gru = Gru::new(config.clone(), Init::Uniform, 3, &device).unwrap();
         let run = |[x, h0, dy, dh_n]: [ArrayView3<f32>; 4]| {
-            let (output, tape) = gru.forward_train(x, Some(h0)).unwrap();
+            let (output, tape) = gru.forward_train(Batch::new(x).with_h0(h0)).unwrap();
             (output, gru.backward(tape, Some(dy), Some(dh_n)).unwrap())
         };
         // Arrays whose axes lie in memory in another order, and read backwards.
@@ -152,9 +152,9 @@ fn views_of_any_strides_are_read_as_they_look() {
 fn rows_do_not_touch_each_other() {
     let gru = pytorch(3, 17);
     let x = random3([6, 18, 3], 1);
-    let whole = gru.forward(x.view(), None).unwrap();
+    let whole = gru.forward(x.view()).unwrap();
     for b in [0, 15, 16, 17] {
-        let alone = gru.forward(x.slice(s![.., b..b + 1, ..]), None).unwrap();
+        let alone = gru.forward(x.slice(s![.., b..b + 1, ..])).unwrap();
         assert_eq!(alone.y.index_axis(Axis(1), 0), whole.y.index_axis(Axis(1), b), "row {b}");
     }
 }
@@ -170,7 +170,7 @@ fn huge_preactivations_give_no_nan() {
             for device in common::devices() {
                 let gru = Gru::with_params(params.clone(), &device).unwrap();
                 let x = random3([5, 3, 2], 2);
-                let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+                let (output, tape) = gru.forward_train(x.view()).unwrap();
                 let grads = gru.backward(tape, Some(output.y.view()), None).unwrap();
                 let all = output.y.iter().chain(&grads.x).chain(&grads.h0);
                 let finite = all.chain(grads.params.as_slice()).all(|v| v.is_finite());
@@ -195,7 +195,7 @@ fn activations_are_accurate_over_the_whole_range() {
         .collect();
     let x = Array3::from_shape_vec((1, points.len(), 1), points.clone()).unwrap();
     let gru = Gru::with_params(params.clone(), adapter()).unwrap();
-    let tanh = gru.forward(x.view(), None).unwrap().y;
+    let tanh = gru.forward(x.view()).unwrap().y;
     for (&x, &y) in points.iter().zip(&tanh) {
         let expected = f64::from(x).tanh();
         let error = (f64::from(y) - expected).abs();
@@ -205,7 +205,7 @@ fn activations_are_accurate_over_the_whole_range() {
     params.set("weight_ih_l0", ndarray::array![[0.0], [1.0], [0.0]].into_dyn().view()).unwrap();
     params.set("bias_ih_l0", ndarray::array![0.0, 0.0, 1e4].into_dyn().view()).unwrap();
     let gru = Gru::with_params(params, adapter()).unwrap();
-    let sigmoid = gru.forward(x.view(), None).unwrap().y;
+    let sigmoid = gru.forward(x.view()).unwrap().y;
     for (&x, &y) in points.iter().zip(&sigmoid) {
         let expected = 1.0 / (1.0 + (-f64::from(x)).exp());
         let error = (f64::from(y) - expected).abs();
@@ -220,12 +220,12 @@ fn activations_are_accurate_over_the_whole_range() {
 fn threads_may_share_a_model() {
     let gru = pytorch(3, 5);
     let x = random3([4, 2, 3], 1);
-    let expected = gru.forward(x.view(), None).unwrap();
+    let expected = gru.forward(x.view()).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..5 {
-                    let (output, tape) = gru.forward_train(x.view(), None).unwrap();
+                    let (output, tape) = gru.forward_train(x.view()).unwrap();
                     assert_eq!(output, expected);
                     gru.backward(tape, Some(output.y.view()), None).unwrap();
                 }
@@ -242,7 +242,7 @@ fn work_past_a_limit_is_refused_with_the_limit_named() {
     let rows = limits.max_storage_buffer_binding_size as usize / 16 + 1;
     let one = ndarray::arr0(0.5);
     let x = one.broadcast((1, rows, 1)).unwrap();
-    match gru.forward(x, None).unwrap_err() {
+    match gru.forward(x).unwrap_err() {
         Error::Limit { limit, asked, allowed, .. } => {
             // Where an adapter has the same limit for both, a whole buffer is what is too large.
             let expected = match limits.max_buffer_size > limits.max_storage_buffer_binding_size {
@@ -255,5 +255,5 @@ fn work_past_a_limit_is_refused_with_the_limit_named() {
         other => panic!("{other}"),
     }
     // The model works on.
-    gru.forward(Array3::ones((2, 1, 1)).view(), None).unwrap();
+    gru.forward(Array3::ones((2, 1, 1)).view()).unwrap();
 }

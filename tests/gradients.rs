@@ -6,7 +6,7 @@
 mod common;
 
 use common::random3;
-use gru_wgpu::{Activation, GruConfig, Init, Params, reference};
+use gru_wgpu::{Activation, Batch, GruConfig, Init, Params, reference};
 use ndarray::Array3;
 
 const STEP: f64 = 1e-5;
@@ -18,12 +18,17 @@ struct Problem {
     h0: Array3<f64>,
     dy: Array3<f64>,
     dh_n: Array3<f64>,
+    lengths: Vec<usize>,
 }
 
 impl Problem {
     /// A scalar whose gradients are what a backward pass from dy and dh_n gives.
     fn loss(&self) -> f64 {
-        let trace = reference::forward(&self.params, self.x.view(), Some(self.h0.view())).unwrap();
+        let trace = reference::forward(
+            &self.params,
+            Batch::new(self.x.view()).with_h0(self.h0.view()).with_lengths(&self.lengths),
+        )
+        .unwrap();
         (&self.dy * &trace.y()).sum() + (&self.dh_n * &trace.h_n()).sum()
     }
 
@@ -57,9 +62,16 @@ fn every_gradient_is_a_central_difference() {
                 [(shape.x(), 1), (shape.state(), 2), (shape.y(), 3), (shape.state(), 4)]
                     .map(|(shape, i)| random3(shape, 10 * seed + i).mapv(f64::from));
             let params = Params::init(&config, Init::Uniform, seed).unwrap().cast();
-            let mut problem = Problem { params, x, h0, dy, dh_n };
+            // The last row of a larger batch is a step shorter.
+            let mut lengths = vec![steps; batch];
+            lengths[batch - 1] -= usize::from(batch > 1);
+            let mut problem = Problem { params, x, h0, dy, dh_n, lengths };
             let p = &problem;
-            let trace = reference::forward(&p.params, p.x.view(), Some(p.h0.view())).unwrap();
+            let trace = reference::forward(
+                &p.params,
+                Batch::new(p.x.view()).with_h0(p.h0.view()).with_lengths(&p.lengths),
+            )
+            .unwrap();
             let (dy, dh_n) = (Some(p.dy.view()), Some(p.dh_n.view()));
             let grads = reference::backward(&p.params, p.x.view(), &trace, dy, dh_n).unwrap();
 
@@ -95,7 +107,7 @@ fn an_absent_gradient_counts_as_zeros() {
     let shape = config.shape(4, 2).unwrap();
     let params: Params<f64> = Params::init(&config, Init::Orthogonal, 1).unwrap().cast();
     let x = random3(shape.x(), 2).mapv(f64::from);
-    let trace = reference::forward(&params, x.view(), None).unwrap();
+    let trace = reference::forward(&params, x.view()).unwrap();
     let (dy, dh_n) =
         (random3(shape.y(), 3).mapv(f64::from), random3(shape.state(), 4).mapv(f64::from));
     let run = |dy: &Array3<f64>, dh_n: &Array3<f64>| {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{devices, random3};
-use gru_wgpu::{Bias, Gru, GruConfig, Init, Params, Update, reference};
+use gru_wgpu::{Batch, Bias, Gru, GruConfig, Init, Params, Update, reference};
 use ndarray::{Array3, s};
 
 const H: usize = 5;
@@ -42,7 +42,7 @@ fn a_shut_update_gate_keeps_the_state_and_its_gradient() {
         let gru = make(params);
         let x = random3([1000, 2, 3], 1);
         let h0 = random3([1, 2, H], 2);
-        let (output, tape) = gru.forward_train(x.view(), Some(h0.view())).unwrap();
+        let (output, tape) = gru.forward_train(Batch::new(x.view()).with_h0(h0.view())).unwrap();
         // WGSL lets 1 / 1 be off by 2.5 units in the last place, a thousand times over.
         let close = |got: &Array3<f32>, expected: &Array3<f32>| {
             got.iter().zip(expected).all(|(g, e)| (g - e).abs() <= 2e-4 * e.abs())
@@ -61,9 +61,9 @@ fn an_open_update_gate_replaces_the_state_by_the_candidate() {
         let mut params = params(&config);
         drive(&mut params, Z, z_for(&config, true));
         let [x, h0] = [random3([1, 2, 3], 1), random3([1, 2, H], 2)];
-        let trace = reference::forward(&params, x.view(), Some(h0.view())).unwrap();
+        let trace = reference::forward(&params, Batch::new(x.view()).with_h0(h0.view())).unwrap();
         let candidate = trace.cells[0].gates.slice(s![.., .., 2 * H..3 * H]).to_owned();
-        let output = make(params).forward(x.view(), Some(h0.view())).unwrap();
+        let output = make(params).forward(Batch::new(x.view()).with_h0(h0.view())).unwrap();
         approx::assert_abs_diff_eq!(
             output.y.as_slice().unwrap(),
             candidate.as_standard_layout().as_slice().unwrap(),
@@ -81,7 +81,8 @@ fn a_shut_reset_gate_makes_the_candidate_blind_to_the_state() {
         drive(&mut params, Z, z_for(&config, true));
         let gru = make(params);
         let x = random3([1, 2, 3], 1);
-        let run = |h0: &Array3<f32>| gru.forward_train(x.view(), Some(h0.view())).unwrap();
+        let run =
+            |h0: &Array3<f32>| gru.forward_train(Batch::new(x.view()).with_h0(h0.view())).unwrap();
         let (one, tape) = run(&random3([1, 2, H], 2));
         let (other, _) = run(&random3([1, 2, H], 3));
         // Exactly, but for the 2.5 units in the last place that WGSL allows a division.
@@ -97,14 +98,15 @@ fn no_h0_is_zeros_with_the_hidden_bias_applied() {
         let gru = make(params(&config));
         let x = random3([3, 2, 3], 1);
         // A state left over from an earlier run must not show.
-        gru.forward(x.view(), Some(random3([1, 2, H], 2).view())).unwrap();
-        let none = gru.forward(x.view(), None).unwrap();
-        let zeros = gru.forward(x.view(), Some(Array3::zeros((1, 2, H)).view())).unwrap();
+        gru.forward(Batch::new(x.view()).with_h0(random3([1, 2, H], 2).view())).unwrap();
+        let none = gru.forward(x.view()).unwrap();
+        let zeros =
+            gru.forward(Batch::new(x.view()).with_h0(Array3::zeros((1, 2, H)).view())).unwrap();
         assert_eq!(none, zeros, "{config}");
         if config.bias == Bias::Two {
             let mut params = params(&config);
             params.get_mut("bias_hh_l0").unwrap().fill(0.0);
-            assert_ne!(make(params).forward(x.view(), None).unwrap(), none, "{config}");
+            assert_ne!(make(params).forward(x.view()).unwrap(), none, "{config}");
         }
     });
 }

@@ -60,18 +60,20 @@ pub(super) fn check(
         h[first + state..].fill(f32::NAN);
     }
 
+    // A length of 0, 1 or 2 for each row.
+    let lengths: Vec<usize> = (0..batch).map(|row| STEPS - row % (STEPS + 1)).collect();
     let params64 = params.cast();
     let mut forward = start.map(f64::from);
     let mut backward = forward.clone();
     for direction in 0..shape.directions {
         let cell = Cell::new(&params64, 0, direction);
-        forward_twin(&cell, direction, shape, &mut forward);
+        forward_twin(&cell, direction, shape, &lengths, &mut forward);
     }
     backward.gates.clone_from(&forward.gates);
     backward.h.clone_from(&forward.h);
     for direction in 0..shape.directions {
         let cell = Cell::new(&params64, 0, direction);
-        backward_twin(&cell, direction, shape, &mut backward);
+        backward_twin(&cell, direction, shape, &lengths, &mut backward);
     }
 
     let plan = Plan::new(config, shape, Mode::Training)?;
@@ -80,7 +82,7 @@ pub(super) fn check(
         ("forward_step", plan.forward(), start, forward.clone()),
         ("backward_step", plan.backward(), forward.map(|v| v as f32), backward),
     ] {
-        let got = run(gpu, &plan, kernel, stages, &params, &input)?;
+        let got = run(gpu, &plan, kernel, stages, (&params, &lengths), &input)?;
         let subject = format!("{kernel}, {variant}");
         findings.compare_slices(&subject, &sizes, &got.gates, &expected.gates);
         findings.compare_slices(&subject, &sizes, &got.h, &expected.h);
@@ -89,29 +91,50 @@ pub(super) fn check(
     Ok(())
 }
 
-fn forward_twin(cell: &Cell<f64>, direction: usize, shape: Shape, c: &mut Contents<f64>) {
+fn forward_twin(
+    cell: &Cell<f64>,
+    direction: usize,
+    shape: Shape,
+    lengths: &[usize],
+    c: &mut Contents<f64>,
+) {
     let Shape { batch, hidden, .. } = shape;
     let mut next = vec![0.0; hidden];
     for step in 0..STEPS {
         let time = reference::time(step, direction, STEPS);
         let [before, after] =
             [reference::before, reference::after].map(|f| f(step, direction, STEPS));
-        for b in 0..batch {
+        for (b, &length) in lengths.iter().enumerate() {
             let state = |row: usize| ((direction * (STEPS + 1) + row) * batch + b) * hidden;
             let gates = ((direction * STEPS + time) * batch + b) * 4 * hidden;
             let gates = &mut c.gates[gates..][..4 * hidden];
-            cell.step(&c.h[state(before)..][..hidden], gates, &mut next);
+            let past = &c.h[state(before)..][..hidden];
+            if time < length {
+                cell.step(past, gates, &mut next);
+            } else {
+                gates.fill(0.0);
+                next.copy_from_slice(past);
+            }
             c.h[state(after)..][..hidden].copy_from_slice(&next);
         }
     }
 }
 
-fn backward_twin(cell: &Cell<f64>, direction: usize, shape: Shape, c: &mut Contents<f64>) {
+fn backward_twin(
+    cell: &Cell<f64>,
+    direction: usize,
+    shape: Shape,
+    lengths: &[usize],
+    c: &mut Contents<f64>,
+) {
     let Shape { batch, hidden, directions, .. } = shape;
     for step in (0..STEPS).rev() {
         let time = reference::time(step, direction, STEPS);
         let before = reference::before(step, direction, STEPS);
-        for b in 0..batch {
+        for (b, &length) in lengths.iter().enumerate() {
+            if time >= length {
+                continue;
+            }
             let dh = &mut c.carry[(direction * batch + b) * hidden..][..hidden];
             let dy = &c.dy[((time * batch + b) * directions + direction) * hidden..];
             dh.iter_mut().zip(dy).for_each(|(dh, dy)| *dh += dy);
@@ -151,7 +174,7 @@ fn run(
     plan: &Plan,
     kernel: &str,
     stages: &[Stage],
-    params: &Params,
+    (params, lengths): (&Params, &[usize]),
     input: &Contents<f32>,
 ) -> Result<Contents<f32>> {
     let of_kernel = |stage: &&Stage| stage.dispatches().0.iter().all(|d| d.kernel.name == kernel);
@@ -164,6 +187,9 @@ fn run(
     for (id, data) in ids.into_iter().zip(contents) {
         session.write(id, 0, data.len(), Some(data))?;
     }
+    let lengths: Vec<u32> = lengths.iter().map(|&length| length as u32).collect();
+    let id = session.plan().buffer("lengths").expect("every plan of a run has it");
+    session.write(id, 0, lengths.len(), Some(bytemuck::cast_slice(&lengths)))?;
     session.run(Pass::Forward)?;
     let parts: Vec<_> =
         ids.into_iter().zip(contents).skip(1).map(|(id, data)| (id, 0..data.len())).collect();

@@ -68,6 +68,7 @@ impl<'a> Planner<'a> {
         let axes = |one, both| if directions == 1 { one } else { both };
         let mut buffers = Buffers::default();
         let x = buffers.add("x", "[T, B, I]", rows * input, Role::Input);
+        let lengths = buffers.add("lengths", "[B]", batch, Role::Input);
         let params = buffers.add("params", "flat", layout.flat_len(), Role::Parameters);
         let zeros = buffers.add("zeros", "[3H]", 3 * hidden, Role::Zeros);
         let (mut layers, mut h) = (Vec::new(), Vec::new());
@@ -97,7 +98,7 @@ impl<'a> Planner<'a> {
             let dparams = buffers.add("dparams", "flat", layout.flat_len(), Role::Output);
             TrainingBuffers { dy, carry, dx, dparams }
         });
-        let run = RunBuffers { x, h, params, training };
+        let run = RunBuffers { x, lengths, h, params, training };
         Self { layout, shape, buffers, run, layers, zeros }
     }
 

@@ -57,6 +57,7 @@ impl Planner<'_> {
                     bias.unwrap_or(self.buffers.whole(self.zeros)),
                     self.buffers.whole(self.layers[layer].gates),
                     self.buffers.whole(self.run.h[layer]),
+                    self.buffers.whole(self.run.lengths),
                 ],
                 // Weights, biases, h, and the columns of gates read and written.
                 bytes: 4 * product([directions, gates.count(), hidden + 1 + 3 * rows, hidden]),
@@ -104,6 +105,7 @@ impl Planner<'_> {
                     self.buffers.whole(dy),
                     self.buffers.whole(self.layers[layer].gates),
                     self.buffers.whole(t.carry[layer]),
+                    self.buffers.whole(self.run.lengths),
                 ],
                 // Weights, the columns of gates read and written, h, dy, and carry twice.
                 bytes: 4 * product([directions, moved, hidden]),

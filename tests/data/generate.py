@@ -36,23 +36,25 @@ ACTIVATIONS = {  # of real and of complex numbers
 }
 
 
-def cell(p, name, x, h, reset, update, gate, candidate):
-    """The states [T, B, H] of one direction of one layer; absent biases count as zeros."""
+def cell(p, name, x, valid, h, reset, update, gate, candidate):
+    """The outputs [T, B, H] and the last state [B, H] of one direction of one layer, over the steps that are valid
+    [T, B]; absent biases count as zeros."""
     w_ir, w_iz, w_in = np.split(p[f"weight_ih{name}"], 3)
     w_hr, w_hz, w_hn = np.split(p[f"weight_hh{name}"], 3)
     b_ir, b_iz, b_in = np.split(p.get(f"bias_ih{name}", np.zeros(3 * H)), 3)
     b_hr, b_hz, b_hn = np.split(p.get(f"bias_hh{name}", np.zeros(3 * H)), 3)
     f, g, y = ACTIVATIONS[gate], ACTIVATIONS[candidate], []
-    for x_t in x:
+    for x_t, valid_t in zip(x, valid[:, :, None]):
         r = f(x_t @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
         z = f(x_t @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
         if reset == "before":
             n = g(x_t @ w_in.T + b_in + (r * h) @ w_hn.T + b_hn)
         else:
             n = g(x_t @ w_in.T + b_in + r * (h @ w_hn.T + b_hn))
-        h = (1 - z) * h + z * n if update == "overwrites" else z * h + (1 - z) * n
-        y.append(h)
-    return np.stack(y)
+        new = (1 - z) * h + z * n if update == "overwrites" else z * h + (1 - z) * n
+        h = np.where(valid_t, new, h)
+        y.append(np.where(valid_t, h, 0))
+    return np.stack(y), h
 
 
 def names(layers, directions):
@@ -60,17 +62,18 @@ def names(layers, directions):
     return [f"_l{l}{'_reverse' if d else ''}" for l in range(layers) for d in range(directions)]
 
 
-def gru(p, x, h0, reset, update, gate, candidate, layers, directions):
+def gru(p, x, h0, reset, update, gate, candidate, layers, directions, lengths):
     """y [T, B, D·H] and h_n [L·D, B, H] of a GRU with PyTorch-shaped parameters."""
     h_n, h0 = [], list(h0)
+    valid = np.arange(T)[:, None] < np.array(lengths)[None, :]
     for layer in range(layers):
         halves = []
         for direction in range(directions):
             name = names(layers, directions)[layer * directions + direction]
             order = slice(None, None, -1 if direction else 1)
-            states = cell(p, name, x[order], h0.pop(0), reset, update, gate, candidate)
-            h_n.append(states[-1])
-            halves.append(states[order])
+            y, last = cell(p, name, x[order], valid[order], h0.pop(0), reset, update, gate, candidate)
+            h_n.append(last)
+            halves.append(y[order])
         x = np.concatenate(halves, axis=-1)
     return x, np.stack(h_n)
 
@@ -108,13 +111,18 @@ def by_equations(p, a, *variant):
     return *gru(p, a["x"], a["h0"], *variant), grads
 
 
-def by_torch(p, a, layers, directions):
+def by_torch(p, a, layers, directions, lengths):
     model = torch.nn.GRU(
         I, H, layers, bias="bias_ih_l0" in p, bidirectional=directions == 2, dtype=torch.float64
     )
     model.load_state_dict({k: torch.tensor(v) for k, v in p.items()})
     x, h0 = (torch.tensor(a[k], requires_grad=True) for k in ("x", "h0"))
-    y, h_n = model(x, h0)
+    if lengths == [T] * B:
+        y, h_n = model(x, h0)
+    else:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+        y, h_n = model(packed, h0)
+        y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=T)
     ((torch.tensor(a["dy"]) * y).sum() + (torch.tensor(a["dh_n"]) * h_n).sum()).backward()
     grads = {k: v.grad.numpy() for k, v in model.named_parameters()}
     y, h_n = y.detach().numpy(), h_n.detach().numpy()
@@ -130,13 +138,15 @@ def write(name, cases):
     (HERE / name).write_text("[\n" + text + "\n]\n")
 
 
-def make(rng, reset, update, bias, layers=1, directions=1, gate="sigmoid", candidate="tanh"):
+def make(
+    rng, reset, update, bias, layers=1, directions=1, gate="sigmoid", candidate="tanh", lengths=[T] * B
+):
     """One case, and whether torch made it."""
     p, a = inputs(rng, bias, layers, directions)
-    y, h_n, grads = by_equations(p, a, reset, update, gate, candidate, layers, directions)
+    y, h_n, grads = by_equations(p, a, reset, update, gate, candidate, layers, directions, lengths)
     torch_has_it = (reset, update, gate, candidate) == ("after", "keeps", "sigmoid", "tanh") and bias != "one"
     if torch_has_it:
-        torch_y, torch_h_n, torch_grads = by_torch(p, a, layers, directions)
+        torch_y, torch_h_n, torch_grads = by_torch(p, a, layers, directions, lengths)
         np.testing.assert_allclose(y, torch_y, rtol=1e-12)
         np.testing.assert_allclose(h_n, torch_h_n, rtol=1e-12)
         for k in grads:
@@ -144,7 +154,7 @@ def make(rng, reset, update, bias, layers=1, directions=1, gate="sigmoid", candi
         y, h_n, grads = torch_y, torch_h_n, torch_grads
     case = {
         "reset": reset, "update": update, "bias": bias, "layers": layers, "directions": directions,
-        "gate": gate, "candidate": candidate,
+        "gate": gate, "candidate": candidate, "lengths": lengths,
         "params": {k: tensor(v) for k, v in p.items()},
         "inputs": {k: tensor(v) for k, v in a.items()},
         "y": tensor(y),
@@ -164,6 +174,12 @@ made += [
     make(rng, "before", "keeps", "two", 2, 1, "sigmoid", "relu"),
     make(rng, "after", "overwrites", "two", 1, 2, "hard sigmoid", "tanh"),
     make(rng, "before", "overwrites", "one", 1, 1, "tanh", "identity"),
+]
+made += [
+    make(rng, "after", "keeps", "two", 2, 2, lengths=[2, T]),  # torch wants at least 1
+    make(rng, "before", "overwrites", "one", 2, 2, lengths=[T - 1, 0]),
+    make(rng, "after", "overwrites", "two", 1, 2, lengths=[1, 3]),
+    make(rng, "before", "keeps", "two", 1, 2, lengths=[0, 2]),
 ]
 torch_cases = [case for case, by_torch in made if by_torch]
 equation_cases = [case for case, by_torch in made if not by_torch]

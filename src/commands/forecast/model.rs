@@ -88,7 +88,7 @@ impl Forecaster {
         [adam_gru, adam_head]: &mut [Adam; 2],
     ) -> Result<f32> {
         let targets = windows.targets(origins);
-        let (output, tape) = self.gru.forward_train(windows.inputs(origins).view(), None)?;
+        let (output, tape) = self.gru.forward_train(windows.inputs(origins).view())?;
         let h = output.h_n.index_axis(Axis(0), 0);
         let mut error = self.head(h);
         error -= &targets;
@@ -121,7 +121,7 @@ impl Forecaster {
         for (origins, mut rows) in
             origins.chunks(batch).zip(forecasts.axis_chunks_iter_mut(Axis(0), batch))
         {
-            let output = self.gru.forward(windows.inputs(origins).view(), None)?;
+            let output = self.gru.forward(windows.inputs(origins).view())?;
             let relative = self.head(output.h_n.index_axis(Axis(0), 0));
             for ((b, k), &value) in relative.indexed_iter() {
                 rows[[b, k]] = windows.absolute(origins[b], value);
