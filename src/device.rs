@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::adapter::AdapterInfo;
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
-use crate::plan::Limits;
 
 /// Where a model runs. Cheap to clone; clones of a GPU device share the open adapter.
 ///
@@ -107,6 +107,11 @@ impl Device {
         Err(failure)
     }
 
+    /// Every adapter of this machine.
+    pub fn adapters() -> Vec<AdapterInfo> {
+        gpu::adapters().iter().map(gpu::describe).collect()
+    }
+
     /// Why this device was taken.
     pub fn reason(&self) -> &str {
         &self.reason
@@ -192,40 +197,5 @@ impl FromStr for Device {
     /// Opens `auto`, `cpu`, `gpu` or `software`.
     fn from_str(word: &str) -> Result<Self> {
         word.parse::<DeviceKind>()?.open()
-    }
-}
-
-/// An adapter of this machine, open or not.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct AdapterInfo {
-    /// Its name, as the driver gives it.
-    pub name: String,
-    /// `Vulkan`, `Metal` or `DirectX 12`.
-    pub backend: String,
-    /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `unknown`.
-    pub kind: &'static str,
-    /// Whether it computes on the CPU. Such an adapter is never called a GPU.
-    pub software: bool,
-    /// The driver's name and version.
-    pub driver: String,
-    /// Its limits, as far as a plan has to keep them.
-    pub limits: Limits,
-    /// Optional features of interest to compute that it has, as wgpu names them.
-    pub features: Vec<&'static str>,
-    /// Lower is taken first.
-    pub(crate) rank: u32,
-}
-
-impl AdapterInfo {
-    /// Every adapter of this machine.
-    pub fn all() -> Vec<Self> {
-        gpu::adapters().iter().map(gpu::describe).collect()
-    }
-}
-
-impl fmt::Display for AdapterInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}, {})", self.name, self.kind, self.backend)
     }
 }

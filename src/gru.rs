@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::params::{Gradients, Init, Params};
 use crate::plan::{BufferId, Mode, RunBuffers};
 use crate::reference::{self, Trace};
-use crate::runner::{Pass, Runner, Session, SessionGuard};
+use crate::runner::{Runner, SessionGuard};
+use crate::session::{Pass, Session};
 
 /// What a forward pass gives.
 #[derive(Clone, Debug, PartialEq)]

@@ -25,10 +25,10 @@
 //! T time steps, B batch rows, I input size, H hidden size, L layers, D directions (1 or 2). Arrays are
 //! time-major and those of PyTorch: x `[T, B, I]`, y `[T, B, D·H]` with the forward half first, first
 //! and last states `[L·D, B, H]`, layer-major, forward before reverse. A cell is one direction of one
-//! layer. "Step" means time step. The
-//! gates r (reset), z (update) and n (candidate, h̃ in papers) are stacked in this order, as
-//! `[3H, ·]`, under PyTorch's names (`weight_ih_l0`, …). A gradient is `d` and the name of what it
-//! belongs to; `da_n` is that of the pre-activation of n. ⊙ is the elementwise product.
+//! layer. "Step" means time step. The gates r (reset), z (update) and n (candidate, h̃ in papers) are
+//! stacked in this order, as `[3H, ·]`, under PyTorch's names (`weight_ih_l0`, …). A gradient is `d` and
+//! the name of what it belongs to; `da_n` is that of the pre-activation of n. ⊙ is the elementwise
+//! product.
 //!
 //! # Equations
 //!
@@ -49,9 +49,9 @@
 //! | ONNX's default, `linear_before_reset=0` | before | keeps | two |
 //!
 //! All combinations work, forward and backward, on every device, and so do other functions in the
-//! place of σ and tanh ([`Activation`]). With z overwrites, the gradient
-//! through time is ∂h'/∂h = (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it
-//! flows straight through h.
+//! place of σ and tanh ([`Activation`]). With z overwrites, the gradient through time is
+//! ∂h'/∂h = (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it flows straight
+//! through h. A step past a row's length ([`Batch::lengths`]) leaves h as it is.
 //!
 //! # How data flows
 //!
@@ -64,8 +64,8 @@
 //! Forward, for each layer: one product x · W_ihᵀ over all steps, then a step is one dispatch (reset
 //! after) or two (reset before) that fuse the gates' recurrent products with the elementwise update,
 //! for both directions at once. Backward, for each layer from the last: the same number of dispatches
-//! a step, then one product each for dx, dW_ih and dW_hh, and column sums for the biases. No float atomics and a fixed order of additions: the same inputs on the same
-//! adapter give the same bits.
+//! a step, then one product each for dx, dW_ih and dW_hh, and column sums for the biases. No float
+//! atomics and a fixed order of additions: the same inputs on the same adapter give the same bits.
 //!
 //! Three buffers carry a layer's run. `h [D, T+1, B, H]`: forward, row t is step t's input and row
 //! t + 1 its output; reverse, row t + 1 is its input and row t its output. So the layer above, and the
@@ -90,9 +90,9 @@
 //! | `params.rs` | [`ParamLayout`], [`Params`], [`Gradients`]; initialisation |
 //! | `reference.rs` | [`mod@reference`]: forward and backward in plain loops, f32 and f64 |
 //! | `shaders/*.wgsl`, `kernels.rs` | the kernels, and a row for each that tests hold against the WGSL |
-//! | `plan.rs`, `plan/` | [`plan::Plan`]: stages, steps, products, limits and text, by arithmetic alone |
-//! | `gpu.rs` | an open adapter: pipelines, upload, download, faults |
-//! | `runner.rs` | runs a plan; the sessions a model keeps |
+//! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, limits and text, by arithmetic alone |
+//! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload and download |
+//! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `device.rs`, `gru.rs` | [`Device`], [`Gru`], [`Tape`]: what a user holds |
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
 //! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
@@ -110,7 +110,8 @@
 //! - Activations with parameters of their own, such as leaky ReLU; f16.
 //! - Model files of any format.
 //! - The CPU device runs [`mod@reference`] on one thread. It is meant to be right, not fast.
-//! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind.
+//! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind. A step
+//!   takes 256 bytes of arguments a dispatch, so WebGPU's default limits end at some 260,000 steps.
 //!
 //! # Features
 //!
@@ -119,6 +120,7 @@
 
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used))]
 
+mod adapter;
 mod batch;
 pub mod check;
 mod config;
@@ -132,10 +134,13 @@ mod params;
 pub mod plan;
 pub mod reference;
 mod runner;
+mod session;
+mod transfer;
 
+pub use adapter::AdapterInfo;
 pub use batch::Batch;
 pub use config::{Activation, Bias, GruConfig, Reset, Shape, Update};
-pub use device::{AdapterInfo, Device, DeviceKind};
+pub use device::{Device, DeviceKind};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};
 pub use optim::{Adam, clip_global_norm};

@@ -17,6 +17,7 @@
 
 mod display;
 mod limits;
+mod planner;
 mod products;
 mod stages;
 mod steps;

@@ -6,7 +6,7 @@ use crate::gpu::Gpu;
 use crate::plan::{
     BufferId, Buffers, Operand, Plan, Role, Stage, Start, column_sum, matmul, matmul_in_pieces,
 };
-use crate::runner::{Pass, Session};
+use crate::session::{Pass, Session};
 
 /// Cut along every axis, as a product is whose work or size is too much for one dispatch.
 const CUT: [usize; 3] = [65, 97, 50];

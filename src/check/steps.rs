@@ -7,7 +7,7 @@ use crate::gpu::Gpu;
 use crate::params::{Init, Params};
 use crate::plan::{Dispatch, Mode, Plan, Stage};
 use crate::reference::{self, Cell};
-use crate::runner::{Pass, Session};
+use crate::session::{Pass, Session};
 
 /// Two, so that each kernel also reads what it wrote.
 const STEPS: usize = 2;

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
-use gru_wgpu::{AdapterInfo, DeviceKind, plan::Limits};
+use gru_wgpu::{AdapterInfo, Device, DeviceKind, plan::Limits};
 use serde_json::json;
 
 /// List the adapters of this machine, their limits and features, and what `--device` takes and why.
@@ -16,7 +16,7 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
-    let adapters = AdapterInfo::all();
+    let adapters = Device::adapters();
     // A device that does not open is told of among the rest, which helps to see why.
     let device = kind.open();
     let word = format!("{kind:?}").to_lowercase();

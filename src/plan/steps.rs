@@ -1,7 +1,7 @@
 //! The dispatches inside the loops over time: one step of all rows and both directions of a layer.
 
+use super::planner::Planner;
 use super::products::{DISPATCH_FLOPS, MAX_WORKGROUPS, chunks, padded_outputs, product, tiles};
-use super::stages::Planner;
 use super::{Dispatch, Slice, TrainingBuffers};
 use crate::config::{Shape, Update};
 use crate::kernels::{BACKWARD_STEP, BackwardStepArgs, FORWARD_STEP, ForwardStepArgs, Kernel};
@@ -55,7 +55,7 @@ impl Planner<'_> {
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     bias.unwrap_or(self.buffers.whole(self.zeros)),
-                    self.buffers.whole(self.layers[layer].gates),
+                    self.gates(layer),
                     self.buffers.whole(self.run.h[layer]),
                     self.buffers.whole(self.run.lengths),
                 ],
@@ -103,7 +103,7 @@ impl Planner<'_> {
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.h[layer]),
                     self.buffers.whole(dy),
-                    self.buffers.whole(self.layers[layer].gates),
+                    self.gates(layer),
                     self.buffers.whole(t.carry[layer]),
                     self.buffers.whole(self.run.lengths),
                 ],
