@@ -26,7 +26,7 @@ use windows::Windows;
 ///
 /// Reads one numeric column of a CSV file, holds out its last part, trains a GRU with a linear head
 /// on windows of the rest, forecasts the held-out part from every row of it, and writes
-/// forecast.svg and loss.svg.
+/// forecast.svg and loss.svg. Missing values are filled by straight lines first, wherever they are.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  \
     gru forecast data/mauna_loa_co2_weekly.csv\n  \
