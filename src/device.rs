@@ -199,3 +199,19 @@ impl FromStr for Device {
         word.parse::<DeviceKind>()?.open()
     }
 }
+
+/// The adapter that unit tests run on, open anew: what GRU_DEVICE says, or else a hardware GPU, or
+/// else a software adapter.
+#[cfg(test)]
+pub(crate) fn test_device() -> (Device, Gpu) {
+    let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
+    let opened = match word {
+        Some(word) => word.parse(),
+        None => Device::gpu().or_else(|_| Device::software()),
+    };
+    let device: Device = opened.expect("this test needs a GPU or a software adapter");
+    match device.target().clone() {
+        Target::Gpu(gpu) => (device, gpu),
+        Target::Cpu => panic!("GRU_DEVICE={device} is no adapter; this test needs one"),
+    }
+}

@@ -365,11 +365,11 @@ fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::test_device;
 
     #[test]
     fn a_lost_device_is_said_to_be_lost_by_every_call() {
-        let device = Device::gpu().or_else(|_| Device::software()).expect("tests need an adapter");
-        let Target::Gpu(gpu) = device.target() else { unreachable!("opened as an adapter") };
+        let (device, gpu) = test_device();
         let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
         let x = Array3::ones((4, 2, 2));
         let (_, tape) = gru.forward_train(x.view()).unwrap();
@@ -389,8 +389,7 @@ mod tests {
 
     #[test]
     fn an_error_goes_to_the_thread_that_caused_it() {
-        let device = Device::gpu().or_else(|_| Device::software()).expect("tests need an adapter");
-        let Target::Gpu(gpu) = device.target() else { unreachable!("opened as an adapter") };
+        let (device, gpu) = test_device();
         let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
         let x = Array3::ones((4, 2, 2));
         std::thread::scope(|scope| {

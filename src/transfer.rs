@@ -122,13 +122,12 @@ impl Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Device, Target};
+    use crate::device::test_device;
 
     /// More than one staging buffer holds, in parts that end inside and across its chunks.
     #[test]
     fn large_transfers_arrive_whole_and_in_order() {
-        let device = Device::gpu().or_else(|_| Device::software()).expect("tests need an adapter");
-        let Target::Gpu(gpu) = device.target() else { unreachable!("opened as an adapter") };
+        let (_, gpu) = test_device();
         let len = CHUNK_BYTES / 4 * 2 + 12_345;
         let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
         let buffer = gpu.buffer("test", len, wgpu::BufferUsages::STORAGE);
