@@ -95,7 +95,7 @@ struct Inner {
 type PipelineKey = (&'static str, Vec<u32>);
 
 /// A poisoned lock only means that another thread panicked between two whole updates.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -166,7 +166,7 @@ impl Gpu {
         self.poll(wgpu::PollType::wait_indefinitely()).and_then(|()| self.check_lost())
     }
 
-    pub fn check_lost(&self) -> Result<()> {
+    fn check_lost(&self) -> Result<()> {
         match lock(&self.inner.lost).clone() {
             Some(reason) => Err(Error::DeviceLost(reason)),
             None => Ok(()),
@@ -174,7 +174,7 @@ impl Gpu {
     }
 
     /// Polls the device. wgpu panics where the driver itself reports a loss.
-    pub fn poll(&self, kind: wgpu::PollType) -> Result<()> {
+    fn poll(&self, kind: wgpu::PollType) -> Result<()> {
         let device = &self.inner.device;
         match std::panic::catch_unwind(AssertUnwindSafe(|| device.poll(kind))) {
             Ok(polled) => {

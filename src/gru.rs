@@ -144,8 +144,8 @@ impl Gru {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`] when the
-    /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the device, and
-    /// the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
+    /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the
+    /// device, and the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
     pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
         let batch = batch.into();
         let shape = self.check(&batch)?;

@@ -1,10 +1,10 @@
 //! [`Runner`]: what the sessions of one model share, and the sessions at rest.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::config::{GruConfig, Shape};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, lock};
 use crate::params::{ParamLayout, Params};
 use crate::plan::{Mode, Plan};
 use crate::session::Session;
@@ -69,7 +69,7 @@ impl Runner {
     ) -> Result<SessionGuard> {
         let key = (shape, mode);
         let resting = {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut idle = lock(&self.idle);
             let at = idle.iter().position(|lease| lease.key == key);
             at.map(|at| idle.remove(at))
         };
@@ -80,7 +80,7 @@ impl Runner {
                 let session = match Session::new(&self.gpu, plan.clone(), Some(&self.params)) {
                     // The sessions at rest may hold what is missing.
                     Err(Error::OutOfMemory(_)) => {
-                        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        lock(&self.idle).clear();
                         self.gpu.wait()?;
                         Session::new(&self.gpu, plan, Some(&self.params))?
                     }
@@ -89,7 +89,7 @@ impl Runner {
                 Lease { key, session }
             }
         };
-        let mut uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uploaded = lock(&self.uploaded);
         if *uploaded != Some(version) {
             *uploaded = None;
             let upload = || {
@@ -119,7 +119,7 @@ impl std::ops::DerefMut for SessionGuard {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&self.idle);
         idle.extend(self.lease.take().filter(|lease| !lease.session.is_broken()));
         // The one at rest for longest goes.
         if idle.len() > IDLE_SESSIONS {

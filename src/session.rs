@@ -126,13 +126,15 @@ impl Session {
             Pass::Forward => ("forward", &self.forward),
             Pass::Backward => ("backward", &self.backward),
         };
-        let mut encoder = self.gpu.encoder(name);
-        for (buffer, range) in clears {
-            let (offset, size) = (4 * range.start as u64, 4 * range.len() as u64);
-            encoder.clear_buffer(&self.buffers[buffer.0], offset, Some(size));
-        }
+        let mut clears = clears.iter();
         let mut calls = stages.iter().flat_map(Prepared::calls).peekable();
         while calls.peek().is_some() {
+            let mut encoder = self.gpu.encoder(name);
+            // All of them ahead of the first pass.
+            for (buffer, range) in clears.by_ref() {
+                let (offset, size) = (4 * range.start as u64, 4 * range.len() as u64);
+                encoder.clear_buffer(&self.buffers[buffer.0], offset, Some(size));
+            }
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some(&format!("gru.{name}")),
                 timestamp_writes: None,
@@ -149,8 +151,7 @@ impl Session {
                 dispatches += 1;
             }
             drop(pass);
-            let done = std::mem::replace(&mut encoder, self.gpu.encoder(name));
-            self.gpu.submit(done.finish());
+            self.gpu.submit(encoder.finish());
         }
     }
 

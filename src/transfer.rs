@@ -104,8 +104,7 @@ impl Gpu {
     fn wait_for<T>(&self, receiver: &mpsc::Receiver<T>) -> Result<T> {
         const PAUSE: Duration = Duration::from_millis(5);
         loop {
-            self.poll(wgpu::PollType::wait_indefinitely())?;
-            self.check_lost()?;
+            self.wait()?;
             match receiver.recv_timeout(PAUSE) {
                 Ok(result) => return Ok(result),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}

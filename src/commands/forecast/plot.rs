@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Result, anyhow};
+use plotters::chart::MeshStyle;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -64,12 +65,8 @@ pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
             .x_label_area_size(48)
             .y_label_area_size(88)
             .build_cartesian_2d(1.0..end, (low / 1.25..high * 1.25).log_scale().base(2.0))?;
-        chart
-            .configure_mesh()
-            .bold_line_style(GRID)
-            .light_line_style(WHITE)
-            .axis_style(INK)
-            .label_style((FONT, 15).into_font().color(&INK))
+        let mut mesh = chart.configure_mesh();
+        plain(&mut mesh)
             .y_labels(24)
             .x_labels(losses.len().clamp(2, 12))
             .x_desc("epoch")
@@ -206,16 +203,22 @@ type Chart<'a, 'b> = ChartContext<
     Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
 >;
 
+/// What all axes look like.
+fn plain<'m, 'a, 'b, X: Ranged, Y: Ranged, Backend: DrawingBackend>(
+    mesh: &'m mut MeshStyle<'a, 'b, X, Y, Backend>,
+) -> &'m mut MeshStyle<'a, 'b, X, Y, Backend> {
+    mesh.bold_line_style(GRID)
+        .light_line_style(WHITE)
+        .axis_style(INK)
+        .label_style((FONT, 15).into_font().color(&INK))
+}
+
 /// `most` is how many labels the horizontal axis has room or use for.
 fn mesh(chart: &mut Chart, x: &str, y: &str, most: usize) -> Drawn {
     let Range { start, end } = chart.x_range();
     let decimals = if end - start < most.min(14) as f64 / 2.0 { 1 } else { 0 };
-    chart
-        .configure_mesh()
-        .bold_line_style(GRID)
-        .light_line_style(WHITE)
-        .axis_style(INK)
-        .label_style((FONT, 15).into_font().color(&INK))
+    let mut mesh = chart.configure_mesh();
+    plain(&mut mesh)
         .x_labels(most.clamp(2, 14))
         .y_labels(7)
         .x_desc(x)
