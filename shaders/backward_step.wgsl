@@ -11,74 +11,19 @@
 //     dpast = da_n r        da_r = da_n past r′
 // Reset before: two. GATES_RZ alone does the above; then GATE_N alone, as da_r needs every da_n:
 //     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r′    carry += d(rh) r
-// At s = 0 carry becomes dh0.
+// Where step s started afresh, dh[s] without dy is the reset state's and does not go further back.
 //
-// The gradients overwrite gates in place: da_r, da_z, da_n and, reset after, dpast in the fourth
-// column (with reset before it keeps r ⊙ h). The twin is Cell::step_backward.
-//
-// The directions of a layer are independent; workgroups' z tells them apart. The reverse one (z = 1)
-// has its step 0 at the last time, and its tensors one direction's size after the forward one's.
-//
-// A workgroup makes UNITS hidden units of ROWS batch rows; a thread owns one unit of four rows.
+// dstates holds dh_n in the place of the last states, which becomes the carry; in the end dh0 lies in
+// that of the first ones, and that of the reset states has been added to. The gradients overwrite gates
+// in place: da_r, da_z, da_n and, reset after, dpast in the fourth column (with reset before it keeps
+// r ⊙ h). The twin is Cell::backward_steps.
 
-override GATES_RZ: bool = true;
-override GATE_N: bool = true;
-override Z_KEEPS: bool = true;
-override GATE_ACTIVATION: u32 = SIGMOID; // of r and z
-override CANDIDATE_ACTIVATION: u32 = TANH; // of n
-
-const UNITS: u32 = 16u;
-const ROWS: u32 = 16u;
-const DEPTH: u32 = 16u;
-const QUADS: u32 = ROWS / 4u;
-const THREADS: u32 = UNITS * QUADS;
-
-struct Args {
-    steps: u32, // T
-    batch: u32,
-    hidden: u32,
-    directions: u32, // D
-    row_first: u32, // the first batch row of this dispatch
-    weight_apart: u32, // elements from a weight to the same one of the reverse direction
-    step: u32, // s, the state
-}
-
-@group(0) @binding(0) var<storage, read> args: Args;
-@group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [D, 3H, H]
-@group(0) @binding(2) var<storage, read> h: array<f32>; // [D, T+1, B, H]
-@group(0) @binding(3) var<storage, read> dy: array<f32>; // [T, B, D·H]
-@group(0) @binding(4) var<storage, read_write> gates: array<f32>; // [D, T, B, 4H]
-@group(0) @binding(5) var<storage, read_write> carry: array<f32>; // [D, B, H]: dh_n in, dh0 out
-@group(0) @binding(6) var<storage, read> lengths: array<u32>; // [B]
+@group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], where each step started
+@group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
+@group(0) @binding(6) var<storage, read_write> dstates: array<f32>; // of first, reset, last [L·D, B, H]
 
 var<workgroup> d_slice: array<vec4<f32>, DEPTH * QUADS>; // [DEPTH][QUADS], four rows each
 var<workgroup> weight_slice: array<f32, DEPTH * UNITS>; // [DEPTH][UNITS]
-
-// The direction of this workgroup.
-var<private> direction: u32;
-
-fn time(step: u32) -> u32 {
-    return select(step, args.steps - 1u - step, direction == 1u);
-}
-
-fn gates_at(step: u32, row: u32, column: u32) -> u32 {
-    return ((direction * args.steps + time(step)) * args.batch + row) * 4u * args.hidden + column;
-}
-
-fn carry_at(row: u32, unit: u32) -> u32 {
-    return (direction * args.batch + row) * args.hidden + unit;
-}
-
-// The state that a step turned into the next.
-fn before(step: u32, row: u32, unit: u32) -> f32 {
-    let state = direction * (args.steps + 1u) + time(step) + direction;
-    return h[(state * args.batch + row) * args.hidden + unit];
-}
-
-fn load_dy(step: u32, row: u32, unit: u32) -> f32 {
-    let at = (time(step) * args.batch + row) * args.directions + direction;
-    return dy[at * args.hidden + unit];
-}
 
 // How many products a unit sums: the gates whose recurrent product leads to this dispatch's dh.
 fn product_depth() -> u32 {
@@ -97,12 +42,12 @@ fn load_d(row: u32, k: u32, depth: u32) -> f32 {
         return 0.0;
     }
     if !GATES_RZ {
-        return gates[gates_at(args.step - 1u, row, 2u * args.hidden + k)]; // da_n
+        return gates[gates_at(time(args.step - 1u), row, 2u * args.hidden + k)]; // da_n
     }
     if k >= 2u * args.hidden {
-        return gates[gates_at(args.step, row, args.hidden + k)]; // dpast, past the n column
+        return gates[gates_at(time(args.step), row, args.hidden + k)]; // dpast, past the n column
     }
-    return gates[gates_at(args.step, row, k)]; // da_r, da_z
+    return gates[gates_at(time(args.step), row, k)]; // da_r, da_z
 }
 
 fn load_weight(k: u32, unit: u32, depth: u32) -> f32 {
@@ -126,21 +71,25 @@ fn stage(row0: u32, unit0: u32, k0: u32, depth: u32, thread: u32) {
 
 // dh of one unit of one row is whole: through the step that made this state.
 fn through_step(row: u32, unit: u32, product: f32) {
-    let at = carry_at(row, unit);
-    var dh = carry[at] + product;
+    let at = state_at(args.last_state, row, unit);
+    var dh = dstates[at] + product;
+    if args.step < args.steps && restarts(time(args.step), row) {
+        dstates[state_at(args.reset_state, row, unit)] += dh;
+        dh = 0.0;
+    }
     if args.step == 0u {
-        carry[at] = dh;
+        dstates[state_at(args.first_state, row, unit)] = dh;
         return;
     }
-    let step = args.step - 1u;
-    if time(step) >= lengths[row] {
+    let time = time(args.step - 1u);
+    if is_padding(time, row) {
         // The step did nothing: its gates are 0 and dy is padding.
-        carry[at] = dh;
+        dstates[at] = dh;
         return;
     }
-    let past = before(step, row, unit);
-    dh += load_dy(step, row, unit);
-    let at_r = gates_at(step, row, unit);
+    let past = h[h_at(time, row, unit)];
+    dh += dy[output_at(time, row, unit)] * dropout_factor(time, row, unit);
+    let at_r = gates_at(time, row, unit);
     let at_z = at_r + args.hidden;
     let at_n = at_z + args.hidden;
     let z = gates[at_z];
@@ -148,9 +97,16 @@ fn through_step(row: u32, unit: u32, product: f32) {
     let keep = select(1.0 - z, z, Z_KEEPS);
     let take = select(z, 1.0 - z, Z_KEEPS);
     let toward_n = select(n - past, past - n, Z_KEEPS); // ∂h'/∂z
-    let da_n = dh * take * slope(CANDIDATE_ACTIVATION, n);
-    carry[at] = dh * keep;
-    gates[at_z] = dh * toward_n * slope(GATE_ACTIVATION, z);
+    var dnew = dh;
+    var carry = dh * keep;
+    if ZONEOUT != NO_ZONEOUT {
+        let zone = zone(time, row, unit);
+        dnew = dh * (1.0 - zone);
+        carry = dh * zone + dnew * keep;
+    }
+    let da_n = dnew * take * slope(CANDIDATE_ACTIVATION, n);
+    dstates[at] = carry;
+    gates[at_z] = dnew * toward_n * slope(GATE_ACTIVATION, z);
     gates[at_n] = da_n;
     if GATE_N {
         let at_past = at_n + args.hidden;
@@ -162,15 +118,14 @@ fn through_step(row: u32, unit: u32, product: f32) {
 
 // Reset before: d(r ⊙ h) of one unit of one row is whole.
 fn through_reset(row: u32, unit: u32, drh: f32) {
-    let at = carry_at(row, unit);
-    let step = args.step - 1u;
-    if time(step) >= lengths[row] {
+    let time = time(args.step - 1u);
+    if is_padding(time, row) {
         return;
     }
-    let at_r = gates_at(step, row, unit);
+    let at_r = gates_at(time, row, unit);
     let r = gates[at_r];
-    carry[at] += drh * r;
-    gates[at_r] = drh * before(step, row, unit) * slope(GATE_ACTIVATION, r);
+    dstates[state_at(args.last_state, row, unit)] += drh * r;
+    gates[at_r] = drh * h[h_at(time, row, unit)] * slope(GATE_ACTIVATION, r);
 }
 
 fn finish(row: u32, unit: u32, product: f32) {

@@ -1,4 +1,5 @@
-// Shared by every kernel: the activations, in forms that neither overflow nor cancel.
+// Shared by every kernel: the activations, in forms that neither overflow nor cancel, and a generator
+// of random numbers.
 //
 // WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44) and is coarse on some
 // adapters; exp of a number that is never positive does neither.
@@ -57,4 +58,28 @@ fn slope(kind: u32, value: f32) -> f32 {
         case HARD_SIGMOID: { return select(0.0, 0.2, value > 0.0 && value < 1.0); }
         default: { return 1.0; }
     }
+}
+
+// The high word of a product: WGSL has no integer of 64 bits.
+fn multiply_high(a: u32, b: u32) -> u32 {
+    let low = vec2(a & 0xffffu, b & 0xffffu);
+    let high = vec2(a >> 16u, b >> 16u);
+    let middle = high.x * low.y + ((low.x * low.y) >> 16u);
+    let carry = low.x * high.y + (middle & 0xffffu);
+    return high.x * high.y + (middle >> 16u) + (carry >> 16u);
+}
+
+// Philox4x32-10 (Salmon et al. 2011): four random words from a counter and a key.
+fn philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
+    var c = counter;
+    var key = seed;
+    for (var round = 0u; round < 10u; round++) {
+        let high0 = multiply_high(0xd2511f53u, c.x);
+        let high1 = multiply_high(0xcd9e8d57u, c.z);
+        c = vec4(
+            high1 ^ c.y ^ key.x, 0xcd9e8d57u * c.z,
+            high0 ^ c.w ^ key.y, 0xd2511f53u * c.x);
+        key += vec2(0x9e3779b9u, 0xbb67ae85u);
+    }
+    return c;
 }

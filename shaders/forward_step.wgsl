@@ -9,86 +9,60 @@
 //     n = tanh(gates_n + W_hn past + b_hn)      h' from z, n, h
 //
 // gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are overwritten
-// in place by the activations, by the very thread that read them. The twin is Cell::step. Times past
-// a row's length are skipped.
+// in place by the activations, by the very thread that read them. The twin is Cell::forward_steps.
 //
-// The directions of a layer are independent; workgroups' z tells them apart. The reverse one (z = 1)
-// runs from the last time to the first, its tensors lie one direction's size after the forward one's.
+// The first step takes its state from states, the last one leaves its own there; in between, a step's
+// result goes to h as the state that the next step starts from, which after a restart is another. So
+// h holds what dW_hh needs.
 //
-// A workgroup makes UNITS hidden units of ROWS batch rows. A thread owns one unit of four rows: for
-// each k one vec4 of the past and one weight a gate feed four multiply-adds a gate.
+// For each k, one vec4 of the past and one weight a gate feed four multiply-adds a gate.
 
-override GATES_RZ: bool = true;
-override GATE_N: bool = true;
-override Z_KEEPS: bool = true;
-override GATE_ACTIVATION: u32 = SIGMOID; // of r and z
-override CANDIDATE_ACTIVATION: u32 = TANH; // of n
-
-const UNITS: u32 = 16u;
-const ROWS: u32 = 16u;
-const DEPTH: u32 = 16u;
-const QUADS: u32 = ROWS / 4u;
-const THREADS: u32 = UNITS * QUADS;
 // One more than DEPTH, so that the units of one k fall into different banks.
 const PITCH: u32 = DEPTH + 1u;
 
-struct Args {
-    steps: u32, // T
-    batch: u32,
-    hidden: u32,
-    row_first: u32, // the first batch row of this dispatch
-    weight_apart: u32, // elements from a weight to the same one of the reverse direction
-    bias_apart: u32,
-    step: u32, // the direction's own: its first is 0
-}
-
-@group(0) @binding(0) var<storage, read> args: Args;
-@group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [D, 3H, H]
-@group(0) @binding(2) var<storage, read> bias_hh: array<f32>; // [D, 3H]
-@group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, T, B, 4H]: r, z, n, past
-// [D, T+1, B, H]. Forward, time t reads row t and writes row t + 1; reverse, the other way round.
-@group(0) @binding(4) var<storage, read_write> h: array<f32>;
-@group(0) @binding(5) var<storage, read> lengths: array<u32>; // [B]
+@group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
+@group(0) @binding(5) var<storage, read_write> h: array<f32>; // [D, h_times·B, H]
+@group(0) @binding(6) var<storage, read_write> states: array<f32>; // first, reset and last [L·D, B, H]
+@group(0) @binding(7) var<storage, read_write> y: array<f32>; // [T·B, D·H]
 
 var<workgroup> past_slice: array<vec4<f32>, DEPTH * QUADS>; // [DEPTH][QUADS], four rows each
 var<workgroup> weight_slice: array<f32, 3u * UNITS * PITCH>; // [gate][UNITS][DEPTH]
-
-// The direction of this workgroup.
-var<private> direction: u32;
-
-fn time() -> u32 {
-    return select(args.step, args.steps - 1u - args.step, direction == 1u);
-}
-
-fn gates_at(row: u32, column: u32) -> u32 {
-    return ((direction * args.steps + time()) * args.batch + row) * 4u * args.hidden + column;
-}
-
-fn h_at(state: u32, row: u32, unit: u32) -> u32 {
-    return ((direction * (args.steps + 1u) + state) * args.batch + row) * args.hidden + unit;
-}
-
-fn before_at(row: u32, unit: u32) -> u32 {
-    return h_at(time() + direction, row, unit);
-}
-
-fn after_at(row: u32, unit: u32) -> u32 {
-    return h_at(time() + 1u - direction, row, unit);
-}
 
 fn bias(gate: u32, unit: u32) -> f32 {
     return bias_hh[direction * args.bias_apart + gate * args.hidden + unit];
 }
 
+// The state that the step starts from.
+fn load_state(time: u32, row: u32, unit: u32) -> f32 {
+    if args.step > 0u {
+        return h[h_at(time, row, unit)];
+    }
+    return states[state_at(select(args.first_state, args.reset_state, restarts(time, row)), row, unit)];
+}
+
+// Where the step's result goes: the next step's start, or the end.
+fn store_state(row: u32, unit: u32, value: f32) {
+    if args.step + 1u == args.steps {
+        states[state_at(args.last_state, row, unit)] = value;
+        return;
+    }
+    let next = time(args.step + 1u);
+    var start = value;
+    if restarts(next, row) {
+        start = states[state_at(args.reset_state, row, unit)];
+    }
+    h[h_at(next, row, unit)] = start;
+}
+
 // What the weights are multiplied with: h, or r ⊙ h where the candidate comes in its own dispatch.
-fn load_past(row: u32, k: u32) -> f32 {
+fn load_past(time: u32, row: u32, k: u32) -> f32 {
     if row >= args.batch || k >= args.hidden {
         return 0.0;
     }
     if GATES_RZ {
-        return h[before_at(row, k)];
+        return load_state(time, row, k);
     }
-    return gates[gates_at(row, 3u * args.hidden + k)];
+    return gates[gates_at(time, row, 3u * args.hidden + k)];
 }
 
 fn stage_weight(gate: u32, unit0: u32, k0: u32, thread: u32) {
@@ -104,11 +78,12 @@ fn stage_weight(gate: u32, unit0: u32, k0: u32, thread: u32) {
     }
 }
 
-fn stage(row0: u32, unit0: u32, k0: u32, thread: u32) {
+fn stage(time: u32, row0: u32, unit0: u32, k0: u32, thread: u32) {
     let row = row0 + thread / DEPTH * 4u;
     let k = k0 + thread % DEPTH;
     past_slice[(thread % DEPTH) * QUADS + thread / DEPTH] = vec4(
-        load_past(row, k), load_past(row + 1u, k), load_past(row + 2u, k), load_past(row + 3u, k));
+        load_past(time, row, k), load_past(time, row + 1u, k),
+        load_past(time, row + 2u, k), load_past(time, row + 3u, k));
     if GATES_RZ {
         stage_weight(0u, unit0, k0, thread);
         stage_weight(1u, unit0, k0, thread);
@@ -119,7 +94,8 @@ fn stage(row0: u32, unit0: u32, k0: u32, thread: u32) {
 }
 
 // Past a row's length: the state stays, and gates of 0 pass no gradient on.
-fn skip(at_r: u32, before: f32, at_after: u32) {
+fn skip(time: u32, row: u32, unit: u32, before: f32) {
+    let at_r = gates_at(time, row, unit);
     if GATES_RZ {
         gates[at_r] = 0.0;
         gates[at_r + args.hidden] = 0.0;
@@ -127,24 +103,28 @@ fn skip(at_r: u32, before: f32, at_after: u32) {
     }
     if GATE_N {
         gates[at_r + 2u * args.hidden] = 0.0;
-        h[at_after] = before;
+        y[output_at(time, row, unit)] = 0.0;
+        store_state(row, unit, before);
     }
 }
 
 // The elementwise part for one unit of one row, from the products with the past.
-fn update(row: u32, unit: u32, product: vec3<f32>) {
+fn update(time: u32, row: u32, unit: u32, product: vec3<f32>) {
     if row >= args.batch {
         return;
     }
-    let at_r = gates_at(row, unit);
+    let before = load_state(time, row, unit);
+    if GATES_RZ && args.step == 0u {
+        h[h_at(time, row, unit)] = before;
+    }
+    if is_padding(time, row) {
+        skip(time, row, unit, before);
+        return;
+    }
+    let at_r = gates_at(time, row, unit);
     let at_z = at_r + args.hidden;
     let at_n = at_z + args.hidden;
     let at_past = at_n + args.hidden;
-    let before = h[before_at(row, unit)];
-    if time() >= lengths[row] {
-        skip(at_r, before, after_at(row, unit));
-        return;
-    }
     if GATES_RZ {
         let r = activate(GATE_ACTIVATION, gates[at_r] + product.x + bias(0u, unit));
         gates[at_r] = r;
@@ -165,7 +145,13 @@ fn update(row: u32, unit: u32, product: vec3<f32>) {
         let z = gates[at_z];
         let keep = select(1.0 - z, z, Z_KEEPS);
         let take = select(z, 1.0 - z, Z_KEEPS);
-        h[after_at(row, unit)] = keep * before + take * n;
+        var after = keep * before + take * n;
+        if ZONEOUT != NO_ZONEOUT {
+            let zone = zone(time, row, unit);
+            after = zone * before + (1.0 - zone) * after;
+        }
+        y[output_at(time, row, unit)] = after * dropout_factor(time, row, unit);
+        store_state(row, unit, after);
     }
 }
 
@@ -175,6 +161,7 @@ fn main(
     @builtin(local_invocation_index) thread: u32,
 ) {
     direction = group.z;
+    let time = time(args.step);
     let unit0 = group.x * UNITS;
     let row0 = args.row_first + group.y * ROWS;
     let unit = thread % UNITS;
@@ -184,7 +171,7 @@ fn main(
     var z = vec4<f32>();
     var n = vec4<f32>();
     for (var k0 = 0u; k0 < args.hidden; k0 += DEPTH) {
-        stage(row0, unit0, k0, thread);
+        stage(time, row0, unit0, k0, thread);
         workgroupBarrier();
         for (var k = 0u; k < DEPTH; k++) {
             let past = past_slice[k * QUADS + quad];
@@ -200,9 +187,9 @@ fn main(
     }
     if unit0 + unit < args.hidden {
         let row = row0 + quad * 4u;
-        update(row, unit0 + unit, vec3(r.x, z.x, n.x));
-        update(row + 1u, unit0 + unit, vec3(r.y, z.y, n.y));
-        update(row + 2u, unit0 + unit, vec3(r.z, z.z, n.z));
-        update(row + 3u, unit0 + unit, vec3(r.w, z.w, n.w));
+        update(time, row, unit0 + unit, vec3(r.x, z.x, n.x));
+        update(time, row + 1u, unit0 + unit, vec3(r.y, z.y, n.y));
+        update(time, row + 2u, unit0 + unit, vec3(r.z, z.z, n.z));
+        update(time, row + 3u, unit0 + unit, vec3(r.w, z.w, n.w));
     }
 }

@@ -13,7 +13,7 @@ mod steps;
 use ndarray::{ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-use crate::config::{Activation, GruConfig, Shape};
+use crate::config::{Activation, GruConfig, Layout, Shape};
 use crate::device::{Device, Target};
 use crate::error::Result;
 
@@ -116,8 +116,16 @@ impl Findings {
 /// # Errors
 /// What the device reports. A wrong number is a [`Finding`], not an error.
 pub fn run(device: &Device) -> Result<Vec<Finding>> {
-    let mut findings = kernels(device)?;
-    findings.extend(models(device)?);
+    pollster::block_on(run_async(device))
+}
+
+/// As [`run`], for where blocking is not possible.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
+    let mut findings = kernels_async(device).await?;
+    findings.extend(models_async(device).await?);
     Ok(findings)
 }
 
@@ -126,15 +134,21 @@ pub fn run(device: &Device) -> Result<Vec<Finding>> {
 /// # Errors
 /// As [`run`].
 pub fn kernels(device: &Device) -> Result<Vec<Finding>> {
+    pollster::block_on(kernels_async(device))
+}
+
+/// As [`kernels`], for where blocking is not possible.
+///
+/// # Errors
+/// As [`run`].
+pub async fn kernels_async(device: &Device) -> Result<Vec<Finding>> {
     let Target::Gpu(gpu) = device.target() else { return Ok(Vec::new()) };
     let mut findings = Findings::default();
-    products::check_matmul(gpu, &mut findings)?;
-    products::check_column_sum(gpu, &mut findings)?;
-    for_each_variant(|config, _, batch, seed| {
-        // The step kernels see one layer at a time.
-        let layer = config.clone().with_layers(1);
-        steps::check(gpu, &layer, batch, seed, &mut findings)
-    })?;
+    products::check_matmul(gpu, &mut findings).await?;
+    products::check_column_sum(gpu, &mut findings).await?;
+    for (case, config, seed) in variants() {
+        steps::check(gpu, case, &config, seed, &mut findings).await?;
+    }
     Ok(findings.0)
 }
 
@@ -143,53 +157,131 @@ pub fn kernels(device: &Device) -> Result<Vec<Finding>> {
 /// # Errors
 /// As [`run`].
 pub fn models(device: &Device) -> Result<Vec<Finding>> {
+    pollster::block_on(models_async(device))
+}
+
+/// As [`models`], for where blocking is not possible.
+///
+/// # Errors
+/// As [`run`].
+pub async fn models_async(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = Findings::default();
-    for_each_variant(|config, steps, batch, seed| {
-        models::check(device, config, steps, batch, seed, &mut findings)
-    })?;
+    for (case, config, seed) in variants() {
+        models::check(device, case, &config, seed, &mut findings).await?;
+    }
     Ok(findings.0)
 }
 
-/// [T, B, I, H, L, D]: ones, primes, each tile's edge ± 1, many steps.
-const SIZES: [[usize; 6]; 8] = [
-    [1, 1, 1, 1, 1, 1],
-    [2, 1, 3, 5, 2, 1],
-    [5, 3, 7, 17, 1, 2],
-    [3, 17, 33, 15, 1, 1],
-    [4, 15, 1, 16, 2, 2],
-    [2, 33, 16, 31, 1, 1],
-    [67, 2, 2, 7, 1, 1],
-    [1, 2, 3, 2, 3, 2],
+/// What a run is made of, besides the variant.
+struct Case {
+    /// [T, B, I, H, L, D]
+    sizes: [usize; 6],
+    /// Of gates and of the candidate. Those without bounds only where few steps keep the states, and so
+    /// the sums, of order 1.
+    activations: [Activation; 2],
+    dropout: f32,
+    zoneout: f32,
+    layout: Layout,
+    lengths: bool,
+    resets: bool,
+    /// Whether h0, the reset state, dy and dh_n are given; else they count as zeros.
+    given: [bool; 4],
+}
+
+const PLAIN: Case = Case {
+    sizes: [1; 6],
+    activations: [Activation::Sigmoid, Activation::Tanh],
+    dropout: 0.0,
+    zoneout: 0.0,
+    layout: Layout::TimeMajor,
+    lengths: false,
+    resets: false,
+    given: [true; 4],
+};
+
+/// Ones, primes, each tile's edge ± 1, many steps; each feature alone and with others.
+static CASES: [Case; 9] = [
+    PLAIN,
+    Case {
+        sizes: [2, 1, 3, 5, 2, 1],
+        activations: [Activation::Sigmoid, Activation::Relu],
+        dropout: 0.5,
+        given: [false, false, true, false],
+        ..PLAIN
+    },
+    Case {
+        sizes: [5, 3, 7, 17, 1, 2],
+        activations: [Activation::HardSigmoid, Activation::Tanh],
+        layout: Layout::BatchFirst,
+        lengths: true,
+        resets: true,
+        given: [true, true, false, true],
+        ..PLAIN
+    },
+    Case { sizes: [3, 17, 33, 15, 1, 1], zoneout: 0.3, lengths: true, ..PLAIN },
+    Case {
+        sizes: [4, 15, 1, 16, 2, 2],
+        dropout: 0.25,
+        zoneout: 0.1,
+        lengths: true,
+        resets: true,
+        ..PLAIN
+    },
+    Case {
+        sizes: [2, 33, 16, 31, 1, 1],
+        activations: [Activation::Sigmoid, Activation::Identity],
+        layout: Layout::BatchFirst,
+        given: [false, false, false, true],
+        ..PLAIN
+    },
+    Case { sizes: [67, 2, 2, 7, 1, 1], resets: true, given: [true, false, true, true], ..PLAIN },
+    Case {
+        sizes: [1, 2, 3, 2, 3, 2],
+        activations: [Activation::Tanh, Activation::Relu],
+        dropout: 0.4,
+        layout: Layout::BatchFirst,
+        ..PLAIN
+    },
+    Case { sizes: [6, 5, 2, 3, 2, 2], ..PLAIN },
 ];
 
-/// Gates' and candidates' activations for each of [`SIZES`]. Those without bounds only where few steps
-/// keep the states, and so the sums, of order 1.
-const ACTIVATIONS: [(Activation, Activation); SIZES.len()] = [
-    (Activation::Sigmoid, Activation::Tanh),
-    (Activation::Sigmoid, Activation::Relu),
-    (Activation::HardSigmoid, Activation::Tanh),
-    (Activation::Sigmoid, Activation::Tanh),
-    (Activation::Sigmoid, Activation::Tanh),
-    (Activation::Sigmoid, Activation::Identity),
-    (Activation::Sigmoid, Activation::Tanh),
-    (Activation::Tanh, Activation::Relu),
-];
-
-/// Calls `check` with every variant at every size: configuration, T, B, and a seed for each size.
-fn for_each_variant(
-    mut check: impl FnMut(&GruConfig, usize, usize, u64) -> Result<()>,
-) -> Result<()> {
-    for ((seed, sizes), (gate, candidate)) in (0..).zip(SIZES).zip(ACTIVATIONS) {
-        let [steps, batch, input, hidden, layers, directions] = sizes;
-        for config in GruConfig::all_variants(input, hidden) {
-            let config = config
-                .with_layers(layers)
-                .with_bidirectional(directions == 2)
-                .with_activations(gate, candidate);
-            check(&config, steps, batch, 100 * seed)?;
-        }
+impl Case {
+    fn config(&self, variant: GruConfig) -> GruConfig {
+        let [_, _, _, _, layers, directions] = self.sizes;
+        let [gate, candidate] = self.activations;
+        variant
+            .with_layers(layers)
+            .with_bidirectional(directions == 2)
+            .with_activations(gate, candidate)
+            .with_dropout(self.dropout)
+            .with_zoneout(self.zoneout)
     }
-    Ok(())
+
+    /// What tells it from another case of the same variant.
+    fn words(&self, config: &GruConfig, shape: Shape) -> String {
+        let (gate, candidate) = (config.gate_activation, config.candidate_activation);
+        let mut words = format!("{shape}, {gate} gates, {candidate} candidate");
+        for (given, what) in [
+            (self.lengths, "padded".to_owned()),
+            (self.resets, "resets".to_owned()),
+            (self.dropout > 0.0, format!("dropout {}", self.dropout)),
+            (self.zoneout > 0.0, format!("zoneout {}", self.zoneout)),
+        ] {
+            if given {
+                words = format!("{words}, {what}");
+            }
+        }
+        words
+    }
+}
+
+/// Every variant in every case, and a seed for each case.
+fn variants() -> impl Iterator<Item = (&'static Case, GruConfig, u64)> {
+    (0..).zip(&CASES).flat_map(|(seed, case)| {
+        let [_, _, input, hidden, _, _] = case.sizes;
+        let variants = GruConfig::all_variants(input, hidden).into_iter();
+        variants.map(move |variant| (case, case.config(variant), 100 * seed))
+    })
 }
 
 /// The variant without its sizes, layers, directions and activations.
@@ -197,11 +289,6 @@ fn variant_words(config: &GruConfig) -> String {
     let plain = GruConfig::new(1, 1).with_reset(config.reset).with_update(config.update);
     let whole = plain.with_bias(config.bias).to_string();
     whole.split_once(", ").map_or(whole.clone(), |(_, variant)| variant.to_owned())
-}
-
-/// The rest of what tells one case of a variant from another.
-fn case_words(config: &GruConfig, shape: Shape) -> String {
-    format!("{shape}, {} gates, {} candidate", config.gate_activation, config.candidate_activation)
 }
 
 /// `len` numbers uniform in ±`bound`.

@@ -99,7 +99,7 @@ pub enum Bias {
 /// let torch = GruConfig::pytorch(8, 32).with_bias(Bias::None); // nn.GRU(8, 32, bias=False)
 /// assert_eq!((torch.reset, torch.update), (Reset::After, Update::Keeps));
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct GruConfig {
     /// I: features of the input at each step.
@@ -121,6 +121,12 @@ pub struct GruConfig {
     pub gate_activation: Activation,
     /// What the candidate n ends with.
     pub candidate_activation: Activation,
+    /// The probability, while training, that an element of a layer's output does not reach the next
+    /// layer; what does is divided by 1 − p. As in PyTorch, the last layer's output is left alone.
+    pub dropout: f32,
+    /// The probability, while training, that a unit keeps its old state at a step. Otherwise each
+    /// state is the expectation, p · h + (1 − p) · h′ (Krueger et al. 2016, arXiv 1606.01305).
+    pub zoneout: f32,
 }
 
 impl GruConfig {
@@ -138,6 +144,8 @@ impl GruConfig {
             bidirectional: false,
             gate_activation: Activation::Sigmoid,
             candidate_activation: Activation::Tanh,
+            dropout: 0.0,
+            zoneout: 0.0,
         }
     }
 
@@ -194,6 +202,38 @@ impl GruConfig {
         Self { gate_activation: gate, candidate_activation: candidate, ..self }
     }
 
+    /// The same with this probability of dropout between layers, 0 ≤ p < 1.
+    ///
+    /// ```
+    /// use gru_wgpu::{Batch, Device, Gru, GruConfig, Init};
+    /// use ndarray::Array3;
+    ///
+    /// let config = GruConfig::pytorch(3, 8).with_layers(2).with_dropout(0.2);
+    /// let gru = Gru::new(config, Init::Uniform, 1, &Device::cpu())?;
+    /// let x = Array3::ones((10, 2, 3));
+    /// for step in 0..3 {
+    ///     // A seed of its own for each run: the same seed drops the same elements.
+    ///     let (out, tape) = gru.forward_train(Batch::new(x.view()).with_seed(step))?;
+    /// }
+    /// let out = gru.forward(&x)?; // drops nothing
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_dropout(self, dropout: f32) -> Self {
+        Self { dropout, ..self }
+    }
+
+    /// The same with this probability of zoneout on the hidden state, 0 ≤ p < 1.
+    #[must_use]
+    pub fn with_zoneout(self, zoneout: f32) -> Self {
+        Self { zoneout, ..self }
+    }
+
+    /// Whether training runs draw random numbers, and so need a seed.
+    pub(crate) fn draws(&self) -> bool {
+        self.dropout > 0.0 || self.zoneout > 0.0
+    }
+
     /// D: 2 when each layer runs in both directions, else 1.
     pub fn directions(&self) -> usize {
         if self.bidirectional { 2 } else { 1 }
@@ -237,13 +277,16 @@ impl GruConfig {
             "the gates [L, D, T, B, 4H]",
             &[layers, directions, steps_and_one, batch, 4, hidden],
         )?;
-        Ok(Shape { steps, batch, input, hidden, layers, directions })
+        let layout = Layout::TimeMajor;
+        Ok(Shape { steps, batch, input, hidden, layers, directions, layout })
     }
 
-    /// `Ok` when no size is 0 and the parameters' number does not overflow.
+    /// `Ok` when no size is 0, the parameters' number does not overflow, and dropout and zoneout
+    /// make sense.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`], [`Error::Overflow`].
+    /// [`Error::ZeroSize`], [`Error::Overflow`], [`Error::Probability`], or [`Error::Conflict`] for
+    /// dropout between the layers of a model that has only one.
     pub fn validate(&self) -> Result<()> {
         for (what, size) in [
             ("the input size I", self.input_size),
@@ -258,6 +301,17 @@ impl GruConfig {
         let (cells, hidden) = ([self.layers, 16, self.directions()], self.hidden_size);
         let widest = hidden.max(self.input_size).max(64);
         checked_len("the parameters", &[&cells[..], &[hidden, widest]].concat())?;
+        for (what, p) in [("dropout", self.dropout), ("zoneout", self.zoneout)] {
+            if !(0.0..1.0).contains(&p) {
+                return Err(Error::Probability { what, got: p.to_string() });
+            }
+        }
+        if self.dropout > 0.0 && self.layers == 1 {
+            return Err(Error::Conflict {
+                what: "dropout and a single layer",
+                why: "dropout acts between layers",
+            });
+        }
         Ok(())
     }
 }
@@ -291,7 +345,33 @@ impl std::fmt::Display for GruConfig {
         if self.candidate_activation != Activation::Tanh {
             write!(f, ", {} candidate", self.candidate_activation)?;
         }
+        for (what, p) in [("dropout", self.dropout), ("zoneout", self.zoneout)] {
+            if p != 0.0 {
+                write!(f, ", {what} {p}")?;
+            }
+        }
         Ok(())
+    }
+}
+
+/// Which of the axes T and B comes first in x, y, their gradients and the mask of resets. States are
+/// `[L·D, B, H]` either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// `[T, B, ·]`, PyTorch's default.
+    #[default]
+    TimeMajor,
+    /// `[B, T, ·]`, PyTorch's `batch_first=True`. The kernels' strides do it; nothing is transposed.
+    BatchFirst,
+}
+
+impl Layout {
+    /// The axes `[T, B]` in this layout's order.
+    pub(crate) fn order<V>(self, steps: V, batch: V) -> [V; 2] {
+        match self {
+            Self::TimeMajor => [steps, batch],
+            Self::BatchFirst => [batch, steps],
+        }
     }
 }
 
@@ -311,17 +391,27 @@ pub struct Shape {
     pub layers: usize,
     /// D: directions of each layer.
     pub directions: usize,
+    /// The order of the axes T and B.
+    pub layout: Layout,
 }
 
 impl Shape {
-    /// `[T, B, I]`, the input's.
-    pub fn x(&self) -> [usize; 3] {
-        [self.steps, self.batch, self.input]
+    /// The same with its axes T and B in another order.
+    #[must_use]
+    pub fn with_layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
     }
 
-    /// `[T, B, D·H]`, that of all hidden states of the last layer.
+    /// `[T, B, I]` or `[B, T, I]`, the input's.
+    pub fn x(&self) -> [usize; 3] {
+        let [first, second] = self.layout.order(self.steps, self.batch);
+        [first, second, self.input]
+    }
+
+    /// `[T, B, D·H]` or `[B, T, D·H]`, that of all hidden states of the last layer.
     pub fn y(&self) -> [usize; 3] {
-        [self.steps, self.batch, self.directions * self.hidden]
+        let [first, second] = self.layout.order(self.steps, self.batch);
+        [first, second, self.directions * self.hidden]
     }
 
     /// `[L·D, B, H]`, that of the first and the last states; layer-major, forward before reverse.
@@ -332,11 +422,14 @@ impl Shape {
 
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Shape { steps, batch, input, hidden, layers, directions } = self;
+        let Shape { steps, batch, input, hidden, layers, directions, layout } = self;
         write!(f, "T {steps}, B {batch}, I {input}, H {hidden}")?;
-        match (layers, directions) {
-            (1, 1) => Ok(()),
-            _ => write!(f, ", L {layers}, D {directions}"),
+        if (*layers, *directions) != (1, 1) {
+            write!(f, ", L {layers}, D {directions}")?;
+        }
+        match layout {
+            Layout::TimeMajor => Ok(()),
+            Layout::BatchFirst => write!(f, ", batch first"),
         }
     }
 }

@@ -33,7 +33,12 @@ impl Device {
     /// A hardware GPU where there is one that opens, the CPU otherwise; [`Self::reason`] says why.
     /// Never a software adapter.
     pub fn auto() -> Self {
-        match Self::gpu() {
+        pollster::block_on(Self::auto_async())
+    }
+
+    /// As [`Self::auto`], for where blocking is not possible.
+    pub async fn auto_async() -> Self {
+        match Self::gpu_async().await {
             Ok(device) => {
                 Self { reason: "auto takes a hardware GPU where there is one".to_owned(), ..device }
             }
@@ -53,8 +58,16 @@ impl Device {
     /// # Errors
     /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`] where none opens.
     pub fn gpu() -> Result<Self> {
+        pollster::block_on(Self::gpu_async())
+    }
+
+    /// As [`Self::gpu`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::gpu`].
+    pub async fn gpu_async() -> Result<Self> {
         const HINT: &str = "a GPU needs its Vulkan, Metal or DirectX 12 driver";
-        Self::open_first("hardware GPU", HINT, |info| !info.software)
+        Self::open_first("hardware GPU", HINT, |info| !info.software).await
     }
 
     /// A software adapter such as Mesa's lavapipe: the same kernels, computed on the CPU.
@@ -62,9 +75,47 @@ impl Device {
     /// # Errors
     /// [`Error::NoAdapter`], which says what to install, or [`Error::OpenDevice`].
     pub fn software() -> Result<Self> {
+        pollster::block_on(Self::software_async())
+    }
+
+    /// As [`Self::software`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::software`].
+    pub async fn software_async() -> Result<Self> {
         const HINT: &str = "Mesa's lavapipe is one: `apt-get install mesa-vulkan-drivers` on \
             Debian and Ubuntu, `dnf install mesa-vulkan-drivers` on Fedora";
-        Self::open_first("software", HINT, |info| info.software)
+        Self::open_first("software", HINT, |info| info.software).await
+    }
+
+    /// A device that the caller's program already owns. Nothing of it is changed: its limits, features
+    /// and callbacks stay the caller's. Work goes to `queue` in the order of the calls.
+    ///
+    /// As the callback that tells of a lost device is the caller's too, a loss shows as
+    /// [`Error::DeviceLost`] at the first result that does not arrive, and at every call after it.
+    ///
+    /// ```no_run
+    /// use gru_wgpu::{Device, Gru, GruConfig, Init, wgpu};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    /// let adapter = instance.request_adapter(&Default::default()).await?;
+    /// let (device, queue) = adapter.request_device(&Default::default()).await?;
+    /// let shared = Device::from_wgpu(&adapter, &device, &queue)?;
+    /// let gru = Gru::new_async(GruConfig::pytorch(3, 16), Init::Uniform, 1, &shared).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OpenDevice`] when the adapter has no compute shaders.
+    pub fn from_wgpu(
+        adapter: &wgpu::Adapter,
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+    ) -> Result<Self> {
+        let gpu = Gpu::adopt(adapter.clone(), device.clone(), queue.clone())?;
+        Ok(Self { target: Target::Gpu(gpu), reason: "the caller's own".to_owned() })
     }
 
     /// The same adapter opened anew with WebGPU's default limits and nothing more, as a browser
@@ -73,21 +124,30 @@ impl Device {
     /// # Errors
     /// [`Error::OpenDevice`].
     pub fn with_default_limits(&self) -> Result<Self> {
+        pollster::block_on(self.with_default_limits_async())
+    }
+
+    /// As [`Self::with_default_limits`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::with_default_limits`].
+    pub async fn with_default_limits_async(&self) -> Result<Self> {
         let target = match &self.target {
             Target::Cpu => Target::Cpu,
-            Target::Gpu(gpu) => Target::Gpu(gpu.reopen_with_default_limits()?),
+            Target::Gpu(gpu) => Target::Gpu(gpu.reopen_with_default_limits().await?),
         };
         Ok(Self { target, reason: self.reason.clone() })
     }
 
     /// Opens the first adapter that `accepts` and that opens, the best kind of them first.
-    fn open_first(
+    async fn open_first(
         asked: &'static str,
         hint: &'static str,
         accepts: impl Fn(&AdapterInfo) -> bool,
     ) -> Result<Self> {
+        let adapters = gpu::adapters().await.into_iter();
         let mut candidates: Vec<_> =
-            gpu::adapters().into_iter().map(|adapter| (gpu::describe(&adapter), adapter)).collect();
+            adapters.map(|adapter| (gpu::describe(&adapter), adapter)).collect();
         candidates.sort_by_key(|(info, _)| info.rank);
         let found = candidates.iter().map(|(info, _)| info.to_string()).collect();
         let mut failure = Error::NoAdapter { asked, found, hint };
@@ -96,7 +156,7 @@ impl Device {
                 continue;
             }
             let limits = adapter.limits();
-            match Gpu::open(adapter, limits) {
+            match Gpu::open(adapter, limits).await {
                 Ok(gpu) => {
                     let reason = "asked for by name".to_owned();
                     return Ok(Self { target: Target::Gpu(gpu), reason });
@@ -109,7 +169,12 @@ impl Device {
 
     /// Every adapter of this machine.
     pub fn adapters() -> Vec<AdapterInfo> {
-        gpu::adapters().iter().map(gpu::describe).collect()
+        pollster::block_on(Self::adapters_async())
+    }
+
+    /// As [`Self::adapters`], for where blocking is not possible.
+    pub async fn adapters_async() -> Vec<AdapterInfo> {
+        gpu::adapters().await.iter().map(gpu::describe).collect()
     }
 
     /// Why this device was taken.
@@ -167,11 +232,19 @@ impl DeviceKind {
     /// # Errors
     /// As [`Device::gpu`] and [`Device::software`].
     pub fn open(self) -> Result<Device> {
+        pollster::block_on(self.open_async())
+    }
+
+    /// As [`Self::open`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_async(self) -> Result<Device> {
         match self {
-            Self::Auto => Ok(Device::auto()),
+            Self::Auto => Ok(Device::auto_async().await),
             Self::Cpu => Ok(Device::cpu()),
-            Self::Gpu => Device::gpu(),
-            Self::Software => Device::software(),
+            Self::Gpu => Device::gpu_async().await,
+            Self::Software => Device::software_async().await,
         }
     }
 }

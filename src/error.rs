@@ -33,6 +33,31 @@ pub enum Error {
         steps: usize,
     },
 
+    /// A probability of dropout or zoneout is not one that makes sense.
+    #[error("{what} is {got}; expected a probability of at least 0 and less than 1")]
+    Probability {
+        /// Which one.
+        what: &'static str,
+        /// What came.
+        got: String,
+    },
+
+    /// A training run of a model with dropout or zoneout came without a seed to draw from.
+    #[error(
+        "dropout and zoneout draw random numbers while training; give each run a seed of its own \
+         (Batch::with_seed)"
+    )]
+    NoSeed,
+
+    /// Two things that cannot be combined.
+    #[error("{what} cannot be combined: {why}")]
+    Conflict {
+        /// The two.
+        what: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+
     /// A product of sizes does not fit this machine's address space.
     #[error("{what} is too large: its number of elements overflows")]
     Overflow {

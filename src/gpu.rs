@@ -10,13 +10,13 @@ use crate::kernels::{Access, Kernel, LOOP_BUDGET};
 use crate::plan::Limits;
 
 /// Every adapter of this machine, as wgpu lists them.
-pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
+pub(crate) async fn adapters() -> Vec<wgpu::Adapter> {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: wgpu::Instance::enabled_backend_features(),
         ..descriptor
     });
-    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+    instance.enumerate_adapters(wgpu::Backends::all()).await
 }
 
 /// What this library tells of an adapter.
@@ -90,6 +90,8 @@ struct Inner {
     /// Why the device was lost, once it is. It stays lost.
     lost: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
+    #[cfg(test)]
+    created: std::sync::atomic::AtomicUsize,
 }
 
 type PipelineKey = (&'static str, Vec<u32>);
@@ -101,49 +103,80 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gpu {
     /// Opens `adapter` with `limits`, which are the adapter's own unless a test asks for less.
-    pub fn open(adapter: wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
-        let info =
-            AdapterInfo { limits: plan_limits(&adapter.get_info(), &limits), ..describe(&adapter) };
+    pub async fn open(adapter: wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("gru.device"),
             required_limits: limits,
             ..Default::default()
         };
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&descriptor)).map_err(|error| {
-                Error::OpenDevice {
-                    adapter: info.name.clone(),
-                    reason: one_line(&error.to_string()),
-                }
-            })?;
-        let lost = Arc::new(Mutex::new(None));
-        let reason = Arc::clone(&lost);
-        device.set_device_lost_callback(move |kind, message| {
+        let opened = adapter.request_device(&descriptor).await;
+        let (device, queue) = opened.map_err(|error| Error::OpenDevice {
+            adapter: adapter.get_info().name,
+            reason: one_line(&error.to_string()),
+        })?;
+        let gpu = Self::new(adapter, device, queue);
+        let reason = Arc::clone(&gpu.inner.lost);
+        gpu.inner.device.set_device_lost_callback(move |kind, message| {
             lock(&reason).get_or_insert(one_line(&format!("{kind:?}: {message}")));
         });
         // Every call is made inside `guard`, whose scopes catch its errors. One that still comes here
         // belongs to no call (wgpu panics where there is no handler).
-        device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
-        let pipelines = Mutex::default();
-        let inner = Inner { adapter, info, device, queue, lost, pipelines };
-        Ok(Self { inner: Arc::new(inner) })
+        gpu.inner.device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
+        Ok(gpu)
     }
 
-    /// Calls `work` and gives the first error that wgpu reports during it, or that `work` returns.
+    /// A device that somebody else opened. Its callbacks are theirs, so that a loss shows when a result
+    /// does not arrive.
+    pub fn adopt(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        let flags = adapter.get_downlevel_capabilities().flags;
+        if !flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
+            let reason = "it has no compute shaders".to_owned();
+            return Err(Error::OpenDevice { adapter: adapter.get_info().name, reason });
+        }
+        Ok(Self::new(adapter, device, queue))
+    }
+
+    fn new(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let limits = plan_limits(&adapter.get_info(), &device.limits());
+        let info = AdapterInfo { limits, ..describe(&adapter) };
+        let inner = Inner {
+            adapter,
+            info,
+            device,
+            queue,
+            lost: Arc::default(),
+            pipelines: Mutex::default(),
+            #[cfg(test)]
+            created: Default::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Whether both are the same open device.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// Calls `work` at once, and gives in time the first error that wgpu reports during it, or that
+    /// `work` returns. (Only a browser takes time for it.)
     ///
     /// Scopes belong to a thread, so where threads share the device each gets its own errors.
-    pub fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> impl Future<Output = Result<T>> {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
         let device = &self.inner.device;
-        let scopes = [Internal, Validation, OutOfMemory].map(|f| device.push_error_scope(f));
+        let [first, second, third] =
+            [Internal, Validation, OutOfMemory].map(|filter| device.push_error_scope(filter));
         let result = work();
-        let caught = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop()));
-        let caught: Vec<_> = caught.collect();
-        if let Some(error) = caught.into_iter().flatten().next() {
-            return Err(self.classify(error));
+        let caught = [third, second, first].map(wgpu::ErrorScopeGuard::pop);
+        async move {
+            for scope in caught {
+                if let Some(error) = scope.await {
+                    return Err(self.classify(error));
+                }
+            }
+            self.check_lost()?;
+            result
         }
-        self.check_lost()?;
-        result
     }
 
     /// What an error of wgpu means: after a loss, calls fail with all kinds of errors.
@@ -164,6 +197,12 @@ impl Gpu {
     /// Waits for all work queued, so that what was dropped is freed.
     pub fn wait(&self) -> Result<()> {
         self.poll(wgpu::PollType::wait_indefinitely()).and_then(|()| self.check_lost())
+    }
+
+    /// Remembers a loss that showed in a result which did not arrive.
+    pub fn lose(&self, reason: &str) -> Error {
+        let mut lost = lock(&self.inner.lost);
+        Error::DeviceLost(lost.get_or_insert(one_line(reason)).clone())
     }
 
     fn check_lost(&self) -> Result<()> {
@@ -189,8 +228,8 @@ impl Gpu {
     }
 
     /// The same adapter, opened anew with WebGPU's default limits.
-    pub fn reopen_with_default_limits(&self) -> Result<Self> {
-        Self::open(self.inner.adapter.clone(), wgpu::Limits::default())
+    pub async fn reopen_with_default_limits(&self) -> Result<Self> {
+        Self::open(self.inner.adapter.clone(), wgpu::Limits::default()).await
     }
 
     /// The adapter; its limits are those that the device was opened with.
@@ -211,13 +250,38 @@ impl Gpu {
     }
 
     /// A buffer of `len` f32, zeroed, that kernels and both copies can use.
-    pub fn buffer(&self, name: &str, len: usize, extra: wgpu::BufferUsages) -> wgpu::Buffer {
-        self.inner.device.create_buffer(&wgpu::BufferDescriptor {
+    pub fn buffer(&self, name: &str, len: usize) -> wgpu::Buffer {
+        use wgpu::BufferUsages as Usage;
+        self.create_buffer(&wgpu::BufferDescriptor {
             label: Some(&format!("gru.{name}")),
             size: 4 * len as u64,
-            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC | extra,
+            usage: Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC,
             mapped_at_creation: false,
         })
+    }
+
+    pub fn create_buffer(&self, descriptor: &wgpu::BufferDescriptor<'_>) -> wgpu::Buffer {
+        self.count_creation();
+        self.inner.device.create_buffer(descriptor)
+    }
+
+    pub fn create_bind_group(&self, descriptor: &wgpu::BindGroupDescriptor<'_>) -> wgpu::BindGroup {
+        self.count_creation();
+        self.inner.device.create_bind_group(descriptor)
+    }
+
+    #[cfg(not(test))]
+    fn count_creation(&self) {}
+
+    #[cfg(test)]
+    fn count_creation(&self) {
+        self.inner.created.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Buffers, bind groups and pipelines made so far.
+    #[cfg(test)]
+    pub fn created(&self) -> usize {
+        self.inner.created.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The compiled kernel with these override constants, compiled at its first use on this device:
@@ -225,22 +289,23 @@ impl Gpu {
     ///
     /// # Errors
     /// What the driver says of the kernel; it is tried again at the next call.
-    pub fn pipeline(
+    pub async fn pipeline(
         &self,
         kernel: &'static Kernel,
         constants: &[u32],
     ) -> Result<wgpu::ComputePipeline> {
         let key = (kernel.name, constants.to_vec());
-        let mut pipelines = lock(&self.inner.pipelines);
-        if let Some(pipeline) = pipelines.get(&key) {
-            return Ok(pipeline.clone());
+        let known = lock(&self.inner.pipelines).get(&key).cloned();
+        if let Some(pipeline) = known {
+            return Ok(pipeline);
         }
-        let pipeline = self.guard(|| Ok(self.compile(kernel, constants)))?;
-        pipelines.insert(key, pipeline.clone());
-        Ok(pipeline)
+        let pipeline = self.guard(|| Ok(self.compile(kernel, constants))).await?;
+        // Where another thread was faster, its pipeline stays.
+        Ok(lock(&self.inner.pipelines).entry(key).or_insert(pipeline).clone())
     }
 
     fn compile(&self, kernel: &'static Kernel, constants: &[u32]) -> wgpu::ComputePipeline {
+        self.count_creation();
         let device = &self.inner.device;
         let label = format!("gru.{}", kernel.name);
         let args = wgpu::BindGroupLayoutEntry {

@@ -1,19 +1,21 @@
 //! [`Gru`]: what a user holds, a configuration with parameters on a device.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ndarray::{Array3, ArrayView3, Axis, s};
+use ndarray::{Array3, ArrayView3};
 
 use crate::batch::{Batch, zero_padding};
 use crate::config::{GruConfig, Shape};
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
+use crate::noise;
 use crate::params::{Gradients, Init, Params};
-use crate::plan::{BufferId, Mode, RunBuffers};
+use crate::plan::{BufferId, Mode, RunBuffers, States};
 use crate::reference::{self, Trace};
 use crate::runner::{Runner, SessionGuard};
 use crate::session::{Pass, Session};
+use crate::state::State;
+use crate::transfer::Wait;
 
 /// What a forward pass gives.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +48,35 @@ pub struct Tape {
 
 #[derive(Debug)]
 enum Record {
-    Cpu { x: Array3<f32>, trace: Trace<f32> },
+    Cpu(Box<(Array3<f32>, Trace<f32>)>),
     Gpu(Box<SessionGuard>),
+}
+
+impl Tape {
+    /// The states after the run's last steps, for the next chunk of the same sequences; a copy, on the
+    /// model's device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn state(&self) -> Result<State> {
+        pollster::block_on(self.state_async())
+    }
+
+    /// As [`Self::state`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::state`].
+    pub async fn state_async(&self) -> Result<State> {
+        match &self.record {
+            Record::Cpu(run) => Ok(State::of_array(run.1.h_n())),
+            Record::Gpu(session) => {
+                let states = session.plan().run_buffers().states;
+                let last = States::Last.range(self.shape);
+                let buffer = session.copy_out("state", states, last).await?;
+                Ok(State::of_buffer(session.gpu(), buffer, self.shape.state()))
+            }
+        }
+    }
 }
 
 /// A gated recurrent unit: configuration, parameters and the device it runs on.
@@ -91,11 +120,24 @@ impl Gru {
     /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
     /// [`Error::Limit`] when the parameters do not fit the device.
     pub fn new(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::new_async(config, init, seed, device))
+    }
+
+    /// As [`Self::new`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub async fn new_async(
+        config: GruConfig,
+        init: Init,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
         if let Target::Gpu(gpu) = device.target() {
             // Before memory is taken for what would be refused.
             Runner::allow(gpu, &config)?;
         }
-        Self::with_params(Params::init(&config, init, seed)?, device)
+        Self::with_params_async(Params::init(&config, init, seed)?, device).await
     }
 
     /// A model with these parameters; they carry their configuration.
@@ -103,10 +145,18 @@ impl Gru {
     /// # Errors
     /// [`Error::Limit`] when the parameters do not fit the device.
     pub fn with_params(params: Params, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::with_params_async(params, device))
+    }
+
+    /// As [`Self::with_params`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::with_params`].
+    pub async fn with_params_async(params: Params, device: &Device) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let runner = match device.target() {
             Target::Cpu => None,
-            Target::Gpu(gpu) => Some(Runner::new(gpu, params.layout().config())?),
+            Target::Gpu(gpu) => Some(Runner::new(gpu, params.layout().config()).await?),
         };
         Ok(Self {
             config: params.layout().config().clone(),
@@ -147,45 +197,106 @@ impl Gru {
     /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the
     /// device, and the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
     pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
-        let batch = batch.into();
-        let shape = self.check(&batch)?;
-        match &self.runner {
-            None => {
-                let trace = reference::forward(&self.params, batch)?;
-                Ok(Output::of_trace(&trace))
-            }
-            Some(runner) => {
-                let (output, _) = self.forward_on(runner, shape, Mode::Inference, &batch)?;
-                Ok(output)
-            }
-        }
+        pollster::block_on(self.run_forward(None, batch.into(), Wait::Block))
     }
 
-    /// As [`Self::forward`], and keeps what [`Self::backward`] needs.
+    /// As [`Self::forward`], for where blocking is not possible. (The CPU device computes in the
+    /// first poll.)
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn forward_train<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
-        let batch = batch.into();
-        let shape = self.check(&batch)?;
-        let (output, record) = match &self.runner {
-            None => {
-                let trace = reference::forward(&self.params, batch)?;
-                let output = Output::of_trace(&trace);
-                (output, Record::Cpu { x: batch.x.to_owned(), trace })
-            }
-            Some(runner) => {
-                let (output, session) = self.forward_on(runner, shape, Mode::Training, &batch)?;
-                (output, Record::Gpu(Box::new(session)))
-            }
-        };
-        let (model, version) = (self.id, self.version);
-        Ok((output, Tape { model, version, shape, record }))
+    pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
+        self.run_forward(None, batch.into(), Wait::Async).await
     }
 
-    /// The gradient of every parameter, of x and of h0, from dy `[T, B, D·H]` (of y) and dh_n
-    /// `[L·D, B, H]` (of the last states; they count besides what dy says of them). At least one
-    /// must be given. What dy says of padding is not looked at.
+    /// As [`Self::forward`], from the states that another run left on the device.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the state
+    /// is another device's.
+    pub fn forward_from<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
+        pollster::block_on(self.run_forward(Some(state), batch.into(), Wait::Block))
+    }
+
+    /// As [`Self::forward_from`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::forward_from`].
+    pub async fn forward_from_async<'a>(
+        &self,
+        state: &State,
+        batch: impl Into<Batch<'a>>,
+    ) -> Result<Output> {
+        self.run_forward(Some(state), batch.into(), Wait::Async).await
+    }
+
+    /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed, and what
+    /// [`Self::backward`] needs is kept.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and [`Error::NoSeed`].
+    pub fn forward_train<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
+        pollster::block_on(self.run_forward_train(None, batch.into(), Wait::Block))
+    }
+
+    /// As [`Self::forward_train`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::forward_train`].
+    pub async fn forward_train_async<'a>(
+        &self,
+        batch: impl Into<Batch<'a>>,
+    ) -> Result<(Output, Tape)> {
+        self.run_forward_train(None, batch.into(), Wait::Async).await
+    }
+
+    /// As [`Self::forward_train`], from the states that another run left on the device: truncated
+    /// backpropagation through time. No gradient flows into the earlier run.
+    ///
+    /// ```
+    /// use gru_wgpu::{Device, Gru, GruConfig, Init};
+    /// use ndarray::{Array3, Axis};
+    ///
+    /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
+    /// let long = Array3::ones((1000, 2, 3));
+    /// let mut state = None;
+    /// for chunk in long.axis_chunks_iter(Axis(0), 50) {
+    ///     let (out, tape) = match &state {
+    ///         None => gru.forward_train(chunk)?,
+    ///         Some(state) => gru.forward_train_from(state, chunk)?,
+    ///     };
+    ///     state = Some(tape.state()?); // stays on the device
+    ///     let grads = gru.backward(tape, Some(out.y.view()), None)?;
+    /// }
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::forward_train`] and [`Self::forward_from`].
+    pub fn forward_train_from<'a>(
+        &self,
+        state: &State,
+        batch: impl Into<Batch<'a>>,
+    ) -> Result<(Output, Tape)> {
+        pollster::block_on(self.run_forward_train(Some(state), batch.into(), Wait::Block))
+    }
+
+    /// As [`Self::forward_train_from`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::forward_train_from`].
+    pub async fn forward_train_from_async<'a>(
+        &self,
+        state: &State,
+        batch: impl Into<Batch<'a>>,
+    ) -> Result<(Output, Tape)> {
+        self.run_forward_train(Some(state), batch.into(), Wait::Async).await
+    }
+
+    /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B, D·H]` (of
+    /// y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says of them). At
+    /// least one must be given. What dy says of padding is not looked at. After a batch-first run dy
+    /// and dx are batch-first too.
     ///
     /// # Errors
     /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
@@ -196,6 +307,71 @@ impl Gru {
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
     ) -> Result<Gradients> {
+        pollster::block_on(self.run_backward(tape, dy, dh_n, Wait::Block))
+    }
+
+    /// As [`Self::backward`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::backward`].
+    pub async fn backward_async(
+        &self,
+        tape: Tape,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+    ) -> Result<Gradients> {
+        self.run_backward(tape, dy, dh_n, Wait::Async).await
+    }
+
+    async fn run_forward(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        wait: Wait,
+    ) -> Result<Output> {
+        let (batch, shape) = self.check(state, batch.reborrow())?;
+        match &self.runner {
+            None => Ok(Output::of_trace(&reference::forward(&self.params, batch)?)),
+            Some(runner) => {
+                let mode = Mode::Inference;
+                let (output, _) = self.forward_on(runner, shape, mode, state, &batch, wait).await?;
+                Ok(output)
+            }
+        }
+    }
+
+    async fn run_forward_train(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        wait: Wait,
+    ) -> Result<(Output, Tape)> {
+        let (batch, shape) = self.check(state, batch.reborrow())?;
+        batch.noise(&self.config, Mode::Training)?;
+        let (output, record) = match &self.runner {
+            None => {
+                let trace = reference::forward_train(&self.params, batch)?;
+                let output = Output::of_trace(&trace);
+                (output, Record::Cpu(Box::new((batch.x.to_owned(), trace))))
+            }
+            Some(runner) => {
+                let mode = Mode::Training;
+                let ran = self.forward_on(runner, shape, mode, state, &batch, wait).await;
+                let (output, session) = ran?;
+                (output, Record::Gpu(Box::new(session)))
+            }
+        };
+        let (model, version) = (self.id, self.version);
+        Ok((output, Tape { model, version, shape, record }))
+    }
+
+    async fn run_backward(
+        &self,
+        tape: Tape,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+        wait: Wait,
+    ) -> Result<Gradients> {
         if tape.model != self.id {
             return Err(Error::Tape("another model recorded it"));
         }
@@ -204,149 +380,121 @@ impl Gru {
         }
         reference::check_gradients(&tape.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
         match tape.record {
-            Record::Cpu { x, trace } => {
+            Record::Cpu(run) => {
+                let (x, trace) = *run;
                 reference::backward(&self.params, x.view(), &trace, dy, dh_n)
             }
-            Record::Gpu(mut session) => self.backward_on(&mut session, tape.shape, dy, dh_n),
+            Record::Gpu(mut session) => {
+                self.backward_on(&mut session, tape.shape, dy, dh_n, wait).await
+            }
         }
     }
 
-    /// The shape of a run, when the batch and the parameters fit the model.
-    fn check(&self, batch: &Batch<'_>) -> Result<Shape> {
+    /// The batch, on the CPU with the state as its h0, and the shape of the run, when everything fits
+    /// the model.
+    fn check<'a>(&self, state: Option<&'a State>, batch: Batch<'a>) -> Result<(Batch<'a>, Shape)> {
+        self.check_parameters()?;
+        let shape = batch.check(&self.config)?;
+        let Some(state) = state else { return Ok((batch, shape)) };
+        if batch.h0.is_some() {
+            return Err(Error::Conflict {
+                what: "a state to start from and an h0",
+                why: "a run starts from one of them",
+            });
+        }
+        let h0 = state.on(&self.device, shape)?;
+        Ok((batch.with_h0(h0), shape))
+    }
+
+    /// `Ok` unless the parameters were replaced by those of another configuration.
+    pub(crate) fn check_parameters(&self) -> Result<()> {
         let got = self.params.layout().config();
-        if *got != self.config {
-            let expected = Box::new(self.config.clone());
-            return Err(Error::ParameterLayout { expected, got: Box::new(got.clone()) });
+        if *got == self.config {
+            return Ok(());
         }
-        batch.check(&self.config)
+        let expected = Box::new(self.config.clone());
+        Err(Error::ParameterLayout { expected, got: Box::new(got.clone()) })
     }
 
-    fn forward_on(
+    async fn forward_on(
         &self,
         runner: &Runner,
         shape: Shape,
         mode: Mode,
+        state: Option<&State>,
         batch: &Batch<'_>,
+        wait: Wait,
     ) -> Result<(Output, SessionGuard)> {
-        let mut session = runner.session(&self.params, self.version, shape, mode)?;
-        let RunBuffers { x, lengths, h, .. } = session.plan().run_buffers().clone();
-        let states = States::new(shape);
+        let mut session = runner.session(&self.params, self.version, shape, mode).await?;
+        let RunBuffers { x, marks, states, y, .. } = session.plan().run_buffers().clone();
         match batch.lengths {
-            None => write(&mut session, x, 0, batch.x.len(), Some(batch.x))?,
+            None => write(&mut session, x, 0, batch.x.len(), Some(batch.x)).await?,
             Some(lengths) => {
                 // Whatever padding holds, a product with a gradient of 0 must be 0.
                 let mut clean = batch.x.to_owned();
-                zero_padding(&mut clean, lengths);
-                write(&mut session, x, 0, clean.len(), Some(clean.view()))?;
+                zero_padding(&mut clean, batch.layout, lengths);
+                write(&mut session, x, 0, clean.len(), Some(clean.view())).await?;
             }
         }
-        let row_lengths: Vec<u32> = batch.row_lengths().iter().map(|&l| l as u32).collect();
-        session.write(lengths, 0, shape.batch, Some(bytemuck::cast_slice(&row_lengths)))?;
-        for (i, &h) in states.cells(&h) {
-            let h0 = batch.h0.map(|h0| h0.slice_move(s![i..i + 1, .., ..]));
-            write(&mut session, h, states.first(i).start, states.len, h0)?;
+        let rows = shape.steps * shape.batch;
+        let bits = batch.is_marked().then(|| batch.marks()).transpose()?;
+        let bits = bits.as_ref().map(|bits| bits.as_slice().expect("standard layout"));
+        session.write(marks, 0, rows, bits.map(bytemuck::cast_slice)).await?;
+        if mode == Mode::Training {
+            let seed = noise::seed_words(batch.seed.unwrap_or(0));
+            session.write(marks, rows, seed.len(), Some(bytemuck::cast_slice(&seed))).await?;
         }
-        session.run(Pass::Forward)?;
-        let outputs = states.outputs(&h);
-        let lasts = states.cells(&h).map(|(i, &h)| (h, states.last(i)));
-        let mut parts = session.read(&outputs.into_iter().chain(lasts).collect::<Vec<_>>())?;
-        let h_n = parts.split_off(shape.directions).concat();
-        let half = [shape.steps, shape.batch, shape.hidden];
-        let halves: Vec<_> = parts.into_iter().map(|part| array(half, part)).collect();
-        let mut y = match <[_; 1]>::try_from(halves) {
-            Ok([y]) => y,
-            Err(halves) => reference::join(Axis(2), halves.iter().map(|half| half.view())),
-        };
-        if let Some(lengths) = batch.lengths {
-            zero_padding(&mut y, lengths);
+        for (section, given) in [(States::First, batch.h0), (States::Reset, batch.reset_state)] {
+            let range = section.range(shape);
+            match state.and_then(State::buffer) {
+                Some(buffer) if section == States::First => {
+                    session.copy_in(buffer, states, range);
+                }
+                _ => write(&mut session, states, range.start, range.len(), given).await?,
+            }
         }
-        Ok((Output { y, h_n: array(shape.state(), h_n) }, session))
+        session.run(Pass::Forward).await?;
+        let parts = [(y, 0..shape.y().iter().product()), (states, States::Last.range(shape))];
+        let [y, h_n] = session.read(&parts, wait).await?.try_into().expect("two parts asked for");
+        Ok((Output { y: array(shape.y(), y), h_n: array(shape.state(), h_n) }, session))
     }
 
-    fn backward_on(
+    async fn backward_on(
         &self,
         session: &mut Session,
         shape: Shape,
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
+        wait: Wait,
     ) -> Result<Gradients> {
         let training = session.plan().run_buffers().training.clone();
         let t = training.expect("a tape's plan is a training plan");
-        let states = States::new(shape);
         let layout = self.params.layout();
-        write(session, t.dy, 0, shape.y().iter().product(), dy)?;
-        for (i, &carry) in states.cells(&t.carry) {
-            let dh_n = dh_n.map(|dh_n| dh_n.slice_move(s![i..i + 1, .., ..]));
-            write(session, carry, states.carry(i).start, states.len, dh_n)?;
+        write(session, t.dy, 0, shape.y().iter().product(), dy).await?;
+        for (section, gradient) in [(States::Reset, None), (States::Last, dh_n)] {
+            let range = section.range(shape);
+            write(session, t.dstates, range.start, range.len(), gradient).await?;
         }
-        session.run(Pass::Backward)?;
-        let mut wanted =
-            vec![(t.dparams, 0..layout.flat_len()), (t.dx[0], 0..shape.x().iter().product())];
-        wanted.extend(states.cells(&t.carry).map(|(i, &carry)| (carry, states.carry(i))));
-        let mut parts = session.read(&wanted)?;
-        let h0 = parts.split_off(2).concat();
-        let [params, x] = parts.try_into().expect("two parts and the states asked for");
+        session.run(Pass::Backward).await?;
+        let parts = [
+            (t.dparams, 0..layout.flat_len()),
+            (t.dx[0], 0..shape.x().iter().product()),
+            (t.dstates, States::First.range(shape)),
+            (t.dstates, States::Reset.range(shape)),
+        ];
+        let [params, x, h0, reset_state] =
+            session.read(&parts, wait).await?.try_into().expect("four parts asked for");
         Ok(Gradients {
             params: Params::from_flat(layout.clone(), params),
             x: array(shape.x(), x),
             h0: array(shape.state(), h0),
+            reset_state: array(shape.state(), reset_state),
         })
     }
 }
 
-/// Where states lie in the buffers of a run. Cells are counted layer-major, forward before reverse.
-struct States {
-    shape: Shape,
-    /// B·H.
-    len: usize,
-}
-
-impl States {
-    fn new(shape: Shape) -> Self {
-        Self { shape, len: shape.batch * shape.hidden }
-    }
-
-    /// Every cell with its layer's buffer.
-    fn cells<'a>(&self, layers: &'a [BufferId]) -> impl Iterator<Item = (usize, &'a BufferId)> {
-        let directions = self.shape.directions;
-        (0..layers.len() * directions).map(move |i| (i, &layers[i / directions]))
-    }
-
-    /// A cell's row `row` in its layer's `h [D, T+1, B, H]`.
-    fn row(&self, i: usize, row: usize) -> Range<usize> {
-        let start = (i % self.shape.directions * (self.shape.steps + 1) + row) * self.len;
-        start..start + self.len
-    }
-
-    /// Its first state: row 0, or row T of the reverse direction.
-    fn first(&self, i: usize) -> Range<usize> {
-        self.row(i, i % self.shape.directions * self.shape.steps)
-    }
-
-    /// Its last state.
-    fn last(&self, i: usize) -> Range<usize> {
-        self.row(i, self.shape.steps - i % self.shape.directions * self.shape.steps)
-    }
-
-    /// The states after each step of the last layer, a direction each: all but the first.
-    fn outputs(&self, layers: &[BufferId]) -> Vec<(BufferId, Range<usize>)> {
-        let h = layers[layers.len() - 1];
-        let rows = |direction| {
-            let start = self.row(direction, 1 - direction).start;
-            (h, start..start + self.shape.steps * self.len)
-        };
-        (0..self.shape.directions).map(rows).collect()
-    }
-
-    /// A cell's place in its layer's `carry [D, B, H]`.
-    fn carry(&self, i: usize) -> Range<usize> {
-        let start = i % self.shape.directions * self.len;
-        start..start + self.len
-    }
-}
-
 /// Fills `len` elements of a buffer from an array of any strides, or with zeros.
-fn write(
+async fn write(
     session: &mut Session,
     buffer: BufferId,
     first: usize,
@@ -355,7 +503,7 @@ fn write(
 ) -> Result<()> {
     let array = array.as_ref().map(|array| array.as_standard_layout());
     let data = array.as_ref().map(|a| a.as_slice().expect("standard layout"));
-    session.write(buffer, first, len, data)
+    session.write(buffer, first, len, data).await
 }
 
 fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
@@ -396,13 +544,15 @@ mod tests {
             scope.spawn(|| {
                 for _ in 0..20 {
                     let error = gpu.guard(|| {
-                        gpu.buffer(
-                            "bad",
-                            1,
-                            wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE,
-                        );
+                        gpu.create_buffer(&wgpu::BufferDescriptor {
+                            label: None,
+                            size: 4,
+                            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE,
+                            mapped_at_creation: false,
+                        });
                         Ok(())
                     });
+                    let error = pollster::block_on(error);
                     assert!(matches!(error, Err(Error::Gpu(_))), "{error:?}");
                 }
             });

@@ -10,6 +10,19 @@ use bytemuck::{Pod, Zeroable};
 /// once all loops of an invocation have used up 65,535 iterations together.
 pub const LOOP_BUDGET: usize = 65_535;
 
+/// What a step of a row may be marked with, a bit each; `shaders/step.wgsl` has the same.
+///
+/// [`Batch::marks`](crate::Batch::marks) makes them of lengths and resets. A program that runs a
+/// forward pass on its own buffers may write them itself, on the GPU too: `[T, B]`, a u32 each.
+pub mod mark {
+    /// The row has ended: its state stays as it is, y is 0.
+    pub const PADDING: u32 = 1;
+    /// The forward direction starts this step from the reset state.
+    pub const RESTART: u32 = 2;
+    /// The reverse direction starts this step from the reset state.
+    pub const RESTART_REVERSE: u32 = 4;
+}
+
 /// How a kernel uses a storage binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -45,10 +58,10 @@ pub struct Kernel {
 }
 
 macro_rules! kernel_source {
-    ($file:literal) => {
+    ($($file:literal),+) => {
         concat!(
             include_str!("../shaders/common.wgsl"),
-            include_str!(concat!("../shaders/", $file, ".wgsl"))
+            $(include_str!(concat!("../shaders/", $file, ".wgsl"))),+
         )
     };
 }
@@ -117,28 +130,8 @@ args! {
 }
 
 args! {
-    /// Arguments of [`FORWARD_STEP`].
-    ForwardStepArgs {
-        /// T.
-        steps,
-        /// B.
-        batch,
-        /// H.
-        hidden,
-        /// The first batch row of this dispatch.
-        row_first,
-        /// Elements from a recurrent weight to the same one of the reverse direction.
-        weight_apart,
-        /// Elements from a hidden bias to the same one of the reverse direction.
-        bias_apart,
-        /// The step, each direction's own, set by the loop.
-        step,
-    }
-}
-
-args! {
-    /// Arguments of [`BACKWARD_STEP`].
-    BackwardStepArgs {
+    /// Arguments of [`FORWARD_STEP`] and of [`BACKWARD_STEP`].
+    StepArgs {
         /// T.
         steps,
         /// B.
@@ -149,12 +142,52 @@ args! {
         directions,
         /// The first batch row of this dispatch.
         row_first,
+        /// Rows of x, y and gates from a step to the next.
+        time_stride,
+        /// Rows of x, y and gates from a batch row to the next.
+        row_stride,
+        /// States of each batch row that h holds.
+        h_times,
+        /// Rows of h from a step to the next.
+        h_time_stride,
+        /// Rows of h from a batch row to the next.
+        h_row_stride,
         /// Elements from a recurrent weight to the same one of the reverse direction.
         weight_apart,
-        /// s, the state whose gradient is made, each direction's own, set by the loop.
+        /// Elements from a hidden bias to the same one of the reverse direction.
+        bias_apart,
+        /// Index of the layer's first states `[D, B, H]` (backward: of their gradients).
+        first_state,
+        /// Index of the layer's reset states.
+        reset_state,
+        /// Index of the layer's last states.
+        last_state,
+        /// The layer, for draws.
+        layer,
+        /// Draws below this drop an output.
+        drop_below,
+        /// What kept outputs are multiplied with, an f32.
+        drop_scale,
+        /// Draws below this keep a unit's state.
+        zone_below,
+        /// The share of its state that a unit keeps at inference, an f32.
+        zone_share,
+        /// The step (backward: the state whose gradient is made), each direction's own, set by the
+        /// loop.
         step,
     }
 }
+
+/// [`FORWARD_STEP`]'s and [`BACKWARD_STEP`]'s override constants.
+const STEP_CONSTANTS: &[&str] = &[
+    "GATES_RZ",
+    "GATE_N",
+    "Z_KEEPS",
+    "GATE_ACTIVATION",
+    "CANDIDATE_ACTIVATION",
+    "DROPOUT",
+    "ZONEOUT",
+];
 
 impl Kernel {
     /// Storage buffers that the kernel binds, `Args` included.
@@ -195,16 +228,18 @@ pub static COLUMN_SUM: Kernel = Kernel {
 /// One step forward: recurrent products and elementwise update.
 pub static FORWARD_STEP: Kernel = Kernel {
     name: "forward_step",
-    source: kernel_source!("forward_step"),
+    source: kernel_source!("step", "forward_step"),
     bindings: &[
         ("weight_hh", Access::Read),
-        ("bias_hh", Access::Read),
+        ("marks", Access::Read),
         ("gates", Access::ReadWrite),
+        ("bias_hh", Access::Read),
         ("h", Access::ReadWrite),
-        ("lengths", Access::Read),
+        ("states", Access::ReadWrite),
+        ("y", Access::ReadWrite),
     ],
-    args: ForwardStepArgs::FIELDS,
-    constants: &["GATES_RZ", "GATE_N", "Z_KEEPS", "GATE_ACTIVATION", "CANDIDATE_ACTIVATION"],
+    args: StepArgs::FIELDS,
+    constants: STEP_CONSTANTS,
     workgroup_size: [64, 1, 1],
     workgroup_bytes: 16 * 4 * 16 + 3 * 16 * 17 * 4,
     tile: [16, 16],
@@ -213,17 +248,17 @@ pub static FORWARD_STEP: Kernel = Kernel {
 /// One state backward: recurrent products of the gradients and the elementwise gradients.
 pub static BACKWARD_STEP: Kernel = Kernel {
     name: "backward_step",
-    source: kernel_source!("backward_step"),
+    source: kernel_source!("step", "backward_step"),
     bindings: &[
         ("weight_hh", Access::Read),
+        ("marks", Access::Read),
+        ("gates", Access::ReadWrite),
         ("h", Access::Read),
         ("dy", Access::Read),
-        ("gates", Access::ReadWrite),
-        ("carry", Access::ReadWrite),
-        ("lengths", Access::Read),
+        ("dstates", Access::ReadWrite),
     ],
-    args: BackwardStepArgs::FIELDS,
-    constants: &["GATES_RZ", "GATE_N", "Z_KEEPS", "GATE_ACTIVATION", "CANDIDATE_ACTIVATION"],
+    args: StepArgs::FIELDS,
+    constants: STEP_CONSTANTS,
     workgroup_size: [64, 1, 1],
     workgroup_bytes: 16 * 4 * 16 + 16 * 16 * 4,
     tile: [16, 16],

@@ -129,22 +129,26 @@ mod error;
 mod gpu;
 mod gru;
 pub mod kernels;
+mod noise;
 mod optim;
 mod params;
 pub mod plan;
 pub mod reference;
 mod runner;
 mod session;
+mod state;
 mod transfer;
 
 pub use adapter::AdapterInfo;
 pub use batch::Batch;
-pub use config::{Activation, Bias, GruConfig, Reset, Shape, Update};
+pub use config::{Activation, Bias, GruConfig, Layout, Reset, Shape, Update};
 pub use device::{Device, DeviceKind};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};
 pub use optim::{Adam, clip_global_norm};
 pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
+pub use state::State;
+pub use wgpu;
 
 /// README's example is a test.
 #[cfg(doctest)]

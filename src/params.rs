@@ -39,8 +39,9 @@ pub struct ParamEntry {
 /// | `…_l1`, `…_l2`, … | the same | more layers |
 /// | `…_l0_reverse`, … | the same, after its layer's | both directions |
 ///
-/// The two directions of a layer lie equally far apart in each of their tensors. Ranges are aligned to 64 elements; the elements between them belong to no parameter and stay 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The two directions of a layer lie equally far apart in each of their tensors. Ranges are aligned to
+/// 64 elements; the elements between them belong to no parameter and stay 0.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ParamLayout {
     config: GruConfig,
     entries: Vec<ParamEntry>,
@@ -288,10 +289,13 @@ impl Params<f32> {
 pub struct Gradients<F = f32> {
     /// The parameters' gradients, under their names, in the parameters' layout.
     pub params: Params<F>,
-    /// dx `[T, B, I]`.
+    /// dx `[T, B, I]`, or `[B, T, I]` of a batch-first run.
     pub x: Array3<F>,
     /// dh0 `[L·D, B, H]`. There also when no h0 was given, which means zeros.
     pub h0: Array3<F>,
+    /// The gradient of the state that resets go back to, `[L·D, B, H]`: of each row's, summed over its
+    /// resets. There also when none was given, which means zeros.
+    pub reset_state: Array3<F>,
 }
 
 /// A random orthogonal matrix, uniform in Haar's measure: Gram–Schmidt on the rows of a Gaussian

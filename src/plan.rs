@@ -15,6 +15,8 @@
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```
 
+use std::ops::Range;
+
 mod display;
 mod limits;
 mod planner;
@@ -60,20 +62,22 @@ pub enum Role {
     Parameters,
     /// Read by the host after a run.
     Output,
+    /// Written before a run and read after it.
+    InputOutput,
     /// Never leaves the device.
     Scratch,
     /// Zero from the start and never written.
     Zeros,
 }
 
-/// A buffer of f32 (but `lengths`, of u32) that a plan asks for.
+/// A buffer of f32 (but `marks`, of u32) that a plan asks for.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BufferSpec {
     /// Its name, as the shaders' comments use it.
     pub name: String,
     /// Its axes, for people: `[T, B, I]`.
-    pub axes: &'static str,
+    pub axes: String,
     /// Its elements.
     pub len: usize,
     /// What it is for.
@@ -87,8 +91,9 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    pub fn add(&mut self, name: &str, axes: &'static str, len: usize, role: Role) -> BufferId {
-        self.specs.push(BufferSpec { name: name.to_owned(), axes, len, role });
+    pub fn add(&mut self, name: &str, axes: impl Into<String>, len: usize, role: Role) -> BufferId {
+        let (name, axes) = (name.to_owned(), axes.into());
+        self.specs.push(BufferSpec { name, axes, len, role });
         BufferId(self.specs.len() - 1)
     }
 
@@ -187,15 +192,18 @@ impl Stage {
     }
 }
 
-/// The buffers of a run, by meaning.
+/// The buffers of a run, by meaning. Sequences have their axes T and B as the shape's layout says.
 #[derive(Clone, Debug)]
 pub(crate) struct RunBuffers {
     /// `[T, B, I]`
     pub x: BufferId,
-    /// `[B]`, as u32.
-    pub lengths: BufferId,
-    /// `[D, T+1, B, H]`, a layer each.
-    pub h: Vec<BufferId>,
+    /// `[T, B]` of u32: bits of [`kernels::mark`](mod@crate::kernels::mark). While training two more,
+    /// the seed.
+    pub marks: BufferId,
+    /// `[3, L·D, B, H]`: the first states, those that resets go back to, and the last.
+    pub states: BufferId,
+    /// `[T, B, D·H]`
+    pub y: BufferId,
     /// The flat parameters.
     pub params: BufferId,
     /// What only training has.
@@ -207,12 +215,28 @@ pub(crate) struct RunBuffers {
 pub(crate) struct TrainingBuffers {
     /// `[T, B, D·H]`
     pub dy: BufferId,
-    /// `[D, B, H]`, a layer each: dh_n in, dh0 out.
-    pub carry: Vec<BufferId>,
+    /// The gradients of states, in their places: dh_n in; dh0 and the reset states' out.
+    pub dstates: BufferId,
     /// Of each layer's input: `[T, B, I]`, then `[T, B, D·H]`.
     pub dx: Vec<BufferId>,
     /// Laid out as the parameters.
     pub dparams: BufferId,
+}
+
+/// A third of `states`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum States {
+    First,
+    Reset,
+    Last,
+}
+
+impl States {
+    /// Its elements in a run of `shape`.
+    pub fn range(self, shape: Shape) -> Range<usize> {
+        let len = shape.state().iter().product::<usize>();
+        self as usize * len..(self as usize + 1) * len
+    }
 }
 
 /// The whole schedule of a run.
@@ -223,6 +247,7 @@ pub struct Plan {
     forward: Vec<Stage>,
     backward: Vec<Stage>,
     run: Option<RunBuffers>,
+    carries: bool,
 }
 
 impl Plan {
@@ -235,7 +260,8 @@ impl Plan {
     /// configuration made `shape`. Whether an adapter can run it is for [`Plan::check`] to say.
     pub fn new(config: &GruConfig, shape: Shape, mode: Mode) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        // Its fields are public; what follows relies on what `GruConfig::shape` checked.
+        // Its fields are public; what follows relies on what `GruConfig::shape` checked. Any layout is
+        // as good as another.
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
@@ -244,7 +270,19 @@ impl Plan {
 
     /// A plan of stages put together by hand, for a kernel's own check.
     pub(crate) fn of_stages(title: &str, buffers: Vec<BufferSpec>, forward: Vec<Stage>) -> Self {
-        Self { title: title.to_owned(), buffers, forward, backward: Vec::new(), run: None }
+        let title = title.to_owned();
+        Self { title, buffers, forward, backward: Vec::new(), run: None, carries: false }
+    }
+
+    /// The same for runs that each start from the last one's states: from one run to the next, the
+    /// first and the last third of `states` change places, and nothing is copied.
+    pub(crate) fn carrying(self) -> Self {
+        Self { carries: true, ..self }
+    }
+
+    /// How many ways there are for a run to use `states`, each with arguments of its own.
+    pub(crate) fn turns(&self) -> usize {
+        if self.carries { 2 } else { 1 }
     }
 
     /// The buffer called `name`.
@@ -286,7 +324,8 @@ impl Plan {
     /// Bytes of the arguments of all dispatches. They are laid out once for every step of a loop,
     /// so that a run uploads none.
     pub fn argument_bytes(&self) -> u64 {
-        (self.forward_dispatches() + self.backward_dispatches()) as u64 * ARGS_BLOCK
+        let dispatches = self.forward_dispatches() + self.backward_dispatches();
+        (dispatches * self.turns()) as u64 * ARGS_BLOCK
     }
 
     /// `Ok` when an adapter with `limits` can run this plan.

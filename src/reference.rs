@@ -1,17 +1,23 @@
 //! The specification: forward and backward in plain loops, in f32 or f64, every variant.
 //!
-//! Nothing here is clever. `Cell::step` and `Cell::step_backward` are the twins of
-//! `shaders/forward_step.wgsl` and `shaders/backward_step.wgsl`; they keep the same rows in the same
+//! Nothing here is clever. `Cell::forward_steps` and `Cell::backward_steps` are the twins of
+//! `shaders/forward_step.wgsl` and `shaders/backward_step.wgsl`; they keep the same numbers in the same
 //! columns, so a kernel can be held against its twin alone. `tests/` holds this file against
 //! PyTorch's numbers and against central differences, and every kernel against this file.
 #![allow(clippy::needless_range_loop, reason = "loops over j and k read like the equations")]
 
-use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, NdFloat, concatenate, s};
+use ndarray::{
+    Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, NdFloat,
+    concatenate, s,
+};
 
-use crate::batch::{Batch, zero_padding};
-use crate::config::{Activation, GruConfig, Reset, Shape, Update};
+use crate::batch::{Batch, time_major};
+use crate::config::{Activation, GruConfig, Layout, Reset, Shape, Update};
 use crate::error::{Error, Result, check_shape, try_zeros};
+use crate::kernels::mark;
+use crate::noise::{Noise, Place};
 use crate::params::{CellRanges, Gradients, Params};
+use crate::plan::Mode;
 
 /// What a forward pass computes and a backward pass needs.
 #[derive(Clone, Debug)]
@@ -19,59 +25,64 @@ use crate::params::{CellRanges, Gradients, Params};
 pub struct Trace<F> {
     /// What each cell went through: layer-major, forward before reverse.
     pub cells: Vec<CellTrace<F>>,
-    directions: usize,
-    lengths: Vec<usize>,
+    shape: Shape,
+    /// `[T, B]`, bits of [`mark`].
+    marks: Array2<u32>,
+    noise: Noise,
+    /// `[L·D, B, H]`
+    reset_state: Array3<F>,
 }
 
-/// What one direction of one layer went through.
+/// What one direction of one layer went through. All arrays are by time, whatever the direction and
+/// the batch's layout.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CellTrace<F> {
-    /// All states `[T+1, B, H]`. Forward, row t is step t's input and row t + 1 its output, so row 0
-    /// is h0. The reverse direction runs from the last step to the first: row t + 1 is step t's input
-    /// and row t its output, so row T is h0.
+    /// `[T, B, H]`: the state that each step starts from.
     pub h: Array3<F>,
     /// `[T, B, 4H]`: r, z, n and what the candidate took from the past, which is
     /// `W_hn h + b_hn` with [`Reset::After`] and `r ⊙ h` with [`Reset::Before`].
     pub gates: Array3<F>,
+    /// `[T, B, H]`: what each step puts out: its state, after dropout where there is some, 0 for padding.
+    pub y: Array3<F>,
+    /// `[B, H]`: the state after the direction's own last step.
+    pub last: Array2<F>,
 }
 
 impl<F: NdFloat> Trace<F> {
-    /// y `[T, B, D·H]`: the last layer's state after every step.
+    /// y `[T, B, D·H]` or `[B, T, D·H]`, as x: the last layer's state after every step.
     pub fn y(&self) -> Array3<F> {
-        self.output(self.cells.len() / self.directions - 1)
+        standard(time_major(self.output(self.shape.layers - 1), self.shape.layout).view())
     }
 
     /// h_n `[L·D, B, H]`: the state of each cell after its last step, which is the first of the
     /// sequence for the reverse direction.
     pub fn h_n(&self) -> Array3<F> {
-        let last = |(i, cell): (usize, &CellTrace<F>)| {
-            let steps = cell.gates.len_of(Axis(0));
-            let row = after(steps - 1, i % self.directions, steps);
-            cell.h.slice(s![row..row + 1, .., ..]).to_owned()
-        };
-        let states: Vec<_> = self.cells.iter().enumerate().map(last).collect();
-        join(Axis(0), states.iter().map(|state| state.view()))
+        join(Axis(0), self.cells.iter().map(|cell| cell.last.view().insert_axis(Axis(0))))
     }
 
     /// A layer's output `[T, B, D·H]`.
     fn output(&self, layer: usize) -> Array3<F> {
-        let cells = &self.cells[layer * self.directions..][..self.directions];
-        let rows = cells.iter().enumerate().map(|(direction, cell)| match direction {
-            0 => cell.h.slice(s![1.., .., ..]),
-            _ => cell.h.slice(s![..-1, .., ..]),
-        });
-        let mut output = join(Axis(2), rows);
-        zero_padding(&mut output, &self.lengths);
-        output
+        let directions = self.shape.directions;
+        let cells = &self.cells[layer * directions..][..directions];
+        join(Axis(2), cells.iter().map(|cell| cell.y.view()))
+    }
+
+    /// What the steps of a cell share.
+    fn walk(&self, layer: usize, direction: usize) -> Walk<'_, F> {
+        let cell = layer * self.shape.directions + direction;
+        Walk {
+            layer,
+            direction,
+            marks: self.marks.view(),
+            noise: &self.noise,
+            reset_state: self.reset_state.index_axis(Axis(0), cell),
+        }
     }
 }
 
 /// Joins arrays along an axis, in standard layout.
-pub(crate) fn join<'a, F: NdFloat>(
-    axis: Axis,
-    parts: impl Iterator<Item = ArrayView3<'a, F>>,
-) -> Array3<F> {
+fn join<'a, F: NdFloat>(axis: Axis, parts: impl Iterator<Item = ArrayView3<'a, F>>) -> Array3<F> {
     let parts: Vec<_> = parts.collect();
     // Along the last axis ndarray leaves another order of memory.
     standard(concatenate(axis, &parts).expect("the other axes are the same").view())
@@ -82,22 +93,7 @@ fn standard<F: NdFloat>(view: ArrayView3<'_, F>) -> Array3<F> {
     view.as_standard_layout().into_owned()
 }
 
-/// The time step that a direction takes at its own step `step` of `steps`.
-pub(crate) fn time(step: usize, direction: usize, steps: usize) -> usize {
-    if direction == 0 { step } else { steps - 1 - step }
-}
-
-/// The row of `h` that a direction's own step reads.
-pub(crate) fn before(step: usize, direction: usize, steps: usize) -> usize {
-    time(step, direction, steps) + direction
-}
-
-/// The row of `h` that a direction's own step writes.
-pub(crate) fn after(step: usize, direction: usize, steps: usize) -> usize {
-    time(step, direction, steps) + 1 - direction
-}
-
-/// Runs the GRU over a batch.
+/// Runs the GRU over a batch, as in use: nothing is dropped, and zoneout is its expectation.
 ///
 /// # Errors
 /// [`Error::ZeroSize`], [`Error::Shape`] or [`Error::Length`] when the batch does not fit the
@@ -117,22 +113,49 @@ pub fn forward<'a, F: NdFloat>(
     params: &Params<F>,
     batch: impl Into<Batch<'a, F>>,
 ) -> Result<Trace<F>> {
-    let run = batch.into();
-    let shape = run.check(params.layout().config())?;
-    let Shape { steps, batch, hidden, layers, directions, .. } = shape;
-    let mut trace = Trace { cells: Vec::new(), directions, lengths: run.row_lengths() };
-    let mut input = standard(run.x);
+    run(params, &batch.into(), Mode::Inference)
+}
+
+/// As [`forward`], while training: dropout and zoneout draw from the batch's seed.
+///
+/// # Errors
+/// As [`forward`], and [`Error::NoSeed`].
+pub fn forward_train<'a, F: NdFloat>(
+    params: &Params<F>,
+    batch: impl Into<Batch<'a, F>>,
+) -> Result<Trace<F>> {
+    run(params, &batch.into(), Mode::Training)
+}
+
+fn run<F: NdFloat>(params: &Params<F>, run: &Batch<'_, F>, mode: Mode) -> Result<Trace<F>> {
+    let config = params.layout().config();
+    let shape = run.check(config)?;
+    let Shape { steps, batch, hidden, layers, directions, layout, .. } = shape;
+    let states = |state: Option<ArrayView3<'_, F>>| {
+        state.map_or_else(|| zeros("states [L·D, B, H]", shape.state()), |s| Ok(standard(s)))
+    };
+    let h0 = states(run.h0)?;
+    let mut trace = Trace {
+        cells: Vec::new(),
+        shape,
+        marks: run.marks()?,
+        noise: run.noise(config, mode)?,
+        reset_state: states(run.reset_state)?,
+    };
+    let mut input = standard(time_major(run.x, layout));
     for layer in 0..layers {
         for direction in 0..directions {
-            let mut h = zeros("h [T+1, B, H]", [steps + 1, batch, hidden])?;
-            let mut gates = zeros("gates [T, B, 4H]", [steps, batch, 4 * hidden])?;
-            if let Some(h0) = run.h0 {
-                let first = before(0, direction, steps);
-                h.slice_mut(s![first, .., ..]).assign(&h0.slice(s![trace.cells.len(), .., ..]));
-            }
             let cell = Cell::new(params, layer, direction);
-            cell.run(direction, &trace.lengths, input.view(), h.view_mut(), gates.view_mut());
-            trace.cells.push(CellTrace { h, gates });
+            let first = h0.index_axis(Axis(0), trace.cells.len());
+            let mut of_cell = CellTrace {
+                h: zeros("h [T, B, H]", [steps, batch, hidden])?,
+                gates: zeros("gates [T, B, 4H]", [steps, batch, 4 * hidden])?,
+                y: zeros("y [T, B, H]", [steps, batch, hidden])?,
+                last: first.to_owned(),
+            };
+            cell.input_products(input.view(), of_cell.gates.view_mut());
+            cell.forward_steps(&trace.walk(layer, direction), &mut of_cell);
+            trace.cells.push(of_cell);
         }
         if layer + 1 < layers {
             input = trace.output(layer);
@@ -142,7 +165,7 @@ pub fn forward<'a, F: NdFloat>(
 }
 
 /// Carries dy `[T, B, D·H]` (of every step's output) and dh_n `[L·D, B, H]` (of the last states) back
-/// through the run that `trace` recorded over `x`.
+/// through the run that `trace` recorded over `x`. Batch-first runs have x, dy and dx batch-first.
 ///
 /// # Errors
 /// [`Error::Shape`] when an array does not fit the parameters, [`Error::NoGradient`] when both
@@ -154,13 +177,15 @@ pub fn backward<F: NdFloat>(
     dy: Option<ArrayView3<'_, F>>,
     dh_n: Option<ArrayView3<'_, F>>,
 ) -> Result<Gradients<F>> {
-    let shape = Batch::new(x).check(params.layout().config())?;
+    let layout = trace.shape.layout;
+    let shape = Batch { layout, ..Batch::new(x) }.check(params.layout().config())?;
     check_gradients(&shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
+    check_shape("x of another run than the trace's", &trace.shape.x(), x.shape())?;
     let Shape { steps, batch, hidden, layers, directions, .. } = shape;
     check_shape("trace.cells", &[layers * directions], &[trace.cells.len()])?;
-    check_shape("trace's lengths [B]", &[batch], &[trace.lengths.len()])?;
     for cell in &trace.cells {
-        check_shape("trace's h [T+1, B, H]", &[steps + 1, batch, hidden], cell.h.shape())?;
+        check_shape("trace's h [T, B, H]", &[steps, batch, hidden], cell.h.shape())?;
+        check_shape("trace's y [T, B, H]", &[steps, batch, hidden], cell.y.shape())?;
         check_shape("trace's gates [T, B, 4H]", &[steps, batch, 4 * hidden], cell.gates.shape())?;
     }
 
@@ -168,34 +193,63 @@ pub fn backward<F: NdFloat>(
     // Of each cell's last state at first, of its first state in the end.
     let mut dh =
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", shape.state()), |d| Ok(standard(d)))?;
-    let mut doutput = dy.map_or_else(|| zeros("dy [T, B, D·H]", shape.y()), |d| Ok(standard(d)))?;
+    let mut dreset = zeros("the reset state's gradient [L·D, B, H]", shape.state())?;
+    let mut doutput = match dy {
+        Some(dy) => standard(time_major(dy, layout)),
+        None => zeros("dy [T, B, D·H]", [steps, batch, directions * hidden])?,
+    };
     for layer in (0..layers).rev() {
         let input = match layer {
-            0 => standard(x),
+            0 => standard(time_major(x, layout)),
             _ => trace.output(layer - 1),
         };
         let mut dinput = zeros("a layer's dx [T, B, ·]", input.dim().into())?;
         for direction in 0..directions {
             let i = layer * directions + direction;
-            let run = BackwardRun {
-                direction,
-                lengths: &trace.lengths,
-                input: input.view(),
-                trace: &trace.cells[i],
-                doutput: doutput.slice(s![.., .., direction * hidden..(direction + 1) * hidden]),
-            };
-            let cell = Cell::new(params, layer, direction);
-            let dh = dh.slice_mut(s![i..i + 1, .., ..]);
-            cell.run_backward(&run, dh, dinput.view_mut(), &mut dparams);
+            let (cell, walk) = (Cell::new(params, layer, direction), trace.walk(layer, direction));
+            let CellTrace { h, gates, .. } = &trace.cells[i];
+            let mut gates = gates.clone();
+            cell.backward_steps(
+                &walk,
+                h.view(),
+                doutput.slice(s![.., .., direction * hidden..(direction + 1) * hidden]),
+                gates.view_mut(),
+                dh.index_axis_mut(Axis(0), i),
+                dreset.index_axis_mut(Axis(0), i),
+            );
+            for ((t, row), _) in walk.marks.indexed_iter().filter(|&(_, m)| m & mark::PADDING == 0)
+            {
+                cell.parameter_gradients(
+                    lane(&input.view(), t, row),
+                    lane(&h.view(), t, row),
+                    lane(&gates.view(), t, row),
+                    lane_mut(&mut dinput.view_mut(), t, row),
+                    &mut dparams,
+                );
+            }
         }
         doutput = dinput;
     }
-    Ok(Gradients { params: dparams, x: doutput, h0: dh })
+    let x = standard(time_major(doutput, layout).view());
+    Ok(Gradients { params: dparams, x, h0: dh, reset_state: dreset })
 }
 
 fn zeros<F: NdFloat>(what: &str, shape: [usize; 3]) -> Result<Array3<F>> {
     let zeros = try_zeros(what, shape.iter().product())?;
     Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
+}
+
+/// The numbers of one step of one row.
+fn lane<'a, F>(array: &'a ArrayView3<'_, F>, t: usize, row: usize) -> &'a [F] {
+    let width = array.len_of(Axis(2));
+    let first = (t * array.len_of(Axis(1)) + row) * width;
+    &array.as_slice().expect("standard layout")[first..first + width]
+}
+
+fn lane_mut<'a, F>(array: &'a mut ArrayViewMut3<'_, F>, t: usize, row: usize) -> &'a mut [F] {
+    let width = array.len_of(Axis(2));
+    let first = (t * array.len_of(Axis(1)) + row) * width;
+    &mut array.as_slice_mut().expect("standard layout")[first..first + width]
 }
 
 /// `Ok` when the gradients that start a backward pass fit `shape` and there is one.
@@ -208,7 +262,11 @@ pub(crate) fn check_gradients(
         return Err(Error::NoGradient);
     }
     if let Some(dim) = dy {
-        check_shape("dy [T, B, D·H]", &shape.y(), &<[usize; 3]>::from(dim))?;
+        let what = match shape.layout {
+            Layout::TimeMajor => "dy [T, B, D·H]",
+            Layout::BatchFirst => "dy [B, T, D·H]",
+        };
+        check_shape(what, &shape.y(), &<[usize; 3]>::from(dim))?;
     }
     if let Some(dim) = dh_n {
         check_shape("dh_n [L·D, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?;
@@ -230,16 +288,48 @@ pub(crate) struct Cell<'a, F> {
     bias_hh: Option<&'a [F]>,
 }
 
-/// What a cell's backward pass starts from.
-struct BackwardRun<'a, F> {
-    direction: usize,
-    /// `[B]`
-    lengths: &'a [usize],
-    /// `[T, B, I or D·H]`
-    input: ArrayView3<'a, F>,
-    trace: &'a CellTrace<F>,
-    /// `[T, B, H]`
-    doutput: ArrayView3<'a, F>,
+/// What all steps of a cell share, besides its parameters.
+pub(crate) struct Walk<'a, F> {
+    pub layer: usize,
+    pub direction: usize,
+    /// `[T, B]`, bits of [`mark`].
+    pub marks: ArrayView2<'a, u32>,
+    pub noise: &'a Noise,
+    /// `[B, H]`
+    pub reset_state: ArrayView2<'a, F>,
+}
+
+impl<F: NdFloat> Walk<'_, F> {
+    /// The time steps in the direction's own order.
+    fn times(&self) -> impl DoubleEndedIterator<Item = usize> + use<F> {
+        let steps = self.marks.len_of(Axis(0));
+        let direction = self.direction;
+        (0..steps).map(move |step| if direction == 0 { step } else { steps - 1 - step })
+    }
+
+    /// Whether a row's state starts afresh before the direction's step at time t.
+    fn restarts(&self, t: usize, row: usize) -> bool {
+        let bit = if self.direction == 0 { mark::RESTART } else { mark::RESTART_REVERSE };
+        self.marks[[t, row]] & bit != 0
+    }
+
+    fn is_padding(&self, t: usize, row: usize) -> bool {
+        self.marks[[t, row]] & mark::PADDING != 0
+    }
+
+    fn place(&self, time: usize, row: usize, unit: usize, hidden: usize) -> Place {
+        Place { layer: self.layer, time, row, unit: self.direction * hidden + unit }
+    }
+
+    /// [`Noise::zone`] of every unit.
+    fn zone(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
+        move |j| float(self.noise.zone(self.place(t, row, j, hidden)))
+    }
+
+    /// [`Noise::dropout_factor`] of every unit.
+    fn dropout(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
+        move |j| float(self.noise.dropout_factor(self.place(t, row, j, hidden)))
+    }
 }
 
 impl<'a, F: NdFloat> Cell<'a, F> {
@@ -256,66 +346,63 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         }
     }
 
-    /// All steps of a direction over input `[T, B, ·]`: fills `gates [T, B, 4H]` and the rows of
-    /// `h [T+1, B, H]` after the first state. Past a row's length the state stays and gates are 0.
-    fn run(
-        &self,
-        direction: usize,
-        lengths: &[usize],
-        input: ArrayView3<'_, F>,
-        mut h: ArrayViewMut3<'_, F>,
-        mut gates: ArrayViewMut3<'_, F>,
-    ) {
-        let (steps, batch, _) = input.dim();
-        let mut next = vec![F::zero(); self.config.hidden_size];
-        for step in 0..steps {
-            let t = time(step, direction, steps);
-            for b in 0..batch {
-                let past = h.slice(s![before(step, direction, steps), b, ..]);
-                if t < lengths[b] {
-                    let input = input.slice(s![t, b, ..]);
-                    let mut gates = gates.slice_mut(s![t, b, ..]);
-                    let gates = gates.as_slice_mut().expect("rows are contiguous");
-                    self.input_products(input.as_slice().expect("rows are contiguous"), gates);
-                    self.step(past.as_slice().expect("rows are contiguous"), gates, &mut next);
-                } else {
-                    next.iter_mut().zip(past).for_each(|(next, &h)| *next = h);
+    /// All steps of a direction. `trace` comes with [`Self::input_products`] in its gates, the first
+    /// state in its `last` and zeros elsewhere. Steps of padding leave the state as it is, and their
+    /// gates at 0.
+    pub(crate) fn forward_steps(&self, walk: &Walk<'_, F>, trace: &mut CellTrace<F>) {
+        let (_, batch, hidden) = trace.h.dim();
+        let mut next = vec![F::zero(); hidden];
+        for t in walk.times() {
+            for row in 0..batch {
+                let mut state = trace.last.row_mut(row);
+                if walk.restarts(t, row) {
+                    state.assign(&walk.reset_state.row(row));
                 }
-                let row = after(step, direction, steps);
-                h.slice_mut(s![row, b, ..]).iter_mut().zip(&next).for_each(|(h, &v)| *h = v);
+                trace.h.slice_mut(s![t, row, ..]).assign(&state);
+                let mut gates = trace.gates.view_mut();
+                let gates = lane_mut(&mut gates, t, row);
+                if walk.is_padding(t, row) {
+                    gates.fill(F::zero());
+                    continue;
+                }
+                let past = state.as_slice_mut().expect("rows are contiguous");
+                self.step(past, gates, walk.zone(t, row, hidden), &mut next);
+                past.copy_from_slice(&next);
+                let mut y = trace.y.view_mut();
+                let (y, factor) = (lane_mut(&mut y, t, row), walk.dropout(t, row, hidden));
+                (0..hidden).for_each(|j| y[j] = next[j] * factor(j));
             }
         }
     }
 
-    /// Undoes all steps of a direction. `dh [1, B, H]` is the gradient of the last state and becomes
-    /// that of the first; `dinput [T, B, ·]` and `dparams` are added to.
-    fn run_backward(
+    /// Undoes all steps of a direction. `h` and `gates` are as [`Self::forward_steps`] left them; gates
+    /// become gradients, as [`Self::step_backward`] says. `dh [B, H]` is the gradient of the last state
+    /// and becomes that of the first; `dreset [B, H]` is added to.
+    pub(crate) fn backward_steps(
         &self,
-        run: &BackwardRun<'_, F>,
-        mut dh: ArrayViewMut3<'_, F>,
-        mut dinput: ArrayViewMut3<'_, F>,
-        dparams: &mut Params<F>,
+        walk: &Walk<'_, F>,
+        h: ArrayView3<'_, F>,
+        doutput: ArrayView3<'_, F>,
+        mut gates: ArrayViewMut3<'_, F>,
+        mut dh: ArrayViewMut2<'_, F>,
+        mut dreset: ArrayViewMut2<'_, F>,
     ) {
-        let (steps, batch, hidden) = run.doutput.dim();
-        let mut gates = vec![F::zero(); 4 * hidden];
-        let mut h = vec![F::zero(); hidden];
-        for step in (0..steps).rev() {
-            let t = time(step, run.direction, steps);
-            for b in (0..batch).filter(|&b| t < run.lengths[b]) {
-                let row = before(step, run.direction, steps);
-                h.iter_mut().zip(run.trace.h.slice(s![row, b, ..])).for_each(|(h, &v)| *h = v);
-                let traced = run.trace.gates.slice(s![t, b, ..]);
-                gates.iter_mut().zip(traced).for_each(|(g, &v)| *g = v);
-                let mut dh = dh.slice_mut(s![0, b, ..]);
-                dh += &run.doutput.slice(s![t, b, ..]);
-                self.step_backward(&h, &mut gates, dh.as_slice_mut().expect("contiguous"));
-                self.parameter_gradients(
-                    run.input.slice(s![t, b, ..]).as_slice().expect("contiguous"),
-                    &h,
-                    &gates,
-                    dinput.slice_mut(s![t, b, ..]).as_slice_mut().expect("contiguous"),
-                    dparams,
+        let (_, batch, hidden) = h.dim();
+        for t in walk.times().rev() {
+            for row in (0..batch).filter(|&row| !walk.is_padding(t, row)) {
+                let mut dh = dh.row_mut(row);
+                let factor = walk.dropout(t, row, hidden);
+                (0..hidden).for_each(|j| dh[j] += doutput[[t, row, j]] * factor(j));
+                self.step_backward(
+                    lane(&h, t, row),
+                    lane_mut(&mut gates, t, row),
+                    walk.zone(t, row, hidden),
+                    dh.as_slice_mut().expect("rows are contiguous"),
                 );
+                if walk.restarts(t, row) {
+                    dreset.row_mut(row).zip_mut_with(&dh, |sum, &d| *sum += d);
+                    dh.fill(F::zero());
+                }
             }
         }
     }
@@ -325,16 +412,21 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         (self.config.gate_activation, self.config.candidate_activation)
     }
 
-    /// `gates[0..3H] = W_ih x + b_ih`.
-    fn input_products(&self, x: &[F], gates: &mut [F]) {
-        for k in 0..3 * self.config.hidden_size {
-            gates[k] = dot(row(self.weight_ih, k, x.len()), x) + at(self.bias_ih, k);
+    /// `gates[.., .., 0..3H] = W_ih x + b_ih`.
+    fn input_products(&self, input: ArrayView3<'_, F>, mut gates: ArrayViewMut3<'_, F>) {
+        let (steps, batch, width) = input.dim();
+        for (t, b) in (0..steps).flat_map(|t| (0..batch).map(move |b| (t, b))) {
+            let (x, gates) = (lane(&input, t, b), lane_mut(&mut gates, t, b));
+            for k in 0..3 * self.config.hidden_size {
+                gates[k] = dot(row(self.weight_ih, k, width), x) + at(self.bias_ih, k);
+            }
         }
     }
 
     /// One step. `gates [4H]` holds [`Self::input_products`] on entry and r, z, n and the past's
-    /// part of the candidate on return; `next [H]` receives h'.
-    pub(crate) fn step(&self, h: &[F], gates: &mut [F], next: &mut [F]) {
+    /// part of the candidate on return; `zone` is the share of the old state that each unit keeps
+    /// besides; `next [H]` receives h'.
+    fn step(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, next: &mut [F]) {
         let hidden = h.len();
         let (gate, candidate) = self.activations();
         let [r, z, n, past] = quarters(gates);
@@ -361,10 +453,11 @@ impl<'a, F: NdFloat> Cell<'a, F> {
             }
         }
         for j in 0..hidden {
-            next[j] = match self.config.update {
+            let new = match self.config.update {
                 Update::Overwrites => (F::one() - z[j]) * h[j] + z[j] * n[j],
                 Update::Keeps => z[j] * h[j] + (F::one() - z[j]) * n[j],
             };
+            next[j] = zone(j) * h[j] + (F::one() - zone(j)) * new;
         }
     }
 
@@ -372,19 +465,20 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     /// of h'. On return r, z and n have become the gradients of their pre-activations, the fourth
     /// quarter that of `W_hn h + b_hn` (reset after; unchanged r ⊙ h with reset before), and `dh`
     /// is the gradient of h.
-    pub(crate) fn step_backward(&self, h: &[F], gates: &mut [F], dh: &mut [F]) {
+    fn step_backward(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, dh: &mut [F]) {
         let hidden = h.len();
         let one = F::one();
         let (gate, candidate) = self.activations();
         let [r, z, n, past] = quarters(gates);
         for j in 0..hidden {
+            let dnew = dh[j] * (one - zone(j));
             let (dn, dz, direct) = match self.config.update {
-                Update::Overwrites => (dh[j] * z[j], dh[j] * (n[j] - h[j]), dh[j] * (one - z[j])),
-                Update::Keeps => (dh[j] * (one - z[j]), dh[j] * (h[j] - n[j]), dh[j] * z[j]),
+                Update::Overwrites => (dnew * z[j], dnew * (n[j] - h[j]), dnew * (one - z[j])),
+                Update::Keeps => (dnew * (one - z[j]), dnew * (h[j] - n[j]), dnew * z[j]),
             };
             n[j] = dn * slope(candidate, n[j]);
             z[j] = dz * slope(gate, z[j]);
-            dh[j] = direct;
+            dh[j] = dh[j] * zone(j) + direct;
         }
         let weight = |gate: usize, j: usize| row(self.weight_hh, gate * hidden + j, hidden);
         match self.config.reset {
@@ -469,6 +563,10 @@ fn slope<F: NdFloat>(kind: Activation, value: F) -> F {
         Activation::HardSigmoid => zero,
         Activation::Identity => one,
     }
+}
+
+fn float<F: NdFloat>(value: f32) -> F {
+    F::from(value).expect("every f32 is a float")
 }
 
 /// 1 / `n`

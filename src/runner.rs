@@ -6,8 +6,8 @@ use crate::config::{GruConfig, Shape};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, lock};
 use crate::params::{ParamLayout, Params};
-use crate::plan::{Mode, Plan};
-use crate::session::Session;
+use crate::plan::{BufferId, Mode, Plan};
+use crate::session::{Bound, Session};
 
 /// Sessions at rest that a model keeps for the next run of the same shape.
 const IDLE_SESSIONS: usize = 2;
@@ -43,10 +43,10 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Self::allow`].
-    pub fn new(gpu: &Gpu, config: &GruConfig) -> Result<Self> {
+    pub async fn new(gpu: &Gpu, config: &GruConfig) -> Result<Self> {
         Self::allow(gpu, config)?;
         let len = ParamLayout::new(config)?.flat_len();
-        let params = gpu.guard(|| Ok(gpu.buffer("params", len, wgpu::BufferUsages::STORAGE)))?;
+        let params = gpu.guard(|| Ok(gpu.buffer("params", len))).await?;
         let (uploaded, idle) = Default::default();
         Ok(Self { gpu: gpu.clone(), params, uploaded, idle })
     }
@@ -59,8 +59,12 @@ impl Runner {
         Plan::new(config, config.shape(1, 1)?, Mode::Inference)?.check(gpu.limits())
     }
 
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// A session for runs of `shape`, with `params` of this `version` on the device.
-    pub fn session(
+    pub async fn session(
         &self,
         params: &Params,
         version: u64,
@@ -77,29 +81,39 @@ impl Runner {
             Some(lease) => lease,
             None => {
                 let plan = Plan::new(params.layout().config(), shape, mode)?;
-                let session = match Session::new(&self.gpu, plan.clone(), Some(&self.params)) {
-                    // The sessions at rest may hold what is missing.
-                    Err(Error::OutOfMemory(_)) => {
-                        lock(&self.idle).clear();
-                        self.gpu.wait()?;
-                        Session::new(&self.gpu, plan, Some(&self.params))?
-                    }
-                    made => made?,
-                };
-                Lease { key, session }
+                Lease { key, session: self.make(plan, &[]).await? }
             }
         };
+        let upload = || {
+            self.upload(params, version);
+            Ok(())
+        };
+        self.gpu.guard(upload).await.inspect_err(|_| *lock(&self.uploaded) = None)?;
+        Ok(SessionGuard { lease: Some(lease), idle: Arc::clone(&self.idle) })
+    }
+
+    /// A session of its own for `plan`, with the model's parameters bound and others besides.
+    pub async fn make(&self, plan: Plan, bound: &[(BufferId, Bound)]) -> Result<Session> {
+        let params = (plan.run_buffers().params, Bound::from(&self.params));
+        let bound: Vec<_> = bound.iter().cloned().chain([params]).collect();
+        match Session::new(&self.gpu, plan.clone(), &bound).await {
+            // The sessions at rest may hold what is missing.
+            Err(Error::OutOfMemory(_)) => {
+                lock(&self.idle).clear();
+                self.gpu.wait()?;
+                Session::new(&self.gpu, plan, &bound).await
+            }
+            made => made,
+        }
+    }
+
+    /// Brings `params` of this `version` to the device, if it holds others.
+    pub fn upload(&self, params: &Params, version: u64) {
         let mut uploaded = lock(&self.uploaded);
         if *uploaded != Some(version) {
-            *uploaded = None;
-            let upload = || {
-                self.gpu.upload(&self.params, 0, params.as_slice());
-                Ok(())
-            };
-            self.gpu.guard(upload)?;
+            self.gpu.upload(&self.params, 0, params.as_slice());
             *uploaded = Some(version);
         }
-        Ok(SessionGuard { lease: Some(lease), idle: Arc::clone(&self.idle) })
     }
 }
 

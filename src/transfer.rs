@@ -1,14 +1,55 @@
 //! Numbers up to an adapter and down from it.
 
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, one_line};
+use crate::gpu::{Gpu, lock, one_line};
 
 /// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all that
 /// is written between two submits in staging memory, and running out of it loses the device.
 const CHUNK_BYTES: usize = 32 << 20;
+
+/// How a call waits for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// The calling thread sleeps in the driver.
+    Block,
+    /// The caller's executor does something else.
+    Async,
+}
+
+/// Where a callback of wgpu leaves word for whoever waits for it.
+#[derive(Debug, Default)]
+struct Arrival {
+    slot: Mutex<Slot>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    word: Option<Result<()>>,
+    waker: Option<Waker>,
+}
+
+impl Arrival {
+    /// The first word counts.
+    fn set(&self, word: Result<()>) {
+        let mut slot = lock(&self.slot);
+        slot.word.get_or_insert(word);
+        self.arrived.notify_all();
+        if let Some(waker) = slot.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let mut slot = lock(&self.slot);
+        slot.waker = Some(context.waker().clone());
+        slot.word.clone().map_or(Poll::Pending, Poll::Ready)
+    }
+}
 
 impl Gpu {
     /// Copies `data` to `buffer` from its element `first`.
@@ -27,15 +68,15 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::DeviceLost`] when the work or the copy did not arrive.
-    pub fn download(&self, parts: &[(&wgpu::Buffer, usize, usize)]) -> Result<Vec<Vec<f32>>> {
+    pub async fn download(
+        &self,
+        parts: &[(&wgpu::Buffer, usize, usize)],
+        wait: Wait,
+    ) -> Result<Vec<Vec<f32>>> {
         const CHUNK: usize = CHUNK_BYTES / 4;
         let total: usize = parts.iter().map(|&(_, _, len)| len).sum();
-        let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("gru.download"),
-            size: 4 * total.clamp(1, CHUNK) as u64,
-            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-            mapped_at_creation: false,
-        });
+        let make = || Ok(self.staging("download", total.clamp(1, CHUNK), wgpu::MapMode::Read));
+        let staging = self.guard(make).await?;
         let mut results: Vec<Vec<f32>> =
             parts.iter().map(|&(_, _, len)| Vec::with_capacity(len)).collect();
         // Fill the staging buffer, read it, and again until every part is whole.
@@ -48,14 +89,8 @@ impl Gpu {
                 let (buffer, first, len) = parts[part];
                 let done: usize = results[part].len();
                 let take = (len - done).min(CHUNK - used);
-                let from = 4 * (first + done) as u64;
-                encoder.copy_buffer_to_buffer(
-                    buffer,
-                    from,
-                    &staging,
-                    4 * used as u64,
-                    4 * take as u64,
-                );
+                let (from, to) = (4 * (first + done) as u64, 4 * used as u64);
+                encoder.copy_buffer_to_buffer(buffer, from, &staging, to, 4 * take as u64);
                 staged.push((part, take));
                 used += take;
                 if done + take < len {
@@ -63,57 +98,99 @@ impl Gpu {
                 }
                 part += 1;
             }
-            self.submit(encoder.finish());
-            self.read_staging(&staging, &staged, &mut results)?;
+            let submit = || {
+                self.submit(encoder.finish());
+                Ok(())
+            };
+            self.guard(submit).await?;
+            self.map(&staging, wgpu::MapMode::Read, used, wait).await?;
+            self.read_mapped(&staging, used, |values| {
+                let mut values = values;
+                for &(part, take) in &staged {
+                    let (piece, rest) = values.split_at(take);
+                    results[part].extend_from_slice(piece);
+                    values = rest;
+                }
+            })?;
         }
         Ok(results)
     }
 
-    /// Maps `staging` and appends its pieces, in order, to the results they belong to.
-    fn read_staging(
+    /// A buffer of `len` f32 that the host maps to read what kernels made, or to write what they need.
+    pub fn staging(&self, name: &str, len: usize, mode: wgpu::MapMode) -> wgpu::Buffer {
+        use wgpu::BufferUsages as Usage;
+        let usage = match mode {
+            wgpu::MapMode::Read => Usage::COPY_DST | Usage::MAP_READ,
+            wgpu::MapMode::Write => Usage::COPY_SRC | Usage::MAP_WRITE,
+        };
+        self.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(&format!("gru.{name}")),
+            size: 4 * len as u64,
+            usage,
+            mapped_at_creation: mode == wgpu::MapMode::Write,
+        })
+    }
+
+    /// Waits until `buffer`'s first `len` f32 are mapped, which is after all work queued that uses it.
+    pub async fn map(
+        &self,
+        buffer: &wgpu::Buffer,
+        mode: wgpu::MapMode,
+        len: usize,
+        wait: Wait,
+    ) -> Result<()> {
+        let arrival = Arc::new(Arrival::default());
+        let (gpu, callback) = (self.clone(), Arc::clone(&arrival));
+        buffer.slice(..4 * len as u64).map_async(mode, move |result| {
+            // After a lost device, mapping is the one call that says so.
+            callback.set(result.map_err(|error| gpu.lose(&error.to_string())));
+        });
+        match wait {
+            Wait::Block => self.block_until(&arrival)?,
+            Wait::Async => {
+                // wgpu calls back from inside a poll, and nobody else may be polling.
+                let (gpu, waited_for) = (self.clone(), Arc::clone(&arrival));
+                let poll = move || {
+                    let polled = gpu.block_until(&waited_for);
+                    polled.unwrap_or_else(|error| waited_for.set(Err(error)));
+                };
+                let thread = std::thread::Builder::new().name("gru-wait".to_owned()).spawn(poll);
+                thread
+                    .map_err(|error| Error::OutOfMemory(format!("no thread to wait: {error}")))?;
+            }
+        }
+        std::future::poll_fn(|context| arrival.poll(context)).await
+    }
+
+    /// Shows `work` the first `len` f32 of a mapped staging buffer, and unmaps it.
+    pub fn read_mapped(
         &self,
         staging: &wgpu::Buffer,
-        staged: &[(usize, usize)],
-        results: &mut [Vec<f32>],
+        len: usize,
+        work: impl FnOnce(&[f32]),
     ) -> Result<()> {
-        let used: usize = staged.iter().map(|&(_, take)| take).sum();
-        let slice = staging.slice(..4 * used as u64);
-        let (sender, receiver) = mpsc::channel();
-        // A closed channel means that this call already returned with an error.
-        slice.map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
-        self.wait_for(&receiver)?.map_err(|error| {
-            // After a lost device, mapping is the one call that says so.
-            Error::DeviceLost(one_line(&error.to_string()))
-        })?;
-        let view = slice.get_mapped_range().map_err(|e| Error::Gpu(one_line(&e.to_string())))?;
-        let mut values: &[f32] = bytemuck::cast_slice(&view);
-        for &(part, take) in staged {
-            let (piece, rest) = values.split_at(take);
-            results[part].extend_from_slice(piece);
-            values = rest;
-        }
+        let view = staging.slice(..4 * len as u64).get_mapped_range();
+        let view = view.map_err(|error| Error::Gpu(one_line(&error.to_string())))?;
+        work(bytemuck::cast_slice(&view));
         drop(view);
         staging.unmap();
         Ok(())
     }
 
-    /// Polls the device until a callback has sent its result.
+    /// Returns when word has arrived.
     ///
     /// Polling once is not enough: when threads share the device, another one's poll may have taken
-    /// this callback and not yet called it when our own poll returns.
-    fn wait_for<T>(&self, receiver: &mpsc::Receiver<T>) -> Result<T> {
+    /// the callback and not yet called it when our own poll returns.
+    fn block_until(&self, arrival: &Arrival) -> Result<()> {
         const PAUSE: Duration = Duration::from_millis(5);
         loop {
-            self.wait()?;
-            match receiver.recv_timeout(PAUSE) {
-                Ok(result) => return Ok(result),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Gpu(
-                        "a callback was dropped before it was called".to_owned(),
-                    ));
-                }
+            let polled = self.wait();
+            let slot = lock(&arrival.slot);
+            if slot.word.is_some() {
+                return Ok(());
             }
+            polled?;
+            drop(arrival.arrived.wait_timeout_while(slot, PAUSE, |slot| slot.word.is_none()));
         }
     }
 }
@@ -129,11 +206,11 @@ mod tests {
         let (_, gpu) = test_device();
         let len = CHUNK_BYTES / 4 * 2 + 12_345;
         let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
-        let buffer = gpu.buffer("test", len, wgpu::BufferUsages::STORAGE);
+        let buffer = gpu.buffer("test", len);
         gpu.upload(&buffer, 0, &data);
         let parts = [(0, 7), (5, len - 9), (len - 3, 3), (1, CHUNK_BYTES / 4)];
-        let got =
-            gpu.download(&parts.map(|(first, len)| (&buffer, first, len))).expect("downloads");
+        let views = parts.map(|(first, len)| (&buffer, first, len));
+        let got = pollster::block_on(gpu.download(&views, Wait::Block)).expect("downloads");
         for ((first, len), got) in parts.into_iter().zip(got) {
             assert!(got == data[first..first + len], "{len} elements from {first}");
         }

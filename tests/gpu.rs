@@ -25,8 +25,9 @@ fn every_kernel_agrees_with_its_twin_at_odd_sizes() {
 
 #[test]
 fn every_variant_agrees_with_the_reference_at_odd_sizes() {
-    // y, h_n, dx, dh0 and both weights for each of 12 variants; one bias for 8 and another for 4.
-    assert_all_passed(&check::models(adapter()).unwrap(), 6 * 12 + 8 + 4);
+    // y, h_n, dx, dh0, dreset_state and both weights for each of 12 variants; one bias for 8 and
+    // another for 4.
+    assert_all_passed(&check::models(adapter()).unwrap(), 7 * 12 + 8 + 4);
 }
 
 #[test]

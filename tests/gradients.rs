@@ -7,7 +7,7 @@ mod common;
 
 use common::random3;
 use gru_wgpu::{Activation, Batch, GruConfig, Init, Params, reference};
-use ndarray::Array3;
+use ndarray::{Array2, Array3};
 
 const STEP: f64 = 1e-5;
 const ALLOWED: f64 = 1e-8;
@@ -18,17 +18,25 @@ struct Problem {
     h0: Array3<f64>,
     dy: Array3<f64>,
     dh_n: Array3<f64>,
+    reset_state: Array3<f64>,
+    resets: Array2<bool>,
     lengths: Vec<usize>,
 }
 
 impl Problem {
+    fn forward(&self) -> reference::Trace<f64> {
+        let batch = Batch::new(self.x.view())
+            .with_h0(self.h0.view())
+            .with_lengths(&self.lengths)
+            .with_resets(self.resets.view())
+            .with_reset_state(self.reset_state.view())
+            .with_seed(5);
+        reference::forward_train(&self.params, batch).unwrap()
+    }
+
     /// A scalar whose gradients are what a backward pass from dy and dh_n gives.
     fn loss(&self) -> f64 {
-        let trace = reference::forward(
-            &self.params,
-            Batch::new(self.x.view()).with_h0(self.h0.view()).with_lengths(&self.lengths),
-        )
-        .unwrap();
+        let trace = self.forward();
         (&self.dy * &trace.y()).sum() + (&self.dh_n * &trace.h_n()).sum()
     }
 
@@ -56,22 +64,26 @@ fn every_gradient_is_a_central_difference() {
                 2 => (Activation::HardSigmoid, Activation::Relu),
                 _ => (Activation::Sigmoid, Activation::Tanh),
             };
-            let config = config.with_activations(gate, candidate);
+            let config = config
+                .with_activations(gate, candidate)
+                .with_dropout(if layers > 1 { 0.4 } else { 0.0 })
+                .with_zoneout(if seed % 2 == 1 { 0.3 } else { 0.0 });
             let shape = config.shape(steps, batch).unwrap();
-            let [x, h0, dy, dh_n] =
-                [(shape.x(), 1), (shape.state(), 2), (shape.y(), 3), (shape.state(), 4)]
+            let state = shape.state();
+            let [x, h0, dy, dh_n, reset_state] =
+                [(shape.x(), 1), (state, 2), (shape.y(), 3), (state, 4), (state, 5)]
                     .map(|(shape, i)| random3(shape, 10 * seed + i).mapv(f64::from));
+            // A cut in the middle of the first row, one at the start of the last.
+            let mut resets = Array2::from_elem((steps, batch), false);
+            resets[[steps / 2, 0]] = true;
+            resets[[0, batch - 1]] = true;
             let params = Params::init(&config, Init::Uniform, seed).unwrap().cast();
             // The last row of a larger batch is a step shorter.
             let mut lengths = vec![steps; batch];
             lengths[batch - 1] -= usize::from(batch > 1);
-            let mut problem = Problem { params, x, h0, dy, dh_n, lengths };
+            let mut problem = Problem { params, x, h0, dy, dh_n, reset_state, resets, lengths };
             let p = &problem;
-            let trace = reference::forward(
-                &p.params,
-                Batch::new(p.x.view()).with_h0(p.h0.view()).with_lengths(&p.lengths),
-            )
-            .unwrap();
+            let trace = p.forward();
             let (dy, dh_n) = (Some(p.dy.view()), Some(p.dh_n.view()));
             let grads = reference::backward(&p.params, p.x.view(), &trace, dy, dh_n).unwrap();
 
@@ -95,6 +107,8 @@ fn every_gradient_is_a_central_difference() {
             for i in 0..problem.h0.len() {
                 let slope = problem.slope(|p| &mut p.h0.as_slice_mut().unwrap()[i]);
                 compare("h0", i, grads.h0.as_slice().unwrap()[i], slope);
+                let slope = problem.slope(|p| &mut p.reset_state.as_slice_mut().unwrap()[i]);
+                compare("reset_state", i, grads.reset_state.as_slice().unwrap()[i], slope);
             }
             assert!(wrong.is_empty(), "{config}, {shape}:\n{}", wrong.join("\n"));
         }

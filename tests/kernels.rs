@@ -1,6 +1,6 @@
 //! Every line of `src/kernels.rs` against the WGSL it mirrors, by naga's reflection. No GPU needed.
 
-use gru_wgpu::kernels::{ALL, Access, Kernel};
+use gru_wgpu::kernels::{ALL, Access, Kernel, mark};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
@@ -24,17 +24,20 @@ fn every_kernel_is_valid_wgsl_without_extensions() {
     }
 }
 
+/// A file with an entry point is a kernel; any other is a part of some.
 #[test]
-fn there_is_a_row_for_every_shader() {
-    let mut files: Vec<String> = std::fs::read_dir("shaders")
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name != "common.wgsl")
-        .collect();
-    let mut names: Vec<String> = ALL.iter().map(|k| format!("{}.wgsl", k.name)).collect();
-    files.sort();
-    names.sort();
-    assert_eq!(files, names);
+fn every_shader_is_used() {
+    let mut kernels: Vec<_> = ALL.iter().map(|kernel| format!("{}.wgsl", kernel.name)).collect();
+    for file in std::fs::read_dir("shaders").unwrap() {
+        let path = file.unwrap().path();
+        let (name, text) = (path.file_name().unwrap(), std::fs::read_to_string(&path).unwrap());
+        assert!(ALL.iter().any(|kernel| kernel.source.contains(&text)), "{name:?}");
+        if text.contains("@compute") {
+            let at = kernels.iter().position(|kernel| name == kernel.as_str());
+            kernels.remove(at.unwrap_or_else(|| panic!("{name:?} has no row")));
+        }
+    }
+    assert_eq!(kernels, [""; 0]);
 }
 
 #[test]
@@ -142,6 +145,22 @@ fn activations_have_the_stated_codes() {
         for activation in gru_wgpu::Activation::ALL {
             let name = activation.to_string().to_uppercase().replace(' ', "_");
             assert_eq!(constant(&module, &name), Some(activation.code()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn marks_have_the_stated_bits() {
+    for (kernel, module) in modules() {
+        if !kernel.bindings.iter().any(|&(name, _)| name == "marks") {
+            continue;
+        }
+        for (name, bit) in [
+            ("PADDING", mark::PADDING),
+            ("RESTART", mark::RESTART),
+            ("RESTART_REVERSE", mark::RESTART_REVERSE),
+        ] {
+            assert_eq!(constant(&module, name), Some(bit), "{name} of {}", kernel.name);
         }
     }
 }

@@ -1,91 +1,108 @@
 //! Whole models against the reference, through the calls that a user makes.
 
-use ndarray::{Array3, ArrayView, Axis, IxDyn, s};
+use ndarray::{Array2, Array3, ArrayView, Axis, IxDyn, s};
 
-use super::{Findings, case_words, random, variant_words};
-use crate::batch::Batch;
-use crate::config::GruConfig;
+use super::{Case, Findings, random, variant_words};
+use crate::batch::{Batch, time_major};
+use crate::config::{GruConfig, Layout};
 use crate::device::Device;
 use crate::error::Result;
 use crate::gru::Gru;
 use crate::params::{Init, Params};
 use crate::reference;
 
-pub(super) fn check(
+pub(super) async fn check(
     device: &Device,
+    case: &Case,
     config: &GruConfig,
-    steps: usize,
-    batch: usize,
     seed: u64,
     findings: &mut Findings,
 ) -> Result<()> {
-    let shape = config.shape(steps, batch)?;
+    let [steps, batch, ..] = case.sizes;
+    let shape = config.shape(steps, batch)?.with_layout(case.layout);
     let params = Params::init(config, Init::Uniform, seed)?;
-    let [mut x, h0, mut dy, dh_n] =
-        [(shape.x(), 1), (shape.state(), 2), (shape.y(), 3), (shape.state(), 4)]
+    let (state, y) = (shape.state(), shape.y());
+    let [mut x, h0, reset_state, mut dy, dh_n] =
+        [(shape.x(), 1), (state, 2), (state, 5), (y, 3), (state, 4)]
             .map(|(shape, i)| random3(shape, seed + i));
-    // At some sizes one of them is left out, and must then count as zeros.
-    let round = seed / 100;
-    let give_h0 = round.is_multiple_of(2);
-    let give_dy = round % 3 != 2;
-    let give_dh_n = round % 3 != 1;
-    // At half of them rows have lengths, 0 and T among them, and padding holds NaN.
+    // 0 and T are among them, and padding holds NaN.
     let lengths: Vec<usize> = (0..batch).map(|row| (5 * row + 3) % (steps + 1)).collect();
-    let lengths = (round % 4 > 1).then_some(&lengths[..]);
+    let lengths = case.lengths.then_some(&lengths[..]);
     if let Some(lengths) = lengths {
-        fill_padding(&mut x, lengths);
-        fill_padding(&mut dy, lengths);
+        fill_padding(&mut x, case.layout, lengths);
+        fill_padding(&mut dy, case.layout, lengths);
     }
+    let resets = Array2::from_shape_fn(case.layout.order(steps, batch), |(i, j)| {
+        let [t, row] = case.layout.order(i, j);
+        (t + 2 * row) % 3 == 1 || (t, row) == (0, 1)
+    });
+    let resets = case.resets.then_some(resets.view());
 
     let params64 = params.cast::<f64>();
-    let [x64, h064, dy64, dh_n64] = [&x, &h0, &dy, &dh_n].map(|a| a.mapv(f64::from));
-    let run64 = Batch::new(x64.view()).with_h0(give_h0.then_some(h064.view()));
-    let trace = reference::forward(&params64, Batch { lengths, ..run64 })?;
+    let [x64, h064, reset64, dy64, dh_n64] =
+        [&x, &h0, &reset_state, &dy, &dh_n].map(|a| a.mapv(f64::from));
+    let [give_h0, give_reset, give_dy, give_dh_n] = case.given;
+    let (layout, seed) = (case.layout, Some(seed));
+    let start = Batch::new(x64.view())
+        .with_h0(give_h0.then_some(h064.view()))
+        .with_reset_state(give_reset.then_some(reset64.view()));
+    let run64 = Batch { layout, lengths, resets, seed, ..start };
+    let trace = reference::forward_train(&params64, run64)?;
     let (dy64, dh_n64) = (give_dy.then_some(dy64.view()), give_dh_n.then_some(dh_n64.view()));
     let expected = reference::backward(&params64, x64.view(), &trace, dy64, dh_n64)?;
+    let expected_in_use = reference::forward(&params64, run64)?;
 
-    let gru = Gru::with_params(params, device)?;
-    poison(&gru, &x, &dy)?;
-    let (h0, dy_given) = (give_h0.then_some(h0.view()), give_dy.then_some(dy.view()));
-    let run = Batch { lengths, ..Batch::new(x.view()).with_h0(h0) };
-    let (output, tape) = gru.forward_train(run)?;
-    let got = gru.backward(tape, dy_given, give_dh_n.then_some(dh_n.view()))?;
-    let inference = gru.forward(run)?;
+    let gru = Gru::with_params_async(params, device).await?;
+    poison(&gru, &x, &dy, layout).await?;
+    let start = Batch::new(x.view())
+        .with_h0(give_h0.then_some(h0.view()))
+        .with_reset_state(give_reset.then_some(reset_state.view()));
+    let run = Batch { layout, lengths, resets, seed, ..start };
+    let (output, tape) = gru.forward_train_async(run).await?;
+    let (dy, dh_n) = (give_dy.then_some(dy.view()), give_dh_n.then_some(dh_n.view()));
+    let got = gru.backward_async(tape, dy, dh_n).await?;
+    let in_use = gru.forward_async(run).await?;
 
-    let padded = if lengths.is_some() { ", padded" } else { "" };
-    let sizes = case_words(config, shape) + padded;
-    let variant = variant_words(config);
+    let (sizes, variant) = (case.words(config, shape), variant_words(config));
     let mut compare =
         |name: &str, got: &ArrayView<f32, IxDyn>, expected: &ArrayView<f64, IxDyn>| {
             findings.compare(&format!("{name}, {variant}"), &sizes, got, expected);
         };
-    for y in [&output.y, &inference.y] {
-        compare("y", &y.view().into_dyn(), &trace.y().view().into_dyn());
+    for (output, trace) in [(&output, &trace), (&in_use, &expected_in_use)] {
+        compare("y", &output.y.view().into_dyn(), &trace.y().view().into_dyn());
+        compare("h_n", &output.h_n.view().into_dyn(), &trace.h_n().view().into_dyn());
     }
-    compare("h_n", &output.h_n.view().into_dyn(), &trace.h_n().view().into_dyn());
     for ((name, got), (_, expected)) in got.params.iter().zip(expected.params.iter()) {
         // One subject for each kind of parameter; the sizes tell of layers and directions.
         let kind = name.split_once("_l").map_or(name, |(kind, _)| kind);
         compare(&format!("d{kind}"), &got, &expected);
     }
-    compare("dx", &got.x.view().into_dyn(), &expected.x.view().into_dyn());
-    compare("dh0", &got.h0.view().into_dyn(), &expected.h0.view().into_dyn());
+    for (name, got, expected) in [
+        ("dx", &got.x, &expected.x),
+        ("dh0", &got.h0, &expected.h0),
+        ("dreset_state", &got.reset_state, &expected.reset_state),
+    ] {
+        compare(name, &got.view().into_dyn(), &expected.view().into_dyn());
+    }
     Ok(())
 }
 
 /// What stands past a row's length must not matter, whatever it is.
-fn fill_padding(array: &mut Array3<f32>, lengths: &[usize]) {
+fn fill_padding(array: &mut Array3<f32>, layout: Layout, lengths: &[usize]) {
+    let mut array = time_major(array.view_mut(), layout);
     for (mut row, &length) in array.axis_iter_mut(Axis(1)).zip(lengths) {
         row.slice_mut(s![length.., ..]).fill(f32::NAN);
     }
 }
 
 /// Leaves NaN in every buffer of the sessions that the next runs of these shapes will use.
-fn poison(gru: &Gru, x: &Array3<f32>, dy: &Array3<f32>) -> Result<()> {
+async fn poison(gru: &Gru, x: &Array3<f32>, dy: &Array3<f32>, layout: Layout) -> Result<()> {
     let nan = |array: &Array3<f32>| array.mapv(|_| f32::NAN);
-    gru.forward(nan(x).view())?;
-    let (_, tape) = gru.forward_train(nan(x).view())?;
-    gru.backward(tape, Some(nan(dy).view()), None)?;
+    let x = nan(x);
+    let run = Batch { layout, ..Batch::new(x.view()).with_seed(0) };
+    gru.forward_async(run).await?;
+    let (_, tape) = gru.forward_train_async(run).await?;
+    gru.backward_async(tape, Some(nan(dy).view()), None).await?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use crate::plan::{
     BufferId, Buffers, Operand, Plan, Role, Stage, Start, column_sum, matmul, matmul_in_pieces,
 };
 use crate::session::{Pass, Session};
+use crate::transfer::Wait;
 
 /// Cut along every axis, as a product is whose work or size is too much for one dispatch.
 const CUT: [usize; 3] = [65, 97, 50];
@@ -58,7 +59,7 @@ impl Matrix {
     }
 }
 
-pub(super) fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
+pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
     for (a_transposed, b_transposed, subject) in [
         (false, false, "matmul A·B"),
         (false, true, "matmul A·Bᵀ + bias"),
@@ -69,7 +70,7 @@ pub(super) fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
             let a = Matrix::new([m, k], a_transposed, 2, 1.0, seed);
             let b = Matrix::new([k, n], b_transposed, 1, 1.0 / (k as f32).sqrt(), seed + 1);
             let bias = b_transposed.then(|| random(n, 1.0, seed + 2));
-            let c = multiply(gpu, subject, [m, n, k], &a, &b, bias.as_deref())?;
+            let c = multiply(gpu, subject, [m, n, k], &a, &b, bias.as_deref()).await?;
             let (mut got, mut expected) = (Vec::new(), Vec::new());
             for i in 0..m {
                 for j in 0..n {
@@ -87,7 +88,7 @@ pub(super) fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-fn multiply(
+async fn multiply(
     gpu: &Gpu,
     title: &'static str,
     mnk: [usize; 3],
@@ -117,11 +118,11 @@ fn multiply(
         matmul(title, mnk, a, b, start, c_place)
     };
     let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| data)).collect();
-    c.data = run(gpu, title, buffers, stages, &inputs, ids[3])?;
+    c.data = run(gpu, title, buffers, stages, &inputs, ids[3]).await?;
     Ok(c)
 }
 
-pub(super) fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
+pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
     // Every sum starts at column 1 of its rows and goes to element 2 of the output.
     const FROM: usize = 1;
     const TO: usize = 2;
@@ -137,7 +138,7 @@ pub(super) fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Result<()>
         let (from, to) = (buffers.whole(a_id), buffers.whole(out_id));
         let stages = column_sum("column_sum", rows, FROM..stride, from, stride, to, TO);
         let inputs = [(a_id, &a[..]), (out_id, &out[..])];
-        let got = run(gpu, "column_sum", buffers, stages, &inputs, out_id)?;
+        let got = run(gpu, "column_sum", buffers, stages, &inputs, out_id).await?;
         let sum = |column: usize| -> f64 {
             a.chunks_exact(stride).map(|row| f64::from(row[column])).sum()
         };
@@ -150,7 +151,7 @@ pub(super) fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Result<()>
 }
 
 /// Runs `stages` once over `inputs` and reads one buffer.
-fn run(
+async fn run(
     gpu: &Gpu,
     title: &str,
     buffers: Buffers,
@@ -160,10 +161,10 @@ fn run(
 ) -> Result<Vec<f32>> {
     let len = buffers.whole(output).len;
     let plan = Plan::of_stages(title, buffers.into_specs(), stages);
-    let mut session = Session::new(gpu, plan, None)?;
+    let mut session = Session::new(gpu, plan, &[]).await?;
     for &(id, data) in inputs {
-        session.write(id, 0, data.len(), Some(data))?;
+        session.write(id, 0, data.len(), Some(data)).await?;
     }
-    session.run(Pass::Forward)?;
-    Ok(session.read(&[(output, 0..len)])?.swap_remove(0))
+    session.run(Pass::Forward).await?;
+    Ok(session.read(&[(output, 0..len)], Wait::Async).await?.swap_remove(0))
 }

@@ -1,147 +1,182 @@
 //! `forward_step` and `backward_step` against their twins, on states and gates made at random.
 
-use super::{Findings, case_words, random, variant_words};
+use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, s};
+
+use super::{Case, Findings, random, variant_words};
+use crate::batch::time_major;
 use crate::config::{GruConfig, Shape};
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::kernels::mark;
+use crate::noise::{Noise, seed_words};
 use crate::params::{Init, Params};
 use crate::plan::{Dispatch, Mode, Plan, Stage};
-use crate::reference::{self, Cell};
+use crate::reference::{Cell, CellTrace, Walk};
 use crate::session::{Pass, Session};
+use crate::transfer::Wait;
 
-/// Two, so that each kernel also reads what it wrote.
-const STEPS: usize = 2;
+/// The middle one reads what another step wrote and is read by another.
+const STEPS: usize = 3;
 
-/// The contents of a run's buffers, as the kernels and their twins change them in place.
+/// The contents of a run's buffers, as the kernels and their twins change them in place. By time,
+/// whatever the layout of the run.
 #[derive(Clone)]
 struct Contents<F> {
-    /// `[D, STEPS, B, 4H]`
-    gates: Vec<F>,
-    /// `[D, STEPS + 1, B, H]`
-    h: Vec<F>,
+    /// A direction each `[STEPS, B, 4H]`.
+    gates: Vec<Array3<F>>,
+    /// A direction each `[STEPS, B, H]`.
+    h: Vec<Array3<F>>,
     /// `[STEPS, B, D·H]`
-    dy: Vec<F>,
-    /// `[D, B, H]`
-    carry: Vec<F>,
+    output: Array3<F>,
+    /// First, reset and last `[D, B, H]`, or their gradients.
+    states: [Array3<F>; 3],
 }
 
-impl<F: Copy> Contents<F> {
-    fn map<G>(&self, convert: impl Fn(F) -> G + Copy) -> Contents<G> {
-        let each = |values: &[F]| values.iter().map(|&v| convert(v)).collect();
-        Contents {
-            gates: each(&self.gates),
-            h: each(&self.h),
-            dy: each(&self.dy),
-            carry: each(&self.carry),
-        }
-    }
+/// What the steps read besides, and where they run.
+struct Course<'a> {
+    config: &'a GruConfig,
+    shape: Shape,
+    params: &'a Params,
+    marks: Array2<u32>,
+    seed: u64,
 }
 
-pub(super) fn check(
+pub(super) async fn check(
     gpu: &Gpu,
+    case: &Case,
     config: &GruConfig,
-    batch: usize,
     seed: u64,
     findings: &mut Findings,
 ) -> Result<()> {
-    let shape = config.shape(STEPS, batch)?;
-    let state = batch * shape.hidden;
+    let batch = case.sizes[1];
+    let shape = config.shape(STEPS, batch)?.with_layout(case.layout);
+    let Shape { hidden, directions, .. } = shape;
     let params = Params::init(config, Init::Uniform, seed)?;
-    let mut start = Contents {
-        gates: random(shape.directions * STEPS * 4 * state, 1.0, seed + 1),
-        h: random(shape.directions * (STEPS + 1) * state, 1.0, seed + 2),
-        dy: random(shape.directions * STEPS * state, 1.0, seed + 3),
-        carry: random(shape.directions * state, 1.0, seed + 4),
+    // Every kind of mark, and none.
+    let marks = [0, mark::PADDING, mark::RESTART, mark::RESTART_REVERSE, 6];
+    let marks = Array2::from_shape_fn((STEPS, batch), |(t, row)| marks[(2 * t + 3 * row) % 5]);
+    let course = Course { config, shape, params: &params, marks, seed };
+
+    let random3 = |shape: [usize; 3], seed| {
+        let data = random(shape.iter().product(), 1.0, seed);
+        Array3::from_shape_vec(shape, data).expect("as many as the shape holds")
     };
-    // What the steps have yet to write: all but each direction's first state.
-    for (direction, h) in start.h.chunks_exact_mut((STEPS + 1) * state).enumerate() {
-        let first = reference::before(0, direction, STEPS) * state;
-        h[..first].fill(f32::NAN);
-        h[first + state..].fill(f32::NAN);
-    }
+    let each = |width, seed| {
+        (0..directions as u64).map(|d| random3([STEPS, batch, width], seed + 10 * d)).collect()
+    };
+    let nan = |shape: [usize; 3]| Array3::from_elem(shape, f32::NAN);
+    let state = [directions, batch, hidden];
+    // What the steps have yet to write is NaN.
+    let start = Contents {
+        gates: each(4 * hidden, seed + 1),
+        h: vec![nan([STEPS, batch, hidden]); directions],
+        output: nan([STEPS, batch, directions * hidden]),
+        states: [random3(state, seed + 2), random3(state, seed + 3), nan(state)],
+    };
+    let expected = forward_twin(&course, &start);
+    let got = run(gpu, &course, "forward_step", &start).await?;
+    let subject = variant_words(config);
+    let sizes = case.words(config, shape);
+    compare(findings, &format!("forward_step, {subject}"), &sizes, &got, &expected);
 
-    // A length of 0, 1 or 2 for each row.
-    let lengths: Vec<usize> = (0..batch).map(|row| STEPS - row % (STEPS + 1)).collect();
-    let params64 = params.cast();
-    let mut forward = start.map(f64::from);
-    let mut backward = forward.clone();
-    for direction in 0..shape.directions {
-        let cell = Cell::new(&params64, 0, direction);
-        forward_twin(&cell, direction, shape, &lengths, &mut forward);
-    }
-    backward.gates.clone_from(&forward.gates);
-    backward.h.clone_from(&forward.h);
-    for direction in 0..shape.directions {
-        let cell = Cell::new(&params64, 0, direction);
-        backward_twin(&cell, direction, shape, &lengths, &mut backward);
-    }
-
-    let plan = Plan::new(config, shape, Mode::Training)?;
-    let (sizes, variant) = (case_words(config, shape), variant_words(config));
-    for (kernel, stages, input, expected) in [
-        ("forward_step", plan.forward(), start, forward.clone()),
-        ("backward_step", plan.backward(), forward.map(|v| v as f32), backward),
-    ] {
-        let got = run(gpu, &plan, kernel, stages, (&params, &lengths), &input)?;
-        let subject = format!("{kernel}, {variant}");
-        findings.compare_slices(&subject, &sizes, &got.gates, &expected.gates);
-        findings.compare_slices(&subject, &sizes, &got.h, &expected.h);
-        findings.compare_slices(&subject, &sizes, &got.carry, &expected.carry);
-    }
+    let start = Contents {
+        output: random3([STEPS, batch, directions * hidden], seed + 4),
+        states: [nan(state), random3(state, seed + 5), random3(state, seed + 6)],
+        ..expected.map(|v| v as f32)
+    };
+    let expected = backward_twin(&course, &start);
+    let mut got = run(gpu, &course, "backward_step", &start).await?;
+    // The carry has done its part.
+    got.states[2] = start.states[2].clone();
+    compare(findings, &format!("backward_step, {subject}"), &sizes, &got, &expected);
     Ok(())
 }
 
-fn forward_twin(
-    cell: &Cell<f64>,
-    direction: usize,
-    shape: Shape,
-    lengths: &[usize],
-    c: &mut Contents<f64>,
+fn compare(
+    findings: &mut Findings,
+    subject: &str,
+    sizes: &str,
+    got: &Contents<f32>,
+    expected: &Contents<f64>,
 ) {
-    let Shape { batch, hidden, .. } = shape;
-    let mut next = vec![0.0; hidden];
-    for step in 0..STEPS {
-        let time = reference::time(step, direction, STEPS);
-        let [before, after] =
-            [reference::before, reference::after].map(|f| f(step, direction, STEPS));
-        for (b, &length) in lengths.iter().enumerate() {
-            let state = |row: usize| ((direction * (STEPS + 1) + row) * batch + b) * hidden;
-            let gates = ((direction * STEPS + time) * batch + b) * 4 * hidden;
-            let gates = &mut c.gates[gates..][..4 * hidden];
-            let past = &c.h[state(before)..][..hidden];
-            if time < length {
-                cell.step(past, gates, &mut next);
-            } else {
-                gates.fill(0.0);
-                next.copy_from_slice(past);
-            }
-            c.h[state(after)..][..hidden].copy_from_slice(&next);
+    fn all<F>(c: &Contents<F>) -> impl Iterator<Item = &Array3<F>> {
+        c.gates.iter().chain(&c.h).chain([&c.output]).chain(&c.states)
+    }
+    for (got, expected) in all(got).zip(all(expected)) {
+        findings.compare(subject, sizes, &got.view(), &expected.view());
+    }
+}
+
+impl Course<'_> {
+    /// Calls `twin` for each direction.
+    fn each_direction(
+        &self,
+        states: &Array3<f64>,
+        mut twin: impl FnMut(usize, &Cell<'_, f64>, &Walk<'_, f64>),
+    ) {
+        let params = self.params.cast();
+        let noise = Noise::new(self.config, Mode::Training, self.seed);
+        for direction in 0..self.shape.directions {
+            let walk = Walk {
+                layer: 0,
+                direction,
+                marks: self.marks.view(),
+                noise: &noise,
+                reset_state: states.index_axis(Axis(0), direction),
+            };
+            twin(direction, &Cell::new(&params, 0, direction), &walk);
         }
     }
 }
 
-fn backward_twin(
-    cell: &Cell<f64>,
-    direction: usize,
-    shape: Shape,
-    lengths: &[usize],
-    c: &mut Contents<f64>,
-) {
-    let Shape { batch, hidden, directions, .. } = shape;
-    for step in (0..STEPS).rev() {
-        let time = reference::time(step, direction, STEPS);
-        let before = reference::before(step, direction, STEPS);
-        for (b, &length) in lengths.iter().enumerate() {
-            if time >= length {
-                continue;
-            }
-            let dh = &mut c.carry[(direction * batch + b) * hidden..][..hidden];
-            let dy = &c.dy[((time * batch + b) * directions + direction) * hidden..];
-            dh.iter_mut().zip(dy).for_each(|(dh, dy)| *dh += dy);
-            let gates = ((direction * STEPS + time) * batch + b) * 4 * hidden;
-            let gates = &mut c.gates[gates..][..4 * hidden];
-            let h = ((direction * (STEPS + 1) + before) * batch + b) * hidden;
-            cell.step_backward(&c.h[h..][..hidden], gates, dh);
+fn forward_twin(course: &Course<'_>, start: &Contents<f32>) -> Contents<f64> {
+    let mut c = start.map(f64::from);
+    let Shape { batch, hidden, .. } = course.shape;
+    let reset = c.states[1].clone();
+    course.each_direction(&reset, |direction, cell, walk| {
+        let mut trace = CellTrace {
+            h: Array3::zeros([STEPS, batch, hidden]),
+            gates: c.gates[direction].clone(),
+            y: Array3::zeros([STEPS, batch, hidden]),
+            last: c.states[0].index_axis(Axis(0), direction).to_owned(),
+        };
+        cell.forward_steps(walk, &mut trace);
+        let units = direction * hidden..(direction + 1) * hidden;
+        c.output.slice_mut(s![.., .., units]).assign(&trace.y);
+        c.states[2].index_axis_mut(Axis(0), direction).assign(&trace.last);
+        (c.gates[direction], c.h[direction]) = (trace.gates, trace.h);
+    });
+    c
+}
+
+fn backward_twin(course: &Course<'_>, start: &Contents<f32>) -> Contents<f64> {
+    let mut c = start.map(f64::from);
+    let hidden = course.shape.hidden;
+    let [_, dreset, dlast] = &mut c.states;
+    let mut carry = dlast.clone();
+    course.each_direction(&dreset.clone(), |direction, cell, walk| {
+        let units = direction * hidden..(direction + 1) * hidden;
+        cell.backward_steps(
+            walk,
+            c.h[direction].view(),
+            c.output.slice(s![.., .., units]),
+            c.gates[direction].view_mut(),
+            carry.index_axis_mut(Axis(0), direction),
+            dreset.index_axis_mut(Axis(0), direction),
+        );
+    });
+    c.states[0] = carry;
+    c
+}
+
+impl<F: NdFloat> Contents<F> {
+    fn map<G: NdFloat>(&self, convert: impl Fn(F) -> G) -> Contents<G> {
+        let each = |arrays: &[Array3<F>]| arrays.iter().map(|a| a.mapv(&convert)).collect();
+        Contents {
+            gates: each(&self.gates),
+            h: each(&self.h),
+            output: self.output.mapv(&convert),
+            states: [0, 1, 2].map(|i| self.states[i].mapv(&convert)),
         }
     }
 }
@@ -153,8 +188,7 @@ fn in_two_parts(stage: Stage) -> Stage {
         if y == 1 {
             return vec![dispatch];
         }
-        let row_first = dispatch.kernel.args.iter().position(|&name| name == "row_first");
-        let row_first = row_first.expect("a step kernel takes its rows");
+        let row_first = argument(&dispatch, "row_first");
         let mut rest = Dispatch { workgroups: [x, y - 1, z], ..dispatch.clone() };
         rest.args[row_first] += dispatch.kernel.tile[1];
         vec![Dispatch { workgroups: [x, 1, z], ..dispatch }, rest]
@@ -168,31 +202,91 @@ fn in_two_parts(stage: Stage) -> Stage {
     }
 }
 
-/// Runs the stages of one kernel out of a whole schedule.
-fn run(
+fn argument(dispatch: &Dispatch, name: &str) -> usize {
+    dispatch.kernel.args.iter().position(|&n| n == name).expect("step kernels have it")
+}
+
+/// Runs the stages of one kernel on the first layer, out of a whole schedule.
+async fn run(
     gpu: &Gpu,
-    plan: &Plan,
+    course: &Course<'_>,
     kernel: &str,
-    stages: &[Stage],
-    (params, lengths): (&Params, &[usize]),
     input: &Contents<f32>,
 ) -> Result<Contents<f32>> {
-    let of_kernel = |stage: &&Stage| stage.dispatches().0.iter().all(|d| d.kernel.name == kernel);
-    let stages = stages.iter().filter(of_kernel).cloned().map(in_two_parts).collect();
-    let plan = Plan::of_stages(kernel, plan.buffers().to_vec(), stages);
-    let ids = ["params", "gates", "h", "dy", "carry"]
-        .map(|name| plan.buffer(name).expect("a training plan has it"));
-    let contents = [params.as_slice(), &input.gates, &input.h, &input.dy, &input.carry];
-    let mut session = Session::new(gpu, plan, None)?;
-    for (id, data) in ids.into_iter().zip(contents) {
-        session.write(id, 0, data.len(), Some(data))?;
+    let &Course { config, shape, params, ref marks, seed } = course;
+    let Shape { layers, directions, batch, .. } = shape;
+    let whole = Plan::new(config, shape, Mode::Training)?;
+    let wanted = |stage: &&Stage| {
+        stage.dispatches().0.iter().all(|dispatch| {
+            dispatch.kernel.name == kernel && dispatch.args[argument(dispatch, "layer")] == 0
+        })
+    };
+    let stages = whole.forward().iter().chain(whole.backward());
+    let stages = stages.filter(wanted).cloned().map(in_two_parts).collect();
+    let plan = Plan::of_stages(kernel, whole.buffers().to_vec(), stages);
+
+    let number = if layers == 1 { "" } else { "_l0" };
+    let forward = kernel == "forward_step";
+    let output = match (forward, layers) {
+        (true, _) => {
+            if layers == 1 {
+                "y"
+            } else {
+                "y_l0"
+            }
+        }
+        (false, 1) => "dy",
+        (false, _) => "dx_l1",
+    };
+    let states = if forward { "states" } else { "dstates" };
+    let names = [&format!("gates{number}"), &format!("h{number}"), output, states];
+    let [gates, h, output, states] = names.map(|name| plan.buffer(name).expect("a training plan"));
+    let [marks_id, params_id] =
+        ["marks", "params"].map(|name| plan.buffer(name).expect("every plan of a run has it"));
+
+    // Directions one after the other, each in the run's layout; states of other layers are NaN.
+    let in_layout = |arrays: &[Array3<f32>]| -> Vec<f32> {
+        let each = |array| {
+            time_major(ArrayView3::from(array), shape.layout).iter().copied().collect::<Vec<_>>()
+        };
+        arrays.iter().flat_map(each).collect()
+    };
+    let of_layers = |state: &Array3<f32>| -> Vec<f32> {
+        state.iter().copied().chain(vec![f32::NAN; (layers - 1) * state.len()]).collect()
+    };
+    let contents = [
+        (gates, in_layout(&input.gates)),
+        (h, in_layout(&input.h)),
+        (output, in_layout(std::slice::from_ref(&input.output))),
+        (states, input.states.iter().flat_map(of_layers).collect()),
+    ];
+    let mut session = Session::new(gpu, plan, &[]).await?;
+    session.write(params_id, 0, params.as_slice().len(), Some(params.as_slice())).await?;
+    let words: Vec<u32> = marks.iter().copied().chain(seed_words(seed)).collect();
+    session.write(marks_id, 0, words.len(), Some(bytemuck::cast_slice(&words))).await?;
+    for (id, data) in &contents {
+        session.write(*id, 0, data.len(), Some(data)).await?;
     }
-    let lengths: Vec<u32> = lengths.iter().map(|&length| length as u32).collect();
-    let id = session.plan().buffer("lengths").expect("every plan of a run has it");
-    session.write(id, 0, lengths.len(), Some(bytemuck::cast_slice(&lengths)))?;
-    session.run(Pass::Forward)?;
-    let parts: Vec<_> =
-        ids.into_iter().zip(contents).skip(1).map(|(id, data)| (id, 0..data.len())).collect();
-    let [gates, h, dy, carry] = session.read(&parts)?.try_into().expect("four parts asked for");
-    Ok(Contents { gates, h, dy, carry })
+    session.run(Pass::Forward).await?;
+    let parts: Vec<_> = contents.iter().map(|(id, data)| (*id, 0..data.len())).collect();
+    let [gates, h, output, states] =
+        session.read(&parts, Wait::Async).await?.try_into().expect("four parts asked for");
+
+    let [first, second] = shape.layout.order(STEPS, batch);
+    let by_time = |data: &[f32]| {
+        let array = ArrayView3::from_shape([first, second, data.len() / (STEPS * batch)], data);
+        time_major(array.expect("a whole tensor"), shape.layout).to_owned()
+    };
+    let each = |data: &[f32]| data.chunks(data.len() / directions).map(by_time).collect();
+    let section = |i: usize| {
+        let state = &input.states[i];
+        let data = &states[i * layers * state.len()..][..state.len()];
+        Array3::from_shape_vec(state.dim(), data.to_vec()).expect("as many as the shape holds")
+    };
+    Ok(Contents {
+        gates: each(&gates),
+        h: each(&h),
+        output: by_time(&output),
+        states: [0, 1, 2].map(section),
+    })
 }

@@ -13,15 +13,16 @@ impl fmt::Display for Plan {
                 Role::Input => "input",
                 Role::Parameters => "parameters",
                 Role::Output => "output",
+                Role::InputOutput => "in, out",
                 Role::Scratch => "scratch",
                 Role::Zeros => "zeros",
             };
             let (len, bytes) = (buffer.len, quantity(4.0 * buffer.len as f64, "B"));
-            let (name, axes) = (&buffer.name, buffer.axes);
-            writeln!(f, "  {name:<9} {axes:<14} {role:<10} {len:>12} elements {bytes:>10}")?;
+            let (name, axes) = (&buffer.name, &buffer.axes);
+            writeln!(f, "  {name:<9} {axes:<16} {role:<10} {len:>12} elements {bytes:>10}")?;
         }
         let (name, bytes) = ("arguments", quantity(self.argument_bytes() as f64, "B"));
-        writeln!(f, "  {name:<70} {bytes:>10}")?;
+        writeln!(f, "  {name:<72} {bytes:>10}")?;
         for (name, stages) in [("forward", &self.forward), ("backward", &self.backward)] {
             if !stages.is_empty() {
                 writeln!(f, "\n{name}")?;
@@ -50,7 +51,10 @@ fn write_stage(f: &mut fmt::Formatter<'_>, stage: &Stage) -> fmt::Result {
         Stage::Once(_) => "  ",
         Stage::Steps { first, last, .. } => {
             let rest = if first > last { "down to" } else { "to" };
-            writeln!(f, "  for each of {times} steps, {first} {rest} {last}")?;
+            // The reverse direction counts its own steps, from the last time on.
+            let both = body.iter().all(|dispatch| dispatch.workgroups[2] == 2);
+            let both = if both { ", in both directions at once" } else { "" };
+            writeln!(f, "  for each of {times} steps, {first} {rest} {last}{both}")?;
             "    "
         }
     };

@@ -41,7 +41,8 @@ impl Limits {
     };
 
     pub(super) fn allow(&self, plan: &Plan) -> Result<()> {
-        for buffer in plan.buffers() {
+        // The largest is the one to tell of.
+        if let Some(buffer) = plan.buffers().iter().max_by_key(|buffer| buffer.len) {
             let what = || format!("the buffer {} {}", buffer.name, buffer.axes);
             let bytes = 4 * buffer.len as u64;
             within(what, "max_buffer_size", bytes, self.max_buffer_size)?;

@@ -4,98 +4,164 @@ use std::ops::Range;
 
 use super::products::Operand;
 use super::{BufferId, Buffers, Mode, Role, RunBuffers, Slice, TrainingBuffers};
-use crate::config::Shape;
+use crate::config::{Layout, Shape};
 use crate::params::ParamLayout;
 
 /// What every stage of a run draws on.
 pub(super) struct Planner<'a> {
     pub layout: &'a ParamLayout,
     pub shape: Shape,
+    pub mode: Mode,
     pub buffers: Buffers,
     pub run: RunBuffers,
-    /// `[D, T, B, 4H]`, a layer each: r, z, n, past; in backward their gradients.
-    pub gates: Vec<BufferId>,
+    /// A layer each, or in inference one for all.
+    pub layers: Vec<LayerBuffers>,
     /// `[3H]` of zeros: the hidden bias of a model without one.
     pub zeros: BufferId,
 }
 
-/// A rectangle of a layer's input: the columns of x, or the half that one direction of the layer
-/// below put out.
-pub(super) struct InputPart {
-    pub rows: Operand,
-    pub columns: Range<usize>,
+/// What the steps of a layer read and write.
+#[derive(Clone, Copy)]
+pub(super) struct LayerBuffers {
+    /// `[D, T, B, 4H]`: r, z, n, past; in backward their gradients.
+    pub gates: BufferId,
+    /// `[D, T, B, H]`: the state that each step starts from. In inference the last two suffice.
+    pub h: BufferId,
+    /// `[T, B, D·H]`: the layer's output, of the last one y.
+    pub y: BufferId,
+}
+
+/// How the rows of a matrix of sequences follow one another.
+pub(super) struct RowStrides {
+    pub time: usize,
+    pub row: usize,
 }
 
 impl<'a> Planner<'a> {
     pub fn new(layout: &'a ParamLayout, shape: Shape, mode: Mode) -> Self {
-        let Shape { steps, batch, input, hidden, directions, .. } = shape;
-        let rows = steps * batch;
-        let state = batch * hidden;
-        // One layer's buffers need no number to tell them apart.
-        let name = |what: &str, layer: usize| match shape.layers {
-            1 => what.to_owned(),
-            _ => format!("{what}_l{layer}"),
-        };
-        let axes = |one, both| if directions == 1 { one } else { both };
+        let Shape { steps, batch, input, hidden, directions, layers, .. } = shape;
+        let (rows, width) = (steps * batch, directions * hidden);
+        let [first, second] = shape.layout.order("T", "B");
+        let x_axes = format!("[{first}, {second}, I]");
+        let y_axes = format!("[{first}, {second}, {}H]", if directions == 1 { "" } else { "2" });
         let mut buffers = Buffers::default();
-        let x = buffers.add("x", "[T, B, I]", rows * input, Role::Input);
-        let lengths = buffers.add("lengths", "[B]", batch, Role::Input);
+        let x = buffers.add("x", x_axes.as_str(), rows * input, Role::Input);
+        let marks_axes = if mode == Mode::Training { "[T, B] + seed" } else { "[T, B]" };
+        let marks_len = rows + if mode == Mode::Training { 2 } else { 0 };
+        let marks = buffers.add("marks", marks_axes, marks_len, Role::Input);
+        let states_len = 3 * layers * directions * batch * hidden;
+        let states = buffers.add("states", "[3, L·D, B, H]", states_len, Role::InputOutput);
+        let y = buffers.add("y", y_axes.as_str(), rows * width, Role::Output);
         let params = buffers.add("params", "flat", layout.flat_len(), Role::Parameters);
         let zeros = buffers.add("zeros", "[3H]", 3 * hidden, Role::Zeros);
-        let (mut gates, mut h) = (Vec::new(), Vec::new());
-        for layer in 0..shape.layers {
-            let gates_axes = axes("[T, B, 4H]", "[2, T, B, 4H]");
-            let len = directions * rows * 4 * hidden;
-            gates.push(buffers.add(&name("gates", layer), gates_axes, len, Role::Scratch));
-            let h_axes = axes("[T+1, B, H]", "[2, T+1, B, H]");
-            let len = directions * (steps + 1) * state;
-            h.push(buffers.add(&name("h", layer), h_axes, len, Role::Output));
-        }
-        let training = (mode == Mode::Training).then(|| {
-            let width = directions * hidden;
-            let y_axes = axes("[T, B, H]", "[T, B, 2H]");
-            let dy = buffers.add("dy", y_axes, rows * width, Role::Input);
-            let carry = (0..shape.layers).map(|layer| {
-                let axes = axes("[B, H]", "[2, B, H]");
-                buffers.add(&name("carry", layer), axes, directions * state, Role::Output)
-            });
-            let carry = carry.collect();
-            let dx = (0..shape.layers).map(|layer| match layer {
-                0 => buffers.add("dx", "[T, B, I]", rows * input, Role::Output),
-                _ => buffers.add(&format!("dx_l{layer}"), y_axes, rows * width, Role::Scratch),
-            });
-            let dx = dx.collect();
-            let dparams = buffers.add("dparams", "flat", layout.flat_len(), Role::Output);
-            TrainingBuffers { dy, carry, dx, dparams }
-        });
-        let run = RunBuffers { x, lengths, h, params, training };
-        Self { layout, shape, buffers, run, gates, zeros }
-    }
-
-    /// A layer's input, in as many parts as buffers hold it.
-    pub fn input_parts(&self, layer: usize) -> Vec<InputPart> {
-        let Shape { input, hidden, directions, .. } = self.shape;
-        if layer == 0 {
-            let rows = Operand::plain(self.buffers.whole(self.run.x), 0, input);
-            return vec![InputPart { rows, columns: 0..input }];
-        }
-        let part = |direction| InputPart {
-            // The states after each step.
-            rows: self.states(layer - 1, direction, 1 - direction),
-            columns: direction * hidden..(direction + 1) * hidden,
+        let mut run = RunBuffers { x, marks, states, y, params, training: None };
+        let layers = match mode {
+            // A layer's input is spent before its first step.
+            Mode::Inference => vec![Self::layer(&mut buffers, shape, mode, "", y); layers],
+            Mode::Training => {
+                let t = TrainingBuffers {
+                    dy: buffers.add("dy", y_axes.as_str(), rows * width, Role::Input),
+                    dstates: buffers.add(
+                        "dstates",
+                        "[3, L·D, B, H]",
+                        states_len,
+                        Role::InputOutput,
+                    ),
+                    dx: (0..layers)
+                        .map(|layer| match layer {
+                            0 => buffers.add("dx", x_axes.as_str(), rows * input, Role::Output),
+                            _ => {
+                                let name = format!("dx_l{layer}");
+                                buffers.add(&name, y_axes.as_str(), rows * width, Role::Scratch)
+                            }
+                        })
+                        .collect(),
+                    dparams: buffers.add("dparams", "flat", layout.flat_len(), Role::Output),
+                };
+                run.training = Some(t);
+                let make = |layer| {
+                    // One layer's buffers need no number to tell them apart.
+                    let number = if layers == 1 { String::new() } else { format!("_l{layer}") };
+                    let y = match layer + 1 < layers {
+                        true => {
+                            let name = format!("y{number}");
+                            buffers.add(&name, y_axes.as_str(), rows * width, Role::Scratch)
+                        }
+                        false => y,
+                    };
+                    Self::layer(&mut buffers, shape, mode, &number, y)
+                };
+                (0..layers).map(make).collect()
+            }
         };
-        (0..directions).map(part).collect()
+        Self { layout, shape, mode, buffers, run, layers, zeros }
     }
 
-    /// T of a direction's T + 1 states, from row `first`, as a matrix of T·B rows.
-    pub fn states(&self, layer: usize, direction: usize, first: usize) -> Operand {
+    fn layer(
+        buffers: &mut Buffers,
+        shape: Shape,
+        mode: Mode,
+        number: &str,
+        y: BufferId,
+    ) -> LayerBuffers {
+        let Shape { steps, batch, hidden, directions, layout, .. } = shape;
+        let axes = |times: &str, width: &str| {
+            let [first, second] = layout.order(times, "B");
+            let directions = if directions == 1 { "" } else { "2, " };
+            format!("[{directions}{first}, {second}, {width}]")
+        };
+        let h_times = h_times(mode, steps);
+        let h_axes = match mode {
+            Mode::Inference => axes(&h_times.to_string(), "H"),
+            Mode::Training => axes("T", "H"),
+        };
+        let gates = directions * steps * batch * 4 * hidden;
+        let h = directions * h_times * batch * hidden;
+        LayerBuffers {
+            gates: buffers.add(&format!("gates{number}"), axes("T", "4H"), gates, Role::Scratch),
+            h: buffers.add(&format!("h{number}"), h_axes, h, Role::Scratch),
+            y,
+        }
+    }
+
+    /// States of each batch row that a layer's `h` holds.
+    pub fn h_times(&self) -> usize {
+        h_times(self.mode, self.shape.steps)
+    }
+
+    /// How rows follow one another in arrays that hold `times` steps of each batch row.
+    pub fn strides(&self, times: usize) -> RowStrides {
+        match self.shape.layout {
+            Layout::TimeMajor => RowStrides { time: self.shape.batch, row: 1 },
+            Layout::BatchFirst => RowStrides { time: 1, row: times },
+        }
+    }
+
+    /// Where a layer's `[D, B, H]` lie in states: of the first, the reset or the last ones.
+    pub fn states_at(&self, layer: usize, section: usize) -> usize {
+        let Shape { batch, hidden, directions, layers, .. } = self.shape;
+        (section * layers + layer) * directions * batch * hidden
+    }
+
+    /// A layer's input as a matrix of T·B rows.
+    pub fn input(&self, layer: usize) -> Operand {
+        let buffer = match layer {
+            0 => self.run.x,
+            _ => self.layers[layer - 1].y,
+        };
+        let width = self.layout.config().layer_input_size(layer);
+        Operand::plain(self.buffers.whole(buffer), 0, width)
+    }
+
+    /// The states that a direction's steps start from, as a matrix of T·B rows. Of a training plan.
+    pub fn states(&self, layer: usize, direction: usize) -> Operand {
         let Shape { steps, batch, hidden, .. } = self.shape;
-        let row = direction * (steps + 1) + first;
-        Operand::plain(self.buffers.whole(self.run.h[layer]), row * batch * hidden, hidden)
+        let first = direction * steps * batch * hidden;
+        Operand::plain(self.buffers.whole(self.layers[layer].h), first, hidden)
     }
 
     pub fn gates(&self, layer: usize) -> Slice {
-        self.buffers.whole(self.gates[layer])
+        self.buffers.whole(self.layers[layer].gates)
     }
 
     /// Where a direction's gates start, from their column `column`.
@@ -121,5 +187,13 @@ impl<'a> Planner<'a> {
     pub fn cell_label(&self, layer: usize, direction: usize, what: &str) -> String {
         let reverse = if direction == 1 { "reverse: " } else { "" };
         self.label(layer, &format!("{reverse}{what}"))
+    }
+}
+
+/// Backward needs every state that a step started from; forward alone, one to read and one to write.
+fn h_times(mode: Mode, steps: usize) -> usize {
+    match mode {
+        Mode::Inference => steps.min(2),
+        Mode::Training => steps,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::planner::{InputPart, Planner};
+use super::planner::Planner;
 use super::products::{Operand, Start, column_sum, matmul};
 use super::steps::Gates;
 use super::{Dispatch, Mode, Plan, Stage, TrainingBuffers};
@@ -27,6 +27,7 @@ pub(super) fn plan_run(layout: &ParamLayout, shape: Shape, mode: Mode) -> Result
         forward,
         backward,
         run: Some(planner.run),
+        carries: false,
     })
 }
 
@@ -68,22 +69,14 @@ impl Planner<'_> {
         let weight = self.parameter(self.run.params, ranges.weight_ih);
         let bias = ranges.bias_ih.map(|range| self.parameter(self.run.params, range));
         let width = self.layout.config().layer_input_size(layer);
-        let product = |part: InputPart| {
-            let start = match (part.columns.start, bias) {
-                (0, Some(bias)) => Start::Bias(bias),
-                (0, None) => Start::Zero,
-                _ => Start::Present,
-            };
-            matmul(
-                &self.cell_label(layer, direction, "gates[r z n] = x · W_ihᵀ + b_ih"),
-                [steps * batch, 3 * hidden, part.columns.len()],
-                part.rows,
-                Operand::transposed(weight, part.columns.start, width),
-                start,
-                Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
-            )
-        };
-        self.input_parts(layer).into_iter().flat_map(product).collect()
+        matmul(
+            &self.cell_label(layer, direction, "gates[r z n] = x · W_ihᵀ + b_ih"),
+            [steps * batch, 3 * hidden, width],
+            self.input(layer),
+            Operand::transposed(weight, 0, width),
+            bias.map_or(Start::Zero, Start::Bias),
+            Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
+        )
     }
 
     /// Every step backwards, and then what is left of dh at the first state.
@@ -126,17 +119,14 @@ impl Planner<'_> {
         let Shape { steps, batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(t.dparams, self.layout.cell(layer, direction).weight_ih);
-        let product = |part: InputPart| {
-            matmul(
-                &self.cell_label(layer, direction, "dW_ih = daᵀ · x"),
-                [3 * hidden, part.columns.len(), steps * batch],
-                Operand::transposed(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
-                part.rows,
-                Start::Zero,
-                Operand::plain(weight, part.columns.start, width),
-            )
-        };
-        self.input_parts(layer).into_iter().flat_map(product).collect()
+        matmul(
+            &self.cell_label(layer, direction, "dW_ih = daᵀ · x"),
+            [3 * hidden, width, steps * batch],
+            Operand::transposed(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
+            self.input(layer),
+            Start::Zero,
+            Operand::plain(weight, 0, width),
+        )
     }
 
     /// The r and z rows from h; the n rows from h with the gradient of `W_hn h` (reset after), or
@@ -152,8 +142,7 @@ impl Planner<'_> {
         let gates = self.gates(layer);
         let column =
             |gate| Operand::transposed(gates, self.gates_at(direction, gate * hidden), 4 * hidden);
-        // The states before each step: the first T of T + 1, or the last T of the reverse direction.
-        let h = self.states(layer, direction, direction);
+        let h = self.states(layer, direction);
         let (label, dn, past) = match self.layout.config().reset {
             Reset::After => ("dW_hn = dpastᵀ · h", column(3), h),
             Reset::Before => {

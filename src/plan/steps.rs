@@ -2,9 +2,10 @@
 
 use super::planner::Planner;
 use super::products::{DISPATCH_FLOPS, MAX_WORKGROUPS, chunks, padded_outputs, product, tiles};
-use super::{Dispatch, Slice, TrainingBuffers};
+use super::{Dispatch, Mode, Slice, States, TrainingBuffers};
 use crate::config::{Shape, Update};
-use crate::kernels::{BACKWARD_STEP, BackwardStepArgs, FORWARD_STEP, ForwardStepArgs, Kernel};
+use crate::kernels::{BACKWARD_STEP, FORWARD_STEP, Kernel, StepArgs};
+use crate::noise::{self, Zoneout};
 use crate::params::CellRanges;
 
 /// The gates whose recurrent products a dispatch makes.
@@ -31,39 +32,39 @@ impl Gates {
 impl Planner<'_> {
     /// One dispatch, or several that each take a part of the batch.
     pub(super) fn forward_step(&self, layer: usize, gates: Gates) -> Vec<Dispatch> {
-        let Shape { steps, batch, hidden, directions, .. } = self.shape;
-        let (weight, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
+        let Shape { hidden, directions, .. } = self.shape;
+        let (weight, _) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let (bias, bias_apart) = self.of_both(layer, |cell| cell.bias_hh.as_ref());
         let slices = hidden.div_ceil(16) as u64;
-        let label = match gates {
-            Gates::All => "r, z, n from h; h'",
-            Gates::ResetUpdate => "r, z from h; r ⊙ h",
-            Gates::Candidate => "n from r ⊙ h; h'",
+        // What a unit of a row reads and writes: columns of gates, h and its successor, y.
+        let (label, moved) = match gates {
+            Gates::All => ("r, z, n from h; h'", 3 + 4 + 2 + 1),
+            Gates::ResetUpdate => ("r, z from h; r ⊙ h", 2 + 3 + 1),
+            Gates::Candidate => ("n from r ⊙ h; h'", 3 + 1 + 2 + 1),
         };
         let part = |(row_first, rows): (usize, usize)| {
-            let args = ForwardStepArgs {
-                steps: steps as u32,
-                batch: batch as u32,
-                hidden: hidden as u32,
-                row_first: row_first as u32,
-                weight_apart: weight_apart as u32,
-                bias_apart: bias_apart as u32,
-                step: 0,
-            };
+            let args =
+                StepArgs { bias_apart: bias_apart as u32, ..self.step_args(layer, row_first) };
             Dispatch {
-                label: self.label(layer, label),
+                label: self.step_label(layer, gates, label),
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
-                    bias.unwrap_or(self.buffers.whole(self.zeros)),
+                    self.buffers.whole(self.run.marks),
                     self.gates(layer),
-                    self.buffers.whole(self.run.h[layer]),
-                    self.buffers.whole(self.run.lengths),
+                    bias.unwrap_or(self.buffers.whole(self.zeros)),
+                    self.buffers.whole(self.layers[layer].h),
+                    self.buffers.whole(self.run.states),
+                    self.buffers.whole(self.layers[layer].y),
                 ],
-                // Weights, biases, h, and the columns of gates read and written.
-                bytes: 4 * product([directions, gates.count(), hidden + 1 + 3 * rows, hidden]),
+                // Weights and biases besides.
+                bytes: 4 * product([
+                    directions,
+                    gates.count() * (hidden + 1) + moved * rows,
+                    hidden,
+                ]),
                 // A slice takes 16 products, a turn of its own and 4 stagings a gate.
-                iterations: slices * (17 + 4 * gates.count() as u64),
-                ..self.step(&FORWARD_STEP, gates, rows, bytemuck::cast_slice(&[args]))
+                iterations: slices * (17 + 4 * gates.count() as u64) + self.draws(),
+                ..self.step(&FORWARD_STEP, layer, gates, rows, &args)
             }
         };
         self.parts(&FORWARD_STEP, gates).map(part).collect()
@@ -76,8 +77,8 @@ impl Planner<'_> {
         layer: usize,
         gates: Gates,
     ) -> Vec<Dispatch> {
-        let Shape { steps, batch, hidden, directions, .. } = self.shape;
-        let (weight, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
+        let Shape { hidden, directions, .. } = self.shape;
+        let (weight, _) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let slices = (gates.count() * hidden).div_ceil(16) as u64;
         let label = match gates {
             Gates::All => "dh; da_r, da_z, da_n, dpast",
@@ -87,34 +88,80 @@ impl Planner<'_> {
         // What the layer above made of its input is this layer's output.
         let dy = t.dx.get(layer + 1).copied().unwrap_or(t.dy);
         let part = |(row_first, rows): (usize, usize)| {
-            let args = BackwardStepArgs {
-                steps: steps as u32,
-                batch: batch as u32,
-                hidden: hidden as u32,
-                directions: directions as u32,
-                row_first: row_first as u32,
-                weight_apart: weight_apart as u32,
-                step: 0,
-            };
             let moved = gates.count() * (hidden + 3 * rows) + 4 * rows;
             Dispatch {
-                label: self.label(layer, label),
+                label: self.step_label(layer, gates, label),
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
-                    self.buffers.whole(self.run.h[layer]),
-                    self.buffers.whole(dy),
+                    self.buffers.whole(self.run.marks),
                     self.gates(layer),
-                    self.buffers.whole(t.carry[layer]),
-                    self.buffers.whole(self.run.lengths),
+                    self.buffers.whole(self.layers[layer].h),
+                    self.buffers.whole(dy),
+                    self.buffers.whole(t.dstates),
                 ],
                 // Weights, the columns of gates read and written, h, dy, and carry twice.
                 bytes: 4 * product([directions, moved, hidden]),
                 // A slice takes 16 products, a turn of its own and 4 stagings.
-                iterations: slices * (17 + 4),
-                ..self.step(&BACKWARD_STEP, gates, rows, bytemuck::cast_slice(&[args]))
+                iterations: slices * (17 + 4) + self.draws(),
+                ..self.step(&BACKWARD_STEP, layer, gates, rows, &self.step_args(layer, row_first))
             }
         };
         self.parts(&BACKWARD_STEP, gates).map(part).collect()
+    }
+
+    /// What the two step kernels are told alike. A loop sets the step.
+    fn step_args(&self, layer: usize, row_first: usize) -> StepArgs {
+        let Shape { steps, batch, hidden, directions, .. } = self.shape;
+        let config = self.layout.config();
+        let (of_sequences, of_h) = (self.strides(steps), self.strides(self.h_times()));
+        let (_, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
+        let state = |section: States| self.states_at(layer, section as usize) as u32;
+        StepArgs {
+            steps: steps as u32,
+            batch: batch as u32,
+            hidden: hidden as u32,
+            directions: directions as u32,
+            row_first: row_first as u32,
+            time_stride: of_sequences.time as u32,
+            row_stride: of_sequences.row as u32,
+            h_times: self.h_times() as u32,
+            h_time_stride: of_h.time as u32,
+            h_row_stride: of_h.row as u32,
+            weight_apart: weight_apart as u32,
+            bias_apart: 0,
+            first_state: state(States::First),
+            reset_state: state(States::Reset),
+            last_state: state(States::Last),
+            layer: layer as u32,
+            drop_below: noise::threshold(config.dropout),
+            drop_scale: noise::kept_scale(config.dropout).to_bits(),
+            zone_below: noise::threshold(config.zoneout),
+            zone_share: config.zoneout.to_bits(),
+            step: 0,
+        }
+    }
+
+    /// Loop iterations of the draws of one thread: four rows, two draws each, ten rounds.
+    fn draws(&self) -> u64 {
+        let draws = self.mode == Mode::Training && self.layout.config().draws();
+        if draws { 4 * 2 * 10 } else { 0 }
+    }
+
+    fn drops(&self, layer: usize) -> bool {
+        let dropout = self.layout.config().dropout > 0.0;
+        self.mode == Mode::Training && dropout && layer + 1 < self.shape.layers
+    }
+
+    /// What a dispatch does, zoneout of h' and dropout of y included.
+    fn step_label(&self, layer: usize, gates: Gates, what: &str) -> String {
+        let mut label = self.label(layer, what);
+        if gates != Gates::ResetUpdate {
+            let zones = self.layout.config().zoneout > 0.0;
+            for (does, what) in [(zones, "; zoneout"), (self.drops(layer), "; dropout")] {
+                label.push_str(if does { what } else { "" });
+            }
+        }
+        label
     }
 
     /// The batch in parts that a dispatch may take: as many rows as its work and its grid allow.
@@ -127,7 +174,14 @@ impl Planner<'_> {
     }
 
     /// What the two step kernels have in common.
-    fn step(&self, kernel: &'static Kernel, gates: Gates, rows: usize, args: &[u32]) -> Dispatch {
+    fn step(
+        &self,
+        kernel: &'static Kernel,
+        layer: usize,
+        gates: Gates,
+        rows: usize,
+        args: &StepArgs,
+    ) -> Dispatch {
         let Shape { hidden, directions, .. } = self.shape;
         let config = self.layout.config();
         let constants = [
@@ -136,6 +190,8 @@ impl Planner<'_> {
             u32::from(config.update == Update::Keeps),
             config.gate_activation.code(),
             config.candidate_activation.code(),
+            u32::from(self.drops(layer)),
+            Zoneout::of(config, self.mode).code(),
         ];
         let [x, y, _] = tiles(kernel, hidden, rows);
         let padded = padded_outputs(kernel, hidden, rows) * directions as u64;
@@ -144,7 +200,7 @@ impl Planner<'_> {
             kernel,
             constants: constants.to_vec(),
             bindings: Vec::new(),
-            args: args.to_vec(),
+            args: bytemuck::cast_slice(std::slice::from_ref(args)).to_vec(),
             workgroups: [x, y, directions as u64],
             flops: 2 * product([directions, gates.count(), rows, hidden, hidden]),
             padded_flops: padded * 2 * product([gates.count(), hidden]),

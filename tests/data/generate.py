@@ -2,16 +2,18 @@
 
     pip install numpy torch && python tests/data/generate.py
 
-pytorch.json    torch.nn.GRU in double precision, with and without bias, stacked and in both directions: outputs, and
-                autograd's gradients.
-equations.json  every other variant: the equations of src/lib.rs stated once more in NumPy, in double precision.
-                Gradients by complex steps, which are exact to rounding: f'(x) = Im f(x + 1e-30 i) / 1e-30.
+pytorch.json    torch.nn.GRU in double precision, with and without bias, stacked and in both directions, over packed
+                sequences, over documents one by one (resets), in detached chunks: outputs, and autograd's gradients.
+equations.json  everything else: the equations of src/lib.rs stated once more in NumPy, in double precision, dropout's
+                and zoneout's random numbers included. Gradients by complex steps, which are exact to rounding:
+                f'(x) = Im f(x + 1e-30 i) / 1e-30.
 
 The statement in NumPy is itself held against torch where torch has the variant. Inputs are rounded to float32, so
 that a run in single precision starts from the very same numbers.
 Made with numpy 2 and torch 2.15; other versions should give the same to the last few digits.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -20,6 +22,39 @@ import torch
 
 T, B, I, H = 4, 2, 3, 5
 HERE = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass
+class Case:
+    """A model and what is peculiar about a run of it."""
+
+    reset: str
+    update: str
+    bias: str
+    layers: int = 1
+    directions: int = 1
+    gate: str = "sigmoid"
+    candidate: str = "tanh"
+    lengths: list = None  # of each row
+    resets: list = dataclasses.field(default_factory=list)  # [step, row]: the row is cut before this step
+    dropout: float = 0
+    zoneout: float = 0
+    training: bool = True
+    seed: int = 0x123456789ABCDEF0
+    chunk: int = 0  # steps after which gradients are cut; 0: never
+
+    def __post_init__(self):
+        self.lengths = self.lengths or [T] * B
+        # The probabilities that single precision has.
+        self.dropout, self.zoneout = (float(np.float32(p)) for p in (self.dropout, self.zoneout))
+
+    def names(self):
+        """The cells' names: layer-major, forward before reverse."""
+        return [f"_l{l}{'_reverse' if d else ''}" for l in range(self.layers) for d in range(self.directions)]
+
+    def torch_has_it(self):
+        plain = (self.reset, self.update, self.gate, self.candidate) == ("after", "keeps", "sigmoid", "tanh")
+        return plain and self.bias != "one" and not self.dropout and not self.zoneout
 
 
 def hard_sigmoid(a):
@@ -36,69 +71,89 @@ ACTIVATIONS = {  # of real and of complex numbers
 }
 
 
-def cell(p, name, x, valid, h, reset, update, gate, candidate):
-    """The outputs [T, B, H] and the last state [B, H] of one direction of one layer, over the steps that are valid
-    [T, B]; absent biases count as zeros."""
+def philox(c, key):
+    """Philox4x32-10: the first of the four words."""
+    k = [key & 0xFFFFFFFF, key >> 32]
+    for _ in range(10):
+        p, q = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(q >> 32) ^ c[1] ^ k[0], q & 0xFFFFFFFF, (p >> 32) ^ c[3] ^ k[1], p & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c[0]
+
+
+def hits(case, probability, purpose, layer, t, first_unit):
+    """[B, H]: where an event of this probability happens. purpose: 0 dropout, 1 zoneout."""
+    draws = [[philox([first_unit + j, b, t, 2 * layer + purpose], case.seed) for j in range(H)] for b in range(B)]
+    return np.array(draws) < round(probability * 2**32)
+
+
+def cell(case, p, name, x, h, restart):
+    """The outputs [T, B, H] and the last state [B, H] of one direction of one layer; absent biases count as zeros."""
     w_ir, w_iz, w_in = np.split(p[f"weight_ih{name}"], 3)
     w_hr, w_hz, w_hn = np.split(p[f"weight_hh{name}"], 3)
     b_ir, b_iz, b_in = np.split(p.get(f"bias_ih{name}", np.zeros(3 * H)), 3)
     b_hr, b_hz, b_hn = np.split(p.get(f"bias_hh{name}", np.zeros(3 * H)), 3)
-    f, g, y = ACTIVATIONS[gate], ACTIVATIONS[candidate], []
-    for x_t, valid_t in zip(x, valid[:, :, None]):
-        r = f(x_t @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
-        z = f(x_t @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
-        if reset == "before":
-            n = g(x_t @ w_in.T + b_in + (r * h) @ w_hn.T + b_hn)
+    f, g = ACTIVATIONS[case.gate], ACTIVATIONS[case.candidate]
+    reverse, layer = name.endswith("_reverse"), int(name[2])
+    y = np.zeros((T, B, H), complex)
+    for t in reversed(range(T)) if reverse else range(T):
+        # Running in reverse, the cut between steps t and t + 1 comes before step t.
+        cut = [[t + 1 if reverse else t, b] in case.resets and t + reverse < case.lengths[b] for b in range(B)]
+        h = np.where(np.array(cut)[:, None], restart, h)
+        r = f(x[t] @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
+        z = f(x[t] @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
+        if case.reset == "before":
+            n = g(x[t] @ w_in.T + b_in + (r * h) @ w_hn.T + b_hn)
         else:
-            n = g(x_t @ w_in.T + b_in + r * (h @ w_hn.T + b_hn))
-        new = (1 - z) * h + z * n if update == "overwrites" else z * h + (1 - z) * n
-        h = np.where(valid_t, new, h)
-        y.append(np.where(valid_t, h, 0))
-    return np.stack(y), h
+            n = g(x[t] @ w_in.T + b_in + r * (h @ w_hn.T + b_hn))
+        new = (1 - z) * h + z * n if case.update == "overwrites" else z * h + (1 - z) * n
+        zone = case.zoneout
+        if zone and case.training:
+            zone = hits(case, case.zoneout, 1, layer, t, H * reverse)
+        new = zone * h + (1 - zone) * new
+        valid = np.array([t < length for length in case.lengths])[:, None]
+        h = np.where(valid, new, h)
+        y[t] = np.where(valid, h, 0)
+        if case.dropout and case.training and layer + 1 < case.layers:
+            dropped = hits(case, case.dropout, 0, layer, t, H * reverse)
+            y[t] *= np.where(dropped, 0, np.float32(1 / (1 - case.dropout)))
+    return y, h
 
 
-def names(layers, directions):
-    """The cells' names: layer-major, forward before reverse."""
-    return [f"_l{l}{'_reverse' if d else ''}" for l in range(layers) for d in range(directions)]
-
-
-def gru(p, x, h0, reset, update, gate, candidate, layers, directions, lengths):
+def gru(case, p, x, h0, restart):
     """y [T, B, D·H] and h_n [L·D, B, H] of a GRU with PyTorch-shaped parameters."""
-    h_n, h0 = [], list(h0)
-    valid = np.arange(T)[:, None] < np.array(lengths)[None, :]
-    for layer in range(layers):
+    h_n = []
+    for layer in range(case.layers):
         halves = []
-        for direction in range(directions):
-            name = names(layers, directions)[layer * directions + direction]
-            order = slice(None, None, -1 if direction else 1)
-            y, last = cell(p, name, x[order], valid[order], h0.pop(0), reset, update, gate, candidate)
+        for name in case.names()[layer * case.directions :][: case.directions]:
+            y, last = cell(case, p, name, x, h0[len(h_n)], restart[len(h_n)])
             h_n.append(last)
-            halves.append(y[order])
+            halves.append(y)
         x = np.concatenate(halves, axis=-1)
     return x, np.stack(h_n)
 
 
-def inputs(rng, bias, layers, directions):
+def inputs(rng, case):
     f = lambda *shape: rng.uniform(-1, 1, shape).astype(np.float32).astype(np.float64)
     p = {}
-    for i, name in enumerate(names(layers, directions)):
-        p[f"weight_ih{name}"] = f(3 * H, I if i < directions else directions * H)
+    for i, name in enumerate(case.names()):
+        p[f"weight_ih{name}"] = f(3 * H, I if i < case.directions else case.directions * H)
         p[f"weight_hh{name}"] = f(3 * H, H)
-        if bias in ("one", "two"):
+        if case.bias in ("one", "two"):
             p[f"bias_ih{name}"] = f(3 * H)
-        if bias == "two":
+        if case.bias == "two":
             p[f"bias_hh{name}"] = f(3 * H)
-    states = (layers * directions, B, H)
-    return p, {"x": f(T, B, I), "h0": f(*states), "dy": f(T, B, directions * H), "dh_n": f(*states)}
+    states = (case.layers * case.directions, B, H)
+    a = {"x": f(T, B, I), "h0": f(*states), "dy": f(T, B, case.directions * H), "dh_n": f(*states)}
+    return p, {**a, "reset_state": f(*states) if case.resets else np.zeros(states)}
 
 
-def by_equations(p, a, *variant):
+def by_equations(case, p, a):
     """Outputs, and the gradient of Σ dy·y + Σ dh_n·h_n by complex steps."""
-    leaves = {**p, "x": a["x"], "h0": a["h0"]}
+    leaves = {**p, "x": a["x"], "h0": a["h0"], "reset_state": a["reset_state"]}
 
-    def loss(leaves):
-        y, h_n = gru(leaves, leaves["x"], leaves["h0"], *variant)
-        return (a["dy"] * y).sum() + (a["dh_n"] * h_n).sum()
+    def run(leaves):
+        return gru(case, leaves, leaves["x"], leaves["h0"], leaves["reset_state"])
 
     grads = {}
     for name, value in leaves.items():
@@ -106,27 +161,60 @@ def by_equations(p, a, *variant):
         for index in np.ndindex(value.shape):
             moved = value.astype(complex)
             moved[index] += 1e-30j
-            grad[index] = loss({**leaves, name: moved}).imag / 1e-30
+            y, h_n = run({**leaves, name: moved})
+            grad[index] = ((a["dy"] * y).sum() + (a["dh_n"] * h_n).sum()).imag / 1e-30
         grads[name] = grad
-    return *gru(p, a["x"], a["h0"], *variant), grads
+    y, h_n = run(leaves)
+    return y.real, h_n.real, grads
 
 
-def by_torch(p, a, layers, directions, lengths):
+def torch_documents(case, model, x, h0, restart):
+    """Each row cut where it is reset, and each piece run alone."""
+    rows, lasts = [], []
+    for b in range(B):
+        cuts = sorted({0, T} | {t for t, row in case.resets if row == b})
+        pieces = list(zip(cuts, cuts[1:]))
+        outputs, states = [], []
+        for first, last in pieces:
+            # The first piece continues from h0, forward; the last one, in reverse.
+            own = [restart[i, b] for i in range(len(restart))]
+            for i, name in enumerate(case.names()):
+                start = last == T if name.endswith("_reverse") else first == 0 and [0, b] not in case.resets
+                own[i] = h0[i, b] if start else own[i]
+            y, h_n = model(x[first:last, b : b + 1], torch.stack(own)[:, None])
+            outputs.append(y)
+            states.append(h_n)
+        rows.append(torch.cat(outputs))
+        ends = [states[0 if name.endswith("_reverse") else -1][i] for i, name in enumerate(case.names())]
+        lasts.append(torch.stack(ends))
+    return torch.cat(rows, 1), torch.cat(lasts, 1)
+
+
+def by_torch(case, p, a):
     model = torch.nn.GRU(
-        I, H, layers, bias="bias_ih_l0" in p, bidirectional=directions == 2, dtype=torch.float64
+        I, H, case.layers, bias="bias_ih_l0" in p, bidirectional=case.directions == 2, dtype=torch.float64
     )
     model.load_state_dict({k: torch.tensor(v) for k, v in p.items()})
-    x, h0 = (torch.tensor(a[k], requires_grad=True) for k in ("x", "h0"))
-    if lengths == [T] * B:
+    x, h0, restart = (torch.tensor(a[k], requires_grad=True) for k in ("x", "h0", "reset_state"))
+    if case.resets:
+        y, h_n = torch_documents(case, model, x, h0, restart)
+    elif case.chunk:
+        outputs, h_n = [], h0
+        for chunk in x.split(case.chunk):
+            y, h_n = model(chunk, h_n if not outputs else h_n.detach())
+            outputs.append(y)
+        y = torch.cat(outputs)
+    elif case.lengths == [T] * B:
         y, h_n = model(x, h0)
     else:
-        packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(case.lengths), enforce_sorted=False)
         y, h_n = model(packed, h0)
         y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=T)
     ((torch.tensor(a["dy"]) * y).sum() + (torch.tensor(a["dh_n"]) * h_n).sum()).backward()
     grads = {k: v.grad.numpy() for k, v in model.named_parameters()}
-    y, h_n = y.detach().numpy(), h_n.detach().numpy()
-    return y, h_n, {**grads, "x": x.grad.numpy(), "h0": h0.grad.numpy()}
+    for name, leaf in (("x", x), ("h0", h0), ("reset_state", restart)):
+        grads[name] = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad.numpy()
+    return y.detach().numpy(), h_n.detach().numpy(), grads
 
 
 def tensor(a):
@@ -138,30 +226,27 @@ def write(name, cases):
     (HERE / name).write_text("[\n" + text + "\n]\n")
 
 
-def make(
-    rng, reset, update, bias, layers=1, directions=1, gate="sigmoid", candidate="tanh", lengths=[T] * B
-):
+def make(rng, *variant, **peculiar):
     """One case, and whether torch made it."""
-    p, a = inputs(rng, bias, layers, directions)
-    y, h_n, grads = by_equations(p, a, reset, update, gate, candidate, layers, directions, lengths)
-    torch_has_it = (reset, update, gate, candidate) == ("after", "keeps", "sigmoid", "tanh") and bias != "one"
-    if torch_has_it:
-        torch_y, torch_h_n, torch_grads = by_torch(p, a, layers, directions, lengths)
+    case = Case(*variant, **peculiar)
+    p, a = inputs(rng, case)
+    y, h_n, grads = by_equations(case, p, a)
+    if case.torch_has_it():
+        torch_y, torch_h_n, torch_grads = by_torch(case, p, a)
         np.testing.assert_allclose(y, torch_y, rtol=1e-12)
         np.testing.assert_allclose(h_n, torch_h_n, rtol=1e-12)
-        for k in grads:
+        for k in grads if not case.chunk else []:
             np.testing.assert_allclose(grads[k], torch_grads[k], rtol=1e-9, atol=1e-13)
         y, h_n, grads = torch_y, torch_h_n, torch_grads
-    case = {
-        "reset": reset, "update": update, "bias": bias, "layers": layers, "directions": directions,
-        "gate": gate, "candidate": candidate, "lengths": lengths,
+    made = {
+        **dataclasses.asdict(case),
         "params": {k: tensor(v) for k, v in p.items()},
         "inputs": {k: tensor(v) for k, v in a.items()},
         "y": tensor(y),
         "h_n": tensor(h_n),
         "grads": {k: tensor(v) for k, v in grads.items()},
     }
-    return case, torch_has_it
+    return made, case.torch_has_it()
 
 
 rng = np.random.default_rng(20240229)
@@ -181,6 +266,22 @@ made += [
     make(rng, "after", "overwrites", "two", 1, 2, lengths=[1, 3]),
     make(rng, "before", "keeps", "two", 1, 2, lengths=[0, 2]),
 ]
+made += [
+    make(rng, "after", "keeps", "two", 2, 2, resets=[[1, 0], [3, 0], [2, 1]]),
+    make(rng, "after", "keeps", "two", 2, 1, resets=[[0, 0], [2, 0], [3, 1]]),
+    make(rng, "before", "overwrites", "one", 2, 2, resets=[[2, 0], [1, 1], [2, 1]]),
+    make(rng, "after", "overwrites", "two", 1, 2, resets=[[0, 0], [1, 0], [2, 1]], lengths=[3, 2]),
+    make(rng, "before", "keeps", "two", 1, 2, resets=[[3, 0], [0, 1], [1, 1]]),
+]
+made += [
+    make(rng, "after", "keeps", "two", 3, 2, dropout=0.5),
+    make(rng, "before", "overwrites", "one", 2, 2, dropout=0.3, zoneout=0.4, lengths=[3, 4]),
+    make(rng, "after", "overwrites", "two", 1, 2, zoneout=0.5, resets=[[2, 1]]),
+    make(rng, "before", "keeps", "two", 2, 1, dropout=0.25, zoneout=0.125, seed=7),
+    make(rng, "after", "keeps", "two", 2, 2, dropout=0.5, zoneout=0.3, training=False),
+    make(rng, "before", "overwrites", "one", 1, 1, zoneout=0.6, training=False),
+]
+made += [make(rng, "after", "keeps", "two", 2, 1, chunk=2), make(rng, "after", "keeps", "none", 1, 1, chunk=3)]
 torch_cases = [case for case, by_torch in made if by_torch]
 equation_cases = [case for case, by_torch in made if not by_torch]
 write("pytorch.json", torch_cases)
