@@ -64,7 +64,13 @@ impl<'a, F> Batch<'a, F> {
 
     /// The same over x `[B, T, I]`. What comes out, and dy, are batch-first too.
     pub fn batch_first(x: ArrayView3<'a, F>) -> Self {
-        Self { layout: Layout::BatchFirst, ..Self::new(x) }
+        Self::new(x).with_layout(Layout::BatchFirst)
+    }
+
+    /// The same with x, and so what comes out and dy, in this layout.
+    #[must_use]
+    pub fn with_layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
     }
 
     /// The same from the states h0 `[L·D, B, H]`, or from zeros.

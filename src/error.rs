@@ -58,6 +58,47 @@ pub enum Error {
         why: &'static str,
     },
 
+    /// A caller's own buffer does not have what a run needs of it.
+    #[error("the buffer for {what} has {got}, expected {expected}")]
+    Buffer {
+        /// Which one.
+        what: &'static str,
+        /// The size, usage or alignment asked for.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+
+    /// A stream or a forward pass was given to a model other than the one that made it.
+    #[error("this {what} belongs to another model")]
+    OtherModel {
+        /// What was given.
+        what: &'static str,
+    },
+
+    /// A stream was not made for chunks of this length.
+    #[error("a chunk has {steps} steps, but the stream was made for chunks of {known:?}")]
+    Chunk {
+        /// The steps that came.
+        steps: usize,
+        /// The lengths it was made for.
+        known: Vec<usize>,
+    },
+
+    /// A stream has no such row.
+    #[error("there is no row {row}; the stream has {rows}")]
+    Row {
+        /// The row asked for.
+        row: usize,
+        /// B.
+        rows: usize,
+    },
+
+    /// An earlier step of a stream failed on the device, or its future was dropped before it was done;
+    /// the stream's states cannot be relied on.
+    #[error("an earlier step of this stream was not brought to its end; make a new stream")]
+    Interrupted,
+
     /// A product of sizes does not fit this machine's address space.
     #[error("{what} is too large: its number of elements overflows")]
     Overflow {

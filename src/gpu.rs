@@ -87,6 +87,8 @@ struct Inner {
     info: AdapterInfo,
     device: wgpu::Device,
     queue: wgpu::Queue,
+    /// Somebody else opened it, and a loss is told to them alone.
+    adopted: bool,
     /// Why the device was lost, once it is. It stays lost.
     lost: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
@@ -114,7 +116,7 @@ impl Gpu {
             adapter: adapter.get_info().name,
             reason: one_line(&error.to_string()),
         })?;
-        let gpu = Self::new(adapter, device, queue);
+        let gpu = Self::new(adapter, device, queue, false);
         let reason = Arc::clone(&gpu.inner.lost);
         gpu.inner.device.set_device_lost_callback(move |kind, message| {
             lock(&reason).get_or_insert(one_line(&format!("{kind:?}: {message}")));
@@ -125,18 +127,22 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// A device that somebody else opened. Its callbacks are theirs, so that a loss shows when a result
-    /// does not arrive.
+    /// A device that somebody else opened. Its callbacks are theirs.
     pub fn adopt(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         let flags = adapter.get_downlevel_capabilities().flags;
         if !flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
             let reason = "it has no compute shaders".to_owned();
             return Err(Error::OpenDevice { adapter: adapter.get_info().name, reason });
         }
-        Ok(Self::new(adapter, device, queue))
+        Ok(Self::new(adapter, device, queue, true))
     }
 
-    fn new(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+    fn new(
+        adapter: wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        adopted: bool,
+    ) -> Self {
         let limits = plan_limits(&adapter.get_info(), &device.limits());
         let info = AdapterInfo { limits, ..describe(&adapter) };
         let inner = Inner {
@@ -144,6 +150,7 @@ impl Gpu {
             info,
             device,
             queue,
+            adopted,
             lost: Arc::default(),
             pipelines: Mutex::default(),
             #[cfg(test)]
@@ -186,12 +193,31 @@ impl Gpu {
         if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
             return lost;
         }
+        if self.inner.adopted && self.maps_nothing() {
+            return self.lose("the caller's device makes no buffers any more");
+        }
         match error {
             wgpu::Error::OutOfMemory { source } => {
                 Error::OutOfMemory(one_line(&source.to_string()))
             }
             other => Error::Gpu(one_line(&other.to_string())),
         }
+    }
+
+    /// Whether mapping a new buffer fails at once, as on a lost device.
+    fn maps_nothing(&self) -> bool {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        // Keeps its errors from the caller's handler. Dropped in reverse order, as they must be.
+        let [_first, _second, _third] =
+            [Internal, Validation, OutOfMemory].map(|f| self.inner.device.push_error_scope(f));
+        let buffer = self.staging("probe", 1, wgpu::MapMode::Read);
+        let failed = Arc::new(Mutex::new(false));
+        let told = Arc::clone(&failed);
+        buffer.slice(..).map_async(wgpu::MapMode::Read, move |mapped| {
+            *lock(&told) = mapped.is_err();
+        });
+        let polled = self.poll(wgpu::PollType::Poll);
+        polled.is_err() || *lock(&failed)
     }
 
     /// Waits for all work queued, so that what was dropped is freed.

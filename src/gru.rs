@@ -406,6 +406,26 @@ impl Gru {
         Ok((batch.with_h0(h0), shape))
     }
 
+    /// Tells this model from another.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What runs it on an adapter.
+    pub(crate) fn adapter_runner(&self) -> Result<&Runner> {
+        self.runner.as_ref().ok_or(Error::Conflict {
+            what: "a model on the CPU and buffers or encoders of wgpu",
+            why: "its device must be one of wgpu's",
+        })
+    }
+
+    /// Brings the parameters to the adapter, if it holds others.
+    pub(crate) fn upload_parameters(&self) {
+        if let Some(runner) = &self.runner {
+            runner.upload(&self.params, self.version);
+        }
+    }
+
     /// `Ok` unless the parameters were replaced by those of another configuration.
     pub(crate) fn check_parameters(&self) -> Result<()> {
         let got = self.params.layout().config();

@@ -125,6 +125,7 @@ mod batch;
 pub mod check;
 mod config;
 mod device;
+mod embed;
 mod error;
 mod gpu;
 mod gru;
@@ -137,17 +138,20 @@ pub mod reference;
 mod runner;
 mod session;
 mod state;
+mod stream;
 mod transfer;
 
 pub use adapter::AdapterInfo;
 pub use batch::Batch;
 pub use config::{Activation, Bias, GruConfig, Layout, Reset, Shape, Update};
 pub use device::{Device, DeviceKind};
+pub use embed::{Buffers, ForwardPass};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};
 pub use optim::{Adam, clip_global_norm};
 pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 pub use state::State;
+pub use stream::Stream;
 pub use wgpu;
 
 /// README's example is a test.

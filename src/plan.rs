@@ -315,6 +315,16 @@ impl Plan {
         count(&self.backward)
     }
 
+    /// Multiplications and additions of the forward schedule's products.
+    pub fn forward_flops(&self) -> u64 {
+        flops(&self.forward)
+    }
+
+    /// Multiplications and additions of the backward schedule's products.
+    pub fn backward_flops(&self) -> u64 {
+        flops(&self.backward)
+    }
+
     /// Bytes held on the device: all buffers, the parameters' included, and the arguments.
     pub fn bytes(&self) -> u64 {
         let buffers: u64 = self.buffers.iter().map(|b| 4 * b.len as u64).sum();
@@ -339,6 +349,13 @@ impl Plan {
     pub(crate) fn run_buffers(&self) -> &RunBuffers {
         self.run.as_ref().expect("a plan of a run")
     }
+}
+
+fn flops(stages: &[Stage]) -> u64 {
+    let each = |(body, times): (&[Dispatch], usize)| {
+        body.iter().map(|dispatch| dispatch.flops).sum::<u64>() * times as u64
+    };
+    stages.iter().map(Stage::dispatches).map(each).sum()
 }
 
 fn count(stages: &[Stage]) -> usize {

@@ -29,13 +29,16 @@ struct Arrival {
 
 #[derive(Debug, Default)]
 struct Slot {
-    word: Option<Result<()>>,
+    word: Option<Word>,
     waker: Option<Waker>,
 }
 
+/// How polling went, and what the callback then said of mapping a buffer.
+type Word = Result<Result<(), wgpu::BufferAsyncError>>;
+
 impl Arrival {
     /// The first word counts.
-    fn set(&self, word: Result<()>) {
+    fn set(&self, word: Word) {
         let mut slot = lock(&self.slot);
         slot.word.get_or_insert(word);
         self.arrived.notify_all();
@@ -44,7 +47,7 @@ impl Arrival {
         }
     }
 
-    fn poll(&self, context: &mut Context<'_>) -> Poll<Result<()>> {
+    fn poll(&self, context: &mut Context<'_>) -> Poll<Word> {
         let mut slot = lock(&self.slot);
         slot.waker = Some(context.waker().clone());
         slot.word.clone().map_or(Poll::Pending, Poll::Ready)
@@ -140,11 +143,8 @@ impl Gpu {
         wait: Wait,
     ) -> Result<()> {
         let arrival = Arc::new(Arrival::default());
-        let (gpu, callback) = (self.clone(), Arc::clone(&arrival));
-        buffer.slice(..4 * len as u64).map_async(mode, move |result| {
-            // After a lost device, mapping is the one call that says so.
-            callback.set(result.map_err(|error| gpu.lose(&error.to_string())));
-        });
+        let callback = Arc::clone(&arrival);
+        buffer.slice(..4 * len as u64).map_async(mode, move |mapped| callback.set(Ok(mapped)));
         match wait {
             Wait::Block => self.block_until(&arrival)?,
             Wait::Async => {
@@ -159,7 +159,10 @@ impl Gpu {
                     .map_err(|error| Error::OutOfMemory(format!("no thread to wait: {error}")))?;
             }
         }
-        std::future::poll_fn(|context| arrival.poll(context)).await
+        // After a lost device, mapping is the one call that says so. (It also fails where the buffer is
+        // dropped meanwhile, with this future: then nobody is here to hear of it.)
+        let mapped = std::future::poll_fn(|context| arrival.poll(context)).await?;
+        mapped.map_err(|error| self.lose(&error.to_string()))
     }
 
     /// Shows `work` the first `len` f32 of a mapped staging buffer, and unmaps it.

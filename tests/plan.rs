@@ -245,8 +245,8 @@ fn a_plan_reads_like_a_schedule() {
         "  h_l1      [2, B, T, H]     scratch          425984 elements    1.70 MB",
         "  matmul        l1: reverse: gates[r z n] = x · W_ihᵀ + b_ih       3×208 groups   81.8 MFLOP    4.28 MB",
         "  for each of 104 steps, 0 to 103, in both directions at once",
-        "    forward_step  l0: r, z, n from h; h'; zoneout; dropout         2×4×2 groups    786 kFLOP     214 kB",
-        "    forward_step  l1: r, z, n from h; h'; zoneout                  2×4×2 groups    786 kFLOP     214 kB",
+        "    forward_step  l0: r, z, n from h; h'; zoneout; dropout         2×4×2 groups    786 kFLOP     189 kB",
+        "    forward_step  l1: r, z, n from h; h'; zoneout                  2×4×2 groups    786 kFLOP     189 kB",
     ] {
         assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
     }

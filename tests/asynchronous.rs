@@ -1,0 +1,113 @@
+//! Every call that waits has an async twin that gives the same, can move between threads, and may be
+//! dropped before it is done.
+
+mod common;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use common::{devices, random3};
+use gru_wgpu::{Batch, Device, Error, Gru, GruConfig, Init, check};
+use ndarray::Array3;
+use pollster::block_on;
+
+/// For an executor that moves futures between threads.
+fn sendable<F: Future + Send>(future: F) -> F {
+    future
+}
+
+fn gru(device: &Device) -> Gru {
+    let config = GruConfig::pytorch(3, 5).with_layers(2);
+    block_on(sendable(Gru::new_async(config, Init::Uniform, 1, device))).unwrap()
+}
+
+#[test]
+fn async_calls_give_what_blocking_calls_give() {
+    let x = random3([4, 2, 3], 1);
+    let chunk = Array3::ones((1, 2, 3));
+    for device in devices() {
+        let gru = gru(&device);
+        let output = gru.forward(&x).unwrap();
+        assert_eq!(block_on(sendable(gru.forward_async(&x))).unwrap(), output);
+        let (_, tape) = gru.forward_train(&x).unwrap();
+        let state = tape.state().unwrap();
+        assert_eq!(state.to_array().unwrap(), output.h_n);
+        assert_eq!(block_on(sendable(state.to_array_async())).unwrap(), output.h_n);
+        let grads = gru.backward(tape, Some(output.y.view()), None).unwrap();
+        let (again, tape) = block_on(sendable(gru.forward_train_async(&x))).unwrap();
+        assert_eq!(again, output);
+        assert_eq!(block_on(sendable(tape.state_async())).unwrap().shape(), state.shape());
+        let dy = Some(output.y.view());
+        assert_eq!(block_on(sendable(gru.backward_async(tape, dy, None))).unwrap(), grads);
+
+        let next = gru.forward_from(&state, &x).unwrap();
+        assert_ne!(next, output);
+        assert_eq!(gru.forward(Batch::new(x.view()).with_h0(output.h_n.view())).unwrap(), next);
+        assert_eq!(block_on(sendable(gru.forward_from_async(&state, &x))).unwrap(), next);
+        let trained = gru.forward_train_from(&state, &x).unwrap().0;
+        assert_eq!(trained, next);
+        assert_eq!(block_on(sendable(gru.forward_train_from_async(&state, &x))).unwrap().0, next);
+
+        let mut streams =
+            [gru.stream(2, &[1]).unwrap(), block_on(sendable(gru.stream_async(2, &[1]))).unwrap()];
+        let [mut y, mut y_async] = [(); 2].map(|()| Array3::zeros((1, 2, 5)));
+        for state in [Array3::zeros((2, 2, 5)), random3([2, 2, 5], 7)] {
+            let [one, other] = &mut streams;
+            one.set_state(state.view()).unwrap();
+            block_on(sendable(other.set_state_async(state.view()))).unwrap();
+            gru.step(one, chunk.view(), y.view_mut()).unwrap();
+            block_on(sendable(gru.step_async(other, chunk.view(), y_async.view_mut()))).unwrap();
+            assert_eq!(y_async, y);
+            block_on(sendable(other.set_reset_state_async(state.view()))).unwrap();
+            assert_eq!(one.state().unwrap(), block_on(sendable(other.state_async())).unwrap());
+        }
+    }
+}
+
+#[test]
+fn devices_open_and_are_checked_asynchronously() {
+    let device = common::adapter();
+    let again = block_on(sendable(device.with_default_limits_async())).unwrap();
+    assert_eq!(again.to_string(), device.to_string());
+    assert_eq!(block_on(sendable(Device::adapters_async())).len(), Device::adapters().len());
+    assert_eq!(block_on(sendable(Device::auto_async())).to_string(), Device::auto().to_string());
+    drop((sendable(Device::gpu_async()), sendable(Device::software_async())));
+    drop((sendable(check::run_async(device)), sendable(check::models_async(device))));
+}
+
+struct NoWaker;
+
+impl Wake for NoWaker {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[test]
+fn a_future_may_be_dropped_before_it_is_done() {
+    let gru = gru(common::adapter());
+    let waker = Waker::from(Arc::new(NoWaker));
+    let mut context = Context::from_waker(&waker);
+    let x = random3([40, 20, 3], 1);
+    let expected = gru.forward(&x).unwrap();
+    let other = random3([40, 20, 3], 2);
+    for _ in 0..5 {
+        let mut future = pin!(gru.forward_async(&other));
+        assert!(matches!(future.as_mut().poll(&mut context), Poll::Pending));
+    }
+    // What they had begun is in nobody's way.
+    assert_eq!(gru.forward(&x).unwrap(), expected);
+
+    let mut stream = gru.stream(20, &[40]).unwrap();
+    let mut y = Array3::zeros((40, 20, 5));
+    {
+        let mut future = pin!(gru.step_async(&mut stream, x.view(), y.view_mut()));
+        assert!(matches!(future.as_mut().poll(&mut context), Poll::Pending));
+    }
+    for _ in 0..2 {
+        assert_eq!(gru.step(&mut stream, x.view(), y.view_mut()).unwrap_err(), Error::Interrupted);
+    }
+    let mut stream = gru.stream(20, &[40]).unwrap();
+    gru.step(&mut stream, x.view(), y.view_mut()).unwrap();
+    assert_eq!(y, expected.y);
+}
