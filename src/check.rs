@@ -6,6 +6,7 @@
 //! Unwritten elements cannot hide: outputs are filled with NaN before a kernel runs, and a whole
 //! model runs once over NaN, which poisons every buffer of its session, before it runs for real.
 
+mod flows;
 mod models;
 mod products;
 mod steps;
@@ -111,7 +112,7 @@ impl Findings {
     }
 }
 
-/// [`kernels`] and [`models`], in this order.
+/// [`kernels`], [`models`] and [`flows`], in this order.
 ///
 /// # Errors
 /// What the device reports. A wrong number is a [`Finding`], not an error.
@@ -126,6 +127,7 @@ pub fn run(device: &Device) -> Result<Vec<Finding>> {
 pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = kernels_async(device).await?;
     findings.extend(models_async(device).await?);
+    findings.extend(flows_async(device).await?);
     Ok(findings)
 }
 
@@ -169,6 +171,25 @@ pub async fn models_async(device: &Device) -> Result<Vec<Finding>> {
     for (case, config, seed) in variants() {
         models::check(device, case, &config, seed, &mut findings).await?;
     }
+    Ok(findings.0)
+}
+
+/// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a caller's
+/// buffers.
+///
+/// # Errors
+/// As [`run`].
+pub fn flows(device: &Device) -> Result<Vec<Finding>> {
+    pollster::block_on(flows_async(device))
+}
+
+/// As [`flows`], for where blocking is not possible.
+///
+/// # Errors
+/// As [`run`].
+pub async fn flows_async(device: &Device) -> Result<Vec<Finding>> {
+    let mut findings = Findings::default();
+    flows::check(device, &mut findings).await?;
     Ok(findings.0)
 }
 

@@ -127,7 +127,7 @@ fn check_part(
         };
         return error(names(usage), names(part.buffer.usage()));
     }
-    if part.offset % alignment != 0 {
+    if !part.offset.is_multiple_of(alignment) {
         let got = format!("the offset {}", part.offset);
         return error(format!("a multiple of {alignment}"), got);
     }

@@ -1,6 +1,7 @@
 //! [`Session`]: a plan made real, and run.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 use crate::error::Result;
@@ -80,9 +81,8 @@ impl Session {
         for stage in plan.forward().iter().chain(plan.backward()) {
             for dispatch in stage.dispatches().0 {
                 let key = (dispatch.kernel.name, dispatch.constants.clone());
-                if !pipelines.contains_key(&key) {
-                    let pipeline = gpu.pipeline(dispatch.kernel, &dispatch.constants).await?;
-                    pipelines.insert(key, pipeline);
+                if let Entry::Vacant(entry) = pipelines.entry(key) {
+                    entry.insert(gpu.pipeline(dispatch.kernel, &dispatch.constants).await?);
                 }
             }
         }

@@ -6,7 +6,7 @@ mod common;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 
 use common::{devices, random3};
 use gru_wgpu::{Batch, Device, Error, Gru, GruConfig, Init, check};
@@ -91,19 +91,23 @@ fn a_future_may_be_dropped_before_it_is_done() {
     let x = random3([40, 20, 3], 1);
     let expected = gru.forward(&x).unwrap();
     let other = random3([40, 20, 3], 2);
-    for _ in 0..5 {
+    // An adapter may be so fast that a call is done at once; not every time.
+    let mut dropped = 0;
+    for _ in 0..20 {
         let mut future = pin!(gru.forward_async(&other));
-        assert!(matches!(future.as_mut().poll(&mut context), Poll::Pending));
+        dropped += usize::from(future.as_mut().poll(&mut context).is_pending());
     }
+    assert!(dropped > 0);
     // What they had begun is in nobody's way.
     assert_eq!(gru.forward(&x).unwrap(), expected);
 
     let mut stream = gru.stream(20, &[40]).unwrap();
     let mut y = Array3::zeros((40, 20, 5));
-    {
+    let drops_a_step = |_| {
         let mut future = pin!(gru.step_async(&mut stream, x.view(), y.view_mut()));
-        assert!(matches!(future.as_mut().poll(&mut context), Poll::Pending));
-    }
+        future.as_mut().poll(&mut context).is_pending()
+    };
+    assert!((0..20).any(drops_a_step));
     for _ in 0..2 {
         assert_eq!(gru.step(&mut stream, x.view(), y.view_mut()).unwrap_err(), Error::Interrupted);
     }

@@ -4,7 +4,7 @@ mod common;
 
 use common::devices;
 use gru_wgpu::{Batch, Bias, Device, Error, Gru, GruConfig, Init, Params};
-use ndarray::Array3;
+use ndarray::{Array2, Array3, s};
 
 fn zeros(shape: [usize; 3]) -> Array3<f32> {
     Array3::zeros(shape)
@@ -62,10 +62,99 @@ fn arrays_of_another_shape_are_refused_by_name() {
             assert_eq!(gru.forward(run).unwrap_err().to_string(), expected);
             assert_eq!(gru.forward_train(run).unwrap_err().to_string(), expected);
         }
+        let resets = Array2::from_elem((4, 2), true);
+        for (run, expected) in [
+            (
+                Batch::new(x.view()).with_resets(resets.t()),
+                "resets [T, B] has shape [2, 4], expected [4, 2]",
+            ),
+            (
+                Batch::batch_first(x.view()).with_resets(resets.t()),
+                "resets [B, T] has shape [2, 4], expected [4, 2]",
+            ),
+            (
+                Batch::new(x.view()).with_reset_state(x.view()),
+                "the reset state [L·D, B, H] has shape [4, 2, 3], expected [1, 2, 5]",
+            ),
+            (
+                Batch::batch_first(x.slice(s![.., .., ..2])),
+                "x [B, T, I] has shape [4, 2, 2], expected [4, 2, 3]",
+            ),
+        ] {
+            assert_eq!(gru.forward(run).unwrap_err().to_string(), expected, "{device}");
+            assert_eq!(gru.forward_train(run).unwrap_err().to_string(), expected, "{device}");
+        }
+        let (_, tape) = gru.forward_train(Batch::batch_first(x.view())).unwrap();
+        let dy = zeros([2, 4, 5]);
+        assert_eq!(
+            gru.backward(tape, Some(dy.view()), None).unwrap_err().to_string(),
+            "dy [B, T, D·H] has shape [2, 4, 5], expected [4, 2, 5]",
+        );
         let (_, tape) = gru.forward_train(x.view()).unwrap();
         assert_eq!(gru.backward(tape, None, None).unwrap_err(), Error::NoGradient);
         // The model works on.
         gru.forward(x.view()).unwrap();
+    }
+}
+
+#[test]
+fn a_state_serves_only_where_it_fits() {
+    for device in devices() {
+        let make = |layers: usize, device: &Device| {
+            let config = GruConfig::pytorch(3, 5).with_layers(layers);
+            Gru::new(config, Init::Uniform, 1, device).unwrap()
+        };
+        let gru = make(1, &device);
+        let x = zeros([4, 2, 3]);
+        let (output, tape) = gru.forward_train(&x).unwrap();
+        let state = tape.state().unwrap();
+        let errors = |gru: &Gru, batch: Batch<'_>| {
+            let error = gru.forward_from(&state, batch).unwrap_err();
+            assert_eq!(gru.forward_train_from(&state, batch).map(|_| ()).unwrap_err(), error);
+            error
+        };
+        let twice = Batch::new(x.view()).with_h0(output.h_n.view());
+        let error = errors(&gru, twice).to_string();
+        assert!(error.starts_with("a state to start from and an h0 cannot"), "{error}");
+        let error = errors(&make(2, &device), (&x).into()).to_string();
+        assert_eq!(error, "the state [L·D, B, H] has shape [1, 2, 5], expected [2, 2, 5]");
+        // Another device, be it of the same adapter.
+        let other = match device.is_adapter() {
+            true => device.with_default_limits().unwrap(),
+            false => common::adapter().clone(),
+        };
+        for other in [&other, &Device::cpu()] {
+            if device.is_adapter() || other.is_adapter() {
+                let error = errors(&make(1, other), (&x).into());
+                assert!(matches!(error, Error::Conflict { .. }), "{error}");
+            }
+        }
+        // Another model on the same device is welcome to it.
+        make(1, &device).forward_from(&state, &x).unwrap();
+    }
+}
+
+#[test]
+fn dropout_and_zoneout_ask_for_what_they_need() {
+    for device in devices() {
+        let error = |config| Gru::new(config, Init::Uniform, 1, &device).unwrap_err();
+        let stacked = GruConfig::new(3, 5).with_layers(2);
+        for p in [1.0, -0.1, f32::NAN, f32::INFINITY] {
+            for config in [stacked.clone().with_dropout(p), stacked.clone().with_zoneout(p)] {
+                assert!(matches!(error(config), Error::Probability { .. }), "{p}");
+            }
+        }
+        assert_eq!(
+            error(GruConfig::new(3, 5).with_dropout(0.5)).to_string(),
+            "dropout and a single layer cannot be combined: dropout acts between layers",
+        );
+        for config in [stacked.clone().with_dropout(0.5), GruConfig::new(3, 5).with_zoneout(0.5)] {
+            let gru = Gru::new(config, Init::Uniform, 1, &device).unwrap();
+            let x = zeros([4, 2, 3]);
+            assert_eq!(gru.forward_train(&x).map(|_| ()).unwrap_err(), Error::NoSeed);
+            gru.forward(&x).unwrap();
+            gru.forward_train(Batch::new(x.view()).with_seed(0)).map(|_| ()).unwrap();
+        }
     }
 }
 

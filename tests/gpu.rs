@@ -31,6 +31,12 @@ fn every_variant_agrees_with_the_reference_at_odd_sizes() {
 }
 
 #[test]
+fn what_goes_on_from_run_to_run_agrees_with_the_reference() {
+    // y and states of a stream, y and gradients in chunks, y and h_n of an encoded pass.
+    assert_all_passed(&check::flows(adapter()).unwrap(), 6);
+}
+
+#[test]
 fn the_default_limits_of_webgpu_are_enough() {
     let device = adapter().with_default_limits().unwrap();
     let limits = device.adapter().unwrap().limits;

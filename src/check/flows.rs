@@ -1,0 +1,194 @@
+//! What goes on from run to run, and what goes into a caller's encoder, against one whole run of the
+//! reference: streams, states carried between chunks, forward passes over a caller's buffers.
+
+use ndarray::{Array2, Array3, Axis, concatenate, s};
+
+use super::{Findings, random};
+use crate::batch::Batch;
+use crate::config::GruConfig;
+use crate::device::{Device, Target};
+use crate::embed::Buffers;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::gru::Gru;
+use crate::params::{Init, Params};
+use crate::reference::{self, Trace};
+use crate::transfer::Wait;
+
+const STEPS: usize = 5;
+const BATCH: usize = 17;
+/// The sequence in pieces.
+const CHUNKS: [usize; 4] = [1, 2, 1, 1];
+
+/// A model, what it runs over, and what the reference makes of it.
+struct Course {
+    gru: Gru,
+    params: Params<f64>,
+    x: Array3<f32>,
+    h0: Array3<f32>,
+    resets: Array2<bool>,
+    reset_state: Array3<f32>,
+    sizes: String,
+}
+
+impl Course {
+    async fn new(device: &Device, config: &GruConfig, seed: u64) -> Result<Self> {
+        let shape = config.shape(STEPS, BATCH)?;
+        let params = Params::init(config, Init::Uniform, seed)?;
+        let random3 = |shape: [usize; 3], seed| {
+            let data = random(shape.iter().product(), 1.0, seed);
+            Array3::from_shape_vec(shape, data).expect("as many as the shape holds")
+        };
+        Ok(Self {
+            params: params.cast(),
+            gru: Gru::with_params_async(params, device).await?,
+            x: random3(shape.x(), seed + 1),
+            h0: random3(shape.state(), seed + 2),
+            // A stream has them between two chunks, so none inside one.
+            resets: Array2::from_shape_fn((STEPS, BATCH), |(t, row)| {
+                t != 2 && (3 * t + row) % 5 == 0
+            }),
+            reset_state: random3(shape.state(), seed + 3),
+            sizes: format!("{config}; {shape}"),
+        })
+    }
+
+    /// The reference's run over all of it.
+    fn expected(&self) -> Result<Trace<f64>> {
+        let [x, h0, fresh] =
+            [&self.x, &self.h0, &self.reset_state].map(|array| array.mapv(f64::from));
+        let batch = Batch::new(x.view()).with_h0(h0.view()).with_reset_state(fresh.view());
+        reference::forward(&self.params, batch.with_resets(self.resets.view()))
+    }
+
+    /// The steps of each chunk.
+    fn chunks(&self) -> impl Iterator<Item = (usize, Array3<f32>)> {
+        CHUNKS.iter().scan(0, |first, &steps| {
+            let chunk = self.x.slice(s![*first..*first + steps, .., ..]).to_owned();
+            *first += steps;
+            Some((*first - steps, chunk))
+        })
+    }
+}
+
+pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()> {
+    for (seed, config) in (0..).zip(GruConfig::all_variants(3, 5)) {
+        let stacked = config.with_layers(2);
+        let course = Course::new(device, &stacked, 10 * seed).await?;
+        check_stream(&course, findings).await?;
+        check_chunks(&course, findings).await?;
+        if let Target::Gpu(gpu) = device.target() {
+            let course = Course::new(device, &stacked.with_bidirectional(true), 10 * seed).await?;
+            check_encoded(gpu, &course, findings).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn check_stream(course: &Course, findings: &mut Findings) -> Result<()> {
+    let mut stream = course.gru.stream_async(BATCH, &[1, 2]).await?;
+    stream.set_state_async(course.h0.view()).await?;
+    stream.set_reset_state_async(course.reset_state.view()).await?;
+    let mut ys = Vec::new();
+    for (first, chunk) in course.chunks() {
+        for row in (0..BATCH).filter(|&row| course.resets[[first, row]]) {
+            stream.reset_row(row)?;
+        }
+        let mut y = Array3::from_elem((chunk.dim().0, BATCH, 5), f32::NAN);
+        course.gru.step_async(&mut stream, chunk.view(), y.view_mut()).await?;
+        ys.push(y);
+    }
+    let expected = course.expected()?;
+    findings.compare("y of a stream", &course.sizes, &joined(&ys).view(), &expected.y().view());
+    let last = stream.state_async().await?;
+    let subject = "states of a stream";
+    findings.compare(subject, &course.sizes, &last.view(), &expected.h_n().view());
+    Ok(())
+}
+
+/// Truncated backpropagation: states carried from chunk to chunk, gradients of each chunk's own.
+async fn check_chunks(course: &Course, findings: &mut Findings) -> Result<()> {
+    let (mut state, mut state64) = (None, course.h0.mapv(f64::from));
+    for (_, x) in course.chunks() {
+        let x64 = x.mapv(f64::from);
+        let trace = reference::forward_train(
+            &course.params,
+            Batch::new(x64.view()).with_h0(state64.view()),
+        )?;
+        let dy64 = trace.y();
+        let expected =
+            reference::backward(&course.params, x64.view(), &trace, Some(dy64.view()), None)?;
+        state64 = trace.h_n();
+
+        let gru = &course.gru;
+        let (output, tape) = match &state {
+            None => {
+                let batch = Batch::new(x.view()).with_h0(course.h0.view());
+                gru.forward_train_async(batch).await?
+            }
+            Some(state) => gru.forward_train_from_async(state, &x).await?,
+        };
+        state = Some(tape.state_async().await?);
+        let got = gru.backward_async(tape, Some(output.y.view()), None).await?;
+        let sizes = format!("{}, {} of the steps", course.sizes, x.dim().0);
+        findings.compare("y in chunks", &sizes, &output.y.view(), &dy64.view());
+        let (got, expected) = (got.params.as_slice(), expected.params.as_slice());
+        findings.compare_slices("parameters' gradients in chunks", &sizes, got, expected);
+    }
+    Ok(())
+}
+
+/// A forward pass over a caller's own buffers, with everything that these may bring.
+async fn check_encoded(gpu: &Gpu, course: &Course, findings: &mut Findings) -> Result<()> {
+    let shape = course.gru.config().shape(STEPS, BATCH)?;
+    let batch = Batch::new(course.x.view()).with_resets(course.resets.view());
+    let marks = batch.marks()?;
+    let expected = course.expected()?;
+    let (y, h_n) = (expected.y(), expected.h_n());
+    let make = || {
+        let filled = |name: &str, data: &[f32]| {
+            let buffer = gpu.buffer(name, data.len());
+            gpu.upload(&buffer, 0, data);
+            buffer
+        };
+        let numbers = |array: &Array3<f32>| array.iter().copied().collect::<Vec<_>>();
+        Ok([
+            filled("x", &numbers(&course.x)),
+            filled("marks", bytemuck::cast_slice(marks.as_slice().expect("standard layout"))),
+            filled("h0", &numbers(&course.h0)),
+            filled("reset_state", &numbers(&course.reset_state)),
+            filled("y", &vec![f32::NAN; y.len()]),
+            filled("h_n", &vec![f32::NAN; h_n.len()]),
+        ])
+    };
+    let theirs = gpu.guard(make).await?;
+    let [x, marks, h0, fresh, to_y, to_h_n] =
+        [0, 1, 2, 3, 4, 5].map(|i: usize| theirs[i].as_entire_buffer_binding());
+    let buffers = Buffers::new(x, to_y)
+        .with_marks(marks)
+        .with_h0(h0)
+        .with_reset_state(fresh)
+        .with_h_n(to_h_n);
+    let mut pass = course.gru.forward_pass_async(shape, &buffers).await?;
+    let submit = || {
+        let mut encoder = gpu.encoder("check");
+        course.gru.encode(&mut pass, &mut encoder)?;
+        gpu.submit(encoder.finish());
+        Ok(())
+    };
+    gpu.guard(submit).await?;
+    let parts = [(&theirs[4], 0, y.len()), (&theirs[5], 0, h_n.len())];
+    let read = gpu.download(&parts, Wait::Async).await?;
+    for (subject, got, expected) in
+        [("y of an encoded pass", &read[0], &y), ("h_n of an encoded pass", &read[1], &h_n)]
+    {
+        let expected: Vec<f64> = expected.iter().copied().collect();
+        findings.compare_slices(subject, &course.sizes, got, &expected);
+    }
+    Ok(())
+}
+
+fn joined(parts: &[Array3<f32>]) -> Array3<f32> {
+    let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    concatenate(Axis(0), &parts).expect("rows of one width")
+}
