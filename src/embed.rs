@@ -99,7 +99,8 @@ impl<'a> Buffers<'a> {
 
     /// What a session binds of them.
     pub(crate) fn bound(&self, run: &RunBuffers) -> Vec<(BufferId, Bound)> {
-        let parts = [(run.x, Some(&self.x)), (run.y, Some(&self.y)), (run.marks, self.marks.as_ref())];
+        let parts =
+            [(run.x, Some(&self.x)), (run.y, Some(&self.y)), (run.marks, self.marks.as_ref())];
         parts.into_iter().filter_map(|(id, part)| Some((id, Bound::from(part?)))).collect()
     }
 }
@@ -210,7 +211,8 @@ impl Gru {
         let bound = buffers.bound(plan.run_buffers());
         let session = runner.make(plan, &bound).await?;
         let copied = [(&buffers.h0, States::First), (&buffers.reset_state, States::Reset)];
-        let before = copied.into_iter().filter_map(|(part, to)| Some((Bound::from(part.as_ref()?), to)));
+        let before =
+            copied.into_iter().filter_map(|(part, to)| Some((Bound::from(part.as_ref()?), to)));
         let h_n = buffers.h_n.as_ref().map(Bound::from);
         Ok(ForwardPass { model: self.id(), shape, session, before: before.collect(), h_n })
     }
@@ -224,11 +226,7 @@ impl Gru {
     /// # Errors
     /// [`Error::OtherModel`], [`Error::ParameterLayout`]. What is wrong with the encoder, wgpu tells
     /// when it is finished.
-    pub fn encode(
-        &self,
-        pass: &mut ForwardPass,
-        encoder: &mut wgpu::CommandEncoder,
-    ) -> Result<()> {
+    pub fn encode(&self, pass: &mut ForwardPass, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         self.check_parameters()?;
         if pass.model != self.id() {
             return Err(Error::OtherModel { what: "forward pass" });

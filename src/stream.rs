@@ -210,12 +210,7 @@ impl OnGpu {
     }
 
     /// Writes fresh states to the rows that ask for them, and forgets that they asked.
-    fn encode_resets(
-        &self,
-        shape: Shape,
-        resets: &mut [bool],
-        encoder: &mut wgpu::CommandEncoder,
-    ) {
+    fn encode_resets(&self, shape: Shape, resets: &mut [bool], encoder: &mut wgpu::CommandEncoder) {
         let Shape { batch, hidden, layers, .. } = shape;
         let now = self.now().range(shape).start;
         let mut row = 0;

@@ -158,14 +158,16 @@ fn the_next_encoding_uses_changed_parameters() {
 #[test]
 fn steps_of_a_stream_go_into_the_callers_encoder() {
     let program = Program::new();
-    let gru = Gru::new(GruConfig::pytorch(3, 5).with_layers(2), Init::Uniform, 1, &program.shared());
+    let gru =
+        Gru::new(GruConfig::pytorch(3, 5).with_layers(2), Init::Uniform, 1, &program.shared());
     let gru = gru.unwrap();
     let (t, b) = (6, 4);
     let x = random3([t, b, 3], 1);
     let mut resets = Array2::from_elem((t, b), false);
     resets[[3, 1]] = true;
     let expected = gru.forward(Batch::new(x.view()).with_resets(resets.view())).unwrap().y;
-    let [x_buffer, y_buffer] = [2 * b * 3, 2 * b * 5].map(|len| program.buffer(len, Usage::STORAGE));
+    let [x_buffer, y_buffer] =
+        [2 * b * 3, 2 * b * 5].map(|len| program.buffer(len, Usage::STORAGE));
     let all_x = program.buffer(x.len(), Usage::empty());
     let all_y = program.buffer(expected.len(), Usage::empty());
     program.write(&all_x, 0, x.as_slice().unwrap());
@@ -207,17 +209,50 @@ fn buffers_that_do_not_serve_are_refused_with_the_reason() {
     let all = || Buffers::new(part(&good, 0), part(&y, 0));
     let sized = wgpu::BufferBinding { size: wgpu::BufferSize::new(156), ..part(&y, 0) };
     for (buffers, expected) in [
-        (Buffers::new(part(&plain, 0), part(&y, 0)), "the buffer for x has usage COPY_SRC | COPY_DST, expected usage STORAGE"),
-        (Buffers::new(part(&good, 1), part(&y, 0)), "the buffer for x has the offset 4, expected a multiple of 256"),
-        (Buffers::new(part(&good, 0), part(&y, 192)), "the buffer for y has 32 bytes, expected at least 160"),
-        (Buffers::new(part(&good, 0), part(&y, 1 << 40)), "the buffer for y has 0 bytes, expected at least 160"),
-        (Buffers::new(part(&good, 0), sized), "the buffer for y has 156 bytes, expected at least 160"),
-        (all().with_marks(part(&y, 64)), "marks and y in one buffer cannot be combined: a kernel reads the one while it writes the other"),
-        (all().with_marks(part(&plain, 0)), "the buffer for marks has usage COPY_SRC | COPY_DST, expected usage STORAGE"),
-        (all().with_h0(part(&unreadable, 0)), "the buffer for h0 has usage STORAGE, expected usage COPY_SRC"),
-        (all().with_reset_state(part(&plain, 199)), "the buffer for the reset state has 4 bytes, expected at least 40"),
-        (all().with_h_n(part(&unreadable, 0)), "the buffer for h_n has usage STORAGE, expected usage COPY_DST"),
-        (all().with_h_n(wgpu::BufferBinding { offset: 2, ..part(&plain, 0) }), "the buffer for h_n has the offset 2, expected a multiple of 4"),
+        (
+            Buffers::new(part(&plain, 0), part(&y, 0)),
+            "the buffer for x has usage COPY_SRC | COPY_DST, expected usage STORAGE",
+        ),
+        (
+            Buffers::new(part(&good, 1), part(&y, 0)),
+            "the buffer for x has the offset 4, expected a multiple of 256",
+        ),
+        (
+            Buffers::new(part(&good, 0), part(&y, 192)),
+            "the buffer for y has 32 bytes, expected at least 160",
+        ),
+        (
+            Buffers::new(part(&good, 0), part(&y, 1 << 40)),
+            "the buffer for y has 0 bytes, expected at least 160",
+        ),
+        (
+            Buffers::new(part(&good, 0), sized),
+            "the buffer for y has 156 bytes, expected at least 160",
+        ),
+        (
+            all().with_marks(part(&y, 64)),
+            "marks and y in one buffer cannot be combined: a kernel reads the one while it writes the other",
+        ),
+        (
+            all().with_marks(part(&plain, 0)),
+            "the buffer for marks has usage COPY_SRC | COPY_DST, expected usage STORAGE",
+        ),
+        (
+            all().with_h0(part(&unreadable, 0)),
+            "the buffer for h0 has usage STORAGE, expected usage COPY_SRC",
+        ),
+        (
+            all().with_reset_state(part(&plain, 199)),
+            "the buffer for the reset state has 4 bytes, expected at least 40",
+        ),
+        (
+            all().with_h_n(part(&unreadable, 0)),
+            "the buffer for h_n has usage STORAGE, expected usage COPY_DST",
+        ),
+        (
+            all().with_h_n(wgpu::BufferBinding { offset: 2, ..part(&plain, 0) }),
+            "the buffer for h_n has the offset 2, expected a multiple of 4",
+        ),
     ] {
         let error = gru.forward_pass(shape, &buffers).unwrap_err();
         assert_eq!(error.to_string(), expected);

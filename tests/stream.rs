@@ -133,7 +133,10 @@ fn wrong_calls_say_what_is_wrong_and_change_nothing() {
         let gru = gru(&device);
         let error = gru.stream(0, &[1]).unwrap_err();
         assert_eq!(error, Error::ZeroSize { what: "the batch B" });
-        assert_eq!(gru.stream(1, &[0]).unwrap_err(), Error::ZeroSize { what: "the number of steps T" });
+        assert_eq!(
+            gru.stream(1, &[0]).unwrap_err(),
+            Error::ZeroSize { what: "the number of steps T" }
+        );
         assert!(matches!(gru.stream(1, &[]).unwrap_err(), Error::ZeroSize { .. }));
         let both = Gru::new(config().with_bidirectional(true), Init::Uniform, 1, &device).unwrap();
         let error = both.stream(1, &[1]).unwrap_err().to_string();
@@ -145,14 +148,29 @@ fn wrong_calls_say_what_is_wrong_and_change_nothing() {
             gru.step(&mut stream, x.view(), y.view_mut()).unwrap_err().to_string()
         };
         for (got, expected) in [
-            (step(&gru, [2, 2, 3], [2, 2, 5]), "a chunk has 2 steps, but the stream was made for chunks of [1, 3]"),
-            (step(&gru, [1, 3, 3], [1, 3, 5]), "x [T, B, I] has shape [1, 3, 3], expected [1, 2, 3]"),
-            (step(&gru, [3, 2, 3], [1, 2, 5]), "y [T, B, H] has shape [1, 2, 5], expected [3, 2, 5]"),
-            (step(&self::gru(&device), [1, 2, 3], [1, 2, 5]), "this stream belongs to another model"),
+            (
+                step(&gru, [2, 2, 3], [2, 2, 5]),
+                "a chunk has 2 steps, but the stream was made for chunks of [1, 3]",
+            ),
+            (
+                step(&gru, [1, 3, 3], [1, 3, 5]),
+                "x [T, B, I] has shape [1, 3, 3], expected [1, 2, 3]",
+            ),
+            (
+                step(&gru, [3, 2, 3], [1, 2, 5]),
+                "y [T, B, H] has shape [1, 2, 5], expected [3, 2, 5]",
+            ),
+            (
+                step(&self::gru(&device), [1, 2, 3], [1, 2, 5]),
+                "this stream belongs to another model",
+            ),
         ] {
             assert_eq!(got, expected, "{device}");
         }
-        assert_eq!(stream.reset_row(2).unwrap_err().to_string(), "there is no row 2; the stream has 2");
+        assert_eq!(
+            stream.reset_row(2).unwrap_err().to_string(),
+            "there is no row 2; the stream has 2"
+        );
         let wrong = Array3::zeros((2, 3, 5));
         for error in [stream.set_state(wrong.view()), stream.set_reset_state(wrong.view())] {
             assert!(matches!(error, Err(Error::Shape { .. })), "{error:?}");
