@@ -51,7 +51,13 @@
 //! All combinations work, forward and backward, on every device, and so do other functions in the
 //! place of σ and tanh ([`Activation`]). With z overwrites, the gradient through time is
 //! ∂h'/∂h = (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it flows straight
-//! through h. A step past a row's length ([`Batch::lengths`]) leaves h as it is.
+//! through h.
+//!
+//! Around a step, in this order: a row that is cut here ([`Batch::resets`]) starts from the reset
+//! state; a step past a row's length ([`Batch::lengths`]) leaves h as it is and puts out 0; zoneout
+//! ([`GruConfig::zoneout`]) turns h' into ζ ⊙ h + (1 − ζ) ⊙ h', with ζ drawn 0 or 1 while training and
+//! its probability in use; dropout ([`GruConfig::dropout`]) scales what goes to the next layer. The
+//! draws are Philox4x32-10 of the counter (unit, row, step, 2 · layer + purpose) and the run's seed.
 //!
 //! # How data flows
 //!
@@ -67,33 +73,44 @@
 //! a step, then one product each for dx, dW_ih and dW_hh, and column sums for the biases. No float
 //! atomics and a fixed order of additions: the same inputs on the same adapter give the same bits.
 //!
-//! Three buffers carry a layer's run. `h [D, T+1, B, H]`: forward, row t is step t's input and row
-//! t + 1 its output; reverse, row t + 1 is its input and row t its output. So the layer above, and the
-//! caller, find a layer's output in rows of `h` and nothing is copied. `gates [D, T, B, 4H]`: on a
-//! step's entry the input's products, then r, z, n and what n took from the past (`W_hn h + b_hn`, or
-//! `r ⊙ h` with reset before), and in backward the gradients of those, each in its own place.
-//! `carry [D, B, H]`: dh_n, then the part of dh that needs no product, in the end dh0.
+//! Four buffers carry a layer's run. `states [3, L·D, B, H]`, for all layers: the first states, those
+//! that resets go back to, and the last. `h [D, T, B, H]`: the state that each step starts from, after
+//! a reset; without a backward pass the last two are enough. `gates [D, T, B, 4H]`: on a step's entry
+//! the input's products, then r, z, n and what n took from the past (`W_hn h + b_hn`, or `r ⊙ h` with
+//! reset before), and in backward the gradients of those, each in its own place. `y [T, B, D·H]`: what
+//! the layer puts out, the input of the next one. In backward `dstates` has the gradients of `states`
+//! in the same places: dh_n, which becomes the part of dh that needs no product, and in the end dh0.
+//! `marks [T, B]` says which steps are padding and which start afresh. x, y, h and gates have their
+//! axes T and B in the caller's order: the step kernels go by two strides, and to a matrix product the
+//! rows are rows.
 //!
 //! One call, end to end, on an adapter. [`Gru::forward_train`] checks the shapes and asks the model's
 //! `Runner` for a `Session` of that shape: one at rest, or a new one made from a [`plan::Plan`], which
-//! is first checked against the adapter's limits. It writes x and h0 to the session's buffers, queues
-//! the plan's forward stages and reads y and h_n. The session goes into the [`Tape`];
+//! is first checked against the adapter's limits. It writes x, h0 and the marks to the session's
+//! buffers, queues the plan's forward stages and reads y and h_n. The session goes into the [`Tape`];
 //! [`Gru::backward`] writes dy and dh_n, queues the backward stages and reads the gradients. When the
 //! tape is dropped its session goes back to rest, ready for the next call. On the CPU the tape holds a
 //! [`reference::Trace`] instead.
+//!
+//! A [`Stream`] is a session that lives on: from one step to the next the first and the last third of
+//! `states` change places, and nothing is copied or made. A [`ForwardPass`] is a session over a
+//! caller's buffers, which goes into the caller's encoder. What waits for the device, or in a browser
+//! for its errors, is async inside; the blocking calls are `block_on` of the same.
 //!
 //! # Where to change what
 //!
 //! | file | holds |
 //! |---|---|
 //! | `config.rs`, `batch.rs` | [`GruConfig`], [`Shape`], [`Batch`]: the variants; a run's input; validation |
+//! | `noise.rs` | what dropout and zoneout draw |
 //! | `params.rs` | [`ParamLayout`], [`Params`], [`Gradients`]; initialisation |
 //! | `reference.rs` | [`mod@reference`]: forward and backward in plain loops, f32 and f64 |
 //! | `shaders/*.wgsl`, `kernels.rs` | the kernels, and a row for each that tests hold against the WGSL |
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, limits and text, by arithmetic alone |
-//! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload and download |
+//! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
-//! | `device.rs`, `gru.rs` | [`Device`], [`Gru`], [`Tape`]: what a user holds |
+//! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
+//! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
 //! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
@@ -103,10 +120,8 @@
 //!
 //! # Not supported yet
 //!
-//! - Dropout between layers; batch-first arrays.
-//! - Resets of the state in mid-sequence.
-//! - Keeping the state on the device from call to call, a device or buffers of the caller's own,
-//!   async calls.
+//! - Backward passes over a caller's own buffers; streams of both directions (there is no end to start
+//!   the reverse one from).
 //! - Activations with parameters of their own, such as leaky ReLU; f16.
 //! - Model files of any format.
 //! - The CPU device runs [`mod@reference`] on one thread. It is meant to be right, not fast.
