@@ -178,6 +178,23 @@ impl ForwardPass {
         self.shape
     }
 
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        let states = self.session.buffer(self.session.plan().run_buffers().states);
+        let part = |section: States| {
+            let range = section.range(self.shape);
+            (4 * range.start as u64, 4 * range.len() as u64)
+        };
+        for (from, section) in &self.before {
+            let (to, len) = part(*section);
+            encoder.copy_buffer_to_buffer(&from.buffer, from.offset, states, to, len);
+        }
+        self.session.encode(encoder, 0);
+        if let Some(to) = &self.h_n {
+            let (from, len) = part(States::Last);
+            encoder.copy_buffer_to_buffer(states, from, &to.buffer, to.offset, len);
+        }
+    }
+
     /// Multiplications and additions of one run: what to go by where a submit must stay short, as in a
     /// program that also draws.
     pub fn flops(&self) -> u64 {
@@ -224,28 +241,14 @@ impl Gru {
     /// Parameters that changed since the last call are uploaded by the queue ahead of the next submit.
     ///
     /// # Errors
-    /// [`Error::OtherModel`], [`Error::ParameterLayout`]. What is wrong with the encoder, wgpu tells
-    /// when it is finished.
+    /// [`Error::OtherModel`], [`Error::ParameterLayout`], and the device's own while commands are
+    /// recorded. What is wrong with an encoder as a whole, wgpu tells when it is finished.
     pub fn encode(&self, pass: &mut ForwardPass, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         self.check_parameters()?;
         if pass.model != self.id() {
             return Err(Error::OtherModel { what: "forward pass" });
         }
-        self.upload_parameters();
-        let states = pass.session.buffer(pass.session.plan().run_buffers().states);
-        let part = |section: States| {
-            let range = section.range(pass.shape);
-            (4 * range.start as u64, 4 * range.len() as u64)
-        };
-        for (from, section) in &pass.before {
-            let (to, len) = part(*section);
-            encoder.copy_buffer_to_buffer(&from.buffer, from.offset, states, to, len);
-        }
-        pass.session.encode(encoder, 0);
-        if let Some(to) = &pass.h_n {
-            let (from, len) = part(States::Last);
-            encoder.copy_buffer_to_buffer(states, from, &to.buffer, to.offset, len);
-        }
-        Ok(())
+        let work = || pass.encode(encoder);
+        self.adapter_runner()?.with_parameters_now(self.params(), self.version(), work)
     }
 }

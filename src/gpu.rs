@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use crate::adapter::AdapterInfo;
 use crate::error::{Error, Result};
@@ -186,6 +188,20 @@ impl Gpu {
         }
     }
 
+    /// As [`Self::guard`], for work that cannot be waited for. In a browser, which takes its time to tell
+    /// of errors, they go unheard.
+    pub fn guard_now(&self, work: impl FnOnce()) -> Result<()> {
+        let work = || {
+            work();
+            Ok(())
+        };
+        let guarded = pin!(self.guard(work));
+        match guarded.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => result,
+            Poll::Pending => Ok(()),
+        }
+    }
+
     /// What an error of wgpu means: after a loss, calls fail with all kinds of errors.
     fn classify(&self, error: wgpu::Error) -> Error {
         // Gives a loss that nobody has polled for its chance to be told.
@@ -220,7 +236,12 @@ impl Gpu {
         polled.is_err() || *lock(&failed)
     }
 
-    /// Waits for all work queued, so that what was dropped is freed.
+    /// Frees what was dropped and is no longer in use.
+    pub fn collect(&self) -> Result<()> {
+        self.poll(wgpu::PollType::Poll).and_then(|()| self.check_lost())
+    }
+
+    /// Waits for all work queued.
     pub fn wait(&self) -> Result<()> {
         self.poll(wgpu::PollType::wait_indefinitely()).and_then(|()| self.check_lost())
     }

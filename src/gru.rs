@@ -419,11 +419,9 @@ impl Gru {
         })
     }
 
-    /// Brings the parameters to the adapter, if it holds others.
-    pub(crate) fn upload_parameters(&self) {
-        if let Some(runner) = &self.runner {
-            runner.upload(&self.params, self.version);
-        }
+    /// Counts changes of the parameters.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     /// `Ok` unless the parameters were replaced by those of another configuration.

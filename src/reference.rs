@@ -234,7 +234,7 @@ pub fn backward<F: NdFloat>(
     Ok(Gradients { params: dparams, x, h0: dh, reset_state: dreset })
 }
 
-fn zeros<F: NdFloat>(what: &str, shape: [usize; 3]) -> Result<Array3<F>> {
+pub(crate) fn zeros<F: NdFloat>(what: &str, shape: [usize; 3]) -> Result<Array3<F>> {
     let zeros = try_zeros(what, shape.iter().product())?;
     Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
 }

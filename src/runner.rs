@@ -84,11 +84,7 @@ impl Runner {
                 Lease { key, session: self.make(plan, &[]).await? }
             }
         };
-        let upload = || {
-            self.upload(params, version);
-            Ok(())
-        };
-        self.gpu.guard(upload).await.inspect_err(|_| *lock(&self.uploaded) = None)?;
+        self.with_parameters(params, version, || Ok(())).await?;
         Ok(SessionGuard { lease: Some(lease), idle: Arc::clone(&self.idle) })
     }
 
@@ -100,20 +96,52 @@ impl Runner {
             // The sessions at rest may hold what is missing.
             Err(Error::OutOfMemory(_)) => {
                 lock(&self.idle).clear();
-                self.gpu.wait()?;
+                self.gpu.collect()?;
                 Session::new(&self.gpu, plan, &bound).await
             }
             made => made,
         }
     }
 
-    /// Brings `params` of this `version` to the device, if it holds others.
-    pub fn upload(&self, params: &Params, version: u64) {
+    /// Calls `work` after `params` of this `version` went to the device, if it held others.
+    pub async fn with_parameters<T>(
+        &self,
+        params: &Params,
+        version: u64,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let work = || {
+            self.upload(params, version);
+            work()
+        };
+        self.gpu.guard(work).await.inspect_err(|_| self.forget())
+    }
+
+    /// The same where it cannot be waited for.
+    pub fn with_parameters_now(
+        &self,
+        params: &Params,
+        version: u64,
+        work: impl FnOnce(),
+    ) -> Result<()> {
+        let work = || {
+            self.upload(params, version);
+            work();
+        };
+        self.gpu.guard_now(work).inspect_err(|_| self.forget())
+    }
+
+    fn upload(&self, params: &Params, version: u64) {
         let mut uploaded = lock(&self.uploaded);
         if *uploaded != Some(version) {
             self.gpu.upload(&self.params, 0, params.as_slice());
             *uploaded = Some(version);
         }
+    }
+
+    /// What the device holds is not known to be whole.
+    fn forget(&self) {
+        *lock(&self.uploaded) = None;
     }
 }
 

@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::config::Shape;
 use crate::embed::Buffers;
 use crate::error::{Error, Result, check_shape};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, one_line};
 use crate::gru::Gru;
 use crate::plan::{Mode, Plan, States};
 use crate::reference;
@@ -261,8 +261,6 @@ impl OnGpu {
         };
         let (up, down) = (up.clone(), down.clone());
         if self.interrupted {
-            // Of a lost device, rather than of what it interrupted.
-            self.gpu.guard(|| Ok(())).await?;
             return Err(Error::Interrupted);
         }
         self.interrupted = true;
@@ -299,7 +297,7 @@ fn upload(gpu: &Gpu, buffer: &wgpu::Buffer, first: usize, array: ArrayView3<'_, 
 /// Writes an array of any strides to a mapped staging buffer.
 fn write_mapped(staging: &wgpu::Buffer, array: ArrayView3<'_, f32>) -> Result<()> {
     let view = staging.slice(..4 * array.len() as u64).get_mapped_range_mut();
-    let mut view = view.map_err(|error| Error::Gpu(error.to_string()))?;
+    let mut view = view.map_err(|error| Error::Gpu(one_line(&error.to_string())))?;
     if let Some(numbers) = array.as_slice() {
         view.slice(..).copy_from_slice(bytemuck::cast_slice(numbers));
     } else {
@@ -337,8 +335,8 @@ impl Gru {
     pub async fn stream_async(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
         let shapes = self.stream_shapes(rows, chunks)?;
         let Ok(runner) = self.adapter_runner() else {
-            let (state, reset_state) =
-                (Array3::zeros(shapes[0].state()), Array3::zeros(shapes[0].state()));
+            let state = reference::zeros("a stream's states", shapes[0].state())?;
+            let reset_state = state.clone();
             return Ok(self.stream_at(&shapes, Place::Cpu { state, reset_state }));
         };
         let longest = shapes.iter().max_by_key(|shape| shape.steps).expect("at least one");
@@ -445,7 +443,8 @@ impl Gru {
                 Ok(())
             }
             Place::Gpu(on) => {
-                self.upload_parameters();
+                let runner = self.adapter_runner()?;
+                runner.with_parameters(self.params(), self.version(), || Ok(())).await?;
                 on.step(chunk, shape, &mut stream.resets, x, y, wait).await
             }
         }
@@ -468,9 +467,9 @@ impl Gru {
         let chunk = stream.chunk(steps)?;
         match &mut stream.place {
             Place::Gpu(on) if on.staging.is_none() => {
-                self.upload_parameters();
-                on.encode(chunk, stream.shape, &mut stream.resets, encoder);
-                Ok(())
+                let (shape, resets) = (stream.shape, &mut stream.resets);
+                let work = || on.encode(chunk, shape, resets, encoder);
+                self.adapter_runner()?.with_parameters_now(self.params(), self.version(), work)
             }
             _ => Err(Error::Conflict {
                 what: "a stream over arrays and an encoder",
