@@ -539,6 +539,9 @@ mod tests {
         let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
         let x = Array3::ones((4, 2, 2));
         let (_, tape) = gru.forward_train(x.view()).unwrap();
+        let state = tape.state().unwrap();
+        let mut stream = gru.stream(2, &[4]).unwrap();
+        let mut y = Array3::zeros((4, 2, 3));
         gpu.device().destroy();
         let dh_n = Array3::ones((1, 2, 3));
         let lost = |error: Error| {
@@ -549,6 +552,11 @@ mod tests {
         for _ in 0..2 {
             lost(gru.forward(x.view()).unwrap_err());
             lost(gru.forward_train(x.view()).map(|_| ()).unwrap_err());
+            lost(gru.forward_from(&state, x.view()).unwrap_err());
+            lost(state.to_array().unwrap_err());
+            lost(gru.step(&mut stream, x.view(), y.view_mut()).unwrap_err());
+            lost(stream.state().unwrap_err());
+            lost(gru.stream(2, &[4]).unwrap_err());
             lost(Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap_err());
         }
     }

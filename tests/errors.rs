@@ -194,6 +194,9 @@ fn the_types_may_cross_threads() {
     fn check<T: Send + Sync>() {}
     check::<Gru>();
     check::<gru_wgpu::Tape>();
+    check::<gru_wgpu::State>();
+    check::<gru_wgpu::Stream>();
+    check::<gru_wgpu::ForwardPass>();
     check::<Device>();
     check::<Params>();
     check::<Error>();
