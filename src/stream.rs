@@ -99,7 +99,9 @@ impl Stream {
         self.resets.fill(true);
     }
 
-    /// Has resets go back to these states `[L, B, H]` from now on, instead of zeros.
+    /// Has resets go back to these states `[L, B, H]` from now on, instead of zeros: those of
+    /// [`Self::reset_row`] and those in a caller's marks. Submit steps that are encoded already first:
+    /// the queue writes ahead of the next submit.
     ///
     /// # Errors
     /// [`Error::Shape`], and the device's own.
@@ -116,9 +118,12 @@ impl Stream {
         match &mut self.place {
             Place::Cpu { reset_state, .. } => reset_state.assign(&given),
             Place::Gpu(on) => {
+                let third = States::Reset.range(self.shape).start;
                 let make = || {
                     let buffer = on.gpu.buffer("reset_state", given.len());
                     upload(&on.gpu, &buffer, 0, given);
+                    // Where a caller's marks have the kernels look for it.
+                    upload(&on.gpu, &on.states, third, given);
                     Ok(buffer)
                 };
                 on.reset_state = Some(on.gpu.guard(make).await?);
@@ -127,7 +132,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Goes on from these states `[L, B, H]`. Resets asked for before are forgotten.
+    /// Goes on from these states `[L, B, H]`. Resets asked for before are forgotten. Submit steps that are
+    /// encoded already first: the queue writes ahead of the next submit.
     ///
     /// # Errors
     /// [`Error::Shape`], and the device's own.

@@ -193,6 +193,27 @@ fn steps_of_a_stream_go_into_the_callers_encoder() {
     assert_eq!(stream.state().unwrap().slice(s![1, .., ..]), last);
 }
 
+/// Marks that the caller writes, on the device too, reset rows inside a chunk.
+#[test]
+fn marks_of_a_stream_go_back_to_its_reset_state() {
+    let program = Program::new();
+    let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &program.shared()).unwrap();
+    let (x, fresh) = (random3([4, 2, 3], 1), random3([1, 2, 5], 2));
+    let mut resets = Array2::from_elem((4, 2), false);
+    resets[[2, 1]] = true;
+    let batch = Batch::new(x.view()).with_resets(resets.view()).with_reset_state(fresh.view());
+    let [x_buffer, y_buffer, marks] = [24, 40, 8].map(|len| program.buffer(len, Usage::STORAGE));
+    program.write(&x_buffer, 0, x.as_slice().unwrap());
+    program.write(&marks, 0, batch.marks().unwrap().as_slice().unwrap());
+    let buffers = Buffers::new(part(&x_buffer, 0), part(&y_buffer, 0)).with_marks(part(&marks, 0));
+    let mut stream = gru.stream_over(2, &[4], &buffers).unwrap();
+    stream.set_reset_state(fresh.view()).unwrap();
+    let mut encoder = program.encoder();
+    gru.encode_step(&mut stream, 4, &mut encoder).unwrap();
+    program.queue.submit([encoder.finish()]);
+    assert_eq!(program.read(&y_buffer), gru.forward(batch).unwrap().y.as_slice().unwrap());
+}
+
 #[test]
 fn buffers_that_do_not_serve_are_refused_with_the_reason() {
     let program = Program::new();
