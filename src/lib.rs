@@ -111,6 +111,7 @@
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
 //! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
+//! | `formats.rs`, `formats/` | [`mod@formats`]: the layouts of weights in other frameworks |
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
 //! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
@@ -142,6 +143,7 @@ mod config;
 mod device;
 mod embed;
 mod error;
+pub mod formats;
 mod gpu;
 mod gru;
 pub mod kernels;

@@ -64,25 +64,9 @@ impl ParamLayout {
     /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`].
     pub fn new(config: &GruConfig) -> Result<Self> {
         config.validate()?;
-        let gates = 3 * config.hidden_size;
-        let mut tensors = Vec::new();
-        for layer in 0..config.layers {
-            for direction in 0..config.directions() {
-                let cell = cell_name(layer, direction);
-                let input = config.layer_input_size(layer);
-                tensors.push((format!("weight_ih{cell}"), vec![gates, input]));
-                tensors.push((format!("weight_hh{cell}"), vec![gates, config.hidden_size]));
-                if config.bias != Bias::None {
-                    tensors.push((format!("bias_ih{cell}"), vec![gates]));
-                }
-                if config.bias == Bias::Two {
-                    tensors.push((format!("bias_hh{cell}"), vec![gates]));
-                }
-            }
-        }
+        let tensors = config.tensors();
         let mut len = 0;
         let entries = tensors
-            .into_iter()
             .map(|(name, shape)| {
                 let size: usize = shape.iter().product();
                 let range = len..len + size;
@@ -137,6 +121,33 @@ impl ParamLayout {
             bias_ih: range("bias_ih"),
             bias_hh: range("bias_hh"),
         }
+    }
+}
+
+impl GruConfig {
+    /// What the names of each cell's tensors end with: layer-major, forward before reverse.
+    pub(crate) fn cell_names(&self) -> impl Iterator<Item = String> + use<> {
+        let directions = self.directions();
+        (0..self.layers * directions).map(move |i| cell_name(i / directions, i % directions))
+    }
+
+    /// Every parameter's name and shape, in the buffer's order.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let (gates, directions) = (3 * self.hidden_size, self.directions());
+        self.cell_names().enumerate().flat_map(move |(i, cell)| {
+            let tensor = |kind: &str, shape: Vec<usize>| (format!("{kind}{cell}"), shape);
+            let mut tensors = vec![
+                tensor("weight_ih", vec![gates, self.layer_input_size(i / directions)]),
+                tensor("weight_hh", vec![gates, self.hidden_size]),
+            ];
+            if self.bias != Bias::None {
+                tensors.push(tensor("bias_ih", vec![gates]));
+            }
+            if self.bias == Bias::Two {
+                tensors.push(tensor("bias_hh", vec![gates]));
+            }
+            tensors
+        })
     }
 }
 

@@ -1,0 +1,297 @@
+//! [`Cell`]: the weights of one direction of one layer, and how other frameworks lay them out.
+
+use ndarray::{
+    Array, Array1, Array2, ArrayD, ArrayView, ArrayView1, ArrayView2, ArrayViewD, Axis,
+    concatenate, s, stack,
+};
+
+use crate::config::{Bias, GruConfig};
+use crate::error::{Error, Result, check_shape};
+use crate::params::Params;
+
+/// The weights of one direction of one layer, gates stacked r, z, n: PyTorch's layout.
+///
+/// The conversions only move numbers; each there and back gives the same bits. They say nothing of
+/// where the reset gate acts or what z means: that is the configuration's, and stated with each.
+///
+/// ```
+/// use gru_wgpu::{GruConfig, Params, Reset, Update, formats::Cell};
+/// use ndarray::{Array1, Array2};
+///
+/// // A Keras layer, reset_after=False: kernel [I, 3U], recurrent kernel [U, 3U], bias [3U].
+/// let (kernel, recurrent, bias) = (Array2::ones((4, 15)), Array2::ones((5, 15)), Array1::ones(15));
+/// let cell = Cell::from_keras(kernel.view(), recurrent.view(), Some(bias.view().into_dyn()))?;
+/// let config = GruConfig::new(4, 5).with_reset(Reset::Before).with_update(Update::Keeps);
+/// let params = Params::from_cells(&config, &[cell])?;
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Cell {
+    /// `[3H, I]`, above the first layer `[3H, D·H]`.
+    pub weight_ih: Array2<f32>,
+    /// `[3H, H]`
+    pub weight_hh: Array2<f32>,
+    /// `[3H]`
+    pub bias_ih: Option<Array1<f32>>,
+    /// `[3H]`
+    pub bias_hh: Option<Array1<f32>>,
+}
+
+/// The weights of MLX's `nn.GRU`, gates stacked r, z, n.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlxCell {
+    /// `Wx [3H, I]`
+    pub wx: Array2<f32>,
+    /// `Wh [3H, H]`
+    pub wh: Array2<f32>,
+    /// `b [3H]`
+    pub b: Option<Array1<f32>>,
+    /// `bhn [H]`
+    pub bhn: Option<Array1<f32>>,
+}
+
+/// The weights of a Flax `nn.GRUCell`: its dense layers `ir`, `iz`, `in`, `hr`, `hz`, `hn`.
+#[derive(Clone, Debug)]
+pub struct FlaxCell<'a> {
+    /// `kernel` of `ir`, `iz`, `in`: `[I, H]` each.
+    pub input_kernels: [ArrayView2<'a, f32>; 3],
+    /// Their `bias`: `[H]` each.
+    pub input_biases: Option<[ArrayView1<'a, f32>; 3]>,
+    /// `kernel` of `hr`, `hz`, `hn`: `[H, H]` each.
+    pub recurrent_kernels: [ArrayView2<'a, f32>; 3],
+    /// `bias` of `hn`: `[H]`.
+    pub hn_bias: Option<ArrayView1<'a, f32>>,
+}
+
+impl Cell {
+    /// From Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, bias `[3U]` or `[2, 3U]`, gates stacked
+    /// z, r, h. A bias of two rows belongs to `reset_after=True` ([`Reset::After`], Keras' default), of
+    /// one row to `reset_after=False` ([`Reset::Before`]). z keeps ([`Update::Keeps`]).
+    ///
+    /// [`Reset::After`]: crate::Reset::After
+    /// [`Reset::Before`]: crate::Reset::Before
+    /// [`Update::Keeps`]: crate::Update::Keeps
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn from_keras(
+        kernel: ArrayView2<'_, f32>,
+        recurrent: ArrayView2<'_, f32>,
+        bias: Option<ArrayViewD<'_, f32>>,
+    ) -> Result<Self> {
+        let (input, hidden) = (kernel.nrows(), recurrent.nrows());
+        check_shape("the kernel [I, 3U]", &[input, 3 * hidden], kernel.shape())?;
+        check_shape("the recurrent kernel [U, 3U]", &[hidden, 3 * hidden], recurrent.shape())?;
+        let rows = match &bias {
+            Some(bias) if bias.ndim() == 2 => {
+                check_shape("the bias [2, 3U]", &[2, 3 * hidden], bias.shape())?;
+                bias.outer_iter().map(|row| row.to_owned()).collect()
+            }
+            Some(bias) => {
+                check_shape("the bias [3U]", &[3 * hidden], bias.shape())?;
+                vec![bias.to_owned()]
+            }
+            None => Vec::new(),
+        };
+        let mut rows = rows.iter().map(|row| swap_first_two(row.view()));
+        let [weight_ih, weight_hh] = [kernel, recurrent].map(|kernel| swap_first_two(kernel.t()));
+        Ok(Self {
+            weight_ih,
+            weight_hh,
+            bias_ih: rows.next().map(flat),
+            bias_hh: rows.next().map(flat),
+        })
+    }
+
+    /// To Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, and a bias of one row `[3U]` where there
+    /// is no `bias_hh`, of two `[2, 3U]` where there is.
+    pub fn to_keras(&self) -> (Array2<f32>, Array2<f32>, Option<ArrayD<f32>>) {
+        let kernel = |weight: &Array2<f32>| swap_first_two(weight.view()).reversed_axes();
+        let bias = match (&self.bias_ih, &self.bias_hh) {
+            (None, None) => None,
+            (Some(bias), None) => Some(swap_first_two(bias.view()).into_dyn()),
+            (ih, Some(hh)) => {
+                let ih = ih.clone().unwrap_or_else(|| Array1::zeros(hh.len()));
+                let rows = [ih, hh.clone()].map(|row| swap_first_two(row.view()));
+                Some(
+                    stack(Axis(0), &[rows[0].view(), rows[1].view()]).expect("two rows").into_dyn(),
+                )
+            }
+        };
+        let [kernel, recurrent] = [&self.weight_ih, &self.weight_hh].map(kernel);
+        (kernel, recurrent, bias)
+    }
+
+    /// From one direction of an ONNX GRU: W `[3H, I]`, R `[3H, H]`, B `[6H]` (the input's half, then the
+    /// recurrent one), gates stacked z, r, h. z keeps ([`Update::Keeps`](crate::Update::Keeps)), and
+    /// `linear_before_reset` is 0 for [`Reset::Before`](crate::Reset::Before), 1 for
+    /// [`Reset::After`](crate::Reset::After).
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn from_onnx(
+        w: ArrayView2<'_, f32>,
+        r: ArrayView2<'_, f32>,
+        b: Option<ArrayView1<'_, f32>>,
+    ) -> Result<Self> {
+        let (input, hidden) = (w.ncols(), r.ncols());
+        check_shape("W [3H, I]", &[3 * hidden, input], w.shape())?;
+        check_shape("R [3H, H]", &[3 * hidden, hidden], r.shape())?;
+        let [mut bias_ih, mut bias_hh] = [None, None];
+        if let Some(b) = b {
+            check_shape("B [6H]", &[6 * hidden], b.shape())?;
+            let (ih, hh) = b.split_at(Axis(0), 3 * hidden);
+            (bias_ih, bias_hh) = (Some(swap_first_two(ih)), Some(swap_first_two(hh)));
+        }
+        Ok(Self { weight_ih: swap_first_two(w), weight_hh: swap_first_two(r), bias_ih, bias_hh })
+    }
+
+    /// To ONNX: W `[3H, I]`, R `[3H, H]`, B `[6H]`.
+    pub fn to_onnx(&self) -> (Array2<f32>, Array2<f32>, Option<Array1<f32>>) {
+        let zeros = || Array1::zeros(self.weight_hh.nrows());
+        let half = |bias: &Option<Array1<f32>>| {
+            bias.clone().map_or_else(zeros, |bias| swap_first_two(bias.view()))
+        };
+        let b = (self.bias_ih.is_some() || self.bias_hh.is_some()).then(|| {
+            let halves = [half(&self.bias_ih), half(&self.bias_hh)];
+            concatenate(Axis(0), &[halves[0].view(), halves[1].view()]).expect("two halves")
+        });
+        (swap_first_two(self.weight_ih.view()), swap_first_two(self.weight_hh.view()), b)
+    }
+
+    /// From MLX's `nn.GRU`: `Wx [3H, I]`, `Wh [3H, H]`, `b [3H]`, `bhn [H]`, gates stacked r, z, n. Reset
+    /// after, z keeps; its r and z have one bias.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn from_mlx(
+        wx: ArrayView2<'_, f32>,
+        wh: ArrayView2<'_, f32>,
+        b: Option<ArrayView1<'_, f32>>,
+        bhn: Option<ArrayView1<'_, f32>>,
+    ) -> Result<Self> {
+        let (input, hidden) = (wx.ncols(), wh.ncols());
+        check_shape("Wx [3H, I]", &[3 * hidden, input], wx.shape())?;
+        check_shape("Wh [3H, H]", &[3 * hidden, hidden], wh.shape())?;
+        if let Some(b) = &b {
+            check_shape("b [3H]", &[3 * hidden], b.shape())?;
+        }
+        let bias_hh = bhn.map(|bhn| {
+            check_shape("bhn [H]", &[hidden], bhn.shape())?;
+            let mut bias = Array1::zeros(3 * hidden);
+            bias.slice_mut(s![2 * hidden..]).assign(&bhn);
+            Ok(bias)
+        });
+        Ok(Self {
+            weight_ih: wx.as_standard_layout().into_owned(),
+            weight_hh: wh.as_standard_layout().into_owned(),
+            bias_ih: b.map(|b| b.to_owned()),
+            bias_hh: bias_hh.transpose()?,
+        })
+    }
+
+    /// From a Flax `nn.GRUCell`. Reset after, z keeps; its r and z have one bias.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn from_flax(cell: &FlaxCell<'_>) -> Result<Self> {
+        let (input, hidden) = cell.input_kernels[0].dim();
+        for kernel in &cell.input_kernels {
+            check_shape("a kernel of ir, iz, in [I, H]", &[input, hidden], kernel.shape())?;
+        }
+        for kernel in &cell.recurrent_kernels {
+            check_shape("a kernel of hr, hz, hn [H, H]", &[hidden, hidden], kernel.shape())?;
+        }
+        for bias in cell.input_biases.iter().flatten().chain(&cell.hn_bias) {
+            check_shape("a bias [H]", &[hidden], bias.shape())?;
+        }
+        let stacked = |kernels: &[ArrayView2<'_, f32>; 3]| {
+            let [r, z, n] = kernels.each_ref().map(|kernel| kernel.t());
+            let weight = concatenate(Axis(0), &[r, z, n]).expect("of one width");
+            weight.as_standard_layout().into_owned()
+        };
+        let wx = stacked(&cell.input_kernels);
+        let wh = stacked(&cell.recurrent_kernels);
+        let b = cell.input_biases.map(|biases| concatenate(Axis(0), &biases).expect("three"));
+        Self::from_mlx(wx.view(), wh.view(), b.as_ref().map(|b| b.view()), cell.hn_bias)
+    }
+
+    /// To MLX's `Wx`, `Wh`, `b`, `bhn`. The recurrent biases of r and z, which it has no place for, are
+    /// added to those of the input, where they do the same.
+    pub fn to_mlx(&self) -> MlxCell {
+        let hidden = self.weight_hh.ncols();
+        let bhn = self.bias_hh.as_ref().map(|bias| bias.slice(s![2 * hidden..]).to_owned());
+        let mut b = self.bias_ih.clone();
+        if let Some(hh) = &self.bias_hh {
+            let b = b.get_or_insert_with(|| Array1::zeros(3 * hidden));
+            let mut rz = b.slice_mut(s![..2 * hidden]);
+            rz += &hh.slice(s![..2 * hidden]);
+        }
+        MlxCell { wx: self.weight_ih.clone(), wh: self.weight_hh.clone(), b, bhn }
+    }
+}
+
+/// The first two thirds along the first axis exchanged: from z, r, n to r, z, n, or back.
+fn swap_first_two<D: ndarray::RemoveAxis>(stacked: ArrayView<'_, f32, D>) -> Array<f32, D> {
+    let hidden = stacked.len_of(Axis(0)) / 3;
+    let (z, rest) = stacked.split_at(Axis(0), hidden);
+    let (r, n) = rest.split_at(Axis(0), hidden);
+    let swapped = concatenate(Axis(0), &[r, z, n]).expect("parts of one array");
+    swapped.as_standard_layout().into_owned()
+}
+
+fn flat(bias: ArrayD<f32>) -> Array1<f32> {
+    bias.into_dimensionality().expect("one axis, as was checked")
+}
+
+impl Params {
+    /// A model's parameters from its cells: layer-major, forward before reverse.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the cells are not as many or not of the shapes that `config` asks for,
+    /// [`Error::Conflict`] when a cell has a bias, other than zeros, that `config` has no place for.
+    /// A bias that `config` has and a cell has not counts as zeros.
+    pub fn from_cells(config: &GruConfig, cells: &[Cell]) -> Result<Self> {
+        let mut params = Self::zeros(config)?;
+        let names: Vec<_> = config.cell_names().collect();
+        check_shape("the cells [L·D]", &[names.len()], &[cells.len()])?;
+        let room = (config.bias != Bias::None, config.bias == Bias::Two);
+        for (name, cell) in names.iter().zip(cells) {
+            params.set(&format!("weight_ih{name}"), cell.weight_ih.view().into_dyn())?;
+            params.set(&format!("weight_hh{name}"), cell.weight_hh.view().into_dyn())?;
+            for (kind, bias, room) in
+                [("bias_ih", &cell.bias_ih, room.0), ("bias_hh", &cell.bias_hh, room.1)]
+            {
+                let Some(bias) = bias else { continue };
+                if room {
+                    params.set(&format!("{kind}{name}"), bias.view().into_dyn())?;
+                } else if bias.iter().any(|&b| b != 0.0) {
+                    return Err(Error::Conflict {
+                        what: "a configuration without a bias and a cell that has it",
+                        why: "its numbers would be lost",
+                    });
+                }
+            }
+        }
+        Ok(params)
+    }
+
+    /// The parameters cell by cell: layer-major, forward before reverse.
+    pub fn to_cells(&self) -> Vec<Cell> {
+        let config = self.layout().config();
+        let array = |kind: &str, name: &str| self.get(&format!("{kind}{name}")).ok();
+        let weight = |kind: &str, name: &str| {
+            let weight = array(kind, name).expect("every cell has its weights").to_owned();
+            weight.into_dimensionality().expect("two axes")
+        };
+        let bias = |kind: &str, name: &str| array(kind, name).map(|bias| flat(bias.to_owned()));
+        let cell = |name: String| Cell {
+            weight_ih: weight("weight_ih", &name),
+            weight_hh: weight("weight_hh", &name),
+            bias_ih: bias("bias_ih", &name),
+            bias_hh: bias("bias_hh", &name),
+        };
+        config.cell_names().map(cell).collect()
+    }
+}
