@@ -1,8 +1,8 @@
 // Shared by forward_step and backward_step: their arguments, where a step's elements lie, what its
 // marks say and what dropout and zoneout draw.
 //
-// The directions of a layer are independent; workgroups' z tells them apart. The reverse one (z = 1)
-// runs from the last time to the first, its tensors lie one direction's size after the forward one's.
+// The directions of a layer are independent; workgroups' z tells them apart. A reverse one runs from the
+// last time to the first; a second one's tensors lie one direction's size after those of the first.
 //
 // The axes of time and batch lie in x, y and gates as the two strides say, so that time-major and
 // batch-first arrays are the same to a kernel.
@@ -36,13 +36,14 @@ struct Args {
     batch: u32, // B
     hidden: u32, // H
     directions: u32, // D
+    reverse_from: u32, // the directions from this one on run from the last time to the first
     row_first: u32, // the first batch row of this dispatch
     time_stride: u32, // rows of x, y and gates from a step to the next
     row_stride: u32, // and from a batch row to the next
     h_times: u32, // states of each batch row that h holds
     h_time_stride: u32,
     h_row_stride: u32,
-    weight_apart: u32, // elements from a weight to the same one of the reverse direction
+    weight_apart: u32, // elements from a weight to the same one of the other direction
     bias_apart: u32,
     first_state: u32, // where the layer's [D, B, H] lie in states or dstates
     reset_state: u32,
@@ -64,7 +65,7 @@ struct Args {
 var<private> direction: u32;
 
 fn time(step: u32) -> u32 {
-    return select(step, args.steps - 1u - step, direction == 1u);
+    return select(step, args.steps - 1u - step, direction >= args.reverse_from);
 }
 
 fn sequence_row(time: u32, row: u32) -> u32 {
@@ -97,7 +98,7 @@ fn is_padding(time: u32, row: u32) -> bool {
 }
 
 fn restarts(time: u32, row: u32) -> bool {
-    let bit = select(RESTART, RESTART_REVERSE, direction == 1u);
+    let bit = select(RESTART, RESTART_REVERSE, direction >= args.reverse_from);
     return (marks[time * args.batch + row] & bit) != 0u;
 }
 

@@ -14,7 +14,7 @@ mod steps;
 use ndarray::{ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-use crate::config::{Activation, GruConfig, Layout, Shape};
+use crate::config::{Activation, Direction, GruConfig, Layout, Shape};
 use crate::device::{Device, Target};
 use crate::error::Result;
 
@@ -195,8 +195,9 @@ pub async fn flows_async(device: &Device) -> Result<Vec<Finding>> {
 
 /// What a run is made of, besides the variant.
 struct Case {
-    /// [T, B, I, H, L, D]
-    sizes: [usize; 6],
+    /// [T, B, I, H, L]
+    sizes: [usize; 5],
+    direction: Direction,
     /// Of gates and of the candidate. Those without bounds only where few steps keep the states, and so
     /// the sums, of order 1.
     activations: [Activation; 2],
@@ -210,7 +211,8 @@ struct Case {
 }
 
 const PLAIN: Case = Case {
-    sizes: [1; 6],
+    sizes: [1; 5],
+    direction: Direction::Forward,
     activations: [Activation::Sigmoid, Activation::Tanh],
     dropout: 0.0,
     zoneout: 0.0,
@@ -221,17 +223,18 @@ const PLAIN: Case = Case {
 };
 
 /// Ones, primes, each tile's edge ± 1, many steps; each feature alone and with others.
-static CASES: [Case; 9] = [
+static CASES: [Case; 10] = [
     PLAIN,
     Case {
-        sizes: [2, 1, 3, 5, 2, 1],
+        sizes: [2, 1, 3, 5, 2],
         activations: [Activation::Sigmoid, Activation::Relu],
         dropout: 0.5,
         given: [false, false, true, false],
         ..PLAIN
     },
     Case {
-        sizes: [5, 3, 7, 17, 1, 2],
+        sizes: [5, 3, 7, 17, 1],
+        direction: Direction::Both,
         activations: [Activation::HardSigmoid, Activation::Tanh],
         layout: Layout::BatchFirst,
         lengths: true,
@@ -239,9 +242,10 @@ static CASES: [Case; 9] = [
         given: [true, true, false, true],
         ..PLAIN
     },
-    Case { sizes: [3, 17, 33, 15, 1, 1], zoneout: 0.3, lengths: true, ..PLAIN },
+    Case { sizes: [3, 17, 33, 15, 1], zoneout: 0.3, lengths: true, ..PLAIN },
     Case {
-        sizes: [4, 15, 1, 16, 2, 2],
+        sizes: [4, 15, 1, 16, 2],
+        direction: Direction::Both,
         dropout: 0.25,
         zoneout: 0.1,
         lengths: true,
@@ -249,30 +253,41 @@ static CASES: [Case; 9] = [
         ..PLAIN
     },
     Case {
-        sizes: [2, 33, 16, 31, 1, 1],
+        sizes: [2, 33, 16, 31, 1],
+        direction: Direction::Reverse,
         activations: [Activation::Sigmoid, Activation::Identity],
         layout: Layout::BatchFirst,
         given: [false, false, false, true],
         ..PLAIN
     },
-    Case { sizes: [67, 2, 2, 7, 1, 1], resets: true, given: [true, false, true, true], ..PLAIN },
+    Case { sizes: [67, 2, 2, 7, 1], resets: true, given: [true, false, true, true], ..PLAIN },
     Case {
-        sizes: [1, 2, 3, 2, 3, 2],
+        sizes: [1, 2, 3, 2, 3],
+        direction: Direction::Both,
         activations: [Activation::Tanh, Activation::Relu],
         dropout: 0.4,
         layout: Layout::BatchFirst,
         ..PLAIN
     },
-    Case { sizes: [6, 5, 2, 3, 2, 2], ..PLAIN },
+    Case { sizes: [6, 5, 2, 3, 2], direction: Direction::Both, ..PLAIN },
+    Case {
+        sizes: [3, 5, 4, 9, 2],
+        direction: Direction::Reverse,
+        dropout: 0.5,
+        zoneout: 0.2,
+        lengths: true,
+        resets: true,
+        ..PLAIN
+    },
 ];
 
 impl Case {
     fn config(&self, variant: GruConfig) -> GruConfig {
-        let [_, _, _, _, layers, directions] = self.sizes;
+        let [_, _, _, _, layers] = self.sizes;
         let [gate, candidate] = self.activations;
         variant
             .with_layers(layers)
-            .with_bidirectional(directions == 2)
+            .with_direction(self.direction)
             .with_activations(gate, candidate)
             .with_dropout(self.dropout)
             .with_zoneout(self.zoneout)
@@ -283,6 +298,7 @@ impl Case {
         let (gate, candidate) = (config.gate_activation, config.candidate_activation);
         let mut words = format!("{shape}, {gate} gates, {candidate} candidate");
         for (given, what) in [
+            (self.direction == Direction::Reverse, "reverse".to_owned()),
             (self.lengths, "padded".to_owned()),
             (self.resets, "resets".to_owned()),
             (self.dropout > 0.0, format!("dropout {}", self.dropout)),
@@ -299,7 +315,7 @@ impl Case {
 /// Every variant in every case, and a seed for each case.
 fn variants() -> impl Iterator<Item = (&'static Case, GruConfig, u64)> {
     (0..).zip(&CASES).flat_map(|(seed, case)| {
-        let [_, _, input, hidden, _, _] = case.sizes;
+        let [_, _, input, hidden, _] = case.sizes;
         let variants = GruConfig::all_variants(input, hidden).into_iter();
         variants.map(move |variant| (case, case.config(variant), 100 * seed))
     })

@@ -74,6 +74,34 @@ impl std::fmt::Display for Activation {
     }
 }
 
+/// Which way a layer runs over the steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the first step to the last.
+    #[default]
+    Forward,
+    /// From the last step to the first. y stays in the order of time.
+    Reverse,
+    /// Both, each with weights of its own. The outputs are `[.., 2H]`, the forward half first.
+    Both,
+}
+
+impl Direction {
+    /// D: how many ways a layer runs.
+    pub fn count(self) -> usize {
+        if self == Self::Both { 2 } else { 1 }
+    }
+
+    /// Whether the `index`th of a layer's ways, below [`Self::count`], is the reverse one.
+    pub fn is_reverse(self, index: usize) -> bool {
+        match self {
+            Self::Forward => false,
+            Self::Reverse => true,
+            Self::Both => index == 1,
+        }
+    }
+}
+
 /// Which bias vectors a cell has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bias {
@@ -114,9 +142,8 @@ pub struct GruConfig {
     pub bias: Bias,
     /// L: layers, each reading the outputs of the one below.
     pub layers: usize,
-    /// Whether each layer also runs from the last step to the first. Its output is then `[.., 2H]`,
-    /// the forward half first, as in PyTorch.
-    pub bidirectional: bool,
+    /// Which way each layer runs over the steps.
+    pub direction: Direction,
     /// What r and z end with.
     pub gate_activation: Activation,
     /// What the candidate n ends with.
@@ -141,7 +168,7 @@ impl GruConfig {
             update: Update::Overwrites,
             bias: Bias::One,
             layers: 1,
-            bidirectional: false,
+            direction: Direction::Forward,
             gate_activation: Activation::Sigmoid,
             candidate_activation: Activation::Tanh,
             dropout: 0.0,
@@ -183,10 +210,10 @@ impl GruConfig {
         Self { layers, ..self }
     }
 
-    /// The same with each layer in one direction or in both.
+    /// The same with each layer running this way over the steps.
     #[must_use]
-    pub fn with_bidirectional(self, bidirectional: bool) -> Self {
-        Self { bidirectional, ..self }
+    pub fn with_direction(self, direction: Direction) -> Self {
+        Self { direction, ..self }
     }
 
     /// The same with `gate` for r and z and `candidate` for n.
@@ -236,7 +263,7 @@ impl GruConfig {
 
     /// D: 2 when each layer runs in both directions, else 1.
     pub fn directions(&self) -> usize {
-        if self.bidirectional { 2 } else { 1 }
+        self.direction.count()
     }
 
     /// Features that a layer reads: I for the first, D·H for the others.
@@ -336,8 +363,10 @@ impl std::fmt::Display for GruConfig {
         if self.layers > 1 {
             write!(f, ", {} layers", self.layers)?;
         }
-        if self.bidirectional {
-            write!(f, ", both directions")?;
+        match self.direction {
+            Direction::Forward => {}
+            Direction::Reverse => write!(f, ", reverse")?,
+            Direction::Both => write!(f, ", both directions")?,
         }
         if self.gate_activation != Activation::Sigmoid {
             write!(f, ", {} gates", self.gate_activation)?;

@@ -140,6 +140,8 @@ args! {
         hidden,
         /// D.
         directions,
+        /// The directions from this one on run from the last time to the first.
+        reverse_from,
         /// The first batch row of this dispatch.
         row_first,
         /// Rows of x, y and gates from a step to the next.
@@ -152,9 +154,9 @@ args! {
         h_time_stride,
         /// Rows of h from a batch row to the next.
         h_row_stride,
-        /// Elements from a recurrent weight to the same one of the reverse direction.
+        /// Elements from a recurrent weight to the same one of the other direction.
         weight_apart,
-        /// Elements from a hidden bias to the same one of the reverse direction.
+        /// Elements from a hidden bias to the same one of the other direction.
         bias_apart,
         /// Index of the layer's first states `[D, B, H]` (backward: of their gradients).
         first_state,

@@ -22,7 +22,7 @@
 //!
 //! # Notation
 //!
-//! T time steps, B batch rows, I input size, H hidden size, L layers, D directions (1 or 2). Arrays are
+//! T time steps, B batch rows, I input size, H hidden size, L layers, D directions (1 or 2: forward, reverse or both). Arrays are
 //! time-major and those of PyTorch: x `[T, B, I]`, y `[T, B, D·H]` with the forward half first, first
 //! and last states `[L·D, B, H]`, layer-major, forward before reverse. A cell is one direction of one
 //! layer. "Step" means time step. The gates r (reset), z (update) and n (candidate, h̃ in papers) are
@@ -69,7 +69,7 @@
 //!
 //! Forward, for each layer: one product x · W_ihᵀ over all steps, then a step is one dispatch (reset
 //! after) or two (reset before) that fuse the gates' recurrent products with the elementwise update,
-//! for both directions at once. Backward, for each layer from the last: the same number of dispatches
+//! for all directions at once. Backward, for each layer from the last: the same number of dispatches
 //! a step, then one product each for dx, dW_ih and dW_hh, and column sums for the biases. No float
 //! atomics and a fixed order of additions: the same inputs on the same adapter give the same bits.
 //!
@@ -121,8 +121,8 @@
 //!
 //! # Not supported yet
 //!
-//! - Backward passes over a caller's own buffers; streams of both directions (there is no end to start
-//!   the reverse one from).
+//! - Backward passes over a caller's own buffers; streams of a reverse direction (there is no end
+//!   to start it from).
 //! - Activations with parameters of their own, such as leaky ReLU; f16.
 //! - Model files of any format.
 //! - The CPU device runs [`mod@reference`] on one thread. It is meant to be right, not fast.
@@ -160,7 +160,7 @@ mod transfer;
 
 pub use adapter::AdapterInfo;
 pub use batch::Batch;
-pub use config::{Activation, Bias, GruConfig, Layout, Reset, Shape, Update};
+pub use config::{Activation, Bias, Direction, GruConfig, Layout, Reset, Shape, Update};
 pub use device::{Device, DeviceKind};
 pub use embed::{Buffers, ForwardPass};
 pub use error::{Error, Result};

@@ -37,7 +37,7 @@ pub struct ParamEntry {
 /// | `bias_ih_l0` | `[3H]` | one bias or two |
 /// | `bias_hh_l0` | `[3H]` | two biases |
 /// | `…_l1`, `…_l2`, … | the same | more layers |
-/// | `…_l0_reverse`, … | the same, after its layer's | both directions |
+/// | `…_l0_reverse`, … | the same, after its layer's | the reverse direction, alone or beside the other |
 ///
 /// The two directions of a layer lie equally far apart in each of their tensors. Ranges are aligned to
 /// 64 elements; the elements between them belong to no parameter and stay 0.
@@ -113,7 +113,7 @@ impl ParamLayout {
     }
 
     pub(crate) fn cell(&self, layer: usize, direction: usize) -> CellRanges {
-        let cell = cell_name(layer, direction);
+        let cell = cell_name(layer, self.config.direction.is_reverse(direction));
         let range = |tensor: &str| self.find(&format!("{tensor}{cell}")).map(|e| e.range.clone());
         CellRanges {
             weight_ih: range("weight_ih").expect("every cell has its weight_ih"),
@@ -127,8 +127,8 @@ impl ParamLayout {
 impl GruConfig {
     /// What the names of each cell's tensors end with: layer-major, forward before reverse.
     pub(crate) fn cell_names(&self) -> impl Iterator<Item = String> + use<> {
-        let directions = self.directions();
-        (0..self.layers * directions).map(move |i| cell_name(i / directions, i % directions))
+        let (direction, count) = (self.direction, self.directions());
+        (0..self.layers * count).map(move |i| cell_name(i / count, direction.is_reverse(i % count)))
     }
 
     /// Every parameter's name and shape, in the buffer's order.
@@ -152,8 +152,8 @@ impl GruConfig {
 }
 
 /// `_l0`, `_l0_reverse`, `_l1`, …: what PyTorch ends a cell's names with.
-fn cell_name(layer: usize, direction: usize) -> String {
-    format!("_l{layer}{}", if direction == 1 { "_reverse" } else { "" })
+fn cell_name(layer: usize, is_reverse: bool) -> String {
+    format!("_l{layer}{}", if is_reverse { "_reverse" } else { "" })
 }
 
 /// How to fill fresh parameters.
@@ -330,12 +330,13 @@ fn orthogonal(size: usize, rng: &mut ChaCha8Rng) -> Array2<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Direction;
 
     #[test]
     fn ranges_are_aligned_disjoint_and_in_order() {
         for (input, hidden) in [(1, 1), (3, 5), (64, 64), (7, 33)] {
             for config in GruConfig::all_variants(input, hidden) {
-                let config = config.with_layers(2).with_bidirectional(true);
+                let config = config.with_layers(2).with_direction(Direction::Both);
                 let layout = ParamLayout::new(&config).unwrap();
                 let mut end = 0;
                 for entry in layout.entries() {

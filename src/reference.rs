@@ -12,7 +12,7 @@ use ndarray::{
 };
 
 use crate::batch::{Batch, time_major};
-use crate::config::{Activation, GruConfig, Layout, Reset, Shape, Update};
+use crate::config::{Activation, Direction, GruConfig, Layout, Reset, Shape, Update};
 use crate::error::{Error, Result, check_shape, try_zeros};
 use crate::kernels::mark;
 use crate::noise::{Noise, Place};
@@ -26,6 +26,7 @@ pub struct Trace<F> {
     /// What each cell went through: layer-major, forward before reverse.
     pub cells: Vec<CellTrace<F>>,
     shape: Shape,
+    direction: Direction,
     /// `[T, B]`, bits of [`mark`].
     marks: Array2<u32>,
     noise: Noise,
@@ -74,6 +75,7 @@ impl<F: NdFloat> Trace<F> {
         Walk {
             layer,
             direction,
+            is_reverse: self.direction.is_reverse(direction),
             marks: self.marks.view(),
             noise: &self.noise,
             reset_state: self.reset_state.index_axis(Axis(0), cell),
@@ -100,10 +102,10 @@ fn standard<F: NdFloat>(view: ArrayView3<'_, F>) -> Array3<F> {
 /// parameters, [`Error::OutOfMemory`].
 ///
 /// ```
-/// use gru_wgpu::{GruConfig, Init, Params, reference};
+/// use gru_wgpu::{Direction, GruConfig, Init, Params, reference};
 /// use ndarray::Array3;
 ///
-/// let config = GruConfig::new(2, 3).with_layers(2).with_bidirectional(true);
+/// let config = GruConfig::new(2, 3).with_layers(2).with_direction(Direction::Both);
 /// let params = Params::init(&config, Init::Uniform, 1)?.cast::<f64>();
 /// let trace = reference::forward(&params, &Array3::ones((5, 4, 2)))?;
 /// assert_eq!((trace.y().dim(), trace.h_n().dim()), ((5, 4, 6), (4, 4, 3)));
@@ -138,6 +140,7 @@ fn run<F: NdFloat>(params: &Params<F>, run: &Batch<'_, F>, mode: Mode) -> Result
     let mut trace = Trace {
         cells: Vec::new(),
         shape,
+        direction: config.direction,
         marks: run.marks()?,
         noise: run.noise(config, mode)?,
         reset_state: states(run.reset_state)?,
@@ -291,7 +294,9 @@ pub(crate) struct Cell<'a, F> {
 /// What all steps of a cell share, besides its parameters.
 pub(crate) struct Walk<'a, F> {
     pub layer: usize,
+    /// Which of the layer's directions.
     pub direction: usize,
+    pub is_reverse: bool,
     /// `[T, B]`, bits of [`mark`].
     pub marks: ArrayView2<'a, u32>,
     pub noise: &'a Noise,
@@ -303,13 +308,13 @@ impl<F: NdFloat> Walk<'_, F> {
     /// The time steps in the direction's own order.
     fn times(&self) -> impl DoubleEndedIterator<Item = usize> + use<F> {
         let steps = self.marks.len_of(Axis(0));
-        let direction = self.direction;
-        (0..steps).map(move |step| if direction == 0 { step } else { steps - 1 - step })
+        let is_reverse = self.is_reverse;
+        (0..steps).map(move |step| if is_reverse { steps - 1 - step } else { step })
     }
 
     /// Whether a row's state starts afresh before the direction's step at time t.
     fn restarts(&self, t: usize, row: usize) -> bool {
-        let bit = if self.direction == 0 { mark::RESTART } else { mark::RESTART_REVERSE };
+        let bit = if self.is_reverse { mark::RESTART_REVERSE } else { mark::RESTART };
         self.marks[[t, row]] & bit != 0
     }
 

@@ -3,7 +3,7 @@
 use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, s};
 
 use crate::batch::Batch;
-use crate::config::Shape;
+use crate::config::{Direction, Shape};
 use crate::embed::Buffers;
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::{Gpu, one_line};
@@ -328,7 +328,7 @@ impl Gru {
     /// lengths: `&[1]` for step by step.
     ///
     /// # Errors
-    /// [`Error::Conflict`] for a model of both directions: the reverse one starts at a sequence's end,
+    /// [`Error::Conflict`] for a model with a reverse direction: that one starts at a sequence's end,
     /// which a stream does not have. [`Error::ZeroSize`], [`Error::Limit`], and the device's own.
     pub fn stream(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
         pollster::block_on(self.stream_async(rows, chunks))
@@ -494,10 +494,10 @@ impl Gru {
 
     /// The shape of each chunk.
     fn stream_shapes(&self, rows: usize, chunks: &[usize]) -> Result<Vec<Shape>> {
-        if self.config().bidirectional {
+        if self.config().direction != Direction::Forward {
             return Err(Error::Conflict {
-                what: "a stream and both directions",
-                why: "the reverse direction starts at a sequence's end, which a stream does not have",
+                what: "a stream and a reverse direction",
+                why: "that one starts at a sequence's end, which a stream does not have",
             });
         }
         if chunks.is_empty() {

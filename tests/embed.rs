@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use common::random3;
 use gru_wgpu::wgpu::{self, BufferUsages as Usage};
-use gru_wgpu::{Batch, Buffers, Device, Error, Gru, GruConfig, Init, Layout};
+use gru_wgpu::{Batch, Buffers, Device, Direction, Error, Gru, GruConfig, Init, Layout};
 use ndarray::{Array2, Array3, s};
 
 /// A program with a device of its own, of WebGPU's default limits. It panics at any error that it did
@@ -79,7 +79,7 @@ fn a_forward_pass_goes_into_the_callers_encoder() {
     let shared = program.shared();
     assert!(shared.is_adapter());
     let [t, b, i, h] = [4, 3, 7, 5];
-    let config = GruConfig::new(i, h).with_layers(2).with_bidirectional(true);
+    let config = GruConfig::new(i, h).with_layers(2).with_direction(Direction::Both);
     let gru = Gru::new(config.clone(), Init::Uniform, 1, &shared).unwrap();
     let time_major = config.shape(t, b).unwrap();
     let lengths = [4, 0, 3];

@@ -6,8 +6,8 @@ mod common;
 use common::assert_close;
 use gru_wgpu::check::{TOLERANCE, Tolerance};
 use gru_wgpu::{
-    Activation, Batch, Bias, Device, Gradients, Gru, GruConfig, Layout, Output, Params, Reset,
-    State, Update, reference,
+    Activation, Batch, Bias, Device, Direction, Gradients, Gru, GruConfig, Layout, Output, Params,
+    Reset, State, Update, reference,
 };
 use ndarray::{Array2, Array3, ArrayD, ArrayView3, Axis, IxDyn, NdFloat, concatenate, s};
 use serde_json::Value;
@@ -27,8 +27,8 @@ impl Case {
         let cases: Vec<_> = files.iter().flat_map(|text| Case::parse(text)).collect();
         // Every variant once, each of the four once stacked in both directions, two more of PyTorch's,
         // three with other activations, each of the four with lengths, five with resets, six with
-        // dropout or zoneout, and two in chunks.
-        assert_eq!(cases.len(), 12 + 4 + 2 + 3 + 4 + 5 + 6 + 2);
+        // dropout or zoneout, two in chunks, and three in reverse alone.
+        assert_eq!(cases.len(), 12 + 4 + 2 + 3 + 4 + 5 + 6 + 2 + 3);
         cases
     }
 
@@ -53,14 +53,19 @@ impl Case {
                     other => panic!("{other}"),
                 };
                 let size =
-                    |tensor: &str| json["params"][tensor]["shape"][1].as_u64().unwrap() as usize;
-                let (input, hidden) = (size("weight_ih_l0"), size("weight_hh_l0"));
+                    |array: &str| json["inputs"][array]["shape"][2].as_u64().unwrap() as usize;
+                let (input, hidden) = (size("x"), size("h0"));
                 let config = GruConfig::new(input, hidden)
                     .with_reset(reset)
                     .with_update(update)
                     .with_bias(bias)
                     .with_layers(json["layers"].as_u64().unwrap() as usize)
-                    .with_bidirectional(json["directions"] == 2)
+                    .with_direction(match json["direction"].as_str().unwrap() {
+                        "forward" => Direction::Forward,
+                        "reverse" => Direction::Reverse,
+                        "both" => Direction::Both,
+                        other => panic!("{other}"),
+                    })
                     .with_activations(activation(&json["gate"]), activation(&json["candidate"]))
                     .with_dropout(json["dropout"].as_f64().unwrap() as f32)
                     .with_zoneout(json["zoneout"].as_f64().unwrap() as f32);

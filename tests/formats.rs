@@ -5,7 +5,7 @@ mod common;
 
 use common::random3;
 use gru_wgpu::formats::{Cell, FlaxCell, MlxCell};
-use gru_wgpu::{Bias, Device, Error, Gru, GruConfig, Init, Params, Reset, Update};
+use gru_wgpu::{Bias, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update};
 use ndarray::{Array1, Array2, Axis, array, s};
 
 fn sigmoid(a: Array1<f32>) -> Array1<f32> {
@@ -16,7 +16,7 @@ fn sigmoid(a: Array1<f32>) -> Array1<f32> {
 fn models() -> Vec<Params> {
     GruConfig::all_variants(3, 5)
         .into_iter()
-        .map(|config| config.with_layers(2).with_bidirectional(true))
+        .map(|config| config.with_layers(2).with_direction(Direction::Both))
         .map(|config| Params::init(&config, Init::Uniform, 1).unwrap())
         .collect()
 }

@@ -4,7 +4,9 @@ mod common;
 
 use common::{adapter, random3};
 use gru_wgpu::check::{self, Finding};
-use gru_wgpu::{Batch, Bias, Device, Error, Gru, GruConfig, Init, Params, Reset, Update};
+use gru_wgpu::{
+    Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update,
+};
 use ndarray::{Array3, ArrayView3, Axis, s};
 
 fn assert_all_passed(findings: &[Finding], subjects: usize) {
@@ -128,7 +130,7 @@ fn a_tape_serves_only_the_parameters_that_recorded_it() {
 
 #[test]
 fn views_of_any_strides_are_read_as_they_look() {
-    let config = GruConfig::pytorch(3, 5).with_bidirectional(true);
+    let config = GruConfig::pytorch(3, 5).with_direction(Direction::Both);
     let shape = config.shape(4, 2).unwrap();
     let copy = |view: ArrayView3<f32>| {
         Array3::from_shape_vec(view.dim(), view.iter().copied().collect()).unwrap()

@@ -6,7 +6,7 @@
 mod common;
 
 use common::random3;
-use gru_wgpu::{Activation, Batch, GruConfig, Init, Params, reference};
+use gru_wgpu::{Activation, Batch, Direction, GruConfig, Init, Params, reference};
 use ndarray::{Array2, Array3};
 
 const STEP: f64 = 1e-5;
@@ -54,11 +54,15 @@ impl Problem {
 
 #[test]
 fn every_gradient_is_a_central_difference() {
-    for [steps, batch, input, hidden, layers, directions] in
-        [[1, 1, 1, 1, 1, 1], [3, 2, 3, 5, 1, 1], [3, 1, 2, 2, 2, 2], [2, 2, 1, 2, 3, 1]]
-    {
+    for ([steps, batch, input, hidden, layers], direction) in [
+        ([1, 1, 1, 1, 1], Direction::Forward),
+        ([3, 2, 3, 5, 1], Direction::Forward),
+        ([3, 1, 2, 2, 2], Direction::Both),
+        ([2, 2, 1, 2, 3], Direction::Forward),
+        ([3, 2, 2, 3, 2], Direction::Reverse),
+    ] {
         for (seed, config) in (0..).zip(GruConfig::all_variants(input, hidden)) {
-            let config = config.with_layers(layers).with_bidirectional(directions == 2);
+            let config = config.with_layers(layers).with_direction(direction);
             let (gate, candidate) = match steps {
                 1 => (Activation::Tanh, Activation::Identity),
                 2 => (Activation::HardSigmoid, Activation::Relu),

@@ -4,14 +4,14 @@
 mod common;
 
 use common::{devices, random3};
-use gru_wgpu::{Batch, Gradients, Gru, GruConfig, Init, Output};
+use gru_wgpu::{Batch, Direction, Gradients, Gru, GruConfig, Init, Output};
 use ndarray::{Array3, Axis, s};
 
 const T: usize = 6;
 const LENGTHS: [usize; 5] = [6, 0, 3, 1, 5];
 
 fn config() -> GruConfig {
-    GruConfig::new(3, 5).with_layers(2).with_bidirectional(true)
+    GruConfig::new(3, 5).with_layers(2).with_direction(Direction::Both)
 }
 
 struct Arrays {

@@ -1,7 +1,7 @@
 //! The schedule and its limits, by arithmetic alone. No GPU needed.
 
 use gru_wgpu::plan::{Limits, Mode, Plan, Stage};
-use gru_wgpu::{Error, GruConfig, Layout, Reset};
+use gru_wgpu::{Direction, Error, GruConfig, Layout, Reset};
 
 fn plan(config: &GruConfig, steps: usize, batch: usize, mode: Mode) -> Plan {
     Plan::new(config, config.shape(steps, batch).unwrap(), mode).unwrap()
@@ -55,7 +55,8 @@ fn both_directions_of_a_layer_share_their_dispatches() {
     let (t, b, i, h) = (7, 5, 3, 11);
     for (reset, each) in [(Reset::After, 1), (Reset::Before, 2)] {
         let config = GruConfig::pytorch(i, h).with_reset(reset);
-        let plan = plan(&config.with_layers(3).with_bidirectional(true), t, b, Mode::Training);
+        let plan =
+            plan(&config.with_layers(3).with_direction(Direction::Both), t, b, Mode::Training);
         // An input product for each direction of each layer.
         assert_eq!(plan.forward_dispatches(), 3 * 2 + 3 * t * each);
         let cell = |d: usize| (3 * 2 * h * (d + h) * t * b) as u64;
@@ -79,8 +80,9 @@ fn inference_asks_for_no_gradient_buffers() {
 
 #[test]
 fn every_binding_lies_in_its_buffer_and_is_aligned() {
+    let directions = [Direction::Forward, Direction::Both, Direction::Reverse];
     for (i, config) in (0..).zip(GruConfig::all_variants(7, 17)) {
-        let config = config.with_layers(1 + i % 3).with_bidirectional(i % 2 == 1);
+        let config = config.with_layers(1 + i % 2).with_direction(directions[i % 3]);
         let plan = plan(&config, 5, 3, Mode::Training);
         for stage in plan.forward().iter().chain(plan.backward()) {
             for dispatch in stage.dispatches().0 {
@@ -234,7 +236,7 @@ fn a_plan_reads_like_a_schedule() {
     ] {
         assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
     }
-    let config = GruConfig::pytorch(8, 32).with_layers(2).with_bidirectional(true);
+    let config = GruConfig::pytorch(8, 32).with_layers(2).with_direction(Direction::Both);
     let config = config.with_dropout(0.1).with_zoneout(0.2);
     let shape = config.shape(104, 64).unwrap().with_layout(Layout::BatchFirst);
     let text = Plan::new(&config, shape, Mode::Training).unwrap().to_string();

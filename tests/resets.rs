@@ -3,7 +3,7 @@
 mod common;
 
 use common::{devices, random3};
-use gru_wgpu::{Batch, Gradients, Gru, GruConfig, Init, Output};
+use gru_wgpu::{Batch, Direction, Gradients, Gru, GruConfig, Init, Output};
 use ndarray::{Array2, Array3, s};
 
 const T: usize = 9;
@@ -12,7 +12,7 @@ const B: usize = 2;
 const CUTS: [[usize; 2]; B] = [[2, 6], [1, 8]];
 
 fn config() -> GruConfig {
-    GruConfig::new(3, 5).with_layers(2).with_bidirectional(true)
+    GruConfig::new(3, 5).with_layers(2).with_direction(Direction::Both)
 }
 
 fn resets() -> Array2<bool> {
@@ -56,7 +56,7 @@ fn documents_packed_into_a_row_are_as_if_alone() {
 /// Neither numbers nor gradients cross a cut, not even those that are none.
 #[test]
 fn nothing_crosses_a_cut() {
-    let config = config().with_bidirectional(false);
+    let config = config().with_direction(Direction::Forward);
     let shape = config.shape(T, B).unwrap();
     let x = random3(shape.x(), 1);
     let resets = resets();

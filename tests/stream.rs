@@ -3,7 +3,7 @@
 mod common;
 
 use common::{devices, random3};
-use gru_wgpu::{Batch, Error, Gru, GruConfig, Init, Stream};
+use gru_wgpu::{Batch, Direction, Error, Gru, GruConfig, Init, Stream};
 use ndarray::{Array2, Array3, Axis, concatenate, s};
 
 const T: usize = 7;
@@ -138,9 +138,15 @@ fn wrong_calls_say_what_is_wrong_and_change_nothing() {
             Error::ZeroSize { what: "the number of steps T" }
         );
         assert!(matches!(gru.stream(1, &[]).unwrap_err(), Error::ZeroSize { .. }));
-        let both = Gru::new(config().with_bidirectional(true), Init::Uniform, 1, &device).unwrap();
-        let error = both.stream(1, &[1]).unwrap_err().to_string();
-        assert!(error.starts_with("a stream and both directions cannot be combined"), "{error}");
+        for direction in [Direction::Both, Direction::Reverse] {
+            let config = config().with_direction(direction);
+            let reverse = Gru::new(config, Init::Uniform, 1, &device).unwrap();
+            let error = reverse.stream(1, &[1]).unwrap_err().to_string();
+            assert!(
+                error.starts_with("a stream and a reverse direction cannot be combined"),
+                "{error}"
+            );
+        }
 
         let mut stream = gru.stream(2, &[1, 3]).unwrap();
         let mut step = |gru: &Gru, x: [usize; 3], y: [usize; 3]| {

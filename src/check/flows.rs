@@ -5,7 +5,7 @@ use ndarray::{Array2, Array3, Axis, concatenate, s};
 
 use super::{Findings, random};
 use crate::batch::Batch;
-use crate::config::GruConfig;
+use crate::config::{Direction, GruConfig};
 use crate::device::{Device, Target};
 use crate::embed::Buffers;
 use crate::error::Result;
@@ -78,7 +78,8 @@ pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()
         check_stream(&course, findings).await?;
         check_chunks(&course, findings).await?;
         if let Target::Gpu(gpu) = device.target() {
-            let course = Course::new(device, &stacked.with_bidirectional(true), 10 * seed).await?;
+            let course =
+                Course::new(device, &stacked.with_direction(Direction::Both), 10 * seed).await?;
             check_encoded(gpu, &course, findings).await?;
         }
     }

@@ -120,6 +120,7 @@ impl Course<'_> {
             let walk = Walk {
                 layer: 0,
                 direction,
+                is_reverse: self.config.direction.is_reverse(direction),
                 marks: self.marks.view(),
                 noise: &noise,
                 reset_state: states.index_axis(Axis(0), direction),

@@ -185,7 +185,8 @@ impl<'a> Planner<'a> {
 
     /// The same for one direction.
     pub fn cell_label(&self, layer: usize, direction: usize, what: &str) -> String {
-        let reverse = if direction == 1 { "reverse: " } else { "" };
+        let reverse =
+            if self.layout.config().direction.is_reverse(direction) { "reverse: " } else { "" };
         self.label(layer, &format!("{reverse}{what}"))
     }
 }

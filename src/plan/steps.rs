@@ -121,6 +121,7 @@ impl Planner<'_> {
             batch: batch as u32,
             hidden: hidden as u32,
             directions: directions as u32,
+            reverse_from: u32::from(!config.direction.is_reverse(0)),
             row_first: row_first as u32,
             time_stride: of_sequences.time as u32,
             row_stride: of_sequences.row as u32,

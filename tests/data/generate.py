@@ -32,7 +32,7 @@ class Case:
     update: str
     bias: str
     layers: int = 1
-    directions: int = 1
+    direction: str = "forward"  # or reverse, or both
     gate: str = "sigmoid"
     candidate: str = "tanh"
     lengths: list = None  # of each row
@@ -45,16 +45,18 @@ class Case:
 
     def __post_init__(self):
         self.lengths = self.lengths or [T] * B
+        self.ways = {"forward": [False], "reverse": [True], "both": [False, True]}[self.direction]
+        self.directions = len(self.ways)
         # The probabilities that single precision has.
         self.dropout, self.zoneout = (float(np.float32(p)) for p in (self.dropout, self.zoneout))
 
     def names(self):
         """The cells' names: layer-major, forward before reverse."""
-        return [f"_l{l}{'_reverse' if d else ''}" for l in range(self.layers) for d in range(self.directions)]
+        return [f"_l{l}{'_reverse' if reverse else ''}" for l in range(self.layers) for reverse in self.ways]
 
     def torch_has_it(self):
         plain = (self.reset, self.update, self.gate, self.candidate) == ("after", "keeps", "sigmoid", "tanh")
-        return plain and self.bias != "one" and not self.dropout and not self.zoneout
+        return plain and self.direction != "reverse" and self.bias != "one" and not self.dropout and not self.zoneout
 
 
 def hard_sigmoid(a):
@@ -95,6 +97,7 @@ def cell(case, p, name, x, h, restart):
     b_hr, b_hz, b_hn = np.split(p.get(f"bias_hh{name}", np.zeros(3 * H)), 3)
     f, g = ACTIVATIONS[case.gate], ACTIVATIONS[case.candidate]
     reverse, layer = name.endswith("_reverse"), int(name[2])
+    first_unit = H if reverse and case.direction == "both" else 0
     y = np.zeros((T, B, H), complex)
     for t in reversed(range(T)) if reverse else range(T):
         # Running in reverse, the cut between steps t and t + 1 comes before step t.
@@ -109,13 +112,13 @@ def cell(case, p, name, x, h, restart):
         new = (1 - z) * h + z * n if case.update == "overwrites" else z * h + (1 - z) * n
         zone = case.zoneout
         if zone and case.training:
-            zone = hits(case, case.zoneout, 1, layer, t, H * reverse)
+            zone = hits(case, case.zoneout, 1, layer, t, first_unit)
         new = zone * h + (1 - zone) * new
         valid = np.array([t < length for length in case.lengths])[:, None]
         h = np.where(valid, new, h)
         y[t] = np.where(valid, h, 0)
         if case.dropout and case.training and layer + 1 < case.layers:
-            dropped = hits(case, case.dropout, 0, layer, t, H * reverse)
+            dropped = hits(case, case.dropout, 0, layer, t, first_unit)
             y[t] *= np.where(dropped, 0, np.float32(1 / (1 - case.dropout)))
     return y, h
 
@@ -253,35 +256,40 @@ rng = np.random.default_rng(20240229)
 variants = [(r, u, b) for r in ("before", "after") for u in ("overwrites", "keeps") for b in ("none", "one", "two")]
 made = [make(rng, *variant) for variant in variants]
 H, I = 3, 2  # several cells have many numbers
-made += [make(rng, reset, update, "two", 2, 2) for reset, update, bias in variants if bias == "two"]
-made += [make(rng, "after", "keeps", "two", 3, 1), make(rng, "after", "keeps", "none", 1, 2)]
+made += [make(rng, reset, update, "two", 2, "both") for reset, update, bias in variants if bias == "two"]
+made += [make(rng, "after", "keeps", "two", 3, "forward"), make(rng, "after", "keeps", "none", 1, "both")]
 made += [
-    make(rng, "before", "keeps", "two", 2, 1, "sigmoid", "relu"),
-    make(rng, "after", "overwrites", "two", 1, 2, "hard sigmoid", "tanh"),
-    make(rng, "before", "overwrites", "one", 1, 1, "tanh", "identity"),
+    make(rng, "before", "keeps", "two", 2, "forward", "sigmoid", "relu"),
+    make(rng, "after", "overwrites", "two", 1, "both", "hard sigmoid", "tanh"),
+    make(rng, "before", "overwrites", "one", 1, "forward", "tanh", "identity"),
 ]
 made += [
-    make(rng, "after", "keeps", "two", 2, 2, lengths=[2, T]),  # torch wants at least 1
-    make(rng, "before", "overwrites", "one", 2, 2, lengths=[T - 1, 0]),
-    make(rng, "after", "overwrites", "two", 1, 2, lengths=[1, 3]),
-    make(rng, "before", "keeps", "two", 1, 2, lengths=[0, 2]),
+    make(rng, "after", "keeps", "two", 2, "both", lengths=[2, T]),  # torch wants at least 1
+    make(rng, "before", "overwrites", "one", 2, "both", lengths=[T - 1, 0]),
+    make(rng, "after", "overwrites", "two", 1, "both", lengths=[1, 3]),
+    make(rng, "before", "keeps", "two", 1, "both", lengths=[0, 2]),
 ]
 made += [
-    make(rng, "after", "keeps", "two", 2, 2, resets=[[1, 0], [3, 0], [2, 1]]),
-    make(rng, "after", "keeps", "two", 2, 1, resets=[[0, 0], [2, 0], [3, 1]]),
-    make(rng, "before", "overwrites", "one", 2, 2, resets=[[2, 0], [1, 1], [2, 1]]),
-    make(rng, "after", "overwrites", "two", 1, 2, resets=[[0, 0], [1, 0], [2, 1]], lengths=[3, 2]),
-    make(rng, "before", "keeps", "two", 1, 2, resets=[[3, 0], [0, 1], [1, 1]]),
+    make(rng, "after", "keeps", "two", 2, "both", resets=[[1, 0], [3, 0], [2, 1]]),
+    make(rng, "after", "keeps", "two", 2, "forward", resets=[[0, 0], [2, 0], [3, 1]]),
+    make(rng, "before", "overwrites", "one", 2, "both", resets=[[2, 0], [1, 1], [2, 1]]),
+    make(rng, "after", "overwrites", "two", 1, "both", resets=[[0, 0], [1, 0], [2, 1]], lengths=[3, 2]),
+    make(rng, "before", "keeps", "two", 1, "both", resets=[[3, 0], [0, 1], [1, 1]]),
 ]
 made += [
-    make(rng, "after", "keeps", "two", 3, 2, dropout=0.5),
-    make(rng, "before", "overwrites", "one", 2, 2, dropout=0.3, zoneout=0.4, lengths=[3, 4]),
-    make(rng, "after", "overwrites", "two", 1, 2, zoneout=0.5, resets=[[2, 1]]),
-    make(rng, "before", "keeps", "two", 2, 1, dropout=0.25, zoneout=0.125, seed=7),
-    make(rng, "after", "keeps", "two", 2, 2, dropout=0.5, zoneout=0.3, training=False),
-    make(rng, "before", "overwrites", "one", 1, 1, zoneout=0.6, training=False),
+    make(rng, "after", "keeps", "two", 3, "both", dropout=0.5),
+    make(rng, "before", "overwrites", "one", 2, "both", dropout=0.3, zoneout=0.4, lengths=[3, 4]),
+    make(rng, "after", "overwrites", "two", 1, "both", zoneout=0.5, resets=[[2, 1]]),
+    make(rng, "before", "keeps", "two", 2, "forward", dropout=0.25, zoneout=0.125, seed=7),
+    make(rng, "after", "keeps", "two", 2, "both", dropout=0.5, zoneout=0.3, training=False),
+    make(rng, "before", "overwrites", "one", 1, "forward", zoneout=0.6, training=False),
 ]
-made += [make(rng, "after", "keeps", "two", 2, 1, chunk=2), make(rng, "after", "keeps", "none", 1, 1, chunk=3)]
+made += [make(rng, "after", "keeps", "two", 2, "forward", chunk=2), make(rng, "after", "keeps", "none", 1, "forward", chunk=3)]
+made += [
+    make(rng, "before", "keeps", "two", 2, "reverse", lengths=[2, T]),
+    make(rng, "after", "keeps", "none", 1, "reverse", resets=[[2, 0], [1, 1]]),
+    make(rng, "before", "overwrites", "one", 2, "reverse", dropout=0.5, zoneout=0.25),
+]
 torch_cases = [case for case, by_torch in made if by_torch]
 equation_cases = [case for case, by_torch in made if not by_torch]
 write("pytorch.json", torch_cases)
