@@ -17,6 +17,7 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use crate::config::{Activation, Direction, GruConfig, Layout, Shape};
 use crate::device::{Device, Target};
 use crate::error::Result;
+use crate::params::{Init, Params};
 
 /// How far a number may be from the expected one: `atol + rtol · |expected|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,7 +73,11 @@ impl Finding {
 
 /// Findings in the order their subjects were first seen.
 #[derive(Default)]
-struct Findings(Vec<Finding>);
+struct Findings {
+    all: Vec<Finding>,
+    /// Whether an array's largest number, where it is more than 1, is the scale of its errors.
+    scaled: bool,
+}
 
 impl Findings {
     fn compare<D: Dimension>(
@@ -84,21 +89,23 @@ impl Findings {
     ) {
         assert_eq!(got.shape(), expected.shape(), "{subject} at {sizes}");
         let (mut error, mut share) = (0.0, 0.0);
+        let largest = expected.iter().fold(1.0, |largest, value| f64::max(largest, value.abs()));
+        let scale = if self.scaled { largest } else { 1.0 };
         for (&got, &expected) in got.iter().zip(expected) {
-            let got = f64::from(got);
+            let (got, expected) = (f64::from(got) / scale, expected / scale);
             error = f64::max(error, (got - expected).abs());
             share = f64::max(share, TOLERANCE.share(got, expected));
         }
         if share == f64::INFINITY {
             error = f64::INFINITY;
         }
-        let at = self.0.iter().position(|f| f.subject == subject).unwrap_or_else(|| {
+        let at = self.all.iter().position(|f| f.subject == subject).unwrap_or_else(|| {
             let subject = subject.to_owned();
             let worst = sizes.to_owned();
-            self.0.push(Finding { subject, cases: 0, error: 0.0, share: 0.0, worst });
-            self.0.len() - 1
+            self.all.push(Finding { subject, cases: 0, error: 0.0, share: 0.0, worst });
+            self.all.len() - 1
         });
-        let finding = &mut self.0[at];
+        let finding = &mut self.all[at];
         finding.cases += 1;
         finding.error = finding.error.max(error);
         if share > finding.share {
@@ -151,7 +158,7 @@ pub async fn kernels_async(device: &Device) -> Result<Vec<Finding>> {
     for (case, config, seed) in variants() {
         steps::check(gpu, case, &config, seed, &mut findings).await?;
     }
-    Ok(findings.0)
+    Ok(findings.all)
 }
 
 /// Forward and backward of every variant, through [`Gru`](crate::Gru) as a user would call it.
@@ -169,9 +176,31 @@ pub fn models(device: &Device) -> Result<Vec<Finding>> {
 pub async fn models_async(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = Findings::default();
     for (case, config, seed) in variants() {
-        models::check(device, case, &config, seed, &mut findings).await?;
+        let params = Params::init(&config, Init::Uniform, seed)?;
+        models::check(device, case, params, seed, &mut findings).await?;
     }
-    Ok(findings.0)
+    Ok(findings.all)
+}
+
+/// Forward and backward of one model, with its own weights. Large weights make large sums, so a number
+/// is held to the tolerance at the scale of the largest one of its array, where that is more than 1.
+///
+/// # Errors
+/// As [`run`].
+pub fn model(device: &Device, params: &Params) -> Result<Vec<Finding>> {
+    pollster::block_on(model_async(device, params))
+}
+
+/// As [`model`], for where blocking is not possible.
+///
+/// # Errors
+/// As [`run`].
+pub async fn model_async(device: &Device, params: &Params) -> Result<Vec<Finding>> {
+    let mut findings = Findings { scaled: true, ..Findings::default() };
+    for (seed, case) in (0..).zip(&MODEL_CASES) {
+        models::check(device, case, params.clone(), seed, &mut findings).await?;
+    }
+    Ok(findings.all)
 }
 
 /// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a caller's
@@ -190,7 +219,7 @@ pub fn flows(device: &Device) -> Result<Vec<Finding>> {
 pub async fn flows_async(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = Findings::default();
     flows::check(device, &mut findings).await?;
-    Ok(findings.0)
+    Ok(findings.all)
 }
 
 /// What a run is made of, besides the variant.
@@ -281,6 +310,13 @@ static CASES: [Case; 10] = [
     },
 ];
 
+/// What a model of a user's is run over; its sizes besides T and B are its own.
+static MODEL_CASES: [Case; 3] = [
+    Case { sizes: [1; 5], given: [false, false, true, false], ..PLAIN },
+    Case { sizes: [7, 3, 1, 1, 1], lengths: true, resets: true, ..PLAIN },
+    Case { sizes: [3, 17, 1, 1, 1], layout: Layout::BatchFirst, ..PLAIN },
+];
+
 impl Case {
     fn config(&self, variant: GruConfig) -> GruConfig {
         let [_, _, _, _, layers] = self.sizes;
@@ -342,7 +378,7 @@ mod tests {
         let mut findings = Findings::default();
         findings.compare_slices("it", "good", &[1.0], &[1.0]);
         findings.compare_slices("it", "bad", got, expected);
-        findings.0.pop().expect("one subject")
+        findings.all.pop().expect("one subject")
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! The commands of the program, a file each.
 
 pub mod check;
+pub mod convert;
 pub mod forecast;
+pub mod grad;
 pub mod info;
+pub mod model;
 pub mod output;
+pub mod run;

@@ -138,6 +138,35 @@ pub enum Error {
         allowed: u64,
     },
 
+    /// A file cannot be opened, read or written.
+    #[error("{path} {reason}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's words.
+        reason: String,
+    },
+
+    /// What a file holds is not what it should be, or is nothing that can be used. The file is named
+    /// where there is one.
+    #[error("{0}")]
+    Format(String),
+
+    /// A file holds several models, or none, where one was to be taken, or not the one asked for.
+    #[error("{within} {}", describe_choice(of, asked.as_deref(), found, by))]
+    Choice {
+        /// The file, or what stands for it.
+        within: String,
+        /// What there is to choose from.
+        of: &'static str,
+        /// The name asked for.
+        asked: Option<String>,
+        /// The names there are.
+        found: Vec<String>,
+        /// What a choice is made by.
+        by: &'static str,
+    },
+
     /// A device word that is none of `auto`, `cpu`, `gpu`, `software`.
     #[error("unknown device `{0}`; expected auto, cpu, gpu or software")]
     UnknownDevice(String),
@@ -194,6 +223,29 @@ fn describe_adapters(found: &[String]) -> String {
     } else {
         format!("this machine shows {}", found.join(", "))
     }
+}
+
+fn describe_choice(of: &str, asked: Option<&str>, found: &[String], by: &str) -> String {
+    const MOST: usize = 20;
+    let listed: Vec<_> = found.iter().take(MOST).map(|name| quote(name)).collect();
+    let mut listed = listed.join(", ");
+    if found.len() > MOST {
+        listed = format!("{listed} and {} more", found.len() - MOST);
+    }
+    match (asked, found.len()) {
+        (None, 0) => format!("holds no {of}"),
+        (None, count) => format!("holds {count} {of}s; choose one by its {by}: {listed}"),
+        (Some(asked), 0) => format!("holds no {of} {}, nor any other", quote(asked)),
+        (Some(asked), _) => format!("holds no {of} {}, but {listed}", quote(asked)),
+    }
+}
+
+/// Text from a file as it may appear in a message: on one line, no longer than can be read.
+pub fn quote(text: &str) -> String {
+    const LONGEST: usize = 120;
+    let escaped: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    let rest = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
+    format!("`{escaped}{rest}`")
 }
 
 /// `Ok` when `got` is `expected`, else an [`Error::Shape`] that names `what`.

@@ -1,9 +1,43 @@
-//! Models of other frameworks: their weights' layouts, in and out.
+//! Models of other frameworks, in and out; arrays in files.
 //!
 //! Most wrong numbers come from here: the order of the gates, halves of biases, where the reset gate
 //! acts. Weights from elsewhere become [`Cell`]s of this crate's own layout first, and a
 //! [`Params`](crate::Params) is put together of those.
+//!
+//! | format | feature | in | out |
+//! |---|---|---|---|
+//! | PyTorch, Keras, ONNX, MLX, Flax, as arrays | | [`Cell`] | [`Cell`] |
+//! | safetensors: PyTorch's state dicts, our own files | `safetensors` | `safetensors::load` | `safetensors::save` |
+//! | ONNX: the GRU nodes of any model | `onnx` | `onnx::load` | `onnx::save` |
+//! | `.npz`: weights by name | `npy` | `npz::load` | `npz::save` |
+//! | `.npy`: data | `npy` | `npy::load` | `npy::save` |
+//!
+//! # What is promised of files
+//!
+//! Nothing read from a file is trusted. A file that is cut short, claims sizes it does not have, has
+//! names twice or holds nothing usable gives one typed error with the reason; no file makes a reader
+//! panic, or allocate more than a small multiple of the file's own length (of an `.npz`, of what its
+//! arrays take). Weights that are infinite or NaN are refused unless asked for. `tests/hostile.rs` holds
+//! the readers to this, and `tests/fuzz` looks for more. A file that is written appears under its name
+//! whole, flushed to the disk, or not at all.
 
 mod cell;
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+mod files;
+#[cfg(feature = "npy")]
+pub mod npy;
+#[cfg(feature = "npy")]
+pub mod npz;
+#[cfg(any(feature = "onnx", feature = "safetensors"))]
+mod numbers;
+#[cfg(feature = "onnx")]
+pub mod onnx;
+#[cfg(feature = "safetensors")]
+pub mod safetensors;
+#[cfg(any(feature = "onnx", feature = "safetensors"))]
+mod words;
 
+pub use crate::error::quote;
 pub use cell::{Cell, FlaxCell, MlxCell};
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+pub use files::write_whole;

@@ -598,6 +598,6 @@ mod tests {
         let error = gru.forward(x.view()).unwrap_err();
         assert!(matches!(error, Error::ParameterLayout { .. }), "{error}");
         *gru.params_mut() = Params::zeros(&GruConfig::new(2, 3)).unwrap();
-        assert_eq!(gru.forward(x.view()).unwrap().h_n, Array3::zeros((1, 2, 3)));
+        assert_eq!(gru.forward(x.view()).unwrap().h_n, Array3::<f32>::zeros((1, 2, 3)));
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use gru_wgpu::DeviceKind;
 
-use commands::{check, forecast, info, output};
+use commands::{check, convert, forecast, grad, info, output, run};
 
 /// Gated recurrent units on any GPU.
 #[derive(Parser, Debug)]
@@ -27,6 +27,9 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Forecast(forecast::Arguments),
+    Run(run::Arguments),
+    Grad(grad::Arguments),
+    Convert(convert::Arguments),
     Check(check::Arguments),
     Info(info::Arguments),
 }
@@ -34,7 +37,7 @@ enum Command {
 fn main() -> ExitCode {
     quiet_mesa();
     let cli = Cli::parse();
-    match run(&cli) {
+    match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads our output has seen enough: `gru check | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -45,12 +48,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
+fn dispatch(cli: &Cli) -> Result<()> {
     let kind = device_kind(cli)?;
     // Not a lock: a progress bar writes between two lines of a table.
     let out = &mut io::stdout();
     match &cli.command {
         Command::Forecast(arguments) => forecast::run(arguments, kind, out)?,
+        Command::Run(arguments) => run::run(arguments, kind)?,
+        Command::Grad(arguments) => grad::run(arguments, kind)?,
+        Command::Convert(arguments) => convert::run(arguments)?,
         Command::Check(arguments) => check::run(arguments, kind, out)?,
         Command::Info(arguments) => info::run(arguments, kind, out)?,
     }

@@ -179,7 +179,7 @@ fn wrong_usage_gives_status_two() {
         &["forecast", "a.csv", "--learning-rate", "NaN"],
         &["forecast", "a.csv", "--delimiter", "ab"],
         &["forecast", "a.csv", "--header", "perhaps"],
-        &["check", "extra"],
+        &["check", "a.onnx", "extra"],
     ] {
         let output = gru(directory.path(), arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));

@@ -87,7 +87,7 @@ fn nothing_crosses_a_cut() {
             let reached = grads.x.slice(s![t, 0, ..]).iter().any(|&v| v != 0.0);
             assert_eq!(reached, (6..=7).contains(&t), "step {t} on {device}");
         }
-        assert_eq!(grads.h0, Array3::zeros(shape.state()));
+        assert_eq!(grads.h0, Array3::<f32>::zeros(shape.state()));
     }
 }
 

@@ -181,7 +181,7 @@ fn wrong_calls_say_what_is_wrong_and_change_nothing() {
         for error in [stream.set_state(wrong.view()), stream.set_reset_state(wrong.view())] {
             assert!(matches!(error, Err(Error::Shape { .. })), "{error:?}");
         }
-        assert_eq!(stream.state().unwrap(), Array3::zeros((2, 2, 5)));
+        assert_eq!(stream.state().unwrap(), Array3::<f32>::zeros((2, 2, 5)));
         let mut y = Array3::zeros((1, 2, 5));
         gru.step(&mut stream, Array3::ones((1, 2, 3)).view(), y.view_mut()).unwrap();
     }

@@ -4,23 +4,23 @@ use ndarray::{Array2, Array3, ArrayView, Axis, IxDyn, s};
 
 use super::{Case, Findings, random, variant_words};
 use crate::batch::{Batch, time_major};
-use crate::config::{GruConfig, Layout};
+use crate::config::Layout;
 use crate::device::Device;
 use crate::error::Result;
 use crate::gru::Gru;
-use crate::params::{Init, Params};
+use crate::params::Params;
 use crate::reference;
 
 pub(super) async fn check(
     device: &Device,
     case: &Case,
-    config: &GruConfig,
+    params: Params,
     seed: u64,
     findings: &mut Findings,
 ) -> Result<()> {
+    let config = &params.layout().config().clone();
     let [steps, batch, ..] = case.sizes;
     let shape = config.shape(steps, batch)?.with_layout(case.layout);
-    let params = Params::init(config, Init::Uniform, seed)?;
     let (state, y) = (shape.state(), shape.y());
     let [mut x, h0, reset_state, mut dy, dh_n] =
         [(shape.x(), 1), (state, 2), (state, 5), (y, 3), (state, 4)]

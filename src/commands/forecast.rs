@@ -12,10 +12,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use gru_wgpu::DeviceKind;
+use gru_wgpu::formats::{quote, write_whole};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use ndarray::Array2;
 
-use super::output::{Table, check_directory, note, open, quote, quote_path, write_whole};
+use super::output::{Table, check_directory, note, open, quote_path};
 use baselines::{rmse, rules};
 use model::{Forecaster, Training};
 use plot::ForecastPicture;
@@ -118,7 +119,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         ("loss.svg", plot::loss(&loss_title, &losses)?),
     ] {
         let path = arguments.output.join(name);
-        write_whole(&path, svg.as_bytes())?;
+        write_whole(&path, |to| to.write_all(svg.as_bytes()))?;
         note(format_args!("wrote {}", quote_path(&path)));
     }
     print_errors(arguments, &errors, parts.testing.len(), out)

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use gru_wgpu::formats::quote;
 use gru_wgpu::{Device, DeviceKind};
 
 /// Opens the device; says on stderr what `auto` took and why.
@@ -19,14 +20,6 @@ pub fn open(kind: DeviceKind) -> Result<Device> {
 /// A line on stderr. That nobody can read it is no reason to stop.
 pub fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Text from a file as it may appear in a message: on one line, no longer than can be read.
-pub fn quote(text: &str) -> String {
-    const LONGEST: usize = 120;
-    let escaped: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    let rest = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
-    format!("`{escaped}{rest}`")
 }
 
 /// A path as it may appear in a message.
@@ -81,19 +74,9 @@ pub fn check_directory(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file under another name, flushes it to the disk, and gives it its name.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> Result<()> {
-        let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let mut builder = tempfile::Builder::new();
-        // A temporary file is its owner's alone; this one is to become as readable as any other.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(directory.unwrap_or(Path::new(".")))?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", quote_path(path)))
+/// `Ok` when files can be made in the directory that `path` lies in, and it is not one itself.
+pub fn check_output(path: &Path) -> Result<()> {
+    ensure!(!path.is_dir(), "{} is a directory", quote_path(path));
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    check_directory(directory.unwrap_or(Path::new(".")))
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{Datelike, NaiveDate};
 
-use crate::commands::output::{note, quote, quote_path};
+use gru_wgpu::formats::quote;
+
+use crate::commands::output::{note, quote_path};
 
 /// Cells that mean "no value", whatever their case.
 const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];

@@ -1,0 +1,132 @@
+//! Reading parts of a file by arithmetic that was checked, and files that appear whole or not at all.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use crate::error::{Error, Result, quote};
+
+/// `doing` is what could not be done, as `opened`.
+fn io_error(path: &Path, doing: &str, error: &io::Error) -> Error {
+    let reason = format!("cannot be {doing}: {error}");
+    Error::Io { path: quote(&path.to_string_lossy()), reason }
+}
+
+/// Opens a file to be read by `read`, and names it in what `read` finds wrong with its contents.
+pub(super) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>) -> Result<T> {
+    let file = File::open(path).map_err(|error| io_error(path, "opened", &error))?;
+    let metadata = file.metadata().map_err(|error| io_error(path, "read", &error))?;
+    let name = quote(&path.to_string_lossy());
+    if !metadata.is_file() {
+        // A pipe or a device may have no end.
+        return Err(Error::Io { path: name, reason: "is not a regular file".to_owned() });
+    }
+    let wrong = |error| match error {
+        Error::Format(reason) => Error::Format(format!("{name}: {reason}")),
+        Error::Choice { of, asked, found, by, .. } => {
+            Error::Choice { within: name, of, asked, found, by }
+        }
+        other => other,
+    };
+    Source::new(file).and_then(read).map_err(wrong)
+}
+
+/// Bytes to read by their places, and how many there are.
+pub(super) struct Source<S> {
+    source: S,
+    len: u64,
+}
+
+impl<S: Read + Seek> Source<S> {
+    pub fn new(mut source: S) -> Result<Self> {
+        let len = source.seek(SeekFrom::End(0));
+        let len =
+            len.map_err(|error| Error::Format(format!("its length cannot be found: {error}")))?;
+        Ok(Self { source, len })
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// `len` bytes from `first` on, called `what` where there are not as many.
+    #[cfg(any(feature = "onnx", feature = "safetensors"))]
+    pub fn part(&mut self, what: &str, first: u64, len: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.part_into(what, first, len, |len| {
+            bytes.resize(len, 0);
+            &mut bytes
+        })?;
+        Ok(bytes)
+    }
+
+    /// The same into the memory that `room` has for so many bytes. It is not asked for more than there
+    /// are in the source.
+    pub fn part_into<'a>(
+        &mut self,
+        what: &str,
+        first: u64,
+        len: u64,
+        room: impl FnOnce(usize) -> &'a mut [u8],
+    ) -> Result<()> {
+        let all = self.len;
+        let there = first.checked_add(len).is_some_and(|end| end <= all);
+        let Some(len) = usize::try_from(len).ok().filter(|_| there) else {
+            return Err(Error::Format(format!(
+                "{what} would take {len} bytes from byte {first} on, but there are {all}"
+            )));
+        };
+        let read = self.source.seek(SeekFrom::Start(first));
+        let read = read.and_then(|_| self.source.read_exact(room(len)));
+        read.map_err(|error| Error::Format(format!("{what} cannot be read: {error}")))
+    }
+
+    /// What the bytes are read from, wherever it stands.
+    #[cfg(feature = "npy")]
+    pub fn into_inner(self) -> S {
+        self.source
+    }
+}
+
+/// `Ok` when no number is infinite or NaN.
+pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32>) -> Result<()> {
+    let odd = numbers.enumerate().find(|(_, number)| !number.is_finite());
+    odd.map_or(Ok(()), |(at, number)| {
+        Err(Error::Format(format!(
+            "element {at} of {} is {number}, which is refused unless asked for",
+            quote(name)
+        )))
+    })
+}
+
+/// Has `write` fill a file beside `path`, flushes it to the disk and gives it its name: `path` appears
+/// whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_whole(
+    path: impl AsRef<Path>,
+    write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let write = || -> io::Result<()> {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        // A temporary file is its owner's alone; this one is to become as readable as any other.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(directory)?;
+        let mut buffered = io::BufWriter::new(file.as_file_mut());
+        write(&mut buffered)?;
+        buffered.flush()?;
+        drop(buffered);
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        // The name itself lasts once its directory is on the disk.
+        #[cfg(unix)]
+        File::open(directory)?.sync_all()?;
+        Ok(())
+    };
+    write().map_err(|error| io_error(path, "written", &error))
+}

@@ -1,0 +1,244 @@
+//! Arrays in NumPy's `.npy` form.
+//!
+//! ```no_run
+//! use gru_wgpu::{Device, Gru, GruConfig, Init, formats::npy};
+//!
+//! # fn main() -> gru_wgpu::Result<()> {
+//! // In Python: numpy.save("x.npy", x), x of [T, B, I]
+//! let (x, _) = npy::load_as::<ndarray::Ix3>("x.npy")?;
+//! let gru = Gru::new(GruConfig::pytorch(x.dim().2, 16), Init::Uniform, 1, &Device::auto())?;
+//! npy::save("y.npy", gru.forward(&x)?.y.view())?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::fmt;
+use std::io::{Read, Seek};
+use std::path::Path;
+
+use ndarray::{Array, ArrayD, ArrayView, ArrayViewD, Dimension};
+use ndarray_npy::{ViewDataError, ViewElement, ViewNpyError, ViewNpyExt, WriteNpyExt};
+use py_literal::Value;
+
+use super::files::{self, Source};
+use crate::error::{Error, Result, quote};
+
+/// NumPy's headers are some 100 bytes; version 1.0 ends at this many.
+const MAX_HEADER: usize = 65_535;
+
+/// Bytes of a file besides its numbers, at most.
+pub(super) const MAX_OVERHEAD: u64 = MAX_HEADER as u64 + 12;
+
+/// What the numbers in a file were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Numbers {
+    /// float16, widened.
+    F16,
+    /// float32.
+    F32,
+    /// float64, rounded to single precision.
+    F64,
+}
+
+impl fmt::Display for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F16 => "float16",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+        })
+    }
+}
+
+/// Reads an array of float32, float64 or float16, in C or Fortran order, and tells which it was.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Format`] when the file is no such array.
+pub fn load(path: impl AsRef<Path>) -> Result<(ArrayD<f32>, Numbers)> {
+    files::open(path.as_ref(), read_source)
+}
+
+/// As [`load`], of so many axes.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_as<D: Dimension>(path: impl AsRef<Path>) -> Result<(Array<f32, D>, Numbers)> {
+    files::open(path.as_ref(), |source| {
+        let (array, numbers) = read_source(source)?;
+        let (shape, axes) = (array.shape().to_vec(), D::NDIM.unwrap_or(array.ndim()));
+        let array = array.into_dimensionality();
+        let wrong = |_| Error::Format(format!("its shape is {shape:?}; expected {axes} axes"));
+        Ok((array.map_err(wrong)?, numbers))
+    })
+}
+
+/// As [`load`], from any source.
+///
+/// # Errors
+/// As [`load`].
+pub fn read(source: impl Read + Seek) -> Result<(ArrayD<f32>, Numbers)> {
+    read_source(Source::new(source)?)
+}
+
+/// Reads lengths: an array `[B]` of int32 or int64, none negative.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_lengths(path: impl AsRef<Path>) -> Result<Vec<usize>> {
+    files::open(path.as_ref(), |source| parse_lengths(&Bytes::of_source(source)?))
+}
+
+/// Writes an array of float32, in C order.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn save<D: Dimension>(path: impl AsRef<Path>, array: ArrayView<'_, f32, D>) -> Result<()> {
+    let array = array.as_standard_layout();
+    files::write_whole(path, |to| array.write_npy(to).map_err(std::io::Error::other))
+}
+
+fn read_source<S: Read + Seek>(source: Source<S>) -> Result<(ArrayD<f32>, Numbers)> {
+    parse(&Bytes::of_source(source)?)
+}
+
+/// Bytes that lie as numbers must.
+pub(super) struct Bytes {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl Bytes {
+    fn of_source<S: Read + Seek>(mut source: Source<S>) -> Result<Self> {
+        let mut words: Vec<u64> = Vec::new();
+        let len = source.len();
+        source.part_into("the file", 0, len, |len| {
+            words.resize(len.div_ceil(8), 0);
+            &mut bytemuck::cast_slice_mut(&mut words)[..len]
+        })?;
+        Ok(Self { words, len: len as usize })
+    }
+
+    /// What comes until the end.
+    pub fn of_stream(mut stream: impl Read) -> Result<Self> {
+        let mut bytes = Vec::new();
+        let read = stream.read_to_end(&mut bytes);
+        read.map_err(|error| Error::Format(format!("it cannot be read: {error}")))?;
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(&bytes);
+        Ok(Self { words, len: bytes.len() })
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+}
+
+pub(super) fn parse(bytes: &Bytes) -> Result<(ArrayD<f32>, Numbers)> {
+    let bytes = checked_header(bytes)?;
+    if let Some(array) = view::<f32>(bytes)? {
+        return Ok((array.as_standard_layout().into_owned(), Numbers::F32));
+    }
+    if let Some(array) = view::<f64>(bytes)? {
+        let array = array.mapv(|number| number as f32);
+        return Ok((array.as_standard_layout().into_owned(), Numbers::F64));
+    }
+    match ArrayViewD::<Half>::view_npy(bytes) {
+        Ok(array) => {
+            let array = array.mapv(|Half(bits)| half::f16::from_bits(bits).to_f32());
+            Ok((array.as_standard_layout().into_owned(), Numbers::F16))
+        }
+        Err(error) => Err(wrong(&error, "float32, float64 or float16")),
+    }
+}
+
+fn parse_lengths(bytes: &Bytes) -> Result<Vec<usize>> {
+    let bytes = checked_header(bytes)?;
+    let wide = match view::<i32>(bytes)? {
+        Some(array) => array.mapv(i64::from),
+        None => match ArrayViewD::<i64>::view_npy(bytes) {
+            Ok(array) => array.to_owned(),
+            Err(error) => return Err(wrong(&error, "lengths of int32 or int64")),
+        },
+    };
+    if wide.ndim() != 1 {
+        let shape = wide.shape();
+        return Err(Error::Format(format!("its shape is {shape:?}; expected lengths [B]")));
+    }
+    let length = |&length: &i64| {
+        usize::try_from(length).map_err(|_| Error::Format(format!("it holds the length {length}")))
+    };
+    wide.iter().map(length).collect()
+}
+
+/// The array when its numbers are of this type, `None` when they are of another.
+fn view<A: ViewElement>(bytes: &[u8]) -> Result<Option<ArrayViewD<'_, A>>> {
+    match ArrayViewD::<A>::view_npy(bytes) {
+        Ok(array) => Ok(Some(array)),
+        Err(ViewNpyError::WrongDescriptor(_)) => Ok(None),
+        Err(error) => Err(wrong(&error, "")),
+    }
+}
+
+fn wrong(error: &ViewNpyError, expected: &str) -> Error {
+    Error::Format(match error {
+        ViewNpyError::WrongDescriptor(found) => {
+            let order = if cfg!(target_endian = "little") { "little" } else { "big" };
+            let found = quote(&found.to_string());
+            format!("its numbers are of type {found}; expected {expected}, {order}-endian")
+        }
+        other => quote(&other.to_string()).trim_matches('`').to_owned(),
+    })
+}
+
+/// The bytes, when their header is of a sane size and depth: a literal's parser goes as deep as its
+/// brackets.
+fn checked_header(bytes: &Bytes) -> Result<&[u8]> {
+    const MAX_BRACKETS: usize = 16;
+    let bytes = bytes.as_slice();
+    if !bytes.starts_with(b"\x93NUMPY") {
+        return Err(Error::Format("it does not start as a .npy file does".to_owned()));
+    }
+    let len = match (bytes.get(6), bytes.get(8..10), bytes.get(8..12)) {
+        (Some(1), Some(len), _) => 10 + usize::from(u16::from_le_bytes([len[0], len[1]])),
+        (Some(2 | 3), _, Some(len)) => {
+            let len = u32::from_le_bytes([len[0], len[1], len[2], len[3]]);
+            usize::try_from(len).unwrap_or(usize::MAX).saturating_add(12)
+        }
+        _ => return Err(Error::Format("its .npy version is not 1, 2 or 3".to_owned())),
+    };
+    let header = bytes.get(..len).filter(|_| len <= MAX_HEADER + 12);
+    let header = header.ok_or_else(|| {
+        Error::Format(format!("its header takes {len} bytes, but there are {}", bytes.len()))
+    })?;
+    let brackets = header.iter().filter(|byte| b"([{".contains(byte)).count();
+    if brackets > MAX_BRACKETS {
+        return Err(Error::Format(format!("its header has {brackets} brackets")));
+    }
+    Ok(bytes)
+}
+
+/// A float16's bits.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+struct Half(u16);
+
+impl ViewElement for Half {
+    fn bytes_as_slice<'a>(
+        bytes: &'a [u8],
+        descriptor: &Value,
+        len: usize,
+    ) -> std::result::Result<&'a [Self], ViewDataError> {
+        let native = if cfg!(target_endian = "little") { "<f2" } else { ">f2" };
+        if *descriptor != Value::String(native.to_owned()) {
+            return Err(ViewDataError::WrongDescriptor(descriptor.clone()));
+        }
+        // The caller checked that len elements do not overflow.
+        let expected = 2 * len;
+        match bytes.len() {
+            got if got < expected => Err(ViewDataError::MissingBytes(expected - got)),
+            got if got > expected => Err(ViewDataError::ExtraBytes(got - expected)),
+            _ => bytemuck::try_cast_slice(bytes).map_err(|_| ViewDataError::Misaligned),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Numbers of other types as f32.
+
+/// float16, little-endian.
+pub(super) fn widen_f16(bytes: &[u8]) -> Vec<f32> {
+    pieces(bytes).map(|b| half::f16::from_le_bytes(b).to_f32()).collect()
+}
+
+/// bfloat16, little-endian.
+pub(super) fn widen_bf16(bytes: &[u8]) -> Vec<f32> {
+    pieces(bytes).map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()
+}
+
+/// Bytes in pieces of `N`, all of them.
+pub(super) fn pieces<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.chunks_exact(N).map(|piece| piece.try_into().expect("of N bytes"))
+}

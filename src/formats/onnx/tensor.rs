@@ -1,0 +1,165 @@
+//! A tensor's numbers: in the model's own bytes, or in a file beside it.
+
+use std::path::{Component, Path, PathBuf};
+
+use ndarray::{ArrayD, IxDyn};
+use prost::bytes::Bytes;
+
+use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto, data_type};
+use crate::error::{Error, Result, quote};
+use crate::formats::files;
+use crate::formats::numbers::{pieces, widen_bf16, widen_f16};
+
+/// The folders that a model's external data may lie in: its own, and, where the model is a link, that of
+/// the file behind it.
+#[derive(Debug, Default)]
+pub(super) struct Folders(Vec<PathBuf>);
+
+impl Folders {
+    pub fn of_model(path: &Path) -> Self {
+        let behind = path.canonicalize().ok();
+        let folder = |path: &Path| {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            parent.unwrap_or(Path::new(".")).canonicalize().ok()
+        };
+        let folders = [Some(path), behind.as_deref()].into_iter().flatten().filter_map(folder);
+        Self(folders.collect())
+    }
+
+    /// The file at a location that a tensor names, links followed, if it lies in one of the folders.
+    fn find(&self, location: &str) -> Result<PathBuf> {
+        let refused = |why: &str| {
+            Error::Format(format!("external data at {} is refused: {why}", quote(location)))
+        };
+        let plain = Path::new(location).components().all(|c| matches!(c, Component::Normal(_)));
+        if location.is_empty() || !plain {
+            return Err(refused("a location is a path inside the model's folder"));
+        }
+        let Some(own) = self.0.first() else {
+            return Err(refused("a model that is no file has no folder"));
+        };
+        let file = own.join(location).canonicalize();
+        let file = file.map_err(|error| refused(&error.to_string()))?;
+        if !self.0.iter().any(|folder| file.starts_with(folder)) {
+            return Err(refused("it lies outside the model's folder"));
+        }
+        Ok(file)
+    }
+}
+
+/// The sizes of a tensor's axes, and their product.
+pub(super) fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize)> {
+    const MAX_AXES: usize = 8;
+    let wrong = || {
+        let shown = &dims[..dims.len().min(MAX_AXES)];
+        Error::Format(format!("a tensor has the impossible shape {shown:?}"))
+    };
+    if dims.len() > MAX_AXES {
+        return Err(wrong());
+    }
+    let sizes: Option<Vec<usize>> = dims.iter().map(|&dim| usize::try_from(dim).ok()).collect();
+    let sizes = sizes.ok_or_else(wrong)?;
+    let count = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    // Bytes of its numbers are counted too.
+    let count = count.filter(|&count| count <= isize::MAX as usize / 8).ok_or_else(wrong)?;
+    Ok((sizes, count))
+}
+
+/// A tensor of float, float16, bfloat16 or double, as f32.
+pub(super) fn floats(tensor: &TensorProto, folders: &Folders) -> Result<ArrayD<f32>> {
+    let (shape, count) = shape(&tensor.dims)?;
+    let halves = |widen: fn(&[u8]) -> Vec<f32>| {
+        // Where they are not raw, each lies in 32 bits of its own.
+        let bits = tensor.int32_data.iter().flat_map(|&word| (word as u16).to_le_bytes());
+        let raw = raw(tensor, count, 2, folders)?;
+        Ok::<_, Error>(raw.map_or_else(|| widen(&bits.collect::<Vec<_>>()), |raw| widen(&raw)))
+    };
+    let numbers = match tensor.data_type {
+        data_type::FLOAT => match raw(tensor, count, 4, folders)? {
+            Some(raw) => pieces(&raw).map(f32::from_le_bytes).collect(),
+            None => tensor.float_data.clone(),
+        },
+        data_type::DOUBLE => match raw(tensor, count, 8, folders)? {
+            Some(raw) => pieces(&raw).map(|b| f64::from_le_bytes(b) as f32).collect(),
+            None => tensor.double_data.iter().map(|&number| number as f32).collect(),
+        },
+        data_type::FLOAT16 => halves(widen_f16)?,
+        data_type::BFLOAT16 => halves(widen_bf16)?,
+        other => {
+            return Err(Error::Format(format!(
+                "its numbers are of ONNX's type {other}; expected FLOAT, FLOAT16, BFLOAT16 or DOUBLE"
+            )));
+        }
+    };
+    let got = numbers.len();
+    let array = ArrayD::from_shape_vec(IxDyn(&shape), numbers);
+    array.map_err(|_| Error::Format(format!("it has {got} numbers, its shape {shape:?} {count}")))
+}
+
+/// A tensor of int64 or int32.
+pub(super) fn integers(tensor: &TensorProto, folders: &Folders) -> Result<Vec<i64>> {
+    let (_, count) = shape(&tensor.dims)?;
+    let integers: Vec<i64> = match tensor.data_type {
+        data_type::INT64 => match raw(tensor, count, 8, folders)? {
+            Some(raw) => pieces(&raw).map(i64::from_le_bytes).collect(),
+            None => tensor.int64_data.clone(),
+        },
+        data_type::INT32 => match raw(tensor, count, 4, folders)? {
+            Some(raw) => pieces(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
+            None => tensor.int32_data.iter().map(|&word| i64::from(word)).collect(),
+        },
+        other => {
+            return Err(Error::Format(format!(
+                "its numbers are of ONNX's type {other}; expected INT32 or INT64"
+            )));
+        }
+    };
+    match integers.len() {
+        got if got == count => Ok(integers),
+        got => Err(Error::Format(format!("it has {got} numbers, its shape {count}"))),
+    }
+}
+
+/// The bytes of `count` numbers of `width` bytes each, unless they lie in a field of their own type.
+fn raw(
+    tensor: &TensorProto,
+    count: usize,
+    width: usize,
+    folders: &Folders,
+) -> Result<Option<Bytes>> {
+    let expected = count * width;
+    if tensor.data_location == EXTERNAL {
+        return Ok(Some(external(tensor, expected, folders)?.into()));
+    }
+    match tensor.raw_data.len() {
+        got if got == expected => Ok(Some(tensor.raw_data.clone())),
+        0 => Ok(None),
+        got => Err(Error::Format(format!("it has {got} bytes, its shape takes {expected}"))),
+    }
+}
+
+fn external(tensor: &TensorProto, expected: usize, folders: &Folders) -> Result<Vec<u8>> {
+    let (mut location, mut offset, mut length) = (None, 0, None);
+    for entry in &tensor.external_data {
+        let entry = super::decode::<StringStringEntryProto>(entry)?;
+        let number = || {
+            let shown = quote(&entry.value);
+            let wrong = |_| Error::Format(format!("external data has the {} {shown}", entry.key));
+            entry.value.parse::<u64>().map_err(wrong)
+        };
+        match entry.key.as_str() {
+            "location" => location = Some(entry.value),
+            "offset" => offset = number()?,
+            "length" => length = Some(number()?),
+            _ => {}
+        }
+    }
+    let location =
+        location.ok_or_else(|| Error::Format("external data has no location".to_owned()))?;
+    if let Some(length) = length.filter(|&length| length != expected as u64) {
+        let reason = format!("external data has {length} bytes, its shape takes {expected}");
+        return Err(Error::Format(reason));
+    }
+    let file = folders.find(&location)?;
+    files::open(&file, |mut source| source.part("external data", offset, expected as u64))
+}

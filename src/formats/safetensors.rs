@@ -1,0 +1,394 @@
+//! safetensors: PyTorch's state dicts, and our own files.
+//!
+//! ```no_run
+//! use gru_wgpu::{Device, Gru, formats::safetensors};
+//!
+//! # fn main() -> gru_wgpu::Result<()> {
+//! // In Python: safetensors.torch.save_file(model.state_dict(), "model.safetensors")
+//! let options = safetensors::Options::new().with_prefix("encoder.gru");
+//! let params = safetensors::load("model.safetensors", &options)?;
+//! let gru = Gru::with_params(params, &Device::auto())?;
+//! safetensors::save("gru.safetensors", gru.params())?; // PyTorch reads it as an nn.GRU's
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Only the header and the tensors asked for are read, by their places in the file: of a state dict of
+//! gigabytes one GRU costs what it weighs. That is what a memory map would be for, without its price: a
+//! mapped file that somebody shortens meanwhile ends the program, and no code can prove that nobody does.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use ndarray::{ArrayD, ArrayViewD, IxDyn};
+use safetensors::View;
+use safetensors::tensor::{Dtype, Metadata};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::files::{self, Source, check_finite};
+use super::numbers::{pieces, widen_bf16, widen_f16};
+use super::words;
+use crate::config::{Bias, Direction, GruConfig};
+use crate::error::{Error, Result, quote};
+use crate::params::{Gradients, Params};
+
+/// What the crate `safetensors` allows for a header, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Which GRU to take out of a file, and how strictly.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Options {
+    /// What stands in front of `weight_ih_l0` in the names of the GRU's tensors. Without it the file
+    /// must hold a single GRU.
+    pub prefix: Option<String>,
+    /// Whether weights that are infinite or NaN are taken.
+    pub allow_non_finite: bool,
+}
+
+impl Options {
+    /// The file's only GRU, of finite weights.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The GRU under this prefix, with or without its last dot.
+    #[must_use]
+    pub fn with_prefix(self, prefix: impl Into<String>) -> Self {
+        Self { prefix: Some(prefix.into()), ..self }
+    }
+
+    /// The same, taking weights that are infinite or NaN or not.
+    #[must_use]
+    pub fn with_non_finite(self, allow_non_finite: bool) -> Self {
+        Self { allow_non_finite, ..self }
+    }
+}
+
+/// Reads a GRU's parameters. A file of our own says what it computes; any other is taken to be
+/// PyTorch's `nn.GRU` (or `nn.GRUCell`), whose sizes, layers, directions and biases follow from its
+/// tensors' names and shapes. f16 and bf16 are widened.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
+/// [`Error::Format`] or [`Error::Shape`] when the file is not one, or what it holds is no GRU that can
+/// be used, with the reason.
+pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Params> {
+    files::open(path.as_ref(), |source| read_source(source, options))
+}
+
+/// As [`load`], from any source.
+///
+/// # Errors
+/// As [`load`].
+pub fn read(source: impl Read + Seek, options: &Options) -> Result<Params> {
+    read_source(Source::new(source)?, options)
+}
+
+/// What stands in front of the names of every GRU in a file: `""` for one that stands alone.
+///
+/// # Errors
+/// As [`load`].
+pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
+    files::open(path.as_ref(), |source| Ok(Tensors::open(source)?.prefixes()))
+}
+
+fn read_source<S: Read + Seek>(source: Source<S>, options: &Options) -> Result<Params> {
+    let mut file = Tensors::open(source)?;
+    let prefix = file.choose(options.prefix.as_deref())?;
+    let config = match file.own_config(&prefix)? {
+        Some(config) => config,
+        None => file.infer(&prefix)?,
+    };
+    file.expect_tensors(&prefix, &config)?;
+    let mut params = Params::zeros(&config)?;
+    for entry in params.layout().clone().entries() {
+        let array = file.tensor(&file.full_name(&prefix, &entry.name))?;
+        if !options.allow_non_finite {
+            check_finite(&entry.name, array.iter())?;
+        }
+        params.set(&entry.name, array.view())?;
+    }
+    Ok(params)
+}
+
+/// Writes parameters under PyTorch's names, with the configuration in the file's metadata, so that every
+/// definition loads back bit for bit.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
+    // One entry alone: several would come in another order in each file.
+    let config = (words::KEY.to_owned(), words::write(params.layout().config()));
+    save_tensors(path.as_ref(), params.iter(), Some([config].into()))
+}
+
+/// Writes the gradient of every parameter under its name, of x as `input` and of h0 as `h0`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn save_gradients(path: impl AsRef<Path>, gradients: &Gradients) -> Result<()> {
+    let others = [("input", gradients.x.view().into_dyn()), ("h0", gradients.h0.view().into_dyn())];
+    save_tensors(path.as_ref(), gradients.params.iter().chain(others), None)
+}
+
+fn save_tensors<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (&'a str, ArrayViewD<'a, f32>)>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
+    let tensors = tensors.map(|(name, array)| (name, Tensor::new(array)));
+    let file = safetensors::serialize(tensors, metadata)
+        .map_err(|error| Error::Format(error.to_string()))?;
+    files::write_whole(path, |to| to.write_all(&file))
+}
+
+/// An array as a file holds it: little-endian, row-major.
+struct Tensor<'a> {
+    shape: Vec<usize>,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Tensor<'a> {
+    fn new(array: ArrayViewD<'a, f32>) -> Self {
+        let bytes = match array.to_slice() {
+            Some(slice) if cfg!(target_endian = "little") => {
+                Cow::Borrowed(bytemuck::cast_slice(slice))
+            }
+            _ => array.iter().flat_map(|number| number.to_le_bytes()).collect(),
+        };
+        Self { shape: array.shape().to_vec(), bytes }
+    }
+}
+
+impl View for Tensor<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// A file's header, checked, and where its tensors come from.
+struct Tensors<S> {
+    source: Source<S>,
+    /// Where the first tensor's bytes lie.
+    data: u64,
+    header: Metadata,
+}
+
+impl<S: Read + Seek> Tensors<S> {
+    fn open(mut source: Source<S>) -> Result<Self> {
+        let len = source.part("the length of its header", 0, 8)?;
+        let len = u64::from_le_bytes(len.try_into().expect("eight bytes asked for"));
+        if len > MAX_HEADER {
+            return Err(Error::Format(format!(
+                "its header would take {len} bytes; is it a safetensors file?"
+            )));
+        }
+        let header = source.part("its header", 8, len)?;
+        let header = std::str::from_utf8(&header)
+            .map_err(|error| Error::Format(format!("its header is no text: {error}")))?;
+        check_names(header)?;
+        let header: Metadata = serde_json::from_str(header).map_err(in_header)?;
+        let (data, tensors) = (8 + len, header.data_len() as u64);
+        if data.checked_add(tensors) != Some(source.len()) {
+            return Err(Error::Format(format!(
+                "its header tells of {tensors} bytes of tensors, but there are {}",
+                source.len() - data
+            )));
+        }
+        Ok(Self { source, data, header })
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.header.info(name).map(|info| &info.shape[..])
+    }
+
+    /// What stands in front of the names of every GRU in the file.
+    fn prefixes(&self) -> Vec<String> {
+        const FIRST: [&str; 3] = ["weight_ih_l0", "weight_ih_l0_reverse", "weight_ih"];
+        let names = self.header.offset_keys();
+        let firsts = names.iter().filter_map(|name| {
+            let prefix = FIRST.iter().find_map(|first| name.strip_suffix(first))?;
+            // What ends there is a name of its own, not the end of another.
+            (prefix.is_empty() || prefix.ends_with('.')).then_some(prefix)
+        });
+        let grus = firsts.filter(|prefix| self.first_cell(prefix).is_some());
+        let mut prefixes: Vec<_> = grus.map(str::to_owned).collect();
+        prefixes.sort();
+        prefixes.dedup();
+        prefixes
+    }
+
+    /// I, H and what the names of the first cell end with, when its shapes are those of three gates: an
+    /// LSTM has four, a plain RNN one.
+    fn first_cell(&self, prefix: &str) -> Option<(usize, usize, &'static str)> {
+        ["_l0", "_l0_reverse"].into_iter().find_map(|cell| {
+            let shape = |kind: &str| self.shape(&self.full_name(prefix, &format!("{kind}{cell}")));
+            match (shape("weight_ih"), shape("weight_hh")) {
+                (Some(&[rows, input]), Some(&[gates, hidden]))
+                    if rows == gates && hidden.checked_mul(3) == Some(gates) =>
+                {
+                    Some((input, hidden, cell))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// The prefix of the GRU that was asked for, or of the only one.
+    fn choose(&self, asked: Option<&str>) -> Result<String> {
+        let found = self.prefixes();
+        let of = |prefix: &str| found.iter().find(|p| p.trim_end_matches('.') == prefix).cloned();
+        let chosen = match asked {
+            Some(asked) => of(asked.trim_end_matches('.')),
+            None if found.len() == 1 => found.first().cloned(),
+            None => None,
+        };
+        chosen.ok_or_else(|| Error::Choice {
+            within: "the file".to_owned(),
+            of: "GRU",
+            asked: asked.map(str::to_owned),
+            found,
+            by: "prefix",
+        })
+    }
+
+    /// The name of a parameter in the file. An `nn.GRUCell` has no layers to number.
+    fn full_name(&self, prefix: &str, name: &str) -> String {
+        let numbered = format!("{prefix}{name}");
+        match name.strip_suffix("_l0") {
+            Some(plain) if self.header.info(&numbered).is_none() => format!("{prefix}{plain}"),
+            _ => numbered,
+        }
+    }
+
+    /// What a file of our own says of itself.
+    fn own_config(&self, prefix: &str) -> Result<Option<GruConfig>> {
+        let words = self.header.metadata().as_ref().and_then(|metadata| metadata.get(words::KEY));
+        words.filter(|_| prefix.is_empty()).map(|words| words::read(words)).transpose()
+    }
+
+    /// The `nn.GRU` that has these tensors.
+    fn infer(&self, prefix: &str) -> Result<GruConfig> {
+        let has = |tensor: &str| self.shape(&self.full_name(prefix, tensor)).is_some();
+        let first = self.first_cell(prefix);
+        let (input, hidden, cell) = first.expect("what was chosen has its first cell");
+        let bias = match ["ih", "hh"].map(|side| has(&format!("bias_{side}{cell}"))) {
+            [true, true] => Bias::Two,
+            [false, false] => Bias::None,
+            [ih, _] => {
+                let (there, missing) = if ih { ("ih", "hh") } else { ("hh", "ih") };
+                return Err(Error::Format(format!(
+                    "there is bias_{there}{cell} but no bias_{missing}{cell}; PyTorch has both or none, \
+                     and where its one bias acts cannot be told"
+                )));
+            }
+        };
+        let direction = match [cell == "_l0_reverse", has("weight_ih_l0_reverse")] {
+            [true, _] => Direction::Reverse,
+            [false, true] => Direction::Both,
+            [false, false] => Direction::Forward,
+        };
+        let end = cell.trim_start_matches("_l0");
+        let mut layers = 1;
+        while has(&format!("weight_ih_l{layers}{end}")) {
+            layers += 1;
+        }
+        let config = GruConfig::pytorch(input, hidden).with_bias(bias);
+        Ok(config.with_layers(layers).with_direction(direction))
+    }
+
+    /// `Ok` when the tensors are those of `config`: before anything of its size is allocated.
+    fn expect_tensors(&self, prefix: &str, config: &GruConfig) -> Result<()> {
+        config.validate()?;
+        let mut known = HashSet::new();
+        for (name, expected) in config.tensors() {
+            let name = self.full_name(prefix, &name);
+            let got = self.shape(&name).ok_or_else(|| missing(&name))?;
+            if got != expected {
+                return Err(Error::Format(format!(
+                    "{} has shape {got:?}, expected {expected:?}",
+                    quote(&name)
+                )));
+            }
+            known.insert(name);
+        }
+        // A projection or a further layer would change what the GRU computes.
+        let unknown = self.header.offset_keys().into_iter().find(|name| {
+            let kind = name.strip_prefix(prefix).unwrap_or("");
+            let ours = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"];
+            ours.iter().any(|ours| kind.starts_with(ours)) && !known.contains(name)
+        });
+        match unknown {
+            None => Ok(()),
+            Some(name) => Err(Error::Format(format!("a {config} has no tensor {}", quote(&name)))),
+        }
+    }
+
+    fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>> {
+        let info = self.header.info(name).ok_or_else(|| missing(name))?.clone();
+        let (first, end) = info.data_offsets;
+        let what = quote(name);
+        let bytes = self.source.part(&what, self.data + first as u64, (end - first) as u64)?;
+        let numbers: Vec<f32> = match info.dtype {
+            Dtype::F32 => pieces(&bytes).map(f32::from_le_bytes).collect(),
+            Dtype::F16 => widen_f16(&bytes),
+            Dtype::BF16 => widen_bf16(&bytes),
+            other => {
+                let reason = format!("{what} is of {other:?}; expected F32, F16 or BF16");
+                return Err(Error::Format(reason));
+            }
+        };
+        Ok(ArrayD::from_shape_vec(IxDyn(&info.shape), numbers).expect("the header was checked"))
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::Format(format!("there is no tensor {}", quote(name)))
+}
+
+fn in_header(error: serde_json::Error) -> Error {
+    Error::Format(format!("its header: {}", quote(&error.to_string())))
+}
+
+/// What the crate `safetensors` does not refuse: names that come twice.
+fn check_names(header: &str) -> Result<()> {
+    let mut parser = serde_json::Deserializer::from_str(header);
+    parser.deserialize_map(Names).and_then(|()| parser.end()).map_err(in_header)
+}
+
+struct Names;
+
+impl<'de> Visitor<'de> for Names {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let mut seen = HashSet::new();
+        while let Some(name) = map.next_key::<String>()? {
+            map.next_value::<IgnoredAny>()?;
+            if let Some(name) = seen.replace(name) {
+                return Err(serde::de::Error::custom(format!("`{name}` comes twice")));
+            }
+        }
+        Ok(())
+    }
+}

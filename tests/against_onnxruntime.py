@@ -1,0 +1,233 @@
+"""Holds `gru run` and `gru convert` against ONNX Runtime on random models.
+
+    python tests/against_onnxruntime.py path/to/gru [DEVICE ...]
+
+Every GRU of ONNX's that the program reads: reset before and after, three directions, with and without a bias, h0,
+lengths, activations, stacks, both layouts. And every definition that it writes: ONNX Runtime must compute from
+`gru convert`'s model what `gru run` computes from the original. Needs numpy, onnx, onnxruntime and safetensors.
+"""
+
+import itertools
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+ATOL = RTOL = 1e-5
+DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+worst = {}
+rng = np.random.default_rng(5)
+
+
+def uniform(*shape, bound=1.0):
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def gru(binary, *arguments):
+    result = subprocess.run([binary, *map(str, arguments)], capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(f"{arguments}: {result.stderr}")
+
+
+def compare(what, got, expected, case):
+    assert got.shape == expected.shape, (what, case, got.shape, expected.shape)
+    error = np.abs(got - expected)
+    worst[what] = max(worst.get(what, 0.0), float(error.max()))
+    if not (error <= ATOL + RTOL * np.abs(expected)).all():
+        sys.exit(f"WRONG: {what}, {case}: off by {error.max():.1e}")
+
+
+def run_onnxruntime(path, feeds):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def node(case, layer, x, inputs):
+    """A GRU node of one layer and the nodes that bring its Y [T, D, B, H] to [T, B, D·H]; and its initialisers."""
+    d, h, i = DIRECTIONS[case["direction"]], case["H"], case["I"] if layer == 0 else case["H"] * DIRECTIONS[case["direction"]]
+    bound = 1 / np.sqrt(h)
+    held = {f"W{layer}": uniform(d, 3 * h, i, bound=bound), f"R{layer}": uniform(d, 3 * h, h, bound=bound)}
+    if case["bias"]:
+        held[f"B{layer}"] = uniform(d, 6 * h, bound=bound)
+    names = [x, f"W{layer}", f"R{layer}", f"B{layer}" if case["bias"] else "", *inputs]
+    while not names[-1]:
+        names.pop()
+    attributes = {"hidden_size": h, "direction": case["direction"], "linear_before_reset": case["after"]}
+    for name in ("activations", "activation_alpha", "activation_beta"):
+        if case.get(name):
+            attributes[name] = case[name] * d
+    nodes = [helper.make_node("GRU", names, [f"Y{layer}", f"Y_h{layer}"], name=f"gru_{layer}", **attributes)]
+    if d == 1:
+        nodes.append(helper.make_node("Squeeze", [f"Y{layer}", "one"], [f"y{layer}"]))
+    else:
+        nodes.append(helper.make_node("Transpose", [f"Y{layer}"], [f"t{layer}"], perm=[0, 2, 1, 3]))
+        nodes.append(helper.make_node("Reshape", [f"t{layer}", "shape"], [f"y{layer}"]))
+    return nodes, held
+
+
+def model_of(case):
+    """The model, its feeds, and what `gru run` takes besides x."""
+    t, b, d, h, layers = case["T"], case["B"], DIRECTIONS[case["direction"]], case["H"], case["layers"]
+    held = {"one": np.array([1])} if d == 1 else {"shape": np.array([0, 0, -1])}
+    feeds, inputs = {"x": uniform(t, b, case["I"])}, ["", ""]
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None, case["I"]])]
+    if case["lengths"]:
+        # ONNX Runtime wants at least 1.
+        feeds["lengths"] = rng.integers(1, t + 1, b).astype(np.int32)
+        values.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, [None]))
+        inputs[0] = "lengths"
+    nodes, last, h0s = [], "x", []
+    for layer in range(layers):
+        if case["h0"]:
+            name = f"h0_{layer}"
+            feeds[name] = uniform(d, b, h)
+            h0s.append(feeds[name])
+            values.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [d, None, h]))
+            inputs[1] = name
+        more, weights = node(case, layer, last, inputs)
+        nodes, held, last = nodes + more, {**held, **weights}, f"y{layer}"
+    nodes.append(helper.make_node("Concat", [f"Y_h{layer}" for layer in range(layers)], ["h_n"], axis=0))
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 3) for name in (last, "h_n")]
+    initialisers = [numpy_helper.from_array(array, name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "random", values, outputs, initialisers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", case["opset"])], ir_version=8)
+    onnx.checker.check_model(model)
+    arrays = {"h0": np.concatenate(h0s)} if h0s else {}
+    return model, feeds, {**arrays, **({"lengths": feeds["lengths"]} if case["lengths"] else {})}
+
+
+def batch_first(model, case, arrays):
+    """The same GRU as a node of layout 1, with its h0 and lengths held by the model."""
+    gru_node = next(node for node in model.graph.node if node.op_type == "GRU")
+    held = {name: array for name, array in [("h0", arrays.get("h0")), ("lengths", arrays.get("lengths"))] if array is not None}
+    if "h0" in held:
+        held["h0"] = held["h0"].swapaxes(0, 1)
+    names = [*gru_node.input[:3], gru_node.input[3] if case["bias"] else "", *(n if n in held else "" for n in ("lengths", "h0"))]
+    attributes = {a.name: helper.get_attribute_value(a) for a in gru_node.attribute}
+    graph_node = helper.make_node("GRU", names, ["Y"], name="the_gru", **attributes, layout=1)
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in gru_node.input]
+    more = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in held.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None, case["I"]])
+    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [None] * 4)
+    graph = helper.make_graph([graph_node], "batch_first", [x], [y], weights + more)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+def read_cases():
+    plain = {"T": 5, "B": 3, "I": 4, "H": 7, "layers": 1, "bias": True, "h0": True, "lengths": False, "opset": 14}
+    for after, direction in itertools.product((0, 1), DIRECTIONS):
+        for h0, lengths in itertools.product((False, True), repeat=2):
+            yield {**plain, "after": after, "direction": direction, "h0": h0, "lengths": lengths}
+        yield {**plain, "after": after, "direction": direction, "layers": 3, "bias": False, "H": 5, "opset": 22}
+    relu = {"activations": ["Sigmoid", "Relu"]}
+    hard = {"activations": ["HardSigmoid", "Affine"], "activation_alpha": [0.2, 1.0], "activation_beta": [0.5, 0.0]}
+    for activations in (relu, hard):
+        yield {**plain, "after": 0, "direction": "bidirectional", "layers": 2, **activations}
+    yield {**plain, "T": 1, "B": 1, "I": 1, "H": 1, "after": 1, "direction": "forward"}
+    yield {**plain, "T": 3, "B": 17, "I": 33, "H": 31, "after": 0, "direction": "bidirectional", "lengths": True}
+
+
+def check_reading(binary, devices, folder):
+    count = 0
+    for case in read_cases():
+        model, feeds, arrays = model_of(case)
+        onnx.save(model, folder / "model.onnx")
+        expected_y, expected_h_n = run_onnxruntime(folder / "model.onnx", feeds)
+        np.save(folder / "x.npy", feeds["x"])
+        options = []
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+            options += [f"--{name}", folder / f"{name}.npy"]
+        outputs = ["--input", folder / "x.npy", "--output", folder / "y.npy", "--hn", folder / "hn.npy"]
+        for device in devices:
+            gru(binary, "run", folder / "model.onnx", *outputs, *options, "--device", device)
+            compare(f"read, y, {device}", np.load(folder / "y.npy"), expected_y, case)
+            compare(f"read, h_n, {device}", np.load(folder / "hn.npy"), expected_h_n, case)
+        if case["layers"] == 1:
+            # ONNX Runtime has no layout 1; the numbers are those of layout 0.
+            onnx.save(batch_first(model, case, arrays), folder / "first.onnx")
+            gru(binary, "run", folder / "first.onnx", *outputs, "--device", "cpu")
+            compare("read, y of layout 1, cpu", np.load(folder / "y.npy"), expected_y, case)
+        count += 1
+    return count
+
+
+def parameters(case):
+    """PyTorch's tensors of a definition, and the metadata that says which it is."""
+    directions = {"forward": [""], "reverse": ["_reverse"], "both": ["", "_reverse"]}[case["direction"]]
+    h, bound, tensors = case["H"], 1 / np.sqrt(case["H"]), {}
+    for layer, way in itertools.product(range(case["layers"]), directions):
+        width = case["I"] if layer == 0 else h * len(directions)
+        tensors[f"weight_ih_l{layer}{way}"] = uniform(3 * h, width, bound=bound)
+        tensors[f"weight_hh_l{layer}{way}"] = uniform(3 * h, h, bound=bound)
+        for kind in {"none": [], "one": ["ih"], "two": ["ih", "hh"]}[case["bias"]]:
+            tensors[f"bias_{kind}_l{layer}{way}"] = uniform(3 * h, bound=bound)
+    words = {**case, "input": case["I"], "hidden": h, "dropout": 0, "zoneout": 0}
+    keys = "input hidden layers direction reset update bias gate candidate dropout zoneout".split()
+    return tensors, {"gru_wgpu.config": " ".join(f"{key}={words[key]}" for key in keys)}
+
+
+def write_cases():
+    sizes = {"I": 3, "H": 5, "gate": "sigmoid", "candidate": "tanh"}
+    axes = (("before", "after"), ("overwrites", "keeps"), ("none", "one", "two"), ("forward", "reverse", "both"), (1, 2))
+    for reset, update, bias, direction, layers in itertools.product(*axes):
+        yield {**sizes, "reset": reset, "update": update, "bias": bias, "direction": direction, "layers": layers}
+    variant = {"reset": "before", "update": "overwrites", "bias": "two", "direction": "both", "layers": 2}
+    yield {**sizes, **variant, "gate": "hard-sigmoid", "candidate": "relu"}
+    yield {**sizes, **variant, "gate": "sigmoid", "candidate": "identity"}
+
+
+def check_writing(binary, folder):
+    count = 0
+    for number, case in enumerate(write_cases()):
+        tensors, metadata = parameters(case)
+        save_file(tensors, folder / "model.safetensors", metadata)
+        d, t, b = 2 if case["direction"] == "both" else 1, 4, 3
+        feeds, options, inputs = {"x": uniform(t, b, case["I"])}, [], []
+        if number % 2:
+            feeds["h0"] = uniform(case["layers"] * d, b, case["H"])
+            options, inputs = [*options, "--h0", folder / "h0.npy"], [*inputs, "--with-h0"]
+        if number % 3:
+            feeds["lengths"] = rng.integers(1, t + 1, b).astype(np.int32)
+            options, inputs = [*options, "--lengths", folder / "lengths.npy"], [*inputs, "--with-lengths"]
+        for name, array in feeds.items():
+            np.save(folder / f"{name}.npy", array)
+        gru(binary, "convert", folder / "model.safetensors", folder / "written.onnx", *inputs)
+        onnx.checker.check_model(str(folder / "written.onnx"), full_check=True)
+        y, h_n = run_onnxruntime(folder / "written.onnx", feeds)
+        outputs = ["--input", folder / "x.npy", "--output", folder / "y.npy", "--hn", folder / "hn.npy"]
+        gru(binary, "run", folder / "model.safetensors", *outputs, *options, "--device", "cpu")
+        compare("written, y", y, np.load(folder / "y.npy"), case)
+        compare("written, h_n", h_n, np.load(folder / "hn.npy"), case)
+        # And back, bit for bit.
+        gru(binary, "convert", folder / "written.onnx", folder / "back.safetensors")
+        assert (folder / "back.safetensors").read_bytes() == rewritten(binary, folder), case
+        count += 1
+    return count
+
+
+def rewritten(binary, folder):
+    """The original as the program itself writes it."""
+    gru(binary, "convert", folder / "model.safetensors", folder / "again.safetensors")
+    return (folder / "again.safetensors").read_bytes()
+
+
+def main():
+    binary, devices = sys.argv[1], sys.argv[2:] or ["cpu"]
+    with tempfile.TemporaryDirectory() as folder:
+        read = check_reading(binary, devices, pathlib.Path(folder))
+        written = check_writing(binary, pathlib.Path(folder))
+    print(f"ONNX Runtime {onnxruntime.__version__}: {read} models read, {written} written; all agree to {ATOL:g}")
+    for what, error in worst.items():
+        print(f"  {what:<28} largest difference {error:.1e}")
+
+
+main()
