@@ -243,7 +243,14 @@ fn describe_choice(of: &str, asked: Option<&str>, found: &[String], by: &str) ->
 /// Text from a file as it may appear in a message: on one line, no longer than can be read.
 pub fn quote(text: &str) -> String {
     const LONGEST: usize = 120;
-    let escaped: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    let mut escaped = String::new();
+    for c in text.chars().take(LONGEST) {
+        match c {
+            // They do no harm, and paths are full of the last one.
+            '\'' | '"' | '\\' => escaped.push(c),
+            c => escaped.extend(c.escape_debug()),
+        }
+    }
     let rest = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
     format!("`{escaped}{rest}`")
 }

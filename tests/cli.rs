@@ -3,34 +3,10 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
+use common::program::{assert_refused, gru, text};
 use tempfile::TempDir;
-
-fn gru(directory: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
-    command.current_dir(directory).env_remove("GRU_DEVICE").args(arguments);
-    command.output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// Status 1, nothing on stdout, one line `error: …` on stderr that holds all of `words`, no panic.
-fn assert_refused(directory: &Path, arguments: &[&str], words: &[&str]) {
-    let output = gru(directory, arguments);
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
-    assert_eq!(text(&output.stdout), "", "{arguments:?}");
-    let errors: Vec<_> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{arguments:?}: {stderr}");
-    assert_eq!(stderr.lines().last(), errors.first().copied(), "{arguments:?}: {stderr}");
-    for word in words {
-        assert!(errors[0].contains(word), "{arguments:?}: `{word}` is not in {stderr}");
-    }
-}
 
 /// A wave of eight rows a season on a slope, 160 rows, two cells missing.
 fn series(directory: &TempDir) -> &'static str {

@@ -1,23 +1,10 @@
 //! The manifest keeps its promises: the lowest Rust that the dependencies allow, and a small library.
 
+mod common;
+
 use std::process::Command;
 
-use serde_json::Value;
-
-fn metadata() -> Value {
-    // Of this platform alone: a fresh machine has fetched no other's packages.
-    let rustc = Command::new("rustc").arg("-vV").output().unwrap();
-    let rustc = String::from_utf8(rustc.stdout).unwrap();
-    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
-        .args(["--filter-platform", host])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+use common::metadata;
 
 /// `1.87` or `1.87.0` as numbers.
 fn version(text: &str) -> Vec<u32> {

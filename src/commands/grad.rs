@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
-use gru_wgpu::DeviceKind;
+use anyhow::{Result, anyhow};
 use gru_wgpu::formats::safetensors;
+use gru_wgpu::{DeviceKind, Error};
 
 use super::model::{
     InputArguments, ModelArguments, check_outputs, load_array, on_device, save_array,
@@ -61,7 +61,13 @@ pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
     let gru = on_device(kind, model.params)?;
     let mut batch = input.batch();
     batch.seed = *seed;
-    let (out, tape) = gru.forward_train(batch)?;
+    let ran = gru.forward_train(batch);
+    let (out, tape) = ran.map_err(|error| match error {
+        Error::NoSeed => {
+            anyhow!("this model draws random numbers while training; --seed gives it a seed")
+        }
+        other => other.into(),
+    })?;
     let gradients = gru.backward(tape, Some(dy.view()), dhn.as_ref().map(|dhn| dhn.view()))?;
     safetensors::save_gradients(output, &gradients)?;
     note(format_args!("wrote {}", quote_path(output)));

@@ -74,8 +74,9 @@ impl Choice {
             self.node.is_none(),
             "--node is for .onnx files; a GRU of a .safetensors file goes by --prefix"
         );
-        let mut options = safetensors::Options::new().with_non_finite(self.allow_non_finite);
-        options.prefix.clone_from(&self.prefix);
+        let options = safetensors::Options::new()
+            .with_prefix(self.prefix.as_deref())
+            .with_non_finite(self.allow_non_finite);
         let params = safetensors::load(path, &options)?;
         Ok(Model { params, h0: Given::Nothing, lengths: Given::Nothing })
     }
@@ -85,8 +86,9 @@ impl Choice {
             self.prefix.is_none(),
             "--prefix is for .safetensors files; a GRU of an .onnx file goes by --node"
         );
-        let mut options = onnx::Options::new().with_non_finite(self.allow_non_finite);
-        options.node.clone_from(&self.node);
+        let options = onnx::Options::new()
+            .with_node(self.node.as_deref())
+            .with_non_finite(self.allow_non_finite);
         let onnx::Model { params, nodes, h0, lengths, .. } = onnx::load(path, &options)?;
         let nodes: Vec<_> = nodes.iter().map(|name| quote(name)).collect();
         note(format_args!("nodes: {}", nodes.join(", ")));
@@ -125,16 +127,29 @@ pub struct Input {
 impl InputArguments {
     /// Reads the arrays. What the model itself says of h0 and lengths stands where nothing was given.
     pub fn load(&self, model: &Model) -> Result<Input> {
-        let layout = if self.batch_first { Layout::BatchFirst } else { Layout::TimeMajor };
+        let x = load_array(&self.input)?;
+        let (layout, rows) = match self.batch_first {
+            true => (Layout::BatchFirst, x.dim().0),
+            false => (Layout::TimeMajor, x.dim().1),
+        };
         let h0 = match &self.h0 {
             Some(path) => Some(load_array(path)?),
-            None => or_held("h0", "zeros are taken", &model.h0),
+            None => {
+                let held = or_held("h0", "zeros are taken", &model.h0);
+                let other = held.as_ref().map(|h0| h0.dim().1).filter(|&other| other != rows);
+                if let Some(other) = other {
+                    bail!(
+                        "the model holds an h0 of {other} rows, x has {rows} (--h0 gives another)"
+                    );
+                }
+                held
+            }
         };
         let lengths = match &self.lengths {
             Some(path) => Some(npy::load_lengths(path)?),
             None => or_held("lengths", "every row is taken to be of length T", &model.lengths),
         };
-        Ok(Input { x: load_array(&self.input)?, layout, h0, lengths })
+        Ok(Input { x, layout, h0, lengths })
     }
 
     /// The files that are read.

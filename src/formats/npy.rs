@@ -184,7 +184,7 @@ fn wrong(error: &ViewNpyError, expected: &str) -> Error {
     Error::Format(match error {
         ViewNpyError::WrongDescriptor(found) => {
             let order = if cfg!(target_endian = "little") { "little" } else { "big" };
-            let found = quote(&found.to_string());
+            let found = quote(found.to_string().trim_matches('\''));
             format!("its numbers are of type {found}; expected {expected}, {order}-endian")
         }
         other => quote(&other.to_string()).trim_matches('`').to_owned(),
@@ -215,7 +215,25 @@ fn checked_header(bytes: &Bytes) -> Result<&[u8]> {
     if brackets > MAX_BRACKETS {
         return Err(Error::Format(format!("its header has {brackets} brackets")));
     }
+    check_shape(&String::from_utf8_lossy(&header[if header[6] == 1 { 10 } else { 12 }..]))?;
     Ok(bytes)
+}
+
+/// `Ok` unless a header's shape overflows even where its zeros count as ones, which ndarray-npy takes for
+/// impossible. What else is wrong with a header it tells itself.
+fn check_shape(header: &str) -> Result<()> {
+    let Ok(Value::Dict(entries)) = header.trim_end_matches('\n').parse() else { return Ok(()) };
+    let shape = entries.iter().find(|(key, _)| *key == Value::String("shape".to_owned()));
+    let Some((_, Value::Tuple(sizes))) = shape else { return Ok(()) };
+    let size = |size: &Value| match size {
+        Value::Integer(size) => usize::try_from(size).ok().map(|size| size.max(1)),
+        _ => None,
+    };
+    let count = sizes.iter().try_fold(1usize, |count, next| count.checked_mul(size(next)?));
+    match count {
+        Some(count) if count <= isize::MAX as usize / size_of::<f64>() => Ok(()),
+        _ => Err(Error::Format("its shape is impossible".to_owned())),
+    }
 }
 
 /// A float16's bits.

@@ -67,10 +67,10 @@ impl Options {
         Self::default()
     }
 
-    /// The GRU of this name, or of these names: `first..last`.
+    /// The GRU of this name, or of these names: `first..last`; the only one where it is `None`.
     #[must_use]
-    pub fn with_node(self, node: impl Into<String>) -> Self {
-        Self { node: Some(node.into()), ..self }
+    pub fn with_node<'a>(self, node: impl Into<Option<&'a str>>) -> Self {
+        Self { node: node.into().map(str::to_owned), ..self }
     }
 
     /// The same, taking weights that are infinite or NaN or not.
@@ -91,7 +91,7 @@ pub struct Model {
     /// The order of the axes T and B of the first node's X. It says how the model's other nodes hold the
     /// data; a [`Batch`](crate::Batch) may have either.
     pub layout: Layout,
-    /// The states `[L·D, B, H]` that it starts from: `initial_h`.
+    /// The states `[L·D, B, H]` that it starts from: `initial_h`. Zeros that the model holds are [`Given::Nothing`].
     pub h0: Given<Array3<f32>>,
     /// The length of each row: `sequence_lens`.
     pub lengths: Given<Vec<usize>>,
@@ -218,6 +218,14 @@ fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<G
         return Ok(Given::AtRun(words.join(", ")));
     }
     let Some(batch) = batch else { return Ok(Given::Nothing) };
+    let is_zero = |given: &Given<Array3<f32>>| match given {
+        Given::Constant(h0) => h0.iter().all(|&h| h == 0.0),
+        _ => true,
+    };
+    // Exporters hold zeros for the batch they were shown; zeros serve any.
+    if of_layers.iter().all(is_zero) {
+        return Ok(Given::Nothing);
+    }
     let zeros = Array3::zeros([config.directions(), batch, config.hidden_size]);
     let layers: Vec<_> = of_layers
         .iter()
@@ -303,7 +311,8 @@ impl Grus {
             let (first, last) = (&asked[..at], &asked[at + dots.len()..]);
             self.stacks.iter().find_map(|stack| {
                 let place = |name| stack.iter().position(|&number| self.names[number] == name);
-                stack.get(place(first)?..=place(last)?).map(<[_]>::to_vec)
+                let part = stack.get(place(first)?..=place(last)?)?;
+                (!part.is_empty()).then(|| part.to_vec())
             })
         })
     }

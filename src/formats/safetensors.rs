@@ -55,10 +55,10 @@ impl Options {
         Self::default()
     }
 
-    /// The GRU under this prefix, with or without its last dot.
+    /// The GRU under this prefix, with or without its last dot; the only one where it is `None`.
     #[must_use]
-    pub fn with_prefix(self, prefix: impl Into<String>) -> Self {
-        Self { prefix: Some(prefix.into()), ..self }
+    pub fn with_prefix<'a>(self, prefix: impl Into<Option<&'a str>>) -> Self {
+        Self { prefix: prefix.into().map(str::to_owned), ..self }
     }
 
     /// The same, taking weights that are infinite or NaN or not.

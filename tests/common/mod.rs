@@ -1,6 +1,10 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+#[cfg(feature = "cli")]
+pub mod program;
+
+use std::process::Command;
 use std::sync::OnceLock;
 
 use gru_wgpu::Device;
@@ -28,6 +32,22 @@ pub fn adapter() -> &'static Device {
 /// The CPU and the adapter.
 pub fn devices() -> [Device; 2] {
     [Device::cpu(), adapter().clone()]
+}
+
+/// What cargo knows of this package and those it depends on.
+pub fn metadata() -> serde_json::Value {
+    // Of this platform alone: a fresh machine has fetched no other's packages.
+    let rustc = Command::new("rustc").arg("-vV").output().unwrap();
+    let rustc = String::from_utf8(rustc.stdout).unwrap();
+    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .args(["--filter-platform", host])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Uniform in ±1, the same for the same seed.

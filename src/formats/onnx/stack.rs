@@ -51,9 +51,13 @@ pub(super) fn stacks(graph: &Graph, grus: &[Result<GruNode>]) -> Result<Vec<Vec<
         }
     }
     let firsts = (0..grus.len()).filter(|&number| follows(number).is_none());
-    let stack =
-        |first| std::iter::successors(Some(first), |&number: &usize| next[number]).collect();
-    Ok(firsts.map(stack).collect())
+    let stack = |first| std::iter::successors(Some(first), |&number: &usize| next[number]);
+    let mut stacks: Vec<Vec<_>> = firsts.map(|first| stack(first).collect()).collect();
+    // GRUs that read each other in a circle have no first one.
+    let mut placed = vec![false; grus.len()];
+    stacks.iter().flatten().for_each(|&number| placed[number] = true);
+    stacks.extend((0..grus.len()).filter(|&number| !placed[number]).map(|number| vec![number]));
+    Ok(stacks)
 }
 
 /// Whether a GRU whose Y goes this way to another one's X is a layer of the same GRU.

@@ -1,0 +1,264 @@
+//! Models whose nodes nearly make a GRU, or a stack of them.
+#![no_main]
+
+#[path = "../../common/proto.rs"]
+mod proto;
+
+use arbitrary::Arbitrary;
+use gru_wgpu::formats::onnx;
+use libfuzzer_sys::fuzz_target;
+use proto::{attribute, bytes, float, int, model, node, tensor};
+
+#[derive(Arbitrary, Debug)]
+enum Input<'a> {
+    File(&'a [u8]),
+    Made(Vec<Node<'a>>, Vec<Tensor<'a>>),
+    Stack(Stack, Vec<Node<'a>>, Vec<Tensor<'a>>),
+    Metadata(Stack, &'a str),
+}
+
+#[derive(Arbitrary, Debug)]
+struct Node<'a> {
+    op: u8,
+    inputs: Vec<u8>,
+    outputs: Vec<u8>,
+    attributes: Vec<Attribute<'a>>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Attribute<'a> {
+    Text(u8, &'a str),
+    Word(u8, u8),
+    Words(u8, Vec<u8>),
+    Int(u8, i64),
+    Small(u8, i8),
+    Ints(u8, Vec<i8>),
+    Float(u8, f32),
+    Floats(u8, Vec<f32>),
+    Tensor(u8, Tensor<'a>),
+    Raw(&'a [u8]),
+}
+
+#[derive(Arbitrary, Debug)]
+struct Tensor<'a> {
+    name: u8,
+    dims: Vec<Dim>,
+    data_type: u8,
+    data: Data<'a>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Dim {
+    Small(u8),
+    Any(i64),
+}
+
+#[derive(Arbitrary, Debug)]
+enum Data<'a> {
+    /// As many bytes as the shape takes.
+    Fitting(u8),
+    Raw(&'a [u8]),
+    Floats(Vec<f32>),
+    Words(Vec<i32>),
+    Longs(Vec<i64>),
+    External(&'a str, &'a str, u64),
+}
+
+/// Layers that follow each other.
+#[derive(Arbitrary, Debug)]
+struct Stack {
+    input: u8,
+    hidden: u8,
+    layers: u8,
+    both: bool,
+    bias: bool,
+    way: u8,
+    attributes: u8,
+}
+
+const OPS: [&str; 9] =
+    ["GRU", "Constant", "Identity", "Squeeze", "Transpose", "Reshape", "Dropout", "Slice", "LSTM"];
+const VALUES: [&str; 16] = [
+    "", "x", "W0", "R0", "B0", "Y0", "y0", "t0", "W1", "R1", "B1", "Y1", "y1", "one", "shape", "h0",
+];
+const ATTRIBUTES: [&str; 11] = [
+    "direction",
+    "linear_before_reset",
+    "layout",
+    "hidden_size",
+    "activations",
+    "activation_alpha",
+    "activation_beta",
+    "clip",
+    "perm",
+    "axes",
+    "value",
+];
+const WORDS: [&str; 10] = [
+    "forward",
+    "reverse",
+    "bidirectional",
+    "Sigmoid",
+    "Tanh",
+    "relu",
+    "HardSigmoid",
+    "Affine",
+    "ScaledTanh",
+    "Elu",
+];
+const TYPES: [i64; 7] = [1, 10, 11, 16, 7, 6, 3];
+
+fn pick<T: Copy>(choices: &[T], at: u8) -> T {
+    choices[at as usize % choices.len()]
+}
+
+fn encoded(of: &Attribute<'_>) -> Vec<u8> {
+    let name = |at: u8| pick(&ATTRIBUTES, at);
+    match of {
+        Attribute::Text(at, text) => attribute(name(*at), bytes(4, text.as_bytes())),
+        Attribute::Word(at, word) => attribute(name(*at), bytes(4, pick(&WORDS, *word).as_bytes())),
+        Attribute::Words(at, words) => {
+            let words =
+                words.iter().take(5).flat_map(|&word| bytes(9, pick(&WORDS, word).as_bytes()));
+            attribute(name(*at), words.collect())
+        }
+        Attribute::Int(at, value) => attribute(name(*at), int(3, *value)),
+        Attribute::Small(at, value) => attribute(name(*at), int(3, (*value).into())),
+        Attribute::Ints(at, values) => {
+            attribute(name(*at), values.iter().flat_map(|&value| int(8, value.into())).collect())
+        }
+        Attribute::Float(at, value) => attribute(name(*at), float(2, *value)),
+        Attribute::Floats(at, values) => {
+            attribute(name(*at), values.iter().flat_map(|&value| float(7, value)).collect())
+        }
+        Attribute::Tensor(at, value) => attribute(name(*at), bytes(5, &tensor_of(value))),
+        Attribute::Raw(raw) => raw.to_vec(),
+    }
+}
+
+fn node_of(of: &Node<'_>) -> Vec<u8> {
+    let names =
+        |places: &[u8]| places.iter().take(7).map(|&at| pick(&VALUES, at)).collect::<Vec<_>>();
+    let attributes: Vec<_> = of.attributes.iter().take(8).map(encoded).collect();
+    node(pick(&OPS, of.op), &names(&of.inputs), &names(&of.outputs), &attributes)
+}
+
+fn tensor_of(of: &Tensor<'_>) -> Vec<u8> {
+    let dim = |dim: &Dim| match *dim {
+        Dim::Small(size) => i64::from(size % 13),
+        Dim::Any(size) => size,
+    };
+    let dims: Vec<_> = of.dims.iter().take(9).map(dim).collect();
+    let data_type = pick(&TYPES, of.data_type);
+    let data = match &of.data {
+        Data::Fitting(value) => {
+            let width = match data_type {
+                11 | 7 => 8,
+                1 | 6 => 4,
+                _ => 2,
+            };
+            let count = dims.iter().fold(1i64, |count, &dim| count.saturating_mul(dim));
+            bytes(9, &vec![*value; count.clamp(0, 1 << 14) as usize * width])
+        }
+        Data::Raw(raw) => bytes(9, raw),
+        Data::Floats(values) => values.iter().flat_map(|&value| float(4, value)).collect(),
+        Data::Words(values) => values.iter().flat_map(|&value| int(5, value.into())).collect(),
+        Data::Longs(values) => values.iter().flat_map(|&value| int(7, value)).collect(),
+        Data::External(location, key, value) => {
+            let entry = |key: &str, value: &str| {
+                bytes(13, &[bytes(1, key.as_bytes()), bytes(2, value.as_bytes())].concat())
+            };
+            let (location, more) = (entry("location", location), entry(key, &value.to_string()));
+            [int(14, 1), location, more].concat()
+        }
+    };
+    tensor(pick(&VALUES, of.name), &dims, data_type, data)
+}
+
+fn stack(of: &Stack) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let (hidden, d) = (i64::from(of.hidden % 4), if of.both { 2 } else { 1 });
+    let floats = |name: &str, dims: &[i64]| {
+        let count: i64 = dims.iter().product();
+        tensor(name, dims, 1, bytes(9, &vec![0x3C; 4 * count as usize]))
+    };
+    let integers = |name: &str, values: &[i64]| {
+        let data = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
+        tensor(name, &[values.len() as i64], 7, bytes(9, &data))
+    };
+    let mut nodes = Vec::new();
+    let mut tensors = vec![integers("one", &[1]), integers("shape", &[0, 0, -1])];
+    let mut x = "x".to_owned();
+    let direction: &[u8] = if of.both { b"bidirectional" } else { b"forward" };
+    let attributes = [
+        attribute("direction", bytes(4, direction)),
+        attribute("linear_before_reset", int(3, (of.attributes & 1).into())),
+        attribute("layout", int(3, (of.attributes >> 1 & 1).into())),
+        attribute("hidden_size", int(3, hidden)),
+    ];
+    for layer in 0..i64::from(of.layers % 3) {
+        let [w, r, b, all, turned, y] =
+            ["W", "R", "B", "Y", "t", "y"].map(|name| format!("{name}{layer}"));
+        let wide = if layer == 0 { i64::from(of.input % 4) } else { hidden * d };
+        tensors.extend([floats(&w, &[d, 3 * hidden, wide]), floats(&r, &[d, 3 * hidden, hidden])]);
+        let mut inputs = vec![x.as_str(), &w, &r];
+        if of.bias {
+            tensors.push(floats(&b, &[d, 6 * hidden]));
+            inputs.push(&b);
+        }
+        nodes.push(node("GRU", &inputs, &[&all], &attributes));
+        let order =
+            attribute("perm", [0, 2, 1, 3].into_iter().flat_map(|axis| int(8, axis)).collect());
+        match of.way % 3 {
+            0 => nodes.push(node("Squeeze", &[&all, "one"], &[&y], &[])),
+            _ => {
+                nodes.push(node("Transpose", &[&all], &[&turned], &[order]));
+                nodes.push(node("Reshape", &[&turned, "shape"], &[&y], &[]));
+            }
+        }
+        x = y;
+    }
+    (nodes, tensors)
+}
+
+fn made(input: &Input<'_>) -> Vec<u8> {
+    match input {
+        Input::File(file) => file.to_vec(),
+        Input::Made(nodes, tensors) => {
+            let nodes: Vec<_> = nodes.iter().take(12).map(node_of).collect();
+            let tensors: Vec<_> = tensors.iter().take(12).map(tensor_of).collect();
+            model(&nodes, &tensors)
+        }
+        Input::Stack(of, more_nodes, more_tensors) => {
+            let (mut nodes, mut tensors) = stack(of);
+            nodes.extend(more_nodes.iter().take(4).map(node_of));
+            tensors.extend(more_tensors.iter().take(4).map(tensor_of));
+            model(&nodes, &tensors)
+        }
+        Input::Metadata(of, words) => {
+            let (nodes, tensors) = stack(of);
+            let entry = [bytes(1, b"gru_wgpu.config"), bytes(2, words.as_bytes())].concat();
+            [model(&nodes, &tensors), bytes(14, &entry)].concat()
+        }
+    }
+}
+
+fuzz_target!(|input: Input<'_>| {
+    let file = made(&input);
+    // For the seeds that tests/fuzzed.rs reads.
+    if let Ok(path) = std::env::var("FUZZ_WRITE_FILE") {
+        std::fs::write(path, &file).unwrap();
+    }
+    for node in [None, Some("Y0"), Some("Y0..Y1")] {
+        let options = onnx::Options::new().with_node(node);
+        if let Ok(read) = onnx::read(&file, &options) {
+            assert!(read.params.as_slice().iter().all(|number| number.is_finite()));
+            let config = read.params.layout().config();
+            assert_eq!(read.nodes.len(), config.layers);
+            // What was read can be written, but for what ONNX has no words for, and read again.
+            if let Ok(written) = onnx::encode(&read.params, &onnx::Inputs::new()) {
+                let again = onnx::read(&written, &onnx::Options::new()).unwrap();
+                assert_eq!(again.params, read.params);
+            }
+        }
+    }
+});

@@ -1,0 +1,209 @@
+//! Every format × variant × direction × layers: what is written loads back bit for bit, and what loads
+//! computes the same.
+#![cfg(all(feature = "npy", feature = "onnx", feature = "safetensors"))]
+
+mod common;
+
+use std::path::Path;
+
+use common::random3;
+use gru_wgpu::formats::{npy, npz, onnx, safetensors};
+use gru_wgpu::{
+    Activation, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update, reference,
+};
+use ndarray::{Array3, ShapeBuilder, s};
+use tempfile::TempDir;
+
+/// Every variant × direction × 1 and 3 layers at odd sizes, and the other activations.
+fn models() -> Vec<Params> {
+    let mut configs = Vec::new();
+    for direction in [Direction::Forward, Direction::Reverse, Direction::Both] {
+        for layers in [1, 3] {
+            let variants = GruConfig::all_variants(3, 5).into_iter();
+            configs.extend(variants.map(|c| c.with_direction(direction).with_layers(layers)));
+        }
+    }
+    for gate in [Activation::Sigmoid, Activation::HardSigmoid] {
+        for candidate in Activation::ALL {
+            configs.push(GruConfig::new(2, 3).with_activations(gate, candidate));
+        }
+    }
+    configs.push(GruConfig::pytorch(1, 1).with_layers(2).with_dropout(0.25));
+    let init = |(seed, config): (u64, &GruConfig)| {
+        let mut params = Params::init(config, Init::Uniform, seed).unwrap();
+        // Bits that arithmetic would lose: a zero with a sign, and the smallest number there is.
+        let mut weight = params.get_mut(&format!("weight_hh{}", first_cell(config))).unwrap();
+        weight[[0, 0]] = -0.0;
+        let last = weight.shape()[0] - 1;
+        weight[[last, 0]] = f32::from_bits(1);
+        params
+    };
+    (0..).zip(&configs).map(init).collect()
+}
+
+fn first_cell(config: &GruConfig) -> &'static str {
+    if config.direction == Direction::Reverse { "_l0_reverse" } else { "_l0" }
+}
+
+fn bits(params: &Params) -> Vec<u32> {
+    params.as_slice().iter().map(|number| number.to_bits()).collect()
+}
+
+/// What a format makes of each model, written and read by `there_and_back`.
+fn check(format: &str, there_and_back: impl Fn(&Path, &Params) -> Params) {
+    let directory = TempDir::new().unwrap();
+    let models = models();
+    for (number, params) in models.iter().enumerate() {
+        let path = directory.path().join(format!("{number}.{format}"));
+        let back = there_and_back(&path, params);
+        let config = params.layout().config();
+        assert_eq!(back.layout().config(), config, "{format}");
+        assert_eq!(bits(&back), bits(params), "{format}, {config}");
+        // The same model gives the same file.
+        let bytes = std::fs::read(&path).unwrap();
+        there_and_back(&path, &back);
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "{format}, {config}");
+    }
+    println!("{format}: {} models, every bit", models.len());
+}
+
+#[test]
+fn safetensors_gives_back_every_bit() {
+    check("safetensors", |path, params| {
+        safetensors::save(path, params).unwrap();
+        safetensors::load(path, &safetensors::Options::new()).unwrap()
+    });
+}
+
+#[test]
+fn onnx_gives_back_every_bit() {
+    for inputs in [onnx::Inputs::new(), onnx::Inputs::new().with_h0(true).with_lengths(true)] {
+        check("onnx", |path, params| {
+            onnx::save(path, params, &inputs).unwrap();
+            let model = onnx::load(path, &onnx::Options::new()).unwrap();
+            let config = params.layout().config();
+            assert_eq!(model.nodes.len(), config.layers);
+            assert_eq!(matches!(model.h0, onnx::Given::AtRun(_)), inputs.h0);
+            assert_eq!(matches!(model.lengths, onnx::Given::AtRun(_)), inputs.lengths);
+            model.params
+        });
+    }
+}
+
+#[test]
+fn npz_gives_back_every_bit() {
+    check("npz", |path, params| {
+        let name = |ours: &str| format!("layers/{ours}");
+        npz::save(path, params, name).unwrap();
+        npz::load(path, params.layout().config(), name, &npz::Options::new()).unwrap()
+    });
+}
+
+/// Without the metadata of its own the file is any ONNX model: what its nodes compute is the same, be it
+/// by other weights.
+#[test]
+fn onnx_nodes_compute_what_was_written() {
+    for params in models() {
+        let config = params.layout().config();
+        let bytes = onnx::encode(&params, &onnx::Inputs::new()).unwrap();
+        // As long, but no key of ours.
+        let stripped = replaced(&bytes, b"gru_wgpu.config", b"another_.config");
+        let model = onnx::read(&stripped, &onnx::Options::new()).unwrap();
+        let other = model.params.layout().config();
+        assert_eq!((other.update, other.dropout), (Update::Keeps, 0.0));
+        let x = random3([4, 3, config.input_size], 7).mapv(f64::from);
+        let y = |params: &Params| reference::forward(&params.cast::<f64>(), &x).unwrap().y();
+        let (got, expected) = (y(&model.params), y(&params));
+        approx::assert_abs_diff_eq!(
+            got.as_slice().unwrap(),
+            expected.as_slice().unwrap(),
+            epsilon = 1e-12
+        );
+    }
+}
+
+fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to);
+    bytes
+}
+
+/// A stack is layers that follow each other; of a node alone, or a part, the layers.
+#[test]
+fn parts_of_a_stack_have_their_names() {
+    let config = GruConfig::pytorch(3, 5).with_layers(4).with_direction(Direction::Both);
+    let params = Params::init(&config, Init::Uniform, 1).unwrap();
+    let model = onnx::encode(&params, &onnx::Inputs::new()).unwrap();
+    let read = |node: &str| onnx::read(&model, &onnx::Options::new().with_node(node));
+    for (node, layers) in [
+        ("gru_l0..gru_l3", 0..4),
+        ("gru_l1..gru_l2", 1..3),
+        ("gru_l3", 3..4),
+        ("gru_l0..gru_l0", 0..1),
+    ] {
+        let part = read(node).unwrap().params;
+        assert_eq!(part.layout().config().layers, layers.len());
+        assert_eq!(part.to_cells(), params.to_cells()[2 * layers.start..2 * layers.end], "{node}");
+    }
+    for node in ["gru_l2..gru_l1", "gru_l9", "..", "gru_l0..", ""] {
+        let error = read(node).unwrap_err();
+        assert!(matches!(error, Error::Choice { .. }), "{node}: {error}");
+        assert!(error.to_string().ends_with("but `gru_l0..gru_l3`"), "{error}");
+    }
+}
+
+#[test]
+fn what_onnx_has_no_words_for_is_refused() {
+    let encode = |config: GruConfig| {
+        let params = Params::init(&config, Init::Uniform, 1).unwrap();
+        onnx::encode(&params, &onnx::Inputs::new()).map(|_| ()).unwrap_err().to_string()
+    };
+    let error = encode(GruConfig::pytorch(2, 3).with_zoneout(0.1));
+    assert!(error.starts_with("zoneout and ONNX cannot be combined"), "{error}");
+    let config = GruConfig::new(2, 3).with_activations(Activation::Relu, Activation::Tanh);
+    assert!(encode(config.clone()).contains("z overwrites and ONNX"));
+    // Where z keeps there is nothing to turn.
+    let keeps = Params::init(&config.with_update(Update::Keeps), Init::Uniform, 1).unwrap();
+    onnx::encode(&keeps, &onnx::Inputs::new()).unwrap();
+}
+
+#[test]
+fn arrays_come_back_in_any_order_of_memory() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("x.npy");
+    let x = random3([4, 3, 5], 1);
+    let fortran = Array3::from_shape_fn((4, 3, 5).f(), |at| x[at]);
+    for view in [x.view(), fortran.view()] {
+        npy::save(&path, view).unwrap();
+        let (back, numbers) = npy::load_as::<ndarray::Ix3>(&path).unwrap();
+        assert_eq!((back, numbers), (x.clone(), npy::Numbers::F32));
+    }
+    npy::save(&path, x.slice(s![..;2, .., ..2])).unwrap();
+    assert_eq!(npy::load(&path).unwrap().0.shape(), [2, 3, 2]);
+    let error = npy::load_as::<ndarray::Ix2>(&path).unwrap_err().to_string();
+    assert!(error.ends_with("its shape is [2, 3, 2]; expected 2 axes"), "{error}");
+}
+
+#[test]
+fn gradients_are_under_their_parameters_names() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("grads.safetensors");
+    let config = GruConfig::new(3, 5).with_reset(Reset::After).with_direction(Direction::Both);
+    let gru = Gru::new(config, Init::Uniform, 1, &Device::cpu()).unwrap();
+    let x = random3([4, 2, 3], 2);
+    let (out, tape) = gru.forward_train(&x).unwrap();
+    let grads = gru.backward(tape, Some(out.y.view()), None).unwrap();
+    safetensors::save_gradients(&path, &grads).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let array = |name: &str| -> Vec<f32> {
+        bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data())
+    };
+    for (name, expected) in grads.params.iter() {
+        assert_eq!(array(name), expected.iter().copied().collect::<Vec<_>>(), "{name}");
+    }
+    assert_eq!(array("input"), grads.x.as_slice().unwrap());
+    assert_eq!(array("h0"), grads.h0.as_slice().unwrap());
+    assert_eq!(file.len(), grads.params.layout().entries().len() + 2);
+}
