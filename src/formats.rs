@@ -18,7 +18,7 @@
 //! names twice or holds nothing usable gives one typed error with the reason; no file makes a reader
 //! panic, or allocate more than a small multiple of the file's own length (of an `.npz`, of what its
 //! arrays take). Weights that are infinite or NaN are refused unless asked for. `tests/hostile.rs` holds
-//! the readers to this, and `tests/fuzz` looks for more. A file that is written appears under its name
+//! the readers to this, and the fuzz targets in `tests/fuzz` look for more. A file that is written appears under its name
 //! whole, flushed to the disk, or not at all.
 
 mod cell;

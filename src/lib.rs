@@ -111,11 +111,13 @@
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
 //! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
-//! | `formats.rs`, `formats/` | [`mod@formats`]: the layouts of weights in other frameworks |
+//! | `formats.rs`, `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz` and `.npy` files; other frameworks' layouts |
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
 //! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
 //!
+//! A new format is a file in `formats/` with a feature of its own, a round trip in `tests/roundtrips.rs`,
+//! a file by its own framework in `tests/models.rs`, hostile ones in `tests/hostile.rs` and a fuzz target.
 //! A new kernel is a file in `shaders/`, a row in `kernels.rs`, a stage in `plan/`, a twin in
 //! `reference.rs` and a comparison in `check/`.
 //!
@@ -123,16 +125,23 @@
 //!
 //! - Backward passes over a caller's own buffers; streams of a reverse direction (there is no end
 //!   to start it from).
-//! - Activations with parameters of their own, such as leaky ReLU; f16.
-//! - Model files of any format.
+//! - Activations with parameters of their own, such as leaky ReLU; different ones in the two directions;
+//!   ONNX's `clip`; f16 on the device (files of it are read).
 //! - The CPU device runs [`mod@reference`] on one thread. It is meant to be right, not fast.
 //! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind. A step
 //!   takes 256 bytes of arguments a dispatch, so WebGPU's default limits end at some 260,000 steps.
 //!
 //! # Features
 //!
-//! `cli` (default) builds the program `gru`. A library user turns it off:
-//! `gru-wgpu = { version = "0.1", default-features = false }`.
+//! | feature | what it adds |
+//! |---|---|
+//! | `cli` (default) | the program `gru`, and all of the following |
+//! | `safetensors` | `formats::safetensors`: PyTorch's state dicts, and this crate's own files |
+//! | `onnx` | `formats::onnx` |
+//! | `npy` | `formats::npy` and `formats::npz`: NumPy's files |
+//!
+//! A library user takes what is needed:
+//! `gru-wgpu = { version = "0.1", default-features = false, features = ["safetensors"] }`.
 
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used))]
 

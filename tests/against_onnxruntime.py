@@ -2,12 +2,15 @@
 
     python tests/against_onnxruntime.py path/to/gru [DEVICE ...]
 
+DEVICE is cpu, gpu or software; without one, cpu and the adapter that the machine has.
+
 Every GRU of ONNX's that the program reads: reset before and after, three directions, with and without a bias, h0,
 lengths, activations, stacks, both layouts. And every definition that it writes: ONNX Runtime must compute from
 `gru convert`'s model what `gru run` computes from the original. Needs numpy, onnx, onnxruntime and safetensors.
 """
 
 import itertools
+import json
 import pathlib
 import subprocess
 import sys
@@ -220,8 +223,16 @@ def rewritten(binary, folder):
     return (folder / "again.safetensors").read_bytes()
 
 
+def all_devices(binary):
+    """The CPU and an adapter, a hardware GPU where there is one."""
+    info = json.loads(subprocess.run([binary, "info", "--json"], capture_output=True, check=True).stdout)
+    software = [adapter["software"] for adapter in info["adapters"]]
+    return ["cpu", *(["gpu"] if not all(software) else ["software"] if software else [])]
+
+
 def main():
-    binary, devices = sys.argv[1], sys.argv[2:] or ["cpu"]
+    binary = sys.argv[1]
+    devices = sys.argv[2:] or all_devices(binary)
     with tempfile.TemporaryDirectory() as folder:
         read = check_reading(binary, devices, pathlib.Path(folder))
         written = check_writing(binary, pathlib.Path(folder))

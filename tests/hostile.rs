@@ -34,11 +34,13 @@ unsafe impl GlobalAlloc for Counting {
         if HELD.get() < usize::MAX / 2 {
             MOST.set(MOST.get().max(HELD.get()));
         }
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         HELD.set(HELD.get().wrapping_sub(layout.size()));
+        // SAFETY: the pointer came from `alloc` above, so from the system's allocator, with this layout.
         unsafe { System.dealloc(pointer, layout) }
     }
 }

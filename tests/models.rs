@@ -113,7 +113,7 @@ fn stacks_of_torch_exports() {
         // A part of the stack, by its nodes' names.
         let whole = format!("{}..{}", model.nodes[0], model.nodes[1]);
         let file = path(&format!("{name}.onnx"));
-        assert_eq!(onnx::names(&file).unwrap(), [whole.clone()]);
+        assert_eq!(onnx::names(&file).unwrap(), [whole.as_str()]);
         let with = |node: &str| onnx::load(&file, &onnx::Options::new().with_node(node)).unwrap();
         assert_eq!(with(&whole), model);
         let second = with(&model.nodes[1]).params;

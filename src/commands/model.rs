@@ -107,7 +107,7 @@ pub struct InputArguments {
     #[arg(long, value_name = "f.npy")]
     h0: Option<PathBuf>,
 
-    /// The length of each row, int32 or int64 [B] [default: those that the model holds, or T].
+    /// The length of each row, int32 or int64 `[B]` [default: those that the model holds, or T].
     #[arg(long, value_name = "n.npy")]
     lengths: Option<PathBuf>,
 
