@@ -515,9 +515,9 @@ fn onnx_that_lies() {
             "external data has no location",
         ),
         (
-            "a thousand and one GRUs",
-            model(&vec![node("GRU", &[], &[], &[]); 1001], &[]),
-            "more than 1000 GRU nodes",
+            "hundreds of GRUs",
+            model(&vec![node("GRU", &[], &[], &[]); 257], &[]),
+            "more than 256 GRU nodes",
         ),
         ("a million empty nodes", bytes(7, &[0x0A, 0].repeat(1_000_000)), "the model holds no GRU"),
         ("a million empty tensors", bytes(7, &[0x2A, 0].repeat(1_000_000)), "`` is made twice"),
@@ -574,6 +574,23 @@ fn stacks_end() {
     for order in [[0, 0, 2], [0, 1, 3], [-1, 1, 2]] {
         assert_eq!(listed(&turned(order)), ["a", "d"]);
     }
+}
+
+/// Layers may share their weights, but not so that a short file becomes a vast model.
+#[test]
+fn layers_that_share_their_weights() {
+    let one = tensor("one", &[1], 7, bytes(9, &1i64.to_le_bytes()));
+    let weights = [zeros("W", &[1, 60, 20]), zeros("R", &[1, 60, 20]), one];
+    let stack = |layers: usize| {
+        let layer = |l: usize| {
+            let (x, y, next) = (format!("x{l}"), format!("y{l}"), format!("x{}", l + 1));
+            [node("GRU", &[&x, "W", "R"], &[&y], &[]), node("Squeeze", &[&y, "one"], &[&next], &[])]
+        };
+        model(&(0..layers).flat_map(layer).collect::<Vec<_>>(), &weights)
+    };
+    assert_eq!(read_onnx(&stack(3)).unwrap().nodes.len(), 3);
+    let message = refused(read_onnx(&stack(200)));
+    assert!(message.contains("all weights together are more than the model's files hold"));
 }
 
 /// External data lies in the model's folder, wherever links and dots lead.

@@ -22,13 +22,13 @@
 //! [`Activation`]: crate::Activation
 
 mod graph;
+mod grus;
 mod node;
 mod proto;
 mod stack;
 mod tensor;
 mod write;
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use ndarray::{Array3, Axis, concatenate};
@@ -36,9 +36,7 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use self::graph::Graph;
-use self::node::GruNode;
-use self::proto::NodeProto;
-use self::tensor::Folders;
+use self::grus::Grus;
 use super::{files, words};
 use crate::config::{Bias, GruConfig, Layout, Update};
 use crate::error::{Error, Result};
@@ -123,7 +121,7 @@ pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
 /// # Errors
 /// As [`load`].
 pub fn read(model: &[u8], options: &Options) -> Result<Model> {
-    let graph = Graph::parse(Bytes::copy_from_slice(model), Folders::default())?;
+    let graph = Graph::parse(Bytes::copy_from_slice(model), None)?;
     read_graph(&graph, options)
 }
 
@@ -133,10 +131,7 @@ pub fn read(model: &[u8], options: &Options) -> Result<Model> {
 /// # Errors
 /// As [`load`].
 pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
-    open(path.as_ref(), |graph| {
-        let grus = Grus::of(graph)?;
-        Ok(grus.stacks.iter().map(|stack| grus.stack_name(stack)).collect())
-    })
+    open(path.as_ref(), |graph| Ok(Grus::of(graph)?.stack_names()))
 }
 
 fn open<T>(path: &Path, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
@@ -147,7 +142,7 @@ fn open<T>(path: &Path, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
             return Err(Error::Format(reason));
         }
         let bytes = source.part("the model", 0, len)?;
-        read(&Graph::parse(bytes.into(), Folders::of_model(path))?)
+        read(&Graph::parse(bytes.into(), Some(path))?)
     })
 }
 
@@ -155,11 +150,8 @@ fn read_graph(graph: &Graph, options: &Options) -> Result<Model> {
     let grus = Grus::of(graph)?;
     let chosen = grus.choose(options.node.as_deref())?;
     let is_whole = chosen.len() == grus.nodes.len();
-    let nodes: Vec<_> = chosen
-        .iter()
-        .map(|&i| grus.nodes[i].as_ref())
-        .collect::<Result<_, _>>()
-        .map_err(Error::clone)?;
+    let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();
+    let nodes = nodes.map_err(Error::clone)?;
     let allow_non_finite = options.allow_non_finite;
     let mut cells = Vec::new();
     for node in &nodes {
@@ -232,90 +224,6 @@ fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<G
         .map(|given| if let Given::Constant(h0) = given { h0.view() } else { zeros.view() })
         .collect();
     Ok(Given::Constant(concatenate(Axis(0), &layers).expect("all of one batch and width")))
-}
-
-/// The GRU nodes of a graph, in its order.
-struct Grus {
-    names: Vec<String>,
-    /// What is wrong with a node matters only where it is asked for.
-    nodes: Vec<Result<GruNode>>,
-    /// Numbers of nodes, layer by layer.
-    stacks: Vec<Vec<usize>>,
-}
-
-impl Grus {
-    fn of(graph: &Graph) -> Result<Self> {
-        /// Far more than a model of use has: looking through them must end.
-        const MOST: usize = 1000;
-        let mut protos = Vec::new();
-        for index in 0..graph.len() {
-            let node = graph.node(index)?;
-            if GruNode::is_gru(&node) {
-                protos.push(node);
-            }
-            if protos.len() > MOST {
-                return Err(Error::Format(format!("it has more than {MOST} GRU nodes")));
-            }
-        }
-        let mut counts = HashMap::new();
-        for node in &protos {
-            *counts.entry(node.name.clone()).or_insert(0) += 1;
-        }
-        let name = |(number, node): (usize, &NodeProto)| match node
-            .output
-            .iter()
-            .find(|o| !o.is_empty())
-        {
-            _ if !node.name.is_empty() && counts[&node.name] == 1 => node.name.clone(),
-            Some(output) => output.clone(),
-            None => format!("#{number}"),
-        };
-        let names: Vec<_> = protos.iter().enumerate().map(name).collect();
-        let nodes: Vec<_> = std::iter::zip(&names, protos)
-            .map(|(name, proto)| GruNode::read(graph, name, proto))
-            .collect();
-        let stacks = stack::stacks(graph, &nodes)?;
-        Ok(Self { names, nodes, stacks })
-    }
-
-    fn stack_name(&self, stack: &[usize]) -> String {
-        match stack {
-            [only] => self.names[*only].clone(),
-            [first, .., last] => format!("{}..{}", self.names[*first], self.names[*last]),
-            [] => unreachable!("a stack starts with a node"),
-        }
-    }
-
-    /// The nodes asked for, layer by layer.
-    fn choose(&self, asked: Option<&str>) -> Result<Vec<usize>> {
-        let chosen = match asked {
-            Some(asked) => self.find(asked),
-            None if self.stacks.len() == 1 => self.stacks.first().cloned(),
-            None => None,
-        };
-        chosen.ok_or_else(|| Error::Choice {
-            within: "the model".to_owned(),
-            of: "GRU",
-            asked: asked.map(str::to_owned),
-            found: self.stacks.iter().map(|stack| self.stack_name(stack)).collect(),
-            by: "node",
-        })
-    }
-
-    fn find(&self, asked: &str) -> Option<Vec<usize>> {
-        if let Some(number) = self.names.iter().position(|name| name == asked) {
-            return Some(vec![number]);
-        }
-        // A name may have dots of its own.
-        asked.match_indices("..").find_map(|(at, dots)| {
-            let (first, last) = (&asked[..at], &asked[at + dots.len()..]);
-            self.stacks.iter().find_map(|stack| {
-                let place = |name| stack.iter().position(|&number| self.names[number] == name);
-                let part = stack.get(place(first)?..=place(last)?)?;
-                (!part.is_empty()).then(|| part.to_vec())
-            })
-        })
-    }
 }
 
 /// A message that lies in another one's bytes.

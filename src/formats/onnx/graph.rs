@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::path::Path;
 
 use prost::bytes::Bytes;
 
@@ -10,7 +11,7 @@ use super::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorHead,
     ValueInfoProto,
 };
-use super::tensor::Folders;
+use super::tensor::Storage;
 use crate::error::{Error, Result, quote};
 use crate::formats::words;
 
@@ -18,7 +19,7 @@ pub(super) struct Graph {
     /// Of [`NodeProto`], in the model's order.
     nodes: Vec<Bytes>,
     makers: HashMap<String, Maker>,
-    pub folders: Folders,
+    pub storage: Storage,
     /// What a model of our own says of itself.
     pub config_words: Option<String>,
 }
@@ -42,7 +43,9 @@ pub(super) enum Origin {
 }
 
 impl Graph {
-    pub fn parse(bytes: Bytes, folders: Folders) -> Result<Self> {
+    /// Of a model's bytes, and its path where it is a file.
+    pub fn parse(bytes: Bytes, path: Option<&Path>) -> Result<Self> {
+        let storage = Storage::new(bytes.len(), path);
         let model: ModelProto = decode(&bytes)?;
         let no_graph = || Error::Format("it has no graph; is it an ONNX model?".to_owned());
         let graph: GraphProto = decode(&model.graph.ok_or_else(no_graph)?)?;
@@ -79,7 +82,7 @@ impl Graph {
             let entry: StringStringEntryProto = decode(entry)?;
             config_words = (entry.key == words::KEY).then_some(entry.value).or(config_words);
         }
-        Ok(Self { nodes: graph.node, makers, folders, config_words })
+        Ok(Self { nodes: graph.node, makers, storage, config_words })
     }
 
     /// How many nodes there are.

@@ -100,7 +100,7 @@ impl GruNode {
         let array = |place: usize| -> Result<Option<ArrayD<f32>>> {
             let tensor = weight::<TensorProto>(graph, &self.proto, place)?;
             let Some(tensor) = tensor else { return Ok(None) };
-            let array = tensor::floats(&tensor, &graph.folders);
+            let array = tensor::floats(&tensor, &graph.storage);
             let array = array.map_err(|error| in_input(place, error))?;
             if !allow_non_finite {
                 check_finite(INPUTS[place], array.iter())?;
@@ -124,7 +124,7 @@ impl GruNode {
     /// The states that the node starts from, `[D, B, H]`.
     pub fn h0(&self, graph: &Graph, allow_non_finite: bool) -> Result<Given<Array3<f32>>> {
         self.given(graph, input::H0, |tensor| {
-            let h0 = tensor::floats(tensor, &graph.folders)?;
+            let h0 = tensor::floats(tensor, &graph.storage)?;
             if !allow_non_finite {
                 check_finite(INPUTS[input::H0], h0.iter())?;
             }
@@ -145,7 +145,7 @@ impl GruNode {
     /// The lengths of the rows, `[B]`.
     pub fn lengths(&self, graph: &Graph) -> Result<Given<Vec<usize>>> {
         self.given(graph, input::LENGTHS, |tensor| {
-            let lengths = tensor::integers(tensor, &graph.folders)?;
+            let lengths = tensor::integers(tensor, &graph.storage)?;
             let length = |&length: &i64| {
                 let wrong = |_| Error::Format(format!("it holds the length {length}"));
                 usize::try_from(length).map_err(wrong)

@@ -179,7 +179,7 @@ fn joined(axes: &[Axis], shape: &[i64], directions: usize, width: usize) -> Opti
 fn operand(graph: &Graph, node: &NodeProto) -> Result<Option<Vec<i64>>> {
     let Some(value) = node.input.get(1).filter(|value| !value.is_empty()) else { return Ok(None) };
     match graph.origin(value)? {
-        Origin::Constant(tensor) => tensor::integers(&decode(&tensor)?, &graph.folders).map(Some),
+        Origin::Constant(tensor) => tensor::integers(&decode(&tensor)?, &graph.storage).map(Some),
         Origin::AtRun(_) => Ok(None),
     }
 }

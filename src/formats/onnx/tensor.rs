@@ -1,5 +1,7 @@
 //! A tensor's numbers: in the model's own bytes, or in a file beside it.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
 use ndarray::{ArrayD, IxDyn};
@@ -10,20 +12,36 @@ use crate::error::{Error, Result, quote};
 use crate::formats::files;
 use crate::formats::numbers::{pieces, widen_bf16, widen_f16};
 
-/// The folders that a model's external data may lie in: its own, and, where the model is a link, that of
-/// the file behind it.
-#[derive(Debug, Default)]
-pub(super) struct Folders(Vec<PathBuf>);
+/// Where a model's numbers may come from, and how many may be read.
+#[derive(Debug)]
+pub(super) struct Storage {
+    /// The folders that external data may lie in: the model's own, and, where the model is a link, that
+    /// of the file behind it.
+    folders: Vec<PathBuf>,
+    /// The files read from.
+    files: RefCell<HashSet<PathBuf>>,
+    /// Bytes of f32 that may still be made.
+    left: Cell<u64>,
+}
 
-impl Folders {
-    pub fn of_model(path: &Path) -> Self {
-        let behind = path.canonicalize().ok();
+/// Bytes of f32 that a byte of a file may become: a number of 16 bits becomes one of 32, and a few layers
+/// may share their weights, but a thousand may not.
+const MULTIPLE: u64 = 8;
+
+impl Storage {
+    /// Of a model of so many bytes, at a path where it is a file.
+    pub fn new(len: usize, path: Option<&Path>) -> Self {
         let folder = |path: &Path| {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             parent.unwrap_or(Path::new(".")).canonicalize().ok()
         };
-        let folders = [Some(path), behind.as_deref()].into_iter().flatten().filter_map(folder);
-        Self(folders.collect())
+        let behind = path.and_then(|path| path.canonicalize().ok());
+        let folders = [path, behind.as_deref()].into_iter().flatten().filter_map(folder);
+        Self {
+            folders: folders.collect(),
+            files: RefCell::default(),
+            left: Cell::new((len as u64).saturating_mul(MULTIPLE)),
+        }
     }
 
     /// The file at a location that a tensor names, links followed, if it lies in one of the folders.
@@ -35,15 +53,38 @@ impl Folders {
         if location.is_empty() || !plain {
             return Err(refused("a location is a path inside the model's folder"));
         }
-        let Some(own) = self.0.first() else {
+        let Some(own) = self.folders.first() else {
             return Err(refused("a model that is no file has no folder"));
         };
         let file = own.join(location).canonicalize();
         let file = file.map_err(|error| refused(&error.to_string()))?;
-        if !self.0.iter().any(|folder| file.starts_with(folder)) {
+        if !self.folders.iter().any(|folder| file.starts_with(folder)) {
             return Err(refused("it lies outside the model's folder"));
         }
         Ok(file)
+    }
+
+    /// Bytes of a file that was found.
+    fn read(&self, file: PathBuf, offset: u64, len: usize) -> Result<Vec<u8>> {
+        files::open(&file, |mut source| {
+            let bytes = source.part("external data", offset, len as u64)?;
+            if self.files.borrow_mut().insert(file.clone()) {
+                let more = source.len().saturating_mul(MULTIPLE);
+                self.left.set(self.left.get().saturating_add(more));
+            }
+            Ok(bytes)
+        })
+    }
+
+    /// `Ok` while all numbers together are no more than the files can hold.
+    fn spend(&self, count: usize) -> Result<()> {
+        let left = self.left.get().checked_sub(4 * count as u64);
+        let too_many = || {
+            let reason = "all weights together are more than the model's files hold";
+            Error::Format(reason.to_owned())
+        };
+        self.left.set(left.ok_or_else(too_many)?);
+        Ok(())
     }
 }
 
@@ -66,20 +107,20 @@ pub(super) fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize)> {
 }
 
 /// A tensor of float, float16, bfloat16 or double, as f32.
-pub(super) fn floats(tensor: &TensorProto, folders: &Folders) -> Result<ArrayD<f32>> {
+pub(super) fn floats(tensor: &TensorProto, storage: &Storage) -> Result<ArrayD<f32>> {
     let (shape, count) = shape(&tensor.dims)?;
     let halves = |widen: fn(&[u8]) -> Vec<f32>| {
         // Where they are not raw, each lies in 32 bits of its own.
         let bits = tensor.int32_data.iter().flat_map(|&word| (word as u16).to_le_bytes());
-        let raw = raw(tensor, count, 2, folders)?;
+        let raw = raw(tensor, count, 2, storage)?;
         Ok::<_, Error>(raw.map_or_else(|| widen(&bits.collect::<Vec<_>>()), |raw| widen(&raw)))
     };
     let numbers = match tensor.data_type {
-        data_type::FLOAT => match raw(tensor, count, 4, folders)? {
+        data_type::FLOAT => match raw(tensor, count, 4, storage)? {
             Some(raw) => pieces(&raw).map(f32::from_le_bytes).collect(),
             None => tensor.float_data.clone(),
         },
-        data_type::DOUBLE => match raw(tensor, count, 8, folders)? {
+        data_type::DOUBLE => match raw(tensor, count, 8, storage)? {
             Some(raw) => pieces(&raw).map(|b| f64::from_le_bytes(b) as f32).collect(),
             None => tensor.double_data.iter().map(|&number| number as f32).collect(),
         },
@@ -91,20 +132,21 @@ pub(super) fn floats(tensor: &TensorProto, folders: &Folders) -> Result<ArrayD<f
             )));
         }
     };
+    storage.spend(count)?;
     let got = numbers.len();
     let array = ArrayD::from_shape_vec(IxDyn(&shape), numbers);
     array.map_err(|_| Error::Format(format!("it has {got} numbers, its shape {shape:?} {count}")))
 }
 
 /// A tensor of int64 or int32.
-pub(super) fn integers(tensor: &TensorProto, folders: &Folders) -> Result<Vec<i64>> {
+pub(super) fn integers(tensor: &TensorProto, storage: &Storage) -> Result<Vec<i64>> {
     let (_, count) = shape(&tensor.dims)?;
     let integers: Vec<i64> = match tensor.data_type {
-        data_type::INT64 => match raw(tensor, count, 8, folders)? {
+        data_type::INT64 => match raw(tensor, count, 8, storage)? {
             Some(raw) => pieces(&raw).map(i64::from_le_bytes).collect(),
             None => tensor.int64_data.clone(),
         },
-        data_type::INT32 => match raw(tensor, count, 4, folders)? {
+        data_type::INT32 => match raw(tensor, count, 4, storage)? {
             Some(raw) => pieces(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
             None => tensor.int32_data.iter().map(|&word| i64::from(word)).collect(),
         },
@@ -125,11 +167,11 @@ fn raw(
     tensor: &TensorProto,
     count: usize,
     width: usize,
-    folders: &Folders,
+    storage: &Storage,
 ) -> Result<Option<Bytes>> {
     let expected = count * width;
     if tensor.data_location == EXTERNAL {
-        return Ok(Some(external(tensor, expected, folders)?.into()));
+        return Ok(Some(external(tensor, expected, storage)?.into()));
     }
     match tensor.raw_data.len() {
         got if got == expected => Ok(Some(tensor.raw_data.clone())),
@@ -138,7 +180,7 @@ fn raw(
     }
 }
 
-fn external(tensor: &TensorProto, expected: usize, folders: &Folders) -> Result<Vec<u8>> {
+fn external(tensor: &TensorProto, expected: usize, storage: &Storage) -> Result<Vec<u8>> {
     let (mut location, mut offset, mut length) = (None, 0, None);
     for entry in &tensor.external_data {
         let entry = super::decode::<StringStringEntryProto>(entry)?;
@@ -160,6 +202,5 @@ fn external(tensor: &TensorProto, expected: usize, folders: &Folders) -> Result<
         let reason = format!("external data has {length} bytes, its shape takes {expected}");
         return Err(Error::Format(reason));
     }
-    let file = folders.find(&location)?;
-    files::open(&file, |mut source| source.part("external data", offset, expected as u64))
+    storage.read(storage.find(&location)?, offset, expected)
 }

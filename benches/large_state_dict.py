@@ -1,0 +1,48 @@
+"""What a GRU costs out of a state dict that holds much else: time and peak memory of `gru convert`.
+
+    python benches/large_state_dict.py target/release/gru [GB]
+
+Writes a .safetensors file of some GB (2 unless told otherwise) with a GRU of I 64, H 128 in its middle, converts that GRU
+seven times, and prints the median time of the whole process and its largest peak memory.
+"""
+
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def write(path, gigabytes):
+    tensors = {f"other.{i:04}": [1024, 1024] for i in range(round(gigabytes * 256))}
+    gru = {"weight_ih_l0": [384, 64], "weight_hh_l0": [384, 128], "bias_ih_l0": [384], "bias_hh_l0": [384]}
+    tensors.update({f"middle.gru.{name}": shape for name, shape in gru.items()})
+    header, end = {}, 0
+    for name, shape in sorted(tensors.items()):
+        size = 4
+        for axis in shape:
+            size *= axis
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _ in range(end // (1 << 20)):
+            file.write(bytes(1 << 20))
+        file.write(bytes(end % (1 << 20)))
+
+
+binary, gigabytes = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
+with tempfile.TemporaryDirectory() as folder:
+    source, target = pathlib.Path(folder) / "large.safetensors", pathlib.Path(folder) / "gru.safetensors"
+    write(source, gigabytes)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        subprocess.run([binary, "convert", source, target], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"{source.stat().st_size / 1e9:.2f} GB: {1e3 * statistics.median(times):.0f} ms, peak {peak:.0f} MB")
