@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 ATOL = RTOL = 1e-5
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
-worst = {}
+worst = {}  # by definition and direction, by what was compared
 rng = np.random.default_rng(5)
 
 
@@ -41,9 +41,18 @@ def gru(binary, *arguments):
 def compare(what, got, expected, case):
     assert got.shape == expected.shape, (what, case, got.shape, expected.shape)
     error = np.abs(got - expected)
-    worst[what] = max(worst.get(what, 0.0), float(error.max()))
+    of_variant = worst.setdefault(variant(case), {})
+    of_variant[what] = max(of_variant.get(what, 0.0), float(error.max()))
     if not (error <= ATOL + RTOL * np.abs(expected)).all():
         sys.exit(f"WRONG: {what}, {case}: off by {error.max():.1e}")
+
+
+def variant(case):
+    """Reset, update and direction, in this project's words."""
+    if "after" in case:
+        words = {"forward": "forward", "reverse": "reverse", "bidirectional": "both"}
+        return ("after" if case["after"] else "before", "keeps", words[case["direction"]])
+    return (case["reset"], case["update"], case["direction"])
 
 
 def run_onnxruntime(path, feeds):
@@ -101,7 +110,7 @@ def model_of(case):
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 3) for name in (last, "h_n")]
     initialisers = [numpy_helper.from_array(array, name) for name, array in held.items()]
     graph = helper.make_graph(nodes, "random", values, outputs, initialisers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", case["opset"])], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", case["opset"])], ir_version=10)
     onnx.checker.check_model(model)
     arrays = {"h0": np.concatenate(h0s)} if h0s else {}
     return model, feeds, {**arrays, **({"lengths": feeds["lengths"]} if case["lengths"] else {})}
@@ -134,6 +143,12 @@ def read_cases():
     hard = {"activations": ["HardSigmoid", "Affine"], "activation_alpha": [0.2, 1.0], "activation_beta": [0.5, 0.0]}
     for activations in (relu, hard):
         yield {**plain, "after": 0, "direction": "bidirectional", "layers": 2, **activations}
+    for _ in range(12):
+        t, b, i, h = (int(rng.integers(1, 20)) for _ in range(4))
+        layers, after, bias, h0, lengths = (int(rng.integers(low, 2 + low)) for low in (1, 0, 0, 0, 0))
+        direction = rng.choice([*DIRECTIONS])
+        sizes = {"T": t, "B": b, "I": i, "H": h, "layers": layers, "opset": int(rng.integers(14, 23))}
+        yield {**sizes, "after": after, "direction": str(direction), "bias": bool(bias), "h0": bool(h0), "lengths": bool(lengths)}
     yield {**plain, "T": 1, "B": 1, "I": 1, "H": 1, "after": 1, "direction": "forward"}
     yield {**plain, "T": 3, "B": 17, "I": 33, "H": 31, "after": 0, "direction": "bidirectional", "lengths": True}
 
@@ -152,13 +167,13 @@ def check_reading(binary, devices, folder):
         outputs = ["--input", folder / "x.npy", "--output", folder / "y.npy", "--hn", folder / "hn.npy"]
         for device in devices:
             gru(binary, "run", folder / "model.onnx", *outputs, *options, "--device", device)
-            compare(f"read, y, {device}", np.load(folder / "y.npy"), expected_y, case)
-            compare(f"read, h_n, {device}", np.load(folder / "hn.npy"), expected_h_n, case)
+            compare(f"read, {device}", np.load(folder / "y.npy"), expected_y, case)
+            compare(f"read, {device}", np.load(folder / "hn.npy"), expected_h_n, case)
         if case["layers"] == 1:
             # ONNX Runtime has no layout 1; the numbers are those of layout 0.
             onnx.save(batch_first(model, case, arrays), folder / "first.onnx")
             gru(binary, "run", folder / "first.onnx", *outputs, "--device", "cpu")
-            compare("read, y of layout 1, cpu", np.load(folder / "y.npy"), expected_y, case)
+            compare("layout 1, cpu", np.load(folder / "y.npy"), expected_y, case)
         count += 1
     return count
 
@@ -208,8 +223,8 @@ def check_writing(binary, folder):
         y, h_n = run_onnxruntime(folder / "written.onnx", feeds)
         outputs = ["--input", folder / "x.npy", "--output", folder / "y.npy", "--hn", folder / "hn.npy"]
         gru(binary, "run", folder / "model.safetensors", *outputs, *options, "--device", "cpu")
-        compare("written, y", y, np.load(folder / "y.npy"), case)
-        compare("written, h_n", h_n, np.load(folder / "hn.npy"), case)
+        compare("written", y, np.load(folder / "y.npy"), case)
+        compare("written", h_n, np.load(folder / "hn.npy"), case)
         # And back, bit for bit.
         gru(binary, "convert", folder / "written.onnx", folder / "back.safetensors")
         assert (folder / "back.safetensors").read_bytes() == rewritten(binary, folder), case
@@ -237,8 +252,12 @@ def main():
         read = check_reading(binary, devices, pathlib.Path(folder))
         written = check_writing(binary, pathlib.Path(folder))
     print(f"ONNX Runtime {onnxruntime.__version__}: {read} models read, {written} written; all agree to {ATOL:g}")
-    for what, error in worst.items():
-        print(f"  {what:<28} largest difference {error:.1e}")
+    print("largest difference of y and h_n, by definition and direction")
+    columns = sorted({what for of_variant in worst.values() for what in of_variant})
+    print(f"{'reset, update, direction':<28}" + "".join(f"{column:>16}" for column in columns))
+    for words, of_variant in sorted(worst.items()):
+        figures = (f"{of_variant[column]:.1e}" if column in of_variant else "-" for column in columns)
+        print(f"{', '.join(words):<28}" + "".join(f"{figure:>16}" for figure in figures))
 
 
 main()
