@@ -75,6 +75,30 @@ fn safetensors_gives_back_every_bit() {
     });
 }
 
+/// What the metadata says is about the file's own tensors, not about those that somebody put beside or
+/// around them.
+#[test]
+fn metadata_is_not_of_a_prefix() {
+    let params = Params::init(&GruConfig::new(3, 5), Init::Uniform, 1).unwrap();
+    let words = "input=3 hidden=5 layers=1 direction=forward reset=before update=overwrites bias=two \
+                 gate=sigmoid candidate=tanh dropout=0 zoneout=0";
+    let metadata = [("gru_wgpu.config".to_owned(), words.to_owned())].into();
+    let cell = params.to_cells().remove(0);
+    let weights = [cell.weight_ih, cell.weight_hh].map(|weight| {
+        let bytes: Vec<u8> = weight.iter().flat_map(|number| number.to_le_bytes()).collect();
+        (weight.shape().to_vec(), bytes)
+    });
+    let names = ["a.weight_ih_l0", "a.weight_hh_l0"];
+    let views = std::iter::zip(names, &weights).map(|(name, (shape, bytes))| {
+        let dtype = ::safetensors::Dtype::F32;
+        (name, ::safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
+    });
+    let file = ::safetensors::serialize(views, Some(metadata)).unwrap();
+    let options = safetensors::Options::new();
+    let read = safetensors::read(std::io::Cursor::new(file), &options).unwrap();
+    assert_eq!(*read.layout().config(), GruConfig::pytorch(3, 5).with_bias(gru_wgpu::Bias::None));
+}
+
 #[test]
 fn onnx_gives_back_every_bit() {
     for inputs in [onnx::Inputs::new(), onnx::Inputs::new().with_h0(true).with_lengths(true)] {

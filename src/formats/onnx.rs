@@ -149,7 +149,6 @@ fn open<T>(path: &Path, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
 fn read_graph(graph: &Graph, options: &Options) -> Result<Model> {
     let grus = Grus::of(graph)?;
     let chosen = grus.choose(options.node.as_deref())?;
-    let is_whole = chosen.len() == grus.nodes.len();
     let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();
     let nodes = nodes.map_err(Error::clone)?;
     let allow_non_finite = options.allow_non_finite;
@@ -160,7 +159,7 @@ fn read_graph(graph: &Graph, options: &Options) -> Result<Model> {
     let first = nodes[0];
     let bias = if cells.iter().any(|cell| cell.bias_ih.is_some()) { Bias::Two } else { Bias::None };
     let config = first.config.clone().with_layers(nodes.len()).with_bias(bias);
-    let own = graph.config_words.as_deref().filter(|_| is_whole);
+    let own = graph.config_words.as_deref();
     let params = match own.and_then(|words| own_params(words, &config, &cells)) {
         Some(params) => params,
         None => Params::from_cells(&config, &cells)?,

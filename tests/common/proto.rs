@@ -48,9 +48,14 @@ pub fn attribute(name: &str, value: Vec<u8>) -> Vec<u8> {
     [bytes(1, name.as_bytes()), value].concat()
 }
 
-/// ModelProto
-pub fn model(nodes: &[Vec<u8>], tensors: &[Vec<u8>]) -> Vec<u8> {
+/// GraphProto
+pub fn graph(nodes: &[Vec<u8>], tensors: &[Vec<u8>]) -> Vec<u8> {
     let nodes: Vec<u8> = nodes.iter().flat_map(|node| bytes(1, node)).collect();
     let tensors = tensors.iter().flat_map(|tensor| bytes(5, tensor)).collect();
-    bytes(7, &[nodes, tensors].concat())
+    [nodes, tensors].concat()
+}
+
+/// ModelProto
+pub fn model(nodes: &[Vec<u8>], tensors: &[Vec<u8>]) -> Vec<u8> {
+    bytes(7, &graph(nodes, tensors))
 }
