@@ -3,6 +3,7 @@
 //! The host's copy, the device's copy, the gradients and an optimiser's moments all share
 //! [`ParamLayout`], so index `i` means the same number in each.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use ndarray::{Array2, Array3, ArrayViewD, ArrayViewMutD, Axis, IxDyn, NdFloat};
@@ -45,6 +46,8 @@ pub struct ParamEntry {
 pub struct ParamLayout {
     config: GruConfig,
     entries: Vec<ParamEntry>,
+    /// The place of each name in `entries`.
+    places: HashMap<String, usize>,
     len: usize,
 }
 
@@ -66,7 +69,7 @@ impl ParamLayout {
         config.validate()?;
         let tensors = config.tensors();
         let mut len = 0;
-        let entries = tensors
+        let entries: Vec<_> = tensors
             .map(|(name, shape)| {
                 let size: usize = shape.iter().product();
                 let range = len..len + size;
@@ -74,7 +77,8 @@ impl ParamLayout {
                 ParamEntry { name, shape, range }
             })
             .collect();
-        Ok(Self { config: config.clone(), entries, len })
+        let places = entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
+        Ok(Self { config: config.clone(), entries, places, len })
     }
 
     /// The configuration this is the layout of.
@@ -109,7 +113,7 @@ impl ParamLayout {
     }
 
     fn find(&self, name: &str) -> Option<&ParamEntry> {
-        self.entries.iter().find(|e| e.name == name)
+        self.places.get(name).map(|&place| &self.entries[place])
     }
 
     pub(crate) fn cell(&self, layer: usize, direction: usize) -> CellRanges {

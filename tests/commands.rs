@@ -248,10 +248,7 @@ fn convert_goes_round() {
     // What the model takes from its caller is said, and what is taken instead.
     let stderr =
         scene.run(&["run", "a.onnx", "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
-    assert!(
-        stderr.contains("h0: the model takes it from `h0_l0`, which a node `Split` makes"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("h0: the model takes it from the input `h0`; zeros"), "{stderr}");
     assert!(stderr.contains("zeros are taken (--h0 gives it)"), "{stderr}");
     assert!(
         stderr.contains("lengths: the model takes it from the input `lengths`; every row"),
@@ -338,7 +335,7 @@ fn wrong_input_is_told_and_leaves_no_file() {
         (
             run("speech.safetensors", "x.npy"),
             &[
-                "`speech.safetensors` holds 3 GRUs; choose one by its prefix: `decoder.`, `encoder.gru.`, `small.`",
+                "`speech.safetensors`: the file holds 3 GRUs; choose one by its prefix: `decoder.`, `encoder.gru.`, `small.`",
             ],
         ),
         (run("model.onnx", "no.npy"), &["`no.npy`: it does not start as a .npy file does"]),
@@ -353,14 +350,14 @@ fn wrong_input_is_told_and_leaves_no_file() {
         (with(&["--lengths", "below.npy"]), &["`below.npy`: it holds the length -1"]),
         (
             with(&["--node", "gru_l7"]),
-            &["`model.onnx` holds no GRU `gru_l7`, but `gru_l0..gru_l1`"],
+            &["`model.onnx`: its outermost graph holds no GRU `gru_l7`, but `gru_l0..gru_l1`"],
         ),
         (with(&["--prefix", "a"]), &["--prefix is for .safetensors files"]),
         (with(&["--hn", "y.npy"]), &["`y.npy` is named twice; it would be overwritten"]),
         (with(&["--hn", "./folder/../y.npy"]), &["is named twice"]),
         (with(&["--hn", "x.npy"]), &["`x.npy` is named twice"]),
-        (with(&["--hn", "model.onnx"]), &["`model.onnx` is named twice"]),
-        (with(&["--hn", "folder"]), &["`folder` is a directory"]),
+        (with(&["--hn", "model.onnx"]), &["`model.onnx` is to be a .npy file by its name"]),
+        (with(&["--hn", "folder"]), &["`folder` is to be a .npy file by its name"]),
         (with(&["--hn", "nowhere/hn.npy"]), &["`nowhere` does not exist"]),
         (
             [&run("model.safetensors", "x.npy")[..], &["--node", "a"]].concat(),
@@ -403,6 +400,6 @@ fn a_state_that_the_model_holds_is_used() {
     let (y, _) = npy::load_as::<Ix3>(directory.path().join("y.npy")).unwrap();
     assert_near(&y, &load("y"));
     npy::save(directory.path().join("x.npy"), Array3::<f32>::zeros((6, 2, 3)).view()).unwrap();
-    let words = "the model holds an h0 of 3 rows, x has 2 (--h0 gives another)";
+    let words = "the model holds h0 of 3 rows, x has 2 (--h0 gives others)";
     assert_refused(directory.path(), &arguments, &[words]);
 }

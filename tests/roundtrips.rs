@@ -75,28 +75,30 @@ fn safetensors_gives_back_every_bit() {
     });
 }
 
-/// What the metadata says is about the file's own tensors, not about those that somebody put beside or
-/// around them.
+/// A file of ours whose tensors somebody put under a prefix says of them what it said before; where another
+/// GRU was put beside them, nobody knows which is meant.
 #[test]
-fn metadata_is_not_of_a_prefix() {
+fn metadata_goes_with_the_only_gru() {
     let params = Params::init(&GruConfig::new(3, 5), Init::Uniform, 1).unwrap();
-    let words = "input=3 hidden=5 layers=1 direction=forward reset=before update=overwrites bias=two \
-                 gate=sigmoid candidate=tanh dropout=0 zoneout=0";
-    let metadata = [("gru_wgpu.config".to_owned(), words.to_owned())].into();
-    let cell = params.to_cells().remove(0);
-    let weights = [cell.weight_ih, cell.weight_hh].map(|weight| {
-        let bytes: Vec<u8> = weight.iter().flat_map(|number| number.to_le_bytes()).collect();
-        (weight.shape().to_vec(), bytes)
-    });
-    let names = ["a.weight_ih_l0", "a.weight_hh_l0"];
-    let views = std::iter::zip(names, &weights).map(|(name, (shape, bytes))| {
-        let dtype = ::safetensors::Dtype::F32;
-        (name, ::safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
-    });
-    let file = ::safetensors::serialize(views, Some(metadata)).unwrap();
-    let options = safetensors::Options::new();
-    let read = safetensors::read(std::io::Cursor::new(file), &options).unwrap();
-    assert_eq!(*read.layout().config(), GruConfig::pytorch(3, 5).with_bias(gru_wgpu::Bias::None));
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("gru.safetensors");
+    safetensors::save(&path, &params).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let (_, header) = ::safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let under = |prefixes: &[&str]| {
+        let tensors: Vec<_> = prefixes
+            .iter()
+            .flat_map(|prefix| {
+                file.iter().map(move |(name, view)| (format!("{prefix}{name}"), view))
+            })
+            .collect();
+        let file = ::safetensors::serialize(tensors, header.metadata().clone()).unwrap();
+        safetensors::read(std::io::Cursor::new(file), &safetensors::Options::new().with_prefix("a"))
+    };
+    assert_eq!(under(&["a."]).unwrap(), params);
+    let error = under(&["a.", "b."]).unwrap_err().to_string();
+    assert!(error.starts_with("its metadata tells of one GRU, but it holds 2"), "{error}");
 }
 
 #[test]

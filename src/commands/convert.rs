@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::{npz, onnx, safetensors};
 
-use super::model::{ModelArguments, check_outputs, extension};
+use super::model::{ModelArguments, Outputs, extension};
 use super::output::{note, quote_path};
 
 /// Write a model in another format: .safetensors, .onnx or .npz, by the output's name.
@@ -46,8 +46,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !["safetensors", "onnx", "npz"].contains(&format.as_str()) {
         bail!("{} is no .safetensors, .onnx or .npz file by its name", quote_path(output));
     }
-    check_outputs(&[output], [&*model.path])?;
-    let params = model.load()?.params;
+    let outputs = Outputs::check([(&**output, &*format)], [&*model.path])?;
+    let params = model.load(&outputs)?.params;
     match format.as_str() {
         "safetensors" => safetensors::save(output, &params)?,
         "onnx" => {

@@ -6,9 +6,7 @@ use anyhow::{Result, anyhow};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{DeviceKind, Error};
 
-use super::model::{
-    InputArguments, ModelArguments, check_outputs, load_array, on_device, save_array,
-};
+use super::model::{InputArguments, ModelArguments, Outputs, load_array, on_device, save_array};
 use super::output::{note, quote_path};
 
 /// Run a model forward and backward over sequences and write every gradient.
@@ -51,10 +49,11 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
     let Arguments { model, input, dy, dhn, seed, output, hn } = arguments;
-    let outputs: Vec<_> = [Some(output), hn.as_ref()].into_iter().flatten().map(|p| &**p).collect();
     let given = [Some(&model.path), Some(dy), dhn.as_ref()].into_iter().flatten();
-    check_outputs(&outputs, input.paths().chain(given.map(|path| &**path)))?;
-    let model = model.load()?;
+    let hn_output = hn.as_deref().map(|hn| (hn, "npy"));
+    let outputs = [(&**output, "safetensors")].into_iter().chain(hn_output);
+    let outputs = Outputs::check(outputs, input.paths().chain(given.map(|path| &**path)))?;
+    let model = model.load(&outputs)?;
     let input = input.load(&model)?;
     let dy = load_array(dy)?;
     let dhn = dhn.as_deref().map(load_array).transpose()?;

@@ -43,12 +43,16 @@ pub struct Model {
     pub params: Params,
     pub h0: Given<Array3<f32>>,
     pub lengths: Given<Vec<usize>>,
+    /// The files besides MODEL that its weights lie in.
+    files: Vec<PathBuf>,
 }
 
 impl ModelArguments {
-    /// Reads the model; says on stderr what it is.
-    pub fn load(&self) -> Result<Model> {
-        self.choice.load(&self.path)
+    /// Reads the model, whose files none of the outputs may be; says on stderr what it is.
+    pub fn load(&self, outputs: &Outputs<'_>) -> Result<Model> {
+        let model = self.choice.load(&self.path)?;
+        model.files.iter().try_for_each(|file| outputs.spare(file))?;
+        Ok(model)
     }
 }
 
@@ -78,7 +82,8 @@ impl Choice {
             .with_prefix(self.prefix.as_deref())
             .with_non_finite(self.allow_non_finite);
         let params = safetensors::load(path, &options)?;
-        Ok(Model { params, h0: Given::Nothing, lengths: Given::Nothing })
+        let (h0, lengths) = (Given::Nothing, Given::Nothing);
+        Ok(Model { params, h0, lengths, files: Vec::new() })
     }
 
     fn load_onnx(&self, path: &Path) -> Result<Model> {
@@ -89,10 +94,11 @@ impl Choice {
         let options = onnx::Options::new()
             .with_node(self.node.as_deref())
             .with_non_finite(self.allow_non_finite);
-        let onnx::Model { params, nodes, h0, lengths, .. } = onnx::load(path, &options)?;
+        let onnx::Model { params, nodes, h0, lengths, external_data, .. } =
+            onnx::load(path, &options)?;
         let nodes: Vec<_> = nodes.iter().map(|name| quote(name)).collect();
         note(format_args!("nodes: {}", nodes.join(", ")));
-        Ok(Model { params, h0, lengths })
+        Ok(Model { params, h0, lengths, files: external_data })
     }
 }
 
@@ -136,18 +142,18 @@ impl InputArguments {
             Some(path) => Some(load_array(path)?),
             None => {
                 let held = or_held("h0", "zeros are taken", &model.h0);
-                let other = held.as_ref().map(|h0| h0.dim().1).filter(|&other| other != rows);
-                if let Some(other) = other {
-                    bail!(
-                        "the model holds an h0 of {other} rows, x has {rows} (--h0 gives another)"
-                    );
-                }
+                check_rows("h0", held.as_ref().map(|h0| h0.dim().1), rows)?;
                 held
             }
         };
         let lengths = match &self.lengths {
             Some(path) => Some(npy::load_lengths(path)?),
-            None => or_held("lengths", "every row is taken to be of length T", &model.lengths),
+            None => {
+                let otherwise = "every row is taken to be of length T";
+                let held = or_held("lengths", otherwise, &model.lengths);
+                check_rows("lengths", held.as_ref().map(Vec::len), rows)?;
+                held
+            }
         };
         Ok(Input { x, layout, h0, lengths })
     }
@@ -191,6 +197,14 @@ fn or_held<T: Clone>(option: &str, otherwise: &str, given: &Given<T>) -> Option<
     }
 }
 
+/// `Ok` when what the model holds is for as many rows as there are.
+fn check_rows(option: &str, held: Option<usize>, rows: usize) -> Result<()> {
+    let other = held.filter(|&held| held != rows);
+    other.map_or(Ok(()), |other| {
+        bail!("the model holds {option} of {other} rows, x has {rows} (--{option} gives others)")
+    })
+}
+
 /// An array of three axes; says where its numbers were converted.
 pub fn load_array(path: &Path) -> Result<Array3<f32>> {
     let (array, numbers) = npy::load_as::<Ix3>(path)?;
@@ -207,19 +221,32 @@ pub fn save_array(path: &Path, array: &Array3<f32>) -> Result<()> {
     Ok(())
 }
 
-/// `Ok` when every output can be written and takes no other file's place: before work is done for it.
-pub fn check_outputs<'a>(
-    outputs: &[&'a Path],
-    inputs: impl IntoIterator<Item = &'a Path>,
-) -> Result<()> {
-    let inputs: Vec<_> = inputs.into_iter().map(place).collect();
-    for (i, output) in outputs.iter().enumerate() {
-        check_output(output)?;
-        let is_taken = inputs.contains(&place(output))
-            || outputs[..i].iter().any(|other| place(other) == place(output));
-        ensure!(!is_taken, "{} is named twice; it would be overwritten", quote_path(output));
+/// The files that a command is to write.
+pub struct Outputs<'a>(Vec<&'a Path>);
+
+impl<'a> Outputs<'a> {
+    /// `Ok` when each can be written, as a file of its kind, and takes no other file's place: before work
+    /// is done for it.
+    pub fn check(
+        outputs: impl IntoIterator<Item = (&'a Path, &'a str)>,
+        inputs: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<Self> {
+        let mut checked = Self(Vec::new());
+        for (output, kind) in outputs {
+            check_output(output, kind)?;
+            checked.spare(output)?;
+            checked.0.push(output);
+        }
+        inputs.into_iter().try_for_each(|input| checked.spare(input))?;
+        Ok(checked)
     }
-    Ok(())
+
+    /// `Ok` when `file` is none of them.
+    pub fn spare(&self, file: &Path) -> Result<()> {
+        let is_taken = self.0.iter().any(|output| place(output) == place(file));
+        ensure!(!is_taken, "{} is named twice; it would be overwritten", quote_path(file));
+        Ok(())
+    }
 }
 
 /// Where a file lies, whatever the ways to it, and whether or not it is there yet.

@@ -74,9 +74,13 @@ pub fn check_directory(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `Ok` when files can be made in the directory that `path` lies in, and it is not one itself.
-pub fn check_output(path: &Path) -> Result<()> {
-    ensure!(!path.is_dir(), "{} is a directory", quote_path(path));
+/// `Ok` when a file of this kind can be made at `path`, in place of another file or of none.
+pub fn check_output(path: &Path, kind: &str) -> Result<()> {
+    let shown = quote_path(path);
+    let is_kind = path.extension().is_some_and(|end| end.eq_ignore_ascii_case(kind));
+    ensure!(is_kind, "{shown} is to be a .{kind} file by its name");
+    let there = std::fs::symlink_metadata(path).is_ok();
+    ensure!(!there || path.is_file(), "{shown} is not a regular file");
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     check_directory(directory.unwrap_or(Path::new(".")))
 }

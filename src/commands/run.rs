@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use gru_wgpu::DeviceKind;
 
-use super::model::{InputArguments, ModelArguments, check_outputs, on_device, save_array};
+use super::model::{InputArguments, ModelArguments, Outputs, on_device, save_array};
 
 /// Run a model over sequences: PyTorch's, ONNX's or one of this program's own, to the same numbers.
 #[derive(clap::Args, Debug)]
@@ -37,9 +37,9 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
     let Arguments { model, input, output, hn } = arguments;
-    let outputs: Vec<_> = [Some(output), hn.as_ref()].into_iter().flatten().map(|p| &**p).collect();
-    check_outputs(&outputs, input.paths().chain([&*model.path]))?;
-    let model = model.load()?;
+    let outputs = [Some(output), hn.as_ref()].into_iter().flatten().map(|path| (&**path, "npy"));
+    let outputs = Outputs::check(outputs, input.paths().chain([&*model.path]))?;
+    let model = model.load(&outputs)?;
     let input = input.load(&model)?;
     let gru = on_device(kind, model.params)?;
     let out = gru.forward(input.batch())?;

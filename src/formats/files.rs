@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, quote};
 
@@ -14,17 +14,17 @@ fn io_error(path: &Path, doing: &str, error: &io::Error) -> Error {
 
 /// Opens a file to be read by `read`, and names it in what `read` finds wrong with its contents.
 pub(super) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>) -> Result<T> {
-    let file = File::open(path).map_err(|error| io_error(path, "opened", &error))?;
-    let metadata = file.metadata().map_err(|error| io_error(path, "read", &error))?;
     let name = quote(&path.to_string_lossy());
+    // Looked at first: to open a pipe is to wait for its other end, and a device may have no end.
+    let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", &error))?;
     if !metadata.is_file() {
-        // A pipe or a device may have no end.
         return Err(Error::Io { path: name, reason: "is not a regular file".to_owned() });
     }
+    let file = File::open(path).map_err(|error| io_error(path, "opened", &error))?;
     let wrong = |error| match error {
         Error::Format(reason) => Error::Format(format!("{name}: {reason}")),
-        Error::Choice { of, asked, found, by, .. } => {
-            Error::Choice { within: name, of, asked, found, by }
+        Error::Choice { within, of, asked, found, by } => {
+            Error::Choice { within: format!("{name}: {within}"), of, asked, found, by }
         }
         other => other,
     };
@@ -100,17 +100,18 @@ pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32
 }
 
 /// Has `write` fill a file beside `path`, flushes it to the disk and gives it its name: `path` appears
-/// whole or not at all.
+/// whole or not at all. Where `path` is a link, the file behind it is replaced.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`], also where `path` is something else than a file: a folder, a pipe, a device.
 pub fn write_whole(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
     let write = || -> io::Result<()> {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let target = target_of(path)?;
+        let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         // A temporary file is its owner's alone; this one is to become as readable as any other.
@@ -122,11 +123,22 @@ pub fn write_whole(
         buffered.flush()?;
         drop(buffered);
         file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        // The name itself lasts once its directory is on the disk.
+        file.persist(&target).map_err(|error| error.error)?;
+        // The name lasts once its directory is on the disk, too. The file is there whether or not this
+        // directory may be opened for that.
         #[cfg(unix)]
-        File::open(directory)?.sync_all()?;
+        let _ = File::open(directory).and_then(|directory| directory.sync_all());
         Ok(())
     };
     write().map_err(|error| io_error(path, "written", &error))
+}
+
+/// The file that a path leads to, whether or not it is there yet.
+fn target_of(path: &Path) -> io::Result<PathBuf> {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
+    let target = if metadata.is_symlink() { path.canonicalize()? } else { path.to_owned() };
+    match std::fs::metadata(&target)?.is_file() {
+        true => Ok(target),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
 }

@@ -15,21 +15,28 @@
 //! # }
 //! ```
 //!
-//! Of the operator GRU up to opset 22 everything is read but `clip` and activations that [`Activation`]
-//! does not have, which are refused by name. W, R and B must be in the model: initialisers, constants,
-//! or external data in the model's folder. Only the model's outermost graph is looked at.
+//! Of the operator GRU up to opset 22 everything is read but `clip`, activations that [`Activation`] does
+//! not have, and different ones in the two directions, which are refused by name. W, R and B must be in the
+//! model: initialisers, constants or external data in the model's folder, as they are or cut, joined and
+//! rearranged by nodes, as exporters leave them. Only the model's outermost graph is looked at.
+//!
+//! GRU nodes are layers of one stack where all that lies between them is sure to bring each number of one's
+//! Y to its time, row and feature of the next one's X, where they have the same lengths, and where none
+//! starts from another one's states.
 //!
 //! [`Activation`]: crate::Activation
 
+mod constant;
 mod graph;
 mod grus;
 mod node;
 mod proto;
+mod sizes;
 mod stack;
 mod tensor;
 mod write;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Axis, concatenate};
 use prost::Message;
@@ -89,10 +96,12 @@ pub struct Model {
     /// The order of the axes T and B of the first node's X. It says how the model's other nodes hold the
     /// data; a [`Batch`](crate::Batch) may have either.
     pub layout: Layout,
-    /// The states `[L·D, B, H]` that it starts from: `initial_h`. Zeros that the model holds are [`Given::Nothing`].
+    /// The states `[L·D, B, H]` that it starts from: `initial_h`. Zeros are [`Given::Nothing`].
     pub h0: Given<Array3<f32>>,
     /// The length of each row: `sequence_lens`.
     pub lengths: Given<Vec<usize>>,
+    /// The files besides the model's own that something was read from.
+    pub external_data: Vec<PathBuf>,
 }
 
 /// An optional input of a node.
@@ -171,6 +180,7 @@ fn read_graph(graph: &Graph, options: &Options) -> Result<Model> {
         layout: first.layout,
         h0: joined_h0(h0, &config)?,
         lengths: first.lengths(graph)?,
+        external_data: graph.storage.files(),
     })
 }
 
@@ -202,6 +212,7 @@ fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<G
                 let reason = "its layers' initial_h are of different batches".to_owned();
                 return Err(Error::Format(reason));
             }
+            Given::AtRun(of_layer) if words.contains(&of_layer.as_str()) => {}
             Given::AtRun(of_layer) => words.push(of_layer.as_str()),
         }
     }
@@ -209,14 +220,6 @@ fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<G
         return Ok(Given::AtRun(words.join(", ")));
     }
     let Some(batch) = batch else { return Ok(Given::Nothing) };
-    let is_zero = |given: &Given<Array3<f32>>| match given {
-        Given::Constant(h0) => h0.iter().all(|&h| h == 0.0),
-        _ => true,
-    };
-    // Exporters hold zeros for the batch they were shown; zeros serve any.
-    if of_layers.iter().all(is_zero) {
-        return Ok(Given::Nothing);
-    }
     let zeros = Array3::zeros([config.directions(), batch, config.hidden_size]);
     let layers: Vec<_> = of_layers
         .iter()

@@ -70,7 +70,7 @@ impl Options {
 
 /// Reads a GRU's parameters. A file of our own says what it computes; any other is taken to be
 /// PyTorch's `nn.GRU` (or `nn.GRUCell`), whose sizes, layers, directions and biases follow from its
-/// tensors' names and shapes. f16 and bf16 are widened.
+/// tensors' names and shapes. f16 and bf16 are widened, f64 is rounded.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
@@ -99,7 +99,7 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
 fn read_source<S: Read + Seek>(source: Source<S>, options: &Options) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
-    let config = match file.own_config(&prefix)? {
+    let config = match file.own_config()? {
         Some(config) => config,
         None => file.infer(&prefix)?,
     };
@@ -277,10 +277,16 @@ impl<S: Read + Seek> Tensors<S> {
         }
     }
 
-    /// What a file of our own says of itself.
-    fn own_config(&self, prefix: &str) -> Result<Option<GruConfig>> {
+    /// What a file of our own says of its GRU, also where its tensors were put under a prefix since.
+    fn own_config(&self) -> Result<Option<GruConfig>> {
         let words = self.header.metadata().as_ref().and_then(|metadata| metadata.get(words::KEY));
-        words.filter(|_| prefix.is_empty()).map(|words| words::read(words)).transpose()
+        let Some(words) = words else { return Ok(None) };
+        match self.prefixes().len() {
+            1 => words::read(words).map(Some),
+            count => Err(Error::Format(format!(
+                "its metadata tells of one GRU, but it holds {count}: which of them is not known"
+            ))),
+        }
     }
 
     /// The `nn.GRU` that has these tensors.
@@ -347,10 +353,11 @@ impl<S: Read + Seek> Tensors<S> {
         let bytes = self.source.part(&what, self.data + first as u64, (end - first) as u64)?;
         let numbers: Vec<f32> = match info.dtype {
             Dtype::F32 => pieces(&bytes).map(f32::from_le_bytes).collect(),
+            Dtype::F64 => pieces(&bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
             Dtype::F16 => widen_f16(&bytes),
             Dtype::BF16 => widen_bf16(&bytes),
             other => {
-                let reason = format!("{what} is of {other:?}; expected F32, F16 or BF16");
+                let reason = format!("{what} is of {other:?}; expected F32, F64, F16 or BF16");
                 return Err(Error::Format(reason));
             }
         };

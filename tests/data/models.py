@@ -119,16 +119,27 @@ def without_traces(path, **external):
 
 
 def torch_exports():
-    """By torch's old exporter, which holds weights in the model, and by its new one, which puts them beside it."""
+    """By torch's old exporter, which holds weights in the model, and by its new one, which puts them beside it; and by
+    each where it leaves to nodes of the model what it does itself for small models: the gates' order, the shapes."""
     denoiser, both = Denoiser(), torch.nn.GRU(I, H, 2, bidirectional=True)
-    for new, name in ((False, "torch_old"), (True, "torch_new")):
+    steps, rows = torch.export.Dim("T", min=2), torch.export.Dim("B", min=2)
+    exporters = {
+        "torch_old": {"dynamo": False},
+        "torch_new": {"dynamo": True},
+        "torch_old_unfolded": {"dynamo": False, "do_constant_folding": False},
+        "torch_new_dynamic": {"dynamo": True, "optimize": False},
+    }
+    for name, options in exporters.items():
+        external, dynamic = name == "torch_new", name == "torch_new_dynamic"
         path = HERE / f"{name}_denoiser.onnx"
-        torch.onnx.export(denoiser, (torch.zeros(2, T, 2),), path, dynamo=new, opset_version=18, external_data=new)
-        without_traces(path, **({"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 0} if new else {}))
+        shapes = {"dynamic_shapes": ({0: rows, 1: steps},)} if dynamic else {}
+        torch.onnx.export(denoiser, (torch.zeros(2, T, 2),), path, opset_version=18, external_data=external, **options, **shapes)
+        without_traces(path, **({"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 0} if external else {}))
         with_torch(f"{name}_denoiser", denoiser.stacked(), x=uniform(T, B, I))
         path = HERE / f"{name}_both.onnx"
         arguments = (torch.zeros(T, B, I), torch.zeros(4, B, H))
-        torch.onnx.export(both, arguments, path, dynamo=new, opset_version=18, input_names=["x", "h0"], external_data=False)
+        shapes = {"dynamic_shapes": ({0: steps, 1: rows}, {1: rows})} if dynamic else {}
+        torch.onnx.export(both, arguments, path, opset_version=18, input_names=["x", "h0"], external_data=False, **options, **shapes)
         without_traces(path)
         with_torch(f"{name}_both", both, x=uniform(T, B, I), h0=uniform(4, B, H))
 

@@ -1,15 +1,18 @@
-//! A model's graph: its nodes, and where each value comes from.
+//! A model's graph: its nodes, and what makes each value.
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
 
+use prost::Message;
 use prost::bytes::Bytes;
 
+use super::constant::Known;
 use super::decode;
 use super::proto::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorHead,
-    ValueInfoProto,
+    AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, StringStringEntryProto,
+    TensorHead, ValueInfoProto,
 };
 use super::tensor::Storage;
 use crate::error::{Error, Result, quote};
@@ -19,13 +22,20 @@ pub(super) struct Graph {
     /// Of [`NodeProto`], in the model's order.
     nodes: Vec<Bytes>,
     makers: HashMap<String, Maker>,
+    /// Of [`ValueInfoProto`], where the model tells a value's shape.
+    infos: HashMap<String, Bytes>,
+    /// Bytes that may still be looked at. Nodes that lead to each other over and over must end.
+    effort: Cell<u64>,
+    /// What values are known to be; nothing while they are being made.
+    pub known: RefCell<HashMap<String, Option<Known>>>,
     pub storage: Storage,
     /// What a model of our own says of itself.
     pub config_words: Option<String>,
 }
 
 /// What makes a value.
-enum Maker {
+#[derive(Clone)]
+pub(super) enum Maker {
     /// A [`TensorProto`](super::proto::TensorProto).
     Initializer(Bytes),
     /// The output of this number of the node of this index.
@@ -34,55 +44,29 @@ enum Maker {
     Input,
 }
 
-/// Where a value comes from, in the end.
-pub(super) enum Origin {
-    /// The model holds it: a [`TensorProto`](super::proto::TensorProto).
-    Constant(Bytes),
-    /// Something that is known when the model runs, in words.
-    AtRun(String),
-}
-
 impl Graph {
     /// Of a model's bytes, and its path where it is a file.
     pub fn parse(bytes: Bytes, path: Option<&Path>) -> Result<Self> {
+        /// Each byte may be looked at so often.
+        const LOOKS: u64 = 64;
         let storage = Storage::new(bytes.len(), path);
+        let effort = Cell::new((bytes.len() as u64).saturating_mul(LOOKS) + (1 << 20));
         let model: ModelProto = decode(&bytes)?;
         let no_graph = || Error::Format("it has no graph; is it an ONNX model?".to_owned());
         let graph: GraphProto = decode(&model.graph.ok_or_else(no_graph)?)?;
-        let mut makers = HashMap::new();
-        let mut make = |name: String, maker| match makers.entry(name) {
-            Entry::Occupied(entry) => {
-                Err(Error::Format(format!("{} is made twice", quote(entry.key()))))
-            }
-            Entry::Vacant(entry) => {
-                entry.insert(maker);
-                Ok(())
-            }
-        };
-        for tensor in graph.initializer {
-            let TensorHead { name, .. } = decode(&tensor)?;
-            make(name, Maker::Initializer(tensor))?;
-        }
-        for (index, node) in graph.node.iter().enumerate() {
-            let node: NodeProto = decode(node)?;
-            for (output, name) in node.output.into_iter().enumerate() {
-                // An empty name is an output that nobody asks for.
-                if !name.is_empty() {
-                    make(name, Maker::Node { index, output })?;
-                }
-            }
-        }
-        for input in &graph.input {
-            let ValueInfoProto { name, .. } = decode(input)?;
-            // An initializer under the same name is the input's default.
-            makers.entry(name).or_insert(Maker::Input);
+        let makers = makers(&graph)?;
+        let mut infos = HashMap::new();
+        for info in graph.input.into_iter().chain(graph.value_info) {
+            let ValueInfoProto { name, .. } = decode(&info)?;
+            infos.insert(name, info);
         }
         let mut config_words = None;
         for entry in &model.metadata_props {
             let entry: StringStringEntryProto = decode(entry)?;
             config_words = (entry.key == words::KEY).then_some(entry.value).or(config_words);
         }
-        Ok(Self { nodes: graph.node, makers, storage, config_words })
+        let (nodes, known) = (graph.node, RefCell::default());
+        Ok(Self { nodes, makers, infos, effort, known, storage, config_words })
     }
 
     /// How many nodes there are.
@@ -91,52 +75,102 @@ impl Graph {
     }
 
     pub fn node(&self, index: usize) -> Result<NodeProto> {
-        decode(&self.nodes[index])
+        self.look(&self.nodes[index])
+    }
+
+    /// A message out of the model, which counts as effort.
+    pub fn look<M: Message + Default>(&self, bytes: &Bytes) -> Result<M> {
+        let left = self.effort.get().checked_sub(bytes.len() as u64 + 1);
+        let tired = || Error::Format("its nodes lead to each other too often".to_owned());
+        self.effort.set(left.ok_or_else(tired)?);
+        decode(bytes)
+    }
+
+    /// What makes a value.
+    pub fn maker(&self, value: &str) -> Result<Maker> {
+        let found = self.makers.get(value).cloned();
+        found.ok_or_else(|| Error::Format(format!("nothing in the model makes {}", quote(value))))
     }
 
     /// The node that makes a value, and as which of its outputs.
-    pub fn maker(&self, value: &str) -> Result<Option<(usize, usize, NodeProto)>> {
+    pub fn made_by(&self, value: &str) -> Result<Option<(usize, NodeProto)>> {
         match self.makers.get(value) {
-            Some(&Maker::Node { index, output }) => Ok(Some((index, output, self.node(index)?))),
+            Some(&Maker::Node { index, output }) => Ok(Some((output, self.node(index)?))),
             _ => Ok(None),
         }
     }
 
-    pub fn origin(&self, value: &str) -> Result<Origin> {
-        let mut name = value.to_owned();
-        // Nobody names a value so often, but a circle of nodes goes on for ever.
-        for _ in 0..100 {
-            let shown = quote(&name);
-            match self.makers.get(&name) {
-                None => {
-                    let reason = format!("nothing in the model makes {shown}");
-                    return Err(Error::Format(reason));
-                }
-                Some(Maker::Initializer(tensor)) => return Ok(Origin::Constant(tensor.clone())),
-                Some(Maker::Input) => return Ok(Origin::AtRun(format!("the input {shown}"))),
-                Some(&Maker::Node { index, .. }) => {
-                    let node = self.node(index)?;
-                    match (node.op_type.as_str(), node.input.first()) {
-                        ("Constant", _) => return constant(&node),
-                        ("Identity", Some(input)) => name.clone_from(input),
-                        (op, _) => {
-                            let op = quote(op);
-                            return Ok(Origin::AtRun(format!("{shown}, which a node {op} makes")));
-                        }
-                    }
-                }
-            }
-        }
-        Err(Error::Format(format!("{} is made of itself", quote(value))))
+    /// The sizes of a value's axes that the model tells.
+    pub fn told_shape(&self, value: &str) -> Option<Vec<Option<i64>>> {
+        let info: ValueInfoProto = self.look(self.infos.get(value)?).ok()?;
+        let dims = info.r#type?.tensor_type?.shape?.dim;
+        let known =
+            |value| if let Some(Dimension::DimValue(size)) = value { Some(size) } else { None };
+        Some(dims.into_iter().map(|dim| known(dim.value)).collect())
     }
 }
 
-fn constant(node: &NodeProto) -> Result<Origin> {
-    for attribute in &node.attribute {
-        if let AttributeProto { t: Some(tensor), .. } = decode(attribute)? {
-            return Ok(Origin::Constant(tensor));
+fn makers(graph: &GraphProto) -> Result<HashMap<String, Maker>> {
+    let mut makers = HashMap::new();
+    let mut make = |name: String, maker| match makers.entry(name) {
+        Entry::Occupied(entry) => {
+            Err(Error::Format(format!("{} is made twice", quote(entry.key()))))
+        }
+        Entry::Vacant(entry) => {
+            entry.insert(maker);
+            Ok(())
+        }
+    };
+    for tensor in &graph.initializer {
+        let TensorHead { name, .. } = decode(tensor)?;
+        make(name, Maker::Initializer(tensor.clone()))?;
+    }
+    for (index, node) in graph.node.iter().enumerate() {
+        let node: NodeProto = decode(node)?;
+        for (output, name) in node.output.into_iter().enumerate() {
+            // An empty name is an output that nobody asks for.
+            if !name.is_empty() {
+                make(name, Maker::Node { index, output })?;
+            }
         }
     }
-    let output = node.output.first().map_or("", String::as_str);
-    Err(Error::Format(format!("the constant {} holds no tensor", quote(output))))
+    for input in &graph.input {
+        let ValueInfoProto { name, .. } = decode(input)?;
+        // An initializer under the same name is the input's default.
+        makers.entry(name).or_insert(Maker::Input);
+    }
+    Ok(makers)
+}
+
+impl NodeProto {
+    /// The operator's name among ONNX's own; nothing for one of another domain.
+    pub fn op(&self) -> &str {
+        if matches!(self.domain.as_str(), "" | "ai.onnx") { &self.op_type } else { "" }
+    }
+
+    /// The name of an input, where it is connected.
+    pub fn connected(&self, place: usize) -> Option<&str> {
+        self.input.get(place).map(String::as_str).filter(|name| !name.is_empty())
+    }
+
+    /// An attribute, where it is given.
+    pub fn attribute(&self, name: &str) -> Result<Option<AttributeProto>> {
+        for attribute in &self.attribute {
+            let attribute: AttributeProto = decode(attribute)?;
+            if attribute.name == name {
+                return Ok(Some(attribute));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An attribute of a whole number.
+    pub fn integer(&self, name: &str, otherwise: i64) -> Result<i64> {
+        Ok(self.attribute(name)?.map_or(otherwise, |attribute| attribute.i))
+    }
+
+    /// An attribute of whole numbers.
+    pub fn integers(&self, name: &str) -> Result<Option<Vec<i64>>> {
+        Ok(self.attribute(name)?.map(|attribute| attribute.ints))
+    }
 }

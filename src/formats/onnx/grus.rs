@@ -35,7 +35,7 @@ impl Grus {
         let nodes: Vec<_> = std::iter::zip(&names, protos)
             .map(|(name, proto)| GruNode::read(graph, name, proto))
             .collect();
-        let stacks = stack::stacks(graph, &nodes)?;
+        let stacks = stack::stacks(graph, &nodes);
         Ok(Self { names, nodes, stacks })
     }
 
@@ -60,7 +60,7 @@ impl Grus {
             None => None,
         };
         chosen.ok_or_else(|| Error::Choice {
-            within: "the model".to_owned(),
+            within: "its outermost graph".to_owned(),
             of: "GRU",
             asked: asked.map(str::to_owned),
             found: self.stack_names(),

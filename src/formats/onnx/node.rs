@@ -1,13 +1,15 @@
 //! A GRU node: what it computes, and its weights as cells.
 
+use std::collections::HashSet;
+
 use ndarray::{Array3, ArrayD, Axis, Ix2, Ix3};
-use prost::Message;
 
 use super::Given;
+use super::constant::Known;
 use super::decode;
-use super::graph::{Graph, Origin};
-use super::proto::{AttributeProto, NodeProto, TensorHead, TensorProto};
-use super::tensor;
+use super::graph::Graph;
+use super::proto::{AttributeProto, NodeProto, attribute_type};
+use super::tensor::Value;
 use crate::config::{Activation, Bias, Direction, GruConfig, Layout, Reset};
 use crate::error::{Error, Result, quote};
 use crate::formats::Cell;
@@ -37,7 +39,7 @@ pub(super) struct GruNode {
 impl GruNode {
     /// Whether a node is one of ONNX's own GRUs.
     pub fn is_gru(node: &NodeProto) -> bool {
-        node.op_type == "GRU" && matches!(node.domain.as_str(), "" | "ai.onnx")
+        node.op() == "GRU"
     }
 
     /// Reads everything but the weights' numbers.
@@ -47,34 +49,28 @@ impl GruNode {
 
     fn read_parts(graph: &Graph, name: &str, proto: NodeProto) -> Result<Self> {
         let attributes = Attributes::read(&proto)?;
-        let direction = attributes.direction;
-        let shape = |place: usize| -> Result<Option<Vec<usize>>> {
-            let tensor = weight::<TensorHead>(graph, &proto, place)?;
-            let shape = tensor.map(|tensor| tensor::shape(&tensor.dims)).transpose();
-            Ok(shape.map_err(|error| in_input(place, error))?.map(|(shape, _)| shape))
-        };
-        let w = required(shape(input::W)?, "W")?;
-        let r = required(shape(input::R)?, "R")?;
+        let d = attributes.direction.count();
+        let w = required(weight_shape(graph, &proto, input::W)?, "W")?;
+        let r = required(weight_shape(graph, &proto, input::R)?, "R")?;
         let (&[_, _, input_size], &[_, _, hidden]) = (&w[..], &r[..]) else {
             return Err(Error::Format(format!(
                 "W and R have shapes {w:?} and {r:?}; expected three axes each"
             )));
         };
-        let gates = hidden.checked_mul(3);
-        let gates = gates.ok_or_else(|| Error::Format(format!("R has the shape {r:?}")))?;
-        expect_shape("W [D, 3H, I]", &w, &[direction.count(), gates, input_size])?;
-        expect_shape("R [D, 3H, H]", &r, &[direction.count(), gates, hidden])?;
+        let gates = hidden.saturating_mul(3);
+        expect_shape("W [D, 3H, I]", &w, &[d, gates, input_size])?;
+        expect_shape("R [D, 3H, H]", &r, &[d, gates, hidden])?;
         if let Some(stated) = attributes.hidden_size.filter(|&size| size != hidden as i64) {
             let reason = format!("its hidden_size is {stated}, but R has the shape {r:?}");
             return Err(Error::Format(reason));
         }
-        let bias = shape(input::B)?;
+        let bias = weight_shape(graph, &proto, input::B)?;
         if let Some(b) = &bias {
-            expect_shape("B [D, 6H]", b, &[direction.count(), gates.saturating_mul(2)])?;
+            expect_shape("B [D, 6H]", b, &[d, gates.saturating_mul(2)])?;
         }
         let config = GruConfig::pytorch(input_size, hidden)
             .with_reset(attributes.reset)
-            .with_direction(direction)
+            .with_direction(attributes.direction)
             .with_activations(attributes.gate, attributes.candidate)
             .with_bias(if bias.is_some() { Bias::Two } else { Bias::None });
         config.validate()?;
@@ -88,7 +84,7 @@ impl GruNode {
 
     /// The name of an input, where it is connected.
     pub fn input(&self, place: usize) -> Option<&str> {
-        connected(&self.proto, place)
+        self.proto.connected(place)
     }
 
     /// The weights of each direction.
@@ -97,22 +93,13 @@ impl GruNode {
     }
 
     fn read_cells(&self, graph: &Graph, allow_non_finite: bool) -> Result<Vec<Cell>> {
-        let array = |place: usize| -> Result<Option<ArrayD<f32>>> {
-            let tensor = weight::<TensorProto>(graph, &self.proto, place)?;
-            let Some(tensor) = tensor else { return Ok(None) };
-            let array = tensor::floats(&tensor, &graph.storage);
-            let array = array.map_err(|error| in_input(place, error))?;
-            if !allow_non_finite {
-                check_finite(INPUTS[place], array.iter())?;
-            }
-            Ok(Some(array))
-        };
+        let array = |place: usize| weight(graph, &self.proto, place, allow_non_finite);
         let three =
-            |array: ArrayD<f32>| array.into_dimensionality::<Ix3>().expect("as was checked");
+            |array: ArrayD<f32>| array.into_dimensionality::<Ix3>().expect("its shape was checked");
         let w = three(required(array(input::W)?, "W")?);
         let r = three(required(array(input::R)?, "R")?);
         let b = array(input::B)?;
-        let b = b.map(|b| b.into_dimensionality::<Ix2>().expect("as was checked"));
+        let b = b.map(|b| b.into_dimensionality::<Ix2>().expect("its shape was checked"));
         (0..self.config.directions())
             .map(|d| {
                 let bias = b.as_ref().map(|b| b.row(d));
@@ -123,14 +110,14 @@ impl GruNode {
 
     /// The states that the node starts from, `[D, B, H]`.
     pub fn h0(&self, graph: &Graph, allow_non_finite: bool) -> Result<Given<Array3<f32>>> {
-        self.given(graph, input::H0, |tensor| {
-            let h0 = tensor::floats(tensor, &graph.storage)?;
+        self.given(graph, input::H0, |value| {
+            let h0 = floats(value)?;
             if !allow_non_finite {
                 check_finite(INPUTS[input::H0], h0.iter())?;
             }
             let shape = h0.shape().to_vec();
             let wrong = |_| Error::Format(format!("its shape is {shape:?}; expected three axes"));
-            let h0 = h0.into_dimensionality::<Ix3>().map_err(wrong)?;
+            let h0 = h0.view().into_dimensionality::<Ix3>().map_err(wrong)?;
             let h0 = match self.layout {
                 Layout::TimeMajor => h0,
                 Layout::BatchFirst => h0.permuted_axes([1, 0, 2]),
@@ -144,13 +131,14 @@ impl GruNode {
 
     /// The lengths of the rows, `[B]`.
     pub fn lengths(&self, graph: &Graph) -> Result<Given<Vec<usize>>> {
-        self.given(graph, input::LENGTHS, |tensor| {
-            let lengths = tensor::integers(tensor, &graph.storage)?;
+        self.given(graph, input::LENGTHS, |value| {
+            let integers = value.integers();
+            let not_whole = || Error::Format("its numbers are not whole".to_owned());
             let length = |&length: &i64| {
                 let wrong = |_| Error::Format(format!("it holds the length {length}"));
                 usize::try_from(length).map_err(wrong)
             };
-            lengths.iter().map(length).collect()
+            integers.ok_or_else(not_whole)?.iter().map(length).collect()
         })
     }
 
@@ -158,17 +146,20 @@ impl GruNode {
         &self,
         graph: &Graph,
         place: usize,
-        read: impl FnOnce(&TensorProto) -> Result<T>,
+        read: impl FnOnce(&Value) -> Result<T>,
     ) -> Result<Given<T>> {
         let Some(value) = self.input(place) else { return Ok(Given::Nothing) };
-        let given = match graph.origin(value) {
-            Ok(Origin::Constant(tensor)) => {
-                decode(&tensor).and_then(|tensor| read(&tensor)).map(Given::Constant)
+        let given = || {
+            // Zeros are what there is without a state, for any batch.
+            if place == input::H0 && graph.is_zeros(value)? {
+                return Ok(Given::Nothing);
             }
-            Ok(Origin::AtRun(words)) => Ok(Given::AtRun(words)),
-            Err(error) => Err(error),
+            match graph.known(value)? {
+                Known::Constant(value) => read(&value).map(Given::Constant),
+                Known::AtRun(words) => Ok(Given::AtRun(words)),
+            }
         };
-        given.map_err(|error| in_node(&self.name, in_input(place, error)))
+        given().map_err(|error| in_node(&self.name, in_input(place, error)))
     }
 }
 
@@ -193,9 +184,17 @@ impl Attributes {
             candidate: Activation::Tanh,
         };
         let (mut functions, mut alphas, mut betas) = (None, Vec::new(), Vec::new());
+        let mut seen = HashSet::new();
         for attribute in &node.attribute {
             let attribute: AttributeProto = decode(attribute)?;
+            check_type(&attribute)?;
             match attribute.name.as_str() {
+                name if !seen.insert(name.to_owned()) => {
+                    return Err(Error::Format(format!(
+                        "it has the attribute {} twice",
+                        quote(name)
+                    )));
+                }
                 "direction" => read.direction = direction(&text(&attribute.s)?)?,
                 "linear_before_reset" => {
                     read.reset = if attribute.i == 0 { Reset::Before } else { Reset::After }
@@ -205,22 +204,25 @@ impl Attributes {
                 "activations" => functions = Some(attribute.strings),
                 "activation_alpha" => alphas = attribute.floats,
                 "activation_beta" => betas = attribute.floats,
-                "clip" if attribute.f >= f32::MAX => {}
-                "clip" => return Err(unsupported(&format!("its clip of {}", attribute.f))),
+                // So far out that nothing is clipped.
+                "clip" if attribute.f >= 1e38 => {}
+                "clip" => return Err(unsupported(&format!("a clip ({:e})", attribute.f))),
                 // Of opsets before 7: whether Y is wanted.
                 "output_sequence" => {}
-                other => return Err(unsupported(&format!("its attribute {}", quote(other)))),
+                other => return Err(unsupported(&format!("the attribute {}", quote(other)))),
             }
         }
-        if let Some(functions) = functions {
-            let all = activations(&functions, &alphas, &betas)?;
+        // An empty list is none.
+        if let Some(functions) = functions.filter(|functions| !functions.is_empty()) {
             let expected = 2 * read.direction.count();
-            if all.len() != expected {
-                let reason = format!("it has {} activations; expected {expected}", all.len());
+            if functions.len() != expected {
+                let got = functions.len();
+                let reason = format!("it has {got} activations; expected {expected}");
                 return Err(Error::Format(reason));
             }
+            let all = activations(&functions, &alphas, &betas)?;
             if all[..2] != all[all.len() - 2..] {
-                return Err(unsupported("its directions' different activations"));
+                return Err(unsupported("an activation of one direction alone"));
             }
             (read.gate, read.candidate) = (all[0], all[1]);
         }
@@ -245,6 +247,25 @@ fn layout(number: i64) -> Result<Layout> {
     }
 }
 
+/// `Ok` when an attribute is of the type that ONNX has for it. Some writers leave the type out.
+fn check_type(attribute: &AttributeProto) -> Result<()> {
+    let expected = match attribute.name.as_str() {
+        "direction" => attribute_type::STRING,
+        "activations" => attribute_type::STRINGS,
+        "activation_alpha" | "activation_beta" => attribute_type::FLOATS,
+        "clip" => attribute_type::FLOAT,
+        _ => attribute_type::INT,
+    };
+    match attribute.r#type {
+        0 => Ok(()),
+        got if got == expected => Ok(()),
+        got => Err(Error::Format(format!(
+            "its attribute {} is of ONNX's type {got}, expected {expected}",
+            quote(&attribute.name)
+        ))),
+    }
+}
+
 /// Each activation of a node, with the α and β that those before it have left.
 fn activations(
     functions: &[prost::bytes::Bytes],
@@ -252,37 +273,34 @@ fn activations(
     betas: &[f32],
 ) -> Result<Vec<Activation>> {
     let (mut alphas, mut betas) = (alphas.iter().copied(), betas.iter().copied());
-    let all = functions.iter().take(5).map(|function| {
+    let activation = |function: &prost::bytes::Bytes| {
         let name = text(function)?;
-        let (mut alpha, mut beta) =
-            (|default| alphas.next().unwrap_or(default), |default| betas.next().unwrap_or(default));
-        // As ONNX Runtime does, in any case of letters.
-        let (known, parameters) = match name.to_ascii_lowercase().as_str() {
-            "sigmoid" => (Some(Activation::Sigmoid), None),
-            "tanh" => (Some(Activation::Tanh), None),
-            "relu" => (Some(Activation::Relu), None),
-            "hardsigmoid" => {
-                let given = (alpha(0.2), beta(0.5));
-                (Some(Activation::HardSigmoid).filter(|_| given == (0.2, 0.5)), Some(given))
-            }
-            "affine" => {
-                let given = (alpha(1.0), beta(0.0));
-                (Some(Activation::Identity).filter(|_| given == (1.0, 0.0)), Some(given))
-            }
-            "scaledtanh" => {
-                let given = (alpha(1.0), beta(1.0));
-                (Some(Activation::Tanh).filter(|_| given == (1.0, 1.0)), Some(given))
-            }
-            _ => (None, None),
+        // As ONNX Runtime does, in any case of letters. What α and β are where they are not given, ONNX
+        // says of hard sigmoids alone.
+        let (activation, plain) = match name.to_ascii_lowercase().as_str() {
+            "sigmoid" => return Ok(Activation::Sigmoid),
+            "tanh" => return Ok(Activation::Tanh),
+            "relu" => return Ok(Activation::Relu),
+            "hardsigmoid" => (Activation::HardSigmoid, (0.2, 0.5)),
+            "affine" => (Activation::Identity, (1.0, 0.0)),
+            "scaledtanh" => (Activation::Tanh, (1.0, 1.0)),
+            _ => return Err(unsupported(&format!("the activation {}", quote(&name)))),
         };
-        known.ok_or_else(|| match parameters {
-            Some((alpha, beta)) => {
-                unsupported(&format!("its activation {name} of alpha {alpha} and beta {beta}"))
+        let otherwise = (activation == Activation::HardSigmoid).then_some(plain);
+        let given = (
+            alphas.next().or(otherwise.map(|plain| plain.0)),
+            betas.next().or(otherwise.map(|plain| plain.1)),
+        );
+        match given {
+            given if given == (Some(plain.0), Some(plain.1)) => Ok(activation),
+            (Some(alpha), Some(beta)) => {
+                let what = format!("the activation {name} of alpha {alpha} and beta {beta}");
+                Err(unsupported(&what))
             }
-            None => unsupported(&format!("its activation {}", quote(&name))),
-        })
-    });
-    all.collect()
+            _ => Err(unsupported(&format!("the activation {name} without its alpha and beta"))),
+        }
+    };
+    functions.iter().map(activation).collect()
 }
 
 fn text(bytes: &[u8]) -> Result<String> {
@@ -291,24 +309,41 @@ fn text(bytes: &[u8]) -> Result<String> {
     Ok(text.to_owned())
 }
 
-fn connected(node: &NodeProto, place: usize) -> Option<&str> {
-    node.input.get(place).map(String::as_str).filter(|name| !name.is_empty())
+/// The shape of a weight, where the input is connected.
+fn weight_shape(graph: &Graph, node: &NodeProto, place: usize) -> Result<Option<Vec<usize>>> {
+    let Some(value) = node.connected(place) else { return Ok(None) };
+    let shape = graph.known_shape(value).map_err(|error| in_input(place, error))?;
+    shape.map(Some).map_err(|words| not_held(place, &words))
 }
 
-/// A tensor that the model must hold, where the input is connected; or a part of its message.
-fn weight<M: Message + Default>(
+/// A weight, where the input is connected.
+fn weight(
     graph: &Graph,
     node: &NodeProto,
     place: usize,
-) -> Result<Option<M>> {
-    let Some(value) = connected(node, place) else { return Ok(None) };
-    match graph.origin(value).map_err(|error| in_input(place, error))? {
-        Origin::Constant(tensor) => decode(&tensor).map(Some),
-        Origin::AtRun(words) => Err(Error::Format(format!(
-            "its {} is {words}; the model must hold it (fold its constants first)",
-            INPUTS[place]
-        ))),
+    allow_non_finite: bool,
+) -> Result<Option<ArrayD<f32>>> {
+    let Some(value) = node.connected(place) else { return Ok(None) };
+    let known = graph.known(value).map_err(|error| in_input(place, error))?;
+    let Known::Constant(value) = known else { return Err(not_held(place, "not known")) };
+    let array = floats(&value).map_err(|error| in_input(place, error))?;
+    graph.storage.spend(array.len())?;
+    if !allow_non_finite {
+        check_finite(INPUTS[place], array.iter())?;
     }
+    Ok(Some(array.clone()))
+}
+
+fn not_held(place: usize, words: &str) -> Error {
+    Error::Format(format!(
+        "its {} depends on {words}; weights must be in the model, at most rearranged",
+        INPUTS[place]
+    ))
+}
+
+fn floats(value: &Value) -> Result<&ArrayD<f32>> {
+    let whole = || Error::Format("its numbers are whole; expected floats".to_owned());
+    value.floats().ok_or_else(whole)
 }
 
 fn required<T>(found: Option<T>, name: &str) -> Result<T> {

@@ -58,6 +58,9 @@ pub struct GraphProto {
     /// Of [`ValueInfoProto`].
     #[prost(bytes = "bytes", repeated, tag = "12")]
     pub output: Vec<Bytes>,
+    /// Of [`ValueInfoProto`]: the shapes of values in between.
+    #[prost(bytes = "bytes", repeated, tag = "13")]
+    pub value_info: Vec<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -103,6 +106,7 @@ pub struct AttributeProto {
 
 /// `AttributeProto.AttributeType`
 pub mod attribute_type {
+    pub const FLOAT: i32 = 1;
     pub const INT: i32 = 2;
     pub const STRING: i32 = 3;
     pub const FLOATS: i32 = 6;
@@ -151,6 +155,7 @@ pub mod data_type {
     pub const FLOAT: i32 = 1;
     pub const INT32: i32 = 6;
     pub const INT64: i32 = 7;
+    pub const BOOL: i32 = 9;
     pub const FLOAT16: i32 = 10;
     pub const DOUBLE: i32 = 11;
     pub const BFLOAT16: i32 = 16;

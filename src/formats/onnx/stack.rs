@@ -1,31 +1,21 @@
 //! Which GRU nodes are the layers of one stack: where one's Y, its axes only rearranged, is the next
 //! one's X.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::graph::{Graph, Origin};
+use super::constant::Known;
+use super::graph::{Graph, Maker};
 use super::node::{GruNode, input};
-use super::proto::{AttributeProto, NodeProto};
-use super::{decode, tensor};
+use super::proto::NodeProto;
+use super::sizes::{Axis, Sizes};
 use crate::config::{GruConfig, Layout};
 use crate::error::Result;
-
-/// An axis of a value on the way from a Y to an X.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Axis {
-    Time,
-    Batch,
-    Direction,
-    Hidden,
-    /// Directions beside each other, each of H.
-    Joined,
-}
 
 /// More nodes than exporters put between two layers.
 const LONGEST_WAY: usize = 16;
 
 /// The GRUs, by their numbers, in stacks: each a layer of its own, or several that follow each other.
-pub(super) fn stacks(graph: &Graph, grus: &[Result<GruNode>]) -> Result<Vec<Vec<usize>>> {
+pub(super) fn stacks(graph: &Graph, grus: &[Result<GruNode>]) -> Vec<Vec<usize>> {
     // By each GRU, the one whose outputs it reads.
     let makers: HashMap<_, _> = (grus.iter().enumerate())
         .filter_map(|(number, gru)| Some((gru.as_ref().ok()?.y()?, number)))
@@ -34,10 +24,11 @@ pub(super) fn stacks(graph: &Graph, grus: &[Result<GruNode>]) -> Result<Vec<Vec<
     let mut readers = vec![0; grus.len()];
     for (number, gru) in grus.iter().enumerate() {
         let Ok(gru) = gru else { continue };
-        let Some((way, y)) = way_back(graph, gru)? else { continue };
+        // What cannot be followed is no stack; whoever asks for the node is told what is wrong with it.
+        let Ok(Some((way, y))) = way_back(graph, gru) else { continue };
         let Some(&maker) = makers.get(y.as_str()) else { continue };
         let Ok(other) = &grus[maker] else { continue };
-        if is_layer_below(graph, other, gru, &way)? {
+        if is_layer_below(graph, other, gru, &way).unwrap_or(false) {
             below[number] = Some(maker);
             readers[maker] += 1;
         }
@@ -57,60 +48,98 @@ pub(super) fn stacks(graph: &Graph, grus: &[Result<GruNode>]) -> Result<Vec<Vec<
     let mut placed = vec![false; grus.len()];
     stacks.iter().flatten().for_each(|&number| placed[number] = true);
     stacks.extend((0..grus.len()).filter(|&number| !placed[number]).map(|number| vec![number]));
-    Ok(stacks)
+    stacks
 }
 
 /// Whether a GRU whose Y goes this way to another one's X is a layer of the same GRU.
-fn is_layer_below(
-    graph: &Graph,
-    below: &GruNode,
-    gru: &GruNode,
-    way: &[NodeProto],
-) -> Result<bool> {
+fn is_layer_below(graph: &Graph, below: &GruNode, gru: &GruNode, way: &[Step]) -> Result<bool> {
     let GruConfig { input_size, bias, .. } = gru.config;
     let width = below.config.directions() * below.config.hidden_size;
     // A bias that one of them lacks counts as zeros.
     let alike = GruConfig { input_size, bias, ..below.config.clone() } == gru.config;
-    let same_lengths = below.input(input::LENGTHS) == gru.input(input::LENGTHS);
-    Ok(alike && same_lengths && input_size == width && arrives(graph, below, gru, way)?)
+    Ok(alike
+        && input_size == width
+        && same_lengths(graph, below, gru)?
+        && !starts_from_a_gru(graph, gru)?
+        && arrives(graph, below, gru, way)?)
+}
+
+/// Whether two GRUs have the same value for their lengths, or the same numbers.
+fn same_lengths(graph: &Graph, one: &GruNode, other: &GruNode) -> Result<bool> {
+    match (one.input(input::LENGTHS), other.input(input::LENGTHS)) {
+        (None, None) => Ok(true),
+        (Some(one), Some(other)) if one == other => Ok(true),
+        (Some(one), Some(other)) => match (graph.known(one)?, graph.known(other)?) {
+            (Known::Constant(one), Known::Constant(other)) => {
+                Ok(one.integers().is_some() && one.integers() == other.integers())
+            }
+            _ => Ok(false),
+        },
+        _ => Ok(false),
+    }
+}
+
+/// Whether a GRU's first state comes of what a GRU puts out, as a decoder's from its encoder.
+fn starts_from_a_gru(graph: &Graph, gru: &GruNode) -> Result<bool> {
+    let mut values: Vec<_> = gru.input(input::H0).map(str::to_owned).into_iter().collect();
+    let mut seen = HashSet::new();
+    while let Some(value) = values.pop() {
+        let Some((_, node)) = graph.made_by(&value)? else { continue };
+        if !seen.insert(value) {
+            continue;
+        }
+        match node.op() {
+            "GRU" | "LSTM" | "RNN" => return Ok(true),
+            // How many rows there are says nothing of what is in them.
+            "Shape" | "Size" => {}
+            _ => values.extend(node.input),
+        }
+    }
+    Ok(false)
+}
+
+/// A node between two GRUs, and the value that it rearranges.
+struct Step {
+    node: NodeProto,
+    from: String,
 }
 
 /// The nodes between a GRU's X and the GRU that it comes from, the first one first, and that GRU's output.
-fn way_back(graph: &Graph, gru: &GruNode) -> Result<Option<(Vec<NodeProto>, String)>> {
+fn way_back(graph: &Graph, gru: &GruNode) -> Result<Option<(Vec<Step>, String)>> {
     let Some(x) = gru.input(input::X) else { return Ok(None) };
     let (mut value, mut way) = (x.to_owned(), Vec::new());
-    while let Some((_, output, node)) = graph.maker(&value)? {
+    while let Some((output, node)) = graph.made_by(&value)? {
         if GruNode::is_gru(&node) {
             way.reverse();
             return Ok(Some((way, value)));
         }
-        let Some(data) = node.input.first().filter(|_| output == 0) else { break };
+        let Some(from) = node.connected(0).filter(|_| output == 0) else { break };
         if way.len() == LONGEST_WAY {
             break;
         }
-        value.clone_from(data);
-        way.push(node);
+        from.clone_into(&mut value);
+        way.push(Step { from: value.clone(), node });
     }
     Ok(None)
 }
 
 /// Whether a Y that goes this way is an X: every number at its time, row and feature.
-fn arrives(graph: &Graph, from: &GruNode, to: &GruNode, way: &[NodeProto]) -> Result<bool> {
+fn arrives(graph: &Graph, from: &GruNode, to: &GruNode, way: &[Step]) -> Result<bool> {
     let mut axes = match from.layout {
         Layout::TimeMajor => vec![Axis::Time, Axis::Direction, Axis::Batch, Axis::Hidden],
         Layout::BatchFirst => vec![Axis::Batch, Axis::Time, Axis::Direction, Axis::Hidden],
     };
-    let width = from.config.directions() * from.config.hidden_size;
-    for node in way {
-        match rearranged(graph, node, &axes, from.config.directions(), width)? {
+    let mut sizes = Sizes::new(graph, &from.config);
+    for Step { node, from } in way {
+        sizes.place(from, &axes);
+        match rearranged(graph, node, &axes, &sizes)? {
             Some(after) => axes = after,
             None => return Ok(false),
         }
     }
-    let feature = if from.config.directions() == 1 { Axis::Hidden } else { Axis::Joined };
     let [first, second] = to.layout.order(Axis::Time, Axis::Batch);
-    let joined = axes == [first, second, Axis::Joined];
-    Ok(joined || axes == [first, second, feature])
+    let single = from.config.directions() == 1 && axes == [first, second, Axis::Hidden];
+    Ok(single || axes == [first, second, Axis::Features])
 }
 
 /// The axes after a node, or `None` when it does more than rearrange them.
@@ -118,22 +147,47 @@ fn rearranged(
     graph: &Graph,
     node: &NodeProto,
     axes: &[Axis],
-    directions: usize,
-    width: usize,
+    sizes: &Sizes<'_>,
 ) -> Result<Option<Vec<Axis>>> {
-    Ok(match node.op_type.as_str() {
+    Ok(match node.op() {
         "Identity" => Some(axes.to_vec()),
-        // In use it passes everything on; while training only where it is told so.
-        "Dropout" if node.input.get(2).is_none_or(String::is_empty) => Some(axes.to_vec()),
-        "Transpose" => transposed(axes, &integers_of(node, "perm")?),
+        "Dropout" if !drops(graph, node)? => Some(axes.to_vec()),
+        "Transpose" => transposed(axes, &node.integers("perm")?.unwrap_or_default()),
         "Squeeze" => {
-            let given = operand(graph, node)?;
-            squeezed(axes, &given.unwrap_or(integers_of(node, "axes")?), directions)
+            let gone = match node.connected(1) {
+                Some(operand) => constants(graph, operand)?,
+                None => node.integers("axes")?,
+            };
+            gone.and_then(|gone| squeezed(axes, &gone, sizes.directions()))
         }
-        "Reshape" => {
-            operand(graph, node)?.and_then(|shape| joined(axes, &shape, directions, width))
-        }
+        "Reshape" if node.integer("allowzero", 0)? == 0 => match node.connected(1) {
+            Some(operand) => {
+                let target = sizes.evaluate(operand)?;
+                target.and_then(|target| sizes.reshaped(axes, &target))
+            }
+            None => None,
+        },
         _ => None,
+    })
+}
+
+/// In use a dropout passes everything on; while training only where it is told so.
+fn drops(graph: &Graph, node: &NodeProto) -> Result<bool> {
+    let Some(training) = node.connected(2) else { return Ok(false) };
+    match graph.known(training)? {
+        Known::Constant(value) => Ok(!value.is_zeros()),
+        Known::AtRun(_) => Ok(true),
+    }
+}
+
+/// Whole numbers that are known.
+pub(super) fn constants(graph: &Graph, value: &str) -> Result<Option<Vec<i64>>> {
+    if matches!(graph.maker(value)?, Maker::Input) {
+        return Ok(None);
+    }
+    Ok(match graph.known(value)? {
+        Known::Constant(value) => value.integers().map(|all| all.iter().copied().collect()),
+        Known::AtRun(_) => None,
     })
 }
 
@@ -149,48 +203,9 @@ fn transposed(axes: &[Axis], order: &[i64]) -> Option<Vec<Axis>> {
 /// Without the axis of a single direction.
 fn squeezed(axes: &[Axis], gone: &[i64], directions: usize) -> Option<Vec<Axis>> {
     let &[gone] = gone else { return None };
-    let gone = if gone < 0 { gone + axes.len() as i64 } else { gone };
+    let gone = if gone < 0 { gone.checked_add(axes.len() as i64)? } else { gone };
     let gone = usize::try_from(gone).ok()?;
     let is_single = axes.get(gone) == Some(&Axis::Direction) && directions == 1;
     let rest = || axes.iter().copied().filter(|&axis| axis != Axis::Direction).collect();
     is_single.then(rest)
-}
-
-/// The last two of four axes as one; an axis of a single direction may stand anywhere.
-fn joined(axes: &[Axis], shape: &[i64], directions: usize, width: usize) -> Option<Vec<Axis>> {
-    let &[_, _, last] = shape else { return None };
-    let as_one = match axes {
-        [first, second, Axis::Direction, Axis::Hidden] => [*first, *second],
-        [first, Axis::Direction, second, Axis::Hidden]
-        | [Axis::Direction, first, second, Axis::Hidden]
-            if directions == 1 && shape[..2].iter().all(|&size| size != 0) =>
-        {
-            [*first, *second]
-        }
-        _ => return None,
-    };
-    let is_width = last == -1 || usize::try_from(last).is_ok_and(|last| last == width);
-    // One size may be left to be found, and then it is the width or follows from it.
-    let open = shape.iter().filter(|&&size| size == -1).count();
-    (is_width && open <= 1).then(|| [&as_one[..], &[Axis::Joined]].concat())
-}
-
-/// A node's second input, where the model holds it.
-fn operand(graph: &Graph, node: &NodeProto) -> Result<Option<Vec<i64>>> {
-    let Some(value) = node.input.get(1).filter(|value| !value.is_empty()) else { return Ok(None) };
-    match graph.origin(value)? {
-        Origin::Constant(tensor) => tensor::integers(&decode(&tensor)?, &graph.storage).map(Some),
-        Origin::AtRun(_) => Ok(None),
-    }
-}
-
-/// A node's attribute of whole numbers; none when it is not there.
-fn integers_of(node: &NodeProto, name: &str) -> Result<Vec<i64>> {
-    for attribute in &node.attribute {
-        let attribute: AttributeProto = decode(attribute)?;
-        if attribute.name == name {
-            return Ok(attribute.ints);
-        }
-    }
-    Ok(Vec::new())
 }

@@ -24,9 +24,9 @@ pub(super) struct Storage {
     left: Cell<u64>,
 }
 
-/// Bytes of f32 that a byte of a file may become: a number of 16 bits becomes one of 32, and a few layers
-/// may share their weights, but a thousand may not.
-const MULTIPLE: u64 = 8;
+/// Bytes of f32 that a byte of a file may become: a number of 16 bits becomes one of 32, exporters' nodes
+/// rearrange it several times, and a few layers may share it; but a thousand may not.
+const MULTIPLE: u64 = 16;
 
 impl Storage {
     /// Of a model of so many bytes, at a path where it is a file.
@@ -76,8 +76,15 @@ impl Storage {
         })
     }
 
+    /// The files read from so far.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> = self.files.borrow().iter().cloned().collect();
+        files.sort();
+        files
+    }
+
     /// `Ok` while all numbers together are no more than the files can hold.
-    fn spend(&self, count: usize) -> Result<()> {
+    pub fn spend(&self, count: usize) -> Result<()> {
         let left = self.left.get().checked_sub(4 * count as u64);
         let too_many = || {
             let reason = "all weights together are more than the model's files hold";
@@ -106,60 +113,112 @@ pub(super) fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize)> {
     Ok((sizes, count))
 }
 
-/// A tensor of float, float16, bfloat16 or double, as f32.
-pub(super) fn floats(tensor: &TensorProto, storage: &Storage) -> Result<ArrayD<f32>> {
+/// Numbers that are known.
+#[derive(Debug)]
+pub(super) enum Value {
+    /// Of float, float16, bfloat16 and double.
+    Floats(ArrayD<f32>),
+    /// Of int64, int32 and bool.
+    Integers(ArrayD<i64>),
+}
+
+impl Value {
+    pub fn floats(&self) -> Option<&ArrayD<f32>> {
+        if let Self::Floats(floats) = self { Some(floats) } else { None }
+    }
+
+    pub fn integers(&self) -> Option<&ArrayD<i64>> {
+        if let Self::Integers(integers) = self { Some(integers) } else { None }
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::Floats(floats) => floats.shape(),
+            Self::Integers(integers) => integers.shape(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Floats(floats) => floats.len(),
+            Self::Integers(integers) => 2 * integers.len(),
+        }
+    }
+
+    pub fn is_zeros(&self) -> bool {
+        match self {
+            Self::Floats(floats) => floats.iter().all(|&number| number == 0.0),
+            Self::Integers(integers) => integers.iter().all(|&number| number == 0),
+        }
+    }
+}
+
+/// A tensor's numbers.
+pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
     let (shape, count) = shape(&tensor.dims)?;
+    let raw = |width: usize| raw(tensor, count, width, storage);
     let halves = |widen: fn(&[u8]) -> Vec<f32>| {
         // Where they are not raw, each lies in 32 bits of its own.
         let bits = tensor.int32_data.iter().flat_map(|&word| (word as u16).to_le_bytes());
-        let raw = raw(tensor, count, 2, storage)?;
+        let raw = raw(2)?;
         Ok::<_, Error>(raw.map_or_else(|| widen(&bits.collect::<Vec<_>>()), |raw| widen(&raw)))
     };
-    let numbers = match tensor.data_type {
-        data_type::FLOAT => match raw(tensor, count, 4, storage)? {
-            Some(raw) => pieces(&raw).map(f32::from_le_bytes).collect(),
-            None => tensor.float_data.clone(),
-        },
-        data_type::DOUBLE => match raw(tensor, count, 8, storage)? {
-            Some(raw) => pieces(&raw).map(|b| f64::from_le_bytes(b) as f32).collect(),
-            None => tensor.double_data.iter().map(|&number| number as f32).collect(),
-        },
-        data_type::FLOAT16 => halves(widen_f16)?,
-        data_type::BFLOAT16 => halves(widen_bf16)?,
-        other => {
-            return Err(Error::Format(format!(
-                "its numbers are of ONNX's type {other}; expected FLOAT, FLOAT16, BFLOAT16 or DOUBLE"
-            )));
-        }
-    };
-    storage.spend(count)?;
-    let got = numbers.len();
-    let array = ArrayD::from_shape_vec(IxDyn(&shape), numbers);
-    array.map_err(|_| Error::Format(format!("it has {got} numbers, its shape {shape:?} {count}")))
+    let words = || tensor.int32_data.iter().map(|&word| i64::from(word)).collect();
+    let value = match tensor.data_type {
+        data_type::FLOAT => shaped(
+            &shape,
+            match raw(4)? {
+                Some(raw) => pieces(&raw).map(f32::from_le_bytes).collect(),
+                None => tensor.float_data.clone(),
+            },
+        )
+        .map(Value::Floats),
+        data_type::DOUBLE => shaped(
+            &shape,
+            match raw(8)? {
+                Some(raw) => pieces(&raw).map(|b| f64::from_le_bytes(b) as f32).collect(),
+                None => tensor.double_data.iter().map(|&number| number as f32).collect(),
+            },
+        )
+        .map(Value::Floats),
+        data_type::FLOAT16 => shaped(&shape, halves(widen_f16)?).map(Value::Floats),
+        data_type::BFLOAT16 => shaped(&shape, halves(widen_bf16)?).map(Value::Floats),
+        data_type::INT64 => shaped(
+            &shape,
+            match raw(8)? {
+                Some(raw) => pieces(&raw).map(i64::from_le_bytes).collect(),
+                None => tensor.int64_data.clone(),
+            },
+        )
+        .map(Value::Integers),
+        data_type::INT32 => shaped(
+            &shape,
+            match raw(4)? {
+                Some(raw) => pieces(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
+                None => words(),
+            },
+        )
+        .map(Value::Integers),
+        data_type::BOOL => shaped(
+            &shape,
+            match raw(1)? {
+                Some(raw) => raw.iter().map(|&byte| byte.into()).collect(),
+                None => words(),
+            },
+        )
+        .map(Value::Integers),
+        other => Err(Error::Format(format!(
+            "its numbers are of ONNX's type {other}, which is not supported"
+        ))),
+    }?;
+    storage.spend(value.len())?;
+    Ok(value)
 }
 
-/// A tensor of int64 or int32.
-pub(super) fn integers(tensor: &TensorProto, storage: &Storage) -> Result<Vec<i64>> {
-    let (_, count) = shape(&tensor.dims)?;
-    let integers: Vec<i64> = match tensor.data_type {
-        data_type::INT64 => match raw(tensor, count, 8, storage)? {
-            Some(raw) => pieces(&raw).map(i64::from_le_bytes).collect(),
-            None => tensor.int64_data.clone(),
-        },
-        data_type::INT32 => match raw(tensor, count, 4, storage)? {
-            Some(raw) => pieces(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
-            None => tensor.int32_data.iter().map(|&word| i64::from(word)).collect(),
-        },
-        other => {
-            return Err(Error::Format(format!(
-                "its numbers are of ONNX's type {other}; expected INT32 or INT64"
-            )));
-        }
-    };
-    match integers.len() {
-        got if got == count => Ok(integers),
-        got => Err(Error::Format(format!("it has {got} numbers, its shape {count}"))),
-    }
+fn shaped<T>(shape: &[usize], numbers: Vec<T>) -> Result<ArrayD<T>> {
+    let got = numbers.len();
+    let array = ArrayD::from_shape_vec(IxDyn(shape), numbers);
+    array.map_err(|_| Error::Format(format!("it has {got} numbers, but the shape {shape:?}")))
 }
 
 /// The bytes of `count` numbers of `width` bytes each, unless they lie in a field of their own type.

@@ -1,0 +1,177 @@
+//! The sizes that a Reshape between two layers asks for, which exporters compute from shapes when the model
+//! runs: which axis each is the size of.
+
+use std::collections::HashMap;
+
+use super::graph::Graph;
+use super::proto::NodeProto;
+use super::stack::constants;
+use crate::config::GruConfig;
+use crate::error::Result;
+
+/// An axis of a value on the way from a Y to an X.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Axis {
+    Time,
+    Batch,
+    Direction,
+    Hidden,
+    /// Directions beside each other, each of H: what a layer reads.
+    Features,
+}
+
+/// A size, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    /// In a Reshape, 0 is the size that there was, and −1 what is left.
+    Number(i64),
+    /// However many there are.
+    Of(Axis),
+}
+
+/// Deeper than exporters nest, and more numbers than a shape has.
+const DEEPEST: usize = 24;
+const LONGEST: usize = 8;
+
+/// Which sizes are known on the way from one GRU.
+pub(super) struct Sizes<'a> {
+    graph: &'a Graph,
+    config: &'a GruConfig,
+    /// The axes of the values on the way.
+    places: HashMap<String, Vec<Axis>>,
+    /// T and B, where the model tells them.
+    told: HashMap<&'static str, i64>,
+}
+
+impl<'a> Sizes<'a> {
+    pub fn new(graph: &'a Graph, config: &'a GruConfig) -> Self {
+        Self { graph, config, places: HashMap::new(), told: HashMap::new() }
+    }
+
+    /// D of the GRU.
+    pub fn directions(&self) -> usize {
+        self.config.directions()
+    }
+
+    /// A value on the way has these axes.
+    pub fn place(&mut self, value: &str, axes: &[Axis]) {
+        self.places.insert(value.to_owned(), axes.to_vec());
+        for (axis, size) in std::iter::zip(axes, self.graph.told_shape(value).unwrap_or_default()) {
+            let name = match axis {
+                Axis::Time => "T",
+                Axis::Batch => "B",
+                _ => continue,
+            };
+            self.told.extend(size.map(|size| (name, size)));
+        }
+    }
+
+    /// The size of an axis: a number where it is known.
+    fn of(&self, axis: Axis) -> Size {
+        let (directions, hidden) = (self.directions() as i64, self.config.hidden_size as i64);
+        let told = |name: &str| self.told.get(name).map(|&size| Size::Number(size));
+        match axis {
+            Axis::Time => told("T").unwrap_or(Size::Of(axis)),
+            Axis::Batch => told("B").unwrap_or(Size::Of(axis)),
+            Axis::Direction => Size::Number(directions),
+            Axis::Hidden => Size::Number(hidden),
+            Axis::Features => Size::Number(directions * hidden),
+        }
+    }
+
+    /// The axes of four that a Reshape makes into three, the last two of them one; or `None` when that is
+    /// not sure to be what it does.
+    pub fn reshaped(&self, axes: &[Axis], target: &[Size]) -> Option<Vec<Axis>> {
+        let is_single = self.directions() == 1;
+        let [first, second] = match *axes {
+            [first, second, Axis::Direction, Axis::Hidden] => [first, second],
+            // An axis of 1 may stand anywhere.
+            [first, Axis::Direction, second, Axis::Hidden]
+            | [Axis::Direction, first, second, Axis::Hidden]
+                if is_single =>
+            {
+                [first, second]
+            }
+            _ => return None,
+        };
+        let expected = [first, second, Axis::Features];
+        let &[_, _, _] = target else { return None };
+        let is_open = |&size: &Size| size == Size::Number(-1);
+        let fits = |(place, (&size, &axis)): (usize, (&Size, &Axis))| match size {
+            Size::Number(-1) => true,
+            Size::Number(0) => axes[place] == axis,
+            size => size == Size::Of(axis) || size == self.of(axis),
+        };
+        let open = target.iter().filter(|size| is_open(size)).count();
+        let all_fit = target.iter().zip(&expected).enumerate().all(fits);
+        (open <= 1 && all_fit).then(|| expected.to_vec())
+    }
+
+    /// What a value of whole numbers is; `None` when that cannot be told.
+    pub fn evaluate(&self, value: &str) -> Result<Option<Vec<Size>>> {
+        self.evaluate_at(value, 0)
+    }
+
+    fn evaluate_at(&self, value: &str, depth: usize) -> Result<Option<Vec<Size>>> {
+        if let Some(numbers) = constants(self.graph, value)? {
+            let sizes = numbers.iter().take(LONGEST).map(|&number| Size::Number(number)).collect();
+            return Ok(Some(sizes).filter(|_| numbers.len() <= LONGEST));
+        }
+        let made_by = self.graph.made_by(value)?.filter(|_| depth < DEEPEST);
+        let Some((_, node)) = made_by else { return Ok(None) };
+        if node.op() == "Shape" {
+            return self.shape(&node);
+        }
+        let mut inputs = Vec::new();
+        for name in node.input.iter().filter(|name| !name.is_empty()).take(LONGEST) {
+            match self.evaluate_at(name, depth + 1)? {
+                Some(sizes) => inputs.push(sizes),
+                None => return Ok(None),
+            }
+        }
+        let made = computed(&node, &inputs)?;
+        Ok(made.filter(|sizes| sizes.len() <= LONGEST))
+    }
+
+    fn shape(&self, node: &NodeProto) -> Result<Option<Vec<Size>>> {
+        let axes = node.connected(0).and_then(|value| self.places.get(value));
+        let Some(axes) = axes else { return Ok(None) };
+        let sizes: Vec<_> = axes.iter().map(|&axis| self.of(axis)).collect();
+        let (start, end) = (node.integer("start", 0)?, node.integer("end", i64::MAX)?);
+        Ok(Some(part(&sizes, start, end)))
+    }
+}
+
+/// What an operator makes of sizes; a number alone and a list of one are the same here.
+fn computed(node: &NodeProto, inputs: &[Vec<Size>]) -> Result<Option<Vec<Size>>> {
+    let number = |input: usize| match inputs.get(input)?[..] {
+        [Size::Number(number)] => Some(number),
+        _ => None,
+    };
+    let Some(first) = inputs.first() else { return Ok(None) };
+    Ok(match node.op() {
+        "Identity" | "Cast" | "Unsqueeze" | "Squeeze" | "Reshape" => Some(first.clone()),
+        "Concat" => Some(inputs.concat()),
+        "Mul" => match (number(0), number(1)) {
+            (Some(a), Some(b)) => a.checked_mul(b).map(|product| vec![Size::Number(product)]),
+            _ => None,
+        },
+        "Gather" => number(1).and_then(|at| {
+            let at = if at < 0 { at.checked_add(first.len() as i64)? } else { at };
+            first.get(usize::try_from(at).ok()?).map(|&size| vec![size])
+        }),
+        "Slice" if matches!(number(4), None | Some(1)) => match (number(1), number(2)) {
+            (Some(start), Some(end)) => Some(part(first, start, end)),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// From one place to before another, either counted from the end where it is negative.
+pub(super) fn part<T: Copy>(sizes: &[T], start: i64, end: i64) -> Vec<T> {
+    let len = sizes.len() as i64;
+    let place = |at: i64| (if at < 0 { at.saturating_add(len) } else { at }).clamp(0, len) as usize;
+    let (start, end) = (place(start), place(end));
+    sizes[start..end.max(start)].to_vec()
+}
