@@ -178,6 +178,71 @@ def check_reading(binary, devices, folder):
     return count
 
 
+def chains():
+    """Nodes between a GRU's Y [5, D, 3, 4] and the next one's X, and whether they are layers of one stack."""
+    squeeze = lambda axes: [("Squeeze", ["Y", axes], {})]
+    turned = ("Transpose", ["Y"], {"perm": [0, 2, 1, 3]})
+    reshape = lambda *shape: [turned, ("Reshape", ["-", np.array(shape)], {})]
+    sizes = [turned, ("Shape", ["-"], {}), ("Slice", ["-", np.array([0]), np.array([2])], {})]
+    computed = [*sizes, ("Concat", ["-", np.array([-1])], {"axis": 0}), ("Reshape", ["0", "-"], {})]
+    swapped = [turned, ("Shape", ["-"], {}), ("Gather", ["-", np.array([1, 0])], {}), *computed[3:]]
+    for d in (1, 2):
+        yield d, reshape(0, 0, -1), True
+        yield d, reshape(0, 0, 4 * d), True
+        yield d, reshape(0, -1, 4 * d), True
+        yield d, reshape(-1, 0, 4 * d), True
+        yield d, computed, True
+        yield d, swapped, False
+        yield d, reshape(3, 5, 4 * d), False
+        yield d, reshape(1, -1, 4 * d), False
+        yield d, reshape(-1, 1, 4 * d), False
+        yield d, [*reshape(0, 0, -1), ("Relu", ["-"], {})], False
+        yield d, [*reshape(0, 0, -1), ("Identity", ["-"], {}), ("Dropout", ["-"], {})], True
+        yield d, [*reshape(0, 0, -1), ("Transpose", ["-"], {"perm": [1, 0, 2]})], False
+        yield d, [*reshape(0, 0, -1), *[("Transpose", ["-"], {"perm": [1, 0, 2]})] * 2], True
+    yield 1, squeeze(np.array([1])), True
+    yield 1, squeeze(np.array([-3])), True
+    yield 1, [("Reshape", ["Y", np.array([0, -1, 4])], {})], True
+    yield 1, [("Reshape", ["Y", np.array([3, 5, 4])], {})], False
+    yield 1, [("Reshape", ["Y", np.array([0, 0, -1])], {})], False
+
+
+def check_chains(binary, folder):
+    """Two GRUs are a stack, with ONNX Runtime's numbers, or each alone: never something else."""
+    count = 0
+    x = uniform(5, 3, 4)
+    np.save(folder / "x.npy", x)
+    for d, way, is_stack in chains():
+        direction = "forward" if d == 1 else "bidirectional"
+        attributes = {"hidden_size": 4, "direction": direction}
+        held = {f"{name}{i}": uniform(d, 12, 4 if name == "R" or i == 0 else 4 * d) for name in "WR" for i in (0, 1)}
+        nodes, values = [helper.make_node("GRU", ["x", "W0", "R0"], ["Y"], name="first", **attributes)], []
+        for i, (op, inputs, more) in enumerate(way):
+            names = []
+            for j, name in enumerate(inputs):
+                if isinstance(name, np.ndarray):
+                    held[f"c{i}_{j}"] = name
+                    name = f"c{i}_{j}"
+                names.append({"-": f"v{i - 1}"}.get(name, f"v{name}" if name.isdigit() else name))
+            nodes.append(helper.make_node(op, names, [f"v{i}"], **more))
+        nodes.append(helper.make_node("GRU", [f"v{len(way) - 1}", "W1", "R1"], ["Z"], name="second", **attributes))
+        tensors = [numpy_helper.from_array(array, name) for name, array in held.items()]
+        info = lambda name, axes: helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * axes)
+        graph = helper.make_graph(nodes, "chain", [info("x", 3)], [info("Z", 4)], tensors)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "chain.onnx")
+        case = {"after": 0, "direction": direction, "way": way}
+        command = [binary, "run", folder / "chain.onnx", "--input", folder / "x.npy", "--output", folder / "y.npy", "--device", "cpu"]
+        result = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        if is_stack:
+            assert result.returncode == 0, (case, result.stderr)
+            (z,) = run_onnxruntime(folder / "chain.onnx", {"x": x})
+            compare("chains, cpu", np.load(folder / "y.npy"), z.transpose(0, 2, 1, 3).reshape(5, 3, -1), case)
+        else:
+            assert "holds 2 GRUs; choose one by its node: `first`, `second`" in result.stderr, (case, result.stderr)
+        count += 1
+    return count
+
+
 def parameters(case):
     """PyTorch's tensors of a definition, and the metadata that says which it is."""
     directions = {"forward": [""], "reverse": ["_reverse"], "both": ["", "_reverse"]}[case["direction"]]
@@ -250,8 +315,9 @@ def main():
     devices = sys.argv[2:] or all_devices(binary)
     with tempfile.TemporaryDirectory() as folder:
         read = check_reading(binary, devices, pathlib.Path(folder))
+        chained = check_chains(binary, pathlib.Path(folder))
         written = check_writing(binary, pathlib.Path(folder))
-    print(f"ONNX Runtime {onnxruntime.__version__}: {read} models read, {written} written; all agree to {ATOL:g}")
+    print(f"ONNX Runtime {onnxruntime.__version__}: {read} models read, {chained} chains, {written} written; all agree to {ATOL:g}")
     print("largest difference of y and h_n, by definition and direction")
     columns = sorted({what for of_variant in worst.values() for what in of_variant})
     print(f"{'reset, update, direction':<28}" + "".join(f"{column:>16}" for column in columns))

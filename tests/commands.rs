@@ -403,3 +403,81 @@ fn a_state_that_the_model_holds_is_used() {
     let words = "the model holds h0 of 3 rows, x has 2 (--h0 gives others)";
     assert_refused(directory.path(), &arguments, &[words]);
 }
+
+/// What is no file is neither read nor replaced; a link is followed.
+#[cfg(unix)]
+#[test]
+fn pipes_devices_and_links_stay_what_they_are() {
+    let scene = Scene::new();
+    let path = scene.path();
+    let pipe = |name: &str| {
+        let made = std::process::Command::new("mkfifo").arg(path.join(name)).status().unwrap();
+        assert!(made.success());
+    };
+    pipe("pipe.npy");
+    pipe("pipe.onnx");
+    std::os::unix::fs::symlink("/dev/null", path.join("null.npy")).unwrap();
+    std::os::unix::fs::symlink("nowhere.npy", path.join("dangling.npy")).unwrap();
+    std::os::unix::fs::symlink("real.npy", path.join("link.npy")).unwrap();
+    std::fs::write(path.join("real.npy"), "before").unwrap();
+    let run = |model, input, output| {
+        ["run", model, "--input", input, "--output", output, "--device", "cpu"]
+    };
+    for (arguments, words) in [
+        (run("model.onnx", "pipe.npy", "y.npy"), "`pipe.npy` is not a regular file"),
+        (run("pipe.onnx", "x.npy", "y.npy"), "`pipe.onnx` is not a regular file"),
+        (run("model.onnx", "null.npy", "y.npy"), "`null.npy` is not a regular file"),
+        (run("model.onnx", "x.npy", "pipe.npy"), "`pipe.npy` is not a regular file"),
+        (run("model.onnx", "x.npy", "null.npy"), "`null.npy` is not a regular file"),
+        (run("model.onnx", "x.npy", "dangling.npy"), "`dangling.npy` is not a regular file"),
+        (run("model.onnx", "x.npy", "/dev/null"), "`/dev/null` is to be a .npy file by its name"),
+    ] {
+        assert_refused(path, &arguments, &[words]);
+    }
+    assert!(!path.join("y.npy").exists());
+    scene.run(&run("model.onnx", "x.npy", "link.npy"));
+    assert!(path.join("link.npy").symlink_metadata().unwrap().is_symlink());
+    assert_near(&scene.array("real.npy"), &scene.gru.forward(&scene.x).unwrap().y);
+    // The file behind a link is as little an output as the file itself.
+    let arguments = [&run("model.onnx", "x.npy", "link.npy")[..], &["--hn", "real.npy"]].concat();
+    assert_refused(path, &arguments, &["`real.npy` is named twice"]);
+    let error = npy::save(path.join("pipe.npy"), scene.x.view()).unwrap_err().to_string();
+    assert!(error.ends_with("pipe.npy` cannot be written: it is not a regular file"), "{error}");
+}
+
+/// Neither may the weights be, where they lie beside their model.
+#[test]
+fn external_data_is_no_output() {
+    let scene = Scene::new();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
+    for name in ["torch_new_denoiser.onnx", "torch_new_denoiser.onnx.data"] {
+        std::fs::copy(models.join(name), scene.path().join(name)).unwrap();
+    }
+    // Under a name that an output may have.
+    let model = std::fs::read(scene.path().join("torch_new_denoiser.onnx")).unwrap();
+    let name = b"torch_new_denoiser.onnx.data";
+    let renamed: Vec<u8> = {
+        let mut bytes = model.clone();
+        let places: Vec<_> =
+            (0..bytes.len() - name.len()).filter(|&at| bytes[at..].starts_with(name)).collect();
+        for at in places {
+            bytes[at..at + name.len()].copy_from_slice(b"torch_new_denoiser_data1.npy");
+        }
+        bytes
+    };
+    std::fs::write(scene.path().join("renamed.onnx"), renamed).unwrap();
+    let weights = scene.path().join("torch_new_denoiser_data1.npy");
+    std::fs::rename(scene.path().join("torch_new_denoiser.onnx.data"), &weights).unwrap();
+    let before = std::fs::read(&weights).unwrap();
+    npy::save(scene.path().join("x3.npy"), random3([2, 2, 3], 1).view()).unwrap();
+    let run = |output| {
+        ["run", "renamed.onnx", "--input", "x3.npy", "--output", output, "--device", "cpu"]
+    };
+    scene.run(&run("y.npy"));
+    assert_refused(
+        scene.path(),
+        &run("torch_new_denoiser_data1.npy"),
+        &["torch_new_denoiser_data1.npy` is named twice; it would be overwritten"],
+    );
+    assert_eq!(std::fs::read(&weights).unwrap(), before);
+}

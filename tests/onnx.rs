@@ -219,3 +219,268 @@ fn other_layers_are_each_alone() {
     let masked = [gru("x", "", &["y"]), squeeze("y", "b"), mask, gru("mask", "", &["z"])];
     assert!(matches!(layers(&masked).unwrap_err(), Error::Choice { .. }));
 }
+
+/// An integer tensor.
+fn integers(name: &str, values: &[i64]) -> Vec<u8> {
+    let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    tensor(name, &[values.len() as i64], 7, bytes(9, &raw))
+}
+
+/// The names of the GRUs that a model holds, or how many layers its only one has.
+fn listed(model: &[u8]) -> Vec<String> {
+    match onnx::read(model, &onnx::Options::new()) {
+        Ok(model) => vec![format!("{} layers", model.nodes.len())],
+        Err(Error::Choice { found, .. }) => found,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Two GRUs of H 1, `a` and `c`, the second one reading `b`, and these nodes and tensors.
+fn two_layers(more: &[Vec<u8>], tensors: &[Vec<u8>]) -> Vec<u8> {
+    let layers =
+        [node("GRU", &["x", "W", "R"], &["a"], &[]), node("GRU", &["b", "W", "R"], &["c"], &[])];
+    let weights = [zeros("W", &[1, 3, 1]), zeros("R", &[1, 3, 1]), integers("one", &[1])];
+    model(&[&layers, more].concat(), &[&weights, tensors].concat())
+}
+
+fn squeeze(from: &str, to: &str) -> Vec<u8> {
+    node("Squeeze", &[from, "one"], &[to], &[])
+}
+
+/// Operators of another domain may do anything.
+#[test]
+fn operators_are_onnxs_own() {
+    let foreign = |node: Vec<u8>| [node, bytes(7, b"com.acme")].concat();
+    let own = |node: Vec<u8>| [node, bytes(7, b"ai.onnx")].concat();
+    assert_eq!(listed(&two_layers(&[own(squeeze("a", "b"))], &[])), ["2 layers"]);
+    assert_eq!(listed(&two_layers(&[foreign(squeeze("a", "b"))], &[])), ["a", "c"]);
+    let copy = node("Identity", &["s"], &["b"], &[]);
+    let way = |copy: Vec<u8>| two_layers(&[squeeze("a", "s"), copy], &[]);
+    assert_eq!(listed(&way(copy.clone())), ["2 layers"]);
+    assert_eq!(listed(&way(foreign(copy))), ["a", "c"]);
+    let gru = foreign(node("GRU", &["x", "W", "R"], &["y"], &[]));
+    assert_eq!(listed(&model(&[gru], &weights())), [""; 0]);
+    let constant = foreign(node(
+        "Constant",
+        &[],
+        &["W"],
+        &[attribute("value", bytes(5, &zeros("", &[1, 6, 1])))],
+    ));
+    let gru = node("GRU", &["x", "W", "R"], &["y"], &[]);
+    let error =
+        onnx::read(&model(&[gru, constant], &[zeros("R", &[1, 6, 2])]), &onnx::Options::new());
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("its W depends on `W`, which a node `Constant` makes")
+    );
+}
+
+/// Sizes that a Reshape names, and that the model tells of the value it reshapes: [T, D, B, H].
+#[test]
+fn sizes_that_are_told_are_sizes_that_are_known() {
+    let dimension = |size: i64| bytes(1, &int(1, size));
+    let told = |sizes: [i64; 4]| {
+        let shape: Vec<u8> = sizes.into_iter().flat_map(dimension).collect();
+        let tensor_type = bytes(1, &[int(1, 1), bytes(2, &shape)].concat());
+        bytes(13, &[bytes(1, b"a"), bytes(2, &tensor_type)].concat())
+    };
+    let way = |sizes: Option<[i64; 4]>, shape: [i64; 3]| {
+        let reshape = node("Reshape", &["a", "shape"], &["b"], &[]);
+        let model = two_layers(&[reshape], &[integers("shape", &shape)]);
+        let graph = &model[model.len() - graph_length(&model)..];
+        bytes(7, &[graph.to_vec(), sizes.map(told).unwrap_or_default()].concat())
+    };
+    assert_eq!(listed(&way(Some([5, 1, 3, 1]), [5, 3, 1])), ["2 layers"]);
+    assert_eq!(listed(&way(Some([5, 1, 3, 1]), [5, 3, -1])), ["2 layers"]);
+    assert_eq!(listed(&way(Some([5, 1, 3, 1]), [3, 5, 1])), ["a", "c"]);
+    assert_eq!(listed(&way(Some([5, 1, 3, 1]), [1, 15, 1])), ["a", "c"]);
+    assert_eq!(listed(&way(None, [5, 3, 1])), ["a", "c"]);
+    assert_eq!(listed(&way(None, [0, -1, 1])), ["2 layers"]);
+}
+
+/// Of a model that is one field.
+fn graph_length(model: &[u8]) -> usize {
+    let head = 2 + model[1..].iter().position(|byte| byte & 0x80 == 0).unwrap();
+    model.len() - head
+}
+
+/// What decides between a stack and two GRUs, besides the way from one to the other.
+#[test]
+fn stacks_share_their_lengths_and_start_from_no_gru() {
+    let weights = [zeros("W", &[1, 3, 1]), zeros("R", &[1, 3, 1]), integers("one", &[1])];
+    let gru = |x: &str, lengths: &str, h0: &str, y: &[&str]| {
+        node("GRU", &[x, "W", "R", "", lengths, h0], y, &[])
+    };
+    let layers = |lengths: [&str; 2], h0: &str, more: &[Vec<u8>]| {
+        let layers = [
+            gru("x", lengths[0], "", &["a", "h"]),
+            squeeze("a", "b"),
+            gru("b", lengths[1], h0, &["c"]),
+        ];
+        let lengths = [("n", [3, 2]), ("m", [3, 2]), ("k", [3, 1])];
+        let lengths = lengths.map(|(name, values)| integers(name, &values));
+        let zeros = floats("zeros", &[1, 2, 1], &[0.0; 2]);
+        let tensors = [&weights[..], &lengths, &[zeros]].concat();
+        listed(&model(&[&layers, more].concat(), &tensors))
+    };
+    assert_eq!(layers(["", ""], "", &[]), ["2 layers"]);
+    // The same by name, by numbers, and not.
+    assert_eq!(layers(["n", "n"], "", &[]), ["2 layers"]);
+    assert_eq!(layers(["n", "m"], "", &[]), ["2 layers"]);
+    assert_eq!(layers(["n", "k"], "", &[]), ["a", "c"]);
+    assert_eq!(layers(["n", ""], "", &[]), ["a", "c"]);
+    // A decoder starts where its encoder ended, however that comes to it.
+    assert_eq!(layers(["", ""], "zeros", &[]), ["2 layers"]);
+    assert_eq!(layers(["", ""], "h", &[]), ["a", "c"]);
+    let tanh = node("Tanh", &["h"], &["t"], &[]);
+    assert_eq!(layers(["", ""], "t", &[tanh]), ["a", "c"]);
+    // How many rows there are is no state.
+    let expand = [node("Shape", &["h"], &["s"], &[]), node("Expand", &["zeros", "s"], &["t"], &[])];
+    assert_eq!(layers(["", ""], "t", &expand), ["2 layers"]);
+}
+
+/// A dropout that a constant tells to train drops; one that it tells not to does not.
+#[test]
+fn dropout_passes_everything_on_in_use() {
+    let way = |training: u8| {
+        let flag = tensor("flag", &[], 9, bytes(9, &[training]));
+        let dropout = node("Dropout", &["s", "", "flag"], &["b"], &[]);
+        listed(&two_layers(&[squeeze("a", "s"), dropout], &[flag]))
+    };
+    assert_eq!(way(0), ["2 layers"]);
+    assert_eq!(way(1), ["a", "c"]);
+}
+
+/// What is wrong with a node that is not needed, or with one GRU, does not keep others from being read.
+#[test]
+fn what_is_not_asked_for_may_be_wrong() {
+    let odd = node(
+        "Constant",
+        &[],
+        &["axes"],
+        &[attribute("value_ints", [int(8, 1), int(20, 7)].concat())],
+    );
+    let way = node("Squeeze", &["a", "axes"], &["b"], &[]);
+    assert_eq!(listed(&two_layers(&[odd, way], &[])), ["2 layers"]);
+    let text = node("Constant", &[], &["axes"], &[attribute("value_string", bytes(4, b"one"))]);
+    let way = node("Squeeze", &["a", "axes"], &["b"], &[]);
+    let whole = two_layers(&[text, way], &[]);
+    assert_eq!(listed(&whole), ["a", "c"]);
+    onnx::read(&whole, &onnx::Options::new().with_node("c")).unwrap();
+    let clipped = node("GRU", &["x", "W", "R"], &["d"], &[attribute("clip", float(2, 1.0))]);
+    let whole = two_layers(&[squeeze("a", "b"), clipped], &[]);
+    assert_eq!(listed(&whole), ["a..c", "d"]);
+    assert_eq!(onnx::read(&whole, &onnx::Options::new().with_node("a..c")).unwrap().nodes.len(), 2);
+    let error = onnx::read(&whole, &onnx::Options::new().with_node("d")).unwrap_err().to_string();
+    assert!(error.contains("the GRU node `d`: a clip (1e0) is not supported"), "{error}");
+}
+
+/// An attribute of another type than ONNX has for it would be read as 0.
+#[test]
+fn attributes_are_of_their_types_and_come_once() {
+    let read = |attributes: &[Vec<u8>]| {
+        let gru = node("GRU", &["x", "W", "R"], &["y"], attributes);
+        onnx::read(&model(&[gru], &weights()), &onnx::Options::new())
+    };
+    let after = |value: Vec<u8>, kind: i64| {
+        attribute("linear_before_reset", [value, int(20, kind)].concat())
+    };
+    let model = read(&[after(int(3, 1), 2)]).unwrap();
+    assert_eq!(model.params.layout().config().reset, gru_wgpu::Reset::After);
+    let error = read(&[after(float(2, 1.0), 1)]).unwrap_err().to_string();
+    assert!(error.contains("its attribute `linear_before_reset` is of ONNX's type 1, expected 2"));
+    let error = read(&[after(int(3, 1), 2), after(int(3, 0), 2)]).unwrap_err().to_string();
+    assert!(error.contains("it has the attribute `linear_before_reset` twice"), "{error}");
+    // No activations are the usual ones.
+    read(&[attribute("activations", int(20, 8))]).unwrap();
+}
+
+/// W `[1, 6, 1]` as what nodes make of held numbers: 0 to 5 in some order.
+#[test]
+fn weights_that_nodes_rearrange() {
+    let ascending: Vec<f32> = (0..6u8).map(f32::from).collect();
+    let ints = |name: &str, values: &[i64]| {
+        attribute(name, values.iter().flat_map(|&value| int(8, value)).collect())
+    };
+    let read = |held: Vec<u8>, nodes: &[Vec<u8>], more: &[Vec<u8>]| {
+        let gru = node("GRU", &["x", "W", "R"], &["y"], &[]);
+        let tensors = [&[held, zeros("R", &[1, 6, 2])], more].concat();
+        let model =
+            onnx::read(&model(&[&[gru][..], nodes].concat(), &tensors), &onnx::Options::new())?;
+        // Back from r, z, n to ONNX's z, r, h.
+        let (w, _, _) = model.params.to_cells()[0].to_onnx();
+        Ok::<_, Error>(w.into_raw_vec_and_offset().0)
+    };
+    let flat = || floats("f", &[6], &ascending);
+    let unsqueeze = |from: &str| node("Unsqueeze", &[from, "ends"], &["W"], &[]);
+    let ends = || integers("ends", &[0, 2]);
+    let identity: Vec<f32> = ascending.clone();
+    // Unsqueeze by an operand, and by an attribute as before opset 13.
+    assert_eq!(read(flat(), &[unsqueeze("f")], &[ends()]).unwrap(), identity);
+    let old = node("Unsqueeze", &["f"], &["W"], &[ints("axes", &[0, -1])]);
+    assert_eq!(read(flat(), &[old], &[]).unwrap(), identity);
+    // Cut in three and joined in another order; ends past the end, places from the end.
+    let slice = |first: &str, last: &str, to: &str| node("Slice", &["f", first, last], &[to], &[]);
+    let cuts = [slice("two", "four", "r"), slice("zero", "two", "z"), slice("minus2", "max", "n")];
+    let joined = node("Concat", &["z", "n", "r"], &["c"], &[attribute("axis", int(3, 0))]);
+    let places = [
+        integers("zero", &[0]),
+        integers("two", &[2]),
+        integers("four", &[4]),
+        integers("minus2", &[-2]),
+        integers("max", &[i64::MAX]),
+        ends(),
+    ];
+    let nodes = [&cuts[..], &[joined.clone(), unsqueeze("c")]].concat();
+    assert_eq!(read(flat(), &nodes, &places).unwrap(), [0.0, 1.0, 4.0, 5.0, 2.0, 3.0]);
+    // The same by a Split, even and of given sizes.
+    let even = node("Split", &["f"], &["z", "r", "n"], &[]);
+    let nodes = [even, joined.clone(), unsqueeze("c")];
+    assert_eq!(read(flat(), &nodes, &[ends()]).unwrap(), [0.0, 1.0, 4.0, 5.0, 2.0, 3.0]);
+    let sizes = integers("sizes", &[1, 3, 2]);
+    let uneven = node("Split", &["f", "sizes"], &["z", "r", "n"], &[]);
+    let nodes = [uneven, joined, unsqueeze("c")];
+    assert_eq!(read(flat(), &nodes, &[sizes, ends()]).unwrap(), [0.0, 4.0, 5.0, 1.0, 2.0, 3.0]);
+    // Turned, reshaped, squeezed.
+    let turned = node("Transpose", &["f"], &["t"], &[ints("perm", &[1, 0])]);
+    let reshape = node("Reshape", &["t", "shape"], &["W"], &[]);
+    let nodes = [turned, reshape];
+    let shape = integers("shape", &[1, -1, 1]);
+    let held = floats("f", &[2, 3], &ascending);
+    assert_eq!(read(held, &nodes, &[shape]).unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    let squeezed = node("Squeeze", &["f", "first"], &["W"], &[]);
+    let held = floats("f", &[1, 1, 6, 1], &ascending);
+    assert_eq!(read(held, &[squeezed], &[integers("first", &[0])]).unwrap(), identity);
+    // From halves, and rounded to them.
+    let cast = |to: i64| node("Cast", &["f"], &["W"], &[attribute("to", int(3, to))]);
+    let held = floats("f", &[1, 6, 1], &[0.1; 6]);
+    assert_eq!(read(held.clone(), &[cast(1)], &[]).unwrap(), [0.1; 6]);
+    assert_eq!(read(held, &[cast(10)], &[]).unwrap(), [half::f16::from_f32(0.1).to_f32(); 6]);
+    // What does not fit is told where it is.
+    let bad = node("Slice", &["f", "zero", "ends"], &["W"], &[]);
+    let error = read(flat(), &[bad], &[integers("zero", &[0]), ends()]).unwrap_err().to_string();
+    assert!(error.ends_with("its W: `W`: a cut does not fit"), "{error}");
+    let scaled = node("Mul", &["f", "f"], &["W"], &[]);
+    let error = read(flat(), &[scaled], &[]).unwrap_err().to_string();
+    assert!(error.ends_with("weights that are multiplied are not supported"), "{error}");
+}
+
+/// Zeros that are expanded to the batch at hand are no state at all.
+#[test]
+fn expanded_zeros_are_no_state() {
+    let read = |value: f32| {
+        let zero = floats("zero", &[1], &[value]);
+        let nodes = [
+            node("GRU", &["x", "W", "R", "", "", "h0"], &["y"], &[]),
+            node("Shape", &["x"], &["s"], &[]),
+            node("Expand", &["zero", "s"], &["e"], &[]),
+            node("Slice", &["e", "n", "n"], &["h0"], &[]),
+        ];
+        let tensors = [weights(), vec![zero, integers("n", &[1])]].concat();
+        onnx::read(&model(&nodes, &tensors), &onnx::Options::new()).map(|model| model.h0)
+    };
+    assert_eq!(read(0.0).unwrap(), Given::Nothing);
+    assert!(matches!(read(1.0).unwrap(), Given::AtRun(words) if words.contains("Expand")));
+}
