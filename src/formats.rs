@@ -15,11 +15,12 @@
 //! # What is promised of files
 //!
 //! Nothing read from a file is trusted. A file that is cut short, claims sizes it does not have, has
-//! names twice or holds nothing usable gives one typed error with the reason; no file makes a reader
-//! panic, or allocate more than a small multiple of the file's own length (of an `.npz`, of what its
-//! arrays take). Weights that are infinite or NaN are refused unless asked for. `tests/hostile.rs` holds
+//! names twice or holds nothing usable gives one typed error with the reason. No file makes a reader
+//! panic, go on without end, or allocate more than 64 times the file's length (of an `.npz`, of what its
+//! arrays take); a file of use costs two to six times its weights. What is no regular file, such as a pipe,
+//! is not opened. Weights that are infinite or NaN are refused unless asked for. `tests/hostile.rs` holds
 //! the readers to this, and the fuzz targets in `tests/fuzz` look for more. A file that is written appears under its name
-//! whole, flushed to the disk, or not at all.
+//! whole, flushed to the disk, or not at all; where the name is a link, the file behind it is replaced.
 
 mod cell;
 #[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::random3;
-use gru_wgpu::formats::{Cell, FlaxCell, MlxCell};
+use gru_wgpu::formats::{Cell, MlxCell};
 use gru_wgpu::{Bias, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update};
 use ndarray::{Array1, Array2, Axis, array, s};
 
@@ -29,9 +29,26 @@ fn every_layout_gives_the_same_bits_there_and_back() {
         assert_eq!(cells.len(), 4);
         assert_eq!(Params::from_cells(config, &cells).unwrap(), params, "{config}");
         for cell in &cells {
-            let (kernel, recurrent, bias) = cell.to_keras();
+            let zeros = || Array1::zeros(cell.weight_hh.nrows());
+            let both_or_none = |bias: &Option<Array1<f32>>| {
+                let any = cell.bias_ih.is_some() || cell.bias_hh.is_some();
+                any.then(|| bias.clone().unwrap_or_else(zeros))
+            };
+            let (kernel, recurrent, bias) = cell.to_keras(config.reset);
             let bias = bias.as_ref().map(|bias| bias.view());
-            assert_eq!(Cell::from_keras(kernel.view(), recurrent.view(), bias).unwrap(), *cell);
+            let back = Cell::from_keras(kernel.view(), recurrent.view(), bias).unwrap();
+            assert_eq!((&back.weight_ih, &back.weight_hh), (&cell.weight_ih, &cell.weight_hh));
+            match (config.reset, &cell.bias_ih, &cell.bias_hh) {
+                (Reset::After, ih, hh) => {
+                    assert_eq!((back.bias_ih, back.bias_hh), (both_or_none(ih), both_or_none(hh)));
+                }
+                // One row, in which two that do the same are added.
+                (Reset::Before, Some(ih), Some(hh)) => assert_eq!(back.bias_ih, Some(ih + hh)),
+                (Reset::Before, ih, _) => {
+                    assert_eq!((back.bias_ih, back.bias_hh), (ih.clone(), None))
+                }
+            }
+            assert_eq!(Cell::from_flax(&cell.to_flax()).unwrap().to_mlx(), cell.to_mlx());
             let (w, r, b) = cell.to_onnx();
             let back = Cell::from_onnx(w.view(), r.view(), b.as_ref().map(|b| b.view())).unwrap();
             assert_eq!((&back.weight_ih, &back.weight_hh), (&cell.weight_ih, &cell.weight_hh));
@@ -92,16 +109,7 @@ fn mlx_and_flax_weights_find_their_places() {
     let MlxCell { wx, wh, b, bhn } = cell.to_mlx();
     let (b, bhn) = (b.unwrap(), bhn.unwrap());
     let mlx = Cell::from_mlx(wx.view(), wh.view(), Some(b.view()), Some(bhn.view())).unwrap();
-    let gate = |a: &Array2<f32>, i: usize| a.slice(s![5 * i..5 * i + 5, ..]).t().to_owned();
-    let [input, recurrent] = [&wx, &wh].map(|w| [0, 1, 2].map(|i| gate(w, i)));
-    let biases = [0, 1, 2].map(|i: usize| b.slice(s![5 * i..5 * i + 5]));
-    let flax = Cell::from_flax(&FlaxCell {
-        input_kernels: input.each_ref().map(|kernel| kernel.view()),
-        input_biases: Some(biases),
-        recurrent_kernels: recurrent.each_ref().map(|kernel| kernel.view()),
-        hn_bias: Some(bhn.view()),
-    });
-    assert_eq!(flax.unwrap(), mlx);
+    assert_eq!(Cell::from_flax(&cell.to_flax()).unwrap(), mlx);
     // The same numbers from fewer biases.
     let x = random3([6, 2, 4], 2);
     let run =

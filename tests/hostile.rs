@@ -558,7 +558,7 @@ fn layers_that_share_their_weights() {
         model(&(0..layers).flat_map(layer).collect::<Vec<_>>(), &weights)
     };
     assert_eq!(read_onnx(&stack(3)).unwrap().nodes.len(), 3);
-    let message = refused(read_onnx(&stack(200)));
+    let message = refused(read_onnx(&stack(100)));
     assert!(message.contains("all weights together are more than the model's files hold"));
 }
 
@@ -639,6 +639,15 @@ fn arrays_that_lie() {
     assert_eq!(read(&array("<f2", "(2, 3)", 12)).unwrap().1, npy::Numbers::F16);
     assert_eq!(read(&array("<f8", "(2, 3)", 48)).unwrap().1, npy::Numbers::F64);
     read(&array("<f4", "()", 4)).unwrap();
+    // Headers that NumPy would have padded.
+    for len in 60..76 {
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}";
+        let head = [b"\x93NUMPY\x01\x00", &(len as u16).to_le_bytes()[..]].concat();
+        let text = format!("{header:<width$}\n", width = len - 1);
+        let numbers = [1.0f32, 2.0].map(f32::to_le_bytes).concat();
+        let (array, _) = read(&[head, text.into_bytes(), numbers].concat()).unwrap();
+        assert_eq!(array, ndarray::array![1.0, 2.0].into_dyn());
+    }
     read(&array("<f4", "(0, 3)", 0)).unwrap();
     let max = u64::MAX;
     for (what, bytes, reason) in [
@@ -663,7 +672,7 @@ fn arrays_that_lie() {
         ("half too much", array("<f2", "(1,)", 3), "extra"),
         ("half missing", array("<f2", "(2,)", 3), "missing"),
         ("objects", array("|O", "(1,)", 8), "expected float32, float64 or float16"),
-        ("the other byte order", array(">f4", "(1,)", 4), "does not match native endianness"),
+        ("the other byte order", array(">f4", "(1,)", 4), "of the other byte order"),
         ("no dictionary", file("weights", 0), ""),
         ("deep brackets", file(&"(".repeat(117), 0), "its header has 117 brackets"),
         (

@@ -205,14 +205,16 @@ fn layers_of_flax_and_mlx() {
     let kernels = kernels.unwrap();
     let biases = ["ir/bias", "iz/bias", "in/bias", "hn/bias"];
     let biases = npz::load_arrays(path("flax.npz"), biases).unwrap();
-    let [ir, iz, input, hr, hz, hn] = kernels.each_ref().map(two);
-    let [bir, biz, bin, bhn] = biases.each_ref().map(one);
-    let cell = Cell::from_flax(&FlaxCell {
+    let [ir, iz, input, hr, hz, hn] = kernels.each_ref().map(|kernel| two(kernel).to_owned());
+    let [bir, biz, bin, bhn] = biases.each_ref().map(|bias| one(bias).to_owned());
+    let flax = FlaxCell {
         input_kernels: [ir, iz, input],
         input_biases: Some([bir, biz, bin]),
         recurrent_kernels: [hr, hz, hn],
         hn_bias: Some(bhn),
-    });
+    };
+    let cell = Cell::from_flax(&flax);
+    assert_eq!(cell.as_ref().unwrap().to_flax(), flax);
     let params = Params::from_cells(&config, &[cell.unwrap()]).unwrap();
     Expected::load("flax").check("flax", &params);
 

@@ -5,14 +5,16 @@ use ndarray::{
     concatenate, s, stack,
 };
 
-use crate::config::{Bias, GruConfig};
+use crate::config::{Bias, GruConfig, Reset};
 use crate::error::{Error, Result, check_shape};
 use crate::params::Params;
 
 /// The weights of one direction of one layer, gates stacked r, z, n: PyTorch's layout.
 ///
-/// The conversions only move numbers; each there and back gives the same bits. They say nothing of
-/// where the reset gate acts or what z means: that is the configuration's, and stated with each.
+/// The conversions only move numbers, so that each there and back gives the same bits; but for biases that a
+/// layout has no place for, which are added to those that do the same, and absent ones that it has a place
+/// for, which become zeros. They say nothing of where the reset gate acts or what z means: that is the
+/// configuration's, and stated with each.
 ///
 /// ```
 /// use gru_wgpu::{GruConfig, Params, Reset, Update, formats::Cell};
@@ -52,16 +54,16 @@ pub struct MlxCell {
 }
 
 /// The weights of a Flax `nn.GRUCell`: its dense layers `ir`, `iz`, `in`, `hr`, `hz`, `hn`.
-#[derive(Clone, Debug)]
-pub struct FlaxCell<'a> {
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlaxCell {
     /// `kernel` of `ir`, `iz`, `in`: `[I, H]` each.
-    pub input_kernels: [ArrayView2<'a, f32>; 3],
+    pub input_kernels: [Array2<f32>; 3],
     /// Their `bias`: `[H]` each.
-    pub input_biases: Option<[ArrayView1<'a, f32>; 3]>,
+    pub input_biases: Option<[Array1<f32>; 3]>,
     /// `kernel` of `hr`, `hz`, `hn`: `[H, H]` each.
-    pub recurrent_kernels: [ArrayView2<'a, f32>; 3],
+    pub recurrent_kernels: [Array2<f32>; 3],
     /// `bias` of `hn`: `[H]`.
-    pub hn_bias: Option<ArrayView1<'a, f32>>,
+    pub hn_bias: Option<Array1<f32>>,
 }
 
 impl Cell {
@@ -69,8 +71,6 @@ impl Cell {
     /// z, r, h. A bias of two rows belongs to `reset_after=True` ([`Reset::After`], Keras' default), of
     /// one row to `reset_after=False` ([`Reset::Before`]). z keeps ([`Update::Keeps`]).
     ///
-    /// [`Reset::After`]: crate::Reset::After
-    /// [`Reset::Before`]: crate::Reset::Before
     /// [`Update::Keeps`]: crate::Update::Keeps
     ///
     /// # Errors
@@ -104,19 +104,22 @@ impl Cell {
         })
     }
 
-    /// To Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, and a bias of one row `[3U]` where there
-    /// is no `bias_hh`, of two `[2, 3U]` where there is.
-    pub fn to_keras(&self) -> (Array2<f32>, Array2<f32>, Option<ArrayD<f32>>) {
+    /// To Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, and the bias, which is `[2, 3U]` for
+    /// `reset_after=True` ([`Reset::After`]) and `[3U]` for `reset_after=False` ([`Reset::Before`]). There
+    /// two biases do the same, and their sum is written.
+    pub fn to_keras(&self, reset: Reset) -> (Array2<f32>, Array2<f32>, Option<ArrayD<f32>>) {
         let kernel = |weight: &Array2<f32>| swap_first_two(weight.view()).reversed_axes();
-        let bias = match (&self.bias_ih, &self.bias_hh) {
-            (None, None) => None,
-            (Some(bias), None) => Some(swap_first_two(bias.view()).into_dyn()),
-            (ih, Some(hh)) => {
-                let ih = ih.clone().unwrap_or_else(|| Array1::zeros(hh.len()));
-                let rows = [ih, hh.clone()].map(|row| swap_first_two(row.view()));
-                Some(
-                    stack(Axis(0), &[rows[0].view(), rows[1].view()]).expect("two rows").into_dyn(),
-                )
+        let zeros = || Array1::zeros(self.weight_hh.nrows());
+        let row = |bias: &Option<Array1<f32>>| {
+            bias.as_ref().map_or_else(zeros, |bias| swap_first_two(bias.view()))
+        };
+        let bias = match (&self.bias_ih, &self.bias_hh, reset) {
+            (None, None, _) => None,
+            (Some(one), None, Reset::Before) => Some(swap_first_two(one.view()).into_dyn()),
+            (ih, hh, Reset::Before) => Some((row(ih) + row(hh)).into_dyn()),
+            (ih, hh, Reset::After) => {
+                let rows = stack(Axis(0), &[row(ih).view(), row(hh).view()]);
+                Some(rows.expect("rows of one length").into_dyn())
             }
         };
         let [kernel, recurrent] = [&self.weight_ih, &self.weight_hh].map(kernel);
@@ -125,8 +128,8 @@ impl Cell {
 
     /// From one direction of an ONNX GRU: W `[3H, I]`, R `[3H, H]`, B `[6H]` (the input's half, then the
     /// recurrent one), gates stacked z, r, h. z keeps ([`Update::Keeps`](crate::Update::Keeps)), and
-    /// `linear_before_reset` is 0 for [`Reset::Before`](crate::Reset::Before), 1 for
-    /// [`Reset::After`](crate::Reset::After).
+    /// `linear_before_reset` is 0 for [`Reset::Before`], 1 for
+    /// [`Reset::After`].
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -195,7 +198,7 @@ impl Cell {
     ///
     /// # Errors
     /// [`Error::Shape`].
-    pub fn from_flax(cell: &FlaxCell<'_>) -> Result<Self> {
+    pub fn from_flax(cell: &FlaxCell) -> Result<Self> {
         let (input, hidden) = cell.input_kernels[0].dim();
         for kernel in &cell.input_kernels {
             check_shape("a kernel of ir, iz, in [I, H]", &[input, hidden], kernel.shape())?;
@@ -206,15 +209,35 @@ impl Cell {
         for bias in cell.input_biases.iter().flatten().chain(&cell.hn_bias) {
             check_shape("a bias [H]", &[hidden], bias.shape())?;
         }
-        let stacked = |kernels: &[ArrayView2<'_, f32>; 3]| {
+        let stacked = |kernels: &[Array2<f32>; 3]| {
             let [r, z, n] = kernels.each_ref().map(|kernel| kernel.t());
             let weight = concatenate(Axis(0), &[r, z, n]).expect("of one width");
             weight.as_standard_layout().into_owned()
         };
         let wx = stacked(&cell.input_kernels);
         let wh = stacked(&cell.recurrent_kernels);
-        let b = cell.input_biases.map(|biases| concatenate(Axis(0), &biases).expect("three"));
-        Self::from_mlx(wx.view(), wh.view(), b.as_ref().map(|b| b.view()), cell.hn_bias)
+        let b = cell.input_biases.as_ref().map(|biases| {
+            let views = biases.each_ref().map(|bias| bias.view());
+            concatenate(Axis(0), &views).expect("vectors")
+        });
+        let hn_bias = cell.hn_bias.as_ref().map(|bias| bias.view());
+        Self::from_mlx(wx.view(), wh.view(), b.as_ref().map(|b| b.view()), hn_bias)
+    }
+
+    /// To the dense layers of a Flax `nn.GRUCell`. Biases as in [`Self::to_mlx`].
+    pub fn to_flax(&self) -> FlaxCell {
+        let MlxCell { wx, wh, b, bhn } = self.to_mlx();
+        let hidden = wh.ncols();
+        let gate = |gate: usize| gate * hidden..(gate + 1) * hidden;
+        let kernels = |weight: &Array2<f32>| {
+            [0, 1, 2].map(|g| weight.slice(s![gate(g), ..]).t().as_standard_layout().into_owned())
+        };
+        FlaxCell {
+            input_kernels: kernels(&wx),
+            input_biases: b.map(|b| [0, 1, 2].map(|g| b.slice(s![gate(g)]).to_owned())),
+            recurrent_kernels: kernels(&wh),
+            hn_bias: bhn,
+        }
     }
 
     /// To MLX's `Wx`, `Wh`, `b`, `bhn`. The recurrent biases of r and z, which it has no place for, are

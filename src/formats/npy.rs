@@ -86,7 +86,7 @@ pub fn read(source: impl Read + Seek) -> Result<(ArrayD<f32>, Numbers)> {
 /// # Errors
 /// As [`load`].
 pub fn load_lengths(path: impl AsRef<Path>) -> Result<Vec<usize>> {
-    files::open(path.as_ref(), |source| parse_lengths(&Bytes::of_source(source)?))
+    files::open(path.as_ref(), |source| parse_lengths(Bytes::of_source(source)?))
 }
 
 /// Writes an array of float32, in C order.
@@ -99,12 +99,14 @@ pub fn save<D: Dimension>(path: impl AsRef<Path>, array: ArrayView<'_, f32, D>) 
 }
 
 fn read_source<S: Read + Seek>(source: Source<S>) -> Result<(ArrayD<f32>, Numbers)> {
-    parse(&Bytes::of_source(source)?)
+    parse(Bytes::of_source(source)?)
 }
 
 /// Bytes that lie as numbers must.
 pub(super) struct Bytes {
     words: Vec<u64>,
+    /// Where they start in the words, and how many they are.
+    first: usize,
     len: usize,
 }
 
@@ -116,7 +118,7 @@ impl Bytes {
             words.resize(len.div_ceil(8), 0);
             &mut bytemuck::cast_slice_mut(&mut words)[..len]
         })?;
-        Ok(Self { words, len: len as usize })
+        Ok(Self { words, first: 0, len: len as usize })
     }
 
     /// What comes until the end.
@@ -124,18 +126,33 @@ impl Bytes {
         let mut bytes = Vec::new();
         let read = stream.read_to_end(&mut bytes);
         read.map_err(|error| Error::Format(format!("it cannot be read: {error}")))?;
-        let mut words = vec![0u64; bytes.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(&bytes);
-        Ok(Self { words, len: bytes.len() })
+        Ok(Self::starting_at(0, &bytes))
+    }
+
+    fn starting_at(first: usize, bytes: &[u8]) -> Self {
+        let mut words = vec![0u64; (first + bytes.len()).div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[first..first + bytes.len()].copy_from_slice(bytes);
+        Self { words, first, len: bytes.len() }
     }
 
     fn as_slice(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.len]
+        &bytemuck::cast_slice(&self.words)[self.first..self.first + self.len]
+    }
+
+    /// The same with a header that was checked and, after it, numbers where they must lie. NumPy pads its
+    /// headers so that they do; other writers need not.
+    fn checked(self) -> Result<Self> {
+        let header = checked_header(self.as_slice())?;
+        match header % 8 {
+            0 => Ok(self),
+            rest => Ok(Self::starting_at(8 - rest, self.as_slice())),
+        }
     }
 }
 
-pub(super) fn parse(bytes: &Bytes) -> Result<(ArrayD<f32>, Numbers)> {
-    let bytes = checked_header(bytes)?;
+pub(super) fn parse(bytes: Bytes) -> Result<(ArrayD<f32>, Numbers)> {
+    let bytes = bytes.checked()?;
+    let bytes = bytes.as_slice();
     if let Some(array) = view::<f32>(bytes)? {
         return Ok((array.as_standard_layout().into_owned(), Numbers::F32));
     }
@@ -152,8 +169,9 @@ pub(super) fn parse(bytes: &Bytes) -> Result<(ArrayD<f32>, Numbers)> {
     }
 }
 
-fn parse_lengths(bytes: &Bytes) -> Result<Vec<usize>> {
-    let bytes = checked_header(bytes)?;
+fn parse_lengths(bytes: Bytes) -> Result<Vec<usize>> {
+    let bytes = bytes.checked()?;
+    let bytes = bytes.as_slice();
     let wide = match view::<i32>(bytes)? {
         Some(array) => array.mapv(i64::from),
         None => match ArrayViewD::<i64>::view_npy(bytes) {
@@ -187,15 +205,17 @@ fn wrong(error: &ViewNpyError, expected: &str) -> Error {
             let found = quote(found.to_string().trim_matches('\''));
             format!("its numbers are of type {found}; expected {expected}, {order}-endian")
         }
+        ViewNpyError::NonNativeEndian => {
+            "its numbers are of the other byte order (in Python: x.astype('<f4'))".to_owned()
+        }
+        ViewNpyError::ParseHeader(_) => "its header cannot be read".to_owned(),
         other => quote(&other.to_string()).trim_matches('`').to_owned(),
     })
 }
 
-/// The bytes, when their header is of a sane size and depth: a literal's parser goes as deep as its
-/// brackets.
-fn checked_header(bytes: &Bytes) -> Result<&[u8]> {
+/// The length of a header of a sane size and depth: a literal's parser goes as deep as its brackets.
+fn checked_header(bytes: &[u8]) -> Result<usize> {
     const MAX_BRACKETS: usize = 16;
-    let bytes = bytes.as_slice();
     if !bytes.starts_with(b"\x93NUMPY") {
         return Err(Error::Format("it does not start as a .npy file does".to_owned()));
     }
@@ -216,7 +236,7 @@ fn checked_header(bytes: &Bytes) -> Result<&[u8]> {
         return Err(Error::Format(format!("its header has {brackets} brackets")));
     }
     check_shape(&String::from_utf8_lossy(&header[if header[6] == 1 { 10 } else { 12 }..]))?;
-    Ok(bytes)
+    Ok(len)
 }
 
 /// `Ok` unless a header's shape overflows even where its zeros count as ones, which ndarray-npy takes for

@@ -160,7 +160,7 @@ impl Archive<File> {
         };
         let most = numbers.saturating_add(npy::MAX_OVERHEAD);
         let bytes = npy::Bytes::of_stream(entry.take(most)).map_err(in_array)?;
-        let (array, _) = npy::parse(&bytes).map_err(in_array)?;
+        let (array, _) = npy::parse(bytes).map_err(in_array)?;
         match shape {
             Some(expected) if expected != array.shape() => Err(Error::Format(format!(
                 "the array {quoted} has shape {:?}, expected {expected:?}",

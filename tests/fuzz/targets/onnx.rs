@@ -67,6 +67,8 @@ enum Data<'a> {
 /// Layers that follow each other.
 #[derive(Arbitrary, Debug)]
 struct Stack {
+    /// Weights that nodes cut and join.
+    rearranged: bool,
     input: u8,
     hidden: u8,
     layers: u8,
@@ -76,12 +78,27 @@ struct Stack {
     attributes: u8,
 }
 
-const OPS: [&str; 9] =
-    ["GRU", "Constant", "Identity", "Squeeze", "Transpose", "Reshape", "Dropout", "Slice", "LSTM"];
+const OPS: [&str; 15] = [
+    "GRU",
+    "Constant",
+    "Identity",
+    "Squeeze",
+    "Transpose",
+    "Reshape",
+    "Dropout",
+    "Slice",
+    "Concat",
+    "Unsqueeze",
+    "Split",
+    "Cast",
+    "Mul",
+    "Shape",
+    "Expand",
+];
 const VALUES: [&str; 16] = [
     "", "x", "W0", "R0", "B0", "Y0", "y0", "t0", "W1", "R1", "B1", "Y1", "y1", "one", "shape", "h0",
 ];
-const ATTRIBUTES: [&str; 11] = [
+const ATTRIBUTES: [&str; 20] = [
     "direction",
     "linear_before_reset",
     "layout",
@@ -93,6 +110,15 @@ const ATTRIBUTES: [&str; 11] = [
     "perm",
     "axes",
     "value",
+    "value_ints",
+    "axis",
+    "starts",
+    "ends",
+    "split",
+    "to",
+    "start",
+    "end",
+    "allowzero",
 ];
 const WORDS: [&str; 10] = [
     "forward",
@@ -106,7 +132,7 @@ const WORDS: [&str; 10] = [
     "ScaledTanh",
     "Elu",
 ];
-const TYPES: [i64; 7] = [1, 10, 11, 16, 7, 6, 3];
+const TYPES: [i64; 8] = [1, 10, 11, 16, 7, 6, 9, 3];
 
 fn pick<T: Copy>(choices: &[T], at: u8) -> T {
     choices[at as usize % choices.len()]
@@ -204,6 +230,16 @@ fn stack(of: &Stack) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         if of.bias {
             tensors.push(floats(&b, &[d, 6 * hidden]));
             inputs.push(&b);
+        }
+        let (joined, cut) = (format!("{w}j"), format!("{w}c"));
+        if of.rearranged {
+            let axis = attribute("axis", int(3, 1));
+            let parts = [format!("{w}0"), format!("{w}1"), format!("{w}2")];
+            let [z, r, n] = parts.each_ref().map(String::as_str);
+            nodes.push(node("Split", &[&w], &[z, r, n], &[axis.clone()]));
+            nodes.push(node("Concat", &[r, z, n], &[&joined], &[axis]));
+            nodes.push(node("Cast", &[&joined], &[&cut], &[attribute("to", int(3, 1))]));
+            inputs[1] = &cut;
         }
         nodes.push(node("GRU", &inputs, &[&all], &attributes));
         let order =
