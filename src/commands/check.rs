@@ -9,8 +9,9 @@ use gru_wgpu::{DeviceKind, check};
 use super::model::Choice;
 use super::output::{Table, open};
 
-/// Hold a device against the double-precision reference: every kernel, then every variant forward
-/// and backward, at odd sizes. Run it first on a new machine.
+/// Hold a device against the double-precision reference; run it first on a new machine.
+///
+/// Every kernel, then every variant forward and backward, at odd sizes; or one model with its own weights.
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
     /// Check this model instead, forward and backward, with its own weights: a .safetensors or .onnx file.

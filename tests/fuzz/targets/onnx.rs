@@ -236,7 +236,7 @@ fn stack(of: &Stack) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
             let axis = attribute("axis", int(3, 1));
             let parts = [format!("{w}0"), format!("{w}1"), format!("{w}2")];
             let [z, r, n] = parts.each_ref().map(String::as_str);
-            nodes.push(node("Split", &[&w], &[z, r, n], &[axis.clone()]));
+            nodes.push(node("Split", &[&w], &[z, r, n], std::slice::from_ref(&axis)));
             nodes.push(node("Concat", &[r, z, n], &[&joined], &[axis]));
             nodes.push(node("Cast", &[&joined], &[&cut], &[attribute("to", int(3, 1))]));
             inputs[1] = &cut;
