@@ -484,3 +484,70 @@ fn expanded_zeros_are_no_state() {
     assert_eq!(read(0.0).unwrap(), Given::Nothing);
     assert!(matches!(read(1.0).unwrap(), Given::AtRun(words) if words.contains("Expand")));
 }
+
+/// Sizes that would put numbers elsewhere, or that nobody can be sure of.
+#[test]
+fn reshapes_that_are_not_sure() {
+    let way = |shape: &[i64], attributes: &[Vec<u8>]| {
+        let reshape = node("Reshape", &["a", "shape"], &["b"], attributes);
+        listed(&two_layers(&[reshape], &[integers("shape", shape)]))
+    };
+    // Of [T, 1, B, H]: T stays, and what is left is B.
+    assert_eq!(way(&[0, -1, 1], &[]), ["2 layers"]);
+    // The second size that there was is 1, not B.
+    assert_eq!(way(&[0, 0, -1], &[]), ["a", "c"]);
+    assert_eq!(way(&[-1, -1, 1], &[]), ["a", "c"]);
+    assert_eq!(way(&[0, -1], &[]), ["a", "c"]);
+    assert_eq!(way(&[0, -1, 1, 1], &[]), ["a", "c"]);
+    // Where 0 is a size like any other.
+    assert_eq!(way(&[0, -1, 1], &[attribute("allowzero", int(3, 1))]), ["a", "c"]);
+}
+
+/// A state is zeros only where all of it is.
+#[test]
+fn joined_and_shaped_zeros_are_zeros() {
+    let read = |values: [f32; 2], fill: f32| {
+        let tensors = [
+            floats("one", &[1, 1, 2], &[values[0]; 2]),
+            floats("other", &[1, 1, 2], &[values[1]; 2]),
+        ];
+        let fill = attribute("value", bytes(5, &floats("", &[1], &[fill])));
+        let nodes = [
+            node("GRU", &["x", "W", "R", "", "", "h0"], &["y"], &[]),
+            node("Shape", &["x"], &["s"], &[]),
+            node("ConstantOfShape", &["s"], &["filled"], &[fill]),
+            node("Concat", &["one", "other", "filled"], &["h0"], &[attribute("axis", int(3, 1))]),
+        ];
+        let tensors = [&weights()[..], &tensors].concat();
+        onnx::read(&model(&nodes, &tensors), &onnx::Options::new()).unwrap().h0
+    };
+    assert_eq!(read([0.0, 0.0], 0.0), Given::Nothing);
+    assert!(matches!(read([0.0, 1.0], 0.0), Given::AtRun(_)));
+    assert!(matches!(read([0.0, 0.0], 1.0), Given::AtRun(_)));
+}
+
+/// Axes in any order, and one that is no single one.
+#[test]
+fn axes_come_and_go() {
+    let read = |op: &str, axes: &[i64], dims: &[i64]| {
+        let gru = node("GRU", &["x", "W", "R"], &["y"], &[]);
+        let held = floats("f", dims, &[0.5; 6]);
+        let rearranged = node(op, &["f", "axes"], &["W"], &[]);
+        let tensors = [held, integers("axes", axes), zeros("R", &[1, 6, 2])];
+        onnx::read(&model(&[gru, rearranged], &tensors), &onnx::Options::new()).map(|_| ())
+    };
+    read("Unsqueeze", &[2, 0], &[6]).unwrap();
+    read("Unsqueeze", &[0, 2], &[6]).unwrap();
+    read("Squeeze", &[3, 0], &[1, 1, 6, 1, 1]).unwrap();
+    for (op, axes, dims) in [
+        ("Unsqueeze", &[0, 3][..], &[6][..]),
+        ("Unsqueeze", &[0, 0], &[6]),
+        ("Unsqueeze", &[0; 20], &[6]),
+        ("Squeeze", &[2], &[1, 1, 6, 1]),
+        ("Squeeze", &[0, 0], &[1, 1, 6, 1]),
+        ("Squeeze", &[9], &[1, 1, 6, 1]),
+    ] {
+        let error = read(op, axes, dims).unwrap_err().to_string();
+        assert!(error.contains("does not fit"), "{op} {axes:?}: {error}");
+    }
+}

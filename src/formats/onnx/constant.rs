@@ -330,7 +330,11 @@ fn unsqueezed<T: Copy>(array: &ArrayD<T>, axes: &[i64]) -> Result<ArrayD<T>> {
     }
     let mut places = Vec::new();
     for &axis in axes {
-        places.push(axis_of(axis, count)?);
+        let axis = axis_of(axis, count)?;
+        if places.contains(&axis) {
+            return Err(misfit("an axis"));
+        }
+        places.push(axis);
     }
     places.sort();
     let unsqueezed = places.iter().try_fold(array.view(), |view, &axis| {
