@@ -674,7 +674,13 @@ fn arrays_that_lie() {
         ("objects", array("|O", "(1,)", 8), "expected float32, float64 or float16"),
         ("the other byte order", array(">f4", "(1,)", 4), "of the other byte order"),
         ("no dictionary", file("weights", 0), ""),
-        ("deep brackets", file(&"(".repeat(117), 0), "its header has 117 brackets"),
+        ("deep brackets", file(&"(".repeat(117), 0), "not that of an array of numbers"),
+        (
+            "braces that a parser tries over and over",
+            file(&"{".repeat(16), 0),
+            "not that of an array",
+        ),
+        ("a tuple of thousands", file(&format!("({})", "1,".repeat(70)), 0), "header"),
         (
             "a header past the end",
             b"\x93NUMPY\x01\x00\xFF\x00{}".to_vec(),

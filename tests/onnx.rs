@@ -336,6 +336,9 @@ fn stacks_share_their_lengths_and_start_from_no_gru() {
     assert_eq!(layers(["", ""], "h", &[]), ["a", "c"]);
     let tanh = node("Tanh", &["h"], &["t"], &[]);
     assert_eq!(layers(["", ""], "t", &[tanh]), ["a", "c"]);
+    // Whatever a nested graph reads.
+    let nested = node("If", &["x"], &["t"], &[]);
+    assert_eq!(layers(["", ""], "t", &[nested]), ["a", "c"]);
     // How many rows there are is no state.
     let expand = [node("Shape", &["h"], &["s"], &[]), node("Expand", &["zeros", "s"], &["t"], &[])];
     assert_eq!(layers(["", ""], "t", &expand), ["2 layers"]);
@@ -462,6 +465,13 @@ fn weights_that_nodes_rearrange() {
     let bad = node("Slice", &["f", "zero", "ends"], &["W"], &[]);
     let error = read(flat(), &[bad], &[integers("zero", &[0]), ends()]).unwrap_err().to_string();
     assert!(error.ends_with("its W: `W`: a cut does not fit"), "{error}");
+    // Parts of other shapes.
+    for dims in [&[][..], &[1, 6], &[1, 6, 1, 1]] {
+        let part = floats("p", dims, &ascending[..dims.iter().product::<i64>() as usize]);
+        let joined = node("Concat", &["f", "p"], &["W"], &[attribute("axis", int(3, 0))]);
+        let error = read(flat(), &[joined], &[part]).unwrap_err().to_string();
+        assert!(error.ends_with("a part to be joined does not fit"), "{error}");
+    }
     let scaled = node("Mul", &["f", "f"], &["W"], &[]);
     let error = read(flat(), &[scaled], &[]).unwrap_err().to_string();
     assert!(error.ends_with("weights that are multiplied are not supported"), "{error}");
@@ -499,6 +509,29 @@ fn reshapes_that_are_not_sure() {
     assert_eq!(way(&[-1, -1, 1], &[]), ["a", "c"]);
     assert_eq!(way(&[0, -1], &[]), ["a", "c"]);
     assert_eq!(way(&[0, -1, 1, 1], &[]), ["a", "c"]);
+    // What computes the sizes: an input that is not connected keeps its place, and a truth is no size.
+    let computed = |nodes: &[Vec<u8>]| {
+        let reshape = node("Reshape", &["t", "shape"], &["b"], &[]);
+        let order =
+            attribute("perm", [0, 2, 1, 3].into_iter().flat_map(|axis| int(8, axis)).collect());
+        let turned = node("Transpose", &["a"], &["t"], &[order]);
+        let shape = node("Shape", &["t"], &["s"], &[]);
+        let rest = integers("rest", &[1]);
+        let tensors =
+            [rest, integers("zero", &[0]), integers("two", &[2]), integers("minus", &[-1])];
+        let join = node("Concat", &["tb", "rest"], &["shape"], &[attribute("axis", int(3, 0))]);
+        listed(&two_layers(&[&[reshape, turned, shape, join], nodes].concat(), &tensors))
+    };
+    let slice = |inputs: &[&str]| computed(&[node("Slice", inputs, &["tb"], &[])]);
+    assert_eq!(slice(&["s", "zero", "two"]), ["2 layers"]);
+    assert_eq!(slice(&["s", "zero", "two", "", "one"]), ["2 layers"]);
+    assert_eq!(slice(&["s", "zero", "two", "", "minus"]), ["a", "c"]);
+    let cast = |to: i64| {
+        let cut = node("Slice", &["s", "zero", "two"], &["cut"], &[]);
+        computed(&[cut, node("Cast", &["cut"], &["tb"], &[attribute("to", int(3, to))])])
+    };
+    assert_eq!(cast(7), ["2 layers"]);
+    assert_eq!(cast(9), ["a", "c"]);
     // Where 0 is a size like any other.
     assert_eq!(way(&[0, -1, 1], &[attribute("allowzero", int(3, 1))]), ["a", "c"]);
 }

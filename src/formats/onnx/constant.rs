@@ -169,7 +169,10 @@ impl Graph {
             }
         }
         match self.known(value)? {
-            Known::Constant(value) => Ok(value.is_zeros()),
+            Known::Constant(value) => {
+                self.tire(value.len() as u64)?;
+                Ok(value.is_zeros())
+            }
             Known::AtRun(_) => Ok(false),
         }
     }
@@ -260,12 +263,20 @@ impl Operation {
             Self::Concat => {
                 let all = all.ok_or_else(|| misfit("a part of another type"))?;
                 let axis = axis_of(node.integer("axis", 0)?, array.ndim())?;
+                // ndarray counts on this.
+                let len = all.iter().try_fold(0usize, |len, part| {
+                    let alike = part.ndim() == array.ndim();
+                    alike.then(|| len.checked_add(part.len_of(axis))).flatten()
+                });
+                len.ok_or_else(|| misfit("a part to be joined"))?;
                 let views: Vec<_> = all.iter().map(|array| array.view()).collect();
                 concatenate(axis, &views).map_err(|_| misfit("a part to be joined"))?
             }
             Self::Unsqueeze => unsqueezed(array, &operand(node, "axes", inputs, 1)?)?,
             Self::Squeeze => squeezed(array, &operand(node, "axes", inputs, 1)?)?,
             Self::Transpose => transposed(array, node.integers("perm")?)?,
+            // Where 0 is a size like any other there is nothing of that size.
+            Self::Reshape if node.integer("allowzero", 0)? != 0 => return Err(misfit("a shape")),
             Self::Reshape => reshaped(array, &operand(node, "shape", inputs, 1)?)?,
             Self::Split => split(array, node, inputs, output)?,
         };
@@ -442,7 +453,12 @@ fn cast(value: &Value, to: i64) -> Result<Value> {
         data_type::FLOAT | data_type::DOUBLE => Ok(through(|number| number)),
         data_type::FLOAT16 => Ok(through(|number| half::f16::from_f32(number).to_f32())),
         data_type::BFLOAT16 => Ok(through(|number| half::bf16::from_f32(number).to_f32())),
-        data_type::INT32 | data_type::INT64 => Ok(Value::Integers(match value {
+        // In 32 bits numbers go round.
+        data_type::INT32 => cast(value, data_type::INT64.into()).map(|value| match value {
+            Value::Integers(integers) => Value::Integers(integers.mapv(|i| i64::from(i as i32))),
+            floats => floats,
+        }),
+        data_type::INT64 => Ok(Value::Integers(match value {
             Value::Floats(floats) => floats.mapv(|number| number as i64),
             Value::Integers(integers) => integers.clone(),
         })),

@@ -80,10 +80,16 @@ impl Graph {
 
     /// A message out of the model, which counts as effort.
     pub fn look<M: Message + Default>(&self, bytes: &Bytes) -> Result<M> {
-        let left = self.effort.get().checked_sub(bytes.len() as u64 + 1);
+        self.tire(bytes.len() as u64)?;
+        decode(bytes)
+    }
+
+    /// `Ok` while so much more effort may be made.
+    pub fn tire(&self, effort: u64) -> Result<()> {
+        let left = self.effort.get().checked_sub(effort + 1);
         let tired = || Error::Format("its nodes lead to each other too often".to_owned());
         self.effort.set(left.ok_or_else(tired)?);
-        decode(bytes)
+        Ok(())
     }
 
     /// What makes a value.
@@ -104,8 +110,13 @@ impl Graph {
     pub fn told_shape(&self, value: &str) -> Option<Vec<Option<i64>>> {
         let info: ValueInfoProto = self.look(self.infos.get(value)?).ok()?;
         let dims = info.r#type?.tensor_type?.shape?.dim;
-        let known =
-            |value| if let Some(Dimension::DimValue(size)) = value { Some(size) } else { None };
+        let known = |value| {
+            if let Some(Dimension::DimValue(size)) = value {
+                Some(size).filter(|&size| size > 0)
+            } else {
+                None
+            }
+        };
         Some(dims.into_iter().map(|dim| known(dim.value)).collect())
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::graph::Graph;
-use super::proto::NodeProto;
+use super::proto::{NodeProto, data_type};
 use super::stack::constants;
 use crate::config::GruConfig;
 use crate::error::Result;
@@ -123,9 +123,17 @@ impl<'a> Sizes<'a> {
             return self.shape(&node);
         }
         let mut inputs = Vec::new();
-        for name in node.input.iter().filter(|name| !name.is_empty()).take(LONGEST) {
+        if node.input.len() > LONGEST {
+            return Ok(None);
+        }
+        for name in &node.input {
+            // Not connected, an input keeps its place.
+            if name.is_empty() {
+                inputs.push(None);
+                continue;
+            }
             match self.evaluate_at(name, depth + 1)? {
-                Some(sizes) => inputs.push(sizes),
+                Some(sizes) => inputs.push(Some(sizes)),
                 None => return Ok(None),
             }
         }
@@ -143,15 +151,17 @@ impl<'a> Sizes<'a> {
 }
 
 /// What an operator makes of sizes; a number alone and a list of one are the same here.
-fn computed(node: &NodeProto, inputs: &[Vec<Size>]) -> Result<Option<Vec<Size>>> {
-    let number = |input: usize| match inputs.get(input)?[..] {
+fn computed(node: &NodeProto, inputs: &[Option<Vec<Size>>]) -> Result<Option<Vec<Size>>> {
+    let input = |place: usize| inputs.get(place).and_then(Option::as_ref);
+    let number = |place: usize| match input(place)?[..] {
         [Size::Number(number)] => Some(number),
         _ => None,
     };
-    let Some(first) = inputs.first() else { return Ok(None) };
+    let Some(first) = input(0) else { return Ok(None) };
     Ok(match node.op() {
+        "Cast" if !casts_to_integers(node)? => None,
         "Identity" | "Cast" | "Unsqueeze" | "Squeeze" | "Reshape" => Some(first.clone()),
-        "Concat" => Some(inputs.concat()),
+        "Concat" => inputs.iter().cloned().collect::<Option<Vec<_>>>().map(|parts| parts.concat()),
         "Mul" => match (number(0), number(1)) {
             (Some(a), Some(b)) => a.checked_mul(b).map(|product| vec![Size::Number(product)]),
             _ => None,
@@ -160,12 +170,18 @@ fn computed(node: &NodeProto, inputs: &[Vec<Size>]) -> Result<Option<Vec<Size>>>
             let at = if at < 0 { at.checked_add(first.len() as i64)? } else { at };
             first.get(usize::try_from(at).ok()?).map(|&size| vec![size])
         }),
-        "Slice" if matches!(number(4), None | Some(1)) => match (number(1), number(2)) {
+        "Slice" if input(4).is_none() || number(4) == Some(1) => match (number(1), number(2)) {
             (Some(start), Some(end)) => Some(part(first, start, end)),
             _ => None,
         },
         _ => None,
     })
+}
+
+/// Whether sizes stay what they are; as truth values, for one, they do not.
+fn casts_to_integers(node: &NodeProto) -> Result<bool> {
+    let to = node.integer("to", 0)?;
+    Ok([data_type::INT32, data_type::INT64].map(i64::from).contains(&to))
 }
 
 /// From one place to before another, either counted from the end where it is negative.

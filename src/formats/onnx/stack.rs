@@ -90,6 +90,8 @@ fn starts_from_a_gru(graph: &Graph, gru: &GruNode) -> Result<bool> {
         }
         match node.op() {
             "GRU" | "LSTM" | "RNN" => return Ok(true),
+            // What their graphs read of this one is not looked at.
+            "If" | "Loop" | "Scan" => return Ok(true),
             // How many rows there are says nothing of what is in them.
             "Shape" | "Size" => {}
             _ => values.extend(node.input),
