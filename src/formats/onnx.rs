@@ -233,3 +233,11 @@ fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
     let wrong = |error: prost::DecodeError| Error::Format(format!("it is no ONNX model: {error}"));
     M::decode(bytes.clone()).map_err(wrong)
 }
+
+/// Names the part of a model in what is wrong with it.
+fn in_part(part: &str, error: Error) -> Error {
+    match error {
+        Error::Format(reason) => Error::Format(format!("{part}: {reason}")),
+        other => other,
+    }
+}

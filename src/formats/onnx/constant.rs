@@ -8,16 +8,14 @@ use std::rc::Rc;
 use ndarray::{ArrayD, Axis, IxDyn, Slice, concatenate};
 
 use super::graph::{Graph, Maker};
+use super::in_part;
 use super::proto::{NodeProto, TensorHead, TensorProto, data_type};
 use super::sizes;
-use super::tensor::{self, Value};
+use super::tensor::{self, MAX_AXES, Value};
 use crate::error::{Error, Result, quote};
 
 /// Deeper than any exporter nests, and far from what a stack holds.
 const DEEPEST: usize = 64;
-
-/// More axes than any weight has on its way.
-const MAX_AXES: usize = 8;
 
 /// What is known of a value.
 #[derive(Clone)]
@@ -79,8 +77,8 @@ impl Graph {
                     });
                 }
                 let made = operation.run(&node, &inputs, output);
-                let made = made.map_err(|error| in_value(value, error))?;
-                self.storage.spend(made.len())?;
+                let made = made.map_err(|error| in_part(&quote(value), error))?;
+                self.storage.spend(made.floats_worth())?;
                 Ok(Known::Constant(Rc::new(made)))
             }
         }
@@ -170,7 +168,7 @@ impl Graph {
         }
         match self.known(value)? {
             Known::Constant(value) => {
-                self.tire(value.len() as u64)?;
+                self.tire(value.floats_worth() as u64)?;
                 Ok(value.is_zeros())
             }
             Known::AtRun(_) => Ok(false),
@@ -182,13 +180,6 @@ impl Graph {
 fn shaped<T>(numbers: Vec<T>, scalar: bool) -> ArrayD<T> {
     let shape = if scalar { IxDyn(&[]) } else { IxDyn(&[numbers.len()]) };
     ArrayD::from_shape_vec(shape, numbers).expect("as many as the shape holds")
-}
-
-fn in_value(value: &str, error: Error) -> Error {
-    match error {
-        Error::Format(reason) => Error::Format(format!("{}: {reason}", quote(value))),
-        other => other,
-    }
 }
 
 fn misfit(what: &str) -> Error {
@@ -325,11 +316,8 @@ fn sliced<T: Copy>(array: &ArrayD<T>, node: &NodeProto, inputs: Inputs<'_>) -> R
     let mut view = array.view();
     for ((&start, &end), &axis) in starts.iter().zip(&ends).zip(&axes) {
         let axis = axis_of(axis, array.ndim())?;
-        let len = view.len_of(axis) as i64;
-        // Past either end means that end.
-        let place = |at: i64| (if at < 0 { at.saturating_add(len) } else { at }).clamp(0, len);
-        let (start, end) = (place(start), place(end));
-        view.slice_axis_inplace(axis, Slice::from(start as usize..end.max(start) as usize));
+        let range = sizes::range(view.len_of(axis), start, end);
+        view.slice_axis_inplace(axis, Slice::from(range));
     }
     Ok(view.to_owned())
 }

@@ -8,6 +8,7 @@ use super::Given;
 use super::constant::Known;
 use super::decode;
 use super::graph::Graph;
+use super::in_part;
 use super::proto::{AttributeProto, NodeProto, attribute_type};
 use super::tensor::Value;
 use crate::config::{Activation, Bias, Direction, GruConfig, Layout, Reset};
@@ -25,7 +26,7 @@ pub(super) mod input {
     pub const H0: usize = 5;
 }
 
-/// What the node is called in messages: the operator's input of each place.
+/// What messages call the input of each place: the operator's own names.
 const INPUTS: [&str; 6] = ["X", "W", "R", "B", "sequence_lens", "initial_h"];
 
 pub(super) struct GruNode {
@@ -367,11 +368,4 @@ fn in_node(name: &str, error: Error) -> Error {
 
 fn in_input(place: usize, error: Error) -> Error {
     in_part(&format!("its {}", INPUTS[place]), error)
-}
-
-fn in_part(part: &str, error: Error) -> Error {
-    match error {
-        Error::Format(reason) => Error::Format(format!("{part}: {reason}")),
-        other => other,
-    }
 }

@@ -2,6 +2,7 @@
 //! runs: which axis each is the size of.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::graph::Graph;
 use super::proto::{NodeProto, data_type};
@@ -10,7 +11,7 @@ use crate::config::GruConfig;
 use crate::error::Result;
 
 /// An axis of a value on the way from a Y to an X.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Axis {
     Time,
     Batch,
@@ -40,7 +41,7 @@ pub(super) struct Sizes<'a> {
     /// The axes of the values on the way.
     places: HashMap<String, Vec<Axis>>,
     /// T and B, where the model tells them.
-    told: HashMap<&'static str, i64>,
+    told: HashMap<Axis, i64>,
 }
 
 impl<'a> Sizes<'a> {
@@ -57,22 +58,19 @@ impl<'a> Sizes<'a> {
     pub fn place(&mut self, value: &str, axes: &[Axis]) {
         self.places.insert(value.to_owned(), axes.to_vec());
         for (axis, size) in std::iter::zip(axes, self.graph.told_shape(value).unwrap_or_default()) {
-            let name = match axis {
-                Axis::Time => "T",
-                Axis::Batch => "B",
-                _ => continue,
-            };
-            self.told.extend(size.map(|size| (name, size)));
+            if matches!(axis, Axis::Time | Axis::Batch) {
+                self.told.extend(size.map(|size| (*axis, size)));
+            }
         }
     }
 
     /// The size of an axis: a number where it is known.
     fn of(&self, axis: Axis) -> Size {
         let (directions, hidden) = (self.directions() as i64, self.config.hidden_size as i64);
-        let told = |name: &str| self.told.get(name).map(|&size| Size::Number(size));
         match axis {
-            Axis::Time => told("T").unwrap_or(Size::Of(axis)),
-            Axis::Batch => told("B").unwrap_or(Size::Of(axis)),
+            Axis::Time | Axis::Batch => {
+                self.told.get(&axis).map_or(Size::Of(axis), |&size| Size::Number(size))
+            }
             Axis::Direction => Size::Number(directions),
             Axis::Hidden => Size::Number(hidden),
             Axis::Features => Size::Number(directions * hidden),
@@ -184,10 +182,16 @@ fn casts_to_integers(node: &NodeProto) -> Result<bool> {
     Ok([data_type::INT32, data_type::INT64].map(i64::from).contains(&to))
 }
 
-/// From one place to before another, either counted from the end where it is negative.
+/// The numbers of [`range`].
 pub(super) fn part<T: Copy>(sizes: &[T], start: i64, end: i64) -> Vec<T> {
-    let len = sizes.len() as i64;
+    sizes[range(sizes.len(), start, end)].to_vec()
+}
+
+/// From one place to before another, either counted from the end where it is negative; past either end
+/// means that end.
+pub(super) fn range(len: usize, start: i64, end: i64) -> Range<usize> {
+    let len = len as i64;
     let place = |at: i64| (if at < 0 { at.saturating_add(len) } else { at }).clamp(0, len) as usize;
     let (start, end) = (place(start), place(end));
-    sizes[start..end.max(start)].to_vec()
+    start..end.max(start)
 }

@@ -95,9 +95,11 @@ impl Storage {
     }
 }
 
+/// More axes than any weight has on its way.
+pub(super) const MAX_AXES: usize = 8;
+
 /// The sizes of a tensor's axes, and their product.
 pub(super) fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize)> {
-    const MAX_AXES: usize = 8;
     let wrong = || {
         let shown = &dims[..dims.len().min(MAX_AXES)];
         Error::Format(format!("a tensor has the impossible shape {shown:?}"))
@@ -138,7 +140,8 @@ impl Value {
         }
     }
 
-    pub fn len(&self) -> usize {
+    /// As many f32 as take its memory.
+    pub fn floats_worth(&self) -> usize {
         match self {
             Self::Floats(floats) => floats.len(),
             Self::Integers(integers) => 2 * integers.len(),
@@ -211,7 +214,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
             "its numbers are of ONNX's type {other}, which is not supported"
         ))),
     }?;
-    storage.spend(value.len())?;
+    storage.spend(value.floats_worth())?;
     Ok(value)
 }
 
