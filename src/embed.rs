@@ -5,7 +5,7 @@ use crate::config::Shape;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gru::Gru;
-use crate::plan::{BufferId, Mode, Plan, RunBuffers, States};
+use crate::plan::{BufferId, Mode, RunBuffers, States};
 use crate::session::{Bound, Session};
 
 /// A caller's buffers, for a [`ForwardPass`] or a [`Stream`](crate::Stream).
@@ -223,7 +223,7 @@ impl Gru {
         buffers: &Buffers<'_>,
     ) -> Result<ForwardPass> {
         let runner = self.adapter_runner()?;
-        let plan = Plan::new(self.config(), shape, Mode::Inference)?;
+        let plan = self.plan(shape, Mode::Inference)?;
         buffers.check(runner.gpu(), shape)?;
         let bound = buffers.bound(plan.run_buffers());
         let session = runner.make(plan, &bound).await?;

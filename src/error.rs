@@ -170,6 +170,9 @@ pub enum Error {
     /// A device word that is none of `auto`, `cpu`, `gpu`, `software`.
     #[error("unknown device `{0}`; expected auto, cpu, gpu or software")]
     UnknownDevice(String),
+    /// A word that names no recurrence.
+    #[error("unknown kernel `{0}`; expected auto, step or sequence")]
+    UnknownRecurrence(String),
 
     /// The kind of adapter that was asked for by name is not on this machine.
     #[error("no {asked} adapter found ({}); {hint}", describe_adapters(found))]

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use crate::adapter::AdapterInfo;
 use crate::error::{Error, Result};
 use crate::kernels::{Access, Kernel, LOOP_BUDGET};
-use crate::plan::Limits;
+use crate::plan::{Limits, Machine};
 
 /// Every adapter of this machine, as wgpu lists them.
 pub(crate) async fn adapters() -> Vec<wgpu::Adapter> {
@@ -286,6 +286,11 @@ impl Gpu {
 
     pub fn limits(&self) -> &Limits {
         &self.inner.info.limits
+    }
+
+    /// What a plan for it has to know.
+    pub fn machine(&self) -> Machine {
+        Machine::new(self.inner.info.limits, self.inner.info.software)
     }
 
     pub fn device(&self) -> &wgpu::Device {

@@ -9,8 +9,9 @@ use crate::config::{GruConfig, Shape};
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::noise;
+use crate::options::Options;
 use crate::params::{Gradients, Init, Params};
-use crate::plan::{BufferId, Mode, RunBuffers, States};
+use crate::plan::{BufferId, Machine, Mode, Plan, RunBuffers, States};
 use crate::reference::{self, Trace};
 use crate::runner::{Runner, SessionGuard};
 use crate::session::{Pass, Session};
@@ -105,6 +106,7 @@ pub struct Gru {
     config: GruConfig,
     params: Params,
     device: Device,
+    options: Options,
     /// There on an adapter.
     runner: Option<Runner>,
     /// Tells this model's tapes from another's.
@@ -162,10 +164,35 @@ impl Gru {
             config: params.layout().config().clone(),
             params,
             device: device.clone(),
+            options: Options::default(),
             runner,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             version: 0,
         })
+    }
+
+    /// The same model run another way. Streams, forward passes and tapes made before stay as they are.
+    #[must_use]
+    pub fn with_options(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    /// How it runs.
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
+    /// The schedule that a run of `shape` takes on the model's device, without making anything of it. For
+    /// the CPU device, which follows none, that of [`Machine::WEBGPU`].
+    ///
+    /// # Errors
+    /// As [`Plan::with_options`].
+    pub fn plan(&self, shape: Shape, mode: Mode) -> Result<Plan> {
+        let machine = match self.device.target() {
+            Target::Cpu => Machine::WEBGPU,
+            Target::Gpu(gpu) => gpu.machine(),
+        };
+        Plan::with_options(&self.config, shape, mode, self.options, &machine)
     }
 
     /// What the model computes.
@@ -443,7 +470,10 @@ impl Gru {
         batch: &Batch<'_>,
         wait: Wait,
     ) -> Result<(Output, SessionGuard)> {
-        let mut session = runner.session(&self.params, self.version, shape, mode).await?;
+        let mut session = {
+            let (params, version) = (&self.params, self.version);
+            runner.session(params, version, shape, mode, self.options).await?
+        };
         let RunBuffers { x, marks, states, y, .. } = session.plan().run_buffers().clone();
         match batch.lengths {
             None => write(&mut session, x, 0, batch.x.len(), Some(batch.x)).await?,

@@ -109,6 +109,7 @@
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, limits and text, by arithmetic alone |
 //! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
+//! | `options.rs` | [`Options`]: how a model runs |
 //! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
 //! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
 //! | `formats.rs`, `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz` and `.npy` files; other frameworks' layouts |
@@ -158,6 +159,7 @@ mod gru;
 pub mod kernels;
 mod noise;
 mod optim;
+mod options;
 mod params;
 pub mod plan;
 pub mod reference;
@@ -175,6 +177,7 @@ pub use embed::{Buffers, ForwardPass};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};
 pub use optim::{Adam, clip_global_norm};
+pub use options::{Options, Recurrence};
 pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 pub use state::State;
 pub use stream::Stream;

@@ -31,7 +31,29 @@ pub(crate) use products::{DISPATCH_FLOPS, Operand, Start, column_sum, matmul, ma
 use crate::config::{GruConfig, Shape};
 use crate::error::{Result, check_shape};
 use crate::kernels::Kernel;
+use crate::options::Options;
 use crate::params::ParamLayout;
+
+/// What a plan knows of the adapter that it is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Machine {
+    /// Its limits.
+    pub limits: Limits,
+    /// Whether it computes on the CPU: a few threads, to which a load costs as much as some
+    /// multiplications.
+    pub software: bool,
+}
+
+impl Machine {
+    /// A GPU that has what every WebGPU implementation has, and no more.
+    pub const WEBGPU: Self = Self::new(Limits::WEBGPU_DEFAULT, false);
+
+    /// An adapter of these limits, in software or not.
+    pub const fn new(limits: Limits, software: bool) -> Self {
+        Self { limits, software }
+    }
+}
 
 /// What a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -251,21 +273,35 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The schedule of a run of `config` over `shape`.
+    /// The schedule of a run of `config` over `shape`, for [`Machine::WEBGPU`].
+    ///
+    /// # Errors
+    /// As [`Self::with_options`].
+    pub fn new(config: &GruConfig, shape: Shape, mode: Mode) -> Result<Self> {
+        Self::with_options(config, shape, mode, Options::default(), &Machine::WEBGPU)
+    }
+
+    /// The schedule of a run of `config` over `shape` on `machine`.
     ///
     /// # Errors
     /// [`Error::ZeroSize`](crate::Error::ZeroSize) or [`Error::Overflow`](crate::Error::Overflow)
     /// when `config` is not valid, [`Error::Limit`](crate::Error::Limit) when a buffer has more
     /// elements than a u32 can index, [`Error::Shape`](crate::Error::Shape) when another
     /// configuration made `shape`. Whether an adapter can run it is for [`Plan::check`] to say.
-    pub fn new(config: &GruConfig, shape: Shape, mode: Mode) -> Result<Self> {
+    pub fn with_options(
+        config: &GruConfig,
+        shape: Shape,
+        mode: Mode,
+        options: Options,
+        machine: &Machine,
+    ) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
         // Its fields are public; what follows relies on what `GruConfig::shape` checked. Any layout is
         // as good as another.
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
-        stages::plan_run(&layout, shape, mode)
+        stages::plan_run(&layout, shape, mode, options, machine)
     }
 
     /// A plan of stages put together by hand, for a kernel's own check.

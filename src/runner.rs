@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use crate::config::{GruConfig, Shape};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, lock};
+use crate::options::Options;
 use crate::params::{ParamLayout, Params};
 use crate::plan::{BufferId, Mode, Plan};
 use crate::session::{Bound, Session};
@@ -23,7 +24,7 @@ pub(crate) struct Runner {
 }
 
 /// A session's key in the pool.
-type Key = (Shape, Mode);
+type Key = (Shape, Mode, Options);
 
 #[derive(Debug)]
 struct Lease {
@@ -70,8 +71,9 @@ impl Runner {
         version: u64,
         shape: Shape,
         mode: Mode,
+        options: Options,
     ) -> Result<SessionGuard> {
-        let key = (shape, mode);
+        let key = (shape, mode, options);
         let resting = {
             let mut idle = lock(&self.idle);
             let at = idle.iter().position(|lease| lease.key == key);
@@ -80,7 +82,9 @@ impl Runner {
         let lease = match resting {
             Some(lease) => lease,
             None => {
-                let plan = Plan::new(params.layout().config(), shape, mode)?;
+                let config = params.layout().config();
+                let machine = self.gpu.machine();
+                let plan = Plan::with_options(config, shape, mode, options, &machine)?;
                 Lease { key, session: self.make(plan, &[]).await? }
             }
         };

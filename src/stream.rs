@@ -8,7 +8,7 @@ use crate::embed::Buffers;
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::{Gpu, one_line};
 use crate::gru::Gru;
-use crate::plan::{Mode, Plan, States};
+use crate::plan::{Mode, States};
 use crate::reference;
 use crate::runner::Runner;
 use crate::session::{Bound, Session};
@@ -528,7 +528,7 @@ impl OnGpu {
         let state: usize = shapes[0].state().iter().product();
         let mut plans = Vec::new();
         for &shape in shapes {
-            let plan = Plan::new(gru.config(), shape, Mode::Inference)?.carrying();
+            let plan = gru.plan(shape, Mode::Inference)?.carrying();
             plan.check(gpu.limits())?;
             plans.push(plan);
         }

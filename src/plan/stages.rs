@@ -5,13 +5,20 @@ use std::ops::Range;
 use super::planner::Planner;
 use super::products::{Operand, Start, column_sum, matmul};
 use super::steps::Gates;
-use super::{Dispatch, Mode, Plan, Stage, TrainingBuffers};
+use super::{Dispatch, Machine, Mode, Plan, Stage, TrainingBuffers};
 use crate::config::{Reset, Shape};
 use crate::error::Result;
+use crate::options::Options;
 use crate::params::ParamLayout;
 
 /// The whole schedule of a run.
-pub(super) fn plan_run(layout: &ParamLayout, shape: Shape, mode: Mode) -> Result<Plan> {
+pub(super) fn plan_run(
+    layout: &ParamLayout,
+    shape: Shape,
+    mode: Mode,
+    _options: Options,
+    _machine: &Machine,
+) -> Result<Plan> {
     let planner = Planner::new(layout, shape, mode);
     // Before the stages are made: it bounds how many pieces a product is cut into.
     planner.buffers.check_indices()?;
