@@ -117,6 +117,7 @@
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
 //! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
+//! | `benches/` | the parts with criterion; a GPU beside cuDNN; what was measured, and what it taught |
 //!
 //! A new format is a file in `formats/` with a feature of its own, a round trip in `tests/roundtrips.rs`,
 //! a file by its own framework in `tests/models.rs`, hostile ones in `tests/hostile.rs` and a fuzz target.
