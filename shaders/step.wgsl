@@ -1,19 +1,35 @@
-// Shared by forward_step and backward_step: their arguments, where a step's elements lie, what its
-// marks say and what dropout and zoneout draw.
+// Shared by forward and backward, the kernels of the recurrence: their arguments, where a step's elements
+// lie, what its marks say, what dropout and zoneout draw, and how a workgroup multiplies with the
+// recurrent weights.
 //
 // The directions of a layer are independent; workgroups' z tells them apart. A reverse one runs from the
 // last time to the first; a second one's tensors lie one direction's size after those of the first.
 //
-// The axes of time and batch lie in x, y and gates as the two strides say, so that time-major and
+// The axes of time and batch lie in x, y, h and gates as the strides say, so that time-major and
 // batch-first arrays are the same to a kernel.
+//
+// A workgroup makes 4 · UNIT_QUADS hidden units of 4 · ROW_QUADS batch rows, for `count` steps one after
+// another. With count 1 the units of a step are spread over many workgroups and the host walks over the
+// steps. A workgroup that makes all units may walk over many steps itself: what it multiplies with the
+// weights then stays in its own memory.
 
-override GATES_RZ: bool = true;
-override GATE_N: bool = true;
+override GATES_RZ: bool = true; // a dispatch makes r and z
+override GATE_N: bool = true; // and n
+override RESET_BEFORE: bool = false; // n needs every r first
 override Z_KEEPS: bool = true;
 override GATE_ACTIVATION: u32 = SIGMOID; // of r and z
 override CANDIDATE_ACTIVATION: u32 = TANH; // of n
 override DROPOUT: bool = false; // of the layer's output
 override ZONEOUT: u32 = NO_ZONEOUT; // of the state
+override ALIGNED: bool = false; // H is a multiple of 4
+
+// Threads of a workgroup: so many along the units, four each, and so many along k.
+override UNIT_QUADS: u32 = 4u;
+override LANES: u32 = 4u;
+override ROW_QUADS: u32 = 1u; // 1 or 2: rows of a thread, four each
+override DEPTH_QUADS: u32 = 16u; // of k, four each, that the workgroup's memory holds
+override SUMS: u32 = 3u; // products that a thread makes at once
+override RESIDENT: bool = false; // that is all of k, and stays there from step to step
 
 const NO_ZONEOUT: u32 = 0u;
 const EXPECTED_ZONEOUT: u32 = 1u;
@@ -24,13 +40,6 @@ const PADDING: u32 = 1u;
 const RESTART: u32 = 2u;
 const RESTART_REVERSE: u32 = 4u;
 
-// A workgroup makes UNITS hidden units of ROWS batch rows, a thread one unit of four rows.
-const UNITS: u32 = 16u;
-const ROWS: u32 = 16u;
-const DEPTH: u32 = 16u;
-const QUADS: u32 = ROWS / 4u;
-const THREADS: u32 = UNITS * QUADS;
-
 struct Args {
     steps: u32, // T
     batch: u32, // B
@@ -38,11 +47,16 @@ struct Args {
     directions: u32, // D
     reverse_from: u32, // the directions from this one on run from the last time to the first
     row_first: u32, // the first batch row of this dispatch
-    time_stride: u32, // rows of x, y and gates from a step to the next
+    time_stride: u32, // rows of x and y from a step to the next
     row_stride: u32, // and from a batch row to the next
     h_times: u32, // states of each batch row that h holds
     h_time_stride: u32,
     h_row_stride: u32,
+    gates_first: u32, // the direction's own step that gates starts at
+    gates_times: u32, // how many steps from there on it holds
+    gates_room: u32, // how many it has room for
+    gates_time_stride: u32,
+    gates_row_stride: u32,
     weight_apart: u32, // elements from a weight to the same one of the other direction
     bias_apart: u32,
     first_state: u32, // where the layer's [D, B, H] lie in states or dstates
@@ -53,16 +67,28 @@ struct Args {
     drop_scale: u32, // f32: what kept outputs are multiplied with
     zone_below: u32, // draws below this keep a unit's state
     zone_share: u32, // f32: the share of it kept where nothing is drawn
-    step: u32, // the direction's own: its first is 0
+    count: u32, // how many steps this dispatch takes
+    step: u32, // the first of them, the direction's own: its first is 0
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
-@group(0) @binding(1) var<storage, read> weight_hh: array<f32>; // [D, 3H, H]
+@group(0) @binding(1) var<storage, read> weight_hh: array<vec4<f32>>; // [D, 3H, H]
 @group(0) @binding(2) var<storage, read> marks: array<u32>; // [T, B], then the seed, low and high
-@group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, T·B, 4H]: r, z, n, past
+@group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, gates_room·B, 4H]: r, z, n, past
+
+// What the weights are multiplied with, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], k = 4 · quad + i
+// at [i][quad], so that neighbouring lanes read neighbouring places.
+var<workgroup> operand: array<vec4<f32>, 4u * DEPTH_QUADS * ROW_QUADS>;
+
+// The lanes' shares of the products, four rows to a vec4: [SUMS][4][ROW_QUADS][LANES][UNIT_QUADS].
+var<workgroup> shares: array<vec4<f32>, SUMS * 4u * ROW_QUADS * LANES * UNIT_QUADS>;
 
 // The direction of this workgroup.
 var<private> direction: u32;
+
+fn threads() -> u32 {
+    return UNIT_QUADS * LANES;
+}
 
 fn time(step: u32) -> u32 {
     return select(step, args.steps - 1u - step, direction >= args.reverse_from);
@@ -73,7 +99,11 @@ fn sequence_row(time: u32, row: u32) -> u32 {
 }
 
 fn gates_at(time: u32, row: u32, column: u32) -> u32 {
-    let at = direction * args.steps * args.batch + sequence_row(time, row);
+    let first = args.gates_first;
+    let reverse = time + first + args.gates_times - args.steps;
+    let place = select(time - first, reverse, direction >= args.reverse_from);
+    let at = direction * args.gates_room * args.batch
+        + place * args.gates_time_stride + row * args.gates_row_stride;
     return at * 4u * args.hidden + column;
 }
 
@@ -126,4 +156,77 @@ fn zone(time: u32, row: u32, unit: u32) -> f32 {
         return select(0.0, 1.0, draw(1u, time, row, unit) < args.zone_below);
     }
     return 0.0;
+}
+
+// Four weights in a row, from any element on: two loads where rows need not start at a whole vec4.
+fn weights(at: u32) -> vec4<f32> {
+    let low = weight_hh[at / 4u];
+    if ALIGNED {
+        return low;
+    }
+    let high = weight_hh[at / 4u + 1u]; // past the end it is some other, and not used
+    switch at % 4u {
+        case 0u: { return low; }
+        case 1u: { return vec4(low.yzw, high.x); }
+        case 2u: { return vec4(low.zw, high.xy); }
+        default: { return vec4(low.w, high.xyz); }
+    }
+}
+
+fn operand_at(k: u32, row_quad: u32) -> u32 {
+    return (k % 4u * DEPTH_QUADS + k / 4u) * ROW_QUADS + row_quad;
+}
+
+// Four k of four rows: a column for each k.
+fn operands(quad: u32, row_quad: u32) -> mat4x4<f32> {
+    let at = quad * ROW_QUADS + row_quad;
+    let apart = DEPTH_QUADS * ROW_QUADS;
+    return mat4x4(
+        operand[at], operand[at + apart], operand[at + 2u * apart], operand[at + 3u * apart]);
+}
+
+// Products of a thread's four units, a column each, with its rows.
+struct Products {
+    low: mat4x4<f32>,
+    high: mat4x4<f32>, // of the second quad of rows
+}
+
+// `sum` and the products with the operands of a quad of k: past rows times weights, k along the columns of
+// the one and the rows of the other.
+fn multiplied(sum: Products, quad: u32, weights: mat4x4<f32>) -> Products {
+    var more = sum;
+    more.low += operands(quad, 0u) * weights;
+    if ROW_QUADS > 1u {
+        more.high += operands(quad, 1u) * weights;
+    }
+    return more;
+}
+
+fn share_at(sum: u32, unit: u32, row_quad: u32, lane: u32) -> u32 {
+    return (((sum * 4u + unit % 4u) * ROW_QUADS + row_quad) * LANES + lane) * UNIT_QUADS + unit / 4u;
+}
+
+fn put_shares(sum: u32, lane: u32, unit_quad: u32, products: Products) {
+    put_share(sum, lane, unit_quad, 0u, products.low);
+    if ROW_QUADS > 1u {
+        put_share(sum, lane, unit_quad, 1u, products.high);
+    }
+}
+
+fn put_share(sum: u32, lane: u32, unit_quad: u32, row_quad: u32, share: mat4x4<f32>) {
+    let at = share_at(sum, 4u * unit_quad, row_quad, lane);
+    let apart = ROW_QUADS * threads();
+    shares[at] = share[0];
+    shares[at + apart] = share[1];
+    shares[at + 2u * apart] = share[2];
+    shares[at + 3u * apart] = share[3];
+}
+
+// The whole product for one unit of the workgroup and four rows.
+fn product(sum: u32, unit: u32, row_quad: u32) -> vec4<f32> {
+    var whole = vec4<f32>();
+    for (var lane = 0u; lane < LANES; lane++) {
+        whole += shares[share_at(sum, unit, row_quad, lane)];
+    }
+    return whole;
 }

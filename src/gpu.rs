@@ -392,13 +392,13 @@ impl Gpu {
             count: None,
         };
         let storage = kernel.bindings.iter().zip(1..).map(|(&(_, access), binding)| {
-            let read_only = access == Access::Read;
+            let read_only = access != Access::ReadWrite;
             wgpu::BindGroupLayoutEntry {
                 binding,
                 ty: wgpu::BindingType::Buffer {
                     ty: wgpu::BufferBindingType::Storage { read_only },
                     has_dynamic_offset: false,
-                    min_binding_size: wgpu::BufferSize::new(4),
+                    min_binding_size: wgpu::BufferSize::new(access.element()),
                 },
                 ..args
             }

@@ -5,9 +5,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Loop iterations that a kernel may ask of one invocation in [`MATMUL`] and [`COLUMN_SUM`]; longer
-/// sums are cut into dispatches that accumulate. Mesa's lavapipe ends every loop, without an error,
-/// once all loops of an invocation have used up 65,535 iterations together.
+/// Loop iterations that a kernel asks of one invocation at most on lavapipe, which ends every loop,
+/// without an error, once all loops of an invocation have used up 65,535 iterations together. Longer sums
+/// and sequences are cut into dispatches.
 pub const LOOP_BUDGET: usize = 65_535;
 
 /// What a step of a row may be marked with, a bit each; `shaders/step.wgsl` has the same.
@@ -28,6 +28,8 @@ pub mod mark {
 pub enum Access {
     /// `var<storage, read>`
     Read,
+    /// The same of vec4: what is bound must be whole quads.
+    ReadQuads,
     /// `var<storage, read_write>`
     ReadWrite,
 }
@@ -49,11 +51,18 @@ pub struct Kernel {
     pub args: &'static [&'static str],
     /// The override constants, each a bool or a u32.
     pub constants: &'static [&'static str],
-    /// Threads a workgroup, `x · y · z`.
-    pub workgroup_size: [u32; 3],
-    /// Bytes of workgroup memory.
-    pub workgroup_bytes: u32,
-    /// Columns and rows of its output that a workgroup makes.
+    /// What a workgroup takes and makes, by the constants' values.
+    pub workgroup: fn(&[u32]) -> Workgroup,
+}
+
+/// What a workgroup of a kernel takes and makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workgroup {
+    /// Its threads.
+    pub threads: u32,
+    /// Bytes of its own memory.
+    pub bytes: u32,
+    /// Columns and rows of the output that it makes.
     pub tile: [u32; 2],
 }
 
@@ -130,7 +139,7 @@ args! {
 }
 
 args! {
-    /// Arguments of [`FORWARD_STEP`] and of [`BACKWARD_STEP`].
+    /// Arguments of [`FORWARD`] and of [`BACKWARD`].
     StepArgs {
         /// T.
         steps,
@@ -144,9 +153,9 @@ args! {
         reverse_from,
         /// The first batch row of this dispatch.
         row_first,
-        /// Rows of x, y and gates from a step to the next.
+        /// Rows of x and y from a step to the next.
         time_stride,
-        /// Rows of x, y and gates from a batch row to the next.
+        /// Rows of x and y from a batch row to the next.
         row_stride,
         /// States of each batch row that h holds.
         h_times,
@@ -154,6 +163,16 @@ args! {
         h_time_stride,
         /// Rows of h from a batch row to the next.
         h_row_stride,
+        /// The direction's own step that gates starts at.
+        gates_first,
+        /// How many steps from there on it holds.
+        gates_times,
+        /// How many it has room for.
+        gates_room,
+        /// Rows of gates from a step to the next.
+        gates_time_stride,
+        /// Rows of gates from a batch row to the next.
+        gates_row_stride,
         /// Elements from a recurrent weight to the same one of the other direction.
         weight_apart,
         /// Elements from a hidden bias to the same one of the other direction.
@@ -174,22 +193,85 @@ args! {
         zone_below,
         /// The share of its state that a unit keeps at inference, an f32.
         zone_share,
-        /// The step (backward: the state whose gradient is made), each direction's own, set by the
-        /// loop.
+        /// How many steps this dispatch takes.
+        count,
+        /// The first of them (backward: the state whose gradient is made first), each direction's own, set
+        /// by the loop.
         step,
     }
 }
 
-/// [`FORWARD_STEP`]'s and [`BACKWARD_STEP`]'s override constants.
+args! {
+    /// [`FORWARD`]'s and [`BACKWARD`]'s override constants, in the order of their names in WGSL.
+    StepConstants {
+        /// 1: make r and z.
+        gates_rz,
+        /// 1: make n.
+        gate_n,
+        /// 1: n needs every r first.
+        reset_before,
+        /// 1: z keeps the past.
+        z_keeps,
+        /// The code of r's and z's activation.
+        gate_activation,
+        /// The code of n's.
+        candidate_activation,
+        /// 1: what is put out goes through dropout.
+        dropout,
+        /// The code of what zoneout does.
+        zoneout,
+        /// 1: H is a multiple of 4.
+        aligned,
+        /// Threads along the units, four units each.
+        unit_quads,
+        /// Threads along k.
+        lanes,
+        /// Rows of a thread, four each.
+        row_quads,
+        /// Of k, four each, that the workgroup's memory holds.
+        depth_quads,
+        /// Products that a thread makes at once.
+        sums,
+        /// 1: the workgroup makes all units, for any number of steps.
+        resident,
+    }
+}
+
 const STEP_CONSTANTS: &[&str] = &[
     "GATES_RZ",
     "GATE_N",
+    "RESET_BEFORE",
     "Z_KEEPS",
     "GATE_ACTIVATION",
     "CANDIDATE_ACTIVATION",
     "DROPOUT",
     "ZONEOUT",
+    "ALIGNED",
+    "UNIT_QUADS",
+    "LANES",
+    "ROW_QUADS",
+    "DEPTH_QUADS",
+    "SUMS",
+    "RESIDENT",
 ];
+
+/// The two arrays of `shaders/step.wgsl`: operands of k, and a share of each product a thread, four rows to
+/// a vec4.
+fn step_workgroup(constants: &[u32]) -> Workgroup {
+    let constants: [u32; STEP_CONSTANTS.len()] = constants.try_into().expect("one a name");
+    let StepConstants { unit_quads, lanes, row_quads, depth_quads, sums, .. } =
+        bytemuck::cast(constants);
+    let threads = unit_quads * lanes;
+    let bytes = 4 * 16 * row_quads * (depth_quads + sums * threads);
+    Workgroup { threads, bytes, tile: [4 * unit_quads, 4 * row_quads] }
+}
+
+impl Access {
+    /// Bytes of an element.
+    pub fn element(self) -> u64 {
+        if self == Self::ReadQuads { 16 } else { 4 }
+    }
+}
 
 impl Kernel {
     /// Storage buffers that the kernel binds, `Args` included.
@@ -210,9 +292,7 @@ pub static MATMUL: Kernel = Kernel {
     ],
     args: MatmulArgs::FIELDS,
     constants: &["A_TRANSPOSED", "B_TRANSPOSED"],
-    workgroup_size: [64, 1, 1],
-    workgroup_bytes: 2 * 8 * 16 * 16,
-    tile: [32, 32],
+    workgroup: |_| Workgroup { threads: 64, bytes: 2 * 8 * 16 * 16, tile: [32, 32] },
 };
 
 /// Sums over rows: the biases' gradients.
@@ -222,17 +302,15 @@ pub static COLUMN_SUM: Kernel = Kernel {
     bindings: &[("a", Access::Read), ("out", Access::ReadWrite)],
     args: ColumnSumArgs::FIELDS,
     constants: &[],
-    workgroup_size: [16, 16, 1],
-    workgroup_bytes: 16 * 16 * 4,
-    tile: [16, 1],
+    workgroup: |_| Workgroup { threads: 256, bytes: 16 * 16 * 4, tile: [16, 1] },
 };
 
-/// One step forward: recurrent products and elementwise update.
-pub static FORWARD_STEP: Kernel = Kernel {
-    name: "forward_step",
-    source: kernel_source!("step", "forward_step"),
+/// Steps forward: recurrent products and elementwise update.
+pub static FORWARD: Kernel = Kernel {
+    name: "forward",
+    source: kernel_source!("step", "forward"),
     bindings: &[
-        ("weight_hh", Access::Read),
+        ("weight_hh", Access::ReadQuads),
         ("marks", Access::Read),
         ("gates", Access::ReadWrite),
         ("bias_hh", Access::Read),
@@ -242,17 +320,15 @@ pub static FORWARD_STEP: Kernel = Kernel {
     ],
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
-    workgroup_size: [64, 1, 1],
-    workgroup_bytes: 16 * 4 * 16 + 3 * 16 * 17 * 4,
-    tile: [16, 16],
+    workgroup: step_workgroup,
 };
 
-/// One state backward: recurrent products of the gradients and the elementwise gradients.
-pub static BACKWARD_STEP: Kernel = Kernel {
-    name: "backward_step",
-    source: kernel_source!("step", "backward_step"),
+/// States backward: recurrent products of the gradients and the elementwise gradients.
+pub static BACKWARD: Kernel = Kernel {
+    name: "backward",
+    source: kernel_source!("step", "backward"),
     bindings: &[
-        ("weight_hh", Access::Read),
+        ("weight_hh", Access::ReadQuads),
         ("marks", Access::Read),
         ("gates", Access::ReadWrite),
         ("h", Access::Read),
@@ -261,10 +337,8 @@ pub static BACKWARD_STEP: Kernel = Kernel {
     ],
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
-    workgroup_size: [64, 1, 1],
-    workgroup_bytes: 16 * 4 * 16 + 16 * 16 * 4,
-    tile: [16, 16],
+    workgroup: step_workgroup,
 };
 
 /// Every kernel.
-pub static ALL: [&Kernel; 4] = [&MATMUL, &COLUMN_SUM, &FORWARD_STEP, &BACKWARD_STEP];
+pub static ALL: [&Kernel; 4] = [&MATMUL, &COLUMN_SUM, &FORWARD, &BACKWARD];

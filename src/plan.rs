@@ -23,10 +23,11 @@ mod planner;
 mod products;
 mod stages;
 mod steps;
+mod tiles;
 
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
-pub(crate) use products::{DISPATCH_FLOPS, Operand, Start, column_sum, matmul, matmul_in_pieces};
+pub(crate) use products::{Operand, Start, column_sum, matmul, matmul_in_pieces};
 
 use crate::config::{GruConfig, Shape};
 use crate::error::{Result, check_shape};
@@ -52,6 +53,18 @@ impl Machine {
     /// An adapter of these limits, in software or not.
     pub const fn new(limits: Limits, software: bool) -> Self {
         Self { limits, software }
+    }
+
+    /// Work of one dispatch, and about that of one submit, so that none takes long: a sixth of a second at
+    /// 200 GFLOP/s, a slow GPU's rate, or at the 3 to 8 GFLOP/s of a software adapter. (Windows ends a
+    /// submit, and loses the device, after 2 seconds.)
+    pub(crate) const fn dispatch_flops(&self) -> u64 {
+        if self.software { 1_000_000_000 } else { 32_000_000_000 }
+    }
+
+    /// Work of one workgroup, which has a small part of the device to itself.
+    pub(crate) const fn group_flops(&self) -> u64 {
+        if self.software { 500_000_000 } else { 2_000_000_000 }
     }
 }
 
@@ -270,6 +283,7 @@ pub struct Plan {
     backward: Vec<Stage>,
     run: Option<RunBuffers>,
     carries: bool,
+    submit_flops: u64,
 }
 
 impl Plan {
@@ -305,15 +319,26 @@ impl Plan {
     }
 
     /// A plan of stages put together by hand, for a kernel's own check.
-    pub(crate) fn of_stages(title: &str, buffers: Vec<BufferSpec>, forward: Vec<Stage>) -> Self {
-        let title = title.to_owned();
-        Self { title, buffers, forward, backward: Vec::new(), run: None, carries: false }
+    pub(crate) fn of_stages(
+        title: &str,
+        buffers: Vec<BufferSpec>,
+        forward: Vec<Stage>,
+        machine: &Machine,
+    ) -> Self {
+        let (title, submit_flops) = (title.to_owned(), machine.dispatch_flops());
+        let (backward, run, carries) = Default::default();
+        Self { title, buffers, forward, backward, run, carries, submit_flops }
     }
 
     /// The same for runs that each start from the last one's states: from one run to the next, the
     /// first and the last third of `states` change places, and nothing is copied.
     pub(crate) fn carrying(self) -> Self {
         Self { carries: true, ..self }
+    }
+
+    /// Work after which commands are handed to the device, so that it never runs long without a pause.
+    pub(crate) fn submit_flops(&self) -> u64 {
+        self.submit_flops
     }
 
     /// How many ways there are for a run to use `states`, each with arguments of its own.

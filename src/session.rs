@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::plan::{ARGS_BLOCK, BufferId, BufferSpec, DISPATCH_FLOPS, Dispatch, Plan, Slice, Stage};
+use crate::plan::{ARGS_BLOCK, BufferId, BufferSpec, Dispatch, Plan, Slice, Stage};
 use crate::transfer::Wait;
 
 mod timed;
@@ -212,7 +212,7 @@ impl Session {
             ahead.by_ref().for_each(|ahead| self.encode_ahead(ahead, &mut encoder));
             let (mut flops, mut dispatches) = (0, 0);
             let within = std::iter::from_fn(|| {
-                let room = flops < DISPATCH_FLOPS && dispatches < SUBMIT_DISPATCHES;
+                let room = flops < self.plan.submit_flops() && dispatches < SUBMIT_DISPATCHES;
                 let (call, block) = calls.next_if(|_| room)?;
                 flops += call.flops;
                 dispatches += 1;

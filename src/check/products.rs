@@ -115,7 +115,7 @@ async fn multiply(
     let stages = if mnk == CUT {
         matmul_in_pieces(title, mnk, PIECE, a, b, start, c_place)
     } else {
-        matmul(title, mnk, a, b, start, c_place)
+        matmul(&gpu.machine(), title, mnk, a, b, start, c_place)
     };
     let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| data)).collect();
     c.data = run(gpu, title, buffers, stages, &inputs, ids[3]).await?;
@@ -160,7 +160,7 @@ async fn run(
     output: BufferId,
 ) -> Result<Vec<f32>> {
     let len = buffers.whole(output).len;
-    let plan = Plan::of_stages(title, buffers.into_specs(), stages);
+    let plan = Plan::of_stages(title, buffers.into_specs(), stages, &gpu.machine());
     let mut session = Session::new(gpu, plan, &[]).await?;
     for &(id, data) in inputs {
         session.write(id, 0, data.len(), Some(data)).await?;

@@ -1,4 +1,4 @@
-//! `forward_step` and `backward_step` against their twins, on states and gates made at random.
+//! `forward` and `backward` against their twins, on states and gates made at random.
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, s};
 
@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::mark;
 use crate::noise::{Noise, seed_words};
+use crate::options::{Options, Recurrence};
 use crate::params::{Init, Params};
 use crate::plan::{Dispatch, Mode, Plan, Stage};
 use crate::reference::{Cell, CellTrace, Walk};
@@ -74,10 +75,13 @@ pub(super) async fn check(
         states: [random3(state, seed + 2), random3(state, seed + 3), nan(state)],
     };
     let expected = forward_twin(&course, &start);
-    let got = run(gpu, &course, "forward_step", &start).await?;
     let subject = variant_words(config);
     let sizes = case.words(config, shape);
-    compare(findings, &format!("forward_step, {subject}"), &sizes, &got, &expected);
+    for recurrence in [Recurrence::Step, Recurrence::Sequence] {
+        let got = run(gpu, &course, "forward", recurrence, &start).await?;
+        let subject = format!("forward by {recurrence}, {subject}");
+        compare(findings, &subject, &sizes, &got, &expected);
+    }
 
     let start = Contents {
         output: random3([STEPS, batch, directions * hidden], seed + 4),
@@ -85,10 +89,13 @@ pub(super) async fn check(
         ..expected.map(|v| v as f32)
     };
     let expected = backward_twin(&course, &start);
-    let mut got = run(gpu, &course, "backward_step", &start).await?;
-    // The carry has done its part.
-    got.states[2] = start.states[2].clone();
-    compare(findings, &format!("backward_step, {subject}"), &sizes, &got, &expected);
+    for recurrence in [Recurrence::Step, Recurrence::Sequence] {
+        let mut got = run(gpu, &course, "backward", recurrence, &start).await?;
+        // The carry has done its part.
+        got.states[2] = start.states[2].clone();
+        let subject = format!("backward by {recurrence}, {subject}");
+        compare(findings, &subject, &sizes, &got, &expected);
+    }
     Ok(())
 }
 
@@ -191,12 +198,15 @@ fn in_two_parts(stage: Stage) -> Stage {
         }
         let row_first = argument(&dispatch, "row_first");
         let mut rest = Dispatch { workgroups: [x, y - 1, z], ..dispatch.clone() };
-        rest.args[row_first] += dispatch.kernel.tile[1];
+        rest.args[row_first] += (dispatch.kernel.workgroup)(&dispatch.constants).tile[1];
         vec![Dispatch { workgroups: [x, 1, z], ..dispatch }, rest]
     };
     match stage {
-        // Two dispatches need a loop to stand in, if only of one step.
-        Stage::Once(dispatch) => Stage::Steps { first: 0, last: 0, body: cut(dispatch) },
+        // Two dispatches need a loop to stand in, if only of the one step that they start at.
+        Stage::Once(dispatch) => {
+            let first = dispatch.args[argument(&dispatch, "step")] as usize;
+            Stage::Steps { first, last: first, body: cut(dispatch) }
+        }
         Stage::Steps { first, last, body } => {
             Stage::Steps { first, last, body: body.into_iter().flat_map(cut).collect() }
         }
@@ -212,11 +222,13 @@ async fn run(
     gpu: &Gpu,
     course: &Course<'_>,
     kernel: &str,
+    recurrence: Recurrence,
     input: &Contents<f32>,
 ) -> Result<Contents<f32>> {
     let &Course { config, shape, params, ref marks, seed } = course;
     let Shape { layers, directions, batch, .. } = shape;
-    let whole = Plan::new(config, shape, Mode::Training)?;
+    let (options, machine) = (Options::default().with_recurrence(recurrence), gpu.machine());
+    let whole = Plan::with_options(config, shape, Mode::Training, options, &machine)?;
     let wanted = |stage: &&Stage| {
         stage.dispatches().0.iter().all(|dispatch| {
             dispatch.kernel.name == kernel && dispatch.args[argument(dispatch, "layer")] == 0
@@ -224,10 +236,10 @@ async fn run(
     };
     let stages = whole.forward().iter().chain(whole.backward());
     let stages = stages.filter(wanted).cloned().map(in_two_parts).collect();
-    let plan = Plan::of_stages(kernel, whole.buffers().to_vec(), stages);
+    let plan = Plan::of_stages(kernel, whole.buffers().to_vec(), stages, &machine);
 
     let number = if layers == 1 { "" } else { "_l0" };
-    let forward = kernel == "forward_step";
+    let forward = kernel == "forward";
     let output = match (forward, layers) {
         (true, _) => {
             if layers == 1 {

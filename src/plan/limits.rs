@@ -70,7 +70,7 @@ impl Limits {
                 )?;
             }
             let what = || format!("kernel {} ({})", kernel.name, dispatch.label);
-            let threads = kernel.workgroup_size.iter().product::<u32>();
+            let workgroup = (kernel.workgroup)(&dispatch.constants);
             let widest = dispatch.workgroups.into_iter().max().unwrap_or(0);
             for (limit, asked, allowed) in [
                 (
@@ -85,12 +85,12 @@ impl Limits {
                 ),
                 (
                     "max_compute_invocations_per_workgroup",
-                    u64::from(threads),
+                    u64::from(workgroup.threads),
                     self.max_compute_invocations_per_workgroup,
                 ),
                 (
                     "max_compute_workgroup_storage_size",
-                    u64::from(kernel.workgroup_bytes),
+                    u64::from(workgroup.bytes),
                     self.max_compute_workgroup_storage_size,
                 ),
                 (

@@ -3,8 +3,12 @@
 use std::ops::Range;
 
 use super::products::Operand;
-use super::{BufferId, Buffers, Mode, Role, RunBuffers, Slice, TrainingBuffers};
+use super::steps::Span;
+use super::tiles::Tiles;
+use super::{BufferId, Buffers, Machine, Mode, Role, RunBuffers, Slice, TrainingBuffers};
 use crate::config::{Layout, Shape};
+use crate::error::Result;
+use crate::options::Options;
 use crate::params::ParamLayout;
 
 /// What every stage of a run draws on.
@@ -12,6 +16,10 @@ pub(super) struct Planner<'a> {
     pub layout: &'a ParamLayout,
     pub shape: Shape,
     pub mode: Mode,
+    pub machine: &'a Machine,
+    pub tiles: Tiles,
+    /// Steps of each batch row that a layer's `gates` has room for.
+    pub gates_times: usize,
     pub buffers: Buffers,
     pub run: RunBuffers,
     /// A layer each, or in inference one for all.
@@ -38,7 +46,14 @@ pub(super) struct RowStrides {
 }
 
 impl<'a> Planner<'a> {
-    pub fn new(layout: &'a ParamLayout, shape: Shape, mode: Mode) -> Self {
+    pub fn new(
+        layout: &'a ParamLayout,
+        shape: Shape,
+        mode: Mode,
+        options: Options,
+        machine: &'a Machine,
+    ) -> Result<Self> {
+        let tiles = Tiles::choose(layout.config(), shape.batch, options.recurrence, machine)?;
         let Shape { steps, batch, input, hidden, directions, layers, .. } = shape;
         let (rows, width) = (steps * batch, directions * hidden);
         let [first, second] = shape.layout.order("T", "B");
@@ -94,7 +109,8 @@ impl<'a> Planner<'a> {
                 (0..layers).map(make).collect()
             }
         };
-        Self { layout, shape, mode, buffers, run, layers, zeros }
+        let gates_times = steps;
+        Ok(Self { layout, shape, mode, machine, tiles, gates_times, buffers, run, layers, zeros })
     }
 
     fn layer(
@@ -122,6 +138,11 @@ impl<'a> Planner<'a> {
             h: buffers.add(&format!("h{number}"), h_axes, h, Role::Scratch),
             y,
         }
+    }
+
+    /// All steps.
+    pub fn whole(&self) -> Span {
+        Span { first: 0, steps: self.shape.steps }
     }
 
     /// States of each batch row that a layer's `h` holds.

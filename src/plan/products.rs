@@ -1,6 +1,6 @@
 //! The stages that are plain linear algebra: products and column sums of matrices inside buffers.
 
-use super::{Dispatch, Slice, Stage};
+use super::{Dispatch, Machine, Slice, Stage};
 use crate::kernels::{COLUMN_SUM, ColumnSumArgs, Kernel, MATMUL, MatmulArgs};
 
 /// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
@@ -9,10 +9,6 @@ pub(super) const MAX_WORKGROUPS: usize = 65_535;
 /// Depth of one product's sum in one dispatch. Every 16 of it cost a slice of 16 iterations and four
 /// more around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
 const MATMUL_MAX_DEPTH: usize = 32_768;
-
-/// Work of one dispatch, and about that of one submit: a sixth of a second at 200 GFLOP/s. Windows
-/// ends a submit, and loses the device, after 2 seconds.
-pub(crate) const DISPATCH_FLOPS: u64 = 32_000_000_000;
 
 /// Rows that one dispatch sums, 16 lanes taking turns.
 const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
@@ -58,6 +54,7 @@ pub(crate) enum Start {
 /// `c [m, n] = start + a [m, k] · b [k, n]`: one dispatch, or several that each make as large a
 /// piece as one may.
 pub(crate) fn matmul(
+    machine: &Machine,
     label: &str,
     mnk: [usize; 3],
     a: Operand,
@@ -65,7 +62,7 @@ pub(crate) fn matmul(
     start: Start,
     c: Operand,
 ) -> Vec<Stage> {
-    matmul_in_pieces(label, mnk, largest_piece(mnk), a, b, start, c)
+    matmul_in_pieces(label, mnk, largest_piece(machine, mnk), a, b, start, c)
 }
 
 /// The same in pieces of at most `most_m` × `most_n` × `most_k`.
@@ -121,13 +118,13 @@ pub(crate) fn matmul_in_pieces(
 
 /// The largest piece of an m × n × k product that one dispatch makes: limited by its workgroups, by
 /// the length of its loops and by its work.
-fn largest_piece([m, n, k]: [usize; 3]) -> [usize; 3] {
-    let [tile_n, tile_m] = MATMUL.tile.map(|tile| tile as usize);
+fn largest_piece(machine: &Machine, [m, n, k]: [usize; 3]) -> [usize; 3] {
+    let [tile_n, tile_m] = (MATMUL.workgroup)(&[]).tile.map(|tile| tile as usize);
     let k = k.min(MATMUL_MAX_DEPTH);
     // As many columns or rows as the work allows, in whole tiles, at least one.
     let most = |tile: usize, others: usize| {
         let flops_each = 2 * product([others, k]).max(1);
-        let tiles = DISPATCH_FLOPS / (flops_each * tile as u64);
+        let tiles = machine.dispatch_flops() / (flops_each * tile as u64);
         tile * tiles.clamp(1, MAX_WORKGROUPS as u64) as usize
     };
     let n = n.min(most(tile_n, tile_m));
@@ -173,14 +170,14 @@ pub(crate) fn column_sum(
 }
 
 /// Workgroups that cover `columns` × `rows` outputs.
-pub(super) fn tiles(kernel: &Kernel, columns: usize, rows: usize) -> [u64; 3] {
-    let [tile_columns, tile_rows] = kernel.tile.map(|t| t as usize);
+fn tiles(kernel: &Kernel, columns: usize, rows: usize) -> [u64; 3] {
+    let [tile_columns, tile_rows] = (kernel.workgroup)(&[]).tile.map(|t| t as usize);
     [columns.div_ceil(tile_columns) as u64, rows.div_ceil(tile_rows) as u64, 1]
 }
 
 /// Outputs that those workgroups make, padding included.
-pub(super) fn padded_outputs(kernel: &Kernel, columns: usize, rows: usize) -> u64 {
-    let tile: u64 = kernel.tile.iter().map(|&t| u64::from(t)).product();
+fn padded_outputs(kernel: &Kernel, columns: usize, rows: usize) -> u64 {
+    let tile: u64 = (kernel.workgroup)(&[]).tile.iter().map(|&t| u64::from(t)).product();
     tiles(kernel, columns, rows).iter().product::<u64>() * tile
 }
 

@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use super::planner::Planner;
 use super::products::{Operand, Start, column_sum, matmul};
-use super::steps::Gates;
-use super::{Dispatch, Machine, Mode, Plan, Stage, TrainingBuffers};
+use super::{Machine, Mode, Plan, Stage, TrainingBuffers};
 use crate::config::{Reset, Shape};
 use crate::error::Result;
 use crate::options::Options;
@@ -16,10 +15,10 @@ pub(super) fn plan_run(
     layout: &ParamLayout,
     shape: Shape,
     mode: Mode,
-    _options: Options,
-    _machine: &Machine,
+    options: Options,
+    machine: &Machine,
 ) -> Result<Plan> {
-    let planner = Planner::new(layout, shape, mode);
+    let planner = Planner::new(layout, shape, mode, options, machine)?;
     // Before the stages are made: it bounds how many pieces a product is cut into.
     planner.buffers.check_indices()?;
     let forward = planner.forward();
@@ -35,6 +34,7 @@ pub(super) fn plan_run(
         backward,
         run: Some(planner.run),
         carries: false,
+        submit_flops: machine.dispatch_flops(),
     })
 }
 
@@ -45,12 +45,7 @@ impl Planner<'_> {
             for direction in 0..self.shape.directions {
                 stages.extend(self.input_product(layer, direction));
             }
-            let gates = match self.layout.config().reset {
-                Reset::After => &[Gates::All][..],
-                Reset::Before => &[Gates::ResetUpdate, Gates::Candidate],
-            };
-            let body = gates.iter().flat_map(|&gates| self.forward_step(layer, gates)).collect();
-            stages.push(Stage::Steps { first: 0, last: self.shape.steps - 1, body });
+            stages.extend(self.forward_steps(layer, self.whole()));
         }
         stages
     }
@@ -58,7 +53,7 @@ impl Planner<'_> {
     fn backward(&self, t: &TrainingBuffers) -> Vec<Stage> {
         let mut stages = Vec::new();
         for layer in (0..self.shape.layers).rev() {
-            stages.extend(self.state_gradients(t, layer));
+            stages.extend(self.backward_steps(t, layer, self.whole()));
             for direction in 0..self.shape.directions {
                 stages.extend(self.input_gradient(t, layer, direction));
                 stages.extend(self.weight_ih_gradient(t, layer, direction));
@@ -77,6 +72,7 @@ impl Planner<'_> {
         let bias = ranges.bias_ih.map(|range| self.parameter(self.run.params, range));
         let width = self.layout.config().layer_input_size(layer);
         matmul(
+            self.machine,
             &self.cell_label(layer, direction, "gates[r z n] = x · W_ihᵀ + b_ih"),
             [steps * batch, 3 * hidden, width],
             self.input(layer),
@@ -86,28 +82,12 @@ impl Planner<'_> {
         )
     }
 
-    /// Every step backwards, and then what is left of dh at the first state.
-    fn state_gradients(&self, t: &TrainingBuffers, layer: usize) -> Vec<Stage> {
-        let (state, reset) = match self.layout.config().reset {
-            Reset::After => (Gates::All, None),
-            Reset::Before => (Gates::ResetUpdate, Some(Gates::Candidate)),
-        };
-        let mut body = self.backward_step(t, layer, state);
-        body.extend(reset.into_iter().flat_map(|gates| self.backward_step(t, layer, gates)));
-        let mut stages = vec![Stage::Steps { first: self.shape.steps, last: 1, body }];
-        stages.extend(
-            self.backward_step(t, layer, state).into_iter().map(|dispatch| {
-                Stage::Once(Dispatch { label: self.label(layer, "dh0"), ..dispatch })
-            }),
-        );
-        stages
-    }
-
     fn input_gradient(&self, t: &TrainingBuffers, layer: usize, direction: usize) -> Vec<Stage> {
         let Shape { steps, batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(self.run.params, self.layout.cell(layer, direction).weight_ih);
         matmul(
+            self.machine,
             &self.cell_label(layer, direction, "dx = da · W_ih"),
             [steps * batch, width, 3 * hidden],
             Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
@@ -127,6 +107,7 @@ impl Planner<'_> {
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(t.dparams, self.layout.cell(layer, direction).weight_ih);
         matmul(
+            self.machine,
             &self.cell_label(layer, direction, "dW_ih = daᵀ · x"),
             [3 * hidden, width, steps * batch],
             Operand::transposed(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
@@ -160,6 +141,7 @@ impl Planner<'_> {
         };
         let weight = self.parameter(t.dparams, self.layout.cell(layer, direction).weight_hh);
         let rz = matmul(
+            self.machine,
             &self.cell_label(layer, direction, "dW_hr, dW_hz = da_rzᵀ · h"),
             [2 * hidden, hidden, rows],
             column(0),
@@ -168,6 +150,7 @@ impl Planner<'_> {
             Operand::plain(weight, 0, hidden),
         );
         let n = matmul(
+            self.machine,
             &self.cell_label(layer, direction, label),
             [hidden, hidden, rows],
             dn,

@@ -1,17 +1,18 @@
-//! The dispatches inside the loops over time: one step of all rows and both directions of a layer.
+//! The dispatches of the recurrence: steps of all rows and both directions of a layer.
 
 use super::planner::Planner;
-use super::products::{DISPATCH_FLOPS, MAX_WORKGROUPS, chunks, padded_outputs, product, tiles};
-use super::{Dispatch, Mode, Slice, States, TrainingBuffers};
-use crate::config::{Shape, Update};
-use crate::kernels::{BACKWARD_STEP, FORWARD_STEP, Kernel, StepArgs};
+use super::products::{MAX_WORKGROUPS, chunks, product};
+use super::tiles::{Tile, Way};
+use super::{Dispatch, Mode, Slice, Stage, States, TrainingBuffers};
+use crate::config::{Reset, Shape, Update};
+use crate::kernels::{BACKWARD, FORWARD, StepArgs, StepConstants};
 use crate::noise::{self, Zoneout};
 use crate::params::CellRanges;
 
 /// The gates whose recurrent products a dispatch makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gates {
-    /// r, z and n together, where the reset gate acts after the product.
+    /// r, z and n.
     All,
     /// r and z, before the candidate's product can start.
     ResetUpdate,
@@ -29,13 +30,78 @@ impl Gates {
     }
 }
 
+/// Some steps of a direction, counted as it goes: those whose gates are at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub first: usize,
+    pub steps: usize,
+}
+
+impl Span {
+    pub fn end(self) -> usize {
+        self.first + self.steps
+    }
+}
+
 impl Planner<'_> {
-    /// One dispatch, or several that each take a part of the batch.
-    pub(super) fn forward_step(&self, layer: usize, gates: Gates) -> Vec<Dispatch> {
+    /// All steps of a span forward: a dispatch or two each, or one for many of them.
+    pub(super) fn forward_steps(&self, layer: usize, span: Span) -> Vec<Stage> {
+        if self.tiles.forward.resident {
+            let dispatch =
+                |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
+            let most = self.steps_a_dispatch(Way::Forward);
+            let steps = chunks(span.steps, most).map(|(at, count)| (span.first + at, count));
+            return steps.flat_map(dispatch).map(Stage::Once).collect();
+        }
+        let gates = match self.layout.config().reset {
+            Reset::After => &[Gates::All][..],
+            Reset::Before => &[Gates::ResetUpdate, Gates::Candidate],
+        };
+        let step = |&gates| self.forward_step(layer, gates, span, span.first, 1);
+        let body = gates.iter().flat_map(step).collect();
+        vec![Stage::Steps { first: span.first, last: span.end() - 1, body }]
+    }
+
+    /// All states of a span backward, from its end to its start: a dispatch or two each, or one for many
+    /// of them.
+    pub(super) fn backward_steps(
+        &self,
+        t: &TrainingBuffers,
+        layer: usize,
+        span: Span,
+    ) -> Vec<Stage> {
+        if self.tiles.backward.resident {
+            let dispatch =
+                |(state, count)| self.backward_step(t, layer, Gates::All, span, state, count);
+            let most = self.steps_a_dispatch(Way::Backward);
+            let states = chunks(span.steps + 1, most).map(|(at, count)| (span.end() - at, count));
+            return states.flat_map(dispatch).map(Stage::Once).collect();
+        }
+        let (state, reset) = match self.layout.config().reset {
+            Reset::After => (Gates::All, None),
+            Reset::Before => (Gates::ResetUpdate, Some(Gates::Candidate)),
+        };
+        let step = |gates| self.backward_step(t, layer, gates, span, span.end(), 1);
+        let body = std::iter::once(state).chain(reset).flat_map(step).collect();
+        let last = self.backward_step(t, layer, state, span, span.first, 1).into_iter();
+        let label = self.label(layer, if span.first == 0 { "dh0" } else { "dh" });
+        let last = last.map(|dispatch| Stage::Once(Dispatch { label: label.clone(), ..dispatch }));
+        let steps = Stage::Steps { first: span.end(), last: span.first + 1, body };
+        std::iter::once(steps).chain(last).collect()
+    }
+
+    /// One dispatch, or several that each take a part of the batch, of `count` steps from `step` on.
+    fn forward_step(
+        &self,
+        layer: usize,
+        gates: Gates,
+        span: Span,
+        step: usize,
+        count: usize,
+    ) -> Vec<Dispatch> {
         let Shape { hidden, directions, .. } = self.shape;
         let (weight, _) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let (bias, bias_apart) = self.of_both(layer, |cell| cell.bias_hh.as_ref());
-        let slices = hidden.div_ceil(16) as u64;
         // What a unit of a row reads and writes: columns of gates, h and its successor, y.
         let (label, moved) = match gates {
             Gates::All => ("r, z, n from h; h'", 3 + 4 + 2 + 1),
@@ -43,8 +109,14 @@ impl Planner<'_> {
             Gates::Candidate => ("n from r ⊙ h; h'", 3 + 1 + 2 + 1),
         };
         let part = |(row_first, rows): (usize, usize)| {
-            let args =
-                StepArgs { bias_apart: bias_apart as u32, ..self.step_args(layer, row_first) };
+            let args = StepArgs {
+                bias_apart: bias_apart as u32,
+                count: count as u32,
+                step: step as u32,
+                ..self.step_args(layer, row_first, span)
+            };
+            // Weights and biases besides.
+            let moved = gates.count() * (hidden + 1) + moved * rows * count;
             Dispatch {
                 label: self.step_label(layer, gates, label),
                 bindings: vec![
@@ -56,39 +128,41 @@ impl Planner<'_> {
                     self.buffers.whole(self.run.states),
                     self.buffers.whole(self.layers[layer].y),
                 ],
-                // Weights and biases besides.
-                bytes: 4 * product([
-                    directions,
-                    gates.count() * (hidden + 1) + moved * rows,
-                    hidden,
-                ]),
-                // A slice takes 16 products, a turn of its own and 4 stagings a gate.
-                iterations: slices * (17 + 4 * gates.count() as u64) + self.draws(),
-                ..self.step(&FORWARD_STEP, layer, gates, rows, &args)
+                bytes: 4 * product([directions, moved, hidden]),
+                ..self.step(Way::Forward, layer, gates, rows, &args)
             }
         };
-        self.parts(&FORWARD_STEP, gates).map(part).collect()
+        self.parts(Way::Forward, gates).map(part).collect()
     }
 
-    /// One dispatch, or several that each take a part of the batch.
-    pub(super) fn backward_step(
+    /// One dispatch, or several that each take a part of the batch, of `count` states from `state` down.
+    fn backward_step(
         &self,
         t: &TrainingBuffers,
         layer: usize,
         gates: Gates,
+        span: Span,
+        state: usize,
+        count: usize,
     ) -> Vec<Dispatch> {
         let Shape { hidden, directions, .. } = self.shape;
         let (weight, _) = self.of_both(layer, |cell| Some(&cell.weight_hh));
-        let slices = (gates.count() * hidden).div_ceil(16) as u64;
-        let label = match gates {
-            Gates::All => "dh; da_r, da_z, da_n, dpast",
-            Gates::ResetUpdate => "dh; da_z, da_n",
-            Gates::Candidate => "d(r ⊙ h); da_r",
+        let label = match (gates, self.layout.config().reset) {
+            (Gates::All, Reset::After) => "dh; da_r, da_z, da_n, dpast",
+            (Gates::All, Reset::Before) => "dh; da_r, da_z, da_n",
+            (Gates::ResetUpdate, _) => "dh; da_z, da_n",
+            (Gates::Candidate, _) => "d(r ⊙ h); da_r",
         };
         // What the layer above made of its input is this layer's output.
         let dy = t.dx.get(layer + 1).copied().unwrap_or(t.dy);
         let part = |(row_first, rows): (usize, usize)| {
-            let moved = gates.count() * (hidden + 3 * rows) + 4 * rows;
+            let args = StepArgs {
+                count: count as u32,
+                step: state as u32,
+                ..self.step_args(layer, row_first, span)
+            };
+            // Weights, the columns of gates read and written, h, dy, and carry twice.
+            let moved = gates.count() * (hidden + 3 * rows * count) + 4 * rows * count;
             Dispatch {
                 label: self.step_label(layer, gates, label),
                 bindings: vec![
@@ -99,21 +173,19 @@ impl Planner<'_> {
                     self.buffers.whole(dy),
                     self.buffers.whole(t.dstates),
                 ],
-                // Weights, the columns of gates read and written, h, dy, and carry twice.
                 bytes: 4 * product([directions, moved, hidden]),
-                // A slice takes 16 products, a turn of its own and 4 stagings.
-                iterations: slices * (17 + 4) + self.draws(),
-                ..self.step(&BACKWARD_STEP, layer, gates, rows, &self.step_args(layer, row_first))
+                ..self.step(Way::Backward, layer, gates, rows, &args)
             }
         };
-        self.parts(&BACKWARD_STEP, gates).map(part).collect()
+        self.parts(Way::Backward, gates).map(part).collect()
     }
 
-    /// What the two step kernels are told alike. A loop sets the step.
-    fn step_args(&self, layer: usize, row_first: usize) -> StepArgs {
+    /// What the two kernels are told alike.
+    fn step_args(&self, layer: usize, row_first: usize, span: Span) -> StepArgs {
         let Shape { steps, batch, hidden, directions, .. } = self.shape;
         let config = self.layout.config();
-        let (of_sequences, of_h) = (self.strides(steps), self.strides(self.h_times()));
+        let [of_sequences, of_h, of_gates] =
+            [steps, self.h_times(), self.gates_times].map(|times| self.strides(times));
         let (_, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let state = |section: States| self.states_at(layer, section as usize) as u32;
         StepArgs {
@@ -128,6 +200,11 @@ impl Planner<'_> {
             h_times: self.h_times() as u32,
             h_time_stride: of_h.time as u32,
             h_row_stride: of_h.row as u32,
+            gates_times: span.steps as u32,
+            gates_first: span.first as u32,
+            gates_room: self.gates_times as u32,
+            gates_time_stride: of_gates.time as u32,
+            gates_row_stride: of_gates.row as u32,
             weight_apart: weight_apart as u32,
             bias_apart: 0,
             first_state: state(States::First),
@@ -138,14 +215,14 @@ impl Planner<'_> {
             drop_scale: noise::kept_scale(config.dropout).to_bits(),
             zone_below: noise::threshold(config.zoneout),
             zone_share: config.zoneout.to_bits(),
+            count: 0,
             step: 0,
         }
     }
 
-    /// Loop iterations of the draws of one thread: four rows, two draws each, ten rounds.
-    fn draws(&self) -> u64 {
-        let draws = self.mode == Mode::Training && self.layout.config().draws();
-        if draws { 4 * 2 * 10 } else { 0 }
+    /// Whether a run draws for dropout or zoneout.
+    fn draws(&self) -> bool {
+        self.mode == Mode::Training && self.layout.config().draws()
     }
 
     fn drops(&self, layer: usize) -> bool {
@@ -165,19 +242,60 @@ impl Planner<'_> {
         label
     }
 
-    /// The batch in parts that a dispatch may take: as many rows as its work and its grid allow.
-    fn parts(&self, kernel: &Kernel, gates: Gates) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let Shape { batch, hidden, directions, .. } = self.shape;
-        let tile = kernel.tile[1] as usize;
-        let flops_a_tile = 2 * product([directions, gates.count(), tile, hidden, hidden]);
-        let tiles = (DISPATCH_FLOPS / flops_a_tile.max(1)).clamp(1, MAX_WORKGROUPS as u64);
-        chunks(batch, tile * tiles as usize)
+    /// Multiplications and additions that a workgroup's rows take in one step, padding included.
+    fn padded_flops(&self, tile: Tile, gates: Gates) -> u64 {
+        let Shape { hidden, directions, .. } = self.shape;
+        let units = hidden.next_multiple_of(4 * tile.unit_quads);
+        2 * product([directions, gates.count(), tile.rows(), units, hidden])
     }
 
-    /// What the two step kernels have in common.
+    /// The batch in parts that a dispatch may take: as many rows as its work and its grid allow.
+    fn parts(&self, way: Way, gates: Gates) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let tile = self.tiles.of(way);
+        let flops = self.padded_flops(tile, gates).max(1);
+        let tiles = (self.machine.dispatch_flops() / flops).clamp(1, MAX_WORKGROUPS as u64);
+        chunks(self.shape.batch, tile.rows() * tiles as usize)
+    }
+
+    /// How many steps a workgroup that makes all units may walk over in one dispatch: as many as its
+    /// loops and the work allow.
+    fn steps_a_dispatch(&self, way: Way) -> usize {
+        let tile = self.tiles.of(way);
+        let iterations = self.iterations(way, Gates::All, 1);
+        let by_loops = self.machine.limits.max_loop_iterations / iterations;
+        let groups = self.shape.batch.div_ceil(tile.rows()) as u64;
+        let flops = self.padded_flops(tile, Gates::All).max(1);
+        let by_work = self.machine.dispatch_flops() / (flops * groups);
+        // A workgroup has a small part of the device for itself.
+        let by_group = self.machine.group_flops() / flops;
+        by_loops.min(by_work).min(by_group).clamp(1, self.shape.steps as u64 + 1) as usize
+    }
+
+    /// An upper bound of the loop iterations of one thread in `count` steps.
+    fn iterations(&self, way: Way, gates: Gates, count: usize) -> u64 {
+        let tile = self.tiles.of(way);
+        let quads = self.shape.hidden.div_ceil(4);
+        let depth = match way {
+            Way::Forward => quads,
+            Way::Backward => gates.count() * quads,
+        };
+        let threads = tile.unit_quads * tile.lanes;
+        let staged = (4 * tile.depth_quads * tile.row_quads).div_ceil(threads) + 1;
+        let slices = depth.div_ceil(tile.depth_quads);
+        // Two passes at most, each with its slices, quads of k, and items of four rows that add up the
+        // lanes' shares and draw, two draws of ten rounds a row.
+        let items = (4 * tile.unit_quads * tile.row_quads).div_ceil(threads);
+        let draws = if self.draws() { 4 * 2 * 11 } else { 0 };
+        let finish = items * (1 + 4 + gates.count() * (tile.lanes + 1) + draws);
+        let multiply = slices * (1 + staged) + depth.div_ceil(tile.lanes) + slices;
+        let step = 1 + 2 * (multiply + finish) + 2;
+        (step * count + staged) as u64
+    }
+
+    /// What the two kernels' dispatches have in common.
     fn step(
         &self,
-        kernel: &'static Kernel,
+        way: Way,
         layer: usize,
         gates: Gates,
         rows: usize,
@@ -185,28 +303,44 @@ impl Planner<'_> {
     ) -> Dispatch {
         let Shape { hidden, directions, .. } = self.shape;
         let config = self.layout.config();
-        let constants = [
-            u32::from(gates != Gates::Candidate),
-            u32::from(gates != Gates::ResetUpdate),
-            u32::from(config.update == Update::Keeps),
-            config.gate_activation.code(),
-            config.candidate_activation.code(),
-            u32::from(self.drops(layer)),
-            Zoneout::of(config, self.mode).code(),
-        ];
-        let [x, y, _] = tiles(kernel, hidden, rows);
-        let padded = padded_outputs(kernel, hidden, rows) * directions as u64;
+        let tile = self.tiles.of(way);
+        let constants = StepConstants {
+            gates_rz: u32::from(gates != Gates::Candidate),
+            gate_n: u32::from(gates != Gates::ResetUpdate),
+            reset_before: u32::from(config.reset == Reset::Before),
+            z_keeps: u32::from(config.update == Update::Keeps),
+            gate_activation: config.gate_activation.code(),
+            candidate_activation: config.candidate_activation.code(),
+            dropout: u32::from(self.drops(layer)),
+            zoneout: Zoneout::of(config, self.mode).code(),
+            aligned: u32::from(hidden.is_multiple_of(4)),
+            unit_quads: tile.unit_quads as u32,
+            lanes: tile.lanes as u32,
+            row_quads: tile.row_quads as u32,
+            depth_quads: tile.depth_quads as u32,
+            sums: tile.sums as u32,
+            resident: u32::from(tile.resident),
+        };
+        let groups = rows.div_ceil(tile.rows());
+        let count = args.count as usize;
         Dispatch {
             label: String::new(),
-            kernel,
-            constants: constants.to_vec(),
+            kernel: match way {
+                Way::Forward => &FORWARD,
+                Way::Backward => &BACKWARD,
+            },
+            constants: bytemuck::cast_slice(&[constants]).to_vec(),
             bindings: Vec::new(),
             args: bytemuck::cast_slice(std::slice::from_ref(args)).to_vec(),
-            workgroups: [x, y, directions as u64],
-            flops: 2 * product([directions, gates.count(), rows, hidden, hidden]),
-            padded_flops: padded * 2 * product([gates.count(), hidden]),
+            workgroups: [
+                hidden.div_ceil(4 * tile.unit_quads) as u64,
+                groups as u64,
+                directions as u64,
+            ],
+            flops: 2 * product([directions, gates.count(), rows, hidden, hidden]) * count as u64,
+            padded_flops: self.padded_flops(tile, gates) * product([groups, count]),
             bytes: 0,
-            iterations: 0,
+            iterations: self.iterations(way, gates, count),
         }
     }
 
@@ -220,7 +354,9 @@ impl Planner<'_> {
             (0..self.shape.directions).map(|d| self.layout.cell(layer, d)).collect();
         let (first, last) = (&cells[0], &cells[cells.len() - 1]);
         let (Some(first), Some(last)) = (pick(first), pick(last)) else { return (None, 0) };
-        let slice = self.parameter(self.run.params, first.start..last.end);
+        // Weights are read four at a time; parameters start and end at multiples of more than that.
+        let end = last.end.next_multiple_of(4);
+        let slice = self.parameter(self.run.params, first.start..end);
         (Some(slice), last.start - first.start)
     }
 }

@@ -1,0 +1,246 @@
+// States backward: dh of a state from what lies after it, then through the step that made it.
+//
+// A direction has T + 1 states; its step t turns state t into state t + 1. With s from T down to 0:
+//     dh[s] = carry + Σ over step s's recurrent products (none at s = T) + dy of step s − 1 (none at
+//     s = 0)
+// and for s > 0, with r, z, n, h of step s − 1:
+//     z overwrites: dn = dh z,        dz = dh (n − h),  carry = dh (1 − z)
+//     z keeps:      dn = dh (1 − z),  dz = dh (h − n),  carry = dh z
+//     da_n = dn n′    da_z = dz z′    where ′ is the activation's derivative
+// Reset after: GATES_RZ and GATE_N, in one dispatch.
+//     dpast = da_n r        da_r = da_n past r′
+// Reset before: GATES_RZ does the above; then GATE_N, as da_r needs every da_n, in a dispatch of its own
+// or, where the workgroup makes all units, in the same one:
+//     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r′    carry += d(rh) r
+// Where step s started afresh, dh[s] without dy is the reset state's and does not go further back.
+//
+// gates may hold some of the steps only; then the states from the end of those down to their start are
+// what this takes, and the last of them ends as the carry, which the steps before go on from.
+//
+// dstates holds dh_n in the place of the last states, which becomes the carry; in the end dh0 lies in
+// that of the first ones, and that of the reset states has been added to. The gradients overwrite gates
+// in place: da_r, da_z, da_n and, reset after, dpast in the fourth column (with reset before it keeps
+// r ⊙ h). The twin is Cell::backward_steps.
+//
+// A thread multiplies four units with 4 · ROW_QUADS rows at every LANES-th quad of k, which counts the
+// gates' units, each gate filled up to whole quads: 8 loads of a vec4 feed 64 multiply-adds.
+
+@group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], where each step started
+@group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
+@group(0) @binding(6) var<storage, read_write> dstates: array<f32>; // of first, reset, last [L·D, B, H]
+
+// Quads of one gate.
+fn gate_quads() -> u32 {
+    return (args.hidden + 3u) / 4u;
+}
+
+// Past the last step whose gates are at hand.
+fn end_step() -> u32 {
+    return args.gates_first + args.gates_times;
+}
+
+// The gradient that weight row `unit` of `gate` is multiplied with: dpast for n, reset after.
+fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
+    if row >= args.batch || gate > 2u || unit >= args.hidden {
+        return 0.0;
+    }
+    let column = select(gate, 3u, gate == 2u && !RESET_BEFORE);
+    return gates[gates_at(time(step), row, column * args.hidden + unit)];
+}
+
+// Operands from `quad0` on, as many as the workgroup's memory holds.
+fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
+    for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
+        let k = i % (4u * DEPTH_QUADS);
+        let row_quad = i / (4u * DEPTH_QUADS);
+        let row = row0 + 4u * row_quad;
+        let gate = (quad0 + k / 4u) / gate_quads();
+        let unit = 4u * quad0 + k - gate * 4u * gate_quads();
+        operand[operand_at(k, row_quad)] = vec4(
+            load_operand(step, row, gate, unit), load_operand(step, row + 1u, gate, unit),
+            load_operand(step, row + 2u, gate, unit), load_operand(step, row + 3u, gate, unit));
+    }
+}
+
+// Four k of four units, a column each.
+fn quad_weights(quad: u32, unit: u32) -> mat4x4<f32> {
+    let gate = quad / gate_quads();
+    let k = 4u * (quad - gate * gate_quads());
+    return transpose(mat4x4(
+        row_weights(gate, k, unit), row_weights(gate, k + 1u, unit),
+        row_weights(gate, k + 2u, unit), row_weights(gate, k + 3u, unit)));
+}
+
+// One k of four units. Where k is none of the gate's, the operand is 0; units past the last make products
+// that nobody reads.
+fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
+    let row = gate * args.hidden + min(k, args.hidden - 1u);
+    return weights(direction * args.weight_apart + row * args.hidden + unit);
+}
+
+// Leaves this thread's shares of the products of quads `first` to `last` of k with step's gradients, or of
+// none.
+fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32) {
+    // Neighbouring units read neighbouring weights.
+    let lane = thread / UNIT_QUADS;
+    let unit_quad = thread % UNIT_QUADS;
+    let unit = unit0 + 4u * unit_quad;
+    var sum = Products();
+    for (var quad0 = first; quad0 < last; quad0 += DEPTH_QUADS) {
+        var place = quad0; // of quad0 in operand
+        if !RESIDENT {
+            workgroupBarrier();
+            stage(step, row0, quad0, thread);
+            workgroupBarrier();
+            place = 0u;
+        }
+        let end = min(DEPTH_QUADS, last - quad0);
+        for (var quad = lane; quad < end; quad += LANES) {
+            sum = multiplied(sum, place + quad, quad_weights(quad0 + quad, unit));
+        }
+    }
+    put_shares(0u, lane, unit_quad, sum);
+}
+
+// What the next products need of one unit of one row.
+fn put_operand(gate: u32, unit: u32, row: u32, value: f32) {
+    if RESIDENT {
+        operand[operand_at(4u * gate * gate_quads() + unit, row / 4u)][row % 4u] = value;
+    }
+}
+
+// dh of one unit of one row is whole: through the step that made this state. `at_row` is the workgroup's.
+fn through_step(step: u32, row: u32, at_row: u32, unit: u32, product: f32) {
+    let at = state_at(args.last_state, row, unit);
+    var dh = dstates[at] + product;
+    if step < end_step() && restarts(time(step), row) {
+        dstates[state_at(args.reset_state, row, unit)] += dh;
+        dh = 0.0;
+    }
+    if step == args.gates_first {
+        dstates[select(at, state_at(args.first_state, row, unit), step == 0u)] = dh;
+        return;
+    }
+    let time = time(step - 1u);
+    if is_padding(time, row) {
+        // The step did nothing: its gates are 0 and dy is padding.
+        dstates[at] = dh;
+        put_operand(0u, unit, at_row, 0.0);
+        put_operand(1u, unit, at_row, 0.0);
+        put_operand(2u, unit, at_row, 0.0);
+        return;
+    }
+    let past = h[h_at(time, row, unit)];
+    dh += dy[output_at(time, row, unit)] * dropout_factor(time, row, unit);
+    let at_r = gates_at(time, row, unit);
+    let at_z = at_r + args.hidden;
+    let at_n = at_z + args.hidden;
+    let z = gates[at_z];
+    let n = gates[at_n];
+    let keep = select(1.0 - z, z, Z_KEEPS);
+    let take = select(z, 1.0 - z, Z_KEEPS);
+    let toward_n = select(n - past, past - n, Z_KEEPS); // ∂h'/∂z
+    var dnew = dh;
+    var carry = dh * keep;
+    if ZONEOUT != NO_ZONEOUT {
+        let zone = zone(time, row, unit);
+        dnew = dh * (1.0 - zone);
+        carry = dh * zone + dnew * keep;
+    }
+    let da_n = dnew * take * slope(CANDIDATE_ACTIVATION, n);
+    let da_z = dnew * toward_n * slope(GATE_ACTIVATION, z);
+    dstates[at] = carry;
+    gates[at_z] = da_z;
+    gates[at_n] = da_n;
+    put_operand(1u, unit, at_row, da_z);
+    if RESET_BEFORE {
+        put_operand(2u, unit, at_row, da_n);
+        return;
+    }
+    let at_past = at_n + args.hidden;
+    let r = gates[at_r];
+    let da_r = da_n * gates[at_past] * slope(GATE_ACTIVATION, r);
+    gates[at_r] = da_r;
+    gates[at_past] = da_n * r;
+    put_operand(0u, unit, at_row, da_r);
+    put_operand(2u, unit, at_row, da_n * r);
+}
+
+// Reset before: d(r ⊙ h) of one unit of one row is whole.
+fn through_reset(step: u32, row: u32, at_row: u32, unit: u32, drh: f32) {
+    let time = time(step - 1u);
+    if is_padding(time, row) {
+        return;
+    }
+    let at_r = gates_at(time, row, unit);
+    let r = gates[at_r];
+    let da_r = drh * h[h_at(time, row, unit)] * slope(GATE_ACTIVATION, r);
+    dstates[state_at(args.last_state, row, unit)] += drh * r;
+    gates[at_r] = da_r;
+    put_operand(0u, unit, at_row, da_r);
+}
+
+// Adds up the shares and goes through the step, a unit of four rows at a time.
+fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
+    for (var item = thread; item < 4u * UNIT_QUADS * ROW_QUADS; item += threads()) {
+        let unit = item % (4u * UNIT_QUADS);
+        let row_quad = item / (4u * UNIT_QUADS);
+        if unit0 + unit >= args.hidden {
+            continue;
+        }
+        let products = product(0u, unit, row_quad);
+        for (var i = 0u; i < 4u; i++) {
+            let at_row = 4u * row_quad + i;
+            if row0 + at_row >= args.batch {
+                continue;
+            }
+            if state {
+                through_step(step, row0 + at_row, at_row, unit0 + unit, products[i]);
+            } else {
+                through_reset(step, row0 + at_row, at_row, unit0 + unit, products[i]);
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(UNIT_QUADS * LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    direction = group.z;
+    let unit0 = group.x * 4u * UNIT_QUADS;
+    let row0 = args.row_first + group.y * 4u * ROW_QUADS;
+    // Of the gates whose products make dh: r and z, and n where it comes along.
+    let depth = select(3u, 2u, RESET_BEFORE) * gate_quads();
+    if RESIDENT {
+        if args.step < end_step() {
+            stage(args.step, row0, 0u, thread);
+        } else {
+            clear(thread);
+        }
+        workgroupBarrier();
+    }
+    for (var i = 0u; i < args.count; i++) {
+        let step = args.step - i;
+        if GATES_RZ {
+            let last = select(0u, depth, step < end_step());
+            multiply(step, row0, unit0, thread, 0u, last);
+            workgroupBarrier();
+            finish(step, row0, unit0, thread, true);
+            workgroupBarrier();
+        }
+        if RESET_BEFORE && GATE_N && step > args.gates_first {
+            multiply(step - 1u, row0, unit0, thread, 2u * gate_quads(), 3u * gate_quads());
+            workgroupBarrier();
+            finish(step, row0, unit0, thread, false);
+            workgroupBarrier();
+        }
+    }
+}
+
+fn clear(thread: u32) {
+    for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
+        operand[i] = vec4<f32>();
+    }
+}

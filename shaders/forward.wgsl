@@ -1,0 +1,262 @@
+// Steps forward: the products of the gates with the past, fused with the elementwise update.
+//
+// Reset after: GATES_RZ and GATE_N, in one dispatch.
+//     r = σ(gates_r + W_hr h + b_hr)    z = σ(gates_z + W_hz h + b_hz)    past = W_hn h + b_hn
+//     n = tanh(gates_n + r ⊙ past)      h' from z, n, h
+// Reset before: every n needs every r. First GATES_RZ,
+//     r, z as above                     past = r ⊙ h
+// then GATE_N, in a dispatch of its own or, where the workgroup makes all units, in the same one:
+//     n = tanh(gates_n + W_hn past + b_hn)      h' from z, n, h
+//
+// gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are overwritten
+// in place by the activations, by the very thread that read them. The twin is Cell::forward_steps.
+//
+// The first step takes its state from states, the last one leaves its own there; in between, a step's
+// result goes to h as the state that the next step starts from, which after a restart is another. So
+// h holds what dW_hh needs.
+//
+// A thread multiplies four units of each gate with 4 · ROW_QUADS rows at every LANES-th quad of k:
+// neighbouring lanes read neighbouring weights, and 16 loads of a vec4 feed 192 multiply-adds.
+
+@group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
+@group(0) @binding(5) var<storage, read_write> h: array<f32>; // [D, h_times·B, H]
+@group(0) @binding(6) var<storage, read_write> states: array<f32>; // first, reset and last [L·D, B, H]
+@group(0) @binding(7) var<storage, read_write> y: array<f32>; // [T·B, D·H]
+
+fn bias(gate: u32, unit: u32) -> f32 {
+    return bias_hh[direction * args.bias_apart + gate * args.hidden + unit];
+}
+
+// The state that a step starts from.
+fn load_state(step: u32, row: u32, unit: u32) -> f32 {
+    let time = time(step);
+    if step > 0u {
+        return h[h_at(time, row, unit)];
+    }
+    return states[state_at(select(args.first_state, args.reset_state, restarts(time, row)), row, unit)];
+}
+
+// Where a step's result goes: the next step's start, or the end. Returns what the next step starts from.
+fn store_state(step: u32, row: u32, unit: u32, value: f32) -> f32 {
+    if step + 1u == args.steps {
+        states[state_at(args.last_state, row, unit)] = value;
+        return value;
+    }
+    let next = time(step + 1u);
+    var start = value;
+    if restarts(next, row) {
+        start = states[state_at(args.reset_state, row, unit)];
+    }
+    h[h_at(next, row, unit)] = start;
+    return start;
+}
+
+// What the weights are multiplied with: h, or r ⊙ h where the candidate comes in its own dispatch.
+fn load_operand(step: u32, row: u32, k: u32) -> f32 {
+    if row >= args.batch || k >= args.hidden {
+        return 0.0;
+    }
+    if GATES_RZ {
+        return load_state(step, row, k);
+    }
+    return gates[gates_at(time(step), row, 3u * args.hidden + k)];
+}
+
+// Operands from `quad0` on, as many as the workgroup's memory holds.
+fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
+    for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
+        let k = i % (4u * DEPTH_QUADS);
+        let row_quad = i / (4u * DEPTH_QUADS);
+        let row = row0 + 4u * row_quad;
+        let at = 4u * quad0 + k;
+        operand[operand_at(k, row_quad)] = vec4(
+            load_operand(step, row, at), load_operand(step, row + 1u, at),
+            load_operand(step, row + 2u, at), load_operand(step, row + 3u, at));
+    }
+}
+
+// Four k of one unit.
+fn row_weights(gate: u32, unit: u32, quad: u32) -> vec4<f32> {
+    // Units past the last make products that nobody reads.
+    let row = gate * args.hidden + min(unit, args.hidden - 1u);
+    let four = weights(direction * args.weight_apart + row * args.hidden + 4u * quad);
+    if ALIGNED {
+        return four;
+    }
+    // Past a row's end come the next one's weights, which may be anything.
+    return select(vec4<f32>(), four, vec4(4u * quad) + vec4(0u, 1u, 2u, 3u) < vec4(args.hidden));
+}
+
+// Four k of four units, a column each.
+fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
+    return mat4x4(
+        row_weights(gate, unit, quad), row_weights(gate, unit + 1u, quad),
+        row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
+}
+
+// Leaves this thread's shares of the products of r and z, of n, or of all three.
+fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
+    // Neighbouring lanes read neighbouring weights.
+    let lane = thread % LANES;
+    let unit_quad = thread / LANES;
+    let unit = unit0 + 4u * unit_quad;
+    var of_r = Products();
+    var of_z = Products();
+    var of_n = Products();
+    let depth = (args.hidden + 3u) / 4u;
+    for (var quad0 = 0u; quad0 < depth; quad0 += DEPTH_QUADS) {
+        if !RESIDENT {
+            workgroupBarrier();
+            stage(step, row0, quad0, thread);
+            workgroupBarrier();
+        }
+        let end = min(DEPTH_QUADS, depth - quad0);
+        for (var quad = lane; quad < end; quad += LANES) {
+            if rz {
+                of_r = multiplied(of_r, quad, unit_weights(0u, unit, quad0 + quad));
+                of_z = multiplied(of_z, quad, unit_weights(1u, unit, quad0 + quad));
+            }
+            if n {
+                of_n = multiplied(of_n, quad, unit_weights(2u, unit, quad0 + quad));
+            }
+        }
+    }
+    if rz {
+        put_shares(0u, lane, unit_quad, of_r);
+        put_shares(1u, lane, unit_quad, of_z);
+    }
+    if n {
+        put_shares(SUMS - 1u, lane, unit_quad, of_n);
+    }
+}
+
+// Past a row's length: the state stays, and gates of 0 pass no gradient on.
+fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
+    let time = time(step);
+    let at_r = gates_at(time, row, unit);
+    if rz {
+        gates[at_r] = 0.0;
+        gates[at_r + args.hidden] = 0.0;
+        gates[at_r + 3u * args.hidden] = 0.0;
+    }
+    if n {
+        gates[at_r + 2u * args.hidden] = 0.0;
+        y[output_at(time, row, unit)] = 0.0;
+        return store_state(step, row, unit, before);
+    }
+    return 0.0;
+}
+
+// The elementwise part for one unit of one row, from its products with the past. Returns what the next
+// products need of it: r ⊙ h where n is still to come, or else the state that the next step starts from.
+fn update(
+    step: u32, row: u32, unit: u32, before: f32, products: vec3<f32>, rz: bool, n: bool,
+) -> f32 {
+    let time = time(step);
+    if rz && step == 0u {
+        h[h_at(time, row, unit)] = before;
+    }
+    if is_padding(time, row) {
+        return skip(step, row, unit, before, rz, n);
+    }
+    let at_r = gates_at(time, row, unit);
+    let at_z = at_r + args.hidden;
+    let at_n = at_z + args.hidden;
+    let at_past = at_n + args.hidden;
+    var r = 0.0;
+    var z = 0.0;
+    if rz {
+        r = activate(GATE_ACTIVATION, gates[at_r] + products.x + bias(0u, unit));
+        z = activate(GATE_ACTIVATION, gates[at_z] + products.y + bias(1u, unit));
+        gates[at_r] = r;
+        gates[at_z] = z;
+        if !n {
+            gates[at_past] = r * before;
+            return r * before;
+        }
+    } else {
+        z = gates[at_z];
+    }
+    let recurrent = products.z + bias(2u, unit);
+    var from_past = recurrent;
+    if rz {
+        gates[at_past] = recurrent;
+        from_past = r * recurrent;
+    }
+    let proposed = activate(CANDIDATE_ACTIVATION, gates[at_n] + from_past);
+    gates[at_n] = proposed;
+    let keep = select(1.0 - z, z, Z_KEEPS);
+    let take = select(z, 1.0 - z, Z_KEEPS);
+    var after = keep * before + take * proposed;
+    if ZONEOUT != NO_ZONEOUT {
+        let zone = zone(time, row, unit);
+        after = zone * before + (1.0 - zone) * after;
+    }
+    y[output_at(time, row, unit)] = after * dropout_factor(time, row, unit);
+    return store_state(step, row, unit, after);
+}
+
+// Adds up the shares and updates, a unit of four rows at a time.
+fn finish(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
+    for (var item = thread; item < 4u * UNIT_QUADS * ROW_QUADS; item += threads()) {
+        let unit = item % (4u * UNIT_QUADS);
+        let row_quad = item / (4u * UNIT_QUADS);
+        if unit0 + unit >= args.hidden {
+            continue; // what is staged there is 0 and stays so
+        }
+        var products = mat3x4<f32>();
+        if rz {
+            products[0] = product(0u, unit, row_quad);
+            products[1] = product(1u, unit, row_quad);
+        }
+        if n {
+            products[2] = product(SUMS - 1u, unit, row_quad);
+        }
+        var of_rows = transpose(products);
+        var next = vec4<f32>();
+        for (var i = 0u; i < 4u; i++) {
+            let row = row0 + 4u * row_quad + i;
+            if row < args.batch {
+                let before = load_state(step, row, unit0 + unit);
+                next[i] = update(step, row, unit0 + unit, before, of_rows[i], rz, n);
+            }
+        }
+        if RESIDENT {
+            operand[operand_at(unit, row_quad)] = next;
+        }
+    }
+}
+
+fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
+    multiply(step, row0, unit0, thread, rz, n);
+    workgroupBarrier();
+    finish(step, row0, unit0, thread, rz, n);
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(UNIT_QUADS * LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    direction = group.z;
+    let unit0 = group.x * 4u * UNIT_QUADS;
+    let row0 = args.row_first + group.y * 4u * ROW_QUADS;
+    if RESIDENT {
+        stage(args.step, row0, 0u, thread);
+        workgroupBarrier();
+    }
+    for (var i = 0u; i < args.count; i++) {
+        let step = args.step + i;
+        if RESET_BEFORE {
+            if GATES_RZ {
+                pass_over(step, row0, unit0, thread, true, false);
+            }
+            if GATE_N {
+                pass_over(step, row0, unit0, thread, false, true);
+            }
+        } else {
+            pass_over(step, row0, unit0, thread, true, true);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! [`Tile`]: how the work of a recurrence kernel is laid out over the threads of a workgroup, and by
+//! which rule.
+
+use super::Machine;
+use super::limits::within;
+use crate::config::{GruConfig, Reset};
+use crate::error::Result;
+use crate::options::Recurrence;
+
+/// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond it the
+/// weights, which each workgroup reads anew at every step, come through one multiprocessor's cache more
+/// slowly than a dispatch a step can spread them over the device.
+const SEQUENCE_HIDDEN: usize = 256;
+
+/// Of k, four each, that a workgroup stages at once where it walks over a single step.
+const STAGED_QUADS: usize = 32;
+
+/// One of the two kernels of the recurrence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Forward,
+    Backward,
+}
+
+/// The shape of a recurrence kernel's workgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    /// Threads along the units, four units each.
+    pub unit_quads: usize,
+    /// Threads along k.
+    pub lanes: usize,
+    /// Rows of a thread, four each.
+    pub row_quads: usize,
+    /// Of k, four each, that the workgroup's memory holds.
+    pub depth_quads: usize,
+    /// Products that a thread makes at once.
+    pub sums: usize,
+    /// Whether the workgroup makes all units, for any number of steps.
+    pub resident: bool,
+}
+
+impl Tile {
+    pub fn rows(&self) -> usize {
+        4 * self.row_quads
+    }
+
+    fn threads(&self) -> usize {
+        self.unit_quads * self.lanes
+    }
+
+    /// As `step_workgroup` in `kernels.rs` has it.
+    fn bytes(&self) -> usize {
+        4 * 16 * self.row_quads * (self.depth_quads + self.sums * self.threads())
+    }
+
+    /// `Ok` when `machine` can run such a workgroup.
+    fn allow(&self, machine: &Machine) -> Result<()> {
+        let what = || "a workgroup that makes all units of its rows".to_owned();
+        let limits = &machine.limits;
+        let (threads, most) = (self.threads() as u64, limits.max_compute_invocations_per_workgroup);
+        within(what, "max_compute_invocations_per_workgroup", threads, most)?;
+        let (bytes, most) = (self.bytes() as u64, limits.max_compute_workgroup_storage_size);
+        within(what, "max_compute_workgroup_storage_size", bytes, most)
+    }
+}
+
+/// The tiles of the two kernels of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiles {
+    pub forward: Tile,
+    pub backward: Tile,
+}
+
+impl Tiles {
+    pub fn of(&self, way: Way) -> Tile {
+        match way {
+            Way::Forward => self.forward,
+            Way::Backward => self.backward,
+        }
+    }
+
+    /// A workgroup takes whole sequences where H is at most [`SEQUENCE_HIDDEN`] and its memory suffices,
+    /// or where `recurrence` asks for it; or else one step.
+    ///
+    /// # Errors
+    /// [`Error::Limit`](crate::Error::Limit) when whole sequences are asked for and do not fit.
+    pub fn choose(
+        config: &GruConfig,
+        batch: usize,
+        recurrence: Recurrence,
+        machine: &Machine,
+    ) -> Result<Self> {
+        let tiles = |tile: fn(&GruConfig, usize, Way, &Machine) -> Result<Tile>| {
+            let [forward, backward] =
+                [Way::Forward, Way::Backward].map(|way| tile(config, batch, way, machine));
+            Ok(Self { forward: forward?, backward: backward? })
+        };
+        match recurrence {
+            Recurrence::Step => tiles(step_tile),
+            Recurrence::Sequence => tiles(sequence_tile),
+            Recurrence::Auto if config.hidden_size > SEQUENCE_HIDDEN => tiles(step_tile),
+            Recurrence::Auto => tiles(sequence_tile).or_else(|_| tiles(step_tile)),
+        }
+    }
+}
+
+/// Products that a thread makes at once: of the gates, forward, where they do not wait for each other.
+fn sums(config: &GruConfig, way: Way) -> usize {
+    match (way, config.reset) {
+        (Way::Backward, _) => 1,
+        (Way::Forward, Reset::After) => 3,
+        (Way::Forward, Reset::Before) => 2,
+    }
+}
+
+/// A workgroup for one step of some units. Its weights pass through once, so many lanes read them side by
+/// side; and more rows to a weight are more work to a load.
+fn step_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) -> Result<Tile> {
+    let quads = config.hidden_size.div_ceil(4);
+    let depth = if way == Way::Forward { quads } else { 3 * quads };
+    let sums = sums(config, way);
+    let row_quads = if batch > 4 { 2 } else { 1 };
+    let make = |unit_quads: usize, lanes: usize, row_quads| Tile {
+        unit_quads: unit_quads.min(quads),
+        lanes: lanes.min(depth),
+        row_quads,
+        depth_quads: STAGED_QUADS.min(depth),
+        sums,
+        resident: false,
+    };
+    if machine.software {
+        // A thread is a lane of a vector unit there, and adding up lanes' shares costs loads.
+        return Ok(make(16, 1, row_quads));
+    }
+    let sizes = [(4, 16, row_quads), (4, 16, 1), (4, 8, 1), (4, 4, 1)];
+    let tiles = sizes.map(|(unit_quads, lanes, row_quads)| make(unit_quads, lanes, row_quads));
+    let fitting = tiles.into_iter().find(|tile| tile.allow(machine).is_ok());
+    Ok(fitting.unwrap_or(tiles[tiles.len() - 1]))
+}
+
+/// A workgroup for all units of its rows, step after step.
+fn sequence_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) -> Result<Tile> {
+    let quads = config.hidden_size.div_ceil(4);
+    let depth_quads = if way == Way::Forward { quads } else { 3 * quads };
+    let make = |lanes, row_quads| Tile {
+        unit_quads: quads,
+        lanes,
+        row_quads,
+        depth_quads,
+        sums: sums(config, way),
+        resident: true,
+    };
+    // On a GPU many small workgroups, with enough of k for each lane to be worth its share.
+    let sizes = match machine.software {
+        true if batch >= 16 => vec![(1, 2), (1, 1)],
+        true => vec![(1, 1)],
+        false => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
+    };
+    let tiles = sizes.into_iter().map(|(lanes, row_quads)| make(lanes, row_quads));
+    let mut worthwhile = tiles.filter(|tile| tile.lanes == 1 || depth_quads >= 4 * tile.lanes);
+    match worthwhile.find(|tile| tile.allow(machine).is_ok()) {
+        Some(tile) => Ok(tile),
+        None => make(1, 1).allow(machine).map(|()| make(1, 1)),
+    }
+}
