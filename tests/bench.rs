@@ -105,7 +105,7 @@ fn devices_stand_side_by_side() {
     for words in ["median ms", "upload", "compute", "download", "GFLOP/s", "ratio", "cpu"] {
         assert!(table.contains(words), "{words}: {table}");
     }
-    for kernel in ["forward_step: ", "backward_step: ", "matmul: dx = da · W_ih", "GB/s"] {
+    for kernel in ["forward: ", "backward: ", "matmul: dx = da · W_ih", "GB/s"] {
         assert!(table.contains(kernel), "{kernel}: {table}");
     }
     if software {

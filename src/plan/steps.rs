@@ -47,8 +47,7 @@ impl Planner<'_> {
     /// All steps of a span forward: a dispatch or two each, or one for many of them.
     pub(super) fn forward_steps(&self, layer: usize, span: Span) -> Vec<Stage> {
         if self.tiles.forward.resident {
-            let dispatch =
-                |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
+            let dispatch = |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
             let most = self.steps_a_dispatch(Way::Forward);
             let steps = chunks(span.steps, most).map(|(at, count)| (span.first + at, count));
             return steps.flat_map(dispatch).map(Stage::Once).collect();
@@ -293,14 +292,7 @@ impl Planner<'_> {
     }
 
     /// What the two kernels' dispatches have in common.
-    fn step(
-        &self,
-        way: Way,
-        layer: usize,
-        gates: Gates,
-        rows: usize,
-        args: &StepArgs,
-    ) -> Dispatch {
+    fn step(&self, way: Way, layer: usize, gates: Gates, rows: usize, args: &StepArgs) -> Dispatch {
         let Shape { hidden, directions, .. } = self.shape;
         let config = self.layout.config();
         let tile = self.tiles.of(way);

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use super::{Ahead, Call, Pass, Session, encode_calls};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::plan::DISPATCH_FLOPS;
 use crate::transfer::Wait;
 
 /// Dispatches that one set of queries times: WebGPU allows it 4096 queries, and each takes two.
@@ -141,12 +140,13 @@ impl Session {
         clock: &Clock,
         wait: Wait,
     ) -> Result<Vec<Duration>> {
+        let most = self.plan.submit_flops();
         let mut times = Vec::new();
         let mut calls = self.calls(pass, 0).peekable();
         while calls.peek().is_some() {
             let (mut flops, mut batch): (u64, Vec<(&Call, usize)>) = Default::default();
             while let Some((call, block)) =
-                calls.next_if(|_| flops < DISPATCH_FLOPS && batch.len() < TIMED_DISPATCHES)
+                calls.next_if(|_| flops < most && batch.len() < TIMED_DISPATCHES)
             {
                 flops += call.flops;
                 batch.push((call, block));
