@@ -46,7 +46,8 @@ impl Part {
         let cells = steps as f64 * batch as f64;
         let most = (REFERENCE_FLOP / (job.flop() / cells)).clamp(1.0, cells) as usize;
         // The reverse direction starts at the end.
-        let steps = if job.shape.directions == 1 { steps.min(most.div_ceil(2)) } else { steps };
+        let steps =
+            if job.shape.directions == 1 { steps.min(most.div_ceil(batch.min(2))) } else { steps };
         let rows = batch.min((most / steps).max(1));
         // From the first to the last.
         let rows = (0..rows).map(|i| i * (batch - 1) / (rows - 1).max(1)).collect();
