@@ -1,5 +1,8 @@
 // out[out_first + c] = (accumulate ? itself : 0) + Σ_row a[first + row · stride + c]
 //
+// Where there are few columns and many rows, workgroups' z takes the rows in parts, each with sums of its
+// own, part_apart elements after the last one's, to be added up after.
+//
 // A workgroup sums COLUMNS columns: LANES threads walk each column, every LANES-th row apiece, and
 // their sums meet in a tree. The order of additions is fixed, so the same input gives the same bits.
 
@@ -8,10 +11,12 @@ const LANES: u32 = 16u;
 
 struct Args {
     rows: u32,
+    rows_part: u32, // rows of a workgroup
     columns: u32,
     first: u32,
     stride: u32,
     out_first: u32,
+    part_apart: u32,
     accumulate: u32, // 1: add to what out holds
 }
 
@@ -30,7 +35,9 @@ fn main(
     let column = group.x * COLUMNS + local.x;
     var sum = 0.0;
     if column < args.columns {
-        for (var row = local.y; row < args.rows; row += LANES) {
+        let first = group.z * args.rows_part;
+        let end = min(first + args.rows_part, args.rows);
+        for (var row = first + local.y; row < end; row += LANES) {
             sum += a[args.first + row * args.stride + column];
         }
     }
@@ -43,7 +50,7 @@ fn main(
         workgroupBarrier();
     }
     if local.y == 0u && column < args.columns {
-        let at = args.out_first + column;
+        let at = args.out_first + group.z * args.part_apart + column;
         out[at] = select(0.0, out[at], args.accumulate == 1u) + partial[thread];
     }
 }

@@ -7,29 +7,32 @@
 //   B(k, n)   B_TRANSPOSED ? b[b_first + n · b_stride + k] : b[b_first + k · b_stride + n]
 //   C[m, n]   c[c_first + m · c_stride + n]
 //
-// A workgroup makes a TILE × TILE tile of C, walking k in slices of DEPTH that it stages in
-// workgroup memory, four rows of A or four columns of B to a vec4. A thread owns 4 × 4 elements:
-// two vec4 loads feed sixteen multiply-adds.
+// A workgroup makes a tile of 8 · M_THREADS × 4 · N_QUADS · N_THREADS of C, walking k in slices of DEPTH
+// that it stages in workgroup memory, four rows of A or four columns of B to a vec4. A thread owns eight
+// rows and four or eight columns: four vec4 loads feed 64 multiply-adds.
+//
+// Where C has few tiles and k is long, workgroups' z takes k in parts, each with a C of its own, part_apart
+// elements after the last one's, to be added up after.
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
-
-const TILE: u32 = 32u;
-const DEPTH: u32 = 16u;
-const QUADS: u32 = TILE / 4u;
-const THREADS: u32 = QUADS * QUADS;
-const SLOTS: u32 = QUADS * DEPTH; // vec4s of a staged slice
+override M_THREADS: u32 = 8u;
+override N_THREADS: u32 = 8u;
+override N_QUADS: u32 = 2u; // 1 or 2: columns of a thread, four each
+override DEPTH: u32 = 16u;
 
 struct Args {
     m: u32,
     n: u32,
     k: u32,
+    k_part: u32, // k of a workgroup
     a_first: u32,
     a_stride: u32,
     b_first: u32,
     b_stride: u32,
     c_first: u32,
     c_stride: u32,
+    part_apart: u32,
     bias_first: u32,
     add_bias: u32, // 1: add bias[bias_first + n]
     accumulate: u32, // 1: add to what C holds
@@ -41,59 +44,72 @@ struct Args {
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // anything where add_bias is 0
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
-var<workgroup> a_slice: array<vec4<f32>, SLOTS>; // [DEPTH][QUADS], four m each
-var<workgroup> b_slice: array<vec4<f32>, SLOTS>; // [DEPTH][QUADS], four n each
+// One vec4 more a k, so that the k of a quad fall into different banks.
+var<workgroup> a_slice: array<vec4<f32>, DEPTH * (2u * M_THREADS + 1u)>; // [DEPTH][quads + 1], four m each
+var<workgroup> b_slice: array<vec4<f32>, DEPTH * (N_QUADS * N_THREADS + 1u)>; // [DEPTH][quads + 1], four n each
 
-fn load_a(m: u32, k: u32) -> f32 {
-    if m >= args.m || k >= args.k {
-        return 0.0;
-    }
-    if A_TRANSPOSED {
-        return a[args.a_first + k * args.a_stride + m];
-    }
-    return a[args.a_first + m * args.a_stride + k];
+// A block of each thread: [4 · M_THREADS][N_THREADS].
+var<workgroup> blocks: array<vec4<f32>, 4u * M_THREADS * N_THREADS>;
+
+fn m_quads() -> u32 {
+    return 2u * M_THREADS;
 }
 
-fn load_b(k: u32, n: u32) -> f32 {
-    if n >= args.n || k >= args.k {
-        return 0.0;
-    }
-    if B_TRANSPOSED {
-        return b[args.b_first + n * args.b_stride + k];
-    }
-    return b[args.b_first + k * args.b_stride + n];
+fn n_quads() -> u32 {
+    return N_QUADS * N_THREADS;
+}
+
+// Past the edge of C a load is of some other element, whose products nobody stores; past the end of k it
+// must be 0.
+fn load_a(m: u32, k: u32, end: u32) -> f32 {
+    let row = min(m, args.m - 1u);
+    let column = min(k, args.k - 1u);
+    let inside = select(row * args.a_stride + column, column * args.a_stride + row, A_TRANSPOSED);
+    return select(0.0, a[args.a_first + inside], k < end);
+}
+
+fn load_b(k: u32, n: u32, end: u32) -> f32 {
+    let row = min(k, args.k - 1u);
+    let column = min(n, args.n - 1u);
+    let inside = select(row * args.b_stride + column, column * args.b_stride + row, B_TRANSPOSED);
+    return select(0.0, b[args.b_first + inside], k < end);
 }
 
 // Neighbouring threads must read neighbouring addresses. In an operand whose rows run along k they
 // therefore take neighbouring k, in the other neighbouring quads. Returns (k, quad).
-fn slot_place(slot: u32, rows_along_k: bool) -> vec2<u32> {
+fn slot_place(slot: u32, quads: u32, rows_along_k: bool) -> vec2<u32> {
     if rows_along_k {
         return vec2(slot % DEPTH, slot / DEPTH);
     }
-    return vec2(slot / QUADS, slot % QUADS);
+    return vec2(slot / quads, slot % quads);
 }
 
-fn stage(tile_m: u32, tile_n: u32, k0: u32, thread: u32) {
-    for (var slot = thread; slot < SLOTS; slot += THREADS) {
-        let pa = slot_place(slot, !A_TRANSPOSED);
-        let m = tile_m + pa.y * 4u;
-        let ka = k0 + pa.x;
-        a_slice[pa.x * QUADS + pa.y] =
-            vec4(load_a(m, ka), load_a(m + 1u, ka), load_a(m + 2u, ka), load_a(m + 3u, ka));
-
-        let pb = slot_place(slot, B_TRANSPOSED);
-        let n = tile_n + pb.y * 4u;
-        let kb = k0 + pb.x;
-        b_slice[pb.x * QUADS + pb.y] =
-            vec4(load_b(kb, n), load_b(kb, n + 1u), load_b(kb, n + 2u), load_b(kb, n + 3u));
+fn stage(tile_m: u32, tile_n: u32, k0: u32, end: u32, thread: u32) {
+    for (var slot = thread; slot < m_quads() * DEPTH; slot += M_THREADS * N_THREADS) {
+        let at = slot_place(slot, m_quads(), !A_TRANSPOSED);
+        let m = tile_m + at.y * 4u;
+        let k = k0 + at.x;
+        a_slice[at.x * (m_quads() + 1u) + at.y] = vec4(
+            load_a(m, k, end), load_a(m + 1u, k, end), load_a(m + 2u, k, end), load_a(m + 3u, k, end));
+    }
+    for (var slot = thread; slot < n_quads() * DEPTH; slot += M_THREADS * N_THREADS) {
+        let at = slot_place(slot, n_quads(), B_TRANSPOSED);
+        let n = tile_n + at.y * 4u;
+        let k = k0 + at.x;
+        b_slice[at.x * (n_quads() + 1u) + at.y] = vec4(
+            load_b(k, n, end), load_b(k, n + 1u, end), load_b(k, n + 2u, end), load_b(k, n + 3u, end));
     }
 }
 
-fn store(m: u32, n: u32, sum: f32) {
-    if m >= args.m || n >= args.n {
-        return;
-    }
-    let at = args.c_first + m * args.c_stride + n;
+// `sum` and the products of four rows with four columns; a column of the matrix for each row of C.
+fn outer(sum: mat4x4<f32>, rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4(
+        fma(vec4(rows.x), columns, sum[0]), fma(vec4(rows.y), columns, sum[1]),
+        fma(vec4(rows.z), columns, sum[2]), fma(vec4(rows.w), columns, sum[3]));
+}
+
+fn store(m: u32, n: u32, part: u32, sum: f32) {
+    let at = args.c_first + part * args.part_apart + m * args.c_stride + n;
     var value = sum;
     if args.accumulate == 1u {
         value += c[at];
@@ -104,43 +120,62 @@ fn store(m: u32, n: u32, sum: f32) {
     c[at] = value;
 }
 
-fn store_row(m: u32, n: u32, sums: vec4<f32>) {
-    store(m, n, sums.x);
-    store(m, n + 1u, sums.y);
-    store(m, n + 2u, sums.z);
-    store(m, n + 3u, sums.w);
+// Every thread's block, from row m and column n of C on. They go through workgroup memory, so that
+// neighbouring threads write neighbouring columns.
+fn store_blocks(m: u32, n: u32, part: u32, thread: u32, block: mat4x4<f32>) {
+    let at = thread / N_THREADS * 4u * N_THREADS + thread % N_THREADS;
+    blocks[at] = block[0];
+    blocks[at + N_THREADS] = block[1];
+    blocks[at + 2u * N_THREADS] = block[2];
+    blocks[at + 3u * N_THREADS] = block[3];
+    workgroupBarrier();
+    let rows = min(4u * M_THREADS, args.m - min(m, args.m));
+    for (var i = thread; i < rows * 4u * N_THREADS; i += M_THREADS * N_THREADS) {
+        let column = i % (4u * N_THREADS);
+        if n + column < args.n {
+            store(m + i / (4u * N_THREADS), n + column, part, blocks[i / 4u][column % 4u]);
+        }
+    }
+    workgroupBarrier();
 }
 
-@compute @workgroup_size(THREADS)
+@compute @workgroup_size(M_THREADS * N_THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let tile_m = group.y * TILE;
-    let tile_n = group.x * TILE;
-    let quad_m = thread / QUADS;
-    let quad_n = thread % QUADS;
-    var row0 = vec4<f32>();
-    var row1 = vec4<f32>();
-    var row2 = vec4<f32>();
-    var row3 = vec4<f32>();
-    for (var k0 = 0u; k0 < args.k; k0 += DEPTH) {
-        stage(tile_m, tile_n, k0, thread);
+    let tile_m = group.y * 4u * m_quads();
+    let tile_n = group.x * 4u * n_quads();
+    let m_thread = thread / N_THREADS;
+    let n_thread = thread % N_THREADS;
+    let first = group.z * args.k_part;
+    let end = min(first + args.k_part, args.k);
+    // Of the upper and the lower quad of rows, the left and the right quad of columns.
+    var upper_left = mat4x4<f32>();
+    var lower_left = mat4x4<f32>();
+    var upper_right = mat4x4<f32>();
+    var lower_right = mat4x4<f32>();
+    for (var k0 = first; k0 < end; k0 += DEPTH) {
+        stage(tile_m, tile_n, k0, end, thread);
         workgroupBarrier();
         for (var k = 0u; k < DEPTH; k++) {
-            let am = a_slice[k * QUADS + quad_m];
-            let bn = b_slice[k * QUADS + quad_n];
-            row0 = fma(vec4(am.x), bn, row0);
-            row1 = fma(vec4(am.y), bn, row1);
-            row2 = fma(vec4(am.z), bn, row2);
-            row3 = fma(vec4(am.w), bn, row3);
+            let upper = a_slice[k * (m_quads() + 1u) + m_thread];
+            let lower = a_slice[k * (m_quads() + 1u) + m_thread + M_THREADS];
+            let left = b_slice[k * (n_quads() + 1u) + n_thread];
+            upper_left = outer(upper_left, upper, left);
+            lower_left = outer(lower_left, lower, left);
+            if N_QUADS > 1u {
+                let right = b_slice[k * (n_quads() + 1u) + n_thread + N_THREADS];
+                upper_right = outer(upper_right, upper, right);
+                lower_right = outer(lower_right, lower, right);
+            }
         }
         workgroupBarrier();
     }
-    let m = tile_m + quad_m * 4u;
-    let n = tile_n + quad_n * 4u;
-    store_row(m, n, row0);
-    store_row(m + 1u, n, row1);
-    store_row(m + 2u, n, row2);
-    store_row(m + 3u, n, row3);
+    store_blocks(tile_m, tile_n, group.z, thread, upper_left);
+    store_blocks(tile_m + 4u * M_THREADS, tile_n, group.z, thread, lower_left);
+    if N_QUADS > 1u {
+        store_blocks(tile_m, tile_n + 4u * N_THREADS, group.z, thread, upper_right);
+        store_blocks(tile_m + 4u * M_THREADS, tile_n + 4u * N_THREADS, group.z, thread, lower_right);
+    }
 }

@@ -99,6 +99,8 @@ args! {
         n,
         /// Length of the sum.
         k,
+        /// As much of it as a workgroup takes.
+        k_part,
         /// Index of A's first element.
         a_first,
         /// Distance between A's rows.
@@ -111,6 +113,8 @@ args! {
         c_first,
         /// Distance between C's rows.
         c_stride,
+        /// Distance between the parts' C.
+        part_apart,
         /// Index of the bias of C's first column.
         bias_first,
         /// 1: add the bias to every row.
@@ -125,6 +129,8 @@ args! {
     ColumnSumArgs {
         /// Rows to sum.
         rows,
+        /// As many of them as a workgroup takes.
+        rows_part,
         /// Columns, each with a sum of its own.
         columns,
         /// Index of the first element.
@@ -133,6 +139,8 @@ args! {
         stride,
         /// Index of the first sum in the output.
         out_first,
+        /// Distance between the parts' sums.
+        part_apart,
         /// 1: add to what the output holds.
         accumulate,
     }
@@ -280,6 +288,37 @@ impl Kernel {
     }
 }
 
+args! {
+    /// [`MATMUL`]'s override constants, in the order of their names in WGSL.
+    MatmulConstants {
+        /// 1: A's rows in memory are its columns.
+        a_transposed,
+        /// 1: B's rows in memory are its columns.
+        b_transposed,
+        /// Threads along C's rows, eight rows each.
+        m_threads,
+        /// Threads along C's columns.
+        n_threads,
+        /// Columns of a thread, four each.
+        n_quads,
+        /// Of k that the workgroup's memory holds.
+        depth,
+    }
+}
+
+const MATMUL_CONSTANTS: &[&str] =
+    &["A_TRANSPOSED", "B_TRANSPOSED", "M_THREADS", "N_THREADS", "N_QUADS", "DEPTH"];
+
+/// The three arrays of `shaders/matmul.wgsl`: slices of A and B and the threads' blocks, all of vec4.
+fn matmul_workgroup(constants: &[u32]) -> Workgroup {
+    let constants: [u32; MATMUL_CONSTANTS.len()] = constants.try_into().expect("one a name");
+    let MatmulConstants { m_threads, n_threads, n_quads, depth, .. } = bytemuck::cast(constants);
+    let threads = m_threads * n_threads;
+    let slices = depth * (2 * m_threads + 1 + n_quads * n_threads + 1);
+    let tile = [4 * n_quads * n_threads, 8 * m_threads];
+    Workgroup { threads, bytes: 16 * (slices + 4 * threads), tile }
+}
+
 /// `C = A · B`, either operand transposed, with an optional bias: every large product.
 pub static MATMUL: Kernel = Kernel {
     name: "matmul",
@@ -291,8 +330,8 @@ pub static MATMUL: Kernel = Kernel {
         ("c", Access::ReadWrite),
     ],
     args: MatmulArgs::FIELDS,
-    constants: &["A_TRANSPOSED", "B_TRANSPOSED"],
-    workgroup: |_| Workgroup { threads: 64, bytes: 2 * 8 * 16 * 16, tile: [32, 32] },
+    constants: MATMUL_CONSTANTS,
+    workgroup: matmul_workgroup,
 };
 
 /// Sums over rows: the biases' gradients.

@@ -27,7 +27,7 @@ mod tiles;
 
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
-pub(crate) use products::{Operand, Start, column_sum, matmul, matmul_in_pieces};
+pub(crate) use products::{Columns, Operand, Products, Start, matmul_in_pieces};
 
 use crate::config::{GruConfig, Shape};
 use crate::error::{Result, check_shape};
@@ -130,6 +130,19 @@ impl Buffers {
         let (name, axes) = (name.to_owned(), axes.into());
         self.specs.push(BufferSpec { name, axes, len, role });
         BufferId(self.specs.len() - 1)
+    }
+
+    /// What the next buffer will be known by.
+    pub fn next_id(&self) -> BufferId {
+        BufferId(self.specs.len())
+    }
+
+    /// The buffer that `products` need, if any, once their stages are made.
+    pub fn add_partials(&mut self, products: &Products<'_>) {
+        let len = products.partials_len();
+        if len > 0 {
+            self.add("partials", "[parts, ·]", len, Role::Scratch);
+        }
     }
 
     pub fn whole(&self, buffer: BufferId) -> Slice {

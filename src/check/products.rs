@@ -4,7 +4,7 @@ use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::plan::{
-    BufferId, Buffers, Operand, Plan, Role, Stage, Start, column_sum, matmul, matmul_in_pieces,
+    BufferId, Buffers, Columns, Operand, Plan, Products, Role, Stage, Start, matmul_in_pieces,
 };
 use crate::session::{Pass, Session};
 use crate::transfer::Wait;
@@ -14,7 +14,7 @@ const CUT: [usize; 3] = [65, 97, 50];
 const PIECE: [usize; 3] = [32, 64, 16];
 
 /// The last is longer than lavapipe's loops may run: it must be cut into dispatches.
-const MNK: [[usize; 3]; 9] = [
+const MNK: [[usize; 3]; 14] = [
     [1, 1, 1],
     [2, 3, 5],
     [31, 33, 17],
@@ -23,6 +23,11 @@ const MNK: [[usize; 3]; 9] = [
     [65, 2, 33],
     [1, 97, 100],
     CUT,
+    [64, 65, 4],
+    [257, 4, 17],
+    [3, 16, 3],
+    [259, 13, 16],
+    [70, 5, 1301],
     [1, 1, 70_001],
 ];
 
@@ -97,7 +102,9 @@ async fn multiply(
     bias: Option<&[f32]>,
 ) -> Result<Matrix> {
     let [m, n, _] = mnk;
-    let mut c = Matrix::new([m, n], false, 3, 1.0, 0);
+    // Long sums may be made in parts where C is whole.
+    let gap = if mnk[2] > 1000 { 0 } else { 3 };
+    let mut c = Matrix::new([m, n], false, gap, 1.0, 0);
     c.data.fill(f32::NAN);
     let absent = [0.0];
     let bias_data = bias.unwrap_or(&absent);
@@ -112,11 +119,14 @@ async fn multiply(
     };
     let start = if bias.is_some() { Start::Bias(bias_slice) } else { Start::Zero };
     let (a, b, c_place) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
+    let machine = gpu.machine();
+    let products = Products::new(&machine, buffers.next_id());
     let stages = if mnk == CUT {
         matmul_in_pieces(title, mnk, PIECE, a, b, start, c_place)
     } else {
-        matmul(&gpu.machine(), title, mnk, a, b, start, c_place)
+        products.matmul(title, mnk, a, b, start, c_place)
     };
+    buffers.add_partials(&products);
     let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| data)).collect();
     c.data = run(gpu, title, buffers, stages, &inputs, ids[3]).await?;
     Ok(c)
@@ -127,7 +137,7 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Resu
     const FROM: usize = 1;
     const TO: usize = 2;
     // The last has more rows than one dispatch sums.
-    let sizes = [(1, 1), (15, 17), (16, 16), (17, 15), (257, 5), (600_011, 1)];
+    let sizes = [(1, 1), (15, 17), (16, 16), (17, 15), (257, 5), (2111, 17), (600_011, 1)];
     for (seed, (rows, columns)) in (0..).zip(sizes) {
         let stride = columns + FROM;
         let a = random(rows * stride, 1.0 / (rows as f32).sqrt(), seed);
@@ -136,7 +146,11 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Resu
         let [a_id, out_id] = [("a", &a), ("out", &out)]
             .map(|(name, data)| buffers.add(name, "", data.len(), Role::Input));
         let (from, to) = (buffers.whole(a_id), buffers.whole(out_id));
-        let stages = column_sum("column_sum", rows, FROM..stride, from, stride, to, TO);
+        let machine = gpu.machine();
+        let products = Products::new(&machine, buffers.next_id());
+        let of = Columns { slice: from, rows, stride, range: FROM..stride };
+        let stages = products.column_sum("column_sum", &of, to, TO);
+        buffers.add_partials(&products);
         let inputs = [(a_id, &a[..]), (out_id, &out[..])];
         let got = run(gpu, "column_sum", buffers, stages, &inputs, out_id).await?;
         let sum = |column: usize| -> f64 {

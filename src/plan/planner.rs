@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::products::Operand;
+use super::products::{Operand, Products};
 use super::steps::Span;
 use super::tiles::Tiles;
 use super::{BufferId, Buffers, Machine, Mode, Role, RunBuffers, Slice, TrainingBuffers};
@@ -26,6 +26,7 @@ pub(super) struct Planner<'a> {
     pub layers: Vec<LayerBuffers>,
     /// `[3H]` of zeros: the hidden bias of a model without one.
     pub zeros: BufferId,
+    pub products: Products<'a>,
 }
 
 /// What the steps of a layer read and write.
@@ -110,7 +111,20 @@ impl<'a> Planner<'a> {
             }
         };
         let gates_times = steps;
-        Ok(Self { layout, shape, mode, machine, tiles, gates_times, buffers, run, layers, zeros })
+        let products = Products::new(machine, buffers.next_id());
+        Ok(Self {
+            layout,
+            shape,
+            mode,
+            machine,
+            tiles,
+            gates_times,
+            buffers,
+            run,
+            layers,
+            zeros,
+            products,
+        })
     }
 
     fn layer(

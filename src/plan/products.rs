@@ -1,17 +1,26 @@
 //! The stages that are plain linear algebra: products and column sums of matrices inside buffers.
 
-use super::{Dispatch, Machine, Slice, Stage};
-use crate::kernels::{COLUMN_SUM, ColumnSumArgs, Kernel, MATMUL, MatmulArgs};
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::{BufferId, Dispatch, Machine, Slice, Stage};
+use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
 
 /// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// Depth of one product's sum in one dispatch. Every 16 of it cost a slice of 16 iterations and four
-/// more around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
-const MATMUL_MAX_DEPTH: usize = 32_768;
+/// Depth of one product's sum in one workgroup. Every 16 of it cost a slice of 16 iterations and more
+/// around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
+const MATMUL_MAX_DEPTH: usize = 16_384;
 
-/// Rows that one dispatch sums, 16 lanes taking turns.
+/// Depth of one product's sum that is worth a workgroup of its own.
+const MATMUL_MIN_DEPTH: usize = 512;
+
+/// Rows that one workgroup sums, 16 lanes taking turns.
 const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
+
+/// Rows that are worth a workgroup of its own.
+const COLUMN_SUM_MIN_ROWS: usize = 1024;
 
 /// A matrix inside a bound slice.
 #[derive(Clone, Copy)]
@@ -51,21 +60,219 @@ pub(crate) enum Start {
     Present,
 }
 
-/// `c [m, n] = start + a [m, k] · b [k, n]`: one dispatch, or several that each make as large a
-/// piece as one may.
-pub(crate) fn matmul(
-    machine: &Machine,
-    label: &str,
-    mnk: [usize; 3],
-    a: Operand,
-    b: Operand,
-    start: Start,
-    c: Operand,
-) -> Vec<Stage> {
-    matmul_in_pieces(label, mnk, largest_piece(machine, mnk), a, b, start, c)
+/// Columns of a matrix to be summed.
+#[derive(Clone)]
+pub(crate) struct Columns {
+    pub slice: Slice,
+    pub rows: usize,
+    /// Distance between rows.
+    pub stride: usize,
+    /// Of each row, or elements from the slice's first on.
+    pub range: Range<usize>,
 }
 
-/// The same in pieces of at most `most_m` × `most_n` × `most_k`.
+/// Makes the stages of products and sums. Those with few results and long sums are made in parts, which
+/// lie in one buffer that all of them share, until they are added up.
+pub(crate) struct Products<'a> {
+    machine: &'a Machine,
+    partials: BufferId,
+    partials_len: Cell<usize>,
+}
+
+impl<'a> Products<'a> {
+    /// With the parts in `partials`, a buffer that has [`Self::partials_len`] elements in the end.
+    pub fn new(machine: &'a Machine, partials: BufferId) -> Self {
+        Self { machine, partials, partials_len: Cell::new(0) }
+    }
+
+    /// How many elements the parts made so far need at once.
+    pub fn partials_len(&self) -> usize {
+        self.partials_len.get()
+    }
+
+    fn partials(&self, len: usize) -> Slice {
+        self.partials_len.set(self.partials_len().max(len));
+        Slice { buffer: self.partials, first: 0, len }
+    }
+
+    /// In how many parts to make what takes `groups` workgroups, where no more than `most` are worth it.
+    fn parts(&self, groups: u64, most: usize) -> usize {
+        // Enough workgroups to fill the device a few times over.
+        let wanted = if self.machine.software { 4 } else { 512 };
+        let parts = (wanted / groups.max(1)).min(most as u64);
+        if parts < 2 { 1 } else { parts as usize }
+    }
+
+    /// `c [m, n] = start + a [m, k] · b [k, n]`: one dispatch, or several that each make as large a
+    /// piece as one may.
+    pub fn matmul(
+        &self,
+        label: &str,
+        mnk: [usize; 3],
+        a: Operand,
+        b: Operand,
+        start: Start,
+        c: Operand,
+    ) -> Vec<Stage> {
+        let [m, n, k] = mnk;
+        let [x, y, _] = matmul_groups(mnk);
+        let parts = self.parts(x * y, k / MATMUL_MIN_DEPTH);
+        let gathers = c.stride == n && m * n <= MAX_WORKGROUPS * 16;
+        if parts == 1 || !gathers || matches!(start, Start::Bias(_)) {
+            return matmul_in_pieces(label, mnk, self.largest_piece(mnk), a, b, start, c);
+        }
+        self.matmul_in_parts(label, mnk, parts, a, b, start, c)
+    }
+
+    /// The same with k in parts, a workgroup's z each.
+    fn matmul_in_parts(
+        &self,
+        label: &str,
+        [m, n, k]: [usize; 3],
+        parts: usize,
+        a: Operand,
+        b: Operand,
+        start: Start,
+        c: Operand,
+    ) -> Vec<Stage> {
+        let k_part = k.div_ceil(parts).next_multiple_of(16).min(MATMUL_MAX_DEPTH);
+        let flops = 2 * product([m, n, k_part]);
+        let parts_at_once = (self.machine.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
+        let mut stages = Vec::new();
+        for (k0, k) in chunks(k, k_part * parts_at_once) {
+            let parts = k.div_ceil(k_part);
+            let partials = self.partials(parts * m * n);
+            let piece = Piece { at: [0, 0, k0], mnk: [m, n, k], k_part };
+            let to = Operand::plain(partials, 0, n);
+            stages.push(piece.stage(label, a, b, Start::Zero, to));
+            let columns = Columns { slice: partials, rows: parts, stride: m * n, range: 0..m * n };
+            let accumulate = k0 > 0 || matches!(start, Start::Present);
+            stages.push(sum_stage(label, &columns, parts, c.slice, c.first, accumulate));
+        }
+        stages
+    }
+
+    /// The largest piece of an m × n × k product that one dispatch makes: limited by its workgroups, by
+    /// the length of its loops and by its work.
+    fn largest_piece(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
+        let [tile_n, tile_m] = matmul_tile([m, n, k]);
+        let k = k.min(MATMUL_MAX_DEPTH);
+        // As many columns or rows as the work allows, in whole tiles, at least one.
+        let most = |tile: usize, others: usize| {
+            let flops_each = 2 * product([others, k]).max(1);
+            let tiles = self.machine.dispatch_flops() / (flops_each * tile as u64);
+            tile * tiles.clamp(1, MAX_WORKGROUPS as u64) as usize
+        };
+        let n = n.min(most(tile_n, tile_m));
+        let m = m.min(most(tile_m, n));
+        [m, n, k]
+    }
+
+    /// `out[to..] = Σ over rows` of columns.
+    pub fn column_sum(&self, label: &str, columns: &Columns, out: Slice, to: usize) -> Vec<Stage> {
+        let Columns { rows, ref range, .. } = *columns;
+        let groups = range.len().div_ceil(16) as u64;
+        let parts = self.parts(groups, rows / COLUMN_SUM_MIN_ROWS);
+        let rows_part = rows.div_ceil(parts).min(COLUMN_SUM_MAX_ROWS);
+        let parts = rows.div_ceil(rows_part);
+        if parts == 1 {
+            return vec![sum_stage(label, columns, rows_part, out, to, false)];
+        }
+        let width = range.len();
+        let partials = self.partials(parts * width);
+        let of_parts = Columns { slice: partials, rows: parts, stride: width, range: 0..width };
+        vec![
+            sum_stage(label, columns, rows_part, partials, 0, false),
+            sum_stage(label, &of_parts, parts, out, to, false),
+        ]
+    }
+}
+
+/// A piece of a product, its k in parts.
+struct Piece {
+    /// Where it starts.
+    at: [usize; 3],
+    mnk: [usize; 3],
+    k_part: usize,
+}
+
+impl Piece {
+    /// `c` holds the parts' results one after another where there are several.
+    fn stage(&self, label: &str, a: Operand, b: Operand, start: Start, c: Operand) -> Stage {
+        let ([m0, n0, k0], [m, n, k]) = (self.at, self.mnk);
+        let bias = match start {
+            Start::Bias(slice) => Some(slice),
+            Start::Zero | Start::Present => None,
+        };
+        let args = MatmulArgs {
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            k_part: self.k_part as u32,
+            a_first: a.index(m0, k0),
+            a_stride: a.stride as u32,
+            b_first: b.index(k0, n0),
+            b_stride: b.stride as u32,
+            c_first: c.index(m0, n0),
+            c_stride: c.stride as u32,
+            part_apart: (m * n) as u32,
+            bias_first: n0 as u32,
+            add_bias: u32::from(bias.is_some()),
+            accumulate: u32::from(matches!(start, Start::Present)),
+        };
+        let constants = MatmulConstants {
+            a_transposed: u32::from(a.transposed),
+            b_transposed: u32::from(b.transposed),
+            ..matmul_shape(self.mnk)
+        };
+        let parts = k.div_ceil(self.k_part) as u64;
+        let [x, y, _] = matmul_groups(self.mnk);
+        let tile: u64 = matmul_tile(self.mnk).into_iter().map(|side| side as u64).product();
+        let depth = constants.depth as usize;
+        let slices = self.k_part.div_ceil(depth);
+        Stage::Once(Dispatch {
+            label: label.to_owned(),
+            kernel: &MATMUL,
+            constants: bytemuck::cast_slice(&[constants]).to_vec(),
+            // A binding cannot stay empty: where there is no bias, b is bound and not read.
+            bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
+            args: bytemuck::cast_slice(&[args]).to_vec(),
+            workgroups: [x, y, parts],
+            flops: 2 * product([m, n, k]),
+            padded_flops: x * y * tile * 2 * product([slices.min(k.div_ceil(depth)), depth]) * parts,
+            bytes: 4 * (product([m, k]) + product([n, k]) + parts * product([m, n])),
+            // A slice: its k, what a thread stages of it, a turn of its own. In the end four blocks.
+            iterations: (slices * (depth + 2 * depth + 3) + 4 * 17) as u64,
+        })
+    }
+}
+
+/// How a product's tile lies over its threads. Narrow results take narrow tiles, and short sums short
+/// slices, so that little is multiplied in vain.
+fn matmul_shape([m, n, k]: [usize; 3]) -> MatmulConstants {
+    let (m_threads, n_threads, n_quads) = match (m, n) {
+        (..=8, _) => (1, 32, 2),
+        (_, ..=4) => (32, 1, 1),
+        (_, ..=16) => (32, 2, 2),
+        _ => (8, 8, 2),
+    };
+    let depth = if k <= 4 { 4 } else { 16 };
+    MatmulConstants { m_threads, n_threads, n_quads, depth, ..MatmulConstants::default() }
+}
+
+/// Columns and rows of a tile.
+fn matmul_tile(mnk: [usize; 3]) -> [usize; 2] {
+    let constants = matmul_shape(mnk);
+    (MATMUL.workgroup)(bytemuck::cast_slice(&[constants])).tile.map(|side| side as usize)
+}
+
+/// Workgroups along x and y, of one part of k.
+fn matmul_groups(mnk: [usize; 3]) -> [u64; 3] {
+    let [tile_n, tile_m] = matmul_tile(mnk);
+    [mnk[1].div_ceil(tile_n) as u64, mnk[0].div_ceil(tile_m) as u64, 1]
+}
+
+/// A product in pieces of at most `most_m` × `most_n` × `most_k`.
 pub(crate) fn matmul_in_pieces(
     label: &str,
     [m, n, k]: [usize; 3],
@@ -75,110 +282,54 @@ pub(crate) fn matmul_in_pieces(
     start: Start,
     c: Operand,
 ) -> Vec<Stage> {
-    let bias = match start {
-        Start::Bias(slice) => Some(slice),
-        Start::Zero | Start::Present => None,
-    };
     let mut stages = Vec::new();
     for (m0, m) in chunks(m, most_m) {
         for (n0, n) in chunks(n, most_n) {
             for (k0, k) in chunks(k, most_k) {
-                let args = MatmulArgs {
-                    m: m as u32,
-                    n: n as u32,
-                    k: k as u32,
-                    a_first: a.index(m0, k0),
-                    a_stride: a.stride as u32,
-                    b_first: b.index(k0, n0),
-                    b_stride: b.stride as u32,
-                    c_first: c.index(m0, n0),
-                    c_stride: c.stride as u32,
-                    bias_first: n0 as u32,
-                    add_bias: u32::from(k0 == 0 && bias.is_some()),
-                    accumulate: u32::from(k0 > 0 || matches!(start, Start::Present)),
-                };
-                stages.push(Stage::Once(Dispatch {
-                    label: label.to_owned(),
-                    kernel: &MATMUL,
-                    constants: [a.transposed, b.transposed].map(u32::from).to_vec(),
-                    // A binding cannot stay empty: where there is no bias, b is bound and not read.
-                    bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
-                    args: bytemuck::cast_slice(&[args]).to_vec(),
-                    workgroups: tiles(&MATMUL, n, m),
-                    flops: 2 * product([m, n, k]),
-                    padded_flops: padded_outputs(&MATMUL, n, m) * 2 * k as u64,
-                    bytes: 4 * (product([m, k]) + product([n, k]) + product([m, n])),
-                    iterations: k.div_ceil(16) as u64 * (17 + 2),
-                }));
+                let piece = Piece { at: [m0, n0, k0], mnk: [m, n, k], k_part: k };
+                let start = if k0 > 0 { Start::Present } else { start };
+                stages.push(piece.stage(label, a, b, start, c));
             }
         }
     }
     stages
 }
 
-/// The largest piece of an m × n × k product that one dispatch makes: limited by its workgroups, by
-/// the length of its loops and by its work.
-fn largest_piece(machine: &Machine, [m, n, k]: [usize; 3]) -> [usize; 3] {
-    let [tile_n, tile_m] = (MATMUL.workgroup)(&[]).tile.map(|tile| tile as usize);
-    let k = k.min(MATMUL_MAX_DEPTH);
-    // As many columns or rows as the work allows, in whole tiles, at least one.
-    let most = |tile: usize, others: usize| {
-        let flops_each = 2 * product([others, k]).max(1);
-        let tiles = machine.dispatch_flops() / (flops_each * tile as u64);
-        tile * tiles.clamp(1, MAX_WORKGROUPS as u64) as usize
-    };
-    let n = n.min(most(tile_n, tile_m));
-    let m = m.min(most(tile_m, n));
-    [m, n, k]
-}
-
-/// `out[to..] = Σ over rows` of `columns` of `a`, whose rows are `stride` apart.
-pub(crate) fn column_sum(
+/// One dispatch that sums columns, its rows in parts whose sums follow one another.
+fn sum_stage(
     label: &str,
-    rows: usize,
-    columns: std::ops::Range<usize>,
-    a: Slice,
-    stride: usize,
+    columns: &Columns,
+    rows_part: usize,
     out: Slice,
     to: usize,
-) -> Vec<Stage> {
-    let width = columns.len();
-    chunks(rows, COLUMN_SUM_MAX_ROWS)
-        .map(|(row0, rows)| {
-            let args = ColumnSumArgs {
-                rows: rows as u32,
-                columns: width as u32,
-                first: (row0 * stride + columns.start) as u32,
-                stride: stride as u32,
-                out_first: to as u32,
-                accumulate: u32::from(row0 > 0),
-            };
-            Stage::Once(Dispatch {
-                label: label.to_owned(),
-                kernel: &COLUMN_SUM,
-                constants: Vec::new(),
-                bindings: vec![a, out],
-                args: bytemuck::cast_slice(&[args]).to_vec(),
-                workgroups: tiles(&COLUMN_SUM, width, 1),
-                flops: product([rows, width]),
-                padded_flops: padded_outputs(&COLUMN_SUM, width, 1) * rows as u64,
-                bytes: 4 * product([rows + 1, width]),
-                iterations: rows.div_ceil(16) as u64 + 5,
-            })
-        })
-        .collect()
-}
-
-/// Workgroups that cover `columns` × `rows` outputs.
-fn tiles(kernel: &Kernel, columns: usize, rows: usize) -> [u64; 3] {
-    let [tile_columns, tile_rows] = (kernel.workgroup)(&[]).tile.map(|t| t as usize);
-    [columns.div_ceil(tile_columns) as u64, rows.div_ceil(tile_rows) as u64, 1]
-}
-
-/// Outputs that those workgroups make, padding included.
-fn padded_outputs(kernel: &Kernel, columns: usize, rows: usize) -> u64 {
-    let tile: u64 = (kernel.workgroup)(&[]).tile.iter().map(|&t| u64::from(t)).product();
-    tiles(kernel, columns, rows).iter().product::<u64>() * tile
+    accumulate: bool,
+) -> Stage {
+    let Columns { slice, rows, stride, ref range } = *columns;
+    let width = range.len();
+    let args = ColumnSumArgs {
+        rows: rows as u32,
+        rows_part: rows_part as u32,
+        columns: width as u32,
+        first: range.start as u32,
+        stride: stride as u32,
+        out_first: to as u32,
+        part_apart: width as u32,
+        accumulate: u32::from(accumulate),
+    };
+    let [tile, _] = (COLUMN_SUM.workgroup)(&[]).tile.map(|side| side as usize);
+    let (groups, parts) = (width.div_ceil(tile), rows.div_ceil(rows_part));
+    Stage::Once(Dispatch {
+        label: label.to_owned(),
+        kernel: &COLUMN_SUM,
+        constants: Vec::new(),
+        bindings: vec![slice, out],
+        args: bytemuck::cast_slice(&[args]).to_vec(),
+        workgroups: [groups as u64, 1, parts as u64],
+        flops: product([rows, width]),
+        padded_flops: product([groups, tile, rows]),
+        bytes: 4 * product([rows + parts, width]),
+        iterations: rows_part.div_ceil(16) as u64 + 5,
+    })
 }
 
 /// `0..total` in pieces of at most `most`: (start, length).

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::planner::Planner;
-use super::products::{Operand, Start, column_sum, matmul};
+use super::products::{Columns, Operand, Start};
 use super::{Machine, Mode, Plan, Stage, TrainingBuffers};
 use crate::config::{Reset, Shape};
 use crate::error::Result;
@@ -18,11 +18,13 @@ pub(super) fn plan_run(
     options: Options,
     machine: &Machine,
 ) -> Result<Plan> {
-    let planner = Planner::new(layout, shape, mode, options, machine)?;
+    let mut planner = Planner::new(layout, shape, mode, options, machine)?;
     // Before the stages are made: it bounds how many pieces a product is cut into.
     planner.buffers.check_indices()?;
     let forward = planner.forward();
     let backward = planner.run.training.as_ref().map(|t| planner.backward(t)).unwrap_or_default();
+    planner.buffers.add_partials(&planner.products);
+    planner.buffers.check_indices()?;
     let title = match mode {
         Mode::Inference => "inference",
         Mode::Training => "training",
@@ -71,8 +73,7 @@ impl Planner<'_> {
         let weight = self.parameter(self.run.params, ranges.weight_ih);
         let bias = ranges.bias_ih.map(|range| self.parameter(self.run.params, range));
         let width = self.layout.config().layer_input_size(layer);
-        matmul(
-            self.machine,
+        self.products.matmul(
             &self.cell_label(layer, direction, "gates[r z n] = x · W_ihᵀ + b_ih"),
             [steps * batch, 3 * hidden, width],
             self.input(layer),
@@ -86,8 +87,7 @@ impl Planner<'_> {
         let Shape { steps, batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(self.run.params, self.layout.cell(layer, direction).weight_ih);
-        matmul(
-            self.machine,
+        self.products.matmul(
             &self.cell_label(layer, direction, "dx = da · W_ih"),
             [steps * batch, width, 3 * hidden],
             Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
@@ -106,8 +106,7 @@ impl Planner<'_> {
         let Shape { steps, batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(t.dparams, self.layout.cell(layer, direction).weight_ih);
-        matmul(
-            self.machine,
+        self.products.matmul(
             &self.cell_label(layer, direction, "dW_ih = daᵀ · x"),
             [3 * hidden, width, steps * batch],
             Operand::transposed(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
@@ -140,8 +139,7 @@ impl Planner<'_> {
             }
         };
         let weight = self.parameter(t.dparams, self.layout.cell(layer, direction).weight_hh);
-        let rz = matmul(
-            self.machine,
+        let rz = self.products.matmul(
             &self.cell_label(layer, direction, "dW_hr, dW_hz = da_rzᵀ · h"),
             [2 * hidden, hidden, rows],
             column(0),
@@ -149,8 +147,7 @@ impl Planner<'_> {
             Start::Zero,
             Operand::plain(weight, 0, hidden),
         );
-        let n = matmul(
-            self.machine,
+        let n = self.products.matmul(
             &self.cell_label(layer, direction, label),
             [hidden, hidden, rows],
             dn,
@@ -167,15 +164,15 @@ impl Planner<'_> {
         // Sums gates `first..first + count` into those of a bias from its gate `to`.
         let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
             let from = self.gates_at(direction, first * hidden);
-            column_sum(
-                &self.cell_label(layer, direction, label),
-                steps * batch,
-                from..from + count * hidden,
-                self.gates(layer),
-                4 * hidden,
-                self.parameter(t.dparams, range.clone()),
-                to * hidden,
-            )
+            let columns = Columns {
+                slice: self.gates(layer),
+                rows: steps * batch,
+                stride: 4 * hidden,
+                range: from..from + count * hidden,
+            };
+            let out = self.parameter(t.dparams, range.clone());
+            let label = self.cell_label(layer, direction, label);
+            self.products.column_sum(&label, &columns, out, to * hidden)
         };
         let mut stages = Vec::new();
         if let Some(range) = &ranges.bias_ih {
