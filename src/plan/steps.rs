@@ -1,6 +1,6 @@
 //! The dispatches of the recurrence: steps of all rows and both directions of a layer.
 
-use super::planner::Planner;
+use super::planner::{Planner, Span};
 use super::products::{MAX_WORKGROUPS, chunks, product};
 use super::tiles::{Tile, Way};
 use super::{Dispatch, Mode, Slice, Stage, States, TrainingBuffers};
@@ -30,25 +30,11 @@ impl Gates {
     }
 }
 
-/// Some steps of a direction, counted as it goes: those whose gates are at hand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub first: usize,
-    pub steps: usize,
-}
-
-impl Span {
-    pub fn end(self) -> usize {
-        self.first + self.steps
-    }
-}
-
 impl Planner<'_> {
     /// All steps of a span forward: a dispatch or two each, or one for many of them.
     pub(super) fn forward_steps(&self, layer: usize, span: Span) -> Vec<Stage> {
         if self.tiles.forward.resident {
-            let dispatch =
-                |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
+            let dispatch = |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
             let most = self.steps_a_dispatch(Way::Forward);
             let steps = chunks(span.steps, most).map(|(at, count)| (span.first + at, count));
             return steps.flat_map(dispatch).map(Stage::Once).collect();
@@ -185,7 +171,7 @@ impl Planner<'_> {
         let Shape { steps, batch, hidden, directions, .. } = self.shape;
         let config = self.layout.config();
         let [of_sequences, of_h, of_gates] =
-            [steps, self.h_times(), self.gates_times].map(|times| self.strides(times));
+            [steps, self.h_times(), span.steps].map(|times| self.strides(times));
         let (_, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let state = |section: States| self.states_at(layer, section as usize) as u32;
         StepArgs {
@@ -293,14 +279,7 @@ impl Planner<'_> {
     }
 
     /// What the two kernels' dispatches have in common.
-    fn step(
-        &self,
-        way: Way,
-        layer: usize,
-        gates: Gates,
-        rows: usize,
-        args: &StepArgs,
-    ) -> Dispatch {
+    fn step(&self, way: Way, layer: usize, gates: Gates, rows: usize, args: &StepArgs) -> Dispatch {
         let Shape { hidden, directions, .. } = self.shape;
         let config = self.layout.config();
         let tile = self.tiles.of(way);
