@@ -7,6 +7,9 @@
 //   B(k, n)   B_TRANSPOSED ? b[b_first + n · b_stride + k] : b[b_first + k · b_stride + n]
 //   C[m, n]   c[c_first + m · c_stride + n]
 //
+// With RUNS the rows of these rectangles come in runs, so many rows each and each so many elements after
+// the last: some steps of every row of a batch-first sequence.
+//
 // A workgroup makes a tile of 8 · M_THREADS × 4 · N_QUADS · N_THREADS of C, walking k in slices of DEPTH
 // that it stages in workgroup memory, four rows of A or four columns of B to a vec4. A thread owns eight
 // rows and four or eight columns: four vec4 loads feed 64 multiply-adds.
@@ -16,6 +19,7 @@
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
+override RUNS: bool = false;
 override M_THREADS: u32 = 8u;
 override N_THREADS: u32 = 8u;
 override N_QUADS: u32 = 2u; // 1 or 2: columns of a thread, four each
@@ -28,10 +32,19 @@ struct Args {
     k_part: u32, // k of a workgroup
     a_first: u32,
     a_stride: u32,
+    a_row: u32, // of the first run, that a_first stands for
+    a_run: u32, // rows of a run
+    a_skip: u32, // elements from a run to the next
     b_first: u32,
     b_stride: u32,
+    b_row: u32,
+    b_run: u32,
+    b_skip: u32,
     c_first: u32,
     c_stride: u32,
+    c_row: u32,
+    c_run: u32,
+    c_skip: u32,
     part_apart: u32,
     bias_first: u32,
     add_bias: u32, // 1: add bias[bias_first + n]
@@ -59,20 +72,33 @@ fn n_quads() -> u32 {
     return N_QUADS * N_THREADS;
 }
 
+// Where a row starts that is `row` rows after the first run's `offset`.
+fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
+    if !RUNS {
+        return row * stride;
+    }
+    let whole = row + offset;
+    return whole / run * skip + whole % run * stride;
+}
+
 // Past the edge of C a load is of some other element, whose products nobody stores; past the end of k it
 // must be 0.
 fn load_a(m: u32, k: u32, end: u32) -> f32 {
-    let row = min(m, args.m - 1u);
-    let column = min(k, args.k - 1u);
-    let inside = select(row * args.a_stride + column, column * args.a_stride + row, A_TRANSPOSED);
-    return select(0.0, a[args.a_first + inside], k < end);
+    let m_in = min(m, args.m - 1u);
+    let k_in = min(k, args.k - 1u);
+    let row = select(m_in, k_in, A_TRANSPOSED);
+    let column = select(k_in, m_in, A_TRANSPOSED);
+    let at = row_at(row, args.a_stride, args.a_row, args.a_run, args.a_skip) + column;
+    return select(0.0, a[args.a_first + at], k < end);
 }
 
 fn load_b(k: u32, n: u32, end: u32) -> f32 {
-    let row = min(k, args.k - 1u);
-    let column = min(n, args.n - 1u);
-    let inside = select(row * args.b_stride + column, column * args.b_stride + row, B_TRANSPOSED);
-    return select(0.0, b[args.b_first + inside], k < end);
+    let k_in = min(k, args.k - 1u);
+    let n_in = min(n, args.n - 1u);
+    let row = select(k_in, n_in, B_TRANSPOSED);
+    let column = select(n_in, k_in, B_TRANSPOSED);
+    let at = row_at(row, args.b_stride, args.b_row, args.b_run, args.b_skip) + column;
+    return select(0.0, b[args.b_first + at], k < end);
 }
 
 // Neighbouring threads must read neighbouring addresses. In an operand whose rows run along k they
@@ -109,7 +135,8 @@ fn outer(sum: mat4x4<f32>, rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
 }
 
 fn store(m: u32, n: u32, part: u32, sum: f32) {
-    let at = args.c_first + part * args.part_apart + m * args.c_stride + n;
+    let row = row_at(m, args.c_stride, args.c_row, args.c_run, args.c_skip);
+    let at = args.c_first + part * args.part_apart + row + n;
     var value = sum;
     if args.accumulate == 1u {
         value += c[at];

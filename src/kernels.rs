@@ -105,14 +105,32 @@ args! {
         a_first,
         /// Distance between A's rows.
         a_stride,
+        /// Which row of its first run A's first element stands before.
+        a_row,
+        /// Rows of a run of A.
+        a_run,
+        /// Distance between A's runs.
+        a_skip,
         /// Index of B's first element.
         b_first,
         /// Distance between B's rows.
         b_stride,
+        /// Which row of its first run B's first element stands before.
+        b_row,
+        /// Rows of a run of B.
+        b_run,
+        /// Distance between B's runs.
+        b_skip,
         /// Index of C's first element.
         c_first,
         /// Distance between C's rows.
         c_stride,
+        /// Which row of its first run C's first element stands before.
+        c_row,
+        /// Rows of a run of C.
+        c_run,
+        /// Distance between C's runs.
+        c_skip,
         /// Distance between the parts' C.
         part_apart,
         /// Index of the bias of C's first column.
@@ -295,6 +313,8 @@ args! {
         a_transposed,
         /// 1: B's rows in memory are its columns.
         b_transposed,
+        /// 1: rows come in runs.
+        runs,
         /// Threads along C's rows, eight rows each.
         m_threads,
         /// Threads along C's columns.
@@ -307,7 +327,7 @@ args! {
 }
 
 const MATMUL_CONSTANTS: &[&str] =
-    &["A_TRANSPOSED", "B_TRANSPOSED", "M_THREADS", "N_THREADS", "N_QUADS", "DEPTH"];
+    &["A_TRANSPOSED", "B_TRANSPOSED", "RUNS", "M_THREADS", "N_THREADS", "N_QUADS", "DEPTH"];
 
 /// The three arrays of `shaders/matmul.wgsl`: slices of A and B and the threads' blocks, all of vec4.
 fn matmul_workgroup(constants: &[u32]) -> Workgroup {

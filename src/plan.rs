@@ -294,6 +294,8 @@ pub struct Plan {
     buffers: Vec<BufferSpec>,
     forward: Vec<Stage>,
     backward: Vec<Stage>,
+    /// Buffers that must be zero ahead of the backward schedule.
+    accumulators: Vec<BufferId>,
     run: Option<RunBuffers>,
     carries: bool,
     submit_flops: u64,
@@ -339,14 +341,19 @@ impl Plan {
         machine: &Machine,
     ) -> Self {
         let (title, submit_flops) = (title.to_owned(), machine.dispatch_flops());
-        let (backward, run, carries) = Default::default();
-        Self { title, buffers, forward, backward, run, carries, submit_flops }
+        let (backward, accumulators, run, carries) = Default::default();
+        Self { title, buffers, forward, backward, accumulators, run, carries, submit_flops }
     }
 
     /// The same for runs that each start from the last one's states: from one run to the next, the
     /// first and the last third of `states` change places, and nothing is copied.
     pub(crate) fn carrying(self) -> Self {
         Self { carries: true, ..self }
+    }
+
+    /// Buffers that must be zero ahead of the backward schedule.
+    pub(crate) fn accumulators(&self) -> &[BufferId] {
+        &self.accumulators
     }
 
     /// Work after which commands are handed to the device, so that it never runs long without a pause.

@@ -184,7 +184,12 @@ impl Session {
 
     /// Queues one of the plan's schedules. Returns before it has run.
     pub async fn run(&mut self, pass: Pass) -> Result<()> {
-        let ahead = std::mem::take(&mut self.ahead);
+        let mut ahead = std::mem::take(&mut self.ahead);
+        if pass == Pass::Backward {
+            let whole = |id: &BufferId| (*id, 0..self.plan.buffers()[id.index()].len);
+            let zeros = self.plan.accumulators().iter().map(whole);
+            ahead.extend(zeros.map(|(id, range)| Ahead::Zero(id, range)));
+        }
         let queue = || {
             self.queue(pass, &ahead, None);
             Ok(())

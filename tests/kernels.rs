@@ -1,6 +1,10 @@
 //! Every line of `src/kernels.rs` against the WGSL it mirrors, by naga's reflection. No GPU needed.
 
+use std::collections::HashMap;
+
 use gru_wgpu::kernels::{ALL, Access, Kernel, mark};
+use gru_wgpu::plan::{Limits, Machine, Mode, Plan};
+use gru_wgpu::{GruConfig, Options, Recurrence};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
@@ -40,13 +44,68 @@ fn every_shader_is_used() {
     assert_eq!(kernels, [""; 0]);
 }
 
+/// Each kernel with the constants that plans of all kinds give it.
+fn variants() -> Vec<(&'static Kernel, Vec<u32>)> {
+    let software = Machine::new(Limits::WEBGPU_DEFAULT, true);
+    let roomy = Limits { max_compute_workgroup_storage_size: 48 << 10, ..Limits::WEBGPU_DEFAULT };
+    let mut found: Vec<(&'static Kernel, Vec<u32>)> = Vec::new();
+    for machine in [Machine::WEBGPU, software, Machine::new(roomy, false)] {
+        for (i, h, b) in [(1, 1, 1), (3, 7, 5), (17, 33, 40), (64, 256, 4), (5, 300, 33)] {
+            for config in GruConfig::all_variants(i, h) {
+                for recurrence in [Recurrence::Auto, Recurrence::Step] {
+                    let options = Options::default().with_recurrence(recurrence);
+                    let shape = config.shape(3, b).unwrap();
+                    let mode = Mode::Training;
+                    let plan = Plan::with_options(&config, shape, mode, options, &machine).unwrap();
+                    for stage in plan.forward().iter().chain(plan.backward()) {
+                        for dispatch in stage.dispatches().0 {
+                            let variant = (dispatch.kernel, dispatch.constants.clone());
+                            let same = |known: &(&'static Kernel, Vec<u32>)| {
+                                known.0.name == variant.0.name && known.1 == variant.1
+                            };
+                            if !found.iter().any(same) {
+                                found.push(variant);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
 #[test]
-fn entry_points_have_the_stated_workgroup_size() {
-    for (kernel, module) in modules() {
+fn a_workgroup_has_the_stated_threads_and_memory() {
+    let modules = modules();
+    let variants = variants();
+    assert!(variants.len() > 50, "{}", variants.len());
+    for (kernel, constants) in variants {
+        let (_, module) = modules.iter().find(|(known, _)| known.name == kernel.name).unwrap();
+        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+        let info = validator.validate(module).unwrap();
+        let values: HashMap<_, _> = kernel
+            .constants
+            .iter()
+            .map(|&name| name.to_owned())
+            .zip(constants.iter().map(|&value| f64::from(value)))
+            .collect();
+        let entry = Some((naga::ShaderStage::Compute, "main"));
+        let values = values.into_iter().collect();
+        let (module, _) =
+            naga::back::pipeline_constants::process_overrides(module, &info, entry, &values)
+                .unwrap();
         assert_eq!(module.entry_points.len(), 1, "{}", kernel.name);
-        let entry = &module.entry_points[0];
-        assert_eq!(entry.name, "main", "{}", kernel.name);
-        assert_eq!(entry.workgroup_size, kernel.workgroup_size, "{}", kernel.name);
+        let size = module.entry_points[0].workgroup_size;
+        let bytes: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
+            .map(|(_, variable)| module.types[variable.ty].inner.size(module.to_ctx()))
+            .sum();
+        let workgroup = (kernel.workgroup)(&constants);
+        let found = (size.iter().product::<u32>(), bytes);
+        assert_eq!(found, (workgroup.threads, workgroup.bytes), "{} {constants:?}", kernel.name);
     }
 }
 
@@ -60,9 +119,15 @@ fn bindings_have_the_stated_names_order_and_access() {
             let AddressSpace::Storage { access } = variable.space else {
                 panic!("{}: {:?} is in {:?}", kernel.name, variable.name, variable.space);
             };
-            let access = match access.contains(StorageAccess::STORE) {
-                true => Access::ReadWrite,
-                false => Access::Read,
+            let element = match module.types[variable.ty].inner {
+                TypeInner::Array { base, .. } => module.types[base].inner.size(module.to_ctx()),
+                _ => 4,
+            };
+            let access = match (access.contains(StorageAccess::STORE), element) {
+                (true, 4) => Access::ReadWrite,
+                (false, 4) => Access::Read,
+                (false, 16) => Access::ReadQuads,
+                other => panic!("{}: {:?} is {other:?}", kernel.name, variable.name),
             };
             found.push((binding.binding, variable.name.clone().unwrap(), access));
         }
@@ -104,30 +169,18 @@ fn override_constants_have_the_stated_names() {
         let found: Vec<_> = module
             .overrides
             .iter()
-            .map(|(_, o)| {
+            // What array sizes are computed with has no name.
+            .filter_map(|(_, o)| {
                 let scalar = module.types[o.ty].inner.scalar().unwrap();
                 assert!(
                     matches!(scalar.kind, ScalarKind::Bool | ScalarKind::Uint),
                     "{}",
                     kernel.name
                 );
-                o.name.clone().unwrap()
+                o.name.clone()
             })
             .collect();
         assert_eq!(found, kernel.constants, "{}", kernel.name);
-    }
-}
-
-#[test]
-fn workgroup_memory_is_as_stated() {
-    for (kernel, module) in modules() {
-        let bytes: u32 = module
-            .global_variables
-            .iter()
-            .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
-            .map(|(_, variable)| module.types[variable.ty].inner.size(module.to_ctx()))
-            .sum();
-        assert_eq!(bytes, kernel.workgroup_bytes, "{}", kernel.name);
     }
 }
 
@@ -165,13 +218,10 @@ fn marks_have_the_stated_bits() {
     }
 }
 
+/// The other kernels' tiles are override constants, which the plan itself sets.
 #[test]
-fn tiles_are_the_shaders_constants() {
-    for (kernel, module) in modules() {
-        let constant = |name: &str| constant(&module, name);
-        // Columns and rows under the names that the shaders give them.
-        let columns = ["TILE", "UNITS", "COLUMNS"].iter().find_map(|name| constant(name));
-        let rows = ["TILE", "ROWS"].iter().find_map(|name| constant(name)).unwrap_or(1);
-        assert_eq!([columns.unwrap(), rows], kernel.tile, "{}", kernel.name);
-    }
+fn the_column_sums_tile_is_the_shaders_constant() {
+    let modules = modules();
+    let (kernel, module) = modules.iter().find(|(kernel, _)| kernel.name == "column_sum").unwrap();
+    assert_eq!([constant(module, "COLUMNS").unwrap(), 1], (kernel.workgroup)(&[]).tile);
 }

@@ -1,10 +1,23 @@
 //! The schedule and its limits, by arithmetic alone. No GPU needed.
 
-use gru_wgpu::plan::{Limits, Mode, Plan, Stage};
-use gru_wgpu::{Direction, Error, GruConfig, Layout, Reset};
+use gru_wgpu::plan::{Limits, Machine, Mode, Plan, Stage};
+use gru_wgpu::{Direction, Error, GruConfig, Layout, Options, Recurrence, Reset};
 
+/// A plan that walks over the steps from the host.
 fn plan(config: &GruConfig, steps: usize, batch: usize, mode: Mode) -> Plan {
-    Plan::new(config, config.shape(steps, batch).unwrap(), mode).unwrap()
+    plan_by(Recurrence::Step, config, steps, batch, mode)
+}
+
+fn plan_by(
+    recurrence: Recurrence,
+    config: &GruConfig,
+    steps: usize,
+    batch: usize,
+    mode: Mode,
+) -> Plan {
+    let options = Options::default().with_recurrence(recurrence);
+    let shape = config.shape(steps, batch).unwrap();
+    Plan::with_options(config, shape, mode, options, &Machine::WEBGPU).unwrap()
 }
 
 fn flops(stages: &[Stage]) -> u64 {

@@ -8,6 +8,7 @@ use crate::config::Layout;
 use crate::device::Device;
 use crate::error::Result;
 use crate::gru::Gru;
+use crate::options::{Options, Recurrence};
 use crate::params::Params;
 use crate::reference;
 
@@ -52,37 +53,44 @@ pub(super) async fn check(
     let expected = reference::backward(&params64, x64.view(), &trace, dy64, dh_n64)?;
     let expected_in_use = reference::forward(&params64, run64)?;
 
-    let gru = Gru::with_params_async(params, device).await?;
-    poison(&gru, &x, &dy, layout).await?;
     let start = Batch::new(x.view())
         .with_h0(give_h0.then_some(h0.view()))
         .with_reset_state(give_reset.then_some(reset_state.view()));
     let run = Batch { layout, lengths, resets, seed, ..start };
-    let (output, tape) = gru.forward_train_async(run).await?;
     let (dy, dh_n) = (give_dy.then_some(dy.view()), give_dh_n.then_some(dh_n.view()));
-    let got = gru.backward_async(tape, dy, dh_n).await?;
-    let in_use = gru.forward_async(run).await?;
+    let mut gru = Gru::with_params_async(params, device).await?;
+    // As it runs by itself, and the other way: steps from the host, gates made again.
+    let other = Options::default().with_recurrence(Recurrence::Step).with_recompute(true);
+    for options in [Options::default(), other] {
+        gru = gru.with_options(options);
+        poison(&gru, run).await?;
+        let (output, tape) = gru.forward_train_async(run).await?;
+        let got = gru.backward_async(tape, dy, dh_n).await?;
+        let in_use = gru.forward_async(run).await?;
 
-    let (sizes, variant) = (case.words(config, shape), variant_words(config));
-    let mut compare =
-        |name: &str, got: &ArrayView<f32, IxDyn>, expected: &ArrayView<f64, IxDyn>| {
-            findings.compare(&format!("{name}, {variant}"), &sizes, got, expected);
-        };
-    for (output, trace) in [(&output, &trace), (&in_use, &expected_in_use)] {
-        compare("y", &output.y.view().into_dyn(), &trace.y().view().into_dyn());
-        compare("h_n", &output.h_n.view().into_dyn(), &trace.h_n().view().into_dyn());
-    }
-    for ((name, got), (_, expected)) in got.params.iter().zip(expected.params.iter()) {
-        // One subject for each kind of parameter; the sizes tell of layers and directions.
-        let kind = name.split_once("_l").map_or(name, |(kind, _)| kind);
-        compare(&format!("d{kind}"), &got, &expected);
-    }
-    for (name, got, expected) in [
-        ("dx", &got.x, &expected.x),
-        ("dh0", &got.h0, &expected.h0),
-        ("dreset_state", &got.reset_state, &expected.reset_state),
-    ] {
-        compare(name, &got.view().into_dyn(), &expected.view().into_dyn());
+        let again = if options.recompute { ", gates made again" } else { "" };
+        let sizes = case.words(config, shape) + again;
+        let variant = variant_words(config);
+        let mut compare =
+            |name: &str, got: &ArrayView<f32, IxDyn>, expected: &ArrayView<f64, IxDyn>| {
+                findings.compare(&format!("{name}, {variant}"), &sizes, got, expected);
+            };
+        for (output, trace) in [(&output, &trace), (&in_use, &expected_in_use)] {
+            compare("y", &output.y.view().into_dyn(), &trace.y().view().into_dyn());
+            compare("h_n", &output.h_n.view().into_dyn(), &trace.h_n().view().into_dyn());
+        }
+        for ((name, got), (_, expected)) in got.params.iter().zip(expected.params.iter()) {
+            // One subject for each kind of parameter; the sizes tell of layers and directions.
+            let kind = name.split_once("_l").map_or(name, |(kind, _)| kind);
+            compare(&format!("d{kind}"), &got, &expected);
+        }
+        for (name, got, expected) in [
+            ("dx", &got.x, &expected.x),
+            ("dh0", &got.h0, &expected.h0),
+            ("dreset_state", &got.reset_state, &expected.reset_state),
+        ] {
+            compare(name, &got.view().into_dyn(), &expected.view().into_dyn());
+        }
     }
     Ok(())
 }
@@ -95,14 +103,15 @@ fn fill_padding(array: &mut Array3<f32>, layout: Layout, lengths: &[usize]) {
     }
 }
 
-/// Leaves NaN in every buffer of the sessions that the next runs of these shapes will use.
-async fn poison(gru: &Gru, x: &Array3<f32>, dy: &Array3<f32>, layout: Layout) -> Result<()> {
-    let nan = |array: &Array3<f32>| array.mapv(|_| f32::NAN);
-    let x = nan(x);
-    let run = Batch { layout, ..Batch::new(x.view()).with_seed(0) };
+/// Leaves NaN in every buffer of the sessions that the next runs of this shape will use.
+async fn poison(gru: &Gru, run: Batch<'_>) -> Result<()> {
+    let shape = run.check(gru.config())?;
+    let nan = |shape| Array3::from_elem(shape, f32::NAN);
+    let (x, y) = (nan(shape.x()), nan(shape.y()));
+    let run = Batch { layout: run.layout, ..Batch::new(x.view()).with_seed(0) };
     gru.forward_async(run).await?;
     let (_, tape) = gru.forward_train_async(run).await?;
-    gru.backward_async(tape, Some(nan(dy).view()), None).await?;
+    gru.backward_async(tape, Some(y.view()), None).await?;
     Ok(())
 }
 

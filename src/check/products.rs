@@ -149,7 +149,7 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Resu
         let machine = gpu.machine();
         let products = Products::new(&machine, buffers.next_id());
         let of = Columns { slice: from, rows, stride, range: FROM..stride };
-        let stages = products.column_sum("column_sum", &of, to, TO);
+        let stages = products.column_sum("column_sum", &of, to, TO, false);
         buffers.add_partials(&products);
         let inputs = [(a_id, &a[..]), (out_id, &out[..])];
         let got = run(gpu, "column_sum", buffers, stages, &inputs, out_id).await?;

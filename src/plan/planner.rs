@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::products::{Operand, Products};
-use super::steps::Span;
 use super::tiles::Tiles;
 use super::{BufferId, Buffers, Machine, Mode, Role, RunBuffers, Slice, TrainingBuffers};
 use crate::config::{Layout, Shape};
@@ -46,6 +45,19 @@ pub(super) struct RowStrides {
     pub row: usize,
 }
 
+/// Some steps of a direction, counted as it goes: those whose gates are at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub first: usize,
+    pub steps: usize,
+}
+
+impl Span {
+    pub fn end(self) -> usize {
+        self.first + self.steps
+    }
+}
+
 impl<'a> Planner<'a> {
     pub fn new(
         layout: &'a ParamLayout,
@@ -54,6 +66,10 @@ impl<'a> Planner<'a> {
         options: Options,
         machine: &'a Machine,
     ) -> Result<Self> {
+        let gates_times = match options.recompute && mode == Mode::Training {
+            true => recomputed_at_once(shape),
+            false => shape.steps,
+        };
         let tiles = Tiles::choose(layout.config(), shape.batch, options.recurrence, machine)?;
         let Shape { steps, batch, input, hidden, directions, layers, .. } = shape;
         let (rows, width) = (steps * batch, directions * hidden);
@@ -73,7 +89,10 @@ impl<'a> Planner<'a> {
         let mut run = RunBuffers { x, marks, states, y, params, training: None };
         let layers = match mode {
             // A layer's input is spent before its first step.
-            Mode::Inference => vec![Self::layer(&mut buffers, shape, mode, "", y); layers],
+            Mode::Inference => {
+                let gates = Self::add_gates(&mut buffers, shape, gates_times, "");
+                vec![Self::add_layer(&mut buffers, shape, mode, "", gates, y); layers]
+            }
             Mode::Training => {
                 let t = TrainingBuffers {
                     dy: buffers.add("dy", y_axes.as_str(), rows * width, Role::Input),
@@ -95,6 +114,9 @@ impl<'a> Planner<'a> {
                     dparams: buffers.add("dparams", "flat", layout.flat_len(), Role::Output),
                 };
                 run.training = Some(t);
+                // Made again when they are needed, they need not outlast their layer.
+                let shared = (gates_times < steps)
+                    .then(|| Self::add_gates(&mut buffers, shape, gates_times, ""));
                 let make = |layer| {
                     // One layer's buffers need no number to tell them apart.
                     let number = if layers == 1 { String::new() } else { format!("_l{layer}") };
@@ -105,12 +127,15 @@ impl<'a> Planner<'a> {
                         }
                         false => y,
                     };
-                    Self::layer(&mut buffers, shape, mode, &number, y)
+                    let gates = match shared {
+                        Some(gates) => gates,
+                        None => Self::add_gates(&mut buffers, shape, gates_times, &number),
+                    };
+                    Self::add_layer(&mut buffers, shape, mode, &number, gates, y)
                 };
                 (0..layers).map(make).collect()
             }
         };
-        let gates_times = steps;
         let products = Products::new(machine, buffers.next_id());
         Ok(Self {
             layout,
@@ -127,36 +152,36 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn layer(
+    fn add_layer(
         buffers: &mut Buffers,
         shape: Shape,
         mode: Mode,
         number: &str,
+        gates: BufferId,
         y: BufferId,
     ) -> LayerBuffers {
-        let Shape { steps, batch, hidden, directions, layout, .. } = shape;
-        let axes = |times: &str, width: &str| {
-            let [first, second] = layout.order(times, "B");
-            let directions = if directions == 1 { "" } else { "2, " };
-            format!("[{directions}{first}, {second}, {width}]")
-        };
-        let h_times = h_times(mode, steps);
-        let h_axes = match mode {
-            Mode::Inference => axes(&h_times.to_string(), "H"),
-            Mode::Training => axes("T", "H"),
-        };
-        let gates = directions * steps * batch * 4 * hidden;
-        let h = directions * h_times * batch * hidden;
-        LayerBuffers {
-            gates: buffers.add(&format!("gates{number}"), axes("T", "4H"), gates, Role::Scratch),
-            h: buffers.add(&format!("h{number}"), h_axes, h, Role::Scratch),
-            y,
-        }
+        let h_times = h_times(mode, shape.steps);
+        let (axes, len) = of_cells(shape, h_times, "H", shape.hidden);
+        LayerBuffers { gates, h: buffers.add(&format!("h{number}"), axes, len, Role::Scratch), y }
     }
 
-    /// All steps.
-    pub fn whole(&self) -> Span {
-        Span { first: 0, steps: self.shape.steps }
+    fn add_gates(buffers: &mut Buffers, shape: Shape, times: usize, number: &str) -> BufferId {
+        let (axes, len) = of_cells(shape, times, "4H", 4 * shape.hidden);
+        buffers.add(&format!("gates{number}"), axes, len, Role::Scratch)
+    }
+
+    /// The steps in spans whose gates a layer's `gates` has room for.
+    pub fn spans(&self) -> impl DoubleEndedIterator<Item = Span> + use<> {
+        let (steps, most) = (self.shape.steps, self.gates_times);
+        (0..steps.div_ceil(most)).map(move |i| {
+            let first = i * most;
+            Span { first, steps: most.min(steps - first) }
+        })
+    }
+
+    /// Whether the gates of a forward pass are there for the backward pass.
+    pub fn keeps_gates(&self) -> bool {
+        self.gates_times == self.shape.steps
     }
 
     /// States of each batch row that a layer's `h` holds.
@@ -178,21 +203,38 @@ impl<'a> Planner<'a> {
         (section * layers + layer) * directions * batch * hidden
     }
 
-    /// A layer's input as a matrix of T·B rows.
-    pub fn input(&self, layer: usize) -> Operand {
-        let buffer = match layer {
+    /// A layer's input, and where its gradient goes.
+    pub fn input(&self, layer: usize) -> Slice {
+        self.buffers.whole(match layer {
             0 => self.run.x,
             _ => self.layers[layer - 1].y,
-        };
-        let width = self.layout.config().layer_input_size(layer);
-        Operand::plain(self.buffers.whole(buffer), 0, width)
+        })
     }
 
-    /// The states that a direction's steps start from, as a matrix of T·B rows. Of a training plan.
-    pub fn states(&self, layer: usize, direction: usize) -> Operand {
+    /// A span's rows of a sequence `[T, B, width]`, in the run's layout, from element `first` of the slice.
+    pub fn rows(
+        &self,
+        (slice, first): (Slice, usize),
+        width: usize,
+        direction: usize,
+        span: Span,
+    ) -> Operand {
+        let steps = self.shape.steps;
+        let reverse = self.layout.config().direction.is_reverse(direction);
+        let time = if reverse { steps - span.end() } else { span.first };
+        let all = Operand::plain(slice, first + time * self.strides(steps).time * width, width);
+        match self.shape.layout {
+            Layout::BatchFirst if span.steps < steps => all.in_runs(span.steps, steps * width),
+            Layout::BatchFirst | Layout::TimeMajor => all,
+        }
+    }
+
+    /// A span's rows of the states that a direction's steps start from. Of a training plan.
+    pub fn states(&self, layer: usize, direction: usize, span: Span) -> Operand {
         let Shape { steps, batch, hidden, .. } = self.shape;
         let first = direction * steps * batch * hidden;
-        Operand::plain(self.buffers.whole(self.layers[layer].h), first, hidden)
+        let h = self.buffers.whole(self.layers[layer].h);
+        self.rows((h, first), hidden, direction, span)
     }
 
     pub fn gates(&self, layer: usize) -> Slice {
@@ -201,8 +243,8 @@ impl<'a> Planner<'a> {
 
     /// Where a direction's gates start, from their column `column`.
     pub fn gates_at(&self, direction: usize, column: usize) -> usize {
-        let Shape { steps, batch, hidden, .. } = self.shape;
-        direction * steps * batch * 4 * hidden + column
+        let Shape { batch, hidden, .. } = self.shape;
+        direction * self.gates_times * batch * 4 * hidden + column
     }
 
     /// A named range of a buffer that is laid out as the parameters.
@@ -232,4 +274,19 @@ fn h_times(mode: Mode, steps: usize) -> usize {
         Mode::Inference => steps.min(2),
         Mode::Training => steps,
     }
+}
+
+/// Steps whose gates are made again at once. An eighth of 4H and the other arrays of training, h, y and dy
+/// of H each, are half of what they are with all of 4H.
+fn recomputed_at_once(shape: Shape) -> usize {
+    shape.steps.div_ceil(8)
+}
+
+/// Axes and length of an array `[D, times, B, width]`, in the run's layout.
+fn of_cells(shape: Shape, times: usize, width: &str, width_len: usize) -> (String, usize) {
+    let Shape { steps, batch, directions, layout, .. } = shape;
+    let count = if times == steps { "T".to_owned() } else { times.to_string() };
+    let [first, second] = layout.order(count.as_str(), "B");
+    let prefix = if directions == 1 { "" } else { "2, " };
+    (format!("[{prefix}{first}, {second}, {width}]"), directions * times * batch * width_len)
 }

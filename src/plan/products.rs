@@ -29,23 +29,37 @@ pub(crate) struct Operand {
     first: usize,
     stride: usize,
     transposed: bool,
+    /// Where rows in memory come in runs: rows of a run, and elements from a run to the next.
+    runs: Option<(usize, usize)>,
 }
 
 impl Operand {
     /// Rows of the matrix are rows in memory, `stride` apart, from element `first` of the slice.
     pub fn plain(slice: Slice, first: usize, stride: usize) -> Self {
-        Self { slice, first, stride, transposed: false }
+        Self { slice, first, stride, transposed: false, runs: None }
     }
 
     /// Rows in memory are the matrix's columns.
     pub fn transposed(slice: Slice, first: usize, stride: usize) -> Self {
-        Self { slice, first, stride, transposed: true }
+        Self { transposed: true, ..Self::plain(slice, first, stride) }
     }
 
-    /// The index of the matrix's element (row, column).
-    fn index(&self, row: usize, column: usize) -> u32 {
+    /// The same with rows in memory in runs of `rows`, each `skip` elements after the last.
+    pub fn in_runs(self, rows: usize, skip: usize) -> Self {
+        Self { runs: Some((rows, skip)), ..self }
+    }
+
+    /// The matrix from its element (row, column) on, as a kernel reads it.
+    fn from(&self, row: usize, column: usize) -> [u32; 5] {
         let (major, minor) = if self.transposed { (column, row) } else { (row, column) };
-        (self.first + major * self.stride + minor) as u32
+        let words = match self.runs {
+            // One run without an end.
+            None => {
+                [self.first + major * self.stride + minor, self.stride, 0, u32::MAX as usize, 0]
+            }
+            Some((run, skip)) => [self.first + minor, self.stride, major, run, skip],
+        };
+        words.map(|word| word as u32)
     }
 }
 
@@ -117,7 +131,7 @@ impl<'a> Products<'a> {
         let [m, n, k] = mnk;
         let [x, y, _] = matmul_groups(mnk);
         let parts = self.parts(x * y, k / MATMUL_MIN_DEPTH);
-        let gathers = c.stride == n && m * n <= MAX_WORKGROUPS * 16;
+        let gathers = c.stride == n && c.runs.is_none() && m * n <= MAX_WORKGROUPS * 16;
         if parts == 1 || !gathers || matches!(start, Start::Bias(_)) {
             return matmul_in_pieces(label, mnk, self.largest_piece(mnk), a, b, start, c);
         }
@@ -168,22 +182,29 @@ impl<'a> Products<'a> {
         [m, n, k]
     }
 
-    /// `out[to..] = Σ over rows` of columns.
-    pub fn column_sum(&self, label: &str, columns: &Columns, out: Slice, to: usize) -> Vec<Stage> {
+    /// `out[to..] = Σ over rows` of columns, added to what is there where `accumulate` says so.
+    pub fn column_sum(
+        &self,
+        label: &str,
+        columns: &Columns,
+        out: Slice,
+        to: usize,
+        accumulate: bool,
+    ) -> Vec<Stage> {
         let Columns { rows, ref range, .. } = *columns;
         let groups = range.len().div_ceil(16) as u64;
         let parts = self.parts(groups, rows / COLUMN_SUM_MIN_ROWS);
         let rows_part = rows.div_ceil(parts).min(COLUMN_SUM_MAX_ROWS);
         let parts = rows.div_ceil(rows_part);
         if parts == 1 {
-            return vec![sum_stage(label, columns, rows_part, out, to, false)];
+            return vec![sum_stage(label, columns, rows_part, out, to, accumulate)];
         }
         let width = range.len();
         let partials = self.partials(parts * width);
         let of_parts = Columns { slice: partials, rows: parts, stride: width, range: 0..width };
         vec![
             sum_stage(label, columns, rows_part, partials, 0, false),
-            sum_stage(label, &of_parts, parts, out, to, false),
+            sum_stage(label, &of_parts, parts, out, to, accumulate),
         ]
     }
 }
@@ -204,17 +225,29 @@ impl Piece {
             Start::Bias(slice) => Some(slice),
             Start::Zero | Start::Present => None,
         };
+        let [a_first, a_stride, a_row, a_run, a_skip] = a.from(m0, k0);
+        let [b_first, b_stride, b_row, b_run, b_skip] = b.from(k0, n0);
+        let [c_first, c_stride, c_row, c_run, c_skip] = c.from(m0, n0);
         let args = MatmulArgs {
             m: m as u32,
             n: n as u32,
             k: k as u32,
             k_part: self.k_part as u32,
-            a_first: a.index(m0, k0),
-            a_stride: a.stride as u32,
-            b_first: b.index(k0, n0),
-            b_stride: b.stride as u32,
-            c_first: c.index(m0, n0),
-            c_stride: c.stride as u32,
+            a_first,
+            a_stride,
+            a_row,
+            a_run,
+            a_skip,
+            b_first,
+            b_stride,
+            b_row,
+            b_run,
+            b_skip,
+            c_first,
+            c_stride,
+            c_row,
+            c_run,
+            c_skip,
             part_apart: (m * n) as u32,
             bias_first: n0 as u32,
             add_bias: u32::from(bias.is_some()),
@@ -223,6 +256,7 @@ impl Piece {
         let constants = MatmulConstants {
             a_transposed: u32::from(a.transposed),
             b_transposed: u32::from(b.transposed),
+            runs: u32::from([a, b, c].iter().any(|operand| operand.runs.is_some())),
             ..matmul_shape(self.mnk)
         };
         let parts = k.div_ceil(self.k_part) as u64;
@@ -239,7 +273,12 @@ impl Piece {
             args: bytemuck::cast_slice(&[args]).to_vec(),
             workgroups: [x, y, parts],
             flops: 2 * product([m, n, k]),
-            padded_flops: x * y * tile * 2 * product([slices.min(k.div_ceil(depth)), depth]) * parts,
+            padded_flops: x
+                * y
+                * tile
+                * 2
+                * product([slices.min(k.div_ceil(depth)), depth])
+                * parts,
             bytes: 4 * (product([m, k]) + product([n, k]) + parts * product([m, n])),
             // A slice: its k, what a thread stages of it, a turn of its own. In the end four blocks.
             iterations: (slices * (depth + 2 * depth + 3) + 4 * 17) as u64,

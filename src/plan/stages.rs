@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::planner::Planner;
+use super::planner::{Planner, Span};
 use super::products::{Columns, Operand, Start};
-use super::{Machine, Mode, Plan, Stage, TrainingBuffers};
+use super::{BufferId, Machine, Mode, Plan, Stage, TrainingBuffers};
 use crate::config::{Reset, Shape};
 use crate::error::Result;
 use crate::options::Options;
@@ -22,18 +22,22 @@ pub(super) fn plan_run(
     // Before the stages are made: it bounds how many pieces a product is cut into.
     planner.buffers.check_indices()?;
     let forward = planner.forward();
-    let backward = planner.run.training.as_ref().map(|t| planner.backward(t)).unwrap_or_default();
+    let training = planner.run.training.as_ref();
+    let backward = training.map(|t| planner.backward(t)).unwrap_or_default();
+    let accumulators = training.map(|t| planner.accumulators(t)).unwrap_or_default();
     planner.buffers.add_partials(&planner.products);
     planner.buffers.check_indices()?;
-    let title = match mode {
-        Mode::Inference => "inference",
-        Mode::Training => "training",
+    let title = match (mode, planner.keeps_gates()) {
+        (Mode::Inference, _) => "inference",
+        (Mode::Training, true) => "training",
+        (Mode::Training, false) => "training, gates made again",
     };
     Ok(Plan {
         title: format!("{title}, {}; {shape}", layout.config()),
         buffers: planner.buffers.into_specs(),
         forward,
         backward,
+        accumulators,
         run: Some(planner.run),
         carries: false,
         submit_flops: machine.dispatch_flops(),
@@ -42,58 +46,86 @@ pub(super) fn plan_run(
 
 impl Planner<'_> {
     fn forward(&self) -> Vec<Stage> {
-        let mut stages = Vec::new();
-        for layer in 0..self.shape.layers {
-            for direction in 0..self.shape.directions {
-                stages.extend(self.input_product(layer, direction));
-            }
-            stages.extend(self.forward_steps(layer, self.whole()));
-        }
-        stages
+        (0..self.shape.layers)
+            .flat_map(|layer| self.spans().flat_map(move |span| self.layer(layer, span)))
+            .collect()
+    }
+
+    /// A layer's steps of a span, in all directions.
+    fn layer(&self, layer: usize, span: Span) -> Vec<Stage> {
+        let directions = 0..self.shape.directions;
+        let products = directions.flat_map(|direction| self.input_product(layer, direction, span));
+        products.chain(self.forward_steps(layer, span)).collect()
     }
 
     fn backward(&self, t: &TrainingBuffers) -> Vec<Stage> {
         let mut stages = Vec::new();
         for layer in (0..self.shape.layers).rev() {
-            stages.extend(self.backward_steps(t, layer, self.whole()));
-            for direction in 0..self.shape.directions {
-                stages.extend(self.input_gradient(t, layer, direction));
-                stages.extend(self.weight_ih_gradient(t, layer, direction));
-                stages.extend(self.weight_hh_gradient(t, layer, direction));
-                stages.extend(self.bias_gradients(t, layer, direction));
+            for span in self.spans().rev() {
+                // The last layer's last gates are still there.
+                let kept = layer + 1 == self.shape.layers && span.end() == self.shape.steps;
+                if !kept && !self.keeps_gates() {
+                    stages.extend(self.layer(layer, span));
+                }
+                stages.extend(self.backward_steps(t, layer, span));
+                for direction in 0..self.shape.directions {
+                    stages.extend(self.input_gradient(t, layer, direction, span));
+                    stages.extend(self.weight_ih_gradient(t, layer, direction, span));
+                    stages.extend(self.weight_hh_gradient(t, layer, direction, span));
+                    stages.extend(self.bias_gradients(t, layer, direction, span));
+                }
             }
         }
         stages
     }
 
-    /// The input's part of all gates of all steps, outside the loop.
-    fn input_product(&self, layer: usize, direction: usize) -> Vec<Stage> {
-        let Shape { steps, batch, hidden, .. } = self.shape;
+    /// Buffers to which a backward pass adds from the first, so that they must be zero ahead of it: each
+    /// direction's spans reach a step's dx at another time.
+    fn accumulators(&self, t: &TrainingBuffers) -> Vec<BufferId> {
+        let adds = self.shape.directions > 1 && !self.keeps_gates();
+        if adds { t.dx.clone() } else { Vec::new() }
+    }
+
+    /// What the gradients of a span are added to: nothing yet, for the first span that is gone through.
+    fn start(&self, span: Span) -> Start {
+        if span.end() == self.shape.steps { Start::Zero } else { Start::Present }
+    }
+
+    /// The input's part of the gates of a span's steps, outside the loop.
+    fn input_product(&self, layer: usize, direction: usize, span: Span) -> Vec<Stage> {
+        let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
         let weight = self.parameter(self.run.params, ranges.weight_ih);
         let bias = ranges.bias_ih.map(|range| self.parameter(self.run.params, range));
         let width = self.layout.config().layer_input_size(layer);
         self.products.matmul(
             &self.cell_label(layer, direction, "gates[r z n] = x · W_ihᵀ + b_ih"),
-            [steps * batch, 3 * hidden, width],
-            self.input(layer),
+            [span.steps * batch, 3 * hidden, width],
+            self.rows((self.input(layer), 0), width, direction, span),
             Operand::transposed(weight, 0, width),
             bias.map_or(Start::Zero, Start::Bias),
             Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
         )
     }
 
-    fn input_gradient(&self, t: &TrainingBuffers, layer: usize, direction: usize) -> Vec<Stage> {
-        let Shape { steps, batch, hidden, .. } = self.shape;
+    fn input_gradient(
+        &self,
+        t: &TrainingBuffers,
+        layer: usize,
+        direction: usize,
+        span: Span,
+    ) -> Vec<Stage> {
+        let Shape { batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(self.run.params, self.layout.cell(layer, direction).weight_ih);
+        let present = direction > 0 || !self.accumulators(t).is_empty();
         self.products.matmul(
             &self.cell_label(layer, direction, "dx = da · W_ih"),
-            [steps * batch, width, 3 * hidden],
+            [span.steps * batch, width, 3 * hidden],
             Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
             Operand::plain(weight, 0, width),
-            if direction == 0 { Start::Zero } else { Start::Present },
-            Operand::plain(self.buffers.whole(t.dx[layer]), 0, width),
+            if present { Start::Present } else { Start::Zero },
+            self.rows((self.buffers.whole(t.dx[layer]), 0), width, direction, span),
         )
     }
 
@@ -102,16 +134,17 @@ impl Planner<'_> {
         t: &TrainingBuffers,
         layer: usize,
         direction: usize,
+        span: Span,
     ) -> Vec<Stage> {
-        let Shape { steps, batch, hidden, .. } = self.shape;
+        let Shape { batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(t.dparams, self.layout.cell(layer, direction).weight_ih);
         self.products.matmul(
             &self.cell_label(layer, direction, "dW_ih = daᵀ · x"),
-            [3 * hidden, width, steps * batch],
+            [3 * hidden, width, span.steps * batch],
             Operand::transposed(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
-            self.input(layer),
-            Start::Zero,
+            self.rows((self.input(layer), 0), width, direction, span),
+            self.start(span),
             Operand::plain(weight, 0, width),
         )
     }
@@ -123,13 +156,14 @@ impl Planner<'_> {
         t: &TrainingBuffers,
         layer: usize,
         direction: usize,
+        span: Span,
     ) -> Vec<Stage> {
-        let Shape { steps, batch, hidden, .. } = self.shape;
-        let rows = steps * batch;
+        let Shape { batch, hidden, .. } = self.shape;
+        let rows = span.steps * batch;
         let gates = self.gates(layer);
         let column =
             |gate| Operand::transposed(gates, self.gates_at(direction, gate * hidden), 4 * hidden);
-        let h = self.states(layer, direction);
+        let h = self.states(layer, direction, span);
         let (label, dn, past) = match self.layout.config().reset {
             Reset::After => ("dW_hn = dpastᵀ · h", column(3), h),
             Reset::Before => {
@@ -144,7 +178,7 @@ impl Planner<'_> {
             [2 * hidden, hidden, rows],
             column(0),
             h,
-            Start::Zero,
+            self.start(span),
             Operand::plain(weight, 0, hidden),
         );
         let n = self.products.matmul(
@@ -152,27 +186,34 @@ impl Planner<'_> {
             [hidden, hidden, rows],
             dn,
             past,
-            Start::Zero,
+            self.start(span),
             Operand::plain(weight, 2 * hidden * hidden, hidden),
         );
         [rz, n].concat()
     }
 
-    fn bias_gradients(&self, t: &TrainingBuffers, layer: usize, direction: usize) -> Vec<Stage> {
-        let Shape { steps, batch, hidden, .. } = self.shape;
+    fn bias_gradients(
+        &self,
+        t: &TrainingBuffers,
+        layer: usize,
+        direction: usize,
+        span: Span,
+    ) -> Vec<Stage> {
+        let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
         // Sums gates `first..first + count` into those of a bias from its gate `to`.
         let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
             let from = self.gates_at(direction, first * hidden);
             let columns = Columns {
                 slice: self.gates(layer),
-                rows: steps * batch,
+                rows: span.steps * batch,
                 stride: 4 * hidden,
                 range: from..from + count * hidden,
             };
             let out = self.parameter(t.dparams, range.clone());
             let label = self.cell_label(layer, direction, label);
-            self.products.column_sum(&label, &columns, out, to * hidden)
+            let accumulate = matches!(self.start(span), Start::Present);
+            self.products.column_sum(&label, &columns, out, to * hidden, accumulate)
         };
         let mut stages = Vec::new();
         if let Some(range) = &ranges.bias_ih {

@@ -1,6 +1,6 @@
 //! The dispatches of the recurrence: steps of all rows and both directions of a layer.
 
-use super::planner::Planner;
+use super::planner::{Planner, Span};
 use super::products::{MAX_WORKGROUPS, chunks, product};
 use super::tiles::{Tile, Way};
 use super::{Dispatch, Mode, Slice, Stage, States, TrainingBuffers};
@@ -27,19 +27,6 @@ impl Gates {
             Gates::ResetUpdate => 2,
             Gates::Candidate => 1,
         }
-    }
-}
-
-/// Some steps of a direction, counted as it goes: those whose gates are at hand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub first: usize,
-    pub steps: usize,
-}
-
-impl Span {
-    pub fn end(self) -> usize {
-        self.first + self.steps
     }
 }
 
@@ -184,7 +171,7 @@ impl Planner<'_> {
         let Shape { steps, batch, hidden, directions, .. } = self.shape;
         let config = self.layout.config();
         let [of_sequences, of_h, of_gates] =
-            [steps, self.h_times(), self.gates_times].map(|times| self.strides(times));
+            [steps, self.h_times(), span.steps].map(|times| self.strides(times));
         let (_, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let state = |section: States| self.states_at(layer, section as usize) as u32;
         StepArgs {
