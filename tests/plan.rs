@@ -34,8 +34,8 @@ fn a_step_is_one_dispatch_with_reset_after_and_two_with_reset_before() {
         let config = GruConfig::new(8, 32).with_reset(reset);
         let plan = plan(&config, 104, 64, Mode::Training);
         assert_eq!(plan.forward_dispatches(), 1 + 104 * each);
-        // dh0, dx, dW_ih, two for dW_hh, one for the bias.
-        assert_eq!(plan.backward_dispatches(), 104 * each + 1 + 5);
+        // dh0, dx; dW_ih, two for dW_hh and the bias, each in parts that are added up.
+        assert_eq!(plan.backward_dispatches(), 104 * each + 1 + 1 + 4 * 2);
     }
 }
 
@@ -112,6 +112,94 @@ fn every_binding_lies_in_its_buffer_and_is_aligned() {
     }
 }
 
+/// H up to 256 is a workgroup's own where its memory holds it; above, and where told to, the host walks.
+#[test]
+fn whole_sequences_are_walked_by_the_device_where_they_fit() {
+    let tight = Limits { max_compute_workgroup_storage_size: 8 << 10, ..Limits::WEBGPU_DEFAULT };
+    let [tight, software] =
+        [Machine::new(tight, false), Machine::new(Limits::WEBGPU_DEFAULT, true)];
+    for (h, machine, recurrence, by_device) in [
+        (1, Machine::WEBGPU, Recurrence::Auto, true),
+        (256, Machine::WEBGPU, Recurrence::Auto, true),
+        (257, Machine::WEBGPU, Recurrence::Auto, false),
+        (256, tight, Recurrence::Auto, false),
+        (64, tight, Recurrence::Auto, true),
+        (64, software, Recurrence::Auto, true),
+        (64, Machine::WEBGPU, Recurrence::Step, false),
+        (64, Machine::WEBGPU, Recurrence::Sequence, true),
+    ] {
+        for config in GruConfig::all_variants(3, h) {
+            let options = Options::default().with_recurrence(recurrence);
+            let shape = config.shape(50, 5).unwrap();
+            let plan = Plan::with_options(&config, shape, Mode::Training, options, &machine);
+            let plan = plan.unwrap();
+            let walks = |stage: &Stage| matches!(stage, Stage::Steps { .. });
+            let host = plan.forward().iter().chain(plan.backward()).any(walks);
+            assert_eq!(host, !by_device, "H {h}, {recurrence}, {config}");
+        }
+    }
+    let config = GruConfig::pytorch(3, 5000);
+    let options = Options::default().with_recurrence(Recurrence::Sequence);
+    let shape = config.shape(2, 2).unwrap();
+    match Plan::with_options(&config, shape, Mode::Inference, options, &Machine::WEBGPU) {
+        Err(Error::Limit { limit, asked, allowed, .. }) => {
+            assert_eq!((limit, asked), ("max_compute_invocations_per_workgroup", 1250));
+            assert_eq!(allowed, 256);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whatever the length, no dispatch walks over more than its loops and its time allow; together they walk
+/// over every step and every state once.
+#[test]
+fn long_sequences_are_cut() {
+    let machine = Machine::new(Limits::WEBGPU_DEFAULT, true);
+    for (t, b, h) in [(40_001, 1, 3), (9_999, 33, 64), (700, 70, 256)] {
+        for config in GruConfig::all_variants(2, h) {
+            let shape = config.shape(t, b).unwrap();
+            let options = Options::default();
+            let mode = Mode::Training;
+            let plan = Plan::with_options(&config, shape, mode, options, &machine).unwrap();
+            let mut taken = [0, 0];
+            for stage in plan.forward().iter().chain(plan.backward()) {
+                for dispatch in stage.dispatches().0 {
+                    assert!(dispatch.iterations <= 65_535, "{config}: {}", dispatch.label);
+                    assert!(dispatch.padded_flops <= 1_100_000_000, "{config}: {}", dispatch.label);
+                    let way =
+                        ["forward", "backward"].iter().position(|&n| n == dispatch.kernel.name);
+                    if let Some(way) = way {
+                        let count = dispatch.kernel.args.iter().position(|&arg| arg == "count");
+                        taken[way] += dispatch.args[count.unwrap()] as usize;
+                    }
+                }
+            }
+            assert_eq!(taken, [t, t + 1], "{config}");
+        }
+    }
+}
+
+/// x and dx besides, which nothing can spare.
+#[test]
+fn gates_made_again_take_half_the_memory_and_a_third_more_work() {
+    for config in GruConfig::all_variants(1, 128) {
+        let plan = |recompute: bool| {
+            let options = Options::default().with_recompute(recompute);
+            let shape = config.shape(512, 64).unwrap();
+            let mode = Mode::Training;
+            Plan::with_options(&config, shape, mode, options, &Machine::WEBGPU).unwrap()
+        };
+        let (kept, again) = (plan(false), plan(true));
+        let share = again.bytes() as f64 / kept.bytes() as f64;
+        assert!(share < 0.52, "{config}: {share}");
+        assert_eq!(again.forward_flops(), kept.forward_flops());
+        let more = again.backward_flops() - kept.backward_flops();
+        let share = more as f64 / kept.forward_flops() as f64;
+        // Each span but the last is gone through forward again.
+        assert!((0.85..1.0).contains(&share), "{config}: {share}");
+    }
+}
+
 /// Limits that let only what a test is about be too large.
 const GENEROUS: Limits = Limits {
     max_buffer_size: u64::MAX,
@@ -129,16 +217,21 @@ fn each_limit_is_named_with_what_was_asked_and_allowed() {
         (default, [100, 100, 1, 1024], "max_storage_buffer_binding_size", 163_840_000),
         // 3 · 3400² · 4 bytes of weight_hh.
         (default, [1, 1, 1, 3400], "max_storage_buffer_binding_size", 138_720_000),
-        // 256 bytes of arguments for 20 million steps forward, as many backward, and 1971 more.
-        (GENEROUS, [20_000_000, 1, 1, 1], "max_buffer_size", 10_240_504_576),
-        // A state backward sums 3H products, 21 iterations a slice of 16.
-        (GENEROUS, [1, 1, 1, 17_000], "loop iterations of one invocation", 66_948),
-        // The input product has 300 columns, in tiles of 32.
+        // 256 bytes of arguments for 20 million steps forward, as many backward, and 29 more.
+        (GENEROUS, [20_000_000, 1, 1, 1], "max_buffer_size", 10_240_007_424),
+        // A state backward sums 3H products, four at a time in 16 lanes, and stages them.
+        (
+            Limits { max_loop_iterations: 2000, ..GENEROUS },
+            [1, 1, 1, 16_000],
+            "loop iterations of one invocation",
+            5368,
+        ),
+        // The input product has 1200 columns, in tiles of 256 by so few rows.
         (
             Limits { max_compute_workgroups_per_dimension: 3, ..GENEROUS },
-            [1, 1, 1, 100],
+            [1, 1, 1, 400],
             "max_compute_workgroups_per_dimension",
-            10,
+            5,
         ),
         (
             Limits { max_storage_buffers_per_shader_stage: 4, ..GENEROUS },
@@ -150,13 +243,13 @@ fn each_limit_is_named_with_what_was_asked_and_allowed() {
             Limits { max_compute_invocations_per_workgroup: 32, ..GENEROUS },
             [2, 2, 2, 2],
             "max_compute_invocations_per_workgroup",
-            64,
+            256,
         ),
         (
             Limits { max_compute_workgroup_storage_size: 1024, ..GENEROUS },
             [2, 2, 2, 2],
             "max_compute_workgroup_storage_size",
-            4096,
+            6400,
         ),
     ];
     for (limits, [t, b, i, h], expected, size) in cases {
@@ -177,8 +270,8 @@ fn long_sums_and_tall_products_are_cut() {
     for ([t, b, i, h], cut) in [
         ([3, 1_000_000, 1, 1], "dW_ih = daᵀ · x"),
         ([1500, 64, 1, 8], "dW_ih = daᵀ · x"),
-        ([1, 1, 3_000_000, 2], "dx = da · W_ih"),
-        ([1, 1, 3_000_000, 2], "gates[r z n] = x · W_ihᵀ + b_ih"),
+        ([1, 1, 30_000_000, 2], "dx = da · W_ih"),
+        ([1, 1, 30_000_000, 2], "gates[r z n] = x · W_ihᵀ + b_ih"),
         ([1, 4096, 1, 4096], "r, z from h; r ⊙ h"), // 275 GFLOP a step
         ([1, 1_048_577, 1, 1], "n from r ⊙ h; h'"),
         ([500, 96, 2048, 2048], "gates[r z n] = x · W_ihᵀ + b_ih"), // 1.2 TFLOP
@@ -243,25 +336,27 @@ fn a_plan_reads_like_a_schedule() {
         "  gates     [T, B, 4H]       scratch          851968 elements    3.41 MB",
         "  for each of 104 steps, 0 to 103",
         "  for each of 104 steps, 104 down to 1",
-        "    forward_step  r, z from h; r ⊙ h                                 2×4 groups    262 kFLOP    57.6 kB",
-        "  matmul        dW_hn = da_nᵀ · (r ⊙ h)                              1×1 groups   13.6 MFLOP    1.71 MB",
-        "total: 423 dispatches, 154 MFLOP, at least 43.4 MB moved, 6.61 MB held",
+        "    forward       r, z from h; r ⊙ h                                 2×8 groups    262 kFLOP    57.6 kB",
+        "  matmul        dW_hn = da_nᵀ · (r ⊙ h)                           1×1×13 groups   13.6 MFLOP    1.76 MB",
+        "total: 427 dispatches, 154 MFLOP, at least 43.8 MB moved, 6.71 MB held",
     ] {
         assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
     }
     let config = GruConfig::pytorch(8, 32).with_layers(2).with_direction(Direction::Both);
     let config = config.with_dropout(0.1).with_zoneout(0.2);
     let shape = config.shape(104, 64).unwrap().with_layout(Layout::BatchFirst);
-    let text = Plan::new(&config, shape, Mode::Training).unwrap().to_string();
+    let options = Options::default().with_recurrence(Recurrence::Step);
+    let plan = Plan::with_options(&config, shape, Mode::Training, options, &Machine::WEBGPU);
+    let text = plan.unwrap().to_string();
     for line in [
         "training, GRU 8→32, reset after, z keeps, two biases, 2 layers, both directions, dropout 0.1, \
          zoneout 0.2; T 104, B 64, I 8, H 32, L 2, D 2, batch first",
         "  marks     [T, B] + seed    input              6658 elements    26.6 kB",
         "  h_l1      [2, B, T, H]     scratch          425984 elements    1.70 MB",
-        "  matmul        l1: reverse: gates[r z n] = x · W_ihᵀ + b_ih       3×208 groups   81.8 MFLOP    4.28 MB",
+        "  matmul        l1: reverse: gates[r z n] = x · W_ihᵀ + b_ih       2×104 groups   81.8 MFLOP    4.28 MB",
         "  for each of 104 steps, 0 to 103, in both directions at once",
-        "    forward_step  l0: r, z, n from h; h'; zoneout; dropout         2×4×2 groups    786 kFLOP     189 kB",
-        "    forward_step  l1: r, z, n from h; h'; zoneout                  2×4×2 groups    786 kFLOP     189 kB",
+        "    forward       l0: r, z, n from h; h'; zoneout; dropout         2×8×2 groups    786 kFLOP     189 kB",
+        "    forward       l1: r, z, n from h; h'; zoneout                  2×8×2 groups    786 kFLOP     189 kB",
     ] {
         assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
     }

@@ -150,7 +150,9 @@ impl<'a> Products<'a> {
         c: Operand,
     ) -> Vec<Stage> {
         let k_part = k.div_ceil(parts).next_multiple_of(16).min(MATMUL_MAX_DEPTH);
-        let flops = 2 * product([m, n, k_part]);
+        let tiles: u64 = matmul_groups([m, n, k]).iter().product();
+        let tile: u64 = matmul_tile([m, n, k]).into_iter().map(|side| side as u64).product();
+        let flops = 2 * tiles * tile * k_part as u64;
         let parts_at_once = (self.machine.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
         let mut stages = Vec::new();
         for (k0, k) in chunks(k, k_part * parts_at_once) {
@@ -289,13 +291,14 @@ impl Piece {
 /// How a product's tile lies over its threads. Narrow results take narrow tiles, and short sums short
 /// slices, so that little is multiplied in vain.
 fn matmul_shape([m, n, k]: [usize; 3]) -> MatmulConstants {
-    let (m_threads, n_threads, n_quads) = match (m, n) {
-        (..=8, _) => (1, 32, 2),
-        (_, ..=4) => (32, 1, 1),
-        (_, ..=16) => (32, 2, 2),
-        _ => (8, 8, 2),
+    let (m_threads, n_threads, n_quads, depth) = match (m, n) {
+        (..=64, ..=4) => (8, 1, 1, 8),
+        (..=8, _) => (1, 32, 2, 8),
+        (_, ..=4) => (32, 1, 1, 8),
+        (_, ..=16) => (32, 2, 2, 8),
+        _ => (8, 8, 2, 16),
     };
-    let depth = if k <= 4 { 4 } else { 16 };
+    let depth = if k <= 4 { 4 } else { depth };
     MatmulConstants { m_threads, n_threads, n_quads, depth, ..MatmulConstants::default() }
 }
 

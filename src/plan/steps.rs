@@ -104,7 +104,7 @@ impl Planner<'_> {
             // Weights and biases besides.
             let moved = gates.count() * (hidden + 1) + moved * rows * count;
             Dispatch {
-                label: self.step_label(layer, gates, label),
+                label: self.step_label(Way::Forward, layer, gates, label, [step, count]),
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.marks),
@@ -150,7 +150,7 @@ impl Planner<'_> {
             // Weights, the columns of gates read and written, h, dy, and carry twice.
             let moved = gates.count() * (hidden + 3 * rows * count) + 4 * rows * count;
             Dispatch {
-                label: self.step_label(layer, gates, label),
+                label: self.step_label(Way::Backward, layer, gates, label, [state, count]),
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.marks),
@@ -216,8 +216,16 @@ impl Planner<'_> {
         self.mode == Mode::Training && dropout && layer + 1 < self.shape.layers
     }
 
-    /// What a dispatch does, zoneout of h' and dropout of y included.
-    fn step_label(&self, layer: usize, gates: Gates, what: &str) -> String {
+    /// What a dispatch does, zoneout of h' and dropout of y included, and in which steps or states where it
+    /// takes them one after another.
+    fn step_label(
+        &self,
+        way: Way,
+        layer: usize,
+        gates: Gates,
+        what: &str,
+        [first, count]: [usize; 2],
+    ) -> String {
         let mut label = self.label(layer, what);
         if gates != Gates::ResetUpdate {
             let zones = self.layout.config().zoneout > 0.0;
@@ -225,7 +233,11 @@ impl Planner<'_> {
                 label.push_str(if does { what } else { "" });
             }
         }
-        label
+        match (self.tiles.of(way).resident, way) {
+            (false, _) => label,
+            (true, Way::Forward) => format!("{first} to {}: {label}", first + count - 1),
+            (true, Way::Backward) => format!("{first} down to {}: {label}", first + 1 - count),
+        }
     }
 
     /// Multiplications and additions that a workgroup's rows take in one step, padding included.
