@@ -353,13 +353,19 @@ mod tests {
     use super::*;
     use crate::config::{Direction, GruConfig};
     use crate::device::{Device, test_device};
+    use crate::options::{Options, Recurrence};
     use crate::params::Init;
     use ndarray::Array3;
 
     /// Of a model of two layers in both directions.
-    fn profile(device: &Device, config: GruConfig, train: bool) -> (Profile, Vec<Stage>) {
+    fn profile(
+        device: &Device,
+        config: GruConfig,
+        train: bool,
+        options: Options,
+    ) -> (Profile, Vec<Stage>) {
         let config = config.with_layers(2).with_direction(Direction::Both);
-        let gru = Gru::new(config, Init::Uniform, 1, device).unwrap();
+        let gru = Gru::new(config, Init::Uniform, 1, device).unwrap().with_options(options);
         let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 10)));
         let profile = gru.profile(&x, train.then_some(dy.view())).unwrap();
         let mode = if train { Mode::Training } else { Mode::Inference };
@@ -382,28 +388,39 @@ mod tests {
     #[test]
     fn every_dispatch_of_the_plan_is_in_the_profile_once() {
         let (device, _) = test_device();
-        // Without timestamps too.
-        for device in [device.clone(), device.with_default_limits().unwrap()] {
+        let plain = Options::default();
+        let others = [
+            plain.with_recurrence(Recurrence::Step),
+            plain.with_recurrence(Recurrence::Sequence),
+            plain.with_recompute(true),
+        ];
+        for options in [plain].into_iter().chain(others) {
             for config in [GruConfig::new(4, 5), GruConfig::pytorch(4, 5)] {
                 for train in [false, true] {
-                    let (profile, stages) = profile(&device, config.clone(), train);
-                    let rows = &profile.kernels;
-                    let of_rows = [
-                        rows.iter().map(|row| row.calls as u64).sum(),
-                        rows.iter().map(|row| row.flops).sum(),
-                        rows.iter().map(|row| row.bytes).sum::<u64>(),
-                    ];
-                    assert_eq!(of_rows, sums(&stages), "{rows:?}");
-                    assert!(rows.is_sorted_by_key(|row| std::cmp::Reverse(row.time)));
-                    let time: Duration = rows.iter().map(|row| row.time).sum();
-                    assert_eq!(time, profile.compute());
-                    assert_eq!(profile.backward > Duration::ZERO, train);
-                    let labels = rows.iter().map(|row| &row.label);
-                    let named = |word: &str| labels.clone().any(|label| label.contains(word));
-                    assert!(!named("l0") && !named("l1") && !named("reverse"), "{rows:?}");
+                    assert_whole(&device, config.clone(), train, options);
                 }
             }
         }
+        // And without timestamps.
+        assert_whole(&device.with_default_limits().unwrap(), GruConfig::new(4, 5), true, plain);
+    }
+
+    fn assert_whole(device: &Device, config: GruConfig, train: bool, options: Options) {
+        let (profile, stages) = profile(device, config, train, options);
+        let rows = &profile.kernels;
+        let of_rows = [
+            rows.iter().map(|row| row.calls as u64).sum(),
+            rows.iter().map(|row| row.flops).sum(),
+            rows.iter().map(|row| row.bytes).sum::<u64>(),
+        ];
+        assert_eq!(of_rows, sums(&stages), "{rows:?}");
+        assert!(rows.is_sorted_by_key(|row| std::cmp::Reverse(row.time)));
+        let time: Duration = rows.iter().map(|row| row.time).sum();
+        assert_eq!(time, profile.compute());
+        assert!(train || profile.backward == Duration::ZERO);
+        let labels = rows.iter().map(|row| &row.label);
+        let named = |word: &str| labels.clone().any(|label| label.contains(word));
+        assert!(!named("l0") && !named("l1") && !named("reverse"), "{rows:?}");
     }
 
     #[test]
@@ -424,6 +441,7 @@ mod tests {
     fn a_timed_run_leaves_the_next_ones_numbers_as_they_were() {
         let (device, _) = test_device();
         let gru = Gru::new(GruConfig::new(4, 5), Init::Uniform, 1, &device).unwrap();
+        let gru = gru.with_options(Options::default().with_recompute(true));
         let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 5)));
         let run = || {
             let (output, tape) = gru.forward_train(&x).unwrap();
@@ -441,7 +459,8 @@ mod tests {
 
     #[test]
     fn the_cpu_has_one_time_and_no_kernels() {
-        let (profile, _) = profile(&Device::cpu(), GruConfig::new(4, 5), true);
+        let plain = Options::default();
+        let (profile, _) = profile(&Device::cpu(), GruConfig::new(4, 5), true, plain);
         assert!(profile.kernels.is_empty() && profile.clock == Clock::Host);
         assert_eq!((profile.upload, profile.download), (Duration::ZERO, Duration::ZERO));
     }

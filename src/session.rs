@@ -184,17 +184,23 @@ impl Session {
 
     /// Queues one of the plan's schedules. Returns before it has run.
     pub async fn run(&mut self, pass: Pass) -> Result<()> {
+        let ahead = self.take_ahead(pass);
+        let queue = || {
+            self.queue(pass, &ahead, None);
+            Ok(())
+        };
+        self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
+    }
+
+    /// What is to be done ahead of a pass, once.
+    fn take_ahead(&mut self, pass: Pass) -> Vec<Ahead> {
         let mut ahead = std::mem::take(&mut self.ahead);
         if pass == Pass::Backward {
             let whole = |id: &BufferId| (*id, 0..self.plan.buffers()[id.index()].len);
             let zeros = self.plan.accumulators().iter().map(whole);
             ahead.extend(zeros.map(|(id, range)| Ahead::Zero(id, range)));
         }
-        let queue = || {
-            self.queue(pass, &ahead, None);
-            Ok(())
-        };
-        self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
+        ahead
     }
 
     /// Queues a schedule; its compute passes write `stamps`.

@@ -72,7 +72,9 @@ fn json_has_what_was_asked_for_and_what_came_out() {
         assert_eq!(forward["shape"], serde_json::json!([5, 3, 2, 7]));
         assert_eq!(forward["repeats"], 2);
         assert_eq!(number(&forward, "gflop"), 6.0 * 5.0 * 3.0 * 7.0 * 9.0 / 1e9);
-        assert_eq!(number(&forward, "backward_ms"), 0.0);
+        assert_eq!((number(&forward, "backward_ms"), &forward["kernel"]), (0.0, &"auto".into()));
+        let step = json(directory.path(), &[&shape[..], &["--kernel", "step"]].concat());
+        assert_eq!(step["kernel"], "step");
 
         let more = ["--mode", "train", "--reset", "before", "--layers", "2", "--bidirectional"];
         let train = json(directory.path(), &[&shape[..], &more].concat());
@@ -83,6 +85,18 @@ fn json_has_what_was_asked_for_and_what_came_out() {
         let gflop = 3.0 * 2.0 * 6.0 * 5.0 * 3.0 * 7.0 * (9.0 + 21.0) / 1e9;
         assert!((number(&train, "gflop") - gflop).abs() < 1e-15);
     }
+}
+
+#[test]
+fn gates_made_again_take_less_memory() {
+    let directory = TempDir::new().unwrap();
+    let train = ["--device", adapter().0, "--shape", "300,4,3,32", "--mode", "train"];
+    let kept = json(directory.path(), &train);
+    let again =
+        json(directory.path(), &[&train[..], &["--recompute", "--kernel", "step"]].concat());
+    assert_consistent(&again);
+    assert_eq!((&kept["recompute"], &again["recompute"]), (&false.into(), &true.into()));
+    assert!(number(&again, "plan_bytes") < number(&kept, "plan_bytes"), "{kept} {again}");
 }
 
 #[test]

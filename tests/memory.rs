@@ -3,7 +3,7 @@
 mod common;
 
 use gru_wgpu::plan::Mode;
-use gru_wgpu::{Device, Direction, Gru, GruConfig, Init, wgpu};
+use gru_wgpu::{Device, Direction, Gru, GruConfig, Init, Options, wgpu};
 use ndarray::Array3;
 
 /// The adapter that the tests run on, opened by the test itself: its counters are the caller's to read.
@@ -40,9 +40,11 @@ fn a_plan_predicts_the_memory_that_a_run_takes() {
         (GruConfig::pytorch(8, 64), [300, 3]),
         (deep, [9, 5]),
     ] {
-        for mode in [Mode::Inference, Mode::Training] {
+        let modes = [(Mode::Inference, false), (Mode::Training, false), (Mode::Training, true)];
+        for (mode, recompute) in modes {
             let before = held(&counted);
             let gru = Gru::new(config.clone(), Init::Uniform, 1, &device).unwrap();
+            let gru = gru.with_options(Options::default().with_recompute(recompute));
             let x = Array3::ones((steps, batch, config.input_size));
             let shape = config.shape(steps, batch).unwrap();
             let dy = Array3::ones(shape.y());
@@ -56,7 +58,9 @@ fn a_plan_predicts_the_memory_that_a_run_takes() {
             let after = held(&counted);
             let [buffers, bytes] = [0, 1].map(|i| after[i] - before[i]);
             let plan = gru.plan(shape, mode).unwrap();
-            let what = format!("{config}, {shape}, {mode:?}: {buffers} buffers, {bytes} bytes");
+            let what = format!(
+                "{config}, {shape}, {mode:?}, {recompute}: {buffers} buffers, {bytes} bytes"
+            );
             // The arguments are one more. A buffer takes whole blocks of memory.
             assert_eq!(buffers, plan.buffers().len() as u64 + 1, "{what}");
             let blocks = 256 * buffers;

@@ -93,7 +93,7 @@ impl Session {
         let clock = Clock::new(&self.gpu, 2).await?;
         self.gpu.settle(wait).await?;
         let start = Instant::now();
-        let ahead = std::mem::take(&mut self.ahead);
+        let ahead = self.take_ahead(pass);
         let queue = || {
             let stamps = clock.as_ref().map(|c| Stamps { queries: &c.queries, begun: false });
             self.queue(pass, &ahead, stamps);
@@ -113,7 +113,7 @@ impl Session {
     pub async fn time_parts(&mut self, pass: Pass, wait: Wait) -> Result<Timing> {
         // A caller may drop this before it is done.
         let broken = std::mem::replace(&mut self.broken, true);
-        let ahead = std::mem::take(&mut self.ahead);
+        let ahead = self.take_ahead(pass);
         self.do_ahead(&ahead).await?;
         let timing = match Clock::new(&self.gpu, 2 * TIMED_DISPATCHES).await? {
             Some(clock) => Timing::Dispatches(self.time_dispatches(pass, &clock, wait).await?),
