@@ -147,10 +147,25 @@ fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
     return 0.0;
 }
 
-// The elementwise part for one unit of one row, from its products with the past. Returns what the next
-// products need of it: r ⊙ h where n is still to come, or else the state that the next step starts from.
+// What the gates of a unit and four rows have of the input: r, z and n, a column each.
+fn load_inputs(step: u32, row0: u32, unit: u32) -> mat3x4<f32> {
+    let time = time(step);
+    var inputs = mat3x4<f32>();
+    for (var i = 0u; i < 4u; i++) {
+        let at_r = gates_at(time, min(row0 + i, args.batch - 1u), min(unit, args.hidden - 1u));
+        inputs[0][i] = gates[at_r];
+        inputs[1][i] = gates[at_r + args.hidden];
+        inputs[2][i] = gates[at_r + 2u * args.hidden];
+    }
+    return inputs;
+}
+
+// The elementwise part for one unit of one row, from what r, z and n have of the input (z whole where it
+// was made before) and their products with the past. Returns what the next products need of it: r ⊙ h where
+// n is still to come, or else the state that the next step starts from.
 fn update(
-    step: u32, row: u32, unit: u32, before: f32, products: vec3<f32>, rz: bool, n: bool,
+    step: u32, row: u32, unit: u32, before: f32,
+    inputs: vec3<f32>, products: vec3<f32>, rz: bool, n: bool,
 ) -> f32 {
     let time = time(step);
     if rz && step == 0u {
@@ -164,18 +179,16 @@ fn update(
     let at_n = at_z + args.hidden;
     let at_past = at_n + args.hidden;
     var r = 0.0;
-    var z = 0.0;
+    var z = inputs.y;
     if rz {
-        r = activate(GATE_ACTIVATION, gates[at_r] + products.x + bias(0u, unit));
-        z = activate(GATE_ACTIVATION, gates[at_z] + products.y + bias(1u, unit));
+        r = activate(GATE_ACTIVATION, inputs.x + products.x + bias(0u, unit));
+        z = activate(GATE_ACTIVATION, inputs.y + products.y + bias(1u, unit));
         gates[at_r] = r;
         gates[at_z] = z;
         if !n {
             gates[at_past] = r * before;
             return r * before;
         }
-    } else {
-        z = gates[at_z];
     }
     let recurrent = products.z + bias(2u, unit);
     var from_past = recurrent;
@@ -183,7 +196,7 @@ fn update(
         gates[at_past] = recurrent;
         from_past = r * recurrent;
     }
-    let proposed = activate(CANDIDATE_ACTIVATION, gates[at_n] + from_past);
+    let proposed = activate(CANDIDATE_ACTIVATION, inputs.z + from_past);
     gates[at_n] = proposed;
     let keep = select(1.0 - z, z, Z_KEEPS);
     let take = select(z, 1.0 - z, Z_KEEPS);
@@ -196,41 +209,57 @@ fn update(
     return store_state(step, row, unit, after);
 }
 
-// Adds up the shares and updates, a unit of four rows at a time.
-fn finish(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
+// The unit of the workgroup and the quad of rows that an item of its work is.
+fn item_place(item: u32) -> vec2<u32> {
+    return vec2(item % (4u * UNIT_QUADS), item / (4u * UNIT_QUADS));
+}
+
+// Adds up the shares and updates, a unit of four rows at a time. `ahead` are the inputs of the first.
+fn finish(
+    step: u32, row0: u32, unit0: u32, thread: u32, ahead: mat3x4<f32>, rz: bool, n: bool,
+) {
     for (var item = thread; item < 4u * UNIT_QUADS * ROW_QUADS; item += threads()) {
-        let unit = item % (4u * UNIT_QUADS);
-        let row_quad = item / (4u * UNIT_QUADS);
-        if unit0 + unit >= args.hidden {
+        let place = item_place(item);
+        let unit = unit0 + place.x;
+        let row = row0 + 4u * place.y;
+        if unit >= args.hidden {
             continue; // what is staged there is 0 and stays so
+        }
+        var inputs = ahead;
+        if item != thread {
+            inputs = load_inputs(step, row, unit);
         }
         var products = mat3x4<f32>();
         if rz {
-            products[0] = product(0u, unit, row_quad);
-            products[1] = product(1u, unit, row_quad);
+            products[0] = product(0u, place.x, place.y);
+            products[1] = product(1u, place.x, place.y);
         }
         if n {
-            products[2] = product(SUMS - 1u, unit, row_quad);
+            products[2] = product(SUMS - 1u, place.x, place.y);
         }
         var of_rows = transpose(products);
+        var inputs_of_rows = transpose(inputs);
         var next = vec4<f32>();
         for (var i = 0u; i < 4u; i++) {
-            let row = row0 + 4u * row_quad + i;
-            if row < args.batch {
-                let before = load_state(step, row, unit0 + unit);
-                next[i] = update(step, row, unit0 + unit, before, of_rows[i], rz, n);
+            if row + i < args.batch {
+                let before = load_state(step, row + i, unit);
+                next[i] = update(
+                    step, row + i, unit, before, inputs_of_rows[i], of_rows[i], rz, n);
             }
         }
         if RESIDENT {
-            operand[operand_at(unit, row_quad)] = next;
+            operand[operand_at(place.x, place.y)] = next;
         }
     }
 }
 
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
+    // Asked for before they are needed, so that they arrive while the products are made.
+    let place = item_place(thread);
+    let ahead = load_inputs(step, row0 + 4u * place.y, unit0 + place.x);
     multiply(step, row0, unit0, thread, rz, n);
     workgroupBarrier();
-    finish(step, row0, unit0, thread, rz, n);
+    finish(step, row0, unit0, thread, ahead, rz, n);
     workgroupBarrier();
 }
 

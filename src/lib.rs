@@ -67,18 +67,26 @@
 //! reference: the same contract in plain loops, the specification            Adam, on the flat buffer
 //! ```
 //!
-//! Forward, for each layer: one product x · W_ihᵀ over all steps, then a step is one dispatch (reset
-//! after) or two (reset before) that fuse the gates' recurrent products with the elementwise update,
-//! for all directions at once. Backward, for each layer from the last: the same number of dispatches
-//! a step, then one product each for dx, dW_ih and dW_hh, and column sums for the biases. No float
-//! atomics and a fixed order of additions: the same inputs on the same adapter give the same bits.
+//! Forward, for each layer: one product x · W_ihᵀ over all steps, then the recurrence, which fuses the
+//! gates' recurrent products with the elementwise update, for all directions at once. Backward, for each
+//! layer from the last: the recurrence the other way, then one product each for dx, dW_ih and dW_hh, and
+//! column sums for the biases. The recurrence is walked in one of two ways ([`Recurrence`]), by the same
+//! kernels: a dispatch a step (two with reset before), its units spread over the device; or a dispatch for
+//! many steps, in which a workgroup makes all units of a few rows and what the weights are multiplied with
+//! stays in its own memory. The plan takes the second where H is at most 256 and the adapter's workgroups
+//! have the memory (`plan/tiles.rs` has the rule and the tiles' sizes). What takes long is cut: no
+//! dispatch, and no submit, is longer than a fraction of a second at the rate of a slow adapter of its
+//! kind. No float atomics and a fixed order of additions: the same inputs on the same adapter give the
+//! same bits.
 //!
 //! Four buffers carry a layer's run. `states [3, L·D, B, H]`, for all layers: the first states, those
 //! that resets go back to, and the last. `h [D, T, B, H]`: the state that each step starts from, after
 //! a reset; without a backward pass the last two are enough. `gates [D, T, B, 4H]`: on a step's entry
 //! the input's products, then r, z, n and what n took from the past (`W_hn h + b_hn`, or `r ⊙ h` with
 //! reset before), and in backward the gradients of those, each in its own place. `y [T, B, D·H]`: what
-//! the layer puts out, the input of the next one. In backward `dstates` has the gradients of `states`
+//! the layer puts out, the input of the next one. ([`Options::recompute`] leaves room in gates for an eighth
+//! of the steps: the forward pass fills it again and again, and the backward pass runs each part forward
+//! once more before it goes back through it.) In backward `dstates` has the gradients of `states`
 //! in the same places: dh_n, which becomes the part of dh that needs no product, and in the end dh0.
 //! `marks [T, B]` says which steps are padding and which start afresh. x, y, h and gates have their
 //! axes T and B in the caller's order: the step kernels go by two strides, and to a matrix product the

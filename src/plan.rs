@@ -11,7 +11,7 @@
 //! let plan = Plan::new(&config, config.shape(104, 64)?, Mode::Training)?;
 //! plan.check(&Limits::WEBGPU_DEFAULT)?;
 //! println!("{plan}");
-//! assert_eq!(plan.forward_dispatches(), 1 + 104);
+//! assert_eq!(plan.forward_dispatches(), 2); // the input product, and all steps
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```
 

@@ -1,7 +1,7 @@
 //! The specification: forward and backward in plain loops, in f32 or f64, every variant.
 //!
 //! Nothing here is clever. `Cell::forward_steps` and `Cell::backward_steps` are the twins of
-//! `shaders/forward_step.wgsl` and `shaders/backward_step.wgsl`; they keep the same numbers in the same
+//! `shaders/forward.wgsl` and `shaders/backward.wgsl`; they keep the same numbers in the same
 //! columns, so a kernel can be held against its twin alone. `tests/` holds this file against
 //! PyTorch's numbers and against central differences, and every kernel against this file.
 #![allow(clippy::needless_range_loop, reason = "loops over j and k read like the equations")]

@@ -139,6 +139,7 @@ impl<'a> Products<'a> {
     }
 
     /// The same with k in parts, a workgroup's z each.
+    #[allow(clippy::too_many_arguments, reason = "matmul's, and how many parts")]
     fn matmul_in_parts(
         &self,
         label: &str,
