@@ -339,13 +339,19 @@ fn joined<'a>(words: impl Iterator<Item = &'a str>) -> String {
     seen.join(" + ")
 }
 
-/// A dispatch's label without the layer and the direction: `dx = da · W_ih` of `l1: reverse: dx = …`.
-fn without_cell(label: &str) -> &str {
-    let is_layer = |word: &str| {
-        word.strip_prefix('l').is_some_and(|n| n.bytes().all(|byte| byte.is_ascii_digit()))
+/// A dispatch's label without its steps, layer and direction: `dx = da · W_ih` of `l1: reverse: dx = …`.
+fn without_cell(mut label: &str) -> &str {
+    let number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let is_place = |word: &str| {
+        let span = word.split_once(" down to ").or_else(|| word.split_once(" to "));
+        word == "reverse"
+            || word.strip_prefix('l').is_some_and(number)
+            || span.is_some_and(|(first, last)| number(first) && number(last))
     };
-    let label = label.split_once(": ").filter(|(word, _)| is_layer(word)).map_or(label, |(_, l)| l);
-    label.strip_prefix("reverse: ").unwrap_or(label)
+    while let Some((_, rest)) = label.split_once(": ").filter(|(word, _)| is_place(word)) {
+        label = rest;
+    }
+    label
 }
 
 #[cfg(test)]
@@ -421,6 +427,17 @@ mod tests {
         let labels = rows.iter().map(|row| &row.label);
         let named = |word: &str| labels.clone().any(|label| label.contains(word));
         assert!(!named("l0") && !named("l1") && !named("reverse"), "{rows:?}");
+    }
+
+    #[test]
+    fn a_label_says_what_and_not_where() {
+        for label in ["dx = da", "l1: dx = da", "l0: reverse: dx = da", "reverse: dx = da"] {
+            assert_eq!(without_cell(label), "dx = da");
+        }
+        for label in ["0 to 15: l0: r, z; h'", "16 down to 0: r, z; h'", "r, z; h'"] {
+            assert_eq!(without_cell(label), "r, z; h'");
+        }
+        assert_eq!(without_cell("other: dx = da"), "other: dx = da");
     }
 
     #[test]
