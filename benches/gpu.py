@@ -92,7 +92,7 @@ class Measurement:
         self.stop_torch()
         print(f"wrote {path}.md and .json")
         good = [row for row in result["rows"] if "error" not in row["ours"]]
-        return 0 if good and result.get("check", {}).get("passed", True) else 1
+        return 0 if good and result.get("check", {}).get("passed") is not False else 1
 
     # Ours.
 
@@ -119,7 +119,7 @@ class Measurement:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
-            return {"passed": False, "says": f"not done within {limit:.0f} s"}
+            return {"passed": None, "says": f"not done within {limit:.0f} s"}
         except OSError as error:
             return {"passed": False, "says": str(error)}
         lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
@@ -295,7 +295,8 @@ def markdown(result):
     facts.append(f"host: {result['processor']}, {result['system']}, Python {result['python']}")
     if "check" in result:
         check = result["check"]
-        facts.append(f"`gru check`: {'passed' if check['passed'] else 'FAILED'}: {check['says']}")
+        word = {True: "passed", False: "FAILED", None: "open"}[check["passed"]]
+        facts.append(f"`gru check`: {word}: {check['says']}")
     if result["stopped"]:
         facts.append(f"stopped early: {result['stopped']}")
     text.append("\n".join("- " + fact for fact in facts) + "\n")
