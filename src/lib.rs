@@ -149,6 +149,7 @@ mod adapter;
 mod batch;
 pub mod check;
 mod config;
+mod cpu;
 mod device;
 mod embed;
 mod error;
