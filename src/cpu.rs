@@ -13,6 +13,8 @@
 mod product;
 mod simd;
 mod steps;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +22,7 @@ use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut3, Axis, s};
 use rayon::prelude::*;
 
 use crate::batch::{Batch, time_major, zero_padding};
-use crate::config::{Direction, GruConfig, Reset, Shape};
+use crate::config::{Direction, GruConfig, Layout, Reset, Shape};
 use crate::error::{Result, try_zeros};
 use crate::noise::Noise;
 use crate::params::{Gradients, Params};
@@ -41,24 +43,38 @@ const WORTH_SHARING: f64 = 4e6;
 const DEPTH: usize = 256;
 
 /// The weights of all cells as forward and backward steps read them, of one version of the parameters.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Weights {
+    level: Level,
+    lay_out: fn(Shape, usize) -> Threads,
     forward: Mutex<Option<(u64, Arc<Vec<ForwardWeights>>)>>,
     backward: Mutex<Option<(u64, Arc<Vec<BackwardWeights>>)>>,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        let lay_out = |shape, width| Threads::new(shape, width, rayon::current_num_threads());
+        Self {
+            level: Level::best(),
+            lay_out,
+            forward: Mutex::default(),
+            backward: Mutex::default(),
+        }
+    }
 }
 
 impl Weights {
     fn forward(&self, params: &Params, version: u64) -> Result<Arc<Vec<ForwardWeights>>> {
         packed(&self.forward, params, version, |layer, direction, is_parallel| {
             let ranges = params.layout().cell(layer, direction);
-            ForwardWeights::new(params, &ranges, Level::best(), is_parallel)
+            ForwardWeights::new(params, &ranges, self.level, is_parallel)
         })
     }
 
     fn backward(&self, params: &Params, version: u64) -> Result<Arc<Vec<BackwardWeights>>> {
         packed(&self.backward, params, version, |layer, direction, is_parallel| {
             let ranges = params.layout().cell(layer, direction);
-            BackwardWeights::new(params, &ranges, Level::best(), is_parallel)
+            BackwardWeights::new(params, &ranges, self.level, is_parallel)
         })
     }
 }
@@ -78,17 +94,13 @@ fn packed<W>(
         }
     }
     let config = params.layout().config();
-    let is_parallel = threads() > 1 && params.as_slice().len() as f64 > WORTH_THREADS / 10.0;
+    let is_parallel = params.as_slice().len() as f64 > WORTH_THREADS / 10.0;
     let cells = (0..config.layers)
         .flat_map(|layer| (0..config.directions()).map(move |direction| (layer, direction)));
     let weights = cells.map(|(layer, direction)| pack(layer, direction, is_parallel));
     let weights = Arc::new(weights.collect::<Result<Vec<_>>>()?);
     *place = Some((version, weights.clone()));
     Ok(weights)
-}
-
-fn threads() -> usize {
-    rayon::current_num_threads()
 }
 
 /// What a forward pass leaves for a backward pass. Arrays are time-major, whatever the batch's layout.
@@ -197,7 +209,7 @@ pub(crate) fn forward(
     batch: Batch<'_>,
 ) -> Result<Passed<Array3<f32>>> {
     let (run, h0) = start(params.layout().config(), &batch, Mode::Inference)?;
-    let weights = weights.forward(params, version)?;
+    let packed = weights.forward(params, version)?;
     let x = time_major(batch.x, batch.layout);
     let rows_lie_whole = x.len_of(Axis(2)) == 1 || x.stride_of(Axis(2)) == 1;
     let copy = (!rows_lie_whole).then(|| standard(x));
@@ -205,7 +217,7 @@ pub(crate) fn forward(
     let mut input: Option<Array3<f32>> = None;
     for layer in 0..run.shape.layers {
         let x = input.as_ref().or(copy.as_ref()).map_or(x, |array| array.view());
-        input = Some(layer_forward(&run, &weights, layer, x, &mut h_n, None)?);
+        input = Some(layer_forward(&run, (weights, &packed), layer, x, &mut h_n, None)?);
     }
     Ok((input.expect("a layer at least"), h_n))
 }
@@ -217,11 +229,11 @@ pub(crate) fn forward_train(
     batch: Batch<'_>,
 ) -> Result<Passed<Trace>> {
     let (run, mut h_n) = start(params.layout().config(), &batch, Mode::Training)?;
-    let weights = weights.forward(params, version)?;
+    let packed = weights.forward(params, version)?;
     let Shape { steps, batch: rows, hidden, layers, directions, .. } = run.shape;
     let mut x = standard(time_major(batch.x, batch.layout));
     if let Some(lengths) = batch.lengths {
-        zero_padding(&mut x, crate::config::Layout::TimeMajor, lengths);
+        zero_padding(&mut x, Layout::TimeMajor, lengths);
     }
     let (mut cells, mut between): (Vec<CellTrace>, Vec<_>) = Default::default();
     for layer in 0..layers {
@@ -233,7 +245,7 @@ pub(crate) fn forward_train(
         }
         let input = between.last().unwrap_or(&x).view();
         let kept = &mut cells[layer * directions..];
-        let y = layer_forward(&run, &weights, layer, input, &mut h_n, Some(kept))?;
+        let y = layer_forward(&run, (weights, &packed), layer, input, &mut h_n, Some(kept))?;
         between.push(y);
     }
     let y = between.pop().expect("a layer at least");
@@ -258,7 +270,7 @@ fn start(config: &GruConfig, batch: &Batch<'_>, mode: Mode) -> Result<(Run, Arra
 /// y of a layer: the last one's in the batch's layout, the others' time-major.
 fn layer_forward(
     run: &Run,
-    weights: &[ForwardWeights],
+    (weights, packed): (&Weights, &[ForwardWeights]),
     layer: usize,
     x: ArrayView3<'_, f32>,
     h_n: &mut Array3<f32>,
@@ -269,7 +281,7 @@ fn layer_forward(
     let [first, second] = if is_last { layout.order(steps, batch) } else { [steps, batch] };
     let mut y = zeros("y [T, B, D·H]", [first, second, directions * hidden])?;
     let y_view = if is_last { time_major(y.view_mut(), layout) } else { y.view_mut() };
-    let threads = Threads::new(run.shape, x.len_of(Axis(2)), threads());
+    let threads = (weights.lay_out)(run.shape, x.len_of(Axis(2)));
     let walks: Vec<_> = (0..directions).map(|direction| run.walk(layer, direction)).collect();
     let mut states = h_n.slice_mut(s![layer * directions..(layer + 1) * directions, .., ..]);
     let mut kept = kept.map(|cells| cells.iter_mut());
@@ -295,7 +307,7 @@ fn layer_forward(
                 }
             };
             tasks.push(Forward {
-                weights: &weights[layer * directions + direction],
+                weights: &packed[layer * directions + direction],
                 walk: &walks[direction],
                 first_row,
                 threads: threads.sharing,
@@ -334,7 +346,7 @@ pub(crate) fn backward(
     let Trace { run, x, between, mut cells, .. } = trace;
     let Shape { hidden, layers, directions, layout, .. } = run.shape;
     check_gradients(&run.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
-    let weights = weights.backward(params, version)?;
+    let packed = weights.backward(params, version)?;
     let mut dparams = Params::zeros(params.layout().config())?;
     let mut dh =
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", run.shape.state()), |d| Ok(standard(d)))?;
@@ -344,7 +356,7 @@ pub(crate) fn backward(
         let input = if layer == 0 { &x } else { &between[layer - 1] };
         let is_parallel = steps_backward(
             &run,
-            &weights,
+            (weights, &packed),
             layer,
             doutput.as_ref(),
             &mut cells[layer * directions..(layer + 1) * directions],
@@ -355,7 +367,7 @@ pub(crate) fn backward(
             let cell = layer * directions + direction;
             let CellTrace { h, gates } = &cells[cell];
             let after = After {
-                weights: &weights[cell],
+                weights: &packed[cell],
                 input: input.as_slice().expect("standard layout"),
                 width: input.len_of(Axis(2)),
                 h: h.as_slice().expect("standard layout"),
@@ -377,14 +389,14 @@ pub(crate) fn backward(
 /// A layer's steps, backward; whether what follows is worth several threads too.
 fn steps_backward(
     run: &Run,
-    weights: &[BackwardWeights],
+    (weights, packed): (&Weights, &[BackwardWeights]),
     layer: usize,
     doutput: Option<&Array3<f32>>,
     cells: &mut [CellTrace],
     (dh, dreset): (&mut Array3<f32>, &mut Array3<f32>),
 ) -> Result<bool> {
     let Shape { batch, hidden, directions, .. } = run.shape;
-    let threads = Threads::new(run.shape, hidden, threads());
+    let threads = (weights.lay_out)(run.shape, hidden);
     let walks: Vec<_> = (0..directions).map(|direction| run.walk(layer, direction)).collect();
     let of_layer = layer * directions..(layer + 1) * directions;
     let mut dh = dh.slice_mut(s![of_layer.clone(), .., ..]);
@@ -402,7 +414,7 @@ fn steps_backward(
             let half =
                 s![.., first_row..first_row + rows, direction * hidden..(direction + 1) * hidden];
             tasks.push(Backward {
-                weights: &weights[layer * directions + direction],
+                weights: &packed[layer * directions + direction],
                 walk: &walks[direction],
                 first_row,
                 threads: threads.sharing,

@@ -260,7 +260,9 @@ impl Forward<'_> {
                 rule.level.run(StepBlocks { weights, part, h, past, inputs, first, blocks, rows });
             });
         };
+        let is_idle = (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row));
         match rule.reset {
+            _ if is_idle => {}
             Reset::After => part(Part::Whole, h, blocks),
             Reset::Before => {
                 part(Part::Gates, h, blocks);
@@ -549,6 +551,9 @@ impl Backward<'_> {
         let mut products = try_zeros("a step's gradients", rule.padded() * rows)?;
         let times: Vec<_> = self.walk.times().collect();
         for &t in times.iter().rev() {
+            if (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row)) {
+                continue;
+            }
             for row in 0..rows {
                 self.undo_elementwise(t, row);
             }
