@@ -29,7 +29,7 @@ use crate::params::{Gradients, Params};
 use crate::plan::Mode;
 use crate::reference::{Walk, check_gradients, standard, zeros};
 use product::{AddProduct, AddTransposed, Left, Packed, Source, add_product};
-use simd::{Kernel, Level, load, store};
+use simd::{Kernel, Level, Vector, load, store};
 use steps::{Backward, BackwardWeights, Forward, ForwardWeights};
 
 /// Below so many floating-point operations, some 20 µs, other threads are not worth waking.
@@ -453,7 +453,8 @@ impl After<'_> {
         let level = self.weights.rule.level;
         let work = |(gates, to): (&[f32], &mut [f32])| {
             let rows = gates.len() / (4 * hidden);
-            let left = Left { data: gates, stride: 4 * hidden, first: 0, rows };
+            let mut space = Vec::new();
+            let left = Left::pack(level, gates, 4 * hidden, &[0..3 * hidden], &mut space);
             let padded = self.width.next_multiple_of(level.lanes());
             let mut scratch = try_zeros("a block's dx", rows * padded)?;
             let (right, width, scratch) = (&self.weights.input, self.width, &mut scratch[..]);
@@ -561,16 +562,10 @@ struct InputGradient<'a> {
 
 impl Kernel for InputGradient<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         let Self { left, right, width, scratch, to } = self;
         let depth = 0..right.depth;
-        add_product::<N, ROWS, FMA>(AddProduct {
-            left,
-            right,
-            depth,
-            first: 0,
-            out: &mut *scratch,
-        });
+        add_product::<V, N, ROWS>(AddProduct { left, right, depth, first: 0, out: &mut *scratch });
         for (panel, rows) in scratch.chunks_exact(left.rows * N).enumerate() {
             for (to, add) in to.chunks_exact_mut(width).zip(rows.chunks_exact(N)) {
                 let mut sum = load::<N>(to, panel * N);

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_range_loop, reason = "loops over rows and panels read like the sums")]
+
 //! Matrix products in which one side is packed: cut into panels of `N` columns, each stored row by row.
 //!
 //! A tile of some rows of the left side and one panel stays in registers for as long as the inner
@@ -9,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::simd::{Kernel, Level, fma, lanes, lanes_mut};
+use super::simd::{Kernel, Level, Vector};
 use crate::error::{Result, try_zeros};
 
 /// The right side of a product, `[depth, columns]`, in panels.
@@ -63,14 +65,8 @@ impl Packed {
 fn pack(source: Source<'_>, depth: usize, lanes: usize, panel: &mut [f32]) {
     match source {
         Source::Transposed(matrix, first, columns) => {
-            // In blocks that the nearest cache holds, for it is the writes that go in steps.
-            for (block, panel) in panel.chunks_mut(64 * lanes).enumerate() {
-                for lane in 0..lanes.min(columns) {
-                    let column = &matrix[(first + lane) * depth + 64 * block..];
-                    let to = panel[lane..].iter_mut().step_by(lanes);
-                    to.zip(column).for_each(|(to, &from)| *to = from);
-                }
-            }
+            let column = |lane: usize| &matrix[(first + lane) * depth..][..depth];
+            interleave(column, lanes.min(columns), lanes, panel);
         }
         Source::Rows(matrix, width, first) => {
             let columns = lanes.min(width - first);
@@ -81,14 +77,74 @@ fn pack(source: Source<'_>, depth: usize, lanes: usize, panel: &mut [f32]) {
     }
 }
 
-/// The left side of a product: rows of a row-major matrix, from one of its columns on.
+/// `to [·, stride]`, whose column `i` becomes `line(i)`; the columns from `count` on stay as they are.
+fn interleave<'a>(line: impl Fn(usize) -> &'a [f32], count: usize, stride: usize, to: &mut [f32]) {
+    // In blocks that the nearest cache holds, for it is the writes that go in steps.
+    const BLOCK: usize = 64;
+    for (block, to) in to.chunks_mut(BLOCK * stride).enumerate() {
+        for i in 0..count {
+            let line = &line(i)[BLOCK * block..];
+            to[i..].iter_mut().step_by(stride).zip(line).for_each(|(to, &from)| *to = from);
+        }
+    }
+}
+
+/// The left side of a product, `[rows, depth]`, in tiles: of each, one column after the other.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
-    pub data: &'a [f32],
-    /// From one row to the next.
-    pub stride: usize,
-    pub first: usize,
+    data: &'a [f32],
     pub rows: usize,
+    depth: usize,
+}
+
+impl<'a> Left<'a> {
+    /// Packs some columns of the rows of a row-major matrix into `space`.
+    pub fn pack(
+        level: Level,
+        matrix: &[f32],
+        stride: usize,
+        columns: &[Range<usize>],
+        space: &'a mut Vec<f32>,
+    ) -> Self {
+        let rows = matrix.len().div_ceil(stride);
+        let depth = columns.iter().map(Range::len).sum();
+        let padded = heights(rows, level.rows()).map(|(_, height)| height).sum::<usize>();
+        space.clear();
+        space.resize(padded * depth, 0.0);
+        let mut to = &mut space[..];
+        for (first, height) in heights(rows, level.rows()) {
+            for columns in columns {
+                let (part, rest) = to.split_at_mut(height * columns.len());
+                let row = |i: usize| &matrix[(first + i) * stride..][columns.clone()];
+                interleave(row, height.min(rows - first), height, part);
+                to = rest;
+            }
+        }
+        Self { data: space, rows, depth }
+    }
+}
+
+/// The first row and the height of each tile: all about as high, none higher than `most`, and of
+/// few different heights, each of which is compiled on its own.
+#[inline(always)]
+fn heights(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let rest = rows - first;
+        if rest == 0 {
+            return None;
+        }
+        let height = match rest.div_ceil(rest.div_ceil(most)) {
+            3 => 4,
+            5 => 6,
+            7 => 8,
+            9.. => 12,
+            same => same,
+        };
+        let tile = (first, height);
+        first += height.min(rest);
+        Some(tile)
+    })
 }
 
 /// `out [panels, rows, N] += left · right[depth]`
@@ -104,15 +160,15 @@ pub(super) struct AddProduct<'a> {
 
 impl Kernel for AddProduct<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(self) {
-        add_product::<N, ROWS, FMA>(self);
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        add_product::<V, N, ROWS>(self);
     }
 }
 
 #[inline(always)]
-pub(super) fn add_product<const N: usize, const ROWS: usize, const FMA: bool>(p: AddProduct<'_>) {
-    let Left { rows, .. } = p.left;
-    let depth = p.depth;
+pub(super) fn add_product<V: Vector, const N: usize, const ROWS: usize>(p: AddProduct<'_>) {
+    assert_eq!(p.left.depth, p.depth.len(), "a product's inner axis");
+    let rows = p.left.rows;
     let mut first = p.first;
     let mut out = p.out;
     // Where a tile of one panel would leave registers idle and wait for the sum before, three panels
@@ -120,95 +176,94 @@ pub(super) fn add_product<const N: usize, const ROWS: usize, const FMA: bool>(p:
     if rows * 3 <= ROWS {
         while out.len() >= 3 * rows * N {
             let (three, rest) = out.split_at_mut(3 * rows * N);
-            let panels = [0, 1, 2].map(|i| p.right.panel(first + i, &depth));
-            row_tiles::<N, ROWS, 3, FMA>(p.left, depth.len(), panels, three);
+            let panels = [0, 1, 2].map(|i| p.right.panel(first + i, &p.depth));
+            tiles::<V, N, ROWS, 3>(p.left, panels, three);
             (out, first) = (rest, first + 3);
         }
     }
     for panel in out.chunks_exact_mut(rows * N) {
-        let panels = [p.right.panel(first, &depth)];
-        row_tiles::<N, ROWS, 1, FMA>(p.left, depth.len(), panels, panel);
+        tiles::<V, N, ROWS, 1>(p.left, [p.right.panel(first, &p.depth)], panel);
         first += 1;
     }
 }
 
 /// All rows of `P` panels.
 #[inline(always)]
-fn row_tiles<const N: usize, const ROWS: usize, const P: usize, const FMA: bool>(
+fn tiles<V: Vector, const N: usize, const ROWS: usize, const P: usize>(
     left: Left<'_>,
-    depth: usize,
     panels: [&[f32]; P],
     out: &mut [f32],
 ) {
-    let mut row = 0;
-    while row < left.rows {
-        let rest = left.rows - row;
-        // Tiles of about the same height, none of them much too high.
-        let height = rest.div_ceil(rest.div_ceil((ROWS / P).max(1)));
-        row += match height {
-            1 => tile::<N, 1, P, FMA>(left, depth, panels, out, row),
-            2 => tile::<N, 2, P, FMA>(left, depth, panels, out, row),
-            3 | 4 => tile::<N, 4, P, FMA>(left, depth, panels, out, row),
-            5 | 6 => tile::<N, 6, P, FMA>(left, depth, panels, out, row),
-            7 | 8 => tile::<N, 8, P, FMA>(left, depth, panels, out, row),
-            _ => tile::<N, 12, P, FMA>(left, depth, panels, out, row),
-        };
+    let mut at = 0;
+    for (row, height) in heights(left.rows, ROWS) {
+        let tile = Left { data: &left.data[at..at + height * left.depth], ..left };
+        at += height * left.depth;
+        match height {
+            1 => add_tile::<V, N, 1, P>(tile, panels, out, row),
+            2 => add_tile::<V, N, 2, P>(tile, panels, out, row),
+            4 => add_tile::<V, N, 4, P>(tile, panels, out, row),
+            6 if P == 1 => add_tile::<V, N, 6, P>(tile, panels, out, row),
+            8 if P == 1 && ROWS > 6 => add_tile::<V, N, 8, P>(tile, panels, out, row),
+            12 if P == 1 && ROWS > 6 => add_tile::<V, N, 12, P>(tile, panels, out, row),
+            _ => unreachable!("heights gives no others"),
+        }
     }
 }
 
-/// Up to `M` rows from `row` on, of `P` panels; gives how many. The rows past the last are copies of
-/// it, and are not stored.
+/// A tile of `M` rows from `row` on, of `P` panels; rows past the last are not stored.
 #[inline(always)]
-fn tile<const N: usize, const M: usize, const P: usize, const FMA: bool>(
+fn add_tile<V: Vector, const N: usize, const M: usize, const P: usize>(
     left: Left<'_>,
-    depth: usize,
     panels: [&[f32]; P],
     out: &mut [f32],
     row: usize,
-) -> usize {
-    let last = left.rows - 1;
-    let rows: [&[f32]; M] = std::array::from_fn(|i| {
-        &left.data[(row + i).min(last) * left.stride + left.first..][..depth]
-    });
-    let at = |p: usize, i: usize| (p * left.rows + (row + i).min(last)) * N;
-    let mut sums = [[[0.0; N]; M]; P];
-    for (p, sums) in sums.iter_mut().enumerate() {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            *sums = *lanes::<N>(out, at(p, i));
-        }
-    }
-    multiply::<N, M, P, FMA>(depth, |k| std::array::from_fn(|i| rows[i][k]), panels, &mut sums);
-    for (p, sums) in sums.iter().enumerate() {
-        for (i, sums) in sums.iter().enumerate() {
-            *lanes_mut::<N>(out, at(p, i)) = *sums;
-        }
-    }
-    M.min(left.rows - row)
-}
-
-/// The innermost loop of everything: `sums[p][i] += left(k)[i] · panels[p][k]` over all k.
-#[inline(always)]
-fn multiply<const N: usize, const M: usize, const P: usize, const FMA: bool>(
-    depth: usize,
-    left: impl Fn(usize) -> [f32; M],
-    panels: [&[f32]; P],
-    sums: &mut [[[f32; N]; M]; P],
 ) {
-    // A local copy is what the compiler keeps in registers.
-    let mut local = *sums;
-    let panels = panels.map(|panel| &panel[..depth * N]);
-    for k in 0..depth {
-        let left = left(k);
-        for p in 0..P {
-            let right = lanes::<N>(panels[p], k * N);
-            for i in 0..M {
-                for j in 0..N {
-                    local[p][i][j] = fma::<FMA>(left[i], right[j], local[p][i][j]);
-                }
+    let mut sums = [[[V::splat(0.0); 2]; M]; P];
+    // By constant indices throughout, or the sums would have to lie in memory.
+    for p in 0..P {
+        for i in 0..M {
+            if row + i < left.rows {
+                let out = &out[(p * left.rows + row + i) * N..][..N];
+                sums[p][i] = [V::load(out), V::load(&out[V::WIDTH..])];
             }
         }
     }
-    *sums = local;
+    let sums = multiply::<V, N, M, P>(left.data, left.depth, panels, sums);
+    for p in 0..P {
+        for i in 0..M {
+            if row + i < left.rows {
+                let out = &mut out[(p * left.rows + row + i) * N..][..N];
+                sums[p][i][0].store(out);
+                sums[p][i][1].store(&mut out[V::WIDTH..]);
+            }
+        }
+    }
+}
+
+/// The innermost loop of everything: adds `left [depth, M]ᵀ` times each of the panels `[depth, N]`.
+#[inline(always)]
+fn multiply<V: Vector, const N: usize, const M: usize, const P: usize>(
+    left: &[f32],
+    depth: usize,
+    panels: [&[f32]; P],
+    mut sums: [[[V; 2]; M]; P],
+) -> [[[V; 2]; M]; P] {
+    let left = &left[..depth * M];
+    let panels = panels.map(|panel| &panel[..depth * N]);
+    for k in 0..depth {
+        let left = &left[k * M..][..M];
+        for p in 0..P {
+            let right = &panels[p][k * N..][..N];
+            let right = [V::load(right), V::load(&right[V::WIDTH..])];
+            for i in 0..M {
+                let left = V::splat(left[i]);
+                // No closure: what is not inlined is not compiled for the level.
+                sums[p][i][0] = sums[p][i][0].add_product(left, right[0]);
+                sums[p][i][1] = sums[p][i][1].add_product(left, right[1]);
+            }
+        }
+    }
+    sums
 }
 
 /// `to [rows, columns] += leftᵀ · right`, and the sums of left's columns: one block of rows of a weight's
@@ -226,7 +281,7 @@ pub(super) struct AddTransposed<'a> {
 
 impl Kernel for AddTransposed<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         let (depth, rows) = (self.right.depth, self.sums.len());
         // [tiles, depth, ROWS], zeros past the last row.
         let mut left = vec![0.0; rows.div_ceil(ROWS) * depth * ROWS];
@@ -244,10 +299,14 @@ impl Kernel for AddTransposed<'_> {
             let width = N.min(self.columns - first);
             let tiles = self.to.chunks_mut(ROWS * self.columns);
             for (left, to) in left.chunks_exact(depth * ROWS).zip(tiles) {
-                let mut sums = [[[0.0; N]; ROWS]];
-                let at = |k: usize| *lanes::<ROWS>(left, k * ROWS);
-                multiply::<N, ROWS, 1, FMA>(depth, at, right, &mut sums);
-                for (to, sums) in to.chunks_exact_mut(self.columns).zip(&sums[0]) {
+                let zeros = [[[V::splat(0.0); 2]; ROWS]];
+                let [products] = multiply::<V, N, ROWS, 1>(left, depth, right, zeros);
+                let mut sums = [[0.0; N]; ROWS];
+                for i in 0..ROWS {
+                    products[i][0].store(&mut sums[i]);
+                    products[i][1].store(&mut sums[i][V::WIDTH..]);
+                }
+                for (to, sums) in to.chunks_exact_mut(self.columns).zip(&sums) {
                     let to = &mut to[first..first + width];
                     to.iter_mut().zip(sums).for_each(|(to, &sum)| *to += sum);
                 }

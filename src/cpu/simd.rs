@@ -1,18 +1,115 @@
-//! Vectors as plain arrays, compiled once for each set of instructions a machine may have.
+//! One source compiled for each set of instructions a machine may have.
 //!
-//! A [`Kernel`] is a plain loop over `[f32; N]`, inlined whole into a function for which the compiler
-//! may use AVX2 or AVX-512; its vectoriser does the rest, and [`Level::run`] calls the best of them
-//! that the machine has. No intrinsics, so the same lines serve NEON and WebAssembly.
+//! A [`Kernel`] is inlined whole into a function for which the compiler may use AVX2 or AVX-512, and
+//! [`Level::run`] calls the best of them that the machine has. What goes over `[f32; N]` number by
+//! number is left to the compiler's vectoriser. The innermost loop of products is not: there it is
+//! right or wrong by a factor of four with every small change, so its registers are [`Vector`]s.
 
 use crate::config::Activation;
 
 /// Work to be compiled for every [`Level`]. `run` and all it calls must be `#[inline(always)]`: what
 /// is not inlined is compiled for the target's baseline.
 pub(super) trait Kernel {
-    /// `N`: the numbers of a panel's row, one or two registers wide. `ROWS`: how many rows of `N` the
-    /// registers hold with room to work. `FMA`: whether there is an instruction for it.
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(self);
+    /// `N`: the numbers of a panel's row, two vectors. `ROWS`: how many rows of `N` the registers hold
+    /// with room to work. `FMA`: whether there is an instruction for a · b + c.
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self);
 }
+
+/// Some numbers in a register. The kinds of it are this file's own: a [`Kernel`] gets one from
+/// [`Level::run`], on a machine that has its instructions, or none.
+pub(super) trait Vector: Copy {
+    /// How many numbers.
+    const WIDTH: usize;
+
+    /// The same number everywhere.
+    fn splat(value: f32) -> Self;
+
+    /// The first numbers of a slice.
+    fn load(from: &[f32]) -> Self;
+
+    /// Writes the first numbers of a slice.
+    fn store(self, to: &mut [f32]);
+
+    /// self + a · b
+    fn add_product(self, a: Self, b: Self) -> Self;
+}
+
+/// For what has no kind of its own: the compiler makes registers of it.
+#[derive(Clone, Copy)]
+struct Plain<const FMA: bool>([f32; 8]);
+
+impl<const FMA: bool> Vector for Plain<FMA> {
+    const WIDTH: usize = 8;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32]) -> Self {
+        Self(*lanes(from, 0))
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        *lanes_mut(to, 0) = self.0;
+    }
+
+    #[inline(always)]
+    fn add_product(mut self, a: Self, b: Self) -> Self {
+        for i in 0..Self::WIDTH {
+            self.0[i] = fma::<FMA>(a.0[i], b.0[i], self.0[i]);
+        }
+        self
+    }
+}
+
+/// A [`Vector`] over one of x86's registers and the functions that go with it.
+#[cfg(target_arch = "x86_64")]
+macro_rules! x86_vector {
+    ($name:ident, $register:ident, $width:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
+        #[derive(Clone, Copy)]
+        struct $name(std::arch::x86_64::$register);
+
+        // SAFETY of each block: the type is private, so it is reached only as the `V` of a kernel, and
+        // `Level::run` hands it out where the instructions were found. Pointers are those of arrays
+        // as long as the register.
+        #[allow(unsafe_code, reason = "the registers' functions are for machines that have them")]
+        impl Vector for $name {
+            const WIDTH: usize = $width;
+
+            #[inline(always)]
+            fn splat(value: f32) -> Self {
+                // SAFETY: above.
+                Self(unsafe { std::arch::x86_64::$splat(value) })
+            }
+
+            #[inline(always)]
+            fn load(from: &[f32]) -> Self {
+                let from = lanes::<$width>(from, 0);
+                // SAFETY: above.
+                Self(unsafe { std::arch::x86_64::$load(from.as_ptr()) })
+            }
+
+            #[inline(always)]
+            fn store(self, to: &mut [f32]) {
+                let to = lanes_mut::<$width>(to, 0);
+                // SAFETY: above.
+                unsafe { std::arch::x86_64::$store(to.as_mut_ptr(), self.0) }
+            }
+
+            #[inline(always)]
+            fn add_product(self, a: Self, b: Self) -> Self {
+                // SAFETY: above.
+                Self(unsafe { std::arch::x86_64::$fma(a.0, b.0, self.0) })
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+x86_vector!(Avx2, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
 
 /// A set of instructions that this machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +150,27 @@ impl Level {
         }
     }
 
+    /// `ROWS` of the kernels it runs.
+    pub fn rows(self) -> usize {
+        match self.0 {
+            Kind::Baseline if cfg!(target_arch = "aarch64") => 6,
+            Kind::Baseline => 2,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => 6,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 12,
+        }
+    }
+
     /// Runs a kernel.
     #[allow(unsafe_code, reason = "calls functions compiled for instructions found at run time")]
     pub fn run(self, kernel: impl Kernel) {
         match self.0 {
             // 16 registers of 4 on x86 without AVX; NEON has 32.
-            Kind::Baseline if cfg!(target_arch = "aarch64") => kernel.run::<16, 6, true>(),
-            Kind::Baseline => kernel.run::<16, 2, false>(),
+            Kind::Baseline if cfg!(target_arch = "aarch64") => {
+                kernel.run::<Plain<true>, 16, 6, true>()
+            }
+            Kind::Baseline => kernel.run::<Plain<false>, 16, 2, false>(),
             // SAFETY: `Level::all`, the only place that makes this level, found avx2 and fma.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => unsafe { run_avx2(kernel) },
@@ -88,15 +199,37 @@ fn has_avx512() -> bool {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn run_avx2(kernel: impl Kernel) {
-    kernel.run::<16, 6, true>();
+    kernel.run::<Avx2, 16, 6, true>();
 }
 
-/// 32 registers of 16: 12 rows of two.
 #[cfg(target_arch = "x86_64")]
-#[rustversion::attr(since(1.89), target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma"))]
-#[rustversion::attr(before(1.89), target_feature(enable = "avx2,fma"))]
-fn run_avx512(kernel: impl Kernel) {
-    kernel.run::<32, 12, true>();
+#[rustversion::since(1.89)]
+use avx512::run_avx512;
+
+#[cfg(target_arch = "x86_64")]
+#[rustversion::before(1.89)]
+use run_avx2 as run_avx512;
+
+#[cfg(target_arch = "x86_64")]
+#[rustversion::since(1.89)]
+mod avx512 {
+    use super::{Kernel, Vector, lanes, lanes_mut};
+
+    x86_vector!(
+        Avx512,
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps
+    );
+
+    /// 32 registers of 16: 12 rows of two.
+    #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+    pub(super) fn run_avx512(kernel: impl Kernel) {
+        kernel.run::<Avx512, 32, 12, true>();
+    }
 }
 
 /// `N` numbers at a place that is known to hold them.
@@ -142,17 +275,28 @@ pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// `each` of every number, in place. (A closure that is not inlined would be compiled for the baseline,
+/// and a macro is always inlined.)
+macro_rules! for_each {
+    ($values:expr, |$v:ident| $each:expr) => {
+        for value in $values.iter_mut() {
+            let $v = *value;
+            *value = $each;
+        }
+    };
+}
+
 /// The function of every number. Comparisons are such that NaN comes out as NaN.
 #[inline(always)]
 pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values: &mut [f32; N]) {
     match kind {
-        Activation::Sigmoid => values.iter_mut().for_each(|a| *a = sigmoid::<FMA>(*a)),
-        Activation::Tanh => values.iter_mut().for_each(|a| *a = tanh::<FMA>(*a)),
-        Activation::Relu => values.iter_mut().for_each(|a| *a = if *a < 0.0 { 0.0 } else { *a }),
-        Activation::HardSigmoid => values.iter_mut().for_each(|a| {
-            let line = 0.2 * *a + 0.5;
+        Activation::Sigmoid => for_each!(values, |a| sigmoid::<FMA>(a)),
+        Activation::Tanh => for_each!(values, |a| tanh::<FMA>(a)),
+        Activation::Relu => for_each!(values, |a| if a < 0.0 { 0.0 } else { a }),
+        Activation::HardSigmoid => for_each!(values, |a| {
+            let line = 0.2 * a + 0.5;
             let line = if line < 0.0 { 0.0 } else { line };
-            *a = if line > 1.0 { 1.0 } else { line };
+            if line > 1.0 { 1.0 } else { line }
         }),
         Activation::Identity => {}
     }
@@ -161,13 +305,17 @@ pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values
 /// The derivative at every number, from the function's value.
 #[inline(always)]
 pub(super) fn slope<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
+    let mut slopes = *values;
     match kind {
-        Activation::Sigmoid => values.map(|v| v * (1.0 - v)),
-        Activation::Tanh => values.map(|v| 1.0 - v * v),
-        Activation::Relu => values.map(|v| if v > 0.0 { 1.0 } else { 0.0 }),
-        Activation::HardSigmoid => values.map(|v| if v > 0.0 && v < 1.0 { 0.2 } else { 0.0 }),
-        Activation::Identity => [1.0; N],
+        Activation::Sigmoid => for_each!(slopes, |v| v * (1.0 - v)),
+        Activation::Tanh => for_each!(slopes, |v| 1.0 - v * v),
+        Activation::Relu => for_each!(slopes, |v| if v > 0.0 { 1.0 } else { 0.0 }),
+        Activation::HardSigmoid => {
+            for_each!(slopes, |v| if v > 0.0 && v < 1.0 { 0.2 } else { 0.0 });
+        }
+        Activation::Identity => slopes = [1.0; N],
     }
+    slopes
 }
 
 /// σ(x), from e^−|x| ≤ 1, so that nothing overflows.
@@ -225,7 +373,7 @@ mod tests {
 
     impl Kernel for Activate<'_> {
         #[inline(always)]
-        fn run<const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
             for first in (0..self.1.len()).step_by(N) {
                 let mut some = load::<N>(self.1, first);
                 activate::<N, FMA>(self.0, &mut some);

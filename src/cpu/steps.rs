@@ -11,7 +11,7 @@ use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use rayon::prelude::*;
 
 use super::product::{AddProduct, Left, Packed, Source, add_product};
-use super::simd::{Kernel, Level, activate, lanes, lanes_mut, load, slope, store};
+use super::simd::{Kernel, Level, Vector, activate, lanes, lanes_mut, load, slope, store};
 use crate::config::{Activation, Reset, Update};
 use crate::error::{Result, try_zeros};
 use crate::params::{CellRanges, Params};
@@ -177,6 +177,8 @@ struct Scratch {
     x: Vec<f32>,
     /// `[3 · blocks, steps, R, N]`: W_ih x + b.
     inputs: Vec<f32>,
+    /// A [`Left`]'s.
+    left: Vec<f32>,
     /// `[blocks, SLOTS, R, N]`
     blocks: Vec<f32>,
     /// `[padded H]`: the share of its old state that each unit of a row keeps, where any does.
@@ -196,6 +198,7 @@ impl Forward<'_> {
             rh: try_zeros("r ⊙ h [R, H]", rows * padded)?,
             x: try_zeros("a chunk's x", chunk * rows * width)?,
             inputs: try_zeros("a chunk's input products", 3 * blocks * chunk * rows * lanes)?,
+            left: Vec::new(),
             blocks: try_zeros("a step's gates", blocks * SLOTS * rows * lanes)?,
             zone: vec![0.0; padded],
         };
@@ -227,7 +230,8 @@ impl Forward<'_> {
             }
         }
         let rows = times.len() * rows;
-        let left = Left { data: &scratch.x, stride: width, first: 0, rows };
+        let x = &scratch.x[..rows * width];
+        let left = Left::pack(rule.level, x, width, &[0..width], &mut scratch.left);
         let panels = 3 * rule.blocks();
         let out = &mut scratch.inputs[..panels * rows * lanes];
         share(out, rows * lanes, panels, self.threads, |first, out| {
@@ -250,14 +254,15 @@ impl Forward<'_> {
                 h.iter_mut().zip(fresh).for_each(|(h, &fresh)| *h = fresh);
             }
         }
-        let Scratch { h, rh, inputs, blocks, .. } = &mut *scratch;
+        let Scratch { h, rh, inputs, left, blocks, .. } = &mut *scratch;
         let panel = steps * rows;
         let block = SLOTS * rows * rule.level.lanes();
-        let part = |part: Part, past: &[f32], blocks: &mut [f32]| {
-            let (weights, inputs) = (self.weights, &inputs[..]);
-            let inputs = Inputs { all: inputs, panel, first: i * rows };
+        let mut part = |part: Part, past: &[f32], blocks: &mut [f32]| {
+            let past = Left::pack(rule.level, past, padded, &[0..rule.hidden], left);
+            let (weights, all) = (self.weights, &inputs[..]);
+            let inputs = Inputs { all, panel, first: i * rows };
             share(blocks, block, rule.blocks(), self.threads, |first, blocks| {
-                rule.level.run(StepBlocks { weights, part, h, past, inputs, first, blocks, rows });
+                rule.level.run(StepBlocks { weights, part, h, past, inputs, first, blocks });
             });
         };
         let is_idle = (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row));
@@ -365,28 +370,34 @@ struct StepBlocks<'a> {
     /// `[R, padded H]`
     h: &'a [f32],
     /// What the recurrent weights are multiplied with: h, or r ⊙ h.
-    past: &'a [f32],
+    past: Left<'a>,
     inputs: Inputs<'a>,
     /// The first of the blocks.
     first: usize,
     blocks: &'a mut [f32],
-    rows: usize,
 }
 
 impl Kernel for StepBlocks<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+        let rows = self.past.rows;
         let blocks = std::mem::take(&mut self.blocks);
-        for (i, block) in blocks.chunks_exact_mut(SLOTS * self.rows * N).enumerate() {
+        for (i, block) in blocks.chunks_exact_mut(SLOTS * rows * N).enumerate() {
             let q = self.first + i;
-            match self.part {
-                Part::Whole => self.products::<N, ROWS, FMA>(q, R..PAST + 1, 3 * q, block),
-                Part::Gates => self.products::<N, ROWS, FMA>(q, R..PAST, 3 * q, block),
-                Part::Candidate => {
-                    self.products::<N, ROWS, FMA>(q, CANDIDATE..NEW, 3 * q + 2, block);
-                }
-            }
-            for row in 0..self.rows {
+            self.start::<N>(q, block);
+            let (slots, panel) = match self.part {
+                Part::Whole => (R..PAST + 1, 3 * q),
+                Part::Gates => (R..PAST, 3 * q),
+                Part::Candidate => (CANDIDATE..NEW, 3 * q + 2),
+            };
+            add_product::<V, N, ROWS>(AddProduct {
+                left: self.past,
+                right: &self.weights.recurrent,
+                depth: 0..self.weights.rule.hidden,
+                first: panel,
+                out: &mut block[slots.start * rows * N..slots.end * rows * N],
+            });
+            for row in 0..rows {
                 self.activations::<N, FMA>(q, row, block);
             }
         }
@@ -394,37 +405,24 @@ impl Kernel for StepBlocks<'_> {
 }
 
 impl StepBlocks<'_> {
-    /// Fills some slots of block q with products, on top of their inputs or of b_hn.
+    /// Fills what products are added to: r, z and n with their inputs, the past's part of n with b_hn.
     #[inline(always)]
-    fn products<const N: usize, const ROWS: usize, const FMA: bool>(
-        &self,
-        q: usize,
-        slots: Range<usize>,
-        panel: usize,
-        block: &mut [f32],
-    ) {
-        let rows = self.rows;
-        for slot in slots.clone() {
-            let out = &mut block[slot * rows * N..][..rows * N];
-            if slot == PAST {
-                let bias = lanes::<N>(&self.weights.past_bias, q * N);
-                (0..rows).for_each(|row| *lanes_mut(out, row * N) = *bias);
-            } else {
-                let gate = slot.min(2);
-                out.copy_from_slice(self.inputs.of::<N>(3 * q + gate, rows));
-            }
+    fn start<const N: usize>(&self, q: usize, block: &mut [f32]) {
+        let rows = self.past.rows;
+        if matches!(self.part, Part::Candidate) {
+            return;
         }
-        let rule = &self.weights.rule;
-        let stride = self.past.len() / rows;
-        add_product::<N, ROWS, FMA>(AddProduct {
-            left: Left { data: self.past, stride, first: 0, rows },
-            right: &self.weights.recurrent,
-            depth: 0..rule.hidden,
-            first: panel,
-            out: &mut block[slots.start * rows * N..slots.end * rows * N],
-        });
+        for (slot, gate) in [(R, 0), (Z, 1), (CANDIDATE, 2)] {
+            let inputs = self.inputs.of::<N>(3 * q + gate, rows);
+            block[slot * rows * N..][..rows * N].copy_from_slice(inputs);
+        }
+        let bias = lanes::<N>(&self.weights.past_bias, q * N);
+        for row in 0..rows {
+            *lanes_mut(block, (PAST * rows + row) * N) = *bias;
+        }
     }
 
+    /// From sums to r, z, n and the new state, or to r, z and r ⊙ h.
     #[inline(always)]
     fn activations<const N: usize, const FMA: bool>(
         &self,
@@ -433,35 +431,44 @@ impl StepBlocks<'_> {
         block: &mut [f32],
     ) {
         let rule = &self.weights.rule;
-        let at = |slot: usize| (slot * self.rows + row) * N;
-        let h = lanes::<N>(self.h, row * (self.h.len() / self.rows) + q * N);
+        let rows = self.past.rows;
+        let at = |slot: usize| (slot * rows + row) * N;
+        let h = lanes::<N>(self.h, row * (self.h.len() / rows) + q * N);
         if !matches!(self.part, Part::Candidate) {
-            for slot in [R, Z] {
-                activate::<N, FMA>(rule.gate, lanes_mut(block, at(slot)));
+            activate::<N, FMA>(rule.gate, lanes_mut(block, at(R)));
+            activate::<N, FMA>(rule.gate, lanes_mut(block, at(Z)));
+        }
+        let r = *lanes::<N>(block, at(R));
+        if matches!(self.part, Part::Gates) {
+            let past = lanes_mut::<N>(block, at(PAST));
+            for j in 0..N {
+                past[j] = r[j] * h[j];
+            }
+            return;
+        }
+        let z = *lanes::<N>(block, at(Z));
+        let mut n = *lanes::<N>(block, at(CANDIDATE));
+        if matches!(self.part, Part::Whole) {
+            let past = lanes::<N>(block, at(PAST));
+            for j in 0..N {
+                n[j] += r[j] * past[j];
             }
         }
-        let (r, z) = (*lanes::<N>(block, at(R)), *lanes::<N>(block, at(Z)));
-        let mut n = match self.part {
-            Part::Gates => {
-                *lanes_mut(block, at(PAST)) = std::array::from_fn::<f32, N, _>(|j| r[j] * h[j]);
-                return;
-            }
-            Part::Candidate => *lanes::<N>(block, at(CANDIDATE)),
-            Part::Whole => {
-                let past = lanes::<N>(block, at(PAST));
-                let input = self.inputs.of::<N>(3 * q + 2, self.rows);
-                let input = lanes::<N>(input, row * N);
-                std::array::from_fn(|j| input[j] + r[j] * past[j])
-            }
-        };
         activate::<N, FMA>(rule.candidate, &mut n);
-        *lanes_mut(block, at(NEW)) = match rule.update {
-            Update::Overwrites => {
-                std::array::from_fn::<f32, N, _>(|j| (1.0 - z[j]) * h[j] + z[j] * n[j])
-            }
-            Update::Keeps => std::array::from_fn(|j| z[j] * h[j] + (1.0 - z[j]) * n[j]),
-        };
         *lanes_mut(block, at(CANDIDATE)) = n;
+        let new = lanes_mut::<N>(block, at(NEW));
+        match rule.update {
+            Update::Overwrites => {
+                for j in 0..N {
+                    new[j] = (1.0 - z[j]) * h[j] + z[j] * n[j];
+                }
+            }
+            Update::Keeps => {
+                for j in 0..N {
+                    new[j] = z[j] * h[j] + (1.0 - z[j]) * n[j];
+                }
+            }
+        }
     }
 }
 
@@ -475,7 +482,7 @@ struct Gather<'a> {
 
 impl Kernel for Gather<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         let stride = self.to.len() / self.rows;
         for (q, block) in self.blocks.chunks_exact(SLOTS * self.rows * N).enumerate() {
             for row in 0..self.rows {
@@ -501,18 +508,18 @@ struct PutOut<'a> {
 
 impl Kernel for PutOut<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
         for (q, block) in self.blocks.chunks_exact(SLOTS * self.rows * N).enumerate() {
             let slot = |slot: usize| lanes::<N>(block, (slot * self.rows + self.row) * N);
             let h = lanes_mut::<N>(self.h, q * N);
-            let new = slot(NEW);
-            *h = match self.zone {
-                None => *new,
-                Some(zone) => {
-                    let zone = lanes::<N>(zone, q * N);
-                    std::array::from_fn(|j| zone[j] * h[j] + (1.0 - zone[j]) * new[j])
+            let mut new = *slot(NEW);
+            if let Some(zone) = self.zone {
+                let zone = lanes::<N>(zone, q * N);
+                for j in 0..N {
+                    new[j] = zone[j] * h[j] + (1.0 - zone[j]) * new[j];
                 }
-            };
+            }
+            *h = new;
             if let Some(gates) = &mut self.gates {
                 let hidden = gates.len() / 4;
                 let quarters = gates.chunks_exact_mut(hidden);
@@ -549,6 +556,7 @@ impl Backward<'_> {
         let rows = self.h.len_of(Axis(1));
         let hidden = rule.hidden;
         let mut products = try_zeros("a step's gradients", rule.padded() * rows)?;
+        let mut space = Vec::new();
         let times: Vec<_> = self.walk.times().collect();
         for &t in times.iter().rev() {
             if (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row)) {
@@ -557,15 +565,21 @@ impl Backward<'_> {
             for row in 0..rows {
                 self.undo_elementwise(t, row);
             }
-            if rule.reset == Reset::Before {
-                self.products(t, &[(2 * hidden, 2 * hidden..3 * hidden)], &mut products);
-                for row in 0..rows {
-                    self.undo_reset(t, row, &products);
+            let mut product = |run: &Self, columns: &[Range<usize>], depth: Range<usize>| {
+                run.product(t, columns, depth, &mut space, &mut products);
+            };
+            match rule.reset {
+                Reset::After => {
+                    product(&self, &[0..2 * hidden, 3 * hidden..4 * hidden], 0..3 * hidden);
                 }
-                self.products(t, &[(0, 0..2 * hidden)], &mut products);
-            } else {
-                let parts = [(0, 0..2 * hidden), (3 * hidden, 2 * hidden..3 * hidden)];
-                self.products(t, &parts, &mut products);
+                Reset::Before => {
+                    let candidate = 2 * hidden..3 * hidden;
+                    product(&self, &[candidate.clone()], candidate);
+                    for row in 0..rows {
+                        self.undo_reset(t, row, &products);
+                    }
+                    self.product(t, &[0..2 * hidden], 0..2 * hidden, &mut space, &mut products);
+                }
             }
             for row in 0..rows {
                 self.add_products(t, row, &products);
@@ -574,21 +588,24 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// `products [blocks, R, N]` of the gates' gradients at t with parts of W_hh: the first column of
-    /// the gates, and the rows of W_hh.
-    fn products(&self, t: usize, parts: &[(usize, Range<usize>)], products: &mut [f32]) {
+    /// `products [blocks, R, N]` of some columns of the gates' gradients at t with some rows of W_hh.
+    fn product(
+        &self,
+        t: usize,
+        columns: &[Range<usize>],
+        depth: Range<usize>,
+        space: &mut Vec<f32>,
+        products: &mut [f32],
+    ) {
         let Rule { level, hidden, .. } = self.weights.rule;
         let gates = self.gates.index_axis(Axis(0), t);
         let data = gates.to_slice().expect("all rows of a step are contiguous");
-        let rows = gates.len_of(Axis(0));
-        let piece = rows * level.lanes();
+        let left = Left::pack(level, data, 4 * hidden, columns, space);
+        let piece = left.rows * level.lanes();
         share(products, piece, self.weights.rule.blocks(), self.threads, |first, out| {
             out.fill(0.0);
-            for (column, depth) in parts {
-                let left = Left { data, stride: 4 * hidden, first: *column, rows };
-                let right = &self.weights.recurrent;
-                level.run(AddProduct { left, right, depth: depth.clone(), first, out });
-            }
+            let (right, depth) = (&self.weights.recurrent, depth.clone());
+            level.run(AddProduct { left, right, depth, first, out });
         });
     }
 
@@ -656,6 +673,14 @@ fn row_of_mut<'a>(array: &'a mut ArrayViewMut3<'_, f32>, t: usize, row: usize) -
     step.index_axis_move(Axis(0), row).into_slice().expect("rows are contiguous")
 }
 
+#[inline(always)]
+fn load_or<const N: usize>(slice: Option<&[f32]>, first: usize, otherwise: f32) -> [f32; N] {
+    match slice {
+        Some(slice) => load(slice, first),
+        None => [otherwise; N],
+    }
+}
+
 /// One row of products `[blocks, R, N]`.
 #[derive(Clone, Copy)]
 struct OfRow<'a> {
@@ -686,22 +711,24 @@ struct UndoElementwise<'a> {
 
 impl Kernel for UndoElementwise<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         let Rule { gate, candidate, hidden, .. } = self.rule;
         let (r_z, n_past) = self.gates.split_at_mut(2 * hidden);
         let ((all_r, all_z), (all_n, all_past)) =
             (r_z.split_at_mut(hidden), n_past.split_at_mut(hidden));
         for first in (0..hidden).step_by(N) {
-            let [r, z, n, past] =
-                [&*all_r, &*all_z, &*all_n, &*all_past].map(|all| load::<N>(all, first));
+            let (r, z) = (load::<N>(all_r, first), load::<N>(all_z, first));
+            let (n, past) = (load::<N>(all_n, first), load::<N>(all_past, first));
             let h = load::<N>(self.h, first);
             let mut dh = load::<N>(self.dh, first);
             if let Some(dy) = self.dy {
                 let dy = load::<N>(dy, first);
-                let factor = self.factor.map_or([1.0; N], |factor| load(factor, first));
-                (0..N).for_each(|j| dh[j] += dy[j] * factor[j]);
+                let factor = load_or::<N>(self.factor, first, 1.0);
+                for j in 0..N {
+                    dh[j] += dy[j] * factor[j];
+                }
             }
-            let zone = self.zone.map_or([0.0; N], |zone| load(zone, first));
+            let zone = load_or::<N>(self.zone, first, 0.0);
             let (slope_z, slope_n) = (slope(gate, &z), slope(candidate, &n));
             let mut dz = [0.0; N];
             let mut dn = [0.0; N];
@@ -720,8 +747,11 @@ impl Kernel for UndoElementwise<'_> {
             store(self.dh, first, &dh);
             if self.rule.reset == Reset::After {
                 let slope_r = slope(gate, &r);
-                let dr = std::array::from_fn::<f32, N, _>(|j| dn[j] * past[j] * slope_r[j]);
-                let dpast = std::array::from_fn::<f32, N, _>(|j| dn[j] * r[j]);
+                let (mut dr, mut dpast) = ([0.0; N], [0.0; N]);
+                for j in 0..N {
+                    dr[j] = dn[j] * past[j] * slope_r[j];
+                    dpast[j] = dn[j] * r[j];
+                }
                 store(all_r, first, &dr);
                 store(all_past, first, &dpast);
             }
@@ -741,16 +771,19 @@ struct UndoReset<'a> {
 
 impl Kernel for UndoReset<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         for q in 0..self.rule.hidden.div_ceil(N) {
             let d = self.row.block::<N>(q);
             let first = q * N;
             let (h, r) = (load::<N>(self.h, first), load::<N>(self.r, first));
             let mut dh = load::<N>(self.dh, first);
             let slope = slope(self.rule.gate, &r);
-            (0..N).for_each(|j| dh[j] += d[j] * r[j]);
+            let mut dr = [0.0; N];
+            for j in 0..N {
+                dh[j] += d[j] * r[j];
+                dr[j] = d[j] * h[j] * slope[j];
+            }
             store(self.dh, first, &dh);
-            let dr = std::array::from_fn::<f32, N, _>(|j| d[j] * h[j] * slope[j]);
             store(self.r, first, &dr);
         }
     }
@@ -763,11 +796,13 @@ struct AddRow<'a> {
 
 impl Kernel for AddRow<'_> {
     #[inline(always)]
-    fn run<const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         for q in 0..self.to.len().div_ceil(N) {
             let mut sum = load::<N>(self.to, q * N);
             let add = self.row.block::<N>(q);
-            (0..N).for_each(|j| sum[j] += add[j]);
+            for j in 0..N {
+                sum[j] += add[j];
+            }
             store(self.to, q * N, &sum);
         }
     }
