@@ -1,7 +1,7 @@
 """Times the CPU device beside ONNX Runtime and PyTorch, in turn, in one run.
 
     cargo bench --bench cpu_times --no-run       # once
-    python benches/against_cpu_peers.py [--rounds N] [--only forward|train] [T,B,I,H ...]
+    python benches/against_cpu_peers.py [T,B,I,H ...] [--rounds N] [--only forward|train] [--peers ort torch]
 
 Needs numpy, onnx, onnxruntime and torch. Each contender is a process of its own that stays alive and
 is asked in turn, so that a slow moment of the machine meets all of them. A number is the median of all
@@ -118,12 +118,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=["forward", "train"])
+    parser.add_argument("--peers", nargs="*", default=["ort", "torch"], choices=["ort", "torch"])
     parser.add_argument("--worker", choices=["ort", "torch"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return work(args.worker)
     contenders = {"ours": Contender([own_program()])}
-    for peer in ["ort", "torch"]:
+    for peer in args.peers:
         contenders[peer] = Contender([sys.executable, os.path.abspath(__file__), "--worker", peer])
     print("| T,B,I,H | | ours, ms | ONNX Runtime | ours / it | PyTorch | ours / it |\n|---|---|---|---|---|---|---|")
     for shape in args.shapes:

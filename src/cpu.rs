@@ -40,7 +40,7 @@ const WORTH_SHARING: f64 = 4e6;
 
 /// Steps and rows whose contribution to the weights' gradients is added at once: what stays in the
 /// cache.
-const DEPTH: usize = 256;
+const DEPTH: usize = 512;
 
 /// The weights of all cells as forward and backward steps read them, of one version of the parameters.
 #[derive(Debug)]

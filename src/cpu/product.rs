@@ -21,6 +21,8 @@ pub(super) struct Packed {
     data: Vec<f32>,
     pub depth: usize,
     lanes: usize,
+    /// From this panel on no more than half of their columns are there, and half of their work is done.
+    narrow: usize,
 }
 
 /// Where the columns of a panel come from.
@@ -33,6 +35,16 @@ pub(super) enum Source<'a> {
     Rows(&'a [f32], usize, usize),
 }
 
+impl Source<'_> {
+    /// How many there are from the first one on.
+    fn columns(&self) -> usize {
+        match *self {
+            Self::Transposed(_, _, columns) => columns,
+            Self::Rows(_, width, first) => width - first,
+        }
+    }
+}
+
 impl Packed {
     pub fn new<'a>(
         level: Level,
@@ -42,13 +54,15 @@ impl Packed {
         source: impl Fn(usize) -> Source<'a> + Sync,
     ) -> Result<Self> {
         let lanes = level.lanes();
+        let is_narrow = |&panel: &usize| source(panel).columns() <= lanes / 2;
+        let narrow = panels - (0..panels).rev().take_while(is_narrow).count();
         let mut data = try_zeros("packed weights", panels * depth * lanes)?;
         let fill = |(i, panel): (usize, &mut [f32])| pack(source(i), depth, lanes, panel);
         match is_parallel {
             true => data.par_chunks_mut(depth * lanes).enumerate().for_each(fill),
             false => data.chunks_mut(depth * lanes).enumerate().for_each(fill),
         }
-        Ok(Self { data, depth, lanes })
+        Ok(Self { data, depth, lanes, narrow })
     }
 
     fn panels(&self) -> usize {
@@ -168,28 +182,47 @@ impl Kernel for AddProduct<'_> {
 #[inline(always)]
 pub(super) fn add_product<V: Vector, const N: usize, const ROWS: usize>(p: AddProduct<'_>) {
     assert_eq!(p.left.depth, p.depth.len(), "a product's inner axis");
-    let rows = p.left.rows;
-    let mut first = p.first;
-    let mut out = p.out;
+    let piece = p.left.rows * N;
+    let wide = p.right.narrow.saturating_sub(p.first).min(p.out.len() / piece);
+    let (to_wide, to_narrow) = p.out.split_at_mut(wide * piece);
+    let (left, depth) = (p.left, &p.depth);
+    panels::<V, N, ROWS, 2>(left, p.right, depth, p.first, to_wide);
+    panels::<V, N, ROWS, 1>(left, p.right, depth, p.first + wide, to_narrow);
+}
+
+/// Panels from `first` on, `W` vectors wide, as many as `out` holds.
+#[inline(always)]
+fn panels<V: Vector, const N: usize, const ROWS: usize, const W: usize>(
+    left: Left<'_>,
+    right: &Packed,
+    depth: &Range<usize>,
+    mut first: usize,
+    mut out: &mut [f32],
+) {
+    let piece = left.rows * N;
     // Where a tile of one panel would leave registers idle and wait for the sum before, three panels
     // share it.
-    if rows * 3 <= ROWS {
-        while out.len() >= 3 * rows * N {
-            let (three, rest) = out.split_at_mut(3 * rows * N);
-            let panels = [0, 1, 2].map(|i| p.right.panel(first + i, &p.depth));
-            tiles::<V, N, ROWS, 3>(p.left, panels, three);
+    if left.rows * 3 <= ROWS {
+        while out.len() >= 3 * piece {
+            let (three, rest) = out.split_at_mut(3 * piece);
+            let panels = [
+                right.panel(first, depth),
+                right.panel(first + 1, depth),
+                right.panel(first + 2, depth),
+            ];
+            tiles::<V, N, ROWS, 3, W>(left, panels, three);
             (out, first) = (rest, first + 3);
         }
     }
-    for panel in out.chunks_exact_mut(rows * N) {
-        tiles::<V, N, ROWS, 1>(p.left, [p.right.panel(first, &p.depth)], panel);
+    for panel in out.chunks_exact_mut(piece) {
+        tiles::<V, N, ROWS, 1, W>(left, [right.panel(first, depth)], panel);
         first += 1;
     }
 }
 
 /// All rows of `P` panels.
 #[inline(always)]
-fn tiles<V: Vector, const N: usize, const ROWS: usize, const P: usize>(
+fn tiles<V: Vector, const N: usize, const ROWS: usize, const P: usize, const W: usize>(
     left: Left<'_>,
     panels: [&[f32]; P],
     out: &mut [f32],
@@ -199,12 +232,12 @@ fn tiles<V: Vector, const N: usize, const ROWS: usize, const P: usize>(
         let tile = Left { data: &left.data[at..at + height * left.depth], ..left };
         at += height * left.depth;
         match height {
-            1 => add_tile::<V, N, 1, P>(tile, panels, out, row),
-            2 => add_tile::<V, N, 2, P>(tile, panels, out, row),
-            4 => add_tile::<V, N, 4, P>(tile, panels, out, row),
-            6 if P == 1 => add_tile::<V, N, 6, P>(tile, panels, out, row),
-            8 if P == 1 && ROWS > 6 => add_tile::<V, N, 8, P>(tile, panels, out, row),
-            12 if P == 1 && ROWS > 6 => add_tile::<V, N, 12, P>(tile, panels, out, row),
+            1 => add_tile::<V, N, 1, P, W>(tile, panels, out, row),
+            2 => add_tile::<V, N, 2, P, W>(tile, panels, out, row),
+            4 => add_tile::<V, N, 4, P, W>(tile, panels, out, row),
+            6 if P == 1 => add_tile::<V, N, 6, P, W>(tile, panels, out, row),
+            8 if P == 1 && ROWS > 6 => add_tile::<V, N, 8, P, W>(tile, panels, out, row),
+            12 if P == 1 && ROWS > 6 => add_tile::<V, N, 12, P, W>(tile, panels, out, row),
             _ => unreachable!("heights gives no others"),
         }
     }
@@ -212,29 +245,32 @@ fn tiles<V: Vector, const N: usize, const ROWS: usize, const P: usize>(
 
 /// A tile of `M` rows from `row` on, of `P` panels; rows past the last are not stored.
 #[inline(always)]
-fn add_tile<V: Vector, const N: usize, const M: usize, const P: usize>(
+fn add_tile<V: Vector, const N: usize, const M: usize, const P: usize, const W: usize>(
     left: Left<'_>,
     panels: [&[f32]; P],
     out: &mut [f32],
     row: usize,
 ) {
-    let mut sums = [[[V::splat(0.0); 2]; M]; P];
+    let mut sums = [[[V::splat(0.0); W]; M]; P];
     // By constant indices throughout, or the sums would have to lie in memory.
     for p in 0..P {
         for i in 0..M {
             if row + i < left.rows {
                 let out = &out[(p * left.rows + row + i) * N..][..N];
-                sums[p][i] = [V::load(out), V::load(&out[V::WIDTH..])];
+                for w in 0..W {
+                    sums[p][i][w] = V::load(&out[w * V::WIDTH..]);
+                }
             }
         }
     }
-    let sums = multiply::<V, N, M, P>(left.data, left.depth, panels, sums);
+    let sums = multiply::<V, N, M, P, W>(left.data, left.depth, panels, sums);
     for p in 0..P {
         for i in 0..M {
             if row + i < left.rows {
                 let out = &mut out[(p * left.rows + row + i) * N..][..N];
-                sums[p][i][0].store(out);
-                sums[p][i][1].store(&mut out[V::WIDTH..]);
+                for w in 0..W {
+                    sums[p][i][w].store(&mut out[w * V::WIDTH..]);
+                }
             }
         }
     }
@@ -242,24 +278,28 @@ fn add_tile<V: Vector, const N: usize, const M: usize, const P: usize>(
 
 /// The innermost loop of everything: adds `left [depth, M]ᵀ` times each of the panels `[depth, N]`.
 #[inline(always)]
-fn multiply<V: Vector, const N: usize, const M: usize, const P: usize>(
+fn multiply<V: Vector, const N: usize, const M: usize, const P: usize, const W: usize>(
     left: &[f32],
     depth: usize,
     panels: [&[f32]; P],
-    mut sums: [[[V; 2]; M]; P],
-) -> [[[V; 2]; M]; P] {
+    mut sums: [[[V; W]; M]; P],
+) -> [[[V; W]; M]; P] {
     let left = &left[..depth * M];
     let panels = panels.map(|panel| &panel[..depth * N]);
     for k in 0..depth {
         let left = &left[k * M..][..M];
         for p in 0..P {
             let right = &panels[p][k * N..][..N];
-            let right = [V::load(right), V::load(&right[V::WIDTH..])];
+            let mut vectors = [V::splat(0.0); W];
+            for w in 0..W {
+                vectors[w] = V::load(&right[w * V::WIDTH..]);
+            }
             for i in 0..M {
                 let left = V::splat(left[i]);
-                // No closure: what is not inlined is not compiled for the level.
-                sums[p][i][0] = sums[p][i][0].add_product(left, right[0]);
-                sums[p][i][1] = sums[p][i][1].add_product(left, right[1]);
+                // No closures: what is not inlined is not compiled for the level.
+                for w in 0..W {
+                    sums[p][i][w] = sums[p][i][w].add_product(left, vectors[w]);
+                }
             }
         }
     }
@@ -300,7 +340,7 @@ impl Kernel for AddTransposed<'_> {
             let tiles = self.to.chunks_mut(ROWS * self.columns);
             for (left, to) in left.chunks_exact(depth * ROWS).zip(tiles) {
                 let zeros = [[[V::splat(0.0); 2]; ROWS]];
-                let [products] = multiply::<V, N, ROWS, 1>(left, depth, right, zeros);
+                let [products] = multiply::<V, N, ROWS, 1, 2>(left, depth, right, zeros);
                 let mut sums = [[0.0; N]; ROWS];
                 for i in 0..ROWS {
                     products[i][0].store(&mut sums[i]);
