@@ -17,8 +17,12 @@ use crate::error::{Result, try_zeros};
 /// The right side of a product, `[depth, columns]`, in panels.
 #[derive(Debug)]
 pub(super) struct Packed {
-    /// `[panels, depth, N]`, zeros past a panel's last column.
+    /// From `start` on `[panels, depth, N]`, zeros past a panel's last column.
     data: Vec<f32>,
+    /// Where a cache line starts, for a register's load that crosses from one to the next takes twice
+    /// the time.
+    start: usize,
+    panels: usize,
     pub depth: usize,
     lanes: usize,
     /// From this panel on no more than half of their columns are there, and half of their work is done.
@@ -56,23 +60,22 @@ impl Packed {
         let lanes = level.lanes();
         let is_narrow = |&panel: &usize| source(panel).columns() <= lanes / 2;
         let narrow = panels - (0..panels).rev().take_while(is_narrow).count();
-        let mut data = try_zeros("packed weights", panels * depth * lanes)?;
+        let line = 64 / size_of::<f32>();
+        let mut data: Vec<f32> = try_zeros("packed weights", panels * depth * lanes + line)?;
+        let start = data.as_ptr().align_offset(64).min(line);
+        let to = &mut data[start..start + panels * depth * lanes];
         let fill = |(i, panel): (usize, &mut [f32])| pack(source(i), depth, lanes, panel);
         match is_parallel {
-            true => data.par_chunks_mut(depth * lanes).enumerate().for_each(fill),
-            false => data.chunks_mut(depth * lanes).enumerate().for_each(fill),
+            true => to.par_chunks_mut(depth * lanes).enumerate().for_each(fill),
+            false => to.chunks_mut(depth * lanes).enumerate().for_each(fill),
         }
-        Ok(Self { data, depth, lanes, narrow })
-    }
-
-    fn panels(&self) -> usize {
-        self.data.len() / (self.depth * self.lanes)
+        Ok(Self { data, start, panels, depth, lanes, narrow })
     }
 
     /// Rows `depth` of panel `i`.
     fn panel(&self, i: usize, depth: &Range<usize>) -> &[f32] {
-        let first = i * self.depth;
-        &self.data[(first + depth.start) * self.lanes..(first + depth.end) * self.lanes]
+        let first = i * self.depth + depth.start;
+        &self.data[self.start + first * self.lanes..][..depth.len() * self.lanes]
     }
 }
 
@@ -333,7 +336,7 @@ impl Kernel for AddTransposed<'_> {
                 sums.iter_mut().zip(&*to).for_each(|(sum, &d)| *sum += d);
             }
         }
-        for panel in 0..self.right.panels() {
+        for panel in 0..self.right.panels {
             let right = [self.right.panel(panel, &(0..depth))];
             let first = panel * N;
             let width = N.min(self.columns - first);
