@@ -47,9 +47,12 @@ const DEPTH: usize = 512;
 pub(crate) struct Weights {
     level: Level,
     lay_out: fn(Shape, usize) -> Threads,
-    forward: Mutex<Option<(u64, Arc<Vec<ForwardWeights>>)>>,
-    backward: Mutex<Option<(u64, Arc<Vec<BackwardWeights>>)>>,
+    forward: Place<ForwardWeights>,
+    backward: Place<BackwardWeights>,
 }
+
+/// The weights that were packed last, and of which version they are.
+type Place<W> = Mutex<Option<(u64, Arc<Vec<W>>)>>;
 
 impl Default for Weights {
     fn default() -> Self {
@@ -81,7 +84,7 @@ impl Weights {
 
 /// The cells' weights of this version: those packed before, or new ones.
 fn packed<W>(
-    place: &Mutex<Option<(u64, Arc<Vec<W>>)>>,
+    place: &Place<W>,
     params: &Params,
     version: u64,
     pack: impl Fn(usize, usize, bool) -> Result<W>,
@@ -454,7 +457,7 @@ impl After<'_> {
         let work = |(gates, to): (&[f32], &mut [f32])| {
             let rows = gates.len() / (4 * hidden);
             let mut space = Vec::new();
-            let left = Left::pack(level, gates, 4 * hidden, &[0..3 * hidden], &mut space);
+            let left = Left::pack(level, gates, 4 * hidden, [0..3 * hidden, 0..0], &mut space);
             let padded = self.width.next_multiple_of(level.lanes());
             let mut scratch = try_zeros("a block's dx", rows * padded)?;
             let (right, width, scratch) = (&self.weights.input, self.width, &mut scratch[..]);

@@ -115,12 +115,12 @@ pub(super) struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    /// Packs some columns of the rows of a row-major matrix into `space`.
+    /// Packs some columns of the rows of a row-major matrix into `space`, and then some more.
     pub fn pack(
         level: Level,
         matrix: &[f32],
         stride: usize,
-        columns: &[Range<usize>],
+        columns: [Range<usize>; 2],
         space: &'a mut Vec<f32>,
     ) -> Self {
         let rows = matrix.len().div_ceil(stride);
@@ -130,7 +130,7 @@ impl<'a> Left<'a> {
         space.resize(padded * depth, 0.0);
         let mut to = &mut space[..];
         for (first, height) in heights(rows, level.rows()) {
-            for columns in columns {
+            for columns in &columns {
                 let (part, rest) = to.split_at_mut(height * columns.len());
                 let row = |i: usize| &matrix[(first + i) * stride..][columns.clone()];
                 interleave(row, height.min(rows - first), height, part);

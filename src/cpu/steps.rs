@@ -231,7 +231,7 @@ impl Forward<'_> {
         }
         let rows = times.len() * rows;
         let x = &scratch.x[..rows * width];
-        let left = Left::pack(rule.level, x, width, &[0..width], &mut scratch.left);
+        let left = Left::pack(rule.level, x, width, [0..width, 0..0], &mut scratch.left);
         let panels = 3 * rule.blocks();
         let out = &mut scratch.inputs[..panels * rows * lanes];
         share(out, rows * lanes, panels, self.threads, |first, out| {
@@ -258,7 +258,7 @@ impl Forward<'_> {
         let panel = steps * rows;
         let block = SLOTS * rows * rule.level.lanes();
         let mut part = |part: Part, past: &[f32], blocks: &mut [f32]| {
-            let past = Left::pack(rule.level, past, padded, &[0..rule.hidden], left);
+            let past = Left::pack(rule.level, past, padded, [0..rule.hidden, 0..0], left);
             let (weights, all) = (self.weights, &inputs[..]);
             let inputs = Inputs { all, panel, first: i * rows };
             share(blocks, block, rule.blocks(), self.threads, |first, blocks| {
@@ -565,20 +565,20 @@ impl Backward<'_> {
             for row in 0..rows {
                 self.undo_elementwise(t, row);
             }
-            let mut product = |run: &Self, columns: &[Range<usize>], depth: Range<usize>| {
-                run.product(t, columns, depth, &mut space, &mut products);
-            };
             match rule.reset {
                 Reset::After => {
-                    product(&self, &[0..2 * hidden, 3 * hidden..4 * hidden], 0..3 * hidden);
+                    let columns = [0..2 * hidden, 3 * hidden..4 * hidden];
+                    self.product(t, columns, 0..3 * hidden, &mut space, &mut products);
                 }
                 Reset::Before => {
-                    let candidate = 2 * hidden..3 * hidden;
-                    product(&self, &[candidate.clone()], candidate);
+                    let of_n = 2 * hidden..3 * hidden;
+                    let columns = [of_n.clone(), 0..0];
+                    self.product(t, columns, of_n, &mut space, &mut products);
                     for row in 0..rows {
                         self.undo_reset(t, row, &products);
                     }
-                    self.product(t, &[0..2 * hidden], 0..2 * hidden, &mut space, &mut products);
+                    let columns = [0..2 * hidden, 0..0];
+                    self.product(t, columns, 0..2 * hidden, &mut space, &mut products);
                 }
             }
             for row in 0..rows {
@@ -592,7 +592,7 @@ impl Backward<'_> {
     fn product(
         &self,
         t: usize,
-        columns: &[Range<usize>],
+        columns: [Range<usize>; 2],
         depth: Range<usize>,
         space: &mut Vec<f32>,
         products: &mut [f32],
