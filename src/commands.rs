@@ -1,5 +1,6 @@
 //! The commands of the program, a file each.
 
+pub mod bench;
 pub mod check;
 pub mod convert;
 pub mod forecast;
@@ -7,4 +8,5 @@ pub mod grad;
 pub mod info;
 pub mod model;
 pub mod output;
+pub mod plot;
 pub mod run;

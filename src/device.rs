@@ -155,8 +155,7 @@ impl Device {
             if !accepts(&info) {
                 continue;
             }
-            let limits = adapter.limits();
-            match Gpu::open(adapter, limits).await {
+            match Gpu::open(adapter).await {
                 Ok(gpu) => {
                     let reason = "asked for by name".to_owned();
                     return Ok(Self { target: Target::Gpu(gpu), reason });

@@ -11,6 +11,10 @@ use crate::error::{Error, Result};
 use crate::kernels::{Access, Kernel, LOOP_BUDGET};
 use crate::plan::{Limits, Machine};
 
+/// Features that a device is opened with where the adapter has them. Timestamps cost nothing until a
+/// pass writes one.
+const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
+
 /// Every adapter of this machine, as wgpu lists them.
 pub(crate) async fn adapters() -> Vec<wgpu::Adapter> {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
@@ -106,10 +110,20 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// Opens `adapter` with `limits`, which are the adapter's own unless a test asks for less.
-    pub async fn open(adapter: wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
+    /// Opens `adapter` with all that it has of limits and of the features in use here.
+    pub async fn open(adapter: wgpu::Adapter) -> Result<Self> {
+        let (limits, features) = (adapter.limits(), adapter.features() & FEATURES);
+        Self::open_with(adapter, limits, features).await
+    }
+
+    async fn open_with(
+        adapter: wgpu::Adapter,
+        limits: wgpu::Limits,
+        features: wgpu::Features,
+    ) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("gru.device"),
+            required_features: features,
             required_limits: limits,
             ..Default::default()
         };
@@ -274,9 +288,10 @@ impl Gpu {
         }
     }
 
-    /// The same adapter, opened anew with WebGPU's default limits.
+    /// The same adapter, opened anew with WebGPU's default limits and no feature.
     pub async fn reopen_with_default_limits(&self) -> Result<Self> {
-        Self::open(self.inner.adapter.clone(), wgpu::Limits::default()).await
+        let (limits, none) = (wgpu::Limits::default(), wgpu::Features::empty());
+        Self::open_with(self.inner.adapter.clone(), limits, none).await
     }
 
     /// The adapter; its limits are those that the device was opened with.
@@ -291,6 +306,12 @@ impl Gpu {
     /// What a plan for it has to know.
     pub fn machine(&self) -> Machine {
         Machine::new(self.inner.info.limits, self.inner.info.software)
+    }
+
+    /// Nanoseconds of a tick of the adapter's clock, where the device can write down its time.
+    pub fn tick(&self) -> Option<f64> {
+        let has = self.inner.device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        has.then(|| f64::from(self.inner.queue.get_timestamp_period()))
     }
 
     pub fn device(&self) -> &wgpu::Device {

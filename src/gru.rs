@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::noise;
 use crate::options::Options;
 use crate::params::{Gradients, Init, Params};
-use crate::plan::{BufferId, Machine, Mode, Plan, RunBuffers, States};
+use crate::plan::{BufferId, Machine, Mode, Plan, RunBuffers, States, TrainingBuffers};
 use crate::reference;
 use crate::runner::{Runner, SessionGuard};
 use crate::session::{Pass, Session};
@@ -348,7 +348,7 @@ impl Gru {
         self.run_backward(tape, dy, dh_n, Wait::Async).await
     }
 
-    async fn run_forward(
+    pub(crate) async fn run_forward(
         &self,
         state: Option<&State>,
         batch: Batch<'_>,
@@ -368,7 +368,7 @@ impl Gru {
         }
     }
 
-    async fn run_forward_train(
+    pub(crate) async fn run_forward_train(
         &self,
         state: Option<&State>,
         batch: Batch<'_>,
@@ -393,7 +393,7 @@ impl Gru {
         Ok((output, Tape { model, version, shape, record }))
     }
 
-    async fn run_backward(
+    pub(crate) async fn run_backward(
         &self,
         tape: Tape,
         dy: Option<ArrayView3<'_, f32>>,
@@ -417,7 +417,11 @@ impl Gru {
 
     /// The batch, on the CPU with the state as its h0, and the shape of the run, when everything fits
     /// the model.
-    fn check<'a>(&self, state: Option<&'a State>, batch: Batch<'a>) -> Result<(Batch<'a>, Shape)> {
+    pub(crate) fn check<'a>(
+        &self,
+        state: Option<&'a State>,
+        batch: Batch<'a>,
+    ) -> Result<(Batch<'a>, Shape)> {
         self.check_parameters()?;
         let shape = batch.check(&self.config)?;
         let Some(state) = state else { return Ok((batch, shape)) };
@@ -477,37 +481,10 @@ impl Gru {
             let (params, version) = (&self.params, self.version);
             runner.session(params, version, shape, mode, self.options).await?
         };
-        let RunBuffers { x, marks, states, y, .. } = session.plan().run_buffers().clone();
-        match batch.lengths {
-            None => write(&mut session, x, 0, batch.x.len(), Some(batch.x)).await?,
-            Some(lengths) => {
-                // Whatever padding holds, a product with a gradient of 0 must be 0.
-                let mut clean = batch.x.to_owned();
-                zero_padding(&mut clean, batch.layout, lengths);
-                write(&mut session, x, 0, clean.len(), Some(clean.view())).await?;
-            }
-        }
-        let rows = shape.steps * shape.batch;
-        let bits = batch.is_marked().then(|| batch.marks()).transpose()?;
-        let bits = bits.as_ref().map(|bits| bits.as_slice().expect("standard layout"));
-        session.write(marks, 0, rows, bits.map(bytemuck::cast_slice)).await?;
-        if mode == Mode::Training {
-            let seed = noise::seed_words(batch.seed.unwrap_or(0));
-            session.write(marks, rows, seed.len(), Some(bytemuck::cast_slice(&seed))).await?;
-        }
-        for (section, given) in [(States::First, batch.h0), (States::Reset, batch.reset_state)] {
-            let range = section.range(shape);
-            match state.and_then(State::buffer) {
-                Some(buffer) if section == States::First => {
-                    session.copy_in(buffer, states, range);
-                }
-                _ => write(&mut session, states, range.start, range.len(), given).await?,
-            }
-        }
+        upload_run(&mut session, shape, mode, state, batch).await?;
         session.run(Pass::Forward).await?;
-        let parts = [(y, 0..shape.y().iter().product()), (states, States::Last.range(shape))];
-        let [y, h_n] = session.read(&parts, wait).await?.try_into().expect("two parts asked for");
-        Ok((Output { y: array(shape.y(), y), h_n: array(shape.state(), h_n) }, session))
+        let output = download_output(&mut session, shape, wait).await?;
+        Ok((output, session))
     }
 
     async fn backward_on(
@@ -518,15 +495,20 @@ impl Gru {
         dh_n: Option<ArrayView3<'_, f32>>,
         wait: Wait,
     ) -> Result<Gradients> {
-        let training = session.plan().run_buffers().training.clone();
-        let t = training.expect("a tape's plan is a training plan");
-        let layout = self.params.layout();
-        write(session, t.dy, 0, shape.y().iter().product(), dy).await?;
-        for (section, gradient) in [(States::Reset, None), (States::Last, dh_n)] {
-            let range = section.range(shape);
-            write(session, t.dstates, range.start, range.len(), gradient).await?;
-        }
+        upload_gradients(session, shape, dy, dh_n).await?;
         session.run(Pass::Backward).await?;
+        self.download_gradients(session, shape, wait).await
+    }
+
+    /// Waits for a backward schedule and reads what it made.
+    pub(crate) async fn download_gradients(
+        &self,
+        session: &mut Session,
+        shape: Shape,
+        wait: Wait,
+    ) -> Result<Gradients> {
+        let t = training_buffers(session);
+        let layout = self.params.layout();
         let parts = [
             (t.dparams, 0..layout.flat_len()),
             (t.dx[0], 0..shape.x().iter().product()),
@@ -542,6 +524,77 @@ impl Gru {
             reset_state: array(shape.state(), reset_state),
         })
     }
+}
+
+/// Writes what a run starts from.
+pub(crate) async fn upload_run(
+    session: &mut Session,
+    shape: Shape,
+    mode: Mode,
+    state: Option<&State>,
+    batch: &Batch<'_>,
+) -> Result<()> {
+    let RunBuffers { x, marks, states, .. } = session.plan().run_buffers().clone();
+    match batch.lengths {
+        None => write(session, x, 0, batch.x.len(), Some(batch.x)).await?,
+        Some(lengths) => {
+            // Whatever padding holds, a product with a gradient of 0 must be 0.
+            let mut clean = batch.x.to_owned();
+            zero_padding(&mut clean, batch.layout, lengths);
+            write(session, x, 0, clean.len(), Some(clean.view())).await?;
+        }
+    }
+    let rows = shape.steps * shape.batch;
+    let bits = batch.is_marked().then(|| batch.marks()).transpose()?;
+    let bits = bits.as_ref().map(|bits| bits.as_slice().expect("standard layout"));
+    session.write(marks, 0, rows, bits.map(bytemuck::cast_slice)).await?;
+    if mode == Mode::Training {
+        let seed = noise::seed_words(batch.seed.unwrap_or(0));
+        session.write(marks, rows, seed.len(), Some(bytemuck::cast_slice(&seed))).await?;
+    }
+    for (section, given) in [(States::First, batch.h0), (States::Reset, batch.reset_state)] {
+        let range = section.range(shape);
+        match state.and_then(State::buffer) {
+            Some(buffer) if section == States::First => {
+                session.copy_in(buffer, states, range);
+            }
+            _ => write(session, states, range.start, range.len(), given).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Waits for a forward schedule and reads what it made.
+pub(crate) async fn download_output(
+    session: &mut Session,
+    shape: Shape,
+    wait: Wait,
+) -> Result<Output> {
+    let RunBuffers { states, y, .. } = *session.plan().run_buffers();
+    let parts = [(y, 0..shape.y().iter().product()), (states, States::Last.range(shape))];
+    let [y, h_n] = session.read(&parts, wait).await?.try_into().expect("two parts asked for");
+    Ok(Output { y: array(shape.y(), y), h_n: array(shape.state(), h_n) })
+}
+
+/// Writes what a backward schedule starts from.
+pub(crate) async fn upload_gradients(
+    session: &mut Session,
+    shape: Shape,
+    dy: Option<ArrayView3<'_, f32>>,
+    dh_n: Option<ArrayView3<'_, f32>>,
+) -> Result<()> {
+    let t = training_buffers(session);
+    write(session, t.dy, 0, shape.y().iter().product(), dy).await?;
+    for (section, gradient) in [(States::Reset, None), (States::Last, dh_n)] {
+        let range = section.range(shape);
+        write(session, t.dstates, range.start, range.len(), gradient).await?;
+    }
+    Ok(())
+}
+
+fn training_buffers(session: &Session) -> TrainingBuffers {
+    let training = session.plan().run_buffers().training.clone();
+    training.expect("a tape's plan is a training plan")
 }
 
 /// Fills `len` elements of a buffer from an array of any strides, or with zeros.

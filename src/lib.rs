@@ -123,6 +123,7 @@
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, limits and text, by arithmetic alone |
 //! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
+//! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
 //! | `options.rs` | [`Options`]: how a model runs |
 //! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
 //! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
@@ -130,6 +131,7 @@
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
 //! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
+//! | `benches/` | the parts with criterion; a GPU beside cuDNN; what was measured, and what it taught |
 //!
 //! A new format is a file in `formats/` with a feature of its own, a round trip in `tests/roundtrips.rs`,
 //! a file by its own framework in `tests/models.rs`, hostile ones in `tests/hostile.rs` and a fuzz target.
@@ -178,6 +180,7 @@ mod optim;
 mod options;
 mod params;
 pub mod plan;
+mod profile;
 pub mod reference;
 mod runner;
 mod session;
@@ -195,6 +198,7 @@ pub use gru::{Gru, Output, Tape};
 pub use optim::{Adam, clip_global_norm};
 pub use options::{Options, Recurrence};
 pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
+pub use profile::{Clock, KernelTime, Profile};
 pub use state::State;
 pub use stream::Stream;
 pub use wgpu;

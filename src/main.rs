@@ -5,11 +5,11 @@ mod commands;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use gru_wgpu::DeviceKind;
 
-use commands::{check, convert, forecast, grad, info, output, run};
+use commands::{bench, check, convert, forecast, grad, info, output, run};
 
 /// Gated recurrent units on any GPU.
 #[derive(Parser, Debug)]
@@ -19,7 +19,7 @@ struct Cli {
     command: Command,
 
     /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu or software [default: the
-    /// variable GRU_DEVICE, or auto].
+    /// variable GRU_DEVICE, or auto]. `bench` takes several, with commas.
     #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
 }
@@ -30,6 +30,7 @@ enum Command {
     Run(run::Arguments),
     Grad(grad::Arguments),
     Convert(convert::Arguments),
+    Bench(bench::Arguments),
     Check(check::Arguments),
     Info(info::Arguments),
 }
@@ -49,29 +50,42 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {
-    let kind = device_kind(cli)?;
+    let kinds = device_kinds(cli)?;
     // Not a lock: a progress bar writes between two lines of a table.
     let out = &mut io::stdout();
     match &cli.command {
-        Command::Forecast(arguments) => forecast::run(arguments, kind, out)?,
-        Command::Run(arguments) => run::run(arguments, kind)?,
-        Command::Grad(arguments) => grad::run(arguments, kind)?,
+        Command::Forecast(arguments) => forecast::run(arguments, one(&kinds)?, out)?,
+        Command::Run(arguments) => run::run(arguments, one(&kinds)?)?,
+        Command::Grad(arguments) => grad::run(arguments, one(&kinds)?)?,
         Command::Convert(arguments) => convert::run(arguments)?,
-        Command::Check(arguments) => check::run(arguments, kind, out)?,
-        Command::Info(arguments) => info::run(arguments, kind, out)?,
+        Command::Bench(arguments) => bench::run(arguments, &kinds, out)?,
+        Command::Check(arguments) => check::run(arguments, one(&kinds)?, out)?,
+        Command::Info(arguments) => info::run(arguments, one(&kinds)?, out)?,
     }
     out.flush()?;
     Ok(())
 }
 
 /// What `--device` says, or else GRU_DEVICE. An empty variable counts as unset.
-fn device_kind(cli: &Cli) -> Result<DeviceKind> {
+fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
     let variable = || {
         let word = std::env::var_os("GRU_DEVICE").filter(|word| !word.is_empty());
         word.map(|word| word.to_string_lossy().into_owned())
     };
-    let word = cli.device.clone().or_else(variable);
-    Ok(word.map_or(Ok(DeviceKind::Auto), |word| word.parse())?)
+    let Some(words) = cli.device.clone().or_else(variable) else {
+        return Ok(vec![DeviceKind::Auto]);
+    };
+    Ok(words.split(',').map(str::parse).collect::<Result<_, _>>()?)
+}
+
+/// The one device that most commands run on.
+fn one(kinds: &[DeviceKind]) -> Result<DeviceKind> {
+    match *kinds {
+        [kind] => Ok(kind),
+        _ => {
+            bail!("{} devices, but this command takes one; `gru bench` takes several", kinds.len())
+        }
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -9,6 +9,11 @@ use crate::gpu::Gpu;
 use crate::plan::{ARGS_BLOCK, BufferId, BufferSpec, Dispatch, Plan, Slice, Stage};
 use crate::transfer::Wait;
 
+mod timed;
+
+use timed::Stamps;
+pub(crate) use timed::Timing;
+
 /// Dispatches of one submit: bounds what wgpu holds while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
 
@@ -179,22 +184,39 @@ impl Session {
 
     /// Queues one of the plan's schedules. Returns before it has run.
     pub async fn run(&mut self, pass: Pass) -> Result<()> {
+        let ahead = self.take_ahead(pass);
+        let queue = || {
+            self.queue(pass, &ahead, None);
+            Ok(())
+        };
+        self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
+    }
+
+    /// What is to be done ahead of a pass, once.
+    fn take_ahead(&mut self, pass: Pass) -> Vec<Ahead> {
         let mut ahead = std::mem::take(&mut self.ahead);
         if pass == Pass::Backward {
             let whole = |id: &BufferId| (*id, 0..self.plan.buffers()[id.index()].len);
             let zeros = self.plan.accumulators().iter().map(whole);
             ahead.extend(zeros.map(|(id, range)| Ahead::Zero(id, range)));
         }
-        let queue = || {
-            self.queue(pass, &ahead);
-            Ok(())
-        };
-        self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
+        ahead
     }
 
-    fn queue(&self, pass: Pass, ahead: &[Ahead]) {
+    /// Queues a schedule; its compute passes write `stamps`.
+    fn queue(&self, pass: Pass, ahead: &[Ahead], stamps: Option<Stamps<'_>>) {
+        self.queue_calls(pass, ahead, self.calls(pass, 0), stamps);
+    }
+
+    fn queue_calls<'a>(
+        &self,
+        pass: Pass,
+        ahead: &[Ahead],
+        calls: impl Iterator<Item = (&'a Call, usize)>,
+        mut stamps: Option<Stamps<'_>>,
+    ) {
         let mut ahead = ahead.iter();
-        let mut calls = self.calls(pass, 0).peekable();
+        let mut calls = calls.peekable();
         while calls.peek().is_some() {
             let mut encoder = self.gpu.encoder(pass.name());
             // All of it ahead of the first pass.
@@ -207,7 +229,8 @@ impl Session {
                 dispatches += 1;
                 Some((call, block))
             });
-            encode_calls(&mut encoder, pass, within);
+            let writes = stamps.as_mut().map(Stamps::next_pass);
+            encode_calls(&mut encoder, pass, within, writes);
             self.gpu.submit(encoder.finish());
         }
     }
@@ -228,17 +251,23 @@ impl Session {
 
     /// The forward schedule in one pass of somebody's encoder, in one of the plan's turns.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, turn: usize) {
-        encode_calls(encoder, Pass::Forward, self.calls(Pass::Forward, turn));
+        encode_calls(encoder, Pass::Forward, self.calls(Pass::Forward, turn), None);
+    }
+
+    fn stages(&self, pass: Pass) -> &[Prepared] {
+        match pass {
+            Pass::Forward => &self.forward,
+            Pass::Backward => &self.backward,
+        }
     }
 
     /// The dispatches of a schedule in order, each with the block of its arguments.
     fn calls(&self, pass: Pass, turn: usize) -> impl Iterator<Item = (&Call, usize)> {
-        let stages = match pass {
-            Pass::Forward => &self.forward,
-            Pass::Backward => &self.backward,
-        };
         let first = turn * self.turn_blocks;
-        stages.iter().flat_map(Prepared::calls).map(move |(call, block)| (call, first + block))
+        self.stages(pass)
+            .iter()
+            .flat_map(Prepared::calls)
+            .map(move |(call, block)| (call, first + block))
     }
 
     /// Waits for all that was queued and reads parts of buffers.
@@ -272,12 +301,13 @@ fn encode_calls<'a>(
     encoder: &mut wgpu::CommandEncoder,
     pass: Pass,
     calls: impl Iterator<Item = (&'a Call, usize)>,
+    timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
 ) {
     let label = match pass {
         Pass::Forward => "gru.forward",
         Pass::Backward => "gru.backward",
     };
-    let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
+    let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes };
     let mut pass = encoder.begin_compute_pass(&descriptor);
     for (call, block) in calls {
         let [x, y, z] = call.workgroups;

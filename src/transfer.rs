@@ -119,6 +119,23 @@ impl Gpu {
         Ok(results)
     }
 
+    /// Sends what is written and waits for all work queued.
+    pub async fn settle(&self, wait: Wait) -> Result<()> {
+        let send = || {
+            self.queue().submit([]);
+            Ok(())
+        };
+        self.guard(send).await?;
+        match wait {
+            Wait::Block => self.wait(),
+            // A result that has arrived says the same.
+            Wait::Async => {
+                let probe = self.guard(|| Ok(self.buffer("probe", 1))).await?;
+                self.download(&[(&probe, 0, 1)], wait).await.map(|_| ())
+            }
+        }
+    }
+
     /// A buffer of `len` f32 that the host maps to read what kernels made, or to write what they need.
     pub fn staging(&self, name: &str, len: usize, mode: wgpu::MapMode) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;

@@ -208,6 +208,7 @@ fn output_that_cannot_be_written_is_no_panic() {
         vec!["check", "--device", "cpu"],
         vec!["info"],
         vec!["info", "--json"],
+        vec!["bench", "--device", "cpu", "--shape", "2,1,1,1", "--repeats", "1"],
         forecast(csv, &["--device", "cpu"]),
     ] {
         let run = |stdout: Stdio, stderr: Stdio| {

@@ -2,23 +2,19 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, anyhow};
-use plotters::chart::MeshStyle;
+use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use crate::commands::plot::{
+    Area, Drawn, FONT, GREY as HISTORY, GRID, INK, Line, ORANGE as FORECAST, bounds, draw,
+    draw_title, plain, short,
+};
+
 const SIZE: (u32, u32) = (1280, 820);
-const FONT: &str = "Helvetica, Arial, sans-serif";
-const INK: RGBColor = RGBColor(45, 52, 60);
-const GRID: RGBColor = RGBColor(228, 231, 235);
-const HISTORY: RGBColor = RGBColor(150, 158, 168);
-const FORECAST: RGBColor = RGBColor(214, 72, 40);
 /// The rules' colours, weakest rule first.
 const RULES: [RGBColor; 3] =
     [RGBColor(188, 195, 204), RGBColor(120, 160, 200), RGBColor(38, 96, 160)];
-
-/// Points of a line.
-pub type Line = Vec<(f64, f64)>;
 
 /// What `forecast.svg` shows.
 pub struct ForecastPicture {
@@ -58,7 +54,7 @@ pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
         let line: Line = line.into_iter().filter(|&(_, loss)| loss > 0.0).collect();
         let (low, high) = bounds(line.iter().map(|&(_, y)| y), 0.0);
         let end = losses.len().max(2) as f64;
-        draw_title(root, title)?;
+        draw_title(root, title, "")?;
         let mut chart = ChartBuilder::on(root)
             .margin(20)
             .margin_top(64)
@@ -80,24 +76,6 @@ pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
     })
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Drawn = Result<(), Box<dyn std::error::Error>>;
-
-fn draw(size: (u32, u32), paint: impl FnOnce(&Area) -> Drawn) -> Result<String> {
-    let mut svg = String::new();
-    let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-    let drawn = root.fill(&WHITE).map_err(Into::into).and_then(|()| paint(&root));
-    drawn.and_then(|()| Ok(root.present()?)).map_err(|e| anyhow!("cannot draw: {e}"))?;
-    drop(root);
-    Ok(svg)
-}
-
-fn draw_title(area: &Area, title: &str) -> Drawn {
-    let place = Pos::new(HPos::Left, VPos::Top);
-    let style = (FONT, 26).into_font().style(FontStyle::Bold).color(&INK).pos(place);
-    Ok(area.draw_text(title, &style, (24, 18))?)
-}
-
 fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
     let xs = picture.history.iter().chain(&picture.truth).map(|p| p.0);
     let (start, end) = bounds(xs.chain(picture.future.iter().map(|f| f.0)), 0.0);
@@ -105,9 +83,7 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
     let band = picture.future.iter().flat_map(|&(_, y, e)| [y - 2.0 * e, y + 2.0 * e]);
     let (low, high) = bounds(ys.map(|p| p.1).chain(band), 0.06);
 
-    draw_title(area, &picture.title)?;
-    let left = Pos::new(HPos::Left, VPos::Top);
-    area.draw_text(&picture.subtitle, &(FONT, 16).into_font().color(&INK).pos(left), (24, 52))?;
+    draw_title(area, &picture.title, &picture.subtitle)?;
     let mut chart = ChartBuilder::on(area)
         .margin(20)
         .margin_top(84)
@@ -203,16 +179,6 @@ type Chart<'a, 'b> = ChartContext<
     Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
 >;
 
-/// What all axes look like.
-fn plain<'m, 'a, 'b, X: Ranged, Y: Ranged, Backend: DrawingBackend>(
-    mesh: &'m mut MeshStyle<'a, 'b, X, Y, Backend>,
-) -> &'m mut MeshStyle<'a, 'b, X, Y, Backend> {
-    mesh.bold_line_style(GRID)
-        .light_line_style(WHITE)
-        .axis_style(INK)
-        .label_style((FONT, 15).into_font().color(&INK))
-}
-
 /// `most` is how many labels the horizontal axis has room or use for.
 fn mesh(chart: &mut Chart, x: &str, y: &str, most: usize) -> Drawn {
     let Range { start, end } = chart.x_range();
@@ -247,30 +213,4 @@ fn legend_line(
         }
     }
     Ok(())
-}
-
-/// The smallest and the largest value, a share of their distance further apart.
-fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
-    let (low, high) =
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-    if low > high {
-        return (0.0, 1.0);
-    }
-    let room = if high > low { (high - low) * margin } else { low.abs().max(1.0) * 0.5 };
-    (low - room, high + room)
-}
-
-/// A number as short as it can be read.
-fn short(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        v if !(1e-3..1e6).contains(&v) => {
-            let text = format!("{value:.3e}");
-            let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
-            format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
-        }
-        v if v >= 100.0 => format!("{value:.0}"),
-        v if v >= 1.0 => format!("{:.1}", value),
-        _ => format!("{value:.4}").trim_end_matches('0').to_owned(),
-    }
 }

@@ -1,0 +1,137 @@
+//! The parts of a run with criterion: the products, one step, a sequence, training; on the CPU and on an
+//! adapter (what GRU_DEVICE says, or else a hardware GPU, or else a software adapter, which is called
+//! that). `gru bench` compares devices and shapes; this one compares a change with what was before it:
+//!
+//! ```sh
+//! cargo bench -- --save-baseline before
+//! cargo bench -- --baseline before
+//! ```
+
+use std::time::Duration;
+
+use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use gru_wgpu::{Device, Gru, GruConfig, Init};
+use ndarray::Array3;
+
+/// T, B, I, H: small, so that a software adapter comes to an end, and large.
+const SMALL: [usize; 4] = [16, 8, 64, 64];
+const LARGE: [usize; 4] = [64, 32, 128, 256];
+
+/// Each with the name of its rows.
+fn devices() -> Vec<(&'static str, Device)> {
+    let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
+    let adapter = match word {
+        Some(word) => word.parse(),
+        None => Device::gpu().or_else(|_| Device::software()),
+    };
+    let adapter = adapter.ok().filter(Device::is_adapter).map(|device| {
+        let software = device.adapter().is_some_and(|adapter| adapter.software);
+        (if software { "software adapter" } else { "gpu" }, device)
+    });
+    std::iter::once(("cpu", Device::cpu())).chain(adapter).collect()
+}
+
+/// What is run over and over.
+struct Case {
+    gru: Gru,
+    x: Array3<f32>,
+    dy: Array3<f32>,
+    name: String,
+    /// Multiplications and additions, forward.
+    flop: u64,
+}
+
+impl Case {
+    fn new(device: &(&str, Device), [steps, batch, input, hidden]: [usize; 4]) -> Self {
+        let config = GruConfig::pytorch(input, hidden);
+        let wave = |(t, b, i): (usize, usize, usize)| ((t + 2 * b + 3 * i) as f32).sin();
+        Self {
+            gru: Gru::new(config, Init::Uniform, 1, &device.1).expect("a model"),
+            x: Array3::from_shape_fn((steps, batch, input), wave),
+            dy: Array3::from_shape_fn((steps, batch, hidden), wave),
+            name: format!("{}/T{steps} B{batch} I{input} H{hidden}", device.0),
+            flop: (6 * steps * batch * hidden * (input + hidden)) as u64,
+        }
+    }
+
+    fn time(&self, train: bool) -> Duration {
+        let dy = train.then(|| self.dy.view());
+        self.gru.time(&self.x, dy).expect("a run").compute()
+    }
+}
+
+fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.sample_size(10).measurement_time(Duration::from_secs(3));
+    group
+}
+
+/// The input's product, with next to nothing of the rest: 97 % of the work of one step of many rows, by
+/// the device's own clock; and with its three gradients, in training.
+fn products(criterion: &mut Criterion) {
+    for (name, train) in [("products/forward", false), ("products/training", true)] {
+        let mut group = group(criterion, name);
+        for device in devices() {
+            let case = Case::new(&device, [1, 256, 512, 16]);
+            group.throughput(Throughput::Elements(case.flop * if train { 3 } else { 1 }));
+            case.time(train);
+            group.bench_function(&case.name, |bencher| {
+                bencher.iter_custom(|count| (0..count).map(|_| case.time(train)).sum());
+            });
+        }
+    }
+}
+
+/// One step of a stream, from arrays to arrays.
+fn step(criterion: &mut Criterion) {
+    let mut group = group(criterion, "step");
+    for device in devices() {
+        for shape in [[1, 1, 64, 128], [1, 32, 128, 256]] {
+            let case = Case::new(&device, shape);
+            let mut stream = case.gru.stream(shape[1], &[1]).expect("a stream");
+            let mut y = case.dy.clone();
+            group.throughput(Throughput::Elements(case.flop));
+            group.bench_function(&case.name, |bencher| {
+                bencher.iter(|| case.gru.step(&mut stream, case.x.view(), y.view_mut()));
+            });
+        }
+    }
+}
+
+/// A forward pass, from arrays to arrays.
+fn sequence(criterion: &mut Criterion) {
+    let mut group = group(criterion, "sequence");
+    for device in devices() {
+        for shape in [SMALL, LARGE] {
+            let case = Case::new(&device, shape);
+            group.throughput(Throughput::Elements(case.flop));
+            group.bench_function(&case.name, |bencher| bencher.iter(|| case.gru.forward(&case.x)));
+        }
+    }
+}
+
+/// Forward and backward, from arrays to arrays.
+fn training(criterion: &mut Criterion) {
+    let mut group = group(criterion, "training");
+    for device in devices() {
+        for shape in [SMALL, LARGE] {
+            let case = Case::new(&device, shape);
+            group.throughput(Throughput::Elements(3 * case.flop));
+            group.bench_function(&case.name, |bencher| {
+                bencher.iter(|| {
+                    let (_, tape) = case.gru.forward_train(&case.x)?;
+                    case.gru.backward(tape, Some(case.dy.view()), None)
+                });
+            });
+        }
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    products(&mut criterion);
+    step(&mut criterion);
+    sequence(&mut criterion);
+    training(&mut criterion);
+    criterion.final_summary();
+}

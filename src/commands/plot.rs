@@ -1,0 +1,72 @@
+//! What all pictures of the program have in common. They are SVG text.
+
+use anyhow::{Result, anyhow};
+use plotters::chart::MeshStyle;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+pub const FONT: &str = "Helvetica, Arial, sans-serif";
+pub const INK: RGBColor = RGBColor(45, 52, 60);
+pub const GRID: RGBColor = RGBColor(228, 231, 235);
+pub const GREY: RGBColor = RGBColor(150, 158, 168);
+pub const ORANGE: RGBColor = RGBColor(214, 72, 40);
+
+/// Points of a line.
+pub type Line = Vec<(f64, f64)>;
+
+pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+pub type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// What `paint` makes of a white sheet of this size.
+pub fn draw(size: (u32, u32), paint: impl FnOnce(&Area) -> Drawn) -> Result<String> {
+    let mut svg = String::new();
+    let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+    let drawn = root.fill(&WHITE).map_err(Into::into).and_then(|()| paint(&root));
+    drawn.and_then(|()| Ok(root.present()?)).map_err(|e| anyhow!("cannot draw: {e}"))?;
+    drop(root);
+    Ok(svg)
+}
+
+/// A heading, and smaller text below it.
+pub fn draw_title(area: &Area, title: &str, subtitle: &str) -> Drawn {
+    let place = Pos::new(HPos::Left, VPos::Top);
+    let style = (FONT, 26).into_font().style(FontStyle::Bold).color(&INK).pos(place);
+    area.draw_text(title, &style, (24, 18))?;
+    Ok(area.draw_text(subtitle, &(FONT, 16).into_font().color(&INK).pos(place), (24, 52))?)
+}
+
+/// What all axes look like.
+pub fn plain<'m, 'a, 'b, X: Ranged, Y: Ranged, Backend: DrawingBackend>(
+    mesh: &'m mut MeshStyle<'a, 'b, X, Y, Backend>,
+) -> &'m mut MeshStyle<'a, 'b, X, Y, Backend> {
+    mesh.bold_line_style(GRID)
+        .light_line_style(WHITE)
+        .axis_style(INK)
+        .label_style((FONT, 15).into_font().color(&INK))
+}
+
+/// The smallest and the largest value, a share of their distance further apart.
+pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
+    let (low, high) =
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    if low > high {
+        return (0.0, 1.0);
+    }
+    let room = if high > low { (high - low) * margin } else { low.abs().max(1.0) * 0.5 };
+    (low - room, high + room)
+}
+
+/// A number as short as it can be read.
+pub fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        v if !(1e-3..1e6).contains(&v) => {
+            let text = format!("{value:.3e}");
+            let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+            format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
+        }
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 1.0 => format!("{:.1}", value),
+        _ => format!("{value:.4}").trim_end_matches('0').to_owned(),
+    }
+}

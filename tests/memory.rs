@@ -1,0 +1,76 @@
+//! What a plan says it holds on the device, against what wgpu counts there.
+
+mod common;
+
+use gru_wgpu::plan::Mode;
+use gru_wgpu::{Device, Direction, Gru, GruConfig, Init, Options, wgpu};
+use ndarray::Array3;
+
+/// The adapter that the tests run on, opened by the test itself: its counters are the caller's to read.
+fn open() -> (Device, wgpu::Device) {
+    let name = common::adapter().adapter().unwrap().name;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name == name).unwrap();
+    let descriptor =
+        wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    (Device::from_wgpu(&adapter, &device, &queue).unwrap(), device)
+}
+
+/// Buffers alive, and the bytes of memory that they take.
+fn held(device: &wgpu::Device) -> [u64; 2] {
+    // Frees what was dropped.
+    device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+    let counters = device.get_internal_counters().hal;
+    [counters.buffers.read(), counters.buffer_memory.read()].map(|count| count as u64)
+}
+
+#[test]
+fn a_plan_predicts_the_memory_that_a_run_takes() {
+    let (device, counted) = open();
+    // wgpu's own buffers have come and gone, and the kernels' are there.
+    let first = Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, &device).unwrap();
+    first.forward(&Array3::ones((1, 1, 1))).unwrap();
+    drop(first);
+    let deep = GruConfig::pytorch(3, 17).with_layers(2).with_direction(Direction::Both);
+    for (config, [steps, batch]) in [
+        (GruConfig::new(1, 1), [1, 1]),
+        (GruConfig::pytorch(5, 33), [64, 7]),
+        (GruConfig::pytorch(8, 64), [300, 3]),
+        (deep, [9, 5]),
+    ] {
+        let modes = [(Mode::Inference, false), (Mode::Training, false), (Mode::Training, true)];
+        for (mode, recompute) in modes {
+            let before = held(&counted);
+            let gru = Gru::new(config.clone(), Init::Uniform, 1, &device).unwrap();
+            let gru = gru.with_options(Options::default().with_recompute(recompute));
+            let x = Array3::ones((steps, batch, config.input_size));
+            let shape = config.shape(steps, batch).unwrap();
+            let dy = Array3::ones(shape.y());
+            match mode {
+                Mode::Inference => drop(gru.forward(&x).unwrap()),
+                Mode::Training => {
+                    let (_, tape) = gru.forward_train(&x).unwrap();
+                    gru.backward(tape, Some(dy.view()), None).unwrap();
+                }
+            }
+            let after = held(&counted);
+            let [buffers, bytes] = [0, 1].map(|i| after[i] - before[i]);
+            let plan = gru.plan(shape, mode).unwrap();
+            let what = format!(
+                "{config}, {shape}, {mode:?}, {recompute}: {buffers} buffers, {bytes} bytes"
+            );
+            // The arguments are one more. A buffer takes whole blocks of memory.
+            assert_eq!(buffers, plan.buffers().len() as u64 + 1, "{what}");
+            let blocks = 256 * buffers;
+            assert!(
+                (plan.bytes()..=plan.bytes() + blocks).contains(&bytes),
+                "{what}, the plan says {}",
+                plan.bytes()
+            );
+            drop(gru);
+            assert_eq!(held(&counted), before, "{what}: not all of it was freed");
+        }
+    }
+}
