@@ -155,7 +155,7 @@ fn heights(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
             3 => 4,
             5 => 6,
             7 => 8,
-            9.. => 12,
+            11.. => 12,
             same => same,
         };
         let tile = (first, height);
@@ -240,6 +240,8 @@ fn tiles<V: Vector, const N: usize, const ROWS: usize, const P: usize, const W: 
             4 => add_tile::<V, N, 4, P, W>(tile, panels, out, row),
             6 if P == 1 => add_tile::<V, N, 6, P, W>(tile, panels, out, row),
             8 if P == 1 && ROWS > 6 => add_tile::<V, N, 8, P, W>(tile, panels, out, row),
+            9 if P == 1 && ROWS > 6 => add_tile::<V, N, 9, P, W>(tile, panels, out, row),
+            10 if P == 1 && ROWS > 6 => add_tile::<V, N, 10, P, W>(tile, panels, out, row),
             12 if P == 1 && ROWS > 6 => add_tile::<V, N, 12, P, W>(tile, panels, out, row),
             _ => unreachable!("heights gives no others"),
         }
