@@ -6,13 +6,14 @@ use ndarray::{Array3, ArrayView3};
 
 use crate::batch::{Batch, zero_padding};
 use crate::config::{GruConfig, Shape};
+use crate::cpu;
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::noise;
 use crate::options::Options;
 use crate::params::{Gradients, Init, Params};
 use crate::plan::{BufferId, Machine, Mode, Plan, RunBuffers, States, TrainingBuffers};
-use crate::reference::{self, Trace};
+use crate::reference;
 use crate::runner::{Runner, SessionGuard};
 use crate::session::{Pass, Session};
 use crate::state::State;
@@ -26,12 +27,6 @@ pub struct Output {
     pub y: Array3<f32>,
     /// h_n `[L·D, B, H]`: each cell's state after its last step; layer-major, forward before reverse.
     pub h_n: Array3<f32>,
-}
-
-impl Output {
-    fn of_trace(trace: &Trace<f32>) -> Self {
-        Self { y: trace.y(), h_n: trace.h_n() }
-    }
 }
 
 /// What [`Gru::forward_train`] keeps for [`Gru::backward`], on the model's device.
@@ -49,7 +44,7 @@ pub struct Tape {
 
 #[derive(Debug)]
 enum Record {
-    Cpu(Box<(Array3<f32>, Trace<f32>)>),
+    Cpu(Box<cpu::Trace>),
     Gpu(Box<SessionGuard>),
 }
 
@@ -69,7 +64,7 @@ impl Tape {
     /// As [`Self::state`].
     pub async fn state_async(&self) -> Result<State> {
         match &self.record {
-            Record::Cpu(run) => Ok(State::of_array(run.1.h_n())),
+            Record::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
             Record::Gpu(session) => {
                 let states = session.plan().run_buffers().states;
                 let last = States::Last.range(self.shape);
@@ -109,6 +104,8 @@ pub struct Gru {
     options: Options,
     /// There on an adapter.
     runner: Option<Runner>,
+    /// Of the CPU.
+    weights: cpu::Weights,
     /// Tells this model's tapes from another's.
     id: u64,
     /// Counts changes of the parameters.
@@ -166,6 +163,7 @@ impl Gru {
             device: device.clone(),
             options: Options::default(),
             runner,
+            weights: cpu::Weights::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             version: 0,
         })
@@ -358,7 +356,10 @@ impl Gru {
     ) -> Result<Output> {
         let (batch, shape) = self.check(state, batch.reborrow())?;
         match &self.runner {
-            None => Ok(Output::of_trace(&reference::forward(&self.params, batch)?)),
+            None => {
+                let (y, h_n) = cpu::forward(&self.params, self.cpu_weights(), batch)?;
+                Ok(Output { y, h_n })
+            }
             Some(runner) => {
                 let mode = Mode::Inference;
                 let (output, _) = self.forward_on(runner, shape, mode, state, &batch, wait).await?;
@@ -377,9 +378,9 @@ impl Gru {
         batch.noise(&self.config, Mode::Training)?;
         let (output, record) = match &self.runner {
             None => {
-                let trace = reference::forward_train(&self.params, batch)?;
-                let output = Output::of_trace(&trace);
-                (output, Record::Cpu(Box::new((batch.x.to_owned(), trace))))
+                let ran = cpu::forward_train(&self.params, self.cpu_weights(), batch)?;
+                let (y, trace) = ran;
+                (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
             }
             Some(runner) => {
                 let mode = Mode::Training;
@@ -407,10 +408,7 @@ impl Gru {
         }
         reference::check_gradients(&tape.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
         match tape.record {
-            Record::Cpu(run) => {
-                let (x, trace) = *run;
-                reference::backward(&self.params, x.view(), &trace, dy, dh_n)
-            }
+            Record::Cpu(trace) => cpu::backward(&self.params, self.cpu_weights(), *trace, dy, dh_n),
             Record::Gpu(mut session) => {
                 self.backward_on(&mut session, tape.shape, dy, dh_n, wait).await
             }
@@ -448,6 +446,11 @@ impl Gru {
             what: "a model on the CPU and buffers or encoders of wgpu",
             why: "its device must be one of wgpu's",
         })
+    }
+
+    /// What the CPU reads the parameters from, and of which version they must be.
+    pub(crate) fn cpu_weights(&self) -> (&cpu::Weights, u64) {
+        (&self.weights, self.version)
     }
 
     /// Counts changes of the parameters.

@@ -52,9 +52,19 @@ impl Noise {
         Self { seed, dropout, last_layer, zoneout: Zoneout::of(config, mode) }
     }
 
+    /// Whether anything of a layer's output may be dropped.
+    pub fn drops(&self, layer: usize) -> bool {
+        self.dropout != 0.0 && layer != self.last_layer
+    }
+
+    /// Whether any unit keeps a share of its old state.
+    pub fn has_zones(&self) -> bool {
+        self.zoneout != Zoneout::None
+    }
+
     /// What an element of a layer's output is multiplied with on its way to the next layer.
     pub fn dropout_factor(&self, place: Place) -> f32 {
-        if self.dropout == 0.0 || place.layer == self.last_layer {
+        if !self.drops(place.layer) {
             return 1.0;
         }
         let dropped = self.draw(place, Purpose::Dropout) < threshold(self.dropout);

@@ -91,7 +91,7 @@ fn join<'a, F: NdFloat>(axis: Axis, parts: impl Iterator<Item = ArrayView3<'a, F
 }
 
 /// A copy whose rows are contiguous, whatever the view's strides: `to_owned` may keep its order.
-fn standard<F: NdFloat>(view: ArrayView3<'_, F>) -> Array3<F> {
+pub(crate) fn standard<F: NdFloat>(view: ArrayView3<'_, F>) -> Array3<F> {
     view.as_standard_layout().into_owned()
 }
 
@@ -306,19 +306,19 @@ pub(crate) struct Walk<'a, F> {
 
 impl<F: NdFloat> Walk<'_, F> {
     /// The time steps in the direction's own order.
-    fn times(&self) -> impl DoubleEndedIterator<Item = usize> + use<F> {
+    pub(crate) fn times(&self) -> impl DoubleEndedIterator<Item = usize> + use<F> {
         let steps = self.marks.len_of(Axis(0));
         let is_reverse = self.is_reverse;
         (0..steps).map(move |step| if is_reverse { steps - 1 - step } else { step })
     }
 
     /// Whether a row's state starts afresh before the direction's step at time t.
-    fn restarts(&self, t: usize, row: usize) -> bool {
+    pub(crate) fn restarts(&self, t: usize, row: usize) -> bool {
         let bit = if self.is_reverse { mark::RESTART_REVERSE } else { mark::RESTART };
         self.marks[[t, row]] & bit != 0
     }
 
-    fn is_padding(&self, t: usize, row: usize) -> bool {
+    pub(crate) fn is_padding(&self, t: usize, row: usize) -> bool {
         self.marks[[t, row]] & mark::PADDING != 0
     }
 
@@ -327,12 +327,12 @@ impl<F: NdFloat> Walk<'_, F> {
     }
 
     /// [`Noise::zone`] of every unit.
-    fn zone(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
+    pub(crate) fn zone(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
         move |j| float(self.noise.zone(self.place(t, row, j, hidden)))
     }
 
     /// [`Noise::dropout_factor`] of every unit.
-    fn dropout(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
+    pub(crate) fn dropout(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
         move |j| float(self.noise.dropout_factor(self.place(t, row, j, hidden)))
     }
 }

@@ -4,6 +4,7 @@ use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, s};
 
 use crate::batch::Batch;
 use crate::config::{Direction, Shape};
+use crate::cpu;
 use crate::embed::Buffers;
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::{Gpu, one_line};
@@ -443,9 +444,9 @@ impl Gru {
             Place::Cpu { state, reset_state } => {
                 reset_rows(&mut stream.resets, state, reset_state);
                 let batch = Batch::new(x).reborrow().with_h0(state.view());
-                let trace = reference::forward(self.params(), batch)?;
-                y.assign(&trace.y());
-                *state = trace.h_n();
+                let (out, h_n) = cpu::forward(self.params(), self.cpu_weights(), batch)?;
+                y.assign(&out);
+                *state = h_n;
                 Ok(())
             }
             Place::Gpu(on) => {

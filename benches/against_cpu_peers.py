@@ -1,0 +1,183 @@
+"""Times the CPU device beside ONNX Runtime and PyTorch, in turn, in one run.
+
+    cargo bench --bench cpu_times --no-run       # once
+    python benches/against_cpu_peers.py [T,B,I,H ...] [--rounds N] [--only forward|train] [--peers ort torch]
+
+Needs numpy, onnx, onnxruntime and torch. Each contender is a process of its own that stays alive and
+is asked in turn, so that a slow moment of the machine meets all of them. A number is the median of all
+repeats of all rounds, in ms. `ours / peer` below 1 means that this library is faster.
+
+With --cpu-time a number is the processor time of a call, everyone on one thread (Linux): that of a
+machine which others use too, where the time on the wall says who was let in.
+"""
+
+import argparse
+import glob
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+SHAPES = [
+    "128,1,64,128", "64,32,128,256", "128,64,256,512", "25,16,1024,1024",
+    "127,1,63,129", "63,31,127,255", "127,65,255,513", "25,17,1023,1025",
+]
+
+THREADS = int(os.environ.get("RAYON_NUM_THREADS", os.cpu_count()))
+
+
+def times(once, repeats):
+    taken = []
+    for repeat in range(repeats + 2):
+        start = time.perf_counter()
+        once()
+        if repeat >= 2:
+            taken.append((time.perf_counter() - start) * 1e3)
+    return taken
+
+
+def ort_once(mode, steps, batch, inputs, hidden):
+    import numpy as np
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    assert mode == "forward"
+    random = np.random.default_rng(0)
+
+    def array(*shape):
+        return (random.standard_normal(shape) * 0.1).astype(np.float32)
+
+    weights = {"W": array(1, 3 * hidden, inputs), "R": array(1, 3 * hidden, hidden), "B": array(1, 6 * hidden)}
+    node = helper.make_node("GRU", ["X", *weights], ["Y", "Y_h"], hidden_size=hidden, linear_before_reset=1)
+
+    def info(name, *shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    graph = helper.make_graph(
+        [node], "gru", [info("X", steps, batch, inputs)],
+        [info("Y", steps, 1, batch, hidden), info("Y_h", 1, batch, hidden)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=9)
+    onnx.checker.check_model(model)
+    options = ort.SessionOptions()
+    # As many threads as cores, as for all; they do not spin on into the next contender's turn.
+    options.intra_op_num_threads = THREADS
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = array(steps, batch, inputs)
+    return lambda: session.run(None, {"X": x})
+
+
+def torch_once(mode, steps, batch, inputs, hidden):
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    gru = torch.nn.GRU(inputs, hidden)
+    x = torch.randn(steps, batch, inputs, requires_grad=mode == "train")
+
+    def forward():
+        with torch.inference_mode():
+            gru(x)
+
+    def train():
+        gru.zero_grad(set_to_none=True)
+        x.grad = None
+        gru(x)[0].sum().backward()
+
+    return forward if mode == "forward" else train
+
+
+def work(peer):
+    """Answers lines of stdin, as benches/cpu_times.rs does."""
+    for line in sys.stdin:
+        mode, shape, repeats = line.split()
+        once = {"ort": ort_once, "torch": torch_once}[peer](mode, *map(int, shape.split(",")))
+        print(*(f"{ms:.4f}" for ms in times(once, int(repeats))), flush=True)
+
+
+class Contender:
+    def __init__(self, command):
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, mode, shape, repeats):
+        self.process.stdin.write(f"{mode} {shape} {repeats}\n")
+        self.process.stdin.flush()
+        return [float(word) for word in self.process.stdout.readline().split()]
+
+    def ask_cpu_time(self, mode, shape, repeats):
+        """Processor time of a call in ms, without what comes before the repeats."""
+        def spent(repeats):
+            before = self.ticks()
+            self.ask(mode, shape, repeats)
+            return self.ticks() - before
+
+        start = spent(0)
+        return [max(spent(repeats) - start, 0) / repeats / os.sysconf("SC_CLK_TCK") * 1e3]
+
+    def ticks(self):
+        with open(f"/proc/{self.process.pid}/stat") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+
+def enough(shape, mode):
+    """So many repeats that ticks of 10 ms do not show, a second and a half."""
+    steps, batch, inputs, hidden = map(int, shape.split(","))
+    flops = 6 * steps * batch * hidden * (inputs + hidden) * (3 if mode == "train" else 1)
+    return max(5, round(1.2e11 / flops))
+
+
+def own_program():
+    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(root, "target"))
+    built = [p for p in glob.glob(f"{target}/release/deps/cpu_times-*") if os.access(p, os.X_OK) and not p.endswith(".d")]
+    if not built:
+        sys.exit("error: build it first: cargo bench --bench cpu_times --no-run")
+    return max(built, key=os.path.getmtime)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", default=SHAPES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["forward", "train"])
+    parser.add_argument("--peers", nargs="*", default=["ort", "torch"], choices=["ort", "torch"])
+    parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--worker", choices=["ort", "torch"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args.worker)
+    if args.cpu_time:
+        os.environ["RAYON_NUM_THREADS"] = "1"
+    contenders = {"ours": Contender([own_program()])}
+    for peer in args.peers:
+        contenders[peer] = Contender([sys.executable, os.path.abspath(__file__), "--worker", peer])
+    print("| T,B,I,H | | ours, ms | ONNX Runtime | ours / it | PyTorch | ours / it |\n|---|---|---|---|---|---|---|")
+    for shape in args.shapes:
+        for mode in [args.only] if args.only else ["forward", "train"]:
+            names = [name for name in contenders if (name, mode) != ("ort", "train")]
+            taken = {name: [] for name in names}
+            for name in names:
+                # Imports and first touches, which are no part of any call.
+                contenders[name].ask(mode, shape, 0)
+            for _ in range(args.rounds):
+                for name in names:
+                    if args.cpu_time:
+                        taken[name] += contenders[name].ask_cpu_time(mode, shape, enough(shape, mode))
+                    else:
+                        taken[name] += contenders[name].ask(mode, shape, args.repeats)
+            median = {name: statistics.median(values) for name, values in taken.items()}
+            cells = [shape, mode, f"{median['ours']:.2f}"]
+            for peer in ["ort", "torch"]:
+                known = peer in median
+                cells += [f"{median[peer]:.2f}", f"{median['ours'] / median[peer]:.2f}"] if known else ["", ""]
+            print("|", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+//! Times the CPU device: a line `forward|train T,B,I,H REPEATS` on stdin, a line of milliseconds on
+//! stdout. `against_cpu_peers.py` asks it, in turn with others.
+#![allow(clippy::print_stdout, reason = "a program")]
+
+use std::io::BufRead;
+use std::time::Instant;
+
+use gru_wgpu::{Device, Gru, GruConfig, Init, Result};
+use ndarray::Array3;
+
+fn main() -> Result<()> {
+    for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
+        let mut words = line.split_whitespace();
+        let (Some(mode), Some(shape), Some(repeats)) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        let sizes: Vec<usize> = shape.split(',').filter_map(|size| size.parse().ok()).collect();
+        let [steps, batch, input, hidden] = sizes[..] else { continue };
+        let config = GruConfig::pytorch(input, hidden);
+        let mut gru = Gru::new(config, Init::Uniform, 1, &Device::cpu())?;
+        let x = Array3::from_shape_fn((steps, batch, input), |(t, b, i)| {
+            ((7 * t + 5 * b + 3 * i) % 19) as f32 * 0.1 - 0.9
+        });
+        let dy = Array3::ones((steps, batch, hidden));
+        let repeats: usize = repeats.parse().unwrap_or(5);
+        let mut times = Vec::new();
+        for repeat in 0..repeats + 2 {
+            let start = Instant::now();
+            match mode {
+                "train" => {
+                    // As an optimiser would, so that the weights are packed anew.
+                    gru.params_mut();
+                    let (_, tape) = gru.forward_train(&x)?;
+                    gru.backward(tape, Some(dy.view()), None)?;
+                }
+                _ => {
+                    gru.forward(&x)?;
+                }
+            }
+            if repeat >= 2 {
+                times.push(format!("{:.4}", start.elapsed().as_secs_f64() * 1e3));
+            }
+        }
+        println!("{}", times.join(" "));
+    }
+    Ok(())
+}

@@ -1,0 +1,580 @@
+//! The CPU path: the contract of [`mod@crate::reference`], fast, in f32.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `cpu/simd.rs` | one source compiled for several sets of instructions; exp, σ and tanh |
+//! | `cpu/product.rs` | packed matrices, and the loops that multiply with them |
+//! | `cpu/steps.rs` | what happens step by step, forward and backward |
+//! | this file | the layers, the threads, and after the steps the products over all of them at once |
+//!
+//! Weights are packed once for each version of the parameters. Threads take batch rows, or share a
+//! step where rows are too few for a large state; nothing depends on how many there are, to the bit.
+
+mod product;
+mod simd;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut3, Axis, s};
+use rayon::prelude::*;
+
+use crate::batch::{Batch, time_major, zero_padding};
+use crate::config::{Direction, GruConfig, Layout, Reset, Shape};
+use crate::error::{Result, try_zeros};
+use crate::noise::Noise;
+use crate::params::{Gradients, Params};
+use crate::plan::Mode;
+use crate::reference::{Walk, check_gradients, standard, zeros};
+use product::{AddProduct, AddTransposed, Left, Packed, Source, add_product};
+use simd::{Kernel, Level, Vector, load, store};
+use steps::{Backward, BackwardWeights, Forward, ForwardWeights};
+
+/// Below so many floating-point operations, some 20 µs, other threads are not worth waking.
+const WORTH_THREADS: f64 = 2e6;
+
+/// So many in one step are worth sharing it, which costs a few µs.
+const WORTH_SHARING: f64 = 4e6;
+
+/// Steps and rows whose contribution to the weights' gradients is added at once: what stays in the
+/// cache.
+const DEPTH: usize = 512;
+
+/// The weights of all cells as forward and backward steps read them, of one version of the parameters.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    level: Level,
+    lay_out: fn(Shape, usize) -> Threads,
+    forward: Place<ForwardWeights>,
+    backward: Place<BackwardWeights>,
+}
+
+/// The weights that were packed last, and of which version they are.
+type Place<W> = Mutex<Option<(u64, Arc<Vec<W>>)>>;
+
+impl Default for Weights {
+    fn default() -> Self {
+        let lay_out = |shape, width| Threads::new(shape, width, rayon::current_num_threads());
+        Self {
+            level: Level::best(),
+            lay_out,
+            forward: Mutex::default(),
+            backward: Mutex::default(),
+        }
+    }
+}
+
+impl Weights {
+    fn forward(&self, params: &Params, version: u64) -> Result<Arc<Vec<ForwardWeights>>> {
+        packed(&self.forward, params, version, |layer, direction, is_parallel| {
+            let ranges = params.layout().cell(layer, direction);
+            ForwardWeights::new(params, &ranges, self.level, is_parallel)
+        })
+    }
+
+    fn backward(&self, params: &Params, version: u64) -> Result<Arc<Vec<BackwardWeights>>> {
+        packed(&self.backward, params, version, |layer, direction, is_parallel| {
+            let ranges = params.layout().cell(layer, direction);
+            BackwardWeights::new(params, &ranges, self.level, is_parallel)
+        })
+    }
+}
+
+/// The cells' weights of this version: those packed before, or new ones.
+fn packed<W>(
+    place: &Place<W>,
+    params: &Params,
+    version: u64,
+    pack: impl Fn(usize, usize, bool) -> Result<W>,
+) -> Result<Arc<Vec<W>>> {
+    // What a panic left behind is whole: it is put in place last.
+    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((of, weights)) = place.as_ref() {
+        if *of == version {
+            return Ok(weights.clone());
+        }
+    }
+    let config = params.layout().config();
+    let is_parallel = params.as_slice().len() as f64 > WORTH_THREADS / 10.0;
+    let cells = (0..config.layers)
+        .flat_map(|layer| (0..config.directions()).map(move |direction| (layer, direction)));
+    let weights = cells.map(|(layer, direction)| pack(layer, direction, is_parallel));
+    let weights = Arc::new(weights.collect::<Result<Vec<_>>>()?);
+    *place = Some((version, weights.clone()));
+    Ok(weights)
+}
+
+/// What a forward pass leaves for a backward pass. Arrays are time-major, whatever the batch's layout.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    run: Run,
+    /// `[T, B, I]`, zeros at padding.
+    x: Array3<f32>,
+    /// y `[T, B, D·H]` of each layer below the last.
+    between: Vec<Array3<f32>>,
+    /// `[L·D, B, H]`
+    h_n: Array3<f32>,
+    /// Layer-major, forward before reverse.
+    cells: Vec<CellTrace>,
+}
+
+/// What one direction of one layer leaves.
+#[derive(Debug)]
+struct CellTrace {
+    /// `[T, B, H]`: the state that each step starts from; 0 at padding.
+    h: Array3<f32>,
+    /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding.
+    gates: Array3<f32>,
+}
+
+/// What all cells of a run share.
+#[derive(Debug)]
+struct Run {
+    shape: Shape,
+    direction: Direction,
+    marks: Array2<u32>,
+    noise: Noise,
+    /// `[L·D, B, H]`
+    reset_state: Array3<f32>,
+}
+
+impl Run {
+    fn walk(&self, layer: usize, direction: usize) -> Walk<'_, f32> {
+        let cell = layer * self.shape.directions + direction;
+        Walk {
+            layer,
+            direction,
+            is_reverse: self.direction.is_reverse(direction),
+            marks: self.marks.view(),
+            noise: &self.noise,
+            reset_state: self.reset_state.index_axis(Axis(0), cell),
+        }
+    }
+}
+
+impl Trace {
+    /// h_n `[L·D, B, H]`
+    pub fn h_n(&self) -> &Array3<f32> {
+        &self.h_n
+    }
+}
+
+/// How a layer's steps are laid out over threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Threads {
+    /// The batch rows that a task takes.
+    rows: usize,
+    /// The threads that share each of its steps.
+    sharing: usize,
+    /// Whether other threads are woken at all.
+    is_parallel: bool,
+}
+
+impl Threads {
+    /// For `threads` threads and a layer that reads `width` numbers.
+    fn new(shape: Shape, width: usize, threads: usize) -> Self {
+        let Shape { steps, batch, hidden, directions, .. } = shape;
+        let step = 6.0 * (batch * hidden) as f64 * (hidden + width) as f64;
+        if threads == 1 || step * ((steps * directions) as f64) < WORTH_THREADS {
+            return Self { rows: batch, sharing: 1, is_parallel: false };
+        }
+        // Fewer rows than eight would leave the weights' way from the cache the longer part.
+        let groups = (threads / directions).clamp(1, (batch / 8).max(1));
+        let rows = batch.div_ceil(groups);
+        let idle = threads / (groups * directions);
+        let share = idle > 1 && 6.0 * (rows * hidden * hidden) as f64 > WORTH_SHARING;
+        Self { rows, sharing: if share { idle } else { 1 }, is_parallel: true }
+    }
+
+    /// Runs a layer's tasks.
+    fn run<T: Send>(
+        self,
+        tasks: Vec<T>,
+        work: impl Fn(T) -> Result<()> + Send + Sync,
+    ) -> Result<()> {
+        if self.is_parallel && (tasks.len() > 1 || self.sharing > 1) {
+            // Also for a single one: inside the pool its steps are shared at less cost.
+            return tasks.into_par_iter().with_max_len(1).try_for_each(work);
+        }
+        tasks.into_iter().try_for_each(work)
+    }
+}
+
+/// y `[T, B, D·H]` or `[B, T, D·H]`, h_n `[L·D, B, H]`, and in training what [`backward`] needs.
+type Passed<T> = (Array3<f32>, T);
+
+/// As in use: nothing is dropped, zoneout is its expectation, and little memory is taken.
+pub(crate) fn forward(
+    params: &Params,
+    (weights, version): (&Weights, u64),
+    batch: Batch<'_>,
+) -> Result<Passed<Array3<f32>>> {
+    let (run, h0) = start(params.layout().config(), &batch, Mode::Inference)?;
+    let packed = weights.forward(params, version)?;
+    let x = time_major(batch.x, batch.layout);
+    let rows_lie_whole = x.len_of(Axis(2)) == 1 || x.stride_of(Axis(2)) == 1;
+    let copy = (!rows_lie_whole).then(|| standard(x));
+    let mut h_n = h0;
+    let mut input: Option<Array3<f32>> = None;
+    for layer in 0..run.shape.layers {
+        let x = input.as_ref().or(copy.as_ref()).map_or(x, |array| array.view());
+        input = Some(layer_forward(&run, (weights, &packed), layer, x, &mut h_n, None)?);
+    }
+    Ok((input.expect("a layer at least"), h_n))
+}
+
+/// As [`forward`], while training.
+pub(crate) fn forward_train(
+    params: &Params,
+    (weights, version): (&Weights, u64),
+    batch: Batch<'_>,
+) -> Result<Passed<Trace>> {
+    let (run, mut h_n) = start(params.layout().config(), &batch, Mode::Training)?;
+    let packed = weights.forward(params, version)?;
+    let Shape { steps, batch: rows, hidden, layers, directions, .. } = run.shape;
+    let mut x = standard(time_major(batch.x, batch.layout));
+    if let Some(lengths) = batch.lengths {
+        zero_padding(&mut x, Layout::TimeMajor, lengths);
+    }
+    let (mut cells, mut between): (Vec<CellTrace>, Vec<_>) = Default::default();
+    for layer in 0..layers {
+        for _ in 0..directions {
+            cells.push(CellTrace {
+                h: zeros("h [T, B, H]", [steps, rows, hidden])?,
+                gates: zeros("gates [T, B, 4H]", [steps, rows, 4 * hidden])?,
+            });
+        }
+        let input = between.last().unwrap_or(&x).view();
+        let kept = &mut cells[layer * directions..];
+        let y = layer_forward(&run, (weights, &packed), layer, input, &mut h_n, Some(kept))?;
+        between.push(y);
+    }
+    let y = between.pop().expect("a layer at least");
+    Ok((y, Trace { run, x, between, h_n, cells }))
+}
+
+fn start(config: &GruConfig, batch: &Batch<'_>, mode: Mode) -> Result<(Run, Array3<f32>)> {
+    let shape = batch.check(config)?;
+    let states = |state: Option<ArrayView3<'_, f32>>| {
+        state.map_or_else(|| zeros("states [L·D, B, H]", shape.state()), |s| Ok(standard(s)))
+    };
+    let run = Run {
+        shape,
+        direction: config.direction,
+        marks: batch.marks()?,
+        noise: batch.noise(config, mode)?,
+        reset_state: states(batch.reset_state)?,
+    };
+    Ok((run, states(batch.h0)?))
+}
+
+/// y of a layer: the last one's in the batch's layout, the others' time-major.
+fn layer_forward(
+    run: &Run,
+    (weights, packed): (&Weights, &[ForwardWeights]),
+    layer: usize,
+    x: ArrayView3<'_, f32>,
+    h_n: &mut Array3<f32>,
+    kept: Option<&mut [CellTrace]>,
+) -> Result<Array3<f32>> {
+    let Shape { steps, batch, hidden, layers, directions, layout, .. } = run.shape;
+    let is_last = layer + 1 == layers;
+    let [first, second] = if is_last { layout.order(steps, batch) } else { [steps, batch] };
+    let mut y = zeros("y [T, B, D·H]", [first, second, directions * hidden])?;
+    let y_view = if is_last { time_major(y.view_mut(), layout) } else { y.view_mut() };
+    let threads = (weights.lay_out)(run.shape, x.len_of(Axis(2)));
+    let walks: Vec<_> = (0..directions).map(|direction| run.walk(layer, direction)).collect();
+    let mut states = h_n.slice_mut(s![layer * directions..(layer + 1) * directions, .., ..]);
+    let mut kept = kept.map(|cells| cells.iter_mut());
+    let mut tasks = Vec::new();
+    let halves = by_direction(y_view, hidden);
+    for (direction, (mut y, mut state)) in
+        halves.into_iter().zip(states.outer_iter_mut()).enumerate()
+    {
+        let cell = kept.as_mut().and_then(Iterator::next);
+        let mut groups = cell.map(|cell| (cell.h.view_mut(), cell.gates.view_mut()));
+        for first_row in (0..batch).step_by(threads.rows) {
+            let rows = threads.rows.min(batch - first_row);
+            let (y_rows, y_rest) = y.split_at(Axis(1), rows);
+            let (state_rows, state_rest) = state.split_at(Axis(0), rows);
+            (y, state) = (y_rest, state_rest);
+            let kept = match groups.take() {
+                None => None,
+                Some((h, gates)) => {
+                    let (h, h_rest) = h.split_at(Axis(1), rows);
+                    let (gates, gates_rest) = gates.split_at(Axis(1), rows);
+                    groups = Some((h_rest, gates_rest));
+                    Some((h, gates))
+                }
+            };
+            tasks.push(Forward {
+                weights: &packed[layer * directions + direction],
+                walk: &walks[direction],
+                first_row,
+                threads: threads.sharing,
+                x: x.slice_move(s![.., first_row..first_row + rows, ..]),
+                y: y_rows,
+                state: state_rows,
+                kept,
+            });
+        }
+    }
+    threads.run(tasks, Forward::run)?;
+    Ok(y)
+}
+
+/// Each direction's half of `[T, B, D·H]`.
+fn by_direction(array: ArrayViewMut3<'_, f32>, hidden: usize) -> Vec<ArrayViewMut3<'_, f32>> {
+    let mut rest = array;
+    let mut halves = Vec::new();
+    while rest.len_of(Axis(2)) > hidden {
+        let (half, others) = rest.split_at(Axis(2), hidden);
+        halves.push(half);
+        rest = others;
+    }
+    halves.push(rest);
+    halves
+}
+
+/// Carries dy `[T, B, D·H]` and dh_n `[L·D, B, H]` back through a run.
+pub(crate) fn backward(
+    params: &Params,
+    (weights, version): (&Weights, u64),
+    trace: Trace,
+    dy: Option<ArrayView3<'_, f32>>,
+    dh_n: Option<ArrayView3<'_, f32>>,
+) -> Result<Gradients> {
+    let Trace { run, x, between, mut cells, .. } = trace;
+    let Shape { hidden, layers, directions, layout, .. } = run.shape;
+    check_gradients(&run.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
+    let packed = weights.backward(params, version)?;
+    let mut dparams = Params::zeros(params.layout().config())?;
+    let mut dh =
+        dh_n.map_or_else(|| zeros("dh [L·D, B, H]", run.shape.state()), |d| Ok(standard(d)))?;
+    let mut dreset = zeros("the reset state's gradient [L·D, B, H]", run.shape.state())?;
+    let mut doutput = dy.map(|dy| standard(time_major(dy, layout)));
+    for layer in (0..layers).rev() {
+        let input = if layer == 0 { &x } else { &between[layer - 1] };
+        let is_parallel = steps_backward(
+            &run,
+            (weights, &packed),
+            layer,
+            doutput.as_ref(),
+            &mut cells[layer * directions..(layer + 1) * directions],
+            (&mut dh, &mut dreset),
+        )?;
+        let mut dinput = zeros("a layer's dx [T, B, ·]", input.dim().into())?;
+        for direction in 0..directions {
+            let cell = layer * directions + direction;
+            let CellTrace { h, gates } = &cells[cell];
+            let after = After {
+                weights: &packed[cell],
+                input: input.as_slice().expect("standard layout"),
+                width: input.len_of(Axis(2)),
+                h: h.as_slice().expect("standard layout"),
+                gates: gates.as_slice().expect("standard layout"),
+                hidden,
+                is_parallel,
+            };
+            after.input_gradient(dinput.as_slice_mut().expect("standard layout"))?;
+            after.parameter_gradients(layer, direction, &mut dparams)?;
+        }
+        cells.truncate(layer * directions);
+        doutput = Some(dinput);
+    }
+    let x = doutput.expect("a layer at least");
+    let x = standard(time_major(x.view(), layout));
+    Ok(Gradients { params: dparams, x, h0: dh, reset_state: dreset })
+}
+
+/// A layer's steps, backward; whether what follows is worth several threads too.
+fn steps_backward(
+    run: &Run,
+    (weights, packed): (&Weights, &[BackwardWeights]),
+    layer: usize,
+    doutput: Option<&Array3<f32>>,
+    cells: &mut [CellTrace],
+    (dh, dreset): (&mut Array3<f32>, &mut Array3<f32>),
+) -> Result<bool> {
+    let Shape { batch, hidden, directions, .. } = run.shape;
+    let threads = (weights.lay_out)(run.shape, hidden);
+    let walks: Vec<_> = (0..directions).map(|direction| run.walk(layer, direction)).collect();
+    let of_layer = layer * directions..(layer + 1) * directions;
+    let mut dh = dh.slice_mut(s![of_layer.clone(), .., ..]);
+    let mut dreset = dreset.slice_mut(s![of_layer, .., ..]);
+    let mut tasks = Vec::new();
+    let of_cells = cells.iter_mut().zip(dh.outer_iter_mut()).zip(dreset.outer_iter_mut());
+    for (direction, ((cell, mut dh), mut dreset)) in of_cells.enumerate() {
+        let mut gates = cell.gates.view_mut();
+        for first_row in (0..batch).step_by(threads.rows) {
+            let rows = threads.rows.min(batch - first_row);
+            let (gates_rows, gates_rest) = gates.split_at(Axis(1), rows);
+            let (dh_rows, dh_rest) = dh.split_at(Axis(0), rows);
+            let (dreset_rows, dreset_rest) = dreset.split_at(Axis(0), rows);
+            (gates, dh, dreset) = (gates_rest, dh_rest, dreset_rest);
+            let half =
+                s![.., first_row..first_row + rows, direction * hidden..(direction + 1) * hidden];
+            tasks.push(Backward {
+                weights: &packed[layer * directions + direction],
+                walk: &walks[direction],
+                first_row,
+                threads: threads.sharing,
+                h: cell.h.slice(s![.., first_row..first_row + rows, ..]),
+                gates: gates_rows,
+                dy: doutput.map(|dy| dy.slice(half)),
+                dh: dh_rows,
+                dreset: dreset_rows,
+            });
+        }
+    }
+    threads.run(tasks, Backward::run)?;
+    Ok(threads.is_parallel)
+}
+
+/// What is left of a cell's backward pass after its steps: products over all of them.
+struct After<'a> {
+    weights: &'a BackwardWeights,
+    /// `[T·B, width]`
+    input: &'a [f32],
+    width: usize,
+    /// `[T·B, H]`
+    h: &'a [f32],
+    /// `[T·B, 4H]`, as [`Backward`] left it.
+    gates: &'a [f32],
+    hidden: usize,
+    is_parallel: bool,
+}
+
+impl After<'_> {
+    /// `dinput [T·B, width] += dgates · W_ih`
+    fn input_gradient(&self, dinput: &mut [f32]) -> Result<()> {
+        // Rows whose gates' gradients stay in the cache.
+        const ROWS: usize = 48;
+        let hidden = self.hidden;
+        let level = self.weights.rule.level;
+        let work = |(gates, to): (&[f32], &mut [f32])| {
+            let rows = gates.len() / (4 * hidden);
+            let mut space = Vec::new();
+            let left = Left::pack(level, gates, 4 * hidden, [0..3 * hidden, 0..0], &mut space);
+            let padded = self.width.next_multiple_of(level.lanes());
+            let mut scratch = try_zeros("a block's dx", rows * padded)?;
+            let (right, width, scratch) = (&self.weights.input, self.width, &mut scratch[..]);
+            level.run(InputGradient { left, right, width, scratch, to });
+            Ok(())
+        };
+        let (gates, to) = (4 * hidden * ROWS, self.width * ROWS);
+        match self.is_parallel {
+            true => self.gates.par_chunks(gates).zip(dinput.par_chunks_mut(to)).try_for_each(work),
+            false => self.gates.chunks(gates).zip(dinput.chunks_mut(to)).try_for_each(work),
+        }
+    }
+
+    /// Adds to the gradients of a cell's weights and biases.
+    fn parameter_gradients(
+        &self,
+        layer: usize,
+        direction: usize,
+        dparams: &mut Params,
+    ) -> Result<()> {
+        let (hidden, width) = (self.hidden, self.width);
+        let ranges = dparams.layout().cell(layer, direction);
+        let mut sums_ih = try_zeros("bias_ih's gradient", 3 * hidden)?;
+        let mut sums_hh = try_zeros("bias_hh's gradient", 3 * hidden)?;
+        let flat = dparams.as_mut_slice();
+        for first in (0..self.h.len() / hidden).step_by(DEPTH) {
+            let part = |array: &'_ [f32], width: usize| {
+                first * width..((first + DEPTH) * width).min(array.len())
+            };
+            let gates = &self.gates[part(self.gates, 4 * hidden)];
+            let input = self.pack(&self.input[part(self.input, width)], width, 0)?;
+            let h = self.pack(&self.h[part(self.h, hidden)], hidden, 0)?;
+            let to = &mut flat[ranges.weight_ih.clone()];
+            self.add_transposed(gates, 0, &input, width, to, &mut sums_ih);
+            let to = &mut flat[ranges.weight_hh.clone()];
+            let (to_rz, to_n) = to.split_at_mut(2 * hidden * hidden);
+            let (sums_rz, sums_n) = sums_hh.split_at_mut(2 * hidden);
+            self.add_transposed(gates, 0, &h, hidden, to_rz, sums_rz);
+            match self.weights.rule.reset {
+                Reset::After => self.add_transposed(gates, 3 * hidden, &h, hidden, to_n, sums_n),
+                Reset::Before => {
+                    let rh = self.pack(gates, 4 * hidden, 3 * hidden)?;
+                    self.add_transposed(gates, 2 * hidden, &rh, hidden, to_n, sums_n);
+                }
+            }
+        }
+        for (range, sums) in [(ranges.bias_ih, sums_ih), (ranges.bias_hh, sums_hh)] {
+            if let Some(range) = range {
+                flat[range].iter_mut().zip(&sums).for_each(|(d, sum)| *d += sum);
+            }
+        }
+        Ok(())
+    }
+
+    /// The columns of a matrix `[·, width]` from `first` on.
+    fn pack(&self, matrix: &[f32], width: usize, first: usize) -> Result<Packed> {
+        let level = self.weights.rule.level;
+        let panels = (width - first).div_ceil(level.lanes());
+        Packed::new(level, matrix.len() / width, panels, self.is_parallel, |panel| {
+            Source::Rows(matrix, width, first + panel * level.lanes())
+        })
+    }
+
+    /// `to [·, columns] += gates[.., first..]ᵀ · right`, and the sums of those columns of the gates.
+    fn add_transposed(
+        &self,
+        gates: &[f32],
+        first: usize,
+        right: &Packed,
+        columns: usize,
+        to: &mut [f32],
+        sums: &mut [f32],
+    ) {
+        // Rows that a task takes: whole tiles of every level.
+        const ROWS: usize = 48;
+        let work = |(i, (to, sums)): (usize, (&mut [f32], &mut [f32]))| {
+            let (stride, first) = (4 * self.hidden, first + i * ROWS);
+            let left = gates;
+            let level = self.weights.rule.level;
+            level.run(AddTransposed { left, stride, first, right, columns, to, sums });
+        };
+        match self.is_parallel {
+            true => {
+                let tasks = to.par_chunks_mut(ROWS * columns).zip(sums.par_chunks_mut(ROWS));
+                tasks.enumerate().for_each(work);
+            }
+            false => {
+                let tasks = to.chunks_mut(ROWS * columns).zip(sums.chunks_mut(ROWS));
+                tasks.enumerate().for_each(work);
+            }
+        }
+    }
+}
+
+/// Some rows of dx.
+struct InputGradient<'a> {
+    left: Left<'a>,
+    right: &'a Packed,
+    width: usize,
+    /// `[panels, rows, N]` of zeros.
+    scratch: &'a mut [f32],
+    /// `[rows, width]`, added to.
+    to: &'a mut [f32],
+}
+
+impl Kernel for InputGradient<'_> {
+    #[inline(always)]
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        let Self { left, right, width, scratch, to } = self;
+        let depth = 0..right.depth;
+        add_product::<V, N, ROWS>(AddProduct { left, right, depth, first: 0, out: &mut *scratch });
+        for (panel, rows) in scratch.chunks_exact(left.rows * N).enumerate() {
+            for (to, add) in to.chunks_exact_mut(width).zip(rows.chunks_exact(N)) {
+                let mut sum = load::<N>(to, panel * N);
+                sum.iter_mut().zip(add).for_each(|(sum, add)| *sum += add);
+                store(to, panel * N, &sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,809 @@
+//! The steps of some rows of one cell, forward and backward: what happens one after the other.
+//!
+//! Units come in blocks of `N`. A block's part of a step (its products with all three gates' weights,
+//! the activations, the new state) is computed while it is in the nearest cache, then written out by
+//! rows. Rows know nothing of each other, so threads take rows; only where there are too few of them
+//! for a large state do they share a step, by blocks.
+
+use std::ops::Range;
+
+use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
+use rayon::prelude::*;
+
+use super::product::{AddProduct, Left, Packed, Source, add_product};
+use super::simd::{Kernel, Level, Vector, activate, lanes, lanes_mut, load, slope, store};
+use crate::config::{Activation, Reset, Update};
+use crate::error::{Result, try_zeros};
+use crate::params::{CellRanges, Params};
+use crate::reference::Walk;
+
+/// What a cell computes, besides its weights.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rule {
+    pub level: Level,
+    pub reset: Reset,
+    pub update: Update,
+    pub gate: Activation,
+    pub candidate: Activation,
+    pub hidden: usize,
+}
+
+/// A cell's parameters as its forward steps read them.
+#[derive(Debug)]
+pub(super) struct ForwardWeights {
+    rule: Rule,
+    /// W_ihᵀ and W_hhᵀ. Panels `3q`, `3q + 1` and `3q + 2` are those of r, z and n of block q.
+    input: Packed,
+    recurrent: Packed,
+    /// `[3 · blocks, N]`: what is added before any product; b_hh too, where it is not multiplied with r.
+    bias: Vec<f32>,
+    /// `[blocks, N]`: b_hn where it is.
+    past_bias: Vec<f32>,
+}
+
+/// A cell's parameters as its backward steps read them: W_ih and W_hh themselves, gates along the depth.
+#[derive(Debug)]
+pub(super) struct BackwardWeights {
+    pub rule: Rule,
+    pub input: Packed,
+    pub recurrent: Packed,
+}
+
+impl Rule {
+    fn new(params: &Params, level: Level) -> Self {
+        let config = params.layout().config();
+        Self {
+            level,
+            reset: config.reset,
+            update: config.update,
+            gate: config.gate_activation,
+            candidate: config.candidate_activation,
+            hidden: config.hidden_size,
+        }
+    }
+
+    fn blocks(&self) -> usize {
+        self.hidden.div_ceil(self.level.lanes())
+    }
+
+    /// H, rounded up to whole blocks.
+    fn padded(&self) -> usize {
+        self.blocks() * self.level.lanes()
+    }
+}
+
+impl ForwardWeights {
+    pub fn new(
+        params: &Params,
+        ranges: &CellRanges,
+        level: Level,
+        is_parallel: bool,
+    ) -> Result<Self> {
+        let rule = Rule::new(params, level);
+        let (lanes, blocks, hidden) = (level.lanes(), rule.blocks(), rule.hidden);
+        let flat = params.as_slice();
+        let pack = |range: &Range<usize>| {
+            let weight = &flat[range.clone()];
+            Packed::new(level, weight.len() / (3 * hidden), 3 * blocks, is_parallel, |panel| {
+                let unit = panel / 3 * lanes;
+                Source::Transposed(weight, panel % 3 * hidden + unit, hidden - unit)
+            })
+        };
+        let mut bias = vec![0.0; 3 * blocks * lanes];
+        let mut past_bias = vec![0.0; blocks * lanes];
+        for gate in 0..3 {
+            for unit in 0..hidden {
+                let at = |range: &Option<Range<usize>>| {
+                    range.as_ref().map_or(0.0, |range| flat[range.start + gate * hidden + unit])
+                };
+                let (block, lane) = (unit / lanes, unit % lanes);
+                let bias = &mut bias[(3 * block + gate) * lanes + lane];
+                *bias = at(&ranges.bias_ih);
+                match (gate, rule.reset) {
+                    (2, Reset::After) => past_bias[unit] = at(&ranges.bias_hh),
+                    _ => *bias += at(&ranges.bias_hh),
+                }
+            }
+        }
+        let (input, recurrent) = (pack(&ranges.weight_ih)?, pack(&ranges.weight_hh)?);
+        Ok(Self { rule, input, recurrent, bias, past_bias })
+    }
+}
+
+impl BackwardWeights {
+    pub fn new(
+        params: &Params,
+        ranges: &CellRanges,
+        level: Level,
+        is_parallel: bool,
+    ) -> Result<Self> {
+        let rule = Rule::new(params, level);
+        let pack = |range: &Range<usize>| {
+            let weight = &params.as_slice()[range.clone()];
+            let (depth, lanes) = (3 * rule.hidden, level.lanes());
+            let width = weight.len() / depth;
+            Packed::new(level, depth, width.div_ceil(lanes), is_parallel, |panel| {
+                Source::Rows(weight, width, panel * lanes)
+            })
+        };
+        let (input, recurrent) = (pack(&ranges.weight_ih)?, pack(&ranges.weight_hh)?);
+        Ok(Self { rule, input, recurrent })
+    }
+}
+
+/// Some rows R of a cell, all their steps forward. Arrays are `[T, R, ·]`.
+pub(super) struct Forward<'a> {
+    pub weights: &'a ForwardWeights,
+    pub walk: &'a Walk<'a, f32>,
+    /// The batch row that row 0 is.
+    pub first_row: usize,
+    /// How many threads share a step.
+    pub threads: usize,
+    pub x: ArrayView3<'a, f32>,
+    pub y: ArrayViewMut3<'a, f32>,
+    /// `[R, H]`: the first state, which becomes the last.
+    pub state: ArrayViewMut2<'a, f32>,
+    /// While training, the state that each step starts from, and `[T, R, 4H]` its gates: r, z, n and
+    /// what n took from the past.
+    pub kept: Option<(ArrayViewMut3<'a, f32>, ArrayViewMut3<'a, f32>)>,
+}
+
+/// What a block's part of a step computes.
+#[derive(Clone, Copy)]
+enum Part {
+    /// r, z, and what n takes from the past.
+    Gates,
+    /// n and the new state.
+    Candidate,
+    /// Both, for with reset after the product nothing lies between them.
+    Whole,
+}
+
+/// A block's results, `[R, N]` each, one after the other: r, z, the past's part of n, n and h'.
+const SLOTS: usize = 5;
+const R: usize = 0;
+const Z: usize = 1;
+const PAST: usize = 2;
+const CANDIDATE: usize = 3;
+const NEW: usize = 4;
+
+/// What a chunk of steps works in.
+struct Scratch {
+    /// `[R, padded H]`
+    h: Vec<f32>,
+    /// r ⊙ h, with reset before.
+    rh: Vec<f32>,
+    /// `[steps, R, I]`
+    x: Vec<f32>,
+    /// `[3 · blocks, steps, R, N]`: W_ih x + b.
+    inputs: Vec<f32>,
+    /// A [`Left`]'s.
+    left: Vec<f32>,
+    /// `[blocks, SLOTS, R, N]`
+    blocks: Vec<f32>,
+    /// `[padded H]`: the share of its old state that each unit of a row keeps, where any does.
+    zone: Vec<f32>,
+}
+
+impl Forward<'_> {
+    pub fn run(mut self) -> Result<()> {
+        let rule = self.weights.rule;
+        let (steps, rows, width) = self.x.dim();
+        let lanes = rule.level.lanes();
+        // Input products of so many steps at once that tiles are full.
+        let chunk = 48usize.div_ceil(rows).min(steps);
+        let (blocks, padded) = (rule.blocks(), rule.padded());
+        let mut scratch = Scratch {
+            h: try_zeros("h [R, H]", rows * padded)?,
+            rh: try_zeros("r ⊙ h [R, H]", rows * padded)?,
+            x: try_zeros("a chunk's x", chunk * rows * width)?,
+            inputs: try_zeros("a chunk's input products", 3 * blocks * chunk * rows * lanes)?,
+            left: Vec::new(),
+            blocks: try_zeros("a step's gates", blocks * SLOTS * rows * lanes)?,
+            zone: vec![0.0; padded],
+        };
+        for (to, from) in scratch.h.chunks_exact_mut(padded).zip(self.state.rows()) {
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
+        }
+        let times: Vec<_> = self.walk.times().collect();
+        for times in times.chunks(chunk) {
+            self.input_products(times, &mut scratch);
+            for (i, &t) in times.iter().enumerate() {
+                self.step(t, i, times.len(), &mut scratch);
+            }
+        }
+        for (mut to, from) in self.state.rows_mut().into_iter().zip(scratch.h.chunks_exact(padded))
+        {
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
+        }
+        Ok(())
+    }
+
+    fn input_products(&self, times: &[usize], scratch: &mut Scratch) {
+        let ForwardWeights { rule, input, bias, .. } = self.weights;
+        let (_, rows, width) = self.x.dim();
+        let lanes = rule.level.lanes();
+        let mut to = scratch.x.chunks_exact_mut(width);
+        for &t in times {
+            for (from, to) in self.x.index_axis(Axis(0), t).rows().into_iter().zip(&mut to) {
+                to.copy_from_slice(from.to_slice().expect("rows are contiguous"));
+            }
+        }
+        let rows = times.len() * rows;
+        let x = &scratch.x[..rows * width];
+        let left = Left::pack(rule.level, x, width, [0..width, 0..0], &mut scratch.left);
+        let panels = 3 * rule.blocks();
+        let out = &mut scratch.inputs[..panels * rows * lanes];
+        share(out, rows * lanes, panels, self.threads, |first, out| {
+            for (panel, out) in out.chunks_exact_mut(rows * lanes).enumerate() {
+                let bias = &bias[(first + panel) * lanes..][..lanes];
+                out.chunks_exact_mut(lanes).for_each(|row| row.copy_from_slice(bias));
+            }
+            rule.level.run(AddProduct { left, right: input, depth: 0..width, first, out });
+        });
+    }
+
+    /// The step at time t, which is the i-th of a chunk of `steps`.
+    fn step(&mut self, t: usize, i: usize, steps: usize, scratch: &mut Scratch) {
+        let rule = self.weights.rule;
+        let rows = self.x.len_of(Axis(1));
+        let padded = rule.padded();
+        for (row, h) in scratch.h.chunks_exact_mut(padded).enumerate() {
+            if self.walk.restarts(t, self.first_row + row) {
+                let fresh = self.walk.reset_state.row(self.first_row + row);
+                h.iter_mut().zip(fresh).for_each(|(h, &fresh)| *h = fresh);
+            }
+        }
+        let Scratch { h, rh, inputs, left, blocks, .. } = &mut *scratch;
+        let panel = steps * rows;
+        let block = SLOTS * rows * rule.level.lanes();
+        let mut part = |part: Part, past: &[f32], blocks: &mut [f32]| {
+            let past = Left::pack(rule.level, past, padded, [0..rule.hidden, 0..0], left);
+            let (weights, all) = (self.weights, &inputs[..]);
+            let inputs = Inputs { all, panel, first: i * rows };
+            share(blocks, block, rule.blocks(), self.threads, |first, blocks| {
+                rule.level.run(StepBlocks { weights, part, h, past, inputs, first, blocks });
+            });
+        };
+        let is_idle = (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row));
+        match rule.reset {
+            _ if is_idle => {}
+            Reset::After => part(Part::Whole, h, blocks),
+            Reset::Before => {
+                part(Part::Gates, h, blocks);
+                rule.level.run(Gather { slot: PAST, blocks, rows, to: rh });
+                part(Part::Candidate, rh, blocks);
+            }
+        }
+        for row in 0..rows {
+            self.put_out(t, row, scratch);
+        }
+    }
+
+    /// Writes what a step computed for a row to where it belongs.
+    fn put_out(&mut self, t: usize, row: usize, scratch: &mut Scratch) {
+        let Rule { level, hidden, .. } = self.weights.rule;
+        let rows = self.x.len_of(Axis(1));
+        let (walk, of_batch) = (self.walk, self.first_row + row);
+        let mut y = self.y.index_axis_mut(Axis(0), t);
+        let y = y.row_mut(row).into_slice().expect("rows are contiguous");
+        let mut kept = self.kept.as_mut().map(|(h, gates)| {
+            let [h, gates] = [h, gates].map(|array| {
+                let row = array.index_axis_mut(Axis(0), t).index_axis_move(Axis(0), row);
+                row.into_slice().expect("rows are contiguous")
+            });
+            (h, gates)
+        });
+        if walk.is_padding(t, of_batch) {
+            // Zeros, so that whatever a gradient of 0 is multiplied with here gives 0.
+            y.fill(0.0);
+            if let Some((h, gates)) = &mut kept {
+                h.fill(0.0);
+                gates.fill(0.0);
+            }
+            return;
+        }
+        let padded = scratch.zone.len();
+        let h = &mut scratch.h[row * padded..][..padded];
+        if let Some((kept, _)) = &mut kept {
+            kept.copy_from_slice(&h[..hidden]);
+        }
+        let has_zones = walk.noise.has_zones();
+        if has_zones {
+            let zone = walk.zone(t, of_batch, hidden);
+            scratch.zone[..hidden].iter_mut().enumerate().for_each(|(j, share)| *share = zone(j));
+        }
+        level.run(PutOut {
+            blocks: &scratch.blocks,
+            rows,
+            row,
+            zone: has_zones.then_some(&scratch.zone),
+            h,
+            gates: kept.map(|(_, gates)| gates),
+        });
+        y.copy_from_slice(&h[..hidden]);
+        if walk.noise.drops(walk.layer) {
+            let factor = walk.dropout(t, of_batch, hidden);
+            y.iter_mut().enumerate().for_each(|(j, y)| *y *= factor(j));
+        }
+    }
+}
+
+/// Has `threads` threads fill `out`, `count` pieces of `piece` numbers; `fill` gets the first of some
+/// pieces, and them.
+fn share(
+    out: &mut [f32],
+    piece: usize,
+    count: usize,
+    threads: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    if threads == 1 {
+        return fill(0, out);
+    }
+    let each = count.div_ceil(threads);
+    let shares = out.par_chunks_mut(each * piece).enumerate();
+    shares.for_each(|(i, out)| fill(i * each, out));
+}
+
+/// A step's rows of a chunk's input products.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    all: &'a [f32],
+    /// Rows of a panel.
+    panel: usize,
+    /// The first of the step's.
+    first: usize,
+}
+
+impl<'a> Inputs<'a> {
+    /// `[R, N]`
+    fn of<const N: usize>(&self, panel: usize, rows: usize) -> &'a [f32] {
+        &self.all[(panel * self.panel + self.first) * N..][..rows * N]
+    }
+}
+
+/// Some blocks' part of a step.
+struct StepBlocks<'a> {
+    weights: &'a ForwardWeights,
+    part: Part,
+    /// `[R, padded H]`
+    h: &'a [f32],
+    /// What the recurrent weights are multiplied with: h, or r ⊙ h.
+    past: Left<'a>,
+    inputs: Inputs<'a>,
+    /// The first of the blocks.
+    first: usize,
+    blocks: &'a mut [f32],
+}
+
+impl Kernel for StepBlocks<'_> {
+    #[inline(always)]
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+        let rows = self.past.rows;
+        let blocks = std::mem::take(&mut self.blocks);
+        for (i, block) in blocks.chunks_exact_mut(SLOTS * rows * N).enumerate() {
+            let q = self.first + i;
+            self.start::<N>(q, block);
+            let (slots, panel) = match self.part {
+                Part::Whole => (R..PAST + 1, 3 * q),
+                Part::Gates => (R..PAST, 3 * q),
+                Part::Candidate => (CANDIDATE..NEW, 3 * q + 2),
+            };
+            add_product::<V, N, ROWS>(AddProduct {
+                left: self.past,
+                right: &self.weights.recurrent,
+                depth: 0..self.weights.rule.hidden,
+                first: panel,
+                out: &mut block[slots.start * rows * N..slots.end * rows * N],
+            });
+            for row in 0..rows {
+                self.activations::<N, FMA>(q, row, block);
+            }
+        }
+    }
+}
+
+impl StepBlocks<'_> {
+    /// Fills what products are added to: r, z and n with their inputs, the past's part of n with b_hn.
+    #[inline(always)]
+    fn start<const N: usize>(&self, q: usize, block: &mut [f32]) {
+        let rows = self.past.rows;
+        if matches!(self.part, Part::Candidate) {
+            return;
+        }
+        for (slot, gate) in [(R, 0), (Z, 1), (CANDIDATE, 2)] {
+            let inputs = self.inputs.of::<N>(3 * q + gate, rows);
+            block[slot * rows * N..][..rows * N].copy_from_slice(inputs);
+        }
+        let bias = lanes::<N>(&self.weights.past_bias, q * N);
+        for row in 0..rows {
+            *lanes_mut(block, (PAST * rows + row) * N) = *bias;
+        }
+    }
+
+    /// From sums to r, z, n and the new state, or to r, z and r ⊙ h.
+    #[inline(always)]
+    fn activations<const N: usize, const FMA: bool>(
+        &self,
+        q: usize,
+        row: usize,
+        block: &mut [f32],
+    ) {
+        let rule = &self.weights.rule;
+        let rows = self.past.rows;
+        let at = |slot: usize| (slot * rows + row) * N;
+        let h = lanes::<N>(self.h, row * (self.h.len() / rows) + q * N);
+        if !matches!(self.part, Part::Candidate) {
+            activate::<N, FMA>(rule.gate, lanes_mut(block, at(R)));
+            activate::<N, FMA>(rule.gate, lanes_mut(block, at(Z)));
+        }
+        let r = *lanes::<N>(block, at(R));
+        if matches!(self.part, Part::Gates) {
+            let past = lanes_mut::<N>(block, at(PAST));
+            for j in 0..N {
+                past[j] = r[j] * h[j];
+            }
+            return;
+        }
+        let z = *lanes::<N>(block, at(Z));
+        let mut n = *lanes::<N>(block, at(CANDIDATE));
+        if matches!(self.part, Part::Whole) {
+            let past = lanes::<N>(block, at(PAST));
+            for j in 0..N {
+                n[j] += r[j] * past[j];
+            }
+        }
+        activate::<N, FMA>(rule.candidate, &mut n);
+        *lanes_mut(block, at(CANDIDATE)) = n;
+        let new = lanes_mut::<N>(block, at(NEW));
+        match rule.update {
+            Update::Overwrites => {
+                for j in 0..N {
+                    new[j] = (1.0 - z[j]) * h[j] + z[j] * n[j];
+                }
+            }
+            Update::Keeps => {
+                for j in 0..N {
+                    new[j] = z[j] * h[j] + (1.0 - z[j]) * n[j];
+                }
+            }
+        }
+    }
+}
+
+/// A slot of every block, to rows `[R, padded H]`.
+struct Gather<'a> {
+    slot: usize,
+    blocks: &'a [f32],
+    rows: usize,
+    to: &'a mut [f32],
+}
+
+impl Kernel for Gather<'_> {
+    #[inline(always)]
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        let stride = self.to.len() / self.rows;
+        for (q, block) in self.blocks.chunks_exact(SLOTS * self.rows * N).enumerate() {
+            for row in 0..self.rows {
+                let from = lanes::<N>(block, (self.slot * self.rows + row) * N);
+                *lanes_mut(self.to, row * stride + q * N) = *from;
+            }
+        }
+    }
+}
+
+/// One row's results of a step, from blocks to rows.
+struct PutOut<'a> {
+    blocks: &'a [f32],
+    rows: usize,
+    row: usize,
+    /// `[padded H]`
+    zone: Option<&'a Vec<f32>>,
+    /// `[padded H]`, the old state, which becomes the new one.
+    h: &'a mut [f32],
+    /// `[4H]`
+    gates: Option<&'a mut [f32]>,
+}
+
+impl Kernel for PutOut<'_> {
+    #[inline(always)]
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+        for (q, block) in self.blocks.chunks_exact(SLOTS * self.rows * N).enumerate() {
+            let slot = |slot: usize| lanes::<N>(block, (slot * self.rows + self.row) * N);
+            let h = lanes_mut::<N>(self.h, q * N);
+            let mut new = *slot(NEW);
+            if let Some(zone) = self.zone {
+                let zone = lanes::<N>(zone, q * N);
+                for j in 0..N {
+                    new[j] = zone[j] * h[j] + (1.0 - zone[j]) * new[j];
+                }
+            }
+            *h = new;
+            if let Some(gates) = &mut self.gates {
+                let hidden = gates.len() / 4;
+                let quarters = gates.chunks_exact_mut(hidden);
+                for (quarter, from) in quarters.zip([R, Z, CANDIDATE, PAST]) {
+                    store(quarter, q * N, slot(from));
+                }
+            }
+        }
+    }
+}
+
+/// Some rows R of a cell, all their steps backward. Arrays are `[T, R, ·]`.
+pub(super) struct Backward<'a> {
+    pub weights: &'a BackwardWeights,
+    pub walk: &'a Walk<'a, f32>,
+    pub first_row: usize,
+    /// How many threads share a step.
+    pub threads: usize,
+    pub h: ArrayView3<'a, f32>,
+    /// As [`Forward`] kept them. They become gradients: r, z and n those of their pre-activations, the
+    /// fourth quarter that of `W_hn h + b_hn`, or with reset before it stays r ⊙ h.
+    pub gates: ArrayViewMut3<'a, f32>,
+    /// Of what each step puts out; zeros when `None`.
+    pub dy: Option<ArrayView3<'a, f32>>,
+    /// `[R, H]`: of the last state, which becomes that of the first.
+    pub dh: ArrayViewMut2<'a, f32>,
+    /// `[R, H]`, added to.
+    pub dreset: ArrayViewMut2<'a, f32>,
+}
+
+impl Backward<'_> {
+    pub fn run(mut self) -> Result<()> {
+        let rule = self.weights.rule;
+        let rows = self.h.len_of(Axis(1));
+        let hidden = rule.hidden;
+        let mut products = try_zeros("a step's gradients", rule.padded() * rows)?;
+        let mut space = Vec::new();
+        let times: Vec<_> = self.walk.times().collect();
+        for &t in times.iter().rev() {
+            if (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row)) {
+                continue;
+            }
+            for row in 0..rows {
+                self.undo_elementwise(t, row);
+            }
+            match rule.reset {
+                Reset::After => {
+                    let columns = [0..2 * hidden, 3 * hidden..4 * hidden];
+                    self.product(t, columns, 0..3 * hidden, &mut space, &mut products);
+                }
+                Reset::Before => {
+                    let of_n = 2 * hidden..3 * hidden;
+                    let columns = [of_n.clone(), 0..0];
+                    self.product(t, columns, of_n, &mut space, &mut products);
+                    for row in 0..rows {
+                        self.undo_reset(t, row, &products);
+                    }
+                    let columns = [0..2 * hidden, 0..0];
+                    self.product(t, columns, 0..2 * hidden, &mut space, &mut products);
+                }
+            }
+            for row in 0..rows {
+                self.add_products(t, row, &products);
+            }
+        }
+        Ok(())
+    }
+
+    /// `products [blocks, R, N]` of some columns of the gates' gradients at t with some rows of W_hh.
+    fn product(
+        &self,
+        t: usize,
+        columns: [Range<usize>; 2],
+        depth: Range<usize>,
+        space: &mut Vec<f32>,
+        products: &mut [f32],
+    ) {
+        let Rule { level, hidden, .. } = self.weights.rule;
+        let gates = self.gates.index_axis(Axis(0), t);
+        let data = gates.to_slice().expect("all rows of a step are contiguous");
+        let left = Left::pack(level, data, 4 * hidden, columns, space);
+        let piece = left.rows * level.lanes();
+        share(products, piece, self.weights.rule.blocks(), self.threads, |first, out| {
+            out.fill(0.0);
+            let (right, depth) = (&self.weights.recurrent, depth.clone());
+            level.run(AddProduct { left, right, depth, first, out });
+        });
+    }
+
+    /// All of a row's step but what goes through W_hh.
+    fn undo_elementwise(&mut self, t: usize, row: usize) {
+        let rule = self.weights.rule;
+        let (walk, of_batch) = (self.walk, self.first_row + row);
+        if walk.is_padding(t, of_batch) {
+            return;
+        }
+        let draw = |draw: &dyn Fn(usize) -> f32| (0..rule.hidden).map(draw).collect::<Vec<_>>();
+        let zone = walk.noise.has_zones().then(|| draw(&walk.zone(t, of_batch, rule.hidden)));
+        let factor =
+            walk.noise.drops(walk.layer).then(|| draw(&walk.dropout(t, of_batch, rule.hidden)));
+        let dy = self.dy.as_ref().map(|dy| row_of(dy, t, row));
+        rule.level.run(UndoElementwise {
+            rule,
+            dy,
+            factor: factor.as_deref(),
+            zone: zone.as_deref(),
+            h: row_of(&self.h, t, row),
+            gates: row_of_mut(&mut self.gates, t, row),
+            dh: self.dh.row_mut(row).into_slice().expect("rows are contiguous"),
+        });
+    }
+
+    /// With reset before: from the gradient of r ⊙ h to those of r and h.
+    fn undo_reset(&mut self, t: usize, row: usize, products: &[f32]) {
+        let rule = self.weights.rule;
+        if self.walk.is_padding(t, self.first_row + row) {
+            return;
+        }
+        rule.level.run(UndoReset {
+            rule,
+            row: OfRow { products, rows: self.h.len_of(Axis(1)), row },
+            h: row_of(&self.h, t, row),
+            r: &mut row_of_mut(&mut self.gates, t, row)[..rule.hidden],
+            dh: self.dh.row_mut(row).into_slice().expect("rows are contiguous"),
+        });
+    }
+
+    fn add_products(&mut self, t: usize, row: usize, products: &[f32]) {
+        let of_batch = self.first_row + row;
+        if self.walk.is_padding(t, of_batch) {
+            return;
+        }
+        let mut dh = self.dh.row_mut(row);
+        let row_products = OfRow { products, rows: self.h.len_of(Axis(1)), row };
+        let to = dh.as_slice_mut().expect("rows are contiguous");
+        self.weights.rule.level.run(AddRow { row: row_products, to });
+        if self.walk.restarts(t, of_batch) {
+            self.dreset.row_mut(row).zip_mut_with(&dh, |sum, &d| *sum += d);
+            dh.fill(0.0);
+        }
+    }
+}
+
+fn row_of<'a>(array: &'a ArrayView3<'_, f32>, t: usize, row: usize) -> &'a [f32] {
+    let step = array.index_axis(Axis(0), t);
+    step.index_axis_move(Axis(0), row).to_slice().expect("rows are contiguous")
+}
+
+fn row_of_mut<'a>(array: &'a mut ArrayViewMut3<'_, f32>, t: usize, row: usize) -> &'a mut [f32] {
+    let step = array.index_axis_mut(Axis(0), t);
+    step.index_axis_move(Axis(0), row).into_slice().expect("rows are contiguous")
+}
+
+#[inline(always)]
+fn load_or<const N: usize>(slice: Option<&[f32]>, first: usize, otherwise: f32) -> [f32; N] {
+    match slice {
+        Some(slice) => load(slice, first),
+        None => [otherwise; N],
+    }
+}
+
+/// One row of products `[blocks, R, N]`.
+#[derive(Clone, Copy)]
+struct OfRow<'a> {
+    products: &'a [f32],
+    rows: usize,
+    row: usize,
+}
+
+impl<'a> OfRow<'a> {
+    #[inline(always)]
+    fn block<const N: usize>(&self, q: usize) -> &'a [f32; N] {
+        lanes(self.products, (q * self.rows + self.row) * N)
+    }
+}
+
+struct UndoElementwise<'a> {
+    rule: Rule,
+    dy: Option<&'a [f32]>,
+    /// Of dropout.
+    factor: Option<&'a [f32]>,
+    zone: Option<&'a [f32]>,
+    h: &'a [f32],
+    /// `[4H]`
+    gates: &'a mut [f32],
+    /// `[H]`: of h' on entry; on return the part of h's that needs no product.
+    dh: &'a mut [f32],
+}
+
+impl Kernel for UndoElementwise<'_> {
+    #[inline(always)]
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        let Rule { gate, candidate, hidden, .. } = self.rule;
+        let (r_z, n_past) = self.gates.split_at_mut(2 * hidden);
+        let ((all_r, all_z), (all_n, all_past)) =
+            (r_z.split_at_mut(hidden), n_past.split_at_mut(hidden));
+        for first in (0..hidden).step_by(N) {
+            let (r, z) = (load::<N>(all_r, first), load::<N>(all_z, first));
+            let (n, past) = (load::<N>(all_n, first), load::<N>(all_past, first));
+            let h = load::<N>(self.h, first);
+            let mut dh = load::<N>(self.dh, first);
+            if let Some(dy) = self.dy {
+                let dy = load::<N>(dy, first);
+                let factor = load_or::<N>(self.factor, first, 1.0);
+                for j in 0..N {
+                    dh[j] += dy[j] * factor[j];
+                }
+            }
+            let zone = load_or::<N>(self.zone, first, 0.0);
+            let (slope_z, slope_n) = (slope(gate, &z), slope(candidate, &n));
+            let mut dz = [0.0; N];
+            let mut dn = [0.0; N];
+            for j in 0..N {
+                let new = dh[j] * (1.0 - zone[j]);
+                let (to_n, to_z, direct) = match self.rule.update {
+                    Update::Overwrites => (new * z[j], new * (n[j] - h[j]), new * (1.0 - z[j])),
+                    Update::Keeps => (new * (1.0 - z[j]), new * (h[j] - n[j]), new * z[j]),
+                };
+                dn[j] = to_n * slope_n[j];
+                dz[j] = to_z * slope_z[j];
+                dh[j] = dh[j] * zone[j] + direct;
+            }
+            store(all_z, first, &dz);
+            store(all_n, first, &dn);
+            store(self.dh, first, &dh);
+            if self.rule.reset == Reset::After {
+                let slope_r = slope(gate, &r);
+                let (mut dr, mut dpast) = ([0.0; N], [0.0; N]);
+                for j in 0..N {
+                    dr[j] = dn[j] * past[j] * slope_r[j];
+                    dpast[j] = dn[j] * r[j];
+                }
+                store(all_r, first, &dr);
+                store(all_past, first, &dpast);
+            }
+        }
+    }
+}
+
+struct UndoReset<'a> {
+    rule: Rule,
+    /// The gradient of r ⊙ h.
+    row: OfRow<'a>,
+    h: &'a [f32],
+    /// r, which becomes the gradient of its pre-activation.
+    r: &'a mut [f32],
+    dh: &'a mut [f32],
+}
+
+impl Kernel for UndoReset<'_> {
+    #[inline(always)]
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        for q in 0..self.rule.hidden.div_ceil(N) {
+            let d = self.row.block::<N>(q);
+            let first = q * N;
+            let (h, r) = (load::<N>(self.h, first), load::<N>(self.r, first));
+            let mut dh = load::<N>(self.dh, first);
+            let slope = slope(self.rule.gate, &r);
+            let mut dr = [0.0; N];
+            for j in 0..N {
+                dh[j] += d[j] * r[j];
+                dr[j] = d[j] * h[j] * slope[j];
+            }
+            store(self.dh, first, &dh);
+            store(self.r, first, &dr);
+        }
+    }
+}
+
+struct AddRow<'a> {
+    row: OfRow<'a>,
+    to: &'a mut [f32],
+}
+
+impl Kernel for AddRow<'_> {
+    #[inline(always)]
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        for q in 0..self.to.len().div_ceil(N) {
+            let mut sum = load::<N>(self.to, q * N);
+            let add = self.row.block::<N>(q);
+            for j in 0..N {
+                sum[j] += add[j];
+            }
+            store(self.to, q * N, &sum);
+        }
+    }
+}

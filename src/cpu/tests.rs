@@ -1,0 +1,298 @@
+//! Every level of instructions and every way to lay steps out over threads, against the reference in
+//! f64: what `gru check --device cpu`, which takes this machine's own level and layout, cannot reach.
+
+use ndarray::{Array3, ArrayView, Dimension};
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+
+use super::*;
+use crate::config::{Activation, Bias, Update};
+use crate::params::Init;
+use crate::reference;
+
+/// Rows of a task, and the threads that share its steps.
+type LayOut = fn(Shape, usize) -> Threads;
+
+const ALONE: LayOut = |shape, _| Threads { rows: shape.batch, sharing: 1, is_parallel: false };
+const BY_ROWS: LayOut = |_, _| Threads { rows: 3, sharing: 1, is_parallel: true };
+const BY_BLOCKS: LayOut = |shape, _| Threads { rows: shape.batch, sharing: 2, is_parallel: true };
+const LAY_OUTS: [LayOut; 3] = [ALONE, BY_ROWS, BY_BLOCKS];
+
+#[derive(Clone, Debug)]
+struct Case {
+    /// T, B, I, H, L
+    sizes: [usize; 5],
+    direction: Direction,
+    layout: Layout,
+    activations: [Activation; 2],
+    /// Of dropout and of zoneout.
+    noise: [f32; 2],
+    is_marked: bool,
+}
+
+/// Sizes of 1, primes, and one less and more than panels and tiles are wide and high.
+fn cases() -> Vec<Case> {
+    let plain = Case {
+        sizes: [3, 2, 3, 5, 1],
+        direction: Direction::Forward,
+        layout: Layout::TimeMajor,
+        activations: [Activation::Sigmoid, Activation::Tanh],
+        noise: [0.0; 2],
+        is_marked: false,
+    };
+    let sized = |sizes| Case { sizes, ..plain.clone() };
+    vec![
+        sized([1, 1, 1, 1, 1]),
+        sized([5, 1, 2, 33, 1]),
+        sized([50, 1, 17, 16, 1]),
+        sized([4, 3, 1, 31, 1]),
+        sized([3, 4, 31, 15, 2]),
+        sized([2, 5, 33, 65, 1]),
+        sized([3, 7, 5, 17, 1]),
+        sized([2, 12, 16, 32, 1]),
+        sized([3, 13, 7, 64, 1]),
+        sized([2, 25, 3, 97, 1]),
+        sized([260, 2, 2, 3, 1]),
+        sized([47, 11, 4, 5, 1]),
+        Case { direction: Direction::Both, is_marked: true, ..sized([6, 5, 3, 19, 2]) },
+        Case {
+            direction: Direction::Reverse,
+            layout: Layout::BatchFirst,
+            is_marked: true,
+            noise: [0.4, 0.3],
+            ..sized([7, 4, 3, 9, 2])
+        },
+        Case {
+            direction: Direction::Both,
+            layout: Layout::BatchFirst,
+            noise: [0.4, 0.0],
+            activations: [Activation::HardSigmoid, Activation::Relu],
+            ..sized([4, 3, 2, 18, 3])
+        },
+        Case { activations: [Activation::Tanh, Activation::Identity], ..sized([3, 3, 2, 4, 1]) },
+    ]
+}
+
+fn random(shape: [usize; 3], seed: u64) -> Array3<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    Array3::from_shape_simple_fn(shape, || rng.random_range(-1.0..1.0))
+}
+
+/// A case's numbers.
+struct Course {
+    params: Params,
+    layout: Layout,
+    x: Array3<f32>,
+    h0: Array3<f32>,
+    reset_state: Array3<f32>,
+    dy: Array3<f32>,
+    dh_n: Array3<f32>,
+    lengths: Option<Vec<usize>>,
+    resets: Option<Array2<bool>>,
+}
+
+impl Course {
+    fn new(case: &Case, variant: &GruConfig) -> Self {
+        let [steps, batch, _, _, layers] = case.sizes;
+        let [gate, candidate] = case.activations;
+        let [dropout, zoneout] = case.noise;
+        let config = variant
+            .clone()
+            .with_layers(layers)
+            .with_direction(case.direction)
+            .with_activations(gate, candidate)
+            .with_dropout(dropout)
+            .with_zoneout(zoneout);
+        let shape = config.shape(steps, batch).unwrap().with_layout(case.layout);
+        let mut course = Self {
+            params: Params::init(&config, Init::Uniform, 3).unwrap(),
+            layout: case.layout,
+            x: random(shape.x(), 1),
+            h0: random(shape.state(), 2),
+            reset_state: random(shape.state(), 3),
+            dy: random(shape.y(), 4),
+            dh_n: random(shape.state(), 5),
+            lengths: case
+                .is_marked
+                .then(|| (0..batch).map(|row| (5 * row + 3) % (steps + 1)).collect()),
+            resets: case.is_marked.then(|| {
+                Array2::from_shape_fn(case.layout.order(steps, batch), |(i, j)| {
+                    (i + 2 * j) % 3 == 1
+                })
+            }),
+        };
+        course.fill_padding(f32::NAN);
+        course
+    }
+
+    /// What stands past a row's length must not matter, whatever it is.
+    fn fill_padding(&mut self, value: f32) {
+        let Some(lengths) = &self.lengths else { return };
+        for array in [&mut self.x, &mut self.dy] {
+            let mut array = time_major(array.view_mut(), self.layout);
+            for (mut row, &length) in array.axis_iter_mut(Axis(1)).zip(lengths) {
+                row.slice_mut(s![length.., ..]).fill(value);
+            }
+        }
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        let lengths = self.lengths.as_deref();
+        let resets = self.resets.as_ref().map(|resets| resets.view());
+        let batch = Batch { lengths, resets, ..Batch::new(self.x.view()).with_seed(7) };
+        batch
+            .with_layout(self.layout)
+            .with_h0(self.h0.view())
+            .with_reset_state(self.reset_state.view())
+    }
+
+    /// y and h_n in use, y and h_n while training, and all gradients.
+    fn run(&self, level: Level, lay_out: LayOut) -> Vec<(String, Array3<f32>)> {
+        let weights = Weights { level, lay_out, ..Weights::default() };
+        let weights = (&weights, 0);
+        let (y, h_n) = forward(&self.params, weights, self.batch()).unwrap();
+        let (y_train, trace) = forward_train(&self.params, weights, self.batch()).unwrap();
+        let h_n_train = trace.h_n().clone();
+        let (dy, dh_n) = (Some(self.dy.view()), Some(self.dh_n.view()));
+        let gradients = backward(&self.params, weights, trace, dy, dh_n).unwrap();
+        let mut all = named([y, h_n, y_train, h_n_train]);
+        all.extend(named_gradients(&gradients));
+        all
+    }
+
+    fn expected(&self) -> Vec<(String, Array3<f64>)> {
+        let params = self.params.cast::<f64>();
+        let [x, h0, reset_state, dy, dh_n] =
+            [&self.x, &self.h0, &self.reset_state, &self.dy, &self.dh_n].map(|a| a.mapv(f64::from));
+        let given = self.batch();
+        let batch = Batch::new(x.view()).with_h0(h0.view()).with_reset_state(reset_state.view());
+        let Batch { layout, lengths, resets, seed, .. } = given;
+        let batch = Batch { layout, lengths, resets, seed, ..batch };
+        let in_use = reference::forward(&params, batch).unwrap();
+        let trace = reference::forward_train(&params, batch).unwrap();
+        let (dy, dh_n) = (Some(dy.view()), Some(dh_n.view()));
+        let gradients = reference::backward(&params, x.view(), &trace, dy, dh_n).unwrap();
+        let mut all = named([in_use.y(), in_use.h_n(), trace.y(), trace.h_n()]);
+        all.extend(named_gradients(&gradients));
+        all
+    }
+}
+
+fn named<F>(arrays: [Array3<F>; 4]) -> Vec<(String, Array3<F>)> {
+    let names = ["y", "h_n", "y in training", "h_n in training"].map(str::to_owned);
+    names.into_iter().zip(arrays).collect()
+}
+
+fn named_gradients<F: ndarray::NdFloat>(gradients: &Gradients<F>) -> Vec<(String, Array3<F>)> {
+    let flat =
+        |values: &[F]| Array3::from_shape_vec([1, 1, values.len()], values.to_vec()).unwrap();
+    vec![
+        ("dparams".to_owned(), flat(gradients.params.as_slice())),
+        ("dx".to_owned(), gradients.x.clone()),
+        ("dh0".to_owned(), gradients.h0.clone()),
+        ("dreset_state".to_owned(), gradients.reset_state.clone()),
+    ]
+}
+
+fn bits<D: Dimension>(array: &ArrayView<'_, f32, D>) -> Vec<u32> {
+    array.iter().map(|value| value.to_bits()).collect()
+}
+
+fn variants(case: &Case) -> Vec<GruConfig> {
+    let [_, _, input, hidden, _] = case.sizes;
+    GruConfig::all_variants(input, hidden).into_iter().collect()
+}
+
+#[test]
+fn every_level_and_layout_of_threads_gives_the_references_numbers() {
+    let mut failures = Vec::new();
+    for case in cases() {
+        for variant in variants(&case) {
+            let course = Course::new(&case, &variant);
+            let expected = course.expected();
+            for level in Level::all() {
+                let got = course.run(level, BY_ROWS);
+                for ((name, got), (_, expected)) in got.iter().zip(&expected) {
+                    assert_eq!(got.dim(), expected.dim(), "{name}");
+                    let scale = expected.iter().fold(1.0, |scale, e| f64::max(scale, e.abs()));
+                    let error = got.iter().zip(expected).map(|(&g, e)| (f64::from(g) - e).abs());
+                    // NaN stays NaN here, and is not at most anything.
+                    let worst = error.fold(0.0, |a, b| if a >= b { a } else { b });
+                    let is_close = worst <= 3e-6 * scale;
+                    if !is_close {
+                        failures.push(format!("{name}: {worst} {level:?} {variant} {case:?}"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn the_layout_over_threads_changes_no_bit() {
+    for case in cases() {
+        for variant in variants(&case) {
+            if variant.bias == Bias::One || variant.update == Update::Keeps {
+                continue;
+            }
+            let course = Course::new(&case, &variant);
+            for level in Level::all() {
+                let alone = course.run(level, ALONE);
+                for lay_out in LAY_OUTS {
+                    for ((name, got), (_, alone)) in course.run(level, lay_out).iter().zip(&alone) {
+                        let same = bits(&got.view()) == bits(&alone.view());
+                        assert!(same, "{name} {level:?} {variant} {case:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_stays_in_its_row_and_after_its_step() {
+    for variant in GruConfig::all_variants(3, 37) {
+        let mut x = random([5, 14, 3], 1);
+        let params = Params::init(&variant, Init::Uniform, 3).unwrap();
+        let run = |x: &Array3<f32>| {
+            forward(&params, (&Weights::default(), 0), Batch::new(x.view())).unwrap().0
+        };
+        let clean = run(&x);
+        x[[2, 12, 1]] = f32::NAN;
+        for ((place, &got), &clean) in run(&x).indexed_iter().zip(&clean) {
+            if place.1 == 12 && place.0 >= 2 {
+                assert!(got.is_nan(), "{variant} {place:?}: {got}");
+            } else {
+                assert_eq!(got.to_bits(), clean.to_bits(), "{variant} {place:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_weights_are_of_the_parameters_version() {
+    let config = GruConfig::pytorch(3, 5);
+    let [old, new] = [1, 2].map(|seed| Params::init(&config, Init::Uniform, seed).unwrap());
+    let x = random([4, 2, 3], 1);
+    let weights = Weights::default();
+    let run = |weights: &Weights, params: &Params, version: u64| {
+        forward(params, (weights, version), Batch::new(x.view())).unwrap().0
+    };
+    run(&weights, &old, 0);
+    assert_eq!(run(&weights, &new, 1), run(&Weights::default(), &new, 0));
+}
+
+#[test]
+fn threads_take_rows_and_share_steps_only_where_it_pays() {
+    let of = |[steps, batch, input, hidden]: [usize; 4], threads| {
+        let shape = GruConfig::pytorch(input, hidden).shape(steps, batch).unwrap();
+        let Threads { rows, sharing, is_parallel } = Threads::new(shape, input, threads);
+        (rows, sharing, is_parallel)
+    };
+    assert_eq!(of([128, 1, 64, 128], 2), (1, 1, true)); // only the products over all steps
+    assert_eq!(of([4, 2, 8, 8], 2), (2, 1, false));
+    assert_eq!(of([64, 32, 128, 256], 2), (16, 1, true));
+    assert_eq!(of([64, 31, 128, 256], 1), (31, 1, false));
+    assert_eq!(of([25, 1, 1024, 1024], 2), (1, 2, true));
+    assert_eq!(of([25, 16, 1024, 1024], 16), (8, 8, true));
+}
