@@ -63,9 +63,6 @@ def ort_once(mode, steps, batch, inputs, hidden):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=9)
     onnx.checker.check_model(model)
     options = ort.SessionOptions()
-    # As many threads as cores, as for all; they do not spin on into the next contender's turn.
-    options.intra_op_num_threads = THREADS
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = array(steps, batch, inputs)
     return lambda: session.run(None, {"X": x})
