@@ -179,6 +179,25 @@ fn long_sequences_are_cut() {
     }
 }
 
+/// Only what has to last does: the gates of an inference come span by span where all are too many.
+#[test]
+fn an_inference_binds_no_more_gates_than_any_adapter_can() {
+    for (t, b, h, direction) in
+        [(1500, 32, 2816, Direction::Forward), (3001, 17, 1024, Direction::Both)]
+    {
+        let config = GruConfig::pytorch(8, h).with_direction(direction);
+        let plan = plan(&config, t, b, Mode::Inference);
+        let gates = &plan.buffers()[plan.buffer("gates").unwrap().index()];
+        assert!(4 * gates.len <= 128 << 20, "{}", gates.len);
+        let steps = |stage: &Stage| match stage {
+            Stage::Steps { first, last, .. } => last + 1 - first,
+            Stage::Once(_) => 0,
+        };
+        assert_eq!(plan.forward().iter().map(steps).sum::<usize>(), t);
+        assert!(plan.forward().len() > 4, "{}", plan.forward().len());
+    }
+}
+
 /// x and dx besides, which nothing can spare.
 #[test]
 fn gates_made_again_take_half_the_memory_and_a_third_more_work() {

@@ -66,9 +66,10 @@ impl<'a> Planner<'a> {
         options: Options,
         machine: &'a Machine,
     ) -> Result<Self> {
-        let gates_times = match options.recompute && mode == Mode::Training {
-            true => recomputed_at_once(shape),
-            false => shape.steps,
+        let gates_times = match mode {
+            Mode::Inference => used_at_once(shape),
+            Mode::Training if options.recompute => recomputed_at_once(shape),
+            Mode::Training => shape.steps,
         };
         let tiles = Tiles::choose(layout.config(), shape.batch, options.recurrence, machine)?;
         let Shape { steps, batch, input, hidden, directions, layers, .. } = shape;
@@ -280,6 +281,13 @@ fn h_times(mode: Mode, steps: usize) -> usize {
 /// of H each, are half of what they are with all of 4H.
 fn recomputed_at_once(shape: Shape) -> usize {
     shape.steps.div_ceil(8)
+}
+
+/// Steps of an inference whose gates are there at once: all of them, if what they take may be bound anywhere
+/// (WebGPU's default is 128 MiB), so that long sequences of large states need not be refused.
+fn used_at_once(shape: Shape) -> usize {
+    let step = shape.directions * shape.batch * 4 * shape.hidden;
+    ((128 << 20) / 4 / step).clamp(1, shape.steps)
 }
 
 /// Axes and length of an array `[D, times, B, width]`, in the run's layout.
