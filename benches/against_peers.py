@@ -1,17 +1,26 @@
-"""Times the CPU device beside ONNX Runtime and PyTorch, in turn, in one run.
+"""Times this library beside others, in turn, in one run.
 
-    cargo bench --bench cpu_times --no-run       # once
-    python benches/against_cpu_peers.py [T,B,I,H ...] [--rounds N] [--only forward|train] [--peers ort torch]
+    cargo bench --bench peer_times --no-run                            # once
+    python benches/against_peers.py [T,B,I,H ...] [--only forward|train] [--rounds N]
+    python benches/against_peers.py --device software --peers burn ort-webgpu \\
+        --burn benches/peers/target/release/peers 16,8,64,64 64,32,128,256
 
-Needs numpy, onnx, onnxruntime and torch. Each contender is a process of its own that stays alive and
-is asked in turn, so that a slow moment of the machine meets all of them. A number is the median of all
-repeats of all rounds, in ms. `ours / peer` below 1 means that this library is faster.
+Peers of the CPU: ort, torch, burn, candle. Of an adapter: burn, and ort-webgpu, which needs the package
+onnxruntime-ep-webgpu and runs on SwiftShader where there is no GPU (its Dawn refuses Mesa's lavapipe), with
+ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1 and VK_DRIVER_FILES set to SwiftShader's vk_swiftshader_icd.json: all
+contenders then run on it. Burn and Candle are timed by the program in benches/peers.
+
+Needs numpy, onnx, onnxruntime and torch for those of Python. Each contender is a process of its own that
+stays alive and is asked in turn, so that a slow moment of the machine meets all of them. A number is the
+median of all repeats of all rounds, in ms; a call ends with its results in host memory. `ours / peer` below
+1 means that this library is faster. An adapter in software computes on the CPU and is no GPU.
 
 With --cpu-time a number is the processor time of a call, everyone on one thread (Linux): that of a
 machine which others use too, where the time on the wall says who was let in.
 """
 
 import argparse
+import functools
 import glob
 import os
 import statistics
@@ -24,7 +33,16 @@ SHAPES = [
     "127,1,63,129", "63,31,127,255", "127,65,255,513", "25,17,1023,1025",
 ]
 
+PEERS = {
+    "ort": "ONNX Runtime", "torch": "PyTorch", "burn": "Burn", "candle": "Candle",
+    "ort-webgpu": "ONNX Runtime WebGPU",
+}
+
 THREADS = int(os.environ.get("RAYON_NUM_THREADS", os.cpu_count()))
+
+
+# Found once a process.
+webgpu_devices = []
 
 
 def times(once, repeats):
@@ -37,7 +55,7 @@ def times(once, repeats):
     return taken
 
 
-def ort_once(mode, steps, batch, inputs, hidden):
+def ort_once(mode, steps, batch, inputs, hidden, webgpu=False):
     import numpy as np
     import onnx
     import onnxruntime as ort
@@ -63,7 +81,16 @@ def ort_once(mode, steps, batch, inputs, hidden):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=9)
     onnx.checker.check_model(model)
     options = ort.SessionOptions()
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    if webgpu:
+        import onnxruntime_ep_webgpu as provider
+
+        if not webgpu_devices:
+            ort.register_execution_provider_library("webgpu", provider.get_library_path())
+            webgpu_devices.extend(d for d in ort.get_ep_devices() if d.ep_name == provider.get_ep_name())
+        options.add_provider_for_devices(webgpu_devices[:1], {})
+        session = ort.InferenceSession(model.SerializeToString(), options)
+    else:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = array(steps, batch, inputs)
     return lambda: session.run(None, {"X": x})
 
@@ -89,10 +116,11 @@ def torch_once(mode, steps, batch, inputs, hidden):
 
 
 def work(peer):
-    """Answers lines of stdin, as benches/cpu_times.rs does."""
+    """Answers lines of stdin, as benches/peer_times.rs does."""
     for line in sys.stdin:
         mode, shape, repeats = line.split()
-        once = {"ort": ort_once, "torch": torch_once}[peer](mode, *map(int, shape.split(",")))
+        make = {"ort": ort_once, "ort-webgpu": functools.partial(ort_once, webgpu=True), "torch": torch_once}[peer]
+        once = make(mode, *map(int, shape.split(",")))
         print(*(f"{ms:.4f}" for ms in times(once, int(repeats))), flush=True)
 
 
@@ -131,9 +159,9 @@ def enough(shape, mode):
 def own_program():
     root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
     target = os.environ.get("CARGO_TARGET_DIR", os.path.join(root, "target"))
-    built = [p for p in glob.glob(f"{target}/release/deps/cpu_times-*") if os.access(p, os.X_OK) and not p.endswith(".d")]
+    built = [p for p in glob.glob(f"{target}/release/deps/peer_times-*") if os.access(p, os.X_OK) and not p.endswith(".d")]
     if not built:
-        sys.exit("error: build it first: cargo bench --bench cpu_times --no-run")
+        sys.exit("error: build it first: cargo bench --bench peer_times --no-run")
     return max(built, key=os.path.getmtime)
 
 
@@ -143,21 +171,31 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=["forward", "train"])
-    parser.add_argument("--peers", nargs="*", default=["ort", "torch"], choices=["ort", "torch"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "software", "gpu"])
+    parser.add_argument("--peers", nargs="*", default=["ort", "torch"], choices=PEERS)
+    parser.add_argument("--burn", help="the program of benches/peers, for burn and candle")
     parser.add_argument("--cpu-time", action="store_true")
-    parser.add_argument("--worker", choices=["ort", "torch"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["ort", "ort-webgpu", "torch"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return work(args.worker)
+    os.environ["GRU_DEVICE"] = args.device
     if args.cpu_time:
         os.environ["RAYON_NUM_THREADS"] = "1"
     contenders = {"ours": Contender([own_program()])}
     for peer in args.peers:
-        contenders[peer] = Contender([sys.executable, os.path.abspath(__file__), "--worker", peer])
-    print("| T,B,I,H | | ours, ms | ONNX Runtime | ours / it | PyTorch | ours / it |\n|---|---|---|---|---|---|---|")
+        if peer in ("burn", "candle"):
+            if not args.burn:
+                parser.error(f"{peer} needs --burn PROGRAM")
+            backend = {"burn": "burn-flex" if args.device == "cpu" else "burn-wgpu", "candle": "candle"}[peer]
+            contenders[peer] = Contender([args.burn, backend])
+        else:
+            contenders[peer] = Contender([sys.executable, os.path.abspath(__file__), "--worker", peer])
+    print("| T,B,I,H | | ours, ms |", " | ".join(f"{PEERS[peer]} | ours / it" for peer in args.peers), "|")
+    print("|---|---|---|" + "---|---|" * len(args.peers))
     for shape in args.shapes:
         for mode in [args.only] if args.only else ["forward", "train"]:
-            names = [name for name in contenders if (name, mode) != ("ort", "train")]
+            names = [name for name in contenders if not (name.startswith("ort") and mode == "train")]
             taken = {name: [] for name in names}
             for name in names:
                 # Imports and first touches, which are no part of any call.
@@ -170,7 +208,7 @@ def main():
                         taken[name] += contenders[name].ask(mode, shape, args.repeats)
             median = {name: statistics.median(values) for name, values in taken.items()}
             cells = [shape, mode, f"{median['ours']:.2f}"]
-            for peer in ["ort", "torch"]:
+            for peer in args.peers:
                 known = peer in median
                 cells += [f"{median[peer]:.2f}", f"{median['ours'] / median[peer]:.2f}"] if known else ["", ""]
             print("|", " | ".join(cells), "|", flush=True)

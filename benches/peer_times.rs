@@ -1,5 +1,5 @@
-//! Times the CPU device: a line `forward|train T,B,I,H REPEATS` on stdin, a line of milliseconds on
-//! stdout. `against_cpu_peers.py` asks it, in turn with others.
+//! Times this library: a line `forward|train T,B,I,H REPEATS` on stdin, a line of milliseconds on stdout.
+//! `against_peers.py` asks it, in turn with others. The device is what GRU_DEVICE says, or else the CPU.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::io::BufRead;
@@ -9,6 +9,8 @@ use gru_wgpu::{Device, Gru, GruConfig, Init, Result};
 use ndarray::Array3;
 
 fn main() -> Result<()> {
+    let word = std::env::var("GRU_DEVICE").unwrap_or_default();
+    let device: Device = if word.is_empty() { Device::cpu() } else { word.parse()? };
     for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
         let mut words = line.split_whitespace();
         let (Some(mode), Some(shape), Some(repeats)) = (words.next(), words.next(), words.next())
@@ -18,7 +20,7 @@ fn main() -> Result<()> {
         let sizes: Vec<usize> = shape.split(',').filter_map(|size| size.parse().ok()).collect();
         let [steps, batch, input, hidden] = sizes[..] else { continue };
         let config = GruConfig::pytorch(input, hidden);
-        let mut gru = Gru::new(config, Init::Uniform, 1, &Device::cpu())?;
+        let mut gru = Gru::new(config, Init::Uniform, 1, &device)?;
         let x = Array3::from_shape_fn((steps, batch, input), |(t, b, i)| {
             ((7 * t + 5 * b + 3 * i) % 19) as f32 * 0.1 - 0.9
         });
