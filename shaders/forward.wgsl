@@ -134,13 +134,15 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
 fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
     let time = time(step);
     let at_r = gates_at(time, row, unit);
-    if rz {
+    if rz && (KEEPS || !n) {
         gates[at_r] = 0.0;
         gates[at_r + args.hidden] = 0.0;
         gates[at_r + 3u * args.hidden] = 0.0;
     }
     if n {
-        gates[at_r + 2u * args.hidden] = 0.0;
+        if KEEPS {
+            gates[at_r + 2u * args.hidden] = 0.0;
+        }
         y[output_at(time, row, unit)] = 0.0;
         return store_state(step, row, unit, before);
     }
@@ -160,8 +162,13 @@ fn load_inputs(step: u32, row0: u32, unit: u32) -> mat3x4<f32> {
     return inputs;
 }
 
+// Biases of r, z and n.
+fn biases(unit: u32) -> vec3<f32> {
+    return vec3(bias(0u, unit), bias(1u, unit), bias(2u, unit));
+}
+
 // The elementwise part for one unit of one row, from what r, z and n have of the input (z whole where it
-// was made before) and their products with the past. Returns what the next products need of it: r ⊙ h where
+// was made before) and their products with the past, biases included. Returns what the next products need of it: r ⊙ h where
 // n is still to come, or else the state that the next step starts from.
 fn update(
     step: u32, row: u32, unit: u32, before: f32,
@@ -181,23 +188,31 @@ fn update(
     var r = 0.0;
     var z = inputs.y;
     if rz {
-        r = activate(GATE_ACTIVATION, inputs.x + products.x + bias(0u, unit));
-        z = activate(GATE_ACTIVATION, inputs.y + products.y + bias(1u, unit));
-        gates[at_r] = r;
-        gates[at_z] = z;
+        r = activate(GATE_ACTIVATION, inputs.x + products.x);
+        z = activate(GATE_ACTIVATION, inputs.y + products.y);
+        if KEEPS {
+            gates[at_r] = r;
+        }
+        if KEEPS || !n {
+            gates[at_z] = z;
+        }
         if !n {
             gates[at_past] = r * before;
             return r * before;
         }
     }
-    let recurrent = products.z + bias(2u, unit);
+    let recurrent = products.z;
     var from_past = recurrent;
     if rz {
-        gates[at_past] = recurrent;
+        if KEEPS {
+            gates[at_past] = recurrent;
+        }
         from_past = r * recurrent;
     }
     let proposed = activate(CANDIDATE_ACTIVATION, inputs.z + from_past);
-    gates[at_n] = proposed;
+    if KEEPS {
+        gates[at_n] = proposed;
+    }
     let keep = select(1.0 - z, z, Z_KEEPS);
     let take = select(z, 1.0 - z, Z_KEEPS);
     var after = keep * before + take * proposed;
@@ -230,19 +245,29 @@ fn finish(
             inputs = load_inputs(step, row, unit);
         }
         var products = mat3x4<f32>();
+        let bias = biases(unit);
         if rz {
-            products[0] = product(0u, place.x, place.y);
-            products[1] = product(1u, place.x, place.y);
+            products[0] = product(0u, place.x, place.y) + bias.x;
+            products[1] = product(1u, place.x, place.y) + bias.y;
         }
         if n {
-            products[2] = product(SUMS - 1u, place.x, place.y);
+            products[2] = product(SUMS - 1u, place.x, place.y) + bias.z;
         }
         var of_rows = transpose(products);
         var inputs_of_rows = transpose(inputs);
+        // The states that the step starts from are at hand where they were multiplied.
+        let multiplied_here = RESIDENT && rz;
+        var held = vec4<f32>();
+        if multiplied_here {
+            held = operand[operand_at(place.x, place.y)];
+        }
         var next = vec4<f32>();
         for (var i = 0u; i < 4u; i++) {
             if row + i < args.batch {
-                let before = load_state(step, row + i, unit);
+                var before = held[i];
+                if !multiplied_here {
+                    before = load_state(step, row + i, unit);
+                }
                 next[i] = update(
                     step, row + i, unit, before, inputs_of_rows[i], of_rows[i], rz, n);
             }

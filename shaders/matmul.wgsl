@@ -81,24 +81,40 @@ fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
     return whole / run * skip + whole % run * stride;
 }
 
-// Past the edge of C a load is of some other element, whose products nobody stores; past the end of k it
-// must be 0.
-fn load_a(m: u32, k: u32, end: u32) -> f32 {
-    let m_in = min(m, args.m - 1u);
-    let k_in = min(k, args.k - 1u);
-    let row = select(m_in, k_in, A_TRANSPOSED);
-    let column = select(k_in, m_in, A_TRANSPOSED);
-    let at = row_at(row, args.a_stride, args.a_row, args.a_run, args.a_skip) + column;
-    return select(0.0, a[args.a_first + at], k < end);
+// Where rows `row` to `row` + 3 start, or the last one of `rows` where they end before.
+fn rows_at(row: u32, rows: u32, stride: u32, offset: u32, run: u32, skip: u32) -> vec4<u32> {
+    let four = vec4(0u, 1u, 2u, 3u);
+    if !RUNS {
+        return min(vec4(row * stride) + four * stride, vec4((rows - 1u) * stride));
+    }
+    let whole = min(vec4(row) + four, vec4(rows - 1u)) + offset;
+    return whole / run * skip + whole % run * stride;
 }
 
-fn load_b(k: u32, n: u32, end: u32) -> f32 {
+// Four m or n, from `quad` on, at one k of `k_end`: in memory four rows' elements in a column, or four in a
+// row. Past the edge of C they are some others, whose products nobody stores; past the end of k, 0.
+fn load_a(quad: u32, k: u32, k_end: u32) -> vec4<f32> {
     let k_in = min(k, args.k - 1u);
-    let n_in = min(n, args.n - 1u);
-    let row = select(k_in, n_in, B_TRANSPOSED);
-    let column = select(n_in, k_in, B_TRANSPOSED);
-    let at = row_at(row, args.b_stride, args.b_row, args.b_run, args.b_skip) + column;
-    return select(0.0, b[args.b_first + at], k < end);
+    var at = vec4(args.a_first);
+    if A_TRANSPOSED {
+        at += row_at(k_in, args.a_stride, args.a_row, args.a_run, args.a_skip)
+            + min(vec4(quad) + vec4(0u, 1u, 2u, 3u), vec4(args.m - 1u));
+    } else {
+        at += rows_at(quad, args.m, args.a_stride, args.a_row, args.a_run, args.a_skip) + k_in;
+    }
+    return select(vec4<f32>(), vec4(a[at.x], a[at.y], a[at.z], a[at.w]), k < k_end);
+}
+
+fn load_b(quad: u32, k: u32, k_end: u32) -> vec4<f32> {
+    let k_in = min(k, args.k - 1u);
+    var at = vec4(args.b_first);
+    if B_TRANSPOSED {
+        at += rows_at(quad, args.n, args.b_stride, args.b_row, args.b_run, args.b_skip) + k_in;
+    } else {
+        at += row_at(k_in, args.b_stride, args.b_row, args.b_run, args.b_skip)
+            + min(vec4(quad) + vec4(0u, 1u, 2u, 3u), vec4(args.n - 1u));
+    }
+    return select(vec4<f32>(), vec4(b[at.x], b[at.y], b[at.z], b[at.w]), k < k_end);
 }
 
 // Neighbouring threads must read neighbouring addresses. In an operand whose rows run along k they
@@ -113,17 +129,11 @@ fn slot_place(slot: u32, quads: u32, rows_along_k: bool) -> vec2<u32> {
 fn stage(tile_m: u32, tile_n: u32, k0: u32, end: u32, thread: u32) {
     for (var slot = thread; slot < m_quads() * DEPTH; slot += M_THREADS * N_THREADS) {
         let at = slot_place(slot, m_quads(), !A_TRANSPOSED);
-        let m = tile_m + at.y * 4u;
-        let k = k0 + at.x;
-        a_slice[at.x * (m_quads() + 1u) + at.y] = vec4(
-            load_a(m, k, end), load_a(m + 1u, k, end), load_a(m + 2u, k, end), load_a(m + 3u, k, end));
+        a_slice[at.x * (m_quads() + 1u) + at.y] = load_a(tile_m + at.y * 4u, k0 + at.x, end);
     }
     for (var slot = thread; slot < n_quads() * DEPTH; slot += M_THREADS * N_THREADS) {
         let at = slot_place(slot, n_quads(), B_TRANSPOSED);
-        let n = tile_n + at.y * 4u;
-        let k = k0 + at.x;
-        b_slice[at.x * (n_quads() + 1u) + at.y] = vec4(
-            load_b(k, n, end), load_b(k, n + 1u, end), load_b(k, n + 2u, end), load_b(k, n + 3u, end));
+        b_slice[at.x * (n_quads() + 1u) + at.y] = load_b(tile_n + at.y * 4u, k0 + at.x, end);
     }
 }
 

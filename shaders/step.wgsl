@@ -21,6 +21,7 @@ override GATE_ACTIVATION: u32 = SIGMOID; // of r and z
 override CANDIDATE_ACTIVATION: u32 = TANH; // of n
 override DROPOUT: bool = false; // of the layer's output
 override ZONEOUT: u32 = NO_ZONEOUT; // of the state
+override KEEPS: bool = true; // gates are for a backward pass
 override ALIGNED: bool = false; // H is a multiple of 4
 
 // Threads of a workgroup: so many along the units, four each, and so many along k.
@@ -191,15 +192,27 @@ struct Products {
     high: mat4x4<f32>, // of the second quad of rows
 }
 
-// `sum` and the products with the operands of a quad of k: past rows times weights, k along the columns of
-// the one and the rows of the other.
+// `sum` and the products with the operands of a quad of k: four of it for each unit, a column of `weights`
+// each.
 fn multiplied(sum: Products, quad: u32, weights: mat4x4<f32>) -> Products {
     var more = sum;
-    more.low += operands(quad, 0u) * weights;
+    more.low = multiplied_rows(sum.low, operands(quad, 0u), weights);
     if ROW_QUADS > 1u {
-        more.high += operands(quad, 1u) * weights;
+        more.high = multiplied_rows(sum.high, operands(quad, 1u), weights);
     }
     return more;
+}
+
+// As `sum + rows * weights`, which some adapters multiply and add one after the other.
+fn multiplied_rows(sum: mat4x4<f32>, rows: mat4x4<f32>, weights: mat4x4<f32>) -> mat4x4<f32> {
+    return mat4x4(
+        multiplied_unit(sum[0], rows, weights[0]), multiplied_unit(sum[1], rows, weights[1]),
+        multiplied_unit(sum[2], rows, weights[2]), multiplied_unit(sum[3], rows, weights[3]));
+}
+
+fn multiplied_unit(sum: vec4<f32>, rows: mat4x4<f32>, weights: vec4<f32>) -> vec4<f32> {
+    return fma(rows[3], vec4(weights.w),
+        fma(rows[2], vec4(weights.z), fma(rows[1], vec4(weights.y), fma(rows[0], vec4(weights.x), sum))));
 }
 
 fn share_at(sum: u32, unit: u32, row_quad: u32, lane: u32) -> u32 {

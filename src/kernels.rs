@@ -246,6 +246,8 @@ args! {
         dropout,
         /// The code of what zoneout does.
         zoneout,
+        /// 1: gates are for a backward pass.
+        keeps,
         /// 1: H is a multiple of 4.
         aligned,
         /// Threads along the units, four units each.
@@ -272,6 +274,7 @@ const STEP_CONSTANTS: &[&str] = &[
     "CANDIDATE_ACTIVATION",
     "DROPOUT",
     "ZONEOUT",
+    "KEEPS",
     "ALIGNED",
     "UNIT_QUADS",
     "LANES",

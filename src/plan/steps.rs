@@ -304,6 +304,7 @@ impl Planner<'_> {
             candidate_activation: config.candidate_activation.code(),
             dropout: u32::from(self.drops(layer)),
             zoneout: Zoneout::of(config, self.mode).code(),
+            keeps: u32::from(self.mode == Mode::Training),
             aligned: u32::from(hidden.is_multiple_of(4)),
             unit_quads: tile.unit_quads as u32,
             lanes: tile.lanes as u32,
