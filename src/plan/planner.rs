@@ -67,7 +67,7 @@ impl<'a> Planner<'a> {
         machine: &'a Machine,
     ) -> Result<Self> {
         let gates_times = match options.recompute && mode == Mode::Training {
-            true => recomputed_at_once(shape),
+            true => recomputed_at_once(shape.steps),
             false => shape.steps,
         };
         let tiles = Tiles::choose(layout.config(), shape.batch, options.recurrence, machine)?;
@@ -278,8 +278,8 @@ fn h_times(mode: Mode, steps: usize) -> usize {
 
 /// Steps whose gates are made again at once. An eighth of 4H and the other arrays of training, h, y and dy
 /// of H each, are half of what they are with all of 4H.
-fn recomputed_at_once(shape: Shape) -> usize {
-    shape.steps.div_ceil(8)
+pub(crate) fn recomputed_at_once(steps: usize) -> usize {
+    steps.div_ceil(8)
 }
 
 /// Axes and length of an array `[D, times, B, width]`, in the run's layout.
