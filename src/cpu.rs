@@ -5,7 +5,7 @@
 //! | `cpu/simd.rs` | one source compiled for several sets of instructions; exp, σ and tanh |
 //! | `cpu/product.rs` | packed matrices, and the loops that multiply with them |
 //! | `cpu/steps.rs` | what happens step by step, forward and backward |
-//! | this file | the layers, the threads, and after the steps the products over all of them at once |
+//! | this file | layers, spans, threads, and after a span's steps the products over all of them at once |
 //!
 //! Weights are packed once for each version of the parameters. Threads take batch rows, or share a
 //! step where rows are too few for a large state; nothing depends on how many there are, to the bit.
@@ -16,6 +16,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut3, Axis, s};
@@ -25,12 +26,13 @@ use crate::batch::{Batch, time_major, zero_padding};
 use crate::config::{Direction, GruConfig, Layout, Reset, Shape};
 use crate::error::{Result, try_zeros};
 use crate::noise::Noise;
+use crate::options::Options;
 use crate::params::{Gradients, Params};
-use crate::plan::Mode;
+use crate::plan::{Mode, recomputed_at_once};
 use crate::reference::{Walk, check_gradients, standard, zeros};
 use product::{AddProduct, AddTransposed, Left, Packed, Source, add_product};
 use simd::{Kernel, Level, Vector, load, store};
-use steps::{Backward, BackwardWeights, Forward, ForwardWeights};
+use steps::{Backward, BackwardWeights, Forward, ForwardWeights, States};
 
 /// Below so many floating-point operations, some 20 µs, other threads are not worth waking.
 const WORTH_THREADS: f64 = 2e6;
@@ -125,8 +127,8 @@ pub(crate) struct Trace {
 struct CellTrace {
     /// `[T, B, H]`: the state that each step starts from; 0 at padding.
     h: Array3<f32>,
-    /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding.
-    gates: Array3<f32>,
+    /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding. None where they are made again.
+    gates: Option<Array3<f32>>,
 }
 
 /// What all cells of a run share.
@@ -230,6 +232,7 @@ pub(crate) fn forward_train(
     params: &Params,
     (weights, version): (&Weights, u64),
     batch: Batch<'_>,
+    options: Options,
 ) -> Result<Passed<Trace>> {
     let (run, mut h_n) = start(params.layout().config(), &batch, Mode::Training)?;
     let packed = weights.forward(params, version)?;
@@ -241,10 +244,10 @@ pub(crate) fn forward_train(
     let (mut cells, mut between): (Vec<CellTrace>, Vec<_>) = Default::default();
     for layer in 0..layers {
         for _ in 0..directions {
-            cells.push(CellTrace {
-                h: zeros("h [T, B, H]", [steps, rows, hidden])?,
-                gates: zeros("gates [T, B, 4H]", [steps, rows, 4 * hidden])?,
-            });
+            let h = zeros("h [T, B, H]", [steps, rows, hidden])?;
+            let gates = || zeros("gates [T, B, 4H]", [steps, rows, 4 * hidden]);
+            let gates = (!options.recompute).then(gates).transpose()?;
+            cells.push(CellTrace { h, gates });
         }
         let input = between.last().unwrap_or(&x).view();
         let kept = &mut cells[layer * directions..];
@@ -293,36 +296,41 @@ fn layer_forward(
     for (direction, (mut y, mut state)) in
         halves.into_iter().zip(states.outer_iter_mut()).enumerate()
     {
-        let cell = kept.as_mut().and_then(Iterator::next);
-        let mut groups = cell.map(|cell| (cell.h.view_mut(), cell.gates.view_mut()));
+        let (mut h, mut gates) = match kept.as_mut().and_then(Iterator::next) {
+            None => (None, None),
+            Some(CellTrace { h, gates }) => {
+                (Some(h.view_mut()), gates.as_mut().map(|gates| gates.view_mut()))
+            }
+        };
         for first_row in (0..batch).step_by(threads.rows) {
             let rows = threads.rows.min(batch - first_row);
             let (y_rows, y_rest) = y.split_at(Axis(1), rows);
             let (state_rows, state_rest) = state.split_at(Axis(0), rows);
             (y, state) = (y_rest, state_rest);
-            let kept = match groups.take() {
-                None => None,
-                Some((h, gates)) => {
-                    let (h, h_rest) = h.split_at(Axis(1), rows);
-                    let (gates, gates_rest) = gates.split_at(Axis(1), rows);
-                    groups = Some((h_rest, gates_rest));
-                    Some((h, gates))
-                }
-            };
             tasks.push(Forward {
                 weights: &packed[layer * directions + direction],
                 walk: &walks[direction],
                 first_row,
                 threads: threads.sharing,
+                times: 0..steps,
                 x: x.slice_move(s![.., first_row..first_row + rows, ..]),
-                y: y_rows,
-                state: state_rows,
-                kept,
+                states: States::New { state: state_rows, y: y_rows, kept: take_rows(&mut h, rows) },
+                gates: take_rows(&mut gates, rows),
             });
         }
     }
     threads.run(tasks, Forward::run)?;
     Ok(y)
+}
+
+/// The first of the rows that are left of `[T, B, ·]`.
+fn take_rows<'a>(
+    rest: &mut Option<ArrayViewMut3<'a, f32>>,
+    rows: usize,
+) -> Option<ArrayViewMut3<'a, f32>> {
+    let (taken, others) = rest.take()?.split_at(Axis(1), rows);
+    *rest = Some(others);
+    Some(taken)
 }
 
 /// Each direction's half of `[T, B, D·H]`.
@@ -347,7 +355,7 @@ pub(crate) fn backward(
     dh_n: Option<ArrayView3<'_, f32>>,
 ) -> Result<Gradients> {
     let Trace { run, x, between, mut cells, .. } = trace;
-    let Shape { hidden, layers, directions, layout, .. } = run.shape;
+    let Shape { steps, batch, hidden, layers, directions, layout, .. } = run.shape;
     check_gradients(&run.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
     let packed = weights.backward(params, version)?;
     let mut dparams = Params::zeros(params.layout().config())?;
@@ -355,33 +363,49 @@ pub(crate) fn backward(
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", run.shape.state()), |d| Ok(standard(d)))?;
     let mut dreset = zeros("the reset state's gradient [L·D, B, H]", run.shape.state())?;
     let mut doutput = dy.map(|dy| standard(time_major(dy, layout)));
+    // Where gates are to be made again: with what, and room for those of a span of steps.
+    let (mut again, mut room, mut at_once) = (None, Vec::new(), steps);
+    if cells.iter().any(|cell| cell.gates.is_none()) {
+        again = Some(weights.forward(params, version)?);
+        at_once = recomputed_at_once(steps);
+        for _ in 0..directions {
+            room.push(zeros("a span's gates [T / 8, B, 4H]", [at_once, batch, 4 * hidden])?);
+        }
+    }
     for layer in (0..layers).rev() {
         let input = if layer == 0 { &x } else { &between[layer - 1] };
-        let is_parallel = steps_backward(
-            &run,
-            (weights, &packed),
-            layer,
-            doutput.as_ref(),
-            &mut cells[layer * directions..(layer + 1) * directions],
-            (&mut dh, &mut dreset),
-        )?;
+        let width = input.len_of(Axis(2));
         let mut dinput = zeros("a layer's dx [T, B, ·]", input.dim().into())?;
-        for direction in 0..directions {
-            let cell = layer * directions + direction;
-            let CellTrace { h, gates } = &cells[cell];
-            let after = After {
-                weights: &packed[cell],
-                input: input.as_slice().expect("standard layout"),
-                width: input.len_of(Axis(2)),
-                h: h.as_slice().expect("standard layout"),
-                gates: gates.as_slice().expect("standard layout"),
-                hidden,
-                is_parallel,
-            };
-            after.input_gradient(dinput.as_slice_mut().expect("standard layout"))?;
-            after.parameter_gradients(layer, direction, &mut dparams)?;
+        let cells = cells.split_off(layer * directions).into_iter();
+        let (h, kept): (Vec<_>, Vec<_>) = cells.map(|cell| (cell.h, cell.gates)).unzip();
+        let mut kept: Option<Vec<_>> = kept.into_iter().collect();
+        let gates = kept.as_mut().unwrap_or(&mut room);
+        for first in (0..steps).step_by(at_once).rev() {
+            let span = Span { run: &run, layer, steps: first..steps.min(first + at_once), h: &h };
+            if let Some(packed) = &again {
+                span.make_gates((weights, packed), input.view(), gates)?;
+            }
+            let dstates = (&mut dh, &mut dreset);
+            let is_parallel =
+                span.undo_steps((weights, &packed), doutput.as_ref(), gates, dstates)?;
+            for direction in 0..directions {
+                let cell = layer * directions + direction;
+                let times = run.walk(layer, direction).times_of(span.steps.clone());
+                let rows = |width: usize| times.start * batch * width..times.end * batch * width;
+                let after = After {
+                    weights: &packed[cell],
+                    input: &whole(input)[rows(width)],
+                    width,
+                    h: &whole(&h[direction])[rows(hidden)],
+                    gates: &whole(&gates[direction])[..rows(4 * hidden).len()],
+                    hidden,
+                    is_parallel,
+                };
+                let dinput = dinput.as_slice_mut().expect("standard layout");
+                after.input_gradient(&mut dinput[rows(width)])?;
+                after.parameter_gradients(layer, direction, &mut dparams)?;
+            }
         }
-        cells.truncate(layer * directions);
         doutput = Some(dinput);
     }
     let x = doutput.expect("a layer at least");
@@ -389,48 +413,107 @@ pub(crate) fn backward(
     Ok(Gradients { params: dparams, x, h0: dh, reset_state: dreset })
 }
 
-/// A layer's steps, backward; whether what follows is worth several threads too.
-fn steps_backward(
-    run: &Run,
-    (weights, packed): (&Weights, &[BackwardWeights]),
+fn whole(array: &Array3<f32>) -> &[f32] {
+    array.as_slice().expect("standard layout")
+}
+
+/// Steps that the backward pass takes at once through a layer: all, or as many as it makes gates again
+/// for.
+struct Span<'a> {
+    run: &'a Run,
     layer: usize,
-    doutput: Option<&Array3<f32>>,
-    cells: &mut [CellTrace],
-    (dh, dreset): (&mut Array3<f32>, &mut Array3<f32>),
-) -> Result<bool> {
-    let Shape { batch, hidden, directions, .. } = run.shape;
-    let threads = (weights.lay_out)(run.shape, hidden);
-    let walks: Vec<_> = (0..directions).map(|direction| run.walk(layer, direction)).collect();
-    let of_layer = layer * directions..(layer + 1) * directions;
-    let mut dh = dh.slice_mut(s![of_layer.clone(), .., ..]);
-    let mut dreset = dreset.slice_mut(s![of_layer, .., ..]);
-    let mut tasks = Vec::new();
-    let of_cells = cells.iter_mut().zip(dh.outer_iter_mut()).zip(dreset.outer_iter_mut());
-    for (direction, ((cell, mut dh), mut dreset)) in of_cells.enumerate() {
-        let mut gates = cell.gates.view_mut();
-        for first_row in (0..batch).step_by(threads.rows) {
-            let rows = threads.rows.min(batch - first_row);
-            let (gates_rows, gates_rest) = gates.split_at(Axis(1), rows);
-            let (dh_rows, dh_rest) = dh.split_at(Axis(0), rows);
-            let (dreset_rows, dreset_rest) = dreset.split_at(Axis(0), rows);
-            (gates, dh, dreset) = (gates_rest, dh_rest, dreset_rest);
-            let half =
-                s![.., first_row..first_row + rows, direction * hidden..(direction + 1) * hidden];
-            tasks.push(Backward {
-                weights: &packed[layer * directions + direction],
-                walk: &walks[direction],
-                first_row,
-                threads: threads.sharing,
-                h: cell.h.slice(s![.., first_row..first_row + rows, ..]),
-                gates: gates_rows,
-                dy: doutput.map(|dy| dy.slice(half)),
-                dh: dh_rows,
-                dreset: dreset_rows,
-            });
-        }
+    /// Each direction's own.
+    steps: Range<usize>,
+    /// `[T, B, H]` of each direction, as its [`CellTrace`] has it.
+    h: &'a [Array3<f32>],
+}
+
+impl Span<'_> {
+    fn walks(&self) -> Vec<Walk<'_, f32>> {
+        let directions = 0..self.run.shape.directions;
+        directions.map(|direction| self.run.walk(self.layer, direction)).collect()
     }
-    threads.run(tasks, Backward::run)?;
-    Ok(threads.is_parallel)
+
+    fn threads(&self, weights: &Weights, width: usize) -> Threads {
+        (weights.lay_out)(Shape { steps: self.steps.len(), ..self.run.shape }, width)
+    }
+
+    /// The gates of each direction, from the states that steps start from.
+    fn make_gates(
+        &self,
+        (weights, packed): (&Weights, &[ForwardWeights]),
+        x: ArrayView3<'_, f32>,
+        gates: &mut [Array3<f32>],
+    ) -> Result<()> {
+        let Shape { batch, directions, .. } = self.run.shape;
+        let threads = self.threads(weights, x.len_of(Axis(2)));
+        let walks = self.walks();
+        let mut tasks = Vec::new();
+        for (direction, gates) in gates.iter_mut().enumerate() {
+            let times = walks[direction].times_of(self.steps.clone());
+            let mut gates = Some(gates.slice_mut(s![..times.len(), .., ..]));
+            for first_row in (0..batch).step_by(threads.rows) {
+                let rows = threads.rows.min(batch - first_row);
+                let of_rows = s![.., first_row..first_row + rows, ..];
+                tasks.push(Forward {
+                    weights: &packed[self.layer * directions + direction],
+                    walk: &walks[direction],
+                    first_row,
+                    threads: threads.sharing,
+                    times: times.clone(),
+                    x: x.slice_move(of_rows),
+                    states: States::Kept(self.h[direction].slice(of_rows)),
+                    gates: take_rows(&mut gates, rows),
+                });
+            }
+        }
+        threads.run(tasks, Forward::run)
+    }
+
+    /// Its steps, backward, in all directions; whether what follows is worth several threads too.
+    fn undo_steps(
+        &self,
+        (weights, packed): (&Weights, &[BackwardWeights]),
+        doutput: Option<&Array3<f32>>,
+        gates: &mut [Array3<f32>],
+        (dh, dreset): (&mut Array3<f32>, &mut Array3<f32>),
+    ) -> Result<bool> {
+        let Shape { batch, hidden, directions, .. } = self.run.shape;
+        let threads = self.threads(weights, hidden);
+        let walks = self.walks();
+        let of_layer = self.layer * directions..(self.layer + 1) * directions;
+        let mut dh = dh.slice_mut(s![of_layer.clone(), .., ..]);
+        let mut dreset = dreset.slice_mut(s![of_layer, .., ..]);
+        let mut tasks = Vec::new();
+        let of_cells = gates.iter_mut().zip(dh.outer_iter_mut()).zip(dreset.outer_iter_mut());
+        for (direction, ((gates, mut dh), mut dreset)) in of_cells.enumerate() {
+            let times = walks[direction].times_of(self.steps.clone());
+            let mut gates = gates.slice_mut(s![..times.len(), .., ..]);
+            for first_row in (0..batch).step_by(threads.rows) {
+                let rows = threads.rows.min(batch - first_row);
+                let (gates_rows, gates_rest) = gates.split_at(Axis(1), rows);
+                let (dh_rows, dh_rest) = dh.split_at(Axis(0), rows);
+                let (dreset_rows, dreset_rest) = dreset.split_at(Axis(0), rows);
+                (gates, dh, dreset) = (gates_rest, dh_rest, dreset_rest);
+                let of_rows = first_row..first_row + rows;
+                let units = direction * hidden..(direction + 1) * hidden;
+                tasks.push(Backward {
+                    weights: &packed[self.layer * directions + direction],
+                    walk: &walks[direction],
+                    first_row,
+                    threads: threads.sharing,
+                    times: times.clone(),
+                    h: self.h[direction].slice(s![.., of_rows.clone(), ..]),
+                    gates: gates_rows,
+                    dy: doutput.map(|dy| dy.slice(s![.., of_rows, units])),
+                    dh: dh_rows,
+                    dreset: dreset_rows,
+                });
+            }
+        }
+        threads.run(tasks, Backward::run)?;
+        Ok(threads.is_parallel)
+    }
 }
 
 /// What is left of a cell's backward pass after its steps: products over all of them.

@@ -378,7 +378,8 @@ impl Gru {
         batch.noise(&self.config, Mode::Training)?;
         let (output, record) = match &self.runner {
             None => {
-                let ran = cpu::forward_train(&self.params, self.cpu_weights(), batch)?;
+                let ran =
+                    cpu::forward_train(&self.params, self.cpu_weights(), batch, self.options)?;
                 let (y, trace) = ran;
                 (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
             }

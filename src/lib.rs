@@ -103,7 +103,9 @@
 //! rows of a batch cut over threads, each of which takes its rows through all steps; a step's products
 //! and the elementwise update of 32 units (16 without AVX-512) at a time, in the nearest cache. After
 //! the steps of a backward pass come dx, dW_ih, dW_hh and the biases as products over all steps. The
-//! tape holds h, the gates and x. The bits do not depend on the number of threads.
+//! tape holds h, the gates and x. With [`Options::recompute`] it holds h and x, and the backward pass
+//! takes an eighth of the steps at a time: their gates, all at once, for the states that they start
+//! from are known; the steps; the products. The bits do not depend on the number of threads.
 //!
 //! A [`Stream`] is a session that lives on: from one step to the next the first and the last third of
 //! `states` change places, and nothing is copied or made. A [`ForwardPass`] is a session over a

@@ -21,8 +21,8 @@ use crate::error::{Error, Result};
 pub struct Options {
     /// What walks over the steps on an adapter.
     pub recurrence: Recurrence,
-    /// While training, keep only the states and make the gates again in the backward pass, some steps at
-    /// a time: about half the memory, for a third more work forward.
+    /// While training, on every device, keep only the states and make the gates again in the backward
+    /// pass, some steps at a time: about half the memory, for a third more work.
     pub recompute: bool,
 }
 

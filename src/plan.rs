@@ -27,6 +27,7 @@ mod tiles;
 
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
+pub(crate) use planner::recomputed_at_once;
 pub(crate) use products::{Columns, Operand, Products, Start, matmul_in_pieces};
 
 use crate::config::{GruConfig, Shape};

@@ -6,6 +6,8 @@
 //! PyTorch's numbers and against central differences, and every kernel against this file.
 #![allow(clippy::needless_range_loop, reason = "loops over j and k read like the equations")]
 
+use std::ops::Range;
+
 use ndarray::{
     Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, NdFloat,
     concatenate, s,
@@ -307,9 +309,22 @@ pub(crate) struct Walk<'a, F> {
 impl<F: NdFloat> Walk<'_, F> {
     /// The time steps in the direction's own order.
     pub(crate) fn times(&self) -> impl DoubleEndedIterator<Item = usize> + use<F> {
-        let steps = self.marks.len_of(Axis(0));
-        let is_reverse = self.is_reverse;
-        (0..steps).map(move |step| if is_reverse { steps - 1 - step } else { step })
+        self.in_order(0..self.marks.len_of(Axis(0)))
+    }
+
+    /// These of them.
+    pub(crate) fn in_order(
+        &self,
+        times: Range<usize>,
+    ) -> impl DoubleEndedIterator<Item = usize> + use<F> {
+        let (is_reverse, ends) = (self.is_reverse, times.start + times.end);
+        times.map(move |t| if is_reverse { ends - 1 - t } else { t })
+    }
+
+    /// When the direction takes these of its steps.
+    pub(crate) fn times_of(&self, steps: Range<usize>) -> Range<usize> {
+        let all = self.marks.len_of(Axis(0));
+        if self.is_reverse { all - steps.end..all - steps.start } else { steps }
     }
 
     /// Whether a row's state starts afresh before the direction's step at time t.

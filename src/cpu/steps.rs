@@ -131,7 +131,7 @@ impl BackwardWeights {
     }
 }
 
-/// Some rows R of a cell, all their steps forward. Arrays are `[T, R, ·]`.
+/// Some rows R of a cell, a span of their steps forward. Arrays are `[T, R, ·]`.
 pub(super) struct Forward<'a> {
     pub weights: &'a ForwardWeights,
     pub walk: &'a Walk<'a, f32>,
@@ -139,13 +139,26 @@ pub(super) struct Forward<'a> {
     pub first_row: usize,
     /// How many threads share a step.
     pub threads: usize,
+    /// When its steps are: all of `0..T`, or a span.
+    pub times: Range<usize>,
     pub x: ArrayView3<'a, f32>,
-    pub y: ArrayViewMut3<'a, f32>,
-    /// `[R, H]`: the first state, which becomes the last.
-    pub state: ArrayViewMut2<'a, f32>,
-    /// While training, the state that each step starts from, and `[T, R, 4H]` its gates: r, z, n and
-    /// what n took from the past.
-    pub kept: Option<(ArrayViewMut3<'a, f32>, ArrayViewMut3<'a, f32>)>,
+    pub states: States<'a>,
+    /// Where they are kept, `[times, R, 4H]`: r, z, n and what n took from the past.
+    pub gates: Option<ArrayViewMut3<'a, f32>>,
+}
+
+/// The states that steps start from.
+pub(super) enum States<'a> {
+    /// Each is what the step before made.
+    New {
+        /// `[R, H]`: the first state, which becomes the last.
+        state: ArrayViewMut2<'a, f32>,
+        y: ArrayViewMut3<'a, f32>,
+        /// While training, the state that each step starts from.
+        kept: Option<ArrayViewMut3<'a, f32>>,
+    },
+    /// As another run kept them, whose gates alone are made again. No step waits for another.
+    Kept(ArrayView3<'a, f32>),
 }
 
 /// What a block's part of a step computes.
@@ -159,7 +172,7 @@ enum Part {
     Whole,
 }
 
-/// A block's results, `[R, N]` each, one after the other: r, z, the past's part of n, n and h'.
+/// A block's results, `[rows, N]` each, one after the other: r, z, the past's part of n, n and h'.
 const SLOTS: usize = 5;
 const R: usize = 0;
 const Z: usize = 1;
@@ -167,9 +180,9 @@ const PAST: usize = 2;
 const CANDIDATE: usize = 3;
 const NEW: usize = 4;
 
-/// What a chunk of steps works in.
+/// What a chunk of steps works in; rows are those of the steps that are made at once.
 struct Scratch {
-    /// `[R, padded H]`
+    /// `[rows, padded H]`
     h: Vec<f32>,
     /// r ⊙ h, with reset before.
     rh: Vec<f32>,
@@ -179,7 +192,7 @@ struct Scratch {
     inputs: Vec<f32>,
     /// A [`Left`]'s.
     left: Vec<f32>,
-    /// `[blocks, SLOTS, R, N]`
+    /// `[blocks, SLOTS, rows, N]`
     blocks: Vec<f32>,
     /// `[padded H]`: the share of its old state that each unit of a row keeps, where any does.
     zone: Vec<f32>,
@@ -188,33 +201,41 @@ struct Scratch {
 impl Forward<'_> {
     pub fn run(mut self) -> Result<()> {
         let rule = self.weights.rule;
-        let (steps, rows, width) = self.x.dim();
+        let (_, rows, width) = self.x.dim();
         let lanes = rule.level.lanes();
         // Input products of so many steps at once that tiles are full.
-        let chunk = 48usize.div_ceil(rows).min(steps);
+        let chunk = 48usize.div_ceil(rows).min(self.times.len());
+        let at_once = match self.states {
+            States::New { .. } => 1,
+            States::Kept(_) => chunk,
+        };
         let (blocks, padded) = (rule.blocks(), rule.padded());
+        let made = at_once * rows;
         let mut scratch = Scratch {
-            h: try_zeros("h [R, H]", rows * padded)?,
-            rh: try_zeros("r ⊙ h [R, H]", rows * padded)?,
+            h: try_zeros("h [R, H]", made * padded)?,
+            rh: try_zeros("r ⊙ h [R, H]", made * padded)?,
             x: try_zeros("a chunk's x", chunk * rows * width)?,
             inputs: try_zeros("a chunk's input products", 3 * blocks * chunk * rows * lanes)?,
             left: Vec::new(),
-            blocks: try_zeros("a step's gates", blocks * SLOTS * rows * lanes)?,
+            blocks: try_zeros("a step's gates", blocks * SLOTS * made * lanes)?,
             zone: vec![0.0; padded],
         };
-        for (to, from) in scratch.h.chunks_exact_mut(padded).zip(self.state.rows()) {
-            to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
-        }
-        let times: Vec<_> = self.walk.times().collect();
-        for times in times.chunks(chunk) {
-            self.input_products(times, &mut scratch);
-            for (i, &t) in times.iter().enumerate() {
-                self.step(t, i, times.len(), &mut scratch);
+        if let States::New { state, .. } = &self.states {
+            for (to, from) in scratch.h.chunks_exact_mut(padded).zip(state.rows()) {
+                to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
             }
         }
-        for (mut to, from) in self.state.rows_mut().into_iter().zip(scratch.h.chunks_exact(padded))
-        {
-            to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
+        let times: Vec<_> = self.walk.in_order(self.times.clone()).collect();
+        for times in times.chunks(chunk) {
+            self.input_products(times, &mut scratch);
+            for (i, now) in times.chunks(at_once).enumerate() {
+                self.step(now, i * at_once, times.len(), &mut scratch);
+            }
+        }
+        if let States::New { state, .. } = &mut self.states {
+            for (mut to, from) in state.rows_mut().into_iter().zip(scratch.h.chunks_exact(padded)) {
+                to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
+            }
         }
         Ok(())
     }
@@ -243,29 +264,37 @@ impl Forward<'_> {
         });
     }
 
-    /// The step at time t, which is the i-th of a chunk of `steps`.
-    fn step(&mut self, t: usize, i: usize, steps: usize, scratch: &mut Scratch) {
+    /// The steps at some times, of which the first is the i-th of a chunk of `steps`; a row for each
+    /// row of each.
+    fn step(&mut self, times: &[usize], i: usize, steps: usize, scratch: &mut Scratch) {
         let rule = self.weights.rule;
-        let rows = self.x.len_of(Axis(1));
-        let padded = rule.padded();
-        for (row, h) in scratch.h.chunks_exact_mut(padded).enumerate() {
-            if self.walk.restarts(t, self.first_row + row) {
-                let fresh = self.walk.reset_state.row(self.first_row + row);
-                h.iter_mut().zip(fresh).for_each(|(h, &fresh)| *h = fresh);
+        let each = self.x.len_of(Axis(1));
+        let (rows, padded) = (times.len() * each, rule.padded());
+        let places = || times.iter().flat_map(|&t| (0..each).map(move |row| (t, row)));
+        for ((t, row), h) in places().zip(scratch.h.chunks_exact_mut(padded)) {
+            let of_batch = self.first_row + row;
+            match &self.states {
+                States::Kept(kept) => h[..rule.hidden].copy_from_slice(row_of(kept, t, row)),
+                States::New { .. } if self.walk.restarts(t, of_batch) => {
+                    let fresh = self.walk.reset_state.row(of_batch);
+                    h.iter_mut().zip(fresh).for_each(|(h, &fresh)| *h = fresh);
+                }
+                States::New { .. } => {}
             }
         }
         let Scratch { h, rh, inputs, left, blocks, .. } = &mut *scratch;
-        let panel = steps * rows;
         let block = SLOTS * rows * rule.level.lanes();
+        let (h, rh) = (&h[..rows * padded], &mut rh[..rows * padded]);
+        let blocks = &mut blocks[..rule.blocks() * block];
         let mut part = |part: Part, past: &[f32], blocks: &mut [f32]| {
             let past = Left::pack(rule.level, past, padded, [0..rule.hidden, 0..0], left);
             let (weights, all) = (self.weights, &inputs[..]);
-            let inputs = Inputs { all, panel, first: i * rows };
+            let inputs = Inputs { all, panel: steps * each, first: i * each };
             share(blocks, block, rule.blocks(), self.threads, |first, blocks| {
                 rule.level.run(StepBlocks { weights, part, h, past, inputs, first, blocks });
             });
         };
-        let is_idle = (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row));
+        let is_idle = places().all(|(t, row)| self.walk.is_padding(t, self.first_row + row));
         match rule.reset {
             _ if is_idle => {}
             Reset::After => part(Part::Whole, h, blocks),
@@ -275,52 +304,54 @@ impl Forward<'_> {
                 part(Part::Candidate, rh, blocks);
             }
         }
-        for row in 0..rows {
-            self.put_out(t, row, scratch);
+        for (made, place) in places().enumerate() {
+            self.put_out(place, (made, rows), scratch);
         }
     }
 
-    /// Writes what a step computed for a row to where it belongs.
-    fn put_out(&mut self, t: usize, row: usize, scratch: &mut Scratch) {
+    /// Writes what a step computed for a row to where it belongs: row `made` of the `rows` in the blocks.
+    fn put_out(
+        &mut self,
+        (t, row): (usize, usize),
+        (made, rows): (usize, usize),
+        scratch: &mut Scratch,
+    ) {
         let Rule { level, hidden, .. } = self.weights.rule;
-        let rows = self.x.len_of(Axis(1));
         let (walk, of_batch) = (self.walk, self.first_row + row);
-        let mut y = self.y.index_axis_mut(Axis(0), t);
-        let y = y.row_mut(row).into_slice().expect("rows are contiguous");
-        let mut kept = self.kept.as_mut().map(|(h, gates)| {
-            let [h, gates] = [h, gates].map(|array| {
-                let row = array.index_axis_mut(Axis(0), t).index_axis_move(Axis(0), row);
-                row.into_slice().expect("rows are contiguous")
-            });
-            (h, gates)
-        });
+        let first = self.times.start;
+        let mut gates = self.gates.as_mut().map(|gates| row_of_mut(gates, t - first, row));
+        let (mut y, mut kept) = match &mut self.states {
+            States::New { y, kept, .. } => {
+                (Some(row_of_mut(y, t, row)), kept.as_mut().map(|kept| row_of_mut(kept, t, row)))
+            }
+            States::Kept(_) => (None, None),
+        };
         if walk.is_padding(t, of_batch) {
             // Zeros, so that whatever a gradient of 0 is multiplied with here gives 0.
-            y.fill(0.0);
-            if let Some((h, gates)) = &mut kept {
-                h.fill(0.0);
-                gates.fill(0.0);
+            for row in [&mut y, &mut kept, &mut gates].into_iter().flatten() {
+                row.fill(0.0);
             }
             return;
         }
         let padded = scratch.zone.len();
-        let h = &mut scratch.h[row * padded..][..padded];
-        if let Some((kept, _)) = &mut kept {
+        let h = &mut scratch.h[made * padded..][..padded];
+        if let Some(kept) = kept {
             kept.copy_from_slice(&h[..hidden]);
         }
-        let has_zones = walk.noise.has_zones();
+        let has_zones = y.is_some() && walk.noise.has_zones();
         if has_zones {
             let zone = walk.zone(t, of_batch, hidden);
             scratch.zone[..hidden].iter_mut().enumerate().for_each(|(j, share)| *share = zone(j));
         }
         level.run(PutOut {
-            blocks: &scratch.blocks,
+            blocks: &scratch.blocks[..padded * SLOTS * rows],
             rows,
-            row,
+            row: made,
             zone: has_zones.then_some(&scratch.zone),
             h,
-            gates: kept.map(|(_, gates)| gates),
+            gates,
         });
+        let Some(y) = y else { return };
         y.copy_from_slice(&h[..hidden]);
         if walk.noise.drops(walk.layer) {
             let factor = walk.dropout(t, of_batch, hidden);
@@ -531,20 +562,22 @@ impl Kernel for PutOut<'_> {
     }
 }
 
-/// Some rows R of a cell, all their steps backward. Arrays are `[T, R, ·]`.
+/// Some rows R of a cell, a span of their steps backward. Arrays are `[T, R, ·]`.
 pub(super) struct Backward<'a> {
     pub weights: &'a BackwardWeights,
     pub walk: &'a Walk<'a, f32>,
     pub first_row: usize,
     /// How many threads share a step.
     pub threads: usize,
+    /// When its steps are: all of `0..T`, or a span.
+    pub times: Range<usize>,
     pub h: ArrayView3<'a, f32>,
-    /// As [`Forward`] kept them. They become gradients: r, z and n those of their pre-activations, the
+    /// `[times, R, 4H]`, as [`Forward`] kept them. They become gradients: r, z and n those of their pre-activations, the
     /// fourth quarter that of `W_hn h + b_hn`, or with reset before it stays r ⊙ h.
     pub gates: ArrayViewMut3<'a, f32>,
     /// Of what each step puts out; zeros when `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// `[R, H]`: of the last state, which becomes that of the first.
+    /// `[R, H]`: of the span's last state, which becomes that of its first.
     pub dh: ArrayViewMut2<'a, f32>,
     /// `[R, H]`, added to.
     pub dreset: ArrayViewMut2<'a, f32>,
@@ -557,7 +590,7 @@ impl Backward<'_> {
         let hidden = rule.hidden;
         let mut products = try_zeros("a step's gradients", rule.padded() * rows)?;
         let mut space = Vec::new();
-        let times: Vec<_> = self.walk.times().collect();
+        let times: Vec<_> = self.walk.in_order(self.times.clone()).collect();
         for &t in times.iter().rev() {
             if (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row)) {
                 continue;
@@ -598,7 +631,7 @@ impl Backward<'_> {
         products: &mut [f32],
     ) {
         let Rule { level, hidden, .. } = self.weights.rule;
-        let gates = self.gates.index_axis(Axis(0), t);
+        let gates = self.gates.index_axis(Axis(0), t - self.times.start);
         let data = gates.to_slice().expect("all rows of a step are contiguous");
         let left = Left::pack(level, data, 4 * hidden, columns, space);
         let piece = left.rows * level.lanes();
@@ -627,7 +660,7 @@ impl Backward<'_> {
             factor: factor.as_deref(),
             zone: zone.as_deref(),
             h: row_of(&self.h, t, row),
-            gates: row_of_mut(&mut self.gates, t, row),
+            gates: row_of_mut(&mut self.gates, t - self.times.start, row),
             dh: self.dh.row_mut(row).into_slice().expect("rows are contiguous"),
         });
     }
@@ -642,7 +675,7 @@ impl Backward<'_> {
             rule,
             row: OfRow { products, rows: self.h.len_of(Axis(1)), row },
             h: row_of(&self.h, t, row),
-            r: &mut row_of_mut(&mut self.gates, t, row)[..rule.hidden],
+            r: &mut row_of_mut(&mut self.gates, t - self.times.start, row)[..rule.hidden],
             dh: self.dh.row_mut(row).into_slice().expect("rows are contiguous"),
         });
     }

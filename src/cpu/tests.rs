@@ -146,11 +146,11 @@ impl Course {
     }
 
     /// y and h_n in use, y and h_n while training, and all gradients.
-    fn run(&self, level: Level, lay_out: LayOut) -> Vec<(String, Array3<f32>)> {
+    fn run(&self, level: Level, lay_out: LayOut, options: Options) -> Vec<(String, Array3<f32>)> {
         let weights = Weights { level, lay_out, ..Weights::default() };
         let weights = (&weights, 0);
         let (y, h_n) = forward(&self.params, weights, self.batch()).unwrap();
-        let (y_train, trace) = forward_train(&self.params, weights, self.batch()).unwrap();
+        let (y_train, trace) = forward_train(&self.params, weights, self.batch(), options).unwrap();
         let h_n_train = trace.h_n().clone();
         let (dy, dh_n) = (Some(self.dy.view()), Some(self.dh_n.view()));
         let gradients = backward(&self.params, weights, trace, dy, dh_n).unwrap();
@@ -210,7 +210,7 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
             let course = Course::new(&case, &variant);
             let expected = course.expected();
             for level in Level::all() {
-                let got = course.run(level, BY_ROWS);
+                let got = course.run(level, BY_ROWS, Options::default());
                 for ((name, got), (_, expected)) in got.iter().zip(&expected) {
                     assert_eq!(got.dim(), expected.dim(), "{name}");
                     let scale = expected.iter().fold(1.0, |scale, e| f64::max(scale, e.abs()));
@@ -235,17 +235,85 @@ fn the_layout_over_threads_changes_no_bit() {
                 continue;
             }
             let course = Course::new(&case, &variant);
-            for level in Level::all() {
-                let alone = course.run(level, ALONE);
-                for lay_out in LAY_OUTS {
-                    for ((name, got), (_, alone)) in course.run(level, lay_out).iter().zip(&alone) {
-                        let same = bits(&got.view()) == bits(&alone.view());
-                        assert!(same, "{name} {level:?} {variant} {case:?}");
+            let kept = Options::default();
+            for options in [kept, kept.with_recompute(true)] {
+                for level in Level::all() {
+                    let alone = course.run(level, ALONE, options);
+                    for lay_out in LAY_OUTS {
+                        let got = course.run(level, lay_out, options);
+                        for ((name, got), (_, alone)) in got.iter().zip(&alone) {
+                            let same = bits(&got.view()) == bits(&alone.view());
+                            assert!(same, "{name} {level:?} {variant} {options:?} {case:?}");
+                        }
                     }
                 }
             }
         }
     }
+}
+
+/// Sizes at which the gates are made again for spans of a step and of several, the last of them shorter.
+fn cases_again() -> Vec<Case> {
+    let [first, .., last] = &cases()[..] else { unreachable!() };
+    let plain = Case { activations: first.activations, ..last.clone() };
+    let mut cases = Vec::new();
+    for (steps, batch) in [(1, 1), (1, 3), (2, 3), (7, 1), (7, 3), (17, 1), (17, 3)] {
+        for direction in [Direction::Forward, Direction::Reverse, Direction::Both] {
+            for layers in [1, 2] {
+                let sizes = [steps, batch, 3, 19, layers];
+                let layout = [Layout::TimeMajor, Layout::BatchFirst][layers - 1];
+                let plain = Case { sizes, direction, layout, ..plain.clone() };
+                // A draw for dropout needs a second layer.
+                let noise = [if layers == 2 { 0.4 } else { 0.0 }, 0.3];
+                cases.push(Case { noise, is_marked: true, ..plain.clone() });
+                cases.push(plain);
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn gates_made_again_give_the_same_gradients() {
+    let kept = Options::default();
+    for case in cases_again() {
+        for variant in variants(&case) {
+            if variant.bias == Bias::One {
+                continue;
+            }
+            let course = Course::new(&case, &variant);
+            let level = Level::best();
+            let expected = course.run(level, BY_ROWS, kept);
+            let got = course.run(level, BY_ROWS, kept.with_recompute(true));
+            for ((name, got), (_, expected)) in got.iter().zip(&expected) {
+                // Those of the parameters are sums over all steps, here span by span.
+                let is_same = match name.as_str() {
+                    "dparams" => {
+                        let scale = expected.iter().fold(1.0, |scale, e| f32::max(scale, e.abs()));
+                        got.iter().zip(expected).all(|(g, e)| (g - e).abs() <= 1e-6 * scale)
+                    }
+                    _ => bits(&got.view()) == bits(&expected.view()),
+                };
+                assert!(is_same, "{name}: {variant} {case:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_made_again_are_not_kept() {
+    let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
+    let params = Params::init(&config, Init::Uniform, 3).unwrap();
+    let x = random([17, 2, 3], 1);
+    let kept = |options| {
+        let weights = (&Weights::default(), 0);
+        let (_, trace) = forward_train(&params, weights, Batch::new(x.view()), options).unwrap();
+        let of_cell = |cell: &CellTrace| cell.h.len() + cell.gates.as_ref().map_or(0, |g| g.len());
+        trace.cells.iter().map(of_cell).sum::<usize>()
+    };
+    let states = 2 * 2 * 17 * 2 * 5;
+    assert_eq!(kept(Options::default()), 5 * states);
+    assert_eq!(kept(Options::default().with_recompute(true)), states);
 }
 
 #[test]

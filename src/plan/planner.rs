@@ -68,7 +68,7 @@ impl<'a> Planner<'a> {
     ) -> Result<Self> {
         let gates_times = match mode {
             Mode::Inference => used_at_once(shape),
-            Mode::Training if options.recompute => recomputed_at_once(shape),
+            Mode::Training if options.recompute => recomputed_at_once(shape.steps),
             Mode::Training => shape.steps,
         };
         let tiles = Tiles::choose(layout.config(), shape.batch, options.recurrence, machine)?;
@@ -279,8 +279,8 @@ fn h_times(mode: Mode, steps: usize) -> usize {
 
 /// Steps whose gates are made again at once. An eighth of 4H and the other arrays of training, h, y and dy
 /// of H each, are half of what they are with all of 4H.
-fn recomputed_at_once(shape: Shape) -> usize {
-    shape.steps.div_ceil(8)
+pub(crate) fn recomputed_at_once(steps: usize) -> usize {
+    steps.div_ceil(8)
 }
 
 /// Steps of an inference whose gates are there at once: all of them, if what they take may be bound anywhere
