@@ -287,3 +287,11 @@ pub(crate) fn test_device() -> (Device, Gpu) {
         Target::Cpu => panic!("GRU_DEVICE={device} is no adapter; this test needs one"),
     }
 }
+
+/// The same adapter with bindings of so many bytes at most.
+#[cfg(test)]
+pub(crate) fn test_device_with_bindings(bytes: u64) -> Device {
+    let (device, gpu) = test_device();
+    let gpu = pollster::block_on(gpu.reopen_with_bindings(bytes)).expect("any adapter can less");
+    Device { target: Target::Gpu(gpu), ..device }
+}

@@ -294,6 +294,15 @@ impl Gpu {
         Self::open_with(self.inner.adapter.clone(), limits, none).await
     }
 
+    /// The same adapter, opened anew with bindings of so many bytes at most.
+    #[cfg(test)]
+    pub async fn reopen_with_bindings(&self, bytes: u64) -> Result<Self> {
+        let limits =
+            wgpu::Limits { max_storage_buffer_binding_size: bytes, ..wgpu::Limits::default() };
+        let none = wgpu::Features::empty();
+        Self::open_with(self.inner.adapter.clone(), limits, none).await
+    }
+
     /// The adapter; its limits are those that the device was opened with.
     pub fn describe(&self) -> AdapterInfo {
         self.inner.info.clone()

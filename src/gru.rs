@@ -618,7 +618,9 @@ fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::test_device;
+    use crate::config::{Direction, Layout, Reset};
+    use crate::device::{test_device, test_device_with_bindings};
+    use crate::options::Recurrence;
 
     #[test]
     fn a_lost_device_is_said_to_be_lost_by_every_call() {
@@ -675,6 +677,52 @@ mod tests {
                 }
             });
         });
+    }
+
+    /// Some 800 bytes of gates a step, and room for 5 to 20 of them.
+    #[test]
+    fn inference_span_by_span_gives_the_same_numbers() {
+        let device = test_device_with_bindings(16 << 10);
+        for (direction, layers) in [
+            (Direction::Forward, 1),
+            (Direction::Forward, 3),
+            (Direction::Reverse, 2),
+            (Direction::Both, 1),
+        ] {
+            for reset in [Reset::After, Reset::Before] {
+                for layout in [Layout::TimeMajor, Layout::BatchFirst] {
+                    for recurrence in [Recurrence::Sequence, Recurrence::Step] {
+                        let config = GruConfig::pytorch(3, 7).with_reset(reset);
+                        let config = config.with_layers(layers).with_direction(direction);
+                        let shape = config.shape(41, 7).unwrap().with_layout(layout);
+                        let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
+                            Gru::new(config.clone(), Init::Uniform, 5, device).unwrap()
+                        });
+                        let gru = gru.with_options(Options::default().with_recurrence(recurrence));
+                        let plan = gru.plan(shape, Mode::Inference).unwrap();
+                        let gates = plan.buffer("gates").unwrap();
+                        let all = shape.directions * 41 * 7 * 4 * 7;
+                        assert!(plan.buffers()[gates.index()].len < all, "all at once");
+                        let x = Array3::from_shape_fn(shape.x(), |(i, j, k)| {
+                            ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
+                        });
+                        let lengths = [41, 40, 1, 0, 20, 21, 39];
+                        let batch = Batch { layout, ..Batch::new(x.view()).with_lengths(&lengths) };
+                        let [got, expected] = [&gru, &cpu].map(|gru| gru.forward(batch).unwrap());
+                        let case = format!("{config}, {layout:?}, {recurrence}");
+                        for (got, expected) in [(got.y, expected.y), (got.h_n, expected.h_n)] {
+                            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+                            assert!(got.iter().zip(&expected).all(close), "{case}");
+                        }
+                    }
+                }
+            }
+        }
+        // Two layers of two directions need all their gates at once, or are refused; never wrong.
+        let config = GruConfig::pytorch(3, 7).with_layers(2).with_direction(Direction::Both);
+        let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();
+        let error = gru.forward(&Array3::ones((41, 7, 3))).unwrap_err();
+        assert!(matches!(error, Error::Limit { .. }), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::products::{Operand, Products};
+use super::products::{Operand, Products, product};
 use super::tiles::Tiles;
 use super::{BufferId, Buffers, Machine, Mode, Role, RunBuffers, Slice, TrainingBuffers};
 use crate::config::{Layout, Shape};
@@ -67,7 +67,7 @@ impl<'a> Planner<'a> {
         machine: &'a Machine,
     ) -> Result<Self> {
         let gates_times = match mode {
-            Mode::Inference => used_at_once(shape),
+            Mode::Inference => used_at_once(shape, machine),
             Mode::Training if options.recompute => recomputed_at_once(shape.steps),
             Mode::Training => shape.steps,
         };
@@ -89,7 +89,7 @@ impl<'a> Planner<'a> {
         let zeros = buffers.add("zeros", "[3H]", 3 * hidden, Role::Zeros);
         let mut run = RunBuffers { x, marks, states, y, params, training: None };
         let layers = match mode {
-            // A layer's input is spent before its first step.
+            // A layer's input is spent before its steps put anything out in its place.
             Mode::Inference => {
                 let gates = Self::add_gates(&mut buffers, shape, gates_times, "");
                 vec![Self::add_layer(&mut buffers, shape, mode, "", gates, y); layers]
@@ -283,11 +283,17 @@ pub(crate) fn recomputed_at_once(steps: usize) -> usize {
     steps.div_ceil(8)
 }
 
-/// Steps of an inference whose gates are there at once: all of them, if what they take may be bound anywhere
-/// (WebGPU's default is 128 MiB), so that long sequences of large states need not be refused.
-fn used_at_once(shape: Shape) -> usize {
-    let step = shape.directions * shape.batch * 4 * shape.hidden;
-    ((128 << 20) / 4 / step).clamp(1, shape.steps)
+/// Steps of an inference whose gates are there at once: all of them, or as many as the adapter can bind.
+/// Between layers of two directions it must be all: there the reverse direction's first steps overwrite y
+/// where the forward direction has yet to read what the layer below put out.
+fn used_at_once(shape: Shape, machine: &Machine) -> usize {
+    let Shape { steps, batch, hidden, layers, directions, .. } = shape;
+    if layers > 1 && directions > 1 {
+        return steps;
+    }
+    let step = 4 * product([directions, batch, 4, hidden]);
+    let most = machine.limits.max_storage_buffer_binding_size / step;
+    usize::try_from(most).unwrap_or(steps).clamp(1, steps)
 }
 
 /// Axes and length of an array `[D, times, B, width]`, in the run's layout.
