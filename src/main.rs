@@ -75,7 +75,11 @@ fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
     let Some(words) = cli.device.clone().or_else(variable) else {
         return Ok(vec![DeviceKind::Auto]);
     };
-    Ok(words.split(',').map(str::parse).collect::<Result<_, _>>()?)
+    let kinds: Vec<DeviceKind> = words.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    match (1..kinds.len()).find(|&i| kinds[..i].contains(&kinds[i])) {
+        Some(i) => bail!("device {} is named twice", words.split(',').nth(i).unwrap_or_default()),
+        None => Ok(kinds),
+    }
 }
 
 /// The one device that most commands run on.

@@ -223,8 +223,11 @@ impl Session {
             ahead.by_ref().for_each(|ahead| self.encode_ahead(ahead, &mut encoder));
             let (mut flops, mut dispatches) = (0, 0);
             let within = std::iter::from_fn(|| {
-                let room = flops < self.plan.submit_flops() && dispatches < SUBMIT_DISPATCHES;
-                let (call, block) = calls.next_if(|_| room)?;
+                // One dispatch at least, however large.
+                let room = |call: &Call| {
+                    flops + call.flops <= self.plan.submit_flops() && dispatches < SUBMIT_DISPATCHES
+                };
+                let (call, block) = calls.next_if(|(call, _)| dispatches == 0 || room(call))?;
                 flops += call.flops;
                 dispatches += 1;
                 Some((call, block))

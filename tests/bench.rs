@@ -213,7 +213,8 @@ fn bad_input_gives_one_line_and_no_file() {
             &["regular file"],
         ),
         (&["bench", "--device", "cpu", "--recompute"], &["--mode train"]),
-        (&["info", "--device", "cpu,cpu"], &["2 devices", "gru bench"]),
+        (&["info", "--device", "cpu,auto"], &["2 devices", "gru bench"]),
+        (&["bench", "--device", "cpu,cpu"], &["cpu is named twice"]),
     ];
     for (arguments, words) in cases {
         assert_refused(directory.path(), arguments, words);

@@ -90,6 +90,14 @@ impl Session {
     /// by the adapter's timestamps from the beginning of its first compute pass to the end of its last,
     /// or by the host's clock where there are none.
     pub async fn time(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
+        // A caller may drop this before it is done.
+        let broken = std::mem::replace(&mut self.broken, true);
+        let time = self.time_once(pass, wait).await?;
+        self.broken = broken;
+        Ok(time)
+    }
+
+    async fn time_once(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
         let clock = Clock::new(&self.gpu, 2).await?;
         self.gpu.settle(wait).await?;
         let start = Instant::now();
@@ -99,7 +107,7 @@ impl Session {
             self.queue(pass, &ahead, stamps);
             Ok(())
         };
-        self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)?;
+        self.gpu.guard(queue).await?;
         match clock {
             Some(clock) => Ok(clock.read(&self.gpu, 2, wait).await?.remove(0)),
             None => {
