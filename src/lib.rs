@@ -67,7 +67,8 @@
 //! reference: the same contract in plain loops, the specification            Adam, on the flat buffer
 //! ```
 //!
-//! Forward, for each layer: one product x · W_ihᵀ over all steps, then the recurrence, which fuses the
+//! Forward, for each layer: one product x · W_ihᵀ over all steps (or as many as the adapter can bind the
+//! gates of), then the recurrence, which fuses the
 //! gates' recurrent products with the elementwise update, for all directions at once. Backward, for each
 //! layer from the last: the recurrence the other way, then one product each for dx, dW_ih and dW_hh, and
 //! column sums for the biases. The recurrence is walked in one of two ways ([`Recurrence`]), by the same
@@ -75,8 +76,8 @@
 //! many steps, in which a workgroup makes all units of a few rows and what the weights are multiplied with
 //! stays in its own memory. The plan takes the second where H is at most 256 and the adapter's workgroups
 //! have the memory (`plan/tiles.rs` has the rule and the tiles' sizes). What takes long is cut: no
-//! dispatch, and no submit, is longer than a fraction of a second at the rate of a slow adapter of its
-//! kind. No float atomics and a fixed order of additions: the same inputs on the same adapter give the
+//! dispatch, and no submit of this library's own, is longer than a fraction of a second at the rate of a
+//! slow adapter of its kind. (An encoded [`ForwardPass`] is one pass; its caller submits it.) No float atomics and a fixed order of additions: the same inputs on the same adapter give the
 //! same bits.
 //!
 //! Four buffers carry a layer's run. `states [3, L·D, B, H]`, for all layers: the first states, those
@@ -149,7 +150,8 @@
 //! - On the CPU one row's steps run on one thread unless H is in the hundreds: for less, threads would
 //!   wait for each other longer than they work.
 //! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind. A step
-//!   takes 256 bytes of arguments a dispatch, so WebGPU's default limits end at some 260,000 steps.
+//!   takes 256 bytes of arguments a dispatch where the host walks over the steps, so WebGPU's default limits
+//!   end there at some 260,000 steps.
 //!
 //! # Features
 //!
