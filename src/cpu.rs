@@ -392,6 +392,9 @@ pub(crate) fn backward(
                 let cell = layer * directions + direction;
                 let times = run.walk(layer, direction).times_of(span.steps.clone());
                 let rows = |width: usize| times.start * batch * width..times.end * batch * width;
+                // Products over a span can be too short for the threads that its steps are worth.
+                let product = rows(6 * hidden).len() as f64 * width.max(hidden) as f64;
+                let is_worth = again.is_none() || product > WORTH_THREADS;
                 let after = After {
                     weights: &packed[cell],
                     input: &whole(input)[rows(width)],
@@ -399,7 +402,7 @@ pub(crate) fn backward(
                     h: &whole(&h[direction])[rows(hidden)],
                     gates: &whole(&gates[direction])[..rows(4 * hidden).len()],
                     hidden,
-                    is_parallel,
+                    is_parallel: is_parallel && is_worth,
                 };
                 let dinput = dinput.as_slice_mut().expect("standard layout");
                 after.input_gradient(&mut dinput[rows(width)])?;
