@@ -198,7 +198,7 @@ fn bad_input_gives_one_line_and_no_file() {
     std::fs::create_dir(directory.path().join("folder.svg")).unwrap();
     let huge = "1000000,1000000,8,8";
     let (word, _) = adapter();
-    let cases: [(&[&str], &[&str]); 12] = [
+    let cases: [(&[&str], &[&str]); 13] = [
         (&["bench", "--device", "cpu,tpu"], &["`tpu`", "auto, cpu, gpu or software"]),
         (&["bench", "--device", "cpu,"], &["unknown device ``"]),
         (&["bench", "--device", "cpu", "--shape", huge], &["x [T, B, I]", "u32"]),
