@@ -19,17 +19,16 @@ mod tests;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut3, Axis, s};
+use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, s};
 use rayon::prelude::*;
 
 use crate::batch::{Batch, time_major, zero_padding};
-use crate::config::{Direction, GruConfig, Layout, Reset, Shape};
+use crate::config::{Layout, Reset, Shape};
 use crate::error::{Result, try_zeros};
-use crate::noise::Noise;
 use crate::options::Options;
 use crate::params::{Gradients, Params};
 use crate::plan::{Mode, recomputed_at_once};
-use crate::reference::{Walk, check_gradients, standard, zeros};
+use crate::reference::{Run, Walk, check_gradients, standard, zeros};
 use product::{AddProduct, AddTransposed, Left, Packed, Source, add_product};
 use simd::{Kernel, Level, Vector, load, store};
 use steps::{Backward, BackwardWeights, Forward, ForwardWeights, States};
@@ -111,7 +110,7 @@ fn packed<W>(
 /// What a forward pass leaves for a backward pass. Arrays are time-major, whatever the batch's layout.
 #[derive(Debug)]
 pub(crate) struct Trace {
-    run: Run,
+    run: Run<f32>,
     /// `[T, B, I]`, zeros at padding.
     x: Array3<f32>,
     /// y `[T, B, D·H]` of each layer below the last.
@@ -129,31 +128,6 @@ struct CellTrace {
     h: Array3<f32>,
     /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding. None where they are made again.
     gates: Option<Array3<f32>>,
-}
-
-/// What all cells of a run share.
-#[derive(Debug)]
-struct Run {
-    shape: Shape,
-    direction: Direction,
-    marks: Array2<u32>,
-    noise: Noise,
-    /// `[L·D, B, H]`
-    reset_state: Array3<f32>,
-}
-
-impl Run {
-    fn walk(&self, layer: usize, direction: usize) -> Walk<'_, f32> {
-        let cell = layer * self.shape.directions + direction;
-        Walk {
-            layer,
-            direction,
-            is_reverse: self.direction.is_reverse(direction),
-            marks: self.marks.view(),
-            noise: &self.noise,
-            reset_state: self.reset_state.index_axis(Axis(0), cell),
-        }
-    }
 }
 
 impl Trace {
@@ -213,7 +187,7 @@ pub(crate) fn forward(
     (weights, version): (&Weights, u64),
     batch: Batch<'_>,
 ) -> Result<Passed<Array3<f32>>> {
-    let (run, h0) = start(params.layout().config(), &batch, Mode::Inference)?;
+    let (run, h0) = Run::start(params.layout().config(), &batch, Mode::Inference)?;
     let packed = weights.forward(params, version)?;
     let x = time_major(batch.x, batch.layout);
     let rows_lie_whole = x.len_of(Axis(2)) == 1 || x.stride_of(Axis(2)) == 1;
@@ -234,7 +208,7 @@ pub(crate) fn forward_train(
     batch: Batch<'_>,
     options: Options,
 ) -> Result<Passed<Trace>> {
-    let (run, mut h_n) = start(params.layout().config(), &batch, Mode::Training)?;
+    let (run, mut h_n) = Run::start(params.layout().config(), &batch, Mode::Training)?;
     let packed = weights.forward(params, version)?;
     let Shape { steps, batch: rows, hidden, layers, directions, .. } = run.shape;
     let mut x = standard(time_major(batch.x, batch.layout));
@@ -258,24 +232,9 @@ pub(crate) fn forward_train(
     Ok((y, Trace { run, x, between, h_n, cells }))
 }
 
-fn start(config: &GruConfig, batch: &Batch<'_>, mode: Mode) -> Result<(Run, Array3<f32>)> {
-    let shape = batch.check(config)?;
-    let states = |state: Option<ArrayView3<'_, f32>>| {
-        state.map_or_else(|| zeros("states [L·D, B, H]", shape.state()), |s| Ok(standard(s)))
-    };
-    let run = Run {
-        shape,
-        direction: config.direction,
-        marks: batch.marks()?,
-        noise: batch.noise(config, mode)?,
-        reset_state: states(batch.reset_state)?,
-    };
-    Ok((run, states(batch.h0)?))
-}
-
 /// y of a layer: the last one's in the batch's layout, the others' time-major.
 fn layer_forward(
-    run: &Run,
+    run: &Run<f32>,
     (weights, packed): (&Weights, &[ForwardWeights]),
     layer: usize,
     x: ArrayView3<'_, f32>,
@@ -423,7 +382,7 @@ fn whole(array: &Array3<f32>) -> &[f32] {
 /// Steps that the backward pass takes at once through a layer: all, or as many as it makes gates again
 /// for.
 struct Span<'a> {
-    run: &'a Run,
+    run: &'a Run<f32>,
     layer: usize,
     /// Each direction's own.
     steps: Range<usize>,

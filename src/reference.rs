@@ -27,13 +27,54 @@ use crate::plan::Mode;
 pub struct Trace<F> {
     /// What each cell went through: layer-major, forward before reverse.
     pub cells: Vec<CellTrace<F>>,
-    shape: Shape,
+    run: Run<F>,
+}
+
+/// What all cells of a run share, here and in the CPU device's own path.
+#[derive(Clone, Debug)]
+pub(crate) struct Run<F> {
+    pub shape: Shape,
     direction: Direction,
     /// `[T, B]`, bits of [`mark`].
     marks: Array2<u32>,
     noise: Noise,
     /// `[L·D, B, H]`
     reset_state: Array3<F>,
+}
+
+impl<F: NdFloat> Run<F> {
+    /// A run of `config` over `batch`, when they fit, and its first states `[L·D, B, H]`.
+    pub fn start(
+        config: &GruConfig,
+        batch: &Batch<'_, F>,
+        mode: Mode,
+    ) -> Result<(Self, Array3<F>)> {
+        let shape = batch.check(config)?;
+        let states = |state: Option<ArrayView3<'_, F>>| {
+            state.map_or_else(|| zeros("states [L·D, B, H]", shape.state()), |s| Ok(standard(s)))
+        };
+        let run = Self {
+            shape,
+            direction: config.direction,
+            marks: batch.marks()?,
+            noise: batch.noise(config, mode)?,
+            reset_state: states(batch.reset_state)?,
+        };
+        Ok((run, states(batch.h0)?))
+    }
+
+    /// What the steps of a cell share.
+    pub fn walk(&self, layer: usize, direction: usize) -> Walk<'_, F> {
+        let cell = layer * self.shape.directions + direction;
+        Walk {
+            layer,
+            direction,
+            is_reverse: self.direction.is_reverse(direction),
+            marks: self.marks.view(),
+            noise: &self.noise,
+            reset_state: self.reset_state.index_axis(Axis(0), cell),
+        }
+    }
 }
 
 /// What one direction of one layer went through. All arrays are by time, whatever the direction and
@@ -55,7 +96,7 @@ pub struct CellTrace<F> {
 impl<F: NdFloat> Trace<F> {
     /// y `[T, B, D·H]` or `[B, T, D·H]`, as x: the last layer's state after every step.
     pub fn y(&self) -> Array3<F> {
-        standard(time_major(self.output(self.shape.layers - 1), self.shape.layout).view())
+        standard(time_major(self.output(self.run.shape.layers - 1), self.run.shape.layout).view())
     }
 
     /// h_n `[L·D, B, H]`: the state of each cell after its last step, which is the first of the
@@ -66,22 +107,9 @@ impl<F: NdFloat> Trace<F> {
 
     /// A layer's output `[T, B, D·H]`.
     fn output(&self, layer: usize) -> Array3<F> {
-        let directions = self.shape.directions;
+        let directions = self.run.shape.directions;
         let cells = &self.cells[layer * directions..][..directions];
         join(Axis(2), cells.iter().map(|cell| cell.y.view()))
-    }
-
-    /// What the steps of a cell share.
-    fn walk(&self, layer: usize, direction: usize) -> Walk<'_, F> {
-        let cell = layer * self.shape.directions + direction;
-        Walk {
-            layer,
-            direction,
-            is_reverse: self.direction.is_reverse(direction),
-            marks: self.marks.view(),
-            noise: &self.noise,
-            reset_state: self.reset_state.index_axis(Axis(0), cell),
-        }
     }
 }
 
@@ -131,23 +159,11 @@ pub fn forward_train<'a, F: NdFloat>(
     run(params, &batch.into(), Mode::Training)
 }
 
-fn run<F: NdFloat>(params: &Params<F>, run: &Batch<'_, F>, mode: Mode) -> Result<Trace<F>> {
-    let config = params.layout().config();
-    let shape = run.check(config)?;
-    let Shape { steps, batch, hidden, layers, directions, layout, .. } = shape;
-    let states = |state: Option<ArrayView3<'_, F>>| {
-        state.map_or_else(|| zeros("states [L·D, B, H]", shape.state()), |s| Ok(standard(s)))
-    };
-    let h0 = states(run.h0)?;
-    let mut trace = Trace {
-        cells: Vec::new(),
-        shape,
-        direction: config.direction,
-        marks: run.marks()?,
-        noise: run.noise(config, mode)?,
-        reset_state: states(run.reset_state)?,
-    };
-    let mut input = standard(time_major(run.x, layout));
+fn run<F: NdFloat>(params: &Params<F>, data: &Batch<'_, F>, mode: Mode) -> Result<Trace<F>> {
+    let (run, h0) = Run::start(params.layout().config(), data, mode)?;
+    let Shape { steps, batch, hidden, layers, directions, layout, .. } = run.shape;
+    let mut trace = Trace { cells: Vec::new(), run };
+    let mut input = standard(time_major(data.x, layout));
     for layer in 0..layers {
         for direction in 0..directions {
             let cell = Cell::new(params, layer, direction);
@@ -159,7 +175,7 @@ fn run<F: NdFloat>(params: &Params<F>, run: &Batch<'_, F>, mode: Mode) -> Result
                 last: first.to_owned(),
             };
             cell.input_products(input.view(), of_cell.gates.view_mut());
-            cell.forward_steps(&trace.walk(layer, direction), &mut of_cell);
+            cell.forward_steps(&trace.run.walk(layer, direction), &mut of_cell);
             trace.cells.push(of_cell);
         }
         if layer + 1 < layers {
@@ -182,10 +198,10 @@ pub fn backward<F: NdFloat>(
     dy: Option<ArrayView3<'_, F>>,
     dh_n: Option<ArrayView3<'_, F>>,
 ) -> Result<Gradients<F>> {
-    let layout = trace.shape.layout;
+    let layout = trace.run.shape.layout;
     let shape = Batch { layout, ..Batch::new(x) }.check(params.layout().config())?;
     check_gradients(&shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
-    check_shape("x of another run than the trace's", &trace.shape.x(), x.shape())?;
+    check_shape("x of another run than the trace's", &trace.run.shape.x(), x.shape())?;
     let Shape { steps, batch, hidden, layers, directions, .. } = shape;
     check_shape("trace.cells", &[layers * directions], &[trace.cells.len()])?;
     for cell in &trace.cells {
@@ -211,7 +227,8 @@ pub fn backward<F: NdFloat>(
         let mut dinput = zeros("a layer's dx [T, B, ·]", input.dim().into())?;
         for direction in 0..directions {
             let i = layer * directions + direction;
-            let (cell, walk) = (Cell::new(params, layer, direction), trace.walk(layer, direction));
+            let (cell, walk) =
+                (Cell::new(params, layer, direction), trace.run.walk(layer, direction));
             let CellTrace { h, gates, .. } = &trace.cells[i];
             let mut gates = gates.clone();
             cell.backward_steps(

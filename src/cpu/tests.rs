@@ -1,11 +1,11 @@
 //! Every level of instructions and every way to lay steps out over threads, against the reference in
 //! f64: what `gru check --device cpu`, which takes this machine's own level and layout, cannot reach.
 
-use ndarray::{Array3, ArrayView, Dimension};
+use ndarray::{Array2, Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use super::*;
-use crate::config::{Activation, Bias, Update};
+use crate::config::{Activation, Bias, Direction, GruConfig, Update};
 use crate::params::Init;
 use crate::reference;
 
