@@ -10,9 +10,12 @@
 // With RUNS the rows of these rectangles come in runs, so many rows each and each so many elements after
 // the last: some steps of every row of a batch-first sequence.
 //
-// A workgroup makes a tile of 8 · M_THREADS × 4 · N_QUADS · N_THREADS of C, walking k in slices of DEPTH
-// that it stages in workgroup memory, four rows of A or four columns of B to a vec4. A thread owns eight
-// rows and four or eight columns: four vec4 loads feed 64 multiply-adds.
+// A workgroup makes a tile of 4 · M_QUADS · M_THREADS × 4 · N_QUADS · N_THREADS of C, walking k in slices
+// of DEPTH that it stages in workgroup memory, four rows of A or four columns of B to a vec4. A thread owns
+// M_QUADS quads of rows and N_QUADS quads of columns: of two each, four vec4 loads feed 64 multiply-adds.
+//
+// Without STAGED each thread loads for itself, at a DEPTH of 1: for adapters whose workgroup memory is no
+// nearer than any other.
 //
 // Where C has few tiles and k is long, workgroups' z takes k in parts, each with a C of its own, part_apart
 // elements after the last one's, to be added up after.
@@ -22,8 +25,10 @@ override B_TRANSPOSED: bool = false;
 override RUNS: bool = false;
 override M_THREADS: u32 = 8u;
 override N_THREADS: u32 = 8u;
-override N_QUADS: u32 = 2u; // 1 or 2: columns of a thread, four each
+override M_QUADS: u32 = 2u; // 2 or 4: rows of a thread, four each
+override N_QUADS: u32 = 2u; // 1, 2 or 4: columns of a thread, four each
 override DEPTH: u32 = 16u;
+override STAGED: bool = true;
 
 struct Args {
     m: u32,
@@ -58,14 +63,14 @@ struct Args {
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
 // One vec4 more a k, so that the k of a quad fall into different banks.
-var<workgroup> a_slice: array<vec4<f32>, DEPTH * (2u * M_THREADS + 1u)>; // [DEPTH][quads + 1], four m each
+var<workgroup> a_slice: array<vec4<f32>, DEPTH * (M_QUADS * M_THREADS + 1u)>; // [DEPTH][quads + 1], four m each
 var<workgroup> b_slice: array<vec4<f32>, DEPTH * (N_QUADS * N_THREADS + 1u)>; // [DEPTH][quads + 1], four n each
 
 // A block of each thread: [4 · M_THREADS][N_THREADS].
 var<workgroup> blocks: array<vec4<f32>, 4u * M_THREADS * N_THREADS>;
 
 fn m_quads() -> u32 {
-    return 2u * M_THREADS;
+    return M_QUADS * M_THREADS;
 }
 
 fn n_quads() -> u32 {
@@ -137,11 +142,56 @@ fn stage(tile_m: u32, tile_n: u32, k0: u32, end: u32, thread: u32) {
     }
 }
 
-// `sum` and the products of four rows with four columns; a column of the matrix for each row of C.
+// Four rows of A, `quad` of the tile, at `k` of the slice that starts at `k0`.
+fn rows_at_k(tile_m: u32, quad: u32, k0: u32, k: u32, end: u32) -> vec4<f32> {
+    if STAGED {
+        return a_slice[k * (m_quads() + 1u) + quad];
+    }
+    return load_a(tile_m + 4u * quad, k0 + k, end);
+}
+
+// Four columns of B.
+fn columns_at_k(tile_n: u32, quad: u32, k0: u32, k: u32, end: u32) -> vec4<f32> {
+    if STAGED {
+        return b_slice[k * (n_quads() + 1u) + quad];
+    }
+    return load_b(tile_n + 4u * quad, k0 + k, end);
+}
+
+// One k of a thread's columns, a quad each.
+struct Columns {
+    q0: vec4<f32>,
+    q1: vec4<f32>,
+    q2: vec4<f32>,
+    q3: vec4<f32>,
+}
+
+// A quad of rows of a thread's sums: a matrix for each quad of columns, a column of it for each row.
+struct Band {
+    q0: mat4x4<f32>,
+    q1: mat4x4<f32>,
+    q2: mat4x4<f32>,
+    q3: mat4x4<f32>,
+}
+
+// `sum` and the products of four rows with four columns.
 fn outer(sum: mat4x4<f32>, rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
     return mat4x4(
         fma(vec4(rows.x), columns, sum[0]), fma(vec4(rows.y), columns, sum[1]),
         fma(vec4(rows.z), columns, sum[2]), fma(vec4(rows.w), columns, sum[3]));
+}
+
+fn outer_band(sum: Band, rows: vec4<f32>, columns: Columns) -> Band {
+    var band = sum;
+    band.q0 = outer(sum.q0, rows, columns.q0);
+    if N_QUADS > 1u {
+        band.q1 = outer(sum.q1, rows, columns.q1);
+    }
+    if N_QUADS > 2u {
+        band.q2 = outer(sum.q2, rows, columns.q2);
+        band.q3 = outer(sum.q3, rows, columns.q3);
+    }
+    return band;
 }
 
 fn store(m: u32, n: u32, part: u32, sum: f32) {
@@ -176,6 +226,17 @@ fn store_blocks(m: u32, n: u32, part: u32, thread: u32, block: mat4x4<f32>) {
     workgroupBarrier();
 }
 
+fn store_band(m: u32, n: u32, part: u32, thread: u32, band: Band) {
+    store_blocks(m, n, part, thread, band.q0);
+    if N_QUADS > 1u {
+        store_blocks(m, n + 4u * N_THREADS, part, thread, band.q1);
+    }
+    if N_QUADS > 2u {
+        store_blocks(m, n + 8u * N_THREADS, part, thread, band.q2);
+        store_blocks(m, n + 12u * N_THREADS, part, thread, band.q3);
+    }
+}
+
 @compute @workgroup_size(M_THREADS * N_THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -187,32 +248,40 @@ fn main(
     let n_thread = thread % N_THREADS;
     let first = group.z * args.k_part;
     let end = min(first + args.k_part, args.k);
-    // Of the upper and the lower quad of rows, the left and the right quad of columns.
-    var upper_left = mat4x4<f32>();
-    var lower_left = mat4x4<f32>();
-    var upper_right = mat4x4<f32>();
-    var lower_right = mat4x4<f32>();
+    var band0 = Band();
+    var band1 = Band();
+    var band2 = Band();
+    var band3 = Band();
     for (var k0 = first; k0 < end; k0 += DEPTH) {
-        stage(tile_m, tile_n, k0, end, thread);
-        workgroupBarrier();
+        if STAGED {
+            stage(tile_m, tile_n, k0, end, thread);
+            workgroupBarrier();
+        }
         for (var k = 0u; k < DEPTH; k++) {
-            let upper = a_slice[k * (m_quads() + 1u) + m_thread];
-            let lower = a_slice[k * (m_quads() + 1u) + m_thread + M_THREADS];
-            let left = b_slice[k * (n_quads() + 1u) + n_thread];
-            upper_left = outer(upper_left, upper, left);
-            lower_left = outer(lower_left, lower, left);
+            var columns = Columns();
+            columns.q0 = columns_at_k(tile_n, n_thread, k0, k, end);
             if N_QUADS > 1u {
-                let right = b_slice[k * (n_quads() + 1u) + n_thread + N_THREADS];
-                upper_right = outer(upper_right, upper, right);
-                lower_right = outer(lower_right, lower, right);
+                columns.q1 = columns_at_k(tile_n, n_thread + N_THREADS, k0, k, end);
+            }
+            if N_QUADS > 2u {
+                columns.q2 = columns_at_k(tile_n, n_thread + 2u * N_THREADS, k0, k, end);
+                columns.q3 = columns_at_k(tile_n, n_thread + 3u * N_THREADS, k0, k, end);
+            }
+            band0 = outer_band(band0, rows_at_k(tile_m, m_thread, k0, k, end), columns);
+            band1 = outer_band(band1, rows_at_k(tile_m, m_thread + M_THREADS, k0, k, end), columns);
+            if M_QUADS > 2u {
+                band2 = outer_band(band2, rows_at_k(tile_m, m_thread + 2u * M_THREADS, k0, k, end), columns);
+                band3 = outer_band(band3, rows_at_k(tile_m, m_thread + 3u * M_THREADS, k0, k, end), columns);
             }
         }
-        workgroupBarrier();
+        if STAGED {
+            workgroupBarrier();
+        }
     }
-    store_blocks(tile_m, tile_n, group.z, thread, upper_left);
-    store_blocks(tile_m + 4u * M_THREADS, tile_n, group.z, thread, lower_left);
-    if N_QUADS > 1u {
-        store_blocks(tile_m, tile_n + 4u * N_THREADS, group.z, thread, upper_right);
-        store_blocks(tile_m + 4u * M_THREADS, tile_n + 4u * N_THREADS, group.z, thread, lower_right);
+    store_band(tile_m, tile_n, group.z, thread, band0);
+    store_band(tile_m + 4u * M_THREADS, tile_n, group.z, thread, band1);
+    if M_QUADS > 2u {
+        store_band(tile_m + 8u * M_THREADS, tile_n, group.z, thread, band2);
+        store_band(tile_m + 12u * M_THREADS, tile_n, group.z, thread, band3);
     }
 }

@@ -318,27 +318,41 @@ args! {
         b_transposed,
         /// 1: rows come in runs.
         runs,
-        /// Threads along C's rows, eight rows each.
+        /// Threads along C's rows.
         m_threads,
         /// Threads along C's columns.
         n_threads,
+        /// Rows of a thread, four each.
+        m_quads,
         /// Columns of a thread, four each.
         n_quads,
-        /// Of k that the workgroup's memory holds.
+        /// Of k at once.
         depth,
+        /// 1: operands go through the workgroup's memory.
+        staged,
     }
 }
 
-const MATMUL_CONSTANTS: &[&str] =
-    &["A_TRANSPOSED", "B_TRANSPOSED", "RUNS", "M_THREADS", "N_THREADS", "N_QUADS", "DEPTH"];
+const MATMUL_CONSTANTS: &[&str] = &[
+    "A_TRANSPOSED",
+    "B_TRANSPOSED",
+    "RUNS",
+    "M_THREADS",
+    "N_THREADS",
+    "M_QUADS",
+    "N_QUADS",
+    "DEPTH",
+    "STAGED",
+];
 
 /// The three arrays of `shaders/matmul.wgsl`: slices of A and B and the threads' blocks, all of vec4.
 fn matmul_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; MATMUL_CONSTANTS.len()] = constants.try_into().expect("one a name");
-    let MatmulConstants { m_threads, n_threads, n_quads, depth, .. } = bytemuck::cast(constants);
+    let MatmulConstants { m_threads, n_threads, m_quads, n_quads, depth, .. } =
+        bytemuck::cast(constants);
     let threads = m_threads * n_threads;
-    let slices = depth * (2 * m_threads + 1 + n_quads * n_threads + 1);
-    let tile = [4 * n_quads * n_threads, 8 * m_threads];
+    let slices = depth * (m_quads * m_threads + 1 + n_quads * n_threads + 1);
+    let tile = [4 * n_quads * n_threads, 4 * m_quads * m_threads];
     Workgroup { threads, bytes: 16 * (slices + 4 * threads), tile }
 }
 

@@ -28,7 +28,7 @@ mod tiles;
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
 pub(crate) use planner::recomputed_at_once;
-pub(crate) use products::{Columns, Operand, Products, Start, matmul_in_pieces};
+pub(crate) use products::{Columns, Operand, Products, Start};
 
 use crate::config::{GruConfig, Shape};
 use crate::error::{Result, check_shape};

@@ -4,7 +4,7 @@ use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::plan::{
-    BufferId, Buffers, Columns, Operand, Plan, Products, Role, Stage, Start, matmul_in_pieces,
+    BufferId, Buffers, Columns, Machine, Operand, Plan, Products, Role, Stage, Start,
 };
 use crate::session::{Pass, Session};
 use crate::transfer::Wait;
@@ -14,7 +14,7 @@ const CUT: [usize; 3] = [65, 97, 50];
 const PIECE: [usize; 3] = [32, 64, 16];
 
 /// The last is longer than lavapipe's loops may run: it must be cut into dispatches.
-const MNK: [[usize; 3]; 14] = [
+const MNK: [[usize; 3]; 15] = [
     [1, 1, 1],
     [2, 3, 5],
     [31, 33, 17],
@@ -28,6 +28,7 @@ const MNK: [[usize; 3]; 14] = [
     [3, 16, 3],
     [259, 13, 16],
     [70, 5, 1301],
+    [129, 131, 19],
     [1, 1, 70_001],
 ];
 
@@ -75,26 +76,38 @@ pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<(
             let a = Matrix::new([m, k], a_transposed, 2, 1.0, seed);
             let b = Matrix::new([k, n], b_transposed, 1, 1.0 / (k as f32).sqrt(), seed + 1);
             let bias = b_transposed.then(|| random(n, 1.0, seed + 2));
-            let c = multiply(gpu, subject, [m, n, k], &a, &b, bias.as_deref()).await?;
-            let (mut got, mut expected) = (Vec::new(), Vec::new());
-            for i in 0..m {
-                for j in 0..n {
-                    let sum: f64 = (0..k).map(|l| a.at(i, l) * b.at(l, j)).sum();
-                    expected.push(sum + bias.as_ref().map_or(0.0, |bias| f64::from(bias[j])));
-                    got.push(c.at(i, j) as f32);
-                }
-            }
+            let mut expected = product(&a, &b, [m, n, k], bias.as_deref());
             // Around the result nothing may have been written.
-            got.push(c.data.iter().filter(|v| !v.is_nan()).count() as f32);
             expected.push((m * n) as f64);
-            findings.compare_slices(subject, &format!("M {m}, N {n}, K {k}"), &got, &expected);
+            // In the tiles of this adapter and in those of the other kind.
+            for (software, tiles) in
+                [(gpu.machine().software, ""), (!gpu.machine().software, ", other tiles")]
+            {
+                let machine = Machine { software, ..gpu.machine() };
+                let c =
+                    multiply(gpu, &machine, subject, [m, n, k], &a, &b, bias.as_deref()).await?;
+                let mut got: Vec<f32> = (0..m * n).map(|i| c.at(i / n, i % n) as f32).collect();
+                got.push(c.data.iter().filter(|v| !v.is_nan()).count() as f32);
+                let sizes = format!("M {m}, N {n}, K {k}{tiles}");
+                findings.compare_slices(subject, &sizes, &got, &expected);
+            }
         }
     }
     Ok(())
 }
 
+/// The elements of the product, row by row.
+fn product(a: &Matrix, b: &Matrix, [m, n, k]: [usize; 3], bias: Option<&[f32]>) -> Vec<f64> {
+    let element = |i, j| -> f64 {
+        let sum: f64 = (0..k).map(|l| a.at(i, l) * b.at(l, j)).sum();
+        sum + bias.map_or(0.0, |bias| f64::from(bias[j]))
+    };
+    (0..m * n).map(|i| element(i / n, i % n)).collect()
+}
+
 async fn multiply(
     gpu: &Gpu,
+    machine: &Machine,
     title: &'static str,
     mnk: [usize; 3],
     a: &Matrix,
@@ -119,10 +132,9 @@ async fn multiply(
     };
     let start = if bias.is_some() { Start::Bias(bias_slice) } else { Start::Zero };
     let (a, b, c_place) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
-    let machine = gpu.machine();
-    let products = Products::new(&machine, buffers.next_id());
+    let products = Products::new(machine, buffers.next_id());
     let stages = if mnk == CUT {
-        matmul_in_pieces(title, mnk, PIECE, a, b, start, c_place)
+        products.matmul_in_pieces(title, mnk, PIECE, a, b, start, c_place)
     } else {
         products.matmul(title, mnk, a, b, start, c_place)
     };

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::tiles::ProductTile;
 use super::{BufferId, Dispatch, Machine, Slice, Stage};
 use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
 
@@ -129,11 +130,11 @@ impl<'a> Products<'a> {
         c: Operand,
     ) -> Vec<Stage> {
         let [m, n, k] = mnk;
-        let [x, y, _] = matmul_groups(mnk);
+        let [x, y] = ProductTile::choose(mnk, self.machine).groups(m, n);
         let parts = self.parts(x * y, k / MATMUL_MIN_DEPTH);
         let gathers = c.stride == n && c.runs.is_none() && m * n <= MAX_WORKGROUPS * 16;
         if parts == 1 || !gathers || matches!(start, Start::Bias(_)) {
-            return matmul_in_pieces(label, mnk, self.largest_piece(mnk), a, b, start, c);
+            return self.matmul_in_pieces(label, mnk, self.largest_piece(mnk), a, b, start, c);
         }
         self.matmul_in_parts(label, mnk, parts, a, b, start, c)
     }
@@ -151,15 +152,15 @@ impl<'a> Products<'a> {
         c: Operand,
     ) -> Vec<Stage> {
         let k_part = k.div_ceil(parts).next_multiple_of(16).min(MATMUL_MAX_DEPTH);
-        let tiles: u64 = matmul_groups([m, n, k]).iter().product();
-        let tile: u64 = matmul_tile([m, n, k]).into_iter().map(|side| side as u64).product();
-        let flops = 2 * tiles * tile * k_part as u64;
+        let tile = ProductTile::choose([m, n, k], self.machine);
+        let [x, y] = tile.groups(m, n);
+        let flops = 2 * x * y * product([tile.rows(), tile.columns(), k_part]);
         let parts_at_once = (self.machine.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
         let mut stages = Vec::new();
         for (k0, k) in chunks(k, k_part * parts_at_once) {
             let parts = k.div_ceil(k_part);
             let partials = self.partials(parts * m * n);
-            let piece = Piece { at: [0, 0, k0], mnk: [m, n, k], k_part };
+            let piece = Piece { at: [0, 0, k0], mnk: [m, n, k], k_part, tile };
             let to = Operand::plain(partials, 0, n);
             stages.push(piece.stage(label, a, b, Start::Zero, to));
             let columns = Columns { slice: partials, rows: parts, stride: m * n, range: 0..m * n };
@@ -169,10 +170,37 @@ impl<'a> Products<'a> {
         stages
     }
 
+    /// A product in pieces of at most `most_m` × `most_n` × `most_k`.
+    #[allow(clippy::too_many_arguments, reason = "matmul's, and how large the pieces")]
+    pub fn matmul_in_pieces(
+        &self,
+        label: &str,
+        [m, n, k]: [usize; 3],
+        [most_m, most_n, most_k]: [usize; 3],
+        a: Operand,
+        b: Operand,
+        start: Start,
+        c: Operand,
+    ) -> Vec<Stage> {
+        let mut stages = Vec::new();
+        for (m0, m) in chunks(m, most_m) {
+            for (n0, n) in chunks(n, most_n) {
+                for (k0, k) in chunks(k, most_k) {
+                    let tile = ProductTile::choose([m, n, k], self.machine);
+                    let piece = Piece { at: [m0, n0, k0], mnk: [m, n, k], k_part: k, tile };
+                    let start = if k0 > 0 { Start::Present } else { start };
+                    stages.push(piece.stage(label, a, b, start, c));
+                }
+            }
+        }
+        stages
+    }
+
     /// The largest piece of an m × n × k product that one dispatch makes: limited by its workgroups, by
     /// the length of its loops and by its work.
     fn largest_piece(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
-        let [tile_n, tile_m] = matmul_tile([m, n, k]);
+        let tile = ProductTile::choose([m, n, k], self.machine);
+        let (tile_n, tile_m) = (tile.columns(), tile.rows());
         let k = k.min(MATMUL_MAX_DEPTH);
         // As many columns or rows as the work allows, in whole tiles, at least one.
         let most = |tile: usize, others: usize| {
@@ -218,12 +246,13 @@ struct Piece {
     at: [usize; 3],
     mnk: [usize; 3],
     k_part: usize,
+    tile: ProductTile,
 }
 
 impl Piece {
     /// `c` holds the parts' results one after another where there are several.
     fn stage(&self, label: &str, a: Operand, b: Operand, start: Start, c: Operand) -> Stage {
-        let ([m0, n0, k0], [m, n, k]) = (self.at, self.mnk);
+        let Self { at: [m0, n0, k0], mnk: [m, n, k], k_part, tile } = *self;
         let bias = match start {
             Start::Bias(slice) => Some(slice),
             Start::Zero | Start::Present => None,
@@ -235,7 +264,7 @@ impl Piece {
             m: m as u32,
             n: n as u32,
             k: k as u32,
-            k_part: self.k_part as u32,
+            k_part: k_part as u32,
             a_first,
             a_stride,
             a_row,
@@ -260,13 +289,11 @@ impl Piece {
             a_transposed: u32::from(a.transposed),
             b_transposed: u32::from(b.transposed),
             runs: u32::from([a, b, c].iter().any(|operand| operand.runs.is_some())),
-            ..matmul_shape(self.mnk)
+            ..tile.constants()
         };
-        let parts = k.div_ceil(self.k_part) as u64;
-        let [x, y, _] = matmul_groups(self.mnk);
-        let tile: u64 = matmul_tile(self.mnk).into_iter().map(|side| side as u64).product();
-        let depth = constants.depth as usize;
-        let slices = self.k_part.div_ceil(depth);
+        let parts = k.div_ceil(k_part) as u64;
+        let [x, y] = tile.groups(m, n);
+        let k_walked = k_part.min(k).next_multiple_of(tile.depth());
         Stage::Once(Dispatch {
             label: label.to_owned(),
             kernel: &MATMUL,
@@ -276,66 +303,11 @@ impl Piece {
             args: bytemuck::cast_slice(&[args]).to_vec(),
             workgroups: [x, y, parts],
             flops: 2 * product([m, n, k]),
-            padded_flops: x
-                * y
-                * tile
-                * 2
-                * product([slices.min(k.div_ceil(depth)), depth])
-                * parts,
+            padded_flops: 2 * x * y * parts * product([tile.rows(), tile.columns(), k_walked]),
             bytes: 4 * (product([m, k]) + product([n, k]) + parts * product([m, n])),
-            // A slice: its k, what a thread stages of it, a turn of its own. In the end four blocks.
-            iterations: (slices * (depth + 2 * depth + 3) + 4 * 17) as u64,
+            iterations: tile.iterations(k_part) as u64,
         })
     }
-}
-
-/// How a product's tile lies over its threads. Narrow results take narrow tiles, and short sums short
-/// slices, so that little is multiplied in vain.
-fn matmul_shape([m, n, k]: [usize; 3]) -> MatmulConstants {
-    let (m_threads, n_threads, n_quads, depth) = match (m, n) {
-        (..=64, ..=4) => (8, 1, 1, 8),
-        (..=8, _) => (1, 32, 2, 8),
-        (_, ..=4) => (32, 1, 1, 8),
-        (_, ..=16) => (32, 2, 2, 8),
-        _ => (8, 8, 2, 16),
-    };
-    let depth = if k <= 4 { 4 } else { depth };
-    MatmulConstants { m_threads, n_threads, n_quads, depth, ..MatmulConstants::default() }
-}
-
-/// Columns and rows of a tile.
-fn matmul_tile(mnk: [usize; 3]) -> [usize; 2] {
-    let constants = matmul_shape(mnk);
-    (MATMUL.workgroup)(bytemuck::cast_slice(&[constants])).tile.map(|side| side as usize)
-}
-
-/// Workgroups along x and y, of one part of k.
-fn matmul_groups(mnk: [usize; 3]) -> [u64; 3] {
-    let [tile_n, tile_m] = matmul_tile(mnk);
-    [mnk[1].div_ceil(tile_n) as u64, mnk[0].div_ceil(tile_m) as u64, 1]
-}
-
-/// A product in pieces of at most `most_m` × `most_n` × `most_k`.
-pub(crate) fn matmul_in_pieces(
-    label: &str,
-    [m, n, k]: [usize; 3],
-    [most_m, most_n, most_k]: [usize; 3],
-    a: Operand,
-    b: Operand,
-    start: Start,
-    c: Operand,
-) -> Vec<Stage> {
-    let mut stages = Vec::new();
-    for (m0, m) in chunks(m, most_m) {
-        for (n0, n) in chunks(n, most_n) {
-            for (k0, k) in chunks(k, most_k) {
-                let piece = Piece { at: [m0, n0, k0], mnk: [m, n, k], k_part: k };
-                let start = if k0 > 0 { Start::Present } else { start };
-                stages.push(piece.stage(label, a, b, start, c));
-            }
-        }
-    }
-    stages
 }
 
 /// One dispatch that sums columns, its rows in parts whose sums follow one another.

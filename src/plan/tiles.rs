@@ -1,10 +1,11 @@
-//! [`Tile`]: how the work of a recurrence kernel is laid out over the threads of a workgroup, and by
-//! which rule.
+//! How the work of a kernel is laid out over the threads of a workgroup, and by which rule: [`Tile`] of the
+//! recurrence kernels, [`ProductTile`] of the products.
 
 use super::Machine;
 use super::limits::within;
 use crate::config::{GruConfig, Reset};
 use crate::error::Result;
+use crate::kernels::MatmulConstants;
 use crate::options::Recurrence;
 
 /// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond it the
@@ -161,5 +162,80 @@ fn sequence_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) 
     match worthwhile.find(|tile| tile.allow(machine).is_ok()) {
         Some(tile) => Ok(tile),
         None => make(1, 1).allow(machine).map(|()| make(1, 1)),
+    }
+}
+
+/// The shape of a product's workgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProductTile {
+    /// Threads along the result's rows.
+    m_threads: usize,
+    /// Threads along the result's columns.
+    n_threads: usize,
+    /// Rows of a thread, four each: 2 or 4.
+    m_quads: usize,
+    /// Columns of a thread, four each: 1, 2 or 4.
+    n_quads: usize,
+    /// Of k that the workgroup's memory holds, or `None`: threads read for themselves.
+    staged: Option<usize>,
+}
+
+impl ProductTile {
+    /// For an m × n × k product. Narrow results take narrow tiles, and short sums short slices, so that
+    /// little is multiplied in vain.
+    pub fn choose([m, n, k]: [usize; 3], machine: &Machine) -> Self {
+        let (m_threads, n_threads, n_quads, depth) = match (m, n) {
+            (..=64, ..=4) => (8, 1, 1, 8),
+            (..=8, _) => (1, 32, 2, 8),
+            (_, ..=4) => (32, 1, 1, 8),
+            (_, ..=16) => (32, 2, 2, 8),
+            // Where a processor computes, a load costs as much as its arithmetic, from the workgroup's
+            // memory as from any other: there larger tiles pay, and staging does not.
+            (65.., _) if machine.software => {
+                return Self { m_threads: 8, n_threads: 8, m_quads: 4, n_quads: 4, staged: None };
+            }
+            _ => (8, 8, 2, 16),
+        };
+        let staged = Some(if k <= 4 { 4 } else { depth });
+        Self { m_threads, n_threads, m_quads: 2, n_quads, staged }
+    }
+
+    pub fn rows(&self) -> usize {
+        4 * self.m_quads * self.m_threads
+    }
+
+    pub fn columns(&self) -> usize {
+        4 * self.n_quads * self.n_threads
+    }
+
+    /// Workgroups along x and y that make m × n results.
+    pub fn groups(&self, m: usize, n: usize) -> [u64; 2] {
+        [n.div_ceil(self.columns()) as u64, m.div_ceil(self.rows()) as u64]
+    }
+
+    /// Of k that the kernel walks over at once.
+    pub fn depth(&self) -> usize {
+        self.staged.unwrap_or(1)
+    }
+
+    /// Turns of a thread's loops for `k` of a sum. A slice: its k, what a thread stages of it, a turn of its
+    /// own. In the end the blocks, one after another.
+    pub fn iterations(&self, k: usize) -> usize {
+        let staging = if self.staged.is_some() { 2 * self.depth() + 2 } else { 0 };
+        let slice = self.depth() + staging + 1;
+        k.div_ceil(self.depth()) * slice + self.m_quads * self.n_quads * 17
+    }
+
+    /// [`MATMUL`](crate::kernels::MATMUL)'s constants that lay out its threads; the others are 0.
+    pub fn constants(&self) -> MatmulConstants {
+        MatmulConstants {
+            m_threads: self.m_threads as u32,
+            n_threads: self.n_threads as u32,
+            m_quads: self.m_quads as u32,
+            n_quads: self.n_quads as u32,
+            depth: self.depth() as u32,
+            staged: u32::from(self.staged.is_some()),
+            ..MatmulConstants::default()
+        }
     }
 }
