@@ -4,11 +4,11 @@
     python3 benches/gpu.py target/release/gru [--budget 540] [--output benches/results]
     python3 benches/gpu.py target/release/gru --device software --tiny      # a rehearsal without a GPU
 
-Needs a built `gru`, peer_torch.py beside it and Python's standard library. cuDNN's column is there where torch is importable and sees a
-CUDA device: fp32, TF32 off, inputs on the device, CUDA events, forward under inference_mode, training the forward
-and backward of the sum, with the gradient of the input as here. Ours beside it is the time of the device by
-timestamps with the data on the device; the whole call, from arrays to arrays, stands next to it. Both include the
-input's product, which DeepBench's published figures leave out.
+Needs a built `gru`, peer_torch.py beside this file and Python's standard library. cuDNN's column is there where
+torch is importable and sees a CUDA device: fp32, TF32 off, inputs on the device, CUDA events, forward under
+inference_mode, training the forward and backward of the sum, with the gradient of the input as here. Ours beside it
+is the time of the device by timestamps with the data on the device; the whole call, from arrays to arrays, stands
+next to it. Both include the input's product, which DeepBench's published figures leave out.
 
 Leaves DATE-ADAPTER.md and .json, written anew after every row: a row that fails is reported in its place, and when
 the budget is spent what there is stays.
@@ -105,7 +105,8 @@ class Measurement:
         try:
             command = [self.options.gru, *arguments, "--device", self.options.device]
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-            if done.returncode == 0:
+            # A sweep of which some sizes failed is a result too.
+            if done.returncode == 0 or done.stdout:
                 return json.loads(done.stdout)
             lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             return {"error": (lines or done.stderr.splitlines() or ["no word"])[-1], "status": done.returncode}
@@ -347,8 +348,9 @@ def growth_text(result):
     rows = [[str(p["shape"][0]), figures(p["compute_ms"]), figures(p["us_per_step"]), figures(p["median_ms"]),
              figures(p["plan_bytes"] / 1e6)] for p in points]
     spread = 100 * (max(steps) / min(steps) - 1)
+    failed = [f"- T {failed['value']} failed: {failed['error']}\n" for failed in growth["failed"]]
     return ["## Growth\n", "B, I, H = %d, %d, %d, forward; from T to T a step's time differs by %.0f %% at most.\n"
-            % (*points[0]["shape"][1:], spread), table(header, rows)]
+            % (*points[0]["shape"][1:], spread), table(header, rows), *failed]
 
 
 if __name__ == "__main__":
