@@ -147,7 +147,7 @@ fn verify_part(job: &Job, gru: &Gru, x: &Array3<f32>, part: &Part) -> Result<Ver
     let mut comparison = Comparison::default();
     let params = gru.params().cast::<f64>();
     let part_x = part.of(x).mapv(f64::from);
-    if job.trains() {
+    let output = if job.trains() {
         let dy = part_of_dy(job, part)?;
         let (output, tape) = gru.forward_train(x)?;
         let gradients = gru.backward(tape, Some(dy.view()), None)?;
@@ -158,16 +158,15 @@ fn verify_part(job: &Job, gru: &Gru, x: &Array3<f32>, part: &Part) -> Result<Ver
         let expected = reference::backward(&params, part_x.view(), &trace, dy, None)?;
         comparison.outputs(part, &output, &trace)?;
         comparison.gradients(part, &gradients, &expected)?;
-        if part.cut == Cut::Steps {
-            comparison.last_steps(job, gru, part, x, &output)?;
-        }
+        output
     } else {
         let output = gru.forward(x)?;
         let trace = reference::forward(&params, Batch::new(part_x.view()))?;
         comparison.outputs(part, &output, &trace)?;
-        if part.cut == Cut::Steps {
-            comparison.last_steps(job, gru, part, x, &output)?;
-        }
+        output
+    };
+    if part.cut == Cut::Steps {
+        comparison.last_steps(job, gru, part, x, &output)?;
     }
     let Comparison { share, results } = comparison;
     Ok(Verified { steps: part.steps, rows: part.rows.len(), share, results, cut: part.cut })
