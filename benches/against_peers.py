@@ -28,6 +28,8 @@ import subprocess
 import sys
 import time
 
+from peer_torch import gru_once
+
 SHAPES = [
     "128,1,64,128", "64,32,128,256", "128,64,256,512", "25,16,1024,1024",
     "127,1,63,129", "63,31,127,255", "127,65,255,513", "25,17,1023,1025",
@@ -98,21 +100,8 @@ def ort_once(mode, steps, batch, inputs, hidden, webgpu=False):
 def torch_once(mode, steps, batch, inputs, hidden):
     import torch
 
-    torch.manual_seed(0)
     torch.set_num_threads(THREADS)
-    gru = torch.nn.GRU(inputs, hidden)
-    x = torch.randn(steps, batch, inputs, requires_grad=mode == "train")
-
-    def forward():
-        with torch.inference_mode():
-            gru(x)
-
-    def train():
-        gru.zero_grad(set_to_none=True)
-        x.grad = None
-        gru(x)[0].sum().backward()
-
-    return forward if mode == "forward" else train
+    return gru_once(mode, (steps, batch, inputs, hidden))
 
 
 def work(peer):

@@ -4,17 +4,17 @@
     python3 benches/gpu.py target/release/gru [--budget 540] [--output benches/results]
     python3 benches/gpu.py target/release/gru --device software --tiny      # a rehearsal without a GPU
 
-Needs a built `gru` and Python's standard library. cuDNN's column is there where torch is importable and sees a
-CUDA device: fp32, TF32 off, inputs on the device, CUDA events, forward under inference_mode, training the forward
-and backward of the sum, with the gradient of the input as here. Ours beside it is the time of the device by
-timestamps with the data on the device; the whole call, from arrays to arrays, stands next to it. Both include the
-input's product, which DeepBench's published figures leave out.
+Needs a built `gru`, peer_torch.py beside this file and Python's standard library. cuDNN's column is there where
+torch is importable and sees a CUDA device: fp32, TF32 off, inputs on the device, CUDA events, forward under
+inference_mode, training the forward and backward of the sum, with the gradient of the input as here. Ours beside it
+is the time of the device by timestamps with the data on the device; the whole call, from arrays to arrays, stands
+next to it. Both include the input's product, which DeepBench's published figures leave out.
 
 Leaves DATE-ADAPTER.md and .json, written anew after every row: a row that fails is reported in its place, and when
 the budget is spent what there is stays.
 """
 
-import argparse, datetime, json, os, platform, queue, re, shutil, statistics, subprocess, sys, threading, time
+import argparse, datetime, json, os, platform, queue, re, shutil, subprocess, sys, threading, time
 
 # T, B, I, H, and DeepBench's forward, backward data, backward weights on a V100 in ms (FACTS: another card, and
 # without the input's product).
@@ -33,6 +33,7 @@ PROFILED, PROFILED_TINY = (1500, 32, 1024, 1024), (6, 4, 16, 24)
 GROWTH, GROWTH_TINY = ("64,32,256,256", "64,256,1024,4096"), ("4,2,8,8", "4,8,16")
 MODES = ("forward", "train")
 ROW_LIMIT = 150  # seconds
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def main():
@@ -41,7 +42,7 @@ def main():
     parser.add_argument("--device", default="gpu", choices=["gpu", "software"])
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to rehearse")
     parser.add_argument("--budget", type=float, default=540, help="seconds for everything [540]")
-    parser.add_argument("--output", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "results"))
+    parser.add_argument("--output", default=os.path.join(HERE, "results"))
     parser.add_argument("--no-check", action="store_true", help="leave `gru check` out")
     options = parser.parse_args()
     options.gru = os.path.abspath(options.gru)
@@ -104,7 +105,8 @@ class Measurement:
         try:
             command = [self.options.gru, *arguments, "--device", self.options.device]
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-            if done.returncode == 0:
+            # A sweep of which some sizes failed is a result too.
+            if done.returncode == 0 or done.stdout:
                 return json.loads(done.stdout)
             lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             return {"error": (lines or done.stderr.splitlines() or ["no word"])[-1], "status": done.returncode}
@@ -151,12 +153,12 @@ class Measurement:
         arguments = ["bench", "--json", "--shape", shape, "--sweep", "T=" + sizes, "--output", picture]
         self.result["growth"] = self.gru(arguments, ROW_LIMIT)
 
-    # cuDNN, in a process of its own that may die.
+    # cuDNN, in peer_torch.py, a process of its own that may die.
 
     def start_torch(self):
         if self.options.device != "gpu":
             return {"error": "not asked: this is a software adapter"}
-        command = [sys.executable, os.path.abspath(__file__), "--torch"]
+        command = [sys.executable, os.path.join(HERE, "peer_torch.py")]
         try:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self.torch = subprocess.Popen(command, text=True, **pipes)
@@ -346,75 +348,10 @@ def growth_text(result):
     rows = [[str(p["shape"][0]), figures(p["compute_ms"]), figures(p["us_per_step"]), figures(p["median_ms"]),
              figures(p["plan_bytes"] / 1e6)] for p in points]
     spread = 100 * (max(steps) / min(steps) - 1)
+    failed = [f"- T {failed['value']} failed: {failed['error']}\n" for failed in growth["failed"]]
     return ["## Growth\n", "B, I, H = %d, %d, %d, forward; from T to T a step's time differs by %.0f %% at most.\n"
-            % (*points[0]["shape"][1:], spread), table(header, rows)]
-
-
-# The process that has torch in it: a request a line, an answer a line.
-
-
-def torch_worker():
-    def say(answer):
-        print(json.dumps(answer), flush=True)
-
-    try:
-        import torch
-        if not torch.cuda.is_available():
-            return say({"error": "no torch with CUDA here: torch sees no CUDA device"})
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        torch.manual_seed(0)
-        say({"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-             "name": torch.cuda.get_device_name(0)})
-    except Exception as error:
-        return say({"error": f"no torch with CUDA here: {error}".splitlines()[0]})
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            say(torch_peak(torch, request["peak"]) if "peak" in request else torch_row(torch, **request))
-        except Exception as error:
-            say({"error": f"{type(error).__name__}: {error}".splitlines()[0], "alive": True})
-            torch.cuda.empty_cache()
-
-
-def torch_row(torch, shape, mode):
-    steps, batch, size, hidden = shape
-    gru = torch.nn.GRU(size, hidden).cuda()
-    x = torch.randn(steps, batch, size, device="cuda", requires_grad=mode == "train")
-
-    def forward():
-        with torch.inference_mode():
-            gru(x)
-
-    def train():
-        gru.zero_grad(set_to_none=True)
-        x.grad = None
-        gru(x)[0].sum().backward()
-
-    times = torch_times(torch, train if mode == "train" else forward)
-    return {"median_ms": statistics.median(times), "min_ms": min(times), "repeats": len(times)}
-
-
-def torch_peak(torch, size):
-    a, b = (torch.randn(size, size, device="cuda") for _ in range(2))
-    best = min(torch_times(torch, lambda: torch.mm(a, b)))
-    return {"size": size, "gflops": 2 * size**3 / best / 1e6}
-
-
-def torch_times(torch, work):
-    """ms of each of up to 20 runs, or as many as take 3 s, by CUDA events."""
-    for _ in range(3):
-        work()
-    torch.cuda.synchronize()
-    times, start = [], time.monotonic()
-    while len(times) < 20 and (len(times) < 3 or time.monotonic() - start < 3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return times
+            % (*points[0]["shape"][1:], spread), table(header, rows), *failed]
 
 
 if __name__ == "__main__":
-    sys.exit(torch_worker() if sys.argv[1:] == ["--torch"] else main())
+    sys.exit(main())

@@ -100,7 +100,7 @@ pub enum Error {
     Interrupted,
 
     /// A product of sizes does not fit this machine's address space.
-    #[error("{what} is too large: its number of elements overflows")]
+    #[error("{what}: too large, the number of elements overflows")]
     Overflow {
         /// What was being sized.
         what: &'static str,

@@ -25,6 +25,7 @@ mod stages;
 mod steps;
 mod tiles;
 
+pub use display::{figures, quantity};
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
 pub(crate) use planner::recomputed_at_once;

@@ -32,6 +32,11 @@ fn number(object: &Value, name: &str) -> f64 {
     object[name].as_f64().unwrap_or_else(|| panic!("no number {name} in {object}"))
 }
 
+/// What was held against the reference, by name.
+fn results(object: &Value) -> Vec<&str> {
+    object["checked"]["results"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
+}
+
 /// What holds for every measurement.
 fn assert_consistent(object: &Value) {
     let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} and {b}: {object}");
@@ -43,6 +48,17 @@ fn assert_consistent(object: &Value) {
     near(number(object, "us_per_step"), 1e3 * compute / object["shape"][0].as_f64().unwrap());
     let checked = &object["checked"];
     assert!(number(checked, "share") <= 1.0 && number(checked, "steps") >= 1.0, "{object}");
+    let cells = object["layers"].as_u64().unwrap() as usize
+        * if object["bidirectional"] == true { 2 } else { 1 };
+    let biases = if object["reset"] == "after" { 2 } else { 1 };
+    let names = results(object);
+    match object["mode"].as_str() {
+        Some("forward") => assert_eq!(names, ["y", "h_n"], "{object}"),
+        _ => {
+            assert_eq!(names[..4], ["y", "h_n", "dx", "dh0"], "{object}");
+            assert_eq!(names.len(), 4 + cells * (2 + biases), "{object}");
+        }
+    }
     assert!(object["repeats"].is_u64() && object["version"].is_string());
     let [device, adapter] = ["device", "adapter"].map(|name| object[name].as_str());
     let on_adapter = ["adapter_kind", "backend", "driver", "dispatches", "plan_bytes"];
@@ -116,10 +132,13 @@ fn devices_stand_side_by_side() {
 
     let table =
         bench(directory.path(), &[&arguments[..], &["--mode", "train", "--profile"]].concat());
-    for words in ["median ms", "upload", "compute", "download", "GFLOP/s", "ratio", "cpu"] {
+    let checked = "cpu: y, h_n, dx, dh0 and the gradients of 4 parameters within ";
+    for words in ["median ms", "upload", "compute", "download", "GFLOP/s", "ratio", checked] {
         assert!(table.contains(words), "{words}: {table}");
     }
-    for kernel in ["forward: ", "backward: ", "matmul: dx = da · W_ih", "GB/s"] {
+    for kernel in
+        ["forward: ", "backward: ", "matmul: dx = da · W_ih", "GB/s", "the fastest of 2 runs"]
+    {
         assert!(table.contains(kernel), "{kernel}: {table}");
     }
     if software {
@@ -138,6 +157,7 @@ fn a_profile_has_every_dispatch() {
     let sum = |name: &str| rows.iter().map(|row| number(row, name)).sum::<f64>();
     assert_eq!(sum("calls"), number(&object, "dispatches"));
     assert!((sum("share") - 1.0).abs() < 1e-9, "{object}");
+    assert_eq!(object["profile_runs"], 2);
     assert!(rows.is_sorted_by(|a, b| number(a, "ms") >= number(b, "ms")), "{object}");
     // The CPU has none.
     let object = json(directory.path(), &["--device", "cpu", "--shape", "2,1,1,1", "--profile"]);
@@ -168,6 +188,7 @@ fn a_sweep_writes_a_table_and_a_picture() {
         assert_consistent(&point["others"][0]);
     }
     assert!(object["crossings"].is_array());
+    assert_eq!(object["failed"], serde_json::json!([]));
     // And nothing else is left behind.
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
     for axis in ["T=2,3", "H=2,3"] {
@@ -178,15 +199,89 @@ fn a_sweep_writes_a_table_and_a_picture() {
 }
 
 #[test]
+fn a_size_that_fails_takes_nothing_from_the_others() {
+    let directory = TempDir::new().unwrap();
+    let (word, _) = adapter();
+    let few = "--repeats=1";
+    let sweep = |sizes: &str, more: &[&str]| {
+        let arguments = [
+            "bench", "--device", word, "--shape", "2,2,3,4", few, "--output", "s.svg", "--sweep",
+            sizes,
+        ];
+        gru(directory.path(), &[&arguments[..], more].concat())
+    };
+    let output = sweep("T=2,4000000000,3", &[]);
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stdout.contains("T 4000000000 failed: on ") && stdout.contains("u32"), "{stdout}");
+    assert!(stderr.lines().last().unwrap().starts_with("error: T 4000000000 "), "{stderr}");
+    assert!(std::fs::read_to_string(directory.path().join("s.svg")).unwrap().contains("T, steps"));
+    std::fs::remove_file(directory.path().join("s.svg")).unwrap();
+
+    let output = sweep("T=2,4000000000,3", &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["values"], serde_json::json!([2, 3]));
+    let points = object["points"].as_array().unwrap();
+    assert_eq!(points.len(), 2);
+    points.iter().for_each(assert_consistent);
+    let failed = object["failed"].as_array().unwrap();
+    assert_eq!((failed.len(), &failed[0]["value"]), (1, &4_000_000_000_u64.into()));
+    assert!(failed[0]["error"].as_str().unwrap().contains("x [T, B, I]"), "{object}");
+    std::fs::remove_file(directory.path().join("s.svg")).unwrap();
+
+    let output = sweep("T=4000000000,5000000000", &[]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""));
+    let stderr = text(&output.stderr);
+    let last = stderr.lines().last().unwrap();
+    assert!(last.starts_with("error: none of the sizes ") && last.contains("u32"), "{stderr}");
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+}
+
+/// Linux would give the memory, and end the program that uses it.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_the_host_has_no_memory_for_is_refused() {
+    let directory = TempDir::new().unwrap();
+    for (shape, mode) in [
+        ("1000000,1000000,8,8", "forward"),
+        ("10000000,1000,8,64", "train"),
+        ("1,1,1,1000000", "train"),
+    ] {
+        let arguments = ["bench", "--device", "cpu", "--shape", shape, "--mode", mode];
+        let words =
+            ["on cpu: out of memory: ", " takes at least ", " TB of the host's memory, of which "];
+        assert_refused(directory.path(), &arguments, &words);
+    }
+    // And a sweep goes on past it.
+    let arguments =
+        ["bench", "--device", "cpu", "--shape", "2,1,1,1", "--sweep", "B=1,1000000000000"];
+    let output = gru(directory.path(), &arguments);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("B 1000000000000 failed: on cpu: out of memory"));
+}
+
+#[test]
 fn a_plan_is_printed_and_nothing_runs() {
     let directory = TempDir::new().unwrap();
-    // More than anybody would wait for.
+    // The CPU has none, and shows another's. More than anybody would wait for.
     let arguments = ["--plan", "--shape", "50000,8,64,512", "--mode", "train", "--device", "cpu"];
     let plan = bench(directory.path(), &arguments);
-    for words in ["training, GRU 64→512, reset after", "T 50000", "backward", "total: ", " held"]
+    let own = "no dispatches: threads walk over the steps, in at least ";
+    for words in
+        ["cpu: training, GRU 64→512, reset after", own, "T 50000", "backward", "total: ", " held"]
     {
         assert!(plan.contains(words), "{words}: {plan}");
     }
+    // Nor is it bound by what an adapter can count.
+    let plan =
+        bench(directory.path(), &["--plan", "--shape", "1000000,1000000,8,8", "--device", "cpu"]);
+    assert!(
+        plan.contains(own) && plan.contains("would refuse: ") && plan.contains("u32"),
+        "{plan}"
+    );
+    let none = ["bench", "--device", adapter().0, "--plan", "--shape", "1000000,1000000,8,8"];
+    assert_refused(directory.path(), &none, &["u32"]);
     let step = ["--plan", "--shape", "7,2,3,5", "--kernel", "step", "--device", adapter().0];
     let plan = bench(directory.path(), &step);
     assert!(plan.contains("for each of 7 steps") && plan.contains("total: 8 dispatches"), "{plan}");
@@ -198,14 +293,12 @@ fn bad_input_gives_one_line_and_no_file() {
     std::fs::create_dir(directory.path().join("folder.svg")).unwrap();
     let huge = "1000000,1000000,8,8";
     let (word, _) = adapter();
-    let cases: [(&[&str], &[&str]); 13] = [
+    let cases: [(&[&str], &[&str]); 11] = [
         (&["bench", "--device", "cpu,tpu"], &["`tpu`", "auto, cpu, gpu or software"]),
         (&["bench", "--device", "cpu,"], &["unknown device ``"]),
-        (&["bench", "--device", "cpu", "--shape", huge], &["x [T, B, I]", "u32"]),
         (&["bench", "--device", word, "--shape", huge], &["x [T, B, I]", "u32"]),
         (&["bench", "--device", "cpu", "--shape", "1,1,1,18446744073709551615"], &["too large"]),
-        (&["bench", "--device", "cpu", "--shape", huge, "--plan"], &["x [T, B, I]"]),
-        (&["bench", "--device", word, "--sweep", "T=1,4000000000"], &["[T, B, I]"]),
+        (&["bench", "--device", word, "--shape", "1,1,99999,99999"], &["the buffer params"]),
         (&["bench", "--device", "cpu", "--sweep", "T", "--output", "x.png"], &["x.png", ".svg"]),
         (&["bench", "--device", "cpu", "--sweep", "T", "--output", "no/x.svg"], &["`no`"]),
         (
@@ -219,24 +312,28 @@ fn bad_input_gives_one_line_and_no_file() {
     for (arguments, words) in cases {
         assert_refused(directory.path(), arguments, words);
     }
-    for arguments in [
-        &["--shape", "1,2,3"][..],
-        &["--shape", "1,0,1,1"],
-        &["--shape", "1,x,1,1"],
-        &["--mode", "backward"],
-        &["--reset", "never"],
-        &["--kernel", "fast"],
-        &["--repeats", "0"],
-        &["--layers", "0"],
-        &["--sweep", "I"],
-        &["--sweep", "T="],
-        &["--sweep", "T=0"],
-        &["--output", "x.svg"],
-        &["--plan", "--json"],
-        &["extra"],
+    for (arguments, words) in [
+        (&["--shape", "1,2,3"][..], "the 4 sizes T,B,I,H, got 3"),
+        (&["--shape", "1,0,1,1"], "`0` is no whole number of at least 1"),
+        (&["--shape", "1,x,1,1"], "`x` is no whole number"),
+        (&["--shape", "1,,1,1"], "`` is no whole number"),
+        (&["--shape", "1,1,1,99999999999999999999"], "too large"),
+        (&["--mode", "backward"], "forward, train"),
+        (&["--reset", "never"], "after, before"),
+        (&["--kernel", "fast"], "auto, step or sequence"),
+        (&["--repeats", "0"], "`0` is no whole number"),
+        (&["--layers", "0"], "`0` is no whole number"),
+        (&["--sweep", "I"], "T, B or H"),
+        (&["--sweep", "T="], "`` is no whole number"),
+        (&["--sweep", "T=0"], "`0` is no whole number"),
+        (&["--output", "x.svg"], "--sweep"),
+        (&["--plan", "--json"], "--json"),
+        (&["extra"], "extra"),
     ] {
         let output = gru(directory.path(), &[&["bench", "--device", "cpu"], arguments].concat());
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(words), "{arguments:?}: `{words}` is not in {stderr}");
     }
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
 }

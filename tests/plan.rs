@@ -283,6 +283,17 @@ fn each_limit_is_named_with_what_was_asked_and_allowed() {
     }
 }
 
+/// A shorter run would not help.
+#[test]
+fn parameters_that_fit_no_buffer_are_named_before_what_is_larger() {
+    let plan = plan(&GruConfig::pytorch(1, 6000), 300, 300, Mode::Training);
+    let Err(Error::Limit { what, limit, asked, .. }) = plan.check(&Limits::WEBGPU_DEFAULT) else {
+        panic!("gates of 8.6 GB fit")
+    };
+    assert_eq!((what.as_str(), limit), ("the buffer params flat", "max_buffer_size"));
+    assert!(asked / 4 >= 3 * 6000 * 6000 && asked / 4 < 3 * 6000 * 6010, "{asked}");
+}
+
 /// Long sums and tall products are cut so that any adapter's loops and grids hold them.
 #[test]
 fn long_sums_and_tall_products_are_cut() {

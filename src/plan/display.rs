@@ -72,20 +72,57 @@ fn write_dispatch(f: &mut fmt::Formatter<'_>, indent: &str, dispatch: &Dispatch)
     writeln!(f, "{indent}{name:<13} {label:<width$} {groups:>16} {flops:>12} {bytes:>10}")
 }
 
-/// `12.3 MFLOP`: three figures and a decimal prefix.
-fn quantity(value: f64, unit: &str) -> String {
-    let prefixes = ["", "k", "M", "G", "T", "P"];
+/// `12.3 MFLOP`: an amount, which has no fractions, in three figures and with a decimal prefix.
+pub fn quantity(value: f64, unit: &str) -> String {
+    let prefixes = ["", "k", "M", "G", "T", "P", "E"];
     let mut scaled = value;
     let mut prefix = 0;
     while scaled >= 999.5 && prefix + 1 < prefixes.len() {
         scaled /= 1000.0;
         prefix += 1;
     }
-    let decimals = match scaled {
-        _ if prefix == 0 => 0,
-        s if s < 9.995 => 2,
-        s if s < 99.95 => 1,
+    let scaled = if prefix == 0 { format!("{scaled:.0}") } else { figures(scaled) };
+    format!("{scaled} {}{unit}", prefixes[prefix])
+}
+
+/// `0.123`, `12.3`, `1230`: a measured number in three figures, and all that are before the point.
+pub fn figures(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v < 0.0995 => 4,
+        v if v < 0.995 => 3,
+        v if v < 9.995 => 2,
+        v if v < 99.95 => 1,
         _ => 0,
     };
-    format!("{scaled:.decimals$} {}{unit}", prefixes[prefix])
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{figures, quantity};
+
+    #[test]
+    fn amounts_have_three_figures_and_a_prefix() {
+        for (value, expected) in [
+            (0.0, "0 B"),
+            (5.0, "5 B"),
+            (999.0, "999 B"),
+            (999.6, "1.00 kB"),
+            (1234.0, "1.23 kB"),
+            (65_536.0, "65.5 kB"),
+            (999.6e6, "1.00 GB"),
+            (3.2e21, "3200 EB"),
+        ] {
+            assert_eq!(quantity(value, "B"), expected, "{value}");
+        }
+        for (value, expected) in [
+            (0.01234, "0.0123"),
+            (0.1234, "0.123"),
+            (9.996, "10.0"),
+            (1234.5, "1234"),
+            (-1.5, "-1.50"),
+        ] {
+            assert_eq!(figures(value), expected, "{value}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What an adapter allows, as plain numbers.
 
-use super::{Plan, Stage};
+use super::{Plan, Role, Stage};
 use crate::error::{Error, Result};
 use crate::kernels::LOOP_BUDGET;
 
@@ -41,8 +41,10 @@ impl Limits {
     };
 
     pub(super) fn allow(&self, plan: &Plan) -> Result<()> {
-        // The largest is the one to tell of.
-        if let Some(buffer) = plan.buffers().iter().max_by_key(|buffer| buffer.len) {
+        // The parameters are to tell of first, which no shorter sequence makes smaller, and then the largest.
+        let parameters = plan.buffers().iter().find(|buffer| buffer.role == Role::Parameters);
+        let largest = plan.buffers().iter().max_by_key(|buffer| buffer.len);
+        for buffer in parameters.into_iter().chain(largest) {
             let what = || format!("the buffer {} {}", buffer.name, buffer.axes);
             let bytes = 4 * buffer.len as u64;
             within(what, "max_buffer_size", bytes, self.max_buffer_size)?;

@@ -34,8 +34,14 @@ pub struct Row {
     pub clock: Clock,
     /// What the plan says: dispatches of a run, bytes held. Not of the CPU.
     pub planned: Option<(usize, u64)>,
-    /// Where it was asked for, the best of a few runs.
-    pub profile: Option<Vec<KernelTime>>,
+    /// Where it was asked for.
+    pub profile: Option<Kernels>,
+}
+
+/// The kernels of the fastest of a few runs.
+pub struct Kernels {
+    pub times: Vec<KernelTime>,
+    pub runs: usize,
 }
 
 /// Checks, warms up and measures.
@@ -44,7 +50,7 @@ pub fn measure(job: &Job, device: &Device, repeats: Option<usize>, profile: bool
     let x = job.x()?;
     let start = Instant::now();
     let verified = verify(job, &gru, &x)?;
-    let dy = job.trains().then(|| job.dy(1.0)).transpose()?;
+    let dy = job.trains().then(|| job.dy()).transpose()?;
     let runs = Runs { gru: &gru, x: &x, dy: dy.as_ref() };
     // The check was a first run already, and may have been long enough.
     let warm = Instant::now();
@@ -73,13 +79,9 @@ pub fn measure(job: &Job, device: &Device, repeats: Option<usize>, profile: bool
         download: of(|t| t.download),
         clock: times[0].clock,
         planned,
-        profile: profile.then(|| runs.profile(calls_of(repeats))).transpose()?,
+        profile: profile.then(|| runs.profile(repeats.unwrap_or(FEW).min(FEW))).transpose()?,
         device: device.clone(),
     })
-}
-
-fn calls_of(repeats: Option<usize>) -> usize {
-    repeats.unwrap_or(FEW).min(FEW)
 }
 
 /// The same run over and over.
@@ -128,8 +130,7 @@ impl Runs<'_> {
         }
     }
 
-    /// The kernels of the fastest of `count` runs.
-    fn profile(&self, count: usize) -> Result<Vec<KernelTime>> {
+    fn profile(&self, count: usize) -> Result<Kernels> {
         let mut best = self.gru.profile(self.x, self.dy.map(|dy| dy.view()))?;
         for _ in 1..count {
             let next = self.gru.profile(self.x, self.dy.map(|dy| dy.view()))?;
@@ -137,7 +138,7 @@ impl Runs<'_> {
                 best = next;
             }
         }
-        Ok(best.kernels)
+        Ok(Kernels { times: best.kernels, runs: count })
     }
 }
 

@@ -3,12 +3,12 @@
 use std::io::Write;
 
 use anyhow::Result;
-use gru_wgpu::plan::Mode;
+use gru_wgpu::plan::{Mode, figures, quantity};
 use gru_wgpu::{Clock, Device, KernelTime, Reset};
 use serde_json::{Value, json};
 
-use super::job::{Job, figures, quantity};
-use super::measure::{Row, ms};
+use super::job::Job;
+use super::measure::{Kernels, Row, ms};
 use crate::commands::output::Table;
 
 /// The word that `--device` has for it.
@@ -98,7 +98,8 @@ pub fn text(job: &Job, rows: &[Row], out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-fn write_profile(row: &Row, kernels: &[KernelTime], out: &mut impl Write) -> Result<()> {
+fn write_profile(row: &Row, kernels: &Kernels, out: &mut impl Write) -> Result<()> {
+    let Kernels { times: kernels, runs } = kernels;
     if kernels.is_empty() {
         writeln!(out, "\n{}: it has no kernels to profile", name(&row.device))?;
         return Ok(());
@@ -120,9 +121,14 @@ fn write_profile(row: &Row, kernels: &[KernelTime], out: &mut impl Write) -> Res
         Clock::Adapter => "each dispatch in a pass of its own, by the adapter's timestamps",
         Clock::Host => "each stage submitted and waited for, by the host's clock",
     };
-    write!(out, "\nkernels on the {}: {how}\n{table}", name(&row.device))?;
+    let of = if *runs == 1 { "one run".to_owned() } else { format!("the fastest of {runs} runs") };
+    write!(out, "\nkernels on the {}, {of}: {how}\n{table}", name(&row.device))?;
     let (total, compute) = (figures(total), figures(row.compute));
-    writeln!(out, "  {total} ms in all, {compute} ms where they follow one another freely")?;
+    writeln!(
+        out,
+        "  {total} ms in all; where they follow one another freely {compute} ms, the median of {} runs",
+        row.repeats
+    )?;
     Ok(())
 }
 
@@ -182,13 +188,15 @@ fn row_json(job: &Job, row: &Row) -> Value {
             "steps": row.verified.steps,
             "rows": row.verified.rows,
             "share": row.verified.share,
+            "results": row.verified.results,
         },
     });
     if let (Value::Object(object), Value::Object(split)) = (&mut object, split) {
         object.extend(split);
     }
     if let Some(kernels) = &row.profile {
-        object["profile"] = profile_json(kernels);
+        object["profile"] = profile_json(&kernels.times);
+        object["profile_runs"] = json!(kernels.runs);
     }
     object
 }

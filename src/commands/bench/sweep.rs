@@ -4,14 +4,16 @@ use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use gru_wgpu::Device;
 use gru_wgpu::formats::write_whole;
+use gru_wgpu::plan::{figures, quantity};
 use serde_json::{Value, json};
 
-use super::job::{Job, figures, quantity};
+use super::job::Job;
 use super::measure::Row;
 use super::picture::{Crossing, Picture, crossings, draw, rounded};
+use super::verify::Verified;
 use super::{at_least_one, measure_all, report};
 use crate::commands::output::{Table, note, quote_path};
 
@@ -67,10 +69,16 @@ impl FromStr for Sweep {
 /// A sweep that was made.
 pub struct Swept<'a> {
     sweep: &'a Sweep,
-    /// At the size that the shape itself has.
-    job: &'a Job,
     devices: &'a [Device],
+    /// One at least.
     points: Vec<Point>,
+    failed: Vec<Failed>,
+}
+
+/// A size that could not be measured on all devices, and why.
+struct Failed {
+    size: usize,
+    error: String,
 }
 
 /// What was measured at one size.
@@ -120,33 +128,52 @@ impl Sweep {
         format!("{}; {variant}", fixed.join(", "))
     }
 
-    /// Measures every device at every one of `jobs`' sizes; says so on stderr.
+    /// Measures every device at every size of `jobs`, and says so on stderr. A size that fails takes
+    /// nothing from the others.
+    ///
+    /// # Errors
+    /// When all of them fail.
     pub fn measure<'a>(
         &'a self,
-        job: &'a Job,
-        jobs: Vec<(usize, Job)>,
+        jobs: Vec<(usize, Result<Job>)>,
         devices: &'a [Device],
         repeats: Option<usize>,
     ) -> Result<Swept<'a>> {
-        // What one of them cannot run is known before any time is spent.
-        for (_, job) in &jobs {
-            devices.iter().try_for_each(|device| job.allow(device))?;
-        }
-        let mut points = Vec::new();
+        let (mut points, mut failed) = (Vec::new(), Vec::new());
         for (size, job) in jobs {
-            let rows = measure_all(&job, devices, repeats, false)?;
-            for row in &rows {
-                let (name, median) = (report::name(&row.device), figures(row.median));
-                note(format_args!("{:?} {size} on the {name}: {median} ms", self.axis));
+            let measured = job.and_then(|job| {
+                let rows = measure_all(&job, devices, repeats, false)?;
+                Ok(Point { size, job, rows })
+            });
+            match measured {
+                Ok(point) => {
+                    for row in &point.rows {
+                        let (name, median) = (report::name(&row.device), figures(row.median));
+                        note(format_args!("{:?} {size} on the {name}: {median} ms", self.axis));
+                    }
+                    points.push(point);
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    note(format_args!("{:?} {size} failed: {error}", self.axis));
+                    failed.push(Failed { size, error });
+                }
             }
-            points.push(Point { size, job, rows });
         }
-        Ok(Swept { sweep: self, job, devices, points })
+        match (points.is_empty(), failed.first()) {
+            (true, Some(Failed { size, error })) => {
+                bail!("none of the sizes could be measured; {:?} {size}: {error}", self.axis)
+            }
+            _ => Ok(Swept { sweep: self, devices, points, failed }),
+        }
     }
 }
 
 impl Swept<'_> {
     /// Draws the picture, and writes the tables or the JSON.
+    ///
+    /// # Errors
+    /// After all of that, when a size failed.
     pub fn report(&self, path: &Path, as_json: bool, out: &mut impl Write) -> Result<()> {
         let picture = self.picture();
         let svg = draw(&picture)?;
@@ -154,10 +181,22 @@ impl Swept<'_> {
         note(format_args!("wrote {}", quote_path(path)));
         let crossings = crossings(&picture);
         if as_json {
-            return Ok(writeln!(out, "{}", self.json(&crossings, path))?);
+            writeln!(out, "{}", self.json(&crossings, path))?;
+        } else {
+            self.write_table(out)?;
+            self.write_crossings(&picture, &crossings, out)?;
         }
-        self.write_table(out)?;
-        self.write_crossings(&picture, &crossings, out)
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        let sizes: Vec<_> = self.failed.iter().map(|failed| failed.size.to_string()).collect();
+        let axis = self.sweep.axis;
+        bail!("{axis:?} {} could not be measured; the other sizes were", sizes.join(", "))
+    }
+
+    /// The definition and the fixed sizes, which are the same at every point.
+    fn job(&self) -> &Job {
+        &self.points[0].job
     }
 
     fn picture(&self) -> Picture {
@@ -165,10 +204,10 @@ impl Swept<'_> {
             let point = |point: &Point| (point.size as f64, point.rows[device].median);
             self.points.iter().map(point).collect()
         };
-        let what = if self.job.trains() { "Training" } else { "A forward pass of" };
+        let what = if self.job().trains() { "Training" } else { "A forward pass of" };
         Picture {
             title: format!("{what} a GRU"),
-            subtitle: self.sweep.fixed(self.job),
+            subtitle: self.sweep.fixed(self.job()),
             axis: self.sweep.words(),
             names: self.devices.iter().map(Device::to_string).collect(),
             lines: (0..self.devices.len()).map(line).collect(),
@@ -177,6 +216,7 @@ impl Swept<'_> {
 
     fn json(&self, crossings: &[Crossing], path: &Path) -> Value {
         let point = |point: &Point| report::json(&point.job, &point.rows);
+        let failed = |failed: &Failed| json!({ "value": failed.size, "error": failed.error });
         let crossing = |crossing: &Crossing| {
             let words = [0, crossing.line].map(|line| report::word(&self.devices[line]));
             json!({ "devices": words, "at": crossing.at })
@@ -184,19 +224,18 @@ impl Swept<'_> {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "sweep": format!("{:?}", self.sweep.axis),
-            "values": self.sweep.sizes,
+            "values": self.points.iter().map(|point| point.size).collect::<Vec<_>>(),
             "points": self.points.iter().map(point).collect::<Vec<_>>(),
+            "failed": self.failed.iter().map(failed).collect::<Vec<_>>(),
             "crossings": crossings.iter().map(crossing).collect::<Vec<_>>(),
             "output": path.to_string_lossy(),
         })
     }
 
     fn write_table(&self, out: &mut impl Write) -> Result<()> {
-        writeln!(out, "{}; {}", self.job.words(), self.sweep.fixed(self.job))?;
+        writeln!(out, "{}; {}", self.job().words(), self.sweep.fixed(self.job()))?;
         for (i, device) in self.devices.iter().enumerate() {
-            let shares = self.points.iter().map(|point| point.rows[i].verified.share);
-            let worst = 100.0 * shares.fold(0.0, f64::max);
-            writeln!(out, "{device}: within {worst:.1} % of the tolerance at every size")?;
+            self.write_verified(device, i, out)?;
         }
         let axis = format!("{:?}", self.sweep.axis);
         let header = ["device", &axis, "calls"].into_iter().chain(report::COLUMNS);
@@ -218,7 +257,26 @@ impl Swept<'_> {
             }
         }
         write!(out, "\n{table}")?;
-        report::legend(self.job, &self.points[0].rows, out)
+        for Failed { size, error } in &self.failed {
+            writeln!(out, "  {:?} {size} failed: {error}", self.sweep.axis)?;
+        }
+        report::legend(self.job(), &self.points[0].rows, out)
+    }
+
+    /// How close device `i` came at all sizes, and where only a part of a run was compared.
+    fn write_verified(&self, device: &Device, i: usize, out: &mut impl Write) -> Result<()> {
+        let all = self.points.iter().map(|point| (point.size, &point.rows[i].verified));
+        let worst = 100.0 * all.clone().map(|(_, verified)| verified.share).fold(0.0, f64::max);
+        let results = self.points[0].rows[i].verified.subjects();
+        write!(out, "{device}: {results} within {worst:.1} % of the tolerance at every size")?;
+        let parts = all.filter(|(_, verified)| !verified.is_whole());
+        let parts: Vec<_> = parts.map(|(size, _)| size.to_string()).collect();
+        if !parts.is_empty() {
+            let (axis, sizes) = (self.sweep.axis, parts.join(", "));
+            write!(out, "; at {axis:?} {sizes} in a part of the run: {}", Verified::WHY)?;
+        }
+        writeln!(out)?;
+        Ok(())
     }
 
     fn write_crossings(
