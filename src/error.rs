@@ -279,10 +279,22 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
 /// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
 pub(crate) fn try_zeros<F: ndarray::NdFloat>(what: &str, len: usize) -> Result<Vec<F>> {
     let mut zeros = Vec::new();
-    if zeros.try_reserve_exact(len).is_err() {
+    try_grow(what, &mut zeros, len)?;
+    Ok(zeros)
+}
+
+/// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the host
+/// has no room for them.
+pub(crate) fn try_grow<F: ndarray::NdFloat>(
+    what: &str,
+    numbers: &mut Vec<F>,
+    len: usize,
+) -> Result<()> {
+    let more = len.saturating_sub(numbers.len());
+    if numbers.try_reserve_exact(more).is_err() {
         let bytes = len.saturating_mul(size_of::<F>());
         return Err(Error::OutOfMemory(format!("{what} takes {bytes} bytes of the host's memory")));
     }
-    zeros.resize(len, F::zero());
-    Ok(zeros)
+    numbers.resize(numbers.len() + more, F::zero());
+    Ok(())
 }

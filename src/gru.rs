@@ -1,5 +1,6 @@
 //! [`Gru`]: what a user holds, a configuration with parameters on a device.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{Array3, ArrayView3};
@@ -9,6 +10,7 @@ use crate::config::{GruConfig, Shape};
 use crate::cpu;
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
+use crate::gpu::lock;
 use crate::noise;
 use crate::options::Options;
 use crate::params::{Gradients, Init, Params};
@@ -106,6 +108,8 @@ pub struct Gru {
     runner: Option<Runner>,
     /// Of the CPU.
     weights: cpu::Weights,
+    /// Of the CPU: the memory of the last training run, for the next of its shape.
+    rest: Mutex<Option<cpu::Trace>>,
     /// Tells this model's tapes from another's.
     id: u64,
     /// Counts changes of the parameters.
@@ -164,6 +168,7 @@ impl Gru {
             options: Options::default(),
             runner,
             weights: cpu::Weights::default(),
+            rest: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             version: 0,
         })
@@ -378,8 +383,9 @@ impl Gru {
         batch.noise(&self.config, Mode::Training)?;
         let (output, record) = match &self.runner {
             None => {
-                let ran =
-                    cpu::forward_train(&self.params, self.cpu_weights(), batch, self.options)?;
+                let rest = lock(&self.rest).take();
+                let (weights, options) = (self.cpu_weights(), self.options);
+                let ran = cpu::forward_train(&self.params, weights, batch, options, rest)?;
                 let (y, trace) = ran;
                 (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
             }
@@ -409,7 +415,12 @@ impl Gru {
         }
         reference::check_gradients(&tape.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
         match tape.record {
-            Record::Cpu(trace) => cpu::backward(&self.params, self.cpu_weights(), *trace, dy, dh_n),
+            Record::Cpu(mut trace) => {
+                let weights = self.cpu_weights();
+                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n)?;
+                *lock(&self.rest) = Some(*trace);
+                Ok(gradients)
+            }
             Record::Gpu(mut session) => {
                 self.backward_on(&mut session, tape.shape, dy, dh_n, wait).await
             }

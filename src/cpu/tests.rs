@@ -150,10 +150,10 @@ impl Course {
         let weights = Weights { level, lay_out, ..Weights::default() };
         let weights = (&weights, 0);
         let (y, h_n) = forward(&self.params, weights, self.batch()).unwrap();
-        let (y_train, trace) = forward_train(&self.params, weights, self.batch(), options).unwrap();
+        let (y_train, mut trace) = forward_train(&self.params, weights, self.batch(), options, None).unwrap();
         let h_n_train = trace.h_n().clone();
         let (dy, dh_n) = (Some(self.dy.view()), Some(self.dh_n.view()));
-        let gradients = backward(&self.params, weights, trace, dy, dh_n).unwrap();
+        let gradients = backward(&self.params, weights, &mut trace, dy, dh_n).unwrap();
         let mut all = named([y, h_n, y_train, h_n_train]);
         all.extend(named_gradients(&gradients));
         all
@@ -307,7 +307,7 @@ fn gates_made_again_are_not_kept() {
     let x = random([17, 2, 3], 1);
     let kept = |options| {
         let weights = (&Weights::default(), 0);
-        let (_, trace) = forward_train(&params, weights, Batch::new(x.view()), options).unwrap();
+        let (_, trace) = forward_train(&params, weights, Batch::new(x.view()), options, None).unwrap();
         let of_cell = |cell: &CellTrace| cell.h.len() + cell.gates.as_ref().map_or(0, |g| g.len());
         trace.cells.iter().map(of_cell).sum::<usize>()
     };
