@@ -27,7 +27,7 @@ use rayon::prelude::*;
 
 use crate::batch::{Batch, time_major, zero_padding};
 use crate::config::{Layout, Shape};
-use crate::error::Result;
+use crate::error::{Result, try_untouched};
 use crate::options::Options;
 use crate::params::{Gradients, Params};
 use crate::plan::{Mode, recomputed_at_once};
@@ -47,6 +47,7 @@ const WORTH_SHARING: f64 = 4e6;
 pub(crate) struct Weights {
     level: Level,
     lay_out: fn(Shape, usize) -> Threads,
+    chunk_steps: fn(Shape) -> usize,
     forward: Place<ForwardWeights>,
     backward: Place<BackwardWeights>,
 }
@@ -60,6 +61,7 @@ impl Default for Weights {
         Self {
             level: Level::best(),
             lay_out,
+            chunk_steps,
             forward: Mutex::default(),
             backward: Mutex::default(),
         }
@@ -143,12 +145,7 @@ struct Room {
 
 impl Trace {
     /// For a run that starts from the states h0: in the memory of the last run, or in new.
-    fn start(
-        run: Run<f32>,
-        h0: Array3<f32>,
-        options: Options,
-        rest: Option<Self>,
-    ) -> Result<Self> {
+    fn start(run: Run<f32>, h0: Array3<f32>, options: Options, rest: Option<Self>) -> Result<Self> {
         let fits = |rest: &Self| {
             let recomputes = rest.cells.iter().all(|cell| cell.gates.is_none());
             rest.run.shape == run.shape && recomputes == options.recompute
@@ -159,19 +156,25 @@ impl Trace {
         }
         let Shape { steps, batch, input, hidden, layers, directions, .. } = run.shape;
         let cell = |_| {
-            let h = zeros("h [T, B, H]", [steps, batch, hidden])?;
-            let gates = || zeros("gates [T, B, 4H]", [steps, batch, 4 * hidden]);
+            let h = untouched("h [T, B, H]", [steps, batch, hidden])?;
+            let gates = || untouched("gates [T, B, 4H]", [steps, batch, 4 * hidden]);
             Ok(CellTrace { h, gates: (!options.recompute).then(gates).transpose()? })
         };
-        let between = |_| zeros("a layer's y [T, B, D·H]", [steps, batch, directions * hidden]);
+        let between = |_| untouched("a layer's y [T, B, D·H]", [steps, batch, directions * hidden]);
         Ok(Self {
-            x: zeros("x [T, B, I]", [steps, batch, input])?,
+            x: untouched("x [T, B, I]", [steps, batch, input])?,
             between: (1..layers).map(between).collect::<Result<_>>()?,
             h_n: h0,
             cells: (0..layers * directions).map(cell).collect::<Result<_>>()?,
             room: Room::default(),
             run,
         })
+    }
+
+    /// Of the run, and of any that may follow in its memory.
+    #[cfg(test)]
+    pub fn shape(&self) -> Shape {
+        self.run.shape
     }
 
     /// h_n `[L·D, B, H]`
@@ -238,7 +241,7 @@ pub(crate) fn forward(
     for layer in 0..layers {
         let x = input.as_ref().map_or(x.view(), |array| array.view());
         let layout = if layer + 1 < layers { Layout::TimeMajor } else { layout };
-        let mut y = zeros("y [T, B, D·H]", run.shape.with_layout(layout).y())?;
+        let mut y = untouched("y [T, B, D·H]", run.shape.with_layout(layout).y())?;
         let to = time_major(y.view_mut(), layout);
         let all = Span::all(&run, layer);
         all.forward((weights, &packed[all.cells()]), x, &mut h_n, to, None)?;
@@ -264,7 +267,7 @@ pub(crate) fn forward_train(
         zero_padding(x, Layout::TimeMajor, lengths);
     }
     let Shape { layers, layout, .. } = run.shape;
-    let mut y = zeros("y [T, B, D·H]", run.shape.y())?;
+    let mut y = untouched("y [T, B, D·H]", run.shape.y())?;
     for layer in 0..layers {
         let (below, others) = between.split_at_mut(layer);
         let input = below.last().unwrap_or(x).view();
@@ -291,7 +294,9 @@ pub(crate) fn backward(
     let Shape { steps, batch, hidden, layers, directions, layout, .. } = run.shape;
     check_gradients(&run.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
     let packed = weights.backward(params, version)?;
-    let mut dparams = Params::zeros(params.layout().config())?;
+    let layout_of_params = params.layout().clone();
+    let dparams = try_untouched("the parameters' gradients", layout_of_params.flat_len())?;
+    let mut dparams = Params::from_flat(layout_of_params, dparams);
     let mut dh =
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", run.shape.state()), |d| Ok(standard(d)))?;
     let mut dreset = zeros("the reset state's gradient [L·D, B, H]", run.shape.state())?;
@@ -302,7 +307,7 @@ pub(crate) fn backward(
         at_once = recomputed_at_once(steps);
         while room.gates.len() < directions {
             let size = [at_once, batch, 4 * hidden];
-            room.gates.push(zeros("a span's gates [T / 8, B, 4H]", size)?);
+            room.gates.push(untouched("a span's gates [T / 8, B, 4H]", size)?);
         }
     }
     let dy = dy.map(|dy| whole_rows(time_major(dy, layout)));
@@ -325,7 +330,7 @@ pub(crate) fn backward(
             dreset: dreset.slice_mut(s![all.cells(), .., ..]),
             // dx is the caller's.
             dinput: match room.doutputs.pop_if(|_| layer > 0) {
-                None => zeros("a layer's dx [T, B, ·]", all.input())?,
+                None => untouched("a layer's dx [T, B, ·]", all.input())?,
                 Some(resting) => cleared(resting),
             },
             dparams: &mut dparams,
@@ -334,7 +339,7 @@ pub(crate) fn backward(
             if let Some(packed) = &again {
                 undoing.make_gates(&span, (weights, &packed[span.cells()]))?;
             }
-            for chunk in span.cut(chunk_steps(&run.shape)).rev() {
+            for chunk in span.cut((weights.chunk_steps)(run.shape)).rev() {
                 undoing.undo_steps(&chunk, &span)?;
                 undoing.add_products(&chunk, &span)?;
             }
@@ -356,6 +361,12 @@ fn whole_rows(view: ArrayView3<'_, f32>) -> CowArray<'_, f32, Ix3> {
         true => view.into(),
         false => standard(view).into(),
     }
+}
+
+/// Zeros, touched by none yet.
+fn untouched(what: &str, shape: [usize; 3]) -> Result<Array3<f32>> {
+    let zeros = try_untouched(what, shape.iter().product())?;
+    Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
 }
 
 /// The same memory, with zeros.

@@ -17,7 +17,7 @@ use crate::reference::Run;
 const IN_CACHE: usize = 1 << 20;
 
 /// So many steps go back through a layer before the products over them are made.
-pub(super) fn chunk_steps(shape: &Shape) -> usize {
+pub(super) fn chunk_steps(shape: Shape) -> usize {
     let rows = DEPTH.max(IN_CACHE / (4 * shape.hidden));
     (rows / shape.batch).max(1)
 }
@@ -97,15 +97,14 @@ impl<'a> Span<'a> {
         let y = pieces(y, Axis(2), hidden).into_iter().flat_map(|y| by_rows(y, threads));
         let mut states = h_n.slice_mut(s![self.cells(), .., ..]);
         let states = states.outer_iter_mut().flat_map(|s| pieces(s, Axis(0), threads.rows));
-        let tasks = self.parts(threads).zip(y.zip(states)).map(|((direction, part), (y, state))| {
-            Forward {
+        let tasks =
+            self.parts(threads).zip(y.zip(states)).map(|((direction, part), (y, state))| Forward {
                 weights: &packed[direction],
                 x: x.slice_move(s![.., part.rows.clone(), ..]),
                 states: States::New { state, y, kept: h.next() },
                 gates: gates.next(),
                 part,
-            }
-        });
+            });
         threads.run(tasks.collect(), Forward::run)
     }
 }
@@ -161,9 +160,9 @@ impl Undoing<'_> {
     ) -> Result<()> {
         let Self { input, h, gates, .. } = self;
         let threads = span.threads(weights, input.len_of(Axis(2)));
-        let gates = gates.iter_mut().flat_map(|gates| {
-            by_rows(gates.slice_mut(s![..span.steps.len(), .., ..]), threads)
-        });
+        let gates = gates
+            .iter_mut()
+            .flat_map(|gates| by_rows(gates.slice_mut(s![..span.steps.len(), .., ..]), threads));
         let tasks = span.parts(threads).zip(gates).map(|((direction, part), gates)| {
             let of_rows = s![.., part.rows.clone(), ..];
             Forward {

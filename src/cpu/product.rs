@@ -12,7 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::simd::{Kernel, Level, Vector, lanes, lanes_mut};
-use crate::error::{Result, try_grow, try_zeros};
+use crate::error::{Result, try_grow, try_untouched};
 
 /// The right side of a product, `[depth, columns]`, in panels.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Packed {
         let is_narrow = |&panel: &usize| source(panel).columns() <= lanes / 2;
         let narrow = panels - (0..panels).rev().take_while(is_narrow).count();
         let line = 64 / size_of::<f32>();
-        let mut data: Vec<f32> = try_zeros("packed weights", panels * depth * lanes + line)?;
+        let mut data = try_untouched("a packed matrix", panels * depth * lanes + line)?;
         let start = data.as_ptr().align_offset(64).min(line);
         let to = &mut data[start..start + panels * depth * lanes];
         let fill = |(i, panel): (usize, &mut [f32])| pack(source(i), depth, lanes, panel);
@@ -87,10 +87,31 @@ fn pack(source: Source<'_>, depth: usize, lanes: usize, panel: &mut [f32]) {
         }
         Source::Rows(matrix, width, first) => {
             let columns = lanes.min(width - first);
-            for (to, from) in panel.chunks_exact_mut(lanes).zip(matrix.chunks_exact(width)) {
-                to[..columns].copy_from_slice(&from[first..first + columns]);
+            match columns {
+                16 => copy_columns::<16>(matrix, width, first, lanes, panel),
+                32 => copy_columns::<32>(matrix, width, first, lanes, panel),
+                _ => {
+                    for (to, from) in panel.chunks_exact_mut(lanes).zip(matrix.chunks_exact(width))
+                    {
+                        to[..columns].copy_from_slice(&from[first..first + columns]);
+                    }
+                }
             }
         }
+    }
+}
+
+/// `to [·, stride]`, whose first `C` columns become those of `matrix [·, width]` from `first` on: so many
+/// that the compiler knows how many, and makes no call for each row.
+fn copy_columns<const C: usize>(
+    matrix: &[f32],
+    width: usize,
+    first: usize,
+    stride: usize,
+    to: &mut [f32],
+) {
+    for (to, from) in to.chunks_exact_mut(stride).zip(matrix.chunks_exact(width)) {
+        *lanes_mut::<C>(to, 0) = *lanes(from, first);
     }
 }
 
