@@ -46,7 +46,9 @@ const WORTH_SHARING: f64 = 4e6;
 #[derive(Debug)]
 pub(crate) struct Weights {
     level: Level,
+    /// How steps are laid out over threads, for a layer that reads so many numbers.
     lay_out: fn(Shape, usize) -> Threads,
+    /// After how many steps backward the products over them are made.
     chunk_steps: fn(Shape) -> usize,
     forward: Place<ForwardWeights>,
     backward: Place<BackwardWeights>,

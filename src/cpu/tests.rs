@@ -221,7 +221,7 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
             let expected = course.expected();
             let plain = Weights::default();
             let [all_at_once, few_at_once] = [plain.chunk_steps, |_| 2];
-            let cuts = [(BY_ROWS, all_at_once), (BY_ROWS, few_at_once), (BY_BLOCKS, few_at_once)];
+            let cuts = [(ALONE, all_at_once), (BY_ROWS, few_at_once)];
             for (level, (lay_out, chunk_steps)) in
                 Level::all().flat_map(|level| cuts.map(|cut| (level, cut)))
             {
@@ -335,7 +335,9 @@ fn what_stood_in_the_memory_of_the_last_run_counts_for_nothing() {
             let course = Course::new(&case, &variant);
             // NaN wherever a run may leave it: in rows of full length, without resets.
             let mut spoilt = Course::new(&Case { is_marked: false, ..case.clone() }, &variant);
-            [&mut spoilt.x, &mut spoilt.h0, &mut spoilt.dy].map(|array| array.fill(f32::NAN));
+            for array in [&mut spoilt.x, &mut spoilt.h0, &mut spoilt.dy] {
+                array.fill(f32::NAN);
+            }
             let mut longer = case.clone();
             longer.sizes[0] += 1;
             let longer = Course::new(&longer, &variant);
