@@ -276,13 +276,35 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
         .ok_or(Error::Overflow { what })
 }
 
+/// `len` zeros as the host clears them, page by page, when and where each is first touched: by many
+/// threads, and by one write where all is written anyway. Or [`Error::OutOfMemory`].
+pub(crate) fn try_untouched(what: &str, len: usize) -> Result<Vec<f32>> {
+    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<f32>(what, len))
+}
+
 /// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
 pub(crate) fn try_zeros<F: ndarray::NdFloat>(what: &str, len: usize) -> Result<Vec<F>> {
     let mut zeros = Vec::new();
-    if zeros.try_reserve_exact(len).is_err() {
-        let bytes = len.saturating_mul(size_of::<F>());
-        return Err(Error::OutOfMemory(format!("{what} takes {bytes} bytes of the host's memory")));
-    }
-    zeros.resize(len, F::zero());
+    try_grow(what, &mut zeros, len)?;
     Ok(zeros)
+}
+
+/// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the host
+/// has no room for them.
+pub(crate) fn try_grow<F: ndarray::NdFloat>(
+    what: &str,
+    numbers: &mut Vec<F>,
+    len: usize,
+) -> Result<()> {
+    let more = len.saturating_sub(numbers.len());
+    if numbers.try_reserve_exact(more).is_err() {
+        return Err(no_room::<F>(what, len));
+    }
+    numbers.resize(numbers.len() + more, F::zero());
+    Ok(())
+}
+
+fn no_room<F>(what: &str, len: usize) -> Error {
+    let bytes = len.saturating_mul(size_of::<F>());
+    Error::OutOfMemory(format!("{what} takes {bytes} bytes of the host's memory"))
 }

@@ -1,5 +1,6 @@
 //! [`Gru`]: what a user holds, a configuration with parameters on a device.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{Array3, ArrayView3};
@@ -9,6 +10,7 @@ use crate::config::{GruConfig, Shape};
 use crate::cpu;
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
+use crate::gpu::lock;
 use crate::noise;
 use crate::options::Options;
 use crate::params::{Gradients, Init, Params};
@@ -33,6 +35,10 @@ pub struct Output {
 ///
 /// Backward overwrites it with gradients in place, which halves the memory of training; so it takes
 /// the tape by value, and a tape serves one backward pass. Dropping it unused is fine.
+///
+/// After a backward pass the model keeps the tape's memory for its next training run of the same shape,
+/// which then need not ask for it again. On the CPU that is the memory of one run at most; it is freed when
+/// a run of another shape is trained, and with the model.
 #[derive(Debug)]
 #[must_use = "a tape holds the memory of its run until it is dropped"]
 pub struct Tape {
@@ -106,6 +112,8 @@ pub struct Gru {
     runner: Option<Runner>,
     /// Of the CPU.
     weights: cpu::Weights,
+    /// Of the CPU: the memory of the last training run, for the next of its shape.
+    rest: Mutex<Option<cpu::Trace>>,
     /// Tells this model's tapes from another's.
     id: u64,
     /// Counts changes of the parameters.
@@ -164,6 +172,7 @@ impl Gru {
             options: Options::default(),
             runner,
             weights: cpu::Weights::default(),
+            rest: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             version: 0,
         })
@@ -378,8 +387,9 @@ impl Gru {
         batch.noise(&self.config, Mode::Training)?;
         let (output, record) = match &self.runner {
             None => {
-                let ran =
-                    cpu::forward_train(&self.params, self.cpu_weights(), batch, self.options)?;
+                let rest = lock(&self.rest).take();
+                let (weights, options) = (self.cpu_weights(), self.options);
+                let ran = cpu::forward_train(&self.params, weights, batch, options, rest)?;
                 let (y, trace) = ran;
                 (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
             }
@@ -409,7 +419,12 @@ impl Gru {
         }
         reference::check_gradients(&tape.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
         match tape.record {
-            Record::Cpu(trace) => cpu::backward(&self.params, self.cpu_weights(), *trace, dy, dh_n),
+            Record::Cpu(mut trace) => {
+                let weights = self.cpu_weights();
+                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n)?;
+                *lock(&self.rest) = Some(*trace);
+                Ok(gradients)
+            }
             Record::Gpu(mut session) => {
                 self.backward_on(&mut session, tape.shape, dy, dh_n, wait).await
             }
@@ -723,6 +738,43 @@ mod tests {
         let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();
         let error = gru.forward(&Array3::ones((41, 7, 3))).unwrap_err();
         assert!(matches!(error, Error::Limit { .. }), "{error}");
+    }
+
+    /// That what stood there counts for nothing is tested in `cpu/tests.rs`.
+    #[test]
+    fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
+        let config = GruConfig::pytorch(3, 5).with_layers(2).with_zoneout(0.2);
+        let new = || Gru::new(config.clone(), Init::Uniform, 1, &Device::cpu()).unwrap();
+        let run = |gru: &Gru, steps: usize, value: f32| {
+            let x = Array3::from_elem((steps, 4, 3), value);
+            let lengths = [steps, 0, 1, steps - 1];
+            let batch = Batch::new(x.view()).with_lengths(&lengths).with_seed(3);
+            let (output, tape) = gru.forward_train(batch).unwrap();
+            assert!(lock(&gru.rest).is_none(), "a tape holds the memory, or nobody");
+            let dh_n = Array3::ones((2, 4, 5));
+            (output, gru.backward(tape, None, Some(dh_n.view())).unwrap())
+        };
+        let kept = |gru: &Gru| lock(&gru.rest).as_ref().map(cpu::Trace::shape);
+        let gru = new();
+        assert_eq!(kept(&gru), None);
+        for (steps, value) in [(7, 0.5), (7, f32::NAN), (7, 0.5), (6, 0.1), (7, 0.5)] {
+            let got = run(&gru, steps, value);
+            assert_eq!(kept(&gru), Some(config.shape(steps, 4).unwrap()));
+            if !value.is_nan() {
+                assert_eq!(got, run(&new(), steps, value), "{steps} {value}");
+            }
+        }
+        // Two tapes at once: the memory of one of them is kept.
+        let x = Array3::ones((7, 4, 3));
+        let tapes = [1, 2].map(|seed| gru.forward_train(Batch::new(x.view()).with_seed(seed)));
+        for tape in tapes {
+            let dh_n = Array3::ones((2, 4, 5));
+            gru.backward(tape.unwrap().1, None, Some(dh_n.view())).unwrap();
+        }
+        assert_eq!(kept(&gru), Some(config.shape(7, 4).unwrap()));
+        // A tape that is dropped takes its memory along.
+        drop(gru.forward_train(Batch::new(x.view()).with_seed(1)).unwrap());
+        assert_eq!(kept(&gru), None);
     }
 
     #[test]

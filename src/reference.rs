@@ -311,6 +311,7 @@ pub(crate) struct Cell<'a, F> {
 }
 
 /// What all steps of a cell share, besides its parameters.
+#[derive(Clone, Copy)]
 pub(crate) struct Walk<'a, F> {
     pub layer: usize,
     /// Which of the layer's directions.

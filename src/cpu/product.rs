@@ -11,8 +11,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::simd::{Kernel, Level, Vector};
-use crate::error::{Result, try_zeros};
+use super::simd::{Kernel, Level, Vector, lanes, lanes_mut};
+use crate::error::{Result, try_grow, try_untouched};
 
 /// The right side of a product, `[depth, columns]`, in panels.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Packed {
         let is_narrow = |&panel: &usize| source(panel).columns() <= lanes / 2;
         let narrow = panels - (0..panels).rev().take_while(is_narrow).count();
         let line = 64 / size_of::<f32>();
-        let mut data: Vec<f32> = try_zeros("packed weights", panels * depth * lanes + line)?;
+        let mut data = try_untouched("a packed matrix", panels * depth * lanes + line)?;
         let start = data.as_ptr().align_offset(64).min(line);
         let to = &mut data[start..start + panels * depth * lanes];
         let fill = |(i, panel): (usize, &mut [f32])| pack(source(i), depth, lanes, panel);
@@ -87,10 +87,31 @@ fn pack(source: Source<'_>, depth: usize, lanes: usize, panel: &mut [f32]) {
         }
         Source::Rows(matrix, width, first) => {
             let columns = lanes.min(width - first);
-            for (to, from) in panel.chunks_exact_mut(lanes).zip(matrix.chunks_exact(width)) {
-                to[..columns].copy_from_slice(&from[first..first + columns]);
+            match columns {
+                16 => copy_columns::<16>(matrix, width, first, lanes, panel),
+                32 => copy_columns::<32>(matrix, width, first, lanes, panel),
+                _ => {
+                    for (to, from) in panel.chunks_exact_mut(lanes).zip(matrix.chunks_exact(width))
+                    {
+                        to[..columns].copy_from_slice(&from[first..first + columns]);
+                    }
+                }
             }
         }
+    }
+}
+
+/// `to [·, stride]`, whose first `C` columns become those of `matrix [·, width]` from `first` on: so many
+/// that the compiler knows how many, and makes no call for each row.
+fn copy_columns<const C: usize>(
+    matrix: &[f32],
+    width: usize,
+    first: usize,
+    stride: usize,
+    to: &mut [f32],
+) {
+    for (to, from) in to.chunks_exact_mut(stride).zip(matrix.chunks_exact(width)) {
+        *lanes_mut::<C>(to, 0) = *lanes(from, first);
     }
 }
 
@@ -122,13 +143,13 @@ impl<'a> Left<'a> {
         stride: usize,
         columns: [Range<usize>; 2],
         space: &'a mut Vec<f32>,
-    ) -> Self {
+    ) -> Result<Self> {
         let rows = matrix.len().div_ceil(stride);
         let depth = columns.iter().map(Range::len).sum();
         let padded = heights(rows, level.rows()).map(|(_, height)| height).sum::<usize>();
-        space.clear();
-        space.resize(padded * depth, 0.0);
-        let mut to = &mut space[..];
+        // A tile's rows past the last keep what was there, for nothing of them is stored.
+        try_grow("the left side of a product", space, padded * depth)?;
+        let mut to = &mut space[..padded * depth];
         for (first, height) in heights(rows, level.rows()) {
             for columns in &columns {
                 let (part, rest) = to.split_at_mut(height * columns.len());
@@ -137,7 +158,7 @@ impl<'a> Left<'a> {
                 to = rest;
             }
         }
-        Self { data: space, rows, depth }
+        Ok(Self { data: &space[..padded * depth], rows, depth })
     }
 }
 
@@ -311,49 +332,68 @@ fn multiply<V: Vector, const N: usize, const M: usize, const P: usize, const W: 
     sums
 }
 
-/// `to [rows, columns] += leftᵀ · right`, and the sums of left's columns: one block of rows of a weight's
-/// gradient. `left [depth, ·]` is read from its column `first` on.
+/// Some columns of `left [depth, ·]`, from `first` on: their sums, and for some right sides
+/// `to [columns, ·] += leftᵀ · right`, rows of a weight's gradient.
 pub(super) struct AddTransposed<'a> {
     pub left: &'a [f32],
     pub stride: usize,
     pub first: usize,
-    pub right: &'a Packed,
-    pub columns: usize,
-    pub to: &'a mut [f32],
-    /// `[rows]`, added to.
+    /// One for each column, added to.
     pub sums: &'a mut [f32],
+    pub products: Vec<(&'a Packed, &'a mut [f32])>,
+    /// Room for so many numbers at least as [`Self::space`] says.
+    pub space: &'a mut [f32],
+}
+
+impl AddTransposed<'_> {
+    pub fn space(level: Level, columns: usize, depth: usize) -> usize {
+        columns.next_multiple_of(level.rows()) * depth
+    }
+
+    /// Packs the columns, `[tiles, depth, ROWS]`, and adds them up. In a tile's columns past the last
+    /// stays what was there, for nothing of them is stored.
+    #[inline(always)]
+    fn pack<const ROWS: usize>(&mut self, depth: usize) {
+        for (k, row) in self.left.chunks_exact(self.stride).enumerate() {
+            let columns = &row[self.first..][..self.sums.len()];
+            self.sums.iter_mut().zip(columns).for_each(|(sum, &d)| *sum += d);
+            let whole = columns.len() / ROWS;
+            for i in 0..whole {
+                *lanes_mut::<ROWS>(self.space, (i * depth + k) * ROWS) = *lanes(columns, i * ROWS);
+            }
+            let rest = &columns[whole * ROWS..];
+            if !rest.is_empty() {
+                self.space[(whole * depth + k) * ROWS..][..rest.len()].copy_from_slice(rest);
+            }
+        }
+    }
 }
 
 impl Kernel for AddTransposed<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
-        let (depth, rows) = (self.right.depth, self.sums.len());
-        // [tiles, depth, ROWS], zeros past the last row.
-        let mut left = vec![0.0; rows.div_ceil(ROWS) * depth * ROWS];
-        for (tile, sums) in self.sums.chunks_mut(ROWS).enumerate() {
-            let to = left[tile * depth * ROWS..].chunks_exact_mut(ROWS);
-            for (to, from) in to.zip(self.left.chunks_exact(self.stride)) {
-                let first = self.first + tile * ROWS;
-                to[..sums.len()].copy_from_slice(&from[first..first + sums.len()]);
-                sums.iter_mut().zip(&*to).for_each(|(sum, &d)| *sum += d);
-            }
-        }
-        for panel in 0..self.right.panels {
-            let right = [self.right.panel(panel, &(0..depth))];
-            let first = panel * N;
-            let width = N.min(self.columns - first);
-            let tiles = self.to.chunks_mut(ROWS * self.columns);
-            for (left, to) in left.chunks_exact(depth * ROWS).zip(tiles) {
-                let zeros = [[[V::splat(0.0); 2]; ROWS]];
-                let [products] = multiply::<V, N, ROWS, 1, 2>(left, depth, right, zeros);
-                let mut sums = [[0.0; N]; ROWS];
-                for i in 0..ROWS {
-                    products[i][0].store(&mut sums[i]);
-                    products[i][1].store(&mut sums[i][V::WIDTH..]);
-                }
-                for (to, sums) in to.chunks_exact_mut(self.columns).zip(&sums) {
-                    let to = &mut to[first..first + width];
-                    to.iter_mut().zip(sums).for_each(|(to, &sum)| *to += sum);
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+        let depth = self.left.len() / self.stride;
+        self.pack::<ROWS>(depth);
+        let rows = self.sums.len();
+        for (right, to) in self.products {
+            let columns = to.len() / rows;
+            for panel in 0..right.panels {
+                let panels = [right.panel(panel, &(0..depth))];
+                let first = panel * N;
+                let width = N.min(columns - first);
+                let tiles = to.chunks_mut(ROWS * columns);
+                for (left, to) in self.space.chunks_exact(depth * ROWS).zip(tiles) {
+                    let zeros = [[[V::splat(0.0); 2]; ROWS]];
+                    let [products] = multiply::<V, N, ROWS, 1, 2>(left, depth, panels, zeros);
+                    let mut sums = [[0.0; N]; ROWS];
+                    for i in 0..ROWS {
+                        products[i][0].store(&mut sums[i]);
+                        products[i][1].store(&mut sums[i][V::WIDTH..]);
+                    }
+                    for (to, sums) in to.chunks_exact_mut(columns).zip(&sums) {
+                        let to = &mut to[first..first + width];
+                        to.iter_mut().zip(sums).for_each(|(to, &sum)| *to += sum);
+                    }
                 }
             }
         }

@@ -131,16 +131,32 @@ impl BackwardWeights {
     }
 }
 
-/// Some rows R of a cell, a span of their steps forward. Arrays are `[T, R, ·]`.
-pub(super) struct Forward<'a> {
-    pub weights: &'a ForwardWeights,
-    pub walk: &'a Walk<'a, f32>,
-    /// The batch row that row 0 is.
-    pub first_row: usize,
+/// What a task takes: some rows R of a cell, and some of their steps.
+#[derive(Clone)]
+pub(super) struct Part<'a> {
+    pub walk: Walk<'a, f32>,
+    /// Of the batch.
+    pub rows: Range<usize>,
+    /// When its steps are.
+    pub times: Range<usize>,
     /// How many threads share a step.
     pub threads: usize,
-    /// When its steps are: all of `0..T`, or a span.
-    pub times: Range<usize>,
+}
+
+impl Part<'_> {
+    fn is_padding(&self, t: usize, row: usize) -> bool {
+        self.walk.is_padding(t, self.rows.start + row)
+    }
+
+    fn restarts(&self, t: usize, row: usize) -> bool {
+        self.walk.restarts(t, self.rows.start + row)
+    }
+}
+
+/// A part forward. Arrays are `[T, R, ·]`.
+pub(super) struct Forward<'a> {
+    pub weights: &'a ForwardWeights,
+    pub part: Part<'a>,
     pub x: ArrayView3<'a, f32>,
     pub states: States<'a>,
     /// Where they are kept, `[times, R, 4H]`: r, z, n and what n took from the past.
@@ -161,9 +177,9 @@ pub(super) enum States<'a> {
     Kept(ArrayView3<'a, f32>),
 }
 
-/// What a block's part of a step computes.
+/// How much of a block's step is computed.
 #[derive(Clone, Copy)]
-enum Part {
+enum Stage {
     /// r, z, and what n takes from the past.
     Gates,
     /// n and the new state.
@@ -204,7 +220,7 @@ impl Forward<'_> {
         let (_, rows, width) = self.x.dim();
         let lanes = rule.level.lanes();
         // Input products of so many steps at once that tiles are full.
-        let chunk = 48usize.div_ceil(rows).min(self.times.len());
+        let chunk = 48usize.div_ceil(rows).min(self.part.times.len());
         let at_once = match self.states {
             States::New { .. } => 1,
             States::Kept(_) => chunk,
@@ -218,18 +234,18 @@ impl Forward<'_> {
             inputs: try_zeros("a chunk's input products", 3 * blocks * chunk * rows * lanes)?,
             left: Vec::new(),
             blocks: try_zeros("a step's gates", blocks * SLOTS * made * lanes)?,
-            zone: vec![0.0; padded],
+            zone: try_zeros("a row's zones", padded)?,
         };
         if let States::New { state, .. } = &self.states {
             for (to, from) in scratch.h.chunks_exact_mut(padded).zip(state.rows()) {
                 to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
             }
         }
-        let times: Vec<_> = self.walk.in_order(self.times.clone()).collect();
+        let times: Vec<_> = self.part.walk.in_order(self.part.times.clone()).collect();
         for times in times.chunks(chunk) {
-            self.input_products(times, &mut scratch);
+            self.input_products(times, &mut scratch)?;
             for (i, now) in times.chunks(at_once).enumerate() {
-                self.step(now, i * at_once, times.len(), &mut scratch);
+                self.step(now, i * at_once, times.len(), &mut scratch)?;
             }
         }
         if let States::New { state, .. } = &mut self.states {
@@ -240,7 +256,7 @@ impl Forward<'_> {
         Ok(())
     }
 
-    fn input_products(&self, times: &[usize], scratch: &mut Scratch) {
+    fn input_products(&self, times: &[usize], scratch: &mut Scratch) -> Result<()> {
         let ForwardWeights { rule, input, bias, .. } = self.weights;
         let (_, rows, width) = self.x.dim();
         let lanes = rule.level.lanes();
@@ -252,31 +268,37 @@ impl Forward<'_> {
         }
         let rows = times.len() * rows;
         let x = &scratch.x[..rows * width];
-        let left = Left::pack(rule.level, x, width, [0..width, 0..0], &mut scratch.left);
+        let left = Left::pack(rule.level, x, width, [0..width, 0..0], &mut scratch.left)?;
         let panels = 3 * rule.blocks();
         let out = &mut scratch.inputs[..panels * rows * lanes];
-        share(out, rows * lanes, panels, self.threads, |first, out| {
+        share(out, rows * lanes, panels, self.part.threads, |first, out| {
             for (panel, out) in out.chunks_exact_mut(rows * lanes).enumerate() {
                 let bias = &bias[(first + panel) * lanes..][..lanes];
                 out.chunks_exact_mut(lanes).for_each(|row| row.copy_from_slice(bias));
             }
             rule.level.run(AddProduct { left, right: input, depth: 0..width, first, out });
         });
+        Ok(())
     }
 
     /// The steps at some times, of which the first is the i-th of a chunk of `steps`; a row for each
     /// row of each.
-    fn step(&mut self, times: &[usize], i: usize, steps: usize, scratch: &mut Scratch) {
+    fn step(
+        &mut self,
+        times: &[usize],
+        i: usize,
+        steps: usize,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let rule = self.weights.rule;
         let each = self.x.len_of(Axis(1));
         let (rows, padded) = (times.len() * each, rule.padded());
         let places = || times.iter().flat_map(|&t| (0..each).map(move |row| (t, row)));
         for ((t, row), h) in places().zip(scratch.h.chunks_exact_mut(padded)) {
-            let of_batch = self.first_row + row;
             match &self.states {
                 States::Kept(kept) => h[..rule.hidden].copy_from_slice(row_of(kept, t, row)),
-                States::New { .. } if self.walk.restarts(t, of_batch) => {
-                    let fresh = self.walk.reset_state.row(of_batch);
+                States::New { .. } if self.part.restarts(t, row) => {
+                    let fresh = self.part.walk.reset_state.row(self.part.rows.start + row);
                     h.iter_mut().zip(fresh).for_each(|(h, &fresh)| *h = fresh);
                 }
                 States::New { .. } => {}
@@ -286,27 +308,29 @@ impl Forward<'_> {
         let block = SLOTS * rows * rule.level.lanes();
         let (h, rh) = (&h[..rows * padded], &mut rh[..rows * padded]);
         let blocks = &mut blocks[..rule.blocks() * block];
-        let mut part = |part: Part, past: &[f32], blocks: &mut [f32]| {
-            let past = Left::pack(rule.level, past, padded, [0..rule.hidden, 0..0], left);
+        let mut make = |stage: Stage, past: &[f32], blocks: &mut [f32]| -> Result<()> {
+            let past = Left::pack(rule.level, past, padded, [0..rule.hidden, 0..0], left)?;
             let (weights, all) = (self.weights, &inputs[..]);
             let inputs = Inputs { all, panel: steps * each, first: i * each };
-            share(blocks, block, rule.blocks(), self.threads, |first, blocks| {
-                rule.level.run(StepBlocks { weights, part, h, past, inputs, first, blocks });
+            share(blocks, block, rule.blocks(), self.part.threads, |first, blocks| {
+                rule.level.run(StepBlocks { weights, stage, h, past, inputs, first, blocks });
             });
+            Ok(())
         };
-        let is_idle = places().all(|(t, row)| self.walk.is_padding(t, self.first_row + row));
+        let is_idle = places().all(|(t, row)| self.part.is_padding(t, row));
         match rule.reset {
             _ if is_idle => {}
-            Reset::After => part(Part::Whole, h, blocks),
+            Reset::After => make(Stage::Whole, h, blocks)?,
             Reset::Before => {
-                part(Part::Gates, h, blocks);
+                make(Stage::Gates, h, blocks)?;
                 rule.level.run(Gather { slot: PAST, blocks, rows, to: rh });
-                part(Part::Candidate, rh, blocks);
+                make(Stage::Candidate, rh, blocks)?;
             }
         }
         for (made, place) in places().enumerate() {
             self.put_out(place, (made, rows), scratch);
         }
+        Ok(())
     }
 
     /// Writes what a step computed for a row to where it belongs: row `made` of the `rows` in the blocks.
@@ -317,8 +341,8 @@ impl Forward<'_> {
         scratch: &mut Scratch,
     ) {
         let Rule { level, hidden, .. } = self.weights.rule;
-        let (walk, of_batch) = (self.walk, self.first_row + row);
-        let first = self.times.start;
+        let Part { walk, rows: of_batch, times, .. } = &self.part;
+        let (of_batch, first) = (of_batch.start + row, times.start);
         let mut gates = self.gates.as_mut().map(|gates| row_of_mut(gates, t - first, row));
         let (mut y, mut kept) = match &mut self.states {
             States::New { y, kept, .. } => {
@@ -397,7 +421,7 @@ impl<'a> Inputs<'a> {
 /// Some blocks' part of a step.
 struct StepBlocks<'a> {
     weights: &'a ForwardWeights,
-    part: Part,
+    stage: Stage,
     /// `[R, padded H]`
     h: &'a [f32],
     /// What the recurrent weights are multiplied with: h, or r ⊙ h.
@@ -416,10 +440,10 @@ impl Kernel for StepBlocks<'_> {
         for (i, block) in blocks.chunks_exact_mut(SLOTS * rows * N).enumerate() {
             let q = self.first + i;
             self.start::<N>(q, block);
-            let (slots, panel) = match self.part {
-                Part::Whole => (R..PAST + 1, 3 * q),
-                Part::Gates => (R..PAST, 3 * q),
-                Part::Candidate => (CANDIDATE..NEW, 3 * q + 2),
+            let (slots, panel) = match self.stage {
+                Stage::Whole => (R..PAST + 1, 3 * q),
+                Stage::Gates => (R..PAST, 3 * q),
+                Stage::Candidate => (CANDIDATE..NEW, 3 * q + 2),
             };
             add_product::<V, N, ROWS>(AddProduct {
                 left: self.past,
@@ -440,7 +464,7 @@ impl StepBlocks<'_> {
     #[inline(always)]
     fn start<const N: usize>(&self, q: usize, block: &mut [f32]) {
         let rows = self.past.rows;
-        if matches!(self.part, Part::Candidate) {
+        if matches!(self.stage, Stage::Candidate) {
             return;
         }
         for (slot, gate) in [(R, 0), (Z, 1), (CANDIDATE, 2)] {
@@ -465,12 +489,12 @@ impl StepBlocks<'_> {
         let rows = self.past.rows;
         let at = |slot: usize| (slot * rows + row) * N;
         let h = lanes::<N>(self.h, row * (self.h.len() / rows) + q * N);
-        if !matches!(self.part, Part::Candidate) {
+        if !matches!(self.stage, Stage::Candidate) {
             activate::<N, FMA>(rule.gate, lanes_mut(block, at(R)));
             activate::<N, FMA>(rule.gate, lanes_mut(block, at(Z)));
         }
         let r = *lanes::<N>(block, at(R));
-        if matches!(self.part, Part::Gates) {
+        if matches!(self.stage, Stage::Gates) {
             let past = lanes_mut::<N>(block, at(PAST));
             for j in 0..N {
                 past[j] = r[j] * h[j];
@@ -479,7 +503,7 @@ impl StepBlocks<'_> {
         }
         let z = *lanes::<N>(block, at(Z));
         let mut n = *lanes::<N>(block, at(CANDIDATE));
-        if matches!(self.part, Part::Whole) {
+        if matches!(self.stage, Stage::Whole) {
             let past = lanes::<N>(block, at(PAST));
             for j in 0..N {
                 n[j] += r[j] * past[j];
@@ -562,22 +586,17 @@ impl Kernel for PutOut<'_> {
     }
 }
 
-/// Some rows R of a cell, a span of their steps backward. Arrays are `[T, R, ·]`.
+/// A part backward. Arrays are `[T, R, ·]`.
 pub(super) struct Backward<'a> {
     pub weights: &'a BackwardWeights,
-    pub walk: &'a Walk<'a, f32>,
-    pub first_row: usize,
-    /// How many threads share a step.
-    pub threads: usize,
-    /// When its steps are: all of `0..T`, or a span.
-    pub times: Range<usize>,
+    pub part: Part<'a>,
     pub h: ArrayView3<'a, f32>,
-    /// `[times, R, 4H]`, as [`Forward`] kept them. They become gradients: r, z and n those of their pre-activations, the
-    /// fourth quarter that of `W_hn h + b_hn`, or with reset before it stays r ⊙ h.
+    /// `[times, R, 4H]`, as [`Forward`] kept them. They become gradients: r, z and n those of their
+    /// pre-activations, the fourth quarter that of `W_hn h + b_hn`, or with reset before it stays r ⊙ h.
     pub gates: ArrayViewMut3<'a, f32>,
     /// Of what each step puts out; zeros when `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// `[R, H]`: of the span's last state, which becomes that of its first.
+    /// `[R, H]`: of the last state, which becomes that of the first.
     pub dh: ArrayViewMut2<'a, f32>,
     /// `[R, H]`, added to.
     pub dreset: ArrayViewMut2<'a, f32>,
@@ -590,9 +609,8 @@ impl Backward<'_> {
         let hidden = rule.hidden;
         let mut products = try_zeros("a step's gradients", rule.padded() * rows)?;
         let mut space = Vec::new();
-        let times: Vec<_> = self.walk.in_order(self.times.clone()).collect();
-        for &t in times.iter().rev() {
-            if (0..rows).all(|row| self.walk.is_padding(t, self.first_row + row)) {
+        for t in self.part.walk.in_order(self.part.times.clone()).rev() {
+            if (0..rows).all(|row| self.part.is_padding(t, row)) {
                 continue;
             }
             for row in 0..rows {
@@ -601,17 +619,17 @@ impl Backward<'_> {
             match rule.reset {
                 Reset::After => {
                     let columns = [0..2 * hidden, 3 * hidden..4 * hidden];
-                    self.product(t, columns, 0..3 * hidden, &mut space, &mut products);
+                    self.product(t, columns, 0..3 * hidden, &mut space, &mut products)?;
                 }
                 Reset::Before => {
                     let of_n = 2 * hidden..3 * hidden;
                     let columns = [of_n.clone(), 0..0];
-                    self.product(t, columns, of_n, &mut space, &mut products);
+                    self.product(t, columns, of_n, &mut space, &mut products)?;
                     for row in 0..rows {
                         self.undo_reset(t, row, &products);
                     }
                     let columns = [0..2 * hidden, 0..0];
-                    self.product(t, columns, 0..2 * hidden, &mut space, &mut products);
+                    self.product(t, columns, 0..2 * hidden, &mut space, &mut products)?;
                 }
             }
             for row in 0..rows {
@@ -629,23 +647,24 @@ impl Backward<'_> {
         depth: Range<usize>,
         space: &mut Vec<f32>,
         products: &mut [f32],
-    ) {
+    ) -> Result<()> {
         let Rule { level, hidden, .. } = self.weights.rule;
-        let gates = self.gates.index_axis(Axis(0), t - self.times.start);
+        let gates = self.gates.index_axis(Axis(0), t - self.part.times.start);
         let data = gates.to_slice().expect("all rows of a step are contiguous");
-        let left = Left::pack(level, data, 4 * hidden, columns, space);
+        let left = Left::pack(level, data, 4 * hidden, columns, space)?;
         let piece = left.rows * level.lanes();
-        share(products, piece, self.weights.rule.blocks(), self.threads, |first, out| {
+        share(products, piece, self.weights.rule.blocks(), self.part.threads, |first, out| {
             out.fill(0.0);
             let (right, depth) = (&self.weights.recurrent, depth.clone());
             level.run(AddProduct { left, right, depth, first, out });
         });
+        Ok(())
     }
 
     /// All of a row's step but what goes through W_hh.
     fn undo_elementwise(&mut self, t: usize, row: usize) {
         let rule = self.weights.rule;
-        let (walk, of_batch) = (self.walk, self.first_row + row);
+        let (walk, of_batch) = (self.part.walk, self.part.rows.start + row);
         if walk.is_padding(t, of_batch) {
             return;
         }
@@ -660,7 +679,7 @@ impl Backward<'_> {
             factor: factor.as_deref(),
             zone: zone.as_deref(),
             h: row_of(&self.h, t, row),
-            gates: row_of_mut(&mut self.gates, t - self.times.start, row),
+            gates: row_of_mut(&mut self.gates, t - self.part.times.start, row),
             dh: self.dh.row_mut(row).into_slice().expect("rows are contiguous"),
         });
     }
@@ -668,28 +687,27 @@ impl Backward<'_> {
     /// With reset before: from the gradient of r ⊙ h to those of r and h.
     fn undo_reset(&mut self, t: usize, row: usize, products: &[f32]) {
         let rule = self.weights.rule;
-        if self.walk.is_padding(t, self.first_row + row) {
+        if self.part.is_padding(t, row) {
             return;
         }
         rule.level.run(UndoReset {
             rule,
             row: OfRow { products, rows: self.h.len_of(Axis(1)), row },
             h: row_of(&self.h, t, row),
-            r: &mut row_of_mut(&mut self.gates, t - self.times.start, row)[..rule.hidden],
+            r: &mut row_of_mut(&mut self.gates, t - self.part.times.start, row)[..rule.hidden],
             dh: self.dh.row_mut(row).into_slice().expect("rows are contiguous"),
         });
     }
 
     fn add_products(&mut self, t: usize, row: usize, products: &[f32]) {
-        let of_batch = self.first_row + row;
-        if self.walk.is_padding(t, of_batch) {
+        if self.part.is_padding(t, row) {
             return;
         }
         let mut dh = self.dh.row_mut(row);
         let row_products = OfRow { products, rows: self.h.len_of(Axis(1)), row };
         let to = dh.as_slice_mut().expect("rows are contiguous");
         self.weights.rule.level.run(AddRow { row: row_products, to });
-        if self.walk.restarts(t, of_batch) {
+        if self.part.restarts(t, row) {
             self.dreset.row_mut(row).zip_mut_with(&dh, |sum, &d| *sum += d);
             dh.fill(0.0);
         }

@@ -148,15 +148,25 @@ impl Course {
     /// y and h_n in use, y and h_n while training, and all gradients.
     fn run(&self, level: Level, lay_out: LayOut, options: Options) -> Vec<(String, Array3<f32>)> {
         let weights = Weights { level, lay_out, ..Weights::default() };
-        let weights = (&weights, 0);
-        let (y, h_n) = forward(&self.params, weights, self.batch()).unwrap();
-        let (y_train, trace) = forward_train(&self.params, weights, self.batch(), options).unwrap();
+        self.run_with(&weights, options, None).0
+    }
+
+    /// The same, and the memory that the training run leaves.
+    fn run_with(
+        &self,
+        weights: &Weights,
+        options: Options,
+        rest: Option<Trace>,
+    ) -> (Vec<(String, Array3<f32>)>, Trace) {
+        let (params, weights, batch) = (&self.params, (weights, 0), self.batch());
+        let (y, h_n) = forward(params, weights, batch).unwrap();
+        let (y_train, mut trace) = forward_train(params, weights, batch, options, rest).unwrap();
         let h_n_train = trace.h_n().clone();
         let (dy, dh_n) = (Some(self.dy.view()), Some(self.dh_n.view()));
-        let gradients = backward(&self.params, weights, trace, dy, dh_n).unwrap();
+        let gradients = backward(params, weights, &mut trace, dy, dh_n).unwrap();
         let mut all = named([y, h_n, y_train, h_n_train]);
         all.extend(named_gradients(&gradients));
-        all
+        (all, trace)
     }
 
     fn expected(&self) -> Vec<(String, Array3<f64>)> {
@@ -209,8 +219,14 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
         for variant in variants(&case) {
             let course = Course::new(&case, &variant);
             let expected = course.expected();
-            for level in Level::all() {
-                let got = course.run(level, BY_ROWS, Options::default());
+            let plain = Weights::default();
+            let [all_at_once, few_at_once] = [plain.chunk_steps, |_| 2];
+            let cuts = [(ALONE, all_at_once), (BY_ROWS, few_at_once)];
+            for (level, (lay_out, chunk_steps)) in
+                Level::all().flat_map(|level| cuts.map(|cut| (level, cut)))
+            {
+                let weights = Weights { level, lay_out, chunk_steps, ..Weights::default() };
+                let (got, _) = course.run_with(&weights, Options::default(), None);
                 for ((name, got), (_, expected)) in got.iter().zip(&expected) {
                     assert_eq!(got.dim(), expected.dim(), "{name}");
                     let scale = expected.iter().fold(1.0, |scale, e| f64::max(scale, e.abs()));
@@ -300,6 +316,56 @@ fn gates_made_again_give_the_same_gradients() {
     }
 }
 
+/// Where each array lies.
+fn places(trace: &Trace) -> Vec<*const f32> {
+    let of_cells = trace.cells.iter().flat_map(|cell| [Some(&cell.h), cell.gates.as_ref()]);
+    let Room { gates, doutputs } = &trace.room;
+    let others = [&trace.x].into_iter().chain(&trace.between).chain(gates).chain(doutputs);
+    of_cells.flatten().chain(others).map(|array| array.as_ptr()).collect()
+}
+
+#[test]
+fn what_stood_in_the_memory_of_the_last_run_counts_for_nothing() {
+    let kept = Options::default();
+    for case in cases() {
+        for variant in variants(&case) {
+            if variant.bias == Bias::One {
+                continue;
+            }
+            let course = Course::new(&case, &variant);
+            // NaN wherever a run may leave it: in rows of full length, without resets.
+            let mut spoilt = Course::new(&Case { is_marked: false, ..case.clone() }, &variant);
+            for array in [&mut spoilt.x, &mut spoilt.h0, &mut spoilt.dy] {
+                array.fill(f32::NAN);
+            }
+            let mut longer = case.clone();
+            longer.sizes[0] += 1;
+            let longer = Course::new(&longer, &variant);
+            for options in [kept, kept.with_recompute(true)] {
+                let weights = Weights::default();
+                let (fresh, _) = course.run_with(&weights, options, None);
+                let (_, rest) = spoilt.run_with(&weights, options, None);
+                let before = places(&rest);
+                let (again, rest) = course.run_with(&weights, options, Some(rest));
+                let is_taken = before.iter().all(|place| places(&rest).contains(place));
+                assert!(is_taken, "new memory: {variant} {options:?} {case:?}");
+                let (_, rest) = longer.run_with(&weights, options, Some(rest));
+                let (shorter, rest) = course.run_with(&weights, options, Some(rest));
+                let other = kept.with_recompute(!options.recompute);
+                let (_, rest) = course.run_with(&weights, other, Some(rest));
+                assert_eq!(rest.cells[0].gates.is_none(), other.recompute);
+                for ((name, fresh), ((_, again), (_, shorter))) in
+                    fresh.iter().zip(again.iter().zip(&shorter))
+                {
+                    let [fresh, again, shorter] = [fresh, again, shorter].map(|a| bits(&a.view()));
+                    assert!(fresh == again, "{name}: {variant} {options:?} {case:?}");
+                    assert!(fresh == shorter, "{name}: {variant} {options:?} {case:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn gates_made_again_are_not_kept() {
     let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
@@ -307,7 +373,8 @@ fn gates_made_again_are_not_kept() {
     let x = random([17, 2, 3], 1);
     let kept = |options| {
         let weights = (&Weights::default(), 0);
-        let (_, trace) = forward_train(&params, weights, Batch::new(x.view()), options).unwrap();
+        let (_, trace) =
+            forward_train(&params, weights, Batch::new(x.view()), options, None).unwrap();
         let of_cell = |cell: &CellTrace| cell.h.len() + cell.gates.as_ref().map_or(0, |g| g.len());
         trace.cells.iter().map(of_cell).sum::<usize>()
     };

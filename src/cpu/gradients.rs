@@ -1,0 +1,233 @@
+//! What is left of some steps of a cell after they went backward: products over all of them, for the
+//! gradients of the weights and of the input.
+//!
+//! Threads take tasks from one list, so that none waits for another between one product and the next.
+
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use super::product::{AddProduct, AddTransposed, Left, Packed, Source, add_product};
+use super::simd::{Kernel, Vector, load, store};
+use super::steps::BackwardWeights;
+use crate::config::Reset;
+use crate::error::{Result, try_grow, try_zeros};
+use crate::params::{CellRanges, Params};
+
+/// Steps and rows whose contribution to the weights' gradients is added at once: what stays in the
+/// cache.
+pub(super) const DEPTH: usize = 512;
+
+/// Rows of a result that a task takes: whole tiles of every level, and gates' gradients that stay in
+/// the cache.
+const ROWS: usize = 48;
+
+/// Some steps of a cell, as [`Backward`](super::steps::Backward) left them; R is steps and rows.
+pub(super) struct Products<'a> {
+    pub weights: &'a BackwardWeights,
+    pub width: usize,
+    /// `[R, width]`
+    pub input: &'a [f32],
+    /// `[R, H]`
+    pub h: &'a [f32],
+    /// `[R, 4H]`
+    pub gates: &'a [f32],
+}
+
+/// A part of the work that waits for no other.
+enum Task<'a> {
+    Weights(Columns<'a>),
+    /// `to [·, width] += gates · W_ih`
+    Input {
+        gates: &'a [f32],
+        to: &'a mut [f32],
+    },
+}
+
+/// Some columns of the gates' gradients, and what they are multiplied with.
+struct Columns<'a> {
+    first: usize,
+    /// One for each column: its sum is added.
+    sums: &'a mut [f32],
+    /// Right sides, and the rows of a weight's gradient that products with them are added to.
+    products: Vec<(&'a Packed, &'a mut [f32])>,
+}
+
+impl<'a> Columns<'a> {
+    /// A few for each task.
+    fn cut(self) -> impl Iterator<Item = Self> {
+        let Self { mut first, mut sums, mut products } = self;
+        std::iter::from_fn(move || {
+            let (all, some) = (sums.len(), ROWS.min(sums.len()));
+            let sums_of = sums.split_off_mut(..some).filter(|sums| !sums.is_empty())?;
+            let products = products.iter_mut().map(|(right, to)| {
+                let rows = to.len() / all * some;
+                (*right, to.split_off_mut(..rows).expect("as many rows as columns"))
+            });
+            let cut = Self { first, sums: sums_of, products: products.collect() };
+            first += some;
+            Some(cut)
+        })
+    }
+}
+
+/// What a thread works in.
+#[derive(Default)]
+struct Space {
+    left: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Products<'_> {
+    /// Floating-point operations.
+    pub fn flops(&self) -> f64 {
+        let hidden = self.weights.rule.hidden;
+        6.0 * self.h.len() as f64 * (2 * self.width + hidden) as f64
+    }
+
+    /// Adds to `dinput [R, width]` and to the gradients of the cell's parameters.
+    pub fn add_to(
+        &self,
+        dinput: &mut [f32],
+        dparams: &mut Params,
+        ranges: &CellRanges,
+        is_parallel: bool,
+    ) -> Result<()> {
+        let (width, hidden) = (self.width, self.weights.rule.hidden);
+        // Of the gates' gradients, column by column.
+        let mut sums = try_zeros("the gradients of biases", 4 * hidden)?;
+        let flat = dparams.as_mut_slice();
+        let of_weights = [ranges.weight_ih.clone(), ranges.weight_hh.clone()];
+        let mut of_weights = flat.get_disjoint_mut(of_weights).expect("two parameters");
+        let rows = |width: usize| DEPTH * width;
+        let of_input = self.input.chunks(rows(width)).zip(dinput.chunks_mut(rows(width)));
+        let of_states = self.h.chunks(rows(hidden)).zip(self.gates.chunks(rows(4 * hidden)));
+        for ((input, dinput), (h, gates)) in of_input.zip(of_states) {
+            let block = Products { input, h, gates, ..*self };
+            block.add_block(dinput, &mut of_weights, &mut sums, is_parallel)?;
+        }
+        let last = match self.weights.rule.reset {
+            Reset::After => 3 * hidden..4 * hidden,
+            Reset::Before => 2 * hidden..3 * hidden,
+        };
+        let add = |to: &mut [f32], sums: &[f32]| {
+            to.iter_mut().zip(sums).for_each(|(d, sum)| *d += sum);
+        };
+        if let Some(range) = ranges.bias_ih.clone() {
+            add(&mut flat[range], &sums[..3 * hidden]);
+        }
+        if let Some(range) = ranges.bias_hh.clone() {
+            let (of_r_z, of_n) = flat[range].split_at_mut(2 * hidden);
+            add(of_r_z, &sums[..2 * hidden]);
+            add(of_n, &sums[last]);
+        }
+        Ok(())
+    }
+
+    /// Rows whose packed right sides stay in the cache.
+    fn add_block(
+        &self,
+        dinput: &mut [f32],
+        [weight_ih, weight_hh]: &mut [&mut [f32]; 2],
+        sums: &mut [f32],
+        is_parallel: bool,
+    ) -> Result<()> {
+        let (width, hidden) = (self.width, self.weights.rule.hidden);
+        let pack = |matrix: &[f32], width: usize, first: usize| {
+            let level = self.weights.rule.level;
+            let panels = (width - first).div_ceil(level.lanes());
+            Packed::new(level, matrix.len() / width, panels, is_parallel, |panel| {
+                Source::Rows(matrix, width, first + panel * level.lanes())
+            })
+        };
+        let (input, h) = (pack(self.input, width, 0)?, pack(self.h, hidden, 0)?);
+        let reset = self.weights.rule.reset;
+        let rh = match reset {
+            Reset::After => None,
+            Reset::Before => Some(pack(self.gates, 4 * hidden, 3 * hidden)?),
+        };
+        let (ih_r_z, ih_n) = weight_ih.split_at_mut(2 * hidden * width);
+        let (hh_r_z, hh_n) = weight_hh.split_at_mut(2 * hidden * hidden);
+        let (of_r_z, of_others) = sums.split_at_mut(2 * hidden);
+        let (of_n, of_past) = of_others.split_at_mut(hidden);
+        let columns = |first, sums, products| Columns { first, sums, products };
+        let mut all = vec![columns(0, of_r_z, vec![(&input, ih_r_z), (&h, hh_r_z)])];
+        match &rh {
+            None => {
+                all.push(columns(2 * hidden, of_n, vec![(&input, ih_n)]));
+                all.push(columns(3 * hidden, of_past, vec![(&h, hh_n)]));
+            }
+            Some(rh) => all.push(columns(2 * hidden, of_n, vec![(&input, ih_n), (rh, hh_n)])),
+        }
+        let rows = self.gates.chunks(ROWS * 4 * hidden).zip(dinput.chunks_mut(ROWS * width));
+        let of_input = rows.map(|(gates, to)| Task::Input { gates, to });
+        let of_weights = all.into_iter().flat_map(Columns::cut).map(Task::Weights);
+        let tasks = Mutex::new(of_weights.chain(of_input));
+        // Each thread makes room once.
+        let work = |_| {
+            let mut space = Space::default();
+            // A panic elsewhere cannot leave the list half cut: what it hands out is already apart.
+            let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+            while let Some(task) = next() {
+                self.run(task, &mut space)?;
+            }
+            Ok(())
+        };
+        let threads = if is_parallel { rayon::current_num_threads() } else { 1 };
+        match threads {
+            1 => work(0),
+            _ => (0..threads).into_par_iter().with_max_len(1).try_for_each(work),
+        }
+    }
+
+    fn run(&self, task: Task<'_>, Space { left, sums }: &mut Space) -> Result<()> {
+        let level = self.weights.rule.level;
+        let hidden = self.weights.rule.hidden;
+        match task {
+            Task::Weights(Columns { first, sums, products }) => {
+                let depth = self.h.len() / hidden;
+                try_grow("a task's gates", left, AddTransposed::space(level, sums.len(), depth))?;
+                let (stride, gates) = (4 * hidden, self.gates);
+                let space = &mut left[..];
+                level.run(AddTransposed { left: gates, stride, first, sums, products, space });
+            }
+            Task::Input { gates, to } => {
+                let rows = gates.len() / (4 * hidden);
+                let left = Left::pack(level, gates, 4 * hidden, [0..3 * hidden, 0..0], left)?;
+                let len = rows * self.width.next_multiple_of(level.lanes());
+                try_grow("a block's dx", sums, len)?;
+                let (right, width, sums) = (&self.weights.input, self.width, &mut sums[..len]);
+                level.run(InputGradient { left, right, width, sums, to });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Some rows of dx.
+struct InputGradient<'a> {
+    left: Left<'a>,
+    right: &'a Packed,
+    width: usize,
+    /// `[panels, rows, N]`: room.
+    sums: &'a mut [f32],
+    /// `[rows, width]`, added to.
+    to: &'a mut [f32],
+}
+
+impl Kernel for InputGradient<'_> {
+    #[inline(always)]
+    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        let Self { left, right, width, sums, to } = self;
+        sums.fill(0.0);
+        let depth = 0..right.depth;
+        add_product::<V, N, ROWS>(AddProduct { left, right, depth, first: 0, out: &mut *sums });
+        for (panel, rows) in sums.chunks_exact(left.rows * N).enumerate() {
+            for (to, add) in to.chunks_exact_mut(width).zip(rows.chunks_exact(N)) {
+                let mut sum = load::<N>(to, panel * N);
+                sum.iter_mut().zip(add).for_each(|(sum, add)| *sum += add);
+                store(to, panel * N, &sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! One layer: its steps, all of them or a span, cut into tasks, forward and backward.
+
+use std::ops::Range;
+
+use ndarray::{Array3, ArrayView3, ArrayViewMut, ArrayViewMut3, Axis, Dimension, s};
+
+use super::gradients::{DEPTH, Products};
+use super::steps::{Backward, BackwardWeights, Forward, ForwardWeights, Part, States};
+use super::{CellTrace, Threads, WORTH_THREADS, Weights};
+use crate::config::Shape;
+use crate::error::Result;
+use crate::params::Params;
+use crate::reference::Run;
+
+/// Numbers of a layer's gates, 4 MiB of them, that are still in the last cache when the steps that
+/// made gradients of them are done.
+const IN_CACHE: usize = 1 << 20;
+
+/// So many steps go back through a layer before the products over them are made.
+pub(super) fn chunk_steps(shape: Shape) -> usize {
+    let rows = DEPTH.max(IN_CACHE / (4 * shape.hidden));
+    (rows / shape.batch).max(1)
+}
+
+/// Some steps of a layer, each direction's own.
+#[derive(Clone)]
+pub(super) struct Span<'a> {
+    run: &'a Run<f32>,
+    layer: usize,
+    steps: Range<usize>,
+}
+
+impl<'a> Span<'a> {
+    pub fn all(run: &'a Run<f32>, layer: usize) -> Self {
+        Self { run, layer, steps: 0..run.shape.steps }
+    }
+
+    /// In spans of so many steps, the last one of what is left.
+    pub fn cut(&self, at_once: usize) -> impl DoubleEndedIterator<Item = Self> + use<'a> {
+        let Self { run, layer, steps: Range { start, end } } = self.clone();
+        let firsts = (start..end).step_by(at_once);
+        firsts.map(move |first| Self { run, layer, steps: first..end.min(first + at_once) })
+    }
+
+    /// Which of all cells are the layer's.
+    pub fn cells(&self) -> Range<usize> {
+        let directions = self.run.shape.directions;
+        self.layer * directions..(self.layer + 1) * directions
+    }
+
+    /// `[T, B, ·]` of the layer's input.
+    pub fn input(&self) -> [usize; 3] {
+        let Shape { steps, batch, input, hidden, directions, .. } = self.run.shape;
+        [steps, batch, if self.layer == 0 { input } else { directions * hidden }]
+    }
+
+    /// When a direction takes them.
+    fn times(&self, direction: usize) -> Range<usize> {
+        self.run.walk(self.layer, direction).times_of(self.steps.clone())
+    }
+
+    /// How they are laid out over threads, where a step reads `width` numbers besides the state.
+    fn threads(&self, weights: &Weights, width: usize) -> Threads {
+        (weights.lay_out)(Shape { steps: self.steps.len(), ..self.run.shape }, width)
+    }
+
+    /// What each task takes, and of which direction: direction by direction, then by rows, as
+    /// [`pieces`] cuts arrays.
+    fn parts(&self, threads: Threads) -> impl Iterator<Item = (usize, Part<'a>)> {
+        let Shape { batch, directions, .. } = self.run.shape;
+        (0..directions).flat_map(move |direction| {
+            let (walk, times) = (self.run.walk(self.layer, direction), self.times(direction));
+            (0..batch).step_by(threads.rows).map(move |first| {
+                let rows = first..batch.min(first + threads.rows);
+                (direction, Part { walk, rows, times: times.clone(), threads: threads.sharing })
+            })
+        })
+    }
+
+    /// From x and the states h_n `[L·D, B, H]`, which become the last, to y `[T, B, D·H]`.
+    pub fn forward(
+        &self,
+        (weights, packed): (&Weights, &[ForwardWeights]),
+        x: ArrayView3<'_, f32>,
+        h_n: &mut Array3<f32>,
+        y: ArrayViewMut3<'_, f32>,
+        kept: Option<&mut [CellTrace]>,
+    ) -> Result<()> {
+        let hidden = self.run.shape.hidden;
+        let threads = self.threads(weights, x.len_of(Axis(2)));
+        let (mut h, mut gates) = (Vec::new(), Vec::new());
+        for cell in kept.into_iter().flatten() {
+            h.extend(by_rows(cell.h.view_mut(), threads));
+            gates.extend(cell.gates.iter_mut().flat_map(|g| by_rows(g.view_mut(), threads)));
+        }
+        let (mut h, mut gates) = (h.into_iter(), gates.into_iter());
+        let y = pieces(y, Axis(2), hidden).into_iter().flat_map(|y| by_rows(y, threads));
+        let mut states = h_n.slice_mut(s![self.cells(), .., ..]);
+        let states = states.outer_iter_mut().flat_map(|s| pieces(s, Axis(0), threads.rows));
+        let tasks =
+            self.parts(threads).zip(y.zip(states)).map(|((direction, part), (y, state))| Forward {
+                weights: &packed[direction],
+                x: x.slice_move(s![.., part.rows.clone(), ..]),
+                states: States::New { state, y, kept: h.next() },
+                gates: gates.next(),
+                part,
+            });
+        threads.run(tasks.collect(), Forward::run)
+    }
+}
+
+/// An array cut along an axis, the last piece of what is left.
+fn pieces<D: Dimension>(
+    array: ArrayViewMut<'_, f32, D>,
+    axis: Axis,
+    size: usize,
+) -> Vec<ArrayViewMut<'_, f32, D>> {
+    let (mut pieces, mut rest) = (Vec::new(), array);
+    while rest.len_of(axis) > size {
+        let (piece, others) = rest.split_at(axis, size);
+        pieces.push(piece);
+        rest = others;
+    }
+    pieces.push(rest);
+    pieces
+}
+
+/// `[T, B, ·]` as tasks take its rows.
+fn by_rows(array: ArrayViewMut3<'_, f32>, threads: Threads) -> Vec<ArrayViewMut3<'_, f32>> {
+    pieces(array, Axis(1), threads.rows)
+}
+
+/// A layer on the way back, span by span from its last steps to its first.
+pub(super) struct Undoing<'a> {
+    pub weights: (&'a Weights, &'a [BackwardWeights]),
+    /// `[T, B, ·]`
+    pub input: &'a Array3<f32>,
+    /// `[T, B, H]` of each direction, as its [`CellTrace`] has it.
+    pub h: Vec<&'a Array3<f32>>,
+    /// `[·, B, 4H]` of each direction: those of the span at hand, which become gradients.
+    pub gates: Vec<&'a mut Array3<f32>>,
+    /// `[T, B, D·H]`, of what the layer puts out; zeros when `None`.
+    pub dy: Option<ArrayView3<'a, f32>>,
+    /// `[D, B, H]`: of the state after the steps that are yet to undo.
+    pub dh: ArrayViewMut3<'a, f32>,
+    /// `[D, B, H]`, added to.
+    pub dreset: ArrayViewMut3<'a, f32>,
+    /// `[T, B, ·]`, added to.
+    pub dinput: Array3<f32>,
+    /// Added to.
+    pub dparams: &'a mut Params,
+}
+
+impl Undoing<'_> {
+    /// The gates of a span, from the states that steps start from.
+    pub fn make_gates(
+        &mut self,
+        span: &Span<'_>,
+        (weights, packed): (&Weights, &[ForwardWeights]),
+    ) -> Result<()> {
+        let Self { input, h, gates, .. } = self;
+        let threads = span.threads(weights, input.len_of(Axis(2)));
+        let gates = gates
+            .iter_mut()
+            .flat_map(|gates| by_rows(gates.slice_mut(s![..span.steps.len(), .., ..]), threads));
+        let tasks = span.parts(threads).zip(gates).map(|((direction, part), gates)| {
+            let of_rows = s![.., part.rows.clone(), ..];
+            Forward {
+                weights: &packed[direction],
+                x: input.slice(of_rows),
+                states: States::Kept(h[direction].slice(of_rows)),
+                gates: Some(gates),
+                part,
+            }
+        });
+        threads.run(tasks.collect(), Forward::run)
+    }
+
+    /// The steps of a chunk, backward, in all directions; their gates are among those of `span`.
+    pub fn undo_steps(&mut self, chunk: &Span<'_>, span: &Span<'_>) -> Result<()> {
+        let Self { weights: (weights, packed), h, gates, dy, dh, dreset, .. } = self;
+        let hidden = chunk.run.shape.hidden;
+        let threads = chunk.threads(weights, hidden);
+        let gates = gates.iter_mut().enumerate().flat_map(|(direction, gates)| {
+            let (times, first) = (chunk.times(direction), span.times(direction).start);
+            by_rows(gates.slice_mut(s![times.start - first..times.end - first, .., ..]), threads)
+        });
+        let dh = dh.outer_iter_mut().flat_map(|dh| pieces(dh, Axis(0), threads.rows));
+        let dreset = dreset.outer_iter_mut().flat_map(|d| pieces(d, Axis(0), threads.rows));
+        let tasks = chunk.parts(threads).zip(gates).zip(dh.zip(dreset));
+        let tasks = tasks.map(|(((direction, part), gates), (dh, dreset))| {
+            let units = direction * hidden..(direction + 1) * hidden;
+            Backward {
+                weights: &packed[direction],
+                h: h[direction].slice(s![.., part.rows.clone(), ..]),
+                gates,
+                dy: dy.as_ref().map(|dy| dy.slice(s![.., part.rows.clone(), units])),
+                dh,
+                dreset,
+                part,
+            }
+        });
+        threads.run(tasks.collect(), Backward::run)
+    }
+
+    /// After [`Self::undo_steps`]: the gradients of the input and of the parameters.
+    pub fn add_products(&mut self, chunk: &Span<'_>, span: &Span<'_>) -> Result<()> {
+        let Shape { batch, hidden, .. } = chunk.run.shape;
+        let width = self.input.len_of(Axis(2));
+        let is_parallel = chunk.threads(self.weights.0, hidden).is_parallel;
+        for direction in 0..self.gates.len() {
+            let (times, first) = (chunk.times(direction), span.times(direction).start);
+            let rows = |width: usize| times.start * batch * width..times.end * batch * width;
+            let of_gates = rows(4 * hidden);
+            let first = first * batch * 4 * hidden;
+            let products = Products {
+                weights: &self.weights.1[direction],
+                width,
+                input: &whole(self.input)[rows(width)],
+                h: &whole(self.h[direction])[rows(hidden)],
+                gates: &whole(self.gates[direction])[of_gates.start - first..of_gates.end - first],
+            };
+            let dinput = self.dinput.as_slice_mut().expect("standard layout");
+            let ranges = self.dparams.layout().cell(chunk.layer, direction);
+            // Products over a few steps can be too short for the threads that the steps are worth.
+            let is_parallel = is_parallel && products.flops() > WORTH_THREADS;
+            products.add_to(&mut dinput[rows(width)], self.dparams, &ranges, is_parallel)?;
+        }
+        Ok(())
+    }
+}
+
+fn whole(array: &Array3<f32>) -> &[f32] {
+    array.as_slice().expect("standard layout")
+}
