@@ -42,6 +42,50 @@ pub enum Error {
         got: String,
     },
 
+    /// A number among the settings of training makes no sense there.
+    #[error("{what} is {got}; expected {expected}")]
+    Setting {
+        /// Which one.
+        what: &'static str,
+        /// What came.
+        got: String,
+        /// What would make sense.
+        expected: &'static str,
+    },
+
+    /// A target is none of the classes that the model tells apart.
+    #[error("target {row} is class {class}; the model's outputs stand for classes 0 to {}", outputs - 1)]
+    Class {
+        /// The row of outputs, counted in the targets' order.
+        row: usize,
+        /// The class that came.
+        class: i32,
+        /// C.
+        outputs: usize,
+    },
+
+    /// No row of a batch counts: all are padding or to be ignored.
+    #[error("no target of this batch counts: all rows are padding or of the ignored class")]
+    NoTarget,
+
+    /// Training met a loss or a gradient that is not finite. The parameters are still those before.
+    #[error(
+        "step {step} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
+         {parameter}"
+    )]
+    Diverged {
+        /// The update, counted from 0.
+        step: u64,
+        /// Its loss.
+        loss: f32,
+        /// The Euclidean norm of the gradient.
+        norm: f32,
+        /// The gradient's largest element, where NaN counts as larger than any other.
+        largest: f32,
+        /// The parameter that it belongs to.
+        parameter: String,
+    },
+
     /// A training run of a model with dropout or zoneout came without a seed to draw from.
     #[error(
         "dropout and zoneout draw random numbers while training; give each run a seed of its own \
@@ -256,6 +300,17 @@ pub fn quote(text: &str) -> String {
     }
     let rest = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
     format!("`{escaped}{rest}`")
+}
+
+impl Error {
+    /// [`Error::Setting`] of a number that came.
+    pub(crate) fn setting(
+        what: &'static str,
+        got: impl std::fmt::Display,
+        expected: &'static str,
+    ) -> Self {
+        Self::Setting { what, got: got.to_string(), expected }
+    }
 }
 
 /// `Ok` when `got` is `expected`, else an [`Error::Shape`] that names `what`.

@@ -14,9 +14,9 @@ use crate::gpu::lock;
 use crate::noise;
 use crate::options::Options;
 use crate::params::{Gradients, Init, Params};
-use crate::plan::{BufferId, Machine, Mode, Plan, RunBuffers, States, TrainingBuffers};
+use crate::plan::{BufferId, Machine, Mode, Plan, Purpose, RunBuffers, States, TrainingBuffers};
 use crate::reference;
-use crate::runner::{Runner, SessionGuard};
+use crate::runner::{Gathered, Job, Runner, SessionGuard};
 use crate::session::{Pass, Session};
 use crate::state::State;
 use crate::transfer::Wait;
@@ -163,7 +163,7 @@ impl Gru {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let runner = match device.target() {
             Target::Cpu => None,
-            Target::Gpu(gpu) => Some(Runner::new(gpu, params.layout().config()).await?),
+            Target::Gpu(gpu) => Some(Runner::new(gpu, params.layout()).await?),
         };
         Ok(Self {
             config: params.layout().config().clone(),
@@ -369,9 +369,9 @@ impl Gru {
                 let (y, h_n) = cpu::forward(&self.params, self.cpu_weights(), batch)?;
                 Ok(Output { y, h_n })
             }
-            Some(runner) => {
+            Some(_) => {
                 let mode = Mode::Inference;
-                let (output, _) = self.forward_on(runner, shape, mode, state, &batch, wait).await?;
+                let (output, _) = self.forward_on(shape, mode, state, &batch, wait).await?;
                 Ok(output)
             }
         }
@@ -393,9 +393,9 @@ impl Gru {
                 let (y, trace) = ran;
                 (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
             }
-            Some(runner) => {
+            Some(_) => {
                 let mode = Mode::Training;
-                let ran = self.forward_on(runner, shape, mode, state, &batch, wait).await;
+                let ran = self.forward_on(shape, mode, state, &batch, wait).await;
                 let (output, session) = ran?;
                 (output, Record::Gpu(Box::new(session)))
             }
@@ -484,19 +484,40 @@ impl Gru {
         Err(Error::ParameterLayout { expected, got: Box::new(got.clone()) })
     }
 
+    /// A session on the model's adapter, with its parameters there.
+    pub(crate) async fn session(
+        &self,
+        shape: Shape,
+        mode: Mode,
+        purpose: Purpose,
+        gathered: Option<&Gathered>,
+    ) -> Result<SessionGuard> {
+        let job = Job { shape, mode, options: self.options, purpose };
+        self.adapter_runner()?.session(&self.params, self.version, job, gathered).await
+    }
+
+    /// Leaves the parameters on the adapter to what moves them there: from now on those here are old.
+    pub(crate) async fn hand_over(&self) -> Result<()> {
+        self.adapter_runner()?.hand_over(&self.params, self.version).await
+    }
+
+    /// Takes these for the model's parameters, wherever those were.
+    pub(crate) fn replace_params(&mut self, params: Params) {
+        *self.params_mut() = params;
+        if let Some(runner) = &self.runner {
+            runner.take_back();
+        }
+    }
+
     async fn forward_on(
         &self,
-        runner: &Runner,
         shape: Shape,
         mode: Mode,
         state: Option<&State>,
         batch: &Batch<'_>,
         wait: Wait,
     ) -> Result<(Output, SessionGuard)> {
-        let mut session = {
-            let (params, version) = (&self.params, self.version);
-            runner.session(params, version, shape, mode, self.options).await?
-        };
+        let mut session = self.session(shape, mode, Purpose::States, None).await?;
         upload_run(&mut session, shape, mode, state, batch).await?;
         session.run(Pass::Forward).await?;
         let output = download_output(&mut session, shape, wait).await?;
@@ -527,7 +548,7 @@ impl Gru {
         let layout = self.params.layout();
         let parts = [
             (t.dparams, 0..layout.flat_len()),
-            (t.dx[0], 0..shape.x().iter().product()),
+            (t.dx[0].expect("a run of states"), 0..shape.x().iter().product()),
             (t.dstates, States::First.range(shape)),
             (t.dstates, States::Reset.range(shape)),
         ];

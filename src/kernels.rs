@@ -69,8 +69,8 @@ pub struct Workgroup {
 macro_rules! kernel_source {
     ($($file:literal),+) => {
         concat!(
-            include_str!("../shaders/common.wgsl"),
-            $(include_str!(concat!("../shaders/", $file, ".wgsl"))),+
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/common.wgsl")),
+            $(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $file, ".wgsl"))),+
         )
     };
 }
@@ -89,6 +89,13 @@ macro_rules! args {
         }
     };
 }
+
+mod training;
+
+pub(crate) use training::loss_kind;
+pub use training::{
+    GRADIENT_NORM, GradientNormArgs, LOSS, LossArgs, LossConstants, OPTIMIZER, OptimizerArgs,
+};
 
 args! {
     /// Arguments of [`MATMUL`].
@@ -417,4 +424,5 @@ pub static BACKWARD: Kernel = Kernel {
 };
 
 /// Every kernel.
-pub static ALL: [&Kernel; 4] = [&MATMUL, &COLUMN_SUM, &FORWARD, &BACKWARD];
+pub static ALL: [&Kernel; 7] =
+    [&MATMUL, &COLUMN_SUM, &FORWARD, &BACKWARD, &LOSS, &GRADIENT_NORM, &OPTIMIZER];

@@ -4,18 +4,18 @@
 //! arrays, and gives the same numbers, to rounding, on a GPU, on a software adapter and on the CPU:
 //!
 //! ```
-//! use gru_wgpu::{Adam, Device, Gru, GruConfig, Init};
+//! use gru_wgpu::{Device, Gru, GruConfig, Init, Moments, Optimizer};
 //! use ndarray::Array3;
 //!
 //! // PyTorch's definition; Device::auto() takes a hardware GPU where there is one, or the CPU.
 //! let mut gru = Gru::new(GruConfig::pytorch(3, 16), Init::Uniform, 42, &Device::auto())?;
-//! let mut adam = Adam::new(gru.params().as_slice().len(), 1e-2);
+//! let (adam, mut moments) = (Optimizer::adam(), Moments::zeros(gru.params().as_slice().len())?);
 //! let x = Array3::from_shape_fn((20, 4, 3), |(t, b, i)| ((t + 2 * b + 3 * i) as f32).sin());
 //! for _ in 0..3 {
 //!     let (out, tape) = gru.forward_train(&x)?;
 //!     let dy = out.y * (2.0 / 16.0); // of the mean of y², more or less
 //!     let grads = gru.backward(tape, Some(dy.view()), None)?;
-//!     adam.step(gru.params_mut().as_mut_slice(), grads.params.as_slice())?;
+//!     adam.step(1e-2, gru.params_mut().as_mut_slice(), grads.params.as_slice(), &mut moments)?;
 //! }
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```
@@ -64,7 +64,7 @@
 //! ```text
 //! GruConfig + Shape ─▶ Plan: buffers and dispatches, as data ─▶ Session on a Gpu ─▶ y, gradients
 //! Params: one flat buffer, named ranges ──────────────┴─────▶ cpu, on its threads ─▶     │
-//! reference: the same contract in plain loops, the specification            Adam, on the flat buffer
+//! reference: the same contract in plain loops, the specification      Learner: loss, optimiser
 //! ```
 //!
 //! Forward, for each layer: one product x · W_ihᵀ over all steps (or as many as the adapter can bind the
@@ -132,7 +132,10 @@
 //! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
 //! | `formats.rs`, `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz` and `.npy` files; other frameworks' layouts |
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
-//! | `optim.rs` | [`Adam`], [`clip_global_norm`] |
+//! | `objective.rs` | [`Head`], [`Loss`], [`Targets`] |
+//! | `optim.rs` | [`Optimizer`], [`Clip`], [`Schedule`] |
+//! | `network.rs` | [`Network`]: a GRU with a linear head |
+//! | `learner.rs`, `learner/` | [`Learner`]: a network in training, on the host or an adapter |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
 //! | `benches/` | the parts with criterion; a GPU beside cuDNN; what was measured, and what it taught |
 //!
@@ -179,7 +182,10 @@ pub mod formats;
 mod gpu;
 mod gru;
 pub mod kernels;
+mod learner;
+mod network;
 mod noise;
+mod objective;
 mod optim;
 mod options;
 mod params;
@@ -199,7 +205,10 @@ pub use device::{Device, DeviceKind};
 pub use embed::{Buffers, ForwardPass};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};
-pub use optim::{Adam, clip_global_norm};
+pub use learner::{Learner, LearnerState, Report, Training};
+pub use network::Network;
+pub use objective::{Head, Loss, Over, Targets};
+pub use optim::{Adam, Clip, Moments, Optimizer, Schedule};
 pub use options::{Options, Recurrence};
 pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 pub use profile::{Clock, KernelTime, Profile};

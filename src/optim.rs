@@ -1,90 +1,334 @@
-//! Adam over a flat buffer, and gradient clipping, on the host.
+//! Optimisers over a flat buffer, clipping, and schedules of the learning rate.
+//!
+//! [`Optimizer`] with its [`Moments`] is the CPU's, and the specification of `shaders/optimizer.wgsl`.
 
-use crate::error::{Result, check_shape};
+use crate::error::{Error, Result, check_shape, try_zeros};
 
-/// Adam (Kingma and Ba 2015, arXiv 1412.6980, Algorithm 1), with PyTorch's defaults and placement
-/// of ε: outside the square root.
-///
-/// It walks a flat buffer such as [`Params::as_mut_slice`](crate::Params::as_mut_slice); elements
-/// whose gradient is 0 from the start stay as they are.
+/// What a gradient does to the parameters, with PyTorch's definitions.
 ///
 /// ```
-/// use gru_wgpu::Adam;
+/// use gru_wgpu::{Moments, Optimizer};
 ///
-/// let mut x = [1.0_f32];
-/// let mut adam = Adam::new(x.len(), 0.1);
+/// let optimizer = Optimizer::adam();
+/// let (mut x, mut moments) = ([1.0_f32], Moments::zeros(1)?);
 /// for _ in 0..100 {
 ///     let gradient = [2.0 * x[0]]; // of x²
-///     adam.step(&mut x, &gradient)?;
+///     optimizer.step(0.1, &mut x, &gradient, &mut moments)?;
 /// }
 /// assert!(x[0].abs() < 0.05);
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Optimizer {
+    /// v ← μ v + g; θ ← θ − η v, where g has λ θ added to it.
+    Sgd {
+        /// μ, from 0 to below 1.
+        momentum: f64,
+        /// λ.
+        weight_decay: f64,
+    },
+    /// Kingma and Ba 2015 (arXiv 1412.6980, Algorithm 1), with ε outside the square root; g has λ θ added
+    /// to it.
+    Adam(Adam),
+    /// The same with decoupled decay (Loshchilov and Hutter 2019, arXiv 1711.05101): θ loses η λ θ, and g
+    /// stays as it is.
+    AdamW(Adam),
+}
+
+/// The constants of Adam.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
-    /// α, the size of a step; may be changed between steps.
-    pub learning_rate: f32,
     /// β₁, the decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// β₂, the decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// ε.
-    pub epsilon: f32,
-    steps: u64,
-    first_moment: Vec<f32>,
-    second_moment: Vec<f32>,
+    pub epsilon: f64,
+    /// λ.
+    pub weight_decay: f64,
+}
+
+impl Default for Adam {
+    /// β₁ 0.9, β₂ 0.999, ε 1e-8, no decay.
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// What an optimiser remembers of the gradients before, in the parameters' layout.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Moments {
+    /// The mean of the gradients; SGD's velocity.
+    pub first: Vec<f32>,
+    /// The mean of their squares; of SGD, zeros.
+    pub second: Vec<f32>,
+    /// Updates so far.
+    pub steps: u64,
+}
+
+impl Moments {
+    /// Of `len` parameters before the first update.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn zeros(len: usize) -> Result<Self> {
+        let zeros = || try_zeros("an optimiser's moments", len);
+        Ok(Self { first: zeros()?, second: zeros()?, steps: 0 })
+    }
+}
+
+impl Optimizer {
+    /// Plain gradient descent.
+    pub fn sgd() -> Self {
+        Self::Sgd { momentum: 0.0, weight_decay: 0.0 }
+    }
+
+    /// Adam with the usual constants.
+    pub fn adam() -> Self {
+        Self::Adam(Adam::default())
+    }
+
+    /// AdamW with the usual constants and this decay.
+    pub fn adamw(weight_decay: f64) -> Self {
+        Self::AdamW(Adam { weight_decay, ..Adam::default() })
+    }
+
+    /// `Ok` when every constant makes sense.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    pub fn validate(&self) -> Result<()> {
+        let (decays, epsilon, weight_decay) = match *self {
+            Self::Sgd { momentum, weight_decay } => {
+                (vec![("SGD's momentum", momentum)], 1.0, weight_decay)
+            }
+            Self::Adam(adam) | Self::AdamW(adam) => {
+                let Adam { beta1, beta2, epsilon, weight_decay } = adam;
+                (vec![("Adam's beta1", beta1), ("Adam's beta2", beta2)], epsilon, weight_decay)
+            }
+        };
+        for (what, decay) in decays {
+            if !(0.0..1.0).contains(&decay) {
+                return Err(Error::setting(what, decay, "at least 0 and less than 1"));
+            }
+        }
+        if !(epsilon.is_finite() && epsilon > 0.0) {
+            return Err(Error::setting("Adam's epsilon", epsilon, "a finite number above 0"));
+        }
+        at_least_zero("the weight decay", weight_decay)
+    }
+
+    /// Moves `params` against `gradient` at this learning rate.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the lengths differ; nothing has moved then.
+    pub fn step(
+        &self,
+        learning_rate: f64,
+        params: &mut [f32],
+        gradient: &[f32],
+        moments: &mut Moments,
+    ) -> Result<()> {
+        check_shape("the optimiser's parameters", &[moments.first.len()], &[params.len()])?;
+        check_shape("the optimiser's gradient", &[moments.first.len()], &[gradient.len()])?;
+        check_shape("the optimiser's moments", &[moments.first.len()], &[moments.second.len()])?;
+        self.constants(learning_rate, moments.steps).apply(params, gradient, moments);
+        Ok(())
+    }
+
+    pub(crate) fn is_adam(&self) -> bool {
+        !matches!(self, Self::Sgd { .. })
+    }
+
+    /// Update `step`, from 0, as arithmetic in f32: what is the same for all parameters is computed once,
+    /// in f64.
+    pub(crate) fn constants(&self, learning_rate: f64, step: u64) -> Constants {
+        let none = Constants::default();
+        match *self {
+            Self::Sgd { momentum, weight_decay } => Constants {
+                rate: learning_rate as f32,
+                keep1: momentum as f32,
+                take1: 1.0,
+                coupled: weight_decay as f32,
+                ..none
+            },
+            Self::Adam(adam) => Constants {
+                coupled: adam.weight_decay as f32,
+                ..adam.constants(learning_rate, step)
+            },
+            Self::AdamW(adam) => Constants {
+                decoupled: (learning_rate * adam.weight_decay) as f32,
+                ..adam.constants(learning_rate, step)
+            },
+        }
+    }
 }
 
 impl Adam {
-    /// For `len` parameters, with β₁ 0.9, β₂ 0.999 and ε 1e-8.
-    pub fn new(len: usize, learning_rate: f32) -> Self {
-        Self {
-            learning_rate,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            steps: 0,
-            first_moment: vec![0.0; len],
-            second_moment: vec![0.0; len],
+    fn constants(&self, learning_rate: f64, step: u64) -> Constants {
+        let steps = (step + 1) as f64;
+        let correction = |beta: f64| 1.0 - beta.powf(steps);
+        Constants {
+            adam: true,
+            rate: (learning_rate / correction(self.beta1)) as f32,
+            keep1: self.beta1 as f32,
+            take1: (1.0 - self.beta1) as f32,
+            keep2: self.beta2 as f32,
+            take2: (1.0 - self.beta2) as f32,
+            correction2: (1.0 / correction(self.beta2).sqrt()) as f32,
+            epsilon: self.epsilon as f32,
+            coupled: 0.0,
+            decoupled: 0.0,
         }
-    }
-
-    /// Moves `params` against `gradient`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) when either has another length than the optimiser was
-    /// made for; nothing has moved then.
-    pub fn step(&mut self, params: &mut [f32], gradient: &[f32]) -> Result<()> {
-        check_shape("Adam's parameters", &[self.first_moment.len()], &[params.len()])?;
-        check_shape("Adam's gradient", &[self.first_moment.len()], &[gradient.len()])?;
-        self.steps += 1;
-        let steps = self.steps as f64;
-        let correction1 = (1.0 - f64::from(self.beta1).powf(steps)) as f32;
-        let correction2 = (1.0 - f64::from(self.beta2).powf(steps)).sqrt() as f32;
-        let moments = self.first_moment.iter_mut().zip(&mut self.second_moment);
-        for ((param, &g), (m, v)) in params.iter_mut().zip(gradient).zip(moments) {
-            *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-            *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-            let scale = v.sqrt() / correction2 + self.epsilon;
-            *param -= self.learning_rate / correction1 * *m / scale;
-        }
-        Ok(())
     }
 }
 
-/// Scales several gradients together so that their joint Euclidean norm is at most `max_norm`
-/// (Pascanu et al. 2013, arXiv 1211.5063). Returns the norm before; where it is not finite, nothing
-/// is scaled and the caller should stop. A `max_norm` that is not above 0 leaves zeros.
-pub fn clip_global_norm(gradients: &mut [&mut [f32]], max_norm: f32) -> f32 {
-    let squares = gradients.iter().flat_map(|g| g.iter()).map(|&v| f64::from(v) * f64::from(v));
-    let norm = squares.sum::<f64>().sqrt() as f32;
-    // NaN counts as 0 too.
-    let max_norm = max_norm.max(0.0);
-    if norm.is_finite() && norm > max_norm {
-        let scale = max_norm / norm;
-        gradients.iter_mut().flat_map(|g| g.iter_mut()).for_each(|v| *v *= scale);
+/// An update's numbers: g ← g + coupled θ; m ← keep1 m + take1 g; v ← keep2 v + take2 g²;
+/// θ ← θ − decoupled θ − rate m / (√v correction2 + ε), of SGD without the division.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Constants {
+    pub adam: bool,
+    pub rate: f32,
+    pub keep1: f32,
+    pub take1: f32,
+    pub keep2: f32,
+    pub take2: f32,
+    pub correction2: f32,
+    pub epsilon: f32,
+    pub coupled: f32,
+    pub decoupled: f32,
+}
+
+impl Constants {
+    /// The update.
+    pub fn apply(&self, params: &mut [f32], gradient: &[f32], moments: &mut Moments) {
+        moments.steps += 1;
+        let moments = moments.first.iter_mut().zip(&mut moments.second);
+        for ((param, &g), (m, v)) in params.iter_mut().zip(gradient).zip(moments) {
+            let g = g + self.coupled * *param;
+            *m = self.keep1 * *m + self.take1 * g;
+            let mut moved = self.rate * *m;
+            if self.adam {
+                *v = self.keep2 * *v + self.take2 * g * g;
+                moved /= v.sqrt() * self.correction2 + self.epsilon;
+            }
+            *param -= self.decoupled * *param + moved;
+        }
     }
-    norm
+}
+
+/// How a gradient is bounded before it is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Clip {
+    /// Not at all.
+    #[default]
+    None,
+    /// All of it scaled together, so that its Euclidean norm is at most this (Pascanu et al. 2013, arXiv
+    /// 1211.5063).
+    Norm(f32),
+    /// Each element between −this and this.
+    Value(f32),
+}
+
+impl Clip {
+    /// `Ok` when the bound makes sense.
+    pub(crate) fn validate(&self) -> Result<()> {
+        match *self {
+            Self::Norm(bound) | Self::Value(bound) if !(bound.is_finite() && bound > 0.0) => {
+                Err(Error::setting("the bound of clipping", bound, "a finite number above 0"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bounds `gradient`, whose Euclidean norm is `norm`.
+    pub(crate) fn apply(&self, gradient: &mut [f32], norm: f32) {
+        match *self {
+            Self::None => {}
+            Self::Norm(bound) => {
+                if norm > bound {
+                    let scale = bound / norm;
+                    gradient.iter_mut().for_each(|v| *v *= scale);
+                }
+            }
+            Self::Value(bound) => gradient.iter_mut().for_each(|v| *v = v.clamp(-bound, bound)),
+        }
+    }
+}
+
+/// How the learning rate changes from update to update.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Schedule {
+    /// It does not.
+    #[default]
+    Constant,
+    /// It rises on a line over the first updates, to all of it at the last of them, then falls along half
+    /// a cosine.
+    Cosine {
+        /// Updates of the rise; 0 for none.
+        warmup: u64,
+        /// Updates of rise and fall together, after which it stays.
+        updates: u64,
+        /// The share of it that is left in the end.
+        last: f64,
+    },
+    /// It is multiplied by `factor` after each `every` updates.
+    Steps {
+        /// How often.
+        every: u64,
+        /// By what.
+        factor: f64,
+    },
+}
+
+impl Schedule {
+    /// Half a cosine over `updates`, without a rise, down to 0.
+    pub fn cosine(updates: u64) -> Self {
+        Self::Cosine { warmup: 0, updates, last: 0.0 }
+    }
+
+    /// The share of the learning rate at update `step`, from 0.
+    pub fn share(&self, step: u64) -> f64 {
+        match *self {
+            Self::Constant => 1.0,
+            Self::Cosine { warmup, .. } if step < warmup => (step + 1) as f64 / warmup as f64,
+            Self::Cosine { warmup, updates, last } => {
+                let fall = updates.saturating_sub(warmup).max(1);
+                let done = (step - warmup).min(fall) as f64 / fall as f64;
+                last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+            }
+            Self::Steps { every, factor } => {
+                factor.powi(i32::try_from(step / every.max(1)).unwrap_or(i32::MAX))
+            }
+        }
+    }
+
+    /// `Ok` when its numbers make sense.
+    pub(crate) fn validate(&self) -> Result<()> {
+        match *self {
+            Self::Constant => Ok(()),
+            Self::Cosine { warmup, updates, .. } if updates < warmup => {
+                let expected = "no fewer than those of the warm-up";
+                Err(Error::setting("the schedule's number of updates", updates, expected))
+            }
+            Self::Cosine { last, .. } => at_least_zero("the schedule's last share", last),
+            Self::Steps { every: 0, .. } => {
+                Err(Error::setting("the schedule's updates between steps", 0, "at least 1"))
+            }
+            Self::Steps { factor, .. } => at_least_zero("the schedule's factor", factor),
+        }
+    }
+}
+
+pub(crate) fn at_least_zero(what: &'static str, value: f64) -> Result<()> {
+    match value {
+        v if v.is_finite() && v >= 0.0 => Ok(()),
+        v => Err(Error::setting(what, v, "a finite number, at least 0")),
+    }
 }
 
 #[cfg(test)]
@@ -95,40 +339,60 @@ mod tests {
     #[test]
     fn adam_takes_the_steps_of_the_paper() {
         let mut x = [1.0_f32, -2.0];
-        let mut adam = Adam::new(2, 0.5);
-        adam.step(&mut x, &[1e-3, -40.0]).unwrap();
+        let mut moments = Moments::zeros(2).unwrap();
+        let adam = Optimizer::adam();
+        adam.step(0.5, &mut x, &[1e-3, -40.0], &mut moments).unwrap();
         approx::assert_abs_diff_eq!(x.as_slice(), [0.5, -1.5].as_slice(), epsilon = 1e-4);
         // m̂ = (0.9·g1 + g2)/1.9 and v̂ ≈ (g1² + g2²)/2 for β₂ near 1.
-        adam.step(&mut x, &[-1e-3, -40.0]).unwrap();
+        adam.step(0.5, &mut x, &[-1e-3, -40.0], &mut moments).unwrap();
         let moved = 0.5 * (0.9 - 1.0) / 1.9;
         approx::assert_abs_diff_eq!(x.as_slice(), [0.5 - moved, -1.0].as_slice(), epsilon = 1e-3);
     }
 
     #[test]
-    fn adam_refuses_another_length_and_moves_nothing() {
+    fn another_length_is_refused_and_moves_nothing() {
         let mut x = [1.0_f32, 2.0];
-        let mut adam = Adam::new(2, 0.5);
-        let error = adam.step(&mut x, &[1.0]).unwrap_err().to_string();
-        assert_eq!(error, "Adam's gradient has shape [1], expected [2]");
-        assert!(adam.step(&mut x[..1], &[1.0, 1.0]).is_err());
-        assert_eq!(x, [1.0, 2.0]);
+        let mut moments = Moments::zeros(2).unwrap();
+        let sgd = Optimizer::sgd();
+        let error = sgd.step(0.5, &mut x, &[1.0], &mut moments).unwrap_err().to_string();
+        assert_eq!(error, "the optimiser's gradient has shape [1], expected [2]");
+        assert!(sgd.step(0.5, &mut x[..1], &[1.0, 1.0], &mut moments).is_err());
+        assert_eq!((x, moments.steps), ([1.0, 2.0], 0));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let sgd = |momentum, weight_decay| Optimizer::Sgd { momentum, weight_decay }.validate();
+        assert!(sgd(0.9, 0.1).is_ok());
+        let error = sgd(1.0, 0.0).unwrap_err().to_string();
+        assert_eq!(error, "SGD's momentum is 1; expected at least 0 and less than 1");
+        assert!(sgd(f64::NAN, 0.0).is_err() && sgd(0.0, -1.0).is_err());
+        assert!(Optimizer::Adam(Adam { epsilon: 0.0, ..Adam::default() }).validate().is_err());
+        assert!(Clip::Norm(0.0).validate().is_err() && Clip::Value(f32::NAN).validate().is_err());
+        let short = Schedule::Cosine { warmup: 3, updates: 2, last: 0.0 };
+        assert!(short.validate().is_err());
+        assert!(Schedule::Steps { every: 0, factor: 0.5 }.validate().is_err());
+    }
+
+    #[test]
+    fn schedules_go_where_they_say() {
+        let cosine = Schedule::Cosine { warmup: 4, updates: 12, last: 0.1 };
+        let shares = [0, 3, 4, 8, 12, 99].map(|step| cosine.share(step));
+        let expected = [0.25, 1.0, 1.0, 0.55, 0.1, 0.1];
+        approx::assert_abs_diff_eq!(shares.as_slice(), expected.as_slice(), epsilon = 1e-12);
+        let steps = Schedule::Steps { every: 3, factor: 0.5 };
+        assert_eq!([0, 2, 3, 8, 9].map(|step| steps.share(step)), [1.0, 1.0, 0.5, 0.25, 0.125]);
+        assert!(steps.share(u64::MAX) >= 0.0);
     }
 
     #[test]
     fn clipping_keeps_the_direction_and_bounds_the_norm() {
-        let (mut a, mut b) = ([3.0_f32], [4.0_f32]);
-        assert_eq!(clip_global_norm(&mut [&mut a, &mut b], 10.0), 5.0);
-        assert_eq!((a, b), ([3.0], [4.0]));
-        assert_eq!(clip_global_norm(&mut [&mut a, &mut b], 2.5), 5.0);
-        assert_eq!((a, b), ([1.5], [2.0]));
-        for nothing in [-1.0, f32::NAN] {
-            assert_eq!(clip_global_norm(&mut [&mut [1.0, 2.0][..1]], nothing), 1.0);
-            let mut kept = [1.0];
-            clip_global_norm(&mut [&mut kept], nothing);
-            assert_eq!(kept, [0.0]);
-        }
-        let mut broken = [f32::NAN, 1.0];
-        assert!(clip_global_norm(&mut [&mut broken], 1.0).is_nan());
-        assert_eq!(broken[1], 1.0);
+        let mut gradient = [3.0_f32, 4.0];
+        Clip::Norm(10.0).apply(&mut gradient, 5.0);
+        assert_eq!(gradient, [3.0, 4.0]);
+        Clip::Norm(2.5).apply(&mut gradient, 5.0);
+        assert_eq!(gradient, [1.5, 2.0]);
+        Clip::Value(1.75).apply(&mut gradient, 2.5);
+        assert_eq!(gradient, [1.5, 1.75]);
     }
 }

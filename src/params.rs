@@ -11,11 +11,15 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rand_distr::{Distribution, StandardNormal};
 
 use crate::config::{Bias, GruConfig};
-use crate::error::{Error, Result, check_shape, try_zeros};
+use crate::error::{Error, Result, check_shape, checked_len, try_zeros};
+use crate::objective::Head;
 
 /// Every range starts at a multiple of this many elements (256 bytes of f32), the largest offset
 /// alignment that WebGPU lets a device ask for, so that a range can be bound on its own.
 const ALIGN: usize = 64;
+
+const HEAD_WEIGHT: &str = "head.weight";
+const HEAD_BIAS: &str = "head.bias";
 
 /// One named tensor inside the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +43,15 @@ pub struct ParamEntry {
 /// | `bias_hh_l0` | `[3H]` | two biases |
 /// | `…_l1`, `…_l2`, … | the same | more layers |
 /// | `…_l0_reverse`, … | the same, after its layer's | the reverse direction, alone or beside the other |
+/// | `head.weight` | `[C, D·H]` | a linear head |
+/// | `head.bias` | `[C]` | a linear head |
 ///
 /// The two directions of a layer lie equally far apart in each of their tensors. Ranges are aligned to
 /// 64 elements; the elements between them belong to no parameter and stay 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamLayout {
     config: GruConfig,
+    head: Option<Head>,
     entries: Vec<ParamEntry>,
     /// The place of each name in `entries`.
     places: HashMap<String, usize>,
@@ -66,10 +73,33 @@ impl ParamLayout {
     /// # Errors
     /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`].
     pub fn new(config: &GruConfig) -> Result<Self> {
+        Self::of(config, None)
+    }
+
+    /// The layout for `config` with a linear head on it. Without its last two entries it is
+    /// [`Self::new`]'s.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_head(config: &GruConfig, head: Head) -> Result<Self> {
+        Self::of(config, Some(head))
+    }
+
+    fn of(config: &GruConfig, head: Option<Head>) -> Result<Self> {
         config.validate()?;
-        let tensors = config.tensors();
+        let mut tensors: Vec<_> = config.tensors().collect();
+        if let Some(Head { outputs, .. }) = head {
+            if outputs == 0 {
+                return Err(Error::ZeroSize { what: "the head's number of outputs" });
+            }
+            let features = config.directions() * config.hidden_size;
+            checked_len("the head's weight", &[outputs, features])?;
+            tensors.push((HEAD_WEIGHT.to_owned(), vec![outputs, features]));
+            tensors.push((HEAD_BIAS.to_owned(), vec![outputs]));
+        }
         let mut len = 0;
         let entries: Vec<_> = tensors
+            .into_iter()
             .map(|(name, shape)| {
                 let size: usize = shape.iter().product();
                 let range = len..len + size;
@@ -78,12 +108,28 @@ impl ParamLayout {
             })
             .collect();
         let places = entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
-        Ok(Self { config: config.clone(), entries, places, len })
+        Ok(Self { config: config.clone(), head, entries, places, len })
     }
 
     /// The configuration this is the layout of.
     pub fn config(&self) -> &GruConfig {
         &self.config
+    }
+
+    /// The linear head, where there is one.
+    pub fn head(&self) -> Option<Head> {
+        self.head
+    }
+
+    /// The name of the parameter that an element of the flat buffer belongs to.
+    pub(crate) fn name_at(&self, element: usize) -> Option<&str> {
+        let entry = self.entries.iter().find(|entry| entry.range.contains(&element))?;
+        Some(&entry.name)
+    }
+
+    /// Where the head's weight and bias lie. Of a layout with a head.
+    pub(crate) fn head_ranges(&self) -> [Range<usize>; 2] {
+        [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.find(name).expect("there is a head").range.clone())
     }
 
     /// Every parameter, in the buffer's order.
@@ -194,7 +240,14 @@ impl<F: NdFloat> Params<F> {
     /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`],
     /// [`Error::OutOfMemory`].
     pub fn zeros(config: &GruConfig) -> Result<Self> {
-        let layout = ParamLayout::new(config)?;
+        Self::zeros_of(ParamLayout::new(config)?)
+    }
+
+    /// All zeros, laid out as `layout` says: with a head, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn zeros_of(layout: ParamLayout) -> Result<Self> {
         let flat = try_zeros("a model's parameters", layout.flat_len())?;
         Ok(Self { layout, flat })
     }
@@ -275,10 +328,29 @@ impl Params<f32> {
     /// # Errors
     /// As [`Self::zeros`].
     pub fn init(config: &GruConfig, init: Init, seed: u64) -> Result<Self> {
-        let mut params = Self::zeros(config)?;
+        Self::init_of(ParamLayout::new(config)?, init, seed)
+    }
+
+    /// The same laid out as `layout` says. A head is uniform in ±1/√(D·H), as PyTorch's `nn.Linear`, and
+    /// changes nothing of what comes before it.
+    ///
+    /// # Errors
+    /// As [`Self::zeros_of`].
+    pub fn init_of(layout: ParamLayout, init: Init, seed: u64) -> Result<Self> {
+        let mut params = Self::zeros_of(layout)?;
+        let config = params.layout.config.clone();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let bound = 1.0 / (config.hidden_size as f32).sqrt();
+        // A stream of its own, so that the GRU's numbers are the same without a head.
+        let mut head_rng = ChaCha8Rng::seed_from_u64(seed);
+        head_rng.set_stream(1);
         for entry in &params.layout.entries {
+            let (rng, fan_in) = match entry.name.as_str() {
+                HEAD_WEIGHT | HEAD_BIAS => {
+                    (&mut head_rng, config.directions() * config.hidden_size)
+                }
+                _ => (&mut rng, config.hidden_size),
+            };
+            let bound = 1.0 / (fan_in as f32).sqrt();
             for value in &mut params.flat[entry.range.clone()] {
                 *value = rng.random_range(-bound..bound);
             }

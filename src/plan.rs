@@ -18,22 +18,26 @@
 use std::ops::Range;
 
 mod display;
+mod head;
 mod limits;
 mod planner;
 mod products;
 mod stages;
 mod steps;
 mod tiles;
+mod update;
 
 pub use display::{figures, quantity};
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
 pub(crate) use planner::recomputed_at_once;
 pub(crate) use products::{Columns, Operand, Products, Start};
+pub(crate) use update::{REPORT, SLOTS, UpdateBuffers, numbers};
 
 use crate::config::{GruConfig, Shape};
 use crate::error::{Result, check_shape};
 use crate::kernels::Kernel;
+use crate::objective::Loss;
 use crate::options::Options;
 use crate::params::ParamLayout;
 
@@ -68,6 +72,17 @@ impl Machine {
     pub(crate) const fn group_flops(&self) -> u64 {
         if self.software { 500_000_000 } else { 2_000_000_000 }
     }
+}
+
+/// What of a run is asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Purpose {
+    /// States, and gradients of all that they depend on.
+    States,
+    /// The outputs of the head. In inference.
+    Outputs,
+    /// The loss of the outputs, and the parameters' gradient, added to what is there. In training.
+    Loss(Loss),
 }
 
 /// What a plan is for.
@@ -258,6 +273,8 @@ pub(crate) struct RunBuffers {
     pub params: BufferId,
     /// What only training has.
     pub training: Option<TrainingBuffers>,
+    /// What only a network's runs have.
+    pub head: Option<HeadBuffers>,
 }
 
 /// The buffers of a backward pass, by meaning.
@@ -267,10 +284,33 @@ pub(crate) struct TrainingBuffers {
     pub dy: BufferId,
     /// The gradients of states, in their places: dh_n in; dh0 and the reset states' out.
     pub dstates: BufferId,
-    /// Of each layer's input: `[T, B, I]`, then `[T, B, D·H]`.
-    pub dx: Vec<BufferId>,
+    /// Of each layer's input: `[T, B, I]`, then `[T, B, D·H]`. Where only the parameters' gradient is asked
+    /// for, there is none of x.
+    pub dx: Vec<Option<BufferId>>,
     /// Laid out as the parameters.
     pub dparams: BufferId,
+}
+
+/// The buffers of a linear head, by meaning, row by row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadBuffers {
+    /// `[rows, C]`; of a loss, their gradient in the end.
+    pub outputs: BufferId,
+    /// What a loss needs besides.
+    pub loss: Option<LossBuffers>,
+}
+
+/// The buffers of a loss.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LossBuffers {
+    /// `[rows, C]` of f32 or `[rows]` of u32.
+    pub targets: BufferId,
+    /// `[rows]`: what each row counts.
+    pub weights: BufferId,
+    /// `[rows]`
+    pub each: BufferId,
+    /// `[1]`: added to.
+    pub sum: BufferId,
 }
 
 /// A third of `states`.
@@ -332,7 +372,19 @@ impl Plan {
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
-        stages::plan_run(&layout, shape, mode, options, machine)
+        Self::of_run(&layout, shape, mode, options, Purpose::States, machine)
+    }
+
+    /// The schedule of a run that `layout`'s configuration made the shape of.
+    pub(crate) fn of_run(
+        layout: &ParamLayout,
+        shape: Shape,
+        mode: Mode,
+        options: Options,
+        purpose: Purpose,
+        machine: &Machine,
+    ) -> Result<Self> {
+        stages::plan_run(layout, shape, mode, options, purpose, machine)
     }
 
     /// A plan of stages put together by hand, for a kernel's own check.
@@ -427,6 +479,10 @@ impl Plan {
     /// [`Error::Limit`](crate::Error::Limit) with the first limit that is too low.
     pub fn check(&self, limits: &Limits) -> Result<()> {
         limits.allow(self)
+    }
+
+    pub(crate) fn head_buffers(&self) -> HeadBuffers {
+        self.run_buffers().head.expect("a plan of a network's run")
     }
 
     pub(crate) fn run_buffers(&self) -> &RunBuffers {

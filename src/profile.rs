@@ -9,9 +9,9 @@ use crate::batch::Batch;
 use crate::config::Shape;
 use crate::error::Result;
 use crate::gru::{Gru, download_output, upload_gradients, upload_run};
-use crate::plan::{Dispatch, Mode, Stage};
+use crate::plan::{Dispatch, Mode, Purpose, Stage};
 use crate::reference;
-use crate::runner::{Runner, SessionGuard};
+use crate::runner::SessionGuard;
 use crate::session::{Pass, Timing};
 use crate::transfer::Wait;
 
@@ -171,10 +171,7 @@ impl Gru {
             reference::check_gradients(&shape, dy.map(|d| d.dim()), None)?;
         }
         match self.device().is_adapter() {
-            true => {
-                let runner = self.adapter_runner()?;
-                self.timed_on(runner, shape, &batch, dy, by_kernel, wait).await
-            }
+            true => self.timed_on(shape, &batch, dy, by_kernel, wait).await,
             false => self.timed_on_cpu(batch, dy, wait).await,
         }
     }
@@ -210,7 +207,6 @@ impl Gru {
 
     async fn timed_on(
         &self,
-        runner: &Runner,
         shape: Shape,
         batch: &Batch<'_>,
         dy: Option<ArrayView3<'_, f32>>,
@@ -218,10 +214,7 @@ impl Gru {
         wait: Wait,
     ) -> Result<Profile> {
         let mode = if dy.is_some() { Mode::Training } else { Mode::Inference };
-        let mut session = {
-            let (params, version) = (self.params(), self.version());
-            runner.session(params, version, shape, mode, self.options()).await?
-        };
+        let mut session = self.session(shape, mode, Purpose::States, None).await?;
         let gpu = session.gpu().clone();
         gpu.settle(wait).await?;
 

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, lock};
 use crate::options::Options;
 use crate::params::{ParamLayout, Params};
-use crate::plan::{BufferId, Mode, Plan};
+use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::session::{Bound, Session};
 
 /// Sessions at rest that a model keeps for the next run of the same shape.
@@ -18,17 +18,52 @@ const IDLE_SESSIONS: usize = 2;
 pub(crate) struct Runner {
     gpu: Gpu,
     params: wgpu::Buffer,
-    /// The version of the parameters that the device holds.
-    uploaded: Mutex<Option<u64>>,
+    held: Mutex<Held>,
     idle: Arc<Mutex<Vec<Lease>>>,
 }
 
-/// A session's key in the pool.
-type Key = (Shape, Mode, Options);
+/// Which parameters the device holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Held {
+    /// None that are known to be whole.
+    #[default]
+    Nothing,
+    /// This version of the model's.
+    Version(u64),
+    /// Its own, which it moves itself.
+    Own,
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Job {
+    pub shape: Shape,
+    pub mode: Mode,
+    pub options: Options,
+    pub purpose: Purpose,
+}
+
+/// What the runs of an update's batches add to.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    /// Laid out as the parameters.
+    pub gradient: wgpu::Buffer,
+    /// `[1]`
+    pub loss: wgpu::Buffer,
+}
+
+impl Gathered {
+    /// For models of `len` parameters.
+    pub async fn new(gpu: &Gpu, len: usize) -> Result<Self> {
+        let make =
+            || Ok(Self { gradient: gpu.buffer("dparams", len), loss: gpu.buffer("loss", 1) });
+        gpu.guard(make).await
+    }
+}
 
 #[derive(Debug)]
 struct Lease {
-    key: Key,
+    key: Job,
     session: Session,
 }
 
@@ -39,17 +74,25 @@ pub(crate) struct SessionGuard {
     idle: Arc<Mutex<Vec<Lease>>>,
 }
 
+impl Gathered {
+    /// Where a plan of a loss has them.
+    fn bound(&self, plan: &Plan) -> Vec<(BufferId, Bound)> {
+        let training = plan.run_buffers().training.as_ref().expect("a training plan");
+        let loss = plan.head_buffers().loss.expect("a plan of a loss");
+        vec![(training.dparams, Bound::from(&self.gradient)), (loss.sum, Bound::from(&self.loss))]
+    }
+}
+
 impl Runner {
-    /// A runner for models of `config`.
+    /// A runner for models of this layout.
     ///
     /// # Errors
     /// As [`Self::allow`].
-    pub async fn new(gpu: &Gpu, config: &GruConfig) -> Result<Self> {
-        Self::allow(gpu, config)?;
-        let len = ParamLayout::new(config)?.flat_len();
-        let params = gpu.guard(|| Ok(gpu.buffer("params", len))).await?;
-        let (uploaded, idle) = Default::default();
-        Ok(Self { gpu: gpu.clone(), params, uploaded, idle })
+    pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
+        Self::allow(gpu, layout.config())?;
+        let params = gpu.guard(|| Ok(gpu.buffer("params", layout.flat_len()))).await?;
+        let (held, idle) = Default::default();
+        Ok(Self { gpu: gpu.clone(), params, held, idle })
     }
 
     /// `Ok` when the smallest run fits the device: whatever it asks too much of, every run does.
@@ -64,28 +107,29 @@ impl Runner {
         &self.gpu
     }
 
-    /// A session for runs of `shape`, with `params` of this `version` on the device.
+    /// A session for a job, with `params` of this `version` on the device. That of a loss adds to what is
+    /// `gathered`.
     pub async fn session(
         &self,
         params: &Params,
         version: u64,
-        shape: Shape,
-        mode: Mode,
-        options: Options,
+        job: Job,
+        gathered: Option<&Gathered>,
     ) -> Result<SessionGuard> {
-        let key = (shape, mode, options);
         let resting = {
             let mut idle = lock(&self.idle);
-            let at = idle.iter().position(|lease| lease.key == key);
+            let at = idle.iter().position(|lease| lease.key == job);
             at.map(|at| idle.remove(at))
         };
         let lease = match resting {
             Some(lease) => lease,
             None => {
-                let config = params.layout().config();
+                let Job { shape, mode, options, purpose } = job;
                 let machine = self.gpu.machine();
-                let plan = Plan::with_options(config, shape, mode, options, &machine)?;
-                Lease { key, session: self.make(plan, &[]).await? }
+                let layout = params.layout();
+                let plan = Plan::of_run(layout, shape, mode, options, purpose, &machine)?;
+                let bound = gathered.map(|to| to.bound(&plan)).unwrap_or_default();
+                Lease { key: job, session: self.make(plan, &bound).await? }
             }
         };
         self.with_parameters(params, version, || Ok(())).await?;
@@ -94,7 +138,18 @@ impl Runner {
 
     /// A session of its own for `plan`, with the model's parameters bound and others besides.
     pub async fn make(&self, plan: Plan, bound: &[(BufferId, Bound)]) -> Result<Session> {
-        let params = (plan.run_buffers().params, Bound::from(&self.params));
+        let params = plan.run_buffers().params;
+        self.make_with(plan, params, bound).await
+    }
+
+    /// The same for a plan of another kind, whose parameters are this buffer.
+    pub async fn make_with(
+        &self,
+        plan: Plan,
+        params: BufferId,
+        bound: &[(BufferId, Bound)],
+    ) -> Result<Session> {
+        let params = (params, Bound::from(&self.params));
         let bound: Vec<_> = bound.iter().cloned().chain([params]).collect();
         match Session::new(&self.gpu, plan.clone(), &bound).await {
             // The sessions at rest may hold what is missing.
@@ -135,17 +190,32 @@ impl Runner {
         self.gpu.guard_now(work).inspect_err(|_| self.forget())
     }
 
+    /// Uploads `params` and leaves them to what moves them on the device.
+    pub async fn hand_over(&self, params: &Params, version: u64) -> Result<()> {
+        self.with_parameters(params, version, || Ok(())).await?;
+        *lock(&self.held) = Held::Own;
+        Ok(())
+    }
+
+    /// What the device holds is old.
+    pub fn take_back(&self) {
+        *lock(&self.held) = Held::Nothing;
+    }
+
     fn upload(&self, params: &Params, version: u64) {
-        let mut uploaded = lock(&self.uploaded);
-        if *uploaded != Some(version) {
+        let mut held = lock(&self.held);
+        if *held != Held::Version(version) && *held != Held::Own {
             self.gpu.upload(&self.params, 0, params.as_slice());
-            *uploaded = Some(version);
+            *held = Held::Version(version);
         }
     }
 
-    /// What the device holds is not known to be whole.
+    /// An upload may not have arrived whole.
     fn forget(&self) {
-        *lock(&self.uploaded) = None;
+        let mut held = lock(&self.held);
+        if *held != Held::Own {
+            *held = Held::Nothing;
+        }
     }
 }
 

@@ -14,11 +14,11 @@ use anyhow::{Context, Result, bail, ensure};
 use gru_wgpu::DeviceKind;
 use gru_wgpu::formats::{quote, write_whole};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use ndarray::Array2;
+use ndarray::{Array2, NdFloat};
 
 use super::output::{Table, check_directory, note, open, quote_path};
 use baselines::{rmse, rules};
-use model::{Forecaster, Training};
+use model::{Forecaster, Recipe};
 use plot::ForecastPicture;
 use series::Series;
 use windows::Windows;
@@ -70,10 +70,10 @@ pub struct Arguments {
     #[arg(long, value_name = "WINDOWS", default_value_t = 64, value_parser = at_least_one)]
     batch: usize,
     /// Adam's learning rate at the start; it falls to 0 along half a cosine.
-    #[arg(long, value_name = "RATE", default_value_t = 0.01, value_parser = positive)]
-    learning_rate: f32,
+    #[arg(long, value_name = "RATE", default_value_t = 0.01, value_parser = positive::<f64>)]
+    learning_rate: f64,
     /// The largest norm of a step's gradient.
-    #[arg(long, value_name = "NORM", default_value_t = 1.0, value_parser = positive)]
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, value_parser = positive::<f32>)]
     clip: f32,
     /// Seed of the fresh parameters and of the windows' order.
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
@@ -93,7 +93,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let device = open(kind)?;
     announce(arguments, &series, &parts);
 
-    let training = Training {
+    let recipe = Recipe {
         hidden: arguments.hidden,
         epochs: arguments.epochs,
         batch: arguments.batch,
@@ -101,9 +101,9 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         clip: arguments.clip,
         seed: arguments.seed,
     };
-    let mut model = Forecaster::new(&training, arguments.horizon, &device)?;
+    let mut model = Forecaster::new(&recipe, parts.training.len(), arguments.horizon, &device)?;
     note(format_args!("training {} parameters on {device}", model.parameter_count()));
-    let losses = train(&mut model, &windows, &parts.training, &training)?;
+    let losses = train(&mut model, &windows, &parts.training, &recipe)?;
 
     let forecasts = model.forecast(&windows, &parts.testing, arguments.batch)?;
     ensure!(
@@ -186,9 +186,9 @@ fn train(
     model: &mut Forecaster,
     windows: &Windows,
     origins: &[usize],
-    training: &Training,
+    recipe: &Recipe,
 ) -> Result<Vec<f32>> {
-    let bar = ProgressBar::new((training.epochs as u64).saturating_mul(origins.len() as u64));
+    let bar = ProgressBar::new((recipe.epochs as u64).saturating_mul(origins.len() as u64));
     let style = "{prefix} {bar:30} {percent:>3} %  {msg}  {per_sec:>14}  {eta} left";
     bar.set_style(ProgressStyle::with_template(style)?.with_key(
         "per_sec",
@@ -199,13 +199,13 @@ fn train(
     ));
     let start = Instant::now();
     let (mut epoch_now, mut sum, mut seen) = (0, 0.0, 0);
-    let losses = model.train(windows, origins, training, |epoch, count, loss| {
+    let losses = model.train(windows, origins, recipe, |epoch, count, loss| {
         if epoch != epoch_now {
             (epoch_now, sum, seen) = (epoch, 0.0, 0);
         }
         sum += f64::from(loss) * count as f64;
         seen += count;
-        bar.set_prefix(format!("epoch {:>3}/{}", epoch + 1, training.epochs));
+        bar.set_prefix(format!("epoch {:>3}/{}", epoch + 1, recipe.epochs));
         bar.set_message(format!("loss {:.5}", sum / seen as f64));
         bar.inc(count as u64);
         if bar.is_hidden() && seen == origins.len() {
@@ -214,7 +214,7 @@ fn train(
             note(format_args!(
                 "epoch {:>3}/{}  loss {mean:.5}  {rate:.0} windows/s",
                 epoch + 1,
-                training.epochs
+                recipe.epochs
             ));
         }
     })?;
@@ -348,9 +348,9 @@ fn at_least_one(text: &str) -> Result<usize> {
     }
 }
 
-fn positive(text: &str) -> Result<f32> {
-    match text.parse::<f32>() {
-        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+fn positive<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
+    match text.parse::<F>() {
+        Ok(value) if value.is_finite() && value > F::zero() => Ok(value),
         _ => bail!("expected a finite number above 0"),
     }
 }

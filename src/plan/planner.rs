@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::products::{Operand, Products, product};
 use super::tiles::Tiles;
-use super::{BufferId, Buffers, Machine, Mode, Role, RunBuffers, Slice, TrainingBuffers};
+use super::{BufferId, Buffers, Machine, Mode, Purpose, Role, RunBuffers, Slice, TrainingBuffers};
 use crate::config::{Layout, Shape};
 use crate::error::Result;
 use crate::options::Options;
@@ -15,6 +15,7 @@ pub(super) struct Planner<'a> {
     pub layout: &'a ParamLayout,
     pub shape: Shape,
     pub mode: Mode,
+    pub purpose: Purpose,
     pub machine: &'a Machine,
     pub tiles: Tiles,
     /// Steps of each batch row that a layer's `gates` has room for.
@@ -64,6 +65,7 @@ impl<'a> Planner<'a> {
         shape: Shape,
         mode: Mode,
         options: Options,
+        purpose: Purpose,
         machine: &'a Machine,
     ) -> Result<Self> {
         let gates_times = match mode {
@@ -87,7 +89,8 @@ impl<'a> Planner<'a> {
         let y = buffers.add("y", y_axes.as_str(), rows * width, Role::Output);
         let params = buffers.add("params", "flat", layout.flat_len(), Role::Parameters);
         let zeros = buffers.add("zeros", "[3H]", 3 * hidden, Role::Zeros);
-        let mut run = RunBuffers { x, marks, states, y, params, training: None };
+        let head = Self::add_head(&mut buffers, layout, shape, purpose);
+        let mut run = RunBuffers { x, marks, states, y, params, training: None, head };
         let layers = match mode {
             // A layer's input is spent before its steps put anything out in its place.
             Mode::Inference => {
@@ -104,11 +107,15 @@ impl<'a> Planner<'a> {
                         Role::InputOutput,
                     ),
                     dx: (0..layers)
-                        .map(|layer| match layer {
-                            0 => buffers.add("dx", x_axes.as_str(), rows * input, Role::Output),
+                        .map(|layer| match (layer, purpose) {
+                            (0, Purpose::Loss(_)) => None,
+                            (0, _) => {
+                                Some(buffers.add("dx", x_axes.as_str(), rows * input, Role::Output))
+                            }
                             _ => {
                                 let name = format!("dx_l{layer}");
-                                buffers.add(&name, y_axes.as_str(), rows * width, Role::Scratch)
+                                let len = rows * width;
+                                Some(buffers.add(&name, y_axes.as_str(), len, Role::Scratch))
                             }
                         })
                         .collect(),
@@ -142,6 +149,7 @@ impl<'a> Planner<'a> {
             layout,
             shape,
             mode,
+            purpose,
             machine,
             tiles,
             gates_times,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::planner::{Planner, Span};
 use super::products::{Columns, Operand, Start};
-use super::{BufferId, Machine, Mode, Plan, Stage, TrainingBuffers};
+use super::{BufferId, Machine, Mode, Plan, Purpose, Stage, TrainingBuffers};
 use crate::config::{Reset, Shape};
 use crate::error::Result;
 use crate::options::Options;
@@ -16,9 +16,10 @@ pub(super) fn plan_run(
     shape: Shape,
     mode: Mode,
     options: Options,
+    purpose: Purpose,
     machine: &Machine,
 ) -> Result<Plan> {
-    let mut planner = Planner::new(layout, shape, mode, options, machine)?;
+    let mut planner = Planner::new(layout, shape, mode, options, purpose, machine)?;
     // Before the stages are made: it bounds how many pieces a product is cut into.
     planner.buffers.check_indices()?;
     let forward = planner.forward();
@@ -48,6 +49,7 @@ impl Planner<'_> {
     fn forward(&self) -> Vec<Stage> {
         (0..self.shape.layers)
             .flat_map(|layer| self.spans().flat_map(move |span| self.layer(layer, span)))
+            .chain(self.outputs())
             .collect()
     }
 
@@ -59,7 +61,7 @@ impl Planner<'_> {
     }
 
     fn backward(&self, t: &TrainingBuffers) -> Vec<Stage> {
-        let mut stages = Vec::new();
+        let mut stages = self.head_backward(t);
         for layer in (0..self.shape.layers).rev() {
             for span in self.spans().rev() {
                 // The last layer's last gates are still there.
@@ -83,12 +85,14 @@ impl Planner<'_> {
     /// direction's spans reach a step's dx at another time.
     fn accumulators(&self, t: &TrainingBuffers) -> Vec<BufferId> {
         let adds = self.shape.directions > 1 && !self.keeps_gates();
-        if adds { t.dx.clone() } else { Vec::new() }
+        if adds { t.dx.iter().copied().flatten().collect() } else { Vec::new() }
     }
 
-    /// What the gradients of a span are added to: nothing yet, for the first span that is gone through.
+    /// What the parameters' gradients of a span are added to: nothing yet, for the first span that is gone
+    /// through, unless batches add theirs up.
     fn start(&self, span: Span) -> Start {
-        if span.end() == self.shape.steps { Start::Zero } else { Start::Present }
+        let first = span.end() == self.shape.steps && !matches!(self.purpose, Purpose::Loss(_));
+        if first { Start::Zero } else { Start::Present }
     }
 
     /// The input's part of the gates of a span's steps, outside the loop.
@@ -115,6 +119,7 @@ impl Planner<'_> {
         direction: usize,
         span: Span,
     ) -> Vec<Stage> {
+        let Some(dx) = t.dx[layer] else { return Vec::new() };
         let Shape { batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(self.run.params, self.layout.cell(layer, direction).weight_ih);
@@ -125,7 +130,7 @@ impl Planner<'_> {
             Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
             Operand::plain(weight, 0, width),
             if present { Start::Present } else { Start::Zero },
-            self.rows((self.buffers.whole(t.dx[layer]), 0), width, direction, span),
+            self.rows((self.buffers.whole(dx), 0), width, direction, span),
         )
     }
 

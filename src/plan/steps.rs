@@ -140,7 +140,7 @@ impl Planner<'_> {
             (Gates::Candidate, _) => "d(r ⊙ h); da_r",
         };
         // What the layer above made of its input is this layer's output.
-        let dy = t.dx.get(layer + 1).copied().unwrap_or(t.dy);
+        let dy = t.dx.get(layer + 1).copied().flatten().unwrap_or(t.dy);
         let part = |(row_first, rows): (usize, usize)| {
             let args = StepArgs {
                 count: count as u32,

@@ -1,0 +1,144 @@
+// Of each row of outputs o and its targets t: the loss, and its gradient in the outputs' place.
+//
+//   MEAN_SQUARED   Σ_c (o − t)²                           2 (o − t)
+//   HUBER          Σ_c d² / 2, or δ (|d| − δ / 2)         d between −δ and δ, where d = o − t
+//   CROSS_ENTROPY  log Σ_c e^o_c − o_t                    softmax(o) − one-hot(t)
+//
+// both times the row's weight; where that is 0, 0 whatever the outputs are.
+//
+// LANES threads share a row; a workgroup has as many rows as fit. The order of additions is fixed.
+
+const MEAN_SQUARED: u32 = 0u;
+const HUBER: u32 = 1u;
+const CROSS_ENTROPY: u32 = 2u;
+
+const THREADS: u32 = 64u;
+
+override LOSS: u32 = MEAN_SQUARED;
+override LANES: u32 = 1u; // a power of two
+
+struct Args {
+    rows: u32,
+    width: u32, // C
+    delta: u32, // an f32
+}
+
+@group(0) @binding(0) var<storage, read> args: Args;
+@group(0) @binding(1) var<storage, read_write> outputs: array<f32>; // [rows, C]
+@group(0) @binding(2) var<storage, read> targets: array<u32>; // [rows, C] of f32, or [rows] of classes
+@group(0) @binding(3) var<storage, read> weights: array<f32>; // [rows]
+@group(0) @binding(4) var<storage, read_write> losses: array<f32>; // [rows]
+
+var<workgroup> shares: array<f32, THREADS>;
+
+// Of all lanes of a row.
+fn sum_of_lanes(thread: u32, share: f32) -> f32 {
+    shares[thread] = share;
+    workgroupBarrier();
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        if thread % LANES < half {
+            shares[thread] += shares[thread + half];
+        }
+        workgroupBarrier();
+    }
+    let sum = shares[thread / LANES * LANES];
+    workgroupBarrier();
+    return sum;
+}
+
+// NaN where one is NaN.
+fn larger(a: f32, b: f32) -> f32 {
+    return select(b, a, a > b || a != a);
+}
+
+fn largest_of_lanes(thread: u32, share: f32) -> f32 {
+    shares[thread] = share;
+    workgroupBarrier();
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        if thread % LANES < half {
+            shares[thread] = larger(shares[thread], shares[thread + half]);
+        }
+        workgroupBarrier();
+    }
+    let largest = shares[thread / LANES * LANES];
+    workgroupBarrier();
+    return largest;
+}
+
+// A row past the end has no columns of its own, but meets the others at their barriers.
+fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) -> f32 {
+    var share = -0x1.fffffep127f; // the lowest number
+    for (var c = lane; c < end; c += LANES) {
+        share = larger(share, outputs[first + c]);
+    }
+    let largest = largest_of_lanes(thread, share);
+    share = 0.0;
+    for (var c = lane; c < end; c += LANES) {
+        share += exp(outputs[first + c] - largest);
+    }
+    var wanted = 0u;
+    var own = 0.0;
+    if end > 0u {
+        wanted = targets[row];
+        own = outputs[first + wanted] - largest;
+    }
+    // Every lane has read that before one of them overwrites it.
+    storageBarrier();
+    let sum = sum_of_lanes(thread, share);
+    for (var c = lane; c < end; c += LANES) {
+        let hot = select(0.0, 1.0, c == wanted);
+        outputs[first + c] = weight * (exp(outputs[first + c] - largest) / sum - hot);
+    }
+    return log(sum) - own;
+}
+
+fn differences(thread: u32, lane: u32, first: u32, end: u32, weight: f32) -> f32 {
+    let delta = bitcast<f32>(args.delta);
+    var share = 0.0;
+    for (var c = lane; c < end; c += LANES) {
+        let d = outputs[first + c] - bitcast<f32>(targets[first + c]);
+        if LOSS == HUBER {
+            // NaN is neither above nor below, and stays.
+            let near = select(select(d, -delta, d < -delta), delta, d > delta);
+            share += near * (d - 0.5 * near);
+            outputs[first + c] = weight * near;
+        } else {
+            share += d * d;
+            outputs[first + c] = weight * (d + d);
+        }
+    }
+    return sum_of_lanes(thread, share);
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let lane = thread % LANES;
+    let row = (group.y * groups.x + group.x) * (THREADS / LANES) + thread / LANES;
+    let first = row * args.width;
+    var weight = 0.0;
+    if row < args.rows {
+        weight = weights[row];
+    }
+    let end = select(0u, args.width, weight != 0.0);
+    var loss: f32;
+    if LOSS == CROSS_ENTROPY {
+        loss = softmax(thread, lane, first, row, end, weight);
+    } else {
+        loss = differences(thread, lane, first, end, weight);
+    }
+    if row >= args.rows {
+        return;
+    }
+    if weight == 0.0 {
+        for (var c = lane; c < args.width; c += LANES) {
+            outputs[first + c] = 0.0;
+        }
+    }
+    if lane == 0u {
+        losses[row] = select(weight * loss, 0.0, weight == 0.0);
+    }
+}

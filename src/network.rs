@@ -1,0 +1,194 @@
+//! [`Network`]: a GRU with a linear head, to predict with.
+
+use ndarray::{Array2, Array3, ArrayD, ArrayView1, ArrayView2, Axis, s};
+
+use crate::batch::Batch;
+use crate::config::Shape;
+use crate::cpu;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::gru::{Gru, upload_run};
+use crate::objective::{Head, Over};
+use crate::options::Options;
+use crate::params::{ParamLayout, Params};
+use crate::plan::{Mode, Purpose};
+use crate::session::Pass;
+use crate::transfer::Wait;
+
+/// A [`Gru`] with a linear [`Head`]: from sequences to outputs. On an adapter only x goes up and the
+/// outputs come down.
+///
+/// ```
+/// use gru_wgpu::{Device, GruConfig, Head, Init, Network, ParamLayout, Params};
+/// use ndarray::Array3;
+///
+/// let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 8), Head::last(5))?;
+/// let network = Network::new(Params::init_of(layout, Init::Uniform, 1)?, &Device::cpu())?;
+/// let outputs = network.forward(&Array3::ones((10, 2, 3)))?; // T 10, B 2, I 3
+/// assert_eq!(outputs.shape(), [2, 5]);
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Network {
+    gru: Gru,
+    head: Head,
+}
+
+impl Network {
+    /// With these parameters, whose layout has a head.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it has none; as [`Gru::with_params`].
+    pub fn new(params: Params, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::new_async(params, device))
+    }
+
+    /// As [`Self::new`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub async fn new_async(params: Params, device: &Device) -> Result<Self> {
+        let head = head_of(params.layout())?;
+        Ok(Self { gru: Gru::with_params_async(params, device).await?, head })
+    }
+
+    /// The same network run another way.
+    #[must_use]
+    pub fn with_options(self, options: Options) -> Self {
+        Self { gru: self.gru.with_options(options), ..self }
+    }
+
+    /// Its GRU, whose parameters are the whole network's.
+    pub fn gru(&self) -> &Gru {
+        &self.gru
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn gru_mut(&mut self) -> &mut Gru {
+        &mut self.gru
+    }
+
+    /// Its head.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// All its parameters.
+    pub fn params(&self) -> &Params {
+        self.gru.params()
+    }
+
+    /// The outputs `[T, B, C]` (`[B, T, C]` of a batch-first run) or `[B, C]`, as the head says. Those of
+    /// padding are the bias.
+    ///
+    /// # Errors
+    /// As [`Gru::forward`].
+    pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
+        pollster::block_on(self.run(batch.into(), Wait::Block))
+    }
+
+    /// As [`Self::forward`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
+        self.run(batch.into(), Wait::Async).await
+    }
+
+    async fn run(&self, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
+        let (batch, shape) = self.gru.check(None, batch.reborrow())?;
+        let outputs = if !self.gru.device().is_adapter() {
+            let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
+            let features = self.features(shape, &y, &h_n);
+            Linear::of(self.params()).forward(features.view()).into_raw_vec_and_offset().0
+        } else {
+            let mode = Mode::Inference;
+            let mut session = self.gru.session(shape, mode, Purpose::Outputs, None).await?;
+            upload_run(&mut session, shape, mode, None, &batch).await?;
+            session.run(Pass::Forward).await?;
+            let outputs = session.plan().head_buffers().outputs;
+            let len = self.head.rows(shape) * self.head.outputs;
+            session.read(&[(outputs, 0..len)], wait).await?.swap_remove(0)
+        };
+        let mut axes = self.head.row_axes(shape);
+        axes.push(self.head.outputs);
+        Ok(ArrayD::from_shape_vec(axes, outputs).expect("C numbers a row"))
+    }
+
+    /// What the head reads of a run's y and h_n: `[rows, D·H]`.
+    pub(crate) fn features(&self, shape: Shape, y: &Array3<f32>, h_n: &Array3<f32>) -> Array2<f32> {
+        let Shape { batch, hidden, directions, .. } = shape;
+        let rows = self.head.rows(shape);
+        match self.head.over {
+            Over::EveryStep => {
+                let y = y.as_standard_layout().into_owned();
+                y.into_shape_with_order((rows, directions * hidden)).expect("as many elements")
+            }
+            Over::Last => Array2::from_shape_fn((batch, directions * hidden), |(row, at)| {
+                h_n[[last_cell(shape, at / hidden), row, at % hidden]]
+            }),
+        }
+    }
+
+    /// The gradient of the features as that of y or of h_n.
+    pub(crate) fn scatter(
+        &self,
+        shape: Shape,
+        dfeatures: Array2<f32>,
+    ) -> (Option<Array3<f32>>, Option<Array3<f32>>) {
+        let Shape { hidden, directions, .. } = shape;
+        match self.head.over {
+            Over::EveryStep => {
+                let dfeatures = dfeatures.as_standard_layout().into_owned();
+                let dy = dfeatures.into_shape_with_order(shape.y()).expect("as many elements");
+                (Some(dy), None)
+            }
+            Over::Last => {
+                let mut dh_n = Array3::zeros(shape.state());
+                for direction in 0..directions {
+                    let columns = s![.., direction * hidden..(direction + 1) * hidden];
+                    let cell = last_cell(shape, direction);
+                    dh_n.index_axis_mut(Axis(0), cell).assign(&dfeatures.slice(columns));
+                }
+                (None, Some(dh_n))
+            }
+        }
+    }
+}
+
+/// A direction of the last layer, among all cells.
+fn last_cell(shape: Shape, direction: usize) -> usize {
+    (shape.layers - 1) * shape.directions + direction
+}
+
+/// A head's parameters.
+pub(crate) struct Linear<'a> {
+    /// `[C, D·H]`
+    pub weight: ArrayView2<'a, f32>,
+    /// `[C]`
+    bias: ArrayView1<'a, f32>,
+}
+
+impl<'a> Linear<'a> {
+    /// Those of parameters that have a head.
+    pub fn of(params: &'a Params) -> Self {
+        let [weight, bias] = params.layout().head_ranges();
+        let bias = ArrayView1::from(&params.as_slice()[bias]);
+        let shape = (bias.len(), weight.len() / bias.len());
+        let weight = ArrayView2::from_shape(shape, &params.as_slice()[weight]);
+        Self { weight: weight.expect("a range holds exactly its shape"), bias }
+    }
+
+    /// Of rows of features, rows of outputs.
+    pub fn forward(&self, features: ArrayView2<'_, f32>) -> Array2<f32> {
+        features.dot(&self.weight.t()) + self.bias
+    }
+}
+
+/// The head of parameters that must have one.
+pub(crate) fn head_of(layout: &ParamLayout) -> Result<Head> {
+    layout.head().ok_or(Error::Conflict {
+        what: "a network and parameters without a head",
+        why: "lay them out with ParamLayout::with_head",
+    })
+}

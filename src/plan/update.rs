@@ -1,0 +1,162 @@
+//! The schedule of an update: what is to be known of the gradient, then the optimiser.
+
+use super::products::MAX_WORKGROUPS;
+use super::{BufferId, Buffers, Dispatch, Machine, Plan, Role, Slice, Stage};
+use crate::error::Result;
+use crate::kernels::{GRADIENT_NORM, GradientNormArgs, Kernel, OPTIMIZER, OptimizerArgs};
+use crate::optim::{Clip, Constants};
+
+/// Updates whose reports the device keeps until the host reads them.
+pub(crate) const SLOTS: usize = 64;
+
+/// Words of a report, and of what stands before the first one.
+pub(crate) const REPORT: usize = 4;
+
+/// Elements of the gradient that a workgroup looks through.
+const PART: usize = 16_384;
+
+/// Numbers that `shaders/optimizer.wgsl` takes for an update.
+const NUMBERS: usize = 11;
+
+/// The buffers of an update, by meaning. All but the last three are the learner's or the model's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UpdateBuffers {
+    /// Laid out as the parameters: theirs.
+    pub params: BufferId,
+    /// Their gradient.
+    pub gradient: BufferId,
+    /// `[1]`
+    pub loss: BufferId,
+    /// The optimiser's.
+    pub first_moment: BufferId,
+    /// The optimiser's.
+    pub second_moment: BufferId,
+    /// [`numbers`].
+    pub update: BufferId,
+    /// Words: whether to stop, then a report a slot.
+    pub reports: BufferId,
+}
+
+/// What the kernel takes for an update whose report goes to `slot`.
+pub(crate) fn numbers(slot: usize, clip: Clip, c: &Constants) -> [f32; NUMBERS] {
+    let bound = match clip {
+        Clip::None => 0.0,
+        Clip::Norm(bound) | Clip::Value(bound) => bound,
+    };
+    [
+        slot as f32,
+        bound,
+        c.rate,
+        c.keep1,
+        c.take1,
+        c.keep2,
+        c.take2,
+        c.correction2,
+        c.epsilon,
+        c.coupled,
+        c.decoupled,
+    ]
+}
+
+impl Plan {
+    /// The schedule of an update of `length` parameters, by Adam or without second moments.
+    pub(crate) fn of_update(
+        length: usize,
+        adam: bool,
+        clip: Clip,
+        machine: &Machine,
+    ) -> Result<(Self, UpdateBuffers)> {
+        let mut buffers = Buffers::default();
+        let mut flat = |name: &str, role| buffers.add(name, "flat", length, role);
+        let params = flat("params", Role::Parameters);
+        let gradient = flat("dparams", Role::Scratch);
+        let first_moment = flat("first_moment", Role::InputOutput);
+        let second_moment = flat("second_moment", Role::InputOutput);
+        let parts = length.div_ceil(PART).min(MAX_WORKGROUPS);
+        let update = UpdateBuffers {
+            params,
+            gradient,
+            loss: buffers.add("loss", "[1]", 1, Role::Scratch),
+            first_moment,
+            second_moment,
+            update: buffers.add("update", "numbers", NUMBERS, Role::Input),
+            reports: buffers.add("reports", "words", REPORT * (1 + SLOTS), Role::InputOutput),
+        };
+        let partials = buffers.add("partials", "[parts, 3]", 3 * parts, Role::Scratch);
+        buffers.check_indices()?;
+        let whole = |ids: &[BufferId]| ids.iter().map(|&id| buffers.whole(id)).collect::<Vec<_>>();
+        let looked_at =
+            whole(&[update.gradient, update.loss, update.update, partials, update.reports]);
+        let stages = vec![
+            look("Σ g², max |g|", false, length, parts, looked_at.clone()),
+            look("norm, report", true, parts, 1, looked_at),
+            optimize(
+                length,
+                adam,
+                clip,
+                whole(&[
+                    params,
+                    gradient,
+                    first_moment,
+                    second_moment,
+                    update.update,
+                    update.reports,
+                ]),
+            ),
+        ];
+        Ok((Self::of_stages("update", buffers.into_specs(), stages, machine), update))
+    }
+}
+
+/// Walks over `length` elements or parts, in so many parts.
+fn look(label: &str, finish: bool, length: usize, parts: usize, bindings: Vec<Slice>) -> Stage {
+    let part = length.div_ceil(parts);
+    let args = GradientNormArgs {
+        length: length as u32,
+        part: part as u32,
+        slots: SLOTS as u32,
+        slot_at: 0,
+    };
+    let groups = [length.div_ceil(part) as u64, 1, 1];
+    let iterations = part.div_ceil(256) + 9;
+    dispatch(label, &GRADIENT_NORM, vec![finish.into()], bindings, &[args], groups, iterations)
+}
+
+fn optimize(length: usize, adam: bool, clip: Clip, bindings: Vec<Slice>) -> Stage {
+    let groups = length.div_ceil(256).min(MAX_WORKGROUPS);
+    let threads = 256 * groups;
+    let args =
+        OptimizerArgs { length: length as u32, threads: threads as u32, slots: SLOTS as u32 };
+    let kind = match clip {
+        Clip::None => 0,
+        Clip::Norm(_) => 1,
+        Clip::Value(_) => 2,
+    };
+    let constants = vec![adam.into(), kind];
+    let groups = [groups as u64, 1, 1];
+    let label = if adam { "θ, m, v by Adam" } else { "θ, m by gradient descent" };
+    dispatch(label, &OPTIMIZER, constants, bindings, &[args], groups, length.div_ceil(threads))
+}
+
+fn dispatch<A: bytemuck::Pod>(
+    label: &str,
+    kernel: &'static Kernel,
+    constants: Vec<u32>,
+    bindings: Vec<Slice>,
+    args: &[A; 1],
+    workgroups: [u64; 3],
+    iterations: usize,
+) -> Stage {
+    Stage::Once(Dispatch {
+        label: label.to_owned(),
+        kernel,
+        constants,
+        bytes: bindings.iter().map(|slice| 4 * slice.len as u64).sum(),
+        bindings,
+        args: bytemuck::cast_slice(args).to_vec(),
+        workgroups,
+        flops: 0,
+        padded_flops: 0,
+        iterations: iterations as u64,
+    })
+}
