@@ -88,7 +88,7 @@ fn print_table(curves: &[Curve]) {
 impl Model {
     fn name(self) -> String {
         match self {
-            Self::Gru(bias) => format!("GRU, b_z = {bias:+}").replace("+0", "0").replace('-', "−"),
+            Self::Gru(bias) => format!("GRU, z bias {bias:+}").replace("+0", "0").replace('-', "−"),
             Self::Rnn => "plain tanh RNN".to_owned(),
         }
     }
@@ -108,9 +108,9 @@ fn left_by_distance(model: Model, setup: Setup, seed: u64) -> Result<Vec<f64>> {
 
 /// A GRU's parameters, and x `[T, 1, I]`. The recurrent weights are orthogonal, which is the best start
 /// for a plain RNN: then W_h alone leaves every gradient its length. (From [`Init::Uniform`], PyTorch's
-/// way, the RNN ends 19 orders of magnitude lower, the GRU with b_z = −4 by a fifth.)
+/// way, the RNN ends 19 orders of magnitude lower, the GRU with a bias of −4 by a fifth.)
 fn weights_and_noise(setup: Setup, seed: u64) -> Result<(Params<f64>, Array3<f64>)> {
-    // At b_z = −4 a unit averages over about 1 / z = 56 steps: after 200 it has left its start behind.
+    // At a bias of −4 a unit averages over about 1 / z = 56 steps: after 200 it has left its start behind.
     let steps = 200 + setup.distance;
     let params = Params::init(&GruConfig::new(setup.input, setup.hidden), Init::Orthogonal, seed)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

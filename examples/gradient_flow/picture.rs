@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -21,7 +22,7 @@ const GREY: RGBColor = RGBColor(110, 118, 128);
 const ORANGE: RGBColor = RGBColor(214, 72, 40);
 /// From a closed update gate to an open one: one hue, told apart by lightness.
 const BLUES: [RGBColor; 4] =
-    [RGBColor(12, 44, 92), RGBColor(32, 92, 160), RGBColor(64, 132, 194), RGBColor(112, 164, 208)];
+    [RGBColor(12, 44, 92), RGBColor(32, 92, 160), RGBColor(64, 132, 194), RGBColor(96, 150, 200)];
 
 /// What is left of a model's gradient by distance, as powers of ten.
 pub struct Curve {
@@ -82,7 +83,8 @@ impl Curve {
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn<T = ()> = Result<T, Box<dyn std::error::Error>>;
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// The picture of `curves`, each of `seeds` runs.
 pub fn draw(curves: &[Curve], setup: Setup, seeds: usize) -> Result<String> {
@@ -98,30 +100,43 @@ fn paint(area: &Area, curves: &[Curve], setup: Setup, seeds: usize) -> Drawn {
     // A sheet of its own: readable on a dark page too.
     area.fill(&WHITE)?;
     let Setup { input, hidden, distance } = setup;
-    let text = |size: u32, colour| (FONT, size).into_font().color(&colour);
-    let place = Pos::new(HPos::Left, VPos::Top);
-    let title = (FONT, 30).into_font().style(FontStyle::Bold).color(&INK).pos(place);
+    let title = text(30, INK, VPos::Top);
+    let title = TextStyle { font: title.font.style(FontStyle::Bold), ..title };
     area.draw_text("A gradient lives on where the update gate stays closed", &title, (24, 18))?;
     let subtitle = format!(
-        "h' = (1 − z) ⊙ h + z ⊙ n, by the bias b_z of z. {hidden} units, orthogonal W_h, {input} inputs of white noise; \
-         mean and range of {seeds} seeds."
+        "h' = (1 − z) ⊙ h + z ⊙ n, by the bias of the update gate z. {hidden} units, orthogonal W_h, \
+         {input} inputs of white noise; mean and range of {seeds} seeds."
     );
-    area.draw_text(&subtitle, &text(19, INK).pos(place), (24, 58))?;
+    area.draw_text(&subtitle, &text(19, INK, VPos::Top), (24, 58))?;
 
     let mut chart = ChartBuilder::on(area)
         .margin(20)
         .margin_top(96)
-        .margin_right(200)
+        .margin_right(170)
         .x_label_area_size(56)
         .y_label_area_size(88)
         .build_cartesian_2d(0.0..distance as f64, FLOOR..TOP)?;
+    draw_axes(&mut chart)?;
+    draw_rounding(area, &mut chart, distance as f64)?;
+    for (i, curve) in curves.iter().enumerate() {
+        draw_curve(area, &mut chart, curve, BLUES[i % BLUES.len()])?;
+    }
+    Ok(())
+}
+
+fn text(size: u32, colour: RGBColor, above: VPos) -> TextStyle<'static> {
+    (FONT, size).into_font().color(&colour).pos(Pos::new(HPos::Left, above))
+}
+
+fn draw_axes(chart: &mut Chart) -> Drawn {
+    let style = |size: u32| (FONT, size).into_font().color(&INK);
     chart
         .configure_mesh()
         .bold_line_style(GRID)
         .max_light_lines(0)
         .axis_style(INK)
-        .label_style(text(18, INK))
-        .axis_desc_style(text(20, INK))
+        .label_style(style(18))
+        .axis_desc_style(style(20))
         .x_labels(11)
         .y_labels(7)
         .x_desc("distance T − t (time steps back)")
@@ -129,42 +144,36 @@ fn paint(area: &Area, curves: &[Curve], setup: Setup, seeds: usize) -> Drawn {
         .x_label_formatter(&|d| format!("{d:.0}"))
         .y_label_formatter(&|&power| power_of_ten(power))
         .draw()?;
-
-    let rounding = [(0.0, F32_ROUNDING), (distance as f64, F32_ROUNDING)];
-    chart.draw_series(DashedLineSeries::new(rounding, 3, 5, GREY.into()))?;
-    let note = text(16, GREY).pos(Pos::new(HPos::Left, VPos::Bottom));
-    let (x, y) = chart.backend_coord(&(0.0, F32_ROUNDING));
-    area.draw_text("2⁻²⁴: below, f32 rounds it away beside a 1", &note, (x + 8, y - 4))?;
-
-    let mut blues = BLUES.iter();
-    for curve in curves {
-        let (colour, dash) = match curve.model {
-            Model::Gru(_) => (*blues.next().unwrap_or(&INK), 0),
-            Model::Rnn => (ORANGE, 5),
-        };
-        chart.draw_series([Polygon::new(curve.band(), colour.mix(0.2))])?;
-        let (line, style) = (curve.line(), colour.stroke_width(3));
-        let end = line.last().map(|end| chart.backend_coord(end));
-        match dash {
-            0 => chart.draw_series(LineSeries::new(line, style)).map(|_| ())?,
-            _ => chart.draw_series(DashedLineSeries::new(line, 10, dash, style)).map(|_| ())?,
-        }
-        let Some((x, y)) = end else { continue };
-        // Beside the line's end, and above the axis that it may end on.
-        let y = y.min(chart.backend_coord(&(0.0, FLOOR)).1 - 30);
-        let [name, note] = curve.label();
-        area.draw_text(
-            &name,
-            &text(20, colour).pos(Pos::new(HPos::Left, VPos::Center)),
-            (x + 12, y - 8),
-        )?;
-        area.draw_text(
-            &note,
-            &text(17, INK).pos(Pos::new(HPos::Left, VPos::Center)),
-            (x + 12, y + 14),
-        )?;
-    }
     Ok(())
+}
+
+fn draw_rounding(area: &Area, chart: &mut Chart, distance: f64) -> Drawn {
+    let line = [(0.0, F32_ROUNDING), (distance, F32_ROUNDING)];
+    chart.draw_series(DashedLineSeries::new(line, 3, 5, GREY.into()))?;
+    // Where no line crosses it: past the GRU whose gate is half open, before the RNN.
+    let (x, y) = chart.backend_coord(&(0.56 * distance, F32_ROUNDING));
+    let note = "2⁻²⁴: below, f32 rounds it away beside a 1";
+    Ok(area.draw_text(note, &text(16, GREY, VPos::Bottom), (x, y - 4))?)
+}
+
+/// A curve with its name at its end. `blue` is for a GRU; a plain RNN is orange and dashed.
+fn draw_curve(area: &Area, chart: &mut Chart, curve: &Curve, blue: RGBColor) -> Drawn {
+    let colour = if curve.model == Model::Rnn { ORANGE } else { blue };
+    chart.draw_series([Polygon::new(curve.band(), colour.mix(0.2))])?;
+    let (line, style) = (curve.line(), colour.stroke_width(3));
+    let end = line.last().map(|end| chart.backend_coord(end));
+    if curve.model == Model::Rnn {
+        chart.draw_series(DashedLineSeries::new(line, 10, 5, style))?;
+    } else {
+        chart.draw_series(LineSeries::new(line, style))?;
+    }
+    let Some((x, y)) = end else { return Ok(()) };
+    // A line that leaves the picture has its name above the axis, past its band.
+    let floor = chart.backend_coord(&(0.0, FLOOR)).1;
+    let (x, y) = if y == floor { (x + 26, floor - 32) } else { (x + 12, y) };
+    let [name, note] = curve.label();
+    area.draw_text(&name, &text(20, colour, VPos::Center), (x, y - 8))?;
+    Ok(area.draw_text(&note, &text(17, INK, VPos::Center), (x, y + 14))?)
 }
 
 /// `10⁻⁴`; 1 as itself.
