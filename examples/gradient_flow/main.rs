@@ -221,6 +221,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_product_is_what_one_backward_pass_over_all_steps_gives() {
+        let (params, x) = weights_and_noise(SMALL, 1).unwrap();
+        let (count, hidden) = (7, SMALL.hidden);
+        let norms = norms_of_products(&gru_jacobians(&params, x.view(), count).unwrap());
+        let (before, last) = x.view().split_at(Axis(0), x.dim().0 - count);
+        let h = reference::forward(&params, Batch::new(before)).unwrap().h_n();
+
+        // The same row H times.
+        let x = last.broadcast((hidden, count, 1, SMALL.input)).unwrap();
+        let x = x.index_axis_move(Axis(2), 0).permuted_axes((1, 0, 2));
+        let h0 = h.broadcast((1, hidden, hidden)).unwrap();
+        let dh_n = Array2::eye(hidden).insert_axis(Axis(0));
+        let trace = reference::forward(&params, Batch::new(x).with_h0(h0)).unwrap();
+        let grads = reference::backward(&params, x, &trace, None, Some(dh_n.view())).unwrap();
+        let norm = (grads.h0.iter().map(|v| v * v).sum::<f64>() / hidden as f64).sqrt();
+        assert_abs_diff_eq!(norms[count], norm, epsilon = 1e-12);
+    }
+
     /// σ(1000) is 1 to the last bit, and its slope 0.
     #[test]
     fn a_plain_rnn_is_the_gru_with_both_gates_at_one() {

@@ -8,7 +8,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::{Model, Setup};
 
-const SIZE: (u32, u32) = (1280, 780);
+const SIZE: (u32, u32) = (1280, 800);
 /// Powers of ten, the vertical axis' ends. What falls below is past every use.
 const FLOOR: f64 = -12.0;
 const TOP: f64 = 0.4;
@@ -100,21 +100,21 @@ fn paint(area: &Area, curves: &[Curve], setup: Setup, seeds: usize) -> Drawn {
     // A sheet of its own: readable on a dark page too.
     area.fill(&WHITE)?;
     let Setup { input, hidden, distance } = setup;
-    let title = text(30, INK, VPos::Top);
+    let title = text(34, INK, VPos::Top);
     let title = TextStyle { font: title.font.style(FontStyle::Bold), ..title };
     area.draw_text("A gradient lives on where the update gate stays closed", &title, (24, 18))?;
     let subtitle = format!(
         "h' = (1 − z) ⊙ h + z ⊙ n, by the bias of the update gate z. {hidden} units, orthogonal W_h, \
          {input} inputs of white noise; mean and range of {seeds} seeds."
     );
-    area.draw_text(&subtitle, &text(19, INK, VPos::Top), (24, 58))?;
+    area.draw_text(&subtitle, &text(22, INK, VPos::Top), (24, 62))?;
 
     let mut chart = ChartBuilder::on(area)
         .margin(20)
-        .margin_top(96)
-        .margin_right(170)
-        .x_label_area_size(56)
-        .y_label_area_size(88)
+        .margin_top(104)
+        .margin_right(180)
+        .x_label_area_size(62)
+        .y_label_area_size(96)
         .build_cartesian_2d(0.0..distance as f64, FLOOR..TOP)?;
     draw_axes(&mut chart)?;
     draw_rounding(area, &mut chart, distance as f64)?;
@@ -135,8 +135,8 @@ fn draw_axes(chart: &mut Chart) -> Drawn {
         .bold_line_style(GRID)
         .max_light_lines(0)
         .axis_style(INK)
-        .label_style(style(18))
-        .axis_desc_style(style(20))
+        .label_style(style(21))
+        .axis_desc_style(style(23))
         .x_labels(11)
         .y_labels(7)
         .x_desc("distance T − t (time steps back)")
@@ -151,9 +151,9 @@ fn draw_rounding(area: &Area, chart: &mut Chart, distance: f64) -> Drawn {
     let line = [(0.0, F32_ROUNDING), (distance, F32_ROUNDING)];
     chart.draw_series(DashedLineSeries::new(line, 3, 5, GREY.into()))?;
     // Where no line crosses it: past the GRU whose gate is half open, before the RNN.
-    let (x, y) = chart.backend_coord(&(0.56 * distance, F32_ROUNDING));
+    let (x, y) = chart.backend_coord(&(0.55 * distance, F32_ROUNDING));
     let note = "2⁻²⁴: below, f32 rounds it away beside a 1";
-    Ok(area.draw_text(note, &text(16, GREY, VPos::Bottom), (x, y - 4))?)
+    Ok(area.draw_text(note, &text(19, GREY, VPos::Bottom), (x, y - 4))?)
 }
 
 /// A curve with its name at its end. `blue` is for a GRU; a plain RNN is orange and dashed.
@@ -170,10 +170,10 @@ fn draw_curve(area: &Area, chart: &mut Chart, curve: &Curve, blue: RGBColor) -> 
     let Some((x, y)) = end else { return Ok(()) };
     // A line that leaves the picture has its name above the axis, past its band.
     let floor = chart.backend_coord(&(0.0, FLOOR)).1;
-    let (x, y) = if y == floor { (x + 26, floor - 32) } else { (x + 12, y) };
+    let (x, y) = if y == floor { (x + 26, floor - 36) } else { (x + 12, y) };
     let [name, note] = curve.label();
-    area.draw_text(&name, &text(20, colour, VPos::Center), (x, y - 8))?;
-    Ok(area.draw_text(&note, &text(17, INK, VPos::Center), (x, y + 14))?)
+    area.draw_text(&name, &text(24, colour, VPos::Center), (x, y - 10))?;
+    Ok(area.draw_text(&note, &text(20, INK, VPos::Center), (x, y + 15))?)
 }
 
 /// `10⁻⁴`; 1 as itself.
