@@ -51,7 +51,8 @@
 //! All combinations work, forward and backward, on every device, and so do other functions in the
 //! place of σ and tanh ([`Activation`]). With z overwrites, the gradient through time is
 //! ∂h'/∂h = (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it flows straight
-//! through h.
+//! through h. `examples/gradient_flow` measures how far, by the bias of z and beside a plain RNN, and draws it
+//! (`examples/gradient_flow.svg`).
 //!
 //! Around a step, in this order: a row that is cut here ([`Batch::resets`]) starts from the reset
 //! state; a step past a row's length ([`Batch::lengths`]) leaves h as it is and puts out 0; zoneout
@@ -137,6 +138,7 @@
 //! | `network.rs` | [`Network`]: a GRU with a linear head |
 //! | `learner.rs`, `learner/` | [`Learner`]: a network in training, on the host or an adapter |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
+//! | `examples/` | `gradient_flow`: how much of a gradient is left after many steps, and the picture of it |
 //! | `benches/` | the parts with criterion; a GPU beside cuDNN; what was measured, and what it taught |
 //!
 //! A new format is a file in `formats/` with a feature of its own, a round trip in `tests/roundtrips.rs`,
