@@ -154,7 +154,7 @@ pub struct Learner {
 
 #[derive(Debug)]
 enum Place {
-    Host(OnHost),
+    Host(Box<OnHost>),
     Adapter(Box<OnAdapter>),
 }
 
@@ -221,7 +221,7 @@ impl Learner {
         let place = if device.is_adapter() {
             Place::Adapter(Box::new(OnAdapter::new(&network, &training, &moments).await?))
         } else {
-            Place::Host(OnHost::new(&network, moments)?)
+            Place::Host(Box::new(OnHost::new(&network, moments)?))
         };
         Ok(Self { network, training, gathered: 0, updates, reports: Vec::new(), place })
     }
