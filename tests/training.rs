@@ -4,10 +4,10 @@ mod common;
 
 use common::{adapter, devices, random3};
 use gru_wgpu::{
-    Batch, Clip, Device, Direction, Error, GruConfig, Head, Init, Layout, Learner, Loss, Optimizer,
-    ParamLayout, Params, Schedule, Targets, Training,
+    Adam, Batch, Clip, Device, Direction, Error, GruConfig, Head, Init, Layout, Learner, Loss,
+    Optimizer, ParamLayout, Params, Schedule, Targets, Training,
 };
-use ndarray::{Array2, Array3, ArrayD, Dimension, IxDyn};
+use ndarray::{Array2, Array3, ArrayD, Dimension, Ix3, IxDyn};
 
 /// A task of odd sizes: T 9, B 5, I 3, H 7, C 4.
 struct Task {
@@ -267,5 +267,168 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     for bad in [rate, none, loss] {
         assert!(matches!(bad.validate(), Err(Error::Setting { .. })), "{bad:?}");
         assert!(Learner::new(task.params(), bad, &Device::cpu()).is_err());
+    }
+}
+
+/// A case of `tests/data/generate_training.py`.
+struct Expected(serde_json::Value);
+
+impl Expected {
+    fn all() -> Vec<Self> {
+        let cases: Vec<_> = serde_json::from_str(include_str!("data/training.json")).unwrap();
+        assert_eq!(cases.len(), 15);
+        cases.into_iter().map(Self).collect()
+    }
+
+    fn size(&self, name: &str) -> usize {
+        self.0[name].as_u64().unwrap() as usize
+    }
+
+    fn params(&self, when: &str) -> Params {
+        let two_ways = self.0["bidirectional"].as_bool().unwrap();
+        let config = GruConfig::pytorch(self.size("input"), self.size("hidden"))
+            .with_layers(self.size("layers"))
+            .with_direction(if two_ways { Direction::Both } else { Direction::Forward });
+        let outputs = self.size("output");
+        let head = match self.0["head"].as_str().unwrap() {
+            "steps" => Head::every_step(outputs),
+            "last" => Head::last(outputs),
+            other => panic!("{other}"),
+        };
+        let layout = ParamLayout::with_head(&config, head).unwrap();
+        let mut params = Params::zeros_of(layout).unwrap();
+        let named = self.0[when].as_object().unwrap();
+        assert_eq!(named.len(), params.layout().entries().len());
+        for (name, tensor) in named {
+            params.set(name, array::<f32>(tensor).view()).unwrap();
+        }
+        params
+    }
+
+    fn training(&self) -> Training {
+        let (loss, optimizer) = (&self.0["loss"], &self.0["optimizer"]);
+        let (clip, schedule) = (&self.0["clip"], &self.0["schedule"]);
+        let number = |of: &serde_json::Value, name: &str| of[name].as_f64().unwrap();
+        let loss = match loss["kind"].as_str().unwrap() {
+            "mse" => Loss::MeanSquared,
+            "huber" => Loss::Huber { delta: number(loss, "delta") as f32 },
+            "cross_entropy" => {
+                Loss::CrossEntropy { ignore: Some(number(loss, "ignore_index") as i32) }
+            }
+            other => panic!("{other}"),
+        };
+        let weight_decay = number(optimizer, "weight_decay");
+        let adam = || Adam {
+            beta1: number(optimizer, "beta1"),
+            beta2: number(optimizer, "beta2"),
+            epsilon: number(optimizer, "eps"),
+            weight_decay,
+        };
+        let optimizer = match optimizer["kind"].as_str().unwrap() {
+            "sgd" => Optimizer::Sgd { momentum: number(optimizer, "momentum"), weight_decay },
+            "adam" => Optimizer::Adam(adam()),
+            "adamw" => Optimizer::AdamW(adam()),
+            other => panic!("{other}"),
+        };
+        let clip = match clip["kind"].as_str().unwrap() {
+            "none" => Clip::None,
+            "norm" => Clip::Norm(number(clip, "max_norm") as f32),
+            "value" => Clip::Value(number(clip, "max") as f32),
+            other => panic!("{other}"),
+        };
+        let count = |name| number(schedule, name) as u64;
+        let schedule = match schedule["kind"].as_str().unwrap() {
+            "constant" => Schedule::Constant,
+            "cosine" => Schedule::Cosine {
+                warmup: count("warm_up"),
+                updates: count("steps"),
+                last: number(schedule, "floor"),
+            },
+            "step" => Schedule::Steps { every: count("every"), factor: number(schedule, "factor") },
+            other => panic!("{other}"),
+        };
+        Training::new(loss, optimizer, self.0["rate"].as_f64().unwrap())
+            .with_clip(clip)
+            .with_schedule(schedule)
+            .with_accumulation(self.size("accumulate"))
+    }
+
+    /// Ten updates.
+    fn train(&self, learner: &mut Learner) {
+        let batches = self.0["batches"].as_array().unwrap();
+        for at in 0..10 * self.size("accumulate") {
+            let batch = &batches[at % batches.len()];
+            let x = array::<f32>(&batch["x"]).into_dimensionality::<Ix3>().unwrap();
+            let lengths: Vec<_> = batch["lengths"].as_array().unwrap().iter().collect();
+            let lengths: Vec<_> = lengths.iter().map(|n| n.as_u64().unwrap() as usize).collect();
+            let batch_of = Batch::new(x.view()).with_lengths(&lengths);
+            let targets = &batch["targets"];
+            if self.0["loss"]["kind"] == "cross_entropy" {
+                let classes = array::<i32>(targets);
+                learner.step(batch_of, Targets::Classes(classes.view())).unwrap();
+            } else {
+                let values = array::<f32>(targets);
+                learner.step(batch_of, Targets::Values(values.view())).unwrap();
+            }
+        }
+    }
+}
+
+trait FromF64 {
+    fn from_f64(value: f64) -> Self;
+}
+
+impl FromF64 for f32 {
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+}
+
+impl FromF64 for i32 {
+    fn from_f64(value: f64) -> Self {
+        value as i32
+    }
+}
+
+fn array<A: FromF64>(tensor: &serde_json::Value) -> ArrayD<A> {
+    let numbers = |key: &str| tensor[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap());
+    let shape: Vec<_> = numbers("shape").map(|v| v as usize).collect();
+    let data: Vec<_> = numbers("data").map(|v| A::from_f64(v)).collect();
+    ArrayD::from_shape_vec(IxDyn(&shape), data).unwrap()
+}
+
+/// The losses, the norms and the parameters after ten updates, on both devices.
+#[test]
+fn pytorch_takes_the_same_ten_steps() {
+    for case in Expected::all() {
+        let name = case.0["name"].as_str().unwrap();
+        let training = case.training();
+        let numbers = |key: &str| -> Vec<f64> {
+            case.0[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+        };
+        for (step, rate) in (0..).zip(numbers("rates")) {
+            assert!((training.rate(step) - rate).abs() < 1e-12 * rate, "{name}: rate of {step}");
+        }
+        let after = case.params("after");
+        for device in devices() {
+            let name = format!("{name} on {device}");
+            let mut learner = Learner::new(case.params("before"), training, &device).unwrap();
+            case.train(&mut learner);
+            let reports = learner.reports().unwrap();
+            assert_eq!(reports.len(), 10, "{name}");
+            let expected = numbers("losses").into_iter().zip(numbers("norms"));
+            for (report, (loss, norm)) in reports.iter().zip(expected) {
+                let close = |a: f32, b: f64| (f64::from(a) - b).abs() < 2e-6 * b.abs().max(1.0);
+                assert!(close(report.loss, loss), "{name}: {report:?}, expected loss {loss}");
+                assert!(close(report.norm, norm), "{name}: {report:?}, expected norm {norm}");
+            }
+            let state = learner.state().unwrap();
+            for ((name_of, got), (_, expected)) in state.params.iter().zip(after.iter()) {
+                for (got, expected) in got.iter().zip(&expected) {
+                    let gap = (got - expected).abs();
+                    assert!(gap < 4e-6, "{name}: {name_of} is {got}, expected {expected}");
+                }
+            }
+        }
     }
 }
