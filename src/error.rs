@@ -64,6 +64,10 @@ pub enum Error {
         outputs: usize,
     },
 
+    /// There is nothing to train on.
+    #[error("there are no examples to train on")]
+    NoExamples,
+
     /// No row of a batch counts: all are padding or to be ignored.
     #[error("no target of this batch counts: all rows are padding or of the ignored class")]
     NoTarget,

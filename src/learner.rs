@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::config::Shape;
 use crate::device::Device;
 use crate::error::{Error, Result, check_shape};
-use crate::network::{Network, head_of};
+use crate::network::{Evaluation, Network, head_of};
 use crate::objective::{Loss, Targets, Wanted};
 use crate::optim::{Clip, Moments, Optimizer, Schedule};
 use crate::options::Options;
@@ -232,6 +232,11 @@ impl Learner {
         Self { network: self.network.with_options(options), ..self }
     }
 
+    /// What is trained. On an adapter its parameters are those that training started from.
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
     /// How it is trained.
     pub fn training(&self) -> &Training {
         &self.training
@@ -294,6 +299,30 @@ impl Learner {
             return Ok(());
         }
         self.update(wait).await
+    }
+
+    /// The update of the batches that have come, though they are fewer than make one: their gradients count
+    /// as if the missing ones' were 0. Where none has come, nothing happens.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn flush(&mut self) -> Result<()> {
+        pollster::block_on(self.run_flush(Wait::Block))
+    }
+
+    /// As [`Self::flush`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub async fn flush_async(&mut self) -> Result<()> {
+        self.run_flush(Wait::Async).await
+    }
+
+    async fn run_flush(&mut self, wait: Wait) -> Result<()> {
+        match std::mem::take(&mut self.gathered) {
+            0 => Ok(()),
+            _ => self.update(wait).await,
+        }
     }
 
     async fn update(&mut self, wait: Wait) -> Result<()> {
@@ -365,6 +394,18 @@ impl Learner {
     /// As [`Self::forward`].
     pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
         self.network.forward_async(batch).await
+    }
+
+    /// How the network as it is now does on a batch, without dropout: as [`Network::evaluate`].
+    ///
+    /// # Errors
+    /// As [`Network::evaluate`].
+    pub fn evaluate<'b, 't>(
+        &self,
+        batch: impl Into<Batch<'b>>,
+        targets: impl Into<Targets<'t>>,
+    ) -> Result<Evaluation> {
+        self.network.evaluate(&self.training.loss, batch, targets)
     }
 
     /// Waits for all that was queued and takes what training can go on from. Batches of an update that is

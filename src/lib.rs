@@ -137,6 +137,7 @@
 //! | `optim.rs` | [`Optimizer`], [`Clip`], [`Schedule`] |
 //! | `network.rs` | [`Network`]: a GRU with a linear head |
 //! | `learner.rs`, `learner/` | [`Learner`]: a network in training, on the host or an adapter |
+//! | `trainer.rs`, `trainer/` | [`Trainer`]: epochs over [`Example`]s, validated |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
 //! | `examples/` | `gradient_flow`: how much of a gradient is left after many steps, and the picture of it |
 //! | `benches/` | the parts with criterion; a GPU beside cuDNN; what was measured, and what it taught |
@@ -198,6 +199,7 @@ mod runner;
 mod session;
 mod state;
 mod stream;
+mod trainer;
 mod transfer;
 
 pub use adapter::AdapterInfo;
@@ -208,7 +210,7 @@ pub use embed::{Buffers, ForwardPass};
 pub use error::{Error, Result};
 pub use gru::{Gru, Output, Tape};
 pub use learner::{Learner, LearnerState, Report, Training};
-pub use network::Network;
+pub use network::{Evaluation, Network};
 pub use objective::{Head, Loss, Over, Targets};
 pub use optim::{Adam, Clip, Moments, Optimizer, Schedule};
 pub use options::{Options, Recurrence};
@@ -216,6 +218,7 @@ pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 pub use profile::{Clock, KernelTime, Profile};
 pub use state::State;
 pub use stream::Stream;
+pub use trainer::{Best, Ended, Event, Example, Position, Regime, Target, Trainer};
 pub use wgpu;
 
 /// README's example is a test.

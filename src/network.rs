@@ -8,7 +8,7 @@ use crate::cpu;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gru::{Gru, upload_run};
-use crate::objective::{Head, Over};
+use crate::objective::{Head, Loss, Over, Targets, Wanted};
 use crate::options::Options;
 use crate::params::{ParamLayout, Params};
 use crate::plan::{Mode, Purpose};
@@ -93,6 +93,27 @@ impl Network {
     /// As [`Self::forward`].
     pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
         self.run(batch.into(), Wait::Async).await
+    }
+
+    /// How its outputs for a batch do against these targets, without dropout.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or
+    /// [`Error::NoTarget`] when the targets do not fit.
+    pub fn evaluate<'b, 't>(
+        &self,
+        loss: &Loss,
+        batch: impl Into<Batch<'b>>,
+        targets: impl Into<Targets<'t>>,
+    ) -> Result<Evaluation> {
+        let (batch, targets) = (batch.into(), targets.into());
+        let shape = batch.check(self.gru.config())?;
+        let wanted = Wanted::new(&self.head, loss, shape, batch.lengths, &targets, 1.0)?;
+        let mut outputs = self.forward(batch)?;
+        let outputs = outputs.as_slice_mut().expect("standard layout");
+        let correct = wanted.correct(outputs);
+        let loss = wanted.differentiate(loss, outputs);
+        Ok(Evaluation { counted: wanted.counted(), loss, correct })
     }
 
     async fn run(&self, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
@@ -182,6 +203,45 @@ impl<'a> Linear<'a> {
     /// Of rows of features, rows of outputs.
     pub fn forward(&self, features: ArrayView2<'_, f32>) -> Array2<f32> {
         features.dot(&self.weight.t()) + self.bias
+    }
+}
+
+/// How a network does on some targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// Rows of outputs that count.
+    pub counted: usize,
+    /// Their mean loss.
+    pub loss: f64,
+    /// Of classes, how many rows' largest output is that of their class.
+    pub correct: Option<usize>,
+}
+
+impl Evaluation {
+    /// The share of rows that are correct, of classes.
+    pub fn accuracy(&self) -> Option<f64> {
+        self.correct.map(|correct| correct as f64 / self.counted as f64)
+    }
+
+    /// By accuracy where there is one, then by loss.
+    pub fn is_better_than(&self, other: &Self) -> bool {
+        let (now, then) = (self.accuracy(), other.accuracy());
+        now > then || (now == then && self.loss < other.loss)
+    }
+}
+
+/// Of all rows together.
+impl std::ops::AddAssign for Evaluation {
+    fn add_assign(&mut self, more: Self) {
+        let sum = self.loss * self.counted as f64 + more.loss * more.counted as f64;
+        // The first ones say whether there are classes.
+        self.correct = match (self.counted, self.correct) {
+            (0, _) => more.correct,
+            (_, correct) => correct.zip(more.correct).map(|(a, b)| a + b),
+        };
+        self.counted += more.counted;
+        self.loss = if self.counted == 0 { 0.0 } else { sum / self.counted as f64 };
     }
 }
 

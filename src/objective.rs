@@ -205,6 +205,24 @@ impl Wanted {
         Ok(Self { targets, weights })
     }
 
+    /// Rows that count.
+    pub fn counted(&self) -> usize {
+        self.weights.iter().filter(|&&weight| weight != 0.0).count()
+    }
+
+    /// Of classes, how many rows that count have their largest output there.
+    pub fn correct(&self, outputs: &[f32]) -> Option<usize> {
+        let Wants::Classes(classes) = &self.targets else { return None };
+        let rows = outputs.chunks_exact(outputs.len() / self.weights.len());
+        let is_correct = |((row, &class), &weight): ((&[f32], &u32), &f32)| {
+            let own = row[class as usize];
+            // The first of several largest.
+            let first = row[..class as usize].iter().all(|&other| other < own);
+            weight != 0.0 && first && row[class as usize..].iter().all(|&other| other <= own)
+        };
+        Some(rows.zip(classes).zip(&self.weights).filter(|&row| is_correct(row)).count())
+    }
+
     /// The loss of `outputs` `[rows, C]`, which become its gradient.
     pub fn differentiate<F: NdFloat>(&self, loss: &Loss, outputs: &mut [F]) -> f64 {
         let width = outputs.len() / self.weights.len();
