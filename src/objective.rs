@@ -139,6 +139,15 @@ impl Wanted {
         Ok(Self { targets, weights })
     }
 
+    /// Numbers and words of it.
+    pub fn len(&self) -> usize {
+        let targets = match &self.targets {
+            Wants::Values(values) => values.len(),
+            Wants::Classes(classes) => classes.len(),
+        };
+        targets + self.weights.len()
+    }
+
     /// Rows that count.
     pub fn counted(&self) -> usize {
         self.weights.iter().filter(|&&weight| weight != 0.0).count()
