@@ -47,7 +47,8 @@ class Task:
 
 TASKS = {
     "vowels": Task(
-        "japanese_vowels", "sequence", [f"f{i}" for i in range(1, 13)], "label", False, {"batch": 16, "rate": 0.003, "epochs": 40}
+        "japanese_vowels", "sequence", [f"f{i}" for i in range(1, 13)], "label", False,
+        {"batch": 16, "rate": 0.003, "epochs": 40},
     ),
     "phonemes": Task("phonemes", "word", ["letter"], "phoneme", True, {"batch": 64, "rate": 0.005, "epochs": 20}),
 }
@@ -192,7 +193,8 @@ def parse():
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--clip", type=float, default=1.0, help="the largest norm of the gradient")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--threads", type=int, default=1, help="(1: on a machine that others use too, threads that wait for each other are many times slower)")
+    more_help = "(1: on a machine that others use too, threads that wait for each other are many times slower)"
+    parser.add_argument("--threads", type=int, default=1, help=more_help)
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     for name, value in TASKS[options.task].defaults.items():
