@@ -119,7 +119,6 @@ fn a_run_goes_on_from_its_file_bit_for_bit() {
             now = Trainer::from_checkpoint(read, &device).unwrap();
         }
         assert_eq!(stops[..4], [(0, 32, 0), (0, 64, 0), (0, 71, 0), (1, 0, 0)], "on {device}");
-        eprintln!("{stops:?}");
         assert_eq!(stops.last().unwrap().2, 2);
         assert_eq!(losses, other_losses);
         assert!(whole.best.is_some_and(|best| best.params != whole.state.params));
