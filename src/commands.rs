@@ -1,5 +1,6 @@
 //! The commands of the program, a file each.
 
+pub mod arguments;
 pub mod bench;
 pub mod check;
 pub mod convert;
@@ -9,4 +10,6 @@ pub mod info;
 pub mod model;
 pub mod output;
 pub mod plot;
+pub mod progress;
 pub mod run;
+pub mod sheet;

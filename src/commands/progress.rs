@@ -1,0 +1,96 @@
+//! How training goes, while it goes: a bar on a terminal, a line an epoch elsewhere.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+
+use super::output::note;
+
+pub struct Progress {
+    bar: ProgressBar,
+    start: Instant,
+    epochs: usize,
+    unit: &'static str,
+    epoch: usize,
+    /// Since the start, to tell the rate; what an earlier run did is not in it.
+    done: usize,
+    /// Of the epoch: the examples, and of their losses the sum and the weight.
+    seen: usize,
+    loss: (f64, usize),
+}
+
+impl Progress {
+    /// Over so many examples, called `unit`, in so many epochs.
+    pub fn new(total: u64, epochs: usize, unit: &'static str) -> Result<Self> {
+        let bar = ProgressBar::new(total);
+        let style = "{prefix} {bar:30} {percent:>3} %  {msg}  {per_sec:>14}  {eta} left";
+        bar.set_style(ProgressStyle::with_template(style)?.with_key(
+            "per_sec",
+            move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                // A bar cannot report that its text would not format.
+                let _ = write!(out, "{:.0} {unit}/s", state.per_sec());
+            },
+        ));
+        let start = Instant::now();
+        Ok(Self { bar, start, epochs, unit, epoch: 0, done: 0, seen: 0, loss: (0.0, 0) })
+    }
+
+    /// Where an earlier run stood: in `epoch`, of which so many examples are done, of so many in all.
+    pub fn set(&mut self, epoch: usize, seen: usize, all: u64, loss: (f64, usize)) {
+        (self.epoch, self.seen, self.loss) = (epoch, seen, loss);
+        self.bar.set_position(all);
+        self.bar.reset_eta();
+        self.show();
+    }
+
+    /// More examples of an epoch, and the sum of their losses with its weight.
+    pub fn add(&mut self, epoch: usize, count: usize, loss: f64, weight: usize) {
+        if epoch != self.epoch {
+            (self.epoch, self.seen, self.loss) = (epoch, 0, (0.0, 0));
+        }
+        self.done += count;
+        self.seen += count;
+        self.loss = (self.loss.0 + loss, self.loss.1 + weight);
+        self.show();
+        self.bar.inc(count as u64);
+    }
+
+    fn show(&self) {
+        self.bar.set_prefix(self.prefix());
+        self.bar.set_message(format!("loss {:.5}", self.loss()));
+    }
+
+    fn prefix(&self) -> String {
+        format!("epoch {:>3}/{}", (self.epoch + 1).min(self.epochs), self.epochs)
+    }
+
+    fn loss(&self) -> f64 {
+        self.loss.0 / self.loss.1.max(1) as f64
+    }
+
+    /// Examples of the epoch so far.
+    pub fn seen(&self) -> usize {
+        self.seen
+    }
+
+    /// A line where there is no bar, with what else is to be said of the epoch.
+    pub fn end_epoch(&self, more: &str) {
+        if self.bar.is_hidden() {
+            let rate = self.done as f64 / self.start.elapsed().as_secs_f64();
+            let (prefix, loss, unit) = (self.prefix(), self.loss(), self.unit);
+            note(format_args!("{prefix}  loss {loss:.5}{more}  {rate:.0} {unit}/s"));
+        }
+    }
+
+    /// Takes the bar away; says how long it stood.
+    pub fn finish(self) -> HumanDuration {
+        self.bar.finish_and_clear();
+        HumanDuration(self.start.elapsed())
+    }
+
+    /// Since the start.
+    pub fn seconds(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
+    }
+}
