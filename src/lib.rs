@@ -138,6 +138,7 @@
 //! | `network.rs` | [`Network`]: a GRU with a linear head |
 //! | `learner.rs`, `learner/` | [`Learner`]: a network in training, on the host or an adapter |
 //! | `trainer.rs`, `trainer/` | [`Trainer`]: epochs over [`Example`]s, validated |
+//! | `checkpoint.rs`, `checkpoint/` | [`Checkpoint`]: all that training goes on from, in a file |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
 //! | `examples/` | `gradient_flow`: how much of a gradient is left after many steps, and the picture of it |
 //! | `benches/` | the parts with criterion; a GPU beside cuDNN; what was measured, and what it taught |
@@ -176,6 +177,8 @@
 mod adapter;
 mod batch;
 pub mod check;
+#[cfg(feature = "safetensors")]
+mod checkpoint;
 mod config;
 mod cpu;
 mod device;
@@ -204,6 +207,8 @@ mod transfer;
 
 pub use adapter::AdapterInfo;
 pub use batch::Batch;
+#[cfg(feature = "safetensors")]
+pub use checkpoint::Checkpoint;
 pub use config::{Activation, Bias, Direction, GruConfig, Layout, Reset, Shape, Update};
 pub use device::{Device, DeviceKind};
 pub use embed::{Buffers, ForwardPass};

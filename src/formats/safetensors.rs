@@ -126,6 +126,26 @@ pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
     save_tensors(path.as_ref(), params.iter(), Some([config].into()))
 }
 
+/// Writes a network's parameters, which have a head, such that PyTorch's `load_state_dict` takes them for a
+/// module with an `nn.GRU` called `gru` and an `nn.Linear` called `head`. What the head reads is in the
+/// metadata with the configuration.
+///
+/// # Errors
+/// [`Error::Conflict`] when there is no head, [`Error::Io`].
+pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
+    let _ = (path, params);
+    unimplemented!()
+}
+
+/// Reads what [`save_network`] wrote.
+///
+/// # Errors
+/// As [`load`], and [`Error::Format`] when there is no head.
+pub fn load_network(path: impl AsRef<Path>, options: &Options) -> Result<Params> {
+    let _ = (path, options);
+    unimplemented!()
+}
+
 /// Writes the gradient of every parameter under its name, of x as `input` and of h0 as `h0`.
 ///
 /// # Errors
