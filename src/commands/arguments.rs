@@ -4,7 +4,7 @@ use std::num::IntErrorKind;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use gru_wgpu::{GruConfig, Reset};
+use gru_wgpu::{Direction, GruConfig, Reset};
 use ndarray::NdFloat;
 
 /// Where the reset gate acts.
@@ -21,6 +21,25 @@ impl ResetWord {
         match self {
             Self::After => GruConfig::pytorch(input, hidden),
             Self::Before => GruConfig::new(input, hidden).with_reset(Reset::Before),
+        }
+    }
+}
+
+/// Which way a sequence is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DirectionWord {
+    Forward,
+    Reverse,
+    Both,
+}
+
+impl From<DirectionWord> for Direction {
+    fn from(word: DirectionWord) -> Self {
+        match word {
+            DirectionWord::Forward => Self::Forward,
+            DirectionWord::Reverse => Self::Reverse,
+            DirectionWord::Both => Self::Both,
         }
     }
 }
@@ -52,10 +71,17 @@ pub fn share(text: &str) -> Result<f64> {
 }
 
 /// The same, or nothing.
-pub fn share_or_zero(text: &str) -> Result<f64> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
+pub fn share_or_zero<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
+    match text.parse::<F>() {
+        Ok(value) if (F::zero()..F::one()).contains(&value) => Ok(value),
         _ => bail!("expected a number of at least 0 and below 1"),
+    }
+}
+
+pub fn at_least_zero(text: &str) -> Result<f64> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => bail!("expected a finite number of at least 0"),
     }
 }
 

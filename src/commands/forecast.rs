@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use gru_wgpu::DeviceKind;
 use gru_wgpu::formats::{quote, write_whole};
+use indicatif::HumanDuration;
 use ndarray::Array2;
 
 use super::arguments::{at_least_one, delimiter, positive, share, yes_or_no};
@@ -190,13 +191,14 @@ fn train(
     let total = (recipe.epochs as u64).saturating_mul(origins.len() as u64);
     let mut progress = Progress::new(total, recipe.epochs, "windows")?;
     let losses = model.train(windows, origins, recipe, |epoch, count, loss| {
-        progress.add(epoch, count, f64::from(loss) * count as f64, count);
+        progress.add(epoch, count, loss);
         if progress.seen() == origins.len() {
             progress.end_epoch("");
         }
     })?;
     let last = losses.last().copied().unwrap_or(f32::NAN);
-    note(format_args!("trained in {}, loss {last:.5}", progress.finish()));
+    progress.clear();
+    note(format_args!("trained in {}, loss {last:.5}", HumanDuration(progress.elapsed())));
     Ok(losses)
 }
 

@@ -1,9 +1,9 @@
 //! How training goes, while it goes: a bar on a terminal, a line an epoch elsewhere.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::output::note;
 
@@ -13,9 +13,9 @@ pub struct Progress {
     epochs: usize,
     unit: &'static str,
     epoch: usize,
-    /// Since the start, to tell the rate; what an earlier run did is not in it.
+    /// Examples since the start: what an earlier run did is not among them.
     done: usize,
-    /// Of the epoch: the examples, and of their losses the sum and the weight.
+    /// Of the epoch, the examples, and of their losses the sum and its weight.
     seen: usize,
     loss: (f64, usize),
 }
@@ -36,24 +36,30 @@ impl Progress {
         Ok(Self { bar, start, epochs, unit, epoch: 0, done: 0, seen: 0, loss: (0.0, 0) })
     }
 
-    /// Where an earlier run stood: in `epoch`, of which so many examples are done, of so many in all.
-    pub fn set(&mut self, epoch: usize, seen: usize, all: u64, loss: (f64, usize)) {
+    /// Where an earlier run stood: in `epoch`, of whose `all` examples so many are done, with the sum of
+    /// their losses and its weight.
+    pub fn start_at(&mut self, epoch: usize, seen: usize, all: usize, loss: (f64, usize)) {
         (self.epoch, self.seen, self.loss) = (epoch, seen, loss);
-        self.bar.set_position(all);
+        self.bar.set_position((epoch as u64).saturating_mul(all as u64) + seen as u64);
         self.bar.reset_eta();
+        self.start = Instant::now();
         self.show();
     }
 
-    /// More examples of an epoch, and the sum of their losses with its weight.
-    pub fn add(&mut self, epoch: usize, count: usize, loss: f64, weight: usize) {
-        if epoch != self.epoch {
-            (self.epoch, self.seen, self.loss) = (epoch, 0, (0.0, 0));
-        }
-        self.done += count;
-        self.seen += count;
-        self.loss = (self.loss.0 + loss, self.loss.1 + weight);
+    /// Where it stands.
+    pub fn reach(&mut self, epoch: usize, seen: usize, loss: (f64, usize)) {
+        let before = if epoch == self.epoch { self.seen } else { 0 };
+        (self.epoch, self.seen, self.loss) = (epoch, seen, loss);
+        self.done += seen - before;
         self.show();
-        self.bar.inc(count as u64);
+        self.bar.inc((seen - before) as u64);
+    }
+
+    /// The same by what has come since, whose mean loss this is.
+    pub fn add(&mut self, epoch: usize, count: usize, loss: f32) {
+        let (seen, sum) = if epoch == self.epoch { (self.seen, self.loss.0) } else { (0, 0.0) };
+        let (seen, sum) = (seen + count, sum + f64::from(loss) * count as f64);
+        self.reach(epoch, seen, (sum, seen));
     }
 
     fn show(&self) {
@@ -83,14 +89,13 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away; says how long it stood.
-    pub fn finish(self) -> HumanDuration {
+    /// Takes the bar away.
+    pub fn clear(&self) {
         self.bar.finish_and_clear();
-        HumanDuration(self.start.elapsed())
     }
 
     /// Since the start.
-    pub fn seconds(&self) -> f64 {
-        self.start.elapsed().as_secs_f64()
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
     }
 }
