@@ -1,5 +1,7 @@
 //! The one error type. Every message says what was expected and what came.
 
+use std::ops::Range;
+
 /// What can go wrong, one variant a cause.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -74,8 +76,8 @@ pub enum Error {
 
     /// Training met a loss or a gradient that is not finite. The parameters are still those before.
     #[error(
-        "step {step} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
-         {parameter}"
+        "step {step}{} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
+         {parameter}", describe_made_from(made_from.as_deref())
     )]
     Diverged {
         /// The update, counted from 0.
@@ -88,6 +90,8 @@ pub enum Error {
         largest: f32,
         /// The parameter that it belongs to.
         parameter: String,
+        /// What the update was made from, where a [`Trainer`](crate::Trainer) made it.
+        made_from: Option<Box<MadeFrom>>,
     },
 
     /// A training run of a model with dropout or zoneout came without a seed to draw from.
@@ -265,6 +269,18 @@ pub enum Error {
     NoGradient,
 }
 
+/// What an update of a [`Trainer`](crate::Trainer) was made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MadeFrom {
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// Its batches, counted from 0 in the epoch.
+    pub batches: Range<usize>,
+    /// All their examples, by their places in what the trainer was given.
+    pub examples: Vec<usize>,
+}
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -274,6 +290,20 @@ fn describe_adapters(found: &[String]) -> String {
     } else {
         format!("this machine shows {}", found.join(", "))
     }
+}
+
+fn describe_made_from(made_from: Option<&MadeFrom>) -> String {
+    const MOST: usize = 20;
+    let Some(MadeFrom { epoch, batches, examples }) = made_from else { return String::new() };
+    let batches = match batches.len() {
+        1 => format!("batch {}", batches.start),
+        _ => format!("batches {} to {}", batches.start, batches.end.saturating_sub(1)),
+    };
+    let mut listed: Vec<_> = examples.iter().take(MOST).map(ToString::to_string).collect();
+    if examples.len() > MOST {
+        listed.push(format!("{} more", examples.len() - MOST));
+    }
+    format!(" (epoch {epoch}, {batches}, of examples {})", listed.join(", "))
 }
 
 fn describe_choice(of: &str, asked: Option<&str>, found: &[String], by: &str) -> String {

@@ -8,6 +8,8 @@
 //! |---|---|---|---|
 //! | PyTorch, Keras, ONNX, MLX, Flax, as arrays | | [`Cell`] | [`Cell`] |
 //! | safetensors: PyTorch's state dicts, our own files | `safetensors` | `safetensors::load` | `safetensors::save` |
+//! | the same with a linear head | `safetensors` | `safetensors::load_network` | `safetensors::save_network` |
+//! | the same in the middle of training | `safetensors` | `Checkpoint::read` | `Checkpoint::write` |
 //! | ONNX: the GRU nodes of any model | `onnx` | `onnx::load` | `onnx::save` |
 //! | `.npz`: weights by name | `npy` | `npz::load` | `npz::save` |
 //! | `.npy`: data | `npy` | `npy::load` | `npy::save` |
@@ -24,7 +26,7 @@
 
 mod cell;
 #[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
-mod files;
+pub(crate) mod files;
 #[cfg(feature = "npy")]
 pub mod npy;
 #[cfg(feature = "npy")]
@@ -36,7 +38,7 @@ pub mod onnx;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 #[cfg(any(feature = "onnx", feature = "safetensors"))]
-mod words;
+pub(crate) mod words;
 
 pub use crate::error::quote;
 pub use cell::{Cell, FlaxCell, MlxCell};

@@ -325,6 +325,11 @@ impl Learner {
         }
     }
 
+    /// Leaves out the batches of an update that is not yet full.
+    pub(crate) fn forget(&mut self) {
+        self.gathered = 0;
+    }
+
     async fn update(&mut self, wait: Wait) -> Result<()> {
         let Self { network, training, updates, place, .. } = self;
         let step = *updates;
@@ -350,7 +355,8 @@ impl Learner {
                 self.updates = step;
                 let name = self.network.params().layout().name_at(place);
                 let parameter = name.unwrap_or("no parameter").to_owned();
-                return Err(Error::Diverged { step, loss, norm, largest, parameter });
+                let made_from = None;
+                return Err(Error::Diverged { step, loss, norm, largest, parameter, made_from });
             }
             self.reports.push(Report { step, loss, norm });
         }

@@ -212,7 +212,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{Activation, Bias, Direction, GruConfig, Layout, Reset, Shape, Update};
 pub use device::{Device, DeviceKind};
 pub use embed::{Buffers, ForwardPass};
-pub use error::{Error, Result};
+pub use error::{Error, MadeFrom, Result};
 pub use gru::{Gru, Output, Tape};
 pub use learner::{Learner, LearnerState, Report, Training};
 pub use network::{Evaluation, Network};

@@ -18,8 +18,8 @@ use crate::objective::Head;
 /// alignment that WebGPU lets a device ask for, so that a range can be bound on its own.
 const ALIGN: usize = 64;
 
-const HEAD_WEIGHT: &str = "head.weight";
-const HEAD_BIAS: &str = "head.bias";
+pub(crate) const HEAD_WEIGHT: &str = "head.weight";
+pub(crate) const HEAD_BIAS: &str = "head.bias";
 
 /// One named tensor inside the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +125,17 @@ impl ParamLayout {
     pub(crate) fn name_at(&self, element: usize) -> Option<&str> {
         let entry = self.entries.iter().find(|entry| entry.range.contains(&element))?;
         Some(&entry.name)
+    }
+
+    /// The tensors of a flat buffer laid out like this, with their names, in the buffer's order.
+    pub(crate) fn named<'a, F>(
+        &'a self,
+        flat: &'a [F],
+    ) -> impl Iterator<Item = (&'a str, ArrayViewD<'a, F>)> {
+        self.entries.iter().map(|entry| {
+            let view = ArrayViewD::from_shape(IxDyn(&entry.shape), &flat[entry.range.clone()]);
+            (entry.name.as_str(), view.expect("a range holds exactly its shape"))
+        })
     }
 
     /// Where the head's weight and bias lie. Of a layout with a head.
@@ -258,6 +269,12 @@ impl<F: NdFloat> Params<F> {
         Self { layout, flat }
     }
 
+    /// The flat buffer alone.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn into_flat(self) -> Vec<F> {
+        self.flat
+    }
+
     /// Where each parameter lies.
     pub fn layout(&self) -> &ParamLayout {
         &self.layout
@@ -308,10 +325,7 @@ impl<F: NdFloat> Params<F> {
 
     /// Every parameter with its name, in the buffer's order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, ArrayViewD<'_, F>)> {
-        self.layout.entries.iter().map(|entry| {
-            let view = ArrayViewD::from_shape(IxDyn(&entry.shape), &self.flat[entry.range.clone()]);
-            (entry.name.as_str(), view.expect("a range holds exactly its shape"))
-        })
+        self.layout.named(&self.flat)
     }
 
     /// The same numbers in another precision.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, MadeFrom, Result};
 use crate::learner::{Learner, Report};
 use crate::network::{Evaluation, Network};
 use crate::params::Params;
@@ -219,8 +219,9 @@ impl Trainer {
     /// listens, the trainer may be asked for all that training goes on from.
     ///
     /// # Errors
-    /// [`Error::NoExamples`] and [`Error::Shape`] when the examples do not fit, [`Error::Diverged`], whatever
-    /// `listen` returns, and as [`Learner::step`].
+    /// [`Error::NoExamples`] and [`Error::Shape`] when the examples do not fit, [`Error::Diverged`] with the
+    /// batch that did, whatever `listen` returns, and as [`Learner::step`]. After an error the trainer stands
+    /// where the last good update left it, and may be asked for what training goes on from.
     pub fn run(
         &mut self,
         train: &[Example],
@@ -254,29 +255,67 @@ impl Trainer {
         listen: &mut impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
         let Regime { batch, seed, .. } = self.regime;
-        let epoch = self.position.epoch;
-        let order = order(train, batch, seed, epoch);
+        let order = order(train, batch, seed, self.position.epoch);
         let between = LOOK_EVERY.saturating_mul(self.learner.training().accumulation);
         while self.position.batch < order.len() {
-            let first = self.position.batch;
-            let end = (first + between).min(order.len());
-            for (at, rows) in (first..end).zip(&order[first..end]) {
-                let padded = Padded::new(rows.iter().map(|&row| &train[row]));
-                let drawn = padded.batch().with_seed(noise_seed(seed, epoch, at));
-                self.learner.step(drawn, padded.targets())?;
-            }
-            if end == order.len() {
-                self.learner.flush()?;
-            }
-            let reports = self.learner.reports()?;
-            self.position.batch = end;
-            self.position.loss.0 += reports.iter().map(|r| f64::from(r.loss)).sum::<f64>();
-            self.position.loss.1 += reports.len();
+            let end = self.position.batch.saturating_add(between).min(order.len());
+            let reports = self.updates(train, &order, end)?;
             if listen(self, &Event::Updates(&reports))?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// The updates of an epoch's batches up to `end`. After an error the position is that of the first batch
+    /// of the update that it stopped: what went before has moved the parameters and counts.
+    fn updates(
+        &mut self,
+        train: &[Example],
+        order: &[Vec<usize>],
+        end: usize,
+    ) -> Result<Vec<Report>> {
+        let (first, before) = (self.position.batch, self.learner.updates());
+        let stepped = self.steps(train, order, end);
+        let (told, reports) = match self.learner.reports() {
+            Ok(reports) => (Ok(()), reports),
+            // Those before it.
+            Err(error) => (Err(error), self.learner.reports().unwrap_or_default()),
+        };
+        self.learner.forget();
+        let made =
+            usize::try_from(self.learner.updates().saturating_sub(before)).unwrap_or(usize::MAX);
+        let accumulation = self.learner.training().accumulation;
+        self.position.batch = made.saturating_mul(accumulation).saturating_add(first).min(end);
+        self.position.loss.0 += reports.iter().map(|r| f64::from(r.loss)).sum::<f64>();
+        self.position.loss.1 += reports.len();
+        // What was told of came first.
+        match told.and(stepped) {
+            Ok(()) => Ok(reports),
+            Err(Error::Diverged { step, loss, norm, largest, parameter, .. }) => {
+                let made_from = Some(Box::new(self.made_from(order)));
+                Err(Error::Diverged { step, loss, norm, largest, parameter, made_from })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Queues an epoch's batches up to `end`.
+    fn steps(&mut self, train: &[Example], order: &[Vec<usize>], end: usize) -> Result<()> {
+        let Position { epoch, batch: first, .. } = self.position;
+        for (at, rows) in (first..end).zip(&order[first..end]) {
+            let padded = Padded::new(rows.iter().map(|&row| &train[row]));
+            let drawn = padded.batch().with_seed(noise_seed(self.regime.seed, epoch, at));
+            self.learner.step(drawn, padded.targets())?;
+        }
+        if end == order.len() { self.learner.flush() } else { Ok(()) }
+    }
+
+    /// What the update at the position is made from.
+    fn made_from(&self, order: &[Vec<usize>]) -> MadeFrom {
+        let Position { epoch, batch: first, .. } = self.position;
+        let end = first.saturating_add(self.learner.training().accumulation).min(order.len());
+        MadeFrom { epoch, batches: first..end, examples: order[first..end].concat() }
     }
 
     fn end_epoch(&mut self, valid: &[Example]) -> Result<Event<'static>> {

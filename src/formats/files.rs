@@ -13,7 +13,7 @@ fn io_error(path: &Path, doing: &str, error: &io::Error) -> Error {
 }
 
 /// Opens a file to be read by `read`, and names it in what `read` finds wrong with its contents.
-pub(super) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>) -> Result<T> {
+pub(crate) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>) -> Result<T> {
     let name = quote(&path.to_string_lossy());
     // Looked at first: to open a pipe is to wait for its other end, and a device may have no end.
     let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", &error))?;
@@ -32,7 +32,7 @@ pub(super) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>)
 }
 
 /// Bytes to read by their places, and how many there are.
-pub(super) struct Source<S> {
+pub(crate) struct Source<S> {
     source: S,
     len: u64,
 }
@@ -108,7 +108,15 @@ pub fn write_whole(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
 ) -> Result<()> {
-    let path = path.as_ref();
+    replace_whole(path.as_ref(), write, |_| Ok(()))
+}
+
+/// The same, with `keep` called on the place of the file that is about to be replaced, if there is one.
+pub(crate) fn replace_whole(
+    path: &Path,
+    write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
+    keep: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<()> {
     let write = || -> io::Result<()> {
         let target = target_of(path)?;
         let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -123,6 +131,9 @@ pub fn write_whole(
         buffered.flush()?;
         drop(buffered);
         file.as_file().sync_all()?;
+        if target.exists() {
+            keep(&target)?;
+        }
         file.persist(&target).map_err(|error| error.error)?;
         // The name lasts once its directory is on the disk, too. The file is there whether or not this
         // directory may be opened for that.
@@ -134,7 +145,7 @@ pub fn write_whole(
 }
 
 /// The file that a path leads to, whether or not it is there yet.
-fn target_of(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn target_of(path: &Path) -> io::Result<PathBuf> {
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
     let target = if metadata.is_symlink() { path.canonicalize()? } else { path.to_owned() };
     match std::fs::metadata(&target)?.is_file() {

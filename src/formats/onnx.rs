@@ -187,7 +187,7 @@ fn read_graph(graph: &Graph, options: &Options) -> Result<Model> {
 /// A model of our own, as it was before it was put in ONNX's terms. `None` when the metadata tells of
 /// another model than the nodes are: then somebody changed it, and the nodes count.
 fn own_params(words: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
-    let own = words::read(words).ok()?;
+    let (own, _) = words::read(words).ok()?;
     if write::expressed(&own).ok()? != *config {
         return None;
     }

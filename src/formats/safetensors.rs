@@ -20,7 +20,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -31,9 +31,12 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::files::{self, Source, check_finite};
 use super::numbers::{pieces, widen_bf16, widen_f16};
 use super::words;
+use crate::checkpoint;
 use crate::config::{Bias, Direction, GruConfig};
 use crate::error::{Error, Result, quote};
-use crate::params::{Gradients, Params};
+use crate::network::head_of;
+use crate::objective::{Head, Over};
+use crate::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
 
 /// What the crate `safetensors` allows for a header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -99,31 +102,23 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
 fn read_source<S: Read + Seek>(source: Source<S>, options: &Options) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
-    let config = match file.own_config()? {
-        Some(config) => config,
+    let config = match file.own()? {
+        Some((config, _)) => config,
         None => file.infer(&prefix)?,
     };
     file.expect_tensors(&prefix, &config)?;
-    let mut params = Params::zeros(&config)?;
-    for entry in params.layout().clone().entries() {
-        let array = file.tensor(&file.full_name(&prefix, &entry.name))?;
-        if !options.allow_non_finite {
-            check_finite(&entry.name, array.iter())?;
-        }
-        params.set(&entry.name, array.view())?;
-    }
-    Ok(params)
+    file.params(&prefix, ParamLayout::new(&config)?, options.allow_non_finite)
 }
 
-/// Writes parameters under PyTorch's names, with the configuration in the file's metadata, so that every
-/// definition loads back bit for bit.
+/// Writes a GRU's parameters under PyTorch's names, with the configuration in the file's metadata, so that
+/// every definition loads back bit for bit. A head is left out; [`save_network`] writes it, too.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
-    // One entry alone: several would come in another order in each file.
-    let config = (words::KEY.to_owned(), words::write(params.layout().config()));
-    save_tensors(path.as_ref(), params.iter(), Some([config].into()))
+    let words = words::write(params.layout().config(), None);
+    let gru = params.iter().filter(|(name, _)| !is_of_head(name));
+    save_tensors(path.as_ref(), gru, Some((words::KEY, words)), |_| Ok(()))
 }
 
 /// Writes a network's parameters, which have a head, such that PyTorch's `load_state_dict` takes them for a
@@ -133,17 +128,52 @@ pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
 /// # Errors
 /// [`Error::Conflict`] when there is no head, [`Error::Io`].
 pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
-    let _ = (path, params);
-    unimplemented!()
+    let layout = params.layout();
+    let words = words::write(layout.config(), Some(head_of(layout)?.over));
+    let tensors = network_tensors("", layout, params.as_slice());
+    save_tensors(path.as_ref(), tensors, Some((words::KEY, words)), |_| Ok(()))
 }
 
-/// Reads what [`save_network`] wrote.
+/// Reads a network's parameters: what [`save_network`] wrote, also where its tensors were put under a prefix
+/// since, or one of the networks of a [`Checkpoint`](crate::Checkpoint), by its GRU's prefix. The head's
+/// `weight` and `bias` are looked for under `head`, beside the GRU.
 ///
 /// # Errors
-/// As [`load`], and [`Error::Format`] when there is no head.
+/// As [`load`], and [`Error::Format`] when there is no head, or it is not said what it reads.
 pub fn load_network(path: impl AsRef<Path>, options: &Options) -> Result<Params> {
-    let _ = (path, options);
-    unimplemented!()
+    files::open(path.as_ref(), |source| {
+        let mut file = Tensors::open(source)?;
+        let prefix = file.choose(options.prefix.as_deref())?;
+        let Some((config, Some(over))) = file.own()? else {
+            let reason =
+                "its metadata tells of no network of a GRU and a head; is it one of save_network?";
+            return Err(Error::Format(reason.to_owned()));
+        };
+        let layout = file.network_layout(&prefix, &config, over)?;
+        file.params(&prefix, layout, options.allow_non_finite)
+    })
+}
+
+fn is_of_head(name: &str) -> bool {
+    [HEAD_WEIGHT, HEAD_BIAS].contains(&name)
+}
+
+/// The name in a file of a network's parameter, whose GRU is under `gru`, such as `model.gru.`: the head is
+/// its neighbour.
+fn network_name(gru: &str, name: &str) -> String {
+    let gru_name = gru.strip_suffix('.').unwrap_or(gru);
+    let parent = gru_name.rfind('.').map_or("", |dot| &gru[..=dot]);
+    if is_of_head(name) { format!("{parent}{name}") } else { format!("{gru}{name}") }
+}
+
+/// What a flat buffer holds of a network, under the names that a file has for it under `parent`.
+pub(crate) fn network_tensors<'a>(
+    parent: &str,
+    layout: &'a ParamLayout,
+    flat: &'a [f32],
+) -> impl Iterator<Item = (String, ArrayViewD<'a, f32>)> {
+    let gru = format!("{parent}gru.");
+    layout.named(flat).map(move |(name, array)| (network_name(&gru, name), array))
 }
 
 /// Writes the gradient of every parameter under its name, of x as `input` and of h0 as `h0`.
@@ -152,18 +182,22 @@ pub fn load_network(path: impl AsRef<Path>, options: &Options) -> Result<Params>
 /// [`Error::Io`].
 pub fn save_gradients(path: impl AsRef<Path>, gradients: &Gradients) -> Result<()> {
     let others = [("input", gradients.x.view().into_dyn()), ("h0", gradients.h0.view().into_dyn())];
-    save_tensors(path.as_ref(), gradients.params.iter().chain(others), None)
+    save_tensors(path.as_ref(), gradients.params.iter().chain(others), None, |_| Ok(()))
 }
 
-fn save_tensors<'a>(
+/// Writes a file of these tensors. Its metadata is one entry at most: several would come in another order in
+/// each file. `keep` is called on the file that is about to be replaced.
+pub(crate) fn save_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
     path: &Path,
-    tensors: impl Iterator<Item = (&'a str, ArrayViewD<'a, f32>)>,
-    metadata: Option<HashMap<String, String>>,
+    tensors: impl Iterator<Item = (N, ArrayViewD<'a, f32>)>,
+    metadata: Option<(&str, String)>,
+    keep: impl FnOnce(&Path) -> io::Result<()>,
 ) -> Result<()> {
     let tensors = tensors.map(|(name, array)| (name, Tensor::new(array)));
+    let metadata = metadata.map(|(key, value)| HashMap::from([(key.to_owned(), value)]));
     let file = safetensors::serialize(tensors, metadata)
         .map_err(|error| Error::Format(error.to_string()))?;
-    files::write_whole(path, |to| to.write_all(&file))
+    files::replace_whole(path, |to| to.write_all(&file), keep)
 }
 
 /// An array as a file holds it: little-endian, row-major.
@@ -203,7 +237,7 @@ impl View for Tensor<'_> {
 }
 
 /// A file's header, checked, and where its tensors come from.
-struct Tensors<S> {
+pub(crate) struct Tensors<S> {
     source: Source<S>,
     /// Where the first tensor's bytes lie.
     data: u64,
@@ -211,7 +245,7 @@ struct Tensors<S> {
 }
 
 impl<S: Read + Seek> Tensors<S> {
-    fn open(mut source: Source<S>) -> Result<Self> {
+    pub fn open(mut source: Source<S>) -> Result<Self> {
         let len = source.part("the length of its header", 0, 8)?;
         let len = u64::from_le_bytes(len.try_into().expect("eight bytes asked for"));
         if len > MAX_HEADER {
@@ -290,23 +324,70 @@ impl<S: Read + Seek> Tensors<S> {
 
     /// The name of a parameter in the file. An `nn.GRUCell` has no layers to number.
     fn full_name(&self, prefix: &str, name: &str) -> String {
-        let numbered = format!("{prefix}{name}");
+        let numbered = network_name(prefix, name);
         match name.strip_suffix("_l0") {
             Some(plain) if self.header.info(&numbered).is_none() => format!("{prefix}{plain}"),
             _ => numbered,
         }
     }
 
-    /// What a file of our own says of its GRU, also where its tensors were put under a prefix since.
-    fn own_config(&self) -> Result<Option<GruConfig>> {
-        let words = self.header.metadata().as_ref().and_then(|metadata| metadata.get(words::KEY));
-        let Some(words) = words else { return Ok(None) };
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.header.offset_keys().len()
+    }
+
+    /// What the metadata holds under a key.
+    pub fn entry(&self, key: &str) -> Option<&str> {
+        Some(self.header.metadata().as_ref()?.get(key)?.as_str())
+    }
+
+    /// What a file of our own says of its GRU, and of what its head reads, also where its tensors were put
+    /// under a prefix since. A checkpoint's GRUs are all of one configuration.
+    fn own(&self) -> Result<Option<(GruConfig, Option<Over>)>> {
+        if let Some(entry) = self.entry(checkpoint::KEY) {
+            return words::read(&checkpoint::model_words(entry)?).map(Some);
+        }
+        let Some(words) = self.entry(words::KEY) else { return Ok(None) };
         match self.prefixes().len() {
             1 => words::read(words).map(Some),
             count => Err(Error::Format(format!(
                 "its metadata tells of one GRU, but it holds {count}: which of them is not known"
             ))),
         }
+    }
+
+    /// The layout of the network whose GRU is under `prefix`, when its tensors are there.
+    pub fn network_layout(
+        &self,
+        prefix: &str,
+        config: &GruConfig,
+        over: Over,
+    ) -> Result<ParamLayout> {
+        self.expect_tensors(prefix, config)?;
+        let [weight, bias] = [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.full_name(prefix, name));
+        let &[outputs] = self.shape(&bias).ok_or_else(|| missing(&bias))? else {
+            return Err(Error::Format(format!("{} has not one axis", quote(&bias))));
+        };
+        self.expect_shape(&weight, &[outputs, config.directions() * config.hidden_size])?;
+        ParamLayout::with_head(config, Head { outputs, over })
+    }
+
+    /// The parameters under `prefix`, whose tensors are known to be there in the shapes of `layout`.
+    pub fn params(
+        &mut self,
+        prefix: &str,
+        layout: ParamLayout,
+        allow_non_finite: bool,
+    ) -> Result<Params> {
+        let mut params = Params::zeros_of(layout)?;
+        for entry in params.layout().clone().entries() {
+            let array = self.tensor(&self.full_name(prefix, &entry.name))?;
+            if !allow_non_finite {
+                check_finite(&entry.name, array.iter())?;
+            }
+            params.set(&entry.name, array.view())?;
+        }
+        Ok(params)
     }
 
     /// The `nn.GRU` that has these tensors.
@@ -345,13 +426,7 @@ impl<S: Read + Seek> Tensors<S> {
         let mut known = HashSet::new();
         for (name, expected) in config.tensors() {
             let name = self.full_name(prefix, &name);
-            let got = self.shape(&name).ok_or_else(|| missing(&name))?;
-            if got != expected {
-                return Err(Error::Format(format!(
-                    "{} has shape {got:?}, expected {expected:?}",
-                    quote(&name)
-                )));
-            }
+            self.expect_shape(&name, &expected)?;
             known.insert(name);
         }
         // A projection or a further layer would change what the GRU computes.
@@ -363,6 +438,17 @@ impl<S: Read + Seek> Tensors<S> {
         match unknown {
             None => Ok(()),
             Some(name) => Err(Error::Format(format!("a {config} has no tensor {}", quote(&name)))),
+        }
+    }
+
+    fn expect_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
+        match self.shape(name) {
+            None => Err(missing(name)),
+            Some(got) if got == expected => Ok(()),
+            Some(got) => Err(Error::Format(format!(
+                "{} has shape {got:?}, expected {expected:?}",
+                quote(name)
+            ))),
         }
     }
 

@@ -1,11 +1,12 @@
-//! A configuration as words, for the metadata of our own files.
+//! What metadata of our own files says, as `key=value` words: here a configuration.
 
 use std::str::FromStr;
 
 use crate::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::error::{Error, Result, quote};
+use crate::objective::Over;
 
-/// The key that holds them.
+/// The key that holds a configuration.
 pub(super) const KEY: &str = "gru_wgpu.config";
 
 /// What [`write`] makes is shorter.
@@ -24,12 +25,15 @@ const ACTIVATIONS: &[(Activation, &str)] = &[
     (Activation::Identity, "identity"),
 ];
 
+const OVERS: &[(Over, &str)] = &[(Over::EveryStep, "every-step"), (Over::Last, "last")];
+
 /// `input=3 hidden=5 layers=1 direction=forward reset=after update=keeps bias=two gate=sigmoid
-/// candidate=tanh dropout=0 zoneout=0`
-pub(super) fn write(config: &GruConfig) -> String {
+/// candidate=tanh dropout=0 zoneout=0`, and where there is a head what it reads, `head=last`.
+pub(crate) fn write(config: &GruConfig, over: Option<Over>) -> String {
+    let head = over.map_or_else(String::new, |over| format!(" head={}", word(OVERS, over)));
     format!(
         "input={} hidden={} layers={} direction={} reset={} update={} bias={} gate={} candidate={} \
-         dropout={} zoneout={}",
+         dropout={} zoneout={}{head}",
         config.input_size,
         config.hidden_size,
         config.layers,
@@ -45,8 +49,9 @@ pub(super) fn write(config: &GruConfig) -> String {
 }
 
 /// Back from [`write`]. Every word must be there, once, and known.
-pub(super) fn read(words: &str) -> Result<GruConfig> {
-    let mut pairs = Pairs::new(words)?;
+pub(crate) fn read(words: &str) -> Result<(GruConfig, Option<Over>)> {
+    let mut pairs = Pairs::new(KEY, words)?;
+    let over = if pairs.has("head") { Some(pairs.named("head", OVERS)?) } else { None };
     let config = GruConfig::new(pairs.number("input")?, pairs.number("hidden")?)
         .with_layers(pairs.number("layers")?)
         .with_direction(pairs.named("direction", DIRECTIONS)?)
@@ -58,63 +63,82 @@ pub(super) fn read(words: &str) -> Result<GruConfig> {
         .with_zoneout(pairs.number("zoneout")?);
     pairs.end()?;
     config.validate()?;
-    Ok(config)
+    Ok((config, over))
 }
 
-fn word<V: PartialEq>(vocabulary: &[(V, &'static str)], value: V) -> &'static str {
+pub(crate) fn word<V: PartialEq>(vocabulary: &[(V, &'static str)], value: V) -> &'static str {
     let found = vocabulary.iter().find(|(known, _)| *known == value);
     found.expect("every value has its word").1
 }
 
 /// `key=value` words, taken one by one.
-struct Pairs<'a>(Vec<(&'a str, &'a str)>);
+pub(crate) struct Pairs<'a> {
+    /// What of the metadata they are, for messages.
+    within: &'static str,
+    pairs: Vec<(&'a str, &'a str)>,
+}
 
 impl<'a> Pairs<'a> {
-    fn new(words: &'a str) -> Result<Self> {
+    pub fn new(within: &'static str, words: &'a str) -> Result<Self> {
+        let mut all = Self { within, pairs: Vec::new() };
         if words.len() > LONGEST {
-            return Err(wrong(format!("has {} bytes", words.len())));
+            return Err(all.wrong(format!("has {} bytes", words.len())));
         }
-        let mut pairs = Vec::new();
         for word in words.split_whitespace() {
             let pair = word.split_once('=');
             let (key, value) =
-                pair.ok_or_else(|| wrong(format!("has the word {}", quote(word))))?;
-            if pairs.iter().any(|&(known, _)| known == key) {
-                return Err(wrong(format!("has {} twice", quote(key))));
+                pair.ok_or_else(|| all.wrong(format!("has the word {}", quote(word))))?;
+            if all.has(key) {
+                return Err(all.wrong(format!("has {} twice", quote(key))));
             }
-            pairs.push((key, value));
+            all.pairs.push((key, value));
         }
-        Ok(Self(pairs))
+        Ok(all)
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.pairs.iter().any(|&(known, _)| known == key)
     }
 
     fn take(&mut self, key: &str) -> Result<&'a str> {
-        let at = self.0.iter().position(|&(known, _)| known == key);
-        let at = at.ok_or_else(|| wrong(format!("lacks `{key}`")))?;
-        Ok(self.0.swap_remove(at).1)
+        let at = self.pairs.iter().position(|&(known, _)| known == key);
+        let at = at.ok_or_else(|| self.wrong(format!("lacks `{key}`")))?;
+        Ok(self.pairs.swap_remove(at).1)
     }
 
-    fn number<T: FromStr>(&mut self, key: &str) -> Result<T> {
+    pub fn number<T: FromStr>(&mut self, key: &str) -> Result<T> {
         let value = self.take(key)?;
-        value.parse().map_err(|_| wrong(format!("has {} for `{key}`", quote(value))))
+        value.parse().map_err(|_| self.unknown(key, value))
     }
 
-    fn named<V: Copy>(&mut self, key: &str, vocabulary: &[(V, &str)]) -> Result<V> {
-        let value = self.take(key)?;
-        let found = vocabulary.iter().find(|&&(_, word)| word == value);
-        let found = found.ok_or_else(|| wrong(format!("has {} for `{key}`", quote(value))))?;
-        Ok(found.0)
-    }
-
-    fn end(&self) -> Result<()> {
-        match self.0.first() {
-            None => Ok(()),
-            Some((key, _)) => Err(wrong(format!("has {}, which is unknown", quote(key)))),
+    /// A number, or the word `none`.
+    pub fn option<T: FromStr>(&mut self, key: &str) -> Result<Option<T>> {
+        match self.take(key)? {
+            "none" => Ok(None),
+            value => value.parse().map(Some).map_err(|_| self.unknown(key, value)),
         }
     }
-}
 
-fn wrong(what: String) -> Error {
-    Error::Format(format!("its metadata {KEY} {what}"))
+    pub fn named<V: Copy>(&mut self, key: &str, vocabulary: &[(V, &str)]) -> Result<V> {
+        let value = self.take(key)?;
+        let found = vocabulary.iter().find(|&&(_, word)| word == value);
+        found.map(|&(known, _)| known).ok_or_else(|| self.unknown(key, value))
+    }
+
+    pub fn end(&self) -> Result<()> {
+        match self.pairs.first() {
+            None => Ok(()),
+            Some((key, _)) => Err(self.wrong(format!("has {}, which is unknown", quote(key)))),
+        }
+    }
+
+    fn unknown(&self, key: &str, value: &str) -> Error {
+        self.wrong(format!("has {} for `{key}`", quote(value)))
+    }
+
+    fn wrong(&self, what: String) -> Error {
+        Error::Format(format!("its metadata {} {what}", self.within))
+    }
 }
 
 #[cfg(test)]
@@ -128,9 +152,11 @@ mod tests {
                 for gate in Activation::ALL {
                     let config = config.clone().with_layers(2).with_direction(direction);
                     let config = config.with_activations(gate, gate).with_dropout(0.1);
-                    let words = write(&config);
-                    assert!(words.len() < LONGEST);
-                    assert_eq!(read(&words).unwrap(), config, "{words}");
+                    for over in [None, Some(Over::Last), Some(Over::EveryStep)] {
+                        let words = write(&config, over);
+                        assert!(words.len() < LONGEST);
+                        assert_eq!(read(&words).unwrap(), (config.clone(), over), "{words}");
+                    }
                 }
             }
         }
@@ -138,7 +164,7 @@ mod tests {
 
     #[test]
     fn other_words_are_refused() {
-        let words = write(&GruConfig::new(3, 5));
+        let words = write(&GruConfig::new(3, 5), Some(Over::Last));
         for (from, to, expected) in [
             ("input=3", "", "lacks `input`"),
             ("input=3", "input=3 input=3", "has `input` twice"),
@@ -146,6 +172,7 @@ mod tests {
             ("reset=before", "reset=never", "has `never` for `reset`"),
             ("reset=before", "reset", "has the word `reset`"),
             ("dropout=0", "dropout=0 more=1", "has `more`, which is unknown"),
+            ("head=last", "head=first", "has `first` for `head`"),
             ("input=3", "input=0", "input size I is 0"),
             ("dropout=0", "dropout=NaN", "dropout is NaN"),
             ("layers=1", "layers=18446744073709551615", "overflows"),

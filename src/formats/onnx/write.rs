@@ -82,7 +82,8 @@ pub fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
         graph.add_layer(layer, cells);
     }
     graph.join_states();
-    let entry = StringStringEntryProto { key: words::KEY.to_owned(), value: words::write(config) };
+    let value = words::write(config, None);
+    let entry = StringStringEntryProto { key: words::KEY.to_owned(), value };
     let model = ModelProto {
         ir_version: IR_VERSION,
         producer_name: env!("CARGO_PKG_NAME").to_owned(),
