@@ -212,7 +212,7 @@ impl Tables {
         ensure!(
             count >= 2,
             "{} holds a single sequence, and a part of them is to be held out (--holdout, --valid)",
-            quote_path(&data.train)
+            train.shown
         );
         let share = data.holdout.unwrap_or_default();
         let held_out = ((share * count as f64).round() as usize).clamp(1, count - 1);

@@ -15,6 +15,8 @@ use crate::commands::output::note;
 pub struct Job {
     pub config: Config,
     pub train: Vec<Example>,
+    /// What the sequences to train on are called.
+    names: Vec<String>,
     pub valid: Vec<Example>,
     pub majority: Majority,
 }
@@ -34,12 +36,24 @@ impl Job {
         let trained = examples(&config, train, train_sequences)?;
         let valid = examples(&config, valid.as_ref().unwrap_or(train), valid_sequences)?;
         let majority = Majority::new(&config.columns.classes, &trained, &valid)?;
-        Ok(Self { config, train: trained, valid, majority })
+        let names = train_sequences.iter().map(|rows| train.name(rows).to_owned()).collect();
+        Ok(Self { config, train: trained, names, valid, majority })
     }
 
     /// How it is trained.
     pub fn training(&self) -> Training {
         self.config.training.training(self.train.len())
+    }
+
+    /// Some training sequences, in words.
+    pub fn names(&self, examples: &[usize]) -> String {
+        const MOST: usize = 8;
+        let shown = examples.iter().take(MOST).filter_map(|&example| self.names.get(example));
+        let mut shown: Vec<_> = shown.map(|name| quote(name)).collect();
+        if examples.len() > MOST {
+            shown.push(format!("{} more", examples.len() - MOST));
+        }
+        shown.join(", ")
     }
 
     /// Says what is about to be done.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, anyhow};
 use gru_wgpu::formats::{quote, safetensors, write_whole};
 use gru_wgpu::{
     Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Trainer,
@@ -231,7 +231,7 @@ impl Keeper<'_> {
     }
 
     fn curves(&self) -> Result<String> {
-        let Job { config, train, valid, majority } = self.job;
+        let Job { config, train, valid, majority, .. } = self.job;
         let file = config.data.train.file_name().unwrap_or_default().to_string_lossy();
         let words = Words {
             title: &printable(&format!("{file}: {}", config.columns.label)),
@@ -246,17 +246,27 @@ impl Keeper<'_> {
         draw_curves(&self.epochs, &words)
     }
 
-    /// What diverged, and what is left.
-    fn explain(&self, trainer: &Trainer, error: gru_wgpu::Error) -> Error {
-        let gru_wgpu::Error::Diverged { step, .. } = error else { return error.into() };
-        let each = trainer.regime().updates(self.job.train.len(), 1);
-        let (epoch, batch) = (step / each + 1, step % each + 1);
-        let kept = match self.folder.checkpoint().exists() {
-            true => format!("; {} is kept", quote_path(&self.folder.checkpoint())),
-            false => String::new(),
+    /// What diverged, with the sequences' names, after the last good update is kept.
+    fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
+        let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =
+            error
+        else {
+            return error.into();
         };
-        Error::from(error).context(format!(
-            "epoch {epoch}, batch {batch} of {each}; try a lower --learning-rate or --clip{kept}"
-        ))
+        let from = made_from.as_deref().map_or(String::new(), |from| {
+            let batches = self.job.train.len().div_ceil(trainer.regime().batch);
+            let (epoch, batch) = (from.epoch + 1, from.batches.start + 1);
+            let names = self.job.names(&from.examples);
+            format!(" (epoch {epoch}, batch {batch} of {batches}: sequences {names})")
+        });
+        let kept = match self.save(trainer) {
+            Ok(()) => format!("what was good until then is in {}", quote_path(self.folder.path())),
+            Err(error) => format!("and the updates before it were not saved: {error:#}"),
+        };
+        anyhow!(
+            "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} \
+             in {parameter}; {kept}; a lower --learning-rate or --clip may help",
+            step + 1
+        )
     }
 }

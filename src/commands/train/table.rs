@@ -24,7 +24,7 @@ const NO_CLASS: i32 = -100;
 
 pub struct Table {
     /// The file, for messages.
-    shown: String,
+    pub shown: String,
     pub sheet: Sheet<'static>,
     /// The column that names the sequences.
     pub sequence: usize,
