@@ -299,7 +299,7 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
             "good.csv",
             "classify",
             &["--features", "sign,3"],
-            &["--features names column `sign` twice"],
+            &["`good.csv`: column `3` is named twice"],
         ),
         ("good.csv", "classify", &["--categorical", "class"], &["`class`, which is no feature"]),
         (

@@ -98,6 +98,20 @@ impl<'a> Sheet<'a> {
         }
     }
 
+    /// The columns that `words` names: a single one, whose name may have commas in it, or several.
+    pub fn find_all(&self, words: &str) -> Result<Vec<usize>> {
+        if self.names.iter().any(|name| name == words) || !words.contains(',') {
+            return Ok(vec![self.find(words)?]);
+        }
+        let mut columns = Vec::new();
+        for word in words.split(',').map(str::trim) {
+            let column = self.find(word)?;
+            ensure!(!columns.contains(&column), "column {} is named twice", quote(word));
+            columns.push(column);
+        }
+        Ok(columns)
+    }
+
     /// The names of its columns, for a message.
     pub fn listed(&self) -> String {
         self.names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, DeviceKind};
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
@@ -154,13 +155,12 @@ impl Arguments {
             Reading { delimiter: self.what.delimiter, missing: None, header: self.what.header };
         let train = Table::read(csv, reading, sequence.as_deref())?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
-        let categorical = categorical.iter().flat_map(|names| names.split(','));
-        let categorical: Vec<_> =
-            categorical.map(|name| train.find(name.trim())).collect::<Result<_>>()?;
+        let categorical = categorical.as_deref().map(|names| train.find_all(names));
+        let categorical = categorical.transpose()?.unwrap_or_default();
         let name = |column: usize| train.sheet.names[column].clone();
         let stranger = categorical.iter().find(|column| !features.contains(column));
         if let Some(&column) = stranger {
-            bail!("--categorical names {:?}, which is no feature", name(column));
+            bail!("--categorical names {}, which is no feature", quote(&name(column)));
         }
         let columns = Columns {
             sequence: name(train.sequence),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use chrono::{Datelike, NaiveDate};
 
 use gru_wgpu::formats::quote;
@@ -32,7 +32,7 @@ impl Series {
     pub fn read(path: &Path, columns: Option<&str>, reading: Reading<'_>) -> Result<Self> {
         let sheet = Sheet::read(path, reading)?;
         let chosen = match columns {
-            Some(words) => find_columns(&sheet, words)?,
+            Some(words) => sheet.find_all(words)?,
             None => vec![last_numeric(&sheet)?],
         };
         let (mut columns, mut filled) = (Vec::new(), 0);
@@ -41,13 +41,13 @@ impl Series {
             let values = cells.collect::<Result<Vec<_>>>()?;
             filled += values.iter().filter(|value| value.is_none()).count();
             let name = quote(&sheet.names[column]);
-            let whole = interpolate(&values);
-            let whole = whole
-                .with_context(|| format!("column {name} of {} holds no number", quote_path(path)));
-            columns.push(whole?);
+            let Some(whole) = interpolate(&values) else {
+                bail!("column {name} of {} holds no number", quote_path(path));
+            };
+            columns.push(whole);
         }
-        let others = (0..sheet.names.len()).filter(|column| !chosen.contains(column));
-        let dates = others.into_iter().find_map(|column| sheet.dates(column));
+        let mut others = (0..sheet.names.len()).filter(|column| !chosen.contains(column));
+        let dates = others.find_map(|column| sheet.dates(column));
         let years = match dates {
             Some(dates) => years(&sheet, &dates)?,
             None => None,
@@ -74,20 +74,6 @@ impl Series {
             _ => "season",
         }
     }
-}
-
-/// The columns that `words` names: a single one whose name may have commas in it, or several.
-fn find_columns(sheet: &Sheet<'_>, words: &str) -> Result<Vec<usize>> {
-    if sheet.names.iter().any(|name| name == words) || !words.contains(',') {
-        return Ok(vec![sheet.find(words)?]);
-    }
-    let mut columns = Vec::new();
-    for word in words.split(',').map(str::trim) {
-        let column = sheet.find(word)?;
-        ensure!(!columns.contains(&column), "column {} is named twice", quote(word));
-        columns.push(column);
-    }
-    Ok(columns)
 }
 
 fn last_numeric(sheet: &Sheet<'_>) -> Result<usize> {

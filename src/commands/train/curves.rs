@@ -29,22 +29,23 @@ pub fn draw_curves(epochs: &[Epoch], words: &Words<'_>) -> Result<String> {
         let train = of(|epoch| f64::from(epoch.train_loss));
         let (loss, accuracy) = (of(|epoch| epoch.valid_loss), of(|epoch| epoch.valid_accuracy));
         let lines = [("training", train, GREY), ("held out", loss, ORANGE)];
-        panel(&left, "loss", &lines, words.majority.0, SeriesLabelPosition::UpperRight)?;
+        panel(&left, "loss", &lines, words.majority.0, 0.0)?;
         let lines = [("held out", accuracy, ORANGE)];
-        panel(&right, "accuracy", &lines, words.majority.1, SeriesLabelPosition::LowerRight)
+        panel(&right, "accuracy", &lines, words.majority.1, 1.0)
     })
 }
 
+/// From 0 to `top` or more.
 fn panel(
     area: &Area,
     what: &str,
     lines: &[(&str, Line, RGBColor)],
     majority: f64,
-    corner: SeriesLabelPosition,
+    top: f64,
 ) -> Drawn {
     let points = || lines.iter().flat_map(|(_, line, _)| line);
     let end = points().map(|&(epoch, _)| epoch).fold(2.0, f64::max);
-    let (_, high) = bounds(points().map(|&(_, value)| value).chain([0.0, majority]), 0.06);
+    let (_, high) = bounds(points().map(|&(_, value)| value).chain([majority, top]), 0.06);
     let mut chart = ChartBuilder::on(area)
         .margin(20)
         .margin_top(8)
@@ -62,5 +63,6 @@ fn panel(
             chart.draw_series([Circle::new(point, 4, colour.filled())])?;
         }
     }
-    legend(&mut chart, corner)
+    // Losses start high and end low, accuracies the other way round.
+    legend(&mut chart, SeriesLabelPosition::MiddleRight)
 }

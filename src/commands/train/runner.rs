@@ -192,11 +192,12 @@ impl Keeper<'_> {
             valid_accuracy,
             seconds,
         });
+        Epoch::write_all(&self.epochs, &self.folder.metrics())?;
         let star = if is_best { ", best" } else { "" };
         self.progress.end_epoch(&format!(
             "  held out: loss {valid_loss:.5}, accuracy {valid_accuracy:.4}{star}"
         ));
-        Epoch::write_all(&self.epochs, &self.folder.metrics())
+        Ok(())
     }
 
     fn is_due(&self, updates: u64) -> bool {

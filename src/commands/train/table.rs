@@ -48,6 +48,11 @@ impl Table {
         self.sheet.find(name).with_context(|| self.shown.clone())
     }
 
+    /// The same of several, between commas.
+    pub fn find_all(&self, names: &str) -> Result<Vec<usize>> {
+        self.sheet.find_all(names).with_context(|| self.shown.clone())
+    }
+
     /// Which columns are features and which one is the label, each `None` where the defaults are meant: the
     /// last is the label, what is left the features.
     pub fn choose(
@@ -58,9 +63,7 @@ impl Table {
         let count = self.sheet.names.len();
         let label = label.map_or(Ok(count - 1), |name| self.find(name))?;
         let features: Vec<_> = match features {
-            Some(names) => {
-                names.split(',').map(|name| self.find(name.trim())).collect::<Result<_>>()?
-            }
+            Some(names) => self.find_all(names)?,
             None => (0..count).filter(|&c| c != self.sequence && c != label).collect(),
         };
         let listed =
@@ -72,13 +75,6 @@ impl Table {
         );
         ensure!(label != self.sequence, "{}; the label cannot be the sequence's name", listed());
         ensure!(!features.contains(&label), "{}; the label cannot be a feature, too", listed());
-        let mut seen = HashSet::new();
-        let twice = features.iter().find(|&&column| !seen.insert(column));
-        ensure!(
-            twice.is_none(),
-            "--features names column {} twice",
-            twice.map_or(String::new(), |&column| quote(&self.sheet.names[column]))
-        );
         Ok((label, features))
     }
 
