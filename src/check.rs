@@ -10,6 +10,7 @@ mod flows;
 mod models;
 mod products;
 mod steps;
+mod training;
 
 use ndarray::{ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -119,7 +120,7 @@ impl Findings {
     }
 }
 
-/// [`kernels`], [`models`] and [`flows`], in this order.
+/// [`kernels`], [`models`], [`flows`] and [`training`], in this order.
 ///
 /// # Errors
 /// What the device reports. A wrong number is a [`Finding`], not an error.
@@ -135,6 +136,7 @@ pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = kernels_async(device).await?;
     findings.extend(models_async(device).await?);
     findings.extend(flows_async(device).await?);
+    findings.extend(training_async(device).await?);
     Ok(findings)
 }
 
@@ -179,6 +181,24 @@ pub async fn models_async(device: &Device) -> Result<Vec<Finding>> {
         let params = Params::init(&config, Init::Uniform, seed)?;
         models::check(device, case, params, seed, &mut findings).await?;
     }
+    Ok(findings.all)
+}
+
+/// Losses and updates, through [`Learner`](crate::Learner) as a user would call it.
+///
+/// # Errors
+/// As [`run`].
+pub fn training(device: &Device) -> Result<Vec<Finding>> {
+    pollster::block_on(training_async(device))
+}
+
+/// As [`training`], for where blocking is not possible.
+///
+/// # Errors
+/// As [`run`].
+pub async fn training_async(device: &Device) -> Result<Vec<Finding>> {
+    let mut findings = Findings::default();
+    training::check(device, &mut findings).await?;
     Ok(findings.all)
 }
 

@@ -155,6 +155,14 @@ impl Checkpoint {
         files::open(path.as_ref(), read_source)
     }
 
+    /// As [`Self::read`], from any source.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_from(source: impl Read + Seek) -> Result<Self> {
+        read_source(Source::new(source)?)
+    }
+
     /// Reads the last one written to `path`, or where that is refused the one before it, with the reason
     /// why the last was refused.
     ///

@@ -146,10 +146,13 @@ pub enum Error {
         rows: usize,
     },
 
-    /// An earlier step of a stream failed on the device, or its future was dropped before it was done;
-    /// the stream's states cannot be relied on.
-    #[error("an earlier step of this stream was not brought to its end; make a new stream")]
-    Interrupted,
+    /// An earlier step of a stream, or an update of a learner, failed on the device, or its future was
+    /// dropped before it was done; what is on the device cannot be relied on.
+    #[error("an earlier step of this {what} was not brought to its end; make a new one")]
+    Interrupted {
+        /// Of what.
+        what: &'static str,
+    },
 
     /// A product of sizes does not fit this machine's address space.
     #[error("{what}: too large, the number of elements overflows")]

@@ -149,6 +149,8 @@ pub struct Learner {
     updates: u64,
     /// Read, but not yet asked for.
     reports: Vec<Report>,
+    /// An update was begun on the device and not brought to its end.
+    broken: bool,
     place: Place,
 }
 
@@ -223,7 +225,15 @@ impl Learner {
         } else {
             Place::Host(Box::new(OnHost::new(&network, moments)?))
         };
-        Ok(Self { network, training, gathered: 0, updates, reports: Vec::new(), place })
+        Ok(Self {
+            network,
+            training,
+            gathered: 0,
+            updates,
+            reports: Vec::new(),
+            broken: false,
+            place,
+        })
     }
 
     /// The same run another way.
@@ -252,8 +262,9 @@ impl Learner {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Class`], [`Error::NoTarget`] or [`Error::Conflict`] when the targets do
-    /// not fit, as [`Gru::forward_train`](crate::Gru::forward_train), and [`Error::Diverged`] of an earlier
-    /// update. What is refused leaves the learner as it was; after another error, no batch of the update
+    /// not fit, as [`Gru::forward_train`](crate::Gru::forward_train), [`Error::Diverged`] of an earlier
+    /// update, and [`Error::Interrupted`] after an update that failed on the device or whose future was
+    /// dropped. What is refused leaves the learner as it was; after another error, no batch of the update
     /// under way counts.
     pub fn step<'b, 't>(
         &mut self,
@@ -281,6 +292,7 @@ impl Learner {
         targets: &Targets<'_>,
         wait: Wait,
     ) -> Result<()> {
+        self.check_whole()?;
         let Self { network, training, place, .. } = self;
         let (batch, shape) = network.gru().check(None, batch.reborrow())?;
         batch.noise(network.gru().config(), Mode::Training)?;
@@ -292,7 +304,7 @@ impl Learner {
         let part = Part { network, loss, shape, batch, wanted: &wanted, is_first: gathered == 0 };
         match place {
             Place::Host(host) => host.gather(part)?,
-            Place::Adapter(adapter) => adapter.gather(part).await?,
+            Place::Adapter(adapter) => adapter.gather(part, wait).await?,
         }
         if gathered + 1 < training.accumulation {
             self.gathered = gathered + 1;
@@ -331,6 +343,8 @@ impl Learner {
     }
 
     async fn update(&mut self, wait: Wait) -> Result<()> {
+        // A caller may drop this before it is done.
+        self.broken = true;
         let Self { network, training, updates, place, .. } = self;
         let step = *updates;
         let constants = training.optimizer.constants(training.rate(step), step);
@@ -339,11 +353,17 @@ impl Learner {
             Place::Adapter(adapter) => adapter.update(training.clip, &constants).await?,
         };
         self.updates += 1;
+        self.broken = false;
         if is_full { self.collect(wait).await } else { Ok(()) }
+    }
+
+    fn check_whole(&self) -> Result<()> {
+        if self.broken { Err(Error::Interrupted { what: "learner" }) } else { Ok(()) }
     }
 
     /// Reads what is known of the updates since the last time.
     async fn collect(&mut self, wait: Wait) -> Result<()> {
+        self.check_whole()?;
         let raw = match &mut self.place {
             Place::Host(host) => host.take_reports(),
             Place::Adapter(adapter) => adapter.take_reports(wait).await?,

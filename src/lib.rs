@@ -133,7 +133,8 @@
 //! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
 //! | `formats.rs`, `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz` and `.npy` files; other frameworks' layouts |
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
-//! | `objective.rs` | [`Head`], [`Loss`], [`Targets`] |
+//! | `head.rs` | [`Head`]: a linear layer on a GRU |
+//! | `objective.rs` | [`Loss`], [`Targets`] |
 //! | `optim.rs` | [`Optimizer`], [`Clip`], [`Schedule`] |
 //! | `network.rs` | [`Network`]: a GRU with a linear head |
 //! | `learner.rs`, `learner/` | [`Learner`]: a network in training, on the host or an adapter |
@@ -187,6 +188,7 @@ mod error;
 pub mod formats;
 mod gpu;
 mod gru;
+mod head;
 pub mod kernels;
 mod learner;
 mod network;
@@ -214,9 +216,10 @@ pub use device::{Device, DeviceKind};
 pub use embed::{Buffers, ForwardPass};
 pub use error::{Error, MadeFrom, Result};
 pub use gru::{Gru, Output, Tape};
+pub use head::{Head, Over};
 pub use learner::{Learner, LearnerState, Report, Training};
 pub use network::{Evaluation, Network};
-pub use objective::{Head, Loss, Over, Targets};
+pub use objective::{Loss, Targets};
 pub use optim::{Adam, Clip, Moments, Optimizer, Schedule};
 pub use options::{Options, Recurrence};
 pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};

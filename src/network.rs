@@ -1,14 +1,14 @@
 //! [`Network`]: a GRU with a linear head, to predict with.
 
-use ndarray::{Array2, Array3, ArrayD, ArrayView1, ArrayView2, Axis, s};
+use ndarray::ArrayD;
 
 use crate::batch::Batch;
-use crate::config::Shape;
 use crate::cpu;
 use crate::device::Device;
 use crate::error::{Error, Result, check_shape};
 use crate::gru::{Gru, upload_run};
-use crate::objective::{Head, Loss, Over, Targets, Wanted};
+use crate::head::{Head, Linear};
+use crate::objective::{Loss, Targets, Wanted};
 use crate::options::Options;
 use crate::params::{ParamLayout, Params};
 use crate::plan::{Mode, Purpose};
@@ -154,7 +154,7 @@ impl Network {
         let (batch, shape) = self.gru.check(None, batch.reborrow())?;
         let outputs = if !self.gru.device().is_adapter() {
             let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
-            let features = self.features(shape, &y, &h_n);
+            let features = self.head.features(shape, &y, &h_n);
             Linear::of(self.params()).forward(features.view()).into_raw_vec_and_offset().0
         } else {
             let mode = Mode::Inference;
@@ -168,75 +168,6 @@ impl Network {
         let mut axes = self.head.row_axes(shape);
         axes.push(self.head.outputs);
         Ok(ArrayD::from_shape_vec(axes, outputs).expect("C numbers a row"))
-    }
-
-    /// What the head reads of a run's y and h_n: `[rows, D·H]`.
-    pub(crate) fn features(&self, shape: Shape, y: &Array3<f32>, h_n: &Array3<f32>) -> Array2<f32> {
-        let Shape { batch, hidden, directions, .. } = shape;
-        let rows = self.head.rows(shape);
-        match self.head.over {
-            Over::EveryStep => {
-                let y = y.as_standard_layout().into_owned();
-                y.into_shape_with_order((rows, directions * hidden)).expect("as many elements")
-            }
-            Over::Last => Array2::from_shape_fn((batch, directions * hidden), |(row, at)| {
-                h_n[[last_cell(shape, at / hidden), row, at % hidden]]
-            }),
-        }
-    }
-
-    /// The gradient of the features as that of y or of h_n.
-    pub(crate) fn scatter(
-        &self,
-        shape: Shape,
-        dfeatures: Array2<f32>,
-    ) -> (Option<Array3<f32>>, Option<Array3<f32>>) {
-        let Shape { hidden, directions, .. } = shape;
-        match self.head.over {
-            Over::EveryStep => {
-                let dfeatures = dfeatures.as_standard_layout().into_owned();
-                let dy = dfeatures.into_shape_with_order(shape.y()).expect("as many elements");
-                (Some(dy), None)
-            }
-            Over::Last => {
-                let mut dh_n = Array3::zeros(shape.state());
-                for direction in 0..directions {
-                    let columns = s![.., direction * hidden..(direction + 1) * hidden];
-                    let cell = last_cell(shape, direction);
-                    dh_n.index_axis_mut(Axis(0), cell).assign(&dfeatures.slice(columns));
-                }
-                (None, Some(dh_n))
-            }
-        }
-    }
-}
-
-/// A direction of the last layer, among all cells.
-fn last_cell(shape: Shape, direction: usize) -> usize {
-    (shape.layers - 1) * shape.directions + direction
-}
-
-/// A head's parameters.
-pub(crate) struct Linear<'a> {
-    /// `[C, D·H]`
-    pub weight: ArrayView2<'a, f32>,
-    /// `[C]`
-    bias: ArrayView1<'a, f32>,
-}
-
-impl<'a> Linear<'a> {
-    /// Those of parameters that have a head.
-    pub fn of(params: &'a Params) -> Self {
-        let [weight, bias] = params.layout().head_ranges();
-        let bias = ArrayView1::from(&params.as_slice()[bias]);
-        let shape = (bias.len(), weight.len() / bias.len());
-        let weight = ArrayView2::from_shape(shape, &params.as_slice()[weight]);
-        Self { weight: weight.expect("a range holds exactly its shape"), bias }
-    }
-
-    /// Of rows of features, rows of outputs.
-    pub fn forward(&self, features: ArrayView2<'_, f32>) -> Array2<f32> {
-        features.dot(&self.weight.t()) + self.bias
     }
 }
 

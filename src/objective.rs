@@ -1,5 +1,5 @@
-//! What training asks of a model's outputs: a linear [`Head`] on the GRU, a [`Loss`] of what it puts out,
-//! and the [`Targets`] that it is held against.
+//! What training asks of a model's outputs: a [`Loss`] of them, and the [`Targets`] that they are held
+//! against.
 //!
 //! The loops here are the CPU's, and the specification of `shaders/loss.wgsl`.
 
@@ -7,73 +7,7 @@ use ndarray::{ArrayView2, ArrayView3, ArrayViewD, NdFloat};
 
 use crate::config::Shape;
 use crate::error::{Error, Result, check_shape};
-
-/// A linear layer on a GRU: outputs = W · features + b, with `head.weight` `[C, D·H]` and `head.bias`
-/// `[C]` among the parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Head {
-    /// C, the outputs of a row.
-    pub outputs: usize,
-    /// What it reads.
-    pub over: Over,
-}
-
-/// What a head reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Over {
-    /// y, at every step: outputs `[T, B, C]`, or `[B, T, C]` of a batch-first run. For labelling.
-    EveryStep,
-    /// The last layer's last states, of both directions side by side: outputs `[B, C]`. Of the reverse
-    /// direction that is its state at the sequence's start, so both have read all of it. For
-    /// classification.
-    Last,
-}
-
-impl Head {
-    /// Of `outputs` numbers at every step.
-    pub fn every_step(outputs: usize) -> Self {
-        Self { outputs, over: Over::EveryStep }
-    }
-
-    /// Of `outputs` numbers a sequence.
-    pub fn last(outputs: usize) -> Self {
-        Self { outputs, over: Over::Last }
-    }
-
-    /// Rows of outputs that a run makes.
-    pub(crate) fn rows(&self, shape: Shape) -> usize {
-        match self.over {
-            Over::EveryStep => shape.steps * shape.batch,
-            Over::Last => shape.batch,
-        }
-    }
-
-    /// The axes of the outputs but the last, in the run's layout.
-    pub(crate) fn row_axes(&self, shape: Shape) -> Vec<usize> {
-        match self.over {
-            Over::EveryStep => shape.y()[..2].to_vec(),
-            Over::Last => vec![shape.batch],
-        }
-    }
-
-    /// Whether each row of outputs is of a valid step, or of a sequence that has one.
-    fn valid(&self, shape: Shape, lengths: Option<&[usize]>) -> Vec<bool> {
-        let Some(lengths) = lengths else { return vec![true; self.rows(shape)] };
-        match self.over {
-            Over::Last => lengths.iter().map(|&length| length > 0).collect(),
-            Over::EveryStep => {
-                let [outer, inner, _] = shape.y();
-                let valid = |i: usize, j: usize| {
-                    let [step, row] = shape.layout.order(i, j);
-                    step < lengths[row]
-                };
-                (0..outer * inner).map(|at| valid(at / inner, at % inner)).collect()
-            }
-        }
-    }
-}
+use crate::head::Head;
 
 /// What the outputs' distance from their targets is measured by: the mean over all that count.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -203,6 +137,15 @@ impl Wanted {
         let weight = (share / (counted as f64 * each as f64)) as f32;
         let weights = counts.into_iter().map(|counts| if counts { weight } else { 0.0 }).collect();
         Ok(Self { targets, weights })
+    }
+
+    /// Numbers and words of it.
+    pub fn len(&self) -> usize {
+        let targets = match &self.targets {
+            Wants::Values(values) => values.len(),
+            Wants::Classes(classes) => classes.len(),
+        };
+        targets + self.weights.len()
     }
 
     /// Rows that count.

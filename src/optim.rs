@@ -2,6 +2,8 @@
 //!
 //! [`Optimizer`] with its [`Moments`] is the CPU's, and the specification of `shaders/optimizer.wgsl`.
 
+use ndarray::NdFloat;
+
 use crate::error::{Error, Result, check_shape, try_zeros};
 
 /// What a gradient does to the parameters, with PyTorch's definitions.
@@ -134,7 +136,9 @@ impl Optimizer {
         check_shape("the optimiser's parameters", &[moments.first.len()], &[params.len()])?;
         check_shape("the optimiser's gradient", &[moments.first.len()], &[gradient.len()])?;
         check_shape("the optimiser's moments", &[moments.first.len()], &[moments.second.len()])?;
-        self.constants(learning_rate, moments.steps).apply(params, gradient, moments);
+        let constants = self.constants(learning_rate, moments.steps);
+        constants.apply(params, gradient, [&mut moments.first, &mut moments.second]);
+        moments.steps += 1;
         Ok(())
     }
 
@@ -202,19 +206,20 @@ pub(crate) struct Constants {
 }
 
 impl Constants {
-    /// The update.
-    pub fn apply(&self, params: &mut [f32], gradient: &[f32], moments: &mut Moments) {
-        moments.steps += 1;
-        let moments = moments.first.iter_mut().zip(&mut moments.second);
+    /// The update of parameters whose moments these are.
+    pub fn apply<F: NdFloat>(&self, params: &mut [F], gradient: &[F], moments: [&mut [F]; 2]) {
+        let c = |value: f32| F::from(value).expect("every float converts to a float");
+        let [first, second] = moments;
+        let moments = first.iter_mut().zip(second);
         for ((param, &g), (m, v)) in params.iter_mut().zip(gradient).zip(moments) {
-            let g = g + self.coupled * *param;
-            *m = self.keep1 * *m + self.take1 * g;
-            let mut moved = self.rate * *m;
+            let g = g + c(self.coupled) * *param;
+            *m = c(self.keep1) * *m + c(self.take1) * g;
+            let mut moved = c(self.rate) * *m;
             if self.adam {
-                *v = self.keep2 * *v + self.take2 * g * g;
-                moved /= v.sqrt() * self.correction2 + self.epsilon;
+                *v = c(self.keep2) * *v + c(self.take2) * g * g;
+                moved /= v.sqrt() * c(self.correction2) + c(self.epsilon);
             }
-            *param -= self.decoupled * *param + moved;
+            *param -= c(self.decoupled) * *param + moved;
         }
     }
 }
@@ -245,16 +250,20 @@ impl Clip {
     }
 
     /// Bounds `gradient`, whose Euclidean norm is `norm`.
-    pub(crate) fn apply(&self, gradient: &mut [f32], norm: f32) {
+    pub(crate) fn apply<F: NdFloat>(&self, gradient: &mut [F], norm: F) {
+        let c = |value: f32| F::from(value).expect("every float converts to a float");
         match *self {
             Self::None => {}
             Self::Norm(bound) => {
-                if norm > bound {
-                    let scale = bound / norm;
+                if norm > c(bound) {
+                    let scale = c(bound) / norm;
                     gradient.iter_mut().for_each(|v| *v *= scale);
                 }
             }
-            Self::Value(bound) => gradient.iter_mut().for_each(|v| *v = v.clamp(-bound, bound)),
+            Self::Value(bound) => {
+                let bound = c(bound);
+                gradient.iter_mut().for_each(|v| *v = v.max(-bound).min(bound));
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use rand_distr::{Distribution, StandardNormal};
 
 use crate::config::{Bias, GruConfig};
 use crate::error::{Error, Result, check_shape, checked_len, try_zeros};
-use crate::objective::Head;
+use crate::head::Head;
 
 /// Every range starts at a multiple of this many elements (256 bytes of f32), the largest offset
 /// alignment that WebGPU lets a device ask for, so that a range can be bound on its own.

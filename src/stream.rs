@@ -268,7 +268,7 @@ impl OnGpu {
         };
         let (up, down) = (up.clone(), down.clone());
         if self.interrupted {
-            return Err(Error::Interrupted);
+            return Err(Error::Interrupted { what: "stream" });
         }
         self.interrupted = true;
         let gpu = self.gpu.clone();

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 
 use common::{devices, random3};
-use gru_wgpu::{Batch, Device, Error, Gru, GruConfig, Init, check};
+use gru_wgpu::{
+    Batch, Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerState, Loss, Network,
+    Optimizer, ParamLayout, Params, Training, check,
+};
 use ndarray::Array3;
 use pollster::block_on;
 
@@ -109,9 +112,73 @@ fn a_future_may_be_dropped_before_it_is_done() {
     };
     assert!((0..20).any(drops_a_step));
     for _ in 0..2 {
-        assert_eq!(gru.step(&mut stream, x.view(), y.view_mut()).unwrap_err(), Error::Interrupted);
+        assert_eq!(
+            gru.step(&mut stream, x.view(), y.view_mut()).unwrap_err(),
+            Error::Interrupted { what: "stream" }
+        );
     }
     let mut stream = gru.stream(20, &[40]).unwrap();
     gru.step(&mut stream, x.view(), y.view_mut()).unwrap();
     assert_eq!(y, expected.y);
+}
+
+fn learner_parts() -> (Params, Training) {
+    let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 5), Head::every_step(2)).unwrap();
+    let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
+    (params, Training::new(Loss::MeanSquared, Optimizer::adam(), 0.01).with_accumulation(2))
+}
+
+#[test]
+fn a_learner_is_the_same_either_way() {
+    let (x, targets) = (random3([4, 2, 3], 1), random3([4, 2, 2], 2));
+    for device in devices() {
+        let (params, training) = learner_parts();
+        let mut one = Learner::new(params.clone(), training, &device).unwrap();
+        let other = Learner::new_async(params, training, &device);
+        let mut other = block_on(sendable(other)).unwrap();
+        for _ in 0..5 {
+            one.step(&x, targets.view()).unwrap();
+            block_on(sendable(other.step_async(&x, targets.view()))).unwrap();
+        }
+        one.flush().unwrap();
+        block_on(sendable(other.flush_async())).unwrap();
+        let reports = one.reports().unwrap();
+        assert_eq!(reports.len(), 3);
+        assert_eq!(block_on(sendable(other.reports_async())).unwrap(), reports);
+        let outputs = one.forward(&x).unwrap();
+        assert_eq!(block_on(sendable(other.forward_async(&x))).unwrap(), outputs);
+        let state: LearnerState = one.state().unwrap();
+        assert_eq!(block_on(sendable(other.state_async())).unwrap(), state);
+        drop(sendable(Learner::resume_async(state.clone(), training, &device)));
+        let network = block_on(sendable(other.into_network_async())).unwrap();
+        assert_eq!(block_on(sendable(network.forward_async(&x))).unwrap(), outputs);
+        let again = block_on(sendable(Network::new_async(state.params, &device))).unwrap();
+        assert_eq!(again.forward(&x).unwrap(), outputs);
+    }
+}
+
+/// Steps may be dropped before they are done: their update is then the next batches', or the learner says
+/// that it cannot be relied on.
+#[test]
+fn a_step_of_a_learner_may_be_dropped() {
+    let (params, training) = learner_parts();
+    let mut learner = Learner::new(params, training, common::adapter()).unwrap();
+    let (x, targets) = (random3([40, 20, 3], 1), random3([40, 20, 2], 2));
+    let waker = Waker::from(Arc::new(NoWaker));
+    let mut context = Context::from_waker(&waker);
+    for _ in 0..10 {
+        let mut future = pin!(learner.step_async(&x, targets.view()));
+        let _ = future.as_mut().poll(&mut context);
+    }
+    for _ in 0..10 {
+        let mut future = pin!(learner.reports_async());
+        let _ = future.as_mut().poll(&mut context);
+    }
+    match learner.reports() {
+        Ok(_) => learner.step(&x, targets.view()).unwrap(),
+        Err(error) => {
+            assert_eq!(error, Error::Interrupted { what: "learner" });
+            assert!(learner.step(&x, targets.view()).is_err());
+        }
+    }
 }

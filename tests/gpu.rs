@@ -39,6 +39,12 @@ fn what_goes_on_from_run_to_run_agrees_with_the_reference() {
 }
 
 #[test]
+fn training_matches_the_reference() {
+    assert_all_passed(&check::training(adapter()).unwrap(), 4);
+    assert_all_passed(&check::training(&Device::cpu()).unwrap(), 4);
+}
+
+#[test]
 fn the_default_limits_of_webgpu_are_enough() {
     let device = adapter().with_default_limits().unwrap();
     let limits = device.adapter().unwrap().limits;

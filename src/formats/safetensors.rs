@@ -141,17 +141,26 @@ pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
 /// # Errors
 /// As [`load`], and [`Error::Format`] when there is no head, or it is not said what it reads.
 pub fn load_network(path: impl AsRef<Path>, options: &Options) -> Result<Params> {
-    files::open(path.as_ref(), |source| {
-        let mut file = Tensors::open(source)?;
-        let prefix = file.choose(options.prefix.as_deref())?;
-        let Some((config, Some(over))) = file.own()? else {
-            let reason =
-                "its metadata tells of no network of a GRU and a head; is it one of save_network?";
-            return Err(Error::Format(reason.to_owned()));
-        };
-        let layout = file.network_layout(&prefix, &config, over)?;
-        file.params(&prefix, layout, options.allow_non_finite)
-    })
+    files::open(path.as_ref(), |source| read_network_source(source, options))
+}
+
+/// As [`load_network`], from any source.
+///
+/// # Errors
+/// As [`load_network`].
+pub fn read_network(source: impl Read + Seek, options: &Options) -> Result<Params> {
+    read_network_source(Source::new(source)?, options)
+}
+
+fn read_network_source<S: Read + Seek>(source: Source<S>, options: &Options) -> Result<Params> {
+    let mut file = Tensors::open(source)?;
+    let prefix = file.choose(options.prefix.as_deref())?;
+    let Some((config, Some(over))) = file.own()? else {
+        let reason = "its metadata tells of no GRU with a head; is it a file of save_network?";
+        return Err(Error::Format(reason.to_owned()));
+    };
+    let layout = file.network_layout(&prefix, &config, over)?;
+    file.params(&prefix, layout, options.allow_non_finite)
 }
 
 fn is_of_head(name: &str) -> bool {

@@ -11,6 +11,9 @@ use crate::runner::Gathered;
 use crate::session::{Bound, Pass, Session};
 use crate::transfer::Wait;
 
+/// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
+const UNDER_WAY: usize = 128 << 20;
+
 /// What a learner on an adapter holds besides its network, whose parameters it moves where they are.
 #[derive(Debug)]
 pub(super) struct OnAdapter {
@@ -22,6 +25,8 @@ pub(super) struct OnAdapter {
     pending: usize,
     /// Updates queued since this was made.
     queued: usize,
+    /// Bytes of batches queued since the last wait.
+    under_way: usize,
 }
 
 impl OnAdapter {
@@ -44,12 +49,18 @@ impl OnAdapter {
             update.write(buffer, 0, len, Some(data)).await?;
         }
         update.write(buffers.reports, 0, REPORT * (1 + SLOTS), None).await?;
-        Ok(Self { gathered, update, buffers, pending: 0, queued: 0 })
+        Ok(Self { gathered, update, buffers, pending: 0, queued: 0, under_way: 0 })
     }
 
     /// Queues a batch, whose loss and gradient are added to those of the update.
-    pub async fn gather(&mut self, part: Part<'_>) -> Result<()> {
+    pub async fn gather(&mut self, part: Part<'_>, wait: Wait) -> Result<()> {
         let Part { network, loss, shape, batch, wanted, is_first } = part;
+        let bytes = 4 * (batch.x.len() + wanted.len());
+        if self.under_way > 0 && self.under_way + bytes > UNDER_WAY {
+            self.update.gpu().settle(wait).await?;
+            self.under_way = 0;
+        }
+        self.under_way += bytes;
         let purpose = Purpose::Loss(loss);
         let mode = Mode::Training;
         let mut session = network.gru().session(shape, mode, purpose, Some(&self.gathered)).await?;
@@ -105,7 +116,7 @@ impl OnAdapter {
             RawReport { loss, norm, largest, place: place.to_bits() as usize }
         };
         let reports: Vec<_> = (self.queued - self.pending..self.queued).map(report).collect();
-        self.pending = 0;
+        (self.pending, self.under_way) = (0, 0);
         if reports.iter().any(|report| !report.is_finite()) {
             // The next update may move the parameters again.
             self.update.write(self.buffers.reports, 0, 1, None).await?;

@@ -4,7 +4,8 @@ use ndarray::Axis;
 
 use super::{Part, RawReport};
 use crate::error::Result;
-use crate::network::{Linear, Network};
+use crate::head::Linear;
+use crate::network::Network;
 use crate::optim::{Clip, Constants, Moments};
 use crate::params::Params;
 
@@ -40,13 +41,13 @@ impl OnHost {
             self.loss = 0.0;
         }
         let (out, tape) = network.gru().forward_train(batch)?;
-        let features = network.features(shape, &out.y, &out.h_n);
+        let features = network.head().features(shape, &out.y, &out.h_n);
         let head = Linear::of(network.params());
         let mut doutputs = head.forward(features.view());
         let outputs = doutputs.as_slice_mut().expect("standard layout");
         self.loss += wanted.differentiate(&loss, outputs);
         let dfeatures = doutputs.dot(&head.weight);
-        let (dy, dh_n) = network.scatter(shape, dfeatures);
+        let (dy, dh_n) = network.head().scatter(shape, dfeatures);
         let grads = network.gru().backward(
             tape,
             dy.as_ref().map(|dy| dy.view()),
@@ -80,7 +81,8 @@ impl OnHost {
         if report.is_finite() {
             clip.apply(gradient, report.norm);
             let params = network.gru_mut().params_mut().as_mut_slice();
-            constants.apply(params, gradient, &mut self.moments);
+            let Moments { first, second, .. } = &mut self.moments;
+            constants.apply(params, gradient, [first, second]);
         }
         true
     }

@@ -8,7 +8,8 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::batch::Batch;
 use crate::error::{Error, Result, check_shape};
-use crate::objective::{Head, Over, Targets};
+use crate::head::{Head, Over};
+use crate::objective::Targets;
 
 /// Steps that a batch's length is a multiple of, so that lengths recur and what was made for one serves the
 /// next.

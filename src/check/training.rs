@@ -1,0 +1,140 @@
+//! Losses and updates against the same in double precision.
+
+use ndarray::{Array2, Array3, ArrayD, Axis, IxDyn};
+
+use super::{Findings, random};
+use crate::batch::Batch;
+use crate::config::{Direction, GruConfig, Layout, Shape};
+use crate::device::Device;
+use crate::error::Result;
+use crate::head::{Head, Linear};
+use crate::learner::{Learner, Training};
+use crate::objective::{Loss, Targets, Wanted};
+use crate::optim::{Adam, Clip, Optimizer};
+use crate::params::{Init, ParamLayout, Params};
+use crate::reference;
+
+const STEPS: usize = 5;
+const LENGTHS: [usize; 9] = [5, 2, 0, 5, 1, 3, 5, 4, 5];
+const UPDATES: usize = 3;
+const IGNORED: i32 = -1;
+
+/// A network, a batch and how it is trained on it.
+struct Course {
+    params: Params,
+    shape: Shape,
+    head: Head,
+    training: Training,
+    x: Array3<f32>,
+    classes: ArrayD<i32>,
+    values: ArrayD<f32>,
+}
+
+impl Course {
+    fn new(config: &GruConfig, head: Head, training: Training, layout: Layout) -> Result<Self> {
+        let shape = config.shape(STEPS, LENGTHS.len())?.with_layout(layout);
+        let params = Params::init_of(ParamLayout::with_head(config, head)?, Init::Uniform, 5)?;
+        let array = |axes: &[usize], seed| {
+            let data = random(axes.iter().product(), 1.0, seed);
+            ArrayD::from_shape_vec(IxDyn(axes), data).expect("as many as the shape holds")
+        };
+        let mut axes = head.row_axes(shape);
+        let of = |v: f32| ((v + 1.0) * 0.5 * (head.outputs + 1) as f32) as i32 - 1;
+        let classes = array(&axes, 7).mapv(|v| of(v).clamp(IGNORED, head.outputs as i32 - 1));
+        axes.push(head.outputs);
+        let x = array(&shape.x(), 6).into_dimensionality().expect("three axes");
+        Ok(Self { params, shape, head, training, x, classes, values: array(&axes, 8) })
+    }
+
+    fn targets(&self) -> Targets<'_> {
+        match self.training.loss {
+            Loss::CrossEntropy { .. } => Targets::Classes(self.classes.view()),
+            Loss::MeanSquared | Loss::Huber { .. } => Targets::Values(self.values.view()),
+        }
+    }
+
+    /// The loss and the norm of each update, and the parameters after all of them.
+    fn expected(&self) -> Result<(Vec<[f64; 2]>, Params<f64>)> {
+        let mut params: Params<f64> = self.params.cast();
+        let mut moments = [0, 1].map(|_| vec![0.0; params.as_slice().len()]);
+        let x = self.x.mapv(f64::from);
+        let targets = self.targets();
+        let Self { head, shape, training, .. } = self;
+        let wanted = Wanted::new(head, &training.loss, *shape, Some(&LENGTHS), &targets, 1.0)?;
+        let mut figures = Vec::new();
+        for step in 0..UPDATES as u64 {
+            let batch = Batch::new(x.view()).with_layout(shape.layout).with_lengths(&LENGTHS);
+            let trace = reference::forward(&params, batch)?;
+            let features = head.features(*shape, &trace.y(), &trace.h_n());
+            let linear = Linear::of(&params);
+            let mut doutputs: Array2<f64> = linear.forward(features.view());
+            let outputs = doutputs.as_slice_mut().expect("standard layout");
+            let loss = wanted.differentiate(&training.loss, outputs);
+            let (dy, dh_n) = head.scatter(*shape, doutputs.dot(&linear.weight));
+            let (dy, dh_n) = (dy.as_ref().map(|d| d.view()), dh_n.as_ref().map(|d| d.view()));
+            let grads = reference::backward(&params, x.view(), &trace, dy, dh_n)?;
+            let mut gradient = vec![0.0; params.as_slice().len()];
+            gradient[..grads.params.as_slice().len()].copy_from_slice(grads.params.as_slice());
+            let [weight, bias] = params.layout().head_ranges();
+            let dweight = doutputs.t().dot(&features);
+            gradient[weight].iter_mut().zip(&dweight).for_each(|(to, &from)| *to = from);
+            let dbias = doutputs.sum_axis(Axis(0));
+            gradient[bias].iter_mut().zip(&dbias).for_each(|(to, &from)| *to = from);
+            let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+            figures.push([loss, norm]);
+            training.clip.apply(&mut gradient, norm);
+            let constants = training.optimizer.constants(training.rate(step), step);
+            let [first, second] = &mut moments;
+            constants.apply(params.as_mut_slice(), &gradient, [first, second]);
+        }
+        Ok((figures, params))
+    }
+
+    async fn check(&self, device: &Device, findings: &mut Findings) -> Result<()> {
+        let (figures, params) = self.expected()?;
+        let mut learner = Learner::new_async(self.params.clone(), self.training, device).await?;
+        for _ in 0..UPDATES {
+            let batch = Batch::new(self.x.view()).with_layout(self.shape.layout);
+            learner.step_async(batch.with_lengths(&LENGTHS), self.targets()).await?;
+        }
+        let reports = learner.reports_async().await?;
+        let state = learner.state_async().await?;
+        let sizes = format!("C {}, {}", self.head.outputs, self.shape);
+        let got: Vec<_> = reports.iter().flat_map(|report| [report.loss, report.norm]).collect();
+        findings.compare_slices(
+            "losses and gradients' norms",
+            &sizes,
+            &got,
+            figures.as_flattened(),
+        );
+        let name = match self.training.optimizer {
+            Optimizer::Sgd { .. } => "parameters after steps of SGD",
+            Optimizer::Adam(_) => "parameters after steps of Adam",
+            Optimizer::AdamW(_) => "parameters after steps of AdamW",
+        };
+        findings.compare_slices(name, &sizes, state.params.as_slice(), params.as_slice());
+        Ok(())
+    }
+}
+
+pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()> {
+    let one_way = GruConfig::pytorch(3, 5);
+    let both = GruConfig::new(3, 5).with_layers(2).with_direction(Direction::Both);
+    let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.1 };
+    // Adam divides by a gradient's size: with a small ε one that is next to nothing would be all rounding.
+    let adam = Adam { epsilon: 0.01, weight_decay: 0.1, ..Adam::default() };
+    let of = |loss, optimizer: Optimizer, rate| Training::new(loss, optimizer, rate);
+    let entropy = Loss::CrossEntropy { ignore: Some(IGNORED) };
+    let huber = Loss::Huber { delta: 0.4 };
+    let (time_major, batch_first) = (Layout::TimeMajor, Layout::BatchFirst);
+    for (config, head, training, layout) in [
+        (&one_way, Head::every_step(2), of(Loss::MeanSquared, sgd, 0.1), time_major),
+        (&both, Head::every_step(7), of(huber, sgd, 0.1).with_clip(Clip::Value(0.02)), batch_first),
+        (&both, Head::last(70), of(entropy, sgd, 0.5).with_clip(Clip::Norm(0.1)), time_major),
+        (&one_way, Head::last(3), of(entropy, Optimizer::Adam(adam), 0.01), batch_first),
+        (&both, Head::every_step(17), of(entropy, Optimizer::AdamW(adam), 0.01), time_major),
+    ] {
+        Course::new(config, head, training, layout)?.check(device, findings).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,416 @@
+//! Training that stops, is killed, diverges or finds its file damaged, and goes on to the same bits.
+#![cfg(feature = "safetensors")]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::devices;
+use gru_wgpu::formats::safetensors;
+use gru_wgpu::{
+    Checkpoint, Clip, Device, Direction, Ended, Error, Event, Example, GruConfig, Head, Init,
+    Learner, Loss, Network, Optimizer, ParamLayout, Params, Regime, Schedule, Target, Trainer,
+    Training,
+};
+use ndarray::{Array2, Array3};
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use tempfile::TempDir;
+
+/// Sequences of 1 to 8 steps, each with a class that has nothing to do with it: validation soon stops
+/// getting better.
+fn examples(count: usize, seed: u64) -> Vec<Example> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut example = || {
+        let steps = rng.random_range(1..9);
+        let x = Array2::from_shape_simple_fn((steps, 2), || rng.random_range(-1.0..1.0));
+        Example::new(x, Target::Class(rng.random_range(0..3)))
+    };
+    (0..count).map(|_| example()).collect()
+}
+
+/// Two batches an update, dropout, two layers of both directions, a schedule: all that has a state.
+fn trainer(regime: Regime, device: &Device) -> Trainer {
+    let config = GruConfig::pytorch(2, 3).with_layers(2).with_direction(Direction::Both);
+    let layout = ParamLayout::with_head(&config.with_dropout(0.2), Head::last(3)).unwrap();
+    let params = Params::init_of(layout, Init::Uniform, 3).unwrap();
+    let training = Training::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 0.01)
+        .with_schedule(Schedule::Cosine { warmup: 10, updates: 200, last: 0.1 })
+        .with_clip(Clip::Norm(1.0))
+        .with_accumulation(2);
+    Trainer::new(Learner::new(params, training, device).unwrap(), regime).unwrap()
+}
+
+/// 71 batches an epoch, so events after 32, 64 and 71 of them, and after validation.
+const EXAMPLES: usize = 71;
+
+fn regime() -> Regime {
+    Regime::new(6, 1).with_seed(5).with_patience(2)
+}
+
+fn go_on(_: &mut Trainer, _: &Event<'_>) -> gru_wgpu::Result<ControlFlow<()>> {
+    Ok(ControlFlow::Continue(()))
+}
+
+fn bits(params: &Params) -> Vec<u32> {
+    params.as_slice().iter().map(|number| number.to_bits()).collect()
+}
+
+/// Equal to the last bit.
+fn assert_same(got: &Checkpoint, expected: &Checkpoint) {
+    assert_eq!(bits(&got.state.params), bits(&expected.state.params));
+    assert_eq!(got, expected);
+}
+
+/// A checkpoint of a run of one epoch.
+fn checkpoint() -> Checkpoint {
+    let mut trainer = trainer(Regime::new(1, 10), &Device::cpu());
+    trainer.run(&examples(30, 1), &examples(9, 2), go_on).unwrap();
+    trainer.checkpoint().unwrap()
+}
+
+/// A folder and a path in it.
+fn place() -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("run.safetensors");
+    (folder, path)
+}
+
+fn before(path: &Path) -> PathBuf {
+    path.with_extension("safetensors.before")
+}
+
+/// Stopped at every event and made anew from its file, on both devices.
+#[test]
+fn a_run_goes_on_from_its_file_bit_for_bit() {
+    let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
+    for device in devices() {
+        let mut whole = trainer(regime(), &device);
+        let mut losses = Vec::new();
+        let ended = whole.run(&train, &valid, |_, event| {
+            losses.extend(loss_of(event));
+            Ok(ControlFlow::Continue(()))
+        });
+        assert_eq!(ended.unwrap(), Ended::Early, "on {device}");
+        let whole = whole.checkpoint().unwrap();
+
+        let (_folder, path) = place();
+        let mut stops = Vec::new();
+        let mut other_losses = Vec::new();
+        let mut now = trainer(regime(), &device);
+        loop {
+            let ended = now.run(&train, &valid, |_, event| {
+                other_losses.extend(loss_of(event));
+                Ok(ControlFlow::Break(()))
+            });
+            let checkpoint = now.checkpoint().unwrap();
+            if ended.unwrap() == Ended::Early {
+                assert_same(&checkpoint, &whole);
+                break;
+            }
+            checkpoint.write(&path).unwrap();
+            let read = Checkpoint::read(&path).unwrap();
+            assert_same(&read, &checkpoint);
+            stops.push((read.position.epoch, read.position.batch, read.position.stale));
+            now = Trainer::from_checkpoint(read, &device).unwrap();
+        }
+        assert_eq!(stops[..4], [(0, 32, 0), (0, 64, 0), (0, 71, 0), (1, 0, 0)], "on {device}");
+        assert_eq!(stops.last().unwrap().2, 2);
+        assert_eq!(losses, other_losses);
+        assert!(whole.best.is_some_and(|best| best.params != whole.state.params));
+    }
+}
+
+fn loss_of(event: &Event<'_>) -> Option<f32> {
+    match event {
+        Event::Epoch { loss, .. } => Some(*loss),
+        _ => None,
+    }
+}
+
+#[test]
+fn odd_numbers_and_notes_come_back() {
+    let mut odd = checkpoint();
+    odd.state.params.as_mut_slice()[..4].copy_from_slice(&[
+        -0.0,
+        f32::INFINITY,
+        f32::MIN_POSITIVE / 3.0,
+        f32::MAX,
+    ]);
+    odd.state.moments.steps = (1 << 53) + 1;
+    odd.regime.seed = u64::MAX;
+    odd.training.learning_rate = 0.1 + 0.2;
+    odd.position.loss.0 = f64::MIN_POSITIVE;
+    let notes = [("", ""), ("classes", "\"é\"\n\\ \u{0}"), ("version", "7")];
+    odd.notes = notes.map(|(key, note)| (key.to_owned(), note.to_owned())).into();
+    let (_folder, path) = place();
+    odd.write(&path).unwrap();
+    assert_same(&Checkpoint::read(&path).unwrap(), &odd);
+    let bytes = fs::read(&path).unwrap();
+    odd.write(&path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), bytes, "the same checkpoint is the same file");
+    odd.best = None;
+    odd.write(&path).unwrap();
+    assert_same(&Checkpoint::read(&path).unwrap(), &odd);
+}
+
+#[test]
+fn what_does_not_belong_together_is_not_written() {
+    let (_folder, path) = place();
+    let mut short = checkpoint();
+    short.state.moments.second.pop();
+    assert!(matches!(short.write(&path), Err(Error::Shape { .. })));
+    let mut other = checkpoint();
+    let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 2), Head::last(3)).unwrap();
+    other.best.as_mut().unwrap().params = Params::zeros_of(layout).unwrap();
+    assert!(matches!(other.write(&path), Err(Error::ParameterLayout { .. })));
+    assert!(!path.exists());
+}
+
+#[test]
+fn what_was_cut_short_or_changed_is_refused_and_the_one_before_taken() {
+    let (_folder, path) = place();
+    let first = checkpoint();
+    let mut second = first.clone();
+    second.position.epoch += 1;
+    first.write(&path).unwrap();
+    assert!(!before(&path).exists());
+    second.write(&path).unwrap();
+    assert_same(&Checkpoint::read(before(&path)).unwrap(), &first);
+    let (last, refused) = Checkpoint::read_last(&path).unwrap();
+    assert_same(&last, &second);
+    assert_eq!(refused, None);
+
+    let bytes = fs::read(&path).unwrap();
+    let takes_first = |what: &str| {
+        let error = Checkpoint::read(&path).unwrap_err();
+        assert!(matches!(error, Error::Format(_) | Error::Io { .. }), "{what}: {error:?}");
+        let (last, refused) = Checkpoint::read_last(&path).unwrap();
+        assert_same(&last, &first);
+        assert_eq!(refused, Some(error), "{what}");
+    };
+    for len in [0, 7, 8, 9, bytes.len() / 4, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&path, &bytes[..len]).unwrap();
+        takes_first(&format!("cut to {len} bytes"));
+    }
+    // Numbers of the tensors: nothing but the checksum tells.
+    let tensors = bytes.len() - 4 * first.state.params.layout().parameter_count();
+    for at in (tensors..bytes.len()).step_by(211) {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (at % 8);
+        fs::write(&path, &changed).unwrap();
+        takes_first(&format!("byte {at}"));
+    }
+    fs::remove_file(&path).unwrap();
+    takes_first("gone");
+
+    // A damaged file does not take the place of the whole one.
+    fs::write(&path, &bytes[..99]).unwrap();
+    second.write(&path).unwrap();
+    assert_same(&Checkpoint::read(&path).unwrap(), &second);
+    assert_same(&Checkpoint::read(before(&path)).unwrap(), &first);
+
+    for path in [&path, &before(&path)] {
+        fs::write(path, &bytes[..99]).unwrap();
+    }
+    let error = Checkpoint::read_last(&path).unwrap_err().to_string();
+    assert!(error.contains("run.safetensors`: its header would take"), "{error}");
+}
+
+#[test]
+fn what_is_no_checkpoint_of_this_version_is_refused_with_the_reason() {
+    let (_folder, path) = place();
+    let checkpoint = checkpoint();
+    safetensors::save_network(&path, &checkpoint.state.params).unwrap();
+    let error = Checkpoint::read(&path).unwrap_err().to_string();
+    assert!(error.contains("does not say that it is a checkpoint"), "{error}");
+    checkpoint.write(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, data) = bytes[8..].split_at(len);
+    let header = std::str::from_utf8(header).unwrap();
+    for (from, to, expected) in [
+        (r#"\"version\":1"#, r#"\"version\":2"#, "is of version `2`; this program reads version 1"),
+        (r#"\"version\":1"#, r#"\"versoin\":1"#, "has no version"),
+        ("hidden=3", "hidden=7", "shape [9, 2], expected [21, 2]"),
+        ("direction=both", "direction=reverse", "has shape [9, 6], expected [9, 3]"),
+        ("layers=2", "layers=9", "there is no tensor `gru."),
+        ("head=last", "haed=last", "`haed`, which is unknown"),
+        ("epochs=1", "epochs=0", "the number of epochs is 0"),
+        ("epochs=1", "epochs=2", "the checksum is another"),
+        ("best=0", "bets=0", "which is unknown"),
+        ("best=0", "best=9", "none that a run can come to"),
+        (
+            "second_moment.head.bias",
+            "second_moment.head.bise",
+            "no tensor `second_moment.head.bias`",
+        ),
+        (r#"\"notes\":{}"#, r#"\"notes\":[]"#, "lacks `notes`"),
+    ] {
+        assert!(header.contains(from), "{header}");
+        let header = header.replacen(from, to, 1);
+        let len = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&len, header.as_bytes(), data].concat()).unwrap();
+        let error = Checkpoint::read(&path).unwrap_err().to_string();
+        let seen = error.contains(expected) || error.contains("the checksum is another");
+        assert!(seen, "{from} → {to}: {error}");
+    }
+}
+
+/// An example that is not a number: named, with the place it came in; what is kept goes on, once the example
+/// is mended, to the bits of a run that never met it.
+#[test]
+fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
+    let train = examples(EXAMPLES, 1);
+    for device in devices() {
+        let mut whole = trainer(Regime::new(1, 1), &device);
+        whole.run(&train, &[], go_on).unwrap();
+        for bad in [0, 17, EXAMPLES - 1] {
+            let mut spoilt = train.clone();
+            spoilt[bad].x[[0, 1]] = f32::NAN;
+            let mut now = trainer(Regime::new(1, 1), &device);
+            let error = now.run(&spoilt, &[], go_on).unwrap_err();
+            let Error::Diverged { step, parameter, made_from: Some(made_from), .. } = &error else {
+                panic!("{error:?}");
+            };
+            assert_eq!(parameter, "weight_ih_l0", "{error}");
+            let position = now.position();
+            assert_eq!((made_from.epoch, made_from.batches.start), (0, position.batch), "{error}");
+            assert_eq!(*step as usize, position.batch / 2, "{error}");
+            assert_eq!(position.loss.1, position.batch / 2, "{error}");
+            let last = made_from.batches.end == EXAMPLES;
+            assert_eq!(made_from.examples.len(), if last { 1 } else { 2 }, "{error}");
+            assert!(made_from.examples.contains(&bad), "{error}");
+            let words = format!("(epoch 0, batch{}", if last { " 70" } else { "es" });
+            assert!(error.to_string().contains(&words), "{error}");
+            let (_folder, path) = place();
+            now.checkpoint().unwrap().write(&path).unwrap();
+            let kept = Checkpoint::read(&path).unwrap();
+            let mut now = Trainer::from_checkpoint(kept, &device).unwrap();
+            now.run(&train, &[], go_on).unwrap();
+            assert_same(&now.checkpoint().unwrap(), &whole.checkpoint().unwrap());
+        }
+    }
+}
+
+/// An error that no update hears of: a class that there is not, in the second batch of an update.
+#[test]
+fn a_run_that_is_refused_a_batch_stands_before_it() {
+    let train = examples(EXAMPLES, 1);
+    let mut whole = trainer(Regime::new(1, 1), &Device::cpu());
+    whole.run(&train, &[], go_on).unwrap();
+    for bad in 0..12 {
+        let mut spoilt = train.clone();
+        spoilt[bad].target = Target::Class(3);
+        let mut now = trainer(Regime::new(1, 1), &Device::cpu());
+        let error = now.run(&spoilt, &[], go_on).unwrap_err();
+        assert!(matches!(error, Error::Class { class: 3, .. }), "{error}");
+        now.run(&train, &[], go_on).unwrap();
+        assert_same(&now.checkpoint().unwrap(), &whole.checkpoint().unwrap());
+    }
+}
+
+#[test]
+fn a_network_comes_back_from_its_file_and_from_a_checkpoint() {
+    let (_folder, path) = place();
+    let checkpoint = checkpoint();
+    let params = &checkpoint.state.params;
+    let options = safetensors::Options::new;
+    safetensors::save_network(&path, params).unwrap();
+    assert_eq!(safetensors::load_network(&path, &options()).unwrap(), *params);
+    assert_eq!(safetensors::prefixes(&path).unwrap(), ["gru."]);
+    // The GRU alone, as `gru run --prefix gru.` takes it, and as `save` writes it.
+    let gru = safetensors::load(&path, &options().with_prefix("gru.")).unwrap();
+    assert_eq!(gru.layout().head(), None);
+    let of_head = |name: &str| name.starts_with("head.");
+    assert!(gru.iter().eq(params.iter().filter(|(name, _)| !of_head(name))));
+    let header = fs::read(&path).unwrap();
+    let header = String::from_utf8_lossy(&header);
+    for name in ["gru.weight_ih_l0", "gru.bias_hh_l1_reverse", "head.weight", "head.bias"] {
+        assert!(header.contains(&format!("\"{name}\"")), "{header}");
+    }
+    safetensors::save(&path, params).unwrap();
+    assert_eq!(safetensors::load(&path, &options()).unwrap(), gru);
+    let error = safetensors::load_network(&path, &options()).unwrap_err().to_string();
+    assert!(error.contains("tells of no GRU with a head"), "{error}");
+    assert!(matches!(safetensors::save_network(&path, &gru), Err(Error::Conflict { .. })));
+
+    checkpoint.write(&path).unwrap();
+    let best = safetensors::load_network(&path, &options().with_prefix("best.gru")).unwrap();
+    assert_eq!(best, checkpoint.best.unwrap().params);
+    let last = safetensors::load_network(&path, &options().with_prefix("gru")).unwrap();
+    assert_eq!(last, *params);
+    let error = safetensors::load_network(&path, &options()).unwrap_err();
+    assert!(matches!(error, Error::Choice { .. }), "{error}");
+    let network = Network::new(last, &Device::cpu()).unwrap();
+    assert_eq!(network.forward(&Array3::ones((4, 2, 2))).unwrap().shape(), [2, 3]);
+}
+
+/// Where the child writes.
+const CHILD: &str = "GRU_WGPU_TEST_CHECKPOINT";
+
+/// Long enough for all that is done to it.
+fn killed_regime() -> Regime {
+    Regime::new(14, 1).with_seed(9)
+}
+
+/// Trains from the last checkpoint there is, writes one at every event, and says so.
+fn child(path: &Path) {
+    let mut trainer = match Checkpoint::read_last(path) {
+        Ok((last, _)) => Trainer::from_checkpoint(last, &Device::cpu()).unwrap(),
+        Err(error) => {
+            assert!(!path.exists() && !before(path).exists(), "{error}");
+            trainer(killed_regime(), &Device::cpu())
+        }
+    };
+    let mut out = std::io::stdout();
+    trainer
+        .run(&examples(EXAMPLES, 1), &examples(5, 2), |trainer, _| {
+            trainer.checkpoint()?.write(path)?;
+            out.write_all(b"\nevent\n").unwrap();
+            out.flush().unwrap();
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+}
+
+/// The program is this one, run again for this test alone.
+#[test]
+fn a_run_that_is_killed_again_and_again_comes_to_the_same_bits() {
+    const KILLS: usize = 10;
+    if let Some(path) = std::env::var_os(CHILD) {
+        return child(Path::new(&path));
+    }
+    let (_folder, path) = place();
+    let start = || {
+        let name = "a_run_that_is_killed_again_and_again_comes_to_the_same_bits";
+        Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(CHILD, &path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for kill in 0..KILLS {
+        let mut child = start();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut events = lines.map_while(Result::ok).filter(|line| line == "event");
+        let wanted = rng.random_range(1..5);
+        // Its end of the pipe stays open: the kill is what ends it.
+        let seen = events.by_ref().take(wanted).count();
+        std::thread::sleep(Duration::from_micros(rng.random_range(0..20_000)));
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        assert!(seen == wanted && !status.success(), "kill {kill}: it was over, {status}");
+    }
+    let status = start().wait_with_output().unwrap().status;
+    assert!(status.success(), "{status}");
+    let mut whole = trainer(killed_regime(), &Device::cpu());
+    whole.run(&examples(EXAMPLES, 1), &examples(5, 2), go_on).unwrap();
+    assert_same(&Checkpoint::read(&path).unwrap(), &whole.checkpoint().unwrap());
+}
