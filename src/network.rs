@@ -1,13 +1,13 @@
 //! [`Network`]: a GRU with a linear head, to predict with.
 
-use ndarray::ArrayD;
+use ndarray::{Array2, ArrayD, s};
 
 use crate::batch::Batch;
 use crate::cpu;
 use crate::device::Device;
 use crate::error::{Error, Result, check_shape};
 use crate::gru::{Gru, upload_run};
-use crate::head::{Head, Linear};
+use crate::head::{Head, Linear, Over};
 use crate::objective::{Loss, Targets, Wanted};
 use crate::options::Options;
 use crate::params::{ParamLayout, Params};

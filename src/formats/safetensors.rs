@@ -35,7 +35,7 @@ use crate::checkpoint;
 use crate::config::{Bias, Direction, GruConfig};
 use crate::error::{Error, Result, quote};
 use crate::network::head_of;
-use crate::objective::{Head, Over};
+use crate::head::{Head, Over};
 use crate::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
 
 /// What the crate `safetensors` allows for a header, in bytes.

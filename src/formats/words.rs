@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::error::{Error, Result, quote};
-use crate::objective::Over;
+use crate::head::Over;
 
 /// The key that holds a configuration.
 pub(super) const KEY: &str = "gru_wgpu.config";
