@@ -141,7 +141,7 @@
 //! | `trainer.rs`, `trainer/` | [`Trainer`]: epochs over [`Example`]s, validated |
 //! | `checkpoint.rs`, `checkpoint/` | [`Checkpoint`]: all that training goes on from, in a file |
 //! | `main.rs`, `commands/` | the program `gru`, a file a command |
-//! | `examples/` | `gradient_flow`: how much of a gradient is left after many steps, and the picture of it |
+//! | `examples/` | `gradient_flow`: how much of a gradient is left after many steps, and the picture of it; `own_loop`, `classify`: training |
 //! | `benches/` | the parts with criterion; a GPU beside cuDNN; what was measured, and what it taught |
 //!
 //! A new format is a file in `formats/` with a feature of its own, a round trip in `tests/roundtrips.rs`,
@@ -166,7 +166,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `cli` (default) | the program `gru`, and all of the following |
-//! | `safetensors` | `formats::safetensors`: PyTorch's state dicts, and this crate's own files |
+//! | `safetensors` | `formats::safetensors`: PyTorch's state dicts, and this crate's own files; [`Checkpoint`] |
 //! | `onnx` | `formats::onnx` |
 //! | `npy` | `formats::npy` and `formats::npz`: NumPy's files |
 //!

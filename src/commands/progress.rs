@@ -18,13 +18,15 @@ pub struct Progress {
     /// Of the epoch, the examples, and of their losses the sum and its weight.
     seen: usize,
     loss: (f64, usize),
+    /// What was said of the last epoch.
+    told: String,
 }
 
 impl Progress {
     /// Over so many examples, called `unit`, in so many epochs.
     pub fn new(total: u64, epochs: usize, unit: &'static str) -> Result<Self> {
         let bar = ProgressBar::new(total);
-        let style = "{prefix} {bar:30} {percent:>3} %  {msg}  {per_sec:>14}  {eta} left";
+        let style = "{prefix} {bar:20} {percent:>3} %  {msg}  {per_sec:>14}  {eta} left";
         bar.set_style(ProgressStyle::with_template(style)?.with_key(
             "per_sec",
             move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
@@ -33,7 +35,17 @@ impl Progress {
             },
         ));
         let start = Instant::now();
-        Ok(Self { bar, start, epochs, unit, epoch: 0, done: 0, seen: 0, loss: (0.0, 0) })
+        Ok(Self {
+            bar,
+            start,
+            epochs,
+            unit,
+            epoch: 0,
+            done: 0,
+            seen: 0,
+            loss: (0.0, 0),
+            told: String::new(),
+        })
     }
 
     /// Where an earlier run stood: in `epoch`, of whose `all` examples so many are done, with the sum of
@@ -64,7 +76,8 @@ impl Progress {
 
     fn show(&self) {
         self.bar.set_prefix(self.prefix());
-        self.bar.set_message(format!("loss {:.5}", self.loss()));
+        let loss = if self.loss.1 > 0 { format!("loss {:.5}", self.loss()) } else { String::new() };
+        self.bar.set_message(format!("{loss}{}", self.told));
     }
 
     fn prefix(&self) -> String {
@@ -80,8 +93,10 @@ impl Progress {
         self.seen
     }
 
-    /// A line where there is no bar, with what else is to be said of the epoch.
-    pub fn end_epoch(&self, more: &str) {
+    /// What else is to be said of the epoch that is over: beside the bar, or on a line where there is none.
+    pub fn end_epoch(&mut self, more: &str) {
+        self.told = more.to_owned();
+        self.show();
         if self.bar.is_hidden() {
             let rate = self.done as f64 / self.start.elapsed().as_secs_f64();
             let (prefix, loss, unit) = (self.prefix(), self.loss(), self.unit);

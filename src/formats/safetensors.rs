@@ -34,8 +34,8 @@ use super::words;
 use crate::checkpoint;
 use crate::config::{Bias, Direction, GruConfig};
 use crate::error::{Error, Result, quote};
-use crate::network::head_of;
 use crate::head::{Head, Over};
+use crate::network::head_of;
 use crate::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
 
 /// What the crate `safetensors` allows for a header, in bytes.

@@ -193,10 +193,9 @@ impl Keeper<'_> {
             seconds,
         });
         Epoch::write_all(&self.epochs, &self.folder.metrics())?;
-        let star = if is_best { ", best" } else { "" };
-        self.progress.end_epoch(&format!(
-            "  held out: loss {valid_loss:.5}, accuracy {valid_accuracy:.4}{star}"
-        ));
+        let star = if is_best { "*" } else { "" };
+        self.progress
+            .end_epoch(&format!("  held out {valid_loss:.5}, accuracy {valid_accuracy:.4}{star}"));
         Ok(())
     }
 
