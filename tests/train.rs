@@ -114,6 +114,10 @@ fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
             &["predict", "it", "test.csv", "--output", "p.csv", "--device", "cpu"],
         );
         assert!(told.contains(&format!("accuracy {accuracy:.4}: ")), "{said}: {told}");
+        // Its GRU is one for the other commands, too.
+        let (_, told) =
+            succeeded(directory.path(), &["convert", "it/model.safetensors", "gru.npz"]);
+        assert!(told.contains("GRU 3→6"), "{told}");
         let svg = std::fs::read_to_string(run.join("curves.svg")).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
     }
