@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use gru_wgpu::DeviceKind;
 
-use commands::{bench, check, convert, forecast, grad, info, output, run};
+use commands::{bench, check, convert, forecast, grad, info, output, predict, run, train};
 
 /// Gated recurrent units on any GPU.
 #[derive(Parser, Debug)]
@@ -26,6 +26,8 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Train(train::Arguments),
+    Predict(predict::Arguments),
     Forecast(forecast::Arguments),
     Run(run::Arguments),
     Grad(grad::Arguments),
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
     quiet_mesa();
     let cli = Cli::parse();
     match dispatch(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         // Whoever reads our output has seen enough: `gru check | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -49,11 +51,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: &Cli) -> Result<()> {
+fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let kinds = device_kinds(cli)?;
     // Not a lock: a progress bar writes between two lines of a table.
     let out = &mut io::stdout();
+    let mut status = ExitCode::SUCCESS;
     match &cli.command {
+        Command::Train(arguments) => status = train::run(arguments, one(&kinds)?, out)?,
+        Command::Predict(arguments) => predict::run(arguments, one(&kinds)?, out)?,
         Command::Forecast(arguments) => forecast::run(arguments, one(&kinds)?, out)?,
         Command::Run(arguments) => run::run(arguments, one(&kinds)?)?,
         Command::Grad(arguments) => grad::run(arguments, one(&kinds)?)?,
@@ -63,7 +68,7 @@ fn dispatch(cli: &Cli) -> Result<()> {
         Command::Info(arguments) => info::run(arguments, one(&kinds)?, out)?,
     }
     out.flush()?;
-    Ok(())
+    Ok(status)
 }
 
 /// What `--device` says, or else GRU_DEVICE. An empty variable counts as unset.

@@ -1,18 +1,19 @@
 //! [`Network`]: a GRU with a linear head, to predict with.
 
-use ndarray::ArrayD;
+use ndarray::{Array2, ArrayD, s};
 
 use crate::batch::Batch;
 use crate::cpu;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_shape};
 use crate::gru::{Gru, upload_run};
-use crate::head::{Head, Linear};
+use crate::head::{Head, Linear, Over};
 use crate::objective::{Loss, Targets, Wanted};
 use crate::options::Options;
 use crate::params::{ParamLayout, Params};
 use crate::plan::{Mode, Purpose};
 use crate::session::Pass;
+use crate::trainer::{in_order, pad};
 use crate::transfer::Wait;
 
 /// A [`Gru`] with a linear [`Head`]: from sequences to outputs. On an adapter only x goes up and the
@@ -93,6 +94,39 @@ impl Network {
     /// As [`Self::forward`].
     pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
         self.run(batch.into(), Wait::Async).await
+    }
+
+    /// The outputs of sequences `[T, I]` of unequal lengths, `batch` of them at a time: of each `[T, C]`, or
+    /// `[1, C]` where the head is over the last states.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`] when a sequence has no step, [`Error::Shape`] when one has another number of
+    /// inputs, and as [`Self::forward`].
+    pub fn forward_each(
+        &self,
+        sequences: &[Array2<f32>],
+        batch: usize,
+    ) -> Result<Vec<Array2<f32>>> {
+        let inputs = self.gru.config().input_size;
+        for (at, sequence) in sequences.iter().enumerate() {
+            let steps = sequence.nrows();
+            if steps == 0 {
+                return Err(Error::ZeroSize { what: "the number of steps of a sequence" });
+            }
+            check_shape(&format!("sequence {at} [T, I]"), &[steps, inputs], sequence.shape())?;
+        }
+        let mut all = Vec::with_capacity(sequences.len());
+        for range in in_order(sequences.len(), batch) {
+            let (x, lengths) = pad(sequences[range].iter());
+            let outputs = self.forward(Batch::new(x.view()).with_lengths(&lengths))?;
+            for (row, &length) in lengths.iter().enumerate() {
+                all.push(match self.head.over {
+                    Over::Last => outputs.slice(s![row..=row, ..]).to_owned(),
+                    Over::EveryStep => outputs.slice(s![..length, row, ..]).to_owned(),
+                });
+            }
+        }
+        Ok(all)
     }
 
     /// How its outputs for a batch do against these targets, without dropout.

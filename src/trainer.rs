@@ -11,7 +11,8 @@ use crate::params::Params;
 mod examples;
 
 pub use examples::{Example, Target};
-use examples::{Padded, check, in_order, noise_seed, order};
+use examples::{Padded, check, noise_seed, order};
+pub(crate) use examples::{in_order, pad};
 
 /// Updates between two looks at how they went.
 const LOOK_EVERY: usize = 16;

@@ -66,6 +66,31 @@ fn forecast_prints_a_table_and_writes_two_pictures() {
 }
 
 #[test]
+fn forecast_takes_other_columns_as_inputs_besides() {
+    let directory = TempDir::new().unwrap();
+    let csv = series(&directory);
+    let run = |columns: &str| {
+        let output =
+            gru(directory.path(), &forecast(csv, &["--device", "cpu", "--column", columns]));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let (alone, beside) = (run("value"), run("value,2"));
+    assert!(beside.1.contains("columns `value`, `other`, 160 rows, 2 missing"), "{}", beside.1);
+    // The rules see the series alone, and the model's parameters are 3 · 7 more for an input.
+    let row = |stdout: &str, name: &str| {
+        let row = stdout.lines().find(|line| line.trim().starts_with(name));
+        row.unwrap().to_owned()
+    };
+    assert_eq!(row(&alone.0, "last value"), row(&beside.0, "last value"));
+    assert_ne!(row(&alone.0, "GRU"), row(&beside.0, "GRU"));
+    assert!(alone.1.contains("training 229 parameters"), "{}", alone.1);
+    assert!(beside.1.contains("training 250 parameters"), "{}", beside.1);
+    let twice = forecast(csv, &["--column", "value,other,3"]);
+    assert_refused(directory.path(), &twice, &["column `3` is named twice"]);
+}
+
+#[test]
 fn forecast_runs_the_same_job_on_an_adapter() {
     let software = common::adapter().adapter().unwrap().software;
     let word = if software { "software" } else { "gpu" };
@@ -168,7 +193,7 @@ fn check_passes_on_the_cpu() {
     let output = gru(directory.path(), &["check", "--device", "cpu"]);
     let stdout = text(&output.stdout);
     assert!(output.status.success(), "{stdout}{}", text(&output.stderr));
-    assert!(stdout.contains("all 100 results are within bounds"), "{stdout}");
+    assert!(stdout.contains("all 104 results are within bounds"), "{stdout}");
     assert!(stdout.contains("no kernel was checked"), "{stdout}");
 }
 

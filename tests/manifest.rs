@@ -62,9 +62,18 @@ fn the_library_alone_draws_in_no_part_of_the_program() {
     let tree = String::from_utf8(output.stdout).unwrap();
     let names: Vec<_> = tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert!(names.contains(&"wgpu"), "{tree}");
-    for cli in
-        ["anyhow", "chrono", "clap", "csv", "indicatif", "plotters", "serde_json", "tempfile"]
-    {
+    for cli in [
+        "anyhow",
+        "chrono",
+        "clap",
+        "csv",
+        "ctrlc",
+        "indicatif",
+        "plotters",
+        "serde_json",
+        "tempfile",
+        "toml",
+    ] {
         assert!(!names.contains(&cli), "{cli} is a dependency of the library");
     }
 }

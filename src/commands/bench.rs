@@ -9,14 +9,14 @@ mod sweep;
 mod verify;
 
 use std::io::Write;
-use std::num::IntErrorKind;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use gru_wgpu::plan::{Machine, Mode, quantity};
-use gru_wgpu::{Device, DeviceKind, Direction, GruConfig, Options, Recurrence, Reset};
+use gru_wgpu::{Device, DeviceKind, Direction, Options, Recurrence};
 
+use super::arguments::{ResetWord, at_least_one};
 use super::output::{check_output, open};
 use job::Job;
 use measure::{Row, measure};
@@ -105,12 +105,6 @@ enum ModeWord {
     Train,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ResetWord {
-    After,
-    Before,
-}
-
 /// Runs the command. An error when a number is out of bounds.
 pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {
     let picture = arguments.output.clone().unwrap_or_else(|| PathBuf::from("bench.svg"));
@@ -171,10 +165,7 @@ fn measure_all(
 }
 
 fn job(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Result<Job> {
-    let config = match arguments.reset {
-        ResetWord::After => GruConfig::pytorch(input, hidden),
-        ResetWord::Before => GruConfig::new(input, hidden).with_reset(Reset::Before),
-    };
+    let config = arguments.reset.config(input, hidden);
     let direction = if arguments.bidirectional { Direction::Both } else { Direction::Forward };
     let mode = match arguments.mode {
         ModeWord::Forward => Mode::Inference,
@@ -190,15 +181,4 @@ fn shape(text: &str) -> Result<Sizes, String> {
     let sizes: Vec<_> = text.split(',').map(at_least_one).collect::<Result<_, _>>()?;
     let sizes = <[usize; 4]>::try_from(sizes);
     sizes.map(Sizes).map_err(|got| format!("expected the 4 sizes T,B,I,H, got {}", got.len()))
-}
-
-/// A size or a number of times.
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.trim().parse::<usize>() {
-        Ok(size) if size > 0 => Ok(size),
-        Err(error) if *error.kind() == IntErrorKind::PosOverflow => {
-            Err(format!("`{text}` is too large a number"))
-        }
-        _ => Err(format!("`{text}` is no whole number of at least 1")),
-    }
 }

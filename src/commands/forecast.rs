@@ -8,36 +8,40 @@ mod windows;
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use gru_wgpu::DeviceKind;
 use gru_wgpu::formats::{quote, write_whole};
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use ndarray::{Array2, NdFloat};
+use indicatif::HumanDuration;
+use ndarray::Array2;
 
+use super::arguments::{at_least_one, delimiter, positive, share, yes_or_no};
 use super::output::{Table, check_directory, note, open, quote_path};
+use super::progress::Progress;
+use super::sheet::Reading;
 use baselines::{rmse, rules};
 use model::{Forecaster, Recipe};
 use plot::ForecastPicture;
 use series::Series;
-use windows::Windows;
+use windows::{Windows, origins};
 
 /// Train a forecaster on a real series and print its error beside simple rules.
 ///
-/// Reads one numeric column of a CSV file, holds out its last part, trains a GRU with a linear head
+/// Reads a numeric column of a CSV file, or several, holds out its last part, trains a GRU with a linear head
 /// on windows of the rest, forecasts the held-out part from every row of it, and writes
 /// forecast.svg and loss.svg. Missing values are filled by straight lines first, wherever they are.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  \
     gru forecast data/mauna_loa_co2_weekly.csv\n  \
     gru forecast sales.csv --column revenue --season 7 --input 28 --horizon 14\n  \
+    gru forecast sales.csv --column revenue,visitors,price --season 7 --input 28 --horizon 14\n  \
     gru forecast data/mauna_loa_co2_weekly.csv --device software --epochs 2")]
 pub struct Arguments {
     /// The CSV file.
     csv: PathBuf,
-    /// The column's name, or its number from 1 [default: the last numeric one].
-    #[arg(long, value_name = "NAME")]
+    /// The column's name, or its number from 1 [default: the last numeric one]. After a comma, others that
+    /// the model sees besides, each scaled by its own changes; the first is forecast.
+    #[arg(long, value_name = "NAME[,NAME…]")]
     column: Option<String>,
     /// The character between cells.
     #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
@@ -89,7 +93,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     check_directory(&arguments.output)?;
     let series = read(arguments)?;
     let parts = Parts::new(arguments, &series)?;
-    let windows = Windows::new(&series.values, parts.split, arguments.input, arguments.horizon)?;
+    let windows = Windows::new(&series.columns, parts.split, arguments.input, arguments.horizon)?;
     let device = open(kind)?;
     announce(arguments, &series, &parts);
 
@@ -101,7 +105,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         clip: arguments.clip,
         seed: arguments.seed,
     };
-    let mut model = Forecaster::new(&recipe, parts.training.len(), arguments.horizon, &device)?;
+    let mut model = Forecaster::new(&recipe, &windows, parts.training.len(), &device)?;
     note(format_args!("training {} parameters on {device}", model.parameter_count()));
     let losses = train(&mut model, &windows, &parts.training, &recipe)?;
 
@@ -111,9 +115,9 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         "the trained model forecasts values that are not finite; try a lower --learning-rate"
     );
     let errors = errors(arguments, &series, &parts, &forecasts);
-    let future = model.forecast(&windows, &[series.values.len()], 1)?;
+    let future = model.forecast(&windows, &[series.values().len()], 1)?;
     let picture = picture(arguments, &series, &parts, &forecasts, &future, &errors);
-    let loss_title = format!("{}: training loss", series.name);
+    let loss_title = format!("{}: training loss", series.name());
     for (name, svg) in [
         ("forecast.svg", plot::forecast(&picture)?),
         ("loss.svg", plot::loss(&loss_title, &losses)?),
@@ -126,13 +130,9 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
 }
 
 fn read(arguments: &Arguments) -> Result<Series> {
-    let options = series::Options {
-        column: arguments.column.as_deref(),
-        delimiter: arguments.delimiter,
-        missing: arguments.missing.as_deref(),
-        header: arguments.header,
-    };
-    Series::read(&arguments.csv, &options)
+    let Arguments { csv, column, delimiter, missing, header, .. } = arguments;
+    let reading = Reading { delimiter: *delimiter, missing: missing.as_deref(), header: *header };
+    Series::read(csv, column.as_deref(), reading)
 }
 
 /// Where the held-out part starts, and the origins of the windows on either side.
@@ -145,11 +145,10 @@ struct Parts {
 impl Parts {
     fn new(arguments: &Arguments, series: &Series) -> Result<Self> {
         let Arguments { input, horizon, season, holdout, .. } = *arguments;
-        let len = series.values.len();
+        let len = series.values().len();
         let split = ((1.0 - holdout) * len as f64).round() as usize;
-        let windows = Windows { series: &series.values, input, horizon, scale: 1.0 };
-        let training: Vec<_> = windows.origins(0, split).collect();
-        let testing: Vec<_> = windows.origins(split, len).collect();
+        let training: Vec<_> = origins(input, horizon, 0, split).collect();
+        let testing: Vec<_> = origins(input, horizon, split, len).collect();
         if training.is_empty() || testing.is_empty() {
             bail!(
                 "{} rows are too few: the first {split} must hold a window of {input} + {horizon} \
@@ -169,11 +168,12 @@ impl Parts {
 }
 
 fn announce(arguments: &Arguments, series: &Series, parts: &Parts) {
-    let (rows, filled) = (series.values.len(), series.filled);
+    let (rows, filled) = (series.values().len(), series.filled);
     let shown = quote_path(&arguments.csv);
     note(format_args!(
-        "{shown}: column {}, {rows} rows, {filled} missing ones interpolated",
-        quote(&series.name)
+        "{shown}: {} {}, {rows} rows, {filled} missing ones interpolated",
+        if series.names.len() == 1 { "column" } else { "columns" },
+        series.names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
     ));
     let (input, horizon) = (arguments.input, arguments.horizon);
     let (training, testing) = (parts.training.len(), parts.testing.len());
@@ -188,39 +188,17 @@ fn train(
     origins: &[usize],
     recipe: &Recipe,
 ) -> Result<Vec<f32>> {
-    let bar = ProgressBar::new((recipe.epochs as u64).saturating_mul(origins.len() as u64));
-    let style = "{prefix} {bar:30} {percent:>3} %  {msg}  {per_sec:>14}  {eta} left";
-    bar.set_style(ProgressStyle::with_template(style)?.with_key(
-        "per_sec",
-        |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
-            // A bar cannot report that its text would not format.
-            let _ = write!(out, "{:.0} windows/s", state.per_sec());
-        },
-    ));
-    let start = Instant::now();
-    let (mut epoch_now, mut sum, mut seen) = (0, 0.0, 0);
+    let total = (recipe.epochs as u64).saturating_mul(origins.len() as u64);
+    let mut progress = Progress::new(total, recipe.epochs, "windows")?;
     let losses = model.train(windows, origins, recipe, |epoch, count, loss| {
-        if epoch != epoch_now {
-            (epoch_now, sum, seen) = (epoch, 0.0, 0);
-        }
-        sum += f64::from(loss) * count as f64;
-        seen += count;
-        bar.set_prefix(format!("epoch {:>3}/{}", epoch + 1, recipe.epochs));
-        bar.set_message(format!("loss {:.5}", sum / seen as f64));
-        bar.inc(count as u64);
-        if bar.is_hidden() && seen == origins.len() {
-            let rate = (epoch + 1) as f64 * seen as f64 / start.elapsed().as_secs_f64();
-            let mean = sum / seen as f64;
-            note(format_args!(
-                "epoch {:>3}/{}  loss {mean:.5}  {rate:.0} windows/s",
-                epoch + 1,
-                recipe.epochs
-            ));
+        progress.add(epoch, count, loss);
+        if progress.seen() == origins.len() {
+            progress.end_epoch("");
         }
     })?;
-    bar.finish_and_clear();
     let last = losses.last().copied().unwrap_or(f32::NAN);
-    note(format_args!("trained in {}, loss {last:.5}", HumanDuration(start.elapsed())));
+    progress.clear();
+    note(format_args!("trained in {}, loss {last:.5}", HumanDuration(progress.elapsed())));
     Ok(losses)
 }
 
@@ -233,7 +211,7 @@ fn errors(
     parts: &Parts,
     forecasts: &Array2<f64>,
 ) -> Errors {
-    let (values, origins) = (&series.values, &parts.testing);
+    let (values, origins) = (series.values(), &parts.testing);
     let (each, all) = rmse(values, origins, forecasts.view());
     let mut rows = vec![("GRU".to_owned(), each, all)];
     for (name, rule) in rules(series.season_name(arguments.season)) {
@@ -292,7 +270,7 @@ fn picture(
     future: &Array2<f64>,
     errors: &Errors,
 ) -> ForecastPicture {
-    let len = series.values.len();
+    let len = series.values().len();
     let horizon = arguments.horizon;
     let x = |row: usize| match &series.years {
         Some(years) if row < len => years[row],
@@ -304,68 +282,31 @@ fn picture(
         None => (row + 1) as f64,
     };
     let line =
-        |rows: std::ops::Range<usize>| rows.map(|row| (x(row), series.values[row])).collect();
+        |rows: std::ops::Range<usize>| rows.map(|row| (x(row), series.values()[row])).collect();
     // As much history as is held out, and at least what the first forecast was made from.
     let shown = (len - parts.split).max(arguments.input).min(parts.split);
     // Each forecast starts from the last value that its model saw.
     let forecast_line = |index: usize| {
         let origin = parts.testing[index];
-        let start = (x(origin - 1), series.values[origin - 1]);
+        let start = (x(origin - 1), series.values()[origin - 1]);
         let ahead = (0..horizon).map(|k| (x(origin + k), forecasts[[index, k]]));
         std::iter::once(start).chain(ahead).collect()
     };
     let (name, each, _) = &errors.0[0];
-    let now = (x(len - 1), series.values[len - 1], 0.0);
+    let now = (x(len - 1), series.values()[len - 1], 0.0);
     let ahead = (0..horizon).map(|k| (x(len + k), future[[0, k]], each[k]));
     ForecastPicture {
-        title: format!("{}: {horizon} rows ahead by {name}", series.name),
+        title: format!("{}: {horizon} rows ahead by {name}", series.name()),
         subtitle: format!(
             "the held-out part, forecast every {horizon} rows from what lay before, and {horizon} rows \
              past the end"
         ),
-        name: series.name.clone(),
+        name: series.name().to_owned(),
         time: if series.years.is_some() { "year" } else { "row" },
         history: line(parts.split - shown..parts.split),
         truth: line(parts.split - 1..len),
         forecasts: (0..parts.testing.len()).step_by(horizon).map(forecast_line).collect(),
         future: std::iter::once(now).chain(ahead).collect(),
         errors: errors.0.iter().map(|(name, each, _)| (name.clone(), each.clone())).collect(),
-    }
-}
-
-fn yes_or_no(text: &str) -> Result<bool> {
-    match text {
-        "yes" => Ok(true),
-        "no" => Ok(false),
-        _ => bail!("expected yes or no"),
-    }
-}
-
-fn at_least_one(text: &str) -> Result<usize> {
-    match text.parse() {
-        Ok(0) => bail!("must be at least 1"),
-        other => other.context("expected a whole number, at least 1"),
-    }
-}
-
-fn positive<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
-    match text.parse::<F>() {
-        Ok(value) if value.is_finite() && value > F::zero() => Ok(value),
-        _ => bail!("expected a finite number above 0"),
-    }
-}
-
-fn share(text: &str) -> Result<f64> {
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
-        _ => bail!("expected a number between 0 and 1"),
-    }
-}
-
-fn delimiter(text: &str) -> Result<u8> {
-    match text {
-        "\\t" | "tab" => Ok(b'\t'),
-        "," | ";" | "|" | ":" | " " | "\t" => Ok(text.as_bytes()[0]),
-        _ => bail!("expected one of , ; | : or a space, or `tab`"),
     }
 }

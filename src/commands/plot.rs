@@ -1,7 +1,10 @@
 //! What all pictures of the program have in common. They are SVG text.
 
+use std::ops::Range;
+
 use anyhow::{Result, anyhow};
 use plotters::chart::MeshStyle;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -69,4 +72,58 @@ pub fn short(value: f64) -> String {
         v if v >= 1.0 => format!("{:.1}", value),
         _ => format!("{value:.4}").trim_end_matches('0').to_owned(),
     }
+}
+
+/// Axes over numbers.
+pub type Chart<'a, 'b> =
+    ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// `most` is how many labels the horizontal axis has room or use for.
+pub fn mesh(chart: &mut Chart, x: &str, y: &str, most: usize) -> Drawn {
+    let Range { start, end } = chart.x_range();
+    let decimals = if end - start < most.min(14) as f64 / 2.0 { 1 } else { 0 };
+    let mut mesh = chart.configure_mesh();
+    plain(&mut mesh)
+        .x_labels(most.clamp(2, 14))
+        .y_labels(7)
+        .x_desc(x)
+        .y_desc(y)
+        .x_label_formatter(&|x| format!("{x:.decimals$}"))
+        .y_label_formatter(&|y| short(*y))
+        .draw()?;
+    Ok(())
+}
+
+/// Lines of one colour under one entry of the legend.
+pub fn legend_line(
+    chart: &mut Chart,
+    lines: &[Line],
+    colour: RGBColor,
+    width: u32,
+    name: &str,
+) -> Drawn {
+    for (i, line) in lines.iter().enumerate() {
+        let drawn =
+            chart.draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(width)))?;
+        if i == 0 {
+            drawn.label(name).legend(move |(x, y)| {
+                PathElement::new(vec![(x, y), (x + 26, y)], colour.stroke_width(width))
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The names of all lines that have one.
+pub fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>, position: SeriesLabelPosition) -> Drawn {
+    chart
+        .configure_series_labels()
+        .position(position)
+        .margin(16)
+        .legend_area_size(34)
+        .background_style(WHITE.mix(0.9))
+        .border_style(GRID)
+        .label_font((FONT, 16).into_font().color(&INK))
+        .draw()?;
+    Ok(())
 }

@@ -122,7 +122,7 @@ pub(super) fn noise_seed(seed: u64, epoch: usize, batch: usize) -> u64 {
 }
 
 /// So many at a time, in order.
-pub(super) fn in_order(len: usize, batch: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn in_order(len: usize, batch: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(batch.max(1)).map(move |first| first..(first + batch).min(len))
 }
 
@@ -141,14 +141,9 @@ enum PaddedTargets {
 impl Padded {
     /// Of at least one.
     pub fn new<'a>(examples: impl Iterator<Item = &'a Example> + Clone) -> Self {
-        let lengths: Vec<_> = examples.clone().map(|example| example.x.nrows()).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0).next_multiple_of(STEPS);
-        let inputs = examples.clone().next().map_or(0, |example| example.x.ncols());
-        let mut x = Array3::zeros((longest, lengths.len(), inputs));
-        for (row, example) in examples.clone().enumerate() {
-            x.slice_mut(s![..lengths[row], row, ..]).assign(&example.x);
-        }
-        Self { x, targets: targets(examples, &lengths, longest), lengths }
+        let (x, lengths) = pad(examples.clone().map(|example| &example.x));
+        let targets = targets(examples, &lengths, x.dim().0);
+        Self { x, targets, lengths }
     }
 
     pub fn batch(&self) -> Batch<'_> {
@@ -161,6 +156,20 @@ impl Padded {
             PaddedTargets::Values(values) => Targets::Values(values.view()),
         }
     }
+}
+
+/// Sequences `[T, I]`, at least one, side by side, and their lengths.
+pub(crate) fn pad<'a>(
+    sequences: impl Iterator<Item = &'a Array2<f32>> + Clone,
+) -> (Array3<f32>, Vec<usize>) {
+    let lengths: Vec<_> = sequences.clone().map(Array2::nrows).collect();
+    let longest = lengths.iter().copied().max().unwrap_or(0).next_multiple_of(STEPS);
+    let inputs = sequences.clone().next().map_or(0, Array2::ncols);
+    let mut x = Array3::zeros((longest, lengths.len(), inputs));
+    for (row, sequence) in sequences.enumerate() {
+        x.slice_mut(s![..lengths[row], row, ..]).assign(sequence);
+    }
+    (x, lengths)
 }
 
 fn targets<'a>(

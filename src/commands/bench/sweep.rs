@@ -14,7 +14,8 @@ use super::job::Job;
 use super::measure::Row;
 use super::picture::{Crossing, Picture, crossings, draw, rounded};
 use super::verify::Verified;
-use super::{at_least_one, measure_all, report};
+use super::{measure_all, report};
+use crate::commands::arguments::at_least_one;
 use crate::commands::output::{Table, note, quote_path};
 
 /// Sizes of a sweep at most.

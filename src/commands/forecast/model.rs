@@ -30,12 +30,13 @@ pub struct Forecaster {
 }
 
 impl Forecaster {
-    /// With fresh parameters, to be trained on so many windows for the mean squared error.
-    pub fn new(recipe: &Recipe, windows: usize, horizon: usize, device: &Device) -> Result<Self> {
-        let layout = ParamLayout::with_head(&gru_config(recipe.hidden), Head::last(horizon))?;
+    /// With fresh parameters, to be trained on so many of these windows for the mean squared error.
+    pub fn new(recipe: &Recipe, windows: &Windows, count: usize, device: &Device) -> Result<Self> {
+        let config = gru_config(windows.columns.len(), recipe.hidden);
+        let layout = ParamLayout::with_head(&config, Head::last(windows.horizon))?;
         let parameter_count = layout.parameter_count();
         let params = Params::init_of(layout, Init::Uniform, recipe.seed)?;
-        let updates = recipe.epochs as u64 * windows.div_ceil(recipe.batch) as u64;
+        let updates = recipe.epochs as u64 * count.div_ceil(recipe.batch) as u64;
         let training = Training::new(Loss::MeanSquared, Optimizer::adam(), recipe.learning_rate)
             .with_schedule(Schedule::cosine(updates))
             .with_clip(Clip::Norm(recipe.clip));
@@ -104,18 +105,19 @@ const ORDER_STREAM: u64 = 0x6f72_6465;
 
 #[cfg(test)]
 mod tests {
+    use super::super::windows::origins;
     use super::*;
 
     /// On a wave the loss falls far, and by the GRU's learning, not the head's alone.
     #[test]
     fn training_lowers_the_loss_and_moves_both_parts() {
-        let series: Vec<f64> = (0..200).map(|i| (f64::from(i) * 0.7).sin()).collect();
-        let windows = Windows::new(&series, 200, 12, 3).expect("a wave");
-        let origins: Vec<usize> = windows.origins(0, 200).collect();
+        let columns = [(0..200).map(|i| (f64::from(i) * 0.7).sin()).collect()];
+        let windows = Windows::new(&columns, 200, 12, 3).expect("a wave");
+        let origins: Vec<usize> = origins(12, 3, 0, 200).collect();
         let recipe =
             Recipe { hidden: 6, epochs: 8, batch: 16, learning_rate: 0.02, clip: 1.0, seed: 5 };
-        let mut model =
-            Forecaster::new(&recipe, origins.len(), 3, &Device::cpu()).expect("a small model");
+        let mut model = Forecaster::new(&recipe, &windows, origins.len(), &Device::cpu())
+            .expect("a small model");
         let before = model.learner.state().expect("on the CPU").params;
         let mut heard = 0;
         let progress = |_, windows, _| heard += windows;

@@ -1,14 +1,12 @@
 //! The two pictures, as SVG text.
 
-use std::ops::Range;
-
 use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::commands::plot::{
-    Area, Drawn, FONT, GREY as HISTORY, GRID, INK, Line, ORANGE as FORECAST, bounds, draw,
-    draw_title, plain, short,
+    Area, Drawn, FONT, GREY as HISTORY, INK, Line, ORANGE as FORECAST, bounds, draw, draw_title,
+    legend, legend_line, mesh, plain, short,
 };
 
 const SIZE: (u32, u32) = (1280, 820);
@@ -113,16 +111,7 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
     let mut forecasts = picture.forecasts.clone();
     forecasts.push(future);
     legend_line(&mut chart, &forecasts, FORECAST, 3, "forecast")?;
-    chart
-        .configure_series_labels()
-        .position(free_corner(&picture.history, (start, end), (low, high)))
-        .margin(16)
-        .legend_area_size(34)
-        .background_style(WHITE.mix(0.9))
-        .border_style(GRID)
-        .label_font((FONT, 16).into_font().color(&INK))
-        .draw()?;
-    Ok(())
+    legend(&mut chart, free_corner(&picture.history, (start, end), (low, high)))
 }
 
 /// The left corner that the line leaves freer.
@@ -172,45 +161,3 @@ fn draw_errors(area: &Area, picture: &ForecastPicture) -> Drawn {
 /// Pixels for the names beside the lines of the errors.
 const LABEL_WIDTH: u32 = 230;
 const LABEL_HEIGHT: i32 = 19;
-
-type Chart<'a, 'b> = ChartContext<
-    'a,
-    SVGBackend<'b>,
-    Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
->;
-
-/// `most` is how many labels the horizontal axis has room or use for.
-fn mesh(chart: &mut Chart, x: &str, y: &str, most: usize) -> Drawn {
-    let Range { start, end } = chart.x_range();
-    let decimals = if end - start < most.min(14) as f64 / 2.0 { 1 } else { 0 };
-    let mut mesh = chart.configure_mesh();
-    plain(&mut mesh)
-        .x_labels(most.clamp(2, 14))
-        .y_labels(7)
-        .x_desc(x)
-        .y_desc(y)
-        .x_label_formatter(&|x| format!("{x:.decimals$}"))
-        .y_label_formatter(&|y| short(*y))
-        .draw()?;
-    Ok(())
-}
-
-/// Lines of one colour under one entry of the legend.
-fn legend_line(
-    chart: &mut Chart,
-    lines: &[Line],
-    colour: RGBColor,
-    width: u32,
-    name: &str,
-) -> Drawn {
-    for (i, line) in lines.iter().enumerate() {
-        let drawn =
-            chart.draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(width)))?;
-        if i == 0 {
-            drawn.label(name).legend(move |(x, y)| {
-                PathElement::new(vec![(x, y), (x + 26, y)], colour.stroke_width(width))
-            });
-        }
-    }
-    Ok(())
-}

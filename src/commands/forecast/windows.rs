@@ -1,76 +1,88 @@
 //! A series cut into windows, each told relative to its own last value.
 
+use std::ops::Range;
+
 use anyhow::{Result, ensure};
 use gru_wgpu::GruConfig;
 use ndarray::{Array2, Array3};
 
-/// Windows of a series: `input` values in, `horizon` values to be forecast. A window is named by its
-/// origin, the index of its first target.
+/// Windows of a series: `input` values of every column in, `horizon` values of the first one to be
+/// forecast. A window is named by its origin, the index of its first target.
 pub struct Windows<'a> {
-    pub series: &'a [f64],
+    /// The series itself, and what else the model sees: of each as many values.
+    pub columns: &'a [Vec<f64>],
     pub input: usize,
     pub horizon: usize,
-    /// What a change of 1 means to the model: the usual size of a target's distance from the last
-    /// value, over the training part.
-    pub scale: f64,
+    /// What a change of 1 means to the model, of each column: the usual size of a value's distance from
+    /// that before the origin, up to `horizon` rows later, over the training part.
+    scales: Vec<f64>,
 }
 
-/// Features of an input step: just the value.
-pub const FEATURES: usize = 1;
-
 impl<'a> Windows<'a> {
-    /// Windows scaled to the first `training` values of `series`.
-    pub fn new(series: &'a [f64], training: usize, input: usize, horizon: usize) -> Result<Self> {
-        let mut windows = Self { series, input, horizon, scale: 1.0 };
-        let changes = || {
-            windows.origins(0, training).flat_map(|origin| {
-                let last = series[origin - 1];
-                series[origin..origin + horizon].iter().map(move |value| value - last)
-            })
-        };
-        // As shares of the largest, so that squares neither overflow nor vanish.
-        let largest = changes().map(f64::abs).fold(0.0, f64::max);
-        ensure!(largest.is_finite(), "the series' values are too far apart for a 64-bit number");
-        if largest > 0.0 {
-            let squares: f64 = changes().map(|change| (change / largest).powi(2)).sum();
-            windows.scale = largest * (squares / changes().count() as f64).sqrt();
-        } // A constant series has no scale; 1 does.
-        Ok(windows)
+    /// Windows scaled to the first `training` values of each column.
+    pub fn new(
+        columns: &'a [Vec<f64>],
+        training: usize,
+        input: usize,
+        horizon: usize,
+    ) -> Result<Self> {
+        let origins = origins(input, horizon, 0, training);
+        let scale = |column: &Vec<f64>| scale(column, origins.clone(), horizon);
+        let scales = columns.iter().map(scale).collect::<Result<_>>()?;
+        Ok(Self { columns, input, horizon, scales })
     }
 
-    /// The origins of all windows whose targets lie in `first..end`.
-    pub fn origins(&self, first: usize, end: usize) -> std::ops::Range<usize> {
-        first.max(self.input)..(end + 1).saturating_sub(self.horizon)
-    }
-
-    /// What the model sees: `[T, B, FEATURES]`, relative to each window's last value.
+    /// What the model sees: `[T, B, I]`, relative to each window's last values.
     pub fn inputs(&self, origins: &[usize]) -> Array3<f32> {
-        Array3::from_shape_fn((self.input, origins.len(), FEATURES), |(t, b, _)| {
-            let origin = origins[b];
-            self.relative(origin, self.series[origin - self.input + t])
+        let shape = (self.input, origins.len(), self.columns.len());
+        Array3::from_shape_fn(shape, |(t, b, i)| {
+            self.relative(i, origins[b], origins[b] - self.input + t)
         })
     }
 
     /// What it should say: `[B, horizon]`, relative likewise.
     pub fn targets(&self, origins: &[usize]) -> Array2<f32> {
-        Array2::from_shape_fn((origins.len(), self.horizon), |(b, k)| {
-            self.relative(origins[b], self.series[origins[b] + k])
-        })
+        let shape = (origins.len(), self.horizon);
+        Array2::from_shape_fn(shape, |(b, k)| self.relative(0, origins[b], origins[b] + k))
     }
 
-    fn relative(&self, origin: usize, value: f64) -> f32 {
-        ((value - self.series[origin - 1]) / self.scale) as f32
+    fn relative(&self, column: usize, origin: usize, row: usize) -> f32 {
+        let values = &self.columns[column];
+        ((values[row] - values[origin - 1]) / self.scales[column]) as f32
     }
 
     /// The model's word for a window, back in the series' units.
     pub fn absolute(&self, origin: usize, relative: f32) -> f64 {
-        self.series[origin - 1] + f64::from(relative) * self.scale
+        self.columns[0][origin - 1] + f64::from(relative) * self.scales[0]
     }
 }
 
+/// The origins of all windows whose targets lie in `first..end`.
+pub fn origins(input: usize, horizon: usize, first: usize, end: usize) -> Range<usize> {
+    first.max(input)..(end + 1).saturating_sub(horizon)
+}
+
+/// The usual size of a change from before an origin.
+fn scale(values: &[f64], origins: Range<usize>, horizon: usize) -> Result<f64> {
+    let changes = || {
+        origins.clone().flat_map(|origin| {
+            let last = values[origin - 1];
+            values[origin..origin + horizon].iter().map(move |value| value - last)
+        })
+    };
+    // As shares of the largest, so that squares neither overflow nor vanish.
+    let largest = changes().map(f64::abs).fold(0.0, f64::max);
+    ensure!(largest.is_finite(), "the series' values are too far apart for a 64-bit number");
+    if largest == 0.0 {
+        return Ok(1.0); // A constant series has no scale; 1 does.
+    }
+    let squares: f64 = changes().map(|change| (change / largest).powi(2)).sum();
+    Ok(largest * (squares / changes().count() as f64).sqrt())
+}
+
 /// The forecaster's GRU.
-pub fn gru_config(hidden: usize) -> GruConfig {
-    GruConfig::new(FEATURES, hidden)
+pub fn gru_config(inputs: usize, hidden: usize) -> GruConfig {
+    GruConfig::new(inputs, hidden)
 }
 
 #[cfg(test)]
@@ -80,24 +92,27 @@ mod tests {
     #[test]
     fn the_scale_is_the_usual_change_whatever_the_unit() {
         for unit in [1.0, 1e300, 1e-300] {
-            let series: Vec<f64> = [0.0, 3.0, -1.0, 3.0, 0.0].map(|v| v * unit).to_vec();
-            let scale = Windows::new(&series, 5, 1, 1).expect("finite changes").scale;
+            let series = [0.0, 3.0, -1.0, 3.0, 0.0].map(|v| v * unit);
+            let scale = scale(&series, 1..5, 1).expect("finite changes");
             let expected = unit * ((9.0 + 16.0 + 16.0 + 9.0) / 4.0f64).sqrt();
             assert!((scale / expected - 1.0).abs() < 1e-12, "{scale}");
         }
-        assert_eq!(Windows::new(&[7.0; 5], 5, 1, 1).expect("constant").scale, 1.0);
-        assert!(Windows::new(&[1.7e308, -1.7e308], 2, 1, 1).is_err());
+        assert_eq!(scale(&[7.0; 5], 1..5, 1).expect("constant"), 1.0);
+        assert!(scale(&[1.7e308, -1.7e308], 1..2, 1).is_err());
     }
 
     #[test]
     fn windows_never_reach_past_their_part() {
-        let series: Vec<f64> = (0..20).map(f64::from).collect();
-        let windows = Windows::new(&series, 12, 4, 3).expect("a slope");
-        assert_eq!(windows.origins(0, 12), 4..10); // targets 9, 10, 11 are the last
-        assert_eq!(windows.origins(12, 20), 12..18);
-        assert!(windows.origins(0, 6).is_empty() && windows.origins(0, 1).is_empty());
+        let slope = |step: f64| (0..20).map(|i| step * f64::from(i)).collect();
+        let columns = [slope(1.0), slope(-7.0)];
+        let windows = Windows::new(&columns, 12, 4, 3).expect("slopes");
+        assert_eq!(origins(4, 3, 0, 12), 4..10); // targets 9, 10, 11 are the last
+        assert_eq!(origins(4, 3, 12, 20), 12..18);
+        assert!(origins(4, 3, 0, 6).is_empty() && origins(4, 3, 0, 1).is_empty());
         let x = windows.inputs(&[4, 17]);
-        assert_eq!((x.dim(), x[[3, 0, 0]], x[[3, 1, 0]]), ((4, 2, 1), 0.0, 0.0));
+        assert_eq!((x.dim(), x[[3, 0, 0]], x[[3, 1, 0]]), ((4, 2, 2), 0.0, 0.0));
+        // Each by its own scale.
+        assert_eq!(x[[0, 1, 0]], -x[[0, 1, 1]]);
         let y = windows.targets(&[17]);
         assert!((windows.absolute(17, y[[0, 2]]) - 19.0).abs() < 1e-6);
     }

@@ -1,0 +1,133 @@
+//! `gru predict`: what a trained run says of new sequences.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use gru_wgpu::formats::{quote, safetensors, write_whole};
+use gru_wgpu::{DeviceKind, Network};
+use ndarray::{Array2, ArrayView1};
+
+use super::output::{check_output, note, open, quote_path};
+use super::train::config::{Config, Task};
+use super::train::folder::Folder;
+use super::train::table::Table;
+
+/// Predict the classes of new sequences with a model that `gru train` has trained.
+///
+/// The CSV file has the columns that the model was trained on, by their names and in any order, or by their
+/// numbers where the training file had no names. If it has the label's column, too, the share of rows that are
+/// predicted right is said on stderr. A word that training did not see counts as none of the known ones.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gru predict vowels data/japanese_vowels_test.csv
+  gru predict phonemes data/phonemes_test.csv --output said.csv
+
+The output's columns: the sequence's name, with --task label also the step from 1, the class that is most
+probable, and its probability.")]
+pub struct Arguments {
+    /// The folder of a run.
+    run: PathBuf,
+    /// The sequences.
+    csv: PathBuf,
+    /// Where the predictions go [default: stdout].
+    #[arg(long, value_name = "FILE.csv")]
+    output: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
+    let Arguments { run, csv, output } = arguments;
+    if let Some(output) = output {
+        check_output(output, "csv")?;
+    }
+    let folder = Folder::open(run)?;
+    let config = Config::read(&folder.config())?;
+    let shown = quote_path(run);
+    ensure!(folder.model().exists(), "{shown} holds no model yet: none of its epochs is over");
+    let params = safetensors::load_network(folder.model(), &safetensors::Options::new())?;
+    ensure!(
+        *params.layout() == config.layout()?,
+        "the model in {shown} is another one than its config.toml says"
+    );
+    let table = Table::read(csv, config.data.reading(), Some(&config.columns.sequence))?;
+    let inputs = table.inputs(&config.features, &table.sequences)?;
+    let network = Network::new(params, &open(kind)?)?;
+    let outputs = network.forward_each(&inputs, config.training.batch)?;
+    let predictions: Vec<_> = outputs.iter().map(|outputs| Prediction::of(outputs)).collect();
+    let text = written(&config, &table, &predictions)?;
+    match output {
+        Some(path) => {
+            write_whole(path, |to| to.write_all(&text))?;
+            note(format_args!("wrote {}", quote_path(path)));
+        }
+        None => out.write_all(&text)?,
+    }
+    tell_accuracy(&config, &table, &predictions)
+}
+
+/// Of each row of a sequence's outputs: the class, and its probability.
+struct Prediction(Vec<(usize, f64)>);
+
+impl Prediction {
+    fn of(outputs: &Array2<f32>) -> Self {
+        Self(outputs.rows().into_iter().map(most_probable).collect())
+    }
+}
+
+/// The place of the largest of a row, the first of several, and its share by softmax.
+fn most_probable(row: ArrayView1<'_, f32>) -> (usize, f64) {
+    let mut most = 0;
+    for (at, &output) in row.iter().enumerate() {
+        if output > row[most] {
+            most = at;
+        }
+    }
+    let sum: f64 = row.iter().map(|&output| f64::from(output - row[most]).exp()).sum();
+    (most, 1.0 / sum)
+}
+
+fn written(config: &Config, table: &Table, predictions: &[Prediction]) -> Result<Vec<u8>> {
+    let classes = &config.columns.classes;
+    let name = &config.columns.sequence;
+    // The file's own name for it may be one of the others.
+    let name =
+        if ["step", "predicted", "probability"].contains(&&**name) { "sequence" } else { name };
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    match config.task {
+        Task::Classify => csv.write_record([name, "predicted", "probability"])?,
+        Task::Label => csv.write_record([name, "step", "predicted", "probability"])?,
+    }
+    for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
+        for (step, (class, probability)) in (1..).zip(rows) {
+            let (step, probability) = (format!("{step}"), format!("{probability:.6}"));
+            let row = [table.name(sequence), &step, &classes[*class], &probability];
+            match config.task {
+                Task::Classify => csv.write_record([row[0], row[2], row[3]])?,
+                Task::Label => csv.write_record(row)?,
+            }
+        }
+    }
+    Ok(csv.into_inner().map_err(|error| error.into_error())?)
+}
+
+/// Where the file has labels: how many of them are as predicted. One that training did not see is not.
+fn tell_accuracy(config: &Config, table: &Table, predictions: &[Prediction]) -> Result<()> {
+    let Ok(label) = table.sheet.find(&config.columns.label) else { return Ok(()) };
+    let (mut right, mut all) = (0, 0);
+    for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
+        let labels = table.labels(config.task, label, sequence)?;
+        for (word, (class, _)) in labels.into_iter().zip(rows).filter(|(word, _)| !word.is_empty())
+        {
+            all += 1;
+            right += usize::from(config.columns.classes[*class] == word);
+        }
+    }
+    if all > 0 {
+        let accuracy = f64::from(u32::try_from(right)?) / f64::from(u32::try_from(all)?);
+        let name = quote(&config.columns.label);
+        note(format_args!("accuracy {accuracy:.4}: {right} of {all} labels in column {name}"));
+    }
+    Ok(())
+}

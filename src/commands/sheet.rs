@@ -1,0 +1,214 @@
+//! CSV files as cells of text, each row with its line.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use chrono::NaiveDate;
+
+use gru_wgpu::formats::quote;
+
+use super::output::quote_path;
+
+/// Cells that mean "no value", whatever their case.
+const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
+
+/// Values beyond this are refused: their differences, and the pictures' margins, would overflow.
+const LARGEST: f64 = 1e300;
+
+/// How to read a file.
+#[derive(Clone, Copy)]
+pub struct Reading<'a> {
+    /// What stands between cells.
+    pub delimiter: u8,
+    /// One more cell that means "no value".
+    pub missing: Option<&'a str>,
+    /// Whether the first row names the columns; judged by its looks when `None`.
+    pub header: Option<bool>,
+}
+
+impl Reading<'_> {
+    fn is_missing(&self, cell: &str) -> bool {
+        MISSING.iter().any(|word| cell.eq_ignore_ascii_case(word)) || Some(cell) == self.missing
+    }
+}
+
+/// A CSV file, cells as text.
+pub struct Sheet<'a> {
+    reading: Reading<'a>,
+    pub names: Vec<String>,
+    /// Whether the file names its columns. They are numbered otherwise.
+    pub has_header: bool,
+    /// At least one.
+    pub rows: Vec<Row>,
+}
+
+pub struct Row {
+    pub line: u64,
+    cells: Vec<String>,
+}
+
+impl Row {
+    pub fn cell(&self, column: usize) -> &str {
+        self.cells.get(column).map_or("", |cell| cell.trim())
+    }
+}
+
+impl<'a> Sheet<'a> {
+    pub fn read(path: &Path, reading: Reading<'a>) -> Result<Self> {
+        let shown = quote_path(path);
+        let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
+        let text = std::str::from_utf8(&bytes)
+            .with_context(|| format!("cannot read {shown}: it is not UTF-8 text"))?;
+        let text = text.trim_start_matches('\u{feff}');
+        let delimiter = char::from(reading.delimiter);
+        let mut rows = if text.contains([delimiter, '"']) {
+            csv_rows(text, reading.delimiter).with_context(|| format!("cannot read {shown}"))?
+        } else {
+            // One column: an empty line is a missing value, which a CSV reader would skip.
+            let row = |(line, cell): (u64, &str)| Row { line, cells: vec![cell.to_owned()] };
+            (1..).zip(text.trim_end().lines()).map(row).collect()
+        };
+        ensure!(!rows.is_empty(), "{shown} is empty; expected a CSV file");
+        let has_header = reading.header.unwrap_or_else(|| has_header(&rows, &reading));
+        let names = if has_header {
+            rows.remove(0).cells.iter().map(|c| c.trim().to_owned()).collect()
+        } else {
+            (1..=rows[0].cells.len()).map(|i| i.to_string()).collect()
+        };
+        ensure!(!rows.is_empty(), "{shown} has a header and no rows");
+        Ok(Self { reading, names, has_header, rows })
+    }
+
+    /// A column by its name, or by its number from 1.
+    pub fn find(&self, wanted: &str) -> Result<usize> {
+        let columns = 0..self.names.len();
+        let named: Vec<_> = columns.filter(|&column| self.names[column] == wanted).collect();
+        match named[..] {
+            [column] => Ok(column),
+            [] => match wanted.parse::<usize>() {
+                Ok(number) if (1..=self.names.len()).contains(&number) => Ok(number - 1),
+                _ => bail!("no column is named {}; the file has {}", quote(wanted), self.listed()),
+            },
+            _ => bail!(
+                "{} columns are named {}; say which by its number: {}",
+                named.len(),
+                quote(wanted),
+                named.iter().map(|c| (c + 1).to_string()).collect::<Vec<_>>().join(" or ")
+            ),
+        }
+    }
+
+    /// The columns that `words` names: a single one, whose name may have commas in it, or several.
+    pub fn find_all(&self, words: &str) -> Result<Vec<usize>> {
+        if self.names.iter().any(|name| name == words) || !words.contains(',') {
+            return Ok(vec![self.find(words)?]);
+        }
+        let mut columns = Vec::new();
+        for word in words.split(',').map(str::trim) {
+            let column = self.find(word)?;
+            ensure!(!columns.contains(&column), "column {} is named twice", quote(word));
+            columns.push(column);
+        }
+        Ok(columns)
+    }
+
+    /// The names of its columns, for a message.
+    pub fn listed(&self) -> String {
+        self.names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Where there is but one column: what may be wrong.
+    pub fn hint(&self) -> &'static str {
+        match &self.names[..] {
+            [name] if name.contains([';', '\t', '|']) => "; is another --delimiter meant?",
+            _ => "",
+        }
+    }
+
+    pub fn is_missing(&self, cell: &str) -> bool {
+        self.reading.is_missing(cell)
+    }
+
+    /// Whether the first cell of a column that is not missing is a number.
+    pub fn is_numeric(&self, column: usize) -> bool {
+        let mut cells = self.rows.iter().map(|row| row.cell(column));
+        let first = cells.find(|cell| !self.is_missing(cell));
+        first.is_some_and(|cell| cell.parse::<f64>().is_ok())
+    }
+
+    /// The number in a row's column, `None` where it is missing. `advice` says what may be done about a
+    /// word.
+    pub fn number(&self, row: &Row, column: usize, advice: &str) -> Result<Option<f64>> {
+        let cell = row.cell(column);
+        if self.is_missing(cell) {
+            return Ok(None);
+        }
+        match cell.parse::<f64>() {
+            Ok(value) if value.abs() <= LARGEST => Ok(Some(value)),
+            Ok(value) if value.is_finite() => {
+                bail!("line {}: {} is larger than {LARGEST:e}", row.line, quote(cell))
+            }
+            _ => bail!(
+                "line {}: {} in column {} is not a finite number ({advice})",
+                row.line,
+                quote(cell),
+                quote(&self.names[column])
+            ),
+        }
+    }
+
+    /// A column of dates, `None` unless every cell is one.
+    pub fn dates(&self, column: usize) -> Option<Vec<NaiveDate>> {
+        self.rows.iter().map(|row| date(row.cell(column))).collect()
+    }
+}
+
+/// The rows of a CSV text, each with the line it starts on.
+fn csv_rows(text: &str, delimiter: u8) -> Result<Vec<Row>> {
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .has_headers(false)
+        .from_reader(text.as_bytes());
+    let (mut counted, mut line) = (0, 1);
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record?;
+        // The reader's own count stops before empty lines; a row starts after them.
+        let start = record.position().map_or(0, |position| position.byte() as usize);
+        let start = text[start..].find(|c| c != '\n' && c != '\r').map_or(start, |at| start + at);
+        line += text[counted..start].matches('\n').count() as u64;
+        counted = start;
+        rows.push(Row { line, cells: record.iter().map(str::to_owned).collect() });
+    }
+    Ok(rows)
+}
+
+/// Whether the first row names the columns: it holds a word where numbers follow, or words alone.
+fn has_header(rows: &[Row], reading: &Reading<'_>) -> bool {
+    let missing = |cell: &str| reading.is_missing(cell);
+    let is_number = |cell: &str| cell.parse::<f64>().is_ok();
+    let is_word = |cell: &str| !missing(cell) && !is_number(cell) && date(cell).is_none();
+    let first = &rows[0];
+    let mut columns = 0..first.cells.len();
+    let below = |column: usize| {
+        rows[1..].iter().map(move |row| row.cell(column)).find(|cell| !missing(cell))
+    };
+    columns.clone().any(|c| is_word(first.cell(c)) && below(c).is_some_and(is_number))
+        || columns.all(|c| is_word(first.cell(c)))
+}
+
+/// A name without what a terminal or an SVG file could not hold.
+pub fn printable(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { ' ' } else { c })
+        .collect()
+}
+
+/// A date as YYYY-MM-DD, YYYY/MM/DD or YYYYMMDD, anything after a `T` or a space left out.
+fn date(cell: &str) -> Option<NaiveDate> {
+    let day = cell.trim().split(['T', ' ']).next()?;
+    ["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d"]
+        .iter()
+        .filter(|format| day.len() == if **format == "%Y%m%d" { 8 } else { 10 })
+        .find_map(|format| NaiveDate::parse_from_str(day, format).ok())
+}

@@ -1,0 +1,293 @@
+//! `gru train`: a GRU that classifies or labels sequences, from a long table.
+
+pub mod config;
+mod curves;
+pub mod folder;
+mod job;
+mod report;
+mod runner;
+pub mod table;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use gru_wgpu::formats::quote;
+use gru_wgpu::{Checkpoint, DeviceKind};
+use rand::seq::SliceRandom;
+use rand::{SeedableRng, rngs::ChaCha8Rng};
+
+use super::arguments::{delimiter, share, yes_or_no};
+use super::output::{note, open, quote_path};
+use super::sheet::Reading;
+use config::{Columns, Config, Data, Model, Settings, Task};
+use folder::Folder;
+use job::Job;
+use runner::{Every, Runner};
+use table::Table;
+
+/// Train a GRU to classify sequences, or to label each of their rows, from a CSV file.
+///
+/// The file is a long table: a row a step, the rows of a sequence together and in order. Its first column names
+/// the sequence, its last one is the label, what stands between is what the model sees; options name others.
+/// Numbers are scaled by the training part's mean and deviation, a column of words becomes an input a word.
+/// The run's folder gets config.toml, metrics.csv, curves.svg, checkpoint.safetensors and, of the epoch that
+/// did best on what was held out, model.safetensors. Ctrl-C writes a checkpoint and ends.
+#[derive(clap::Args, Debug)]
+#[command(after_help = HELP)]
+pub struct Arguments {
+    /// The CSV file to train on.
+    #[arg(required_unless_present = "resume")]
+    csv: Option<PathBuf>,
+    #[command(flatten)]
+    what: What,
+    #[command(flatten)]
+    model: Model,
+    #[command(flatten)]
+    settings: Settings,
+    /// The run's folder.
+    #[arg(long, value_name = "FOLDER", default_value = "run")]
+    run: PathBuf,
+    /// Start anew in the folder of another run, whose files are lost.
+    #[arg(long)]
+    force: bool,
+    /// Go on with a run that was interrupted, with its own data and settings: on the same device to the same
+    /// bits as if it had not been.
+    #[arg(long, value_name = "FOLDER",
+        conflicts_with_all = ["csv", "run", "force", "What", "Model", "Settings"])]
+    resume: Option<PathBuf>,
+    /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
+    /// after every 16 updates.
+    #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = every)]
+    checkpoint_every: Every,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is learnt from which columns.
+#[derive(clap::Args, Debug)]
+struct What {
+    /// What is learnt: a class for each sequence (classify) or for each row (label). A row without a label
+    /// counts in neither the loss nor the accuracy of label.
+    #[arg(long, value_enum, required_unless_present = "resume")]
+    task: Option<Task>,
+    /// Another file, to validate on.
+    #[arg(long, value_name = "CSV", conflicts_with = "holdout")]
+    valid: Option<PathBuf>,
+    /// The share of the sequences held out to validate on.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
+    holdout: f64,
+    /// The column that names a row's sequence, by its name or its number from 1 [default: the first].
+    #[arg(long, value_name = "COLUMN")]
+    sequence: Option<String>,
+    /// The column that is to be said [default: the last].
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
+    /// The columns that the model sees [default: all others].
+    #[arg(long, value_name = "COLUMN,…")]
+    features: Option<String>,
+    /// Those of them whose numbers are but names [default: those whose first cell is no number].
+    #[arg(long, value_name = "COLUMN,…")]
+    categorical: Option<String>,
+    /// The character between cells.
+    #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
+    delimiter: u8,
+    /// Whether the first row names the columns [default: judged by its looks].
+    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    header: Option<bool>,
+}
+
+const HELP: &str = "Examples:
+  gru train data/japanese_vowels_train.csv --task classify --run vowels
+  gru predict vowels data/japanese_vowels_test.csv --output speakers.csv
+  gru train data/phonemes_train.csv --task label --direction both --epochs 10 --run phonemes
+  gru train --resume phonemes
+  gru train visits.csv --task classify --sequence patient --label outcome --features age,pulse,ward \\
+      --categorical ward --valid later.csv --hidden 128 --layers 2 --dropout 0.2 --patience 5
+
+The model is a GRU and a linear head on its last state (classify) or on every state (label):
+`gru run FOLDER/model.safetensors` runs the GRU, and PyTorch loads it as a module with an nn.GRU called gru
+and an nn.Linear called head.
+
+--json: version, device, task, run, sequences {train, valid}, classes, parameters, epochs, updates, ended
+(whole or early), seconds, best_epoch, accuracy, loss, and majority {class, accuracy, loss}: of the class that
+is most frequent in the training part, and the loss of the classes' frequencies there. The exit status is 130
+after Ctrl-C.";
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
+    let Arguments { csv, run, force, resume, checkpoint_every, json, .. } = arguments;
+    let (folder, config, tables, checkpoint) = match (resume, csv) {
+        (Some(path), _) => {
+            let folder = Folder::open(path)?;
+            let config = Config::read(&folder.config())?;
+            let tables = Tables::read_again(&config)?;
+            let checkpoint = read_checkpoint(&folder)?;
+            (folder, config, tables, Some(checkpoint))
+        }
+        (None, Some(csv)) => {
+            let folder = Folder::claim(run, *force)?;
+            let (config, tables) = arguments.start(csv)?;
+            (folder, config, tables, None)
+        }
+        (None, None) => bail!("expected a CSV file or --resume"), // clap has asked for one
+    };
+    let job = Job::new(config, &tables)?;
+    let device = open(kind)?;
+    let runner = Runner::new(&job, &folder, *checkpoint_every, checkpoint, &device)?;
+    if resume.is_none() {
+        folder.clear()?;
+        job.config.write(&folder.config())?;
+    }
+    job.announce(&device)?;
+    runner.run()?.report(&job, &folder, &device, *json, out)
+}
+
+impl Arguments {
+    /// What a new run is to be.
+    fn start(&self, csv: &Path) -> Result<(Config, Tables)> {
+        let What { task, valid, holdout, sequence, label, features, categorical, .. } = &self.what;
+        let task = task.context("expected a --task")?; // clap has asked for it
+        let reading =
+            Reading { delimiter: self.what.delimiter, missing: None, header: self.what.header };
+        let train = Table::read(csv, reading, sequence.as_deref())?;
+        let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
+        let categorical = categorical.as_deref().map(|names| train.find_all(names));
+        let categorical = categorical.transpose()?.unwrap_or_default();
+        let name = |column: usize| train.sheet.names[column].clone();
+        let stranger = categorical.iter().find(|column| !features.contains(column));
+        if let Some(&column) = stranger {
+            bail!("--categorical names {}, which is no feature", quote(&name(column)));
+        }
+        let columns = Columns {
+            sequence: name(train.sequence),
+            label: name(label),
+            classes: train.classes(label)?,
+        };
+        let data = Data {
+            train: whole(csv)?,
+            valid: valid.as_deref().map(whole).transpose()?,
+            holdout: valid.is_none().then_some(*holdout),
+            delimiter: self.what.delimiter.into(),
+            header: train.sheet.has_header,
+            fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
+        };
+        let seed = self.settings.seed;
+        let tables = Tables::split(train, &data, &columns, seed)?;
+        let features = tables.train.features(&features, &categorical, &tables.train_sequences)?;
+        let config = Config {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task,
+            data,
+            columns,
+            features,
+            model: self.model.clone(),
+            training: self.settings.clone(),
+        };
+        Ok((config, tables))
+    }
+}
+
+/// What a run trains on, and what it is validated on.
+pub struct Tables {
+    pub train: Table,
+    pub train_sequences: Vec<std::ops::Range<usize>>,
+    /// `None` where a part of the same table is held out.
+    pub valid: Option<Table>,
+    pub valid_sequences: Vec<std::ops::Range<usize>>,
+}
+
+impl Tables {
+    fn split(train: Table, data: &Data, columns: &Columns, seed: u64) -> Result<Self> {
+        if let Some(path) = &data.valid {
+            let valid = Table::read(path, data.reading(), Some(&columns.sequence))?;
+            let (train_sequences, valid_sequences) =
+                (train.sequences.clone(), valid.sequences.clone());
+            return Ok(Self { train, train_sequences, valid: Some(valid), valid_sequences });
+        }
+        let count = train.sequences.len();
+        ensure!(
+            count >= 2,
+            "{} holds a single sequence, and a part of them is to be held out (--holdout, --valid)",
+            train.shown
+        );
+        let share = data.holdout.unwrap_or_default();
+        let held_out = ((share * count as f64).round() as usize).clamp(1, count - 1);
+        let mut order: Vec<_> = (0..count).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed ^ HOLDOUT_STREAM));
+        let (held_out, rest) = order.split_at_mut(held_out);
+        held_out.sort_unstable();
+        rest.sort_unstable();
+        let of = |order: &[usize]| order.iter().map(|&at| train.sequences[at].clone()).collect();
+        let (train_sequences, valid_sequences) = (of(rest), of(held_out));
+        Ok(Self { train, train_sequences, valid: None, valid_sequences })
+    }
+
+    /// Those that a run was started with.
+    fn read_again(config: &Config) -> Result<Self> {
+        let Config { data, columns, training, .. } = config;
+        ensure!(
+            fingerprint([Some(&data.train), data.valid.as_ref()])? == data.fingerprint,
+            "{} is not what the run was started with; a run goes on with the same data",
+            quote_path(&data.train)
+        );
+        let train = Table::read(&data.train, data.reading(), Some(&columns.sequence))?;
+        Self::split(train, data, columns, training.seed)
+    }
+}
+
+/// Told apart from the parameters' random numbers, which the seed itself gives.
+const HOLDOUT_STREAM: u64 = 0x686f_6c64;
+
+/// The last checkpoint of a run that can be read.
+fn read_checkpoint(folder: &Folder) -> Result<Checkpoint> {
+    let path = folder.checkpoint();
+    let shown = quote_path(folder.path());
+    ensure!(
+        path.exists() || folder.before().exists(),
+        "{shown} holds no checkpoint yet; start the run again with --force"
+    );
+    let (checkpoint, refused) = Checkpoint::read_last(&path)?;
+    if let Some(error) = refused {
+        note(format_args!("{error}; the checkpoint before it is taken"));
+    }
+    Ok(checkpoint)
+}
+
+/// A path that leads there from everywhere.
+fn whole(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().with_context(|| format!("cannot open {}", quote_path(path)))
+}
+
+/// Of files' bytes: FNV-1a, 64 bits. Enough to see that a file was changed by mistake.
+fn fingerprint<P: AsRef<Path>>(paths: [Option<P>; 2]) -> Result<String> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for path in paths.iter().flatten().map(AsRef::as_ref) {
+        let bytes = std::fs::read(path);
+        let bytes = bytes.with_context(|| format!("cannot open {}", quote_path(path)))?;
+        for byte in bytes {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    Ok(format!("{hash:016x}"))
+}
+
+/// `500`, `90s`, `10m` or `2h`.
+fn every(text: &str) -> Result<Every> {
+    let expected =
+        "expected a number of updates, or of seconds, minutes or hours as in 90s, 10m or 2h";
+    let (number, seconds) = match text.char_indices().last() {
+        Some((at, 's')) => (&text[..at], Some(1)),
+        Some((at, 'm')) => (&text[..at], Some(60)),
+        Some((at, 'h')) => (&text[..at], Some(3600)),
+        _ => (text, None),
+    };
+    let number: u64 = number.parse().ok().filter(|&number| number > 0).context(expected)?;
+    Ok(match seconds {
+        None => Every::Updates(number),
+        Some(unit) => Every::Time(Duration::from_secs(number.saturating_mul(unit))),
+    })
+}

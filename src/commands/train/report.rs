@@ -1,0 +1,99 @@
+//! What a run says when it ends.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use gru_wgpu::formats::quote;
+use gru_wgpu::{Device, Ended};
+use indicatif::HumanDuration;
+use serde_json::json;
+
+use super::folder::Folder;
+use super::job::Job;
+use super::runner::Outcome;
+use crate::commands::interrupt;
+use crate::commands::output::{Table, note, quote_path};
+
+impl Outcome {
+    /// Prints a table, or one JSON object; of a run that was interrupted, how it goes on.
+    pub fn report(
+        &self,
+        job: &Job,
+        folder: &Folder,
+        device: &Device,
+        json: bool,
+        out: &mut impl Write,
+    ) -> Result<ExitCode> {
+        let shown = quote_path(folder.path());
+        let (epochs, all) = (self.epochs, job.config.training.epochs);
+        if self.ended == Ended::Asked {
+            note(format_args!(
+                "interrupted after {} updates, {epochs} of {all} epochs; `gru train --resume {}` goes on",
+                self.updates,
+                folder.path().display()
+            ));
+            return Ok(ExitCode::from(interrupt::STATUS));
+        }
+        let time = HumanDuration(std::time::Duration::from_secs_f64(self.seconds));
+        let early = if self.ended == Ended::Early { ", ended early" } else { "" };
+        note(format_args!("trained in {time}, {epochs} of {all} epochs{early}; all is in {shown}"));
+        match json {
+            true => self.write_json(job, folder, device, out)?,
+            false => self.write_table(job, out)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn write_table(&self, job: &Job, out: &mut impl Write) -> Result<()> {
+        let best = self.best.as_ref().context("no epoch is over")?;
+        let (count, sequences) = (best.validation.counted, job.valid.len());
+        writeln!(out, "held out: {sequences} sequences, {count} labels")?;
+        let header = ["", "accuracy", "loss"].map(str::to_owned).to_vec();
+        let mut table = Table::new(header);
+        let mut row = |name: String, accuracy: f64, loss: f64| {
+            table.row(vec![name, format!("{accuracy:.4}"), format!("{loss:.4}")]);
+        };
+        let accuracy = best.validation.accuracy().unwrap_or(f64::NAN);
+        row(format!("GRU after epoch {}", best.epoch + 1), accuracy, best.validation.loss);
+        let majority = &job.majority;
+        let name = format!("most frequent class, {}", quote(&majority.class));
+        row(name, majority.accuracy, majority.loss);
+        write!(out, "{table}")?;
+        Ok(())
+    }
+
+    fn write_json(
+        &self,
+        job: &Job,
+        folder: &Folder,
+        device: &Device,
+        out: &mut impl Write,
+    ) -> Result<()> {
+        let best = self.best.as_ref().context("no epoch is over")?;
+        let majority = &job.majority;
+        let object = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "device": device.to_string(),
+            "task": job.config.task,
+            "run": folder.path().to_string_lossy(),
+            "sequences": { "train": job.train.len(), "valid": job.valid.len() },
+            "classes": job.config.columns.classes,
+            "parameters": job.config.layout()?.parameter_count(),
+            "epochs": self.epochs,
+            "updates": self.updates,
+            "ended": if self.ended == Ended::Early { "early" } else { "whole" },
+            "seconds": self.seconds,
+            "best_epoch": best.epoch + 1,
+            "accuracy": best.validation.accuracy(),
+            "loss": best.validation.loss,
+            "majority": {
+                "class": majority.class,
+                "accuracy": majority.accuracy,
+                "loss": majority.loss,
+            },
+        });
+        writeln!(out, "{object}")?;
+        Ok(())
+    }
+}
