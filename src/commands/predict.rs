@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
     let outputs = network.forward_each(&inputs, config.training.batch)?;
-    let predictions: Vec<_> = outputs.iter().map(|outputs| Prediction::of(outputs)).collect();
+    let predictions: Vec<_> = outputs.iter().map(Prediction::of).collect();
     let text = written(&config, &table, &predictions)?;
     match output {
         Some(path) => {
