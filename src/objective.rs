@@ -20,7 +20,7 @@ pub enum Loss {
         /// δ, above 0.
         delta: f32,
     },
-    /// `−log softmax(o)[t]`, the mean over the rows that count. Targets are classes from 0 to C − 1.
+    /// −log softmax(o)\[t\], the mean over the rows that count. Targets are classes from 0 to C − 1.
     CrossEntropy {
         /// A class that stands for no target: rows that have it do not count.
         ignore: Option<i32>,
