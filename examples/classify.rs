@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Who of nine men says /ae/? (`data/README.md` has the source.) Interrupt it and start it again: it goes on
-//! from `vowels.checkpoint`, bit for bit.
+//! from `vowels.run.safetensors`, bit for bit.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -21,7 +21,7 @@ use ndarray::{Array2, Axis};
 
 const FEATURES: usize = 12;
 const SPEAKERS: usize = 9;
-const CHECKPOINT: &str = "vowels.checkpoint";
+const CHECKPOINT: &str = "vowels.run.safetensors";
 
 /// Rows of `sequence, f1, …, f12, label`, where those of a sequence follow each other.
 fn read(path: &str) -> Result<Vec<Example>> {

@@ -8,10 +8,15 @@ mod proto;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::Cursor;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use gru_wgpu::formats::{npy, npz, onnx, safetensors};
-use gru_wgpu::{Direction, Error, GruConfig, Init, Params};
+use gru_wgpu::{
+    Checkpoint, Device, Direction, Error, Example, GruConfig, Head, Init, Learner, Loss, Optimizer,
+    ParamLayout, Params, Regime, Target, Trainer, Training,
+};
+use ndarray::Array2;
 use tempfile::TempDir;
 
 use proto::{attribute, bytes, float, int, model, node, tensor, zeros};
@@ -81,6 +86,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
             | Error::Overflow { .. }
             | Error::Probability { .. }
             | Error::Conflict { .. }
+            | Error::Setting { .. }
             | Error::Io { .. }
     );
     assert!(kind, "{error:?}");
@@ -141,6 +147,86 @@ fn damaged_safetensors_are_read_or_refused() {
     });
     // All that are cut short, at least.
     assert!(refusals > bytes.len(), "{refusals}");
+}
+
+/// The smallest network, trained for an update.
+fn small_checkpoint() -> Checkpoint {
+    let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 1), Head::last(1)).unwrap();
+    let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
+    let training = Training::new(Loss::MeanSquared, Optimizer::adam(), 0.1);
+    let learner = Learner::new(params, training, &Device::cpu()).unwrap();
+    let mut trainer = Trainer::new(learner, Regime::new(1, 1)).unwrap();
+    let example = [Example::new(Array2::ones((1, 1)), Target::Values(vec![1.0]))];
+    trainer.run(&example, &example, |_, _| Ok(ControlFlow::Continue(()))).unwrap();
+    trainer.checkpoint().unwrap()
+}
+
+/// Of a network some changes cannot be seen: those of its numbers.
+#[test]
+fn damaged_networks_are_read_or_refused() {
+    let params = small_checkpoint().state.params;
+    let bytes = saved(|path| safetensors::save_network(path, &params).unwrap());
+    let options = safetensors::Options::new();
+    let read = |bytes: &[u8]| {
+        bounded(bytes.len(), || safetensors::read_network(Cursor::new(bytes), &options))
+    };
+    assert_eq!(read(&bytes).unwrap(), params);
+    let mut refusals = 0;
+    damaged(&bytes, |bytes| match read(bytes) {
+        Ok(_) => {}
+        error => refusals += usize::from(!refused(error).is_empty()),
+    });
+    assert!(refusals > bytes.len(), "{refusals}");
+}
+
+/// Of a checkpoint none goes unseen that changes anything.
+#[test]
+fn damaged_checkpoints_are_refused() {
+    let checkpoint = small_checkpoint();
+    let bytes = saved(|path| checkpoint.write(path).unwrap());
+    let read = |bytes: &[u8]| bounded(bytes.len(), || Checkpoint::read_from(Cursor::new(bytes)));
+    let (mut refusals, mut reads) = (0, 0);
+    damaged(&bytes, |bytes| match read(bytes) {
+        Ok(read) => {
+            assert_eq!(read, checkpoint);
+            reads += 1;
+        }
+        error => refusals += usize::from(!refused(error).is_empty()),
+    });
+    // Also those that change nothing: a value that is the same, a space that becomes another.
+    assert!(refusals > 20 * reads, "{refusals} refused, {reads} read");
+}
+
+/// What a checkpoint's reader is told takes no memory and no time before it is known to be there.
+#[test]
+fn checkpoints_that_lie() {
+    let bytes = saved(|path| small_checkpoint().write(path).unwrap());
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, data) = bytes[8..].split_at(len);
+    let header = std::str::from_utf8(header).unwrap();
+    for (from, to, expected) in [
+        ("layers=1", "layers=9999999999", "there is no tensor"),
+        ("hidden=1", "hidden=99999999", "has shape [3, 1], expected"),
+        ("batch=1 seed", "batch=18446744073709551615 seed", "checksum is another"),
+        ("epoch=1", "epoch=18446744073709551616", "for `epoch`"),
+        ("steps=1", "steps=18446744073709551615", "none that a run can come to"),
+        ("mean=", "mean=NaN more=", "has `more`, which is unknown"),
+        (
+            r#""first_moment.head.bias":{"dtype":"F32""#,
+            r#""first_moment.head.bias":{"dtype":"I32""#,
+            "is of I32",
+        ),
+        (r#""best.head.weight""#, r#""west.head.weight""#, "there is no tensor `best.head.weight`"),
+        (r#"\"version\":1"#, r#"\"version\":1e300"#, "is of version `1e+300`"),
+        (r#"\"version\":1"#, r#"\"version\":[[[[[[]]]]]]"#, "is of version"),
+    ] {
+        assert!(header.contains(from), "{header}");
+        let header = header.replacen(from, to, 1);
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat();
+        let read = bounded(file.len(), || Checkpoint::read_from(Cursor::new(&file)));
+        let message = refused(read);
+        assert!(message.contains(expected), "{from} → {to}: {message}");
+    }
 }
 
 #[test]

@@ -112,6 +112,7 @@ impl<'a> Pairs<'a> {
     }
 
     /// A number, or the word `none`.
+    #[cfg(feature = "safetensors")]
     pub fn option<T: FromStr>(&mut self, key: &str) -> Result<Option<T>> {
         match self.take(key)? {
             "none" => Ok(None),

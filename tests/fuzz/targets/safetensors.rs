@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::io::Cursor;
 
 use arbitrary::Arbitrary;
-use gru_wgpu::formats::safetensors;
+use gru_wgpu::{Checkpoint, formats::safetensors};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -242,5 +242,13 @@ fuzz_target!(|input: Input<'_>| {
             assert!(params.layout().parameter_count() <= bytes.len());
             assert!(params.as_slice().iter().all(|number| number.is_finite()));
         }
+        if let Ok(params) = safetensors::read_network(Cursor::new(&bytes), &options) {
+            assert!(params.layout().parameter_count() <= bytes.len());
+            assert!(params.layout().head().is_some());
+        }
+    }
+    // The checksum stands in the way of all but what was written.
+    if let Ok(checkpoint) = Checkpoint::read_from(Cursor::new(&bytes)) {
+        assert!(checkpoint.training.validate().is_ok());
     }
 });
