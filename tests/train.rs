@@ -146,7 +146,7 @@ fn predictions_are_rows_and_need_no_label_and_no_known_word() {
     }
     assert!(
         told.contains(
-            "1 cells hold words that training did not see, the first is `wait` in line 4"
+            "cells with words that training did not see: 1, the first is `wait` in line 4"
         )
     );
     assert!(!told.contains("accuracy"), "{told}");

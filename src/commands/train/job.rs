@@ -61,16 +61,14 @@ impl Job {
         let Config { columns, features, task, .. } = &self.config;
         let inputs: usize = features.iter().map(|feature| feature.inputs()).sum();
         let (train, valid) = (self.train.len(), self.valid.len());
+        let each = match task {
+            Task::Classify => "sequence",
+            Task::Label => "row",
+        };
         note(format_args!(
-            "{train} sequences to train on, {valid} held out; {} columns as {inputs} inputs; {} classes of \
-             {}, one a {}",
-            features.len(),
-            columns.classes.len(),
+            "sequences: {train} to train on, {valid} held out; inputs: {inputs}; classes of {}, one a {each}: {}",
             quote(&columns.label),
-            match task {
-                Task::Classify => "sequence",
-                Task::Label => "row",
-            }
+            columns.classes.len()
         ));
         let parameters = self.config.layout()?.parameter_count();
         note(format_args!("training {parameters} parameters on {device}"));

@@ -182,7 +182,8 @@ impl Table {
         if let Some(first) = unknown.first {
             let count = unknown.count;
             note(format_args!(
-                "{}: {count} cells hold words that training did not see, the first is {first}; the model sees none of its words there",
+                "{}: cells with words that training did not see: {count}, the first is {first}; the model \
+                 sees none of its words there",
                 self.shown
             ));
         }
