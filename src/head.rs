@@ -1,6 +1,7 @@
 //! [`Head`]: a linear layer on a GRU. The loops here are the CPU's and the specification of
 //! `plan/head.rs`.
 
+use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, NdFloat, s};
 
 use crate::config::Shape;
@@ -143,6 +144,10 @@ impl<'a, F: NdFloat> Linear<'a, F> {
 
     /// Of rows of features, rows of outputs.
     pub fn forward(&self, features: ArrayView2<'_, F>) -> Array2<F> {
-        features.dot(&self.weight.t()) + self.bias
+        // Not `dot`, whose result lies by columns where both of its sides do.
+        let mut outputs = Array2::zeros((features.nrows(), self.weight.nrows()));
+        general_mat_mul(F::one(), &features, &self.weight.t(), F::zero(), &mut outputs);
+        outputs += &self.bias;
+        outputs
     }
 }

@@ -149,6 +149,9 @@ pub struct Learner {
     updates: u64,
     /// Read, but not yet asked for.
     reports: Vec<Report>,
+    /// Updates of fewer batches than make one, still to be told of, and what makes the mean of their losses
+    /// out of what the device has: each is counted as one of a whole update.
+    short: Vec<(u64, f32)>,
     /// An update was begun on the device and not brought to its end.
     broken: bool,
     place: Place,
@@ -231,6 +234,7 @@ impl Learner {
             gathered: 0,
             updates,
             reports: Vec::new(),
+            short: Vec::new(),
             broken: false,
             place,
         })
@@ -333,7 +337,11 @@ impl Learner {
     async fn run_flush(&mut self, wait: Wait) -> Result<()> {
         match std::mem::take(&mut self.gathered) {
             0 => Ok(()),
-            _ => self.update(wait).await,
+            gathered => {
+                let missing = self.training.accumulation as f32 / gathered as f32;
+                self.short.push((self.updates, missing));
+                self.update(wait).await
+            }
         }
     }
 
@@ -368,8 +376,11 @@ impl Learner {
             Place::Host(host) => host.take_reports(),
             Place::Adapter(adapter) => adapter.take_reports(wait).await?,
         };
+        let short = std::mem::take(&mut self.short);
         for (step, raw) in (self.updates - raw.len() as u64..).zip(raw) {
             let RawReport { loss, norm, largest, place } = raw;
+            let missing = short.iter().find(|&&(at, _)| at == step).map_or(1.0, |&(_, n)| n);
+            let loss = loss * missing;
             if !raw.is_finite() {
                 // None of those after it moved anything.
                 self.updates = step;

@@ -33,6 +33,14 @@ impl Loss {
         Self::CrossEntropy { ignore: Some(-100) }
     }
 
+    /// The class that stands for no target.
+    pub(crate) fn ignored(&self) -> Option<i32> {
+        match *self {
+            Self::CrossEntropy { ignore } => ignore,
+            Self::MeanSquared | Self::Huber { .. } => None,
+        }
+    }
+
     /// `Ok` when it can be computed.
     pub(crate) fn validate(&self) -> Result<()> {
         match *self {

@@ -228,7 +228,8 @@ impl Trainer {
         valid: &[Example],
         mut listen: impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<Ended> {
-        if train.is_empty() {
+        let ignored = self.learner.training().loss.ignored();
+        if !train.iter().any(|example| example.counts(ignored)) {
             return Err(Error::NoExamples);
         }
         self.check(train)?;
@@ -255,7 +256,8 @@ impl Trainer {
         listen: &mut impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
         let Regime { batch, seed, .. } = self.regime;
-        let order = order(train, batch, seed, self.position.epoch);
+        let ignored = self.learner.training().loss.ignored();
+        let order = order(train, ignored, batch, seed, self.position.epoch);
         let between = LOOK_EVERY.saturating_mul(self.learner.training().accumulation);
         while self.position.batch < order.len() {
             let end = self.position.batch.saturating_add(between).min(order.len());
@@ -323,7 +325,7 @@ impl Trainer {
         let validation = if valid.is_empty() { None } else { Some(self.evaluate(valid)?) };
         let is_best = validation.is_some_and(|now| {
             let before = self.best.as_ref();
-            before.is_none_or(|best| now.is_better_than(&best.validation))
+            now.loss.is_finite() && before.is_none_or(|best| now.is_better_than(&best.validation))
         });
         if let (true, Some(validation)) = (is_best, validation) {
             let params = self.learner.state()?.params;

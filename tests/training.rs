@@ -432,3 +432,43 @@ fn pytorch_takes_the_same_ten_steps() {
         }
     }
 }
+
+/// Matrices of one column or one row lie by rows and by columns alike; what is made of them must not.
+#[test]
+fn a_single_hidden_unit_is_as_good_as_many() {
+    let entropy = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
+    for (head, layout) in [
+        (Head::last(SIZES[3]), Layout::TimeMajor),
+        (Head::every_step(SIZES[3]), Layout::BatchFirst),
+    ] {
+        let config = GruConfig::pytorch(SIZES[2], 1);
+        let task = Task { config, layout, ..Task::new(head, entropy) };
+        let [mut adapter, mut cpu] = [adapter(), &Device::cpu()].map(|device| task.learner(device));
+        for seed in 0..3 {
+            task.step(&mut adapter, seed).unwrap();
+            task.step(&mut cpu, seed).unwrap();
+        }
+        let x = task.x(9);
+        let batch = || Batch::new(x.view()).with_layout(layout);
+        let (got, expected) = (adapter.forward(batch()).unwrap(), cpu.forward(batch()).unwrap());
+        assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 2e-4), "{got} {expected}");
+    }
+}
+
+/// An update of one batch where three make one: a third of the gradient, but the batch's own loss.
+#[test]
+fn an_update_of_fewer_batches_tells_their_loss() {
+    let training = Training::new(Loss::MeanSquared, Optimizer::sgd(), 0.1);
+    let whole = Task::new(Head::last(SIZES[3]), training);
+    let part = Task::new(Head::last(SIZES[3]), training.with_accumulation(3));
+    for device in devices() {
+        let [mut whole_learner, mut part_learner] =
+            [&whole, &part].map(|task| task.learner(&device));
+        whole.step(&mut whole_learner, 1).unwrap();
+        part.step(&mut part_learner, 1).unwrap();
+        part_learner.flush().unwrap();
+        let [whole, part] = [whole_learner, part_learner].map(|mut l| l.reports().unwrap()[0]);
+        assert!((whole.loss - part.loss).abs() < 1e-5, "{whole:?}, {part:?}");
+        assert!((whole.norm - 3.0 * part.norm).abs() < 1e-5, "{whole:?}, {part:?}");
+    }
+}

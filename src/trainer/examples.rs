@@ -48,6 +48,15 @@ impl Example {
         Self { x, target }
     }
 
+    /// Whether any of its targets counts.
+    pub(super) fn counts(&self, ignored: Option<i32>) -> bool {
+        match &self.target {
+            Target::Class(class) => Some(*class) != ignored,
+            Target::Classes(all) => all.iter().any(|&class| Some(class) != ignored),
+            Target::Values(_) | Target::Series(_) => true,
+        }
+    }
+
     /// `Ok` when it fits a model of so many inputs with this head.
     fn check(&self, at: usize, inputs: usize, head: &Head) -> Result<()> {
         let steps = self.x.nrows();
@@ -95,15 +104,18 @@ pub(super) fn check(examples: &[Example], inputs: usize, head: &Head) -> Result<
 }
 
 /// An epoch's batches, as indices of examples: the same for the same seed and epoch, whatever came before.
+/// Examples of which no target counts are left out: a batch of them alone would have no loss.
 pub(super) fn order(
     examples: &[Example],
+    ignored: Option<i32>,
     batch: usize,
     seed: u64,
     epoch: usize,
 ) -> Vec<Vec<usize>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch as u64);
-    let mut all: Vec<usize> = (0..examples.len()).collect();
+    let mut all: Vec<usize> =
+        (0..examples.len()).filter(|&at| examples[at].counts(ignored)).collect();
     all.shuffle(&mut rng);
     for window in all.chunks_mut(batch.saturating_mul(WINDOW)) {
         window.sort_by_key(|&at| examples[at].x.nrows());
@@ -223,14 +235,15 @@ mod tests {
     #[test]
     fn an_epoch_has_every_example_once_and_orders_by_seed_and_epoch() {
         let all = examples(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]);
-        let orders =
-            [(1, 0), (1, 1), (2, 0), (1, 0)].map(|(seed, epoch)| order(&all, 3, seed, epoch));
+        let orders = [(1, 0), (1, 1), (2, 0), (1, 0)]
+            .map(|(seed, epoch)| order(&all, Some(9), 3, seed, epoch));
         for order in &orders {
-            assert_eq!(order.iter().map(Vec::len).sum::<usize>(), 11);
+            assert_eq!(order.iter().map(Vec::len).sum::<usize>(), 10);
             assert!(order.iter().all(|batch| batch.len() <= 3));
             let mut seen: Vec<_> = order.iter().flatten().copied().collect();
             seen.sort_unstable();
-            assert_eq!(seen, (0..11).collect::<Vec<_>>());
+            // All but the one whose class is the ignored one.
+            assert_eq!(seen, (0..11).filter(|&at| at != 5).collect::<Vec<_>>());
         }
         assert_eq!(orders[0], orders[3]);
         assert!(orders[0] != orders[1] && orders[0] != orders[2]);
