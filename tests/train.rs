@@ -95,6 +95,7 @@ fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
             files.iter().map(|file| file.file_name().into_string().unwrap()).collect();
         let expected = [
             "checkpoint.safetensors",
+            "checkpoint.safetensors.before",
             "config.toml",
             "curves.svg",
             "metrics.csv",
@@ -198,6 +199,20 @@ fn a_run_that_was_interrupted_goes_on_to_the_same_bytes() {
     let again = json(path, &["train", "--resume", "INT", "--device", "cpu", "--json"]);
     assert_eq!(again["updates"], 27 * 12);
     assert!(bytes(&whole) == bytes(&path.join("INT")));
+
+    // It goes on as it was begun, or not at all.
+    let config = path.join("INT").join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    for (part, from, to) in [
+        ("[model]", "direction = \"both\"", "direction = \"forward\""),
+        ("[training]", "seed = 1", "seed = 2"),
+        ("[data]", "holdout = 0.1", "holdout = 0.2"),
+    ] {
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&config, text.replace(from, to)).unwrap();
+        let message = format!("{part} in config.toml is not what the run was started with");
+        assert_refused(path, &["train", "--resume", "INT", "--device", "cpu"], &[&message]);
+    }
 }
 
 #[test]

@@ -34,7 +34,8 @@ use table::Table;
 /// the sequence, its last one is the label, what stands between is what the model sees; options name others.
 /// Numbers are scaled by the training part's mean and deviation, a column of words becomes an input a word.
 /// The run's folder gets config.toml, metrics.csv, curves.svg, checkpoint.safetensors and, of the epoch that
-/// did best on what was held out, model.safetensors. Ctrl-C writes a checkpoint and ends.
+/// did best on what was held out, model.safetensors. A checkpoint is written after the first
+/// epoch, every so often, and at Ctrl-C or SIGTERM, which end the run.
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
 pub struct Arguments {

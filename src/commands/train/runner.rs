@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, ensure};
 use gru_wgpu::formats::{quote, safetensors, write_whole};
 use gru_wgpu::{
     Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Trainer,
@@ -25,7 +25,8 @@ pub enum Every {
     Time(Duration),
 }
 
-/// What a checkpoint notes: the device, and the seconds that training took.
+/// What a checkpoint notes: the data, the device, and the seconds that training took.
+const DATA: &str = "data";
 const DEVICE: &str = "device";
 const SECONDS: &str = "seconds";
 
@@ -65,8 +66,12 @@ impl<'a> Runner<'a> {
                 quote(&other)
             ));
         }
+        let has_saved = checkpoint.is_some();
         let trainer = match checkpoint {
-            Some(checkpoint) => Trainer::from_checkpoint(checkpoint, device)?,
+            Some(checkpoint) => {
+                check_same(job, &checkpoint)?;
+                Trainer::from_checkpoint(checkpoint, device)?
+            }
             None => {
                 let params = Params::init_of(job.config.layout()?, Init::Uniform, settings.seed)?;
                 let learner = Learner::new(params, job.training(), device)?;
@@ -84,6 +89,7 @@ impl<'a> Runner<'a> {
             earlier,
             epochs,
             saved: (Instant::now(), 0),
+            has_saved,
             progress,
         };
         Ok(Self { trainer, keeper })
@@ -119,6 +125,29 @@ impl<'a> Runner<'a> {
     }
 }
 
+/// `Ok` when the folder's configuration is that of its checkpoint.
+fn check_same(job: &Job, checkpoint: &Checkpoint) -> Result<()> {
+    let Job { config, .. } = job;
+    let data = checkpoint.notes.get(DATA);
+    for (what, is_same) in [
+        ("[data]", data.is_none_or(|data| *data == data_of(job))),
+        ("[model]", *checkpoint.state.params.layout() == config.layout()?),
+        ("[training]", checkpoint.regime == config.training.regime()),
+        ("[training]", checkpoint.training == job.training()),
+    ] {
+        ensure!(
+            is_same,
+            "{what} in config.toml is not what the run was started with; a run goes on with its own settings"
+        );
+    }
+    Ok(())
+}
+
+/// Which sequences are trained and validated on, to be held against another time's.
+fn data_of(job: &Job) -> String {
+    format!("{:?}", job.config.data)
+}
+
 /// Follows a run, and keeps its folder.
 struct Keeper<'a> {
     job: &'a Job,
@@ -130,6 +159,8 @@ struct Keeper<'a> {
     epochs: Vec<Epoch>,
     /// When the last checkpoint was written, or this part begun, and after how many updates.
     saved: (Instant, u64),
+    /// Whether the folder has a checkpoint.
+    has_saved: bool,
     progress: Progress,
 }
 
@@ -164,7 +195,9 @@ impl Keeper<'_> {
             _ => {}
         }
         let updates = trainer.learner().updates();
-        if self.is_due(updates) {
+        // Soon one to go on from, however seldom they are asked for.
+        let is_first = matches!(event, Event::Epoch { .. }) && !self.has_saved;
+        if is_first || self.is_due(updates) {
             self.save(trainer)?;
         }
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -225,7 +258,9 @@ impl Keeper<'_> {
         let mut checkpoint = trainer.checkpoint()?;
         checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
         checkpoint.notes.insert(SECONDS.to_owned(), self.seconds().to_string());
+        checkpoint.notes.insert(DATA.to_owned(), data_of(self.job));
         checkpoint.write(folder.checkpoint())?;
+        self.has_saved = true;
         self.saved = (Instant::now(), trainer.learner().updates());
         Ok(())
     }
