@@ -281,12 +281,16 @@ impl Keeper<'_> {
         draw_curves(&self.epochs, &words)
     }
 
-    /// What diverged, with the sequences' names, after the last good update is kept.
+    /// What went wrong, of what diverged with the sequences' names, after the last good update is kept.
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
+        let kept = match self.save(trainer) {
+            Ok(()) => format!("what was good until then is in {}", quote_path(self.folder.path())),
+            Err(error) => format!("and the updates before it were not saved: {error:#}"),
+        };
         let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =
             error
         else {
-            return error.into();
+            return anyhow!("{error}; {kept}");
         };
         let from = made_from.as_deref().map_or(String::new(), |from| {
             let batches = self.job.train.len().div_ceil(trainer.regime().batch);
@@ -294,10 +298,6 @@ impl Keeper<'_> {
             let names = self.job.names(&from.examples);
             format!(" (epoch {epoch}, batch {batch} of {batches}: sequences {names})")
         });
-        let kept = match self.save(trainer) {
-            Ok(()) => format!("what was good until then is in {}", quote_path(self.folder.path())),
-            Err(error) => format!("and the updates before it were not saved: {error:#}"),
-        };
         anyhow!(
             "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} \
              in {parameter}; {kept}; a lower --learning-rate or --clip may help",
