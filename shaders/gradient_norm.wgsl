@@ -17,13 +17,12 @@ struct Args {
     length: u32, // elements of gradient, or parts
     part: u32, // of a workgroup
     slots: u32, // updates that reports has room for
-    slot_at: u32, // which of update's numbers says the slot
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> gradient: array<f32>;
 @group(0) @binding(2) var<storage, read> loss: array<f32>; // [1]
-@group(0) @binding(3) var<storage, read> update: array<f32>;
+@group(0) @binding(3) var<storage, read> update: array<f32>; // an Update of shaders/optimizer.wgsl: the slot comes first
 @group(0) @binding(4) var<storage, read_write> partials: array<u32>; // [parts][PARTIAL]
 @group(0) @binding(5) var<storage, read_write> reports: array<u32>; // REPORT words, then [slots][REPORT]
 
@@ -57,7 +56,7 @@ fn report(all: Share) {
     if max(all.largest, loss_bits & 0x7fffffffu) >= NOT_FINITE {
         reports[0] = 1u;
     }
-    let slot = u32(update[args.slot_at]) % args.slots;
+    let slot = u32(update[0]) % args.slots;
     let at = REPORT * (1u + slot);
     reports[at] = loss_bits;
     reports[at + 1u] = bitcast<u32>(sqrt(all.squares));

@@ -375,18 +375,6 @@ impl Plan {
         Self::of_run(&layout, shape, mode, options, Purpose::States, machine)
     }
 
-    /// The schedule of a run that `layout`'s configuration made the shape of.
-    pub(crate) fn of_run(
-        layout: &ParamLayout,
-        shape: Shape,
-        mode: Mode,
-        options: Options,
-        purpose: Purpose,
-        machine: &Machine,
-    ) -> Result<Self> {
-        stages::plan_run(layout, shape, mode, options, purpose, machine)
-    }
-
     /// A plan of stages put together by hand, for a kernel's own check.
     pub(crate) fn of_stages(
         title: &str,

@@ -64,8 +64,6 @@ args! {
         part,
         /// Updates that `reports` has room for.
         slots,
-        /// Which number of `update` says the slot.
-        slot_at,
     }
 }
 

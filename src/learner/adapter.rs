@@ -3,6 +3,7 @@
 use super::{Part, RawReport, Training};
 use crate::error::Result;
 use crate::gru::upload_run;
+use crate::head::Over;
 use crate::network::Network;
 use crate::objective::Wants;
 use crate::optim::{Clip, Constants, Moments};
@@ -80,9 +81,11 @@ impl OnAdapter {
         let weights = &wanted.weights;
         session.write(buffers.weights, 0, weights.len(), Some(weights)).await?;
         session.run(Pass::Forward).await?;
-        // What the head does not write of the gradients that flow into the GRU.
-        let dy = session.plan().buffers()[training.dy.index()].len;
-        session.write(training.dy, 0, dy, None).await?;
+        // What the head does not write of the gradients that flow into the GRU: one over every step, all of dy.
+        if network.head().over == Over::Last {
+            let dy = session.plan().buffers()[training.dy.index()].len;
+            session.write(training.dy, 0, dy, None).await?;
+        }
         let dstates = session.plan().buffers()[training.dstates.index()].len;
         session.write(training.dstates, 0, dstates, None).await?;
         if is_first {

@@ -10,39 +10,41 @@ use crate::error::Result;
 use crate::options::Options;
 use crate::params::ParamLayout;
 
-/// The whole schedule of a run.
-pub(super) fn plan_run(
-    layout: &ParamLayout,
-    shape: Shape,
-    mode: Mode,
-    options: Options,
-    purpose: Purpose,
-    machine: &Machine,
-) -> Result<Plan> {
-    let mut planner = Planner::new(layout, shape, mode, options, purpose, machine)?;
-    // Before the stages are made: it bounds how many pieces a product is cut into.
-    planner.buffers.check_indices()?;
-    let forward = planner.forward();
-    let training = planner.run.training.as_ref();
-    let backward = training.map(|t| planner.backward(t)).unwrap_or_default();
-    let accumulators = training.map(|t| planner.accumulators(t)).unwrap_or_default();
-    planner.buffers.add_partials(&planner.products);
-    planner.buffers.check_indices()?;
-    let title = match (mode, planner.keeps_gates()) {
-        (Mode::Inference, _) => "inference",
-        (Mode::Training, true) => "training",
-        (Mode::Training, false) => "training, gates made again",
-    };
-    Ok(Plan {
-        title: format!("{title}, {}; {shape}", layout.config()),
-        buffers: planner.buffers.into_specs(),
-        forward,
-        backward,
-        accumulators,
-        run: Some(planner.run),
-        carries: false,
-        submit_flops: machine.dispatch_flops(),
-    })
+impl Plan {
+    /// The schedule of a run that `layout`'s configuration made the shape of.
+    pub(crate) fn of_run(
+        layout: &ParamLayout,
+        shape: Shape,
+        mode: Mode,
+        options: Options,
+        purpose: Purpose,
+        machine: &Machine,
+    ) -> Result<Self> {
+        let mut planner = Planner::new(layout, shape, mode, options, purpose, machine)?;
+        // Before the stages are made: it bounds how many pieces a product is cut into.
+        planner.buffers.check_indices()?;
+        let forward = planner.forward();
+        let training = planner.run.training.as_ref();
+        let backward = training.map(|t| planner.backward(t)).unwrap_or_default();
+        let accumulators = training.map(|t| planner.accumulators(t)).unwrap_or_default();
+        planner.buffers.add_partials(&planner.products);
+        planner.buffers.check_indices()?;
+        let title = match (mode, planner.keeps_gates()) {
+            (Mode::Inference, _) => "inference",
+            (Mode::Training, true) => "training",
+            (Mode::Training, false) => "training, gates made again",
+        };
+        Ok(Self {
+            title: format!("{title}, {}; {shape}", layout.config()),
+            buffers: planner.buffers.into_specs(),
+            forward,
+            backward,
+            accumulators,
+            run: Some(planner.run),
+            carries: false,
+            submit_flops: machine.dispatch_flops(),
+        })
+    }
 }
 
 impl Planner<'_> {

@@ -111,12 +111,7 @@ impl Plan {
 /// Walks over `length` elements or parts, in so many parts.
 fn look(label: &str, finish: bool, length: usize, parts: usize, bindings: Vec<Slice>) -> Stage {
     let part = length.div_ceil(parts);
-    let args = GradientNormArgs {
-        length: length as u32,
-        part: part as u32,
-        slots: SLOTS as u32,
-        slot_at: 0,
-    };
+    let args = GradientNormArgs { length: length as u32, part: part as u32, slots: SLOTS as u32 };
     let groups = [length.div_ceil(part) as u64, 1, 1];
     let iterations = part.div_ceil(256) + 9;
     dispatch(label, &GRADIENT_NORM, vec![finish.into()], bindings, &[args], groups, iterations)
