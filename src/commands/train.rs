@@ -73,7 +73,7 @@ pub struct Arguments {
 struct What {
     /// What is learnt: a class for each sequence (classify) or for each row (label). A row without a label
     /// counts in neither the loss nor the accuracy of label.
-    #[arg(long, value_enum, required_unless_present = "resume")]
+    #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
     task: Option<Task>,
     /// Another file, to validate on.
     #[arg(long, value_name = "CSV", conflicts_with = "holdout")]
