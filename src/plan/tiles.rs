@@ -244,7 +244,7 @@ impl ProductTile {
             staged: Some(depth),
         };
         let [x, y] = tile(1).groups(m, n);
-        if machine.software || x * y < LARGE_TILES {
+        if machine.software || m.min(n) <= 64 || x * y < LARGE_TILES {
             return None;
         }
         let depths: &[usize] = if k <= 4 { &[4] } else { &[16, 8] };
