@@ -20,7 +20,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 use rayon::prelude::*;
@@ -31,6 +31,7 @@ use crate::error::{Result, try_untouched};
 use crate::options::Options;
 use crate::params::{Gradients, Params};
 use crate::plan::{Mode, recomputed_at_once};
+use crate::process::Home;
 use crate::reference::{Run, check_gradients, standard, zeros};
 use layer::{Span, Undoing, chunk_steps};
 use simd::Level;
@@ -41,6 +42,13 @@ const WORTH_THREADS: f64 = 2e6;
 
 /// So many in one step are worth sharing it, which costs a few µs.
 const WORTH_SHARING: f64 = 4e6;
+
+/// `Ok` unless this process was forked from one that had used the CPU before: its threads stayed there.
+/// (Threads of rayon that only the caller's own code used before are not known of.)
+pub(crate) fn check_process() -> Result<()> {
+    static FIRST_USE: OnceLock<Home> = OnceLock::new();
+    FIRST_USE.get_or_init(Home::here).check("the pool of threads that the CPU runs on")
+}
 
 /// The weights of all cells as forward and backward steps read them, of one version of the parameters.
 #[derive(Debug)]

@@ -253,6 +253,21 @@ pub enum Error {
     #[error("the GPU device is lost: {0}")]
     DeviceLost(String),
 
+    /// The process forked after this was made. The child has none of its parent's threads, and its
+    /// driver knows nothing of the child.
+    #[error(
+        "{what} belongs to process {parent}, and this is process {here}, forked from it; fork before the \
+         first use, or use it in the parent alone"
+    )]
+    Forked {
+        /// What belongs to the parent.
+        what: &'static str,
+        /// The process that it was made in.
+        parent: u32,
+        /// This process.
+        here: u32,
+    },
+
     /// The device or the host ran out of memory.
     #[error("out of memory: {0}")]
     OutOfMemory(String),

@@ -126,7 +126,8 @@
 //! | `shaders/*.wgsl`, `kernels.rs`, `kernels/` | the kernels, and a row for each that tests hold against the WGSL |
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, head, update, limits and text, by arithmetic alone |
 //! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
-//! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
+//! | `process.rs` | which process a device or the CPU's threads belong to, for one that forks |
+| `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
 //! | `options.rs` | [`Options`]: how a model runs |
 //! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
@@ -160,6 +161,14 @@
 //! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind. A step
 //!   takes 256 bytes of arguments a dispatch where the host walks over the steps, so WebGPU's default limits
 //!   end there at some 260,000 steps.
+//!
+//! # Processes that fork
+//!
+//! What a process opened is of no use in a child that it forks afterwards: the driver's threads and the
+//! CPU's stay with the parent, and whoever waited for them would wait for ever. Calls that compute are
+//! refused there with [`Error::Forked`], on an adapter and on the CPU alike, and what the child lets go of
+//! is left to the parent. Fork before the first use, or run a program of its own in the child. (Rayon's
+//! threads, where only the caller's own code started them before the fork, are not known of.)
 //!
 //! # Features
 //!
@@ -198,6 +207,7 @@ mod optim;
 mod options;
 mod params;
 pub mod plan;
+mod process;
 mod profile;
 pub mod reference;
 mod runner;
