@@ -127,7 +127,7 @@
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, head, update, limits and text, by arithmetic alone |
 //! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
 //! | `process.rs` | which process a device or the CPU's threads belong to, for one that forks |
-| `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
+//! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
 //! | `options.rs` | [`Options`]: how a model runs |
 //! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
