@@ -245,7 +245,7 @@ pub(crate) fn forward(
 ) -> Result<Passed<Array3<f32>>> {
     let (run, mut h_n) = Run::start(params.layout().config(), &batch, Mode::Inference)?;
     let packed = weights.forward(params, version)?;
-    let x = whole_rows(time_major(batch.x, batch.layout));
+    let x = whole_rows("x [T, B, I]", time_major(batch.x, batch.layout))?;
     let Shape { layers, layout, .. } = run.shape;
     let mut input: Option<Array3<f32>> = None;
     for layer in 0..layers {
@@ -320,7 +320,10 @@ pub(crate) fn backward(
             room.gates.push(untouched("a span's gates [T / 8, B, 4H]", size)?);
         }
     }
-    let dy = dy.map(|dy| whole_rows(time_major(dy, layout)));
+    let dy = match dy {
+        None => None,
+        Some(dy) => Some(whole_rows("dy [T, B, D·H]", time_major(dy, layout))?),
+    };
     let mut doutput: Option<Array3<f32>> = None;
     for layer in (0..layers).rev() {
         let all = Span::all(run, layer);
@@ -366,11 +369,13 @@ pub(crate) fn backward(
 }
 
 /// A view of it where each row's numbers lie side by side, or a copy where they do not.
-fn whole_rows(view: ArrayView3<'_, f32>) -> CowArray<'_, f32, Ix3> {
-    match view.len_of(Axis(2)) == 1 || view.stride_of(Axis(2)) == 1 {
-        true => view.into(),
-        false => standard(view).into(),
+fn whole_rows<'a>(what: &str, view: ArrayView3<'a, f32>) -> Result<CowArray<'a, f32, Ix3>> {
+    if view.len_of(Axis(2)) == 1 || view.stride_of(Axis(2)) == 1 {
+        return Ok(view.into());
     }
+    let mut rows = untouched(what, view.dim().into())?;
+    rows.assign(&view);
+    Ok(rows.into())
 }
 
 /// Zeros, touched by none yet.

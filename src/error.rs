@@ -391,9 +391,18 @@ pub(crate) fn try_untouched(what: &str, len: usize) -> Result<Vec<f32>> {
 
 /// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
 pub(crate) fn try_zeros<F: ndarray::NdFloat>(what: &str, len: usize) -> Result<Vec<F>> {
-    let mut zeros = Vec::new();
-    try_grow(what, &mut zeros, len)?;
+    let mut zeros = try_room(what, len)?;
+    zeros.resize(len, F::zero());
     Ok(zeros)
+}
+
+/// Room for `len` values, or [`Error::OutOfMemory`] where the host has none.
+pub(crate) fn try_room<V>(what: &str, len: usize) -> Result<Vec<V>> {
+    let mut values = Vec::new();
+    match values.try_reserve_exact(len) {
+        Ok(()) => Ok(values),
+        Err(_) => Err(no_room::<V>(what, len)),
+    }
 }
 
 /// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the host

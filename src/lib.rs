@@ -162,6 +162,17 @@
 //!   takes 256 bytes of arguments a dispatch where the host walks over the steps, so WebGPU's default limits
 //!   end there at some 260,000 steps.
 //!
+//! # NaN
+//!
+//! NaN in, NaN out, in the rows concerned and in no other row. A row's y and h_n are NaN from the step on
+//! that first meets NaN, in x or in its state, until a reset cuts the row; other rows are what they would be
+//! without it, bit for bit. A stream's row keeps NaN until [`Stream::reset_row`]. Backward, NaN in dy or
+//! dh_n, or left by the forward pass, goes back through its own row's dx and dh0; the gradients of the
+//! parameters are sums over all rows, and NaN where one of them is. Past a row's length nothing is looked
+//! at, NaN or not. A [`Learner`] moves nothing by what is not finite: [`Error::Diverged`]. Infinities are
+//! numbers like any other, and may become NaN. (WGSL leaves a driver free to lose a NaN; the kernels'
+//! comparisons are written so that none known does, and `tests/nan.rs` says whether one at hand does.)
+//!
 //! # Processes that fork
 //!
 //! What a process opened is of no use in a child that it forks afterwards: the driver's threads and the

@@ -95,7 +95,11 @@ fn refuses(device: &Device) {
             learner.step(&x, &classes[..]),
             // What needs only the host's memory may also succeed, on the CPU.
             if device.is_adapter() { stream.state().map(drop) } else { gru.forward(&x).map(drop) },
-            if device.is_adapter() { state.to_array().map(drop) } else { gru.forward(&x).map(drop) },
+            if device.is_adapter() {
+                state.to_array().map(drop)
+            } else {
+                gru.forward(&x).map(drop)
+            },
             if device.is_adapter() { learner.state().map(drop) } else { gru.forward(&x).map(drop) },
             forward(device).map(drop),
         ];
@@ -104,7 +108,11 @@ fn refuses(device: &Device) {
         drop((stream, learner, network, state, gru));
         first
     });
-    assert_eq!(in_the_child, Some(0), "{device}: the call that was not refused, or None for a hang");
+    assert_eq!(
+        in_the_child,
+        Some(0),
+        "{device}: the call that was not refused, or None for a hang"
+    );
 }
 
 /// One test: what has been used when a process forks is the whole process' matter.

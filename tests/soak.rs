@@ -12,12 +12,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use common::{devices, random3};
+use gru_wgpu::{
+    Batch, Device, DeviceKind, Gru, GruConfig, Head, Init, Learner, Loss, Network, Optimizer,
+    ParamLayout, Params, Training,
+};
 #[cfg(feature = "safetensors")]
 use gru_wgpu::{Checkpoint, Regime, Trainer};
-use gru_wgpu::{
-    Batch, Device, DeviceKind, Gru, GruConfig, Head, Init, Learner, Loss, Network, Optimizer, ParamLayout,
-    Params, Training,
-};
 use ndarray::{Array2, Array3};
 
 /// How often, of what takes `all` times in a whole soak.
@@ -115,7 +115,11 @@ fn a_stream_of_many_steps_takes_no_more_memory() {
             gru.step(&mut stream, x.view(), y.view_mut()).unwrap();
         }
         let last = expected.y.slice(ndarray::s![6..7, .., ..]);
-        approx::assert_abs_diff_eq!(y.as_slice().unwrap(), last.to_owned().as_slice().unwrap(), epsilon = 1e-6);
+        approx::assert_abs_diff_eq!(
+            y.as_slice().unwrap(),
+            last.to_owned().as_slice().unwrap(),
+            epsilon = 1e-6
+        );
     }
 }
 
@@ -247,7 +251,10 @@ fn eight_threads_on_one_device_get_what_each_would_get_alone() {
                 let (work, device) = (&work, &device);
                 scope.spawn(move || {
                     for turn in 0..times(500) {
-                        assert!(work(thread) == *expected, "thread {thread}, turn {turn} on {device}");
+                        assert!(
+                            work(thread) == *expected,
+                            "thread {thread}, turn {turn} on {device}"
+                        );
                     }
                 });
             }
