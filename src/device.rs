@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::adapter::AdapterInfo;
+use crate::cpu;
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
 
@@ -191,6 +192,14 @@ impl Device {
         match &self.target {
             Target::Cpu => None,
             Target::Gpu(gpu) => Some(gpu.describe()),
+        }
+    }
+
+    /// `Ok` unless this process was forked from the one whose device or threads these are.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        match &self.target {
+            Target::Cpu => cpu::check_process(),
+            Target::Gpu(gpu) => gpu.check_process(),
         }
     }
 

@@ -253,6 +253,21 @@ pub enum Error {
     #[error("the GPU device is lost: {0}")]
     DeviceLost(String),
 
+    /// The process forked after this was made. The child has none of its parent's threads, and its
+    /// driver knows nothing of the child.
+    #[error(
+        "{what} belongs to process {parent}, and this is process {here}, forked from it; fork before the \
+         first use, or use it in the parent alone"
+    )]
+    Forked {
+        /// What belongs to the parent.
+        what: &'static str,
+        /// The process that it was made in.
+        parent: u32,
+        /// This process.
+        here: u32,
+    },
+
     /// The device or the host ran out of memory.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
@@ -376,9 +391,18 @@ pub(crate) fn try_untouched(what: &str, len: usize) -> Result<Vec<f32>> {
 
 /// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
 pub(crate) fn try_zeros<F: ndarray::NdFloat>(what: &str, len: usize) -> Result<Vec<F>> {
-    let mut zeros = Vec::new();
-    try_grow(what, &mut zeros, len)?;
+    let mut zeros = try_room(what, len)?;
+    zeros.resize(len, F::zero());
     Ok(zeros)
+}
+
+/// Room for `len` values, or [`Error::OutOfMemory`] where the host has none.
+pub(crate) fn try_room<V>(what: &str, len: usize) -> Result<Vec<V>> {
+    let mut values = Vec::new();
+    match values.try_reserve_exact(len) {
+        Ok(()) => Ok(values),
+        Err(_) => Err(no_room::<V>(what, len)),
+    }
 }
 
 /// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the host

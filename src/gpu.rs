@@ -10,6 +10,7 @@ use crate::adapter::AdapterInfo;
 use crate::error::{Error, Result};
 use crate::kernels::{Access, Kernel, LOOP_BUDGET};
 use crate::plan::{Limits, Machine};
+use crate::process::Home;
 
 /// Features that a device is opened with where the adapter has them. Timestamps cost nothing until a
 /// pass writes one.
@@ -91,6 +92,8 @@ pub(crate) struct Gpu {
 struct Inner {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
+    /// Where it was opened, or adopted.
+    home: Home,
     device: wgpu::Device,
     queue: wgpu::Queue,
     /// Somebody else opened it, and a loss is told to them alone.
@@ -164,6 +167,7 @@ impl Gpu {
         let inner = Inner {
             adapter,
             info,
+            home: Home::here(),
             device,
             queue,
             adopted,
@@ -187,11 +191,14 @@ impl Gpu {
     pub fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> impl Future<Output = Result<T>> {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
         let device = &self.inner.device;
-        let [first, second, third] =
-            [Internal, Validation, OutOfMemory].map(|filter| device.push_error_scope(filter));
-        let result = work();
-        let caught = [third, second, first].map(wgpu::ErrorScopeGuard::pop);
+        let called = self.check_process().map(|()| {
+            let [first, second, third] =
+                [Internal, Validation, OutOfMemory].map(|filter| device.push_error_scope(filter));
+            let result = work();
+            (result, [third, second, first].map(wgpu::ErrorScopeGuard::pop))
+        });
         async move {
+            let (result, caught) = called?;
             for scope in caught {
                 if let Some(error) = scope.await {
                     return Err(self.classify(error));
@@ -273,8 +280,14 @@ impl Gpu {
         }
     }
 
+    /// `Ok` unless this process was forked from the one that opened the device.
+    pub fn check_process(&self) -> Result<()> {
+        self.inner.home.check("the open device")
+    }
+
     /// Polls the device. wgpu panics where the driver itself reports a loss.
     fn poll(&self, kind: wgpu::PollType) -> Result<()> {
+        self.check_process()?;
         let device = &self.inner.device;
         match std::panic::catch_unwind(AssertUnwindSafe(|| device.poll(kind))) {
             Ok(polled) => {
@@ -290,6 +303,7 @@ impl Gpu {
 
     /// The same adapter, opened anew with WebGPU's default limits and no feature.
     pub async fn reopen_with_default_limits(&self) -> Result<Self> {
+        self.check_process()?;
         let (limits, none) = (wgpu::Limits::default(), wgpu::Features::empty());
         Self::open_with(self.inner.adapter.clone(), limits, none).await
     }
@@ -462,6 +476,15 @@ impl Gpu {
         let label = format!("gru.{name}");
         let descriptor = wgpu::CommandEncoderDescriptor { label: Some(&label) };
         self.inner.device.create_command_encoder(&descriptor)
+    }
+}
+
+impl Drop for Inner {
+    /// A forked child leaves the device to its parent: closing it would wait for the driver's threads.
+    fn drop(&mut self) {
+        if self.home.is_left() {
+            std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));
+        }
     }
 }
 

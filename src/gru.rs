@@ -411,6 +411,7 @@ impl Gru {
         dh_n: Option<ArrayView3<'_, f32>>,
         wait: Wait,
     ) -> Result<Gradients> {
+        self.device.check_process()?;
         if tape.model != self.id {
             return Err(Error::Tape("another model recorded it"));
         }
@@ -438,7 +439,7 @@ impl Gru {
         state: Option<&'a State>,
         batch: Batch<'a>,
     ) -> Result<(Batch<'a>, Shape)> {
-        self.check_parameters()?;
+        self.check_usable()?;
         let shape = batch.check(&self.config)?;
         let Some(state) = state else { return Ok((batch, shape)) };
         if batch.h0.is_some() {
@@ -474,8 +475,9 @@ impl Gru {
         self.version
     }
 
-    /// `Ok` unless the parameters were replaced by those of another configuration.
-    pub(crate) fn check_parameters(&self) -> Result<()> {
+    /// `Ok` unless the parameters were replaced by those of another configuration, or the process forked.
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        self.device.check_process()?;
         let got = self.params.layout().config();
         if *got == self.config {
             return Ok(());

@@ -126,6 +126,7 @@
 //! | `shaders/*.wgsl`, `kernels.rs`, `kernels/` | the kernels, and a row for each that tests hold against the WGSL |
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, head, update, limits and text, by arithmetic alone |
 //! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
+//! | `process.rs` | which process a device or the CPU's threads belong to, for one that forks |
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
 //! | `options.rs` | [`Options`]: how a model runs |
@@ -160,6 +161,25 @@
 //! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind. A step
 //!   takes 256 bytes of arguments a dispatch where the host walks over the steps, so WebGPU's default limits
 //!   end there at some 260,000 steps.
+//!
+//! # NaN
+//!
+//! NaN in, NaN out, in the rows concerned and in no other row. A row's y and h_n are NaN from the step on
+//! that first meets NaN, in x or in its state, until a reset cuts the row; other rows are what they would be
+//! without it, bit for bit. A stream's row keeps NaN until [`Stream::reset_row`]. Backward, NaN in dy or
+//! dh_n, or left by the forward pass, goes back through its own row's dx and dh0; the gradients of the
+//! parameters are sums over all rows, and NaN where one of them is. Past a row's length nothing is looked
+//! at, NaN or not. A [`Learner`] moves nothing by what is not finite: [`Error::Diverged`]. Infinities are
+//! numbers like any other, and may become NaN. (WGSL leaves a driver free to lose a NaN; the kernels'
+//! comparisons are written so that none known does, and `tests/nan.rs` says whether one at hand does.)
+//!
+//! # Processes that fork
+//!
+//! What a process opened is of no use in a child that it forks afterwards: the driver's threads and the
+//! CPU's stay with the parent, and whoever waited for them would wait for ever. Calls that compute are
+//! refused there with [`Error::Forked`], on an adapter and on the CPU alike, and what the child lets go of
+//! is left to the parent. Fork before the first use, or run a program of its own in the child. (Rayon's
+//! threads, where only the caller's own code started them before the fork, are not known of.)
 //!
 //! # Features
 //!
@@ -198,6 +218,7 @@ mod optim;
 mod options;
 mod params;
 pub mod plan;
+mod process;
 mod profile;
 pub mod reference;
 mod runner;

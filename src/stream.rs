@@ -486,7 +486,7 @@ impl Gru {
     }
 
     fn check_stream(&self, stream: &Stream) -> Result<()> {
-        self.check_parameters()?;
+        self.check_usable()?;
         match stream.model == self.id() {
             true => Ok(()),
             false => Err(Error::OtherModel { what: "stream" }),
