@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::adapter::AdapterInfo;
 use crate::error::{Error, Result};
@@ -91,8 +92,10 @@ impl Device {
     /// A device that the caller's program already owns. Nothing of it is changed: its limits, features
     /// and callbacks stay the caller's. Work goes to `queue` in the order of the calls.
     ///
-    /// As the callback that tells of a lost device is the caller's too, a loss shows as
-    /// [`Error::DeviceLost`] at the first result that does not arrive, and at every call after it.
+    /// A loss is [`Error::DeviceLost`] here too, though the callback that tells of it is the caller's: every
+    /// call looks whether the device still maps a buffer. Let no other thread poll a device that you
+    /// destroyed before the calls under way on it have returned: wgpu frees memory then that it has
+    /// given out to be read.
     ///
     /// ```no_run
     /// use gru_wgpu::{Device, Gru, GruConfig, Init, wgpu};
@@ -116,6 +119,30 @@ impl Device {
     ) -> Result<Self> {
         let gpu = Gpu::adopt(adapter.clone(), device.clone(), queue.clone())?;
         Ok(Self { target: Target::Gpu(gpu), reason: "the caller's own".to_owned() })
+    }
+
+    /// The same, with waits for it of at most `limit`: what takes longer is an [`Error::Timeout`]. It holds
+    /// for what is made with this device and its clones from now on. No limit is set at first: a wait
+    /// lasts until the device is done or lost, and drivers themselves end work that hangs. (The CPU is
+    /// never waited for.)
+    ///
+    /// A wait is for everything queued ahead of it too. How long a drop takes has no limit: wgpu lets
+    /// go of a device only once it is done.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use gru_wgpu::Device;
+    ///
+    /// let device = Device::gpu()?.with_wait_limit(Duration::from_secs(60));
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_wait_limit(self, limit: Duration) -> Self {
+        let target = match self.target {
+            Target::Cpu => Target::Cpu,
+            Target::Gpu(gpu) => Target::Gpu(gpu.with_wait_limit(limit)),
+        };
+        Self { target, ..self }
     }
 
     /// The same adapter opened anew with WebGPU's default limits and nothing more, as a browser
@@ -191,6 +218,14 @@ impl Device {
         match &self.target {
             Target::Cpu => None,
             Target::Gpu(gpu) => Some(gpu.describe()),
+        }
+    }
+
+    /// `Ok` unless the adapter is known to be lost.
+    pub(crate) fn check_lost(&self) -> Result<()> {
+        match &self.target {
+            Target::Cpu => Ok(()),
+            Target::Gpu(gpu) => gpu.check_lost(),
         }
     }
 

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use crate::adapter::AdapterInfo;
 use crate::error::{Error, Result};
@@ -82,10 +84,41 @@ pub(crate) fn one_line(message: &str) -> String {
     lines.collect::<Vec<_>>().join("; ")
 }
 
+/// How long a wait lasts without a look at whether the device is lost: another thread may have heard of it,
+/// or destroyed the device. wgpu's own wait holds on until all that is queued has run.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// An open adapter. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Gpu {
     inner: Arc<Inner>,
+    /// How long one wait for it may last.
+    wait_limit: Option<Duration>,
+}
+
+/// A wait, and how long it may go on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    what: &'static str,
+    /// When it ends, and how long it is.
+    end: Option<(Instant, Duration)>,
+}
+
+impl Patience {
+    /// How long the next look may take.
+    fn glance(&self) -> Duration {
+        let left = |(end, _): (Instant, _)| end.saturating_duration_since(Instant::now());
+        self.end.map_or(GLANCE, |end| left(end).min(GLANCE))
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.end {
+            Some((end, limit)) if Instant::now() >= end => {
+                Err(Error::Timeout { what: self.what, limit })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 struct Inner {
@@ -93,8 +126,9 @@ struct Inner {
     info: AdapterInfo,
     device: wgpu::Device,
     queue: wgpu::Queue,
-    /// Somebody else opened it, and a loss is told to them alone.
-    adopted: bool,
+    /// A buffer that is mapped to see whether the device is lost, where somebody else opened it: a loss is
+    /// told to them alone.
+    probe: Option<Mutex<wgpu::Buffer>>,
     /// Why the device was lost, once it is. It stays lost.
     lost: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
@@ -103,6 +137,15 @@ struct Inner {
 }
 
 type PipelineKey = (&'static str, Vec<u32>);
+
+/// Calls `work`, whose errors nobody hears, a caller's handler of uncaptured ones included.
+fn without_errors<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> T {
+    use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+    // Dropped in reverse order, as they must be.
+    let [_first, _second, _third] =
+        [Internal, Validation, OutOfMemory].map(|filter| device.push_error_scope(filter));
+    work()
+}
 
 /// A poisoned lock only means that another thread panicked between two whole updates.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -132,7 +175,7 @@ impl Gpu {
             adapter: adapter.get_info().name,
             reason: one_line(&error.to_string()),
         })?;
-        let gpu = Self::new(adapter, device, queue, false);
+        let gpu = Self::new(adapter, device, queue, None);
         let reason = Arc::clone(&gpu.inner.lost);
         gpu.inner.device.set_device_lost_callback(move |kind, message| {
             lock(&reason).get_or_insert(one_line(&format!("{kind:?}: {message}")));
@@ -150,14 +193,22 @@ impl Gpu {
             let reason = "it has no compute shaders".to_owned();
             return Err(Error::OpenDevice { adapter: adapter.get_info().name, reason });
         }
-        Ok(Self::new(adapter, device, queue, true))
+        let probe = without_errors(&device, || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("gru.probe"),
+                size: 4,
+                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+                mapped_at_creation: false,
+            })
+        });
+        Ok(Self::new(adapter, device, queue, Some(Mutex::new(probe))))
     }
 
     fn new(
         adapter: wgpu::Adapter,
         device: wgpu::Device,
         queue: wgpu::Queue,
-        adopted: bool,
+        probe: Option<Mutex<wgpu::Buffer>>,
     ) -> Self {
         let limits = plan_limits(&adapter.get_info(), &device.limits());
         let info = AdapterInfo { limits, ..describe(&adapter) };
@@ -166,13 +217,18 @@ impl Gpu {
             info,
             device,
             queue,
-            adopted,
+            probe,
             lost: Arc::default(),
             pipelines: Mutex::default(),
             #[cfg(test)]
             created: Default::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), wait_limit: None }
+    }
+
+    /// The same, with waits of at most so long.
+    pub fn with_wait_limit(self, limit: Duration) -> Self {
+        Self { wait_limit: Some(limit), ..self }
     }
 
     /// Whether both are the same open device.
@@ -220,11 +276,8 @@ impl Gpu {
     fn classify(&self, error: wgpu::Error) -> Error {
         // Gives a loss that nobody has polled for its chance to be told.
         let polled = self.poll(wgpu::PollType::Poll);
-        if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
+        if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|_| self.check_lost()) {
             return lost;
-        }
-        if self.inner.adopted && self.maps_nothing() {
-            return self.lose("the caller's device makes no buffers any more");
         }
         match error {
             wgpu::Error::OutOfMemory { source } => {
@@ -234,30 +287,37 @@ impl Gpu {
         }
     }
 
-    /// Whether mapping a new buffer fails at once, as on a lost device.
-    fn maps_nothing(&self) -> bool {
-        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
-        // Keeps its errors from the caller's handler. Dropped in reverse order, as they must be.
-        let [_first, _second, _third] =
-            [Internal, Validation, OutOfMemory].map(|f| self.inner.device.push_error_scope(f));
-        let buffer = self.staging("probe", 1, wgpu::MapMode::Read);
-        let failed = Arc::new(Mutex::new(false));
-        let told = Arc::clone(&failed);
-        buffer.slice(..).map_async(wgpu::MapMode::Read, move |mapped| {
-            *lock(&told) = mapped.is_err();
-        });
-        let polled = self.poll(wgpu::PollType::Poll);
-        polled.is_err() || *lock(&failed)
-    }
-
     /// Frees what was dropped and is no longer in use.
     pub fn collect(&self) -> Result<()> {
-        self.poll(wgpu::PollType::Poll).and_then(|()| self.check_lost())
+        self.poll(wgpu::PollType::Poll)?;
+        self.check_lost()
+    }
+
+    /// A wait for something that begins now.
+    pub fn patience(&self, what: &'static str) -> Patience {
+        // A limit past the clock's end is none.
+        let end = |limit| Some((Instant::now().checked_add(limit)?, limit));
+        Patience { what, end: self.wait_limit.and_then(end) }
     }
 
     /// Waits for all work queued.
-    pub fn wait(&self) -> Result<()> {
-        self.poll(wgpu::PollType::wait_indefinitely()).and_then(|()| self.check_lost())
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] soon after the loss, and [`Error::Timeout`] where there is no more patience.
+    pub fn wait(&self, patience: &Patience) -> Result<()> {
+        while !self.glance(patience)? {}
+        Ok(())
+    }
+
+    /// Waits a moment for all work queued, and says whether it is done.
+    pub fn glance(&self, patience: &Patience) -> Result<bool> {
+        let timeout = Some(patience.glance());
+        let done = self.poll(wgpu::PollType::Wait { submission_index: None, timeout })?;
+        self.check_lost()?;
+        if !done {
+            patience.check()?;
+        }
+        Ok(done)
     }
 
     /// Remembers a loss that showed in a result which did not arrive.
@@ -266,32 +326,53 @@ impl Gpu {
         Error::DeviceLost(lost.get_or_insert(one_line(reason)).clone())
     }
 
-    fn check_lost(&self) -> Result<()> {
-        match lock(&self.inner.lost).clone() {
-            Some(reason) => Err(Error::DeviceLost(reason)),
-            None => Ok(()),
+    /// `Ok` unless the device is known to be lost.
+    pub fn check_lost(&self) -> Result<()> {
+        if let Some(reason) = lock(&self.inner.lost).clone() {
+            return Err(Error::DeviceLost(reason));
+        }
+        match &self.inner.probe {
+            Some(probe) if self.refuses_to_map(&lock(probe)) => {
+                Err(self.lose("the caller's device was lost or destroyed"))
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Polls the device. wgpu panics where the driver itself reports a loss.
-    fn poll(&self, kind: wgpu::PollType) -> Result<()> {
+    /// Whether mapping a buffer fails at once, which it does on a lost device alone.
+    fn refuses_to_map(&self, buffer: &wgpu::Buffer) -> bool {
+        let refused = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&refused);
+        without_errors(&self.inner.device, || {
+            buffer.slice(..).map_async(wgpu::MapMode::Read, move |mapped| {
+                told.store(mapped.is_err(), Ordering::Relaxed);
+            });
+            let refused = refused.load(Ordering::Relaxed);
+            // Where it was not refused, this takes it back, which the callback hears as an error.
+            buffer.unmap();
+            refused
+        })
+    }
+
+    /// Polls the device, and says whether all that was waited for is done.
+    ///
+    /// wgpu panics where the driver reports a loss to it while it is polled, and has no call that would
+    /// return it instead: there is no other way than to catch that.
+    fn poll(&self, kind: wgpu::PollType) -> Result<bool> {
         let device = &self.inner.device;
         match std::panic::catch_unwind(AssertUnwindSafe(|| device.poll(kind))) {
-            Ok(polled) => {
-                polled.map(|_| ()).map_err(|error| Error::Gpu(one_line(&error.to_string())))
-            }
-            Err(_) => {
-                let reason = "the driver failed while it was waited for".to_owned();
-                lock(&self.inner.lost).get_or_insert(reason);
-                self.check_lost()
-            }
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(wgpu::PollError::Timeout)) => Ok(false),
+            Ok(Err(error)) => Err(Error::Gpu(one_line(&error.to_string()))),
+            Err(_) => Err(self.lose("the driver failed while it was waited for")),
         }
     }
 
     /// The same adapter, opened anew with WebGPU's default limits and no feature.
     pub async fn reopen_with_default_limits(&self) -> Result<Self> {
         let (limits, none) = (wgpu::Limits::default(), wgpu::Features::empty());
-        Self::open_with(self.inner.adapter.clone(), limits, none).await
+        let gpu = Self::open_with(self.inner.adapter.clone(), limits, none).await?;
+        Ok(Self { wait_limit: self.wait_limit, ..gpu })
     }
 
     /// The same adapter, opened anew with bindings of so many bytes at most.

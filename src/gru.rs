@@ -178,6 +178,24 @@ impl Gru {
         })
     }
 
+    /// The same model on another device: its parameters and options. Also where its own device is lost:
+    /// the host has the parameters.
+    ///
+    /// # Errors
+    /// As [`Self::with_params`].
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        pollster::block_on(self.to_async(device))
+    }
+
+    /// As [`Self::to`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::to`].
+    pub async fn to_async(&self, device: &Device) -> Result<Self> {
+        let moved = Self::with_params_async(self.params.clone(), device).await?;
+        Ok(moved.with_options(self.options))
+    }
+
     /// The same model run another way. Streams, forward passes and tapes made before stay as they are.
     #[must_use]
     pub fn with_options(self, options: Options) -> Self {

@@ -8,13 +8,7 @@ use ndarray::Array3;
 
 /// The adapter that the tests run on, opened by the test itself: its counters are the caller's to read.
 fn open() -> (Device, wgpu::Device) {
-    let name = common::adapter().adapter().unwrap().name;
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name == name).unwrap();
-    let descriptor =
-        wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    let (adapter, device, queue) = common::open_wgpu(wgpu::Adapter::limits);
     (Device::from_wgpu(&adapter, &device, &queue).unwrap(), device)
 }
 

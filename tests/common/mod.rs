@@ -7,7 +7,7 @@ pub mod program;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use gru_wgpu::Device;
+use gru_wgpu::{Device, wgpu};
 use ndarray::{Array, Array3, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -27,6 +27,20 @@ pub fn adapter() -> &'static Device {
         assert!(device.is_adapter(), "GRU_DEVICE={device} is no adapter; this test needs one");
         device
     })
+}
+
+/// That adapter opened by the test itself, as a program of its own would, with these of its limits.
+pub fn open_wgpu(
+    limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits,
+) -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let name = adapter().adapter().unwrap().name;
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name == name).unwrap();
+    let descriptor =
+        wgpu::DeviceDescriptor { required_limits: limits(&adapter), ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    (adapter, device, queue)
 }
 
 /// The CPU and the adapter.
