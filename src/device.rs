@@ -161,7 +161,7 @@ impl Device {
     pub async fn with_default_limits_async(&self) -> Result<Self> {
         let target = match &self.target {
             Target::Cpu => Target::Cpu,
-            Target::Gpu(gpu) => Target::Gpu(gpu.reopen_with_default_limits().await?),
+            Target::Gpu(gpu) => Target::Gpu(gpu.reopen(wgpu::Limits::default()).await?),
         };
         Ok(Self { target, reason: self.reason.clone() })
     }
@@ -191,6 +191,15 @@ impl Device {
             }
         }
         Err(failure)
+    }
+
+    /// The least that a device of a caller's own has to have, with no feature at all: what a [`wgpu::DeviceDescriptor`]
+    /// asks for. Storage buffers, workgroups and their memory as every WebGPU implementation has them;
+    /// nothing of textures, uniforms or drawing. The sizes of buffers, 64 MiB and 32 MiB of one at a time,
+    /// are for small models: raise them to what [`Plan::check`](crate::plan::Plan::check) asks for,
+    /// or to those of the adapter.
+    pub fn needed_limits() -> wgpu::Limits {
+        gpu::needed_limits()
     }
 
     /// Every adapter of this machine.
@@ -317,16 +326,28 @@ pub(crate) fn test_device() -> (Device, Gpu) {
         None => Device::gpu().or_else(|_| Device::software()),
     };
     let device: Device = opened.expect("this test needs a GPU or a software adapter");
-    match device.target().clone() {
-        Target::Gpu(gpu) => (device, gpu),
-        Target::Cpu => panic!("GRU_DEVICE={device} is no adapter; this test needs one"),
+    let Target::Gpu(gpu) = device.target().clone() else {
+        panic!("GRU_DEVICE={device} is no adapter; this test needs one");
+    };
+    // As `tests/common` has it.
+    match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
+        "" => (device, gpu),
+        "default" => reopened(&device, &gpu, wgpu::Limits::default()),
+        "needed" => reopened(&device, &gpu, Device::needed_limits()),
+        other => panic!("GRU_LIMITS={other} is neither default nor needed"),
     }
+}
+
+#[cfg(test)]
+fn reopened(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
+    let gpu = pollster::block_on(gpu.reopen(limits)).expect("any adapter can less");
+    (Device { target: Target::Gpu(gpu.clone()), ..device.clone() }, gpu)
 }
 
 /// The same adapter with bindings of so many bytes at most.
 #[cfg(test)]
 pub(crate) fn test_device_with_bindings(bytes: u64) -> Device {
     let (device, gpu) = test_device();
-    let gpu = pollster::block_on(gpu.reopen_with_bindings(bytes)).expect("any adapter can less");
-    Device { target: Target::Gpu(gpu), ..device }
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..Default::default() };
+    reopened(&device, &gpu, limits).0
 }

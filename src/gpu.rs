@@ -27,6 +27,38 @@ pub(crate) async fn adapters() -> Vec<wgpu::Adapter> {
     instance.enumerate_adapters(wgpu::Backends::all()).await
 }
 
+/// [`Device::needed_limits`](crate::Device::needed_limits).
+pub(crate) fn needed_limits() -> wgpu::Limits {
+    let of_webgpu = wgpu::Limits::default();
+    wgpu::Limits {
+        max_texture_dimension_1d: 0,
+        max_texture_dimension_2d: 0,
+        max_texture_dimension_3d: 0,
+        max_texture_array_layers: 0,
+        max_bind_groups: 1,
+        max_bind_groups_plus_vertex_buffers: 1,
+        max_bindings_per_bind_group: of_webgpu.max_storage_buffers_per_shader_stage,
+        max_dynamic_uniform_buffers_per_pipeline_layout: 0,
+        max_dynamic_storage_buffers_per_pipeline_layout: 1,
+        max_sampled_textures_per_shader_stage: 0,
+        max_samplers_per_shader_stage: 0,
+        max_storage_textures_per_shader_stage: 0,
+        max_uniform_buffers_per_shader_stage: 0,
+        max_uniform_buffer_binding_size: 0,
+        max_storage_buffer_binding_size: 32 << 20,
+        max_vertex_buffers: 0,
+        max_buffer_size: 64 << 20,
+        max_vertex_attributes: 0,
+        max_vertex_buffer_array_stride: 0,
+        max_inter_stage_shader_variables: 0,
+        max_color_attachments: 0,
+        max_color_attachment_bytes_per_sample: 0,
+        max_compute_workgroup_size_y: 16,
+        max_compute_workgroup_size_z: 1,
+        ..of_webgpu
+    }
+}
+
 /// What this library tells of an adapter.
 pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     let info = adapter.get_info();
@@ -368,20 +400,11 @@ impl Gpu {
         }
     }
 
-    /// The same adapter, opened anew with WebGPU's default limits and no feature.
-    pub async fn reopen_with_default_limits(&self) -> Result<Self> {
-        let (limits, none) = (wgpu::Limits::default(), wgpu::Features::empty());
+    /// The same adapter, opened anew with these limits and no feature.
+    pub async fn reopen(&self, limits: wgpu::Limits) -> Result<Self> {
+        let none = wgpu::Features::empty();
         let gpu = Self::open_with(self.inner.adapter.clone(), limits, none).await?;
         Ok(Self { wait_limit: self.wait_limit, ..gpu })
-    }
-
-    /// The same adapter, opened anew with bindings of so many bytes at most.
-    #[cfg(test)]
-    pub async fn reopen_with_bindings(&self, bytes: u64) -> Result<Self> {
-        let limits =
-            wgpu::Limits { max_storage_buffer_binding_size: bytes, ..wgpu::Limits::default() };
-        let none = wgpu::Features::empty();
-        Self::open_with(self.inner.adapter.clone(), limits, none).await
     }
 
     /// The adapter; its limits are those that the device was opened with.
