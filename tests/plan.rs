@@ -345,6 +345,32 @@ fn impossible_sizes_are_refused_when_the_shape_is_made() {
     }
 }
 
+/// The gates that training keeps, at the longest of DeepBench's shapes and the largest binding there is:
+/// 2.16 GB in two buffers.
+#[test]
+fn gates_past_a_binding_are_kept_in_several_buffers() {
+    let limits = Limits {
+        max_buffer_size: 1 << 40,
+        max_storage_buffer_binding_size: (2 << 30) - 4,
+        ..Limits::WEBGPU_DEFAULT
+    };
+    let machine = Machine::new(limits, false);
+    let config = GruConfig::pytorch(2816, 2816);
+    let shape = config.shape(1500, 32).unwrap();
+    let plan = Plan::with_options(&config, shape, Mode::Training, Options::default(), &machine);
+    let plan = plan.unwrap();
+    plan.check(&limits).unwrap();
+    for name in ["gates_s0", "gates_s1"] {
+        let gates = &plan.buffers()[plan.buffer(name).unwrap().index()];
+        assert_eq!((gates.axes.as_str(), gates.len), ("[750, B, 4H]", 750 * 32 * 4 * 2816));
+    }
+    assert!(plan.buffer("gates").is_none() && plan.buffer("gates_s2").is_none());
+    // No work more: what is kept is not made again.
+    let forward = 6 * 1500 * 32 * 2816 * (2816 + 2816);
+    assert_eq!(plan.forward_flops(), forward);
+    assert!(plan.backward_flops() < 2 * forward + forward / 100);
+}
+
 /// Sizes that fit the address space but no kernel's index are refused at once.
 #[test]
 fn sizes_past_a_32_bit_index_are_refused_before_any_stage_is_made() {
