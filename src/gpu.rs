@@ -564,3 +564,28 @@ impl std::fmt::Debug for Gpu {
         f.debug_struct("Gpu").field("adapter", &self.inner.info.name).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::GruConfig;
+    use crate::device::test_device;
+    use crate::gru::Gru;
+    use crate::params::Init;
+
+    /// wgpu panics where a driver tells it of a loss while it is polled. No driver here can be made to;
+    /// a callback can, in the same call.
+    #[test]
+    fn a_panic_inside_a_poll_is_a_lost_device() {
+        let (device, gpu) = test_device();
+        let gru = Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, &device).unwrap();
+        let x = ndarray::Array3::ones((1, 1, 1));
+        let expected = gru.forward(&x).unwrap();
+        gpu.queue().on_submitted_work_done(|| panic!("as wgpu does"));
+        for _ in 0..2 {
+            assert!(matches!(gpu.wait(&gpu.patience("it")), Err(Error::DeviceLost(_))));
+            assert!(matches!(gru.forward(&x), Err(Error::DeviceLost(_))));
+        }
+        assert_eq!(gru.to(&test_device().0).unwrap().forward(&x).unwrap(), expected);
+    }
+}

@@ -157,7 +157,8 @@
 //!   ONNX's `clip`; f16 on the device (files of it are read).
 //! - On the CPU one row's steps run on one thread unless H is in the hundreds: for less, threads would
 //!   wait for each other longer than they work.
-//! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind. A step
+//! - Work is refused, with the limit named, where x, y or the states of one run exceed what the adapter can
+//!   bind. (The gates, four times as large, are kept in several buffers, or made some steps at a time.) A step
 //!   takes 256 bytes of arguments a dispatch where the host walks over the steps, so WebGPU's default limits
 //!   end there at some 260,000 steps.
 //!
