@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::adapter::AdapterInfo;
 use crate::error::{Error, Result};
 use crate::kernels::{Access, Kernel, LOOP_BUDGET};
+use crate::pace::Pace;
 use crate::plan::{Limits, Machine};
 
 /// Features that a device is opened with where the adapter has them. Timestamps cost nothing until a
@@ -163,6 +164,7 @@ struct Inner {
     probe: Option<Mutex<wgpu::Buffer>>,
     /// Why the device was lost, once it is. It stays lost.
     lost: Arc<Mutex<Option<String>>>,
+    pace: Mutex<Pace>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
     #[cfg(test)]
     created: std::sync::atomic::AtomicUsize,
@@ -251,6 +253,7 @@ impl Gpu {
             queue,
             probe,
             lost: Arc::default(),
+            pace: Mutex::default(),
             pipelines: Mutex::default(),
             #[cfg(test)]
             created: Default::default(),
@@ -338,6 +341,7 @@ impl Gpu {
     /// [`Error::DeviceLost`] soon after the loss, and [`Error::Timeout`] where there is no more patience.
     pub fn wait(&self, patience: &Patience) -> Result<()> {
         while !self.glance(patience)? {}
+        self.pace().done();
         Ok(())
     }
 
@@ -425,6 +429,11 @@ impl Gpu {
     pub fn tick(&self) -> Option<f64> {
         let has = self.inner.device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         has.then(|| f64::from(self.inner.queue.get_timestamp_period()))
+    }
+
+    /// How long its submits take.
+    pub fn pace(&self) -> MutexGuard<'_, Pace> {
+        lock(&self.inner.pace)
     }
 
     pub fn device(&self) -> &wgpu::Device {

@@ -125,7 +125,7 @@
 //! | `cpu.rs`, `cpu/` | the CPU device: layers and threads; `simd`, `product`, `steps` |
 //! | `shaders/*.wgsl`, `kernels.rs`, `kernels/` | the kernels, and a row for each that tests hold against the WGSL |
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, head, update, limits and text, by arithmetic alone |
-//! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
+//! | `adapter.rs`, `gpu.rs`, `pace.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; how long submits take; upload, download, waiting |
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
 //! | `options.rs` | [`Options`]: how a model runs |
@@ -197,6 +197,7 @@ mod noise;
 mod objective;
 mod optim;
 mod options;
+mod pace;
 mod params;
 pub mod plan;
 mod profile;

@@ -182,7 +182,10 @@ impl Gpu {
         // After a lost device, mapping is the one call that says so. (It also fails where the buffer is
         // dropped meanwhile, with this future: then nobody is here to hear of it.)
         let mapped = std::future::poll_fn(|context| arrival.poll(context)).await?;
-        mapped.map_err(|error| self.lose(&error.to_string()))
+        mapped.map_err(|error| self.lose(&error.to_string()))?;
+        // What this waited for is queued behind all that came before.
+        self.pace().done();
+        Ok(())
     }
 
     /// Shows `work` the first `len` f32 of a mapped staging buffer, and unmaps it.
