@@ -268,6 +268,20 @@ pub enum Error {
         here: u32,
     },
 
+    /// The device did not finish within the limit of [`Device::with_wait_limit`](crate::Device::with_wait_limit).
+    ///
+    /// What was queued is still queued: it runs on, and what is asked for next comes after it. Models,
+    /// their parameters and new calls are none the worse; what the call was to give is not given, a
+    /// tape that it used is used up, and a stream or a learner in the middle of its own work says
+    /// [`Self::Interrupted`] from then on.
+    #[error("waited {limit:?} for {what}; the device has not finished")]
+    Timeout {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        limit: std::time::Duration,
+    },
+
     /// The device or the host ran out of memory.
     #[error("out of memory: {0}")]
     OutOfMemory(String),

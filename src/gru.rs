@@ -178,6 +178,24 @@ impl Gru {
         })
     }
 
+    /// The same model on another device: its parameters and options. Also where its own device is lost:
+    /// the host has the parameters.
+    ///
+    /// # Errors
+    /// As [`Self::with_params`].
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        pollster::block_on(self.to_async(device))
+    }
+
+    /// As [`Self::to`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::to`].
+    pub async fn to_async(&self, device: &Device) -> Result<Self> {
+        let moved = Self::with_params_async(self.params.clone(), device).await?;
+        Ok(moved.with_options(self.options))
+    }
+
     /// The same model run another way. Streams, forward passes and tapes made before stay as they are.
     #[must_use]
     pub fn with_options(self, options: Options) -> Self {
@@ -659,6 +677,7 @@ mod tests {
     use crate::config::{Direction, Layout, Reset};
     use crate::device::{test_device, test_device_with_bindings};
     use crate::options::Recurrence;
+    use crate::plan::BufferSpec;
 
     #[test]
     fn a_lost_device_is_said_to_be_lost_by_every_call() {
@@ -761,6 +780,55 @@ mod tests {
         let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();
         let error = gru.forward(&Array3::ones((41, 7, 3))).unwrap_err();
         assert!(matches!(error, Error::Limit { .. }), "{error}");
+    }
+
+    /// The same bindings: two or three buffers of gates a layer, kept for the backward pass or made again.
+    #[test]
+    fn training_span_by_span_gives_the_same_numbers() {
+        let device = test_device_with_bindings(16 << 10);
+        for (direction, layers) in
+            [(Direction::Forward, 2), (Direction::Reverse, 1), (Direction::Both, 2)]
+        {
+            for (reset, layout, recurrence, recompute) in [
+                (Reset::After, Layout::TimeMajor, Recurrence::Sequence, false),
+                (Reset::Before, Layout::BatchFirst, Recurrence::Sequence, false),
+                (Reset::Before, Layout::TimeMajor, Recurrence::Step, false),
+                (Reset::After, Layout::BatchFirst, Recurrence::Step, true),
+            ] {
+                let config = GruConfig::pytorch(3, 7).with_reset(reset);
+                let config = config.with_layers(layers).with_direction(direction);
+                let shape = config.shape(41, 7).unwrap().with_layout(layout);
+                let options = Options::default().with_recurrence(recurrence);
+                let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
+                    let gru = Gru::new(config.clone(), Init::Uniform, 5, device).unwrap();
+                    gru.with_options(options.with_recompute(recompute))
+                });
+                let plan = gru.plan(shape, Mode::Training).unwrap();
+                let of_gates = |b: &&BufferSpec| b.name.starts_with("gates");
+                let (buffers, all) = (plan.buffers(), shape.directions * 41 * 7 * 4 * 7);
+                assert!(buffers.iter().filter(of_gates).all(|b| b.len < all), "all at once");
+                assert_eq!(buffers.iter().filter(of_gates).count() == 1, recompute);
+                let numbers = |shape: [usize; 3]| {
+                    Array3::from_shape_fn(shape, |(i, j, k)| {
+                        ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
+                    })
+                };
+                let (x, dy, dh_n) =
+                    (numbers(shape.x()), numbers(shape.y()), numbers(shape.state()));
+                let lengths = [41, 40, 1, 0, 20, 21, 39];
+                let batch = Batch { layout, ..Batch::new(x.view()).with_lengths(&lengths) };
+                let [got, expected] = [&gru, &cpu].map(|gru| {
+                    let (output, tape) = gru.forward_train(batch).unwrap();
+                    let grads = gru.backward(tape, Some(dy.view()), Some(dh_n.view())).unwrap();
+                    let arrays = [output.y, output.h_n, grads.x, grads.h0];
+                    let arrays = arrays.into_iter().flatten();
+                    arrays.chain(grads.params.as_slice().iter().copied()).collect::<Vec<f32>>()
+                });
+                let case = format!("{config}, {layout:?}, {recurrence}, {recompute}");
+                let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * (1.0 + b.abs());
+                assert!(got.iter().zip(&expected).all(close), "{case}");
+            }
+        }
     }
 
     /// That what stood there counts for nothing is tested in `cpu/tests.rs`.

@@ -366,6 +366,8 @@ impl Learner {
     }
 
     fn check_whole(&self) -> Result<()> {
+        // A loss says more than what it interrupted.
+        self.network.gru().device().check_lost()?;
         if self.broken { Err(Error::Interrupted { what: "learner" }) } else { Ok(()) }
     }
 

@@ -125,7 +125,7 @@
 //! | `cpu.rs`, `cpu/` | the CPU device: layers and threads; `simd`, `product`, `steps` |
 //! | `shaders/*.wgsl`, `kernels.rs`, `kernels/` | the kernels, and a row for each that tests hold against the WGSL |
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, head, update, limits and text, by arithmetic alone |
-//! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
+//! | `adapter.rs`, `gpu.rs`, `pace.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; how long submits take; upload, download, waiting |
 //! | `process.rs` | which process a device or the CPU's threads belong to, for one that forks |
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
@@ -158,7 +158,8 @@
 //!   ONNX's `clip`; f16 on the device (files of it are read).
 //! - On the CPU one row's steps run on one thread unless H is in the hundreds: for less, threads would
 //!   wait for each other longer than they work.
-//! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind. A step
+//! - Work is refused, with the limit named, where x, y or the states of one run exceed what the adapter can
+//!   bind. (The gates, four times as large, are kept in several buffers, or made some steps at a time.) A step
 //!   takes 256 bytes of arguments a dispatch where the host walks over the steps, so WebGPU's default limits
 //!   end there at some 260,000 steps.
 //!
@@ -216,6 +217,7 @@ mod noise;
 mod objective;
 mod optim;
 mod options;
+mod pace;
 mod params;
 pub mod plan;
 mod process;

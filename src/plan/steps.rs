@@ -108,7 +108,7 @@ impl Planner<'_> {
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.marks),
-                    self.gates(layer),
+                    self.gates(layer, span),
                     bias.unwrap_or(self.buffers.whole(self.zeros)),
                     self.buffers.whole(self.layers[layer].h),
                     self.buffers.whole(self.run.states),
@@ -154,7 +154,7 @@ impl Planner<'_> {
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.marks),
-                    self.gates(layer),
+                    self.gates(layer, span),
                     self.buffers.whole(self.layers[layer].h),
                     self.buffers.whole(dy),
                     self.buffers.whole(t.dstates),
