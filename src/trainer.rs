@@ -14,7 +14,7 @@ pub use examples::{Example, Target};
 use examples::{Padded, check, noise_seed, order};
 pub(crate) use examples::{in_order, pad};
 
-/// Updates between two looks at how they went.
+/// Updates between two looks at how they went, unless the caller says otherwise.
 const LOOK_EVERY: usize = 16;
 
 /// How long to train, on how much at a time.
@@ -103,8 +103,11 @@ pub struct Best {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Updates were made: every 16, and at the end of an epoch.
+    /// Updates were made: every 16 unless [`Trainer::look_every`] says otherwise, and at the end of an epoch.
     Updates(&'a [Report]),
+    /// So many examples of the validation after an epoch are done. A run that is stopped here goes on with
+    /// the whole validation.
+    Validating(usize),
     /// An epoch is over.
     Epoch {
         /// Which one, from 0.
@@ -169,6 +172,8 @@ pub struct Trainer {
     regime: Regime,
     position: Position,
     best: Option<Best>,
+    /// Updates between two looks.
+    look_every: usize,
 }
 
 impl Trainer {
@@ -191,12 +196,19 @@ impl Trainer {
         best: Option<Best>,
     ) -> Result<Self> {
         regime.validate()?;
-        Ok(Self { learner, regime, position, best })
+        Ok(Self { learner, regime, position, best, look_every: LOOK_EVERY })
     }
 
     /// What is trained.
     pub fn learner(&mut self) -> &mut Learner {
         &mut self.learner
+    }
+
+    /// Has the run say how updates went after each so many of them, at least one, from the next look on:
+    /// fewer where they take long, so that what listens can stop it soon. What is computed stays the same,
+    /// bit for bit.
+    pub fn look_every(&mut self, updates: usize) {
+        self.look_every = updates.max(1);
     }
 
     /// How.
@@ -241,7 +253,10 @@ impl Trainer {
             if self.epoch(train, &mut listen)?.is_break() {
                 return Ok(Ended::Asked);
             }
-            let event = self.end_epoch(valid)?;
+            let ControlFlow::Continue(validation) = self.validate(valid, &mut listen)? else {
+                return Ok(Ended::Asked);
+            };
+            let event = self.end_epoch(validation)?;
             if listen(self, &event)?.is_break() {
                 return Ok(Ended::Asked);
             }
@@ -258,8 +273,9 @@ impl Trainer {
         let Regime { batch, seed, .. } = self.regime;
         let ignored = self.learner.training().loss.ignored();
         let order = order(train, ignored, batch, seed, self.position.epoch);
-        let between = LOOK_EVERY.saturating_mul(self.learner.training().accumulation);
+        let accumulation = self.learner.training().accumulation;
         while self.position.batch < order.len() {
+            let between = self.look_every.saturating_mul(accumulation);
             let end = self.position.batch.saturating_add(between).min(order.len());
             let reports = self.updates(train, &order, end)?;
             if listen(self, &Event::Updates(&reports))?.is_break() {
@@ -289,7 +305,8 @@ impl Trainer {
             usize::try_from(self.learner.updates().saturating_sub(before)).unwrap_or(usize::MAX);
         let accumulation = self.learner.training().accumulation;
         self.position.batch = made.saturating_mul(accumulation).saturating_add(first).min(end);
-        self.position.loss.0 += reports.iter().map(|r| f64::from(r.loss)).sum::<f64>();
+        // One by one: the sum is the same however many there are between two looks.
+        reports.iter().for_each(|report| self.position.loss.0 += f64::from(report.loss));
         self.position.loss.1 += reports.len();
         // What was told of came first.
         match told.and(stepped) {
@@ -320,9 +337,25 @@ impl Trainer {
         MadeFrom { epoch, batches: first..end, examples: order[first..end].concat() }
     }
 
-    fn end_epoch(&mut self, valid: &[Example]) -> Result<Event<'static>> {
+    /// How the network does on the examples kept for it, if there are any.
+    fn validate(
+        &mut self,
+        valid: &[Example],
+        listen: &mut impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<(), Option<Evaluation>>> {
+        let mut all = Evaluation::default();
+        for range in in_order(valid.len(), self.regime.batch) {
+            let done = range.end;
+            self.add_batch(&valid[range], &mut all)?;
+            if listen(self, &Event::Validating(done))?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue((!valid.is_empty()).then_some(all)))
+    }
+
+    fn end_epoch(&mut self, validation: Option<Evaluation>) -> Result<Event<'static>> {
         let Position { epoch, loss: (sum, updates), stale, .. } = self.position;
-        let validation = if valid.is_empty() { None } else { Some(self.evaluate(valid)?) };
         let is_best = validation.is_some_and(|now| {
             let before = self.best.as_ref();
             now.loss.is_finite() && before.is_none_or(|best| now.is_better_than(&best.validation))
@@ -344,14 +377,21 @@ impl Trainer {
     pub fn evaluate(&self, examples: &[Example]) -> Result<Evaluation> {
         let mut all = Evaluation::default();
         for range in in_order(examples.len(), self.regime.batch) {
-            let padded = Padded::new(examples[range].iter());
-            match self.learner.evaluate(padded.batch(), padded.targets()) {
-                // All of a batch's targets may be of the ignored class.
-                Err(Error::NoTarget) => {}
-                other => all += other?,
-            }
+            self.add_batch(&examples[range], &mut all)?;
         }
         Ok(all)
+    }
+
+    fn add_batch(&self, examples: &[Example], all: &mut Evaluation) -> Result<()> {
+        let padded = Padded::new(examples.iter());
+        match self.learner.evaluate(padded.batch(), padded.targets()) {
+            // All of a batch's targets may be of the ignored class.
+            Err(Error::NoTarget) => Ok(()),
+            other => {
+                *all += other?;
+                Ok(())
+            }
+        }
     }
 
     /// The network that did best on validation, or where there was none the network as it is.
