@@ -4,15 +4,15 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result, anyhow, ensure};
+use anyhow::{Error, Result, anyhow};
 use gru_wgpu::formats::{quote, safetensors, write_whole};
 use gru_wgpu::{
-    Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Trainer,
+    Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Position, Trainer,
 };
 
 use super::curves::{Words, draw_curves};
 use super::folder::{Epoch, Folder};
-use super::job::Job;
+use super::job::{DATA, Job};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::output::{note, quote_path};
 use crate::commands::progress::Progress;
@@ -25,10 +25,14 @@ pub enum Every {
     Time(Duration),
 }
 
-/// What a checkpoint notes: the data, the device, and the seconds that training took.
-const DATA: &str = "data";
+/// What else a checkpoint notes: the device, and the seconds that training took.
 const DEVICE: &str = "device";
 const SECONDS: &str = "seconds";
+
+/// Between two looks at whether the run is to end or to be saved: for this long, if updates are faster, and
+/// for no more than so many of them.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const MOST_UPDATES: f64 = 16.0;
 
 pub struct Runner<'a> {
     trainer: Trainer,
@@ -66,19 +70,16 @@ impl<'a> Runner<'a> {
                 quote(&other)
             ));
         }
-        let has_saved = checkpoint.is_some();
+        let kept = checkpoint.as_ref().map(|last| (last.state.moments.steps, last.position));
         let trainer = match checkpoint {
-            Some(checkpoint) => {
-                check_same(job, &checkpoint)?;
-                Trainer::from_checkpoint(checkpoint, device)?
-            }
+            Some(checkpoint) => Trainer::from_checkpoint(checkpoint, device)?,
             None => {
                 let params = Params::init_of(job.config.layout()?, Init::Uniform, settings.seed)?;
                 let learner = Learner::new(params, job.training(), device)?;
                 Trainer::new(learner, settings.regime())?
             }
         };
-        let epochs = Epoch::read(&folder.metrics(), trainer.position().epoch)?;
+        let epochs = Epoch::read(&folder.metrics(), trainer.position().epoch);
         let total = (settings.epochs as u64).saturating_mul(job.train.len() as u64);
         let progress = Progress::new(total, settings.epochs, "sequences")?;
         let keeper = Keeper {
@@ -89,21 +90,22 @@ impl<'a> Runner<'a> {
             earlier,
             epochs,
             saved: (Instant::now(), 0),
-            has_saved,
+            kept,
+            has_saved: false,
+            looked: Instant::now(),
             progress,
         };
         Ok(Self { trainer, keeper })
     }
 
     /// Trains to the end, or until Ctrl-C.
-    pub fn run(mut self) -> Result<Outcome> {
+    pub fn run(mut self, interrupt: &Interrupt) -> Result<Outcome> {
         let Self { trainer, keeper } = &mut self;
-        let interrupt = Interrupt::listen()?;
         keeper.start(trainer);
         // The trainer passes on its own errors alone.
         let mut failed = None;
         let ended = trainer.run(&keeper.job.train, &keeper.job.valid, |trainer, event| {
-            let heard = keeper.hear(trainer, event, &interrupt);
+            let heard = keeper.hear(trainer, event, interrupt);
             Ok(heard.unwrap_or_else(|error| {
                 failed = Some(error);
                 ControlFlow::Break(())
@@ -125,29 +127,6 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// `Ok` when the folder's configuration is that of its checkpoint.
-fn check_same(job: &Job, checkpoint: &Checkpoint) -> Result<()> {
-    let Job { config, .. } = job;
-    let data = checkpoint.notes.get(DATA);
-    for (what, is_same) in [
-        ("[data]", data.is_none_or(|data| *data == data_of(job))),
-        ("[model]", *checkpoint.state.params.layout() == config.layout()?),
-        ("[training]", checkpoint.regime == config.training.regime()),
-        ("[training]", checkpoint.training == job.training()),
-    ] {
-        ensure!(
-            is_same,
-            "{what} in config.toml is not what the run was started with; a run goes on with its own settings"
-        );
-    }
-    Ok(())
-}
-
-/// Which sequences are trained and validated on, to be held against another time's.
-fn data_of(job: &Job) -> String {
-    format!("{:?}", job.config.data)
-}
-
 /// Follows a run, and keeps its folder.
 struct Keeper<'a> {
     job: &'a Job,
@@ -159,8 +138,12 @@ struct Keeper<'a> {
     epochs: Vec<Epoch>,
     /// When the last checkpoint was written, or this part begun, and after how many updates.
     saved: (Instant, u64),
-    /// Whether the folder has a checkpoint.
+    /// After how many updates, and where, the folder's checkpoint was taken, if there is one.
+    kept: Option<(u64, Position)>,
+    /// Whether it is of this part.
     has_saved: bool,
+    /// When the run was last heard of.
+    looked: Instant,
     progress: Progress,
 }
 
@@ -169,6 +152,14 @@ impl Keeper<'_> {
         let (position, seen) = (trainer.position(), self.seen(trainer));
         self.progress.start_at(position.epoch, seen, self.job.train.len(), position.loss);
         self.saved = (Instant::now(), trainer.learner().updates());
+        trainer.look_every(1);
+        self.looked = Instant::now();
+    }
+
+    /// Updates until the next look, after so many since the last one.
+    fn until_next_look(&self, updates: usize) -> usize {
+        let each = self.looked.elapsed().as_secs_f64() / updates.max(1) as f64;
+        (LOOK_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MOST_UPDATES) as usize
     }
 
     /// Training sequences of the epoch so far; one batch is smaller, and may have been among them.
@@ -184,7 +175,8 @@ impl Keeper<'_> {
         interrupt: &Interrupt,
     ) -> Result<ControlFlow<()>> {
         match event {
-            Event::Updates(_) => {
+            Event::Updates(reports) => {
+                trainer.look_every(self.until_next_look(reports.len()));
                 let (position, seen) = (trainer.position(), self.seen(trainer));
                 self.progress.reach(position.epoch, seen, position.loss);
             }
@@ -200,6 +192,7 @@ impl Keeper<'_> {
         if is_first || self.is_due(updates) {
             self.save(trainer)?;
         }
+        self.looked = Instant::now();
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
@@ -255,13 +248,18 @@ impl Keeper<'_> {
             let curves = self.curves()?;
             write_whole(folder.curves(), |to| to.write_all(curves.as_bytes()))?;
         }
+        self.has_saved = true;
+        let now = (trainer.learner().updates(), trainer.position());
+        if self.kept.replace(now) == Some(now) {
+            // It is there, and the one before it is worth more than the same again.
+            return Ok(());
+        }
         let mut checkpoint = trainer.checkpoint()?;
         checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
         checkpoint.notes.insert(SECONDS.to_owned(), self.seconds().to_string());
-        checkpoint.notes.insert(DATA.to_owned(), data_of(self.job));
+        checkpoint.notes.insert(DATA.to_owned(), self.job.data());
         checkpoint.write(folder.checkpoint())?;
-        self.has_saved = true;
-        self.saved = (Instant::now(), trainer.learner().updates());
+        self.saved = (Instant::now(), now.0);
         Ok(())
     }
 
@@ -283,9 +281,14 @@ impl Keeper<'_> {
 
     /// What went wrong, of what diverged with the sequences' names, after the last good update is kept.
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
-        let kept = match self.save(trainer) {
-            Ok(()) => format!("what was good until then is in {}", quote_path(self.folder.path())),
-            Err(error) => format!("and the updates before it were not saved: {error:#}"),
+        let shown = quote_path(self.folder.path());
+        let kept = match self.kept.is_some() && !self.has_saved {
+            // So that what cannot go on from the last one can still go on from the one before it.
+            true => format!("the checkpoints in {shown} stay those that it went on from"),
+            false => match self.save(trainer) {
+                Ok(()) => format!("what was good until then is in {shown}"),
+                Err(error) => format!("and the updates before it were not saved: {error:#}"),
+            },
         };
         let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =
             error
@@ -300,7 +303,7 @@ impl Keeper<'_> {
         });
         anyhow!(
             "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} \
-             in {parameter}; {kept}; a lower --learning-rate or --clip may help",
+             in {parameter}; {kept}; a lower --learning-rate or --clip may help, with --resume, too",
             step + 1
         )
     }
