@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
@@ -45,7 +46,7 @@ fn trainer(regime: Regime, device: &Device) -> Trainer {
     Trainer::new(Learner::new(params, training, device).unwrap(), regime).unwrap()
 }
 
-/// 71 batches an epoch, so events after 32, 64 and 71 of them, and after validation.
+/// 71 batches an epoch, so events after 32, 64 and 71 of them, in validation and after it.
 const EXAMPLES: usize = 71;
 
 fn regime() -> Regime {
@@ -84,7 +85,8 @@ fn before(path: &Path) -> PathBuf {
     path.with_extension("safetensors.before")
 }
 
-/// Stopped at every event and made anew from its file, on both devices.
+/// Stopped at every event, of a validation once, and made anew from its file, on both devices. However
+/// often it is looked at, the bits are the same.
 #[test]
 fn a_run_goes_on_from_its_file_bit_for_bit() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
@@ -100,12 +102,15 @@ fn a_run_goes_on_from_its_file_bit_for_bit() {
 
         let (_folder, path) = place();
         let mut stops = Vec::new();
-        let mut other_losses = Vec::new();
+        let (mut other_losses, mut validated) = (Vec::new(), HashSet::new());
         let mut now = trainer(regime(), &device);
         loop {
-            let ended = now.run(&train, &valid, |_, event| {
+            now.look_every([16, 3, 20, 16][stops.len().min(3)]);
+            let ended = now.run(&train, &valid, |now, event| {
                 other_losses.extend(loss_of(event));
-                Ok(ControlFlow::Break(()))
+                let is_over = matches!(event, Event::Validating(_))
+                    && !validated.insert(now.position().epoch);
+                Ok(if is_over { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             });
             let checkpoint = now.checkpoint().unwrap();
             if ended.unwrap() == Ended::Early {
@@ -118,7 +123,8 @@ fn a_run_goes_on_from_its_file_bit_for_bit() {
             stops.push((read.position.epoch, read.position.batch, read.position.stale));
             now = Trainer::from_checkpoint(read, &device).unwrap();
         }
-        assert_eq!(stops[..4], [(0, 32, 0), (0, 64, 0), (0, 71, 0), (1, 0, 0)], "on {device}");
+        let expected = [(0, 32, 0), (0, 38, 0), (0, 71, 0), (0, 71, 0), (1, 0, 0)];
+        assert_eq!(stops[..5], expected, "on {device}");
         assert_eq!(stops.last().unwrap().2, 2);
         assert_eq!(losses, other_losses);
         assert!(whole.best.is_some_and(|best| best.params != whole.state.params));

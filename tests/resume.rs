@@ -261,7 +261,7 @@ fn what_a_killed_start_leaves_is_no_obstacle() {
 fn a_run_of_slow_updates_ends_between_two_of_them() {
     let directory = folder_with(&[("train.csv", &labelled(0..40))]);
     let path = directory.path();
-    let slow = ["--hidden", "512", "--layers", "3", "--epochs", "2", "--holdout", "0.2"];
+    let slow = ["--hidden", "256", "--layers", "2", "--epochs", "2", "--holdout", "0.2"];
     let (mut child, lines) = start(path, &train("train.csv", "label", &slow), "training ");
     signal(&child, "INT");
     let rest: Vec<_> = lines.map(Result::unwrap).collect();
@@ -279,14 +279,14 @@ fn runs_that_are_killed_again_and_again_come_to_the_same_bytes() {
     use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
     use std::time::Duration;
 
-    let kills: usize = std::env::var("GRU_KILLS").map_or(6, |kills| kills.parse().unwrap());
+    let kills: usize = std::env::var("GRU_KILLS").map_or(4, |kills| kills.parse().unwrap());
     let device = std::env::var("GRU_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let directory = folder_with(&[("train.csv", &labelled(0..60))]);
     let path = directory.path();
     let on_device = ["--device", &device];
     let begin = |run| {
         let model = ["--layers", "2", "--dropout", "0.3", "--run", run, "--force"];
-        let often = ["--epochs", "12", "--batch", "2", "--checkpoint-every", "1"];
+        let often = ["--epochs", "8", "--batch", "2", "--checkpoint-every", "1"];
         [&train("train.csv", "label", &model)[..], &often, &on_device].concat()
     };
     let go_on = [&resume("killed", &["--checkpoint-every", "1"])[..], &on_device].concat();
