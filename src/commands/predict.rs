@@ -8,9 +8,9 @@ use gru_wgpu::formats::{quote, safetensors, write_whole};
 use gru_wgpu::{DeviceKind, Network};
 use ndarray::{Array2, ArrayView1};
 
+use super::folder::Folder;
 use super::output::{check_output, note, open, quote_path};
 use super::train::config::{Config, Task};
-use super::train::folder::Folder;
 use super::train::table::Table;
 
 /// Predict the classes of new sequences with a model that `gru train` has trained.

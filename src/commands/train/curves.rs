@@ -3,7 +3,7 @@
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::folder::Epoch;
+use crate::commands::folder::Epoch;
 use crate::commands::plot::{
     Area, Drawn, GREY, INK, Line, ORANGE, bounds, draw, draw_title, legend, legend_line, mesh,
 };
@@ -27,7 +27,8 @@ pub fn draw_curves(epochs: &[Epoch], words: &Words<'_>) -> Result<String> {
             points.filter(|(_, value)| value.is_finite()).collect()
         };
         let train = of(|epoch| f64::from(epoch.train_loss));
-        let (loss, accuracy) = (of(|epoch| epoch.valid_loss), of(|epoch| epoch.valid_accuracy));
+        let (loss, accuracy) =
+            (of(|epoch| epoch.valid_loss), of(|epoch| epoch.valid_accuracy.unwrap_or(f64::NAN)));
         let lines = [("training", train, GREY), ("held out", loss, ORANGE)];
         panel(&left, "loss", &lines, words.majority.0, 0.0)?;
         let lines = [("held out", accuracy, ORANGE)];

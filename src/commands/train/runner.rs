@@ -2,33 +2,21 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result, anyhow, ensure};
-use gru_wgpu::formats::{quote, safetensors, write_whole};
+use anyhow::{Error, Result, anyhow};
+use gru_wgpu::formats::{safetensors, write_whole};
 use gru_wgpu::{
     Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Trainer,
 };
 
 use super::curves::{Words, draw_curves};
-use super::folder::{Epoch, Folder};
 use super::job::Job;
+use crate::commands::checkpoints::{Every, Saver, check_same, is_of};
+use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::Interrupt;
-use crate::commands::output::{note, quote_path};
+use crate::commands::output::quote_path;
 use crate::commands::progress::Progress;
 use crate::commands::sheet::printable;
-
-/// How often a checkpoint is written.
-#[derive(Clone, Copy, Debug)]
-pub enum Every {
-    Updates(u64),
-    Time(Duration),
-}
-
-/// What a checkpoint notes: the data, the device, and the seconds that training took.
-const DATA: &str = "data";
-const DEVICE: &str = "device";
-const SECONDS: &str = "seconds";
 
 pub struct Runner<'a> {
     trainer: Trainer,
@@ -57,19 +45,10 @@ impl<'a> Runner<'a> {
         device: &Device,
     ) -> Result<Self> {
         let settings = &job.config.training;
-        let note_of = |key: &str| checkpoint.as_ref()?.notes.get(key).cloned();
-        let earlier = note_of(SECONDS).and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0);
-        let device_name = device.to_string();
-        if let Some(other) = note_of(DEVICE).filter(|other| *other != device_name) {
-            note(format_args!(
-                "it was trained on {} before; the last bits will be others",
-                quote(&other)
-            ));
-        }
-        let has_saved = checkpoint.is_some();
+        let saver = Saver::new(folder, every, data_of(job), device, checkpoint.as_ref());
         let trainer = match checkpoint {
             Some(checkpoint) => {
-                check_same(job, &checkpoint)?;
+                check_own(job, &checkpoint)?;
                 Trainer::from_checkpoint(checkpoint, device)?
             }
             None => {
@@ -81,17 +60,7 @@ impl<'a> Runner<'a> {
         let epochs = Epoch::read(&folder.metrics(), trainer.position().epoch)?;
         let total = (settings.epochs as u64).saturating_mul(job.train.len() as u64);
         let progress = Progress::new(total, settings.epochs, "sequences")?;
-        let keeper = Keeper {
-            job,
-            folder,
-            every,
-            device: device_name,
-            earlier,
-            epochs,
-            saved: (Instant::now(), 0),
-            has_saved,
-            progress,
-        };
+        let keeper = Keeper { job, saver, epochs, progress };
         Ok(Self { trainer, keeper })
     }
 
@@ -126,21 +95,14 @@ impl<'a> Runner<'a> {
 }
 
 /// `Ok` when the folder's configuration is that of its checkpoint.
-fn check_same(job: &Job, checkpoint: &Checkpoint) -> Result<()> {
+fn check_own(job: &Job, checkpoint: &Checkpoint) -> Result<()> {
     let Job { config, .. } = job;
-    let data = checkpoint.notes.get(DATA);
-    for (what, is_same) in [
-        ("[data]", data.is_none_or(|data| *data == data_of(job))),
+    check_same(&[
+        ("[data]", is_of(checkpoint, &data_of(job))),
         ("[model]", *checkpoint.state.params.layout() == config.layout()?),
         ("[training]", checkpoint.regime == config.training.regime()),
         ("[training]", checkpoint.training == job.training()),
-    ] {
-        ensure!(
-            is_same,
-            "{what} in config.toml is not what the run was started with; a run goes on with its own settings"
-        );
-    }
-    Ok(())
+    ])
 }
 
 /// Which sequences are trained and validated on, to be held against another time's.
@@ -151,16 +113,8 @@ fn data_of(job: &Job) -> String {
 /// Follows a run, and keeps its folder.
 struct Keeper<'a> {
     job: &'a Job,
-    folder: &'a Folder,
-    every: Every,
-    device: String,
-    /// Seconds of training before this part.
-    earlier: f64,
+    saver: Saver<'a>,
     epochs: Vec<Epoch>,
-    /// When the last checkpoint was written, or this part begun, and after how many updates.
-    saved: (Instant, u64),
-    /// Whether the folder has a checkpoint.
-    has_saved: bool,
     progress: Progress,
 }
 
@@ -168,7 +122,7 @@ impl Keeper<'_> {
     fn start(&mut self, trainer: &mut Trainer) {
         let (position, seen) = (trainer.position(), self.seen(trainer));
         self.progress.start_at(position.epoch, seen, self.job.train.len(), position.loss);
-        self.saved = (Instant::now(), trainer.learner().updates());
+        self.saver.start(trainer.learner().updates());
     }
 
     /// Training sequences of the epoch so far; one batch is smaller, and may have been among them.
@@ -194,10 +148,8 @@ impl Keeper<'_> {
             }
             _ => {}
         }
-        let updates = trainer.learner().updates();
-        // Soon one to go on from, however seldom they are asked for.
-        let is_first = matches!(event, Event::Epoch { .. }) && !self.has_saved;
-        if is_first || self.is_due(updates) {
+        let is_epoch_over = matches!(event, Event::Epoch { .. });
+        if self.saver.is_due(trainer.learner().updates(), is_epoch_over) {
             self.save(trainer)?;
         }
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -213,8 +165,7 @@ impl Keeper<'_> {
     ) -> Result<()> {
         let updates = trainer.learner().updates();
         let learning_rate = trainer.learner().training().rate(updates.saturating_sub(1));
-        let (valid_loss, valid_accuracy) =
-            (validation.loss, validation.accuracy().unwrap_or(f64::NAN));
+        let (valid_loss, valid_accuracy) = (validation.loss, validation.accuracy());
         let seconds = (self.seconds() * 1e3).round() / 1e3;
         self.epochs.push(Epoch {
             epoch: epoch + 1,
@@ -225,29 +176,22 @@ impl Keeper<'_> {
             valid_accuracy,
             seconds,
         });
-        Epoch::write_all(&self.epochs, &self.folder.metrics())?;
+        Epoch::write_all(&self.epochs, &self.saver.folder().metrics())?;
         let star = if is_best { "*" } else { "" };
+        let valid_accuracy = valid_accuracy.unwrap_or(f64::NAN);
         self.progress
             .end_epoch(&format!("  held out {valid_loss:.5}, accuracy {valid_accuracy:.4}{star}"));
         Ok(())
     }
 
-    fn is_due(&self, updates: u64) -> bool {
-        let (time, before) = self.saved;
-        match self.every {
-            Every::Updates(count) => updates - before >= count,
-            Every::Time(time_between) => time.elapsed() >= time_between,
-        }
-    }
-
     fn seconds(&self) -> f64 {
-        self.earlier + self.progress.elapsed().as_secs_f64()
+        self.saver.seconds(self.progress.elapsed())
     }
 
     /// All that the folder holds but its configuration. The checkpoint comes last: what it goes on from is
     /// there then.
     fn save(&mut self, trainer: &mut Trainer) -> Result<()> {
-        let folder = self.folder;
+        let folder = self.saver.folder();
         if let Some(best) = trainer.best() {
             safetensors::save_network(folder.model(), &best.params)?;
         }
@@ -255,14 +199,7 @@ impl Keeper<'_> {
             let curves = self.curves()?;
             write_whole(folder.curves(), |to| to.write_all(curves.as_bytes()))?;
         }
-        let mut checkpoint = trainer.checkpoint()?;
-        checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
-        checkpoint.notes.insert(SECONDS.to_owned(), self.seconds().to_string());
-        checkpoint.notes.insert(DATA.to_owned(), data_of(self.job));
-        checkpoint.write(folder.checkpoint())?;
-        self.has_saved = true;
-        self.saved = (Instant::now(), trainer.learner().updates());
-        Ok(())
+        self.saver.write(trainer.checkpoint()?, self.progress.elapsed())
     }
 
     fn curves(&self) -> Result<String> {
@@ -284,7 +221,9 @@ impl Keeper<'_> {
     /// What went wrong, of what diverged with the sequences' names, after the last good update is kept.
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
         let kept = match self.save(trainer) {
-            Ok(()) => format!("what was good until then is in {}", quote_path(self.folder.path())),
+            Ok(()) => {
+                format!("what was good until then is in {}", quote_path(self.saver.folder().path()))
+            }
             Err(error) => format!("and the updates before it were not saved: {error:#}"),
         };
         let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =

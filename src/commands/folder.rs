@@ -5,9 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use gru_wgpu::Checkpoint;
 use gru_wgpu::formats::write_whole;
 
-use crate::commands::output::{check_directory, quote_path};
+use super::output::{check_directory, note, quote_path};
 
 pub struct Folder(PathBuf);
 
@@ -51,8 +52,11 @@ impl Folder {
     pub fn clear(&self) -> Result<()> {
         let shown = || format!("cannot make the folder {}", quote_path(&self.0));
         fs::create_dir_all(&self.0).with_context(shown)?;
-        let files = [self.checkpoint(), self.before(), self.model(), self.metrics(), self.curves()];
-        for file in files.iter().filter(|file| file.exists()) {
+        let (training, pictures) = (
+            [self.checkpoint(), self.before(), self.model(), self.metrics()],
+            [self.curves(), self.forecast()],
+        );
+        for file in training.iter().chain(&pictures).filter(|file| file.exists()) {
             fs::remove_file(file).with_context(|| format!("cannot remove {}", quote_path(file)))?;
         }
         Ok(())
@@ -86,6 +90,25 @@ impl Folder {
     pub fn curves(&self) -> PathBuf {
         self.0.join("curves.svg")
     }
+
+    /// Of a run of `gru forecast`.
+    pub fn forecast(&self) -> PathBuf {
+        self.0.join("forecast.svg")
+    }
+
+    /// The last checkpoint that can be read.
+    pub fn read_checkpoint(&self) -> Result<Checkpoint> {
+        let (path, shown) = (self.checkpoint(), quote_path(&self.0));
+        ensure!(
+            path.exists() || self.before().exists(),
+            "{shown} holds no checkpoint yet; start the run again with --force"
+        );
+        let (checkpoint, refused) = Checkpoint::read_last(&path)?;
+        if let Some(error) = refused {
+            note(format_args!("{error}; the checkpoint before it is taken"));
+        }
+        Ok(checkpoint)
+    }
 }
 
 /// What an epoch came to: a row of `metrics.csv`.
@@ -99,7 +122,9 @@ pub struct Epoch {
     pub learning_rate: f64,
     pub train_loss: f32,
     pub valid_loss: f64,
-    pub valid_accuracy: f64,
+    /// Where there are classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
     /// Of training, since the start.
     pub seconds: f64,
 }
