@@ -5,7 +5,6 @@ mod common;
 
 use std::fmt::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use common::program::{assert_refused, gru, text};
 use serde_json::Value;
@@ -158,7 +157,7 @@ fn predictions_are_rows_and_need_no_label_and_no_known_word() {
 #[cfg(unix)]
 #[test]
 fn a_run_that_was_interrupted_goes_on_to_the_same_bytes() {
-    use std::io::{BufRead, BufReader};
+    use common::program::end_after_an_epoch;
 
     let directory = folder_with(&[("train.csv", &labelled(0..60))]);
     let path = directory.path();
@@ -171,16 +170,8 @@ fn a_run_that_was_interrupted_goes_on_to_the_same_bytes() {
     succeeded(path, &arguments("whole"));
     let bytes = |run: &Path| std::fs::read(run.join("model.safetensors")).unwrap();
     for (signal, status) in [("INT", Some(130)), ("KILL", None)] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
-        command.current_dir(path).args(arguments(signal)).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let first = lines.by_ref().find(|line| line.as_ref().unwrap().starts_with("epoch "));
-        assert!(first.is_some());
-        let kill = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
-        assert!(kill.unwrap().success());
-        let rest: Vec<_> = lines.map(Result::unwrap).collect();
-        assert_eq!(child.wait().unwrap().code(), status, "{signal}: {rest:?}");
+        let (got, rest) = end_after_an_epoch(path, &arguments(signal), signal);
+        assert_eq!(got, status, "{signal}: {rest:?}");
         if signal == "INT" {
             let last = rest.last().unwrap();
             assert!(last.contains("`gru train --resume INT` goes on"), "{rest:?}");
