@@ -96,21 +96,28 @@ impl Marks {
     }
 }
 
+impl Learner {
+    /// As [`Trainer::checkpoint`], of a loop of one's own that stands there in such a regime:
+    /// [`Self::resume`] goes on from its state.
+    ///
+    /// # Errors
+    /// The device's own.
+    pub fn checkpoint(&mut self, regime: Regime, position: Position) -> Result<Checkpoint> {
+        let (best, notes) = (None, BTreeMap::new());
+        let state = self.state()?;
+        Ok(Checkpoint { state, training: *self.training(), regime, position, best, notes })
+    }
+}
+
 impl Trainer {
     /// Waits for all that was queued and takes all that training goes on from.
     ///
     /// # Errors
     /// The device's own.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        let state = self.learner().state()?;
-        Ok(Checkpoint {
-            state,
-            training: *self.learner().training(),
-            regime: *self.regime(),
-            position: self.position(),
-            best: self.best().cloned(),
-            notes: BTreeMap::new(),
-        })
+        let (regime, position) = (*self.regime(), self.position());
+        let best = self.best().cloned();
+        Ok(Checkpoint { best, ..self.learner().checkpoint(regime, position)? })
     }
 
     /// Goes on from where [`Self::checkpoint`] was taken: over the same examples on the same device to the

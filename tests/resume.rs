@@ -8,13 +8,14 @@ use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
-use common::program::{assert_refused, gru, text};
+use common::program::{assert_refused, end_after_an_epoch, gru, text};
 use common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
 
 /// Starts the program and waits for a line on stderr that starts so. What it says after that can be read.
 fn start(path: &Path, arguments: &[&str], line: &str) -> (Child, Lines<BufReader<ChildStderr>>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
-    command.current_dir(path).args(arguments).stderr(Stdio::piped()).stdout(Stdio::null());
+    command.current_dir(path).env_remove("GRU_DEVICE").args(arguments);
+    command.stderr(Stdio::piped()).stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let found = lines.by_ref().find(|said| said.as_ref().unwrap().starts_with(line));
@@ -47,10 +48,8 @@ fn a_run_that_was_interrupted_goes_on_to_the_same_bytes() {
     succeeded(path, &arguments("whole"));
     let bytes = |run: &Path| std::fs::read(run.join("model.safetensors")).unwrap();
     for (word, status) in [("INT", Some(130)), ("KILL", None)] {
-        let (mut child, lines) = start(path, &arguments(word), "epoch ");
-        signal(&child, word);
-        let rest: Vec<_> = lines.map(Result::unwrap).collect();
-        assert_eq!(child.wait().unwrap().code(), status, "{word}: {rest:?}");
+        let (got, rest) = end_after_an_epoch(path, &arguments(word), word);
+        assert_eq!(got, status, "{word}: {rest:?}");
         if word == "INT" {
             let last = rest.last().unwrap();
             assert!(last.contains("`gru train --resume INT` goes on"), "{rest:?}");
@@ -219,7 +218,7 @@ fn one_run_at_a_time_writes_to_a_folder() {
     let path = directory.path();
     let long = ["--epochs", "100000", "--batch", "2"];
     let (mut child, _lines) = start(path, &train("train.csv", "label", &long), "epoch ");
-    let message = "another `gru train` is writing to `run`";
+    let message = "another run is writing to `run`";
     assert_refused(path, &resume("run", &[]), &[message]);
     assert_refused(path, &train("train.csv", "label", &["--force"]), &[message]);
     // To read is no harm.

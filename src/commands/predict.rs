@@ -1,35 +1,42 @@
-//! `gru predict`: what a trained run says of new sequences.
+//! `gru predict`: what a trained run says of new sequences, or of a series' next rows.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use gru_wgpu::formats::{quote, safetensors, write_whole};
 use gru_wgpu::{DeviceKind, Network};
 use ndarray::{Array2, ArrayView1};
 
+use super::folder::Folder;
+use super::forecast;
 use super::output::{check_output, note, open, quote_path};
+use super::settings;
 use super::train::config::{Config, Task};
-use super::train::folder::Folder;
 use super::train::table::Table;
 
-/// Predict the classes of new sequences with a model that `gru train` has trained.
+/// Predict the classes of new sequences, or the next rows of a series, with a model that `gru train` or `gru forecast`
+/// has trained.
 ///
 /// The CSV file has the columns that the model was trained on, by their names and in any order, or by their
 /// numbers where the training file had no names. If it has the label's column, too, the share of rows that are
 /// predicted right is said on stderr. A word that training did not see counts as none of the known ones.
+/// Of a run of `gru forecast --run`, what comes after the file's last row is forecast from its last rows, each
+/// value told relative to the last one by the training part's scale.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   gru predict vowels data/japanese_vowels_test.csv
   gru predict phonemes data/phonemes_test.csv --output said.csv --probabilities
+  gru predict co2 newer.csv
 
 The output's columns: the sequence's name, of a run with --task label also the step from 1, the class that is
-most probable, and its probability; with --probabilities also that of each class, as probability:CLASS.")]
+most probable, and its probability; with --probabilities also that of each class, as probability:CLASS. Of a
+forecast, how many rows ahead and the value.")]
 pub struct Arguments {
     /// The folder of a run.
     run: PathBuf,
-    /// The sequences.
+    /// The sequences, or the series.
     csv: PathBuf,
     /// Where the predictions go [default: stdout].
     #[arg(long, value_name = "FILE.csv")]
@@ -46,9 +53,12 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         check_output(output, "csv")?;
     }
     let folder = Folder::open(run)?;
-    let config = Config::read(&folder.config())?;
     let shown = quote_path(run);
     ensure!(folder.model().exists(), "{shown} holds no model yet: none of its epochs is over");
+    if settings::is_forecast(&folder.config())? {
+        return put(&forecast::predict::forecast(&folder, csv, kind)?, output.as_deref(), out);
+    }
+    let config = Config::read(&folder.config())?;
     let params = safetensors::load_network(folder.model(), &safetensors::Options::new())?;
     ensure!(
         *params.layout() == config.layout()?,
@@ -60,14 +70,20 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let outputs = network.forward_each(&inputs, config.training.batch)?;
     let predictions: Vec<_> = outputs.iter().map(Prediction::of).collect();
     let text = written(&config, &table, &predictions, *probabilities)?;
+    put(&text, output.as_deref(), out)?;
+    tell_accuracy(&config, &table, &predictions)
+}
+
+/// To the file, or else to stdout.
+fn put(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
     match output {
         Some(path) => {
-            write_whole(path, |to| to.write_all(&text))?;
+            write_whole(path, |to| to.write_all(text))?;
             note(format_args!("wrote {}", quote_path(path)));
         }
-        None => out.write_all(&text)?,
+        None => out.write_all(text)?,
     }
-    tell_accuracy(&config, &table, &predictions)
+    Ok(())
 }
 
 /// What is said of each row of a sequence's outputs.

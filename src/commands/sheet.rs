@@ -1,6 +1,6 @@
 //! CSV files as cells of text, each row with its line.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use chrono::NaiveDate;
@@ -221,4 +221,22 @@ fn date(cell: &str) -> Option<NaiveDate> {
         .iter()
         .filter(|format| day.len() == if **format == "%Y%m%d" { 8 } else { 10 })
         .find_map(|format| NaiveDate::parse_from_str(day, format).ok())
+}
+
+/// A path that leads there from everywhere.
+pub fn whole(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().with_context(|| format!("cannot open {}", quote_path(path)))
+}
+
+/// Of files' bytes: FNV-1a, 64 bits. Enough to see that a file was changed by mistake.
+pub fn fingerprint<P: AsRef<Path>>(paths: [Option<P>; 2]) -> Result<String> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for path in paths.iter().flatten().map(AsRef::as_ref) {
+        let bytes = std::fs::read(path);
+        let bytes = bytes.with_context(|| format!("cannot open {}", quote_path(path)))?;
+        for byte in bytes {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    Ok(format!("{hash:016x}"))
 }

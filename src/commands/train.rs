@@ -2,7 +2,6 @@
 
 pub mod config;
 mod curves;
-pub mod folder;
 mod job;
 mod report;
 mod runner;
@@ -12,22 +11,22 @@ mod words;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use gru_wgpu::DeviceKind;
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Checkpoint, DeviceKind};
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
 use super::arguments::{delimiter, share, yes_or_no};
+use super::checkpoints::{Every, every};
+use super::folder::Folder;
 use super::interrupt::Interrupt;
-use super::output::{note, open, quote_path};
-use super::sheet::Reading;
+use super::output::{open, quote_path};
+use super::sheet::{Reading, fingerprint, whole};
 use config::{Columns, Config, Data, Model, Pace, Settings, Task};
-use folder::Folder;
 use job::Job;
-use runner::{Every, Runner};
+use runner::Runner;
 use table::Table;
 
 /// Train a GRU to classify sequences, or to label each of their rows, from a CSV file.
@@ -137,7 +136,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
             let lock = folder.lock()?;
             let mut config = Config::read(&folder.config())?;
             let tables = Tables::read_again(&mut config, csv.as_deref(), valid.as_deref())?;
-            let checkpoint = read_checkpoint(&folder)?;
+            let checkpoint = folder.read_checkpoint()?;
             (folder, Some(lock), config, tables, Some(checkpoint))
         }
         (None, Some(csv)) => {
@@ -270,53 +269,3 @@ impl Tables {
 
 /// Told apart from the parameters' random numbers, which the seed itself gives.
 const HOLDOUT_STREAM: u64 = 0x686f_6c64;
-
-/// The last checkpoint of a run that can be read.
-fn read_checkpoint(folder: &Folder) -> Result<Checkpoint> {
-    let path = folder.checkpoint();
-    let shown = quote_path(folder.path());
-    ensure!(
-        path.exists() || folder.before().exists(),
-        "{shown} holds no checkpoint yet; start the run again with --force"
-    );
-    let (checkpoint, refused) = Checkpoint::read_last(&path)?;
-    if let Some(error) = refused {
-        note(format_args!("{error}; the checkpoint before it is taken"));
-    }
-    Ok(checkpoint)
-}
-
-/// A path that leads there from everywhere.
-fn whole(path: &Path) -> Result<PathBuf> {
-    path.canonicalize().with_context(|| format!("cannot open {}", quote_path(path)))
-}
-
-/// Of files' bytes: FNV-1a, 64 bits. Enough to see that a file was changed by mistake.
-fn fingerprint<P: AsRef<Path>>(paths: [Option<P>; 2]) -> Result<String> {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for path in paths.iter().flatten().map(AsRef::as_ref) {
-        let bytes = std::fs::read(path);
-        let bytes = bytes.with_context(|| format!("cannot open {}", quote_path(path)))?;
-        for byte in bytes {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-    Ok(format!("{hash:016x}"))
-}
-
-/// `500`, `90s`, `10m` or `2h`.
-fn every(text: &str) -> Result<Every> {
-    let expected =
-        "expected a number of updates, or of seconds, minutes or hours as in 90s, 10m or 2h";
-    let (number, seconds) = match text.char_indices().last() {
-        Some((at, 's')) => (&text[..at], Some(1)),
-        Some((at, 'm')) => (&text[..at], Some(60)),
-        Some((at, 'h')) => (&text[..at], Some(3600)),
-        _ => (text, None),
-    };
-    let number: u64 = number.parse().ok().filter(|&number| number > 0).context(expected)?;
-    Ok(match seconds {
-        None => Every::Updates(number),
-        Some(unit) => Every::Time(Duration::from_secs(number.saturating_mul(unit))),
-    })
-}

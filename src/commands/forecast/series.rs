@@ -18,6 +18,10 @@ const ADVICE: &str = "leave the cell empty where a value is missing, or name the
 pub struct Series {
     /// The names of the columns, that of the series itself first.
     pub names: Vec<String>,
+    /// What they are found by: their names, or their numbers.
+    pub keys: Vec<String>,
+    /// Whether the file names its columns.
+    pub has_header: bool,
     /// Their values, gaps filled by straight lines: of each as many.
     pub columns: Vec<Vec<f64>>,
     /// How many were missing.
@@ -30,11 +34,20 @@ impl Series {
     /// Reads columns of the file at `path`: by names or numbers from 1, between commas, the first of which is
     /// the series itself; the last numeric one when `None`.
     pub fn read(path: &Path, columns: Option<&str>, reading: Reading<'_>) -> Result<Self> {
+        Self::read_columns(path, reading, |sheet| match columns {
+            Some(words) => sheet.find_all(words),
+            None => Ok(vec![last_numeric(sheet)?]),
+        })
+    }
+
+    /// Reads the columns that `choose` chooses, the series itself first.
+    pub fn read_columns(
+        path: &Path,
+        reading: Reading<'_>,
+        choose: impl FnOnce(&Sheet<'_>) -> Result<Vec<usize>>,
+    ) -> Result<Self> {
         let sheet = Sheet::read(path, reading)?;
-        let chosen = match columns {
-            Some(words) => sheet.find_all(words)?,
-            None => vec![last_numeric(&sheet)?],
-        };
+        let chosen = choose(&sheet)?;
         let (mut columns, mut filled) = (Vec::new(), 0);
         for &column in &chosen {
             let cells = sheet.rows.iter().map(|row| sheet.number(row, column, ADVICE));
@@ -52,13 +65,14 @@ impl Series {
             Some(dates) => years(&sheet, &dates)?,
             None => None,
         };
-        let names = chosen.iter().map(|&column| printable(&sheet.names[column])).collect();
-        Ok(Self { names, columns, filled, years })
+        let names = chosen.iter().map(|&column| sheet.names[column].clone()).collect();
+        let keys = chosen.iter().map(|&column| key(&sheet, column)).collect();
+        Ok(Self { names, keys, has_header: sheet.has_header, columns, filled, years })
     }
 
     /// The name of the series itself.
-    pub fn name(&self) -> &str {
-        &self.names[0]
+    pub fn name(&self) -> String {
+        printable(&self.names[0])
     }
 
     /// The values of the series itself.
@@ -73,6 +87,15 @@ impl Series {
             Some(span) if (span - 1.0).abs() < 0.03 => "year",
             _ => "season",
         }
+    }
+}
+
+/// A column's name, or its number where the name does not find it.
+fn key(sheet: &Sheet<'_>, column: usize) -> String {
+    let name = &sheet.names[column];
+    match sheet.find(name) {
+        Ok(found) if found == column => name.clone(),
+        _ => (column + 1).to_string(),
     }
 }
 

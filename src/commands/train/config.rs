@@ -1,11 +1,9 @@
 //! What a run is, as `config.toml` in its folder says: all that `gru predict` and `--resume` need.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use gru_wgpu::formats::write_whole;
 use gru_wgpu::{Adam, Clip, GruConfig, Head, Loss, Optimizer, ParamLayout, Regime, Training};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +12,7 @@ use crate::commands::arguments::{
     DirectionWord, ResetWord, at_least_one, at_least_zero, delimiter, positive, share_or_zero,
 };
 use crate::commands::output::quote_path;
+use crate::commands::settings;
 use crate::commands::sheet::Reading;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -236,25 +235,16 @@ const COMMENTS: [(&str, &str); 6] = [
 
 impl Config {
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = toml::to_string(self).context("the settings do not go into a TOML file")?;
-        let mut comments = COMMENTS.iter().peekable();
-        let mut commented = "# A run of `gru train`. `gru predict` reads it, and `gru train --resume` goes on from it.\n".to_owned();
-        for line in text.lines() {
-            if let Some((_, comment)) = comments.next_if(|(head, _)| *head == line) {
-                commented += &format!("# {comment}\n");
-            }
-            commented += &format!("{line}\n");
-        }
-        Ok(write_whole(path, |to| to.write_all(commented.as_bytes()))?)
+        settings::write(path, self, "gru train", &COMMENTS)
     }
 
     pub fn read(path: &Path) -> Result<Self> {
         let shown = quote_path(path);
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-        let config: Self = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            anyhow!("{shown}, line {line}: {}", error.message().replace('\n', " "))
-        })?;
+        ensure!(
+            !settings::is_forecast(path)?,
+            "{shown} is that of a run of `gru forecast`, not of `gru train`"
+        );
+        let config: Self = settings::read(path)?;
         config.check().with_context(|| shown)?;
         Ok(config)
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
-use super::folder::Epoch;
+use crate::commands::folder::Epoch;
 use crate::commands::plot::{
     Area, Drawn, GREY, INK, Line, ORANGE, bounds, draw, draw_title, legend, legend_line, mesh,
 };
@@ -28,7 +28,8 @@ pub fn draw_curves(epochs: &[Epoch], words: &Words<'_>) -> Result<String> {
             points.filter(|(_, value)| value.is_finite()).collect()
         };
         let train = of(|epoch| f64::from(epoch.train_loss));
-        let (loss, accuracy) = (of(|epoch| epoch.valid_loss), of(|epoch| epoch.valid_accuracy));
+        let (loss, accuracy) =
+            (of(|epoch| epoch.valid_loss), of(|epoch| epoch.valid_accuracy.unwrap_or(f64::NAN)));
         let lines = [("training", train, GREY), ("held out", loss, ORANGE)];
         panel(&left, "loss", &lines, words.majority.0, 0.0)?;
         let lines = [("held out", accuracy, ORANGE)];
@@ -81,7 +82,7 @@ mod tests {
             learning_rate: 0.1,
             train_loss: 0.5,
             valid_loss: 0.6,
-            valid_accuracy: 0.7,
+            valid_accuracy: Some(0.7),
             seconds: 1.0,
         };
         let words = Words { title: "a run", subtitle: "", majority: (0.9, 0.4) };

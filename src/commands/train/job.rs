@@ -9,10 +9,8 @@ use gru_wgpu::{Checkpoint, Device, Example, Target, Training};
 use super::Tables;
 use super::config::{Config, Data, Pace, Settings, Task};
 use super::table::Table;
+use crate::commands::checkpoints::{check_same, is_of};
 use crate::commands::output::note;
-
-/// A checkpoint's note of [`Job::data`].
-pub const DATA: &str = "data";
 
 /// What is trained on what.
 pub struct Job {
@@ -72,19 +70,11 @@ impl Job {
             checkpoint.regime == settings.regime()
                 && checkpoint.training == settings.training(train.len())
         };
-        let data = checkpoint.notes.get(DATA);
-        for (what, is_same) in [
-            ("[data]", data.is_none_or(|data| *data == self.data())),
+        check_same(&[
+            ("[data]", is_of(checkpoint, &self.data())),
             ("[model]", *checkpoint.state.params.layout() == config.layout()?),
             ("[training]", config.settings().any(is_same)),
-        ] {
-            ensure!(
-                is_same,
-                "{what} in config.toml is not what the run was started with; a run goes on with its own \
-                 settings"
-            );
-        }
-        Ok(())
+        ])
     }
 
     /// What a checkpoint notes of the sequences that are trained and validated on, wherever they are.

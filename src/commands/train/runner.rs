@@ -2,37 +2,21 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, anyhow};
-use gru_wgpu::formats::{quote, safetensors, write_whole};
+use gru_wgpu::formats::{safetensors, write_whole};
 use gru_wgpu::{
-    Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Position, Trainer,
+    Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Trainer,
 };
 
 use super::curves::{Words, draw_curves};
-use super::folder::{Epoch, Folder};
-use super::job::{DATA, Job};
-use crate::commands::interrupt::Interrupt;
-use crate::commands::output::{note, quote_path};
+use super::job::Job;
+use crate::commands::checkpoints::{Every, Saver};
+use crate::commands::folder::{Epoch, Folder};
+use crate::commands::interrupt::{Interrupt, Looks};
+use crate::commands::output::quote_path;
 use crate::commands::progress::Progress;
 use crate::commands::sheet::printable;
-
-/// How often a checkpoint is written.
-#[derive(Clone, Copy, Debug)]
-pub enum Every {
-    Updates(u64),
-    Time(Duration),
-}
-
-/// What else a checkpoint notes: the device, and the seconds that training took.
-const DEVICE: &str = "device";
-const SECONDS: &str = "seconds";
-
-/// Between two looks at whether the run is to end or to be saved: for this long, if updates are faster, and
-/// for no more than so many of them.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-const MOST_UPDATES: f64 = 16.0;
 
 pub struct Runner<'a> {
     trainer: Trainer,
@@ -61,16 +45,7 @@ impl<'a> Runner<'a> {
         device: &Device,
     ) -> Result<Self> {
         let settings = &job.config.training;
-        let note_of = |key: &str| checkpoint.as_ref()?.notes.get(key).cloned();
-        let earlier = note_of(SECONDS).and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0);
-        let device_name = device.to_string();
-        if let Some(other) = note_of(DEVICE).filter(|other| *other != device_name) {
-            note(format_args!(
-                "it was trained on {} before; the last bits will be others",
-                quote(&other)
-            ));
-        }
-        let kept = checkpoint.as_ref().map(|last| (last.state.moments.steps, last.position));
+        let saver = Saver::new(folder, every, job.data(), device, checkpoint.as_ref());
         let trainer = match checkpoint {
             Some(checkpoint) => Trainer::from_checkpoint(checkpoint, device)?,
             None => {
@@ -82,19 +57,7 @@ impl<'a> Runner<'a> {
         let epochs = Epoch::read(&folder.metrics(), trainer.position().epoch);
         let total = (settings.epochs as u64).saturating_mul(job.train.len() as u64);
         let progress = Progress::new(total, settings.epochs, "sequences")?;
-        let keeper = Keeper {
-            job,
-            folder,
-            every,
-            device: device_name,
-            earlier,
-            epochs,
-            saved: (Instant::now(), 0),
-            kept,
-            has_saved: false,
-            looked: Instant::now(),
-            progress,
-        };
+        let keeper = Keeper { job, saver, epochs, looks: Looks::new(), progress };
         Ok(Self { trainer, keeper })
     }
 
@@ -130,20 +93,9 @@ impl<'a> Runner<'a> {
 /// Follows a run, and keeps its folder.
 struct Keeper<'a> {
     job: &'a Job,
-    folder: &'a Folder,
-    every: Every,
-    device: String,
-    /// Seconds of training before this part.
-    earlier: f64,
+    saver: Saver<'a>,
     epochs: Vec<Epoch>,
-    /// When the last checkpoint was written, or this part begun, and after how many updates.
-    saved: (Instant, u64),
-    /// After how many updates, and where, the folder's checkpoint was taken, if there is one.
-    kept: Option<(u64, Position)>,
-    /// Whether it is of this part.
-    has_saved: bool,
-    /// When the run was last heard of.
-    looked: Instant,
+    looks: Looks,
     progress: Progress,
 }
 
@@ -151,15 +103,9 @@ impl Keeper<'_> {
     fn start(&mut self, trainer: &mut Trainer) {
         let (position, seen) = (trainer.position(), self.seen(trainer));
         self.progress.start_at(position.epoch, seen, self.job.train.len(), position.loss);
-        self.saved = (Instant::now(), trainer.learner().updates());
+        self.saver.start(trainer.learner().updates());
         trainer.look_every(1);
-        self.looked = Instant::now();
-    }
-
-    /// Updates until the next look, after so many since the last one.
-    fn until_next_look(&self, updates: usize) -> usize {
-        let each = self.looked.elapsed().as_secs_f64() / updates.max(1) as f64;
-        (LOOK_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MOST_UPDATES) as usize
+        self.looks = Looks::new();
     }
 
     /// Training sequences of the epoch so far; one batch is smaller, and may have been among them.
@@ -176,7 +122,7 @@ impl Keeper<'_> {
     ) -> Result<ControlFlow<()>> {
         match event {
             Event::Updates(reports) => {
-                trainer.look_every(self.until_next_look(reports.len()));
+                trainer.look_every(self.looks.until_next(reports.len()));
                 let (position, seen) = (trainer.position(), self.seen(trainer));
                 self.progress.reach(position.epoch, seen, position.loss);
             }
@@ -186,13 +132,11 @@ impl Keeper<'_> {
             }
             _ => {}
         }
-        let updates = trainer.learner().updates();
-        // Soon one to go on from, however seldom they are asked for.
-        let is_first = matches!(event, Event::Epoch { .. }) && !self.has_saved;
-        if is_first || self.is_due(updates) {
+        let is_epoch_over = matches!(event, Event::Epoch { .. });
+        if self.saver.is_due(trainer.learner().updates(), is_epoch_over) {
             self.save(trainer)?;
         }
-        self.looked = Instant::now();
+        self.looks = Looks::new();
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
@@ -206,8 +150,7 @@ impl Keeper<'_> {
     ) -> Result<()> {
         let updates = trainer.learner().updates();
         let learning_rate = trainer.learner().training().rate(updates.saturating_sub(1));
-        let (valid_loss, valid_accuracy) =
-            (validation.loss, validation.accuracy().unwrap_or(f64::NAN));
+        let (valid_loss, valid_accuracy) = (validation.loss, validation.accuracy());
         let seconds = (self.seconds() * 1e3).round() / 1e3;
         self.epochs.push(Epoch {
             epoch: epoch + 1,
@@ -218,29 +161,22 @@ impl Keeper<'_> {
             valid_accuracy,
             seconds,
         });
-        Epoch::write_all(&self.epochs, &self.folder.metrics())?;
+        Epoch::write_all(&self.epochs, &self.saver.folder().metrics())?;
         let star = if is_best { "*" } else { "" };
+        let valid_accuracy = valid_accuracy.unwrap_or(f64::NAN);
         self.progress
             .end_epoch(&format!("  held out {valid_loss:.5}, accuracy {valid_accuracy:.4}{star}"));
         Ok(())
     }
 
-    fn is_due(&self, updates: u64) -> bool {
-        let (time, before) = self.saved;
-        match self.every {
-            Every::Updates(count) => updates - before >= count,
-            Every::Time(time_between) => time.elapsed() >= time_between,
-        }
-    }
-
     fn seconds(&self) -> f64 {
-        self.earlier + self.progress.elapsed().as_secs_f64()
+        self.saver.seconds(self.progress.elapsed())
     }
 
     /// All that the folder holds but its configuration. The checkpoint comes last: what it goes on from is
     /// there then.
     fn save(&mut self, trainer: &mut Trainer) -> Result<()> {
-        let folder = self.folder;
+        let folder = self.saver.folder();
         if let Some(best) = trainer.best() {
             safetensors::save_network(folder.model(), &best.params)?;
         }
@@ -248,19 +184,7 @@ impl Keeper<'_> {
             let curves = self.curves()?;
             write_whole(folder.curves(), |to| to.write_all(curves.as_bytes()))?;
         }
-        self.has_saved = true;
-        let now = (trainer.learner().updates(), trainer.position());
-        if self.kept.replace(now) == Some(now) {
-            // It is there, and the one before it is worth more than the same again.
-            return Ok(());
-        }
-        let mut checkpoint = trainer.checkpoint()?;
-        checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
-        checkpoint.notes.insert(SECONDS.to_owned(), self.seconds().to_string());
-        checkpoint.notes.insert(DATA.to_owned(), self.job.data());
-        checkpoint.write(folder.checkpoint())?;
-        self.saved = (Instant::now(), now.0);
-        Ok(())
+        self.saver.write(trainer.checkpoint()?, self.progress.elapsed())
     }
 
     fn curves(&self) -> Result<String> {
@@ -281,8 +205,8 @@ impl Keeper<'_> {
 
     /// What went wrong, of what diverged with the sequences' names, after the last good update is kept.
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
-        let shown = quote_path(self.folder.path());
-        let kept = match self.kept.is_some() && !self.has_saved {
+        let shown = quote_path(self.saver.folder().path());
+        let kept = match self.saver.has_earlier() {
             // So that what cannot go on from the last one can still go on from the one before it.
             true => format!("the checkpoints in {shown} stay those that it went on from"),
             false => match self.save(trainer) {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use fs4::TryLockError;
+use gru_wgpu::Checkpoint;
 use gru_wgpu::formats::write_whole;
 
-use crate::commands::output::{check_directory, note, quote_path};
+use super::output::{check_directory, note, quote_path};
 
 /// Held by the run that writes to the folder. It stays there: whoever removed it could not know who waits.
 const LOCK: &str = ".lock";
@@ -61,7 +62,7 @@ impl Folder {
         let file = file.with_context(|| format!("cannot write to {shown}"))?;
         match fs4::FileExt::try_lock(&file) {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!("another `gru train` is writing to {shown}"),
+            Err(TryLockError::WouldBlock) => bail!("another run is writing to {shown}"),
             // Not every file system has locks.
             Err(TryLockError::Error(error)) => note(format_args!(
                 "{shown} cannot be locked ({error}): no other run may write there meanwhile"
@@ -84,8 +85,12 @@ impl Folder {
         let lock = self.lock()?;
         // Another run may have come and gone since it was claimed.
         Self::claim(&self.0, force)?;
-        let files = [self.checkpoint(), self.before(), self.model(), self.metrics(), self.curves()];
-        files.iter().filter(|file| file.exists()).try_for_each(|file| remove(file))?;
+        let (training, pictures) = (
+            [self.checkpoint(), self.before(), self.model(), self.metrics()],
+            [self.curves(), self.forecast()],
+        );
+        let mut files = training.iter().chain(&pictures).filter(|file| file.exists());
+        files.try_for_each(|file| remove(file))?;
         Ok(lock)
     }
 
@@ -117,6 +122,25 @@ impl Folder {
     pub fn curves(&self) -> PathBuf {
         self.0.join("curves.svg")
     }
+
+    /// Of a run of `gru forecast`.
+    pub fn forecast(&self) -> PathBuf {
+        self.0.join("forecast.svg")
+    }
+
+    /// The last checkpoint that can be read.
+    pub fn read_checkpoint(&self) -> Result<Checkpoint> {
+        let (path, shown) = (self.checkpoint(), quote_path(&self.0));
+        ensure!(
+            path.exists() || self.before().exists(),
+            "{shown} holds no checkpoint yet; start the run again with --force"
+        );
+        let (checkpoint, refused) = Checkpoint::read_last(&path)?;
+        if let Some(error) = refused {
+            note(format_args!("{error}; the checkpoint before it is taken"));
+        }
+        Ok(checkpoint)
+    }
 }
 
 fn remove(file: &Path) -> Result<()> {
@@ -147,7 +171,9 @@ pub struct Epoch {
     pub learning_rate: f64,
     pub train_loss: f32,
     pub valid_loss: f64,
-    pub valid_accuracy: f64,
+    /// Where there are classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
     /// Of training, since the start.
     pub seconds: f64,
 }
