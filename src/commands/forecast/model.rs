@@ -163,7 +163,9 @@ mod tests {
         let whole = model.checkpoint().expect("on the CPU");
         let params = |of: &Params| of.as_slice().to_vec();
         let (before, after) = (params(&before), params(&whole.state.params));
-        assert!(before.iter().zip(&after).all(|(a, b)| a != b));
+        // The flat buffer has gaps between its parts.
+        let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
+        assert_eq!(moved, whole.state.params.layout().parameter_count());
 
         for stop in [1, 3, 4, 5, events - 2] {
             let (mut model, mut heard) = (forecaster(), 0);
