@@ -75,7 +75,7 @@ pub struct Arguments {
         conflicts_with_all = ["csv", "run", "force", "output", "What", "Sizes", "Model", "Settings"])]
     resume: Option<PathBuf>,
     /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
-    /// after every 16 updates.
+    /// between updates, about four times a second and after every 16.
     #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = every,
         requires = "kept")]
     checkpoint_every: Every,

@@ -66,7 +66,7 @@ impl Series {
             None => None,
         };
         let names = chosen.iter().map(|&column| sheet.names[column].clone()).collect();
-        let keys = chosen.iter().map(|&column| key(&sheet, column)).collect();
+        let keys = chosen.iter().map(|&column| sheet.reference(column)).collect();
         Ok(Self { names, keys, has_header: sheet.has_header, columns, filled, years })
     }
 
@@ -87,15 +87,6 @@ impl Series {
             Some(span) if (span - 1.0).abs() < 0.03 => "year",
             _ => "season",
         }
-    }
-}
-
-/// A column's name, or its number where the name does not find it.
-fn key(sheet: &Sheet<'_>, column: usize) -> String {
-    let name = &sheet.names[column];
-    match sheet.find(name) {
-        Ok(found) if found == column => name.clone(),
-        _ => (column + 1).to_string(),
     }
 }
 
