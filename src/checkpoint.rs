@@ -240,7 +240,7 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
         let gru = format!("{parent}gru.");
         let layout = file.network_layout(&gru, &config, over)?;
         tensors += layout.entries().len();
-        // A run that is about to diverge may have written it.
+        // What comes back is what was written, whatever a caller put there.
         networks.push(file.params(&gru, layout, true)?);
     }
     let layout = networks[0].layout();

@@ -74,10 +74,11 @@ pub enum Error {
     #[error("no target of this batch counts: all rows are padding or of the ignored class")]
     NoTarget,
 
-    /// Training met a loss or a gradient that is not finite. The parameters are still those before.
+    /// Training met a loss or a gradient that is not finite, or one that would have made a parameter or one
+    /// of the optimiser's moments so. They are still those before.
     #[error(
         "step {step}{} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
-         {parameter}", describe_made_from(made_from.as_deref())
+         {parameter}{}", describe_made_from(made_from.as_deref()), describe_outcome(*loss, *norm)
     )]
     Diverged {
         /// The update, counted from 0.
@@ -92,6 +93,15 @@ pub enum Error {
         parameter: String,
         /// What the update was made from, where a [`Trainer`](crate::Trainer) made it.
         made_from: Option<Box<MadeFrom>>,
+    },
+
+    /// After an epoch, the loss on the examples kept for validation is not finite.
+    #[error("epoch {epoch} diverged: the loss of the examples that it is validated on is {loss}")]
+    DivergedValidation {
+        /// The epoch, from 0.
+        epoch: usize,
+        /// The loss.
+        loss: f64,
     },
 
     /// A training run of a model with dropout or zoneout came without a seed to draw from.
@@ -307,6 +317,14 @@ fn describe_made_from(made_from: Option<&MadeFrom>) -> String {
         listed.push(format!("{} more", examples.len() - MOST));
     }
     format!(" (epoch {epoch}, {batches}, of examples {})", listed.join(", "))
+}
+
+/// What is said where all that led to an update is finite.
+fn describe_outcome(loss: f32, norm: f32) -> &'static str {
+    match loss.is_finite() && norm.is_finite() {
+        true => "; parameters or moments would not be finite after it",
+        false => "",
+    }
 }
 
 fn describe_choice(of: &str, asked: Option<&str>, found: &[String], by: &str) -> String {

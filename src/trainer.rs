@@ -220,7 +220,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::NoExamples`] and [`Error::Shape`] when the examples do not fit, [`Error::Diverged`] with the
-    /// batch that did, whatever `listen` returns, and as [`Learner::step`]. After an error the trainer stands
+    /// batch that did, whatever `listen` returns, [`Error::DivergedValidation`], and as [`Learner::step`]. After an error the trainer stands
     /// where the last good update left it, and may be asked for what training goes on from.
     pub fn run(
         &mut self,
@@ -323,9 +323,11 @@ impl Trainer {
     fn end_epoch(&mut self, valid: &[Example]) -> Result<Event<'static>> {
         let Position { epoch, loss: (sum, updates), stale, .. } = self.position;
         let validation = if valid.is_empty() { None } else { Some(self.evaluate(valid)?) };
+        if let Some(Evaluation { loss, .. }) = validation.filter(|now| !now.loss.is_finite()) {
+            return Err(Error::DivergedValidation { epoch, loss });
+        }
         let is_best = validation.is_some_and(|now| {
-            let before = self.best.as_ref();
-            now.loss.is_finite() && before.is_none_or(|best| now.is_better_than(&best.validation))
+            self.best.as_ref().is_none_or(|best| now.is_better_than(&best.validation))
         });
         if let (true, Some(validation)) = (is_best, validation) {
             let params = self.learner.state()?.params;

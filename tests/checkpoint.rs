@@ -297,6 +297,58 @@ fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
     }
 }
 
+/// A rate that throws the parameters out of f32's range in the last update that there is: what is kept is
+/// from before it.
+#[test]
+fn what_the_last_update_would_make_infinite_is_not_kept() {
+    let (train, valid) = (examples(30, 1), examples(9, 2));
+    for device in devices() {
+        let mut now = trainer(Regime::new(2, 10), &device);
+        now.run(&train, &valid, |trainer, event| {
+            let first = matches!(event, Event::Epoch { epoch: 0, .. });
+            Ok(if first && trainer.best().is_some() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        })
+        .unwrap();
+        let mut kept = now.checkpoint().unwrap();
+        let best = kept.best.clone().unwrap();
+        // Three batches make two updates: 0 and 1 are over, 2 and 3 to come.
+        kept.training.schedule = Schedule::Constant;
+        kept.training.learning_rate = 1e38;
+        let mut last = Trainer::from_checkpoint(kept.clone(), &device).unwrap();
+        let error = last.run(&train, &valid, go_on).unwrap_err();
+        let Error::Diverged { step: 2, loss, made_from: Some(made_from), .. } = &error else {
+            panic!("{error} on {device}");
+        };
+        assert!(loss.is_finite(), "{error}");
+        assert_eq!((made_from.epoch, made_from.batches.clone()), (1, 0..2), "{error}");
+        assert_same(&last.checkpoint().unwrap(), &kept);
+        assert_eq!(last.best(), Some(&best));
+    }
+}
+
+/// Parameters that are finite, and outputs that are not numbers.
+#[test]
+fn a_validation_that_is_not_finite_is_told_of() {
+    let train = examples(30, 1);
+    let mut valid = examples(9, 2);
+    valid[4].x[[0, 0]] = f32::NAN;
+    for device in devices() {
+        let mut now = trainer(Regime::new(2, 10), &device);
+        let error = now.run(&train, &valid, go_on).unwrap_err();
+        assert!(matches!(error, Error::DivergedValidation { epoch: 0, .. }), "{error} on {device}");
+        assert_eq!(
+            error.to_string(),
+            "epoch 0 diverged: the loss of the examples that it is validated on is NaN"
+        );
+        assert_eq!(now.best(), None);
+        assert_eq!((now.position().epoch, now.position().batch), (0, 3));
+    }
+}
+
 /// An error that no update hears of: a class that there is not, in the second batch of an update.
 #[test]
 fn a_run_that_is_refused_a_batch_stands_before_it() {

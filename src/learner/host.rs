@@ -71,17 +71,16 @@ impl OnHost {
         let squares = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
         let magnitude = |at: usize| gradient[at].to_bits() & (u32::MAX >> 1);
         let largest = (0..gradient.len()).rev().max_by_key(|&at| magnitude(at)).unwrap_or(0);
-        let report = RawReport {
-            loss: self.loss as f32,
-            norm: squares.sqrt() as f32,
-            largest: gradient[largest].abs(),
-            place: largest,
-        };
-        self.reports.push(report);
-        if report.is_finite() {
-            clip.apply(gradient, report.norm);
+        let (loss, norm) = (self.loss as f32, squares.sqrt() as f32);
+        let (largest, place) = (gradient[largest].abs(), largest);
+        clip.apply(gradient, norm);
+        let Moments { first, second, .. } = &mut self.moments;
+        let stays_finite =
+            || constants.keep_finite(network.params().as_slice(), gradient, [first, second]);
+        let moved = loss.is_finite() && norm.is_finite() && stays_finite();
+        self.reports.push(RawReport { loss, norm, largest, place, moved });
+        if moved {
             let params = network.gru_mut().params_mut().as_mut_slice();
-            let Moments { first, second, .. } = &mut self.moments;
             constants.apply(params, gradient, [first, second]);
         }
         true
