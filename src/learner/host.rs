@@ -3,11 +3,13 @@
 use ndarray::Axis;
 
 use super::{Part, RawReport};
+use crate::cpu::Asked;
 use crate::error::Result;
 use crate::head::Linear;
 use crate::network::Network;
 use crate::optim::{Clip, Constants, Moments};
 use crate::params::Params;
+use crate::transfer::Wait;
 
 /// What a learner on the CPU holds besides its network.
 #[derive(Debug)]
@@ -48,11 +50,10 @@ impl OnHost {
         self.loss += wanted.differentiate(&loss, outputs);
         let dfeatures = doutputs.dot(&head.weight);
         let (dy, dh_n) = network.head().scatter(shape, dfeatures);
-        let grads = network.gru().backward(
-            tape,
-            dy.as_ref().map(|dy| dy.view()),
-            dh_n.as_ref().map(|dh_n| dh_n.view()),
-        )?;
+        let (dy, dh_n) = (dy.as_ref().map(|dy| dy.view()), dh_n.as_ref().map(|dh_n| dh_n.view()));
+        let (asked, wait) = (Asked::AllButX, Wait::Block);
+        // On the CPU there is nothing to wait for.
+        let grads = pollster::block_on(network.gru().run_backward(tape, dy, dh_n, asked, wait))?;
         // The GRU's parameters come first.
         let sum = self.gradient.as_mut_slice().iter_mut();
         sum.zip(grads.params.as_slice()).for_each(|(sum, &g)| *sum += g);
