@@ -44,7 +44,7 @@ pub enum Error {
         got: String,
     },
 
-    /// A number among the settings of training makes no sense there.
+    /// A number among the settings, of training for the most part, makes no sense there.
     #[error("{what} is {got}; expected {expected}")]
     Setting {
         /// Which one.
@@ -69,6 +69,20 @@ pub enum Error {
     /// There is nothing to train on.
     #[error("there are no examples to train on")]
     NoExamples,
+
+    /// A run was to go on over other examples than those it was started with.
+    #[error(
+        "the examples to {what} are {got}, but the run was started with {expected}; Trainer::with_data lets \
+         it go on over others"
+    )]
+    OtherData {
+        /// What they are for.
+        what: &'static str,
+        /// Those it was started with.
+        expected: crate::DataSet,
+        /// Those that came.
+        got: crate::DataSet,
+    },
 
     /// No row of a batch counts: all are padding or to be ignored.
     #[error("no target of this batch counts: all rows are padding or of the ignored class")]
@@ -388,8 +402,8 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
 
 /// `len` zeros as the host clears them, page by page, when and where each is first touched: by many
 /// threads, and by one write where all is written anyway. Or [`Error::OutOfMemory`].
-pub(crate) fn try_untouched(what: &str, len: usize) -> Result<Vec<f32>> {
-    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<f32>(what, len))
+pub(crate) fn try_untouched<A: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Vec<A>> {
+    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<A>(what, len))
 }
 
 /// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
