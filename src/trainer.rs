@@ -10,9 +10,9 @@ use crate::params::Params;
 
 mod examples;
 
-pub use examples::{Example, Target};
+pub use examples::{DataSet, Example, Target};
 use examples::{Padded, check, noise_seed, order};
-pub(crate) use examples::{in_order, pad};
+pub(crate) use examples::{check_sequence, in_order, pad};
 
 /// Updates between two looks at how they went, unless the caller says otherwise.
 const LOOK_EVERY: usize = 16;
@@ -99,6 +99,29 @@ pub struct Best {
     pub params: Params,
 }
 
+/// Which examples a run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataSets {
+    /// Those that it trains on.
+    pub train: DataSet,
+    /// Those that it is validated on.
+    pub valid: DataSet,
+}
+
+impl DataSets {
+    /// `Ok` when these are `expected`.
+    fn check(&self, expected: &Self) -> Result<()> {
+        for (what, expected, got) in
+            [("train on", expected.train, self.train), ("validate on", expected.valid, self.valid)]
+        {
+            if expected != got {
+                return Err(Error::OtherData { what, expected, got });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a run tells of itself, always between two updates.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -172,6 +195,7 @@ pub struct Trainer {
     regime: Regime,
     position: Position,
     best: Option<Best>,
+    data: Option<DataSets>,
     /// Updates between two looks.
     look_every: usize,
 }
@@ -185,7 +209,7 @@ impl Trainer {
         Self::resume(learner, regime, Position::default(), None)
     }
 
-    /// Where another one stood.
+    /// Where another one stood, over any examples.
     ///
     /// # Errors
     /// As [`Regime::validate`].
@@ -196,7 +220,19 @@ impl Trainer {
         best: Option<Best>,
     ) -> Result<Self> {
         regime.validate()?;
-        Ok(Self { learner, regime, position, best, look_every: LOOK_EVERY })
+        Ok(Self { learner, regime, position, best, data: None, look_every: LOOK_EVERY })
+    }
+
+    /// The same over these examples: [`Self::run`] refuses others. Over any with `None`, such as those of
+    /// before with a mistake mended.
+    #[must_use]
+    pub fn with_data(self, data: Option<DataSets>) -> Self {
+        Self { data, ..self }
+    }
+
+    /// Which examples it is over, once it has run.
+    pub fn data(&self) -> Option<DataSets> {
+        self.data
     }
 
     /// What is trained.
@@ -231,8 +267,9 @@ impl Trainer {
     /// listens, the trainer may be asked for all that training goes on from.
     ///
     /// # Errors
-    /// [`Error::NoExamples`] and [`Error::Shape`] when the examples do not fit, [`Error::Diverged`] with the
-    /// batch that did, whatever `listen` returns, and as [`Learner::step`]. After an error the trainer stands
+    /// [`Error::NoExamples`] and [`Error::Shape`] when the examples do not fit, [`Error::OtherData`] when they
+    /// are not those of the run so far, [`Error::Diverged`] with the
+    /// batch that did, whatever `listen` returns, [`Error::DivergedValidation`], and as [`Learner::step`]. After an error the trainer stands
     /// where the last good update left it, and may be asked for what training goes on from.
     pub fn run(
         &mut self,
@@ -246,6 +283,8 @@ impl Trainer {
         }
         self.check(train)?;
         self.check(valid)?;
+        let data = DataSets { train: DataSet::of(train), valid: DataSet::of(valid) };
+        data.check(self.data.get_or_insert(data))?;
         while self.position.epoch < self.regime.epochs {
             if self.regime.patience.is_some_and(|patience| self.position.stale >= patience) {
                 return Ok(Ended::Early);
@@ -323,7 +362,7 @@ impl Trainer {
     fn steps(&mut self, train: &[Example], order: &[Vec<usize>], end: usize) -> Result<()> {
         let Position { epoch, batch: first, .. } = self.position;
         for (at, rows) in (first..end).zip(&order[first..end]) {
-            let padded = Padded::new(rows.iter().map(|&row| &train[row]));
+            let padded = Padded::new(rows.iter().map(|&row| &train[row]))?;
             let drawn = padded.batch().with_seed(noise_seed(self.regime.seed, epoch, at));
             self.learner.step(drawn, padded.targets())?;
         }
@@ -356,9 +395,11 @@ impl Trainer {
 
     fn end_epoch(&mut self, validation: Option<Evaluation>) -> Result<Event<'static>> {
         let Position { epoch, loss: (sum, updates), stale, .. } = self.position;
+        if let Some(Evaluation { loss, .. }) = validation.filter(|now| !now.loss.is_finite()) {
+            return Err(Error::DivergedValidation { epoch, loss });
+        }
         let is_best = validation.is_some_and(|now| {
-            let before = self.best.as_ref();
-            now.loss.is_finite() && before.is_none_or(|best| now.is_better_than(&best.validation))
+            self.best.as_ref().is_none_or(|best| now.is_better_than(&best.validation))
         });
         if let (true, Some(validation)) = (is_best, validation) {
             let params = self.learner.state()?.params;
@@ -383,7 +424,7 @@ impl Trainer {
     }
 
     fn add_batch(&self, examples: &[Example], all: &mut Evaluation) -> Result<()> {
-        let padded = Padded::new(examples.iter());
+        let padded = Padded::new(examples.iter())?;
         match self.learner.evaluate(padded.batch(), padded.targets()) {
             // All of a batch's targets may be of the ignored class.
             Err(Error::NoTarget) => Ok(()),

@@ -225,9 +225,13 @@ impl Keeper<'_> {
             let names = self.job.names(&from.examples);
             format!(" (epoch {epoch}, batch {batch} of {batches}: sequences {names})")
         });
+        let outcome = match loss.is_finite() && norm.is_finite() {
+            true => ", and what it would make of the parameters is not finite",
+            false => "",
+        };
         anyhow!(
             "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} \
-             in {parameter}; {kept}; a lower --learning-rate or --clip may help, with --resume, too",
+             in {parameter}{outcome}; {kept}; a lower --learning-rate or --clip may help, with --resume, too",
             step + 1
         )
     }
