@@ -3,7 +3,9 @@
 pub mod arguments;
 pub mod bench;
 pub mod check;
+pub mod checkpoints;
 pub mod convert;
+pub mod folder;
 pub mod forecast;
 pub mod grad;
 pub mod info;
@@ -14,5 +16,6 @@ pub mod plot;
 pub mod predict;
 pub mod progress;
 pub mod run;
+pub mod settings;
 pub mod sheet;
 pub mod train;

@@ -292,6 +292,15 @@ pub(crate) fn forward_train(
     Ok((y, trace))
 }
 
+/// What is asked of a backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Every gradient.
+    All,
+    /// All but that of x, which is left without elements.
+    AllButX,
+}
+
 /// Carries dy `[T, B, D·H]` and dh_n `[L·D, B, H]` back through a run, whose gates are lost over it.
 pub(crate) fn backward(
     params: &Params,
@@ -299,6 +308,7 @@ pub(crate) fn backward(
     trace: &mut Trace,
     dy: Option<ArrayView3<'_, f32>>,
     dh_n: Option<ArrayView3<'_, f32>>,
+    asked: Asked,
 ) -> Result<Gradients> {
     let Trace { run, x, between, cells, room, .. } = trace;
     let Shape { steps, batch, hidden, layers, directions, layout, .. } = run.shape;
@@ -343,8 +353,9 @@ pub(crate) fn backward(
             dreset: dreset.slice_mut(s![all.cells(), .., ..]),
             // dx is the caller's.
             dinput: match room.doutputs.pop_if(|_| layer > 0) {
-                None => untouched("a layer's dx [T, B, ·]", all.input())?,
-                Some(resting) => cleared(resting),
+                _ if layer == 0 && asked == Asked::AllButX => None,
+                None => Some(untouched("a layer's dx [T, B, ·]", all.input())?),
+                Some(resting) => Some(cleared(resting)),
             },
             dparams: &mut dparams,
         };
@@ -358,9 +369,9 @@ pub(crate) fn backward(
             }
         }
         let dinput = undoing.dinput;
-        room.doutputs.extend(doutput.replace(dinput));
+        room.doutputs.extend(std::mem::replace(&mut doutput, dinput));
     }
-    let x = doutput.expect("a layer at least");
+    let x = doutput.unwrap_or_default();
     let x = match layout {
         Layout::TimeMajor => x,
         Layout::BatchFirst => standard(time_major(x.view(), layout)),

@@ -44,7 +44,7 @@ pub enum Error {
         got: String,
     },
 
-    /// A number among the settings of training makes no sense there.
+    /// A number among the settings, of training for the most part, makes no sense there.
     #[error("{what} is {got}; expected {expected}")]
     Setting {
         /// Which one.
@@ -70,14 +70,29 @@ pub enum Error {
     #[error("there are no examples to train on")]
     NoExamples,
 
+    /// A run was to go on over other examples than those it was started with.
+    #[error(
+        "the examples to {what} are {got}, but the run was started with {expected}; Trainer::with_data lets \
+         it go on over others"
+    )]
+    OtherData {
+        /// What they are for.
+        what: &'static str,
+        /// Those it was started with.
+        expected: crate::DataSet,
+        /// Those that came.
+        got: crate::DataSet,
+    },
+
     /// No row of a batch counts: all are padding or to be ignored.
     #[error("no target of this batch counts: all rows are padding or of the ignored class")]
     NoTarget,
 
-    /// Training met a loss or a gradient that is not finite. The parameters are still those before.
+    /// Training met a loss or a gradient that is not finite, or one that would have made a parameter or one
+    /// of the optimiser's moments so. They are still those before.
     #[error(
         "step {step}{} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
-         {parameter}", describe_made_from(made_from.as_deref())
+         {parameter}{}", describe_made_from(made_from.as_deref()), describe_outcome(*loss, *norm)
     )]
     Diverged {
         /// The update, counted from 0.
@@ -92,6 +107,15 @@ pub enum Error {
         parameter: String,
         /// What the update was made from, where a [`Trainer`](crate::Trainer) made it.
         made_from: Option<Box<MadeFrom>>,
+    },
+
+    /// After an epoch, the loss on the examples kept for validation is not finite.
+    #[error("epoch {epoch} diverged: the loss of the examples that it is validated on is {loss}")]
+    DivergedValidation {
+        /// The epoch, from 0.
+        epoch: usize,
+        /// The loss.
+        loss: f64,
     },
 
     /// A training run of a model with dropout or zoneout came without a seed to draw from.
@@ -338,6 +362,14 @@ fn describe_made_from(made_from: Option<&MadeFrom>) -> String {
     format!(" (epoch {epoch}, {batches}, of examples {})", listed.join(", "))
 }
 
+/// What is said where all that led to an update is finite.
+fn describe_outcome(loss: f32, norm: f32) -> &'static str {
+    match loss.is_finite() && norm.is_finite() {
+        true => "; parameters or moments would not be finite after it",
+        false => "",
+    }
+}
+
 fn describe_choice(of: &str, asked: Option<&str>, found: &[String], by: &str) -> String {
     const MOST: usize = 20;
     let listed: Vec<_> = found.iter().take(MOST).map(|name| quote(name)).collect();
@@ -399,8 +431,8 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
 
 /// `len` zeros as the host clears them, page by page, when and where each is first touched: by many
 /// threads, and by one write where all is written anyway. Or [`Error::OutOfMemory`].
-pub(crate) fn try_untouched(what: &str, len: usize) -> Result<Vec<f32>> {
-    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<f32>(what, len))
+pub(crate) fn try_untouched<A: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Vec<A>> {
+    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<A>(what, len))
 }
 
 /// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.

@@ -7,7 +7,7 @@ use ndarray::{Array3, ArrayView3};
 
 use crate::batch::{Batch, zero_padding};
 use crate::config::{GruConfig, Shape};
-use crate::cpu;
+use crate::cpu::{self, Asked};
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::gpu::lock;
@@ -38,7 +38,9 @@ pub struct Output {
 ///
 /// After a backward pass the model keeps the tape's memory for its next training run of the same shape,
 /// which then need not ask for it again. On the CPU that is the memory of one run at most; it is freed when
-/// a run of another shape is trained, and with the model.
+/// a run of another shape is trained, and with the model. On an adapter it is that of the last two runs of
+/// different shapes, and of the last 32 of them, in inference and in training, while all of it is 512 MiB at
+/// most.
 #[derive(Debug)]
 #[must_use = "a tape holds the memory of its run until it is dropped"]
 pub struct Tape {
@@ -359,7 +361,7 @@ impl Gru {
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
     ) -> Result<Gradients> {
-        pollster::block_on(self.run_backward(tape, dy, dh_n, Wait::Block))
+        pollster::block_on(self.run_backward(tape, dy, dh_n, Asked::All, Wait::Block))
     }
 
     /// As [`Self::backward`], for where blocking is not possible.
@@ -372,7 +374,7 @@ impl Gru {
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
     ) -> Result<Gradients> {
-        self.run_backward(tape, dy, dh_n, Wait::Async).await
+        self.run_backward(tape, dy, dh_n, Asked::All, Wait::Async).await
     }
 
     pub(crate) async fn run_forward(
@@ -422,11 +424,13 @@ impl Gru {
         Ok((output, Tape { model, version, shape, record }))
     }
 
+    /// On an adapter all of it, whatever is asked for.
     pub(crate) async fn run_backward(
         &self,
         tape: Tape,
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
+        asked: Asked,
         wait: Wait,
     ) -> Result<Gradients> {
         self.device.check_process()?;
@@ -440,7 +444,7 @@ impl Gru {
         match tape.record {
             Record::Cpu(mut trace) => {
                 let weights = self.cpu_weights();
-                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n)?;
+                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, asked)?;
                 *lock(&self.rest) = Some(*trace);
                 Ok(gradients)
             }

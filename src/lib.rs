@@ -99,7 +99,8 @@
 //! is first checked against the adapter's limits. It writes x, h0 and the marks to the session's
 //! buffers, queues the plan's forward stages and reads y and h_n. The session goes into the [`Tape`];
 //! [`Gru::backward`] writes dy and dh_n, queues the backward stages and reads the gradients. When the
-//! tape is dropped its session goes back to rest, ready for the next call.
+//! tape is dropped its session goes back to rest, ready for the next call. Those of the last 32 shapes rest
+//! while they hold 512 MiB at most, and the last two whatever they hold.
 //!
 //! On the CPU the layers run in `cpu.rs`: weights packed once for each version of the parameters, the
 //! rows of a batch cut over threads, each of which takes its rows through all steps; a step's products
@@ -209,6 +210,7 @@ mod error;
 pub mod formats;
 mod gpu;
 mod gru;
+mod hash;
 mod head;
 pub mod kernels;
 mod learner;
@@ -249,7 +251,9 @@ pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 pub use profile::{Clock, KernelTime, Profile};
 pub use state::State;
 pub use stream::Stream;
-pub use trainer::{Best, Ended, Event, Example, Position, Regime, Target, Trainer};
+pub use trainer::{
+    Best, DataSet, DataSets, Ended, Event, Example, Position, Regime, Target, Trainer,
+};
 pub use wgpu;
 
 /// README's example is a test.

@@ -59,7 +59,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Train(arguments) => status = train::run(arguments, one(&kinds)?, out)?,
         Command::Predict(arguments) => predict::run(arguments, one(&kinds)?, out)?,
-        Command::Forecast(arguments) => forecast::run(arguments, one(&kinds)?, out)?,
+        Command::Forecast(arguments) => status = forecast::run(arguments, one(&kinds)?, out)?,
         Command::Run(arguments) => run::run(arguments, one(&kinds)?)?,
         Command::Grad(arguments) => grad::run(arguments, one(&kinds)?)?,
         Command::Convert(arguments) => convert::run(arguments)?,

@@ -90,6 +90,159 @@ fn forecast_takes_other_columns_as_inputs_besides() {
     assert_refused(directory.path(), &twice, &["column `3` is named twice"]);
 }
 
+/// Runs the program, which must succeed, and gives what it prints on stdout and stderr.
+fn succeeded(directory: &TempDir, arguments: &[&str]) -> (String, String) {
+    let output = gru(directory.path(), arguments);
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
+    (text(&output.stdout), stderr)
+}
+
+#[test]
+fn a_forecast_run_says_the_same_and_leaves_a_folder_that_predict_reads() {
+    let directory = TempDir::new().unwrap();
+    let csv = series(&directory);
+    let columns = ["--device", "cpu", "--column", "value,other"];
+    let (plain, _) = succeeded(&directory, &forecast(csv, &columns));
+    let (kept, told) =
+        succeeded(&directory, &forecast(csv, &[&columns[..], &["--run", "it"]].concat()));
+    assert_eq!(plain, kept);
+    assert!(told.contains("held out 0."), "{told}");
+    let run = directory.path().join("it");
+    let read = |name: &str| std::fs::read(run.join(name)).unwrap();
+    assert!(read("forecast.svg") == std::fs::read(directory.path().join("forecast.svg")).unwrap());
+    assert!(read("curves.svg").starts_with(b"<svg") && !run.join("loss.svg").exists());
+    let metrics = text(&read("metrics.csv"));
+    let header = "epoch,updates,learning_rate,train_loss,valid_loss,seconds";
+    assert!(metrics.starts_with(header) && metrics.lines().count() == 4, "{metrics}");
+    let (_, told) = succeeded(&directory, &["convert", "it/model.safetensors", "gru.npz"]);
+    assert!(told.contains("GRU 2→7"), "{told}");
+
+    // Forecasts of the same rows, and of rows a thousand higher, its columns elsewhere, as many as a window has.
+    let cells = std::fs::read_to_string(directory.path().join(csv)).unwrap();
+    let mut moved = "value,more,other\n".to_owned();
+    for row in cells.lines().skip(161 - 16) {
+        let [_, other, value] = row.split(',').collect::<Vec<_>>()[..] else { panic!("{row}") };
+        moved += &format!("{},x,{other}\n", value.parse::<f64>().unwrap() + 1000.0);
+    }
+    std::fs::write(directory.path().join("moved.csv"), moved).unwrap();
+    let predicted = |csv: &str| -> Vec<f64> {
+        let (said, _) = succeeded(&directory, &["predict", "it", csv, "--device", "cpu"]);
+        let mut lines = said.lines();
+        assert_eq!(lines.next(), Some("ahead,predicted"));
+        let cells = lines
+            .zip(1..)
+            .map(|(line, ahead)| line.strip_prefix(&format!("{ahead},")).unwrap().parse().unwrap());
+        cells.collect()
+    };
+    let (same, moved) = (predicted(csv), predicted("moved.csv"));
+    assert_eq!((same.len(), moved.len()), (5, 5));
+    for (a, b) in same.iter().zip(&moved) {
+        assert!((a + 1000.0 - b).abs() < 1e-4, "{same:?}, {moved:?}");
+    }
+    // The scale is the run's own, not the file's.
+    let config = text(&read("config.toml"));
+    let scale = config.lines().find(|line| line.starts_with("scale = ")).unwrap();
+    let twice: f64 = 2.0 * scale["scale = ".len()..].parse::<f64>().unwrap();
+    std::fs::write(run.join("config.toml"), config.replacen(scale, &format!("scale = {twice}"), 1))
+        .unwrap();
+    assert!(predicted(csv).iter().zip(&same).all(|(a, b)| a != b));
+}
+
+/// Ends runs after their first epoch, by Ctrl-C and without any warning, goes on, and holds them against one
+/// that was left alone.
+#[cfg(unix)]
+#[test]
+fn a_forecast_run_that_was_interrupted_goes_on_to_the_same_bytes() {
+    use common::program::end_after_an_epoch;
+
+    let directory = TempDir::new().unwrap();
+    let csv = series(&directory);
+    let arguments = |run| {
+        let often = ["--epochs", "12", "--batch", "2", "--checkpoint-every", "1"];
+        [&forecast(csv, &["--device", "cpu", "--run", run])[..], &often].concat()
+    };
+    let (whole, _) = succeeded(&directory, &arguments("whole"));
+    let read =
+        |run: &str, name: &str| std::fs::read(directory.path().join(run).join(name)).unwrap();
+    // All but the seconds.
+    let metrics = |run: &str| -> Vec<String> {
+        let lines = text(&read(run, "metrics.csv"));
+        lines.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned()).collect()
+    };
+    for (signal, status) in [("INT", Some(130)), ("KILL", None)] {
+        let (got, rest) = end_after_an_epoch(directory.path(), &arguments(signal), signal);
+        assert_eq!(got, status, "{signal}: {rest:?}");
+        if signal == "INT" {
+            assert!(
+                rest.last().unwrap().contains("`gru forecast --resume INT` goes on"),
+                "{rest:?}"
+            );
+        }
+        assert!(metrics(signal).len() < 13, "{signal}: it was too late");
+        let resume = ["forecast", "--resume", signal, "--device", "cpu"];
+        assert_eq!(succeeded(&directory, &resume).0, whole, "{signal}");
+        for name in ["model.safetensors", "forecast.svg", "curves.svg"] {
+            assert!(read(signal, name) == read("whole", name), "{signal}: {name}");
+        }
+        assert_eq!(metrics(signal), metrics("whole"), "{signal}");
+        // There is nothing left to do, and it says the same again.
+        assert_eq!(succeeded(&directory, &resume).0, whole, "{signal}");
+    }
+
+    // It goes on as it was begun, or not at all.
+    let config = text(&read("INT", "config.toml"));
+    for (part, from, to) in [
+        ("[windows]", "input = 16", "input = 17"),
+        ("[model]", "hidden = 7", "hidden = 8"),
+        ("[training]", "seed = 1", "seed = 2"),
+        ("[training]", "clip = 1.0", "clip = 2.0"),
+    ] {
+        assert!(config.contains(from), "{config}");
+        std::fs::write(directory.path().join("INT/config.toml"), config.replace(from, to)).unwrap();
+        let words = [part, "in config.toml is not what the run was started with"];
+        assert_refused(directory.path(), &["forecast", "--resume", "INT"], &words);
+    }
+}
+
+#[test]
+fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
+    let directory = TempDir::new().unwrap();
+    let (csv, path) = (series(&directory), directory.path());
+    let kept = ["--device", "cpu", "--run", "it"];
+    succeeded(&directory, &forecast(csv, &kept));
+    assert_refused(path, &forecast(csv, &kept), &["`it` holds a run already", "--force"]);
+    succeeded(&directory, &forecast(csv, &[&kept[..], &["--force"]].concat()));
+    for (file, content, word) in [
+        ("short.csv", "value\n1\n2\n", "has 2 rows, and the model forecasts from the last 16"),
+        ("others.csv", "a,b\n1,2\n", "no column is named `value`"),
+    ] {
+        std::fs::write(path.join(file), content).unwrap();
+        assert_refused(path, &["predict", "it", file, "--device", "cpu"], &[word]);
+    }
+    let words = ["config.toml` is that of a run of `gru forecast`, not of `gru train`"];
+    assert_refused(path, &["train", "--resume", "it"], &words);
+
+    let config = std::fs::read_to_string(path.join("it/config.toml")).unwrap();
+    for (from, to, word) in [
+        ("task = \"forecast\"", "task = \"label\"", "run of `gru train`, not of `gru forecast`"),
+        ("hidden = 7", "hidden = \"7\"", "config.toml`, line"),
+        ("input = 16", "input = 0", "a size of 0"),
+        ("holdout = 0.2", "holdout = 1.5", "not between 0 and 1"),
+        ("scale = ", "scale = -", "no finite number above 0"),
+        ("epochs = 3", "epochs = 0", "the number of epochs"),
+        ("learning_rate = 0.01", "learning_rate = nan", "learning rate"),
+    ] {
+        assert!(config.contains(from), "{config}");
+        std::fs::write(path.join("it/config.toml"), config.replace(from, to)).unwrap();
+        assert_refused(path, &["forecast", "--resume", "it", "--device", "cpu"], &[word]);
+    }
+    std::fs::write(path.join("it/config.toml"), &config).unwrap();
+    std::fs::write(path.join(csv), "value\n1\n2\n").unwrap();
+    let words = ["series.csv` is not what the run was started with"];
+    assert_refused(path, &["forecast", "--resume", "it"], &words);
+}
+
 #[test]
 fn forecast_runs_the_same_job_on_an_adapter() {
     let software = common::adapter().adapter().unwrap().software;
@@ -180,6 +333,10 @@ fn wrong_usage_gives_status_two() {
         &["forecast", "a.csv", "--learning-rate", "NaN"],
         &["forecast", "a.csv", "--delimiter", "ab"],
         &["forecast", "a.csv", "--header", "perhaps"],
+        &["forecast", "a.csv", "--run", "it", "--output", "."],
+        &["forecast", "a.csv", "--checkpoint-every", "5"],
+        &["forecast", "a.csv", "--force"],
+        &["forecast", "--resume", "it", "--epochs", "9"],
         &["check", "a.onnx", "extra"],
     ] {
         let output = gru(directory.path(), arguments);

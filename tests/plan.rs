@@ -1,7 +1,7 @@
 //! The schedule and its limits, by arithmetic alone. No GPU needed.
 
 use gru_wgpu::plan::{Limits, Machine, Mode, Plan, Stage};
-use gru_wgpu::{Direction, Error, GruConfig, Layout, Options, Recurrence, Reset};
+use gru_wgpu::{Direction, Error, GruConfig, Layout, Options, ParamLayout, Recurrence, Reset};
 
 /// A plan that walks over the steps from the host.
 fn plan(config: &GruConfig, steps: usize, batch: usize, mode: Mode) -> Plan {
@@ -370,6 +370,19 @@ fn gates_past_a_binding_are_kept_in_several_buffers() {
     let forward = 6 * 1500 * 32 * 2816 * (2816 + 2816);
     assert_eq!(plan.forward_flops(), forward);
     assert!(plan.backward_flops() < 2 * forward + forward / 100);
+}
+
+/// More layers than any model has, of which a list would be made.
+#[test]
+fn layers_without_end_are_refused_before_any_is_looked_at() {
+    for layers in [1025, 100_000_000] {
+        let config = GruConfig::new(1, 1).with_layers(layers);
+        let error = ParamLayout::new(&config).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Setting { .. }), "{error}");
+        let expected = format!("the number of layers L is {layers}; expected at most 1024");
+        assert_eq!(error.to_string(), expected);
+    }
+    assert!(ParamLayout::new(&GruConfig::new(1, 1).with_layers(1024)).is_ok());
 }
 
 /// Sizes that fit the address space but no kernel's index are refused at once.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use anyhow::{Result, anyhow};
 use plotters::chart::MeshStyle;
+use plotters::coord::CoordTranslate;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -115,7 +116,10 @@ pub fn legend_line(
 }
 
 /// The names of all lines that have one.
-pub fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>, position: SeriesLabelPosition) -> Drawn {
+pub fn legend<'a, 'b: 'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, SVGBackend<'b>, C>,
+    position: SeriesLabelPosition,
+) -> Drawn {
     chart
         .configure_series_labels()
         .position(position)

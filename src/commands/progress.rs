@@ -67,13 +67,6 @@ impl Progress {
         self.bar.inc((seen - before) as u64);
     }
 
-    /// The same by what has come since, whose mean loss this is.
-    pub fn add(&mut self, epoch: usize, count: usize, loss: f32) {
-        let (seen, sum) = if epoch == self.epoch { (self.seen, self.loss.0) } else { (0, 0.0) };
-        let (seen, sum) = (seen + count, sum + f64::from(loss) * count as f64);
-        self.reach(epoch, seen, (sum, seen));
-    }
-
     fn show(&self) {
         self.bar.set_prefix(self.prefix());
         let loss = if self.loss.1 > 0 { format!("loss {:.5}", self.loss()) } else { String::new() };
@@ -86,11 +79,6 @@ impl Progress {
 
     fn loss(&self) -> f64 {
         self.loss.0 / self.loss.1.max(1) as f64
-    }
-
-    /// Examples of the epoch so far.
-    pub fn seen(&self) -> usize {
-        self.seen
     }
 
     /// What else is to be said of the epoch that is over: beside the bar, or on a line where there is none.

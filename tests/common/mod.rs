@@ -3,6 +3,8 @@
 
 #[cfg(feature = "cli")]
 pub mod program;
+#[cfg(feature = "cli")]
+pub mod sequences;
 
 use std::process::Command;
 use std::sync::OnceLock;

@@ -43,15 +43,18 @@ pub fn forecast(picture: &ForecastPicture) -> Result<String> {
     })
 }
 
-/// Draws the loss of every epoch.
-pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
+/// Draws losses by epoch, on one scale.
+pub fn losses(title: &str, lines: &[(&str, Vec<f64>, RGBColor)]) -> Result<String> {
     draw((960, 520), |root| {
-        let line: Line =
-            losses.iter().zip(1..).map(|(&l, i)| (f64::from(i), f64::from(l))).collect();
         // A loss of 0 has no place on a logarithmic axis.
-        let line: Line = line.into_iter().filter(|&(_, loss)| loss > 0.0).collect();
-        let (low, high) = bounds(line.iter().map(|&(_, y)| y), 0.0);
-        let end = losses.len().max(2) as f64;
+        let drawn = |losses: &[f64]| -> Line {
+            let points = (1..).zip(losses).map(|(epoch, &loss)| (f64::from(epoch), loss));
+            points.filter(|&(_, loss)| loss.is_finite() && loss > 0.0).collect()
+        };
+        let all = lines.iter().flat_map(|(_, losses, _)| losses.iter().copied());
+        let (low, high) = bounds(all.filter(|&loss| loss.is_finite() && loss > 0.0), 0.0);
+        let epochs = lines.iter().map(|(_, losses, _)| losses.len()).max().unwrap_or(0);
+        let end = epochs.max(2) as f64;
         draw_title(root, title, "")?;
         let mut chart = ChartBuilder::on(root)
             .margin(20)
@@ -62,15 +65,24 @@ pub fn loss(title: &str, losses: &[f32]) -> Result<String> {
         let mut mesh = chart.configure_mesh();
         plain(&mut mesh)
             .y_labels(24)
-            .x_labels(losses.len().clamp(2, 12))
+            .x_labels(epochs.clamp(2, 12))
             .x_desc("epoch")
-            .y_desc("training loss (mean squared error, scaled)")
+            .y_desc(match lines {
+                [(name, ..)] => format!("{name} loss (mean squared error, scaled)"),
+                _ => "loss (mean squared error, scaled)".to_owned(),
+            })
             .x_label_formatter(&|x| format!("{x:.0}"))
             .y_label_formatter(&|y| short(*y))
             .draw()?;
-        chart.draw_series(LineSeries::new(line.iter().copied(), FORECAST.stroke_width(3)))?;
-        chart.draw_series(line.iter().map(|&point| Circle::new(point, 4, FORECAST.filled())))?;
-        Ok(())
+        for (name, losses, colour) in lines {
+            let (line, colour) = (drawn(losses), *colour);
+            chart
+                .draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(3)))?
+                .label(*name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 26, y)], colour));
+            chart.draw_series(line.iter().map(|&point| Circle::new(point, 4, colour.filled())))?;
+        }
+        if lines.len() > 1 { legend(&mut chart, SeriesLabelPosition::UpperRight) } else { Ok(()) }
     })
 }
 

@@ -18,6 +18,10 @@ const ADVICE: &str = "leave the cell empty where a value is missing, or name the
 pub struct Series {
     /// The names of the columns, that of the series itself first.
     pub names: Vec<String>,
+    /// What they are found by: their names, or their numbers.
+    pub keys: Vec<String>,
+    /// Whether the file names its columns.
+    pub has_header: bool,
     /// Their values, gaps filled by straight lines: of each as many.
     pub columns: Vec<Vec<f64>>,
     /// How many were missing.
@@ -30,11 +34,20 @@ impl Series {
     /// Reads columns of the file at `path`: by names or numbers from 1, between commas, the first of which is
     /// the series itself; the last numeric one when `None`.
     pub fn read(path: &Path, columns: Option<&str>, reading: Reading<'_>) -> Result<Self> {
+        Self::read_columns(path, reading, |sheet| match columns {
+            Some(words) => sheet.find_all(words),
+            None => Ok(vec![last_numeric(sheet)?]),
+        })
+    }
+
+    /// Reads the columns that `choose` chooses, the series itself first.
+    pub fn read_columns(
+        path: &Path,
+        reading: Reading<'_>,
+        choose: impl FnOnce(&Sheet<'_>) -> Result<Vec<usize>>,
+    ) -> Result<Self> {
         let sheet = Sheet::read(path, reading)?;
-        let chosen = match columns {
-            Some(words) => sheet.find_all(words)?,
-            None => vec![last_numeric(&sheet)?],
-        };
+        let chosen = choose(&sheet)?;
         let (mut columns, mut filled) = (Vec::new(), 0);
         for &column in &chosen {
             let cells = sheet.rows.iter().map(|row| sheet.number(row, column, ADVICE));
@@ -52,13 +65,14 @@ impl Series {
             Some(dates) => years(&sheet, &dates)?,
             None => None,
         };
-        let names = chosen.iter().map(|&column| printable(&sheet.names[column])).collect();
-        Ok(Self { names, columns, filled, years })
+        let names = chosen.iter().map(|&column| sheet.names[column].clone()).collect();
+        let keys = chosen.iter().map(|&column| sheet.reference(column)).collect();
+        Ok(Self { names, keys, has_header: sheet.has_header, columns, filled, years })
     }
 
     /// The name of the series itself.
-    pub fn name(&self) -> &str {
-        &self.names[0]
+    pub fn name(&self) -> String {
+        printable(&self.names[0])
     }
 
     /// The values of the series itself.
@@ -147,7 +161,7 @@ mod tests {
     fn several_columns_come_in_the_order_they_are_named() {
         let text = "a,b,\"c,d\"\n1,2,5\n3,,6\n";
         let series = read(text, Some("b, a")).unwrap();
-        assert_eq!((series.name(), &series.columns[1][..]), ("b", &[1.0, 3.0][..]));
+        assert_eq!((&*series.name(), &series.columns[1][..]), ("b", &[1.0, 3.0][..]));
         assert_eq!((series.values(), series.filled), (&[2.0, 2.0][..], 1));
         assert_eq!(read(text, Some("c,d")).unwrap().values(), [5.0, 6.0]);
         assert!(error(text, Some("a,1")).contains("column `1` is named twice"));
@@ -161,7 +175,7 @@ mod tests {
         );
         let series = series.unwrap();
         assert_eq!(series.values(), [1.0, 1.0, 2.0, 3.0, 4.0, 4.0]);
-        assert_eq!((series.name(), series.filled), ("v", 4));
+        assert_eq!((&*series.name(), series.filled), ("v", 4));
         assert_eq!(series.years.as_ref().unwrap()[0], 2020.0);
         assert_eq!((series.season_name(5), series.season_name(999)), ("season", "season"));
     }
@@ -190,7 +204,7 @@ mod tests {
         assert!(error("a\n\"\"\nNA\n", Some("a")).contains("holds no number"));
         assert!(error("", None).contains("is empty"));
         assert!(error("a,b\n", None).contains("no rows"));
-        assert!(error("v,v\n1,2\n", Some("v")).contains("by its number: 1 or 2"));
+        assert!(error("v,v\n1,2\n", Some("v")).contains("by its number: #1 or #2"));
         assert!(error("day;v\n1;2\n", None).contains("--delimiter"));
         let text = "d,v\n2020-01-02,1\n2020-01-01,2\n";
         assert_eq!(
@@ -224,7 +238,7 @@ mod tests {
     #[test]
     fn missing_values_do_not_hide_a_header() {
         let series = read(",value\n0,-99\n1,5\n2,7\n", None).unwrap();
-        assert_eq!((series.name(), series.values()), ("value", &[5.0, 5.0, 7.0][..]));
+        assert_eq!((&*series.name(), series.values()), ("value", &[5.0, 5.0, 7.0][..]));
         assert_eq!(
             read(",value\n2020-01-01,-99\n2020-01-02,5\n", None).unwrap().values(),
             [5.0, 5.0]
@@ -246,7 +260,7 @@ mod tests {
     #[test]
     fn a_column_of_dates_is_not_the_default_and_need_not_be_an_axis() {
         let series = read("v,date\n1,20200101\n2,20200102\n", None).unwrap();
-        assert_eq!((series.name(), series.values()), ("v", &[1.0, 2.0][..]));
+        assert_eq!((&*series.name(), series.values()), ("v", &[1.0, 2.0][..]));
         assert!(
             read("t,v\n2020-01-01T00:00,1\n2020-01-01T01:00,2\n", None).unwrap().years.is_none()
         );

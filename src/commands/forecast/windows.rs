@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
-use gru_wgpu::GruConfig;
-use ndarray::{Array2, Array3};
+use ndarray::{Array2, Array3, ArrayD, Axis, Ix2};
 
 /// Windows of a series: `input` values of every column in, `horizon` values of the first one to be
 /// forecast. A window is named by its origin, the index of its first target.
@@ -15,7 +14,7 @@ pub struct Windows<'a> {
     pub horizon: usize,
     /// What a change of 1 means to the model, of each column: the usual size of a value's distance from
     /// that before the origin, up to `horizon` rows later, over the training part.
-    scales: Vec<f64>,
+    pub scales: Vec<f64>,
 }
 
 impl<'a> Windows<'a> {
@@ -29,7 +28,12 @@ impl<'a> Windows<'a> {
         let origins = origins(input, horizon, 0, training);
         let scale = |column: &Vec<f64>| scale(column, origins.clone(), horizon);
         let scales = columns.iter().map(scale).collect::<Result<_>>()?;
-        Ok(Self { columns, input, horizon, scales })
+        Ok(Self::scaled(columns, input, horizon, scales))
+    }
+
+    /// Windows of these scales.
+    pub fn scaled(columns: &'a [Vec<f64>], input: usize, horizon: usize, scales: Vec<f64>) -> Self {
+        Self { columns, input, horizon, scales }
     }
 
     /// What the model sees: `[T, B, I]`, relative to each window's last values.
@@ -52,8 +56,27 @@ impl<'a> Windows<'a> {
     }
 
     /// The model's word for a window, back in the series' units.
-    pub fn absolute(&self, origin: usize, relative: f32) -> f64 {
+    fn absolute(&self, origin: usize, relative: f32) -> f64 {
         self.columns[0][origin - 1] + f64::from(relative) * self.scales[0]
+    }
+
+    /// Forecasts `[windows, horizon]` in the series' units by a model's `forward`, `batch` windows at a time.
+    pub fn forecast(
+        &self,
+        origins: &[usize],
+        batch: usize,
+        forward: impl Fn(&Array3<f32>) -> gru_wgpu::Result<ArrayD<f32>>,
+    ) -> Result<Array2<f64>> {
+        let mut forecasts = Array2::zeros((origins.len(), self.horizon));
+        for (origins, mut rows) in
+            origins.chunks(batch).zip(forecasts.axis_chunks_iter_mut(Axis(0), batch))
+        {
+            let relative = forward(&self.inputs(origins))?.into_dimensionality::<Ix2>()?;
+            for ((b, k), &value) in relative.indexed_iter() {
+                rows[[b, k]] = self.absolute(origins[b], value);
+            }
+        }
+        Ok(forecasts)
     }
 }
 
@@ -78,11 +101,6 @@ fn scale(values: &[f64], origins: Range<usize>, horizon: usize) -> Result<f64> {
     }
     let squares: f64 = changes().map(|change| (change / largest).powi(2)).sum();
     Ok(largest * (squares / changes().count() as f64).sqrt())
-}
-
-/// The forecaster's GRU.
-pub fn gru_config(inputs: usize, hidden: usize) -> GruConfig {
-    GruConfig::new(inputs, hidden)
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use gru_wgpu::{Device, Ended};
 use indicatif::HumanDuration;
 use serde_json::json;
 
-use super::folder::Folder;
 use super::job::Job;
 use super::runner::Outcome;
+use crate::commands::folder::Folder;
 use crate::commands::interrupt;
 use crate::commands::output::{Table, note, quote_path};
 

@@ -1,0 +1,148 @@
+//! When a run's checkpoint is written, what it notes, and whether a run may go on from it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use gru_wgpu::formats::quote;
+use gru_wgpu::{Checkpoint, Device, Position};
+
+use super::folder::Folder;
+use super::output::note;
+
+/// How often a checkpoint is written.
+#[derive(Clone, Copy, Debug)]
+pub enum Every {
+    Updates(u64),
+    Time(Duration),
+}
+
+/// `500`, `90s`, `10m` or `2h`.
+pub fn every(text: &str) -> Result<Every> {
+    let expected =
+        "expected a number of updates, or of seconds, minutes or hours as in 90s, 10m or 2h";
+    let (number, seconds) = match text.char_indices().last() {
+        Some((at, 's')) => (&text[..at], Some(1)),
+        Some((at, 'm')) => (&text[..at], Some(60)),
+        Some((at, 'h')) => (&text[..at], Some(3600)),
+        _ => (text, None),
+    };
+    let number: u64 = number.parse().ok().filter(|&number| number > 0).context(expected)?;
+    Ok(match seconds {
+        None => Every::Updates(number),
+        Some(unit) => Every::Time(Duration::from_secs(number.saturating_mul(unit))),
+    })
+}
+
+/// What a checkpoint notes: the data, the device, and the seconds that training took.
+const DATA: &str = "data";
+const DEVICE: &str = "device";
+const SECONDS: &str = "seconds";
+
+/// Writes a run's checkpoints.
+pub struct Saver<'a> {
+    folder: &'a Folder,
+    every: Every,
+    device: String,
+    /// What it is trained and validated on, to be held against another time's.
+    data: String,
+    /// Seconds of training before this part.
+    earlier: f64,
+    /// When the last checkpoint was written, or this part begun, and after how many updates.
+    saved: (Instant, u64),
+    /// After how many updates, and where, the folder's last checkpoint was taken, if there is one.
+    last: Option<(u64, Position)>,
+    /// Whether this part has come to where that was or further.
+    has_saved: bool,
+}
+
+impl<'a> Saver<'a> {
+    /// Of a new run, or of one that goes on from `checkpoint`: says so where that was on another device.
+    pub fn new(
+        folder: &'a Folder,
+        every: Every,
+        data: String,
+        device: &Device,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Self {
+        let note_of = |key: &str| checkpoint?.notes.get(key);
+        let earlier = note_of(SECONDS).and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0);
+        let device = device.to_string();
+        if let Some(other) = note_of(DEVICE).filter(|other| **other != device) {
+            note(format_args!(
+                "it was trained on {} before; the last bits will be others",
+                quote(other)
+            ));
+        }
+        let last = checkpoint.map(place_of);
+        let (saved, has_saved) = ((Instant::now(), 0), false);
+        Self { folder, every, device, data, earlier, saved, last, has_saved }
+    }
+
+    pub fn folder(&self) -> &'a Folder {
+        self.folder
+    }
+
+    /// Training begins, or goes on after so many updates.
+    pub fn start(&mut self, updates: u64) {
+        self.saved = (Instant::now(), updates);
+    }
+
+    /// Whether it is time for a checkpoint after so many updates: soon for the first of this part, however seldom they are
+    /// asked for.
+    pub fn is_due(&self, updates: u64, is_epoch_over: bool) -> bool {
+        let (time, before) = self.saved;
+        let is_first = is_epoch_over && !self.has_saved;
+        is_first
+            || match self.every {
+                Every::Updates(count) => updates - before >= count,
+                Every::Time(time_between) => time.elapsed() >= time_between,
+            }
+    }
+
+    /// Seconds of training, of which this part took so long.
+    pub fn seconds(&self, elapsed: Duration) -> f64 {
+        self.earlier + elapsed.as_secs_f64()
+    }
+
+    /// Whether the folder's checkpoints are all of an earlier part of the run.
+    pub fn has_earlier(&self) -> bool {
+        self.last.is_some() && !self.has_saved
+    }
+
+    /// Writes a checkpoint, when what it goes on from is there. One of where the last one was taken is not
+    /// written again: the one before that is worth more.
+    pub fn write(&mut self, mut checkpoint: Checkpoint, elapsed: Duration) -> Result<()> {
+        let place = place_of(&checkpoint);
+        if self.last != Some(place) {
+            checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
+            checkpoint.notes.insert(SECONDS.to_owned(), self.seconds(elapsed).to_string());
+            checkpoint.notes.insert(DATA.to_owned(), self.data.clone());
+            checkpoint.write(self.folder.checkpoint())?;
+            self.last = Some(place);
+        }
+        self.has_saved = true;
+        self.saved = (Instant::now(), place.0);
+        Ok(())
+    }
+}
+
+/// After how many updates, and where.
+fn place_of(checkpoint: &Checkpoint) -> (u64, Position) {
+    (checkpoint.state.moments.steps, checkpoint.position)
+}
+
+/// Whether a checkpoint's run was on this data.
+pub fn is_of(checkpoint: &Checkpoint, data: &str) -> bool {
+    checkpoint.notes.get(DATA).is_none_or(|noted| noted == data)
+}
+
+/// `Ok` when the parts of a folder's configuration are all those of its checkpoint.
+pub fn check_same(parts: &[(&str, bool)]) -> Result<()> {
+    for (what, is_same) in parts {
+        ensure!(
+            is_same,
+            "{what} in config.toml is not what the run was started with; a run goes on with its own settings"
+        );
+    }
+    Ok(())
+}
