@@ -71,7 +71,7 @@ fn soak(what: &str, count: usize, growth: u64, mut work: impl FnMut(usize)) {
         std::thread::sleep(std::time::Duration::from_millis(2));
         after = Held::now().expect("there a moment ago");
     }
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
     println!(
         "{what}: {count} in {seconds:.1} s; {:.1} MiB before, {:.1} after; {} and {} files, {} and {} threads",
         mib(before.memory),
