@@ -118,10 +118,6 @@ pub(crate) fn one_line(message: &str) -> String {
     lines.collect::<Vec<_>>().join("; ")
 }
 
-/// How long a wait lasts without a look at whether the device is lost: another thread may have heard of it,
-/// or destroyed the device. wgpu's own wait holds on until all that is queued has run.
-const GLANCE: Duration = Duration::from_millis(50);
-
 /// An open adapter. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Gpu {
@@ -139,19 +135,22 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// How long the next look may take.
-    fn glance(&self) -> Duration {
-        let left = |(end, _): (Instant, _)| end.saturating_duration_since(Instant::now());
-        self.end.map_or(GLANCE, |end| left(end).min(GLANCE))
-    }
-
-    fn check(&self) -> Result<()> {
-        match self.end {
-            Some((end, limit)) if Instant::now() >= end => {
-                Err(Error::Timeout { what: self.what, limit })
-            }
-            _ => Ok(()),
+    /// How long to wait for a callback before the next look at the device.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] where there is no more patience.
+    fn pause(&self) -> Result<Duration> {
+        const LONGEST: Duration = Duration::from_millis(1);
+        // Another thread has taken the callback, and is about to call it.
+        const ELSEWHERE: Duration = Duration::from_millis(5);
+        let Some((end, limit)) = self.end else { return Ok(ELSEWHERE) };
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::Timeout { what: self.what, limit });
         }
+        // The longer it took, the less a moment more matters.
+        let gone = limit.saturating_sub(left);
+        Ok((gone / 8).clamp(Duration::from_micros(20), LONGEST).min(left))
     }
 }
 
@@ -318,7 +317,7 @@ impl Gpu {
     fn classify(&self, error: wgpu::Error) -> Error {
         // Gives a loss that nobody has polled for its chance to be told.
         let polled = self.poll(wgpu::PollType::Poll);
-        if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|_| self.check_lost()) {
+        if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
             return lost;
         }
         match error {
@@ -342,25 +341,34 @@ impl Gpu {
         Patience { what, end: self.wait_limit.and_then(end) }
     }
 
-    /// Waits for all work queued.
-    ///
-    /// # Errors
-    /// [`Error::DeviceLost`] soon after the loss, and [`Error::Timeout`] where there is no more patience.
-    pub fn wait(&self, patience: &Patience) -> Result<()> {
-        while !self.glance(patience)? {}
+    /// Whether a wait has a limit.
+    pub fn is_limited(&self) -> bool {
+        self.wait_limit.is_some()
+    }
+
+    /// Waits, without a limit, for all work queued.
+    pub fn wait(&self) -> Result<()> {
+        self.poll(wgpu::PollType::wait_indefinitely())?;
+        self.check_lost()?;
         self.pace().done();
         Ok(())
     }
 
-    /// Waits a moment for all work queued, and says whether it is done.
-    pub fn glance(&self, patience: &Patience) -> Result<bool> {
-        let timeout = Some(patience.glance());
-        let done = self.poll(wgpu::PollType::Wait { submission_index: None, timeout })?;
+    /// Has callbacks called that are due: after all work queued where patience has no end, or else at once.
+    /// Says how long to wait for one that was not.
+    ///
+    /// wgpu's own wait with a limit is of no use: it panics where it runs out just as another thread
+    /// hears that the work is done (`Device::maintain` of wgpu-core 30, "If the queue is empty").
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], and [`Error::Timeout`] where there is no more patience.
+    pub fn look(&self, patience: &Patience) -> Result<Duration> {
+        self.poll(match patience.end {
+            Some(_) => wgpu::PollType::Poll,
+            None => wgpu::PollType::wait_indefinitely(),
+        })?;
         self.check_lost()?;
-        if !done {
-            patience.check()?;
-        }
-        Ok(done)
+        patience.pause()
     }
 
     /// Remembers a loss that showed in a result which did not arrive.
@@ -402,17 +410,17 @@ impl Gpu {
         })
     }
 
-    /// Polls the device, and says whether all that was waited for is done.
+    /// Polls the device.
     ///
     /// wgpu panics where the driver reports a loss to it while it is polled, and has no call that would
     /// return it instead: there is no other way than to catch that.
-    fn poll(&self, kind: wgpu::PollType) -> Result<bool> {
+    fn poll(&self, kind: wgpu::PollType) -> Result<()> {
         self.check_process()?;
         let device = &self.inner.device;
         match std::panic::catch_unwind(AssertUnwindSafe(|| device.poll(kind))) {
-            Ok(Ok(_)) => Ok(true),
-            Ok(Err(wgpu::PollError::Timeout)) => Ok(false),
-            Ok(Err(error)) => Err(Error::Gpu(one_line(&error.to_string()))),
+            Ok(polled) => {
+                polled.map(|_| ()).map_err(|error| Error::Gpu(one_line(&error.to_string())))
+            }
             Err(_) => Err(self.lose("the driver failed while it was waited for")),
         }
     }
@@ -625,7 +633,7 @@ mod tests {
         let expected = gru.forward(&x).unwrap();
         gpu.queue().on_submitted_work_done(|| panic!("as wgpu does"));
         for _ in 0..2 {
-            assert!(matches!(gpu.wait(&gpu.patience("it")), Err(Error::DeviceLost(_))));
+            assert!(matches!(gpu.wait(), Err(Error::DeviceLost(_))));
             assert!(matches!(gru.forward(&x), Err(Error::DeviceLost(_))));
         }
         assert_eq!(gru.to(&test_device().0).unwrap().forward(&x).unwrap(), expected);

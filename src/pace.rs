@@ -65,6 +65,7 @@ mod tests {
 
     fn take(pace: &mut Pace, submits: u32, flops: u64, seconds: f64) {
         (0..submits).for_each(|_| pace.queued(flops));
+        pace.begun = None;
         pace.measured(Duration::from_secs_f64(seconds));
         pace.done();
     }

@@ -582,7 +582,7 @@ mod tests {
         };
         // The parameters go up with the first step.
         take(1, 0);
-        gpu.wait(&gpu.patience("a step")).unwrap();
+        gpu.wait().unwrap();
         let (made, before) = (gpu.created(), alive(&gpu));
         assert!(before[0] > 0 && before[3] > 0, "{before:?}");
         for step in 0..100 {
@@ -604,7 +604,7 @@ mod tests {
             let mut encoder = gpu.encoder("test");
             gru.encode_step(&mut stream, 1, &mut encoder).unwrap();
             gpu.submit(encoder.finish());
-            gpu.wait(&gpu.patience("a step")).unwrap();
+            gpu.wait().unwrap();
         };
         take();
         let (made, before) = (gpu.created(), alive(&gpu));

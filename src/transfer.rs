@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Patience, lock, one_line};
@@ -127,9 +126,9 @@ impl Gpu {
         };
         self.guard(send).await?;
         match wait {
-            Wait::Block => self.wait(&self.patience("all work queued")),
+            Wait::Block if !self.is_limited() => self.wait(),
             // A result that has arrived says the same.
-            Wait::Async => {
+            Wait::Block | Wait::Async => {
                 let probe = self.guard(|| Ok(self.buffer("probe", 1))).await?;
                 self.download(&[(&probe, 0, 1)], wait).await.map(|_| ())
             }
@@ -213,16 +212,13 @@ impl Gpu {
     /// Polling once is not enough: when threads share the device, another one's poll may have taken
     /// the callback and not yet called it when our own poll returns.
     fn block_until(&self, arrival: &Arrival, patience: &Patience) -> Result<()> {
-        const PAUSE: Duration = Duration::from_millis(5);
         loop {
-            let polled = self.glance(patience);
+            let pause = self.look(patience);
             let slot = lock(&arrival.slot);
             if slot.word.is_some() {
                 return Ok(());
             }
-            if polled? {
-                drop(arrival.arrived.wait_timeout_while(slot, PAUSE, |slot| slot.word.is_none()));
-            }
+            drop(arrival.arrived.wait_timeout_while(slot, pause?, |slot| slot.word.is_none()));
         }
     }
 }

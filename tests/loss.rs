@@ -248,9 +248,11 @@ fn training_goes_on_from_its_last_state_on_another_device() {
 /// A step of a stream is one submit, so none waits for another in a driver, and this one takes long.
 #[test]
 fn a_wait_ends_at_its_limit_and_the_model_works_on() {
-    let device = adapter().clone().with_wait_limit(Duration::ZERO);
+    // No other test's submits are ahead of its own.
+    let (own, _) = open();
+    let device = own.clone().with_wait_limit(Duration::ZERO);
     let new = |device: &Device| Gru::new(GruConfig::pytorch(24, 64), Init::Uniform, 1, device);
-    let (gru, patient) = (new(&device).unwrap(), new(adapter()).unwrap());
+    let (gru, patient) = (new(&device).unwrap(), new(&own).unwrap());
     let x = random3([300, 4, 24], 1);
     let expected = patient.forward(&x).unwrap();
     let mut y = Array3::zeros(expected.y.raw_dim());
@@ -274,6 +276,6 @@ fn a_wait_ends_at_its_limit_and_the_model_works_on() {
     }
     // The same device, waited for: right results after all that.
     assert_eq!(patient.forward(&x).unwrap(), expected);
-    let patience = adapter().clone().with_wait_limit(Duration::MAX);
+    let patience = own.with_wait_limit(Duration::MAX);
     assert_eq!(gru.to(&patience).unwrap().forward(&x).unwrap(), expected);
 }

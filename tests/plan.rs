@@ -237,8 +237,9 @@ fn each_limit_is_named_with_what_was_asked_and_allowed() {
         (default, [200, 200, 1, 1024], "max_storage_buffer_binding_size", 163_840_000),
         // 3 · 3400² · 4 bytes of weight_hh.
         (default, [1, 1, 1, 3400], "max_storage_buffer_binding_size", 138_720_000),
-        // 256 bytes of arguments for 20 million steps forward, as many backward, and 29 more.
-        (GENEROUS, [20_000_000, 1, 1, 1], "max_buffer_size", 10_240_007_424),
+        // 256 bytes of arguments for 20 million steps forward, as many backward, and 45 more, of gates in
+        // three buffers.
+        (GENEROUS, [20_000_000, 1, 1, 1], "max_buffer_size", 10_240_011_520),
         // A state backward sums 3H products, four at a time in 16 lanes, and stages them.
         (
             Limits { max_loop_iterations: 2000, ..GENEROUS },
