@@ -78,8 +78,7 @@ fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
     return weights(direction * args.weight_apart + row * args.hidden + unit);
 }
 
-// Leaves this thread's shares of the products of quads `first` to `last` of k with step's gradients, or of
-// none.
+// Leaves the items' products of quads `first` to `last` of k with step's gradients, or of none, in totals.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32) {
     // Neighbouring units read neighbouring weights.
     let lane = thread / UNIT_QUADS;
@@ -99,18 +98,25 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32
             sum = multiplied(sum, place + quad, quad_weights(quad0 + quad, unit));
         }
     }
-    put_shares(0u, lane, unit_quad, sum);
+    add_up(0u, thread, lane, unit_quad, sum);
 }
 
-// What the next products need of one unit of one row.
-fn put_operand(gate: u32, unit: u32, row: u32, value: f32) {
+// What the next products need of one unit and row of the workgroup.
+fn keep_operand(gate: u32, place: vec2<u32>, value: f32) {
     if RESIDENT {
-        operand[operand_at(4u * gate * gate_quads() + unit, row / 4u)][row % 4u] = value;
+        totals[total_at(gate, place.x, place.y)] = value;
     }
 }
 
-// dh of one unit of one row is whole: through the step that made this state. `at_row` is the workgroup's.
-fn through_step(step: u32, row: u32, at_row: u32, unit: u32, product: f32) {
+fn keep_operands(place: vec2<u32>, values: vec3<f32>) {
+    keep_operand(0u, place, values.x);
+    keep_operand(1u, place, values.y);
+    keep_operand(2u, place, values.z);
+}
+
+// dh of one unit of one row is whole: through the step that made this state. `place` is the
+// workgroup's.
+fn through_step(step: u32, row: u32, unit: u32, place: vec2<u32>, product: f32) {
     let at = state_at(args.last_state, row, unit);
     var dh = dstates[at] + product;
     if step < end_step() && restarts(time(step), row) {
@@ -125,9 +131,7 @@ fn through_step(step: u32, row: u32, at_row: u32, unit: u32, product: f32) {
     if is_padding(time, row) {
         // The step did nothing: its gates are 0 and dy is padding.
         dstates[at] = dh;
-        put_operand(0u, unit, at_row, 0.0);
-        put_operand(1u, unit, at_row, 0.0);
-        put_operand(2u, unit, at_row, 0.0);
+        keep_operands(place, vec3<f32>());
         return;
     }
     let past = h[h_at(time, row, unit)];
@@ -152,9 +156,8 @@ fn through_step(step: u32, row: u32, at_row: u32, unit: u32, product: f32) {
     dstates[at] = carry;
     gates[at_z] = da_z;
     gates[at_n] = da_n;
-    put_operand(1u, unit, at_row, da_z);
     if RESET_BEFORE {
-        put_operand(2u, unit, at_row, da_n);
+        keep_operands(place, vec3(0.0, da_z, da_n)); // da_r is still to come
         return;
     }
     let at_past = at_n + args.hidden;
@@ -162,14 +165,14 @@ fn through_step(step: u32, row: u32, at_row: u32, unit: u32, product: f32) {
     let da_r = da_n * gates[at_past] * slope(GATE_ACTIVATION, r);
     gates[at_r] = da_r;
     gates[at_past] = da_n * r;
-    put_operand(0u, unit, at_row, da_r);
-    put_operand(2u, unit, at_row, da_n * r);
+    keep_operands(place, vec3(da_r, da_z, da_n * r));
 }
 
 // Reset before: d(r ⊙ h) of one unit of one row is whole.
-fn through_reset(step: u32, row: u32, at_row: u32, unit: u32, drh: f32) {
+fn through_reset(step: u32, row: u32, unit: u32, place: vec2<u32>, drh: f32) {
     let time = time(step - 1u);
     if is_padding(time, row) {
+        keep_operand(0u, place, 0.0);
         return;
     }
     let at_r = gates_at(time, row, unit);
@@ -177,30 +180,36 @@ fn through_reset(step: u32, row: u32, at_row: u32, unit: u32, drh: f32) {
     let da_r = drh * h[h_at(time, row, unit)] * slope(GATE_ACTIVATION, r);
     dstates[state_at(args.last_state, row, unit)] += drh * r;
     gates[at_r] = da_r;
-    put_operand(0u, unit, at_row, da_r);
+    keep_operand(0u, place, da_r);
 }
 
-// Adds up the shares and goes through the step, a unit of four rows at a time.
+// Goes through the step, a unit of a row at a time.
 fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
-    for (var item = thread; item < 4u * UNIT_QUADS * ROW_QUADS; item += threads()) {
-        let unit = item % (4u * UNIT_QUADS);
-        let row_quad = item / (4u * UNIT_QUADS);
-        if unit0 + unit >= args.hidden {
-            continue;
-        }
-        let products = product(0u, unit, row_quad);
-        for (var i = 0u; i < 4u; i++) {
-            let at_row = 4u * row_quad + i;
-            if row0 + at_row >= args.batch {
-                continue;
-            }
-            if state {
-                through_step(step, row0 + at_row, at_row, unit0 + unit, products[i]);
-            } else {
-                through_reset(step, row0 + at_row, at_row, unit0 + unit, products[i]);
-            }
+    for (var item = thread; item < items(); item += threads()) {
+        let place = item_place(item);
+        let unit = unit0 + place.x;
+        let row = row0 + place.y;
+        let product = totals[total_at(0u, place.x, place.y)];
+        if unit >= args.hidden || row >= args.batch {
+            keep_operands(place, vec3<f32>());
+        } else if state {
+            through_step(step, row, unit, place, product);
+        } else {
+            through_reset(step, row, unit, place, product);
         }
     }
+}
+
+// The operands of gates `first` to `last` are what the items kept of them.
+fn put_gates(first: u32, last: u32, thread: u32) {
+    if !RESIDENT {
+        return;
+    }
+    workgroupBarrier();
+    for (var gate = first; gate < last; gate++) {
+        put_operands(gate, gate * 4u * gate_quads(), thread);
+    }
+    workgroupBarrier();
 }
 
 @compute @workgroup_size(UNIT_QUADS * LANES)
@@ -226,15 +235,13 @@ fn main(
         if GATES_RZ {
             let last = select(0u, depth, step < end_step());
             multiply(step, row0, unit0, thread, 0u, last);
-            workgroupBarrier();
             finish(step, row0, unit0, thread, true);
-            workgroupBarrier();
+            put_gates(0u, 3u, thread);
         }
         if RESET_BEFORE && GATE_N && step > args.gates_first {
             multiply(step - 1u, row0, unit0, thread, 2u * gate_quads(), 3u * gate_quads());
-            workgroupBarrier();
             finish(step, row0, unit0, thread, false);
-            workgroupBarrier();
+            put_gates(0u, 1u, thread);
         }
     }
 }

@@ -94,7 +94,7 @@ fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
         row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
 }
 
-// Leaves this thread's shares of the products of r and z, of n, or of all three.
+// Leaves the items' products of r and z, of n, or of all three in totals.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Neighbouring lanes read neighbouring weights.
     let lane = thread % LANES;
@@ -122,11 +122,11 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
         }
     }
     if rz {
-        put_shares(0u, lane, unit_quad, of_r);
-        put_shares(1u, lane, unit_quad, of_z);
+        add_up(0u, thread, lane, unit_quad, of_r);
+        add_up(1u, thread, lane, unit_quad, of_z);
     }
     if n {
-        put_shares(SUMS - 1u, lane, unit_quad, of_n);
+        add_up(SUMS - 1u, thread, lane, unit_quad, of_n);
     }
 }
 
@@ -149,17 +149,10 @@ fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
     return 0.0;
 }
 
-// What the gates of a unit and four rows have of the input: r, z and n, a column each.
-fn load_inputs(step: u32, row0: u32, unit: u32) -> mat3x4<f32> {
-    let time = time(step);
-    var inputs = mat3x4<f32>();
-    for (var i = 0u; i < 4u; i++) {
-        let at_r = gates_at(time, min(row0 + i, args.batch - 1u), min(unit, args.hidden - 1u));
-        inputs[0][i] = gates[at_r];
-        inputs[1][i] = gates[at_r + args.hidden];
-        inputs[2][i] = gates[at_r + 2u * args.hidden];
-    }
-    return inputs;
+// What the gates of a unit and a row have of the input: r, z and n.
+fn load_inputs(step: u32, row: u32, unit: u32) -> vec3<f32> {
+    let at_r = gates_at(time(step), min(row, args.batch - 1u), min(unit, args.hidden - 1u));
+    return vec3(gates[at_r], gates[at_r + args.hidden], gates[at_r + 2u * args.hidden]);
 }
 
 // Biases of r, z and n.
@@ -224,56 +217,39 @@ fn update(
     return store_state(step, row, unit, after);
 }
 
-// The unit of the workgroup and the quad of rows that an item of its work is.
-fn item_place(item: u32) -> vec2<u32> {
-    return vec2(item % (4u * UNIT_QUADS), item / (4u * UNIT_QUADS));
-}
-
-// Adds up the shares and updates, a unit of four rows at a time. `ahead` are the inputs of the first.
+// Updates, a unit of a row at a time. `ahead` are the inputs of the first.
 fn finish(
-    step: u32, row0: u32, unit0: u32, thread: u32, ahead: mat3x4<f32>, rz: bool, n: bool,
+    step: u32, row0: u32, unit0: u32, thread: u32, ahead: vec3<f32>, rz: bool, n: bool,
 ) {
-    for (var item = thread; item < 4u * UNIT_QUADS * ROW_QUADS; item += threads()) {
+    for (var item = thread; item < items(); item += threads()) {
         let place = item_place(item);
         let unit = unit0 + place.x;
-        let row = row0 + 4u * place.y;
-        if unit >= args.hidden {
-            continue; // what is staged there is 0 and stays so
-        }
-        var inputs = ahead;
-        if item != thread {
-            inputs = load_inputs(step, row, unit);
-        }
-        var products = mat3x4<f32>();
-        let bias = biases(unit);
-        if rz {
-            products[0] = product(0u, place.x, place.y) + bias.x;
-            products[1] = product(1u, place.x, place.y) + bias.y;
-        }
-        if n {
-            products[2] = product(SUMS - 1u, place.x, place.y) + bias.z;
-        }
-        var of_rows = transpose(products);
-        var inputs_of_rows = transpose(inputs);
-        // The states that the step starts from are at hand where they were multiplied.
-        let multiplied_here = RESIDENT && rz;
-        var held = vec4<f32>();
-        if multiplied_here {
-            held = operand[operand_at(place.x, place.y)];
-        }
-        var next = vec4<f32>();
-        for (var i = 0u; i < 4u; i++) {
-            if row + i < args.batch {
-                var before = held[i];
-                if !multiplied_here {
-                    before = load_state(step, row + i, unit);
-                }
-                next[i] = update(
-                    step, row + i, unit, before, inputs_of_rows[i], of_rows[i], rz, n);
+        let row = row0 + place.y;
+        var next = 0.0; // of units and rows past the last
+        if unit < args.hidden && row < args.batch {
+            var inputs = ahead;
+            if item != thread {
+                inputs = load_inputs(step, row, unit);
             }
+            var products = biases(unit);
+            if rz {
+                products.x += totals[total_at(0u, place.x, place.y)];
+                products.y += totals[total_at(1u, place.x, place.y)];
+            }
+            if n {
+                products.z += totals[total_at(SUMS - 1u, place.x, place.y)];
+            }
+            // The states that the step starts from are at hand where they were multiplied.
+            var before = 0.0;
+            if RESIDENT && rz {
+                before = operand[operand_at(place.x, place.y / 4u)][place.y % 4u];
+            } else {
+                before = load_state(step, row, unit);
+            }
+            next = update(step, row, unit, before, inputs, products, rz, n);
         }
         if RESIDENT {
-            operand[operand_at(place.x, place.y)] = next;
+            totals[total_at(0u, place.x, place.y)] = next;
         }
     }
 }
@@ -281,11 +257,14 @@ fn finish(
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Asked for before they are needed, so that they arrive while the products are made.
     let place = item_place(thread);
-    let ahead = load_inputs(step, row0 + 4u * place.y, unit0 + place.x);
+    let ahead = load_inputs(step, row0 + place.y, unit0 + place.x);
     multiply(step, row0, unit0, thread, rz, n);
-    workgroupBarrier();
     finish(step, row0, unit0, thread, ahead, rz, n);
-    workgroupBarrier();
+    if RESIDENT {
+        workgroupBarrier();
+        put_operands(0u, 0u, thread);
+        workgroupBarrier();
+    }
 }
 
 @compute @workgroup_size(UNIT_QUADS * LANES)

@@ -1,14 +1,17 @@
-// What an update is to know of its gradient: the sum of its squares, and its largest element and where that
-// is. NaN counts as larger than infinity, and that as larger than any other.
+// What an update is to know of its gradient: its norm, and its largest element and where that is. NaN counts
+// as larger than infinity, and that as larger than any other.
+//
+// An f32 holds neither the square of 1e25 nor that of 1e-25. Squares are summed in units of the square of the
+// power of two below the largest element: each is below 4 then, and what underflows would not be seen anyway.
 //
 // In parts, each workgroup takes `part` elements and leaves three words in partials. Then, FINISH, one
 // workgroup takes all of these together, and leaves an update's report: its loss, the norm, the largest
-// element's magnitude and place. Where the loss or an element is not finite, reports[0] is set, which stops
-// shaders/optimizer.wgsl from this update on.
+// element's magnitude and place, and whether it is stopped. Where the loss or the norm is not finite,
+// reports[0] is set, which stops shaders/optimizer.wgsl from this update on.
 
 const THREADS: u32 = 256u;
-const PARTIAL: u32 = 3u; // words: the sum of squares, the largest magnitude, its place
-const REPORT: u32 = 4u; // words: loss, norm, the largest magnitude, its place
+const PARTIAL: u32 = 3u; // words: the sum of squares in its unit, the largest magnitude, its place
+const REPORT: u32 = 5u; // words: loss, norm, the largest magnitude, its place, whether it is stopped
 const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on
 
 override FINISH: bool = false;
@@ -27,17 +30,37 @@ struct Args {
 @group(0) @binding(5) var<storage, read_write> reports: array<u32>; // REPORT words, then [slots][REPORT]
 
 struct Share {
-    squares: f32,
+    squares: f32, // in units of the square of unit(largest)
     largest: u32, // a magnitude's bits, which are ordered as the magnitudes
     place: u32,
 }
 
 var<workgroup> shares: array<Share, THREADS>;
 
+// The exponent of the power of two that is a magnitude's unit, as f32 has it. Numbers that f32 has no leading
+// one for (devices may take those for 0) share one with the next larger.
+fn unit(magnitude: u32) -> u32 {
+    return max(magnitude >> 23u, 1u);
+}
+
+// The square of a magnitude in its unit: by its bits, so that no device takes it for 0.
+fn square(magnitude: u32) -> f32 {
+    let fraction = f32(magnitude & 0x7fffffu) * 0x1p-23f;
+    let units = select(fraction, 1.0 + fraction, magnitude > 0x7fffffu);
+    return units * units;
+}
+
+// A share's squares in the unit of exponent `to`, which is no smaller.
+fn squares_in(share: Share, to: u32) -> f32 {
+    let halvings = min(2u * (to - unit(share.largest)), 126u);
+    return share.squares * bitcast<f32>((127u - halvings) << 23u);
+}
+
 fn together(a: Share, b: Share) -> Share {
     let b_wins = b.largest > a.largest || (b.largest == a.largest && b.place < a.place);
+    let to = unit(max(a.largest, b.largest));
     return Share(
-        a.squares + b.squares,
+        squares_in(a, to) + squares_in(b, to),
         select(a.largest, b.largest, b_wins),
         select(a.place, b.place, b_wins));
 }
@@ -47,21 +70,30 @@ fn element(i: u32) -> Share {
         let at = PARTIAL * i;
         return Share(bitcast<f32>(partials[at]), partials[at + 1u], partials[at + 2u]);
     }
-    let value = gradient[i];
-    return Share(value * value, bitcast<u32>(value) & 0x7fffffffu, i);
+    let magnitude = bitcast<u32>(gradient[i]) & 0x7fffffffu;
+    return Share(square(magnitude), magnitude, i);
+}
+
+fn norm_bits(all: Share) -> u32 {
+    if all.largest >= NOT_FINITE {
+        return all.largest;
+    }
+    return bitcast<u32>(sqrt(all.squares) * bitcast<f32>(unit(all.largest) << 23u));
 }
 
 fn report(all: Share) {
     let loss_bits = bitcast<u32>(loss[0]);
-    if max(all.largest, loss_bits & 0x7fffffffu) >= NOT_FINITE {
+    let norm = norm_bits(all);
+    if max(norm, loss_bits & 0x7fffffffu) >= NOT_FINITE {
         reports[0] = 1u;
     }
     let slot = u32(update[0]) % args.slots;
     let at = REPORT * (1u + slot);
     reports[at] = loss_bits;
-    reports[at + 1u] = bitcast<u32>(sqrt(all.squares));
+    reports[at + 1u] = norm;
     reports[at + 2u] = all.largest;
     reports[at + 3u] = all.place;
+    reports[at + 4u] = reports[0];
 }
 
 @compute @workgroup_size(THREADS)

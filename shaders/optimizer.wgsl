@@ -5,9 +5,13 @@
 //   v ← keep2 · v + take2 · g²                            (ADAM)
 //   θ ← θ − decoupled · θ − rate · m / (√v · correction2 + ε), without ADAM the division left out
 //
-// Nothing moves from an update on whose loss or gradient was not finite: reports[0].
+// CHECK comes first: it moves nothing, and sets reports[0] where one of θ, m and v would not be finite then.
+// Nothing moves from an update on that set it, or whose loss or norm did.
 
 const THREADS: u32 = 256u;
+
+const REPORT: u32 = 5u; // words, as in shaders/gradient_norm.wgsl
+const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on
 
 const CLIP_NONE: u32 = 0u;
 const CLIP_NORM: u32 = 1u;
@@ -15,6 +19,7 @@ const CLIP_VALUE: u32 = 2u;
 
 override ADAM: bool = true;
 override CLIP: u32 = CLIP_NONE;
+override CHECK: bool = false;
 
 struct Args {
     length: u32,
@@ -42,7 +47,7 @@ struct Update {
 @group(0) @binding(3) var<storage, read_write> first_moment: array<f32>;
 @group(0) @binding(4) var<storage, read_write> second_moment: array<f32>;
 @group(0) @binding(5) var<storage, read> update: array<f32>; // an Update
-@group(0) @binding(6) var<storage, read> reports: array<u32>; // as shaders/gradient_norm.wgsl leaves them
+@group(0) @binding(6) var<storage, read_write> reports: array<atomic<u32>>; // as shaders/gradient_norm.wgsl leaves them
 
 fn numbers() -> Update {
     return Update(
@@ -58,23 +63,53 @@ fn bounded(g: f32, now: Update, norm: f32) -> f32 {
     }
 }
 
+struct Element {
+    param: f32,
+    m: f32,
+    v: f32, // with ADAM
+}
+
+fn after(i: u32, now: Update, norm: f32) -> Element {
+    let param = params[i];
+    let g = bounded(gradient[i], now, norm) + now.coupled * param;
+    let m = now.keep1 * first_moment[i] + now.take1 * g;
+    var v = 0.0;
+    var moved = now.rate * m;
+    if ADAM {
+        v = now.keep2 * second_moment[i] + now.take2 * g * g;
+        moved /= sqrt(v) * now.correction2 + now.epsilon;
+    }
+    return Element(param - (now.decoupled * param + moved), m, v);
+}
+
+// By its bits: compilers may take it that there is no infinity.
+fn is_finite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) < NOT_FINITE;
+}
+
 @compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) thread: vec3<u32>) {
-    if reports[0] != 0u {
+    if atomicLoad(&reports[0]) != 0u {
         return;
     }
     let now = numbers();
-    let norm = bitcast<f32>(reports[4u * (1u + u32(now.slot) % args.slots) + 1u]);
+    let report = REPORT * (1u + u32(now.slot) % args.slots);
+    let norm = bitcast<f32>(atomicLoad(&reports[report + 1u]));
+    var finite = true;
     for (var i = thread.x; i < args.length; i += args.threads) {
-        let g = bounded(gradient[i], now, norm) + now.coupled * params[i];
-        let m = now.keep1 * first_moment[i] + now.take1 * g;
-        first_moment[i] = m;
-        var moved = now.rate * m;
-        if ADAM {
-            let v = now.keep2 * second_moment[i] + now.take2 * g * g;
-            second_moment[i] = v;
-            moved /= sqrt(v) * now.correction2 + now.epsilon;
+        let element = after(i, now, norm);
+        if CHECK {
+            finite = finite && is_finite(element.param) && is_finite(element.m) && is_finite(element.v);
+        } else {
+            params[i] = element.param;
+            first_moment[i] = element.m;
+            if ADAM {
+                second_moment[i] = element.v;
+            }
         }
-        params[i] -= now.decoupled * params[i] + moved;
+    }
+    if !finite {
+        atomicStore(&reports[0], 1u);
+        atomicStore(&reports[report + 4u], 1u);
     }
 }

@@ -30,6 +30,7 @@ override LANES: u32 = 4u;
 override ROW_QUADS: u32 = 1u; // 1 or 2: rows of a thread, four each
 override DEPTH_QUADS: u32 = 16u; // of k, four each, that the workgroup's memory holds
 override SUMS: u32 = 3u; // products that a thread makes at once
+override TOTALS: u32 = 3u; // numbers of each unit and row that the workgroup's memory holds
 override RESIDENT: bool = false; // that is all of k, and stays there from step to step
 
 const NO_ZONEOUT: u32 = 0u;
@@ -81,8 +82,12 @@ struct Args {
 // at [i][quad], so that neighbouring lanes read neighbouring places.
 var<workgroup> operand: array<vec4<f32>, 4u * DEPTH_QUADS * ROW_QUADS>;
 
-// The lanes' shares of the products, four rows to a vec4: [SUMS][4][ROW_QUADS][LANES][UNIT_QUADS].
-var<workgroup> shares: array<vec4<f32>, SUMS * 4u * ROW_QUADS * LANES * UNIT_QUADS>;
+// The lanes' shares of one product, four units to a vec4: [4 · ROW_QUADS][LANES][UNIT_QUADS].
+var<workgroup> shares: array<vec4<f32>, 4u * ROW_QUADS * LANES * UNIT_QUADS>;
+
+// Of each item, which is a unit of a row: its products, then what it puts into the operands. Only the item's
+// own thread goes there until all are in place: [TOTALS][4 · ROW_QUADS][4 · UNIT_QUADS].
+var<workgroup> totals: array<f32, TOTALS * 16u * ROW_QUADS * UNIT_QUADS>;
 
 // The direction of this workgroup.
 var<private> direction: u32;
@@ -215,31 +220,58 @@ fn multiplied_unit(sum: vec4<f32>, rows: mat4x4<f32>, weights: vec4<f32>) -> vec
         fma(rows[2], vec4(weights.z), fma(rows[1], vec4(weights.y), fma(rows[0], vec4(weights.x), sum))));
 }
 
-fn share_at(sum: u32, unit: u32, row_quad: u32, lane: u32) -> u32 {
-    return (((sum * 4u + unit % 4u) * ROW_QUADS + row_quad) * LANES + lane) * UNIT_QUADS + unit / 4u;
+fn items() -> u32 {
+    return 16u * UNIT_QUADS * ROW_QUADS;
 }
 
-fn put_shares(sum: u32, lane: u32, unit_quad: u32, products: Products) {
-    put_share(sum, lane, unit_quad, 0u, products.low);
+// The unit and the row of the workgroup that an item is. Neighbouring items are neighbouring units.
+fn item_place(item: u32) -> vec2<u32> {
+    return vec2(item % (4u * UNIT_QUADS), item / (4u * UNIT_QUADS));
+}
+
+fn total_at(total: u32, unit: u32, row: u32) -> u32 {
+    return (total * 4u * ROW_QUADS + row) * 4u * UNIT_QUADS + unit;
+}
+
+// Adds the lanes' shares of a product up to an item's total.
+fn add_up(total: u32, thread: u32, lane: u32, unit_quad: u32, products: Products) {
+    put_shares(0u, lane, unit_quad, products.low);
     if ROW_QUADS > 1u {
-        put_share(sum, lane, unit_quad, 1u, products.high);
+        put_shares(4u, lane, unit_quad, products.high);
     }
+    workgroupBarrier();
+    for (var item = thread; item < items(); item += threads()) {
+        let place = item_place(item);
+        var whole = 0.0;
+        for (var part = 0u; part < LANES; part++) {
+            let at = (place.y * LANES + part) * UNIT_QUADS + place.x / 4u;
+            whole += shares[at][place.x % 4u];
+        }
+        totals[total_at(total, place.x, place.y)] = whole;
+    }
+    workgroupBarrier();
 }
 
-fn put_share(sum: u32, lane: u32, unit_quad: u32, row_quad: u32, share: mat4x4<f32>) {
-    let at = share_at(sum, 4u * unit_quad, row_quad, lane);
-    let apart = ROW_QUADS * threads();
-    shares[at] = share[0];
-    shares[at + apart] = share[1];
-    shares[at + 2u * apart] = share[2];
-    shares[at + 3u * apart] = share[3];
+// A thread's shares of four rows, `row` and the next ones: a vec4 of units for each.
+fn put_shares(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
+    let of_rows = transpose(of_units);
+    let apart = threads();
+    let at = (row * LANES + lane) * UNIT_QUADS + unit_quad;
+    shares[at] = of_rows[0];
+    shares[at + apart] = of_rows[1];
+    shares[at + 2u * apart] = of_rows[2];
+    shares[at + 3u * apart] = of_rows[3];
 }
 
-// The whole product for one unit of the workgroup and four rows.
-fn product(sum: u32, unit: u32, row_quad: u32) -> vec4<f32> {
-    var whole = vec4<f32>();
-    for (var lane = 0u; lane < LANES; lane++) {
-        whole += shares[share_at(sum, unit, row_quad, lane)];
+// The items' totals become operands, from the place of unit `first` on: four rows to a vec4, which is why
+// no item writes there itself.
+fn put_operands(total: u32, first: u32, thread: u32) {
+    for (var i = thread; i < 4u * UNIT_QUADS * ROW_QUADS; i += threads()) {
+        let unit = i % (4u * UNIT_QUADS);
+        let row_quad = i / (4u * UNIT_QUADS);
+        let at = total_at(total, unit, 4u * row_quad);
+        let apart = 4u * UNIT_QUADS;
+        operand[operand_at(first + unit, row_quad)] = vec4(
+            totals[at], totals[at + apart], totals[at + 2u * apart], totals[at + 3u * apart]);
     }
-    return whole;
 }

@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array3, ArrayBase, ArrayView2, ArrayView3, Axis, Ix3, NdFloat, s};
 
 use crate::config::{GruConfig, Layout, Shape};
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Error, Result, check_shape, try_room};
 use crate::kernels::mark;
 use crate::noise::Noise;
 use crate::plan::Mode;
@@ -123,11 +123,11 @@ impl<'a, F> Batch<'a, F> {
     /// [`kernels::mark`](mod@crate::kernels::mark). For a marks buffer of one's own.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Length`] when lengths or resets do not fit x.
+    /// [`Error::Shape`] or [`Error::Length`] when lengths or resets do not fit x, [`Error::OutOfMemory`].
     pub fn marks(&self) -> Result<Array2<u32>> {
         self.check_marks()?;
         let (steps, batch) = self.steps_and_batch();
-        Ok(Array2::from_shape_fn((steps, batch), |(t, row)| {
+        let mark = |t: usize, row: usize| {
             let length = self.lengths.map_or(steps, |lengths| lengths[row]);
             let cut = |t: usize| {
                 let reset = |r: &ArrayView2<'_, bool>| r[self.layout.order(t, row)];
@@ -139,7 +139,13 @@ impl<'a, F> Batch<'a, F> {
             let forward = if cut(t) { mark::RESTART } else { 0 };
             let reverse = if cut(t + 1) { mark::RESTART_REVERSE } else { 0 };
             forward | reverse
-        }))
+        };
+        // x may be a view of one number repeated, of any size.
+        let mut marks = try_room("marks [T, B]", steps.saturating_mul(batch))?;
+        for t in 0..steps {
+            marks.extend((0..batch).map(|row| mark(t, row)));
+        }
+        Ok(Array2::from_shape_vec((steps, batch), marks).expect("T times B of them"))
     }
 
     /// `Ok` when lengths and resets fit x.

@@ -16,11 +16,12 @@ use crate::error::{Error, Result, check_shape, quote};
 use crate::formats::files::{self, Source};
 use crate::formats::safetensors::{Tensors, network_tensors, save_tensors};
 use crate::formats::words as config_words;
+use crate::hash::Hash;
 use crate::learner::{Learner, LearnerState, Training};
 use crate::network::{Evaluation, head_of};
 use crate::optim::Moments;
 use crate::params::{ParamLayout, Params};
-use crate::trainer::{Best, Position, Regime, Trainer};
+use crate::trainer::{Best, DataSets, Position, Regime, Trainer};
 
 mod words;
 
@@ -71,6 +72,8 @@ pub struct Checkpoint {
     pub position: Position,
     /// What did best on validation so far.
     pub best: Option<Best>,
+    /// What it was trained and validated on, once it was.
+    pub data: Option<DataSets>,
     /// Whatever the program wants to find again, by names of its own.
     pub notes: BTreeMap<String, String>,
 }
@@ -103,9 +106,9 @@ impl Learner {
     /// # Errors
     /// The device's own.
     pub fn checkpoint(&mut self, regime: Regime, position: Position) -> Result<Checkpoint> {
-        let (best, notes) = (None, BTreeMap::new());
+        let (best, data, notes) = (None, None, BTreeMap::new());
         let state = self.state()?;
-        Ok(Checkpoint { state, training: *self.training(), regime, position, best, notes })
+        Ok(Checkpoint { state, training: *self.training(), regime, position, best, data, notes })
     }
 }
 
@@ -116,20 +119,21 @@ impl Trainer {
     /// The device's own.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
         let (regime, position) = (*self.regime(), self.position());
-        let best = self.best().cloned();
-        Ok(Checkpoint { best, ..self.learner().checkpoint(regime, position)? })
+        let (best, data) = (self.best().cloned(), self.data());
+        Ok(Checkpoint { best, data, ..self.learner().checkpoint(regime, position)? })
     }
 
-    /// Goes on from where [`Self::checkpoint`] was taken: over the same examples on the same device to the
-    /// same bits as if it had not been interrupted. A run with [`Options`](crate::Options) of its own goes on
-    /// by [`Learner::resume`], [`Learner::with_options`] and [`Self::resume`].
+    /// Goes on from where [`Self::checkpoint`] was taken: over the same examples, and [`Self::run`] takes no
+    /// others, on the same device to the same bits as if it had not been interrupted. A run with
+    /// [`Options`](crate::Options) of its own goes on by [`Learner::resume`], [`Learner::with_options`],
+    /// [`Self::resume`] and [`Self::with_data`].
     ///
     /// # Errors
     /// As [`Learner::resume`] and [`Self::resume`].
     pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
-        let Checkpoint { state, training, regime, position, best, .. } = checkpoint;
+        let Checkpoint { state, training, regime, position, best, data, .. } = checkpoint;
         let learner = Learner::resume(state, training, device)?;
-        Self::resume(learner, regime, position, best)
+        Ok(Self::resume(learner, regime, position, best)?.with_data(data))
     }
 }
 
@@ -215,7 +219,7 @@ impl Checkpoint {
             best: self.best.as_ref().map(|best| (best.epoch, best.validation)),
         };
         let model = config_words::write(layout.config(), Some(head_of(layout)?.over));
-        let entries = json!({
+        let mut entries = json!({
             "version": VERSION,
             "model": model,
             "training": words::write_training(&self.training),
@@ -223,6 +227,9 @@ impl Checkpoint {
             "position": words::write_marks(&marks),
             "notes": self.notes,
         });
+        if let Some(data) = &self.data {
+            entries["data"] = words::write_data(data).into();
+        }
         Ok(entries.to_string())
     }
 }
@@ -238,6 +245,8 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
     let training = words::read_training(entry.words("training")?)?;
     let regime = words::read_regime(entry.words("regime")?)?;
     let marks = words::read_marks(entry.words("position")?)?;
+    let has_data = entry.values.contains_key("data");
+    let data = has_data.then(|| words::read_data(entry.words("data")?)).transpose()?;
     let (config, over) = config_words::read(entry.words("model")?)?;
     let over = over.ok_or_else(|| wrong("tells of no head"))?;
     let parents = &PARENTS[..if marks.best.is_some() { 4 } else { 3 }];
@@ -247,7 +256,7 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
         let gru = format!("{parent}gru.");
         let layout = file.network_layout(&gru, &config, over)?;
         tensors += layout.entries().len();
-        // A run that is about to diverge may have written it.
+        // What comes back is what was written, whatever a caller put there.
         networks.push(file.params(&gru, layout, true)?);
     }
     let layout = networks[0].layout();
@@ -271,6 +280,7 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
         regime,
         position: marks.position,
         best,
+        data,
         notes: entry.notes()?,
     })
 }
@@ -326,19 +336,14 @@ fn wrong(what: &str) -> Error {
     Error::Format(format!("its metadata {KEY} {what}"))
 }
 
-/// FNV-1a, of 64 bits, over everything. Each byte's step is one to one, so no change within a single byte
-/// goes unseen; of other changes one in 2⁶⁴.
+/// Over every byte.
 fn checksum(json: &str, layout: &ParamLayout, networks: &[&[f32]]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325;
-    let mut add = |bytes: &[u8]| {
-        for &byte in bytes {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
+    let mut hash = Hash::default();
+    let mut add = |bytes: &[u8]| bytes.iter().for_each(|&byte| hash.add(byte.into()));
     add(json.as_bytes());
     let tensors = networks.iter().flat_map(|flat| layout.named(flat));
     tensors.for_each(|(_, tensor)| tensor.iter().for_each(|number| add(&number.to_le_bytes())));
-    hash
+    hash.0
 }
 
 /// Where the one before is.

@@ -2,6 +2,10 @@
 
 use crate::error::{Error, Result, checked_len};
 
+/// Layers that a model may have: far more than any has that can be trained. What a model is made from has some
+/// entries a layer, so a number that is a mistake is refused before they are made.
+const MOST_LAYERS: usize = 1024;
+
 /// Where the reset gate r acts in the candidate n.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reset {
@@ -140,7 +144,7 @@ pub struct GruConfig {
     pub update: Update,
     /// Which biases there are.
     pub bias: Bias,
-    /// L: layers, each reading the outputs of the one below.
+    /// L: layers, each reading the outputs of the one below; 1024 at most.
     pub layers: usize,
     /// Which way each layer runs over the steps.
     pub direction: Direction,
@@ -308,11 +312,11 @@ impl GruConfig {
         Ok(Shape { steps, batch, input, hidden, layers, directions, layout })
     }
 
-    /// `Ok` when no size is 0, the parameters' number does not overflow, and dropout and zoneout
-    /// make sense.
+    /// `Ok` when no size is 0, the parameters' number does not overflow, there are at most 1024 layers, and
+    /// dropout and zoneout make sense.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`], [`Error::Overflow`], [`Error::Probability`], or [`Error::Conflict`] for
+    /// [`Error::ZeroSize`], [`Error::Overflow`], [`Error::Setting`], [`Error::Probability`], or [`Error::Conflict`] for
     /// dropout between the layers of a model that has only one.
     pub fn validate(&self) -> Result<()> {
         for (what, size) in [
@@ -328,6 +332,9 @@ impl GruConfig {
         let (cells, hidden) = ([self.layers, 16, self.directions()], self.hidden_size);
         let widest = hidden.max(self.input_size).max(64);
         checked_len("the parameters", &[&cells[..], &[hidden, widest]].concat())?;
+        if self.layers > MOST_LAYERS {
+            return Err(Error::setting("the number of layers L", self.layers, "at most 1024"));
+        }
         for (what, p) in [("dropout", self.dropout), ("zoneout", self.zoneout)] {
             if !(0.0..1.0).contains(&p) {
                 return Err(Error::Probability { what, got: p.to_string() });

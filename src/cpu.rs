@@ -20,7 +20,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 use rayon::prelude::*;
@@ -31,6 +31,7 @@ use crate::error::{Result, try_untouched};
 use crate::options::Options;
 use crate::params::{Gradients, Params};
 use crate::plan::{Mode, recomputed_at_once};
+use crate::process::Home;
 use crate::reference::{Run, check_gradients, standard, zeros};
 use layer::{Span, Undoing, chunk_steps};
 use simd::Level;
@@ -41,6 +42,13 @@ const WORTH_THREADS: f64 = 2e6;
 
 /// So many in one step are worth sharing it, which costs a few µs.
 const WORTH_SHARING: f64 = 4e6;
+
+/// `Ok` unless this process was forked from one that had used the CPU before: its threads stayed there.
+/// (Threads of rayon that only the caller's own code used before are not known of.)
+pub(crate) fn check_process() -> Result<()> {
+    static FIRST_USE: OnceLock<Home> = OnceLock::new();
+    FIRST_USE.get_or_init(Home::here).check("the pool of threads that the CPU runs on")
+}
 
 /// The weights of all cells as forward and backward steps read them, of one version of the parameters.
 #[derive(Debug)]
@@ -237,7 +245,7 @@ pub(crate) fn forward(
 ) -> Result<Passed<Array3<f32>>> {
     let (run, mut h_n) = Run::start(params.layout().config(), &batch, Mode::Inference)?;
     let packed = weights.forward(params, version)?;
-    let x = whole_rows(time_major(batch.x, batch.layout));
+    let x = whole_rows("x [T, B, I]", time_major(batch.x, batch.layout))?;
     let Shape { layers, layout, .. } = run.shape;
     let mut input: Option<Array3<f32>> = None;
     for layer in 0..layers {
@@ -284,6 +292,15 @@ pub(crate) fn forward_train(
     Ok((y, trace))
 }
 
+/// What is asked of a backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Every gradient.
+    All,
+    /// All but that of x, which is left without elements.
+    AllButX,
+}
+
 /// Carries dy `[T, B, D·H]` and dh_n `[L·D, B, H]` back through a run, whose gates are lost over it.
 pub(crate) fn backward(
     params: &Params,
@@ -291,6 +308,7 @@ pub(crate) fn backward(
     trace: &mut Trace,
     dy: Option<ArrayView3<'_, f32>>,
     dh_n: Option<ArrayView3<'_, f32>>,
+    asked: Asked,
 ) -> Result<Gradients> {
     let Trace { run, x, between, cells, room, .. } = trace;
     let Shape { steps, batch, hidden, layers, directions, layout, .. } = run.shape;
@@ -312,7 +330,10 @@ pub(crate) fn backward(
             room.gates.push(untouched("a span's gates [T / 8, B, 4H]", size)?);
         }
     }
-    let dy = dy.map(|dy| whole_rows(time_major(dy, layout)));
+    let dy = match dy {
+        None => None,
+        Some(dy) => Some(whole_rows("dy [T, B, D·H]", time_major(dy, layout))?),
+    };
     let mut doutput: Option<Array3<f32>> = None;
     for layer in (0..layers).rev() {
         let all = Span::all(run, layer);
@@ -332,8 +353,9 @@ pub(crate) fn backward(
             dreset: dreset.slice_mut(s![all.cells(), .., ..]),
             // dx is the caller's.
             dinput: match room.doutputs.pop_if(|_| layer > 0) {
-                None => untouched("a layer's dx [T, B, ·]", all.input())?,
-                Some(resting) => cleared(resting),
+                _ if layer == 0 && asked == Asked::AllButX => None,
+                None => Some(untouched("a layer's dx [T, B, ·]", all.input())?),
+                Some(resting) => Some(cleared(resting)),
             },
             dparams: &mut dparams,
         };
@@ -347,9 +369,9 @@ pub(crate) fn backward(
             }
         }
         let dinput = undoing.dinput;
-        room.doutputs.extend(doutput.replace(dinput));
+        room.doutputs.extend(std::mem::replace(&mut doutput, dinput));
     }
-    let x = doutput.expect("a layer at least");
+    let x = doutput.unwrap_or_default();
     let x = match layout {
         Layout::TimeMajor => x,
         Layout::BatchFirst => standard(time_major(x.view(), layout)),
@@ -358,11 +380,13 @@ pub(crate) fn backward(
 }
 
 /// A view of it where each row's numbers lie side by side, or a copy where they do not.
-fn whole_rows(view: ArrayView3<'_, f32>) -> CowArray<'_, f32, Ix3> {
-    match view.len_of(Axis(2)) == 1 || view.stride_of(Axis(2)) == 1 {
-        true => view.into(),
-        false => standard(view).into(),
+fn whole_rows<'a>(what: &str, view: ArrayView3<'a, f32>) -> Result<CowArray<'a, f32, Ix3>> {
+    if view.len_of(Axis(2)) == 1 || view.stride_of(Axis(2)) == 1 {
+        return Ok(view.into());
     }
+    let mut rows = untouched(what, view.dim().into())?;
+    rows.assign(&view);
+    Ok(rows.into())
 }
 
 /// Zeros, touched by none yet.

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::adapter::AdapterInfo;
+use crate::cpu;
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
 
@@ -91,8 +93,10 @@ impl Device {
     /// A device that the caller's program already owns. Nothing of it is changed: its limits, features
     /// and callbacks stay the caller's. Work goes to `queue` in the order of the calls.
     ///
-    /// As the callback that tells of a lost device is the caller's too, a loss shows as
-    /// [`Error::DeviceLost`] at the first result that does not arrive, and at every call after it.
+    /// A loss is [`Error::DeviceLost`] here too, though the callback that tells of it is the caller's: every
+    /// call looks whether the device still maps a buffer. Let no other thread poll a device that you
+    /// destroyed before the calls under way on it have returned: wgpu frees memory then that it has
+    /// given out to be read.
     ///
     /// ```no_run
     /// use gru_wgpu::{Device, Gru, GruConfig, Init, wgpu};
@@ -118,6 +122,30 @@ impl Device {
         Ok(Self { target: Target::Gpu(gpu), reason: "the caller's own".to_owned() })
     }
 
+    /// The same, with waits for it of at most `limit`: what takes longer is an [`Error::Timeout`]. It holds
+    /// for what is made with this device and its clones from now on. No limit is set at first: a wait
+    /// lasts until the device is done or lost, and drivers themselves end work that hangs. (The CPU is
+    /// never waited for.)
+    ///
+    /// A wait is for everything queued ahead of it too. How long a drop takes has no limit: wgpu lets
+    /// go of a device only once it is done.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use gru_wgpu::Device;
+    ///
+    /// let device = Device::gpu()?.with_wait_limit(Duration::from_secs(60));
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_wait_limit(self, limit: Duration) -> Self {
+        let target = match self.target {
+            Target::Cpu => Target::Cpu,
+            Target::Gpu(gpu) => Target::Gpu(gpu.with_wait_limit(limit)),
+        };
+        Self { target, ..self }
+    }
+
     /// The same adapter opened anew with WebGPU's default limits and nothing more, as a browser
     /// would: for testing that work fits everywhere. The CPU has no limits and stays as it is.
     ///
@@ -134,7 +162,7 @@ impl Device {
     pub async fn with_default_limits_async(&self) -> Result<Self> {
         let target = match &self.target {
             Target::Cpu => Target::Cpu,
-            Target::Gpu(gpu) => Target::Gpu(gpu.reopen_with_default_limits().await?),
+            Target::Gpu(gpu) => Target::Gpu(gpu.reopen(wgpu::Limits::default()).await?),
         };
         Ok(Self { target, reason: self.reason.clone() })
     }
@@ -166,6 +194,15 @@ impl Device {
         Err(failure)
     }
 
+    /// The least that a device of a caller's own has to have, with no feature at all: what a [`wgpu::DeviceDescriptor`]
+    /// asks for. Storage buffers, workgroups and their memory as every WebGPU implementation has them;
+    /// nothing of textures, uniforms or drawing. The sizes of buffers, 64 MiB and 32 MiB of one at a time,
+    /// are for small models: raise them to what [`Plan::check`](crate::plan::Plan::check) asks for,
+    /// or to those of the adapter.
+    pub fn needed_limits() -> wgpu::Limits {
+        gpu::needed_limits()
+    }
+
     /// Every adapter of this machine.
     pub fn adapters() -> Vec<AdapterInfo> {
         pollster::block_on(Self::adapters_async())
@@ -191,6 +228,22 @@ impl Device {
         match &self.target {
             Target::Cpu => None,
             Target::Gpu(gpu) => Some(gpu.describe()),
+        }
+    }
+
+    /// `Ok` unless this process was forked from the one whose device or threads these are.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        match &self.target {
+            Target::Cpu => cpu::check_process(),
+            Target::Gpu(gpu) => gpu.check_process(),
+        }
+    }
+
+    /// `Ok` unless the adapter is known to be lost.
+    pub(crate) fn check_lost(&self) -> Result<()> {
+        match &self.target {
+            Target::Cpu => Ok(()),
+            Target::Gpu(gpu) => gpu.check_lost(),
         }
     }
 
@@ -282,16 +335,28 @@ pub(crate) fn test_device() -> (Device, Gpu) {
         None => Device::gpu().or_else(|_| Device::software()),
     };
     let device: Device = opened.expect("this test needs a GPU or a software adapter");
-    match device.target().clone() {
-        Target::Gpu(gpu) => (device, gpu),
-        Target::Cpu => panic!("GRU_DEVICE={device} is no adapter; this test needs one"),
+    let Target::Gpu(gpu) = device.target().clone() else {
+        panic!("GRU_DEVICE={device} is no adapter; this test needs one");
+    };
+    // As `tests/common` has it.
+    match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
+        "" => (device, gpu),
+        "default" => reopened(&device, &gpu, wgpu::Limits::default()),
+        "needed" => reopened(&device, &gpu, Device::needed_limits()),
+        other => panic!("GRU_LIMITS={other} is neither default nor needed"),
     }
+}
+
+#[cfg(test)]
+fn reopened(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
+    let gpu = pollster::block_on(gpu.reopen(limits)).expect("any adapter can less");
+    (Device { target: Target::Gpu(gpu.clone()), ..device.clone() }, gpu)
 }
 
 /// The same adapter with bindings of so many bytes at most.
 #[cfg(test)]
 pub(crate) fn test_device_with_bindings(bytes: u64) -> Device {
     let (device, gpu) = test_device();
-    let gpu = pollster::block_on(gpu.reopen_with_bindings(bytes)).expect("any adapter can less");
-    Device { target: Target::Gpu(gpu), ..device }
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..Default::default() };
+    reopened(&device, &gpu, limits).0
 }

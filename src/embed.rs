@@ -244,7 +244,7 @@ impl Gru {
     /// [`Error::OtherModel`], [`Error::ParameterLayout`], and the device's own while commands are
     /// recorded. What is wrong with an encoder as a whole, wgpu tells when it is finished.
     pub fn encode(&self, pass: &mut ForwardPass, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        self.check_parameters()?;
+        self.check_usable()?;
         if pass.model != self.id() {
             return Err(Error::OtherModel { what: "forward pass" });
         }

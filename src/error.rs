@@ -44,7 +44,7 @@ pub enum Error {
         got: String,
     },
 
-    /// A number among the settings of training makes no sense there.
+    /// A number among the settings, of training for the most part, makes no sense there.
     #[error("{what} is {got}; expected {expected}")]
     Setting {
         /// Which one.
@@ -70,14 +70,29 @@ pub enum Error {
     #[error("there are no examples to train on")]
     NoExamples,
 
+    /// A run was to go on over other examples than those it was started with.
+    #[error(
+        "the examples to {what} are {got}, but the run was started with {expected}; Trainer::with_data lets \
+         it go on over others"
+    )]
+    OtherData {
+        /// What they are for.
+        what: &'static str,
+        /// Those it was started with.
+        expected: crate::DataSet,
+        /// Those that came.
+        got: crate::DataSet,
+    },
+
     /// No row of a batch counts: all are padding or to be ignored.
     #[error("no target of this batch counts: all rows are padding or of the ignored class")]
     NoTarget,
 
-    /// Training met a loss or a gradient that is not finite. The parameters are still those before.
+    /// Training met a loss or a gradient that is not finite, or one that would have made a parameter or one
+    /// of the optimiser's moments so. They are still those before.
     #[error(
         "step {step}{} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
-         {parameter}", describe_made_from(made_from.as_deref())
+         {parameter}{}", describe_made_from(made_from.as_deref()), describe_outcome(*loss, *norm)
     )]
     Diverged {
         /// The update, counted from 0.
@@ -92,6 +107,15 @@ pub enum Error {
         parameter: String,
         /// What the update was made from, where a [`Trainer`](crate::Trainer) made it.
         made_from: Option<Box<MadeFrom>>,
+    },
+
+    /// After an epoch, the loss on the examples kept for validation is not finite.
+    #[error("epoch {epoch} diverged: the loss of the examples that it is validated on is {loss}")]
+    DivergedValidation {
+        /// The epoch, from 0.
+        epoch: usize,
+        /// The loss.
+        loss: f64,
     },
 
     /// A training run of a model with dropout or zoneout came without a seed to draw from.
@@ -253,6 +277,35 @@ pub enum Error {
     #[error("the GPU device is lost: {0}")]
     DeviceLost(String),
 
+    /// The process forked after this was made. The child has none of its parent's threads, and its
+    /// driver knows nothing of the child.
+    #[error(
+        "{what} belongs to process {parent}, and this is process {here}, forked from it; fork before the \
+         first use, or use it in the parent alone"
+    )]
+    Forked {
+        /// What belongs to the parent.
+        what: &'static str,
+        /// The process that it was made in.
+        parent: u32,
+        /// This process.
+        here: u32,
+    },
+
+    /// The device did not finish within the limit of [`Device::with_wait_limit`](crate::Device::with_wait_limit).
+    ///
+    /// What was queued is still queued: it runs on, and what is asked for next comes after it. Models,
+    /// their parameters and new calls are none the worse; what the call was to give is not given, a
+    /// tape that it used is used up, and a stream or a learner in the middle of its own work says
+    /// [`Self::Interrupted`] from then on.
+    #[error("waited {limit:?} for {what}; the device has not finished")]
+    Timeout {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        limit: std::time::Duration,
+    },
+
     /// The device or the host ran out of memory.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
@@ -307,6 +360,14 @@ fn describe_made_from(made_from: Option<&MadeFrom>) -> String {
         listed.push(format!("{} more", examples.len() - MOST));
     }
     format!(" (epoch {epoch}, {batches}, of examples {})", listed.join(", "))
+}
+
+/// What is said where all that led to an update is finite.
+fn describe_outcome(loss: f32, norm: f32) -> &'static str {
+    match loss.is_finite() && norm.is_finite() {
+        true => "; parameters or moments would not be finite after it",
+        false => "",
+    }
 }
 
 fn describe_choice(of: &str, asked: Option<&str>, found: &[String], by: &str) -> String {
@@ -370,15 +431,24 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
 
 /// `len` zeros as the host clears them, page by page, when and where each is first touched: by many
 /// threads, and by one write where all is written anyway. Or [`Error::OutOfMemory`].
-pub(crate) fn try_untouched(what: &str, len: usize) -> Result<Vec<f32>> {
-    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<f32>(what, len))
+pub(crate) fn try_untouched<A: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Vec<A>> {
+    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<A>(what, len))
 }
 
 /// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
 pub(crate) fn try_zeros<F: ndarray::NdFloat>(what: &str, len: usize) -> Result<Vec<F>> {
-    let mut zeros = Vec::new();
-    try_grow(what, &mut zeros, len)?;
+    let mut zeros = try_room(what, len)?;
+    zeros.resize(len, F::zero());
     Ok(zeros)
+}
+
+/// Room for `len` values, or [`Error::OutOfMemory`] where the host has none.
+pub(crate) fn try_room<V>(what: &str, len: usize) -> Result<Vec<V>> {
+    let mut values = Vec::new();
+    match values.try_reserve_exact(len) {
+        Ok(()) => Ok(values),
+        Err(_) => Err(no_room::<V>(what, len)),
+    }
 }
 
 /// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the host

@@ -3,13 +3,17 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use crate::adapter::AdapterInfo;
 use crate::error::{Error, Result};
 use crate::kernels::{Access, Kernel, LOOP_BUDGET};
+use crate::pace::Pace;
 use crate::plan::{Limits, Machine};
+use crate::process::Home;
 
 /// Features that a device is opened with where the adapter has them. Timestamps cost nothing until a
 /// pass writes one.
@@ -23,6 +27,38 @@ pub(crate) async fn adapters() -> Vec<wgpu::Adapter> {
         ..descriptor
     });
     instance.enumerate_adapters(wgpu::Backends::all()).await
+}
+
+/// [`Device::needed_limits`](crate::Device::needed_limits).
+pub(crate) fn needed_limits() -> wgpu::Limits {
+    let of_webgpu = wgpu::Limits::default();
+    wgpu::Limits {
+        max_texture_dimension_1d: 0,
+        max_texture_dimension_2d: 0,
+        max_texture_dimension_3d: 0,
+        max_texture_array_layers: 0,
+        max_bind_groups: 1,
+        max_bind_groups_plus_vertex_buffers: 1,
+        max_bindings_per_bind_group: of_webgpu.max_storage_buffers_per_shader_stage,
+        max_dynamic_uniform_buffers_per_pipeline_layout: 0,
+        max_dynamic_storage_buffers_per_pipeline_layout: 1,
+        max_sampled_textures_per_shader_stage: 0,
+        max_samplers_per_shader_stage: 0,
+        max_storage_textures_per_shader_stage: 0,
+        max_uniform_buffers_per_shader_stage: 0,
+        max_uniform_buffer_binding_size: 0,
+        max_storage_buffer_binding_size: 32 << 20,
+        max_vertex_buffers: 0,
+        max_buffer_size: 64 << 20,
+        max_vertex_attributes: 0,
+        max_vertex_buffer_array_stride: 0,
+        max_inter_stage_shader_variables: 0,
+        max_color_attachments: 0,
+        max_color_attachment_bytes_per_sample: 0,
+        max_compute_workgroup_size_y: 16,
+        max_compute_workgroup_size_z: 1,
+        ..of_webgpu
+    }
 }
 
 /// What this library tells of an adapter.
@@ -82,27 +118,71 @@ pub(crate) fn one_line(message: &str) -> String {
     lines.collect::<Vec<_>>().join("; ")
 }
 
+/// How long a wait lasts without a look at whether the device is lost: another thread may have heard of it,
+/// or destroyed the device. wgpu's own wait holds on until all that is queued has run.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// An open adapter. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Gpu {
     inner: Arc<Inner>,
+    /// How long one wait for it may last.
+    wait_limit: Option<Duration>,
+}
+
+/// A wait, and how long it may go on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    what: &'static str,
+    /// When it ends, and how long it is.
+    end: Option<(Instant, Duration)>,
+}
+
+impl Patience {
+    /// How long the next look may take.
+    fn glance(&self) -> Duration {
+        let left = |(end, _): (Instant, _)| end.saturating_duration_since(Instant::now());
+        self.end.map_or(GLANCE, |end| left(end).min(GLANCE))
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.end {
+            Some((end, limit)) if Instant::now() >= end => {
+                Err(Error::Timeout { what: self.what, limit })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 struct Inner {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
+    /// Where it was opened, or adopted.
+    home: Home,
     device: wgpu::Device,
     queue: wgpu::Queue,
-    /// Somebody else opened it, and a loss is told to them alone.
-    adopted: bool,
+    /// A buffer that is mapped to see whether the device is lost, where somebody else opened it: a loss is
+    /// told to them alone.
+    probe: Option<Mutex<wgpu::Buffer>>,
     /// Why the device was lost, once it is. It stays lost.
     lost: Arc<Mutex<Option<String>>>,
+    pace: Mutex<Pace>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
     #[cfg(test)]
     created: std::sync::atomic::AtomicUsize,
 }
 
 type PipelineKey = (&'static str, Vec<u32>);
+
+/// Calls `work`, whose errors nobody hears, a caller's handler of uncaptured ones included.
+fn without_errors<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> T {
+    use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+    // Dropped in reverse order, as they must be.
+    let [_first, _second, _third] =
+        [Internal, Validation, OutOfMemory].map(|filter| device.push_error_scope(filter));
+    work()
+}
 
 /// A poisoned lock only means that another thread panicked between two whole updates.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -132,7 +212,7 @@ impl Gpu {
             adapter: adapter.get_info().name,
             reason: one_line(&error.to_string()),
         })?;
-        let gpu = Self::new(adapter, device, queue, false);
+        let gpu = Self::new(adapter, device, queue, None);
         let reason = Arc::clone(&gpu.inner.lost);
         gpu.inner.device.set_device_lost_callback(move |kind, message| {
             lock(&reason).get_or_insert(one_line(&format!("{kind:?}: {message}")));
@@ -150,29 +230,44 @@ impl Gpu {
             let reason = "it has no compute shaders".to_owned();
             return Err(Error::OpenDevice { adapter: adapter.get_info().name, reason });
         }
-        Ok(Self::new(adapter, device, queue, true))
+        let probe = without_errors(&device, || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("gru.probe"),
+                size: 4,
+                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+                mapped_at_creation: false,
+            })
+        });
+        Ok(Self::new(adapter, device, queue, Some(Mutex::new(probe))))
     }
 
     fn new(
         adapter: wgpu::Adapter,
         device: wgpu::Device,
         queue: wgpu::Queue,
-        adopted: bool,
+        probe: Option<Mutex<wgpu::Buffer>>,
     ) -> Self {
         let limits = plan_limits(&adapter.get_info(), &device.limits());
         let info = AdapterInfo { limits, ..describe(&adapter) };
         let inner = Inner {
             adapter,
             info,
+            home: Home::here(),
             device,
             queue,
-            adopted,
+            probe,
             lost: Arc::default(),
+            pace: Mutex::default(),
             pipelines: Mutex::default(),
             #[cfg(test)]
             created: Default::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), wait_limit: None }
+    }
+
+    /// The same, with waits of at most so long.
+    pub fn with_wait_limit(self, limit: Duration) -> Self {
+        Self { wait_limit: Some(limit), ..self }
     }
 
     /// Whether both are the same open device.
@@ -187,11 +282,14 @@ impl Gpu {
     pub fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> impl Future<Output = Result<T>> {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
         let device = &self.inner.device;
-        let [first, second, third] =
-            [Internal, Validation, OutOfMemory].map(|filter| device.push_error_scope(filter));
-        let result = work();
-        let caught = [third, second, first].map(wgpu::ErrorScopeGuard::pop);
+        let called = self.check_process().map(|()| {
+            let [first, second, third] =
+                [Internal, Validation, OutOfMemory].map(|filter| device.push_error_scope(filter));
+            let result = work();
+            (result, [third, second, first].map(wgpu::ErrorScopeGuard::pop))
+        });
         async move {
+            let (result, caught) = called?;
             for scope in caught {
                 if let Some(error) = scope.await {
                     return Err(self.classify(error));
@@ -220,11 +318,8 @@ impl Gpu {
     fn classify(&self, error: wgpu::Error) -> Error {
         // Gives a loss that nobody has polled for its chance to be told.
         let polled = self.poll(wgpu::PollType::Poll);
-        if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
+        if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|_| self.check_lost()) {
             return lost;
-        }
-        if self.inner.adopted && self.maps_nothing() {
-            return self.lose("the caller's device makes no buffers any more");
         }
         match error {
             wgpu::Error::OutOfMemory { source } => {
@@ -234,30 +329,38 @@ impl Gpu {
         }
     }
 
-    /// Whether mapping a new buffer fails at once, as on a lost device.
-    fn maps_nothing(&self) -> bool {
-        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
-        // Keeps its errors from the caller's handler. Dropped in reverse order, as they must be.
-        let [_first, _second, _third] =
-            [Internal, Validation, OutOfMemory].map(|f| self.inner.device.push_error_scope(f));
-        let buffer = self.staging("probe", 1, wgpu::MapMode::Read);
-        let failed = Arc::new(Mutex::new(false));
-        let told = Arc::clone(&failed);
-        buffer.slice(..).map_async(wgpu::MapMode::Read, move |mapped| {
-            *lock(&told) = mapped.is_err();
-        });
-        let polled = self.poll(wgpu::PollType::Poll);
-        polled.is_err() || *lock(&failed)
-    }
-
     /// Frees what was dropped and is no longer in use.
     pub fn collect(&self) -> Result<()> {
-        self.poll(wgpu::PollType::Poll).and_then(|()| self.check_lost())
+        self.poll(wgpu::PollType::Poll)?;
+        self.check_lost()
+    }
+
+    /// A wait for something that begins now.
+    pub fn patience(&self, what: &'static str) -> Patience {
+        // A limit past the clock's end is none.
+        let end = |limit| Some((Instant::now().checked_add(limit)?, limit));
+        Patience { what, end: self.wait_limit.and_then(end) }
     }
 
     /// Waits for all work queued.
-    pub fn wait(&self) -> Result<()> {
-        self.poll(wgpu::PollType::wait_indefinitely()).and_then(|()| self.check_lost())
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] soon after the loss, and [`Error::Timeout`] where there is no more patience.
+    pub fn wait(&self, patience: &Patience) -> Result<()> {
+        while !self.glance(patience)? {}
+        self.pace().done();
+        Ok(())
+    }
+
+    /// Waits a moment for all work queued, and says whether it is done.
+    pub fn glance(&self, patience: &Patience) -> Result<bool> {
+        let timeout = Some(patience.glance());
+        let done = self.poll(wgpu::PollType::Wait { submission_index: None, timeout })?;
+        self.check_lost()?;
+        if !done {
+            patience.check()?;
+        }
+        Ok(done)
     }
 
     /// Remembers a loss that showed in a result which did not arrive.
@@ -266,41 +369,60 @@ impl Gpu {
         Error::DeviceLost(lost.get_or_insert(one_line(reason)).clone())
     }
 
-    fn check_lost(&self) -> Result<()> {
-        match lock(&self.inner.lost).clone() {
-            Some(reason) => Err(Error::DeviceLost(reason)),
-            None => Ok(()),
+    /// `Ok` unless the device is known to be lost.
+    pub fn check_lost(&self) -> Result<()> {
+        if let Some(reason) = lock(&self.inner.lost).clone() {
+            return Err(Error::DeviceLost(reason));
+        }
+        match &self.inner.probe {
+            Some(probe) if self.refuses_to_map(&lock(probe)) => {
+                Err(self.lose("the caller's device was lost or destroyed"))
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Polls the device. wgpu panics where the driver itself reports a loss.
-    fn poll(&self, kind: wgpu::PollType) -> Result<()> {
+    /// `Ok` unless this process was forked from the one that opened the device.
+    pub fn check_process(&self) -> Result<()> {
+        self.inner.home.check("the open device")
+    }
+
+    /// Whether mapping a buffer fails at once, which it does on a lost device alone.
+    fn refuses_to_map(&self, buffer: &wgpu::Buffer) -> bool {
+        let refused = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&refused);
+        without_errors(&self.inner.device, || {
+            buffer.slice(..).map_async(wgpu::MapMode::Read, move |mapped| {
+                told.store(mapped.is_err(), Ordering::Relaxed);
+            });
+            let refused = refused.load(Ordering::Relaxed);
+            // Where it was not refused, this takes it back, which the callback hears as an error.
+            buffer.unmap();
+            refused
+        })
+    }
+
+    /// Polls the device, and says whether all that was waited for is done.
+    ///
+    /// wgpu panics where the driver reports a loss to it while it is polled, and has no call that would
+    /// return it instead: there is no other way than to catch that.
+    fn poll(&self, kind: wgpu::PollType) -> Result<bool> {
+        self.check_process()?;
         let device = &self.inner.device;
         match std::panic::catch_unwind(AssertUnwindSafe(|| device.poll(kind))) {
-            Ok(polled) => {
-                polled.map(|_| ()).map_err(|error| Error::Gpu(one_line(&error.to_string())))
-            }
-            Err(_) => {
-                let reason = "the driver failed while it was waited for".to_owned();
-                lock(&self.inner.lost).get_or_insert(reason);
-                self.check_lost()
-            }
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(wgpu::PollError::Timeout)) => Ok(false),
+            Ok(Err(error)) => Err(Error::Gpu(one_line(&error.to_string()))),
+            Err(_) => Err(self.lose("the driver failed while it was waited for")),
         }
     }
 
-    /// The same adapter, opened anew with WebGPU's default limits and no feature.
-    pub async fn reopen_with_default_limits(&self) -> Result<Self> {
-        let (limits, none) = (wgpu::Limits::default(), wgpu::Features::empty());
-        Self::open_with(self.inner.adapter.clone(), limits, none).await
-    }
-
-    /// The same adapter, opened anew with bindings of so many bytes at most.
-    #[cfg(test)]
-    pub async fn reopen_with_bindings(&self, bytes: u64) -> Result<Self> {
-        let limits =
-            wgpu::Limits { max_storage_buffer_binding_size: bytes, ..wgpu::Limits::default() };
+    /// The same adapter, opened anew with these limits and no feature.
+    pub async fn reopen(&self, limits: wgpu::Limits) -> Result<Self> {
+        self.check_process()?;
         let none = wgpu::Features::empty();
-        Self::open_with(self.inner.adapter.clone(), limits, none).await
+        let gpu = Self::open_with(self.inner.adapter.clone(), limits, none).await?;
+        Ok(Self { wait_limit: self.wait_limit, ..gpu })
     }
 
     /// The adapter; its limits are those that the device was opened with.
@@ -321,6 +443,11 @@ impl Gpu {
     pub fn tick(&self) -> Option<f64> {
         let has = self.inner.device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         has.then(|| f64::from(self.inner.queue.get_timestamp_period()))
+    }
+
+    /// How long its submits take.
+    pub fn pace(&self) -> MutexGuard<'_, Pace> {
+        lock(&self.inner.pace)
     }
 
     pub fn device(&self) -> &wgpu::Device {
@@ -422,10 +549,20 @@ impl Gpu {
             bind_group_layouts: &[Some(&bindings)],
             immediate_size: 0,
         });
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
-        });
+        };
+        // With a counter in every loop a compiler does not unroll any: up to a third of a kernel's time.
+        let mut checks = wgpu::ShaderRuntimeChecks::checked();
+        checks.force_loop_bounding = false;
+        // SAFETY: what is not checked is that loops end, and all of them do. The sources are this crate's
+        // own; each of their loops is a `for` whose counter nothing else writes, which goes by a stride of
+        // at least 1 (a constant, or a product of workgroup sizes, which are not 0) up to a bound that does
+        // not change meanwhile. The bound is below 2³¹ plus a stride, for no binding has as many elements,
+        // so no counter wraps. Accesses stay checked. (`tests/kernels.rs` holds the sources to the form.)
+        #[allow(unsafe_code, reason = "the sources are this crate's own")]
+        let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let constants: Vec<_> =
             kernel.constants.iter().zip(constants).map(|(&c, &v)| (c, f64::from(v))).collect();
         device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -455,8 +592,42 @@ impl Gpu {
     }
 }
 
+impl Drop for Inner {
+    /// A forked child leaves the device to its parent: closing it would wait for the driver's threads.
+    fn drop(&mut self) {
+        if self.home.is_left() {
+            std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));
+        }
+    }
+}
+
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gpu").field("adapter", &self.inner.info.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::GruConfig;
+    use crate::device::test_device;
+    use crate::gru::Gru;
+    use crate::params::Init;
+
+    /// wgpu panics where a driver tells it of a loss while it is polled. No driver here can be made to;
+    /// a callback can, in the same call.
+    #[test]
+    fn a_panic_inside_a_poll_is_a_lost_device() {
+        let (device, gpu) = test_device();
+        let gru = Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, &device).unwrap();
+        let x = ndarray::Array3::ones((1, 1, 1));
+        let expected = gru.forward(&x).unwrap();
+        gpu.queue().on_submitted_work_done(|| panic!("as wgpu does"));
+        for _ in 0..2 {
+            assert!(matches!(gpu.wait(&gpu.patience("it")), Err(Error::DeviceLost(_))));
+            assert!(matches!(gru.forward(&x), Err(Error::DeviceLost(_))));
+        }
+        assert_eq!(gru.to(&test_device().0).unwrap().forward(&x).unwrap(), expected);
     }
 }

@@ -7,7 +7,7 @@ use ndarray::{Array3, ArrayView3};
 
 use crate::batch::{Batch, zero_padding};
 use crate::config::{GruConfig, Shape};
-use crate::cpu;
+use crate::cpu::{self, Asked};
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::gpu::lock;
@@ -38,7 +38,9 @@ pub struct Output {
 ///
 /// After a backward pass the model keeps the tape's memory for its next training run of the same shape,
 /// which then need not ask for it again. On the CPU that is the memory of one run at most; it is freed when
-/// a run of another shape is trained, and with the model.
+/// a run of another shape is trained, and with the model. On an adapter it is that of the last two runs of
+/// different shapes, and of the last 32 of them, in inference and in training, while all of it is 512 MiB at
+/// most.
 #[derive(Debug)]
 #[must_use = "a tape holds the memory of its run until it is dropped"]
 pub struct Tape {
@@ -176,6 +178,24 @@ impl Gru {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             version: 0,
         })
+    }
+
+    /// The same model on another device: its parameters and options. Also where its own device is lost:
+    /// the host has the parameters.
+    ///
+    /// # Errors
+    /// As [`Self::with_params`].
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        pollster::block_on(self.to_async(device))
+    }
+
+    /// As [`Self::to`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::to`].
+    pub async fn to_async(&self, device: &Device) -> Result<Self> {
+        let moved = Self::with_params_async(self.params.clone(), device).await?;
+        Ok(moved.with_options(self.options))
     }
 
     /// The same model run another way. Streams, forward passes and tapes made before stay as they are.
@@ -341,7 +361,7 @@ impl Gru {
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
     ) -> Result<Gradients> {
-        pollster::block_on(self.run_backward(tape, dy, dh_n, Wait::Block))
+        pollster::block_on(self.run_backward(tape, dy, dh_n, Asked::All, Wait::Block))
     }
 
     /// As [`Self::backward`], for where blocking is not possible.
@@ -354,7 +374,7 @@ impl Gru {
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
     ) -> Result<Gradients> {
-        self.run_backward(tape, dy, dh_n, Wait::Async).await
+        self.run_backward(tape, dy, dh_n, Asked::All, Wait::Async).await
     }
 
     pub(crate) async fn run_forward(
@@ -404,13 +424,16 @@ impl Gru {
         Ok((output, Tape { model, version, shape, record }))
     }
 
+    /// On an adapter all of it, whatever is asked for.
     pub(crate) async fn run_backward(
         &self,
         tape: Tape,
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
+        asked: Asked,
         wait: Wait,
     ) -> Result<Gradients> {
+        self.device.check_process()?;
         if tape.model != self.id {
             return Err(Error::Tape("another model recorded it"));
         }
@@ -421,7 +444,7 @@ impl Gru {
         match tape.record {
             Record::Cpu(mut trace) => {
                 let weights = self.cpu_weights();
-                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n)?;
+                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, asked)?;
                 *lock(&self.rest) = Some(*trace);
                 Ok(gradients)
             }
@@ -438,7 +461,7 @@ impl Gru {
         state: Option<&'a State>,
         batch: Batch<'a>,
     ) -> Result<(Batch<'a>, Shape)> {
-        self.check_parameters()?;
+        self.check_usable()?;
         let shape = batch.check(&self.config)?;
         let Some(state) = state else { return Ok((batch, shape)) };
         if batch.h0.is_some() {
@@ -474,8 +497,9 @@ impl Gru {
         self.version
     }
 
-    /// `Ok` unless the parameters were replaced by those of another configuration.
-    pub(crate) fn check_parameters(&self) -> Result<()> {
+    /// `Ok` unless the parameters were replaced by those of another configuration, or the process forked.
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        self.device.check_process()?;
         let got = self.params.layout().config();
         if *got == self.config {
             return Ok(());
@@ -657,6 +681,7 @@ mod tests {
     use crate::config::{Direction, Layout, Reset};
     use crate::device::{test_device, test_device_with_bindings};
     use crate::options::Recurrence;
+    use crate::plan::BufferSpec;
 
     #[test]
     fn a_lost_device_is_said_to_be_lost_by_every_call() {
@@ -759,6 +784,55 @@ mod tests {
         let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();
         let error = gru.forward(&Array3::ones((41, 7, 3))).unwrap_err();
         assert!(matches!(error, Error::Limit { .. }), "{error}");
+    }
+
+    /// The same bindings: two or three buffers of gates a layer, kept for the backward pass or made again.
+    #[test]
+    fn training_span_by_span_gives_the_same_numbers() {
+        let device = test_device_with_bindings(16 << 10);
+        for (direction, layers) in
+            [(Direction::Forward, 2), (Direction::Reverse, 1), (Direction::Both, 2)]
+        {
+            for (reset, layout, recurrence, recompute) in [
+                (Reset::After, Layout::TimeMajor, Recurrence::Sequence, false),
+                (Reset::Before, Layout::BatchFirst, Recurrence::Sequence, false),
+                (Reset::Before, Layout::TimeMajor, Recurrence::Step, false),
+                (Reset::After, Layout::BatchFirst, Recurrence::Step, true),
+            ] {
+                let config = GruConfig::pytorch(3, 7).with_reset(reset);
+                let config = config.with_layers(layers).with_direction(direction);
+                let shape = config.shape(41, 7).unwrap().with_layout(layout);
+                let options = Options::default().with_recurrence(recurrence);
+                let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
+                    let gru = Gru::new(config.clone(), Init::Uniform, 5, device).unwrap();
+                    gru.with_options(options.with_recompute(recompute))
+                });
+                let plan = gru.plan(shape, Mode::Training).unwrap();
+                let of_gates = |b: &&BufferSpec| b.name.starts_with("gates");
+                let (buffers, all) = (plan.buffers(), shape.directions * 41 * 7 * 4 * 7);
+                assert!(buffers.iter().filter(of_gates).all(|b| b.len < all), "all at once");
+                assert_eq!(buffers.iter().filter(of_gates).count() == 1, recompute);
+                let numbers = |shape: [usize; 3]| {
+                    Array3::from_shape_fn(shape, |(i, j, k)| {
+                        ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
+                    })
+                };
+                let (x, dy, dh_n) =
+                    (numbers(shape.x()), numbers(shape.y()), numbers(shape.state()));
+                let lengths = [41, 40, 1, 0, 20, 21, 39];
+                let batch = Batch { layout, ..Batch::new(x.view()).with_lengths(&lengths) };
+                let [got, expected] = [&gru, &cpu].map(|gru| {
+                    let (output, tape) = gru.forward_train(batch).unwrap();
+                    let grads = gru.backward(tape, Some(dy.view()), Some(dh_n.view())).unwrap();
+                    let arrays = [output.y, output.h_n, grads.x, grads.h0];
+                    let arrays = arrays.into_iter().flatten();
+                    arrays.chain(grads.params.as_slice().iter().copied()).collect::<Vec<f32>>()
+                });
+                let case = format!("{config}, {layout:?}, {recurrence}, {recompute}");
+                let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * (1.0 + b.abs());
+                assert!(got.iter().zip(&expected).all(close), "{case}");
+            }
+        }
     }
 
     /// That what stood there counts for nothing is tested in `cpu/tests.rs`.

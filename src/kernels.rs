@@ -267,6 +267,8 @@ args! {
         depth_quads,
         /// Products that a thread makes at once.
         sums,
+        /// Numbers of each unit and row that the workgroup's memory holds.
+        totals,
         /// 1: the workgroup makes all units, for any number of steps.
         resident,
     }
@@ -288,17 +290,18 @@ const STEP_CONSTANTS: &[&str] = &[
     "ROW_QUADS",
     "DEPTH_QUADS",
     "SUMS",
+    "TOTALS",
     "RESIDENT",
 ];
 
-/// The two arrays of `shaders/step.wgsl`: operands of k, and a share of each product a thread, four rows to
-/// a vec4.
+/// The arrays of `shaders/step.wgsl`: operands of k, and a thread's share of a product, four rows to a vec4;
+/// and totals of each unit and row.
 fn step_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; STEP_CONSTANTS.len()] = constants.try_into().expect("one a name");
-    let StepConstants { unit_quads, lanes, row_quads, depth_quads, sums, .. } =
+    let StepConstants { unit_quads, lanes, row_quads, depth_quads, totals, .. } =
         bytemuck::cast(constants);
     let threads = unit_quads * lanes;
-    let bytes = 4 * 16 * row_quads * (depth_quads + sums * threads);
+    let bytes = 4 * 16 * row_quads * (depth_quads + threads + totals * unit_quads);
     Workgroup { threads, bytes, tile: [4 * unit_quads, 4 * row_quads] }
 }
 

@@ -118,7 +118,7 @@ pub struct LearnerState {
 }
 
 /// A [`Network`] that is being trained. Parameters, moments and gradients stay on its device: a step takes a
-/// batch up, and a report of 16 bytes comes down when it is asked for.
+/// batch up, and a report of 20 bytes comes down when it is asked for.
 ///
 /// ```
 /// use gru_wgpu::{
@@ -171,12 +171,8 @@ struct RawReport {
     /// The gradient's largest element, by magnitude, and its place in the flat buffer.
     largest: f32,
     place: usize,
-}
-
-impl RawReport {
-    fn is_finite(&self) -> bool {
-        self.loss.is_finite() && self.largest.is_finite()
-    }
+    /// Whether all of it was finite, and what it makes of the parameters and moments: nothing moves else.
+    moved: bool,
 }
 
 impl Learner {
@@ -366,6 +362,8 @@ impl Learner {
     }
 
     fn check_whole(&self) -> Result<()> {
+        // A loss says more than what it interrupted.
+        self.network.gru().device().check_lost()?;
         if self.broken { Err(Error::Interrupted { what: "learner" }) } else { Ok(()) }
     }
 
@@ -378,10 +376,10 @@ impl Learner {
         };
         let short = std::mem::take(&mut self.short);
         for (step, raw) in (self.updates - raw.len() as u64..).zip(raw) {
-            let RawReport { loss, norm, largest, place } = raw;
+            let RawReport { loss, norm, largest, place, moved } = raw;
             let missing = short.iter().find(|&&(at, _)| at == step).map_or(1.0, |&(_, n)| n);
             let loss = loss * missing;
-            if !raw.is_finite() {
+            if !moved {
                 // None of those after it moved anything.
                 self.updates = step;
                 let name = self.network.params().layout().name_at(place);
@@ -397,8 +395,8 @@ impl Learner {
     /// Waits for all that was queued, and says how each update went that was not told of before, in order.
     ///
     /// # Errors
-    /// [`Error::Diverged`] when a loss or a gradient was not finite: from that update on nothing has moved,
-    /// and the next step takes its place. What went before it is told by the next call. And the device's
+    /// [`Error::Diverged`] when a loss or the norm of a gradient was not finite, or a parameter or a moment
+    /// would not be after an update: from that update on nothing has moved, and the next step takes its place. What went before it is told by the next call. And the device's
     /// own errors.
     pub fn reports(&mut self) -> Result<Vec<Report>> {
         pollster::block_on(self.run_reports(Wait::Block))

@@ -75,7 +75,7 @@
 //! column sums for the biases. The recurrence is walked in one of two ways ([`Recurrence`]), by the same
 //! kernels: a dispatch a step (two with reset before), its units spread over the device; or a dispatch for
 //! many steps, in which a workgroup makes all units of a few rows and what the weights are multiplied with
-//! stays in its own memory. The plan takes the second where H is at most 256 and the adapter's workgroups
+//! stays in its own memory. The plan takes the second where H is at most 128, or 256 with many rows, and the adapter's workgroups
 //! have the memory (`plan/tiles.rs` has the rule and the tiles' sizes). What takes long is cut: no
 //! dispatch, and no submit of this library's own, is longer than a fraction of a second at the rate of a
 //! slow adapter of its kind. (An encoded [`ForwardPass`] is one pass; its caller submits it.) No float atomics and a fixed order of additions: the same inputs on the same adapter give the
@@ -99,7 +99,8 @@
 //! is first checked against the adapter's limits. It writes x, h0 and the marks to the session's
 //! buffers, queues the plan's forward stages and reads y and h_n. The session goes into the [`Tape`];
 //! [`Gru::backward`] writes dy and dh_n, queues the backward stages and reads the gradients. When the
-//! tape is dropped its session goes back to rest, ready for the next call.
+//! tape is dropped its session goes back to rest, ready for the next call. Those of the last 32 shapes rest
+//! while they hold 512 MiB at most, and the last two whatever they hold.
 //!
 //! On the CPU the layers run in `cpu.rs`: weights packed once for each version of the parameters, the
 //! rows of a batch cut over threads, each of which takes its rows through all steps; a step's products
@@ -125,7 +126,8 @@
 //! | `cpu.rs`, `cpu/` | the CPU device: layers and threads; `simd`, `product`, `steps` |
 //! | `shaders/*.wgsl`, `kernels.rs`, `kernels/` | the kernels, and a row for each that tests hold against the WGSL |
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, head, update, limits and text, by arithmetic alone |
-//! | `adapter.rs`, `gpu.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; upload, download, waiting |
+//! | `adapter.rs`, `gpu.rs`, `pace.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; how long submits take; upload, download, waiting |
+//! | `process.rs` | which process a device or the CPU's threads belong to, for one that forks |
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
 //! | `options.rs` | [`Options`]: how a model runs |
@@ -157,9 +159,29 @@
 //!   ONNX's `clip`; f16 on the device (files of it are read).
 //! - On the CPU one row's steps run on one thread unless H is in the hundreds: for less, threads would
 //!   wait for each other longer than they work.
-//! - Work is refused, with the limit named, where one tensor exceeds what the adapter can bind. A step
+//! - Work is refused, with the limit named, where x, y or the states of one run exceed what the adapter can
+//!   bind. (The gates, four times as large, are kept in several buffers, or made some steps at a time.) A step
 //!   takes 256 bytes of arguments a dispatch where the host walks over the steps, so WebGPU's default limits
 //!   end there at some 260,000 steps.
+//!
+//! # NaN
+//!
+//! NaN in, NaN out, in the rows concerned and in no other row. A row's y and h_n are NaN from the step on
+//! that first meets NaN, in x or in its state, until a reset cuts the row; other rows are what they would be
+//! without it, bit for bit. A stream's row keeps NaN until [`Stream::reset_row`]. Backward, NaN in dy or
+//! dh_n, or left by the forward pass, goes back through its own row's dx and dh0; the gradients of the
+//! parameters are sums over all rows, and NaN where one of them is. Past a row's length nothing is looked
+//! at, NaN or not. A [`Learner`] moves nothing by what is not finite: [`Error::Diverged`]. Infinities are
+//! numbers like any other, and may become NaN. (WGSL leaves a driver free to lose a NaN; the kernels'
+//! comparisons are written so that none known does, and `tests/nan.rs` says whether one at hand does.)
+//!
+//! # Processes that fork
+//!
+//! What a process opened is of no use in a child that it forks afterwards: the driver's threads and the
+//! CPU's stay with the parent, and whoever waited for them would wait for ever. Calls that compute are
+//! refused there with [`Error::Forked`], on an adapter and on the CPU alike, and what the child lets go of
+//! is left to the parent. Fork before the first use, or run a program of its own in the child. (Rayon's
+//! threads, where only the caller's own code started them before the fork, are not known of.)
 //!
 //! # Features
 //!
@@ -188,6 +210,7 @@ mod error;
 pub mod formats;
 mod gpu;
 mod gru;
+mod hash;
 mod head;
 pub mod kernels;
 mod learner;
@@ -196,8 +219,10 @@ mod noise;
 mod objective;
 mod optim;
 mod options;
+mod pace;
 mod params;
 pub mod plan;
+mod process;
 mod profile;
 pub mod reference;
 mod runner;
@@ -226,7 +251,9 @@ pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 pub use profile::{Clock, KernelTime, Profile};
 pub use state::State;
 pub use stream::Stream;
-pub use trainer::{Best, Ended, Event, Example, Position, Regime, Target, Trainer};
+pub use trainer::{
+    Best, DataSet, DataSets, Ended, Event, Example, Position, Regime, Target, Trainer,
+};
 pub use wgpu;
 
 /// README's example is a test.

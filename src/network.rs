@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayD, s};
 use crate::batch::Batch;
 use crate::cpu;
 use crate::device::Device;
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Error, Result};
 use crate::gru::{Gru, upload_run};
 use crate::head::{Head, Linear, Over};
 use crate::objective::{Loss, Targets, Wanted};
@@ -13,7 +13,7 @@ use crate::options::Options;
 use crate::params::{ParamLayout, Params};
 use crate::plan::{Mode, Purpose};
 use crate::session::Pass;
-use crate::trainer::{in_order, pad};
+use crate::trainer::{check_sequence, in_order, pad};
 use crate::transfer::Wait;
 
 /// A [`Gru`] with a linear [`Head`]: from sequences to outputs. On an adapter only x goes up and the
@@ -109,15 +109,11 @@ impl Network {
     ) -> Result<Vec<Array2<f32>>> {
         let inputs = self.gru.config().input_size;
         for (at, sequence) in sequences.iter().enumerate() {
-            let steps = sequence.nrows();
-            if steps == 0 {
-                return Err(Error::ZeroSize { what: "the number of steps of a sequence" });
-            }
-            check_shape(&format!("sequence {at} [T, I]"), &[steps, inputs], sequence.shape())?;
+            check_sequence(&format!("sequence {at}"), sequence, inputs)?;
         }
         let mut all = Vec::with_capacity(sequences.len());
         for range in in_order(sequences.len(), batch) {
-            let (x, lengths) = pad(sequences[range].iter());
+            let (x, lengths) = pad(sequences[range].iter())?;
             let outputs = self.forward(Batch::new(x.view()).with_lengths(&lengths))?;
             for (row, &length) in lengths.iter().enumerate() {
                 all.push(match self.head.over {

@@ -208,19 +208,42 @@ pub(crate) struct Constants {
 impl Constants {
     /// The update of parameters whose moments these are.
     pub fn apply<F: NdFloat>(&self, params: &mut [F], gradient: &[F], moments: [&mut [F]; 2]) {
-        let c = |value: f32| F::from(value).expect("every float converts to a float");
         let [first, second] = moments;
         let moments = first.iter_mut().zip(second);
         for ((param, &g), (m, v)) in params.iter_mut().zip(gradient).zip(moments) {
-            let g = g + c(self.coupled) * *param;
-            *m = c(self.keep1) * *m + c(self.take1) * g;
-            let mut moved = c(self.rate) * *m;
-            if self.adam {
-                *v = c(self.keep2) * *v + c(self.take2) * g * g;
-                moved /= v.sqrt() * c(self.correction2) + c(self.epsilon);
-            }
-            *param -= c(self.decoupled) * *param + moved;
+            [*param, *m, *v] = self.after([*param, *m, *v], g);
         }
+    }
+
+    /// Whether all that [`Self::apply`] would make of them is finite.
+    pub fn keep_finite<F: NdFloat>(
+        &self,
+        params: &[F],
+        gradient: &[F],
+        [first, second]: [&[F]; 2],
+    ) -> bool {
+        let moments = first.iter().zip(second);
+        let elements = params.iter().zip(gradient).zip(moments);
+        // All of them, whatever comes first: that is many at once.
+        elements.fold(true, |all, ((&param, &g), (&m, &v))| {
+            let [param, m, v] = self.after([param, m, v], g);
+            all & param.is_finite() & m.is_finite() & v.is_finite()
+        })
+    }
+
+    /// [θ, m, v] after the update by g.
+    #[inline(always)]
+    fn after<F: NdFloat>(&self, [param, m, v]: [F; 3], g: F) -> [F; 3] {
+        let c = |value: f32| F::from(value).expect("every float converts to a float");
+        let g = g + c(self.coupled) * param;
+        let m = c(self.keep1) * m + c(self.take1) * g;
+        let moved = c(self.rate) * m;
+        if !self.adam {
+            return [param - (c(self.decoupled) * param + moved), m, v];
+        }
+        let v = c(self.keep2) * v + c(self.take2) * g * g;
+        let moved = moved / (v.sqrt() * c(self.correction2) + c(self.epsilon));
+        [param - (c(self.decoupled) * param + moved), m, v]
     }
 }
 

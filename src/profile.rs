@@ -7,6 +7,7 @@ use ndarray::ArrayView3;
 
 use crate::batch::Batch;
 use crate::config::Shape;
+use crate::cpu::Asked;
 use crate::error::Result;
 use crate::gru::{Gru, download_output, upload_gradients, upload_run};
 use crate::plan::{Dispatch, Mode, Purpose, Stage};
@@ -191,7 +192,7 @@ impl Gru {
             Some(_) => {
                 let (_, tape) = self.run_forward_train(None, batch, wait).await?;
                 let forward = start.elapsed();
-                self.run_backward(tape, dy, None, wait).await?;
+                self.run_backward(tape, dy, None, Asked::All, wait).await?;
                 (forward, start.elapsed())
             }
         };

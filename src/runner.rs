@@ -10,8 +10,15 @@ use crate::params::{ParamLayout, Params};
 use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::session::{Bound, Session};
 
-/// Sessions at rest that a model keeps for the next run of the same shape.
-const IDLE_SESSIONS: usize = 2;
+/// Sessions at rest that a model keeps for the next run of the same shape, whatever they hold.
+const IDLE_AT_LEAST: usize = 2;
+
+/// And at most, as long as all of them together hold no more than [`IDLE_BYTES`]: sequences of unequal lengths
+/// make a shape of every eighth length.
+const IDLE_SESSIONS: usize = 32;
+
+/// What they may hold on the device: a part of the memory that any GPU has.
+const IDLE_BYTES: u64 = 512 << 20;
 
 /// What the sessions of one model share.
 #[derive(Debug)]
@@ -19,7 +26,10 @@ pub(crate) struct Runner {
     gpu: Gpu,
     params: wgpu::Buffer,
     held: Mutex<Held>,
+    /// Those at rest for longest come first.
     idle: Arc<Mutex<Vec<Lease>>>,
+    #[cfg(test)]
+    made: std::sync::atomic::AtomicUsize,
 }
 
 /// Which parameters the device holds.
@@ -65,6 +75,8 @@ impl Gathered {
 struct Lease {
     key: Job,
     session: Session,
+    /// On the device, and its own.
+    bytes: u64,
 }
 
 /// A session in use. Goes back to its model's pool when dropped.
@@ -92,7 +104,14 @@ impl Runner {
         Self::allow(gpu, layout.config())?;
         let params = gpu.guard(|| Ok(gpu.buffer("params", layout.flat_len()))).await?;
         let (held, idle) = Default::default();
-        Ok(Self { gpu: gpu.clone(), params, held, idle })
+        Ok(Self {
+            gpu: gpu.clone(),
+            params,
+            held,
+            idle,
+            #[cfg(test)]
+            made: Default::default(),
+        })
     }
 
     /// `Ok` when the smallest run fits the device: whatever it asks too much of, every run does.
@@ -129,7 +148,12 @@ impl Runner {
                 let layout = params.layout();
                 let plan = Plan::of_run(layout, shape, mode, options, purpose, &machine)?;
                 let bound = gathered.map(|to| to.bound(&plan)).unwrap_or_default();
-                Lease { key: job, session: self.make(plan, &bound).await? }
+                let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
+                let shared = shared.map(|id| 4 * plan.buffers()[id.index()].len as u64);
+                let bytes = plan.bytes() - shared.sum::<u64>();
+                #[cfg(test)]
+                self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Lease { key: job, session: self.make(plan, &bound).await?, bytes }
             }
         };
         self.with_parameters(params, version, || Ok(())).await?;
@@ -237,9 +261,81 @@ impl Drop for SessionGuard {
     fn drop(&mut self) {
         let mut idle = lock(&self.idle);
         idle.extend(self.lease.take().filter(|lease| !lease.session.is_broken()));
-        // The one at rest for longest goes.
-        if idle.len() > IDLE_SESSIONS {
-            idle.remove(0);
+        let surplus = surplus(idle.iter().map(|lease| lease.bytes));
+        idle.drain(..surplus);
+    }
+}
+
+/// How many of the sessions at rest go, those first that have been so for longest.
+fn surplus(bytes: impl DoubleEndedIterator<Item = u64> + ExactSizeIterator) -> usize {
+    let (len, mut held) = (bytes.len(), 0);
+    let stays = |&(newer, bytes): &(usize, u64)| {
+        held += bytes;
+        newer < IDLE_AT_LEAST || (newer < IDLE_SESSIONS && held <= IDLE_BYTES)
+    };
+    len - bytes.rev().enumerate().take_while(stays).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::sync::atomic::Ordering;
+
+    use ndarray::Array2;
+
+    use super::*;
+    use crate::device::test_device;
+    use crate::{
+        Event, Example, Head, Init, Learner, Loss, Optimizer, Regime, Target, Trainer, Training,
+    };
+
+    #[test]
+    fn sessions_at_rest_are_bounded_by_bytes_and_number() {
+        const MIB: u64 = 1 << 20;
+        for (bytes, expected) in [
+            (vec![], 0),
+            (vec![9000 * MIB], 0),
+            (vec![9000 * MIB; 3], 1),
+            (vec![MIB; 32], 0),
+            (vec![MIB; 35], 3),
+            (vec![128 * MIB; 5], 1),
+            (vec![MIB, 600 * MIB, MIB, MIB], 2),
+            (vec![MIB, MIB, 600 * MIB, MIB], 2),
+            (vec![150 * MIB, 400 * MIB, MIB, MIB], 1),
+            (vec![100 * MIB, 400 * MIB, MIB, MIB], 0),
+        ] {
+            assert_eq!(surplus(bytes.iter().copied()), expected, "{bytes:?}");
         }
+    }
+
+    /// Words as long as those of data/phonemes_train.csv: 200 updates in two epochs. The second one makes
+    /// nothing that the first has made.
+    #[test]
+    fn shapes_that_come_again_need_no_new_session() {
+        let example = |i: usize| {
+            let steps = [5, 7, 6, 8, 9, 7, 4, 11, 8, 6, 10, 19][i * 7 % 12];
+            let x = Array2::from_shape_fn((steps, 3), |(t, j)| ((i + 5 * t + j) as f32).sin());
+            Example::new(x, Target::Classes((0..steps).map(|t| ((i + t) % 3) as i32).collect()))
+        };
+        let examples: Vec<_> = (0..442).map(example).collect();
+        let (train, valid) = examples.split_at(400);
+        let (device, _) = test_device();
+        let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 4), Head::every_step(3));
+        let params = Params::init_of(layout.unwrap(), Init::Uniform, 1).unwrap();
+        let training = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
+        let learner = Learner::new(params, training, &device).unwrap();
+        let mut trainer = Trainer::new(learner, Regime::new(2, 4)).unwrap();
+        let mut made = Vec::new();
+        let listen = |trainer: &mut Trainer, event: &Event<'_>| {
+            let runner = trainer.learner().network().gru().adapter_runner()?;
+            if matches!(event, Event::Epoch { .. }) {
+                made.push(runner.made.load(Ordering::Relaxed));
+            }
+            Ok(ControlFlow::Continue(()))
+        };
+        trainer.run(train, valid, listen).unwrap();
+        assert_eq!(trainer.learner().updates(), 200);
+        // Training: 8, 16 and 24 steps. Validation: 16 and 24, and a batch that is smaller.
+        assert_eq!(made, [6, 6]);
     }
 }

@@ -217,6 +217,7 @@ impl Session {
     ) {
         let mut ahead = ahead.iter();
         let mut calls = calls.peekable();
+        let most = self.plan.submit_flops().min(self.gpu.pace().most());
         while calls.peek().is_some() {
             let mut encoder = self.gpu.encoder(pass.name());
             // All of it ahead of the first pass.
@@ -224,9 +225,8 @@ impl Session {
             let (mut flops, mut dispatches) = (0, 0);
             let within = std::iter::from_fn(|| {
                 // One dispatch at least, however large.
-                let room = |call: &Call| {
-                    flops + call.flops <= self.plan.submit_flops() && dispatches < SUBMIT_DISPATCHES
-                };
+                let room =
+                    |call: &Call| flops + call.flops <= most && dispatches < SUBMIT_DISPATCHES;
                 let (call, block) = calls.next_if(|(call, _)| dispatches == 0 || room(call))?;
                 flops += call.flops;
                 dispatches += 1;
@@ -235,6 +235,7 @@ impl Session {
             let writes = stamps.as_mut().map(Stamps::next_pass);
             encode_calls(&mut encoder, pass, within, writes);
             self.gpu.submit(encoder.finish());
+            self.gpu.pace().queued(flops);
         }
     }
 

@@ -285,12 +285,12 @@ impl OnGpu {
             Ok(())
         };
         gpu.guard(submit).await?;
-        gpu.map(&down, wgpu::MapMode::Read, y.len(), wait).await?;
+        gpu.map(&down, wgpu::MapMode::Read, y.len(), "a step of a stream", wait).await?;
         gpu.read_mapped(&down, y.len(), |read| {
             y.iter_mut().zip(read).for_each(|(y, &read)| *y = read);
         })?;
         let whole = up.size() as usize / 4;
-        gpu.map(&up, wgpu::MapMode::Write, whole, wait).await?;
+        gpu.map(&up, wgpu::MapMode::Write, whole, "a step of a stream", wait).await?;
         self.interrupted = false;
         Ok(())
     }
@@ -486,7 +486,7 @@ impl Gru {
     }
 
     fn check_stream(&self, stream: &Stream) -> Result<()> {
-        self.check_parameters()?;
+        self.check_usable()?;
         match stream.model == self.id() {
             true => Ok(()),
             false => Err(Error::OtherModel { what: "stream" }),
@@ -582,7 +582,7 @@ mod tests {
         };
         // The parameters go up with the first step.
         take(1, 0);
-        gpu.wait().unwrap();
+        gpu.wait(&gpu.patience("a step")).unwrap();
         let (made, before) = (gpu.created(), alive(&gpu));
         assert!(before[0] > 0 && before[3] > 0, "{before:?}");
         for step in 0..100 {
@@ -604,7 +604,7 @@ mod tests {
             let mut encoder = gpu.encoder("test");
             gru.encode_step(&mut stream, 1, &mut encoder).unwrap();
             gpu.submit(encoder.finish());
-            gpu.wait().unwrap();
+            gpu.wait(&gpu.patience("a step")).unwrap();
         };
         take();
         let (made, before) = (gpu.created(), alive(&gpu));

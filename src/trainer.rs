@@ -10,11 +10,11 @@ use crate::params::Params;
 
 mod examples;
 
-pub use examples::{Example, Target};
+pub use examples::{DataSet, Example, Target};
 use examples::{Padded, check, noise_seed, order};
-pub(crate) use examples::{in_order, pad};
+pub(crate) use examples::{check_sequence, in_order, pad};
 
-/// Updates between two looks at how they went.
+/// Updates between two looks at how they went, unless the caller says otherwise.
 const LOOK_EVERY: usize = 16;
 
 /// How long to train, on how much at a time.
@@ -99,12 +99,38 @@ pub struct Best {
     pub params: Params,
 }
 
+/// Which examples a run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataSets {
+    /// Those that it trains on.
+    pub train: DataSet,
+    /// Those that it is validated on.
+    pub valid: DataSet,
+}
+
+impl DataSets {
+    /// `Ok` when these are `expected`.
+    fn check(&self, expected: &Self) -> Result<()> {
+        for (what, expected, got) in
+            [("train on", expected.train, self.train), ("validate on", expected.valid, self.valid)]
+        {
+            if expected != got {
+                return Err(Error::OtherData { what, expected, got });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a run tells of itself, always between two updates.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Updates were made: every 16, and at the end of an epoch.
+    /// Updates were made: every 16 unless [`Trainer::look_every`] says otherwise, and at the end of an epoch.
     Updates(&'a [Report]),
+    /// So many examples of the validation after an epoch are done. A run that is stopped here goes on with
+    /// the whole validation.
+    Validating(usize),
     /// An epoch is over.
     Epoch {
         /// Which one, from 0.
@@ -169,6 +195,9 @@ pub struct Trainer {
     regime: Regime,
     position: Position,
     best: Option<Best>,
+    data: Option<DataSets>,
+    /// Updates between two looks.
+    look_every: usize,
 }
 
 impl Trainer {
@@ -180,7 +209,7 @@ impl Trainer {
         Self::resume(learner, regime, Position::default(), None)
     }
 
-    /// Where another one stood.
+    /// Where another one stood, over any examples.
     ///
     /// # Errors
     /// As [`Regime::validate`].
@@ -191,12 +220,31 @@ impl Trainer {
         best: Option<Best>,
     ) -> Result<Self> {
         regime.validate()?;
-        Ok(Self { learner, regime, position, best })
+        Ok(Self { learner, regime, position, best, data: None, look_every: LOOK_EVERY })
+    }
+
+    /// The same over these examples: [`Self::run`] refuses others. Over any with `None`, such as those of
+    /// before with a mistake mended.
+    #[must_use]
+    pub fn with_data(self, data: Option<DataSets>) -> Self {
+        Self { data, ..self }
+    }
+
+    /// Which examples it is over, once it has run.
+    pub fn data(&self) -> Option<DataSets> {
+        self.data
     }
 
     /// What is trained.
     pub fn learner(&mut self) -> &mut Learner {
         &mut self.learner
+    }
+
+    /// Has the run say how updates went after each so many of them, at least one, from the next look on:
+    /// fewer where they take long, so that what listens can stop it soon. What is computed stays the same,
+    /// bit for bit.
+    pub fn look_every(&mut self, updates: usize) {
+        self.look_every = updates.max(1);
     }
 
     /// How.
@@ -219,8 +267,9 @@ impl Trainer {
     /// listens, the trainer may be asked for all that training goes on from.
     ///
     /// # Errors
-    /// [`Error::NoExamples`] and [`Error::Shape`] when the examples do not fit, [`Error::Diverged`] with the
-    /// batch that did, whatever `listen` returns, and as [`Learner::step`]. After an error the trainer stands
+    /// [`Error::NoExamples`] and [`Error::Shape`] when the examples do not fit, [`Error::OtherData`] when they
+    /// are not those of the run so far, [`Error::Diverged`] with the
+    /// batch that did, whatever `listen` returns, [`Error::DivergedValidation`], and as [`Learner::step`]. After an error the trainer stands
     /// where the last good update left it, and may be asked for what training goes on from.
     pub fn run(
         &mut self,
@@ -234,6 +283,8 @@ impl Trainer {
         }
         self.check(train)?;
         self.check(valid)?;
+        let data = DataSets { train: DataSet::of(train), valid: DataSet::of(valid) };
+        data.check(self.data.get_or_insert(data))?;
         while self.position.epoch < self.regime.epochs {
             if self.regime.patience.is_some_and(|patience| self.position.stale >= patience) {
                 return Ok(Ended::Early);
@@ -241,7 +292,10 @@ impl Trainer {
             if self.epoch(train, &mut listen)?.is_break() {
                 return Ok(Ended::Asked);
             }
-            let event = self.end_epoch(valid)?;
+            let ControlFlow::Continue(validation) = self.validate(valid, &mut listen)? else {
+                return Ok(Ended::Asked);
+            };
+            let event = self.end_epoch(validation)?;
             if listen(self, &event)?.is_break() {
                 return Ok(Ended::Asked);
             }
@@ -258,8 +312,9 @@ impl Trainer {
         let Regime { batch, seed, .. } = self.regime;
         let ignored = self.learner.training().loss.ignored();
         let order = order(train, ignored, batch, seed, self.position.epoch);
-        let between = LOOK_EVERY.saturating_mul(self.learner.training().accumulation);
+        let accumulation = self.learner.training().accumulation;
         while self.position.batch < order.len() {
+            let between = self.look_every.saturating_mul(accumulation);
             let end = self.position.batch.saturating_add(between).min(order.len());
             let reports = self.updates(train, &order, end)?;
             if listen(self, &Event::Updates(&reports))?.is_break() {
@@ -289,7 +344,8 @@ impl Trainer {
             usize::try_from(self.learner.updates().saturating_sub(before)).unwrap_or(usize::MAX);
         let accumulation = self.learner.training().accumulation;
         self.position.batch = made.saturating_mul(accumulation).saturating_add(first).min(end);
-        self.position.loss.0 += reports.iter().map(|r| f64::from(r.loss)).sum::<f64>();
+        // One by one: the sum is the same however many there are between two looks.
+        reports.iter().for_each(|report| self.position.loss.0 += f64::from(report.loss));
         self.position.loss.1 += reports.len();
         // What was told of came first.
         match told.and(stepped) {
@@ -306,7 +362,7 @@ impl Trainer {
     fn steps(&mut self, train: &[Example], order: &[Vec<usize>], end: usize) -> Result<()> {
         let Position { epoch, batch: first, .. } = self.position;
         for (at, rows) in (first..end).zip(&order[first..end]) {
-            let padded = Padded::new(rows.iter().map(|&row| &train[row]));
+            let padded = Padded::new(rows.iter().map(|&row| &train[row]))?;
             let drawn = padded.batch().with_seed(noise_seed(self.regime.seed, epoch, at));
             self.learner.step(drawn, padded.targets())?;
         }
@@ -320,12 +376,30 @@ impl Trainer {
         MadeFrom { epoch, batches: first..end, examples: order[first..end].concat() }
     }
 
-    fn end_epoch(&mut self, valid: &[Example]) -> Result<Event<'static>> {
+    /// How the network does on the examples kept for it, if there are any.
+    fn validate(
+        &mut self,
+        valid: &[Example],
+        listen: &mut impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<(), Option<Evaluation>>> {
+        let mut all = Evaluation::default();
+        for range in in_order(valid.len(), self.regime.batch) {
+            let done = range.end;
+            self.add_batch(&valid[range], &mut all)?;
+            if listen(self, &Event::Validating(done))?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue((!valid.is_empty()).then_some(all)))
+    }
+
+    fn end_epoch(&mut self, validation: Option<Evaluation>) -> Result<Event<'static>> {
         let Position { epoch, loss: (sum, updates), stale, .. } = self.position;
-        let validation = if valid.is_empty() { None } else { Some(self.evaluate(valid)?) };
+        if let Some(Evaluation { loss, .. }) = validation.filter(|now| !now.loss.is_finite()) {
+            return Err(Error::DivergedValidation { epoch, loss });
+        }
         let is_best = validation.is_some_and(|now| {
-            let before = self.best.as_ref();
-            now.loss.is_finite() && before.is_none_or(|best| now.is_better_than(&best.validation))
+            self.best.as_ref().is_none_or(|best| now.is_better_than(&best.validation))
         });
         if let (true, Some(validation)) = (is_best, validation) {
             let params = self.learner.state()?.params;
@@ -344,14 +418,21 @@ impl Trainer {
     pub fn evaluate(&self, examples: &[Example]) -> Result<Evaluation> {
         let mut all = Evaluation::default();
         for range in in_order(examples.len(), self.regime.batch) {
-            let padded = Padded::new(examples[range].iter());
-            match self.learner.evaluate(padded.batch(), padded.targets()) {
-                // All of a batch's targets may be of the ignored class.
-                Err(Error::NoTarget) => {}
-                other => all += other?,
-            }
+            self.add_batch(&examples[range], &mut all)?;
         }
         Ok(all)
+    }
+
+    fn add_batch(&self, examples: &[Example], all: &mut Evaluation) -> Result<()> {
+        let padded = Padded::new(examples.iter())?;
+        match self.learner.evaluate(padded.batch(), padded.targets()) {
+            // All of a batch's targets may be of the ignored class.
+            Err(Error::NoTarget) => Ok(()),
+            other => {
+                *all += other?;
+                Ok(())
+            }
+        }
     }
 
     /// The network that did best on validation, or where there was none the network as it is.

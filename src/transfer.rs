@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, lock, one_line};
+use crate::gpu::{Gpu, Patience, lock, one_line};
 
 /// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all that
 /// is written between two submits in staging memory, and running out of it loses the device.
@@ -85,28 +85,28 @@ impl Gpu {
         // Fill the staging buffer, read it, and again until every part is whole.
         let mut part = 0;
         while part < parts.len() {
-            let mut encoder = self.encoder("download");
             let mut staged: Vec<(usize, usize)> = Vec::new();
             let mut used = 0;
-            while part < parts.len() && used < CHUNK {
-                let (buffer, first, len) = parts[part];
-                let done: usize = results[part].len();
-                let take = (len - done).min(CHUNK - used);
-                let (from, to) = (4 * (first + done) as u64, 4 * used as u64);
-                encoder.copy_buffer_to_buffer(buffer, from, &staging, to, 4 * take as u64);
-                staged.push((part, take));
-                used += take;
-                if done + take < len {
-                    break;
-                }
-                part += 1;
-            }
             let submit = || {
+                let mut encoder = self.encoder("download");
+                while part < parts.len() && used < CHUNK {
+                    let (buffer, first, len) = parts[part];
+                    let done: usize = results[part].len();
+                    let take = (len - done).min(CHUNK - used);
+                    let (from, to) = (4 * (first + done) as u64, 4 * used as u64);
+                    encoder.copy_buffer_to_buffer(buffer, from, &staging, to, 4 * take as u64);
+                    staged.push((part, take));
+                    used += take;
+                    if done + take < len {
+                        break;
+                    }
+                    part += 1;
+                }
                 self.submit(encoder.finish());
                 Ok(())
             };
             self.guard(submit).await?;
-            self.map(&staging, wgpu::MapMode::Read, used, wait).await?;
+            self.map(&staging, wgpu::MapMode::Read, used, "results", wait).await?;
             self.read_mapped(&staging, used, |values| {
                 let mut values = values;
                 for &(part, take) in &staged {
@@ -127,7 +127,7 @@ impl Gpu {
         };
         self.guard(send).await?;
         match wait {
-            Wait::Block => self.wait(),
+            Wait::Block => self.wait(&self.patience("all work queued")),
             // A result that has arrived says the same.
             Wait::Async => {
                 let probe = self.guard(|| Ok(self.buffer("probe", 1))).await?;
@@ -157,18 +157,21 @@ impl Gpu {
         buffer: &wgpu::Buffer,
         mode: wgpu::MapMode,
         len: usize,
+        what: &'static str,
         wait: Wait,
     ) -> Result<()> {
         let arrival = Arc::new(Arrival::default());
         let callback = Arc::clone(&arrival);
-        buffer.slice(..4 * len as u64).map_async(mode, move |mapped| callback.set(Ok(mapped)));
+        let patience = self.patience(what);
+        let part = buffer.slice(..4 * len as u64);
+        self.guard_now(|| part.map_async(mode, move |mapped| callback.set(Ok(mapped))))?;
         match wait {
-            Wait::Block => self.block_until(&arrival)?,
+            Wait::Block => self.block_until(&arrival, &patience)?,
             Wait::Async => {
                 // wgpu calls back from inside a poll, and nobody else may be polling.
                 let (gpu, waited_for) = (self.clone(), Arc::clone(&arrival));
                 let poll = move || {
-                    let polled = gpu.block_until(&waited_for);
+                    let polled = gpu.block_until(&waited_for, &patience);
                     polled.unwrap_or_else(|error| waited_for.set(Err(error)));
                 };
                 let thread = std::thread::Builder::new().name("gru-wait".to_owned()).spawn(poll);
@@ -179,10 +182,16 @@ impl Gpu {
         // After a lost device, mapping is the one call that says so. (It also fails where the buffer is
         // dropped meanwhile, with this future: then nobody is here to hear of it.)
         let mapped = std::future::poll_fn(|context| arrival.poll(context)).await?;
-        mapped.map_err(|error| self.lose(&error.to_string()))
+        mapped.map_err(|error| self.lose(&error.to_string()))?;
+        // What this waited for is queued behind all that came before.
+        self.pace().done();
+        Ok(())
     }
 
     /// Shows `work` the first `len` f32 of a mapped staging buffer, and unmaps it.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] when the device was lost meanwhile: wgpu may have freed what `work` was shown.
     pub fn read_mapped(
         &self,
         staging: &wgpu::Buffer,
@@ -190,27 +199,30 @@ impl Gpu {
         work: impl FnOnce(&[f32]),
     ) -> Result<()> {
         let view = staging.slice(..4 * len as u64).get_mapped_range();
-        let view = view.map_err(|error| Error::Gpu(one_line(&error.to_string())))?;
+        let view = view.map_err(|error| {
+            let lost = self.check_lost().err();
+            lost.unwrap_or_else(|| Error::Gpu(one_line(&error.to_string())))
+        })?;
         work(bytemuck::cast_slice(&view));
         drop(view);
-        staging.unmap();
-        Ok(())
+        self.guard_now(|| staging.unmap())
     }
 
     /// Returns when word has arrived.
     ///
     /// Polling once is not enough: when threads share the device, another one's poll may have taken
     /// the callback and not yet called it when our own poll returns.
-    fn block_until(&self, arrival: &Arrival) -> Result<()> {
+    fn block_until(&self, arrival: &Arrival, patience: &Patience) -> Result<()> {
         const PAUSE: Duration = Duration::from_millis(5);
         loop {
-            let polled = self.wait();
+            let polled = self.glance(patience);
             let slot = lock(&arrival.slot);
             if slot.word.is_some() {
                 return Ok(());
             }
-            polled?;
-            drop(arrival.arrived.wait_timeout_while(slot, PAUSE, |slot| slot.word.is_none()));
+            if polled? {
+                drop(arrival.arrived.wait_timeout_while(slot, PAUSE, |slot| slot.word.is_none()));
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
@@ -45,7 +46,7 @@ fn trainer(regime: Regime, device: &Device) -> Trainer {
     Trainer::new(Learner::new(params, training, device).unwrap(), regime).unwrap()
 }
 
-/// 71 batches an epoch, so events after 32, 64 and 71 of them, and after validation.
+/// 71 batches an epoch, so events after 32, 64 and 71 of them, in validation and after it.
 const EXAMPLES: usize = 71;
 
 fn regime() -> Regime {
@@ -84,7 +85,8 @@ fn before(path: &Path) -> PathBuf {
     path.with_extension("safetensors.before")
 }
 
-/// Stopped at every event and made anew from its file, on both devices.
+/// Stopped at every event, of a validation once, and made anew from its file, on both devices. However
+/// often it is looked at, the bits are the same.
 #[test]
 fn a_run_goes_on_from_its_file_bit_for_bit() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
@@ -100,12 +102,15 @@ fn a_run_goes_on_from_its_file_bit_for_bit() {
 
         let (_folder, path) = place();
         let mut stops = Vec::new();
-        let mut other_losses = Vec::new();
+        let (mut other_losses, mut validated) = (Vec::new(), HashSet::new());
         let mut now = trainer(regime(), &device);
         loop {
-            let ended = now.run(&train, &valid, |_, event| {
+            now.look_every([16, 3, 20, 16][stops.len().min(3)]);
+            let ended = now.run(&train, &valid, |now, event| {
                 other_losses.extend(loss_of(event));
-                Ok(ControlFlow::Break(()))
+                let is_over = matches!(event, Event::Validating(_))
+                    && !validated.insert(now.position().epoch);
+                Ok(if is_over { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             });
             let checkpoint = now.checkpoint().unwrap();
             if ended.unwrap() == Ended::Early {
@@ -118,7 +123,8 @@ fn a_run_goes_on_from_its_file_bit_for_bit() {
             stops.push((read.position.epoch, read.position.batch, read.position.stale));
             now = Trainer::from_checkpoint(read, &device).unwrap();
         }
-        assert_eq!(stops[..4], [(0, 32, 0), (0, 64, 0), (0, 71, 0), (1, 0, 0)], "on {device}");
+        let expected = [(0, 32, 0), (0, 38, 0), (0, 71, 0), (0, 71, 0), (1, 0, 0)];
+        assert_eq!(stops[..5], expected, "on {device}");
         assert_eq!(stops.last().unwrap().2, 2);
         assert_eq!(losses, other_losses);
         assert!(whole.best.is_some_and(|best| best.params != whole.state.params));
@@ -154,6 +160,7 @@ fn odd_numbers_and_notes_come_back() {
     odd.write(&path).unwrap();
     assert_eq!(fs::read(&path).unwrap(), bytes, "the same checkpoint is the same file");
     odd.best = None;
+    odd.data = None;
     odd.write(&path).unwrap();
     assert_same(&Checkpoint::read(&path).unwrap(), &odd);
 }
@@ -290,11 +297,102 @@ fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
             let (_folder, path) = place();
             now.checkpoint().unwrap().write(&path).unwrap();
             let kept = Checkpoint::read(&path).unwrap();
-            let mut now = Trainer::from_checkpoint(kept, &device).unwrap();
+            let now = Trainer::from_checkpoint(kept, &device).unwrap();
+            let mut now = now.with_data(None);
             now.run(&train, &[], go_on).unwrap();
             assert_same(&now.checkpoint().unwrap(), &whole.checkpoint().unwrap());
         }
     }
+}
+
+/// A rate that throws the parameters out of f32's range in the last update that there is: what is kept is
+/// from before it.
+#[test]
+fn what_the_last_update_would_make_infinite_is_not_kept() {
+    let (train, valid) = (examples(30, 1), examples(9, 2));
+    for device in devices() {
+        let mut now = trainer(Regime::new(2, 10), &device);
+        now.run(&train, &valid, |trainer, event| {
+            let first = matches!(event, Event::Epoch { epoch: 0, .. });
+            Ok(if first && trainer.best().is_some() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        })
+        .unwrap();
+        let mut kept = now.checkpoint().unwrap();
+        let best = kept.best.clone().unwrap();
+        // Three batches make two updates: 0 and 1 are over, 2 and 3 to come.
+        kept.training.schedule = Schedule::Constant;
+        kept.training.learning_rate = 1e38;
+        let mut last = Trainer::from_checkpoint(kept.clone(), &device).unwrap();
+        let error = last.run(&train, &valid, go_on).unwrap_err();
+        let Error::Diverged { step: 2, loss, made_from: Some(made_from), .. } = &error else {
+            panic!("{error} on {device}");
+        };
+        assert!(loss.is_finite(), "{error}");
+        assert_eq!((made_from.epoch, made_from.batches.clone()), (1, 0..2), "{error}");
+        assert_same(&last.checkpoint().unwrap(), &kept);
+        assert_eq!(last.best(), Some(&best));
+    }
+}
+
+/// Parameters that are finite, and outputs that are not numbers.
+#[test]
+fn a_validation_that_is_not_finite_is_told_of() {
+    let train = examples(30, 1);
+    let mut valid = examples(9, 2);
+    valid[4].x[[0, 0]] = f32::NAN;
+    for device in devices() {
+        let mut now = trainer(Regime::new(2, 10), &device);
+        let error = now.run(&train, &valid, go_on).unwrap_err();
+        assert!(matches!(error, Error::DivergedValidation { epoch: 0, .. }), "{error} on {device}");
+        assert_eq!(
+            error.to_string(),
+            "epoch 0 diverged: the loss of the examples that it is validated on is NaN"
+        );
+        assert_eq!(now.best(), None);
+        assert_eq!((now.position().epoch, now.position().batch), (0, 3));
+    }
+}
+
+/// Every change but none: fewer, more, another order, another number, another class, on either side.
+#[test]
+fn a_run_does_not_go_on_over_other_examples() {
+    let (train, valid) = (examples(30, 1), examples(9, 2));
+    let mut first = trainer(Regime::new(2, 10), &Device::cpu());
+    assert_eq!(first.data(), None);
+    first.run(&train, &valid, |_, _| Ok(ControlFlow::Break(()))).unwrap();
+    let (_folder, path) = place();
+    first.checkpoint().unwrap().write(&path).unwrap();
+    let kept = Checkpoint::read(&path).unwrap();
+    let changes: [fn(&mut Vec<Example>); 6] = [
+        |all| drop(all.pop()),
+        |all| all.push(all[0].clone()),
+        |all| all.swap(0, 1),
+        |all| all[3].x[[0, 1]] += 1e-6,
+        |all| all[3].target = Target::Class(i32::from(all[3].target == Target::Class(0))),
+        |all| all[3].x = Array2::zeros((9, 2)),
+    ];
+    for change in changes {
+        let (mut other_train, mut other_valid) = (train.clone(), valid.clone());
+        change(&mut other_train);
+        change(&mut other_valid);
+        for (train, valid, for_what) in
+            [(&other_train, &valid, "train on"), (&train, &other_valid, "validate on")]
+        {
+            let mut now = Trainer::from_checkpoint(kept.clone(), &Device::cpu()).unwrap();
+            let error = now.run(train, valid, go_on).unwrap_err();
+            let Error::OtherData { what, expected, got } = &error else { panic!("{error}") };
+            let (own, other) = if for_what == "train on" { (30, train) } else { (9, valid) };
+            assert_eq!((*what, expected.count, got.count), (for_what, own, other.len()));
+            assert!(expected.hash != got.hash, "{error}");
+            assert_same(&now.checkpoint().unwrap(), &kept);
+            now.with_data(None).run(train, valid, go_on).unwrap();
+        }
+    }
+    Trainer::from_checkpoint(kept, &Device::cpu()).unwrap().run(&train, &valid, go_on).unwrap();
 }
 
 /// An error that no update hears of: a class that there is not, in the second batch of an update.
@@ -309,6 +407,7 @@ fn a_run_that_is_refused_a_batch_stands_before_it() {
         let mut now = trainer(Regime::new(1, 1), &Device::cpu());
         let error = now.run(&spoilt, &[], go_on).unwrap_err();
         assert!(matches!(error, Error::Class { class: 3, .. }), "{error}");
+        let mut now = now.with_data(None);
         now.run(&train, &[], go_on).unwrap();
         assert_same(&now.checkpoint().unwrap(), &whole.checkpoint().unwrap());
     }

@@ -20,12 +20,7 @@ struct Program {
 
 impl Program {
     fn new() -> Self {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        let name = common::adapter().adapter().unwrap().name;
-        let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-        let adapter = adapters.into_iter().find(|a| a.get_info().name == name).unwrap();
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+        let (adapter, device, queue) = common::open_wgpu(|_| wgpu::Limits::default());
         device.on_uncaptured_error(Arc::new(|error| panic!("uncaptured: {error}")));
         let lost = Arc::new(Mutex::new(None));
         let told = Arc::clone(&lost);

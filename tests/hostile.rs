@@ -205,7 +205,8 @@ fn checkpoints_that_lie() {
     let (header, data) = bytes[8..].split_at(len);
     let header = std::str::from_utf8(header).unwrap();
     for (from, to, expected) in [
-        ("layers=1", "layers=9999999999", "there is no tensor"),
+        ("layers=1", "layers=9999999999", "expected at most 1024"),
+        ("layers=1", "layers=1024", "there is no tensor"),
         ("hidden=1", "hidden=99999999", "has shape [3, 1], expected"),
         ("batch=1 seed", "batch=18446744073709551615 seed", "checksum is another"),
         ("epoch=1", "epoch=18446744073709551616", "for `epoch`"),
@@ -377,6 +378,11 @@ fn safetensors_that_lie() {
                 &format!("input=1 hidden=1 bias=none {own}")
                     .replace("layers=1", "layers=999999999"),
             ),
+            "expected at most 1024",
+        ),
+        (
+            "metadata of more layers than there are",
+            meta(&format!("input=1 hidden=1 bias=none {own}").replace("layers=1", "layers=1024")),
             "there is no tensor `weight_ih_l1`",
         ),
         (

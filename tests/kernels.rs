@@ -28,6 +28,56 @@ fn every_kernel_is_valid_wgsl_without_extensions() {
     }
 }
 
+/// Kernels are made without wgpu's guard against endless loops, on the promise that each loop ends: a `for`
+/// with a counter that only its head changes, upwards by a stride or downwards by halves.
+#[test]
+fn every_loop_is_counted() {
+    let mut loops = 0;
+    for kernel in ALL {
+        let lines = kernel.source.lines().map(|line| line.split("//").next().unwrap().trim());
+        let lines: Vec<_> = lines.collect();
+        for (i, line) in lines.iter().enumerate() {
+            let word = line.split(' ').next().unwrap();
+            assert!(!["loop", "while"].contains(&word), "{}: {line}", kernel.name);
+            if word == "for" {
+                loops += 1;
+                assert!(is_counted(line, body(&lines[i..])), "{}: {line}", kernel.name);
+            }
+        }
+    }
+    assert!(loops > 20, "{loops}");
+}
+
+/// The lines between the first one's brace and its twin.
+fn body<'a>(lines: &'a [&'a str]) -> &'a [&'a str] {
+    let count = |line: &str, brace| line.matches(brace).count() as isize;
+    let depths = lines.iter().scan(0, |depth, line| {
+        *depth += count(line, '{') - count(line, '}');
+        Some(*depth)
+    });
+    let end = depths.take_while(|&depth| depth > 0).count();
+    &lines[1..end]
+}
+
+fn is_counted(head: &str, body: &[&str]) -> bool {
+    let [start, condition, change] = head.split("; ").collect::<Vec<_>>()[..] else {
+        return false;
+    };
+    let start = start.strip_prefix("for (var ").and_then(|start| start.split_once(" = "));
+    let Some((name, _)) = start else {
+        return false;
+    };
+    let upwards = condition.starts_with(&format!("{name} < "))
+        && (change == format!("{name}++) {{") || change.starts_with(&format!("{name} += ")));
+    let halves = condition == format!("{name} > 0u") && change == format!("{name} /= 2u) {{");
+    let writes = |line: &&str| {
+        let rest = line.strip_prefix(name).map_or("", str::trim_start);
+        let how = ["= ", "+=", "-=", "*=", "/=", "++", "--"];
+        how.iter().any(|how| rest.starts_with(how))
+    };
+    (upwards || halves) && !body.iter().any(writes)
+}
+
 /// A file with an entry point is a kernel; any other is a part of some.
 #[test]
 fn every_shader_is_used() {

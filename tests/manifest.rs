@@ -68,6 +68,7 @@ fn the_library_alone_draws_in_no_part_of_the_program() {
         "clap",
         "csv",
         "ctrlc",
+        "fs4",
         "indicatif",
         "plotters",
         "serde_json",

@@ -8,13 +8,7 @@ use ndarray::Array3;
 
 /// The adapter that the tests run on, opened by the test itself: its counters are the caller's to read.
 fn open() -> (Device, wgpu::Device) {
-    let name = common::adapter().adapter().unwrap().name;
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name == name).unwrap();
-    let descriptor =
-        wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    let (adapter, device, queue) = common::open_wgpu(wgpu::Adapter::limits);
     (Device::from_wgpu(&adapter, &device, &queue).unwrap(), device)
 }
 
@@ -72,5 +66,51 @@ fn a_plan_predicts_the_memory_that_a_run_takes() {
             drop(gru);
             assert_eq!(held(&counted), before, "{what}: not all of it was freed");
         }
+    }
+}
+
+/// In a process of its own, whose memory is limited once all is open. (What a GPU has of memory, that limit
+/// says nothing of.)
+#[cfg(target_os = "linux")]
+#[test]
+fn without_memory_a_run_fails_and_the_next_smaller_one_does_not() {
+    use std::process::Command;
+    const CHILD: &str = "GRU_WITHOUT_MEMORY";
+    /// What the process may grow by, and less than half of what the large run takes.
+    const ROOM: u64 = 1 << 30;
+    if !common::adapter().adapter().unwrap().software {
+        return;
+    }
+    if std::env::var_os(CHILD).is_none() {
+        let name = "without_memory_a_run_fails_and_the_next_smaller_one_does_not";
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(child.status.success(), "{}: {said}", child.status);
+        return;
+    }
+    let gru =
+        Gru::new(GruConfig::pytorch(1, 64).with_layers(4), Init::Uniform, 1, common::adapter());
+    let gru = gru.unwrap();
+    let small = Array3::ones((3, 2, 1));
+    let run = || gru.forward_train(&small).unwrap().0;
+    let expected = run();
+    // Buffers of 128 MB at most, 26 of them.
+    let large = Array3::ones((1000, 500, 1));
+    let shape = gru.config().shape(1000, 500).unwrap();
+    assert!(gru.plan(shape, Mode::Training).unwrap().bytes() > 2 * ROOM);
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+    let limit = format!("--as={}", 4096 * pages + ROOM);
+    let pid = std::process::id().to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap();
+    assert!(limited.success());
+    for _ in 0..3 {
+        let error = gru.forward_train(&large).unwrap_err();
+        assert!(matches!(error, gru_wgpu::Error::OutOfMemory(_)), "{error:?}");
+        assert_eq!(run(), expected);
     }
 }

@@ -1,7 +1,7 @@
 //! The schedule and its limits, by arithmetic alone. No GPU needed.
 
 use gru_wgpu::plan::{Limits, Machine, Mode, Plan, Stage};
-use gru_wgpu::{Direction, Error, GruConfig, Layout, Options, Recurrence, Reset};
+use gru_wgpu::{Direction, Error, GruConfig, Layout, Options, ParamLayout, Recurrence, Reset};
 
 /// A plan that walks over the steps from the host.
 fn plan(config: &GruConfig, steps: usize, batch: usize, mode: Mode) -> Plan {
@@ -154,7 +154,8 @@ fn whole_sequences_are_walked_by_the_device_where_they_fit() {
 /// over every step and every state once.
 #[test]
 fn long_sequences_are_cut() {
-    let machine = Machine::new(Limits::WEBGPU_DEFAULT, true);
+    // Whose gates are there at once: a state between two buffers is walked over for both.
+    let machine = Machine::new(GENEROUS, true);
     for (t, b, h) in [(40_001, 1, 3), (9_999, 33, 64), (700, 70, 256)] {
         for config in GruConfig::all_variants(2, h) {
             let shape = config.shape(t, b).unwrap();
@@ -232,8 +233,8 @@ fn each_limit_is_named_with_what_was_asked_and_allowed() {
     let cases = [
         // 4 · 300 · 300 · 1024 · 4 bytes of gates.
         (default, [300, 300, 1, 1024], "max_buffer_size", 1_474_560_000),
-        // 4 · 100 · 100 · 1024 · 4 bytes of gates: fits a buffer, not a binding.
-        (default, [100, 100, 1, 1024], "max_storage_buffer_binding_size", 163_840_000),
+        // 200 · 200 · 1024 · 4 bytes of h: fits a buffer, not a binding.
+        (default, [200, 200, 1, 1024], "max_storage_buffer_binding_size", 163_840_000),
         // 3 · 3400² · 4 bytes of weight_hh.
         (default, [1, 1, 1, 3400], "max_storage_buffer_binding_size", 138_720_000),
         // 256 bytes of arguments for 20 million steps forward, as many backward, and 29 more.
@@ -343,6 +344,45 @@ fn impossible_sizes_are_refused_when_the_shape_is_made() {
     ] {
         assert!(matches!(config.shape(t, b), Err(Error::Overflow { .. })), "{config}");
     }
+}
+
+/// The gates that training keeps, at the longest of DeepBench's shapes and the largest binding there is:
+/// 2.16 GB in two buffers.
+#[test]
+fn gates_past_a_binding_are_kept_in_several_buffers() {
+    let limits = Limits {
+        max_buffer_size: 1 << 40,
+        max_storage_buffer_binding_size: (2 << 30) - 4,
+        ..Limits::WEBGPU_DEFAULT
+    };
+    let machine = Machine::new(limits, false);
+    let config = GruConfig::pytorch(2816, 2816);
+    let shape = config.shape(1500, 32).unwrap();
+    let plan = Plan::with_options(&config, shape, Mode::Training, Options::default(), &machine);
+    let plan = plan.unwrap();
+    plan.check(&limits).unwrap();
+    for name in ["gates_s0", "gates_s1"] {
+        let gates = &plan.buffers()[plan.buffer(name).unwrap().index()];
+        assert_eq!((gates.axes.as_str(), gates.len), ("[750, B, 4H]", 750 * 32 * 4 * 2816));
+    }
+    assert!(plan.buffer("gates").is_none() && plan.buffer("gates_s2").is_none());
+    // No work more: what is kept is not made again.
+    let forward = 6 * 1500 * 32 * 2816 * (2816 + 2816);
+    assert_eq!(plan.forward_flops(), forward);
+    assert!(plan.backward_flops() < 2 * forward + forward / 100);
+}
+
+/// More layers than any model has, of which a list would be made.
+#[test]
+fn layers_without_end_are_refused_before_any_is_looked_at() {
+    for layers in [1025, 100_000_000] {
+        let config = GruConfig::new(1, 1).with_layers(layers);
+        let error = ParamLayout::new(&config).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Setting { .. }), "{error}");
+        let expected = format!("the number of layers L is {layers}; expected at most 1024");
+        assert_eq!(error.to_string(), expected);
+    }
+    assert!(ParamLayout::new(&GruConfig::new(1, 1).with_layers(1024)).is_ok());
 }
 
 /// Sizes that fit the address space but no kernel's index are refused at once.

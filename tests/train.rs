@@ -3,79 +3,8 @@
 
 mod common;
 
-use std::fmt::Write;
-use std::path::Path;
-
 use common::program::{assert_refused, gru, text};
-use serde_json::Value;
-use tempfile::TempDir;
-
-/// Sequences of 2 to 6 rows, with a number that is high in those of class `up` and low in those of `down`,
-/// and a word that says whether the next row is the last one.
-fn table(sequences: std::ops::Range<usize>) -> String {
-    let mut csv = "id,level,sign,class\n".to_owned();
-    for i in sequences {
-        let steps = 2 + i * 7 % 5;
-        let class = if i % 3 == 0 { "up" } else { "down" };
-        for t in 0..steps {
-            let noise = ((i * 31 + t * 17) as f64).sin();
-            let level = 50.0 + noise + if i % 3 == 0 { 1.0 } else { -1.0 };
-            let sign = if t + 2 == steps { "stop" } else { "go" };
-            writeln!(csv, "s{i},{level:.4},{sign},{class}").unwrap();
-        }
-    }
-    csv
-}
-
-/// The same with a label a row: the row after a `stop` is the end. Of some rows nothing is known.
-fn labelled(sequences: std::ops::Range<usize>) -> String {
-    let mut after_stop = false;
-    let label = |(at, line): (usize, &str)| {
-        let cells: Vec<_> = line.split(',').collect();
-        let label = match (at, after_stop) {
-            (0, _) => "part",
-            (at, _) if at % 11 == 5 => "",
-            (_, true) => "end",
-            (_, false) => "inner",
-        };
-        after_stop = cells[2] == "stop";
-        format!("{},{},{},{label}\n", cells[0], cells[1], cells[2])
-    };
-    table(sequences).lines().enumerate().map(label).collect()
-}
-
-fn folder_with(files: &[(&str, &str)]) -> TempDir {
-    let directory = TempDir::new().unwrap();
-    for (name, content) in files {
-        std::fs::write(directory.path().join(name), content).unwrap();
-    }
-    directory
-}
-
-const SMALL: [&str; 8] =
-    ["--hidden", "6", "--batch", "4", "--epochs", "6", "--learning-rate", "0.03"];
-
-fn train<'a>(csv: &'a str, task: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    [&["train", csv, "--task", task, "--device", "cpu"], &SMALL[..], more].concat()
-}
-
-fn succeeded(directory: &Path, arguments: &[&str]) -> (String, String) {
-    let output = gru(directory, arguments);
-    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{arguments:?}: {stderr}");
-    (stdout, stderr)
-}
-
-fn json(directory: &Path, arguments: &[&str]) -> Value {
-    serde_json::from_str(&succeeded(directory, arguments).0).unwrap()
-}
-
-/// A column of metrics.csv.
-fn metric(run: &Path, name: &str) -> Vec<f64> {
-    let text = std::fs::read_to_string(run.join("metrics.csv")).unwrap();
-    let at = text.lines().next().unwrap().split(',').position(|column| column == name).unwrap();
-    text.lines().skip(1).map(|line| line.split(',').nth(at).unwrap().parse().unwrap()).collect()
-}
+use common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
 
 #[test]
 fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
@@ -93,6 +22,7 @@ fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
         let files: Vec<_> =
             files.iter().map(|file| file.file_name().into_string().unwrap()).collect();
         let expected = [
+            ".lock",
             "checkpoint.safetensors",
             "checkpoint.safetensors.before",
             "config.toml",
@@ -150,60 +80,6 @@ fn predictions_are_rows_and_need_no_label_and_no_known_word() {
         )
     );
     assert!(!told.contains("accuracy"), "{told}");
-}
-
-/// Ends runs after their first epoch, by Ctrl-C and without any warning, goes on, and holds them against one
-/// that was left alone.
-#[cfg(unix)]
-#[test]
-fn a_run_that_was_interrupted_goes_on_to_the_same_bytes() {
-    use common::program::end_after_an_epoch;
-
-    let directory = folder_with(&[("train.csv", &labelled(0..60))]);
-    let path = directory.path();
-    let arguments = |run| {
-        let model = ["--layers", "2", "--dropout", "0.3", "--direction", "both", "--run", run];
-        let often = ["--epochs", "12", "--batch", "2", "--checkpoint-every", "1"];
-        [&train("train.csv", "label", &model)[..], &often].concat()
-    };
-    let whole = path.join("whole");
-    succeeded(path, &arguments("whole"));
-    let bytes = |run: &Path| std::fs::read(run.join("model.safetensors")).unwrap();
-    for (signal, status) in [("INT", Some(130)), ("KILL", None)] {
-        let (got, rest) = end_after_an_epoch(path, &arguments(signal), signal);
-        assert_eq!(got, status, "{signal}: {rest:?}");
-        if signal == "INT" {
-            let last = rest.last().unwrap();
-            assert!(last.contains("`gru train --resume INT` goes on"), "{rest:?}");
-        }
-        let run = path.join(signal);
-        let done = metric(&run, "epoch").len();
-        assert!(done < 12, "{signal}: it was too late");
-
-        succeeded(path, &["train", "--resume", signal, "--device", "cpu"]);
-        assert!(bytes(&whole) == bytes(&run), "{signal}: the models differ");
-        for name in ["updates", "learning_rate", "train_loss", "valid_loss", "valid_accuracy"] {
-            assert_eq!(metric(&whole, name), metric(&run, name), "{signal}: {name}");
-        }
-    }
-    // There is nothing left to do, and it says the same again.
-    let again = json(path, &["train", "--resume", "INT", "--device", "cpu", "--json"]);
-    assert_eq!(again["updates"], 27 * 12);
-    assert!(bytes(&whole) == bytes(&path.join("INT")));
-
-    // It goes on as it was begun, or not at all.
-    let config = path.join("INT").join("config.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
-    for (part, from, to) in [
-        ("[model]", "direction = \"both\"", "direction = \"forward\""),
-        ("[training]", "seed = 1", "seed = 2"),
-        ("[data]", "holdout = 0.1", "holdout = 0.2"),
-    ] {
-        assert!(text.contains(from), "{text}");
-        std::fs::write(&config, text.replace(from, to)).unwrap();
-        let message = format!("{part} in config.toml is not what the run was started with");
-        assert_refused(path, &["train", "--resume", "INT", "--device", "cpu"], &[&message]);
-    }
 }
 
 #[test]
@@ -371,6 +247,7 @@ fn a_run_in_a_folder_is_not_overwritten_or_mixed_up() {
         ),
         ("task = \"classify\"", "task = \"classify\"\nmore = 1", "unknown field `more`"),
         ("deviation = ", "deviation = -", "make no scale"),
+        ("delimiter = \",\"", "delimiter = \"ł\"", "data.delimiter: expected one of"),
     ] {
         change(from, to);
         assert_refused(path, &["predict", "run", "train.csv", "--device", "cpu"], &[words]);
@@ -382,4 +259,133 @@ fn a_run_in_a_folder_is_not_overwritten_or_mixed_up() {
         &["train", "--resume", "run"],
         &["train.csv` is not what the run was started with"],
     );
+}
+
+/// How an update is made, and what the learning rate is at the end of each epoch.
+#[test]
+fn schedules_clipping_momentum_and_accumulation_are_as_they_are_asked_for() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    let rates = |more: &[&str]| {
+        let words = [&["--epochs", "5", "--force"], more].concat();
+        succeeded(path, &train("train.csv", "classify", &words));
+        metric(&path.join("run"), "learning_rate")
+    };
+    let close = |got: Vec<f64>, expected: [f64; 5]| {
+        let off = got.iter().zip(expected).any(|(got, expected)| (got - expected).abs() > 1e-9);
+        assert!(!off, "{got:?}, expected {expected:?}");
+    };
+    let config = || std::fs::read_to_string(path.join("run/config.toml")).unwrap();
+    close(rates(&["--schedule", "constant", "--clip", "none"]), [0.03; 5]);
+    assert!(config().contains("clip = \"none\"") && !config().contains("warmup"), "{}", config());
+    let more = ["--optimizer", "sgd", "--momentum", "0.5", "--schedule", "step:2:0.1"];
+    let more = [&more[..], &["--clip", "value:0.01", "--accumulate", "2"]].concat();
+    close(rates(&more), [0.03, 0.03, 0.003, 0.003, 0.0003]);
+    // Nine batches of an epoch make five updates.
+    assert_eq!(metric(&path.join("run"), "updates"), [5.0, 10.0, 15.0, 20.0, 25.0]);
+    let losses = metric(&path.join("run"), "train_loss");
+    for word in ["momentum = 0.5", "accumulate = 2", "\"step:2:0.1\"", "clip = \"value:0.01\""] {
+        assert!(config().contains(word), "{}", config());
+    }
+    // Each of them counts.
+    for (option, value) in [
+        ("--momentum", "0.9"),
+        ("--clip", "value:0.001"),
+        ("--clip", "0.01"),
+        ("--accumulate", "1"),
+    ] {
+        rates(&[&more[..], &[option, value]].concat());
+        assert_ne!(metric(&path.join("run"), "train_loss"), losses, "{option} {value}");
+    }
+    let last = rates(&["--schedule", "cosine:0.5"])[4];
+    assert!((0.015..0.016).contains(&last), "{last}");
+
+    // A run of before there were such settings goes on.
+    rates(&[]);
+    let left_out = ["accumulate", "schedule"];
+    let old = config().replace("clip = \"norm:1\"", "clip = 1.0");
+    let old = old.lines().filter(|line| !left_out.iter().any(|word| line.starts_with(word)));
+    let old: String = old.flat_map(|line| [line, "\n"]).collect();
+    assert!(old.contains("clip = 1.0") && !old.contains("accumulate"), "{old}");
+    std::fs::write(path.join("run/config.toml"), old).unwrap();
+    succeeded(path, &["train", "--resume", "run", "--device", "cpu"]);
+
+    for (more, words) in [
+        (["--momentum", "0.5"], "a momentum is a part of the optimizer sgd"),
+        (["--schedule", "step:2:nan"], ""),
+        (["--schedule", "cosine:2"], ""),
+        (["--clip", "value:0"], ""),
+        (["--clip", "most"], ""),
+        (["--accumulate", "0"], ""),
+    ] {
+        let more = [&more[..], &["--force"]].concat();
+        let arguments = train("train.csv", "classify", &more);
+        match words {
+            "" => assert_eq!(gru(path, &arguments).status.code(), Some(2), "{more:?}"),
+            words => assert_refused(path, &arguments, &[words]),
+        }
+    }
+    let more = ["--warmup", "0.1", "--schedule", "constant", "--force"];
+    let words = ["a warm-up is a part of the schedule cosine, and the schedule is constant"];
+    assert_refused(path, &train("train.csv", "classify", &more), &words);
+}
+
+#[test]
+fn probabilities_of_all_classes_are_columns() {
+    let test = table(40..50).replace("id,level,sign,class", "id,level,sign,probability");
+    let files = [("train.csv", &*table(0..40)), ("test.csv", &*test)];
+    let directory = folder_with(&files);
+    let path = directory.path();
+    for task in ["classify", "label"] {
+        succeeded(path, &train("train.csv", task, &["--epochs", "1", "--force"]));
+        let arguments = ["predict", "run", "test.csv", "--device", "cpu", "--probabilities"];
+        let (rows, _) = succeeded(path, &arguments);
+        let rows: Vec<Vec<_>> = rows.lines().map(|line| line.split(',').collect()).collect();
+        let step = usize::from(task == "label");
+        let names = ["predicted", "probability", "probability:down", "probability:up"];
+        assert_eq!(rows[0][1 + step..], names);
+        assert!(rows.len() > 10, "{rows:?}");
+        for row in &rows[1..] {
+            let shares: Vec<f64> =
+                row[2 + step..].iter().map(|cell| cell.parse().unwrap()).collect();
+            assert!((shares[1] + shares[2] - 1.0).abs() < 2e-6, "{row:?}");
+            let said = if shares[1] >= shares[2] { ("down", shares[1]) } else { ("up", shares[2]) };
+            assert_eq!((row[1 + step], shares[0]), said, "{row:?}");
+        }
+    }
+}
+
+#[test]
+fn columns_of_the_same_name_are_chosen_by_their_numbers() {
+    let twice = table(0..40).replace("id,level,sign,class", "x,x,sign,x");
+    let directory = folder_with(&[("train.csv", &twice)]);
+    let path = directory.path();
+    assert_refused(
+        path,
+        &train("train.csv", "classify", &["--label", "x"]),
+        &["3 columns are named `x`; say which by its number: #1 or #2 or #4"],
+    );
+    let named = ["--sequence", "#1", "--label", "#4", "--features", "sign,#2"];
+    for more in [&named[..], &["--force"]] {
+        succeeded(path, &train("train.csv", "classify", more));
+        let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
+        for word in ["sequence = \"#1\"", "label = \"#4\"", "column = \"#2\"", "column = \"sign\""]
+        {
+            assert!(config.contains(word), "{word}: {config}");
+        }
+        let (_, told) = succeeded(path, &["predict", "run", "train.csv", "--device", "cpu"]);
+        assert!(told.contains("accuracy"), "{told}");
+    }
+}
+
+/// NA is a word like any other where words are labels, which is said; an empty cell is no label.
+#[test]
+fn words_for_what_is_missing_may_be_labels() {
+    let labels = labelled(0..40).replace(",inner\n", ",none\n");
+    let directory = folder_with(&[("train.csv", &labels)]);
+    let path = directory.path();
+    let (_, told) = succeeded(path, &train("train.csv", "label", &["--epochs", "1"]));
+    assert!(told.contains("`none` in column `part` is a class like any other"), "{told}");
+    let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
+    assert!(config.contains("classes = [\"end\", \"none\"]"), "{config}");
 }

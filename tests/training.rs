@@ -472,3 +472,82 @@ fn an_update_of_fewer_batches_tells_their_loss() {
         assert!((whole.norm - 3.0 * part.norm).abs() < 1e-5, "{whole:?}, {part:?}");
     }
 }
+
+/// An update after which a parameter or a moment would be infinite, and that no other follows.
+#[test]
+fn what_would_not_be_finite_after_an_update_is_not_made() {
+    let [every, last] = [Head::every_step(SIZES[3]), Head::last(SIZES[3])];
+    let of = |optimizer, rate| Training::new(Loss::MeanSquared, optimizer, rate);
+    // Of a gradient of 1e25, whose square is infinite; of one of 1e3 times 1e38; of Adam's rate over 1 − β₁.
+    let steep = Task::new(last, of(Optimizer::adam(), 1e-3));
+    let far = Task::new(every, of(Optimizer::sgd(), 1e38).with_clip(Clip::Norm(1e6)));
+    let adam = Task::new(every, of(Optimizer::adam(), 1e38).with_clip(Clip::Value(1.0)));
+    for (task, is_steep) in [(steep, true), (far, false), (adam, false)] {
+        for device in devices() {
+            let params = if is_steep { flat_start(1e25) } else { task.params() };
+            let mut learner = Learner::new(params, task.training, &device).unwrap();
+            let before = learner.state().unwrap();
+            let x = task.x(1);
+            let step = |learner: &mut Learner| match is_steep {
+                true => learner.step(&x, Array2::<f32>::ones((SIZES[1], SIZES[3])).view()),
+                false => {
+                    let targets = Array3::from_elem((SIZES[0], SIZES[1], SIZES[3]), 1e4_f32);
+                    learner.step(&x, targets.view())
+                }
+            };
+            let error = match step(&mut learner) {
+                Err(error) => error,
+                Ok(()) => learner.reports().unwrap_err(),
+            };
+            let Error::Diverged { step: 0, loss, norm, largest, parameter, .. } = &error else {
+                panic!("{error} on {device}");
+            };
+            assert!(loss.is_finite() && norm.is_finite() && *largest > 0.0, "{error}");
+            assert!(parameter.contains(if is_steep { "_l0" } else { "head" }), "{error}");
+            assert!(error.to_string().contains("would not be finite after it"), "{error}");
+            assert_eq!(learner.updates(), 0);
+            assert_eq!(learner.state().unwrap(), before);
+            // One that is as bad is told of as well, and a better one counts.
+            assert!(step(&mut learner).and_then(|()| learner.reports()).is_err());
+            let better = of(Optimizer::sgd(), 1e-3).with_clip(Clip::Norm(1e-6));
+            let mut learner = Learner::resume(learner.state().unwrap(), better, &device).unwrap();
+            step(&mut learner).unwrap();
+            assert_eq!(learner.reports().unwrap().len(), 1);
+        }
+    }
+}
+
+/// All zeros but the head's weight: states are 0, and what flows back is as large as that weight.
+fn flat_start(weight: f32) -> Params {
+    let task =
+        Task::new(Head::last(SIZES[3]), Training::new(Loss::MeanSquared, Optimizer::sgd(), 0.1));
+    let mut params = Params::zeros_of(task.params().layout().clone()).unwrap();
+    let weights = random3([1, SIZES[3], 7], 8).index_axis_move(ndarray::Axis(0), 0) * weight;
+    params.set("head.weight", weights.view().into_dyn()).unwrap();
+    params
+}
+
+/// Gradients whose squares no f32 holds, and what is made of them by their norm.
+#[test]
+fn the_norm_of_very_large_and_very_small_gradients_is_right() {
+    let training = Training::new(Loss::MeanSquared, Optimizer::sgd(), 1.0);
+    for (weight, target, range) in
+        [(1e25, 1.0_f32, 1e23..1e27), (1.0, 1e-25, 1e-27..1e-23), (1e33, 1.0, 1e31..1e35)]
+    {
+        let task = Task::new(Head::last(SIZES[3]), training.with_clip(Clip::Norm(1e-30)));
+        let mut all = Vec::new();
+        for device in devices() {
+            let mut learner = Learner::new(flat_start(weight), task.training, &device).unwrap();
+            let x = task.x(1);
+            learner.step(&x, Array2::from_elem((SIZES[1], SIZES[3]), target).view()).unwrap();
+            let report = learner.reports().unwrap()[0];
+            assert!(range.contains(&report.norm), "{report:?} on {device}");
+            all.push((report, learner.state().unwrap()));
+        }
+        let [(cpu, on_cpu), (adapter, on_adapter)] = &all[..] else { panic!() };
+        assert!((cpu.norm - adapter.norm).abs() < 1e-5 * cpu.norm, "{cpu:?}, {adapter:?}");
+        for (a, b) in on_cpu.params.as_slice().iter().zip(on_adapter.params.as_slice()) {
+            assert!((a - b).abs() <= 1e-4 * a.abs() + 1e-36, "{a}, {b}");
+        }
+    }
+}

@@ -13,8 +13,9 @@ use crate::transfer::Wait;
 const CUT: [usize; 3] = [65, 97, 50];
 const PIECE: [usize; 3] = [32, 64, 16];
 
-/// The last is longer than lavapipe's loops may run: it must be cut into dispatches.
-const MNK: [[usize; 3]; 15] = [
+/// The last but one has as many tiles as make large ones worthwhile on a GPU. The last is longer than
+/// lavapipe's loops may run: it must be cut into dispatches.
+const MNK: [[usize; 3]; 16] = [
     [1, 1, 1],
     [2, 3, 5],
     [31, 33, 17],
@@ -29,6 +30,7 @@ const MNK: [[usize; 3]; 15] = [
     [259, 13, 16],
     [70, 5, 1301],
     [129, 131, 19],
+    [12_285, 65, 9],
     [1, 1, 70_001],
 ];
 

@@ -11,7 +11,7 @@ use crate::learner::Training;
 use crate::network::Evaluation;
 use crate::objective::Loss;
 use crate::optim::{Adam, Clip, Optimizer, Schedule};
-use crate::trainer::{Position, Regime};
+use crate::trainer::{DataSet, DataSets, Position, Regime};
 
 /// The kinds, whose numbers follow.
 #[derive(Clone, Copy, PartialEq)]
@@ -191,6 +191,26 @@ pub(super) fn read_marks(words: &str) -> Result<Marks> {
     Err(Error::Format("its metadata position is none that a run can come to".to_owned()))
 }
 
+/// `train=150 hash=123 valid=50 valid_hash=456`
+pub(super) fn write_data(data: &DataSets) -> String {
+    let DataSets { train, valid } = data;
+    format!(
+        "train={} hash={} valid={} valid_hash={}",
+        train.count, train.hash, valid.count, valid.hash
+    )
+}
+
+/// Back from [`write_data`].
+pub(super) fn read_data(words: &str) -> Result<DataSets> {
+    let mut pairs = Pairs::new("data", words)?;
+    let data = DataSets {
+        train: DataSet { count: pairs.number("train")?, hash: pairs.number("hash")? },
+        valid: DataSet { count: pairs.number("valid")?, hash: pairs.number("valid_hash")? },
+    };
+    pairs.end()?;
+    Ok(data)
+}
+
 fn write_option(value: &Option<impl Display>) -> String {
     value.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
 }
@@ -240,6 +260,9 @@ mod tests {
             let regime = Regime::new(usize::MAX, 1).with_seed(u64::MAX).with_patience(patience);
             assert_eq!(read_regime(&write_regime(&regime)).unwrap(), regime);
         }
+        let [train, valid] = [u64::MAX, 0].map(|hash| DataSet { count: usize::MAX, hash });
+        let data = DataSets { train, valid };
+        assert_eq!(read_data(&write_data(&data)).unwrap(), data);
         let position = Position { epoch: 7, batch: 9, loss: (odd, 9), stale: 7 };
         for correct in [None, Some(3)] {
             let validation = Evaluation { counted: 3, loss: odd, correct };

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Checkpoint, Device};
+use gru_wgpu::{Checkpoint, Device, Position};
 
 use super::folder::Folder;
 use super::output::note;
@@ -49,7 +49,9 @@ pub struct Saver<'a> {
     earlier: f64,
     /// When the last checkpoint was written, or this part begun, and after how many updates.
     saved: (Instant, u64),
-    /// Whether the folder has a checkpoint.
+    /// After how many updates, and where, the folder's last checkpoint was taken, if there is one.
+    last: Option<(u64, Position)>,
+    /// Whether this part has come to where that was or further.
     has_saved: bool,
 }
 
@@ -71,8 +73,9 @@ impl<'a> Saver<'a> {
                 quote(other)
             ));
         }
-        let has_saved = checkpoint.is_some();
-        Self { folder, every, device, data, earlier, saved: (Instant::now(), 0), has_saved }
+        let last = checkpoint.map(place_of);
+        let (saved, has_saved) = ((Instant::now(), 0), false);
+        Self { folder, every, device, data, earlier, saved, last, has_saved }
     }
 
     pub fn folder(&self) -> &'a Folder {
@@ -84,7 +87,7 @@ impl<'a> Saver<'a> {
         self.saved = (Instant::now(), updates);
     }
 
-    /// Whether it is time for a checkpoint after so many updates: soon for the first, however seldom they are
+    /// Whether it is time for a checkpoint after so many updates: soon for the first of this part, however seldom they are
     /// asked for.
     pub fn is_due(&self, updates: u64, is_epoch_over: bool) -> bool {
         let (time, before) = self.saved;
@@ -101,16 +104,31 @@ impl<'a> Saver<'a> {
         self.earlier + elapsed.as_secs_f64()
     }
 
-    /// Writes a checkpoint, when what it goes on from is there.
+    /// Whether the folder's checkpoints are all of an earlier part of the run.
+    pub fn has_earlier(&self) -> bool {
+        self.last.is_some() && !self.has_saved
+    }
+
+    /// Writes a checkpoint, when what it goes on from is there. One of where the last one was taken is not
+    /// written again: the one before that is worth more.
     pub fn write(&mut self, mut checkpoint: Checkpoint, elapsed: Duration) -> Result<()> {
-        checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
-        checkpoint.notes.insert(SECONDS.to_owned(), self.seconds(elapsed).to_string());
-        checkpoint.notes.insert(DATA.to_owned(), self.data.clone());
-        checkpoint.write(self.folder.checkpoint())?;
+        let place = place_of(&checkpoint);
+        if self.last != Some(place) {
+            checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
+            checkpoint.notes.insert(SECONDS.to_owned(), self.seconds(elapsed).to_string());
+            checkpoint.notes.insert(DATA.to_owned(), self.data.clone());
+            checkpoint.write(self.folder.checkpoint())?;
+            self.last = Some(place);
+        }
         self.has_saved = true;
-        self.saved = (Instant::now(), checkpoint.state.moments.steps);
+        self.saved = (Instant::now(), place.0);
         Ok(())
     }
+}
+
+/// After how many updates, and where.
+fn place_of(checkpoint: &Checkpoint) -> (u64, Position) {
+    (checkpoint.state.moments.steps, checkpoint.position)
 }
 
 /// Whether a checkpoint's run was on this data.

@@ -1,16 +1,24 @@
 //! The folder of a run: its files, and what they may not overwrite.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use fs4::TryLockError;
 use gru_wgpu::Checkpoint;
 use gru_wgpu::formats::write_whole;
 
 use super::output::{check_directory, note, quote_path};
 
+/// Held by the run that writes to the folder. It stays there: whoever removed it could not know who waits.
+const LOCK: &str = ".lock";
+
 pub struct Folder(PathBuf);
+
+/// Keeps other runs out of a folder until it is dropped, or the program ends in whatever way.
+#[must_use]
+pub struct Lock(#[expect(dead_code, reason = "it is held open")] File);
 
 impl Folder {
     /// A folder for a new run: one that is not there yet, an empty one, or with `force` another run's.
@@ -22,17 +30,16 @@ impl Folder {
             return Ok(folder);
         }
         check_directory(path)?;
-        let mut entries = fs::read_dir(path).with_context(|| format!("cannot read {shown}"))?;
         let is_run = folder.config().exists();
         ensure!(
             force || !is_run,
             "{shown} holds a run already: --resume {shown} goes on with it, --force starts anew in its \
              place, --run puts this one elsewhere"
         );
-        ensure!(
-            is_run || entries.next().is_none(),
-            "{shown} is not empty, and what it holds is no run"
-        );
+        let is_empty = fs::read_dir(path)
+            .with_context(|| format!("cannot read {shown}"))?
+            .all(|entry| entry.is_ok_and(|entry| is_own(&entry.file_name().to_string_lossy())));
+        ensure!(is_run || is_empty, "{shown} is not empty, and what it holds is no run");
         Ok(folder)
     }
 
@@ -48,18 +55,43 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Makes it where it is not there, and takes an earlier run's files away.
-    pub fn clear(&self) -> Result<()> {
+    /// Keeps other runs out from now on, and takes away what one that was killed was about to write.
+    pub fn lock(&self) -> Result<Lock> {
+        let shown = quote_path(&self.0);
+        let file = File::options().create(true).truncate(false).write(true).open(self.0.join(LOCK));
+        let file = file.with_context(|| format!("cannot write to {shown}"))?;
+        match fs4::FileExt::try_lock(&file) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("another run is writing to {shown}"),
+            // Not every file system has locks.
+            Err(TryLockError::Error(error)) => note(format_args!(
+                "{shown} cannot be locked ({error}): no other run may write there meanwhile"
+            )),
+        }
+        let entries = fs::read_dir(&self.0).with_context(|| format!("cannot read {shown}"))?;
+        for entry in entries.flatten() {
+            if is_temporary(&entry.file_name().to_string_lossy()) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(Lock(file))
+    }
+
+    /// Makes it where it is not there, keeps others out, and takes an earlier run's files away, which are
+    /// there only with `force`.
+    pub fn take(&self, force: bool) -> Result<Lock> {
         let shown = || format!("cannot make the folder {}", quote_path(&self.0));
         fs::create_dir_all(&self.0).with_context(shown)?;
+        let lock = self.lock()?;
+        // Another run may have come and gone since it was claimed.
+        Self::claim(&self.0, force)?;
         let (training, pictures) = (
             [self.checkpoint(), self.before(), self.model(), self.metrics()],
             [self.curves(), self.forecast()],
         );
-        for file in training.iter().chain(&pictures).filter(|file| file.exists()) {
-            fs::remove_file(file).with_context(|| format!("cannot remove {}", quote_path(file)))?;
-        }
-        Ok(())
+        let mut files = training.iter().chain(&pictures).filter(|file| file.exists());
+        files.try_for_each(|file| remove(file))?;
+        Ok(lock)
     }
 
     pub fn path(&self) -> &Path {
@@ -111,6 +143,23 @@ impl Folder {
     }
 }
 
+fn remove(file: &Path) -> Result<()> {
+    fs::remove_file(file).with_context(|| format!("cannot remove {}", quote_path(file)))
+}
+
+/// What is in a folder without its holding anything.
+fn is_own(name: &str) -> bool {
+    name == LOCK || is_temporary(name)
+}
+
+/// Whether `write_whole` may have left it behind where the program was killed: `.tmp` and six letters or
+/// digits.
+fn is_temporary(name: &str) -> bool {
+    name.strip_prefix(".tmp").is_some_and(|rest| {
+        rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
 /// What an epoch came to: a row of `metrics.csv`.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Epoch {
@@ -137,21 +186,25 @@ impl Epoch {
         Ok(write_whole(path, |to| to.write_all(&csv))?)
     }
 
-    /// Those of the first `count` epochs.
-    pub fn read(path: &Path, count: usize) -> Result<Vec<Self>> {
-        if count == 0 {
-            return Ok(Vec::new());
+    /// Those of the first `count` epochs, as far as the file still has them: a run goes on without. What is
+    /// missing is said.
+    pub fn read(path: &Path, count: usize) -> Vec<Self> {
+        let mut epochs: Vec<Self> = Vec::new();
+        if let Ok(mut csv) = csv::ReaderBuilder::new().flexible(true).from_path(path) {
+            for epoch in csv.deserialize::<Self>().flatten() {
+                let next = epochs.last().map_or(1, |last| last.epoch + 1);
+                if (next..=count).contains(&epoch.epoch) {
+                    epochs.push(epoch);
+                }
+            }
         }
-        let shown = || format!("cannot read {}", quote_path(path));
-        let mut csv = csv::Reader::from_path(path).with_context(shown)?;
-        let epochs: Vec<_> =
-            csv.deserialize().take(count).collect::<Result<_, _>>().with_context(shown)?;
-        ensure!(
-            epochs.len() == count,
-            "{}: it has {} rows, expected {count}",
-            shown(),
-            epochs.len()
-        );
-        Ok(epochs)
+        if epochs.len() < count {
+            note(format_args!(
+                "{} has {} of the {count} epochs that are over; it goes on without the others",
+                quote_path(path),
+                epochs.len()
+            ));
+        }
+        epochs
     }
 }

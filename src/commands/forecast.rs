@@ -75,7 +75,7 @@ pub struct Arguments {
         conflicts_with_all = ["csv", "run", "force", "output", "What", "Sizes", "Model", "Settings"])]
     resume: Option<PathBuf>,
     /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
-    /// after every 16 updates.
+    /// between updates, about four times a second and after every 16.
     #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = every,
         requires = "kept")]
     checkpoint_every: Every,
@@ -103,14 +103,15 @@ struct What {
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
     let Arguments { csv, output, run, force, resume, checkpoint_every, .. } = arguments;
     // What can be refused is refused before the work, not after it.
-    let (folder, job, checkpoint) = match (resume, csv) {
+    let (folder, lock, job, checkpoint) = match (resume, csv) {
         (Some(path), _) => {
             let folder = Folder::open(path)?;
+            let lock = folder.lock()?;
             let config = Config::read(&folder.config())?;
             let series = config.read_again()?;
             let checkpoint = folder.read_checkpoint()?;
             let parts = Parts::new(&config.windows, series.values().len())?;
-            (Some(folder), Job { config, series, parts }, Some(checkpoint))
+            (Some(folder), Some(lock), Job { config, series, parts }, Some(checkpoint))
         }
         (None, Some(csv)) => {
             let folder = run.as_ref().map(|path| Folder::claim(path, *force)).transpose()?;
@@ -118,18 +119,24 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
                 check_directory(output)?;
             }
             let job = arguments.start(csv, folder.is_some())?;
-            (folder, job, None)
+            (folder, None, job, None)
         }
         (None, None) => bail!("expected a CSV file or --resume"), // clap has asked for one
     };
     let device = open(kind)?;
     job.announce();
     let runner = Runner::new(&job, folder.as_ref(), *checkpoint_every, checkpoint, &device)?;
-    if let (Some(folder), None) = (&folder, resume) {
-        folder.clear()?;
-        job.config.write(&folder.config())?;
-    }
-    runner.run()?.report(&job, folder.as_ref(), output, out)
+    let lock = match (&folder, lock) {
+        (Some(folder), None) => {
+            let lock = folder.take(*force)?;
+            job.config.write(&folder.config())?;
+            Some(lock)
+        }
+        (_, lock) => lock,
+    };
+    let ended = runner.run()?;
+    drop(lock);
+    ended.report(&job, folder.as_ref(), output, out)
 }
 
 impl Arguments {

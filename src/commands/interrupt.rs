@@ -1,8 +1,10 @@
-//! Ctrl-C: the first asks a run to end where it can go on from, the second ends it at once.
+//! Ctrl-C: the first asks a run to end where it can go on from, the second ends it at once. And how often a
+//! run looks whether it was asked.
 
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -29,5 +31,26 @@ impl Interrupt {
 
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Between two looks at whether a run is to end or to be saved: for this long, and for no more than so many
+/// updates.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const MOST_UPDATES: f64 = 16.0;
+
+/// The last look. The first is to come after one update: nobody knows yet how long it takes.
+pub struct Looks(Instant);
+
+impl Looks {
+    /// Looks now.
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// How many updates to make until the next look, after so many since this one: one at least.
+    pub fn until_next(&self, updates: usize) -> usize {
+        let each = self.0.elapsed().as_secs_f64() / updates.max(1) as f64;
+        (LOOK_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MOST_UPDATES) as usize
     }
 }

@@ -27,11 +27,12 @@ use super::train::table::Table;
 #[command(after_help = "\
 Examples:
   gru predict vowels data/japanese_vowels_test.csv
-  gru predict phonemes data/phonemes_test.csv --output said.csv
+  gru predict phonemes data/phonemes_test.csv --output said.csv --probabilities
   gru predict co2 newer.csv
 
-The output's columns: the sequence's name, with --task label also the step from 1, the class that is most
-probable, and its probability; of a forecast, how many rows ahead and the value.")]
+The output's columns: the sequence's name, of a run with --task label also the step from 1, the class that is
+most probable, and its probability; with --probabilities also that of each class, as probability:CLASS. Of a
+forecast, how many rows ahead and the value.")]
 pub struct Arguments {
     /// The folder of a run.
     run: PathBuf,
@@ -40,11 +41,14 @@ pub struct Arguments {
     /// Where the predictions go [default: stdout].
     #[arg(long, value_name = "FILE.csv")]
     output: Option<PathBuf>,
+    /// Write the probabilities of all classes, too.
+    #[arg(long)]
+    probabilities: bool,
 }
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
-    let Arguments { run, csv, output } = arguments;
+    let Arguments { run, csv, output, probabilities } = arguments;
     if let Some(output) = output {
         check_output(output, "csv")?;
     }
@@ -65,7 +69,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let network = Network::new(params, &open(kind)?)?;
     let outputs = network.forward_each(&inputs, config.training.batch)?;
     let predictions: Vec<_> = outputs.iter().map(Prediction::of).collect();
-    let text = written(&config, &table, &predictions)?;
+    let text = written(&config, &table, &predictions, *probabilities)?;
     put(&text, output.as_deref(), out)?;
     tell_accuracy(&config, &table, &predictions)
 }
@@ -82,46 +86,71 @@ fn put(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// Of each row of a sequence's outputs: the class, and its probability.
-struct Prediction(Vec<(usize, f64)>);
+/// What is said of each row of a sequence's outputs.
+struct Prediction(Vec<Said>);
+
+struct Said {
+    /// The most probable class, the first of several.
+    class: usize,
+    /// Of each class.
+    probabilities: Vec<f64>,
+}
 
 impl Prediction {
     fn of(outputs: &Array2<f32>) -> Self {
-        Self(outputs.rows().into_iter().map(most_probable).collect())
+        Self(outputs.rows().into_iter().map(Said::of).collect())
     }
 }
 
-/// The place of the largest of a row, the first of several, and its share by softmax.
-fn most_probable(row: ArrayView1<'_, f32>) -> (usize, f64) {
-    let mut most = 0;
-    for (at, &output) in row.iter().enumerate() {
-        if output > row[most] {
-            most = at;
-        }
-    }
-    let sum: f64 = row.iter().map(|&output| f64::from(output - row[most]).exp()).sum();
-    (most, 1.0 / sum)
-}
-
-fn written(config: &Config, table: &Table, predictions: &[Prediction]) -> Result<Vec<u8>> {
-    let classes = &config.columns.classes;
-    let name = &config.columns.sequence;
-    // The file's own name for it may be one of the others.
-    let name =
-        if ["step", "predicted", "probability"].contains(&&**name) { "sequence" } else { name };
-    let mut csv = csv::Writer::from_writer(Vec::new());
-    match config.task {
-        Task::Classify => csv.write_record([name, "predicted", "probability"])?,
-        Task::Label => csv.write_record([name, "step", "predicted", "probability"])?,
-    }
-    for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
-        for (step, (class, probability)) in (1..).zip(rows) {
-            let (step, probability) = (format!("{step}"), format!("{probability:.6}"));
-            let row = [table.name(sequence), &step, &classes[*class], &probability];
-            match config.task {
-                Task::Classify => csv.write_record([row[0], row[2], row[3]])?,
-                Task::Label => csv.write_record(row)?,
+impl Said {
+    /// By softmax.
+    fn of(row: ArrayView1<'_, f32>) -> Self {
+        let mut class = 0;
+        for (at, &output) in row.iter().enumerate() {
+            if output > row[class] {
+                class = at;
             }
+        }
+        let shares = row.iter().map(|&output| f64::from(output - row[class]).exp());
+        let mut probabilities: Vec<_> = shares.collect();
+        let sum: f64 = probabilities.iter().sum();
+        probabilities.iter_mut().for_each(|share| *share /= sum);
+        Self { class, probabilities }
+    }
+}
+
+fn written(
+    config: &Config,
+    table: &Table,
+    predictions: &[Prediction],
+    with_all: bool,
+) -> Result<Vec<u8>> {
+    let classes = &config.columns.classes;
+    let mut header: Vec<_> = match config.task {
+        Task::Classify => vec![],
+        Task::Label => vec!["step".to_owned()],
+    };
+    header.extend(["predicted", "probability"].map(str::to_owned));
+    if with_all {
+        header.extend(classes.iter().map(|class| format!("probability:{class}")));
+    }
+    // The file's own name for it may be one of the others.
+    let name = &table.sheet.names[table.sequence];
+    let name = if header.contains(name) { "sequence" } else { name };
+    header.insert(0, name.to_owned());
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    csv.write_record(&header)?;
+    for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
+        for (step, Said { class, probabilities }) in (1..).zip(rows) {
+            let mut row = vec![table.name(sequence).to_owned()];
+            if config.task == Task::Label {
+                row.push(format!("{step}"));
+            }
+            let all = if with_all { &probabilities[..] } else { &[] };
+            let shares = [probabilities[*class]].into_iter().chain(all.iter().copied());
+            row.push(classes[*class].clone());
+            row.extend(shares.map(|share| format!("{share:.6}")));
+            csv.write_record(&row)?;
         }
     }
     Ok(csv.into_inner().map_err(|error| error.into_error())?)
@@ -133,10 +162,9 @@ fn tell_accuracy(config: &Config, table: &Table, predictions: &[Prediction]) -> 
     let (mut right, mut all) = (0, 0);
     for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
         let labels = table.labels(config.task, label, sequence)?;
-        for (word, (class, _)) in labels.into_iter().zip(rows).filter(|(word, _)| !word.is_empty())
-        {
+        for (word, said) in labels.into_iter().zip(rows).filter(|(word, _)| !word.is_empty()) {
             all += 1;
-            right += usize::from(config.columns.classes[*class] == word);
+            right += usize::from(config.columns.classes[said.class] == word);
         }
     }
     if all > 0 {

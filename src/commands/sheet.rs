@@ -79,13 +79,13 @@ impl<'a> Sheet<'a> {
         Ok(Self { reading, names, has_header, rows })
     }
 
-    /// A column by its name, or by its number from 1.
+    /// A column by its name, or by its number from 1, as `3` or `#3`.
     pub fn find(&self, wanted: &str) -> Result<usize> {
         let columns = 0..self.names.len();
         let named: Vec<_> = columns.filter(|&column| self.names[column] == wanted).collect();
         match named[..] {
             [column] => Ok(column),
-            [] => match wanted.parse::<usize>() {
+            [] => match wanted.strip_prefix('#').unwrap_or(wanted).parse::<usize>() {
                 Ok(number) if (1..=self.names.len()).contains(&number) => Ok(number - 1),
                 _ => bail!("no column is named {}; the file has {}", quote(wanted), self.listed()),
             },
@@ -93,9 +93,19 @@ impl<'a> Sheet<'a> {
                 "{} columns are named {}; say which by its number: {}",
                 named.len(),
                 quote(wanted),
-                named.iter().map(|c| (c + 1).to_string()).collect::<Vec<_>>().join(" or ")
+                named.iter().map(|c| format!("#{}", c + 1)).collect::<Vec<_>>().join(" or ")
             ),
         }
+    }
+
+    /// What [`Self::find`] finds a column by: its name, or where several have that name its number.
+    pub fn reference(&self, column: usize) -> String {
+        let name = &self.names[column];
+        let number = column + 1;
+        let is_found = |word: &String| self.find(word).is_ok_and(|found| found == column);
+        // Other columns may have such names.
+        let words = [name.clone(), format!("#{number}"), number.to_string()];
+        words.into_iter().find(is_found).unwrap_or_else(|| name.clone())
     }
 
     /// The columns that `words` names: a single one, whose name may have commas in it, or several.

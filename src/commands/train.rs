@@ -6,6 +6,7 @@ mod job;
 mod report;
 mod runner;
 pub mod table;
+mod words;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,9 +21,10 @@ use rand::{SeedableRng, rngs::ChaCha8Rng};
 use super::arguments::{delimiter, share, yes_or_no};
 use super::checkpoints::{Every, every};
 use super::folder::Folder;
+use super::interrupt::Interrupt;
 use super::output::{open, quote_path};
 use super::sheet::{Reading, fingerprint, whole};
-use config::{Columns, Config, Data, Model, Settings, Task};
+use config::{Columns, Config, Data, Model, Pace, Settings, Task};
 use job::Job;
 use runner::Runner;
 use table::Table;
@@ -34,19 +36,25 @@ use table::Table;
 /// Numbers are scaled by the training part's mean and deviation, a column of words becomes an input a word.
 /// The run's folder gets config.toml, metrics.csv, curves.svg, checkpoint.safetensors and, of the epoch that
 /// did best on what was held out, model.safetensors. A checkpoint is written after the first
-/// epoch, every so often, and at Ctrl-C or SIGTERM, which end the run.
+/// epoch, every so often, and at Ctrl-C or SIGTERM, which end the run within a second, or with the update
+/// under way where that takes longer.
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
 pub struct Arguments {
-    /// The CSV file to train on.
+    /// The CSV file to train on; with --resume only where it has moved.
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
     what: What,
+    /// Another file, to validate on.
+    #[arg(long, value_name = "CSV", conflicts_with = "holdout")]
+    valid: Option<PathBuf>,
     #[command(flatten)]
     model: Model,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    pace: Pace,
     /// The run's folder.
     #[arg(long, value_name = "FOLDER", default_value = "run")]
     run: PathBuf,
@@ -54,12 +62,14 @@ pub struct Arguments {
     #[arg(long)]
     force: bool,
     /// Go on with a run that was interrupted, with its own data and settings: on the same device to the same
-    /// bits as if it had not been.
+    /// bits as if it had not been. Of the settings --epochs, --learning-rate, --clip and --patience may be
+    /// others from there on; config.toml notes what they were. Where the data have moved, the CSV file and
+    /// --valid say where to.
     #[arg(long, value_name = "FOLDER",
-        conflicts_with_all = ["csv", "run", "force", "What", "Model", "Settings"])]
+        conflicts_with_all = ["run", "force", "What", "Model", "Settings"])]
     resume: Option<PathBuf>,
     /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
-    /// after every 16 updates.
+    /// between updates, about four times a second and after every 16.
     #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = every)]
     checkpoint_every: Every,
     /// Print one JSON object instead of a table.
@@ -74,16 +84,15 @@ struct What {
     /// counts in neither the loss nor the accuracy of label.
     #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
     task: Option<Task>,
-    /// Another file, to validate on.
-    #[arg(long, value_name = "CSV", conflicts_with = "holdout")]
-    valid: Option<PathBuf>,
     /// The share of the sequences held out to validate on.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
     holdout: f64,
-    /// The column that names a row's sequence, by its name or its number from 1 [default: the first].
+    /// The column that names a row's sequence, by its name or its number from 1, as 3 or #3 [default: the
+    /// first].
     #[arg(long, value_name = "COLUMN")]
     sequence: Option<String>,
-    /// The column that is to be said [default: the last].
+    /// The column that is to be said [default: the last]. An empty cell is no label; NA, null or none is a
+    /// class like any other.
     #[arg(long, value_name = "COLUMN")]
     label: Option<String>,
     /// The columns that the model sees [default: all others].
@@ -105,6 +114,7 @@ const HELP: &str = "Examples:
   gru predict vowels data/japanese_vowels_test.csv --output speakers.csv
   gru train data/phonemes_train.csv --task label --direction both --epochs 10 --run phonemes
   gru train --resume phonemes
+  gru train --resume phonemes --epochs 20 --learning-rate 0.001
   gru train visits.csv --task classify --sequence patient --label outcome --features age,pulse,ward \\
       --categorical ward --valid later.csv --hidden 128 --layers 2 --dropout 0.2 --patience 5
 
@@ -119,37 +129,41 @@ after Ctrl-C.";
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
-    let Arguments { csv, run, force, resume, checkpoint_every, json, .. } = arguments;
-    let (folder, config, tables, checkpoint) = match (resume, csv) {
-        (Some(path), _) => {
+    let Arguments { csv, valid, pace, run, force, resume, checkpoint_every, json, .. } = arguments;
+    let (folder, lock, config, tables, checkpoint) = match (resume, csv) {
+        (Some(path), csv) => {
             let folder = Folder::open(path)?;
-            let config = Config::read(&folder.config())?;
-            let tables = Tables::read_again(&config)?;
+            let lock = folder.lock()?;
+            let mut config = Config::read(&folder.config())?;
+            let tables = Tables::read_again(&mut config, csv.as_deref(), valid.as_deref())?;
             let checkpoint = folder.read_checkpoint()?;
-            (folder, config, tables, Some(checkpoint))
+            (folder, Some(lock), config, tables, Some(checkpoint))
         }
         (None, Some(csv)) => {
             let folder = Folder::claim(run, *force)?;
             let (config, tables) = arguments.start(csv)?;
-            (folder, config, tables, None)
+            (folder, None, config, tables, None)
         }
         (None, None) => bail!("expected a CSV file or --resume"), // clap has asked for one
     };
-    let job = Job::new(config, &tables)?;
+    let mut job = Job::new(config, &tables)?;
+    let checkpoint = checkpoint.map(|last| job.go_on(last, pace)).transpose()?;
     let device = open(kind)?;
     let runner = Runner::new(&job, &folder, *checkpoint_every, checkpoint, &device)?;
-    if resume.is_none() {
-        folder.clear()?;
-        job.config.write(&folder.config())?;
-    }
+    let lock = lock.map_or_else(|| folder.take(*force), Ok)?;
+    job.config.write(&folder.config())?;
+    let interrupt = Interrupt::listen()?;
     job.announce(&device)?;
-    runner.run()?.report(&job, &folder, &device, *json, out)
+    let ended = runner.run(&interrupt)?;
+    drop(lock);
+    ended.report(&job, &folder, &device, *json, out)
 }
 
 impl Arguments {
     /// What a new run is to be.
     fn start(&self, csv: &Path) -> Result<(Config, Tables)> {
-        let What { task, valid, holdout, sequence, label, features, categorical, .. } = &self.what;
+        let Self { what, valid, .. } = self;
+        let What { task, holdout, sequence, label, features, categorical, .. } = what;
         let task = task.context("expected a --task")?; // clap has asked for it
         let reading =
             Reading { delimiter: self.what.delimiter, missing: None, header: self.what.header };
@@ -157,7 +171,7 @@ impl Arguments {
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
         let categorical = categorical.transpose()?.unwrap_or_default();
-        let name = |column: usize| train.sheet.names[column].clone();
+        let name = |column: usize| train.sheet.reference(column);
         let stranger = categorical.iter().find(|column| !features.contains(column));
         if let Some(&column) = stranger {
             bail!("--categorical names {}, which is no feature", quote(&name(column)));
@@ -175,7 +189,8 @@ impl Arguments {
             header: train.sheet.has_header,
             fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
         };
-        let seed = self.settings.seed;
+        let training = self.settings.begun_with(&self.pace)?;
+        let seed = training.seed;
         let tables = Tables::split(train, &data, &columns, seed)?;
         let features = tables.train.features(&features, &categorical, &tables.train_sequences)?;
         let config = Config {
@@ -185,7 +200,8 @@ impl Arguments {
             columns,
             features,
             model: self.model.clone(),
-            training: self.settings.clone(),
+            training,
+            changes: Vec::new(),
         };
         Ok((config, tables))
     }
@@ -226,13 +242,25 @@ impl Tables {
         Ok(Self { train, train_sequences, valid: None, valid_sequences })
     }
 
-    /// Those that a run was started with.
-    fn read_again(config: &Config) -> Result<Self> {
+    /// Those that a run was started with, or where they have moved to.
+    fn read_again(config: &mut Config, train: Option<&Path>, valid: Option<&Path>) -> Result<Self> {
         let Config { data, columns, training, .. } = config;
+        if let Some(path) = train {
+            data.train = whole(path)?;
+        }
+        match (valid, &mut data.valid) {
+            (Some(path), Some(before)) => *before = whole(path)?,
+            (Some(_), None) => bail!("the run holds out a part of its file, and takes no --valid"),
+            (None, _) => {}
+        }
+        let found = fingerprint([Some(&data.train), data.valid.as_ref()]);
+        let found = found.context("where the data have moved, name them after --resume FOLDER")?;
+        let also = |valid| format!(" or {}", quote_path(valid));
         ensure!(
-            fingerprint([Some(&data.train), data.valid.as_ref()])? == data.fingerprint,
-            "{} is not what the run was started with; a run goes on with the same data",
-            quote_path(&data.train)
+            found == data.fingerprint,
+            "{}{} is not what the run was started with; a run goes on with the same data",
+            quote_path(&data.train),
+            data.valid.as_deref().map_or_else(String::new, also)
         );
         let train = Table::read(&data.train, data.reading(), Some(&columns.sequence))?;
         Self::split(train, data, columns, training.seed)

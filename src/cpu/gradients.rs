@@ -85,10 +85,11 @@ impl Products<'_> {
         6.0 * self.h.len() as f64 * (2 * self.width + hidden) as f64
     }
 
-    /// Adds to `dinput [R, width]` and to the gradients of the cell's parameters.
+    /// Adds to `dinput [R, width]`, which is empty where nobody asks for it, and to the gradients of the
+    /// cell's parameters.
     pub fn add_to(
         &self,
-        dinput: &mut [f32],
+        mut dinput: &mut [f32],
         dparams: &mut Params,
         ranges: &CellRanges,
         is_parallel: bool,
@@ -100,10 +101,11 @@ impl Products<'_> {
         let of_weights = [ranges.weight_ih.clone(), ranges.weight_hh.clone()];
         let mut of_weights = flat.get_disjoint_mut(of_weights).expect("two parameters");
         let rows = |width: usize| DEPTH * width;
-        let of_input = self.input.chunks(rows(width)).zip(dinput.chunks_mut(rows(width)));
         let of_states = self.h.chunks(rows(hidden)).zip(self.gates.chunks(rows(4 * hidden)));
-        for ((input, dinput), (h, gates)) in of_input.zip(of_states) {
+        for (input, (h, gates)) in self.input.chunks(rows(width)).zip(of_states) {
             let block = Products { input, h, gates, ..*self };
+            let len = input.len().min(dinput.len());
+            let dinput = dinput.split_off_mut(..len).expect("no more than there is");
             block.add_block(dinput, &mut of_weights, &mut sums, is_parallel)?;
         }
         let last = match self.weights.rule.reset {

@@ -145,8 +145,8 @@ pub(super) struct Undoing<'a> {
     pub dh: ArrayViewMut3<'a, f32>,
     /// `[D, B, H]`, added to.
     pub dreset: ArrayViewMut3<'a, f32>,
-    /// `[T, B, ·]`, added to.
-    pub dinput: Array3<f32>,
+    /// `[T, B, ·]`, added to; `None` where nobody asks for it.
+    pub dinput: Option<Array3<f32>>,
     /// Added to.
     pub dparams: &'a mut Params,
 }
@@ -220,11 +220,14 @@ impl Undoing<'_> {
                 h: &whole(self.h[direction])[rows(hidden)],
                 gates: &whole(self.gates[direction])[of_gates.start - first..of_gates.end - first],
             };
-            let dinput = self.dinput.as_slice_mut().expect("standard layout");
+            let dinput = match &mut self.dinput {
+                Some(dinput) => &mut dinput.as_slice_mut().expect("standard layout")[rows(width)],
+                None => &mut [],
+            };
             let ranges = self.dparams.layout().cell(chunk.layer, direction);
             // Products over a few steps can be too short for the threads that the steps are worth.
             let is_parallel = is_parallel && products.flops() > WORTH_THREADS;
-            products.add_to(&mut dinput[rows(width)], self.dparams, &ranges, is_parallel)?;
+            products.add_to(dinput, self.dparams, &ranges, is_parallel)?;
         }
         Ok(())
     }

@@ -163,7 +163,7 @@ impl Course {
         let (y_train, mut trace) = forward_train(params, weights, batch, options, rest).unwrap();
         let h_n_train = trace.h_n().clone();
         let (dy, dh_n) = (Some(self.dy.view()), Some(self.dh_n.view()));
-        let gradients = backward(params, weights, &mut trace, dy, dh_n).unwrap();
+        let gradients = backward(params, weights, &mut trace, dy, dh_n, Asked::All).unwrap();
         let mut all = named([y, h_n, y_train, h_n_train]);
         all.extend(named_gradients(&gradients));
         (all, trace)
@@ -322,6 +322,27 @@ fn places(trace: &Trace) -> Vec<*const f32> {
     let Room { gates, doutputs } = &trace.room;
     let others = [&trace.x].into_iter().chain(&trace.between).chain(gates).chain(doutputs);
     of_cells.flatten().chain(others).map(|array| array.as_ptr()).collect()
+}
+
+#[test]
+fn the_gradient_of_x_is_left_out_and_changes_no_other() {
+    for case in cases() {
+        for variant in variants(&case).into_iter().step_by(5) {
+            let course = Course::new(&case, &variant);
+            let weights = Weights { chunk_steps: |_| 2, ..Weights::default() };
+            let run = |asked| {
+                let (params, weights, batch) = (&course.params, (&weights, 0), course.batch());
+                let (_, mut trace) =
+                    forward_train(params, weights, batch, Options::default(), None).unwrap();
+                let (dy, dh_n) = (Some(course.dy.view()), Some(course.dh_n.view()));
+                backward(params, weights, &mut trace, dy, dh_n, asked).unwrap()
+            };
+            let (all, fewer) = (run(Asked::All), run(Asked::AllButX));
+            assert_eq!((all.x.len(), fewer.x.len()), (course.x.len(), 0), "{variant}");
+            let same = fewer.params.as_slice() == all.params.as_slice() && fewer.h0 == all.h0;
+            assert!(same && fewer.reset_state == all.reset_state, "{variant} {case:?}");
+        }
+    }
 }
 
 #[test]

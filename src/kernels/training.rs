@@ -95,7 +95,7 @@ args! {
     }
 }
 
-/// One update of all parameters.
+/// One update of all parameters, or a look at what it would make of them.
 pub static OPTIMIZER: Kernel = Kernel {
     name: "optimizer",
     source: kernel_source!("optimizer"),
@@ -105,9 +105,9 @@ pub static OPTIMIZER: Kernel = Kernel {
         ("first_moment", Access::ReadWrite),
         ("second_moment", Access::ReadWrite),
         ("update", Access::Read),
-        ("reports", Access::Read),
+        ("reports", Access::ReadWrite),
     ],
     args: OptimizerArgs::FIELDS,
-    constants: &["ADAM", "CLIP"],
+    constants: &["ADAM", "CLIP", "CHECK"],
     workgroup: |_| Workgroup { threads: 256, bytes: 0, tile: [256, 1] },
 };

@@ -115,12 +115,13 @@ impl OnAdapter {
         let words = self.update.read(&[(self.buffers.reports, all)], wait).await?.swap_remove(0);
         let report = |queued: usize| {
             let at = REPORT * (1 + queued % SLOTS);
-            let [loss, norm, largest, place] = [0, 1, 2, 3].map(|i| words[at + i]);
-            RawReport { loss, norm, largest, place: place.to_bits() as usize }
+            let [loss, norm, largest, place, stopped] = [0, 1, 2, 3, 4].map(|i| words[at + i]);
+            let (place, moved) = (place.to_bits() as usize, stopped.to_bits() == 0);
+            RawReport { loss, norm, largest, place, moved }
         };
         let reports: Vec<_> = (self.queued - self.pending..self.queued).map(report).collect();
         (self.pending, self.under_way) = (0, 0);
-        if reports.iter().any(|report| !report.is_finite()) {
+        if reports.iter().any(|report| !report.moved) {
             // The next update may move the parameters again.
             self.update.write(self.buffers.reports, 0, 1, None).await?;
         }

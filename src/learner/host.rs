@@ -3,11 +3,13 @@
 use ndarray::Axis;
 
 use super::{Part, RawReport};
+use crate::cpu::Asked;
 use crate::error::Result;
 use crate::head::Linear;
 use crate::network::Network;
 use crate::optim::{Clip, Constants, Moments};
 use crate::params::Params;
+use crate::transfer::Wait;
 
 /// What a learner on the CPU holds besides its network.
 #[derive(Debug)]
@@ -48,11 +50,10 @@ impl OnHost {
         self.loss += wanted.differentiate(&loss, outputs);
         let dfeatures = doutputs.dot(&head.weight);
         let (dy, dh_n) = network.head().scatter(shape, dfeatures);
-        let grads = network.gru().backward(
-            tape,
-            dy.as_ref().map(|dy| dy.view()),
-            dh_n.as_ref().map(|dh_n| dh_n.view()),
-        )?;
+        let (dy, dh_n) = (dy.as_ref().map(|dy| dy.view()), dh_n.as_ref().map(|dh_n| dh_n.view()));
+        let (asked, wait) = (Asked::AllButX, Wait::Block);
+        // On the CPU there is nothing to wait for.
+        let grads = pollster::block_on(network.gru().run_backward(tape, dy, dh_n, asked, wait))?;
         // The GRU's parameters come first.
         let sum = self.gradient.as_mut_slice().iter_mut();
         sum.zip(grads.params.as_slice()).for_each(|(sum, &g)| *sum += g);
@@ -71,17 +72,16 @@ impl OnHost {
         let squares = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
         let magnitude = |at: usize| gradient[at].to_bits() & (u32::MAX >> 1);
         let largest = (0..gradient.len()).rev().max_by_key(|&at| magnitude(at)).unwrap_or(0);
-        let report = RawReport {
-            loss: self.loss as f32,
-            norm: squares.sqrt() as f32,
-            largest: gradient[largest].abs(),
-            place: largest,
-        };
-        self.reports.push(report);
-        if report.is_finite() {
-            clip.apply(gradient, report.norm);
+        let (loss, norm) = (self.loss as f32, squares.sqrt() as f32);
+        let (largest, place) = (gradient[largest].abs(), largest);
+        clip.apply(gradient, norm);
+        let Moments { first, second, .. } = &mut self.moments;
+        let stays_finite =
+            || constants.keep_finite(network.params().as_slice(), gradient, [first, second]);
+        let moved = loss.is_finite() && norm.is_finite() && stays_finite();
+        self.reports.push(RawReport { loss, norm, largest, place, moved });
+        if moved {
             let params = network.gru_mut().params_mut().as_mut_slice();
-            let Moments { first, second, .. } = &mut self.moments;
             constants.apply(params, gradient, [first, second]);
         }
         true

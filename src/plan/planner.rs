@@ -18,8 +18,10 @@ pub(super) struct Planner<'a> {
     pub purpose: Purpose,
     pub machine: &'a Machine,
     pub tiles: Tiles,
-    /// Steps of each batch row that a layer's `gates` has room for.
+    /// Steps of each batch row that a buffer `gates` has room for.
     pub gates_times: usize,
+    /// Whether the gates of a forward pass are there for the backward pass, in as many buffers as they need.
+    pub keeps_gates: bool,
     pub buffers: Buffers,
     pub run: RunBuffers,
     /// A layer each, or in inference one for all.
@@ -32,7 +34,8 @@ pub(super) struct Planner<'a> {
 /// What the steps of a layer read and write.
 #[derive(Clone, Copy)]
 pub(super) struct LayerBuffers {
-    /// `[D, T, B, 4H]`: r, z, n, past; in backward their gradients.
+    /// `[D, T, B, 4H]`: r, z, n, past; in backward their gradients. Where they are kept and one buffer
+    /// cannot hold them, the first of several of some steps each.
     pub gates: BufferId,
     /// `[D, T, B, H]`: the state that each step starts from. In inference the last two suffice.
     pub h: BufferId,
@@ -70,9 +73,13 @@ impl<'a> Planner<'a> {
     ) -> Result<Self> {
         let gates_times = match mode {
             Mode::Inference => used_at_once(shape, machine),
-            Mode::Training if options.recompute => recomputed_at_once(shape.steps),
-            Mode::Training => shape.steps,
+            Mode::Training => {
+                let kept = bound_at_once(shape, machine);
+                if options.recompute { kept.min(recomputed_at_once(shape.steps)) } else { kept }
+            }
         };
+        let recomputes = mode == Mode::Inference || options.recompute;
+        let keeps_gates = !recomputes || gates_times == shape.steps;
         let tiles = Tiles::choose(layout.config(), shape.batch, options.recurrence, machine)?;
         let Shape { steps, batch, input, hidden, directions, layers, .. } = shape;
         let (rows, width) = (steps * batch, directions * hidden);
@@ -123,8 +130,8 @@ impl<'a> Planner<'a> {
                 };
                 run.training = Some(t);
                 // Made again when they are needed, they need not outlast their layer.
-                let shared = (gates_times < steps)
-                    .then(|| Self::add_gates(&mut buffers, shape, gates_times, ""));
+                let shared =
+                    (!keeps_gates).then(|| Self::add_gates(&mut buffers, shape, gates_times, ""));
                 let make = |layer| {
                     // One layer's buffers need no number to tell them apart.
                     let number = if layers == 1 { String::new() } else { format!("_l{layer}") };
@@ -137,7 +144,17 @@ impl<'a> Planner<'a> {
                     };
                     let gates = match shared {
                         Some(gates) => gates,
-                        None => Self::add_gates(&mut buffers, shape, gates_times, &number),
+                        None if gates_times == steps => {
+                            Self::add_gates(&mut buffers, shape, gates_times, &number)
+                        }
+                        None => {
+                            let first = buffers.next_id();
+                            (0..steps.div_ceil(gates_times)).for_each(|span| {
+                                let number = format!("{number}_s{span}");
+                                Self::add_gates(&mut buffers, shape, gates_times, &number);
+                            });
+                            first
+                        }
                     };
                     Self::add_layer(&mut buffers, shape, mode, &number, gates, y)
                 };
@@ -153,6 +170,7 @@ impl<'a> Planner<'a> {
             machine,
             tiles,
             gates_times,
+            keeps_gates,
             buffers,
             run,
             layers,
@@ -179,18 +197,13 @@ impl<'a> Planner<'a> {
         buffers.add(&format!("gates{number}"), axes, len, Role::Scratch)
     }
 
-    /// The steps in spans whose gates a layer's `gates` has room for.
+    /// The steps in spans whose gates a buffer has room for.
     pub fn spans(&self) -> impl DoubleEndedIterator<Item = Span> + use<> {
         let (steps, most) = (self.shape.steps, self.gates_times);
         (0..steps.div_ceil(most)).map(move |i| {
             let first = i * most;
             Span { first, steps: most.min(steps - first) }
         })
-    }
-
-    /// Whether the gates of a forward pass are there for the backward pass.
-    pub fn keeps_gates(&self) -> bool {
-        self.gates_times == self.shape.steps
     }
 
     /// States of each batch row that a layer's `h` holds.
@@ -246,8 +259,11 @@ impl<'a> Planner<'a> {
         self.rows((h, first), hidden, direction, span)
     }
 
-    pub fn gates(&self, layer: usize) -> Slice {
-        self.buffers.whole(self.layers[layer].gates)
+    /// The gates of a span's steps.
+    pub fn gates(&self, layer: usize, span: Span) -> Slice {
+        let BufferId(first) = self.layers[layer].gates;
+        let nth = if self.keeps_gates { span.first / self.gates_times } else { 0 };
+        self.buffers.whole(BufferId(first + nth))
     }
 
     /// Where a direction's gates start, from their column `column`.
@@ -295,12 +311,31 @@ pub(crate) fn recomputed_at_once(steps: usize) -> usize {
 /// Between layers of two directions it must be all: there the reverse direction's first steps overwrite y
 /// where the forward direction has yet to read what the layer below put out.
 fn used_at_once(shape: Shape, machine: &Machine) -> usize {
-    let Shape { steps, batch, hidden, layers, directions, .. } = shape;
+    let Shape { steps, layers, directions, .. } = shape;
     if layers > 1 && directions > 1 {
         return steps;
     }
+    steps_bound(shape, machine)
+}
+
+/// Steps of a training run whose gates one buffer holds, of as few buffers as there can be, alike in size.
+fn bound_at_once(shape: Shape, machine: &Machine) -> usize {
+    /// h and y, a quarter of the gates each, are bound whole: where these need many more buffers, the
+    /// plan will be refused.
+    const MOST: usize = 8;
+    let Shape { steps, .. } = shape;
+    match steps.div_ceil(steps_bound(shape, machine)) {
+        count @ 1..=MOST => steps.div_ceil(count),
+        _ => steps,
+    }
+}
+
+/// Steps whose gates fit a buffer and a binding, or one where none do.
+fn steps_bound(shape: Shape, machine: &Machine) -> usize {
+    let Shape { steps, batch, hidden, directions, .. } = shape;
     let step = 4 * product([directions, batch, 4, hidden]);
-    let most = machine.limits.max_storage_buffer_binding_size / step;
+    let limits = &machine.limits;
+    let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / step;
     usize::try_from(most).unwrap_or(steps).clamp(1, steps)
 }
 

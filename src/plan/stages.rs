@@ -29,7 +29,7 @@ impl Plan {
         let accumulators = training.map(|t| planner.accumulators(t)).unwrap_or_default();
         planner.buffers.add_partials(&planner.products);
         planner.buffers.check_indices()?;
-        let title = match (mode, planner.keeps_gates()) {
+        let title = match (mode, planner.keeps_gates) {
             (Mode::Inference, _) => "inference",
             (Mode::Training, true) => "training",
             (Mode::Training, false) => "training, gates made again",
@@ -68,7 +68,7 @@ impl Planner<'_> {
             for span in self.spans().rev() {
                 // The last layer's last gates are still there.
                 let kept = layer + 1 == self.shape.layers && span.end() == self.shape.steps;
-                if !kept && !self.keeps_gates() {
+                if !kept && !self.keeps_gates {
                     stages.extend(self.layer(layer, span));
                 }
                 stages.extend(self.backward_steps(t, layer, span));
@@ -86,7 +86,7 @@ impl Planner<'_> {
     /// Buffers to which a backward pass adds from the first, so that they must be zero ahead of it: each
     /// direction's spans reach a step's dx at another time.
     fn accumulators(&self, t: &TrainingBuffers) -> Vec<BufferId> {
-        let adds = self.shape.directions > 1 && !self.keeps_gates();
+        let adds = self.shape.directions > 1 && self.gates_times < self.shape.steps;
         if adds { t.dx.iter().copied().flatten().collect() } else { Vec::new() }
     }
 
@@ -110,7 +110,7 @@ impl Planner<'_> {
             self.rows((self.input(layer), 0), width, direction, span),
             Operand::transposed(weight, 0, width),
             bias.map_or(Start::Zero, Start::Bias),
-            Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
+            Operand::plain(self.gates(layer, span), self.gates_at(direction, 0), 4 * hidden),
         )
     }
 
@@ -129,7 +129,7 @@ impl Planner<'_> {
         self.products.matmul(
             &self.cell_label(layer, direction, "dx = da · W_ih"),
             [span.steps * batch, width, 3 * hidden],
-            Operand::plain(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
+            Operand::plain(self.gates(layer, span), self.gates_at(direction, 0), 4 * hidden),
             Operand::plain(weight, 0, width),
             if present { Start::Present } else { Start::Zero },
             self.rows((self.buffers.whole(dx), 0), width, direction, span),
@@ -149,7 +149,7 @@ impl Planner<'_> {
         self.products.matmul(
             &self.cell_label(layer, direction, "dW_ih = daᵀ · x"),
             [3 * hidden, width, span.steps * batch],
-            Operand::transposed(self.gates(layer), self.gates_at(direction, 0), 4 * hidden),
+            Operand::transposed(self.gates(layer, span), self.gates_at(direction, 0), 4 * hidden),
             self.rows((self.input(layer), 0), width, direction, span),
             self.start(span),
             Operand::plain(weight, 0, width),
@@ -167,7 +167,7 @@ impl Planner<'_> {
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let rows = span.steps * batch;
-        let gates = self.gates(layer);
+        let gates = self.gates(layer, span);
         let column =
             |gate| Operand::transposed(gates, self.gates_at(direction, gate * hidden), 4 * hidden);
         let h = self.states(layer, direction, span);
@@ -212,7 +212,7 @@ impl Planner<'_> {
         let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
             let from = self.gates_at(direction, first * hidden);
             let columns = Columns {
-                slice: self.gates(layer),
+                slice: self.gates(layer, span),
                 rows: span.steps * batch,
                 stride: 4 * hidden,
                 range: from..from + count * hidden,

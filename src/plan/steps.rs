@@ -108,7 +108,7 @@ impl Planner<'_> {
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.marks),
-                    self.gates(layer),
+                    self.gates(layer, span),
                     bias.unwrap_or(self.buffers.whole(self.zeros)),
                     self.buffers.whole(self.layers[layer].h),
                     self.buffers.whole(self.run.states),
@@ -154,7 +154,7 @@ impl Planner<'_> {
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.marks),
-                    self.gates(layer),
+                    self.gates(layer, span),
                     self.buffers.whole(self.layers[layer].h),
                     self.buffers.whole(dy),
                     self.buffers.whole(t.dstates),
@@ -280,11 +280,12 @@ impl Planner<'_> {
         let threads = tile.unit_quads * tile.lanes;
         let staged = (4 * tile.depth_quads * tile.row_quads).div_ceil(threads) + 1;
         let slices = depth.div_ceil(tile.depth_quads);
-        // Two passes at most, each with its slices, quads of k, and items of four rows that add up the
-        // lanes' shares and draw, two draws of ten rounds a row.
-        let items = (4 * tile.unit_quads * tile.row_quads).div_ceil(threads);
-        let draws = if self.draws() { 4 * 2 * 11 } else { 0 };
-        let finish = items * (1 + 4 + gates.count() * (tile.lanes + 1) + draws);
+        // Two passes at most, each with its slices, quads of k, items that add up the lanes' shares of each
+        // product, and then draw, two draws of ten rounds each; and the gates' operands.
+        let items = (16 * tile.unit_quads * tile.row_quads).div_ceil(threads);
+        let draws = if self.draws() { 2 * 11 } else { 0 };
+        let put = if tile.resident { 3 * (2 + items) } else { 0 };
+        let finish = items * (1 + draws) + gates.count() * (1 + items * (tile.lanes + 1)) + put;
         let multiply = slices * (1 + staged) + depth.div_ceil(tile.lanes) + slices;
         let step = 1 + 2 * (multiply + finish) + 2;
         (step * count + staged) as u64
@@ -311,6 +312,7 @@ impl Planner<'_> {
             row_quads: tile.row_quads as u32,
             depth_quads: tile.depth_quads as u32,
             sums: tile.sums as u32,
+            totals: tile.totals as u32,
             resident: u32::from(tile.resident),
         };
         let groups = rows.div_ceil(tile.rows());

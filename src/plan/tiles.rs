@@ -2,19 +2,29 @@
 //! recurrence kernels, [`ProductTile`] of the products.
 
 use super::Machine;
-use super::limits::within;
+use super::limits::{Limits, within};
 use crate::config::{GruConfig, Reset};
 use crate::error::Result;
-use crate::kernels::MatmulConstants;
+use crate::kernels::{MATMUL, MatmulConstants};
 use crate::options::Recurrence;
 
 /// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond it the
 /// weights, which each workgroup reads anew at every step, come through one multiprocessor's cache more
 /// slowly than a dispatch a step can spread them over the device.
-const SEQUENCE_HIDDEN: usize = 256;
+const SEQUENCE_HIDDEN: usize = 128;
+
+/// The same where a batch is large enough for every part of a device to have rows, and on software
+/// adapters, whose processors share one cache.
+const SEQUENCE_HIDDEN_OF_MANY: usize = 256;
+
+/// So many rows are many.
+const MANY_ROWS: usize = 128;
 
 /// Of k, four each, that a workgroup stages at once where it walks over a single step.
 const STAGED_QUADS: usize = 32;
+
+/// So many large tiles of a product, or more, give every part of a large GPU one.
+const LARGE_TILES: u64 = 96;
 
 /// One of the two kernels of the recurrence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +46,8 @@ pub(super) struct Tile {
     pub depth_quads: usize,
     /// Products that a thread makes at once.
     pub sums: usize,
+    /// Numbers of each unit and row that the workgroup's memory holds.
+    pub totals: usize,
     /// Whether the workgroup makes all units, for any number of steps.
     pub resident: bool,
 }
@@ -51,7 +63,8 @@ impl Tile {
 
     /// As `step_workgroup` in `kernels.rs` has it.
     fn bytes(&self) -> usize {
-        4 * 16 * self.row_quads * (self.depth_quads + self.sums * self.threads())
+        let numbers = self.depth_quads + self.threads() + self.totals * self.unit_quads;
+        4 * 16 * self.row_quads * numbers
     }
 
     /// `Ok` when `machine` can run such a workgroup.
@@ -80,8 +93,8 @@ impl Tiles {
         }
     }
 
-    /// A workgroup takes whole sequences where H is at most [`SEQUENCE_HIDDEN`] and its memory suffices,
-    /// or where `recurrence` asks for it; or else one step.
+    /// A workgroup takes whole sequences where H is small, as [`sequence_pays`] has it, and its memory
+    /// suffices, or where `recurrence` asks for it; or else one step.
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) when whole sequences are asked for and do not fit.
@@ -99,10 +112,18 @@ impl Tiles {
         match recurrence {
             Recurrence::Step => tiles(step_tile),
             Recurrence::Sequence => tiles(sequence_tile),
-            Recurrence::Auto if config.hidden_size > SEQUENCE_HIDDEN => tiles(step_tile),
-            Recurrence::Auto => tiles(sequence_tile).or_else(|_| tiles(step_tile)),
+            Recurrence::Auto if sequence_pays(config, batch, machine) => {
+                tiles(sequence_tile).or_else(|_| tiles(step_tile))
+            }
+            Recurrence::Auto => tiles(step_tile),
         }
     }
+}
+
+/// Whether whole sequences are faster than a dispatch a step.
+fn sequence_pays(config: &GruConfig, batch: usize, machine: &Machine) -> bool {
+    let many = machine.software || batch >= MANY_ROWS;
+    config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN }
 }
 
 /// Products that a thread makes at once: of the gates, forward, where they do not wait for each other.
@@ -115,26 +136,32 @@ fn sums(config: &GruConfig, way: Way) -> usize {
 }
 
 /// A workgroup for one step of some units. Its weights pass through once, so many lanes read them side by
-/// side; and more rows to a weight are more work to a load.
+/// side.
 fn step_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) -> Result<Tile> {
     let quads = config.hidden_size.div_ceil(4);
     let depth = if way == Way::Forward { quads } else { 3 * quads };
     let sums = sums(config, way);
-    let row_quads = if batch > 4 { 2 } else { 1 };
-    let make = |unit_quads: usize, lanes: usize, row_quads| Tile {
+    let make = |unit_quads: usize, lanes: usize, row_quads, staged: usize| Tile {
         unit_quads: unit_quads.min(quads),
         lanes: lanes.min(depth),
         row_quads,
-        depth_quads: STAGED_QUADS.min(depth),
+        depth_quads: staged.min(depth),
         sums,
+        totals: sums,
         resident: false,
     };
     if machine.software {
-        // A thread is a lane of a vector unit there, and adding up lanes' shares costs loads.
-        return Ok(make(16, 1, row_quads));
+        // A thread is a lane of a vector unit there, and adding up lanes' shares costs loads; more rows to
+        // a weight are more work to a load.
+        return Ok(make(16, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS));
     }
-    let sizes = [(4, 16, row_quads), (4, 16, 1), (4, 8, 1), (4, 4, 1)];
-    let tiles = sizes.map(|(unit_quads, lanes, row_quads)| make(unit_quads, lanes, row_quads));
+    let best = match way {
+        Way::Forward => (8, 16, STAGED_QUADS),
+        Way::Backward => (8, 32, 2 * STAGED_QUADS),
+    };
+    let [a, b, c, d] = [(8, 16), (4, 16), (4, 8), (4, 4)].map(|(u, l)| (u, l, STAGED_QUADS));
+    let tiles =
+        [best, a, b, c, d].map(|(unit_quads, lanes, staged)| make(unit_quads, lanes, 1, staged));
     let fitting = tiles.into_iter().find(|tile| tile.allow(machine).is_ok());
     Ok(fitting.unwrap_or(tiles[tiles.len() - 1]))
 }
@@ -149,16 +176,19 @@ fn sequence_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) 
         row_quads,
         depth_quads,
         sums: sums(config, way),
+        // Backward, what the next step needs of each gate lies there too.
+        totals: if way == Way::Forward { sums(config, way) } else { 3 },
         resident: true,
     };
     // On a GPU many small workgroups, with enough of k for each lane to be worth its share.
-    let sizes = match machine.software {
-        true if batch >= 16 => vec![(1, 2), (1, 1)],
-        true => vec![(1, 1)],
-        false => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
+    let sizes = match (machine.software, way) {
+        (true, _) if batch >= 16 => vec![(1, 2), (1, 1)],
+        (true, _) => vec![(1, 1)],
+        (false, Way::Forward) => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
+        (false, Way::Backward) => vec![(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)],
     };
     let tiles = sizes.into_iter().map(|(lanes, row_quads)| make(lanes, row_quads));
-    let mut worthwhile = tiles.filter(|tile| tile.lanes == 1 || depth_quads >= 4 * tile.lanes);
+    let mut worthwhile = tiles.filter(|tile| tile.lanes == 1 || depth_quads >= 2 * tile.lanes);
     match worthwhile.find(|tile| tile.allow(machine).is_ok()) {
         Some(tile) => Ok(tile),
         None => make(1, 1).allow(machine).map(|()| make(1, 1)),
@@ -184,6 +214,9 @@ impl ProductTile {
     /// For an m × n × k product. Narrow results take narrow tiles, and short sums short slices, so that
     /// little is multiplied in vain.
     pub fn choose([m, n, k]: [usize; 3], machine: &Machine) -> Self {
+        if let Some(large) = Self::large([m, n, k], machine) {
+            return large;
+        }
         let (m_threads, n_threads, n_quads, depth) = match (m, n) {
             (..=64, ..=4) => (8, 1, 1, 8),
             (..=8, _) => (1, 32, 2, 8),
@@ -198,6 +231,35 @@ impl ProductTile {
         };
         let staged = Some(if k <= 4 { 4 } else { depth });
         Self { m_threads, n_threads, m_quads: 2, n_quads, staged }
+    }
+
+    /// Tiles of 128 × 128 halve what is read from memory. They are for GPUs whose workgroups can hold
+    /// them, and for results that give each of its parts some.
+    fn large([m, n, k]: [usize; 3], machine: &Machine) -> Option<Self> {
+        let tile = |depth| Self {
+            m_threads: 16,
+            n_threads: 16,
+            m_quads: 2,
+            n_quads: 2,
+            staged: Some(depth),
+        };
+        let [x, y] = tile(1).groups(m, n);
+        if machine.software || m.min(n) <= 64 || x * y < LARGE_TILES {
+            return None;
+        }
+        let depths: &[usize] = if k <= 4 { &[4] } else { &[16, 8] };
+        depths.iter().map(|&depth| tile(depth)).find(|tile| tile.allow(machine))
+    }
+
+    /// Whether `machine` can run such workgroups.
+    fn allow(&self, machine: &Machine) -> bool {
+        let workgroup = (MATMUL.workgroup)(bytemuck::cast_slice(&[self.constants()]));
+        let Limits {
+            max_compute_invocations_per_workgroup: threads,
+            max_compute_workgroup_storage_size: bytes,
+            ..
+        } = machine.limits;
+        u64::from(workgroup.threads) <= threads && u64::from(workgroup.bytes) <= bytes
     }
 
     pub fn rows(&self) -> usize {

@@ -1,4 +1,5 @@
-//! The schedule of an update: what is to be known of the gradient, then the optimiser.
+//! The schedule of an update: what is to be known of the gradient, whether all would be finite after it, then
+//! the optimiser.
 
 use super::products::MAX_WORKGROUPS;
 use super::{BufferId, Buffers, Dispatch, Machine, Plan, Role, Slice, Stage};
@@ -10,7 +11,7 @@ use crate::optim::{Clip, Constants};
 pub(crate) const SLOTS: usize = 64;
 
 /// Words of a report, and of what stands before the first one.
-pub(crate) const REPORT: usize = 4;
+pub(crate) const REPORT: usize = 5;
 
 /// Elements of the gradient that a workgroup looks through.
 const PART: usize = 16_384;
@@ -87,22 +88,13 @@ impl Plan {
         let whole = |ids: &[BufferId]| ids.iter().map(|&id| buffers.whole(id)).collect::<Vec<_>>();
         let looked_at =
             whole(&[update.gradient, update.loss, update.update, partials, update.reports]);
+        let moved = [params, gradient, first_moment, second_moment, update.update, update.reports];
+        let moved = whole(&moved);
         let stages = vec![
             look("Σ g², max |g|", false, length, parts, looked_at.clone()),
             look("norm, report", true, parts, 1, looked_at),
-            optimize(
-                length,
-                adam,
-                clip,
-                whole(&[
-                    params,
-                    gradient,
-                    first_moment,
-                    second_moment,
-                    update.update,
-                    update.reports,
-                ]),
-            ),
+            optimize(true, length, adam, clip, moved.clone()),
+            optimize(false, length, adam, clip, moved),
         ];
         Ok((Self::of_stages("update", buffers.into_specs(), stages, machine), update))
     }
@@ -117,7 +109,8 @@ fn look(label: &str, finish: bool, length: usize, parts: usize, bindings: Vec<Sl
     dispatch(label, &GRADIENT_NORM, vec![finish.into()], bindings, &[args], groups, iterations)
 }
 
-fn optimize(length: usize, adam: bool, clip: Clip, bindings: Vec<Slice>) -> Stage {
+/// Moves the parameters, or only `checks` whether all would be finite then.
+fn optimize(checks: bool, length: usize, adam: bool, clip: Clip, bindings: Vec<Slice>) -> Stage {
     let groups = length.div_ceil(256).min(MAX_WORKGROUPS);
     let threads = 256 * groups;
     let args =
@@ -127,9 +120,13 @@ fn optimize(length: usize, adam: bool, clip: Clip, bindings: Vec<Slice>) -> Stag
         Clip::Norm(_) => 1,
         Clip::Value(_) => 2,
     };
-    let constants = vec![adam.into(), kind];
+    let constants = vec![adam.into(), kind, checks.into()];
     let groups = [groups as u64, 1, 1];
-    let label = if adam { "θ, m, v by Adam" } else { "θ, m by gradient descent" };
+    let label = match (checks, adam) {
+        (true, _) => "whether all is finite then",
+        (false, true) => "θ, m, v by Adam",
+        (false, false) => "θ, m by gradient descent",
+    };
     dispatch(label, &OPTIMIZER, constants, bindings, &[args], groups, length.div_ceil(threads))
 }
 

@@ -3,16 +3,19 @@
 
 #[cfg(feature = "cli")]
 pub mod program;
+#[cfg(feature = "cli")]
+pub mod sequences;
 
 use std::process::Command;
 use std::sync::OnceLock;
 
-use gru_wgpu::Device;
+use gru_wgpu::{Device, wgpu};
 use ndarray::{Array, Array3, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 /// The adapter that GPU tests run on: what GRU_DEVICE says, or else a hardware GPU, or else a
-/// software adapter. A machine with none fails the test; it is never skipped.
+/// software adapter. A machine with none fails the test; it is never skipped. GRU_LIMITS has it opened with
+/// the `default` limits of WebGPU, or those that the library says are `needed`, and no feature.
 pub fn adapter() -> &'static Device {
     static ADAPTER: OnceLock<Device> = OnceLock::new();
     ADAPTER.get_or_init(|| {
@@ -25,8 +28,39 @@ pub fn adapter() -> &'static Device {
             panic!("this test needs a GPU or a software adapter: {error}");
         });
         assert!(device.is_adapter(), "GRU_DEVICE={device} is no adapter; this test needs one");
-        device
+        match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
+            "" => device,
+            "default" => share(&device, wgpu::Limits::default()),
+            "needed" => share(&device, Device::needed_limits()),
+            other => panic!("GRU_LIMITS={other} is neither default nor needed"),
+        }
     })
+}
+
+/// A device with these limits that is the test's own.
+fn share(found: &Device, limits: wgpu::Limits) -> Device {
+    let (adapter, device, queue) = open_named(&found.adapter().unwrap().name, |_| limits.clone());
+    Device::from_wgpu(&adapter, &device, &queue).unwrap()
+}
+
+/// That adapter opened by the test itself, as a program of its own would, with these of its limits.
+pub fn open_wgpu(
+    limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits,
+) -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
+    open_named(&adapter().adapter().unwrap().name, limits)
+}
+
+fn open_named(
+    name: &str,
+    limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits,
+) -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name == name).unwrap();
+    let descriptor =
+        wgpu::DeviceDescriptor { required_limits: limits(&adapter), ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    (adapter, device, queue)
 }
 
 /// The CPU and the adapter.

@@ -9,9 +9,7 @@ use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
 use super::windows::Windows;
-
-/// Batches between two looks at the losses.
-const LOOK_EVERY: usize = 16;
+use crate::commands::interrupt::Looks;
 
 /// A GRU and a linear head in training. Its windows are made batch by batch: as a list of examples they would
 /// take the series' memory as many times as a window has rows.
@@ -62,6 +60,7 @@ impl Forecaster {
     ) -> Result<Ended> {
         let mut origins = origins.to_vec();
         let mut rng = ChaCha8Rng::seed_from_u64(self.regime.seed ^ ORDER_STREAM);
+        let mut until_look = 1;
         for epoch in 0..self.regime.epochs {
             // Of the epochs that are over, too: each order is made from the one before.
             origins.shuffle(&mut rng);
@@ -70,7 +69,9 @@ impl Forecaster {
             }
             let batches: Vec<_> = origins.chunks(self.regime.batch).collect();
             while let Some(rest) = batches.get(self.position.batch..).filter(|b| !b.is_empty()) {
-                let reports = self.updates(windows, &rest[..rest.len().min(LOOK_EVERY)])?;
+                let look = Looks::new();
+                let reports = self.updates(windows, &rest[..rest.len().min(until_look)])?;
+                until_look = look.until_next(reports.len());
                 if listen(self, &Event::Updates(&reports)).is_break() {
                     return Ok(Ended::Asked);
                 }

@@ -58,7 +58,7 @@ impl<'a> Runner<'a> {
             }
         };
         let epochs = match folder {
-            Some(folder) => Epoch::read(&folder.metrics(), model.position().epoch)?,
+            Some(folder) => Epoch::read(&folder.metrics(), model.position().epoch),
             None => Vec::new(),
         };
         let windows = job.parts.training.len() as u64;
@@ -202,13 +202,14 @@ impl Keeper<'_> {
 
     /// What went wrong, after the last good update is kept.
     fn explain(&mut self, model: &mut Forecaster, error: gru_wgpu::Error) -> Error {
-        let saved = self.save(model);
         let Some(saver) = &self.saver else { return error.into() };
-        match saved {
-            Ok(()) => {
-                let shown = quote_path(saver.folder().path());
-                anyhow!("{error}; what was good until then is in {shown}")
-            }
+        let shown = quote_path(saver.folder().path());
+        if saver.has_earlier() {
+            // So that what cannot go on from the last one can still go on from the one before it.
+            return anyhow!("{error}; the checkpoints in {shown} stay those that it went on from");
+        }
+        match self.save(model) {
+            Ok(()) => anyhow!("{error}; what was good until then is in {shown}"),
             Err(other) => anyhow!("{error}; and the updates before it were not saved: {other:#}"),
         }
     }

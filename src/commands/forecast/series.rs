@@ -66,7 +66,7 @@ impl Series {
             None => None,
         };
         let names = chosen.iter().map(|&column| sheet.names[column].clone()).collect();
-        let keys = chosen.iter().map(|&column| key(&sheet, column)).collect();
+        let keys = chosen.iter().map(|&column| sheet.reference(column)).collect();
         Ok(Self { names, keys, has_header: sheet.has_header, columns, filled, years })
     }
 
@@ -87,15 +87,6 @@ impl Series {
             Some(span) if (span - 1.0).abs() < 0.03 => "year",
             _ => "season",
         }
-    }
-}
-
-/// A column's name, or its number where the name does not find it.
-fn key(sheet: &Sheet<'_>, column: usize) -> String {
-    let name = &sheet.names[column];
-    match sheet.find(name) {
-        Ok(found) if found == column => name.clone(),
-        _ => (column + 1).to_string(),
     }
 }
 
@@ -213,7 +204,7 @@ mod tests {
         assert!(error("a\n\"\"\nNA\n", Some("a")).contains("holds no number"));
         assert!(error("", None).contains("is empty"));
         assert!(error("a,b\n", None).contains("no rows"));
-        assert!(error("v,v\n1,2\n", Some("v")).contains("by its number: 1 or 2"));
+        assert!(error("v,v\n1,2\n", Some("v")).contains("by its number: #1 or #2"));
         assert!(error("day;v\n1;2\n", None).contains("--delimiter"));
         let text = "d,v\n2020-01-02,1\n2020-01-01,2\n";
         assert_eq!(

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use gru_wgpu::{
-    Adam, Clip, GruConfig, Head, Loss, Optimizer, ParamLayout, Regime, Schedule, Training,
-};
+use gru_wgpu::{Adam, Clip, GruConfig, Head, Loss, Optimizer, ParamLayout, Regime, Training};
 use serde::{Deserialize, Serialize};
 
+use super::words::{ClipWord, ScheduleWord};
 use crate::commands::arguments::{
-    DirectionWord, ResetWord, at_least_one, at_least_zero, positive, share_or_zero,
+    DirectionWord, ResetWord, at_least_one, at_least_zero, delimiter, positive, share_or_zero,
 };
 use crate::commands::output::quote_path;
 use crate::commands::settings;
@@ -27,6 +26,9 @@ pub struct Config {
     pub features: Vec<Feature>,
     pub model: Model,
     pub training: Settings,
+    /// Earlier settings of a run that went on with others, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
 }
 
 /// What is learnt.
@@ -128,34 +130,45 @@ pub enum OptimizerWord {
     Sgd,
 }
 
-/// How it is trained.
+/// How it is trained. What a run may change where it goes on stands in [`Pace`] on the command line.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Passes over the training sequences.
-    #[arg(long, value_name = "TIMES", default_value_t = 40, value_parser = at_least_one)]
+    #[arg(skip = 40_usize)]
     pub epochs: usize,
-    /// Sequences of an update.
+    /// Sequences of a batch, which is an update unless --accumulate says otherwise.
     #[arg(long, value_name = "SEQUENCES", default_value_t = 32, value_parser = at_least_one)]
     pub batch: usize,
-    /// The learning rate after the warm-up; it falls to 0 along half a cosine.
-    #[arg(long, value_name = "RATE", default_value_t = 3e-3, value_parser = positive::<f64>)]
+    /// Batches of an update, whose gradients are averaged.
+    #[arg(long, value_name = "BATCHES", default_value_t = 1, value_parser = at_least_one)]
+    #[serde(default = "one")]
+    pub accumulate: usize,
+    #[arg(skip = 3e-3_f64)]
     pub learning_rate: f64,
-    /// The share of all updates over which the learning rate rises to its height.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = share_or_zero::<f64>)]
-    pub warmup: f64,
-    /// What a gradient does to the parameters (sgd: with momentum 0.9).
+    /// How the learning rate changes: constant; cosine, which rises over the warm-up and falls along half a
+    /// cosine to 0 or, as in cosine:0.1, to that share of it; step:EPOCHS:FACTOR, multiplied by FACTOR after
+    /// each EPOCHS.
+    #[arg(long, value_name = "WORD", default_value_t = ScheduleWord::default())]
+    #[serde(default)]
+    pub schedule: ScheduleWord,
+    /// The share of all updates over which the learning rate of a cosine rises to its height [default: 0.05].
+    #[arg(long, value_name = "SHARE", value_parser = share_or_zero::<f64>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<f64>,
+    /// What a gradient does to the parameters.
     #[arg(long, value_enum, default_value_t = OptimizerWord::Adamw)]
     pub optimizer: OptimizerWord,
+    /// The momentum of sgd [default: 0.9].
+    #[arg(long, value_name = "SHARE", value_parser = share_or_zero::<f64>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
     /// λ: of adamw the parameters lose the learning rate times λ of themselves at each update; of the
     /// others λ times themselves is added to the gradient.
     #[arg(long, value_name = "λ", default_value_t = 0.01, value_parser = at_least_zero)]
     pub weight_decay: f64,
-    /// The largest norm of an update's gradient.
-    #[arg(long, value_name = "NORM", default_value_t = 1.0, value_parser = positive::<f32>)]
-    pub clip: f32,
-    /// End after so many epochs without a better validation.
-    #[arg(long, value_name = "EPOCHS", value_parser = at_least_one)]
+    #[arg(skip = ClipWord(Clip::Norm(1.0)))]
+    pub clip: ClipWord,
+    #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
     /// Of the fresh parameters, of what is held out, of the sequences' order and of dropout.
@@ -163,8 +176,43 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// The settings that may be given with --resume, too: then for what is left of the run.
+#[derive(clap::Args, Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Passes over the training sequences [default: 40].
+    #[arg(long, value_name = "TIMES", value_parser = at_least_one)]
+    pub epochs: Option<usize>,
+    /// The learning rate at its height [default: 0.003].
+    #[arg(long, value_name = "RATE", value_parser = positive::<f64>)]
+    pub learning_rate: Option<f64>,
+    /// How an update's gradient is bounded: norm:X, all of it scaled together where its norm is larger (X
+    /// alone says the same); value:X, each of its elements; none [default: norm:1].
+    #[arg(long, value_name = "WORD")]
+    pub clip: Option<ClipWord>,
+    /// End after so many epochs without a better validation [default: never].
+    #[arg(long, value_name = "EPOCHS", value_parser = at_least_one)]
+    pub patience: Option<usize>,
+}
+
+/// The settings of a [`Pace`] that a run had, until it went on with others.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// How many there were by then, since the start.
+    pub updates: u64,
+    pub epochs: usize,
+    pub learning_rate: f64,
+    pub clip: ClipWord,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+}
+
+fn one() -> usize {
+    1
+}
+
 /// Said above the heads of the file.
-const COMMENTS: [(&str, &str); 5] = [
+const COMMENTS: [(&str, &str); 6] = [
     ("[data]", "What it is trained and validated on."),
     (
         "[columns]",
@@ -179,6 +227,10 @@ const COMMENTS: [(&str, &str); 5] = [
         "A GRU of PyTorch's definition (reset = \"before\": of Cho et al. 2014) with a linear head.",
     ),
     ("[training]", "How it is trained."),
+    (
+        "[[changes]]",
+        "What [training] said for the first so many updates, before the run went on with other settings.",
+    ),
 ];
 
 impl Config {
@@ -213,8 +265,44 @@ impl Config {
                 }
             }
         }
+        delimiter(self.data.delimiter.encode_utf8(&mut [0; 4])).context("data.delimiter")?;
+        self.training.check()?;
         self.training.regime().validate()?;
         Ok(())
+    }
+
+    /// Goes on with other settings after so many updates, and notes what they were. Tells what is new.
+    pub fn change(&mut self, pace: &Pace, updates: u64) -> Option<String> {
+        let now = self.training.with(pace);
+        let before = std::mem::replace(&mut self.training, now);
+        let Settings { epochs, learning_rate, clip, patience, .. } = before;
+        let now = &self.training;
+        if *now == before {
+            return None;
+        }
+        self.changes.push(Change { updates, epochs, learning_rate, clip, patience });
+        let patient = |patience: Option<usize>| {
+            patience.map_or_else(|| "none".to_owned(), |epochs| epochs.to_string())
+        };
+        let told = [
+            ("--epochs", epochs.to_string(), now.epochs.to_string()),
+            ("--learning-rate", learning_rate.to_string(), now.learning_rate.to_string()),
+            ("--clip", clip.to_string(), now.clip.to_string()),
+            ("--patience", patient(patience), patient(now.patience)),
+        ];
+        let told = told.into_iter().filter(|(_, before, now)| before != now);
+        let told: Vec<_> =
+            told.map(|(name, before, now)| format!("{name} {now} ({before} before)")).collect();
+        Some(told.join(", "))
+    }
+
+    /// Its settings, and those it had earlier.
+    pub fn settings(&self) -> impl Iterator<Item = Settings> {
+        let earlier = self.changes.iter().map(|change| {
+            let Change { epochs, learning_rate, clip, patience, .. } = *change;
+            Settings { epochs, learning_rate, clip, patience, ..self.training.clone() }
+        });
+        earlier.chain([self.training.clone()])
     }
 
     /// The network's parameters.
@@ -232,7 +320,47 @@ impl Config {
     }
 }
 
+/// Of what is not given.
+const WARMUP: f64 = 0.05;
+const MOMENTUM: f64 = 0.9;
+
 impl Settings {
+    /// Those of a new run: each that counts is there.
+    pub fn begun_with(&self, pace: &Pace) -> Result<Self> {
+        self.check()?;
+        let Self { schedule, optimizer, .. } = *self;
+        let cosine = matches!(schedule, ScheduleWord::Cosine { .. }).then_some(WARMUP);
+        let sgd = (optimizer == OptimizerWord::Sgd).then_some(MOMENTUM);
+        let (warmup, momentum) = (self.warmup.or(cosine), self.momentum.or(sgd));
+        Ok(Self { warmup, momentum, ..self.with(pace) })
+    }
+
+    /// The same where `pace` says nothing else.
+    fn with(&self, pace: &Pace) -> Self {
+        Self {
+            epochs: pace.epochs.unwrap_or(self.epochs),
+            learning_rate: pace.learning_rate.unwrap_or(self.learning_rate),
+            clip: pace.clip.unwrap_or(self.clip),
+            patience: pace.patience.or(self.patience),
+            ..self.clone()
+        }
+    }
+
+    /// `Ok` when nothing is given that would not count.
+    fn check(&self) -> Result<()> {
+        let is_cosine = matches!(self.schedule, ScheduleWord::Cosine { .. });
+        ensure!(
+            is_cosine || self.warmup.is_none(),
+            "a warm-up is a part of the schedule cosine, and the schedule is {}",
+            self.schedule
+        );
+        ensure!(
+            self.optimizer == OptimizerWord::Sgd || self.momentum.is_none(),
+            "a momentum is a part of the optimizer sgd, and another one is chosen"
+        );
+        Ok(())
+    }
+
     pub fn regime(&self) -> Regime {
         let regime = Regime::new(self.epochs, self.batch).with_seed(self.seed);
         regime.with_patience(self.patience)
@@ -244,12 +372,15 @@ impl Settings {
         let optimizer = match self.optimizer {
             OptimizerWord::Adamw => Optimizer::adamw(weight_decay),
             OptimizerWord::Adam => Optimizer::Adam(Adam { weight_decay, ..Adam::default() }),
-            OptimizerWord::Sgd => Optimizer::Sgd { momentum: 0.9, weight_decay },
+            OptimizerWord::Sgd => {
+                Optimizer::Sgd { momentum: self.momentum.unwrap_or(MOMENTUM), weight_decay }
+            }
         };
-        let updates = (self.epochs as u64).saturating_mul(self.regime().updates(sequences, 1));
-        let warmup = (self.warmup * updates as f64).round() as u64;
+        let updates = self.regime().updates(sequences, self.accumulate);
+        let warmup = self.warmup.unwrap_or(WARMUP);
         Training::new(Loss::cross_entropy(), optimizer, self.learning_rate)
-            .with_schedule(Schedule::Cosine { warmup, updates, last: 0.0 })
-            .with_clip(Clip::Norm(self.clip))
+            .with_schedule(self.schedule.schedule(self.epochs, updates, warmup))
+            .with_clip(self.clip.0)
+            .with_accumulation(self.accumulate)
     }
 }

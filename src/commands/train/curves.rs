@@ -1,6 +1,7 @@
 //! `curves.svg`: loss and accuracy over the epochs.
 
 use anyhow::Result;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use crate::commands::folder::Epoch;
@@ -57,7 +58,7 @@ fn panel(
     chart
         .draw_series(DashedLineSeries::new([(1.0, majority), (end, majority)], 6, 5, INK.into()))?
         .label("by the classes' frequency")
-        .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 26, y)], INK));
+        .legend(|(x, y)| DashedPathElement::new([(x, y), (x + 26, y)], 6, 5, INK));
     for (name, line, colour) in lines {
         legend_line(&mut chart, std::slice::from_ref(line), *colour, 3, name)?;
         if let [point] = line[..] {
@@ -66,4 +67,36 @@ fn panel(
     }
     // Losses start high and end low, accuracies the other way round.
     legend(&mut chart, SeriesLabelPosition::MiddleRight)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No line of the ink that lines are dashed in is as long as its place in the legend.
+    #[test]
+    fn what_is_dashed_is_dashed_in_the_legend() {
+        let epoch = |epoch| Epoch {
+            epoch,
+            updates: 9,
+            learning_rate: 0.1,
+            train_loss: 0.5,
+            valid_loss: 0.6,
+            valid_accuracy: Some(0.7),
+            seconds: 1.0,
+        };
+        let words = Words { title: "a run", subtitle: "", majority: (0.9, 0.4) };
+        let svg = draw_curves(&[epoch(1), epoch(2)], &words).unwrap();
+        let lines = svg.lines().filter(|line| line.contains("#2D343C") && line.contains("points="));
+        let length = |line: &str| {
+            let points = line.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+            let x: Vec<i32> = points
+                .split_whitespace()
+                .map(|p| p.split(',').next().unwrap().parse().unwrap())
+                .collect();
+            x.iter().max().unwrap() - x.iter().min().unwrap()
+        };
+        let lengths: Vec<_> = lines.map(length).collect();
+        assert!(lengths.contains(&6) && !lengths.contains(&26), "{lengths:?}");
+    }
 }

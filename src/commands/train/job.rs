@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Device, Example, Target, Training};
+use gru_wgpu::{Checkpoint, Device, Example, Target, Training};
 
 use super::Tables;
-use super::config::{Config, Task};
+use super::config::{Config, Data, Pace, Settings, Task};
 use super::table::Table;
+use crate::commands::checkpoints::{check_same, is_of};
 use crate::commands::output::note;
 
 /// What is trained on what.
@@ -43,6 +44,43 @@ impl Job {
     /// How it is trained.
     pub fn training(&self) -> Training {
         self.config.training.training(self.train.len())
+    }
+
+    /// Makes what is left of a run be trained as `pace` says, and the rest as its settings do, which are to
+    /// be those of its checkpoint, or were before a change that is noted.
+    ///
+    /// # Errors
+    /// When the configuration is not the checkpoint's, or the epochs are over.
+    pub fn go_on(&mut self, mut last: Checkpoint, pace: &Pace) -> Result<Checkpoint> {
+        self.check_same(&last)?;
+        if let Some(told) = self.config.change(pace, last.state.moments.steps) {
+            note(format_args!("it goes on with {told}"));
+        }
+        let (over, epochs) = (last.position.epoch, self.config.training.epochs);
+        ensure!(over <= epochs, "{over} epochs are over, and --epochs {epochs} are all of them");
+        last.training = self.training();
+        last.regime = self.config.training.regime();
+        Ok(last)
+    }
+
+    /// `Ok` when the configuration is that of a checkpoint.
+    fn check_same(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let Self { config, train, .. } = self;
+        let is_same = |settings: Settings| {
+            checkpoint.regime == settings.regime()
+                && checkpoint.training == settings.training(train.len())
+        };
+        check_same(&[
+            ("[data]", is_of(checkpoint, &self.data())),
+            ("[model]", *checkpoint.state.params.layout() == config.layout()?),
+            ("[training]", config.settings().any(is_same)),
+        ])
+    }
+
+    /// What a checkpoint notes of the sequences that are trained and validated on, wherever they are.
+    pub fn data(&self) -> String {
+        let Data { holdout, delimiter, header, fingerprint, .. } = &self.config.data;
+        format!("{fingerprint} holdout={holdout:?} delimiter={delimiter:?} header={header}")
     }
 
     /// Some training sequences, in words.

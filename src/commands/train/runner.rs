@@ -11,9 +11,9 @@ use gru_wgpu::{
 
 use super::curves::{Words, draw_curves};
 use super::job::Job;
-use crate::commands::checkpoints::{Every, Saver, check_same, is_of};
+use crate::commands::checkpoints::{Every, Saver};
 use crate::commands::folder::{Epoch, Folder};
-use crate::commands::interrupt::Interrupt;
+use crate::commands::interrupt::{Interrupt, Looks};
 use crate::commands::output::quote_path;
 use crate::commands::progress::Progress;
 use crate::commands::sheet::printable;
@@ -45,34 +45,30 @@ impl<'a> Runner<'a> {
         device: &Device,
     ) -> Result<Self> {
         let settings = &job.config.training;
-        let saver = Saver::new(folder, every, data_of(job), device, checkpoint.as_ref());
+        let saver = Saver::new(folder, every, job.data(), device, checkpoint.as_ref());
         let trainer = match checkpoint {
-            Some(checkpoint) => {
-                check_own(job, &checkpoint)?;
-                Trainer::from_checkpoint(checkpoint, device)?
-            }
+            Some(checkpoint) => Trainer::from_checkpoint(checkpoint, device)?,
             None => {
                 let params = Params::init_of(job.config.layout()?, Init::Uniform, settings.seed)?;
                 let learner = Learner::new(params, job.training(), device)?;
                 Trainer::new(learner, settings.regime())?
             }
         };
-        let epochs = Epoch::read(&folder.metrics(), trainer.position().epoch)?;
+        let epochs = Epoch::read(&folder.metrics(), trainer.position().epoch);
         let total = (settings.epochs as u64).saturating_mul(job.train.len() as u64);
         let progress = Progress::new(total, settings.epochs, "sequences")?;
-        let keeper = Keeper { job, saver, epochs, progress };
+        let keeper = Keeper { job, saver, epochs, looks: Looks::new(), progress };
         Ok(Self { trainer, keeper })
     }
 
     /// Trains to the end, or until Ctrl-C.
-    pub fn run(mut self) -> Result<Outcome> {
+    pub fn run(mut self, interrupt: &Interrupt) -> Result<Outcome> {
         let Self { trainer, keeper } = &mut self;
-        let interrupt = Interrupt::listen()?;
         keeper.start(trainer);
         // The trainer passes on its own errors alone.
         let mut failed = None;
         let ended = trainer.run(&keeper.job.train, &keeper.job.valid, |trainer, event| {
-            let heard = keeper.hear(trainer, event, &interrupt);
+            let heard = keeper.hear(trainer, event, interrupt);
             Ok(heard.unwrap_or_else(|error| {
                 failed = Some(error);
                 ControlFlow::Break(())
@@ -94,27 +90,12 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// `Ok` when the folder's configuration is that of its checkpoint.
-fn check_own(job: &Job, checkpoint: &Checkpoint) -> Result<()> {
-    let Job { config, .. } = job;
-    check_same(&[
-        ("[data]", is_of(checkpoint, &data_of(job))),
-        ("[model]", *checkpoint.state.params.layout() == config.layout()?),
-        ("[training]", checkpoint.regime == config.training.regime()),
-        ("[training]", checkpoint.training == job.training()),
-    ])
-}
-
-/// Which sequences are trained and validated on, to be held against another time's.
-fn data_of(job: &Job) -> String {
-    format!("{:?}", job.config.data)
-}
-
 /// Follows a run, and keeps its folder.
 struct Keeper<'a> {
     job: &'a Job,
     saver: Saver<'a>,
     epochs: Vec<Epoch>,
+    looks: Looks,
     progress: Progress,
 }
 
@@ -123,6 +104,8 @@ impl Keeper<'_> {
         let (position, seen) = (trainer.position(), self.seen(trainer));
         self.progress.start_at(position.epoch, seen, self.job.train.len(), position.loss);
         self.saver.start(trainer.learner().updates());
+        trainer.look_every(1);
+        self.looks = Looks::new();
     }
 
     /// Training sequences of the epoch so far; one batch is smaller, and may have been among them.
@@ -138,7 +121,8 @@ impl Keeper<'_> {
         interrupt: &Interrupt,
     ) -> Result<ControlFlow<()>> {
         match event {
-            Event::Updates(_) => {
+            Event::Updates(reports) => {
+                trainer.look_every(self.looks.until_next(reports.len()));
                 let (position, seen) = (trainer.position(), self.seen(trainer));
                 self.progress.reach(position.epoch, seen, position.loss);
             }
@@ -152,6 +136,7 @@ impl Keeper<'_> {
         if self.saver.is_due(trainer.learner().updates(), is_epoch_over) {
             self.save(trainer)?;
         }
+        self.looks = Looks::new();
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
@@ -220,11 +205,14 @@ impl Keeper<'_> {
 
     /// What went wrong, of what diverged with the sequences' names, after the last good update is kept.
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
-        let kept = match self.save(trainer) {
-            Ok(()) => {
-                format!("what was good until then is in {}", quote_path(self.saver.folder().path()))
-            }
-            Err(error) => format!("and the updates before it were not saved: {error:#}"),
+        let shown = quote_path(self.saver.folder().path());
+        let kept = match self.saver.has_earlier() {
+            // So that what cannot go on from the last one can still go on from the one before it.
+            true => format!("the checkpoints in {shown} stay those that it went on from"),
+            false => match self.save(trainer) {
+                Ok(()) => format!("what was good until then is in {shown}"),
+                Err(error) => format!("and the updates before it were not saved: {error:#}"),
+            },
         };
         let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =
             error
@@ -237,9 +225,13 @@ impl Keeper<'_> {
             let names = self.job.names(&from.examples);
             format!(" (epoch {epoch}, batch {batch} of {batches}: sequences {names})")
         });
+        let outcome = match loss.is_finite() && norm.is_finite() {
+            true => ", and what it would make of the parameters is not finite",
+            false => "",
+        };
         anyhow!(
             "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} \
-             in {parameter}; {kept}; a lower --learning-rate or --clip may help",
+             in {parameter}{outcome}; {kept}; a lower --learning-rate or --clip may help, with --resume, too",
             step + 1
         )
     }

@@ -116,7 +116,7 @@ impl Table {
         let deviation = unit * (squares / count).sqrt();
         // What is the same everywhere but for rounding says nothing, and is left at its size.
         let deviation = if deviation > 1e-12 * largest { deviation } else { 1.0 };
-        let column = self.sheet.names[column].clone();
+        let column = self.sheet.reference(column);
         Ok(Feature::Number { column, mean: unit * mean, deviation })
     }
 
@@ -134,7 +134,7 @@ impl Table {
             words.len()
         );
         let words = words.into_iter().map(str::to_owned).collect();
-        Ok(Feature::Words { column: name.clone(), words })
+        Ok(Feature::Words { column: self.sheet.reference(column), words })
     }
 
     fn value(&self, row: &Row, column: usize) -> Result<f64> {
@@ -223,7 +223,8 @@ impl Table {
         Ok(())
     }
 
-    /// The words of the labels, sorted.
+    /// The words of the labels, sorted. What means "no value" elsewhere is a word here: whoever asks what a
+    /// row is may well be told `none`. An empty cell is no label.
     pub fn classes(&self, label: usize) -> Result<Vec<String>> {
         let words: BTreeSet<_> = self.sheet.rows.iter().map(|row| row.cell(label)).collect();
         let classes: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
@@ -235,8 +236,15 @@ impl Table {
                 self.shown,
                 quote(one)
             ),
-            _ => Ok(classes.into_iter().map(str::to_owned).collect()),
+            _ => {}
         }
+        for class in classes.iter().filter(|class| self.sheet.is_missing(class)) {
+            let class = quote(class);
+            note(format_args!(
+                "{class} in column {column} is a class like any other; an empty cell is no label"
+            ));
+        }
+        Ok(classes.into_iter().map(str::to_owned).collect())
     }
 
     /// The labels of a sequence: one, or one a row, `\"\"` where there is none.

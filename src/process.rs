@@ -1,0 +1,32 @@
+//! Which process something belongs to. After a fork the child has copies of its parent's handles, and
+//! none of the threads that would answer: a call that waits for one would wait for ever.
+
+use crate::error::{Error, Result};
+
+/// The process that something was made in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Home(u32);
+
+impl Home {
+    /// This process.
+    pub fn here() -> Self {
+        // A browser has no processes, and nothing there forks.
+        Self(if cfg!(target_family = "wasm") { 0 } else { std::process::id() })
+    }
+
+    /// Whether this is another process, forked from that one.
+    pub fn is_left(self) -> bool {
+        self != Self::here()
+    }
+
+    /// `Ok` in that process alone.
+    ///
+    /// # Errors
+    /// [`Error::Forked`], with `what` belongs there.
+    pub fn check(self, what: &'static str) -> Result<()> {
+        match Self::here() {
+            here if here == self => Ok(()),
+            Self(here) => Err(Error::Forked { what, parent: self.0, here }),
+        }
+    }
+}

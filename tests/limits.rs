@@ -1,0 +1,26 @@
+//! What a device must have at least. `GRU_LIMITS` runs every other test on such a device too.
+
+mod common;
+
+use common::{open_wgpu, random3};
+use gru_wgpu::{Bias, Device, Direction, Gru, GruConfig, Init, Options, Recurrence, Reset};
+
+#[test]
+fn the_limits_that_are_needed_suffice() {
+    let (adapter, device, queue) = open_wgpu(|_| Device::needed_limits());
+    let device = Device::from_wgpu(&adapter, &device, &queue).unwrap();
+    let x = random3([5, 3, 7], 2);
+    for reset in [Reset::Before, Reset::After] {
+        for recurrence in [Recurrence::Step, Recurrence::Sequence] {
+            let config = GruConfig::new(7, 17).with_reset(reset).with_bias(Bias::Two);
+            let config = config.with_direction(Direction::Both);
+            let [got, expected] = [&device, &Device::cpu()].map(|device| {
+                let gru = Gru::new(config.clone(), Init::Uniform, 1, device).unwrap();
+                let gru = gru.with_options(Options::default().with_recurrence(recurrence));
+                let (output, tape) = gru.forward_train(x.view()).unwrap();
+                gru.backward(tape, None, Some(output.h_n.view())).unwrap().params
+            });
+            approx::assert_abs_diff_eq!(got.as_slice(), expected.as_slice(), epsilon = 1e-5);
+        }
+    }
+}
