@@ -220,6 +220,12 @@ fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
         std::fs::write(path.join(file), content).unwrap();
         assert_refused(path, &["predict", "it", file, "--device", "cpu"], &[word]);
     }
+    // What was good is kept whatever ends a run.
+    let wild = ["--run", "wild", "--learning-rate", "1e38", "--clip", "1e30", "--device", "cpu"];
+    let words = ["diverged: loss", "what was good until then is in `wild`"];
+    assert_refused(path, &forecast(csv, &wild), &words);
+    assert!(path.join("wild/checkpoint.safetensors").is_file());
+
     let words = ["config.toml` is that of a run of `gru forecast`, not of `gru train`"];
     assert_refused(path, &["train", "--resume", "it"], &words);
 
