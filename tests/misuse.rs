@@ -11,15 +11,16 @@ use std::io::Cursor;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Duration;
 
 use common::{adapter, random3};
 use gru_wgpu::formats::{self, Cell, npy, npz, onnx, safetensors};
 use gru_wgpu::plan::{self, Limits, Machine, Mode, Plan};
 use gru_wgpu::{
-    Activation, Batch, Bias, Buffers, Checkpoint, Clip, Device, DeviceKind, Direction, Error,
-    Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner, Loss, Moments, Network,
-    Optimizer, Options, ParamLayout, Params, Recurrence, Regime, Reset, Schedule, Shape, Target,
-    Trainer, Training, Update, check, kernels, reference, wgpu,
+    Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataSet, DataSets, Device, DeviceKind,
+    Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner, Loss,
+    Moments, Network, Optimizer, Options, ParamLayout, Params, Recurrence, Regime, Reset, Schedule,
+    Shape, Target, Trainer, Training, Update, check, kernels, reference, wgpu,
 };
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn};
 use pollster::block_on;
@@ -447,6 +448,9 @@ fn devices(t: &mut Table) {
     t.row("DeviceKind::open DeviceKind::open_async", "where there may be none", Back, || {
         DeviceKind::Gpu.open().and(block_on(DeviceKind::Gpu.open_async()))
     });
+    t.plain("Device::needed_limits Device::with_wait_limit", "no time at all", || {
+        (Device::needed_limits(), Device::cpu().with_wait_limit(Duration::ZERO))
+    });
     t.row(
         "Device::with_default_limits Device::with_default_limits_async",
         "of the CPU",
@@ -600,6 +604,9 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     let mut shape = gru.config().shape(2, 2).unwrap();
     shape.hidden = HUGE;
     t.row("Gru::plan", "a shape of another model", Refused, || gru.plan(shape, Mode::Training));
+    t.row("Gru::to Gru::to_async", "where it is already", Fine, || {
+        gru.to(device).and(block_on(gru.to_async(device)))
+    });
     t.plain("Gru::config Gru::device Gru::params Gru::options Gru::with_options", "each", || {
         let options = gru.options().with_recurrence(Recurrence::Step);
         let gru = Gru::new(config(), Init::Uniform, 1, device).unwrap().with_options(options);
@@ -934,6 +941,22 @@ fn trainers(t: &mut Table, device: &Device) {
             Ok((trainer.learner().updates(), at))
         },
     );
+    t.row("DataSet::of Trainer::data Trainer::with_data", "other examples", Refused, || {
+        let none = DataSet::of(&[]);
+        let mut other = trainer()?.with_data(Some(DataSets { train: none, valid: none }));
+        assert!(other.data().is_some());
+        other.run(&[good()], &[], go_on)
+    });
+    t.row("Trainer::look_every", "never", Fine, || {
+        let mut trainer = trainer()?;
+        trainer.look_every(0);
+        trainer.run(&[good()], &[], go_on)
+    });
+    t.row("Learner::checkpoint", "a position past the end", Back, || {
+        let mut position = trainer()?.position();
+        (position.epoch, position.batch) = (HUGE, HUGE);
+        learner()?.checkpoint(Regime::new(2, 2), position)
+    });
     t.row("Trainer::into_network", "before a run", Fine, || trainer()?.into_network(device));
     t.row("Trainer::checkpoint Trainer::from_checkpoint", "of nothing", Fine, || {
         Trainer::from_checkpoint(trainer()?.checkpoint()?, device)

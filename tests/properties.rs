@@ -355,7 +355,7 @@ fn check(device: &Device) {
     let mut config =
         Config { failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = 40;
+        config.cases = if device.is_adapter() { 12 } else { 40 };
     }
     if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
         config.rng_seed = RngSeed::Fixed(7);
