@@ -7,7 +7,7 @@ use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, Device, Position};
 
 use super::folder::Folder;
-use super::output::note;
+use super::output::{note, quote_path};
 
 /// How often a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
@@ -104,9 +104,17 @@ impl<'a> Saver<'a> {
         self.earlier + elapsed.as_secs_f64()
     }
 
-    /// Whether the folder's checkpoints are all of an earlier part of the run.
-    pub fn has_earlier(&self) -> bool {
-        self.last.is_some() && !self.has_saved
+    /// What to say of the checkpoints that are there when a run diverges. They stay: what it came to since may be
+    /// finite and of no use, and would take the place of what can be gone on from.
+    pub fn kept(&self) -> Option<String> {
+        let shown = quote_path(self.folder.path());
+        match (self.has_saved, self.last) {
+            (true, _) => Some(format!("the last checkpoint before that is in {shown}")),
+            (false, Some(_)) => {
+                Some(format!("the checkpoints in {shown} stay those that it went on from"))
+            }
+            (false, None) => None,
+        }
     }
 
     /// Writes a checkpoint, when what it goes on from is there. One of where the last one was taken is not

@@ -204,9 +204,9 @@ impl Keeper<'_> {
     fn explain(&mut self, model: &mut Forecaster, error: gru_wgpu::Error) -> Error {
         let Some(saver) = &self.saver else { return error.into() };
         let shown = quote_path(saver.folder().path());
-        if saver.has_earlier() {
+        if let Some(kept) = saver.kept() {
             // So that what cannot go on from the last one can still go on from the one before it.
-            return anyhow!("{error}; the checkpoints in {shown} stay those that it went on from");
+            return anyhow!("{error}; {kept}");
         }
         match self.save(model) {
             Ok(()) => anyhow!("{error}; what was good until then is in {shown}"),

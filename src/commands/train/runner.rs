@@ -203,17 +203,13 @@ impl Keeper<'_> {
         draw_curves(&self.epochs, &words)
     }
 
-    /// What went wrong, of what diverged with the sequences' names, after the last good update is kept.
+    /// What went wrong, of what diverged with the sequences' names, and what is kept.
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
         let shown = quote_path(self.saver.folder().path());
-        let kept = match self.saver.has_earlier() {
-            // So that what cannot go on from the last one can still go on from the one before it.
-            true => format!("the checkpoints in {shown} stay those that it went on from"),
-            false => match self.save(trainer) {
-                Ok(()) => format!("what was good until then is in {shown}"),
-                Err(error) => format!("and the updates before it were not saved: {error:#}"),
-            },
-        };
+        let kept = self.saver.kept().unwrap_or_else(|| match self.save(trainer) {
+            Ok(()) => format!("what was good until then is in {shown}"),
+            Err(error) => format!("and the updates before it were not saved: {error:#}"),
+        });
         let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =
             error
         else {
