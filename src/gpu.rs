@@ -383,7 +383,9 @@ impl Gpu {
             return Err(Error::DeviceLost(reason));
         }
         match &self.inner.probe {
-            Some(probe) if self.refuses_to_map(&lock(probe)) => {
+            // Where another thread polls meanwhile, wgpu may find the kept buffer still mapped and refuse it; a
+            // new one has no past.
+            Some(probe) if self.refuses_to_map(&lock(probe)) && self.refuses_a_new_buffer() => {
                 Err(self.lose("the caller's device was lost or destroyed"))
             }
             _ => Ok(()),
@@ -393,6 +395,11 @@ impl Gpu {
     /// `Ok` unless this process was forked from the one that opened the device.
     pub fn check_process(&self) -> Result<()> {
         self.inner.home.check("the open device")
+    }
+
+    fn refuses_a_new_buffer(&self) -> bool {
+        let staging = || self.staging("probe", 1, wgpu::MapMode::Read);
+        self.refuses_to_map(&without_errors(&self.inner.device, staging))
     }
 
     /// Whether mapping a buffer fails at once, which it does on a lost device alone.
