@@ -200,18 +200,6 @@ fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
     }
 }
 
-// The operands of gates `first` to `last` are what the items kept of them.
-fn put_gates(first: u32, last: u32, thread: u32) {
-    if !RESIDENT {
-        return;
-    }
-    workgroupBarrier();
-    for (var gate = first; gate < last; gate++) {
-        put_operands(gate, gate * 4u * gate_quads(), thread);
-    }
-    workgroupBarrier();
-}
-
 @compute @workgroup_size(UNIT_QUADS * LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -236,12 +224,12 @@ fn main(
             let last = select(0u, depth, step < end_step());
             multiply(step, row0, unit0, thread, 0u, last);
             finish(step, row0, unit0, thread, true);
-            put_gates(0u, 3u, thread);
+            put_operands(3u, 4u * gate_quads(), thread);
         }
         if RESET_BEFORE && GATE_N && step > args.gates_first {
             multiply(step - 1u, row0, unit0, thread, 2u * gate_quads(), 3u * gate_quads());
             finish(step, row0, unit0, thread, false);
-            put_gates(0u, 1u, thread);
+            put_operands(1u, 0u, thread);
         }
     }
 }

@@ -126,7 +126,7 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
         add_up(1u, thread, lane, unit_quad, of_z);
     }
     if n {
-        add_up(SUMS - 1u, thread, lane, unit_quad, of_n);
+        add_up(TOTALS - 1u, thread, lane, unit_quad, of_n);
     }
 }
 
@@ -237,7 +237,7 @@ fn finish(
                 products.y += totals[total_at(1u, place.x, place.y)];
             }
             if n {
-                products.z += totals[total_at(SUMS - 1u, place.x, place.y)];
+                products.z += totals[total_at(TOTALS - 1u, place.x, place.y)];
             }
             // The states that the step starts from are at hand where they were multiplied.
             var before = 0.0;
@@ -260,11 +260,7 @@ fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     let ahead = load_inputs(step, row0 + place.y, unit0 + place.x);
     multiply(step, row0, unit0, thread, rz, n);
     finish(step, row0, unit0, thread, ahead, rz, n);
-    if RESIDENT {
-        workgroupBarrier();
-        put_operands(0u, 0u, thread);
-        workgroupBarrier();
-    }
+    put_operands(1u, 0u, thread);
 }
 
 @compute @workgroup_size(UNIT_QUADS * LANES)

@@ -29,7 +29,6 @@ override UNIT_QUADS: u32 = 4u;
 override LANES: u32 = 4u;
 override ROW_QUADS: u32 = 1u; // 1 or 2: rows of a thread, four each
 override DEPTH_QUADS: u32 = 16u; // of k, four each, that the workgroup's memory holds
-override SUMS: u32 = 3u; // products that a thread makes at once
 override TOTALS: u32 = 3u; // numbers of each unit and row that the workgroup's memory holds
 override RESIDENT: bool = false; // that is all of k, and stays there from step to step
 
@@ -263,15 +262,22 @@ fn put_shares(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     shares[at + 3u * apart] = of_rows[3];
 }
 
-// The items' totals become operands, from the place of unit `first` on: four rows to a vec4, which is why
-// no item writes there itself.
-fn put_operands(total: u32, first: u32, thread: u32) {
-    for (var i = thread; i < 4u * UNIT_QUADS * ROW_QUADS; i += threads()) {
-        let unit = i % (4u * UNIT_QUADS);
-        let row_quad = i / (4u * UNIT_QUADS);
-        let at = total_at(total, unit, 4u * row_quad);
-        let apart = 4u * UNIT_QUADS;
-        operand[operand_at(first + unit, row_quad)] = vec4(
-            totals[at], totals[at + apart], totals[at + 2u * apart], totals[at + 3u * apart]);
+// The items' first so many totals become operands, those of each from a place `apart` units after the last
+// one's on: four rows to a vec4, which is why no item writes there itself.
+fn put_operands(count: u32, apart: u32, thread: u32) {
+    if !RESIDENT {
+        return;
     }
+    workgroupBarrier();
+    for (var total = 0u; total < count; total++) {
+        for (var i = thread; i < 4u * UNIT_QUADS * ROW_QUADS; i += threads()) {
+            let unit = i % (4u * UNIT_QUADS);
+            let row_quad = i / (4u * UNIT_QUADS);
+            let at = total_at(total, unit, 4u * row_quad);
+            let row = 4u * UNIT_QUADS;
+            operand[operand_at(total * apart + unit, row_quad)] =
+                vec4(totals[at], totals[at + row], totals[at + 2u * row], totals[at + 3u * row]);
+        }
+    }
+    workgroupBarrier();
 }

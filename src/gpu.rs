@@ -118,6 +118,18 @@ pub(crate) fn one_line(message: &str) -> String {
     lines.collect::<Vec<_>>().join("; ")
 }
 
+/// A buffer to see by whether the device still maps any.
+fn new_probe(device: &wgpu::Device) -> wgpu::Buffer {
+    without_errors(device, || {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("gru.probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        })
+    })
+}
+
 /// An open adapter. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Gpu {
@@ -229,14 +241,7 @@ impl Gpu {
             let reason = "it has no compute shaders".to_owned();
             return Err(Error::OpenDevice { adapter: adapter.get_info().name, reason });
         }
-        let probe = without_errors(&device, || {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("gru.probe"),
-                size: 4,
-                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-                mapped_at_creation: false,
-            })
-        });
+        let probe = new_probe(&device);
         Ok(Self::new(adapter, device, queue, Some(Mutex::new(probe))))
     }
 
@@ -385,7 +390,10 @@ impl Gpu {
         match &self.inner.probe {
             // Where another thread polls meanwhile, wgpu may find the kept buffer still mapped and refuse it; a
             // new one has no past.
-            Some(probe) if self.refuses_to_map(&lock(probe)) && self.refuses_a_new_buffer() => {
+            Some(probe)
+                if self.refuses_to_map(&lock(probe))
+                    && self.refuses_to_map(&new_probe(&self.inner.device)) =>
+            {
                 Err(self.lose("the caller's device was lost or destroyed"))
             }
             _ => Ok(()),
@@ -395,11 +403,6 @@ impl Gpu {
     /// `Ok` unless this process was forked from the one that opened the device.
     pub fn check_process(&self) -> Result<()> {
         self.inner.home.check("the open device")
-    }
-
-    fn refuses_a_new_buffer(&self) -> bool {
-        let staging = || self.staging("probe", 1, wgpu::MapMode::Read);
-        self.refuses_to_map(&without_errors(&self.inner.device, staging))
     }
 
     /// Whether mapping a buffer fails at once, which it does on a lost device alone.

@@ -265,8 +265,6 @@ args! {
         row_quads,
         /// Of k, four each, that the workgroup's memory holds.
         depth_quads,
-        /// Products that a thread makes at once.
-        sums,
         /// Numbers of each unit and row that the workgroup's memory holds.
         totals,
         /// 1: the workgroup makes all units, for any number of steps.
@@ -289,7 +287,6 @@ const STEP_CONSTANTS: &[&str] = &[
     "LANES",
     "ROW_QUADS",
     "DEPTH_QUADS",
-    "SUMS",
     "TOTALS",
     "RESIDENT",
 ];

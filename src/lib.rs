@@ -75,9 +75,9 @@
 //! column sums for the biases. The recurrence is walked in one of two ways ([`Recurrence`]), by the same
 //! kernels: a dispatch a step (two with reset before), its units spread over the device; or a dispatch for
 //! many steps, in which a workgroup makes all units of a few rows and what the weights are multiplied with
-//! stays in its own memory. The plan takes the second where H is at most 128, or 256 with many rows, and the adapter's workgroups
-//! have the memory (`plan/tiles.rs` has the rule and the tiles' sizes). What takes long is cut: no
-//! dispatch, and no submit of this library's own, is longer than a fraction of a second at the rate of a
+//! stays in its own memory. The plan takes the second where H is at most 128, or 256 with many rows, and the
+//! adapter's workgroups have the memory (`plan/tiles.rs` has the rule and the tiles' sizes). What takes long is
+//! cut: no dispatch, and no submit of this library's own, is longer than a fraction of a second at the rate of a
 //! slow adapter of its kind. (An encoded [`ForwardPass`] is one pass; its caller submits it.) No float atomics and a fixed order of additions: the same inputs on the same adapter give the
 //! same bits.
 //!

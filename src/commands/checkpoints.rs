@@ -104,8 +104,7 @@ impl<'a> Saver<'a> {
         self.earlier + elapsed.as_secs_f64()
     }
 
-    /// What to say of the checkpoints that are there when a run diverges. They stay: what it came to since may be
-    /// finite and of no use, and would take the place of what can be gone on from.
+    /// What to say of the checkpoints that are there when a run diverges.
     pub fn kept(&self) -> Option<String> {
         let shown = quote_path(self.folder.path());
         match (self.has_saved, self.last) {
@@ -132,6 +131,20 @@ impl<'a> Saver<'a> {
         self.saved = (Instant::now(), place.0);
         Ok(())
     }
+}
+
+/// Keeps what a run that diverged can be gone on from, and says what that is: the checkpoints that are there,
+/// of which `kept` tells, or else what `save` writes. They stay: what it came to since may be finite and of no
+/// use, and would take their place.
+pub fn keep_good(
+    folder: &Folder,
+    kept: Option<String>,
+    save: impl FnOnce() -> Result<()>,
+) -> String {
+    kept.unwrap_or_else(|| match save() {
+        Ok(()) => format!("what was good until then is in {}", quote_path(folder.path())),
+        Err(error) => format!("and the updates before it were not saved: {error:#}"),
+    })
 }
 
 /// After how many updates, and where.

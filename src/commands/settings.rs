@@ -3,12 +3,16 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use gru_wgpu::formats::write_whole;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::output::quote_path;
+
+/// The commands whose runs have one.
+pub const TRAIN: &str = "gru train";
+pub const FORECAST: &str = "gru forecast";
 
 /// Writes what a run of `command` is, whole or not at all. `comments`: heads of the file in order, and what is
 /// said above each.
@@ -32,21 +36,34 @@ pub fn write(
     Ok(write_whole(path, |to| to.write_all(commented.as_bytes()))?)
 }
 
-/// Reads it. What its numbers mean is not looked at.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let shown = quote_path(path);
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-    toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        anyhow!("{shown}, line {line}: {}", error.message().replace('\n', " "))
-    })
+/// Reads what a run of `command` is. What its numbers mean is not looked at.
+pub fn read<T: DeserializeOwned>(path: &Path, command: &str) -> Result<T> {
+    let (shown, text) = (quote_path(path), text(path)?);
+    let own = command_of(path, &text)?;
+    ensure!(own == command, "{shown} is that of a run of `{own}`, not of `{command}`");
+    parse(path, &text)
 }
 
 /// Whether it is that of a run of `gru forecast`, not of `gru train`.
 pub fn is_forecast(path: &Path) -> Result<bool> {
+    Ok(command_of(path, &text(path)?)? == FORECAST)
+}
+
+fn text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", quote_path(path)))
+}
+
+fn command_of(path: &Path, text: &str) -> Result<&'static str> {
     #[derive(Deserialize)]
     struct Only {
         task: String,
     }
-    Ok(read::<Only>(path)?.task == "forecast")
+    Ok(if parse::<Only>(path, text)?.task == "forecast" { FORECAST } else { TRAIN })
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        anyhow!("{}, line {line}: {}", quote_path(path), error.message().replace('\n', " "))
+    })
 }

@@ -311,7 +311,6 @@ impl Planner<'_> {
             lanes: tile.lanes as u32,
             row_quads: tile.row_quads as u32,
             depth_quads: tile.depth_quads as u32,
-            sums: tile.sums as u32,
             totals: tile.totals as u32,
             resident: u32::from(tile.resident),
         };

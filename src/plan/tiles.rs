@@ -2,7 +2,7 @@
 //! recurrence kernels, [`ProductTile`] of the products.
 
 use super::Machine;
-use super::limits::{Limits, within};
+use super::limits::within;
 use crate::config::{GruConfig, Reset};
 use crate::error::Result;
 use crate::kernels::{MATMUL, MatmulConstants};
@@ -44,8 +44,6 @@ pub(super) struct Tile {
     pub row_quads: usize,
     /// Of k, four each, that the workgroup's memory holds.
     pub depth_quads: usize,
-    /// Products that a thread makes at once.
-    pub sums: usize,
     /// Numbers of each unit and row that the workgroup's memory holds.
     pub totals: usize,
     /// Whether the workgroup makes all units, for any number of steps.
@@ -67,15 +65,23 @@ impl Tile {
         4 * 16 * self.row_quads * numbers
     }
 
-    /// `Ok` when `machine` can run such a workgroup.
     fn allow(&self, machine: &Machine) -> Result<()> {
         let what = || "a workgroup that makes all units of its rows".to_owned();
-        let limits = &machine.limits;
-        let (threads, most) = (self.threads() as u64, limits.max_compute_invocations_per_workgroup);
-        within(what, "max_compute_invocations_per_workgroup", threads, most)?;
-        let (bytes, most) = (self.bytes() as u64, limits.max_compute_workgroup_storage_size);
-        within(what, "max_compute_workgroup_storage_size", bytes, most)
+        allow(what, self.threads() as u64, self.bytes() as u64, machine)
     }
+}
+
+/// `Ok` when `machine` can run workgroups of so many threads and bytes.
+fn allow(
+    what: impl Fn() -> String,
+    threads: u64,
+    bytes: u64,
+    Machine { limits, .. }: &Machine,
+) -> Result<()> {
+    let (most_threads, most_bytes) =
+        (limits.max_compute_invocations_per_workgroup, limits.max_compute_workgroup_storage_size);
+    within(&what, "max_compute_invocations_per_workgroup", threads, most_threads)?;
+    within(&what, "max_compute_workgroup_storage_size", bytes, most_bytes)
 }
 
 /// The tiles of the two kernels of a run.
@@ -126,12 +132,14 @@ fn sequence_pays(config: &GruConfig, batch: usize, machine: &Machine) -> bool {
     config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN }
 }
 
-/// Products that a thread makes at once: of the gates, forward, where they do not wait for each other.
-fn sums(config: &GruConfig, way: Way) -> usize {
-    match (way, config.reset) {
-        (Way::Backward, _) => 1,
-        (Way::Forward, Reset::After) => 3,
-        (Way::Forward, Reset::Before) => 2,
+/// Numbers that the workgroup's memory holds of each unit and row: its products with the past, forward of
+/// each gate where they do not wait for each other; backward also what the next step needs of each gate, where
+/// it stays there.
+fn totals(config: &GruConfig, way: Way, resident: bool) -> usize {
+    match (way, config.reset, resident) {
+        (Way::Forward, Reset::After, _) | (Way::Backward, _, true) => 3,
+        (Way::Forward, Reset::Before, _) => 2,
+        (Way::Backward, _, false) => 1,
     }
 }
 
@@ -140,14 +148,12 @@ fn sums(config: &GruConfig, way: Way) -> usize {
 fn step_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) -> Result<Tile> {
     let quads = config.hidden_size.div_ceil(4);
     let depth = if way == Way::Forward { quads } else { 3 * quads };
-    let sums = sums(config, way);
     let make = |unit_quads: usize, lanes: usize, row_quads, staged: usize| Tile {
         unit_quads: unit_quads.min(quads),
         lanes: lanes.min(depth),
         row_quads,
         depth_quads: staged.min(depth),
-        sums,
-        totals: sums,
+        totals: totals(config, way, false),
         resident: false,
     };
     if machine.software {
@@ -175,9 +181,7 @@ fn sequence_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) 
         lanes,
         row_quads,
         depth_quads,
-        sums: sums(config, way),
-        // Backward, what the next step needs of each gate lies there too.
-        totals: if way == Way::Forward { sums(config, way) } else { 3 },
+        totals: totals(config, way, true),
         resident: true,
     };
     // On a GPU many small workgroups, with enough of k for each lane to be worth its share.
@@ -248,18 +252,13 @@ impl ProductTile {
             return None;
         }
         let depths: &[usize] = if k <= 4 { &[4] } else { &[16, 8] };
-        depths.iter().map(|&depth| tile(depth)).find(|tile| tile.allow(machine))
+        depths.iter().map(|&depth| tile(depth)).find(|tile| tile.allow(machine).is_ok())
     }
 
-    /// Whether `machine` can run such workgroups.
-    fn allow(&self, machine: &Machine) -> bool {
+    fn allow(&self, machine: &Machine) -> Result<()> {
         let workgroup = (MATMUL.workgroup)(bytemuck::cast_slice(&[self.constants()]));
-        let Limits {
-            max_compute_invocations_per_workgroup: threads,
-            max_compute_workgroup_storage_size: bytes,
-            ..
-        } = machine.limits;
-        u64::from(workgroup.threads) <= threads && u64::from(workgroup.bytes) <= bytes
+        let what = || "a product's workgroup".to_owned();
+        allow(what, workgroup.threads.into(), workgroup.bytes.into(), machine)
     }
 
     pub fn rows(&self) -> usize {

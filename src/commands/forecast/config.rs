@@ -132,17 +132,12 @@ const COMMENTS: [(&str, &str); 5] = [
 
 impl Config {
     pub fn write(&self, path: &Path) -> Result<()> {
-        settings::write(path, self, "gru forecast", &COMMENTS)
+        settings::write(path, self, settings::FORECAST, &COMMENTS)
     }
 
     pub fn read(path: &Path) -> Result<Self> {
-        let shown = quote_path(path);
-        ensure!(
-            settings::is_forecast(path)?,
-            "{shown} is that of a run of `gru train`, not of `gru forecast`"
-        );
-        let config: Self = settings::read(path)?;
-        config.check().with_context(|| shown)?;
+        let config: Self = settings::read(path, settings::FORECAST)?;
+        config.check().with_context(|| quote_path(path))?;
         Ok(config)
     }
 

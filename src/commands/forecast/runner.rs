@@ -11,10 +11,10 @@ use super::job::Job;
 use super::model::Forecaster;
 use super::plot;
 use super::windows::Windows;
-use crate::commands::checkpoints::{Every, Saver, check_same, is_of};
+use crate::commands::checkpoints::{Every, Saver, check_same, is_of, keep_good};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::Interrupt;
-use crate::commands::output::{note, quote_path};
+use crate::commands::output::note;
 use crate::commands::plot::{GREY, ORANGE};
 use crate::commands::progress::Progress;
 
@@ -200,17 +200,11 @@ impl Keeper<'_> {
         saver.write(checkpoint, self.progress.elapsed())
     }
 
-    /// What went wrong, after the last good update is kept.
+    /// What went wrong, and what is kept.
     fn explain(&mut self, model: &mut Forecaster, error: gru_wgpu::Error) -> Error {
         let Some(saver) = &self.saver else { return error.into() };
-        let shown = quote_path(saver.folder().path());
-        if let Some(kept) = saver.kept() {
-            // So that what cannot go on from the last one can still go on from the one before it.
-            return anyhow!("{error}; {kept}");
-        }
-        match self.save(model) {
-            Ok(()) => anyhow!("{error}; what was good until then is in {shown}"),
-            Err(other) => anyhow!("{error}; and the updates before it were not saved: {other:#}"),
-        }
+        let (folder, kept) = (saver.folder(), saver.kept());
+        let kept = keep_good(folder, kept, || self.save(model));
+        anyhow!("{error}; {kept}")
     }
 }

@@ -235,17 +235,12 @@ const COMMENTS: [(&str, &str); 6] = [
 
 impl Config {
     pub fn write(&self, path: &Path) -> Result<()> {
-        settings::write(path, self, "gru train", &COMMENTS)
+        settings::write(path, self, settings::TRAIN, &COMMENTS)
     }
 
     pub fn read(path: &Path) -> Result<Self> {
-        let shown = quote_path(path);
-        ensure!(
-            !settings::is_forecast(path)?,
-            "{shown} is that of a run of `gru forecast`, not of `gru train`"
-        );
-        let config: Self = settings::read(path)?;
-        config.check().with_context(|| shown)?;
+        let config: Self = settings::read(path, settings::TRAIN)?;
+        config.check().with_context(|| quote_path(path))?;
         Ok(config)
     }
 

@@ -11,10 +11,9 @@ use gru_wgpu::{
 
 use super::curves::{Words, draw_curves};
 use super::job::Job;
-use crate::commands::checkpoints::{Every, Saver};
+use crate::commands::checkpoints::{Every, Saver, keep_good};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::{Interrupt, Looks};
-use crate::commands::output::quote_path;
 use crate::commands::progress::Progress;
 use crate::commands::sheet::printable;
 
@@ -205,11 +204,8 @@ impl Keeper<'_> {
 
     /// What went wrong, of what diverged with the sequences' names, and what is kept.
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
-        let shown = quote_path(self.saver.folder().path());
-        let kept = self.saver.kept().unwrap_or_else(|| match self.save(trainer) {
-            Ok(()) => format!("what was good until then is in {shown}"),
-            Err(error) => format!("and the updates before it were not saved: {error:#}"),
-        });
+        let (folder, kept) = (self.saver.folder(), self.saver.kept());
+        let kept = keep_good(folder, kept, || self.save(trainer));
         let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =
             error
         else {
