@@ -5,21 +5,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{Array3, ArrayView3};
 
-use crate::batch::{Batch, zero_padding};
+use crate::batch::Batch;
 use crate::config::{GruConfig, Shape};
 use crate::cpu::{self, Asked};
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::gpu::lock;
-use crate::noise;
 use crate::options::Options;
 use crate::params::{Gradients, Init, Params};
-use crate::plan::{BufferId, Machine, Mode, Plan, Purpose, RunBuffers, States, TrainingBuffers};
+use crate::plan::{Machine, Mode, Plan, Purpose};
 use crate::reference;
 use crate::runner::{Gathered, Job, Runner, SessionGuard};
-use crate::session::{Pass, Session};
 use crate::state::State;
 use crate::transfer::Wait;
+
+mod adapter;
+
+use adapter::Recorded;
+pub(crate) use adapter::{Input, download_output, upload_gradients};
 
 /// What a forward pass gives.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +56,7 @@ pub struct Tape {
 #[derive(Debug)]
 enum Record {
     Cpu(Box<cpu::Trace>),
-    Gpu(Box<SessionGuard>),
+    Gpu(Recorded),
 }
 
 impl Tape {
@@ -73,12 +76,7 @@ impl Tape {
     pub async fn state_async(&self) -> Result<State> {
         match &self.record {
             Record::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
-            Record::Gpu(session) => {
-                let states = session.plan().run_buffers().states;
-                let last = States::Last.range(self.shape);
-                let buffer = session.copy_out("state", states, last).await?;
-                Ok(State::of_buffer(session.gpu(), buffer, self.shape.state()))
-            }
+            Record::Gpu(recorded) => recorded.state(self.shape, Wait::Async).await,
         }
     }
 }
@@ -210,7 +208,8 @@ impl Gru {
     }
 
     /// The schedule that a run of `shape` takes on the model's device, without making anything of it. For
-    /// the CPU device, which follows none, that of [`Machine::WEBGPU`].
+    /// the CPU device, which follows none, that of [`Machine::WEBGPU`]. Where the device cannot bind one of
+    /// its buffers, [`Self::pieces`] says what runs instead.
     ///
     /// # Errors
     /// As [`Plan::with_options`].
@@ -220,6 +219,32 @@ impl Gru {
             Target::Gpu(gpu) => gpu.machine(),
         };
         Plan::with_options(&self.config, shape, mode, self.options, &machine)
+    }
+
+    /// The sizes of the runs that a run of `shape` is made of, one after the other: its own alone, as long as
+    /// [`Plan::check`] lets it pass. Of a larger one, as few as there can be: of some steps of all rows
+    /// each, where there is one direction, or else of some rows. What comes out is the same to rounding,
+    /// whatever is drawn while training too. (A learner's batch is cut into rows alone.)
+    ///
+    /// ```
+    /// use gru_wgpu::{Device, Gru, GruConfig, Init, plan::Mode};
+    ///
+    /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::auto())?;
+    /// let shape = gru.config().shape(10, 2)?;
+    /// assert_eq!(gru.pieces(shape, Mode::Training)?, [shape]);
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Plan::with_options`], and [`Error::Limit`] where not even one row fits.
+    pub fn pieces(&self, shape: Shape, mode: Mode) -> Result<Vec<Shape>> {
+        // Which tells of a shape that is another model's.
+        self.plan(shape, mode)?;
+        if self.runner.is_none() {
+            return Ok(vec![shape]);
+        }
+        let pieces = self.pieces_of(shape, mode, Purpose::States)?;
+        Ok(pieces.iter().map(|piece| piece.shape(shape)).collect())
     }
 
     /// What the model computes.
@@ -391,7 +416,7 @@ impl Gru {
             }
             Some(_) => {
                 let mode = Mode::Inference;
-                let (output, _) = self.forward_on(shape, mode, state, &batch, wait).await?;
+                let (output, _) = self.forward_on(shape, mode, state, batch, wait).await?;
                 Ok(output)
             }
         }
@@ -415,9 +440,9 @@ impl Gru {
             }
             Some(_) => {
                 let mode = Mode::Training;
-                let ran = self.forward_on(shape, mode, state, &batch, wait).await;
-                let (output, session) = ran?;
-                (output, Record::Gpu(Box::new(session)))
+                let ran = self.forward_on(shape, mode, state, batch, wait).await;
+                let (output, recorded) = ran?;
+                (output, Record::Gpu(recorded))
             }
         };
         let (model, version) = (self.id, self.version);
@@ -448,9 +473,7 @@ impl Gru {
                 *lock(&self.rest) = Some(*trace);
                 Ok(gradients)
             }
-            Record::Gpu(mut session) => {
-                self.backward_on(&mut session, tape.shape, dy, dh_n, wait).await
-            }
+            Record::Gpu(recorded) => self.backward_on(recorded, tape.shape, dy, dh_n, wait).await,
         }
     }
 
@@ -532,147 +555,6 @@ impl Gru {
             runner.take_back();
         }
     }
-
-    async fn forward_on(
-        &self,
-        shape: Shape,
-        mode: Mode,
-        state: Option<&State>,
-        batch: &Batch<'_>,
-        wait: Wait,
-    ) -> Result<(Output, SessionGuard)> {
-        let mut session = self.session(shape, mode, Purpose::States, None).await?;
-        upload_run(&mut session, shape, mode, state, batch).await?;
-        session.run(Pass::Forward).await?;
-        let output = download_output(&mut session, shape, wait).await?;
-        Ok((output, session))
-    }
-
-    async fn backward_on(
-        &self,
-        session: &mut Session,
-        shape: Shape,
-        dy: Option<ArrayView3<'_, f32>>,
-        dh_n: Option<ArrayView3<'_, f32>>,
-        wait: Wait,
-    ) -> Result<Gradients> {
-        upload_gradients(session, shape, dy, dh_n).await?;
-        session.run(Pass::Backward).await?;
-        self.download_gradients(session, shape, wait).await
-    }
-
-    /// Waits for a backward schedule and reads what it made.
-    pub(crate) async fn download_gradients(
-        &self,
-        session: &mut Session,
-        shape: Shape,
-        wait: Wait,
-    ) -> Result<Gradients> {
-        let t = training_buffers(session);
-        let layout = self.params.layout();
-        let parts = [
-            (t.dparams, 0..layout.flat_len()),
-            (t.dx[0].expect("a run of states"), 0..shape.x().iter().product()),
-            (t.dstates, States::First.range(shape)),
-            (t.dstates, States::Reset.range(shape)),
-        ];
-        let [params, x, h0, reset_state] =
-            session.read(&parts, wait).await?.try_into().expect("four parts asked for");
-        Ok(Gradients {
-            params: Params::from_flat(layout.clone(), params),
-            x: array(shape.x(), x),
-            h0: array(shape.state(), h0),
-            reset_state: array(shape.state(), reset_state),
-        })
-    }
-}
-
-/// Writes what a run starts from.
-pub(crate) async fn upload_run(
-    session: &mut Session,
-    shape: Shape,
-    mode: Mode,
-    state: Option<&State>,
-    batch: &Batch<'_>,
-) -> Result<()> {
-    let RunBuffers { x, marks, states, .. } = session.plan().run_buffers().clone();
-    match batch.lengths {
-        None => write(session, x, 0, batch.x.len(), Some(batch.x)).await?,
-        Some(lengths) => {
-            // Whatever padding holds, a product with a gradient of 0 must be 0.
-            let mut clean = batch.x.to_owned();
-            zero_padding(&mut clean, batch.layout, lengths);
-            write(session, x, 0, clean.len(), Some(clean.view())).await?;
-        }
-    }
-    let rows = shape.steps * shape.batch;
-    let bits = batch.is_marked().then(|| batch.marks()).transpose()?;
-    let bits = bits.as_ref().map(|bits| bits.as_slice().expect("standard layout"));
-    session.write(marks, 0, rows, bits.map(bytemuck::cast_slice)).await?;
-    if mode == Mode::Training {
-        let seed = noise::seed_words(batch.seed.unwrap_or(0));
-        session.write(marks, rows, seed.len(), Some(bytemuck::cast_slice(&seed))).await?;
-    }
-    for (section, given) in [(States::First, batch.h0), (States::Reset, batch.reset_state)] {
-        let range = section.range(shape);
-        match state.and_then(State::buffer) {
-            Some(buffer) if section == States::First => {
-                session.copy_in(buffer, states, range);
-            }
-            _ => write(session, states, range.start, range.len(), given).await?,
-        }
-    }
-    Ok(())
-}
-
-/// Waits for a forward schedule and reads what it made.
-pub(crate) async fn download_output(
-    session: &mut Session,
-    shape: Shape,
-    wait: Wait,
-) -> Result<Output> {
-    let RunBuffers { states, y, .. } = *session.plan().run_buffers();
-    let parts = [(y, 0..shape.y().iter().product()), (states, States::Last.range(shape))];
-    let [y, h_n] = session.read(&parts, wait).await?.try_into().expect("two parts asked for");
-    Ok(Output { y: array(shape.y(), y), h_n: array(shape.state(), h_n) })
-}
-
-/// Writes what a backward schedule starts from.
-pub(crate) async fn upload_gradients(
-    session: &mut Session,
-    shape: Shape,
-    dy: Option<ArrayView3<'_, f32>>,
-    dh_n: Option<ArrayView3<'_, f32>>,
-) -> Result<()> {
-    let t = training_buffers(session);
-    write(session, t.dy, 0, shape.y().iter().product(), dy).await?;
-    for (section, gradient) in [(States::Reset, None), (States::Last, dh_n)] {
-        let range = section.range(shape);
-        write(session, t.dstates, range.start, range.len(), gradient).await?;
-    }
-    Ok(())
-}
-
-fn training_buffers(session: &Session) -> TrainingBuffers {
-    let training = session.plan().run_buffers().training.clone();
-    training.expect("a tape's plan is a training plan")
-}
-
-/// Fills `len` elements of a buffer from an array of any strides, or with zeros.
-async fn write(
-    session: &mut Session,
-    buffer: BufferId,
-    first: usize,
-    len: usize,
-    array: Option<ArrayView3<'_, f32>>,
-) -> Result<()> {
-    let array = array.as_ref().map(|array| array.as_standard_layout());
-    let data = array.as_ref().map(|a| a.as_slice().expect("standard layout"));
-    session.write(buffer, first, len, data).await
-}
-
-fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
-    Array3::from_shape_vec(shape, data).expect("the plan's sizes are the shape's")
 }
 
 #[cfg(test)]
@@ -779,11 +661,6 @@ mod tests {
                 }
             }
         }
-        // Two layers of two directions need all their gates at once, or are refused; never wrong.
-        let config = GruConfig::pytorch(3, 7).with_layers(2).with_direction(Direction::Both);
-        let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();
-        let error = gru.forward(&Array3::ones((41, 7, 3))).unwrap_err();
-        assert!(matches!(error, Error::Limit { .. }), "{error}");
     }
 
     /// The same bindings: two or three buffers of gates a layer, kept for the backward pass or made again.

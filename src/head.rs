@@ -6,6 +6,7 @@ use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, NdFloat, s};
 
 use crate::config::Shape;
 use crate::params::Params;
+use crate::pieces::Piece;
 
 /// A linear layer on a GRU: outputs = W · features + b, with `head.weight` `[C, D·H]` and `head.bias`
 /// `[C]` among the parameters.
@@ -69,6 +70,18 @@ impl Head {
                     step < lengths[row]
                 };
                 (0..outer * inner).map(|at| valid(at / inner, at % inner)).collect()
+            }
+        }
+    }
+
+    /// Which of a run's rows of outputs are those of a piece, in the piece's order.
+    pub(crate) fn rows_of(&self, piece: &Piece, shape: Shape) -> Vec<usize> {
+        match self.over {
+            Over::Last => piece.rows.clone().collect(),
+            Over::EveryStep => {
+                let [outer, inner] = shape.layout.order(piece.steps.clone(), piece.rows.clone());
+                let [_, width, _] = shape.y();
+                outer.flat_map(|i| inner.clone().map(move |j| i * width + j)).collect()
             }
         }
     }

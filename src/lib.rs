@@ -129,9 +129,11 @@
 //! | `adapter.rs`, `gpu.rs`, `pace.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; how long submits take; upload, download, waiting |
 //! | `process.rs` | which process a device or the CPU's threads belong to, for one that forks |
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
+//! | `pieces.rs` | how a run that is too large for one plan is cut |
 //! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
 //! | `options.rs` | [`Options`]: how a model runs |
 //! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
+//! | `gru/adapter.rs` | its runs on an adapter, piece by piece |
 //! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
 //! | `formats.rs`, `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz` and `.npy` files; other frameworks' layouts |
 //! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
@@ -159,10 +161,12 @@
 //!   ONNX's `clip`; f16 on the device (files of it are read).
 //! - On the CPU one row's steps run on one thread unless H is in the hundreds: for less, threads would
 //!   wait for each other longer than they work.
-//! - Work is refused, with the limit named, where x, y or the states of one run exceed what the adapter can
-//!   bind. (The gates, four times as large, are kept in several buffers, or made some steps at a time.) A step
-//!   takes 256 bytes of arguments a dispatch where the host walks over the steps, so WebGPU's default limits
-//!   end there at some 260,000 steps.
+//! - A run whose x, y or states exceed what the adapter can bind is made in pieces ([`Gru::pieces`]), but
+//!   refused, with the limit named, where it can be cut neither into steps (for it has two directions, or a
+//!   [`Learner`] trains it) nor into rows (for one alone is too much); and so are streams, and passes over a
+//!   caller's own buffers. (The gates, four times as large, are kept in several buffers, or made some steps
+//!   at a time.) A step takes 256 bytes of arguments a dispatch where the host walks over the steps, so what
+//!   cannot be cut into steps ends at some 260,000 of them on WebGPU's default limits.
 //!
 //! # NaN
 //!
@@ -221,6 +225,7 @@ mod optim;
 mod options;
 mod pace;
 mod params;
+mod pieces;
 pub mod plan;
 mod process;
 mod profile;

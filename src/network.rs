@@ -1,17 +1,19 @@
 //! [`Network`]: a GRU with a linear head, to predict with.
 
-use ndarray::{Array2, ArrayD, s};
+use ndarray::{Array2, Array3, ArrayD, s};
 
 use crate::batch::Batch;
+use crate::config::Shape;
 use crate::cpu;
 use crate::device::Device;
-use crate::error::{Error, Result};
-use crate::gru::{Gru, upload_run};
+use crate::error::{Error, Result, try_zeros};
+use crate::gru::{Gru, Input};
 use crate::head::{Head, Linear, Over};
 use crate::objective::{Loss, Targets, Wanted};
 use crate::options::Options;
 use crate::params::{ParamLayout, Params};
-use crate::plan::{Mode, Purpose};
+use crate::pieces::Piece;
+use crate::plan::{Mode, Purpose, States};
 use crate::session::Pass;
 use crate::trainer::{check_sequence, in_order, pad};
 use crate::transfer::Wait;
@@ -148,22 +150,51 @@ impl Network {
 
     async fn run(&self, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
         let (batch, shape) = self.gru.check(None, batch.reborrow())?;
-        let outputs = if !self.gru.device().is_adapter() {
-            let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
-            let features = self.head.features(shape, &y, &h_n);
-            Linear::of(self.params()).forward(features.view()).into_raw_vec_and_offset().0
-        } else {
-            let mode = Mode::Inference;
-            let mut session = self.gru.session(shape, mode, Purpose::Outputs, None).await?;
-            upload_run(&mut session, shape, mode, None, &batch).await?;
+        if self.gru.device().is_adapter() {
+            return self.run_on(shape, batch, wait).await;
+        }
+        let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
+        let features = self.head.features(shape, &y, &h_n);
+        let outputs = Linear::of(self.params()).forward(features.view());
+        Ok(self.outputs(shape, outputs.into_raw_vec_and_offset().0))
+    }
+
+    async fn run_on(&self, shape: Shape, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
+        let (mode, purpose) = (Mode::Inference, Purpose::Outputs);
+        let pieces = self.gru.pieces_of(shape, mode, purpose)?;
+        let input = Input::new(shape, mode, &pieces, None, batch, wait).await?;
+        let mut before = None::<(&Piece, Array3<f32>)>;
+        let len = if pieces.len() == 1 { 0 } else { self.head.rows(shape) * self.head.outputs };
+        let mut all = try_zeros("the outputs", len)?;
+        for piece in &pieces {
+            let part = piece.shape(shape);
+            let mut session = self.gru.session(part, mode, purpose, None).await?;
+            let carried = before.as_ref().filter(|(before, _)| piece.has_rows_of(Some(before)));
+            let carried = carried.map(|(_, h_n)| h_n.view());
+            input.upload(&mut session, piece, carried).await?;
             session.run(Pass::Forward).await?;
             let outputs = session.plan().head_buffers().outputs;
-            let len = self.head.rows(shape) * self.head.outputs;
-            session.read(&[(outputs, 0..len)], wait).await?.swap_remove(0)
-        };
+            let outputs = (outputs, 0..self.head.rows(part) * self.head.outputs);
+            let states = (session.plan().run_buffers().states, States::Last.range(part));
+            let [outputs, h_n] =
+                session.read(&[outputs, states], wait).await?.try_into().expect("two parts");
+            if part == shape {
+                return Ok(self.outputs(shape, outputs));
+            }
+            let width = self.head.outputs;
+            let rows = self.head.rows_of(piece, shape).into_iter().zip(outputs.chunks(width));
+            rows.for_each(|(at, row)| all[width * at..][..width].copy_from_slice(row));
+            let h_n = Array3::from_shape_vec(part.state(), h_n).expect("as many as it holds");
+            before = Some((piece, h_n));
+        }
+        Ok(self.outputs(shape, all))
+    }
+
+    /// Row by row.
+    fn outputs(&self, shape: Shape, outputs: Vec<f32>) -> ArrayD<f32> {
         let mut axes = self.head.row_axes(shape);
         axes.push(self.head.outputs);
-        Ok(ArrayD::from_shape_vec(axes, outputs).expect("C numbers a row"))
+        ArrayD::from_shape_vec(axes, outputs).expect("C numbers a row")
     }
 }
 

@@ -118,10 +118,20 @@ pub(crate) fn kept_scale(p: f32) -> f32 {
     (1.0 / (1.0 - f64::from(p))) as f32
 }
 
-/// The low and the high half, as the kernels read a seed.
-pub(crate) fn seed_words(seed: u64) -> [u32; 2] {
+/// The low and the high half of a seed.
+fn seed_words(seed: u64) -> [u32; 2] {
     [seed as u32, (seed >> 32) as u32]
 }
+
+/// What the kernels draw from, as they read it behind a run's marks: the seed, and where the run's first step
+/// and row lie in the one that it is a piece of.
+pub(crate) fn draw_words(seed: u64, first: [usize; 2]) -> [u32; DRAW_WORDS] {
+    let ([low, high], [step, row]) = (seed_words(seed), first.map(|n| n as u32));
+    [low, high, step, row]
+}
+
+/// How many words that is.
+pub(crate) const DRAW_WORDS: usize = 4;
 
 /// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the generator
 /// of cuRAND and PyTorch on CUDA.

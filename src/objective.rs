@@ -147,6 +147,19 @@ impl Wanted {
         Ok(Self { targets, weights })
     }
 
+    /// Those of these rows of outputs.
+    pub fn of_rows(&self, rows: &[usize]) -> Self {
+        let targets = match &self.targets {
+            Wants::Classes(classes) => Wants::Classes(rows.iter().map(|&at| classes[at]).collect()),
+            Wants::Values(values) => {
+                let width = values.len() / self.weights.len();
+                let row = |&at: &usize| &values[at * width..(at + 1) * width];
+                Wants::Values(rows.iter().flat_map(row).copied().collect())
+            }
+        };
+        Self { targets, weights: rows.iter().map(|&at| self.weights[at]).collect() }
+    }
+
     /// Numbers and words of it.
     pub fn len(&self) -> usize {
         let targets = match &self.targets {

@@ -262,8 +262,8 @@ impl Stage {
 pub(crate) struct RunBuffers {
     /// `[T, B, I]`
     pub x: BufferId,
-    /// `[T, B]` of u32: bits of [`kernels::mark`](mod@crate::kernels::mark). While training two more,
-    /// the seed.
+    /// `[T, B]` of u32: bits of [`kernels::mark`](mod@crate::kernels::mark). While training four more,
+    /// what is drawn from.
     pub marks: BufferId,
     /// `[3, L·D, B, H]`: the first states, those that resets go back to, and the last.
     pub states: BufferId,

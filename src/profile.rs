@@ -9,7 +9,7 @@ use crate::batch::Batch;
 use crate::config::Shape;
 use crate::cpu::Asked;
 use crate::error::Result;
-use crate::gru::{Gru, download_output, upload_gradients, upload_run};
+use crate::gru::{Gru, Input, download_output, upload_gradients};
 use crate::plan::{Dispatch, Mode, Purpose, Stage};
 use crate::reference;
 use crate::runner::SessionGuard;
@@ -172,7 +172,7 @@ impl Gru {
             reference::check_gradients(&shape, dy.map(|d| d.dim()), None)?;
         }
         match self.device().is_adapter() {
-            true => self.timed_on(shape, &batch, dy, by_kernel, wait).await,
+            true => self.timed_on(shape, batch, dy, by_kernel, wait).await,
             false => self.timed_on_cpu(batch, dy, wait).await,
         }
     }
@@ -206,46 +206,52 @@ impl Gru {
         })
     }
 
+    /// Piece after piece, where there are several; each from its own start, which takes as long.
     async fn timed_on(
         &self,
         shape: Shape,
-        batch: &Batch<'_>,
+        batch: Batch<'_>,
         dy: Option<ArrayView3<'_, f32>>,
         by_kernel: bool,
         wait: Wait,
     ) -> Result<Profile> {
         let mode = if dy.is_some() { Mode::Training } else { Mode::Inference };
-        let mut session = self.session(shape, mode, Purpose::States, None).await?;
-        let gpu = session.gpu().clone();
-        gpu.settle(wait).await?;
-
-        let start = Instant::now();
-        upload_run(&mut session, shape, mode, None, batch).await?;
-        if dy.is_some() {
-            upload_gradients(&mut session, shape, dy, None).await?;
-        }
-        gpu.settle(wait).await?;
-        let upload = start.elapsed();
-
+        let pieces = self.pieces_of(shape, mode, Purpose::States)?;
+        let input = Input::new(shape, mode, &pieces, None, batch, wait).await?;
         let mut kernels = Kernels::default();
-        let mut times = [Duration::ZERO; 2];
-        let passes =
-            if dy.is_some() { &[Pass::Forward, Pass::Backward][..] } else { &[Pass::Forward] };
-        for (&pass, time) in passes.iter().zip(&mut times) {
-            *time = match by_kernel {
-                true => kernels.time(&mut session, pass, wait).await?,
-                false => session.time(pass, wait).await?,
-            };
-        }
+        let [mut upload, mut forward, mut backward, mut download] = [Duration::ZERO; 4];
+        for piece in &pieces {
+            let part = piece.shape(shape);
+            let mut session = self.session(part, mode, Purpose::States, None).await?;
+            let gpu = session.gpu().clone();
+            gpu.settle(wait).await?;
 
-        let start = Instant::now();
-        download_output(&mut session, shape, wait).await?;
-        if dy.is_some() {
-            self.download_gradients(&mut session, shape, wait).await?;
+            let start = Instant::now();
+            input.upload(&mut session, piece, None).await?;
+            if let Some(dy) = dy {
+                let dy = piece.of_sequence(dy, shape.layout);
+                upload_gradients(&mut session, part, Some(dy), None).await?;
+            }
+            gpu.settle(wait).await?;
+            upload += start.elapsed();
+
+            let passes = [(Pass::Forward, &mut forward), (Pass::Backward, &mut backward)];
+            for (pass, time) in passes.into_iter().take(if dy.is_some() { 2 } else { 1 }) {
+                *time += match by_kernel {
+                    true => kernels.time(&mut session, pass, wait).await?,
+                    false => session.time(pass, wait).await?,
+                };
+            }
+
+            let start = Instant::now();
+            download_output(&mut session, part, wait).await?;
+            if dy.is_some() {
+                self.download_gradients(&mut session, part, wait).await?;
+            }
+            download += start.elapsed();
         }
-        let download = start.elapsed();
-        let [forward, backward] = times;
-        let clock = if gpu.tick().is_some() { Clock::Adapter } else { Clock::Host };
+        let has_clock = self.adapter_runner()?.gpu().tick().is_some();
+        let clock = if has_clock { Clock::Adapter } else { Clock::Host };
         Ok(Profile { upload, forward, backward, download, clock, kernels: kernels.sorted() })
     }
 }

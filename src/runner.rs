@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, lock};
 use crate::options::Options;
 use crate::params::{ParamLayout, Params};
+use crate::pieces::{Piece, pieces};
 use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::session::{Bound, Session};
 
@@ -124,6 +125,27 @@ impl Runner {
 
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// The pieces that a job is made of; its states can be carried from one to the next unless its gradient,
+    /// which a loss starts, would have to be carried back.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] when not the smallest piece fits the device.
+    pub fn pieces(&self, layout: &ParamLayout, job: Job) -> Result<Vec<Piece>> {
+        let Job { shape, mode, options, purpose } = job;
+        if lock(&self.idle).iter().any(|lease| lease.key == job) {
+            return Ok(vec![Piece::whole(shape)]);
+        }
+        let machine = self.gpu.machine();
+        let carried = match purpose {
+            Purpose::Loss(_) => None,
+            Purpose::States | Purpose::Outputs => Some(layout.config().direction),
+        };
+        pieces(shape, carried, |shape| {
+            let plan = Plan::of_run(layout, shape, mode, options, purpose, &machine)?;
+            plan.check(&machine.limits)
+        })
     }
 
     /// A session for a job, with `params` of this `version` on the device. That of a loss adds to what is

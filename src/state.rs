@@ -54,7 +54,7 @@ impl State {
         self.read(Wait::Async).await
     }
 
-    async fn read(&self, wait: Wait) -> Result<Array3<f32>> {
+    pub(crate) async fn read(&self, wait: Wait) -> Result<Array3<f32>> {
         match &self.place {
             Place::Cpu(array) => Ok(array.clone()),
             Place::Gpu(gpu, buffer) => {

@@ -3,8 +3,8 @@
 mod common;
 
 use gru_wgpu::plan::Mode;
-use gru_wgpu::{Device, Direction, Gru, GruConfig, Init, Options, wgpu};
-use ndarray::Array3;
+use gru_wgpu::{Batch, Device, Direction, Gru, GruConfig, Init, Options, wgpu};
+use ndarray::{Array3, ArrayView1, s};
 
 /// The adapter that the tests run on, opened by the test itself: its counters are the caller's to read.
 fn open() -> (Device, wgpu::Device) {
@@ -18,6 +18,46 @@ fn held(device: &wgpu::Device) -> [u64; 2] {
     device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
     let counters = device.get_internal_counters().hal;
     [counters.buffers.read(), counters.buffer_memory.read()].map(|count| count as u64)
+}
+
+/// x and dx of 17 MB, where a device binds 16 MiB.
+#[test]
+fn what_is_larger_than_a_binding_runs_in_pieces() {
+    let (adapter, device, queue) = common::open_wgpu(|_| wgpu::Limits {
+        max_storage_buffer_binding_size: 16 << 20,
+        ..Default::default()
+    });
+    let device = Device::from_wgpu(&adapter, &device, &queue).unwrap();
+    let config = GruConfig::pytorch(1700, 1);
+    let shape = config.shape(20, 125).unwrap();
+    let row = common::random3([1, 1, 1700], 1);
+    let x = row.broadcast(shape.x()).unwrap();
+    let h0 = common::random3(shape.state(), 2);
+    let batch = Batch::new(x).with_h0(h0.view());
+    let [got, expected] = [&device, &Device::cpu()].map(|device| {
+        let gru = Gru::new(config.clone(), Init::Uniform, 1, device).unwrap();
+        let pieces = gru.pieces(shape, Mode::Training).unwrap();
+        let half = config.shape(10, 125).unwrap();
+        assert_eq!(pieces, if device.is_adapter() { vec![half; 2] } else { vec![shape] });
+        let (output, tape) = gru.forward_train(batch).unwrap();
+        let grads = gru.backward(tape, Some(output.y.view()), None).unwrap();
+        (output, grads)
+    });
+    let close = |got: ArrayView1<'_, f32>, expected: ArrayView1<'_, f32>, epsilon: f32| {
+        for (got, expected) in got.iter().zip(&expected) {
+            approx::assert_relative_eq!(got, expected, epsilon = epsilon, max_relative = 1e-4);
+        }
+    };
+    let ((output, grads), (output_on_cpu, grads_on_cpu)) = (got, expected);
+    close(output.y.flatten().view(), output_on_cpu.y.flatten().view(), 1e-5);
+    close(grads.h0.flatten().view(), grads_on_cpu.h0.flatten().view(), 1e-5);
+    // Sums of 2,500 terms.
+    close(grads.params.as_slice().into(), grads_on_cpu.params.as_slice().into(), 1e-3);
+    // Of the 4 million numbers some of each step.
+    for at in (0..20 * 125).step_by(33) {
+        let row = s![at / 125, at % 125, ..];
+        close(grads.x.slice(row), grads_on_cpu.x.slice(row), 1e-5);
+    }
 }
 
 #[test]

@@ -604,6 +604,7 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     let mut shape = gru.config().shape(2, 2).unwrap();
     shape.hidden = HUGE;
     t.row("Gru::plan", "a shape of another model", Refused, || gru.plan(shape, Mode::Training));
+    t.row("Gru::pieces", "a shape of another model", Refused, || gru.pieces(shape, Mode::Training));
     t.row("Gru::to Gru::to_async", "where it is already", Fine, || {
         gru.to(device).and(block_on(gru.to_async(device)))
     });

@@ -430,7 +430,7 @@ fn a_plan_reads_like_a_schedule() {
     for line in [
         "training, GRU 8→32, reset after, z keeps, two biases, 2 layers, both directions, dropout 0.1, \
          zoneout 0.2; T 104, B 64, I 8, H 32, L 2, D 2, batch first",
-        "  marks     [T, B] + seed    input              6658 elements    26.6 kB",
+        "  marks     [T, B] + seed    input              6660 elements    26.6 kB",
         "  h_l1      [2, B, T, H]     scratch          425984 elements    1.70 MB",
         "  matmul        l1: reverse: gates[r z n] = x · W_ihᵀ + b_ih       2×104 groups   81.8 MFLOP    4.28 MB",
         "  for each of 104 steps, 0 to 103, in both directions at once",

@@ -8,7 +8,7 @@ use crate::config::{GruConfig, Shape};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::mark;
-use crate::noise::{Noise, seed_words};
+use crate::noise::{Noise, draw_words};
 use crate::options::{Options, Recurrence};
 use crate::params::{Init, Params};
 use crate::plan::{Dispatch, Mode, Plan, Stage};
@@ -277,7 +277,7 @@ async fn run(
     ];
     let mut session = Session::new(gpu, plan, &[]).await?;
     session.write(params_id, 0, params.as_slice().len(), Some(params.as_slice())).await?;
-    let words: Vec<u32> = marks.iter().copied().chain(seed_words(seed)).collect();
+    let words: Vec<u32> = marks.iter().copied().chain(draw_words(seed, [0, 0])).collect();
     session.write(marks_id, 0, words.len(), Some(bytemuck::cast_slice(&words))).await?;
     for (id, data) in &contents {
         session.write(*id, 0, data.len(), Some(data)).await?;

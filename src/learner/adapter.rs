@@ -1,11 +1,13 @@
 //! Training on an adapter.
 
+use std::borrow::Cow;
+
 use super::{Part, RawReport, Training};
 use crate::error::Result;
-use crate::gru::upload_run;
+use crate::gru::Input;
 use crate::head::Over;
 use crate::network::Network;
-use crate::objective::Wants;
+use crate::objective::{Wanted, Wants};
 use crate::optim::{Clip, Constants, Moments};
 use crate::plan::{Mode, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
 use crate::runner::Gathered;
@@ -53,47 +55,37 @@ impl OnAdapter {
         Ok(Self { gathered, update, buffers, pending: 0, queued: 0, under_way: 0 })
     }
 
-    /// Queues a batch, whose loss and gradient are added to those of the update.
+    /// Queues a batch, whose loss and gradient are added to those of the update: those of each piece, where it
+    /// is made of several.
     pub async fn gather(&mut self, part: Part<'_>, wait: Wait) -> Result<()> {
         let Part { network, loss, shape, batch, wanted, is_first } = part;
-        let bytes = 4 * (batch.x.len() + wanted.len());
+        let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
+        let pieces = network.gru().pieces_of(shape, mode, purpose)?;
+        let input = Input::new(shape, mode, &pieces, None, batch, wait).await?;
+        for (at, piece) in pieces.iter().enumerate() {
+            let wanted = match pieces.len() {
+                1 => Cow::Borrowed(wanted),
+                _ => Cow::Owned(wanted.of_rows(&network.head().rows_of(piece, shape))),
+            };
+            let part = piece.shape(shape);
+            self.make_room(4 * (part.x().iter().product::<usize>() + wanted.len()), wait).await?;
+            let mut session =
+                network.gru().session(part, mode, purpose, Some(&self.gathered)).await?;
+            input.upload(&mut session, piece, None).await?;
+            let is_first = is_first && at == 0;
+            run_piece(network, &mut session, &wanted, is_first).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits, where more would be under way than may be, for what is.
+    async fn make_room(&mut self, bytes: usize, wait: Wait) -> Result<()> {
         if self.under_way > 0 && self.under_way + bytes > UNDER_WAY {
             self.update.gpu().settle(wait).await?;
             self.under_way = 0;
         }
         self.under_way += bytes;
-        let purpose = Purpose::Loss(loss);
-        let mode = Mode::Training;
-        let mut session = network.gru().session(shape, mode, purpose, Some(&self.gathered)).await?;
-        upload_run(&mut session, shape, mode, None, &batch).await?;
-        let run = session.plan().run_buffers().clone();
-        let training = run.training.expect("a training plan");
-        let buffers = session.plan().head_buffers().loss.expect("a plan of a loss");
-        match &wanted.targets {
-            Wants::Values(values) => {
-                session.write(buffers.targets, 0, values.len(), Some(values)).await?;
-            }
-            Wants::Classes(classes) => {
-                let words = bytemuck::cast_slice(classes);
-                session.write(buffers.targets, 0, words.len(), Some(words)).await?;
-            }
-        }
-        let weights = &wanted.weights;
-        session.write(buffers.weights, 0, weights.len(), Some(weights)).await?;
-        session.run(Pass::Forward).await?;
-        // What the head does not write of the gradients that flow into the GRU: one over every step, all of dy.
-        if network.head().over == Over::Last {
-            let dy = session.plan().buffers()[training.dy.index()].len;
-            session.write(training.dy, 0, dy, None).await?;
-        }
-        let dstates = session.plan().buffers()[training.dstates.index()].len;
-        session.write(training.dstates, 0, dstates, None).await?;
-        if is_first {
-            let len = network.params().layout().flat_len();
-            session.write(training.dparams, 0, len, None).await?;
-            session.write(buffers.sum, 0, 1, None).await?;
-        }
-        session.run(Pass::Backward).await
+        Ok(())
     }
 
     /// Queues an update. Returns whether its report must be read before the next one.
@@ -136,4 +128,37 @@ impl OnAdapter {
         let read = self.update.read(&parts, wait).await?;
         Ok(read.try_into().expect("three parts asked for"))
     }
+}
+
+/// Queues a run whose input is there, and adds its loss and gradient to those of the update.
+async fn run_piece(
+    network: &Network,
+    session: &mut Session,
+    wanted: &Wanted,
+    is_first: bool,
+) -> Result<()> {
+    let run = session.plan().run_buffers().clone();
+    let training = run.training.expect("a training plan");
+    let buffers = session.plan().head_buffers().loss.expect("a plan of a loss");
+    let targets: &[f32] = match &wanted.targets {
+        Wants::Values(values) => values,
+        Wants::Classes(classes) => bytemuck::cast_slice(classes),
+    };
+    session.write(buffers.targets, 0, targets.len(), Some(targets)).await?;
+    let weights = &wanted.weights;
+    session.write(buffers.weights, 0, weights.len(), Some(weights)).await?;
+    session.run(Pass::Forward).await?;
+    // What the head does not write of the gradients that flow into the GRU: one over every step, all of dy.
+    if network.head().over == Over::Last {
+        let dy = session.plan().buffers()[training.dy.index()].len;
+        session.write(training.dy, 0, dy, None).await?;
+    }
+    let dstates = session.plan().buffers()[training.dstates.index()].len;
+    session.write(training.dstates, 0, dstates, None).await?;
+    if is_first {
+        let len = network.params().layout().flat_len();
+        session.write(training.dparams, 0, len, None).await?;
+        session.write(buffers.sum, 0, 1, None).await?;
+    }
+    session.run(Pass::Backward).await
 }

@@ -7,6 +7,7 @@ use super::tiles::Tiles;
 use super::{BufferId, Buffers, Machine, Mode, Purpose, Role, RunBuffers, Slice, TrainingBuffers};
 use crate::config::{Layout, Shape};
 use crate::error::Result;
+use crate::noise::DRAW_WORDS;
 use crate::options::Options;
 use crate::params::ParamLayout;
 
@@ -89,7 +90,7 @@ impl<'a> Planner<'a> {
         let mut buffers = Buffers::default();
         let x = buffers.add("x", x_axes.as_str(), rows * input, Role::Input);
         let marks_axes = if mode == Mode::Training { "[T, B] + seed" } else { "[T, B]" };
-        let marks_len = rows + if mode == Mode::Training { 2 } else { 0 };
+        let marks_len = rows + if mode == Mode::Training { DRAW_WORDS } else { 0 };
         let marks = buffers.add("marks", marks_axes, marks_len, Role::Input);
         let states_len = 3 * layers * directions * batch * hidden;
         let states = buffers.add("states", "[3, L·D, B, H]", states_len, Role::InputOutput);
