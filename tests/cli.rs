@@ -196,7 +196,7 @@ fn a_forecast_run_that_was_interrupted_goes_on_to_the_same_bytes() {
         ("[windows]", "input = 16", "input = 17"),
         ("[model]", "hidden = 7", "hidden = 8"),
         ("[training]", "seed = 1", "seed = 2"),
-        ("[training]", "clip = 1.0", "clip = 2.0"),
+        ("[training]", "clip = \"norm:1\"", "clip = \"norm:2\""),
     ] {
         assert!(config.contains(from), "{config}");
         std::fs::write(directory.path().join("INT/config.toml"), config.replace(from, to)).unwrap();
@@ -222,7 +222,13 @@ fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
     }
     // What was good is kept whatever ends a run.
     let wild = ["--run", "wild", "--learning-rate", "1e38", "--clip", "1e30", "--device", "cpu"];
-    let words = ["diverged: loss", "what was good until then is in `wild`"];
+    let words = [
+        "error: update 1 (epoch 1, batch 1 of 7: the windows before rows ",
+        ", 9 more) diverged: loss",
+        "its largest element",
+        "what was good until then is in `wild`",
+        "a lower --learning-rate or --clip may help, with --resume, too",
+    ];
     assert_refused(path, &forecast(csv, &wild), &words);
     assert!(path.join("wild/checkpoint.safetensors").is_file());
 
@@ -247,6 +253,58 @@ fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
     std::fs::write(path.join(csv), "value\n1\n2\n").unwrap();
     let words = ["series.csv` is not what the run was started with"];
     assert_refused(path, &["forecast", "--resume", "it"], &words);
+}
+
+/// As a run of `gru train`: what may be others, what is noted, and where the data are.
+#[test]
+fn a_forecast_run_goes_on_with_other_settings_and_data_that_have_moved() {
+    let directory = TempDir::new().unwrap();
+    let (csv, path) = (series(&directory), directory.path());
+    let resume = |more: &[&'static str]| {
+        [&["forecast", "--resume", "it", "--device", "cpu"][..], more].concat()
+    };
+    let read = |name: &str| std::fs::read(path.join("it").join(name)).unwrap();
+    succeeded(&directory, &forecast(csv, &["--device", "cpu", "--run", "it"]));
+    let (good, config) = (read("checkpoint.safetensors"), read("config.toml"));
+    let wild = ["--epochs", "6", "--learning-rate", "1e38", "--clip", "none"];
+    let told = "the checkpoints in `it` stay those that it went on from";
+    assert_refused(path, &resume(&wild), &["diverged: loss", told]);
+    assert!(good == read("checkpoint.safetensors"));
+
+    let (_, told) = succeeded(&directory, &resume(&["--learning-rate", "0.002", "--clip", "0.5"]));
+    assert!(told.contains("--learning-rate 0.002 (1"), "{told}");
+    assert!(told.contains("--clip norm:0.5 (none before)"), "{told}");
+    assert_eq!(text(&read("metrics.csv")).lines().count(), 7);
+    let noted = text(&read("config.toml"));
+    let parts: Vec<_> = noted.split("[[changes]]").collect();
+    assert_eq!(parts.len(), 3, "{noted}");
+    for (part, words) in parts.iter().zip([
+        ["epochs = 6\n", "learning_rate = 0.002\n", "clip = \"norm:0.5\"\n"],
+        ["epochs = 3\n", "learning_rate = 0.01\n", "clip = \"norm:1\"\n"],
+        ["epochs = 6\n", "updates = 21\n", "clip = \"none\"\n"],
+    ]) {
+        words.iter().for_each(|word| assert!(part.contains(word), "{word}: {noted}"));
+    }
+    assert_refused(path, &resume(&["--epochs", "5"]), &["6 epochs are over, and --epochs 5"]);
+
+    // Had it gone on from the start at the second pace, it would be at the same bits.
+    let model = read("model.safetensors");
+    std::fs::write(path.join("it/checkpoint.safetensors"), good).unwrap();
+    std::fs::write(path.join("it/config.toml"), config).unwrap();
+    std::fs::create_dir(path.join("moved")).unwrap();
+    std::fs::rename(path.join(csv), path.join("moved/there.csv")).unwrap();
+    std::fs::write(path.join("other.csv"), "value\n1\n2\n").unwrap();
+    let tame = ["--epochs", "6", "--learning-rate", "0.002", "--clip", "0.5"];
+    let at = |csv: &'static str| resume(&[&tame[..], &[csv]].concat());
+    let words =
+        ["cannot open `", "series.csv`", "where the data have moved, name them after --resume"];
+    assert_refused(path, &resume(&tame), &words);
+    let words = ["other.csv` is not what the run was started with"];
+    assert_refused(path, &at("other.csv"), &words);
+    succeeded(&directory, &at("moved/there.csv"));
+    assert!(model == read("model.safetensors"));
+    // It is noted where they are now.
+    succeeded(&directory, &resume(&[]));
 }
 
 #[test]
@@ -342,7 +400,7 @@ fn wrong_usage_gives_status_two() {
         &["forecast", "a.csv", "--run", "it", "--output", "."],
         &["forecast", "a.csv", "--checkpoint-every", "5"],
         &["forecast", "a.csv", "--force"],
-        &["forecast", "--resume", "it", "--epochs", "9"],
+        &["forecast", "--resume", "it", "--batch", "9"],
         &["check", "a.onnx", "extra"],
     ] {
         let output = gru(directory.path(), arguments);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, Device, Position};
 
@@ -145,6 +145,26 @@ pub fn keep_good(
         Ok(()) => format!("what was good until then is in {}", quote_path(folder.path())),
         Err(error) => format!("and the updates before it were not saved: {error:#}"),
     })
+}
+
+/// What ended a run, in words. Of an update that diverged `made_from` tells what it was made from. `kept` tells
+/// what there is to go on from, where the run has a folder.
+pub fn explain(error: &gru_wgpu::Error, made_from: &str, kept: Option<&str>) -> anyhow::Error {
+    let kept = kept.map_or_else(String::new, |kept| format!("; {kept}"));
+    let gru_wgpu::Error::Diverged { step, loss, norm, largest, parameter, .. } = error else {
+        return anyhow!("{error}{kept}");
+    };
+    let from = if made_from.is_empty() { String::new() } else { format!(" ({made_from})") };
+    let outcome = match loss.is_finite() && norm.is_finite() {
+        true => ", and what it would make of the parameters is not finite",
+        false => "",
+    };
+    let resumed = if kept.is_empty() { "" } else { ", with --resume, too" };
+    anyhow!(
+        "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
+         {parameter}{outcome}{kept}; a lower --learning-rate or --clip may help{resumed}",
+        step + 1
+    )
 }
 
 /// After how many updates, and where.

@@ -228,6 +228,19 @@ pub fn whole(path: &Path) -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("cannot open {}", quote_path(path)))
 }
 
+/// `Ok` when the files of a run that goes on are byte for byte those that it was started with.
+pub fn check_fingerprint(paths: [Option<&Path>; 2], before: &str) -> Result<()> {
+    let found = fingerprint(paths);
+    let found = found.context("where the data have moved, name them after --resume FOLDER")?;
+    let shown: Vec<_> = paths.into_iter().flatten().map(quote_path).collect();
+    ensure!(
+        found == before,
+        "{} is not what the run was started with; a run goes on with the same data",
+        shown.join(" or ")
+    );
+    Ok(())
+}
+
 /// Of files' bytes: FNV-1a, 64 bits. Enough to see that a file was changed by mistake.
 pub fn fingerprint<P: AsRef<Path>>(paths: [Option<P>; 2]) -> Result<String> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;

@@ -6,7 +6,6 @@ mod job;
 mod report;
 mod runner;
 pub mod table;
-mod words;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,9 +21,9 @@ use super::arguments::{delimiter, share, yes_or_no};
 use super::checkpoints::{Every, every};
 use super::folder::Folder;
 use super::interrupt::Interrupt;
-use super::output::{open, quote_path};
-use super::sheet::{Reading, fingerprint, whole};
-use config::{Columns, Config, Data, Model, Pace, Settings, Task};
+use super::output::open;
+use super::sheet::{Reading, check_fingerprint, fingerprint, whole};
+use config::{Columns, Config, Data, Model, Settings, Task, TrainPace};
 use job::Job;
 use runner::Runner;
 use table::Table;
@@ -54,7 +53,7 @@ pub struct Arguments {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
-    pace: Pace,
+    pace: TrainPace,
     /// The run's folder.
     #[arg(long, value_name = "FOLDER", default_value = "run")]
     run: PathBuf,
@@ -253,15 +252,7 @@ impl Tables {
             (Some(_), None) => bail!("the run holds out a part of its file, and takes no --valid"),
             (None, _) => {}
         }
-        let found = fingerprint([Some(&data.train), data.valid.as_ref()]);
-        let found = found.context("where the data have moved, name them after --resume FOLDER")?;
-        let also = |valid| format!(" or {}", quote_path(valid));
-        ensure!(
-            found == data.fingerprint,
-            "{}{} is not what the run was started with; a run goes on with the same data",
-            quote_path(&data.train),
-            data.valid.as_deref().map_or_else(String::new, also)
-        );
+        check_fingerprint([Some(&data.train), data.valid.as_deref()], &data.fingerprint)?;
         let train = Table::read(&data.train, data.reading(), Some(&columns.sequence))?;
         Self::split(train, data, columns, training.seed)
     }

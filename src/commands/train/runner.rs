@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result};
 use gru_wgpu::formats::{safetensors, write_whole};
 use gru_wgpu::{
     Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Trainer,
@@ -11,7 +11,7 @@ use gru_wgpu::{
 
 use super::curves::{Words, draw_curves};
 use super::job::Job;
-use crate::commands::checkpoints::{Every, Saver, keep_good};
+use crate::commands::checkpoints::{Every, Saver, explain, keep_good};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::{Interrupt, Looks};
 use crate::commands::progress::Progress;
@@ -206,25 +206,15 @@ impl Keeper<'_> {
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
         let (folder, kept) = (self.saver.folder(), self.saver.kept());
         let kept = keep_good(folder, kept, || self.save(trainer));
-        let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =
-            error
-        else {
-            return anyhow!("{error}; {kept}");
+        let from = match &error {
+            gru_wgpu::Error::Diverged { made_from: Some(from), .. } => {
+                let batches = self.job.train.len().div_ceil(trainer.regime().batch);
+                let (epoch, batch) = (from.epoch + 1, from.batches.start + 1);
+                let names = self.job.names(&from.examples);
+                format!("epoch {epoch}, batch {batch} of {batches}: sequences {names}")
+            }
+            _ => String::new(),
         };
-        let from = made_from.as_deref().map_or(String::new(), |from| {
-            let batches = self.job.train.len().div_ceil(trainer.regime().batch);
-            let (epoch, batch) = (from.epoch + 1, from.batches.start + 1);
-            let names = self.job.names(&from.examples);
-            format!(" (epoch {epoch}, batch {batch} of {batches}: sequences {names})")
-        });
-        let outcome = match loss.is_finite() && norm.is_finite() {
-            true => ", and what it would make of the parameters is not finite",
-            false => "",
-        };
-        anyhow!(
-            "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} \
-             in {parameter}{outcome}; {kept}; a lower --learning-rate or --clip may help, with --resume, too",
-            step + 1
-        )
+        explain(&error, &from, Some(&kept))
     }
 }
