@@ -307,6 +307,34 @@ fn a_forecast_run_goes_on_with_other_settings_and_data_that_have_moved() {
     succeeded(&directory, &resume(&[]));
 }
 
+/// What is no number is refused, and what is far from everything is told.
+#[test]
+fn forecasts_of_a_model_that_exploded_are_told() {
+    use gru_wgpu::formats::safetensors;
+
+    let directory = TempDir::new().unwrap();
+    let (csv, path) = (series(&directory), directory.path());
+    succeeded(&directory, &forecast(csv, &["--device", "cpu", "--run", "it"]));
+    let arguments = ["predict", "it", csv, "--device", "cpu", "--output", "p.csv"];
+    assert!(!succeeded(&directory, &arguments).1.contains("warning"));
+    std::fs::remove_file(path.join("p.csv")).unwrap();
+    let model = path.join("it/model.safetensors");
+    let mut params = safetensors::load_network(&model, &safetensors::Options::new()).unwrap();
+    params.get_mut("head.bias").unwrap().fill(-1e20);
+    safetensors::save_network(&model, &params).unwrap();
+    let (_, told) = succeeded(&directory, &arguments);
+    let warning = "warning: the model forecasts changes of up to 1e20 times the usual one";
+    assert!(told.contains(warning), "{told}");
+    std::fs::remove_file(path.join("p.csv")).unwrap();
+
+    let config = std::fs::read_to_string(path.join("it/config.toml")).unwrap();
+    let scale = config.lines().find(|line| line.starts_with("scale = ")).unwrap();
+    std::fs::write(path.join("it/config.toml"), config.replacen(scale, "scale = 1e300", 1))
+        .unwrap();
+    assert_refused(path, &arguments, &["the model forecasts values that are not finite"]);
+    assert!(!path.join("p.csv").exists());
+}
+
 #[test]
 fn forecast_runs_the_same_job_on_an_adapter() {
     let software = common::adapter().adapter().unwrap().software;

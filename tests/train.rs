@@ -355,6 +355,28 @@ fn probabilities_of_all_classes_are_columns() {
     }
 }
 
+/// Nothing is written where a model says what is no number.
+#[test]
+fn a_model_that_says_no_numbers_predicts_nothing() {
+    use gru_wgpu::formats::safetensors;
+
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "classify", &["--epochs", "1"]));
+    let model = path.join("run/model.safetensors");
+    let mut params = safetensors::load_network(&model, &safetensors::Options::new()).unwrap();
+    params.get_mut("head.bias").unwrap().fill(3e38);
+    let mut weight = params.get_mut("head.weight").unwrap();
+    weight.index_axis_mut(ndarray::Axis(0), 0).fill(3e38);
+    weight.index_axis_mut(ndarray::Axis(0), 1).fill(-3e38);
+    safetensors::save_network(&model, &params).unwrap();
+    let arguments = ["predict", "run", "train.csv", "--device", "cpu", "--output", "p.csv"];
+    let words = ["what the model says of sequence `s", "in `train.csv` is not finite"];
+    assert_refused(path, &arguments, &words);
+    assert_refused(path, &arguments[..5], &words);
+    assert!(!path.join("p.csv").exists());
+}
+
 #[test]
 fn columns_of_the_same_name_are_chosen_by_their_numbers() {
     let twice = table(0..40).replace("id,level,sign,class", "x,x,sign,x");

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::{quote, safetensors, write_whole};
 use gru_wgpu::{DeviceKind, Network};
 use ndarray::{Array2, ArrayView1};
@@ -68,10 +68,25 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
     let outputs = network.forward_each(&inputs, config.training.batch)?;
+    check_finite(&table, &outputs)?;
     let predictions: Vec<_> = outputs.iter().map(Prediction::of).collect();
     let text = written(&config, &table, &predictions, *probabilities)?;
     put(&text, output.as_deref(), out)?;
     tell_accuracy(&config, &table, &predictions)
+}
+
+/// `Ok` when what the model says of each sequence is numbers.
+fn check_finite(table: &Table, outputs: &[Array2<f32>]) -> Result<()> {
+    let is_odd = |outputs: &Array2<f32>| outputs.iter().any(|output| !output.is_finite());
+    let odd = table.sequences.iter().zip(outputs).find(|(_, outputs)| is_odd(outputs));
+    odd.map_or(Ok(()), |(sequence, _)| {
+        bail!(
+            "what the model says of sequence {} in {} is not finite: it has diverged, or the sequence is far from \
+             those that it was trained on",
+            quote(table.name(sequence)),
+            table.shown
+        )
+    })
 }
 
 /// To the file, or else to stdout.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use gru_wgpu::Ended;
 use gru_wgpu::formats::write_whole;
 use indicatif::HumanDuration;
@@ -47,7 +47,7 @@ impl Outcome {
         let (windows, batch) = (job.windows(), job.config.training.batch);
         let forward = |x: &_| self.model.learner().forward(x);
         let forecasts = windows.forecast(&job.parts.testing, batch, forward)?;
-        check_finite(&forecasts)?;
+        windows.check(&job.parts.testing, &forecasts)?;
         let errors = errors(job, &forecasts);
         let future = windows.forecast(&[job.series.values().len()], 1, forward)?;
         let forecast = plot::forecast(&picture(job, &forecasts, &future, &errors))?;
@@ -75,15 +75,6 @@ impl Outcome {
 fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
     write_whole(&path, |to| to.write_all(svg.as_bytes()))?;
     note(format_args!("wrote {}", quote_path(&path)));
-    Ok(())
-}
-
-/// `Ok` when forecasts are numbers.
-pub fn check_finite(forecasts: &Array2<f64>) -> Result<()> {
-    ensure!(
-        forecasts.iter().all(|v| v.is_finite()),
-        "the trained model forecasts values that are not finite; try a lower --learning-rate"
-    );
     Ok(())
 }
 
