@@ -126,6 +126,7 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
     let files = [
         ("good.csv", &*table(0..40)),
         ("changes.csv", "id,x,class\na,1,up\na,2,down\nb,1,up\n"),
+        ("first.csv", "id,x,class\na,?,up\na,1,up\nb,2,down\nb,3,down\n"),
         ("nan.csv", "id,x,class\na,1,up\na,NaN,up\nb,1,down\n"),
         ("word.csv", "id,x,class\na,1,up\na,many,up\nb,1,down\n"),
         ("hole.csv", "id,x,class\na,1,up\na,,up\nb,1,down\n"),
@@ -159,9 +160,21 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
             "word.csv",
             "classify",
             &[],
-            &["`word.csv`: line 3: `many` in column `x`", "--categorical"],
+            &["`word.csv`: line 3: `many` in column `x`", "--categorical", "--missing"],
         ),
-        ("hole.csv", "classify", &[], &["`hole.csv`: line 3: there is no value in column `x`"]),
+        (
+            "hole.csv",
+            "classify",
+            &[],
+            &["`hole.csv`: line 3: there is no value in column `x`; fill it in, say --missing"],
+        ),
+        // Not by what its first cell is.
+        (
+            "first.csv",
+            "classify",
+            &[],
+            &["`first.csv`: line 2: `?` in column `x` is not a finite number (most cells"],
+        ),
         ("one.csv", "classify", &[], &["`one.csv`: every label in column `class` is `up`"]),
         (
             "apart.csv",
@@ -187,7 +200,12 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
             &["--features", "sign,3"],
             &["`good.csv`: column `3` is named twice"],
         ),
-        ("good.csv", "classify", &["--categorical", "class"], &["`class`, which is no feature"]),
+        (
+            "good.csv",
+            "classify",
+            &["--categorical", "id"],
+            &["`id`, which is neither a feature nor"],
+        ),
         (
             "good.csv",
             "classify",
@@ -212,6 +230,62 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
         let output = gru(path, &train("good.csv", "classify", more));
         assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     }
+}
+
+/// Numbers are numbers though the first is missing, codes are words though the first is a number, which is said.
+#[test]
+fn columns_are_told_from_all_their_cells_and_missing_numbers_take_the_mean() {
+    let table = table(0..40);
+    let mut lines = table.lines();
+    let mut csv = format!("{},code\n", lines.next().unwrap().replace("class", "grade"));
+    for (at, line) in lines.enumerate() {
+        let level = line.split(',').nth(1).unwrap();
+        let level = format!(",{},", if at % 5 == 0 { "?" } else { level });
+        let (id, rest) = line.split_once(',').unwrap();
+        let (_, rest) = rest.split_once(',').unwrap();
+        csv += &format!("{id}{level}{rest},{}\n", ["7", "a7", "b2"][at % 3]);
+    }
+    let directory = folder_with(&[("train.csv", &csv)]);
+    let path = directory.path();
+    let label = ["--label", "grade", "--json"];
+    let words = ["`train.csv`: line 2: `?` in column `level` is not a finite number", "--missing"];
+    assert_refused(path, &train("train.csv", "classify", &label), &words);
+
+    let output =
+        gru(path, &train("train.csv", "classify", &[&label[..], &["--missing", "?"]].concat()));
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["words"], serde_json::json!({ "sign": 2, "code": 3 }));
+    assert!(told.contains("column `code` is read as words, of which there are 3\n"), "{told}");
+    assert!(told.contains("cells without a number, which take their column's mean: "), "{told}");
+
+    // Cells that are missing say the same as the mean itself, and count in no mean.
+    let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
+    assert!(config.contains("missing = [\"?\"]"), "{config}");
+    let mean = config.lines().find(|line| line.starts_with("mean = ")).unwrap();
+    let mean: f64 = mean["mean = ".len()..].parse().unwrap();
+    assert!((48.0..52.0).contains(&mean), "{config}");
+    std::fs::write(path.join("mean.csv"), csv.replace(",?,", &format!(",{mean:?},"))).unwrap();
+    let predicted = |csv| succeeded(path, &["predict", "run", csv, "--device", "cpu"]).0;
+    assert_eq!(predicted("train.csv"), predicted("mean.csv"));
+    succeeded(path, &["train", "--resume", "run", "--device", "cpu"]);
+    std::fs::write(path.join("run/config.toml"), config.replace("[\"?\"]", "[\"!\"]")).unwrap();
+    let words = ["`?` in column `level` is not a finite number"];
+    assert_refused(path, &["train", "--resume", "run", "--device", "cpu"], &words);
+}
+
+#[test]
+fn labels_that_are_numbers_of_a_series_are_refused_unless_they_are_insisted_on() {
+    let mut csv = "id,x,y\n".to_owned();
+    for i in 0..60 {
+        csv += &format!("s{},{i},{:.3}\n", i / 3, (f64::from(i) * 0.7).sin() * 9.0);
+    }
+    let directory = folder_with(&[("train.csv", &csv)]);
+    let path = directory.path();
+    let words = ["`train.csv`: the label's column `y` holds 60 different labels", "`gru forecast`"];
+    assert_refused(path, &train("train.csv", "label", &[]), &words);
+    succeeded(path, &train("train.csv", "label", &["--categorical", "y", "--epochs", "1"]));
 }
 
 #[test]

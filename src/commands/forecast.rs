@@ -149,8 +149,11 @@ impl Arguments {
     /// What a new run is to be, and whether it is kept.
     fn start(&self, csv: &Path, is_kept: bool) -> Result<Job> {
         let What { column, delimiter, missing, header } = &self.what;
-        let reading =
-            Reading { delimiter: *delimiter, missing: missing.as_deref(), header: *header };
+        let reading = Reading {
+            delimiter: *delimiter,
+            missing: missing.iter().cloned().collect(),
+            header: *header,
+        };
         let series = Series::read(csv, column.as_deref(), reading)?;
         let parts = Parts::new(&self.sizes, series.values().len())?;
         let Sizes { input, horizon, .. } = self.sizes;

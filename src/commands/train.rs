@@ -97,9 +97,14 @@ struct What {
     /// The columns that the model sees [default: all others].
     #[arg(long, value_name = "COLUMN,…")]
     features: Option<String>,
-    /// Those of them whose numbers are but names [default: those whose first cell is no number].
+    /// Those of them whose numbers are but names [default: those most of whose cells are no numbers]. The
+    /// label's column, too, where many different numbers are classes all the same.
     #[arg(long, value_name = "COLUMN,…")]
     categorical: Option<String>,
+    /// Words that mean a missing number, besides an empty cell, NA, N/A, null and none. Where any are named
+    /// such cells take their column's mean; otherwise they are refused.
+    #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
+    missing: Vec<String>,
     /// The character between cells.
     #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
     delimiter: u8,
@@ -121,7 +126,7 @@ The model is a GRU and a linear head on its last state (classify) or on every st
 `gru run FOLDER/model.safetensors` runs the GRU, and PyTorch loads it as a module with an nn.GRU called gru
 and an nn.Linear called head.
 
---json: version, device, task, run, sequences {train, valid}, classes, parameters, epochs, updates, ended
+--json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: how many}, parameters, epochs, updates, ended
 (whole or early), seconds, best_epoch, accuracy, loss, and majority {class, accuracy, loss}: of the class that
 is most frequent in the training part, and the loss of the classes' frequencies there. The exit status is 130
 after Ctrl-C.";
@@ -164,28 +169,33 @@ impl Arguments {
         let Self { what, valid, .. } = self;
         let What { task, holdout, sequence, label, features, categorical, .. } = what;
         let task = task.context("expected a --task")?; // clap has asked for it
-        let reading =
-            Reading { delimiter: self.what.delimiter, missing: None, header: self.what.header };
+        let reading = Reading {
+            delimiter: what.delimiter,
+            missing: what.missing.clone(),
+            header: what.header,
+        };
         let train = Table::read(csv, reading, sequence.as_deref())?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
         let categorical = categorical.transpose()?.unwrap_or_default();
         let name = |column: usize| train.sheet.reference(column);
-        let stranger = categorical.iter().find(|column| !features.contains(column));
-        if let Some(&column) = stranger {
-            bail!("--categorical names {}, which is no feature", quote(&name(column)));
+        let is_known = |column: &usize| features.contains(column) || *column == label;
+        if let Some(&column) = categorical.iter().find(|column| !is_known(column)) {
+            let column = quote(&name(column));
+            bail!("--categorical names {column}, which is neither a feature nor the label");
         }
-        let columns = Columns {
-            sequence: name(train.sequence),
-            label: name(label),
-            classes: train.classes(label)?,
-        };
+        let classes = train.classes(label)?;
+        if !categorical.contains(&label) {
+            train.check_classes(label, &classes)?;
+        }
+        let columns = Columns { sequence: name(train.sequence), label: name(label), classes };
         let data = Data {
             train: whole(csv)?,
             valid: valid.as_deref().map(whole).transpose()?,
             holdout: valid.is_none().then_some(*holdout),
-            delimiter: self.what.delimiter.into(),
+            delimiter: what.delimiter.into(),
             header: train.sheet.has_header,
+            missing: what.missing.clone(),
             fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
         };
         let training = self.settings.begun_with(&self.pace)?;

@@ -54,10 +54,10 @@ pub struct Data {
 
 impl Data {
     /// How its file is read, and those to be predicted from.
-    pub fn reading(&self) -> Reading<'_> {
+    pub fn reading(&self) -> Reading {
         let Self { delimiter, header, missing, .. } = self;
         let delimiter = *delimiter as u8;
-        Reading { delimiter, missing: missing.as_deref(), header: Some(*header) }
+        Reading { delimiter, missing: missing.iter().cloned().collect(), header: Some(*header) }
     }
 }
 

@@ -54,15 +54,18 @@ pub struct Data {
     pub holdout: Option<f64>,
     pub delimiter: char,
     pub header: bool,
+    /// Words that mean a missing number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// Of the files' bytes.
     pub fingerprint: String,
 }
 
 impl Data {
     /// How its files are read, and those to be predicted.
-    pub fn reading(&self) -> Reading<'static> {
-        let Self { delimiter, header, .. } = *self;
-        Reading { delimiter: delimiter as u8, missing: None, header: Some(header) }
+    pub fn reading(&self) -> Reading {
+        let Self { delimiter, header, missing, .. } = self;
+        Reading { delimiter: *delimiter as u8, missing: missing.clone(), header: Some(*header) }
     }
 }
 
@@ -80,7 +83,7 @@ pub struct Columns {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Feature {
-    /// One input: (cell - mean) / deviation.
+    /// One input: (cell - mean) / deviation, 0 where the number is missing.
     Number { column: String, mean: f64, deviation: f64 },
     /// An input a word, 1 where the cell is it and 0 elsewhere. Sorted.
     Words { column: String, words: Vec<String> },
@@ -249,6 +252,14 @@ impl Config {
         self.training.check()?;
         self.training.regime().validate()?;
         Ok(())
+    }
+
+    /// The columns that are read as words, and how many different ones each has.
+    pub fn words(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.features.iter().filter_map(|feature| match feature {
+            Feature::Words { column, words } => Some((&column[..], words.len())),
+            Feature::Number { .. } => None,
+        })
     }
 
     /// Its settings, and those it had earlier.

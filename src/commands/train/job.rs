@@ -79,8 +79,14 @@ impl Job {
 
     /// What a checkpoint notes of the sequences that are trained and validated on, wherever they are.
     pub fn data(&self) -> String {
-        let Data { holdout, delimiter, header, fingerprint, .. } = &self.config.data;
-        format!("{fingerprint} holdout={holdout:?} delimiter={delimiter:?} header={header}")
+        let Data { holdout, delimiter, header, missing, fingerprint, .. } = &self.config.data;
+        let missing = match &missing[..] {
+            [] => String::new(),
+            words => format!(" missing={words:?}"),
+        };
+        format!(
+            "{fingerprint} holdout={holdout:?} delimiter={delimiter:?} header={header}{missing}"
+        )
     }
 
     /// Some training sequences, in words.
@@ -102,6 +108,10 @@ impl Job {
             quote(&columns.label),
             columns.classes.len()
         ));
+        for (column, words) in self.config.words() {
+            let column = quote(column);
+            note(format_args!("column {column} is read as words, of which there are {words}"));
+        }
         let parameters = self.config.layout()?.parameter_count();
         note(format_args!("training {parameters} parameters on {device}"));
         Ok(())

@@ -1,5 +1,6 @@
 //! What a run says when it ends.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -79,6 +80,7 @@ impl Outcome {
             "run": folder.path().to_string_lossy(),
             "sequences": { "train": job.train.len(), "valid": job.valid.len() },
             "classes": job.config.columns.classes,
+            "words": job.config.words().collect::<BTreeMap<_, _>>(),
             "parameters": job.config.layout()?.parameter_count(),
             "epochs": self.epochs,
             "updates": self.updates,
