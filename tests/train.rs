@@ -275,6 +275,30 @@ fn columns_are_told_from_all_their_cells_and_missing_numbers_take_the_mean() {
     assert_refused(path, &["train", "--resume", "run", "--device", "cpu"], &words);
 }
 
+/// Before the memory is taken: this takes no GiB.
+#[test]
+fn words_that_would_take_too_much_memory_are_refused_by_their_column() {
+    let words = |rows: usize, words: usize| {
+        let rows =
+            (0..rows).map(|i| format!("s{},w{},{},{}\n", i / 4, i % words, i % 3, i / 4 % 2));
+        format!("id,word,few,class\n{}", rows.collect::<String>())
+    };
+    let directory =
+        folder_with(&[("rows.csv", &words(80_000, 4000)), ("words.csv", &words(9000, 4200))]);
+    let few = ["--categorical", "word,few"];
+    for (csv, told) in [
+        (
+            "rows.csv",
+            &[
+                "`rows.csv`: 72000 rows of 4003 inputs would take 1.1 GiB, more than 1 GiB; column `word` has 4000",
+            ][..],
+        ),
+        ("words.csv", &["words, more than 4096; leave it out by --features"]),
+    ] {
+        assert_refused(directory.path(), &train(csv, "classify", &few), told);
+    }
+}
+
 #[test]
 fn labels_that_are_numbers_of_a_series_are_refused_unless_they_are_insisted_on() {
     let mut csv = "id,x,y\n".to_owned();

@@ -20,6 +20,10 @@ const ADVICE: &str = "most cells of the column are numbers: mend this one, name 
 /// Words that a column of words may have.
 const MOST_WORDS: usize = 4096;
 
+/// Bytes that inputs with columns of words among them may take: an input a word of every row is not what a
+/// column of many words is best shown by.
+const MOST_BYTES: usize = 1 << 30;
+
 /// What the loss and the accuracy leave out.
 const NO_CLASS: i32 = -100;
 
@@ -176,6 +180,7 @@ impl Table {
         let columns: Vec<_> =
             columns.zip(features).map(|(c, f)| Ok((c?, f))).collect::<Result<_>>()?;
         let width = features.iter().map(Feature::inputs).sum();
+        self.check_room(features, sequences.iter().map(Range::len).sum(), width)?;
         let mut unknown = Unknown::default();
         let encode = |sequence: &Range<usize>| {
             let mut x = Vec::with_capacity(sequence.len() * width);
@@ -203,6 +208,25 @@ impl Table {
             ));
         }
         Ok(inputs)
+    }
+
+    /// `Ok` when so many rows of inputs, `width` each, take no more memory than words are worth.
+    fn check_room(&self, features: &[Feature], rows: usize, width: usize) -> Result<()> {
+        let words = features.iter().filter(|feature| matches!(feature, Feature::Words { .. }));
+        let Some(most) = words.max_by_key(|feature| feature.inputs()) else { return Ok(()) };
+        let bytes = rows.saturating_mul(width).saturating_mul(size_of::<f32>());
+        let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+        ensure!(
+            bytes <= MOST_BYTES,
+            "{}: {rows} rows of {width} inputs would take {:.1} GiB, more than {} GiB; column {} has {} of the inputs, \
+             one for each of its words: leave it out by --features, or take fewer rows",
+            self.shown,
+            gib(bytes),
+            gib(MOST_BYTES),
+            quote(most.column()),
+            most.inputs()
+        );
+        Ok(())
     }
 
     fn encode(
