@@ -232,6 +232,8 @@ fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
     assert_refused(path, &forecast(csv, &wild), &words);
     assert!(path.join("wild/checkpoint.safetensors").is_file());
 
+    let words = ["--probabilities are those of classes, and `it` is a run of `gru forecast`"];
+    assert_refused(path, &["predict", "it", csv, "--probabilities"], &words);
     let words = ["config.toml` is that of a run of `gru forecast`, not of `gru train`"];
     assert_refused(path, &["train", "--resume", "it"], &words);
 

@@ -110,7 +110,8 @@ fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
     assert!(told.contains("--clip value:0.5 (none before), --patience 9 (none before)"), "{told}");
     assert_eq!(metric(&run, "epoch"), [1.0, 2.0, 3.0, 4.0, 5.0]);
     let noted = config();
-    let part = |at: usize| noted.split("[[changes]]").nth(at).unwrap().to_owned();
+    let part_of = |config: &str, at: usize| config.split("[[changes]]").nth(at).unwrap().to_owned();
+    let part = |at: usize| part_of(&noted, at);
     assert_eq!(noted.matches("[[changes]]").count(), 2, "{noted}");
     for (at, words) in [
         (0, ["epochs = 5\n", "learning_rate = 0.02\n", "clip = \"value:0.5\"\n", "patience = 9\n"]),
@@ -119,6 +120,12 @@ fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
     ] {
         words.iter().for_each(|word| assert!(part(at).contains(word), "{word} in {at}: {noted}"));
     }
+    // What ends a run early can be taken back.
+    succeeded(path, &resume("run", &["--patience", "none"]));
+    assert!(!part_of(&config(), 0).contains("patience"), "{}", config());
+    succeeded(path, &resume("run", &["--patience", "9"]));
+    fs::write(run.join("config.toml"), &noted).unwrap();
+
     // Had it been killed before its first checkpoint, it would go on with the new settings all the same.
     let model = fs::read(run.join("model.safetensors")).unwrap();
     fs::write(&last, &good).unwrap();
@@ -129,6 +136,19 @@ fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
     fs::remove_file(&last).unwrap();
     let (_, told) = succeeded(path, &resume("run", &[]));
     assert!(told.contains("the checkpoint before it is taken"), "{told}");
+
+    // Where both are damaged, of each is said how.
+    let [kept, cut] = [&last, &before].map(|file| fs::read(file).unwrap());
+    fs::write(&last, "no checkpoint").unwrap();
+    fs::write(&before, &cut[..cut.len() - 1]).unwrap();
+    let words = [
+        "error: `run/checkpoint.safetensors`: ",
+        "; `run/checkpoint.safetensors.before`: ",
+        "no other checkpoint to go on from",
+    ];
+    assert_refused(path, &resume("run", &[]), &words);
+    fs::write(&last, kept).unwrap();
+    fs::write(&before, cut).unwrap();
 
     assert_refused(
         path,

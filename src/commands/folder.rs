@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fs4::TryLockError;
 use gru_wgpu::Checkpoint;
 use gru_wgpu::formats::write_whole;
@@ -135,7 +135,13 @@ impl Folder {
             path.exists() || self.before().exists(),
             "{shown} holds no checkpoint yet; start the run again with --force"
         );
-        let (checkpoint, refused) = Checkpoint::read_last(&path)?;
+        let (checkpoint, refused) =
+            Checkpoint::read_last(&path).or_else(|last| match Checkpoint::read(self.before()) {
+                Ok(before) => Ok((before, Some(last))),
+                Err(before) => Err(anyhow!(
+                    "{last}; {before}; there is no other checkpoint to go on from, and --force starts anew"
+                )),
+            })?;
         if let Some(error) = refused {
             note(format_args!("{error}; the checkpoint before it is taken"));
         }

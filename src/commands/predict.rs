@@ -56,6 +56,10 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let shown = quote_path(run);
     ensure!(folder.model().exists(), "{shown} holds no model yet: none of its epochs is over");
     if settings::is_forecast(&folder.config())? {
+        ensure!(
+            !probabilities,
+            "--probabilities are those of classes, and {shown} is a run of `gru forecast`, whose model says numbers"
+        );
         return put(&forecast::predict::forecast(&folder, csv, kind)?, output.as_deref(), out);
     }
     let config = Config::read(&folder.config())?;

@@ -186,15 +186,28 @@ pub struct Settings {
 pub struct TrainPace {
     #[command(flatten)]
     pace: PaceArguments,
-    /// End after so many epochs without a better validation [default: never].
-    #[arg(long, value_name = "EPOCHS", value_parser = at_least_one)]
-    patience: Option<usize>,
+    /// End after so many epochs without a better validation; none: never [default: none].
+    #[arg(long, value_name = "EPOCHS|none", value_parser = patience)]
+    patience: Option<Patience>,
 }
 
 impl TrainPace {
     /// `before` where they say nothing else.
     pub fn on(&self, before: Pace) -> Pace {
-        Pace { patience: self.patience.or(before.patience), ..self.pace.on(before) }
+        let patience = self.patience.map_or(before.patience, |Patience(patience)| patience);
+        Pace { patience, ..self.pace.on(before) }
+    }
+}
+
+/// Epochs to be patient for, where a run is not so without end.
+#[derive(Clone, Copy, Debug)]
+struct Patience(Option<usize>);
+
+/// `5` or `none`.
+fn patience(text: &str) -> Result<Patience, String> {
+    match text {
+        "none" => Ok(Patience(None)),
+        _ => at_least_one(text).map(|epochs| Patience(Some(epochs))),
     }
 }
 
