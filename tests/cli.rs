@@ -190,6 +190,19 @@ fn a_forecast_run_that_was_interrupted_goes_on_to_the_same_bytes() {
         assert_eq!(succeeded(&directory, &resume).0, whole, "{signal}");
     }
 
+    // What cannot be written ends no run, and is an error in the end.
+    std::fs::remove_file(directory.path().join("KILL/curves.svg")).unwrap();
+    std::fs::create_dir(directory.path().join("KILL/curves.svg")).unwrap();
+    let resume = ["forecast", "--resume", "KILL", "--epochs", "14", "--device", "cpu"];
+    let output = gru(directory.path(), &resume);
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(text(&output.stdout).contains("held-out RMSE"), "{}", text(&output.stdout));
+    let warning = "warning: the run goes on, but was not saved: `KILL/curves.svg` ";
+    assert!(told.matches(warning).count() == 2 && !told.contains("all is in"), "{told}");
+    let error = "error: the run was not saved: `KILL/curves.svg` ";
+    assert!(told.lines().last().unwrap().starts_with(error), "{told}");
+
     // It goes on as it was begun, or not at all.
     let config = text(&read("INT", "config.toml"));
     for (part, from, to) in [

@@ -352,3 +352,32 @@ fn runs_that_are_killed_again_and_again_come_to_the_same_bytes() {
     }
     println!("{done} kills on {device}, {afresh} beginnings, {} ends", ended + 1);
 }
+
+/// A folder stands where the checkpoint is to be: a full disk is as transient.
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_that_cannot_be_written_ends_no_run() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "classify", &["--epochs", "2"]));
+    let last = path.join("run/checkpoint.safetensors");
+    fs::remove_file(&last).unwrap();
+    fs::create_dir(&last).unwrap();
+    let output = gru(path, &resume("run", &["--epochs", "4", "--checkpoint-every", "1"]));
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let warning = "warning: the run goes on, but was not saved: `run/checkpoint.safetensors` ";
+    assert!(told.matches(warning).count() > 2 && !told.contains("all is in"), "{told}");
+    let error = "error: the run was not saved: `run/checkpoint.safetensors` ";
+    assert!(told.lines().last().unwrap().starts_with(error), "{told}");
+    // What it came to is told all the same.
+    assert!(text(&output.stdout).contains("GRU after epoch "), "{}", text(&output.stdout));
+
+    // Once there is room again it is saved, which is all that counts in the end.
+    let (mut child, lines) = start(path, &resume("run", &["--epochs", "300"]), "warning: the run");
+    fs::remove_dir(&last).unwrap();
+    let rest: Vec<_> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{rest:?}");
+    assert!(rest.last().unwrap().contains("300 of 300 epochs; all is in `run`"), "{rest:?}");
+    succeeded(path, &resume("run", &[]));
+}

@@ -99,6 +99,12 @@ impl<'a> Saver<'a> {
             }
     }
 
+    /// Says that a checkpoint could not be written after so many updates. It is tried again when the next is due.
+    pub fn put_off(&mut self, why: &anyhow::Error, updates: u64) {
+        warn_unsaved(why);
+        self.saved = (Instant::now(), updates);
+    }
+
     /// Seconds of training, of which this part took so long.
     pub fn seconds(&self, elapsed: Duration) -> f64 {
         self.earlier + elapsed.as_secs_f64()
@@ -131,6 +137,21 @@ impl<'a> Saver<'a> {
         self.saved = (Instant::now(), place.0);
         Ok(())
     }
+}
+
+/// Why files of a run could not be written, if so: the run itself is as good as before. What else went wrong is
+/// an error.
+pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
+    let Err(error) = saved else { return Ok(None) };
+    match error.downcast_ref::<gru_wgpu::Error>() {
+        Some(gru_wgpu::Error::Io { .. }) => Ok(Some(error)),
+        _ => Err(error),
+    }
+}
+
+/// Says so of a run that goes on.
+pub fn warn_unsaved(why: &anyhow::Error) {
+    note(format_args!("warning: the run goes on, but was not saved: {why:#}"));
 }
 
 /// Keeps what a run that diverged can be gone on from, and says what that is: the checkpoints that are there,

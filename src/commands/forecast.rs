@@ -142,7 +142,8 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     }
     let ended = runner.run()?;
     drop(lock);
-    ended.report(&job, folder.as_ref(), output, out)
+    let status = ended.report(&job, folder.as_ref(), output, out)?;
+    ended.unsaved.map_or(Ok(status), |why| Err(why.context("the run was not saved")))
 }
 
 impl Arguments {

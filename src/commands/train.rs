@@ -160,7 +160,8 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     job.announce(&device)?;
     let ended = runner.run(&interrupt)?;
     drop(lock);
-    ended.report(&job, &folder, &device, *json, out)
+    let status = ended.report(&job, &folder, &device, *json, out)?;
+    ended.unsaved.map_or(Ok(status), |why| Err(why.context("the run was not saved")))
 }
 
 impl Arguments {

@@ -33,12 +33,9 @@ impl Outcome {
     ) -> Result<ExitCode> {
         let (epochs, all) = (self.model.position().epoch, job.config.training.epochs);
         if let (Ended::Asked, Some(folder)) = (self.ended, folder) {
-            note(format_args!(
-                "interrupted after {} updates, {epochs} of {all} epochs; `gru forecast --resume {}` goes on",
-                self.model.learner().updates(),
-                folder.path().display()
-            ));
-            return Ok(ExitCode::from(interrupt::STATUS));
+            let saved = self.unsaved.is_none().then_some(folder);
+            let updates = self.model.learner().updates();
+            return Ok(interrupt::told("gru forecast", saved, updates, (epochs, all)));
         }
         let time = HumanDuration(Duration::from_secs_f64(self.seconds));
         let last = self.epochs.last().map_or(f32::NAN, |epoch| epoch.train_loss);
@@ -54,7 +51,9 @@ impl Outcome {
         match folder {
             Some(folder) => {
                 write_picture(folder.forecast(), &forecast)?;
-                note(format_args!("all is in {}", quote_path(folder.path())));
+                if self.unsaved.is_none() {
+                    note(format_args!("all is in {}", quote_path(folder.path())));
+                }
             }
             None => {
                 write_picture(output.join("forecast.svg"), &forecast)?;

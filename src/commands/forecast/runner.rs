@@ -11,7 +11,7 @@ use super::job::Job;
 use super::model::{Forecaster, Stopped};
 use super::plot;
 use super::windows::Windows;
-use crate::commands::checkpoints::{Every, Saver, explain, keep_good};
+use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved, warn_unsaved};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::output::note;
@@ -30,6 +30,8 @@ pub struct Outcome {
     pub epochs: Vec<Epoch>,
     /// Of training, those of earlier parts included.
     pub seconds: f64,
+    /// Why it is not in its folder, if so.
+    pub unsaved: Option<Error>,
 }
 
 impl<'a> Runner<'a> {
@@ -89,9 +91,9 @@ impl<'a> Runner<'a> {
             return Err(error);
         }
         let ended = ended.map_err(|stopped| keeper.explain(&mut model, stopped))?;
-        keeper.save(&mut model)?;
+        let unsaved = unsaved(keeper.save(&mut model))?;
         let seconds = keeper.seconds();
-        Ok(Outcome { ended, model, epochs: keeper.epochs, seconds })
+        Ok(Outcome { ended, model, epochs: keeper.epochs, seconds, unsaved })
     }
 }
 
@@ -129,8 +131,12 @@ impl Keeper<'_> {
             _ => {}
         }
         let is_epoch_over = matches!(event, Event::Epoch { .. });
-        let is_due = |saver: &Saver| saver.is_due(model.learner().updates(), is_epoch_over);
-        if self.saver.as_ref().is_some_and(is_due) { self.save(model) } else { Ok(()) }
+        let updates = model.learner().updates();
+        if self.saver.as_ref().is_some_and(|saver| saver.is_due(updates, is_epoch_over)) {
+            let why = unsaved(self.save(model))?;
+            why.iter().zip(&mut self.saver).for_each(|(why, saver)| saver.put_off(why, updates));
+        }
+        Ok(())
     }
 
     fn end_epoch(&mut self, model: &Forecaster, epoch: usize, train_loss: f32) -> Result<()> {
@@ -152,7 +158,8 @@ impl Keeper<'_> {
             self.progress.end_epoch("");
             return Ok(());
         };
-        Epoch::write_all(&self.epochs, &saver.folder().metrics())?;
+        let why = unsaved(Epoch::write_all(&self.epochs, &saver.folder().metrics()))?;
+        why.iter().for_each(warn_unsaved);
         self.progress.end_epoch(&format!("  held out {valid_loss:.5}"));
         Ok(())
     }
@@ -170,6 +177,7 @@ impl Keeper<'_> {
         let folder = saver.folder();
         safetensors::save_network(folder.model(), &checkpoint.state.params)?;
         if !self.epochs.is_empty() {
+            Epoch::write_all(&self.epochs, &folder.metrics())?;
             let title = format!("{}: loss", self.job.series.name());
             let train = self.epochs.iter().map(|epoch| f64::from(epoch.train_loss)).collect();
             let valid = self.epochs.iter().map(|epoch| epoch.valid_loss).collect();

@@ -26,19 +26,18 @@ impl Outcome {
         json: bool,
         out: &mut impl Write,
     ) -> Result<ExitCode> {
-        let shown = quote_path(folder.path());
         let (epochs, all) = (self.epochs, job.config.training.epochs);
         if self.ended == Ended::Asked {
-            note(format_args!(
-                "interrupted after {} updates, {epochs} of {all} epochs; `gru train --resume {}` goes on",
-                self.updates,
-                folder.path().display()
-            ));
-            return Ok(ExitCode::from(interrupt::STATUS));
+            let saved = self.unsaved.is_none().then_some(folder);
+            return Ok(interrupt::told("gru train", saved, self.updates, (epochs, all)));
         }
         let time = HumanDuration(std::time::Duration::from_secs_f64(self.seconds));
+        let kept = match self.unsaved {
+            None => format!("; all is in {}", quote_path(folder.path())),
+            Some(_) => String::new(),
+        };
         let early = if self.ended == Ended::Early { ", ended early" } else { "" };
-        note(format_args!("trained in {time}, {epochs} of {all} epochs{early}; all is in {shown}"));
+        note(format_args!("trained in {time}, {epochs} of {all} epochs{early}{kept}"));
         match json {
             true => self.write_json(job, folder, device, out)?,
             false => self.write_table(job, out)?,

@@ -11,7 +11,7 @@ use gru_wgpu::{
 
 use super::curves::{Words, draw_curves};
 use super::job::Job;
-use crate::commands::checkpoints::{Every, Saver, explain, keep_good};
+use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved, warn_unsaved};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::{Interrupt, Looks};
 use crate::commands::progress::Progress;
@@ -32,6 +32,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// What did best on the held-out part, if an epoch is over.
     pub best: Option<Best>,
+    /// Why it is not in its folder, if so.
+    pub unsaved: Option<Error>,
 }
 
 impl<'a> Runner<'a> {
@@ -78,8 +80,9 @@ impl<'a> Runner<'a> {
             return Err(error);
         }
         let ended = ended.map_err(|error| keeper.explain(trainer, error))?;
-        keeper.save(trainer)?;
+        let unsaved = unsaved(keeper.save(trainer))?;
         Ok(Outcome {
+            unsaved,
             ended,
             epochs: trainer.position().epoch,
             updates: trainer.learner().updates(),
@@ -132,8 +135,10 @@ impl Keeper<'_> {
             _ => {}
         }
         let is_epoch_over = matches!(event, Event::Epoch { .. });
-        if self.saver.is_due(trainer.learner().updates(), is_epoch_over) {
-            self.save(trainer)?;
+        let updates = trainer.learner().updates();
+        if self.saver.is_due(updates, is_epoch_over) {
+            let why = unsaved(self.save(trainer))?;
+            why.iter().for_each(|why| self.saver.put_off(why, updates));
         }
         self.looks = Looks::new();
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -160,7 +165,8 @@ impl Keeper<'_> {
             valid_accuracy,
             seconds,
         });
-        Epoch::write_all(&self.epochs, &self.saver.folder().metrics())?;
+        let why = unsaved(Epoch::write_all(&self.epochs, &self.saver.folder().metrics()))?;
+        why.iter().for_each(warn_unsaved);
         let star = if is_best { "*" } else { "" };
         let valid_accuracy = valid_accuracy.unwrap_or(f64::NAN);
         self.progress
@@ -180,6 +186,7 @@ impl Keeper<'_> {
             safetensors::save_network(folder.model(), &best.params)?;
         }
         if !self.epochs.is_empty() {
+            Epoch::write_all(&self.epochs, &folder.metrics())?;
             let curves = self.curves()?;
             write_whole(folder.curves(), |to| to.write_all(curves.as_bytes()))?;
         }
