@@ -25,6 +25,7 @@ fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
             ".lock",
             "checkpoint.safetensors",
             "checkpoint.safetensors.before",
+            "classes.csv",
             "config.toml",
             "curves.svg",
             "metrics.csv",
@@ -39,6 +40,26 @@ fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
         // The best epoch's model is the one that was kept.
         let best = said["best_epoch"].as_u64().unwrap() as usize - 1;
         assert_eq!(metric(&run, "valid_accuracy")[best], accuracy);
+        // How it does on each class comes to the same.
+        let classes = std::fs::read_to_string(run.join("classes.csv")).unwrap();
+        let mut lines = classes.lines();
+        assert_eq!(lines.next(), Some("class,count,correct,precision,recall"));
+        let per_class = said["per_class"].as_array().unwrap();
+        let (mut count, mut correct) = (0, 0);
+        for (line, class) in lines.zip(per_class) {
+            let number = |key: &str| class[key].as_u64().unwrap();
+            let row = format!(
+                "{},{},{},",
+                class["class"].as_str().unwrap(),
+                number("count"),
+                number("correct")
+            );
+            assert!(line.starts_with(&row), "{classes}: {said}");
+            let recall = number("correct") as f64 / number("count") as f64;
+            assert_eq!(class["recall"].as_f64(), Some(recall), "{said}");
+            (count, correct) = (count + number("count"), correct + number("correct"));
+        }
+        assert_eq!((per_class.len(), correct as f64 / count as f64), (2, accuracy), "{said}");
         let (_, told) = succeeded(
             directory.path(),
             &["predict", "it", "test.csv", "--output", "p.csv", "--device", "cpu"],
@@ -126,12 +147,13 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
     let files = [
         ("good.csv", &*table(0..40)),
         ("changes.csv", "id,x,class\na,1,up\na,2,down\nb,1,up\n"),
-        ("first.csv", "id,x,class\na,?,up\na,1,up\nb,2,down\nb,3,down\n"),
-        ("nan.csv", "id,x,class\na,1,up\na,NaN,up\nb,1,down\n"),
-        ("word.csv", "id,x,class\na,1,up\na,many,up\nb,1,down\n"),
-        ("hole.csv", "id,x,class\na,1,up\na,,up\nb,1,down\n"),
+        ("first.csv", "id,x,class\na,?,up\na,1,up\nb,2,down\nb,3,down\nc,1,up\nd,1,up\n"),
+        ("nan.csv", "id,x,class\na,1,up\na,NaN,up\nb,1,down\nc,1,up\n"),
+        ("word.csv", "id,x,class\na,1,up\na,many,up\nb,1,down\nc,1,up\nd,2,up\n"),
+        ("hole.csv", "id,x,class\na,1,up\na,,up\nb,1,down\nc,1,up\nd,2,up\n"),
         ("one.csv", "id,x,class\na,1,up\nb,2,up\n"),
         ("apart.csv", "id,x,class\na,1,up\nb,2,down\na,2,up\n"),
+        ("each.csv", "id,x,class\na,1,up\nb,2,down\n"),
         ("single.csv", "id,x,class\na,1,up\na,2,down\n"),
         ("unlabelled.csv", "id,x,class\na,1,up\nb,2,\nc,2,down\n"),
         ("nameless.csv", "id,x,class\na,1,up\n,2,down\n"),
@@ -182,6 +204,7 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
             &[],
             &["`apart.csv`: line 4: sequence `a` goes on after another one"],
         ),
+        ("each.csv", "classify", &[], &["`each.csv` holds a single sequence of each class"]),
         ("single.csv", "label", &[], &["`single.csv` holds a single sequence"]),
         ("unlabelled.csv", "classify", &[], &["`unlabelled.csv`: line 3: the label is empty"]),
         ("nameless.csv", "classify", &[], &["`nameless.csv`: line 3: the row names no sequence"]),
@@ -296,6 +319,25 @@ fn words_that_would_take_too_much_memory_are_refused_by_their_column() {
         ("words.csv", &["words, more than 4096; leave it out by --features"]),
     ] {
         assert_refused(directory.path(), &train(csv, "classify", &few), told);
+    }
+}
+
+/// One in three is of class `up`, also of what is held out; and of a class that comes once nothing is.
+#[test]
+fn each_class_gives_its_share_to_what_is_held_out() {
+    let csv = format!("{}once,50,go,else\n", table(0..60));
+    let directory = folder_with(&[("train.csv", &csv)]);
+    let path = directory.path();
+    for seed in ["1", "2", "3"] {
+        let more = ["--holdout", "0.2", "--epochs", "1", "--force", "--seed", seed];
+        let (table, _) = succeeded(path, &train("train.csv", "classify", &more));
+        let classes = std::fs::read_to_string(path.join("run/classes.csv")).unwrap();
+        for row in ["down,8,", "up,4,", "else,0,0,,"] {
+            assert!(classes.lines().any(|line| line.starts_with(row)), "{row}: {classes}");
+        }
+        let row = table.lines().find(|line| line.trim().starts_with("`else`"));
+        let cells: Vec<_> = row.unwrap().split_whitespace().collect();
+        assert_eq!(cells, ["`else`", "0", "0", "–", "–"], "{table}");
     }
 }
 

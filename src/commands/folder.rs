@@ -87,7 +87,7 @@ impl Folder {
         Self::claim(&self.0, force)?;
         let (training, pictures) = (
             [self.checkpoint(), self.before(), self.model(), self.metrics()],
-            [self.curves(), self.forecast()],
+            [self.curves(), self.forecast(), self.classes()],
         );
         let mut files = training.iter().chain(&pictures).filter(|file| file.exists());
         files.try_for_each(|file| remove(file))?;
@@ -121,6 +121,11 @@ impl Folder {
 
     pub fn curves(&self) -> PathBuf {
         self.0.join("curves.svg")
+    }
+
+    /// Of a run of `gru train` that came to its end.
+    pub fn classes(&self) -> PathBuf {
+        self.0.join("classes.csv")
     }
 
     /// Of a run of `gru forecast`.

@@ -12,6 +12,7 @@ use super::folder::Folder;
 use super::forecast;
 use super::output::{check_output, note, open, quote_path};
 use super::settings;
+use super::train::classes::most_probable;
 use super::train::config::{Config, Task};
 use super::train::table::Table;
 
@@ -124,12 +125,7 @@ impl Prediction {
 impl Said {
     /// By softmax.
     fn of(row: ArrayView1<'_, f32>) -> Self {
-        let mut class = 0;
-        for (at, &output) in row.iter().enumerate() {
-            if output > row[class] {
-                class = at;
-            }
-        }
+        let class = most_probable(row);
         let shares = row.iter().map(|&output| f64::from(output - row[class]).exp());
         let mut probabilities: Vec<_> = shares.collect();
         let sum: f64 = probabilities.iter().sum();

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Device, Ended};
+use gru_wgpu::{Best, Device, Ended};
 use indicatif::HumanDuration;
 use serde_json::json;
 
+use super::classes::Class;
 use super::job::Job;
 use super::runner::Outcome;
 use crate::commands::folder::Folder;
@@ -38,39 +39,30 @@ impl Outcome {
         };
         let early = if self.ended == Ended::Early { ", ended early" } else { "" };
         note(format_args!("trained in {time}, {epochs} of {all} epochs{early}{kept}"));
+        let best = self.best.as_ref().context("no epoch is over")?;
+        let classes = Class::all(job, &best.params, device)?;
         match json {
-            true => self.write_json(job, folder, device, out)?,
-            false => self.write_table(job, out)?,
+            true => self.write_json(job, best, &classes, folder, device, out)?,
+            false => {
+                write_table(job, best, out)?;
+                Class::print_all(&classes, out)?;
+            }
+        }
+        if self.unsaved.is_none() {
+            Class::write_all(&classes, &folder.classes())?;
         }
         Ok(ExitCode::SUCCESS)
-    }
-
-    fn write_table(&self, job: &Job, out: &mut impl Write) -> Result<()> {
-        let best = self.best.as_ref().context("no epoch is over")?;
-        let (count, sequences) = (best.validation.counted, job.valid.len());
-        writeln!(out, "held out: {sequences} sequences, {count} labels")?;
-        let header = ["", "accuracy", "loss"].map(str::to_owned).to_vec();
-        let mut table = Table::new(header);
-        let mut row = |name: String, accuracy: f64, loss: f64| {
-            table.row(vec![name, format!("{accuracy:.4}"), format!("{loss:.4}")]);
-        };
-        let accuracy = best.validation.accuracy().unwrap_or(f64::NAN);
-        row(format!("GRU after epoch {}", best.epoch + 1), accuracy, best.validation.loss);
-        let majority = &job.majority;
-        let name = format!("most frequent class, {}", quote(&majority.class));
-        row(name, majority.accuracy, majority.loss);
-        write!(out, "{table}")?;
-        Ok(())
     }
 
     fn write_json(
         &self,
         job: &Job,
+        best: &Best,
+        classes: &[Class],
         folder: &Folder,
         device: &Device,
         out: &mut impl Write,
     ) -> Result<()> {
-        let best = self.best.as_ref().context("no epoch is over")?;
         let majority = &job.majority;
         let object = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -88,6 +80,7 @@ impl Outcome {
             "best_epoch": best.epoch + 1,
             "accuracy": best.validation.accuracy(),
             "loss": best.validation.loss,
+            "per_class": classes,
             "majority": {
                 "class": majority.class,
                 "accuracy": majority.accuracy,
@@ -97,4 +90,22 @@ impl Outcome {
         writeln!(out, "{object}")?;
         Ok(())
     }
+}
+
+/// How the network does beside one that knows but the frequencies.
+fn write_table(job: &Job, best: &Best, out: &mut impl Write) -> Result<()> {
+    let (count, sequences) = (best.validation.counted, job.valid.len());
+    writeln!(out, "held out: {sequences} sequences, {count} labels")?;
+    let header = ["", "accuracy", "loss"].map(str::to_owned).to_vec();
+    let mut table = Table::new(header);
+    let mut row = |name: String, accuracy: f64, loss: f64| {
+        table.row(vec![name, format!("{accuracy:.4}"), format!("{loss:.4}")]);
+    };
+    let accuracy = best.validation.accuracy().unwrap_or(f64::NAN);
+    row(format!("GRU after epoch {}", best.epoch + 1), accuracy, best.validation.loss);
+    let majority = &job.majority;
+    let name = format!("most frequent class, {}", quote(&majority.class));
+    row(name, majority.accuracy, majority.loss);
+    write!(out, "{table}")?;
+    Ok(())
 }
