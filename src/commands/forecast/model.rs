@@ -64,7 +64,7 @@ impl Forecaster {
         windows: &Windows,
         origins: &[usize],
         mut listen: impl FnMut(&mut Self, &Event<'_>) -> ControlFlow<()>,
-    ) -> Result<Ended, Stopped> {
+    ) -> Result<Ended, Box<Stopped>> {
         let mut origins = origins.to_vec();
         let mut rng = ChaCha8Rng::seed_from_u64(self.regime.seed ^ ORDER_STREAM);
         let mut until_look = 1;
@@ -80,7 +80,7 @@ impl Forecaster {
                 let reports = self.updates(windows, &rest[..rest.len().min(until_look)]);
                 let reports = reports.map_err(|error| {
                     let origins = batches.get(self.position.batch).copied().unwrap_or_default();
-                    Stopped { error, origins: origins.to_vec() }
+                    Box::new(Stopped { error, origins: origins.to_vec() })
                 })?;
                 until_look = look.until_next(reports.len());
                 if listen(self, &Event::Updates(&reports)).is_break() {

@@ -90,7 +90,7 @@ impl<'a> Runner<'a> {
         if let Some(error) = failed {
             return Err(error);
         }
-        let ended = ended.map_err(|stopped| keeper.explain(&mut model, stopped))?;
+        let ended = ended.map_err(|stopped| keeper.explain(&mut model, &stopped))?;
         let unsaved = unsaved(keeper.save(&mut model))?;
         let seconds = keeper.seconds();
         Ok(Outcome { ended, model, epochs: keeper.epochs, seconds, unsaved })
@@ -189,7 +189,7 @@ impl Keeper<'_> {
     }
 
     /// What went wrong, of what diverged with its windows, and what is kept.
-    fn explain(&mut self, model: &mut Forecaster, stopped: Stopped) -> Error {
+    fn explain(&mut self, model: &mut Forecaster, stopped: &Stopped) -> Error {
         let Stopped { error, origins } = stopped;
         let kept = self.saver.as_ref().map(|saver| (saver.folder(), saver.kept()));
         let kept = kept.map(|(folder, kept)| keep_good(folder, kept, || self.save(model)));
@@ -199,8 +199,8 @@ impl Keeper<'_> {
             "epoch {}, batch {} of {batches}: the windows before rows {}",
             epoch + 1,
             batch + 1,
-            self.job.names(&origins)
+            self.job.names(origins)
         );
-        explain(&error, &from, kept.as_deref())
+        explain(error, &from, kept.as_deref())
     }
 }
