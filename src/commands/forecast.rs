@@ -141,8 +141,8 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         job.config.write(&folder.config())?;
     }
     let ended = runner.run()?;
-    drop(lock);
     let status = ended.report(&job, folder.as_ref(), output, out)?;
+    drop(lock);
     ended.unsaved.map_or(Ok(status), |why| Err(why.context("the run was not saved")))
 }
 

@@ -127,11 +127,10 @@ The model is a GRU and a linear head on its last state (classify) or on every st
 `gru run FOLDER/model.safetensors` runs the GRU, and PyTorch loads it as a module with an nn.GRU called gru
 and an nn.Linear called head.
 
---json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: how many}, parameters, epochs, updates, ended
-(whole or early), seconds, best_epoch, accuracy, loss, per_class [{class,
-count, correct, precision, recall}] of the held-out part, and majority {class, accuracy, loss}: of the class that
-is most frequent in the training part, and the loss of the classes' frequencies there. The exit status is 130
-after Ctrl-C.";
+--json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: how many}, parameters,
+epochs, updates, ended (whole or early), seconds, best_epoch, accuracy, loss, per_class [{class, count, correct,
+precision, recall}] of the held-out part, and majority {class, accuracy, loss}: of the class that is most frequent
+in the training part, and the loss of the classes' frequencies there. The exit status is 130 after Ctrl-C.";
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
@@ -161,8 +160,8 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let interrupt = Interrupt::listen()?;
     job.announce(&device)?;
     let ended = runner.run(&interrupt)?;
-    drop(lock);
     let status = ended.report(&job, &folder, &device, *json, out)?;
+    drop(lock);
     ended.unsaved.map_or(Ok(status), |why| Err(why.context("the run was not saved")))
 }
 
