@@ -190,13 +190,26 @@ fn a_forecast_run_that_was_interrupted_goes_on_to_the_same_bytes() {
         assert_eq!(succeeded(&directory, &resume).0, whole, "{signal}");
     }
 
+    // What cannot be written ends no run, and is an error in the end.
+    std::fs::remove_file(directory.path().join("KILL/curves.svg")).unwrap();
+    std::fs::create_dir(directory.path().join("KILL/curves.svg")).unwrap();
+    let resume = ["forecast", "--resume", "KILL", "--epochs", "14", "--device", "cpu"];
+    let output = gru(directory.path(), &resume);
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(text(&output.stdout).contains("held-out RMSE"), "{}", text(&output.stdout));
+    let warning = "warning: the run goes on, but was not saved: `KILL/curves.svg` ";
+    assert!(told.matches(warning).count() == 2 && !told.contains("all is in"), "{told}");
+    let error = "error: the run was not saved: `KILL/curves.svg` ";
+    assert!(told.lines().last().unwrap().starts_with(error), "{told}");
+
     // It goes on as it was begun, or not at all.
     let config = text(&read("INT", "config.toml"));
     for (part, from, to) in [
         ("[windows]", "input = 16", "input = 17"),
         ("[model]", "hidden = 7", "hidden = 8"),
         ("[training]", "seed = 1", "seed = 2"),
-        ("[training]", "clip = 1.0", "clip = 2.0"),
+        ("[training]", "clip = \"norm:1\"", "clip = \"norm:2\""),
     ] {
         assert!(config.contains(from), "{config}");
         std::fs::write(directory.path().join("INT/config.toml"), config.replace(from, to)).unwrap();
@@ -222,10 +235,18 @@ fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
     }
     // What was good is kept whatever ends a run.
     let wild = ["--run", "wild", "--learning-rate", "1e38", "--clip", "1e30", "--device", "cpu"];
-    let words = ["diverged: loss", "what was good until then is in `wild`"];
+    let words = [
+        "error: update 1 (epoch 1, batch 1 of 7: the windows before rows ",
+        ", 9 more) diverged: loss",
+        "its largest element",
+        "what was good until then is in `wild`",
+        "a lower --learning-rate or --clip may help, with --resume, too",
+    ];
     assert_refused(path, &forecast(csv, &wild), &words);
     assert!(path.join("wild/checkpoint.safetensors").is_file());
 
+    let words = ["--probabilities are those of classes, and `it` is a run of `gru forecast`"];
+    assert_refused(path, &["predict", "it", csv, "--probabilities"], &words);
     let words = ["config.toml` is that of a run of `gru forecast`, not of `gru train`"];
     assert_refused(path, &["train", "--resume", "it"], &words);
 
@@ -247,6 +268,86 @@ fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
     std::fs::write(path.join(csv), "value\n1\n2\n").unwrap();
     let words = ["series.csv` is not what the run was started with"];
     assert_refused(path, &["forecast", "--resume", "it"], &words);
+}
+
+/// As a run of `gru train`: what may be others, what is noted, and where the data are.
+#[test]
+fn a_forecast_run_goes_on_with_other_settings_and_data_that_have_moved() {
+    let directory = TempDir::new().unwrap();
+    let (csv, path) = (series(&directory), directory.path());
+    let resume = |more: &[&'static str]| {
+        [&["forecast", "--resume", "it", "--device", "cpu"][..], more].concat()
+    };
+    let read = |name: &str| std::fs::read(path.join("it").join(name)).unwrap();
+    succeeded(&directory, &forecast(csv, &["--device", "cpu", "--run", "it"]));
+    let (good, config) = (read("checkpoint.safetensors"), read("config.toml"));
+    let wild = ["--epochs", "6", "--learning-rate", "1e38", "--clip", "none"];
+    let told = "the checkpoints in `it` stay those that it went on from";
+    assert_refused(path, &resume(&wild), &["diverged: loss", told]);
+    assert!(good == read("checkpoint.safetensors"));
+
+    let (_, told) = succeeded(&directory, &resume(&["--learning-rate", "0.002", "--clip", "0.5"]));
+    assert!(told.contains("--learning-rate 0.002 (1"), "{told}");
+    assert!(told.contains("--clip norm:0.5 (none before)"), "{told}");
+    assert_eq!(text(&read("metrics.csv")).lines().count(), 7);
+    let noted = text(&read("config.toml"));
+    let parts: Vec<_> = noted.split("[[changes]]").collect();
+    assert_eq!(parts.len(), 3, "{noted}");
+    for (part, words) in parts.iter().zip([
+        ["epochs = 6\n", "learning_rate = 0.002\n", "clip = \"norm:0.5\"\n"],
+        ["epochs = 3\n", "learning_rate = 0.01\n", "clip = \"norm:1\"\n"],
+        ["epochs = 6\n", "updates = 21\n", "clip = \"none\"\n"],
+    ]) {
+        words.iter().for_each(|word| assert!(part.contains(word), "{word}: {noted}"));
+    }
+    assert_refused(path, &resume(&["--epochs", "5"]), &["6 epochs are over, and --epochs 5"]);
+
+    // Had it gone on from the start at the second pace, it would be at the same bits.
+    let model = read("model.safetensors");
+    std::fs::write(path.join("it/checkpoint.safetensors"), good).unwrap();
+    std::fs::write(path.join("it/config.toml"), config).unwrap();
+    std::fs::create_dir(path.join("moved")).unwrap();
+    std::fs::rename(path.join(csv), path.join("moved/there.csv")).unwrap();
+    std::fs::write(path.join("other.csv"), "value\n1\n2\n").unwrap();
+    let tame = ["--epochs", "6", "--learning-rate", "0.002", "--clip", "0.5"];
+    let at = |csv: &'static str| resume(&[&tame[..], &[csv]].concat());
+    let words =
+        ["cannot open `", "series.csv`", "where the data have moved, name them after --resume"];
+    assert_refused(path, &resume(&tame), &words);
+    let words = ["other.csv` is not what the run was started with"];
+    assert_refused(path, &at("other.csv"), &words);
+    succeeded(&directory, &at("moved/there.csv"));
+    assert!(model == read("model.safetensors"));
+    // It is noted where they are now.
+    succeeded(&directory, &resume(&[]));
+}
+
+/// What is no number is refused, and what is far from everything is told.
+#[test]
+fn forecasts_of_a_model_that_exploded_are_told() {
+    use gru_wgpu::formats::safetensors;
+
+    let directory = TempDir::new().unwrap();
+    let (csv, path) = (series(&directory), directory.path());
+    succeeded(&directory, &forecast(csv, &["--device", "cpu", "--run", "it"]));
+    let arguments = ["predict", "it", csv, "--device", "cpu", "--output", "p.csv"];
+    assert!(!succeeded(&directory, &arguments).1.contains("warning"));
+    std::fs::remove_file(path.join("p.csv")).unwrap();
+    let model = path.join("it/model.safetensors");
+    let mut params = safetensors::load_network(&model, &safetensors::Options::new()).unwrap();
+    params.get_mut("head.bias").unwrap().fill(-1e20);
+    safetensors::save_network(&model, &params).unwrap();
+    let (_, told) = succeeded(&directory, &arguments);
+    let warning = "warning: the model forecasts changes of up to 1e20 times the usual one";
+    assert!(told.contains(warning), "{told}");
+    std::fs::remove_file(path.join("p.csv")).unwrap();
+
+    let config = std::fs::read_to_string(path.join("it/config.toml")).unwrap();
+    let scale = config.lines().find(|line| line.starts_with("scale = ")).unwrap();
+    std::fs::write(path.join("it/config.toml"), config.replacen(scale, "scale = 1e300", 1))
+        .unwrap();
+    assert_refused(path, &arguments, &["the model forecasts values that are not finite"]);
+    assert!(!path.join("p.csv").exists());
 }
 
 #[test]
@@ -342,7 +443,7 @@ fn wrong_usage_gives_status_two() {
         &["forecast", "a.csv", "--run", "it", "--output", "."],
         &["forecast", "a.csv", "--checkpoint-every", "5"],
         &["forecast", "a.csv", "--force"],
-        &["forecast", "--resume", "it", "--epochs", "9"],
+        &["forecast", "--resume", "it", "--batch", "9"],
         &["check", "a.onnx", "extra"],
     ] {
         let output = gru(directory.path(), arguments);

@@ -110,7 +110,8 @@ fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
     assert!(told.contains("--clip value:0.5 (none before), --patience 9 (none before)"), "{told}");
     assert_eq!(metric(&run, "epoch"), [1.0, 2.0, 3.0, 4.0, 5.0]);
     let noted = config();
-    let part = |at: usize| noted.split("[[changes]]").nth(at).unwrap().to_owned();
+    let part_of = |config: &str, at: usize| config.split("[[changes]]").nth(at).unwrap().to_owned();
+    let part = |at: usize| part_of(&noted, at);
     assert_eq!(noted.matches("[[changes]]").count(), 2, "{noted}");
     for (at, words) in [
         (0, ["epochs = 5\n", "learning_rate = 0.02\n", "clip = \"value:0.5\"\n", "patience = 9\n"]),
@@ -119,6 +120,12 @@ fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
     ] {
         words.iter().for_each(|word| assert!(part(at).contains(word), "{word} in {at}: {noted}"));
     }
+    // What ends a run early can be taken back.
+    succeeded(path, &resume("run", &["--patience", "none"]));
+    assert!(!part_of(&config(), 0).contains("patience"), "{}", config());
+    succeeded(path, &resume("run", &["--patience", "9"]));
+    fs::write(run.join("config.toml"), &noted).unwrap();
+
     // Had it been killed before its first checkpoint, it would go on with the new settings all the same.
     let model = fs::read(run.join("model.safetensors")).unwrap();
     fs::write(&last, &good).unwrap();
@@ -129,6 +136,19 @@ fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
     fs::remove_file(&last).unwrap();
     let (_, told) = succeeded(path, &resume("run", &[]));
     assert!(told.contains("the checkpoint before it is taken"), "{told}");
+
+    // Where both are damaged, of each is said how.
+    let [kept, cut] = [&last, &before].map(|file| fs::read(file).unwrap());
+    fs::write(&last, "no checkpoint").unwrap();
+    fs::write(&before, &cut[..cut.len() - 1]).unwrap();
+    let words = [
+        "error: `run/checkpoint.safetensors`: ",
+        "; `run/checkpoint.safetensors.before`: ",
+        "no other checkpoint to go on from",
+    ];
+    assert_refused(path, &resume("run", &[]), &words);
+    fs::write(&last, kept).unwrap();
+    fs::write(&before, cut).unwrap();
 
     assert_refused(
         path,
@@ -331,4 +351,33 @@ fn runs_that_are_killed_again_and_again_come_to_the_same_bytes() {
         check();
     }
     println!("{done} kills on {device}, {afresh} beginnings, {} ends", ended + 1);
+}
+
+/// A folder stands where the checkpoint is to be: a full disk is as transient.
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_that_cannot_be_written_ends_no_run() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "classify", &["--epochs", "2"]));
+    let last = path.join("run/checkpoint.safetensors");
+    fs::remove_file(&last).unwrap();
+    fs::create_dir(&last).unwrap();
+    let output = gru(path, &resume("run", &["--epochs", "4", "--checkpoint-every", "1"]));
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let warning = "warning: the run goes on, but was not saved: `run/checkpoint.safetensors` ";
+    assert!(told.matches(warning).count() > 2 && !told.contains("all is in"), "{told}");
+    let error = "error: the run was not saved: `run/checkpoint.safetensors` ";
+    assert!(told.lines().last().unwrap().starts_with(error), "{told}");
+    // What it came to is told all the same.
+    assert!(text(&output.stdout).contains("GRU after epoch "), "{}", text(&output.stdout));
+
+    // Once there is room again it is saved, which is all that counts in the end.
+    let (mut child, lines) = start(path, &resume("run", &["--epochs", "300"]), "warning: the run");
+    fs::remove_dir(&last).unwrap();
+    let rest: Vec<_> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{rest:?}");
+    assert!(rest.last().unwrap().contains("300 of 300 epochs; all is in `run`"), "{rest:?}");
+    succeeded(path, &resume("run", &[]));
 }

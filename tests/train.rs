@@ -25,6 +25,7 @@ fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
             ".lock",
             "checkpoint.safetensors",
             "checkpoint.safetensors.before",
+            "classes.csv",
             "config.toml",
             "curves.svg",
             "metrics.csv",
@@ -39,6 +40,26 @@ fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
         // The best epoch's model is the one that was kept.
         let best = said["best_epoch"].as_u64().unwrap() as usize - 1;
         assert_eq!(metric(&run, "valid_accuracy")[best], accuracy);
+        // How it does on each class comes to the same.
+        let classes = std::fs::read_to_string(run.join("classes.csv")).unwrap();
+        let mut lines = classes.lines();
+        assert_eq!(lines.next(), Some("class,count,correct,precision,recall"));
+        let per_class = said["per_class"].as_array().unwrap();
+        let (mut count, mut correct) = (0, 0);
+        for (line, class) in lines.zip(per_class) {
+            let number = |key: &str| class[key].as_u64().unwrap();
+            let row = format!(
+                "{},{},{},",
+                class["class"].as_str().unwrap(),
+                number("count"),
+                number("correct")
+            );
+            assert!(line.starts_with(&row), "{classes}: {said}");
+            let recall = number("correct") as f64 / number("count") as f64;
+            assert_eq!(class["recall"].as_f64(), Some(recall), "{said}");
+            (count, correct) = (count + number("count"), correct + number("correct"));
+        }
+        assert_eq!((per_class.len(), correct as f64 / count as f64), (2, accuracy), "{said}");
         let (_, told) = succeeded(
             directory.path(),
             &["predict", "it", "test.csv", "--output", "p.csv", "--device", "cpu"],
@@ -126,11 +147,13 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
     let files = [
         ("good.csv", &*table(0..40)),
         ("changes.csv", "id,x,class\na,1,up\na,2,down\nb,1,up\n"),
-        ("nan.csv", "id,x,class\na,1,up\na,NaN,up\nb,1,down\n"),
-        ("word.csv", "id,x,class\na,1,up\na,many,up\nb,1,down\n"),
-        ("hole.csv", "id,x,class\na,1,up\na,,up\nb,1,down\n"),
+        ("first.csv", "id,x,class\na,?,up\na,1,up\nb,2,down\nb,3,down\nc,1,up\nd,1,up\n"),
+        ("nan.csv", "id,x,class\na,1,up\na,NaN,up\nb,1,down\nc,1,up\n"),
+        ("word.csv", "id,x,class\na,1,up\na,many,up\nb,1,down\nc,1,up\nd,2,up\n"),
+        ("hole.csv", "id,x,class\na,1,up\na,,up\nb,1,down\nc,1,up\nd,2,up\n"),
         ("one.csv", "id,x,class\na,1,up\nb,2,up\n"),
         ("apart.csv", "id,x,class\na,1,up\nb,2,down\na,2,up\n"),
+        ("each.csv", "id,x,class\na,1,up\nb,2,down\n"),
         ("single.csv", "id,x,class\na,1,up\na,2,down\n"),
         ("unlabelled.csv", "id,x,class\na,1,up\nb,2,\nc,2,down\n"),
         ("nameless.csv", "id,x,class\na,1,up\n,2,down\n"),
@@ -159,9 +182,21 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
             "word.csv",
             "classify",
             &[],
-            &["`word.csv`: line 3: `many` in column `x`", "--categorical"],
+            &["`word.csv`: line 3: `many` in column `x`", "--categorical", "--missing"],
         ),
-        ("hole.csv", "classify", &[], &["`hole.csv`: line 3: there is no value in column `x`"]),
+        (
+            "hole.csv",
+            "classify",
+            &[],
+            &["`hole.csv`: line 3: there is no value in column `x`; fill it in, say --missing"],
+        ),
+        // Not by what its first cell is.
+        (
+            "first.csv",
+            "classify",
+            &[],
+            &["`first.csv`: line 2: `?` in column `x` is not a finite number (most cells"],
+        ),
         ("one.csv", "classify", &[], &["`one.csv`: every label in column `class` is `up`"]),
         (
             "apart.csv",
@@ -169,6 +204,7 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
             &[],
             &["`apart.csv`: line 4: sequence `a` goes on after another one"],
         ),
+        ("each.csv", "classify", &[], &["`each.csv` holds a single sequence of each class"]),
         ("single.csv", "label", &[], &["`single.csv` holds a single sequence"]),
         ("unlabelled.csv", "classify", &[], &["`unlabelled.csv`: line 3: the label is empty"]),
         ("nameless.csv", "classify", &[], &["`nameless.csv`: line 3: the row names no sequence"]),
@@ -187,7 +223,12 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
             &["--features", "sign,3"],
             &["`good.csv`: column `3` is named twice"],
         ),
-        ("good.csv", "classify", &["--categorical", "class"], &["`class`, which is no feature"]),
+        (
+            "good.csv",
+            "classify",
+            &["--categorical", "id"],
+            &["`id`, which is neither a feature nor"],
+        ),
         (
             "good.csv",
             "classify",
@@ -212,6 +253,105 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
         let output = gru(path, &train("good.csv", "classify", more));
         assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     }
+}
+
+/// Numbers are numbers though the first is missing, codes are words though the first is a number, which is said.
+#[test]
+fn columns_are_told_from_all_their_cells_and_missing_numbers_take_the_mean() {
+    let table = table(0..40);
+    let mut lines = table.lines();
+    let mut csv = format!("{},code\n", lines.next().unwrap().replace("class", "grade"));
+    for (at, line) in lines.enumerate() {
+        let level = line.split(',').nth(1).unwrap();
+        let level = format!(",{},", if at % 5 == 0 { "?" } else { level });
+        let (id, rest) = line.split_once(',').unwrap();
+        let (_, rest) = rest.split_once(',').unwrap();
+        csv += &format!("{id}{level}{rest},{}\n", ["7", "a7", "b2"][at % 3]);
+    }
+    let directory = folder_with(&[("train.csv", &csv)]);
+    let path = directory.path();
+    let label = ["--label", "grade", "--json"];
+    let words = ["`train.csv`: line 2: `?` in column `level` is not a finite number", "--missing"];
+    assert_refused(path, &train("train.csv", "classify", &label), &words);
+
+    let output =
+        gru(path, &train("train.csv", "classify", &[&label[..], &["--missing", "?"]].concat()));
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["words"], serde_json::json!({ "sign": 2, "code": 3 }));
+    assert!(told.contains("column `code` is read as words, of which there are 3\n"), "{told}");
+    assert!(told.contains("cells without a number, which take their column's mean: "), "{told}");
+
+    // Cells that are missing say the same as the mean itself, and count in no mean.
+    let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
+    assert!(config.contains("missing = [\"?\"]"), "{config}");
+    let mean = config.lines().find(|line| line.starts_with("mean = ")).unwrap();
+    let mean: f64 = mean["mean = ".len()..].parse().unwrap();
+    assert!((48.0..52.0).contains(&mean), "{config}");
+    std::fs::write(path.join("mean.csv"), csv.replace(",?,", &format!(",{mean:?},"))).unwrap();
+    let predicted = |csv| succeeded(path, &["predict", "run", csv, "--device", "cpu"]).0;
+    assert_eq!(predicted("train.csv"), predicted("mean.csv"));
+    succeeded(path, &["train", "--resume", "run", "--device", "cpu"]);
+    std::fs::write(path.join("run/config.toml"), config.replace("[\"?\"]", "[\"!\"]")).unwrap();
+    let words = ["`?` in column `level` is not a finite number"];
+    assert_refused(path, &["train", "--resume", "run", "--device", "cpu"], &words);
+}
+
+/// Before the memory is taken: this takes no GiB.
+#[test]
+fn words_that_would_take_too_much_memory_are_refused_by_their_column() {
+    let words = |rows: usize, words: usize| {
+        let rows =
+            (0..rows).map(|i| format!("s{},w{},{},{}\n", i / 4, i % words, i % 3, i / 4 % 2));
+        format!("id,word,few,class\n{}", rows.collect::<String>())
+    };
+    let directory =
+        folder_with(&[("rows.csv", &words(80_000, 4000)), ("words.csv", &words(9000, 4200))]);
+    let few = ["--categorical", "word,few"];
+    for (csv, told) in [
+        (
+            "rows.csv",
+            &[
+                "`rows.csv`: 72000 rows of 4003 inputs would take 1.1 GiB, more than 1 GiB; column `word` has 4000",
+            ][..],
+        ),
+        ("words.csv", &["words, more than 4096; leave it out by --features"]),
+    ] {
+        assert_refused(directory.path(), &train(csv, "classify", &few), told);
+    }
+}
+
+/// One in three is of class `up`, also of what is held out; and of a class that comes once nothing is.
+#[test]
+fn each_class_gives_its_share_to_what_is_held_out() {
+    let csv = format!("{}once,50,go,else\n", table(0..60));
+    let directory = folder_with(&[("train.csv", &csv)]);
+    let path = directory.path();
+    for seed in ["1", "2", "3"] {
+        let more = ["--holdout", "0.2", "--epochs", "1", "--force", "--seed", seed];
+        let (table, _) = succeeded(path, &train("train.csv", "classify", &more));
+        let classes = std::fs::read_to_string(path.join("run/classes.csv")).unwrap();
+        for row in ["down,8,", "up,4,", "else,0,0,,"] {
+            assert!(classes.lines().any(|line| line.starts_with(row)), "{row}: {classes}");
+        }
+        let row = table.lines().find(|line| line.trim().starts_with("`else`"));
+        let cells: Vec<_> = row.unwrap().split_whitespace().collect();
+        assert_eq!(cells, ["`else`", "0", "0", "–", "–"], "{table}");
+    }
+}
+
+#[test]
+fn labels_that_are_numbers_of_a_series_are_refused_unless_they_are_insisted_on() {
+    let mut csv = "id,x,y\n".to_owned();
+    for i in 0..60 {
+        csv += &format!("s{},{i},{:.3}\n", i / 3, (f64::from(i) * 0.7).sin() * 9.0);
+    }
+    let directory = folder_with(&[("train.csv", &csv)]);
+    let path = directory.path();
+    let words = ["`train.csv`: the label's column `y` holds 60 different labels", "`gru forecast`"];
+    assert_refused(path, &train("train.csv", "label", &[]), &words);
+    succeeded(path, &train("train.csv", "label", &["--categorical", "y", "--epochs", "1"]));
 }
 
 #[test]
@@ -353,6 +493,28 @@ fn probabilities_of_all_classes_are_columns() {
             assert_eq!((row[1 + step], shares[0]), said, "{row:?}");
         }
     }
+}
+
+/// Nothing is written where a model says what is no number.
+#[test]
+fn a_model_that_says_no_numbers_predicts_nothing() {
+    use gru_wgpu::formats::safetensors;
+
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "classify", &["--epochs", "1"]));
+    let model = path.join("run/model.safetensors");
+    let mut params = safetensors::load_network(&model, &safetensors::Options::new()).unwrap();
+    params.get_mut("head.bias").unwrap().fill(3e38);
+    let mut weight = params.get_mut("head.weight").unwrap();
+    weight.index_axis_mut(ndarray::Axis(0), 0).fill(3e38);
+    weight.index_axis_mut(ndarray::Axis(0), 1).fill(-3e38);
+    safetensors::save_network(&model, &params).unwrap();
+    let arguments = ["predict", "run", "train.csv", "--device", "cpu", "--output", "p.csv"];
+    let words = ["what the model says of sequence `s", "in `train.csv` is not finite"];
+    assert_refused(path, &arguments, &words);
+    assert_refused(path, &arguments[..5], &words);
+    assert!(!path.join("p.csv").exists());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, Device, Position};
 
@@ -99,6 +99,12 @@ impl<'a> Saver<'a> {
             }
     }
 
+    /// Says that a checkpoint could not be written after so many updates. It is tried again when the next is due.
+    pub fn put_off(&mut self, why: &anyhow::Error, updates: u64) {
+        warn_unsaved(why);
+        self.saved = (Instant::now(), updates);
+    }
+
     /// Seconds of training, of which this part took so long.
     pub fn seconds(&self, elapsed: Duration) -> f64 {
         self.earlier + elapsed.as_secs_f64()
@@ -133,6 +139,21 @@ impl<'a> Saver<'a> {
     }
 }
 
+/// Why files of a run could not be written, if so: the run itself is as good as before. What else went wrong is
+/// an error.
+pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
+    let Err(error) = saved else { return Ok(None) };
+    match error.downcast_ref::<gru_wgpu::Error>() {
+        Some(gru_wgpu::Error::Io { .. }) => Ok(Some(error)),
+        _ => Err(error),
+    }
+}
+
+/// Says so of a run that goes on.
+pub fn warn_unsaved(why: &anyhow::Error) {
+    note(format_args!("warning: the run goes on, but was not saved: {why:#}"));
+}
+
 /// Keeps what a run that diverged can be gone on from, and says what that is: the checkpoints that are there,
 /// of which `kept` tells, or else what `save` writes. They stay: what it came to since may be finite and of no
 /// use, and would take their place.
@@ -145,6 +166,26 @@ pub fn keep_good(
         Ok(()) => format!("what was good until then is in {}", quote_path(folder.path())),
         Err(error) => format!("and the updates before it were not saved: {error:#}"),
     })
+}
+
+/// What ended a run, in words. Of an update that diverged `made_from` tells what it was made from. `kept` tells
+/// what there is to go on from, where the run has a folder.
+pub fn explain(error: &gru_wgpu::Error, made_from: &str, kept: Option<&str>) -> anyhow::Error {
+    let kept = kept.map_or_else(String::new, |kept| format!("; {kept}"));
+    let gru_wgpu::Error::Diverged { step, loss, norm, largest, parameter, .. } = error else {
+        return anyhow!("{error}{kept}");
+    };
+    let from = if made_from.is_empty() { String::new() } else { format!(" ({made_from})") };
+    let outcome = match loss.is_finite() && norm.is_finite() {
+        true => ", and what it would make of the parameters is not finite",
+        false => "",
+    };
+    let resumed = if kept.is_empty() { "" } else { ", with --resume, too" };
+    anyhow!(
+        "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
+         {parameter}{outcome}{kept}; a lower --learning-rate or --clip may help{resumed}",
+        step + 1
+    )
 }
 
 /// After how many updates, and where.

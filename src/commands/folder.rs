@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fs4::TryLockError;
 use gru_wgpu::Checkpoint;
 use gru_wgpu::formats::write_whole;
@@ -87,7 +87,7 @@ impl Folder {
         Self::claim(&self.0, force)?;
         let (training, pictures) = (
             [self.checkpoint(), self.before(), self.model(), self.metrics()],
-            [self.curves(), self.forecast()],
+            [self.curves(), self.forecast(), self.classes()],
         );
         let mut files = training.iter().chain(&pictures).filter(|file| file.exists());
         files.try_for_each(|file| remove(file))?;
@@ -123,6 +123,11 @@ impl Folder {
         self.0.join("curves.svg")
     }
 
+    /// Of a run of `gru train` that came to its end.
+    pub fn classes(&self) -> PathBuf {
+        self.0.join("classes.csv")
+    }
+
     /// Of a run of `gru forecast`.
     pub fn forecast(&self) -> PathBuf {
         self.0.join("forecast.svg")
@@ -135,7 +140,13 @@ impl Folder {
             path.exists() || self.before().exists(),
             "{shown} holds no checkpoint yet; start the run again with --force"
         );
-        let (checkpoint, refused) = Checkpoint::read_last(&path)?;
+        let (checkpoint, refused) =
+            Checkpoint::read_last(&path).or_else(|last| match Checkpoint::read(self.before()) {
+                Ok(before) => Ok((before, Some(last))),
+                Err(before) => Err(anyhow!(
+                    "{last}; {before}; there is no other checkpoint to go on from, and --force starts anew"
+                )),
+            })?;
         if let Some(error) = refused {
             note(format_args!("{error}; the checkpoint before it is taken"));
         }

@@ -22,6 +22,7 @@ use super::arguments::{delimiter, yes_or_no};
 use super::checkpoints::{Every, every};
 use super::folder::Folder;
 use super::output::{check_directory, open};
+use super::pace::PaceArguments;
 use super::sheet::{Reading, fingerprint, whole};
 use config::{Column, Config, Data, Model, Settings, Sizes, Task};
 use job::{Job, Parts};
@@ -32,7 +33,7 @@ use windows::Windows;
 /// Train a forecaster on a real series and print its error beside simple rules.
 ///
 /// Reads a numeric column of a CSV file, or several, holds out its last part, trains a GRU with a linear head
-/// on windows of the rest, forecasts the held-out part from every row of it, and writes
+/// on windows of the rest (by Adam, its learning rate falling along half a cosine), forecasts the held-out part from every row of it, and writes
 /// forecast.svg and loss.svg. Missing values are filled by straight lines first, wherever they are.
 /// With --run all is kept in a folder: config.toml, metrics.csv, curves.svg, forecast.svg, model.safetensors and
 /// checkpoint.safetensors. The last two are written after the first epoch, every so often, at the end, and at
@@ -45,11 +46,12 @@ use windows::Windows;
     gru forecast data/mauna_loa_co2_weekly.csv --device software --epochs 2\n\n  \
     gru forecast data/mauna_loa_co2_weekly.csv --run co2\n  \
     gru forecast --resume co2\n  \
+    gru forecast --resume co2 --epochs 40 --learning-rate 0.002\n  \
     gru predict co2 newer.csv\n\n\
     `gru run FOLDER/model.safetensors` runs the model's GRU. With --reset after PyTorch loads it as a module\n\
     with an nn.GRU called gru and an nn.Linear called head.")]
 pub struct Arguments {
-    /// The CSV file.
+    /// The CSV file; with --resume only where it has moved.
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
@@ -60,6 +62,8 @@ pub struct Arguments {
     model: Model,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    pace: PaceArguments,
     /// The directory for forecast.svg and loss.svg.
     #[arg(long, value_name = "DIR", default_value = ".")]
     output: PathBuf,
@@ -70,9 +74,10 @@ pub struct Arguments {
     #[arg(long, requires = "run")]
     force: bool,
     /// Go on with a run that was interrupted, with its own data and settings: on the same device to the same
-    /// bits as if it had not been.
+    /// bits as if it had not been. Of the settings --epochs, --learning-rate and --clip may be others from there
+    /// on; config.toml notes what they were. Where the data have moved, the CSV file says where to.
     #[arg(long, value_name = "FOLDER", group = "kept",
-        conflicts_with_all = ["csv", "run", "force", "output", "What", "Sizes", "Model", "Settings"])]
+        conflicts_with_all = ["run", "force", "output", "What", "Sizes", "Model", "Settings"])]
     resume: Option<PathBuf>,
     /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
     /// between updates, about four times a second and after every 16.
@@ -101,17 +106,19 @@ struct What {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
-    let Arguments { csv, output, run, force, resume, checkpoint_every, .. } = arguments;
+    let Arguments { csv, pace, output, run, force, resume, checkpoint_every, .. } = arguments;
     // What can be refused is refused before the work, not after it.
     let (folder, lock, job, checkpoint) = match (resume, csv) {
-        (Some(path), _) => {
+        (Some(path), csv) => {
             let folder = Folder::open(path)?;
             let lock = folder.lock()?;
-            let config = Config::read(&folder.config())?;
-            let series = config.read_again()?;
+            let mut config = Config::read(&folder.config())?;
+            let series = config.read_again(csv.as_deref())?;
             let checkpoint = folder.read_checkpoint()?;
             let parts = Parts::new(&config.windows, series.values().len())?;
-            (Some(folder), Some(lock), Job { config, series, parts }, Some(checkpoint))
+            let mut job = Job { config, series, parts };
+            let checkpoint = job.go_on(checkpoint, pace)?;
+            (Some(folder), Some(lock), job, Some(checkpoint))
         }
         (None, Some(csv)) => {
             let folder = run.as_ref().map(|path| Folder::claim(path, *force)).transpose()?;
@@ -127,24 +134,27 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     job.announce();
     let runner = Runner::new(&job, folder.as_ref(), *checkpoint_every, checkpoint, &device)?;
     let lock = match (&folder, lock) {
-        (Some(folder), None) => {
-            let lock = folder.take(*force)?;
-            job.config.write(&folder.config())?;
-            Some(lock)
-        }
+        (Some(folder), None) => Some(folder.take(*force)?),
         (_, lock) => lock,
     };
+    if let Some(folder) = &folder {
+        job.config.write(&folder.config())?;
+    }
     let ended = runner.run()?;
+    let status = ended.report(&job, folder.as_ref(), output, out)?;
     drop(lock);
-    ended.report(&job, folder.as_ref(), output, out)
+    ended.unsaved.map_or(Ok(status), |why| Err(why.context("the run was not saved")))
 }
 
 impl Arguments {
     /// What a new run is to be, and whether it is kept.
     fn start(&self, csv: &Path, is_kept: bool) -> Result<Job> {
         let What { column, delimiter, missing, header } = &self.what;
-        let reading =
-            Reading { delimiter: *delimiter, missing: missing.as_deref(), header: *header };
+        let reading = Reading {
+            delimiter: *delimiter,
+            missing: missing.iter().cloned().collect(),
+            header: *header,
+        };
         let series = Series::read(csv, column.as_deref(), reading)?;
         let parts = Parts::new(&self.sizes, series.values().len())?;
         let Sizes { input, horizon, .. } = self.sizes;
@@ -164,7 +174,8 @@ impl Arguments {
             windows: self.sizes.clone(),
             columns: columns.map(|(name, scale)| Column { name, scale }).collect(),
             model: self.model.clone(),
-            training: self.settings.clone(),
+            training: self.settings.with(self.pace.on(self.settings.pace())),
+            changes: Vec::new(),
         };
         Ok(Job { config, series, parts })
     }

@@ -1,13 +1,14 @@
 //! Ctrl-C: the first asks a run to end where it can go on from, the second ends it at once. And how often a
 //! run looks whether it was asked.
 
-use std::process;
+use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::folder::Folder;
 use super::output::note;
 
 /// The exit status of what was interrupted, as shells have it.
@@ -32,6 +33,20 @@ impl Interrupt {
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+/// Says that a run of `command` was interrupted, and how it goes on where it was saved in a folder.
+pub fn told(
+    command: &str,
+    saved: Option<&Folder>,
+    updates: u64,
+    (epochs, all): (usize, usize),
+) -> ExitCode {
+    let how = saved.map_or_else(String::new, |folder| {
+        format!("; `{command} --resume {}` goes on", folder.path().display())
+    });
+    note(format_args!("interrupted after {updates} updates, {epochs} of {all} epochs{how}"));
+    ExitCode::from(STATUS)
 }
 
 /// Between two looks at whether a run is to end or to be saved: for this long, and for no more than so many

@@ -27,6 +27,17 @@ pub fn quote_path(path: &Path) -> String {
     quote(&path.to_string_lossy())
 }
 
+/// The first of these words, and how many there are more.
+pub fn some_of(words: impl ExactSizeIterator<Item = String>) -> String {
+    const MOST: usize = 8;
+    let more = words.len().saturating_sub(MOST);
+    let mut shown: Vec<_> = words.take(MOST).collect();
+    if more > 0 {
+        shown.push(format!("{more} more"));
+    }
+    shown.join(", ")
+}
+
 /// Rows of text in aligned columns: the first to the left, the others to the right.
 pub struct Table {
     rows: Vec<Vec<String>>,

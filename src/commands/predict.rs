@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::{quote, safetensors, write_whole};
 use gru_wgpu::{DeviceKind, Network};
 use ndarray::{Array2, ArrayView1};
@@ -12,6 +12,7 @@ use super::folder::Folder;
 use super::forecast;
 use super::output::{check_output, note, open, quote_path};
 use super::settings;
+use super::train::classes::most_probable;
 use super::train::config::{Config, Task};
 use super::train::table::Table;
 
@@ -56,6 +57,10 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let shown = quote_path(run);
     ensure!(folder.model().exists(), "{shown} holds no model yet: none of its epochs is over");
     if settings::is_forecast(&folder.config())? {
+        ensure!(
+            !probabilities,
+            "--probabilities are those of classes, and {shown} is a run of `gru forecast`, whose model says numbers"
+        );
         return put(&forecast::predict::forecast(&folder, csv, kind)?, output.as_deref(), out);
     }
     let config = Config::read(&folder.config())?;
@@ -68,10 +73,25 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
     let outputs = network.forward_each(&inputs, config.training.batch)?;
+    check_finite(&table, &outputs)?;
     let predictions: Vec<_> = outputs.iter().map(Prediction::of).collect();
     let text = written(&config, &table, &predictions, *probabilities)?;
     put(&text, output.as_deref(), out)?;
     tell_accuracy(&config, &table, &predictions)
+}
+
+/// `Ok` when what the model says of each sequence is numbers.
+fn check_finite(table: &Table, outputs: &[Array2<f32>]) -> Result<()> {
+    let is_odd = |outputs: &Array2<f32>| outputs.iter().any(|output| !output.is_finite());
+    let odd = table.sequences.iter().zip(outputs).find(|(_, outputs)| is_odd(outputs));
+    odd.map_or(Ok(()), |(sequence, _)| {
+        bail!(
+            "what the model says of sequence {} in {} is not finite: it has diverged, or the sequence is far from \
+             those that it was trained on",
+            quote(table.name(sequence)),
+            table.shown
+        )
+    })
 }
 
 /// To the file, or else to stdout.
@@ -105,12 +125,7 @@ impl Prediction {
 impl Said {
     /// By softmax.
     fn of(row: ArrayView1<'_, f32>) -> Self {
-        let mut class = 0;
-        for (at, &output) in row.iter().enumerate() {
-            if output > row[class] {
-                class = at;
-            }
-        }
+        let class = most_probable(row);
         let shares = row.iter().map(|&output| f64::from(output - row[class]).exp());
         let mut probabilities: Vec<_> = shares.collect();
         let sum: f64 = probabilities.iter().sum();

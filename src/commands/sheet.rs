@@ -16,25 +16,26 @@ const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
 const LARGEST: f64 = 1e300;
 
 /// How to read a file.
-#[derive(Clone, Copy)]
-pub struct Reading<'a> {
+#[derive(Clone)]
+pub struct Reading {
     /// What stands between cells.
     pub delimiter: u8,
-    /// One more cell that means "no value".
-    pub missing: Option<&'a str>,
+    /// More cells that mean "no value".
+    pub missing: Vec<String>,
     /// Whether the first row names the columns; judged by its looks when `None`.
     pub header: Option<bool>,
 }
 
-impl Reading<'_> {
+impl Reading {
     fn is_missing(&self, cell: &str) -> bool {
-        MISSING.iter().any(|word| cell.eq_ignore_ascii_case(word)) || Some(cell) == self.missing
+        MISSING.iter().any(|word| cell.eq_ignore_ascii_case(word))
+            || self.missing.iter().any(|word| cell == word)
     }
 }
 
 /// A CSV file, cells as text.
-pub struct Sheet<'a> {
-    reading: Reading<'a>,
+pub struct Sheet {
+    reading: Reading,
     pub names: Vec<String>,
     /// Whether the file names its columns. They are numbered otherwise.
     pub has_header: bool,
@@ -53,8 +54,8 @@ impl Row {
     }
 }
 
-impl<'a> Sheet<'a> {
-    pub fn read(path: &Path, reading: Reading<'a>) -> Result<Self> {
+impl Sheet {
+    pub fn read(path: &Path, reading: Reading) -> Result<Self> {
         let shown = quote_path(path);
         let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
         let text = std::str::from_utf8(&bytes)
@@ -146,6 +147,22 @@ impl<'a> Sheet<'a> {
         first.is_some_and(|cell| cell.parse::<f64>().is_ok())
     }
 
+    /// Whether more than half of a column's cells that are not missing are numbers.
+    pub fn is_mostly_numeric(&self, column: usize) -> bool {
+        let cells = self.rows.iter().map(|row| row.cell(column));
+        let (mut numbers, mut all) = (0, 0);
+        for cell in cells.filter(|cell| !self.is_missing(cell)) {
+            all += 1;
+            numbers += usize::from(cell.parse::<f64>().is_ok());
+        }
+        2 * numbers > all
+    }
+
+    /// Whether words that mean "no value" were named.
+    pub fn names_missing(&self) -> bool {
+        !self.reading.missing.is_empty()
+    }
+
     /// The number in a row's column, `None` where it is missing. `advice` says what may be done about a
     /// word.
     pub fn number(&self, row: &Row, column: usize, advice: &str) -> Result<Option<f64>> {
@@ -194,7 +211,7 @@ fn csv_rows(text: &str, delimiter: u8) -> Result<Vec<Row>> {
 }
 
 /// Whether the first row names the columns: it holds a word where numbers follow, or words alone.
-fn has_header(rows: &[Row], reading: &Reading<'_>) -> bool {
+fn has_header(rows: &[Row], reading: &Reading) -> bool {
     let missing = |cell: &str| reading.is_missing(cell);
     let is_number = |cell: &str| cell.parse::<f64>().is_ok();
     let is_word = |cell: &str| !missing(cell) && !is_number(cell) && date(cell).is_none();
@@ -226,6 +243,19 @@ fn date(cell: &str) -> Option<NaiveDate> {
 /// A path that leads there from everywhere.
 pub fn whole(path: &Path) -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("cannot open {}", quote_path(path)))
+}
+
+/// `Ok` when the files of a run that goes on are byte for byte those that it was started with.
+pub fn check_fingerprint(paths: [Option<&Path>; 2], before: &str) -> Result<()> {
+    let found = fingerprint(paths);
+    let found = found.context("where the data have moved, name them after --resume FOLDER")?;
+    let shown: Vec<_> = paths.into_iter().flatten().map(quote_path).collect();
+    ensure!(
+        found == before,
+        "{} is not what the run was started with; a run goes on with the same data",
+        shown.join(" or ")
+    );
+    Ok(())
 }
 
 /// Of files' bytes: FNV-1a, 64 bits. Enough to see that a file was changed by mistake.

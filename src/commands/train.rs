@@ -1,30 +1,30 @@
 //! `gru train`: a GRU that classifies or labels sequences, from a long table.
 
+pub mod classes;
 pub mod config;
 mod curves;
+mod holdout;
 mod job;
 mod report;
 mod runner;
 pub mod table;
-mod words;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use gru_wgpu::DeviceKind;
 use gru_wgpu::formats::quote;
-use rand::seq::SliceRandom;
-use rand::{SeedableRng, rngs::ChaCha8Rng};
 
 use super::arguments::{delimiter, share, yes_or_no};
 use super::checkpoints::{Every, every};
 use super::folder::Folder;
 use super::interrupt::Interrupt;
-use super::output::{open, quote_path};
-use super::sheet::{Reading, fingerprint, whole};
-use config::{Columns, Config, Data, Model, Pace, Settings, Task};
+use super::output::open;
+use super::sheet::{Reading, check_fingerprint, fingerprint, whole};
+use config::{Columns, Config, Data, Model, Settings, Task, TrainPace};
+use holdout::HoldOut;
 use job::Job;
 use runner::Runner;
 use table::Table;
@@ -35,7 +35,7 @@ use table::Table;
 /// the sequence, its last one is the label, what stands between is what the model sees; options name others.
 /// Numbers are scaled by the training part's mean and deviation, a column of words becomes an input a word.
 /// The run's folder gets config.toml, metrics.csv, curves.svg, checkpoint.safetensors and, of the epoch that
-/// did best on what was held out, model.safetensors. A checkpoint is written after the first
+/// did best on what was held out, model.safetensors; at the end classes.csv, how that does on each class. A checkpoint is written after the first
 /// epoch, every so often, and at Ctrl-C or SIGTERM, which end the run within a second, or with the update
 /// under way where that takes longer.
 #[derive(clap::Args, Debug)]
@@ -54,7 +54,7 @@ pub struct Arguments {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
-    pace: Pace,
+    pace: TrainPace,
     /// The run's folder.
     #[arg(long, value_name = "FOLDER", default_value = "run")]
     run: PathBuf,
@@ -84,7 +84,7 @@ struct What {
     /// counts in neither the loss nor the accuracy of label.
     #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
     task: Option<Task>,
-    /// The share of the sequences held out to validate on.
+    /// The share of the sequences held out to validate on: with --task classify of those of each class.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
     holdout: f64,
     /// The column that names a row's sequence, by its name or its number from 1, as 3 or #3 [default: the
@@ -98,9 +98,14 @@ struct What {
     /// The columns that the model sees [default: all others].
     #[arg(long, value_name = "COLUMN,…")]
     features: Option<String>,
-    /// Those of them whose numbers are but names [default: those whose first cell is no number].
+    /// Those of them whose numbers are but names [default: those most of whose cells are no numbers]. The
+    /// label's column, too, where many different numbers are classes all the same.
     #[arg(long, value_name = "COLUMN,…")]
     categorical: Option<String>,
+    /// Words that mean a missing number, besides an empty cell, NA, N/A, null and none. Where any are named
+    /// such cells take their column's mean; otherwise they are refused.
+    #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
+    missing: Vec<String>,
     /// The character between cells.
     #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
     delimiter: u8,
@@ -122,10 +127,10 @@ The model is a GRU and a linear head on its last state (classify) or on every st
 `gru run FOLDER/model.safetensors` runs the GRU, and PyTorch loads it as a module with an nn.GRU called gru
 and an nn.Linear called head.
 
---json: version, device, task, run, sequences {train, valid}, classes, parameters, epochs, updates, ended
-(whole or early), seconds, best_epoch, accuracy, loss, and majority {class, accuracy, loss}: of the class that
-is most frequent in the training part, and the loss of the classes' frequencies there. The exit status is 130
-after Ctrl-C.";
+--json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: how many}, parameters,
+epochs, updates, ended (whole or early), seconds, best_epoch, accuracy, loss, per_class [{class, count, correct,
+precision, recall}] of the held-out part, and majority {class, accuracy, loss}: of the class that is most frequent
+in the training part, and the loss of the classes' frequencies there. The exit status is 130 after Ctrl-C.";
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
@@ -155,8 +160,9 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let interrupt = Interrupt::listen()?;
     job.announce(&device)?;
     let ended = runner.run(&interrupt)?;
+    let status = ended.report(&job, &folder, &device, *json, out)?;
     drop(lock);
-    ended.report(&job, &folder, &device, *json, out)
+    ended.unsaved.map_or(Ok(status), |why| Err(why.context("the run was not saved")))
 }
 
 impl Arguments {
@@ -165,33 +171,38 @@ impl Arguments {
         let Self { what, valid, .. } = self;
         let What { task, holdout, sequence, label, features, categorical, .. } = what;
         let task = task.context("expected a --task")?; // clap has asked for it
-        let reading =
-            Reading { delimiter: self.what.delimiter, missing: None, header: self.what.header };
+        let reading = Reading {
+            delimiter: what.delimiter,
+            missing: what.missing.clone(),
+            header: what.header,
+        };
         let train = Table::read(csv, reading, sequence.as_deref())?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
         let categorical = categorical.transpose()?.unwrap_or_default();
         let name = |column: usize| train.sheet.reference(column);
-        let stranger = categorical.iter().find(|column| !features.contains(column));
-        if let Some(&column) = stranger {
-            bail!("--categorical names {}, which is no feature", quote(&name(column)));
+        let is_known = |column: &usize| features.contains(column) || *column == label;
+        if let Some(&column) = categorical.iter().find(|column| !is_known(column)) {
+            let column = quote(&name(column));
+            bail!("--categorical names {column}, which is neither a feature nor the label");
         }
-        let columns = Columns {
-            sequence: name(train.sequence),
-            label: name(label),
-            classes: train.classes(label)?,
-        };
+        let classes = train.classes(label)?;
+        if !categorical.contains(&label) {
+            train.check_classes(label, &classes)?;
+        }
+        let columns = Columns { sequence: name(train.sequence), label: name(label), classes };
         let data = Data {
             train: whole(csv)?,
             valid: valid.as_deref().map(whole).transpose()?,
             holdout: valid.is_none().then_some(*holdout),
-            delimiter: self.what.delimiter.into(),
+            delimiter: what.delimiter.into(),
             header: train.sheet.has_header,
+            missing: what.missing.clone(),
             fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
         };
         let training = self.settings.begun_with(&self.pace)?;
         let seed = training.seed;
-        let tables = Tables::split(train, &data, &columns, seed)?;
+        let tables = Tables::split(train, task, &data, &columns, seed)?;
         let features = tables.train.features(&features, &categorical, &tables.train_sequences)?;
         let config = Config {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -217,34 +228,27 @@ pub struct Tables {
 }
 
 impl Tables {
-    fn split(train: Table, data: &Data, columns: &Columns, seed: u64) -> Result<Self> {
+    fn split(train: Table, task: Task, data: &Data, columns: &Columns, seed: u64) -> Result<Self> {
         if let Some(path) = &data.valid {
             let valid = Table::read(path, data.reading(), Some(&columns.sequence))?;
             let (train_sequences, valid_sequences) =
                 (train.sequences.clone(), valid.sequences.clone());
             return Ok(Self { train, train_sequences, valid: Some(valid), valid_sequences });
         }
-        let count = train.sequences.len();
-        ensure!(
-            count >= 2,
-            "{} holds a single sequence, and a part of them is to be held out (--holdout, --valid)",
-            train.shown
-        );
         let share = data.holdout.unwrap_or_default();
-        let held_out = ((share * count as f64).round() as usize).clamp(1, count - 1);
-        let mut order: Vec<_> = (0..count).collect();
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed ^ HOLDOUT_STREAM));
-        let (held_out, rest) = order.split_at_mut(held_out);
-        held_out.sort_unstable();
-        rest.sort_unstable();
+        let held_out = HoldOut { share, seed };
+        let (rest, held_out) = match task {
+            Task::Classify => held_out.by_class(&train, columns)?,
+            Task::Label => held_out.of_all(&train)?,
+        };
         let of = |order: &[usize]| order.iter().map(|&at| train.sequences[at].clone()).collect();
-        let (train_sequences, valid_sequences) = (of(rest), of(held_out));
+        let (train_sequences, valid_sequences) = (of(&rest), of(&held_out));
         Ok(Self { train, train_sequences, valid: None, valid_sequences })
     }
 
     /// Those that a run was started with, or where they have moved to.
     fn read_again(config: &mut Config, train: Option<&Path>, valid: Option<&Path>) -> Result<Self> {
-        let Config { data, columns, training, .. } = config;
+        let Config { task, data, columns, training, .. } = config;
         if let Some(path) = train {
             data.train = whole(path)?;
         }
@@ -253,19 +257,8 @@ impl Tables {
             (Some(_), None) => bail!("the run holds out a part of its file, and takes no --valid"),
             (None, _) => {}
         }
-        let found = fingerprint([Some(&data.train), data.valid.as_ref()]);
-        let found = found.context("where the data have moved, name them after --resume FOLDER")?;
-        let also = |valid| format!(" or {}", quote_path(valid));
-        ensure!(
-            found == data.fingerprint,
-            "{}{} is not what the run was started with; a run goes on with the same data",
-            quote_path(&data.train),
-            data.valid.as_deref().map_or_else(String::new, also)
-        );
+        check_fingerprint([Some(&data.train), data.valid.as_deref()], &data.fingerprint)?;
         let train = Table::read(&data.train, data.reading(), Some(&columns.sequence))?;
-        Self::split(train, data, columns, training.seed)
+        Self::split(train, *task, data, columns, training.seed)
     }
 }
-
-/// Told apart from the parameters' random numbers, which the seed itself gives.
-const HOLDOUT_STREAM: u64 = 0x686f_6c64;

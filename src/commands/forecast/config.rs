@@ -8,10 +8,12 @@ use gru_wgpu::{Clip, Head, Loss, Optimizer, ParamLayout, Regime, Schedule, Train
 use serde::{Deserialize, Serialize};
 
 use super::series::Series;
-use crate::commands::arguments::{ResetWord, at_least_one, positive, share};
+use crate::commands::arguments::{ResetWord, at_least_one, share};
 use crate::commands::output::quote_path;
+use crate::commands::pace::{self, Change, Pace};
 use crate::commands::settings;
-use crate::commands::sheet::{Reading, fingerprint};
+use crate::commands::sheet::{Reading, check_fingerprint, whole};
+use crate::commands::words::ClipWord;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +27,9 @@ pub struct Config {
     pub columns: Vec<Column>,
     pub model: Model,
     pub training: Settings,
+    /// Earlier settings of a run that went on with others, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
 }
 
 /// What tells such a run from those of `gru train`.
@@ -49,10 +54,10 @@ pub struct Data {
 
 impl Data {
     /// How its file is read, and those to be predicted from.
-    pub fn reading(&self) -> Reading<'_> {
+    pub fn reading(&self) -> Reading {
         let Self { delimiter, header, missing, .. } = self;
         let delimiter = *delimiter as u8;
-        Reading { delimiter, missing: missing.as_deref(), header: Some(*header) }
+        Reading { delimiter, missing: missing.iter().cloned().collect(), header: Some(*header) }
     }
 }
 
@@ -97,29 +102,30 @@ pub struct Model {
     pub reset: ResetWord,
 }
 
-/// How it is trained.
+/// How it is trained. What a run may change where it goes on stands in [`PaceArguments`] on the command line.
+///
+/// [`PaceArguments`]: crate::commands::pace::PaceArguments
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Passes over the training windows.
-    #[arg(long, value_name = "TIMES", default_value_t = 30, value_parser = at_least_one)]
+    #[arg(skip = 30_usize)]
     pub epochs: usize,
     /// Windows a training step.
     #[arg(long, value_name = "WINDOWS", default_value_t = 64, value_parser = at_least_one)]
     pub batch: usize,
-    /// Adam's learning rate at the start; it falls to 0 along half a cosine.
-    #[arg(long, value_name = "RATE", default_value_t = 0.01, value_parser = positive::<f64>)]
+    /// At the start; it falls to 0 along half a cosine.
+    #[arg(skip = 0.01_f64)]
     pub learning_rate: f64,
-    /// The largest norm of a step's gradient.
-    #[arg(long, value_name = "NORM", default_value_t = 1.0, value_parser = positive::<f32>)]
-    pub clip: f32,
+    #[arg(skip = ClipWord(Clip::Norm(1.0)))]
+    pub clip: ClipWord,
     /// Seed of the fresh parameters and of the windows' order.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 
 /// Said above the heads of the file.
-const COMMENTS: [(&str, &str); 5] = [
+const COMMENTS: [(&str, &str); 6] = [
     ("[data]", "Where the series comes from."),
     ("[windows]", "How it is cut, in rows; season is for the rules alone."),
     (
@@ -128,6 +134,7 @@ const COMMENTS: [(&str, &str); 5] = [
     ),
     ("[model]", "A GRU (reset = \"after\": PyTorch's) with a linear head on its last state."),
     ("[training]", "How it is trained, by Adam for the mean squared error."),
+    pace::COMMENT,
 ];
 
 impl Config {
@@ -155,15 +162,20 @@ impl Config {
         Ok(())
     }
 
-    /// The series that a run was started with.
-    pub fn read_again(&self) -> Result<Series> {
-        let Data { csv, fingerprint: before, .. } = &self.data;
-        ensure!(
-            fingerprint([Some(csv), None])? == *before,
-            "{} is not what the run was started with; a run goes on with the same data",
-            quote_path(csv)
-        );
+    /// The series that a run was started with, or where it has moved to.
+    pub fn read_again(&mut self, moved: Option<&Path>) -> Result<Series> {
+        if let Some(csv) = moved {
+            self.data.csv = whole(csv)?;
+        }
+        let Data { csv, fingerprint, .. } = &self.data;
+        check_fingerprint([Some(csv), None], fingerprint)?;
         self.series(csv)
+    }
+
+    /// Its settings, and those it had earlier.
+    pub fn settings(&self) -> impl Iterator<Item = Settings> {
+        let earlier = self.changes.iter().map(|change| self.training.with(change.pace()));
+        earlier.chain([self.training.clone()])
     }
 
     /// Its columns of a file.
@@ -186,6 +198,17 @@ impl Config {
 }
 
 impl Settings {
+    pub fn pace(&self) -> Pace {
+        let Self { epochs, learning_rate, clip, .. } = *self;
+        Pace { epochs, learning_rate, clip, patience: None }
+    }
+
+    /// The same at another pace.
+    pub fn with(&self, pace: Pace) -> Self {
+        let Pace { epochs, learning_rate, clip, patience: _ } = pace;
+        Self { epochs, learning_rate, clip, ..self.clone() }
+    }
+
     pub fn regime(&self) -> Regime {
         Regime::new(self.epochs, self.batch).with_seed(self.seed)
     }
@@ -195,6 +218,6 @@ impl Settings {
         let updates = (self.epochs as u64).saturating_mul(self.regime().updates(windows, 1));
         Training::new(Loss::MeanSquared, Optimizer::adam(), self.learning_rate)
             .with_schedule(Schedule::cosine(updates))
-            .with_clip(Clip::Norm(self.clip))
+            .with_clip(self.clip.0)
     }
 }

@@ -1,13 +1,15 @@
 //! What is trained on what, and what it is held against.
 
 use anyhow::{Result, bail, ensure};
-use gru_wgpu::Training;
 use gru_wgpu::formats::quote;
+use gru_wgpu::{Checkpoint, Training};
 
-use super::config::{Config, Sizes};
+use super::config::{Config, Data, Settings, Sizes};
 use super::series::Series;
 use super::windows::{Windows, origins};
-use crate::commands::output::{note, quote_path};
+use crate::commands::checkpoints::{check_same, is_of};
+use crate::commands::output::{note, quote_path, some_of};
+use crate::commands::pace::{self, PaceArguments};
 
 pub struct Job {
     pub config: Config,
@@ -25,6 +27,48 @@ impl Job {
     /// How it is trained.
     pub fn training(&self) -> Training {
         self.config.training.training(self.parts.training.len())
+    }
+
+    /// Makes what is left of a run be trained as `given` says, and the rest as its settings do, which are to
+    /// be those of its checkpoint, or were before a change that is noted.
+    ///
+    /// # Errors
+    /// When the configuration is not the checkpoint's, or the epochs are over.
+    pub fn go_on(&mut self, mut last: Checkpoint, given: &PaceArguments) -> Result<Checkpoint> {
+        self.check_same(&last)?;
+        let Config { training, changes, .. } = &mut self.config;
+        let (before, now) = (training.pace(), given.on(training.pace()));
+        pace::go_on(&last, before, now, changes)?;
+        *training = training.with(now);
+        last.training = self.training();
+        last.regime = self.config.training.regime();
+        Ok(last)
+    }
+
+    /// `Ok` when the configuration is that of a checkpoint.
+    fn check_same(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let Self { config, parts, .. } = self;
+        let is_same = |settings: Settings| {
+            checkpoint.regime == settings.regime()
+                && checkpoint.training == settings.training(parts.training.len())
+        };
+        check_same(&[
+            ("[data], [windows] or [[columns]]", is_of(checkpoint, &self.data())),
+            ("[model]", *checkpoint.state.params.layout() == config.layout()?),
+            ("[training]", config.settings().any(is_same)),
+        ])
+    }
+
+    /// What a checkpoint notes of the series that is trained and tested on, wherever it is.
+    pub fn data(&self) -> String {
+        let Config { data, windows, columns, .. } = &self.config;
+        let Data { csv: _, delimiter, header, missing, fingerprint } = data;
+        format!("{:?}", (fingerprint, delimiter, header, missing, windows, columns))
+    }
+
+    /// Some windows, in words: by the row of the file, its names not counted, that each has to forecast first.
+    pub fn names(&self, origins: &[usize]) -> String {
+        some_of(origins.iter().map(|origin| (origin + 1).to_string()))
     }
 
     /// Says what is about to be done.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use gru_wgpu::{
-    Checkpoint, Device, Ended, Evaluation, Event, Learner, Position, Regime, Report, Result,
+    Checkpoint, Device, Ended, Error, Evaluation, Event, Learner, Position, Regime, Report, Result,
 };
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
@@ -18,6 +18,13 @@ pub struct Forecaster {
     regime: Regime,
     /// Its loss is the sum of the batches' losses, each times its windows, and the number of batches.
     position: Position,
+}
+
+/// What ended training, and the windows of the update that did.
+#[derive(Debug)]
+pub struct Stopped {
+    pub error: Error,
+    pub origins: Vec<usize>,
 }
 
 impl Forecaster {
@@ -57,7 +64,7 @@ impl Forecaster {
         windows: &Windows,
         origins: &[usize],
         mut listen: impl FnMut(&mut Self, &Event<'_>) -> ControlFlow<()>,
-    ) -> Result<Ended> {
+    ) -> Result<Ended, Box<Stopped>> {
         let mut origins = origins.to_vec();
         let mut rng = ChaCha8Rng::seed_from_u64(self.regime.seed ^ ORDER_STREAM);
         let mut until_look = 1;
@@ -70,7 +77,11 @@ impl Forecaster {
             let batches: Vec<_> = origins.chunks(self.regime.batch).collect();
             while let Some(rest) = batches.get(self.position.batch..).filter(|b| !b.is_empty()) {
                 let look = Looks::new();
-                let reports = self.updates(windows, &rest[..rest.len().min(until_look)])?;
+                let reports = self.updates(windows, &rest[..rest.len().min(until_look)]);
+                let reports = reports.map_err(|error| {
+                    let origins = batches.get(self.position.batch).copied().unwrap_or_default();
+                    Box::new(Stopped { error, origins: origins.to_vec() })
+                })?;
                 until_look = look.until_next(reports.len());
                 if listen(self, &Event::Updates(&reports)).is_break() {
                     return Ok(Ended::Asked);

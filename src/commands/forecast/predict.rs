@@ -7,7 +7,6 @@ use gru_wgpu::formats::safetensors;
 use gru_wgpu::{DeviceKind, Network};
 
 use super::config::{Config, Sizes};
-use super::report::check_finite;
 use super::windows::Windows;
 use crate::commands::folder::Folder;
 use crate::commands::output::{note, open, quote_path};
@@ -32,7 +31,7 @@ pub fn forecast(folder: &Folder, csv: &Path, kind: DeviceKind) -> Result<Vec<u8>
     let network = Network::new(params, &open(kind)?)?;
     let windows = Windows::scaled(&series.columns, input, horizon, config.scales());
     let forecasts = windows.forecast(&[rows], 1, |x| network.forward(x))?;
-    check_finite(&forecasts)?;
+    windows.check(&[rows], &forecasts)?;
     if series.filled > 0 {
         note(format_args!("{} missing values interpolated", series.filled));
     }

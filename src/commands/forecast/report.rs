@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use gru_wgpu::Ended;
 use gru_wgpu::formats::write_whole;
 use indicatif::HumanDuration;
@@ -33,12 +33,9 @@ impl Outcome {
     ) -> Result<ExitCode> {
         let (epochs, all) = (self.model.position().epoch, job.config.training.epochs);
         if let (Ended::Asked, Some(folder)) = (self.ended, folder) {
-            note(format_args!(
-                "interrupted after {} updates, {epochs} of {all} epochs; `gru forecast --resume {}` goes on",
-                self.model.learner().updates(),
-                folder.path().display()
-            ));
-            return Ok(ExitCode::from(interrupt::STATUS));
+            let saved = self.unsaved.is_none().then_some(folder);
+            let updates = self.model.learner().updates();
+            return Ok(interrupt::told("gru forecast", saved, updates, (epochs, all)));
         }
         let time = HumanDuration(Duration::from_secs_f64(self.seconds));
         let last = self.epochs.last().map_or(f32::NAN, |epoch| epoch.train_loss);
@@ -47,14 +44,16 @@ impl Outcome {
         let (windows, batch) = (job.windows(), job.config.training.batch);
         let forward = |x: &_| self.model.learner().forward(x);
         let forecasts = windows.forecast(&job.parts.testing, batch, forward)?;
-        check_finite(&forecasts)?;
+        windows.check(&job.parts.testing, &forecasts)?;
         let errors = errors(job, &forecasts);
         let future = windows.forecast(&[job.series.values().len()], 1, forward)?;
         let forecast = plot::forecast(&picture(job, &forecasts, &future, &errors))?;
         match folder {
             Some(folder) => {
                 write_picture(folder.forecast(), &forecast)?;
-                note(format_args!("all is in {}", quote_path(folder.path())));
+                if self.unsaved.is_none() {
+                    note(format_args!("all is in {}", quote_path(folder.path())));
+                }
             }
             None => {
                 write_picture(output.join("forecast.svg"), &forecast)?;
@@ -75,15 +74,6 @@ impl Outcome {
 fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
     write_whole(&path, |to| to.write_all(svg.as_bytes()))?;
     note(format_args!("wrote {}", quote_path(&path)));
-    Ok(())
-}
-
-/// `Ok` when forecasts are numbers.
-pub fn check_finite(forecasts: &Array2<f64>) -> Result<()> {
-    ensure!(
-        forecasts.iter().all(|v| v.is_finite()),
-        "the trained model forecasts values that are not finite; try a lower --learning-rate"
-    );
     Ok(())
 }
 

@@ -3,15 +3,15 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result};
 use gru_wgpu::formats::{safetensors, write_whole};
-use gru_wgpu::{Checkpoint, Device, Ended, Event, Init, Learner, Params};
+use gru_wgpu::{Checkpoint, Device, Ended, Event, Init, Learner, Params, Position};
 
 use super::job::Job;
-use super::model::Forecaster;
+use super::model::{Forecaster, Stopped};
 use super::plot;
 use super::windows::Windows;
-use crate::commands::checkpoints::{Every, Saver, check_same, is_of, keep_good};
+use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved, warn_unsaved};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::output::note;
@@ -30,6 +30,8 @@ pub struct Outcome {
     pub epochs: Vec<Epoch>,
     /// Of training, those of earlier parts included.
     pub seconds: f64,
+    /// Why it is not in its folder, if so.
+    pub unsaved: Option<Error>,
 }
 
 impl<'a> Runner<'a> {
@@ -41,16 +43,13 @@ impl<'a> Runner<'a> {
         checkpoint: Option<Checkpoint>,
         device: &Device,
     ) -> Result<Self> {
-        let saver = folder
-            .map(|folder| Saver::new(folder, every, data_of(job), device, checkpoint.as_ref()));
+        let saver =
+            folder.map(|folder| Saver::new(folder, every, job.data(), device, checkpoint.as_ref()));
         let settings = &job.config.training;
         let layout = job.config.layout()?;
         note(format_args!("training {} parameters on {device}", layout.parameter_count()));
         let model = match checkpoint {
-            Some(checkpoint) => {
-                check_own(job, &checkpoint)?;
-                Forecaster::from_checkpoint(checkpoint, device)?
-            }
+            Some(checkpoint) => Forecaster::from_checkpoint(checkpoint, device)?,
             None => {
                 let params = Params::init_of(layout, Init::Uniform, settings.seed)?;
                 let learner = Learner::new(params, job.training(), device)?;
@@ -91,28 +90,11 @@ impl<'a> Runner<'a> {
         if let Some(error) = failed {
             return Err(error);
         }
-        let ended = ended.map_err(|error| keeper.explain(&mut model, error))?;
-        keeper.save(&mut model)?;
+        let ended = ended.map_err(|stopped| keeper.explain(&mut model, &stopped))?;
+        let unsaved = unsaved(keeper.save(&mut model))?;
         let seconds = keeper.seconds();
-        Ok(Outcome { ended, model, epochs: keeper.epochs, seconds })
+        Ok(Outcome { ended, model, epochs: keeper.epochs, seconds, unsaved })
     }
-}
-
-/// `Ok` when the folder's configuration is that of its checkpoint.
-fn check_own(job: &Job, checkpoint: &Checkpoint) -> Result<()> {
-    let Job { config, .. } = job;
-    check_same(&[
-        ("[data], [windows] or [[columns]]", is_of(checkpoint, &data_of(job))),
-        ("[model]", *checkpoint.state.params.layout() == config.layout()?),
-        ("[training]", checkpoint.regime == config.training.regime()),
-        ("[training]", checkpoint.training == job.training()),
-    ])
-}
-
-/// What is trained and tested on, to be held against another time's.
-fn data_of(job: &Job) -> String {
-    let config = &job.config;
-    format!("{:?}", (&config.data, &config.windows, &config.columns))
 }
 
 /// Follows a run.
@@ -149,8 +131,12 @@ impl Keeper<'_> {
             _ => {}
         }
         let is_epoch_over = matches!(event, Event::Epoch { .. });
-        let is_due = |saver: &Saver| saver.is_due(model.learner().updates(), is_epoch_over);
-        if self.saver.as_ref().is_some_and(is_due) { self.save(model) } else { Ok(()) }
+        let updates = model.learner().updates();
+        if self.saver.as_ref().is_some_and(|saver| saver.is_due(updates, is_epoch_over)) {
+            let why = unsaved(self.save(model))?;
+            why.iter().zip(&mut self.saver).for_each(|(why, saver)| saver.put_off(why, updates));
+        }
+        Ok(())
     }
 
     fn end_epoch(&mut self, model: &Forecaster, epoch: usize, train_loss: f32) -> Result<()> {
@@ -172,7 +158,8 @@ impl Keeper<'_> {
             self.progress.end_epoch("");
             return Ok(());
         };
-        Epoch::write_all(&self.epochs, &saver.folder().metrics())?;
+        let why = unsaved(Epoch::write_all(&self.epochs, &saver.folder().metrics()))?;
+        why.iter().for_each(warn_unsaved);
         self.progress.end_epoch(&format!("  held out {valid_loss:.5}"));
         Ok(())
     }
@@ -190,6 +177,7 @@ impl Keeper<'_> {
         let folder = saver.folder();
         safetensors::save_network(folder.model(), &checkpoint.state.params)?;
         if !self.epochs.is_empty() {
+            Epoch::write_all(&self.epochs, &folder.metrics())?;
             let title = format!("{}: loss", self.job.series.name());
             let train = self.epochs.iter().map(|epoch| f64::from(epoch.train_loss)).collect();
             let valid = self.epochs.iter().map(|epoch| epoch.valid_loss).collect();
@@ -200,11 +188,19 @@ impl Keeper<'_> {
         saver.write(checkpoint, self.progress.elapsed())
     }
 
-    /// What went wrong, and what is kept.
-    fn explain(&mut self, model: &mut Forecaster, error: gru_wgpu::Error) -> Error {
-        let Some(saver) = &self.saver else { return error.into() };
-        let (folder, kept) = (saver.folder(), saver.kept());
-        let kept = keep_good(folder, kept, || self.save(model));
-        anyhow!("{error}; {kept}")
+    /// What went wrong, of what diverged with its windows, and what is kept.
+    fn explain(&mut self, model: &mut Forecaster, stopped: &Stopped) -> Error {
+        let Stopped { error, origins } = stopped;
+        let kept = self.saver.as_ref().map(|saver| (saver.folder(), saver.kept()));
+        let kept = kept.map(|(folder, kept)| keep_good(folder, kept, || self.save(model)));
+        let Position { epoch, batch, .. } = model.position();
+        let batches = self.job.parts.training.len().div_ceil(self.job.config.training.batch);
+        let from = format!(
+            "epoch {}, batch {} of {batches}: the windows before rows {}",
+            epoch + 1,
+            batch + 1,
+            self.job.names(origins)
+        );
+        explain(error, &from, kept.as_deref())
     }
 }

@@ -33,7 +33,7 @@ pub struct Series {
 impl Series {
     /// Reads columns of the file at `path`: by names or numbers from 1, between commas, the first of which is
     /// the series itself; the last numeric one when `None`.
-    pub fn read(path: &Path, columns: Option<&str>, reading: Reading<'_>) -> Result<Self> {
+    pub fn read(path: &Path, columns: Option<&str>, reading: Reading) -> Result<Self> {
         Self::read_columns(path, reading, |sheet| match columns {
             Some(words) => sheet.find_all(words),
             None => Ok(vec![last_numeric(sheet)?]),
@@ -43,8 +43,8 @@ impl Series {
     /// Reads the columns that `choose` chooses, the series itself first.
     pub fn read_columns(
         path: &Path,
-        reading: Reading<'_>,
-        choose: impl FnOnce(&Sheet<'_>) -> Result<Vec<usize>>,
+        reading: Reading,
+        choose: impl FnOnce(&Sheet) -> Result<Vec<usize>>,
     ) -> Result<Self> {
         let sheet = Sheet::read(path, reading)?;
         let chosen = choose(&sheet)?;
@@ -90,7 +90,7 @@ impl Series {
     }
 }
 
-fn last_numeric(sheet: &Sheet<'_>) -> Result<usize> {
+fn last_numeric(sheet: &Sheet) -> Result<usize> {
     let mut columns = (0..sheet.names.len()).rev();
     let found = columns.find(|&column| sheet.is_numeric(column) && sheet.dates(column).is_none());
     found.with_context(|| {
@@ -100,7 +100,7 @@ fn last_numeric(sheet: &Sheet<'_>) -> Result<usize> {
 
 /// Dates as fractional years; `None` where rows share a day, so that they are no axis. Refuses
 /// dates that run backwards, and tells of gaps.
-fn years(sheet: &Sheet<'_>, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
+fn years(sheet: &Sheet, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
     let mut days: Vec<i64> = dates.windows(2).map(|pair| (pair[1] - pair[0]).num_days()).collect();
     if let Some(row) = days.iter().position(|&days| days < 0) {
         let (line, date, before) = (sheet.rows[row + 1].line, dates[row + 1], dates[row]);
@@ -149,7 +149,7 @@ mod tests {
         Series::read(
             file.path(),
             column,
-            Reading { delimiter: b',', missing: Some("-99"), header: None },
+            Reading { delimiter: b',', missing: vec!["-99".to_owned()], header: None },
         )
     }
 

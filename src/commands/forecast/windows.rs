@@ -5,6 +5,11 @@ use std::ops::Range;
 use anyhow::{Result, ensure};
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2};
 
+use crate::commands::output::note;
+
+/// A forecast so many usual changes away from the last value is not to be believed.
+const FAR: f64 = 1e6;
+
 /// Windows of a series: `input` values of every column in, `horizon` values of the first one to be
 /// forecast. A window is named by its origin, the index of its first target.
 pub struct Windows<'a> {
@@ -58,6 +63,29 @@ impl<'a> Windows<'a> {
     /// The model's word for a window, back in the series' units.
     fn absolute(&self, origin: usize, relative: f32) -> f64 {
         self.columns[0][origin - 1] + f64::from(relative) * self.scales[0]
+    }
+
+    /// `Ok` when forecasts from `origins` are numbers; says where they make no sense.
+    pub fn check(&self, origins: &[usize], forecasts: &Array2<f64>) -> Result<()> {
+        ensure!(
+            forecasts.iter().all(|value| value.is_finite()),
+            "the model forecasts values that are not finite: it has diverged, or the rows are far from those \
+             that it was trained on; try a lower --learning-rate"
+        );
+        let away = |((b, _), value): ((usize, usize), &f64)| {
+            // Each by itself: their difference may be too large for a number.
+            let [value, last] =
+                [*value, self.columns[0][origins[b] - 1]].map(|v| v / self.scales[0]);
+            (value - last).abs()
+        };
+        let farthest = forecasts.indexed_iter().map(away).fold(0.0, f64::max);
+        if farthest > FAR {
+            note(format_args!(
+                "warning: the model forecasts changes of up to {farthest:.0e} times the usual one of its \
+                 training part: it has diverged, or the rows are far from those that it was trained on"
+            ));
+        }
+        Ok(())
     }
 
     /// Forecasts `[windows, horizon]` in the series' units by a model's `forward`, `batch` windows at a time.

@@ -7,13 +7,14 @@ use clap::ValueEnum;
 use gru_wgpu::{Adam, Clip, GruConfig, Head, Loss, Optimizer, ParamLayout, Regime, Training};
 use serde::{Deserialize, Serialize};
 
-use super::words::{ClipWord, ScheduleWord};
 use crate::commands::arguments::{
-    DirectionWord, ResetWord, at_least_one, at_least_zero, delimiter, positive, share_or_zero,
+    DirectionWord, ResetWord, at_least_one, at_least_zero, delimiter, share_or_zero,
 };
 use crate::commands::output::quote_path;
+use crate::commands::pace::{self, Change, Pace, PaceArguments};
 use crate::commands::settings;
 use crate::commands::sheet::Reading;
+use crate::commands::words::{ClipWord, ScheduleWord};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,15 +54,18 @@ pub struct Data {
     pub holdout: Option<f64>,
     pub delimiter: char,
     pub header: bool,
+    /// Words that mean a missing number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// Of the files' bytes.
     pub fingerprint: String,
 }
 
 impl Data {
     /// How its files are read, and those to be predicted.
-    pub fn reading(&self) -> Reading<'static> {
-        let Self { delimiter, header, .. } = *self;
-        Reading { delimiter: delimiter as u8, missing: None, header: Some(header) }
+    pub fn reading(&self) -> Reading {
+        let Self { delimiter, header, missing, .. } = self;
+        Reading { delimiter: *delimiter as u8, missing: missing.clone(), header: Some(*header) }
     }
 }
 
@@ -79,7 +83,7 @@ pub struct Columns {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Feature {
-    /// One input: (cell - mean) / deviation.
+    /// One input: (cell - mean) / deviation, 0 where the number is missing.
     Number { column: String, mean: f64, deviation: f64 },
     /// An input a word, 1 where the cell is it and 0 elsewhere. Sorted.
     Words { column: String, words: Vec<String> },
@@ -130,7 +134,8 @@ pub enum OptimizerWord {
     Sgd,
 }
 
-/// How it is trained. What a run may change where it goes on stands in [`Pace`] on the command line.
+/// How it is trained. What a run may change where it goes on stands in
+/// [`TrainPace`] on the command line.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -176,35 +181,34 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// The settings that may be given with --resume, too: then for what is left of the run.
-#[derive(clap::Args, Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    /// Passes over the training sequences [default: 40].
-    #[arg(long, value_name = "TIMES", value_parser = at_least_one)]
-    pub epochs: Option<usize>,
-    /// The learning rate at its height [default: 0.003].
-    #[arg(long, value_name = "RATE", value_parser = positive::<f64>)]
-    pub learning_rate: Option<f64>,
-    /// How an update's gradient is bounded: norm:X, all of it scaled together where its norm is larger (X
-    /// alone says the same); value:X, each of its elements; none [default: norm:1].
-    #[arg(long, value_name = "WORD")]
-    pub clip: Option<ClipWord>,
-    /// End after so many epochs without a better validation [default: never].
-    #[arg(long, value_name = "EPOCHS", value_parser = at_least_one)]
-    pub patience: Option<usize>,
+/// What the command line says of a run's [`Pace`].
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct TrainPace {
+    #[command(flatten)]
+    pace: PaceArguments,
+    /// End after so many epochs without a better validation; none: never [default: none].
+    #[arg(long, value_name = "EPOCHS|none", value_parser = patience)]
+    patience: Option<Patience>,
 }
 
-/// The settings of a [`Pace`] that a run had, until it went on with others.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Change {
-    /// How many there were by then, since the start.
-    pub updates: u64,
-    pub epochs: usize,
-    pub learning_rate: f64,
-    pub clip: ClipWord,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub patience: Option<usize>,
+impl TrainPace {
+    /// `before` where they say nothing else.
+    pub fn on(&self, before: Pace) -> Pace {
+        let patience = self.patience.map_or(before.patience, |Patience(patience)| patience);
+        Pace { patience, ..self.pace.on(before) }
+    }
+}
+
+/// Epochs to be patient for, where a run is not so without end.
+#[derive(Clone, Copy, Debug)]
+struct Patience(Option<usize>);
+
+/// `5` or `none`.
+fn patience(text: &str) -> Result<Patience, String> {
+    match text {
+        "none" => Ok(Patience(None)),
+        _ => at_least_one(text).map(|epochs| Patience(Some(epochs))),
+    }
 }
 
 fn one() -> usize {
@@ -227,10 +231,7 @@ const COMMENTS: [(&str, &str); 6] = [
         "A GRU of PyTorch's definition (reset = \"before\": of Cho et al. 2014) with a linear head.",
     ),
     ("[training]", "How it is trained."),
-    (
-        "[[changes]]",
-        "What [training] said for the first so many updates, before the run went on with other settings.",
-    ),
+    pace::COMMENT,
 ];
 
 impl Config {
@@ -266,37 +267,17 @@ impl Config {
         Ok(())
     }
 
-    /// Goes on with other settings after so many updates, and notes what they were. Tells what is new.
-    pub fn change(&mut self, pace: &Pace, updates: u64) -> Option<String> {
-        let now = self.training.with(pace);
-        let before = std::mem::replace(&mut self.training, now);
-        let Settings { epochs, learning_rate, clip, patience, .. } = before;
-        let now = &self.training;
-        if *now == before {
-            return None;
-        }
-        self.changes.push(Change { updates, epochs, learning_rate, clip, patience });
-        let patient = |patience: Option<usize>| {
-            patience.map_or_else(|| "none".to_owned(), |epochs| epochs.to_string())
-        };
-        let told = [
-            ("--epochs", epochs.to_string(), now.epochs.to_string()),
-            ("--learning-rate", learning_rate.to_string(), now.learning_rate.to_string()),
-            ("--clip", clip.to_string(), now.clip.to_string()),
-            ("--patience", patient(patience), patient(now.patience)),
-        ];
-        let told = told.into_iter().filter(|(_, before, now)| before != now);
-        let told: Vec<_> =
-            told.map(|(name, before, now)| format!("{name} {now} ({before} before)")).collect();
-        Some(told.join(", "))
+    /// The columns that are read as words, and how many different ones each has.
+    pub fn words(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.features.iter().filter_map(|feature| match feature {
+            Feature::Words { column, words } => Some((&column[..], words.len())),
+            Feature::Number { .. } => None,
+        })
     }
 
     /// Its settings, and those it had earlier.
     pub fn settings(&self) -> impl Iterator<Item = Settings> {
-        let earlier = self.changes.iter().map(|change| {
-            let Change { epochs, learning_rate, clip, patience, .. } = *change;
-            Settings { epochs, learning_rate, clip, patience, ..self.training.clone() }
-        });
+        let earlier = self.changes.iter().map(|change| self.training.with(change.pace()));
         earlier.chain([self.training.clone()])
     }
 
@@ -321,24 +302,24 @@ const MOMENTUM: f64 = 0.9;
 
 impl Settings {
     /// Those of a new run: each that counts is there.
-    pub fn begun_with(&self, pace: &Pace) -> Result<Self> {
+    pub fn begun_with(&self, pace: &TrainPace) -> Result<Self> {
         self.check()?;
         let Self { schedule, optimizer, .. } = *self;
         let cosine = matches!(schedule, ScheduleWord::Cosine { .. }).then_some(WARMUP);
         let sgd = (optimizer == OptimizerWord::Sgd).then_some(MOMENTUM);
         let (warmup, momentum) = (self.warmup.or(cosine), self.momentum.or(sgd));
-        Ok(Self { warmup, momentum, ..self.with(pace) })
+        Ok(Self { warmup, momentum, ..self.with(pace.on(self.pace())) })
     }
 
-    /// The same where `pace` says nothing else.
-    fn with(&self, pace: &Pace) -> Self {
-        Self {
-            epochs: pace.epochs.unwrap_or(self.epochs),
-            learning_rate: pace.learning_rate.unwrap_or(self.learning_rate),
-            clip: pace.clip.unwrap_or(self.clip),
-            patience: pace.patience.or(self.patience),
-            ..self.clone()
-        }
+    pub fn pace(&self) -> Pace {
+        let Self { epochs, learning_rate, clip, patience, .. } = *self;
+        Pace { epochs, learning_rate, clip, patience }
+    }
+
+    /// The same at another pace.
+    pub fn with(&self, pace: Pace) -> Self {
+        let Pace { epochs, learning_rate, clip, patience } = pace;
+        Self { epochs, learning_rate, clip, patience, ..self.clone() }
     }
 
     /// `Ok` when nothing is given that would not count.

@@ -7,10 +7,11 @@ use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, Device, Example, Target, Training};
 
 use super::Tables;
-use super::config::{Config, Data, Pace, Settings, Task};
+use super::config::{Config, Data, Settings, Task, TrainPace};
 use super::table::Table;
 use crate::commands::checkpoints::{check_same, is_of};
-use crate::commands::output::note;
+use crate::commands::output::{note, some_of};
+use crate::commands::pace;
 
 /// What is trained on what.
 pub struct Job {
@@ -46,18 +47,17 @@ impl Job {
         self.config.training.training(self.train.len())
     }
 
-    /// Makes what is left of a run be trained as `pace` says, and the rest as its settings do, which are to
+    /// Makes what is left of a run be trained as `given` says, and the rest as its settings do, which are to
     /// be those of its checkpoint, or were before a change that is noted.
     ///
     /// # Errors
     /// When the configuration is not the checkpoint's, or the epochs are over.
-    pub fn go_on(&mut self, mut last: Checkpoint, pace: &Pace) -> Result<Checkpoint> {
+    pub fn go_on(&mut self, mut last: Checkpoint, given: &TrainPace) -> Result<Checkpoint> {
         self.check_same(&last)?;
-        if let Some(told) = self.config.change(pace, last.state.moments.steps) {
-            note(format_args!("it goes on with {told}"));
-        }
-        let (over, epochs) = (last.position.epoch, self.config.training.epochs);
-        ensure!(over <= epochs, "{over} epochs are over, and --epochs {epochs} are all of them");
+        let Config { training, changes, .. } = &mut self.config;
+        let (before, now) = (training.pace(), given.on(training.pace()));
+        pace::go_on(&last, before, now, changes)?;
+        *training = training.with(now);
         last.training = self.training();
         last.regime = self.config.training.regime();
         Ok(last)
@@ -79,19 +79,19 @@ impl Job {
 
     /// What a checkpoint notes of the sequences that are trained and validated on, wherever they are.
     pub fn data(&self) -> String {
-        let Data { holdout, delimiter, header, fingerprint, .. } = &self.config.data;
-        format!("{fingerprint} holdout={holdout:?} delimiter={delimiter:?} header={header}")
+        let Data { holdout, delimiter, header, missing, fingerprint, .. } = &self.config.data;
+        let missing = match &missing[..] {
+            [] => String::new(),
+            words => format!(" missing={words:?}"),
+        };
+        format!(
+            "{fingerprint} holdout={holdout:?} delimiter={delimiter:?} header={header}{missing}"
+        )
     }
 
     /// Some training sequences, in words.
     pub fn names(&self, examples: &[usize]) -> String {
-        const MOST: usize = 8;
-        let shown = examples.iter().take(MOST).filter_map(|&example| self.names.get(example));
-        let mut shown: Vec<_> = shown.map(|name| quote(name)).collect();
-        if examples.len() > MOST {
-            shown.push(format!("{} more", examples.len() - MOST));
-        }
-        shown.join(", ")
+        some_of(examples.iter().map(|&example| quote(&self.names[example])))
     }
 
     /// Says what is about to be done.
@@ -108,6 +108,10 @@ impl Job {
             quote(&columns.label),
             columns.classes.len()
         ));
+        for (column, words) in self.config.words() {
+            let column = quote(column);
+            note(format_args!("column {column} is read as words, of which there are {words}"));
+        }
         let parameters = self.config.layout()?.parameter_count();
         note(format_args!("training {parameters} parameters on {device}"));
         Ok(())

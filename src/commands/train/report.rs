@@ -1,14 +1,16 @@
 //! What a run says when it ends.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Device, Ended};
+use gru_wgpu::{Best, Device, Ended};
 use indicatif::HumanDuration;
 use serde_json::json;
 
+use super::classes::Class;
 use super::job::Job;
 use super::runner::Outcome;
 use crate::commands::folder::Folder;
@@ -25,52 +27,42 @@ impl Outcome {
         json: bool,
         out: &mut impl Write,
     ) -> Result<ExitCode> {
-        let shown = quote_path(folder.path());
         let (epochs, all) = (self.epochs, job.config.training.epochs);
         if self.ended == Ended::Asked {
-            note(format_args!(
-                "interrupted after {} updates, {epochs} of {all} epochs; `gru train --resume {}` goes on",
-                self.updates,
-                folder.path().display()
-            ));
-            return Ok(ExitCode::from(interrupt::STATUS));
+            let saved = self.unsaved.is_none().then_some(folder);
+            return Ok(interrupt::told("gru train", saved, self.updates, (epochs, all)));
         }
         let time = HumanDuration(std::time::Duration::from_secs_f64(self.seconds));
+        let kept = match self.unsaved {
+            None => format!("; all is in {}", quote_path(folder.path())),
+            Some(_) => String::new(),
+        };
         let early = if self.ended == Ended::Early { ", ended early" } else { "" };
-        note(format_args!("trained in {time}, {epochs} of {all} epochs{early}; all is in {shown}"));
+        note(format_args!("trained in {time}, {epochs} of {all} epochs{early}{kept}"));
+        let best = self.best.as_ref().context("no epoch is over")?;
+        let classes = Class::all(job, &best.params, device)?;
         match json {
-            true => self.write_json(job, folder, device, out)?,
-            false => self.write_table(job, out)?,
+            true => self.write_json(job, best, &classes, folder, device, out)?,
+            false => {
+                write_table(job, best, out)?;
+                Class::print_all(&classes, out)?;
+            }
+        }
+        if self.unsaved.is_none() {
+            Class::write_all(&classes, &folder.classes())?;
         }
         Ok(ExitCode::SUCCESS)
-    }
-
-    fn write_table(&self, job: &Job, out: &mut impl Write) -> Result<()> {
-        let best = self.best.as_ref().context("no epoch is over")?;
-        let (count, sequences) = (best.validation.counted, job.valid.len());
-        writeln!(out, "held out: {sequences} sequences, {count} labels")?;
-        let header = ["", "accuracy", "loss"].map(str::to_owned).to_vec();
-        let mut table = Table::new(header);
-        let mut row = |name: String, accuracy: f64, loss: f64| {
-            table.row(vec![name, format!("{accuracy:.4}"), format!("{loss:.4}")]);
-        };
-        let accuracy = best.validation.accuracy().unwrap_or(f64::NAN);
-        row(format!("GRU after epoch {}", best.epoch + 1), accuracy, best.validation.loss);
-        let majority = &job.majority;
-        let name = format!("most frequent class, {}", quote(&majority.class));
-        row(name, majority.accuracy, majority.loss);
-        write!(out, "{table}")?;
-        Ok(())
     }
 
     fn write_json(
         &self,
         job: &Job,
+        best: &Best,
+        classes: &[Class],
         folder: &Folder,
         device: &Device,
         out: &mut impl Write,
     ) -> Result<()> {
-        let best = self.best.as_ref().context("no epoch is over")?;
         let majority = &job.majority;
         let object = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -79,6 +71,7 @@ impl Outcome {
             "run": folder.path().to_string_lossy(),
             "sequences": { "train": job.train.len(), "valid": job.valid.len() },
             "classes": job.config.columns.classes,
+            "words": job.config.words().collect::<BTreeMap<_, _>>(),
             "parameters": job.config.layout()?.parameter_count(),
             "epochs": self.epochs,
             "updates": self.updates,
@@ -87,6 +80,7 @@ impl Outcome {
             "best_epoch": best.epoch + 1,
             "accuracy": best.validation.accuracy(),
             "loss": best.validation.loss,
+            "per_class": classes,
             "majority": {
                 "class": majority.class,
                 "accuracy": majority.accuracy,
@@ -96,4 +90,22 @@ impl Outcome {
         writeln!(out, "{object}")?;
         Ok(())
     }
+}
+
+/// How the network does beside one that knows but the frequencies.
+fn write_table(job: &Job, best: &Best, out: &mut impl Write) -> Result<()> {
+    let (count, sequences) = (best.validation.counted, job.valid.len());
+    writeln!(out, "held out: {sequences} sequences, {count} labels")?;
+    let header = ["", "accuracy", "loss"].map(str::to_owned).to_vec();
+    let mut table = Table::new(header);
+    let mut row = |name: String, accuracy: f64, loss: f64| {
+        table.row(vec![name, format!("{accuracy:.4}"), format!("{loss:.4}")]);
+    };
+    let accuracy = best.validation.accuracy().unwrap_or(f64::NAN);
+    row(format!("GRU after epoch {}", best.epoch + 1), accuracy, best.validation.loss);
+    let majority = &job.majority;
+    let name = format!("most frequent class, {}", quote(&majority.class));
+    row(name, majority.accuracy, majority.loss);
+    write!(out, "{table}")?;
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result};
 use gru_wgpu::formats::{safetensors, write_whole};
 use gru_wgpu::{
     Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Trainer,
@@ -11,7 +11,7 @@ use gru_wgpu::{
 
 use super::curves::{Words, draw_curves};
 use super::job::Job;
-use crate::commands::checkpoints::{Every, Saver, keep_good};
+use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved, warn_unsaved};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::{Interrupt, Looks};
 use crate::commands::progress::Progress;
@@ -32,6 +32,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// What did best on the held-out part, if an epoch is over.
     pub best: Option<Best>,
+    /// Why it is not in its folder, if so.
+    pub unsaved: Option<Error>,
 }
 
 impl<'a> Runner<'a> {
@@ -78,8 +80,9 @@ impl<'a> Runner<'a> {
             return Err(error);
         }
         let ended = ended.map_err(|error| keeper.explain(trainer, error))?;
-        keeper.save(trainer)?;
+        let unsaved = unsaved(keeper.save(trainer))?;
         Ok(Outcome {
+            unsaved,
             ended,
             epochs: trainer.position().epoch,
             updates: trainer.learner().updates(),
@@ -132,8 +135,10 @@ impl Keeper<'_> {
             _ => {}
         }
         let is_epoch_over = matches!(event, Event::Epoch { .. });
-        if self.saver.is_due(trainer.learner().updates(), is_epoch_over) {
-            self.save(trainer)?;
+        let updates = trainer.learner().updates();
+        if self.saver.is_due(updates, is_epoch_over) {
+            let why = unsaved(self.save(trainer))?;
+            why.iter().for_each(|why| self.saver.put_off(why, updates));
         }
         self.looks = Looks::new();
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -160,7 +165,8 @@ impl Keeper<'_> {
             valid_accuracy,
             seconds,
         });
-        Epoch::write_all(&self.epochs, &self.saver.folder().metrics())?;
+        let why = unsaved(Epoch::write_all(&self.epochs, &self.saver.folder().metrics()))?;
+        why.iter().for_each(warn_unsaved);
         let star = if is_best { "*" } else { "" };
         let valid_accuracy = valid_accuracy.unwrap_or(f64::NAN);
         self.progress
@@ -180,6 +186,7 @@ impl Keeper<'_> {
             safetensors::save_network(folder.model(), &best.params)?;
         }
         if !self.epochs.is_empty() {
+            Epoch::write_all(&self.epochs, &folder.metrics())?;
             let curves = self.curves()?;
             write_whole(folder.curves(), |to| to.write_all(curves.as_bytes()))?;
         }
@@ -206,25 +213,15 @@ impl Keeper<'_> {
     fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
         let (folder, kept) = (self.saver.folder(), self.saver.kept());
         let kept = keep_good(folder, kept, || self.save(trainer));
-        let gru_wgpu::Error::Diverged { step, loss, norm, largest, ref parameter, ref made_from } =
-            error
-        else {
-            return anyhow!("{error}; {kept}");
+        let from = match &error {
+            gru_wgpu::Error::Diverged { made_from: Some(from), .. } => {
+                let batches = self.job.train.len().div_ceil(trainer.regime().batch);
+                let (epoch, batch) = (from.epoch + 1, from.batches.start + 1);
+                let names = self.job.names(&from.examples);
+                format!("epoch {epoch}, batch {batch} of {batches}: sequences {names}")
+            }
+            _ => String::new(),
         };
-        let from = made_from.as_deref().map_or(String::new(), |from| {
-            let batches = self.job.train.len().div_ceil(trainer.regime().batch);
-            let (epoch, batch) = (from.epoch + 1, from.batches.start + 1);
-            let names = self.job.names(&from.examples);
-            format!(" (epoch {epoch}, batch {batch} of {batches}: sequences {names})")
-        });
-        let outcome = match loss.is_finite() && norm.is_finite() {
-            true => ", and what it would make of the parameters is not finite",
-            false => "",
-        };
-        anyhow!(
-            "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} \
-             in {parameter}{outcome}; {kept}; a lower --learning-rate or --clip may help, with --resume, too",
-            step + 1
-        )
+        explain(&error, &from, Some(&kept))
     }
 }

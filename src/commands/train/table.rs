@@ -14,10 +14,15 @@ use crate::commands::output::{note, quote_path};
 use crate::commands::sheet::{Reading, Row, Sheet};
 
 /// What to do about a cell that is no number.
-const ADVICE: &str = "name the column with --categorical where its cells are words";
+const ADVICE: &str = "most cells of the column are numbers: mend this one, name it with --missing to have the \
+                      column's mean there, or the column with --categorical where its cells are words";
 
 /// Words that a column of words may have.
 const MOST_WORDS: usize = 4096;
+
+/// Bytes that inputs with columns of words among them may take: an input a word of every row is not what a
+/// column of many words is best shown by.
+const MOST_BYTES: usize = 1 << 30;
 
 /// What the loss and the accuracy leave out.
 const NO_CLASS: i32 = -100;
@@ -25,7 +30,7 @@ const NO_CLASS: i32 = -100;
 pub struct Table {
     /// The file, for messages.
     pub shown: String,
-    pub sheet: Sheet<'static>,
+    pub sheet: Sheet,
     /// The column that names the sequences.
     pub sequence: usize,
     /// The rows of each.
@@ -34,7 +39,7 @@ pub struct Table {
 
 impl Table {
     /// Reads a file, whose column `sequence` (the first where it is `None`) says what belongs together.
-    pub fn read(path: &Path, reading: Reading<'static>, sequence: Option<&str>) -> Result<Self> {
+    pub fn read(path: &Path, reading: Reading, sequence: Option<&str>) -> Result<Self> {
         let shown = quote_path(path);
         let sheet = Sheet::read(path, reading)?;
         let found = sequence.map_or(Ok(0), |name| sheet.find(name));
@@ -88,7 +93,7 @@ impl Table {
     }
 
     /// How to show the model these columns, judged by some of the sequences. Those named in `categorical`,
-    /// and those whose first cell is no number, hold words.
+    /// and those most of whose cells are no numbers, hold words.
     pub fn features(
         &self,
         columns: &[usize],
@@ -97,7 +102,7 @@ impl Table {
     ) -> Result<Vec<Feature>> {
         let feature = |&column: &usize| {
             let rows = sequences.iter().flat_map(|sequence| self.rows(sequence));
-            match categorical.contains(&column) || !self.sheet.is_numeric(column) {
+            match categorical.contains(&column) || !self.sheet.is_mostly_numeric(column) {
                 true => self.words(column, rows),
                 false => self.number(column, rows),
             }
@@ -106,7 +111,10 @@ impl Table {
     }
 
     fn number<'a>(&self, column: usize, rows: impl Iterator<Item = &'a Row>) -> Result<Feature> {
-        let values: Vec<_> = rows.map(|row| self.value(row, column)).collect::<Result<_>>()?;
+        let values = rows.map(|row| self.value(row, column));
+        let values: Vec<_> = values.filter_map(Result::transpose).collect::<Result<_>>()?;
+        let name = quote(&self.sheet.names[column]);
+        ensure!(!values.is_empty(), "column {name} holds no number in the training part");
         // As shares of the largest, so that squares do not overflow.
         let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
         let unit = if largest > 0.0 { largest } else { 1.0 };
@@ -137,24 +145,29 @@ impl Table {
         Ok(Feature::Words { column: self.sheet.reference(column), words })
     }
 
-    fn value(&self, row: &Row, column: usize) -> Result<f64> {
+    /// `None` where it is missing, and may be.
+    fn value(&self, row: &Row, column: usize) -> Result<Option<f64>> {
         let value = self.sheet.number(row, column, ADVICE)?;
-        value.with_context(|| self.empty(row, column))
+        ensure!(
+            value.is_some() || self.sheet.names_missing(),
+            "{}, say --missing NA to have the column's mean there, or leave the column out by --features",
+            self.empty(row, column)
+        );
+        Ok(value)
     }
 
     fn word<'a>(&self, row: &'a Row, column: usize) -> Result<&'a str> {
         match row.cell(column) {
-            "" => bail!(self.empty(row, column)),
+            "" => {
+                bail!("{}, or leave the column out by --features", self.empty(row, column))
+            }
             word => Ok(word),
         }
     }
 
     fn empty(&self, row: &Row, column: usize) -> String {
         let name = quote(&self.sheet.names[column]);
-        format!(
-            "line {}: there is no value in column {name}; fill it in, or leave the column out by --features",
-            row.line
-        )
+        format!("line {}: there is no value in column {name}; fill it in", row.line)
     }
 
     /// What the model sees of each sequence: `[T, I]`. Words that are not known are all zeros, which is said.
@@ -167,6 +180,7 @@ impl Table {
         let columns: Vec<_> =
             columns.zip(features).map(|(c, f)| Ok((c?, f))).collect::<Result<_>>()?;
         let width = features.iter().map(Feature::inputs).sum();
+        self.check_room(features, sequences.iter().map(Range::len).sum(), width)?;
         let mut unknown = Unknown::default();
         let encode = |sequence: &Range<usize>| {
             let mut x = Vec::with_capacity(sequence.len() * width);
@@ -187,7 +201,32 @@ impl Table {
                 self.shown
             ));
         }
+        if unknown.missing > 0 {
+            note(format_args!(
+                "{}: cells without a number, which take their column's mean: {}",
+                self.shown, unknown.missing
+            ));
+        }
         Ok(inputs)
+    }
+
+    /// `Ok` when so many rows of inputs, `width` each, take no more memory than words are worth.
+    fn check_room(&self, features: &[Feature], rows: usize, width: usize) -> Result<()> {
+        let words = features.iter().filter(|feature| matches!(feature, Feature::Words { .. }));
+        let Some(most) = words.max_by_key(|feature| feature.inputs()) else { return Ok(()) };
+        let bytes = rows.saturating_mul(width).saturating_mul(size_of::<f32>());
+        let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+        ensure!(
+            bytes <= MOST_BYTES,
+            "{}: {rows} rows of {width} inputs would take {:.1} GiB, more than {} GiB; column {} has {} of the inputs, \
+             one for each of its words: leave it out by --features, or take fewer rows",
+            self.shown,
+            gib(bytes),
+            gib(MOST_BYTES),
+            quote(most.column()),
+            most.inputs()
+        );
+        Ok(())
     }
 
     fn encode(
@@ -200,7 +239,9 @@ impl Table {
     ) -> Result<()> {
         match feature {
             Feature::Number { mean, deviation, .. } => {
-                let scaled = ((self.value(row, column)? - mean) / deviation) as f32;
+                let value = self.value(row, column)?;
+                unknown.missing += usize::from(value.is_none());
+                let scaled = value.map_or(0.0, |value| ((value - mean) / deviation) as f32);
                 ensure!(
                     scaled.is_finite(),
                     "line {}: {} is too far from what training saw in column {}",
@@ -245,6 +286,24 @@ impl Table {
             ));
         }
         Ok(classes.into_iter().map(str::to_owned).collect())
+    }
+
+    /// `Ok` unless the labels look like numbers to be forecast.
+    pub fn check_classes(&self, label: usize, classes: &[String]) -> Result<()> {
+        const FEW: usize = 20;
+        let is_fraction = |class: &&String| {
+            class.parse::<f64>().is_ok_and(|value| value.is_finite() && value.fract() != 0.0)
+        };
+        let (fractions, all) = (classes.iter().filter(is_fraction).count(), classes.len());
+        ensure!(
+            all <= FEW || 10 * fractions < 9 * all,
+            "{}: the label's column {column} holds {all} different labels, {fractions} of them numbers with a \
+             fraction; this learns classes, and `gru forecast` learns numbers of a series (--categorical \
+             {column} takes each as a class all the same)",
+            self.shown,
+            column = quote(&self.sheet.names[label])
+        );
+        Ok(())
     }
 
     /// The labels of a sequence: one, or one a row, `\"\"` where there is none.
@@ -302,9 +361,10 @@ impl Table {
     }
 }
 
-/// Words that were not seen in training.
+/// Cells that say nothing: words that were not seen in training, and numbers that are missing.
 #[derive(Default)]
 struct Unknown {
+    missing: usize,
     count: usize,
     first: Option<String>,
 }
@@ -317,7 +377,7 @@ impl Unknown {
 }
 
 /// The rows of each sequence.
-fn sequences(sheet: &Sheet<'_>, column: usize) -> Result<Vec<Range<usize>>> {
+fn sequences(sheet: &Sheet, column: usize) -> Result<Vec<Range<usize>>> {
     let mut sequences: Vec<Range<usize>> = Vec::new();
     let mut seen = HashSet::new();
     let mut now = "";
