@@ -455,8 +455,9 @@ fn wrong_usage_gives_status_two() {
 fn check_passes_on_the_cpu() {
     let directory = TempDir::new().unwrap();
     let output = gru(directory.path(), &["check", "--device", "cpu"]);
-    let stdout = text(&output.stdout);
-    assert!(output.status.success(), "{stdout}{}", text(&output.stderr));
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert!(stderr.contains("models: 96 results in "), "{stderr}");
     assert!(stdout.contains("all 104 results are within bounds"), "{stdout}");
     assert!(stdout.contains("no kernel was checked"), "{stdout}");
 }

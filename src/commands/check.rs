@@ -2,12 +2,15 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use gru_wgpu::{DeviceKind, check};
+use gru_wgpu::check::{self, Finding};
+use gru_wgpu::{Device, DeviceKind};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::model::Choice;
-use super::output::{Table, open};
+use super::output::{Table, note, open};
 
 /// Hold a device against the double-precision reference; run it first on a new machine.
 ///
@@ -22,6 +25,33 @@ pub struct Arguments {
     choice: Choice,
 }
 
+/// [`check::run`], and how far it is, on stderr: on a new adapter the drivers compile for a minute or more.
+fn run_all(device: &Device) -> Result<Vec<Finding>> {
+    type Part = (&'static str, fn(&Device) -> gru_wgpu::Result<Vec<Finding>>);
+    const PARTS: [Part; 4] = [
+        ("kernels", check::kernels),
+        ("models", check::models),
+        ("streams and states", check::flows),
+        ("training", check::training),
+    ];
+    let bar = ProgressBar::new_spinner()
+        .with_style(ProgressStyle::with_template("{spinner} {msg}, {elapsed} so far")?);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let mut findings = Vec::new();
+    for (at, (name, part)) in PARTS.into_iter().enumerate() {
+        bar.set_message(format!("{name}, part {} of {}", at + 1, PARTS.len()));
+        let start = Instant::now();
+        let found = part(device)?;
+        if bar.is_hidden() && !found.is_empty() {
+            let (results, seconds) = (found.len(), start.elapsed().as_secs_f64());
+            note(format_args!("{name}: {results} results in {seconds:.1} s"));
+        }
+        findings.extend(found);
+    }
+    bar.finish_and_clear();
+    Ok(findings)
+}
+
 /// Runs the command. An error when a number is out of bounds.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let Arguments { model, choice } = arguments;
@@ -30,7 +60,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let device = open(kind)?;
     let findings = match &model {
         Some(model) => check::model(&device, &model.params)?,
-        None => check::run(&device)?,
+        None => run_all(&device)?,
     };
     let header = ["what", "cases", "largest error", "of the tolerance", ""];
     let mut table = Table::new(header.map(str::to_owned).to_vec());
