@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn large_transfers_arrive_whole_and_in_order() {
         let (_, gpu) = test_device();
-        let len = CHUNK_BYTES / 4 * 2 + 12_345;
+        let len = CHUNK_BYTES / 4 * 3 / 2 + 12_345;
         let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
         let buffer = gpu.buffer("test", len);
         gpu.upload(&buffer, 0, &data);
