@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_room};
 use crate::gpu::{Gpu, Patience, lock, one_line};
 
 /// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all that
@@ -79,8 +79,8 @@ impl Gpu {
         let total: usize = parts.iter().map(|&(_, _, len)| len).sum();
         let make = || Ok(self.staging("download", total.clamp(1, CHUNK), wgpu::MapMode::Read));
         let staging = self.guard(make).await?;
-        let mut results: Vec<Vec<f32>> =
-            parts.iter().map(|&(_, _, len)| Vec::with_capacity(len)).collect();
+        let room = |&(_, _, len): &(_, usize, usize)| try_room("results", len);
+        let mut results: Vec<Vec<f32>> = parts.iter().map(room).collect::<Result<_>>()?;
         // Fill the staging buffer, read it, and again until every part is whole.
         let mut part = 0;
         while part < parts.len() {

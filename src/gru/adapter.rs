@@ -64,7 +64,7 @@ impl<'a> Input<'a> {
             None => write(session, x, 0, own_x.len(), Some(own_x)).await?,
             Some(lengths) => {
                 // Whatever padding holds, a product with a gradient of 0 must be 0.
-                let mut clean = own_x.to_owned();
+                let mut clean = try_owned("x", own_x)?;
                 zero_padding(&mut clean, self.batch.layout, &piece.lengths(lengths));
                 write(session, x, 0, clean.len(), Some(clean.view())).await?;
             }
@@ -147,10 +147,22 @@ impl Gru {
         let pieces = self.pieces_of(shape, mode, Purpose::States)?;
         let input = Input::new(shape, mode, &pieces, state, batch, wait).await?;
         let mut all = (pieces.len() > 1).then(|| Output::room(shape)).transpose()?;
+        let session = |piece: &Piece| self.session(piece.shape(shape), mode, Purpose::States, None);
+        // Training holds all of them: where there is no room, nothing is computed in vain.
+        let mut held = Vec::new();
+        if mode == Mode::Training {
+            for piece in &pieces {
+                held.push(session(piece).await?);
+            }
+        }
+        let mut held = held.into_iter();
         let (mut before, mut recorded) = (None, Vec::new());
         for piece in &pieces {
             let part = piece.shape(shape);
-            let mut session = self.session(part, mode, Purpose::States, None).await?;
+            let mut session = match held.next() {
+                Some(session) => session,
+                None => session(piece).await?,
+            };
             let carried = all.as_ref().filter(|_| piece.has_rows_of(before));
             let carried = carried.map(|all| piece.of_states(all.h_n.view()));
             input.upload(&mut session, piece, carried).await?;
@@ -299,9 +311,13 @@ async fn write(
     len: usize,
     array: Option<ArrayView3<'_, f32>>,
 ) -> Result<()> {
-    let array = array.as_ref().map(|array| array.as_standard_layout());
-    let data = array.as_ref().map(|a| a.as_slice().expect("standard layout"));
-    session.write(buffer, first, len, data).await
+    let in_order = array.and_then(|array| array.to_slice());
+    let copy = match array {
+        Some(array) if in_order.is_none() => Some(try_owned("an array in order", array)?),
+        _ => None,
+    };
+    let copied = copy.as_ref().map(|copy| copy.as_slice().expect("standard layout"));
+    session.write(buffer, first, len, in_order.or(copied)).await
 }
 
 fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
@@ -311,6 +327,13 @@ fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
 /// Room for what pieces are put in.
 fn zeros(what: &str, shape: [usize; 3]) -> Result<Array3<f32>> {
     Ok(array(shape, try_untouched(what, shape.iter().product())?))
+}
+
+/// A copy in standard layout.
+fn try_owned(what: &str, view: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
+    let mut copy = zeros(what, view.dim().into())?;
+    copy.assign(&view);
+    Ok(copy)
 }
 
 #[cfg(test)]
