@@ -192,6 +192,8 @@ def parse():
     parser.add_argument("--warm-up", type=float, default=0.1, help="of all steps (0.1)")
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--clip", type=float, default=1.0, help="the largest norm of the gradient")
+    start_help = "a safetensors file to start from, {seed} in its name for the seed (gru train's: same names)"
+    parser.add_argument("--start", help=start_help)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     more_help = "(1: on a machine that others use too, threads that wait for each other are many times slower)"
     parser.add_argument("--threads", type=int, default=1, help=more_help)
@@ -223,6 +225,10 @@ def main():
     for seed in options.seeds:
         torch.manual_seed(seed)
         model = Model(task, inputs, len(classes), options)
+        if options.start:
+            from safetensors.torch import load_file
+
+            model.load_state_dict(load_file(options.start.format(seed=seed)))
         start = time.perf_counter()
         loss = train(model, parts["train"], options)
         seconds.append(time.perf_counter() - start)
@@ -230,6 +236,9 @@ def main():
         rows.append((f"seed {seed}", of_seeds[-1], f"{loss:.4f}", f"{seconds[-1]:.1f}"))
     medians = {name: statistics.median(found[name] for found in of_seeds) for name in of_seeds[0]}
     rows.append(("median", medians, "", f"{statistics.median(seconds):.1f}"))
+    if len(of_seeds) > 1:
+        for name, of in (("mean", statistics.mean), ("deviation", statistics.stdev)):
+            rows.append((name, {n: of(found[n] for found in of_seeds) for n in of_seeds[0]}, "", ""))
 
     print(f"\n| | {' | '.join(f'{name}, %' for name in medians)} | last loss | training, s |")
     print(f"| --- |{' ---: |' * (len(medians) + 2)}")

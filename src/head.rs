@@ -5,6 +5,7 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, NdFloat, s};
 
 use crate::config::Shape;
+use crate::error::{Result, try_room};
 use crate::params::Params;
 use crate::pieces::Piece;
 
@@ -59,19 +60,27 @@ impl Head {
     }
 
     /// Whether each row of outputs is of a valid step, or of a sequence that has one.
-    pub(crate) fn valid(&self, shape: Shape, lengths: Option<&[usize]>) -> Vec<bool> {
-        let Some(lengths) = lengths else { return vec![true; self.rows(shape)] };
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory): a batch may be a view of one number repeated.
+    pub(crate) fn valid(&self, shape: Shape, lengths: Option<&[usize]>) -> Result<Vec<bool>> {
+        let rows = self.rows(shape);
+        let mut valid = try_room("the rows of outputs", rows)?;
+        let Some(lengths) = lengths else {
+            valid.resize(rows, true);
+            return Ok(valid);
+        };
         match self.over {
-            Over::Last => lengths.iter().map(|&length| length > 0).collect(),
+            Over::Last => valid.extend(lengths.iter().map(|&length| length > 0)),
             Over::EveryStep => {
-                let [outer, inner, _] = shape.y();
-                let valid = |i: usize, j: usize| {
-                    let [step, row] = shape.layout.order(i, j);
+                let [_, inner, _] = shape.y();
+                valid.extend((0..rows).map(|at| {
+                    let [step, row] = shape.layout.order(at / inner, at % inner);
                     step < lengths[row]
-                };
-                (0..outer * inner).map(|at| valid(at / inner, at % inner)).collect()
+                }));
             }
         }
+        Ok(valid)
     }
 
     /// Which of a run's rows of outputs are those of a piece, in the piece's order.

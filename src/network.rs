@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::config::Shape;
 use crate::cpu;
 use crate::device::Device;
-use crate::error::{Error, Result, try_zeros};
+use crate::error::{Error, Result, try_untouched};
 use crate::gru::{Gru, Input};
 use crate::head::{Head, Linear, Over};
 use crate::objective::{Loss, Targets, Wanted};
@@ -165,7 +165,7 @@ impl Network {
         let input = Input::new(shape, mode, &pieces, None, batch, wait).await?;
         let mut before = None::<(&Piece, Array3<f32>)>;
         let len = if pieces.len() == 1 { 0 } else { self.head.rows(shape) * self.head.outputs };
-        let mut all = try_zeros("the outputs", len)?;
+        let mut all: Vec<f32> = try_untouched("the outputs", len)?;
         for piece in &pieces {
             let part = piece.shape(shape);
             let mut session = self.gru.session(part, mode, purpose, None).await?;

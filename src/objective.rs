@@ -6,7 +6,7 @@
 use ndarray::{ArrayView2, ArrayView3, ArrayViewD, NdFloat};
 
 use crate::config::Shape;
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Error, Result, check_shape, try_room};
 use crate::head::Head;
 
 /// What the outputs' distance from their targets is measured by: the mean over all that count.
@@ -117,13 +117,15 @@ impl Wanted {
         targets: &Targets<'_>,
         share: f64,
     ) -> Result<Self> {
-        let mut counts = head.valid(shape, lengths);
+        let mut counts = head.valid(shape, lengths)?;
         let mut axes = head.row_axes(shape);
         let (targets, each) = match (targets, loss) {
             (Targets::Values(values), Loss::MeanSquared | Loss::Huber { .. }) => {
                 axes.push(head.outputs);
                 check_shape("targets", &axes, values.shape())?;
-                (Wants::Values(values.iter().copied().collect()), head.outputs)
+                let mut all = try_room("targets", values.len())?;
+                all.extend(values);
+                (Wants::Values(all), head.outputs)
             }
             (Targets::Classes(classes), Loss::CrossEntropy { ignore }) => {
                 check_shape("targets", &axes, classes.shape())?;
@@ -143,7 +145,8 @@ impl Wanted {
             return Err(Error::NoTarget);
         }
         let weight = (share / (counted as f64 * each as f64)) as f32;
-        let weights = counts.into_iter().map(|counts| if counts { weight } else { 0.0 }).collect();
+        let mut weights = try_room("the weights of targets", counts.len())?;
+        weights.extend(counts.into_iter().map(|counts| if counts { weight } else { 0.0 }));
         Ok(Self { targets, weights })
     }
 
@@ -227,7 +230,11 @@ fn numbers(
             _ => Err(Error::Class { row, class, outputs }),
         }
     };
-    classes.iter().zip(counts).enumerate().map(number).collect()
+    let mut all = try_room("targets", classes.len())?;
+    for of_row in classes.iter().zip(counts).enumerate().map(number) {
+        all.push(of_row?);
+    }
+    Ok(all)
 }
 
 /// The cross-entropy of a row of outputs, which becomes softmax − one-hot.

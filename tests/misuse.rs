@@ -852,6 +852,16 @@ fn learning(t: &mut Table, device: &Device) {
             Ok((reports, learner.updates(), *learner.training()))
         },
     );
+    t.row("Learner::step Network::evaluate Network::forward", "no end of steps", Refused, || {
+        let (one, two) = (ndarray::arr0(0.5), ndarray::arr0(1));
+        let x = one.broadcast((1 << 40, 1 << 10, 3)).unwrap();
+        let targets = two.broadcast((1 << 40, 1 << 10)).unwrap();
+        let mut learner = Learner::new(headed(Head::every_step(2)), training(), device)?;
+        let stepped = learner.step(x, targets);
+        let network = learner.into_network()?;
+        let evaluated = network.evaluate(&Loss::cross_entropy(), x, targets);
+        stepped.and(evaluated.map(|_| ())).and(network.forward(x).map(|_| ()))
+    });
     t.row("Learner::step Learner::reports", "NaN", Refused, || {
         let mut learner = Learner::new(headed(Head::last(2)), training(), device)?;
         learner.step(&Array3::from_elem((4, 2, 3), f32::NAN), &[0, 1][..])?;
