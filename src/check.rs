@@ -120,7 +120,66 @@ impl Findings {
     }
 }
 
-/// [`kernels`], [`models`], [`flows`] and [`training`], in this order.
+/// A part of what [`run`] checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Part {
+    /// Every kernel alone against its twin. Nothing on a CPU device, which has no kernels.
+    Kernels,
+    /// Forward and backward of every variant, through [`Gru`](crate::Gru) as a user would call it.
+    Models,
+    /// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a caller's
+    /// buffers.
+    Flows,
+    /// Losses and updates, through [`Learner`](crate::Learner) as a user would call it.
+    Training,
+}
+
+impl Part {
+    /// All of them, in the order in which [`run`] takes them.
+    pub const ALL: [Self; 4] = [Self::Kernels, Self::Models, Self::Flows, Self::Training];
+
+    /// This part alone.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn run(self, device: &Device) -> Result<Vec<Finding>> {
+        pollster::block_on(self.run_async(device))
+    }
+
+    /// As [`Self::run`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub async fn run_async(self, device: &Device) -> Result<Vec<Finding>> {
+        let mut findings = Findings::default();
+        match self {
+            Self::Kernels => kernels(device, &mut findings).await?,
+            Self::Models => {
+                for (case, config, seed) in variants() {
+                    let params = Params::init(&config, Init::Uniform, seed)?;
+                    models::check(device, case, params, seed, &mut findings).await?;
+                }
+            }
+            Self::Flows => flows::check(device, &mut findings).await?,
+            Self::Training => training::check(device, &mut findings).await?,
+        }
+        Ok(findings.all)
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kernels => "kernels",
+            Self::Models => "models",
+            Self::Flows => "streams and states",
+            Self::Training => "training",
+        })
+    }
+}
+
+/// Every [`Part`].
 ///
 /// # Errors
 /// What the device reports. A wrong number is a [`Finding`], not an error.
@@ -133,73 +192,21 @@ pub fn run(device: &Device) -> Result<Vec<Finding>> {
 /// # Errors
 /// As [`run`].
 pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
-    let mut findings = kernels_async(device).await?;
-    findings.extend(models_async(device).await?);
-    findings.extend(flows_async(device).await?);
-    findings.extend(training_async(device).await?);
+    let mut findings = Vec::new();
+    for part in Part::ALL {
+        findings.extend(part.run_async(device).await?);
+    }
     Ok(findings)
 }
 
-/// Every kernel alone against its twin. Nothing on a CPU device, which has no kernels.
-///
-/// # Errors
-/// As [`run`].
-pub fn kernels(device: &Device) -> Result<Vec<Finding>> {
-    pollster::block_on(kernels_async(device))
-}
-
-/// As [`kernels`], for where blocking is not possible.
-///
-/// # Errors
-/// As [`run`].
-pub async fn kernels_async(device: &Device) -> Result<Vec<Finding>> {
-    let Target::Gpu(gpu) = device.target() else { return Ok(Vec::new()) };
-    let mut findings = Findings::default();
-    products::check_matmul(gpu, &mut findings).await?;
-    products::check_column_sum(gpu, &mut findings).await?;
+async fn kernels(device: &Device, findings: &mut Findings) -> Result<()> {
+    let Target::Gpu(gpu) = device.target() else { return Ok(()) };
+    products::check_matmul(gpu, findings).await?;
+    products::check_column_sum(gpu, findings).await?;
     for (case, config, seed) in variants() {
-        steps::check(gpu, case, &config, seed, &mut findings).await?;
+        steps::check(gpu, case, &config, seed, findings).await?;
     }
-    Ok(findings.all)
-}
-
-/// Forward and backward of every variant, through [`Gru`](crate::Gru) as a user would call it.
-///
-/// # Errors
-/// As [`run`].
-pub fn models(device: &Device) -> Result<Vec<Finding>> {
-    pollster::block_on(models_async(device))
-}
-
-/// As [`models`], for where blocking is not possible.
-///
-/// # Errors
-/// As [`run`].
-pub async fn models_async(device: &Device) -> Result<Vec<Finding>> {
-    let mut findings = Findings::default();
-    for (case, config, seed) in variants() {
-        let params = Params::init(&config, Init::Uniform, seed)?;
-        models::check(device, case, params, seed, &mut findings).await?;
-    }
-    Ok(findings.all)
-}
-
-/// Losses and updates, through [`Learner`](crate::Learner) as a user would call it.
-///
-/// # Errors
-/// As [`run`].
-pub fn training(device: &Device) -> Result<Vec<Finding>> {
-    pollster::block_on(training_async(device))
-}
-
-/// As [`training`], for where blocking is not possible.
-///
-/// # Errors
-/// As [`run`].
-pub async fn training_async(device: &Device) -> Result<Vec<Finding>> {
-    let mut findings = Findings::default();
-    training::check(device, &mut findings).await?;
-    Ok(findings.all)
+    Ok(())
 }
 
 /// Forward and backward of one model, with its own weights. Large weights make large sums, so a number
@@ -220,25 +227,6 @@ pub async fn model_async(device: &Device, params: &Params) -> Result<Vec<Finding
     for (seed, case) in (0..).zip(&MODEL_CASES) {
         models::check(device, case, params.clone(), seed, &mut findings).await?;
     }
-    Ok(findings.all)
-}
-
-/// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a caller's
-/// buffers.
-///
-/// # Errors
-/// As [`run`].
-pub fn flows(device: &Device) -> Result<Vec<Finding>> {
-    pollster::block_on(flows_async(device))
-}
-
-/// As [`flows`], for where blocking is not possible.
-///
-/// # Errors
-/// As [`run`].
-pub async fn flows_async(device: &Device) -> Result<Vec<Finding>> {
-    let mut findings = Findings::default();
-    flows::check(device, &mut findings).await?;
     Ok(findings.all)
 }
 

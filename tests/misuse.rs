@@ -1127,9 +1127,11 @@ fn cells(t: &mut Table) {
 fn checks(t: &mut Table) {
     let params = Params::init(&config(), Init::Uniform, 1).unwrap();
     let cpu = Device::cpu();
-    t.row("check::kernels check::kernels_async", "a CPU, which has none", Fine, || {
-        check::kernels(&cpu).and(block_on(check::kernels_async(&cpu)))
-    });
+    for part in [check::Part::Kernels, check::Part::Flows, check::Part::Training] {
+        t.row("check::Part::run check::Part::run_async", "a CPU", Fine, || {
+            part.run(&cpu).and(block_on(part.run_async(&cpu)))
+        });
+    }
     t.row(
         "check::model check::model_async check::Finding::passed",
         "parameters that are NaN",
@@ -1141,17 +1143,8 @@ fn checks(t: &mut Table) {
             Ok(check::model(&cpu, &params)?.iter().all(check::Finding::passed))
         },
     );
-    t.row("check::flows check::flows_async", "a CPU", Fine, || {
-        check::flows(&cpu).and(block_on(check::flows_async(&cpu)))
-    });
-    t.row("check::training check::training_async", "a CPU", Fine, || {
-        check::training(&cpu).and(block_on(check::training_async(&cpu)))
-    });
-    // All of them besides, and long: the tests of the adapter run these.
-    t.functions.extend(
-        ["check::run", "check::run_async", "check::models", "check::models_async"]
-            .map(str::to_owned),
-    );
+    // All parts, and long: the tests of the adapter run them.
+    t.functions.extend(["check::run", "check::run_async"].map(str::to_owned));
 }
 
 /// The public functions of the sources: `Type::name`, with the module before it where that is public.

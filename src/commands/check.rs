@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use gru_wgpu::check::{self, Finding};
+use gru_wgpu::check::{self, Finding, Part};
 use gru_wgpu::{Device, DeviceKind};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -27,24 +27,17 @@ pub struct Arguments {
 
 /// [`check::run`], and how far it is, on stderr: on a new adapter the drivers compile for a minute or more.
 fn run_all(device: &Device) -> Result<Vec<Finding>> {
-    type Part = (&'static str, fn(&Device) -> gru_wgpu::Result<Vec<Finding>>);
-    const PARTS: [Part; 4] = [
-        ("kernels", check::kernels),
-        ("models", check::models),
-        ("streams and states", check::flows),
-        ("training", check::training),
-    ];
     let bar = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{spinner} {msg}, {elapsed} so far")?);
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut findings = Vec::new();
-    for (at, (name, part)) in PARTS.into_iter().enumerate() {
-        bar.set_message(format!("{name}, part {} of {}", at + 1, PARTS.len()));
+    for (at, part) in Part::ALL.into_iter().enumerate() {
+        bar.set_message(format!("{part}, part {} of {}", at + 1, Part::ALL.len()));
         let start = Instant::now();
-        let found = part(device)?;
+        let found = part.run(device)?;
         if bar.is_hidden() && !found.is_empty() {
             let (results, seconds) = (found.len(), start.elapsed().as_secs_f64());
-            note(format_args!("{name}: {results} results in {seconds:.1} s"));
+            note(format_args!("{part}: {results} results in {seconds:.1} s"));
         }
         findings.extend(found);
     }
