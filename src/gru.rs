@@ -222,9 +222,10 @@ impl Gru {
     }
 
     /// The sizes of the runs that a run of `shape` is made of, one after the other: its own alone, as long as
-    /// [`Plan::check`] lets it pass. Of a larger one, as few as there can be: of some steps of all rows
-    /// each, where there is one direction, or else of some rows. What comes out is the same to rounding,
-    /// whatever is drawn while training too. (A learner's batch is cut into rows alone.)
+    /// [`Plan::check`] lets it pass. A larger one is cut into as many steps of all rows each as fit, where
+    /// there is one direction, for that takes no more steps one after the other than the whole would; or
+    /// else into rows. What comes out is the same to rounding, and so is what is drawn while training. (A
+    /// learner's batch is cut into rows alone.)
     ///
     /// ```
     /// use gru_wgpu::{Device, Gru, GruConfig, Init, plan::Mode};

@@ -56,10 +56,10 @@ impl Piece {
     }
 }
 
-/// The pieces of a run of `shape`, in the order in which they run forward: all of it, if that fits, or as few
-/// as there can be. They are of all rows and some steps each, which takes no more steps one after the other
-/// than the whole would, where states can be carried from one to the next: `carried` says in which
-/// direction. Or else of some rows and all steps.
+/// The pieces of a run of `shape`, in the order in which they run forward: all of it, if that fits. Or of all
+/// rows and as many steps each as fit, which takes no more steps one after the other than the whole would,
+/// where states can be carried from one to the next: `carried` says in which direction. Or else of all steps
+/// and as many rows as fit.
 ///
 /// # Errors
 /// What `fits` says of the whole, where no smaller piece fits either, or no end of them would be needed.
