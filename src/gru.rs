@@ -66,7 +66,7 @@ impl Tape {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn state(&self) -> Result<State> {
-        pollster::block_on(self.state_async())
+        pollster::block_on(self.copy_state(Wait::Block))
     }
 
     /// As [`Self::state`], for where blocking is not possible.
@@ -74,9 +74,13 @@ impl Tape {
     /// # Errors
     /// As [`Self::state`].
     pub async fn state_async(&self) -> Result<State> {
+        self.copy_state(Wait::Async).await
+    }
+
+    async fn copy_state(&self, wait: Wait) -> Result<State> {
         match &self.record {
             Record::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
-            Record::Gpu(recorded) => recorded.state(self.shape, Wait::Async).await,
+            Record::Gpu(recorded) => recorded.state(self.shape, wait).await,
         }
     }
 }
