@@ -551,3 +551,33 @@ fn words_for_what_is_missing_may_be_labels() {
     let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
     assert!(config.contains("classes = [\"end\", \"none\"]"), "{config}");
 }
+
+#[test]
+fn names_that_are_numbers_are_names_and_predict_says_what_it_can_do() {
+    let train_csv = table(0..40).replacen("level", "1", 1).replacen("sign", "2", 1);
+    let numbers = train_csv.replace("go", "7").replace("stop", "8");
+    let directory = folder_with(&[("train.csv", &numbers)]);
+    let path = directory.path();
+    let (_, told) = succeeded(path, &train("train.csv", "classify", &[]));
+    assert!(
+        told.contains("the first row is taken for names; --header no says otherwise"),
+        "{told}"
+    );
+    let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
+    assert!(config.contains("header = true") && config.contains("label = \"class\""), "{config}");
+
+    for (cell, advice) in [
+        ("x", "mend this one, or train with --missing"),
+        ("", "fill it in, or train with --missing"),
+    ] {
+        let csv = format!("id,1,2,class\na,50,7,up\na,{cell},7,up\n");
+        std::fs::write(path.join("new.csv"), csv).unwrap();
+        assert_refused(path, &["predict", "run", "new.csv", "--device", "cpu"], &[advice]);
+    }
+    let csv = "id,1,2,class\na,50,7,up\na,51,7,down\nb,51,8,up\n";
+    std::fs::write(path.join("new.csv"), csv).unwrap();
+    let (rows, told) = succeeded(path, &["predict", "run", "new.csv", "--device", "cpu"]);
+    assert_eq!(rows.lines().count(), 3, "{rows}");
+    assert!(told.contains("changes inside sequences `a`: they count in no accuracy"), "{told}");
+    assert!(told.contains("of 1 labels in column `class`"), "{told}");
+}

@@ -2,7 +2,7 @@
 
 use std::num::IntErrorKind;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use gru_wgpu::{Direction, GruConfig, Reset};
 use ndarray::NdFloat;
@@ -91,6 +91,11 @@ pub fn yes_or_no(text: &str) -> Result<bool> {
         "no" => Ok(false),
         _ => bail!("expected yes or no"),
     }
+}
+
+/// `Ok` when a configuration's delimiter is one that the command line takes.
+pub fn check_delimiter(noted: char) -> Result<()> {
+    delimiter(noted.encode_utf8(&mut [0; 4])).context("data.delimiter").map(drop)
 }
 
 /// What stands between the cells of a CSV file.

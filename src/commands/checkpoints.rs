@@ -53,6 +53,8 @@ pub struct Saver<'a> {
     last: Option<(u64, Position)>,
     /// Whether this part has come to where that was or further.
     has_saved: bool,
+    /// Whether it was said that files cannot be written.
+    has_warned: bool,
 }
 
 impl<'a> Saver<'a> {
@@ -74,8 +76,9 @@ impl<'a> Saver<'a> {
             ));
         }
         let last = checkpoint.map(place_of);
-        let (saved, has_saved) = ((Instant::now(), 0), false);
-        Self { folder, every, device, data, earlier, saved, last, has_saved }
+        let saved = (Instant::now(), 0);
+        let (has_saved, has_warned) = (false, false);
+        Self { folder, every, device, data, earlier, saved, last, has_saved, has_warned }
     }
 
     pub fn folder(&self) -> &'a Folder {
@@ -88,21 +91,26 @@ impl<'a> Saver<'a> {
     }
 
     /// Whether it is time for a checkpoint after so many updates: soon for the first of this part, however seldom they are
-    /// asked for.
-    pub fn is_due(&self, updates: u64, is_epoch_over: bool) -> bool {
+    /// asked for. Where it cannot be written it is tried again when the next is due.
+    pub fn is_due(&mut self, updates: u64, is_epoch_over: bool) -> bool {
         let (time, before) = self.saved;
-        let is_first = is_epoch_over && !self.has_saved;
-        is_first
-            || match self.every {
-                Every::Updates(count) => updates - before >= count,
-                Every::Time(time_between) => time.elapsed() >= time_between,
-            }
+        let is_time = match self.every {
+            Every::Updates(count) => updates - before >= count,
+            Every::Time(time_between) => time.elapsed() >= time_between,
+        };
+        if is_time {
+            self.saved = (Instant::now(), updates);
+            self.has_warned = false;
+        }
+        is_time || (is_epoch_over && !self.has_saved)
     }
 
-    /// Says that a checkpoint could not be written after so many updates. It is tried again when the next is due.
-    pub fn put_off(&mut self, why: &anyhow::Error, updates: u64) {
-        warn_unsaved(why);
-        self.saved = (Instant::now(), updates);
+    /// Says that the run's files could not be written: once until they are, or until the next checkpoint is due.
+    pub fn warn(&mut self, why: &anyhow::Error) {
+        if !self.has_warned {
+            note(format_args!("warning: the run goes on, but was not saved: {why:#}"));
+            self.has_warned = true;
+        }
     }
 
     /// Seconds of training, of which this part took so long.
@@ -114,6 +122,11 @@ impl<'a> Saver<'a> {
     pub fn kept(&self) -> Option<String> {
         let shown = quote_path(self.folder.path());
         match (self.has_saved, self.last) {
+            // After a bad change of settings the last one may be finite and ruined all the same.
+            (true, _) if self.folder.before().exists() => Some(format!(
+                "the last checkpoint before that is in {shown}, and the one before it, \
+                 checkpoint.safetensors.before, too, to be put in its place where the last is of no use"
+            )),
             (true, _) => Some(format!("the last checkpoint before that is in {shown}")),
             (false, Some(_)) => {
                 Some(format!("the checkpoints in {shown} stay those that it went on from"))
@@ -130,10 +143,13 @@ impl<'a> Saver<'a> {
             checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
             checkpoint.notes.insert(SECONDS.to_owned(), self.seconds(elapsed).to_string());
             checkpoint.notes.insert(DATA.to_owned(), self.data.clone());
+            if !self.has_saved {
+                self.folder.remove_results();
+            }
             checkpoint.write(self.folder.checkpoint())?;
             self.last = Some(place);
         }
-        self.has_saved = true;
+        (self.has_saved, self.has_warned) = (true, false);
         self.saved = (Instant::now(), place.0);
         Ok(())
     }
@@ -147,11 +163,6 @@ pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
         Some(gru_wgpu::Error::Io { .. }) => Ok(Some(error)),
         _ => Err(error),
     }
-}
-
-/// Says so of a run that goes on.
-pub fn warn_unsaved(why: &anyhow::Error) {
-    note(format_args!("warning: the run goes on, but was not saved: {why:#}"));
 }
 
 /// Keeps what a run that diverged can be gone on from, and says what that is: the checkpoints that are there,

@@ -133,6 +133,15 @@ impl Folder {
         self.0.join("forecast.svg")
     }
 
+    /// Takes away what was told of an earlier end of a run that goes on. What cannot be is said.
+    pub fn remove_results(&self) {
+        for file in [self.forecast(), self.classes()].iter().filter(|file| file.exists()) {
+            if let Err(error) = remove(file) {
+                note(format_args!("warning: {error:#}; it tells of the run as it was before"));
+            }
+        }
+    }
+
     /// The last checkpoint that can be read.
     pub fn read_checkpoint(&self) -> Result<Checkpoint> {
         let (path, shown) = (self.checkpoint(), quote_path(&self.0));

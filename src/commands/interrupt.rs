@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::folder::Folder;
-use super::output::note;
+use super::output::{note, shell_word};
 
 /// The exit status of what was interrupted, as shells have it.
 pub const STATUS: u8 = 130;
@@ -43,7 +43,7 @@ pub fn told(
     (epochs, all): (usize, usize),
 ) -> ExitCode {
     let how = saved.map_or_else(String::new, |folder| {
-        format!("; `{command} --resume {}` goes on", folder.path().display())
+        format!("; `{command} --resume {}` goes on", shell_word(folder.path()))
     });
     note(format_args!("interrupted after {updates} updates, {epochs} of {all} epochs{how}"));
     ExitCode::from(STATUS)

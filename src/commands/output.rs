@@ -27,6 +27,17 @@ pub fn quote_path(path: &Path) -> String {
     quote(&path.to_string_lossy())
 }
 
+/// A path as it may be pasted into a shell.
+pub fn shell_word(path: &Path) -> String {
+    let word = path.to_string_lossy();
+    let is_plain = |c: char| c.is_alphanumeric() || "/\\._-+=:,@%".contains(c);
+    match word.chars().all(|c| is_plain(c) && (c != '\\' || cfg!(windows))) {
+        true => word.into_owned(),
+        false if cfg!(windows) => format!("\"{word}\""),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// The first of these words, and how many there are more.
 pub fn some_of(words: impl ExactSizeIterator<Item = String>) -> String {
     const MOST: usize = 8;
@@ -94,4 +105,24 @@ pub fn check_output(path: &Path, kind: &str) -> Result<()> {
     ensure!(!there || path.is_file(), "{shown} is not a regular file");
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     check_directory(directory.unwrap_or(Path::new(".")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn paths_can_be_pasted() {
+        for (path, expected) in [
+            ("runs/a-1.5", "runs/a-1.5"),
+            ("läufe", "läufe"),
+            ("my run", "'my run'"),
+            ("it's", r"'it'\''s'"),
+            (r"a\b", r"'a\b'"),
+            ("$(x)", "'$(x)'"),
+        ] {
+            assert_eq!(shell_word(Path::new(path)), expected);
+        }
+    }
 }

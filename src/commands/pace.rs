@@ -82,9 +82,18 @@ impl Change {
 /// When its epochs are over.
 pub fn go_on(last: &Checkpoint, before: Pace, now: Pace, changes: &mut Vec<Change>) -> Result<()> {
     let (over, epochs) = (last.position.epoch, now.epochs);
-    ensure!(over <= epochs, "{over} epochs are over, and --epochs {epochs} are all of them");
+    let has_begun = last.position.batch > 0;
+    let begun = if has_begun { " and the next has begun" } else { "" };
+    ensure!(
+        over + usize::from(has_begun) <= epochs,
+        "{over} epochs are over{begun}, and --epochs {epochs} are all of them"
+    );
     if now != before {
-        changes.push(Change::new(last.state.moments.steps, before));
+        let updates = last.state.moments.steps;
+        // What came to nothing that was saved is not noted: what it changed then is.
+        if changes.last().is_none_or(|change| change.updates != updates) {
+            changes.push(Change::new(updates, before));
+        }
         note(format_args!("it goes on with {}", news(before, now)));
     }
     Ok(())

@@ -10,11 +10,11 @@ use ndarray::{Array2, ArrayView1};
 
 use super::folder::Folder;
 use super::forecast;
-use super::output::{check_output, note, open, quote_path};
+use super::output::{check_output, note, open, quote_path, some_of};
 use super::settings;
 use super::train::classes::most_probable;
 use super::train::config::{Config, Task};
-use super::train::table::Table;
+use super::train::table::{Advice, Table};
 
 /// Predict the classes of new sequences, or the next rows of a series, with a model that `gru train` or `gru forecast`
 /// has trained.
@@ -70,6 +70,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         "the model in {shown} is another one than its config.toml says"
     );
     let table = Table::read(csv, config.data.reading(), Some(&config.columns.sequence))?;
+    let table = Table { advice: Advice::PREDICT, ..table };
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
     let outputs = network.forward_each(&inputs, config.training.batch)?;
@@ -171,20 +172,32 @@ fn written(
     Ok(csv.into_inner().map_err(|error| error.into_error())?)
 }
 
-/// Where the file has labels: how many of them are as predicted. One that training did not see is not.
+/// Where the file has labels: how many of them are as predicted. One that training did not see is not. A sequence
+/// that has several, where one is said, is left out.
 fn tell_accuracy(config: &Config, table: &Table, predictions: &[Prediction]) -> Result<()> {
     let Ok(label) = table.sheet.find(&config.columns.label) else { return Ok(()) };
+    let name = quote(&config.columns.label);
     let (mut right, mut all) = (0, 0);
+    let mut changing = Vec::new();
     for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
-        let labels = table.labels(config.task, label, sequence)?;
+        let Ok(labels) = table.labels(config.task, label, sequence) else {
+            changing.push(sequence);
+            continue;
+        };
         for (word, said) in labels.into_iter().zip(rows).filter(|(word, _)| !word.is_empty()) {
             all += 1;
             right += usize::from(config.columns.classes[said.class] == word);
         }
     }
+    if !changing.is_empty() {
+        let names = some_of(changing.iter().map(|sequence| quote(table.name(sequence))));
+        note(format_args!(
+            "{}: the label in column {name} changes inside sequences {names}: they count in no accuracy",
+            table.shown
+        ));
+    }
     if all > 0 {
         let accuracy = f64::from(u32::try_from(right)?) / f64::from(u32::try_from(all)?);
-        let name = quote(&config.columns.label);
         note(format_args!("accuracy {accuracy:.4}: {right} of {all} labels in column {name}"));
     }
     Ok(())

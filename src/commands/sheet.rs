@@ -1,5 +1,6 @@
 //! CSV files as cells of text, each row with its line.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -7,7 +8,7 @@ use chrono::NaiveDate;
 
 use gru_wgpu::formats::quote;
 
-use super::output::quote_path;
+use super::output::{note, quote_path};
 
 /// Cells that mean "no value", whatever their case.
 const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
@@ -70,7 +71,16 @@ impl Sheet {
             (1..).zip(text.trim_end().lines()).map(row).collect()
         };
         ensure!(!rows.is_empty(), "{shown} is empty; expected a CSV file");
-        let has_header = reading.header.unwrap_or_else(|| has_header(&rows, &reading));
+        let has_header = reading.header.unwrap_or_else(|| {
+            let (has_header, is_sure) = has_header(&rows, &reading);
+            if !is_sure {
+                let (taken, other) = if has_header { ("names", "no") } else { ("values", "yes") };
+                note(format_args!(
+                    "{shown}: the first row is taken for {taken}; --header {other} says otherwise"
+                ));
+            }
+            has_header
+        });
         let names = if has_header {
             rows.remove(0).cells.iter().map(|c| c.trim().to_owned()).collect()
         } else {
@@ -173,7 +183,12 @@ impl Sheet {
         match cell.parse::<f64>() {
             Ok(value) if value.abs() <= LARGEST => Ok(Some(value)),
             Ok(value) if value.is_finite() => {
-                bail!("line {}: {} is larger than {LARGEST:e}", row.line, quote(cell))
+                bail!(
+                    "line {}: {} in column {} is larger than {LARGEST:e}",
+                    row.line,
+                    quote(cell),
+                    quote(&self.names[column])
+                )
             }
             _ => bail!(
                 "line {}: {} in column {} is not a finite number ({advice})",
@@ -210,18 +225,70 @@ fn csv_rows(text: &str, delimiter: u8) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Whether the first row names the columns: it holds a word where numbers follow, or words alone.
-fn has_header(rows: &[Row], reading: &Reading) -> bool {
-    let missing = |cell: &str| reading.is_missing(cell);
-    let is_number = |cell: &str| cell.parse::<f64>().is_ok();
-    let is_word = |cell: &str| !missing(cell) && !is_number(cell) && date(cell).is_none();
-    let first = &rows[0];
-    let mut columns = 0..first.cells.len();
-    let below = |column: usize| {
-        rows[1..].iter().map(move |row| row.cell(column)).find(|cell| !missing(cell))
-    };
-    columns.clone().any(|c| is_word(first.cell(c)) && below(c).is_some_and(is_number))
-        || columns.all(|c| is_word(first.cell(c)))
+/// What a column says of whether its first cell is a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Looks {
+    /// Nothing: no word stands there.
+    None,
+    /// It is a word that comes again below.
+    Again,
+    /// It is a word, and what is below are others that do not come again either.
+    Alone,
+    /// It is a word that does not come again, and those below do.
+    AboveRepeated,
+    /// It is a word above numbers or dates.
+    AboveNumbers,
+}
+
+impl Looks {
+    fn of(rows: &[Row], column: usize, reading: &Reading) -> Self {
+        let is_value = |cell: &str| cell.parse::<f64>().is_ok() || date(cell).is_some();
+        let first = rows[0].cell(column);
+        if reading.is_missing(first) || is_value(first) {
+            return Self::None;
+        }
+        let below = rows[1..].iter().map(|row| row.cell(column));
+        let mut below = below.filter(|cell| !reading.is_missing(cell));
+        let Some(next) = below.next() else { return Self::Alone };
+        let (mut words, mut count) = (HashSet::from([next]), 1);
+        for cell in below {
+            words.insert(cell);
+            count += 1;
+        }
+        match () {
+            () if words.contains(first) => Self::Again,
+            () if is_value(next) => Self::AboveNumbers,
+            () if 2 * words.len() <= count => Self::AboveRepeated,
+            () => Self::Alone,
+        }
+    }
+}
+
+/// Whether the first row names the columns, and whether that is sure. It does where it holds a word above numbers
+/// or dates, words alone, or words none of which comes again in their columns, one of them above words that do.
+fn has_header(rows: &[Row], reading: &Reading) -> (bool, bool) {
+    let columns: Vec<_> =
+        (0..rows[0].cells.len()).map(|column| Looks::of(rows, column, reading)).collect();
+    let any = |looks| columns.contains(&looks);
+    match () {
+        () if any(Looks::AboveNumbers) => (true, !any(Looks::Again)),
+        // A name may be one of its column's words by chance.
+        () if !any(Looks::None) && any(Looks::Again) => (any(Looks::AboveRepeated), false),
+        () if !any(Looks::None) => (true, true),
+        () if any(Looks::Again) => (false, !any(Looks::AboveRepeated)),
+        () if any(Looks::AboveRepeated) => (true, false),
+        () => (false, !counts_up(&rows[0])),
+    }
+}
+
+/// Whether a row's cells after the first count up as programs call columns without names.
+fn counts_up(row: &Row) -> bool {
+    let cells = row.cells.iter().skip(1);
+    let numbers: Option<Vec<u32>> = cells.map(|cell| cell.trim().parse().ok()).collect();
+    numbers.is_some_and(|numbers| {
+        let is_next = |pair: &[u32]| pair[0].checked_add(1) == Some(pair[1]);
+        numbers.len() > 1 && numbers[0] <= 2 && numbers.windows(2).all(is_next)
+    })
 }
 
 /// A name without what a terminal or an SVG file could not hold.
@@ -269,4 +336,36 @@ pub fn fingerprint<P: AsRef<Path>>(paths: [Option<P>; 2]) -> Result<String> {
         }
     }
     Ok(format!("{hash:016x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_told_by_their_looks() {
+        for (text, expected) in [
+            ("id,level,class\na,1,up\na,2,up\nb,3,up", (true, true)),
+            ("date,1,2,3\n2020-01-01,4,5,6\n2020-01-02,4,5,6", (true, true)),
+            ("id,sign,class\na,go,up\na,stop,up", (true, true)),
+            ("value\n1\n2", (true, true)),
+            // Names that are numbers, beside words that come but once.
+            ("id,1,2,class\na,1,2,up\na,3,4,up\nb,5,6,down\nb,5,6,down", (true, false)),
+            ("a,1,2,up\na,3,4,up\nb,5,6,down\nb,5,6,down", (false, true)),
+            ("s,1,2,up\na,3,4,up\na,5,6,down\nb,5,6,down\nb,5,6,up", (false, false)),
+            ("row 0,1\nrow 1,2\nrow 2,3", (false, true)),
+            ("a,go,up\na,stop,up\nb,go,down", (false, false)),
+            ("word,class\nword,up\nother,down\nmore,up\nyet,down", (true, false)),
+            // A word for a missing number may be a name, and what is no name comes again.
+            ("a,?,up\na,3,up\nb,4,up", (true, false)),
+            ("a,?,up\na,3,up\nb,?,up", (false, false)),
+            (",0,1\n0,1.5,2\n1,2.5,2", (false, false)),
+            ("0,1,2\n7,1.5,2\n7,2.5,2", (false, false)),
+            ("4,5\n7,1.5", (false, true)),
+        ] {
+            let reading = Reading { delimiter: b',', missing: Vec::new(), header: None };
+            let rows = csv_rows(text, b',').unwrap();
+            assert_eq!(has_header(&rows, &reading), expected, "{text}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use gru_wgpu::{Clip, Head, Loss, Optimizer, ParamLayout, Regime, Schedule, Train
 use serde::{Deserialize, Serialize};
 
 use super::series::Series;
-use crate::commands::arguments::{ResetWord, at_least_one, share};
+use crate::commands::arguments::{ResetWord, at_least_one, check_delimiter, share};
 use crate::commands::output::quote_path;
 use crate::commands::pace::{self, Change, Pace};
 use crate::commands::settings;
@@ -157,6 +157,7 @@ impl Config {
             let is_sound = scale.is_finite() && *scale > 0.0;
             ensure!(is_sound, "the scale of column {name} is no finite number above 0");
         }
+        check_delimiter(self.data.delimiter)?;
         self.training.regime().validate()?;
         self.training.training(0).validate()?;
         Ok(())

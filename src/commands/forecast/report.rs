@@ -22,7 +22,7 @@ use crate::commands::output::{Table, note, quote_path};
 use crate::commands::plot::ORANGE;
 
 impl Outcome {
-    /// Forecasts, draws, and prints a table; of a run that was interrupted, says how it goes on. Without a folder
+    /// Forecasts, prints a table, and draws; of a run that was interrupted, says how it goes on. Without a folder
     /// the pictures go to `output`.
     pub fn report(
         &self,
@@ -46,21 +46,23 @@ impl Outcome {
         let forecasts = windows.forecast(&job.parts.testing, batch, forward)?;
         windows.check(&job.parts.testing, &forecasts)?;
         let errors = errors(job, &forecasts);
+        print_errors(job, &errors, out)?;
+        // Where the run was not saved its folder stays what it was.
+        if folder.is_some() && self.unsaved.is_some() {
+            return Ok(ExitCode::SUCCESS);
+        }
         let future = windows.forecast(&[job.series.values().len()], 1, forward)?;
         let forecast = plot::forecast(&picture(job, &forecasts, &future, &errors))?;
         match folder {
             Some(folder) => {
                 write_picture(folder.forecast(), &forecast)?;
-                if self.unsaved.is_none() {
-                    note(format_args!("all is in {}", quote_path(folder.path())));
-                }
+                note(format_args!("all is in {}", quote_path(folder.path())));
             }
             None => {
                 write_picture(output.join("forecast.svg"), &forecast)?;
                 write_picture(output.join("loss.svg"), &self.losses(job)?)?;
             }
         }
-        print_errors(job, &errors, out)?;
         Ok(ExitCode::SUCCESS)
     }
 

@@ -11,7 +11,7 @@ use super::job::Job;
 use super::model::{Forecaster, Stopped};
 use super::plot;
 use super::windows::Windows;
-use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved, warn_unsaved};
+use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::output::note;
@@ -132,9 +132,9 @@ impl Keeper<'_> {
         }
         let is_epoch_over = matches!(event, Event::Epoch { .. });
         let updates = model.learner().updates();
-        if self.saver.as_ref().is_some_and(|saver| saver.is_due(updates, is_epoch_over)) {
+        if self.saver.as_mut().is_some_and(|saver| saver.is_due(updates, is_epoch_over)) {
             let why = unsaved(self.save(model))?;
-            why.iter().zip(&mut self.saver).for_each(|(why, saver)| saver.put_off(why, updates));
+            why.iter().zip(&mut self.saver).for_each(|(why, saver)| saver.warn(why));
         }
         Ok(())
     }
@@ -154,12 +154,12 @@ impl Keeper<'_> {
             valid_accuracy: None,
             seconds: (self.seconds() * 1e3).round() / 1e3,
         });
-        let Some(saver) = &self.saver else {
+        let Some(saver) = &mut self.saver else {
             self.progress.end_epoch("");
             return Ok(());
         };
         let why = unsaved(Epoch::write_all(&self.epochs, &saver.folder().metrics()))?;
-        why.iter().for_each(warn_unsaved);
+        why.iter().for_each(|why| saver.warn(why));
         self.progress.end_epoch(&format!("  held out {valid_loss:.5}"));
         Ok(())
     }

@@ -51,7 +51,8 @@ impl Series {
         let (mut columns, mut filled) = (Vec::new(), 0);
         for &column in &chosen {
             let cells = sheet.rows.iter().map(|row| sheet.number(row, column, ADVICE));
-            let values = cells.collect::<Result<Vec<_>>>()?;
+            let values: Result<Vec<_>> = cells.collect();
+            let values = values.with_context(|| quote_path(path))?;
             filled += values.iter().filter(|value| value.is_none()).count();
             let name = quote(&sheet.names[column]);
             let Some(whole) = interpolate(&values) else {
@@ -195,7 +196,7 @@ mod tests {
         assert!(error("a,b\n1,2\n3,four\n", None).contains("line 3: `four` in column `b`"));
         for odd in ["NaN", "inf", "1e999", "1,5"] {
             let text = format!("a\n1\n2\n\"{odd}\"\n");
-            assert!(error(&text, None).starts_with(&format!("line 4: `{odd}`")), "{odd}");
+            assert!(error(&text, None).contains(&format!(": line 4: `{odd}`")), "{odd}");
         }
         assert!(error("a,b\n1,2\n", Some("z")).contains("the file has `a`, `b`"));
         assert!(error("a,b\n1,2\n", Some("3")).contains("the file has `a`, `b`"));
@@ -230,9 +231,9 @@ mod tests {
         let series = read("v\n1\n\n\n4\n", None).unwrap();
         assert_eq!((series.values(), series.filled), (&[1.0, 2.0, 3.0, 4.0][..], 2));
         assert_eq!(read("v,w\r\n1,1\r\n\r\n4,4\r\n", None).unwrap().values(), [1.0, 4.0]);
-        assert!(error("v,w\n\n1,1\n\n4,x\n", None).starts_with("line 5: `x`"));
-        assert!(error("v\n1\n\nx\n", None).starts_with("line 4: `x`"));
-        assert!(error("v,w\n\"1\",\"1\"\n\"a\nb\",1\n1,x", None).starts_with("line 5: `x`"));
+        assert!(error("v,w\n\n1,1\n\n4,x\n", None).contains(": line 5: `x`"));
+        assert!(error("v\n1\n\nx\n", None).contains(": line 4: `x`"));
+        assert!(error("v,w\n\"1\",\"1\"\n\"a\nb\",1\n1,x", None).contains(": line 5: `x`"));
     }
 
     #[test]
@@ -248,7 +249,10 @@ mod tests {
 
     #[test]
     fn values_that_would_overflow_are_refused() {
-        assert!(error("v\n1\n-2e300\n", None).starts_with("line 3: `-2e300` is larger than"));
+        assert!(
+            error("v\n1\n-2e300\n", None)
+                .contains(": line 3: `-2e300` in column `v` is larger than")
+        );
     }
 
     #[test]

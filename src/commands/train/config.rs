@@ -8,7 +8,7 @@ use gru_wgpu::{Adam, Clip, GruConfig, Head, Loss, Optimizer, ParamLayout, Regime
 use serde::{Deserialize, Serialize};
 
 use crate::commands::arguments::{
-    DirectionWord, ResetWord, at_least_one, at_least_zero, delimiter, share_or_zero,
+    DirectionWord, ResetWord, at_least_one, at_least_zero, check_delimiter, share_or_zero,
 };
 use crate::commands::output::quote_path;
 use crate::commands::pace::{self, Change, Pace, PaceArguments};
@@ -261,7 +261,7 @@ impl Config {
                 }
             }
         }
-        delimiter(self.data.delimiter.encode_utf8(&mut [0; 4])).context("data.delimiter")?;
+        check_delimiter(self.data.delimiter)?;
         self.training.check()?;
         self.training.regime().validate()?;
         Ok(())

@@ -23,7 +23,7 @@ impl HoldOut {
         let count = table.sequences.len();
         ensure!(
             count >= 2,
-            "{} holds a single sequence, and a part of them is to be held out (--holdout, --valid)",
+            "{} holds a single sequence, of which no part can be held out; name a file to validate on by --valid",
             table.shown
         );
         Ok(self.draw(&mut [(0..count).collect()], &[self.wanted(count).clamp(1, count - 1)]))
@@ -42,8 +42,8 @@ impl HoldOut {
         let counts = self.counts(&sizes);
         ensure!(
             counts.iter().any(|&count| count > 0),
-            "{} holds a single sequence of each class, and of some class one is to be held out (--holdout, \
-             --valid)",
+            "{} holds a single sequence of each class, of which none can be held out; name a file to validate on \
+             by --valid",
             table.shown
         );
         Ok(self.draw(&mut strata, &counts))
@@ -67,11 +67,16 @@ impl HoldOut {
         // Of classes that are left with as much, the seed says which come first.
         let mut order: Vec<_> = (0..sizes.len()).collect();
         order.shuffle(&mut self.rng());
-        while counts.iter().sum::<usize>() < wanted {
-            let left = |&class: &usize| share(sizes[class]) - counts[class] as f64;
-            let open = order.iter().copied().filter(|&class| counts[class] < most(sizes[class]));
-            let next = open.max_by(|a, b| left(a).total_cmp(&left(b)));
-            counts[next.expect("there is room for what is wanted")] += 1;
+        order.reverse();
+        let left: Vec<_> =
+            sizes.iter().zip(&counts).map(|(&size, &count)| share(size) - count as f64).collect();
+        order.sort_by(|&a, &b| left[b].total_cmp(&left[a]));
+        let mut missing = wanted.saturating_sub(counts.iter().sum());
+        // Those that can give more are left with less than one: none gives a second before each has given one.
+        while missing > 0 {
+            order.retain(|&class| counts[class] < most(sizes[class]));
+            order.iter().take(missing).for_each(|&class| counts[class] += 1);
+            missing -= order.len().min(missing);
         }
         counts
     }

@@ -11,7 +11,7 @@ use gru_wgpu::{
 
 use super::curves::{Words, draw_curves};
 use super::job::Job;
-use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved, warn_unsaved};
+use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::{Interrupt, Looks};
 use crate::commands::progress::Progress;
@@ -138,7 +138,7 @@ impl Keeper<'_> {
         let updates = trainer.learner().updates();
         if self.saver.is_due(updates, is_epoch_over) {
             let why = unsaved(self.save(trainer))?;
-            why.iter().for_each(|why| self.saver.put_off(why, updates));
+            why.iter().for_each(|why| self.saver.warn(why));
         }
         self.looks = Looks::new();
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -166,7 +166,7 @@ impl Keeper<'_> {
             seconds,
         });
         let why = unsaved(Epoch::write_all(&self.epochs, &self.saver.folder().metrics()))?;
-        why.iter().for_each(warn_unsaved);
+        why.iter().for_each(|why| self.saver.warn(why));
         let star = if is_best { "*" } else { "" };
         let valid_accuracy = valid_accuracy.unwrap_or(f64::NAN);
         self.progress

@@ -13,9 +13,31 @@ use super::config::{Feature, Task};
 use crate::commands::output::{note, quote_path};
 use crate::commands::sheet::{Reading, Row, Sheet};
 
-/// What to do about a cell that is no number.
-const ADVICE: &str = "most cells of the column are numbers: mend this one, name it with --missing to have the \
-                      column's mean there, or the column with --categorical where its cells are words";
+/// What to do about a cell that the model cannot be shown.
+pub struct Advice {
+    /// One that is no number.
+    stray: &'static str,
+    /// An empty one among numbers, and one among words.
+    missing: &'static str,
+    empty: &'static str,
+}
+
+impl Advice {
+    const TRAIN: Self = Self {
+        stray: "most cells of the column are numbers: mend this one, name it with --missing to have the \
+                column's mean there, or the column with --categorical where its cells are words",
+        missing: ", say --missing NA to have the column's mean there, or leave the column out by --features",
+        empty: ", or leave the column out by --features",
+    };
+
+    /// Where the model is there, and takes what it was trained on.
+    pub const PREDICT: Self = Self {
+        stray: "the model was trained on numbers there: mend this one, or train with --missing to have the \
+                column's mean where a number is missing",
+        missing: ", or train with --missing to have the column's mean there",
+        empty: "",
+    };
+}
 
 /// Words that a column of words may have.
 const MOST_WORDS: usize = 4096;
@@ -35,6 +57,7 @@ pub struct Table {
     pub sequence: usize,
     /// The rows of each.
     pub sequences: Vec<Range<usize>>,
+    pub advice: Advice,
 }
 
 impl Table {
@@ -45,7 +68,7 @@ impl Table {
         let found = sequence.map_or(Ok(0), |name| sheet.find(name));
         let sequence = found.with_context(|| shown.clone())?;
         let sequences = sequences(&sheet, sequence).with_context(|| shown.clone())?;
-        Ok(Self { shown, sheet, sequence, sequences })
+        Ok(Self { shown, sheet, sequence, sequences, advice: Advice::TRAIN })
     }
 
     /// A column by name or number; an error names the file.
@@ -147,20 +170,19 @@ impl Table {
 
     /// `None` where it is missing, and may be.
     fn value(&self, row: &Row, column: usize) -> Result<Option<f64>> {
-        let value = self.sheet.number(row, column, ADVICE)?;
+        let value = self.sheet.number(row, column, self.advice.stray)?;
         ensure!(
             value.is_some() || self.sheet.names_missing(),
-            "{}, say --missing NA to have the column's mean there, or leave the column out by --features",
-            self.empty(row, column)
+            "{}{}",
+            self.empty(row, column),
+            self.advice.missing
         );
         Ok(value)
     }
 
     fn word<'a>(&self, row: &'a Row, column: usize) -> Result<&'a str> {
         match row.cell(column) {
-            "" => {
-                bail!("{}, or leave the column out by --features", self.empty(row, column))
-            }
+            "" => bail!("{}{}", self.empty(row, column), self.advice.empty),
             word => Ok(word),
         }
     }
