@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use ndarray::{Array, Dimension, IntoDimension};
+
 /// What can go wrong, one variant a cause.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -433,6 +435,21 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
 /// threads, and by one write where all is written anyway. Or [`Error::OutOfMemory`].
 pub(crate) fn try_untouched<A: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Vec<A>> {
     bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<A>(what, len))
+}
+
+/// An array of such zeros.
+///
+/// # Errors
+/// [`Error::Overflow`], [`Error::OutOfMemory`].
+pub(crate) fn try_array<A, D, S>(what: &'static str, shape: S) -> Result<Array<A, D>>
+where
+    A: bytemuck::Zeroable,
+    D: Dimension,
+    S: IntoDimension<Dim = D>,
+{
+    let shape = shape.into_dimension();
+    let zeros = try_untouched(what, checked_len(what, shape.slice())?)?;
+    Ok(Array::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
 }
 
 /// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.

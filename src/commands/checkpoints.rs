@@ -105,12 +105,18 @@ impl<'a> Saver<'a> {
         is_time || (is_epoch_over && !self.has_saved)
     }
 
-    /// Says that the run's files could not be written: once until they are, or until the next checkpoint is due.
-    pub fn warn(&mut self, why: &anyhow::Error) {
+    /// Has a run go on though its files could not be written, and says so: once until they are, or until the
+    /// next checkpoint is due.
+    ///
+    /// # Errors
+    /// What else went wrong.
+    pub fn tolerate(&mut self, saved: Result<()>) -> Result<()> {
+        let Some(why) = unsaved(saved)? else { return Ok(()) };
         if !self.has_warned {
             note(format_args!("warning: the run goes on, but was not saved: {why:#}"));
             self.has_warned = true;
         }
+        Ok(())
     }
 
     /// Seconds of training, of which this part took so long.

@@ -22,7 +22,7 @@ use super::arguments::{delimiter, yes_or_no};
 use super::checkpoints::{Every, every};
 use super::folder::Folder;
 use super::output::{check_directory, open};
-use super::pace::PaceArguments;
+use super::pace::{PaceArguments, Paced};
 use super::sheet::{Reading, fingerprint, whole};
 use config::{Column, Config, Data, Model, Settings, Sizes, Task};
 use job::{Job, Parts};

@@ -1,7 +1,7 @@
 //! The settings that a run may change where it goes on.
 
 use anyhow::{Result, ensure};
-use gru_wgpu::Checkpoint;
+use gru_wgpu::{Checkpoint, Regime, Training};
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{at_least_one, positive};
@@ -76,26 +76,64 @@ impl Change {
     }
 }
 
-/// Has a run go on from `last` at the pace `now`: notes in `changes` what it was, and says what is new.
-///
-/// # Errors
-/// When its epochs are over.
-pub fn go_on(last: &Checkpoint, before: Pace, now: Pace, changes: &mut Vec<Change>) -> Result<()> {
-    let (over, epochs) = (last.position.epoch, now.epochs);
-    let has_begun = last.position.batch > 0;
+/// How a run is trained, at a pace.
+pub trait Paced: Clone {
+    fn pace(&self) -> Pace;
+
+    /// The same at another pace.
+    fn with(&self, pace: Pace) -> Self;
+
+    fn regime(&self) -> Regime;
+
+    /// Over so many examples.
+    fn training(&self, examples: usize) -> Training;
+
+    /// Whether these, or what they were before one of the changes, are those of a checkpoint.
+    fn are_of(&self, checkpoint: &Checkpoint, changes: &[Change], examples: usize) -> bool {
+        let earlier = changes.iter().map(|change| self.with(change.pace()));
+        earlier.chain([self.clone()]).any(|settings| {
+            checkpoint.regime == settings.regime()
+                && checkpoint.training == settings.training(examples)
+        })
+    }
+
+    /// Has a run over so many examples go on from `last` at the pace `now`: notes in `changes` what it was, and
+    /// says what is new.
+    ///
+    /// # Errors
+    /// When its epochs are over.
+    fn go_on(
+        &mut self,
+        changes: &mut Vec<Change>,
+        mut last: Checkpoint,
+        examples: usize,
+        now: Pace,
+    ) -> Result<Checkpoint> {
+        check_epochs(&last, now.epochs)?;
+        let before = self.pace();
+        if now != before {
+            let updates = last.state.moments.steps;
+            // What came to nothing that was saved is not noted: what it changed then is.
+            if changes.last().is_none_or(|change| change.updates != updates) {
+                changes.push(Change::new(updates, before));
+            }
+            note(format_args!("it goes on with {}", news(before, now)));
+        }
+        *self = self.with(now);
+        last.training = self.training(examples);
+        last.regime = self.regime();
+        Ok(last)
+    }
+}
+
+/// `Ok` unless a run has begun more epochs than so many.
+fn check_epochs(last: &Checkpoint, epochs: usize) -> Result<()> {
+    let (over, has_begun) = (last.position.epoch, last.position.batch > 0);
     let begun = if has_begun { " and the next has begun" } else { "" };
     ensure!(
         over + usize::from(has_begun) <= epochs,
         "{over} epochs are over{begun}, and --epochs {epochs} are all of them"
     );
-    if now != before {
-        let updates = last.state.moments.steps;
-        // What came to nothing that was saved is not noted: what it changed then is.
-        if changes.last().is_none_or(|change| change.updates != updates) {
-            changes.push(Change::new(updates, before));
-        }
-        note(format_args!("it goes on with {}", news(before, now)));
-    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use ndarray::{Array2, Array3, ArrayView3, s};
 use super::{Gru, Output};
 use crate::batch::{Batch, zero_padding};
 use crate::config::{Layout, Shape};
-use crate::error::{Result, try_untouched};
+use crate::error::{Result, try_array};
 use crate::noise;
 use crate::params::{Gradients, ParamLayout, Params};
 use crate::pieces::Piece;
@@ -107,7 +107,7 @@ impl Recorded {
             let buffer = session.copy_out("state", states, range).await?;
             return Ok(State::of_buffer(gpu, buffer, shape.state()));
         }
-        let mut all = zeros("the states", shape.state())?;
+        let mut all: Array3<f32> = try_array("the states", shape.state())?;
         // Where several have the same rows, the last one counts.
         for (piece, session) in &self.0 {
             let (states, range) = last(session, piece);
@@ -236,7 +236,7 @@ impl Gru {
 impl Output {
     /// Room for those of several pieces.
     fn room(shape: Shape) -> Result<Self> {
-        Ok(Self { y: zeros("y", shape.y())?, h_n: zeros("h_n", shape.state())? })
+        Ok(Self { y: try_array("y", shape.y())?, h_n: try_array("h_n", shape.state())? })
     }
 
     /// Puts a piece's in its place.
@@ -252,9 +252,9 @@ impl Gradients {
     fn room(layout: &ParamLayout, shape: Shape) -> Result<Self> {
         Ok(Self {
             params: Params::zeros_of(layout.clone())?,
-            x: zeros("dx", shape.x())?,
-            h0: zeros("dh0", shape.state())?,
-            reset_state: zeros("the gradient of the reset state", shape.state())?,
+            x: try_array("dx", shape.x())?,
+            h0: try_array("dh0", shape.state())?,
+            reset_state: try_array("the gradient of the reset state", shape.state())?,
         })
     }
 
@@ -324,14 +324,9 @@ fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
     Array3::from_shape_vec(shape, data).expect("the plan's sizes are the shape's")
 }
 
-/// Room for what pieces are put in.
-fn zeros(what: &str, shape: [usize; 3]) -> Result<Array3<f32>> {
-    Ok(array(shape, try_untouched(what, shape.iter().product())?))
-}
-
 /// A copy in standard layout.
-fn try_owned(what: &str, view: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
-    let mut copy = zeros(what, view.dim().into())?;
+fn try_owned(what: &'static str, view: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
+    let mut copy: Array3<f32> = try_array(what, view.dim())?;
     copy.assign(&view);
     Ok(copy)
 }

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use ndarray::{Array, Array2, Array3, ArrayD, Axis, Dimension, IntoDimension, IxDyn, s};
+use ndarray::{Array2, Array3, ArrayD, Axis, IxDyn, s};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::batch::Batch;
-use crate::error::{Error, Result, check_shape, checked_len, try_untouched};
+use crate::error::{Error, Result, check_shape, try_array};
 use crate::hash::Hash;
 use crate::head::{Head, Over};
 use crate::objective::Targets;
@@ -223,7 +223,7 @@ pub(crate) fn pad<'a>(
 ) -> Result<(Array3<f32>, Vec<usize>)> {
     let lengths: Vec<_> = sequences.clone().map(Array2::nrows).collect();
     let inputs = sequences.clone().next().map_or(0, Array2::ncols);
-    let mut x: Array3<f32> = zeros(PADDED, [padded_steps(&lengths)?, lengths.len(), inputs])?;
+    let mut x: Array3<f32> = try_array(PADDED, [padded_steps(&lengths)?, lengths.len(), inputs])?;
     for (row, sequence) in sequences.enumerate() {
         x.slice_mut(s![..lengths[row], row, ..]).assign(sequence);
     }
@@ -234,16 +234,6 @@ pub(crate) fn pad<'a>(
 fn padded_steps(lengths: &[usize]) -> Result<usize> {
     let longest = lengths.iter().copied().max().unwrap_or(0);
     longest.checked_next_multiple_of(STEPS).ok_or(Error::Overflow { what: PADDED })
-}
-
-/// Zeros, where there is room for them.
-fn zeros<A: bytemuck::Zeroable, D: Dimension, S: IntoDimension<Dim = D>>(
-    what: &'static str,
-    shape: S,
-) -> Result<Array<A, D>> {
-    let shape = shape.into_dimension();
-    let zeros = try_untouched(what, checked_len(what, shape.slice())?)?;
-    Ok(Array::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
 }
 
 fn targets<'a>(
@@ -281,7 +271,7 @@ fn targets<'a>(
 
 fn grow<A: bytemuck::Zeroable>(array: &mut ArrayD<A>, shape: &[usize]) -> Result<()> {
     if array.is_empty() {
-        *array = zeros("the targets of a batch of padded sequences", shape)?;
+        *array = try_array("the targets of a batch of padded sequences", shape)?;
     }
     Ok(())
 }
@@ -353,9 +343,9 @@ mod tests {
             let error = padded_steps(&lengths).unwrap_err();
             assert_eq!(error, Error::Overflow { what: PADDED });
         }
-        let error = zeros::<f32, _, _>(PADDED, [1 << 40, 1 << 30, 2]).unwrap_err();
+        let error = try_array::<f32, _, _>(PADDED, [1 << 40, 1 << 30, 2]).unwrap_err();
         assert_eq!(error, Error::Overflow { what: PADDED });
-        let error = zeros::<i32, _, _>("targets", [1 << 58, 2]).unwrap_err();
+        let error = try_array::<i32, _, _>("targets", [1 << 58, 2]).unwrap_err();
         assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
     }
 

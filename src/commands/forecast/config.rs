@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::series::Series;
 use crate::commands::arguments::{ResetWord, at_least_one, check_delimiter, share};
 use crate::commands::output::quote_path;
-use crate::commands::pace::{self, Change, Pace};
+use crate::commands::pace::{self, Change, Pace, Paced};
 use crate::commands::settings;
 use crate::commands::sheet::{Reading, check_fingerprint, whole};
 use crate::commands::words::ClipWord;
@@ -173,12 +173,6 @@ impl Config {
         self.series(csv)
     }
 
-    /// Its settings, and those it had earlier.
-    pub fn settings(&self) -> impl Iterator<Item = Settings> {
-        let earlier = self.changes.iter().map(|change| self.training.with(change.pace()));
-        earlier.chain([self.training.clone()])
-    }
-
     /// Its columns of a file.
     pub fn series(&self, csv: &Path) -> Result<Series> {
         let names: Vec<_> = self.columns.iter().map(|column| &column.name).collect();
@@ -198,24 +192,22 @@ impl Config {
     }
 }
 
-impl Settings {
-    pub fn pace(&self) -> Pace {
+impl Paced for Settings {
+    fn pace(&self) -> Pace {
         let Self { epochs, learning_rate, clip, .. } = *self;
         Pace { epochs, learning_rate, clip, patience: None }
     }
 
-    /// The same at another pace.
-    pub fn with(&self, pace: Pace) -> Self {
+    fn with(&self, pace: Pace) -> Self {
         let Pace { epochs, learning_rate, clip, patience: _ } = pace;
         Self { epochs, learning_rate, clip, ..self.clone() }
     }
 
-    pub fn regime(&self) -> Regime {
+    fn regime(&self) -> Regime {
         Regime::new(self.epochs, self.batch).with_seed(self.seed)
     }
 
-    /// Over so many windows.
-    pub fn training(&self, windows: usize) -> Training {
+    fn training(&self, windows: usize) -> Training {
         let updates = (self.epochs as u64).saturating_mul(self.regime().updates(windows, 1));
         Training::new(Loss::MeanSquared, Optimizer::adam(), self.learning_rate)
             .with_schedule(Schedule::cosine(updates))

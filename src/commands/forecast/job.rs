@@ -4,12 +4,12 @@ use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, Training};
 
-use super::config::{Config, Data, Settings, Sizes};
+use super::config::{Config, Data, Sizes};
 use super::series::Series;
 use super::windows::{Windows, origins};
 use crate::commands::checkpoints::{check_same, is_of};
 use crate::commands::output::{note, quote_path, some_of};
-use crate::commands::pace::{self, PaceArguments};
+use crate::commands::pace::{PaceArguments, Paced};
 
 pub struct Job {
     pub config: Config,
@@ -34,28 +34,21 @@ impl Job {
     ///
     /// # Errors
     /// When the configuration is not the checkpoint's, or the epochs are over.
-    pub fn go_on(&mut self, mut last: Checkpoint, given: &PaceArguments) -> Result<Checkpoint> {
+    pub fn go_on(&mut self, last: Checkpoint, given: &PaceArguments) -> Result<Checkpoint> {
         self.check_same(&last)?;
         let Config { training, changes, .. } = &mut self.config;
-        let (before, now) = (training.pace(), given.on(training.pace()));
-        pace::go_on(&last, before, now, changes)?;
-        *training = training.with(now);
-        last.training = self.training();
-        last.regime = self.config.training.regime();
-        Ok(last)
+        let now = given.on(training.pace());
+        training.go_on(changes, last, self.parts.training.len(), now)
     }
 
     /// `Ok` when the configuration is that of a checkpoint.
     fn check_same(&self, checkpoint: &Checkpoint) -> Result<()> {
         let Self { config, parts, .. } = self;
-        let is_same = |settings: Settings| {
-            checkpoint.regime == settings.regime()
-                && checkpoint.training == settings.training(parts.training.len())
-        };
+        let is_same = config.training.are_of(checkpoint, &config.changes, parts.training.len());
         check_same(&[
             ("[data], [windows] or [[columns]]", is_of(checkpoint, &self.data())),
             ("[model]", *checkpoint.state.params.layout() == config.layout()?),
-            ("[training]", config.settings().any(is_same)),
+            ("[training]", is_same),
         ])
     }
 

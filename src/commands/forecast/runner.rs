@@ -15,6 +15,7 @@ use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::output::note;
+use crate::commands::pace::Paced;
 use crate::commands::plot::{GREY, ORANGE};
 use crate::commands::progress::Progress;
 
@@ -133,8 +134,8 @@ impl Keeper<'_> {
         let is_epoch_over = matches!(event, Event::Epoch { .. });
         let updates = model.learner().updates();
         if self.saver.as_mut().is_some_and(|saver| saver.is_due(updates, is_epoch_over)) {
-            let why = unsaved(self.save(model))?;
-            why.iter().zip(&mut self.saver).for_each(|(why, saver)| saver.warn(why));
+            let saved = self.save(model);
+            self.saver.as_mut().map_or(Ok(()), |saver| saver.tolerate(saved))?;
         }
         Ok(())
     }
@@ -158,8 +159,7 @@ impl Keeper<'_> {
             self.progress.end_epoch("");
             return Ok(());
         };
-        let why = unsaved(Epoch::write_all(&self.epochs, &saver.folder().metrics()))?;
-        why.iter().for_each(|why| saver.warn(why));
+        saver.tolerate(Epoch::write_all(&self.epochs, &saver.folder().metrics()))?;
         self.progress.end_epoch(&format!("  held out {valid_loss:.5}"));
         Ok(())
     }

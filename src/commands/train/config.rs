@@ -11,7 +11,7 @@ use crate::commands::arguments::{
     DirectionWord, ResetWord, at_least_one, at_least_zero, check_delimiter, share_or_zero,
 };
 use crate::commands::output::quote_path;
-use crate::commands::pace::{self, Change, Pace, PaceArguments};
+use crate::commands::pace::{self, Change, Pace, PaceArguments, Paced};
 use crate::commands::settings;
 use crate::commands::sheet::Reading;
 use crate::commands::words::{ClipWord, ScheduleWord};
@@ -275,12 +275,6 @@ impl Config {
         })
     }
 
-    /// Its settings, and those it had earlier.
-    pub fn settings(&self) -> impl Iterator<Item = Settings> {
-        let earlier = self.changes.iter().map(|change| self.training.with(change.pace()));
-        earlier.chain([self.training.clone()])
-    }
-
     /// The network's parameters.
     pub fn layout(&self) -> Result<ParamLayout> {
         let Model { hidden, layers, direction, reset, dropout } = self.model;
@@ -311,17 +305,6 @@ impl Settings {
         Ok(Self { warmup, momentum, ..self.with(pace.on(self.pace())) })
     }
 
-    pub fn pace(&self) -> Pace {
-        let Self { epochs, learning_rate, clip, patience, .. } = *self;
-        Pace { epochs, learning_rate, clip, patience }
-    }
-
-    /// The same at another pace.
-    pub fn with(&self, pace: Pace) -> Self {
-        let Pace { epochs, learning_rate, clip, patience } = pace;
-        Self { epochs, learning_rate, clip, patience, ..self.clone() }
-    }
-
     /// `Ok` when nothing is given that would not count.
     fn check(&self) -> Result<()> {
         let is_cosine = matches!(self.schedule, ScheduleWord::Cosine { .. });
@@ -336,14 +319,25 @@ impl Settings {
         );
         Ok(())
     }
+}
 
-    pub fn regime(&self) -> Regime {
+impl Paced for Settings {
+    fn pace(&self) -> Pace {
+        let Self { epochs, learning_rate, clip, patience, .. } = *self;
+        Pace { epochs, learning_rate, clip, patience }
+    }
+
+    fn with(&self, pace: Pace) -> Self {
+        let Pace { epochs, learning_rate, clip, patience } = pace;
+        Self { epochs, learning_rate, clip, patience, ..self.clone() }
+    }
+
+    fn regime(&self) -> Regime {
         let regime = Regime::new(self.epochs, self.batch).with_seed(self.seed);
         regime.with_patience(self.patience)
     }
 
-    /// Over so many sequences.
-    pub fn training(&self, sequences: usize) -> Training {
+    fn training(&self, sequences: usize) -> Training {
         let weight_decay = self.weight_decay;
         let optimizer = match self.optimizer {
             OptimizerWord::Adamw => Optimizer::adamw(weight_decay),

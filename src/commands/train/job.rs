@@ -7,11 +7,11 @@ use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, Device, Example, Target, Training};
 
 use super::Tables;
-use super::config::{Config, Data, Settings, Task, TrainPace};
+use super::config::{Config, Data, Task, TrainPace};
 use super::table::Table;
 use crate::commands::checkpoints::{check_same, is_of};
 use crate::commands::output::{note, some_of};
-use crate::commands::pace;
+use crate::commands::pace::Paced;
 
 /// What is trained on what.
 pub struct Job {
@@ -52,28 +52,21 @@ impl Job {
     ///
     /// # Errors
     /// When the configuration is not the checkpoint's, or the epochs are over.
-    pub fn go_on(&mut self, mut last: Checkpoint, given: &TrainPace) -> Result<Checkpoint> {
+    pub fn go_on(&mut self, last: Checkpoint, given: &TrainPace) -> Result<Checkpoint> {
         self.check_same(&last)?;
         let Config { training, changes, .. } = &mut self.config;
-        let (before, now) = (training.pace(), given.on(training.pace()));
-        pace::go_on(&last, before, now, changes)?;
-        *training = training.with(now);
-        last.training = self.training();
-        last.regime = self.config.training.regime();
-        Ok(last)
+        let now = given.on(training.pace());
+        training.go_on(changes, last, self.train.len(), now)
     }
 
     /// `Ok` when the configuration is that of a checkpoint.
     fn check_same(&self, checkpoint: &Checkpoint) -> Result<()> {
         let Self { config, train, .. } = self;
-        let is_same = |settings: Settings| {
-            checkpoint.regime == settings.regime()
-                && checkpoint.training == settings.training(train.len())
-        };
+        let is_same = config.training.are_of(checkpoint, &config.changes, train.len());
         check_same(&[
             ("[data]", is_of(checkpoint, &self.data())),
             ("[model]", *checkpoint.state.params.layout() == config.layout()?),
-            ("[training]", config.settings().any(is_same)),
+            ("[training]", is_same),
         ])
     }
 

@@ -14,6 +14,7 @@ use super::job::Job;
 use crate::commands::checkpoints::{Every, Saver, explain, keep_good, unsaved};
 use crate::commands::folder::{Epoch, Folder};
 use crate::commands::interrupt::{Interrupt, Looks};
+use crate::commands::pace::Paced;
 use crate::commands::progress::Progress;
 use crate::commands::sheet::printable;
 
@@ -137,8 +138,8 @@ impl Keeper<'_> {
         let is_epoch_over = matches!(event, Event::Epoch { .. });
         let updates = trainer.learner().updates();
         if self.saver.is_due(updates, is_epoch_over) {
-            let why = unsaved(self.save(trainer))?;
-            why.iter().for_each(|why| self.saver.warn(why));
+            let saved = self.save(trainer);
+            self.saver.tolerate(saved)?;
         }
         self.looks = Looks::new();
         Ok(if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -165,8 +166,7 @@ impl Keeper<'_> {
             valid_accuracy,
             seconds,
         });
-        let why = unsaved(Epoch::write_all(&self.epochs, &self.saver.folder().metrics()))?;
-        why.iter().for_each(|why| self.saver.warn(why));
+        self.saver.tolerate(Epoch::write_all(&self.epochs, &self.saver.folder().metrics()))?;
         let star = if is_best { "*" } else { "" };
         let valid_accuracy = valid_accuracy.unwrap_or(f64::NAN);
         self.progress
