@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::fingerprint::DataSet;
+
 use ndarray::{Array, Dimension, IntoDimension};
 
 /// What can go wrong, one variant a cause.
@@ -81,9 +83,9 @@ pub enum Error {
         /// What they are for.
         what: &'static str,
         /// Those it was started with.
-        expected: crate::DataSet,
+        expected: DataSet,
         /// Those that came.
-        got: crate::DataSet,
+        got: DataSet,
     },
 
     /// No row of a batch counts: all are padding or to be ignored.
@@ -200,9 +202,9 @@ pub enum Error {
     #[error("these parameters belong to a {got}, the model is a {expected}")]
     ParameterLayout {
         /// The model's configuration.
-        expected: Box<crate::GruConfig>,
+        expected: String,
         /// The configuration that the parameters were made for.
-        got: Box<crate::GruConfig>,
+        got: String,
     },
 
     /// The work does not fit a limit of the adapter or of the kernels. Found by arithmetic, before any

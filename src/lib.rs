@@ -201,64 +201,42 @@
 
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used))]
 
-mod adapter;
-mod batch;
 pub mod check;
-#[cfg(feature = "safetensors")]
-mod checkpoint;
-mod config;
 mod cpu;
-mod device;
-mod embed;
 mod error;
+mod fingerprint;
 pub mod formats;
 mod gpu;
-mod gru;
-mod hash;
-mod head;
 pub mod kernels;
-mod learner;
-mod network;
-mod noise;
-mod objective;
-mod optim;
-mod options;
-mod pace;
-mod params;
-mod pieces;
+mod model;
 pub mod plan;
 mod process;
-mod profile;
 pub mod reference;
-mod runner;
-mod session;
-mod state;
-mod stream;
-mod trainer;
-mod transfer;
+mod spec;
+mod training;
 
-pub use adapter::AdapterInfo;
-pub use batch::Batch;
-#[cfg(feature = "safetensors")]
-pub use checkpoint::Checkpoint;
-pub use config::{Activation, Bias, Direction, GruConfig, Layout, Reset, Shape, Update};
-pub use device::{Device, DeviceKind};
-pub use embed::{Buffers, ForwardPass};
 pub use error::{Error, MadeFrom, Result};
-pub use gru::{Gru, Output, Tape};
-pub use head::{Head, Over};
-pub use learner::{Learner, LearnerState, Report, Training};
-pub use network::{Evaluation, Network};
-pub use objective::{Loss, Targets};
-pub use optim::{Adam, Clip, Moments, Optimizer, Schedule};
-pub use options::{Options, Recurrence};
-pub use params::{Gradients, Init, ParamEntry, ParamLayout, Params};
-pub use profile::{Clock, KernelTime, Profile};
-pub use state::State;
-pub use stream::Stream;
-pub use trainer::{
-    Best, DataSet, DataSets, Ended, Event, Example, Position, Regime, Target, Trainer,
-};
+pub use fingerprint::DataSet;
+pub use gpu::adapter::AdapterInfo;
+pub use model::device::{Device, DeviceKind};
+pub use model::gru::{Gru, Output, Tape};
+pub use model::interop::{Buffers, ForwardPass};
+pub use model::network::{Evaluation, Network};
+pub use model::profile::{Clock, KernelTime, Profile};
+pub use model::state::State;
+pub use model::stream::Stream;
+pub use spec::batch::{Batch, step_flag};
+pub use spec::config::{Activation, Bias, Direction, GruConfig, Layout, Reset, Shape, Update};
+pub use spec::head::{Head, Over};
+pub use spec::loss::{Loss, Targets};
+pub use spec::optimizer::{Adam, Clip, Moments, Optimizer, Schedule};
+pub use spec::options::{Options, Recurrence};
+pub use spec::params::{Gradients, Init, ParamEntry, ParamLayout, Params};
+#[cfg(feature = "safetensors")]
+pub use training::checkpoint::Checkpoint;
+pub use training::dataset::{Example, Target};
+pub use training::learner::{Learner, LearnerState, Report, Training};
+pub use training::trainer::{Best, DataSets, Ended, Event, Position, Regime, Trainer};
 pub use wgpu;
 
 /// README's example is a test.

@@ -13,13 +13,13 @@ use ndarray::{
     concatenate, s,
 };
 
-use crate::batch::{Batch, time_major};
-use crate::config::{Activation, Direction, GruConfig, Layout, Reset, Shape, Update};
 use crate::error::{Error, Result, check_shape, try_zeros};
-use crate::kernels::mark;
-use crate::noise::{Noise, Place};
-use crate::params::{CellRanges, Gradients, Params};
 use crate::plan::Mode;
+use crate::spec::batch::step_flag;
+use crate::spec::batch::{Batch, time_major};
+use crate::spec::config::{Activation, Direction, GruConfig, Layout, Reset, Shape, Update};
+use crate::spec::noise::{Noise, Place};
+use crate::spec::params::{CellRanges, Gradients, Params};
 
 /// What a forward pass computes and a backward pass needs.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub struct Trace<F> {
 pub(crate) struct Run<F> {
     pub shape: Shape,
     direction: Direction,
-    /// `[T, B]`, bits of [`mark`].
+    /// `[T, B]`, bits of [`step_flag`].
     marks: Array2<u32>,
     noise: Noise,
     /// `[L·D, B, H]`
@@ -239,7 +239,8 @@ pub fn backward<F: NdFloat>(
                 dh.index_axis_mut(Axis(0), i),
                 dreset.index_axis_mut(Axis(0), i),
             );
-            for ((t, row), _) in walk.marks.indexed_iter().filter(|&(_, m)| m & mark::PADDING == 0)
+            for ((t, row), _) in
+                walk.marks.indexed_iter().filter(|&(_, m)| m & step_flag::PADDING == 0)
             {
                 cell.parameter_gradients(
                     lane(&input.view(), t, row),
@@ -317,7 +318,7 @@ pub(crate) struct Walk<'a, F> {
     /// Which of the layer's directions.
     pub direction: usize,
     pub is_reverse: bool,
-    /// `[T, B]`, bits of [`mark`].
+    /// `[T, B]`, bits of [`step_flag`].
     pub marks: ArrayView2<'a, u32>,
     pub noise: &'a Noise,
     /// `[B, H]`
@@ -347,12 +348,12 @@ impl<F: NdFloat> Walk<'_, F> {
 
     /// Whether a row's state starts afresh before the direction's step at time t.
     pub(crate) fn restarts(&self, t: usize, row: usize) -> bool {
-        let bit = if self.is_reverse { mark::RESTART_REVERSE } else { mark::RESTART };
+        let bit = if self.is_reverse { step_flag::RESTART_REVERSE } else { step_flag::RESTART };
         self.marks[[t, row]] & bit != 0
     }
 
     pub(crate) fn is_padding(&self, t: usize, row: usize) -> bool {
-        self.marks[[t, row]] & mark::PADDING != 0
+        self.marks[[t, row]] & step_flag::PADDING != 0
     }
 
     fn place(&self, time: usize, row: usize, unit: usize, hidden: usize) -> Place {

@@ -1,5 +1,4 @@
 //! Training that stops, is killed, diverges or finds its file damaged, and goes on to the same bits.
-#![cfg(feature = "safetensors")]
 
 mod common;
 

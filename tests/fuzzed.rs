@@ -1,6 +1,5 @@
 //! Files that the fuzzers kept for what they reach, or for what they found: each is read or refused. How
 //! they were made is in `tests/fuzz/README.md`.
-#![cfg(all(feature = "npy", feature = "onnx", feature = "safetensors"))]
 
 use std::path::Path;
 

@@ -1,6 +1,5 @@
 //! Files that are cut short, changed, or lie: every one gives a typed error with the reason, no panic, and
 //! no allocation beyond a small multiple of its own length.
-#![cfg(all(feature = "npy", feature = "onnx", feature = "safetensors"))]
 
 #[path = "common/proto.rs"]
 mod proto;

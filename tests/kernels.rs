@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use gru_wgpu::kernels::{ALL, Access, Kernel, mark};
+use gru_wgpu::kernels::{ALL, Access, Kernel};
 use gru_wgpu::plan::{Limits, Machine, Mode, Plan};
+use gru_wgpu::step_flag;
 use gru_wgpu::{GruConfig, Options, Recurrence};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
@@ -259,9 +260,9 @@ fn marks_have_the_stated_bits() {
             continue;
         }
         for (name, bit) in [
-            ("PADDING", mark::PADDING),
-            ("RESTART", mark::RESTART),
-            ("RESTART_REVERSE", mark::RESTART_REVERSE),
+            ("PADDING", step_flag::PADDING),
+            ("RESTART", step_flag::RESTART),
+            ("RESTART_REVERSE", step_flag::RESTART_REVERSE),
         ] {
             assert_eq!(constant(&module, name), Some(bit), "{name} of {}", kernel.name);
         }

@@ -1,6 +1,5 @@
 //! Model files that other frameworks wrote, run on every device, against what those frameworks make of
 //! them. `tests/data/models.py` made both.
-#![cfg(all(feature = "npy", feature = "onnx", feature = "safetensors"))]
 
 mod common;
 

@@ -1,5 +1,4 @@
 //! Models by hand: what ONNX allows and no exporter of `tests/models.rs` writes.
-#![cfg(feature = "onnx")]
 
 #[path = "common/proto.rs"]
 mod proto;

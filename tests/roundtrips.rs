@@ -1,6 +1,5 @@
 //! Every format × variant × direction × layers: what is written loads back bit for bit, and what loads
 //! computes the same.
-#![cfg(all(feature = "npy", feature = "onnx", feature = "safetensors"))]
 
 mod common;
 

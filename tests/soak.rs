@@ -16,7 +16,6 @@ use gru_wgpu::{
     Batch, Device, DeviceKind, Gru, GruConfig, Head, Init, Learner, Loss, Network, Optimizer,
     ParamLayout, Params, Training,
 };
-#[cfg(feature = "safetensors")]
 use gru_wgpu::{Checkpoint, Regime, Trainer};
 use ndarray::{Array2, Array3};
 
@@ -181,7 +180,6 @@ fn make_everything(device: &Device) {
 }
 
 /// A checkpoint in a file, and training that goes on from it.
-#[cfg(feature = "safetensors")]
 fn go_on(learner: Learner, device: &Device) -> Learner {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");

@@ -4,16 +4,16 @@
 use ndarray::{Array2, Array3, Axis, concatenate, s};
 
 use super::{Findings, random};
-use crate::batch::Batch;
-use crate::config::{Direction, GruConfig};
-use crate::device::{Device, Target};
-use crate::embed::Buffers;
 use crate::error::Result;
-use crate::gpu::Gpu;
-use crate::gru::Gru;
-use crate::params::{Init, Params};
+use crate::gpu::context::Gpu;
+use crate::gpu::transfer::Wait;
+use crate::model::device::{Device, Target};
+use crate::model::gru::Gru;
+use crate::model::interop::Buffers;
 use crate::reference::{self, Trace};
-use crate::transfer::Wait;
+use crate::spec::batch::Batch;
+use crate::spec::config::{Direction, GruConfig};
+use crate::spec::params::{Init, Params};
 
 const STEPS: usize = 5;
 const BATCH: usize = 17;

@@ -3,14 +3,14 @@
 use ndarray::{Array2, Array3, ArrayView, Axis, IxDyn, s};
 
 use super::{Case, Findings, random, variant_words};
-use crate::batch::{Batch, time_major};
-use crate::config::Layout;
-use crate::device::Device;
 use crate::error::Result;
-use crate::gru::Gru;
-use crate::options::{Options, Recurrence};
-use crate::params::Params;
+use crate::model::device::Device;
+use crate::model::gru::Gru;
 use crate::reference;
+use crate::spec::batch::{Batch, time_major};
+use crate::spec::config::Layout;
+use crate::spec::options::{Options, Recurrence};
+use crate::spec::params::Params;
 
 pub(super) async fn check(
     device: &Device,

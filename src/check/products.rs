@@ -2,12 +2,12 @@
 
 use super::{Findings, random};
 use crate::error::Result;
-use crate::gpu::Gpu;
+use crate::gpu::context::Gpu;
+use crate::gpu::session::{Pass, Session};
+use crate::gpu::transfer::Wait;
 use crate::plan::{
     BufferId, Buffers, Columns, Machine, Operand, Plan, Products, Role, Stage, Start,
 };
-use crate::session::{Pass, Session};
-use crate::transfer::Wait;
 
 /// Cut along every axis, as a product is whose work or size is too much for one dispatch.
 const CUT: [usize; 3] = [65, 97, 50];

@@ -3,18 +3,18 @@
 use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, s};
 
 use super::{Case, Findings, random, variant_words};
-use crate::batch::time_major;
-use crate::config::{GruConfig, Shape};
 use crate::error::Result;
-use crate::gpu::Gpu;
-use crate::kernels::mark;
-use crate::noise::{Noise, draw_words};
-use crate::options::{Options, Recurrence};
-use crate::params::{Init, Params};
+use crate::gpu::context::Gpu;
+use crate::gpu::session::{Pass, Session};
+use crate::gpu::transfer::Wait;
 use crate::plan::{Dispatch, Mode, Plan, Stage};
 use crate::reference::{Cell, CellTrace, Walk};
-use crate::session::{Pass, Session};
-use crate::transfer::Wait;
+use crate::spec::batch::step_flag;
+use crate::spec::batch::time_major;
+use crate::spec::config::{GruConfig, Shape};
+use crate::spec::noise::{Noise, draw_words};
+use crate::spec::options::{Options, Recurrence};
+use crate::spec::params::{Init, Params};
 
 /// The middle one reads what another step wrote and is read by another.
 const STEPS: usize = 3;
@@ -54,7 +54,7 @@ pub(super) async fn check(
     let Shape { hidden, directions, .. } = shape;
     let params = Params::init(config, Init::Uniform, seed)?;
     // Every kind of mark, and none.
-    let marks = [0, mark::PADDING, mark::RESTART, mark::RESTART_REVERSE, 6];
+    let marks = [0, step_flag::PADDING, step_flag::RESTART, step_flag::RESTART_REVERSE, 6];
     let marks = Array2::from_shape_fn((STEPS, batch), |(t, row)| marks[(2 * t + 3 * row) % 5]);
     let course = Course { config, shape, params: &params, marks, seed };
 

@@ -3,16 +3,16 @@
 use ndarray::{Array2, Array3, ArrayD, Axis, IxDyn};
 
 use super::{Findings, random};
-use crate::batch::Batch;
-use crate::config::{Direction, GruConfig, Layout, Shape};
-use crate::device::Device;
 use crate::error::Result;
-use crate::head::{Head, Linear};
-use crate::learner::{Learner, Training};
-use crate::objective::{Loss, Targets, Wanted};
-use crate::optim::{Adam, Clip, Optimizer};
-use crate::params::{Init, ParamLayout, Params};
+use crate::model::device::Device;
 use crate::reference;
+use crate::spec::batch::Batch;
+use crate::spec::config::{Direction, GruConfig, Layout, Shape};
+use crate::spec::head::{Head, Linear};
+use crate::spec::loss::{Loss, Targets, Wanted};
+use crate::spec::optimizer::{Adam, Clip, Optimizer};
+use crate::spec::params::{Init, ParamLayout, Params};
+use crate::training::learner::{Learner, Training};
 
 const STEPS: usize = 5;
 const LENGTHS: [usize; 9] = [5, 2, 0, 5, 1, 3, 5, 4, 5];

@@ -10,9 +10,9 @@ use rayon::prelude::*;
 use super::product::{AddProduct, AddTransposed, Left, Packed, Source, add_product};
 use super::simd::{Kernel, Vector, load, store};
 use super::steps::BackwardWeights;
-use crate::config::Reset;
 use crate::error::{Result, try_grow, try_zeros};
-use crate::params::{CellRanges, Params};
+use crate::spec::config::Reset;
+use crate::spec::params::{CellRanges, Params};
 
 /// Steps and rows whose contribution to the weights' gradients is added at once: what stays in the
 /// cache.

@@ -7,10 +7,10 @@ use ndarray::{Array3, ArrayView3, ArrayViewMut, ArrayViewMut3, Axis, Dimension, 
 use super::gradients::{DEPTH, Products};
 use super::steps::{Backward, BackwardWeights, Forward, ForwardWeights, Part, States};
 use super::{CellTrace, Threads, WORTH_THREADS, Weights};
-use crate::config::Shape;
 use crate::error::Result;
-use crate::params::Params;
 use crate::reference::Run;
+use crate::spec::config::Shape;
+use crate::spec::params::Params;
 
 /// Numbers of a layer's gates, 4 MiB of them, that are still in the last cache when the steps that
 /// made gradients of them are done.

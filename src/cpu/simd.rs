@@ -5,7 +5,7 @@
 //! number is left to the compiler's vectoriser. The innermost loop of products is not: there it is
 //! right or wrong by a factor of four with every small change, so its registers are [`Vector`]s.
 
-use crate::config::Activation;
+use crate::spec::config::Activation;
 
 /// Work to be compiled for every [`Level`]. `run` and all it calls must be `#[inline(always)]`: what
 /// is not inlined is compiled for the target's baseline.

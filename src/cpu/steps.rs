@@ -12,10 +12,10 @@ use rayon::prelude::*;
 
 use super::product::{AddProduct, Left, Packed, Source, add_product};
 use super::simd::{Kernel, Level, Vector, activate, lanes, lanes_mut, load, slope, store};
-use crate::config::{Activation, Reset, Update};
 use crate::error::{Result, try_zeros};
-use crate::params::{CellRanges, Params};
 use crate::reference::Walk;
+use crate::spec::config::{Activation, Reset, Update};
+use crate::spec::params::{CellRanges, Params};
 
 /// What a cell computes, besides its weights.
 #[derive(Clone, Copy, Debug)]

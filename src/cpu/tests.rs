@@ -5,9 +5,9 @@ use ndarray::{Array2, Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use super::*;
-use crate::config::{Activation, Bias, Direction, GruConfig, Update};
-use crate::params::Init;
 use crate::reference;
+use crate::spec::config::{Activation, Bias, Direction, GruConfig, Update};
+use crate::spec::params::Init;
 
 /// Rows of a task, and the threads that share its steps.
 type LayOut = fn(Shape, usize) -> Threads;

@@ -5,9 +5,9 @@ use ndarray::{
     concatenate, s, stack,
 };
 
-use crate::config::{Bias, GruConfig, Reset};
 use crate::error::{Error, Result, check_shape};
-use crate::params::Params;
+use crate::spec::config::{Bias, GruConfig, Reset};
+use crate::spec::params::Params;
 
 /// The weights of one direction of one layer, gates stacked r, z, n: PyTorch's layout.
 ///

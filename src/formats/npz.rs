@@ -25,9 +25,9 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::files::{self, Source, check_finite};
 use super::npy;
-use crate::config::GruConfig;
 use crate::error::{Error, Result, quote};
-use crate::params::Params;
+use crate::spec::config::GruConfig;
+use crate::spec::params::Params;
 
 /// How strictly arrays are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

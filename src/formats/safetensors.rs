@@ -31,12 +31,12 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::files::{self, Source, check_finite};
 use super::numbers::{pieces, widen_bf16, widen_f16};
 use super::words;
-use crate::checkpoint;
-use crate::config::{Bias, Direction, GruConfig};
 use crate::error::{Error, Result, quote};
-use crate::head::{Head, Over};
-use crate::network::head_of;
-use crate::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
+use crate::model::network::head_of;
+use crate::spec::config::{Bias, Direction, GruConfig};
+use crate::spec::head::{Head, Over};
+use crate::spec::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
+use crate::training::checkpoint;
 
 /// What the crate `safetensors` allows for a header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;

@@ -2,9 +2,9 @@
 
 use std::str::FromStr;
 
-use crate::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::error::{Error, Result, quote};
-use crate::head::Over;
+use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
+use crate::spec::head::Over;
 
 /// The key that holds a configuration.
 pub(super) const KEY: &str = "gru_wgpu.config";

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Access, Kernel, Workgroup};
-use crate::objective::Loss;
+use crate::spec::loss::Loss;
 
 args! {
     /// Arguments of [`LOSS`].

@@ -4,11 +4,11 @@ use super::planner::Planner;
 use super::products::{Columns, MAX_WORKGROUPS, Operand, Start};
 use super::{Buffers, Dispatch, HeadBuffers, LossBuffers, Purpose, Role, Slice, Stage};
 use super::{Mode, TrainingBuffers};
-use crate::config::Shape;
-use crate::head::{Head, Over};
 use crate::kernels::{LOSS, LossArgs, LossConstants, loss_kind};
-use crate::objective::Loss;
-use crate::params::ParamLayout;
+use crate::spec::config::Shape;
+use crate::spec::head::{Head, Over};
+use crate::spec::loss::Loss;
+use crate::spec::params::ParamLayout;
 
 /// Where one piece of a head's features lies: all of them, or those of one direction.
 struct Features {

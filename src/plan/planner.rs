@@ -5,11 +5,11 @@ use std::ops::Range;
 use super::products::{Operand, Products, product};
 use super::tiles::Tiles;
 use super::{BufferId, Buffers, Machine, Mode, Purpose, Role, RunBuffers, Slice, TrainingBuffers};
-use crate::config::{Layout, Shape};
 use crate::error::Result;
-use crate::noise::DRAW_WORDS;
-use crate::options::Options;
-use crate::params::ParamLayout;
+use crate::spec::config::{Layout, Shape};
+use crate::spec::noise::DRAW_WORDS;
+use crate::spec::options::Options;
+use crate::spec::params::ParamLayout;
 
 /// What every stage of a run draws on.
 pub(super) struct Planner<'a> {

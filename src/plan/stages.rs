@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::planner::{Planner, Span};
 use super::products::{Columns, Operand, Start};
 use super::{BufferId, Machine, Mode, Plan, Purpose, Stage, TrainingBuffers};
-use crate::config::{Reset, Shape};
 use crate::error::Result;
-use crate::options::Options;
-use crate::params::ParamLayout;
+use crate::spec::config::{Reset, Shape};
+use crate::spec::options::Options;
+use crate::spec::params::ParamLayout;
 
 impl Plan {
     /// The schedule of a run that `layout`'s configuration made the shape of.

@@ -4,10 +4,10 @@ use super::planner::{Planner, Span};
 use super::products::{MAX_WORKGROUPS, chunks, product};
 use super::tiles::{Tile, Way};
 use super::{Dispatch, Mode, Slice, Stage, States, TrainingBuffers};
-use crate::config::{Reset, Shape, Update};
 use crate::kernels::{BACKWARD, FORWARD, StepArgs, StepConstants};
-use crate::noise::{self, Zoneout};
-use crate::params::CellRanges;
+use crate::spec::config::{Reset, Shape, Update};
+use crate::spec::noise::{self, Zoneout};
+use crate::spec::params::CellRanges;
 
 /// The gates whose recurrent products a dispatch makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,10 +3,10 @@
 
 use super::Machine;
 use super::limits::within;
-use crate::config::{GruConfig, Reset};
 use crate::error::Result;
 use crate::kernels::{MATMUL, MatmulConstants};
-use crate::options::Recurrence;
+use crate::spec::config::{GruConfig, Reset};
+use crate::spec::options::Recurrence;
 
 /// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond it the
 /// weights, which each workgroup reads anew at every step, come through one multiprocessor's cache more

@@ -5,7 +5,7 @@ use super::products::MAX_WORKGROUPS;
 use super::{BufferId, Buffers, Dispatch, Machine, Plan, Role, Slice, Stage};
 use crate::error::Result;
 use crate::kernels::{GRADIENT_NORM, GradientNormArgs, Kernel, OPTIMIZER, OptimizerArgs};
-use crate::optim::{Clip, Constants};
+use crate::spec::optimizer::{Clip, Constants};
 
 /// Updates whose reports the device keeps until the host reads them.
 pub(crate) const SLOTS: usize = 64;

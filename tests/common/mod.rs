@@ -1,11 +1,6 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-#[cfg(feature = "cli")]
-pub mod program;
-#[cfg(feature = "cli")]
-pub mod sequences;
-
 use std::process::Command;
 use std::sync::OnceLock;
 

@@ -11,10 +11,10 @@ use super::graph::Graph;
 use super::in_part;
 use super::proto::{AttributeProto, NodeProto, attribute_type};
 use super::tensor::Value;
-use crate::config::{Activation, Bias, Direction, GruConfig, Layout, Reset};
 use crate::error::{Error, Result, quote};
 use crate::formats::Cell;
 use crate::formats::files::check_finite;
+use crate::spec::config::{Activation, Bias, Direction, GruConfig, Layout, Reset};
 
 /// The places of a node's inputs.
 pub(super) mod input {

@@ -7,8 +7,8 @@ use std::ops::Range;
 use super::graph::Graph;
 use super::proto::{NodeProto, data_type};
 use super::stack::constants;
-use crate::config::GruConfig;
 use crate::error::Result;
+use crate::spec::config::GruConfig;
 
 /// An axis of a value on the way from a Y to an X.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

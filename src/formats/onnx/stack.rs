@@ -8,8 +8,8 @@ use super::graph::{Graph, Maker};
 use super::node::{GruNode, input};
 use super::proto::NodeProto;
 use super::sizes::{Axis, Sizes};
-use crate::config::{GruConfig, Layout};
 use crate::error::Result;
+use crate::spec::config::{GruConfig, Layout};
 
 /// More nodes than exporters put between two layers.
 const LONGEST_WAY: usize = 16;

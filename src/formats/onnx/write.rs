@@ -12,10 +12,10 @@ use super::proto::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
     TypeProto, ValueInfoProto, attribute_type, data_type,
 };
-use crate::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::error::{Error, Result};
 use crate::formats::{Cell, files, words};
-use crate::params::Params;
+use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
+use crate::spec::params::Params;
 
 /// The first that has all that is used here, so that old runtimes read it too.
 const OPSET: i64 = 14;

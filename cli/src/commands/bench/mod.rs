@@ -1,0 +1,184 @@
+//! `gru bench`: how long a GRU of some size takes, on one device or on several side by side.
+
+mod job;
+mod measure;
+mod memory;
+mod picture;
+mod report;
+mod sweep;
+mod verify;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use gru_wgpu::plan::{Machine, Mode, quantity};
+use gru_wgpu::{Device, DeviceKind, Direction, Options, Recurrence};
+
+use crate::ui::arguments::{ResetWord, at_least_one};
+use crate::ui::output::{check_output, open};
+use job::Job;
+use measure::{Row, measure};
+use sweep::Sweep;
+
+/// Time a GRU of any size: forward or training, on one device or on several side by side.
+///
+/// All that a run gives (y and h_n, in training every gradient too) is held against the double-precision
+/// reference first, or a part of it where the run is long: the output says so. Then come runs to warm up,
+/// then the measurement. A time is a whole call, from arrays to arrays; upload, compute and download are
+/// told apart by runs that wait in between, compute by the adapter's own clock where it has timestamps.
+/// Weights stay on the device; x and the weights are random, the same on every device.
+#[derive(clap::Args, Debug)]
+#[command(after_help = HELP)]
+pub struct Arguments {
+    /// Time steps, batch rows, input size (numbers a step and row) and hidden size (units).
+    #[arg(long, value_name = "T,B,I,H", default_value = "64,32,128,256", value_parser = shape)]
+    shape: Sizes,
+    /// What is timed: a forward pass, or training, which is forward and backward.
+    #[arg(long, value_enum, default_value_t = ModeWord::Forward)]
+    mode: ModeWord,
+    /// Where the reset gate acts: after the state's product, as in PyTorch and cuDNN, or before it, as in
+    /// ONNX's default.
+    #[arg(long, value_enum, default_value_t = ResetWord::After)]
+    reset: ResetWord,
+    /// Layers, one upon the other.
+    #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = at_least_one)]
+    layers: usize,
+    /// Run over the sequence in both directions.
+    #[arg(long)]
+    bidirectional: bool,
+    /// Measured calls [default: up to 20, or as many as take 3 seconds].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    repeats: Option<usize>,
+    /// How an adapter walks over the steps: step (a dispatch or two for each), sequence (one for all of
+    /// them, where H is small enough), or auto. The CPU has no kernels, and takes no notice.
+    #[arg(long, value_name = "WORD", default_value_t = Recurrence::Auto)]
+    kernel: Recurrence,
+    /// With --mode train: make the gates again in the backward pass instead of keeping them, for less
+    /// memory.
+    #[arg(long)]
+    recompute: bool,
+    /// Also time each kernel of an adapter for itself, in up to 3 more runs, of which the fastest counts.
+    #[arg(long)]
+    profile: bool,
+    /// Measure at several sizes of one axis and draw the times: T (steps), B (batch rows) or H (hidden
+    /// units), or with sizes of your own, T=64,256,1024. A size that fails is named, the others stay.
+    #[arg(long, value_name = "AXIS[=SIZES]", conflicts_with = "profile")]
+    sweep: Option<Sweep>,
+    /// Where the picture of a sweep goes [default: bench.svg].
+    #[arg(long, value_name = "FILE.svg", requires = "sweep")]
+    output: Option<PathBuf>,
+    /// Print what an adapter would run, its buffers and dispatches, instead of running it. The CPU has no
+    /// such schedule: its memory is told.
+    #[arg(long, conflicts_with_all = ["json", "profile", "sweep"])]
+    plan: bool,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+const HELP: &str = "Examples:
+  gru bench --device cpu,gpu
+  gru bench --device gpu --shape 1500,32,1024,1024 --mode train --profile
+  gru bench --device software --shape 64,8,32,64 --plan
+  gru bench --device cpu,gpu --sweep B=1,4,16,64,256 --output batch.svg
+  gru bench --device gpu --sweep T=64,256,1024,4096 --json
+
+--json: device (cpu, gpu or software), adapter, adapter_kind, backend and driver (null on the CPU), mode,
+reset, shape [T, B, I, H], layers, bidirectional, kernel, recompute, repeats, median_ms, min_ms,
+upload_ms, forward_ms, backward_ms, download_ms, compute_ms, compute_clock (adapter or host),
+us_per_step (compute), gflop, gflops (over median_ms), compute_gflops, dispatches and plan_bytes (null on
+the CPU), checked {steps, rows, share of the tolerance, results, by name}, and version; with --profile also
+profile [{kernel, label, calls, ms, share, gflops, gbytes_per_s}], of the fastest of profile_runs; with
+several devices the first one's, and others: [the same, and ratio, its median over the first one's]. With
+--sweep: sweep, values, points: [the same for each of values], failed: [{value, error}], crossings
+[{devices, at}], output; the exit status is 1 when a size failed.";
+
+/// T, B, I, H.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes([usize; 4]);
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeWord {
+    Forward,
+    Train,
+}
+
+/// Runs the command. An error when a number is out of bounds.
+pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {
+    let picture = arguments.output.clone().unwrap_or_else(|| PathBuf::from("bench.svg"));
+    let Arguments { shape, sweep, json, profile, repeats, .. } = arguments;
+    // What can be refused is refused before the work, not after it.
+    ensure!(
+        !arguments.recompute || matches!(arguments.mode, ModeWord::Train),
+        "--recompute is about the backward pass; it needs --mode train"
+    );
+    if sweep.is_some() {
+        check_output(&picture, "svg")?;
+    }
+    let devices = kinds.iter().map(|&kind| open(kind)).collect::<Result<Vec<_>>>()?;
+    if let Some(sweep) = sweep {
+        let jobs = sweep.sizes(shape.0).map(|(size, sizes)| (size, job(arguments, sizes)));
+        let jobs = jobs.collect();
+        return sweep.measure(jobs, &devices, *repeats)?.report(&picture, *json, out);
+    }
+    let job = job(arguments, shape.0)?;
+    if arguments.plan {
+        return devices.iter().try_for_each(|device| write_plan(&job, device, out));
+    }
+    let rows = measure_all(&job, &devices, *repeats, *profile)?;
+    match json {
+        true => writeln!(out, "{}", report::json(&job, &rows))?,
+        false => report::text(&job, &rows, out)?,
+    }
+    Ok(())
+}
+
+/// What a device would do. The CPU has no schedule of its own: it is told so, and shown an adapter's.
+fn write_plan(job: &Job, device: &Device, out: &mut impl Write) -> Result<()> {
+    if let Some(adapter) = device.adapter() {
+        return Ok(write!(out, "{device}: {}", job.plan_on(&adapter)?)?);
+    }
+    let memory = quantity(memory::on_cpu(job), "B");
+    writeln!(out, "{device}: {}", job.title())?;
+    writeln!(out, "no dispatches: threads walk over the steps, in at least {memory} of memory")?;
+    match job.plan(&Machine::WEBGPU) {
+        Ok(plan) => write!(out, "\nan adapter of WebGPU's default limits: {plan}")?,
+        Err(error) => {
+            writeln!(out, "\nan adapter of WebGPU's default limits would refuse: {error:#}")?
+        }
+    }
+    Ok(())
+}
+
+/// Every device in turn.
+fn measure_all(
+    job: &Job,
+    devices: &[Device],
+    repeats: Option<usize>,
+    profile: bool,
+) -> Result<Vec<Row>> {
+    let each =
+        |device| measure(job, device, repeats, profile).with_context(|| format!("on {device}"));
+    devices.iter().map(each).collect()
+}
+
+fn job(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Result<Job> {
+    let config = arguments.reset.config(input, hidden);
+    let direction = if arguments.bidirectional { Direction::Both } else { Direction::Forward };
+    let mode = match arguments.mode {
+        ModeWord::Forward => Mode::Inference,
+        ModeWord::Train => Mode::Training,
+    };
+    let options =
+        Options::default().with_recurrence(arguments.kernel).with_recompute(arguments.recompute);
+    let config = config.with_layers(arguments.layers).with_direction(direction);
+    Job::new(config, [steps, batch], mode, options)
+}
+
+fn shape(text: &str) -> Result<Sizes, String> {
+    let sizes: Vec<_> = text.split(',').map(at_least_one).collect::<Result<_, _>>()?;
+    let sizes = <[usize; 4]>::try_from(sizes);
+    sizes.map(Sizes).map_err(|got| format!("expected the 4 sizes T,B,I,H, got {}", got.len()))
+}

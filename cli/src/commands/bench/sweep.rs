@@ -1,0 +1,306 @@
+//! The same job at several sizes of one axis.
+
+use std::io::Write;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use gru_wgpu::Device;
+use gru_wgpu::formats::write_whole;
+use gru_wgpu::plan::{figures, quantity};
+use serde_json::{Value, json};
+
+use super::job::Job;
+use super::measure::Row;
+use super::picture::{Crossing, Picture, crossings, draw, rounded};
+use super::verify::Verified;
+use super::{measure_all, report};
+use crate::ui::arguments::at_least_one;
+use crate::ui::output::{Table, note, quote_path};
+
+/// Sizes of a sweep at most.
+const MOST: usize = 100;
+
+/// An axis and its sizes, from the smallest up.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    axis: Axis,
+    sizes: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Axis {
+    T,
+    B,
+    H,
+}
+
+impl FromStr for Sweep {
+    type Err = String;
+
+    /// From `T`, `B` or `H`, with sizes of its own after a `=`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (axis, sizes) = match text.split_once('=') {
+            None => (text, None),
+            Some((axis, sizes)) => (axis, Some(sizes)),
+        };
+        let axis = match axis {
+            "T" | "t" => Axis::T,
+            "B" | "b" => Axis::B,
+            "H" | "h" => Axis::H,
+            other => return Err(format!("`{other}` is no axis; expected T, B or H")),
+        };
+        let mut sizes = match (sizes, axis) {
+            (Some(sizes), _) => {
+                sizes.split(',').map(at_least_one).collect::<Result<Vec<_>, _>>()?
+            }
+            (None, Axis::T) => vec![64, 128, 256, 512, 1024, 2048, 4096],
+            (None, Axis::B) => vec![1, 2, 4, 8, 16, 32, 64, 128, 256],
+            (None, Axis::H) => vec![16, 32, 64, 128, 256, 512, 1024],
+        };
+        sizes.sort_unstable();
+        sizes.dedup();
+        if sizes.len() > MOST {
+            return Err(format!("{} sizes; at most {MOST} can be drawn", sizes.len()));
+        }
+        Ok(Self { axis, sizes })
+    }
+}
+
+/// A sweep that was made.
+pub struct Swept<'a> {
+    sweep: &'a Sweep,
+    devices: &'a [Device],
+    /// One at least.
+    points: Vec<Point>,
+    failed: Vec<Failed>,
+}
+
+/// A size that could not be measured on all devices, and why.
+struct Failed {
+    size: usize,
+    error: String,
+}
+
+/// What was measured at one size.
+pub struct Point {
+    pub size: usize,
+    pub job: Job,
+    /// A device each.
+    pub rows: Vec<Row>,
+}
+
+impl Sweep {
+    /// Every size, and the whole shape with it.
+    pub fn sizes(&self, shape: [usize; 4]) -> impl Iterator<Item = (usize, [usize; 4])> {
+        self.sizes.iter().map(move |&size| {
+            let mut sizes = shape;
+            sizes[match self.axis {
+                Axis::T => 0,
+                Axis::B => 1,
+                Axis::H => 3,
+            }] = size;
+            (size, sizes)
+        })
+    }
+
+    /// The axis in words.
+    fn words(&self) -> &'static str {
+        match self.axis {
+            Axis::T => "T, steps",
+            Axis::B => "B, batch rows",
+            Axis::H => "H, hidden units",
+        }
+    }
+
+    /// The fixed sizes and the definition.
+    fn fixed(&self, job: &Job) -> String {
+        let (shape, config) = (job.shape, &job.config);
+        let sizes = [
+            ("T", shape.steps, self.axis == Axis::T),
+            ("B", shape.batch, self.axis == Axis::B),
+            ("I", shape.input, false),
+            ("H", shape.hidden, self.axis == Axis::H),
+        ];
+        let fixed = sizes.iter().filter(|(_, _, swept)| !swept);
+        let fixed: Vec<_> = fixed.map(|(name, size, _)| format!("{name} {size}")).collect();
+        let config = config.to_string();
+        let variant = config.split_once(", ").map_or("", |(_, variant)| variant);
+        format!("{}; {variant}", fixed.join(", "))
+    }
+
+    /// Measures every device at every size of `jobs`, and says so on stderr. A size that fails takes
+    /// nothing from the others.
+    ///
+    /// # Errors
+    /// When all of them fail.
+    pub fn measure<'a>(
+        &'a self,
+        jobs: Vec<(usize, Result<Job>)>,
+        devices: &'a [Device],
+        repeats: Option<usize>,
+    ) -> Result<Swept<'a>> {
+        let (mut points, mut failed) = (Vec::new(), Vec::new());
+        for (size, job) in jobs {
+            let measured = job.and_then(|job| {
+                let rows = measure_all(&job, devices, repeats, false)?;
+                Ok(Point { size, job, rows })
+            });
+            match measured {
+                Ok(point) => {
+                    for row in &point.rows {
+                        let (name, median) = (report::name(&row.device), figures(row.median));
+                        note(format_args!("{:?} {size} on the {name}: {median} ms", self.axis));
+                    }
+                    points.push(point);
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    note(format_args!("{:?} {size} failed: {error}", self.axis));
+                    failed.push(Failed { size, error });
+                }
+            }
+        }
+        match (points.is_empty(), failed.first()) {
+            (true, Some(Failed { size, error })) => {
+                bail!("none of the sizes could be measured; {:?} {size}: {error}", self.axis)
+            }
+            _ => Ok(Swept { sweep: self, devices, points, failed }),
+        }
+    }
+}
+
+impl Swept<'_> {
+    /// Draws the picture, and writes the tables or the JSON.
+    ///
+    /// # Errors
+    /// After all of that, when a size failed.
+    pub fn report(&self, path: &Path, as_json: bool, out: &mut impl Write) -> Result<()> {
+        let picture = self.picture();
+        let svg = draw(&picture)?;
+        write_whole(path, |file| file.write_all(svg.as_bytes()))?;
+        note(format_args!("wrote {}", quote_path(path)));
+        let crossings = crossings(&picture);
+        if as_json {
+            writeln!(out, "{}", self.json(&crossings, path))?;
+        } else {
+            self.write_table(out)?;
+            self.write_crossings(&picture, &crossings, out)?;
+        }
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        let sizes: Vec<_> = self.failed.iter().map(|failed| failed.size.to_string()).collect();
+        let axis = self.sweep.axis;
+        bail!("{axis:?} {} could not be measured; the other sizes were", sizes.join(", "))
+    }
+
+    /// The definition and the fixed sizes, which are the same at every point.
+    fn job(&self) -> &Job {
+        &self.points[0].job
+    }
+
+    fn picture(&self) -> Picture {
+        let line = |device: usize| {
+            let point = |point: &Point| (point.size as f64, point.rows[device].median);
+            self.points.iter().map(point).collect()
+        };
+        let what = if self.job().trains() { "Training" } else { "A forward pass of" };
+        Picture {
+            title: format!("{what} a GRU"),
+            subtitle: self.sweep.fixed(self.job()),
+            axis: self.sweep.words(),
+            names: self.devices.iter().map(Device::to_string).collect(),
+            lines: (0..self.devices.len()).map(line).collect(),
+        }
+    }
+
+    fn json(&self, crossings: &[Crossing], path: &Path) -> Value {
+        let point = |point: &Point| report::json(&point.job, &point.rows);
+        let failed = |failed: &Failed| json!({ "value": failed.size, "error": failed.error });
+        let crossing = |crossing: &Crossing| {
+            let words = [0, crossing.line].map(|line| report::word(&self.devices[line]));
+            json!({ "devices": words, "at": crossing.at })
+        };
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "sweep": format!("{:?}", self.sweep.axis),
+            "values": self.points.iter().map(|point| point.size).collect::<Vec<_>>(),
+            "points": self.points.iter().map(point).collect::<Vec<_>>(),
+            "failed": self.failed.iter().map(failed).collect::<Vec<_>>(),
+            "crossings": crossings.iter().map(crossing).collect::<Vec<_>>(),
+            "output": path.to_string_lossy(),
+        })
+    }
+
+    fn write_table(&self, out: &mut impl Write) -> Result<()> {
+        writeln!(out, "{}; {}", self.job().words(), self.sweep.fixed(self.job()))?;
+        for (i, device) in self.devices.iter().enumerate() {
+            self.write_verified(device, i, out)?;
+        }
+        let axis = format!("{:?}", self.sweep.axis);
+        let header = ["device", &axis, "calls"].into_iter().chain(report::COLUMNS);
+        let header = header.chain(["dispatches", "held"]).map(str::to_owned);
+        let mut table = Table::new(header.collect());
+        for Point { size, job, rows } in &self.points {
+            for row in rows {
+                let start = [
+                    report::name(&row.device).to_owned(),
+                    size.to_string(),
+                    row.repeats.to_string(),
+                ];
+                let none = || ["–", "–"].map(str::to_owned);
+                let planned = row.planned.map_or_else(none, |(dispatches, bytes)| {
+                    [dispatches.to_string(), quantity(bytes as f64, "B")]
+                });
+                let cells = report::cells(job, row, &rows[0]).into_iter().chain(planned);
+                table.row(start.into_iter().chain(cells).collect());
+            }
+        }
+        write!(out, "\n{table}")?;
+        for Failed { size, error } in &self.failed {
+            writeln!(out, "  {:?} {size} failed: {error}", self.sweep.axis)?;
+        }
+        report::legend(self.job(), &self.points[0].rows, out)
+    }
+
+    /// How close device `i` came at all sizes, and where only a part of a run was compared.
+    fn write_verified(&self, device: &Device, i: usize, out: &mut impl Write) -> Result<()> {
+        let all = self.points.iter().map(|point| (point.size, &point.rows[i].verified));
+        let worst = 100.0 * all.clone().map(|(_, verified)| verified.share).fold(0.0, f64::max);
+        let results = self.points[0].rows[i].verified.subjects();
+        write!(out, "{device}: {results} within {worst:.1} % of the tolerance at every size")?;
+        let parts = all.filter(|(_, verified)| !verified.is_whole());
+        let parts: Vec<_> = parts.map(|(size, _)| size.to_string()).collect();
+        if !parts.is_empty() {
+            let (axis, sizes) = (self.sweep.axis, parts.join(", "));
+            write!(out, "; at {axis:?} {sizes} in a part of the run: {}", Verified::WHY)?;
+        }
+        writeln!(out)?;
+        Ok(())
+    }
+
+    fn write_crossings(
+        &self,
+        picture: &Picture,
+        crossings: &[Crossing],
+        out: &mut impl Write,
+    ) -> Result<()> {
+        let names: Vec<_> = self.devices.iter().map(report::name).collect();
+        for (other, name) in names.iter().enumerate().skip(1) {
+            let ordered = |faster: bool| if faster { (name, &names[0]) } else { (&names[0], name) };
+            let mut here = crossings.iter().filter(|c| c.line == other).peekable();
+            if here.peek().is_none() {
+                let mut pairs = picture.lines[other].iter().zip(&picture.lines[0]);
+                let (fast, slow) = ordered(pairs.any(|(other, first)| other.1 < first.1));
+                writeln!(out, "{fast}: faster than {slow} at all of these sizes")?;
+            }
+            for crossing in here {
+                let (axis, at) = (self.sweep.axis, rounded(crossing.at));
+                let (fast, slow) = ordered(crossing.faster);
+                writeln!(out, "{fast}: faster than {slow} from {axis:?} ≈ {at} on")?;
+            }
+        }
+        Ok(())
+    }
+}

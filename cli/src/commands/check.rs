@@ -1,0 +1,86 @@
+//! `gru check`: the device against the f64 reference.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use gru_wgpu::check::{self, Finding, Part};
+use gru_wgpu::{Device, DeviceKind};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::data::model_file::Choice;
+use crate::ui::output::{Table, note, open};
+
+/// Hold a device against the double-precision reference; run it first on a new machine.
+///
+/// Every kernel, then every variant forward and backward, at odd sizes; or one model with its own weights.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Check this model instead, forward and backward, with its own weights: a .safetensors or .onnx file.
+    #[arg(value_name = "MODEL")]
+    model: Option<PathBuf>,
+
+    #[command(flatten)]
+    choice: Choice,
+}
+
+/// [`check::run`], and how far it is, on stderr: on a new adapter the drivers compile for a minute or more.
+fn run_all(device: &Device) -> Result<Vec<Finding>> {
+    let bar = ProgressBar::new_spinner()
+        .with_style(ProgressStyle::with_template("{spinner} {msg}, {elapsed} so far")?);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let mut findings = Vec::new();
+    for (at, part) in Part::ALL.into_iter().enumerate() {
+        bar.set_message(format!("{part}, part {} of {}", at + 1, Part::ALL.len()));
+        let start = Instant::now();
+        let found = part.run(device)?;
+        if bar.is_hidden() && !found.is_empty() {
+            let (results, seconds) = (found.len(), start.elapsed().as_secs_f64());
+            note(format_args!("{part}: {results} results in {seconds:.1} s"));
+        }
+        findings.extend(found);
+    }
+    bar.finish_and_clear();
+    Ok(findings)
+}
+
+/// Runs the command. An error when a number is out of bounds.
+pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
+    let Arguments { model, choice } = arguments;
+    ensure!(model.is_some() || choice.is_empty(), "there is no MODEL to choose a GRU from");
+    let model = model.as_deref().map(|path| choice.load(path)).transpose()?;
+    let device = open(kind)?;
+    let findings = match &model {
+        Some(model) => check::model(&device, &model.params)?,
+        None => run_all(&device)?,
+    };
+    let header = ["what", "cases", "largest error", "of the tolerance", ""];
+    let mut table = Table::new(header.map(str::to_owned).to_vec());
+    for finding in &findings {
+        let verdict =
+            if finding.passed() { "ok".to_owned() } else { format!("WRONG at {}", finding.worst) };
+        table.row(vec![
+            finding.subject.clone(),
+            finding.cases.to_string(),
+            format!("{:.1e}", finding.error),
+            format!("{:.1} %", 100.0 * finding.share),
+            verdict,
+        ]);
+    }
+    let tolerance = check::TOLERANCE;
+    writeln!(out, "{device} against the f64 reference")?;
+    writeln!(out, "tolerance: {:e} + {:e} · |expected|", tolerance.atol, tolerance.rtol)?;
+    write!(out, "{table}")?;
+    let wrong = findings.iter().filter(|finding| !finding.passed()).count();
+    ensure!(wrong == 0, "{wrong} of {} results are out of bounds on {device}", findings.len());
+    writeln!(out, "all {} results are within bounds", findings.len())?;
+    if !device.is_adapter() && model.is_none() {
+        writeln!(
+            out,
+            "no kernel was checked: the CPU device has none. `gru check --device software` checks \
+             them on a software adapter, `--device gpu` on a GPU"
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! What a run says when it ends: a table of errors, and pictures.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use gru_wgpu::Ended;
+use gru_wgpu::formats::write_whole;
+use indicatif::HumanDuration;
+use ndarray::Array2;
+
+use super::config::Sizes;
+use super::job::Job;
+use super::plot::{self, ForecastPicture};
+use super::runner::Outcome;
+use crate::data::baselines::{self, rmse, rules};
+use crate::rundir::folder::Folder;
+use crate::rundir::interrupt;
+use crate::ui::output::{Table, note, quote_path};
+use crate::ui::plot::ORANGE;
+
+impl Outcome {
+    /// Forecasts, prints a table, and draws; of a run that was interrupted, says how it goes on. Without a folder
+    /// the pictures go to `output`.
+    pub fn report(
+        &self,
+        job: &Job,
+        folder: Option<&Folder>,
+        output: &Path,
+        out: &mut impl Write,
+    ) -> Result<ExitCode> {
+        let (epochs, all) = (self.model.position().epoch, job.config.training.epochs);
+        if let (Ended::Asked, Some(folder)) = (self.ended, folder) {
+            let saved = self.unsaved.is_none().then_some(folder);
+            let updates = self.model.learner().updates();
+            return Ok(interrupt::told("gru forecast", saved, updates, (epochs, all)));
+        }
+        let time = HumanDuration(Duration::from_secs_f64(self.seconds));
+        let last = self.epochs.last().map_or(f32::NAN, |epoch| epoch.train_loss);
+        note(format_args!("trained in {time}, loss {last:.5}"));
+
+        let (windows, batch) = (job.windows(), job.config.training.batch);
+        let forward = |x: &_| self.model.learner().forward(x);
+        let forecasts = windows.forecast(&job.parts.testing, batch, forward)?;
+        windows.check(&job.parts.testing, &forecasts)?;
+        let errors = errors(job, &forecasts);
+        print_errors(job, &errors, out)?;
+        // Where the run was not saved its folder stays what it was.
+        if folder.is_some() && self.unsaved.is_some() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let future = windows.forecast(&[job.series.values().len()], 1, forward)?;
+        let forecast = plot::forecast(&picture(job, &forecasts, &future, &errors))?;
+        match folder {
+            Some(folder) => {
+                write_picture(folder.forecast(), &forecast)?;
+                note(format_args!("all is in {}", quote_path(folder.path())));
+            }
+            None => {
+                write_picture(output.join("forecast.svg"), &forecast)?;
+                write_picture(output.join("loss.svg"), &self.losses(job)?)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn losses(&self, job: &Job) -> Result<String> {
+        let losses = self.epochs.iter().map(|epoch| f64::from(epoch.train_loss)).collect();
+        let title = format!("{}: training loss", job.series.name());
+        plot::losses(&title, &[("training", losses, ORANGE)])
+    }
+}
+
+fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
+    write_whole(&path, |to| to.write_all(svg.as_bytes()))?;
+    note(format_args!("wrote {}", quote_path(&path)));
+    Ok(())
+}
+
+/// The error of each forecast, the model's first: by steps ahead, and of all together.
+struct Errors(Vec<(String, Vec<f64>, f64)>);
+
+fn errors(job: &Job, forecasts: &Array2<f64>) -> Errors {
+    let Job { config, series, parts } = job;
+    let Sizes { horizon, season, .. } = config.windows;
+    let (values, origins) = (series.values(), &parts.testing);
+    let (each, all) = rmse(values, origins, forecasts.view());
+    let mut rows = vec![("GRU".to_owned(), each, all)];
+    for (name, rule) in rules(series.season_name(season)) {
+        let forecasts = baselines::forecast(rule, values, origins, season, horizon);
+        let (each, all) = rmse(values, origins, forecasts.view());
+        rows.push((name, each, all));
+    }
+    Errors(rows)
+}
+
+fn print_errors(job: &Job, errors: &Errors, out: &mut impl Write) -> Result<()> {
+    let (horizon, windows) = (job.config.windows.horizon, job.parts.testing.len());
+    writeln!(out, "held-out RMSE over {windows} windows, {horizon} rows ahead of each")?;
+    let mut ahead = vec![1, horizon / 4, horizon / 2, horizon];
+    ahead.retain(|&k| k > 0);
+    ahead.dedup();
+    let mut header = vec!["forecast".to_owned()];
+    header.extend(ahead.iter().map(|k| format!("{k} ahead")));
+    header.push("all".to_owned());
+    let mut table = Table::new(header);
+    for (name, each, all) in &errors.0 {
+        let mut row = vec![name.clone()];
+        row.extend(ahead.iter().map(|k| figure(each[k - 1])));
+        row.push(figure(*all));
+        table.row(row);
+    }
+    write!(out, "{table}")?;
+    let best = errors.0[1..].iter().min_by(|a, b| a.2.total_cmp(&b.2)).expect("there are rules");
+    // Where a rule is exact there is nothing to be compared with.
+    if best.2 > 1e-9 * errors.0[0].2 {
+        let share = errors.0[0].2 / best.2;
+        writeln!(out, "the GRU's error is {share:.2} × that of the best rule, {}", best.0)?;
+    }
+    Ok(())
+}
+
+/// Four figures.
+fn figure(value: f64) -> String {
+    match value {
+        v if v >= 1e6 || (v > 0.0 && v < 1e-3) => format!("{v:.3e}"),
+        v => format!("{v:.*}", (3 - v.max(1.0).log10().floor() as i32).max(0) as usize),
+    }
+}
+
+fn picture(
+    job: &Job,
+    forecasts: &Array2<f64>,
+    future: &Array2<f64>,
+    errors: &Errors,
+) -> ForecastPicture {
+    let Job { config, series, parts } = job;
+    let Sizes { input, horizon, .. } = config.windows;
+    let len = series.values().len();
+    let x = |row: usize| match &series.years {
+        Some(years) if row < len => years[row],
+        // Past the end at the series' mean pace.
+        Some(years) => {
+            let pace = (years[len - 1] - years[0]) / (len - 1).max(1) as f64;
+            years[len - 1] + pace * (row + 1 - len) as f64
+        }
+        None => (row + 1) as f64,
+    };
+    let line =
+        |rows: std::ops::Range<usize>| rows.map(|row| (x(row), series.values()[row])).collect();
+    // As much history as is held out, and at least what the first forecast was made from.
+    let shown = (len - parts.split).max(input).min(parts.split);
+    // Each forecast starts from the last value that its model saw.
+    let forecast_line = |index: usize| {
+        let origin = parts.testing[index];
+        let start = (x(origin - 1), series.values()[origin - 1]);
+        let ahead = (0..horizon).map(|k| (x(origin + k), forecasts[[index, k]]));
+        std::iter::once(start).chain(ahead).collect()
+    };
+    let (name, each, _) = &errors.0[0];
+    let now = (x(len - 1), series.values()[len - 1], 0.0);
+    let ahead = (0..horizon).map(|k| (x(len + k), future[[0, k]], each[k]));
+    ForecastPicture {
+        title: format!("{}: {horizon} rows ahead by {name}", series.name()),
+        subtitle: format!(
+            "the held-out part, forecast every {horizon} rows from what lay before, and {horizon} rows \
+             past the end"
+        ),
+        name: series.name(),
+        time: if series.years.is_some() { "year" } else { "row" },
+        history: line(parts.split - shown..parts.split),
+        truth: line(parts.split - 1..len),
+        forecasts: (0..parts.testing.len()).step_by(horizon).map(forecast_line).collect(),
+        future: std::iter::once(now).chain(ahead).collect(),
+        errors: errors.0.iter().map(|(name, each, _)| (name.clone(), each.clone())).collect(),
+    }
+}

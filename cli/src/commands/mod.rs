@@ -1,0 +1,11 @@
+//! The commands of the program, a file or folder each.
+
+pub mod bench;
+pub mod check;
+pub mod convert;
+pub mod forecast;
+pub mod grad;
+pub mod info;
+pub mod predict;
+pub mod run;
+pub mod train;

@@ -1,0 +1,204 @@
+//! `gru predict`: what a trained run says of new sequences, or of a series' next rows.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use gru_wgpu::formats::{quote, safetensors, write_whole};
+use gru_wgpu::{DeviceKind, Network};
+use ndarray::{Array2, ArrayView1};
+
+use crate::commands::forecast;
+use crate::commands::train::classes::most_probable;
+use crate::commands::train::config::{Config, Task};
+use crate::data::table::{Advice, Table};
+use crate::rundir::folder::Folder;
+use crate::rundir::settings;
+use crate::ui::output::{check_output, note, open, quote_path, some_of};
+
+/// Predict the classes of new sequences, or the next rows of a series, with a model that `gru train` or `gru forecast`
+/// has trained.
+///
+/// The CSV file has the columns that the model was trained on, by their names and in any order, or by their
+/// numbers where the training file had no names. If it has the label's column, too, the share of rows that are
+/// predicted right is said on stderr. A word that training did not see counts as none of the known ones.
+/// Of a run of `gru forecast --run`, what comes after the file's last row is forecast from its last rows, each
+/// value told relative to the last one by the training part's scale.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gru predict vowels data/japanese_vowels_test.csv
+  gru predict phonemes data/phonemes_test.csv --output said.csv --probabilities
+  gru predict co2 newer.csv
+
+The output's columns: the sequence's name, of a run with --task label also the step from 1, the class that is
+most probable, and its probability; with --probabilities also that of each class, as probability:CLASS. Of a
+forecast, how many rows ahead and the value.")]
+pub struct Arguments {
+    /// The folder of a run.
+    run: PathBuf,
+    /// The sequences, or the series.
+    csv: PathBuf,
+    /// Where the predictions go [default: stdout].
+    #[arg(long, value_name = "FILE.csv")]
+    output: Option<PathBuf>,
+    /// Write the probabilities of all classes, too.
+    #[arg(long)]
+    probabilities: bool,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
+    let Arguments { run, csv, output, probabilities } = arguments;
+    if let Some(output) = output {
+        check_output(output, "csv")?;
+    }
+    let folder = Folder::open(run)?;
+    let shown = quote_path(run);
+    ensure!(folder.model().exists(), "{shown} holds no model yet: none of its epochs is over");
+    if settings::is_forecast(&folder.config())? {
+        ensure!(
+            !probabilities,
+            "--probabilities are those of classes, and {shown} is a run of `gru forecast`, whose model says numbers"
+        );
+        return put(&forecast::predict::forecast(&folder, csv, kind)?, output.as_deref(), out);
+    }
+    let config = Config::read(&folder.config())?;
+    let params = safetensors::load_network(folder.model(), &safetensors::Options::new())?;
+    ensure!(
+        *params.layout() == config.layout()?,
+        "the model in {shown} is another one than its config.toml says"
+    );
+    let table = Table::read(csv, config.data.reading(), Some(&config.columns.sequence))?;
+    let table = Table { advice: Advice::PREDICT, ..table };
+    let inputs = table.inputs(&config.features, &table.sequences)?;
+    let network = Network::new(params, &open(kind)?)?;
+    let outputs = network.forward_each(&inputs, config.training.batch)?;
+    check_finite(&table, &outputs)?;
+    let predictions: Vec<_> = outputs.iter().map(Prediction::of).collect();
+    let text = written(&config, &table, &predictions, *probabilities)?;
+    put(&text, output.as_deref(), out)?;
+    tell_accuracy(&config, &table, &predictions)
+}
+
+/// `Ok` when what the model says of each sequence is numbers.
+fn check_finite(table: &Table, outputs: &[Array2<f32>]) -> Result<()> {
+    let is_odd = |outputs: &Array2<f32>| outputs.iter().any(|output| !output.is_finite());
+    let odd = table.sequences.iter().zip(outputs).find(|(_, outputs)| is_odd(outputs));
+    odd.map_or(Ok(()), |(sequence, _)| {
+        bail!(
+            "what the model says of sequence {} in {} is not finite: it has diverged, or the sequence is far from \
+             those that it was trained on",
+            quote(table.name(sequence)),
+            table.shown
+        )
+    })
+}
+
+/// To the file, or else to stdout.
+fn put(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
+    match output {
+        Some(path) => {
+            write_whole(path, |to| to.write_all(text))?;
+            note(format_args!("wrote {}", quote_path(path)));
+        }
+        None => out.write_all(text)?,
+    }
+    Ok(())
+}
+
+/// What is said of each row of a sequence's outputs.
+struct Prediction(Vec<Said>);
+
+struct Said {
+    /// The most probable class, the first of several.
+    class: usize,
+    /// Of each class.
+    probabilities: Vec<f64>,
+}
+
+impl Prediction {
+    fn of(outputs: &Array2<f32>) -> Self {
+        Self(outputs.rows().into_iter().map(Said::of).collect())
+    }
+}
+
+impl Said {
+    /// By softmax.
+    fn of(row: ArrayView1<'_, f32>) -> Self {
+        let class = most_probable(row);
+        let shares = row.iter().map(|&output| f64::from(output - row[class]).exp());
+        let mut probabilities: Vec<_> = shares.collect();
+        let sum: f64 = probabilities.iter().sum();
+        probabilities.iter_mut().for_each(|share| *share /= sum);
+        Self { class, probabilities }
+    }
+}
+
+fn written(
+    config: &Config,
+    table: &Table,
+    predictions: &[Prediction],
+    with_all: bool,
+) -> Result<Vec<u8>> {
+    let classes = &config.columns.classes;
+    let mut header: Vec<_> = match config.task {
+        Task::Classify => vec![],
+        Task::Label => vec!["step".to_owned()],
+    };
+    header.extend(["predicted", "probability"].map(str::to_owned));
+    if with_all {
+        header.extend(classes.iter().map(|class| format!("probability:{class}")));
+    }
+    // The file's own name for it may be one of the others.
+    let name = &table.sheet.names[table.sequence];
+    let name = if header.contains(name) { "sequence" } else { name };
+    header.insert(0, name.to_owned());
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    csv.write_record(&header)?;
+    for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
+        for (step, Said { class, probabilities }) in (1..).zip(rows) {
+            let mut row = vec![table.name(sequence).to_owned()];
+            if config.task == Task::Label {
+                row.push(format!("{step}"));
+            }
+            let all = if with_all { &probabilities[..] } else { &[] };
+            let shares = [probabilities[*class]].into_iter().chain(all.iter().copied());
+            row.push(classes[*class].clone());
+            row.extend(shares.map(|share| format!("{share:.6}")));
+            csv.write_record(&row)?;
+        }
+    }
+    Ok(csv.into_inner().map_err(|error| error.into_error())?)
+}
+
+/// Where the file has labels: how many of them are as predicted. One that training did not see is not. A sequence
+/// that has several, where one is said, is left out.
+fn tell_accuracy(config: &Config, table: &Table, predictions: &[Prediction]) -> Result<()> {
+    let Ok(label) = table.sheet.find(&config.columns.label) else { return Ok(()) };
+    let name = quote(&config.columns.label);
+    let (mut right, mut all) = (0, 0);
+    let mut changing = Vec::new();
+    for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
+        let Ok(labels) = table.labels(config.task, label, sequence) else {
+            changing.push(sequence);
+            continue;
+        };
+        for (word, said) in labels.into_iter().zip(rows).filter(|(word, _)| !word.is_empty()) {
+            all += 1;
+            right += usize::from(config.columns.classes[said.class] == word);
+        }
+    }
+    if !changing.is_empty() {
+        let names = some_of(changing.iter().map(|sequence| quote(table.name(sequence))));
+        note(format_args!(
+            "{}: the label in column {name} changes inside sequences {names}: they count in no accuracy",
+            table.shown
+        ));
+    }
+    if all > 0 {
+        let accuracy = f64::from(u32::try_from(right)?) / f64::from(u32::try_from(all)?);
+        note(format_args!("accuracy {accuracy:.4}: {right} of {all} labels in column {name}"));
+    }
+    Ok(())
+}

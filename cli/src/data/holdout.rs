@@ -1,0 +1,142 @@
+//! Which sequences of a table are held out to validate on.
+
+use anyhow::{Result, ensure};
+use gru_wgpu::Target;
+use rand::seq::SliceRandom;
+use rand::{SeedableRng, rngs::ChaCha8Rng};
+
+use crate::commands::train::config::{Columns, Task};
+use crate::data::table::Table;
+
+/// A share of a table's sequences, drawn by a seed.
+pub struct HoldOut {
+    pub share: f64,
+    pub seed: u64,
+}
+
+/// Sequences to train on and those held out, by their places in the table and in order.
+type Parts = (Vec<usize>, Vec<usize>);
+
+impl HoldOut {
+    /// Of all sequences together.
+    pub fn of_all(&self, table: &Table) -> Result<Parts> {
+        let count = table.sequences.len();
+        ensure!(
+            count >= 2,
+            "{} holds a single sequence, of which no part can be held out; name a file to validate on by --valid",
+            table.shown
+        );
+        Ok(self.draw(&mut [(0..count).collect()], &[self.wanted(count).clamp(1, count - 1)]))
+    }
+
+    /// The same share of each class's, as far as whole sequences go. One of each stays to be trained on.
+    pub fn by_class(&self, table: &Table, columns: &Columns) -> Result<Parts> {
+        let label = table.find(&columns.label)?;
+        let mut strata = vec![Vec::new(); columns.classes.len()];
+        for (at, sequence) in table.sequences.iter().enumerate() {
+            let target = table.target(Task::Classify, label, &columns.classes, sequence)?;
+            let Target::Class(class) = target else { unreachable!("a class a sequence") };
+            strata[class as usize].push(at);
+        }
+        let sizes: Vec<_> = strata.iter().map(Vec::len).collect();
+        let counts = self.counts(&sizes);
+        ensure!(
+            counts.iter().any(|&count| count > 0),
+            "{} holds a single sequence of each class, of which none can be held out; name a file to validate on \
+             by --valid",
+            table.shown
+        );
+        Ok(self.draw(&mut strata, &counts))
+    }
+
+    /// How many of so many.
+    fn wanted(&self, count: usize) -> usize {
+        (self.share * count as f64).round() as usize
+    }
+
+    /// How many of each class: whole parts of its share first, and what is missing of the whole share from
+    /// those classes that are left with the most.
+    fn counts(&self, sizes: &[usize]) -> Vec<usize> {
+        let share = |size: usize| self.share * size as f64;
+        let most = |size: usize| size.saturating_sub(1);
+        let mut counts: Vec<_> =
+            sizes.iter().map(|&size| (share(size) as usize).min(most(size))).collect();
+        let all: usize = sizes.iter().sum();
+        let room: usize = sizes.iter().map(|&size| most(size)).sum();
+        let wanted = self.wanted(all).max(1).min(room);
+        // Of classes that are left with as much, the seed says which come first.
+        let mut order: Vec<_> = (0..sizes.len()).collect();
+        order.shuffle(&mut self.rng());
+        order.reverse();
+        let left: Vec<_> =
+            sizes.iter().zip(&counts).map(|(&size, &count)| share(size) - count as f64).collect();
+        order.sort_by(|&a, &b| left[b].total_cmp(&left[a]));
+        let mut missing = wanted.saturating_sub(counts.iter().sum());
+        // Those that can give more are left with less than one: none gives a second before each has given one.
+        while missing > 0 {
+            order.retain(|&class| counts[class] < most(sizes[class]));
+            order.iter().take(missing).for_each(|&class| counts[class] += 1);
+            missing -= order.len().min(missing);
+        }
+        counts
+    }
+
+    /// So many of each of these.
+    fn draw(&self, strata: &mut [Vec<usize>], counts: &[usize]) -> Parts {
+        let (mut rest, mut held_out, mut rng) = (Vec::new(), Vec::new(), self.rng());
+        for (stratum, &count) in strata.iter_mut().zip(counts) {
+            stratum.shuffle(&mut rng);
+            held_out.extend_from_slice(&stratum[..count]);
+            rest.extend_from_slice(&stratum[count..]);
+        }
+        held_out.sort_unstable();
+        rest.sort_unstable();
+        (rest, held_out)
+    }
+
+    fn rng(&self) -> ChaCha8Rng {
+        /// Told apart from the parameters' random numbers, which the seed itself gives.
+        const STREAM: u64 = 0x686f_6c64;
+        ChaCha8Rng::seed_from_u64(self.seed ^ STREAM)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_class_gives_its_share_and_keeps_one() {
+        for (share, sizes, expected) in [
+            (0.1, &[30, 30, 30][..], &[3, 3, 3][..]),
+            (0.1, &[96, 4, 1], &[10, 0, 0]),
+            (0.5, &[1, 1, 4], &[0, 0, 3]),
+            (0.9, &[2, 10, 1], &[1, 9, 0]),
+            (0.1, &[2, 0, 1], &[1, 0, 0]),
+            (0.5, &[1, 1], &[0, 0]),
+        ] {
+            let counts = HoldOut { share, seed: 1 }.counts(sizes);
+            assert_eq!(counts, expected, "{share} of {sizes:?}");
+        }
+        // A tenth of fifty pairs is one of ten of them, as the seed says.
+        let counts = |seed| HoldOut { share: 0.1, seed }.counts(&[2; 50]);
+        assert_eq!(counts(1).iter().filter(|&&count| count == 1).count(), 10);
+        assert_eq!(counts(1), counts(1));
+        assert_ne!(counts(1), counts(2));
+    }
+
+    #[test]
+    fn parts_are_in_order_and_miss_nothing() {
+        let draw = |seed| {
+            let strata = &mut [(0..40).collect(), (40..60).collect::<Vec<_>>()];
+            HoldOut { share: 0.1, seed }.draw(strata, &[4, 2])
+        };
+        let (rest, held_out) = draw(1);
+        assert!(rest.is_sorted() && held_out.is_sorted());
+        assert_eq!(held_out.iter().filter(|&&at| at < 40).count(), 4);
+        let mut all = [rest, held_out.clone()].concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..60).collect::<Vec<_>>());
+        assert_ne!(draw(2).1, held_out);
+    }
+}

@@ -1,0 +1,165 @@
+//! A series cut into windows, each told relative to its own last value.
+
+use std::ops::Range;
+
+use anyhow::{Result, ensure};
+use ndarray::{Array2, Array3, ArrayD, Axis, Ix2};
+
+use crate::ui::output::note;
+
+/// A forecast so many usual changes away from the last value is not to be believed.
+const FAR: f64 = 1e6;
+
+/// Windows of a series: `input` values of every column in, `horizon` values of the first one to be
+/// forecast. A window is named by its origin, the index of its first target.
+pub struct Windows<'a> {
+    /// The series itself, and what else the model sees: of each as many values.
+    pub columns: &'a [Vec<f64>],
+    pub input: usize,
+    pub horizon: usize,
+    /// What a change of 1 means to the model, of each column: the usual size of a value's distance from
+    /// that before the origin, up to `horizon` rows later, over the training part.
+    pub scales: Vec<f64>,
+}
+
+impl<'a> Windows<'a> {
+    /// Windows scaled to the first `training` values of each column.
+    pub fn new(
+        columns: &'a [Vec<f64>],
+        training: usize,
+        input: usize,
+        horizon: usize,
+    ) -> Result<Self> {
+        let origins = origins(input, horizon, 0, training);
+        let scale = |column: &Vec<f64>| scale(column, origins.clone(), horizon);
+        let scales = columns.iter().map(scale).collect::<Result<_>>()?;
+        Ok(Self::scaled(columns, input, horizon, scales))
+    }
+
+    /// Windows of these scales.
+    pub fn scaled(columns: &'a [Vec<f64>], input: usize, horizon: usize, scales: Vec<f64>) -> Self {
+        Self { columns, input, horizon, scales }
+    }
+
+    /// What the model sees: `[T, B, I]`, relative to each window's last values.
+    pub fn inputs(&self, origins: &[usize]) -> Array3<f32> {
+        let shape = (self.input, origins.len(), self.columns.len());
+        Array3::from_shape_fn(shape, |(t, b, i)| {
+            self.relative(i, origins[b], origins[b] - self.input + t)
+        })
+    }
+
+    /// What it should say: `[B, horizon]`, relative likewise.
+    pub fn targets(&self, origins: &[usize]) -> Array2<f32> {
+        let shape = (origins.len(), self.horizon);
+        Array2::from_shape_fn(shape, |(b, k)| self.relative(0, origins[b], origins[b] + k))
+    }
+
+    fn relative(&self, column: usize, origin: usize, row: usize) -> f32 {
+        let values = &self.columns[column];
+        ((values[row] - values[origin - 1]) / self.scales[column]) as f32
+    }
+
+    /// The model's word for a window, back in the series' units.
+    fn absolute(&self, origin: usize, relative: f32) -> f64 {
+        self.columns[0][origin - 1] + f64::from(relative) * self.scales[0]
+    }
+
+    /// `Ok` when forecasts from `origins` are numbers; says where they make no sense.
+    pub fn check(&self, origins: &[usize], forecasts: &Array2<f64>) -> Result<()> {
+        ensure!(
+            forecasts.iter().all(|value| value.is_finite()),
+            "the model forecasts values that are not finite: it has diverged, or the rows are far from those \
+             that it was trained on; try a lower --learning-rate"
+        );
+        let away = |((b, _), value): ((usize, usize), &f64)| {
+            // Each by itself: their difference may be too large for a number.
+            let [value, last] =
+                [*value, self.columns[0][origins[b] - 1]].map(|v| v / self.scales[0]);
+            (value - last).abs()
+        };
+        let farthest = forecasts.indexed_iter().map(away).fold(0.0, f64::max);
+        if farthest > FAR {
+            note(format_args!(
+                "warning: the model forecasts changes of up to {farthest:.0e} times the usual one of its \
+                 training part: it has diverged, or the rows are far from those that it was trained on"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Forecasts `[windows, horizon]` in the series' units by a model's `forward`, `batch` windows at a time.
+    pub fn forecast(
+        &self,
+        origins: &[usize],
+        batch: usize,
+        forward: impl Fn(&Array3<f32>) -> gru_wgpu::Result<ArrayD<f32>>,
+    ) -> Result<Array2<f64>> {
+        let mut forecasts = Array2::zeros((origins.len(), self.horizon));
+        for (origins, mut rows) in
+            origins.chunks(batch).zip(forecasts.axis_chunks_iter_mut(Axis(0), batch))
+        {
+            let relative = forward(&self.inputs(origins))?.into_dimensionality::<Ix2>()?;
+            for ((b, k), &value) in relative.indexed_iter() {
+                rows[[b, k]] = self.absolute(origins[b], value);
+            }
+        }
+        Ok(forecasts)
+    }
+}
+
+/// The origins of all windows whose targets lie in `first..end`.
+pub fn origins(input: usize, horizon: usize, first: usize, end: usize) -> Range<usize> {
+    first.max(input)..(end + 1).saturating_sub(horizon)
+}
+
+/// The usual size of a change from before an origin.
+fn scale(values: &[f64], origins: Range<usize>, horizon: usize) -> Result<f64> {
+    let changes = || {
+        origins.clone().flat_map(|origin| {
+            let last = values[origin - 1];
+            values[origin..origin + horizon].iter().map(move |value| value - last)
+        })
+    };
+    // As shares of the largest, so that squares neither overflow nor vanish.
+    let largest = changes().map(f64::abs).fold(0.0, f64::max);
+    ensure!(largest.is_finite(), "the series' values are too far apart for a 64-bit number");
+    if largest == 0.0 {
+        return Ok(1.0); // A constant series has no scale; 1 does.
+    }
+    let squares: f64 = changes().map(|change| (change / largest).powi(2)).sum();
+    Ok(largest * (squares / changes().count() as f64).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scale_is_the_usual_change_whatever_the_unit() {
+        for unit in [1.0, 1e300, 1e-300] {
+            let series = [0.0, 3.0, -1.0, 3.0, 0.0].map(|v| v * unit);
+            let scale = scale(&series, 1..5, 1).expect("finite changes");
+            let expected = unit * ((9.0 + 16.0 + 16.0 + 9.0) / 4.0f64).sqrt();
+            assert!((scale / expected - 1.0).abs() < 1e-12, "{scale}");
+        }
+        assert_eq!(scale(&[7.0; 5], 1..5, 1).expect("constant"), 1.0);
+        assert!(scale(&[1.7e308, -1.7e308], 1..2, 1).is_err());
+    }
+
+    #[test]
+    fn windows_never_reach_past_their_part() {
+        let slope = |step: f64| (0..20).map(|i| step * f64::from(i)).collect();
+        let columns = [slope(1.0), slope(-7.0)];
+        let windows = Windows::new(&columns, 12, 4, 3).expect("slopes");
+        assert_eq!(origins(4, 3, 0, 12), 4..10); // targets 9, 10, 11 are the last
+        assert_eq!(origins(4, 3, 12, 20), 12..18);
+        assert!(origins(4, 3, 0, 6).is_empty() && origins(4, 3, 0, 1).is_empty());
+        let x = windows.inputs(&[4, 17]);
+        assert_eq!((x.dim(), x[[3, 0, 0]], x[[3, 1, 0]]), ((4, 2, 2), 0.0, 0.0));
+        // Each by its own scale.
+        assert_eq!(x[[0, 1, 0]], -x[[0, 1, 1]]);
+        let y = windows.targets(&[17]);
+        assert!((windows.absolute(17, y[[0, 2]]) - 19.0).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,122 @@
+//! The program `gru`: parses the command line, runs one command, reports its error.
+
+mod commands;
+mod data;
+mod rundir;
+mod ui;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use gru_wgpu::DeviceKind;
+
+use commands::{bench, check, convert, forecast, grad, info, predict, run, train};
+use ui::output;
+
+/// Gated recurrent units on any GPU.
+#[derive(Parser, Debug)]
+#[command(name = "gru", version, about, arg_required_else_help = true, args_override_self = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu or software [default: the
+    /// variable GRU_DEVICE, or auto]. `bench` takes several, with commas.
+    #[arg(long, global = true, value_name = "DEVICE")]
+    device: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Train(train::Arguments),
+    Predict(predict::Arguments),
+    Forecast(forecast::Arguments),
+    Run(run::Arguments),
+    Grad(grad::Arguments),
+    Convert(convert::Arguments),
+    Bench(bench::Arguments),
+    Check(check::Arguments),
+    Info(info::Arguments),
+}
+
+fn main() -> ExitCode {
+    quiet_mesa();
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(status) => status,
+        // Whoever reads our output has seen enough: `gru check | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<ExitCode> {
+    let kinds = device_kinds(cli)?;
+    // Not a lock: a progress bar writes between two lines of a table.
+    let out = &mut io::stdout();
+    let mut status = ExitCode::SUCCESS;
+    match &cli.command {
+        Command::Train(arguments) => status = train::run(arguments, one(&kinds)?, out)?,
+        Command::Predict(arguments) => predict::run(arguments, one(&kinds)?, out)?,
+        Command::Forecast(arguments) => status = forecast::run(arguments, one(&kinds)?, out)?,
+        Command::Run(arguments) => run::run(arguments, one(&kinds)?)?,
+        Command::Grad(arguments) => grad::run(arguments, one(&kinds)?)?,
+        Command::Convert(arguments) => convert::run(arguments)?,
+        Command::Bench(arguments) => bench::run(arguments, &kinds, out)?,
+        Command::Check(arguments) => check::run(arguments, one(&kinds)?, out)?,
+        Command::Info(arguments) => info::run(arguments, one(&kinds)?, out)?,
+    }
+    out.flush()?;
+    Ok(status)
+}
+
+/// What `--device` says, or else GRU_DEVICE. An empty variable counts as unset.
+fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
+    let variable = || {
+        let word = std::env::var_os("GRU_DEVICE").filter(|word| !word.is_empty());
+        word.map(|word| word.to_string_lossy().into_owned())
+    };
+    let Some(words) = cli.device.clone().or_else(variable) else {
+        return Ok(vec![DeviceKind::Auto]);
+    };
+    let kinds: Vec<DeviceKind> = words.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    match (1..kinds.len()).find(|&i| kinds[..i].contains(&kinds[i])) {
+        Some(i) => bail!("device {} is named twice", words.split(',').nth(i).unwrap_or_default()),
+        None => Ok(kinds),
+    }
+}
+
+/// The one device that most commands run on.
+fn one(kinds: &[DeviceKind]) -> Result<DeviceKind> {
+    match *kinds {
+        [kind] => Ok(kind),
+        _ => {
+            bail!("{} devices, but this command takes one; `gru bench` takes several", kinds.len())
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Mesa's device-select layer asks a display which adapter to list first. Without a session it prints
+/// an `error:` line of its own for each adapter, which reads as if this program had failed.
+fn quiet_mesa() {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none()
+        && std::env::var_os("MESA_VK_DEVICE_SELECT").is_none()
+    {
+        // SAFETY: called first in main, before any thread is started, so no other code can be
+        // reading the environment meanwhile.
+        #[allow(unsafe_code, reason = "edition 2024 marks set_var; the proof is above")]
+        unsafe {
+            std::env::set_var("NODEVICE_SELECT", "1");
+        }
+    }
+}

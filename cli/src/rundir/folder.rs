@@ -1,0 +1,230 @@
+//! The folder of a run: its files, and what they may not overwrite.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use fs4::TryLockError;
+use gru_wgpu::Checkpoint;
+use gru_wgpu::formats::write_whole;
+
+use crate::ui::output::{check_directory, note, quote_path};
+
+/// Held by the run that writes to the folder. It stays there: whoever removed it could not know who waits.
+const LOCK: &str = ".lock";
+
+pub struct Folder(PathBuf);
+
+/// Keeps other runs out of a folder until it is dropped, or the program ends in whatever way.
+#[must_use]
+pub struct Lock(#[expect(dead_code, reason = "it is held open")] File);
+
+impl Folder {
+    /// A folder for a new run: one that is not there yet, an empty one, or with `force` another run's.
+    pub fn claim(path: &Path, force: bool) -> Result<Self> {
+        let (folder, shown) = (Self(path.to_owned()), quote_path(path));
+        if fs::symlink_metadata(path).is_err() {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            check_directory(parent.unwrap_or(Path::new(".")))?;
+            return Ok(folder);
+        }
+        check_directory(path)?;
+        let is_run = folder.config().exists();
+        ensure!(
+            force || !is_run,
+            "{shown} holds a run already: --resume {shown} goes on with it, --force starts anew in its \
+             place, --run puts this one elsewhere"
+        );
+        let is_empty = fs::read_dir(path)
+            .with_context(|| format!("cannot read {shown}"))?
+            .all(|entry| entry.is_ok_and(|entry| is_own(&entry.file_name().to_string_lossy())));
+        ensure!(is_run || is_empty, "{shown} is not empty, and what it holds is no run");
+        Ok(folder)
+    }
+
+    /// The folder of a run.
+    pub fn open(path: &Path) -> Result<Self> {
+        let folder = Self(path.to_owned());
+        let shown = quote_path(path);
+        ensure!(path.is_dir(), "{shown} is no folder of a run: there is no such folder");
+        ensure!(
+            folder.config().is_file(),
+            "{shown} is no folder of a run: it holds no config.toml"
+        );
+        Ok(folder)
+    }
+
+    /// Keeps other runs out from now on, and takes away what one that was killed was about to write.
+    pub fn lock(&self) -> Result<Lock> {
+        let shown = quote_path(&self.0);
+        let file = File::options().create(true).truncate(false).write(true).open(self.0.join(LOCK));
+        let file = file.with_context(|| format!("cannot write to {shown}"))?;
+        match fs4::FileExt::try_lock(&file) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("another run is writing to {shown}"),
+            // Not every file system has locks.
+            Err(TryLockError::Error(error)) => note(format_args!(
+                "{shown} cannot be locked ({error}): no other run may write there meanwhile"
+            )),
+        }
+        let entries = fs::read_dir(&self.0).with_context(|| format!("cannot read {shown}"))?;
+        for entry in entries.flatten() {
+            if is_temporary(&entry.file_name().to_string_lossy()) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(Lock(file))
+    }
+
+    /// Makes it where it is not there, keeps others out, and takes an earlier run's files away, which are
+    /// there only with `force`.
+    pub fn take(&self, force: bool) -> Result<Lock> {
+        let shown = || format!("cannot make the folder {}", quote_path(&self.0));
+        fs::create_dir_all(&self.0).with_context(shown)?;
+        let lock = self.lock()?;
+        // Another run may have come and gone since it was claimed.
+        Self::claim(&self.0, force)?;
+        let (training, pictures) = (
+            [self.checkpoint(), self.before(), self.model(), self.metrics()],
+            [self.curves(), self.forecast(), self.classes()],
+        );
+        let mut files = training.iter().chain(&pictures).filter(|file| file.exists());
+        files.try_for_each(|file| remove(file))?;
+        Ok(lock)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.0.join("config.toml")
+    }
+
+    pub fn checkpoint(&self) -> PathBuf {
+        self.0.join("checkpoint.safetensors")
+    }
+
+    /// The checkpoint before the last one.
+    pub fn before(&self) -> PathBuf {
+        self.0.join("checkpoint.safetensors.before")
+    }
+
+    pub fn model(&self) -> PathBuf {
+        self.0.join("model.safetensors")
+    }
+
+    pub fn metrics(&self) -> PathBuf {
+        self.0.join("metrics.csv")
+    }
+
+    pub fn curves(&self) -> PathBuf {
+        self.0.join("curves.svg")
+    }
+
+    /// Of a run of `gru train` that came to its end.
+    pub fn classes(&self) -> PathBuf {
+        self.0.join("classes.csv")
+    }
+
+    /// Of a run of `gru forecast`.
+    pub fn forecast(&self) -> PathBuf {
+        self.0.join("forecast.svg")
+    }
+
+    /// Takes away what was told of an earlier end of a run that goes on. What cannot be is said.
+    pub fn remove_results(&self) {
+        for file in [self.forecast(), self.classes()].iter().filter(|file| file.exists()) {
+            if let Err(error) = remove(file) {
+                note(format_args!("warning: {error:#}; it tells of the run as it was before"));
+            }
+        }
+    }
+
+    /// The last checkpoint that can be read.
+    pub fn read_checkpoint(&self) -> Result<Checkpoint> {
+        let (path, shown) = (self.checkpoint(), quote_path(&self.0));
+        ensure!(
+            path.exists() || self.before().exists(),
+            "{shown} holds no checkpoint yet; start the run again with --force"
+        );
+        let (checkpoint, refused) =
+            Checkpoint::read_last(&path).or_else(|last| match Checkpoint::read(self.before()) {
+                Ok(before) => Ok((before, Some(last))),
+                Err(before) => Err(anyhow!(
+                    "{last}; {before}; there is no other checkpoint to go on from, and --force starts anew"
+                )),
+            })?;
+        if let Some(error) = refused {
+            note(format_args!("{error}; the checkpoint before it is taken"));
+        }
+        Ok(checkpoint)
+    }
+}
+
+fn remove(file: &Path) -> Result<()> {
+    fs::remove_file(file).with_context(|| format!("cannot remove {}", quote_path(file)))
+}
+
+/// What is in a folder without its holding anything.
+fn is_own(name: &str) -> bool {
+    name == LOCK || is_temporary(name)
+}
+
+/// Whether `write_whole` may have left it behind where the program was killed: `.tmp` and six letters or
+/// digits.
+fn is_temporary(name: &str) -> bool {
+    name.strip_prefix(".tmp").is_some_and(|rest| {
+        rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
+/// What an epoch came to: a row of `metrics.csv`.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Epoch {
+    /// From 1.
+    pub epoch: usize,
+    /// Since the start.
+    pub updates: u64,
+    /// Of the last of them.
+    pub learning_rate: f64,
+    pub train_loss: f32,
+    pub valid_loss: f64,
+    /// Where there are classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
+    /// Of training, since the start.
+    pub seconds: f64,
+}
+
+impl Epoch {
+    pub fn write_all(epochs: &[Self], path: &Path) -> Result<()> {
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        epochs.iter().try_for_each(|epoch| csv.serialize(epoch))?;
+        let csv = csv.into_inner().context("the metrics do not go into a file")?;
+        Ok(write_whole(path, |to| to.write_all(&csv))?)
+    }
+
+    /// Those of the first `count` epochs, as far as the file still has them: a run goes on without. What is
+    /// missing is said.
+    pub fn read(path: &Path, count: usize) -> Vec<Self> {
+        let mut epochs: Vec<Self> = Vec::new();
+        if let Ok(mut csv) = csv::ReaderBuilder::new().flexible(true).from_path(path) {
+            for epoch in csv.deserialize::<Self>().flatten() {
+                let next = epochs.last().map_or(1, |last| last.epoch + 1);
+                if (next..=count).contains(&epoch.epoch) {
+                    epochs.push(epoch);
+                }
+            }
+        }
+        if epochs.len() < count {
+            note(format_args!(
+                "{} has {} of the {count} epochs that are over; it goes on without the others",
+                quote_path(path),
+                epochs.len()
+            ));
+        }
+        epochs
+    }
+}

@@ -1,0 +1,243 @@
+//! ONNX: the GRU nodes of any model, and a GRU as a model.
+//!
+//! ```no_run
+//! use gru_wgpu::{Batch, Device, Gru, formats::onnx};
+//! # use ndarray::Array3;
+//!
+//! # fn main() -> gru_wgpu::Result<()> {
+//! let model = onnx::load("denoiser.onnx", &onnx::Options::new())?; // its only GRU, or stack of them
+//! let gru = Gru::with_params(model.params, &Device::auto())?;
+//! # let x = Array3::zeros((1, 1, 1));
+//! let y = gru.forward(&x)?.y; // [T, B, D·H], whatever the node's own layout
+//!
+//! onnx::save("gru.onnx", gru.params(), &onnx::Inputs::new().with_h0(true))?; // ONNX Runtime runs it
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Of the operator GRU up to opset 22 everything is read but `clip`, activations that [`Activation`] does
+//! not have, and different ones in the two directions, which are refused by name. W, R and B must be in the
+//! model: initialisers, constants or external data in the model's folder, as they are or cut, joined and
+//! rearranged by nodes, as exporters leave them. Only the model's outermost graph is looked at.
+//!
+//! GRU nodes are layers of one stack where all that lies between them is sure to bring each number of one's
+//! Y to its time, row and feature of the next one's X, where they have the same lengths, and where none
+//! starts from another one's states.
+//!
+//! [`Activation`]: crate::Activation
+
+mod constant;
+mod graph;
+mod grus;
+mod node;
+mod proto;
+mod sizes;
+mod stack;
+mod tensor;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array3, Axis, concatenate};
+use prost::Message;
+use prost::bytes::Bytes;
+
+use self::graph::Graph;
+use self::grus::Grus;
+use super::{files, words};
+use crate::error::{Error, Result};
+use crate::formats::Cell;
+use crate::spec::config::{Bias, GruConfig, Layout, Update};
+use crate::spec::params::Params;
+
+pub use self::write::{Inputs, encode, save};
+
+/// Protocol buffers end here.
+const MAX_MODEL: u64 = i32::MAX as u64;
+
+/// Which GRU to take out of a model, and how strictly.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Options {
+    /// The node's name, or `first..last` for a part of a stack; an unnamed node goes by its first output.
+    /// Without it the model must hold a single GRU, or a single stack of them.
+    pub node: Option<String>,
+    /// Whether weights that are infinite or NaN are taken.
+    pub allow_non_finite: bool,
+}
+
+impl Options {
+    /// The model's only GRU, of finite weights.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The GRU of this name, or of these names: `first..last`; the only one where it is `None`.
+    #[must_use]
+    pub fn with_node<'a>(self, node: impl Into<Option<&'a str>>) -> Self {
+        Self { node: node.into().map(str::to_owned), ..self }
+    }
+
+    /// The same, taking weights that are infinite or NaN or not.
+    #[must_use]
+    pub fn with_non_finite(self, allow_non_finite: bool) -> Self {
+        Self { allow_non_finite, ..self }
+    }
+}
+
+/// A GRU out of a model.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Model {
+    /// Its parameters, gates stacked r, z, n as everywhere in this crate.
+    pub params: Params,
+    /// The names of its nodes, one a layer.
+    pub nodes: Vec<String>,
+    /// The order of the axes T and B of the first node's X. It says how the model's other nodes hold the
+    /// data; a [`Batch`](crate::Batch) may have either.
+    pub layout: Layout,
+    /// The states `[L·D, B, H]` that it starts from: `initial_h`. Zeros are [`Given::Nothing`].
+    pub h0: Given<Array3<f32>>,
+    /// The length of each row: `sequence_lens`.
+    pub lengths: Given<Vec<usize>>,
+    /// The files besides the model's own that something was read from.
+    pub external_data: Vec<PathBuf>,
+}
+
+/// An optional input of a node.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Given<T> {
+    /// Not connected: zeros for a state, every step for a length.
+    Nothing,
+    /// The model holds it.
+    Constant(T),
+    /// It comes from elsewhere when the model runs, as these words say.
+    AtRun(String),
+}
+
+/// Reads a GRU: a node, or several whose outputs are each other's inputs as one stack of layers.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
+/// [`Error::Format`] when the file is no model, or the GRU cannot be used, with the reason.
+pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
+    open(path.as_ref(), |graph| read_graph(graph, options))
+}
+
+/// As [`load`], from bytes. There is no folder for external data then.
+///
+/// # Errors
+/// As [`load`].
+pub fn read(model: &[u8], options: &Options) -> Result<Model> {
+    let graph = Graph::parse(Bytes::copy_from_slice(model), None)?;
+    read_graph(&graph, options)
+}
+
+/// The names of a model's GRUs, as [`Options::with_node`] takes them: of a node, or `first..last` of several
+/// that are layers of one stack.
+///
+/// # Errors
+/// As [`load`].
+pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
+    open(path.as_ref(), |graph| Ok(Grus::of(graph)?.stack_names()))
+}
+
+fn open<T>(path: &Path, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
+    files::open(path, |mut source| {
+        let len = source.len();
+        if len > MAX_MODEL {
+            let reason = format!("it has {len} bytes; a model ends at {MAX_MODEL}");
+            return Err(Error::Format(reason));
+        }
+        let bytes = source.part("the model", 0, len)?;
+        read(&Graph::parse(bytes.into(), Some(path))?)
+    })
+}
+
+fn read_graph(graph: &Graph, options: &Options) -> Result<Model> {
+    let grus = Grus::of(graph)?;
+    let chosen = grus.choose(options.node.as_deref())?;
+    let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();
+    let nodes = nodes.map_err(Error::clone)?;
+    let allow_non_finite = options.allow_non_finite;
+    let mut cells = Vec::new();
+    for node in &nodes {
+        cells.extend(node.cells(graph, allow_non_finite)?);
+    }
+    let first = nodes[0];
+    let bias = if cells.iter().any(|cell| cell.bias_ih.is_some()) { Bias::Two } else { Bias::None };
+    let config = first.config.clone().with_layers(nodes.len()).with_bias(bias);
+    let own = graph.config_words.as_deref();
+    let params = match own.and_then(|words| own_params(words, &config, &cells)) {
+        Some(params) => params,
+        None => Params::from_cells(&config, &cells)?,
+    };
+    let h0 = nodes.iter().map(|node| node.h0(graph, allow_non_finite)).collect::<Result<_>>()?;
+    Ok(Model {
+        params,
+        nodes: nodes.iter().map(|node| node.name.clone()).collect(),
+        layout: first.layout,
+        h0: joined_h0(h0, &config)?,
+        lengths: first.lengths(graph)?,
+        external_data: graph.storage.files(),
+    })
+}
+
+/// A model of our own, as it was before it was put in ONNX's terms. `None` when the metadata tells of
+/// another model than the nodes are: then somebody changed it, and the nodes count.
+fn own_params(words: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
+    let (own, _) = words::read(words).ok()?;
+    if write::expressed(&own).ok()? != *config {
+        return None;
+    }
+    let cells: Vec<_> = match own.update {
+        Update::Keeps => cells.to_vec(),
+        Update::Overwrites => cells.iter().map(write::with_z_negated).collect(),
+    };
+    Params::from_cells(&own, &cells).ok()
+}
+
+/// The first states of all layers, from those of each.
+fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<Given<Array3<f32>>> {
+    let mut batch = None;
+    let mut words = Vec::new();
+    for given in &of_layers {
+        match given {
+            Given::Nothing => {}
+            Given::Constant(h0) if batch.is_none_or(|batch| batch == h0.dim().1) => {
+                batch = Some(h0.dim().1);
+            }
+            Given::Constant(_) => {
+                let reason = "its layers' initial_h are of different batches".to_owned();
+                return Err(Error::Format(reason));
+            }
+            Given::AtRun(of_layer) if words.contains(&of_layer.as_str()) => {}
+            Given::AtRun(of_layer) => words.push(of_layer.as_str()),
+        }
+    }
+    if !words.is_empty() {
+        return Ok(Given::AtRun(words.join(", ")));
+    }
+    let Some(batch) = batch else { return Ok(Given::Nothing) };
+    let zeros = Array3::zeros([config.directions(), batch, config.hidden_size]);
+    let layers: Vec<_> = of_layers
+        .iter()
+        .map(|given| if let Given::Constant(h0) = given { h0.view() } else { zeros.view() })
+        .collect();
+    Ok(Given::Constant(concatenate(Axis(0), &layers).expect("all of one batch and width")))
+}
+
+/// A message that lies in another one's bytes.
+fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
+    let wrong = |error: prost::DecodeError| Error::Format(format!("it is no ONNX model: {error}"));
+    M::decode(bytes.clone()).map_err(wrong)
+}
+
+/// Names the part of a model in what is wrong with it.
+fn in_part(part: &str, error: Error) -> Error {
+    match error {
+        Error::Format(reason) => Error::Format(format!("{part}: {reason}")),
+        other => other,
+    }
+}

@@ -1,0 +1,417 @@
+//! [`Session`]: a plan made real, and run.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::gpu::context::Gpu;
+use crate::gpu::transfer::Wait;
+use crate::plan::{ARGS_BLOCK, BufferId, BufferSpec, Dispatch, Plan, Slice, Stage};
+
+mod timed;
+
+use timed::Stamps;
+pub(crate) use timed::Timing;
+
+/// Dispatches of one submit: bounds what wgpu holds while it encodes.
+const SUBMIT_DISPATCHES: usize = 4096;
+
+/// Which of a plan's two schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Forward,
+    Backward,
+}
+
+/// A buffer that is not the session's own, from this byte on.
+#[derive(Clone, Debug)]
+pub(crate) struct Bound {
+    pub buffer: wgpu::Buffer,
+    pub offset: u64,
+}
+
+impl From<&wgpu::Buffer> for Bound {
+    fn from(buffer: &wgpu::Buffer) -> Self {
+        Self { buffer: buffer.clone(), offset: 0 }
+    }
+}
+
+/// A plan made real on a device: its buffers, bind groups and arguments, made once and used for any
+/// number of runs of that shape.
+#[derive(Debug)]
+pub(crate) struct Session {
+    gpu: Gpu,
+    plan: Plan,
+    buffers: Vec<Bound>,
+    forward: Vec<Prepared>,
+    backward: Vec<Prepared>,
+    /// Argument blocks of each of the plan's turns.
+    turn_blocks: usize,
+    /// To be done ahead of the next pass.
+    ahead: Vec<Ahead>,
+    /// The device reported an error during a run: the contents cannot be relied on.
+    broken: bool,
+}
+
+/// What happens to elements of a buffer ahead of a pass.
+#[derive(Debug)]
+enum Ahead {
+    Zero(BufferId, Range<usize>),
+    Copy(wgpu::Buffer, BufferId, Range<usize>),
+}
+
+/// A stage with its pipelines and bind groups.
+#[derive(Debug)]
+struct Prepared {
+    calls: Vec<Call>,
+    times: usize,
+    /// Where the arguments of its first dispatch lie; the others follow in order.
+    first_block: usize,
+}
+
+#[derive(Debug)]
+struct Call {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    workgroups: [u32; 3],
+    flops: u64,
+}
+
+impl Session {
+    /// Makes everything that `plan` asks for, but the buffers that are `bound` to it.
+    pub async fn new(gpu: &Gpu, plan: Plan, bound: &[(BufferId, Bound)]) -> Result<Self> {
+        plan.check(gpu.limits())?;
+        let mut pipelines = HashMap::new();
+        for stage in plan.forward().iter().chain(plan.backward()) {
+            for dispatch in stage.dispatches().0 {
+                let key = (dispatch.kernel.name, dispatch.constants.clone());
+                if let Entry::Vacant(entry) = pipelines.entry(key) {
+                    entry.insert(gpu.pipeline(dispatch.kernel, &dispatch.constants).await?);
+                }
+            }
+        }
+        gpu.guard(|| Ok(Self::prepare(gpu, plan, &pipelines, bound))).await
+    }
+
+    fn prepare(
+        gpu: &Gpu,
+        plan: Plan,
+        pipelines: &HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
+        bound: &[(BufferId, Bound)],
+    ) -> Self {
+        let make =
+            |(i, spec): (usize, &BufferSpec)| match bound.iter().find(|(id, _)| id.index() == i) {
+                Some((_, bound)) => bound.clone(),
+                None => Bound::from(&gpu.buffer(&spec.name, spec.len)),
+            };
+        let buffers: Vec<_> = plan.buffers().iter().enumerate().map(make).collect();
+        let words: Vec<u32> =
+            (0..plan.turns()).flat_map(|turn| argument_words(&plan, turn == 1)).collect();
+        let args = gpu.buffer("args", words.len());
+        gpu.upload(&args, 0, bytemuck::cast_slice(&words));
+
+        let (bind_groups, next_block) = Default::default();
+        let mut preparation =
+            Preparation { gpu, pipelines, buffers: &buffers, args: &args, bind_groups, next_block };
+        let forward = plan.forward().iter().map(|stage| preparation.stage(stage)).collect();
+        let backward = plan.backward().iter().map(|stage| preparation.stage(stage)).collect();
+        let turn_blocks = preparation.next_block;
+        let ahead = Vec::new();
+        let gpu = gpu.clone();
+        Self { gpu, plan, buffers, forward, backward, turn_blocks, ahead, broken: false }
+    }
+
+    /// Whether the device reported an error during a run: the contents cannot be relied on.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn buffer(&self, id: BufferId) -> &wgpu::Buffer {
+        &self.buffers[id.index()].buffer
+    }
+
+    /// Writes `data` to `buffer` from its element `first`, or zeros to `len` elements of it.
+    pub async fn write(
+        &mut self,
+        buffer: BufferId,
+        first: usize,
+        len: usize,
+        data: Option<&[f32]>,
+    ) -> Result<()> {
+        let Some(data) = data else {
+            self.ahead.push(Ahead::Zero(buffer, first..first + len));
+            return Ok(());
+        };
+        assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
+        let upload = || {
+            self.gpu.upload(self.buffer(buffer), first, data);
+            Ok(())
+        };
+        self.gpu.guard(upload).await.inspect_err(|_| self.broken = true)
+    }
+
+    /// Copies all of `from` to a range of a buffer, ahead of the next pass.
+    pub fn copy_in(&mut self, from: &wgpu::Buffer, to: BufferId, range: Range<usize>) {
+        self.ahead.push(Ahead::Copy(from.clone(), to, range));
+    }
+
+    /// Queues a copy of a range of a buffer into one of its own.
+    pub async fn copy_out(
+        &self,
+        name: &str,
+        from: BufferId,
+        range: Range<usize>,
+    ) -> Result<wgpu::Buffer> {
+        let copy = || {
+            let copy = self.gpu.buffer(name, range.len());
+            let mut encoder = self.gpu.encoder(name);
+            let (first, len) = (4 * range.start as u64, 4 * range.len() as u64);
+            encoder.copy_buffer_to_buffer(self.buffer(from), first, &copy, 0, len);
+            self.gpu.submit(encoder.finish());
+            Ok(copy)
+        };
+        self.gpu.guard(copy).await
+    }
+
+    /// Queues one of the plan's schedules. Returns before it has run.
+    pub async fn run(&mut self, pass: Pass) -> Result<()> {
+        let ahead = self.take_ahead(pass);
+        let queue = || {
+            self.queue(pass, &ahead, None);
+            Ok(())
+        };
+        self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
+    }
+
+    /// What is to be done ahead of a pass, once.
+    fn take_ahead(&mut self, pass: Pass) -> Vec<Ahead> {
+        let mut ahead = std::mem::take(&mut self.ahead);
+        if pass == Pass::Backward {
+            let whole = |id: &BufferId| (*id, 0..self.plan.buffers()[id.index()].len);
+            let zeros = self.plan.accumulators().iter().map(whole);
+            ahead.extend(zeros.map(|(id, range)| Ahead::Zero(id, range)));
+        }
+        ahead
+    }
+
+    /// Queues a schedule; its compute passes write `stamps`.
+    fn queue(&self, pass: Pass, ahead: &[Ahead], stamps: Option<Stamps<'_>>) {
+        self.queue_calls(pass, ahead, self.calls(pass, 0), stamps);
+    }
+
+    fn queue_calls<'a>(
+        &self,
+        pass: Pass,
+        ahead: &[Ahead],
+        calls: impl Iterator<Item = (&'a Call, usize)>,
+        mut stamps: Option<Stamps<'_>>,
+    ) {
+        let mut ahead = ahead.iter();
+        let mut calls = calls.peekable();
+        let most = self.plan.submit_flops().min(self.gpu.pace().most());
+        while calls.peek().is_some() {
+            let mut encoder = self.gpu.encoder(pass.name());
+            // All of it ahead of the first pass.
+            ahead.by_ref().for_each(|ahead| self.encode_ahead(ahead, &mut encoder));
+            let (mut flops, mut dispatches) = (0, 0);
+            let within = std::iter::from_fn(|| {
+                // One dispatch at least, however large.
+                let room =
+                    |call: &Call| flops + call.flops <= most && dispatches < SUBMIT_DISPATCHES;
+                let (call, block) = calls.next_if(|(call, _)| dispatches == 0 || room(call))?;
+                flops += call.flops;
+                dispatches += 1;
+                Some((call, block))
+            });
+            let writes = stamps.as_mut().map(Stamps::next_pass);
+            encode_calls(&mut encoder, pass, within, writes);
+            self.gpu.submit(encoder.finish());
+            self.gpu.pace().queued(flops);
+        }
+    }
+
+    fn encode_ahead(&self, ahead: &Ahead, encoder: &mut wgpu::CommandEncoder) {
+        let bytes = |range: &Range<usize>| (4 * range.start as u64, 4 * range.len() as u64);
+        match ahead {
+            Ahead::Zero(id, range) => {
+                let (first, len) = bytes(range);
+                encoder.clear_buffer(self.buffer(*id), first, Some(len));
+            }
+            Ahead::Copy(from, id, range) => {
+                let (first, len) = bytes(range);
+                encoder.copy_buffer_to_buffer(from, 0, self.buffer(*id), first, len);
+            }
+        }
+    }
+
+    /// The forward schedule in one pass of somebody's encoder, in one of the plan's turns.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, turn: usize) {
+        encode_calls(encoder, Pass::Forward, self.calls(Pass::Forward, turn), None);
+    }
+
+    fn stages(&self, pass: Pass) -> &[Prepared] {
+        match pass {
+            Pass::Forward => &self.forward,
+            Pass::Backward => &self.backward,
+        }
+    }
+
+    /// The dispatches of a schedule in order, each with the block of its arguments.
+    fn calls(&self, pass: Pass, turn: usize) -> impl Iterator<Item = (&Call, usize)> {
+        let first = turn * self.turn_blocks;
+        self.stages(pass)
+            .iter()
+            .flat_map(Prepared::calls)
+            .map(move |(call, block)| (call, first + block))
+    }
+
+    /// Waits for all that was queued and reads parts of buffers.
+    pub async fn read(
+        &mut self,
+        parts: &[(BufferId, Range<usize>)],
+        wait: Wait,
+    ) -> Result<Vec<Vec<f32>>> {
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|(id, range)| (&self.buffers[id.index()].buffer, range.start, range.len()))
+            .collect();
+        // A caller may drop this before it is done.
+        let broken = std::mem::replace(&mut self.broken, true);
+        let read = self.gpu.download(&parts, wait).await?;
+        self.broken = broken;
+        Ok(read)
+    }
+}
+
+impl Pass {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+        }
+    }
+}
+
+fn encode_calls<'a>(
+    encoder: &mut wgpu::CommandEncoder,
+    pass: Pass,
+    calls: impl Iterator<Item = (&'a Call, usize)>,
+    timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
+) {
+    let label = match pass {
+        Pass::Forward => "gru.forward",
+        Pass::Backward => "gru.backward",
+    };
+    let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes };
+    let mut pass = encoder.begin_compute_pass(&descriptor);
+    for (call, block) in calls {
+        let [x, y, z] = call.workgroups;
+        let offset = (block as u64 * ARGS_BLOCK) as u32;
+        pass.set_pipeline(&call.pipeline);
+        pass.set_bind_group(0, &call.bind_group, &[offset]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+impl Prepared {
+    /// Its dispatches in order, each with the block of its arguments.
+    fn calls(&self) -> impl Iterator<Item = (&Call, usize)> {
+        let body = self.calls.len();
+        (0..self.times * body).map(move |i| (&self.calls[i % body], self.first_block + i))
+    }
+}
+
+/// What the stages of a session share while it is made.
+struct Preparation<'a> {
+    gpu: &'a Gpu,
+    pipelines: &'a HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
+    buffers: &'a [Bound],
+    args: &'a wgpu::Buffer,
+    /// One for each kernel, variant and set of slices; the arguments differ by offset alone.
+    bind_groups: HashMap<(&'static str, Vec<u32>, Vec<Slice>), wgpu::BindGroup>,
+    next_block: usize,
+}
+
+impl Preparation<'_> {
+    fn stage(&mut self, stage: &Stage) -> Prepared {
+        let (body, times) = stage.dispatches();
+        let calls = body.iter().map(|dispatch| self.call(dispatch)).collect();
+        let first_block = self.next_block;
+        self.next_block += body.len() * times;
+        Prepared { calls, times, first_block }
+    }
+
+    fn call(&mut self, dispatch: &Dispatch) -> Call {
+        let pipeline = &self.pipelines[&(dispatch.kernel.name, dispatch.constants.clone())];
+        let key = (dispatch.kernel.name, dispatch.constants.clone(), dispatch.bindings.clone());
+        let bind_group = match self.bind_groups.get(&key) {
+            Some(group) => group.clone(),
+            None => {
+                let group = self.bind(dispatch, pipeline);
+                self.bind_groups.insert(key, group.clone());
+                group
+            }
+        };
+        // Plan::check held them against the adapter's limit, which is a u32.
+        let workgroups = dispatch.workgroups.map(|n| n as u32);
+        Call { pipeline: pipeline.clone(), bind_group, workgroups, flops: dispatch.padded_flops }
+    }
+
+    fn bind(&self, dispatch: &Dispatch, pipeline: &wgpu::ComputePipeline) -> wgpu::BindGroup {
+        let part = |buffer, offset, size| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: wgpu::BufferSize::new(size),
+            })
+        };
+        let args = wgpu::BindGroupEntry { binding: 0, resource: part(self.args, 0, ARGS_BLOCK) };
+        let slices = dispatch.bindings.iter().zip(1..).map(|(slice, binding)| {
+            let Bound { buffer, offset } = &self.buffers[slice.buffer.index()];
+            let (first, len) = (offset + 4 * slice.first as u64, 4 * slice.len as u64);
+            wgpu::BindGroupEntry { binding, resource: part(buffer, first, len) }
+        });
+        let entries: Vec<_> = std::iter::once(args).chain(slices).collect();
+        self.gpu.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&format!("gru.{}", dispatch.kernel.name)),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        })
+    }
+}
+
+/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in. In
+/// a plan's second turn the last states are where the first ones were, and the other way round.
+fn argument_words(plan: &Plan, second_turn: bool) -> Vec<u32> {
+    const BLOCK: usize = ARGS_BLOCK as usize / 4;
+    let mut words = Vec::new();
+    for stage in plan.forward().iter().chain(plan.backward()) {
+        let (body, _) = stage.dispatches();
+        for step in stage.steps() {
+            for dispatch in body {
+                let block = words.len();
+                words.extend_from_slice(&dispatch.args);
+                let at = |name| dispatch.kernel.args.iter().position(|&arg| arg == name);
+                if let Some(step) = step {
+                    words[block + at("step").expect("a kernel in a loop takes its step")] = step;
+                }
+                if let (true, Some(first), Some(last)) =
+                    (second_turn, at("first_state"), at("last_state"))
+                {
+                    words.swap(block + first, block + last);
+                }
+                words.resize(block + BLOCK, 0);
+            }
+        }
+    }
+    words
+}

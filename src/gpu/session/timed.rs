@@ -1,0 +1,197 @@
+//! A schedule run to be timed: as a whole, or a dispatch at a time.
+
+use std::time::{Duration, Instant};
+
+use super::{Ahead, Call, Pass, Session, encode_calls};
+use crate::error::Result;
+use crate::gpu::context::Gpu;
+use crate::gpu::transfer::Wait;
+
+/// Dispatches that one set of queries times: WebGPU allows it 4096 queries, and each takes two.
+const TIMED_DISPATCHES: usize = 2048;
+
+/// How long the parts of a schedule took, by the finest clock there was.
+#[derive(Debug)]
+pub(crate) enum Timing {
+    /// By the adapter's timestamps: each dispatch, in the order they ran.
+    Dispatches(Vec<Duration>),
+    /// By the host's clock, around a submit and the wait for it: each stage.
+    Stages(Vec<Duration>),
+}
+
+/// Where a schedule's compute passes leave the time: query 0 gets the first one's beginning, query 1
+/// the end of each, so that in the end it holds the last one's.
+pub(super) struct Stamps<'a> {
+    queries: &'a wgpu::QuerySet,
+    begun: bool,
+}
+
+impl<'a> Stamps<'a> {
+    pub fn next_pass(&mut self) -> wgpu::ComputePassTimestampWrites<'a> {
+        let first = !std::mem::replace(&mut self.begun, true);
+        wgpu::ComputePassTimestampWrites {
+            query_set: self.queries,
+            beginning_of_pass_write_index: first.then_some(0),
+            end_of_pass_write_index: Some(1),
+        }
+    }
+}
+
+/// A set of queries and where they are read from.
+struct Clock {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    /// Nanoseconds of a tick.
+    tick: f64,
+}
+
+impl Clock {
+    /// Of `count` timestamps; `None` where the device cannot write any.
+    async fn new(gpu: &Gpu, count: usize) -> Result<Option<Self>> {
+        use wgpu::BufferUsages as Usage;
+        let Some(tick) = gpu.tick() else { return Ok(None) };
+        let make = || {
+            let queries = gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("gru.timestamps"),
+                ty: wgpu::QueryType::Timestamp,
+                count: count as u32,
+            });
+            let resolved = gpu.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("gru.timestamps"),
+                size: 8 * count as u64,
+                usage: Usage::QUERY_RESOLVE | Usage::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            Ok(Self { queries, resolved, tick })
+        };
+        gpu.guard(make).await.map(Some)
+    }
+
+    /// Waits for the work queued and gives the time from each even query to the one after it.
+    async fn read(&self, gpu: &Gpu, count: usize, wait: Wait) -> Result<Vec<Duration>> {
+        let resolve = || {
+            let mut encoder = gpu.encoder("timestamps");
+            encoder.resolve_query_set(&self.queries, 0..count as u32, &self.resolved, 0);
+            gpu.submit(encoder.finish());
+            Ok(())
+        };
+        gpu.guard(resolve).await?;
+        let words = gpu.download(&[(&self.resolved, 0, 2 * count)], wait).await?.swap_remove(0);
+        let words: &[u32] = bytemuck::cast_slice(&words);
+        let stamp = |low: usize| u64::from(words[low + 1]) << 32 | u64::from(words[low]);
+        let between = |pair: usize| stamp(4 * pair + 2).saturating_sub(stamp(4 * pair));
+        let time = |ticks: u64| Duration::from_nanos((ticks as f64 * self.tick) as u64);
+        Ok((0..count / 2).map(between).map(time).collect())
+    }
+}
+
+impl Session {
+    /// Runs one of the plan's schedules as [`Self::run`] does, waits for it, and says how long it took:
+    /// by the adapter's timestamps from the beginning of its first compute pass to the end of its last,
+    /// or by the host's clock where there are none.
+    pub async fn time(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
+        // A caller may drop this before it is done.
+        let broken = std::mem::replace(&mut self.broken, true);
+        let time = self.time_once(pass, wait).await?;
+        self.broken = broken;
+        Ok(time)
+    }
+
+    async fn time_once(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
+        let clock = Clock::new(&self.gpu, 2).await?;
+        self.gpu.settle(wait).await?;
+        let start = Instant::now();
+        let ahead = self.take_ahead(pass);
+        let queue = || {
+            let stamps = clock.as_ref().map(|c| Stamps { queries: &c.queries, begun: false });
+            self.queue(pass, &ahead, stamps);
+            Ok(())
+        };
+        self.gpu.guard(queue).await?;
+        match clock {
+            Some(clock) => Ok(clock.read(&self.gpu, 2, wait).await?.remove(0)),
+            None => {
+                self.gpu.settle(wait).await?;
+                Ok(start.elapsed())
+            }
+        }
+    }
+
+    /// Runs one of the plan's schedules in parts, each timed for itself.
+    pub async fn time_parts(&mut self, pass: Pass, wait: Wait) -> Result<Timing> {
+        // A caller may drop this before it is done.
+        let broken = std::mem::replace(&mut self.broken, true);
+        let ahead = self.take_ahead(pass);
+        self.do_ahead(&ahead).await?;
+        let timing = match Clock::new(&self.gpu, 2 * TIMED_DISPATCHES).await? {
+            Some(clock) => Timing::Dispatches(self.time_dispatches(pass, &clock, wait).await?),
+            None => Timing::Stages(self.time_stages(pass, wait).await?),
+        };
+        self.broken = broken;
+        Ok(timing)
+    }
+
+    async fn do_ahead(&self, ahead: &[Ahead]) -> Result<()> {
+        let queue = || {
+            let mut encoder = self.gpu.encoder("ahead");
+            ahead.iter().for_each(|ahead| self.encode_ahead(ahead, &mut encoder));
+            self.gpu.submit(encoder.finish());
+            Ok(())
+        };
+        self.gpu.guard(queue).await
+    }
+
+    /// Each dispatch in a compute pass of its own.
+    async fn time_dispatches(
+        &self,
+        pass: Pass,
+        clock: &Clock,
+        wait: Wait,
+    ) -> Result<Vec<Duration>> {
+        let most = self.plan.submit_flops();
+        let mut times = Vec::new();
+        let mut calls = self.calls(pass, 0).peekable();
+        while calls.peek().is_some() {
+            let (mut flops, mut batch): (u64, Vec<(&Call, usize)>) = Default::default();
+            while let Some((call, block)) =
+                calls.next_if(|_| flops < most && batch.len() < TIMED_DISPATCHES)
+            {
+                flops += call.flops;
+                batch.push((call, block));
+            }
+            let queue = || {
+                let mut encoder = self.gpu.encoder(pass.name());
+                for (&call, query) in batch.iter().zip((0..).step_by(2)) {
+                    let writes = wgpu::ComputePassTimestampWrites {
+                        query_set: &clock.queries,
+                        beginning_of_pass_write_index: Some(query),
+                        end_of_pass_write_index: Some(query + 1),
+                    };
+                    encode_calls(&mut encoder, pass, std::iter::once(call), Some(writes));
+                }
+                self.gpu.submit(encoder.finish());
+                Ok(())
+            };
+            self.gpu.guard(queue).await?;
+            times.extend(clock.read(&self.gpu, 2 * batch.len(), wait).await?);
+        }
+        Ok(times)
+    }
+
+    /// Each stage in a submit of its own, or in several where it is long.
+    async fn time_stages(&self, pass: Pass, wait: Wait) -> Result<Vec<Duration>> {
+        let mut times = Vec::new();
+        for stage in self.stages(pass) {
+            self.gpu.settle(wait).await?;
+            let start = Instant::now();
+            let queue = || {
+                self.queue_calls(pass, &[], stage.calls(), None);
+                Ok(())
+            };
+            self.gpu.guard(queue).await?;
+            self.gpu.settle(wait).await?;
+            times.push(start.elapsed());
+        }
+        Ok(times)
+    }
+}

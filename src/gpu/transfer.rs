@@ -1,0 +1,246 @@
+//! Numbers up to an adapter and down from it.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use crate::error::{Error, Result, try_room};
+use crate::gpu::context::{Gpu, Patience, lock, one_line};
+
+/// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all that
+/// is written between two submits in staging memory, and running out of it loses the device.
+const CHUNK_BYTES: usize = 32 << 20;
+
+/// How a call waits for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// The calling thread sleeps in the driver.
+    Block,
+    /// The caller's executor does something else.
+    Async,
+}
+
+/// Where a callback of wgpu leaves word for whoever waits for it.
+#[derive(Debug, Default)]
+struct Arrival {
+    slot: Mutex<Slot>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    word: Option<Word>,
+    waker: Option<Waker>,
+}
+
+/// How polling went, and what the callback then said of mapping a buffer.
+type Word = Result<Result<(), wgpu::BufferAsyncError>>;
+
+impl Arrival {
+    /// The first word counts.
+    fn set(&self, word: Word) {
+        let mut slot = lock(&self.slot);
+        slot.word.get_or_insert(word);
+        self.arrived.notify_all();
+        if let Some(waker) = slot.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, context: &mut Context<'_>) -> Poll<Word> {
+        let mut slot = lock(&self.slot);
+        slot.waker = Some(context.waker().clone());
+        slot.word.clone().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Gpu {
+    /// Copies `data` to `buffer` from its element `first`.
+    pub fn upload(&self, buffer: &wgpu::Buffer, first: usize, data: &[f32]) {
+        let mut at = 4 * first as u64;
+        for chunk in bytemuck::cast_slice::<f32, u8>(data).chunks(CHUNK_BYTES) {
+            self.queue().write_buffer(buffer, at, chunk);
+            at += chunk.len() as u64;
+            if chunk.len() == CHUNK_BYTES {
+                self.queue().submit([]);
+            }
+        }
+    }
+
+    /// Waits for all work queued and reads the elements `first..first + len` of each buffer.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] when the work or the copy did not arrive.
+    pub async fn download(
+        &self,
+        parts: &[(&wgpu::Buffer, usize, usize)],
+        wait: Wait,
+    ) -> Result<Vec<Vec<f32>>> {
+        const CHUNK: usize = CHUNK_BYTES / 4;
+        let total: usize = parts.iter().map(|&(_, _, len)| len).sum();
+        let make = || Ok(self.staging("download", total.clamp(1, CHUNK), wgpu::MapMode::Read));
+        let staging = self.guard(make).await?;
+        let room = |&(_, _, len): &(_, usize, usize)| try_room("results", len);
+        let mut results: Vec<Vec<f32>> = parts.iter().map(room).collect::<Result<_>>()?;
+        // Fill the staging buffer, read it, and again until every part is whole.
+        let mut part = 0;
+        while part < parts.len() {
+            let mut staged: Vec<(usize, usize)> = Vec::new();
+            let mut used = 0;
+            let submit = || {
+                let mut encoder = self.encoder("download");
+                while part < parts.len() && used < CHUNK {
+                    let (buffer, first, len) = parts[part];
+                    let done: usize = results[part].len();
+                    let take = (len - done).min(CHUNK - used);
+                    let (from, to) = (4 * (first + done) as u64, 4 * used as u64);
+                    encoder.copy_buffer_to_buffer(buffer, from, &staging, to, 4 * take as u64);
+                    staged.push((part, take));
+                    used += take;
+                    if done + take < len {
+                        break;
+                    }
+                    part += 1;
+                }
+                self.submit(encoder.finish());
+                Ok(())
+            };
+            self.guard(submit).await?;
+            self.map(&staging, wgpu::MapMode::Read, used, "results", wait).await?;
+            self.read_mapped(&staging, used, |values| {
+                let mut values = values;
+                for &(part, take) in &staged {
+                    let (piece, rest) = values.split_at(take);
+                    results[part].extend_from_slice(piece);
+                    values = rest;
+                }
+            })?;
+        }
+        Ok(results)
+    }
+
+    /// Sends what is written and waits for all work queued.
+    pub async fn settle(&self, wait: Wait) -> Result<()> {
+        let send = || {
+            self.queue().submit([]);
+            Ok(())
+        };
+        self.guard(send).await?;
+        match wait {
+            Wait::Block if !self.is_limited() => self.wait(),
+            // A result that has arrived says the same.
+            Wait::Block | Wait::Async => {
+                let probe = self.guard(|| Ok(self.buffer("probe", 1))).await?;
+                self.download(&[(&probe, 0, 1)], wait).await.map(|_| ())
+            }
+        }
+    }
+
+    /// A buffer of `len` f32 that the host maps to read what kernels made, or to write what they need.
+    pub fn staging(&self, name: &str, len: usize, mode: wgpu::MapMode) -> wgpu::Buffer {
+        use wgpu::BufferUsages as Usage;
+        let usage = match mode {
+            wgpu::MapMode::Read => Usage::COPY_DST | Usage::MAP_READ,
+            wgpu::MapMode::Write => Usage::COPY_SRC | Usage::MAP_WRITE,
+        };
+        self.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(&format!("gru.{name}")),
+            size: 4 * len as u64,
+            usage,
+            mapped_at_creation: mode == wgpu::MapMode::Write,
+        })
+    }
+
+    /// Waits until `buffer`'s first `len` f32 are mapped, which is after all work queued that uses it.
+    pub async fn map(
+        &self,
+        buffer: &wgpu::Buffer,
+        mode: wgpu::MapMode,
+        len: usize,
+        what: &'static str,
+        wait: Wait,
+    ) -> Result<()> {
+        let arrival = Arc::new(Arrival::default());
+        let callback = Arc::clone(&arrival);
+        let patience = self.patience(what);
+        let part = buffer.slice(..4 * len as u64);
+        self.guard_now(|| part.map_async(mode, move |mapped| callback.set(Ok(mapped))))?;
+        match wait {
+            Wait::Block => self.block_until(&arrival, &patience)?,
+            Wait::Async => {
+                // wgpu calls back from inside a poll, and nobody else may be polling.
+                let (gpu, waited_for) = (self.clone(), Arc::clone(&arrival));
+                let poll = move || {
+                    let polled = gpu.block_until(&waited_for, &patience);
+                    polled.unwrap_or_else(|error| waited_for.set(Err(error)));
+                };
+                let thread = std::thread::Builder::new().name("gru-wait".to_owned()).spawn(poll);
+                thread
+                    .map_err(|error| Error::OutOfMemory(format!("no thread to wait: {error}")))?;
+            }
+        }
+        // After a lost device, mapping is the one call that says so. (It also fails where the buffer is
+        // dropped meanwhile, with this future: then nobody is here to hear of it.)
+        let mapped = std::future::poll_fn(|context| arrival.poll(context)).await?;
+        mapped.map_err(|error| self.lose(&error.to_string()))?;
+        // What this waited for is queued behind all that came before.
+        self.pace().done();
+        Ok(())
+    }
+
+    /// Shows `work` the first `len` f32 of a mapped staging buffer, and unmaps it.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] when the device was lost meanwhile: wgpu may have freed what `work` was shown.
+    pub fn read_mapped(
+        &self,
+        staging: &wgpu::Buffer,
+        len: usize,
+        work: impl FnOnce(&[f32]),
+    ) -> Result<()> {
+        let view = staging.slice(..4 * len as u64).get_mapped_range();
+        let view = view.map_err(|error| {
+            let lost = self.check_lost().err();
+            lost.unwrap_or_else(|| Error::Gpu(one_line(&error.to_string())))
+        })?;
+        work(bytemuck::cast_slice(&view));
+        drop(view);
+        self.guard_now(|| staging.unmap())
+    }
+
+    /// Returns when word has arrived.
+    ///
+    /// Polling once is not enough: when threads share the device, another one's poll may have taken
+    /// the callback and not yet called it when our own poll returns.
+    fn block_until(&self, arrival: &Arrival, patience: &Patience) -> Result<()> {
+        loop {
+            let pause = self.look(patience);
+            let slot = lock(&arrival.slot);
+            if slot.word.is_some() {
+                return Ok(());
+            }
+            drop(arrival.arrived.wait_timeout_while(slot, pause?, |slot| slot.word.is_none()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::test_device;
+
+    /// More than one staging buffer holds, in parts that end inside and across its chunks.
+    #[test]
+    fn large_transfers_arrive_whole_and_in_order() {
+        let (_, gpu) = test_device();
+        let len = CHUNK_BYTES / 4 * 3 / 2 + 12_345;
+        let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
+        let buffer = gpu.buffer("test", len);
+        gpu.upload(&buffer, 0, &data);
+        let parts = [(0, 7), (5, len - 9), (len - 3, 3), (1, CHUNK_BYTES / 4)];
+        let views = parts.map(|(first, len)| (&buffer, first, len));
+        let got = pollster::block_on(gpu.download(&views, Wait::Block)).expect("downloads");
+        for ((first, len), got) in parts.into_iter().zip(got) {
+            assert!(got == data[first..first + len], "{len} elements from {first}");
+        }
+    }
+}

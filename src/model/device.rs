@@ -1,0 +1,362 @@
+//! Where a model runs: the CPU or an open adapter.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::cpu;
+use crate::error::{Error, Result};
+use crate::gpu::adapter::AdapterInfo;
+use crate::gpu::context::{self, Gpu};
+
+/// Where a model runs. Cheap to clone; clones of a GPU device share the open adapter.
+///
+/// ```no_run
+/// use gru_wgpu::Device;
+///
+/// let device = Device::auto(); // a hardware GPU, or the CPU where there is none
+/// println!("{device}: {}", device.reason());
+/// let ci = Device::software()?; // a software adapter, for tests without a GPU
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Device {
+    target: Target,
+    reason: String,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Cpu,
+    Gpu(Gpu),
+}
+
+impl Device {
+    /// A hardware GPU where there is one that opens, the CPU otherwise; [`Self::reason`] says why.
+    /// Never a software adapter.
+    pub fn auto() -> Self {
+        pollster::block_on(Self::auto_async())
+    }
+
+    /// As [`Self::auto`], for where blocking is not possible.
+    pub async fn auto_async() -> Self {
+        match Self::gpu_async().await {
+            Ok(device) => {
+                Self { reason: "auto takes a hardware GPU where there is one".to_owned(), ..device }
+            }
+            Err(error) => {
+                Self { target: Target::Cpu, reason: format!("auto takes the CPU: {error}") }
+            }
+        }
+    }
+
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self { target: Target::Cpu, reason: "asked for by name".to_owned() }
+    }
+
+    /// The first hardware GPU that opens: discrete before integrated before virtual ones.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`] where none opens.
+    pub fn gpu() -> Result<Self> {
+        pollster::block_on(Self::gpu_async())
+    }
+
+    /// As [`Self::gpu`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::gpu`].
+    pub async fn gpu_async() -> Result<Self> {
+        const HINT: &str = "a GPU needs its Vulkan, Metal or DirectX 12 driver";
+        Self::open_first("hardware GPU", HINT, |info| !info.software).await
+    }
+
+    /// A software adapter such as Mesa's lavapipe: the same kernels, computed on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], which says what to install, or [`Error::OpenDevice`].
+    pub fn software() -> Result<Self> {
+        pollster::block_on(Self::software_async())
+    }
+
+    /// As [`Self::software`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::software`].
+    pub async fn software_async() -> Result<Self> {
+        const HINT: &str = "Mesa's lavapipe is one: `apt-get install mesa-vulkan-drivers` on \
+            Debian and Ubuntu, `dnf install mesa-vulkan-drivers` on Fedora";
+        Self::open_first("software", HINT, |info| info.software).await
+    }
+
+    /// A device that the caller's program already owns. Nothing of it is changed: its limits, features
+    /// and callbacks stay the caller's. Work goes to `queue` in the order of the calls.
+    ///
+    /// A loss is [`Error::DeviceLost`] here too, though the callback that tells of it is the caller's: every
+    /// call looks whether the device still maps a buffer. Let no other thread poll a device that you
+    /// destroyed before the calls under way on it have returned: wgpu frees memory then that it has
+    /// given out to be read.
+    ///
+    /// ```no_run
+    /// use gru_wgpu::{Device, Gru, GruConfig, Init, wgpu};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    /// let adapter = instance.request_adapter(&Default::default()).await?;
+    /// let (device, queue) = adapter.request_device(&Default::default()).await?;
+    /// let shared = Device::from_wgpu(&adapter, &device, &queue)?;
+    /// let gru = Gru::new_async(GruConfig::pytorch(3, 16), Init::Uniform, 1, &shared).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OpenDevice`] when the adapter has no compute shaders.
+    pub fn from_wgpu(
+        adapter: &wgpu::Adapter,
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+    ) -> Result<Self> {
+        let gpu = Gpu::adopt(adapter.clone(), device.clone(), queue.clone())?;
+        Ok(Self { target: Target::Gpu(gpu), reason: "the caller's own".to_owned() })
+    }
+
+    /// The same, with waits for it of at most `limit`: what takes longer is an [`Error::Timeout`]. It holds
+    /// for what is made with this device and its clones from now on. No limit is set at first: a wait
+    /// lasts until the device is done or lost, and drivers themselves end work that hangs. (The CPU is
+    /// never waited for.)
+    ///
+    /// A wait is for everything queued ahead of it too. How long a drop takes has no limit: wgpu lets
+    /// go of a device only once it is done.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use gru_wgpu::Device;
+    ///
+    /// let device = Device::gpu()?.with_wait_limit(Duration::from_secs(60));
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_wait_limit(self, limit: Duration) -> Self {
+        let target = match self.target {
+            Target::Cpu => Target::Cpu,
+            Target::Gpu(gpu) => Target::Gpu(gpu.with_wait_limit(limit)),
+        };
+        Self { target, ..self }
+    }
+
+    /// The same adapter opened anew with WebGPU's default limits and nothing more, as a browser
+    /// would: for testing that work fits everywhere. The CPU has no limits and stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::OpenDevice`].
+    pub fn with_default_limits(&self) -> Result<Self> {
+        pollster::block_on(self.with_default_limits_async())
+    }
+
+    /// As [`Self::with_default_limits`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::with_default_limits`].
+    pub async fn with_default_limits_async(&self) -> Result<Self> {
+        let target = match &self.target {
+            Target::Cpu => Target::Cpu,
+            Target::Gpu(gpu) => Target::Gpu(gpu.reopen(wgpu::Limits::default()).await?),
+        };
+        Ok(Self { target, reason: self.reason.clone() })
+    }
+
+    /// Opens the first adapter that `accepts` and that opens, the best kind of them first.
+    async fn open_first(
+        asked: &'static str,
+        hint: &'static str,
+        accepts: impl Fn(&AdapterInfo) -> bool,
+    ) -> Result<Self> {
+        let adapters = context::adapters().await.into_iter();
+        let mut candidates: Vec<_> =
+            adapters.map(|adapter| (context::describe(&adapter), adapter)).collect();
+        candidates.sort_by_key(|(info, _)| info.rank);
+        let found = candidates.iter().map(|(info, _)| info.to_string()).collect();
+        let mut failure = Error::NoAdapter { asked, found, hint };
+        for (info, adapter) in candidates {
+            if !accepts(&info) {
+                continue;
+            }
+            match Gpu::open(adapter).await {
+                Ok(gpu) => {
+                    let reason = "asked for by name".to_owned();
+                    return Ok(Self { target: Target::Gpu(gpu), reason });
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// The least that a device of a caller's own has to have, with no feature at all: what a [`wgpu::DeviceDescriptor`]
+    /// asks for. Storage buffers, workgroups and their memory as every WebGPU implementation has them;
+    /// nothing of textures, uniforms or drawing. The sizes of buffers, 64 MiB and 32 MiB of one at a time,
+    /// are for small models: raise them to what [`Plan::check`](crate::plan::Plan::check) asks for,
+    /// or to those of the adapter.
+    pub fn needed_limits() -> wgpu::Limits {
+        context::needed_limits()
+    }
+
+    /// Every adapter of this machine.
+    pub fn adapters() -> Vec<AdapterInfo> {
+        pollster::block_on(Self::adapters_async())
+    }
+
+    /// As [`Self::adapters`], for where blocking is not possible.
+    pub async fn adapters_async() -> Vec<AdapterInfo> {
+        context::adapters().await.iter().map(context::describe).collect()
+    }
+
+    /// Why this device was taken.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Whether kernels run on an adapter, be it hardware or software.
+    pub fn is_adapter(&self) -> bool {
+        matches!(self.target, Target::Gpu(_))
+    }
+
+    /// The adapter, where there is one.
+    pub fn adapter(&self) -> Option<AdapterInfo> {
+        match &self.target {
+            Target::Cpu => None,
+            Target::Gpu(gpu) => Some(gpu.describe()),
+        }
+    }
+
+    /// `Ok` unless this process was forked from the one whose device or threads these are.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        match &self.target {
+            Target::Cpu => cpu::check_process(),
+            Target::Gpu(gpu) => gpu.check_process(),
+        }
+    }
+
+    /// `Ok` unless the adapter is known to be lost.
+    pub(crate) fn check_lost(&self) -> Result<()> {
+        match &self.target {
+            Target::Cpu => Ok(()),
+            Target::Gpu(gpu) => gpu.check_lost(),
+        }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl fmt::Display for Device {
+    /// `cpu`, `gpu (NVIDIA H200, Vulkan)` or `software adapter (llvmpipe, Vulkan)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.adapter() {
+            None => write!(f, "cpu"),
+            Some(info) => {
+                let kind = if info.software { "software adapter" } else { "gpu" };
+                write!(f, "{kind} ({}, {})", info.name, info.backend)
+            }
+        }
+    }
+}
+
+/// What kind of device is asked for, as the command line and the variable GRU_DEVICE spell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// [`Device::auto`].
+    Auto,
+    /// [`Device::cpu`].
+    Cpu,
+    /// [`Device::gpu`].
+    Gpu,
+    /// [`Device::software`].
+    Software,
+}
+
+impl DeviceKind {
+    /// Opens a device of this kind.
+    ///
+    /// # Errors
+    /// As [`Device::gpu`] and [`Device::software`].
+    pub fn open(self) -> Result<Device> {
+        pollster::block_on(self.open_async())
+    }
+
+    /// As [`Self::open`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_async(self) -> Result<Device> {
+        match self {
+            Self::Auto => Ok(Device::auto_async().await),
+            Self::Cpu => Ok(Device::cpu()),
+            Self::Gpu => Device::gpu_async().await,
+            Self::Software => Device::software_async().await,
+        }
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = Error;
+
+    /// From `auto`, `cpu`, `gpu` or `software`.
+    fn from_str(word: &str) -> Result<Self> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "gpu" => Ok(Self::Gpu),
+            "software" => Ok(Self::Software),
+            other => Err(Error::UnknownDevice(other.to_owned())),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// Opens `auto`, `cpu`, `gpu` or `software`.
+    fn from_str(word: &str) -> Result<Self> {
+        word.parse::<DeviceKind>()?.open()
+    }
+}
+
+/// The adapter that unit tests run on, open anew: what GRU_DEVICE says, or else a hardware GPU, or
+/// else a software adapter.
+#[cfg(test)]
+pub(crate) fn test_device() -> (Device, Gpu) {
+    let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
+    let opened = match word {
+        Some(word) => word.parse(),
+        None => Device::gpu().or_else(|_| Device::software()),
+    };
+    let device: Device = opened.expect("this test needs a GPU or a software adapter");
+    let Target::Gpu(gpu) = device.target().clone() else {
+        panic!("GRU_DEVICE={device} is no adapter; this test needs one");
+    };
+    // As `tests/common` has it.
+    match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
+        "" => (device, gpu),
+        "default" => reopened(&device, &gpu, wgpu::Limits::default()),
+        "needed" => reopened(&device, &gpu, Device::needed_limits()),
+        other => panic!("GRU_LIMITS={other} is neither default nor needed"),
+    }
+}
+
+#[cfg(test)]
+fn reopened(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
+    let gpu = pollster::block_on(gpu.reopen(limits)).expect("any adapter can less");
+    (Device { target: Target::Gpu(gpu.clone()), ..device.clone() }, gpu)
+}
+
+/// The same adapter with bindings of so many bytes at most.
+#[cfg(test)]
+pub(crate) fn test_device_with_bindings(bytes: u64) -> Device {
+    let (device, gpu) = test_device();
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..Default::default() };
+    reopened(&device, &gpu, limits).0
+}

@@ -1,0 +1,763 @@
+//! [`Gru`]: what a user holds, a configuration with parameters on a device.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ndarray::{Array3, ArrayView3};
+
+use crate::cpu::{self, Asked};
+use crate::error::{Error, Result};
+use crate::gpu::context::lock;
+use crate::gpu::pool::{Gathered, Job, Runner, SessionGuard};
+use crate::gpu::transfer::Wait;
+use crate::model::device::{Device, Target};
+use crate::model::executor::Recorded;
+use crate::model::state::State;
+use crate::plan::{Machine, Mode, Plan, Purpose};
+use crate::reference;
+use crate::spec::batch::Batch;
+use crate::spec::config::{GruConfig, Shape};
+use crate::spec::options::Options;
+use crate::spec::params::{Gradients, Init, Params};
+
+/// What a forward pass gives.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Output {
+    /// y `[T, B, D·H]`: the last layer's state after every step, the forward half first.
+    pub y: Array3<f32>,
+    /// h_n `[L·D, B, H]`: each cell's state after its last step; layer-major, forward before reverse.
+    pub h_n: Array3<f32>,
+}
+
+/// What [`Gru::forward_train`] keeps for [`Gru::backward`], on the model's device.
+///
+/// Backward overwrites it with gradients in place, which halves the memory of training; so it takes
+/// the tape by value, and a tape serves one backward pass. Dropping it unused is fine.
+///
+/// After a backward pass the model keeps the tape's memory for its next training run of the same shape,
+/// which then need not ask for it again. On the CPU that is the memory of one run at most; it is freed when
+/// a run of another shape is trained, and with the model. On an adapter it is that of the last two runs of
+/// different shapes, and of the last 32 of them, in inference and in training, while all of it is 512 MiB at
+/// most.
+#[derive(Debug)]
+#[must_use = "a tape holds the memory of its run until it is dropped"]
+pub struct Tape {
+    model: u64,
+    version: u64,
+    shape: Shape,
+    record: Record,
+}
+
+#[derive(Debug)]
+enum Record {
+    Cpu(Box<cpu::Trace>),
+    Gpu(Recorded),
+}
+
+impl Tape {
+    /// The states after the run's last steps, for the next chunk of the same sequences; a copy, on the
+    /// model's device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn state(&self) -> Result<State> {
+        pollster::block_on(self.copy_state(Wait::Block))
+    }
+
+    /// As [`Self::state`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::state`].
+    pub async fn state_async(&self) -> Result<State> {
+        self.copy_state(Wait::Async).await
+    }
+
+    async fn copy_state(&self, wait: Wait) -> Result<State> {
+        match &self.record {
+            Record::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
+            Record::Gpu(recorded) => recorded.state(self.shape, wait).await,
+        }
+    }
+}
+
+/// A gated recurrent unit: configuration, parameters and the device it runs on.
+///
+/// The calls are the same on every device. Arrays are time-major: x `[T, B, I]`, y `[T, B, D·H]`, the
+/// first and last states `[L·D, B, H]`. On an adapter only x, h0, dy, dh_n go up and y and the
+/// gradients come down, and the parameters go up when they have changed.
+///
+/// ```
+/// use gru_wgpu::{Device, Gru, GruConfig, Init};
+/// use ndarray::Array3;
+///
+/// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 42, &Device::cpu())?;
+/// let x = Array3::from_elem((10, 2, 3), 0.5); // T 10, B 2, I 3
+/// let out = gru.forward(&x)?;
+/// assert_eq!(out.y.dim(), (10, 2, 8));
+///
+/// let (out, tape) = gru.forward_train(&x)?;
+/// let grads = gru.backward(tape, None, Some(out.h_n.view()))?; // of Σ h_n² / 2
+/// assert_eq!(grads.params.get("weight_hh_l0")?.shape(), [24, 8]);
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Gru {
+    /// What `params` must stay laid out for: a user may assign to them whole.
+    config: GruConfig,
+    params: Params,
+    device: Device,
+    options: Options,
+    /// There on an adapter.
+    runner: Option<Runner>,
+    /// Of the CPU.
+    weights: cpu::Weights,
+    /// Of the CPU: the memory of the last training run, for the next of its shape.
+    rest: Mutex<Option<cpu::Trace>>,
+    /// Tells this model's tapes from another's.
+    id: u64,
+    /// Counts changes of the parameters.
+    version: u64,
+}
+
+impl Gru {
+    /// A model with fresh parameters, the same for the same seed on every machine and device.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
+    /// [`Error::Limit`] when the parameters do not fit the device.
+    pub fn new(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::new_async(config, init, seed, device))
+    }
+
+    /// As [`Self::new`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub async fn new_async(
+        config: GruConfig,
+        init: Init,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        if let Target::Gpu(gpu) = device.target() {
+            // Before memory is taken for what would be refused.
+            Runner::allow(gpu, &config)?;
+        }
+        Self::with_params_async(Params::init(&config, init, seed)?, device).await
+    }
+
+    /// A model with these parameters; they carry their configuration.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] when the parameters do not fit the device.
+    pub fn with_params(params: Params, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::with_params_async(params, device))
+    }
+
+    /// As [`Self::with_params`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::with_params`].
+    pub async fn with_params_async(params: Params, device: &Device) -> Result<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let runner = match device.target() {
+            Target::Cpu => None,
+            Target::Gpu(gpu) => Some(Runner::new(gpu, params.layout()).await?),
+        };
+        Ok(Self {
+            config: params.layout().config().clone(),
+            params,
+            device: device.clone(),
+            options: Options::default(),
+            runner,
+            weights: cpu::Weights::default(),
+            rest: Mutex::default(),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            version: 0,
+        })
+    }
+
+    /// The same model on another device: its parameters and options. Also where its own device is lost:
+    /// the host has the parameters.
+    ///
+    /// # Errors
+    /// As [`Self::with_params`].
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        pollster::block_on(self.to_async(device))
+    }
+
+    /// As [`Self::to`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::to`].
+    pub async fn to_async(&self, device: &Device) -> Result<Self> {
+        let moved = Self::with_params_async(self.params.clone(), device).await?;
+        Ok(moved.with_options(self.options))
+    }
+
+    /// The same model run another way. Streams, forward passes and tapes made before stay as they are.
+    #[must_use]
+    pub fn with_options(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    /// How it runs.
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
+    /// The schedule that a run of `shape` takes on the model's device, without making anything of it. For
+    /// the CPU device, which follows none, that of [`Machine::WEBGPU`]. Where the device cannot bind one of
+    /// its buffers, [`Self::pieces`] says what runs instead.
+    ///
+    /// # Errors
+    /// As [`Plan::with_options`].
+    pub fn plan(&self, shape: Shape, mode: Mode) -> Result<Plan> {
+        let machine = match self.device.target() {
+            Target::Cpu => Machine::WEBGPU,
+            Target::Gpu(gpu) => gpu.machine(),
+        };
+        Plan::with_options(&self.config, shape, mode, self.options, &machine)
+    }
+
+    /// The sizes of the runs that a run of `shape` is made of, one after the other: its own alone, as long as
+    /// [`Plan::check`] lets it pass. A larger one is cut into as many steps of all rows each as fit, where
+    /// there is one direction, for that takes no more steps one after the other than the whole would; or
+    /// else into rows. What comes out is the same to rounding, and so is what is drawn while training. (A
+    /// learner's batch is cut into rows alone.)
+    ///
+    /// ```
+    /// use gru_wgpu::{Device, Gru, GruConfig, Init, plan::Mode};
+    ///
+    /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::auto())?;
+    /// let shape = gru.config().shape(10, 2)?;
+    /// assert_eq!(gru.pieces(shape, Mode::Training)?, [shape]);
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Plan::with_options`], and [`Error::Limit`] where not even one row fits.
+    pub fn pieces(&self, shape: Shape, mode: Mode) -> Result<Vec<Shape>> {
+        // Which tells of a shape that is another model's.
+        self.plan(shape, mode)?;
+        if self.runner.is_none() {
+            return Ok(vec![shape]);
+        }
+        let pieces = self.pieces_of(shape, mode, Purpose::States)?;
+        Ok(pieces.iter().map(|piece| piece.shape(shape)).collect())
+    }
+
+    /// What the model computes.
+    pub fn config(&self) -> &GruConfig {
+        &self.config
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Its parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Its parameters, to be changed, or replaced by others of the same configuration. The next run
+    /// uses the new ones; a tape recorded before can no longer be used.
+    pub fn params_mut(&mut self) -> &mut Params {
+        self.version += 1;
+        &mut self.params
+    }
+
+    /// Runs the model over a [`Batch`], in the simplest case just `&x` of `[T, B, I]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`] when the
+    /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the
+    /// device, and the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
+    pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
+        pollster::block_on(self.run_forward(None, batch.into(), Wait::Block))
+    }
+
+    /// As [`Self::forward`], for where blocking is not possible. (The CPU device computes in the
+    /// first poll.)
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
+        self.run_forward(None, batch.into(), Wait::Async).await
+    }
+
+    /// As [`Self::forward`], from the states that another run left on the device.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the state
+    /// is another device's.
+    pub fn forward_from<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
+        pollster::block_on(self.run_forward(Some(state), batch.into(), Wait::Block))
+    }
+
+    /// As [`Self::forward_from`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::forward_from`].
+    pub async fn forward_from_async<'a>(
+        &self,
+        state: &State,
+        batch: impl Into<Batch<'a>>,
+    ) -> Result<Output> {
+        self.run_forward(Some(state), batch.into(), Wait::Async).await
+    }
+
+    /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed, and what
+    /// [`Self::backward`] needs is kept.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and [`Error::NoSeed`].
+    pub fn forward_train<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
+        pollster::block_on(self.run_forward_train(None, batch.into(), Wait::Block))
+    }
+
+    /// As [`Self::forward_train`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::forward_train`].
+    pub async fn forward_train_async<'a>(
+        &self,
+        batch: impl Into<Batch<'a>>,
+    ) -> Result<(Output, Tape)> {
+        self.run_forward_train(None, batch.into(), Wait::Async).await
+    }
+
+    /// As [`Self::forward_train`], from the states that another run left on the device: truncated
+    /// backpropagation through time. No gradient flows into the earlier run.
+    ///
+    /// ```
+    /// use gru_wgpu::{Device, Gru, GruConfig, Init};
+    /// use ndarray::{Array3, Axis};
+    ///
+    /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
+    /// let long = Array3::ones((1000, 2, 3));
+    /// let mut state = None;
+    /// for chunk in long.axis_chunks_iter(Axis(0), 50) {
+    ///     let (out, tape) = match &state {
+    ///         None => gru.forward_train(chunk)?,
+    ///         Some(state) => gru.forward_train_from(state, chunk)?,
+    ///     };
+    ///     state = Some(tape.state()?); // stays on the device
+    ///     let grads = gru.backward(tape, Some(out.y.view()), None)?;
+    /// }
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::forward_train`] and [`Self::forward_from`].
+    pub fn forward_train_from<'a>(
+        &self,
+        state: &State,
+        batch: impl Into<Batch<'a>>,
+    ) -> Result<(Output, Tape)> {
+        pollster::block_on(self.run_forward_train(Some(state), batch.into(), Wait::Block))
+    }
+
+    /// As [`Self::forward_train_from`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::forward_train_from`].
+    pub async fn forward_train_from_async<'a>(
+        &self,
+        state: &State,
+        batch: impl Into<Batch<'a>>,
+    ) -> Result<(Output, Tape)> {
+        self.run_forward_train(Some(state), batch.into(), Wait::Async).await
+    }
+
+    /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B, D·H]` (of
+    /// y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says of them). At
+    /// least one must be given. What dy says of padding is not looked at. After a batch-first run dy
+    /// and dx are batch-first too.
+    ///
+    /// # Errors
+    /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
+    /// [`Error::Shape`], [`Error::NoGradient`], and the device's own errors.
+    pub fn backward(
+        &self,
+        tape: Tape,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+    ) -> Result<Gradients> {
+        pollster::block_on(self.run_backward(tape, dy, dh_n, Asked::All, Wait::Block))
+    }
+
+    /// As [`Self::backward`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::backward`].
+    pub async fn backward_async(
+        &self,
+        tape: Tape,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+    ) -> Result<Gradients> {
+        self.run_backward(tape, dy, dh_n, Asked::All, Wait::Async).await
+    }
+
+    pub(crate) async fn run_forward(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        wait: Wait,
+    ) -> Result<Output> {
+        let (batch, shape) = self.check(state, batch.reborrow())?;
+        match &self.runner {
+            None => {
+                let (y, h_n) = cpu::forward(&self.params, self.cpu_weights(), batch)?;
+                Ok(Output { y, h_n })
+            }
+            Some(_) => {
+                let mode = Mode::Inference;
+                let (output, _) = self.forward_on(shape, mode, state, batch, wait).await?;
+                Ok(output)
+            }
+        }
+    }
+
+    pub(crate) async fn run_forward_train(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        wait: Wait,
+    ) -> Result<(Output, Tape)> {
+        let (batch, shape) = self.check(state, batch.reborrow())?;
+        batch.noise(&self.config, Mode::Training)?;
+        let (output, record) = match &self.runner {
+            None => {
+                let rest = lock(&self.rest).take();
+                let (weights, options) = (self.cpu_weights(), self.options);
+                let ran = cpu::forward_train(&self.params, weights, batch, options, rest)?;
+                let (y, trace) = ran;
+                (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
+            }
+            Some(_) => {
+                let mode = Mode::Training;
+                let ran = self.forward_on(shape, mode, state, batch, wait).await;
+                let (output, recorded) = ran?;
+                (output, Record::Gpu(recorded))
+            }
+        };
+        let (model, version) = (self.id, self.version);
+        Ok((output, Tape { model, version, shape, record }))
+    }
+
+    /// On an adapter all of it, whatever is asked for.
+    pub(crate) async fn run_backward(
+        &self,
+        tape: Tape,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+        asked: Asked,
+        wait: Wait,
+    ) -> Result<Gradients> {
+        self.device.check_process()?;
+        if tape.model != self.id {
+            return Err(Error::Tape("another model recorded it"));
+        }
+        if tape.version != self.version {
+            return Err(Error::Tape("the parameters changed since it was recorded"));
+        }
+        reference::check_gradients(&tape.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
+        match tape.record {
+            Record::Cpu(mut trace) => {
+                let weights = self.cpu_weights();
+                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, asked)?;
+                *lock(&self.rest) = Some(*trace);
+                Ok(gradients)
+            }
+            Record::Gpu(recorded) => self.backward_on(recorded, tape.shape, dy, dh_n, wait).await,
+        }
+    }
+
+    /// The batch, on the CPU with the state as its h0, and the shape of the run, when everything fits
+    /// the model.
+    pub(crate) fn check<'a>(
+        &self,
+        state: Option<&'a State>,
+        batch: Batch<'a>,
+    ) -> Result<(Batch<'a>, Shape)> {
+        self.check_usable()?;
+        let shape = batch.check(&self.config)?;
+        let Some(state) = state else { return Ok((batch, shape)) };
+        if batch.h0.is_some() {
+            return Err(Error::Conflict {
+                what: "a state to start from and an h0",
+                why: "a run starts from one of them",
+            });
+        }
+        let h0 = state.on(&self.device, shape)?;
+        Ok((batch.with_h0(h0), shape))
+    }
+
+    /// Tells this model from another.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What runs it on an adapter.
+    pub(crate) fn adapter_runner(&self) -> Result<&Runner> {
+        self.runner.as_ref().ok_or(Error::Conflict {
+            what: "a model on the CPU and buffers or encoders of wgpu",
+            why: "its device must be one of wgpu's",
+        })
+    }
+
+    /// What the CPU reads the parameters from, and of which version they must be.
+    pub(crate) fn cpu_weights(&self) -> (&cpu::Weights, u64) {
+        (&self.weights, self.version)
+    }
+
+    /// Counts changes of the parameters.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// `Ok` unless the parameters were replaced by those of another configuration, or the process forked.
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        self.device.check_process()?;
+        let got = self.params.layout().config();
+        if *got == self.config {
+            return Ok(());
+        }
+        let (expected, got) = (self.config.to_string(), got.to_string());
+        Err(Error::ParameterLayout { expected, got })
+    }
+
+    /// A session on the model's adapter, with its parameters there.
+    pub(crate) async fn session(
+        &self,
+        shape: Shape,
+        mode: Mode,
+        purpose: Purpose,
+        gathered: Option<&Gathered>,
+    ) -> Result<SessionGuard> {
+        let job = Job { shape, mode, options: self.options, purpose };
+        self.adapter_runner()?.session(&self.params, self.version, job, gathered).await
+    }
+
+    /// Leaves the parameters on the adapter to what moves them there: from now on those here are old.
+    pub(crate) async fn hand_over(&self) -> Result<()> {
+        self.adapter_runner()?.hand_over(&self.params, self.version).await
+    }
+
+    /// Takes these for the model's parameters, wherever those were.
+    pub(crate) fn replace_params(&mut self, params: Params) {
+        *self.params_mut() = params;
+        if let Some(runner) = &self.runner {
+            runner.take_back();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::{test_device, test_device_with_bindings};
+    use crate::plan::BufferSpec;
+    use crate::spec::config::{Direction, Layout, Reset};
+    use crate::spec::options::Recurrence;
+
+    #[test]
+    fn a_lost_device_is_said_to_be_lost_by_every_call() {
+        let (device, gpu) = test_device();
+        let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
+        let x = Array3::ones((4, 2, 2));
+        let (_, tape) = gru.forward_train(x.view()).unwrap();
+        let state = tape.state().unwrap();
+        let mut stream = gru.stream(2, &[4]).unwrap();
+        let mut y = Array3::zeros((4, 2, 3));
+        gpu.device().destroy();
+        let dh_n = Array3::ones((1, 2, 3));
+        let lost = |error: Error| {
+            assert!(matches!(error, Error::DeviceLost(_)), "{error}");
+            assert_eq!(error.to_string().lines().count(), 1, "{error}");
+        };
+        lost(gru.backward(tape, None, Some(dh_n.view())).unwrap_err());
+        for _ in 0..2 {
+            lost(gru.forward(x.view()).unwrap_err());
+            lost(gru.forward_train(x.view()).map(|_| ()).unwrap_err());
+            lost(gru.forward_from(&state, x.view()).unwrap_err());
+            lost(state.to_array().unwrap_err());
+            lost(gru.step(&mut stream, x.view(), y.view_mut()).unwrap_err());
+            lost(stream.state().unwrap_err());
+            lost(gru.stream(2, &[4]).unwrap_err());
+            lost(Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn an_error_goes_to_the_thread_that_caused_it() {
+        let (device, gpu) = test_device();
+        let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
+        let x = Array3::ones((4, 2, 2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let error = gpu.guard(|| {
+                        gpu.create_buffer(&wgpu::BufferDescriptor {
+                            label: None,
+                            size: 4,
+                            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE,
+                            mapped_at_creation: false,
+                        });
+                        Ok(())
+                    });
+                    let error = pollster::block_on(error);
+                    assert!(matches!(error, Err(Error::Gpu(_))), "{error:?}");
+                }
+            });
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    gru.forward(x.view()).expect("another thread's error");
+                }
+            });
+        });
+    }
+
+    /// Some 800 bytes of gates a step, and room for 5 to 20 of them.
+    #[test]
+    fn inference_span_by_span_gives_the_same_numbers() {
+        let device = test_device_with_bindings(16 << 10);
+        for (direction, layers) in [
+            (Direction::Forward, 1),
+            (Direction::Forward, 3),
+            (Direction::Reverse, 2),
+            (Direction::Both, 1),
+        ] {
+            for reset in [Reset::After, Reset::Before] {
+                for layout in [Layout::TimeMajor, Layout::BatchFirst] {
+                    for recurrence in [Recurrence::Sequence, Recurrence::Step] {
+                        let config = GruConfig::pytorch(3, 7).with_reset(reset);
+                        let config = config.with_layers(layers).with_direction(direction);
+                        let shape = config.shape(41, 7).unwrap().with_layout(layout);
+                        let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
+                            Gru::new(config.clone(), Init::Uniform, 5, device).unwrap()
+                        });
+                        let gru = gru.with_options(Options::default().with_recurrence(recurrence));
+                        let plan = gru.plan(shape, Mode::Inference).unwrap();
+                        let gates = plan.buffer("gates").unwrap();
+                        let all = shape.directions * 41 * 7 * 4 * 7;
+                        assert!(plan.buffers()[gates.index()].len < all, "all at once");
+                        let x = Array3::from_shape_fn(shape.x(), |(i, j, k)| {
+                            ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
+                        });
+                        let lengths = [41, 40, 1, 0, 20, 21, 39];
+                        let batch = Batch { layout, ..Batch::new(x.view()).with_lengths(&lengths) };
+                        let [got, expected] = [&gru, &cpu].map(|gru| gru.forward(batch).unwrap());
+                        let case = format!("{config}, {layout:?}, {recurrence}");
+                        for (got, expected) in [(got.y, expected.y), (got.h_n, expected.h_n)] {
+                            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+                            assert!(got.iter().zip(&expected).all(close), "{case}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same bindings: two or three buffers of gates a layer, kept for the backward pass or made again.
+    #[test]
+    fn training_span_by_span_gives_the_same_numbers() {
+        let device = test_device_with_bindings(16 << 10);
+        for (direction, layers) in
+            [(Direction::Forward, 2), (Direction::Reverse, 1), (Direction::Both, 2)]
+        {
+            for (reset, layout, recurrence, recompute) in [
+                (Reset::After, Layout::TimeMajor, Recurrence::Sequence, false),
+                (Reset::Before, Layout::BatchFirst, Recurrence::Sequence, false),
+                (Reset::Before, Layout::TimeMajor, Recurrence::Step, false),
+                (Reset::After, Layout::BatchFirst, Recurrence::Step, true),
+            ] {
+                let config = GruConfig::pytorch(3, 7).with_reset(reset);
+                let config = config.with_layers(layers).with_direction(direction);
+                let shape = config.shape(41, 7).unwrap().with_layout(layout);
+                let options = Options::default().with_recurrence(recurrence);
+                let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
+                    let gru = Gru::new(config.clone(), Init::Uniform, 5, device).unwrap();
+                    gru.with_options(options.with_recompute(recompute))
+                });
+                let plan = gru.plan(shape, Mode::Training).unwrap();
+                let of_gates = |b: &&BufferSpec| b.name.starts_with("gates");
+                let (buffers, all) = (plan.buffers(), shape.directions * 41 * 7 * 4 * 7);
+                assert!(buffers.iter().filter(of_gates).all(|b| b.len < all), "all at once");
+                assert_eq!(buffers.iter().filter(of_gates).count() == 1, recompute);
+                let numbers = |shape: [usize; 3]| {
+                    Array3::from_shape_fn(shape, |(i, j, k)| {
+                        ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
+                    })
+                };
+                let (x, dy, dh_n) =
+                    (numbers(shape.x()), numbers(shape.y()), numbers(shape.state()));
+                let lengths = [41, 40, 1, 0, 20, 21, 39];
+                let batch = Batch { layout, ..Batch::new(x.view()).with_lengths(&lengths) };
+                let [got, expected] = [&gru, &cpu].map(|gru| {
+                    let (output, tape) = gru.forward_train(batch).unwrap();
+                    let grads = gru.backward(tape, Some(dy.view()), Some(dh_n.view())).unwrap();
+                    let arrays = [output.y, output.h_n, grads.x, grads.h0];
+                    let arrays = arrays.into_iter().flatten();
+                    arrays.chain(grads.params.as_slice().iter().copied()).collect::<Vec<f32>>()
+                });
+                let case = format!("{config}, {layout:?}, {recurrence}, {recompute}");
+                let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * (1.0 + b.abs());
+                assert!(got.iter().zip(&expected).all(close), "{case}");
+            }
+        }
+    }
+
+    /// That what stood there counts for nothing is tested in `cpu/tests.rs`.
+    #[test]
+    fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
+        let config = GruConfig::pytorch(3, 5).with_layers(2).with_zoneout(0.2);
+        let new = || Gru::new(config.clone(), Init::Uniform, 1, &Device::cpu()).unwrap();
+        let run = |gru: &Gru, steps: usize, value: f32| {
+            let x = Array3::from_elem((steps, 4, 3), value);
+            let lengths = [steps, 0, 1, steps - 1];
+            let batch = Batch::new(x.view()).with_lengths(&lengths).with_seed(3);
+            let (output, tape) = gru.forward_train(batch).unwrap();
+            assert!(lock(&gru.rest).is_none(), "a tape holds the memory, or nobody");
+            let dh_n = Array3::ones((2, 4, 5));
+            (output, gru.backward(tape, None, Some(dh_n.view())).unwrap())
+        };
+        let kept = |gru: &Gru| lock(&gru.rest).as_ref().map(cpu::Trace::shape);
+        let gru = new();
+        assert_eq!(kept(&gru), None);
+        for (steps, value) in [(7, 0.5), (7, f32::NAN), (7, 0.5), (6, 0.1), (7, 0.5)] {
+            let got = run(&gru, steps, value);
+            assert_eq!(kept(&gru), Some(config.shape(steps, 4).unwrap()));
+            if !value.is_nan() {
+                assert_eq!(got, run(&new(), steps, value), "{steps} {value}");
+            }
+        }
+        // Two tapes at once: the memory of one of them is kept.
+        let x = Array3::ones((7, 4, 3));
+        let tapes = [1, 2].map(|seed| gru.forward_train(Batch::new(x.view()).with_seed(seed)));
+        for tape in tapes {
+            let dh_n = Array3::ones((2, 4, 5));
+            gru.backward(tape.unwrap().1, None, Some(dh_n.view())).unwrap();
+        }
+        assert_eq!(kept(&gru), Some(config.shape(7, 4).unwrap()));
+        // A tape that is dropped takes its memory along.
+        drop(gru.forward_train(Batch::new(x.view()).with_seed(1)).unwrap());
+        assert_eq!(kept(&gru), None);
+    }
+
+    #[test]
+    fn parameters_of_another_configuration_are_refused() {
+        let mut gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &Device::cpu()).unwrap();
+        let x = Array3::ones((4, 2, 2));
+        *gru.params_mut() = Params::zeros(&GruConfig::new(2, 4)).unwrap();
+        let error = gru.forward(x.view()).unwrap_err();
+        assert!(matches!(error, Error::ParameterLayout { .. }), "{error}");
+        *gru.params_mut() = Params::zeros(&GruConfig::new(2, 3)).unwrap();
+        assert_eq!(gru.forward(x.view()).unwrap().h_n, Array3::<f32>::zeros((1, 2, 3)));
+    }
+}

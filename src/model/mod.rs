@@ -1,0 +1,10 @@
+//! What a user holds: devices, models, streams, and runs inside a caller's own program.
+
+pub(crate) mod device;
+pub(crate) mod executor;
+pub(crate) mod gru;
+pub(crate) mod interop;
+pub(crate) mod network;
+pub(crate) mod profile;
+pub(crate) mod state;
+pub(crate) mod stream;

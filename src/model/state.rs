@@ -1,0 +1,88 @@
+//! [`State`]: states that stay on the device between runs.
+
+use ndarray::{Array3, ArrayView3};
+
+use crate::error::{Error, Result, check_shape};
+use crate::gpu::context::Gpu;
+use crate::gpu::transfer::Wait;
+use crate::model::device::{Device, Target};
+use crate::spec::config::Shape;
+
+/// The states of all cells, `[L·D, B, H]`, on the device that computed them.
+///
+/// [`Tape::state`](crate::Tape::state) gives one, [`Gru::forward_train_from`](crate::Gru::forward_train_from)
+/// takes it. Cheap to clone; it never changes.
+#[derive(Clone, Debug)]
+pub struct State {
+    shape: [usize; 3],
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Cpu(Array3<f32>),
+    Gpu(Gpu, wgpu::Buffer),
+}
+
+impl State {
+    pub(crate) fn of_array(array: Array3<f32>) -> Self {
+        Self { shape: array.dim().into(), place: Place::Cpu(array) }
+    }
+
+    pub(crate) fn of_buffer(gpu: &Gpu, buffer: wgpu::Buffer, shape: [usize; 3]) -> Self {
+        Self { shape, place: Place::Gpu(gpu.clone(), buffer) }
+    }
+
+    /// `[L·D, B, H]`
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// The numbers, read from the device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn to_array(&self) -> Result<Array3<f32>> {
+        pollster::block_on(self.read(Wait::Block))
+    }
+
+    /// As [`Self::to_array`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::to_array`].
+    pub async fn to_array_async(&self) -> Result<Array3<f32>> {
+        self.read(Wait::Async).await
+    }
+
+    pub(crate) async fn read(&self, wait: Wait) -> Result<Array3<f32>> {
+        match &self.place {
+            Place::Cpu(array) => Ok(array.clone()),
+            Place::Gpu(gpu, buffer) => {
+                let len = self.shape.iter().product();
+                let read = gpu.download(&[(buffer, 0, len)], wait).await?.swap_remove(0);
+                Ok(Array3::from_shape_vec(self.shape, read).expect("as many as the shape holds"))
+            }
+        }
+    }
+
+    /// The buffer, on an adapter.
+    pub(crate) fn buffer(&self) -> Option<&wgpu::Buffer> {
+        match &self.place {
+            Place::Cpu(_) => None,
+            Place::Gpu(_, buffer) => Some(buffer),
+        }
+    }
+
+    /// The numbers on the CPU, `None` on an adapter, when a run of `shape` on `device` can start here.
+    pub(crate) fn on(&self, device: &Device, shape: Shape) -> Result<Option<ArrayView3<'_, f32>>> {
+        check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
+        match (&self.place, device.target()) {
+            (Place::Cpu(array), Target::Cpu) => Ok(Some(array.view())),
+            (Place::Gpu(gpu, _), Target::Gpu(other)) if gpu.is(other) => Ok(None),
+            _ => Err(Error::Conflict {
+                what: "a state and a model on another device",
+                why: "a state stays on the device that computed it; take it along as an h0",
+            }),
+        }
+    }
+}

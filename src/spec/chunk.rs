@@ -1,0 +1,156 @@
+//! [`Piece`]: a part of a run. Where no buffer of the device can hold one of its tensors, a run is made of
+//! several, one after the other.
+
+use std::ops::Range;
+
+use ndarray::{ArrayBase, Ix3, RawData, s};
+
+use crate::error::{Error, Result};
+use crate::spec::config::{Direction, Layout, Shape};
+
+/// Pieces that a run is made of at most: far more than a host has memory for what they make.
+const MOST: usize = 1 << 16;
+
+/// Some steps of some rows of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub steps: Range<usize>,
+    pub rows: Range<usize>,
+}
+
+impl Piece {
+    /// All of a run.
+    pub fn whole(shape: Shape) -> Self {
+        Self { steps: 0..shape.steps, rows: 0..shape.batch }
+    }
+
+    /// The sizes of its run, in one of `whole`.
+    pub fn shape(&self, whole: Shape) -> Shape {
+        Shape { steps: self.steps.len(), batch: self.rows.len(), ..whole }
+    }
+
+    /// Whether it goes on where `other` left off, the one before it forward or after it backward.
+    pub fn has_rows_of(&self, other: Option<&Self>) -> bool {
+        other.is_some_and(|other| other.rows == self.rows)
+    }
+
+    /// Its lengths, of those of all rows.
+    pub fn lengths(&self, all: &[usize]) -> Vec<usize> {
+        let Range { start, end } = self.steps;
+        all[self.rows.clone()].iter().map(|&length| length.clamp(start, end) - start).collect()
+    }
+
+    /// Its part of an array `[T, B, ·]` or `[B, T, ·]`.
+    pub fn of_sequence<S: RawData>(
+        &self,
+        array: ArrayBase<S, Ix3>,
+        layout: Layout,
+    ) -> ArrayBase<S, Ix3> {
+        let [first, second] = layout.order(self.steps.clone(), self.rows.clone());
+        array.slice_move(s![first, second, ..])
+    }
+
+    /// Its part of an array `[L·D, B, H]`.
+    pub fn of_states<S: RawData>(&self, array: ArrayBase<S, Ix3>) -> ArrayBase<S, Ix3> {
+        array.slice_move(s![.., self.rows.clone(), ..])
+    }
+}
+
+/// The pieces of a run of `shape`, in the order in which they run forward: all of it, if that fits. Or of all
+/// rows and as many steps each as fit, which takes no more steps one after the other than the whole would,
+/// where states can be carried from one to the next: `carried` says in which direction. Or else of all steps
+/// and as many rows as fit.
+///
+/// # Errors
+/// What `fits` says of the whole, where no smaller piece fits either, or no end of them would be needed.
+pub(crate) fn pieces(
+    shape: Shape,
+    carried: Option<Direction>,
+    fits: impl Fn(Shape) -> Result<()>,
+) -> Result<Vec<Piece>> {
+    let Shape { steps, batch, .. } = shape;
+    let of = |steps, rows| Piece { steps, rows };
+    let error = match fits(shape) {
+        Ok(()) => return Ok(vec![Piece::whole(shape)]),
+        Err(error @ Error::Limit { .. }) => error,
+        Err(error) => return Err(error),
+    };
+    let few = |len: usize, most: &usize| len.div_ceil(*most) <= MOST;
+    let by_steps = match carried {
+        Some(Direction::Forward | Direction::Reverse) => {
+            largest(steps, |steps| fits(Shape { steps, ..shape }).is_ok())
+        }
+        Some(Direction::Both) | None => None,
+    };
+    if let Some(most) = by_steps.filter(|most| few(steps, most)) {
+        let mut pieces: Vec<_> = alike(steps, most).map(|steps| of(steps, 0..batch)).collect();
+        if carried == Some(Direction::Reverse) {
+            pieces.reverse();
+        }
+        return Ok(pieces);
+    }
+    let by_rows = largest(batch, |batch| fits(Shape { batch, ..shape }).is_ok());
+    match by_rows.filter(|most| few(batch, most)) {
+        Some(most) => Ok(alike(batch, most).map(|rows| of(0..steps, rows)).collect()),
+        None => Err(error),
+    }
+}
+
+/// The largest number below `end` that fits, where all smaller ones do. None may.
+fn largest(end: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    let (mut fitting, mut failing) = (0, end);
+    while failing - fitting > 1 {
+        let middle = fitting + (failing - fitting) / 2;
+        *(if fits(middle) { &mut fitting } else { &mut failing }) = middle;
+    }
+    (fitting > 0).then_some(fitting)
+}
+
+/// `0..len` in as few ranges of at most `most` as there can be, alike in length.
+fn alike(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let each = len.div_ceil(len.div_ceil(most));
+    (0..len).step_by(each).map(move |first| first..(first + each).min(len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::config::GruConfig;
+
+    /// Where at most so many cells, of at most so many rows, fit.
+    fn cut(steps: usize, batch: usize, carried: Option<Direction>, cells: usize) -> Vec<Piece> {
+        let shape = GruConfig::new(3, 5).shape(steps, batch).unwrap();
+        let fits = |shape: Shape| match shape.steps * shape.batch {
+            asked if asked <= cells => Ok(()),
+            asked => {
+                let (asked, allowed, limit) = (asked as u64, cells as u64, "cells");
+                Err(Error::Limit { what: shape.to_string(), limit, asked, allowed })
+            }
+        };
+        pieces(shape, carried, fits).unwrap_or_default()
+    }
+
+    #[test]
+    fn pieces_are_few_and_alike() {
+        let of = |steps: Range<usize>, rows: Range<usize>| Piece { steps, rows };
+        let forward = Some(Direction::Forward);
+        assert_eq!(cut(10, 7, forward, 70), [of(0..10, 0..7)]);
+        // Seven of 63 would fit, but two are enough.
+        assert_eq!(cut(10, 7, forward, 69), [of(0..5, 0..7), of(5..10, 0..7)]);
+        let reverse = cut(10, 7, Some(Direction::Reverse), 28);
+        assert_eq!(reverse, [of(8..10, 0..7), of(4..8, 0..7), of(0..4, 0..7)]);
+        for carried in [None, Some(Direction::Both)] {
+            assert_eq!(cut(10, 7, carried, 69), [of(0..10, 0..4), of(0..10, 4..7)]);
+            assert_eq!(cut(10, 7, carried, 10).len(), 7);
+            assert_eq!(cut(10, 7, carried, 9), []);
+        }
+        // Not one step of all rows fits.
+        assert_eq!(
+            cut(3, 7, forward, 6),
+            [of(0..3, 0..2), of(0..3, 2..4), of(0..3, 4..6), of(0..3, 6..7)]
+        );
+        assert_eq!(cut(1, 7, forward, 6), [of(0..1, 0..4), of(0..1, 4..7)]);
+        assert_eq!(cut(7, 1, forward, 6), [of(0..4, 0..1), of(4..7, 0..1)]);
+        assert_eq!(cut(1 << 40, 1 << 10, forward, 1 << 20), []);
+    }
+}

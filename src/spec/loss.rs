@@ -1,0 +1,281 @@
+//! What training asks of a model's outputs: a [`Loss`] of them, and the [`Targets`] that they are held
+//! against.
+//!
+//! The loops here are the CPU's, and the specification of `shaders/loss.wgsl`.
+
+use ndarray::{ArrayView2, ArrayView3, ArrayViewD, NdFloat};
+
+use crate::error::{Error, Result, check_shape, try_room};
+use crate::spec::config::Shape;
+use crate::spec::head::Head;
+
+/// What the outputs' distance from their targets is measured by: the mean over all that count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// (o − t)², the mean over the C outputs of every row that counts.
+    MeanSquared,
+    /// d² / 2 up to |d| = δ and δ (|d| − δ/2) beyond it, where d = o − t (Huber 1964); the mean as above.
+    Huber {
+        /// δ, above 0.
+        delta: f32,
+    },
+    /// −log softmax(o)\[t\], the mean over the rows that count. Targets are classes from 0 to C − 1.
+    CrossEntropy {
+        /// A class that stands for no target: rows that have it do not count.
+        ignore: Option<i32>,
+    },
+}
+
+impl Loss {
+    /// The cross-entropy that ignores PyTorch's −100.
+    pub fn cross_entropy() -> Self {
+        Self::CrossEntropy { ignore: Some(-100) }
+    }
+
+    /// The class that stands for no target.
+    pub(crate) fn ignored(&self) -> Option<i32> {
+        match *self {
+            Self::CrossEntropy { ignore } => ignore,
+            Self::MeanSquared | Self::Huber { .. } => None,
+        }
+    }
+
+    /// `Ok` when it can be computed.
+    pub(crate) fn validate(&self) -> Result<()> {
+        match *self {
+            Self::Huber { delta } if !(delta.is_finite() && delta > 0.0) => {
+                Err(Error::setting("Huber's delta", delta, "a finite number above 0"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a run's outputs are held against. Axes are those of the outputs; what padding holds is not looked
+/// at.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Targets<'a> {
+    /// Numbers `[T, B, C]` (`[B, T, C]` of a batch-first run) or `[B, C]`.
+    Values(ArrayViewD<'a, f32>),
+    /// Classes `[T, B]` (`[B, T]`) or `[B]`.
+    Classes(ArrayViewD<'a, i32>),
+}
+
+impl<'a> From<ArrayView3<'a, f32>> for Targets<'a> {
+    fn from(values: ArrayView3<'a, f32>) -> Self {
+        Self::Values(values.into_dyn())
+    }
+}
+
+impl<'a> From<ArrayView2<'a, f32>> for Targets<'a> {
+    fn from(values: ArrayView2<'a, f32>) -> Self {
+        Self::Values(values.into_dyn())
+    }
+}
+
+impl<'a> From<ArrayView2<'a, i32>> for Targets<'a> {
+    fn from(classes: ArrayView2<'a, i32>) -> Self {
+        Self::Classes(classes.into_dyn())
+    }
+}
+
+impl<'a> From<&'a [i32]> for Targets<'a> {
+    fn from(classes: &'a [i32]) -> Self {
+        Self::Classes(ndarray::aview1(classes).into_dyn())
+    }
+}
+
+/// Targets as the kernels and the loops here read them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Wanted {
+    pub targets: Wants,
+    /// Of each row of outputs: 1 over how many numbers the mean is taken, or 0 where it does not count.
+    pub weights: Vec<f32>,
+}
+
+/// Row by row.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Wants {
+    /// C numbers a row.
+    Values(Vec<f32>),
+    /// A class a row; that of one which does not count may be any.
+    Classes(Vec<u32>),
+}
+
+impl Wanted {
+    /// `targets` for the outputs of `head` after a run of `shape`, each counted `share` times.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or [`Error::NoTarget`].
+    pub fn new(
+        head: &Head,
+        loss: &Loss,
+        shape: Shape,
+        lengths: Option<&[usize]>,
+        targets: &Targets<'_>,
+        share: f64,
+    ) -> Result<Self> {
+        let mut counts = head.valid(shape, lengths)?;
+        let mut axes = head.row_axes(shape);
+        let (targets, each) = match (targets, loss) {
+            (Targets::Values(values), Loss::MeanSquared | Loss::Huber { .. }) => {
+                axes.push(head.outputs);
+                check_shape("targets", &axes, values.shape())?;
+                let mut all = try_room("targets", values.len())?;
+                all.extend(values);
+                (Wants::Values(all), head.outputs)
+            }
+            (Targets::Classes(classes), Loss::CrossEntropy { ignore }) => {
+                check_shape("targets", &axes, classes.shape())?;
+                (Wants::Classes(numbers(classes, head.outputs, *ignore, &mut counts)?), 1)
+            }
+            (Targets::Values(_), Loss::CrossEntropy { .. }) => {
+                let why = "it takes classes, a whole number each";
+                return Err(Error::Conflict { what: "cross-entropy and targets of numbers", why });
+            }
+            (Targets::Classes(_), _) => {
+                let why = "only cross-entropy takes classes";
+                return Err(Error::Conflict { what: "this loss and targets of classes", why });
+            }
+        };
+        let counted = counts.iter().filter(|&&counts| counts).count();
+        if counted == 0 {
+            return Err(Error::NoTarget);
+        }
+        let weight = (share / (counted as f64 * each as f64)) as f32;
+        let mut weights = try_room("the weights of targets", counts.len())?;
+        weights.extend(counts.into_iter().map(|counts| if counts { weight } else { 0.0 }));
+        Ok(Self { targets, weights })
+    }
+
+    /// Those of these rows of outputs.
+    pub fn of_rows(&self, rows: &[usize]) -> Self {
+        let targets = match &self.targets {
+            Wants::Classes(classes) => Wants::Classes(rows.iter().map(|&at| classes[at]).collect()),
+            Wants::Values(values) => {
+                let width = values.len() / self.weights.len();
+                let row = |&at: &usize| &values[at * width..(at + 1) * width];
+                Wants::Values(rows.iter().flat_map(row).copied().collect())
+            }
+        };
+        Self { targets, weights: rows.iter().map(|&at| self.weights[at]).collect() }
+    }
+
+    /// Numbers and words of it.
+    pub fn len(&self) -> usize {
+        let targets = match &self.targets {
+            Wants::Values(values) => values.len(),
+            Wants::Classes(classes) => classes.len(),
+        };
+        targets + self.weights.len()
+    }
+
+    /// Rows that count.
+    pub fn counted(&self) -> usize {
+        self.weights.iter().filter(|&&weight| weight != 0.0).count()
+    }
+
+    /// Of classes, how many rows that count have their largest output there.
+    pub fn correct(&self, outputs: &[f32]) -> Option<usize> {
+        let Wants::Classes(classes) = &self.targets else { return None };
+        let rows = outputs.chunks_exact(outputs.len() / self.weights.len());
+        let is_correct = |((row, &class), &weight): ((&[f32], &u32), &f32)| {
+            let own = row[class as usize];
+            // The first of several largest.
+            let first = row[..class as usize].iter().all(|&other| other < own);
+            weight != 0.0 && first && row[class as usize..].iter().all(|&other| other <= own)
+        };
+        Some(rows.zip(classes).zip(&self.weights).filter(|&row| is_correct(row)).count())
+    }
+
+    /// The loss of `outputs` `[rows, C]`, which become its gradient.
+    pub fn differentiate<F: NdFloat>(&self, loss: &Loss, outputs: &mut [F]) -> f64 {
+        let width = outputs.len() / self.weights.len();
+        let rows = outputs.chunks_exact_mut(width).zip(&self.weights).enumerate();
+        let mut sum = 0.0;
+        for (at, (row, &weight)) in rows {
+            if weight == 0.0 {
+                // Whatever they were: they may be infinite.
+                row.fill(F::zero());
+                continue;
+            }
+            let weight = cast::<F>(weight.into());
+            let value = match (&self.targets, loss) {
+                (Wants::Classes(classes), _) => softmax_row(row, classes[at] as usize),
+                (Wants::Values(values), _) => {
+                    difference_row(row, &values[at * width..(at + 1) * width], loss)
+                }
+            };
+            row.iter_mut().for_each(|v| *v *= weight);
+            sum += (value * weight).to_f64().expect("a float");
+        }
+        sum
+    }
+}
+
+/// Classes as indices. Rows that `ignore` leaves out cease to count.
+fn numbers(
+    classes: &ArrayViewD<'_, i32>,
+    outputs: usize,
+    ignore: Option<i32>,
+    counts: &mut [bool],
+) -> Result<Vec<u32>> {
+    let number = |(row, (&class, counts)): (usize, (&i32, &mut bool))| {
+        *counts &= ignore != Some(class);
+        match usize::try_from(class) {
+            _ if !*counts => Ok(0),
+            Ok(class) if class < outputs => Ok(class as u32),
+            _ => Err(Error::Class { row, class, outputs }),
+        }
+    };
+    let mut all = try_room("targets", classes.len())?;
+    for of_row in classes.iter().zip(counts).enumerate().map(number) {
+        all.push(of_row?);
+    }
+    Ok(all)
+}
+
+/// The cross-entropy of a row of outputs, which becomes softmax − one-hot.
+fn softmax_row<F: NdFloat>(row: &mut [F], class: usize) -> F {
+    // NaN stays NaN: nothing is larger.
+    let largest = row.iter().fold(F::neg_infinity(), |a, &b| if b > a { b } else { a });
+    let own = row[class] - largest;
+    row.iter_mut().for_each(|v| *v = (*v - largest).exp());
+    let sum: F = row.iter().fold(F::zero(), |a, &b| a + b);
+    row.iter_mut().for_each(|v| *v /= sum);
+    row[class] -= F::one();
+    sum.ln() - own
+}
+
+/// The sum of a row's losses; its outputs become their derivatives.
+fn difference_row<F: NdFloat>(row: &mut [F], targets: &[f32], loss: &Loss) -> F {
+    let two = F::one() + F::one();
+    let mut sum = F::zero();
+    for (output, &target) in row.iter_mut().zip(targets) {
+        let d = *output - cast(target.into());
+        let (value, slope) = match *loss {
+            Loss::Huber { delta } => {
+                let delta = cast::<F>(delta.into());
+                // What is NaN is neither above nor below.
+                let near = if d > delta {
+                    delta
+                } else if d < -delta {
+                    -delta
+                } else {
+                    d
+                };
+                (near * (d - near / two), near)
+            }
+            _ => (d * d, d + d),
+        };
+        *output = slope;
+        sum += value;
+    }
+    sum
+}
+
+fn cast<F: NdFloat>(value: f64) -> F {
+    F::from(value).expect("every float converts to a float")
+}

@@ -1,0 +1,14 @@
+//! What is computed, as plain data: configuration, parameters, input, head, loss, optimizer.
+//!
+//! Nothing here computes on a device, opens a file or starts a thread.
+
+pub(crate) mod batch;
+pub(crate) mod chunk;
+pub(crate) mod config;
+pub(crate) mod head;
+pub(crate) mod loss;
+pub(crate) mod noise;
+pub(crate) mod optimizer;
+pub(crate) mod options;
+pub(crate) mod params;
+pub(crate) mod sequences;

@@ -1,0 +1,190 @@
+//! [`Noise`]: the draws of dropout and zoneout, from a generator without state.
+//!
+//! A draw is a function of the seed and of its place (layer, step, row, unit) alone. So every device
+//! draws the same bits, in any order and however the batch is cut or laid out, and a backward pass
+//! draws them again instead of storing them. The twin is in `shaders/step.wgsl`.
+
+use crate::spec::config::GruConfig;
+use crate::spec::options::Mode;
+
+/// What dropout and zoneout do in one run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Noise {
+    seed: u64,
+    dropout: f32,
+    /// Its output is nobody's input, and nothing of it is dropped.
+    last_layer: usize,
+    zoneout: Zoneout,
+}
+
+/// How much of the old state a unit keeps, besides what its gates keep.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Zoneout {
+    None,
+    /// This share of it, always: inference.
+    Expected(f32),
+    /// All of it with this probability, else nothing: training.
+    Drawn(f32),
+}
+
+/// The place of a draw.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub layer: usize,
+    pub time: usize,
+    pub row: usize,
+    /// Of D·H: the reverse direction's follow the forward one's.
+    pub unit: usize,
+}
+
+/// Tells a draw of dropout from one of zoneout at the same place.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Dropout,
+    Zoneout,
+}
+
+impl Noise {
+    pub fn new(config: &GruConfig, mode: Mode, seed: u64) -> Self {
+        let training = mode == Mode::Training;
+        let dropout = if training { config.dropout } else { 0.0 };
+        let last_layer = config.layers - 1;
+        Self { seed, dropout, last_layer, zoneout: Zoneout::of(config, mode) }
+    }
+
+    /// Whether anything of a layer's output may be dropped.
+    pub fn drops(&self, layer: usize) -> bool {
+        self.dropout != 0.0 && layer != self.last_layer
+    }
+
+    /// Whether any unit keeps a share of its old state.
+    pub fn has_zones(&self) -> bool {
+        self.zoneout != Zoneout::None
+    }
+
+    /// What an element of a layer's output is multiplied with on its way to the next layer.
+    pub fn dropout_factor(&self, place: Place) -> f32 {
+        if !self.drops(place.layer) {
+            return 1.0;
+        }
+        let dropped = self.draw(place, Purpose::Dropout) < threshold(self.dropout);
+        if dropped { 0.0 } else { kept_scale(self.dropout) }
+    }
+
+    /// The share of its old state that a unit keeps, besides what its gates keep.
+    pub fn zone(&self, place: Place) -> f32 {
+        match self.zoneout {
+            Zoneout::None => 0.0,
+            Zoneout::Expected(share) => share,
+            Zoneout::Drawn(p) if self.draw(place, Purpose::Zoneout) < threshold(p) => 1.0,
+            Zoneout::Drawn(_) => 0.0,
+        }
+    }
+
+    fn draw(&self, place: Place, purpose: Purpose) -> u32 {
+        // No size of a run exceeds a u32 on any device; see `Buffers::check_indices`.
+        let Place { layer, time, row, unit } = place;
+        let counter = [unit, row, time, 2 * layer + purpose as usize].map(|n| n as u32);
+        philox(counter, seed_words(self.seed))[0]
+    }
+}
+
+impl Zoneout {
+    pub fn of(config: &GruConfig, mode: Mode) -> Self {
+        match (config.zoneout, mode) {
+            (0.0, _) => Self::None,
+            (p, Mode::Inference) => Self::Expected(p),
+            (p, Mode::Training) => Self::Drawn(p),
+        }
+    }
+
+    /// What `shaders/step.wgsl` calls it.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Expected(_) => 1,
+            Self::Drawn(_) => 2,
+        }
+    }
+}
+
+/// Draws below this have probability `p`.
+pub(crate) fn threshold(p: f32) -> u32 {
+    (f64::from(p) * 2f64.powi(32)).round() as u32
+}
+
+/// What dropout multiplies with what it keeps, so that the expectation stays: 1 / (1 − p).
+pub(crate) fn kept_scale(p: f32) -> f32 {
+    (1.0 / (1.0 - f64::from(p))) as f32
+}
+
+/// The low and the high half of a seed.
+fn seed_words(seed: u64) -> [u32; 2] {
+    [seed as u32, (seed >> 32) as u32]
+}
+
+/// What the kernels draw from, as they read it behind a run's marks: the seed, and where the run's first step
+/// and row lie in the one that it is a piece of.
+pub(crate) fn draw_words(seed: u64, first: [usize; 2]) -> [u32; DRAW_WORDS] {
+    let ([low, high], [step, row]) = (seed_words(seed), first.map(|n| n as u32));
+    [low, high, step, row]
+}
+
+/// How many words that is.
+pub(crate) const DRAW_WORDS: usize = 4;
+
+/// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the generator
+/// of cuRAND and PyTorch on CUDA.
+fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    let product = |a: u32, b: u32| {
+        let wide = u64::from(a) * u64::from(b);
+        ((wide >> 32) as u32, wide as u32)
+    };
+    for _ in 0..10 {
+        let (high0, low0) = product(0xD251_1F53, c[0]);
+        let (high1, low1) = product(0xCD9E_8D57, c[2]);
+        c = [high1 ^ c[1] ^ key[0], low1, high0 ^ c[3] ^ key[1], low0];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    c
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vectors that the generator's authors publish with it.
+    #[test]
+    fn philox_gives_the_published_numbers() {
+        for (counter, key, expected) in [
+            ([0; 4], [0; 2], [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD]),
+            (
+                [0x243F_6A88, 0x85A3_08D3, 0x1319_8A2E, 0x0370_7344],
+                [0xA409_3822, 0x299F_31D0],
+                [0xD16C_FE09, 0x94FD_CCEB, 0x5001_E420, 0x2412_6EA1],
+            ),
+        ] {
+            assert_eq!(philox(counter, key), expected);
+        }
+    }
+
+    #[test]
+    fn draws_have_their_probability_and_differ_by_place_and_purpose() {
+        let config = GruConfig::new(1, 1).with_layers(4).with_dropout(0.3).with_zoneout(0.3);
+        let noise = Noise::new(&config, Mode::Training, 7);
+        let place = |i: usize| Place { layer: i % 3, time: i / 3 % 50, row: i / 150, unit: 5 };
+        let drops: Vec<_> = (0..30_000).map(|i| noise.dropout_factor(place(i))).collect();
+        let zones: Vec<_> = (0..30_000).map(|i| noise.zone(place(i))).collect();
+        // Four standard deviations of a share of 0.3 among 30,000 are 0.011.
+        let dropped = drops.iter().filter(|&&f| f == 0.0).count() as f64 / 30_000.0;
+        assert!((dropped - 0.3).abs() < 0.011, "{dropped}");
+        assert!((f64::from(zones.iter().sum::<f32>()) / 30_000.0 - 0.3).abs() < 0.011);
+        assert!(drops.iter().all(|&f| f == 0.0 || f == 1.0 / 0.7));
+        // Independent, so both happen in 0.09 of the places; four deviations are 0.0066.
+        let both = drops.iter().zip(&zones).filter(|&(&f, &z)| f == 0.0 && z == 1.0).count();
+        assert!((both as f64 / 30_000.0 - 0.09).abs() < 0.0066, "{both}");
+        let inference = Noise::new(&config, Mode::Inference, 7);
+        assert_eq!((inference.dropout_factor(place(1)), inference.zone(place(1))), (1.0, 0.3));
+    }
+}

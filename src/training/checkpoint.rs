@@ -1,0 +1,365 @@
+//! [`Checkpoint`]: all that a [`Trainer`] goes on from, in a file.
+//!
+//! The tensors are those of the network under the names of `save_network`, and the same again under
+//! `first_moment.`, `second_moment.` and, once there was a validation, `best.`. One entry of the metadata
+//! holds the rest: a checksum in hexadecimal, a space, and an object of JSON.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result, check_shape, quote};
+use crate::fingerprint::Hash;
+use crate::formats::files::{self, Source};
+use crate::formats::safetensors::{Tensors, network_tensors, save_tensors};
+use crate::formats::words as config_words;
+use crate::model::device::Device;
+use crate::model::network::{Evaluation, head_of};
+use crate::spec::optimizer::Moments;
+use crate::spec::params::{ParamLayout, Params};
+use crate::training::learner::{Learner, LearnerState, Training};
+use crate::training::trainer::{Best, DataSets, Position, Regime, Trainer};
+
+mod words;
+
+/// The key of the metadata's entry.
+pub(crate) const KEY: &str = "gru_wgpu.checkpoint";
+
+/// Of what is written here. A change of meaning is another number.
+const VERSION: u64 = 1;
+
+/// What stands in front of the names of each of the networks that are in the file.
+const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
+
+/// All that a [`Trainer`] goes on from: the parameters, the optimiser's moments and its count of updates
+/// (which the schedule goes by), the seed and the place in the epoch (which the order of the examples and
+/// what dropout draws follow from), and what did best on validation.
+///
+/// ```
+/// use gru_wgpu::{
+///     Checkpoint, Device, GruConfig, Head, Init, Learner, Loss, Optimizer, ParamLayout, Params, Regime,
+///     Trainer, Training,
+/// };
+///
+/// let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::last(2))?;
+/// let params = Params::init_of(layout, Init::Uniform, 1)?;
+/// let training = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.02);
+/// let learner = Learner::new(params, training, &Device::cpu())?;
+/// let mut trainer = Trainer::new(learner, Regime::new(20, 16))?;
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("run.safetensors");
+/// // While it trains: what Trainer::run calls may do this at any event.
+/// trainer.checkpoint()?.write(&path)?;
+/// // Another day:
+/// let (checkpoint, refused) = Checkpoint::read_last(&path)?;
+/// assert_eq!(refused, None); // the file was whole, so not the one before it
+/// let trainer = Trainer::from_checkpoint(checkpoint, &Device::cpu())?;
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Checkpoint {
+    /// The parameters and the optimiser's moments.
+    pub state: LearnerState,
+    /// How they are trained.
+    pub training: Training,
+    /// How long, and from which seed.
+    pub regime: Regime,
+    /// Where the run stood.
+    pub position: Position,
+    /// What did best on validation so far.
+    pub best: Option<Best>,
+    /// What it was trained and validated on, once it was.
+    pub data: Option<DataSets>,
+    /// Whatever the program wants to find again, by names of its own.
+    pub notes: BTreeMap<String, String>,
+}
+
+/// The numbers that are neither tensors nor settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Marks {
+    /// Updates so far.
+    steps: u64,
+    position: Position,
+    /// When the best network was found, and how it does.
+    best: Option<(usize, Evaluation)>,
+}
+
+impl Marks {
+    /// Whether a run can come to them, and can count on from them.
+    fn are_possible(&self) -> bool {
+        let Position { epoch, loss: (_, updates), stale, .. } = self.position;
+        let best = self.best.is_none_or(|(found, validation)| {
+            found < epoch && validation.correct.is_none_or(|n| n <= validation.counted)
+        });
+        self.steps < 1 << 62 && updates as u64 <= self.steps && stale <= epoch && best
+    }
+}
+
+impl Learner {
+    /// As [`Trainer::checkpoint`], of a loop of one's own that stands there in such a regime:
+    /// [`Self::resume`] goes on from its state.
+    ///
+    /// # Errors
+    /// The device's own.
+    pub fn checkpoint(&mut self, regime: Regime, position: Position) -> Result<Checkpoint> {
+        let (best, data, notes) = (None, None, BTreeMap::new());
+        let state = self.state()?;
+        Ok(Checkpoint { state, training: *self.training(), regime, position, best, data, notes })
+    }
+}
+
+impl Trainer {
+    /// Waits for all that was queued and takes all that training goes on from.
+    ///
+    /// # Errors
+    /// The device's own.
+    pub fn checkpoint(&mut self) -> Result<Checkpoint> {
+        let (regime, position) = (*self.regime(), self.position());
+        let (best, data) = (self.best().cloned(), self.data());
+        Ok(Checkpoint { best, data, ..self.learner().checkpoint(regime, position)? })
+    }
+
+    /// Goes on from where [`Self::checkpoint`] was taken: over the same examples, and [`Self::run`] takes no
+    /// others, on the same device to the same bits as if it had not been interrupted. A run with
+    /// [`Options`](crate::Options) of its own goes on by [`Learner::resume`], [`Learner::with_options`],
+    /// [`Self::resume`] and [`Self::with_data`].
+    ///
+    /// # Errors
+    /// As [`Learner::resume`] and [`Self::resume`].
+    pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
+        let Checkpoint { state, training, regime, position, best, data, .. } = checkpoint;
+        let learner = Learner::resume(state, training, device)?;
+        Ok(Self::resume(learner, regime, position, best)?.with_data(data))
+    }
+}
+
+impl Checkpoint {
+    /// Writes it as a safetensors file: whole, flushed to the disk, or not at all. What was at `path`
+    /// before stays beside it, as `<path>.before`, unless [`Self::read`] would refuse it: then the one
+    /// before it stays. At every moment at least one of the two is whole.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Shape`] or [`Error::ParameterLayout`] when the moments or the best network
+    /// were replaced by those of another.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let layout = self.state.params.layout();
+        let networks = self.networks()?;
+        let json = self.json()?;
+        let entry = format!("{:016x} {json}", checksum(&json, layout, &networks));
+        let tensors = PARENTS.iter().zip(networks);
+        let tensors = tensors.flat_map(|(parent, flat)| network_tensors(parent, layout, flat));
+        save_tensors(path.as_ref(), tensors, Some((KEY, entry)), |last| {
+            if Self::read(last).is_ok() { keep(last) } else { Ok(()) }
+        })
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] when it is cut short, was changed, or is none; and those of what it
+    /// holds that makes no sense, as [`Training::validate`].
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        files::open(path.as_ref(), read_source)
+    }
+
+    /// As [`Self::read`], from any source.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_from(source: impl Read + Seek) -> Result<Self> {
+        read_source(Source::new(source)?)
+    }
+
+    /// Reads the last one written to `path`, or where that is refused the one before it, with the reason
+    /// why the last was refused.
+    ///
+    /// # Errors
+    /// As [`Self::read`], when both are refused: that of the last.
+    pub fn read_last(path: impl AsRef<Path>) -> Result<(Self, Option<Error>)> {
+        let path = path.as_ref();
+        let refused = match Self::read(path) {
+            Ok(last) => return Ok((last, None)),
+            Err(refused) => refused,
+        };
+        let target = files::target_of(path).unwrap_or_else(|_| path.to_owned());
+        match Self::read(before(&target)) {
+            Ok(before) => Ok((before, Some(refused))),
+            Err(_) => Err(refused),
+        }
+    }
+
+    /// The flat buffers that become tensors, in the order of [`PARENTS`].
+    fn networks(&self) -> Result<Vec<&[f32]>> {
+        let LearnerState { params, moments } = &self.state;
+        let len = [params.layout().flat_len()];
+        check_shape("the first moments", &len, &[moments.first.len()])?;
+        check_shape("the second moments", &len, &[moments.second.len()])?;
+        let mut networks = vec![params.as_slice(), &moments.first, &moments.second];
+        if let Some(best) = &self.best {
+            if best.params.layout() != params.layout() {
+                let [expected, got] =
+                    [params, &best.params].map(|of| of.layout().config().to_string());
+                return Err(Error::ParameterLayout { expected, got });
+            }
+            networks.push(best.params.as_slice());
+        }
+        Ok(networks)
+    }
+
+    /// What is no tensor.
+    fn json(&self) -> Result<String> {
+        let layout = self.state.params.layout();
+        let marks = Marks {
+            steps: self.state.moments.steps,
+            position: self.position,
+            best: self.best.as_ref().map(|best| (best.epoch, best.validation)),
+        };
+        let model = config_words::write(layout.config(), Some(head_of(layout)?.over));
+        let mut entries = json!({
+            "version": VERSION,
+            "model": model,
+            "training": words::write_training(&self.training),
+            "regime": words::write_regime(&self.regime),
+            "position": words::write_marks(&marks),
+            "notes": self.notes,
+        });
+        if let Some(data) = &self.data {
+            entries["data"] = words::write_data(data).into();
+        }
+        Ok(entries.to_string())
+    }
+}
+
+fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
+    let mut file = Tensors::open(source)?;
+    let entry = file.entry(KEY).ok_or_else(|| {
+        Error::Format(
+            "its metadata does not say that it is a checkpoint of a training run".to_owned(),
+        )
+    })?;
+    let entry = Entry::read(entry)?;
+    let training = words::read_training(entry.words("training")?)?;
+    let regime = words::read_regime(entry.words("regime")?)?;
+    let marks = words::read_marks(entry.words("position")?)?;
+    let has_data = entry.values.contains_key("data");
+    let data = has_data.then(|| words::read_data(entry.words("data")?)).transpose()?;
+    let (config, over) = config_words::read(entry.words("model")?)?;
+    let over = over.ok_or_else(|| wrong("tells of no head"))?;
+    let parents = &PARENTS[..if marks.best.is_some() { 4 } else { 3 }];
+    let mut networks = Vec::new();
+    let mut tensors = 0;
+    for parent in parents {
+        let gru = format!("{parent}gru.");
+        let layout = file.network_layout(&gru, &config, over)?;
+        tensors += layout.entries().len();
+        // What comes back is what was written, whatever a caller put there.
+        networks.push(file.params(&gru, layout, true)?);
+    }
+    let layout = networks[0].layout();
+    if networks.iter().any(|network| network.layout() != layout) || tensors != file.count() {
+        return Err(Error::Format("it holds tensors that are none of its networks'".to_owned()));
+    }
+    let flat: Vec<_> = networks.iter().map(Params::as_slice).collect();
+    if checksum(&entry.json, layout, &flat) != entry.checksum {
+        return Err(Error::Format("its contents were changed: the checksum is another".to_owned()));
+    }
+    let best = marks
+        .best
+        .and_then(|(epoch, validation)| Some(Best { epoch, validation, params: networks.pop()? }));
+    let [second, first, params] = [networks.pop(), networks.pop(), networks.pop()]
+        .map(|network| network.expect("three were read"));
+    let [first, second] = [first, second].map(Params::into_flat);
+    let moments = Moments { first, second, steps: marks.steps };
+    Ok(Checkpoint {
+        state: LearnerState { params, moments },
+        training,
+        regime,
+        position: marks.position,
+        best,
+        data,
+        notes: entry.notes()?,
+    })
+}
+
+/// The metadata's entry, taken apart.
+struct Entry {
+    checksum: u64,
+    json: String,
+    values: Map<String, Value>,
+}
+
+impl Entry {
+    fn read(entry: &str) -> Result<Self> {
+        let (checksum, json) = entry.split_once(' ').ok_or_else(|| wrong("has no checksum"))?;
+        let checksum =
+            u64::from_str_radix(checksum, 16).map_err(|_| wrong("has no checksum of 16 digits"))?;
+        let values: Map<_, _> = serde_json::from_str(json)
+            .map_err(|error| wrong(&format!("is no JSON: {}", quote(&error.to_string()))))?;
+        match values.get("version") {
+            Some(version) if version.as_u64() == Some(VERSION) => {}
+            Some(version) => {
+                let version = quote(&version.to_string());
+                return Err(wrong(&format!(
+                    "is of version {version}; this program reads version {VERSION}"
+                )));
+            }
+            None => return Err(wrong("has no version")),
+        }
+        Ok(Self { checksum, json: json.to_owned(), values })
+    }
+
+    fn words(&self, key: &str) -> Result<&str> {
+        let words = self.values.get(key).and_then(Value::as_str);
+        words.ok_or_else(|| wrong(&format!("lacks `{key}`")))
+    }
+
+    fn notes(&self) -> Result<BTreeMap<String, String>> {
+        let notes = self.values.get("notes").and_then(Value::as_object);
+        let notes = notes.ok_or_else(|| wrong("lacks `notes`"))?;
+        let note =
+            |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+        let notes: Option<_> = notes.iter().map(note).collect();
+        notes.ok_or_else(|| wrong("has notes that are no text"))
+    }
+}
+
+/// What a checkpoint's metadata says of its networks' configuration.
+pub(crate) fn model_words(entry: &str) -> Result<String> {
+    Entry::read(entry)?.words("model").map(str::to_owned)
+}
+
+fn wrong(what: &str) -> Error {
+    Error::Format(format!("its metadata {KEY} {what}"))
+}
+
+/// Over every byte.
+fn checksum(json: &str, layout: &ParamLayout, networks: &[&[f32]]) -> u64 {
+    let mut hash = Hash::default();
+    let mut add = |bytes: &[u8]| bytes.iter().for_each(|&byte| hash.add(byte.into()));
+    add(json.as_bytes());
+    let tensors = networks.iter().flat_map(|flat| layout.named(flat));
+    tensors.for_each(|(_, tensor)| tensor.iter().for_each(|number| add(&number.to_le_bytes())));
+    hash.0
+}
+
+/// Where the one before is.
+fn before(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".before");
+    name.into()
+}
+
+/// Gives a file, which is whole, the name of the one before as well.
+fn keep(last: &Path) -> std::io::Result<()> {
+    let before = before(last);
+    match std::fs::remove_file(&before) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // A second name, so that the first one is there all the time; not every file system has those.
+    std::fs::hard_link(last, &before).or_else(|_| std::fs::rename(last, &before))
+}

@@ -1,0 +1,304 @@
+//! Everything of a checkpoint but its tensors and the program's notes, as `key=value` words.
+//!
+//! A float is written with as few digits as bring back the same bits, and a whole number with all of them.
+
+use std::fmt::Display;
+
+use super::Marks;
+use crate::error::{Error, Result};
+use crate::fingerprint::DataSet;
+use crate::formats::words::{Pairs, word};
+use crate::model::network::Evaluation;
+use crate::spec::loss::Loss;
+use crate::spec::optimizer::{Adam, Clip, Optimizer, Schedule};
+use crate::training::learner::Training;
+use crate::training::trainer::{DataSets, Position, Regime};
+
+/// The kinds, whose numbers follow.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    MeanSquared,
+    Huber,
+    CrossEntropy,
+    Sgd,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Steps,
+    None,
+    Norm,
+    Value,
+}
+
+const LOSSES: &[(Kind, &str)] = &[
+    (Kind::MeanSquared, "mean-squared"),
+    (Kind::Huber, "huber"),
+    (Kind::CrossEntropy, "cross-entropy"),
+];
+const OPTIMIZERS: &[(Kind, &str)] =
+    &[(Kind::Sgd, "sgd"), (Kind::Adam, "adam"), (Kind::AdamW, "adamw")];
+const SCHEDULES: &[(Kind, &str)] =
+    &[(Kind::Constant, "constant"), (Kind::Cosine, "cosine"), (Kind::Steps, "steps")];
+const CLIPS: &[(Kind, &str)] =
+    &[(Kind::None, "none"), (Kind::Norm, "norm"), (Kind::Value, "value")];
+
+/// `loss=huber delta=1e0 optimizer=adam beta1=9e-1 …`
+pub(super) fn write_training(training: &Training) -> String {
+    let Training { loss, optimizer, learning_rate, schedule, clip, accumulation } = training;
+    let loss = match loss {
+        Loss::MeanSquared => word(LOSSES, Kind::MeanSquared).to_owned(),
+        Loss::Huber { delta } => format!("{} delta={delta:e}", word(LOSSES, Kind::Huber)),
+        Loss::CrossEntropy { ignore } => {
+            format!("{} ignore={}", word(LOSSES, Kind::CrossEntropy), write_option(ignore))
+        }
+    };
+    let adam = |kind, Adam { beta1, beta2, epsilon, weight_decay }: &Adam| {
+        let kind = word(OPTIMIZERS, kind);
+        format!("{kind} beta1={beta1:e} beta2={beta2:e} epsilon={epsilon:e} decay={weight_decay:e}")
+    };
+    let optimizer = match optimizer {
+        Optimizer::Sgd { momentum, weight_decay } => {
+            let kind = word(OPTIMIZERS, Kind::Sgd);
+            format!("{kind} momentum={momentum:e} decay={weight_decay:e}")
+        }
+        Optimizer::Adam(constants) => adam(Kind::Adam, constants),
+        Optimizer::AdamW(constants) => adam(Kind::AdamW, constants),
+    };
+    let schedule = match schedule {
+        Schedule::Constant => word(SCHEDULES, Kind::Constant).to_owned(),
+        Schedule::Cosine { warmup, updates, last } => {
+            let kind = word(SCHEDULES, Kind::Cosine);
+            format!("{kind} warmup={warmup} updates={updates} last={last:e}")
+        }
+        Schedule::Steps { every, factor } => {
+            format!("{} every={every} factor={factor:e}", word(SCHEDULES, Kind::Steps))
+        }
+    };
+    let clip = match clip {
+        Clip::None => word(CLIPS, Kind::None).to_owned(),
+        Clip::Norm(bound) => format!("{} bound={bound:e}", word(CLIPS, Kind::Norm)),
+        Clip::Value(bound) => format!("{} bound={bound:e}", word(CLIPS, Kind::Value)),
+    };
+    format!(
+        "loss={loss} optimizer={optimizer} rate={learning_rate:e} schedule={schedule} clip={clip} \
+         accumulation={accumulation}"
+    )
+}
+
+/// Back from [`write_training`].
+pub(super) fn read_training(words: &str) -> Result<Training> {
+    let mut pairs = Pairs::new("training", words)?;
+    let loss = match pairs.named("loss", LOSSES)? {
+        Kind::Huber => Loss::Huber { delta: pairs.number("delta")? },
+        Kind::CrossEntropy => Loss::CrossEntropy { ignore: pairs.option("ignore")? },
+        _ => Loss::MeanSquared,
+    };
+    let optimizer = match pairs.named("optimizer", OPTIMIZERS)? {
+        Kind::Adam => Optimizer::Adam(read_adam(&mut pairs)?),
+        Kind::AdamW => Optimizer::AdamW(read_adam(&mut pairs)?),
+        _ => Optimizer::Sgd {
+            momentum: pairs.number("momentum")?,
+            weight_decay: pairs.number("decay")?,
+        },
+    };
+    let schedule = match pairs.named("schedule", SCHEDULES)? {
+        Kind::Cosine => Schedule::Cosine {
+            warmup: pairs.number("warmup")?,
+            updates: pairs.number("updates")?,
+            last: pairs.number("last")?,
+        },
+        Kind::Steps => {
+            Schedule::Steps { every: pairs.number("every")?, factor: pairs.number("factor")? }
+        }
+        _ => Schedule::Constant,
+    };
+    let clip = match pairs.named("clip", CLIPS)? {
+        Kind::Norm => Clip::Norm(pairs.number("bound")?),
+        Kind::Value => Clip::Value(pairs.number("bound")?),
+        _ => Clip::None,
+    };
+    let training = Training::new(loss, optimizer, pairs.number("rate")?)
+        .with_schedule(schedule)
+        .with_clip(clip)
+        .with_accumulation(pairs.number("accumulation")?);
+    pairs.end()?;
+    training.validate()?;
+    Ok(training)
+}
+
+fn read_adam(pairs: &mut Pairs<'_>) -> Result<Adam> {
+    Ok(Adam {
+        beta1: pairs.number("beta1")?,
+        beta2: pairs.number("beta2")?,
+        epsilon: pairs.number("epsilon")?,
+        weight_decay: pairs.number("decay")?,
+    })
+}
+
+/// `epochs=20 batch=16 seed=1 patience=none`
+pub(super) fn write_regime(regime: &Regime) -> String {
+    let Regime { epochs, batch, seed, patience } = regime;
+    format!("epochs={epochs} batch={batch} seed={seed} patience={}", write_option(patience))
+}
+
+/// Back from [`write_regime`].
+pub(super) fn read_regime(words: &str) -> Result<Regime> {
+    let mut pairs = Pairs::new("regime", words)?;
+    let regime = Regime::new(pairs.number("epochs")?, pairs.number("batch")?)
+        .with_seed(pairs.number("seed")?)
+        .with_patience(pairs.option::<usize>("patience")?);
+    pairs.end()?;
+    regime.validate()?;
+    Ok(regime)
+}
+
+/// `steps=12 epoch=0 batch=12 loss=1.5e0 updates=12 stale=0`, and where there is a best network
+/// `best=3 counted=100 mean=5e-1 correct=90`.
+pub(super) fn write_marks(marks: &Marks) -> String {
+    let Marks { steps, position, best } = marks;
+    let Position { epoch, batch, loss: (loss, updates), stale } = position;
+    let best = best.map_or_else(String::new, |(epoch, validation)| {
+        let Evaluation { counted, loss, correct } = validation;
+        format!(" best={epoch} counted={counted} mean={loss:e} correct={}", write_option(&correct))
+    });
+    format!(
+        "steps={steps} epoch={epoch} batch={batch} loss={loss:e} updates={updates} stale={stale}{best}"
+    )
+}
+
+/// Back from [`write_marks`].
+pub(super) fn read_marks(words: &str) -> Result<Marks> {
+    let mut pairs = Pairs::new("position", words)?;
+    let steps = pairs.number("steps")?;
+    let position = Position {
+        epoch: pairs.number("epoch")?,
+        batch: pairs.number("batch")?,
+        loss: (pairs.number("loss")?, pairs.number("updates")?),
+        stale: pairs.number("stale")?,
+    };
+    let best = if pairs.has("best") {
+        let (counted, loss) = (pairs.number("counted")?, pairs.number("mean")?);
+        let validation = Evaluation { counted, loss, correct: pairs.option("correct")? };
+        Some((pairs.number("best")?, validation))
+    } else {
+        None
+    };
+    pairs.end()?;
+    let marks = Marks { steps, position, best };
+    if marks.are_possible() {
+        return Ok(marks);
+    }
+    Err(Error::Format("its metadata position is none that a run can come to".to_owned()))
+}
+
+/// `train=150 hash=123 valid=50 valid_hash=456`
+pub(super) fn write_data(data: &DataSets) -> String {
+    let DataSets { train, valid } = data;
+    format!(
+        "train={} hash={} valid={} valid_hash={}",
+        train.count, train.hash, valid.count, valid.hash
+    )
+}
+
+/// Back from [`write_data`].
+pub(super) fn read_data(words: &str) -> Result<DataSets> {
+    let mut pairs = Pairs::new("data", words)?;
+    let data = DataSets {
+        train: DataSet { count: pairs.number("train")?, hash: pairs.number("hash")? },
+        valid: DataSet { count: pairs.number("valid")?, hash: pairs.number("valid_hash")? },
+    };
+    pairs.end()?;
+    Ok(data)
+}
+
+fn write_option(value: &Option<impl Display>) -> String {
+    value.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Floats that another number of digits would change, the largest and the smallest.
+    #[test]
+    fn what_is_written_comes_back_bit_for_bit() {
+        let odd = 0.1 + 0.2;
+        let adam =
+            Adam { beta1: odd, beta2: 1.0 - f64::EPSILON, epsilon: 5e-324, weight_decay: 0.0 };
+        let losses = [
+            Loss::MeanSquared,
+            Loss::Huber { delta: 0.1 },
+            Loss::CrossEntropy { ignore: None },
+            Loss::CrossEntropy { ignore: Some(i32::MIN) },
+        ];
+        let optimizers = [
+            Optimizer::Sgd { momentum: odd, weight_decay: f64::MAX },
+            Optimizer::Adam(adam),
+            Optimizer::AdamW(adam),
+        ];
+        let schedules = [
+            Schedule::Constant,
+            Schedule::Cosine { warmup: u64::MAX - 1, updates: u64::MAX, last: odd },
+            Schedule::Steps { every: u64::MAX, factor: odd },
+        ];
+        let clips = [Clip::None, Clip::Norm(f32::MIN_POSITIVE), Clip::Value(0.3)];
+        for loss in losses {
+            for optimizer in optimizers {
+                for schedule in schedules {
+                    for clip in clips {
+                        let training = Training::new(loss, optimizer, odd * 1e-300)
+                            .with_schedule(schedule)
+                            .with_clip(clip)
+                            .with_accumulation(usize::MAX);
+                        let words = write_training(&training);
+                        assert_eq!(read_training(&words).unwrap(), training, "{words}");
+                    }
+                }
+            }
+        }
+        for patience in [None, Some(usize::MAX)] {
+            let regime = Regime::new(usize::MAX, 1).with_seed(u64::MAX).with_patience(patience);
+            assert_eq!(read_regime(&write_regime(&regime)).unwrap(), regime);
+        }
+        let [train, valid] = [u64::MAX, 0].map(|hash| DataSet { count: usize::MAX, hash });
+        let data = DataSets { train, valid };
+        assert_eq!(read_data(&write_data(&data)).unwrap(), data);
+        let position = Position { epoch: 7, batch: 9, loss: (odd, 9), stale: 7 };
+        for correct in [None, Some(3)] {
+            let validation = Evaluation { counted: 3, loss: odd, correct };
+            for best in [None, Some((6, validation))] {
+                let marks = Marks { steps: (1 << 53) + 1, position, best };
+                assert_eq!(read_marks(&write_marks(&marks)).unwrap(), marks);
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_run_writes_is_refused() {
+        let words = write_training(&Training::new(Loss::MeanSquared, Optimizer::adam(), 0.1));
+        for (from, to, expected) in [
+            ("rate=1e-1", "rate=NaN", "learning rate is NaN"),
+            ("rate=1e-1", "", "its metadata training lacks `rate`"),
+            ("beta1=9e-1", "beta1=x", "has `x` for `beta1`"),
+            ("loss=mean-squared", "loss=mean-squared delta=1", "has `delta`, which is unknown"),
+            ("clip=none", "clip=norm", "lacks `bound`"),
+            ("accumulation=1", "accumulation=0", "is 0; expected at least 1"),
+        ] {
+            assert!(words.contains(from), "{words}");
+            let error = read_training(&words.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        for words in [
+            "steps=18446744073709551615 epoch=0 batch=0 loss=0 updates=0 stale=0",
+            "steps=1 epoch=0 batch=2 loss=0 updates=2 stale=0",
+            "steps=1 epoch=1 batch=0 loss=0 updates=0 stale=2",
+            "steps=1 epoch=1 batch=0 loss=0 updates=0 stale=0 best=1 counted=1 mean=0 correct=none",
+            "steps=1 epoch=1 batch=0 loss=0 updates=0 stale=0 best=0 counted=1 mean=0 correct=2",
+        ] {
+            let error = read_marks(words).unwrap_err().to_string();
+            assert!(error.contains("none that a run can come to"), "{words}: {error}");
+        }
+        assert!(read_regime("epochs=0 batch=1 seed=1 patience=none").is_err());
+    }
+}

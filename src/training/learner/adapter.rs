@@ -1,0 +1,164 @@
+//! Training on an adapter.
+
+use std::borrow::Cow;
+
+use super::{Part, RawReport, Training};
+use crate::error::Result;
+use crate::gpu::pool::Gathered;
+use crate::gpu::session::{Bound, Pass, Session};
+use crate::gpu::transfer::Wait;
+use crate::model::executor::Input;
+use crate::model::network::Network;
+use crate::plan::{Mode, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
+use crate::spec::head::Over;
+use crate::spec::loss::{Wanted, Wants};
+use crate::spec::optimizer::{Clip, Constants, Moments};
+
+/// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
+const UNDER_WAY: usize = 128 << 20;
+
+/// What a learner on an adapter holds besides its network, whose parameters it moves where they are.
+#[derive(Debug)]
+pub(super) struct OnAdapter {
+    /// The sum of the gradients and losses of an update's batches, which every run adds to.
+    gathered: Gathered,
+    update: Session,
+    buffers: UpdateBuffers,
+    /// Updates whose reports are still on the device.
+    pending: usize,
+    /// Updates queued since this was made.
+    queued: usize,
+    /// Bytes of batches queued since the last wait.
+    under_way: usize,
+}
+
+impl OnAdapter {
+    pub async fn new(network: &Network, training: &Training, moments: &Moments) -> Result<Self> {
+        let len = network.params().layout().flat_len();
+        let runner = network.gru().adapter_runner()?;
+        let gathered = Gathered::new(runner.gpu(), len).await?;
+        let machine = runner.gpu().machine();
+        let adam = training.optimizer.is_adam();
+        let (plan, buffers) = Plan::of_update(len, adam, training.clip, &machine)?;
+        let bound = [
+            (buffers.gradient, Bound::from(&gathered.gradient)),
+            (buffers.loss, Bound::from(&gathered.loss)),
+        ];
+        network.gru().hand_over().await?;
+        let mut update = runner.make_with(plan, buffers.params, &bound).await?;
+        for (buffer, data) in
+            [(buffers.first_moment, &moments.first), (buffers.second_moment, &moments.second)]
+        {
+            update.write(buffer, 0, len, Some(data)).await?;
+        }
+        update.write(buffers.reports, 0, REPORT * (1 + SLOTS), None).await?;
+        Ok(Self { gathered, update, buffers, pending: 0, queued: 0, under_way: 0 })
+    }
+
+    /// Queues a batch, whose loss and gradient are added to those of the update: those of each piece, where it
+    /// is made of several.
+    pub async fn gather(&mut self, part: Part<'_>, wait: Wait) -> Result<()> {
+        let Part { network, loss, shape, batch, wanted, is_first } = part;
+        let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
+        let pieces = network.gru().pieces_of(shape, mode, purpose)?;
+        let input = Input::new(shape, mode, &pieces, None, batch, wait).await?;
+        for (at, piece) in pieces.iter().enumerate() {
+            let wanted = match pieces.len() {
+                1 => Cow::Borrowed(wanted),
+                _ => Cow::Owned(wanted.of_rows(&network.head().rows_of(piece, shape))),
+            };
+            let part = piece.shape(shape);
+            self.make_room(4 * (part.x().iter().product::<usize>() + wanted.len()), wait).await?;
+            let mut session =
+                network.gru().session(part, mode, purpose, Some(&self.gathered)).await?;
+            input.upload(&mut session, piece, None).await?;
+            let is_first = is_first && at == 0;
+            run_piece(network, &mut session, &wanted, is_first).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits, where more would be under way than may be, for what is.
+    async fn make_room(&mut self, bytes: usize, wait: Wait) -> Result<()> {
+        if self.under_way > 0 && self.under_way + bytes > UNDER_WAY {
+            self.update.gpu().settle(wait).await?;
+            self.under_way = 0;
+        }
+        self.under_way += bytes;
+        Ok(())
+    }
+
+    /// Queues an update. Returns whether its report must be read before the next one.
+    pub async fn update(&mut self, clip: Clip, constants: &Constants) -> Result<bool> {
+        let numbers = numbers(self.queued % SLOTS, clip, constants);
+        self.update.write(self.buffers.update, 0, numbers.len(), Some(&numbers)).await?;
+        self.update.run(Pass::Forward).await?;
+        self.queued += 1;
+        self.pending += 1;
+        Ok(self.pending == SLOTS)
+    }
+
+    /// Waits for all that was queued; the reports of the updates since the last time.
+    pub async fn take_reports(&mut self, wait: Wait) -> Result<Vec<RawReport>> {
+        if self.pending == 0 {
+            return Ok(Vec::new());
+        }
+        let all = 0..REPORT * (1 + SLOTS);
+        let words = self.update.read(&[(self.buffers.reports, all)], wait).await?.swap_remove(0);
+        let report = |queued: usize| {
+            let at = REPORT * (1 + queued % SLOTS);
+            let [loss, norm, largest, place, stopped] = [0, 1, 2, 3, 4].map(|i| words[at + i]);
+            let (place, moved) = (place.to_bits() as usize, stopped.to_bits() == 0);
+            RawReport { loss, norm, largest, place, moved }
+        };
+        let reports: Vec<_> = (self.queued - self.pending..self.queued).map(report).collect();
+        (self.pending, self.under_way) = (0, 0);
+        if reports.iter().any(|report| !report.moved) {
+            // The next update may move the parameters again.
+            self.update.write(self.buffers.reports, 0, 1, None).await?;
+        }
+        Ok(reports)
+    }
+
+    /// Waits for all that was queued; the parameters and the moments.
+    pub async fn download(&mut self, wait: Wait) -> Result<[Vec<f32>; 3]> {
+        let UpdateBuffers { params, first_moment, second_moment, .. } = self.buffers;
+        let whole = |id| (id, 0..self.update.plan().buffers()[params.index()].len);
+        let parts = [params, first_moment, second_moment].map(whole);
+        let read = self.update.read(&parts, wait).await?;
+        Ok(read.try_into().expect("three parts asked for"))
+    }
+}
+
+/// Queues a run whose input is there, and adds its loss and gradient to those of the update.
+async fn run_piece(
+    network: &Network,
+    session: &mut Session,
+    wanted: &Wanted,
+    is_first: bool,
+) -> Result<()> {
+    let run = session.plan().run_buffers().clone();
+    let training = run.training.expect("a training plan");
+    let buffers = session.plan().head_buffers().loss.expect("a plan of a loss");
+    let targets: &[f32] = match &wanted.targets {
+        Wants::Values(values) => values,
+        Wants::Classes(classes) => bytemuck::cast_slice(classes),
+    };
+    session.write(buffers.targets, 0, targets.len(), Some(targets)).await?;
+    let weights = &wanted.weights;
+    session.write(buffers.weights, 0, weights.len(), Some(weights)).await?;
+    session.run(Pass::Forward).await?;
+    // What the head does not write of the gradients that flow into the GRU: one over every step, all of dy.
+    if network.head().over == Over::Last {
+        let dy = session.plan().buffers()[training.dy.index()].len;
+        session.write(training.dy, 0, dy, None).await?;
+    }
+    let dstates = session.plan().buffers()[training.dstates.index()].len;
+    session.write(training.dstates, 0, dstates, None).await?;
+    if is_first {
+        let len = network.params().layout().flat_len();
+        session.write(training.dparams, 0, len, None).await?;
+        session.write(buffers.sum, 0, 1, None).await?;
+    }
+    session.run(Pass::Backward).await
+}
