@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{
     Checkpoint, Device, Direction, Evaluation, Event, Example, GruConfig, Head, Init, Learner,
-    Loss, Optimizer, ParamLayout, Params, Regime, Schedule, Target, Trainer, Training,
+    LearnerConfig, Loss, Optimizer, ParamLayout, Params, Schedule, Target, Trainer, TrainerConfig,
 };
 use ndarray::{Array2, Axis};
 
@@ -41,11 +41,11 @@ fn read(path: &str) -> Result<Vec<Example>> {
     sequences.into_iter().map(example).collect()
 }
 
-fn fresh(updates: u64, regime: Regime, device: &Device) -> Result<Trainer> {
+fn fresh(updates: u64, regime: TrainerConfig, device: &Device) -> Result<Trainer> {
     let config = GruConfig::pytorch(FEATURES, 32).with_direction(Direction::Both);
     let layout = ParamLayout::with_head(&config, Head::last(SPEAKERS))?;
     let params = Params::init_of(layout, Init::Orthogonal, 1)?;
-    let training = Training::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 5e-3)
+    let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 5e-3)
         .with_schedule(Schedule::cosine(updates));
     Ok(Trainer::new(Learner::new(params, training, device)?, regime)?)
 }
@@ -57,7 +57,7 @@ fn main() -> Result<()> {
     for (at, example) in all.into_iter().enumerate() {
         if at % 5 == 0 { &mut valid } else { &mut train }.push(example);
     }
-    let regime = Regime::new(60, 16).with_patience(15);
+    let regime = TrainerConfig::new(60, 16).with_patience(15);
     let mut trainer = if Path::new(CHECKPOINT).exists() {
         let (last, refused) = Checkpoint::read_last(CHECKPOINT)?;
         if let Some(why) = refused {

@@ -7,8 +7,8 @@
 //! ```
 
 use gru_wgpu::{
-    Clip, Device, GruConfig, Head, Init, Learner, Loss, Optimizer, ParamLayout, Params, Result,
-    Training,
+    Clip, Device, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, ParamLayout,
+    Params, Result,
 };
 use ndarray::{Array2, Array3};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -34,7 +34,7 @@ fn batch(rng: &mut ChaCha8Rng) -> (Array3<f32>, Array2<f32>) {
 fn main() -> Result<()> {
     let layout = ParamLayout::with_head(&GruConfig::pytorch(2, 32), Head::last(1))?;
     let params = Params::init_of(layout, Init::Orthogonal, 1)?;
-    let training = Training::new(Loss::MeanSquared, Optimizer::adam(), 5e-3);
+    let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 5e-3);
     let mut learner = Learner::new(params, training.with_clip(Clip::Norm(1.0)), &Device::cpu())?;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for _ in 0..12 {
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
             let (x, sums) = batch(&mut rng);
             learner.step(&x, sums.view())?; // queued; nothing comes back yet
         }
-        let reports = learner.reports()?; // waits, and tells how all of them went
+        let reports = learner.metrics()?; // waits, and tells how all of them went
         let mean = reports.iter().map(|report| report.loss).sum::<f32>() / reports.len() as f32;
         println!("after {:3} steps: mean squared error {mean:.4}", learner.updates());
     }

@@ -74,7 +74,7 @@ struct Args {
 
 @group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> weight_hh: array<vec4<f32>>; // [D, 3H, H]
-@group(0) @binding(2) var<storage, read> marks: array<u32>; // [T, B], then draw_words (src/noise.rs)
+@group(0) @binding(2) var<storage, read> step_flags: array<u32>; // [T, B], then draw_words (src/noise.rs)
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, gates_room·B, 4H]: r, z, n, past
 
 // What the weights are multiplied with, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], k = 4 · quad + i
@@ -129,20 +129,20 @@ fn state_at(first: u32, row: u32, unit: u32) -> u32 {
 }
 
 fn is_padding(time: u32, row: u32) -> bool {
-    return (marks[time * args.batch + row] & PADDING) != 0u;
+    return (step_flags[time * args.batch + row] & PADDING) != 0u;
 }
 
 fn restarts(time: u32, row: u32) -> bool {
     let bit = select(RESTART, RESTART_REVERSE, direction >= args.reverse_from);
-    return (marks[time * args.batch + row] & bit) != 0u;
+    return (step_flags[time * args.batch + row] & bit) != 0u;
 }
 
 // The draw of a place, the same however the batch is laid out or cut. The twin is in src/noise.rs.
 fn draw(purpose: u32, time: u32, row: u32, unit: u32) -> u32 {
     let seed = args.steps * args.batch;
-    let first = vec2(marks[seed + 3u], marks[seed + 2u]);
+    let first = vec2(step_flags[seed + 3u], step_flags[seed + 2u]);
     let place = vec4(direction * args.hidden + unit, vec2(row, time) + first, 2u * args.layer + purpose);
-    return philox(place, vec2(marks[seed], marks[seed + 1u])).x;
+    return philox(place, vec2(step_flags[seed], step_flags[seed + 1u])).x;
 }
 
 // What an output is multiplied with on its way to the next layer.

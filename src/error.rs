@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::fingerprint::DataSet;
+use crate::fingerprint::DataFingerprint;
 
 use ndarray::{Array, Dimension, IntoDimension};
 
@@ -83,9 +83,9 @@ pub enum Error {
         /// What they are for.
         what: &'static str,
         /// Those it was started with.
-        expected: DataSet,
+        expected: DataFingerprint,
         /// Those that came.
-        got: DataSet,
+        got: DataFingerprint,
     },
 
     /// No row of a batch counts: all are padding or to be ignored.

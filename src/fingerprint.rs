@@ -24,14 +24,14 @@ impl Hash {
 /// What a set of examples is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct DataSet {
+pub struct DataFingerprint {
     /// How many there are.
     pub count: usize,
     /// Of all that they hold, in their order: enough to tell a change made by mistake.
     pub hash: u64,
 }
 
-impl fmt::Display for DataSet {
+impl fmt::Display for DataFingerprint {
     /// `150 of hash 0123456789abcdef`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of hash {:016x}", self.count, self.hash)

@@ -4,12 +4,12 @@
 //! arrays, and gives the same numbers, to rounding, on a GPU, on a software adapter and on the CPU:
 //!
 //! ```
-//! use gru_wgpu::{Device, Gru, GruConfig, Init, Moments, Optimizer};
+//! use gru_wgpu::{Device, Gru, GruConfig, Init, OptimizerState, Optimizer};
 //! use ndarray::Array3;
 //!
 //! // PyTorch's definition; Device::auto() takes a hardware GPU where there is one, or the CPU.
 //! let mut gru = Gru::new(GruConfig::pytorch(3, 16), Init::Uniform, 42, &Device::auto())?;
-//! let (adam, mut moments) = (Optimizer::adam(), Moments::zeros(gru.params().as_slice().len())?);
+//! let (adam, mut moments) = (Optimizer::adam(), OptimizerState::zeros(gru.params().as_slice().len())?);
 //! let x = Array3::from_shape_fn((20, 4, 3), |(t, b, i)| ((t + 2 * b + 3 * i) as f32).sin());
 //! for _ in 0..3 {
 //!     let (out, tape) = gru.forward_train(&x)?;
@@ -86,11 +86,11 @@
 //! a reset; without a backward pass the last two are enough. `gates [D, T, B, 4H]`: on a step's entry
 //! the input's products, then r, z, n and what n took from the past (`W_hn h + b_hn`, or `r ⊙ h` with
 //! reset before), and in backward the gradients of those, each in its own place. `y [T, B, D·H]`: what
-//! the layer puts out, the input of the next one. ([`Options::recompute`] leaves room in gates for an eighth
+//! the layer puts out, the input of the next one. ([`RunOptions::recompute`] leaves room in gates for an eighth
 //! of the steps: the forward pass fills it again and again, and the backward pass runs each part forward
 //! once more before it goes back through it.) In backward `dstates` has the gradients of `states`
 //! in the same places: dh_n, which becomes the part of dh that needs no product, and in the end dh0.
-//! `marks [T, B]` says which steps are padding and which start afresh. x, y, h and gates have their
+//! `step_flags [T, B]` says which steps are padding and which start afresh. x, y, h and gates have their
 //! axes T and B in the caller's order: the step kernels go by two strides, and to a matrix product the
 //! rows are rows.
 //!
@@ -106,7 +106,7 @@
 //! rows of a batch cut over threads, each of which takes its rows through all steps; a step's products
 //! and the elementwise update of 32 units (16 without AVX-512) at a time, in the nearest cache. After
 //! the steps of a backward pass come dx, dW_ih, dW_hh and the biases as products over all steps. The
-//! tape holds h, the gates and x. With [`Options::recompute`] it holds h and x, and the backward pass
+//! tape holds h, the gates and x. With [`RunOptions::recompute`] it holds h and x, and the backward pass
 //! takes an eighth of the steps at a time: their gates, all at once, for the states that they start
 //! from are known; the steps; the products. The bits do not depend on the number of threads.
 //!
@@ -131,7 +131,7 @@
 //! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
 //! | `pieces.rs` | how a run that is too large for one plan is cut |
 //! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
-//! | `options.rs` | [`Options`]: how a model runs |
+//! | `options.rs` | [`RunOptions`]: how a model runs |
 //! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
 //! | `gru/adapter.rs` | its runs on an adapter, piece by piece |
 //! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
@@ -216,7 +216,7 @@ mod spec;
 mod training;
 
 pub use error::{Error, MadeFrom, Result};
-pub use fingerprint::DataSet;
+pub use fingerprint::DataFingerprint;
 pub use gpu::adapter::AdapterInfo;
 pub use model::device::{Device, DeviceKind};
 pub use model::gru::{Gru, Output, Tape};
@@ -227,16 +227,18 @@ pub use model::state::State;
 pub use model::stream::Stream;
 pub use spec::batch::{Batch, step_flag};
 pub use spec::config::{Activation, Bias, Direction, GruConfig, Layout, Reset, Shape, Update};
-pub use spec::head::{Head, Over};
+pub use spec::head::{Head, Readout};
 pub use spec::loss::{Loss, Targets};
-pub use spec::optimizer::{Adam, Clip, Moments, Optimizer, Schedule};
-pub use spec::options::{Options, Recurrence};
+pub use spec::optimizer::{Adam, Clip, Optimizer, OptimizerState, Schedule};
+pub use spec::options::{Recurrence, RunOptions};
 pub use spec::params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 #[cfg(feature = "safetensors")]
 pub use training::checkpoint::Checkpoint;
 pub use training::dataset::{Example, Target};
-pub use training::learner::{Learner, LearnerState, Report, Training};
-pub use training::trainer::{Best, DataSets, Ended, Event, Position, Regime, Trainer};
+pub use training::learner::{Learner, LearnerConfig, LearnerState, StepMetrics};
+pub use training::trainer::{
+    Best, DataFingerprints, Event, Progress, StopReason, Trainer, TrainerConfig,
+};
 pub use wgpu;
 
 /// README's example is a test.

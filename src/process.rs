@@ -5,9 +5,9 @@ use crate::error::{Error, Result};
 
 /// The process that something was made in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Home(u32);
+pub(crate) struct ProcessGuard(u32);
 
-impl Home {
+impl ProcessGuard {
     /// This process.
     pub fn here() -> Self {
         // A browser has no processes, and nothing there forks.

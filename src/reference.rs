@@ -36,7 +36,7 @@ pub(crate) struct Run<F> {
     pub shape: Shape,
     direction: Direction,
     /// `[T, B]`, bits of [`step_flag`].
-    marks: Array2<u32>,
+    step_flags: Array2<u32>,
     noise: Noise,
     /// `[L·D, B, H]`
     reset_state: Array3<F>,
@@ -56,7 +56,7 @@ impl<F: NdFloat> Run<F> {
         let run = Self {
             shape,
             direction: config.direction,
-            marks: batch.marks()?,
+            step_flags: batch.step_flags()?,
             noise: batch.noise(config, mode)?,
             reset_state: states(batch.reset_state)?,
         };
@@ -64,13 +64,13 @@ impl<F: NdFloat> Run<F> {
     }
 
     /// What the steps of a cell share.
-    pub fn walk(&self, layer: usize, direction: usize) -> Walk<'_, F> {
+    pub fn context(&self, layer: usize, direction: usize) -> StepContext<'_, F> {
         let cell = layer * self.shape.directions + direction;
-        Walk {
+        StepContext {
             layer,
             direction,
             is_reverse: self.direction.is_reverse(direction),
-            marks: self.marks.view(),
+            step_flags: self.step_flags.view(),
             noise: &self.noise,
             reset_state: self.reset_state.index_axis(Axis(0), cell),
         }
@@ -175,7 +175,7 @@ fn run<F: NdFloat>(params: &Params<F>, data: &Batch<'_, F>, mode: Mode) -> Resul
                 last: first.to_owned(),
             };
             cell.input_products(input.view(), of_cell.gates.view_mut());
-            cell.forward_steps(&trace.run.walk(layer, direction), &mut of_cell);
+            cell.forward_steps(&trace.run.context(layer, direction), &mut of_cell);
             trace.cells.push(of_cell);
         }
         if layer + 1 < layers {
@@ -227,12 +227,12 @@ pub fn backward<F: NdFloat>(
         let mut dinput = zeros("a layer's dx [T, B, ·]", input.dim().into())?;
         for direction in 0..directions {
             let i = layer * directions + direction;
-            let (cell, walk) =
-                (Cell::new(params, layer, direction), trace.run.walk(layer, direction));
+            let (cell, context) =
+                (Cell::new(params, layer, direction), trace.run.context(layer, direction));
             let CellTrace { h, gates, .. } = &trace.cells[i];
             let mut gates = gates.clone();
             cell.backward_steps(
-                &walk,
+                &context,
                 h.view(),
                 doutput.slice(s![.., .., direction * hidden..(direction + 1) * hidden]),
                 gates.view_mut(),
@@ -240,7 +240,7 @@ pub fn backward<F: NdFloat>(
                 dreset.index_axis_mut(Axis(0), i),
             );
             for ((t, row), _) in
-                walk.marks.indexed_iter().filter(|&(_, m)| m & step_flag::PADDING == 0)
+                context.step_flags.indexed_iter().filter(|&(_, m)| m & step_flag::PADDING == 0)
             {
                 cell.parameter_gradients(
                     lane(&input.view(), t, row),
@@ -313,22 +313,22 @@ pub(crate) struct Cell<'a, F> {
 
 /// What all steps of a cell share, besides its parameters.
 #[derive(Clone, Copy)]
-pub(crate) struct Walk<'a, F> {
+pub(crate) struct StepContext<'a, F> {
     pub layer: usize,
     /// Which of the layer's directions.
     pub direction: usize,
     pub is_reverse: bool,
     /// `[T, B]`, bits of [`step_flag`].
-    pub marks: ArrayView2<'a, u32>,
+    pub step_flags: ArrayView2<'a, u32>,
     pub noise: &'a Noise,
     /// `[B, H]`
     pub reset_state: ArrayView2<'a, F>,
 }
 
-impl<F: NdFloat> Walk<'_, F> {
+impl<F: NdFloat> StepContext<'_, F> {
     /// The time steps in the direction's own order.
     pub(crate) fn times(&self) -> impl DoubleEndedIterator<Item = usize> + use<F> {
-        self.in_order(0..self.marks.len_of(Axis(0)))
+        self.in_order(0..self.step_flags.len_of(Axis(0)))
     }
 
     /// These of them.
@@ -342,18 +342,18 @@ impl<F: NdFloat> Walk<'_, F> {
 
     /// When the direction takes these of its steps.
     pub(crate) fn times_of(&self, steps: Range<usize>) -> Range<usize> {
-        let all = self.marks.len_of(Axis(0));
+        let all = self.step_flags.len_of(Axis(0));
         if self.is_reverse { all - steps.end..all - steps.start } else { steps }
     }
 
     /// Whether a row's state starts afresh before the direction's step at time t.
     pub(crate) fn restarts(&self, t: usize, row: usize) -> bool {
         let bit = if self.is_reverse { step_flag::RESTART_REVERSE } else { step_flag::RESTART };
-        self.marks[[t, row]] & bit != 0
+        self.step_flags[[t, row]] & bit != 0
     }
 
     pub(crate) fn is_padding(&self, t: usize, row: usize) -> bool {
-        self.marks[[t, row]] & step_flag::PADDING != 0
+        self.step_flags[[t, row]] & step_flag::PADDING != 0
     }
 
     fn place(&self, time: usize, row: usize, unit: usize, hidden: usize) -> Place {
@@ -388,27 +388,27 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     /// All steps of a direction. `trace` comes with [`Self::input_products`] in its gates, the first
     /// state in its `last` and zeros elsewhere. Steps of padding leave the state as it is, and their
     /// gates at 0.
-    pub(crate) fn forward_steps(&self, walk: &Walk<'_, F>, trace: &mut CellTrace<F>) {
+    pub(crate) fn forward_steps(&self, context: &StepContext<'_, F>, trace: &mut CellTrace<F>) {
         let (_, batch, hidden) = trace.h.dim();
         let mut next = vec![F::zero(); hidden];
-        for t in walk.times() {
+        for t in context.times() {
             for row in 0..batch {
                 let mut state = trace.last.row_mut(row);
-                if walk.restarts(t, row) {
-                    state.assign(&walk.reset_state.row(row));
+                if context.restarts(t, row) {
+                    state.assign(&context.reset_state.row(row));
                 }
                 trace.h.slice_mut(s![t, row, ..]).assign(&state);
                 let mut gates = trace.gates.view_mut();
                 let gates = lane_mut(&mut gates, t, row);
-                if walk.is_padding(t, row) {
+                if context.is_padding(t, row) {
                     gates.fill(F::zero());
                     continue;
                 }
                 let past = state.as_slice_mut().expect("rows are contiguous");
-                self.step(past, gates, walk.zone(t, row, hidden), &mut next);
+                self.step(past, gates, context.zone(t, row, hidden), &mut next);
                 past.copy_from_slice(&next);
                 let mut y = trace.y.view_mut();
-                let (y, factor) = (lane_mut(&mut y, t, row), walk.dropout(t, row, hidden));
+                let (y, factor) = (lane_mut(&mut y, t, row), context.dropout(t, row, hidden));
                 (0..hidden).for_each(|j| y[j] = next[j] * factor(j));
             }
         }
@@ -419,7 +419,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     /// and becomes that of the first; `dreset [B, H]` is added to.
     pub(crate) fn backward_steps(
         &self,
-        walk: &Walk<'_, F>,
+        context: &StepContext<'_, F>,
         h: ArrayView3<'_, F>,
         doutput: ArrayView3<'_, F>,
         mut gates: ArrayViewMut3<'_, F>,
@@ -427,18 +427,18 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         mut dreset: ArrayViewMut2<'_, F>,
     ) {
         let (_, batch, hidden) = h.dim();
-        for t in walk.times().rev() {
-            for row in (0..batch).filter(|&row| !walk.is_padding(t, row)) {
+        for t in context.times().rev() {
+            for row in (0..batch).filter(|&row| !context.is_padding(t, row)) {
                 let mut dh = dh.row_mut(row);
-                let factor = walk.dropout(t, row, hidden);
+                let factor = context.dropout(t, row, hidden);
                 (0..hidden).for_each(|j| dh[j] += doutput[[t, row, j]] * factor(j));
                 self.step_backward(
                     lane(&h, t, row),
                     lane_mut(&mut gates, t, row),
-                    walk.zone(t, row, hidden),
+                    context.zone(t, row, hidden),
                     dh.as_slice_mut().expect("rows are contiguous"),
                 );
-                if walk.restarts(t, row) {
+                if context.restarts(t, row) {
                     dreset.row_mut(row).zip_mut_with(&dh, |sum, &d| *sum += d);
                     dh.fill(F::zero());
                 }
@@ -515,8 +515,8 @@ impl<'a, F: NdFloat> Cell<'a, F> {
                 Update::Overwrites => (dnew * z[j], dnew * (n[j] - h[j]), dnew * (one - z[j])),
                 Update::Keeps => (dnew * (one - z[j]), dnew * (h[j] - n[j]), dnew * z[j]),
             };
-            n[j] = dn * slope(candidate, n[j]);
-            z[j] = dz * slope(gate, z[j]);
+            n[j] = dn * derivative(candidate, n[j]);
+            z[j] = dz * derivative(gate, z[j]);
             dh[j] = dh[j] * zone(j) + direct;
         }
         let weight = |gate: usize, j: usize| row(self.weight_hh, gate * hidden + j, hidden);
@@ -525,7 +525,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
                 for j in 0..hidden {
                     let dr = n[j] * past[j];
                     past[j] = n[j] * r[j];
-                    r[j] = dr * slope(gate, r[j]);
+                    r[j] = dr * derivative(gate, r[j]);
                 }
                 for j in 0..hidden {
                     add_scaled(dh, past[j], weight(2, j));
@@ -538,7 +538,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
                 }
                 for j in 0..hidden {
                     dh[j] += drh[j] * r[j];
-                    r[j] = drh[j] * h[j] * slope(gate, r[j]);
+                    r[j] = drh[j] * h[j] * derivative(gate, r[j]);
                 }
             }
         }
@@ -591,7 +591,7 @@ fn activate<F: NdFloat>(kind: Activation, a: F) -> F {
 }
 
 /// The derivative of an activation, from its value.
-fn slope<F: NdFloat>(kind: Activation, value: F) -> F {
+fn derivative<F: NdFloat>(kind: Activation, value: F) -> F {
     let (zero, one) = (F::zero(), F::one());
     match kind {
         Activation::Sigmoid => value * (one - value),

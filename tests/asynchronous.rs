@@ -10,8 +10,8 @@ use std::task::{Context, Wake, Waker};
 
 use common::{devices, random3};
 use gru_wgpu::{
-    Batch, Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerState, Loss, Network,
-    Optimizer, ParamLayout, Params, Training, check,
+    Batch, Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerConfig, LearnerState, Loss,
+    Network, Optimizer, ParamLayout, Params, check,
 };
 use ndarray::Array3;
 use pollster::block_on;
@@ -122,10 +122,10 @@ fn a_future_may_be_dropped_before_it_is_done() {
     assert_eq!(y, expected.y);
 }
 
-fn learner_parts() -> (Params, Training) {
+fn learner_parts() -> (Params, LearnerConfig) {
     let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 5), Head::every_step(2)).unwrap();
     let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
-    (params, Training::new(Loss::MeanSquared, Optimizer::adam(), 0.01).with_accumulation(2))
+    (params, LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01).with_accumulation(2))
 }
 
 #[test]
@@ -142,9 +142,9 @@ fn a_learner_is_the_same_either_way() {
         }
         one.flush().unwrap();
         block_on(sendable(other.flush_async())).unwrap();
-        let reports = one.reports().unwrap();
+        let reports = one.metrics().unwrap();
         assert_eq!(reports.len(), 3);
-        assert_eq!(block_on(sendable(other.reports_async())).unwrap(), reports);
+        assert_eq!(block_on(sendable(other.metrics_async())).unwrap(), reports);
         let outputs = one.forward(&x).unwrap();
         assert_eq!(block_on(sendable(other.forward_async(&x))).unwrap(), outputs);
         let state: LearnerState = one.state().unwrap();
@@ -171,10 +171,10 @@ fn a_step_of_a_learner_may_be_dropped() {
         let _ = future.as_mut().poll(&mut context);
     }
     for _ in 0..10 {
-        let mut future = pin!(learner.reports_async());
+        let mut future = pin!(learner.metrics_async());
         let _ = future.as_mut().poll(&mut context);
     }
-    match learner.reports() {
+    match learner.metrics() {
         Ok(_) => learner.step(&x, targets.view()).unwrap(),
         Err(error) => {
             assert_eq!(error, Error::Interrupted { what: "learner" });

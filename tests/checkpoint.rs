@@ -13,9 +13,9 @@ use std::time::Duration;
 use common::devices;
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{
-    Checkpoint, Clip, Device, Direction, Ended, Error, Event, Example, GruConfig, Head, Init,
-    Learner, Loss, Network, Optimizer, ParamLayout, Params, Regime, Schedule, Target, Trainer,
-    Training,
+    Checkpoint, Clip, Device, Direction, Error, Event, Example, GruConfig, Head, Init, Learner,
+    LearnerConfig, Loss, Network, Optimizer, ParamLayout, Params, Schedule, StopReason, Target,
+    Trainer, TrainerConfig,
 };
 use ndarray::{Array2, Array3};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -34,11 +34,11 @@ fn examples(count: usize, seed: u64) -> Vec<Example> {
 }
 
 /// Two batches an update, dropout, two layers of both directions, a schedule: all that has a state.
-fn trainer(regime: Regime, device: &Device) -> Trainer {
+fn trainer(regime: TrainerConfig, device: &Device) -> Trainer {
     let config = GruConfig::pytorch(2, 3).with_layers(2).with_direction(Direction::Both);
     let layout = ParamLayout::with_head(&config.with_dropout(0.2), Head::last(3)).unwrap();
     let params = Params::init_of(layout, Init::Uniform, 3).unwrap();
-    let training = Training::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 0.01)
+    let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 0.01)
         .with_schedule(Schedule::Cosine { warmup: 10, updates: 200, last: 0.1 })
         .with_clip(Clip::Norm(1.0))
         .with_accumulation(2);
@@ -48,8 +48,8 @@ fn trainer(regime: Regime, device: &Device) -> Trainer {
 /// 71 batches an epoch, so events after 32, 64 and 71 of them, in validation and after it.
 const EXAMPLES: usize = 71;
 
-fn regime() -> Regime {
-    Regime::new(6, 1).with_seed(5).with_patience(2)
+fn regime() -> TrainerConfig {
+    TrainerConfig::new(6, 1).with_seed(5).with_patience(2)
 }
 
 fn go_on(_: &mut Trainer, _: &Event<'_>) -> gru_wgpu::Result<ControlFlow<()>> {
@@ -68,7 +68,7 @@ fn assert_same(got: &Checkpoint, expected: &Checkpoint) {
 
 /// A checkpoint of a run of one epoch.
 fn checkpoint() -> Checkpoint {
-    let mut trainer = trainer(Regime::new(1, 10), &Device::cpu());
+    let mut trainer = trainer(TrainerConfig::new(1, 10), &Device::cpu());
     trainer.run(&examples(30, 1), &examples(9, 2), go_on).unwrap();
     trainer.checkpoint().unwrap()
 }
@@ -96,7 +96,7 @@ fn a_run_goes_on_from_its_file_bit_for_bit() {
             losses.extend(loss_of(event));
             Ok(ControlFlow::Continue(()))
         });
-        assert_eq!(ended.unwrap(), Ended::Early, "on {device}");
+        assert_eq!(ended.unwrap(), StopReason::EarlyStopping, "on {device}");
         let whole = whole.checkpoint().unwrap();
 
         let (_folder, path) = place();
@@ -104,22 +104,22 @@ fn a_run_goes_on_from_its_file_bit_for_bit() {
         let (mut other_losses, mut validated) = (Vec::new(), HashSet::new());
         let mut now = trainer(regime(), &device);
         loop {
-            now.look_every([16, 3, 20, 16][stops.len().min(3)]);
+            now.metrics_every([16, 3, 20, 16][stops.len().min(3)]);
             let ended = now.run(&train, &valid, |now, event| {
                 other_losses.extend(loss_of(event));
                 let is_over = matches!(event, Event::Validating(_))
-                    && !validated.insert(now.position().epoch);
+                    && !validated.insert(now.progress().epoch);
                 Ok(if is_over { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             });
             let checkpoint = now.checkpoint().unwrap();
-            if ended.unwrap() == Ended::Early {
+            if ended.unwrap() == StopReason::EarlyStopping {
                 assert_same(&checkpoint, &whole);
                 break;
             }
             checkpoint.write(&path).unwrap();
             let read = Checkpoint::read(&path).unwrap();
             assert_same(&read, &checkpoint);
-            stops.push((read.position.epoch, read.position.batch, read.position.stale));
+            stops.push((read.progress.epoch, read.progress.batch, read.progress.stale));
             now = Trainer::from_checkpoint(read, &device).unwrap();
         }
         let expected = [(0, 32, 0), (0, 38, 0), (0, 71, 0), (0, 71, 0), (1, 0, 0)];
@@ -147,9 +147,9 @@ fn odd_numbers_and_notes_come_back() {
         f32::MAX,
     ]);
     odd.state.moments.steps = (1 << 53) + 1;
-    odd.regime.seed = u64::MAX;
-    odd.training.learning_rate = 0.1 + 0.2;
-    odd.position.loss.0 = f64::MIN_POSITIVE;
+    odd.trainer_config.seed = u64::MAX;
+    odd.learner_config.learning_rate = 0.1 + 0.2;
+    odd.progress.loss.0 = f64::MIN_POSITIVE;
     let notes = [("", ""), ("classes", "\"é\"\n\\ \u{0}"), ("version", "7")];
     odd.notes = notes.map(|(key, note)| (key.to_owned(), note.to_owned())).into();
     let (_folder, path) = place();
@@ -182,7 +182,7 @@ fn what_was_cut_short_or_changed_is_refused_and_the_one_before_taken() {
     let (_folder, path) = place();
     let first = checkpoint();
     let mut second = first.clone();
-    second.position.epoch += 1;
+    second.progress.epoch += 1;
     first.write(&path).unwrap();
     assert!(!before(&path).exists());
     second.write(&path).unwrap();
@@ -273,18 +273,18 @@ fn what_is_no_checkpoint_of_this_version_is_refused_with_the_reason() {
 fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
     let train = examples(EXAMPLES, 1);
     for device in devices() {
-        let mut whole = trainer(Regime::new(1, 1), &device);
+        let mut whole = trainer(TrainerConfig::new(1, 1), &device);
         whole.run(&train, &[], go_on).unwrap();
         for bad in [0, 17, EXAMPLES - 1] {
             let mut spoilt = train.clone();
             spoilt[bad].x[[0, 1]] = f32::NAN;
-            let mut now = trainer(Regime::new(1, 1), &device);
+            let mut now = trainer(TrainerConfig::new(1, 1), &device);
             let error = now.run(&spoilt, &[], go_on).unwrap_err();
             let Error::Diverged { step, parameter, made_from: Some(made_from), .. } = &error else {
                 panic!("{error:?}");
             };
             assert_eq!(parameter, "weight_ih_l0", "{error}");
-            let position = now.position();
+            let position = now.progress();
             assert_eq!((made_from.epoch, made_from.batches.start), (0, position.batch), "{error}");
             assert_eq!(*step as usize, position.batch / 2, "{error}");
             assert_eq!(position.loss.1, position.batch / 2, "{error}");
@@ -310,7 +310,7 @@ fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
 fn what_the_last_update_would_make_infinite_is_not_kept() {
     let (train, valid) = (examples(30, 1), examples(9, 2));
     for device in devices() {
-        let mut now = trainer(Regime::new(2, 10), &device);
+        let mut now = trainer(TrainerConfig::new(2, 10), &device);
         now.run(&train, &valid, |trainer, event| {
             let first = matches!(event, Event::Epoch { epoch: 0, .. });
             Ok(if first && trainer.best().is_some() {
@@ -323,8 +323,8 @@ fn what_the_last_update_would_make_infinite_is_not_kept() {
         let mut kept = now.checkpoint().unwrap();
         let best = kept.best.clone().unwrap();
         // Three batches make two updates: 0 and 1 are over, 2 and 3 to come.
-        kept.training.schedule = Schedule::Constant;
-        kept.training.learning_rate = 1e38;
+        kept.learner_config.schedule = Schedule::Constant;
+        kept.learner_config.learning_rate = 1e38;
         let mut last = Trainer::from_checkpoint(kept.clone(), &device).unwrap();
         let error = last.run(&train, &valid, go_on).unwrap_err();
         let Error::Diverged { step: 2, loss, made_from: Some(made_from), .. } = &error else {
@@ -344,7 +344,7 @@ fn a_validation_that_is_not_finite_is_told_of() {
     let mut valid = examples(9, 2);
     valid[4].x[[0, 0]] = f32::NAN;
     for device in devices() {
-        let mut now = trainer(Regime::new(2, 10), &device);
+        let mut now = trainer(TrainerConfig::new(2, 10), &device);
         let error = now.run(&train, &valid, go_on).unwrap_err();
         assert!(matches!(error, Error::DivergedValidation { epoch: 0, .. }), "{error} on {device}");
         assert_eq!(
@@ -352,7 +352,7 @@ fn a_validation_that_is_not_finite_is_told_of() {
             "epoch 0 diverged: the loss of the examples that it is validated on is NaN"
         );
         assert_eq!(now.best(), None);
-        assert_eq!((now.position().epoch, now.position().batch), (0, 3));
+        assert_eq!((now.progress().epoch, now.progress().batch), (0, 3));
     }
 }
 
@@ -360,7 +360,7 @@ fn a_validation_that_is_not_finite_is_told_of() {
 #[test]
 fn a_run_does_not_go_on_over_other_examples() {
     let (train, valid) = (examples(30, 1), examples(9, 2));
-    let mut first = trainer(Regime::new(2, 10), &Device::cpu());
+    let mut first = trainer(TrainerConfig::new(2, 10), &Device::cpu());
     assert_eq!(first.data(), None);
     first.run(&train, &valid, |_, _| Ok(ControlFlow::Break(()))).unwrap();
     let (_folder, path) = place();
@@ -398,12 +398,12 @@ fn a_run_does_not_go_on_over_other_examples() {
 #[test]
 fn a_run_that_is_refused_a_batch_stands_before_it() {
     let train = examples(EXAMPLES, 1);
-    let mut whole = trainer(Regime::new(1, 1), &Device::cpu());
+    let mut whole = trainer(TrainerConfig::new(1, 1), &Device::cpu());
     whole.run(&train, &[], go_on).unwrap();
     for bad in 0..12 {
         let mut spoilt = train.clone();
         spoilt[bad].target = Target::Class(3);
-        let mut now = trainer(Regime::new(1, 1), &Device::cpu());
+        let mut now = trainer(TrainerConfig::new(1, 1), &Device::cpu());
         let error = now.run(&spoilt, &[], go_on).unwrap_err();
         assert!(matches!(error, Error::Class { class: 3, .. }), "{error}");
         let mut now = now.with_data(None);
@@ -417,7 +417,7 @@ fn a_network_comes_back_from_its_file_and_from_a_checkpoint() {
     let (_folder, path) = place();
     let checkpoint = checkpoint();
     let params = &checkpoint.state.params;
-    let options = safetensors::Options::new;
+    let options = safetensors::LoadOptions::new;
     safetensors::save_network(&path, params).unwrap();
     assert_eq!(safetensors::load_network(&path, &options()).unwrap(), *params);
     assert_eq!(safetensors::prefixes(&path).unwrap(), ["gru."]);
@@ -452,8 +452,8 @@ fn a_network_comes_back_from_its_file_and_from_a_checkpoint() {
 const CHILD: &str = "GRU_WGPU_TEST_CHECKPOINT";
 
 /// Long enough for all that is done to it.
-fn killed_regime() -> Regime {
-    Regime::new(14, 1).with_seed(9)
+fn killed_regime() -> TrainerConfig {
+    TrainerConfig::new(14, 1).with_seed(9)
 }
 
 /// Trains from the last checkpoint there is, writes one at every event, and says so.

@@ -104,13 +104,13 @@ fn a_forward_pass_goes_into_the_callers_encoder() {
         if everything {
             batch = batch.with_h0(h0.view()).with_reset_state(fresh.view());
             batch = batch.with_lengths(&lengths).with_resets(resets.view());
-            let marks = batch.marks().unwrap();
-            program.write(&marks_buffer, 0, marks.as_slice().unwrap());
+            let step_flags = batch.step_flags().unwrap();
+            program.write(&marks_buffer, 0, step_flags.as_slice().unwrap());
             buffers = buffers
                 .with_h0(part(&of_states[0], 3))
                 .with_reset_state(part(&of_states[1], 3))
                 .with_h_n(part(&h_n, 1))
-                .with_marks(marks_buffer.as_entire_buffer_binding());
+                .with_step_flags(marks_buffer.as_entire_buffer_binding());
         }
         let expected = gru.forward(batch).unwrap();
         let mut pass = gru.forward_pass(shape, &buffers).unwrap();
@@ -197,10 +197,12 @@ fn marks_of_a_stream_go_back_to_its_reset_state() {
     let mut resets = Array2::from_elem((4, 2), false);
     resets[[2, 1]] = true;
     let batch = Batch::new(x.view()).with_resets(resets.view()).with_reset_state(fresh.view());
-    let [x_buffer, y_buffer, marks] = [24, 40, 8].map(|len| program.buffer(len, Usage::STORAGE));
+    let [x_buffer, y_buffer, step_flags] =
+        [24, 40, 8].map(|len| program.buffer(len, Usage::STORAGE));
     program.write(&x_buffer, 0, x.as_slice().unwrap());
-    program.write(&marks, 0, batch.marks().unwrap().as_slice().unwrap());
-    let buffers = Buffers::new(part(&x_buffer, 0), part(&y_buffer, 0)).with_marks(part(&marks, 0));
+    program.write(&step_flags, 0, batch.step_flags().unwrap().as_slice().unwrap());
+    let buffers =
+        Buffers::new(part(&x_buffer, 0), part(&y_buffer, 0)).with_step_flags(part(&step_flags, 0));
     let mut stream = gru.stream_over(2, &[4], &buffers).unwrap();
     stream.set_reset_state(fresh.view()).unwrap();
     let mut encoder = program.encoder();
@@ -246,12 +248,12 @@ fn buffers_that_do_not_serve_are_refused_with_the_reason() {
             "the buffer for y has 156 bytes, expected at least 160",
         ),
         (
-            all().with_marks(part(&y, 64)),
-            "marks and y in one buffer cannot be combined: a kernel reads the one while it writes the other",
+            all().with_step_flags(part(&y, 64)),
+            "step flags and y in one buffer cannot be combined: a kernel reads the one while it writes the other",
         ),
         (
-            all().with_marks(part(&plain, 0)),
-            "the buffer for marks has usage COPY_SRC | COPY_DST, expected usage STORAGE",
+            all().with_step_flags(part(&plain, 0)),
+            "the buffer for step flags has usage COPY_SRC | COPY_DST, expected usage STORAGE",
         ),
         (
             all().with_h0(part(&unreadable, 0)),

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use common::{adapter, random3};
 use gru_wgpu::{
-    Batch, Device, Error, Gru, GruConfig, Head, Init, Learner, Loss, Network, Optimizer,
-    ParamLayout, Params, Training,
+    Batch, Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Network,
+    Optimizer, ParamLayout, Params,
 };
 use ndarray::Array3;
 
@@ -67,7 +67,7 @@ fn refuses(device: &Device) {
     let layout = ParamLayout::with_head(&config(), Head::last(2)).unwrap();
     let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
     let gru = Gru::new(config(), Init::Uniform, 1, device).unwrap();
-    let training = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
+    let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
     let mut learner = Learner::new(params.clone(), training, device).unwrap();
     let network = Network::new(params, device).unwrap();
     let x = random3([4, 2, 3], 1);

@@ -28,7 +28,7 @@ fn check_finite(params: &Params) {
 #[test]
 fn safetensors_files() {
     let read = |path: &Path, prefix| {
-        let options = safetensors::Options::new().with_prefix(prefix);
+        let options = safetensors::LoadOptions::new().with_prefix(prefix);
         safetensors::load(path, &options).map(|params| check_finite(&params))
     };
     let (files, good) = read_all("safetensors", |path| read(path, None).or(read(path, Some("a"))));
@@ -38,10 +38,10 @@ fn safetensors_files() {
 #[test]
 fn onnx_files() {
     let read = |path: &Path, node| {
-        let model = onnx::load(path, &onnx::Options::new().with_node(node))?;
+        let model = onnx::load(path, &onnx::LoadOptions::new().with_node(node))?;
         check_finite(&model.params);
         let written = onnx::encode(&model.params, &onnx::Inputs::new())?;
-        assert_eq!(onnx::read(&written, &onnx::Options::new())?.params, model.params);
+        assert_eq!(onnx::read(&written, &onnx::LoadOptions::new())?.params, model.params);
         Ok(())
     };
     let (files, good) = read_all("onnx", |path| read(path, None).or(read(path, Some("Y0"))));

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use gru_wgpu::kernels::{ALL, Access, Kernel};
-use gru_wgpu::plan::{Limits, Machine, Mode, Plan};
+use gru_wgpu::plan::{DeviceCaps, Limits, Mode, Plan};
 use gru_wgpu::step_flag;
-use gru_wgpu::{GruConfig, Options, Recurrence};
+use gru_wgpu::{GruConfig, Recurrence, RunOptions};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
@@ -97,14 +97,14 @@ fn every_shader_is_used() {
 
 /// Each kernel with the constants that plans of all kinds give it.
 fn variants() -> Vec<(&'static Kernel, Vec<u32>)> {
-    let software = Machine::new(Limits::WEBGPU_DEFAULT, true);
+    let software = DeviceCaps::new(Limits::WEBGPU_DEFAULT, true);
     let roomy = Limits { max_compute_workgroup_storage_size: 48 << 10, ..Limits::WEBGPU_DEFAULT };
     let mut found: Vec<(&'static Kernel, Vec<u32>)> = Vec::new();
-    for machine in [Machine::WEBGPU, software, Machine::new(roomy, false)] {
+    for machine in [DeviceCaps::WEBGPU, software, DeviceCaps::new(roomy, false)] {
         for (i, h, b) in [(1, 1, 1), (3, 7, 5), (17, 33, 40), (64, 256, 4), (5, 300, 33)] {
             for config in GruConfig::all_variants(i, h) {
                 for recurrence in [Recurrence::Auto, Recurrence::Step] {
-                    let options = Options::default().with_recurrence(recurrence);
+                    let options = RunOptions::default().with_recurrence(recurrence);
                     let shape = config.shape(3, b).unwrap();
                     let mode = Mode::Training;
                     let plan = Plan::with_options(&config, shape, mode, options, &machine).unwrap();
@@ -256,7 +256,7 @@ fn activations_have_the_stated_codes() {
 #[test]
 fn marks_have_the_stated_bits() {
     for (kernel, module) in modules() {
-        if !kernel.bindings.iter().any(|&(name, _)| name == "marks") {
+        if !kernel.bindings.iter().any(|&(name, _)| name == "step_flags") {
             continue;
         }
         for (name, bit) in [

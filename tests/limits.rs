@@ -3,7 +3,7 @@
 mod common;
 
 use common::{open_wgpu, random3};
-use gru_wgpu::{Bias, Device, Direction, Gru, GruConfig, Init, Options, Recurrence, Reset};
+use gru_wgpu::{Bias, Device, Direction, Gru, GruConfig, Init, Recurrence, Reset, RunOptions};
 
 #[test]
 fn the_limits_that_are_needed_suffice() {
@@ -16,7 +16,7 @@ fn the_limits_that_are_needed_suffice() {
             let config = config.with_direction(Direction::Both);
             let [got, expected] = [&device, &Device::cpu()].map(|device| {
                 let gru = Gru::new(config.clone(), Init::Uniform, 1, device).unwrap();
-                let gru = gru.with_options(Options::default().with_recurrence(recurrence));
+                let gru = gru.with_options(RunOptions::default().with_recurrence(recurrence));
                 let (output, tape) = gru.forward_train(x.view()).unwrap();
                 gru.backward(tape, None, Some(output.h_n.view())).unwrap().params
             });

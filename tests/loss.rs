@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::{adapter, open_wgpu, random3};
 use gru_wgpu::{
-    Device, Error, Gru, GruConfig, Head, Init, Learner, Loss, Network, Optimizer, ParamLayout,
-    Params, Training, wgpu,
+    Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Network, Optimizer,
+    ParamLayout, Params, wgpu,
 };
 use ndarray::{Array3, s};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -200,7 +200,7 @@ fn learner(device: &Device) -> Learner {
     let config = GruConfig::pytorch(24, 32);
     let layout = ParamLayout::with_head(&config, Head::every_step(24)).unwrap();
     let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
-    let training = Training::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
+    let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
     Learner::new(params, training, device).unwrap()
 }
 
@@ -220,7 +220,7 @@ fn training_goes_on_from_its_last_state_on_another_device() {
     let expected = finish(learner(adapter()), &x).unwrap();
     let begin = |device: &Device| (learner(device), x.clone(), expected.clone());
     destroy_during("training", begin, |(mut learner, x, expected)| {
-        let training = *learner.training();
+        let training = *learner.config();
         let mut kept = None;
         let error = loop {
             let updated = learner.step(&x, x.view()).and_then(|()| {
@@ -234,7 +234,7 @@ fn training_goes_on_from_its_last_state_on_another_device() {
             }
         };
         assert_lost(&learner.step(&x, x.view()).unwrap_err());
-        assert_lost(&learner.reports().unwrap_err());
+        assert_lost(&learner.metrics().unwrap_err());
         assert_lost(&learner.state().unwrap_err());
         assert_lost(&learner.into_network().unwrap_err());
         if let Some(state) = kept {

@@ -3,7 +3,7 @@
 mod common;
 
 use gru_wgpu::plan::Mode;
-use gru_wgpu::{Batch, Device, Direction, Gru, GruConfig, Init, Options, wgpu};
+use gru_wgpu::{Batch, Device, Direction, Gru, GruConfig, Init, RunOptions, wgpu};
 use ndarray::{Array3, ArrayView1, s};
 
 /// The adapter that the tests run on, opened by the test itself: its counters are the caller's to read.
@@ -36,9 +36,9 @@ fn what_is_larger_than_a_binding_runs_in_pieces() {
     let batch = Batch::new(x).with_h0(h0.view());
     let [got, expected] = [&device, &Device::cpu()].map(|device| {
         let gru = Gru::new(config.clone(), Init::Uniform, 1, device).unwrap();
-        let pieces = gru.pieces(shape, Mode::Training).unwrap();
+        let chunks = gru.chunks(shape, Mode::Training).unwrap();
         let half = config.shape(10, 125).unwrap();
-        assert_eq!(pieces, if device.is_adapter() { vec![half; 2] } else { vec![shape] });
+        assert_eq!(chunks, if device.is_adapter() { vec![half; 2] } else { vec![shape] });
         let (output, tape) = gru.forward_train(batch).unwrap();
         let grads = gru.backward(tape, Some(output.y.view()), None).unwrap();
         (output, grads)
@@ -78,7 +78,7 @@ fn a_plan_predicts_the_memory_that_a_run_takes() {
         for (mode, recompute) in modes {
             let before = held(&counted);
             let gru = Gru::new(config.clone(), Init::Uniform, 1, &device).unwrap();
-            let gru = gru.with_options(Options::default().with_recompute(recompute));
+            let gru = gru.with_options(RunOptions::default().with_recompute(recompute));
             let x = Array3::ones((steps, batch, config.input_size));
             let shape = config.shape(steps, batch).unwrap();
             let dy = Array3::ones(shape.y());

@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use common::{adapter, random3};
 use gru_wgpu::formats::{self, Cell, npy, npz, onnx, safetensors};
-use gru_wgpu::plan::{self, Limits, Machine, Mode, Plan};
+use gru_wgpu::plan::{self, DeviceCaps, Limits, Mode, Plan};
 use gru_wgpu::{
-    Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataSet, DataSets, Device, DeviceKind,
-    Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner, Loss,
-    Moments, Network, Optimizer, Options, ParamLayout, Params, Recurrence, Regime, Reset, Schedule,
-    Shape, Target, Trainer, Training, Update, check, kernels, reference, wgpu,
+    Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint, DataFingerprints, Device,
+    DeviceKind, Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner,
+    LearnerConfig, Loss, Network, Optimizer, OptimizerState, ParamLayout, Params, Recurrence,
+    Reset, RunOptions, Schedule, Shape, Target, Trainer, TrainerConfig, Update, check, kernels,
+    reference, wgpu,
 };
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn};
 use pollster::block_on;
@@ -94,8 +95,8 @@ fn headed(head: Head) -> Params {
     Params::init_of(ParamLayout::with_head(&config(), head).unwrap(), Init::Uniform, 1).unwrap()
 }
 
-fn training() -> Training {
-    Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.01)
+fn training() -> LearnerConfig {
+    LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01)
 }
 
 /// Configurations, shapes, layouts, parameters: what needs no device.
@@ -215,7 +216,7 @@ fn values(t: &mut Table) {
         },
     );
     t.plain("Options::with_recurrence Options::with_recompute", "each", || {
-        Options::default().with_recurrence(Recurrence::Sequence).with_recompute(true)
+        RunOptions::default().with_recurrence(Recurrence::Sequence).with_recompute(true)
     });
 }
 
@@ -235,12 +236,12 @@ fn batches(t: &mut Table) {
         },
     );
     for lengths in [&[][..], &[4], &[5, 5], &[HUGE, 0]] {
-        t.row("Batch::marks Batch::with_lengths", "lengths that do not fit", Refused, || {
-            Batch::new(x.view()).with_lengths(lengths).marks()
+        t.row("Batch::step_flags Batch::with_lengths", "lengths that do not fit", Refused, || {
+            Batch::new(x.view()).with_lengths(lengths).step_flags()
         });
     }
     t.row("Batch::with_resets", "of another shape", Refused, || {
-        Batch::new(x.view()).with_resets(no_resets.view()).marks()
+        Batch::new(x.view()).with_resets(no_resets.view()).step_flags()
     });
     let params = Params::init(&config(), Init::Uniform, 1).unwrap();
     let wrong = [
@@ -287,7 +288,7 @@ fn batches(t: &mut Table) {
     });
     for size in [f64::NAN, f64::NEG_INFINITY, -0.0, f64::MAX, f64::MIN_POSITIVE] {
         t.plain("plan::quantity plan::figures", "any number", || {
-            (plan::quantity(size, "B"), plan::figures(size))
+            (plan::format_si(size, "B"), plan::format_sig3(size))
         });
     }
     t.plain("formats::quote", "anything", || formats::quote(&"\u{0}\u{202e}é".repeat(1000)));
@@ -295,7 +296,7 @@ fn batches(t: &mut Table) {
 
 /// Optimisers, schedules, losses: settings that make no sense.
 fn settings(t: &mut Table) {
-    t.row("Moments::zeros", "no memory for it", Refused, || Moments::zeros(HUGE / 8));
+    t.row("Moments::zeros", "no memory for it", Refused, || OptimizerState::zeros(HUGE / 8));
     t.plain("Optimizer::sgd Optimizer::adam", "as they are", || {
         (Optimizer::sgd(), Optimizer::adam())
     });
@@ -304,13 +305,13 @@ fn settings(t: &mut Table) {
             Optimizer::adamw(decay).validate()
         });
         t.row("Training::validate", "no learning rate", Refused, || {
-            Training::new(Loss::MeanSquared, Optimizer::sgd(), decay).validate()
+            LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), decay).validate()
         });
         t.row("Training::with_clip", "no bound", Refused, || {
             training().with_clip(Clip::Norm(decay as f32)).validate()
         });
     }
-    let mut moments = Moments::zeros(2).unwrap();
+    let mut moments = OptimizerState::zeros(2).unwrap();
     for (params, gradient) in [(1, 2), (2, 1), (0, 0)] {
         t.row("Optimizer::step", "lengths", Refused, || {
             Optimizer::adam().step(0.1, &mut vec![0.0; params], &vec![0.0; gradient], &mut moments)
@@ -330,7 +331,7 @@ fn settings(t: &mut Table) {
         });
     }
     t.plain("Training::new Training::with_schedule Loss::cross_entropy", "NaN", || {
-        Training::new(Loss::cross_entropy(), Optimizer::adam(), f64::NAN)
+        LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), f64::NAN)
             .with_schedule(Schedule::default())
     });
     t.row("Training::with_accumulation", "none", Refused, || {
@@ -341,20 +342,20 @@ fn settings(t: &mut Table) {
     });
     for (epochs, batch) in [(0, 1), (1, 0)] {
         t.row("Regime::new Regime::validate", "nothing", Back, || {
-            Regime::new(epochs, batch).validate()
+            TrainerConfig::new(epochs, batch).validate()
         });
         t.plain("Regime::updates", "of nothing and of much", || {
-            let regime = Regime::new(epochs, batch);
+            let regime = TrainerConfig::new(epochs, batch);
             (
                 regime.updates(0, 0),
                 regime.updates(HUGE, HUGE),
                 regime.updates(HUGE, 1),
-                Regime::new(HUGE, 1).updates(HUGE, 1),
+                TrainerConfig::new(HUGE, 1).updates(HUGE, 1),
             )
         });
     }
     t.plain("Regime::with_seed Regime::with_patience", "0", || {
-        Regime::new(1, 1).with_seed(0).with_patience(0)
+        TrainerConfig::new(1, 1).with_seed(0).with_patience(0)
     });
     t.plain("Evaluation::accuracy Evaluation::is_better_than", "of nothing", || {
         let none = Evaluation::default();
@@ -382,9 +383,9 @@ fn plans(t: &mut Table) {
     ] {
         for mode in [Mode::Inference, Mode::Training] {
             for recompute in [false, true] {
-                let options = Options::default().with_recompute(recompute);
+                let options = RunOptions::default().with_recompute(recompute);
                 t.row("plan::Plan::with_options plan::Machine::new", what, Refused, || {
-                    let machine = Machine::new(Limits::WEBGPU_DEFAULT, true);
+                    let machine = DeviceCaps::new(Limits::WEBGPU_DEFAULT, true);
                     Plan::with_options(&config(), shape, mode, options, &machine)
                 });
             }
@@ -401,13 +402,13 @@ fn plans(t: &mut Table) {
     };
     for recurrence in [Recurrence::Auto, Recurrence::Step, Recurrence::Sequence] {
         t.row("plan::Plan::check", "a machine of no limits", Refused, || {
-            let options = Options::default().with_recurrence(recurrence);
+            let options = RunOptions::default().with_recurrence(recurrence);
             let plan = Plan::with_options(
                 &config(),
                 shape,
                 Mode::Training,
                 options,
-                &Machine::new(none, false),
+                &DeviceCaps::new(none, false),
             )?;
             plan.check(&none)
         });
@@ -604,7 +605,7 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     let mut shape = gru.config().shape(2, 2).unwrap();
     shape.hidden = HUGE;
     t.row("Gru::plan", "a shape of another model", Refused, || gru.plan(shape, Mode::Training));
-    t.row("Gru::pieces", "a shape of another model", Refused, || gru.pieces(shape, Mode::Training));
+    t.row("Gru::pieces", "a shape of another model", Refused, || gru.chunks(shape, Mode::Training));
     t.row("Gru::to Gru::to_async", "where it is already", Fine, || {
         gru.to(device).and(block_on(gru.to_async(device)))
     });
@@ -730,13 +731,13 @@ fn embedding(t: &mut Table) {
         ),
         ("x past its end", Buffers::new(past, y.as_entire_buffer_binding())),
         ("x askew", Buffers::new(askew, y.as_entire_buffer_binding())),
-        ("marks in y", good().with_marks(y.as_entire_buffer_binding())),
+        ("step_flags in y", good().with_step_flags(y.as_entire_buffer_binding())),
         ("h0 too small", good().with_h0(small.as_entire_buffer_binding())),
         ("a reset state too small", good().with_reset_state(small.as_entire_buffer_binding())),
         ("h_n too small", good().with_h_n(small.as_entire_buffer_binding())),
     ];
     for (what, buffers) in &cases {
-        let names = "Gru::forward_pass Buffers::new Buffers::with_marks Buffers::with_h0 Buffers::with_reset_state \
+        let names = "Gru::forward_pass Buffers::new Buffers::with_step_flags Buffers::with_h0 Buffers::with_reset_state \
                      Buffers::with_h_n";
         t.row(names, what, Refused, || gru.forward_pass(shape, buffers));
         t.row("Gru::forward_pass_async", what, Refused, || {
@@ -799,8 +800,9 @@ fn learning(t: &mut Table, device: &Device) {
     });
     let network = Network::new(headed(Head::last(2)), device).unwrap();
     t.plain("Network::gru Network::head Network::params Network::with_options", "each", || {
-        let network =
-            Network::new(headed(Head::last(2)), device).unwrap().with_options(Options::default());
+        let network = Network::new(headed(Head::last(2)), device)
+            .unwrap()
+            .with_options(RunOptions::default());
         (network.gru().options(), network.head(), network.params().clone())
     });
     t.row("Network::forward", "nothing", Refused, || network.forward(&empty));
@@ -848,8 +850,8 @@ fn learning(t: &mut Table, device: &Device) {
         "of none",
         Fine,
         || {
-            let reports = (learner.reports()?, block_on(learner.reports_async())?);
-            Ok((reports, learner.updates(), *learner.training()))
+            let reports = (learner.metrics()?, block_on(learner.metrics_async())?);
+            Ok((reports, learner.updates(), *learner.config()))
         },
     );
     t.row("Learner::step Network::evaluate Network::forward", "no end of steps", Refused, || {
@@ -865,7 +867,7 @@ fn learning(t: &mut Table, device: &Device) {
     t.row("Learner::step Learner::reports", "NaN", Refused, || {
         let mut learner = Learner::new(headed(Head::last(2)), training(), device)?;
         learner.step(&Array3::from_elem((4, 2, 3), f32::NAN), &[0, 1][..])?;
-        learner.reports()
+        learner.metrics()
     });
     for (first, second) in [(0, 0), (1, 1), (HUGE, 0)] {
         t.row(
@@ -888,7 +890,7 @@ fn learning(t: &mut Table, device: &Device) {
         || {
             let state = (learner.state()?, block_on(learner.state_async())?);
             let _ = Learner::resume(state.0.clone(), training(), device)?
-                .with_options(Options::default());
+                .with_options(RunOptions::default());
             Ok(state)
         },
     );
@@ -902,11 +904,11 @@ fn learning(t: &mut Table, device: &Device) {
 
 fn trainers(t: &mut Table, device: &Device) {
     let learner = || Learner::new(headed(Head::last(2)), training(), device);
-    let trainer = || Trainer::new(learner()?, Regime::new(2, 2));
+    let trainer = || Trainer::new(learner()?, TrainerConfig::new(2, 2));
     let go_on = |_: &mut Trainer, _: &gru_wgpu::Event<'_>| Ok(ControlFlow::Continue(()));
     for (epochs, batch) in [(0, 2), (2, 0), (0, 0)] {
         t.row("Trainer::new", "a regime of nothing", Back, || {
-            Trainer::new(learner()?, Regime::new(epochs, batch))
+            Trainer::new(learner()?, TrainerConfig::new(epochs, batch))
         });
     }
     let good = || Example::new(Array2::ones((3, 3)), Target::Class(1));
@@ -938,9 +940,13 @@ fn trainers(t: &mut Table, device: &Device) {
         trainer()?.run(&[good()], &[], |_, _| Err(Error::NoExamples))
     });
     t.row("Trainer::resume", "a position past the end", Back, || {
-        let mut position = trainer()?.position();
+        let mut position = trainer()?.progress();
         (position.epoch, position.batch) = (HUGE, HUGE);
-        Trainer::resume(learner()?, Regime::new(2, 2), position, None)?.run(&[good()], &[], go_on)
+        Trainer::resume(learner()?, TrainerConfig::new(2, 2), position, None)?.run(
+            &[good()],
+            &[],
+            go_on,
+        )
     });
     t.row(
         "Trainer::learner Trainer::regime Trainer::position Trainer::best",
@@ -948,25 +954,25 @@ fn trainers(t: &mut Table, device: &Device) {
         Fine,
         || {
             let mut trainer = trainer()?;
-            let at = (*trainer.regime(), trainer.position(), trainer.best().is_some());
+            let at = (*trainer.config(), trainer.progress(), trainer.best().is_some());
             Ok((trainer.learner().updates(), at))
         },
     );
     t.row("DataSet::of Trainer::data Trainer::with_data", "other examples", Refused, || {
-        let none = DataSet::of(&[]);
-        let mut other = trainer()?.with_data(Some(DataSets { train: none, valid: none }));
+        let none = DataFingerprint::of(&[]);
+        let mut other = trainer()?.with_data(Some(DataFingerprints { train: none, valid: none }));
         assert!(other.data().is_some());
         other.run(&[good()], &[], go_on)
     });
     t.row("Trainer::look_every", "never", Fine, || {
         let mut trainer = trainer()?;
-        trainer.look_every(0);
+        trainer.metrics_every(0);
         trainer.run(&[good()], &[], go_on)
     });
     t.row("Learner::checkpoint", "a position past the end", Back, || {
-        let mut position = trainer()?.position();
+        let mut position = trainer()?.progress();
         (position.epoch, position.batch) = (HUGE, HUGE);
-        learner()?.checkpoint(Regime::new(2, 2), position)
+        learner()?.checkpoint(TrainerConfig::new(2, 2), position)
     });
     t.row("Trainer::into_network", "before a run", Fine, || trainer()?.into_network(device));
     t.row("Trainer::checkpoint Trainer::from_checkpoint", "of nothing", Fine, || {
@@ -995,16 +1001,16 @@ fn files(t: &mut Table) {
         t.row("formats::npy::load_as", what, Refused, || npy::load_as::<ndarray::Ix3>(path));
         t.row("formats::npy::load_lengths", what, Refused, || npy::load_lengths(path));
         t.row("formats::npz::load", what, Refused, || {
-            npz::load(path, &config, same, &npz::Options::new())
+            npz::load(path, &config, same, &npz::LoadOptions::new())
         });
         t.row("formats::npz::load_arrays", what, Refused, || npz::load_arrays(path, ["a", "b"]));
-        t.row("formats::onnx::load", what, Refused, || onnx::load(path, &onnx::Options::new()));
+        t.row("formats::onnx::load", what, Refused, || onnx::load(path, &onnx::LoadOptions::new()));
         t.row("formats::onnx::names", what, Refused, || onnx::names(path));
         t.row("formats::safetensors::load", what, Refused, || {
-            safetensors::load(path, &safetensors::Options::new())
+            safetensors::load(path, &safetensors::LoadOptions::new())
         });
         t.row("formats::safetensors::load_network", what, Refused, || {
-            safetensors::load_network(path, &safetensors::Options::new())
+            safetensors::load_network(path, &safetensors::LoadOptions::new())
         });
         t.row("formats::safetensors::prefixes", what, Refused, || safetensors::prefixes(path));
     }
@@ -1014,24 +1020,26 @@ fn files(t: &mut Table) {
             Checkpoint::read_from(Cursor::new(&bytes))
         });
         t.row("formats::npy::read", what, Refused, || npy::read(Cursor::new(&bytes)));
-        t.row("formats::onnx::read", what, Refused, || onnx::read(&bytes, &onnx::Options::new()));
+        t.row("formats::onnx::read", what, Refused, || {
+            onnx::read(&bytes, &onnx::LoadOptions::new())
+        });
         t.row("formats::safetensors::read", what, Refused, || {
-            safetensors::read(Cursor::new(&bytes), &safetensors::Options::new())
+            safetensors::read(Cursor::new(&bytes), &safetensors::LoadOptions::new())
         });
         t.row("formats::safetensors::read_network", what, Refused, || {
-            safetensors::read_network(Cursor::new(&bytes), &safetensors::Options::new())
+            safetensors::read_network(Cursor::new(&bytes), &safetensors::LoadOptions::new())
         });
     }
     t.plain(
         "formats::npz::Options::new formats::npz::Options::with_non_finite formats::onnx::Options::new \
-         formats::onnx::Options::with_node formats::onnx::Options::with_non_finite \
-         formats::safetensors::Options::new formats::safetensors::Options::with_prefix \
-         formats::safetensors::Options::with_non_finite",
+         formats::onnx::LoadOptions::with_node formats::onnx::LoadOptions::with_non_finite \
+         formats::safetensors::LoadOptions::new formats::safetensors::LoadOptions::with_prefix \
+         formats::safetensors::LoadOptions::with_non_finite",
         "odd names",
         || {
-            let npz = npz::Options::new().with_non_finite(true);
-            let onnx = onnx::Options::new().with_node("\0").with_non_finite(true);
-            (npz, onnx, safetensors::Options::new().with_prefix("").with_non_finite(true))
+            let npz = npz::LoadOptions::new().with_non_finite(true);
+            let onnx = onnx::LoadOptions::new().with_node("\0").with_non_finite(true);
+            (npz, onnx, safetensors::LoadOptions::new().with_prefix("").with_non_finite(true))
         },
     );
     t.plain(

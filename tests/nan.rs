@@ -5,7 +5,7 @@ mod common;
 
 use common::{devices, random3};
 use gru_wgpu::{
-    Batch, Bias, Direction, Gru, GruConfig, Init, Options, Output, Recurrence, Reset, Update,
+    Batch, Bias, Direction, Gru, GruConfig, Init, Output, Recurrence, Reset, RunOptions, Update,
 };
 use ndarray::{Array2, Array3, Axis, s};
 
@@ -29,7 +29,7 @@ fn models(direction: Direction) -> Vec<(String, Gru)> {
                 .with_layers(2)
                 .with_direction(direction);
             let gru = Gru::new(config.clone(), Init::Uniform, 1, &device).unwrap();
-            let gru = gru.with_options(Options::default().with_recurrence(way));
+            let gru = gru.with_options(RunOptions::default().with_recurrence(way));
             models.push((format!("{config} on {device}, {way}"), gru));
         }
     }

@@ -1,7 +1,7 @@
 //! The schedule and its limits, by arithmetic alone. No GPU needed.
 
-use gru_wgpu::plan::{Limits, Machine, Mode, Plan, Stage};
-use gru_wgpu::{Direction, Error, GruConfig, Layout, Options, ParamLayout, Recurrence, Reset};
+use gru_wgpu::plan::{DeviceCaps, Limits, Mode, Plan, Stage};
+use gru_wgpu::{Direction, Error, GruConfig, Layout, ParamLayout, Recurrence, Reset, RunOptions};
 
 /// A plan that walks over the steps from the host.
 fn plan(config: &GruConfig, steps: usize, batch: usize, mode: Mode) -> Plan {
@@ -15,9 +15,9 @@ fn plan_by(
     batch: usize,
     mode: Mode,
 ) -> Plan {
-    let options = Options::default().with_recurrence(recurrence);
+    let options = RunOptions::default().with_recurrence(recurrence);
     let shape = config.shape(steps, batch).unwrap();
-    Plan::with_options(config, shape, mode, options, &Machine::WEBGPU).unwrap()
+    Plan::with_options(config, shape, mode, options, &DeviceCaps::WEBGPU).unwrap()
 }
 
 fn flops(stages: &[Stage]) -> u64 {
@@ -119,12 +119,12 @@ fn whole_sequences_are_walked_by_the_device_where_they_fit() {
     let of = |kib: u64, software| {
         let limits =
             Limits { max_compute_workgroup_storage_size: kib << 10, ..Limits::WEBGPU_DEFAULT };
-        Machine::new(limits, software)
+        DeviceCaps::new(limits, software)
     };
     for (h, b, machine, recurrence, by_device) in [
-        (1, 5, Machine::WEBGPU, Recurrence::Auto, true),
-        (128, 5, Machine::WEBGPU, Recurrence::Auto, true),
-        (129, 5, Machine::WEBGPU, Recurrence::Auto, false),
+        (1, 5, DeviceCaps::WEBGPU, Recurrence::Auto, true),
+        (128, 5, DeviceCaps::WEBGPU, Recurrence::Auto, true),
+        (129, 5, DeviceCaps::WEBGPU, Recurrence::Auto, false),
         (256, 127, of(32, false), Recurrence::Auto, false),
         (256, 128, of(32, false), Recurrence::Auto, true),
         (257, 128, of(32, false), Recurrence::Auto, false),
@@ -133,11 +133,11 @@ fn whole_sequences_are_walked_by_the_device_where_they_fit() {
         (128, 5, of(8, false), Recurrence::Auto, false),
         (64, 5, of(8, false), Recurrence::Auto, true),
         (64, 5, of(16, true), Recurrence::Auto, true),
-        (64, 5, Machine::WEBGPU, Recurrence::Step, false),
-        (64, 5, Machine::WEBGPU, Recurrence::Sequence, true),
+        (64, 5, DeviceCaps::WEBGPU, Recurrence::Step, false),
+        (64, 5, DeviceCaps::WEBGPU, Recurrence::Sequence, true),
     ] {
         for config in GruConfig::all_variants(3, h) {
-            let options = Options::default().with_recurrence(recurrence);
+            let options = RunOptions::default().with_recurrence(recurrence);
             let shape = config.shape(50, b).unwrap();
             let plan = Plan::with_options(&config, shape, Mode::Training, options, &machine);
             let plan = plan.unwrap();
@@ -147,9 +147,9 @@ fn whole_sequences_are_walked_by_the_device_where_they_fit() {
         }
     }
     let config = GruConfig::pytorch(3, 5000);
-    let options = Options::default().with_recurrence(Recurrence::Sequence);
+    let options = RunOptions::default().with_recurrence(Recurrence::Sequence);
     let shape = config.shape(2, 2).unwrap();
-    match Plan::with_options(&config, shape, Mode::Inference, options, &Machine::WEBGPU) {
+    match Plan::with_options(&config, shape, Mode::Inference, options, &DeviceCaps::WEBGPU) {
         Err(Error::Limit { limit, asked, allowed, .. }) => {
             assert_eq!((limit, asked), ("max_compute_invocations_per_workgroup", 1250));
             assert_eq!(allowed, 256);
@@ -163,11 +163,11 @@ fn whole_sequences_are_walked_by_the_device_where_they_fit() {
 #[test]
 fn long_sequences_are_cut() {
     // Whose gates are there at once: a state between two buffers is walked over for both.
-    let machine = Machine::new(GENEROUS, true);
+    let machine = DeviceCaps::new(GENEROUS, true);
     for (t, b, h) in [(40_001, 1, 3), (9_999, 33, 64), (700, 70, 128)] {
         for config in GruConfig::all_variants(2, h) {
             let shape = config.shape(t, b).unwrap();
-            let options = Options::default();
+            let options = RunOptions::default();
             let mode = Mode::Training;
             let plan = Plan::with_options(&config, shape, mode, options, &machine).unwrap();
             let mut taken = [0, 0];
@@ -212,10 +212,10 @@ fn an_inference_binds_no_more_gates_than_any_adapter_can() {
 fn gates_made_again_take_half_the_memory_and_a_third_more_work() {
     for config in GruConfig::all_variants(1, 128) {
         let plan = |recompute: bool| {
-            let options = Options::default().with_recompute(recompute);
+            let options = RunOptions::default().with_recompute(recompute);
             let shape = config.shape(512, 64).unwrap();
             let mode = Mode::Training;
-            Plan::with_options(&config, shape, mode, options, &Machine::WEBGPU).unwrap()
+            Plan::with_options(&config, shape, mode, options, &DeviceCaps::WEBGPU).unwrap()
         };
         let (kept, again) = (plan(false), plan(true));
         let share = again.bytes() as f64 / kept.bytes() as f64;
@@ -319,17 +319,17 @@ fn long_sums_and_tall_products_are_cut() {
     ] {
         let plan = plan(&GruConfig::new(i, h), t, b, Mode::Training);
         plan.check(&GENEROUS).unwrap();
-        let mut pieces = 0;
+        let mut chunks = 0;
         for stage in plan.forward().iter().chain(plan.backward()) {
             for dispatch in stage.dispatches().0 {
                 assert!(dispatch.iterations <= 65_535, "{}", dispatch.label);
                 assert!(dispatch.workgroups.iter().all(|&n| n <= 65_535), "{}", dispatch.label);
                 assert!(dispatch.padded_flops >= dispatch.flops, "{}", dispatch.label);
                 assert!(dispatch.padded_flops <= 33_000_000_000, "{}", dispatch.label);
-                pieces += usize::from(dispatch.label == cut);
+                chunks += usize::from(dispatch.label == cut);
             }
         }
-        assert!(pieces > 1, "T {t}, B {b}, I {i}, H {h}: {cut} is in {pieces} piece");
+        assert!(chunks > 1, "T {t}, B {b}, I {i}, H {h}: {cut} is in {chunks} piece");
     }
 }
 
@@ -364,10 +364,10 @@ fn gates_past_a_binding_are_kept_in_several_buffers() {
         max_storage_buffer_binding_size: (2 << 30) - 4,
         ..Limits::WEBGPU_DEFAULT
     };
-    let machine = Machine::new(limits, false);
+    let machine = DeviceCaps::new(limits, false);
     let config = GruConfig::pytorch(2816, 2816);
     let shape = config.shape(1500, 32).unwrap();
-    let plan = Plan::with_options(&config, shape, Mode::Training, Options::default(), &machine);
+    let plan = Plan::with_options(&config, shape, Mode::Training, RunOptions::default(), &machine);
     let plan = plan.unwrap();
     plan.check(&limits).unwrap();
     for name in ["gates_s0", "gates_s1"] {
@@ -424,13 +424,13 @@ fn a_plan_reads_like_a_schedule() {
     let config = GruConfig::pytorch(8, 32).with_layers(2).with_direction(Direction::Both);
     let config = config.with_dropout(0.1).with_zoneout(0.2);
     let shape = config.shape(104, 64).unwrap().with_layout(Layout::BatchFirst);
-    let options = Options::default().with_recurrence(Recurrence::Step);
-    let plan = Plan::with_options(&config, shape, Mode::Training, options, &Machine::WEBGPU);
+    let options = RunOptions::default().with_recurrence(Recurrence::Step);
+    let plan = Plan::with_options(&config, shape, Mode::Training, options, &DeviceCaps::WEBGPU);
     let text = plan.unwrap().to_string();
     for line in [
         "training, GRU 8→32, reset after, z keeps, two biases, 2 layers, both directions, dropout 0.1, \
          zoneout 0.2; T 104, B 64, I 8, H 32, L 2, D 2, batch first",
-        "  marks     [T, B] + seed    input              6660 elements    26.6 kB",
+        "  step_flags     [T, B] + seed    input              6660 elements    26.6 kB",
         "  h_l1      [2, B, T, H]     scratch          425984 elements    1.70 MB",
         "  matmul        l1: reverse: gates[r z n] = x · W_ihᵀ + b_ih       2×104 groups   81.8 MFLOP    4.28 MB",
         "  for each of 104 steps, 0 to 103, in both directions at once",

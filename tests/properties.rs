@@ -13,8 +13,8 @@ use std::fmt;
 use common::adapter;
 use gru_wgpu::check::TOLERANCE;
 use gru_wgpu::{
-    Activation, Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Layout, Options,
-    Params, Recurrence, Reset, Update, reference,
+    Activation, Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Layout, Params,
+    Recurrence, Reset, RunOptions, Update, reference,
 };
 use ndarray::{Array2, Array3, ArrayViewD, Axis, Dimension, s};
 use proptest::prelude::*;
@@ -306,7 +306,7 @@ impl Case {
         }
 
         let options =
-            Options::default().with_recurrence(self.recurrence).with_recompute(self.recompute);
+            RunOptions::default().with_recurrence(self.recurrence).with_recompute(self.recompute);
         let gru = Gru::with_params(params, device)?.with_options(options);
         if self.poisoned {
             self.poison(&gru, &given)?;

@@ -40,11 +40,11 @@ fn documents_packed_into_a_row_are_as_if_alone() {
         let mut total = vec![0.0; grads.params.as_slice().len()];
         for (row, cuts) in CUTS.into_iter().enumerate() {
             for (first, end) in [(0, cuts[0]), (cuts[0], cuts[1]), (cuts[1], T)] {
-                let piece = s![first..end, row..row + 1, ..];
-                let (x, dy) = (x.slice(piece).to_owned(), dy.slice(piece).to_owned());
+                let chunk = s![first..end, row..row + 1, ..];
+                let (x, dy) = (x.slice(chunk).to_owned(), dy.slice(chunk).to_owned());
                 let (alone, alone_grads) = run(&gru, (&x).into(), &dy);
-                assert_eq!(alone.y, output.y.slice(piece), "{first}..{end} on {device}");
-                assert_eq!(alone_grads.x, grads.x.slice(piece), "{first}..{end} on {device}");
+                assert_eq!(alone.y, output.y.slice(chunk), "{first}..{end} on {device}");
+                assert_eq!(alone_grads.x, grads.x.slice(chunk), "{first}..{end} on {device}");
                 let parts = alone_grads.params.as_slice();
                 total.iter_mut().zip(parts).for_each(|(sum, d)| *sum += d);
             }

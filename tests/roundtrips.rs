@@ -70,7 +70,7 @@ fn check(format: &str, there_and_back: impl Fn(&Path, &Params) -> Params) {
 fn safetensors_gives_back_every_bit() {
     check("safetensors", |path, params| {
         safetensors::save(path, params).unwrap();
-        safetensors::load(path, &safetensors::Options::new()).unwrap()
+        safetensors::load(path, &safetensors::LoadOptions::new()).unwrap()
     });
 }
 
@@ -93,7 +93,10 @@ fn metadata_goes_with_the_only_gru() {
             })
             .collect();
         let file = ::safetensors::serialize(tensors, header.metadata().clone()).unwrap();
-        safetensors::read(std::io::Cursor::new(file), &safetensors::Options::new().with_prefix("a"))
+        safetensors::read(
+            std::io::Cursor::new(file),
+            &safetensors::LoadOptions::new().with_prefix("a"),
+        )
     };
     assert_eq!(under(&["a."]).unwrap(), params);
     let error = under(&["a.", "b."]).unwrap_err().to_string();
@@ -105,7 +108,7 @@ fn onnx_gives_back_every_bit() {
     for inputs in [onnx::Inputs::new(), onnx::Inputs::new().with_h0(true).with_lengths(true)] {
         check("onnx", |path, params| {
             onnx::save(path, params, &inputs).unwrap();
-            let model = onnx::load(path, &onnx::Options::new()).unwrap();
+            let model = onnx::load(path, &onnx::LoadOptions::new()).unwrap();
             let config = params.layout().config();
             assert_eq!(model.nodes.len(), config.layers);
             assert_eq!(matches!(model.h0, onnx::Given::AtRun(_)), inputs.h0);
@@ -120,7 +123,7 @@ fn npz_gives_back_every_bit() {
     check("npz", |path, params| {
         let name = |ours: &str| format!("layers/{ours}");
         npz::save(path, params, name).unwrap();
-        npz::load(path, params.layout().config(), name, &npz::Options::new()).unwrap()
+        npz::load(path, params.layout().config(), name, &npz::LoadOptions::new()).unwrap()
     });
 }
 
@@ -133,7 +136,7 @@ fn onnx_nodes_compute_what_was_written() {
         let bytes = onnx::encode(&params, &onnx::Inputs::new()).unwrap();
         // As long, but no key of ours.
         let stripped = replaced(&bytes, b"gru_wgpu.config", b"another_.config");
-        let model = onnx::read(&stripped, &onnx::Options::new()).unwrap();
+        let model = onnx::read(&stripped, &onnx::LoadOptions::new()).unwrap();
         let other = model.params.layout().config();
         assert_eq!((other.update, other.dropout), (Update::Keeps, 0.0));
         let x = random3([4, 3, config.input_size], 7).mapv(f64::from);
@@ -160,7 +163,7 @@ fn parts_of_a_stack_have_their_names() {
     let config = GruConfig::pytorch(3, 5).with_layers(4).with_direction(Direction::Both);
     let params = Params::init(&config, Init::Uniform, 1).unwrap();
     let model = onnx::encode(&params, &onnx::Inputs::new()).unwrap();
-    let read = |node: &str| onnx::read(&model, &onnx::Options::new().with_node(node));
+    let read = |node: &str| onnx::read(&model, &onnx::LoadOptions::new().with_node(node));
     for (node, layers) in [
         ("gru_l0..gru_l3", 0..4),
         ("gru_l1..gru_l2", 1..3),

@@ -13,10 +13,10 @@ use std::time::Instant;
 
 use common::{devices, random3};
 use gru_wgpu::{
-    Batch, Device, DeviceKind, Gru, GruConfig, Head, Init, Learner, Loss, Network, Optimizer,
-    ParamLayout, Params, Training,
+    Batch, Device, DeviceKind, Gru, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Network,
+    Optimizer, ParamLayout, Params,
 };
-use gru_wgpu::{Checkpoint, Regime, Trainer};
+use gru_wgpu::{Checkpoint, Trainer, TrainerConfig};
 use ndarray::{Array2, Array3};
 
 /// How often, of what takes `all` times in a whole soak.
@@ -172,10 +172,10 @@ fn make_everything(device: &Device) {
     let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
     let network = Network::new(params.clone(), device).unwrap();
     network.forward_each(&[Array2::ones((3, 3)), Array2::ones((5, 3))], 2).unwrap();
-    let training = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
+    let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
     let mut learner = Learner::new(params, training, device).unwrap();
     learner.step(&x, &[0, 1, 1, 0][..]).unwrap();
-    learner.reports().unwrap();
+    learner.metrics().unwrap();
     go_on(learner, device).into_network().unwrap();
 }
 
@@ -183,16 +183,16 @@ fn make_everything(device: &Device) {
 fn go_on(learner: Learner, device: &Device) -> Learner {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");
-    let mut trainer = Trainer::new(learner, Regime::new(1, 2)).unwrap();
+    let mut trainer = Trainer::new(learner, TrainerConfig::new(1, 2)).unwrap();
     trainer.checkpoint().unwrap().write(&path).unwrap();
     let mut again = Trainer::from_checkpoint(Checkpoint::read(&path).unwrap(), device).unwrap();
-    let (state, training) = (again.learner().state().unwrap(), *again.learner().training());
+    let (state, training) = (again.learner().state().unwrap(), *again.learner().config());
     Learner::resume(state, training, device).unwrap()
 }
 
 #[cfg(not(feature = "safetensors"))]
 fn go_on(mut learner: Learner, device: &Device) -> Learner {
-    let training = *learner.training();
+    let training = *learner.config();
     Learner::resume(learner.state().unwrap(), training, device).unwrap()
 }
 

@@ -4,8 +4,8 @@ mod common;
 
 use common::{adapter, devices, random3};
 use gru_wgpu::{
-    Adam, Batch, Clip, Device, Direction, Error, GruConfig, Head, Init, Layout, Learner, Loss,
-    Optimizer, ParamLayout, Params, Schedule, Targets, Training,
+    Adam, Batch, Clip, Device, Direction, Error, GruConfig, Head, Init, Layout, Learner,
+    LearnerConfig, Loss, Optimizer, ParamLayout, Params, Schedule, Targets,
 };
 use ndarray::{Array2, Array3, ArrayD, Dimension, Ix3, IxDyn};
 
@@ -15,13 +15,13 @@ struct Task {
     head: Head,
     layout: Layout,
     lengths: Option<[usize; 5]>,
-    training: Training,
+    training: LearnerConfig,
 }
 
 const SIZES: [usize; 4] = [9, 5, 3, 4];
 
 impl Task {
-    fn new(head: Head, training: Training) -> Self {
+    fn new(head: Head, training: LearnerConfig) -> Self {
         let config = GruConfig::pytorch(SIZES[2], 7);
         Self { config, head, layout: Layout::TimeMajor, lengths: None, training }
     }
@@ -85,9 +85,9 @@ fn tasks() -> Vec<(&'static str, Task)> {
     let [every, last] = [Head::every_step(SIZES[3]), Head::last(SIZES[3])];
     let lengths = Some([9, 0, 4, 1, 9]);
     let two_ways = GruConfig::pytorch(SIZES[2], 7).with_layers(2).with_direction(Direction::Both);
-    let mean_squared = |optimizer, rate| Training::new(Loss::MeanSquared, optimizer, rate);
-    let huber = Training::new(Loss::Huber { delta: 0.6 }, Optimizer::adam(), 0.01);
-    let entropy = Training::new(Loss::cross_entropy(), Optimizer::adamw(0.05), 0.01);
+    let mean_squared = |optimizer, rate| LearnerConfig::new(Loss::MeanSquared, optimizer, rate);
+    let huber = LearnerConfig::new(Loss::Huber { delta: 0.6 }, Optimizer::adam(), 0.01);
+    let entropy = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adamw(0.05), 0.01);
     vec![
         ("plain descent", Task::new(every, mean_squared(Optimizer::sgd(), 0.1))),
         (
@@ -132,7 +132,7 @@ fn the_adapter_trains_as_the_cpu() {
             task.step(&mut adapter, seed).unwrap();
             task.step(&mut cpu, seed).unwrap();
         }
-        let (got, expected) = (adapter.reports().unwrap(), cpu.reports().unwrap());
+        let (got, expected) = (adapter.metrics().unwrap(), cpu.metrics().unwrap());
         assert_eq!(got.len(), 6 / task.training.accumulation, "{name}");
         for (got, expected) in got.iter().zip(&expected) {
             assert_eq!(got.step, expected.step, "{name}");
@@ -183,7 +183,7 @@ fn what_is_resumed_is_as_if_it_had_not_been_interrupted() {
             task.step(&mut second, seed).unwrap();
         }
         assert_eq!(second.updates(), 5);
-        assert_eq!(second.reports().unwrap(), whole.reports().unwrap()[2..]);
+        assert_eq!(second.metrics().unwrap(), whole.metrics().unwrap()[2..]);
         assert_eq!(second.state().unwrap(), whole.state().unwrap());
     }
 }
@@ -196,7 +196,7 @@ fn reports_need_not_be_asked_for() {
     for seed in 0..70 {
         task.step(&mut learner, seed).unwrap();
     }
-    let steps: Vec<_> = learner.reports().unwrap().iter().map(|report| report.step).collect();
+    let steps: Vec<_> = learner.metrics().unwrap().iter().map(|report| report.step).collect();
     assert_eq!(steps, (0..70).collect::<Vec<_>>());
 }
 
@@ -217,7 +217,7 @@ fn what_is_not_finite_moves_nothing_and_is_named() {
             Err(error) => error,
             Ok(()) => {
                 task.step(&mut learner, 3).unwrap();
-                learner.reports().unwrap_err()
+                learner.metrics().unwrap_err()
             }
         };
         let Error::Diverged { step: 1, loss, largest, parameter, .. } = &error else {
@@ -226,7 +226,7 @@ fn what_is_not_finite_moves_nothing_and_is_named() {
         assert!(loss.is_nan() && largest.is_nan(), "{error}");
         assert_eq!(parameter, "weight_ih_l0", "{error}");
         assert_eq!(learner.updates(), 1);
-        assert_eq!(learner.reports().unwrap().len(), 1);
+        assert_eq!(learner.metrics().unwrap().len(), 1);
         assert_eq!(learner.state().unwrap(), before);
         // It goes on, as a learner that never saw that batch.
         task.step(&mut learner, 4).unwrap();
@@ -238,7 +238,7 @@ fn what_is_not_finite_moves_nothing_and_is_named() {
 
 #[test]
 fn what_does_not_fit_is_refused_and_changes_nothing() {
-    let training = Training::new(Loss::cross_entropy(), Optimizer::sgd(), 0.1);
+    let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::sgd(), 0.1);
     let task = Task::new(Head::last(SIZES[3]), training);
     let mut learner = task.learner(&Device::cpu());
     let before = learner.state().unwrap();
@@ -305,7 +305,7 @@ impl Expected {
         params
     }
 
-    fn training(&self) -> Training {
+    fn training(&self) -> LearnerConfig {
         let (loss, optimizer) = (&self.0["loss"], &self.0["optimizer"]);
         let (clip, schedule) = (&self.0["clip"], &self.0["schedule"]);
         let number = |of: &serde_json::Value, name: &str| of[name].as_f64().unwrap();
@@ -347,7 +347,7 @@ impl Expected {
             "step" => Schedule::Steps { every: count("every"), factor: number(schedule, "factor") },
             other => panic!("{other}"),
         };
-        Training::new(loss, optimizer, self.0["rate"].as_f64().unwrap())
+        LearnerConfig::new(loss, optimizer, self.0["rate"].as_f64().unwrap())
             .with_clip(clip)
             .with_schedule(schedule)
             .with_accumulation(self.size("accumulate"))
@@ -414,7 +414,7 @@ fn pytorch_takes_the_same_ten_steps() {
             let name = format!("{name} on {device}");
             let mut learner = Learner::new(case.params("before"), training, &device).unwrap();
             case.train(&mut learner);
-            let reports = learner.reports().unwrap();
+            let reports = learner.metrics().unwrap();
             assert_eq!(reports.len(), 10, "{name}");
             let expected = numbers("losses").into_iter().zip(numbers("norms"));
             for (report, (loss, norm)) in reports.iter().zip(expected) {
@@ -436,7 +436,7 @@ fn pytorch_takes_the_same_ten_steps() {
 /// Matrices of one column or one row lie by rows and by columns alike; what is made of them must not.
 #[test]
 fn a_single_hidden_unit_is_as_good_as_many() {
-    let entropy = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
+    let entropy = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
     for (head, layout) in [
         (Head::last(SIZES[3]), Layout::TimeMajor),
         (Head::every_step(SIZES[3]), Layout::BatchFirst),
@@ -458,7 +458,7 @@ fn a_single_hidden_unit_is_as_good_as_many() {
 /// An update of one batch where three make one: a third of the gradient, but the batch's own loss.
 #[test]
 fn an_update_of_fewer_batches_tells_their_loss() {
-    let training = Training::new(Loss::MeanSquared, Optimizer::sgd(), 0.1);
+    let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), 0.1);
     let whole = Task::new(Head::last(SIZES[3]), training);
     let part = Task::new(Head::last(SIZES[3]), training.with_accumulation(3));
     for device in devices() {
@@ -467,7 +467,7 @@ fn an_update_of_fewer_batches_tells_their_loss() {
         whole.step(&mut whole_learner, 1).unwrap();
         part.step(&mut part_learner, 1).unwrap();
         part_learner.flush().unwrap();
-        let [whole, part] = [whole_learner, part_learner].map(|mut l| l.reports().unwrap()[0]);
+        let [whole, part] = [whole_learner, part_learner].map(|mut l| l.metrics().unwrap()[0]);
         assert!((whole.loss - part.loss).abs() < 1e-5, "{whole:?}, {part:?}");
         assert!((whole.norm - 3.0 * part.norm).abs() < 1e-5, "{whole:?}, {part:?}");
     }
@@ -477,7 +477,7 @@ fn an_update_of_fewer_batches_tells_their_loss() {
 #[test]
 fn what_would_not_be_finite_after_an_update_is_not_made() {
     let [every, last] = [Head::every_step(SIZES[3]), Head::last(SIZES[3])];
-    let of = |optimizer, rate| Training::new(Loss::MeanSquared, optimizer, rate);
+    let of = |optimizer, rate| LearnerConfig::new(Loss::MeanSquared, optimizer, rate);
     // Of a gradient of 1e25, whose square is infinite; of one of 1e3 times 1e38; of Adam's rate over 1 − β₁.
     let steep = Task::new(last, of(Optimizer::adam(), 1e-3));
     let far = Task::new(every, of(Optimizer::sgd(), 1e38).with_clip(Clip::Norm(1e6)));
@@ -497,7 +497,7 @@ fn what_would_not_be_finite_after_an_update_is_not_made() {
             };
             let error = match step(&mut learner) {
                 Err(error) => error,
-                Ok(()) => learner.reports().unwrap_err(),
+                Ok(()) => learner.metrics().unwrap_err(),
             };
             let Error::Diverged { step: 0, loss, norm, largest, parameter, .. } = &error else {
                 panic!("{error} on {device}");
@@ -508,19 +508,21 @@ fn what_would_not_be_finite_after_an_update_is_not_made() {
             assert_eq!(learner.updates(), 0);
             assert_eq!(learner.state().unwrap(), before);
             // One that is as bad is told of as well, and a better one counts.
-            assert!(step(&mut learner).and_then(|()| learner.reports()).is_err());
+            assert!(step(&mut learner).and_then(|()| learner.metrics()).is_err());
             let better = of(Optimizer::sgd(), 1e-3).with_clip(Clip::Norm(1e-6));
             let mut learner = Learner::resume(learner.state().unwrap(), better, &device).unwrap();
             step(&mut learner).unwrap();
-            assert_eq!(learner.reports().unwrap().len(), 1);
+            assert_eq!(learner.metrics().unwrap().len(), 1);
         }
     }
 }
 
 /// All zeros but the head's weight: states are 0, and what flows back is as large as that weight.
 fn flat_start(weight: f32) -> Params {
-    let task =
-        Task::new(Head::last(SIZES[3]), Training::new(Loss::MeanSquared, Optimizer::sgd(), 0.1));
+    let task = Task::new(
+        Head::last(SIZES[3]),
+        LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), 0.1),
+    );
     let mut params = Params::zeros_of(task.params().layout().clone()).unwrap();
     let weights = random3([1, SIZES[3], 7], 8).index_axis_move(ndarray::Axis(0), 0) * weight;
     params.set("head.weight", weights.view().into_dyn()).unwrap();
@@ -530,7 +532,7 @@ fn flat_start(weight: f32) -> Params {
 /// Gradients whose squares no f32 holds, and what is made of them by their norm.
 #[test]
 fn the_norm_of_very_large_and_very_small_gradients_is_right() {
-    let training = Training::new(Loss::MeanSquared, Optimizer::sgd(), 1.0);
+    let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), 1.0);
     for (weight, target, range) in
         [(1e25, 1.0_f32, 1e23..1e27), (1.0, 1e-25, 1e-27..1e-23), (1e33, 1.0, 1e31..1e35)]
     {
@@ -540,7 +542,7 @@ fn the_norm_of_very_large_and_very_small_gradients_is_right() {
             let mut learner = Learner::new(flat_start(weight), task.training, &device).unwrap();
             let x = task.x(1);
             learner.step(&x, Array2::from_elem((SIZES[1], SIZES[3]), target).view()).unwrap();
-            let report = learner.reports().unwrap()[0];
+            let report = learner.metrics().unwrap()[0];
             assert!(range.contains(&report.norm), "{report:?} on {device}");
             all.push((report, learner.state().unwrap()));
         }

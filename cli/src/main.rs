@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         // Whoever reads our output has seen enough: `gru check | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::note(format_args!("error: {error:#}"));
+            output::log(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

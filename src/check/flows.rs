@@ -143,7 +143,7 @@ async fn check_chunks(course: &Course, findings: &mut Findings) -> Result<()> {
 async fn check_encoded(gpu: &Gpu, course: &Course, findings: &mut Findings) -> Result<()> {
     let shape = course.gru.config().shape(STEPS, BATCH)?;
     let batch = Batch::new(course.x.view()).with_resets(course.resets.view());
-    let marks = batch.marks()?;
+    let step_flags = batch.step_flags()?;
     let expected = course.expected()?;
     let (y, h_n) = (expected.y(), expected.h_n());
     let make = || {
@@ -155,7 +155,10 @@ async fn check_encoded(gpu: &Gpu, course: &Course, findings: &mut Findings) -> R
         let numbers = |array: &Array3<f32>| array.iter().copied().collect::<Vec<_>>();
         Ok([
             filled("x", &numbers(&course.x)),
-            filled("marks", bytemuck::cast_slice(marks.as_slice().expect("standard layout"))),
+            filled(
+                "step_flags",
+                bytemuck::cast_slice(step_flags.as_slice().expect("standard layout")),
+            ),
             filled("h0", &numbers(&course.h0)),
             filled("reset_state", &numbers(&course.reset_state)),
             filled("y", &vec![f32::NAN; y.len()]),
@@ -163,10 +166,10 @@ async fn check_encoded(gpu: &Gpu, course: &Course, findings: &mut Findings) -> R
         ])
     };
     let theirs = gpu.guard(make).await?;
-    let [x, marks, h0, fresh, to_y, to_h_n] =
+    let [x, step_flags, h0, fresh, to_y, to_h_n] =
         [0, 1, 2, 3, 4, 5].map(|i: usize| theirs[i].as_entire_buffer_binding());
     let buffers = Buffers::new(x, to_y)
-        .with_marks(marks)
+        .with_step_flags(step_flags)
         .with_h0(h0)
         .with_reset_state(fresh)
         .with_h_n(to_h_n);

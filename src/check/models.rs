@@ -9,7 +9,7 @@ use crate::model::gru::Gru;
 use crate::reference;
 use crate::spec::batch::{Batch, time_major};
 use crate::spec::config::Layout;
-use crate::spec::options::{Options, Recurrence};
+use crate::spec::options::{Recurrence, RunOptions};
 use crate::spec::params::Params;
 
 pub(super) async fn check(
@@ -60,8 +60,8 @@ pub(super) async fn check(
     let (dy, dh_n) = (give_dy.then_some(dy.view()), give_dh_n.then_some(dh_n.view()));
     let mut gru = Gru::with_params_async(params, device).await?;
     // As it runs by itself, and the other way: steps from the host, gates made again.
-    let other = Options::default().with_recurrence(Recurrence::Step).with_recompute(true);
-    let ways = [Options::default(), other];
+    let other = RunOptions::default().with_recurrence(Recurrence::Step).with_recompute(true);
+    let ways = [RunOptions::default(), other];
     for &options in &ways[..if case.other_way { 2 } else { 1 }] {
         gru = gru.with_options(options);
         poison(&gru, run).await?;

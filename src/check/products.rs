@@ -6,7 +6,7 @@ use crate::gpu::context::Gpu;
 use crate::gpu::session::{Pass, Session};
 use crate::gpu::transfer::Wait;
 use crate::plan::{
-    BufferId, Buffers, Columns, Machine, Operand, Plan, Products, Role, Stage, Start,
+    BufferId, Buffers, Columns, DeviceCaps, Epilogue, Operand, Plan, Products, Role, Stage,
 };
 
 /// Cut along every axis, as a product is whose work or size is too much for one dispatch.
@@ -83,11 +83,10 @@ pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<(
             expected.push((m * n) as f64);
             // In the tiles of this adapter and in those of the other kind.
             for (software, tiles) in
-                [(gpu.machine().software, ""), (!gpu.machine().software, ", other tiles")]
+                [(gpu.caps().software, ""), (!gpu.caps().software, ", other tiles")]
             {
-                let machine = Machine { software, ..gpu.machine() };
-                let c =
-                    multiply(gpu, &machine, subject, [m, n, k], &a, &b, bias.as_deref()).await?;
+                let caps = DeviceCaps { software, ..gpu.caps() };
+                let c = multiply(gpu, &caps, subject, [m, n, k], &a, &b, bias.as_deref()).await?;
                 let mut got: Vec<f32> = (0..m * n).map(|i| c.at(i / n, i % n) as f32).collect();
                 got.push(c.data.iter().filter(|v| !v.is_nan()).count() as f32);
                 let sizes = format!("M {m}, N {n}, K {k}{tiles}");
@@ -109,7 +108,7 @@ fn product(a: &Matrix, b: &Matrix, [m, n, k]: [usize; 3], bias: Option<&[f32]>) 
 
 async fn multiply(
     gpu: &Gpu,
-    machine: &Machine,
+    caps: &DeviceCaps,
     title: &'static str,
     mnk: [usize; 3],
     a: &Matrix,
@@ -132,9 +131,9 @@ async fn multiply(
         let make = if matrix.transposed { Operand::transposed } else { Operand::plain };
         make(slice, 1, matrix.stride)
     };
-    let start = if bias.is_some() { Start::Bias(bias_slice) } else { Start::Zero };
+    let start = if bias.is_some() { Epilogue::Bias(bias_slice) } else { Epilogue::Zero };
     let (a, b, c_place) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
-    let products = Products::new(machine, buffers.next_id());
+    let products = Products::new(caps, buffers.next_id());
     let stages = if mnk == CUT {
         products.matmul_in_pieces(title, mnk, PIECE, a, b, start, c_place)
     } else {
@@ -160,8 +159,8 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Resu
         let [a_id, out_id] = [("a", &a), ("out", &out)]
             .map(|(name, data)| buffers.add(name, "", data.len(), Role::Input));
         let (from, to) = (buffers.whole(a_id), buffers.whole(out_id));
-        let machine = gpu.machine();
-        let products = Products::new(&machine, buffers.next_id());
+        let caps = gpu.caps();
+        let products = Products::new(&caps, buffers.next_id());
         let of = Columns { slice: from, rows, stride, range: FROM..stride };
         let stages = products.column_sum("column_sum", &of, to, TO, false);
         buffers.add_partials(&products);
@@ -188,7 +187,7 @@ async fn run(
     output: BufferId,
 ) -> Result<Vec<f32>> {
     let len = buffers.whole(output).len;
-    let plan = Plan::of_stages(title, buffers.into_specs(), stages, &gpu.machine());
+    let plan = Plan::of_stages(title, buffers.into_specs(), stages, &gpu.caps());
     let mut session = Session::new(gpu, plan, &[]).await?;
     for &(id, data) in inputs {
         session.write(id, 0, data.len(), Some(data)).await?;

@@ -8,12 +8,12 @@ use crate::gpu::context::Gpu;
 use crate::gpu::session::{Pass, Session};
 use crate::gpu::transfer::Wait;
 use crate::plan::{Dispatch, Mode, Plan, Stage};
-use crate::reference::{Cell, CellTrace, Walk};
+use crate::reference::{Cell, CellTrace, StepContext};
 use crate::spec::batch::step_flag;
 use crate::spec::batch::time_major;
 use crate::spec::config::{GruConfig, Shape};
 use crate::spec::noise::{Noise, draw_words};
-use crate::spec::options::{Options, Recurrence};
+use crate::spec::options::{Recurrence, RunOptions};
 use crate::spec::params::{Init, Params};
 
 /// The middle one reads what another step wrote and is read by another.
@@ -38,7 +38,7 @@ struct Course<'a> {
     config: &'a GruConfig,
     shape: Shape,
     params: &'a Params,
-    marks: Array2<u32>,
+    step_flags: Array2<u32>,
     seed: u64,
 }
 
@@ -54,9 +54,10 @@ pub(super) async fn check(
     let Shape { hidden, directions, .. } = shape;
     let params = Params::init(config, Init::Uniform, seed)?;
     // Every kind of mark, and none.
-    let marks = [0, step_flag::PADDING, step_flag::RESTART, step_flag::RESTART_REVERSE, 6];
-    let marks = Array2::from_shape_fn((STEPS, batch), |(t, row)| marks[(2 * t + 3 * row) % 5]);
-    let course = Course { config, shape, params: &params, marks, seed };
+    let step_flags = [0, step_flag::PADDING, step_flag::RESTART, step_flag::RESTART_REVERSE, 6];
+    let step_flags =
+        Array2::from_shape_fn((STEPS, batch), |(t, row)| step_flags[(2 * t + 3 * row) % 5]);
+    let course = Course { config, shape, params: &params, step_flags, seed };
 
     let random3 = |shape: [usize; 3], seed| {
         let data = random(shape.iter().product(), 1.0, seed);
@@ -121,20 +122,20 @@ impl Course<'_> {
     fn each_direction(
         &self,
         states: &Array3<f64>,
-        mut twin: impl FnMut(usize, &Cell<'_, f64>, &Walk<'_, f64>),
+        mut twin: impl FnMut(usize, &Cell<'_, f64>, &StepContext<'_, f64>),
     ) {
         let params = self.params.cast();
         let noise = Noise::new(self.config, Mode::Training, self.seed);
         for direction in 0..self.shape.directions {
-            let walk = Walk {
+            let context = StepContext {
                 layer: 0,
                 direction,
                 is_reverse: self.config.direction.is_reverse(direction),
-                marks: self.marks.view(),
+                step_flags: self.step_flags.view(),
                 noise: &noise,
                 reset_state: states.index_axis(Axis(0), direction),
             };
-            twin(direction, &Cell::new(&params, 0, direction), &walk);
+            twin(direction, &Cell::new(&params, 0, direction), &context);
         }
     }
 }
@@ -143,14 +144,14 @@ fn forward_twin(course: &Course<'_>, start: &Contents<f32>) -> Contents<f64> {
     let mut c = start.map(f64::from);
     let Shape { batch, hidden, .. } = course.shape;
     let reset = c.states[1].clone();
-    course.each_direction(&reset, |direction, cell, walk| {
+    course.each_direction(&reset, |direction, cell, context| {
         let mut trace = CellTrace {
             h: Array3::zeros([STEPS, batch, hidden]),
             gates: c.gates[direction].clone(),
             y: Array3::zeros([STEPS, batch, hidden]),
             last: c.states[0].index_axis(Axis(0), direction).to_owned(),
         };
-        cell.forward_steps(walk, &mut trace);
+        cell.forward_steps(context, &mut trace);
         let units = direction * hidden..(direction + 1) * hidden;
         c.output.slice_mut(s![.., .., units]).assign(&trace.y);
         c.states[2].index_axis_mut(Axis(0), direction).assign(&trace.last);
@@ -164,10 +165,10 @@ fn backward_twin(course: &Course<'_>, start: &Contents<f32>) -> Contents<f64> {
     let hidden = course.shape.hidden;
     let [_, dreset, dlast] = &mut c.states;
     let mut carry = dlast.clone();
-    course.each_direction(&dreset.clone(), |direction, cell, walk| {
+    course.each_direction(&dreset.clone(), |direction, cell, context| {
         let units = direction * hidden..(direction + 1) * hidden;
         cell.backward_steps(
-            walk,
+            context,
             c.h[direction].view(),
             c.output.slice(s![.., .., units]),
             c.gates[direction].view_mut(),
@@ -227,10 +228,10 @@ async fn run(
     recurrence: Recurrence,
     input: &Contents<f32>,
 ) -> Result<Contents<f32>> {
-    let &Course { config, shape, params, ref marks, seed } = course;
+    let &Course { config, shape, params, ref step_flags, seed } = course;
     let Shape { layers, directions, batch, .. } = shape;
-    let (options, machine) = (Options::default().with_recurrence(recurrence), gpu.machine());
-    let whole = Plan::with_options(config, shape, Mode::Training, options, &machine)?;
+    let (options, caps) = (RunOptions::default().with_recurrence(recurrence), gpu.caps());
+    let whole = Plan::with_options(config, shape, Mode::Training, options, &caps)?;
     let wanted = |stage: &&Stage| {
         stage.dispatches().0.iter().all(|dispatch| {
             dispatch.kernel.name == kernel && dispatch.args[argument(dispatch, "layer")] == 0
@@ -238,7 +239,7 @@ async fn run(
     };
     let stages = whole.forward().iter().chain(whole.backward());
     let stages = stages.filter(wanted).cloned().map(in_two_parts).collect();
-    let plan = Plan::of_stages(kernel, whole.buffers().to_vec(), stages, &machine);
+    let plan = Plan::of_stages(kernel, whole.buffers().to_vec(), stages, &caps);
 
     let number = if layers == 1 { "" } else { "_l0" };
     let forward = kernel == "forward";
@@ -257,7 +258,7 @@ async fn run(
     let names = [&format!("gates{number}"), &format!("h{number}"), output, states];
     let [gates, h, output, states] = names.map(|name| plan.buffer(name).expect("a training plan"));
     let [marks_id, params_id] =
-        ["marks", "params"].map(|name| plan.buffer(name).expect("every plan of a run has it"));
+        ["step_flags", "params"].map(|name| plan.buffer(name).expect("every plan of a run has it"));
 
     // Directions one after the other, each in the run's layout; states of other layers are NaN.
     let in_layout = |arrays: &[Array3<f32>]| -> Vec<f32> {
@@ -277,7 +278,7 @@ async fn run(
     ];
     let mut session = Session::new(gpu, plan, &[]).await?;
     session.write(params_id, 0, params.as_slice().len(), Some(params.as_slice())).await?;
-    let words: Vec<u32> = marks.iter().copied().chain(draw_words(seed, [0, 0])).collect();
+    let words: Vec<u32> = step_flags.iter().copied().chain(draw_words(seed, [0, 0])).collect();
     session.write(marks_id, 0, words.len(), Some(bytemuck::cast_slice(&words))).await?;
     for (id, data) in &contents {
         session.write(*id, 0, data.len(), Some(data)).await?;

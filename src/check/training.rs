@@ -9,10 +9,10 @@ use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::{Direction, GruConfig, Layout, Shape};
 use crate::spec::head::{Head, Linear};
-use crate::spec::loss::{Loss, Targets, Wanted};
+use crate::spec::loss::{Loss, PreparedTargets, Targets};
 use crate::spec::optimizer::{Adam, Clip, Optimizer};
 use crate::spec::params::{Init, ParamLayout, Params};
-use crate::training::learner::{Learner, Training};
+use crate::training::learner::{Learner, LearnerConfig};
 
 const STEPS: usize = 5;
 const LENGTHS: [usize; 9] = [5, 2, 0, 5, 1, 3, 5, 4, 5];
@@ -24,14 +24,19 @@ struct Course {
     params: Params,
     shape: Shape,
     head: Head,
-    training: Training,
+    training: LearnerConfig,
     x: Array3<f32>,
     classes: ArrayD<i32>,
     values: ArrayD<f32>,
 }
 
 impl Course {
-    fn new(config: &GruConfig, head: Head, training: Training, layout: Layout) -> Result<Self> {
+    fn new(
+        config: &GruConfig,
+        head: Head,
+        training: LearnerConfig,
+        layout: Layout,
+    ) -> Result<Self> {
         let shape = config.shape(STEPS, LENGTHS.len())?.with_layout(layout);
         let params = Params::init_of(ParamLayout::with_head(config, head)?, Init::Uniform, 5)?;
         let array = |axes: &[usize], seed| {
@@ -60,8 +65,9 @@ impl Course {
         let x = self.x.mapv(f64::from);
         let targets = self.targets();
         let Self { head, shape, training, .. } = self;
-        let wanted = Wanted::new(head, &training.loss, *shape, Some(&LENGTHS), &targets, 1.0)?;
-        let mut figures = Vec::new();
+        let wanted =
+            PreparedTargets::new(head, &training.loss, *shape, Some(&LENGTHS), &targets, 1.0)?;
+        let mut format_sig3 = Vec::new();
         for step in 0..UPDATES as u64 {
             let batch = Batch::new(x.view()).with_layout(shape.layout).with_lengths(&LENGTHS);
             let trace = reference::forward(&params, batch)?;
@@ -81,23 +87,23 @@ impl Course {
             let dbias = doutputs.sum_axis(Axis(0));
             gradient[bias].iter_mut().zip(&dbias).for_each(|(to, &from)| *to = from);
             let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
-            figures.push([loss, norm]);
+            format_sig3.push([loss, norm]);
             training.clip.apply(&mut gradient, norm);
             let constants = training.optimizer.constants(training.rate(step), step);
             let [first, second] = &mut moments;
             constants.apply(params.as_mut_slice(), &gradient, [first, second]);
         }
-        Ok((figures, params))
+        Ok((format_sig3, params))
     }
 
     async fn check(&self, device: &Device, findings: &mut Findings) -> Result<()> {
-        let (figures, params) = self.expected()?;
+        let (format_sig3, params) = self.expected()?;
         let mut learner = Learner::new_async(self.params.clone(), self.training, device).await?;
         for _ in 0..UPDATES {
             let batch = Batch::new(self.x.view()).with_layout(self.shape.layout);
             learner.step_async(batch.with_lengths(&LENGTHS), self.targets()).await?;
         }
-        let reports = learner.reports_async().await?;
+        let reports = learner.metrics_async().await?;
         let state = learner.state_async().await?;
         let sizes = format!("C {}, {}", self.head.outputs, self.shape);
         let got: Vec<_> = reports.iter().flat_map(|report| [report.loss, report.norm]).collect();
@@ -105,7 +111,7 @@ impl Course {
             "losses and gradients' norms",
             &sizes,
             &got,
-            figures.as_flattened(),
+            format_sig3.as_flattened(),
         );
         let name = match self.training.optimizer {
             Optimizer::Sgd { .. } => "parameters after steps of SGD",
@@ -123,7 +129,7 @@ pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.1 };
     // Adam divides by a gradient's size: with a small ε one that is next to nothing would be all rounding.
     let adam = Adam { epsilon: 0.01, weight_decay: 0.1, ..Adam::default() };
-    let of = |loss, optimizer: Optimizer, rate| Training::new(loss, optimizer, rate);
+    let of = |loss, optimizer: Optimizer, rate| LearnerConfig::new(loss, optimizer, rate);
     let entropy = Loss::CrossEntropy { ignore: Some(IGNORED) };
     let huber = Loss::Huber { delta: 0.4 };
     let (time_major, batch_first) = (Layout::TimeMajor, Layout::BatchFirst);

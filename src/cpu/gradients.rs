@@ -81,7 +81,7 @@ struct Space {
 impl Products<'_> {
     /// Floating-point operations.
     pub fn flops(&self) -> f64 {
-        let hidden = self.weights.rule.hidden;
+        let hidden = self.weights.spec.hidden;
         6.0 * self.h.len() as f64 * (2 * self.width + hidden) as f64
     }
 
@@ -94,7 +94,7 @@ impl Products<'_> {
         ranges: &CellRanges,
         is_parallel: bool,
     ) -> Result<()> {
-        let (width, hidden) = (self.width, self.weights.rule.hidden);
+        let (width, hidden) = (self.width, self.weights.spec.hidden);
         // Of the gates' gradients, column by column.
         let mut sums = try_zeros("the gradients of biases", 4 * hidden)?;
         let flat = dparams.as_mut_slice();
@@ -108,7 +108,7 @@ impl Products<'_> {
             let dinput = dinput.split_off_mut(..len).expect("no more than there is");
             block.add_block(dinput, &mut of_weights, &mut sums, is_parallel)?;
         }
-        let last = match self.weights.rule.reset {
+        let last = match self.weights.spec.reset {
             Reset::After => 3 * hidden..4 * hidden,
             Reset::Before => 2 * hidden..3 * hidden,
         };
@@ -134,16 +134,16 @@ impl Products<'_> {
         sums: &mut [f32],
         is_parallel: bool,
     ) -> Result<()> {
-        let (width, hidden) = (self.width, self.weights.rule.hidden);
+        let (width, hidden) = (self.width, self.weights.spec.hidden);
         let pack = |matrix: &[f32], width: usize, first: usize| {
-            let level = self.weights.rule.level;
+            let level = self.weights.spec.level;
             let panels = (width - first).div_ceil(level.lanes());
             Packed::new(level, matrix.len() / width, panels, is_parallel, |panel| {
                 Source::Rows(matrix, width, first + panel * level.lanes())
             })
         };
         let (input, h) = (pack(self.input, width, 0)?, pack(self.h, hidden, 0)?);
-        let reset = self.weights.rule.reset;
+        let reset = self.weights.spec.reset;
         let rh = match reset {
             Reset::After => None,
             Reset::Before => Some(pack(self.gates, 4 * hidden, 3 * hidden)?),
@@ -183,8 +183,8 @@ impl Products<'_> {
     }
 
     fn run(&self, task: Task<'_>, Space { left, sums }: &mut Space) -> Result<()> {
-        let level = self.weights.rule.level;
-        let hidden = self.weights.rule.hidden;
+        let level = self.weights.spec.level;
+        let hidden = self.weights.spec.hidden;
         match task {
             Task::Weights(Columns { first, sums, products }) => {
                 let depth = self.h.len() / hidden;

@@ -56,7 +56,7 @@ impl<'a> Span<'a> {
 
     /// When a direction takes them.
     fn times(&self, direction: usize) -> Range<usize> {
-        self.run.walk(self.layer, direction).times_of(self.steps.clone())
+        self.run.context(self.layer, direction).times_of(self.steps.clone())
     }
 
     /// How they are laid out over threads, where a step reads `width` numbers besides the state.
@@ -69,10 +69,10 @@ impl<'a> Span<'a> {
     fn parts(&self, threads: Threads) -> impl Iterator<Item = (usize, Part<'a>)> {
         let Shape { batch, directions, .. } = self.run.shape;
         (0..directions).flat_map(move |direction| {
-            let (walk, times) = (self.run.walk(self.layer, direction), self.times(direction));
+            let (context, times) = (self.run.context(self.layer, direction), self.times(direction));
             (0..batch).step_by(threads.rows).map(move |first| {
                 let rows = first..batch.min(first + threads.rows);
-                (direction, Part { walk, rows, times: times.clone(), threads: threads.sharing })
+                (direction, Part { context, rows, times: times.clone(), threads: threads.sharing })
             })
         })
     }
@@ -131,7 +131,7 @@ fn by_rows(array: ArrayViewMut3<'_, f32>, threads: Threads) -> Vec<ArrayViewMut3
 }
 
 /// A layer on the way back, span by span from its last steps to its first.
-pub(super) struct Undoing<'a> {
+pub(super) struct LayerBackward<'a> {
     pub weights: (&'a Weights, &'a [BackwardWeights]),
     /// `[T, B, ·]`
     pub input: &'a Array3<f32>,
@@ -151,7 +151,7 @@ pub(super) struct Undoing<'a> {
     pub dparams: &'a mut Params,
 }
 
-impl Undoing<'_> {
+impl LayerBackward<'_> {
     /// The gates of a span, from the states that steps start from.
     pub fn make_gates(
         &mut self,

@@ -27,13 +27,13 @@ use rayon::prelude::*;
 
 use crate::error::{Result, try_untouched};
 use crate::plan::{Mode, recomputed_at_once};
-use crate::process::Home;
+use crate::process::ProcessGuard;
 use crate::reference::{Run, check_gradients, standard, zeros};
 use crate::spec::batch::{Batch, time_major, zero_padding};
 use crate::spec::config::{Layout, Shape};
-use crate::spec::options::Options;
+use crate::spec::options::RunOptions;
 use crate::spec::params::{Gradients, Params};
-use layer::{Span, Undoing, chunk_steps};
+use layer::{LayerBackward, Span, chunk_steps};
 use simd::Level;
 use steps::{BackwardWeights, ForwardWeights};
 
@@ -46,8 +46,8 @@ const WORTH_SHARING: f64 = 4e6;
 /// `Ok` unless this process was forked from one that had used the CPU before: its threads stayed there.
 /// (Threads of rayon that only the caller's own code used before are not known of.)
 pub(crate) fn check_process() -> Result<()> {
-    static FIRST_USE: OnceLock<Home> = OnceLock::new();
-    FIRST_USE.get_or_init(Home::here).check("the pool of threads that the CPU runs on")
+    static FIRST_USE: OnceLock<ProcessGuard> = OnceLock::new();
+    FIRST_USE.get_or_init(ProcessGuard::here).check("the pool of threads that the CPU runs on")
 }
 
 /// The weights of all cells as forward and backward steps read them, of one version of the parameters.
@@ -155,7 +155,12 @@ struct Room {
 
 impl Trace {
     /// For a run that starts from the states h0: in the memory of the last run, or in new.
-    fn start(run: Run<f32>, h0: Array3<f32>, options: Options, rest: Option<Self>) -> Result<Self> {
+    fn start(
+        run: Run<f32>,
+        h0: Array3<f32>,
+        options: RunOptions,
+        rest: Option<Self>,
+    ) -> Result<Self> {
         let fits = |rest: &Self| {
             let recomputes = rest.cells.iter().all(|cell| cell.gates.is_none());
             rest.run.shape == run.shape && recomputes == options.recompute
@@ -265,7 +270,7 @@ pub(crate) fn forward_train(
     params: &Params,
     (weights, version): (&Weights, u64),
     batch: Batch<'_>,
-    options: Options,
+    options: RunOptions,
     rest: Option<Trace>,
 ) -> Result<Passed<Trace>> {
     let (run, h0) = Run::start(params.layout().config(), &batch, Mode::Training)?;
@@ -340,7 +345,7 @@ pub(crate) fn backward(
         let of_layer = &mut cells[all.cells()];
         let (h, kept): (Vec<_>, Vec<_>) =
             of_layer.iter_mut().map(|cell| (&cell.h, cell.gates.as_mut())).unzip();
-        let mut undoing = Undoing {
+        let mut undoing = LayerBackward {
             weights: (weights, &packed[all.cells()]),
             input: if layer == 0 { x } else { &between[layer - 1] },
             h,

@@ -304,7 +304,7 @@ pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values
 
 /// The derivative at every number, from the function's value.
 #[inline(always)]
-pub(super) fn slope<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
+pub(super) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
     let mut slopes = *values;
     match kind {
         Activation::Sigmoid => for_each!(slopes, |v| v * (1.0 - v)),

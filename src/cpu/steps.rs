@@ -11,15 +11,15 @@ use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use rayon::prelude::*;
 
 use super::product::{AddProduct, Left, Packed, Source, add_product};
-use super::simd::{Kernel, Level, Vector, activate, lanes, lanes_mut, load, slope, store};
+use super::simd::{Kernel, Level, Vector, activate, derivative, lanes, lanes_mut, load, store};
 use crate::error::{Result, try_zeros};
-use crate::reference::Walk;
+use crate::reference::StepContext;
 use crate::spec::config::{Activation, Reset, Update};
 use crate::spec::params::{CellRanges, Params};
 
 /// What a cell computes, besides its weights.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rule {
+pub(super) struct CellSpec {
     pub level: Level,
     pub reset: Reset,
     pub update: Update,
@@ -31,7 +31,7 @@ pub(super) struct Rule {
 /// A cell's parameters as its forward steps read them.
 #[derive(Debug)]
 pub(super) struct ForwardWeights {
-    rule: Rule,
+    spec: CellSpec,
     /// W_ihᵀ and W_hhᵀ. Panels `3q`, `3q + 1` and `3q + 2` are those of r, z and n of block q.
     input: Packed,
     recurrent: Packed,
@@ -44,12 +44,12 @@ pub(super) struct ForwardWeights {
 /// A cell's parameters as its backward steps read them: W_ih and W_hh themselves, gates along the depth.
 #[derive(Debug)]
 pub(super) struct BackwardWeights {
-    pub rule: Rule,
+    pub spec: CellSpec,
     pub input: Packed,
     pub recurrent: Packed,
 }
 
-impl Rule {
+impl CellSpec {
     fn new(params: &Params, level: Level) -> Self {
         let config = params.layout().config();
         Self {
@@ -79,8 +79,8 @@ impl ForwardWeights {
         level: Level,
         is_parallel: bool,
     ) -> Result<Self> {
-        let rule = Rule::new(params, level);
-        let (lanes, blocks, hidden) = (level.lanes(), rule.blocks(), rule.hidden);
+        let spec = CellSpec::new(params, level);
+        let (lanes, blocks, hidden) = (level.lanes(), spec.blocks(), spec.hidden);
         let flat = params.as_slice();
         let pack = |range: &Range<usize>| {
             let weight = &flat[range.clone()];
@@ -99,14 +99,14 @@ impl ForwardWeights {
                 let (block, lane) = (unit / lanes, unit % lanes);
                 let bias = &mut bias[(3 * block + gate) * lanes + lane];
                 *bias = at(&ranges.bias_ih);
-                match (gate, rule.reset) {
+                match (gate, spec.reset) {
                     (2, Reset::After) => past_bias[unit] = at(&ranges.bias_hh),
                     _ => *bias += at(&ranges.bias_hh),
                 }
             }
         }
         let (input, recurrent) = (pack(&ranges.weight_ih)?, pack(&ranges.weight_hh)?);
-        Ok(Self { rule, input, recurrent, bias, past_bias })
+        Ok(Self { spec, input, recurrent, bias, past_bias })
     }
 }
 
@@ -117,24 +117,24 @@ impl BackwardWeights {
         level: Level,
         is_parallel: bool,
     ) -> Result<Self> {
-        let rule = Rule::new(params, level);
+        let spec = CellSpec::new(params, level);
         let pack = |range: &Range<usize>| {
             let weight = &params.as_slice()[range.clone()];
-            let (depth, lanes) = (3 * rule.hidden, level.lanes());
+            let (depth, lanes) = (3 * spec.hidden, level.lanes());
             let width = weight.len() / depth;
             Packed::new(level, depth, width.div_ceil(lanes), is_parallel, |panel| {
                 Source::Rows(weight, width, panel * lanes)
             })
         };
         let (input, recurrent) = (pack(&ranges.weight_ih)?, pack(&ranges.weight_hh)?);
-        Ok(Self { rule, input, recurrent })
+        Ok(Self { spec, input, recurrent })
     }
 }
 
 /// What a task takes: some rows R of a cell, and some of their steps.
 #[derive(Clone)]
 pub(super) struct Part<'a> {
-    pub walk: Walk<'a, f32>,
+    pub context: StepContext<'a, f32>,
     /// Of the batch.
     pub rows: Range<usize>,
     /// When its steps are.
@@ -145,11 +145,11 @@ pub(super) struct Part<'a> {
 
 impl Part<'_> {
     fn is_padding(&self, t: usize, row: usize) -> bool {
-        self.walk.is_padding(t, self.rows.start + row)
+        self.context.is_padding(t, self.rows.start + row)
     }
 
     fn restarts(&self, t: usize, row: usize) -> bool {
-        self.walk.restarts(t, self.rows.start + row)
+        self.context.restarts(t, self.rows.start + row)
     }
 }
 
@@ -216,16 +216,16 @@ struct Scratch {
 
 impl Forward<'_> {
     pub fn run(mut self) -> Result<()> {
-        let rule = self.weights.rule;
+        let spec = self.weights.spec;
         let (_, rows, width) = self.x.dim();
-        let lanes = rule.level.lanes();
+        let lanes = spec.level.lanes();
         // Input products of so many steps at once that tiles are full.
         let chunk = 48usize.div_ceil(rows).min(self.part.times.len());
         let at_once = match self.states {
             States::New { .. } => 1,
             States::Kept(_) => chunk,
         };
-        let (blocks, padded) = (rule.blocks(), rule.padded());
+        let (blocks, padded) = (spec.blocks(), spec.padded());
         let made = at_once * rows;
         let mut scratch = Scratch {
             h: try_zeros("h [R, H]", made * padded)?,
@@ -241,7 +241,7 @@ impl Forward<'_> {
                 to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
             }
         }
-        let times: Vec<_> = self.part.walk.in_order(self.part.times.clone()).collect();
+        let times: Vec<_> = self.part.context.in_order(self.part.times.clone()).collect();
         for times in times.chunks(chunk) {
             self.input_products(times, &mut scratch)?;
             for (i, now) in times.chunks(at_once).enumerate() {
@@ -257,9 +257,9 @@ impl Forward<'_> {
     }
 
     fn input_products(&self, times: &[usize], scratch: &mut Scratch) -> Result<()> {
-        let ForwardWeights { rule, input, bias, .. } = self.weights;
+        let ForwardWeights { spec, input, bias, .. } = self.weights;
         let (_, rows, width) = self.x.dim();
-        let lanes = rule.level.lanes();
+        let lanes = spec.level.lanes();
         let mut to = scratch.x.chunks_exact_mut(width);
         for &t in times {
             for (from, to) in self.x.index_axis(Axis(0), t).rows().into_iter().zip(&mut to) {
@@ -268,15 +268,15 @@ impl Forward<'_> {
         }
         let rows = times.len() * rows;
         let x = &scratch.x[..rows * width];
-        let left = Left::pack(rule.level, x, width, [0..width, 0..0], &mut scratch.left)?;
-        let panels = 3 * rule.blocks();
+        let left = Left::pack(spec.level, x, width, [0..width, 0..0], &mut scratch.left)?;
+        let panels = 3 * spec.blocks();
         let out = &mut scratch.inputs[..panels * rows * lanes];
         share(out, rows * lanes, panels, self.part.threads, |first, out| {
             for (panel, out) in out.chunks_exact_mut(rows * lanes).enumerate() {
                 let bias = &bias[(first + panel) * lanes..][..lanes];
                 out.chunks_exact_mut(lanes).for_each(|row| row.copy_from_slice(bias));
             }
-            rule.level.run(AddProduct { left, right: input, depth: 0..width, first, out });
+            spec.level.run(AddProduct { left, right: input, depth: 0..width, first, out });
         });
         Ok(())
     }
@@ -290,40 +290,40 @@ impl Forward<'_> {
         steps: usize,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let rule = self.weights.rule;
+        let spec = self.weights.spec;
         let each = self.x.len_of(Axis(1));
-        let (rows, padded) = (times.len() * each, rule.padded());
+        let (rows, padded) = (times.len() * each, spec.padded());
         let places = || times.iter().flat_map(|&t| (0..each).map(move |row| (t, row)));
         for ((t, row), h) in places().zip(scratch.h.chunks_exact_mut(padded)) {
             match &self.states {
-                States::Kept(kept) => h[..rule.hidden].copy_from_slice(row_of(kept, t, row)),
+                States::Kept(kept) => h[..spec.hidden].copy_from_slice(row_of(kept, t, row)),
                 States::New { .. } if self.part.restarts(t, row) => {
-                    let fresh = self.part.walk.reset_state.row(self.part.rows.start + row);
+                    let fresh = self.part.context.reset_state.row(self.part.rows.start + row);
                     h.iter_mut().zip(fresh).for_each(|(h, &fresh)| *h = fresh);
                 }
                 States::New { .. } => {}
             }
         }
         let Scratch { h, rh, inputs, left, blocks, .. } = &mut *scratch;
-        let block = SLOTS * rows * rule.level.lanes();
+        let block = SLOTS * rows * spec.level.lanes();
         let (h, rh) = (&h[..rows * padded], &mut rh[..rows * padded]);
-        let blocks = &mut blocks[..rule.blocks() * block];
+        let blocks = &mut blocks[..spec.blocks() * block];
         let mut make = |stage: Stage, past: &[f32], blocks: &mut [f32]| -> Result<()> {
-            let past = Left::pack(rule.level, past, padded, [0..rule.hidden, 0..0], left)?;
+            let past = Left::pack(spec.level, past, padded, [0..spec.hidden, 0..0], left)?;
             let (weights, all) = (self.weights, &inputs[..]);
             let inputs = Inputs { all, panel: steps * each, first: i * each };
-            share(blocks, block, rule.blocks(), self.part.threads, |first, blocks| {
-                rule.level.run(StepBlocks { weights, stage, h, past, inputs, first, blocks });
+            share(blocks, block, spec.blocks(), self.part.threads, |first, blocks| {
+                spec.level.run(StepBlocks { weights, stage, h, past, inputs, first, blocks });
             });
             Ok(())
         };
         let is_idle = places().all(|(t, row)| self.part.is_padding(t, row));
-        match rule.reset {
+        match spec.reset {
             _ if is_idle => {}
             Reset::After => make(Stage::Whole, h, blocks)?,
             Reset::Before => {
                 make(Stage::Gates, h, blocks)?;
-                rule.level.run(Gather { slot: PAST, blocks, rows, to: rh });
+                spec.level.run(Gather { slot: PAST, blocks, rows, to: rh });
                 make(Stage::Candidate, rh, blocks)?;
             }
         }
@@ -340,8 +340,8 @@ impl Forward<'_> {
         (made, rows): (usize, usize),
         scratch: &mut Scratch,
     ) {
-        let Rule { level, hidden, .. } = self.weights.rule;
-        let Part { walk, rows: of_batch, times, .. } = &self.part;
+        let CellSpec { level, hidden, .. } = self.weights.spec;
+        let Part { context, rows: of_batch, times, .. } = &self.part;
         let (of_batch, first) = (of_batch.start + row, times.start);
         let mut gates = self.gates.as_mut().map(|gates| row_of_mut(gates, t - first, row));
         let (mut y, mut kept) = match &mut self.states {
@@ -350,7 +350,7 @@ impl Forward<'_> {
             }
             States::Kept(_) => (None, None),
         };
-        if walk.is_padding(t, of_batch) {
+        if context.is_padding(t, of_batch) {
             // Zeros, so that whatever a gradient of 0 is multiplied with here gives 0.
             for row in [&mut y, &mut kept, &mut gates].into_iter().flatten() {
                 row.fill(0.0);
@@ -362,9 +362,9 @@ impl Forward<'_> {
         if let Some(kept) = kept {
             kept.copy_from_slice(&h[..hidden]);
         }
-        let has_zones = y.is_some() && walk.noise.has_zones();
+        let has_zones = y.is_some() && context.noise.has_zones();
         if has_zones {
-            let zone = walk.zone(t, of_batch, hidden);
+            let zone = context.zone(t, of_batch, hidden);
             scratch.zone[..hidden].iter_mut().enumerate().for_each(|(j, share)| *share = zone(j));
         }
         level.run(PutOut {
@@ -377,8 +377,8 @@ impl Forward<'_> {
         });
         let Some(y) = y else { return };
         y.copy_from_slice(&h[..hidden]);
-        if walk.noise.drops(walk.layer) {
-            let factor = walk.dropout(t, of_batch, hidden);
+        if context.noise.drops(context.layer) {
+            let factor = context.dropout(t, of_batch, hidden);
             y.iter_mut().enumerate().for_each(|(j, y)| *y *= factor(j));
         }
     }
@@ -448,7 +448,7 @@ impl Kernel for StepBlocks<'_> {
             add_product::<V, N, ROWS>(AddProduct {
                 left: self.past,
                 right: &self.weights.recurrent,
-                depth: 0..self.weights.rule.hidden,
+                depth: 0..self.weights.spec.hidden,
                 first: panel,
                 out: &mut block[slots.start * rows * N..slots.end * rows * N],
             });
@@ -485,13 +485,13 @@ impl StepBlocks<'_> {
         row: usize,
         block: &mut [f32],
     ) {
-        let rule = &self.weights.rule;
+        let spec = &self.weights.spec;
         let rows = self.past.rows;
         let at = |slot: usize| (slot * rows + row) * N;
         let h = lanes::<N>(self.h, row * (self.h.len() / rows) + q * N);
         if !matches!(self.stage, Stage::Candidate) {
-            activate::<N, FMA>(rule.gate, lanes_mut(block, at(R)));
-            activate::<N, FMA>(rule.gate, lanes_mut(block, at(Z)));
+            activate::<N, FMA>(spec.gate, lanes_mut(block, at(R)));
+            activate::<N, FMA>(spec.gate, lanes_mut(block, at(Z)));
         }
         let r = *lanes::<N>(block, at(R));
         if matches!(self.stage, Stage::Gates) {
@@ -509,10 +509,10 @@ impl StepBlocks<'_> {
                 n[j] += r[j] * past[j];
             }
         }
-        activate::<N, FMA>(rule.candidate, &mut n);
+        activate::<N, FMA>(spec.candidate, &mut n);
         *lanes_mut(block, at(CANDIDATE)) = n;
         let new = lanes_mut::<N>(block, at(NEW));
-        match rule.update {
+        match spec.update {
             Update::Overwrites => {
                 for j in 0..N {
                     new[j] = (1.0 - z[j]) * h[j] + z[j] * n[j];
@@ -604,19 +604,19 @@ pub(super) struct Backward<'a> {
 
 impl Backward<'_> {
     pub fn run(mut self) -> Result<()> {
-        let rule = self.weights.rule;
+        let spec = self.weights.spec;
         let rows = self.h.len_of(Axis(1));
-        let hidden = rule.hidden;
-        let mut products = try_zeros("a step's gradients", rule.padded() * rows)?;
+        let hidden = spec.hidden;
+        let mut products = try_zeros("a step's gradients", spec.padded() * rows)?;
         let mut space = Vec::new();
-        for t in self.part.walk.in_order(self.part.times.clone()).rev() {
+        for t in self.part.context.in_order(self.part.times.clone()).rev() {
             if (0..rows).all(|row| self.part.is_padding(t, row)) {
                 continue;
             }
             for row in 0..rows {
                 self.undo_elementwise(t, row);
             }
-            match rule.reset {
+            match spec.reset {
                 Reset::After => {
                     let columns = [0..2 * hidden, 3 * hidden..4 * hidden];
                     self.product(t, columns, 0..3 * hidden, &mut space, &mut products)?;
@@ -648,12 +648,12 @@ impl Backward<'_> {
         space: &mut Vec<f32>,
         products: &mut [f32],
     ) -> Result<()> {
-        let Rule { level, hidden, .. } = self.weights.rule;
+        let CellSpec { level, hidden, .. } = self.weights.spec;
         let gates = self.gates.index_axis(Axis(0), t - self.part.times.start);
         let data = gates.to_slice().expect("all rows of a step are contiguous");
         let left = Left::pack(level, data, 4 * hidden, columns, space)?;
         let piece = left.rows * level.lanes();
-        share(products, piece, self.weights.rule.blocks(), self.part.threads, |first, out| {
+        share(products, piece, self.weights.spec.blocks(), self.part.threads, |first, out| {
             out.fill(0.0);
             let (right, depth) = (&self.weights.recurrent, depth.clone());
             level.run(AddProduct { left, right, depth, first, out });
@@ -663,18 +663,20 @@ impl Backward<'_> {
 
     /// All of a row's step but what goes through W_hh.
     fn undo_elementwise(&mut self, t: usize, row: usize) {
-        let rule = self.weights.rule;
-        let (walk, of_batch) = (self.part.walk, self.part.rows.start + row);
-        if walk.is_padding(t, of_batch) {
+        let spec = self.weights.spec;
+        let (context, of_batch) = (self.part.context, self.part.rows.start + row);
+        if context.is_padding(t, of_batch) {
             return;
         }
-        let draw = |draw: &dyn Fn(usize) -> f32| (0..rule.hidden).map(draw).collect::<Vec<_>>();
-        let zone = walk.noise.has_zones().then(|| draw(&walk.zone(t, of_batch, rule.hidden)));
-        let factor =
-            walk.noise.drops(walk.layer).then(|| draw(&walk.dropout(t, of_batch, rule.hidden)));
+        let draw = |draw: &dyn Fn(usize) -> f32| (0..spec.hidden).map(draw).collect::<Vec<_>>();
+        let zone = context.noise.has_zones().then(|| draw(&context.zone(t, of_batch, spec.hidden)));
+        let factor = context
+            .noise
+            .drops(context.layer)
+            .then(|| draw(&context.dropout(t, of_batch, spec.hidden)));
         let dy = self.dy.as_ref().map(|dy| row_of(dy, t, row));
-        rule.level.run(UndoElementwise {
-            rule,
+        spec.level.run(UndoElementwise {
+            spec,
             dy,
             factor: factor.as_deref(),
             zone: zone.as_deref(),
@@ -686,15 +688,15 @@ impl Backward<'_> {
 
     /// With reset before: from the gradient of r ⊙ h to those of r and h.
     fn undo_reset(&mut self, t: usize, row: usize, products: &[f32]) {
-        let rule = self.weights.rule;
+        let spec = self.weights.spec;
         if self.part.is_padding(t, row) {
             return;
         }
-        rule.level.run(UndoReset {
-            rule,
+        spec.level.run(UndoReset {
+            spec,
             row: OfRow { products, rows: self.h.len_of(Axis(1)), row },
             h: row_of(&self.h, t, row),
-            r: &mut row_of_mut(&mut self.gates, t - self.part.times.start, row)[..rule.hidden],
+            r: &mut row_of_mut(&mut self.gates, t - self.part.times.start, row)[..spec.hidden],
             dh: self.dh.row_mut(row).into_slice().expect("rows are contiguous"),
         });
     }
@@ -706,7 +708,7 @@ impl Backward<'_> {
         let mut dh = self.dh.row_mut(row);
         let row_products = OfRow { products, rows: self.h.len_of(Axis(1)), row };
         let to = dh.as_slice_mut().expect("rows are contiguous");
-        self.weights.rule.level.run(AddRow { row: row_products, to });
+        self.weights.spec.level.run(AddRow { row: row_products, to });
         if self.part.restarts(t, row) {
             self.dreset.row_mut(row).zip_mut_with(&dh, |sum, &d| *sum += d);
             dh.fill(0.0);
@@ -748,7 +750,7 @@ impl<'a> OfRow<'a> {
 }
 
 struct UndoElementwise<'a> {
-    rule: Rule,
+    spec: CellSpec,
     dy: Option<&'a [f32]>,
     /// Of dropout.
     factor: Option<&'a [f32]>,
@@ -763,7 +765,7 @@ struct UndoElementwise<'a> {
 impl Kernel for UndoElementwise<'_> {
     #[inline(always)]
     fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
-        let Rule { gate, candidate, hidden, .. } = self.rule;
+        let CellSpec { gate, candidate, hidden, .. } = self.spec;
         let (r_z, n_past) = self.gates.split_at_mut(2 * hidden);
         let ((all_r, all_z), (all_n, all_past)) =
             (r_z.split_at_mut(hidden), n_past.split_at_mut(hidden));
@@ -780,12 +782,12 @@ impl Kernel for UndoElementwise<'_> {
                 }
             }
             let zone = load_or::<N>(self.zone, first, 0.0);
-            let (slope_z, slope_n) = (slope(gate, &z), slope(candidate, &n));
+            let (slope_z, slope_n) = (derivative(gate, &z), derivative(candidate, &n));
             let mut dz = [0.0; N];
             let mut dn = [0.0; N];
             for j in 0..N {
                 let new = dh[j] * (1.0 - zone[j]);
-                let (to_n, to_z, direct) = match self.rule.update {
+                let (to_n, to_z, direct) = match self.spec.update {
                     Update::Overwrites => (new * z[j], new * (n[j] - h[j]), new * (1.0 - z[j])),
                     Update::Keeps => (new * (1.0 - z[j]), new * (h[j] - n[j]), new * z[j]),
                 };
@@ -796,8 +798,8 @@ impl Kernel for UndoElementwise<'_> {
             store(all_z, first, &dz);
             store(all_n, first, &dn);
             store(self.dh, first, &dh);
-            if self.rule.reset == Reset::After {
-                let slope_r = slope(gate, &r);
+            if self.spec.reset == Reset::After {
+                let slope_r = derivative(gate, &r);
                 let (mut dr, mut dpast) = ([0.0; N], [0.0; N]);
                 for j in 0..N {
                     dr[j] = dn[j] * past[j] * slope_r[j];
@@ -811,7 +813,7 @@ impl Kernel for UndoElementwise<'_> {
 }
 
 struct UndoReset<'a> {
-    rule: Rule,
+    spec: CellSpec,
     /// The gradient of r ⊙ h.
     row: OfRow<'a>,
     h: &'a [f32],
@@ -823,16 +825,16 @@ struct UndoReset<'a> {
 impl Kernel for UndoReset<'_> {
     #[inline(always)]
     fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
-        for q in 0..self.rule.hidden.div_ceil(N) {
+        for q in 0..self.spec.hidden.div_ceil(N) {
             let d = self.row.block::<N>(q);
             let first = q * N;
             let (h, r) = (load::<N>(self.h, first), load::<N>(self.r, first));
             let mut dh = load::<N>(self.dh, first);
-            let slope = slope(self.rule.gate, &r);
+            let derivative = derivative(self.spec.gate, &r);
             let mut dr = [0.0; N];
             for j in 0..N {
                 dh[j] += d[j] * r[j];
-                dr[j] = d[j] * h[j] * slope[j];
+                dr[j] = d[j] * h[j] * derivative[j];
             }
             store(self.dh, first, &dh);
             store(self.r, first, &dr);

@@ -26,7 +26,7 @@ struct Case {
     activations: [Activation; 2],
     /// Of dropout and of zoneout.
     noise: [f32; 2],
-    is_marked: bool,
+    has_step_flags: bool,
 }
 
 /// Sizes of 1, primes, and one less and more than panels and tiles are wide and high.
@@ -37,7 +37,7 @@ fn cases() -> Vec<Case> {
         layout: Layout::TimeMajor,
         activations: [Activation::Sigmoid, Activation::Tanh],
         noise: [0.0; 2],
-        is_marked: false,
+        has_step_flags: false,
     };
     let sized = |sizes| Case { sizes, ..plain.clone() };
     vec![
@@ -53,11 +53,11 @@ fn cases() -> Vec<Case> {
         sized([2, 25, 3, 97, 1]),
         sized([260, 2, 2, 3, 1]),
         sized([47, 11, 4, 5, 1]),
-        Case { direction: Direction::Both, is_marked: true, ..sized([6, 5, 3, 19, 2]) },
+        Case { direction: Direction::Both, has_step_flags: true, ..sized([6, 5, 3, 19, 2]) },
         Case {
             direction: Direction::Reverse,
             layout: Layout::BatchFirst,
-            is_marked: true,
+            has_step_flags: true,
             noise: [0.4, 0.3],
             ..sized([7, 4, 3, 9, 2])
         },
@@ -112,9 +112,9 @@ impl Course {
             dy: random(shape.y(), 4),
             dh_n: random(shape.state(), 5),
             lengths: case
-                .is_marked
+                .has_step_flags
                 .then(|| (0..batch).map(|row| (5 * row + 3) % (steps + 1)).collect()),
-            resets: case.is_marked.then(|| {
+            resets: case.has_step_flags.then(|| {
                 Array2::from_shape_fn(case.layout.order(steps, batch), |(i, j)| {
                     (i + 2 * j) % 3 == 1
                 })
@@ -146,7 +146,12 @@ impl Course {
     }
 
     /// y and h_n in use, y and h_n while training, and all gradients.
-    fn run(&self, level: Level, lay_out: LayOut, options: Options) -> Vec<(String, Array3<f32>)> {
+    fn run(
+        &self,
+        level: Level,
+        lay_out: LayOut,
+        options: RunOptions,
+    ) -> Vec<(String, Array3<f32>)> {
         let weights = Weights { level, lay_out, ..Weights::default() };
         self.run_with(&weights, options, None).0
     }
@@ -155,7 +160,7 @@ impl Course {
     fn run_with(
         &self,
         weights: &Weights,
-        options: Options,
+        options: RunOptions,
         rest: Option<Trace>,
     ) -> (Vec<(String, Array3<f32>)>, Trace) {
         let (params, weights, batch) = (&self.params, (weights, 0), self.batch());
@@ -226,7 +231,7 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
                 Level::all().flat_map(|level| cuts.map(|cut| (level, cut)))
             {
                 let weights = Weights { level, lay_out, chunk_steps, ..Weights::default() };
-                let (got, _) = course.run_with(&weights, Options::default(), None);
+                let (got, _) = course.run_with(&weights, RunOptions::default(), None);
                 for ((name, got), (_, expected)) in got.iter().zip(&expected) {
                     assert_eq!(got.dim(), expected.dim(), "{name}");
                     let scale = expected.iter().fold(1.0, |scale, e| f64::max(scale, e.abs()));
@@ -251,7 +256,7 @@ fn the_layout_over_threads_changes_no_bit() {
                 continue;
             }
             let course = Course::new(&case, &variant);
-            let kept = Options::default();
+            let kept = RunOptions::default();
             for options in [kept, kept.with_recompute(true)] {
                 for level in Level::all() {
                     let alone = course.run(level, ALONE, options);
@@ -281,7 +286,7 @@ fn cases_again() -> Vec<Case> {
                 let plain = Case { sizes, direction, layout, ..plain.clone() };
                 // A draw for dropout needs a second layer.
                 let noise = [if layers == 2 { 0.4 } else { 0.0 }, 0.3];
-                cases.push(Case { noise, is_marked: true, ..plain.clone() });
+                cases.push(Case { noise, has_step_flags: true, ..plain.clone() });
                 cases.push(plain);
             }
         }
@@ -291,7 +296,7 @@ fn cases_again() -> Vec<Case> {
 
 #[test]
 fn gates_made_again_give_the_same_gradients() {
-    let kept = Options::default();
+    let kept = RunOptions::default();
     for case in cases_again() {
         for variant in variants(&case) {
             if variant.bias == Bias::One {
@@ -333,7 +338,7 @@ fn the_gradient_of_x_is_left_out_and_changes_no_other() {
             let run = |asked| {
                 let (params, weights, batch) = (&course.params, (&weights, 0), course.batch());
                 let (_, mut trace) =
-                    forward_train(params, weights, batch, Options::default(), None).unwrap();
+                    forward_train(params, weights, batch, RunOptions::default(), None).unwrap();
                 let (dy, dh_n) = (Some(course.dy.view()), Some(course.dh_n.view()));
                 backward(params, weights, &mut trace, dy, dh_n, asked).unwrap()
             };
@@ -347,7 +352,7 @@ fn the_gradient_of_x_is_left_out_and_changes_no_other() {
 
 #[test]
 fn what_stood_in_the_memory_of_the_last_run_counts_for_nothing() {
-    let kept = Options::default();
+    let kept = RunOptions::default();
     for case in cases() {
         for variant in variants(&case) {
             if variant.bias == Bias::One {
@@ -355,7 +360,7 @@ fn what_stood_in_the_memory_of_the_last_run_counts_for_nothing() {
             }
             let course = Course::new(&case, &variant);
             // NaN wherever a run may leave it: in rows of full length, without resets.
-            let mut spoilt = Course::new(&Case { is_marked: false, ..case.clone() }, &variant);
+            let mut spoilt = Course::new(&Case { has_step_flags: false, ..case.clone() }, &variant);
             for array in [&mut spoilt.x, &mut spoilt.h0, &mut spoilt.dy] {
                 array.fill(f32::NAN);
             }
@@ -400,8 +405,8 @@ fn gates_made_again_are_not_kept() {
         trace.cells.iter().map(of_cell).sum::<usize>()
     };
     let states = 2 * 2 * 17 * 2 * 5;
-    assert_eq!(kept(Options::default()), 5 * states);
-    assert_eq!(kept(Options::default().with_recompute(true)), states);
+    assert_eq!(kept(RunOptions::default()), 5 * states);
+    assert_eq!(kept(RunOptions::default().with_recompute(true)), states);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
 //! let config = GruConfig::pytorch(3, 16);
-//! let options = npz::Options::new();
+//! let options = npz::LoadOptions::new();
 //! let params = npz::load("encoder.npz", &config, |name| format!("encoder/{name}"), &options)?;
 //! npz::save("gru.npz", &params, str::to_owned)?; // under PyTorch's names
 //! # Ok(())
@@ -32,12 +32,12 @@ use crate::spec::params::Params;
 /// How strictly arrays are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Options {
+pub struct LoadOptions {
     /// Whether weights that are infinite or NaN are taken.
     pub allow_non_finite: bool,
 }
 
-impl Options {
+impl LoadOptions {
     /// Finite weights.
     pub fn new() -> Self {
         Self::default()
@@ -60,7 +60,7 @@ pub fn load(
     path: impl AsRef<Path>,
     config: &GruConfig,
     name: impl Fn(&str) -> String,
-    options: &Options,
+    options: &LoadOptions,
 ) -> Result<Params> {
     config.validate()?;
     files::open(path.as_ref(), |source| {

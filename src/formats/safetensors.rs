@@ -5,7 +5,7 @@
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
 //! // In Python: safetensors.torch.save_file(model.state_dict(), "model.safetensors")
-//! let options = safetensors::Options::new().with_prefix("encoder.gru");
+//! let options = safetensors::LoadOptions::new().with_prefix("encoder.gru");
 //! let params = safetensors::load("model.safetensors", &options)?;
 //! let gru = Gru::with_params(params, &Device::auto())?;
 //! safetensors::save("gru.safetensors", gru.params())?; // PyTorch reads it as an nn.GRU's
@@ -34,7 +34,7 @@ use super::words;
 use crate::error::{Error, Result, quote};
 use crate::model::network::head_of;
 use crate::spec::config::{Bias, Direction, GruConfig};
-use crate::spec::head::{Head, Over};
+use crate::spec::head::{Head, Readout};
 use crate::spec::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
 use crate::training::checkpoint;
 
@@ -44,7 +44,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Which GRU to take out of a file, and how strictly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Options {
+pub struct LoadOptions {
     /// What stands in front of `weight_ih_l0` in the names of the GRU's tensors. Without it the file
     /// must hold a single GRU.
     pub prefix: Option<String>,
@@ -52,7 +52,7 @@ pub struct Options {
     pub allow_non_finite: bool,
 }
 
-impl Options {
+impl LoadOptions {
     /// The file's only GRU, of finite weights.
     pub fn new() -> Self {
         Self::default()
@@ -79,7 +79,7 @@ impl Options {
 /// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
 /// [`Error::Format`] or [`Error::Shape`] when the file is not one, or what it holds is no GRU that can
 /// be used, with the reason.
-pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Params> {
+pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_source(source, options))
 }
 
@@ -87,7 +87,7 @@ pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Params> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn read(source: impl Read + Seek, options: &Options) -> Result<Params> {
+pub fn read(source: impl Read + Seek, options: &LoadOptions) -> Result<Params> {
     read_source(Source::new(source)?, options)
 }
 
@@ -99,7 +99,7 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
     files::open(path.as_ref(), |source| Ok(Tensors::open(source)?.prefixes()))
 }
 
-fn read_source<S: Read + Seek>(source: Source<S>, options: &Options) -> Result<Params> {
+fn read_source<S: Read + Seek>(source: Source<S>, options: &LoadOptions) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
     let config = match file.own()? {
@@ -140,7 +140,7 @@ pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
 ///
 /// # Errors
 /// As [`load`], and [`Error::Format`] when there is no head, or it is not said what it reads.
-pub fn load_network(path: impl AsRef<Path>, options: &Options) -> Result<Params> {
+pub fn load_network(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_network_source(source, options))
 }
 
@@ -148,11 +148,11 @@ pub fn load_network(path: impl AsRef<Path>, options: &Options) -> Result<Params>
 ///
 /// # Errors
 /// As [`load_network`].
-pub fn read_network(source: impl Read + Seek, options: &Options) -> Result<Params> {
+pub fn read_network(source: impl Read + Seek, options: &LoadOptions) -> Result<Params> {
     read_network_source(Source::new(source)?, options)
 }
 
-fn read_network_source<S: Read + Seek>(source: Source<S>, options: &Options) -> Result<Params> {
+fn read_network_source<S: Read + Seek>(source: Source<S>, options: &LoadOptions) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
     let Some((config, Some(over))) = file.own()? else {
@@ -352,7 +352,7 @@ impl<S: Read + Seek> Tensors<S> {
 
     /// What a file of our own says of its GRU, and of what its head reads, also where its tensors were put
     /// under a prefix since. A checkpoint's GRUs are all of one configuration.
-    fn own(&self) -> Result<Option<(GruConfig, Option<Over>)>> {
+    fn own(&self) -> Result<Option<(GruConfig, Option<Readout>)>> {
         if let Some(entry) = self.entry(checkpoint::KEY) {
             return words::read(&checkpoint::model_words(entry)?).map(Some);
         }
@@ -370,7 +370,7 @@ impl<S: Read + Seek> Tensors<S> {
         &self,
         prefix: &str,
         config: &GruConfig,
-        over: Over,
+        over: Readout,
     ) -> Result<ParamLayout> {
         self.expect_tensors(prefix, config)?;
         let [weight, bias] = [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.full_name(prefix, name));

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result, quote};
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
-use crate::spec::head::Over;
+use crate::spec::head::Readout;
 
 /// The key that holds a configuration.
 pub(super) const KEY: &str = "gru_wgpu.config";
@@ -25,11 +25,12 @@ const ACTIVATIONS: &[(Activation, &str)] = &[
     (Activation::Identity, "identity"),
 ];
 
-const OVERS: &[(Over, &str)] = &[(Over::EveryStep, "every-step"), (Over::Last, "last")];
+const OVERS: &[(Readout, &str)] =
+    &[(Readout::EveryStep, "every-step"), (Readout::LastState, "last")];
 
 /// `input=3 hidden=5 layers=1 direction=forward reset=after update=keeps bias=two gate=sigmoid
 /// candidate=tanh dropout=0 zoneout=0`, and where there is a head what it reads, `head=last`.
-pub(crate) fn write(config: &GruConfig, over: Option<Over>) -> String {
+pub(crate) fn write(config: &GruConfig, over: Option<Readout>) -> String {
     let head = over.map_or_else(String::new, |over| format!(" head={}", word(OVERS, over)));
     format!(
         "input={} hidden={} layers={} direction={} reset={} update={} bias={} gate={} candidate={} \
@@ -49,7 +50,7 @@ pub(crate) fn write(config: &GruConfig, over: Option<Over>) -> String {
 }
 
 /// Back from [`write`]. Every word must be there, once, and known.
-pub(crate) fn read(words: &str) -> Result<(GruConfig, Option<Over>)> {
+pub(crate) fn read(words: &str) -> Result<(GruConfig, Option<Readout>)> {
     let mut pairs = Pairs::new(KEY, words)?;
     let over = if pairs.has("head") { Some(pairs.named("head", OVERS)?) } else { None };
     let config = GruConfig::new(pairs.number("input")?, pairs.number("hidden")?)
@@ -153,7 +154,7 @@ mod tests {
                 for gate in Activation::ALL {
                     let config = config.clone().with_layers(2).with_direction(direction);
                     let config = config.with_activations(gate, gate).with_dropout(0.1);
-                    for over in [None, Some(Over::Last), Some(Over::EveryStep)] {
+                    for over in [None, Some(Readout::LastState), Some(Readout::EveryStep)] {
                         let words = write(&config, over);
                         assert!(words.len() < LONGEST);
                         assert_eq!(read(&words).unwrap(), (config.clone(), over), "{words}");
@@ -165,7 +166,7 @@ mod tests {
 
     #[test]
     fn other_words_are_refused() {
-        let words = write(&GruConfig::new(3, 5), Some(Over::Last));
+        let words = write(&GruConfig::new(3, 5), Some(Readout::LastState));
         for (from, to, expected) in [
             ("input=3", "", "lacks `input`"),
             ("input=3", "input=3 input=3", "has `input` twice"),

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::gpu::adapter::AdapterInfo;
-use crate::gpu::throttle::Pace;
+use crate::gpu::throttle::SubmitThrottle;
 use crate::kernels::{Access, Kernel, LOOP_BUDGET};
-use crate::plan::{Limits, Machine};
-use crate::process::Home;
+use crate::plan::{DeviceCaps, Limits};
+use crate::process::ProcessGuard;
 
 /// Features that a device is opened with where the adapter has them. Timestamps cost nothing until a
 /// pass writes one.
@@ -140,13 +140,13 @@ pub(crate) struct Gpu {
 
 /// A wait, and how long it may go on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct Deadline {
     what: &'static str,
     /// When it ends, and how long it is.
     end: Option<(Instant, Duration)>,
 }
 
-impl Patience {
+impl Deadline {
     /// How long to wait for a callback before the next look at the device.
     ///
     /// # Errors
@@ -170,7 +170,7 @@ struct Inner {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
     /// Where it was opened, or adopted.
-    home: Home,
+    home: ProcessGuard,
     device: wgpu::Device,
     queue: wgpu::Queue,
     /// A buffer that is mapped to see whether the device is lost, where somebody else opened it: a loss is
@@ -178,7 +178,7 @@ struct Inner {
     probe: Option<Mutex<wgpu::Buffer>>,
     /// Why the device was lost, once it is. It stays lost.
     lost: Arc<Mutex<Option<String>>>,
-    pace: Mutex<Pace>,
+    throttle: Mutex<SubmitThrottle>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
     #[cfg(test)]
     created: std::sync::atomic::AtomicUsize,
@@ -256,12 +256,12 @@ impl Gpu {
         let inner = Inner {
             adapter,
             info,
-            home: Home::here(),
+            home: ProcessGuard::here(),
             device,
             queue,
             probe,
             lost: Arc::default(),
-            pace: Mutex::default(),
+            throttle: Mutex::default(),
             pipelines: Mutex::default(),
             #[cfg(test)]
             created: Default::default(),
@@ -340,10 +340,10 @@ impl Gpu {
     }
 
     /// A wait for something that begins now.
-    pub fn patience(&self, what: &'static str) -> Patience {
+    pub fn deadline(&self, what: &'static str) -> Deadline {
         // A limit past the clock's end is none.
         let end = |limit| Some((Instant::now().checked_add(limit)?, limit));
-        Patience { what, end: self.wait_limit.and_then(end) }
+        Deadline { what, end: self.wait_limit.and_then(end) }
     }
 
     /// Whether a wait has a limit.
@@ -355,7 +355,7 @@ impl Gpu {
     pub fn wait(&self) -> Result<()> {
         self.poll(wgpu::PollType::wait_indefinitely())?;
         self.check_lost()?;
-        self.pace().done();
+        self.throttle().done();
         Ok(())
     }
 
@@ -367,13 +367,13 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::DeviceLost`], and [`Error::Timeout`] where there is no more patience.
-    pub fn look(&self, patience: &Patience) -> Result<Duration> {
-        self.poll(match patience.end {
+    pub fn poll_once(&self, deadline: &Deadline) -> Result<Duration> {
+        self.poll(match deadline.end {
             Some(_) => wgpu::PollType::Poll,
             None => wgpu::PollType::wait_indefinitely(),
         })?;
         self.check_lost()?;
-        patience.pause()
+        deadline.pause()
     }
 
     /// Remembers a loss that showed in a result which did not arrive.
@@ -453,8 +453,8 @@ impl Gpu {
     }
 
     /// What a plan for it has to know.
-    pub fn machine(&self) -> Machine {
-        Machine::new(self.inner.info.limits, self.inner.info.software)
+    pub fn caps(&self) -> DeviceCaps {
+        DeviceCaps::new(self.inner.info.limits, self.inner.info.software)
     }
 
     /// Nanoseconds of a tick of the adapter's clock, where the device can write down its time.
@@ -464,8 +464,8 @@ impl Gpu {
     }
 
     /// How long its submits take.
-    pub fn pace(&self) -> MutexGuard<'_, Pace> {
-        lock(&self.inner.pace)
+    pub fn throttle(&self) -> MutexGuard<'_, SubmitThrottle> {
+        lock(&self.inner.throttle)
     }
 
     pub fn device(&self) -> &wgpu::Device {

@@ -1,4 +1,4 @@
-//! [`Runner`]: what the sessions of one model share, and the sessions at rest.
+//! [`SessionPool`]: what the sessions of one model share, and the sessions at rest.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 use crate::gpu::context::{Gpu, lock};
 use crate::gpu::session::{Bound, Session};
 use crate::plan::{BufferId, Mode, Plan, Purpose};
-use crate::spec::chunk::{Piece, pieces};
+use crate::spec::chunk::{Chunk, chunks};
 use crate::spec::config::{GruConfig, Shape};
-use crate::spec::options::Options;
+use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 
 /// Sessions at rest that a model keeps for the next run of the same shape, whatever they hold.
@@ -23,47 +23,47 @@ const IDLE_BYTES: u64 = 512 << 20;
 
 /// What the sessions of one model share.
 #[derive(Debug)]
-pub(crate) struct Runner {
+pub(crate) struct SessionPool {
     gpu: Gpu,
     params: wgpu::Buffer,
-    held: Mutex<Held>,
+    residency: Mutex<Residency>,
     /// Those at rest for longest come first.
-    idle: Arc<Mutex<Vec<Lease>>>,
+    idle: Arc<Mutex<Vec<PoolEntry>>>,
     #[cfg(test)]
     made: std::sync::atomic::AtomicUsize,
 }
 
 /// Which parameters the device holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Held {
+enum Residency {
     /// None that are known to be whole.
     #[default]
     Nothing,
     /// This version of the model's.
     Version(u64),
     /// Its own, which it moves itself.
-    Own,
+    Acquired,
 }
 
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Job {
+pub(crate) struct SessionKey {
     pub shape: Shape,
     pub mode: Mode,
-    pub options: Options,
+    pub options: RunOptions,
     pub purpose: Purpose,
 }
 
 /// What the runs of an update's batches add to.
 #[derive(Debug)]
-pub(crate) struct Gathered {
+pub(crate) struct GradientAccumulator {
     /// Laid out as the parameters.
     pub gradient: wgpu::Buffer,
     /// `[1]`
     pub loss: wgpu::Buffer,
 }
 
-impl Gathered {
+impl GradientAccumulator {
     /// For models of `len` parameters.
     pub async fn new(gpu: &Gpu, len: usize) -> Result<Self> {
         let make =
@@ -73,8 +73,8 @@ impl Gathered {
 }
 
 #[derive(Debug)]
-struct Lease {
-    key: Job,
+struct PoolEntry {
+    key: SessionKey,
     session: Session,
     /// On the device, and its own.
     bytes: u64,
@@ -82,12 +82,12 @@ struct Lease {
 
 /// A session in use. Goes back to its model's pool when dropped.
 #[derive(Debug)]
-pub(crate) struct SessionGuard {
-    lease: Option<Lease>,
-    idle: Arc<Mutex<Vec<Lease>>>,
+pub(crate) struct PooledSession {
+    entry: Option<PoolEntry>,
+    idle: Arc<Mutex<Vec<PoolEntry>>>,
 }
 
-impl Gathered {
+impl GradientAccumulator {
     /// Where a plan of a loss has them.
     fn bound(&self, plan: &Plan) -> Vec<(BufferId, Bound)> {
         let training = plan.run_buffers().training.as_ref().expect("a training plan");
@@ -96,7 +96,7 @@ impl Gathered {
     }
 }
 
-impl Runner {
+impl SessionPool {
     /// A runner for models of this layout.
     ///
     /// # Errors
@@ -104,11 +104,11 @@ impl Runner {
     pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
         Self::allow(gpu, layout.config())?;
         let params = gpu.guard(|| Ok(gpu.buffer("params", layout.flat_len()))).await?;
-        let (held, idle) = Default::default();
+        let (residency, idle) = Default::default();
         Ok(Self {
             gpu: gpu.clone(),
             params,
-            held,
+            residency,
             idle,
             #[cfg(test)]
             made: Default::default(),
@@ -132,19 +132,19 @@ impl Runner {
     ///
     /// # Errors
     /// [`Error::Limit`] when not the smallest piece fits the device.
-    pub fn pieces(&self, layout: &ParamLayout, job: Job) -> Result<Vec<Piece>> {
-        let Job { shape, mode, options, purpose } = job;
-        if lock(&self.idle).iter().any(|lease| lease.key == job) {
-            return Ok(vec![Piece::whole(shape)]);
+    pub fn chunks(&self, layout: &ParamLayout, job: SessionKey) -> Result<Vec<Chunk>> {
+        let SessionKey { shape, mode, options, purpose } = job;
+        if lock(&self.idle).iter().any(|entry| entry.key == job) {
+            return Ok(vec![Chunk::whole(shape)]);
         }
-        let machine = self.gpu.machine();
+        let caps = self.gpu.caps();
         let carried = match purpose {
             Purpose::Loss(_) => None,
             Purpose::States | Purpose::Outputs => Some(layout.config().direction),
         };
-        pieces(shape, carried, |shape| {
-            let plan = Plan::of_run(layout, shape, mode, options, purpose, &machine)?;
-            plan.check(&machine.limits)
+        chunks(shape, carried, |shape| {
+            let plan = Plan::of_run(layout, shape, mode, options, purpose, &caps)?;
+            plan.check(&caps.limits)
         })
     }
 
@@ -154,32 +154,32 @@ impl Runner {
         &self,
         params: &Params,
         version: u64,
-        job: Job,
-        gathered: Option<&Gathered>,
-    ) -> Result<SessionGuard> {
+        job: SessionKey,
+        gathered: Option<&GradientAccumulator>,
+    ) -> Result<PooledSession> {
         let resting = {
             let mut idle = lock(&self.idle);
-            let at = idle.iter().position(|lease| lease.key == job);
+            let at = idle.iter().position(|entry| entry.key == job);
             at.map(|at| idle.remove(at))
         };
-        let lease = match resting {
-            Some(lease) => lease,
+        let entry = match resting {
+            Some(entry) => entry,
             None => {
-                let Job { shape, mode, options, purpose } = job;
-                let machine = self.gpu.machine();
+                let SessionKey { shape, mode, options, purpose } = job;
+                let caps = self.gpu.caps();
                 let layout = params.layout();
-                let plan = Plan::of_run(layout, shape, mode, options, purpose, &machine)?;
+                let plan = Plan::of_run(layout, shape, mode, options, purpose, &caps)?;
                 let bound = gathered.map(|to| to.bound(&plan)).unwrap_or_default();
                 let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
                 let shared = shared.map(|id| 4 * plan.buffers()[id.index()].len as u64);
                 let bytes = plan.bytes() - shared.sum::<u64>();
                 #[cfg(test)]
                 self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                Lease { key: job, session: self.make(plan, &bound).await?, bytes }
+                PoolEntry { key: job, session: self.make(plan, &bound).await?, bytes }
             }
         };
         self.with_parameters(params, version, || Ok(())).await?;
-        Ok(SessionGuard { lease: Some(lease), idle: Arc::clone(&self.idle) })
+        Ok(PooledSession { entry: Some(entry), idle: Arc::clone(&self.idle) })
     }
 
     /// A session of its own for `plan`, with the model's parameters bound and others besides.
@@ -237,63 +237,63 @@ impl Runner {
     }
 
     /// Uploads `params` and leaves them to what moves them on the device.
-    pub async fn hand_over(&self, params: &Params, version: u64) -> Result<()> {
+    pub async fn acquire_params(&self, params: &Params, version: u64) -> Result<()> {
         self.with_parameters(params, version, || Ok(())).await?;
-        *lock(&self.held) = Held::Own;
+        *lock(&self.residency) = Residency::Acquired;
         Ok(())
     }
 
     /// What the device holds is old.
-    pub fn take_back(&self) {
-        *lock(&self.held) = Held::Nothing;
+    pub fn release_params(&self) {
+        *lock(&self.residency) = Residency::Nothing;
     }
 
     fn upload(&self, params: &Params, version: u64) {
-        let mut held = lock(&self.held);
-        if *held != Held::Version(version) && *held != Held::Own {
+        let mut residency = lock(&self.residency);
+        if *residency != Residency::Version(version) && *residency != Residency::Acquired {
             self.gpu.upload(&self.params, 0, params.as_slice());
-            *held = Held::Version(version);
+            *residency = Residency::Version(version);
         }
     }
 
     /// An upload may not have arrived whole.
     fn forget(&self) {
-        let mut held = lock(&self.held);
-        if *held != Held::Own {
-            *held = Held::Nothing;
+        let mut residency = lock(&self.residency);
+        if *residency != Residency::Acquired {
+            *residency = Residency::Nothing;
         }
     }
 }
 
-impl std::ops::Deref for SessionGuard {
+impl std::ops::Deref for PooledSession {
     type Target = Session;
 
     fn deref(&self) -> &Session {
-        &self.lease.as_ref().expect("held until dropped").session
+        &self.entry.as_ref().expect("held until dropped").session
     }
 }
 
-impl std::ops::DerefMut for SessionGuard {
+impl std::ops::DerefMut for PooledSession {
     fn deref_mut(&mut self) -> &mut Session {
-        &mut self.lease.as_mut().expect("held until dropped").session
+        &mut self.entry.as_mut().expect("held until dropped").session
     }
 }
 
-impl Drop for SessionGuard {
+impl Drop for PooledSession {
     fn drop(&mut self) {
         let mut idle = lock(&self.idle);
-        idle.extend(self.lease.take().filter(|lease| !lease.session.is_broken()));
-        let surplus = surplus(idle.iter().map(|lease| lease.bytes));
+        idle.extend(self.entry.take().filter(|entry| !entry.session.is_broken()));
+        let surplus = surplus(idle.iter().map(|entry| entry.bytes));
         idle.drain(..surplus);
     }
 }
 
 /// How many of the sessions at rest go, those first that have been so for longest.
 fn surplus(bytes: impl DoubleEndedIterator<Item = u64> + ExactSizeIterator) -> usize {
-    let (len, mut held) = (bytes.len(), 0);
+    let (len, mut residency) = (bytes.len(), 0);
     let stays = |&(newer, bytes): &(usize, u64)| {
-        held += bytes;
-        newer < IDLE_AT_LEAST || (newer < IDLE_SESSIONS && held <= IDLE_BYTES)
+        residency += bytes;
+        newer < IDLE_AT_LEAST || (newer < IDLE_SESSIONS && residency <= IDLE_BYTES)
     };
     len - bytes.rev().enumerate().take_while(stays).count()
 }
@@ -308,7 +308,8 @@ mod tests {
     use super::*;
     use crate::model::device::test_device;
     use crate::{
-        Event, Example, Head, Init, Learner, Loss, Optimizer, Regime, Target, Trainer, Training,
+        Event, Example, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Target, Trainer,
+        TrainerConfig,
     };
 
     #[test]
@@ -344,12 +345,12 @@ mod tests {
         let (device, _) = test_device();
         let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 4), Head::every_step(3));
         let params = Params::init_of(layout.unwrap(), Init::Uniform, 1).unwrap();
-        let training = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
+        let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
         let learner = Learner::new(params, training, &device).unwrap();
-        let mut trainer = Trainer::new(learner, Regime::new(2, 4)).unwrap();
+        let mut trainer = Trainer::new(learner, TrainerConfig::new(2, 4)).unwrap();
         let mut made = Vec::new();
         let listen = |trainer: &mut Trainer, event: &Event<'_>| {
-            let runner = trainer.learner().network().gru().adapter_runner()?;
+            let runner = trainer.learner().network().gru().session_pool()?;
             if matches!(event, Event::Epoch { .. }) {
                 made.push(runner.made.load(Ordering::Relaxed));
             }

@@ -49,14 +49,14 @@ pub(crate) struct Session {
     /// Argument blocks of each of the plan's turns.
     turn_blocks: usize,
     /// To be done ahead of the next pass.
-    ahead: Vec<Ahead>,
+    prologue: Vec<Prologue>,
     /// The device reported an error during a run: the contents cannot be relied on.
     broken: bool,
 }
 
 /// What happens to elements of a buffer ahead of a pass.
 #[derive(Debug)]
-enum Ahead {
+enum Prologue {
     Zero(BufferId, Range<usize>),
     Copy(wgpu::Buffer, BufferId, Range<usize>),
 }
@@ -117,9 +117,9 @@ impl Session {
         let forward = plan.forward().iter().map(|stage| preparation.stage(stage)).collect();
         let backward = plan.backward().iter().map(|stage| preparation.stage(stage)).collect();
         let turn_blocks = preparation.next_block;
-        let ahead = Vec::new();
+        let prologue = Vec::new();
         let gpu = gpu.clone();
-        Self { gpu, plan, buffers, forward, backward, turn_blocks, ahead, broken: false }
+        Self { gpu, plan, buffers, forward, backward, turn_blocks, prologue, broken: false }
     }
 
     /// Whether the device reported an error during a run: the contents cannot be relied on.
@@ -148,7 +148,7 @@ impl Session {
         data: Option<&[f32]>,
     ) -> Result<()> {
         let Some(data) = data else {
-            self.ahead.push(Ahead::Zero(buffer, first..first + len));
+            self.prologue.push(Prologue::Zero(buffer, first..first + len));
             return Ok(());
         };
         assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
@@ -161,7 +161,7 @@ impl Session {
 
     /// Copies all of `from` to a range of a buffer, ahead of the next pass.
     pub fn copy_in(&mut self, from: &wgpu::Buffer, to: BufferId, range: Range<usize>) {
-        self.ahead.push(Ahead::Copy(from.clone(), to, range));
+        self.prologue.push(Prologue::Copy(from.clone(), to, range));
     }
 
     /// Queues a copy of a range of a buffer into one of its own.
@@ -184,44 +184,44 @@ impl Session {
 
     /// Queues one of the plan's schedules. Returns before it has run.
     pub async fn run(&mut self, pass: Pass) -> Result<()> {
-        let ahead = self.take_ahead(pass);
+        let prologue = self.take_prologue(pass);
         let queue = || {
-            self.queue(pass, &ahead, None);
+            self.queue(pass, &prologue, None);
             Ok(())
         };
         self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
     }
 
     /// What is to be done ahead of a pass, once.
-    fn take_ahead(&mut self, pass: Pass) -> Vec<Ahead> {
-        let mut ahead = std::mem::take(&mut self.ahead);
+    fn take_prologue(&mut self, pass: Pass) -> Vec<Prologue> {
+        let mut prologue = std::mem::take(&mut self.prologue);
         if pass == Pass::Backward {
             let whole = |id: &BufferId| (*id, 0..self.plan.buffers()[id.index()].len);
             let zeros = self.plan.accumulators().iter().map(whole);
-            ahead.extend(zeros.map(|(id, range)| Ahead::Zero(id, range)));
+            prologue.extend(zeros.map(|(id, range)| Prologue::Zero(id, range)));
         }
-        ahead
+        prologue
     }
 
     /// Queues a schedule; its compute passes write `stamps`.
-    fn queue(&self, pass: Pass, ahead: &[Ahead], stamps: Option<Stamps<'_>>) {
-        self.queue_calls(pass, ahead, self.calls(pass, 0), stamps);
+    fn queue(&self, pass: Pass, prologue: &[Prologue], stamps: Option<Stamps<'_>>) {
+        self.queue_calls(pass, prologue, self.calls(pass, 0), stamps);
     }
 
     fn queue_calls<'a>(
         &self,
         pass: Pass,
-        ahead: &[Ahead],
+        prologue: &[Prologue],
         calls: impl Iterator<Item = (&'a Call, usize)>,
         mut stamps: Option<Stamps<'_>>,
     ) {
-        let mut ahead = ahead.iter();
+        let mut prologue = prologue.iter();
         let mut calls = calls.peekable();
-        let most = self.plan.submit_flops().min(self.gpu.pace().most());
+        let most = self.plan.submit_flops().min(self.gpu.throttle().most());
         while calls.peek().is_some() {
             let mut encoder = self.gpu.encoder(pass.name());
             // All of it ahead of the first pass.
-            ahead.by_ref().for_each(|ahead| self.encode_ahead(ahead, &mut encoder));
+            prologue.by_ref().for_each(|prologue| self.encode_prologue(prologue, &mut encoder));
             let (mut flops, mut dispatches) = (0, 0);
             let within = std::iter::from_fn(|| {
                 // One dispatch at least, however large.
@@ -235,18 +235,18 @@ impl Session {
             let writes = stamps.as_mut().map(Stamps::next_pass);
             encode_calls(&mut encoder, pass, within, writes);
             self.gpu.submit(encoder.finish());
-            self.gpu.pace().queued(flops);
+            self.gpu.throttle().queued(flops);
         }
     }
 
-    fn encode_ahead(&self, ahead: &Ahead, encoder: &mut wgpu::CommandEncoder) {
+    fn encode_prologue(&self, prologue: &Prologue, encoder: &mut wgpu::CommandEncoder) {
         let bytes = |range: &Range<usize>| (4 * range.start as u64, 4 * range.len() as u64);
-        match ahead {
-            Ahead::Zero(id, range) => {
+        match prologue {
+            Prologue::Zero(id, range) => {
                 let (first, len) = bytes(range);
                 encoder.clear_buffer(self.buffer(*id), first, Some(len));
             }
-            Ahead::Copy(from, id, range) => {
+            Prologue::Copy(from, id, range) => {
                 let (first, len) = bytes(range);
                 encoder.copy_buffer_to_buffer(from, 0, self.buffer(*id), first, len);
             }

@@ -1,4 +1,4 @@
-//! [`Pace`]: how long submits take, so that none comes to last as long as a driver lets one.
+//! [`SubmitThrottle`]: how long submits take, so that none comes to last as long as a driver lets one.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const SHORT: Duration = Duration::from_millis(100);
 
 /// What was measured of a device's submits. Where they are cut changes nothing in the results.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct SubmitThrottle {
     /// When the first of those under way was queued; `None` too where there is no clock.
     begun: Option<Instant>,
     submits: u32,
@@ -23,7 +23,7 @@ pub(crate) struct Pace {
     most: Option<u64>,
 }
 
-impl Pace {
+impl SubmitThrottle {
     /// Work of one submit at most.
     pub fn most(&self) -> u64 {
         self.most.unwrap_or(u64::MAX)
@@ -63,39 +63,39 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn take(pace: &mut Pace, submits: u32, flops: u64, seconds: f64) {
-        (0..submits).for_each(|_| pace.queued(flops));
-        pace.begun = None;
-        pace.measured(Duration::from_secs_f64(seconds));
-        pace.done();
+    fn take(throttle: &mut SubmitThrottle, submits: u32, flops: u64, seconds: f64) {
+        (0..submits).for_each(|_| throttle.queued(flops));
+        throttle.begun = None;
+        throttle.measured(Duration::from_secs_f64(seconds));
+        throttle.done();
     }
 
     #[test]
     fn long_submits_become_short_ones_and_stay_so_on_a_slow_device() {
-        let mut pace = Pace::default();
-        take(&mut pace, 10, 1_000_000, 1.7);
-        assert_eq!(pace.most(), u64::MAX);
+        let mut throttle = SubmitThrottle::default();
+        take(&mut throttle, 10, 1_000_000, 1.7);
+        assert_eq!(throttle.most(), u64::MAX);
         // 1 MFLOP/s, so 0.17 MFLOP a submit.
-        take(&mut pace, 2, 1_000_000, 2.0);
-        assert_eq!(pace.most(), 170_000);
-        take(&mut pace, 12, 170_000, 2.04);
-        assert_eq!(pace.most(), 170_000);
+        take(&mut throttle, 2, 1_000_000, 2.0);
+        assert_eq!(throttle.most(), 170_000);
+        take(&mut throttle, 12, 170_000, 2.04);
+        assert_eq!(throttle.most(), 170_000);
     }
 
     #[test]
     fn one_slow_beginning_is_forgotten() {
-        let mut pace = Pace::default();
-        take(&mut pace, 1, 1_000_000, 1.0);
-        assert_eq!(pace.most(), 170_000);
-        take(&mut pace, 6, 170_000, 0.01);
-        assert_eq!(pace.most(), u64::MAX);
+        let mut throttle = SubmitThrottle::default();
+        take(&mut throttle, 1, 1_000_000, 1.0);
+        assert_eq!(throttle.most(), 170_000);
+        take(&mut throttle, 6, 170_000, 0.01);
+        assert_eq!(throttle.most(), u64::MAX);
     }
 
     #[test]
     fn what_takes_no_time_and_does_nothing_is_no_measure() {
-        let mut pace = Pace::default();
-        pace.done();
-        take(&mut pace, 1, 0, 0.0);
-        assert_eq!(pace.most(), u64::MAX);
+        let mut throttle = SubmitThrottle::default();
+        throttle.done();
+        take(&mut throttle, 1, 0, 0.0);
+        assert_eq!(throttle.most(), u64::MAX);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result, try_room};
-use crate::gpu::context::{Gpu, Patience, lock, one_line};
+use crate::gpu::context::{Deadline, Gpu, lock, one_line};
 
 /// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all that
 /// is written between two submits in staging memory, and running out of it loses the device.
@@ -21,7 +21,7 @@ pub(crate) enum Wait {
 
 /// Where a callback of wgpu leaves word for whoever waits for it.
 #[derive(Debug, Default)]
-struct Arrival {
+struct Oneshot {
     slot: Mutex<Slot>,
     arrived: Condvar,
 }
@@ -35,7 +35,7 @@ struct Slot {
 /// How polling went, and what the callback then said of mapping a buffer.
 type Word = Result<Result<(), wgpu::BufferAsyncError>>;
 
-impl Arrival {
+impl Oneshot {
     /// The first word counts.
     fn set(&self, word: Word) {
         let mut slot = lock(&self.slot);
@@ -109,8 +109,8 @@ impl Gpu {
             self.read_mapped(&staging, used, |values| {
                 let mut values = values;
                 for &(part, take) in &staged {
-                    let (piece, rest) = values.split_at(take);
-                    results[part].extend_from_slice(piece);
+                    let (chunk, rest) = values.split_at(take);
+                    results[part].extend_from_slice(chunk);
                     values = rest;
                 }
             })?;
@@ -119,7 +119,7 @@ impl Gpu {
     }
 
     /// Sends what is written and waits for all work queued.
-    pub async fn settle(&self, wait: Wait) -> Result<()> {
+    pub async fn sync(&self, wait: Wait) -> Result<()> {
         let send = || {
             self.queue().submit([]);
             Ok(())
@@ -159,18 +159,18 @@ impl Gpu {
         what: &'static str,
         wait: Wait,
     ) -> Result<()> {
-        let arrival = Arc::new(Arrival::default());
+        let arrival = Arc::new(Oneshot::default());
         let callback = Arc::clone(&arrival);
-        let patience = self.patience(what);
+        let deadline = self.deadline(what);
         let part = buffer.slice(..4 * len as u64);
         self.guard_now(|| part.map_async(mode, move |mapped| callback.set(Ok(mapped))))?;
         match wait {
-            Wait::Block => self.block_until(&arrival, &patience)?,
+            Wait::Block => self.block_until(&arrival, &deadline)?,
             Wait::Async => {
                 // wgpu calls back from inside a poll, and nobody else may be polling.
                 let (gpu, waited_for) = (self.clone(), Arc::clone(&arrival));
                 let poll = move || {
-                    let polled = gpu.block_until(&waited_for, &patience);
+                    let polled = gpu.block_until(&waited_for, &deadline);
                     polled.unwrap_or_else(|error| waited_for.set(Err(error)));
                 };
                 let thread = std::thread::Builder::new().name("gru-wait".to_owned()).spawn(poll);
@@ -183,7 +183,7 @@ impl Gpu {
         let mapped = std::future::poll_fn(|context| arrival.poll(context)).await?;
         mapped.map_err(|error| self.lose(&error.to_string()))?;
         // What this waited for is queued behind all that came before.
-        self.pace().done();
+        self.throttle().done();
         Ok(())
     }
 
@@ -211,9 +211,9 @@ impl Gpu {
     ///
     /// Polling once is not enough: when threads share the device, another one's poll may have taken
     /// the callback and not yet called it when our own poll returns.
-    fn block_until(&self, arrival: &Arrival, patience: &Patience) -> Result<()> {
+    fn block_until(&self, arrival: &Oneshot, deadline: &Deadline) -> Result<()> {
         loop {
-            let pause = self.look(patience);
+            let pause = self.poll_once(deadline);
             let slot = lock(&arrival.slot);
             if slot.word.is_some() {
                 return Ok(());

@@ -381,7 +381,7 @@ pub static FORWARD: Kernel = Kernel {
     source: kernel_source!("step", "forward"),
     bindings: &[
         ("weight_hh", Access::ReadQuads),
-        ("marks", Access::Read),
+        ("step_flags", Access::Read),
         ("gates", Access::ReadWrite),
         ("bias_hh", Access::Read),
         ("h", Access::ReadWrite),
@@ -399,7 +399,7 @@ pub static BACKWARD: Kernel = Kernel {
     source: kernel_source!("step", "backward"),
     bindings: &[
         ("weight_hh", Access::ReadQuads),
-        ("marks", Access::Read),
+        ("step_flags", Access::Read),
         ("gates", Access::ReadWrite),
         ("h", Access::Read),
         ("dy", Access::Read),

@@ -4,20 +4,20 @@ use ndarray::{Array2, Array3, ArrayView3, s};
 
 use super::gru::{Gru, Output};
 use crate::error::{Result, try_array};
-use crate::gpu::pool::{Job, SessionGuard};
+use crate::gpu::pool::{PooledSession, SessionKey};
 use crate::gpu::session::{Pass, Session};
 use crate::gpu::transfer::Wait;
 use crate::model::state::State;
 use crate::plan::{BufferId, Mode, Purpose, RunBuffers, States, TrainingBuffers};
 use crate::spec::batch::{Batch, zero_padding};
-use crate::spec::chunk::Piece;
+use crate::spec::chunk::Chunk;
 use crate::spec::config::{Layout, Shape};
 use crate::spec::noise;
 use crate::spec::params::{Gradients, ParamLayout, Params};
 
 /// The pieces of a training run, in the order in which they ran, each with the session that holds it.
 #[derive(Debug)]
-pub(super) struct Recorded(Vec<(Piece, SessionGuard)>);
+pub(super) struct Recorded(Vec<(Chunk, PooledSession)>);
 
 /// What a run starts from.
 pub(crate) struct Input<'a> {
@@ -25,7 +25,7 @@ pub(crate) struct Input<'a> {
     mode: Mode,
     batch: Batch<'a>,
     /// `[T, B]`
-    marks: Option<Array2<u32>>,
+    step_flags: Option<Array2<u32>>,
     /// In the place of the batch's h0: on the device, for a run in one piece, or read from there.
     state: Option<&'a State>,
     read: Option<Array3<f32>>,
@@ -36,17 +36,17 @@ impl<'a> Input<'a> {
     pub async fn new(
         shape: Shape,
         mode: Mode,
-        pieces: &[Piece],
+        chunks: &[Chunk],
         state: Option<&'a State>,
         batch: Batch<'a>,
         wait: Wait,
     ) -> Result<Self> {
-        let marks = batch.is_marked().then(|| batch.marks()).transpose()?;
+        let step_flags = batch.has_step_flags().then(|| batch.step_flags()).transpose()?;
         let (state, read) = match state {
-            Some(state) if pieces.len() > 1 => (None, Some(state.read(wait).await?)),
+            Some(state) if chunks.len() > 1 => (None, Some(state.read(wait).await?)),
             state => (state, None),
         };
-        Ok(Self { shape, mode, batch, marks, state, read })
+        Ok(Self { shape, mode, batch, step_flags, state, read })
     }
 
     /// Writes what a piece starts from. It starts from these states `[L·D, b, H]`, if they are those of the
@@ -54,33 +54,35 @@ impl<'a> Input<'a> {
     pub async fn upload(
         &self,
         session: &mut Session,
-        piece: &Piece,
+        chunk: &Chunk,
         carried: Option<ArrayView3<'_, f32>>,
     ) -> Result<()> {
-        let RunBuffers { x, marks, states, .. } = session.plan().run_buffers().clone();
-        let shape = piece.shape(self.shape);
-        let own_x = piece.of_sequence(self.batch.x, self.batch.layout);
+        let RunBuffers { x, step_flags, states, .. } = session.plan().run_buffers().clone();
+        let shape = chunk.shape(self.shape);
+        let own_x = chunk.of_sequence(self.batch.x, self.batch.layout);
         match self.batch.lengths {
             None => write(session, x, 0, own_x.len(), Some(own_x)).await?,
             Some(lengths) => {
                 // Whatever padding holds, a product with a gradient of 0 must be 0.
                 let mut clean = try_owned("x", own_x)?;
-                zero_padding(&mut clean, self.batch.layout, &piece.lengths(lengths));
+                zero_padding(&mut clean, self.batch.layout, &chunk.lengths(lengths));
                 write(session, x, 0, clean.len(), Some(clean.view())).await?;
             }
         }
-        let (steps, own_rows) = (piece.steps.clone(), piece.rows.clone());
-        let bits = self.marks.as_ref().map(|marks| marks.slice(s![steps, own_rows]));
+        let (steps, own_rows) = (chunk.steps.clone(), chunk.rows.clone());
+        let bits = self.step_flags.as_ref().map(|step_flags| step_flags.slice(s![steps, own_rows]));
         let bits = bits.as_ref().map(|bits| bits.as_standard_layout());
         let bits = bits.as_ref().map(|bits| bits.as_slice().expect("standard layout"));
         let rows = shape.steps * shape.batch;
-        session.write(marks, 0, rows, bits.map(bytemuck::cast_slice)).await?;
+        session.write(step_flags, 0, rows, bits.map(bytemuck::cast_slice)).await?;
         if self.mode == Mode::Training {
-            let first = [piece.steps.start, piece.rows.start];
+            let first = [chunk.steps.start, chunk.rows.start];
             let words = noise::draw_words(self.batch.seed.unwrap_or(0), first);
-            session.write(marks, rows, words.len(), Some(bytemuck::cast_slice(&words))).await?;
+            session
+                .write(step_flags, rows, words.len(), Some(bytemuck::cast_slice(&words)))
+                .await?;
         }
-        let of_reset = self.batch.reset_state.map(|state| piece.of_states(state));
+        let of_reset = self.batch.reset_state.map(|state| chunk.of_states(state));
         let range = States::Reset.range(shape);
         write(session, states, range.start, range.len(), of_reset).await?;
         let range = States::First.range(shape);
@@ -89,7 +91,7 @@ impl<'a> Input<'a> {
             return Ok(());
         }
         let given = self.read.as_ref().map(|state| state.view()).or(self.batch.h0);
-        let first = carried.or(given.map(|state| piece.of_states(state)));
+        let first = carried.or(given.map(|state| chunk.of_states(state)));
         write(session, states, range.start, range.len(), first).await
     }
 }
@@ -97,8 +99,8 @@ impl<'a> Input<'a> {
 impl Recorded {
     /// The states after the last steps, a copy.
     pub async fn state(&self, shape: Shape, wait: Wait) -> Result<State> {
-        let last = |session: &Session, piece: &Piece| {
-            (session.plan().run_buffers().states, States::Last.range(piece.shape(shape)))
+        let last = |session: &Session, chunk: &Chunk| {
+            (session.plan().run_buffers().states, States::Last.range(chunk.shape(shape)))
         };
         let (first, session) = &self.0[0];
         let gpu = session.gpu();
@@ -109,11 +111,11 @@ impl Recorded {
         }
         let mut all: Array3<f32> = try_array("the states", shape.state())?;
         // Where several have the same rows, the last one counts.
-        for (piece, session) in &self.0 {
-            let (states, range) = last(session, piece);
+        for (chunk, session) in &self.0 {
+            let (states, range) = last(session, chunk);
             let part = (session.buffer(states), range.start, range.len());
             let read = gpu.download(&[part], wait).await?.swap_remove(0);
-            piece.of_states(all.view_mut()).assign(&array(piece.shape(shape).state(), read));
+            chunk.of_states(all.view_mut()).assign(&array(chunk.shape(shape).state(), read));
         }
         let make = || {
             let buffer = gpu.buffer("state", all.len());
@@ -126,14 +128,14 @@ impl Recorded {
 
 impl Gru {
     /// The pieces that a run on the model's adapter is made of.
-    pub(crate) fn pieces_of(
+    pub(crate) fn chunks_of(
         &self,
         shape: Shape,
         mode: Mode,
         purpose: Purpose,
-    ) -> Result<Vec<Piece>> {
-        let job = Job { shape, mode, options: self.options(), purpose };
-        self.adapter_runner()?.pieces(self.params().layout(), job)
+    ) -> Result<Vec<Chunk>> {
+        let job = SessionKey { shape, mode, options: self.options(), purpose };
+        self.session_pool()?.chunks(self.params().layout(), job)
     }
 
     pub(super) async fn forward_on<'a>(
@@ -144,37 +146,37 @@ impl Gru {
         batch: Batch<'a>,
         wait: Wait,
     ) -> Result<(Output, Recorded)> {
-        let pieces = self.pieces_of(shape, mode, Purpose::States)?;
-        let input = Input::new(shape, mode, &pieces, state, batch, wait).await?;
-        let mut all = (pieces.len() > 1).then(|| Output::room(shape)).transpose()?;
-        let session = |piece: &Piece| self.session(piece.shape(shape), mode, Purpose::States, None);
+        let chunks = self.chunks_of(shape, mode, Purpose::States)?;
+        let input = Input::new(shape, mode, &chunks, state, batch, wait).await?;
+        let mut all = (chunks.len() > 1).then(|| Output::room(shape)).transpose()?;
+        let session = |chunk: &Chunk| self.session(chunk.shape(shape), mode, Purpose::States, None);
         // Training holds all of them: where there is no room, nothing is computed in vain.
         let mut held = Vec::new();
         if mode == Mode::Training {
-            for piece in &pieces {
-                held.push(session(piece).await?);
+            for chunk in &chunks {
+                held.push(session(chunk).await?);
             }
         }
         let mut held = held.into_iter();
         let (mut before, mut recorded) = (None, Vec::new());
-        for piece in &pieces {
-            let part = piece.shape(shape);
+        for chunk in &chunks {
+            let part = chunk.shape(shape);
             let mut session = match held.next() {
                 Some(session) => session,
-                None => session(piece).await?,
+                None => session(chunk).await?,
             };
-            let carried = all.as_ref().filter(|_| piece.has_rows_of(before));
-            let carried = carried.map(|all| piece.of_states(all.h_n.view()));
-            input.upload(&mut session, piece, carried).await?;
+            let carried = all.as_ref().filter(|_| chunk.has_rows_of(before));
+            let carried = carried.map(|all| chunk.of_states(all.h_n.view()));
+            input.upload(&mut session, chunk, carried).await?;
             session.run(Pass::Forward).await?;
             let output = download_output(&mut session, part, wait).await?;
             // In inference the next piece can have it.
             if mode == Mode::Training {
-                recorded.push((piece.clone(), session));
+                recorded.push((chunk.clone(), session));
             }
             let Some(all) = &mut all else { return Ok((output, Recorded(recorded))) };
-            all.put(&output, piece, shape.layout);
-            before = Some(piece);
+            all.put(&output, chunk, shape.layout);
+            before = Some(chunk);
         }
         Ok((all.expect("a run has a piece at least"), Recorded(recorded)))
     }
@@ -191,18 +193,18 @@ impl Gru {
         let room = || Gradients::room(self.params().layout(), shape);
         let mut all = several.then(room).transpose()?;
         let mut after = None;
-        for (piece, mut session) in recorded.0.into_iter().rev() {
-            let part = piece.shape(shape);
-            let carried = all.as_ref().filter(|_| piece.has_rows_of(after.as_ref()));
-            let carried = carried.map(|all| piece.of_states(all.h0.view()));
-            let dh_n = carried.or(dh_n.map(|dh_n| piece.of_states(dh_n)));
-            let dy = dy.map(|dy| piece.of_sequence(dy, shape.layout));
+        for (chunk, mut session) in recorded.0.into_iter().rev() {
+            let part = chunk.shape(shape);
+            let carried = all.as_ref().filter(|_| chunk.has_rows_of(after.as_ref()));
+            let carried = carried.map(|all| chunk.of_states(all.h0.view()));
+            let dh_n = carried.or(dh_n.map(|dh_n| chunk.of_states(dh_n)));
+            let dy = dy.map(|dy| chunk.of_sequence(dy, shape.layout));
             upload_gradients(&mut session, part, dy, dh_n).await?;
             session.run(Pass::Backward).await?;
             let gradients = self.download_gradients(&mut session, part, wait).await?;
             let Some(all) = &mut all else { return Ok(gradients) };
-            all.put(&gradients, &piece, shape.layout);
-            after = Some(piece);
+            all.put(&gradients, &chunk, shape.layout);
+            after = Some(chunk);
         }
         Ok(all.expect("a run has a piece at least"))
     }
@@ -240,10 +242,10 @@ impl Output {
     }
 
     /// Puts a piece's in its place.
-    fn put(&mut self, part: &Self, piece: &Piece, layout: Layout) {
-        piece.of_sequence(self.y.view_mut(), layout).assign(&part.y);
+    fn put(&mut self, part: &Self, chunk: &Chunk, layout: Layout) {
+        chunk.of_sequence(self.y.view_mut(), layout).assign(&part.y);
         // Of several with the same rows the last one counts.
-        piece.of_states(self.h_n.view_mut()).assign(&part.h_n);
+        chunk.of_states(self.h_n.view_mut()).assign(&part.h_n);
     }
 }
 
@@ -259,13 +261,13 @@ impl Gradients {
     }
 
     /// Puts a piece's in its place, or adds it.
-    fn put(&mut self, part: &Self, piece: &Piece, layout: Layout) {
+    fn put(&mut self, part: &Self, chunk: &Chunk, layout: Layout) {
         let sum = self.params.as_mut_slice().iter_mut();
         sum.zip(part.params.as_slice()).for_each(|(sum, &more)| *sum += more);
-        piece.of_sequence(self.x.view_mut(), layout).assign(&part.x);
+        chunk.of_sequence(self.x.view_mut(), layout).assign(&part.x);
         // Of several with the same rows the first one counts, which comes last.
-        piece.of_states(self.h0.view_mut()).assign(&part.h0);
-        let mut sum = piece.of_states(self.reset_state.view_mut());
+        chunk.of_states(self.h0.view_mut()).assign(&part.h0);
+        let mut sum = chunk.of_states(self.reset_state.view_mut());
         sum += &part.reset_state;
     }
 }
@@ -341,9 +343,9 @@ mod tests {
     use crate::spec::head::Head;
     use crate::spec::loss::Loss;
     use crate::spec::optimizer::Optimizer;
-    use crate::spec::options::Options;
+    use crate::spec::options::RunOptions;
     use crate::spec::params::Init;
-    use crate::training::learner::{Learner, Training};
+    use crate::training::learner::{Learner, LearnerConfig};
 
     /// So few that a run of [`STEPS`] and [`ROWS`] has two pieces at least: y alone takes 18 KiB.
     const BINDING: u64 = 16 << 10;
@@ -421,9 +423,9 @@ mod tests {
             let [gru, cpu] = [&device, &Device::cpu()]
                 .map(|device| Gru::new(config.clone(), Init::Uniform, 5, device).unwrap());
             for mode in [Mode::Inference, Mode::Training] {
-                let pieces = gru.pieces_of(shape, mode, Purpose::States).unwrap();
-                let by_steps = pieces.iter().all(|piece| piece.rows == (0..ROWS));
-                assert!(pieces.len() > 1 && by_steps == (direction != Direction::Both));
+                let chunks = gru.chunks_of(shape, mode, Purpose::States).unwrap();
+                let by_steps = chunks.iter().all(|chunk| chunk.rows == (0..ROWS));
+                assert!(chunks.len() > 1 && by_steps == (direction != Direction::Both));
             }
             let case = format!("{config}, {layout:?}");
             for (at, (got, expected)) in run(&gru, shape).iter().zip(run(&cpu, shape)).enumerate() {
@@ -453,13 +455,13 @@ mod tests {
             });
             let layout = ParamLayout::with_head(&config, head).unwrap();
             let params = Params::init_of(layout, Init::Uniform, 3).unwrap();
-            let training = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
+            let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
             let train = |device: &Device| {
                 let mut learner = Learner::new(params.clone(), training, device).unwrap();
                 for _ in 0..3 {
                     learner.step(batch, crate::Targets::Classes(classes.view())).unwrap();
                 }
-                let losses: Vec<_> = learner.reports().unwrap().iter().map(|r| r.loss).collect();
+                let losses: Vec<_> = learner.metrics().unwrap().iter().map(|r| r.loss).collect();
                 (losses, learner.into_network().unwrap())
             };
             let [(losses, network), (expected, on_cpu)] = [&device, &Device::cpu()].map(train);
@@ -467,8 +469,8 @@ mod tests {
                 (Mode::Inference, Purpose::Outputs),
                 (Mode::Training, Purpose::Loss(Loss::cross_entropy())),
             ] {
-                let pieces = network.gru().pieces_of(shape, mode, purpose).unwrap();
-                assert!(pieces.len() > 1);
+                let chunks = network.gru().chunks_of(shape, mode, purpose).unwrap();
+                assert!(chunks.len() > 1);
             }
             let case = format!("{direction:?}, {head:?}");
             assert_close(&losses, &expected, &case);
@@ -485,7 +487,7 @@ mod tests {
         let device = test_device_with_bindings(BINDING);
         let config = GruConfig::pytorch(3, 7).with_direction(Direction::Both);
         let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();
-        let gru = gru.with_options(Options::default().with_recompute(true));
+        let gru = gru.with_options(RunOptions::default().with_recompute(true));
         let x = numbers([STEPS, ROWS, 3], 0);
         let dy = numbers([STEPS, ROWS, 14], 0);
         let profile = gru.profile(x.view(), Some(dy.view())).unwrap();

@@ -8,16 +8,16 @@ use ndarray::{Array3, ArrayView3};
 use crate::cpu::{self, Asked};
 use crate::error::{Error, Result};
 use crate::gpu::context::lock;
-use crate::gpu::pool::{Gathered, Job, Runner, SessionGuard};
+use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey, SessionPool};
 use crate::gpu::transfer::Wait;
 use crate::model::device::{Device, Target};
 use crate::model::executor::Recorded;
 use crate::model::state::State;
-use crate::plan::{Machine, Mode, Plan, Purpose};
+use crate::plan::{DeviceCaps, Mode, Plan, Purpose};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::{GruConfig, Shape};
-use crate::spec::options::Options;
+use crate::spec::options::RunOptions;
 use crate::spec::params::{Gradients, Init, Params};
 
 /// What a forward pass gives.
@@ -107,9 +107,9 @@ pub struct Gru {
     config: GruConfig,
     params: Params,
     device: Device,
-    options: Options,
+    options: RunOptions,
     /// There on an adapter.
-    runner: Option<Runner>,
+    pool: Option<SessionPool>,
     /// Of the CPU.
     weights: cpu::Weights,
     /// Of the CPU: the memory of the last training run, for the next of its shape.
@@ -142,7 +142,7 @@ impl Gru {
     ) -> Result<Self> {
         if let Target::Gpu(gpu) = device.target() {
             // Before memory is taken for what would be refused.
-            Runner::allow(gpu, &config)?;
+            SessionPool::allow(gpu, &config)?;
         }
         Self::with_params_async(Params::init(&config, init, seed)?, device).await
     }
@@ -161,16 +161,16 @@ impl Gru {
     /// As [`Self::with_params`].
     pub async fn with_params_async(params: Params, device: &Device) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        let runner = match device.target() {
+        let pool = match device.target() {
             Target::Cpu => None,
-            Target::Gpu(gpu) => Some(Runner::new(gpu, params.layout()).await?),
+            Target::Gpu(gpu) => Some(SessionPool::new(gpu, params.layout()).await?),
         };
         Ok(Self {
             config: params.layout().config().clone(),
             params,
             device: device.clone(),
-            options: Options::default(),
-            runner,
+            options: RunOptions::default(),
+            pool,
             weights: cpu::Weights::default(),
             rest: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -198,27 +198,27 @@ impl Gru {
 
     /// The same model run another way. Streams, forward passes and tapes made before stay as they are.
     #[must_use]
-    pub fn with_options(self, options: Options) -> Self {
+    pub fn with_options(self, options: RunOptions) -> Self {
         Self { options, ..self }
     }
 
     /// How it runs.
-    pub fn options(&self) -> Options {
+    pub fn options(&self) -> RunOptions {
         self.options
     }
 
     /// The schedule that a run of `shape` takes on the model's device, without making anything of it. For
-    /// the CPU device, which follows none, that of [`Machine::WEBGPU`]. Where the device cannot bind one of
-    /// its buffers, [`Self::pieces`] says what runs instead.
+    /// the CPU device, which follows none, that of [`DeviceCaps::WEBGPU`]. Where the device cannot bind one of
+    /// its buffers, [`Self::chunks`] says what runs instead.
     ///
     /// # Errors
     /// As [`Plan::with_options`].
     pub fn plan(&self, shape: Shape, mode: Mode) -> Result<Plan> {
-        let machine = match self.device.target() {
-            Target::Cpu => Machine::WEBGPU,
-            Target::Gpu(gpu) => gpu.machine(),
+        let caps = match self.device.target() {
+            Target::Cpu => DeviceCaps::WEBGPU,
+            Target::Gpu(gpu) => gpu.caps(),
         };
-        Plan::with_options(&self.config, shape, mode, self.options, &machine)
+        Plan::with_options(&self.config, shape, mode, self.options, &caps)
     }
 
     /// The sizes of the runs that a run of `shape` is made of, one after the other: its own alone, as long as
@@ -232,20 +232,20 @@ impl Gru {
     ///
     /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::auto())?;
     /// let shape = gru.config().shape(10, 2)?;
-    /// assert_eq!(gru.pieces(shape, Mode::Training)?, [shape]);
+    /// assert_eq!(gru.chunks(shape, Mode::Training)?, [shape]);
     /// # Ok::<(), gru_wgpu::Error>(())
     /// ```
     ///
     /// # Errors
     /// As [`Plan::with_options`], and [`Error::Limit`] where not even one row fits.
-    pub fn pieces(&self, shape: Shape, mode: Mode) -> Result<Vec<Shape>> {
+    pub fn chunks(&self, shape: Shape, mode: Mode) -> Result<Vec<Shape>> {
         // Which tells of a shape that is another model's.
         self.plan(shape, mode)?;
-        if self.runner.is_none() {
+        if self.pool.is_none() {
             return Ok(vec![shape]);
         }
-        let pieces = self.pieces_of(shape, mode, Purpose::States)?;
-        Ok(pieces.iter().map(|piece| piece.shape(shape)).collect())
+        let chunks = self.chunks_of(shape, mode, Purpose::States)?;
+        Ok(chunks.iter().map(|chunk| chunk.shape(shape)).collect())
     }
 
     /// What the model computes.
@@ -410,7 +410,7 @@ impl Gru {
         wait: Wait,
     ) -> Result<Output> {
         let (batch, shape) = self.check(state, batch.reborrow())?;
-        match &self.runner {
+        match &self.pool {
             None => {
                 let (y, h_n) = cpu::forward(&self.params, self.cpu_weights(), batch)?;
                 Ok(Output { y, h_n })
@@ -431,7 +431,7 @@ impl Gru {
     ) -> Result<(Output, Tape)> {
         let (batch, shape) = self.check(state, batch.reborrow())?;
         batch.noise(&self.config, Mode::Training)?;
-        let (output, record) = match &self.runner {
+        let (output, record) = match &self.pool {
             None => {
                 let rest = lock(&self.rest).take();
                 let (weights, options) = (self.cpu_weights(), self.options);
@@ -504,8 +504,8 @@ impl Gru {
     }
 
     /// What runs it on an adapter.
-    pub(crate) fn adapter_runner(&self) -> Result<&Runner> {
-        self.runner.as_ref().ok_or(Error::Conflict {
+    pub(crate) fn session_pool(&self) -> Result<&SessionPool> {
+        self.pool.as_ref().ok_or(Error::Conflict {
             what: "a model on the CPU and buffers or encoders of wgpu",
             why: "its device must be one of wgpu's",
         })
@@ -538,22 +538,22 @@ impl Gru {
         shape: Shape,
         mode: Mode,
         purpose: Purpose,
-        gathered: Option<&Gathered>,
-    ) -> Result<SessionGuard> {
-        let job = Job { shape, mode, options: self.options, purpose };
-        self.adapter_runner()?.session(&self.params, self.version, job, gathered).await
+        gathered: Option<&GradientAccumulator>,
+    ) -> Result<PooledSession> {
+        let job = SessionKey { shape, mode, options: self.options, purpose };
+        self.session_pool()?.session(&self.params, self.version, job, gathered).await
     }
 
     /// Leaves the parameters on the adapter to what moves them there: from now on those here are old.
-    pub(crate) async fn hand_over(&self) -> Result<()> {
-        self.adapter_runner()?.hand_over(&self.params, self.version).await
+    pub(crate) async fn acquire_params(&self) -> Result<()> {
+        self.session_pool()?.acquire_params(&self.params, self.version).await
     }
 
     /// Takes these for the model's parameters, wherever those were.
     pub(crate) fn replace_params(&mut self, params: Params) {
         *self.params_mut() = params;
-        if let Some(runner) = &self.runner {
-            runner.take_back();
+        if let Some(pool) = &self.pool {
+            pool.release_params();
         }
     }
 }
@@ -642,7 +642,8 @@ mod tests {
                         let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
                             Gru::new(config.clone(), Init::Uniform, 5, device).unwrap()
                         });
-                        let gru = gru.with_options(Options::default().with_recurrence(recurrence));
+                        let gru =
+                            gru.with_options(RunOptions::default().with_recurrence(recurrence));
                         let plan = gru.plan(shape, Mode::Inference).unwrap();
                         let gates = plan.buffer("gates").unwrap();
                         let all = shape.directions * 41 * 7 * 4 * 7;
@@ -680,7 +681,7 @@ mod tests {
                 let config = GruConfig::pytorch(3, 7).with_reset(reset);
                 let config = config.with_layers(layers).with_direction(direction);
                 let shape = config.shape(41, 7).unwrap().with_layout(layout);
-                let options = Options::default().with_recurrence(recurrence);
+                let options = RunOptions::default().with_recurrence(recurrence);
                 let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
                     let gru = Gru::new(config.clone(), Init::Uniform, 5, device).unwrap();
                     gru.with_options(options.with_recompute(recompute))

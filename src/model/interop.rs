@@ -30,7 +30,7 @@ pub struct Buffers<'a> {
     /// The last layer's state after every step, 0 at padding. Layers below use it as scratch memory.
     pub y: wgpu::BufferBinding<'a>,
     /// What the steps are marked with: padding and restarts. Nothing when `None`.
-    pub marks: Option<wgpu::BufferBinding<'a>>,
+    pub step_flags: Option<wgpu::BufferBinding<'a>>,
     /// The first states; zeros when `None`.
     pub h0: Option<wgpu::BufferBinding<'a>>,
     /// The states that restarts go back to; zeros when `None`.
@@ -42,13 +42,13 @@ pub struct Buffers<'a> {
 impl<'a> Buffers<'a> {
     /// From x to y. [`wgpu::Buffer::as_entire_buffer_binding`] makes a binding of a whole buffer.
     pub fn new(x: wgpu::BufferBinding<'a>, y: wgpu::BufferBinding<'a>) -> Self {
-        Self { x, y, marks: None, h0: None, reset_state: None, h_n: None }
+        Self { x, y, step_flags: None, h0: None, reset_state: None, h_n: None }
     }
 
     /// The same with marks.
     #[must_use]
-    pub fn with_marks(self, marks: wgpu::BufferBinding<'a>) -> Self {
-        Self { marks: Some(marks), ..self }
+    pub fn with_step_flags(self, step_flags: wgpu::BufferBinding<'a>) -> Self {
+        Self { step_flags: Some(step_flags), ..self }
     }
 
     /// The same from these first states.
@@ -79,7 +79,7 @@ impl<'a> Buffers<'a> {
         for (what, part, len, usage, alignment) in [
             ("x", Some(&self.x), x, Usage::STORAGE, binding),
             ("y", Some(&self.y), y, Usage::STORAGE, binding),
-            ("marks", self.marks.as_ref(), rows, Usage::STORAGE, binding),
+            ("step flags", self.step_flags.as_ref(), rows, Usage::STORAGE, binding),
             ("h0", self.h0.as_ref(), state, Usage::COPY_SRC, wgpu::COPY_BUFFER_ALIGNMENT),
             ("the reset state", self.reset_state.as_ref(), state, Usage::COPY_SRC, 4),
             ("h_n", self.h_n.as_ref(), state, Usage::COPY_DST, wgpu::COPY_BUFFER_ALIGNMENT),
@@ -88,9 +88,9 @@ impl<'a> Buffers<'a> {
                 check_part(what, part, 4 * len as u64, usage, alignment)?;
             }
         }
-        if self.marks.as_ref().is_some_and(|marks| marks.buffer == self.y.buffer) {
+        if self.step_flags.as_ref().is_some_and(|step_flags| step_flags.buffer == self.y.buffer) {
             return Err(Error::Conflict {
-                what: "marks and y in one buffer",
+                what: "step flags and y in one buffer",
                 why: "a kernel reads the one while it writes the other",
             });
         }
@@ -99,8 +99,11 @@ impl<'a> Buffers<'a> {
 
     /// What a session binds of them.
     pub(crate) fn bound(&self, run: &RunBuffers) -> Vec<(BufferId, Bound)> {
-        let parts =
-            [(run.x, Some(&self.x)), (run.y, Some(&self.y)), (run.marks, self.marks.as_ref())];
+        let parts = [
+            (run.x, Some(&self.x)),
+            (run.y, Some(&self.y)),
+            (run.step_flags, self.step_flags.as_ref()),
+        ];
         parts.into_iter().filter_map(|(id, part)| Some((id, Bound::from(part?)))).collect()
     }
 }
@@ -222,11 +225,11 @@ impl Gru {
         shape: Shape,
         buffers: &Buffers<'_>,
     ) -> Result<ForwardPass> {
-        let runner = self.adapter_runner()?;
+        let pool = self.session_pool()?;
         let plan = self.plan(shape, Mode::Inference)?;
-        buffers.check(runner.gpu(), shape)?;
+        buffers.check(pool.gpu(), shape)?;
         let bound = buffers.bound(plan.run_buffers());
-        let session = runner.make(plan, &bound).await?;
+        let session = pool.make(plan, &bound).await?;
         let copied = [(&buffers.h0, States::First), (&buffers.reset_state, States::Reset)];
         let before =
             copied.into_iter().filter_map(|(part, to)| Some((Bound::from(part.as_ref()?), to)));
@@ -249,6 +252,6 @@ impl Gru {
             return Err(Error::OtherModel { what: "forward pass" });
         }
         let work = || pass.encode(encoder);
-        self.adapter_runner()?.with_parameters_now(self.params(), self.version(), work)
+        self.session_pool()?.with_parameters_now(self.params(), self.version(), work)
     }
 }

@@ -11,11 +11,11 @@ use crate::model::executor::Input;
 use crate::model::gru::Gru;
 use crate::plan::{Mode, Purpose, States};
 use crate::spec::batch::Batch;
-use crate::spec::chunk::Piece;
+use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
-use crate::spec::head::{Head, Linear, Over};
-use crate::spec::loss::{Loss, Targets, Wanted};
-use crate::spec::options::Options;
+use crate::spec::head::{Head, Linear, Readout};
+use crate::spec::loss::{Loss, PreparedTargets, Targets};
+use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 use crate::spec::sequences::{check_sequence, in_order, pad};
 
@@ -58,7 +58,7 @@ impl Network {
 
     /// The same network run another way.
     #[must_use]
-    pub fn with_options(self, options: Options) -> Self {
+    pub fn with_options(self, options: RunOptions) -> Self {
         Self { gru: self.gru.with_options(options), ..self }
     }
 
@@ -120,8 +120,8 @@ impl Network {
             let outputs = self.forward(Batch::new(x.view()).with_lengths(&lengths))?;
             for (row, &length) in lengths.iter().enumerate() {
                 all.push(match self.head.over {
-                    Over::Last => outputs.slice(s![row..=row, ..]).to_owned(),
-                    Over::EveryStep => outputs.slice(s![..length, row, ..]).to_owned(),
+                    Readout::LastState => outputs.slice(s![row..=row, ..]).to_owned(),
+                    Readout::EveryStep => outputs.slice(s![..length, row, ..]).to_owned(),
                 });
             }
         }
@@ -141,7 +141,7 @@ impl Network {
     ) -> Result<Evaluation> {
         let (batch, targets) = (batch.into(), targets.into());
         let shape = batch.check(self.gru.config())?;
-        let wanted = Wanted::new(&self.head, loss, shape, batch.lengths, &targets, 1.0)?;
+        let wanted = PreparedTargets::new(&self.head, loss, shape, batch.lengths, &targets, 1.0)?;
         let mut outputs = self.forward(batch)?;
         let outputs = outputs.as_slice_mut().expect("standard layout");
         let correct = wanted.correct(outputs);
@@ -162,17 +162,17 @@ impl Network {
 
     async fn run_on(&self, shape: Shape, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
         let (mode, purpose) = (Mode::Inference, Purpose::Outputs);
-        let pieces = self.gru.pieces_of(shape, mode, purpose)?;
-        let input = Input::new(shape, mode, &pieces, None, batch, wait).await?;
-        let mut before = None::<(&Piece, Array3<f32>)>;
-        let len = if pieces.len() == 1 { 0 } else { self.head.rows(shape) * self.head.outputs };
+        let chunks = self.gru.chunks_of(shape, mode, purpose)?;
+        let input = Input::new(shape, mode, &chunks, None, batch, wait).await?;
+        let mut before = None::<(&Chunk, Array3<f32>)>;
+        let len = if chunks.len() == 1 { 0 } else { self.head.rows(shape) * self.head.outputs };
         let mut all: Vec<f32> = try_untouched("the outputs", len)?;
-        for piece in &pieces {
-            let part = piece.shape(shape);
+        for chunk in &chunks {
+            let part = chunk.shape(shape);
             let mut session = self.gru.session(part, mode, purpose, None).await?;
-            let carried = before.as_ref().filter(|(before, _)| piece.has_rows_of(Some(before)));
+            let carried = before.as_ref().filter(|(before, _)| chunk.has_rows_of(Some(before)));
             let carried = carried.map(|(_, h_n)| h_n.view());
-            input.upload(&mut session, piece, carried).await?;
+            input.upload(&mut session, chunk, carried).await?;
             session.run(Pass::Forward).await?;
             let outputs = session.plan().head_buffers().outputs;
             let outputs = (outputs, 0..self.head.rows(part) * self.head.outputs);
@@ -183,10 +183,10 @@ impl Network {
                 return Ok(self.outputs(shape, outputs));
             }
             let width = self.head.outputs;
-            let rows = self.head.rows_of(piece, shape).into_iter().zip(outputs.chunks(width));
+            let rows = self.head.rows_of(chunk, shape).into_iter().zip(outputs.chunks(width));
             rows.for_each(|(at, row)| all[width * at..][..width].copy_from_slice(row));
             let h_n = Array3::from_shape_vec(part.state(), h_n).expect("as many as it holds");
-            before = Some((piece, h_n));
+            before = Some((chunk, h_n));
         }
         Ok(self.outputs(shape, all))
     }

@@ -7,7 +7,7 @@ use ndarray::ArrayView3;
 
 use crate::cpu::Asked;
 use crate::error::Result;
-use crate::gpu::pool::SessionGuard;
+use crate::gpu::pool::PooledSession;
 use crate::gpu::session::{Pass, Timing};
 use crate::gpu::transfer::Wait;
 use crate::model::executor::{Input, download_output, upload_gradients};
@@ -217,23 +217,23 @@ impl Gru {
         wait: Wait,
     ) -> Result<Profile> {
         let mode = if dy.is_some() { Mode::Training } else { Mode::Inference };
-        let pieces = self.pieces_of(shape, mode, Purpose::States)?;
-        let input = Input::new(shape, mode, &pieces, None, batch, wait).await?;
+        let chunks = self.chunks_of(shape, mode, Purpose::States)?;
+        let input = Input::new(shape, mode, &chunks, None, batch, wait).await?;
         let mut kernels = Kernels::default();
         let [mut upload, mut forward, mut backward, mut download] = [Duration::ZERO; 4];
-        for piece in &pieces {
-            let part = piece.shape(shape);
+        for chunk in &chunks {
+            let part = chunk.shape(shape);
             let mut session = self.session(part, mode, Purpose::States, None).await?;
             let gpu = session.gpu().clone();
-            gpu.settle(wait).await?;
+            gpu.sync(wait).await?;
 
             let start = Instant::now();
-            input.upload(&mut session, piece, None).await?;
+            input.upload(&mut session, chunk, None).await?;
             if let Some(dy) = dy {
-                let dy = piece.of_sequence(dy, shape.layout);
+                let dy = chunk.of_sequence(dy, shape.layout);
                 upload_gradients(&mut session, part, Some(dy), None).await?;
             }
-            gpu.settle(wait).await?;
+            gpu.sync(wait).await?;
             upload += start.elapsed();
 
             let passes = [(Pass::Forward, &mut forward), (Pass::Backward, &mut backward)];
@@ -251,7 +251,7 @@ impl Gru {
             }
             download += start.elapsed();
         }
-        let has_clock = self.adapter_runner()?.gpu().tick().is_some();
+        let has_clock = self.session_pool()?.gpu().tick().is_some();
         let clock = if has_clock { Clock::Adapter } else { Clock::Host };
         Ok(Profile { upload, forward, backward, download, clock, kernels: kernels.sorted() })
     }
@@ -269,7 +269,7 @@ impl Kernels {
     /// Runs a schedule part by part, and gives the sum of their times.
     async fn time(
         &mut self,
-        session: &mut SessionGuard,
+        session: &mut PooledSession,
         pass: Pass,
         wait: Wait,
     ) -> Result<Duration> {
@@ -360,7 +360,7 @@ mod tests {
     use super::*;
     use crate::model::device::{Device, test_device};
     use crate::spec::config::{Direction, GruConfig};
-    use crate::spec::options::{Options, Recurrence};
+    use crate::spec::options::{Recurrence, RunOptions};
     use crate::spec::params::Init;
     use ndarray::Array3;
 
@@ -369,7 +369,7 @@ mod tests {
         device: &Device,
         config: GruConfig,
         train: bool,
-        options: Options,
+        options: RunOptions,
     ) -> (Profile, Vec<Stage>) {
         let config = config.with_layers(2).with_direction(Direction::Both);
         let gru = Gru::new(config, Init::Uniform, 1, device).unwrap().with_options(options);
@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn every_dispatch_of_the_plan_is_in_the_profile_once() {
         let (device, _) = test_device();
-        let plain = Options::default();
+        let plain = RunOptions::default();
         let others = [
             plain.with_recurrence(Recurrence::Step),
             plain.with_recurrence(Recurrence::Sequence),
@@ -412,7 +412,7 @@ mod tests {
         assert_whole(&device.with_default_limits().unwrap(), GruConfig::new(4, 5), true, plain);
     }
 
-    fn assert_whole(device: &Device, config: GruConfig, train: bool, options: Options) {
+    fn assert_whole(device: &Device, config: GruConfig, train: bool, options: RunOptions) {
         let (profile, stages) = profile(device, config, train, options);
         let rows = &profile.kernels;
         let of_rows = [
@@ -446,7 +446,7 @@ mod tests {
         let (device, gpu) = test_device();
         let gru = Gru::new(GruConfig::pytorch(1, 1), Init::Uniform, 1, &device).unwrap();
         let x = Array3::ones((2100, 1, 1));
-        let step = crate::spec::options::Options::default()
+        let step = crate::spec::options::RunOptions::default()
             .with_recurrence(crate::spec::options::Recurrence::Step);
         let profile = gru.with_options(step).profile(&x, None).unwrap();
         let calls: usize = profile.kernels.iter().map(|row| row.calls).sum();
@@ -459,7 +459,7 @@ mod tests {
     fn a_timed_run_leaves_the_next_ones_numbers_as_they_were() {
         let (device, _) = test_device();
         let gru = Gru::new(GruConfig::new(4, 5), Init::Uniform, 1, &device).unwrap();
-        let gru = gru.with_options(Options::default().with_recompute(true));
+        let gru = gru.with_options(RunOptions::default().with_recompute(true));
         let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 5)));
         let run = || {
             let (output, tape) = gru.forward_train(&x).unwrap();
@@ -477,7 +477,7 @@ mod tests {
 
     #[test]
     fn the_cpu_has_one_time_and_no_kernels() {
-        let plain = Options::default();
+        let plain = RunOptions::default();
         let (profile, _) = profile(&Device::cpu(), GruConfig::new(4, 5), true, plain);
         assert!(profile.kernels.is_empty() && profile.clock == Clock::Host);
         assert_eq!((profile.upload, profile.download), (Duration::ZERO, Duration::ZERO));

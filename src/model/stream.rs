@@ -5,7 +5,7 @@ use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, s};
 use crate::cpu;
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::context::{Gpu, one_line};
-use crate::gpu::pool::Runner;
+use crate::gpu::pool::SessionPool;
 use crate::gpu::session::{Bound, Session};
 use crate::gpu::transfer::Wait;
 use crate::model::gru::Gru;
@@ -221,8 +221,8 @@ impl OnGpu {
         let Shape { batch, hidden, layers, .. } = shape;
         let now = self.now().range(shape).start;
         let mut row = 0;
-        while let Some(ahead) = resets[row..].iter().position(|&reset| reset) {
-            let first = row + ahead;
+        while let Some(prologue) = resets[row..].iter().position(|&reset| reset) {
+            let first = row + prologue;
             let rows = resets[first..].iter().take_while(|&&reset| reset).count();
             for layer in 0..layers {
                 let from = (layer * batch + first) * hidden;
@@ -341,20 +341,20 @@ impl Gru {
     /// As [`Self::stream`].
     pub async fn stream_async(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
         let shapes = self.stream_shapes(rows, chunks)?;
-        let Ok(runner) = self.adapter_runner() else {
+        let Ok(pool) = self.session_pool() else {
             let state = reference::zeros("a stream's states", shapes[0].state())?;
             let reset_state = state.clone();
             return Ok(self.stream_at(&shapes, Place::Cpu { state, reset_state }));
         };
         let longest = shapes.iter().max_by_key(|shape| shape.steps).expect("at least one");
         let [x, y] = [longest.x(), longest.y()].map(|shape| shape.iter().product());
-        let gpu = runner.gpu();
+        let gpu = pool.gpu();
         let stage = || {
             let up = gpu.staging("stream.up", x, wgpu::MapMode::Write);
             let down = gpu.staging("stream.down", y, wgpu::MapMode::Read);
             Ok(Staging { up, down })
         };
-        let mut on = OnGpu::new(runner, self, &shapes, None).await?;
+        let mut on = OnGpu::new(pool, self, &shapes, None).await?;
         on.staging = Some(gpu.guard(stage).await?);
         Ok(self.stream_at(&shapes, Place::Gpu(Box::new(on))))
     }
@@ -385,7 +385,7 @@ impl Gru {
         buffers: &Buffers<'_>,
     ) -> Result<Stream> {
         let shapes = self.stream_shapes(rows, chunks)?;
-        let runner = self.adapter_runner()?;
+        let pool = self.session_pool()?;
         if buffers.h0.is_some() || buffers.h_n.is_some() || buffers.reset_state.is_some() {
             return Err(Error::Conflict {
                 what: "a stream and buffers for its states",
@@ -393,9 +393,9 @@ impl Gru {
             });
         }
         for &shape in &shapes {
-            buffers.check(runner.gpu(), shape)?;
+            buffers.check(pool.gpu(), shape)?;
         }
-        let on = OnGpu::new(runner, self, &shapes, Some(buffers)).await?;
+        let on = OnGpu::new(pool, self, &shapes, Some(buffers)).await?;
         Ok(self.stream_at(&shapes, Place::Gpu(Box::new(on))))
     }
 
@@ -450,8 +450,8 @@ impl Gru {
                 Ok(())
             }
             Place::Gpu(on) => {
-                let runner = self.adapter_runner()?;
-                runner.with_parameters(self.params(), self.version(), || Ok(())).await?;
+                let pool = self.session_pool()?;
+                pool.with_parameters(self.params(), self.version(), || Ok(())).await?;
                 on.step(chunk, shape, &mut stream.resets, x, y, wait).await
             }
         }
@@ -476,7 +476,7 @@ impl Gru {
             Place::Gpu(on) if on.staging.is_none() => {
                 let (shape, resets) = (stream.shape, &mut stream.resets);
                 let work = || on.encode(chunk, shape, resets, encoder);
-                self.adapter_runner()?.with_parameters_now(self.params(), self.version(), work)
+                self.session_pool()?.with_parameters_now(self.params(), self.version(), work)
             }
             _ => Err(Error::Conflict {
                 what: "a stream over arrays and an encoder",
@@ -520,12 +520,12 @@ impl Gru {
 
 impl OnGpu {
     async fn new(
-        runner: &Runner,
+        pool: &SessionPool,
         gru: &Gru,
         shapes: &[Shape],
         buffers: Option<&Buffers<'_>>,
     ) -> Result<Self> {
-        let gpu = runner.gpu().clone();
+        let gpu = pool.gpu().clone();
         let state: usize = shapes[0].state().iter().product();
         let mut plans = Vec::new();
         for &shape in shapes {
@@ -539,7 +539,7 @@ impl OnGpu {
             let run = plan.run_buffers();
             let mut bound = vec![(run.states, Bound::from(&states))];
             bound.extend(buffers.iter().flat_map(|buffers| buffers.bound(run)));
-            sessions.push(runner.make(plan, &bound).await?);
+            sessions.push(pool.make(plan, &bound).await?);
         }
         let (turn, reset_state, staging, interrupted) = Default::default();
         Ok(Self { gpu, sessions, states, turn, reset_state, staging, interrupted })

@@ -17,11 +17,11 @@ impl fmt::Display for Plan {
                 Role::Scratch => "scratch",
                 Role::Zeros => "zeros",
             };
-            let (len, bytes) = (buffer.len, quantity(4.0 * buffer.len as f64, "B"));
+            let (len, bytes) = (buffer.len, format_si(4.0 * buffer.len as f64, "B"));
             let (name, axes) = (&buffer.name, &buffer.axes);
             writeln!(f, "  {name:<9} {axes:<16} {role:<10} {len:>12} elements {bytes:>10}")?;
         }
-        let (name, bytes) = ("arguments", quantity(self.argument_bytes() as f64, "B"));
+        let (name, bytes) = ("arguments", format_si(self.argument_bytes() as f64, "B"));
         writeln!(f, "  {name:<72} {bytes:>10}")?;
         for (name, stages) in [("forward", &self.forward), ("backward", &self.backward)] {
             if !stages.is_empty() {
@@ -36,8 +36,8 @@ impl fmt::Display for Plan {
             flops += body.iter().map(|d| d.flops).sum::<u64>() as f64 * times as f64;
             moved += body.iter().map(|d| d.bytes).sum::<u64>() as f64 * times as f64;
         }
-        let (flops, moved) = (quantity(flops, "FLOP"), quantity(moved, "B"));
-        let held = quantity(self.bytes() as f64, "B");
+        let (flops, moved) = (format_si(flops, "FLOP"), format_si(moved, "B"));
+        let held = format_si(self.bytes() as f64, "B");
         writeln!(
             f,
             "\ntotal: {dispatches} dispatches, {flops}, at least {moved} moved, {held} held"
@@ -66,14 +66,14 @@ fn write_dispatch(f: &mut fmt::Formatter<'_>, indent: &str, dispatch: &Dispatch)
     let name = dispatch.kernel.name;
     let label = &dispatch.label;
     let groups = if z == 1 { format!("{x}×{y} groups") } else { format!("{x}×{y}×{z} groups") };
-    let flops = quantity(dispatch.flops as f64, "FLOP");
-    let bytes = quantity(dispatch.bytes as f64, "B");
+    let flops = format_si(dispatch.flops as f64, "FLOP");
+    let bytes = format_si(dispatch.bytes as f64, "B");
     let width = 48 - indent.len();
     writeln!(f, "{indent}{name:<13} {label:<width$} {groups:>16} {flops:>12} {bytes:>10}")
 }
 
 /// `12.3 MFLOP`: an amount, which has no fractions, in three figures and with a decimal prefix.
-pub fn quantity(value: f64, unit: &str) -> String {
+pub fn format_si(value: f64, unit: &str) -> String {
     let prefixes = ["", "k", "M", "G", "T", "P", "E"];
     let mut scaled = value;
     let mut prefix = 0;
@@ -81,12 +81,12 @@ pub fn quantity(value: f64, unit: &str) -> String {
         scaled /= 1000.0;
         prefix += 1;
     }
-    let scaled = if prefix == 0 { format!("{scaled:.0}") } else { figures(scaled) };
+    let scaled = if prefix == 0 { format!("{scaled:.0}") } else { format_sig3(scaled) };
     format!("{scaled} {}{unit}", prefixes[prefix])
 }
 
 /// `0.123`, `12.3`, `1230`: a measured number in three figures, and all that are before the point.
-pub fn figures(value: f64) -> String {
+pub fn format_sig3(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 0.0995 => 4,
         v if v < 0.995 => 3,
@@ -99,7 +99,7 @@ pub fn figures(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{figures, quantity};
+    use super::{format_si, format_sig3};
 
     #[test]
     fn amounts_have_three_figures_and_a_prefix() {
@@ -113,7 +113,7 @@ mod tests {
             (999.6e6, "1.00 GB"),
             (3.2e21, "3200 EB"),
         ] {
-            assert_eq!(quantity(value, "B"), expected, "{value}");
+            assert_eq!(format_si(value, "B"), expected, "{value}");
         }
         for (value, expected) in [
             (0.01234, "0.0123"),
@@ -122,7 +122,7 @@ mod tests {
             (1234.5, "1234"),
             (-1.5, "-1.50"),
         ] {
-            assert_eq!(figures(value), expected, "{value}");
+            assert_eq!(format_sig3(value), expected, "{value}");
         }
     }
 }

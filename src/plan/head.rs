@@ -1,12 +1,12 @@
 //! The stages of a linear head and of a loss of its outputs.
 
 use super::planner::Planner;
-use super::products::{Columns, MAX_WORKGROUPS, Operand, Start};
+use super::products::{Columns, Epilogue, MAX_WORKGROUPS, Operand};
 use super::{Buffers, Dispatch, HeadBuffers, LossBuffers, Purpose, Role, Slice, Stage};
 use super::{Mode, TrainingBuffers};
 use crate::kernels::{LOSS, LossArgs, LossConstants, loss_kind};
 use crate::spec::config::Shape;
-use crate::spec::head::{Head, Over};
+use crate::spec::head::{Head, Readout};
 use crate::spec::loss::Loss;
 use crate::spec::params::ParamLayout;
 
@@ -35,8 +35,8 @@ impl Planner<'_> {
         let head = layout.head().expect("a network's layout has a head");
         let rows = head.rows(shape);
         let axes = match head.over {
-            Over::EveryStep => "T, B",
-            Over::Last => "B",
+            Readout::EveryStep => "T, B",
+            Readout::LastState => "B",
         };
         let all = format!("[{axes}, C]");
         let len = rows * head.outputs;
@@ -65,7 +65,7 @@ impl Planner<'_> {
         let rows = head.rows(self.shape);
         let to = Operand::plain(self.buffers.whole(outputs), 0, head.outputs);
         let product = |features: Features| {
-            let start = if features.column == 0 { Start::Bias(bias) } else { Start::Present };
+            let start = if features.column == 0 { Epilogue::Bias(bias) } else { Epilogue::Present };
             self.products.matmul(
                 "outputs = features · Wᵀ + b",
                 [rows, head.outputs, features.width],
@@ -101,7 +101,7 @@ impl Planner<'_> {
                 [head.outputs, features.width, rows],
                 Operand::transposed(doutputs, 0, head.outputs),
                 features.place,
-                Start::Present,
+                Epilogue::Present,
                 Operand::plain(dweight, features.column, width),
             ));
             stages.extend(self.products.matmul(
@@ -109,7 +109,7 @@ impl Planner<'_> {
                 [rows, features.width, head.outputs],
                 Operand::plain(doutputs, 0, head.outputs),
                 Operand::plain(weight, features.column, width),
-                Start::Zero,
+                Epilogue::Zero,
                 features.gradient.expect("of a training run"),
             ));
         }
@@ -170,13 +170,13 @@ impl Planner<'_> {
         let Shape { batch, hidden, layers, directions, .. } = self.shape;
         let training = self.run.training.as_ref().filter(|_| self.mode == Mode::Training);
         match head.over {
-            Over::EveryStep => {
+            Readout::EveryStep => {
                 let width = self.features_width();
                 let whole = |id| Operand::plain(self.buffers.whole(id), 0, width);
                 let gradient = training.map(|t| whole(t.dy));
                 vec![Features { place: whole(self.run.y), gradient, column: 0, width }]
             }
-            Over::Last => {
+            Readout::LastState => {
                 let of = |direction| {
                     let first = self.states_at(layers - 1, 2) + direction * batch * hidden;
                     let last = |id| Operand::plain(self.buffers.whole(id), first, hidden);

@@ -27,11 +27,11 @@ mod steps;
 mod tiles;
 mod update;
 
-pub use display::{figures, quantity};
+pub use display::{format_si, format_sig3};
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
 pub(crate) use planner::recomputed_at_once;
-pub(crate) use products::{Columns, Operand, Products, Start};
+pub(crate) use products::{Columns, Epilogue, Operand, Products};
 pub(crate) use update::{REPORT, SLOTS, UpdateBuffers, numbers};
 
 use crate::error::{Result, check_shape};
@@ -39,13 +39,13 @@ use crate::kernels::Kernel;
 use crate::spec::config::{GruConfig, Shape};
 use crate::spec::loss::Loss;
 pub use crate::spec::options::Mode;
-use crate::spec::options::Options;
+use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
 
 /// What a plan knows of the adapter that it is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Machine {
+pub struct DeviceCaps {
     /// Its limits.
     pub limits: Limits,
     /// Whether it computes on the CPU: a few threads, to which a load costs as much as some
@@ -53,7 +53,7 @@ pub struct Machine {
     pub software: bool,
 }
 
-impl Machine {
+impl DeviceCaps {
     /// A GPU that has what every WebGPU implementation has, and no more.
     pub const WEBGPU: Self = Self::new(Limits::WEBGPU_DEFAULT, false);
 
@@ -114,7 +114,7 @@ pub enum Role {
     Zeros,
 }
 
-/// A buffer of f32 (but `marks`, of u32) that a plan asks for.
+/// A buffer of f32 (but `step_flags`, of u32) that a plan asks for.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BufferSpec {
@@ -256,7 +256,7 @@ pub(crate) struct RunBuffers {
     pub x: BufferId,
     /// `[T, B]` of u32: bits of [`step_flag`](mod@crate::step_flag). While training four more,
     /// what is drawn from.
-    pub marks: BufferId,
+    pub step_flags: BufferId,
     /// `[3, L·D, B, H]`: the first states, those that resets go back to, and the last.
     pub states: BufferId,
     /// `[T, B, D·H]`
@@ -336,15 +336,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The schedule of a run of `config` over `shape`, for [`Machine::WEBGPU`].
+    /// The schedule of a run of `config` over `shape`, for [`DeviceCaps::WEBGPU`].
     ///
     /// # Errors
     /// As [`Self::with_options`].
     pub fn new(config: &GruConfig, shape: Shape, mode: Mode) -> Result<Self> {
-        Self::with_options(config, shape, mode, Options::default(), &Machine::WEBGPU)
+        Self::with_options(config, shape, mode, RunOptions::default(), &DeviceCaps::WEBGPU)
     }
 
-    /// The schedule of a run of `config` over `shape` on `machine`.
+    /// The schedule of a run of `config` over `shape` on `caps`.
     ///
     /// # Errors
     /// [`Error::ZeroSize`](crate::Error::ZeroSize) or [`Error::Overflow`](crate::Error::Overflow)
@@ -355,8 +355,8 @@ impl Plan {
         config: &GruConfig,
         shape: Shape,
         mode: Mode,
-        options: Options,
-        machine: &Machine,
+        options: RunOptions,
+        caps: &DeviceCaps,
     ) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
         // Its fields are public; what follows relies on what `GruConfig::shape` checked. Any layout is
@@ -364,7 +364,7 @@ impl Plan {
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
-        Self::of_run(&layout, shape, mode, options, Purpose::States, machine)
+        Self::of_run(&layout, shape, mode, options, Purpose::States, caps)
     }
 
     /// A plan of stages put together by hand, for a kernel's own check.
@@ -372,9 +372,9 @@ impl Plan {
         title: &str,
         buffers: Vec<BufferSpec>,
         forward: Vec<Stage>,
-        machine: &Machine,
+        caps: &DeviceCaps,
     ) -> Self {
-        let (title, submit_flops) = (title.to_owned(), machine.dispatch_flops());
+        let (title, submit_flops) = (title.to_owned(), caps.dispatch_flops());
         let (backward, accumulators, run, carries) = Default::default();
         Self { title, buffers, forward, backward, accumulators, run, carries, submit_flops }
     }

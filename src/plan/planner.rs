@@ -4,11 +4,13 @@ use std::ops::Range;
 
 use super::products::{Operand, Products, product};
 use super::tiles::Tiles;
-use super::{BufferId, Buffers, Machine, Mode, Purpose, Role, RunBuffers, Slice, TrainingBuffers};
+use super::{
+    BufferId, Buffers, DeviceCaps, Mode, Purpose, Role, RunBuffers, Slice, TrainingBuffers,
+};
 use crate::error::Result;
 use crate::spec::config::{Layout, Shape};
 use crate::spec::noise::DRAW_WORDS;
-use crate::spec::options::Options;
+use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
 
 /// What every stage of a run draws on.
@@ -17,7 +19,7 @@ pub(super) struct Planner<'a> {
     pub shape: Shape,
     pub mode: Mode,
     pub purpose: Purpose,
-    pub machine: &'a Machine,
+    pub caps: &'a DeviceCaps,
     pub tiles: Tiles,
     /// Steps of each batch row that a buffer `gates` has room for.
     pub gates_times: usize,
@@ -68,20 +70,20 @@ impl<'a> Planner<'a> {
         layout: &'a ParamLayout,
         shape: Shape,
         mode: Mode,
-        options: Options,
+        options: RunOptions,
         purpose: Purpose,
-        machine: &'a Machine,
+        caps: &'a DeviceCaps,
     ) -> Result<Self> {
         let gates_times = match mode {
-            Mode::Inference => used_at_once(shape, machine),
+            Mode::Inference => used_at_once(shape, caps),
             Mode::Training => {
-                let kept = bound_at_once(shape, machine);
+                let kept = bound_at_once(shape, caps);
                 if options.recompute { kept.min(recomputed_at_once(shape.steps)) } else { kept }
             }
         };
         let recomputes = mode == Mode::Inference || options.recompute;
         let keeps_gates = !recomputes || gates_times == shape.steps;
-        let tiles = Tiles::choose(layout.config(), shape.batch, options.recurrence, machine)?;
+        let tiles = Tiles::choose(layout.config(), shape.batch, options.recurrence, caps)?;
         let Shape { steps, batch, input, hidden, directions, layers, .. } = shape;
         let (rows, width) = (steps * batch, directions * hidden);
         let [first, second] = shape.layout.order("T", "B");
@@ -91,14 +93,14 @@ impl<'a> Planner<'a> {
         let x = buffers.add("x", x_axes.as_str(), rows * input, Role::Input);
         let marks_axes = if mode == Mode::Training { "[T, B] + seed" } else { "[T, B]" };
         let marks_len = rows + if mode == Mode::Training { DRAW_WORDS } else { 0 };
-        let marks = buffers.add("marks", marks_axes, marks_len, Role::Input);
+        let step_flags = buffers.add("step_flags", marks_axes, marks_len, Role::Input);
         let states_len = 3 * layers * directions * batch * hidden;
         let states = buffers.add("states", "[3, L·D, B, H]", states_len, Role::InputOutput);
         let y = buffers.add("y", y_axes.as_str(), rows * width, Role::Output);
         let params = buffers.add("params", "flat", layout.flat_len(), Role::Parameters);
         let zeros = buffers.add("zeros", "[3H]", 3 * hidden, Role::Zeros);
         let head = Self::add_head(&mut buffers, layout, shape, purpose);
-        let mut run = RunBuffers { x, marks, states, y, params, training: None, head };
+        let mut run = RunBuffers { x, step_flags, states, y, params, training: None, head };
         let layers = match mode {
             // A layer's input is spent before its steps put anything out in its place.
             Mode::Inference => {
@@ -162,13 +164,13 @@ impl<'a> Planner<'a> {
                 (0..layers).map(make).collect()
             }
         };
-        let products = Products::new(machine, buffers.next_id());
+        let products = Products::new(caps, buffers.next_id());
         Ok(Self {
             layout,
             shape,
             mode,
             purpose,
-            machine,
+            caps,
             tiles,
             gates_times,
             keeps_gates,
@@ -311,31 +313,31 @@ pub(crate) fn recomputed_at_once(steps: usize) -> usize {
 /// Steps of an inference whose gates are there at once: all of them, or as many as the adapter can bind.
 /// Between layers of two directions it must be all: there the reverse direction's first steps overwrite y
 /// where the forward direction has yet to read what the layer below put out.
-fn used_at_once(shape: Shape, machine: &Machine) -> usize {
+fn used_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     let Shape { steps, layers, directions, .. } = shape;
     if layers > 1 && directions > 1 {
         return steps;
     }
-    steps_bound(shape, machine)
+    steps_bound(shape, caps)
 }
 
 /// Steps of a training run whose gates one buffer holds, of as few buffers as there can be, alike in size.
-fn bound_at_once(shape: Shape, machine: &Machine) -> usize {
+fn bound_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     /// h and y, a quarter of the gates each, are bound whole: where these need many more buffers, the
     /// plan will be refused.
     const MOST: usize = 8;
     let Shape { steps, .. } = shape;
-    match steps.div_ceil(steps_bound(shape, machine)) {
+    match steps.div_ceil(steps_bound(shape, caps)) {
         count @ 1..=MOST => steps.div_ceil(count),
         _ => steps,
     }
 }
 
 /// Steps whose gates fit a buffer and a binding, or one where none do.
-fn steps_bound(shape: Shape, machine: &Machine) -> usize {
+fn steps_bound(shape: Shape, caps: &DeviceCaps) -> usize {
     let Shape { steps, batch, hidden, directions, .. } = shape;
     let step = 4 * product([directions, batch, 4, hidden]);
-    let limits = &machine.limits;
+    let limits = &caps.limits;
     let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / step;
     usize::try_from(most).unwrap_or(steps).clamp(1, steps)
 }

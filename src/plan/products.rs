@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::tiles::ProductTile;
-use super::{BufferId, Dispatch, Machine, Slice, Stage};
+use super::{BufferId, DeviceCaps, Dispatch, Slice, Stage};
 use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
 
 /// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
@@ -66,7 +66,7 @@ impl Operand {
 
 /// What a product is added to.
 #[derive(Clone, Copy)]
-pub(crate) enum Start {
+pub(crate) enum Epilogue {
     /// Nothing.
     Zero,
     /// These `n` numbers, for every row.
@@ -89,15 +89,15 @@ pub(crate) struct Columns {
 /// Makes the stages of products and sums. Those with few results and long sums are made in parts, which
 /// lie in one buffer that all of them share, until they are added up.
 pub(crate) struct Products<'a> {
-    machine: &'a Machine,
+    caps: &'a DeviceCaps,
     partials: BufferId,
     partials_len: Cell<usize>,
 }
 
 impl<'a> Products<'a> {
     /// With the parts in `partials`, a buffer that has [`Self::partials_len`] elements in the end.
-    pub fn new(machine: &'a Machine, partials: BufferId) -> Self {
-        Self { machine, partials, partials_len: Cell::new(0) }
+    pub fn new(caps: &'a DeviceCaps, partials: BufferId) -> Self {
+        Self { caps, partials, partials_len: Cell::new(0) }
     }
 
     /// How many elements the parts made so far need at once.
@@ -113,7 +113,7 @@ impl<'a> Products<'a> {
     /// In how many parts to make what takes `groups` workgroups, where no more than `most` are worth it.
     fn parts(&self, groups: u64, most: usize) -> usize {
         // Enough workgroups to fill the device a few times over.
-        let wanted = if self.machine.software { 4 } else { 512 };
+        let wanted = if self.caps.software { 4 } else { 512 };
         let parts = (wanted / groups.max(1)).min(most as u64);
         if parts < 2 { 1 } else { parts as usize }
     }
@@ -126,14 +126,14 @@ impl<'a> Products<'a> {
         mnk: [usize; 3],
         a: Operand,
         b: Operand,
-        start: Start,
+        start: Epilogue,
         c: Operand,
     ) -> Vec<Stage> {
         let [m, n, k] = mnk;
-        let [x, y] = ProductTile::choose(mnk, self.machine).groups(m, n);
+        let [x, y] = ProductTile::choose(mnk, self.caps).groups(m, n);
         let parts = self.parts(x * y, k / MATMUL_MIN_DEPTH);
         let gathers = c.stride == n && c.runs.is_none() && m * n <= MAX_WORKGROUPS * 16;
-        if parts == 1 || !gathers || matches!(start, Start::Bias(_)) {
+        if parts == 1 || !gathers || matches!(start, Epilogue::Bias(_)) {
             return self.matmul_in_pieces(label, mnk, self.largest_piece(mnk), a, b, start, c);
         }
         self.matmul_in_parts(label, mnk, parts, a, b, start, c)
@@ -148,23 +148,23 @@ impl<'a> Products<'a> {
         parts: usize,
         a: Operand,
         b: Operand,
-        start: Start,
+        start: Epilogue,
         c: Operand,
     ) -> Vec<Stage> {
         let k_part = k.div_ceil(parts).next_multiple_of(16).min(MATMUL_MAX_DEPTH);
-        let tile = ProductTile::choose([m, n, k], self.machine);
+        let tile = ProductTile::choose([m, n, k], self.caps);
         let [x, y] = tile.groups(m, n);
         let flops = 2 * x * y * product([tile.rows(), tile.columns(), k_part]);
-        let parts_at_once = (self.machine.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
+        let parts_at_once = (self.caps.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
         let mut stages = Vec::new();
         for (k0, k) in chunks(k, k_part * parts_at_once) {
             let parts = k.div_ceil(k_part);
             let partials = self.partials(parts * m * n);
             let piece = Piece { at: [0, 0, k0], mnk: [m, n, k], k_part, tile };
             let to = Operand::plain(partials, 0, n);
-            stages.push(piece.stage(label, a, b, Start::Zero, to));
+            stages.push(piece.stage(label, a, b, Epilogue::Zero, to));
             let columns = Columns { slice: partials, rows: parts, stride: m * n, range: 0..m * n };
-            let accumulate = k0 > 0 || matches!(start, Start::Present);
+            let accumulate = k0 > 0 || matches!(start, Epilogue::Present);
             stages.push(sum_stage(label, &columns, parts, c.slice, c.first, accumulate));
         }
         stages
@@ -179,16 +179,16 @@ impl<'a> Products<'a> {
         [most_m, most_n, most_k]: [usize; 3],
         a: Operand,
         b: Operand,
-        start: Start,
+        start: Epilogue,
         c: Operand,
     ) -> Vec<Stage> {
         let mut stages = Vec::new();
         for (m0, m) in chunks(m, most_m) {
             for (n0, n) in chunks(n, most_n) {
                 for (k0, k) in chunks(k, most_k) {
-                    let tile = ProductTile::choose([m, n, k], self.machine);
+                    let tile = ProductTile::choose([m, n, k], self.caps);
                     let piece = Piece { at: [m0, n0, k0], mnk: [m, n, k], k_part: k, tile };
-                    let start = if k0 > 0 { Start::Present } else { start };
+                    let start = if k0 > 0 { Epilogue::Present } else { start };
                     stages.push(piece.stage(label, a, b, start, c));
                 }
             }
@@ -199,13 +199,13 @@ impl<'a> Products<'a> {
     /// The largest piece of an m × n × k product that one dispatch makes: limited by its workgroups, by
     /// the length of its loops and by its work.
     fn largest_piece(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
-        let tile = ProductTile::choose([m, n, k], self.machine);
+        let tile = ProductTile::choose([m, n, k], self.caps);
         let (tile_n, tile_m) = (tile.columns(), tile.rows());
         let k = k.min(MATMUL_MAX_DEPTH);
         // As many columns or rows as the work allows, in whole tiles, at least one.
         let most = |tile: usize, others: usize| {
             let flops_each = 2 * product([others, k]).max(1);
-            let tiles = self.machine.dispatch_flops() / (flops_each * tile as u64);
+            let tiles = self.caps.dispatch_flops() / (flops_each * tile as u64);
             tile * tiles.clamp(1, MAX_WORKGROUPS as u64) as usize
         };
         let n = n.min(most(tile_n, tile_m));
@@ -251,11 +251,11 @@ struct Piece {
 
 impl Piece {
     /// `c` holds the parts' results one after another where there are several.
-    fn stage(&self, label: &str, a: Operand, b: Operand, start: Start, c: Operand) -> Stage {
+    fn stage(&self, label: &str, a: Operand, b: Operand, start: Epilogue, c: Operand) -> Stage {
         let Self { at: [m0, n0, k0], mnk: [m, n, k], k_part, tile } = *self;
         let bias = match start {
-            Start::Bias(slice) => Some(slice),
-            Start::Zero | Start::Present => None,
+            Epilogue::Bias(slice) => Some(slice),
+            Epilogue::Zero | Epilogue::Present => None,
         };
         let [a_first, a_stride, a_row, a_run, a_skip] = a.from(m0, k0);
         let [b_first, b_stride, b_row, b_run, b_skip] = b.from(k0, n0);
@@ -283,7 +283,7 @@ impl Piece {
             part_apart: (m * n) as u32,
             bias_first: n0 as u32,
             add_bias: u32::from(bias.is_some()),
-            accumulate: u32::from(matches!(start, Start::Present)),
+            accumulate: u32::from(matches!(start, Epilogue::Present)),
         };
         let constants = MatmulConstants {
             a_transposed: u32::from(a.transposed),

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::planner::{Planner, Span};
-use super::products::{Columns, Operand, Start};
-use super::{BufferId, Machine, Mode, Plan, Purpose, Stage, TrainingBuffers};
+use super::products::{Columns, Epilogue, Operand};
+use super::{BufferId, DeviceCaps, Mode, Plan, Purpose, Stage, TrainingBuffers};
 use crate::error::Result;
 use crate::spec::config::{Reset, Shape};
-use crate::spec::options::Options;
+use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
 
 impl Plan {
@@ -16,11 +16,11 @@ impl Plan {
         layout: &ParamLayout,
         shape: Shape,
         mode: Mode,
-        options: Options,
+        options: RunOptions,
         purpose: Purpose,
-        machine: &Machine,
+        caps: &DeviceCaps,
     ) -> Result<Self> {
-        let mut planner = Planner::new(layout, shape, mode, options, purpose, machine)?;
+        let mut planner = Planner::new(layout, shape, mode, options, purpose, caps)?;
         // Before the stages are made: it bounds how many pieces a product is cut into.
         planner.buffers.check_indices()?;
         let forward = planner.forward();
@@ -42,7 +42,7 @@ impl Plan {
             accumulators,
             run: Some(planner.run),
             carries: false,
-            submit_flops: machine.dispatch_flops(),
+            submit_flops: caps.dispatch_flops(),
         })
     }
 }
@@ -92,9 +92,9 @@ impl Planner<'_> {
 
     /// What the parameters' gradients of a span are added to: nothing yet, for the first span that is gone
     /// through, unless batches add theirs up.
-    fn start(&self, span: Span) -> Start {
+    fn start(&self, span: Span) -> Epilogue {
         let first = span.end() == self.shape.steps && !matches!(self.purpose, Purpose::Loss(_));
-        if first { Start::Zero } else { Start::Present }
+        if first { Epilogue::Zero } else { Epilogue::Present }
     }
 
     /// The input's part of the gates of a span's steps, outside the loop.
@@ -109,7 +109,7 @@ impl Planner<'_> {
             [span.steps * batch, 3 * hidden, width],
             self.rows((self.input(layer), 0), width, direction, span),
             Operand::transposed(weight, 0, width),
-            bias.map_or(Start::Zero, Start::Bias),
+            bias.map_or(Epilogue::Zero, Epilogue::Bias),
             Operand::plain(self.gates(layer, span), self.gates_at(direction, 0), 4 * hidden),
         )
     }
@@ -131,7 +131,7 @@ impl Planner<'_> {
             [span.steps * batch, width, 3 * hidden],
             Operand::plain(self.gates(layer, span), self.gates_at(direction, 0), 4 * hidden),
             Operand::plain(weight, 0, width),
-            if present { Start::Present } else { Start::Zero },
+            if present { Epilogue::Present } else { Epilogue::Zero },
             self.rows((self.buffers.whole(dx), 0), width, direction, span),
         )
     }
@@ -219,7 +219,7 @@ impl Planner<'_> {
             };
             let out = self.parameter(t.dparams, range.clone());
             let label = self.cell_label(layer, direction, label);
-            let accumulate = matches!(self.start(span), Start::Present);
+            let accumulate = matches!(self.start(span), Epilogue::Present);
             self.products.column_sum(&label, &columns, out, to * hidden, accumulate)
         };
         let mut stages = Vec::new();

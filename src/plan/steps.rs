@@ -2,7 +2,7 @@
 
 use super::planner::{Planner, Span};
 use super::products::{MAX_WORKGROUPS, chunks, product};
-use super::tiles::{Tile, Way};
+use super::tiles::{Pass, Tile};
 use super::{Dispatch, Mode, Slice, Stage, States, TrainingBuffers};
 use crate::kernels::{BACKWARD, FORWARD, StepArgs, StepConstants};
 use crate::spec::config::{Reset, Shape, Update};
@@ -35,7 +35,7 @@ impl Planner<'_> {
     pub(super) fn forward_steps(&self, layer: usize, span: Span) -> Vec<Stage> {
         if self.tiles.forward.resident {
             let dispatch = |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
-            let most = self.steps_a_dispatch(Way::Forward);
+            let most = self.steps_a_dispatch(Pass::Forward);
             let steps = chunks(span.steps, most).map(|(at, count)| (span.first + at, count));
             return steps.flat_map(dispatch).map(Stage::Once).collect();
         }
@@ -59,7 +59,7 @@ impl Planner<'_> {
         if self.tiles.backward.resident {
             let dispatch =
                 |(state, count)| self.backward_step(t, layer, Gates::All, span, state, count);
-            let most = self.steps_a_dispatch(Way::Backward);
+            let most = self.steps_a_dispatch(Pass::Backward);
             let states = chunks(span.steps + 1, most).map(|(at, count)| (span.end() - at, count));
             return states.flat_map(dispatch).map(Stage::Once).collect();
         }
@@ -104,10 +104,10 @@ impl Planner<'_> {
             // Weights and biases besides.
             let moved = gates.count() * (hidden + 1) + moved * rows * count;
             Dispatch {
-                label: self.step_label(Way::Forward, layer, gates, label, [step, count]),
+                label: self.step_label(Pass::Forward, layer, gates, label, [step, count]),
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
-                    self.buffers.whole(self.run.marks),
+                    self.buffers.whole(self.run.step_flags),
                     self.gates(layer, span),
                     bias.unwrap_or(self.buffers.whole(self.zeros)),
                     self.buffers.whole(self.layers[layer].h),
@@ -115,10 +115,10 @@ impl Planner<'_> {
                     self.buffers.whole(self.layers[layer].y),
                 ],
                 bytes: 4 * product([directions, moved, hidden]),
-                ..self.step(Way::Forward, layer, gates, rows, &args)
+                ..self.step(Pass::Forward, layer, gates, rows, &args)
             }
         };
-        self.parts(Way::Forward, gates).map(part).collect()
+        self.parts(Pass::Forward, gates).map(part).collect()
     }
 
     /// One dispatch, or several that each take a part of the batch, of `count` states from `state` down.
@@ -150,20 +150,20 @@ impl Planner<'_> {
             // Weights, the columns of gates read and written, h, dy, and carry twice.
             let moved = gates.count() * (hidden + 3 * rows * count) + 4 * rows * count;
             Dispatch {
-                label: self.step_label(Way::Backward, layer, gates, label, [state, count]),
+                label: self.step_label(Pass::Backward, layer, gates, label, [state, count]),
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
-                    self.buffers.whole(self.run.marks),
+                    self.buffers.whole(self.run.step_flags),
                     self.gates(layer, span),
                     self.buffers.whole(self.layers[layer].h),
                     self.buffers.whole(dy),
                     self.buffers.whole(t.dstates),
                 ],
                 bytes: 4 * product([directions, moved, hidden]),
-                ..self.step(Way::Backward, layer, gates, rows, &args)
+                ..self.step(Pass::Backward, layer, gates, rows, &args)
             }
         };
-        self.parts(Way::Backward, gates).map(part).collect()
+        self.parts(Pass::Backward, gates).map(part).collect()
     }
 
     /// What the two kernels are told alike.
@@ -220,7 +220,7 @@ impl Planner<'_> {
     /// takes them one after another.
     fn step_label(
         &self,
-        way: Way,
+        pass: Pass,
         layer: usize,
         gates: Gates,
         what: &str,
@@ -233,10 +233,10 @@ impl Planner<'_> {
                 label.push_str(if does { what } else { "" });
             }
         }
-        match (self.tiles.of(way).resident, way) {
+        match (self.tiles.of(pass).resident, pass) {
             (false, _) => label,
-            (true, Way::Forward) => format!("{first} to {}: {label}", first + count - 1),
-            (true, Way::Backward) => format!("{first} down to {}: {label}", first + 1 - count),
+            (true, Pass::Forward) => format!("{first} to {}: {label}", first + count - 1),
+            (true, Pass::Backward) => format!("{first} down to {}: {label}", first + 1 - count),
         }
     }
 
@@ -248,34 +248,34 @@ impl Planner<'_> {
     }
 
     /// The batch in parts that a dispatch may take: as many rows as its work and its grid allow.
-    fn parts(&self, way: Way, gates: Gates) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let tile = self.tiles.of(way);
+    fn parts(&self, pass: Pass, gates: Gates) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let tile = self.tiles.of(pass);
         let flops = self.padded_flops(tile, gates).max(1);
-        let tiles = (self.machine.dispatch_flops() / flops).clamp(1, MAX_WORKGROUPS as u64);
+        let tiles = (self.caps.dispatch_flops() / flops).clamp(1, MAX_WORKGROUPS as u64);
         chunks(self.shape.batch, tile.rows() * tiles as usize)
     }
 
     /// How many steps a workgroup that makes all units may walk over in one dispatch: as many as its
     /// loops and the work allow.
-    fn steps_a_dispatch(&self, way: Way) -> usize {
-        let tile = self.tiles.of(way);
-        let iterations = self.iterations(way, Gates::All, 1);
-        let by_loops = self.machine.limits.max_loop_iterations / iterations;
+    fn steps_a_dispatch(&self, pass: Pass) -> usize {
+        let tile = self.tiles.of(pass);
+        let iterations = self.iterations(pass, Gates::All, 1);
+        let by_loops = self.caps.limits.max_loop_iterations / iterations;
         let groups = self.shape.batch.div_ceil(tile.rows()) as u64;
         let flops = self.padded_flops(tile, Gates::All).max(1);
-        let by_work = self.machine.dispatch_flops() / (flops * groups);
+        let by_work = self.caps.dispatch_flops() / (flops * groups);
         // A workgroup has a small part of the device for itself.
-        let by_group = self.machine.group_flops() / flops;
+        let by_group = self.caps.group_flops() / flops;
         by_loops.min(by_work).min(by_group).clamp(1, self.shape.steps as u64 + 1) as usize
     }
 
     /// An upper bound of the loop iterations of one thread in `count` steps.
-    fn iterations(&self, way: Way, gates: Gates, count: usize) -> u64 {
-        let tile = self.tiles.of(way);
+    fn iterations(&self, pass: Pass, gates: Gates, count: usize) -> u64 {
+        let tile = self.tiles.of(pass);
         let quads = self.shape.hidden.div_ceil(4);
-        let depth = match way {
-            Way::Forward => quads,
-            Way::Backward => gates.count() * quads,
+        let depth = match pass {
+            Pass::Forward => quads,
+            Pass::Backward => gates.count() * quads,
         };
         let threads = tile.unit_quads * tile.lanes;
         let staged = (4 * tile.depth_quads * tile.row_quads).div_ceil(threads) + 1;
@@ -292,10 +292,17 @@ impl Planner<'_> {
     }
 
     /// What the two kernels' dispatches have in common.
-    fn step(&self, way: Way, layer: usize, gates: Gates, rows: usize, args: &StepArgs) -> Dispatch {
+    fn step(
+        &self,
+        pass: Pass,
+        layer: usize,
+        gates: Gates,
+        rows: usize,
+        args: &StepArgs,
+    ) -> Dispatch {
         let Shape { hidden, directions, .. } = self.shape;
         let config = self.layout.config();
-        let tile = self.tiles.of(way);
+        let tile = self.tiles.of(pass);
         let constants = StepConstants {
             gates_rz: u32::from(gates != Gates::Candidate),
             gate_n: u32::from(gates != Gates::ResetUpdate),
@@ -318,9 +325,9 @@ impl Planner<'_> {
         let count = args.count as usize;
         Dispatch {
             label: String::new(),
-            kernel: match way {
-                Way::Forward => &FORWARD,
-                Way::Backward => &BACKWARD,
+            kernel: match pass {
+                Pass::Forward => &FORWARD,
+                Pass::Backward => &BACKWARD,
             },
             constants: bytemuck::cast_slice(&[constants]).to_vec(),
             bindings: Vec::new(),
@@ -333,7 +340,7 @@ impl Planner<'_> {
             flops: 2 * product([directions, gates.count(), rows, hidden, hidden]) * count as u64,
             padded_flops: self.padded_flops(tile, gates) * product([groups, count]),
             bytes: 0,
-            iterations: self.iterations(way, gates, count),
+            iterations: self.iterations(pass, gates, count),
         }
     }
 

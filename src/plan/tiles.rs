@@ -1,7 +1,7 @@
 //! How the work of a kernel is laid out over the threads of a workgroup, and by which rule: [`Tile`] of the
 //! recurrence kernels, [`ProductTile`] of the products.
 
-use super::Machine;
+use super::DeviceCaps;
 use super::limits::within;
 use crate::error::Result;
 use crate::kernels::{MATMUL, MatmulConstants};
@@ -28,7 +28,7 @@ const LARGE_TILES: u64 = 96;
 
 /// One of the two kernels of the recurrence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Pass {
     Forward,
     Backward,
 }
@@ -65,18 +65,18 @@ impl Tile {
         4 * 16 * self.row_quads * numbers
     }
 
-    fn allow(&self, machine: &Machine) -> Result<()> {
+    fn allow(&self, caps: &DeviceCaps) -> Result<()> {
         let what = || "a workgroup that makes all units of its rows".to_owned();
-        allow(what, self.threads() as u64, self.bytes() as u64, machine)
+        allow(what, self.threads() as u64, self.bytes() as u64, caps)
     }
 }
 
-/// `Ok` when `machine` can run workgroups of so many threads and bytes.
+/// `Ok` when `caps` can run workgroups of so many threads and bytes.
 fn allow(
     what: impl Fn() -> String,
     threads: u64,
     bytes: u64,
-    Machine { limits, .. }: &Machine,
+    DeviceCaps { limits, .. }: &DeviceCaps,
 ) -> Result<()> {
     let (most_threads, most_bytes) =
         (limits.max_compute_invocations_per_workgroup, limits.max_compute_workgroup_storage_size);
@@ -92,10 +92,10 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    pub fn of(&self, way: Way) -> Tile {
-        match way {
-            Way::Forward => self.forward,
-            Way::Backward => self.backward,
+    pub fn of(&self, pass: Pass) -> Tile {
+        match pass {
+            Pass::Forward => self.forward,
+            Pass::Backward => self.backward,
         }
     }
 
@@ -108,17 +108,17 @@ impl Tiles {
         config: &GruConfig,
         batch: usize,
         recurrence: Recurrence,
-        machine: &Machine,
+        caps: &DeviceCaps,
     ) -> Result<Self> {
-        let tiles = |tile: fn(&GruConfig, usize, Way, &Machine) -> Result<Tile>| {
+        let tiles = |tile: fn(&GruConfig, usize, Pass, &DeviceCaps) -> Result<Tile>| {
             let [forward, backward] =
-                [Way::Forward, Way::Backward].map(|way| tile(config, batch, way, machine));
+                [Pass::Forward, Pass::Backward].map(|pass| tile(config, batch, pass, caps));
             Ok(Self { forward: forward?, backward: backward? })
         };
         match recurrence {
             Recurrence::Step => tiles(step_tile),
             Recurrence::Sequence => tiles(sequence_tile),
-            Recurrence::Auto if sequence_pays(config, batch, machine) => {
+            Recurrence::Auto if sequence_pays(config, batch, caps) => {
                 tiles(sequence_tile).or_else(|_| tiles(step_tile))
             }
             Recurrence::Auto => tiles(step_tile),
@@ -127,75 +127,75 @@ impl Tiles {
 }
 
 /// Whether whole sequences are faster than a dispatch a step.
-fn sequence_pays(config: &GruConfig, batch: usize, machine: &Machine) -> bool {
-    let many = machine.software || batch >= MANY_ROWS;
+fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
+    let many = caps.software || batch >= MANY_ROWS;
     config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN }
 }
 
 /// Numbers that the workgroup's memory holds of each unit and row: its products with the past, forward of
 /// each gate where they do not wait for each other; backward also what the next step needs of each gate, where
 /// it stays there.
-fn totals(config: &GruConfig, way: Way, resident: bool) -> usize {
-    match (way, config.reset, resident) {
-        (Way::Forward, Reset::After, _) | (Way::Backward, _, true) => 3,
-        (Way::Forward, Reset::Before, _) => 2,
-        (Way::Backward, _, false) => 1,
+fn totals(config: &GruConfig, pass: Pass, resident: bool) -> usize {
+    match (pass, config.reset, resident) {
+        (Pass::Forward, Reset::After, _) | (Pass::Backward, _, true) => 3,
+        (Pass::Forward, Reset::Before, _) => 2,
+        (Pass::Backward, _, false) => 1,
     }
 }
 
 /// A workgroup for one step of some units. Its weights pass through once, so many lanes read them side by
 /// side.
-fn step_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) -> Result<Tile> {
+fn step_tile(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Tile> {
     let quads = config.hidden_size.div_ceil(4);
-    let depth = if way == Way::Forward { quads } else { 3 * quads };
+    let depth = if pass == Pass::Forward { quads } else { 3 * quads };
     let make = |unit_quads: usize, lanes: usize, row_quads, staged: usize| Tile {
         unit_quads: unit_quads.min(quads),
         lanes: lanes.min(depth),
         row_quads,
         depth_quads: staged.min(depth),
-        totals: totals(config, way, false),
+        totals: totals(config, pass, false),
         resident: false,
     };
-    if machine.software {
+    if caps.software {
         // A thread is a lane of a vector unit there, and adding up lanes' shares costs loads; more rows to
         // a weight are more work to a load.
         return Ok(make(16, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS));
     }
-    let best = match way {
-        Way::Forward => (8, 16, STAGED_QUADS),
-        Way::Backward => (8, 32, 2 * STAGED_QUADS),
+    let best = match pass {
+        Pass::Forward => (8, 16, STAGED_QUADS),
+        Pass::Backward => (8, 32, 2 * STAGED_QUADS),
     };
     let [a, b, c, d] = [(8, 16), (4, 16), (4, 8), (4, 4)].map(|(u, l)| (u, l, STAGED_QUADS));
     let tiles =
         [best, a, b, c, d].map(|(unit_quads, lanes, staged)| make(unit_quads, lanes, 1, staged));
-    let fitting = tiles.into_iter().find(|tile| tile.allow(machine).is_ok());
+    let fitting = tiles.into_iter().find(|tile| tile.allow(caps).is_ok());
     Ok(fitting.unwrap_or(tiles[tiles.len() - 1]))
 }
 
 /// A workgroup for all units of its rows, step after step.
-fn sequence_tile(config: &GruConfig, batch: usize, way: Way, machine: &Machine) -> Result<Tile> {
+fn sequence_tile(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Tile> {
     let quads = config.hidden_size.div_ceil(4);
-    let depth_quads = if way == Way::Forward { quads } else { 3 * quads };
+    let depth_quads = if pass == Pass::Forward { quads } else { 3 * quads };
     let make = |lanes, row_quads| Tile {
         unit_quads: quads,
         lanes,
         row_quads,
         depth_quads,
-        totals: totals(config, way, true),
+        totals: totals(config, pass, true),
         resident: true,
     };
     // On a GPU many small workgroups, with enough of k for each lane to be worth its share.
-    let sizes = match (machine.software, way) {
+    let sizes = match (caps.software, pass) {
         (true, _) if batch >= 16 => vec![(1, 2), (1, 1)],
         (true, _) => vec![(1, 1)],
-        (false, Way::Forward) => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
-        (false, Way::Backward) => vec![(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)],
+        (false, Pass::Forward) => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
+        (false, Pass::Backward) => vec![(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)],
     };
     let tiles = sizes.into_iter().map(|(lanes, row_quads)| make(lanes, row_quads));
     let mut worthwhile = tiles.filter(|tile| tile.lanes == 1 || depth_quads >= 2 * tile.lanes);
-    match worthwhile.find(|tile| tile.allow(machine).is_ok()) {
+    match worthwhile.find(|tile| tile.allow(caps).is_ok()) {
         Some(tile) => Ok(tile),
-        None => make(1, 1).allow(machine).map(|()| make(1, 1)),
+        None => make(1, 1).allow(caps).map(|()| make(1, 1)),
     }
 }
 
@@ -217,8 +217,8 @@ pub(super) struct ProductTile {
 impl ProductTile {
     /// For an m × n × k product. Narrow results take narrow tiles, and short sums short slices, so that
     /// little is multiplied in vain.
-    pub fn choose([m, n, k]: [usize; 3], machine: &Machine) -> Self {
-        if let Some(large) = Self::large([m, n, k], machine) {
+    pub fn choose([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Self {
+        if let Some(large) = Self::large([m, n, k], caps) {
             return large;
         }
         let (m_threads, n_threads, n_quads, depth) = match (m, n) {
@@ -228,7 +228,7 @@ impl ProductTile {
             (_, ..=16) => (32, 2, 2, 8),
             // Where a processor computes, a load costs as much as its arithmetic, from the workgroup's
             // memory as from any other: there larger tiles pay, and staging does not.
-            (65.., _) if machine.software => {
+            (65.., _) if caps.software => {
                 return Self { m_threads: 8, n_threads: 8, m_quads: 4, n_quads: 4, staged: None };
             }
             _ => (8, 8, 2, 16),
@@ -239,7 +239,7 @@ impl ProductTile {
 
     /// Tiles of 128 × 128 halve what is read from memory. They are for GPUs whose workgroups can hold
     /// them, and for results that give each of its parts some.
-    fn large([m, n, k]: [usize; 3], machine: &Machine) -> Option<Self> {
+    fn large([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Option<Self> {
         let tile = |depth| Self {
             m_threads: 16,
             n_threads: 16,
@@ -248,17 +248,17 @@ impl ProductTile {
             staged: Some(depth),
         };
         let [x, y] = tile(1).groups(m, n);
-        if machine.software || m.min(n) <= 64 || x * y < LARGE_TILES {
+        if caps.software || m.min(n) <= 64 || x * y < LARGE_TILES {
             return None;
         }
         let depths: &[usize] = if k <= 4 { &[4] } else { &[16, 8] };
-        depths.iter().map(|&depth| tile(depth)).find(|tile| tile.allow(machine).is_ok())
+        depths.iter().map(|&depth| tile(depth)).find(|tile| tile.allow(caps).is_ok())
     }
 
-    fn allow(&self, machine: &Machine) -> Result<()> {
+    fn allow(&self, caps: &DeviceCaps) -> Result<()> {
         let workgroup = (MATMUL.workgroup)(bytemuck::cast_slice(&[self.constants()]));
         let what = || "a product's workgroup".to_owned();
-        allow(what, workgroup.threads.into(), workgroup.bytes.into(), machine)
+        allow(what, workgroup.threads.into(), workgroup.bytes.into(), caps)
     }
 
     pub fn rows(&self) -> usize {

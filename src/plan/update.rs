@@ -2,7 +2,7 @@
 //! the optimiser.
 
 use super::products::MAX_WORKGROUPS;
-use super::{BufferId, Buffers, Dispatch, Machine, Plan, Role, Slice, Stage};
+use super::{BufferId, Buffers, DeviceCaps, Dispatch, Plan, Role, Slice, Stage};
 use crate::error::Result;
 use crate::kernels::{GRADIENT_NORM, GradientNormArgs, Kernel, OPTIMIZER, OptimizerArgs};
 use crate::spec::optimizer::{Clip, Constants};
@@ -65,7 +65,7 @@ impl Plan {
         length: usize,
         adam: bool,
         clip: Clip,
-        machine: &Machine,
+        caps: &DeviceCaps,
     ) -> Result<(Self, UpdateBuffers)> {
         let mut buffers = Buffers::default();
         let mut flat = |name: &str, role| buffers.add(name, "flat", length, role);
@@ -96,7 +96,7 @@ impl Plan {
             optimize(true, length, adam, clip, moved.clone()),
             optimize(false, length, adam, clip, moved),
         ];
-        Ok((Self::of_stages("update", buffers.into_specs(), stages, machine), update))
+        Ok((Self::of_stages("update", buffers.into_specs(), stages, caps), update))
     }
 }
 

@@ -123,7 +123,7 @@ impl<'a, F> Batch<'a, F> {
     ///
     /// # Errors
     /// [`Error::Shape`] or [`Error::Length`] when lengths or resets do not fit x, [`Error::OutOfMemory`].
-    pub fn marks(&self) -> Result<Array2<u32>> {
+    pub fn step_flags(&self) -> Result<Array2<u32>> {
         self.check_marks()?;
         let (steps, batch) = self.steps_and_batch();
         let mark = |t: usize, row: usize| {
@@ -140,11 +140,11 @@ impl<'a, F> Batch<'a, F> {
             forward | reverse
         };
         // x may be a view of one number repeated, of any size.
-        let mut marks = try_room("marks [T, B]", steps.saturating_mul(batch))?;
+        let mut step_flags = try_room("step_flags [T, B]", steps.saturating_mul(batch))?;
         for t in 0..steps {
-            marks.extend((0..batch).map(|row| mark(t, row)));
+            step_flags.extend((0..batch).map(|row| mark(t, row)));
         }
-        Ok(Array2::from_shape_vec((steps, batch), marks).expect("T times B of them"))
+        Ok(Array2::from_shape_vec((steps, batch), step_flags).expect("T times B of them"))
     }
 
     /// `Ok` when lengths and resets fit x.
@@ -167,7 +167,7 @@ impl<'a, F> Batch<'a, F> {
     }
 
     /// Whether any row has a mark.
-    pub(crate) fn is_marked(&self) -> bool {
+    pub(crate) fn has_step_flags(&self) -> bool {
         self.lengths.is_some() || self.resets.is_some()
     }
 
@@ -208,7 +208,7 @@ impl<'a, F> Batch<'a, F> {
 
 /// What a step of a row may be marked with, a bit each; `shaders/step.wgsl` has the same.
 ///
-/// [`Batch::marks`](crate::Batch::marks) makes them of lengths and resets. A program that runs a
+/// [`Batch::step_flags`](crate::Batch::marks) makes them of lengths and resets. A program that runs a
 /// forward pass on its own buffers may write them itself, on the GPU too: `[T, B]`, a u32 each.
 pub mod step_flag {
     /// The row has ended: its state stays as it is, y is 0.

@@ -1,4 +1,4 @@
-//! [`Piece`]: a part of a run. Where no buffer of the device can hold one of its tensors, a run is made of
+//! [`Chunk`]: a part of a run. Where no buffer of the device can hold one of its tensors, a run is made of
 //! several, one after the other.
 
 use std::ops::Range;
@@ -13,12 +13,12 @@ const MOST: usize = 1 << 16;
 
 /// Some steps of some rows of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub(crate) struct Chunk {
     pub steps: Range<usize>,
     pub rows: Range<usize>,
 }
 
-impl Piece {
+impl Chunk {
     /// All of a run.
     pub fn whole(shape: Shape) -> Self {
         Self { steps: 0..shape.steps, rows: 0..shape.batch }
@@ -63,15 +63,15 @@ impl Piece {
 ///
 /// # Errors
 /// What `fits` says of the whole, where no smaller piece fits either, or no end of them would be needed.
-pub(crate) fn pieces(
+pub(crate) fn chunks(
     shape: Shape,
     carried: Option<Direction>,
     fits: impl Fn(Shape) -> Result<()>,
-) -> Result<Vec<Piece>> {
+) -> Result<Vec<Chunk>> {
     let Shape { steps, batch, .. } = shape;
-    let of = |steps, rows| Piece { steps, rows };
+    let of = |steps, rows| Chunk { steps, rows };
     let error = match fits(shape) {
-        Ok(()) => return Ok(vec![Piece::whole(shape)]),
+        Ok(()) => return Ok(vec![Chunk::whole(shape)]),
         Err(error @ Error::Limit { .. }) => error,
         Err(error) => return Err(error),
     };
@@ -83,11 +83,11 @@ pub(crate) fn pieces(
         Some(Direction::Both) | None => None,
     };
     if let Some(most) = by_steps.filter(|most| few(steps, most)) {
-        let mut pieces: Vec<_> = alike(steps, most).map(|steps| of(steps, 0..batch)).collect();
+        let mut chunks: Vec<_> = alike(steps, most).map(|steps| of(steps, 0..batch)).collect();
         if carried == Some(Direction::Reverse) {
-            pieces.reverse();
+            chunks.reverse();
         }
-        return Ok(pieces);
+        return Ok(chunks);
     }
     let by_rows = largest(batch, |batch| fits(Shape { batch, ..shape }).is_ok());
     match by_rows.filter(|most| few(batch, most)) {
@@ -118,7 +118,7 @@ mod tests {
     use crate::spec::config::GruConfig;
 
     /// Where at most so many cells, of at most so many rows, fit.
-    fn cut(steps: usize, batch: usize, carried: Option<Direction>, cells: usize) -> Vec<Piece> {
+    fn cut(steps: usize, batch: usize, carried: Option<Direction>, cells: usize) -> Vec<Chunk> {
         let shape = GruConfig::new(3, 5).shape(steps, batch).unwrap();
         let fits = |shape: Shape| match shape.steps * shape.batch {
             asked if asked <= cells => Ok(()),
@@ -127,12 +127,12 @@ mod tests {
                 Err(Error::Limit { what: shape.to_string(), limit, asked, allowed })
             }
         };
-        pieces(shape, carried, fits).unwrap_or_default()
+        chunks(shape, carried, fits).unwrap_or_default()
     }
 
     #[test]
     fn pieces_are_few_and_alike() {
-        let of = |steps: Range<usize>, rows: Range<usize>| Piece { steps, rows };
+        let of = |steps: Range<usize>, rows: Range<usize>| Chunk { steps, rows };
         let forward = Some(Direction::Forward);
         assert_eq!(cut(10, 7, forward, 70), [of(0..10, 0..7)]);
         // Seven of 63 would fit, but two are enough.

@@ -5,7 +5,7 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, NdFloat, s};
 
 use crate::error::{Result, try_room};
-use crate::spec::chunk::Piece;
+use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
 
@@ -17,45 +17,45 @@ pub struct Head {
     /// C, the outputs of a row.
     pub outputs: usize,
     /// What it reads.
-    pub over: Over,
+    pub over: Readout,
 }
 
 /// What a head reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Over {
+pub enum Readout {
     /// y, at every step: outputs `[T, B, C]`, or `[B, T, C]` of a batch-first run. For labelling.
     EveryStep,
     /// The last layer's last states, of both directions side by side: outputs `[B, C]`. Of the reverse
     /// direction that is its state at the sequence's start, so both have read all of it. For
     /// classification.
-    Last,
+    LastState,
 }
 
 impl Head {
     /// Of `outputs` numbers at every step.
     pub fn every_step(outputs: usize) -> Self {
-        Self { outputs, over: Over::EveryStep }
+        Self { outputs, over: Readout::EveryStep }
     }
 
     /// Of `outputs` numbers a sequence.
     pub fn last(outputs: usize) -> Self {
-        Self { outputs, over: Over::Last }
+        Self { outputs, over: Readout::LastState }
     }
 
     /// Rows of outputs that a run makes.
     pub(crate) fn rows(&self, shape: Shape) -> usize {
         match self.over {
-            Over::EveryStep => shape.steps * shape.batch,
-            Over::Last => shape.batch,
+            Readout::EveryStep => shape.steps * shape.batch,
+            Readout::LastState => shape.batch,
         }
     }
 
     /// The axes of the outputs but the last, in the run's layout.
     pub(crate) fn row_axes(&self, shape: Shape) -> Vec<usize> {
         match self.over {
-            Over::EveryStep => shape.y()[..2].to_vec(),
-            Over::Last => vec![shape.batch],
+            Readout::EveryStep => shape.y()[..2].to_vec(),
+            Readout::LastState => vec![shape.batch],
         }
     }
 
@@ -71,8 +71,8 @@ impl Head {
             return Ok(valid);
         };
         match self.over {
-            Over::Last => valid.extend(lengths.iter().map(|&length| length > 0)),
-            Over::EveryStep => {
+            Readout::LastState => valid.extend(lengths.iter().map(|&length| length > 0)),
+            Readout::EveryStep => {
                 let [_, inner, _] = shape.y();
                 valid.extend((0..rows).map(|at| {
                     let [step, row] = shape.layout.order(at / inner, at % inner);
@@ -84,11 +84,11 @@ impl Head {
     }
 
     /// Which of a run's rows of outputs are those of a piece, in the piece's order.
-    pub(crate) fn rows_of(&self, piece: &Piece, shape: Shape) -> Vec<usize> {
+    pub(crate) fn rows_of(&self, chunk: &Chunk, shape: Shape) -> Vec<usize> {
         match self.over {
-            Over::Last => piece.rows.clone().collect(),
-            Over::EveryStep => {
-                let [outer, inner] = shape.layout.order(piece.steps.clone(), piece.rows.clone());
+            Readout::LastState => chunk.rows.clone().collect(),
+            Readout::EveryStep => {
+                let [outer, inner] = shape.layout.order(chunk.steps.clone(), chunk.rows.clone());
                 let [_, width, _] = shape.y();
                 outer.flat_map(|i| inner.clone().map(move |j| i * width + j)).collect()
             }
@@ -105,13 +105,15 @@ impl Head {
         let Shape { batch, hidden, directions, .. } = shape;
         let rows = self.rows(shape);
         match self.over {
-            Over::EveryStep => {
+            Readout::EveryStep => {
                 let y = y.as_standard_layout().into_owned();
                 y.into_shape_with_order((rows, directions * hidden)).expect("as many elements")
             }
-            Over::Last => Array2::from_shape_fn((batch, directions * hidden), |(row, at)| {
-                h_n[[last_cell(shape, at / hidden), row, at % hidden]]
-            }),
+            Readout::LastState => {
+                Array2::from_shape_fn((batch, directions * hidden), |(row, at)| {
+                    h_n[[last_cell(shape, at / hidden), row, at % hidden]]
+                })
+            }
         }
     }
 
@@ -123,12 +125,12 @@ impl Head {
     ) -> (Option<Array3<F>>, Option<Array3<F>>) {
         let Shape { hidden, directions, .. } = shape;
         match self.over {
-            Over::EveryStep => {
+            Readout::EveryStep => {
                 let dfeatures = dfeatures.as_standard_layout().into_owned();
                 let dy = dfeatures.into_shape_with_order(shape.y()).expect("as many elements");
                 (Some(dy), None)
             }
-            Over::Last => {
+            Readout::LastState => {
                 let mut dh_n = Array3::zeros(shape.state());
                 for direction in 0..directions {
                     let columns = s![.., direction * hidden..(direction + 1) * hidden];

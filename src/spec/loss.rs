@@ -89,22 +89,22 @@ impl<'a> From<&'a [i32]> for Targets<'a> {
 
 /// Targets as the kernels and the loops here read them.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Wanted {
-    pub targets: Wants,
+pub(crate) struct PreparedTargets {
+    pub targets: TargetData,
     /// Of each row of outputs: 1 over how many numbers the mean is taken, or 0 where it does not count.
     pub weights: Vec<f32>,
 }
 
 /// Row by row.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Wants {
+pub(crate) enum TargetData {
     /// C numbers a row.
     Values(Vec<f32>),
     /// A class a row; that of one which does not count may be any.
     Classes(Vec<u32>),
 }
 
-impl Wanted {
+impl PreparedTargets {
     /// `targets` for the outputs of `head` after a run of `shape`, each counted `share` times.
     ///
     /// # Errors
@@ -125,11 +125,11 @@ impl Wanted {
                 check_shape("targets", &axes, values.shape())?;
                 let mut all = try_room("targets", values.len())?;
                 all.extend(values);
-                (Wants::Values(all), head.outputs)
+                (TargetData::Values(all), head.outputs)
             }
             (Targets::Classes(classes), Loss::CrossEntropy { ignore }) => {
                 check_shape("targets", &axes, classes.shape())?;
-                (Wants::Classes(numbers(classes, head.outputs, *ignore, &mut counts)?), 1)
+                (TargetData::Classes(numbers(classes, head.outputs, *ignore, &mut counts)?), 1)
             }
             (Targets::Values(_), Loss::CrossEntropy { .. }) => {
                 let why = "it takes classes, a whole number each";
@@ -153,11 +153,13 @@ impl Wanted {
     /// Those of these rows of outputs.
     pub fn of_rows(&self, rows: &[usize]) -> Self {
         let targets = match &self.targets {
-            Wants::Classes(classes) => Wants::Classes(rows.iter().map(|&at| classes[at]).collect()),
-            Wants::Values(values) => {
+            TargetData::Classes(classes) => {
+                TargetData::Classes(rows.iter().map(|&at| classes[at]).collect())
+            }
+            TargetData::Values(values) => {
                 let width = values.len() / self.weights.len();
                 let row = |&at: &usize| &values[at * width..(at + 1) * width];
-                Wants::Values(rows.iter().flat_map(row).copied().collect())
+                TargetData::Values(rows.iter().flat_map(row).copied().collect())
             }
         };
         Self { targets, weights: rows.iter().map(|&at| self.weights[at]).collect() }
@@ -166,8 +168,8 @@ impl Wanted {
     /// Numbers and words of it.
     pub fn len(&self) -> usize {
         let targets = match &self.targets {
-            Wants::Values(values) => values.len(),
-            Wants::Classes(classes) => classes.len(),
+            TargetData::Values(values) => values.len(),
+            TargetData::Classes(classes) => classes.len(),
         };
         targets + self.weights.len()
     }
@@ -179,7 +181,7 @@ impl Wanted {
 
     /// Of classes, how many rows that count have their largest output there.
     pub fn correct(&self, outputs: &[f32]) -> Option<usize> {
-        let Wants::Classes(classes) = &self.targets else { return None };
+        let TargetData::Classes(classes) = &self.targets else { return None };
         let rows = outputs.chunks_exact(outputs.len() / self.weights.len());
         let is_correct = |((row, &class), &weight): ((&[f32], &u32), &f32)| {
             let own = row[class as usize];
@@ -203,8 +205,8 @@ impl Wanted {
             }
             let weight = cast::<F>(weight.into());
             let value = match (&self.targets, loss) {
-                (Wants::Classes(classes), _) => softmax_row(row, classes[at] as usize),
-                (Wants::Values(values), _) => {
+                (TargetData::Classes(classes), _) => softmax_row(row, classes[at] as usize),
+                (TargetData::Values(values), _) => {
                     difference_row(row, &values[at * width..(at + 1) * width], loss)
                 }
             };
@@ -255,7 +257,7 @@ fn difference_row<F: NdFloat>(row: &mut [F], targets: &[f32], loss: &Loss) -> F 
     let mut sum = F::zero();
     for (output, &target) in row.iter_mut().zip(targets) {
         let d = *output - cast(target.into());
-        let (value, slope) = match *loss {
+        let (value, derivative) = match *loss {
             Loss::Huber { delta } => {
                 let delta = cast::<F>(delta.into());
                 // What is NaN is neither above nor below.
@@ -270,7 +272,7 @@ fn difference_row<F: NdFloat>(row: &mut [F], targets: &[f32], loss: &Loss) -> F 
             }
             _ => (d * d, d + d),
         };
-        *output = slope;
+        *output = derivative;
         sum += value;
     }
     sum

@@ -1,6 +1,6 @@
 //! Optimisers over a flat buffer, clipping, and schedules of the learning rate.
 //!
-//! [`Optimizer`] with its [`Moments`] is the CPU's, and the specification of `shaders/optimizer.wgsl`.
+//! [`Optimizer`] with its [`OptimizerState`] is the CPU's, and the specification of `shaders/optimizer.wgsl`.
 
 use ndarray::NdFloat;
 
@@ -9,10 +9,10 @@ use crate::error::{Error, Result, check_shape, try_zeros};
 /// What a gradient does to the parameters, with PyTorch's definitions.
 ///
 /// ```
-/// use gru_wgpu::{Moments, Optimizer};
+/// use gru_wgpu::{OptimizerState, Optimizer};
 ///
 /// let optimizer = Optimizer::adam();
-/// let (mut x, mut moments) = ([1.0_f32], Moments::zeros(1)?);
+/// let (mut x, mut moments) = ([1.0_f32], OptimizerState::zeros(1)?);
 /// for _ in 0..100 {
 ///     let gradient = [2.0 * x[0]]; // of x²
 ///     optimizer.step(0.1, &mut x, &gradient, &mut moments)?;
@@ -61,7 +61,7 @@ impl Default for Adam {
 /// What an optimiser remembers of the gradients before, in the parameters' layout.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Moments {
+pub struct OptimizerState {
     /// The mean of the gradients; SGD's velocity.
     pub first: Vec<f32>,
     /// The mean of their squares; of SGD, zeros.
@@ -70,7 +70,7 @@ pub struct Moments {
     pub steps: u64,
 }
 
-impl Moments {
+impl OptimizerState {
     /// Of `len` parameters before the first update.
     ///
     /// # Errors
@@ -131,7 +131,7 @@ impl Optimizer {
         learning_rate: f64,
         params: &mut [f32],
         gradient: &[f32],
-        moments: &mut Moments,
+        moments: &mut OptimizerState,
     ) -> Result<()> {
         check_shape("the optimiser's parameters", &[moments.first.len()], &[params.len()])?;
         check_shape("the optimiser's gradient", &[moments.first.len()], &[gradient.len()])?;
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn adam_takes_the_steps_of_the_paper() {
         let mut x = [1.0_f32, -2.0];
-        let mut moments = Moments::zeros(2).unwrap();
+        let mut moments = OptimizerState::zeros(2).unwrap();
         let adam = Optimizer::adam();
         adam.step(0.5, &mut x, &[1e-3, -40.0], &mut moments).unwrap();
         approx::assert_abs_diff_eq!(x.as_slice(), [0.5, -1.5].as_slice(), epsilon = 1e-4);
@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn another_length_is_refused_and_moves_nothing() {
         let mut x = [1.0_f32, 2.0];
-        let mut moments = Moments::zeros(2).unwrap();
+        let mut moments = OptimizerState::zeros(2).unwrap();
         let sgd = Optimizer::sgd();
         let error = sgd.step(0.5, &mut x, &[1.0], &mut moments).unwrap_err().to_string();
         assert_eq!(error, "the optimiser's gradient has shape [1], expected [2]");

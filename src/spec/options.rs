@@ -1,4 +1,4 @@
-//! [`Options`]: how a model runs. What it computes stays the same, to rounding.
+//! [`RunOptions`]: how a model runs. What it computes stays the same, to rounding.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,16 +9,16 @@ use crate::error::{Error, Result};
 /// same, to rounding.
 ///
 /// ```
-/// use gru_wgpu::{Device, Gru, GruConfig, Init, Options, Recurrence};
+/// use gru_wgpu::{Device, Gru, GruConfig, Init, RunOptions, Recurrence};
 ///
-/// let options = Options::default().with_recurrence(Recurrence::Step).with_recompute(true);
+/// let options = RunOptions::default().with_recurrence(Recurrence::Step).with_recompute(true);
 /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
 /// assert_eq!(gru.with_options(options).options(), options);
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub struct Options {
+pub struct RunOptions {
     /// What walks over the steps on an adapter.
     pub recurrence: Recurrence,
     /// While training, on every device, keep only the states and make the gates again in the backward
@@ -26,7 +26,7 @@ pub struct Options {
     pub recompute: bool,
 }
 
-impl Options {
+impl RunOptions {
     /// The same with this recurrence.
     #[must_use]
     pub fn with_recurrence(self, recurrence: Recurrence) -> Self {

@@ -18,10 +18,10 @@ use crate::formats::safetensors::{Tensors, network_tensors, save_tensors};
 use crate::formats::words as config_words;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, head_of};
-use crate::spec::optimizer::Moments;
+use crate::spec::optimizer::OptimizerState;
 use crate::spec::params::{ParamLayout, Params};
-use crate::training::learner::{Learner, LearnerState, Training};
-use crate::training::trainer::{Best, DataSets, Position, Regime, Trainer};
+use crate::training::learner::{Learner, LearnerConfig, LearnerState};
+use crate::training::trainer::{Best, DataFingerprints, Progress, Trainer, TrainerConfig};
 
 mod words;
 
@@ -40,15 +40,15 @@ const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 ///
 /// ```
 /// use gru_wgpu::{
-///     Checkpoint, Device, GruConfig, Head, Init, Learner, Loss, Optimizer, ParamLayout, Params, Regime,
-///     Trainer, Training,
+///     Checkpoint, Device, GruConfig, Head, Init, Learner, Loss, Optimizer, ParamLayout, Params, TrainerConfig,
+///     Trainer, LearnerConfig,
 /// };
 ///
 /// let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::last(2))?;
 /// let params = Params::init_of(layout, Init::Uniform, 1)?;
-/// let training = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.02);
-/// let learner = Learner::new(params, training, &Device::cpu())?;
-/// let mut trainer = Trainer::new(learner, Regime::new(20, 16))?;
+/// let learner_config = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.02);
+/// let learner = Learner::new(params, learner_config, &Device::cpu())?;
+/// let mut trainer = Trainer::new(learner, TrainerConfig::new(20, 16))?;
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("run.safetensors");
 /// // While it trains: what Trainer::run calls may do this at any event.
@@ -65,33 +65,33 @@ pub struct Checkpoint {
     /// The parameters and the optimiser's moments.
     pub state: LearnerState,
     /// How they are trained.
-    pub training: Training,
+    pub learner_config: LearnerConfig,
     /// How long, and from which seed.
-    pub regime: Regime,
+    pub trainer_config: TrainerConfig,
     /// Where the run stood.
-    pub position: Position,
+    pub progress: Progress,
     /// What did best on validation so far.
     pub best: Option<Best>,
     /// What it was trained and validated on, once it was.
-    pub data: Option<DataSets>,
+    pub data: Option<DataFingerprints>,
     /// Whatever the program wants to find again, by names of its own.
     pub notes: BTreeMap<String, String>,
 }
 
 /// The numbers that are neither tensors nor settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Marks {
+struct Counters {
     /// Updates so far.
     steps: u64,
-    position: Position,
+    progress: Progress,
     /// When the best network was found, and how it does.
     best: Option<(usize, Evaluation)>,
 }
 
-impl Marks {
+impl Counters {
     /// Whether a run can come to them, and can count on from them.
     fn are_possible(&self) -> bool {
-        let Position { epoch, loss: (_, updates), stale, .. } = self.position;
+        let Progress { epoch, loss: (_, updates), stale, .. } = self.progress;
         let best = self.best.is_none_or(|(found, validation)| {
             found < epoch && validation.correct.is_none_or(|n| n <= validation.counted)
         });
@@ -105,10 +105,22 @@ impl Learner {
     ///
     /// # Errors
     /// The device's own.
-    pub fn checkpoint(&mut self, regime: Regime, position: Position) -> Result<Checkpoint> {
+    pub fn checkpoint(
+        &mut self,
+        trainer_config: TrainerConfig,
+        progress: Progress,
+    ) -> Result<Checkpoint> {
         let (best, data, notes) = (None, None, BTreeMap::new());
         let state = self.state()?;
-        Ok(Checkpoint { state, training: *self.training(), regime, position, best, data, notes })
+        Ok(Checkpoint {
+            state,
+            learner_config: *self.config(),
+            trainer_config,
+            progress,
+            best,
+            data,
+            notes,
+        })
     }
 }
 
@@ -118,22 +130,23 @@ impl Trainer {
     /// # Errors
     /// The device's own.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        let (regime, position) = (*self.regime(), self.position());
+        let (trainer_config, progress) = (*self.config(), self.progress());
         let (best, data) = (self.best().cloned(), self.data());
-        Ok(Checkpoint { best, data, ..self.learner().checkpoint(regime, position)? })
+        Ok(Checkpoint { best, data, ..self.learner().checkpoint(trainer_config, progress)? })
     }
 
     /// Goes on from where [`Self::checkpoint`] was taken: over the same examples, and [`Self::run`] takes no
     /// others, on the same device to the same bits as if it had not been interrupted. A run with
-    /// [`Options`](crate::Options) of its own goes on by [`Learner::resume`], [`Learner::with_options`],
+    /// [`RunOptions`](crate::RunOptions) of its own goes on by [`Learner::resume`], [`Learner::with_options`],
     /// [`Self::resume`] and [`Self::with_data`].
     ///
     /// # Errors
     /// As [`Learner::resume`] and [`Self::resume`].
     pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
-        let Checkpoint { state, training, regime, position, best, data, .. } = checkpoint;
-        let learner = Learner::resume(state, training, device)?;
-        Ok(Self::resume(learner, regime, position, best)?.with_data(data))
+        let Checkpoint { state, learner_config, trainer_config, progress, best, data, .. } =
+            checkpoint;
+        let learner = Learner::resume(state, learner_config, device)?;
+        Ok(Self::resume(learner, trainer_config, progress, best)?.with_data(data))
     }
 }
 
@@ -161,7 +174,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Format`] when it is cut short, was changed, or is none; and those of what it
-    /// holds that makes no sense, as [`Training::validate`].
+    /// holds that makes no sense, as [`LearnerConfig::validate`].
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         files::open(path.as_ref(), read_source)
     }
@@ -213,18 +226,18 @@ impl Checkpoint {
     /// What is no tensor.
     fn json(&self) -> Result<String> {
         let layout = self.state.params.layout();
-        let marks = Marks {
+        let counters = Counters {
             steps: self.state.moments.steps,
-            position: self.position,
+            progress: self.progress,
             best: self.best.as_ref().map(|best| (best.epoch, best.validation)),
         };
         let model = config_words::write(layout.config(), Some(head_of(layout)?.over));
         let mut entries = json!({
             "version": VERSION,
             "model": model,
-            "training": words::write_training(&self.training),
-            "regime": words::write_regime(&self.regime),
-            "position": words::write_marks(&marks),
+            "training": words::write_learner(&self.learner_config),
+            "regime": words::write_trainer(&self.trainer_config),
+            "position": words::write_counters(&counters),
             "notes": self.notes,
         });
         if let Some(data) = &self.data {
@@ -242,14 +255,14 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
         )
     })?;
     let entry = Entry::read(entry)?;
-    let training = words::read_training(entry.words("training")?)?;
-    let regime = words::read_regime(entry.words("regime")?)?;
-    let marks = words::read_marks(entry.words("position")?)?;
+    let learner_config = words::read_learner(entry.words("training")?)?;
+    let trainer_config = words::read_trainer(entry.words("regime")?)?;
+    let counters = words::read_counters(entry.words("position")?)?;
     let has_data = entry.values.contains_key("data");
     let data = has_data.then(|| words::read_data(entry.words("data")?)).transpose()?;
     let (config, over) = config_words::read(entry.words("model")?)?;
     let over = over.ok_or_else(|| wrong("tells of no head"))?;
-    let parents = &PARENTS[..if marks.best.is_some() { 4 } else { 3 }];
+    let parents = &PARENTS[..if counters.best.is_some() { 4 } else { 3 }];
     let mut networks = Vec::new();
     let mut tensors = 0;
     for parent in parents {
@@ -267,18 +280,18 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
     if checksum(&entry.json, layout, &flat) != entry.checksum {
         return Err(Error::Format("its contents were changed: the checksum is another".to_owned()));
     }
-    let best = marks
+    let best = counters
         .best
         .and_then(|(epoch, validation)| Some(Best { epoch, validation, params: networks.pop()? }));
     let [second, first, params] = [networks.pop(), networks.pop(), networks.pop()]
         .map(|network| network.expect("three were read"));
     let [first, second] = [first, second].map(Params::into_flat);
-    let moments = Moments { first, second, steps: marks.steps };
+    let moments = OptimizerState { first, second, steps: counters.steps };
     Ok(Checkpoint {
         state: LearnerState { params, moments },
-        training,
-        regime,
-        position: marks.position,
+        learner_config,
+        trainer_config,
+        progress: counters.progress,
         best,
         data,
         notes: entry.notes()?,

@@ -5,9 +5,9 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::error::{Error, Result, check_shape, try_array};
-use crate::fingerprint::{DataSet, Hash};
+use crate::fingerprint::{DataFingerprint, Hash};
 use crate::spec::batch::Batch;
-use crate::spec::head::{Head, Over};
+use crate::spec::head::{Head, Readout};
 use crate::spec::loss::Targets;
 use crate::spec::sequences::{check_sequence, pad};
 
@@ -59,21 +59,21 @@ impl Example {
         check_sequence(&what("x"), &self.x, inputs)?;
         let steps = self.x.nrows();
         match (&self.target, head.over) {
-            (Target::Class(_), Over::Last) => Ok(()),
-            (Target::Values(v), Over::Last) => {
+            (Target::Class(_), Readout::LastState) => Ok(()),
+            (Target::Values(v), Readout::LastState) => {
                 check_shape(&what("the target [C]"), &[head.outputs], &[v.len()])
             }
-            (Target::Classes(classes), Over::EveryStep) => {
+            (Target::Classes(classes), Readout::EveryStep) => {
                 check_shape(&what("the target [T]"), &[steps], &[classes.len()])
             }
-            (Target::Series(v), Over::EveryStep) => {
+            (Target::Series(v), Readout::EveryStep) => {
                 check_shape(&what("the target [T, C]"), &[steps, head.outputs], v.shape())
             }
-            (_, Over::Last) => Err(Error::Conflict {
+            (_, Readout::LastState) => Err(Error::Conflict {
                 what: "a target a step and a head over the last states",
                 why: "such a head puts out one row a sequence",
             }),
-            (_, Over::EveryStep) => Err(Error::Conflict {
+            (_, Readout::EveryStep) => Err(Error::Conflict {
                 what: "one target a sequence and a head over every step",
                 why: "such a head puts out a row a step",
             }),
@@ -81,7 +81,7 @@ impl Example {
     }
 }
 
-impl DataSet {
+impl DataFingerprint {
     /// That of `examples`. Takes a few milliseconds for each million numbers.
     pub fn of(examples: &[Example]) -> Self {
         let mut hash = Hash::default();
@@ -247,7 +247,10 @@ mod tests {
             12_922_757_042_021_387_447,
         ];
         assert_eq!(drawn, expected);
-        assert_eq!(DataSet::of(&all), DataSet { count: 11, hash: 14_094_256_144_268_147_763 });
+        assert_eq!(
+            DataFingerprint::of(&all),
+            DataFingerprint { count: 11, hash: 14_094_256_144_268_147_763 }
+        );
     }
 
     fn examples(lengths: &[usize]) -> Vec<Example> {

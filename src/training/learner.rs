@@ -9,9 +9,9 @@ use crate::model::network::{Evaluation, Network, head_of};
 use crate::plan::Mode;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
-use crate::spec::loss::{Loss, Targets, Wanted};
-use crate::spec::optimizer::{Clip, Moments, Optimizer, Schedule};
-use crate::spec::options::Options;
+use crate::spec::loss::{Loss, PreparedTargets, Targets};
+use crate::spec::optimizer::{Clip, Optimizer, OptimizerState, Schedule};
+use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
 
 mod adapter;
@@ -23,15 +23,15 @@ use host::OnHost;
 /// How a network is trained.
 ///
 /// ```
-/// use gru_wgpu::{Clip, Loss, Optimizer, Schedule, Training};
+/// use gru_wgpu::{Clip, Loss, Optimizer, Schedule, LearnerConfig};
 ///
-/// let training = Training::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 1e-3)
+/// let config = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 1e-3)
 ///     .with_clip(Clip::Norm(1.0))
 ///     .with_schedule(Schedule::Cosine { warmup: 100, updates: 2000, last: 0.0 });
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Training {
+pub struct LearnerConfig {
     /// What is made small.
     pub loss: Loss,
     /// What a gradient does to the parameters.
@@ -46,7 +46,7 @@ pub struct Training {
     pub accumulation: usize,
 }
 
-impl Training {
+impl LearnerConfig {
     /// At a constant rate, with the gradient as it is, an update a batch.
     pub fn new(loss: Loss, optimizer: Optimizer, learning_rate: f64) -> Self {
         let (schedule, clip) = Default::default();
@@ -98,7 +98,7 @@ impl Training {
 /// How an update went.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Report {
+pub struct StepMetrics {
     /// Which one, from 0.
     pub step: u64,
     /// The mean loss of its batches, before it.
@@ -114,7 +114,7 @@ pub struct LearnerState {
     /// The parameters.
     pub params: Params,
     /// The optimiser's moments and its count of updates.
-    pub moments: Moments,
+    pub moments: OptimizerState,
 }
 
 /// A [`Network`] that is being trained. Parameters, moments and gradients stay on its device: a step takes a
@@ -122,19 +122,19 @@ pub struct LearnerState {
 ///
 /// ```
 /// use gru_wgpu::{
-///     Device, GruConfig, Head, Init, Learner, Loss, Optimizer, ParamLayout, Params, Training,
+///     Device, GruConfig, Head, Init, Learner, Loss, Optimizer, ParamLayout, Params, LearnerConfig,
 /// };
 /// use ndarray::{Array3, ArrayView3};
 ///
 /// let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::every_step(1))?;
 /// let params = Params::init_of(layout, Init::Uniform, 1)?;
-/// let training = Training::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
-/// let mut learner = Learner::new(params, training, &Device::cpu())?;
+/// let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
+/// let mut learner = Learner::new(params, config, &Device::cpu())?;
 /// let x = Array3::from_shape_fn((20, 2, 1), |(t, b, _)| ((t + 5 * b) as f32 * 0.3).sin());
 /// for _ in 0..20 {
 ///     learner.step(&x, x.view())?; // to say again what it hears
 /// }
-/// let reports = learner.reports()?;
+/// let reports = learner.metrics()?;
 /// assert!(reports[19].loss < reports[0].loss);
 /// let network = learner.into_network()?;
 /// # Ok::<(), gru_wgpu::Error>(())
@@ -142,13 +142,13 @@ pub struct LearnerState {
 #[derive(Debug)]
 pub struct Learner {
     network: Network,
-    training: Training,
+    config: LearnerConfig,
     /// Batches towards the next update.
     gathered: usize,
     /// Updates, those still under way included.
     updates: u64,
     /// Read, but not yet asked for.
-    reports: Vec<Report>,
+    reports: Vec<StepMetrics>,
     /// Updates of fewer batches than make one, still to be told of, and what makes the mean of their losses
     /// out of what the device has: each is counted as one of a whole update.
     short: Vec<(u64, f32)>,
@@ -165,7 +165,7 @@ enum Place {
 
 /// An update's words, as a device leaves them.
 #[derive(Clone, Copy, Debug)]
-struct RawReport {
+struct RawMetrics {
     loss: f32,
     norm: f32,
     /// The gradient's largest element, by magnitude, and its place in the flat buffer.
@@ -179,18 +179,18 @@ impl Learner {
     /// Trains a network with these parameters, whose layout has a head.
     ///
     /// # Errors
-    /// [`Error::Setting`] when a number of `training` makes no sense, and as [`Network::new`].
-    pub fn new(params: Params, training: Training, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::new_async(params, training, device))
+    /// [`Error::Setting`] when a number of `config` makes no sense, and as [`Network::new`].
+    pub fn new(params: Params, config: LearnerConfig, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::new_async(params, config, device))
     }
 
     /// As [`Self::new`], for where blocking is not possible.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub async fn new_async(params: Params, training: Training, device: &Device) -> Result<Self> {
-        let moments = Moments::zeros(params.layout().flat_len())?;
-        Self::resume_async(LearnerState { params, moments }, training, device).await
+    pub async fn new_async(params: Params, config: LearnerConfig, device: &Device) -> Result<Self> {
+        let moments = OptimizerState::zeros(params.layout().flat_len())?;
+        Self::resume_async(LearnerState { params, moments }, config, device).await
     }
 
     /// Goes on from where [`Self::state`] was taken. The same device gives the same bits as if it had not
@@ -198,8 +198,8 @@ impl Learner {
     ///
     /// # Errors
     /// As [`Self::new`], and [`Error::Shape`] when the moments do not belong to the parameters.
-    pub fn resume(state: LearnerState, training: Training, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::resume_async(state, training, device))
+    pub fn resume(state: LearnerState, config: LearnerConfig, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::resume_async(state, config, device))
     }
 
     /// As [`Self::resume`], for where blocking is not possible.
@@ -208,10 +208,10 @@ impl Learner {
     /// As [`Self::resume`].
     pub async fn resume_async(
         state: LearnerState,
-        training: Training,
+        config: LearnerConfig,
         device: &Device,
     ) -> Result<Self> {
-        training.validate()?;
+        config.validate()?;
         head_of(state.params.layout())?;
         let LearnerState { params, moments } = state;
         let len = params.layout().flat_len();
@@ -220,13 +220,13 @@ impl Learner {
         let updates = moments.steps;
         let network = Network::new_async(params, device).await?;
         let place = if device.is_adapter() {
-            Place::Adapter(Box::new(OnAdapter::new(&network, &training, &moments).await?))
+            Place::Adapter(Box::new(OnAdapter::new(&network, &config, &moments).await?))
         } else {
             Place::Host(Box::new(OnHost::new(&network, moments)?))
         };
         Ok(Self {
             network,
-            training,
+            config,
             gathered: 0,
             updates,
             reports: Vec::new(),
@@ -238,7 +238,7 @@ impl Learner {
 
     /// The same run another way.
     #[must_use]
-    pub fn with_options(self, options: Options) -> Self {
+    pub fn with_options(self, options: RunOptions) -> Self {
         Self { network: self.network.with_options(options), ..self }
     }
 
@@ -248,8 +248,8 @@ impl Learner {
     }
 
     /// How it is trained.
-    pub fn training(&self) -> &Training {
-        &self.training
+    pub fn config(&self) -> &LearnerConfig {
+        &self.config
     }
 
     /// Updates so far, those still under way included.
@@ -293,12 +293,12 @@ impl Learner {
         wait: Wait,
     ) -> Result<()> {
         self.check_whole()?;
-        let Self { network, training, place, .. } = self;
+        let Self { network, config, place, .. } = self;
         let (batch, shape) = network.gru().check(None, batch.reborrow())?;
         batch.noise(network.gru().config(), Mode::Training)?;
-        let share = 1.0 / training.accumulation as f64;
-        let (head, loss) = (network.head(), training.loss);
-        let wanted = Wanted::new(&head, &loss, shape, batch.lengths, targets, share)?;
+        let share = 1.0 / config.accumulation as f64;
+        let (head, loss) = (network.head(), config.loss);
+        let wanted = PreparedTargets::new(&head, &loss, shape, batch.lengths, targets, share)?;
         // Until this batch is in: after an error none is.
         let gathered = std::mem::take(&mut self.gathered);
         let part = Part { network, loss, shape, batch, wanted: &wanted, is_first: gathered == 0 };
@@ -306,7 +306,7 @@ impl Learner {
             Place::Host(host) => host.gather(part)?,
             Place::Adapter(adapter) => adapter.gather(part, wait).await?,
         }
-        if gathered + 1 < training.accumulation {
+        if gathered + 1 < config.accumulation {
             self.gathered = gathered + 1;
             return Ok(());
         }
@@ -334,7 +334,7 @@ impl Learner {
         match std::mem::take(&mut self.gathered) {
             0 => Ok(()),
             gathered => {
-                let missing = self.training.accumulation as f32 / gathered as f32;
+                let missing = self.config.accumulation as f32 / gathered as f32;
                 self.short.push((self.updates, missing));
                 self.update(wait).await
             }
@@ -349,12 +349,12 @@ impl Learner {
     async fn update(&mut self, wait: Wait) -> Result<()> {
         // A caller may drop this before it is done.
         self.broken = true;
-        let Self { network, training, updates, place, .. } = self;
+        let Self { network, config, updates, place, .. } = self;
         let step = *updates;
-        let constants = training.optimizer.constants(training.rate(step), step);
+        let constants = config.optimizer.constants(config.rate(step), step);
         let is_full = match place {
-            Place::Host(host) => host.update(network, training.clip, &constants),
-            Place::Adapter(adapter) => adapter.update(training.clip, &constants).await?,
+            Place::Host(host) => host.update(network, config.clip, &constants),
+            Place::Adapter(adapter) => adapter.update(config.clip, &constants).await?,
         };
         self.updates += 1;
         self.broken = false;
@@ -371,12 +371,12 @@ impl Learner {
     async fn collect(&mut self, wait: Wait) -> Result<()> {
         self.check_whole()?;
         let raw = match &mut self.place {
-            Place::Host(host) => host.take_reports(),
-            Place::Adapter(adapter) => adapter.take_reports(wait).await?,
+            Place::Host(host) => host.take_metrics(),
+            Place::Adapter(adapter) => adapter.take_metrics(wait).await?,
         };
         let short = std::mem::take(&mut self.short);
         for (step, raw) in (self.updates - raw.len() as u64..).zip(raw) {
-            let RawReport { loss, norm, largest, place, moved } = raw;
+            let RawMetrics { loss, norm, largest, place, moved } = raw;
             let missing = short.iter().find(|&&(at, _)| at == step).map_or(1.0, |&(_, n)| n);
             let loss = loss * missing;
             if !moved {
@@ -387,7 +387,7 @@ impl Learner {
                 let made_from = None;
                 return Err(Error::Diverged { step, loss, norm, largest, parameter, made_from });
             }
-            self.reports.push(Report { step, loss, norm });
+            self.reports.push(StepMetrics { step, loss, norm });
         }
         Ok(())
     }
@@ -398,19 +398,19 @@ impl Learner {
     /// [`Error::Diverged`] when a loss or the norm of a gradient was not finite, or a parameter or a moment
     /// would not be after an update: from that update on nothing has moved, and the next step takes its place. What went before it is told by the next call. And the device's
     /// own errors.
-    pub fn reports(&mut self) -> Result<Vec<Report>> {
-        pollster::block_on(self.run_reports(Wait::Block))
+    pub fn metrics(&mut self) -> Result<Vec<StepMetrics>> {
+        pollster::block_on(self.run_metrics(Wait::Block))
     }
 
     /// As [`Self::reports`], for where blocking is not possible.
     ///
     /// # Errors
     /// As [`Self::reports`].
-    pub async fn reports_async(&mut self) -> Result<Vec<Report>> {
-        self.run_reports(Wait::Async).await
+    pub async fn metrics_async(&mut self) -> Result<Vec<StepMetrics>> {
+        self.run_metrics(Wait::Async).await
     }
 
-    async fn run_reports(&mut self, wait: Wait) -> Result<Vec<Report>> {
+    async fn run_metrics(&mut self, wait: Wait) -> Result<Vec<StepMetrics>> {
         self.collect(wait).await?;
         Ok(std::mem::take(&mut self.reports))
     }
@@ -440,7 +440,7 @@ impl Learner {
         batch: impl Into<Batch<'b>>,
         targets: impl Into<Targets<'t>>,
     ) -> Result<Evaluation> {
-        self.network.evaluate(&self.training.loss, batch, targets)
+        self.network.evaluate(&self.config.loss, batch, targets)
     }
 
     /// Waits for all that was queued and takes what training can go on from. Batches of an update that is
@@ -466,7 +466,7 @@ impl Learner {
         let steps = self.updates;
         let (params, first, second) = match &mut self.place {
             Place::Host(host) => {
-                let Moments { first, second, .. } = host.moments().clone();
+                let OptimizerState { first, second, .. } = host.moments().clone();
                 (self.network.params().clone(), first, second)
             }
             Place::Adapter(adapter) => {
@@ -475,7 +475,7 @@ impl Learner {
                 (Params::from_flat(layout, params), first, second)
             }
         };
-        Ok(LearnerState { params, moments: Moments { first, second, steps } })
+        Ok(LearnerState { params, moments: OptimizerState { first, second, steps } })
     }
 
     /// Waits for all that was queued and gives the network as it is then.
@@ -507,7 +507,7 @@ struct Part<'a> {
     loss: Loss,
     shape: Shape,
     batch: Batch<'a>,
-    wanted: &'a Wanted,
+    wanted: &'a PreparedTargets,
     /// Of its update.
     is_first: bool,
 }

@@ -3,21 +3,21 @@
 use std::ops::ControlFlow;
 
 use crate::error::{Error, MadeFrom, Result};
-use crate::fingerprint::DataSet;
+use crate::fingerprint::DataFingerprint;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
 use crate::spec::params::Params;
 use crate::spec::sequences::in_order;
 use crate::training::dataset::{Example, Padded, check, noise_seed, order};
-use crate::training::learner::{Learner, Report};
+use crate::training::learner::{Learner, StepMetrics};
 
 /// Updates between two looks at how they went, unless the caller says otherwise.
-const LOOK_EVERY: usize = 16;
+const METRICS_EVERY: usize = 16;
 
 /// How long to train, on how much at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Regime {
+pub struct TrainerConfig {
     /// Passes over the examples.
     pub epochs: usize,
     /// Examples of a batch.
@@ -28,7 +28,7 @@ pub struct Regime {
     pub patience: Option<usize>,
 }
 
-impl Regime {
+impl TrainerConfig {
     /// So many passes in batches of so many examples, with seed 1.
     pub fn new(epochs: usize, batch: usize) -> Self {
         Self { epochs, batch, seed: 1, patience: None }
@@ -73,7 +73,7 @@ impl Regime {
 /// Where a run stands, between two updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
-pub struct Position {
+pub struct Progress {
     /// The epoch, from 0.
     pub epoch: usize,
     /// Its batches that are done.
@@ -98,14 +98,14 @@ pub struct Best {
 
 /// Which examples a run is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataSets {
+pub struct DataFingerprints {
     /// Those that it trains on.
-    pub train: DataSet,
+    pub train: DataFingerprint,
     /// Those that it is validated on.
-    pub valid: DataSet,
+    pub valid: DataFingerprint,
 }
 
-impl DataSets {
+impl DataFingerprints {
     /// `Ok` when these are `expected`.
     fn check(&self, expected: &Self) -> Result<()> {
         for (what, expected, got) in
@@ -123,8 +123,8 @@ impl DataSets {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Updates were made: every 16 unless [`Trainer::look_every`] says otherwise, and at the end of an epoch.
-    Updates(&'a [Report]),
+    /// Updates were made: every 16 unless [`Trainer::metrics_every`] says otherwise, and at the end of an epoch.
+    Updates(&'a [StepMetrics]),
     /// So many examples of the validation after an epoch are done. A run that is stopped here goes on with
     /// the whole validation.
     Validating(usize),
@@ -144,13 +144,13 @@ pub enum Event<'a> {
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ended {
+pub enum StopReason {
     /// All epochs are over.
-    Whole,
+    Completed,
     /// Validation did not get better for as long as the regime is patient.
-    Early,
+    EarlyStopping,
     /// Whoever listened asked for it. [`Trainer::run`] goes on from there.
-    Asked,
+    Requested,
 }
 
 /// Trains a [`Learner`] for some epochs. A loop of one's own needs no more than [`Learner::step`].
@@ -158,8 +158,8 @@ pub enum Ended {
 /// ```
 /// use std::ops::ControlFlow;
 /// use gru_wgpu::{
-///     Device, Event, Example, GruConfig, Head, Init, Learner, Loss, Optimizer, ParamLayout, Params, Regime,
-///     Target, Trainer, Training,
+///     Device, Event, Example, GruConfig, Head, Init, Learner, Loss, Optimizer, ParamLayout, Params, TrainerConfig,
+///     Target, Trainer, LearnerConfig,
 /// };
 /// use ndarray::Array2;
 ///
@@ -174,9 +174,9 @@ pub enum Ended {
 ///
 /// let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::last(2))?;
 /// let params = Params::init_of(layout, Init::Uniform, 1)?;
-/// let training = Training::new(Loss::cross_entropy(), Optimizer::adam(), 0.02);
+/// let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.02);
 /// let learner = Learner::new(params, training, &Device::cpu())?;
-/// let mut trainer = Trainer::new(learner, Regime::new(20, 16))?;
+/// let mut trainer = Trainer::new(learner, TrainerConfig::new(20, 16))?;
 /// trainer.run(train, valid, |_, event| {
 ///     if let Event::Epoch { epoch, loss, .. } = event {
 ///         println!("epoch {epoch}: {loss}");
@@ -189,46 +189,46 @@ pub enum Ended {
 #[derive(Debug)]
 pub struct Trainer {
     learner: Learner,
-    regime: Regime,
-    position: Position,
+    config: TrainerConfig,
+    progress: Progress,
     best: Option<Best>,
-    data: Option<DataSets>,
+    data: Option<DataFingerprints>,
     /// Updates between two looks.
-    look_every: usize,
+    metrics_every: usize,
 }
 
 impl Trainer {
     /// Before the first epoch.
     ///
     /// # Errors
-    /// As [`Regime::validate`].
-    pub fn new(learner: Learner, regime: Regime) -> Result<Self> {
-        Self::resume(learner, regime, Position::default(), None)
+    /// As [`TrainerConfig::validate`].
+    pub fn new(learner: Learner, config: TrainerConfig) -> Result<Self> {
+        Self::resume(learner, config, Progress::default(), None)
     }
 
     /// Where another one stood, over any examples.
     ///
     /// # Errors
-    /// As [`Regime::validate`].
+    /// As [`TrainerConfig::validate`].
     pub fn resume(
         learner: Learner,
-        regime: Regime,
-        position: Position,
+        config: TrainerConfig,
+        progress: Progress,
         best: Option<Best>,
     ) -> Result<Self> {
-        regime.validate()?;
-        Ok(Self { learner, regime, position, best, data: None, look_every: LOOK_EVERY })
+        config.validate()?;
+        Ok(Self { learner, config, progress, best, data: None, metrics_every: METRICS_EVERY })
     }
 
     /// The same over these examples: [`Self::run`] refuses others. Over any with `None`, such as those of
     /// before with a mistake mended.
     #[must_use]
-    pub fn with_data(self, data: Option<DataSets>) -> Self {
+    pub fn with_data(self, data: Option<DataFingerprints>) -> Self {
         Self { data, ..self }
     }
 
     /// Which examples it is over, once it has run.
-    pub fn data(&self) -> Option<DataSets> {
+    pub fn data(&self) -> Option<DataFingerprints> {
         self.data
     }
 
@@ -240,18 +240,18 @@ impl Trainer {
     /// Has the run say how updates went after each so many of them, at least one, from the next look on:
     /// fewer where they take long, so that what listens can stop it soon. What is computed stays the same,
     /// bit for bit.
-    pub fn look_every(&mut self, updates: usize) {
-        self.look_every = updates.max(1);
+    pub fn metrics_every(&mut self, updates: usize) {
+        self.metrics_every = updates.max(1);
     }
 
     /// How.
-    pub fn regime(&self) -> &Regime {
-        &self.regime
+    pub fn config(&self) -> &TrainerConfig {
+        &self.config
     }
 
     /// Where it stands.
-    pub fn position(&self) -> Position {
-        self.position
+    pub fn progress(&self) -> Progress {
+        self.progress
     }
 
     /// What did best on validation so far.
@@ -273,31 +273,34 @@ impl Trainer {
         train: &[Example],
         valid: &[Example],
         mut listen: impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
-    ) -> Result<Ended> {
-        let ignored = self.learner.training().loss.ignored();
+    ) -> Result<StopReason> {
+        let ignored = self.learner.config().loss.ignored();
         if !train.iter().any(|example| example.counts(ignored)) {
             return Err(Error::NoExamples);
         }
         self.check(train)?;
         self.check(valid)?;
-        let data = DataSets { train: DataSet::of(train), valid: DataSet::of(valid) };
+        let data = DataFingerprints {
+            train: DataFingerprint::of(train),
+            valid: DataFingerprint::of(valid),
+        };
         data.check(self.data.get_or_insert(data))?;
-        while self.position.epoch < self.regime.epochs {
-            if self.regime.patience.is_some_and(|patience| self.position.stale >= patience) {
-                return Ok(Ended::Early);
+        while self.progress.epoch < self.config.epochs {
+            if self.config.patience.is_some_and(|patience| self.progress.stale >= patience) {
+                return Ok(StopReason::EarlyStopping);
             }
             if self.epoch(train, &mut listen)?.is_break() {
-                return Ok(Ended::Asked);
+                return Ok(StopReason::Requested);
             }
             let ControlFlow::Continue(validation) = self.validate(valid, &mut listen)? else {
-                return Ok(Ended::Asked);
+                return Ok(StopReason::Requested);
             };
             let event = self.end_epoch(validation)?;
             if listen(self, &event)?.is_break() {
-                return Ok(Ended::Asked);
+                return Ok(StopReason::Requested);
             }
         }
-        Ok(Ended::Whole)
+        Ok(StopReason::Completed)
     }
 
     /// The rest of an epoch.
@@ -306,13 +309,13 @@ impl Trainer {
         train: &[Example],
         listen: &mut impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
-        let Regime { batch, seed, .. } = self.regime;
-        let ignored = self.learner.training().loss.ignored();
-        let order = order(train, ignored, batch, seed, self.position.epoch);
-        let accumulation = self.learner.training().accumulation;
-        while self.position.batch < order.len() {
-            let between = self.look_every.saturating_mul(accumulation);
-            let end = self.position.batch.saturating_add(between).min(order.len());
+        let TrainerConfig { batch, seed, .. } = self.config;
+        let ignored = self.learner.config().loss.ignored();
+        let order = order(train, ignored, batch, seed, self.progress.epoch);
+        let accumulation = self.learner.config().accumulation;
+        while self.progress.batch < order.len() {
+            let between = self.metrics_every.saturating_mul(accumulation);
+            let end = self.progress.batch.saturating_add(between).min(order.len());
             let reports = self.updates(train, &order, end)?;
             if listen(self, &Event::Updates(&reports))?.is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -328,22 +331,22 @@ impl Trainer {
         train: &[Example],
         order: &[Vec<usize>],
         end: usize,
-    ) -> Result<Vec<Report>> {
-        let (first, before) = (self.position.batch, self.learner.updates());
+    ) -> Result<Vec<StepMetrics>> {
+        let (first, before) = (self.progress.batch, self.learner.updates());
         let stepped = self.steps(train, order, end);
-        let (told, reports) = match self.learner.reports() {
+        let (told, reports) = match self.learner.metrics() {
             Ok(reports) => (Ok(()), reports),
             // Those before it.
-            Err(error) => (Err(error), self.learner.reports().unwrap_or_default()),
+            Err(error) => (Err(error), self.learner.metrics().unwrap_or_default()),
         };
         self.learner.forget();
         let made =
             usize::try_from(self.learner.updates().saturating_sub(before)).unwrap_or(usize::MAX);
-        let accumulation = self.learner.training().accumulation;
-        self.position.batch = made.saturating_mul(accumulation).saturating_add(first).min(end);
+        let accumulation = self.learner.config().accumulation;
+        self.progress.batch = made.saturating_mul(accumulation).saturating_add(first).min(end);
         // One by one: the sum is the same however many there are between two looks.
-        reports.iter().for_each(|report| self.position.loss.0 += f64::from(report.loss));
-        self.position.loss.1 += reports.len();
+        reports.iter().for_each(|report| self.progress.loss.0 += f64::from(report.loss));
+        self.progress.loss.1 += reports.len();
         // What was told of came first.
         match told.and(stepped) {
             Ok(()) => Ok(reports),
@@ -357,10 +360,10 @@ impl Trainer {
 
     /// Queues an epoch's batches up to `end`.
     fn steps(&mut self, train: &[Example], order: &[Vec<usize>], end: usize) -> Result<()> {
-        let Position { epoch, batch: first, .. } = self.position;
+        let Progress { epoch, batch: first, .. } = self.progress;
         for (at, rows) in (first..end).zip(&order[first..end]) {
             let padded = Padded::new(rows.iter().map(|&row| &train[row]))?;
-            let drawn = padded.batch().with_seed(noise_seed(self.regime.seed, epoch, at));
+            let drawn = padded.batch().with_seed(noise_seed(self.config.seed, epoch, at));
             self.learner.step(drawn, padded.targets())?;
         }
         if end == order.len() { self.learner.flush() } else { Ok(()) }
@@ -368,8 +371,8 @@ impl Trainer {
 
     /// What the update at the position is made from.
     fn made_from(&self, order: &[Vec<usize>]) -> MadeFrom {
-        let Position { epoch, batch: first, .. } = self.position;
-        let end = first.saturating_add(self.learner.training().accumulation).min(order.len());
+        let Progress { epoch, batch: first, .. } = self.progress;
+        let end = first.saturating_add(self.learner.config().accumulation).min(order.len());
         MadeFrom { epoch, batches: first..end, examples: order[first..end].concat() }
     }
 
@@ -380,7 +383,7 @@ impl Trainer {
         listen: &mut impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<(), Option<Evaluation>>> {
         let mut all = Evaluation::default();
-        for range in in_order(valid.len(), self.regime.batch) {
+        for range in in_order(valid.len(), self.config.batch) {
             let done = range.end;
             self.add_batch(&valid[range], &mut all)?;
             if listen(self, &Event::Validating(done))?.is_break() {
@@ -391,7 +394,7 @@ impl Trainer {
     }
 
     fn end_epoch(&mut self, validation: Option<Evaluation>) -> Result<Event<'static>> {
-        let Position { epoch, loss: (sum, updates), stale, .. } = self.position;
+        let Progress { epoch, loss: (sum, updates), stale, .. } = self.progress;
         if let Some(Evaluation { loss, .. }) = validation.filter(|now| !now.loss.is_finite()) {
             return Err(Error::DivergedValidation { epoch, loss });
         }
@@ -403,7 +406,7 @@ impl Trainer {
             self.best = Some(Best { epoch, validation, params });
         }
         let stale = if is_best || validation.is_none() { 0 } else { stale + 1 };
-        self.position = Position { epoch: epoch + 1, batch: 0, loss: (0.0, 0), stale };
+        self.progress = Progress { epoch: epoch + 1, batch: 0, loss: (0.0, 0), stale };
         let loss = (sum / updates.max(1) as f64) as f32;
         Ok(Event::Epoch { epoch, loss, validation, is_best })
     }
@@ -414,7 +417,7 @@ impl Trainer {
     /// As [`Learner::forward`].
     pub fn evaluate(&self, examples: &[Example]) -> Result<Evaluation> {
         let mut all = Evaluation::default();
-        for range in in_order(examples.len(), self.regime.batch) {
+        for range in in_order(examples.len(), self.config.batch) {
             self.add_batch(&examples[range], &mut all)?;
         }
         Ok(all)

@@ -10,7 +10,7 @@ use gru_wgpu::{Device, DeviceKind};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::data::model_file::Choice;
-use crate::ui::output::{Table, note, open};
+use crate::ui::output::{TextTable, log, open};
 
 /// Hold a device against the double-precision reference; run it first on a new machine.
 ///
@@ -37,7 +37,7 @@ fn run_all(device: &Device) -> Result<Vec<Finding>> {
         let found = part.run(device)?;
         if bar.is_hidden() && !found.is_empty() {
             let (results, seconds) = (found.len(), start.elapsed().as_secs_f64());
-            note(format_args!("{part}: {results} results in {seconds:.1} s"));
+            log(format_args!("{part}: {results} results in {seconds:.1} s"));
         }
         findings.extend(found);
     }
@@ -56,7 +56,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         None => run_all(&device)?,
     };
     let header = ["what", "cases", "largest error", "of the tolerance", ""];
-    let mut table = Table::new(header.map(str::to_owned).to_vec());
+    let mut table = TextTable::new(header.map(str::to_owned).to_vec());
     for finding in &findings {
         let verdict =
             if finding.passed() { "ok".to_owned() } else { format!("WRONG at {}", finding.worst) };

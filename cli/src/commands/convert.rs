@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::{npz, onnx, safetensors};
 
 use crate::data::model_file::{ModelArguments, Outputs, extension};
-use crate::ui::output::{note, quote_path};
+use crate::ui::output::{log, quote_path};
 
 /// Write a model in another format: .safetensors, .onnx or .npz, by the output's name.
 #[derive(clap::Args, Debug)]
@@ -56,6 +56,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         _ => npz::save(output, &params, str::to_owned)?,
     }
-    note(format_args!("wrote {}", quote_path(output)));
+    log(format_args!("wrote {}", quote_path(output)));
     Ok(())
 }

@@ -9,7 +9,7 @@ use gru_wgpu::{DeviceKind, Error};
 use crate::data::model_file::{
     InputArguments, ModelArguments, Outputs, load_array, on_device, save_array,
 };
-use crate::ui::output::{note, quote_path};
+use crate::ui::output::{log, quote_path};
 
 /// Run a model forward and backward over sequences and write every gradient.
 #[derive(clap::Args, Debug)]
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
     })?;
     let gradients = gru.backward(tape, Some(dy.view()), dhn.as_ref().map(|dhn| dhn.view()))?;
     safetensors::save_gradients(output, &gradients)?;
-    note(format_args!("wrote {}", quote_path(output)));
+    log(format_args!("wrote {}", quote_path(output)));
     if let Some(hn) = hn {
         save_array(hn, &out.h_n)?;
     }

@@ -11,10 +11,10 @@ use ndarray::{Array2, ArrayView1};
 use crate::commands::forecast;
 use crate::commands::train::classes::most_probable;
 use crate::commands::train::config::{Config, Task};
-use crate::data::table::{Advice, Table};
-use crate::rundir::folder::Folder;
+use crate::data::table::{Advice, SequenceTable};
+use crate::rundir::folder::RunDir;
 use crate::rundir::settings;
-use crate::ui::output::{check_output, note, open, quote_path, some_of};
+use crate::ui::output::{check_output, log, open, quote_path, some_of};
 
 /// Predict the classes of new sequences, or the next rows of a series, with a model that `gru train` or `gru forecast`
 /// has trained.
@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     if let Some(output) = output {
         check_output(output, "csv")?;
     }
-    let folder = Folder::open(run)?;
+    let folder = RunDir::open(run)?;
     let shown = quote_path(run);
     ensure!(folder.model().exists(), "{shown} holds no model yet: none of its epochs is over");
     if settings::is_forecast(&folder.config())? {
@@ -64,13 +64,13 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         return put(&forecast::predict::forecast(&folder, csv, kind)?, output.as_deref(), out);
     }
     let config = Config::read(&folder.config())?;
-    let params = safetensors::load_network(folder.model(), &safetensors::Options::new())?;
+    let params = safetensors::load_network(folder.model(), &safetensors::LoadOptions::new())?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {shown} is another one than its config.toml says"
     );
-    let table = Table::read(csv, config.data.reading(), Some(&config.columns.sequence))?;
-    let table = Table { advice: Advice::PREDICT, ..table };
+    let table = SequenceTable::read(csv, config.data.reading(), Some(&config.columns.sequence))?;
+    let table = SequenceTable { advice: Advice::PREDICT, ..table };
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
     let outputs = network.forward_each(&inputs, config.training.batch)?;
@@ -82,7 +82,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
 }
 
 /// `Ok` when what the model says of each sequence is numbers.
-fn check_finite(table: &Table, outputs: &[Array2<f32>]) -> Result<()> {
+fn check_finite(table: &SequenceTable, outputs: &[Array2<f32>]) -> Result<()> {
     let is_odd = |outputs: &Array2<f32>| outputs.iter().any(|output| !output.is_finite());
     let odd = table.sequences.iter().zip(outputs).find(|(_, outputs)| is_odd(outputs));
     odd.map_or(Ok(()), |(sequence, _)| {
@@ -100,7 +100,7 @@ fn put(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
     match output {
         Some(path) => {
             write_whole(path, |to| to.write_all(text))?;
-            note(format_args!("wrote {}", quote_path(path)));
+            log(format_args!("wrote {}", quote_path(path)));
         }
         None => out.write_all(text)?,
     }
@@ -137,7 +137,7 @@ impl Said {
 
 fn written(
     config: &Config,
-    table: &Table,
+    table: &SequenceTable,
     predictions: &[Prediction],
     with_all: bool,
 ) -> Result<Vec<u8>> {
@@ -174,7 +174,7 @@ fn written(
 
 /// Where the file has labels: how many of them are as predicted. One that training did not see is not. A sequence
 /// that has several, where one is said, is left out.
-fn tell_accuracy(config: &Config, table: &Table, predictions: &[Prediction]) -> Result<()> {
+fn tell_accuracy(config: &Config, table: &SequenceTable, predictions: &[Prediction]) -> Result<()> {
     let Ok(label) = table.sheet.find(&config.columns.label) else { return Ok(()) };
     let name = quote(&config.columns.label);
     let (mut right, mut all) = (0, 0);
@@ -191,14 +191,14 @@ fn tell_accuracy(config: &Config, table: &Table, predictions: &[Prediction]) -> 
     }
     if !changing.is_empty() {
         let names = some_of(changing.iter().map(|sequence| quote(table.name(sequence))));
-        note(format_args!(
+        log(format_args!(
             "{}: the label in column {name} changes inside sequences {names}: they count in no accuracy",
             table.shown
         ));
     }
     if all > 0 {
         let accuracy = f64::from(u32::try_from(right)?) / f64::from(u32::try_from(all)?);
-        note(format_args!("accuracy {accuracy:.4}: {right} of {all} labels in column {name}"));
+        log(format_args!("accuracy {accuracy:.4}: {right} of {all} labels in column {name}"));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use chrono::NaiveDate;
 
 use gru_wgpu::formats::quote;
 
-use crate::ui::output::{note, quote_path};
+use crate::ui::output::{log, quote_path};
 
 /// Cells that mean "no value", whatever their case.
 const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
@@ -18,7 +18,7 @@ const LARGEST: f64 = 1e300;
 
 /// How to read a file.
 #[derive(Clone)]
-pub struct Reading {
+pub struct CsvOptions {
     /// What stands between cells.
     pub delimiter: u8,
     /// More cells that mean "no value".
@@ -27,7 +27,7 @@ pub struct Reading {
     pub header: Option<bool>,
 }
 
-impl Reading {
+impl CsvOptions {
     fn is_missing(&self, cell: &str) -> bool {
         MISSING.iter().any(|word| cell.eq_ignore_ascii_case(word))
             || self.missing.iter().any(|word| cell == word)
@@ -35,28 +35,28 @@ impl Reading {
 }
 
 /// A CSV file, cells as text.
-pub struct Sheet {
-    reading: Reading,
+pub struct CsvTable {
+    reading: CsvOptions,
     pub names: Vec<String>,
     /// Whether the file names its columns. They are numbered otherwise.
     pub has_header: bool,
     /// At least one.
-    pub rows: Vec<Row>,
+    pub rows: Vec<CsvRow>,
 }
 
-pub struct Row {
+pub struct CsvRow {
     pub line: u64,
     cells: Vec<String>,
 }
 
-impl Row {
+impl CsvRow {
     pub fn cell(&self, column: usize) -> &str {
         self.cells.get(column).map_or("", |cell| cell.trim())
     }
 }
 
-impl Sheet {
-    pub fn read(path: &Path, reading: Reading) -> Result<Self> {
+impl CsvTable {
+    pub fn read(path: &Path, reading: CsvOptions) -> Result<Self> {
         let shown = quote_path(path);
         let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
         let text = std::str::from_utf8(&bytes)
@@ -67,7 +67,7 @@ impl Sheet {
             csv_rows(text, reading.delimiter).with_context(|| format!("cannot read {shown}"))?
         } else {
             // One column: an empty line is a missing value, which a CSV reader would skip.
-            let row = |(line, cell): (u64, &str)| Row { line, cells: vec![cell.to_owned()] };
+            let row = |(line, cell): (u64, &str)| CsvRow { line, cells: vec![cell.to_owned()] };
             (1..).zip(text.trim_end().lines()).map(row).collect()
         };
         ensure!(!rows.is_empty(), "{shown} is empty; expected a CSV file");
@@ -75,7 +75,7 @@ impl Sheet {
             let (has_header, is_sure) = has_header(&rows, &reading);
             if !is_sure {
                 let (taken, other) = if has_header { ("names", "no") } else { ("values", "yes") };
-                note(format_args!(
+                log(format_args!(
                     "{shown}: the first row is taken for {taken}; --header {other} says otherwise"
                 ));
             }
@@ -175,7 +175,7 @@ impl Sheet {
 
     /// The number in a row's column, `None` where it is missing. `advice` says what may be done about a
     /// word.
-    pub fn number(&self, row: &Row, column: usize, advice: &str) -> Result<Option<f64>> {
+    pub fn number(&self, row: &CsvRow, column: usize, advice: &str) -> Result<Option<f64>> {
         let cell = row.cell(column);
         if self.is_missing(cell) {
             return Ok(None);
@@ -206,7 +206,7 @@ impl Sheet {
 }
 
 /// The rows of a CSV text, each with the line it starts on.
-fn csv_rows(text: &str, delimiter: u8) -> Result<Vec<Row>> {
+fn csv_rows(text: &str, delimiter: u8) -> Result<Vec<CsvRow>> {
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
         .has_headers(false)
@@ -220,7 +220,7 @@ fn csv_rows(text: &str, delimiter: u8) -> Result<Vec<Row>> {
         let start = text[start..].find(|c| c != '\n' && c != '\r').map_or(start, |at| start + at);
         line += text[counted..start].matches('\n').count() as u64;
         counted = start;
-        rows.push(Row { line, cells: record.iter().map(str::to_owned).collect() });
+        rows.push(CsvRow { line, cells: record.iter().map(str::to_owned).collect() });
     }
     Ok(rows)
 }
@@ -241,7 +241,7 @@ enum Looks {
 }
 
 impl Looks {
-    fn of(rows: &[Row], column: usize, reading: &Reading) -> Self {
+    fn of(rows: &[CsvRow], column: usize, reading: &CsvOptions) -> Self {
         let is_value = |cell: &str| cell.parse::<f64>().is_ok() || date(cell).is_some();
         let first = rows[0].cell(column);
         if reading.is_missing(first) || is_value(first) {
@@ -266,7 +266,7 @@ impl Looks {
 
 /// Whether the first row names the columns, and whether that is sure. It does where it holds a word above numbers
 /// or dates, words alone, or words none of which comes again in their columns, one of them above words that do.
-fn has_header(rows: &[Row], reading: &Reading) -> (bool, bool) {
+fn has_header(rows: &[CsvRow], reading: &CsvOptions) -> (bool, bool) {
     let columns: Vec<_> =
         (0..rows[0].cells.len()).map(|column| Looks::of(rows, column, reading)).collect();
     let any = |looks| columns.contains(&looks);
@@ -282,7 +282,7 @@ fn has_header(rows: &[Row], reading: &Reading) -> (bool, bool) {
 }
 
 /// Whether a row's cells after the first count up as programs call columns without names.
-fn counts_up(row: &Row) -> bool {
+fn counts_up(row: &CsvRow) -> bool {
     let cells = row.cells.iter().skip(1);
     let numbers: Option<Vec<u32>> = cells.map(|cell| cell.trim().parse().ok()).collect();
     numbers.is_some_and(|numbers| {
@@ -363,7 +363,7 @@ mod tests {
             ("0,1,2\n7,1.5,2\n7,2.5,2", (false, false)),
             ("4,5\n7,1.5", (false, true)),
         ] {
-            let reading = Reading { delimiter: b',', missing: Vec::new(), header: None };
+            let reading = CsvOptions { delimiter: b',', missing: Vec::new(), header: None };
             let rows = csv_rows(text, b',').unwrap();
             assert_eq!(has_header(&rows, &reading), expected, "{text}");
         }

@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
 use crate::commands::train::config::{Columns, Task};
-use crate::data::table::Table;
+use crate::data::table::SequenceTable;
 
 /// A share of a table's sequences, drawn by a seed.
 pub struct HoldOut {
@@ -19,7 +19,7 @@ type Parts = (Vec<usize>, Vec<usize>);
 
 impl HoldOut {
     /// Of all sequences together.
-    pub fn of_all(&self, table: &Table) -> Result<Parts> {
+    pub fn of_all(&self, table: &SequenceTable) -> Result<Parts> {
         let count = table.sequences.len();
         ensure!(
             count >= 2,
@@ -30,7 +30,7 @@ impl HoldOut {
     }
 
     /// The same share of each class's, as far as whole sequences go. One of each stays to be trained on.
-    pub fn by_class(&self, table: &Table, columns: &Columns) -> Result<Parts> {
+    pub fn by_class(&self, table: &SequenceTable, columns: &Columns) -> Result<Parts> {
         let label = table.find(&columns.label)?;
         let mut strata = vec![Vec::new(); columns.classes.len()];
         for (at, sequence) in table.sequences.iter().enumerate() {

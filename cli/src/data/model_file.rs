@@ -8,7 +8,7 @@ use gru_wgpu::formats::{npy, onnx, quote, safetensors};
 use gru_wgpu::{Batch, Layout, Params};
 use ndarray::{Array3, Ix3};
 
-use crate::ui::output::{check_output, note, quote_path};
+use crate::ui::output::{check_output, log, quote_path};
 
 /// Which GRU of which file.
 #[derive(clap::Args, Debug)]
@@ -64,7 +64,7 @@ impl Choice {
             "onnx" => self.load_onnx(path)?,
             _ => bail!("{} is no .safetensors or .onnx file by its name", quote_path(path)),
         };
-        note(format_args!("model: {}", model.params.layout().config()));
+        log(format_args!("model: {}", model.params.layout().config()));
         Ok(model)
     }
 
@@ -78,7 +78,7 @@ impl Choice {
             self.node.is_none(),
             "--node is for .onnx files; a GRU of a .safetensors file goes by --prefix"
         );
-        let options = safetensors::Options::new()
+        let options = safetensors::LoadOptions::new()
             .with_prefix(self.prefix.as_deref())
             .with_non_finite(self.allow_non_finite);
         let params = safetensors::load(path, &options)?;
@@ -91,13 +91,13 @@ impl Choice {
             self.prefix.is_none(),
             "--prefix is for .safetensors files; a GRU of an .onnx file goes by --node"
         );
-        let options = onnx::Options::new()
+        let options = onnx::LoadOptions::new()
             .with_node(self.node.as_deref())
             .with_non_finite(self.allow_non_finite);
         let onnx::Model { params, nodes, h0, lengths, external_data, .. } =
             onnx::load(path, &options)?;
         let nodes: Vec<_> = nodes.iter().map(|name| quote(name)).collect();
-        note(format_args!("nodes: {}", nodes.join(", ")));
+        log(format_args!("nodes: {}", nodes.join(", ")));
         Ok(Model { params, h0, lengths, files: external_data })
     }
 }
@@ -184,11 +184,11 @@ impl Input {
 fn or_held<T: Clone>(option: &str, otherwise: &str, given: &Given<T>) -> Option<T> {
     match given {
         Given::Constant(held) => {
-            note(format_args!("{option}: what the model holds"));
+            log(format_args!("{option}: what the model holds"));
             Some(held.clone())
         }
         Given::AtRun(words) => {
-            note(format_args!(
+            log(format_args!(
                 "{option}: the model takes it from {words}; {otherwise} (--{option} gives it)"
             ));
             None
@@ -209,7 +209,7 @@ fn check_rows(option: &str, held: Option<usize>, rows: usize) -> Result<()> {
 pub fn load_array(path: &Path) -> Result<Array3<f32>> {
     let (array, numbers) = npy::load_as::<Ix3>(path)?;
     if numbers != npy::Numbers::F32 {
-        note(format_args!("{}: {numbers}, converted to float32", quote_path(path)));
+        log(format_args!("{}: {numbers}, converted to float32", quote_path(path)));
     }
     Ok(array)
 }
@@ -217,7 +217,7 @@ pub fn load_array(path: &Path) -> Result<Array3<f32>> {
 /// Writes an array and says so.
 pub fn save_array(path: &Path, array: &Array3<f32>) -> Result<()> {
     npy::save(path, array.view())?;
-    note(format_args!("wrote {} {:?}", quote_path(path), array.shape()));
+    log(format_args!("wrote {} {:?}", quote_path(path), array.shape()));
     Ok(())
 }
 

@@ -7,8 +7,8 @@ use chrono::{Datelike, NaiveDate};
 
 use gru_wgpu::formats::quote;
 
-use crate::data::csv_table::{Reading, Sheet, printable};
-use crate::ui::output::{note, quote_path};
+use crate::data::csv_table::{CsvOptions, CsvTable, printable};
+use crate::ui::output::{log, quote_path};
 
 /// What to do about a cell that is no number.
 const ADVICE: &str = "leave the cell empty where a value is missing, or name the word that means so with \
@@ -33,7 +33,7 @@ pub struct Series {
 impl Series {
     /// Reads columns of the file at `path`: by names or numbers from 1, between commas, the first of which is
     /// the series itself; the last numeric one when `None`.
-    pub fn read(path: &Path, columns: Option<&str>, reading: Reading) -> Result<Self> {
+    pub fn read(path: &Path, columns: Option<&str>, reading: CsvOptions) -> Result<Self> {
         Self::read_columns(path, reading, |sheet| match columns {
             Some(words) => sheet.find_all(words),
             None => Ok(vec![last_numeric(sheet)?]),
@@ -43,10 +43,10 @@ impl Series {
     /// Reads the columns that `choose` chooses, the series itself first.
     pub fn read_columns(
         path: &Path,
-        reading: Reading,
-        choose: impl FnOnce(&Sheet) -> Result<Vec<usize>>,
+        reading: CsvOptions,
+        choose: impl FnOnce(&CsvTable) -> Result<Vec<usize>>,
     ) -> Result<Self> {
-        let sheet = Sheet::read(path, reading)?;
+        let sheet = CsvTable::read(path, reading)?;
         let chosen = choose(&sheet)?;
         let (mut columns, mut filled) = (Vec::new(), 0);
         for &column in &chosen {
@@ -91,7 +91,7 @@ impl Series {
     }
 }
 
-fn last_numeric(sheet: &Sheet) -> Result<usize> {
+fn last_numeric(sheet: &CsvTable) -> Result<usize> {
     let mut columns = (0..sheet.names.len()).rev();
     let found = columns.find(|&column| sheet.is_numeric(column) && sheet.dates(column).is_none());
     found.with_context(|| {
@@ -101,7 +101,7 @@ fn last_numeric(sheet: &Sheet) -> Result<usize> {
 
 /// Dates as fractional years; `None` where rows share a day, so that they are no axis. Refuses
 /// dates that run backwards, and tells of gaps.
-fn years(sheet: &Sheet, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
+fn years(sheet: &CsvTable, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
     let mut days: Vec<i64> = dates.windows(2).map(|pair| (pair[1] - pair[0]).num_days()).collect();
     if let Some(row) = days.iter().position(|&days| days < 0) {
         let (line, date, before) = (sheet.rows[row + 1].line, dates[row + 1], dates[row]);
@@ -115,7 +115,7 @@ fn years(sheet: &Sheet, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
     let gaps = days.iter().filter(|&&gap| 2 * gap > 3 * usual).count();
     if gaps > 0 {
         let longest = days.last().copied().unwrap_or(0);
-        note(format_args!(
+        log(format_args!(
             "note: {gaps} gaps between dates, up to {longest} days where {usual} are usual; rows \
              are taken as evenly spaced"
         ));
@@ -150,7 +150,7 @@ mod tests {
         Series::read(
             file.path(),
             column,
-            Reading { delimiter: b',', missing: vec!["-99".to_owned()], header: None },
+            CsvOptions { delimiter: b',', missing: vec!["-99".to_owned()], header: None },
         )
     }
 

@@ -10,8 +10,8 @@ use gru_wgpu::formats::quote;
 use ndarray::Array2;
 
 use crate::commands::train::config::{Feature, Task};
-use crate::data::csv_table::{Reading, Row, Sheet};
-use crate::ui::output::{note, quote_path};
+use crate::data::csv_table::{CsvOptions, CsvRow, CsvTable};
+use crate::ui::output::{log, quote_path};
 
 /// What to do about a cell that the model cannot be shown.
 pub struct Advice {
@@ -49,10 +49,10 @@ const MOST_BYTES: usize = 1 << 30;
 /// What the loss and the accuracy leave out.
 const NO_CLASS: i32 = -100;
 
-pub struct Table {
+pub struct SequenceTable {
     /// The file, for messages.
     pub shown: String,
-    pub sheet: Sheet,
+    pub sheet: CsvTable,
     /// The column that names the sequences.
     pub sequence: usize,
     /// The rows of each.
@@ -60,11 +60,11 @@ pub struct Table {
     pub advice: Advice,
 }
 
-impl Table {
+impl SequenceTable {
     /// Reads a file, whose column `sequence` (the first where it is `None`) says what belongs together.
-    pub fn read(path: &Path, reading: Reading, sequence: Option<&str>) -> Result<Self> {
+    pub fn read(path: &Path, reading: CsvOptions, sequence: Option<&str>) -> Result<Self> {
         let shown = quote_path(path);
-        let sheet = Sheet::read(path, reading)?;
+        let sheet = CsvTable::read(path, reading)?;
         let found = sequence.map_or(Ok(0), |name| sheet.find(name));
         let sequence = found.with_context(|| shown.clone())?;
         let sequences = sequences(&sheet, sequence).with_context(|| shown.clone())?;
@@ -111,7 +111,7 @@ impl Table {
         self.sheet.rows[rows.start].cell(self.sequence)
     }
 
-    fn rows(&self, rows: &Range<usize>) -> &[Row] {
+    fn rows(&self, rows: &Range<usize>) -> &[CsvRow] {
         &self.sheet.rows[rows.clone()]
     }
 
@@ -133,7 +133,7 @@ impl Table {
         columns.iter().map(feature).collect::<Result<_>>().with_context(|| self.shown.clone())
     }
 
-    fn number<'a>(&self, column: usize, rows: impl Iterator<Item = &'a Row>) -> Result<Feature> {
+    fn number<'a>(&self, column: usize, rows: impl Iterator<Item = &'a CsvRow>) -> Result<Feature> {
         let values = rows.map(|row| self.value(row, column));
         let values: Vec<_> = values.filter_map(Result::transpose).collect::<Result<_>>()?;
         let name = quote(&self.sheet.names[column]);
@@ -151,7 +151,7 @@ impl Table {
         Ok(Feature::Number { column, mean: unit * mean, deviation })
     }
 
-    fn words<'a>(&self, column: usize, rows: impl Iterator<Item = &'a Row>) -> Result<Feature> {
+    fn words<'a>(&self, column: usize, rows: impl Iterator<Item = &'a CsvRow>) -> Result<Feature> {
         let name = &self.sheet.names[column];
         let mut words = BTreeSet::new();
         for row in rows {
@@ -169,7 +169,7 @@ impl Table {
     }
 
     /// `None` where it is missing, and may be.
-    fn value(&self, row: &Row, column: usize) -> Result<Option<f64>> {
+    fn value(&self, row: &CsvRow, column: usize) -> Result<Option<f64>> {
         let value = self.sheet.number(row, column, self.advice.stray)?;
         ensure!(
             value.is_some() || self.sheet.names_missing(),
@@ -180,14 +180,14 @@ impl Table {
         Ok(value)
     }
 
-    fn word<'a>(&self, row: &'a Row, column: usize) -> Result<&'a str> {
+    fn word<'a>(&self, row: &'a CsvRow, column: usize) -> Result<&'a str> {
         match row.cell(column) {
             "" => bail!("{}{}", self.empty(row, column), self.advice.empty),
             word => Ok(word),
         }
     }
 
-    fn empty(&self, row: &Row, column: usize) -> String {
+    fn empty(&self, row: &CsvRow, column: usize) -> String {
         let name = quote(&self.sheet.names[column]);
         format!("line {}: there is no value in column {name}; fill it in", row.line)
     }
@@ -217,14 +217,14 @@ impl Table {
         let inputs = inputs.with_context(|| self.shown.clone())?;
         if let Some(first) = unknown.first {
             let count = unknown.count;
-            note(format_args!(
+            log(format_args!(
                 "{}: cells with words that training did not see: {count}, the first is {first}; the model \
                  sees none of its words there",
                 self.shown
             ));
         }
         if unknown.missing > 0 {
-            note(format_args!(
+            log(format_args!(
                 "{}: cells without a number, which take their column's mean: {}",
                 self.shown, unknown.missing
             ));
@@ -253,7 +253,7 @@ impl Table {
 
     fn encode(
         &self,
-        row: &Row,
+        row: &CsvRow,
         column: usize,
         feature: &Feature,
         x: &mut Vec<f32>,
@@ -303,7 +303,7 @@ impl Table {
         }
         for class in classes.iter().filter(|class| self.sheet.is_missing(class)) {
             let class = quote(class);
-            note(format_args!(
+            log(format_args!(
                 "{class} in column {column} is a class like any other; an empty cell is no label"
             ));
         }
@@ -399,7 +399,7 @@ impl Unknown {
 }
 
 /// The rows of each sequence.
-fn sequences(sheet: &Sheet, column: usize) -> Result<Vec<Range<usize>>> {
+fn sequences(sheet: &CsvTable, column: usize) -> Result<Vec<Range<usize>>> {
     let mut sequences: Vec<Range<usize>> = Vec::new();
     let mut seen = HashSet::new();
     let mut now = "";

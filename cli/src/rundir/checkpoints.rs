@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Checkpoint, Device, Position};
+use gru_wgpu::{Checkpoint, Device, Progress};
 
-use crate::rundir::folder::Folder;
-use crate::ui::output::{note, quote_path};
+use crate::rundir::folder::RunDir;
+use crate::ui::output::{log, quote_path};
 
 /// How often a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +39,8 @@ const DEVICE: &str = "device";
 const SECONDS: &str = "seconds";
 
 /// Writes a run's checkpoints.
-pub struct Saver<'a> {
-    folder: &'a Folder,
+pub struct CheckpointWriter<'a> {
+    folder: &'a RunDir,
     every: Every,
     device: String,
     /// What it is trained and validated on, to be held against another time's.
@@ -50,17 +50,17 @@ pub struct Saver<'a> {
     /// When the last checkpoint was written, or this part begun, and after how many updates.
     saved: (Instant, u64),
     /// After how many updates, and where, the folder's last checkpoint was taken, if there is one.
-    last: Option<(u64, Position)>,
+    last: Option<(u64, Progress)>,
     /// Whether this part has come to where that was or further.
     has_saved: bool,
     /// Whether it was said that files cannot be written.
     has_warned: bool,
 }
 
-impl<'a> Saver<'a> {
+impl<'a> CheckpointWriter<'a> {
     /// Of a new run, or of one that goes on from `checkpoint`: says so where that was on another device.
     pub fn new(
-        folder: &'a Folder,
+        folder: &'a RunDir,
         every: Every,
         data: String,
         device: &Device,
@@ -70,7 +70,7 @@ impl<'a> Saver<'a> {
         let earlier = note_of(SECONDS).and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0);
         let device = device.to_string();
         if let Some(other) = note_of(DEVICE).filter(|other| **other != device) {
-            note(format_args!(
+            log(format_args!(
                 "it was trained on {} before; the last bits will be others",
                 quote(other)
             ));
@@ -81,7 +81,7 @@ impl<'a> Saver<'a> {
         Self { folder, every, device, data, earlier, saved, last, has_saved, has_warned }
     }
 
-    pub fn folder(&self) -> &'a Folder {
+    pub fn folder(&self) -> &'a RunDir {
         self.folder
     }
 
@@ -113,7 +113,7 @@ impl<'a> Saver<'a> {
     pub fn tolerate(&mut self, saved: Result<()>) -> Result<()> {
         let Some(why) = unsaved(saved)? else { return Ok(()) };
         if !self.has_warned {
-            note(format_args!("warning: the run goes on, but was not saved: {why:#}"));
+            log(format_args!("warning: the run goes on, but was not saved: {why:#}"));
             self.has_warned = true;
         }
         Ok(())
@@ -175,7 +175,7 @@ pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
 /// of which `kept` tells, or else what `save` writes. They stay: what it came to since may be finite and of no
 /// use, and would take their place.
 pub fn keep_good(
-    folder: &Folder,
+    folder: &RunDir,
     kept: Option<String>,
     save: impl FnOnce() -> Result<()>,
 ) -> String {
@@ -206,8 +206,8 @@ pub fn explain(error: &gru_wgpu::Error, made_from: &str, kept: Option<&str>) -> 
 }
 
 /// After how many updates, and where.
-fn place_of(checkpoint: &Checkpoint) -> (u64, Position) {
-    (checkpoint.state.moments.steps, checkpoint.position)
+fn place_of(checkpoint: &Checkpoint) -> (u64, Progress) {
+    (checkpoint.state.moments.steps, checkpoint.progress)
 }
 
 /// Whether a checkpoint's run was on this data.

@@ -9,18 +9,18 @@ use fs4::TryLockError;
 use gru_wgpu::Checkpoint;
 use gru_wgpu::formats::write_whole;
 
-use crate::ui::output::{check_directory, note, quote_path};
+use crate::ui::output::{check_directory, log, quote_path};
 
 /// Held by the run that writes to the folder. It stays there: whoever removed it could not know who waits.
 const LOCK: &str = ".lock";
 
-pub struct Folder(PathBuf);
+pub struct RunDir(PathBuf);
 
 /// Keeps other runs out of a folder until it is dropped, or the program ends in whatever way.
 #[must_use]
 pub struct Lock(#[expect(dead_code, reason = "it is held open")] File);
 
-impl Folder {
+impl RunDir {
     /// A folder for a new run: one that is not there yet, an empty one, or with `force` another run's.
     pub fn claim(path: &Path, force: bool) -> Result<Self> {
         let (folder, shown) = (Self(path.to_owned()), quote_path(path));
@@ -64,7 +64,7 @@ impl Folder {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => bail!("another run is writing to {shown}"),
             // Not every file system has locks.
-            Err(TryLockError::Error(error)) => note(format_args!(
+            Err(TryLockError::Error(error)) => log(format_args!(
                 "{shown} cannot be locked ({error}): no other run may write there meanwhile"
             )),
         }
@@ -137,7 +137,7 @@ impl Folder {
     pub fn remove_results(&self) {
         for file in [self.forecast(), self.classes()].iter().filter(|file| file.exists()) {
             if let Err(error) = remove(file) {
-                note(format_args!("warning: {error:#}; it tells of the run as it was before"));
+                log(format_args!("warning: {error:#}; it tells of the run as it was before"));
             }
         }
     }
@@ -157,7 +157,7 @@ impl Folder {
                 )),
             })?;
         if let Some(error) = refused {
-            note(format_args!("{error}; the checkpoint before it is taken"));
+            log(format_args!("{error}; the checkpoint before it is taken"));
         }
         Ok(checkpoint)
     }
@@ -219,7 +219,7 @@ impl Epoch {
             }
         }
         if epochs.len() < count {
-            note(format_args!(
+            log(format_args!(
                 "{} has {} of the {count} epochs that are over; it goes on without the others",
                 quote_path(path),
                 epochs.len()

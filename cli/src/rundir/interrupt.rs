@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::rundir::folder::Folder;
-use crate::ui::output::{note, shell_word};
+use crate::rundir::folder::RunDir;
+use crate::ui::output::{log, shell_word};
 
 /// The exit status of what was interrupted, as shells have it.
 pub const STATUS: u8 = 130;
@@ -25,7 +25,7 @@ impl Interrupt {
             if heard.swap(true, Ordering::Relaxed) {
                 process::exit(STATUS.into());
             }
-            note(format_args!("ending after the updates under way (Ctrl-C again: at once)"));
+            log(format_args!("ending after the updates under way (Ctrl-C again: at once)"));
         })?;
         Ok(Self(asked))
     }
@@ -38,20 +38,20 @@ impl Interrupt {
 /// Says that a run of `command` was interrupted, and how it goes on where it was saved in a folder.
 pub fn told(
     command: &str,
-    saved: Option<&Folder>,
+    saved: Option<&RunDir>,
     updates: u64,
     (epochs, all): (usize, usize),
 ) -> ExitCode {
     let how = saved.map_or_else(String::new, |folder| {
         format!("; `{command} --resume {}` goes on", shell_word(folder.path()))
     });
-    note(format_args!("interrupted after {updates} updates, {epochs} of {all} epochs{how}"));
+    log(format_args!("interrupted after {updates} updates, {epochs} of {all} epochs{how}"));
     ExitCode::from(STATUS)
 }
 
 /// Between two looks at whether a run is to end or to be saved: for this long, and for no more than so many
 /// updates.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const METRICS_EVERY: Duration = Duration::from_millis(250);
 const MOST_UPDATES: f64 = 16.0;
 
 /// The last look. The first is to come after one update: nobody knows yet how long it takes.
@@ -66,6 +66,6 @@ impl Looks {
     /// How many updates to make until the next look, after so many since this one: one at least.
     pub fn until_next(&self, updates: usize) -> usize {
         let each = self.0.elapsed().as_secs_f64() / updates.max(1) as f64;
-        (LOOK_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MOST_UPDATES) as usize
+        (METRICS_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MOST_UPDATES) as usize
     }
 }

@@ -1,11 +1,11 @@
 //! The settings that a run may change where it goes on.
 
 use anyhow::{Result, ensure};
-use gru_wgpu::{Checkpoint, Regime, Training};
+use gru_wgpu::{Checkpoint, LearnerConfig, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::ui::arguments::{at_least_one, positive};
-use crate::ui::output::note;
+use crate::ui::output::log;
 use crate::ui::words::ClipWord;
 
 /// How fast a run trains, and how long.
@@ -83,17 +83,17 @@ pub trait Paced: Clone {
     /// The same at another pace.
     fn with(&self, pace: Pace) -> Self;
 
-    fn regime(&self) -> Regime;
+    fn trainer_config(&self) -> TrainerConfig;
 
     /// Over so many examples.
-    fn training(&self, examples: usize) -> Training;
+    fn learner_config(&self, examples: usize) -> LearnerConfig;
 
     /// Whether these, or what they were before one of the changes, are those of a checkpoint.
     fn are_of(&self, checkpoint: &Checkpoint, changes: &[Change], examples: usize) -> bool {
         let earlier = changes.iter().map(|change| self.with(change.pace()));
         earlier.chain([self.clone()]).any(|settings| {
-            checkpoint.regime == settings.regime()
-                && checkpoint.training == settings.training(examples)
+            checkpoint.trainer_config == settings.trainer_config()
+                && checkpoint.learner_config == settings.learner_config(examples)
         })
     }
 
@@ -117,18 +117,18 @@ pub trait Paced: Clone {
             if changes.last().is_none_or(|change| change.updates != updates) {
                 changes.push(Change::new(updates, before));
             }
-            note(format_args!("it goes on with {}", news(before, now)));
+            log(format_args!("it goes on with {}", news(before, now)));
         }
         *self = self.with(now);
-        last.training = self.training(examples);
-        last.regime = self.regime();
+        last.learner_config = self.learner_config(examples);
+        last.trainer_config = self.trainer_config();
         Ok(last)
     }
 }
 
 /// `Ok` unless a run has begun more epochs than so many.
 fn check_epochs(last: &Checkpoint, epochs: usize) -> Result<()> {
-    let (over, has_begun) = (last.position.epoch, last.position.batch > 0);
+    let (over, has_begun) = (last.progress.epoch, last.progress.batch > 0);
     let begun = if has_begun { " and the next has begun" } else { "" };
     ensure!(
         over + usize::from(has_begun) <= epochs,

@@ -12,13 +12,13 @@ use gru_wgpu::{Device, DeviceKind};
 pub fn open(kind: DeviceKind) -> Result<Device> {
     let device = kind.open()?;
     if kind == DeviceKind::Auto {
-        note(format_args!("device: {device} ({})", device.reason()));
+        log(format_args!("device: {device} ({})", device.reason()));
     }
     Ok(device)
 }
 
 /// A line on stderr. That nobody can read it is no reason to stop.
-pub fn note(line: fmt::Arguments<'_>) {
+pub fn log(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
@@ -50,11 +50,11 @@ pub fn some_of(words: impl ExactSizeIterator<Item = String>) -> String {
 }
 
 /// Rows of text in aligned columns: the first to the left, the others to the right.
-pub struct Table {
+pub struct TextTable {
     rows: Vec<Vec<String>>,
 }
 
-impl Table {
+impl TextTable {
     /// With this header.
     pub fn new(header: Vec<String>) -> Self {
         Self { rows: vec![header] }
@@ -67,7 +67,7 @@ impl Table {
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |column: usize| self.rows.iter().map(|r| r[column].chars().count()).max();
         let widths: Vec<_> = (0..self.rows[0].len()).map(|c| width(c).unwrap_or(0)).collect();

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use crate::ui::output::note;
+use crate::ui::output::log;
 
-pub struct Progress {
+pub struct ProgressDisplay {
     bar: ProgressBar,
     start: Instant,
     epochs: usize,
@@ -22,7 +22,7 @@ pub struct Progress {
     told: String,
 }
 
-impl Progress {
+impl ProgressDisplay {
     /// Over so many examples, called `unit`, in so many epochs.
     pub fn new(total: u64, epochs: usize, unit: &'static str) -> Result<Self> {
         let bar = ProgressBar::new(total);
@@ -88,7 +88,7 @@ impl Progress {
         if self.bar.is_hidden() {
             let rate = self.done as f64 / self.start.elapsed().as_secs_f64();
             let (prefix, loss, unit) = (self.prefix(), self.loss(), self.unit);
-            note(format_args!("{prefix}  loss {loss:.5}{more}  {rate:.0} {unit}/s"));
+            log(format_args!("{prefix}  loss {loss:.5}{more}  {rate:.0} {unit}/s"));
         }
     }
 

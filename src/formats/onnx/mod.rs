@@ -5,7 +5,7 @@
 //! # use ndarray::Array3;
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
-//! let model = onnx::load("denoiser.onnx", &onnx::Options::new())?; // its only GRU, or stack of them
+//! let model = onnx::load("denoiser.onnx", &onnx::LoadOptions::new())?; // its only GRU, or stack of them
 //! let gru = Gru::with_params(model.params, &Device::auto())?;
 //! # let x = Array3::zeros((1, 1, 1));
 //! let y = gru.forward(&x)?.y; // [T, B, D·H], whatever the node's own layout
@@ -58,7 +58,7 @@ const MAX_MODEL: u64 = i32::MAX as u64;
 /// Which GRU to take out of a model, and how strictly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Options {
+pub struct LoadOptions {
     /// The node's name, or `first..last` for a part of a stack; an unnamed node goes by its first output.
     /// Without it the model must hold a single GRU, or a single stack of them.
     pub node: Option<String>,
@@ -66,7 +66,7 @@ pub struct Options {
     pub allow_non_finite: bool,
 }
 
-impl Options {
+impl LoadOptions {
     /// The model's only GRU, of finite weights.
     pub fn new() -> Self {
         Self::default()
@@ -121,7 +121,7 @@ pub enum Given<T> {
 /// # Errors
 /// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
 /// [`Error::Format`] when the file is no model, or the GRU cannot be used, with the reason.
-pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
+pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
     open(path.as_ref(), |graph| read_graph(graph, options))
 }
 
@@ -129,12 +129,12 @@ pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn read(model: &[u8], options: &Options) -> Result<Model> {
+pub fn read(model: &[u8], options: &LoadOptions) -> Result<Model> {
     let graph = Graph::parse(Bytes::copy_from_slice(model), None)?;
     read_graph(&graph, options)
 }
 
-/// The names of a model's GRUs, as [`Options::with_node`] takes them: of a node, or `first..last` of several
+/// The names of a model's GRUs, as [`LoadOptions::with_node`] takes them: of a node, or `first..last` of several
 /// that are layers of one stack.
 ///
 /// # Errors
@@ -155,7 +155,7 @@ fn open<T>(path: &Path, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
     })
 }
 
-fn read_graph(graph: &Graph, options: &Options) -> Result<Model> {
+fn read_graph(graph: &Graph, options: &LoadOptions) -> Result<Model> {
     let grus = Grus::of(graph)?;
     let chosen = grus.choose(options.node.as_deref())?;
     let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ahead, Call, Pass, Session, encode_calls};
+use super::{Call, Pass, Prologue, Session, encode_calls};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::transfer::Wait;
@@ -99,19 +99,19 @@ impl Session {
 
     async fn time_once(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
         let clock = Clock::new(&self.gpu, 2).await?;
-        self.gpu.settle(wait).await?;
+        self.gpu.sync(wait).await?;
         let start = Instant::now();
-        let ahead = self.take_ahead(pass);
+        let prologue = self.take_prologue(pass);
         let queue = || {
             let stamps = clock.as_ref().map(|c| Stamps { queries: &c.queries, begun: false });
-            self.queue(pass, &ahead, stamps);
+            self.queue(pass, &prologue, stamps);
             Ok(())
         };
         self.gpu.guard(queue).await?;
         match clock {
             Some(clock) => Ok(clock.read(&self.gpu, 2, wait).await?.remove(0)),
             None => {
-                self.gpu.settle(wait).await?;
+                self.gpu.sync(wait).await?;
                 Ok(start.elapsed())
             }
         }
@@ -121,8 +121,8 @@ impl Session {
     pub async fn time_parts(&mut self, pass: Pass, wait: Wait) -> Result<Timing> {
         // A caller may drop this before it is done.
         let broken = std::mem::replace(&mut self.broken, true);
-        let ahead = self.take_ahead(pass);
-        self.do_ahead(&ahead).await?;
+        let prologue = self.take_prologue(pass);
+        self.run_prologue(&prologue).await?;
         let timing = match Clock::new(&self.gpu, 2 * TIMED_DISPATCHES).await? {
             Some(clock) => Timing::Dispatches(self.time_dispatches(pass, &clock, wait).await?),
             None => Timing::Stages(self.time_stages(pass, wait).await?),
@@ -131,10 +131,10 @@ impl Session {
         Ok(timing)
     }
 
-    async fn do_ahead(&self, ahead: &[Ahead]) -> Result<()> {
+    async fn run_prologue(&self, prologue: &[Prologue]) -> Result<()> {
         let queue = || {
             let mut encoder = self.gpu.encoder("ahead");
-            ahead.iter().for_each(|ahead| self.encode_ahead(ahead, &mut encoder));
+            prologue.iter().for_each(|prologue| self.encode_prologue(prologue, &mut encoder));
             self.gpu.submit(encoder.finish());
             Ok(())
         };
@@ -182,14 +182,14 @@ impl Session {
     async fn time_stages(&self, pass: Pass, wait: Wait) -> Result<Vec<Duration>> {
         let mut times = Vec::new();
         for stage in self.stages(pass) {
-            self.gpu.settle(wait).await?;
+            self.gpu.sync(wait).await?;
             let start = Instant::now();
             let queue = || {
                 self.queue_calls(pass, &[], stage.calls(), None);
                 Ok(())
             };
             self.gpu.guard(queue).await?;
-            self.gpu.settle(wait).await?;
+            self.gpu.sync(wait).await?;
             times.push(start.elapsed());
         }
         Ok(times)

@@ -4,15 +4,15 @@
 
 use std::fmt::Display;
 
-use super::Marks;
+use super::Counters;
 use crate::error::{Error, Result};
-use crate::fingerprint::DataSet;
+use crate::fingerprint::DataFingerprint;
 use crate::formats::words::{Pairs, word};
 use crate::model::network::Evaluation;
 use crate::spec::loss::Loss;
 use crate::spec::optimizer::{Adam, Clip, Optimizer, Schedule};
-use crate::training::learner::Training;
-use crate::training::trainer::{DataSets, Position, Regime};
+use crate::training::learner::LearnerConfig;
+use crate::training::trainer::{DataFingerprints, Progress, TrainerConfig};
 
 /// The kinds, whose numbers follow.
 #[derive(Clone, Copy, PartialEq)]
@@ -44,8 +44,9 @@ const CLIPS: &[(Kind, &str)] =
     &[(Kind::None, "none"), (Kind::Norm, "norm"), (Kind::Value, "value")];
 
 /// `loss=huber delta=1e0 optimizer=adam beta1=9e-1 …`
-pub(super) fn write_training(training: &Training) -> String {
-    let Training { loss, optimizer, learning_rate, schedule, clip, accumulation } = training;
+pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
+    let LearnerConfig { loss, optimizer, learning_rate, schedule, clip, accumulation } =
+        learner_config;
     let loss = match loss {
         Loss::MeanSquared => word(LOSSES, Kind::MeanSquared).to_owned(),
         Loss::Huber { delta } => format!("{} delta={delta:e}", word(LOSSES, Kind::Huber)),
@@ -86,8 +87,8 @@ pub(super) fn write_training(training: &Training) -> String {
     )
 }
 
-/// Back from [`write_training`].
-pub(super) fn read_training(words: &str) -> Result<Training> {
+/// Back from [`write_learner`].
+pub(super) fn read_learner(words: &str) -> Result<LearnerConfig> {
     let mut pairs = Pairs::new("training", words)?;
     let loss = match pairs.named("loss", LOSSES)? {
         Kind::Huber => Loss::Huber { delta: pairs.number("delta")? },
@@ -118,13 +119,13 @@ pub(super) fn read_training(words: &str) -> Result<Training> {
         Kind::Value => Clip::Value(pairs.number("bound")?),
         _ => Clip::None,
     };
-    let training = Training::new(loss, optimizer, pairs.number("rate")?)
+    let learner_config = LearnerConfig::new(loss, optimizer, pairs.number("rate")?)
         .with_schedule(schedule)
         .with_clip(clip)
         .with_accumulation(pairs.number("accumulation")?);
     pairs.end()?;
-    training.validate()?;
-    Ok(training)
+    learner_config.validate()?;
+    Ok(learner_config)
 }
 
 fn read_adam(pairs: &mut Pairs<'_>) -> Result<Adam> {
@@ -137,27 +138,27 @@ fn read_adam(pairs: &mut Pairs<'_>) -> Result<Adam> {
 }
 
 /// `epochs=20 batch=16 seed=1 patience=none`
-pub(super) fn write_regime(regime: &Regime) -> String {
-    let Regime { epochs, batch, seed, patience } = regime;
+pub(super) fn write_trainer(trainer_config: &TrainerConfig) -> String {
+    let TrainerConfig { epochs, batch, seed, patience } = trainer_config;
     format!("epochs={epochs} batch={batch} seed={seed} patience={}", write_option(patience))
 }
 
-/// Back from [`write_regime`].
-pub(super) fn read_regime(words: &str) -> Result<Regime> {
+/// Back from [`write_trainer`].
+pub(super) fn read_trainer(words: &str) -> Result<TrainerConfig> {
     let mut pairs = Pairs::new("regime", words)?;
-    let regime = Regime::new(pairs.number("epochs")?, pairs.number("batch")?)
+    let trainer_config = TrainerConfig::new(pairs.number("epochs")?, pairs.number("batch")?)
         .with_seed(pairs.number("seed")?)
         .with_patience(pairs.option::<usize>("patience")?);
     pairs.end()?;
-    regime.validate()?;
-    Ok(regime)
+    trainer_config.validate()?;
+    Ok(trainer_config)
 }
 
 /// `steps=12 epoch=0 batch=12 loss=1.5e0 updates=12 stale=0`, and where there is a best network
 /// `best=3 counted=100 mean=5e-1 correct=90`.
-pub(super) fn write_marks(marks: &Marks) -> String {
-    let Marks { steps, position, best } = marks;
-    let Position { epoch, batch, loss: (loss, updates), stale } = position;
+pub(super) fn write_counters(counters: &Counters) -> String {
+    let Counters { steps, progress, best } = counters;
+    let Progress { epoch, batch, loss: (loss, updates), stale } = progress;
     let best = best.map_or_else(String::new, |(epoch, validation)| {
         let Evaluation { counted, loss, correct } = validation;
         format!(" best={epoch} counted={counted} mean={loss:e} correct={}", write_option(&correct))
@@ -167,11 +168,11 @@ pub(super) fn write_marks(marks: &Marks) -> String {
     )
 }
 
-/// Back from [`write_marks`].
-pub(super) fn read_marks(words: &str) -> Result<Marks> {
+/// Back from [`write_counters`].
+pub(super) fn read_counters(words: &str) -> Result<Counters> {
     let mut pairs = Pairs::new("position", words)?;
     let steps = pairs.number("steps")?;
-    let position = Position {
+    let progress = Progress {
         epoch: pairs.number("epoch")?,
         batch: pairs.number("batch")?,
         loss: (pairs.number("loss")?, pairs.number("updates")?),
@@ -185,16 +186,16 @@ pub(super) fn read_marks(words: &str) -> Result<Marks> {
         None
     };
     pairs.end()?;
-    let marks = Marks { steps, position, best };
-    if marks.are_possible() {
-        return Ok(marks);
+    let counters = Counters { steps, progress, best };
+    if counters.are_possible() {
+        return Ok(counters);
     }
     Err(Error::Format("its metadata position is none that a run can come to".to_owned()))
 }
 
 /// `train=150 hash=123 valid=50 valid_hash=456`
-pub(super) fn write_data(data: &DataSets) -> String {
-    let DataSets { train, valid } = data;
+pub(super) fn write_data(data: &DataFingerprints) -> String {
+    let DataFingerprints { train, valid } = data;
     format!(
         "train={} hash={} valid={} valid_hash={}",
         train.count, train.hash, valid.count, valid.hash
@@ -202,11 +203,11 @@ pub(super) fn write_data(data: &DataSets) -> String {
 }
 
 /// Back from [`write_data`].
-pub(super) fn read_data(words: &str) -> Result<DataSets> {
+pub(super) fn read_data(words: &str) -> Result<DataFingerprints> {
     let mut pairs = Pairs::new("data", words)?;
-    let data = DataSets {
-        train: DataSet { count: pairs.number("train")?, hash: pairs.number("hash")? },
-        valid: DataSet { count: pairs.number("valid")?, hash: pairs.number("valid_hash")? },
+    let data = DataFingerprints {
+        train: DataFingerprint { count: pairs.number("train")?, hash: pairs.number("hash")? },
+        valid: DataFingerprint { count: pairs.number("valid")?, hash: pairs.number("valid_hash")? },
     };
     pairs.end()?;
     Ok(data)
@@ -247,36 +248,37 @@ mod tests {
             for optimizer in optimizers {
                 for schedule in schedules {
                     for clip in clips {
-                        let training = Training::new(loss, optimizer, odd * 1e-300)
+                        let learner_config = LearnerConfig::new(loss, optimizer, odd * 1e-300)
                             .with_schedule(schedule)
                             .with_clip(clip)
                             .with_accumulation(usize::MAX);
-                        let words = write_training(&training);
-                        assert_eq!(read_training(&words).unwrap(), training, "{words}");
+                        let words = write_learner(&learner_config);
+                        assert_eq!(read_learner(&words).unwrap(), learner_config, "{words}");
                     }
                 }
             }
         }
         for patience in [None, Some(usize::MAX)] {
-            let regime = Regime::new(usize::MAX, 1).with_seed(u64::MAX).with_patience(patience);
-            assert_eq!(read_regime(&write_regime(&regime)).unwrap(), regime);
+            let trainer_config =
+                TrainerConfig::new(usize::MAX, 1).with_seed(u64::MAX).with_patience(patience);
+            assert_eq!(read_trainer(&write_trainer(&trainer_config)).unwrap(), trainer_config);
         }
-        let [train, valid] = [u64::MAX, 0].map(|hash| DataSet { count: usize::MAX, hash });
-        let data = DataSets { train, valid };
+        let [train, valid] = [u64::MAX, 0].map(|hash| DataFingerprint { count: usize::MAX, hash });
+        let data = DataFingerprints { train, valid };
         assert_eq!(read_data(&write_data(&data)).unwrap(), data);
-        let position = Position { epoch: 7, batch: 9, loss: (odd, 9), stale: 7 };
+        let progress = Progress { epoch: 7, batch: 9, loss: (odd, 9), stale: 7 };
         for correct in [None, Some(3)] {
             let validation = Evaluation { counted: 3, loss: odd, correct };
             for best in [None, Some((6, validation))] {
-                let marks = Marks { steps: (1 << 53) + 1, position, best };
-                assert_eq!(read_marks(&write_marks(&marks)).unwrap(), marks);
+                let counters = Counters { steps: (1 << 53) + 1, progress, best };
+                assert_eq!(read_counters(&write_counters(&counters)).unwrap(), counters);
             }
         }
     }
 
     #[test]
     fn what_no_run_writes_is_refused() {
-        let words = write_training(&Training::new(Loss::MeanSquared, Optimizer::adam(), 0.1));
+        let words = write_learner(&LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.1));
         for (from, to, expected) in [
             ("rate=1e-1", "rate=NaN", "learning rate is NaN"),
             ("rate=1e-1", "", "its metadata training lacks `rate`"),
@@ -286,7 +288,7 @@ mod tests {
             ("accumulation=1", "accumulation=0", "is 0; expected at least 1"),
         ] {
             assert!(words.contains(from), "{words}");
-            let error = read_training(&words.replace(from, to)).unwrap_err().to_string();
+            let error = read_learner(&words.replace(from, to)).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
         for words in [
@@ -296,9 +298,9 @@ mod tests {
             "steps=1 epoch=1 batch=0 loss=0 updates=0 stale=0 best=1 counted=1 mean=0 correct=none",
             "steps=1 epoch=1 batch=0 loss=0 updates=0 stale=0 best=0 counted=1 mean=0 correct=2",
         ] {
-            let error = read_marks(words).unwrap_err().to_string();
+            let error = read_counters(words).unwrap_err().to_string();
             assert!(error.contains("none that a run can come to"), "{words}: {error}");
         }
-        assert!(read_regime("epochs=0 batch=1 seed=1 patience=none").is_err());
+        assert!(read_trainer("epochs=0 batch=1 seed=1 patience=none").is_err());
     }
 }

@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 
-use super::{Part, RawReport, Training};
+use super::{LearnerConfig, Part, RawMetrics};
 use crate::error::Result;
-use crate::gpu::pool::Gathered;
+use crate::gpu::pool::GradientAccumulator;
 use crate::gpu::session::{Bound, Pass, Session};
 use crate::gpu::transfer::Wait;
 use crate::model::executor::Input;
 use crate::model::network::Network;
 use crate::plan::{Mode, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
-use crate::spec::head::Over;
-use crate::spec::loss::{Wanted, Wants};
-use crate::spec::optimizer::{Clip, Constants, Moments};
+use crate::spec::head::Readout;
+use crate::spec::loss::{PreparedTargets, TargetData};
+use crate::spec::optimizer::{Clip, Constants, OptimizerState};
 
 /// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
 const UNDER_WAY: usize = 128 << 20;
@@ -21,7 +21,7 @@ const UNDER_WAY: usize = 128 << 20;
 #[derive(Debug)]
 pub(super) struct OnAdapter {
     /// The sum of the gradients and losses of an update's batches, which every run adds to.
-    gathered: Gathered,
+    gathered: GradientAccumulator,
     update: Session,
     buffers: UpdateBuffers,
     /// Updates whose reports are still on the device.
@@ -33,19 +33,23 @@ pub(super) struct OnAdapter {
 }
 
 impl OnAdapter {
-    pub async fn new(network: &Network, training: &Training, moments: &Moments) -> Result<Self> {
+    pub async fn new(
+        network: &Network,
+        config: &LearnerConfig,
+        moments: &OptimizerState,
+    ) -> Result<Self> {
         let len = network.params().layout().flat_len();
-        let runner = network.gru().adapter_runner()?;
-        let gathered = Gathered::new(runner.gpu(), len).await?;
-        let machine = runner.gpu().machine();
-        let adam = training.optimizer.is_adam();
-        let (plan, buffers) = Plan::of_update(len, adam, training.clip, &machine)?;
+        let pool = network.gru().session_pool()?;
+        let gathered = GradientAccumulator::new(pool.gpu(), len).await?;
+        let caps = pool.gpu().caps();
+        let adam = config.optimizer.is_adam();
+        let (plan, buffers) = Plan::of_update(len, adam, config.clip, &caps)?;
         let bound = [
             (buffers.gradient, Bound::from(&gathered.gradient)),
             (buffers.loss, Bound::from(&gathered.loss)),
         ];
-        network.gru().hand_over().await?;
-        let mut update = runner.make_with(plan, buffers.params, &bound).await?;
+        network.gru().acquire_params().await?;
+        let mut update = pool.make_with(plan, buffers.params, &bound).await?;
         for (buffer, data) in
             [(buffers.first_moment, &moments.first), (buffers.second_moment, &moments.second)]
         {
@@ -60,20 +64,20 @@ impl OnAdapter {
     pub async fn gather(&mut self, part: Part<'_>, wait: Wait) -> Result<()> {
         let Part { network, loss, shape, batch, wanted, is_first } = part;
         let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
-        let pieces = network.gru().pieces_of(shape, mode, purpose)?;
-        let input = Input::new(shape, mode, &pieces, None, batch, wait).await?;
-        for (at, piece) in pieces.iter().enumerate() {
-            let wanted = match pieces.len() {
+        let chunks = network.gru().chunks_of(shape, mode, purpose)?;
+        let input = Input::new(shape, mode, &chunks, None, batch, wait).await?;
+        for (at, chunk) in chunks.iter().enumerate() {
+            let wanted = match chunks.len() {
                 1 => Cow::Borrowed(wanted),
-                _ => Cow::Owned(wanted.of_rows(&network.head().rows_of(piece, shape))),
+                _ => Cow::Owned(wanted.of_rows(&network.head().rows_of(chunk, shape))),
             };
-            let part = piece.shape(shape);
+            let part = chunk.shape(shape);
             self.make_room(4 * (part.x().iter().product::<usize>() + wanted.len()), wait).await?;
             let mut session =
                 network.gru().session(part, mode, purpose, Some(&self.gathered)).await?;
-            input.upload(&mut session, piece, None).await?;
+            input.upload(&mut session, chunk, None).await?;
             let is_first = is_first && at == 0;
-            run_piece(network, &mut session, &wanted, is_first).await?;
+            run_chunk(network, &mut session, &wanted, is_first).await?;
         }
         Ok(())
     }
@@ -81,7 +85,7 @@ impl OnAdapter {
     /// Waits, where more would be under way than may be, for what is.
     async fn make_room(&mut self, bytes: usize, wait: Wait) -> Result<()> {
         if self.under_way > 0 && self.under_way + bytes > UNDER_WAY {
-            self.update.gpu().settle(wait).await?;
+            self.update.gpu().sync(wait).await?;
             self.under_way = 0;
         }
         self.under_way += bytes;
@@ -99,7 +103,7 @@ impl OnAdapter {
     }
 
     /// Waits for all that was queued; the reports of the updates since the last time.
-    pub async fn take_reports(&mut self, wait: Wait) -> Result<Vec<RawReport>> {
+    pub async fn take_metrics(&mut self, wait: Wait) -> Result<Vec<RawMetrics>> {
         if self.pending == 0 {
             return Ok(Vec::new());
         }
@@ -109,7 +113,7 @@ impl OnAdapter {
             let at = REPORT * (1 + queued % SLOTS);
             let [loss, norm, largest, place, stopped] = [0, 1, 2, 3, 4].map(|i| words[at + i]);
             let (place, moved) = (place.to_bits() as usize, stopped.to_bits() == 0);
-            RawReport { loss, norm, largest, place, moved }
+            RawMetrics { loss, norm, largest, place, moved }
         };
         let reports: Vec<_> = (self.queued - self.pending..self.queued).map(report).collect();
         (self.pending, self.under_way) = (0, 0);
@@ -131,33 +135,33 @@ impl OnAdapter {
 }
 
 /// Queues a run whose input is there, and adds its loss and gradient to those of the update.
-async fn run_piece(
+async fn run_chunk(
     network: &Network,
     session: &mut Session,
-    wanted: &Wanted,
+    wanted: &PreparedTargets,
     is_first: bool,
 ) -> Result<()> {
     let run = session.plan().run_buffers().clone();
-    let training = run.training.expect("a training plan");
+    let config = run.training.expect("a training plan");
     let buffers = session.plan().head_buffers().loss.expect("a plan of a loss");
     let targets: &[f32] = match &wanted.targets {
-        Wants::Values(values) => values,
-        Wants::Classes(classes) => bytemuck::cast_slice(classes),
+        TargetData::Values(values) => values,
+        TargetData::Classes(classes) => bytemuck::cast_slice(classes),
     };
     session.write(buffers.targets, 0, targets.len(), Some(targets)).await?;
     let weights = &wanted.weights;
     session.write(buffers.weights, 0, weights.len(), Some(weights)).await?;
     session.run(Pass::Forward).await?;
     // What the head does not write of the gradients that flow into the GRU: one over every step, all of dy.
-    if network.head().over == Over::Last {
-        let dy = session.plan().buffers()[training.dy.index()].len;
-        session.write(training.dy, 0, dy, None).await?;
+    if network.head().over == Readout::LastState {
+        let dy = session.plan().buffers()[config.dy.index()].len;
+        session.write(config.dy, 0, dy, None).await?;
     }
-    let dstates = session.plan().buffers()[training.dstates.index()].len;
-    session.write(training.dstates, 0, dstates, None).await?;
+    let dstates = session.plan().buffers()[config.dstates.index()].len;
+    session.write(config.dstates, 0, dstates, None).await?;
     if is_first {
         let len = network.params().layout().flat_len();
-        session.write(training.dparams, 0, len, None).await?;
+        session.write(config.dparams, 0, len, None).await?;
         session.write(buffers.sum, 0, 1, None).await?;
     }
     session.run(Pass::Backward).await

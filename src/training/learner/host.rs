@@ -2,13 +2,13 @@
 
 use ndarray::Axis;
 
-use super::{Part, RawReport};
+use super::{Part, RawMetrics};
 use crate::cpu::Asked;
 use crate::error::Result;
 use crate::gpu::transfer::Wait;
 use crate::model::network::Network;
 use crate::spec::head::Linear;
-use crate::spec::optimizer::{Clip, Constants, Moments};
+use crate::spec::optimizer::{Clip, Constants, OptimizerState};
 use crate::spec::params::Params;
 
 /// What a learner on the CPU holds besides its network.
@@ -17,21 +17,21 @@ pub(super) struct OnHost {
     /// Of the update under way.
     gradient: Params,
     loss: f64,
-    moments: Moments,
-    reports: Vec<RawReport>,
+    moments: OptimizerState,
+    reports: Vec<RawMetrics>,
 }
 
 impl OnHost {
-    pub fn new(network: &Network, moments: Moments) -> Result<Self> {
+    pub fn new(network: &Network, moments: OptimizerState) -> Result<Self> {
         let gradient = Params::zeros_of(network.params().layout().clone())?;
         Ok(Self { gradient, loss: 0.0, moments, reports: Vec::new() })
     }
 
-    pub fn moments(&self) -> &Moments {
+    pub fn moments(&self) -> &OptimizerState {
         &self.moments
     }
 
-    pub fn take_reports(&mut self) -> Vec<RawReport> {
+    pub fn take_metrics(&mut self) -> Vec<RawMetrics> {
         std::mem::take(&mut self.reports)
     }
 
@@ -75,11 +75,11 @@ impl OnHost {
         let (loss, norm) = (self.loss as f32, squares.sqrt() as f32);
         let (largest, place) = (gradient[largest].abs(), largest);
         clip.apply(gradient, norm);
-        let Moments { first, second, .. } = &mut self.moments;
+        let OptimizerState { first, second, .. } = &mut self.moments;
         let stays_finite =
             || constants.keep_finite(network.params().as_slice(), gradient, [first, second]);
         let moved = loss.is_finite() && norm.is_finite() && stays_finite();
-        self.reports.push(RawReport { loss, norm, largest, place, moved });
+        self.reports.push(RawMetrics { loss, norm, largest, place, moved });
         if moved {
             let params = network.gru_mut().params_mut().as_mut_slice();
             constants.apply(params, gradient, [first, second]);

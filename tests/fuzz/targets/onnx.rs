@@ -285,14 +285,14 @@ fuzz_target!(|input: Input<'_>| {
         std::fs::write(path, &file).unwrap();
     }
     for node in [None, Some("Y0"), Some("Y0..Y1")] {
-        let options = onnx::Options::new().with_node(node);
+        let options = onnx::LoadOptions::new().with_node(node);
         if let Ok(read) = onnx::read(&file, &options) {
             assert!(read.params.as_slice().iter().all(|number| number.is_finite()));
             let config = read.params.layout().config();
             assert_eq!(read.nodes.len(), config.layers);
             // What was read can be written, but for what ONNX has no words for, and read again.
             if let Ok(written) = onnx::encode(&read.params, &onnx::Inputs::new()) {
-                let again = onnx::read(&written, &onnx::Options::new()).unwrap();
+                let again = onnx::read(&written, &onnx::LoadOptions::new()).unwrap();
                 assert_eq!(again.params, read.params);
             }
         }

@@ -237,7 +237,7 @@ fuzz_target!(|input: Input<'_>| {
         std::fs::write(path, &bytes).unwrap();
     }
     for prefix in [None, Some("a")] {
-        let options = safetensors::Options::new().with_prefix(prefix);
+        let options = safetensors::LoadOptions::new().with_prefix(prefix);
         if let Ok(params) = safetensors::read(Cursor::new(&bytes), &options) {
             assert!(params.layout().parameter_count() <= bytes.len());
             assert!(params.as_slice().iter().all(|number| number.is_finite()));
@@ -249,6 +249,6 @@ fuzz_target!(|input: Input<'_>| {
     }
     // The checksum stands in the way of all but what was written.
     if let Ok(checkpoint) = Checkpoint::read_from(Cursor::new(&bytes)) {
-        assert!(checkpoint.training.validate().is_ok());
+        assert!(checkpoint.learner_config.validate().is_ok());
     }
 });

@@ -6,8 +6,8 @@ use anyhow::Result;
 use gru_wgpu::{Clock, Device, Gru, KernelTime, Profile};
 use ndarray::Array3;
 
-use super::job::Job;
 use super::verify::{Verified, verify};
+use super::workload::Workload;
 
 /// Calls that are measured unless somebody asks for another number, and how long they may take.
 const MOST: usize = 20;
@@ -19,7 +19,7 @@ const LONG: Duration = Duration::from_secs(10);
 const WARM: Duration = Duration::from_millis(300);
 
 /// What came out for one device. Times are in ms.
-pub struct Row {
+pub struct Measurement {
     pub device: Device,
     pub verified: Verified,
     pub repeats: usize,
@@ -45,7 +45,12 @@ pub struct Kernels {
 }
 
 /// Checks, warms up and measures.
-pub fn measure(job: &Job, device: &Device, repeats: Option<usize>, profile: bool) -> Result<Row> {
+pub fn measure(
+    job: &Workload,
+    device: &Device,
+    repeats: Option<usize>,
+    profile: bool,
+) -> Result<Measurement> {
     let gru = job.model(device)?;
     let x = job.x()?;
     let start = Instant::now();
@@ -67,7 +72,7 @@ pub fn measure(job: &Job, device: &Device, repeats: Option<usize>, profile: bool
     let planned = device
         .is_adapter()
         .then(|| (plan.forward_dispatches() + plan.backward_dispatches(), plan.bytes()));
-    Ok(Row {
+    Ok(Measurement {
         verified,
         repeats: calls.len(),
         min: calls.iter().copied().fold(f64::INFINITY, f64::min),

@@ -2,19 +2,19 @@
 //! than it has, and ends the program that then uses it.
 
 use gru_wgpu::Error;
-use gru_wgpu::plan::{Plan, quantity};
+use gru_wgpu::plan::{Plan, format_si};
 
-use super::job::Job;
+use super::workload::Workload;
 
 /// `Ok` when the host may have `needed` bytes for `job`. Refuses only what cannot be: what is needed is
 /// counted low, what is there high.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] with both.
-pub fn allow(job: &Job, needed: f64) -> Result<(), Error> {
+pub fn allow(job: &Workload, needed: f64) -> Result<(), Error> {
     match available() {
         Some(available) if needed > available => {
-            let [needed, available] = [needed, available].map(|bytes| quantity(bytes, "B"));
+            let [needed, available] = [needed, available].map(|bytes| format_si(bytes, "B"));
             let shape = job.shape;
             Err(Error::OutOfMemory(format!(
                 "{} of {shape} takes at least {needed} of the host's memory, of which {available} can be had",
@@ -26,7 +26,7 @@ pub fn allow(job: &Job, needed: f64) -> Result<(), Error> {
 }
 
 /// What a run on the CPU takes at least: the arrays, the parameters, plain and packed, and what it keeps.
-pub fn on_cpu(job: &Job) -> f64 {
+pub fn on_cpu(job: &Workload) -> f64 {
     let (cells, states) = (job.cells(), job.states_of_a_cell());
     let (input, hidden) = (job.shape.input as f64, job.shape.hidden as f64);
     let width = job.shape.directions as f64 * hidden;
@@ -42,13 +42,13 @@ pub fn on_cpu(job: &Job) -> f64 {
 }
 
 /// What a run on an adapter takes of the host's memory at least.
-pub fn on_adapter(job: &Job, plan: &Plan, is_software: bool) -> f64 {
+pub fn on_adapter(job: &Workload, plan: &Plan, is_software: bool) -> f64 {
     // A software adapter's memory is the host's.
     arrays(job) + if is_software { plan.bytes() as f64 } else { 0.0 }
 }
 
 /// The caller's arrays: x and y, and dy or dx in training.
-fn arrays(job: &Job) -> f64 {
+fn arrays(job: &Workload) -> f64 {
     let width = (job.shape.directions * job.shape.hidden) as f64;
     let input = job.shape.input as f64;
     let more = if job.trains() { width } else { 0.0 };

@@ -1,26 +1,26 @@
 //! `gru bench`: how long a GRU of some size takes, on one device or on several side by side.
 
-mod job;
 mod measure;
 mod memory;
 mod picture;
 mod report;
 mod sweep;
 mod verify;
+mod workload;
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use gru_wgpu::plan::{Machine, Mode, quantity};
-use gru_wgpu::{Device, DeviceKind, Direction, Options, Recurrence};
+use gru_wgpu::plan::{DeviceCaps, Mode, format_si};
+use gru_wgpu::{Device, DeviceKind, Direction, Recurrence, RunOptions};
 
 use crate::ui::arguments::{ResetWord, at_least_one};
 use crate::ui::output::{check_output, open};
-use job::Job;
-use measure::{Row, measure};
+use measure::{Measurement, measure};
 use sweep::Sweep;
+use workload::Workload;
 
 /// Time a GRU of any size: forward or training, on one device or on several side by side.
 ///
@@ -136,14 +136,14 @@ pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) ->
 }
 
 /// What a device would do. The CPU has no schedule of its own: it is told so, and shown an adapter's.
-fn write_plan(job: &Job, device: &Device, out: &mut impl Write) -> Result<()> {
+fn write_plan(job: &Workload, device: &Device, out: &mut impl Write) -> Result<()> {
     if let Some(adapter) = device.adapter() {
         return Ok(write!(out, "{device}: {}", job.plan_on(&adapter)?)?);
     }
-    let memory = quantity(memory::on_cpu(job), "B");
+    let memory = format_si(memory::on_cpu(job), "B");
     writeln!(out, "{device}: {}", job.title())?;
     writeln!(out, "no dispatches: threads walk over the steps, in at least {memory} of memory")?;
-    match job.plan(&Machine::WEBGPU) {
+    match job.plan(&DeviceCaps::WEBGPU) {
         Ok(plan) => write!(out, "\nan adapter of WebGPU's default limits: {plan}")?,
         Err(error) => {
             writeln!(out, "\nan adapter of WebGPU's default limits would refuse: {error:#}")?
@@ -154,17 +154,17 @@ fn write_plan(job: &Job, device: &Device, out: &mut impl Write) -> Result<()> {
 
 /// Every device in turn.
 fn measure_all(
-    job: &Job,
+    job: &Workload,
     devices: &[Device],
     repeats: Option<usize>,
     profile: bool,
-) -> Result<Vec<Row>> {
+) -> Result<Vec<Measurement>> {
     let each =
         |device| measure(job, device, repeats, profile).with_context(|| format!("on {device}"));
     devices.iter().map(each).collect()
 }
 
-fn job(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Result<Job> {
+fn job(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Result<Workload> {
     let config = arguments.reset.config(input, hidden);
     let direction = if arguments.bidirectional { Direction::Both } else { Direction::Forward };
     let mode = match arguments.mode {
@@ -172,9 +172,9 @@ fn job(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Resu
         ModeWord::Train => Mode::Training,
     };
     let options =
-        Options::default().with_recurrence(arguments.kernel).with_recompute(arguments.recompute);
+        RunOptions::default().with_recurrence(arguments.kernel).with_recompute(arguments.recompute);
     let config = config.with_layers(arguments.layers).with_direction(direction);
-    Job::new(config, [steps, batch], mode, options)
+    Workload::new(config, [steps, batch], mode, options)
 }
 
 fn shape(text: &str) -> Result<Sizes, String> {

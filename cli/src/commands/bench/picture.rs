@@ -109,7 +109,7 @@ fn draw_lines(root: &Area, picture: &Picture) -> Drawn {
         let down = [(crossing.at, crossing.ms), (crossing.at, low)];
         chart.draw_series(DashedLineSeries::new(down, 6, 5, GREY.into()))?;
     }
-    let marks: Vec<_> = crossings
+    let labels: Vec<_> = crossings
         .iter()
         .map(|crossing| (chart.backend_coord(&(crossing.at, crossing.ms)), crossing))
         .collect();
@@ -123,7 +123,7 @@ fn draw_lines(root: &Area, picture: &Picture) -> Drawn {
         .label_font((FONT, 17).into_font().color(&INK))
         .draw()?;
     let right = root.dim_in_pixel().0 as i32;
-    for ((x, y), crossing) in marks {
+    for ((x, y), crossing) in labels {
         root.draw(&Circle::new((x, y), 11, INK.stroke_width(2)))?;
         let name = picture.axis.split(',').next().unwrap_or(picture.axis);
         let text = format!("equal at {name} ≈ {}", rounded(crossing.at));

@@ -3,13 +3,13 @@
 use std::io::Write;
 
 use anyhow::Result;
-use gru_wgpu::plan::{Mode, figures, quantity};
+use gru_wgpu::plan::{Mode, format_si, format_sig3};
 use gru_wgpu::{Clock, Device, KernelTime, Reset};
 use serde_json::{Value, json};
 
-use super::job::Job;
-use super::measure::{Kernels, Row, ms};
-use crate::ui::output::Table;
+use super::measure::{Kernels, Measurement, ms};
+use super::workload::Workload;
+use crate::ui::output::TextTable;
 
 /// The word that `--device` has for it.
 pub fn word(device: &Device) -> &'static str {
@@ -32,22 +32,23 @@ pub fn name(device: &Device) -> &'static str {
 pub const COLUMNS: [&str; 8] =
     ["median ms", "min ms", "upload", "compute", "download", "µs a step", "GFLOP/s", "ratio"];
 
-pub fn cells(job: &Job, row: &Row, first: &Row) -> [String; 8] {
-    let moved = |time: f64| if row.planned.is_some() { figures(time) } else { "–".to_owned() };
+pub fn cells(job: &Workload, row: &Measurement, first: &Measurement) -> [String; 8] {
+    let moved =
+        |time: f64| if row.planned.is_some() { format_sig3(time) } else { "–".to_owned() };
     [
-        figures(row.median),
-        figures(row.min),
+        format_sig3(row.median),
+        format_sig3(row.min),
         moved(row.upload),
-        figures(row.compute),
+        format_sig3(row.compute),
         moved(row.download),
-        figures(us_per_step(job, row)),
-        figures(gflops(job, row.median)),
-        figures(row.median / first.median),
+        format_sig3(us_per_step(job, row)),
+        format_sig3(gflops(job, row.median)),
+        format_sig3(row.median / first.median),
     ]
 }
 
 /// What the columns mean, for these devices.
-pub fn legend(job: &Job, rows: &[Row], out: &mut impl Write) -> Result<()> {
+pub fn legend(job: &Workload, rows: &[Measurement], out: &mut impl Write) -> Result<()> {
     let work = if job.trains() { "18·T·B·H·(I + H)" } else { "6·T·B·H·(I + H)" };
     writeln!(
         out,
@@ -73,13 +74,13 @@ pub fn legend(job: &Job, rows: &[Row], out: &mut impl Write) -> Result<()> {
 }
 
 /// The tables.
-pub fn text(job: &Job, rows: &[Row], out: &mut impl Write) -> Result<()> {
+pub fn text(job: &Workload, rows: &[Measurement], out: &mut impl Write) -> Result<()> {
     writeln!(out, "{}", job.title())?;
     for row in rows {
         writeln!(out, "{}: {}", row.device, row.verified)?;
     }
     let header = ["device", "calls"].into_iter().chain(COLUMNS);
-    let mut table = Table::new(header.map(str::to_owned).collect());
+    let mut table = TextTable::new(header.map(str::to_owned).collect());
     for row in rows {
         let start = [name(&row.device).to_owned(), row.repeats.to_string()];
         table.row(start.into_iter().chain(cells(job, row, &rows[0])).collect());
@@ -88,7 +89,7 @@ pub fn text(job: &Job, rows: &[Row], out: &mut impl Write) -> Result<()> {
     legend(job, rows, out)?;
     for row in rows {
         if let Some((dispatches, bytes)) = row.planned {
-            let held = quantity(bytes as f64, "B");
+            let held = format_si(bytes as f64, "B");
             writeln!(out, "{}: {dispatches} dispatches a run, {held} held", name(&row.device))?;
         }
         if let Some(kernels) = &row.profile {
@@ -98,7 +99,7 @@ pub fn text(job: &Job, rows: &[Row], out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-fn write_profile(row: &Row, kernels: &Kernels, out: &mut impl Write) -> Result<()> {
+fn write_profile(row: &Measurement, kernels: &Kernels, out: &mut impl Write) -> Result<()> {
     let Kernels { times: kernels, runs } = kernels;
     if kernels.is_empty() {
         writeln!(out, "\n{}: it has no kernels to profile", name(&row.device))?;
@@ -106,15 +107,15 @@ fn write_profile(row: &Row, kernels: &Kernels, out: &mut impl Write) -> Result<(
     }
     let total: f64 = kernels.iter().map(|kernel| ms(kernel.time)).sum();
     let header = ["kernel", "calls", "ms", "share", "GFLOP/s", "GB/s"];
-    let mut table = Table::new(header.map(str::to_owned).to_vec());
+    let mut table = TextTable::new(header.map(str::to_owned).to_vec());
     for kernel in kernels {
         table.row(vec![
             format!("{}: {}", kernel.kernel, kernel.label),
             kernel.calls.to_string(),
-            figures(ms(kernel.time)),
+            format_sig3(ms(kernel.time)),
             format!("{:.1} %", share(kernel, total)),
-            figures(kernel.gflops()),
-            figures(kernel.gbytes()),
+            format_sig3(kernel.gflops()),
+            format_sig3(kernel.gbytes()),
         ]);
     }
     let how = match row.clock {
@@ -123,7 +124,7 @@ fn write_profile(row: &Row, kernels: &Kernels, out: &mut impl Write) -> Result<(
     };
     let of = if *runs == 1 { "one run".to_owned() } else { format!("the fastest of {runs} runs") };
     write!(out, "\nkernels on the {}, {of}: {how}\n{table}", name(&row.device))?;
-    let (total, compute) = (figures(total), figures(row.compute));
+    let (total, compute) = (format_sig3(total), format_sig3(row.compute));
     writeln!(
         out,
         "  {total} ms in all; where they follow one another freely {compute} ms, the median of {} runs",
@@ -133,7 +134,7 @@ fn write_profile(row: &Row, kernels: &Kernels, out: &mut impl Write) -> Result<(
 }
 
 /// One object: the first device's, with the others inside.
-pub fn json(job: &Job, rows: &[Row]) -> Value {
+pub fn json(job: &Workload, rows: &[Measurement]) -> Value {
     let mut all = rows.iter().map(|row| row_json(job, row));
     let mut first = all.next().unwrap_or_default();
     let others: Vec<_> = all
@@ -149,7 +150,7 @@ pub fn json(job: &Job, rows: &[Row]) -> Value {
     first
 }
 
-fn row_json(job: &Job, row: &Row) -> Value {
+fn row_json(job: &Workload, row: &Measurement) -> Value {
     let adapter = row.device.adapter();
     let adapter = adapter.as_ref();
     let (config, shape) = (&job.config, job.shape);
@@ -222,10 +223,10 @@ fn share(kernel: &KernelTime, total: f64) -> f64 {
     if total > 0.0 { 100.0 * ms(kernel.time) / total } else { 0.0 }
 }
 
-fn gflops(job: &Job, ms: f64) -> f64 {
+fn gflops(job: &Workload, ms: f64) -> f64 {
     if ms > 0.0 { job.flop() / ms / 1e6 } else { 0.0 }
 }
 
-pub fn us_per_step(job: &Job, row: &Row) -> f64 {
+pub fn us_per_step(job: &Workload, row: &Measurement) -> f64 {
     1e3 * row.compute / job.shape.steps as f64
 }

@@ -7,16 +7,16 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 use gru_wgpu::Device;
 use gru_wgpu::formats::write_whole;
-use gru_wgpu::plan::{figures, quantity};
+use gru_wgpu::plan::{format_si, format_sig3};
 use serde_json::{Value, json};
 
-use super::job::Job;
-use super::measure::Row;
+use super::measure::Measurement;
 use super::picture::{Crossing, Picture, crossings, draw, rounded};
 use super::verify::Verified;
+use super::workload::Workload;
 use super::{measure_all, report};
 use crate::ui::arguments::at_least_one;
-use crate::ui::output::{Table, note, quote_path};
+use crate::ui::output::{TextTable, log, quote_path};
 
 /// Sizes of a sweep at most.
 const MOST: usize = 100;
@@ -85,9 +85,9 @@ struct Failed {
 /// What was measured at one size.
 pub struct Point {
     pub size: usize,
-    pub job: Job,
+    pub job: Workload,
     /// A device each.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Measurement>,
 }
 
 impl Sweep {
@@ -114,7 +114,7 @@ impl Sweep {
     }
 
     /// The fixed sizes and the definition.
-    fn fixed(&self, job: &Job) -> String {
+    fn fixed(&self, job: &Workload) -> String {
         let (shape, config) = (job.shape, &job.config);
         let sizes = [
             ("T", shape.steps, self.axis == Axis::T),
@@ -136,7 +136,7 @@ impl Sweep {
     /// When all of them fail.
     pub fn measure<'a>(
         &'a self,
-        jobs: Vec<(usize, Result<Job>)>,
+        jobs: Vec<(usize, Result<Workload>)>,
         devices: &'a [Device],
         repeats: Option<usize>,
     ) -> Result<Swept<'a>> {
@@ -149,14 +149,14 @@ impl Sweep {
             match measured {
                 Ok(point) => {
                     for row in &point.rows {
-                        let (name, median) = (report::name(&row.device), figures(row.median));
-                        note(format_args!("{:?} {size} on the {name}: {median} ms", self.axis));
+                        let (name, median) = (report::name(&row.device), format_sig3(row.median));
+                        log(format_args!("{:?} {size} on the {name}: {median} ms", self.axis));
                     }
                     points.push(point);
                 }
                 Err(error) => {
                     let error = format!("{error:#}");
-                    note(format_args!("{:?} {size} failed: {error}", self.axis));
+                    log(format_args!("{:?} {size} failed: {error}", self.axis));
                     failed.push(Failed { size, error });
                 }
             }
@@ -179,7 +179,7 @@ impl Swept<'_> {
         let picture = self.picture();
         let svg = draw(&picture)?;
         write_whole(path, |file| file.write_all(svg.as_bytes()))?;
-        note(format_args!("wrote {}", quote_path(path)));
+        log(format_args!("wrote {}", quote_path(path)));
         let crossings = crossings(&picture);
         if as_json {
             writeln!(out, "{}", self.json(&crossings, path))?;
@@ -196,7 +196,7 @@ impl Swept<'_> {
     }
 
     /// The definition and the fixed sizes, which are the same at every point.
-    fn job(&self) -> &Job {
+    fn job(&self) -> &Workload {
         &self.points[0].job
     }
 
@@ -241,7 +241,7 @@ impl Swept<'_> {
         let axis = format!("{:?}", self.sweep.axis);
         let header = ["device", &axis, "calls"].into_iter().chain(report::COLUMNS);
         let header = header.chain(["dispatches", "held"]).map(str::to_owned);
-        let mut table = Table::new(header.collect());
+        let mut table = TextTable::new(header.collect());
         for Point { size, job, rows } in &self.points {
             for row in rows {
                 let start = [
@@ -251,7 +251,7 @@ impl Swept<'_> {
                 ];
                 let none = || ["–", "–"].map(str::to_owned);
                 let planned = row.planned.map_or_else(none, |(dispatches, bytes)| {
-                    [dispatches.to_string(), quantity(bytes as f64, "B")]
+                    [dispatches.to_string(), format_si(bytes as f64, "B")]
                 });
                 let cells = report::cells(job, row, &rows[0]).into_iter().chain(planned);
                 table.row(start.into_iter().chain(cells).collect());

@@ -7,7 +7,7 @@ use gru_wgpu::check::TOLERANCE;
 use gru_wgpu::{Batch, Gradients, Gru, Output, reference};
 use ndarray::{Array3, ArrayView, Axis, Dimension, s};
 
-use super::job::Job;
+use super::workload::Workload;
 
 /// Work that the reference, plain loops on one thread, is given: a second or two.
 const REFERENCE_FLOP: f64 = 2e9;
@@ -92,7 +92,7 @@ struct Part {
 
 impl Part {
     /// As much as this work and these states allow.
-    fn new(job: &Job, flop: f64, states: f64) -> Self {
+    fn new(job: &Workload, flop: f64, states: f64) -> Self {
         let (all_steps, batch) = (job.shape.steps, job.shape.batch);
         let cells = all_steps as f64 * batch as f64;
         let most = (flop * cells / job.flop()).min(states / job.states_of_a_cell());
@@ -139,11 +139,11 @@ impl Part {
 ///
 /// # Errors
 /// When a number is out of bounds, and what the device reports.
-pub fn verify(job: &Job, gru: &Gru, x: &Array3<f32>) -> Result<Verified> {
+pub fn verify(job: &Workload, gru: &Gru, x: &Array3<f32>) -> Result<Verified> {
     verify_part(job, gru, x, &Part::new(job, REFERENCE_FLOP, REFERENCE_STATES))
 }
 
-fn verify_part(job: &Job, gru: &Gru, x: &Array3<f32>, part: &Part) -> Result<Verified> {
+fn verify_part(job: &Workload, gru: &Gru, x: &Array3<f32>, part: &Part) -> Result<Verified> {
     let mut comparison = Comparison::default();
     let params = gru.params().cast::<f64>();
     let part_x = part.of(x).mapv(f64::from);
@@ -173,7 +173,7 @@ fn verify_part(job: &Job, gru: &Gru, x: &Array3<f32>, part: &Part) -> Result<Ver
 }
 
 /// dy in the part, 0 elsewhere.
-fn part_of_dy(job: &Job, part: &Part) -> Result<Array3<f32>> {
+fn part_of_dy(job: &Workload, part: &Part) -> Result<Array3<f32>> {
     let mut dy = job.dy()?;
     dy.slice_mut(s![part.steps.., .., ..]).fill(0.0);
     let mut rows = part.rows.iter().peekable();
@@ -211,7 +211,7 @@ impl Comparison {
     /// length, end.
     fn last_steps(
         &mut self,
-        job: &Job,
+        job: &Workload,
         gru: &Gru,
         part: &Part,
         x: &Array3<f32>,
@@ -295,7 +295,7 @@ fn sum(array: &Array3<f32>) -> f64 {
 #[cfg(test)]
 mod tests {
     use gru_wgpu::plan::Mode;
-    use gru_wgpu::{Device, Direction, GruConfig, Options};
+    use gru_wgpu::{Device, Direction, GruConfig, RunOptions};
     use ndarray::ArrayView1;
 
     use super::*;
@@ -303,7 +303,7 @@ mod tests {
     /// A job of two layers, the share of its work that the reference is given, and what comes out.
     fn verified(direction: Direction, mode: Mode, share: f64) -> Result<Verified> {
         let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(direction);
-        let job = Job::new(config, [12, 4], mode, Options::default())?;
+        let job = Workload::new(config, [12, 4], mode, RunOptions::default())?;
         let gru = job.model(&Device::cpu())?;
         let part = Part::new(&job, job.flop() * share, f64::INFINITY);
         verify_part(&job, &gru, &job.x()?, &part)
@@ -335,8 +335,12 @@ mod tests {
 
     #[test]
     fn small_states_are_bounded_by_their_number() {
-        let job =
-            Job::new(GruConfig::pytorch(1, 1), [100_000, 1000], Mode::Training, Options::default());
+        let job = Workload::new(
+            GruConfig::pytorch(1, 1),
+            [100_000, 1000],
+            Mode::Training,
+            RunOptions::default(),
+        );
         let part = Part::new(&job.unwrap(), REFERENCE_FLOP, REFERENCE_STATES);
         assert!(part.cells() <= REFERENCE_STATES && part.cut == Cut::Rows);
         assert_eq!(part.rows.last(), Some(&999));

@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use gru_wgpu::{Clip, Head, Loss, Optimizer, ParamLayout, Regime, Schedule, Training};
+use gru_wgpu::{Clip, Head, LearnerConfig, Loss, Optimizer, ParamLayout, Schedule, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::{Reading, check_fingerprint, whole};
+use crate::data::csv_table::{CsvOptions, check_fingerprint, whole};
 use crate::data::series::Series;
 use crate::rundir::overrides::{self, Change, Pace, Paced};
 use crate::rundir::settings;
@@ -54,10 +54,10 @@ pub struct Data {
 
 impl Data {
     /// How its file is read, and those to be predicted from.
-    pub fn reading(&self) -> Reading {
+    pub fn reading(&self) -> CsvOptions {
         let Self { delimiter, header, missing, .. } = self;
         let delimiter = *delimiter as u8;
-        Reading { delimiter, missing: missing.iter().cloned().collect(), header: Some(*header) }
+        CsvOptions { delimiter, missing: missing.iter().cloned().collect(), header: Some(*header) }
     }
 }
 
@@ -158,8 +158,8 @@ impl Config {
             ensure!(is_sound, "the scale of column {name} is no finite number above 0");
         }
         check_delimiter(self.data.delimiter)?;
-        self.training.regime().validate()?;
-        self.training.training(0).validate()?;
+        self.training.trainer_config().validate()?;
+        self.training.learner_config(0).validate()?;
         Ok(())
     }
 
@@ -203,13 +203,14 @@ impl Paced for Settings {
         Self { epochs, learning_rate, clip, ..self.clone() }
     }
 
-    fn regime(&self) -> Regime {
-        Regime::new(self.epochs, self.batch).with_seed(self.seed)
+    fn trainer_config(&self) -> TrainerConfig {
+        TrainerConfig::new(self.epochs, self.batch).with_seed(self.seed)
     }
 
-    fn training(&self, windows: usize) -> Training {
-        let updates = (self.epochs as u64).saturating_mul(self.regime().updates(windows, 1));
-        Training::new(Loss::MeanSquared, Optimizer::adam(), self.learning_rate)
+    fn learner_config(&self, windows: usize) -> LearnerConfig {
+        let updates =
+            (self.epochs as u64).saturating_mul(self.trainer_config().updates(windows, 1));
+        LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), self.learning_rate)
             .with_schedule(Schedule::cosine(updates))
             .with_clip(self.clip.0)
     }

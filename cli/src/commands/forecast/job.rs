@@ -2,14 +2,14 @@
 
 use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Checkpoint, Training};
+use gru_wgpu::{Checkpoint, LearnerConfig};
 
 use super::config::{Config, Data, Sizes};
 use crate::data::series::Series;
 use crate::data::windows::{Windows, origins};
 use crate::rundir::checkpoints::{check_same, is_of};
 use crate::rundir::overrides::{PaceArguments, Paced};
-use crate::ui::output::{note, quote_path, some_of};
+use crate::ui::output::{log, quote_path, some_of};
 
 pub struct Job {
     pub config: Config,
@@ -25,8 +25,8 @@ impl Job {
     }
 
     /// How it is trained.
-    pub fn training(&self) -> Training {
-        self.config.training.training(self.parts.training.len())
+    pub fn learner_config(&self) -> LearnerConfig {
+        self.config.training.learner_config(self.parts.training.len())
     }
 
     /// Makes what is left of a run be trained as `given` says, and the rest as its settings do, which are to
@@ -69,14 +69,14 @@ impl Job {
         let Self { config, series, parts } = self;
         let (rows, filled) = (series.values().len(), series.filled);
         let shown = quote_path(&config.data.csv);
-        note(format_args!(
+        log(format_args!(
             "{shown}: {} {}, {rows} rows, {filled} missing ones interpolated",
             if series.names.len() == 1 { "column" } else { "columns" },
             series.names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
         ));
         let Sizes { input, horizon, .. } = config.windows;
         let (training, testing) = (parts.training.len(), parts.testing.len());
-        note(format_args!(
+        log(format_args!(
             "{input} rows in, {horizon} out: {training} windows to train on, {testing} held out"
         ));
     }

@@ -15,11 +15,11 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use gru_wgpu::DeviceKind;
 
-use crate::data::csv_table::{Reading, fingerprint, whole};
+use crate::data::csv_table::{CsvOptions, fingerprint, whole};
 use crate::data::series::Series;
 use crate::data::windows::Windows;
 use crate::rundir::checkpoints::{Every, every};
-use crate::rundir::folder::Folder;
+use crate::rundir::folder::RunDir;
 use crate::rundir::overrides::{PaceArguments, Paced};
 use crate::ui::arguments::{delimiter, yes_or_no};
 use crate::ui::output::{check_directory, open};
@@ -107,7 +107,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     // What can be refused is refused before the work, not after it.
     let (folder, lock, job, checkpoint) = match (resume, csv) {
         (Some(path), csv) => {
-            let folder = Folder::open(path)?;
+            let folder = RunDir::open(path)?;
             let lock = folder.lock()?;
             let mut config = Config::read(&folder.config())?;
             let series = config.read_again(csv.as_deref())?;
@@ -118,7 +118,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
             (Some(folder), Some(lock), job, Some(checkpoint))
         }
         (None, Some(csv)) => {
-            let folder = run.as_ref().map(|path| Folder::claim(path, *force)).transpose()?;
+            let folder = run.as_ref().map(|path| RunDir::claim(path, *force)).transpose()?;
             if folder.is_none() {
                 check_directory(output)?;
             }
@@ -147,7 +147,7 @@ impl Arguments {
     /// What a new run is to be, and whether it is kept.
     fn start(&self, csv: &Path, is_kept: bool) -> Result<Job> {
         let What { column, delimiter, missing, header } = &self.what;
-        let reading = Reading {
+        let reading = CsvOptions {
             delimiter: *delimiter,
             missing: missing.iter().cloned().collect(),
             header: *header,

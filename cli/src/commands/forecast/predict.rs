@@ -8,13 +8,13 @@ use gru_wgpu::{DeviceKind, Network};
 
 use super::config::{Config, Sizes};
 use crate::data::windows::Windows;
-use crate::rundir::folder::Folder;
-use crate::ui::output::{note, open, quote_path};
+use crate::rundir::folder::RunDir;
+use crate::ui::output::{log, open, quote_path};
 
 /// The rows after the last one of the file, as a CSV file: how far ahead, and the value.
-pub fn forecast(folder: &Folder, csv: &Path, kind: DeviceKind) -> Result<Vec<u8>> {
+pub fn forecast(folder: &RunDir, csv: &Path, kind: DeviceKind) -> Result<Vec<u8>> {
     let config = Config::read(&folder.config())?;
-    let params = safetensors::load_network(folder.model(), &safetensors::Options::new())?;
+    let params = safetensors::load_network(folder.model(), &safetensors::LoadOptions::new())?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {} is another one than its config.toml says",
@@ -33,7 +33,7 @@ pub fn forecast(folder: &Folder, csv: &Path, kind: DeviceKind) -> Result<Vec<u8>
     let forecasts = windows.forecast(&[rows], 1, |x| network.forward(x))?;
     windows.check(&[rows], &forecasts)?;
     if series.filled > 0 {
-        note(format_args!("{} missing values interpolated", series.filled));
+        log(format_args!("{} missing values interpolated", series.filled));
     }
     let mut csv = csv::Writer::from_writer(Vec::new());
     csv.write_record(["ahead", "predicted"])?;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use gru_wgpu::Ended;
+use gru_wgpu::StopReason;
 use gru_wgpu::formats::write_whole;
 use indicatif::HumanDuration;
 use ndarray::Array2;
@@ -16,9 +16,9 @@ use super::job::Job;
 use super::plot::{self, ForecastPicture};
 use super::runner::Outcome;
 use crate::data::baselines::{self, rmse, rules};
-use crate::rundir::folder::Folder;
+use crate::rundir::folder::RunDir;
 use crate::rundir::interrupt;
-use crate::ui::output::{Table, note, quote_path};
+use crate::ui::output::{TextTable, log, quote_path};
 use crate::ui::plot::ORANGE;
 
 impl Outcome {
@@ -27,19 +27,19 @@ impl Outcome {
     pub fn report(
         &self,
         job: &Job,
-        folder: Option<&Folder>,
+        folder: Option<&RunDir>,
         output: &Path,
         out: &mut impl Write,
     ) -> Result<ExitCode> {
-        let (epochs, all) = (self.model.position().epoch, job.config.training.epochs);
-        if let (Ended::Asked, Some(folder)) = (self.ended, folder) {
+        let (epochs, all) = (self.model.progress().epoch, job.config.training.epochs);
+        if let (StopReason::Requested, Some(folder)) = (self.ended, folder) {
             let saved = self.unsaved.is_none().then_some(folder);
             let updates = self.model.learner().updates();
             return Ok(interrupt::told("gru forecast", saved, updates, (epochs, all)));
         }
         let time = HumanDuration(Duration::from_secs_f64(self.seconds));
         let last = self.epochs.last().map_or(f32::NAN, |epoch| epoch.train_loss);
-        note(format_args!("trained in {time}, loss {last:.5}"));
+        log(format_args!("trained in {time}, loss {last:.5}"));
 
         let (windows, batch) = (job.windows(), job.config.training.batch);
         let forward = |x: &_| self.model.learner().forward(x);
@@ -56,7 +56,7 @@ impl Outcome {
         match folder {
             Some(folder) => {
                 write_picture(folder.forecast(), &forecast)?;
-                note(format_args!("all is in {}", quote_path(folder.path())));
+                log(format_args!("all is in {}", quote_path(folder.path())));
             }
             None => {
                 write_picture(output.join("forecast.svg"), &forecast)?;
@@ -75,7 +75,7 @@ impl Outcome {
 
 fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
     write_whole(&path, |to| to.write_all(svg.as_bytes()))?;
-    note(format_args!("wrote {}", quote_path(&path)));
+    log(format_args!("wrote {}", quote_path(&path)));
     Ok(())
 }
 
@@ -105,7 +105,7 @@ fn print_errors(job: &Job, errors: &Errors, out: &mut impl Write) -> Result<()> 
     let mut header = vec!["forecast".to_owned()];
     header.extend(ahead.iter().map(|k| format!("{k} ahead")));
     header.push("all".to_owned());
-    let mut table = Table::new(header);
+    let mut table = TextTable::new(header);
     for (name, each, all) in &errors.0 {
         let mut row = vec![name.clone()];
         row.extend(ahead.iter().map(|k| figure(each[k - 1])));

@@ -5,28 +5,28 @@ use std::ops::ControlFlow;
 
 use anyhow::{Error, Result};
 use gru_wgpu::formats::{safetensors, write_whole};
-use gru_wgpu::{Checkpoint, Device, Ended, Event, Init, Learner, Params, Position};
+use gru_wgpu::{Checkpoint, Device, Event, Init, Learner, Params, Progress, StopReason};
 
 use super::job::Job;
 use super::model::{Forecaster, Stopped};
 use super::plot;
 use crate::data::windows::Windows;
-use crate::rundir::checkpoints::{Every, Saver, explain, keep_good, unsaved};
-use crate::rundir::folder::{Epoch, Folder};
+use crate::rundir::checkpoints::{CheckpointWriter, Every, explain, keep_good, unsaved};
+use crate::rundir::folder::{Epoch, RunDir};
 use crate::rundir::interrupt::Interrupt;
 use crate::rundir::overrides::Paced;
-use crate::ui::output::note;
+use crate::ui::output::log;
 use crate::ui::plot::{GREY, ORANGE};
-use crate::ui::progress::Progress;
+use crate::ui::progress::ProgressDisplay;
 
 pub struct Runner<'a> {
     model: Forecaster,
-    keeper: Keeper<'a>,
+    keeper: RunMonitor<'a>,
 }
 
 /// How a run ended.
 pub struct Outcome {
-    pub ended: Ended,
+    pub ended: StopReason,
     pub model: Forecaster,
     pub epochs: Vec<Epoch>,
     /// Of training, those of earlier parts included.
@@ -39,32 +39,33 @@ impl<'a> Runner<'a> {
     /// Before the first epoch, or where a checkpoint was taken.
     pub fn new(
         job: &'a Job,
-        folder: Option<&'a Folder>,
+        folder: Option<&'a RunDir>,
         every: Every,
         checkpoint: Option<Checkpoint>,
         device: &Device,
     ) -> Result<Self> {
-        let saver =
-            folder.map(|folder| Saver::new(folder, every, job.data(), device, checkpoint.as_ref()));
+        let saver = folder.map(|folder| {
+            CheckpointWriter::new(folder, every, job.data(), device, checkpoint.as_ref())
+        });
         let settings = &job.config.training;
         let layout = job.config.layout()?;
-        note(format_args!("training {} parameters on {device}", layout.parameter_count()));
+        log(format_args!("training {} parameters on {device}", layout.parameter_count()));
         let model = match checkpoint {
             Some(checkpoint) => Forecaster::from_checkpoint(checkpoint, device)?,
             None => {
                 let params = Params::init_of(layout, Init::Uniform, settings.seed)?;
-                let learner = Learner::new(params, job.training(), device)?;
-                Forecaster::new(learner, settings.regime())
+                let learner = Learner::new(params, job.learner_config(), device)?;
+                Forecaster::new(learner, settings.trainer_config())
             }
         };
         let epochs = match folder {
-            Some(folder) => Epoch::read(&folder.metrics(), model.position().epoch),
+            Some(folder) => Epoch::read(&folder.metrics(), model.progress().epoch),
             None => Vec::new(),
         };
         let windows = job.parts.training.len() as u64;
         let total = (settings.epochs as u64).saturating_mul(windows);
-        let progress = Progress::new(total, settings.epochs, "windows")?;
-        let keeper = Keeper { job, windows: job.windows(), saver, epochs, progress };
+        let progress = ProgressDisplay::new(total, settings.epochs, "windows")?;
+        let keeper = RunMonitor { job, windows: job.windows(), saver, epochs, progress };
         Ok(Self { model, keeper })
     }
 
@@ -99,19 +100,19 @@ impl<'a> Runner<'a> {
 }
 
 /// Follows a run.
-struct Keeper<'a> {
+struct RunMonitor<'a> {
     job: &'a Job,
     windows: Windows<'a>,
     /// Where the run has a folder.
-    saver: Option<Saver<'a>>,
+    saver: Option<CheckpointWriter<'a>>,
     epochs: Vec<Epoch>,
-    progress: Progress,
+    progress: ProgressDisplay,
 }
 
-impl Keeper<'_> {
+impl RunMonitor<'_> {
     fn start(&mut self, model: &Forecaster) {
-        let (epoch, seen) = (model.position().epoch, self.seen(model));
-        let loss = (model.position().loss.0, seen);
+        let (epoch, seen) = (model.progress().epoch, self.seen(model));
+        let loss = (model.progress().loss.0, seen);
         self.progress.start_at(epoch, seen, self.job.parts.training.len(), loss);
         if let Some(saver) = &mut self.saver {
             saver.start(model.learner().updates());
@@ -125,7 +126,7 @@ impl Keeper<'_> {
     fn hear(&mut self, model: &mut Forecaster, event: &Event<'_>) -> Result<()> {
         match event {
             Event::Updates(_) => {
-                let (position, seen) = (model.position(), self.seen(model));
+                let (position, seen) = (model.progress(), self.seen(model));
                 self.progress.reach(position.epoch, seen, (position.loss.0, seen));
             }
             Event::Epoch { epoch, loss, .. } => self.end_epoch(model, *epoch, *loss)?,
@@ -149,7 +150,7 @@ impl Keeper<'_> {
         self.epochs.push(Epoch {
             epoch: epoch + 1,
             updates,
-            learning_rate: model.learner().training().rate(updates.saturating_sub(1)),
+            learning_rate: model.learner().config().rate(updates.saturating_sub(1)),
             train_loss,
             valid_loss,
             valid_accuracy: None,
@@ -193,7 +194,7 @@ impl Keeper<'_> {
         let Stopped { error, origins } = stopped;
         let kept = self.saver.as_ref().map(|saver| (saver.folder(), saver.kept()));
         let kept = kept.map(|(folder, kept)| keep_good(folder, kept, || self.save(model)));
-        let Position { epoch, batch, .. } = model.position();
+        let Progress { epoch, batch, .. } = model.progress();
         let batches = self.job.parts.training.len().div_ceil(self.job.config.training.batch);
         let from = format!(
             "epoch {}, batch {} of {batches}: the windows before rows {}",

@@ -10,7 +10,7 @@ use ndarray::ArrayView1;
 use serde::Serialize;
 
 use super::job::Job;
-use crate::ui::output::Table;
+use crate::ui::output::TextTable;
 
 /// Classes of a table on a terminal.
 const MOST_SHOWN: usize = 40;
@@ -80,7 +80,7 @@ impl Class {
             shown.sort_by_key(|class| std::cmp::Reverse(class.count));
             shown.truncate(MOST_SHOWN);
         }
-        let mut table = Table::new(
+        let mut table = TextTable::new(
             ["class", "labels", "correct", "precision", "recall"].map(str::to_owned).into(),
         );
         let figure = |share: Option<f64>| {

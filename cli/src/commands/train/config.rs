@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use gru_wgpu::{Adam, Clip, GruConfig, Head, Loss, Optimizer, ParamLayout, Regime, Training};
+use gru_wgpu::{
+    Adam, Clip, GruConfig, Head, LearnerConfig, Loss, Optimizer, ParamLayout, TrainerConfig,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::Reading;
+use crate::data::csv_table::CsvOptions;
 use crate::rundir::overrides::{self, Change, Pace, PaceArguments, Paced};
 use crate::rundir::settings;
 use crate::ui::arguments::{
@@ -63,9 +65,9 @@ pub struct Data {
 
 impl Data {
     /// How its files are read, and those to be predicted.
-    pub fn reading(&self) -> Reading {
+    pub fn reading(&self) -> CsvOptions {
         let Self { delimiter, header, missing, .. } = self;
-        Reading { delimiter: *delimiter as u8, missing: missing.clone(), header: Some(*header) }
+        CsvOptions { delimiter: *delimiter as u8, missing: missing.clone(), header: Some(*header) }
     }
 }
 
@@ -263,7 +265,7 @@ impl Config {
         }
         check_delimiter(self.data.delimiter)?;
         self.training.check()?;
-        self.training.regime().validate()?;
+        self.training.trainer_config().validate()?;
         Ok(())
     }
 
@@ -332,12 +334,12 @@ impl Paced for Settings {
         Self { epochs, learning_rate, clip, patience, ..self.clone() }
     }
 
-    fn regime(&self) -> Regime {
-        let regime = Regime::new(self.epochs, self.batch).with_seed(self.seed);
+    fn trainer_config(&self) -> TrainerConfig {
+        let regime = TrainerConfig::new(self.epochs, self.batch).with_seed(self.seed);
         regime.with_patience(self.patience)
     }
 
-    fn training(&self, sequences: usize) -> Training {
+    fn learner_config(&self, sequences: usize) -> LearnerConfig {
         let weight_decay = self.weight_decay;
         let optimizer = match self.optimizer {
             OptimizerWord::Adamw => Optimizer::adamw(weight_decay),
@@ -346,9 +348,9 @@ impl Paced for Settings {
                 Optimizer::Sgd { momentum: self.momentum.unwrap_or(MOMENTUM), weight_decay }
             }
         };
-        let updates = self.regime().updates(sequences, self.accumulate);
+        let updates = self.trainer_config().updates(sequences, self.accumulate);
         let warmup = self.warmup.unwrap_or(WARMUP);
-        Training::new(Loss::cross_entropy(), optimizer, self.learning_rate)
+        LearnerConfig::new(Loss::cross_entropy(), optimizer, self.learning_rate)
             .with_schedule(self.schedule.schedule(self.epochs, updates, warmup))
             .with_clip(self.clip.0)
             .with_accumulation(self.accumulate)

@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Checkpoint, Device, Example, Target, Training};
+use gru_wgpu::{Checkpoint, Device, Example, LearnerConfig, Target};
 
 use super::Tables;
 use super::config::{Config, Data, Task, TrainPace};
-use crate::data::table::Table;
+use crate::data::table::SequenceTable;
 use crate::rundir::checkpoints::{check_same, is_of};
 use crate::rundir::overrides::Paced;
-use crate::ui::output::{note, some_of};
+use crate::ui::output::{log, some_of};
 
 /// What is trained on what.
 pub struct Job {
@@ -43,8 +43,8 @@ impl Job {
     }
 
     /// How it is trained.
-    pub fn training(&self) -> Training {
-        self.config.training.training(self.train.len())
+    pub fn learner_config(&self) -> LearnerConfig {
+        self.config.training.learner_config(self.train.len())
     }
 
     /// Makes what is left of a run be trained as `given` says, and the rest as its settings do, which are to
@@ -96,22 +96,26 @@ impl Job {
             Task::Classify => "sequence",
             Task::Label => "row",
         };
-        note(format_args!(
+        log(format_args!(
             "sequences: {train} to train on, {valid} held out; inputs: {inputs}; classes of {}, one a {each}: {}",
             quote(&columns.label),
             columns.classes.len()
         ));
         for (column, words) in self.config.words() {
             let column = quote(column);
-            note(format_args!("column {column} is read as words, of which there are {words}"));
+            log(format_args!("column {column} is read as words, of which there are {words}"));
         }
         let parameters = self.config.layout()?.parameter_count();
-        note(format_args!("training {parameters} parameters on {device}"));
+        log(format_args!("training {parameters} parameters on {device}"));
         Ok(())
     }
 }
 
-fn examples(config: &Config, table: &Table, sequences: &[Range<usize>]) -> Result<Vec<Example>> {
+fn examples(
+    config: &Config,
+    table: &SequenceTable,
+    sequences: &[Range<usize>],
+) -> Result<Vec<Example>> {
     let Config { task, columns, features, .. } = config;
     let label = table.find(&columns.label)?;
     let inputs = table.inputs(features, sequences)?;

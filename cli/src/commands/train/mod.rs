@@ -15,11 +15,11 @@ use anyhow::{Context, Result, bail};
 use gru_wgpu::DeviceKind;
 use gru_wgpu::formats::quote;
 
-use crate::data::csv_table::{Reading, check_fingerprint, fingerprint, whole};
+use crate::data::csv_table::{CsvOptions, check_fingerprint, fingerprint, whole};
 use crate::data::holdout::HoldOut;
-use crate::data::table::Table;
+use crate::data::table::SequenceTable;
 use crate::rundir::checkpoints::{Every, every};
-use crate::rundir::folder::Folder;
+use crate::rundir::folder::RunDir;
 use crate::rundir::interrupt::Interrupt;
 use crate::ui::arguments::{delimiter, share, yes_or_no};
 use crate::ui::output::open;
@@ -135,7 +135,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let Arguments { csv, valid, pace, run, force, resume, checkpoint_every, json, .. } = arguments;
     let (folder, lock, config, tables, checkpoint) = match (resume, csv) {
         (Some(path), csv) => {
-            let folder = Folder::open(path)?;
+            let folder = RunDir::open(path)?;
             let lock = folder.lock()?;
             let mut config = Config::read(&folder.config())?;
             let tables = Tables::read_again(&mut config, csv.as_deref(), valid.as_deref())?;
@@ -143,7 +143,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
             (folder, Some(lock), config, tables, Some(checkpoint))
         }
         (None, Some(csv)) => {
-            let folder = Folder::claim(run, *force)?;
+            let folder = RunDir::claim(run, *force)?;
             let (config, tables) = arguments.start(csv)?;
             (folder, None, config, tables, None)
         }
@@ -169,12 +169,12 @@ impl Arguments {
         let Self { what, valid, .. } = self;
         let What { task, holdout, sequence, label, features, categorical, .. } = what;
         let task = task.context("expected a --task")?; // clap has asked for it
-        let reading = Reading {
+        let reading = CsvOptions {
             delimiter: what.delimiter,
             missing: what.missing.clone(),
             header: what.header,
         };
-        let train = Table::read(csv, reading, sequence.as_deref())?;
+        let train = SequenceTable::read(csv, reading, sequence.as_deref())?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
         let categorical = categorical.transpose()?.unwrap_or_default();
@@ -218,17 +218,23 @@ impl Arguments {
 
 /// What a run trains on, and what it is validated on.
 pub struct Tables {
-    pub train: Table,
+    pub train: SequenceTable,
     pub train_sequences: Vec<std::ops::Range<usize>>,
     /// `None` where a part of the same table is held out.
-    pub valid: Option<Table>,
+    pub valid: Option<SequenceTable>,
     pub valid_sequences: Vec<std::ops::Range<usize>>,
 }
 
 impl Tables {
-    fn split(train: Table, task: Task, data: &Data, columns: &Columns, seed: u64) -> Result<Self> {
+    fn split(
+        train: SequenceTable,
+        task: Task,
+        data: &Data,
+        columns: &Columns,
+        seed: u64,
+    ) -> Result<Self> {
         if let Some(path) = &data.valid {
-            let valid = Table::read(path, data.reading(), Some(&columns.sequence))?;
+            let valid = SequenceTable::read(path, data.reading(), Some(&columns.sequence))?;
             let (train_sequences, valid_sequences) =
                 (train.sequences.clone(), valid.sequences.clone());
             return Ok(Self { train, train_sequences, valid: Some(valid), valid_sequences });
@@ -256,7 +262,7 @@ impl Tables {
             (None, _) => {}
         }
         check_fingerprint([Some(&data.train), data.valid.as_deref()], &data.fingerprint)?;
-        let train = Table::read(&data.train, data.reading(), Some(&columns.sequence))?;
+        let train = SequenceTable::read(&data.train, data.reading(), Some(&columns.sequence))?;
         Self::split(train, *task, data, columns, training.seed)
     }
 }

@@ -6,29 +6,29 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use gru_wgpu::formats::quote;
-use gru_wgpu::{Best, Device, Ended};
+use gru_wgpu::{Best, Device, StopReason};
 use indicatif::HumanDuration;
 use serde_json::json;
 
 use super::classes::Class;
 use super::job::Job;
 use super::runner::Outcome;
-use crate::rundir::folder::Folder;
+use crate::rundir::folder::RunDir;
 use crate::rundir::interrupt;
-use crate::ui::output::{Table, note, quote_path};
+use crate::ui::output::{TextTable, log, quote_path};
 
 impl Outcome {
     /// Prints a table, or one JSON object; of a run that was interrupted, how it goes on.
     pub fn report(
         &self,
         job: &Job,
-        folder: &Folder,
+        folder: &RunDir,
         device: &Device,
         json: bool,
         out: &mut impl Write,
     ) -> Result<ExitCode> {
         let (epochs, all) = (self.epochs, job.config.training.epochs);
-        if self.ended == Ended::Asked {
+        if self.ended == StopReason::Requested {
             let saved = self.unsaved.is_none().then_some(folder);
             return Ok(interrupt::told("gru train", saved, self.updates, (epochs, all)));
         }
@@ -37,8 +37,8 @@ impl Outcome {
             None => format!("; all is in {}", quote_path(folder.path())),
             Some(_) => String::new(),
         };
-        let early = if self.ended == Ended::Early { ", ended early" } else { "" };
-        note(format_args!("trained in {time}, {epochs} of {all} epochs{early}{kept}"));
+        let early = if self.ended == StopReason::EarlyStopping { ", ended early" } else { "" };
+        log(format_args!("trained in {time}, {epochs} of {all} epochs{early}{kept}"));
         let best = self.best.as_ref().context("no epoch is over")?;
         let classes = Class::all(job, &best.params, device)?;
         match json {
@@ -59,7 +59,7 @@ impl Outcome {
         job: &Job,
         best: &Best,
         classes: &[Class],
-        folder: &Folder,
+        folder: &RunDir,
         device: &Device,
         out: &mut impl Write,
     ) -> Result<()> {
@@ -75,7 +75,7 @@ impl Outcome {
             "parameters": job.config.layout()?.parameter_count(),
             "epochs": self.epochs,
             "updates": self.updates,
-            "ended": if self.ended == Ended::Early { "early" } else { "whole" },
+            "ended": if self.ended == StopReason::EarlyStopping { "early" } else { "whole" },
             "seconds": self.seconds,
             "best_epoch": best.epoch + 1,
             "accuracy": best.validation.accuracy(),
@@ -97,7 +97,7 @@ fn write_table(job: &Job, best: &Best, out: &mut impl Write) -> Result<()> {
     let (count, sequences) = (best.validation.counted, job.valid.len());
     writeln!(out, "held out: {sequences} sequences, {count} labels")?;
     let header = ["", "accuracy", "loss"].map(str::to_owned).to_vec();
-    let mut table = Table::new(header);
+    let mut table = TextTable::new(header);
     let mut row = |name: String, accuracy: f64, loss: f64| {
         table.row(vec![name, format!("{accuracy:.4}"), format!("{loss:.4}")]);
     };

@@ -6,26 +6,26 @@ use std::ops::ControlFlow;
 use anyhow::{Error, Result};
 use gru_wgpu::formats::{safetensors, write_whole};
 use gru_wgpu::{
-    Best, Checkpoint, Device, Ended, Evaluation, Event, Init, Learner, Params, Trainer,
+    Best, Checkpoint, Device, Evaluation, Event, Init, Learner, Params, StopReason, Trainer,
 };
 
 use super::curves::{Words, draw_curves};
 use super::job::Job;
 use crate::data::csv_table::printable;
-use crate::rundir::checkpoints::{Every, Saver, explain, keep_good, unsaved};
-use crate::rundir::folder::{Epoch, Folder};
+use crate::rundir::checkpoints::{CheckpointWriter, Every, explain, keep_good, unsaved};
+use crate::rundir::folder::{Epoch, RunDir};
 use crate::rundir::interrupt::{Interrupt, Looks};
 use crate::rundir::overrides::Paced;
-use crate::ui::progress::Progress;
+use crate::ui::progress::ProgressDisplay;
 
 pub struct Runner<'a> {
     trainer: Trainer,
-    keeper: Keeper<'a>,
+    keeper: RunMonitor<'a>,
 }
 
 /// How a run ended.
 pub struct Outcome {
-    pub ended: Ended,
+    pub ended: StopReason,
     /// Epochs and updates so far.
     pub epochs: usize,
     pub updates: u64,
@@ -41,25 +41,25 @@ impl<'a> Runner<'a> {
     /// Before the first epoch, or where a checkpoint was taken.
     pub fn new(
         job: &'a Job,
-        folder: &'a Folder,
+        folder: &'a RunDir,
         every: Every,
         checkpoint: Option<Checkpoint>,
         device: &Device,
     ) -> Result<Self> {
         let settings = &job.config.training;
-        let saver = Saver::new(folder, every, job.data(), device, checkpoint.as_ref());
+        let saver = CheckpointWriter::new(folder, every, job.data(), device, checkpoint.as_ref());
         let trainer = match checkpoint {
             Some(checkpoint) => Trainer::from_checkpoint(checkpoint, device)?,
             None => {
                 let params = Params::init_of(job.config.layout()?, Init::Uniform, settings.seed)?;
-                let learner = Learner::new(params, job.training(), device)?;
-                Trainer::new(learner, settings.regime())?
+                let learner = Learner::new(params, job.learner_config(), device)?;
+                Trainer::new(learner, settings.trainer_config())?
             }
         };
-        let epochs = Epoch::read(&folder.metrics(), trainer.position().epoch);
+        let epochs = Epoch::read(&folder.metrics(), trainer.progress().epoch);
         let total = (settings.epochs as u64).saturating_mul(job.train.len() as u64);
-        let progress = Progress::new(total, settings.epochs, "sequences")?;
-        let keeper = Keeper { job, saver, epochs, looks: Looks::new(), progress };
+        let progress = ProgressDisplay::new(total, settings.epochs, "sequences")?;
+        let keeper = RunMonitor { job, saver, epochs, looks: Looks::new(), progress };
         Ok(Self { trainer, keeper })
     }
 
@@ -85,7 +85,7 @@ impl<'a> Runner<'a> {
         Ok(Outcome {
             unsaved,
             ended,
-            epochs: trainer.position().epoch,
+            epochs: trainer.progress().epoch,
             updates: trainer.learner().updates(),
             seconds: keeper.seconds(),
             best: trainer.best().cloned(),
@@ -94,27 +94,27 @@ impl<'a> Runner<'a> {
 }
 
 /// Follows a run, and keeps its folder.
-struct Keeper<'a> {
+struct RunMonitor<'a> {
     job: &'a Job,
-    saver: Saver<'a>,
+    saver: CheckpointWriter<'a>,
     epochs: Vec<Epoch>,
     looks: Looks,
-    progress: Progress,
+    progress: ProgressDisplay,
 }
 
-impl Keeper<'_> {
+impl RunMonitor<'_> {
     fn start(&mut self, trainer: &mut Trainer) {
-        let (position, seen) = (trainer.position(), self.seen(trainer));
+        let (position, seen) = (trainer.progress(), self.seen(trainer));
         self.progress.start_at(position.epoch, seen, self.job.train.len(), position.loss);
         self.saver.start(trainer.learner().updates());
-        trainer.look_every(1);
+        trainer.metrics_every(1);
         self.looks = Looks::new();
     }
 
     /// Training sequences of the epoch so far; one batch is smaller, and may have been among them.
     fn seen(&self, trainer: &Trainer) -> usize {
-        let batches = trainer.position().batch;
-        batches.saturating_mul(trainer.regime().batch).min(self.job.train.len())
+        let batches = trainer.progress().batch;
+        batches.saturating_mul(trainer.config().batch).min(self.job.train.len())
     }
 
     fn hear(
@@ -125,8 +125,8 @@ impl Keeper<'_> {
     ) -> Result<ControlFlow<()>> {
         match event {
             Event::Updates(reports) => {
-                trainer.look_every(self.looks.until_next(reports.len()));
-                let (position, seen) = (trainer.position(), self.seen(trainer));
+                trainer.metrics_every(self.looks.until_next(reports.len()));
+                let (position, seen) = (trainer.progress(), self.seen(trainer));
                 self.progress.reach(position.epoch, seen, position.loss);
             }
             Event::Epoch { epoch, loss, validation, is_best } => {
@@ -154,7 +154,7 @@ impl Keeper<'_> {
         is_best: bool,
     ) -> Result<()> {
         let updates = trainer.learner().updates();
-        let learning_rate = trainer.learner().training().rate(updates.saturating_sub(1));
+        let learning_rate = trainer.learner().config().rate(updates.saturating_sub(1));
         let (valid_loss, valid_accuracy) = (validation.loss, validation.accuracy());
         let seconds = (self.seconds() * 1e3).round() / 1e3;
         self.epochs.push(Epoch {
@@ -215,7 +215,7 @@ impl Keeper<'_> {
         let kept = keep_good(folder, kept, || self.save(trainer));
         let from = match &error {
             gru_wgpu::Error::Diverged { made_from: Some(from), .. } => {
-                let batches = self.job.train.len().div_ceil(trainer.regime().batch);
+                let batches = self.job.train.len().div_ceil(trainer.config().batch);
                 let (epoch, batch) = (from.epoch + 1, from.batches.start + 1);
                 let names = self.job.names(&from.examples);
                 format!("epoch {epoch}, batch {batch} of {batches}: sequences {names}")

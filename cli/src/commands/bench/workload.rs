@@ -1,8 +1,8 @@
-//! [`Job`]: what is measured.
+//! [`Workload`]: what is measured.
 
 use anyhow::{Context, Result, anyhow};
-use gru_wgpu::plan::{Machine, Mode, Plan, quantity};
-use gru_wgpu::{AdapterInfo, Device, Gru, GruConfig, Init, Options, Shape};
+use gru_wgpu::plan::{DeviceCaps, Mode, Plan, format_si};
+use gru_wgpu::{AdapterInfo, Device, Gru, GruConfig, Init, RunOptions, Shape};
 use ndarray::Array3;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -12,20 +12,20 @@ use super::memory;
 const SEED: u64 = 1;
 
 /// A run of some size, whatever the device.
-pub struct Job {
+pub struct Workload {
     pub config: GruConfig,
     pub shape: Shape,
     pub mode: Mode,
-    pub options: Options,
+    pub options: RunOptions,
 }
 
-impl Job {
+impl Workload {
     /// `Ok` when the sizes can be counted at all; whether a device has room is [`Self::allow`]'s to say.
     pub fn new(
         config: GruConfig,
         [steps, batch]: [usize; 2],
         mode: Mode,
-        options: Options,
+        options: RunOptions,
     ) -> Result<Self> {
         let shape = config.shape(steps, batch)?;
         Ok(Self { config, shape, mode, options })
@@ -49,13 +49,13 @@ impl Job {
 
     /// The schedule that this adapter runs, when it can.
     pub fn plan_on(&self, adapter: &AdapterInfo) -> Result<Plan> {
-        let plan = self.plan(&Machine::new(adapter.limits, adapter.software))?;
+        let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.software))?;
         plan.check(&adapter.limits)?;
         Ok(plan)
     }
 
     /// The schedule that a machine would run.
-    pub fn plan(&self, machine: &Machine) -> Result<Plan> {
+    pub fn plan(&self, machine: &DeviceCaps) -> Result<Plan> {
         Ok(Plan::with_options(&self.config, self.shape, self.mode, self.options, machine)?)
     }
 
@@ -106,7 +106,7 @@ impl Job {
 
     /// The run, the model, the shape and the work.
     pub fn title(&self) -> String {
-        let (mode, flop) = (self.words(), quantity(self.flop(), "FLOP"));
+        let (mode, flop) = (self.words(), format_si(self.flop(), "FLOP"));
         format!("{mode}, {}; {}; {flop}", self.config, self.shape)
     }
 }
