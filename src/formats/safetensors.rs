@@ -32,7 +32,6 @@ use super::files::{self, Source, check_finite};
 use super::numbers::{pieces, widen_bf16, widen_f16};
 use super::words;
 use crate::error::{Error, Result, quote};
-use crate::model::network::head_of;
 use crate::spec::config::{Bias, Direction, GruConfig};
 use crate::spec::head::{Head, Readout};
 use crate::spec::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
@@ -129,7 +128,7 @@ pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
 /// [`Error::Conflict`] when there is no head, [`Error::Io`].
 pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
     let layout = params.layout();
-    let words = words::write(layout.config(), Some(head_of(layout)?.over));
+    let words = words::write(layout.config(), Some(layout.required_head()?.readout));
     let tensors = network_tensors("", layout, params.as_slice());
     save_tensors(path.as_ref(), tensors, Some((words::KEY, words)), |_| Ok(()))
 }
@@ -155,11 +154,11 @@ pub fn read_network(source: impl Read + Seek, options: &LoadOptions) -> Result<P
 fn read_network_source<S: Read + Seek>(source: Source<S>, options: &LoadOptions) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
-    let Some((config, Some(over))) = file.own()? else {
+    let Some((config, Some(readout))) = file.own()? else {
         let reason = "its metadata tells of no GRU with a head; is it a file of save_network?";
         return Err(Error::Format(reason.to_owned()));
     };
-    let layout = file.network_layout(&prefix, &config, over)?;
+    let layout = file.network_layout(&prefix, &config, readout)?;
     file.params(&prefix, layout, options.allow_non_finite)
 }
 
@@ -370,7 +369,7 @@ impl<S: Read + Seek> Tensors<S> {
         &self,
         prefix: &str,
         config: &GruConfig,
-        over: Readout,
+        readout: Readout,
     ) -> Result<ParamLayout> {
         self.expect_tensors(prefix, config)?;
         let [weight, bias] = [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.full_name(prefix, name));
@@ -378,7 +377,7 @@ impl<S: Read + Seek> Tensors<S> {
             return Err(Error::Format(format!("{} has not one axis", quote(&bias))));
         };
         self.expect_shape(&weight, &[outputs, config.directions() * config.hidden_size])?;
-        ParamLayout::with_head(config, Head { outputs, over })
+        ParamLayout::with_head(config, Head { outputs, readout })
     }
 
     /// The parameters under `prefix`, whose tensors are known to be there in the shapes of `layout`.

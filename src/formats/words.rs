@@ -30,8 +30,9 @@ const OVERS: &[(Readout, &str)] =
 
 /// `input=3 hidden=5 layers=1 direction=forward reset=after update=keeps bias=two gate=sigmoid
 /// candidate=tanh dropout=0 zoneout=0`, and where there is a head what it reads, `head=last`.
-pub(crate) fn write(config: &GruConfig, over: Option<Readout>) -> String {
-    let head = over.map_or_else(String::new, |over| format!(" head={}", word(OVERS, over)));
+pub(crate) fn write(config: &GruConfig, readout: Option<Readout>) -> String {
+    let head =
+        readout.map_or_else(String::new, |readout| format!(" head={}", word(OVERS, readout)));
     format!(
         "input={} hidden={} layers={} direction={} reset={} update={} bias={} gate={} candidate={} \
          dropout={} zoneout={}{head}",
@@ -52,7 +53,7 @@ pub(crate) fn write(config: &GruConfig, over: Option<Readout>) -> String {
 /// Back from [`write`]. Every word must be there, once, and known.
 pub(crate) fn read(words: &str) -> Result<(GruConfig, Option<Readout>)> {
     let mut pairs = Pairs::new(KEY, words)?;
-    let over = if pairs.has("head") { Some(pairs.named("head", OVERS)?) } else { None };
+    let readout = if pairs.has("head") { Some(pairs.named("head", OVERS)?) } else { None };
     let config = GruConfig::new(pairs.number("input")?, pairs.number("hidden")?)
         .with_layers(pairs.number("layers")?)
         .with_direction(pairs.named("direction", DIRECTIONS)?)
@@ -64,7 +65,7 @@ pub(crate) fn read(words: &str) -> Result<(GruConfig, Option<Readout>)> {
         .with_zoneout(pairs.number("zoneout")?);
     pairs.end()?;
     config.validate()?;
-    Ok((config, over))
+    Ok((config, readout))
 }
 
 pub(crate) fn word<V: PartialEq>(vocabulary: &[(V, &'static str)], value: V) -> &'static str {
@@ -154,10 +155,10 @@ mod tests {
                 for gate in Activation::ALL {
                     let config = config.clone().with_layers(2).with_direction(direction);
                     let config = config.with_activations(gate, gate).with_dropout(0.1);
-                    for over in [None, Some(Readout::LastState), Some(Readout::EveryStep)] {
-                        let words = write(&config, over);
+                    for readout in [None, Some(Readout::LastState), Some(Readout::EveryStep)] {
+                        let words = write(&config, readout);
                         assert!(words.len() < LONGEST);
-                        assert_eq!(read(&words).unwrap(), (config.clone(), over), "{words}");
+                        assert_eq!(read(&words).unwrap(), (config.clone(), readout), "{words}");
                     }
                 }
             }

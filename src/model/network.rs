@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array3, ArrayD, s};
 
 use crate::cpu;
-use crate::error::{Error, Result, try_untouched};
+use crate::error::{Result, try_untouched};
 use crate::gpu::session::Pass;
 use crate::gpu::transfer::Wait;
 use crate::model::device::Device;
@@ -13,10 +13,11 @@ use crate::plan::{Mode, Purpose, States};
 use crate::spec::batch::Batch;
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
-use crate::spec::head::{Head, Linear, Readout};
+use crate::spec::head::{Head, Readout};
+use crate::spec::linear::Linear;
 use crate::spec::loss::{Loss, PreparedTargets, Targets};
 use crate::spec::options::RunOptions;
-use crate::spec::params::{ParamLayout, Params};
+use crate::spec::params::Params;
 use crate::spec::sequences::{check_sequence, in_order, pad};
 
 /// A [`Gru`] with a linear [`Head`]: from sequences to outputs. On an adapter only x goes up and the
@@ -52,7 +53,7 @@ impl Network {
     /// # Errors
     /// As [`Self::new`].
     pub async fn new_async(params: Params, device: &Device) -> Result<Self> {
-        let head = head_of(params.layout())?;
+        let head = params.layout().required_head()?;
         Ok(Self { gru: Gru::with_params_async(params, device).await?, head })
     }
 
@@ -119,7 +120,7 @@ impl Network {
             let (x, lengths) = pad(sequences[range].iter())?;
             let outputs = self.forward(Batch::new(x.view()).with_lengths(&lengths))?;
             for (row, &length) in lengths.iter().enumerate() {
-                all.push(match self.head.over {
+                all.push(match self.head.readout {
                     Readout::LastState => outputs.slice(s![row..=row, ..]).to_owned(),
                     Readout::EveryStep => outputs.slice(s![..length, row, ..]).to_owned(),
                 });
@@ -236,12 +237,4 @@ impl std::ops::AddAssign for Evaluation {
         self.counted += more.counted;
         self.loss = if self.counted == 0 { 0.0 } else { sum / self.counted as f64 };
     }
-}
-
-/// The head of parameters that must have one.
-pub(crate) fn head_of(layout: &ParamLayout) -> Result<Head> {
-    layout.head().ok_or(Error::Conflict {
-        what: "a network and parameters without a head",
-        why: "lay them out with ParamLayout::with_head",
-    })
 }

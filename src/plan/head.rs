@@ -34,7 +34,7 @@ impl Planner<'_> {
         };
         let head = layout.head().expect("a network's layout has a head");
         let rows = head.rows(shape);
-        let axes = match head.over {
+        let axes = match head.readout {
             Readout::EveryStep => "T, B",
             Readout::LastState => "B",
         };
@@ -169,7 +169,7 @@ impl Planner<'_> {
     fn features(&self, head: Head) -> Vec<Features> {
         let Shape { batch, hidden, layers, directions, .. } = self.shape;
         let training = self.run.training.as_ref().filter(|_| self.mode == Mode::Training);
-        match head.over {
+        match head.readout {
             Readout::EveryStep => {
                 let width = self.features_width();
                 let whole = |id| Operand::plain(self.buffers.whole(id), 0, width);

@@ -1,13 +1,11 @@
 //! [`Head`]: a linear layer on a GRU. The loops here are the CPU's and the specification of
 //! `plan/head.rs`.
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, NdFloat, s};
+use ndarray::{Array2, Array3, Axis, NdFloat, s};
 
 use crate::error::{Result, try_room};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
-use crate::spec::params::Params;
 
 /// A linear layer on a GRU: outputs = W · features + b, with `head.weight` `[C, D·H]` and `head.bias`
 /// `[C]` among the parameters.
@@ -17,7 +15,7 @@ pub struct Head {
     /// C, the outputs of a row.
     pub outputs: usize,
     /// What it reads.
-    pub over: Readout,
+    pub readout: Readout,
 }
 
 /// What a head reads.
@@ -35,17 +33,17 @@ pub enum Readout {
 impl Head {
     /// Of `outputs` numbers at every step.
     pub fn every_step(outputs: usize) -> Self {
-        Self { outputs, over: Readout::EveryStep }
+        Self { outputs, readout: Readout::EveryStep }
     }
 
     /// Of `outputs` numbers a sequence.
     pub fn last(outputs: usize) -> Self {
-        Self { outputs, over: Readout::LastState }
+        Self { outputs, readout: Readout::LastState }
     }
 
     /// Rows of outputs that a run makes.
     pub(crate) fn rows(&self, shape: Shape) -> usize {
-        match self.over {
+        match self.readout {
             Readout::EveryStep => shape.steps * shape.batch,
             Readout::LastState => shape.batch,
         }
@@ -53,7 +51,7 @@ impl Head {
 
     /// The axes of the outputs but the last, in the run's layout.
     pub(crate) fn row_axes(&self, shape: Shape) -> Vec<usize> {
-        match self.over {
+        match self.readout {
             Readout::EveryStep => shape.y()[..2].to_vec(),
             Readout::LastState => vec![shape.batch],
         }
@@ -70,7 +68,7 @@ impl Head {
             valid.resize(rows, true);
             return Ok(valid);
         };
-        match self.over {
+        match self.readout {
             Readout::LastState => valid.extend(lengths.iter().map(|&length| length > 0)),
             Readout::EveryStep => {
                 let [_, inner, _] = shape.y();
@@ -85,7 +83,7 @@ impl Head {
 
     /// Which of a run's rows of outputs are those of a piece, in the piece's order.
     pub(crate) fn rows_of(&self, chunk: &Chunk, shape: Shape) -> Vec<usize> {
-        match self.over {
+        match self.readout {
             Readout::LastState => chunk.rows.clone().collect(),
             Readout::EveryStep => {
                 let [outer, inner] = shape.layout.order(chunk.steps.clone(), chunk.rows.clone());
@@ -104,7 +102,7 @@ impl Head {
     ) -> Array2<F> {
         let Shape { batch, hidden, directions, .. } = shape;
         let rows = self.rows(shape);
-        match self.over {
+        match self.readout {
             Readout::EveryStep => {
                 let y = y.as_standard_layout().into_owned();
                 y.into_shape_with_order((rows, directions * hidden)).expect("as many elements")
@@ -124,7 +122,7 @@ impl Head {
         dfeatures: Array2<F>,
     ) -> (Option<Array3<F>>, Option<Array3<F>>) {
         let Shape { hidden, directions, .. } = shape;
-        match self.over {
+        match self.readout {
             Readout::EveryStep => {
                 let dfeatures = dfeatures.as_standard_layout().into_owned();
                 let dy = dfeatures.into_shape_with_order(shape.y()).expect("as many elements");
@@ -146,32 +144,4 @@ impl Head {
 /// A direction of the last layer, among all cells.
 fn last_cell(shape: Shape, direction: usize) -> usize {
     (shape.layers - 1) * shape.directions + direction
-}
-
-/// A head's parameters.
-pub(crate) struct Linear<'a, F> {
-    /// `[C, D·H]`
-    pub weight: ArrayView2<'a, F>,
-    /// `[C]`
-    bias: ArrayView1<'a, F>,
-}
-
-impl<'a, F: NdFloat> Linear<'a, F> {
-    /// Those of parameters that have a head.
-    pub fn of(params: &'a Params<F>) -> Self {
-        let [weight, bias] = params.layout().head_ranges();
-        let bias = ArrayView1::from(&params.as_slice()[bias]);
-        let shape = (bias.len(), weight.len() / bias.len());
-        let weight = ArrayView2::from_shape(shape, &params.as_slice()[weight]);
-        Self { weight: weight.expect("a range holds exactly its shape"), bias }
-    }
-
-    /// Of rows of features, rows of outputs.
-    pub fn forward(&self, features: ArrayView2<'_, F>) -> Array2<F> {
-        // Not `dot`, whose result lies by columns where both of its sides do.
-        let mut outputs = Array2::zeros((features.nrows(), self.weight.nrows()));
-        general_mat_mul(F::one(), &features, &self.weight.t(), F::zero(), &mut outputs);
-        outputs += &self.bias;
-        outputs
-    }
 }

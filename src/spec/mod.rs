@@ -6,6 +6,7 @@ pub(crate) mod batch;
 pub(crate) mod chunk;
 pub(crate) mod config;
 pub(crate) mod head;
+pub(crate) mod linear;
 pub(crate) mod loss;
 pub(crate) mod noise;
 pub(crate) mod optimizer;

@@ -138,6 +138,17 @@ impl ParamLayout {
         })
     }
 
+    /// The head of a layout that must have one.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where there is none.
+    pub(crate) fn required_head(&self) -> Result<Head> {
+        self.head.ok_or(Error::Conflict {
+            what: "a network and parameters without a head",
+            why: "lay them out with ParamLayout::with_head",
+        })
+    }
+
     /// Where the head's weight and bias lie. Of a layout with a head.
     pub(crate) fn head_ranges(&self) -> [Range<usize>; 2] {
         [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.find(name).expect("there is a head").range.clone())

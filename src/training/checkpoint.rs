@@ -17,7 +17,7 @@ use crate::formats::files::{self, Source};
 use crate::formats::safetensors::{Tensors, network_tensors, save_tensors};
 use crate::formats::words as config_words;
 use crate::model::device::Device;
-use crate::model::network::{Evaluation, head_of};
+use crate::model::network::Evaluation;
 use crate::spec::optimizer::OptimizerState;
 use crate::spec::params::{ParamLayout, Params};
 use crate::training::learner::{Learner, LearnerConfig, LearnerState};
@@ -231,7 +231,7 @@ impl Checkpoint {
             progress: self.progress,
             best: self.best.as_ref().map(|best| (best.epoch, best.validation)),
         };
-        let model = config_words::write(layout.config(), Some(head_of(layout)?.over));
+        let model = config_words::write(layout.config(), Some(layout.required_head()?.readout));
         let mut entries = json!({
             "version": VERSION,
             "model": model,

@@ -58,7 +58,7 @@ impl Example {
         let what = |what: &str| format!("{what} of example {at}");
         check_sequence(&what("x"), &self.x, inputs)?;
         let steps = self.x.nrows();
-        match (&self.target, head.over) {
+        match (&self.target, head.readout) {
             (Target::Class(_), Readout::LastState) => Ok(()),
             (Target::Values(v), Readout::LastState) => {
                 check_shape(&what("the target [C]"), &[head.outputs], &[v.len()])

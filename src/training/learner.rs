@@ -5,7 +5,7 @@ use ndarray::ArrayD;
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::transfer::Wait;
 use crate::model::device::Device;
-use crate::model::network::{Evaluation, Network, head_of};
+use crate::model::network::{Evaluation, Network};
 use crate::plan::Mode;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
@@ -212,7 +212,7 @@ impl Learner {
         device: &Device,
     ) -> Result<Self> {
         config.validate()?;
-        head_of(state.params.layout())?;
+        state.params.layout().required_head()?;
         let LearnerState { params, moments } = state;
         let len = params.layout().flat_len();
         check_shape("the first moments", &[len], &[moments.first.len()])?;

@@ -153,7 +153,7 @@ async fn run_chunk(
     session.write(buffers.weights, 0, weights.len(), Some(weights)).await?;
     session.run(Pass::Forward).await?;
     // What the head does not write of the gradients that flow into the GRU: one over every step, all of dy.
-    if network.head().over == Readout::LastState {
+    if network.head().readout == Readout::LastState {
         let dy = session.plan().buffers()[config.dy.index()].len;
         session.write(config.dy, 0, dy, None).await?;
     }

@@ -7,7 +7,7 @@ use crate::cpu::Asked;
 use crate::error::Result;
 use crate::gpu::transfer::Wait;
 use crate::model::network::Network;
-use crate::spec::head::Linear;
+use crate::spec::linear::Linear;
 use crate::spec::optimizer::{Clip, Constants, OptimizerState};
 use crate::spec::params::Params;
 
