@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use gru_wgpu::formats::onnx::Given;
-use gru_wgpu::formats::{npy, onnx, quote, safetensors};
+use gru_wgpu::formats::{npy, onnx, safetensors};
 use gru_wgpu::{Batch, Layout, Params};
 use ndarray::{Array3, Ix3};
 
-use crate::ui::output::{check_output, log, quote_path};
+use crate::ui::output::{check_output, log, quote, quote_path};
 
 /// Which GRU of which file.
 #[derive(clap::Args, Debug)]
