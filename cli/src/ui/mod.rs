@@ -4,6 +4,8 @@ pub mod arguments;
 pub mod files;
 pub mod numbers;
 pub mod output;
+#[allow(dead_code)]
+pub mod outputs;
 pub mod plot;
 pub mod progress;
 pub mod training_options;
