@@ -18,7 +18,8 @@ use gru_wgpu::{Device, DeviceKind, Direction, Recurrence, RunOptions};
 
 use crate::ui::arguments::{ResetArg, at_least_one};
 use crate::ui::numbers::format_si;
-use crate::ui::output::{check_output, open};
+use crate::ui::output::open;
+use crate::ui::outputs::Outputs;
 use measure::{Measurement, measure};
 use sweep::Sweep;
 use workload::Workload;
@@ -110,13 +111,13 @@ enum ModeArg {
 pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {
     let picture = arguments.output.clone().unwrap_or_else(|| PathBuf::from("bench.svg"));
     let Arguments { shape, sweep, json, profile, repeats, .. } = arguments;
-    // What can be refused is refused before the work, not after it.
+    // Bad arguments are refused before any work is done.
     ensure!(
         !arguments.recompute || matches!(arguments.mode, ModeArg::Train),
         "--recompute is about the backward pass; it needs --mode train"
     );
     if sweep.is_some() {
-        check_output(&picture, "svg")?;
+        Outputs::check([(&*picture, "svg")], [])?;
     }
     let devices = kinds.iter().map(|&kind| open(kind)).collect::<Result<Vec<_>>>()?;
     if let Some(sweep) = sweep {
