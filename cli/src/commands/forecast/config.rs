@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use gru_wgpu::{Clip, Head, LearnerConfig, Loss, Optimizer, ParamLayout, Schedule, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::{CsvOptions, check_fingerprint, whole};
+use crate::data::csv_table::CsvOptions;
+use crate::data::fingerprint::{check_fingerprint, whole};
 use crate::data::series::Series;
 use crate::rundir::overrides::{self, Change, Pace, Paced};
 use crate::rundir::settings;

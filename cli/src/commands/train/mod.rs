@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use gru_wgpu::DeviceKind;
 
-use crate::data::csv_table::{CsvOptions, check_fingerprint, fingerprint, whole};
+use crate::data::csv_table::CsvOptions;
+use crate::data::fingerprint::{check_fingerprint, fingerprint, whole};
 use crate::data::holdout::HoldOut;
 use crate::data::table::SequenceTable;
 use crate::rundir::checkpoints::{Every, every};
