@@ -40,7 +40,4 @@ pub mod safetensors;
 #[cfg(any(feature = "onnx", feature = "safetensors"))]
 pub(crate) mod words;
 
-pub use crate::error::quote;
 pub use cell::{Cell, FlaxCell, MlxCell};
-#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
-pub use files::write_whole;
