@@ -26,10 +26,11 @@
 //!
 //! [`Activation`]: crate::Activation
 
-mod constant;
+mod constants;
 mod graph;
 mod grus;
 mod node;
+mod operations;
 mod proto;
 mod sizes;
 mod stack;
@@ -39,22 +40,21 @@ mod write;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Axis, concatenate};
-use prost::Message;
 use prost::bytes::Bytes;
 
+use self::constants::Constants;
 use self::graph::Graph;
 use self::grus::Grus;
+use self::proto::MAX_MODEL;
 use super::files;
 use super::metadata::read_config;
 use crate::error::{Error, Result};
-use crate::formats::Cell;
+use crate::formats::cell::Cell;
 use crate::spec::config::{Bias, GruConfig, Layout, Update};
 use crate::spec::params::Params;
 
+pub use self::node::Given;
 pub use self::write::{Inputs, encode, save};
-
-/// Protocol buffers end here.
-const MAX_MODEL: u64 = i32::MAX as u64;
 
 /// Which GRU to take out of a model, and how strictly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,25 +105,13 @@ pub struct Model {
     pub external_data: Vec<PathBuf>,
 }
 
-/// An optional input of a node.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Given<T> {
-    /// Not connected: zeros for a state, every step for a length.
-    Nothing,
-    /// The model holds it.
-    Constant(T),
-    /// It comes from elsewhere when the model runs, as these words say.
-    AtRun(String),
-}
-
 /// Reads a GRU: a node, or several whose outputs are each other's inputs as one stack of layers.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
 /// [`Error::Format`] when the file is no model, or the GRU cannot be used, with the reason.
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
-    open(path.as_ref(), |graph| read_graph(graph, options))
+    open(path.as_ref(), |constants| read_graph(constants, options))
 }
 
 /// As [`load`], from bytes. There is no folder for external data then.
@@ -132,7 +120,7 @@ pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
 /// As [`load`].
 pub fn read(model: &[u8], options: &LoadOptions) -> Result<Model> {
     let graph = Graph::parse(Bytes::copy_from_slice(model), None)?;
-    read_graph(&graph, options)
+    read_graph(&Constants::of(&graph), options)
 }
 
 /// The names of a model's GRUs, as [`LoadOptions::with_node`] takes them: of a node, or `first..last` of several
@@ -141,10 +129,10 @@ pub fn read(model: &[u8], options: &LoadOptions) -> Result<Model> {
 /// # Errors
 /// As [`load`].
 pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
-    open(path.as_ref(), |graph| Ok(Grus::of(graph)?.stack_names()))
+    open(path.as_ref(), |constants| Ok(Grus::of(constants)?.stack_names()))
 }
 
-fn open<T>(path: &Path, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
+fn open<T>(path: &Path, read: impl FnOnce(&Constants<'_>) -> Result<T>) -> Result<T> {
     files::open(path, |mut source| {
         let len = source.len();
         if len > MAX_MODEL {
@@ -152,36 +140,37 @@ fn open<T>(path: &Path, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
             return Err(Error::Format(reason));
         }
         let bytes = source.part("the model", 0, len)?;
-        read(&Graph::parse(bytes.into(), Some(path))?)
+        read(&Constants::of(&Graph::parse(bytes.into(), Some(path))?))
     })
 }
 
-fn read_graph(graph: &Graph, options: &LoadOptions) -> Result<Model> {
-    let grus = Grus::of(graph)?;
+fn read_graph(constants: &Constants<'_>, options: &LoadOptions) -> Result<Model> {
+    let grus = Grus::of(constants)?;
     let chosen = grus.choose(options.node.as_deref())?;
     let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();
     let nodes = nodes.map_err(Error::clone)?;
     let allow_non_finite = options.allow_non_finite;
     let mut cells = Vec::new();
     for node in &nodes {
-        cells.extend(node.cells(graph, allow_non_finite)?);
+        cells.extend(node.cells(constants, allow_non_finite)?);
     }
     let first = nodes[0];
     let bias = if cells.iter().any(|cell| cell.bias_ih.is_some()) { Bias::Two } else { Bias::None };
     let config = first.config.clone().with_layers(nodes.len()).with_bias(bias);
-    let own = graph.config_text.as_deref();
+    let own = constants.graph.config_text.as_deref();
     let params = match own.and_then(|text| own_params(text, &config, &cells)) {
         Some(params) => params,
         None => Params::from_cells(&config, &cells)?,
     };
-    let h0 = nodes.iter().map(|node| node.h0(graph, allow_non_finite)).collect::<Result<_>>()?;
+    let h0 =
+        nodes.iter().map(|node| node.h0(constants, allow_non_finite)).collect::<Result<_>>()?;
     Ok(Model {
         params,
         nodes: nodes.iter().map(|node| node.name.clone()).collect(),
         layout: first.layout,
         h0: joined_h0(h0, &config)?,
-        lengths: first.lengths(graph)?,
-        external_data: graph.storage.files(),
+        lengths: first.lengths(constants)?,
+        external_data: constants.graph.storage.files(),
     })
 }
 
@@ -227,18 +216,4 @@ fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<G
         .map(|given| if let Given::Constant(h0) = given { h0.view() } else { zeros.view() })
         .collect();
     Ok(Given::Constant(concatenate(Axis(0), &layers).expect("all of one batch and width")))
-}
-
-/// A message that lies in another one's bytes.
-fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
-    let wrong = |error: prost::DecodeError| Error::Format(format!("it is no ONNX model: {error}"));
-    M::decode(bytes.clone()).map_err(wrong)
-}
-
-/// Names the part of a model in what is wrong with it.
-fn in_part(part: &str, error: Error) -> Error {
-    match error {
-        Error::Format(reason) => Error::Format(format!("{part}: {reason}")),
-        other => other,
-    }
 }
