@@ -5,7 +5,7 @@
 //! # use ndarray::Array3;
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
-//! let model = onnx::load("denoiser.onnx", &onnx::LoadOptions::new())?; // its only GRU, or stack of them
+//! let model = onnx::load("denoiser.onnx", &onnx::OnnxOptions::new())?; // its only GRU, or stack of them
 //! let gru = Gru::with_params(model.params, &Device::auto())?;
 //! # let x = Array3::zeros((1, 1, 1));
 //! let y = gru.forward(&x)?.y; // [T, B, D·H], whatever the node's own layout
@@ -37,16 +37,17 @@ mod stack;
 mod tensor;
 mod write;
 
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Axis, concatenate};
-use prost::bytes::Bytes;
 
 use self::constants::Constants;
 use self::graph::Graph;
 use self::grus::Grus;
 use self::proto::MAX_MODEL;
-use super::files;
+use self::write::{expressed, with_z_negated};
+use super::files::{self, Source};
 use super::metadata::read_config;
 use crate::error::{Error, Result};
 use crate::formats::cell::Cell;
@@ -54,12 +55,12 @@ use crate::spec::config::{Bias, GruConfig, Layout, Update};
 use crate::spec::params::Params;
 
 pub use self::node::Given;
-pub use self::write::{Inputs, encode, save};
+pub use self::write::{Inputs, save, write};
 
 /// Which GRU to take out of a model, and how strictly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct LoadOptions {
+pub struct OnnxOptions {
     /// The node's name, or `first..last` for a part of a stack; an unnamed node goes by its first output.
     /// Without it the model must hold a single GRU, or a single stack of them.
     pub node: Option<String>,
@@ -67,7 +68,7 @@ pub struct LoadOptions {
     pub allow_non_finite: bool,
 }
 
-impl LoadOptions {
+impl OnnxOptions {
     /// The model's only GRU, of finite weights.
     pub fn new() -> Self {
         Self::default()
@@ -89,7 +90,7 @@ impl LoadOptions {
 /// A GRU out of a model.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Model {
+pub struct OnnxModel {
     /// Its parameters, gates stacked r, z, n as everywhere in this crate.
     pub params: Params,
     /// The names of its nodes, one a layer.
@@ -110,41 +111,57 @@ pub struct Model {
 /// # Errors
 /// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
 /// [`Error::Format`] when the file is no model, or the GRU cannot be used, with the reason.
-pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
-    open(path.as_ref(), |constants| read_graph(constants, options))
+pub fn load(path: impl AsRef<Path>, options: &OnnxOptions) -> Result<OnnxModel> {
+    let path = path.as_ref();
+    files::open(path, |source| parse(source, Some(path), |graph| read_graph(graph, options)))
 }
 
-/// As [`load`], from bytes. There is no folder for external data then.
+/// As [`load`], from a stream. There is no folder for external data then.
 ///
 /// # Errors
-/// As [`load`].
-pub fn read(model: &[u8], options: &LoadOptions) -> Result<Model> {
-    let graph = Graph::parse(Bytes::copy_from_slice(model), None)?;
-    read_graph(&Constants::of(&graph), options)
+/// As [`load`], but for [`Error::Io`].
+pub fn read(from: impl Read + Seek, options: &OnnxOptions) -> Result<OnnxModel> {
+    parse(Source::new(from)?, None, |graph| read_graph(graph, options))
 }
 
-/// The names of a model's GRUs, as [`LoadOptions::with_node`] takes them: of a node, or `first..last` of several
-/// that are layers of one stack.
+/// The names of a model's GRUs, as [`OnnxOptions::with_node`] takes them: of a node, or `first..last` of
+/// several that are layers of one stack.
 ///
 /// # Errors
 /// As [`load`].
 pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
-    open(path.as_ref(), |constants| Ok(Grus::of(constants)?.stack_names()))
+    let path = path.as_ref();
+    files::open(path, |source| parse(source, Some(path), stack_names))
 }
 
-fn open<T>(path: &Path, read: impl FnOnce(&Constants<'_>) -> Result<T>) -> Result<T> {
-    files::open(path, |mut source| {
-        let len = source.len();
-        if len > MAX_MODEL {
-            let reason = format!("it has {len} bytes; a model ends at {MAX_MODEL}");
-            return Err(Error::Format(reason));
-        }
-        let bytes = source.part("the model", 0, len)?;
-        read(&Constants::of(&Graph::parse(bytes.into(), Some(path))?))
-    })
+/// As [`names`], from a stream.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_names(from: impl Read + Seek) -> Result<Vec<String>> {
+    parse(Source::new(from)?, None, stack_names)
 }
 
-fn read_graph(constants: &Constants<'_>, options: &LoadOptions) -> Result<Model> {
+/// Has `read` look into the graph of a model that lies at `path`, if anywhere.
+fn parse<S: Read + Seek, T>(
+    mut source: Source<S>,
+    path: Option<&Path>,
+    read: impl FnOnce(&Constants<'_>) -> Result<T>,
+) -> Result<T> {
+    let len = source.len();
+    if len > MAX_MODEL {
+        let reason = format!("it has {len} bytes; a model ends at {MAX_MODEL}");
+        return Err(Error::Format(reason));
+    }
+    let bytes = source.part("the model", 0, len)?;
+    read(&Constants::of(&Graph::parse(bytes.into(), path)?))
+}
+
+fn stack_names(constants: &Constants<'_>) -> Result<Vec<String>> {
+    Ok(Grus::of(constants)?.stack_names())
+}
+
+fn read_graph(constants: &Constants<'_>, options: &OnnxOptions) -> Result<OnnxModel> {
     let grus = Grus::of(constants)?;
     let chosen = grus.choose(options.node.as_deref())?;
     let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();
@@ -164,7 +181,7 @@ fn read_graph(constants: &Constants<'_>, options: &LoadOptions) -> Result<Model>
     };
     let h0 =
         nodes.iter().map(|node| node.h0(constants, allow_non_finite)).collect::<Result<_>>()?;
-    Ok(Model {
+    Ok(OnnxModel {
         params,
         nodes: nodes.iter().map(|node| node.name.clone()).collect(),
         layout: first.layout,
@@ -178,12 +195,12 @@ fn read_graph(constants: &Constants<'_>, options: &LoadOptions) -> Result<Model>
 /// another model than the nodes are: then somebody changed it, and the nodes count.
 fn own_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
     let (own, _) = read_config(text).ok()?;
-    if write::expressed(&own).ok()? != *config {
+    if expressed(&own).ok()? != *config {
         return None;
     }
     let cells: Vec<_> = match own.update {
         Update::Keeps => cells.to_vec(),
-        Update::Overwrites => cells.iter().map(write::with_z_negated).collect(),
+        Update::Overwrites => cells.iter().map(with_z_negated).collect(),
     };
     Params::from_cells(&own, &cells).ok()
 }

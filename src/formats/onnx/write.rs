@@ -68,11 +68,17 @@ pub fn save(path: impl AsRef<Path>, params: &Params, inputs: &Inputs) -> Result<
     files::write_whole(path, |to| to.write_all(&model))
 }
 
-/// As [`save`], to bytes.
+/// As [`save`], to a stream.
 ///
 /// # Errors
 /// As [`save`].
-pub fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
+pub fn write(to: impl Write, params: &Params, inputs: &Inputs) -> Result<()> {
+    let model = encode(params, inputs)?;
+    files::write_stream(to, |to| to.write_all(&model))
+}
+
+/// The bytes of a model.
+fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
     let config = params.layout().config();
     let expressed = expressed(config)?;
     let mut cells = params.to_cells();
