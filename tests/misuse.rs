@@ -215,7 +215,7 @@ fn values(t: &mut Table) {
             )
         },
     );
-    t.plain("Options::with_recurrence Options::with_recompute", "each", || {
+    t.plain("RunOptions::with_recurrence RunOptions::with_recompute", "each", || {
         RunOptions::default().with_recurrence(Recurrence::Sequence).with_recompute(true)
     });
 }
@@ -287,7 +287,7 @@ fn batches(t: &mut Table) {
             .map(|v| (tolerance.share(v, v), tolerance.share(0.0, v), tolerance.share(v, 0.0)))
     });
     for size in [f64::NAN, f64::NEG_INFINITY, -0.0, f64::MAX, f64::MIN_POSITIVE] {
-        t.plain("plan::quantity plan::figures", "any number", || {
+        t.plain("plan::format_si plan::format_sig3", "any number", || {
             (plan::format_si(size, "B"), plan::format_sig3(size))
         });
     }
@@ -296,7 +296,7 @@ fn batches(t: &mut Table) {
 
 /// Optimisers, schedules, losses: settings that make no sense.
 fn settings(t: &mut Table) {
-    t.row("Moments::zeros", "no memory for it", Refused, || OptimizerState::zeros(HUGE / 8));
+    t.row("OptimizerState::zeros", "no memory for it", Refused, || OptimizerState::zeros(HUGE / 8));
     t.plain("Optimizer::sgd Optimizer::adam", "as they are", || {
         (Optimizer::sgd(), Optimizer::adam())
     });
@@ -304,10 +304,10 @@ fn settings(t: &mut Table) {
         t.row("Optimizer::adamw Optimizer::validate", "no decay", Refused, || {
             Optimizer::adamw(decay).validate()
         });
-        t.row("Training::validate", "no learning rate", Refused, || {
+        t.row("LearnerConfig::validate", "no learning rate", Refused, || {
             LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), decay).validate()
         });
-        t.row("Training::with_clip", "no bound", Refused, || {
+        t.row("LearnerConfig::with_clip", "no bound", Refused, || {
             training().with_clip(Clip::Norm(decay as f32)).validate()
         });
     }
@@ -326,25 +326,25 @@ fn settings(t: &mut Table) {
             let schedule = Schedule::cosine(updates);
             [0, 1, updates, u64::MAX].map(|step| schedule.share(step))
         });
-        t.plain("Training::rate", "any step", || {
+        t.plain("LearnerConfig::rate", "any step", || {
             training().with_schedule(Schedule::cosine(updates)).rate(u64::MAX)
         });
     }
-    t.plain("Training::new Training::with_schedule Loss::cross_entropy", "NaN", || {
+    t.plain("LearnerConfig::new LearnerConfig::with_schedule Loss::cross_entropy", "NaN", || {
         LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), f64::NAN)
             .with_schedule(Schedule::default())
     });
-    t.row("Training::with_accumulation", "none", Refused, || {
+    t.row("LearnerConfig::with_accumulation", "none", Refused, || {
         training().with_accumulation(0).validate()
     });
-    t.row("Training::with_accumulation", "no end of them", Back, || {
+    t.row("LearnerConfig::with_accumulation", "no end of them", Back, || {
         training().with_accumulation(HUGE).validate()
     });
     for (epochs, batch) in [(0, 1), (1, 0)] {
-        t.row("Regime::new Regime::validate", "nothing", Back, || {
+        t.row("TrainerConfig::new TrainerConfig::validate", "nothing", Back, || {
             TrainerConfig::new(epochs, batch).validate()
         });
-        t.plain("Regime::updates", "of nothing and of much", || {
+        t.plain("TrainerConfig::updates", "of nothing and of much", || {
             let regime = TrainerConfig::new(epochs, batch);
             (
                 regime.updates(0, 0),
@@ -354,7 +354,7 @@ fn settings(t: &mut Table) {
             )
         });
     }
-    t.plain("Regime::with_seed Regime::with_patience", "0", || {
+    t.plain("TrainerConfig::with_seed TrainerConfig::with_patience", "0", || {
         TrainerConfig::new(1, 1).with_seed(0).with_patience(0)
     });
     t.plain("Evaluation::accuracy Evaluation::is_better_than", "of nothing", || {
@@ -384,7 +384,7 @@ fn plans(t: &mut Table) {
         for mode in [Mode::Inference, Mode::Training] {
             for recompute in [false, true] {
                 let options = RunOptions::default().with_recompute(recompute);
-                t.row("plan::Plan::with_options plan::Machine::new", what, Refused, || {
+                t.row("plan::Plan::with_options plan::DeviceCaps::new", what, Refused, || {
                     let machine = DeviceCaps::new(Limits::WEBGPU_DEFAULT, true);
                     Plan::with_options(&config(), shape, mode, options, &machine)
                 });
@@ -605,7 +605,7 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     let mut shape = gru.config().shape(2, 2).unwrap();
     shape.hidden = HUGE;
     t.row("Gru::plan", "a shape of another model", Refused, || gru.plan(shape, Mode::Training));
-    t.row("Gru::pieces", "a shape of another model", Refused, || gru.chunks(shape, Mode::Training));
+    t.row("Gru::chunks", "a shape of another model", Refused, || gru.chunks(shape, Mode::Training));
     t.row("Gru::to Gru::to_async", "where it is already", Fine, || {
         gru.to(device).and(block_on(gru.to_async(device)))
     });
@@ -846,7 +846,7 @@ fn learning(t: &mut Table, device: &Device) {
         block_on(learner.flush_async())
     });
     t.row(
-        "Learner::reports Learner::reports_async Learner::updates Learner::training",
+        "Learner::metrics Learner::metrics_async Learner::updates Learner::config",
         "of none",
         Fine,
         || {
@@ -864,7 +864,7 @@ fn learning(t: &mut Table, device: &Device) {
         let evaluated = network.evaluate(&Loss::cross_entropy(), x, targets);
         stepped.and(evaluated.map(|_| ())).and(network.forward(x).map(|_| ()))
     });
-    t.row("Learner::step Learner::reports", "NaN", Refused, || {
+    t.row("Learner::step Learner::metrics", "NaN", Refused, || {
         let mut learner = Learner::new(headed(Head::last(2)), training(), device)?;
         learner.step(&Array3::from_elem((4, 2, 3), f32::NAN), &[0, 1][..])?;
         learner.metrics()
@@ -949,7 +949,7 @@ fn trainers(t: &mut Table, device: &Device) {
         )
     });
     t.row(
-        "Trainer::learner Trainer::regime Trainer::position Trainer::best",
+        "Trainer::learner Trainer::config Trainer::progress Trainer::best",
         "of nothing",
         Fine,
         || {
@@ -958,13 +958,19 @@ fn trainers(t: &mut Table, device: &Device) {
             Ok((trainer.learner().updates(), at))
         },
     );
-    t.row("DataSet::of Trainer::data Trainer::with_data", "other examples", Refused, || {
-        let none = DataFingerprint::of(&[]);
-        let mut other = trainer()?.with_data(Some(DataFingerprints { train: none, valid: none }));
-        assert!(other.data().is_some());
-        other.run(&[good()], &[], go_on)
-    });
-    t.row("Trainer::look_every", "never", Fine, || {
+    t.row(
+        "DataFingerprint::of Trainer::data Trainer::with_data",
+        "other examples",
+        Refused,
+        || {
+            let none = DataFingerprint::of(&[]);
+            let mut other =
+                trainer()?.with_data(Some(DataFingerprints { train: none, valid: none }));
+            assert!(other.data().is_some());
+            other.run(&[good()], &[], go_on)
+        },
+    );
+    t.row("Trainer::metrics_every", "never", Fine, || {
         let mut trainer = trainer()?;
         trainer.metrics_every(0);
         trainer.run(&[good()], &[], go_on)
@@ -1209,6 +1215,9 @@ fn public_functions() -> BTreeSet<String> {
         ("formats/onnx/write", "formats::onnx::"),
         ("formats/safetensors", "formats::safetensors::"),
     ];
+    /// How a type that is not public is declared.
+    const KEPT: [&str; 5] =
+        ["struct ", "enum ", "pub(crate) struct ", "pub(crate) enum ", "pub(super) struct "];
     /// The private modules, whose types lib.rs exports.
     const PRIVATE: [&str; 4] = ["spec", "gpu", "model", "training"];
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -1218,8 +1227,7 @@ fn public_functions() -> BTreeSet<String> {
     let mut add = |file: &Path, module: Option<&str>| {
         let text = std::fs::read_to_string(file).unwrap();
         let text = text.split("mod tests {").next().unwrap();
-        let is_declared = |name: &str| {
-            let kinds = ["pub struct ", "pub enum "];
+        let is_declared = |kinds: &[&str], name: &str| {
             text.lines().any(|line| {
                 let name_on = kinds.iter().find_map(|kind| line.strip_prefix(kind));
                 name_on.is_some_and(|rest| identifier(rest) == name)
@@ -1233,9 +1241,14 @@ fn public_functions() -> BTreeSet<String> {
                     .filter(|_| rest.starts_with('<'))
                     .map_or(rest, |(_, after)| after);
                 let name = identifier(rest.trim_start());
+                // Types of the file alone, or of the crate, may have an exported one's name.
+                let is_kept = is_declared(&KEPT, &name);
                 of = match module {
+                    _ if is_kept => None,
                     _ if exported.contains(&name) => Some(name),
-                    Some(module) if is_declared(&name) => Some(format!("{module}{name}")),
+                    Some(module) if is_declared(&["pub struct ", "pub enum "], &name) => {
+                        Some(format!("{module}{name}"))
+                    }
                     _ => None,
                 };
             }
