@@ -338,7 +338,8 @@ fn forecasts_of_a_model_that_exploded_are_told() {
     assert!(!succeeded(&directory, &arguments).1.contains("warning"));
     std::fs::remove_file(path.join("p.csv")).unwrap();
     let model = path.join("it/model.safetensors");
-    let mut params = safetensors::load_network(&model, &safetensors::LoadOptions::new()).unwrap();
+    let mut params =
+        safetensors::load_network(&model, &safetensors::SafetensorsOptions::new()).unwrap();
     params.get_mut("head.bias").unwrap().fill(-1e20);
     safetensors::save_network(&model, &params).unwrap();
     let (_, told) = succeeded(&directory, &arguments);

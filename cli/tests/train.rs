@@ -503,7 +503,8 @@ fn a_model_that_says_no_numbers_predicts_nothing() {
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "1"]));
     let model = path.join("run/model.safetensors");
-    let mut params = safetensors::load_network(&model, &safetensors::LoadOptions::new()).unwrap();
+    let mut params =
+        safetensors::load_network(&model, &safetensors::SafetensorsOptions::new()).unwrap();
     params.get_mut("head.bias").unwrap().fill(3e38);
     let mut weight = params.get_mut("head.weight").unwrap();
     weight.index_axis_mut(ndarray::Axis(0), 0).fill(3e38);

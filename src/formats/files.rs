@@ -1,4 +1,7 @@
 //! Reading parts of a file by arithmetic that was checked, and files that appear whole or not at all.
+//!
+//! [`open`] and [`write_whole`] are where the formats meet the file system: what takes a path calls one of
+//! them around what takes a stream.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -96,6 +99,22 @@ pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32
             "element {at} of {} is {number}, which is refused unless asked for",
             quote(name)
         )))
+    })
+}
+
+/// Has `write` fill a stream, through a buffer.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn write_stream<W: Write>(
+    to: W,
+    write: impl FnOnce(&mut io::BufWriter<W>) -> io::Result<()>,
+) -> Result<()> {
+    let mut buffered = io::BufWriter::new(to);
+    let written = write(&mut buffered).and_then(|()| buffered.flush());
+    written.map_err(|error| Error::Io {
+        path: "the stream".to_owned(),
+        reason: format!("cannot be written: {error}"),
     })
 }
 

@@ -65,7 +65,8 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         return put(&forecast::predict::forecast(&folder, csv, kind)?, output.as_deref(), out);
     }
     let config = Config::read(&folder.config())?;
-    let params = safetensors::load_network(folder.model(), &safetensors::LoadOptions::new())?;
+    let params =
+        safetensors::load_network(folder.model(), &safetensors::SafetensorsOptions::new())?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {shown} is another one than its config.toml says"

@@ -14,7 +14,8 @@ use crate::ui::output::{log, open, quote_path};
 /// The rows after the last one of the file, as a CSV file: how far ahead, and the value.
 pub fn forecast(folder: &RunDir, csv: &Path, kind: DeviceKind) -> Result<Vec<u8>> {
     let config = Config::read(&folder.config())?;
-    let params = safetensors::load_network(folder.model(), &safetensors::LoadOptions::new())?;
+    let params =
+        safetensors::load_network(folder.model(), &safetensors::SafetensorsOptions::new())?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {} is another one than its config.toml says",
