@@ -356,7 +356,7 @@ fn forecasts_of_a_model_that_exploded_are_told() {
 
 #[test]
 fn forecast_runs_the_same_job_on_an_adapter() {
-    let software = common::adapter().adapter().unwrap().software;
+    let software = common::adapter().adapter().unwrap().is_software();
     let word = if software { "software" } else { "gpu" };
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);

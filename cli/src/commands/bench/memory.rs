@@ -16,10 +16,11 @@ pub fn allow(job: &Workload, needed: f64) -> Result<(), Error> {
         Some(available) if needed > available => {
             let [needed, available] = [needed, available].map(|bytes| format_si(bytes, "B"));
             let shape = job.shape;
-            Err(Error::OutOfMemory(format!(
+            let reason = format!(
                 "{} of {shape} takes at least {needed} of the host's memory, of which {available} can be had",
                 job.words()
-            )))
+            );
+            Err(Error::OutOfMemory { reason, source: None })
         }
         _ => Ok(()),
     }

@@ -16,7 +16,7 @@ use super::verify::Verified;
 use super::workload::Workload;
 use super::{measure_all, report};
 use crate::ui::arguments::at_least_one;
-use crate::ui::output::{TextTable, log, quote_path};
+use crate::ui::output::{TextTable, causes, log, quote_path};
 
 /// Sizes of a sweep at most.
 const MOST: usize = 100;
@@ -155,7 +155,7 @@ impl Sweep {
                     points.push(point);
                 }
                 Err(error) => {
-                    let error = format!("{error:#}");
+                    let error = causes(&error);
                     log(format_args!("{:?} {size} failed: {error}", self.axis));
                     failed.push(Failed { size, error });
                 }

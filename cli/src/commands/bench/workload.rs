@@ -42,14 +42,16 @@ impl Workload {
     fn allow(&self, device: &Device) -> Result<()> {
         let needed = match device.adapter() {
             None => memory::on_cpu(self),
-            Some(adapter) => memory::on_adapter(self, &self.plan_on(&adapter)?, adapter.software),
+            Some(adapter) => {
+                memory::on_adapter(self, &self.plan_on(&adapter)?, adapter.is_software())
+            }
         };
         Ok(memory::allow(self, needed)?)
     }
 
     /// The schedule that this adapter runs, when it can.
     pub fn plan_on(&self, adapter: &AdapterInfo) -> Result<Plan> {
-        let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.software))?;
+        let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.is_software()))?;
         plan.check(&adapter.limits)?;
         Ok(plan)
     }
