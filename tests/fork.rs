@@ -79,6 +79,8 @@ fn refuses(device: &Device) {
     let state = tape.state().unwrap();
     gru.step(&mut stream, one.view(), y.view_mut()).unwrap();
     learner.step(&x, &classes[..]).unwrap();
+    // From here on a thread of the parent's polls an adapter for whoever awaits it.
+    pollster::block_on(gru.forward_async(&x)).unwrap();
     let in_the_child = in_child(|| {
         let (_, other) = match gru.forward_train(&x) {
             Err(error) => (Err::<(), _>(error), tape),
@@ -86,6 +88,7 @@ fn refuses(device: &Device) {
         };
         let outcomes = vec![
             gru.forward(&x).map(drop),
+            pollster::block_on(gru.forward_async(&x)).map(drop),
             gru.forward_from(&state, &x).map(drop),
             gru.forward_train(Batch::batch_first(x.view())).map(drop),
             gru.backward(other, Some(output.y.view()), None).map(drop),
@@ -138,9 +141,11 @@ fn a_forked_child_is_told_what_belongs_to_its_parent() {
     // The last handle of a device goes in the child.
     let last = adapter().with_default_limits().unwrap();
     forward(&last).unwrap();
+    let gru = Gru::new(config(), Init::Uniform, 1, &last).unwrap();
+    pollster::block_on(gru.forward_async(&random3([4, 2, 3], 1))).unwrap();
     let ended = in_child(move || {
         let refused = i32::from(last.with_default_limits().is_ok());
-        drop(last);
+        drop((gru, last));
         refused
     });
     assert_eq!(ended, Some(0));
