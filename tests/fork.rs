@@ -16,7 +16,7 @@ use ndarray::Array3;
 /// Runs `work` in a forked child, and gives what it returns; 99 after a panic, `None` when it hangs.
 #[allow(unsafe_code, reason = "fork has no safe form")]
 fn in_child(work: impl FnOnce() -> i32) -> Option<i32> {
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIME_LIMIT: Duration = Duration::from_secs(60);
     // SAFETY: the child runs `work` on the one thread it has, which takes no lock that a thread of the
     // parent may have held: the test's other threads sleep in the harness, the library's and the
     // driver's have nothing to do, and glibc and macOS make their allocators ready for a fork. It leaves
@@ -36,7 +36,7 @@ fn in_child(work: impl FnOnce() -> i32) -> Option<i32> {
         if ended == child {
             return Some(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 98 });
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIME_LIMIT {
             // SAFETY: the child has not been waited for, so the number is still its own.
             unsafe { libc::kill(child, libc::SIGKILL) };
             // SAFETY: as above.

@@ -1,7 +1,9 @@
 //! One open adapter: device, queue, pipelines, and what can go wrong with them.
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::Weak;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -408,7 +410,7 @@ impl Gpu {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.process.is_left() {
+        if self.process.is_forked() {
             // A forked child leaves the device to its parent: closing it would wait for the driver's
             // threads. The poller's thread is not here either, but may have left its lock taken.
             std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));

@@ -5,6 +5,7 @@
 //! polls its devices itself, so there is no thread.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use crate::error::{Cause, Error, Result};
 use crate::gpu::context::{Gpu, Inner, lock};
@@ -123,21 +124,24 @@ impl Shared {
         if let Some(thread) = state.thread.as_mut().filter(|thread| thread.id == id) {
             thread.blocked = false;
         }
-        let (mut pause, mut failed) = (None, Vec::new());
+        let (mut pause, mut failed) = (Duration::MAX, Vec::new());
         if state.is_awaited() {
             state.waiters.retain(|waiter| {
                 match polled.clone().and_then(|()| waiter.deadline.pause()) {
-                    Ok(longest) => pause = Some(pause.map_or(longest, |p| longest.min(p))),
-                    Err(error) => failed.push((Arc::clone(&waiter.oneshot), error)),
+                    Ok(longest) => pause = pause.min(longest),
+                    Err(error) => {
+                        failed.push((Arc::clone(&waiter.oneshot), error));
+                        return false;
+                    }
                 }
-                failed.last().is_none_or(|(oneshot, _)| !Arc::ptr_eq(oneshot, &waiter.oneshot))
+                true
             });
         }
         if !failed.is_empty() {
             // A waker may run a task that waits again, for which it takes the lock.
             drop(state);
             failed.into_iter().for_each(|(oneshot, error)| oneshot.send(Err(error)));
-        } else if let Some(pause) = pause {
+        } else if !state.waiters.is_empty() {
             let same = |state: &mut State| state.arrivals == arrivals && !state.closed;
             drop(self.changed.wait_timeout_while(state, pause, same));
         }
@@ -145,9 +149,11 @@ impl Shared {
 }
 
 impl State {
-    /// Whether there is a waiter. Forgets those whose value was sent.
+    /// Whether there is a waiter. Forgets those whose value was sent, and those whose future and callback
+    /// are both gone.
     fn is_awaited(&mut self) -> bool {
-        self.waiters.retain(|waiter| !waiter.oneshot.is_sent());
+        let awaits = |oneshot: &Arc<Oneshot>| !oneshot.is_sent() && Arc::strong_count(oneshot) > 1;
+        self.waiters.retain(|waiter| awaits(&waiter.oneshot));
         !self.waiters.is_empty()
     }
 }
