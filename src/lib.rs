@@ -206,9 +206,9 @@ pub mod reference;
 mod spec;
 mod training;
 
-pub use error::{Error, MadeFrom, Result};
+pub use error::{Cause, Error, MadeFrom, Result};
 pub use fingerprint::DataFingerprint;
-pub use gpu::adapter::AdapterInfo;
+pub use gpu::adapter::{AdapterFeature, AdapterInfo, AdapterKind, Backend};
 pub use model::device::{Device, DeviceKind};
 pub use model::gru::{Gru, Output, Tape};
 pub use model::interop::{Buffers, ForwardPass};

@@ -80,6 +80,66 @@ fn devices_open_and_are_checked_asynchronously() {
     drop((sendable(check::run_async(device)), sendable(check::Part::Models.run_async(device))));
 }
 
+/// The threads of this process that wait for a device, by their numbers.
+#[cfg(target_os = "linux")]
+fn waiting_threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let named = |task: &std::path::Path| {
+        // One that has ended meanwhile has no name any more.
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "gru-wait")
+    };
+    let waiting = tasks.filter(|task| named(&task.path()));
+    waiting.map(|task| task.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// All other tests of this file await the same device.
+#[cfg(target_os = "linux")]
+#[test]
+fn all_who_await_a_device_share_one_thread_that_ends_with_it() {
+    let gru = gru(common::adapter());
+    let inputs: Vec<_> = (0..16).map(|seed| random3([60, 20, 3], seed)).collect();
+    let expected: Vec<_> = inputs.iter().map(|x| gru.forward(x).unwrap()).collect();
+    let mut futures: Vec<_> = inputs.iter().map(|x| Box::pin(gru.forward_async(x))).collect();
+    let mut outputs: Vec<_> = futures.iter().map(|_| None).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    let all = std::future::poll_fn(|context| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
+            if output.is_none() {
+                match future.as_mut().poll(context) {
+                    std::task::Poll::Ready(done) => *output = Some(done.unwrap()),
+                    std::task::Poll::Pending => {}
+                }
+            }
+        }
+        seen.extend(waiting_threads());
+        match outputs.iter().all(Option::is_some) {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        }
+    });
+    block_on(all);
+    for (output, expected) in outputs.iter().zip(&expected) {
+        assert_eq!(output.as_ref(), Some(expected));
+    }
+    // One after the other, too.
+    for (x, expected) in inputs.iter().zip(&expected) {
+        assert_eq!(&block_on(gru.forward_async(x)).unwrap(), expected);
+        seen.extend(waiting_threads());
+    }
+    assert!(seen.len() <= 1, "{seen:?}");
+
+    let own = common::adapter().with_default_limits().unwrap();
+    block_on(self::gru(&own).forward_async(&inputs[0])).unwrap();
+    let others = waiting_threads().into_iter().filter(|thread| !seen.contains(thread));
+    let others: Vec<_> = others.collect();
+    assert!(others.len() <= 1, "{others:?}");
+    drop(own);
+    // A thread that has ended is still listed for a moment.
+    while others.iter().any(|thread| waiting_threads().contains(thread)) {
+        std::thread::yield_now();
+    }
+}
+
 struct NoWaker;
 
 impl Wake for NoWaker {

@@ -1,10 +1,11 @@
-//! Devices destroyed at any moment of any kind of call, and waits that run out of patience.
+//! Devices destroyed at any moment of any kind of call, and waits that reach their limit.
 //!
 //! `GRU_FAULTS` says how many devices of each kind of call are destroyed; a few, where it is not set.
 
 mod common;
 
 use std::sync::mpsc;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use common::{adapter, open_wgpu, random3};
@@ -245,6 +246,34 @@ fn training_goes_on_from_its_last_state_on_another_device() {
     });
 }
 
+/// One thread polls for all who await a device. While it sleeps in the driver for a wait without a limit,
+/// those with one end in time.
+#[test]
+fn a_limit_is_kept_beside_a_long_wait_without_one() {
+    let (own, _) = open();
+    let device = own.clone().with_wait_limit(Duration::ZERO);
+    let new = |device: &Device| Gru::new(GruConfig::pytorch(24, 64), Init::Uniform, 1, device);
+    let (limited, unlimited) = (new(&device).unwrap(), new(&own).unwrap());
+    let x = random3([600, 32, 24], 1);
+    let expected = unlimited.forward(&x).unwrap();
+    let mut long = unlimited.stream(32, &[600]).unwrap();
+    let mut short = limited.stream(1, &[1]).unwrap();
+    let [mut y, mut other] = [expected.y.dim(), (1, 1, 64)].map(Array3::zeros);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut long = Box::pin(unlimited.step_async(&mut long, x.view(), y.view_mut()));
+    let one = x.slice(s![..1, ..1, ..]);
+    // A driver that runs a submit within the call leaves nothing to wait for.
+    if long.as_mut().poll(&mut context).is_pending() {
+        // The thread has the time to go into the driver.
+        std::thread::sleep(Duration::from_millis(2));
+        let error = pollster::block_on(limited.step_async(&mut short, one, other.view_mut()));
+        assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
+        assert!(long.as_mut().poll(&mut context).is_pending(), "the other wait came first");
+    }
+    pollster::block_on(long).unwrap();
+    assert_eq!(y, expected.y);
+}
+
 /// A step of a stream is one submit, so none waits for another in a driver, and this one takes long.
 #[test]
 fn a_wait_ends_at_its_limit_and_the_model_works_on() {
@@ -252,9 +281,9 @@ fn a_wait_ends_at_its_limit_and_the_model_works_on() {
     let (own, _) = open();
     let device = own.clone().with_wait_limit(Duration::ZERO);
     let new = |device: &Device| Gru::new(GruConfig::pytorch(24, 64), Init::Uniform, 1, device);
-    let (gru, patient) = (new(&device).unwrap(), new(&own).unwrap());
+    let (gru, unlimited) = (new(&device).unwrap(), new(&own).unwrap());
     let x = random3([300, 4, 24], 1);
-    let expected = patient.forward(&x).unwrap();
+    let expected = unlimited.forward(&x).unwrap();
     let mut y = Array3::zeros(expected.y.raw_dim());
     let mut streams = [(); 2].map(|()| gru.stream(4, &[300]).unwrap());
     let [blocking, awaiting] = &mut streams;
@@ -262,7 +291,7 @@ fn a_wait_ends_at_its_limit_and_the_model_works_on() {
     let what = "a step of a stream";
     assert_eq!(error, Error::Timeout { what, limit: Duration::ZERO });
     assert_eq!(error.to_string(), "waited 0ns for a step of a stream; the device has not finished");
-    patient.forward(&x).unwrap();
+    unlimited.forward(&x).unwrap();
     let awaited = gru.step_async(awaiting, x.view(), y.view_mut());
     assert_eq!(pollster::block_on(awaited), Err(Error::Timeout { what, limit: Duration::ZERO }));
     for stream in &mut streams {
@@ -275,7 +304,7 @@ fn a_wait_ends_at_its_limit_and_the_model_works_on() {
         Err(error) => assert!(matches!(error, Error::Timeout { what: "results", .. }), "{error}"),
     }
     // The same device, waited for: right results after all that.
-    assert_eq!(patient.forward(&x).unwrap(), expected);
-    let patience = own.with_wait_limit(Duration::MAX);
-    assert_eq!(gru.to(&patience).unwrap().forward(&x).unwrap(), expected);
+    assert_eq!(unlimited.forward(&x).unwrap(), expected);
+    let longest = own.with_wait_limit(Duration::MAX);
+    assert_eq!(gru.to(&longest).unwrap().forward(&x).unwrap(), expected);
 }

@@ -437,6 +437,12 @@ fn devices(t: &mut Table) {
     t.row("Device::gpu Device::gpu_async", "where there may be none", Back, || {
         Device::gpu().and(block_on(Device::gpu_async()))
     });
+    t.row("Device::gpu_at Device::gpu_at_async", "one that no machine has", Refused, || {
+        Device::gpu_at(usize::MAX).and(block_on(Device::gpu_at_async(usize::MAX)))
+    });
+    t.plain("Device::all Device::all_async", "as they are", || {
+        (Device::all(), block_on(Device::all_async()))
+    });
     t.row("Device::software Device::software_async", "where there may be none", Back, || {
         Device::software().and(block_on(Device::software_async()))
     });
@@ -470,8 +476,18 @@ fn devices(t: &mut Table) {
             )
         },
     );
-    for word in ["", "CPU", "cpu ", "gpu\0"] {
-        t.row("", "a word for a device", Refused, || word.parse::<Device>());
+    for word in [
+        "",
+        "CPU",
+        "cpu ",
+        "gpu\0",
+        "gpu:",
+        "gpu:-1",
+        "gpu:+1",
+        "gpu:1 ",
+        "gpu:99999999999999999999",
+    ] {
+        t.row("", "a word for a device", Refused, || word.parse::<DeviceKind>());
         t.row("", "a word for a recurrence", Refused, || word.parse::<Recurrence>());
     }
 }

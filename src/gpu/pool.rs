@@ -104,6 +104,7 @@ impl SessionPool {
     pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
         Self::allow(gpu, layout.config())?;
         let params = gpu.guard(|| Ok(gpu.buffer("params", layout.flat_len()))).await?;
+        gpu.check_lost()?;
         let (residency, idle) = Default::default();
         Ok(Self {
             gpu: gpu.clone(),
@@ -199,7 +200,7 @@ impl SessionPool {
         let bound: Vec<_> = bound.iter().cloned().chain([params]).collect();
         match Session::new(&self.gpu, plan.clone(), &bound).await {
             // The sessions at rest may hold what is missing.
-            Err(Error::OutOfMemory(_)) => {
+            Err(Error::OutOfMemory { .. }) => {
                 lock(&self.idle).clear();
                 self.gpu.collect()?;
                 Session::new(&self.gpu, plan, &bound).await
@@ -282,7 +283,10 @@ impl std::ops::DerefMut for PooledSession {
 impl Drop for PooledSession {
     fn drop(&mut self) {
         let mut idle = lock(&self.idle);
-        idle.extend(self.entry.take().filter(|entry| !entry.session.is_broken()));
+        let entry = self.entry.take().and_then(|PoolEntry { key, session, bytes }| {
+            session.into_idle().map(|session| PoolEntry { key, session, bytes })
+        });
+        idle.extend(entry);
         let surplus = surplus(idle.iter().map(|entry| entry.bytes));
         idle.drain(..surplus);
     }
@@ -303,14 +307,41 @@ mod tests {
     use std::ops::ControlFlow;
     use std::sync::atomic::Ordering;
 
-    use ndarray::Array2;
+    use ndarray::{Array2, Array3};
 
     use super::*;
     use crate::model::device::test_device;
     use crate::{
-        Event, Example, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Target, Trainer,
+        Event, Example, Gru, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Target, Trainer,
         TrainerConfig,
     };
+
+    /// A call that fails, or whose future is dropped, may have queued zeros and copies that nothing ran.
+    #[test]
+    fn a_session_in_the_pool_keeps_nothing_of_its_last_call() {
+        let (device, gpu) = test_device();
+        let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
+        let x = Array3::from_shape_fn((4, 2, 3), |(t, b, i)| ((t + 2 * b + 3 * i) as f32).sin());
+        let expected = gru.forward(&x).unwrap();
+        let pool = gru.session_pool().unwrap();
+        let made = || pool.made.load(Ordering::Relaxed);
+        let before = made();
+        let other = gpu.buffer("other", x.len());
+        gpu.upload(&other, 0, &[7.0; 24]);
+        for copies in [false, true] {
+            let shape = gru.config().shape(4, 2).unwrap();
+            let session = gru.session(shape, Mode::Inference, Purpose::States, None);
+            let mut session = pollster::block_on(session).unwrap();
+            let to = session.plan().run_buffers().x;
+            match copies {
+                true => session.copy_in(&other, to, 0..x.len()),
+                false => pollster::block_on(session.write(to, 0, x.len(), None)).unwrap(),
+            }
+            drop(session);
+            assert_eq!(gru.forward(&x).unwrap(), expected, "copies: {copies}");
+        }
+        assert_eq!(made(), before, "the same session");
+    }
 
     #[test]
     fn sessions_at_rest_are_bounded_by_bytes_and_number() {

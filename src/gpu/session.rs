@@ -48,7 +48,7 @@ pub(crate) struct Session {
     backward: Vec<Prepared>,
     /// Argument blocks of each of the plan's turns.
     turn_blocks: usize,
-    /// To be done ahead of the next pass.
+    /// What the call at work wants done ahead of its next pass.
     prologue: Vec<Prologue>,
     /// The device reported an error during a run: the contents cannot be relied on.
     broken: bool,
@@ -91,7 +91,9 @@ impl Session {
                 }
             }
         }
-        gpu.guard(|| Ok(Self::prepare(gpu, plan, &pipelines, bound))).await
+        let session = gpu.guard(|| Ok(Self::prepare(gpu, plan, &pipelines, bound))).await?;
+        gpu.check_lost()?;
+        Ok(session)
     }
 
     fn prepare(
@@ -122,9 +124,11 @@ impl Session {
         Self { gpu, plan, buffers, forward, backward, turn_blocks, prologue, broken: false }
     }
 
-    /// Whether the device reported an error during a run: the contents cannot be relied on.
-    pub fn is_broken(&self) -> bool {
-        self.broken
+    /// The session as its next call is to have it: whatever this call queued ahead of a pass and did
+    /// not run is gone. `None` where the contents cannot be relied on.
+    pub fn into_idle(self) -> Option<Self> {
+        let idle = Self { prologue: Vec::new(), ..self };
+        (!idle.broken).then_some(idle)
     }
 
     pub fn gpu(&self) -> &Gpu {

@@ -612,7 +612,7 @@ mod tests {
                         Ok(())
                     });
                     let error = pollster::block_on(error);
-                    assert!(matches!(error, Err(Error::Gpu(_))), "{error:?}");
+                    assert!(matches!(error, Err(Error::Gpu { .. })), "{error:?}");
                 }
             });
             scope.spawn(|| {

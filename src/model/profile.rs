@@ -1,12 +1,13 @@
 //! [`Profile`]: where the time of a run goes. Nothing else in this library looks at a clock.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ndarray::ArrayView3;
 
 use crate::cpu::Asked;
 use crate::error::Result;
+use crate::gpu::clock::Instant;
 use crate::gpu::pool::PooledSession;
 use crate::gpu::session::{Pass, Timing};
 use crate::gpu::transfer::Wait;

@@ -3,7 +3,7 @@
 use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, s};
 
 use crate::cpu;
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Cause, Error, Result, check_shape};
 use crate::gpu::context::{Gpu, one_line};
 use crate::gpu::pool::SessionPool;
 use crate::gpu::session::{Bound, Session};
@@ -304,7 +304,10 @@ fn upload(gpu: &Gpu, buffer: &wgpu::Buffer, first: usize, array: ArrayView3<'_, 
 /// Writes an array of any strides to a mapped staging buffer.
 fn write_mapped(staging: &wgpu::Buffer, array: ArrayView3<'_, f32>) -> Result<()> {
     let view = staging.slice(..4 * array.len() as u64).get_mapped_range_mut();
-    let mut view = view.map_err(|error| Error::Gpu(one_line(&error.to_string())))?;
+    let mut view = view.map_err(|error| Error::Gpu {
+        reason: one_line(&error.to_string()),
+        source: Some(Cause::new(error)),
+    })?;
     if let Some(numbers) = array.as_slice() {
         view.slice(..).copy_from_slice(bytemuck::cast_slice(numbers));
     } else {

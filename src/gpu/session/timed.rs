@@ -1,9 +1,10 @@
 //! A schedule run to be timed: as a whole, or a dispatch at a time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Call, Pass, Prologue, Session, encode_calls};
 use crate::error::Result;
+use crate::gpu::clock::Instant;
 use crate::gpu::context::Gpu;
 use crate::gpu::transfer::Wait;
 
