@@ -8,10 +8,11 @@ use ndarray::{Array3, ArrayView3};
 use crate::cpu::{self, Asked};
 use crate::error::{Error, Result};
 use crate::gpu::context::lock;
-use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey, SessionPool};
+use crate::gpu::pool::SessionPool;
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::device::{Device, Target};
-use crate::model::executor::Recorded;
+use crate::model::executor::{Executor, Recorded};
 use crate::model::state::State;
 use crate::plan::{DeviceCaps, Mode, Plan, Purpose};
 use crate::reference;
@@ -56,27 +57,21 @@ enum Record {
 }
 
 impl Tape {
-    /// The states after the run's last steps, for the next chunk of the same sequences; a copy, on the
-    /// model's device.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub fn state(&self) -> Result<State> {
-        pollster::block_on(self.copy_state(Wait::Block))
-    }
-
-    /// As [`Self::state`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::state`].
-    pub async fn state_async(&self) -> Result<State> {
-        self.copy_state(Wait::Async).await
+    blocking_and_async! {
+        /// The states after the run's last steps, for the next chunk of the same sequences; a copy, on the
+        /// model's device.
+        ///
+        /// # Errors
+        /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+        pub fn state, state_async(&self) -> Result<State> {
+            |wait| self.copy_state(wait)
+        }
     }
 
     async fn copy_state(&self, wait: Wait) -> Result<State> {
         match &self.record {
             Record::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
-            Record::Gpu(recorded) => recorded.state(self.shape, wait).await,
+            Record::Gpu(recorded) => recorded.state(wait).await,
         }
     }
 }
@@ -121,25 +116,23 @@ pub struct Gru {
 }
 
 impl Gru {
-    /// A model with fresh parameters, the same for the same seed on every machine and device.
-    ///
-    /// # Errors
-    /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
-    /// [`Error::Limit`] when the parameters do not fit the device.
-    pub fn new(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::new_async(config, init, seed, device))
+    blocking_and_async! {
+        /// A model with fresh parameters, the same for the same seed on every machine and device.
+        ///
+        /// # Errors
+        /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
+        /// [`Error::Limit`] when the parameters do not fit the device.
+        pub fn new, new_async(
+            config: GruConfig,
+            init: Init,
+            seed: u64,
+            device: &Device
+        ) -> Result<Self> {
+            |_| Self::create(config, init, seed, device)
+        }
     }
 
-    /// As [`Self::new`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub async fn new_async(
-        config: GruConfig,
-        init: Init,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self> {
+    async fn create(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
         if let Target::Gpu(gpu) = device.target() {
             // Before memory is taken for what would be refused.
             SessionPool::allow(gpu, &config)?;
@@ -147,19 +140,17 @@ impl Gru {
         Self::with_params_async(Params::init(&config, init, seed)?, device).await
     }
 
-    /// A model with these parameters; they carry their configuration.
-    ///
-    /// # Errors
-    /// [`Error::Limit`] when the parameters do not fit the device.
-    pub fn with_params(params: Params, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::with_params_async(params, device))
+    blocking_and_async! {
+        /// A model with these parameters; they carry their configuration.
+        ///
+        /// # Errors
+        /// [`Error::Limit`] when the parameters do not fit the device.
+        pub fn with_params, with_params_async(params: Params, device: &Device) -> Result<Self> {
+            |_| Self::of_params(params, device)
+        }
     }
 
-    /// As [`Self::with_params`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::with_params`].
-    pub async fn with_params_async(params: Params, device: &Device) -> Result<Self> {
+    async fn of_params(params: Params, device: &Device) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let pool = match device.target() {
             Target::Cpu => None,
@@ -178,20 +169,18 @@ impl Gru {
         })
     }
 
-    /// The same model on another device: its parameters and options. Also where its own device is lost:
-    /// the host has the parameters.
-    ///
-    /// # Errors
-    /// As [`Self::with_params`].
-    pub fn to(&self, device: &Device) -> Result<Self> {
-        pollster::block_on(self.to_async(device))
+    blocking_and_async! {
+        /// The same model on another device: its parameters and options. Also where its own device is lost:
+        /// the host has the parameters.
+        ///
+        /// # Errors
+        /// As [`Self::with_params`].
+        pub fn to, to_async(&self, device: &Device) -> Result<Self> {
+            |_| self.moved_to(device)
+        }
     }
 
-    /// As [`Self::to`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::to`].
-    pub async fn to_async(&self, device: &Device) -> Result<Self> {
+    async fn moved_to(&self, device: &Device) -> Result<Self> {
         let moved = Self::with_params_async(self.params.clone(), device).await?;
         Ok(moved.with_options(self.options))
     }
@@ -244,8 +233,8 @@ impl Gru {
         if self.pool.is_none() {
             return Ok(vec![shape]);
         }
-        let chunks = self.chunks_of(shape, mode, Purpose::States)?;
-        Ok(chunks.iter().map(|chunk| chunk.shape(shape)).collect())
+        let executor = Executor::new(self, shape, mode, Purpose::States, Wait::Block)?;
+        Ok(executor.chunks().map(|chunk| chunk.shape(shape)).collect())
     }
 
     /// What the model computes.
@@ -270,137 +259,82 @@ impl Gru {
         &mut self.params
     }
 
-    /// Runs the model over a [`Batch`], in the simplest case just `&x` of `[T, B, I]`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`] when the
-    /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the
-    /// device, and the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
-    pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
-        pollster::block_on(self.run_forward(None, batch.into(), Wait::Block))
-    }
+    blocking_and_async! {
+        /// Runs the model over a [`Batch`], in the simplest case just `&x` of `[T, B, I]`.
+        ///
+        /// # Errors
+        /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`] when the
+        /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the
+        /// device, and the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
+        pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
+            |wait| self.run_forward(None, batch.into(), wait)
+        }
 
-    /// As [`Self::forward`], for where blocking is not possible. (The CPU device computes in the
-    /// first poll.)
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
-        self.run_forward(None, batch.into(), Wait::Async).await
-    }
+        /// As [`Self::forward`], from the states that another run left on the device.
+        ///
+        /// # Errors
+        /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the state
+        /// is another device's.
+        pub fn forward_from, forward_from_async<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
+            |wait| self.run_forward(Some(state), batch.into(), wait)
+        }
 
-    /// As [`Self::forward`], from the states that another run left on the device.
-    ///
-    /// # Errors
-    /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the state
-    /// is another device's.
-    pub fn forward_from<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
-        pollster::block_on(self.run_forward(Some(state), batch.into(), Wait::Block))
-    }
+        /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed, and what
+        /// [`Self::backward`] needs is kept.
+        ///
+        /// # Errors
+        /// As [`Self::forward`], and [`Error::NoSeed`].
+        pub fn forward_train, forward_train_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
+            |wait| self.run_forward_train(None, batch.into(), wait)
+        }
 
-    /// As [`Self::forward_from`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward_from`].
-    pub async fn forward_from_async<'a>(
-        &self,
-        state: &State,
-        batch: impl Into<Batch<'a>>,
-    ) -> Result<Output> {
-        self.run_forward(Some(state), batch.into(), Wait::Async).await
-    }
+        /// As [`Self::forward_train`], from the states that another run left on the device: truncated
+        /// backpropagation through time. No gradient flows into the earlier run.
+        ///
+        /// ```
+        /// use gru_wgpu::{Device, Gru, GruConfig, Init};
+        /// use ndarray::{Array3, Axis};
+        ///
+        /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
+        /// let long = Array3::ones((1000, 2, 3));
+        /// let mut state = None;
+        /// for chunk in long.axis_chunks_iter(Axis(0), 50) {
+        ///     let (out, tape) = match &state {
+        ///         None => gru.forward_train(chunk)?,
+        ///         Some(state) => gru.forward_train_from(state, chunk)?,
+        ///     };
+        ///     state = Some(tape.state()?); // stays on the device
+        ///     let grads = gru.backward(tape, Some(out.y.view()), None)?;
+        /// }
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// As [`Self::forward_train`] and [`Self::forward_from`].
+        pub fn forward_train_from, forward_train_from_async<'a>(
+            &self,
+            state: &State,
+            batch: impl Into<Batch<'a>>,
+        ) -> Result<(Output, Tape)> {
+            |wait| self.run_forward_train(Some(state), batch.into(), wait)
+        }
 
-    /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed, and what
-    /// [`Self::backward`] needs is kept.
-    ///
-    /// # Errors
-    /// As [`Self::forward`], and [`Error::NoSeed`].
-    pub fn forward_train<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
-        pollster::block_on(self.run_forward_train(None, batch.into(), Wait::Block))
-    }
-
-    /// As [`Self::forward_train`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward_train`].
-    pub async fn forward_train_async<'a>(
-        &self,
-        batch: impl Into<Batch<'a>>,
-    ) -> Result<(Output, Tape)> {
-        self.run_forward_train(None, batch.into(), Wait::Async).await
-    }
-
-    /// As [`Self::forward_train`], from the states that another run left on the device: truncated
-    /// backpropagation through time. No gradient flows into the earlier run.
-    ///
-    /// ```
-    /// use gru_wgpu::{Device, Gru, GruConfig, Init};
-    /// use ndarray::{Array3, Axis};
-    ///
-    /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
-    /// let long = Array3::ones((1000, 2, 3));
-    /// let mut state = None;
-    /// for chunk in long.axis_chunks_iter(Axis(0), 50) {
-    ///     let (out, tape) = match &state {
-    ///         None => gru.forward_train(chunk)?,
-    ///         Some(state) => gru.forward_train_from(state, chunk)?,
-    ///     };
-    ///     state = Some(tape.state()?); // stays on the device
-    ///     let grads = gru.backward(tape, Some(out.y.view()), None)?;
-    /// }
-    /// # Ok::<(), gru_wgpu::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Self::forward_train`] and [`Self::forward_from`].
-    pub fn forward_train_from<'a>(
-        &self,
-        state: &State,
-        batch: impl Into<Batch<'a>>,
-    ) -> Result<(Output, Tape)> {
-        pollster::block_on(self.run_forward_train(Some(state), batch.into(), Wait::Block))
-    }
-
-    /// As [`Self::forward_train_from`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward_train_from`].
-    pub async fn forward_train_from_async<'a>(
-        &self,
-        state: &State,
-        batch: impl Into<Batch<'a>>,
-    ) -> Result<(Output, Tape)> {
-        self.run_forward_train(Some(state), batch.into(), Wait::Async).await
-    }
-
-    /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B, D·H]` (of
-    /// y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says of them). At
-    /// least one must be given. What dy says of padding is not looked at. After a batch-first run dy
-    /// and dx are batch-first too.
-    ///
-    /// # Errors
-    /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
-    /// [`Error::Shape`], [`Error::NoGradient`], and the device's own errors.
-    pub fn backward(
-        &self,
-        tape: Tape,
-        dy: Option<ArrayView3<'_, f32>>,
-        dh_n: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Gradients> {
-        pollster::block_on(self.run_backward(tape, dy, dh_n, Asked::All, Wait::Block))
-    }
-
-    /// As [`Self::backward`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::backward`].
-    pub async fn backward_async(
-        &self,
-        tape: Tape,
-        dy: Option<ArrayView3<'_, f32>>,
-        dh_n: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Gradients> {
-        self.run_backward(tape, dy, dh_n, Asked::All, Wait::Async).await
+        /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B, D·H]` (of
+        /// y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says of them). At
+        /// least one must be given. What dy says of padding is not looked at. After a batch-first run dy
+        /// and dx are batch-first too.
+        ///
+        /// # Errors
+        /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
+        /// [`Error::Shape`], [`Error::NoGradient`], and the device's own errors.
+        pub fn backward, backward_async(
+            &self,
+            tape: Tape,
+            dy: Option<ArrayView3<'_, f32>>,
+            dh_n: Option<ArrayView3<'_, f32>>,
+        ) -> Result<Gradients> {
+            |wait| self.run_backward(tape, dy, dh_n, Asked::All, wait)
+        }
     }
 
     pub(crate) async fn run_forward(
@@ -474,7 +408,7 @@ impl Gru {
                 *lock(&self.rest) = Some(*trace);
                 Ok(gradients)
             }
-            Record::Gpu(recorded) => self.backward_on(recorded, tape.shape, dy, dh_n, wait).await,
+            Record::Gpu(recorded) => self.backward_on(recorded, dy, dh_n, wait).await,
         }
     }
 
@@ -530,18 +464,6 @@ impl Gru {
         }
         let (expected, got) = (self.config.to_string(), got.to_string());
         Err(Error::ParameterLayout { expected, got })
-    }
-
-    /// A session on the model's adapter, with its parameters there.
-    pub(crate) async fn session(
-        &self,
-        shape: Shape,
-        mode: Mode,
-        purpose: Purpose,
-        gathered: Option<&GradientAccumulator>,
-    ) -> Result<PooledSession> {
-        let job = SessionKey { shape, mode, options: self.options, purpose };
-        self.session_pool()?.session(&self.params, self.version, job, gathered).await
     }
 
     /// Leaves the parameters on the adapter to what moves them there: from now on those here are old.

@@ -6,8 +6,9 @@ use crate::cpu;
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::context::{Gpu, one_line};
 use crate::gpu::pool::SessionPool;
-use crate::gpu::session::{Bound, Session};
+use crate::gpu::session::{BufferBinding, Session};
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::gru::Gru;
 use crate::model::interop::Buffers;
 use crate::plan::{Mode, States};
@@ -100,21 +101,19 @@ impl Stream {
         self.resets.fill(true);
     }
 
-    /// Has resets go back to these states `[L, B, H]` from now on, instead of zeros: those of
-    /// [`Self::reset_row`] and those in a caller's marks. Submit steps that are encoded already first:
-    /// the queue writes ahead of the next submit.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], and the device's own.
-    pub fn set_reset_state(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
-        pollster::block_on(self.set_reset_state_async(given))
+    blocking_and_async! {
+        /// Has resets go back to these states `[L, B, H]` from now on, instead of zeros: those of
+        /// [`Self::reset_row`] and those in a caller's marks. Submit steps that are encoded already first:
+        /// the queue writes ahead of the next submit.
+        ///
+        /// # Errors
+        /// [`Error::Shape`], and the device's own.
+        pub fn set_reset_state, set_reset_state_async(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
+            |_| self.write_reset_state(given)
+        }
     }
 
-    /// As [`Self::set_reset_state`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::set_reset_state`].
-    pub async fn set_reset_state_async(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
+    async fn write_reset_state(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
         check_shape("the reset state [L, B, H]", &self.shape.state(), given.shape())?;
         match &mut self.place {
             Place::Cpu { reset_state, .. } => reset_state.assign(&given),
@@ -133,20 +132,18 @@ impl Stream {
         Ok(())
     }
 
-    /// Goes on from these states `[L, B, H]`. Resets asked for before are forgotten. Submit steps that are
-    /// encoded already first: the queue writes ahead of the next submit.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], and the device's own.
-    pub fn set_state(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
-        pollster::block_on(self.set_state_async(given))
+    blocking_and_async! {
+        /// Goes on from these states `[L, B, H]`. Resets asked for before are forgotten. Submit steps that are
+        /// encoded already first: the queue writes ahead of the next submit.
+        ///
+        /// # Errors
+        /// [`Error::Shape`], and the device's own.
+        pub fn set_state, set_state_async(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
+            |_| self.write_state(given)
+        }
     }
 
-    /// As [`Self::set_state`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::set_state`].
-    pub async fn set_state_async(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
+    async fn write_state(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
         check_shape("the state [L, B, H]", &self.shape.state(), given.shape())?;
         self.resets.fill(false);
         match &mut self.place {
@@ -163,20 +160,14 @@ impl Stream {
         Ok(())
     }
 
-    /// The states `[L, B, H]`, read from the device after all work queued.
-    ///
-    /// # Errors
-    /// The device's own.
-    pub fn state(&mut self) -> Result<Array3<f32>> {
-        pollster::block_on(self.read_state(Wait::Block))
-    }
-
-    /// As [`Self::state`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::state`].
-    pub async fn state_async(&mut self) -> Result<Array3<f32>> {
-        self.read_state(Wait::Async).await
+    blocking_and_async! {
+        /// The states `[L, B, H]`, read from the device after all work queued.
+        ///
+        /// # Errors
+        /// The device's own.
+        pub fn state, state_async(&mut self) -> Result<Array3<f32>> {
+            |wait| self.read_state(wait)
+        }
     }
 
     async fn read_state(&mut self, wait: Wait) -> Result<Array3<f32>> {
@@ -325,21 +316,19 @@ fn reset_rows(resets: &mut [bool], state: &mut Array3<f32>, fresh: &Array3<f32>)
 }
 
 impl Gru {
-    /// Prepares a stream of `rows` sequences, all from zeros, that arrive in chunks of any of these
-    /// lengths: `&[1]` for step by step.
-    ///
-    /// # Errors
-    /// [`Error::Conflict`] for a model with a reverse direction: that one starts at a sequence's end,
-    /// which a stream does not have. [`Error::ZeroSize`], [`Error::Limit`], and the device's own.
-    pub fn stream(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
-        pollster::block_on(self.stream_async(rows, chunks))
+    blocking_and_async! {
+        /// Prepares a stream of `rows` sequences, all from zeros, that arrive in chunks of any of these
+        /// lengths: `&[1]` for step by step.
+        ///
+        /// # Errors
+        /// [`Error::Conflict`] for a model with a reverse direction: that one starts at a sequence's end,
+        /// which a stream does not have. [`Error::ZeroSize`], [`Error::Limit`], and the device's own.
+        pub fn stream, stream_async(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
+            |_| self.open_stream(rows, chunks)
+        }
     }
 
-    /// As [`Self::stream`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::stream`].
-    pub async fn stream_async(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
+    async fn open_stream(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
         let shapes = self.stream_shapes(rows, chunks)?;
         let Ok(pool) = self.session_pool() else {
             let state = reference::zeros("a stream's states", shapes[0].state())?;
@@ -359,26 +348,24 @@ impl Gru {
         Ok(self.stream_at(&shapes, Place::Gpu(Box::new(on))))
     }
 
-    /// Prepares a stream over a caller's own buffers, to be encoded with [`Self::encode_step`]: a chunk
-    /// is read from x and its outputs go to y. Chunks shorter than the longest use the front of them.
-    ///
-    /// # Errors
-    /// As [`Self::stream`] and [`Gru::forward_pass`]; [`Error::Conflict`] when an h0, a reset state or
-    /// an h_n is among the buffers: a stream keeps its states itself.
-    pub fn stream_over(
-        &self,
-        rows: usize,
-        chunks: &[usize],
-        buffers: &Buffers<'_>,
-    ) -> Result<Stream> {
-        pollster::block_on(self.stream_over_async(rows, chunks, buffers))
+    blocking_and_async! {
+        /// Prepares a stream over a caller's own buffers, to be encoded with [`Self::encode_step`]: a chunk
+        /// is read from x and its outputs go to y. Chunks shorter than the longest use the front of them.
+        ///
+        /// # Errors
+        /// As [`Self::stream`] and [`Gru::forward_pass`]; [`Error::Conflict`] when an h0, a reset state or
+        /// an h_n is among the buffers: a stream keeps its states itself.
+        pub fn stream_over, stream_over_async(
+            &self,
+            rows: usize,
+            chunks: &[usize],
+            buffers: &Buffers<'_>,
+        ) -> Result<Stream> {
+            |_| self.open_stream_over(rows, chunks, buffers)
+        }
     }
 
-    /// As [`Self::stream_over`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::stream_over`].
-    pub async fn stream_over_async(
+    async fn open_stream_over(
         &self,
         rows: usize,
         chunks: &[usize],
@@ -399,32 +386,21 @@ impl Gru {
         Ok(self.stream_at(&shapes, Place::Gpu(Box::new(on))))
     }
 
-    /// Takes a chunk x `[T, B, I]` of every row and writes y `[T, B, H]`.
-    ///
-    /// # Errors
-    /// [`Error::Chunk`] when the stream was not made for chunks of this length, [`Error::Shape`],
-    /// [`Error::OtherModel`], [`Error::Interrupted`] after a step that failed on the device or whose
-    /// future was dropped, and the device's own.
-    pub fn step(
-        &self,
-        stream: &mut Stream,
-        x: ArrayView3<'_, f32>,
-        y: ArrayViewMut3<'_, f32>,
-    ) -> Result<()> {
-        pollster::block_on(self.run_step(stream, x, y, Wait::Block))
-    }
-
-    /// As [`Self::step`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::step`].
-    pub async fn step_async(
-        &self,
-        stream: &mut Stream,
-        x: ArrayView3<'_, f32>,
-        y: ArrayViewMut3<'_, f32>,
-    ) -> Result<()> {
-        self.run_step(stream, x, y, Wait::Async).await
+    blocking_and_async! {
+        /// Takes a chunk x `[T, B, I]` of every row and writes y `[T, B, H]`.
+        ///
+        /// # Errors
+        /// [`Error::Chunk`] when the stream was not made for chunks of this length, [`Error::Shape`],
+        /// [`Error::OtherModel`], [`Error::Interrupted`] after a step that failed on the device or whose
+        /// future was dropped, and the device's own.
+        pub fn step, step_async(
+            &self,
+            stream: &mut Stream,
+            x: ArrayView3<'_, f32>,
+            y: ArrayViewMut3<'_, f32>,
+        ) -> Result<()> {
+            |wait| self.run_step(stream, x, y, wait)
+        }
     }
 
     async fn run_step(
@@ -537,7 +513,7 @@ impl OnGpu {
         let mut sessions = Vec::new();
         for plan in plans {
             let run = plan.run_buffers();
-            let mut bound = vec![(run.states, Bound::from(&states))];
+            let mut bound = vec![(run.states, BufferBinding::from(&states))];
             bound.extend(buffers.iter().flat_map(|buffers| buffers.bound(run)));
             sessions.push(pool.make(plan, &bound).await?);
         }
