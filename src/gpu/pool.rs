@@ -348,13 +348,14 @@ mod tests {
     use std::ops::ControlFlow;
     use std::sync::atomic::Ordering;
 
-    use ndarray::Array2;
+    use ndarray::{Array2, Array3};
 
     use super::*;
-    use crate::model::device::test_device;
+    use crate::model::device::{test_device, test_device_with_bindings};
+    use crate::model::gru::Gru;
     use crate::{
-        Event, Example, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Target, Trainer,
-        TrainerConfig,
+        Event, Example, Head, Init, Learner, LearnerConfig, Loss, Network, Optimizer, Target,
+        Trainer, TrainerConfig,
     };
 
     #[test]
@@ -405,5 +406,55 @@ mod tests {
         assert_eq!(trainer.learner().updates(), 200);
         // Training: 8, 16 and 24 steps. Validation: 16 and 24, and a batch that is smaller.
         assert_eq!(made, [6, 6]);
+    }
+
+    /// Plans that it takes to see what of a run fits, and how many chunks it then has.
+    fn plans_needed(gru: &Gru, shape: Shape, mode: Mode, purpose: Purpose) -> (usize, usize) {
+        let pool = gru.session_pool().unwrap();
+        let before = planned(gru);
+        let key = SessionKey { shape, mode, options: gru.options(), purpose };
+        let chunks = pool.chunks(gru.params().layout(), key).unwrap();
+        (planned(gru) - before, chunks.len())
+    }
+
+    fn planned(gru: &Gru) -> usize {
+        gru.session_pool().unwrap().planned.load(Ordering::Relaxed)
+    }
+
+    /// Of every kind of run, whole and in chunks.
+    #[test]
+    fn what_is_new_is_planned_once() {
+        for (device, steps) in [(test_device().0, 5), (test_device_with_bindings(16 << 10), 61)] {
+            let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 7), Head::every_step(2));
+            let params = Params::init_of(layout.unwrap(), Init::Uniform, 1).unwrap();
+            let shape = params.layout().config().shape(steps, 11).unwrap();
+            let (x, targets) = (Array3::ones((steps, 11, 3)), Array3::zeros((steps, 11, 2)));
+            let loss = Loss::MeanSquared;
+            let network = Network::new(params.clone(), &device).unwrap();
+            let gru = network.gru();
+            let forward = || drop(gru.forward(&x).unwrap());
+            let train = || drop(gru.forward_train(&x).unwrap());
+            let outputs = || drop(network.forward(&x).unwrap());
+            let evaluate = || assert!(network.evaluate(&loss, &x, targets.view()).is_ok());
+            let runs: [(Mode, Purpose, &dyn Fn()); 4] = [
+                (Mode::Inference, Purpose::States, &forward),
+                (Mode::Training, Purpose::States, &train),
+                (Mode::Inference, Purpose::Outputs, &outputs),
+                (Mode::Inference, Purpose::Evaluation(loss), &evaluate),
+            ];
+            for (mode, purpose, run) in runs {
+                let (needed, chunks) = plans_needed(gru, shape, mode, purpose);
+                assert_eq!(chunks > 1, steps > 5);
+                let before = planned(gru);
+                run();
+                assert_eq!(planned(gru) - before, needed, "{mode:?}, {purpose:?}");
+            }
+            let config = LearnerConfig::new(loss, Optimizer::adam(), 0.01);
+            let mut learner = Learner::new(params, config, &device).unwrap();
+            let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
+            let (needed, _) = plans_needed(learner.network().gru(), shape, mode, purpose);
+            learner.step(&x, targets.view()).unwrap();
+            assert_eq!(planned(learner.network().gru()), 2 * needed);
+        }
     }
 }

@@ -464,3 +464,73 @@ fn argument_words(plan: &Plan, odd: bool) -> Vec<u32> {
     }
     words
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Access;
+    use crate::model::device::test_device;
+    use crate::plan::{DeviceCaps, Mode, Purpose};
+    use crate::spec::config::GruConfig;
+    use crate::spec::head::Head;
+    use crate::spec::loss::Loss;
+    use crate::spec::options::RunOptions;
+    use crate::spec::params::ParamLayout;
+
+    #[test]
+    fn an_input_that_is_zero_is_not_cleared_again() {
+        let (_, gpu) = test_device();
+        let config = GruConfig::new(2, 3);
+        let plan = Plan::new(&config, config.shape(4, 2).unwrap(), Mode::Training).unwrap();
+        let len = |id: BufferId| plan.buffers()[id.index()].len;
+        let training = plan.run_buffers().training.clone().unwrap();
+        let (dy, dstates) = (training.dy, training.dstates);
+        let mut session = pollster::block_on(Session::new(&gpu, plan.clone(), &[])).unwrap();
+        let mut write = |id: BufferId, value: Option<f32>| {
+            let data = value.map(|value| vec![value; len(id)]);
+            let written = session.write(id, 0, len(id), data.as_deref());
+            pollster::block_on(written).unwrap();
+            let queued = session.prologue.len();
+            pollster::block_on(session.run(Pass::Backward)).unwrap();
+            let whole = [(id, 0..len(id))];
+            let read = pollster::block_on(session.read(&whole, Wait::Block));
+            (queued, read.unwrap().swap_remove(0)[0])
+        };
+        // New memory is zero.
+        assert_eq!(write(dy, None), (0, 0.0));
+        assert_eq!(write(dy, Some(1.0)), (0, 1.0));
+        assert_eq!(write(dy, None), (1, 0.0));
+        assert_eq!(write(dy, None), (0, 0.0));
+        // Kernels write the gradients of states.
+        for _ in 0..2 {
+            assert_eq!(write(dstates, None).0, 1);
+        }
+    }
+
+    /// What nobody writes need not be cleared, and what a kernel writes is no input.
+    #[test]
+    fn dy_of_a_loss_is_written_by_the_head_or_by_nobody() {
+        for (head, role) in [(Head::last(2), Role::Zeros), (Head::every_step(2), Role::Scratch)] {
+            let layout = ParamLayout::with_head(&GruConfig::pytorch(2, 3), head).unwrap();
+            let shape = layout.config().shape(4, 2).unwrap();
+            let (options, purpose) = (RunOptions::default(), Purpose::Loss(Loss::MeanSquared));
+            let caps = DeviceCaps::WEBGPU;
+            let plan = Plan::of_run(&layout, shape, Mode::Training, options, purpose, &caps);
+            let plan = plan.unwrap();
+            let dy = plan.run_buffers().training.as_ref().unwrap().dy;
+            assert_eq!(plan.buffers()[dy.index()].role, role);
+            let stages = plan.forward().iter().chain(plan.backward());
+            let dispatches: Vec<_> = stages.flat_map(|stage| stage.dispatches().0).collect();
+            let written: Vec<_> = dispatches
+                .iter()
+                .flat_map(|dispatch| dispatch.bindings.iter().zip(dispatch.kernel.bindings))
+                .filter(|(_, (_, access))| *access == Access::ReadWrite)
+                .map(|(slice, _)| slice.buffer)
+                .collect();
+            assert_eq!(written.contains(&dy), role == Role::Scratch);
+            let inputs = plan.buffers().iter().enumerate();
+            let mut inputs = inputs.filter(|(_, spec)| spec.role == Role::Input);
+            assert!(inputs.all(|(i, _)| !written.contains(&BufferId(i))));
+        }
+    }
+}

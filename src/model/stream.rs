@@ -41,25 +41,25 @@ pub struct Stream {
     chunks: Vec<usize>,
     /// Rows that start afresh at the next step.
     resets: Vec<bool>,
-    place: Place,
+    storage: Storage,
 }
 
 #[derive(Debug)]
-enum Place {
-    Cpu { state: Array3<f32>, reset_state: Array3<f32> },
-    Gpu(Box<OnGpu>),
+enum Storage {
+    Host { state: Array3<f32>, reset_state: Array3<f32> },
+    Adapter(Box<AdapterStream>),
 }
 
-/// A stream on an adapter.
+/// A stream's sessions and states on an adapter.
 #[derive(Debug)]
-struct OnGpu {
+struct AdapterStream {
     gpu: Gpu,
     /// One for each length of chunk, all over the same states.
     sessions: Vec<Session>,
-    /// `[3, L, B, H]`; the sessions' first and last third take turns.
+    /// `[3, L, B, H]`; from step to step the first and the last third change places.
     states: wgpu::Buffer,
-    /// Which of the two turns is next.
-    turn: usize,
+    /// Which third the next step starts from: the first (0) or the last (1).
+    parity: usize,
     /// `[L, B, H]`, where resets do not go back to zeros.
     reset_state: Option<wgpu::Buffer>,
     /// `None` over a caller's own buffers.
@@ -115,18 +115,18 @@ impl Stream {
 
     async fn write_reset_state(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
         check_shape("the reset state [L, B, H]", &self.shape.state(), given.shape())?;
-        match &mut self.place {
-            Place::Cpu { reset_state, .. } => reset_state.assign(&given),
-            Place::Gpu(on) => {
+        match &mut self.storage {
+            Storage::Host { reset_state, .. } => reset_state.assign(&given),
+            Storage::Adapter(adapter) => {
                 let third = States::Reset.range(self.shape).start;
                 let make = || {
-                    let buffer = on.gpu.buffer("reset_state", given.len());
-                    upload(&on.gpu, &buffer, 0, given);
+                    let buffer = adapter.gpu.buffer("reset_state", given.len());
+                    upload(&adapter.gpu, &buffer, 0, given);
                     // Where a caller's marks have the kernels look for it.
-                    upload(&on.gpu, &on.states, third, given);
+                    upload(&adapter.gpu, &adapter.states, third, given);
                     Ok(buffer)
                 };
-                on.reset_state = Some(on.gpu.guard(make).await?);
+                adapter.reset_state = Some(adapter.gpu.guard(make).await?);
             }
         }
         Ok(())
@@ -146,15 +146,15 @@ impl Stream {
     async fn write_state(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
         check_shape("the state [L, B, H]", &self.shape.state(), given.shape())?;
         self.resets.fill(false);
-        match &mut self.place {
-            Place::Cpu { state, .. } => state.assign(&given),
-            Place::Gpu(on) => {
-                let first = on.now().range(self.shape).start;
+        match &mut self.storage {
+            Storage::Host { state, .. } => state.assign(&given),
+            Storage::Adapter(adapter) => {
+                let first = adapter.now().range(self.shape).start;
                 let write = || {
-                    upload(&on.gpu, &on.states, first, given);
+                    upload(&adapter.gpu, &adapter.states, first, given);
                     Ok(())
                 };
-                on.gpu.guard(write).await?;
+                adapter.gpu.guard(write).await?;
             }
         }
         Ok(())
@@ -172,22 +172,22 @@ impl Stream {
 
     async fn read_state(&mut self, wait: Wait) -> Result<Array3<f32>> {
         let (shape, resets) = (self.shape, &mut self.resets);
-        match &mut self.place {
-            Place::Cpu { state, reset_state } => {
+        match &mut self.storage {
+            Storage::Host { state, reset_state } => {
                 reset_rows(resets, state, reset_state);
                 Ok(state.clone())
             }
-            Place::Gpu(on) => {
+            Storage::Adapter(adapter) => {
                 let submit = || {
-                    let mut encoder = on.gpu.encoder("stream");
-                    on.encode_resets(shape, resets, &mut encoder);
-                    on.gpu.submit(encoder.finish());
+                    let mut encoder = adapter.gpu.encoder("stream");
+                    adapter.encode_resets(shape, resets, &mut encoder);
+                    adapter.gpu.submit(encoder.finish());
                     Ok(())
                 };
-                on.gpu.guard(submit).await?;
-                let range = on.now().range(shape);
-                let parts = [(&on.states, range.start, range.len())];
-                let read = on.gpu.download(&parts, wait).await?.swap_remove(0);
+                adapter.gpu.guard(submit).await?;
+                let range = adapter.now().range(shape);
+                let parts = [(&adapter.states, range.start, range.len())];
+                let read = adapter.gpu.download(&parts, wait).await?.swap_remove(0);
                 Ok(Array3::from_shape_vec(shape.state(), read).expect("as many as it holds"))
             }
         }
@@ -201,10 +201,10 @@ impl Stream {
     }
 }
 
-impl OnGpu {
+impl AdapterStream {
     /// The third of `states` that the next step starts from.
     fn now(&self) -> States {
-        if self.turn == 0 { States::First } else { States::Last }
+        if self.parity == 0 { States::First } else { States::Last }
     }
 
     /// Writes fresh states to the rows that ask for them, and forgets that they asked.
@@ -212,8 +212,8 @@ impl OnGpu {
         let Shape { batch, hidden, layers, .. } = shape;
         let now = self.now().range(shape).start;
         let mut row = 0;
-        while let Some(prologue) = resets[row..].iter().position(|&reset| reset) {
-            let first = row + prologue;
+        while let Some(skipped) = resets[row..].iter().position(|&reset| reset) {
+            let first = row + skipped;
             let rows = resets[first..].iter().take_while(|&&reset| reset).count();
             for layer in 0..layers {
                 let from = (layer * batch + first) * hidden;
@@ -238,8 +238,8 @@ impl OnGpu {
         encoder: &mut wgpu::CommandEncoder,
     ) {
         self.encode_resets(shape, resets, encoder);
-        self.sessions[chunk].encode(encoder, self.turn);
-        self.turn = 1 - self.turn;
+        self.sessions[chunk].encode(encoder, self.parity);
+        self.parity = 1 - self.parity;
     }
 
     async fn step(
@@ -306,7 +306,7 @@ fn write_mapped(staging: &wgpu::Buffer, array: ArrayView3<'_, f32>) -> Result<()
     Ok(())
 }
 
-/// The CPU's [`OnGpu::encode_resets`].
+/// The CPU's [`AdapterStream::encode_resets`].
 fn reset_rows(resets: &mut [bool], state: &mut Array3<f32>, fresh: &Array3<f32>) {
     for (row, reset) in resets.iter_mut().enumerate() {
         if std::mem::take(reset) {
@@ -333,7 +333,7 @@ impl Gru {
         let Ok(pool) = self.session_pool() else {
             let state = reference::zeros("a stream's states", shapes[0].state())?;
             let reset_state = state.clone();
-            return Ok(self.stream_at(&shapes, Place::Cpu { state, reset_state }));
+            return Ok(self.stream_at(&shapes, Storage::Host { state, reset_state }));
         };
         let longest = shapes.iter().max_by_key(|shape| shape.steps).expect("at least one");
         let [x, y] = [longest.x(), longest.y()].map(|shape| shape.iter().product());
@@ -343,9 +343,9 @@ impl Gru {
             let down = gpu.staging("stream.down", y, wgpu::MapMode::Read);
             Ok(Staging { up, down })
         };
-        let mut on = OnGpu::new(pool, self, &shapes, None).await?;
-        on.staging = Some(gpu.guard(stage).await?);
-        Ok(self.stream_at(&shapes, Place::Gpu(Box::new(on))))
+        let mut adapter = AdapterStream::new(pool, self, &shapes, None).await?;
+        adapter.staging = Some(gpu.guard(stage).await?);
+        Ok(self.stream_at(&shapes, Storage::Adapter(Box::new(adapter))))
     }
 
     blocking_and_async! {
@@ -382,8 +382,8 @@ impl Gru {
         for &shape in &shapes {
             buffers.check(pool.gpu(), shape)?;
         }
-        let on = OnGpu::new(pool, self, &shapes, Some(buffers)).await?;
-        Ok(self.stream_at(&shapes, Place::Gpu(Box::new(on))))
+        let adapter = AdapterStream::new(pool, self, &shapes, Some(buffers)).await?;
+        Ok(self.stream_at(&shapes, Storage::Adapter(Box::new(adapter))))
     }
 
     blocking_and_async! {
@@ -416,8 +416,8 @@ impl Gru {
         let shape = Shape { steps, ..stream.shape };
         check_shape("x [T, B, I]", &shape.x(), x.shape())?;
         check_shape("y [T, B, H]", &shape.y(), y.shape())?;
-        match &mut stream.place {
-            Place::Cpu { state, reset_state } => {
+        match &mut stream.storage {
+            Storage::Host { state, reset_state } => {
                 reset_rows(&mut stream.resets, state, reset_state);
                 let batch = Batch::new(x).reborrow().with_h0(state.view());
                 let (out, h_n) = cpu::forward(self.params(), self.cpu_weights(), batch)?;
@@ -425,10 +425,10 @@ impl Gru {
                 *state = h_n;
                 Ok(())
             }
-            Place::Gpu(on) => {
+            Storage::Adapter(adapter) => {
                 let pool = self.session_pool()?;
                 pool.with_parameters(self.params(), self.version(), || Ok(())).await?;
-                on.step(chunk, shape, &mut stream.resets, x, y, wait).await
+                adapter.step(chunk, shape, &mut stream.resets, x, y, wait).await
             }
         }
     }
@@ -448,10 +448,10 @@ impl Gru {
     ) -> Result<()> {
         self.check_stream(stream)?;
         let chunk = stream.chunk(steps)?;
-        match &mut stream.place {
-            Place::Gpu(on) if on.staging.is_none() => {
+        match &mut stream.storage {
+            Storage::Adapter(adapter) if adapter.staging.is_none() => {
                 let (shape, resets) = (stream.shape, &mut stream.resets);
-                let work = || on.encode(chunk, shape, resets, encoder);
+                let work = || adapter.encode(chunk, shape, resets, encoder);
                 self.session_pool()?.with_parameters_now(self.params(), self.version(), work)
             }
             _ => Err(Error::Conflict {
@@ -483,18 +483,18 @@ impl Gru {
         chunks.iter().map(|&steps| self.config().shape(steps, rows)).collect()
     }
 
-    fn stream_at(&self, shapes: &[Shape], place: Place) -> Stream {
+    fn stream_at(&self, shapes: &[Shape], storage: Storage) -> Stream {
         Stream {
             model: self.id(),
             shape: Shape { steps: 1, ..shapes[0] },
             chunks: shapes.iter().map(|shape| shape.steps).collect(),
             resets: vec![false; shapes[0].batch],
-            place,
+            storage,
         }
     }
 }
 
-impl OnGpu {
+impl AdapterStream {
     async fn new(
         pool: &SessionPool,
         gru: &Gru,
@@ -517,8 +517,8 @@ impl OnGpu {
             bound.extend(buffers.iter().flat_map(|buffers| buffers.bound(run)));
             sessions.push(pool.make(plan, &bound).await?);
         }
-        let (turn, reset_state, staging, interrupted) = Default::default();
-        Ok(Self { gpu, sessions, states, turn, reset_state, staging, interrupted })
+        let (parity, reset_state, staging, interrupted) = Default::default();
+        Ok(Self { gpu, sessions, states, parity, reset_state, staging, interrupted })
     }
 }
 
