@@ -4,17 +4,19 @@ use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, s};
 
 use crate::cpu;
 use crate::error::{Error, Result, check_shape};
-use crate::gpu::context::{Gpu, one_line};
-use crate::gpu::pool::SessionPool;
-use crate::gpu::session::{BufferBinding, Session};
 use crate::gpu::transfer::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::gru::Gru;
 use crate::model::interop::Buffers;
-use crate::plan::{Mode, States};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::{Direction, Shape};
+
+mod adapter;
+#[cfg(test)]
+mod tests;
+
+use adapter::AdapterStream;
 
 /// Many sequences that arrive a step or a chunk at a time, their states kept on the device.
 ///
@@ -48,31 +50,6 @@ pub struct Stream {
 enum Storage {
     Host { state: Array3<f32>, reset_state: Array3<f32> },
     Adapter(Box<AdapterStream>),
-}
-
-/// A stream's sessions and states on an adapter.
-#[derive(Debug)]
-struct AdapterStream {
-    gpu: Gpu,
-    /// One for each length of chunk, all over the same states.
-    sessions: Vec<Session>,
-    /// `[3, L, B, H]`; from step to step the first and the last third change places.
-    states: wgpu::Buffer,
-    /// Which third the next step starts from: the first (0) or the last (1).
-    parity: usize,
-    /// `[L, B, H]`, where resets do not go back to zeros.
-    reset_state: Option<wgpu::Buffer>,
-    /// `None` over a caller's own buffers.
-    staging: Option<Staging>,
-    /// A step was not waited for to its end, or failed in it.
-    interrupted: bool,
-}
-
-/// What a step's x and y go through, on the host's side.
-#[derive(Debug)]
-struct Staging {
-    up: wgpu::Buffer,
-    down: wgpu::Buffer,
 }
 
 impl Stream {
@@ -117,17 +94,7 @@ impl Stream {
         check_shape("the reset state [L, B, H]", &self.shape.state(), given.shape())?;
         match &mut self.storage {
             Storage::Host { reset_state, .. } => reset_state.assign(&given),
-            Storage::Adapter(adapter) => {
-                let third = States::Reset.range(self.shape).start;
-                let make = || {
-                    let buffer = adapter.gpu.buffer("reset_state", given.len());
-                    upload(&adapter.gpu, &buffer, 0, given);
-                    // Where a caller's marks have the kernels look for it.
-                    upload(&adapter.gpu, &adapter.states, third, given);
-                    Ok(buffer)
-                };
-                adapter.reset_state = Some(adapter.gpu.guard(make).await?);
-            }
+            Storage::Adapter(adapter) => adapter.set_reset_state(self.shape, given).await?,
         }
         Ok(())
     }
@@ -148,14 +115,7 @@ impl Stream {
         self.resets.fill(false);
         match &mut self.storage {
             Storage::Host { state, .. } => state.assign(&given),
-            Storage::Adapter(adapter) => {
-                let first = adapter.now().range(self.shape).start;
-                let write = || {
-                    upload(&adapter.gpu, &adapter.states, first, given);
-                    Ok(())
-                };
-                adapter.gpu.guard(write).await?;
-            }
+            Storage::Adapter(adapter) => adapter.set_state(self.shape, given).await?,
         }
         Ok(())
     }
@@ -177,19 +137,7 @@ impl Stream {
                 reset_rows(resets, state, reset_state);
                 Ok(state.clone())
             }
-            Storage::Adapter(adapter) => {
-                let submit = || {
-                    let mut encoder = adapter.gpu.encoder("stream");
-                    adapter.encode_resets(shape, resets, &mut encoder);
-                    adapter.gpu.submit(encoder.finish());
-                    Ok(())
-                };
-                adapter.gpu.guard(submit).await?;
-                let range = adapter.now().range(shape);
-                let parts = [(&adapter.states, range.start, range.len())];
-                let read = adapter.gpu.download(&parts, wait).await?.swap_remove(0);
-                Ok(Array3::from_shape_vec(shape.state(), read).expect("as many as it holds"))
-            }
+            Storage::Adapter(adapter) => adapter.read_state(shape, resets, wait).await,
         }
     }
 
@@ -199,111 +147,6 @@ impl Stream {
         let found = self.chunks.iter().position(|&chunk| chunk == steps);
         found.ok_or_else(|| Error::Chunk { steps, known: known() })
     }
-}
-
-impl AdapterStream {
-    /// The third of `states` that the next step starts from.
-    fn now(&self) -> States {
-        if self.parity == 0 { States::First } else { States::Last }
-    }
-
-    /// Writes fresh states to the rows that ask for them, and forgets that they asked.
-    fn encode_resets(&self, shape: Shape, resets: &mut [bool], encoder: &mut wgpu::CommandEncoder) {
-        let Shape { batch, hidden, layers, .. } = shape;
-        let now = self.now().range(shape).start;
-        let mut row = 0;
-        while let Some(skipped) = resets[row..].iter().position(|&reset| reset) {
-            let first = row + skipped;
-            let rows = resets[first..].iter().take_while(|&&reset| reset).count();
-            for layer in 0..layers {
-                let from = (layer * batch + first) * hidden;
-                let [from, to, len] = [from, now + from, rows * hidden].map(|n| 4 * n as u64);
-                match &self.reset_state {
-                    None => encoder.clear_buffer(&self.states, to, Some(len)),
-                    Some(fresh) => {
-                        encoder.copy_buffer_to_buffer(fresh, from, &self.states, to, len);
-                    }
-                }
-            }
-            row = first + rows;
-        }
-        resets.fill(false);
-    }
-
-    fn encode(
-        &mut self,
-        chunk: usize,
-        shape: Shape,
-        resets: &mut [bool],
-        encoder: &mut wgpu::CommandEncoder,
-    ) {
-        self.encode_resets(shape, resets, encoder);
-        self.sessions[chunk].encode(encoder, self.parity);
-        self.parity = 1 - self.parity;
-    }
-
-    async fn step(
-        &mut self,
-        chunk: usize,
-        shape: Shape,
-        resets: &mut [bool],
-        x: ArrayView3<'_, f32>,
-        mut y: ArrayViewMut3<'_, f32>,
-        wait: Wait,
-    ) -> Result<()> {
-        let Some(Staging { up, down }) = &self.staging else {
-            return Err(Error::Conflict {
-                what: "a stream over a caller's buffers and a step over arrays",
-                why: "encode its steps instead",
-            });
-        };
-        let (up, down) = (up.clone(), down.clone());
-        if self.interrupted {
-            return Err(Error::Interrupted { what: "stream" });
-        }
-        self.interrupted = true;
-        let gpu = self.gpu.clone();
-        let submit = || {
-            write_mapped(&up, x)?;
-            up.unmap();
-            let run = self.sessions[chunk].plan().run_buffers();
-            let [run_x, run_y] = [run.x, run.y].map(|id| self.sessions[chunk].buffer(id).clone());
-            let mut encoder = gpu.encoder("stream");
-            encoder.copy_buffer_to_buffer(&up, 0, &run_x, 0, 4 * x.len() as u64);
-            self.encode(chunk, shape, resets, &mut encoder);
-            encoder.copy_buffer_to_buffer(&run_y, 0, &down, 0, 4 * y.len() as u64);
-            gpu.submit(encoder.finish());
-            Ok(())
-        };
-        gpu.guard(submit).await?;
-        gpu.map(&down, wgpu::MapMode::Read, y.len(), "a step of a stream", wait).await?;
-        gpu.read_mapped(&down, y.len(), |read| {
-            y.iter_mut().zip(read).for_each(|(y, &read)| *y = read);
-        })?;
-        let whole = up.size() as usize / 4;
-        gpu.map(&up, wgpu::MapMode::Write, whole, "a step of a stream", wait).await?;
-        self.interrupted = false;
-        Ok(())
-    }
-}
-
-fn upload(gpu: &Gpu, buffer: &wgpu::Buffer, first: usize, array: ArrayView3<'_, f32>) {
-    let array = array.as_standard_layout();
-    gpu.upload(buffer, first, array.as_slice().expect("standard layout"));
-}
-
-/// Writes an array of any strides to a mapped staging buffer.
-fn write_mapped(staging: &wgpu::Buffer, array: ArrayView3<'_, f32>) -> Result<()> {
-    let view = staging.slice(..4 * array.len() as u64).get_mapped_range_mut();
-    let mut view = view.map_err(|error| Error::Gpu(one_line(&error.to_string())))?;
-    if let Some(numbers) = array.as_slice() {
-        view.slice(..).copy_from_slice(bytemuck::cast_slice(numbers));
-    } else {
-        for (i, number) in array.iter().enumerate() {
-            view.slice(4 * i..4 * i + 4).copy_from_slice(&number.to_ne_bytes());
-        }
-    }
-    Ok(())
 }
 
 /// The CPU's [`AdapterStream::encode_resets`].
@@ -335,16 +178,7 @@ impl Gru {
             let reset_state = state.clone();
             return Ok(self.stream_at(&shapes, Storage::Host { state, reset_state }));
         };
-        let longest = shapes.iter().max_by_key(|shape| shape.steps).expect("at least one");
-        let [x, y] = [longest.x(), longest.y()].map(|shape| shape.iter().product());
-        let gpu = pool.gpu();
-        let stage = || {
-            let up = gpu.staging("stream.up", x, wgpu::MapMode::Write);
-            let down = gpu.staging("stream.down", y, wgpu::MapMode::Read);
-            Ok(Staging { up, down })
-        };
-        let mut adapter = AdapterStream::new(pool, self, &shapes, None).await?;
-        adapter.staging = Some(gpu.guard(stage).await?);
+        let adapter = AdapterStream::new(pool, self, &shapes, None).await?;
         Ok(self.stream_at(&shapes, Storage::Adapter(Box::new(adapter))))
     }
 
@@ -449,7 +283,7 @@ impl Gru {
         self.check_stream(stream)?;
         let chunk = stream.chunk(steps)?;
         match &mut stream.storage {
-            Storage::Adapter(adapter) if adapter.staging.is_none() => {
+            Storage::Adapter(adapter) if adapter.is_over_buffers() => {
                 let (shape, resets) = (stream.shape, &mut stream.resets);
                 let work = || adapter.encode(chunk, shape, resets, encoder);
                 self.session_pool()?.with_parameters_now(self.params(), self.version(), work)
@@ -490,103 +324,6 @@ impl Gru {
             chunks: shapes.iter().map(|shape| shape.steps).collect(),
             resets: vec![false; shapes[0].batch],
             storage,
-        }
-    }
-}
-
-impl AdapterStream {
-    async fn new(
-        pool: &SessionPool,
-        gru: &Gru,
-        shapes: &[Shape],
-        buffers: Option<&Buffers<'_>>,
-    ) -> Result<Self> {
-        let gpu = pool.gpu().clone();
-        let state: usize = shapes[0].state().iter().product();
-        let mut plans = Vec::new();
-        for &shape in shapes {
-            let plan = gru.plan(shape, Mode::Inference)?.carrying();
-            plan.check(gpu.limits())?;
-            plans.push(plan);
-        }
-        let states = gpu.guard(|| Ok(gpu.buffer("states", 3 * state))).await?;
-        let mut sessions = Vec::new();
-        for plan in plans {
-            let run = plan.run_buffers();
-            let mut bound = vec![(run.states, BufferBinding::from(&states))];
-            bound.extend(buffers.iter().flat_map(|buffers| buffers.bound(run)));
-            sessions.push(pool.make(plan, &bound).await?);
-        }
-        let (parity, reset_state, staging, interrupted) = Default::default();
-        Ok(Self { gpu, sessions, states, parity, reset_state, staging, interrupted })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::device::test_device;
-    use crate::spec::config::GruConfig;
-    use crate::spec::params::Init;
-
-    /// What is alive on a device, and how many allocations hold it.
-    fn alive(gpu: &Gpu) -> [isize; 6] {
-        let counters = gpu.device().get_internal_counters().hal;
-        [
-            counters.buffers.read(),
-            counters.bind_groups.read(),
-            counters.bind_group_layouts.read(),
-            counters.compute_pipelines.read(),
-            counters.shader_modules.read(),
-            counters.memory_allocations.read(),
-        ]
-    }
-
-    #[test]
-    fn a_step_makes_no_buffer_no_bind_group_and_no_pipeline() {
-        let (device, gpu) = test_device();
-        let config = GruConfig::new(3, 5).with_layers(2);
-        let gru = Gru::new(config, Init::Uniform, 1, &device).unwrap();
-        let mut stream = gru.stream(4, &[1, 3]).unwrap();
-        stream.set_reset_state(Array3::ones((2, 4, 5)).view()).unwrap();
-        let mut y = Array3::zeros((3, 4, 5));
-        let x = Array3::ones((3, 4, 3));
-        let mut take = |steps: usize, row: usize| {
-            stream.reset_row(row).unwrap();
-            let x = x.slice(s![..steps, .., ..]);
-            gru.step(&mut stream, x, y.slice_mut(s![..steps, .., ..])).unwrap();
-        };
-        // The parameters go up with the first step.
-        take(1, 0);
-        gpu.wait().unwrap();
-        let (made, before) = (gpu.created(), alive(&gpu));
-        assert!(before[0] > 0 && before[3] > 0, "{before:?}");
-        for step in 0..100 {
-            take(if step % 2 == 0 { 1 } else { 3 }, step % 4);
-            // Between two steps nothing new is alive, and nothing was made to be dropped again.
-            assert_eq!((gpu.created(), alive(&gpu)), (made, before), "step {step}");
-        }
-    }
-
-    #[test]
-    fn encoding_a_step_makes_nothing_either() {
-        let (device, gpu) = test_device();
-        let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
-        let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, len));
-        let buffers = Buffers::new(x.as_entire_buffer_binding(), y.as_entire_buffer_binding());
-        let mut stream = gru.stream_over(4, &[1], &buffers).unwrap();
-        let mut take = || {
-            stream.reset_row(2).unwrap();
-            let mut encoder = gpu.encoder("test");
-            gru.encode_step(&mut stream, 1, &mut encoder).unwrap();
-            gpu.submit(encoder.finish());
-            gpu.wait().unwrap();
-        };
-        take();
-        let (made, before) = (gpu.created(), alive(&gpu));
-        for _ in 0..100 {
-            take();
-            assert_eq!((gpu.created(), alive(&gpu)), (made, before));
         }
     }
 }

@@ -4,10 +4,11 @@ use ndarray::{Array2, Array3, ArrayD, Axis, Dimension};
 
 use super::*;
 use crate::model::device::{Device, test_device_with_bindings};
+use crate::model::network::Network;
 use crate::spec::batch::Batch;
 use crate::spec::config::{Direction, GruConfig, Layout, Reset};
 use crate::spec::head::Head;
-use crate::spec::loss::Loss;
+use crate::spec::loss::{Loss, Targets};
 use crate::spec::optimizer::Optimizer;
 use crate::spec::options::RunOptions;
 use crate::spec::params::{Init, ParamLayout, Params};
@@ -129,7 +130,7 @@ fn a_network_is_used_and_trained_in_chunks() {
         let train = |device: &Device| {
             let mut learner = Learner::new(params.clone(), training, device).unwrap();
             for _ in 0..3 {
-                learner.step(batch, crate::Targets::Classes(classes.view())).unwrap();
+                learner.step(batch, Targets::Classes(classes.view())).unwrap();
             }
             let losses: Vec<_> = learner.metrics().unwrap().iter().map(|r| r.loss).collect();
             (losses, learner.into_network().unwrap())
@@ -147,6 +148,15 @@ fn a_network_is_used_and_trained_in_chunks() {
         let [got, expected] = [&network, &on_cpu].map(|n| n.forward(batch).unwrap());
         assert_eq!(got.dim(), expected.dim());
         assert_close(&got, &expected, &case);
+        let entropy = Loss::cross_entropy();
+        let purpose = Purpose::Evaluation(entropy);
+        assert!(chunks_of(network.gru(), shape, Mode::Inference, purpose).len() > 1);
+        let [got, expected] = [&device, &Device::cpu()].map(|device| {
+            let network = Network::new(params.clone(), device).unwrap();
+            network.evaluate(&entropy, batch, Targets::Classes(classes.view())).unwrap()
+        });
+        assert_eq!((got.counted, got.correct), (expected.counted, expected.correct), "{case}");
+        assert!((got.loss - expected.loss).abs() < 1e-5 * expected.loss, "{case}");
     }
 }
 
