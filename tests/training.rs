@@ -298,7 +298,7 @@ fn a_step_is_accumulate_and_apply() {
         // A gradient of another model is refused, and changes nothing.
         let other = Task::new(Head::last(2), task.training).learner(&device).gradient().unwrap();
         let refused = halves.set_gradient(&other).unwrap_err();
-        assert!(matches!(refused, Error::Shape { .. }), "{refused}");
+        assert!(matches!(refused, Error::ParameterLayout { .. }), "{refused}");
         assert_eq!(halves.state().unwrap(), steps.state().unwrap());
     }
 }

@@ -40,7 +40,7 @@ pub(crate) struct SessionPool {
 #[derive(Debug)]
 pub(crate) struct PlannedChunk {
     pub chunk: Chunk,
-    /// `None` where a session is at rest, or its sizes were not tried.
+    /// `None` where a session was at rest.
     pub plan: Option<Arc<Plan>>,
 }
 
@@ -158,20 +158,29 @@ impl SessionPool {
                 Some(layout.config().direction)
             }
         };
-        let fitting = RefCell::new(Vec::new());
+        let plans = RefCell::new(Vec::<(Shape, Arc<Plan>)>::new());
         let chunks = chunks(key.shape, carried, |shape| {
             let plan = self.plan(layout, SessionKey { shape, ..key })?;
             plan.check(self.gpu.limits())?;
-            fitting.borrow_mut().push((shape, plan));
+            plans.borrow_mut().push((shape, plan));
             Ok(())
         })?;
-        let fitting = fitting.into_inner();
+        let mut plans = plans.into_inner();
         let planned = |chunk: Chunk| {
             let shape = chunk.shape(key.shape);
-            let known = fitting.iter().find(|(fits, _)| *fits == shape);
-            PlannedChunk { chunk, plan: known.map(|(_, plan)| Arc::clone(plan)) }
+            let known = plans.iter().find(|(other, _)| *other == shape);
+            let plan = match known.map(|(_, plan)| Arc::clone(plan)) {
+                Some(plan) => plan,
+                // Smaller than the largest that fits.
+                None => {
+                    let plan = self.plan(layout, SessionKey { shape, ..key })?;
+                    plans.push((shape, Arc::clone(&plan)));
+                    plan
+                }
+            };
+            Ok(PlannedChunk { chunk, plan: Some(plan) })
         };
-        Ok(chunks.into_iter().map(planned).collect())
+        chunks.into_iter().map(planned).collect()
     }
 
     fn plan(&self, layout: &ParamLayout, key: SessionKey) -> Result<Arc<Plan>> {

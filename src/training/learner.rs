@@ -17,11 +17,14 @@ use crate::spec::params::Params;
 mod adapter;
 mod backend;
 mod config;
+mod gradient;
 mod host;
 
 use adapter::AdapterBackend;
 use backend::{AnyBackend, Backend, PreparedBatch, RawMetrics, on_backend};
 pub use config::LearnerConfig;
+pub use gradient::LossGradient;
+use gradient::check_layout;
 use host::HostBackend;
 
 /// How an update went.
@@ -44,37 +47,6 @@ pub struct LearnerState {
     pub params: Params,
     /// The optimiser's moments and its count of updates.
     pub moments: OptimizerState,
-}
-
-/// The gradient of the batches of an update, as far as they have come: [`Learner::gradient`] gives it.
-///
-/// Each batch's loss and gradient count 1 / [`LearnerConfig::accumulation`], so the sum over all batches of an
-/// update is their mean.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct LossGradient {
-    /// The sum of the gradients, laid out as the parameters.
-    pub params: Params,
-    /// The sum of the losses.
-    pub loss: f32,
-    /// How many batches there were.
-    pub batches: usize,
-}
-
-impl LossGradient {
-    /// Adds that of other batches, element by element, as an all-reduce does over machines.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when it is that of another model.
-    pub fn add(&mut self, other: &Self) -> Result<()> {
-        let sum = self.params.as_mut_slice();
-        let more = other.params.as_slice();
-        check_shape("a gradient to add", &[sum.len()], &[more.len()])?;
-        sum.iter_mut().zip(more).for_each(|(sum, &more)| *sum += more);
-        self.loss += other.loss;
-        self.batches += other.batches;
-        Ok(())
-    }
 }
 
 /// A [`Network`] that is being trained. Parameters, moments and gradients stay on its device: a step takes a
@@ -293,8 +265,8 @@ impl Learner {
         /// Replaces the gradient of the present update, its loss and the number of its batches.
         ///
         /// # Errors
-        /// [`Error::Shape`] when it is that of another model, [`Error::Interrupted`] as [`Self::step`], and
-        /// the device's own.
+        /// [`Error::ParameterLayout`] when it is that of another model, [`Error::Interrupted`] as
+        /// [`Self::step`], and the device's own.
         pub fn set_gradient, set_gradient_async(&mut self, gradient: &LossGradient) -> Result<()> {
             |_| self.write_gradient(gradient)
         }
@@ -375,8 +347,8 @@ impl Learner {
     async fn write_gradient(&mut self, gradient: &LossGradient) -> Result<()> {
         self.check_whole()?;
         let LossGradient { params, loss, batches } = gradient;
-        let (flat, len) = (params.as_slice(), self.network.params().layout().flat_len());
-        check_shape("the gradient", &[len], &[flat.len()])?;
+        check_layout(self.network.params().layout(), params.layout())?;
+        let flat = params.as_slice();
         // Until all of it is there.
         self.accumulated = 0;
         on_backend!(&mut self.backend, backend => backend.set_gradient(flat, *loss).await)?;
