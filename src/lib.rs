@@ -226,7 +226,7 @@ pub use spec::params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 #[cfg(feature = "safetensors")]
 pub use training::checkpoint::Checkpoint;
 pub use training::dataset::{Example, Target};
-pub use training::learner::{Learner, LearnerConfig, LearnerState, StepMetrics};
+pub use training::learner::{Learner, LearnerConfig, LearnerState, LossGradient, StepMetrics};
 pub use training::trainer::{
     Best, DataFingerprints, Event, Progress, StopReason, Trainer, TrainerConfig,
 };

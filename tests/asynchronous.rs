@@ -13,7 +13,7 @@ use gru_wgpu::{
     Batch, Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerConfig, LearnerState, Loss,
     Network, Optimizer, ParamLayout, Params, check,
 };
-use ndarray::Array3;
+use ndarray::{Array2, Array3};
 use pollster::block_on;
 
 /// For an executor that moves futures between threads.
@@ -200,18 +200,42 @@ fn a_learner_is_the_same_either_way() {
             one.step(&x, targets.view()).unwrap();
             block_on(sendable(other.step_async(&x, targets.view()))).unwrap();
         }
-        one.flush().unwrap();
-        block_on(sendable(other.flush_async())).unwrap();
+        one.apply().unwrap();
+        block_on(sendable(other.apply_async())).unwrap();
         let reports = one.metrics().unwrap();
         assert_eq!(reports.len(), 3);
         assert_eq!(block_on(sendable(other.metrics_async())).unwrap(), reports);
         let outputs = one.forward(&x).unwrap();
         assert_eq!(block_on(sendable(other.forward_async(&x))).unwrap(), outputs);
+        let evaluation = one.evaluate(&x, targets.view()).unwrap();
+        let awaited = other.evaluate_async(&x, targets.view());
+        assert_eq!(block_on(sendable(awaited)).unwrap(), evaluation);
+        let gradient = one.gradient().unwrap();
+        assert_eq!(block_on(sendable(other.gradient_async())).unwrap(), gradient);
+        one.accumulate(&x, targets.view()).unwrap();
+        block_on(sendable(other.accumulate_async(&x, targets.view()))).unwrap();
+        let gradient = one.gradient().unwrap();
+        assert_eq!(block_on(sendable(other.gradient_async())).unwrap(), gradient);
+        one.set_gradient(&gradient).unwrap();
+        block_on(sendable(other.set_gradient_async(&gradient))).unwrap();
+        let loss = one.step_with_loss(&x, targets.view()).unwrap();
+        let awaited = other.step_with_loss_async(&x, targets.view());
+        assert_eq!(block_on(sendable(awaited)).unwrap(), loss);
+        let outputs = one.forward(&x).unwrap();
+        assert_eq!(block_on(sendable(other.params_async())).unwrap(), one.params().unwrap());
         let state: LearnerState = one.state().unwrap();
         assert_eq!(block_on(sendable(other.state_async())).unwrap(), state);
         drop(sendable(Learner::resume_async(state.clone(), training, &device)));
         let network = block_on(sendable(other.into_network_async())).unwrap();
         assert_eq!(block_on(sendable(network.forward_async(&x))).unwrap(), outputs);
+        let mean_squared = Loss::MeanSquared;
+        let evaluation = network.evaluate(&mean_squared, &x, targets.view()).unwrap();
+        let awaited = network.evaluate_async(&mean_squared, &x, targets.view());
+        assert_eq!(block_on(sendable(awaited)).unwrap(), evaluation);
+        let sequences = [Array2::ones((4, 3)), Array2::ones((2, 3))];
+        let each = network.forward_each(&sequences, 2).unwrap();
+        let awaited = network.forward_each_async(&sequences, 2);
+        assert_eq!(block_on(sendable(awaited)).unwrap(), each);
         let again = block_on(sendable(Network::new_async(state.params, &device))).unwrap();
         assert_eq!(again.forward(&x).unwrap(), outputs);
     }

@@ -1,10 +1,11 @@
 //! [`SessionPool`]: what the sessions of one model share, and the sessions at rest.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
 use crate::gpu::context::{Gpu, lock};
-use crate::gpu::session::{Bound, Session};
+use crate::gpu::session::{BufferBinding, Session};
 use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::spec::chunk::{Chunk, chunks};
 use crate::spec::config::{GruConfig, Shape};
@@ -31,6 +32,16 @@ pub(crate) struct SessionPool {
     idle: Arc<Mutex<Vec<PoolEntry>>>,
     #[cfg(test)]
     made: std::sync::atomic::AtomicUsize,
+    #[cfg(test)]
+    planned: std::sync::atomic::AtomicUsize,
+}
+
+/// A chunk of a run, with the plan that was made to see whether it fits: making one takes long.
+#[derive(Debug)]
+pub(crate) struct PlannedChunk {
+    pub chunk: Chunk,
+    /// `None` where a session was at rest.
+    pub plan: Option<Arc<Plan>>,
 }
 
 /// Which parameters the device holds.
@@ -45,7 +56,7 @@ enum Residency {
     Acquired,
 }
 
-/// What a session is for.
+/// What a session is for: two runs of one key can use the same session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SessionKey {
     pub shape: Shape,
@@ -54,7 +65,7 @@ pub(crate) struct SessionKey {
     pub purpose: Purpose,
 }
 
-/// What the runs of an update's batches add to.
+/// What the runs of an update's batches add their gradients and losses to.
 #[derive(Debug)]
 pub(crate) struct GradientAccumulator {
     /// Laid out as the parameters.
@@ -89,10 +100,13 @@ pub(crate) struct PooledSession {
 
 impl GradientAccumulator {
     /// Where a plan of a loss has them.
-    fn bound(&self, plan: &Plan) -> Vec<(BufferId, Bound)> {
+    fn bound(&self, plan: &Plan) -> Vec<(BufferId, BufferBinding)> {
         let training = plan.run_buffers().training.as_ref().expect("a training plan");
-        let loss = plan.head_buffers().loss.expect("a plan of a loss");
-        vec![(training.dparams, Bound::from(&self.gradient)), (loss.sum, Bound::from(&self.loss))]
+        let loss = plan.loss_buffers();
+        vec![
+            (training.dparams, BufferBinding::from(&self.gradient)),
+            (loss.sum, BufferBinding::from(&self.loss)),
+        ]
     }
 }
 
@@ -113,6 +127,8 @@ impl SessionPool {
             idle,
             #[cfg(test)]
             made: Default::default(),
+            #[cfg(test)]
+            planned: Default::default(),
         })
     }
 
@@ -128,63 +144,100 @@ impl SessionPool {
         &self.gpu
     }
 
-    /// The pieces that a job is made of; its states can be carried from one to the next unless its gradient,
+    /// The chunks that a run is made of. States can be carried from one to the next unless the gradient,
     /// which a loss starts, would have to be carried back.
     ///
     /// # Errors
-    /// [`Error::Limit`] when not the smallest piece fits the device.
-    pub fn chunks(&self, layout: &ParamLayout, job: SessionKey) -> Result<Vec<Chunk>> {
-        let SessionKey { shape, mode, options, purpose } = job;
-        if lock(&self.idle).iter().any(|entry| entry.key == job) {
-            return Ok(vec![Chunk::whole(shape)]);
+    /// [`Error::Limit`] when not the smallest chunk fits the device.
+    pub fn chunks(&self, layout: &ParamLayout, key: SessionKey) -> Result<Vec<PlannedChunk>> {
+        if lock(&self.idle).iter().any(|entry| entry.key == key) {
+            return Ok(vec![PlannedChunk { chunk: Chunk::whole(key.shape), plan: None }]);
         }
-        let caps = self.gpu.caps();
-        let carried = match purpose {
+        let carried = match key.purpose {
             Purpose::Loss(_) => None,
-            Purpose::States | Purpose::Outputs => Some(layout.config().direction),
+            Purpose::States | Purpose::Outputs | Purpose::Evaluation(_) => {
+                Some(layout.config().direction)
+            }
         };
-        chunks(shape, carried, |shape| {
-            let plan = Plan::of_run(layout, shape, mode, options, purpose, &caps)?;
-            plan.check(&caps.limits)
-        })
+        let plans = RefCell::new(Vec::<(Shape, Arc<Plan>)>::new());
+        let chunks = chunks(key.shape, carried, |shape| {
+            let plan = self.plan(layout, SessionKey { shape, ..key })?;
+            plan.check(self.gpu.limits())?;
+            plans.borrow_mut().push((shape, plan));
+            Ok(())
+        })?;
+        let mut plans = plans.into_inner();
+        let planned = |chunk: Chunk| {
+            let shape = chunk.shape(key.shape);
+            let known = plans.iter().find(|(other, _)| *other == shape);
+            let plan = match known.map(|(_, plan)| Arc::clone(plan)) {
+                Some(plan) => plan,
+                // Smaller than the largest that fits.
+                None => {
+                    let plan = self.plan(layout, SessionKey { shape, ..key })?;
+                    plans.push((shape, Arc::clone(&plan)));
+                    plan
+                }
+            };
+            Ok(PlannedChunk { chunk, plan: Some(plan) })
+        };
+        chunks.into_iter().map(planned).collect()
     }
 
-    /// A session for a job, with `params` of this `version` on the device. That of a loss adds to what is
-    /// `gathered`.
+    fn plan(&self, layout: &ParamLayout, key: SessionKey) -> Result<Arc<Plan>> {
+        #[cfg(test)]
+        self.planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let SessionKey { shape, mode, options, purpose } = key;
+        let plan = Plan::of_run(layout, shape, mode, options, purpose, &self.gpu.caps())?;
+        Ok(Arc::new(plan))
+    }
+
+    /// A session for a run, with `params` of this `version` on the device: one at rest, or one made of
+    /// `plan`, or else planned here. That of a loss adds to the `accumulator`.
     pub async fn session(
         &self,
         params: &Params,
         version: u64,
-        job: SessionKey,
-        gathered: Option<&GradientAccumulator>,
+        key: SessionKey,
+        plan: Option<Arc<Plan>>,
+        accumulator: Option<&GradientAccumulator>,
     ) -> Result<PooledSession> {
         let resting = {
             let mut idle = lock(&self.idle);
-            let at = idle.iter().position(|entry| entry.key == job);
+            let at = idle.iter().position(|entry| entry.key == key);
             at.map(|at| idle.remove(at))
         };
-        let entry = match resting {
-            Some(entry) => entry,
-            None => {
-                let SessionKey { shape, mode, options, purpose } = job;
-                let caps = self.gpu.caps();
-                let layout = params.layout();
-                let plan = Plan::of_run(layout, shape, mode, options, purpose, &caps)?;
-                let bound = gathered.map(|to| to.bound(&plan)).unwrap_or_default();
-                let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
-                let shared = shared.map(|id| 4 * plan.buffers()[id.index()].len as u64);
-                let bytes = plan.bytes() - shared.sum::<u64>();
-                #[cfg(test)]
-                self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                PoolEntry { key: job, session: self.make(plan, &bound).await?, bytes }
-            }
+        let entry = match (resting, plan) {
+            (Some(entry), _) => entry,
+            (None, Some(plan)) => self.entry(key, plan, accumulator).await?,
+            (None, None) => self.entry(key, self.plan(params.layout(), key)?, accumulator).await?,
         };
         self.with_parameters(params, version, || Ok(())).await?;
         Ok(PooledSession { entry: Some(entry), idle: Arc::clone(&self.idle) })
     }
 
+    async fn entry(
+        &self,
+        key: SessionKey,
+        plan: Arc<Plan>,
+        accumulator: Option<&GradientAccumulator>,
+    ) -> Result<PoolEntry> {
+        #[cfg(test)]
+        self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let bound = accumulator.map(|to| to.bound(&plan)).unwrap_or_default();
+        let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
+        let shared = shared.map(|id| 4 * plan.buffers()[id.index()].len as u64);
+        let bytes = plan.bytes() - shared.sum::<u64>();
+        Ok(PoolEntry { key, session: self.make(plan, &bound).await?, bytes })
+    }
+
     /// A session of its own for `plan`, with the model's parameters bound and others besides.
-    pub async fn make(&self, plan: Plan, bound: &[(BufferId, Bound)]) -> Result<Session> {
+    pub async fn make(
+        &self,
+        plan: impl Into<Arc<Plan>>,
+        bound: &[(BufferId, BufferBinding)],
+    ) -> Result<Session> {
+        let plan = plan.into();
         let params = plan.run_buffers().params;
         self.make_with(plan, params, bound).await
     }
@@ -192,13 +245,14 @@ impl SessionPool {
     /// The same for a plan of another kind, whose parameters are this buffer.
     pub async fn make_with(
         &self,
-        plan: Plan,
+        plan: impl Into<Arc<Plan>>,
         params: BufferId,
-        bound: &[(BufferId, Bound)],
+        bound: &[(BufferId, BufferBinding)],
     ) -> Result<Session> {
-        let params = (params, Bound::from(&self.params));
+        let plan = plan.into();
+        let params = (params, BufferBinding::from(&self.params));
         let bound: Vec<_> = bound.iter().cloned().chain([params]).collect();
-        match Session::new(&self.gpu, plan.clone(), &bound).await {
+        match Session::new(&self.gpu, Arc::clone(&plan), &bound).await {
             // The sessions at rest may hold what is missing.
             Err(Error::OutOfMemory { .. }) => {
                 lock(&self.idle).clear();
@@ -310,10 +364,11 @@ mod tests {
     use ndarray::{Array2, Array3};
 
     use super::*;
-    use crate::model::device::test_device;
+    use crate::model::device::{test_device, test_device_with_bindings};
+    use crate::model::gru::Gru;
     use crate::{
-        Event, Example, Gru, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Target, Trainer,
-        TrainerConfig,
+        Event, Example, Head, Init, Learner, LearnerConfig, Loss, Network, Optimizer, Target,
+        Trainer, TrainerConfig,
     };
 
     /// A call that fails, or whose future is dropped, may have queued zeros and copies that nothing ran.
@@ -330,7 +385,9 @@ mod tests {
         gpu.upload(&other, 0, &[7.0; 24]);
         for copies in [false, true] {
             let shape = gru.config().shape(4, 2).unwrap();
-            let session = gru.session(shape, Mode::Inference, Purpose::States, None);
+            let (mode, options, purpose) = (Mode::Inference, gru.options(), Purpose::States);
+            let key = SessionKey { shape, mode, options, purpose };
+            let session = pool.session(gru.params(), gru.version(), key, None, None);
             let mut session = pollster::block_on(session).unwrap();
             let to = session.plan().run_buffers().x;
             match copies {
@@ -391,5 +448,55 @@ mod tests {
         assert_eq!(trainer.learner().updates(), 200);
         // Training: 8, 16 and 24 steps. Validation: 16 and 24, and a batch that is smaller.
         assert_eq!(made, [6, 6]);
+    }
+
+    /// Plans that it takes to see what of a run fits, and how many chunks it then has.
+    fn plans_needed(gru: &Gru, shape: Shape, mode: Mode, purpose: Purpose) -> (usize, usize) {
+        let pool = gru.session_pool().unwrap();
+        let before = planned(gru);
+        let key = SessionKey { shape, mode, options: gru.options(), purpose };
+        let chunks = pool.chunks(gru.params().layout(), key).unwrap();
+        (planned(gru) - before, chunks.len())
+    }
+
+    fn planned(gru: &Gru) -> usize {
+        gru.session_pool().unwrap().planned.load(Ordering::Relaxed)
+    }
+
+    /// Of every kind of run, whole and in chunks.
+    #[test]
+    fn what_is_new_is_planned_once() {
+        for (device, steps) in [(test_device().0, 5), (test_device_with_bindings(16 << 10), 61)] {
+            let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 7), Head::every_step(2));
+            let params = Params::init_of(layout.unwrap(), Init::Uniform, 1).unwrap();
+            let shape = params.layout().config().shape(steps, 11).unwrap();
+            let (x, targets) = (Array3::ones((steps, 11, 3)), Array3::zeros((steps, 11, 2)));
+            let loss = Loss::MeanSquared;
+            let network = Network::new(params.clone(), &device).unwrap();
+            let gru = network.gru();
+            let forward = || drop(gru.forward(&x).unwrap());
+            let train = || drop(gru.forward_train(&x).unwrap());
+            let outputs = || drop(network.forward(&x).unwrap());
+            let evaluate = || assert!(network.evaluate(&loss, &x, targets.view()).is_ok());
+            let runs: [(Mode, Purpose, &dyn Fn()); 4] = [
+                (Mode::Inference, Purpose::States, &forward),
+                (Mode::Training, Purpose::States, &train),
+                (Mode::Inference, Purpose::Outputs, &outputs),
+                (Mode::Inference, Purpose::Evaluation(loss), &evaluate),
+            ];
+            for (mode, purpose, run) in runs {
+                let (needed, chunks) = plans_needed(gru, shape, mode, purpose);
+                assert_eq!(chunks > 1, steps > 5);
+                let before = planned(gru);
+                run();
+                assert_eq!(planned(gru) - before, needed, "{mode:?}, {purpose:?}");
+            }
+            let config = LearnerConfig::new(loss, Optimizer::adam(), 0.01);
+            let mut learner = Learner::new(params, config, &device).unwrap();
+            let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
+            let (needed, _) = plans_needed(learner.network().gru(), shape, mode, purpose);
+            learner.step(&x, targets.view()).unwrap();
+            assert_eq!(planned(learner.network().gru()), 2 * needed);
+        }
     }
 }
