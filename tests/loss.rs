@@ -5,7 +5,6 @@
 mod common;
 
 use std::sync::mpsc;
-use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use common::{adapter, open_wgpu, random3};
@@ -244,34 +243,6 @@ fn training_goes_on_from_its_last_state_on_another_device() {
         }
         error
     });
-}
-
-/// One thread polls for all who await a device. While it sleeps in the driver for a wait without a limit,
-/// those with one end in time.
-#[test]
-fn a_limit_is_kept_beside_a_long_wait_without_one() {
-    let (own, _) = open();
-    let device = own.clone().with_wait_limit(Duration::ZERO);
-    let new = |device: &Device| Gru::new(GruConfig::pytorch(24, 64), Init::Uniform, 1, device);
-    let (limited, unlimited) = (new(&device).unwrap(), new(&own).unwrap());
-    let x = random3([600, 32, 24], 1);
-    let expected = unlimited.forward(&x).unwrap();
-    let mut long = unlimited.stream(32, &[600]).unwrap();
-    let mut short = limited.stream(1, &[1]).unwrap();
-    let [mut y, mut other] = [expected.y.dim(), (1, 1, 64)].map(Array3::zeros);
-    let mut context = Context::from_waker(Waker::noop());
-    let mut long = Box::pin(unlimited.step_async(&mut long, x.view(), y.view_mut()));
-    let one = x.slice(s![..1, ..1, ..]);
-    // A driver that runs a submit within the call leaves nothing to wait for.
-    if long.as_mut().poll(&mut context).is_pending() {
-        // The thread has the time to go into the driver.
-        std::thread::sleep(Duration::from_millis(2));
-        let error = pollster::block_on(limited.step_async(&mut short, one, other.view_mut()));
-        assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
-        assert!(long.as_mut().poll(&mut context).is_pending(), "the other wait came first");
-    }
-    pollster::block_on(long).unwrap();
-    assert_eq!(y, expected.y);
 }
 
 /// A step of a stream is one submit, so none waits for another in a driver, and this one takes long.

@@ -557,7 +557,7 @@ fn info_lists_adapters_and_what_auto_takes() {
     assert!(refused.contains("--device gpu:4000 takes none: there is no gpu:4000 ("), "{refused}");
     let csv = series(&directory);
     assert_refused(directory.path(), &forecast(csv, &["--device", "gpu:4000"]), &["no gpu:4000"]);
-    assert_refused(directory.path(), &["predict", "--device", "gpu:-1", "x"], &["`gpu:-1`"]);
+    assert_refused(directory.path(), &forecast(csv, &["--device", "gpu:-1"]), &["`gpu:-1`"]);
     // Auto never takes a software adapter.
     assert!(!json["device"]["device"].as_str().unwrap().contains("software"));
 }

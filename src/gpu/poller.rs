@@ -157,3 +157,54 @@ impl State {
         !self.waiters.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::test_device;
+
+    /// A thread that sleeps in the driver cannot be woken, and the driver may be what hangs.
+    #[test]
+    fn a_blocked_thread_leaves_deadlines_to_a_successor() {
+        let (_, gpu) = test_device();
+        let poller = Poller::default();
+        {
+            let mut state = lock(&poller.0.state);
+            (state.thread, state.threads) = (Some(Thread { id: 0, blocked: true }), 1);
+        }
+        let wait = |limit| {
+            let oneshot = Arc::new(Oneshot::default());
+            poller.wait(&gpu, &oneshot, Deadline::new("results", limit)).unwrap();
+            (oneshot, lock(&poller.0.state).threads)
+        };
+        let (unlimited, threads) = wait(None);
+        assert_eq!(threads, 1, "that one returns some day");
+        let (limited, threads) = wait(Some(Duration::ZERO));
+        assert_eq!(threads, 2);
+        let told = pollster::block_on(std::future::poll_fn(|context| limited.poll(context)));
+        assert!(matches!(told, Err(Error::Timeout { what: "results", .. })), "{told:?}");
+        assert!(!unlimited.is_sent());
+        // The successor serves them all from then on.
+        let (_, threads) = wait(None);
+        assert_eq!(threads, 2);
+        poller.close();
+    }
+
+    /// A callback that was dropped with its future sends nothing, and nobody is left to be told.
+    #[test]
+    fn whoever_went_away_is_forgotten() {
+        let mut state = State::default();
+        let deadline = Deadline::new("results", None);
+        let oneshots = [(); 3].map(|()| Arc::new(Oneshot::default()));
+        for oneshot in &oneshots {
+            state.waiters.push(Waiter { oneshot: Arc::clone(oneshot), deadline });
+        }
+        let [here, gone, done] = oneshots;
+        drop(gone);
+        done.send(Ok(Ok(())));
+        assert!(state.is_awaited());
+        assert_eq!(state.waiters.len(), 1);
+        drop(here);
+        assert!(!state.is_awaited());
+    }
+}
