@@ -1,4 +1,4 @@
-//! [`SessionPool`]: what the sessions of one model share, and the sessions at rest.
+//! [`SessionPool`]: what the sessions of one model share, and the idle sessions.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::spec::config::{GruConfig, Shape};
 use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 
-/// Sessions at rest that a model keeps for the next run of the same shape, whatever they hold.
+/// Idle sessions that a model keeps for the next run of the same shape, whatever they hold.
 const IDLE_AT_LEAST: usize = 2;
 
 /// And at most, as long as all of them together hold no more than [`IDLE_BYTES`]: sequences of unequal lengths
@@ -28,7 +28,7 @@ pub(crate) struct SessionPool {
     gpu: Gpu,
     params: wgpu::Buffer,
     residency: Mutex<Residency>,
-    /// Those at rest for longest come first.
+    /// Those idle for longest come first.
     idle: Arc<Mutex<Vec<PoolEntry>>>,
     #[cfg(test)]
     made: std::sync::atomic::AtomicUsize,
@@ -40,7 +40,7 @@ pub(crate) struct SessionPool {
 #[derive(Debug)]
 pub(crate) struct PlannedChunk {
     pub chunk: Chunk,
-    /// `None` where a session was at rest.
+    /// `None` where a session was idle.
     pub plan: Option<Arc<Plan>>,
 }
 
@@ -192,7 +192,7 @@ impl SessionPool {
         Ok(Arc::new(plan))
     }
 
-    /// A session for a run, with `params` of this `version` on the device: one at rest, or one made of
+    /// A session for a run, with `params` of this `version` on the device: an idle one, or one made of
     /// `plan`, or else planned here. That of a loss adds to the `accumulator`.
     pub async fn session(
         &self,
@@ -202,12 +202,12 @@ impl SessionPool {
         plan: Option<Arc<Plan>>,
         accumulator: Option<&GradientAccumulator>,
     ) -> Result<PooledSession> {
-        let resting = {
+        let idle = {
             let mut idle = lock(&self.idle);
             let at = idle.iter().position(|entry| entry.key == key);
             at.map(|at| idle.remove(at))
         };
-        let entry = match (resting, plan) {
+        let entry = match (idle, plan) {
             (Some(entry), _) => entry,
             (None, Some(plan)) => self.entry(key, plan, accumulator).await?,
             (None, None) => self.entry(key, self.plan(params.layout(), key)?, accumulator).await?,
@@ -253,7 +253,7 @@ impl SessionPool {
         let params = (params, BufferBinding::from(&self.params));
         let bound: Vec<_> = bound.iter().cloned().chain([params]).collect();
         match Session::new(&self.gpu, Arc::clone(&plan), &bound).await {
-            // The sessions at rest may hold what is missing.
+            // Idle sessions may hold what is missing.
             Err(Error::OutOfMemory { .. }) => {
                 lock(&self.idle).clear();
                 self.gpu.collect()?;
@@ -346,12 +346,12 @@ impl Drop for PooledSession {
     }
 }
 
-/// How many of the sessions at rest go, those first that have been so for longest.
+/// How many of the idle sessions are dropped, those first that have been idle for longest.
 fn surplus(bytes: impl DoubleEndedIterator<Item = u64> + ExactSizeIterator) -> usize {
-    let (len, mut residency) = (bytes.len(), 0);
+    let (len, mut total) = (bytes.len(), 0);
     let stays = |&(newer, bytes): &(usize, u64)| {
-        residency += bytes;
-        newer < IDLE_AT_LEAST || (newer < IDLE_SESSIONS && residency <= IDLE_BYTES)
+        total += bytes;
+        newer < IDLE_AT_LEAST || (newer < IDLE_SESSIONS && total <= IDLE_BYTES)
     };
     len - bytes.rev().enumerate().take_while(stays).count()
 }
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_at_rest_are_bounded_by_bytes_and_number() {
+    fn idle_sessions_are_bounded_by_bytes_and_number() {
         const MIB: u64 = 1 << 20;
         for (bytes, expected) in [
             (vec![], 0),

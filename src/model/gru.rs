@@ -111,7 +111,7 @@ pub struct Gru {
     /// Of the CPU.
     weights: cpu::Weights,
     /// Of the CPU: the memory of the last training run, for the next of its shape.
-    rest: Mutex<Option<cpu::Trace>>,
+    cached_trace: Mutex<Option<cpu::Trace>>,
     /// Tells this model's tapes from another's.
     id: u64,
     /// Counts changes of the parameters.
@@ -166,7 +166,7 @@ impl Gru {
             options: RunOptions::default(),
             pool,
             weights: cpu::Weights::default(),
-            rest: Mutex::default(),
+            cached_trace: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             version: 0,
         })
@@ -370,9 +370,9 @@ impl Gru {
         batch.noise(&self.config, Mode::Training)?;
         let (output, record) = match &self.pool {
             None => {
-                let rest = lock(&self.rest).take();
+                let cached = lock(&self.cached_trace).take();
                 let (weights, options) = (self.cpu_weights(), self.options);
-                let ran = cpu::forward_train(&self.params, weights, batch, options, rest)?;
+                let ran = cpu::forward_train(&self.params, weights, batch, options, cached)?;
                 let (y, trace) = ran;
                 (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
             }
@@ -408,7 +408,7 @@ impl Gru {
             Record::Cpu(mut trace) => {
                 let weights = self.cpu_weights();
                 let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, asked)?;
-                *lock(&self.rest) = Some(*trace);
+                *lock(&self.cached_trace) = Some(*trace);
                 Ok(gradients)
             }
             Record::Gpu(recorded) => self.backward_on(recorded, dy, dh_n, wait).await,

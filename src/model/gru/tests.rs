@@ -161,11 +161,11 @@ fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
         let lengths = [steps, 0, 1, steps - 1];
         let batch = Batch::new(x.view()).with_lengths(&lengths).with_seed(3);
         let (output, tape) = gru.forward_train(batch).unwrap();
-        assert!(lock(&gru.rest).is_none(), "a tape holds the memory, or nobody");
+        assert!(lock(&gru.cached_trace).is_none(), "a tape holds the memory, or nobody");
         let dh_n = Array3::ones((2, 4, 5));
         (output, gru.backward(tape, None, Some(dh_n.view())).unwrap())
     };
-    let kept = |gru: &Gru| lock(&gru.rest).as_ref().map(cpu::Trace::shape);
+    let kept = |gru: &Gru| lock(&gru.cached_trace).as_ref().map(cpu::Trace::shape);
     let gru = new();
     assert_eq!(kept(&gru), None);
     for (steps, value) in [(7, 0.5), (7, f32::NAN), (7, 0.5), (6, 0.1), (7, 0.5)] {
