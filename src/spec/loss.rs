@@ -11,6 +11,8 @@ use crate::spec::head::Head;
 
 /// What the outputs' distance from their targets is measured by: the mean over all that count.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Loss {
     /// (o − t)², the mean over the C outputs of every row that counts.

@@ -16,6 +16,8 @@ const METRICS_EVERY: usize = 16;
 
 /// How long to train, on how much at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct TrainerConfig {
     /// Passes over the examples.
@@ -23,9 +25,17 @@ pub struct TrainerConfig {
     /// Examples of a batch.
     pub batch: usize,
     /// Of the order of the examples, and of dropout.
+    #[cfg_attr(feature = "serde", serde(default = "first_seed"))]
     pub seed: u64,
     /// Epochs without a better validation after which to stop.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub patience: Option<usize>,
+}
+
+/// What a serialised configuration need not say, as [`TrainerConfig::new`] has it.
+#[cfg(feature = "serde")]
+fn first_seed() -> u64 {
+    1
 }
 
 impl TrainerConfig {

@@ -14,6 +14,8 @@ use crate::spec::optimizer::{Clip, Optimizer, Schedule};
 ///     .with_schedule(Schedule::Cosine { warmup: 100, updates: 2000, last: 0.0 });
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct LearnerConfig {
     /// What is made small.
@@ -23,11 +25,20 @@ pub struct LearnerConfig {
     /// η, before the schedule.
     pub learning_rate: f64,
     /// How it changes.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub schedule: Schedule,
     /// How the gradient is bounded.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub clip: Clip,
     /// Batches to an update, whose gradients are averaged. At least 1.
+    #[cfg_attr(feature = "serde", serde(default = "one_batch"))]
     pub accumulation: usize,
+}
+
+/// What a serialised configuration need not say, as [`LearnerConfig::new`] has it.
+#[cfg(feature = "serde")]
+fn one_batch() -> usize {
+    1
 }
 
 impl LearnerConfig {
