@@ -2,6 +2,8 @@
 
 pub mod arguments;
 pub mod output;
+#[allow(dead_code)]
+pub mod outputs;
 pub mod plot;
 pub mod progress;
 pub mod words;
