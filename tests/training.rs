@@ -188,6 +188,24 @@ fn what_is_resumed_is_as_if_it_had_not_been_interrupted() {
     }
 }
 
+#[test]
+fn parameters_alone_are_those_of_the_state() {
+    for device in devices() {
+        let (_, task) = tasks().swap_remove(3);
+        let mut learner = task.learner(&device);
+        for seed in 0..3 {
+            task.step(&mut learner, seed).unwrap();
+        }
+        let params = learner.params().unwrap();
+        assert_eq!(params, pollster::block_on(learner.params_async()).unwrap());
+        assert_eq!(params, learner.state().unwrap().params);
+        assert_ne!(params, task.params());
+        task.step(&mut learner, 3).unwrap();
+        let params = learner.params().unwrap();
+        assert_eq!(&params, learner.into_network().unwrap().params());
+    }
+}
+
 /// More updates than the device keeps reports of, and then all of them are told of in order.
 #[test]
 fn reports_need_not_be_asked_for() {

@@ -443,6 +443,35 @@ impl Learner {
         self.network.evaluate(&self.config.loss, batch, targets)
     }
 
+    /// Waits for all that was queued and takes the parameters alone: less comes down than for
+    /// [`Self::state`]. Batches of an update that is not yet full are not in them.
+    ///
+    /// # Errors
+    /// The device's own.
+    pub fn params(&mut self) -> Result<Params> {
+        pollster::block_on(self.run_params(Wait::Block))
+    }
+
+    /// As [`Self::params`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::params`].
+    pub async fn params_async(&mut self) -> Result<Params> {
+        self.run_params(Wait::Async).await
+    }
+
+    async fn run_params(&mut self, wait: Wait) -> Result<Params> {
+        // What an update that is not finite was to make of them is not in them either.
+        self.collect(wait).await?;
+        match &mut self.place {
+            Place::Host(_) => Ok(self.network.params().clone()),
+            Place::Adapter(adapter) => {
+                let layout = self.network.params().layout().clone();
+                Ok(Params::from_flat(layout, adapter.download_params(wait).await?))
+            }
+        }
+    }
+
     /// Waits for all that was queued and takes what training can go on from. Batches of an update that is
     /// not yet full are not in it.
     ///
@@ -470,7 +499,7 @@ impl Learner {
                 (self.network.params().clone(), first, second)
             }
             Place::Adapter(adapter) => {
-                let [params, first, second] = adapter.download(wait).await?;
+                let [params, first, second] = adapter.download_state(wait).await?;
                 let layout = self.network.params().layout().clone();
                 (Params::from_flat(layout, params), first, second)
             }
@@ -495,7 +524,7 @@ impl Learner {
     }
 
     async fn finish(mut self, wait: Wait) -> Result<Network> {
-        let LearnerState { params, .. } = self.run_state(wait).await?;
+        let params = self.run_params(wait).await?;
         self.network.gru_mut().replace_params(params);
         Ok(self.network)
     }

@@ -9,7 +9,7 @@ use crate::gpu::session::{Bound, Pass, Session};
 use crate::gpu::transfer::Wait;
 use crate::model::executor::Input;
 use crate::model::network::Network;
-use crate::plan::{Mode, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
+use crate::plan::{BufferId, Mode, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
 use crate::spec::head::Readout;
 use crate::spec::loss::{PreparedTargets, TargetData};
 use crate::spec::optimizer::{Clip, Constants, OptimizerState};
@@ -125,12 +125,21 @@ impl OnAdapter {
     }
 
     /// Waits for all that was queued; the parameters and the moments.
-    pub async fn download(&mut self, wait: Wait) -> Result<[Vec<f32>; 3]> {
+    pub async fn download_state(&mut self, wait: Wait) -> Result<[Vec<f32>; 3]> {
         let UpdateBuffers { params, first_moment, second_moment, .. } = self.buffers;
-        let whole = |id| (id, 0..self.update.plan().buffers()[params.index()].len);
-        let parts = [params, first_moment, second_moment].map(whole);
-        let read = self.update.read(&parts, wait).await?;
-        Ok(read.try_into().expect("three parts asked for"))
+        let read = self.download(&[params, first_moment, second_moment], wait).await?;
+        Ok(read.try_into().expect("three buffers asked for"))
+    }
+
+    /// Waits for all that was queued; the parameters.
+    pub async fn download_params(&mut self, wait: Wait) -> Result<Vec<f32>> {
+        Ok(self.download(&[self.buffers.params], wait).await?.swap_remove(0))
+    }
+
+    async fn download(&mut self, buffers: &[BufferId], wait: Wait) -> Result<Vec<Vec<f32>>> {
+        let specs = self.update.plan().buffers();
+        let whole: Vec<_> = buffers.iter().map(|&id| (id, 0..specs[id.index()].len)).collect();
+        self.update.read(&whole, wait).await
     }
 }
 
