@@ -25,8 +25,12 @@
 //! whole, flushed to the disk, or not at all; where the name is a link, the file behind it is replaced.
 
 mod cell;
+#[cfg(feature = "safetensors")]
+pub(crate) mod checkpoint_metadata;
 #[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
 pub(crate) mod files;
+#[cfg(any(feature = "onnx", feature = "safetensors"))]
+pub(crate) mod metadata;
 #[cfg(feature = "npy")]
 pub mod npy;
 #[cfg(feature = "npy")]
@@ -37,8 +41,6 @@ mod numbers;
 pub mod onnx;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
-#[cfg(any(feature = "onnx", feature = "safetensors"))]
-pub(crate) mod words;
 
 pub use crate::error::quote;
 pub use cell::{Cell, FlaxCell, MlxCell};

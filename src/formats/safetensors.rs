@@ -28,14 +28,14 @@ use safetensors::View;
 use safetensors::tensor::{Dtype, Metadata};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata};
 use super::files::{self, Source, check_finite};
+use super::metadata::{CONFIG_KEY, read_config, write_config};
 use super::numbers::{pieces, widen_bf16, widen_f16};
-use super::words;
 use crate::error::{Error, Result, quote};
 use crate::spec::config::{Bias, Direction, GruConfig};
 use crate::spec::head::{Head, Readout};
 use crate::spec::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
-use crate::training::checkpoint;
 
 /// What the crate `safetensors` allows for a header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -115,9 +115,9 @@ fn read_source<S: Read + Seek>(source: Source<S>, options: &LoadOptions) -> Resu
 /// # Errors
 /// [`Error::Io`].
 pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
-    let words = words::write(params.layout().config(), None);
+    let config = write_config(params.layout().config(), None);
     let gru = params.iter().filter(|(name, _)| !is_of_head(name));
-    save_tensors(path.as_ref(), gru, Some((words::KEY, words)), |_| Ok(()))
+    save_tensors(path.as_ref(), gru, Some((CONFIG_KEY, config)), |_| Ok(()))
 }
 
 /// Writes a network's parameters, which have a head, such that PyTorch's `load_state_dict` takes them for a
@@ -128,9 +128,9 @@ pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
 /// [`Error::Conflict`] when there is no head, [`Error::Io`].
 pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
     let layout = params.layout();
-    let words = words::write(layout.config(), Some(layout.required_head()?.readout));
+    let config = write_config(layout.config(), Some(layout.required_head()?.readout));
     let tensors = network_tensors("", layout, params.as_slice());
-    save_tensors(path.as_ref(), tensors, Some((words::KEY, words)), |_| Ok(()))
+    save_tensors(path.as_ref(), tensors, Some((CONFIG_KEY, config)), |_| Ok(()))
 }
 
 /// Reads a network's parameters: what [`save_network`] wrote, also where its tensors were put under a prefix
@@ -352,12 +352,12 @@ impl<S: Read + Seek> Tensors<S> {
     /// What a file of our own says of its GRU, and of what its head reads, also where its tensors were put
     /// under a prefix since. A checkpoint's GRUs are all of one configuration.
     fn own(&self) -> Result<Option<(GruConfig, Option<Readout>)>> {
-        if let Some(entry) = self.entry(checkpoint::KEY) {
-            return words::read(&checkpoint::model_words(entry)?).map(Some);
+        if let Some(entry) = self.entry(CHECKPOINT_KEY) {
+            return read_config(CheckpointMetadata::parse(entry)?.model()?).map(Some);
         }
-        let Some(words) = self.entry(words::KEY) else { return Ok(None) };
+        let Some(config) = self.entry(CONFIG_KEY) else { return Ok(None) };
         match self.prefixes().len() {
-            1 => words::read(words).map(Some),
+            1 => read_config(config).map(Some),
             count => Err(Error::Format(format!(
                 "its metadata tells of one GRU, but it holds {count}: which of them is not known"
             ))),

@@ -9,13 +9,14 @@ use std::ffi::OsString;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::error::{Error, Result, check_shape, quote};
+use crate::error::{Error, Result, check_shape};
 use crate::fingerprint::Hash;
+use crate::formats::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata, VERSION, wrong};
 use crate::formats::files::{self, Source};
+use crate::formats::metadata::{read_config, write_config};
 use crate::formats::safetensors::{Tensors, network_tensors, save_tensors};
-use crate::formats::words as config_words;
 use crate::model::device::Device;
 use crate::model::network::Evaluation;
 use crate::spec::optimizer::OptimizerState;
@@ -24,12 +25,6 @@ use crate::training::learner::{Learner, LearnerConfig, LearnerState};
 use crate::training::trainer::{Best, DataFingerprints, Progress, Trainer, TrainerConfig};
 
 mod words;
-
-/// The key of the metadata's entry.
-pub(crate) const KEY: &str = "gru_wgpu.checkpoint";
-
-/// Of what is written here. A change of meaning is another number.
-const VERSION: u64 = 1;
 
 /// What stands in front of the names of each of the networks that are in the file.
 const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
@@ -165,7 +160,7 @@ impl Checkpoint {
         let entry = format!("{:016x} {json}", checksum(&json, layout, &networks));
         let tensors = PARENTS.iter().zip(networks);
         let tensors = tensors.flat_map(|(parent, flat)| network_tensors(parent, layout, flat));
-        save_tensors(path.as_ref(), tensors, Some((KEY, entry)), |last| {
+        save_tensors(path.as_ref(), tensors, Some((CHECKPOINT_KEY, entry)), |last| {
             if Self::read(last).is_ok() { keep(last) } else { Ok(()) }
         })
     }
@@ -231,7 +226,7 @@ impl Checkpoint {
             progress: self.progress,
             best: self.best.as_ref().map(|best| (best.epoch, best.validation)),
         };
-        let model = config_words::write(layout.config(), Some(layout.required_head()?.readout));
+        let model = write_config(layout.config(), Some(layout.required_head()?.readout));
         let mut entries = json!({
             "version": VERSION,
             "model": model,
@@ -249,18 +244,18 @@ impl Checkpoint {
 
 fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
     let mut file = Tensors::open(source)?;
-    let entry = file.entry(KEY).ok_or_else(|| {
+    let entry = file.entry(CHECKPOINT_KEY).ok_or_else(|| {
         Error::Format(
             "its metadata does not say that it is a checkpoint of a training run".to_owned(),
         )
     })?;
-    let entry = Entry::read(entry)?;
-    let learner_config = words::read_learner(entry.words("training")?)?;
-    let trainer_config = words::read_trainer(entry.words("regime")?)?;
-    let counters = words::read_counters(entry.words("position")?)?;
+    let entry = CheckpointMetadata::parse(entry)?;
+    let learner_config = words::read_learner(entry.text("training")?)?;
+    let trainer_config = words::read_trainer(entry.text("regime")?)?;
+    let counters = words::read_counters(entry.text("position")?)?;
     let has_data = entry.values.contains_key("data");
-    let data = has_data.then(|| words::read_data(entry.words("data")?)).transpose()?;
-    let (config, over) = config_words::read(entry.words("model")?)?;
+    let data = has_data.then(|| words::read_data(entry.text("data")?)).transpose()?;
+    let (config, over) = read_config(entry.model()?)?;
     let over = over.ok_or_else(|| wrong("tells of no head"))?;
     let parents = &PARENTS[..if counters.best.is_some() { 4 } else { 3 }];
     let mut networks = Vec::new();
@@ -294,59 +289,17 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
         progress: counters.progress,
         best,
         data,
-        notes: entry.notes()?,
+        notes: notes(&entry)?,
     })
 }
 
-/// The metadata's entry, taken apart.
-struct Entry {
-    checksum: u64,
-    json: String,
-    values: Map<String, Value>,
-}
-
-impl Entry {
-    fn read(entry: &str) -> Result<Self> {
-        let (checksum, json) = entry.split_once(' ').ok_or_else(|| wrong("has no checksum"))?;
-        let checksum =
-            u64::from_str_radix(checksum, 16).map_err(|_| wrong("has no checksum of 16 digits"))?;
-        let values: Map<_, _> = serde_json::from_str(json)
-            .map_err(|error| wrong(&format!("is no JSON: {}", quote(&error.to_string()))))?;
-        match values.get("version") {
-            Some(version) if version.as_u64() == Some(VERSION) => {}
-            Some(version) => {
-                let version = quote(&version.to_string());
-                return Err(wrong(&format!(
-                    "is of version {version}; this program reads version {VERSION}"
-                )));
-            }
-            None => return Err(wrong("has no version")),
-        }
-        Ok(Self { checksum, json: json.to_owned(), values })
-    }
-
-    fn words(&self, key: &str) -> Result<&str> {
-        let words = self.values.get(key).and_then(Value::as_str);
-        words.ok_or_else(|| wrong(&format!("lacks `{key}`")))
-    }
-
-    fn notes(&self) -> Result<BTreeMap<String, String>> {
-        let notes = self.values.get("notes").and_then(Value::as_object);
-        let notes = notes.ok_or_else(|| wrong("lacks `notes`"))?;
-        let note =
-            |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
-        let notes: Option<_> = notes.iter().map(note).collect();
-        notes.ok_or_else(|| wrong("has notes that are no text"))
-    }
-}
-
-/// What a checkpoint's metadata says of its networks' configuration.
-pub(crate) fn model_words(entry: &str) -> Result<String> {
-    Entry::read(entry)?.words("model").map(str::to_owned)
-}
-
-fn wrong(what: &str) -> Error {
-    Error::Format(format!("its metadata {KEY} {what}"))
+/// The program's own entries, by their names.
+fn notes(entry: &CheckpointMetadata) -> Result<BTreeMap<String, String>> {
+    let notes = entry.values.get("notes").and_then(Value::as_object);
+    let notes = notes.ok_or_else(|| wrong("lacks `notes`"))?;
+    let note = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    let notes: Option<_> = notes.iter().map(note).collect();
+    notes.ok_or_else(|| wrong("has notes that are no text"))
 }
 
 /// Over every byte.

@@ -16,7 +16,7 @@ use super::proto::{
 };
 use super::tensor::Storage;
 use crate::error::{Error, Result, quote};
-use crate::formats::words;
+use crate::formats::metadata::CONFIG_KEY;
 
 pub(super) struct Graph {
     /// Of [`NodeProto`], in the model's order.
@@ -30,7 +30,7 @@ pub(super) struct Graph {
     pub known: RefCell<HashMap<String, Option<Known>>>,
     pub storage: Storage,
     /// What a model of our own says of itself.
-    pub config_words: Option<String>,
+    pub config_text: Option<String>,
 }
 
 /// What makes a value.
@@ -60,13 +60,13 @@ impl Graph {
             let ValueInfoProto { name, .. } = decode(&info)?;
             infos.insert(name, info);
         }
-        let mut config_words = None;
+        let mut config_text = None;
         for entry in &model.metadata_props {
             let entry: StringStringEntryProto = decode(entry)?;
-            config_words = (entry.key == words::KEY).then_some(entry.value).or(config_words);
+            config_text = (entry.key == CONFIG_KEY).then_some(entry.value).or(config_text);
         }
         let (nodes, known) = (graph.node, RefCell::default());
-        Ok(Self { nodes, makers, infos, effort, known, storage, config_words })
+        Ok(Self { nodes, makers, infos, effort, known, storage, config_text })
     }
 
     /// How many nodes there are.

@@ -44,7 +44,8 @@ use prost::bytes::Bytes;
 
 use self::graph::Graph;
 use self::grus::Grus;
-use super::{files, words};
+use super::files;
+use super::metadata::read_config;
 use crate::error::{Error, Result};
 use crate::formats::Cell;
 use crate::spec::config::{Bias, GruConfig, Layout, Update};
@@ -168,8 +169,8 @@ fn read_graph(graph: &Graph, options: &LoadOptions) -> Result<Model> {
     let first = nodes[0];
     let bias = if cells.iter().any(|cell| cell.bias_ih.is_some()) { Bias::Two } else { Bias::None };
     let config = first.config.clone().with_layers(nodes.len()).with_bias(bias);
-    let own = graph.config_words.as_deref();
-    let params = match own.and_then(|words| own_params(words, &config, &cells)) {
+    let own = graph.config_text.as_deref();
+    let params = match own.and_then(|text| own_params(text, &config, &cells)) {
         Some(params) => params,
         None => Params::from_cells(&config, &cells)?,
     };
@@ -186,8 +187,8 @@ fn read_graph(graph: &Graph, options: &LoadOptions) -> Result<Model> {
 
 /// A model of our own, as it was before it was put in ONNX's terms. `None` when the metadata tells of
 /// another model than the nodes are: then somebody changed it, and the nodes count.
-fn own_params(words: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
-    let (own, _) = words::read(words).ok()?;
+fn own_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
+    let (own, _) = read_config(text).ok()?;
     if write::expressed(&own).ok()? != *config {
         return None;
     }

@@ -13,7 +13,8 @@ use super::proto::{
     TypeProto, ValueInfoProto, attribute_type, data_type,
 };
 use crate::error::{Error, Result};
-use crate::formats::{Cell, files, words};
+use crate::formats::metadata::{CONFIG_KEY, write_config};
+use crate::formats::{Cell, files};
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::params::Params;
 
@@ -82,8 +83,8 @@ pub fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
         graph.add_layer(layer, cells);
     }
     graph.join_states();
-    let value = words::write(config, None);
-    let entry = StringStringEntryProto { key: words::KEY.to_owned(), value };
+    let value = write_config(config, None);
+    let entry = StringStringEntryProto { key: CONFIG_KEY.to_owned(), value };
     let model = ModelProto {
         ir_version: IR_VERSION,
         producer_name: env!("CARGO_PKG_NAME").to_owned(),

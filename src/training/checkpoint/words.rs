@@ -7,7 +7,7 @@ use std::fmt::Display;
 use super::Counters;
 use crate::error::{Error, Result};
 use crate::fingerprint::DataFingerprint;
-use crate::formats::words::{Pairs, word};
+use crate::formats::metadata::{KeyValues, word};
 use crate::model::network::Evaluation;
 use crate::spec::loss::Loss;
 use crate::spec::optimizer::{Adam, Clip, Optimizer, Schedule};
@@ -89,7 +89,7 @@ pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
 
 /// Back from [`write_learner`].
 pub(super) fn read_learner(words: &str) -> Result<LearnerConfig> {
-    let mut pairs = Pairs::new("training", words)?;
+    let mut pairs = KeyValues::parse("training", words)?;
     let loss = match pairs.named("loss", LOSSES)? {
         Kind::Huber => Loss::Huber { delta: pairs.number("delta")? },
         Kind::CrossEntropy => Loss::CrossEntropy { ignore: pairs.option("ignore")? },
@@ -128,7 +128,7 @@ pub(super) fn read_learner(words: &str) -> Result<LearnerConfig> {
     Ok(learner_config)
 }
 
-fn read_adam(pairs: &mut Pairs<'_>) -> Result<Adam> {
+fn read_adam(pairs: &mut KeyValues<'_>) -> Result<Adam> {
     Ok(Adam {
         beta1: pairs.number("beta1")?,
         beta2: pairs.number("beta2")?,
@@ -145,7 +145,7 @@ pub(super) fn write_trainer(trainer_config: &TrainerConfig) -> String {
 
 /// Back from [`write_trainer`].
 pub(super) fn read_trainer(words: &str) -> Result<TrainerConfig> {
-    let mut pairs = Pairs::new("regime", words)?;
+    let mut pairs = KeyValues::parse("regime", words)?;
     let trainer_config = TrainerConfig::new(pairs.number("epochs")?, pairs.number("batch")?)
         .with_seed(pairs.number("seed")?)
         .with_patience(pairs.option::<usize>("patience")?);
@@ -170,7 +170,7 @@ pub(super) fn write_counters(counters: &Counters) -> String {
 
 /// Back from [`write_counters`].
 pub(super) fn read_counters(words: &str) -> Result<Counters> {
-    let mut pairs = Pairs::new("position", words)?;
+    let mut pairs = KeyValues::parse("position", words)?;
     let steps = pairs.number("steps")?;
     let progress = Progress {
         epoch: pairs.number("epoch")?,
@@ -204,7 +204,7 @@ pub(super) fn write_data(data: &DataFingerprints) -> String {
 
 /// Back from [`write_data`].
 pub(super) fn read_data(words: &str) -> Result<DataFingerprints> {
-    let mut pairs = Pairs::new("data", words)?;
+    let mut pairs = KeyValues::parse("data", words)?;
     let data = DataFingerprints {
         train: DataFingerprint { count: pairs.number("train")?, hash: pairs.number("hash")? },
         valid: DataFingerprint { count: pairs.number("valid")?, hash: pairs.number("valid_hash")? },

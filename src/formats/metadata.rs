@@ -1,4 +1,4 @@
-//! What metadata of our own files says, as `key=value` words: here a configuration.
+//! The metadata of this library's own files: a configuration as `key=value` pairs of text.
 
 use std::str::FromStr;
 
@@ -6,11 +6,11 @@ use crate::error::{Error, Result, quote};
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::head::Readout;
 
-/// The key that holds a configuration.
-pub(super) const KEY: &str = "gru_wgpu.config";
+/// The metadata entry that holds a model's configuration.
+pub(super) const CONFIG_KEY: &str = "gru_wgpu.config";
 
-/// What [`write`] makes is shorter.
-const LONGEST: usize = 1000;
+/// More bytes than [`write_config`] or a checkpoint writes.
+const MAX_LEN: usize = 1000;
 
 const DIRECTIONS: &[(Direction, &str)] =
     &[(Direction::Forward, "forward"), (Direction::Reverse, "reverse"), (Direction::Both, "both")];
@@ -25,14 +25,14 @@ const ACTIVATIONS: &[(Activation, &str)] = &[
     (Activation::Identity, "identity"),
 ];
 
-const OVERS: &[(Readout, &str)] =
+const READOUTS: &[(Readout, &str)] =
     &[(Readout::EveryStep, "every-step"), (Readout::LastState, "last")];
 
 /// `input=3 hidden=5 layers=1 direction=forward reset=after update=keeps bias=two gate=sigmoid
-/// candidate=tanh dropout=0 zoneout=0`, and where there is a head what it reads, `head=last`.
-pub(crate) fn write(config: &GruConfig, readout: Option<Readout>) -> String {
+/// candidate=tanh dropout=0 zoneout=0`, and `head=last` or `head=every-step` where there is a head.
+pub(crate) fn write_config(config: &GruConfig, readout: Option<Readout>) -> String {
     let head =
-        readout.map_or_else(String::new, |readout| format!(" head={}", word(OVERS, readout)));
+        readout.map_or_else(String::new, |readout| format!(" head={}", word(READOUTS, readout)));
     format!(
         "input={} hidden={} layers={} direction={} reset={} update={} bias={} gate={} candidate={} \
          dropout={} zoneout={}{head}",
@@ -50,10 +50,13 @@ pub(crate) fn write(config: &GruConfig, readout: Option<Readout>) -> String {
     )
 }
 
-/// Back from [`write`]. Every word must be there, once, and known.
-pub(crate) fn read(words: &str) -> Result<(GruConfig, Option<Readout>)> {
-    let mut pairs = Pairs::new(KEY, words)?;
-    let readout = if pairs.has("head") { Some(pairs.named("head", OVERS)?) } else { None };
+/// Reads what [`write_config`] wrote. Every key must be there, once, and no other.
+///
+/// # Errors
+/// [`Error::Format`]; those of [`GruConfig::validate`].
+pub(crate) fn read_config(text: &str) -> Result<(GruConfig, Option<Readout>)> {
+    let mut pairs = KeyValues::parse(CONFIG_KEY, text)?;
+    let readout = if pairs.has("head") { Some(pairs.named("head", READOUTS)?) } else { None };
     let config = GruConfig::new(pairs.number("input")?, pairs.number("hidden")?)
         .with_layers(pairs.number("layers")?)
         .with_direction(pairs.named("direction", DIRECTIONS)?)
@@ -73,20 +76,20 @@ pub(crate) fn word<V: PartialEq>(vocabulary: &[(V, &'static str)], value: V) -> 
     found.expect("every value has its word").1
 }
 
-/// `key=value` words, taken one by one.
-pub(crate) struct Pairs<'a> {
-    /// What of the metadata they are, for messages.
+/// `key=value` pairs of text, taken one by one.
+pub(crate) struct KeyValues<'a> {
+    /// Which entry of the metadata they are, for messages.
     within: &'static str,
     pairs: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> Pairs<'a> {
-    pub fn new(within: &'static str, words: &'a str) -> Result<Self> {
+impl<'a> KeyValues<'a> {
+    pub fn parse(within: &'static str, text: &'a str) -> Result<Self> {
         let mut all = Self { within, pairs: Vec::new() };
-        if words.len() > LONGEST {
-            return Err(all.wrong(format!("has {} bytes", words.len())));
+        if text.len() > MAX_LEN {
+            return Err(all.wrong(format!("has {} bytes", text.len())));
         }
-        for word in words.split_whitespace() {
+        for word in text.split_whitespace() {
             let pair = word.split_once('=');
             let (key, value) =
                 pair.ok_or_else(|| all.wrong(format!("has the word {}", quote(word))))?;
@@ -156,9 +159,13 @@ mod tests {
                     let config = config.clone().with_layers(2).with_direction(direction);
                     let config = config.with_activations(gate, gate).with_dropout(0.1);
                     for readout in [None, Some(Readout::LastState), Some(Readout::EveryStep)] {
-                        let words = write(&config, readout);
-                        assert!(words.len() < LONGEST);
-                        assert_eq!(read(&words).unwrap(), (config.clone(), readout), "{words}");
+                        let text = write_config(&config, readout);
+                        assert!(text.len() < MAX_LEN);
+                        assert_eq!(
+                            read_config(&text).unwrap(),
+                            (config.clone(), readout),
+                            "{text}"
+                        );
                     }
                 }
             }
@@ -167,7 +174,7 @@ mod tests {
 
     #[test]
     fn other_words_are_refused() {
-        let words = write(&GruConfig::new(3, 5), Some(Readout::LastState));
+        let text = write_config(&GruConfig::new(3, 5), Some(Readout::LastState));
         for (from, to, expected) in [
             ("input=3", "", "lacks `input`"),
             ("input=3", "input=3 input=3", "has `input` twice"),
@@ -181,7 +188,7 @@ mod tests {
             ("layers=1", "layers=18446744073709551615", "overflows"),
             ("input=3", &"x".repeat(1000), "bytes"),
         ] {
-            let error = read(&words.replace(from, to)).unwrap_err().to_string();
+            let error = read_config(&text.replace(from, to)).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }
