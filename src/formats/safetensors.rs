@@ -20,7 +20,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::io::{self, Read, Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -117,7 +117,7 @@ fn read_source<S: Read + Seek>(source: Source<S>, options: &LoadOptions) -> Resu
 pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
     let config = write_config(params.layout().config(), None);
     let gru = params.iter().filter(|(name, _)| !is_of_head(name));
-    save_tensors(path.as_ref(), gru, Some((CONFIG_KEY, config)), |_| Ok(()))
+    save_tensors(path.as_ref(), gru, Some((CONFIG_KEY, config)))
 }
 
 /// Writes a network's parameters, which have a head, such that PyTorch's `load_state_dict` takes them for a
@@ -130,7 +130,7 @@ pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
     let layout = params.layout();
     let config = write_config(layout.config(), Some(layout.required_head()?.readout));
     let tensors = network_tensors("", layout, params.as_slice());
-    save_tensors(path.as_ref(), tensors, Some((CONFIG_KEY, config)), |_| Ok(()))
+    save_tensors(path.as_ref(), tensors, Some((CONFIG_KEY, config)))
 }
 
 /// Reads a network's parameters: what [`save_network`] wrote, also where its tensors were put under a prefix
@@ -190,22 +190,28 @@ pub(crate) fn network_tensors<'a>(
 /// [`Error::Io`].
 pub fn save_gradients(path: impl AsRef<Path>, gradients: &Gradients) -> Result<()> {
     let others = [("input", gradients.x.view().into_dyn()), ("h0", gradients.h0.view().into_dyn())];
-    save_tensors(path.as_ref(), gradients.params.iter().chain(others), None, |_| Ok(()))
+    save_tensors(path.as_ref(), gradients.params.iter().chain(others), None)
 }
 
-/// Writes a file of these tensors. Its metadata is one entry at most: several would come in another order in
-/// each file. `keep` is called on the file that is about to be replaced.
-pub(crate) fn save_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
+/// Writes a file of these tensors.
+fn save_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
     path: &Path,
     tensors: impl Iterator<Item = (N, ArrayViewD<'a, f32>)>,
     metadata: Option<(&str, String)>,
-    keep: impl FnOnce(&Path) -> io::Result<()>,
 ) -> Result<()> {
+    let file = serialize_tensors(tensors, metadata)?;
+    files::write_whole(path, |to| to.write_all(&file))
+}
+
+/// The bytes of a file of these tensors. Its metadata is one entry at most: several would come in another
+/// order in each file.
+pub(crate) fn serialize_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
+    tensors: impl Iterator<Item = (N, ArrayViewD<'a, f32>)>,
+    metadata: Option<(&str, String)>,
+) -> Result<Vec<u8>> {
     let tensors = tensors.map(|(name, array)| (name, Tensor::new(array)));
     let metadata = metadata.map(|(key, value)| HashMap::from([(key.to_owned(), value)]));
-    let file = safetensors::serialize(tensors, metadata)
-        .map_err(|error| Error::Format(error.to_string()))?;
-    files::replace_whole(path, |to| to.write_all(&file), keep)
+    safetensors::serialize(tensors, metadata).map_err(|error| Error::Format(error.to_string()))
 }
 
 /// An array as a file holds it: little-endian, row-major.

@@ -140,10 +140,19 @@ impl Network {
         batch: impl Into<Batch<'b>>,
         targets: impl Into<Targets<'t>>,
     ) -> Result<Evaluation> {
-        let (batch, targets) = (batch.into(), targets.into());
+        pollster::block_on(self.run_evaluate(loss, batch.into(), &targets.into(), Wait::Block))
+    }
+
+    pub(crate) async fn run_evaluate(
+        &self,
+        loss: &Loss,
+        batch: Batch<'_>,
+        targets: &Targets<'_>,
+        wait: Wait,
+    ) -> Result<Evaluation> {
         let shape = batch.check(self.gru.config())?;
-        let wanted = PreparedTargets::new(&self.head, loss, shape, batch.lengths, &targets, 1.0)?;
-        let mut outputs = self.forward(batch)?;
+        let wanted = PreparedTargets::new(&self.head, loss, shape, batch.lengths, targets, 1.0)?;
+        let mut outputs = self.run(batch, wait).await?;
         let outputs = outputs.as_slice_mut().expect("standard layout");
         let correct = wanted.correct(outputs);
         let loss = wanted.differentiate(loss, outputs);

@@ -1,4 +1,4 @@
-//! [`Checkpoint`]: all that a [`Trainer`] goes on from, in a file.
+//! [`Checkpoint`]: all that a [`Trainer`] goes on from, in a file or in memory.
 //!
 //! The tensors are those of the network under the names of `save_network`, and the same again under
 //! `first_moment.`, `second_moment.` and, once there was a validation, `best.`. One entry of the metadata
@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{Read, Seek};
+use std::io::{Cursor, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -16,13 +16,15 @@ use crate::fingerprint::Hash;
 use crate::formats::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata, VERSION, wrong};
 use crate::formats::files::{self, Source};
 use crate::formats::metadata::{read_config, write_config};
-use crate::formats::safetensors::{Tensors, network_tensors, save_tensors};
+use crate::formats::safetensors::{Tensors, network_tensors, serialize_tensors};
+use crate::gpu::transfer::Wait;
 use crate::model::device::Device;
 use crate::model::network::Evaluation;
 use crate::spec::optimizer::OptimizerState;
 use crate::spec::params::{ParamLayout, Params};
 use crate::training::learner::{Learner, LearnerConfig, LearnerState};
-use crate::training::trainer::{Best, DataFingerprints, Progress, Trainer, TrainerConfig};
+use crate::training::progress::{Best, DataFingerprints, Progress};
+use crate::training::trainer::{Trainer, TrainerConfig};
 
 mod words;
 
@@ -95,7 +97,7 @@ impl Counters {
 }
 
 impl Learner {
-    /// As [`Trainer::checkpoint`], of a loop of one's own that stands there in such a regime:
+    /// As [`Trainer::checkpoint`], of a loop of one's own that stands at `progress` with this configuration:
     /// [`Self::resume`] goes on from its state.
     ///
     /// # Errors
@@ -105,17 +107,31 @@ impl Learner {
         trainer_config: TrainerConfig,
         progress: Progress,
     ) -> Result<Checkpoint> {
+        pollster::block_on(self.run_checkpoint(trainer_config, progress, Wait::Block))
+    }
+
+    /// As [`Self::checkpoint`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub async fn checkpoint_async(
+        &mut self,
+        trainer_config: TrainerConfig,
+        progress: Progress,
+    ) -> Result<Checkpoint> {
+        self.run_checkpoint(trainer_config, progress, Wait::Async).await
+    }
+
+    async fn run_checkpoint(
+        &mut self,
+        trainer_config: TrainerConfig,
+        progress: Progress,
+        wait: Wait,
+    ) -> Result<Checkpoint> {
+        let state = self.run_state(wait).await?;
+        let learner_config = *self.config();
         let (best, data, notes) = (None, None, BTreeMap::new());
-        let state = self.state()?;
-        Ok(Checkpoint {
-            state,
-            learner_config: *self.config(),
-            trainer_config,
-            progress,
-            best,
-            data,
-            notes,
-        })
+        Ok(Checkpoint { state, learner_config, trainer_config, progress, best, data, notes })
     }
 }
 
@@ -125,12 +141,25 @@ impl Trainer {
     /// # Errors
     /// The device's own.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        let (trainer_config, progress) = (*self.config(), self.progress());
-        let (best, data) = (self.best().cloned(), self.data());
-        Ok(Checkpoint { best, data, ..self.learner().checkpoint(trainer_config, progress)? })
+        pollster::block_on(self.run_checkpoint(Wait::Block))
     }
 
-    /// Goes on from where [`Self::checkpoint`] was taken: over the same examples, and [`Self::run`] takes no
+    /// As [`Self::checkpoint`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub async fn checkpoint_async(&mut self) -> Result<Checkpoint> {
+        self.run_checkpoint(Wait::Async).await
+    }
+
+    async fn run_checkpoint(&mut self, wait: Wait) -> Result<Checkpoint> {
+        let (trainer_config, progress) = (*self.config(), self.progress());
+        let (best, data) = (self.best().cloned(), self.data());
+        let checkpoint = self.learner().run_checkpoint(trainer_config, progress, wait).await?;
+        Ok(Checkpoint { best, data, ..checkpoint })
+    }
+
+    /// Goes on from where [`Self::checkpoint`] was taken: over the same data sets, and [`Self::run`] takes no
     /// others, on the same device to the same bits as if it had not been interrupted. A run with
     /// [`RunOptions`](crate::RunOptions) of its own goes on by [`Learner::resume`], [`Learner::with_options`],
     /// [`Self::resume`] and [`Self::with_data`].
@@ -138,9 +167,17 @@ impl Trainer {
     /// # Errors
     /// As [`Learner::resume`] and [`Self::resume`].
     pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::from_checkpoint_async(checkpoint, device))
+    }
+
+    /// As [`Self::from_checkpoint`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::from_checkpoint`].
+    pub async fn from_checkpoint_async(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
         let Checkpoint { state, learner_config, trainer_config, progress, best, data, .. } =
             checkpoint;
-        let learner = Learner::resume(state, learner_config, device)?;
+        let learner = Learner::resume_async(state, learner_config, device).await?;
         Ok(Self::resume(learner, trainer_config, progress, best)?.with_data(data))
     }
 }
@@ -154,15 +191,31 @@ impl Checkpoint {
     /// [`Error::Io`]; [`Error::Shape`] or [`Error::ParameterLayout`] when the moments or the best network
     /// were replaced by those of another.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let bytes = self.to_bytes()?;
+        let keep_whole = |last: &Path| if Self::read(last).is_ok() { keep(last) } else { Ok(()) };
+        files::replace_whole(path.as_ref(), |to| to.write_all(&bytes), keep_whole)
+    }
+
+    /// The bytes of the file that [`Self::write`] writes, for wherever else they are kept.
+    ///
+    /// # Errors
+    /// As [`Self::write`], but for [`Error::Io`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let layout = self.state.params.layout();
         let networks = self.networks()?;
         let json = self.json()?;
         let entry = format!("{:016x} {json}", checksum(&json, layout, &networks));
         let tensors = PARENTS.iter().zip(networks);
         let tensors = tensors.flat_map(|(parent, flat)| network_tensors(parent, layout, flat));
-        save_tensors(path.as_ref(), tensors, Some((CHECKPOINT_KEY, entry)), |last| {
-            if Self::read(last).is_ok() { keep(last) } else { Ok(()) }
-        })
+        serialize_tensors(tensors, Some((CHECKPOINT_KEY, entry)))
+    }
+
+    /// Reads what [`Self::to_bytes`] gave, or the bytes of a file.
+    ///
+    /// # Errors
+    /// As [`Self::read`], but for [`Error::Io`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::read_from(Cursor::new(bytes))
     }
 
     /// Reads one.

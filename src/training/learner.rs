@@ -155,6 +155,9 @@ pub struct Learner {
     /// An update was begun on the device and not brought to its end.
     broken: bool,
     place: Place,
+    /// How often its whole state was taken.
+    #[cfg(test)]
+    pub(super) states: usize,
 }
 
 #[derive(Debug)]
@@ -233,6 +236,8 @@ impl Learner {
             short: Vec::new(),
             broken: false,
             place,
+            #[cfg(test)]
+            states: 0,
         })
     }
 
@@ -286,7 +291,7 @@ impl Learner {
         self.run_step(batch.into(), &targets.into(), Wait::Async).await
     }
 
-    async fn run_step(
+    pub(super) async fn run_step(
         &mut self,
         batch: Batch<'_>,
         targets: &Targets<'_>,
@@ -330,7 +335,7 @@ impl Learner {
         self.run_flush(Wait::Async).await
     }
 
-    async fn run_flush(&mut self, wait: Wait) -> Result<()> {
+    pub(super) async fn run_flush(&mut self, wait: Wait) -> Result<()> {
         match std::mem::take(&mut self.gathered) {
             0 => Ok(()),
             gathered => {
@@ -410,7 +415,7 @@ impl Learner {
         self.run_metrics(Wait::Async).await
     }
 
-    async fn run_metrics(&mut self, wait: Wait) -> Result<Vec<StepMetrics>> {
+    pub(super) async fn run_metrics(&mut self, wait: Wait) -> Result<Vec<StepMetrics>> {
         self.collect(wait).await?;
         Ok(std::mem::take(&mut self.reports))
     }
@@ -443,6 +448,27 @@ impl Learner {
         self.network.evaluate(&self.config.loss, batch, targets)
     }
 
+    /// As [`Self::evaluate`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub async fn evaluate_async<'b, 't>(
+        &self,
+        batch: impl Into<Batch<'b>>,
+        targets: impl Into<Targets<'t>>,
+    ) -> Result<Evaluation> {
+        self.run_evaluate(batch.into(), &targets.into(), Wait::Async).await
+    }
+
+    pub(super) async fn run_evaluate(
+        &self,
+        batch: Batch<'_>,
+        targets: &Targets<'_>,
+        wait: Wait,
+    ) -> Result<Evaluation> {
+        self.network.run_evaluate(&self.config.loss, batch, targets, wait).await
+    }
+
     /// Waits for all that was queued and takes the parameters alone: less comes down than for
     /// [`Self::state`]. Batches of an update that is not yet full are not in them.
     ///
@@ -460,7 +486,7 @@ impl Learner {
         self.run_params(Wait::Async).await
     }
 
-    async fn run_params(&mut self, wait: Wait) -> Result<Params> {
+    pub(super) async fn run_params(&mut self, wait: Wait) -> Result<Params> {
         // What an update that is not finite was to make of them is not in them either.
         self.collect(wait).await?;
         match &mut self.place {
@@ -489,7 +515,11 @@ impl Learner {
         self.run_state(Wait::Async).await
     }
 
-    async fn run_state(&mut self, wait: Wait) -> Result<LearnerState> {
+    pub(super) async fn run_state(&mut self, wait: Wait) -> Result<LearnerState> {
+        #[cfg(test)]
+        {
+            self.states += 1;
+        }
         // An update that is not finite is no update: the count is right after this.
         self.collect(wait).await?;
         let steps = self.updates;
