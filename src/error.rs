@@ -390,7 +390,7 @@ fn describe_choice(of: &str, asked: Option<&str>, found: &[String], by: &str) ->
 }
 
 /// Text from a file as it may appear in a message: on one line, no longer than can be read.
-pub fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     const LONGEST: usize = 120;
     let mut escaped = String::new();
     for c in text.chars().take(LONGEST) {

@@ -104,7 +104,7 @@ pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32
 ///
 /// # Errors
 /// [`Error::Io`], also where `path` is something else than a file: a folder, a pipe, a device.
-pub fn write_whole(
+pub(crate) fn write_whole(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
 ) -> Result<()> {
@@ -151,5 +151,25 @@ pub(crate) fn target_of(path: &Path) -> io::Result<PathBuf> {
     match std::fs::metadata(&target)?.is_file() {
         true => Ok(target),
         false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_fails_leaves_nothing_and_keeps_what_was_there() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("kept");
+        std::fs::write(&path, "before").unwrap();
+        let failed = write_whole(&path, |to| {
+            to.write_all(b"half")?;
+            Err(io::Error::other("full"))
+        });
+        let error = failed.unwrap_err().to_string();
+        assert!(error.contains("cannot be written: full"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "before");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

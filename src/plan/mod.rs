@@ -27,7 +27,6 @@ mod steps;
 mod tiles;
 mod update;
 
-pub use display::{format_si, format_sig3};
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
 pub(crate) use planner::recomputed_at_once;

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use chrono::NaiveDate;
 
-use gru_wgpu::formats::quote;
-
-use crate::ui::output::{log, quote_path};
+use crate::ui::output::{log, quote, quote_path};
 
 /// Cells that mean "no value", whatever their case.
 const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];

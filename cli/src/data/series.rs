@@ -5,10 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use chrono::{Datelike, NaiveDate};
 
-use gru_wgpu::formats::quote;
-
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
-use crate::ui::output::{log, quote_path};
+use crate::ui::output::{log, quote, quote_path};
 
 /// What to do about a cell that is no number.
 const ADVICE: &str = "leave the cell empty where a value is missing, or name the word that means so with \

@@ -6,12 +6,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use gru_wgpu::Target;
-use gru_wgpu::formats::quote;
 use ndarray::Array2;
 
 use crate::commands::train::config::{Feature, Task};
 use crate::data::csv_table::{CsvOptions, CsvRow, CsvTable};
-use crate::ui::output::{log, quote_path};
+use crate::ui::output::{log, quote, quote_path};
 
 /// What to do about a cell that the model cannot be shown.
 pub struct Advice {
