@@ -2,8 +2,10 @@
 
 pub mod baselines;
 pub mod csv_table;
+pub mod features;
 pub mod holdout;
 pub mod model_file;
+pub mod sequences;
 pub mod series;
 pub mod table;
 pub mod windows;

@@ -2,13 +2,66 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use gru_wgpu::{DataFingerprint, Dataset, TrainingBatch};
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2};
+use serde::{Deserialize, Serialize};
 
+use crate::ui::arguments::{at_least_one, fraction};
 use crate::ui::output::warn;
 
 /// A forecast so many usual changes away from the last value is not to be believed.
 const FAR: f64 = 1e6;
+
+/// How a series is cut.
+#[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowSizes {
+    /// Rows that a window shows the model.
+    #[arg(long, value_name = "ROWS", default_value_t = 104, value_parser = at_least_one)]
+    pub input: usize,
+    /// Rows to forecast.
+    #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
+    pub horizon: usize,
+    /// Rows of a season, for the baselines.
+    #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
+    pub season: usize,
+    /// The share of the series held out at its end.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = fraction)]
+    pub holdout: f64,
+}
+
+/// Where the held-out part of a series starts, and the origins of the windows on either side.
+pub struct WindowSplit {
+    /// The first row of the held-out part.
+    pub row: usize,
+    pub training: Vec<usize>,
+    pub testing: Vec<usize>,
+}
+
+impl WindowSplit {
+    /// Of a series of so many rows.
+    pub fn new(sizes: &WindowSizes, rows: usize) -> Result<Self> {
+        let WindowSizes { input, horizon, season, holdout } = *sizes;
+        let row = ((1.0 - holdout) * rows as f64).round() as usize;
+        let training: Vec<_> = origins(input, horizon, 0, row).collect();
+        let testing: Vec<_> = origins(input, horizon, row, rows).collect();
+        if training.is_empty() || testing.is_empty() {
+            bail!(
+                "{rows} rows are too few: the first {row} must hold a window of {input} + {horizon} \
+                 rows (--input, --horizon), and the {} held out (--holdout) at least {horizon}",
+                rows - row
+            );
+        }
+        ensure!(
+            season < testing[0],
+            "a season of {season} rows (--season) leaves nothing before the held-out part, which \
+             starts after {} rows",
+            testing[0]
+        );
+        Ok(Self { row, training, testing })
+    }
+}
 
 /// Windows of a series: `input` values of every column in, `horizon` values of the first one to be
 /// forecast. A window is named by its origin, the index of its first target.
@@ -105,6 +158,36 @@ impl<'a> Windows<'a> {
             }
         }
         Ok(forecasts)
+    }
+}
+
+/// Some of a series' windows as examples. They are made batch by batch: as a list of examples they would
+/// take the series' memory as many times as a window has rows.
+pub struct WindowSet<'a> {
+    pub windows: Windows<'a>,
+    pub origins: &'a [usize],
+}
+
+impl Dataset for WindowSet<'_> {
+    fn len(&self) -> usize {
+        self.origins.len()
+    }
+
+    fn steps(&self, _: usize) -> usize {
+        self.windows.input
+    }
+
+    fn batch(&self, examples: &[usize]) -> gru_wgpu::Result<TrainingBatch> {
+        let origins: Vec<_> = examples.iter().map(|&index| self.origins[index]).collect();
+        Ok(TrainingBatch::new(self.windows.inputs(&origins), self.windows.targets(&origins)))
+    }
+
+    fn fingerprint(&self) -> DataFingerprint {
+        let Windows { columns, input, horizon, scales } = &self.windows;
+        let sizes = [columns.len(), *input, *horizon].map(|size| size as u64);
+        let origins = self.origins.iter().map(|&origin| origin as u64);
+        let numbers = columns.iter().flatten().chain(scales).map(|number| number.to_bits());
+        DataFingerprint::of_numbers(self.len(), sizes.into_iter().chain(origins).chain(numbers))
     }
 }
 
