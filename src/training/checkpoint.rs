@@ -31,9 +31,9 @@ mod words;
 /// What stands in front of the names of each of the networks that are in the file.
 const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 
-/// All that a [`Trainer`] goes on from: the parameters, the optimiser's moments and its count of updates
-/// (which the schedule goes by), the seed and the place in the epoch (which the order of the examples and
-/// what dropout draws follow from), and what did best on validation.
+/// All that a [`Trainer`] goes on from: the parameters, the optimizer's moments and its count of updates
+/// (which the schedule goes by), the seed and the progress in the epoch (which the order of the examples and
+/// the random numbers of dropout follow from), and the network that did best on validation.
 ///
 /// ```
 /// use gru_wgpu::{
@@ -59,7 +59,7 @@ const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Checkpoint {
-    /// The parameters and the optimiser's moments.
+    /// The parameters and the optimizer's moments.
     pub state: LearnerState,
     /// How they are trained.
     pub learner_config: LearnerConfig,
@@ -67,9 +67,9 @@ pub struct Checkpoint {
     pub trainer_config: TrainerConfig,
     /// Where the run stood.
     pub progress: Progress,
-    /// What did best on validation so far.
+    /// The network that did best on validation so far.
     pub best: Option<Best>,
-    /// What it was trained and validated on, once it was.
+    /// Which data sets it was trained and validated on, once it was.
     pub data: Option<DataFingerprints>,
     /// Whatever the program wants to find again, by names of its own.
     pub notes: BTreeMap<String, String>,
@@ -283,9 +283,9 @@ impl Checkpoint {
         let mut entries = json!({
             "version": VERSION,
             "model": model,
-            "training": words::write_learner(&self.learner_config),
-            "regime": words::write_trainer(&self.trainer_config),
-            "position": words::write_counters(&counters),
+            "learner": words::write_learner(&self.learner_config),
+            "trainer": words::write_trainer(&self.trainer_config),
+            "progress": words::write_counters(&counters),
             "notes": self.notes,
         });
         if let Some(data) = &self.data {
@@ -303,9 +303,9 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
         )
     })?;
     let entry = CheckpointMetadata::parse(entry)?;
-    let learner_config = words::read_learner(entry.text("training")?)?;
-    let trainer_config = words::read_trainer(entry.text("regime")?)?;
-    let counters = words::read_counters(entry.text("position")?)?;
+    let learner_config = words::read_learner(entry.text("learner")?)?;
+    let trainer_config = words::read_trainer(entry.text("trainer")?)?;
+    let counters = words::read_counters(entry.text("progress")?)?;
     let has_data = entry.values.contains_key("data");
     let data = has_data.then(|| words::read_data(entry.text("data")?)).transpose()?;
     let (config, over) = read_config(entry.model()?)?;

@@ -216,7 +216,90 @@ fn scale(values: &[f64], origins: Range<usize>, horizon: usize) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
+    use gru_wgpu::{
+        Device, Event, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Order,
+        ParamLayout, Params, StopReason, Trainer, TrainerConfig,
+    };
+
     use super::*;
+
+    fn trainer() -> Trainer {
+        let layout = ParamLayout::with_head(&GruConfig::new(1, 6), Head::last(3)).expect("small");
+        let params = Params::init_of(layout, Init::Uniform, 5).expect("small");
+        let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.02);
+        let learner = Learner::new(params, config, &Device::cpu()).expect("small");
+        let config = TrainerConfig::new(8, 4).with_seed(5).with_order(Order::Shuffled);
+        Trainer::new(learner, config).expect("small")
+    }
+
+    /// On a wave the loss falls far, and by the GRU's learning, not the head's alone. A run that is ended at
+    /// any event goes on from a checkpoint to the same bits.
+    #[test]
+    fn training_lowers_the_loss_moves_both_parts_and_goes_on_from_anywhere() {
+        let columns = [(0..200).map(|i| (f64::from(i) * 0.7).sin()).collect()];
+        let origins: Vec<usize> = origins(12, 3, 0, 200).collect();
+        let set = |origins| WindowSet {
+            windows: Windows::new(&columns, 200, 12, 3).expect("a wave"),
+            origins,
+        };
+        let (train, valid) = (set(&origins), set(&[]));
+        let mut model = trainer();
+        let before = model.checkpoint().expect("on the CPU").state.params;
+        let (mut losses, mut events) = (Vec::new(), 0);
+        let ended = model.run(&train, &valid, |model, event| {
+            events += 1;
+            if let Event::Epoch { loss, .. } = event {
+                losses.push(*loss);
+                assert_eq!(model.progress().examples, 0);
+            }
+            Ok(ControlFlow::Continue(()))
+        });
+        assert_eq!((ended.expect("trains"), losses.len()), (StopReason::Completed, 8));
+        assert!(losses[7] < 0.2 * losses[0], "{losses:?}");
+        let whole = model.checkpoint().expect("on the CPU");
+        let params = |of: &Params| of.as_slice().to_vec();
+        let (before, after) = (params(&before), params(&whole.state.params));
+        // The flat buffer has gaps between its parts.
+        let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
+        assert_eq!(moved, whole.state.params.layout().parameter_count());
+
+        for stop in [1, 3, 4, 5, events - 2] {
+            let (mut model, mut heard) = (trainer(), 0);
+            let ended = model.run(&train, &valid, |_, _| {
+                heard += 1;
+                Ok(if heard == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            });
+            assert_eq!(ended.expect("trains"), StopReason::Requested);
+            let checkpoint = model.checkpoint().expect("on the CPU");
+            let mut model = Trainer::from_checkpoint(checkpoint, &Device::cpu()).expect("small");
+            let go_on = model.run(&train, &valid, |_, _| Ok(ControlFlow::Continue(())));
+            assert_eq!(go_on.expect("trains"), StopReason::Completed);
+            assert!(model.checkpoint().expect("on the CPU") == whole, "ended at event {stop}");
+        }
+    }
+
+    /// A run that goes on is refused another series, other windows of it and other scales.
+    #[test]
+    fn sets_of_other_windows_have_other_fingerprints() {
+        let columns = [vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0]];
+        let other = [vec![1.0, 2.0, 4.0, 8.0, 16.0, 33.0]];
+        let of = |columns, origins, input, scale| {
+            let windows = Windows::scaled(columns, input, 1, vec![scale]);
+            WindowSet { windows, origins }.fingerprint()
+        };
+        let same = of(&columns, &[3, 4], 2, 1.0);
+        assert_eq!((same, same.count), (of(&columns, &[3, 4], 2, 1.0), 2));
+        for another in [
+            of(&other, &[3, 4], 2, 1.0),
+            of(&columns, &[3, 5], 2, 1.0),
+            of(&columns, &[3, 4], 3, 1.0),
+            of(&columns, &[3, 4], 2, 2.0),
+        ] {
+            assert_ne!(another, same);
+        }
+    }
 
     #[test]
     fn the_scale_is_the_usual_change_whatever_the_unit() {

@@ -93,7 +93,7 @@ pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
 
 /// Back from [`write_learner`].
 pub(super) fn read_learner(words: &str) -> Result<LearnerConfig> {
-    let mut pairs = KeyValues::parse("training", words)?;
+    let mut pairs = KeyValues::parse("learner", words)?;
     let loss = match pairs.named("loss", LOSSES)? {
         Kind::Huber => Loss::Huber { delta: pairs.number("delta")? },
         Kind::CrossEntropy => Loss::CrossEntropy { ignore: pairs.option("ignore")? },
@@ -150,7 +150,7 @@ pub(super) fn write_trainer(trainer_config: &TrainerConfig) -> String {
 
 /// Back from [`write_trainer`].
 pub(super) fn read_trainer(words: &str) -> Result<TrainerConfig> {
-    let mut pairs = KeyValues::parse("regime", words)?;
+    let mut pairs = KeyValues::parse("trainer", words)?;
     let trainer_config = TrainerConfig::new(pairs.number("epochs")?, pairs.number("batch")?)
         .with_seed(pairs.number("seed")?)
         .with_patience(pairs.option::<usize>("patience")?)
@@ -177,7 +177,7 @@ pub(super) fn write_counters(counters: &Counters) -> String {
 
 /// Back from [`write_counters`].
 pub(super) fn read_counters(words: &str) -> Result<Counters> {
-    let mut pairs = KeyValues::parse("position", words)?;
+    let mut pairs = KeyValues::parse("progress", words)?;
     let steps = pairs.number("steps")?;
     let progress = Progress {
         epoch: pairs.number("epoch")?,
@@ -198,7 +198,7 @@ pub(super) fn read_counters(words: &str) -> Result<Counters> {
     if counters.are_possible() {
         return Ok(counters);
     }
-    Err(Error::Format("its metadata position is none that a run can come to".to_owned()))
+    Err(Error::Format("its metadata progress is none that a run can come to".to_owned()))
 }
 
 /// `train=150 hash=123 valid=50 valid_hash=456`
@@ -294,7 +294,7 @@ mod tests {
         let words = write_learner(&LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.1));
         for (from, to, expected) in [
             ("rate=1e-1", "rate=NaN", "learning rate is NaN"),
-            ("rate=1e-1", "", "its metadata training lacks `rate`"),
+            ("rate=1e-1", "", "its metadata learner lacks `rate`"),
             ("beta1=9e-1", "beta1=x", "has `x` for `beta1`"),
             ("loss=mean-squared", "loss=mean-squared delta=1", "has `delta`, which is unknown"),
             ("clip=none", "clip=norm", "lacks `bound`"),

@@ -39,6 +39,9 @@ impl SequenceRun {
     }
 }
 
+/// The tables are taken, and the run borrows nothing of them.
+const _: fn(TrainConfig, SequenceSplit) -> Result<SequenceRun> = SequenceRun::new;
+
 impl TrainingRun for SequenceRun {
     type Config = TrainConfig;
     type Settings = TrainSettings;
