@@ -225,11 +225,11 @@ pub use spec::options::{Recurrence, RunOptions};
 pub use spec::params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 #[cfg(feature = "safetensors")]
 pub use training::checkpoint::Checkpoint;
-pub use training::dataset::{Example, Target};
+pub use training::dataset::{Dataset, Example, Target, TargetArray, TrainingBatch};
 pub use training::learner::{Learner, LearnerConfig, LearnerState, LossGradient, StepMetrics};
-pub use training::trainer::{
-    Best, DataFingerprints, Event, Progress, StopReason, Trainer, TrainerConfig,
-};
+pub use training::progress::{Best, DataFingerprints, Event, Progress, StopReason};
+pub use training::sampler::Order;
+pub use training::trainer::{Trainer, TrainerConfig};
 pub use wgpu;
 
 /// README's example is a test.

@@ -165,6 +165,51 @@ fn odd_numbers_and_notes_come_back() {
 }
 
 #[test]
+fn a_checkpoint_goes_through_memory_as_through_a_file() {
+    let checkpoint = checkpoint();
+    let (_folder, path) = place();
+    checkpoint.write(&path).unwrap();
+    let bytes = checkpoint.to_bytes().unwrap();
+    assert!(bytes == fs::read(&path).unwrap());
+    assert_same(&Checkpoint::from_bytes(&bytes).unwrap(), &checkpoint);
+    for cut in [&bytes[..bytes.len() - 1], &bytes[..9], &[]] {
+        assert!(matches!(Checkpoint::from_bytes(cut), Err(Error::Format(_))));
+    }
+    let mut changed = bytes;
+    *changed.last_mut().unwrap() ^= 1;
+    let error = Checkpoint::from_bytes(&changed).unwrap_err().to_string();
+    assert!(error.contains("the checksum is another"), "{error}");
+}
+
+/// A caller that cannot wait takes, keeps and goes on from the same bits.
+#[test]
+fn checkpoints_are_the_same_where_blocking_is_not_possible() {
+    let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
+    for device in devices() {
+        let mut whole = trainer(regime(), &device);
+        let stop = |event: &Event<'_>| {
+            Ok(match event {
+                Event::Validating(_) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            })
+        };
+        whole.run(&train, &valid, |_, event| stop(event)).unwrap();
+        pollster::block_on(async {
+            let mut now = trainer(regime(), &device);
+            now.run_async(&train, &valid, async |_: &mut Trainer, event: &Event<'_>| stop(event))
+                .await
+                .unwrap();
+            let checkpoint = now.checkpoint_async().await.unwrap();
+            assert_same(&checkpoint, &whole.checkpoint().unwrap());
+            let own = now.learner().checkpoint_async(regime(), checkpoint.progress).await.unwrap();
+            assert_eq!(own.state, checkpoint.state);
+            let mut again = Trainer::from_checkpoint_async(checkpoint, &device).await.unwrap();
+            assert_same(&again.checkpoint().unwrap(), &now.checkpoint().unwrap());
+        });
+    }
+}
+
+#[test]
 fn what_does_not_belong_together_is_not_written() {
     let (_folder, path) = place();
     let mut short = checkpoint();

@@ -411,3 +411,86 @@ fn what_a_bad_change_of_settings_leaves_is_told() {
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert_eq!(told.matches("warning: the run goes on, but was not saved").count(), 1, "{told}");
 }
+
+/// The last checkpoint has the model, too.
+#[test]
+fn a_model_that_was_deleted_is_predicted_with_all_the_same() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "classify", &["--epochs", "3"]));
+    let series: String = (0..160).map(|i| format!("{:.4}\n", f64::from(i).sin())).collect();
+    fs::write(path.join("series.csv"), format!("value\n{series}")).unwrap();
+    let sizes = ["--input", "16", "--horizon", "5", "--season", "8", "--epochs", "2"];
+    let forecast = ["forecast", "series.csv", "--run", "series", "--device", "cpu"];
+    succeeded(path, &[&forecast[..], &sizes].concat());
+    for (command, run, csv) in [("train", "run", "train.csv"), ("forecast", "series", "series.csv")]
+    {
+        let predict = ["predict", run, csv, "--device", "cpu"];
+        let (expected, _) = succeeded(path, &predict);
+        let model = path.join(run).join("model.safetensors");
+        let bytes = fs::read(&model).unwrap();
+        fs::remove_file(&model).unwrap();
+        let (rows, told) = succeeded(path, &predict);
+        assert_eq!(rows, expected, "{command}");
+        let missing = format!("`{run}/model.safetensors` is missing: the model is taken from the");
+        let again = format!("`gru {command} --resume {run}` writes it again");
+        assert!(told.contains(&missing) && told.contains(&again), "{told}");
+        succeeded(path, &[command, "--resume", run, "--device", "cpu"]);
+        assert!(bytes == fs::read(&model).unwrap(), "{command}");
+
+        fs::remove_file(&model).unwrap();
+        for name in ["checkpoint.safetensors", "checkpoint.safetensors.before"] {
+            let _ = fs::remove_file(path.join(run).join(name));
+        }
+        let words = [&*format!("`{run}` holds no model yet: none of its epochs is over")];
+        assert_refused(path, &predict, &words);
+    }
+}
+
+/// Neither the data nor what a run keeps, by whatever name.
+#[test]
+fn no_run_and_no_prediction_overwrites_what_it_reads_or_a_run_keeps() {
+    let directory = folder_with(&[("train.csv", &table(0..40)), ("tt.csv", &table(40..60))]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "classify", &["--epochs", "1"]));
+    fs::hard_link(path.join("tt.csv"), path.join("hard.csv")).unwrap();
+    let mut names = vec!["tt.csv", "./tt.csv", "run/../tt.csv", "hard.csv"];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("tt.csv", path.join("soft.csv")).unwrap();
+        std::os::unix::fs::symlink("run/metrics.csv", path.join("kept.csv")).unwrap();
+        names.extend(["soft.csv", "kept.csv"]);
+    }
+    names.extend(["run/metrics.csv", "run/classes.csv"]);
+    let files = ["tt.csv", "run/metrics.csv", "run/classes.csv", "run/config.toml"];
+    let read = || files.map(|name| fs::read(path.join(name)).unwrap());
+    let before = read();
+    for name in names {
+        let predict = ["predict", "run", "tt.csv", "--device", "cpu", "--output", name];
+        assert_refused(path, &predict, &["it would be overwritten"]);
+        assert!(before == read(), "{name}");
+    }
+    succeeded(path, &["predict", "run", "tt.csv", "--device", "cpu", "--output", "run/new.csv"]);
+    fs::remove_file(path.join("run/new.csv")).unwrap();
+
+    // Its own data, which a new run in its folder would take away before it reads them again.
+    let words = ["`run/classes.csv` is a file of the run in `run`; it would be overwritten"];
+    let again = ["--force", "--run", "run"];
+    assert_refused(path, &train("run/classes.csv", "classify", &again), &words);
+    let valid = [&again[..], &["--valid", "run/classes.csv"]].concat();
+    assert_refused(path, &train("train.csv", "classify", &valid), &words);
+    let forecast = ["forecast", "run/classes.csv", "--device", "cpu"];
+    assert_refused(path, &[&forecast[..], &again].concat(), &words);
+    assert!(before == read());
+    fs::rename(path.join("train.csv"), path.join("run/classes.csv")).unwrap();
+    let words = ["run/classes.csv` is a file of the run in `run`; it would be overwritten"];
+    assert_refused(path, &resume("run", &["run/classes.csv"]), &words);
+    assert!(fs::read(path.join("run/classes.csv")).unwrap() == table(0..40).into_bytes());
+
+    // Pictures over their own data, or over a run's.
+    fs::rename(path.join("run/classes.csv"), path.join("forecast.svg")).unwrap();
+    let forecast = ["forecast", "forecast.svg", "--device", "cpu"];
+    assert_refused(path, &forecast, &["`forecast.svg` is named twice; it would be overwritten"]);
+    let forecast = ["forecast", "tt.csv", "--device", "cpu", "--output", "run"];
+    assert_refused(path, &forecast, &["`run/forecast.svg` is a file of the run in `run`"]);
+}

@@ -20,7 +20,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::io::{self, Read, Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -254,17 +254,6 @@ pub(crate) fn encode_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
     let tensors = tensors.map(|(name, array)| (name, Tensor::new(array)));
     let metadata = metadata.map(|(key, value)| HashMap::from([(key.to_owned(), value)]));
     safetensors::serialize(tensors, metadata).map_err(|error| Error::Format(error.to_string()))
-}
-
-/// Writes a file of these tensors. `keep` is called on the file that is about to be replaced.
-pub(crate) fn save_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
-    path: &Path,
-    tensors: impl Iterator<Item = (N, ArrayViewD<'a, f32>)>,
-    metadata: Option<(&str, String)>,
-    keep: impl FnOnce(&Path) -> io::Result<()>,
-) -> Result<()> {
-    let file = encode_tensors(tensors, metadata)?;
-    files::replace_whole(path, |to| to.write_all(&file), keep)
 }
 
 /// An array as a file holds it: little-endian, row-major.

@@ -1,4 +1,4 @@
-//! [`Checkpoint`]: all that a [`Trainer`] goes on from, in a file.
+//! [`Checkpoint`]: all that a [`Trainer`] goes on from, in a file or in memory.
 //!
 //! The tensors are those of the network under the names of `save_network`, and the same again under
 //! `first_moment.`, `second_moment.` and, once there was a validation, `best.`. One entry of the metadata
@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{Read, Seek};
+use std::io::{Cursor, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -16,22 +16,24 @@ use crate::fingerprint::Hash;
 use crate::formats::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata, VERSION, wrong};
 use crate::formats::files::{self, Source};
 use crate::formats::metadata::{read_config, write_config};
-use crate::formats::safetensors::{Tensors, network_tensors, save_tensors};
+use crate::formats::safetensors::{Tensors, encode_tensors, network_tensors};
+use crate::gpu::transfer::Wait;
 use crate::model::device::Device;
 use crate::model::network::Evaluation;
 use crate::spec::optimizer::OptimizerState;
 use crate::spec::params::{ParamLayout, Params};
 use crate::training::learner::{Learner, LearnerConfig, LearnerState};
-use crate::training::trainer::{Best, DataFingerprints, Progress, Trainer, TrainerConfig};
+use crate::training::progress::{Best, DataFingerprints, Progress};
+use crate::training::trainer::{Trainer, TrainerConfig};
 
 mod words;
 
 /// What stands in front of the names of each of the networks that are in the file.
 const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 
-/// All that a [`Trainer`] goes on from: the parameters, the optimiser's moments and its count of updates
-/// (which the schedule goes by), the seed and the place in the epoch (which the order of the examples and
-/// what dropout draws follow from), and what did best on validation.
+/// All that a [`Trainer`] goes on from: the parameters, the optimizer's moments and its count of updates
+/// (which the schedule goes by), the seed and the progress in the epoch (which the order of the examples and
+/// the random numbers of dropout follow from), and the network that did best on validation.
 ///
 /// ```
 /// use gru_wgpu::{
@@ -57,7 +59,7 @@ const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Checkpoint {
-    /// The parameters and the optimiser's moments.
+    /// The parameters and the optimizer's moments.
     pub state: LearnerState,
     /// How they are trained.
     pub learner_config: LearnerConfig,
@@ -65,9 +67,9 @@ pub struct Checkpoint {
     pub trainer_config: TrainerConfig,
     /// Where the run stood.
     pub progress: Progress,
-    /// What did best on validation so far.
+    /// The network that did best on validation so far.
     pub best: Option<Best>,
-    /// What it was trained and validated on, once it was.
+    /// Which data sets it was trained and validated on, once it was.
     pub data: Option<DataFingerprints>,
     /// Whatever the program wants to find again, by names of its own.
     pub notes: BTreeMap<String, String>,
@@ -95,7 +97,7 @@ impl Counters {
 }
 
 impl Learner {
-    /// As [`Trainer::checkpoint`], of a loop of one's own that stands there in such a regime:
+    /// As [`Trainer::checkpoint`], of a loop of one's own that stands at `progress` with this configuration:
     /// [`Self::resume`] goes on from its state.
     ///
     /// # Errors
@@ -105,17 +107,31 @@ impl Learner {
         trainer_config: TrainerConfig,
         progress: Progress,
     ) -> Result<Checkpoint> {
+        pollster::block_on(self.run_checkpoint(trainer_config, progress, Wait::Block))
+    }
+
+    /// As [`Self::checkpoint`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub async fn checkpoint_async(
+        &mut self,
+        trainer_config: TrainerConfig,
+        progress: Progress,
+    ) -> Result<Checkpoint> {
+        self.run_checkpoint(trainer_config, progress, Wait::Async).await
+    }
+
+    async fn run_checkpoint(
+        &mut self,
+        trainer_config: TrainerConfig,
+        progress: Progress,
+        wait: Wait,
+    ) -> Result<Checkpoint> {
+        let state = self.run_state(wait).await?;
+        let learner_config = *self.config();
         let (best, data, notes) = (None, None, BTreeMap::new());
-        let state = self.state()?;
-        Ok(Checkpoint {
-            state,
-            learner_config: *self.config(),
-            trainer_config,
-            progress,
-            best,
-            data,
-            notes,
-        })
+        Ok(Checkpoint { state, learner_config, trainer_config, progress, best, data, notes })
     }
 }
 
@@ -125,12 +141,25 @@ impl Trainer {
     /// # Errors
     /// The device's own.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        let (trainer_config, progress) = (*self.config(), self.progress());
-        let (best, data) = (self.best().cloned(), self.data());
-        Ok(Checkpoint { best, data, ..self.learner().checkpoint(trainer_config, progress)? })
+        pollster::block_on(self.run_checkpoint(Wait::Block))
     }
 
-    /// Goes on from where [`Self::checkpoint`] was taken: over the same examples, and [`Self::run`] takes no
+    /// As [`Self::checkpoint`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub async fn checkpoint_async(&mut self) -> Result<Checkpoint> {
+        self.run_checkpoint(Wait::Async).await
+    }
+
+    async fn run_checkpoint(&mut self, wait: Wait) -> Result<Checkpoint> {
+        let (trainer_config, progress) = (*self.config(), self.progress());
+        let (best, data) = (self.best().cloned(), self.data());
+        let checkpoint = self.learner().run_checkpoint(trainer_config, progress, wait).await?;
+        Ok(Checkpoint { best, data, ..checkpoint })
+    }
+
+    /// Goes on from where [`Self::checkpoint`] was taken: over the same data sets, and [`Self::run`] takes no
     /// others, on the same device to the same bits as if it had not been interrupted. A run with
     /// [`RunOptions`](crate::RunOptions) of its own goes on by [`Learner::resume`], [`Learner::with_options`],
     /// [`Self::resume`] and [`Self::with_data`].
@@ -138,9 +167,17 @@ impl Trainer {
     /// # Errors
     /// As [`Learner::resume`] and [`Self::resume`].
     pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
+        pollster::block_on(Self::from_checkpoint_async(checkpoint, device))
+    }
+
+    /// As [`Self::from_checkpoint`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::from_checkpoint`].
+    pub async fn from_checkpoint_async(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
         let Checkpoint { state, learner_config, trainer_config, progress, best, data, .. } =
             checkpoint;
-        let learner = Learner::resume(state, learner_config, device)?;
+        let learner = Learner::resume_async(state, learner_config, device).await?;
         Ok(Self::resume(learner, trainer_config, progress, best)?.with_data(data))
     }
 }
@@ -154,15 +191,31 @@ impl Checkpoint {
     /// [`Error::Io`]; [`Error::Shape`] or [`Error::ParameterLayout`] when the moments or the best network
     /// were replaced by those of another.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let bytes = self.to_bytes()?;
+        let keep_whole = |last: &Path| if Self::read(last).is_ok() { keep(last) } else { Ok(()) };
+        files::replace_whole(path.as_ref(), |to| to.write_all(&bytes), keep_whole)
+    }
+
+    /// The bytes of the file that [`Self::write`] writes, for wherever else they are kept.
+    ///
+    /// # Errors
+    /// As [`Self::write`], but for [`Error::Io`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let layout = self.state.params.layout();
         let networks = self.networks()?;
         let json = self.json()?;
         let entry = format!("{:016x} {json}", checksum(&json, layout, &networks));
         let tensors = PARENTS.iter().zip(networks);
         let tensors = tensors.flat_map(|(parent, flat)| network_tensors(parent, layout, flat));
-        save_tensors(path.as_ref(), tensors, Some((CHECKPOINT_KEY, entry)), |last| {
-            if Self::read(last).is_ok() { keep(last) } else { Ok(()) }
-        })
+        encode_tensors(tensors, Some((CHECKPOINT_KEY, entry)))
+    }
+
+    /// Reads what [`Self::to_bytes`] gave, or the bytes of a file.
+    ///
+    /// # Errors
+    /// As [`Self::read`], but for [`Error::Io`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::read_from(Cursor::new(bytes))
     }
 
     /// Reads one.
@@ -230,9 +283,9 @@ impl Checkpoint {
         let mut entries = json!({
             "version": VERSION,
             "model": model,
-            "training": words::write_learner(&self.learner_config),
-            "regime": words::write_trainer(&self.trainer_config),
-            "position": words::write_counters(&counters),
+            "learner": words::write_learner(&self.learner_config),
+            "trainer": words::write_trainer(&self.trainer_config),
+            "progress": words::write_counters(&counters),
             "notes": self.notes,
         });
         if let Some(data) = &self.data {
@@ -250,9 +303,9 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
         )
     })?;
     let entry = CheckpointMetadata::parse(entry)?;
-    let learner_config = words::read_learner(entry.text("training")?)?;
-    let trainer_config = words::read_trainer(entry.text("regime")?)?;
-    let counters = words::read_counters(entry.text("position")?)?;
+    let learner_config = words::read_learner(entry.text("learner")?)?;
+    let trainer_config = words::read_trainer(entry.text("trainer")?)?;
+    let counters = words::read_counters(entry.text("progress")?)?;
     let has_data = entry.values.contains_key("data");
     let data = has_data.then(|| words::read_data(entry.text("data")?)).transpose()?;
     let (config, over) = read_config(entry.model()?)?;

@@ -91,6 +91,9 @@ pub struct Learner {
     /// An update was begun on the device and not brought to its end.
     broken: bool,
     backend: AnyBackend,
+    /// How often its whole state was taken.
+    #[cfg(test)]
+    pub(super) states: usize,
 }
 
 impl Learner {
@@ -142,7 +145,18 @@ impl Learner {
         };
         let (metrics, loss_factors) = Default::default();
         let (accumulated, broken) = (0, false);
-        Ok(Self { network, config, accumulated, updates, metrics, loss_factors, broken, backend })
+        Ok(Self {
+            network,
+            config,
+            accumulated,
+            updates,
+            metrics,
+            loss_factors,
+            broken,
+            backend,
+            #[cfg(test)]
+            states: 0,
+        })
     }
 
     /// The same run another way.
@@ -282,7 +296,12 @@ impl Learner {
         }
     }
 
-    async fn run_step(&mut self, batch: Batch<'_>, targets: Targets<'_>, wait: Wait) -> Result<()> {
+    pub(super) async fn run_step(
+        &mut self,
+        batch: Batch<'_>,
+        targets: Targets<'_>,
+        wait: Wait,
+    ) -> Result<()> {
         self.run_accumulate(batch, targets, wait).await?;
         self.apply_if_full(wait).await
     }
@@ -356,7 +375,7 @@ impl Learner {
         Ok(())
     }
 
-    async fn run_apply(&mut self, wait: Wait) -> Result<()> {
+    pub(super) async fn run_apply(&mut self, wait: Wait) -> Result<()> {
         self.check_whole()?;
         let step = self.updates;
         match std::mem::take(&mut self.accumulated) {
@@ -444,9 +463,7 @@ impl Learner {
             batch: impl Into<Batch<'b>>,
             targets: impl Into<Targets<'t>>
         ) -> Result<Evaluation> {
-            |wait| {
-                self.network.run_evaluation(&self.config.loss, batch.into(), targets.into(), wait)
-            }
+            |wait| self.run_evaluation(batch.into(), targets.into(), wait)
         }
 
         /// Waits for all that was queued and takes the parameters alone: less comes down than for
@@ -476,19 +493,32 @@ impl Learner {
         }
     }
 
-    async fn run_metrics(&mut self, wait: Wait) -> Result<Vec<StepMetrics>> {
+    pub(super) async fn run_metrics(&mut self, wait: Wait) -> Result<Vec<StepMetrics>> {
         self.collect(wait).await?;
         Ok(std::mem::take(&mut self.metrics))
     }
 
-    async fn run_params(&mut self, wait: Wait) -> Result<Params> {
+    pub(super) async fn run_evaluation(
+        &self,
+        batch: Batch<'_>,
+        targets: Targets<'_>,
+        wait: Wait,
+    ) -> Result<Evaluation> {
+        self.network.run_evaluation(&self.config.loss, batch, targets, wait).await
+    }
+
+    pub(super) async fn run_params(&mut self, wait: Wait) -> Result<Params> {
         // What an update that is not finite was to make of them is not in them either.
         self.collect(wait).await?;
         let Self { network, backend, .. } = self;
         on_backend!(backend, backend => backend.params(network, wait).await)
     }
 
-    async fn run_state(&mut self, wait: Wait) -> Result<LearnerState> {
+    pub(super) async fn run_state(&mut self, wait: Wait) -> Result<LearnerState> {
+        #[cfg(test)]
+        {
+            self.states += 1;
+        }
         // An update that is not finite is no update: the count is right after this.
         self.collect(wait).await?;
         let Self { network, backend, updates, .. } = self;

@@ -1,7 +1,9 @@
-//! Training: one update after the other, epochs over examples, checkpoints.
+//! Training: one update after the other, epochs over a data set, checkpoints.
 
 #[cfg(feature = "safetensors")]
 pub(crate) mod checkpoint;
 pub(crate) mod dataset;
 pub(crate) mod learner;
+pub(crate) mod progress;
+pub(crate) mod sampler;
 pub(crate) mod trainer;

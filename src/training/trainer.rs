@@ -1,17 +1,18 @@
-//! [`Trainer`]: epochs over examples, with validation, until it no longer helps.
+//! [`Trainer`]: epochs over a data set, with validation, until it no longer helps.
 
-use std::ops::ControlFlow;
+use std::ops::{AsyncFnMut, ControlFlow, Range};
 
 use crate::error::{Error, MadeFrom, Result};
-use crate::fingerprint::DataFingerprint;
+use crate::gpu::transfer::Wait;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
-use crate::spec::params::Params;
 use crate::spec::sequences::in_order;
-use crate::training::dataset::{Example, Padded, check, noise_seed, order};
+use crate::training::dataset::{Dataset, TrainingBatch};
 use crate::training::learner::{Learner, StepMetrics};
+use crate::training::progress::{Best, DataFingerprints, Event, Progress, StopReason};
+use crate::training::sampler::{BatchSampler, Order, noise_seed};
 
-/// Updates between two looks at how they went, unless the caller says otherwise.
+/// Updates between two reports, unless the caller says otherwise.
 const METRICS_EVERY: usize = 16;
 
 /// How long to train, on how much at a time.
@@ -24,12 +25,15 @@ pub struct TrainerConfig {
     pub epochs: usize,
     /// Examples of a batch.
     pub batch: usize,
-    /// Of the order of the examples, and of dropout.
+    /// The seed of the order of the examples, and of dropout.
     #[cfg_attr(feature = "serde", serde(default = "first_seed"))]
     pub seed: u64,
     /// Epochs without a better validation after which to stop.
     #[cfg_attr(feature = "serde", serde(default))]
     pub patience: Option<usize>,
+    /// In which order an epoch takes the examples.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub order: Order,
 }
 
 /// What a serialised configuration need not say, as [`TrainerConfig::new`] has it.
@@ -39,9 +43,9 @@ fn first_seed() -> u64 {
 }
 
 impl TrainerConfig {
-    /// So many passes in batches of so many examples, with seed 1.
+    /// So many passes in batches of so many examples, with seed 1, examples of like lengths together.
     pub fn new(epochs: usize, batch: usize) -> Self {
-        Self { epochs, batch, seed: 1, patience: None }
+        Self { epochs, batch, seed: 1, patience: None, order: Order::Bucketed }
     }
 
     /// The same with another seed.
@@ -54,6 +58,12 @@ impl TrainerConfig {
     #[must_use]
     pub fn with_patience(self, patience: impl Into<Option<usize>>) -> Self {
         Self { patience: patience.into(), ..self }
+    }
+
+    /// The same with the examples in this order.
+    #[must_use]
+    pub fn with_order(self, order: Order) -> Self {
+        Self { order, ..self }
     }
 
     /// `Ok` when every number makes sense.
@@ -78,89 +88,6 @@ impl TrainerConfig {
     pub fn updates(&self, examples: usize, accumulation: usize) -> u64 {
         examples.div_ceil(self.batch.max(1)).div_ceil(accumulation.max(1)) as u64
     }
-}
-
-/// Where a run stands, between two updates.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// The epoch, from 0.
-    pub epoch: usize,
-    /// Its batches that are done.
-    pub batch: usize,
-    /// The sum of their updates' losses, and how many those were.
-    pub loss: (f64, usize),
-    /// Epochs since the best validation.
-    pub stale: usize,
-}
-
-/// The network that did best on validation.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Best {
-    /// After which epoch, from 0.
-    pub epoch: usize,
-    /// Its validation.
-    pub validation: Evaluation,
-    /// Its parameters.
-    pub params: Params,
-}
-
-/// Which examples a run is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataFingerprints {
-    /// Those that it trains on.
-    pub train: DataFingerprint,
-    /// Those that it is validated on.
-    pub valid: DataFingerprint,
-}
-
-impl DataFingerprints {
-    /// `Ok` when these are `expected`.
-    fn check(&self, expected: &Self) -> Result<()> {
-        for (what, expected, got) in
-            [("train on", expected.train, self.train), ("validate on", expected.valid, self.valid)]
-        {
-            if expected != got {
-                return Err(Error::OtherData { what, expected, got });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a run tells of itself, always between two updates.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Event<'a> {
-    /// Updates were made: every 16 unless [`Trainer::metrics_every`] says otherwise, and at the end of an epoch.
-    Updates(&'a [StepMetrics]),
-    /// So many examples of the validation after an epoch are done. A run that is stopped here goes on with
-    /// the whole validation.
-    Validating(usize),
-    /// An epoch is over.
-    Epoch {
-        /// Which one, from 0.
-        epoch: usize,
-        /// The mean loss of its updates.
-        loss: f32,
-        /// On the examples kept for it, if there are any.
-        validation: Option<Evaluation>,
-        /// Whether no epoch before was better.
-        is_best: bool,
-    },
-}
-
-/// Why a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StopReason {
-    /// All epochs are over.
-    Completed,
-    /// Validation did not get better for as long as the regime is patient.
-    EarlyStopping,
-    /// Whoever listened asked for it. [`Trainer::run`] goes on from there.
-    Requested,
 }
 
 /// Trains a [`Learner`] for some epochs. A loop of one's own needs no more than [`Learner::step`].
@@ -203,7 +130,7 @@ pub struct Trainer {
     progress: Progress,
     best: Option<Best>,
     data: Option<DataFingerprints>,
-    /// Updates between two looks.
+    /// Updates between two reports.
     metrics_every: usize,
 }
 
@@ -216,7 +143,7 @@ impl Trainer {
         Self::resume(learner, config, Progress::default(), None)
     }
 
-    /// Where another one stood, over any examples.
+    /// Where another one stood, over any data sets.
     ///
     /// # Errors
     /// As [`TrainerConfig::validate`].
@@ -230,31 +157,31 @@ impl Trainer {
         Ok(Self { learner, config, progress, best, data: None, metrics_every: METRICS_EVERY })
     }
 
-    /// The same over these examples: [`Self::run`] refuses others. Over any with `None`, such as those of
+    /// The same over these data sets: [`Self::run`] refuses others. `None` takes any, such as those of
     /// before with a mistake mended.
     #[must_use]
     pub fn with_data(self, data: Option<DataFingerprints>) -> Self {
         Self { data, ..self }
     }
 
-    /// Which examples it is over, once it has run.
+    /// Which data sets it is over, once it has run.
     pub fn data(&self) -> Option<DataFingerprints> {
         self.data
     }
 
-    /// What is trained.
+    /// The network in training.
     pub fn learner(&mut self) -> &mut Learner {
         &mut self.learner
     }
 
-    /// Has the run say how updates went after each so many of them, at least one, from the next look on:
-    /// fewer where they take long, so that what listens can stop it soon. What is computed stays the same,
+    /// Has the run report its updates after each so many of them, at least one, from the next report on:
+    /// fewer where they take long, so that the listener can stop it soon. What is computed stays the same,
     /// bit for bit.
     pub fn metrics_every(&mut self, updates: usize) {
         self.metrics_every = updates.max(1);
     }
 
-    /// How.
+    /// How long it trains, on how much at a time.
     pub fn config(&self) -> &TrainerConfig {
         &self.config
     }
@@ -264,104 +191,133 @@ impl Trainer {
         self.progress
     }
 
-    /// What did best on validation so far.
+    /// The network that did best on validation so far.
     pub fn best(&self) -> Option<&Best> {
         self.best.as_ref()
     }
 
     /// Trains on `train` from where it stands, validating on `valid` after each epoch unless that is empty.
-    /// `listen` hears of every event and may stop the run, at a place from which it can go on; while it
-    /// listens, the trainer may be asked for all that training goes on from.
+    /// `listen` gets every event and may stop the run, at a place from which it can go on; it may ask the
+    /// trainer for all that training goes on from.
     ///
     /// # Errors
-    /// [`Error::NoExamples`] and [`Error::Shape`] when the examples do not fit, [`Error::OtherData`] when they
-    /// are not those of the run so far, [`Error::Diverged`] with the
-    /// batch that did, whatever `listen` returns, [`Error::DivergedValidation`], and as [`Learner::step`]. After an error the trainer stands
-    /// where the last good update left it, and may be asked for what training goes on from.
-    pub fn run(
+    /// [`Error::NoExamples`] when no example of `train` has a target, those of [`Dataset::check`],
+    /// [`Error::OtherData`] when the data sets are not those of the run so far, [`Error::Diverged`] with the
+    /// batch that did, whatever `listen` returns, [`Error::DivergedValidation`], and as [`Learner::step`].
+    /// After an error the trainer stands where the last good update left it, and may be asked for what
+    /// training goes on from.
+    pub fn run<T: Dataset + ?Sized, V: Dataset + ?Sized>(
         &mut self,
-        train: &[Example],
-        valid: &[Example],
+        train: &T,
+        valid: &V,
         mut listen: impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<StopReason> {
-        let ignored = self.learner.config().loss.ignored();
-        if !train.iter().any(|example| example.counts(ignored)) {
+        let listen = async |trainer: &mut Self, event: &Event<'_>| listen(trainer, event);
+        pollster::block_on(self.run_epochs(train, valid, listen, Wait::Block))
+    }
+
+    /// As [`Self::run`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_async<T: Dataset + ?Sized, V: Dataset + ?Sized>(
+        &mut self,
+        train: &T,
+        valid: &V,
+        listen: impl AsyncFnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
+    ) -> Result<StopReason> {
+        self.run_epochs(train, valid, listen, Wait::Async).await
+    }
+
+    async fn run_epochs<T: Dataset + ?Sized, V: Dataset + ?Sized>(
+        &mut self,
+        train: &T,
+        valid: &V,
+        mut listen: impl AsyncFnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
+        wait: Wait,
+    ) -> Result<StopReason> {
+        let mut sampler = BatchSampler::new(train, &self.config, &self.learner.config().loss);
+        if sampler.is_empty() {
             return Err(Error::NoExamples);
         }
         self.check(train)?;
         self.check(valid)?;
-        let data = DataFingerprints {
-            train: DataFingerprint::of(train),
-            valid: DataFingerprint::of(valid),
-        };
+        let data = DataFingerprints { train: train.fingerprint(), valid: valid.fingerprint() };
         data.check(self.data.get_or_insert(data))?;
         while self.progress.epoch < self.config.epochs {
             if self.config.patience.is_some_and(|patience| self.progress.stale >= patience) {
                 return Ok(StopReason::EarlyStopping);
             }
-            if self.epoch(train, &mut listen)?.is_break() {
+            let batches = sampler.batches(train, self.progress.epoch);
+            if self.train_epoch(train, &batches, &mut listen, wait).await?.is_break() {
                 return Ok(StopReason::Requested);
             }
-            let ControlFlow::Continue(validation) = self.validate(valid, &mut listen)? else {
+            let validation = self.validate(valid, &mut listen, wait).await?;
+            let ControlFlow::Continue(validation) = validation else {
                 return Ok(StopReason::Requested);
             };
-            let event = self.end_epoch(validation)?;
-            if listen(self, &event)?.is_break() {
+            let event = self.end_epoch(validation, wait).await?;
+            if listen(self, &event).await?.is_break() {
                 return Ok(StopReason::Requested);
             }
         }
         Ok(StopReason::Completed)
     }
 
-    /// The rest of an epoch.
-    fn epoch(
+    /// The rest of an epoch's batches.
+    async fn train_epoch<T: Dataset + ?Sized>(
         &mut self,
-        train: &[Example],
-        listen: &mut impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
+        train: &T,
+        batches: &[Vec<usize>],
+        listen: &mut impl AsyncFnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
+        wait: Wait,
     ) -> Result<ControlFlow<()>> {
-        let TrainerConfig { batch, seed, .. } = self.config;
-        let ignored = self.learner.config().loss.ignored();
-        let order = order(train, ignored, batch, seed, self.progress.epoch);
         let accumulation = self.learner.config().accumulation;
-        while self.progress.batch < order.len() {
+        while self.progress.batch < batches.len() {
             let between = self.metrics_every.saturating_mul(accumulation);
-            let end = self.progress.batch.saturating_add(between).min(order.len());
-            let reports = self.updates(train, &order, end)?;
-            if listen(self, &Event::Updates(&reports))?.is_break() {
+            let end = self.progress.batch.saturating_add(between).min(batches.len());
+            let metrics = self.update(train, batches, end, wait).await?;
+            if listen(self, &Event::Updates(&metrics)).await?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The updates of an epoch's batches up to `end`. After an error the position is that of the first batch
+    /// The updates of an epoch's batches up to `end`. After an error the progress is that of the first batch
     /// of the update that it stopped: what went before has moved the parameters and counts.
-    fn updates(
+    async fn update<T: Dataset + ?Sized>(
         &mut self,
-        train: &[Example],
-        order: &[Vec<usize>],
+        train: &T,
+        batches: &[Vec<usize>],
         end: usize,
+        wait: Wait,
     ) -> Result<Vec<StepMetrics>> {
         let (first, before) = (self.progress.batch, self.learner.updates());
-        let stepped = self.steps(train, order, end);
-        let (told, reports) = match self.learner.metrics() {
-            Ok(reports) => (Ok(()), reports),
+        let stepped = self.step(train, batches, end, wait).await;
+        let (reported, metrics) = match self.learner.run_metrics(wait).await {
+            Ok(metrics) => (Ok(()), metrics),
             // Those before it.
-            Err(error) => (Err(error), self.learner.metrics().unwrap_or_default()),
+            Err(error) => (Err(error), self.learner.run_metrics(wait).await.unwrap_or_default()),
         };
         self.learner.forget();
         let made =
             usize::try_from(self.learner.updates().saturating_sub(before)).unwrap_or(usize::MAX);
         let accumulation = self.learner.config().accumulation;
-        self.progress.batch = made.saturating_mul(accumulation).saturating_add(first).min(end);
-        // One by one: the sum is the same however many there are between two looks.
-        reports.iter().for_each(|report| self.progress.loss.0 += f64::from(report.loss));
-        self.progress.loss.1 += reports.len();
-        // What was told of came first.
-        match told.and(stepped) {
-            Ok(()) => Ok(reports),
+        let done = made.saturating_mul(accumulation).saturating_add(first).min(end);
+        let examples = |batches: &[Vec<usize>]| batches.iter().map(Vec::len).sum::<usize>();
+        // One by one: the sum is the same however many there are between two reports.
+        for (of_update, metrics) in batches[first..done].chunks(accumulation).zip(&metrics) {
+            self.progress.loss.0 += f64::from(metrics.loss) * examples(of_update) as f64;
+        }
+        self.progress.loss.1 += metrics.len();
+        self.progress.examples += examples(&batches[first..done]);
+        self.progress.batch = done;
+        // An update that diverged came before whatever else went wrong.
+        match reported.and(stepped) {
+            Ok(()) => Ok(metrics),
             Err(Error::Diverged { step, loss, norm, largest, parameter, .. }) => {
-                let made_from = Some(Box::new(self.made_from(order)));
+                let made_from = Some(Box::new(self.made_from(batches)));
                 Err(Error::Diverged { step, loss, norm, largest, parameter, made_from })
             }
             Err(other) => Err(other),
@@ -369,42 +325,53 @@ impl Trainer {
     }
 
     /// Queues an epoch's batches up to `end`.
-    fn steps(&mut self, train: &[Example], order: &[Vec<usize>], end: usize) -> Result<()> {
-        let Progress { epoch, batch: first, .. } = self.progress;
-        for (at, rows) in (first..end).zip(&order[first..end]) {
-            let padded = Padded::new(rows.iter().map(|&row| &train[row]))?;
-            let drawn = padded.batch().with_seed(noise_seed(self.config.seed, epoch, at));
-            self.learner.step(drawn, padded.targets())?;
-        }
-        if end == order.len() { self.learner.apply() } else { Ok(()) }
-    }
-
-    /// What the update at the position is made from.
-    fn made_from(&self, order: &[Vec<usize>]) -> MadeFrom {
-        let Progress { epoch, batch: first, .. } = self.progress;
-        let end = first.saturating_add(self.learner.config().accumulation).min(order.len());
-        MadeFrom { epoch, batches: first..end, examples: order[first..end].concat() }
-    }
-
-    /// How the network does on the examples kept for it, if there are any.
-    fn validate(
+    async fn step<T: Dataset + ?Sized>(
         &mut self,
-        valid: &[Example],
-        listen: &mut impl FnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
+        train: &T,
+        batches: &[Vec<usize>],
+        end: usize,
+        wait: Wait,
+    ) -> Result<()> {
+        let Progress { epoch, batch: first, .. } = self.progress;
+        for (at, examples) in (first..end).zip(&batches[first..end]) {
+            let made = train.batch(examples)?;
+            let seed = noise_seed(self.config.seed, epoch, at);
+            self.learner.run_step(made.batch().with_seed(seed), made.targets(), wait).await?;
+        }
+        if end == batches.len() { self.learner.run_apply(wait).await } else { Ok(()) }
+    }
+
+    /// The batches and examples of the update that comes next.
+    fn made_from(&self, batches: &[Vec<usize>]) -> MadeFrom {
+        let Progress { epoch, batch: first, .. } = self.progress;
+        let end = first.saturating_add(self.learner.config().accumulation).min(batches.len());
+        MadeFrom { epoch, batches: first..end, examples: batches[first..end].concat() }
+    }
+
+    /// How the network does on the data set kept for validation, unless that is empty.
+    async fn validate<V: Dataset + ?Sized>(
+        &mut self,
+        valid: &V,
+        listen: &mut impl AsyncFnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
+        wait: Wait,
     ) -> Result<ControlFlow<(), Option<Evaluation>>> {
         let mut all = Evaluation::default();
-        for range in in_order(valid.len(), self.config.batch) {
-            let done = range.end;
-            self.add_batch(&valid[range], &mut all)?;
-            if listen(self, &Event::Validating(done))?.is_break() {
+        for examples in in_order(valid.len(), self.config.batch) {
+            let done = examples.end;
+            self.evaluate_batch(valid, examples, &mut all, wait).await?;
+            if listen(self, &Event::Validating(done)).await?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
         Ok(ControlFlow::Continue((!valid.is_empty()).then_some(all)))
     }
 
-    fn end_epoch(&mut self, validation: Option<Evaluation>) -> Result<Event<'static>> {
-        let Progress { epoch, loss: (sum, updates), stale, .. } = self.progress;
+    async fn end_epoch(
+        &mut self,
+        validation: Option<Evaluation>,
+        wait: Wait,
+    ) -> Result<Event<'static>> {
+        let Progress { epoch, stale, .. } = self.progress;
         if let Some(Evaluation { loss, .. }) = validation.filter(|now| !now.loss.is_finite()) {
             return Err(Error::DivergedValidation { epoch, loss });
         }
@@ -412,34 +379,53 @@ impl Trainer {
             self.best.as_ref().is_none_or(|best| now.is_better_than(&best.validation))
         });
         if let (true, Some(validation)) = (is_best, validation) {
-            let params = self.learner.state()?.params;
+            let params = self.learner.run_params(wait).await?;
             self.best = Some(Best { epoch, validation, params });
         }
+        let loss = self.progress.mean_loss() as f32;
         let stale = if is_best || validation.is_none() { 0 } else { stale + 1 };
-        self.progress = Progress { epoch: epoch + 1, batch: 0, loss: (0.0, 0), stale };
-        let loss = (sum / updates.max(1) as f64) as f32;
+        self.progress = Progress { epoch: epoch + 1, stale, ..Progress::default() };
         Ok(Event::Epoch { epoch, loss, validation, is_best })
     }
 
-    /// How the network does on `examples` as it is now.
+    /// How the network does on a data set as it is now.
     ///
     /// # Errors
-    /// As [`Learner::forward`].
-    pub fn evaluate(&self, examples: &[Example]) -> Result<Evaluation> {
+    /// Those of [`Dataset::check`], and as [`Learner::evaluate`].
+    pub fn evaluate<D: Dataset + ?Sized>(&self, data: &D) -> Result<Evaluation> {
+        pollster::block_on(self.evaluate_all(data, Wait::Block))
+    }
+
+    /// As [`Self::evaluate`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub async fn evaluate_async<D: Dataset + ?Sized>(&self, data: &D) -> Result<Evaluation> {
+        self.evaluate_all(data, Wait::Async).await
+    }
+
+    async fn evaluate_all<D: Dataset + ?Sized>(&self, data: &D, wait: Wait) -> Result<Evaluation> {
+        self.check(data)?;
         let mut all = Evaluation::default();
-        for range in in_order(examples.len(), self.config.batch) {
-            self.add_batch(&examples[range], &mut all)?;
+        for examples in in_order(data.len(), self.config.batch) {
+            self.evaluate_batch(data, examples, &mut all, wait).await?;
         }
         Ok(all)
     }
 
-    fn add_batch(&self, examples: &[Example], all: &mut Evaluation) -> Result<()> {
-        let padded = Padded::new(examples.iter())?;
-        match self.learner.evaluate(padded.batch(), padded.targets()) {
+    async fn evaluate_batch<D: Dataset + ?Sized>(
+        &self,
+        data: &D,
+        examples: Range<usize>,
+        all: &mut Evaluation,
+        wait: Wait,
+    ) -> Result<()> {
+        let made: TrainingBatch = data.batch(&examples.collect::<Vec<_>>())?;
+        match self.learner.run_evaluation(made.batch(), made.targets(), wait).await {
             // All of a batch's targets may be of the ignored class.
             Err(Error::NoTarget) => Ok(()),
-            other => {
-                *all += other?;
+            evaluation => {
+                *all += evaluation?;
                 Ok(())
             }
         }
@@ -448,17 +434,70 @@ impl Trainer {
     /// The network that did best on validation, or where there was none the network as it is.
     ///
     /// # Errors
-    /// As [`Learner::state`].
-    pub fn into_network(mut self, device: &Device) -> Result<Network> {
-        let params = match self.best.take() {
-            Some(best) => best.params,
-            None => self.learner.state()?.params,
-        };
-        Network::new(params, device)
+    /// As [`Learner::params`] and [`Network::new`].
+    pub fn into_network(self, device: &Device) -> Result<Network> {
+        pollster::block_on(self.take_network(device, Wait::Block))
     }
 
-    fn check(&self, examples: &[Example]) -> Result<()> {
+    /// As [`Self::into_network`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::into_network`].
+    pub async fn into_network_async(self, device: &Device) -> Result<Network> {
+        self.take_network(device, Wait::Async).await
+    }
+
+    async fn take_network(mut self, device: &Device, wait: Wait) -> Result<Network> {
+        let params = match self.best.take() {
+            Some(best) => best.params,
+            None => self.learner.run_params(wait).await?,
+        };
+        Network::new_async(params, device).await
+    }
+
+    fn check(&self, data: &(impl Dataset + ?Sized)) -> Result<()> {
         let network = self.learner.network();
-        check(examples, network.gru().config().input_size, &network.head())
+        data.check(network.gru().config(), &network.head())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::*;
+    use crate::model::device::test_device;
+    use crate::spec::config::GruConfig;
+    use crate::spec::head::Head;
+    use crate::spec::loss::Loss;
+    use crate::spec::optimizer::Optimizer;
+    use crate::spec::params::{Init, ParamLayout, Params};
+    use crate::training::dataset::{Example, Target};
+    use crate::training::learner::LearnerConfig;
+
+    /// The moments, twice as large, stay where they are.
+    #[test]
+    fn the_best_epoch_takes_the_parameters_alone() {
+        let example = |i: usize| {
+            let x = Array2::from_elem((3, 1), (i as f32).sin());
+            Example::new(x, Target::Values(vec![(i as f32).sin()]))
+        };
+        let examples: Vec<_> = (0..8).map(example).collect();
+        for device in [test_device().0, Device::cpu()] {
+            let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 4), Head::last(1));
+            let params = Params::init_of(layout.unwrap(), Init::Uniform, 1).unwrap();
+            let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
+            let learner = Learner::new(params, config, &device).unwrap();
+            let mut trainer = Trainer::new(learner, TrainerConfig::new(3, 4)).unwrap();
+            let mut best = 0;
+            let listen = |_: &mut Trainer, event: &Event<'_>| {
+                best += usize::from(matches!(event, Event::Epoch { is_best: true, .. }));
+                Ok(ControlFlow::Continue(()))
+            };
+            trainer.run(&examples, &examples, listen).unwrap();
+            assert_eq!((best, trainer.learner.states), (3, 0), "on {device}");
+            let params = trainer.best().map(|best| best.params.clone());
+            assert_eq!(params, Some(trainer.learner.state().unwrap().params));
+        }
     }
 }

@@ -4,18 +4,19 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
-use gru_wgpu::formats::safetensors;
 use gru_wgpu::{DeviceKind, Network};
 use ndarray::{Array2, ArrayView1};
 
 use crate::commands::forecast;
-use crate::commands::train::classes::most_probable;
-use crate::commands::train::config::{Config, Task};
+use crate::commands::train::classes::argmax;
+use crate::commands::train::config::TrainConfig;
+use crate::data::features::Task;
 use crate::data::table::{Advice, SequenceTable};
-use crate::rundir::folder::RunDir;
-use crate::rundir::settings;
+use crate::rundir::folder::{KeptModel, RunDir};
+use crate::rundir::settings::{self, RunConfig};
 use crate::ui::files::write_file;
-use crate::ui::output::{check_output, log, open, quote, quote_path, some_of};
+use crate::ui::output::{log, open, quote, quote_path, some_of};
+use crate::ui::outputs::Outputs;
 
 /// Predict the classes of new sequences, or the next rows of a series, with a model that `gru train` or `gru forecast`
 /// has trained.
@@ -51,36 +52,37 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let Arguments { run, csv, output, probabilities } = arguments;
-    if let Some(output) = output {
-        check_output(output, "csv")?;
-    }
-    let folder = RunDir::open(run)?;
-    let shown = quote_path(run);
-    ensure!(folder.model().exists(), "{shown} holds no model yet: none of its epochs is over");
+    let outputs = output.iter().map(|output| (&**output, "csv"));
+    let outputs = Outputs::check(outputs, [&**csv])?;
+    let (folder, shown) = (RunDir::open(run)?, quote_path(run));
+    folder.files().iter().try_for_each(|file| outputs.check_input(file))?;
     if settings::is_forecast(&folder.config())? {
         ensure!(
             !probabilities,
             "--probabilities are those of classes, and {shown} is a run of `gru forecast`, whose model says numbers"
         );
-        return put(&forecast::predict::forecast(&folder, csv, kind)?, output.as_deref(), out);
+        return write_output(
+            &forecast::predict::forecast(&folder, csv, kind)?,
+            output.as_deref(),
+            out,
+        );
     }
-    let config = Config::read(&folder.config())?;
-    let params =
-        safetensors::load_network(folder.model(), &safetensors::SafetensorsOptions::new())?;
+    let config = TrainConfig::read(&folder.config())?;
+    let params = folder.read_model(KeptModel::Best, settings::TRAIN)?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {shown} is another one than its config.toml says"
     );
-    let table = SequenceTable::read(csv, config.data.reading(), Some(&config.columns.sequence))?;
+    let table = SequenceTable::read(csv, config.data.options(), Some(&config.columns.sequence))?;
     let table = SequenceTable { advice: Advice::PREDICT, ..table };
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
     let outputs = network.forward_each(&inputs, config.training.batch)?;
     check_finite(&table, &outputs)?;
     let predictions: Vec<_> = outputs.iter().map(Prediction::of).collect();
-    let text = written(&config, &table, &predictions, *probabilities)?;
-    put(&text, output.as_deref(), out)?;
-    tell_accuracy(&config, &table, &predictions)
+    let text = to_csv(&config, &table, &predictions, *probabilities)?;
+    write_output(&text, output.as_deref(), out)?;
+    report_accuracy(&config, &table, &predictions)
 }
 
 /// `Ok` when what the model says of each sequence is numbers.
@@ -98,7 +100,7 @@ fn check_finite(table: &SequenceTable, outputs: &[Array2<f32>]) -> Result<()> {
 }
 
 /// To the file, or else to stdout.
-fn put(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
+fn write_output(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
     match output {
         Some(path) => {
             write_file(path, text)?;
@@ -109,10 +111,10 @@ fn put(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// What is said of each row of a sequence's outputs.
-struct Prediction(Vec<Said>);
+/// The predictions of a sequence: one, or one a step.
+struct Prediction(Vec<StepPrediction>);
 
-struct Said {
+struct StepPrediction {
     /// The most probable class, the first of several.
     class: usize,
     /// Of each class.
@@ -121,14 +123,14 @@ struct Said {
 
 impl Prediction {
     fn of(outputs: &Array2<f32>) -> Self {
-        Self(outputs.rows().into_iter().map(Said::of).collect())
+        Self(outputs.rows().into_iter().map(StepPrediction::of).collect())
     }
 }
 
-impl Said {
+impl StepPrediction {
     /// By softmax.
     fn of(row: ArrayView1<'_, f32>) -> Self {
-        let class = most_probable(row);
+        let class = argmax(row);
         let shares = row.iter().map(|&output| f64::from(output - row[class]).exp());
         let mut probabilities: Vec<_> = shares.collect();
         let sum: f64 = probabilities.iter().sum();
@@ -137,8 +139,8 @@ impl Said {
     }
 }
 
-fn written(
-    config: &Config,
+fn to_csv(
+    config: &TrainConfig,
     table: &SequenceTable,
     predictions: &[Prediction],
     with_all: bool,
@@ -153,13 +155,13 @@ fn written(
         header.extend(classes.iter().map(|class| format!("probability:{class}")));
     }
     // The file's own name for it may be one of the others.
-    let name = &table.sheet.names[table.sequence];
+    let name = &table.csv.names[table.sequence];
     let name = if header.contains(name) { "sequence" } else { name };
     header.insert(0, name.to_owned());
     let mut csv = csv::Writer::from_writer(Vec::new());
     csv.write_record(&header)?;
     for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
-        for (step, Said { class, probabilities }) in (1..).zip(rows) {
+        for (step, StepPrediction { class, probabilities }) in (1..).zip(rows) {
             let mut row = vec![table.name(sequence).to_owned()];
             if config.task == Task::Label {
                 row.push(format!("{step}"));
@@ -176,8 +178,12 @@ fn written(
 
 /// Where the file has labels: how many of them are as predicted. One that training did not see is not. A sequence
 /// that has several, where one is said, is left out.
-fn tell_accuracy(config: &Config, table: &SequenceTable, predictions: &[Prediction]) -> Result<()> {
-    let Ok(label) = table.sheet.find(&config.columns.label) else { return Ok(()) };
+fn report_accuracy(
+    config: &TrainConfig,
+    table: &SequenceTable,
+    predictions: &[Prediction],
+) -> Result<()> {
+    let Ok(label) = table.csv.find(&config.columns.label) else { return Ok(()) };
     let name = quote(&config.columns.label);
     let (mut right, mut all) = (0, 0);
     let mut changing = Vec::new();

@@ -1,12 +1,12 @@
-//! Forecasts that need no model, and the error that all forecasts are judged by.
+//! Baselines: forecasts that need no model; and the error that all forecasts are judged by.
 
 use ndarray::{Array2, ArrayView2};
 
-/// A forecast of `horizon` values from an origin, by rule.
-pub type Rule = fn(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64;
+/// The value that a baseline forecasts so many rows after the origin.
+pub type Baseline = fn(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64;
 
-/// The rules, each with what the table calls it where a season is called `season`.
-pub fn rules(season: &str) -> [(String, Rule); 3] {
+/// The baselines, weakest first, each with its name where a season is called `season`.
+pub fn baselines(season: &str) -> [(String, Baseline); 3] {
     [
         ("last value".to_owned(), last_value),
         (format!("a {season} before"), season_before),
@@ -30,16 +30,16 @@ fn season_before_plus_drift(series: &[f64], origin: usize, season: usize, ahead:
     season_before(series, origin, season, ahead) + seasons * drift
 }
 
-/// A rule's forecasts `[windows, horizon]`.
+/// A baseline's forecasts `[windows, horizon]`.
 pub fn forecast(
-    rule: Rule,
+    baseline: Baseline,
     series: &[f64],
     origins: &[usize],
     season: usize,
     horizon: usize,
 ) -> Array2<f64> {
     Array2::from_shape_fn((origins.len(), horizon), |(i, ahead)| {
-        rule(series, origins[i], season, ahead)
+        baseline(series, origins[i], season, ahead)
     })
 }
 
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_rule_is_exact_on_the_series_it_describes() {
+    fn each_baseline_is_exact_on_the_series_it_describes() {
         let season = 4;
         let wave = [0.0, 1.0, 5.0, 2.0];
         let series: Vec<f64> = (0..40).map(|i| wave[i % season]).collect();
@@ -75,8 +75,8 @@ mod tests {
             series.iter().zip(0..).map(|(v, i)| v + 0.5 * f64::from(i)).collect();
         let flat = vec![3.0; 40];
         let origins: Vec<usize> = (9..30).collect();
-        for (series, (name, rule)) in [flat, series, rising].iter().zip(rules("season")) {
-            let forecasts = forecast(rule, series, &origins, season, 10);
+        for (series, (name, baseline)) in [flat, series, rising].iter().zip(baselines("season")) {
+            let forecasts = forecast(baseline, series, &origins, season, 10);
             let (each, all) = rmse(series, &origins, forecasts.view());
             assert!(all < 1e-12 && each.iter().all(|&e| e < 1e-12), "{name}: {all}");
         }

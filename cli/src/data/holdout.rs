@@ -5,32 +5,32 @@ use gru_wgpu::Target;
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
-use crate::commands::train::config::{Columns, Task};
+use crate::data::features::{LabelColumns, Task};
 use crate::data::table::SequenceTable;
 
-/// A share of a table's sequences, drawn by a seed.
+/// A fraction of a table's sequences, drawn by a seed.
 pub struct HoldOut {
-    pub share: f64,
+    pub fraction: f64,
     pub seed: u64,
 }
 
-/// Sequences to train on and those held out, by their places in the table and in order.
-type Parts = (Vec<usize>, Vec<usize>);
+/// The indices of the sequences to train on and of those held out, in order.
+type Split = (Vec<usize>, Vec<usize>);
 
 impl HoldOut {
     /// Of all sequences together.
-    pub fn of_all(&self, table: &SequenceTable) -> Result<Parts> {
+    pub fn of_all(&self, table: &SequenceTable) -> Result<Split> {
         let count = table.sequences.len();
         ensure!(
             count >= 2,
             "{} holds a single sequence, of which no part can be held out; name a file to validate on by --valid",
             table.shown
         );
-        Ok(self.draw(&mut [(0..count).collect()], &[self.wanted(count).clamp(1, count - 1)]))
+        Ok(self.draw(&mut [(0..count).collect()], &[self.size(count).clamp(1, count - 1)]))
     }
 
     /// The same share of each class's, as far as whole sequences go. One of each stays to be trained on.
-    pub fn by_class(&self, table: &SequenceTable, columns: &Columns) -> Result<Parts> {
+    pub fn by_class(&self, table: &SequenceTable, columns: &LabelColumns) -> Result<Split> {
         let label = table.find(&columns.label)?;
         let mut strata = vec![Vec::new(); columns.classes.len()];
         for (at, sequence) in table.sequences.iter().enumerate() {
@@ -50,20 +50,20 @@ impl HoldOut {
     }
 
     /// How many of so many.
-    fn wanted(&self, count: usize) -> usize {
-        (self.share * count as f64).round() as usize
+    fn size(&self, count: usize) -> usize {
+        (self.fraction * count as f64).round() as usize
     }
 
     /// How many of each class: whole parts of its share first, and what is missing of the whole share from
     /// those classes that are left with the most.
     fn counts(&self, sizes: &[usize]) -> Vec<usize> {
-        let share = |size: usize| self.share * size as f64;
+        let share = |size: usize| self.fraction * size as f64;
         let most = |size: usize| size.saturating_sub(1);
         let mut counts: Vec<_> =
             sizes.iter().map(|&size| (share(size) as usize).min(most(size))).collect();
         let all: usize = sizes.iter().sum();
         let room: usize = sizes.iter().map(|&size| most(size)).sum();
-        let wanted = self.wanted(all).max(1).min(room);
+        let size = self.size(all).max(1).min(room);
         // Of classes that are left with as much, the seed says which come first.
         let mut order: Vec<_> = (0..sizes.len()).collect();
         order.shuffle(&mut self.rng());
@@ -71,7 +71,7 @@ impl HoldOut {
         let left: Vec<_> =
             sizes.iter().zip(&counts).map(|(&size, &count)| share(size) - count as f64).collect();
         order.sort_by(|&a, &b| left[b].total_cmp(&left[a]));
-        let mut missing = wanted.saturating_sub(counts.iter().sum());
+        let mut missing = size.saturating_sub(counts.iter().sum());
         // Those that can give more are left with less than one: none gives a second before each has given one.
         while missing > 0 {
             order.retain(|&class| counts[class] < most(sizes[class]));
@@ -82,7 +82,7 @@ impl HoldOut {
     }
 
     /// So many of each of these.
-    fn draw(&self, strata: &mut [Vec<usize>], counts: &[usize]) -> Parts {
+    fn draw(&self, strata: &mut [Vec<usize>], counts: &[usize]) -> Split {
         let (mut rest, mut held_out, mut rng) = (Vec::new(), Vec::new(), self.rng());
         for (stratum, &count) in strata.iter_mut().zip(counts) {
             stratum.shuffle(&mut rng);
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn each_class_gives_its_share_and_keeps_one() {
-        for (share, sizes, expected) in [
+        for (fraction, sizes, expected) in [
             (0.1, &[30, 30, 30][..], &[3, 3, 3][..]),
             (0.1, &[96, 4, 1], &[10, 0, 0]),
             (0.5, &[1, 1, 4], &[0, 0, 3]),
@@ -115,11 +115,11 @@ mod tests {
             (0.1, &[2, 0, 1], &[1, 0, 0]),
             (0.5, &[1, 1], &[0, 0]),
         ] {
-            let counts = HoldOut { share, seed: 1 }.counts(sizes);
-            assert_eq!(counts, expected, "{share} of {sizes:?}");
+            let counts = HoldOut { fraction, seed: 1 }.counts(sizes);
+            assert_eq!(counts, expected, "{fraction} of {sizes:?}");
         }
         // A tenth of fifty pairs is one of ten of them, as the seed says.
-        let counts = |seed| HoldOut { share: 0.1, seed }.counts(&[2; 50]);
+        let counts = |seed| HoldOut { fraction: 0.1, seed }.counts(&[2; 50]);
         assert_eq!(counts(1).iter().filter(|&&count| count == 1).count(), 10);
         assert_eq!(counts(1), counts(1));
         assert_ne!(counts(1), counts(2));
@@ -129,7 +129,7 @@ mod tests {
     fn parts_are_in_order_and_miss_nothing() {
         let draw = |seed| {
             let strata = &mut [(0..40).collect(), (40..60).collect::<Vec<_>>()];
-            HoldOut { share: 0.1, seed }.draw(strata, &[4, 2])
+            HoldOut { fraction: 0.1, seed }.draw(strata, &[4, 2])
         };
         let (rest, held_out) = draw(1);
         assert!(rest.is_sorted() && held_out.is_sorted());

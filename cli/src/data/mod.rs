@@ -2,9 +2,11 @@
 
 pub mod baselines;
 pub mod csv_table;
+pub mod features;
 pub mod fingerprint;
 pub mod holdout;
 pub mod model_file;
+pub mod sequences;
 pub mod series;
 pub mod table;
 pub mod windows;

@@ -1,9 +1,10 @@
 //! A numeric column of a CSV file as an evenly spaced series, and others beside it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use chrono::{Datelike, NaiveDate};
+use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
 use crate::ui::output::{log, quote, quote_path};
@@ -11,6 +12,29 @@ use crate::ui::output::{log, quote, quote_path};
 /// What to do about a cell that is no number.
 const ADVICE: &str = "leave the cell empty where a value is missing, or name the word that means so with \
                       --missing";
+
+/// The file of a series, and how it is read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeriesSource {
+    pub csv: PathBuf,
+    pub delimiter: char,
+    pub header: bool,
+    /// A word that means a missing value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+    /// Of the file's bytes.
+    pub fingerprint: String,
+}
+
+impl SeriesSource {
+    /// How its file is read, and those to be predicted from.
+    pub fn options(&self) -> CsvOptions {
+        let Self { delimiter, header, missing, .. } = self;
+        let delimiter = *delimiter as u8;
+        CsvOptions { delimiter, missing: missing.iter().cloned().collect(), header: Some(*header) }
+    }
+}
 
 /// Columns of numbers, evenly spaced.
 pub struct Series {
@@ -31,42 +55,42 @@ pub struct Series {
 impl Series {
     /// Reads columns of the file at `path`: by names or numbers from 1, between commas, the first of which is
     /// the series itself; the last numeric one when `None`.
-    pub fn read(path: &Path, columns: Option<&str>, reading: CsvOptions) -> Result<Self> {
-        Self::read_columns(path, reading, |sheet| match columns {
-            Some(words) => sheet.find_all(words),
-            None => Ok(vec![last_numeric(sheet)?]),
+    pub fn read(path: &Path, columns: Option<&str>, options: CsvOptions) -> Result<Self> {
+        Self::read_columns(path, options, |csv| match columns {
+            Some(words) => csv.find_all(words),
+            None => Ok(vec![last_numeric(csv)?]),
         })
     }
 
     /// Reads the columns that `choose` chooses, the series itself first.
     pub fn read_columns(
         path: &Path,
-        reading: CsvOptions,
+        options: CsvOptions,
         choose: impl FnOnce(&CsvTable) -> Result<Vec<usize>>,
     ) -> Result<Self> {
-        let sheet = CsvTable::read(path, reading)?;
-        let chosen = choose(&sheet)?;
+        let csv = CsvTable::read(path, options)?;
+        let chosen = choose(&csv)?;
         let (mut columns, mut filled) = (Vec::new(), 0);
         for &column in &chosen {
-            let cells = sheet.rows().map(|row| sheet.number(row, column, ADVICE));
+            let cells = csv.rows().map(|row| csv.number(row, column, ADVICE));
             let values: Result<Vec<_>> = cells.collect();
             let values = values.with_context(|| quote_path(path))?;
             filled += values.iter().filter(|value| value.is_none()).count();
-            let name = quote(&sheet.names[column]);
+            let name = quote(&csv.names[column]);
             let Some(whole) = interpolate(&values) else {
                 bail!("column {name} of {} holds no number", quote_path(path));
             };
             columns.push(whole);
         }
-        let mut others = (0..sheet.names.len()).filter(|column| !chosen.contains(column));
-        let dates = others.find_map(|column| sheet.dates(column));
+        let mut others = (0..csv.names.len()).filter(|column| !chosen.contains(column));
+        let dates = others.find_map(|column| csv.dates(column));
         let years = match dates {
-            Some(dates) => years(&sheet, &dates)?,
+            Some(dates) => years(&csv, &dates)?,
             None => None,
         };
-        let names = chosen.iter().map(|&column| sheet.names[column].clone()).collect();
-        let keys = chosen.iter().map(|&column| sheet.reference(column)).collect();
-        Ok(Self { names, keys, has_header: sheet.has_header, columns, filled, years })
+        let names = chosen.iter().map(|&column| csv.names[column].clone()).collect();
+        let keys = chosen.iter().map(|&column| csv.reference(column)).collect();
+        Ok(Self { names, keys, has_header: csv.has_header, columns, filled, years })
     }
 
     /// The name of the series itself.
@@ -89,20 +113,20 @@ impl Series {
     }
 }
 
-fn last_numeric(sheet: &CsvTable) -> Result<usize> {
-    let mut columns = (0..sheet.names.len()).rev();
-    let found = columns.find(|&column| sheet.is_numeric(column) && sheet.dates(column).is_none());
+fn last_numeric(csv: &CsvTable) -> Result<usize> {
+    let mut columns = (0..csv.names.len()).rev();
+    let found = columns.find(|&column| csv.is_numeric(column) && csv.dates(column).is_none());
     found.with_context(|| {
-        format!("none of the columns {} starts with a number{}", sheet.listed(), sheet.hint())
+        format!("none of the columns {} starts with a number{}", csv.listed(), csv.hint())
     })
 }
 
 /// Dates as fractional years; `None` where rows share a day, so that they are no axis. Refuses
 /// dates that run backwards, and tells of gaps.
-fn years(sheet: &CsvTable, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
+fn years(csv: &CsvTable, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
     let mut days: Vec<i64> = dates.windows(2).map(|pair| (pair[1] - pair[0]).num_days()).collect();
     if let Some(row) = days.iter().position(|&days| days < 0) {
-        let (line, date, before) = (sheet.row(row + 1).line, dates[row + 1], dates[row]);
+        let (line, date, before) = (csv.row(row + 1).line, dates[row + 1], dates[row]);
         bail!("line {line}: {date} comes after {before}; rows must run forwards in time");
     }
     if days.contains(&0) {

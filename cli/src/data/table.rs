@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use gru_wgpu::Target;
 use ndarray::Array2;
 
-use crate::commands::train::config::{Feature, Task};
 use crate::data::csv_table::{CsvOptions, CsvRow, CsvTable};
+use crate::data::features::{Feature, Task};
 use crate::ui::output::{log, quote, quote_path};
 
 /// What to do about a cell that the model cannot be shown.
@@ -51,7 +51,7 @@ const NO_CLASS: i32 = -100;
 pub struct SequenceTable {
     /// The file, for messages.
     pub shown: String,
-    pub sheet: CsvTable,
+    pub csv: CsvTable,
     /// The column that names the sequences.
     pub sequence: usize,
     /// The rows of each.
@@ -61,23 +61,23 @@ pub struct SequenceTable {
 
 impl SequenceTable {
     /// Reads a file, whose column `sequence` (the first where it is `None`) says what belongs together.
-    pub fn read(path: &Path, reading: CsvOptions, sequence: Option<&str>) -> Result<Self> {
+    pub fn read(path: &Path, options: CsvOptions, sequence: Option<&str>) -> Result<Self> {
         let shown = quote_path(path);
-        let sheet = CsvTable::read(path, reading)?;
-        let found = sequence.map_or(Ok(0), |name| sheet.find(name));
+        let csv = CsvTable::read(path, options)?;
+        let found = sequence.map_or(Ok(0), |name| csv.find(name));
         let sequence = found.with_context(|| shown.clone())?;
-        let sequences = sequences(&sheet, sequence).with_context(|| shown.clone())?;
-        Ok(Self { shown, sheet, sequence, sequences, advice: Advice::TRAIN })
+        let sequences = sequences(&csv, sequence).with_context(|| shown.clone())?;
+        Ok(Self { shown, csv, sequence, sequences, advice: Advice::TRAIN })
     }
 
     /// A column by name or number; an error names the file.
     pub fn find(&self, name: &str) -> Result<usize> {
-        self.sheet.find(name).with_context(|| self.shown.clone())
+        self.csv.find(name).with_context(|| self.shown.clone())
     }
 
     /// The same of several, between commas.
     pub fn find_all(&self, names: &str) -> Result<Vec<usize>> {
-        self.sheet.find_all(names).with_context(|| self.shown.clone())
+        self.csv.find_all(names).with_context(|| self.shown.clone())
     }
 
     /// Which columns are features and which one is the label, each `None` where the defaults are meant: the
@@ -87,14 +87,14 @@ impl SequenceTable {
         label: Option<&str>,
         features: Option<&str>,
     ) -> Result<(usize, Vec<usize>)> {
-        let count = self.sheet.names.len();
+        let count = self.csv.names.len();
         let label = label.map_or(Ok(count - 1), |name| self.find(name))?;
         let features: Vec<_> = match features {
             Some(names) => self.find_all(names)?,
             None => (0..count).filter(|&c| c != self.sequence && c != label).collect(),
         };
         let listed =
-            || format!("{}: the file has {}{}", self.shown, self.sheet.listed(), self.sheet.hint());
+            || format!("{}: the file has {}{}", self.shown, self.csv.listed(), self.csv.hint());
         ensure!(
             !features.is_empty(),
             "{}; expected a sequence's name, features and a label",
@@ -107,11 +107,11 @@ impl SequenceTable {
 
     /// What a sequence is called.
     pub fn name(&self, rows: &Range<usize>) -> &str {
-        self.sheet.row(rows.start).cell(self.sequence)
+        self.csv.row(rows.start).cell(self.sequence)
     }
 
     fn rows(&self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
-        self.sheet.rows_in(rows.clone())
+        self.csv.rows_in(rows.clone())
     }
 
     /// How to show the model these columns, judged by some of the sequences. Those named in `categorical`,
@@ -124,7 +124,7 @@ impl SequenceTable {
     ) -> Result<Vec<Feature>> {
         let feature = |&column: &usize| {
             let rows = sequences.iter().flat_map(|sequence| self.rows(sequence));
-            match categorical.contains(&column) || !self.sheet.is_mostly_numeric(column) {
+            match categorical.contains(&column) || !self.csv.is_mostly_numeric(column) {
                 true => self.words(column, rows),
                 false => self.number(column, rows),
             }
@@ -135,7 +135,7 @@ impl SequenceTable {
     fn number<'a>(&self, column: usize, rows: impl Iterator<Item = CsvRow<'a>>) -> Result<Feature> {
         let values = rows.map(|row| self.value(row, column));
         let values: Vec<_> = values.filter_map(Result::transpose).collect::<Result<_>>()?;
-        let name = quote(&self.sheet.names[column]);
+        let name = quote(&self.csv.names[column]);
         ensure!(!values.is_empty(), "column {name} holds no number in the training part");
         // As shares of the largest, so that squares do not overflow.
         let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
@@ -146,12 +146,12 @@ impl SequenceTable {
         let deviation = unit * (squares / count).sqrt();
         // What is the same everywhere but for rounding says nothing, and is left at its size.
         let deviation = if deviation > 1e-12 * largest { deviation } else { 1.0 };
-        let column = self.sheet.reference(column);
+        let column = self.csv.reference(column);
         Ok(Feature::Number { column, mean: unit * mean, deviation })
     }
 
     fn words<'a>(&self, column: usize, rows: impl Iterator<Item = CsvRow<'a>>) -> Result<Feature> {
-        let name = &self.sheet.names[column];
+        let name = &self.csv.names[column];
         let mut words = BTreeSet::new();
         for row in rows {
             words.insert(self.word(row, column)?);
@@ -164,14 +164,14 @@ impl SequenceTable {
             words.len()
         );
         let words = words.into_iter().map(str::to_owned).collect();
-        Ok(Feature::Words { column: self.sheet.reference(column), words })
+        Ok(Feature::Words { column: self.csv.reference(column), words })
     }
 
     /// `None` where it is missing, and may be.
     fn value(&self, row: CsvRow<'_>, column: usize) -> Result<Option<f64>> {
-        let value = self.sheet.number(row, column, self.advice.stray)?;
+        let value = self.csv.number(row, column, self.advice.stray)?;
         ensure!(
-            value.is_some() || self.sheet.names_missing(),
+            value.is_some() || self.csv.names_missing(),
             "{}{}",
             self.empty(row, column),
             self.advice.missing
@@ -187,7 +187,7 @@ impl SequenceTable {
     }
 
     fn empty(&self, row: CsvRow<'_>, column: usize) -> String {
-        let name = quote(&self.sheet.names[column]);
+        let name = quote(&self.csv.names[column]);
         format!("line {}: there is no value in column {name}; fill it in", row.line)
     }
 
@@ -268,7 +268,7 @@ impl SequenceTable {
                     "line {}: {} is too far from what training saw in column {}",
                     row.line,
                     quote(row.cell(column)),
-                    quote(&self.sheet.names[column])
+                    quote(&self.csv.names[column])
                 );
                 x.push(scaled);
             }
@@ -288,9 +288,9 @@ impl SequenceTable {
     /// The words of the labels, sorted. What means "no value" elsewhere is a word here: whoever asks what a
     /// row is may well be told `none`. An empty cell is no label.
     pub fn classes(&self, label: usize) -> Result<Vec<String>> {
-        let words: BTreeSet<_> = self.sheet.rows().map(|row| row.cell(label)).collect();
+        let words: BTreeSet<_> = self.csv.rows().map(|row| row.cell(label)).collect();
         let classes: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
-        let column = quote(&self.sheet.names[label]);
+        let column = quote(&self.csv.names[label]);
         match classes[..] {
             [] => bail!("{}: the label's column {column} is empty", self.shown),
             [one] => bail!(
@@ -300,7 +300,7 @@ impl SequenceTable {
             ),
             _ => {}
         }
-        for class in classes.iter().filter(|class| self.sheet.is_missing(class)) {
+        for class in classes.iter().filter(|class| self.csv.is_missing(class)) {
             let class = quote(class);
             log(format_args!(
                 "{class} in column {column} is a class like any other; an empty cell is no label"
@@ -322,7 +322,7 @@ impl SequenceTable {
              fraction; this learns classes, and `gru forecast` learns numbers of a series (--categorical \
              {column} takes each as a class all the same)",
             self.shown,
-            column = quote(&self.sheet.names[label])
+            column = quote(&self.csv.names[label])
         );
         Ok(())
     }
@@ -333,7 +333,7 @@ impl SequenceTable {
         match task {
             Task::Label => Ok(rows.map(|row| row.cell(label)).collect()),
             Task::Classify => {
-                let first = self.sheet.row(sequence.start).cell(label);
+                let first = self.csv.row(sequence.start).cell(label);
                 let other = rows.clone().find(|row| row.cell(label) != first);
                 match other {
                     None => Ok(vec![first]),
@@ -398,17 +398,17 @@ impl Unknown {
 }
 
 /// The rows of each sequence.
-fn sequences(sheet: &CsvTable, column: usize) -> Result<Vec<Range<usize>>> {
+fn sequences(csv: &CsvTable, column: usize) -> Result<Vec<Range<usize>>> {
     let mut sequences: Vec<Range<usize>> = Vec::new();
     let mut seen = HashSet::new();
     let mut now = "";
-    for (at, row) in sheet.rows().enumerate() {
+    for (at, row) in csv.rows().enumerate() {
         let name = row.cell(column);
         ensure!(
             !name.is_empty(),
             "line {}: the row names no sequence in column {}",
             row.line,
-            quote(&sheet.names[column])
+            quote(&csv.names[column])
         );
         match sequences.last_mut() {
             Some(last) if name == now => last.end = at + 1,

@@ -2,13 +2,66 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use gru_wgpu::{DataFingerprint, Dataset, TrainingBatch};
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2};
+use serde::{Deserialize, Serialize};
 
+use crate::ui::arguments::{at_least_one, fraction};
 use crate::ui::output::warn;
 
 /// A forecast so many usual changes away from the last value is not to be believed.
 const FAR: f64 = 1e6;
+
+/// How a series is cut.
+#[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowSizes {
+    /// Rows that a window shows the model.
+    #[arg(long, value_name = "ROWS", default_value_t = 104, value_parser = at_least_one)]
+    pub input: usize,
+    /// Rows to forecast.
+    #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
+    pub horizon: usize,
+    /// Rows of a season, for the baselines.
+    #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
+    pub season: usize,
+    /// The share of the series held out at its end.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = fraction)]
+    pub holdout: f64,
+}
+
+/// Where the held-out part of a series starts, and the origins of the windows on either side.
+pub struct WindowSplit {
+    /// The first row of the held-out part.
+    pub row: usize,
+    pub training: Vec<usize>,
+    pub testing: Vec<usize>,
+}
+
+impl WindowSplit {
+    /// Of a series of so many rows.
+    pub fn new(sizes: &WindowSizes, rows: usize) -> Result<Self> {
+        let WindowSizes { input, horizon, season, holdout } = *sizes;
+        let row = ((1.0 - holdout) * rows as f64).round() as usize;
+        let training: Vec<_> = origins(input, horizon, 0, row).collect();
+        let testing: Vec<_> = origins(input, horizon, row, rows).collect();
+        if training.is_empty() || testing.is_empty() {
+            bail!(
+                "{rows} rows are too few: the first {row} must hold a window of {input} + {horizon} \
+                 rows (--input, --horizon), and the {} held out (--holdout) at least {horizon}",
+                rows - row
+            );
+        }
+        ensure!(
+            season < testing[0],
+            "a season of {season} rows (--season) leaves nothing before the held-out part, which \
+             starts after {} rows",
+            testing[0]
+        );
+        Ok(Self { row, training, testing })
+    }
+}
 
 /// Windows of a series: `input` values of every column in, `horizon` values of the first one to be
 /// forecast. A window is named by its origin, the index of its first target.
@@ -108,6 +161,36 @@ impl<'a> Windows<'a> {
     }
 }
 
+/// Some of a series' windows as examples. They are made batch by batch: as a list of examples they would
+/// take the series' memory as many times as a window has rows.
+pub struct WindowSet<'a> {
+    pub windows: Windows<'a>,
+    pub origins: &'a [usize],
+}
+
+impl Dataset for WindowSet<'_> {
+    fn len(&self) -> usize {
+        self.origins.len()
+    }
+
+    fn steps(&self, _: usize) -> usize {
+        self.windows.input
+    }
+
+    fn batch(&self, examples: &[usize]) -> gru_wgpu::Result<TrainingBatch> {
+        let origins: Vec<_> = examples.iter().map(|&index| self.origins[index]).collect();
+        Ok(TrainingBatch::new(self.windows.inputs(&origins), self.windows.targets(&origins)))
+    }
+
+    fn fingerprint(&self) -> DataFingerprint {
+        let Windows { columns, input, horizon, scales } = &self.windows;
+        let sizes = [columns.len(), *input, *horizon].map(|size| size as u64);
+        let origins = self.origins.iter().map(|&origin| origin as u64);
+        let numbers = columns.iter().flatten().chain(scales).map(|number| number.to_bits());
+        DataFingerprint::of_numbers(self.len(), sizes.into_iter().chain(origins).chain(numbers))
+    }
+}
+
 /// The origins of all windows whose targets lie in `first..end`.
 pub fn origins(input: usize, horizon: usize, first: usize, end: usize) -> Range<usize> {
     first.max(input)..(end + 1).saturating_sub(horizon)
@@ -133,7 +216,90 @@ fn scale(values: &[f64], origins: Range<usize>, horizon: usize) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
+    use gru_wgpu::{
+        Device, Event, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Order,
+        ParamLayout, Params, StopReason, Trainer, TrainerConfig,
+    };
+
     use super::*;
+
+    fn trainer() -> Trainer {
+        let layout = ParamLayout::with_head(&GruConfig::new(1, 6), Head::last(3)).expect("small");
+        let params = Params::init_of(layout, Init::Uniform, 5).expect("small");
+        let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.02);
+        let learner = Learner::new(params, config, &Device::cpu()).expect("small");
+        let config = TrainerConfig::new(8, 4).with_seed(5).with_order(Order::Shuffled);
+        Trainer::new(learner, config).expect("small")
+    }
+
+    /// On a wave the loss falls far, and by the GRU's learning, not the head's alone. A run that is ended at
+    /// any event goes on from a checkpoint to the same bits.
+    #[test]
+    fn training_lowers_the_loss_moves_both_parts_and_goes_on_from_anywhere() {
+        let columns = [(0..200).map(|i| (f64::from(i) * 0.7).sin()).collect()];
+        let origins: Vec<usize> = origins(12, 3, 0, 200).collect();
+        let set = |origins| WindowSet {
+            windows: Windows::new(&columns, 200, 12, 3).expect("a wave"),
+            origins,
+        };
+        let (train, valid) = (set(&origins), set(&[]));
+        let mut model = trainer();
+        let before = model.checkpoint().expect("on the CPU").state.params;
+        let (mut losses, mut events) = (Vec::new(), 0);
+        let ended = model.run(&train, &valid, |model, event| {
+            events += 1;
+            if let Event::Epoch { loss, .. } = event {
+                losses.push(*loss);
+                assert_eq!(model.progress().examples, 0);
+            }
+            Ok(ControlFlow::Continue(()))
+        });
+        assert_eq!((ended.expect("trains"), losses.len()), (StopReason::Completed, 8));
+        assert!(losses[7] < 0.2 * losses[0], "{losses:?}");
+        let whole = model.checkpoint().expect("on the CPU");
+        let params = |of: &Params| of.as_slice().to_vec();
+        let (before, after) = (params(&before), params(&whole.state.params));
+        // The flat buffer has gaps between its parts.
+        let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
+        assert_eq!(moved, whole.state.params.layout().parameter_count());
+
+        for stop in [1, 3, 4, 5, events - 2] {
+            let (mut model, mut heard) = (trainer(), 0);
+            let ended = model.run(&train, &valid, |_, _| {
+                heard += 1;
+                Ok(if heard == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            });
+            assert_eq!(ended.expect("trains"), StopReason::Requested);
+            let checkpoint = model.checkpoint().expect("on the CPU");
+            let mut model = Trainer::from_checkpoint(checkpoint, &Device::cpu()).expect("small");
+            let go_on = model.run(&train, &valid, |_, _| Ok(ControlFlow::Continue(())));
+            assert_eq!(go_on.expect("trains"), StopReason::Completed);
+            assert!(model.checkpoint().expect("on the CPU") == whole, "ended at event {stop}");
+        }
+    }
+
+    /// A run that goes on is refused another series, other windows of it and other scales.
+    #[test]
+    fn sets_of_other_windows_have_other_fingerprints() {
+        let columns = [vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0]];
+        let other = [vec![1.0, 2.0, 4.0, 8.0, 16.0, 33.0]];
+        let of = |columns, origins, input, scale| {
+            let windows = Windows::scaled(columns, input, 1, vec![scale]);
+            WindowSet { windows, origins }.fingerprint()
+        };
+        let same = of(&columns, &[3, 4], 2, 1.0);
+        assert_eq!((same, same.count), (of(&columns, &[3, 4], 2, 1.0), 2));
+        for another in [
+            of(&other, &[3, 4], 2, 1.0),
+            of(&columns, &[3, 5], 2, 1.0),
+            of(&columns, &[3, 4], 3, 1.0),
+            of(&columns, &[3, 4], 2, 2.0),
+        ] {
+            assert_ne!(another, same);
+        }
+    }
 
     #[test]
     fn the_scale_is_the_usual_change_whatever_the_unit() {

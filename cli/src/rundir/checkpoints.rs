@@ -10,13 +10,13 @@ use crate::ui::output::{causes, log, quote, quote_path, warn};
 
 /// How often a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
-pub enum Every {
+pub enum CheckpointInterval {
     Updates(u64),
     Time(Duration),
 }
 
 /// `500`, `90s`, `10m` or `2h`.
-pub fn every(text: &str) -> Result<Every> {
+pub fn interval(text: &str) -> Result<CheckpointInterval> {
     let expected =
         "expected a number of updates, or of seconds, minutes or hours as in 90s, 10m or 2h";
     let (number, seconds) = match text.char_indices().last() {
@@ -27,8 +27,8 @@ pub fn every(text: &str) -> Result<Every> {
     };
     let number: u64 = number.parse().ok().filter(|&number| number > 0).context(expected)?;
     Ok(match seconds {
-        None => Every::Updates(number),
-        Some(unit) => Every::Time(Duration::from_secs(number.saturating_mul(unit))),
+        None => CheckpointInterval::Updates(number),
+        Some(unit) => CheckpointInterval::Time(Duration::from_secs(number.saturating_mul(unit))),
     })
 }
 
@@ -40,7 +40,7 @@ const SECONDS: &str = "seconds";
 /// Writes a run's checkpoints.
 pub struct CheckpointWriter<'a> {
     folder: &'a RunDir,
-    every: Every,
+    interval: CheckpointInterval,
     device: String,
     /// What it is trained and validated on, to be held against another time's.
     data: String,
@@ -60,7 +60,7 @@ impl<'a> CheckpointWriter<'a> {
     /// Of a new run, or of one that goes on from `checkpoint`: says so where that was on another device.
     pub fn new(
         folder: &'a RunDir,
-        every: Every,
+        interval: CheckpointInterval,
         data: String,
         device: &Device,
         checkpoint: Option<&Checkpoint>,
@@ -74,10 +74,10 @@ impl<'a> CheckpointWriter<'a> {
                 quote(other)
             ));
         }
-        let last = checkpoint.map(place_of);
+        let last = checkpoint.map(position_of);
         let saved = (Instant::now(), 0);
         let (has_saved, has_warned) = (false, false);
-        Self { folder, every, device, data, earlier, saved, last, has_saved, has_warned }
+        Self { folder, interval, device, data, earlier, saved, last, has_saved, has_warned }
     }
 
     pub fn folder(&self) -> &'a RunDir {
@@ -93,9 +93,9 @@ impl<'a> CheckpointWriter<'a> {
     /// asked for. Where it cannot be written it is tried again when the next is due.
     pub fn is_due(&mut self, updates: u64, is_epoch_over: bool) -> bool {
         let (time, before) = self.saved;
-        let is_time = match self.every {
-            Every::Updates(count) => updates - before >= count,
-            Every::Time(time_between) => time.elapsed() >= time_between,
+        let is_time = match self.interval {
+            CheckpointInterval::Updates(count) => updates - before >= count,
+            CheckpointInterval::Time(time_between) => time.elapsed() >= time_between,
         };
         if is_time {
             self.saved = (Instant::now(), updates);
@@ -143,8 +143,8 @@ impl<'a> CheckpointWriter<'a> {
     /// Writes a checkpoint, when what it goes on from is there. One of where the last one was taken is not
     /// written again: the one before that is worth more.
     pub fn write(&mut self, mut checkpoint: Checkpoint, elapsed: Duration) -> Result<()> {
-        let place = place_of(&checkpoint);
-        if self.last != Some(place) {
+        let position = position_of(&checkpoint);
+        if self.last != Some(position) {
             checkpoint.notes.insert(DEVICE.to_owned(), self.device.clone());
             checkpoint.notes.insert(SECONDS.to_owned(), self.seconds(elapsed).to_string());
             checkpoint.notes.insert(DATA.to_owned(), self.data.clone());
@@ -152,10 +152,10 @@ impl<'a> CheckpointWriter<'a> {
                 self.folder.remove_results();
             }
             checkpoint.write(self.folder.checkpoint())?;
-            self.last = Some(place);
+            self.last = Some(position);
         }
         (self.has_saved, self.has_warned) = (true, false);
-        self.saved = (Instant::now(), place.0);
+        self.saved = (Instant::now(), position.0);
         Ok(())
     }
 }
@@ -204,7 +204,7 @@ pub fn explain(error: &gru_wgpu::Error, made_from: &str, kept: Option<&str>) -> 
 }
 
 /// After how many updates, and where.
-fn place_of(checkpoint: &Checkpoint) -> (u64, Progress) {
+fn position_of(checkpoint: &Checkpoint) -> (u64, Progress) {
     (checkpoint.state.moments.steps, checkpoint.progress)
 }
 
@@ -213,9 +213,9 @@ pub fn is_of(checkpoint: &Checkpoint, data: &str) -> bool {
     checkpoint.notes.get(DATA).is_none_or(|noted| noted == data)
 }
 
-/// `Ok` when the parts of a folder's configuration are all those of its checkpoint.
-pub fn check_same(parts: &[(&str, bool)]) -> Result<()> {
-    for (what, is_same) in parts {
+/// `Ok` when the tables of a folder's configuration are all those of its checkpoint.
+pub fn check_same(tables: &[(&str, bool)]) -> Result<()> {
+    for (what, is_same) in tables {
         ensure!(
             is_same,
             "{what} in config.toml is not what the run was started with; a run goes on with its own settings"

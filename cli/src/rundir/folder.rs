@@ -1,14 +1,15 @@
-//! The folder of a run: its files, and what they may not overwrite.
+//! The folder of a run: its files, and which files it must not overwrite.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fs4::TryLockError;
-use gru_wgpu::Checkpoint;
+use gru_wgpu::formats::safetensors;
+use gru_wgpu::{Checkpoint, Params};
 
-use crate::ui::files::write_file;
-use crate::ui::output::{check_directory, log, quote_path, warn};
+use crate::ui::output::{check_directory, log, quote_path, shell_word, warn};
+use crate::ui::outputs::{Outputs, run_file};
 
 /// Held by the run that writes to the folder. It stays there: whoever removed it could not know who waits.
 const LOCK: &str = ".lock";
@@ -54,6 +55,25 @@ impl RunDir {
         Ok(folder)
     }
 
+    /// `Ok` when a run in this folder would overwrite none of the files that it reads.
+    pub fn check_inputs<'a>(&self, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+        let own = Outputs::of_run(&self.0);
+        for input in inputs {
+            ensure!(
+                !own.contains(input),
+                "{} is a file of the run in {}; it would be overwritten: copy it elsewhere first",
+                quote_path(input),
+                quote_path(&self.0)
+            );
+        }
+        Ok(())
+    }
+
+    /// The files that it keeps, whether or not they are there.
+    pub fn files(&self) -> [PathBuf; run_file::ALL.len()] {
+        run_file::ALL.map(|name| self.0.join(name))
+    }
+
     /// Keeps other runs out from now on, and takes away what one that was killed was about to write.
     pub fn lock(&self) -> Result<Lock> {
         let shown = quote_path(&self.0);
@@ -84,12 +104,9 @@ impl RunDir {
         let lock = self.lock()?;
         // Another run may have come and gone since it was claimed.
         Self::claim(&self.0, force)?;
-        let (training, pictures) = (
-            [self.checkpoint(), self.before(), self.model(), self.metrics()],
-            [self.curves(), self.forecast(), self.classes()],
-        );
-        let mut files = training.iter().chain(&pictures).filter(|file| file.exists());
-        files.try_for_each(|file| remove(file))?;
+        // The configuration is replaced in its place: until then the folder is a run's.
+        let mut files = self.files().into_iter().filter(|file| *file != self.config());
+        files.try_for_each(|file| if file.exists() { remove(&file) } else { Ok(()) })?;
         Ok(lock)
     }
 
@@ -98,38 +115,38 @@ impl RunDir {
     }
 
     pub fn config(&self) -> PathBuf {
-        self.0.join("config.toml")
+        self.0.join(run_file::CONFIG)
     }
 
     pub fn checkpoint(&self) -> PathBuf {
-        self.0.join("checkpoint.safetensors")
+        self.0.join(run_file::CHECKPOINT)
     }
 
     /// The checkpoint before the last one.
     pub fn before(&self) -> PathBuf {
-        self.0.join("checkpoint.safetensors.before")
+        self.0.join(run_file::CHECKPOINT_BEFORE)
     }
 
     pub fn model(&self) -> PathBuf {
-        self.0.join("model.safetensors")
+        self.0.join(run_file::MODEL)
     }
 
     pub fn metrics(&self) -> PathBuf {
-        self.0.join("metrics.csv")
+        self.0.join(run_file::METRICS)
     }
 
     pub fn curves(&self) -> PathBuf {
-        self.0.join("curves.svg")
+        self.0.join(run_file::CURVES)
     }
 
     /// Of a run of `gru train` that came to its end.
     pub fn classes(&self) -> PathBuf {
-        self.0.join("classes.csv")
+        self.0.join(run_file::CLASSES)
     }
 
     /// Of a run of `gru forecast`.
     pub fn forecast(&self) -> PathBuf {
-        self.0.join("forecast.svg")
+        self.0.join(run_file::FORECAST)
     }
 
     /// Takes away what was told of an earlier end of a run that goes on. What cannot be is said.
@@ -139,6 +156,29 @@ impl RunDir {
                 warn(format_args!("{error:#}; it tells of the run as it was before"));
             }
         }
+    }
+
+    /// The model that the run keeps. Where its file was deleted the last checkpoint has it, too.
+    ///
+    /// # Errors
+    /// Also when no epoch is over.
+    pub fn read_model(&self, kept: KeptModel, command: &str) -> Result<Params> {
+        let path = self.model();
+        if path.exists() {
+            return Ok(safetensors::load_network(path, &safetensors::SafetensorsOptions::new())?);
+        }
+        let shown = quote_path(&self.0);
+        let none = || format!("{shown} holds no model yet: none of its epochs is over");
+        ensure!(self.checkpoint().exists() || self.before().exists(), none());
+        let checkpoint = self.read_checkpoint()?;
+        let params = kept.of(&checkpoint).cloned().with_context(none)?;
+        log(format_args!(
+            "{} is missing: the model is taken from the checkpoint; `{command} --resume {}` writes it \
+             again",
+            quote_path(&path),
+            shell_word(&self.0)
+        ));
+        Ok(params)
     }
 
     /// The last checkpoint that can be read.
@@ -162,6 +202,25 @@ impl RunDir {
     }
 }
 
+/// Which of its networks a run keeps as its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptModel {
+    /// The one that did best on the held-out part.
+    Best,
+    /// The one after the last update.
+    Last,
+}
+
+impl KeptModel {
+    /// Its parameters; `None` where no epoch was validated.
+    pub fn of(self, checkpoint: &Checkpoint) -> Option<&Params> {
+        match self {
+            Self::Best => checkpoint.best.as_ref().map(|best| &best.params),
+            Self::Last => Some(&checkpoint.state.params),
+        }
+    }
+}
+
 fn remove(file: &Path) -> Result<()> {
     fs::remove_file(file).with_context(|| format!("cannot remove {}", quote_path(file)))
 }
@@ -177,53 +236,4 @@ fn is_temporary(name: &str) -> bool {
     name.strip_prefix(".tmp").is_some_and(|rest| {
         rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
     })
-}
-
-/// What an epoch came to: a row of `metrics.csv`.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Epoch {
-    /// From 1.
-    pub epoch: usize,
-    /// Since the start.
-    pub updates: u64,
-    /// Of the last of them.
-    pub learning_rate: f64,
-    pub train_loss: f32,
-    pub valid_loss: f64,
-    /// Where there are classes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub valid_accuracy: Option<f64>,
-    /// Of training, since the start.
-    pub seconds: f64,
-}
-
-impl Epoch {
-    pub fn write_all(epochs: &[Self], path: &Path) -> Result<()> {
-        let mut csv = csv::Writer::from_writer(Vec::new());
-        epochs.iter().try_for_each(|epoch| csv.serialize(epoch))?;
-        let csv = csv.into_inner().context("the metrics do not go into a file")?;
-        write_file(path, &csv)
-    }
-
-    /// Those of the first `count` epochs, as far as the file still has them: a run goes on without. What is
-    /// missing is said.
-    pub fn read(path: &Path, count: usize) -> Vec<Self> {
-        let mut epochs: Vec<Self> = Vec::new();
-        if let Ok(mut csv) = csv::ReaderBuilder::new().flexible(true).from_path(path) {
-            for epoch in csv.deserialize::<Self>().flatten() {
-                let next = epochs.last().map_or(1, |last| last.epoch + 1);
-                if (next..=count).contains(&epoch.epoch) {
-                    epochs.push(epoch);
-                }
-            }
-        }
-        if epochs.len() < count {
-            log(format_args!(
-                "{} has {} of the {count} epochs that are over; it goes on without the others",
-                quote_path(path),
-                epochs.len()
-            ));
-        }
-        epochs
-    }
 }

@@ -1,5 +1,5 @@
 //! Ctrl-C: the first asks a run to end where it can go on from, the second ends it at once. And how often a
-//! run looks whether it was asked.
+//! run checks for it.
 
 use std::process::{self, ExitCode};
 use std::sync::Arc;
@@ -19,24 +19,24 @@ pub struct Interrupt(Arc<AtomicBool>);
 impl Interrupt {
     /// Listens from now on.
     pub fn listen() -> Result<Self> {
-        let asked = Arc::new(AtomicBool::new(false));
-        let heard = Arc::clone(&asked);
+        let requested = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&requested);
         ctrlc::set_handler(move || {
-            if heard.swap(true, Ordering::Relaxed) {
+            if flag.swap(true, Ordering::Relaxed) {
                 process::exit(STATUS.into());
             }
             log(format_args!("ending after the updates under way (Ctrl-C again: at once)"));
         })?;
-        Ok(Self(asked))
+        Ok(Self(requested))
     }
 
-    pub fn is_asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// Says that a run of `command` was interrupted, and how it goes on where it was saved in a folder.
-pub fn told(
+pub fn report_interrupted(
     command: &str,
     saved: Option<&RunDir>,
     updates: u64,
@@ -49,23 +49,23 @@ pub fn told(
     ExitCode::from(STATUS)
 }
 
-/// Between two looks at whether a run is to end or to be saved: for this long, and for no more than so many
-/// updates.
-const METRICS_EVERY: Duration = Duration::from_millis(250);
+/// Between two checks: this long, and no more than so many updates.
+const CHECK_EVERY: Duration = Duration::from_millis(250);
 const MOST_UPDATES: f64 = 16.0;
 
-/// The last look. The first is to come after one update: nobody knows yet how long it takes.
-pub struct Looks(Instant);
+/// Paces the checks of a run for an interrupt or a due checkpoint. The first is to come after one update:
+/// nobody knows yet how long it takes.
+pub struct CheckTimer(Instant);
 
-impl Looks {
-    /// Looks now.
-    pub fn new() -> Self {
+impl CheckTimer {
+    /// Starts at a check.
+    pub fn start() -> Self {
         Self(Instant::now())
     }
 
-    /// How many updates to make until the next look, after so many since this one: one at least.
+    /// How many updates to make until the next check, after so many since this one: one at least.
     pub fn until_next(&self, updates: usize) -> usize {
         let each = self.0.elapsed().as_secs_f64() / updates.max(1) as f64;
-        (METRICS_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MOST_UPDATES) as usize
+        (CHECK_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MOST_UPDATES) as usize
     }
 }

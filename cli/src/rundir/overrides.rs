@@ -1,4 +1,4 @@
-//! The settings that a run may change where it goes on.
+//! The settings that a run may change where it goes on: how long and how fast it trains.
 
 use anyhow::{Result, ensure};
 use gru_wgpu::{Checkpoint, LearnerConfig, TrainerConfig};
@@ -8,9 +8,9 @@ use crate::ui::arguments::{at_least_one, positive};
 use crate::ui::output::log;
 use crate::ui::training_options::ClipArg;
 
-/// How fast a run trains, and how long.
+/// The settings that a run may change where it goes on.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
+pub struct ResumableSettings {
     pub epochs: usize,
     pub learning_rate: f64,
     pub clip: ClipArg,
@@ -18,9 +18,9 @@ pub struct Pace {
     pub patience: Option<usize>,
 }
 
-/// What the command line says of it, with --resume for what is left of the run.
+/// The same on the command line; with --resume for what is left of the run.
 #[derive(clap::Args, Clone, Copy, Debug)]
-pub struct PaceArguments {
+pub struct ResumeOverrides {
     /// Passes over the training part [default: 40, of gru forecast 30].
     #[arg(long, value_name = "TIMES", value_parser = at_least_one)]
     epochs: Option<usize>,
@@ -33,10 +33,10 @@ pub struct PaceArguments {
     clip: Option<ClipArg>,
 }
 
-impl PaceArguments {
-    /// `before` where they say nothing else.
-    pub fn on(&self, before: Pace) -> Pace {
-        Pace {
+impl ResumeOverrides {
+    /// The given ones in place of those `before`.
+    pub fn apply_to(&self, before: ResumableSettings) -> ResumableSettings {
+        ResumableSettings {
             epochs: self.epochs.unwrap_or(before.epochs),
             learning_rate: self.learning_rate.unwrap_or(before.learning_rate),
             clip: self.clip.unwrap_or(before.clip),
@@ -45,11 +45,11 @@ impl PaceArguments {
     }
 }
 
-/// The pace of a run until it went on at another one: `[[changes]]` in its config.toml.
+/// The settings of a run until it went on with others: `[[changes]]` in its config.toml.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Change {
-    /// How many there were by then, since the start.
+pub struct SettingsChange {
+    /// Updates by then, since the start.
     updates: u64,
     epochs: usize,
     learning_rate: f64,
@@ -58,30 +58,34 @@ pub struct Change {
     patience: Option<usize>,
 }
 
-/// What is said above them in the file.
+/// The comment above them in the file.
 pub const COMMENT: (&str, &str) = (
     "[[changes]]",
     "What [training] said for the first so many updates, before the run went on with other settings.",
 );
 
-impl Change {
-    fn new(updates: u64, pace: Pace) -> Self {
-        let Pace { epochs, learning_rate, clip, patience } = pace;
+impl SettingsChange {
+    fn new(updates: u64, settings: ResumableSettings) -> Self {
+        let ResumableSettings { epochs, learning_rate, clip, patience } = settings;
         Self { updates, epochs, learning_rate, clip, patience }
     }
 
-    pub fn pace(&self) -> Pace {
+    pub fn settings(&self) -> ResumableSettings {
         let Self { epochs, learning_rate, clip, patience, .. } = *self;
-        Pace { epochs, learning_rate, clip, patience }
+        ResumableSettings { epochs, learning_rate, clip, patience }
     }
 }
 
-/// How a run is trained, at a pace.
-pub trait Paced: Clone {
-    fn pace(&self) -> Pace;
+/// How a run is trained.
+pub trait TrainingSettings: Clone {
+    /// Those that may change where it goes on.
+    fn resumable(&self) -> ResumableSettings;
 
-    /// The same at another pace.
-    fn with(&self, pace: Pace) -> Self;
+    /// The same with others of those.
+    fn with_resumable(&self, settings: ResumableSettings) -> Self;
+
+    /// The seed of the fresh parameters.
+    fn seed(&self) -> u64;
 
     fn trainer_config(&self) -> TrainerConfig;
 
@@ -89,37 +93,42 @@ pub trait Paced: Clone {
     fn learner_config(&self, examples: usize) -> LearnerConfig;
 
     /// Whether these, or what they were before one of the changes, are those of a checkpoint.
-    fn are_of(&self, checkpoint: &Checkpoint, changes: &[Change], examples: usize) -> bool {
-        let earlier = changes.iter().map(|change| self.with(change.pace()));
+    fn match_checkpoint(
+        &self,
+        checkpoint: &Checkpoint,
+        changes: &[SettingsChange],
+        examples: usize,
+    ) -> bool {
+        let earlier = changes.iter().map(|change| self.with_resumable(change.settings()));
         earlier.chain([self.clone()]).any(|settings| {
             checkpoint.trainer_config == settings.trainer_config()
                 && checkpoint.learner_config == settings.learner_config(examples)
         })
     }
 
-    /// Has a run over so many examples go on from `last` at the pace `now`: notes in `changes` what it was, and
-    /// says what is new.
+    /// Has a run over so many examples go on from `last` with the settings `now`: notes in `changes` what
+    /// they were, and says what is new.
     ///
     /// # Errors
     /// When its epochs are over.
-    fn go_on(
+    fn resume(
         &mut self,
-        changes: &mut Vec<Change>,
+        changes: &mut Vec<SettingsChange>,
         mut last: Checkpoint,
         examples: usize,
-        now: Pace,
+        now: ResumableSettings,
     ) -> Result<Checkpoint> {
         check_epochs(&last, now.epochs)?;
-        let before = self.pace();
+        let before = self.resumable();
         if now != before {
             let updates = last.state.moments.steps;
-            // What came to nothing that was saved is not noted: what it changed then is.
+            // A change after which nothing was saved is not noted: the one before it is.
             if changes.last().is_none_or(|change| change.updates != updates) {
-                changes.push(Change::new(updates, before));
+                changes.push(SettingsChange::new(updates, before));
             }
-            log(format_args!("it goes on with {}", news(before, now)));
+            log(format_args!("it goes on with {}", changed(before, now)));
         }
-        *self = self.with(now);
+        *self = self.with_resumable(now);
         last.learner_config = self.learner_config(examples);
         last.trainer_config = self.trainer_config();
         Ok(last)
@@ -137,17 +146,19 @@ fn check_epochs(last: &Checkpoint, epochs: usize) -> Result<()> {
     Ok(())
 }
 
-fn news(before: Pace, now: Pace) -> String {
-    let patient =
-        |pace: Pace| pace.patience.map_or_else(|| "none".to_owned(), |epochs| epochs.to_string());
-    let told = [
+/// The options that differ, in words.
+fn changed(before: ResumableSettings, now: ResumableSettings) -> String {
+    let patience = |of: ResumableSettings| {
+        of.patience.map_or_else(|| "none".to_owned(), |epochs| epochs.to_string())
+    };
+    let options = [
         ("--epochs", before.epochs.to_string(), now.epochs.to_string()),
         ("--learning-rate", before.learning_rate.to_string(), now.learning_rate.to_string()),
         ("--clip", before.clip.to_string(), now.clip.to_string()),
-        ("--patience", patient(before), patient(now)),
+        ("--patience", patience(before), patience(now)),
     ];
-    let told = told.into_iter().filter(|(_, before, now)| before != now);
-    let told: Vec<_> =
-        told.map(|(name, before, now)| format!("{name} {now} ({before} before)")).collect();
-    told.join(", ")
+    let options = options.into_iter().filter(|(_, before, now)| before != now);
+    let options: Vec<_> =
+        options.map(|(name, before, now)| format!("{name} {now} ({before} before)")).collect();
+    options.join(", ")
 }

@@ -4,7 +4,6 @@ pub mod arguments;
 pub mod files;
 pub mod numbers;
 pub mod output;
-#[allow(dead_code)]
 pub mod outputs;
 pub mod plot;
 pub mod progress;

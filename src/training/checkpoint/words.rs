@@ -12,7 +12,9 @@ use crate::model::network::Evaluation;
 use crate::spec::loss::Loss;
 use crate::spec::optimizer::{Adam, Clip, Optimizer, Schedule};
 use crate::training::learner::LearnerConfig;
-use crate::training::trainer::{DataFingerprints, Progress, TrainerConfig};
+use crate::training::progress::{DataFingerprints, Progress};
+use crate::training::sampler::Order;
+use crate::training::trainer::TrainerConfig;
 
 /// The kinds, whose numbers follow.
 #[derive(Clone, Copy, PartialEq)]
@@ -42,6 +44,8 @@ const SCHEDULES: &[(Kind, &str)] =
     &[(Kind::Constant, "constant"), (Kind::Cosine, "cosine"), (Kind::Steps, "steps")];
 const CLIPS: &[(Kind, &str)] =
     &[(Kind::None, "none"), (Kind::Norm, "norm"), (Kind::Value, "value")];
+
+const ORDERS: &[(Order, &str)] = &[(Order::Bucketed, "bucketed"), (Order::Shuffled, "shuffled")];
 
 /// `loss=huber delta=1e0 optimizer=adam beta1=9e-1 …`
 pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
@@ -89,7 +93,7 @@ pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
 
 /// Back from [`write_learner`].
 pub(super) fn read_learner(words: &str) -> Result<LearnerConfig> {
-    let mut pairs = KeyValues::parse("training", words)?;
+    let mut pairs = KeyValues::parse("learner", words)?;
     let loss = match pairs.named("loss", LOSSES)? {
         Kind::Huber => Loss::Huber { delta: pairs.number("delta")? },
         Kind::CrossEntropy => Loss::CrossEntropy { ignore: pairs.option("ignore")? },
@@ -137,44 +141,48 @@ fn read_adam(pairs: &mut KeyValues<'_>) -> Result<Adam> {
     })
 }
 
-/// `epochs=20 batch=16 seed=1 patience=none`
+/// `epochs=20 batch=16 seed=1 patience=none order=bucketed`
 pub(super) fn write_trainer(trainer_config: &TrainerConfig) -> String {
-    let TrainerConfig { epochs, batch, seed, patience } = trainer_config;
-    format!("epochs={epochs} batch={batch} seed={seed} patience={}", write_option(patience))
+    let TrainerConfig { epochs, batch, seed, patience, order } = trainer_config;
+    let (patience, order) = (write_option(patience), word(ORDERS, *order));
+    format!("epochs={epochs} batch={batch} seed={seed} patience={patience} order={order}")
 }
 
 /// Back from [`write_trainer`].
 pub(super) fn read_trainer(words: &str) -> Result<TrainerConfig> {
-    let mut pairs = KeyValues::parse("regime", words)?;
+    let mut pairs = KeyValues::parse("trainer", words)?;
     let trainer_config = TrainerConfig::new(pairs.number("epochs")?, pairs.number("batch")?)
         .with_seed(pairs.number("seed")?)
-        .with_patience(pairs.option::<usize>("patience")?);
+        .with_patience(pairs.option::<usize>("patience")?)
+        .with_order(pairs.named("order", ORDERS)?);
     pairs.end()?;
     trainer_config.validate()?;
     Ok(trainer_config)
 }
 
-/// `steps=12 epoch=0 batch=12 loss=1.5e0 updates=12 stale=0`, and where there is a best network
+/// `steps=12 epoch=0 batch=12 examples=48 loss=7.2e1 updates=12 stale=0`, and where there is a best network
 /// `best=3 counted=100 mean=5e-1 correct=90`.
 pub(super) fn write_counters(counters: &Counters) -> String {
     let Counters { steps, progress, best } = counters;
-    let Progress { epoch, batch, loss: (loss, updates), stale } = progress;
+    let Progress { epoch, batch, examples, loss: (loss, updates), stale } = progress;
     let best = best.map_or_else(String::new, |(epoch, validation)| {
         let Evaluation { counted, loss, correct } = validation;
         format!(" best={epoch} counted={counted} mean={loss:e} correct={}", write_option(&correct))
     });
     format!(
-        "steps={steps} epoch={epoch} batch={batch} loss={loss:e} updates={updates} stale={stale}{best}"
+        "steps={steps} epoch={epoch} batch={batch} examples={examples} loss={loss:e} updates={updates} \
+         stale={stale}{best}"
     )
 }
 
 /// Back from [`write_counters`].
 pub(super) fn read_counters(words: &str) -> Result<Counters> {
-    let mut pairs = KeyValues::parse("position", words)?;
+    let mut pairs = KeyValues::parse("progress", words)?;
     let steps = pairs.number("steps")?;
     let progress = Progress {
         epoch: pairs.number("epoch")?,
         batch: pairs.number("batch")?,
+        examples: pairs.number("examples")?,
         loss: (pairs.number("loss")?, pairs.number("updates")?),
         stale: pairs.number("stale")?,
     };
@@ -190,7 +198,7 @@ pub(super) fn read_counters(words: &str) -> Result<Counters> {
     if counters.are_possible() {
         return Ok(counters);
     }
-    Err(Error::Format("its metadata position is none that a run can come to".to_owned()))
+    Err(Error::Format("its metadata progress is none that a run can come to".to_owned()))
 }
 
 /// `train=150 hash=123 valid=50 valid_hash=456`
@@ -259,14 +267,19 @@ mod tests {
             }
         }
         for patience in [None, Some(usize::MAX)] {
-            let trainer_config =
-                TrainerConfig::new(usize::MAX, 1).with_seed(u64::MAX).with_patience(patience);
-            assert_eq!(read_trainer(&write_trainer(&trainer_config)).unwrap(), trainer_config);
+            for order in [Order::Bucketed, Order::Shuffled] {
+                let trainer_config = TrainerConfig::new(usize::MAX, 1)
+                    .with_seed(u64::MAX)
+                    .with_patience(patience)
+                    .with_order(order);
+                let words = write_trainer(&trainer_config);
+                assert_eq!(read_trainer(&words).unwrap(), trainer_config, "{words}");
+            }
         }
         let [train, valid] = [u64::MAX, 0].map(|hash| DataFingerprint { count: usize::MAX, hash });
         let data = DataFingerprints { train, valid };
         assert_eq!(read_data(&write_data(&data)).unwrap(), data);
-        let progress = Progress { epoch: 7, batch: 9, loss: (odd, 9), stale: 7 };
+        let progress = Progress { epoch: 7, batch: 9, examples: 17, loss: (odd, 9), stale: 7 };
         for correct in [None, Some(3)] {
             let validation = Evaluation { counted: 3, loss: odd, correct };
             for best in [None, Some((6, validation))] {
@@ -281,7 +294,7 @@ mod tests {
         let words = write_learner(&LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.1));
         for (from, to, expected) in [
             ("rate=1e-1", "rate=NaN", "learning rate is NaN"),
-            ("rate=1e-1", "", "its metadata training lacks `rate`"),
+            ("rate=1e-1", "", "its metadata learner lacks `rate`"),
             ("beta1=9e-1", "beta1=x", "has `x` for `beta1`"),
             ("loss=mean-squared", "loss=mean-squared delta=1", "has `delta`, which is unknown"),
             ("clip=none", "clip=norm", "lacks `bound`"),
@@ -292,15 +305,15 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         for words in [
-            "steps=18446744073709551615 epoch=0 batch=0 loss=0 updates=0 stale=0",
-            "steps=1 epoch=0 batch=2 loss=0 updates=2 stale=0",
-            "steps=1 epoch=1 batch=0 loss=0 updates=0 stale=2",
-            "steps=1 epoch=1 batch=0 loss=0 updates=0 stale=0 best=1 counted=1 mean=0 correct=none",
-            "steps=1 epoch=1 batch=0 loss=0 updates=0 stale=0 best=0 counted=1 mean=0 correct=2",
+            "steps=18446744073709551615 epoch=0 batch=0 examples=0 loss=0 updates=0 stale=0",
+            "steps=1 epoch=0 batch=2 examples=0 loss=0 updates=2 stale=0",
+            "steps=1 epoch=1 batch=0 examples=0 loss=0 updates=0 stale=2",
+            "steps=1 epoch=1 batch=0 examples=0 loss=0 updates=0 stale=0 best=1 counted=1 mean=0 correct=none",
+            "steps=1 epoch=1 batch=0 examples=0 loss=0 updates=0 stale=0 best=0 counted=1 mean=0 correct=2",
         ] {
             let error = read_counters(words).unwrap_err().to_string();
             assert!(error.contains("none that a run can come to"), "{words}: {error}");
         }
-        assert!(read_trainer("epochs=0 batch=1 seed=1 patience=none").is_err());
+        assert!(read_trainer("epochs=0 batch=1 seed=1 patience=none order=bucketed").is_err());
     }
 }

@@ -1,99 +1,59 @@
-//! What a forecast is made of, as `config.toml` in its run's folder says: all that `gru predict` and `--resume`
-//! need.
+//! `config.toml` of a run of `gru forecast`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use gru_wgpu::{Clip, Head, LearnerConfig, Loss, Optimizer, ParamLayout, Schedule, TrainerConfig};
+use anyhow::{Result, ensure};
+use gru_wgpu::{
+    Clip, Head, LearnerConfig, Loss, Optimizer, Order, ParamLayout, Schedule, TrainerConfig,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::CsvOptions;
 use crate::data::fingerprint::{check_fingerprint, whole};
-use crate::data::series::Series;
-use crate::rundir::overrides::{self, Change, Pace, Paced};
-use crate::rundir::settings;
-use crate::ui::arguments::{ResetArg, at_least_one, check_delimiter, fraction};
-use crate::ui::output::quote_path;
+use crate::data::series::{Series, SeriesSource};
+use crate::data::windows::WindowSizes;
+use crate::rundir::overrides::{self, ResumableSettings, SettingsChange, TrainingSettings};
+use crate::rundir::settings::{self, RunConfig};
+use crate::ui::arguments::{ResetArg, at_least_one, check_delimiter};
 use crate::ui::training_options::ClipArg;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
+pub struct ForecastConfig {
     /// The program's.
     pub version: String,
-    pub task: Task,
-    pub data: Data,
-    pub windows: Sizes,
+    pub task: ForecastTask,
+    pub data: SeriesSource,
+    pub windows: WindowSizes,
     /// What the model sees, the series itself first.
-    pub columns: Vec<Column>,
-    pub model: Model,
-    pub training: Settings,
+    pub columns: Vec<ScaledColumn>,
+    pub model: ModelSettings,
+    pub training: ForecastSettings,
     /// Earlier settings of a run that went on with others, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub changes: Vec<Change>,
+    pub changes: Vec<SettingsChange>,
 }
 
 /// What tells such a run from those of `gru train`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Task {
+pub enum ForecastTask {
     Forecast,
-}
-
-/// Where the series comes from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    pub csv: PathBuf,
-    pub delimiter: char,
-    pub header: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub missing: Option<String>,
-    /// Of the file's bytes.
-    pub fingerprint: String,
-}
-
-impl Data {
-    /// How its file is read, and those to be predicted from.
-    pub fn reading(&self) -> CsvOptions {
-        let Self { delimiter, header, missing, .. } = self;
-        let delimiter = *delimiter as u8;
-        CsvOptions { delimiter, missing: missing.iter().cloned().collect(), header: Some(*header) }
-    }
 }
 
 /// A column that the model sees.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Column {
+pub struct ScaledColumn {
     /// Or its number.
     pub name: String,
     /// What a change of 1 means to the model.
     pub scale: f64,
 }
 
-/// How the series is cut.
-#[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sizes {
-    /// Rows that a window shows the model.
-    #[arg(long, value_name = "ROWS", default_value_t = 104, value_parser = at_least_one)]
-    pub input: usize,
-    /// Rows to forecast.
-    #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
-    pub horizon: usize,
-    /// Rows of a season, for the rules.
-    #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
-    pub season: usize,
-    /// The share of the series held out at its end.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = fraction)]
-    pub holdout: f64,
-}
-
 /// The network, but for what the data say.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model {
+pub struct ModelSettings {
     /// Hidden units.
     #[arg(long, value_name = "UNITS", default_value_t = 32, value_parser = at_least_one)]
     pub hidden: usize,
@@ -103,12 +63,13 @@ pub struct Model {
     pub reset: ResetArg,
 }
 
-/// How it is trained. What a run may change where it goes on stands in [`PaceArguments`] on the command line.
+/// How it is trained. What a run may change where it goes on stands in [`ResumeOverrides`] on the command
+/// line.
 ///
-/// [`PaceArguments`]: crate::rundir::overrides::PaceArguments
+/// [`ResumeOverrides`]: crate::rundir::overrides::ResumeOverrides
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct ForecastSettings {
     /// Passes over the training windows.
     #[arg(skip = 30_usize)]
     pub epochs: usize,
@@ -125,36 +86,27 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// Said above the heads of the file.
-const COMMENTS: [(&str, &str); 6] = [
-    ("[data]", "Where the series comes from."),
-    ("[windows]", "How it is cut, in rows; season is for the rules alone."),
-    (
-        "[[columns]]",
-        "What the model sees, each value as (value - the window's last value) / scale; the first is forecast.",
-    ),
-    ("[model]", "A GRU (reset = \"after\": PyTorch's) with a linear head on its last state."),
-    ("[training]", "How it is trained, by Adam for the mean squared error."),
-    overrides::COMMENT,
-];
+impl RunConfig for ForecastConfig {
+    const COMMAND: &'static str = settings::FORECAST;
 
-impl Config {
-    pub fn write(&self, path: &Path) -> Result<()> {
-        settings::write(path, self, settings::FORECAST, &COMMENTS)
-    }
-
-    pub fn read(path: &Path) -> Result<Self> {
-        let config: Self = settings::read(path, settings::FORECAST)?;
-        config.check().with_context(|| quote_path(path))?;
-        Ok(config)
-    }
+    const COMMENTS: &'static [(&'static str, &'static str)] = &[
+        ("[data]", "Where the series comes from."),
+        ("[windows]", "How it is cut, in rows; season is for the baselines alone."),
+        (
+            "[[columns]]",
+            "What the model sees, each value as (value - the window's last value) / scale; the first is forecast.",
+        ),
+        ("[model]", "A GRU (reset = \"after\": PyTorch's) with a linear head on its last state."),
+        ("[training]", "How it is trained, by Adam for the mean squared error."),
+        overrides::COMMENT,
+    ];
 
     fn check(&self) -> Result<()> {
-        let Sizes { input, horizon, season, holdout } = self.windows;
+        let WindowSizes { input, horizon, season, holdout } = self.windows;
         ensure!(input.min(horizon).min(season) > 0, "[windows] has a size of 0");
         ensure!(holdout > 0.0 && holdout < 1.0, "holdout is not between 0 and 1");
         ensure!(!self.columns.is_empty(), "there are no [[columns]]");
-        for Column { name, scale } in &self.columns {
+        for ScaledColumn { name, scale } in &self.columns {
             let is_sound = scale.is_finite() && *scale > 0.0;
             ensure!(is_sound, "the scale of column {name} is no finite number above 0");
         }
@@ -163,13 +115,15 @@ impl Config {
         self.training.learner_config(0).validate()?;
         Ok(())
     }
+}
 
+impl ForecastConfig {
     /// The series that a run was started with, or where it has moved to.
     pub fn read_again(&mut self, moved: Option<&Path>) -> Result<Series> {
         if let Some(csv) = moved {
             self.data.csv = whole(csv)?;
         }
-        let Data { csv, fingerprint, .. } = &self.data;
+        let SeriesSource { csv, fingerprint, .. } = &self.data;
         check_fingerprint([Some(csv), None], fingerprint)?;
         self.series(csv)
     }
@@ -177,8 +131,8 @@ impl Config {
     /// Its columns of a file.
     pub fn series(&self, csv: &Path) -> Result<Series> {
         let names: Vec<_> = self.columns.iter().map(|column| &column.name).collect();
-        Series::read_columns(csv, self.data.reading(), |sheet| {
-            names.iter().map(|name| sheet.find(name)).collect()
+        Series::read_columns(csv, self.data.options(), |csv| {
+            names.iter().map(|name| csv.find(name)).collect()
         })
     }
 
@@ -193,19 +147,25 @@ impl Config {
     }
 }
 
-impl Paced for Settings {
-    fn pace(&self) -> Pace {
+impl TrainingSettings for ForecastSettings {
+    fn resumable(&self) -> ResumableSettings {
         let Self { epochs, learning_rate, clip, .. } = *self;
-        Pace { epochs, learning_rate, clip, patience: None }
+        ResumableSettings { epochs, learning_rate, clip, patience: None }
     }
 
-    fn with(&self, pace: Pace) -> Self {
-        let Pace { epochs, learning_rate, clip, patience: _ } = pace;
+    fn with_resumable(&self, settings: ResumableSettings) -> Self {
+        let ResumableSettings { epochs, learning_rate, clip, patience: _ } = settings;
         Self { epochs, learning_rate, clip, ..self.clone() }
     }
 
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// All windows are of one length.
     fn trainer_config(&self) -> TrainerConfig {
-        TrainerConfig::new(self.epochs, self.batch).with_seed(self.seed)
+        let config = TrainerConfig::new(self.epochs, self.batch).with_seed(self.seed);
+        config.with_order(Order::Shuffled)
     }
 
     fn learner_config(&self, windows: usize) -> LearnerConfig {

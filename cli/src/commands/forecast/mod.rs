@@ -1,12 +1,10 @@
-//! `gru forecast`: trains a forecaster on a series and holds it against rules that need no model.
+//! `gru forecast`: trains a forecaster on a series and compares it with baselines that need no model.
 
 mod config;
-mod job;
-mod model;
 mod plot;
 pub mod predict;
 mod report;
-mod runner;
+mod series;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,20 +13,22 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use gru_wgpu::DeviceKind;
 
+use super::training::{self, RunTarget};
 use crate::data::csv_table::CsvOptions;
 use crate::data::fingerprint::{fingerprint, whole};
-use crate::data::series::Series;
-use crate::data::windows::Windows;
-use crate::rundir::checkpoints::{Every, every};
+use crate::data::series::{Series, SeriesSource};
+use crate::data::windows::{WindowSizes, WindowSplit, Windows};
+use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::folder::RunDir;
-use crate::rundir::overrides::{PaceArguments, Paced};
+use crate::rundir::overrides::{ResumeOverrides, TrainingSettings};
+use crate::rundir::settings::RunConfig;
 use crate::ui::arguments::{delimiter, yes_or_no};
-use crate::ui::output::{check_directory, open};
-use config::{Column, Config, Data, Model, Settings, Sizes, Task};
-use job::{Job, Parts};
-use runner::Runner;
+use crate::ui::output::check_directory;
+use crate::ui::outputs::Outputs;
+use config::{ForecastConfig, ForecastSettings, ForecastTask, ModelSettings, ScaledColumn};
+use series::ForecastRun;
 
-/// Train a forecaster on a real series and print its error beside simple rules.
+/// Train a forecaster on a real series and print its error beside those of baselines.
 ///
 /// Reads a numeric column of a CSV file, or several, holds out its last part, trains a GRU with a linear head
 /// on windows of the rest (by Adam, its learning rate falling along half a cosine), forecasts the held-out part from every row of it, and writes
@@ -53,15 +53,15 @@ pub struct Arguments {
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
-    what: What,
+    columns: ColumnArguments,
     #[command(flatten)]
-    sizes: Sizes,
+    sizes: WindowSizes,
     #[command(flatten)]
-    model: Model,
+    model: ModelSettings,
     #[command(flatten)]
-    settings: Settings,
+    settings: ForecastSettings,
     #[command(flatten)]
-    pace: PaceArguments,
+    overrides: ResumeOverrides,
     /// The directory for forecast.svg and loss.svg.
     #[arg(long, value_name = "DIR", default_value = ".")]
     output: PathBuf,
@@ -75,18 +75,19 @@ pub struct Arguments {
     /// bits as if it had not been. Of the settings --epochs, --learning-rate and --clip may be others from there
     /// on; config.toml notes what they were. Where the data have moved, the CSV file says where to.
     #[arg(long, value_name = "FOLDER", group = "kept",
-        conflicts_with_all = ["run", "force", "output", "What", "Sizes", "Model", "Settings"])]
+        conflicts_with_all = ["run", "force", "output", "ColumnArguments", "WindowSizes", "ModelSettings",
+            "ForecastSettings"])]
     resume: Option<PathBuf>,
     /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
     /// between updates, about four times a second and after every 16.
-    #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = every,
+    #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = interval,
         requires = "kept")]
-    checkpoint_every: Every,
+    checkpoint_every: CheckpointInterval,
 }
 
 /// What is forecast from which columns.
 #[derive(clap::Args, Debug)]
-struct What {
+struct ColumnArguments {
     /// The column's name, or its number from 1 [default: the last numeric one]. After a comma, others that
     /// the model sees besides, each scaled by its own changes; the first is forecast.
     #[arg(long, value_name = "NAME[,NAME…]")]
@@ -104,64 +105,66 @@ struct What {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
-    let Arguments { csv, pace, output, run, force, resume, checkpoint_every, .. } = arguments;
+    let Arguments { csv, output, run, force, resume, checkpoint_every, .. } = arguments;
     // What can be refused is refused before the work, not after it.
-    let (folder, lock, job, checkpoint) = match (resume, csv) {
+    let (target, run) = match (resume, csv.as_deref()) {
         (Some(path), csv) => {
-            let folder = RunDir::open(path)?;
-            let lock = folder.lock()?;
-            let mut config = Config::read(&folder.config())?;
-            let series = config.read_again(csv.as_deref())?;
-            let checkpoint = folder.read_checkpoint()?;
-            let parts = Parts::new(&config.windows, series.values().len())?;
-            let mut job = Job { config, series, parts };
-            let checkpoint = job.go_on(checkpoint, pace)?;
-            (Some(folder), Some(lock), job, Some(checkpoint))
+            let read = |folder: &RunDir| read_again(folder, csv);
+            RunTarget::resume(path, read, |before| arguments.overrides.apply_to(before))?
         }
         (None, Some(csv)) => {
-            let folder = run.as_ref().map(|path| RunDir::claim(path, *force)).transpose()?;
-            if folder.is_none() {
-                check_directory(output)?;
-            }
-            let job = arguments.start(csv, folder.is_some())?;
-            (folder, None, job, None)
+            let target = match run {
+                Some(path) => RunTarget::new(path, *force, [csv])?,
+                None => {
+                    check_pictures(output, csv)?;
+                    RunTarget::none()
+                }
+            };
+            (target, arguments.start(csv, run.is_some())?)
         }
         (None, None) => bail!("expected a CSV file or --resume"), // clap has asked for one
     };
-    let device = open(kind)?;
-    job.announce();
-    let runner = Runner::new(&job, folder.as_ref(), *checkpoint_every, checkpoint, &device)?;
-    let lock = match (&folder, lock) {
-        (Some(folder), None) => Some(folder.take(*force)?),
-        (_, lock) => lock,
-    };
-    if let Some(folder) = &folder {
-        job.config.write(&folder.config())?;
-    }
-    let ended = runner.run()?;
-    let status = ended.report(&job, folder.as_ref(), output, out)?;
-    drop(lock);
-    ended.unsaved.map_or(Ok(status), |why| Err(why.context("the run was not saved")))
+    training::train(&run, target, *checkpoint_every, kind, |outcome, folder, _| {
+        report::report(&run, outcome, folder, output, out)
+    })
+}
+
+/// `Ok` when the pictures of a run without a folder can be written, and not over its data.
+fn check_pictures(output: &Path, csv: &Path) -> Result<()> {
+    check_directory(output)?;
+    let mut pictures = Outputs::default();
+    report::PICTURES.iter().try_for_each(|name| pictures.add(&output.join(name)))?;
+    pictures.check_input(csv)
+}
+
+/// A run as its folder says, on its file or where that has moved to.
+fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
+    let mut config = ForecastConfig::read(&folder.config())?;
+    let series = config.read_again(csv)?;
+    folder.check_inputs([&*config.data.csv])?;
+    let split = WindowSplit::new(&config.windows, series.values().len())?;
+    Ok(ForecastRun { config, series, split, is_validated: true })
 }
 
 impl Arguments {
-    /// What a new run is to be, and whether it is kept.
-    fn start(&self, csv: &Path, is_kept: bool) -> Result<Job> {
-        let What { column, delimiter, missing, header } = &self.what;
-        let reading = CsvOptions {
+    /// A new run, and whether it is kept.
+    fn start(&self, csv: &Path, is_kept: bool) -> Result<ForecastRun> {
+        let ColumnArguments { column, delimiter, missing, header } = &self.columns;
+        let options = CsvOptions {
             delimiter: *delimiter,
             missing: missing.iter().cloned().collect(),
             header: *header,
         };
-        let series = Series::read(csv, column.as_deref(), reading)?;
-        let parts = Parts::new(&self.sizes, series.values().len())?;
-        let Sizes { input, horizon, .. } = self.sizes;
-        let scales = Windows::new(&series.columns, parts.split, input, horizon)?.scales;
+        let series = Series::read(csv, column.as_deref(), options)?;
+        let split = WindowSplit::new(&self.sizes, series.values().len())?;
+        let WindowSizes { input, horizon, .. } = self.sizes;
+        let scales = Windows::new(&series.columns, split.row, input, horizon)?.scales;
         let columns = series.keys.iter().cloned().zip(scales);
-        let config = Config {
+        let settings = &self.settings;
+        let config = ForecastConfig {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            task: Task::Forecast,
-            data: Data {
+            task: ForecastTask::Forecast,
+            data: SeriesSource {
                 // What is not kept may come through a pipe, which is read but once.
                 csv: if is_kept { whole(csv)? } else { csv.to_owned() },
                 delimiter: (*delimiter).into(),
@@ -170,11 +173,11 @@ impl Arguments {
                 fingerprint: if is_kept { fingerprint([Some(csv), None])? } else { String::new() },
             },
             windows: self.sizes.clone(),
-            columns: columns.map(|(name, scale)| Column { name, scale }).collect(),
+            columns: columns.map(|(name, scale)| ScaledColumn { name, scale }).collect(),
             model: self.model.clone(),
-            training: self.settings.with(self.pace.on(self.settings.pace())),
+            training: settings.with_resumable(self.overrides.apply_to(settings.resumable())),
             changes: Vec::new(),
         };
-        Ok(Job { config, series, parts })
+        Ok(ForecastRun { config, series, split, is_validated: is_kept })
     }
 }

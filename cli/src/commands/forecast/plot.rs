@@ -10,8 +10,8 @@ use crate::ui::plot::{
 };
 
 const SIZE: (u32, u32) = (1280, 820);
-/// The rules' colours, weakest rule first.
-const RULES: [RGBColor; 3] =
+/// The colours of the baselines, weakest first.
+const BASELINES: [RGBColor; 3] =
     [RGBColor(188, 195, 204), RGBColor(120, 160, 200), RGBColor(38, 96, 160)];
 
 /// What `forecast.svg` shows.
@@ -153,7 +153,7 @@ fn draw_errors(area: &Area, picture: &ForecastPicture) -> Drawn {
     let mut labels = Vec::new();
     for (i, (name, errors)) in picture.errors.iter().enumerate().rev() {
         let line: Line = errors.iter().zip(1..).map(|(&e, k)| (f64::from(k), e)).collect();
-        let (colour, width) = if i == 0 { (FORECAST, 3) } else { (RULES[(i - 1) % 3], 2) };
+        let (colour, width) = if i == 0 { (FORECAST, 3) } else { (BASELINES[(i - 1) % 3], 2) };
         labels.extend(line.last().map(|end| (chart.backend_coord(end), name, colour)));
         chart.draw_series(LineSeries::new(line, colour.stroke_width(width)))?;
     }

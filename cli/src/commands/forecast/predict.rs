@@ -1,28 +1,29 @@
-//! What `gru predict` says of a series by a forecaster's run.
+//! `gru predict` with a run of `gru forecast`.
 
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use gru_wgpu::formats::safetensors;
 use gru_wgpu::{DeviceKind, Network};
 
-use super::config::{Config, Sizes};
-use crate::data::windows::Windows;
+use super::config::ForecastConfig;
+use super::series::ForecastRun;
+use crate::commands::training::TrainingRun;
+use crate::data::windows::{WindowSizes, Windows};
 use crate::rundir::folder::RunDir;
+use crate::rundir::settings::{FORECAST, RunConfig};
 use crate::ui::output::{log, open, quote_path};
 
 /// The rows after the last one of the file, as a CSV file: how far ahead, and the value.
 pub fn forecast(folder: &RunDir, csv: &Path, kind: DeviceKind) -> Result<Vec<u8>> {
-    let config = Config::read(&folder.config())?;
-    let params =
-        safetensors::load_network(folder.model(), &safetensors::SafetensorsOptions::new())?;
+    let config = ForecastConfig::read(&folder.config())?;
+    let params = folder.read_model(ForecastRun::KEPT, FORECAST)?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {} is another one than its config.toml says",
         quote_path(folder.path())
     );
     let series = config.series(csv)?;
-    let Sizes { input, horizon, .. } = config.windows;
+    let WindowSizes { input, horizon, .. } = config.windows;
     let rows = series.values().len();
     ensure!(
         rows >= input,

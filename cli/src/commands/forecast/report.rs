@@ -1,76 +1,70 @@
-//! What a run says when it ends: a table of errors, and pictures.
+//! What a run of `gru forecast` reports when it ends: a table of errors, and pictures.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use gru_wgpu::StopReason;
 use indicatif::HumanDuration;
 use ndarray::Array2;
 
-use super::config::Sizes;
-use super::job::Job;
 use super::plot::{self, ForecastPicture};
-use super::runner::Outcome;
-use crate::data::baselines::{self, rmse, rules};
+use super::series::ForecastRun;
+use crate::commands::training::Outcome;
+use crate::data::baselines::{self, baselines, rmse};
+use crate::data::windows::WindowSizes;
+use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::RunDir;
-use crate::rundir::interrupt;
 use crate::ui::files::write_file;
 use crate::ui::output::{TextTable, log, quote_path};
 use crate::ui::plot::ORANGE;
 
-impl Outcome {
-    /// Forecasts, prints a table, and draws; of a run that was interrupted, says how it goes on. Without a folder
-    /// the pictures go to `output`.
-    pub fn report(
-        &self,
-        job: &Job,
-        folder: Option<&RunDir>,
-        output: &Path,
-        out: &mut impl Write,
-    ) -> Result<ExitCode> {
-        let (epochs, all) = (self.model.progress().epoch, job.config.training.epochs);
-        if let (StopReason::Requested, Some(folder)) = (self.ended, folder) {
-            let saved = self.unsaved.is_none().then_some(folder);
-            let updates = self.model.learner().updates();
-            return Ok(interrupt::told("gru forecast", saved, updates, (epochs, all)));
-        }
-        let time = HumanDuration(Duration::from_secs_f64(self.seconds));
-        let last = self.epochs.last().map_or(f32::NAN, |epoch| epoch.train_loss);
-        log(format_args!("trained in {time}, loss {last:.5}"));
+/// The pictures of a run without a folder.
+pub const PICTURES: [&str; 2] = ["forecast.svg", "loss.svg"];
 
-        let (windows, batch) = (job.windows(), job.config.training.batch);
-        let forward = |x: &_| self.model.learner().forward(x);
-        let forecasts = windows.forecast(&job.parts.testing, batch, forward)?;
-        windows.check(&job.parts.testing, &forecasts)?;
-        let errors = errors(job, &forecasts);
-        print_errors(job, &errors, out)?;
-        // Where the run was not saved its folder stays what it was.
-        if folder.is_some() && self.unsaved.is_some() {
-            return Ok(ExitCode::SUCCESS);
-        }
-        let future = windows.forecast(&[job.series.values().len()], 1, forward)?;
-        let forecast = plot::forecast(&picture(job, &forecasts, &future, &errors))?;
-        match folder {
-            Some(folder) => {
-                write_picture(folder.forecast(), &forecast)?;
-                log(format_args!("all is in {}", quote_path(folder.path())));
-            }
-            None => {
-                write_picture(output.join("forecast.svg"), &forecast)?;
-                write_picture(output.join("loss.svg"), &self.losses(job)?)?;
-            }
-        }
-        Ok(ExitCode::SUCCESS)
-    }
+/// Forecasts, prints a table, and draws. Without a folder the pictures go to `output`.
+pub fn report(
+    run: &ForecastRun,
+    outcome: &mut Outcome,
+    folder: Option<&RunDir>,
+    output: &Path,
+    out: &mut impl Write,
+) -> Result<()> {
+    let time = HumanDuration(Duration::from_secs_f64(outcome.seconds));
+    let last = outcome.epochs.last().map_or(f32::NAN, |epoch| epoch.train_loss);
+    log(format_args!("trained in {time}, loss {last:.5}"));
 
-    fn losses(&self, job: &Job) -> Result<String> {
-        let losses = self.epochs.iter().map(|epoch| f64::from(epoch.train_loss)).collect();
-        let title = format!("{}: training loss", job.series.name());
-        plot::losses(&title, &[("training", losses, ORANGE)])
+    let (windows, batch) = (run.windows(), run.config.training.batch);
+    let learner = &*outcome.trainer.learner();
+    let forward = |x: &_| learner.forward(x);
+    let forecasts = windows.forecast(&run.split.testing, batch, forward)?;
+    windows.check(&run.split.testing, &forecasts)?;
+    let errors = errors(run, &forecasts);
+    print_errors(run, &errors, out)?;
+    // Where the run was not saved its folder stays what it was.
+    if folder.is_some() && outcome.unsaved.is_some() {
+        return Ok(());
     }
+    let future = windows.forecast(&[run.series.values().len()], 1, forward)?;
+    let forecast = plot::forecast(&picture(run, &forecasts, &future, &errors))?;
+    match folder {
+        Some(folder) => {
+            write_picture(folder.forecast(), &forecast)?;
+            log(format_args!("all is in {}", quote_path(folder.path())));
+        }
+        None => {
+            let [forecast_path, loss_path] = PICTURES.map(|name| output.join(name));
+            write_picture(forecast_path, &forecast)?;
+            write_picture(loss_path, &losses(run, &outcome.epochs)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn losses(run: &ForecastRun, epochs: &[EpochMetrics]) -> Result<String> {
+    let losses = epochs.iter().map(|epoch| f64::from(epoch.train_loss)).collect();
+    let title = format!("{}: training loss", run.series.name());
+    plot::losses(&title, &[("training", losses, ORANGE)])
 }
 
 fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
@@ -82,22 +76,22 @@ fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
 /// The error of each forecast, the model's first: by steps ahead, and of all together.
 struct Errors(Vec<(String, Vec<f64>, f64)>);
 
-fn errors(job: &Job, forecasts: &Array2<f64>) -> Errors {
-    let Job { config, series, parts } = job;
-    let Sizes { horizon, season, .. } = config.windows;
-    let (values, origins) = (series.values(), &parts.testing);
+fn errors(run: &ForecastRun, forecasts: &Array2<f64>) -> Errors {
+    let ForecastRun { config, series, split, .. } = run;
+    let WindowSizes { horizon, season, .. } = config.windows;
+    let (values, origins) = (series.values(), &split.testing);
     let (each, all) = rmse(values, origins, forecasts.view());
     let mut rows = vec![("GRU".to_owned(), each, all)];
-    for (name, rule) in rules(series.season_name(season)) {
-        let forecasts = baselines::forecast(rule, values, origins, season, horizon);
+    for (name, baseline) in baselines(series.season_name(season)) {
+        let forecasts = baselines::forecast(baseline, values, origins, season, horizon);
         let (each, all) = rmse(values, origins, forecasts.view());
         rows.push((name, each, all));
     }
     Errors(rows)
 }
 
-fn print_errors(job: &Job, errors: &Errors, out: &mut impl Write) -> Result<()> {
-    let (horizon, windows) = (job.config.windows.horizon, job.parts.testing.len());
+fn print_errors(run: &ForecastRun, errors: &Errors, out: &mut impl Write) -> Result<()> {
+    let (horizon, windows) = (run.config.windows.horizon, run.split.testing.len());
     writeln!(out, "held-out RMSE over {windows} windows, {horizon} rows ahead of each")?;
     let mut ahead = vec![1, horizon / 4, horizon / 2, horizon];
     ahead.retain(|&k| k > 0);
@@ -113,8 +107,9 @@ fn print_errors(job: &Job, errors: &Errors, out: &mut impl Write) -> Result<()> 
         table.row(row);
     }
     write!(out, "{table}")?;
-    let best = errors.0[1..].iter().min_by(|a, b| a.2.total_cmp(&b.2)).expect("there are rules");
-    // Where a rule is exact there is nothing to be compared with.
+    let best =
+        errors.0[1..].iter().min_by(|a, b| a.2.total_cmp(&b.2)).expect("there are baselines");
+    // Where a baseline is exact there is nothing to be compared with.
     if best.2 > 1e-9 * errors.0[0].2 {
         let share = errors.0[0].2 / best.2;
         writeln!(out, "the GRU's error is {share:.2} × that of the best rule, {}", best.0)?;
@@ -131,13 +126,13 @@ fn figure(value: f64) -> String {
 }
 
 fn picture(
-    job: &Job,
+    run: &ForecastRun,
     forecasts: &Array2<f64>,
     future: &Array2<f64>,
     errors: &Errors,
 ) -> ForecastPicture {
-    let Job { config, series, parts } = job;
-    let Sizes { input, horizon, .. } = config.windows;
+    let ForecastRun { config, series, split, .. } = run;
+    let WindowSizes { input, horizon, .. } = config.windows;
     let len = series.values().len();
     let x = |row: usize| match &series.years {
         Some(years) if row < len => years[row],
@@ -151,10 +146,10 @@ fn picture(
     let line =
         |rows: std::ops::Range<usize>| rows.map(|row| (x(row), series.values()[row])).collect();
     // As much history as is held out, and at least what the first forecast was made from.
-    let shown = (len - parts.split).max(input).min(parts.split);
+    let shown = (len - split.row).max(input).min(split.row);
     // Each forecast starts from the last value that its model saw.
     let forecast_line = |index: usize| {
-        let origin = parts.testing[index];
+        let origin = split.testing[index];
         let start = (x(origin - 1), series.values()[origin - 1]);
         let ahead = (0..horizon).map(|k| (x(origin + k), forecasts[[index, k]]));
         std::iter::once(start).chain(ahead).collect()
@@ -170,9 +165,9 @@ fn picture(
         ),
         name: series.name(),
         time: if series.years.is_some() { "year" } else { "row" },
-        history: line(parts.split - shown..parts.split),
-        truth: line(parts.split - 1..len),
-        forecasts: (0..parts.testing.len()).step_by(horizon).map(forecast_line).collect(),
+        history: line(split.row - shown..split.row),
+        truth: line(split.row - 1..len),
+        forecasts: (0..split.testing.len()).step_by(horizon).map(forecast_line).collect(),
         future: std::iter::once(now).chain(ahead).collect(),
         errors: errors.0.iter().map(|(name, each, _)| (name.clone(), each.clone())).collect(),
     }

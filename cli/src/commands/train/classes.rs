@@ -8,7 +8,7 @@ use gru_wgpu::{Device, Network, Params, Target};
 use ndarray::ArrayView1;
 use serde::Serialize;
 
-use super::job::Job;
+use super::sequences::SequenceRun;
 use crate::ui::files::write_file;
 use crate::ui::output::{TextTable, quote};
 
@@ -17,26 +17,26 @@ const MOST_SHOWN: usize = 40;
 
 /// How a network does on a class of the held-out part.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Class {
+pub struct ClassMetrics {
     class: String,
     /// Labels of it.
     count: usize,
-    /// How many of them the network says, too.
+    /// How many of them the network predicts.
     correct: usize,
-    /// The share that is right of what it says is of the class, if there is any.
+    /// The fraction that is right of those that it predicts to be of the class, if there are any.
     precision: Option<f64>,
-    /// The share of the labels that it says, if there is any.
+    /// The fraction of the labels that it predicts, if there are any.
     recall: Option<f64>,
 }
 
-impl Class {
+impl ClassMetrics {
     /// Each of the classes, sorted by their words.
-    pub fn all(job: &Job, params: &Params, device: &Device) -> Result<Vec<Self>> {
-        let names = &job.config.columns.classes;
-        let (mut count, mut said, mut correct) =
+    pub fn all(run: &SequenceRun, params: &Params, device: &Device) -> Result<Vec<Self>> {
+        let names = &run.config.columns.classes;
+        let (mut count, mut predicted, mut correct) =
             (vec![0; names.len()], vec![0; names.len()], vec![0; names.len()]);
-        let (network, batch) = (Network::new(params.clone(), device)?, job.config.training.batch);
-        for examples in job.valid.chunks(batch) {
+        let (network, batch) = (Network::new(params.clone(), device)?, run.config.training.batch);
+        for examples in run.examples.valid.chunks(batch) {
             let inputs: Vec<_> = examples.iter().map(|example| example.x.clone()).collect();
             let outputs = network.forward_each(&inputs, batch)?;
             for (example, outputs) in examples.iter().zip(&outputs) {
@@ -48,9 +48,9 @@ impl Class {
                 for (&target, row) in targets.iter().zip(outputs.rows()) {
                     // A row without a label counts nowhere.
                     let Ok(target) = usize::try_from(target) else { continue };
-                    let class = most_probable(row);
+                    let class = argmax(row);
                     count[target] += 1;
-                    said[class] += 1;
+                    predicted[class] += 1;
                     correct[class] += usize::from(class == target);
                 }
             }
@@ -60,7 +60,7 @@ impl Class {
             class: name.clone(),
             count: count[at],
             correct: correct[at],
-            precision: share(correct[at], said[at]),
+            precision: share(correct[at], predicted[at]),
             recall: share(correct[at], count[at]),
         };
         Ok(names.iter().enumerate().map(class).collect())
@@ -99,7 +99,7 @@ impl Class {
 }
 
 /// The most probable class by a row of outputs, the first of several.
-pub fn most_probable(outputs: ArrayView1<'_, f32>) -> usize {
+pub fn argmax(outputs: ArrayView1<'_, f32>) -> usize {
     let mut class = 0;
     for (at, &output) in outputs.iter().enumerate() {
         if output > outputs[class] {

@@ -1,116 +1,43 @@
-//! What a run is, as `config.toml` in its folder says: all that `gru predict` and `--resume` need.
+//! `config.toml` of a run of `gru train`.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use gru_wgpu::{
     Adam, Clip, GruConfig, Head, LearnerConfig, Loss, Optimizer, ParamLayout, TrainerConfig,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::CsvOptions;
-use crate::rundir::overrides::{self, Change, Pace, PaceArguments, Paced};
-use crate::rundir::settings;
+use crate::data::features::{Feature, LabelColumns, Task};
+use crate::data::sequences::SequenceSource;
+use crate::rundir::overrides::{
+    self, ResumableSettings, ResumeOverrides, SettingsChange, TrainingSettings,
+};
+use crate::rundir::settings::{self, RunConfig};
 use crate::ui::arguments::{
     DirectionArg, ResetArg, at_least_one, at_least_zero, check_delimiter, fraction_or_zero,
 };
-use crate::ui::output::quote_path;
 use crate::ui::training_options::{ClipArg, ScheduleArg};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
+pub struct TrainConfig {
     /// The program's.
     pub version: String,
     pub task: Task,
-    pub data: Data,
-    pub columns: Columns,
+    pub data: SequenceSource,
+    pub columns: LabelColumns,
     pub features: Vec<Feature>,
-    pub model: Model,
-    pub training: Settings,
+    pub model: ModelSettings,
+    pub training: TrainSettings,
     /// Earlier settings of a run that went on with others, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub changes: Vec<Change>,
-}
-
-/// What is learnt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Task {
-    /// One class a sequence.
-    Classify,
-    /// A class a row.
-    Label,
-}
-
-/// Where the sequences come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    pub train: PathBuf,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub valid: Option<PathBuf>,
-    /// The share of the sequences held out, where no other file is there to validate on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub holdout: Option<f64>,
-    pub delimiter: char,
-    pub header: bool,
-    /// Words that mean a missing number.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub missing: Vec<String>,
-    /// Of the files' bytes.
-    pub fingerprint: String,
-}
-
-impl Data {
-    /// How its files are read, and those to be predicted.
-    pub fn reading(&self) -> CsvOptions {
-        let Self { delimiter, header, missing, .. } = self;
-        CsvOptions { delimiter: *delimiter as u8, missing: missing.clone(), header: Some(*header) }
-    }
-}
-
-/// Columns by their names, or by their numbers where the file has no names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Columns {
-    pub sequence: String,
-    pub label: String,
-    /// The labels' words, sorted. The model's outputs are in this order.
-    pub classes: Vec<String>,
-}
-
-/// A column that the model sees.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, deny_unknown_fields)]
-pub enum Feature {
-    /// One input: (cell - mean) / deviation, 0 where the number is missing.
-    Number { column: String, mean: f64, deviation: f64 },
-    /// An input a word, 1 where the cell is it and 0 elsewhere. Sorted.
-    Words { column: String, words: Vec<String> },
-}
-
-impl Feature {
-    pub fn column(&self) -> &str {
-        match self {
-            Self::Number { column, .. } | Self::Words { column, .. } => column,
-        }
-    }
-
-    /// How many inputs it is.
-    pub fn inputs(&self) -> usize {
-        match self {
-            Self::Number { .. } => 1,
-            Self::Words { words, .. } => words.len(),
-        }
-    }
+    pub changes: Vec<SettingsChange>,
 }
 
 /// The network, but for what the data say.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model {
+pub struct ModelSettings {
     /// Hidden units of a layer and direction.
     #[arg(long, value_name = "UNITS", default_value_t = 64, value_parser = at_least_one)]
     pub hidden: usize,
@@ -130,17 +57,17 @@ pub struct Model {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OptimizerWord {
+pub enum OptimizerArg {
     Adamw,
     Adam,
     Sgd,
 }
 
 /// How it is trained. What a run may change where it goes on stands in
-/// [`TrainPace`] on the command line.
+/// [`TrainOverrides`] on the command line.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct TrainSettings {
     #[arg(skip = 40_usize)]
     pub epochs: usize,
     /// Sequences of a batch, which is an update unless --accumulate says otherwise.
@@ -163,8 +90,8 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<f64>,
     /// What a gradient does to the parameters.
-    #[arg(long, value_enum, default_value_t = OptimizerWord::Adamw)]
-    pub optimizer: OptimizerWord,
+    #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw)]
+    pub optimizer: OptimizerArg,
     /// The momentum of sgd [default: 0.9].
     #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -183,21 +110,21 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// What the command line says of a run's [`Pace`].
+/// The settings on the command line that a run may change where it goes on.
 #[derive(clap::Args, Clone, Copy, Debug)]
-pub struct TrainPace {
+pub struct TrainOverrides {
     #[command(flatten)]
-    pace: PaceArguments,
+    overrides: ResumeOverrides,
     /// End after so many epochs without a better validation; none: never [default: none].
     #[arg(long, value_name = "EPOCHS|none", value_parser = patience)]
     patience: Option<Patience>,
 }
 
-impl TrainPace {
-    /// `before` where they say nothing else.
-    pub fn on(&self, before: Pace) -> Pace {
+impl TrainOverrides {
+    /// The given ones in place of those `before`.
+    pub fn apply_to(&self, before: ResumableSettings) -> ResumableSettings {
         let patience = self.patience.map_or(before.patience, |Patience(patience)| patience);
-        Pace { patience, ..self.pace.on(before) }
+        ResumableSettings { patience, ..self.overrides.apply_to(before) }
     }
 }
 
@@ -217,39 +144,30 @@ fn one() -> usize {
     1
 }
 
-/// Said above the heads of the file.
-const COMMENTS: [(&str, &str); 6] = [
-    ("[data]", "What it is trained and validated on."),
-    (
-        "[columns]",
-        "Which column names the sequence of a row, which one is to be said, and its words.",
-    ),
-    (
-        "[[features]]",
-        "A column that the model sees: a number as (cell - mean) / deviation, a word as a 1 in its place.",
-    ),
-    (
-        "[model]",
-        "A GRU of PyTorch's definition (reset = \"before\": of Cho et al. 2014) with a linear head.",
-    ),
-    ("[training]", "How it is trained."),
-    overrides::COMMENT,
-];
+impl RunConfig for TrainConfig {
+    const COMMAND: &'static str = settings::TRAIN;
 
-impl Config {
-    pub fn write(&self, path: &Path) -> Result<()> {
-        settings::write(path, self, settings::TRAIN, &COMMENTS)
-    }
-
-    pub fn read(path: &Path) -> Result<Self> {
-        let config: Self = settings::read(path, settings::TRAIN)?;
-        config.check().with_context(|| quote_path(path))?;
-        Ok(config)
-    }
+    const COMMENTS: &'static [(&'static str, &'static str)] = &[
+        ("[data]", "What it is trained and validated on."),
+        (
+            "[columns]",
+            "Which column names the sequence of a row, which one is to be said, and its words.",
+        ),
+        (
+            "[[features]]",
+            "A column that the model sees: a number as (cell - mean) / deviation, a word as a 1 in its place.",
+        ),
+        (
+            "[model]",
+            "A GRU of PyTorch's definition (reset = \"before\": of Cho et al. 2014) with a linear head.",
+        ),
+        ("[training]", "How it is trained."),
+        overrides::COMMENT,
+    ];
 
     fn check(&self) -> Result<()> {
         let is_sorted = |words: &[String]| words.windows(2).all(|pair| pair[0] < pair[1]);
-        let Columns { classes, .. } = &self.columns;
+        let LabelColumns { classes, .. } = &self.columns;
         let are_classes = classes.len() >= 2 && is_sorted(classes);
         ensure!(are_classes, "columns.classes are to be two words or more, sorted");
         for feature in &self.features {
@@ -268,7 +186,9 @@ impl Config {
         self.training.trainer_config().validate()?;
         Ok(())
     }
+}
 
+impl TrainConfig {
     /// The columns that are read as words, and how many different ones each has.
     pub fn words(&self) -> impl Iterator<Item = (&str, usize)> {
         self.features.iter().filter_map(|feature| match feature {
@@ -279,7 +199,7 @@ impl Config {
 
     /// The network's parameters.
     pub fn layout(&self) -> Result<ParamLayout> {
-        let Model { hidden, layers, direction, reset, dropout } = self.model;
+        let ModelSettings { hidden, layers, direction, reset, dropout } = self.model;
         let inputs = self.features.iter().map(Feature::inputs).sum();
         let config: GruConfig = reset.config(inputs, hidden).with_layers(layers);
         let config = config.with_direction(direction.into()).with_dropout(dropout);
@@ -292,19 +212,19 @@ impl Config {
     }
 }
 
-/// Of what is not given.
+/// The defaults of those that count only with a schedule or an optimizer.
 const WARMUP: f64 = 0.05;
 const MOMENTUM: f64 = 0.9;
 
-impl Settings {
+impl TrainSettings {
     /// Those of a new run: each that counts is there.
-    pub fn begun_with(&self, pace: &TrainPace) -> Result<Self> {
+    pub fn started_with(&self, overrides: &TrainOverrides) -> Result<Self> {
         self.check()?;
         let Self { schedule, optimizer, .. } = *self;
         let cosine = matches!(schedule, ScheduleArg::Cosine { .. }).then_some(WARMUP);
-        let sgd = (optimizer == OptimizerWord::Sgd).then_some(MOMENTUM);
+        let sgd = (optimizer == OptimizerArg::Sgd).then_some(MOMENTUM);
         let (warmup, momentum) = (self.warmup.or(cosine), self.momentum.or(sgd));
-        Ok(Self { warmup, momentum, ..self.with(pace.on(self.pace())) })
+        Ok(Self { warmup, momentum, ..self.with_resumable(overrides.apply_to(self.resumable())) })
     }
 
     /// `Ok` when nothing is given that would not count.
@@ -316,35 +236,39 @@ impl Settings {
             self.schedule
         );
         ensure!(
-            self.optimizer == OptimizerWord::Sgd || self.momentum.is_none(),
+            self.optimizer == OptimizerArg::Sgd || self.momentum.is_none(),
             "a momentum is a part of the optimizer sgd, and another one is chosen"
         );
         Ok(())
     }
 }
 
-impl Paced for Settings {
-    fn pace(&self) -> Pace {
+impl TrainingSettings for TrainSettings {
+    fn resumable(&self) -> ResumableSettings {
         let Self { epochs, learning_rate, clip, patience, .. } = *self;
-        Pace { epochs, learning_rate, clip, patience }
+        ResumableSettings { epochs, learning_rate, clip, patience }
     }
 
-    fn with(&self, pace: Pace) -> Self {
-        let Pace { epochs, learning_rate, clip, patience } = pace;
+    fn with_resumable(&self, settings: ResumableSettings) -> Self {
+        let ResumableSettings { epochs, learning_rate, clip, patience } = settings;
         Self { epochs, learning_rate, clip, patience, ..self.clone() }
     }
 
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
     fn trainer_config(&self) -> TrainerConfig {
-        let regime = TrainerConfig::new(self.epochs, self.batch).with_seed(self.seed);
-        regime.with_patience(self.patience)
+        let config = TrainerConfig::new(self.epochs, self.batch).with_seed(self.seed);
+        config.with_patience(self.patience)
     }
 
     fn learner_config(&self, sequences: usize) -> LearnerConfig {
         let weight_decay = self.weight_decay;
         let optimizer = match self.optimizer {
-            OptimizerWord::Adamw => Optimizer::adamw(weight_decay),
-            OptimizerWord::Adam => Optimizer::Adam(Adam { weight_decay, ..Adam::default() }),
-            OptimizerWord::Sgd => {
+            OptimizerArg::Adamw => Optimizer::adamw(weight_decay),
+            OptimizerArg::Adam => Optimizer::Adam(Adam { weight_decay, ..Adam::default() }),
+            OptimizerArg::Sgd => {
                 Optimizer::Sgd { momentum: self.momentum.unwrap_or(MOMENTUM), weight_decay }
             }
         };

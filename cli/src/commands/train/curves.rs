@@ -4,26 +4,26 @@ use anyhow::Result;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
-use crate::rundir::folder::Epoch;
+use crate::rundir::epochs::EpochMetrics;
 use crate::ui::plot::{
     Area, Drawn, GREY, INK, Line, ORANGE, bounds, draw, draw_title, legend, legend_line, mesh,
 };
 
-/// What is said of a run beside its epochs.
-pub struct Words<'a> {
+/// The text of the picture, and the baseline that is drawn beside the curves.
+pub struct CurvesText<'a> {
     pub title: &'a str,
     pub subtitle: &'a str,
-    /// The loss and the accuracy of whoever knows but how frequent the classes are.
+    /// The loss and the accuracy of the classes' frequencies alone.
     pub majority: (f64, f64),
 }
 
 /// Draws the losses on the left, the accuracy on the right.
-pub fn draw_curves(epochs: &[Epoch], words: &Words<'_>) -> Result<String> {
+pub fn draw_curves(epochs: &[EpochMetrics], text: &CurvesText<'_>) -> Result<String> {
     draw((1280, 560), |root| {
-        draw_title(root, words.title, words.subtitle)?;
+        draw_title(root, text.title, text.subtitle)?;
         let (_, below) = root.split_vertically(76);
         let (left, right) = below.split_horizontally(640);
-        let of = |value: fn(&Epoch) -> f64| -> Line {
+        let of = |value: fn(&EpochMetrics) -> f64| -> Line {
             let points = epochs.iter().map(|epoch| (epoch.epoch as f64, value(epoch)));
             points.filter(|(_, value)| value.is_finite()).collect()
         };
@@ -31,9 +31,9 @@ pub fn draw_curves(epochs: &[Epoch], words: &Words<'_>) -> Result<String> {
         let (loss, accuracy) =
             (of(|epoch| epoch.valid_loss), of(|epoch| epoch.valid_accuracy.unwrap_or(f64::NAN)));
         let lines = [("training", train, GREY), ("held out", loss, ORANGE)];
-        panel(&left, "loss", &lines, words.majority.0, 0.0)?;
+        panel(&left, "loss", &lines, text.majority.0, 0.0)?;
         let lines = [("held out", accuracy, ORANGE)];
-        panel(&right, "accuracy", &lines, words.majority.1, 1.0)
+        panel(&right, "accuracy", &lines, text.majority.1, 1.0)
     })
 }
 
@@ -76,7 +76,7 @@ mod tests {
     /// No line of the ink that lines are dashed in is as long as its place in the legend.
     #[test]
     fn what_is_dashed_is_dashed_in_the_legend() {
-        let epoch = |epoch| Epoch {
+        let epoch = |epoch| EpochMetrics {
             epoch,
             updates: 9,
             learning_rate: 0.1,
@@ -85,8 +85,8 @@ mod tests {
             valid_accuracy: Some(0.7),
             seconds: 1.0,
         };
-        let words = Words { title: "a run", subtitle: "", majority: (0.9, 0.4) };
-        let svg = draw_curves(&[epoch(1), epoch(2)], &words).unwrap();
+        let text = CurvesText { title: "a run", subtitle: "", majority: (0.9, 0.4) };
+        let svg = draw_curves(&[epoch(1), epoch(2)], &text).unwrap();
         let lines = svg.lines().filter(|line| line.contains("#2D343C") && line.contains("points="));
         let length = |line: &str| {
             let points = line.split("points=\"").nth(1).unwrap().split('"').next().unwrap();

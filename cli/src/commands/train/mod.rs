@@ -3,9 +3,8 @@
 pub mod classes;
 pub mod config;
 mod curves;
-mod job;
 mod report;
-mod runner;
+mod sequences;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,18 +13,19 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use gru_wgpu::DeviceKind;
 
+use super::training::{self, RunTarget};
 use crate::data::csv_table::CsvOptions;
-use crate::data::fingerprint::{check_fingerprint, fingerprint, whole};
-use crate::data::holdout::HoldOut;
+use crate::data::features::{LabelColumns, Task};
+use crate::data::fingerprint::{fingerprint, whole};
+use crate::data::sequences::{SequenceSource, SequenceSplit};
 use crate::data::table::SequenceTable;
-use crate::rundir::checkpoints::{Every, every};
+use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::folder::RunDir;
-use crate::rundir::interrupt::Interrupt;
+use crate::rundir::settings::RunConfig;
 use crate::ui::arguments::{delimiter, fraction, yes_or_no};
-use crate::ui::output::{open, quote};
-use config::{Columns, Config, Data, Model, Settings, Task, TrainPace};
-use job::Job;
-use runner::Runner;
+use crate::ui::output::quote;
+use config::{ModelSettings, TrainConfig, TrainOverrides, TrainSettings};
+use sequences::SequenceRun;
 
 /// Train a GRU to classify sequences, or to label each of their rows, from a CSV file.
 ///
@@ -43,16 +43,16 @@ pub struct Arguments {
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
-    what: What,
+    columns: ColumnArguments,
     /// Another file, to validate on.
     #[arg(long, value_name = "CSV", conflicts_with = "holdout")]
     valid: Option<PathBuf>,
     #[command(flatten)]
-    model: Model,
+    model: ModelSettings,
     #[command(flatten)]
-    settings: Settings,
+    settings: TrainSettings,
     #[command(flatten)]
-    pace: TrainPace,
+    overrides: TrainOverrides,
     /// The run's folder.
     #[arg(long, value_name = "FOLDER", default_value = "run")]
     run: PathBuf,
@@ -64,12 +64,12 @@ pub struct Arguments {
     /// others from there on; config.toml notes what they were. Where the data have moved, the CSV file and
     /// --valid say where to.
     #[arg(long, value_name = "FOLDER",
-        conflicts_with_all = ["run", "force", "What", "Model", "Settings"])]
+        conflicts_with_all = ["run", "force", "ColumnArguments", "ModelSettings", "TrainSettings"])]
     resume: Option<PathBuf>,
     /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
     /// between updates, about four times a second and after every 16.
-    #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = every)]
-    checkpoint_every: Every,
+    #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = interval)]
+    checkpoint_every: CheckpointInterval,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -77,7 +77,7 @@ pub struct Arguments {
 
 /// What is learnt from which columns.
 #[derive(clap::Args, Debug)]
-struct What {
+struct ColumnArguments {
     /// What is learnt: a class for each sequence (classify) or for each row (label). A row without a label
     /// counts in neither the loss nor the accuracy of label.
     #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
@@ -132,53 +132,51 @@ in the training part, and the loss of the classes' frequencies there. The exit s
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
-    let Arguments { csv, valid, pace, run, force, resume, checkpoint_every, json, .. } = arguments;
-    let (folder, lock, config, tables, checkpoint) = match (resume, csv) {
+    let Arguments { csv, valid, run, force, resume, checkpoint_every, json, .. } = arguments;
+    let (csv, valid) = (csv.as_deref(), valid.as_deref());
+    let (target, run) = match (resume, csv) {
         (Some(path), csv) => {
-            let folder = RunDir::open(path)?;
-            let lock = folder.lock()?;
-            let mut config = Config::read(&folder.config())?;
-            let tables = Tables::read_again(&mut config, csv.as_deref(), valid.as_deref())?;
-            let checkpoint = folder.read_checkpoint()?;
-            (folder, Some(lock), config, tables, Some(checkpoint))
+            let read = |folder: &RunDir| read_again(folder, csv, valid);
+            RunTarget::resume(path, read, |before| arguments.overrides.apply_to(before))?
         }
         (None, Some(csv)) => {
-            let folder = RunDir::claim(run, *force)?;
-            let (config, tables) = arguments.start(csv)?;
-            (folder, None, config, tables, None)
+            let target = RunTarget::new(run, *force, [Some(csv), valid].into_iter().flatten())?;
+            (target, arguments.start(csv)?)
         }
         (None, None) => bail!("expected a CSV file or --resume"), // clap has asked for one
     };
-    let mut job = Job::new(config, &tables)?;
-    let checkpoint = checkpoint.map(|last| job.go_on(last, pace)).transpose()?;
-    let device = open(kind)?;
-    let runner = Runner::new(&job, &folder, *checkpoint_every, checkpoint, &device)?;
-    let lock = lock.map_or_else(|| folder.take(*force), Ok)?;
-    job.config.write(&folder.config())?;
-    let interrupt = Interrupt::listen()?;
-    job.announce(&device)?;
-    let ended = runner.run(&interrupt)?;
-    let status = ended.report(&job, &folder, &device, *json, out)?;
-    drop(lock);
-    ended.unsaved.map_or(Ok(status), |why| Err(why.context("the run was not saved")))
+    training::train(&run, target, *checkpoint_every, kind, |outcome, folder, device| {
+        let folder = folder.context("a run of `gru train` has a folder")?;
+        report::report(&run, outcome, folder, device, *json, out)
+    })
+}
+
+/// A run as its folder says, on its files or where they have moved to.
+fn read_again(folder: &RunDir, csv: Option<&Path>, valid: Option<&Path>) -> Result<SequenceRun> {
+    let mut config = TrainConfig::read(&folder.config())?;
+    config.data.moved(csv, valid)?;
+    folder.check_inputs(config.data.files())?;
+    let TrainConfig { task, data, columns, training, .. } = &config;
+    let split = SequenceSplit::read(data, *task, columns, training.seed)?;
+    SequenceRun::new(config, split)
 }
 
 impl Arguments {
-    /// What a new run is to be.
-    fn start(&self, csv: &Path) -> Result<(Config, Tables)> {
-        let Self { what, valid, .. } = self;
-        let What { task, holdout, sequence, label, features, categorical, .. } = what;
+    /// A new run.
+    fn start(&self, csv: &Path) -> Result<SequenceRun> {
+        let Self { columns: given, valid, .. } = self;
+        let ColumnArguments { task, holdout, sequence, label, features, categorical, .. } = given;
         let task = task.context("expected a --task")?; // clap has asked for it
-        let reading = CsvOptions {
-            delimiter: what.delimiter,
-            missing: what.missing.clone(),
-            header: what.header,
+        let options = CsvOptions {
+            delimiter: given.delimiter,
+            missing: given.missing.clone(),
+            header: given.header,
         };
-        let train = SequenceTable::read(csv, reading, sequence.as_deref())?;
+        let train = SequenceTable::read(csv, options, sequence.as_deref())?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
         let categorical = categorical.transpose()?.unwrap_or_default();
-        let name = |column: usize| train.sheet.reference(column);
+        let name = |column: usize| train.csv.reference(column);
         let is_known = |column: &usize| features.contains(column) || *column == label;
         if let Some(&column) = categorical.iter().find(|column| !is_known(column)) {
             let column = quote(&name(column));
@@ -188,21 +186,20 @@ impl Arguments {
         if !categorical.contains(&label) {
             train.check_classes(label, &classes)?;
         }
-        let columns = Columns { sequence: name(train.sequence), label: name(label), classes };
-        let data = Data {
+        let columns = LabelColumns { sequence: name(train.sequence), label: name(label), classes };
+        let data = SequenceSource {
             train: whole(csv)?,
             valid: valid.as_deref().map(whole).transpose()?,
             holdout: valid.is_none().then_some(*holdout),
-            delimiter: what.delimiter.into(),
-            header: train.sheet.has_header,
-            missing: what.missing.clone(),
+            delimiter: given.delimiter.into(),
+            header: train.csv.has_header,
+            missing: given.missing.clone(),
             fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
         };
-        let training = self.settings.begun_with(&self.pace)?;
-        let seed = training.seed;
-        let tables = Tables::split(train, task, &data, &columns, seed)?;
-        let features = tables.train.features(&features, &categorical, &tables.train_sequences)?;
-        let config = Config {
+        let training = self.settings.started_with(&self.overrides)?;
+        let split = SequenceSplit::new(train, &data, task, &columns, training.seed)?;
+        let features = split.train.features(&features, &categorical, &split.train_sequences)?;
+        let config = TrainConfig {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task,
             data,
@@ -212,57 +209,6 @@ impl Arguments {
             training,
             changes: Vec::new(),
         };
-        Ok((config, tables))
-    }
-}
-
-/// What a run trains on, and what it is validated on.
-pub struct Tables {
-    pub train: SequenceTable,
-    pub train_sequences: Vec<std::ops::Range<usize>>,
-    /// `None` where a part of the same table is held out.
-    pub valid: Option<SequenceTable>,
-    pub valid_sequences: Vec<std::ops::Range<usize>>,
-}
-
-impl Tables {
-    fn split(
-        train: SequenceTable,
-        task: Task,
-        data: &Data,
-        columns: &Columns,
-        seed: u64,
-    ) -> Result<Self> {
-        if let Some(path) = &data.valid {
-            let valid = SequenceTable::read(path, data.reading(), Some(&columns.sequence))?;
-            let (train_sequences, valid_sequences) =
-                (train.sequences.clone(), valid.sequences.clone());
-            return Ok(Self { train, train_sequences, valid: Some(valid), valid_sequences });
-        }
-        let share = data.holdout.unwrap_or_default();
-        let held_out = HoldOut { share, seed };
-        let (rest, held_out) = match task {
-            Task::Classify => held_out.by_class(&train, columns)?,
-            Task::Label => held_out.of_all(&train)?,
-        };
-        let of = |order: &[usize]| order.iter().map(|&at| train.sequences[at].clone()).collect();
-        let (train_sequences, valid_sequences) = (of(&rest), of(&held_out));
-        Ok(Self { train, train_sequences, valid: None, valid_sequences })
-    }
-
-    /// Those that a run was started with, or where they have moved to.
-    fn read_again(config: &mut Config, train: Option<&Path>, valid: Option<&Path>) -> Result<Self> {
-        let Config { task, data, columns, training, .. } = config;
-        if let Some(path) = train {
-            data.train = whole(path)?;
-        }
-        match (valid, &mut data.valid) {
-            (Some(path), Some(before)) => *before = whole(path)?,
-            (Some(_), None) => bail!("the run holds out a part of its file, and takes no --valid"),
-            (None, _) => {}
-        }
-        check_fingerprint([Some(&data.train), data.valid.as_deref()], &data.fingerprint)?;
-        let train = SequenceTable::read(&data.train, data.reading(), Some(&columns.sequence))?;
-        Self::split(train, *task, data, columns, training.seed)
+        SequenceRun::new(config, split)
     }
 }

@@ -1,0 +1,71 @@
+//! [`RunTarget`]: where a run's files go, and what it goes on from.
+
+use std::path::Path;
+
+use anyhow::Result;
+use gru_wgpu::Checkpoint;
+
+use super::TrainingRun;
+use crate::rundir::folder::{Lock, RunDir};
+use crate::rundir::overrides::ResumableSettings;
+
+/// Where a run's files go, and what it goes on from.
+pub struct RunTarget {
+    folder: Option<RunDir>,
+    checkpoint: Option<Checkpoint>,
+    lock: FolderLock,
+}
+
+/// When a folder is locked.
+pub enum FolderLock {
+    /// At once: the run goes on from what is there.
+    Now(Lock),
+    /// When all that can be refused was refused; with `force` another run's files are taken away then.
+    AtStart { force: bool },
+}
+
+impl RunTarget {
+    /// None: nothing is kept.
+    pub fn none() -> Self {
+        Self { folder: None, checkpoint: None, lock: FolderLock::AtStart { force: false } }
+    }
+
+    /// The folder of a new run that reads these files.
+    pub fn new<'a>(
+        path: &Path,
+        force: bool,
+        inputs: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<Self> {
+        let folder = RunDir::claim(path, force)?;
+        folder.check_inputs(inputs)?;
+        let lock = FolderLock::AtStart { force };
+        Ok(Self { folder: Some(folder), checkpoint: None, lock })
+    }
+
+    /// A run in a folder that goes on: `read` reads its configuration and data, `apply` changes its settings.
+    pub fn resume<R: TrainingRun>(
+        path: &Path,
+        read: impl FnOnce(&RunDir) -> Result<R>,
+        apply: impl FnOnce(ResumableSettings) -> ResumableSettings,
+    ) -> Result<(Self, R)> {
+        let folder = RunDir::open(path)?;
+        let lock = FolderLock::Now(folder.lock()?);
+        let mut run = read(&folder)?;
+        let checkpoint = super::resume(&mut run, folder.read_checkpoint()?, apply)?;
+        Ok((Self { folder: Some(folder), checkpoint: Some(checkpoint), lock }, run))
+    }
+
+    pub fn into_parts(self) -> (Option<RunDir>, Option<Checkpoint>, FolderLock) {
+        (self.folder, self.checkpoint, self.lock)
+    }
+}
+
+impl FolderLock {
+    /// The lock of the folder that the run writes to from now on.
+    pub fn take(self, folder: Option<&RunDir>) -> Result<Option<Lock>> {
+        match self {
+            Self::Now(lock) => Ok(Some(lock)),
+            Self::AtStart { force } => folder.map(|folder| folder.take(force)).transpose(),
+        }
+    }
+}
