@@ -96,8 +96,8 @@ pub enum Error {
     #[error("no target of this batch counts: all rows are padding or of the ignored class")]
     NoTarget,
 
-    /// Training met a loss or a gradient that is not finite, or one that would have made a parameter or one
-    /// of the optimiser's moments so. They are still those before.
+    /// Training met a loss or a gradient that is not finite, or one that would have made a
+    /// parameter or one of the optimiser's moments so. They are still those before.
     #[error(
         "step {step}{} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
          {parameter}{}", describe_made_from(made_from.as_deref()), describe_outcome(*loss, *norm)
@@ -178,8 +178,8 @@ pub enum Error {
         rows: usize,
     },
 
-    /// An earlier step of a stream, or an update of a learner, failed on the device, or its future was
-    /// dropped before it was done; what is on the device cannot be relied on.
+    /// An earlier step of a stream, or an update of a learner, failed on the device, or its future
+    /// was dropped before it was done; what is on the device cannot be relied on.
     #[error("an earlier step of this {what} was not brought to its end; make a new one")]
     Interrupted {
         /// Of what.
@@ -211,8 +211,8 @@ pub enum Error {
         got: String,
     },
 
-    /// The work does not fit a limit of the adapter or of the kernels. Found by arithmetic, before any
-    /// GPU call.
+    /// The work does not fit a limit of the adapter or of the kernels. Found by arithmetic, before
+    /// any GPU call.
     #[error("{what} asks for {asked}, but {limit} is {allowed}")]
     Limit {
         /// What asked for too much.
@@ -236,8 +236,8 @@ pub enum Error {
         source: Option<Cause>,
     },
 
-    /// What a file holds is not what it should be, or is nothing that can be used. The file is named
-    /// where there is one.
+    /// What a file holds is not what it should be, or is nothing that can be used. The file is
+    /// named where there is one.
     #[error("{0}")]
     Format(String),
 
@@ -317,12 +317,13 @@ pub enum Error {
         here: u32,
     },
 
-    /// The device did not finish within the limit of [`Device::with_wait_limit`](crate::Device::with_wait_limit).
+    /// The device did not finish within the limit of
+    /// [`Device::with_wait_limit`](crate::Device::with_wait_limit).
     ///
-    /// What was queued is still queued: it runs on, and what is asked for next comes after it. Models,
-    /// their parameters and new calls are none the worse; what the call was to give is not given, a
-    /// tape that it used is used up, and a stream or a learner in the middle of its own work says
-    /// [`Self::Interrupted`] from then on.
+    /// What was queued is still queued: it runs on, and what is asked for next comes after it.
+    /// Models, their parameters and new calls are none the worse; what the call was to give is not
+    /// given, a tape that it used is used up, and a stream or a learner in the middle of its own
+    /// work says [`Self::Interrupted`] from then on.
     #[error("waited {limit:?} for {what}; the device has not finished")]
     Timeout {
         /// What was waited for.

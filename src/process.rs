@@ -1,5 +1,5 @@
-//! [`ProcessGuard`]: the process that something belongs to. After a fork the child has copies of its
-//! parent's handles and none of its threads: a call that waits for one would wait for ever.
+//! [`ProcessGuard`]: the process that something belongs to. After a fork the child has copies of
+//! its parent's handles and none of its threads: a call that waits for one would wait for ever.
 
 use crate::error::{Error, Result};
 

@@ -1,5 +1,5 @@
-//! Every call that waits has an async twin that gives the same, can move between threads, and may be
-//! dropped before it is done.
+//! Every call that waits has an async twin that gives the same, can move between threads, and may
+//! be dropped before it is done.
 
 mod common;
 
@@ -241,8 +241,8 @@ fn a_learner_is_the_same_either_way() {
     }
 }
 
-/// Steps may be dropped before they are done: their update is then the next batches', or the learner says
-/// that it cannot be relied on.
+/// Steps may be dropped before they are done: their update is then the next batches', or the
+/// learner says that it cannot be relied on.
 #[test]
 fn a_step_of_a_learner_may_be_dropped() {
     let (params, training) = learner_parts();

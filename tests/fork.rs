@@ -1,5 +1,5 @@
-//! A process that forks: what its parent opened is refused in the child by an error that says so, and the
-//! child ends without waiting for threads that are not there.
+//! A process that forks: what its parent opened is refused in the child by an error that says so,
+//! and the child ends without waiting for threads that are not there.
 #![cfg(unix)]
 
 mod common;
@@ -13,14 +13,15 @@ use gru_wgpu::{
 };
 use ndarray::Array3;
 
-/// Runs `work` in a forked child, and gives what it returns; 99 after a panic, `None` when it hangs.
+/// Runs `work` in a forked child, and gives what it returns; 99 after a panic, `None` when it
+/// hangs.
 #[allow(unsafe_code, reason = "fork has no safe form")]
 fn in_child(work: impl FnOnce() -> i32) -> Option<i32> {
     const TIME_LIMIT: Duration = Duration::from_secs(60);
-    // SAFETY: the child runs `work` on the one thread it has, which takes no lock that a thread of the
-    // parent may have held: the test's other threads sleep in the harness, the library's and the
-    // driver's have nothing to do, and glibc and macOS make their allocators ready for a fork. It leaves
-    // by _exit, so it never returns into the harness.
+    // SAFETY: the child runs `work` on the one thread it has, which takes no lock that a thread of
+    // the parent may have held: the test's other threads sleep in the harness, the library's and
+    // the driver's have nothing to do, and glibc and macOS make their allocators ready for a fork.
+    // It leaves by _exit, so it never returns into the harness.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));

@@ -1,6 +1,7 @@
 //! Devices destroyed at any moment of any kind of call, and waits that reach their limit.
 //!
-//! `GRU_FAULTS` says how many devices of each kind of call are destroyed; a few, where it is not set.
+//! `GRU_FAULTS` says how many devices of each kind of call are destroyed; a few, where it is not
+//! set.
 
 mod common;
 
@@ -34,8 +35,8 @@ fn assert_lost(error: &Error) {
     assert!(matches!(error, Error::DeviceLost(reason) if !reason.is_empty()), "{error:?}");
 }
 
-/// Calls `work`, which is to call the library until that fails, on many devices, destroyed by another
-/// thread at a random moment of the time that a call takes, or before the first call.
+/// Calls `work`, which is to call the library until that fails, on many devices, destroyed by
+/// another thread at a random moment of the time that a call takes, or before the first call.
 fn destroy_during<T: Send + 'static>(
     kind: &str,
     begin: impl Fn(&Device) -> T,
@@ -245,7 +246,8 @@ fn training_goes_on_from_its_last_state_on_another_device() {
     });
 }
 
-/// A step of a stream is one submit, so none waits for another in a driver, and this one takes long.
+/// A step of a stream is one submit, so none waits for another in a driver, and this one takes
+/// long.
 #[test]
 fn a_wait_ends_at_its_limit_and_the_model_works_on() {
     // No other test's submits are ahead of its own.

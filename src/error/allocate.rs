@@ -51,8 +51,8 @@ pub(crate) fn try_room<V>(what: &str, len: usize) -> Result<Vec<V>> {
     }
 }
 
-/// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the host
-/// has no room for them.
+/// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the
+/// host has no room for them.
 pub(crate) fn try_grow<F: ndarray::NdFloat>(
     what: &str,
     numbers: &mut Vec<F>,

@@ -6,8 +6,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 /// The error that an [`Error`](crate::Error) comes from, as its
-/// [`source`](std::error::Error::source) gives it: the [`std::io::Error`] of a file, wgpu's error of
-/// a device.
+/// [`source`](std::error::Error::source) gives it: the [`std::io::Error`] of a file, wgpu's error
+/// of a device.
 ///
 /// Clones share it. Two are equal when they read the same.
 ///

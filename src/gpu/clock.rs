@@ -1,5 +1,5 @@
-//! The host's clock. WebAssembly in a browser has none that `std` can read: there no time passes, so
-//! no wait has a limit, and submits are never measured.
+//! The host's clock. WebAssembly in a browser has none that `std` can read: there no time passes,
+//! so no wait has a limit, and submits are never measured.
 
 use std::time::Duration;
 

@@ -18,8 +18,8 @@ use crate::gpu::wait::{Deadline, Oneshot};
 use crate::plan::{DeviceCaps, Limits};
 use crate::process::ProcessGuard;
 
-/// Features that a device is opened with where the adapter has them. Timestamps cost nothing until a
-/// pass writes one.
+/// Features that a device is opened with where the adapter has them. Timestamps cost nothing until
+/// a pass writes one.
 const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
 
 /// wgpu's messages run over several indented lines.
@@ -103,8 +103,8 @@ impl Gpu {
             source: cause(error),
         })?;
         let loss = LossDetector::by_callback(&device);
-        // Every call is made inside `guard`, whose scopes catch its errors. One that still comes here
-        // belongs to no call (wgpu panics where there is no handler).
+        // Every call is made inside `guard`, whose scopes catch its errors. One that still comes
+        // here belongs to no call (wgpu panics where there is no handler).
         device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
         Ok(Self::new(adapter, device, queue, loss))
     }
@@ -201,8 +201,8 @@ impl Gpu {
         }
     }
 
-    /// As [`Self::guard`], for work that cannot be waited for. In a browser, which takes its time to tell
-    /// of errors, they go unheard.
+    /// As [`Self::guard`], for work that cannot be waited for. In a browser, which takes its time
+    /// to tell of errors, they go unheard.
     pub fn guard_now(&self, work: impl FnOnce()) -> Result<()> {
         let work = || {
             work();
@@ -258,11 +258,12 @@ impl Gpu {
         Ok(())
     }
 
-    /// Has the callbacks called that are due: after all work queued where the call may block, or else at
-    /// once.
+    /// Has the callbacks called that are due: after all work queued where the call may block, or
+    /// else at once.
     ///
-    /// wgpu's own wait with a limit is of no use: it panics where it runs out just as another thread
-    /// hears that the work is done (`Device::maintain` of wgpu-core 30, "If the queue is empty").
+    /// wgpu's own wait with a limit is of no use: it panics where it runs out just as another
+    /// thread hears that the work is done (`Device::maintain` of wgpu-core 30, "If the queue is
+    /// empty").
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -290,8 +291,8 @@ impl Gpu {
         self.inner.loss.lose(reason)
     }
 
-    /// `Ok` unless the device is lost. Where somebody else opened it, this maps a buffer, so it is for
-    /// waits, for what is made once, and after errors; not for what a caller does every frame.
+    /// `Ok` unless the device is lost. Where somebody else opened it, this maps a buffer, so it is
+    /// for waits, for what is made once, and after errors; not for what a caller does every frame.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -411,8 +412,9 @@ impl Gpu {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.process.is_forked() {
-            // A forked child leaves the device to its parent: closing it would wait for the driver's
-            // threads. The poller's thread is not here either, but may have left its lock taken.
+            // A forked child leaves the device to its parent: closing it would wait for the
+            // driver's threads. The poller's thread is not here either, but may have left its lock
+            // taken.
             std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));
         } else {
             #[cfg(not(target_arch = "wasm32"))]
@@ -436,8 +438,8 @@ mod tests {
     use crate::spec::config::GruConfig;
     use crate::spec::params::Init;
 
-    /// A device that somebody else opened is asked whether it is lost by mapping a buffer. What a program
-    /// does every frame does not pay for that.
+    /// A device that somebody else opened is asked whether it is lost by mapping a buffer. What a
+    /// program does every frame does not pay for that.
     #[test]
     fn commands_are_encoded_without_asking_whether_the_device_is_lost() {
         let (_, own) = test_device();
@@ -496,8 +498,8 @@ mod tests {
         assert!(error.source().is_some_and(|source| source.is::<wgpu::Error>()));
     }
 
-    /// wgpu panics where a driver tells it of a loss while it is polled. No driver here can be made to;
-    /// a callback can, in the same call.
+    /// wgpu panics where a driver tells it of a loss while it is polled. No driver here can be made
+    /// to; a callback can, in the same call.
     #[test]
     fn a_panic_inside_a_poll_is_a_lost_device() {
         let (device, gpu) = test_device();

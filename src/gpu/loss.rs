@@ -11,8 +11,8 @@ use crate::gpu::context::{lock, one_line, without_errors};
 #[derive(Debug)]
 pub(crate) struct LossDetector {
     reason: Arc<Mutex<Option<String>>>,
-    /// Where somebody else opened the device: a loss is told to their callback alone, and wgpu's calls
-    /// on a lost device do not fail. Mapping a buffer does, at once.
+    /// Where somebody else opened the device: a loss is told to their callback alone, and wgpu's
+    /// calls on a lost device do not fail. Mapping a buffer does, at once.
     probe: Option<Mutex<wgpu::Buffer>>,
     #[cfg(test)]
     probed: std::sync::atomic::AtomicUsize,
@@ -69,8 +69,8 @@ impl LossDetector {
         #[cfg(test)]
         self.probed.fetch_add(1, Ordering::Relaxed);
         match &self.probe {
-            // While another thread polls, wgpu may find the kept buffer still mapped and refuse it; a new
-            // one has no past.
+            // While another thread polls, wgpu may find the kept buffer still mapped and refuse it;
+            // a new one has no past.
             Some(probe)
                 if refuses_to_map(device, &lock(probe))
                     && refuses_to_map(device, &new_probe(device)) =>

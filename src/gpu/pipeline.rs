@@ -70,14 +70,16 @@ impl Gpu {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
         };
-        // With a counter in every loop a compiler does not unroll any: up to a third of a kernel's time.
+        // With a counter in every loop a compiler does not unroll any: up to a third of a kernel's
+        // time.
         let mut checks = wgpu::ShaderRuntimeChecks::checked();
         checks.force_loop_bounding = false;
-        // SAFETY: what is not checked is that loops end, and all of them do. The sources are this crate's
-        // own; each of their loops is a `for` whose counter nothing else writes, which goes by a stride of
-        // at least 1 (a constant, or a product of workgroup sizes, which are not 0) up to a bound that does
-        // not change meanwhile. The bound is below 2³¹ plus a stride, for no binding has as many elements,
-        // so no counter wraps. Accesses stay checked. (`tests/kernels.rs` holds the sources to the form.)
+        // SAFETY: what is not checked is that loops end, and all of them do. The sources are this
+        // crate's own; each of their loops is a `for` whose counter nothing else writes, which goes
+        // by a stride of at least 1 (a constant, or a product of workgroup sizes, which are not 0)
+        // up to a bound that does not change meanwhile. The bound is below 2³¹ plus a stride, for
+        // no binding has as many elements, so no counter wraps. Accesses stay checked.
+        // (`tests/kernels.rs` holds the sources to the form.)
         #[allow(unsafe_code, reason = "the sources are this crate's own")]
         let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let constants: Vec<_> =

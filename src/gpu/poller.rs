@@ -1,8 +1,8 @@
 //! [`Poller`]: the one thread that polls a device for all who await it.
 //!
-//! wgpu calls back from inside a poll, and where a task awaits, nobody else may be polling. The thread
-//! starts with the first wait, sleeps while nobody waits, and ends when its device is closed. A browser
-//! polls its devices itself, so there is no thread.
+//! wgpu calls back from inside a poll, and where a task awaits, nobody else may be polling. The
+//! thread starts with the first wait, sleeps while nobody waits, and ends when its device is
+//! closed. A browser polls its devices itself, so there is no thread.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -97,8 +97,8 @@ impl Shared {
         }
     }
 
-    /// Sleeps until somebody waits; how many have so far, and whether to block in the driver for them.
-    /// `None` where this thread is to end.
+    /// Sleeps until somebody waits; how many have so far, and whether to block in the driver for
+    /// them. `None` where this thread is to end.
     fn next(&self, id: u64) -> Option<(u64, bool)> {
         let serves = |state: &State| !state.closed && state.thread.is_some_and(|now| now.id == id);
         let idle = |state: &mut State| serves(state) && !state.is_awaited();
@@ -116,9 +116,9 @@ impl Shared {
         lock(&self.state).is_awaited()
     }
 
-    /// Tells the waiters of a failed poll, or of a deadline that has passed. Then pauses for a callback
-    /// that another thread has taken, or for less where a deadline asks for it. A new waiter ends the
-    /// pause.
+    /// Tells the waiters of a failed poll, or of a deadline that has passed. Then pauses for a
+    /// callback that another thread has taken, or for less where a deadline asks for it. A new
+    /// waiter ends the pause.
     fn settle(&self, id: u64, polled: &Result<()>, arrivals: u64) {
         let mut state = lock(&self.state);
         if let Some(thread) = state.thread.as_mut().filter(|thread| thread.id == id) {
@@ -149,8 +149,8 @@ impl Shared {
 }
 
 impl State {
-    /// Whether there is a waiter. Forgets those whose value was sent, and those whose future and callback
-    /// are both gone.
+    /// Whether there is a waiter. Forgets those whose value was sent, and those whose future and
+    /// callback are both gone.
     fn is_awaited(&mut self) -> bool {
         let awaits = |oneshot: &Arc<Oneshot>| !oneshot.is_sent() && Arc::strong_count(oneshot) > 1;
         self.waiters.retain(|waiter| awaits(&waiter.oneshot));

@@ -1,17 +1,19 @@
-//! [`SubmitThrottle`]: how long submits take, so that none comes to last as long as a driver lets one.
+//! [`SubmitThrottle`]: how long submits take, so that none comes to last as long as a driver lets
+//! one.
 
 use std::time::Duration;
 
 use crate::gpu::clock::Instant;
 
-/// What a submit is to take, if the device is slower than its plan supposes: Windows ends one after 2
-/// seconds.
+/// What a submit is to take, if the device is slower than its plan supposes: Windows ends one after
+/// 2 seconds.
 const AIM: Duration = Duration::from_millis(170);
 
 /// A mean from which submits are made smaller, ...
 const LONG: Duration = Duration::from_millis(500);
 
-/// ... and one up to which they need not have been: a kernel's first dispatch may take long to compile.
+/// ... and one up to which they need not have been: a kernel's first dispatch may take long to
+/// compile.
 const SHORT: Duration = Duration::from_millis(100);
 
 /// What was measured of a device's submits. Where they are cut changes nothing in the results.
@@ -40,8 +42,8 @@ impl SubmitThrottle {
         self.flops += flops;
     }
 
-    /// All that was queued is done. What the host took between its submits counts too: where that is
-    /// long, a submit more costs nothing.
+    /// All that was queued is done. What the host took between its submits counts too: where that
+    /// is long, a submit more costs nothing.
     pub fn done(&mut self) {
         if let Some(start) = self.start.take() {
             self.measured(start.elapsed());

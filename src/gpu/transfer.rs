@@ -7,8 +7,8 @@ use crate::gpu::context::{Gpu, one_line};
 use crate::gpu::wait::Oneshot;
 pub(crate) use crate::gpu::wait::Wait;
 
-/// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all that
-/// is written between two submits in staging memory, and running out of it loses the device.
+/// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all
+/// that is written between two submits in staging memory, and running out of it loses the device.
 const CHUNK_BYTES: usize = 32 << 20;
 
 impl Gpu {
@@ -93,7 +93,8 @@ impl Gpu {
         }
     }
 
-    /// A buffer of `len` f32 that the host maps to read what kernels made, or to write what they need.
+    /// A buffer of `len` f32 that the host maps to read what kernels made, or to write what they
+    /// need.
     pub fn staging(&self, name: &str, len: usize, mode: wgpu::MapMode) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
         let usage = match mode {
@@ -108,7 +109,8 @@ impl Gpu {
         })
     }
 
-    /// Waits until `buffer`'s first `len` f32 are mapped, which is after all work queued that uses it.
+    /// Waits until `buffer`'s first `len` f32 are mapped, which is after all work queued that uses
+    /// it.
     pub async fn map(
         &self,
         buffer: &wgpu::Buffer,
@@ -126,8 +128,8 @@ impl Gpu {
             Wait::Block => oneshot.block(self, &deadline)?,
             Wait::Async => self.poll_for(&oneshot, deadline)?,
         }
-        // After a lost device, mapping is the one call that says so. (It also fails where the buffer is
-        // dropped meanwhile, with this future: then nobody is here to hear of it.)
+        // After a lost device, mapping is the one call that says so. (It also fails where the
+        // buffer is dropped meanwhile, with this future: then nobody is here to hear of it.)
         let mapped = std::future::poll_fn(|context| oneshot.poll(context)).await?;
         mapped.map_err(|error| self.lose(&error.to_string()))?;
         // What this waited for is queued behind all that came before.
@@ -138,7 +140,8 @@ impl Gpu {
     /// Shows `work` the first `len` f32 of a mapped staging buffer, and unmaps it.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when the device was lost meanwhile: wgpu may have freed what `work` was shown.
+    /// [`Error::DeviceLost`] when the device was lost meanwhile: wgpu may have freed what `work`
+    /// was shown.
     pub fn read_mapped(
         &self,
         staging: &wgpu::Buffer,

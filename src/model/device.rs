@@ -72,8 +72,8 @@ impl Device {
         Self::open_first("hardware GPU", HINT, |info| !info.is_software()).await
     }
 
-    /// The hardware GPU of this index, from 0: those of [`Self::adapters`] that are not software, in their
-    /// order. Of a GPU with two drivers, say Vulkan and DirectX 12, each driver counts.
+    /// The hardware GPU of this index, from 0: those of [`Self::adapters`] that are not software,
+    /// in their order. Of a GPU with two drivers, say Vulkan and DirectX 12, each driver counts.
     ///
     /// ```no_run
     /// use gru_wgpu::Device;
@@ -124,7 +124,8 @@ impl Device {
         Self::open_first("software", HINT, |info| info.is_software()).await
     }
 
-    /// The CPU, and every adapter that opens, hardware and software, in the order of [`Self::adapters`].
+    /// The CPU, and every adapter that opens, hardware and software, in the order of
+    /// [`Self::adapters`].
     pub fn all() -> Vec<Self> {
         pollster::block_on(Self::all_async())
     }
@@ -138,15 +139,15 @@ impl Device {
         all
     }
 
-    /// A device that the caller's program already owns. Nothing of it is changed: its limits, features
-    /// and callbacks stay the caller's. Work goes to `queue` in the order of the calls.
+    /// A device that the caller's program already owns. Nothing of it is changed: its limits,
+    /// features and callbacks stay the caller's. Work goes to `queue` in the order of the calls.
     ///
-    /// A loss is [`Error::DeviceLost`] here too, though the callback that tells of it is the caller's: every
-    /// call that waits, gives results or makes a model or a stream finds out whether the device still maps
-    /// a buffer. What only records commands, as [`Gru::encode`](crate::Gru::encode) does, knows of a loss
-    /// that another call found. Let no other thread poll a device that you
-    /// destroyed before the calls under way on it have returned: wgpu frees memory then that it has
-    /// given out to be read.
+    /// A loss is [`Error::DeviceLost`] here too, though the callback that tells of it is the
+    /// caller's: every call that waits, gives results or makes a model or a stream finds out
+    /// whether the device still maps a buffer. What only records commands, as
+    /// [`Gru::encode`](crate::Gru::encode) does, knows of a loss that another call found. Let no
+    /// other thread poll a device that you destroyed before the calls under way on it have
+    /// returned: wgpu frees memory then that it has given out to be read.
     ///
     /// ```no_run
     /// use gru_wgpu::{Device, Gru, GruConfig, Init, wgpu};
@@ -172,13 +173,13 @@ impl Device {
         Ok(Self { target: Target::Gpu(gpu), reason: "the caller's own".to_owned() })
     }
 
-    /// The same, with waits for it of at most `limit`: what takes longer is an [`Error::Timeout`]. It holds
-    /// for what is made with this device and its clones from now on. No limit is set at first: a wait
-    /// lasts until the device is done or lost, and drivers themselves end work that hangs. (The CPU is
-    /// never waited for.)
+    /// The same, with waits for it of at most `limit`: what takes longer is an [`Error::Timeout`].
+    /// It holds for what is made with this device and its clones from now on. No limit is set at
+    /// first: a wait lasts until the device is done or lost, and drivers themselves end work that
+    /// hangs. (The CPU is never waited for.)
     ///
-    /// A wait is for everything queued ahead of it too. How long a drop takes has no limit: wgpu lets
-    /// go of a device only once it is done.
+    /// A wait is for everything queued ahead of it too. How long a drop takes has no limit: wgpu
+    /// lets go of a device only once it is done.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -243,17 +244,18 @@ impl Device {
         Err(failure)
     }
 
-    /// The least that a device of a caller's own has to have, with no feature at all: what a [`wgpu::DeviceDescriptor`]
-    /// asks for. Storage buffers, workgroups and their memory as every WebGPU implementation has them;
-    /// nothing of textures, uniforms or drawing. The sizes of buffers, 64 MiB and 32 MiB of one at a time,
-    /// are for small models: raise them to what [`Plan::check`](crate::plan::Plan::check) asks for,
-    /// or to those of the adapter.
+    /// The least that a device of a caller's own has to have, with no feature at all: what a
+    /// [`wgpu::DeviceDescriptor`] asks for. Storage buffers, workgroups and their memory as every
+    /// WebGPU implementation has them; nothing of textures, uniforms or drawing. The sizes of
+    /// buffers, 64 MiB and 32 MiB of one at a time, are for small models: raise them to what
+    /// [`Plan::check`](crate::plan::Plan::check) asks for, or to those of the adapter.
     pub fn needed_limits() -> wgpu::Limits {
         adapter::needed_limits()
     }
 
-    /// Every adapter of this machine, without opening one: discrete GPUs before integrated before virtual
-    /// ones, software adapters last. The hardware GPUs' places are the indices of [`Self::gpu_at`].
+    /// Every adapter of this machine, without opening one: discrete GPUs before integrated before
+    /// virtual ones, software adapters last. The hardware GPUs' places are the indices of
+    /// [`Self::gpu_at`].
     pub fn adapters() -> Vec<AdapterInfo> {
         pollster::block_on(Self::adapters_async())
     }
