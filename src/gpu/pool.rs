@@ -15,8 +15,8 @@ use crate::spec::params::{ParamLayout, Params};
 /// Idle sessions that a model keeps for the next run of the same shape, whatever they hold.
 const IDLE_AT_LEAST: usize = 2;
 
-/// And at most, as long as all of them together hold no more than [`IDLE_BYTES`]: sequences of unequal lengths
-/// make a shape of every eighth length.
+/// And at most, as long as all of them together hold no more than [`IDLE_BYTES`]: sequences of
+/// unequal lengths make a shape of every eighth length.
 const IDLE_SESSIONS: usize = 32;
 
 /// What they may hold on the device: a part of the memory that any GPU has.
@@ -144,8 +144,8 @@ impl SessionPool {
         &self.gpu
     }
 
-    /// The chunks that a run is made of. States can be carried from one to the next unless the gradient,
-    /// which a loss starts, would have to be carried back.
+    /// The chunks that a run is made of. States can be carried from one to the next unless the
+    /// gradient, which a loss starts, would have to be carried back.
     ///
     /// # Errors
     /// [`Error::Limit`] when not the smallest chunk fits the device.
@@ -192,8 +192,8 @@ impl SessionPool {
         Ok(Arc::new(plan))
     }
 
-    /// A session for a run, with `params` of this `version` on the device: an idle one, or one made of
-    /// `plan`, or else planned here. That of a loss adds to the `accumulator`.
+    /// A session for a run, with `params` of this `version` on the device: an idle one, or one made
+    /// of `plan`, or else planned here. That of a loss adds to the `accumulator`.
     pub async fn session(
         &self,
         params: &Params,
@@ -419,8 +419,8 @@ mod tests {
         }
     }
 
-    /// Words as long as those of data/phonemes_train.csv: 200 updates in two epochs. The second one makes
-    /// nothing that the first has made.
+    /// Words as long as those of data/phonemes_train.csv: 200 updates in two epochs. The second one
+    /// makes nothing that the first has made.
     #[test]
     fn shapes_that_come_again_need_no_new_session() {
         let example = |i: usize| {

@@ -223,8 +223,8 @@ impl Session {
         self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
     }
 
-    /// What is to be done ahead of a pass, once. A session whose pass then fails is used no more, so
-    /// what is zero after it may be noted here.
+    /// What is to be done ahead of a pass, once. A session whose pass then fails is used no more,
+    /// so what is zero after it may be noted here.
     fn take_prologue(&mut self, pass: Pass) -> Vec<Prologue> {
         let mut prologue = std::mem::take(&mut self.prologue);
         for cleared in &prologue {
@@ -443,8 +443,9 @@ impl Preparation<'_> {
     }
 }
 
-/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in. In
-/// a plan's second parity the last states are where the first ones were, and the other way round.
+/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in.
+/// In a plan's second parity the last states are where the first ones were, and the other way
+/// round.
 fn argument_words(plan: &Plan, odd: bool) -> Vec<u32> {
     const BLOCK: usize = ARGS_BLOCK as usize / 4;
     let mut words = Vec::new();

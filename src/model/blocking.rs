@@ -2,8 +2,9 @@
 
 /// Makes a blocking call and its async twin of one signature, one documentation and one future.
 ///
-/// The future says how it waits by the name between the bars; a future that never waits for the device
-/// takes `_`. It is evaluated inside each of the two calls, so that arguments are taken as they are.
+/// The future says how it waits by the name between the bars; a future that never waits for the
+/// device takes `_`. It is evaluated inside each of the two calls, so that arguments are taken as
+/// they are.
 ///
 /// ```ignore
 /// blocking_and_async! {

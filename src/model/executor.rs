@@ -229,8 +229,8 @@ impl<'a> Executor<'a> {
         self.chunks.iter().map(|held| &held.chunk)
     }
 
-    /// Takes a session for every chunk, and keeps them: for a tape, which needs all of them later. Where
-    /// the device has no memory for them, nothing is computed in vain.
+    /// Takes a session for every chunk, and keeps them: for a tape, which needs all of them later.
+    /// Where the device has no memory for them, nothing is computed in vain.
     pub async fn hold_sessions(&mut self) -> Result<()> {
         for at in 0..self.chunks.len() {
             self.chunks[at].session = Some(self.acquire(at).await?);

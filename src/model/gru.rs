@@ -30,7 +30,8 @@ mod tests;
 pub struct Output {
     /// y `[T, B, D·H]`: the last layer's state after every step, the forward half first.
     pub y: Array3<f32>,
-    /// h_n `[L·D, B, H]`: each cell's state after its last step; layer-major, forward before reverse.
+    /// h_n `[L·D, B, H]`: each cell's state after its last step; layer-major, forward before
+    /// reverse.
     pub h_n: Array3<f32>,
 }
 
@@ -39,11 +40,11 @@ pub struct Output {
 /// Backward overwrites it with gradients in place, which halves the memory of training; so it takes
 /// the tape by value, and a tape serves one backward pass. Dropping it unused is fine.
 ///
-/// After a backward pass the model keeps the tape's memory for its next training run of the same shape,
-/// which then need not ask for it again. On the CPU that is the memory of one run at most; it is freed when
-/// a run of another shape is trained, and with the model. On an adapter it is that of the last two runs of
-/// different shapes, and of the last 32 of them, in inference and in training, while all of it is 512 MiB at
-/// most.
+/// After a backward pass the model keeps the tape's memory for its next training run of the same
+/// shape, which then need not ask for it again. On the CPU that is the memory of one run at most;
+/// it is freed when a run of another shape is trained, and with the model. On an adapter it is that
+/// of the last two runs of different shapes, and of the last 32 of them, in inference and in
+/// training, while all of it is 512 MiB at most.
 #[derive(Debug)]
 #[must_use = "a tape holds the memory of its run until it is dropped"]
 pub struct Tape {
@@ -61,8 +62,8 @@ enum Record {
 
 impl Tape {
     blocking_and_async! {
-        /// The states after the run's last steps, for the next chunk of the same sequences; a copy, on the
-        /// model's device.
+        /// The states after the run's last steps, for the next chunk of the same sequences; a copy,
+        /// on the model's device.
         ///
         /// # Errors
         /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
@@ -81,8 +82,8 @@ impl Tape {
 
 /// A gated recurrent unit: configuration, parameters and the device it runs on.
 ///
-/// The calls are the same on every device. Arrays are time-major: x `[T, B, I]`, y `[T, B, D·H]`, the
-/// first and last states `[L·D, B, H]`. On an adapter only x, h0, dy, dh_n go up and y and the
+/// The calls are the same on every device. Arrays are time-major: x `[T, B, I]`, y `[T, B, D·H]`,
+/// the first and last states `[L·D, B, H]`. On an adapter only x, h0, dy, dh_n go up and y and the
 /// gradients come down, and the parameters go up when they have changed.
 ///
 /// ```
@@ -173,8 +174,8 @@ impl Gru {
     }
 
     blocking_and_async! {
-        /// The same model on another device: its parameters and options. Also where its own device is lost:
-        /// the host has the parameters.
+        /// The same model on another device: its parameters and options. Also where its own device
+        /// is lost: the host has the parameters.
         ///
         /// # Errors
         /// As [`Self::with_params`].
@@ -188,7 +189,8 @@ impl Gru {
         Ok(moved.with_options(self.options))
     }
 
-    /// The same model run another way. Streams, forward passes and tapes made before stay as they are.
+    /// The same model run another way. Streams, forward passes and tapes made before stay as they
+    /// are.
     #[must_use]
     pub fn with_options(self, options: RunOptions) -> Self {
         Self { options, ..self }
@@ -199,9 +201,9 @@ impl Gru {
         self.options
     }
 
-    /// The schedule that a run of `shape` takes on the model's device, without making anything of it. For
-    /// the CPU device, which follows none, that of [`DeviceCaps::WEBGPU`]. Where the device cannot bind one of
-    /// its buffers, [`Self::chunks`] says what runs instead.
+    /// The schedule that a run of `shape` takes on the model's device, without making anything of
+    /// it. For the CPU device, which follows none, that of [`DeviceCaps::WEBGPU`]. Where the device
+    /// cannot bind one of its buffers, [`Self::chunks`] says what runs instead.
     ///
     /// # Errors
     /// As [`Plan::with_options`].
@@ -213,11 +215,11 @@ impl Gru {
         Plan::with_options(&self.config, shape, mode, self.options, &caps)
     }
 
-    /// The sizes of the runs that a run of `shape` is made of, one after the other: its own alone, as long as
-    /// [`Plan::check`] lets it pass. A larger one is cut into as many steps of all rows each as fit, where
-    /// there is one direction, for that takes no more steps one after the other than the whole would; or
-    /// else into rows. What comes out is the same to rounding, and so is what is drawn while training. (A
-    /// learner's batch is cut into rows alone.)
+    /// The sizes of the runs that a run of `shape` is made of, one after the other: its own alone,
+    /// as long as [`Plan::check`] lets it pass. A larger one is cut into as many steps of all rows
+    /// each as fit, where there is one direction, for that takes no more steps one after the other
+    /// than the whole would; or else into rows. What comes out is the same to rounding, and so is
+    /// what is drawn while training. (A learner's batch is cut into rows alone.)
     ///
     /// ```
     /// use gru_wgpu::{Device, Gru, GruConfig, Init, plan::Mode};
@@ -266,9 +268,10 @@ impl Gru {
         /// Runs the model over a [`Batch`], in the simplest case just `&x` of `[T, B, I]`.
         ///
         /// # Errors
-        /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`] when the
-        /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the
-        /// device, and the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
+        /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`]
+        /// when the batch or the parameters do not fit the model, [`Error::Limit`] when the work
+        /// does not fit the device, and the device's own: [`Error::OutOfMemory`],
+        /// [`Error::DeviceLost`], [`Error::Gpu`].
         pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
             |wait| self.run_forward(None, batch.into(), wait)
         }
@@ -276,14 +279,14 @@ impl Gru {
         /// As [`Self::forward`], from the states that another run left on the device.
         ///
         /// # Errors
-        /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the state
-        /// is another device's.
+        /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the
+        /// state is another device's.
         pub fn forward_from, forward_from_async<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
             |wait| self.run_forward(Some(state), batch.into(), wait)
         }
 
-        /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed, and what
-        /// [`Self::backward`] needs is kept.
+        /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed,
+        /// and what [`Self::backward`] needs is kept.
         ///
         /// # Errors
         /// As [`Self::forward`], and [`Error::NoSeed`].
@@ -291,8 +294,8 @@ impl Gru {
             |wait| self.run_forward_train(None, batch.into(), wait)
         }
 
-        /// As [`Self::forward_train`], from the states that another run left on the device: truncated
-        /// backpropagation through time. No gradient flows into the earlier run.
+        /// As [`Self::forward_train`], from the states that another run left on the device:
+        /// truncated backpropagation through time. No gradient flows into the earlier run.
         ///
         /// ```
         /// use gru_wgpu::{Device, Gru, GruConfig, Init};
@@ -322,10 +325,10 @@ impl Gru {
             |wait| self.run_forward_train(Some(state), batch.into(), wait)
         }
 
-        /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B, D·H]` (of
-        /// y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says of them). At
-        /// least one must be given. What dy says of padding is not looked at. After a batch-first run dy
-        /// and dx are batch-first too.
+        /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B,
+        /// D·H]` (of y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says
+        /// of them). At least one must be given. What dy says of padding is not looked at. After a
+        /// batch-first run dy and dx are batch-first too.
         ///
         /// # Errors
         /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
@@ -415,8 +418,8 @@ impl Gru {
         }
     }
 
-    /// The batch, on the CPU with the state as its h0, and the shape of the run, when everything fits
-    /// the model.
+    /// The batch, on the CPU with the state as its h0, and the shape of the run, when everything
+    /// fits the model.
     pub(crate) fn check<'a>(
         &self,
         state: Option<&'a State>,
@@ -458,7 +461,8 @@ impl Gru {
         self.version
     }
 
-    /// `Ok` unless the parameters were replaced by those of another configuration, or the process forked.
+    /// `Ok` unless the parameters were replaced by those of another configuration, or the process
+    /// forked.
     pub(crate) fn check_usable(&self) -> Result<()> {
         self.device.check_process()?;
         let got = self.params.layout().config();
@@ -469,7 +473,8 @@ impl Gru {
         Err(Error::ParameterLayout { expected, got })
     }
 
-    /// Leaves the parameters on the adapter to what moves them there: from now on those here are old.
+    /// Leaves the parameters on the adapter to what moves them there: from now on those here are
+    /// old.
     pub(crate) async fn acquire_params(&self) -> Result<()> {
         self.session_pool()?.acquire_params(&self.params, self.version).await
     }

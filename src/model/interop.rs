@@ -1,5 +1,5 @@
-//! Inside a caller's own wgpu program: [`Buffers`] of theirs, and a [`ForwardPass`] over them that goes
-//! into their command encoder.
+//! Inside a caller's own wgpu program: [`Buffers`] of theirs, and a [`ForwardPass`] over them that
+//! goes into their command encoder.
 
 use crate::error::{Error, Result};
 use crate::gpu::context::Gpu;
@@ -19,16 +19,17 @@ use crate::spec::config::Shape;
 /// | h0, reset_state | `[L·D, B, H]` of f32 | `COPY_SRC` | 4 |
 /// | h_n | `[L·D, B, H]` of f32 | `COPY_DST` | 4 |
 ///
-/// With [`Layout::BatchFirst`](crate::Layout::BatchFirst) x and y have their first two axes exchanged;
-/// marks never. The kernels write y and read marks in one dispatch, so these two must not lie in one
-/// buffer, which WebGPU forbids; others may. What x holds at padding is not looked at, but must not
-/// be missing.
+/// With [`Layout::BatchFirst`](crate::Layout::BatchFirst) x and y have their first two axes
+/// exchanged; marks never. The kernels write y and read marks in one dispatch, so these two must
+/// not lie in one buffer, which WebGPU forbids; others may. What x holds at padding is not looked
+/// at, but must not be missing.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Buffers<'a> {
     /// The input.
     pub x: wgpu::BufferBinding<'a>,
-    /// The last layer's state after every step, 0 at padding. Layers below use it as scratch memory.
+    /// The last layer's state after every step, 0 at padding. Layers below use it as scratch
+    /// memory.
     pub y: wgpu::BufferBinding<'a>,
     /// What the steps are marked with: padding and restarts. Nothing when `None`.
     pub step_flags: Option<wgpu::BufferBinding<'a>>,
@@ -142,8 +143,8 @@ fn check_part(
     Ok(())
 }
 
-/// A forward pass over a caller's own [`Buffers`], prepared once and encoded any number of times into
-/// their own command encoder: no submit, no wait, nothing copied to the host.
+/// A forward pass over a caller's own [`Buffers`], prepared once and encoded any number of times
+/// into their own command encoder: no submit, no wait, nothing copied to the host.
 ///
 /// ```no_run
 /// use gru_wgpu::{Buffers, Device, Gru, GruConfig, Init, wgpu};
@@ -199,8 +200,8 @@ impl ForwardPass {
         }
     }
 
-    /// Multiplications and additions of one run: what to go by where a submit must stay short, as in a
-    /// program that also draws.
+    /// Multiplications and additions of one run: what to go by where a submit must stay short, as
+    /// in a program that also draws.
     pub fn flops(&self) -> u64 {
         self.session.plan().forward_flops()
     }
@@ -211,9 +212,9 @@ impl Gru {
         /// Prepares forward passes of `shape` over the caller's own buffers.
         ///
         /// # Errors
-        /// [`Error::Buffer`] when a buffer does not have the size, the usage or the alignment that it needs,
-        /// [`Error::Conflict`] on the CPU device, [`Error::Shape`] when another configuration made
-        /// `shape`, [`Error::Limit`], and the device's own.
+        /// [`Error::Buffer`] when a buffer does not have the size, the usage or the alignment that
+        /// it needs, [`Error::Conflict`] on the CPU device, [`Error::Shape`] when another
+        /// configuration made `shape`, [`Error::Limit`], and the device's own.
         pub fn forward_pass, forward_pass_async(&self, shape: Shape, buffers: &Buffers<'_>) -> Result<ForwardPass> {
             |_| self.prepare_forward_pass(shape, buffers)
         }
@@ -237,11 +238,12 @@ impl Gru {
         Ok(ForwardPass { model: self.id(), shape, session, before: before.collect(), h_n })
     }
 
-    /// Puts a prepared forward pass into `encoder`, with the model's present parameters: copies of h0
-    /// and of the reset state, one compute pass, a copy to h_n. Runs of one [`ForwardPass`] share its
-    /// inner buffers, so they follow one another in the order they are submitted.
+    /// Puts a prepared forward pass into `encoder`, with the model's present parameters: copies of
+    /// h0 and of the reset state, one compute pass, a copy to h_n. Runs of one [`ForwardPass`]
+    /// share its inner buffers, so they follow one another in the order they are submitted.
     ///
-    /// Parameters that changed since the last call are uploaded by the queue ahead of the next submit.
+    /// Parameters that changed since the last call are uploaded by the queue ahead of the next
+    /// submit.
     ///
     /// # Errors
     /// [`Error::OtherModel`], [`Error::ParameterLayout`], and the device's own while commands are

@@ -21,8 +21,8 @@ use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
 use crate::spec::sequences::{check_sequence, in_order, pad};
 
-/// A [`Gru`] with a linear [`Head`]: from sequences to outputs. On an adapter only x goes up and the
-/// outputs come down.
+/// A [`Gru`] with a linear [`Head`]: from sequences to outputs. On an adapter only x goes up and
+/// the outputs come down.
 ///
 /// ```
 /// use gru_wgpu::{Device, GruConfig, Head, Init, Network, ParamLayout, Params};
@@ -46,6 +46,8 @@ impl Network {
         ///
         /// # Errors
         /// [`Error::Conflict`] when it has none; as [`Gru::with_params`].
+        ///
+        /// [`Error::Conflict`]: crate::Error::Conflict
         pub fn new, new_async(params: Params, device: &Device) -> Result<Self> {
             |_| Self::of_params(params, device)
         }
@@ -83,8 +85,8 @@ impl Network {
     }
 
     blocking_and_async! {
-        /// The outputs `[T, B, C]` (`[B, T, C]` of a batch-first run) or `[B, C]`, as the head says. Those of
-        /// padding are the bias.
+        /// The outputs `[T, B, C]` (`[B, T, C]` of a batch-first run) or `[B, C]`, as the head
+        /// says. Those of padding are the bias.
         ///
         /// # Errors
         /// As [`Gru::forward`].
@@ -98,8 +100,11 @@ impl Network {
         /// `[T, C]`, or `[1, C]` where the head is over the last states.
         ///
         /// # Errors
-        /// [`Error::ZeroSize`] when a sequence has no step, [`Error::Shape`] when one has another number
-        /// of inputs, and as [`Self::forward`].
+        /// [`Error::ZeroSize`] when a sequence has no step, [`Error::Shape`] when one has another
+        /// number of inputs, and as [`Self::forward`].
+        ///
+        /// [`Error::ZeroSize`]: crate::Error::ZeroSize
+        /// [`Error::Shape`]: crate::Error::Shape
         pub fn forward_each, forward_each_async(
             &self,
             sequences: &[Array2<f32>],
@@ -114,6 +119,11 @@ impl Network {
         /// # Errors
         /// As [`Self::forward`], and [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or
         /// [`Error::NoTarget`] when the targets do not fit.
+        ///
+        /// [`Error::Shape`]: crate::Error::Shape
+        /// [`Error::Class`]: crate::Error::Class
+        /// [`Error::Conflict`]: crate::Error::Conflict
+        /// [`Error::NoTarget`]: crate::Error::NoTarget
         pub fn evaluate, evaluate_async<'b, 't>(
             &self,
             loss: &Loss,

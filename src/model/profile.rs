@@ -101,12 +101,13 @@ fn rate(amount: u64, time: Duration) -> f64 {
 
 impl Gru {
     blocking_and_async! {
-        /// Runs the model once, for its time: forward, and with `dy` training, that is forward and backward.
+        /// Runs the model once, for its time: forward, and with `dy` training, that is forward and
+        /// backward.
         ///
         /// The device computes exactly as in [`Self::forward`] or [`Self::forward_train`] and
-        /// [`Self::backward`], with a wait between upload, computing and download so that each can be
-        /// told. The parameters are on the device before, and so is whatever a first run makes: run once
-        /// to warm up.
+        /// [`Self::backward`], with a wait between upload, computing and download so that each can
+        /// be told. The parameters are on the device before, and so is whatever a first run makes:
+        /// run once to warm up.
         ///
         /// ```
         /// use gru_wgpu::{Device, Gru, GruConfig, Init};
@@ -130,9 +131,10 @@ impl Gru {
             |wait| self.run_timed(batch.into(), dy, false, wait)
         }
 
-        /// As [`Self::time`], with each kernel timed for itself: every dispatch begins when the one before
-        /// has ended, so the sum may be more than [`Self::time`] says. Without timestamps a row is a stage
-        /// of the plan, all steps of a loop together, with the way to the device and back.
+        /// As [`Self::time`], with each kernel timed for itself: every dispatch begins when the one
+        /// before has ended, so the sum may be more than [`Self::time`] says. Without timestamps a
+        /// row is a stage of the plan, all steps of a loop together, with the way to the device and
+        /// back.
         ///
         /// # Errors
         /// As [`Self::time`].
@@ -379,7 +381,8 @@ fn joined<'a>(words: impl Iterator<Item = &'a str>) -> String {
     seen.join(" + ")
 }
 
-/// A dispatch's label without its steps, layer and direction: `dx = da · W_ih` of `l1: reverse: dx = …`.
+/// A dispatch's label without its steps, layer and direction: `dx = da · W_ih` of `l1: reverse: dx
+/// = …`.
 fn without_cell(mut label: &str) -> &str {
     let number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
     let is_place = |word: &str| {

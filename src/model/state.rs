@@ -11,8 +11,9 @@ use crate::spec::config::Shape;
 
 /// The states of all cells, `[L·D, B, H]`, on the device that computed them.
 ///
-/// [`Tape::state`](crate::Tape::state) gives one, [`Gru::forward_train_from`](crate::Gru::forward_train_from)
-/// takes it. Cheap to clone; it never changes.
+/// [`Tape::state`](crate::Tape::state) gives one,
+/// [`Gru::forward_train_from`](crate::Gru::forward_train_from) takes it. Cheap to clone; it never
+/// changes.
 #[derive(Clone, Debug)]
 pub struct State {
     shape: [usize; 3],
@@ -68,7 +69,8 @@ impl State {
         }
     }
 
-    /// The numbers on the CPU, `None` on an adapter, when a run of `shape` on `device` can start here.
+    /// The numbers on the CPU, `None` on an adapter, when a run of `shape` on `device` can start
+    /// here.
     pub(crate) fn on(&self, device: &Device, shape: Shape) -> Result<Option<ArrayView3<'_, f32>>> {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
         match (&self.storage, device.target()) {

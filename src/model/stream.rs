@@ -80,8 +80,8 @@ impl Stream {
 
     blocking_and_async! {
         /// Has resets go back to these states `[L, B, H]` from now on, instead of zeros: those of
-        /// [`Self::reset_row`] and those in a caller's marks. Submit steps that are encoded already first:
-        /// the queue writes ahead of the next submit.
+        /// [`Self::reset_row`] and those in a caller's marks. Submit steps that are encoded already
+        /// first: the queue writes ahead of the next submit.
         ///
         /// # Errors
         /// [`Error::Shape`], and the device's own.
@@ -100,8 +100,8 @@ impl Stream {
     }
 
     blocking_and_async! {
-        /// Goes on from these states `[L, B, H]`. Resets asked for before are forgotten. Submit steps that are
-        /// encoded already first: the queue writes ahead of the next submit.
+        /// Goes on from these states `[L, B, H]`. Resets asked for before are forgotten. Submit
+        /// steps that are encoded already first: the queue writes ahead of the next submit.
         ///
         /// # Errors
         /// [`Error::Shape`], and the device's own.
@@ -160,12 +160,13 @@ fn reset_rows(resets: &mut [bool], state: &mut Array3<f32>, fresh: &Array3<f32>)
 
 impl Gru {
     blocking_and_async! {
-        /// Prepares a stream of `rows` sequences, all from zeros, that arrive in chunks of any of these
-        /// lengths: `&[1]` for step by step.
+        /// Prepares a stream of `rows` sequences, all from zeros, that arrive in chunks of any of
+        /// these lengths: `&[1]` for step by step.
         ///
         /// # Errors
-        /// [`Error::Conflict`] for a model with a reverse direction: that one starts at a sequence's end,
-        /// which a stream does not have. [`Error::ZeroSize`], [`Error::Limit`], and the device's own.
+        /// [`Error::Conflict`] for a model with a reverse direction: that one starts at a
+        /// sequence's end, which a stream does not have. [`Error::ZeroSize`], [`Error::Limit`], and
+        /// the device's own.
         pub fn stream, stream_async(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
             |_| self.open_stream(rows, chunks)
         }
@@ -183,12 +184,13 @@ impl Gru {
     }
 
     blocking_and_async! {
-        /// Prepares a stream over a caller's own buffers, to be encoded with [`Self::encode_step`]: a chunk
-        /// is read from x and its outputs go to y. Chunks shorter than the longest use the front of them.
+        /// Prepares a stream over a caller's own buffers, to be encoded with [`Self::encode_step`]:
+        /// a chunk is read from x and its outputs go to y. Chunks shorter than the longest use the
+        /// front of them.
         ///
         /// # Errors
-        /// As [`Self::stream`] and [`Gru::forward_pass`]; [`Error::Conflict`] when an h0, a reset state or
-        /// an h_n is among the buffers: a stream keeps its states itself.
+        /// As [`Self::stream`] and [`Gru::forward_pass`]; [`Error::Conflict`] when an h0, a reset
+        /// state or an h_n is among the buffers: a stream keeps its states itself.
         pub fn stream_over, stream_over_async(
             &self,
             rows: usize,
@@ -224,9 +226,9 @@ impl Gru {
         /// Takes a chunk x `[T, B, I]` of every row and writes y `[T, B, H]`.
         ///
         /// # Errors
-        /// [`Error::Chunk`] when the stream was not made for chunks of this length, [`Error::Shape`],
-        /// [`Error::OtherModel`], [`Error::Interrupted`] after a step that failed on the device or whose
-        /// future was dropped, and the device's own.
+        /// [`Error::Chunk`] when the stream was not made for chunks of this length,
+        /// [`Error::Shape`], [`Error::OtherModel`], [`Error::Interrupted`] after a step that failed
+        /// on the device or whose future was dropped, and the device's own.
         pub fn step, step_async(
             &self,
             stream: &mut Stream,
@@ -267,13 +269,13 @@ impl Gru {
         }
     }
 
-    /// Puts the next chunk of `steps` steps into `encoder`, with the model's present parameters: resets
-    /// that were asked for, and one compute pass from the caller's x to the caller's y. Submit encoders
-    /// in the order they were made, each once: the stream counts on it.
+    /// Puts the next chunk of `steps` steps into `encoder`, with the model's present parameters:
+    /// resets that were asked for, and one compute pass from the caller's x to the caller's y.
+    /// Submit encoders in the order they were made, each once: the stream counts on it.
     ///
     /// # Errors
-    /// [`Error::Chunk`], [`Error::OtherModel`], [`Error::Conflict`] when the stream was not made with
-    /// [`Self::stream_over`].
+    /// [`Error::Chunk`], [`Error::OtherModel`], [`Error::Conflict`] when the stream was not made
+    /// with [`Self::stream_over`].
     pub fn encode_step(
         &self,
         stream: &mut Stream,

@@ -49,12 +49,12 @@ pub struct LearnerState {
     pub moments: OptimizerState,
 }
 
-/// A [`Network`] that is being trained. Parameters, moments and gradients stay on its device: a step takes a
-/// batch up, and 20 bytes of metrics come down when they are asked for.
+/// A [`Network`] that is being trained. Parameters, moments and gradients stay on its device: a
+/// step takes a batch up, and 20 bytes of metrics come down when they are asked for.
 ///
 /// [`Self::step`] is all that most programs need. It is made of two halves, which are public:
-/// [`Self::accumulate`] adds a batch's gradient, [`Self::apply`] updates the parameters by it. Between them
-/// several machines may sum their gradients; [`Self::gradient`] has an example.
+/// [`Self::accumulate`] adds a batch's gradient, [`Self::apply`] updates the parameters by it.
+/// Between them several machines may sum their gradients; [`Self::gradient`] has an example.
 ///
 /// ```
 /// use gru_wgpu::{
@@ -85,8 +85,8 @@ pub struct Learner {
     updates: u64,
     /// Read, but not yet asked for.
     metrics: Vec<StepMetrics>,
-    /// Updates of another number of batches than make one, whose metrics are not read yet, and the factor
-    /// that makes the mean of their losses out of the accumulated one.
+    /// Updates of another number of batches than make one, whose metrics are not read yet, and the
+    /// factor that makes the mean of their losses out of the accumulated one.
     loss_factors: Vec<(u64, f32)>,
     /// An update was begun on the device and not brought to its end.
     broken: bool,
@@ -110,8 +110,8 @@ impl Learner {
             |_| Self::begin(params, config, device)
         }
 
-        /// Goes on from where [`Self::state`] was taken. The same device gives the same bits as if it had
-        /// not been interrupted.
+        /// Goes on from where [`Self::state`] was taken. The same device gives the same bits as if
+        /// it had not been interrupted.
         ///
         /// # Errors
         /// As [`Self::new`], and [`Error::Shape`] when the moments do not belong to the parameters.
@@ -181,15 +181,16 @@ impl Learner {
     }
 
     blocking_and_async! {
-        /// One batch: its loss, the gradient of all parameters, and, when as many batches as make an update
-        /// have come, the update. Returns when the work is queued; [`Self::metrics`] tells how it went.
+        /// One batch: its loss, the gradient of all parameters, and, when as many batches as make
+        /// an update have come, the update. Returns when the work is queued; [`Self::metrics`]
+        /// tells how it went.
         ///
         /// # Errors
-        /// [`Error::Shape`], [`Error::Class`], [`Error::NoTarget`] or [`Error::Conflict`] when the targets
-        /// do not fit, as [`Gru::forward_train`](crate::Gru::forward_train), [`Error::Diverged`] of an
-        /// earlier update, and [`Error::Interrupted`] after an update that failed on the device or whose
-        /// future was dropped. What is refused leaves the learner as it was; after another error, no batch
-        /// of the present update counts.
+        /// [`Error::Shape`], [`Error::Class`], [`Error::NoTarget`] or [`Error::Conflict`] when the
+        /// targets do not fit, as [`Gru::forward_train`](crate::Gru::forward_train),
+        /// [`Error::Diverged`] of an earlier update, and [`Error::Interrupted`] after an update
+        /// that failed on the device or whose future was dropped. What is refused leaves the
+        /// learner as it was; after another error, no batch of the present update counts.
         pub fn step, step_async<'b, 't>(
             &mut self,
             batch: impl Into<Batch<'b>>,
@@ -198,8 +199,9 @@ impl Learner {
             |wait| self.run_step(batch.into(), targets.into(), wait)
         }
 
-        /// As [`Self::step`], but waits for this batch's mean loss, before any update that it completes. A
-        /// loss that is not finite comes as it is; [`Self::metrics`] tells of the update.
+        /// As [`Self::step`], but waits for this batch's mean loss, before any update that it
+        /// completes. A loss that is not finite comes as it is; [`Self::metrics`] tells of the
+        /// update.
         ///
         /// ```
         /// # use gru_wgpu::{
@@ -226,8 +228,8 @@ impl Learner {
             |wait| self.run_step_with_loss(batch.into(), targets.into(), wait)
         }
 
-        /// The first half of [`Self::step`]: adds a batch's loss and gradient to those of the present
-        /// update. Returns when the work is queued.
+        /// The first half of [`Self::step`]: adds a batch's loss and gradient to those of the
+        /// present update. Returns when the work is queued.
         ///
         /// # Errors
         /// As [`Self::step`].
@@ -239,9 +241,9 @@ impl Learner {
             |wait| self.run_accumulate(batch.into(), targets.into(), wait)
         }
 
-        /// Waits for all that was queued and takes the gradient of the present update, zeros where no batch
-        /// has come. The sum over machines, put back with [`Self::set_gradient`], has each of them make the
-        /// same update:
+        /// Waits for all that was queued and takes the gradient of the present update, zeros where
+        /// no batch has come. The sum over machines, put back with [`Self::set_gradient`], has each
+        /// of them make the same update:
         ///
         /// ```
         /// use gru_wgpu::{
@@ -285,9 +287,10 @@ impl Learner {
             |_| self.write_gradient(gradient)
         }
 
-        /// The second half of [`Self::step`]: the update of the batches that have come, its gradient
-        /// clipped. Where they are fewer than make one, their gradients count as if the missing ones' were
-        /// 0; where none has come, nothing happens. Returns when the work is queued.
+        /// The second half of [`Self::step`]: the update of the batches that have come, its
+        /// gradient clipped. Where they are fewer than make one, their gradients count as if the
+        /// missing ones' were 0; where none has come, nothing happens. Returns when the work is
+        /// queued.
         ///
         /// # Errors
         /// As [`Self::step`].
@@ -432,13 +435,14 @@ impl Learner {
     }
 
     blocking_and_async! {
-        /// Waits for all that was queued, and says how each update went that was not told of before, in
-        /// order.
+        /// Waits for all that was queued, and says how each update went that was not told of
+        /// before, in order.
         ///
         /// # Errors
-        /// [`Error::Diverged`] when a loss or the norm of a gradient was not finite, or a parameter or a
-        /// moment would not be after an update: from that update on nothing has moved, and the next step
-        /// takes its place. What went before it is told by the next call. And the device's own errors.
+        /// [`Error::Diverged`] when a loss or the norm of a gradient was not finite, or a parameter
+        /// or a moment would not be after an update: from that update on nothing has moved, and the
+        /// next step takes its place. What went before it is told by the next call. And the
+        /// device's own errors.
         pub fn metrics, metrics_async(&mut self) -> Result<Vec<StepMetrics>> {
             |wait| self.run_metrics(wait)
         }
@@ -475,8 +479,8 @@ impl Learner {
             |wait| self.run_params(wait)
         }
 
-        /// Waits for all that was queued and takes what training can go on from. Batches of an update that
-        /// is not yet full are not in it.
+        /// Waits for all that was queued and takes what training can go on from. Batches of an
+        /// update that is not yet full are not in it.
         ///
         /// # Errors
         /// As [`Self::metrics`].

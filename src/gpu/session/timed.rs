@@ -20,8 +20,8 @@ pub(crate) enum Timing {
     Stages(Vec<Duration>),
 }
 
-/// Where a schedule's compute passes leave the time: query 0 gets the first one's beginning, query 1
-/// the end of each, so that in the end it holds the last one's.
+/// Where a schedule's compute passes leave the time: query 0 gets the first one's beginning, query
+/// 1 the end of each, so that in the end it holds the last one's.
 pub(super) struct Stamps<'a> {
     queries: &'a wgpu::QuerySet,
     begun: bool,
@@ -87,9 +87,9 @@ impl Clock {
 }
 
 impl Session {
-    /// Runs one of the plan's schedules as [`Self::run`] does, waits for it, and says how long it took:
-    /// by the adapter's timestamps from the beginning of its first compute pass to the end of its last,
-    /// or by the host's clock where there are none.
+    /// Runs one of the plan's schedules as [`Self::run`] does, waits for it, and says how long it
+    /// took: by the adapter's timestamps from the beginning of its first compute pass to the end of
+    /// its last, or by the host's clock where there are none.
     pub async fn time(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
         // A caller may drop this before it is done.
         let broken = std::mem::replace(&mut self.broken, true);

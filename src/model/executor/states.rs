@@ -1,4 +1,5 @@
-//! [`ForwardRun`] and [`BackwardRun`]: a GRU's states, and the gradients of all that they depend on.
+//! [`ForwardRun`] and [`BackwardRun`]: a GRU's states, and the gradients of all that they depend
+//! on.
 
 use std::ops::Range;
 
@@ -18,7 +19,8 @@ use crate::spec::chunk::Chunk;
 use crate::spec::config::{Layout, Shape};
 use crate::spec::params::{Gradients, ParamLayout, Params};
 
-/// A training run, for the way back: its chunks in the order in which they ran, with their sessions.
+/// A training run, for the way back: its chunks in the order in which they ran, with their
+/// sessions.
 #[derive(Debug)]
 pub(crate) struct Recorded {
     key: SessionKey,
@@ -151,8 +153,8 @@ impl ChunkedRun for ForwardRun<'_> {
     }
 }
 
-/// From dy and dh_n to the gradients of the parameters, of x and of the states. The chunks come in the
-/// reverse of the order in which they ran forward.
+/// From dy and dh_n to the gradients of the parameters, of x and of the states. The chunks come in
+/// the reverse of the order in which they ran forward.
 pub(crate) struct BackwardRun<'a> {
     layout: ParamLayout,
     shape: Shape,

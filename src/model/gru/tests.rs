@@ -103,7 +103,8 @@ fn inference_span_by_span_gives_the_same_numbers() {
     }
 }
 
-/// The same bindings: two or three buffers of gates a layer, kept for the backward pass or made again.
+/// The same bindings: two or three buffers of gates a layer, kept for the backward pass or made
+/// again.
 #[test]
 fn training_span_by_span_gives_the_same_numbers() {
     let device = test_device_with_bindings(16 << 10);

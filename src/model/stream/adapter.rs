@@ -52,7 +52,8 @@ impl Staging {
 }
 
 impl AdapterStream {
-    /// Over the caller's `buffers`, or over buffers of its own, which arrays are copied to and from.
+    /// Over the caller's `buffers`, or over buffers of its own, which arrays are copied to and
+    /// from.
     pub async fn new(
         pool: &SessionPool,
         gru: &Gru,

@@ -20,7 +20,8 @@ use crate::spec::params::Params;
 /// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
 const MAX_IN_FLIGHT: usize = 128 << 20;
 
-/// What a learner on an adapter holds besides its network, whose parameters it updates where they are.
+/// What a learner on an adapter holds besides its network, whose parameters it updates where they
+/// are.
 #[derive(Debug)]
 pub(super) struct AdapterBackend {
     /// The sum of the gradients and losses of an update's batches, which every run adds to.
@@ -75,8 +76,8 @@ impl AdapterBackend {
 }
 
 impl Backend for AdapterBackend {
-    /// Queues a batch, whose loss and gradient are added to those of the update: those of each chunk, where
-    /// it is made of several.
+    /// Queues a batch, whose loss and gradient are added to those of the update: those of each
+    /// chunk, where it is made of several.
     async fn accumulate(
         &mut self,
         network: &Network,

@@ -13,10 +13,11 @@ use crate::spec::params::Params;
 
 /// The memory that holds gradients and moments, and computes there.
 ///
-/// An update is `accumulate` for each of its batches, then `apply`. Between the two an all-reduce may take
-/// the `gradient` and put back that of all machines.
+/// An update is `accumulate` for each of its batches, then `apply`. Between the two an all-reduce
+/// may take the `gradient` and put back that of all machines.
 pub(super) trait Backend {
-    /// Adds a batch's loss and gradient to the accumulated ones, or to nothing for an update's first.
+    /// Adds a batch's loss and gradient to the accumulated ones, or to nothing for an update's
+    /// first.
     async fn accumulate(
         &mut self,
         network: &Network,
@@ -33,8 +34,8 @@ pub(super) trait Backend {
     /// Replaces the accumulated gradient and loss.
     async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()>;
 
-    /// Clips the accumulated gradient and updates the parameters by it, unless something is not finite.
-    /// Returns whether the metrics must be taken before the next update.
+    /// Clips the accumulated gradient and updates the parameters by it, unless something is not
+    /// finite. Returns whether the metrics must be taken before the next update.
     async fn apply(
         &mut self,
         network: &mut Network,
@@ -70,7 +71,8 @@ pub(super) struct RawMetrics {
     /// The gradient's largest element, by magnitude, and its index in the flat buffer.
     pub largest: f32,
     pub index: usize,
-    /// Whether all of it was finite, and what it makes of the parameters and moments: nothing moves else.
+    /// Whether all of it was finite, and what it makes of the parameters and moments: nothing moves
+    /// else.
     pub moved: bool,
 }
 

@@ -3,10 +3,12 @@
 use crate::error::{Error, Result};
 use crate::spec::params::{ParamLayout, Params};
 
-/// The gradient of the batches of an update, as far as they have come: [`Learner::gradient`](super::Learner::gradient) gives it.
+/// The gradient of the batches of an update, as far as they have come:
+/// [`Learner::gradient`](super::Learner::gradient) gives it.
 ///
-/// Each batch's loss and gradient count 1 / [`LearnerConfig::accumulation`](super::LearnerConfig::accumulation), so the sum over all batches of an
-/// update is their mean.
+/// Each batch's loss and gradient count 1 /
+/// [`LearnerConfig::accumulation`](super::LearnerConfig::accumulation), so the sum over all batches
+/// of an update is their mean.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LossGradient {
