@@ -37,9 +37,12 @@ const NAMED_IN: &[(&str, &[&str])] = &[
             "gpu",
             // The caller's own devices, buffers and encoders.
             "model/device.rs",
+            "model/executor.rs",
+            "model/executor",
             "model/interop.rs",
             "model/state.rs",
             "model/stream.rs",
+            "model/stream",
         ],
     ),
     ("std::thread", &["cpu", "gpu"]),

@@ -286,12 +286,6 @@ fn batches(t: &mut Table) {
         [f64::NAN, f64::INFINITY]
             .map(|v| (tolerance.share(v, v), tolerance.share(0.0, v), tolerance.share(v, 0.0)))
     });
-    for size in [f64::NAN, f64::NEG_INFINITY, -0.0, f64::MAX, f64::MIN_POSITIVE] {
-        t.plain("plan::format_si plan::format_sig3", "any number", || {
-            (plan::format_si(size, "B"), plan::format_sig3(size))
-        });
-    }
-    t.plain("formats::quote", "anything", || formats::quote(&"\u{0}\u{202e}é".repeat(1000)));
 }
 
 /// Optimisers, schedules, losses: settings that make no sense.
@@ -443,6 +437,12 @@ fn devices(t: &mut Table) {
     t.row("Device::gpu Device::gpu_async", "where there may be none", Back, || {
         Device::gpu().and(block_on(Device::gpu_async()))
     });
+    t.row("Device::gpu_at Device::gpu_at_async", "one that no machine has", Refused, || {
+        Device::gpu_at(usize::MAX).and(block_on(Device::gpu_at_async(usize::MAX)))
+    });
+    t.plain("Device::all Device::all_async", "as they are", || {
+        (Device::all(), block_on(Device::all_async()))
+    });
     t.row("Device::software Device::software_async", "where there may be none", Back, || {
         Device::software().and(block_on(Device::software_async()))
     });
@@ -476,8 +476,18 @@ fn devices(t: &mut Table) {
             )
         },
     );
-    for word in ["", "CPU", "cpu ", "gpu\0"] {
-        t.row("", "a word for a device", Refused, || word.parse::<Device>());
+    for word in [
+        "",
+        "CPU",
+        "cpu ",
+        "gpu\0",
+        "gpu:",
+        "gpu:-1",
+        "gpu:+1",
+        "gpu:1 ",
+        "gpu:99999999999999999999",
+    ] {
+        t.row("", "a word for a device", Refused, || word.parse::<DeviceKind>());
         t.row("", "a word for a recurrence", Refused, || word.parse::<Recurrence>());
     }
 }
@@ -816,6 +826,9 @@ fn learning(t: &mut Table, device: &Device) {
         ("all at a time", vec![sequence(2, 3)], HUGE, Fine),
     ] {
         t.row("Network::forward_each", what, wanted, || network.forward_each(&sequences, batch));
+        t.row("Network::forward_each_async", what, wanted, || {
+            block_on(network.forward_each_async(&sequences, batch))
+        });
     }
     let mut learner = Learner::new(headed(Head::last(2)), training(), device).unwrap();
     let values = Array2::<f32>::zeros((2, 2));
@@ -828,7 +841,21 @@ fn learning(t: &mut Table, device: &Device) {
     ] {
         t.row("Learner::step", what, Refused, || learner.step(&x, classes));
         t.row("Learner::step_async", what, Refused, || block_on(learner.step_async(&x, classes)));
+        t.row("Learner::accumulate Learner::accumulate_async", what, Refused, || {
+            block_on(learner.accumulate_async(&x, classes))?;
+            learner.accumulate(&x, classes)
+        });
+        t.row("Learner::step_with_loss Learner::step_with_loss_async", what, Refused, || {
+            block_on(learner.step_with_loss_async(&x, classes))?;
+            learner.step_with_loss(&x, classes)
+        });
         t.row("Learner::evaluate", what, Refused, || learner.evaluate(&x, classes));
+        t.row("Learner::evaluate_async", what, Refused, || {
+            block_on(learner.evaluate_async(&x, classes))
+        });
+        t.row("Network::evaluate_async", what, Refused, || {
+            block_on(network.evaluate_async(&Loss::cross_entropy(), &x, classes))
+        });
         t.row("Network::evaluate", what, Refused, || {
             network.evaluate(&Loss::cross_entropy(), &x, classes)
         });
@@ -841,9 +868,20 @@ fn learning(t: &mut Table, device: &Device) {
         block_on(learner.forward_async(&empty)).map(drop)?;
         learner.forward(&empty)
     });
-    t.row("Learner::flush Learner::flush_async", "of no batch", Fine, || {
-        learner.flush()?;
-        block_on(learner.flush_async())
+    t.row("Learner::apply Learner::apply_async", "of no batch", Fine, || {
+        learner.apply()?;
+        block_on(learner.apply_async())
+    });
+    let mut gradient = learner.gradient().unwrap();
+    t.row("Learner::gradient Learner::gradient_async", "of no batch", Fine, || {
+        block_on(learner.gradient_async())
+    });
+    let mut another = Learner::new(headed(Head::last(3)), training(), device).unwrap();
+    let of_another = another.gradient().unwrap();
+    t.row("LossGradient::add", "of another model", Refused, || gradient.add(&of_another));
+    t.row("Learner::set_gradient Learner::set_gradient_async", "of another model", Refused, || {
+        block_on(learner.set_gradient_async(&of_another))?;
+        learner.set_gradient(&of_another)
     });
     t.row(
         "Learner::metrics Learner::metrics_async Learner::updates Learner::config",
@@ -884,10 +922,13 @@ fn learning(t: &mut Table, device: &Device) {
         );
     }
     t.row(
-        "Learner::state Learner::state_async Learner::with_options",
+        "Learner::state Learner::state_async Learner::params Learner::params_async \
+         Learner::with_options",
         "after all errors",
         Fine,
         || {
+            let params = (learner.params()?, block_on(learner.params_async())?);
+            assert_eq!(params.0, params.1);
             let state = (learner.state()?, block_on(learner.state_async())?);
             let _ = Learner::resume(state.0.clone(), training(), device)?
                 .with_options(RunOptions::default());
@@ -1125,12 +1166,6 @@ fn files(t: &mut Table) {
             safetensors::save_gradients(&nowhere, &gradients)
         },
     );
-    t.row("formats::write_whole", "no such folder", Refused, || {
-        formats::write_whole(&nowhere, |_| Ok(()))
-    });
-    t.row("formats::write_whole", "a writer that fails", Refused, || {
-        formats::write_whole(folder.path().join("w"), |_| Err(std::io::Error::other("no")))
-    });
     cells(t);
 }
 
@@ -1259,11 +1294,15 @@ fn public_functions() -> BTreeSet<String> {
             let Some(function) = function.and_then(|rest| rest.strip_prefix("fn ")) else {
                 continue;
             };
-            let function = identifier(function);
-            match (line.starts_with("    "), &of, module) {
-                (true, Some(of), _) => drop(found.insert(format!("{of}::{function}"))),
-                (false, _, Some(module)) => drop(found.insert(format!("{module}{function}"))),
-                _ => {}
+            let name = identifier(function);
+            // `pub fn forward, forward_async(` makes both.
+            let twin = function[name.len()..].starts_with(", ").then(|| format!("{name}_async"));
+            for name in std::iter::once(name).chain(twin) {
+                match (line.starts_with("    "), &of, module) {
+                    (true, Some(of), _) => drop(found.insert(format!("{of}::{name}"))),
+                    (false, _, Some(module)) => drop(found.insert(format!("{module}{name}"))),
+                    _ => {}
+                }
             }
         }
     };

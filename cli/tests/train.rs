@@ -104,7 +104,7 @@ fn predictions_are_rows_and_need_no_label_and_no_known_word() {
 
 #[test]
 fn a_run_trains_on_an_adapter_as_on_the_cpu() {
-    let software = common::adapter().adapter().unwrap().software;
+    let software = common::adapter().adapter().unwrap().is_software();
     let word = if software { "software" } else { "gpu" };
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let loss = |device: &str| {

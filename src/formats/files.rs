@@ -7,23 +7,24 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result, quote};
+use crate::error::{Cause, Error, Result, quote};
 
 /// `doing` is what could not be done, as `opened`.
-fn io_error(path: &Path, doing: &str, error: &io::Error) -> Error {
+fn io_error(path: &Path, doing: &str, error: io::Error) -> Error {
     let reason = format!("cannot be {doing}: {error}");
-    Error::Io { path: quote(&path.to_string_lossy()), reason }
+    Error::Io { path: quote(&path.to_string_lossy()), reason, source: Some(Cause::new(error)) }
 }
 
 /// Opens a file to be read by `read`, and names it in what `read` finds wrong with its contents.
 pub(crate) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>) -> Result<T> {
     let name = quote(&path.to_string_lossy());
     // Looked at first: to open a pipe is to wait for its other end, and a device may have no end.
-    let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", &error))?;
+    let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", error))?;
     if !metadata.is_file() {
-        return Err(Error::Io { path: name, reason: "is not a regular file".to_owned() });
+        let reason = "is not a regular file".to_owned();
+        return Err(Error::Io { path: name, reason, source: None });
     }
-    let file = File::open(path).map_err(|error| io_error(path, "opened", &error))?;
+    let file = File::open(path).map_err(|error| io_error(path, "opened", error))?;
     let wrong = |error| match error {
         Error::Format(reason) => Error::Format(format!("{name}: {reason}")),
         Error::Choice { within, of, asked, found, by } => {
@@ -115,6 +116,7 @@ pub(super) fn write_stream<W: Write>(
     written.map_err(|error| Error::Io {
         path: "the stream".to_owned(),
         reason: format!("cannot be written: {error}"),
+        source: Some(Cause::new(error)),
     })
 }
 
@@ -123,7 +125,7 @@ pub(super) fn write_stream<W: Write>(
 ///
 /// # Errors
 /// [`Error::Io`], also where `path` is something else than a file: a folder, a pipe, a device.
-pub fn write_whole(
+pub(crate) fn write_whole(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
 ) -> Result<()> {
@@ -160,7 +162,7 @@ pub(crate) fn replace_whole(
         let _ = File::open(directory).and_then(|directory| directory.sync_all());
         Ok(())
     };
-    write().map_err(|error| io_error(path, "written", &error))
+    write().map_err(|error| io_error(path, "written", error))
 }
 
 /// The file that a path leads to, whether or not it is there yet.
@@ -170,5 +172,25 @@ pub(crate) fn target_of(path: &Path) -> io::Result<PathBuf> {
     match std::fs::metadata(&target)?.is_file() {
         true => Ok(target),
         false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_fails_leaves_nothing_and_keeps_what_was_there() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("kept");
+        std::fs::write(&path, "before").unwrap();
+        let failed = write_whole(&path, |to| {
+            to.write_all(b"half")?;
+            Err(io::Error::other("full"))
+        });
+        let error = failed.unwrap_err().to_string();
+        assert!(error.contains("cannot be written: full"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "before");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

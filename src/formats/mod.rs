@@ -63,7 +63,4 @@ pub mod onnx;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 
-pub use crate::error::quote;
 pub use cell::{Cell, FlaxCell, MlxCell};
-#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
-pub use files::write_whole;

@@ -73,7 +73,7 @@ fn write_dispatch(f: &mut fmt::Formatter<'_>, indent: &str, dispatch: &Dispatch)
 }
 
 /// `12.3 MFLOP`: an amount, which has no fractions, in three figures and with a decimal prefix.
-pub fn format_si(value: f64, unit: &str) -> String {
+fn format_si(value: f64, unit: &str) -> String {
     let prefixes = ["", "k", "M", "G", "T", "P", "E"];
     let mut scaled = value;
     let mut prefix = 0;
@@ -86,7 +86,7 @@ pub fn format_si(value: f64, unit: &str) -> String {
 }
 
 /// `0.123`, `12.3`, `1230`: a measured number in three figures, and all that are before the point.
-pub fn format_sig3(value: f64) -> String {
+fn format_sig3(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 0.0995 => 4,
         v if v < 0.995 => 3,
@@ -123,6 +123,10 @@ mod tests {
             (-1.5, "-1.50"),
         ] {
             assert_eq!(format_sig3(value), expected, "{value}");
+        }
+        // Any number has a text.
+        for value in [f64::NAN, f64::NEG_INFINITY, -0.0, f64::MAX, f64::MIN_POSITIVE] {
+            assert!(!format_si(value, "B").is_empty() && !format_sig3(value).is_empty());
         }
     }
 }

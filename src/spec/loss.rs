@@ -167,15 +167,6 @@ impl PreparedTargets {
         Self { targets, weights: rows.iter().map(|&at| self.weights[at]).collect() }
     }
 
-    /// Numbers and words of it.
-    pub fn len(&self) -> usize {
-        let targets = match &self.targets {
-            TargetData::Values(values) => values.len(),
-            TargetData::Classes(classes) => classes.len(),
-        };
-        targets + self.weights.len()
-    }
-
     /// Rows that count.
     pub fn counted(&self) -> usize {
         self.weights.iter().filter(|&&weight| weight != 0.0).count()

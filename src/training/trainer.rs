@@ -376,7 +376,7 @@ impl Trainer {
             let drawn = padded.batch().with_seed(noise_seed(self.config.seed, epoch, at));
             self.learner.step(drawn, padded.targets())?;
         }
-        if end == order.len() { self.learner.flush() } else { Ok(()) }
+        if end == order.len() { self.learner.apply() } else { Ok(()) }
     }
 
     /// What the update at the position is made from.

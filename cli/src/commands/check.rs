@@ -9,7 +9,7 @@ use gru_wgpu::check::{self, Finding, Part};
 use gru_wgpu::{Device, DeviceKind};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::data::model_file::Choice;
+use crate::data::model_file::ModelSelection;
 use crate::ui::output::{TextTable, log, open};
 
 /// Hold a device against the double-precision reference; run it first on a new machine.
@@ -22,17 +22,17 @@ pub struct Arguments {
     model: Option<PathBuf>,
 
     #[command(flatten)]
-    choice: Choice,
+    selection: ModelSelection,
 }
 
-/// [`check::run`], and how far it is, on stderr: on a new adapter the drivers compile for a minute or more.
+/// [`check::run`], with its progress on stderr: on a new adapter the drivers compile for a minute or more.
 fn run_all(device: &Device) -> Result<Vec<Finding>> {
     let bar = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{spinner} {msg}, {elapsed} so far")?);
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut findings = Vec::new();
-    for (at, part) in Part::ALL.into_iter().enumerate() {
-        bar.set_message(format!("{part}, part {} of {}", at + 1, Part::ALL.len()));
+    for (index, part) in Part::ALL.into_iter().enumerate() {
+        bar.set_message(format!("{part}, part {} of {}", index + 1, Part::ALL.len()));
         let start = Instant::now();
         let found = part.run(device)?;
         if bar.is_hidden() && !found.is_empty() {
@@ -47,9 +47,9 @@ fn run_all(device: &Device) -> Result<Vec<Finding>> {
 
 /// Runs the command. An error when a number is out of bounds.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
-    let Arguments { model, choice } = arguments;
-    ensure!(model.is_some() || choice.is_empty(), "there is no MODEL to choose a GRU from");
-    let model = model.as_deref().map(|path| choice.load(path)).transpose()?;
+    let Arguments { model, selection } = arguments;
+    ensure!(model.is_some() || selection.is_empty(), "there is no MODEL to choose a GRU from");
+    let model = model.as_deref().map(|path| selection.load(path)).transpose()?;
     let device = open(kind)?;
     let findings = match &model {
         Some(model) => check::model(&device, &model.params)?,

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::{npz, onnx, safetensors};
 
-use crate::data::model_file::{ModelArguments, Outputs, extension};
+use crate::data::model_file::{ModelArguments, extension};
 use crate::ui::output::{log, quote_path};
+use crate::ui::outputs::Outputs;
 
 /// Write a model in another format: .safetensors, .onnx or .npz, by the output's name.
 #[derive(clap::Args, Debug)]

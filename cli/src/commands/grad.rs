@@ -6,10 +6,9 @@ use anyhow::{Result, anyhow};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{DeviceKind, Error};
 
-use crate::data::model_file::{
-    InputArguments, ModelArguments, Outputs, load_array, on_device, save_array,
-};
+use crate::data::model_file::{InputArguments, ModelArguments, load_array, on_device, save_array};
 use crate::ui::output::{log, quote_path};
+use crate::ui::outputs::Outputs;
 
 /// Run a model forward and backward over sequences and write every gradient.
 #[derive(clap::Args, Debug)]
@@ -35,7 +34,7 @@ pub struct Arguments {
     #[arg(long, value_name = "f.npy")]
     dhn: Option<PathBuf>,
 
-    /// What dropout and zoneout draw from, for a model that has them.
+    /// The seed of dropout and zoneout, for a model that has them.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
@@ -51,10 +50,10 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
     let Arguments { model, input, dy, dhn, seed, output, hn } = arguments;
-    let given = [Some(&model.path), Some(dy), dhn.as_ref()].into_iter().flatten();
+    let inputs = [Some(&model.path), Some(dy), dhn.as_ref()].into_iter().flatten();
     let hn_output = hn.as_deref().map(|hn| (hn, "npy"));
     let outputs = [(&**output, "safetensors")].into_iter().chain(hn_output);
-    let outputs = Outputs::check(outputs, input.paths().chain(given.map(|path| &**path)))?;
+    let outputs = Outputs::check(outputs, input.paths().chain(inputs.map(|path| &**path)))?;
     let model = model.load(&outputs)?;
     let input = input.load(&model)?;
     let dy = load_array(dy)?;
@@ -62,8 +61,8 @@ pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
     let gru = on_device(kind, model.params)?;
     let mut batch = input.batch();
     batch.seed = *seed;
-    let ran = gru.forward_train(batch);
-    let (out, tape) = ran.map_err(|error| match error {
+    let run = gru.forward_train(batch);
+    let (out, tape) = run.map_err(|error| match error {
         Error::NoSeed => {
             anyhow!("this model draws random numbers while training; --seed gives it a seed")
         }

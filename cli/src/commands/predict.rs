@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
-use gru_wgpu::formats::{quote, safetensors, write_whole};
+use gru_wgpu::formats::safetensors;
 use gru_wgpu::{DeviceKind, Network};
 use ndarray::{Array2, ArrayView1};
 
@@ -14,7 +14,8 @@ use crate::commands::train::config::{Config, Task};
 use crate::data::table::{Advice, SequenceTable};
 use crate::rundir::folder::RunDir;
 use crate::rundir::settings;
-use crate::ui::output::{check_output, log, open, quote_path, some_of};
+use crate::ui::files::write_file;
+use crate::ui::output::{check_output, log, open, quote, quote_path, some_of};
 
 /// Predict the classes of new sequences, or the next rows of a series, with a model that `gru train` or `gru forecast`
 /// has trained.
@@ -100,7 +101,7 @@ fn check_finite(table: &SequenceTable, outputs: &[Array2<f32>]) -> Result<()> {
 fn put(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
     match output {
         Some(path) => {
-            write_whole(path, |to| to.write_all(text))?;
+            write_file(path, text)?;
             log(format_args!("wrote {}", quote_path(path)));
         }
         None => out.write_all(text)?,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use gru_wgpu::DeviceKind;
 
-use crate::data::model_file::{InputArguments, ModelArguments, Outputs, on_device, save_array};
+use crate::data::model_file::{InputArguments, ModelArguments, on_device, save_array};
+use crate::ui::outputs::Outputs;
 
 /// Run a model over sequences: PyTorch's, ONNX's or one of this program's own, to the same numbers.
 #[derive(clap::Args, Debug)]

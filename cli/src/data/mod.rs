@@ -2,6 +2,7 @@
 
 pub mod baselines;
 pub mod csv_table;
+pub mod fingerprint;
 pub mod holdout;
 pub mod model_file;
 pub mod series;

@@ -1,16 +1,17 @@
-//! Model files, and the arrays that go with them, as several commands take them.
+//! Model files and input arrays, as several commands take them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use gru_wgpu::formats::onnx::Given;
-use gru_wgpu::formats::{npy, onnx, quote, safetensors};
-use gru_wgpu::{Batch, Layout, Params};
+use gru_wgpu::formats::{npy, onnx, safetensors};
+use gru_wgpu::{Batch, DeviceKind, Gru, Layout, Params};
 use ndarray::{Array3, Ix3};
 
-use crate::ui::output::{check_output, log, quote_path};
+use crate::ui::output::{log, open, quote, quote_path};
+use crate::ui::outputs::Outputs;
 
-/// Which GRU of which file.
+/// A model file, and which of its GRUs.
 #[derive(clap::Args, Debug)]
 pub struct ModelArguments {
     /// The model: a .safetensors file (a state dict of PyTorch's, or one of this program's own) or an
@@ -19,12 +20,12 @@ pub struct ModelArguments {
     pub path: PathBuf,
 
     #[command(flatten)]
-    choice: Choice,
+    selection: ModelSelection,
 }
 
-/// Which GRU of a file, and how strictly.
+/// Which GRU of a model file, and whether its weights must be finite.
 #[derive(clap::Args, Debug)]
-pub struct Choice {
+pub struct ModelSelection {
     /// What stands in front of `weight_ih_l0` in the names of a .safetensors file with several GRUs.
     #[arg(long, value_name = "P")]
     prefix: Option<String>,
@@ -38,27 +39,30 @@ pub struct Choice {
     allow_non_finite: bool,
 }
 
-/// A GRU out of a file, and what the file says of its runs.
-pub struct Model {
+/// A GRU from a file, and the initial states and lengths that the file gives it.
+pub struct LoadedModel {
     pub params: Params,
     pub h0: Given<Array3<f32>>,
     pub lengths: Given<Vec<usize>>,
-    /// The files besides MODEL that its weights lie in.
-    files: Vec<PathBuf>,
+    /// The files besides MODEL that hold its weights.
+    external_data: Vec<PathBuf>,
 }
 
 impl ModelArguments {
-    /// Reads the model, whose files none of the outputs may be; says on stderr what it is.
-    pub fn load(&self, outputs: &Outputs<'_>) -> Result<Model> {
-        let model = self.choice.load(&self.path)?;
-        model.files.iter().try_for_each(|file| outputs.spare(file))?;
+    /// Reads the model and prints its configuration on stderr.
+    ///
+    /// # Errors
+    /// Also when one of its files is one of `outputs`.
+    pub fn load(&self, outputs: &Outputs) -> Result<LoadedModel> {
+        let model = self.selection.load(&self.path)?;
+        model.external_data.iter().try_for_each(|file| outputs.check_input(file))?;
         Ok(model)
     }
 }
 
-impl Choice {
-    /// Reads a model; says on stderr what it is.
-    pub fn load(&self, path: &Path) -> Result<Model> {
+impl ModelSelection {
+    /// Reads a model and prints its configuration on stderr.
+    pub fn load(&self, path: &Path) -> Result<LoadedModel> {
         let model = match extension(path).as_str() {
             "safetensors" => self.load_safetensors(path)?,
             "onnx" => self.load_onnx(path)?,
@@ -68,12 +72,12 @@ impl Choice {
         Ok(model)
     }
 
-    /// Whether there is nothing to choose.
+    /// Whether no option was given.
     pub fn is_empty(&self) -> bool {
         self.prefix.is_none() && self.node.is_none() && !self.allow_non_finite
     }
 
-    fn load_safetensors(&self, path: &Path) -> Result<Model> {
+    fn load_safetensors(&self, path: &Path) -> Result<LoadedModel> {
         ensure!(
             self.node.is_none(),
             "--node is for .onnx files; a GRU of a .safetensors file goes by --prefix"
@@ -83,10 +87,10 @@ impl Choice {
             .with_non_finite(self.allow_non_finite);
         let params = safetensors::load(path, &options)?;
         let (h0, lengths) = (Given::Nothing, Given::Nothing);
-        Ok(Model { params, h0, lengths, files: Vec::new() })
+        Ok(LoadedModel { params, h0, lengths, external_data: Vec::new() })
     }
 
-    fn load_onnx(&self, path: &Path) -> Result<Model> {
+    fn load_onnx(&self, path: &Path) -> Result<LoadedModel> {
         ensure!(
             self.prefix.is_none(),
             "--prefix is for .safetensors files; a GRU of an .onnx file goes by --node"
@@ -98,11 +102,11 @@ impl Choice {
             onnx::load(path, &options)?;
         let nodes: Vec<_> = nodes.iter().map(|name| quote(name)).collect();
         log(format_args!("nodes: {}", nodes.join(", ")));
-        Ok(Model { params, h0, lengths, files: external_data })
+        Ok(LoadedModel { params, h0, lengths, external_data })
     }
 }
 
-/// What a model runs over.
+/// The input arrays of a run.
 #[derive(clap::Args, Debug)]
 pub struct InputArguments {
     /// x: an .npy file of float32 [T, B, I]; float64 and float16 are converted.
@@ -122,8 +126,8 @@ pub struct InputArguments {
     batch_first: bool,
 }
 
-/// The arrays of a run.
-pub struct Input {
+/// The input arrays of a run, in memory.
+pub struct InputArrays {
     x: Array3<f32>,
     layout: Layout,
     h0: Option<Array3<f32>>,
@@ -131,8 +135,8 @@ pub struct Input {
 }
 
 impl InputArguments {
-    /// Reads the arrays. What the model itself says of h0 and lengths stands where nothing was given.
-    pub fn load(&self, model: &Model) -> Result<Input> {
+    /// Reads the arrays. Without `--h0` and `--lengths`, those stored in the model are taken.
+    pub fn load(&self, model: &LoadedModel) -> Result<InputArrays> {
         let x = load_array(&self.input)?;
         let (layout, rows) = match self.batch_first {
             true => (Layout::BatchFirst, x.dim().0),
@@ -141,21 +145,21 @@ impl InputArguments {
         let h0 = match &self.h0 {
             Some(path) => Some(load_array(path)?),
             None => {
-                let held = or_held("h0", "zeros are taken", &model.h0);
-                check_rows("h0", held.as_ref().map(|h0| h0.dim().1), rows)?;
-                held
+                let stored = stored_input("h0", "zeros are taken", &model.h0);
+                check_rows("h0", stored.as_ref().map(|h0| h0.dim().1), rows)?;
+                stored
             }
         };
         let lengths = match &self.lengths {
             Some(path) => Some(npy::load_lengths(path)?),
             None => {
-                let otherwise = "every row is taken to be of length T";
-                let held = or_held("lengths", otherwise, &model.lengths);
-                check_rows("lengths", held.as_ref().map(Vec::len), rows)?;
-                held
+                let default = "every row is taken to be of length T";
+                let stored = stored_input("lengths", default, &model.lengths);
+                check_rows("lengths", stored.as_ref().map(Vec::len), rows)?;
+                stored
             }
         };
-        Ok(Input { x, layout, h0, lengths })
+        Ok(InputArrays { x, layout, h0, lengths })
     }
 
     /// The files that are read.
@@ -167,8 +171,8 @@ impl InputArguments {
     }
 }
 
-impl Input {
-    /// As a run takes it.
+impl InputArrays {
+    /// The arrays as a batch.
     pub fn batch(&self) -> Batch<'_> {
         let batch = Batch::new(self.x.view()).with_layout(self.layout);
         let batch = batch.with_h0(self.h0.as_ref().map(|h0| h0.view()));
@@ -179,17 +183,17 @@ impl Input {
     }
 }
 
-/// What the model holds of an input that was not given. What it gets from elsewhere is not known here,
-/// which is said.
-fn or_held<T: Clone>(option: &str, otherwise: &str, given: &Given<T>) -> Option<T> {
+/// The value that the model stores for an input that was not given. A value that the model takes from
+/// elsewhere is not known here, and a line on stderr says what is taken instead.
+fn stored_input<T: Clone>(option: &str, default: &str, given: &Given<T>) -> Option<T> {
     match given {
-        Given::Constant(held) => {
+        Given::Constant(stored) => {
             log(format_args!("{option}: what the model holds"));
-            Some(held.clone())
+            Some(stored.clone())
         }
         Given::AtRun(words) => {
             log(format_args!(
-                "{option}: the model takes it from {words}; {otherwise} (--{option} gives it)"
+                "{option}: the model takes it from {words}; {default} (--{option} gives it)"
             ));
             None
         }
@@ -197,15 +201,15 @@ fn or_held<T: Clone>(option: &str, otherwise: &str, given: &Given<T>) -> Option<
     }
 }
 
-/// `Ok` when what the model holds is for as many rows as there are.
-fn check_rows(option: &str, held: Option<usize>, rows: usize) -> Result<()> {
-    let other = held.filter(|&held| held != rows);
+/// `Ok` when the stored value is for the batch rows of x.
+fn check_rows(option: &str, stored: Option<usize>, rows: usize) -> Result<()> {
+    let other = stored.filter(|&stored| stored != rows);
     other.map_or(Ok(()), |other| {
         bail!("the model holds {option} of {other} rows, x has {rows} (--{option} gives others)")
     })
 }
 
-/// An array of three axes; says where its numbers were converted.
+/// Reads an array of three axes. A line on stderr says when its numbers were converted.
 pub fn load_array(path: &Path) -> Result<Array3<f32>> {
     let (array, numbers) = npy::load_as::<Ix3>(path)?;
     if numbers != npy::Numbers::F32 {
@@ -214,58 +218,20 @@ pub fn load_array(path: &Path) -> Result<Array3<f32>> {
     Ok(array)
 }
 
-/// Writes an array and says so.
+/// Writes an array and a line on stderr.
 pub fn save_array(path: &Path, array: &Array3<f32>) -> Result<()> {
     npy::save(path, array.view())?;
     log(format_args!("wrote {} {:?}", quote_path(path), array.shape()));
     Ok(())
 }
 
-/// The files that a command is to write.
-pub struct Outputs<'a>(Vec<&'a Path>);
-
-impl<'a> Outputs<'a> {
-    /// `Ok` when each can be written, as a file of its kind, and takes no other file's place: before work
-    /// is done for it.
-    pub fn check(
-        outputs: impl IntoIterator<Item = (&'a Path, &'a str)>,
-        inputs: impl IntoIterator<Item = &'a Path>,
-    ) -> Result<Self> {
-        let mut checked = Self(Vec::new());
-        for (output, kind) in outputs {
-            check_output(output, kind)?;
-            checked.spare(output)?;
-            checked.0.push(output);
-        }
-        inputs.into_iter().try_for_each(|input| checked.spare(input))?;
-        Ok(checked)
-    }
-
-    /// `Ok` when `file` is none of them.
-    pub fn spare(&self, file: &Path) -> Result<()> {
-        let is_taken = self.0.iter().any(|output| place(output) == place(file));
-        ensure!(!is_taken, "{} is named twice; it would be overwritten", quote_path(file));
-        Ok(())
-    }
-}
-
-/// Where a file lies, whatever the ways to it, and whether or not it is there yet.
-fn place(path: &Path) -> PathBuf {
-    let whole = path.canonicalize();
-    whole.unwrap_or_else(|_| {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new(".")).canonicalize().unwrap_or_default();
-        parent.join(path.file_name().unwrap_or_default())
-    })
-}
-
-/// A file name's end, in small letters.
+/// A file name's extension in lower case.
 pub fn extension(path: &Path) -> String {
     path.extension().map_or(String::new(), |end| end.to_string_lossy().to_ascii_lowercase())
 }
 
-/// Opens the device and makes the model on it.
-pub fn on_device(kind: gru_wgpu::DeviceKind, params: Params) -> Result<gru_wgpu::Gru> {
-    let device = crate::ui::output::open(kind)?;
-    gru_wgpu::Gru::with_params(params, &device).context("the model does not fit the device")
+/// Opens the device and creates the model on it.
+pub fn on_device(kind: DeviceKind, params: Params) -> Result<Gru> {
+    let device = open(kind)?;
+    Gru::with_params(params, &device).context("the model does not fit the device")
 }

@@ -5,10 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use chrono::{Datelike, NaiveDate};
 
-use gru_wgpu::formats::quote;
-
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
-use crate::ui::output::{log, quote_path};
+use crate::ui::output::{log, quote, quote_path};
 
 /// What to do about a cell that is no number.
 const ADVICE: &str = "leave the cell empty where a value is missing, or name the word that means so with \
@@ -50,7 +48,7 @@ impl Series {
         let chosen = choose(&sheet)?;
         let (mut columns, mut filled) = (Vec::new(), 0);
         for &column in &chosen {
-            let cells = sheet.rows.iter().map(|row| sheet.number(row, column, ADVICE));
+            let cells = sheet.rows().map(|row| sheet.number(row, column, ADVICE));
             let values: Result<Vec<_>> = cells.collect();
             let values = values.with_context(|| quote_path(path))?;
             filled += values.iter().filter(|value| value.is_none()).count();
@@ -104,7 +102,7 @@ fn last_numeric(sheet: &CsvTable) -> Result<usize> {
 fn years(sheet: &CsvTable, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
     let mut days: Vec<i64> = dates.windows(2).map(|pair| (pair[1] - pair[0]).num_days()).collect();
     if let Some(row) = days.iter().position(|&days| days < 0) {
-        let (line, date, before) = (sheet.rows[row + 1].line, dates[row + 1], dates[row]);
+        let (line, date, before) = (sheet.row(row + 1).line, dates[row + 1], dates[row]);
         bail!("line {line}: {date} comes after {before}; rows must run forwards in time");
     }
     if days.contains(&0) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use anyhow::{Result, ensure};
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2};
 
-use crate::ui::output::log;
+use crate::ui::output::warn;
 
 /// A forecast so many usual changes away from the last value is not to be believed.
 const FAR: f64 = 1e6;
@@ -80,8 +80,8 @@ impl<'a> Windows<'a> {
         };
         let farthest = forecasts.indexed_iter().map(away).fold(0.0, f64::max);
         if farthest > FAR {
-            log(format_args!(
-                "warning: the model forecasts changes of up to {farthest:.0e} times the usual one of its \
+            warn(format_args!(
+                "the model forecasts changes of up to {farthest:.0e} times the usual one of its \
                  training part: it has diverged, or the rows are far from those that it was trained on"
             ));
         }

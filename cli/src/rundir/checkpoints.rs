@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, Device, Progress};
 
 use crate::rundir::folder::RunDir;
-use crate::ui::output::{log, quote_path};
+use crate::ui::output::{causes, log, quote, quote_path, warn};
 
 /// How often a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +112,7 @@ impl<'a> CheckpointWriter<'a> {
     pub fn tolerate(&mut self, saved: Result<()>) -> Result<()> {
         let Some(why) = unsaved(saved)? else { return Ok(()) };
         if !self.has_warned {
-            log(format_args!("warning: the run goes on, but was not saved: {why:#}"));
+            warn(format_args!("the run goes on, but was not saved: {why:#}"));
             self.has_warned = true;
         }
         Ok(())
@@ -181,7 +180,7 @@ pub fn keep_good(
 ) -> String {
     kept.unwrap_or_else(|| match save() {
         Ok(()) => format!("what was good until then is in {}", quote_path(folder.path())),
-        Err(error) => format!("and the updates before it were not saved: {error:#}"),
+        Err(error) => format!("and the updates before it were not saved: {}", causes(&error)),
     })
 }
 

@@ -1,15 +1,14 @@
 //! The folder of a run: its files, and what they may not overwrite.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fs4::TryLockError;
 use gru_wgpu::Checkpoint;
-use gru_wgpu::formats::write_whole;
 
-use crate::ui::output::{check_directory, log, quote_path};
+use crate::ui::files::write_file;
+use crate::ui::output::{check_directory, log, quote_path, warn};
 
 /// Held by the run that writes to the folder. It stays there: whoever removed it could not know who waits.
 const LOCK: &str = ".lock";
@@ -137,7 +136,7 @@ impl RunDir {
     pub fn remove_results(&self) {
         for file in [self.forecast(), self.classes()].iter().filter(|file| file.exists()) {
             if let Err(error) = remove(file) {
-                log(format_args!("warning: {error:#}; it tells of the run as it was before"));
+                warn(format_args!("{error:#}; it tells of the run as it was before"));
             }
         }
     }
@@ -172,7 +171,7 @@ fn is_own(name: &str) -> bool {
     name == LOCK || is_temporary(name)
 }
 
-/// Whether `write_whole` may have left it behind where the program was killed: `.tmp` and six letters or
+/// Whether `write_file` may have left it behind where the program was killed: `.tmp` and six letters or
 /// digits.
 fn is_temporary(name: &str) -> bool {
     name.strip_prefix(".tmp").is_some_and(|rest| {
@@ -203,7 +202,7 @@ impl Epoch {
         let mut csv = csv::Writer::from_writer(Vec::new());
         epochs.iter().try_for_each(|epoch| csv.serialize(epoch))?;
         let csv = csv.into_inner().context("the metrics do not go into a file")?;
-        Ok(write_whole(path, |to| to.write_all(&csv))?)
+        write_file(path, &csv)
     }
 
     /// Those of the first `count` epochs, as far as the file still has them: a run goes on without. What is

@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::ui::arguments::{at_least_one, positive};
 use crate::ui::output::log;
-use crate::ui::words::ClipWord;
+use crate::ui::training_options::ClipArg;
 
 /// How fast a run trains, and how long.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     pub epochs: usize,
     pub learning_rate: f64,
-    pub clip: ClipWord,
+    pub clip: ClipArg,
     /// `None` of a run that does not end early.
     pub patience: Option<usize>,
 }
@@ -30,7 +30,7 @@ pub struct PaceArguments {
     /// How an update's gradient is bounded: norm:X, all of it scaled together where its norm is larger (X
     /// alone says the same); value:X, each of its elements; none [default: norm:1].
     #[arg(long, value_name = "WORD")]
-    clip: Option<ClipWord>,
+    clip: Option<ClipArg>,
 }
 
 impl PaceArguments {
@@ -53,7 +53,7 @@ pub struct Change {
     updates: u64,
     epochs: usize,
     learning_rate: f64,
-    clip: ClipWord,
+    clip: ClipArg,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     patience: Option<usize>,
 }

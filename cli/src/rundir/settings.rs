@@ -1,13 +1,12 @@
 //! `config.toml` of a run: written with words above its parts, read with the line of what is wrong.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use gru_wgpu::formats::write_whole;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::ui::files::write_file;
 use crate::ui::output::quote_path;
 
 /// The commands whose runs have one.
@@ -33,7 +32,7 @@ pub fn write(
         }
         commented += &format!("{line}\n");
     }
-    Ok(write_whole(path, |to| to.write_all(commented.as_bytes()))?)
+    write_file(path, commented.as_bytes())
 }
 
 /// Reads what a run of `command` is. What its numbers mean is not looked at.

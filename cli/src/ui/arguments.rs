@@ -1,4 +1,4 @@
-//! Words and numbers of the command line that several commands take.
+//! Argument types and parsers that several commands share.
 
 use std::num::IntErrorKind;
 
@@ -10,12 +10,12 @@ use ndarray::NdFloat;
 /// Where the reset gate acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ResetWord {
+pub enum ResetArg {
     After,
     Before,
 }
 
-impl ResetWord {
+impl ResetArg {
     /// A GRU of these sizes: PyTorch's definition, or this project's own.
     pub fn config(self, input: usize, hidden: usize) -> GruConfig {
         match self {
@@ -25,26 +25,26 @@ impl ResetWord {
     }
 }
 
-/// Which way a sequence is read.
+/// The direction in which a sequence is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum DirectionWord {
+pub enum DirectionArg {
     Forward,
     Reverse,
     Both,
 }
 
-impl From<DirectionWord> for Direction {
-    fn from(word: DirectionWord) -> Self {
+impl From<DirectionArg> for Direction {
+    fn from(word: DirectionArg) -> Self {
         match word {
-            DirectionWord::Forward => Self::Forward,
-            DirectionWord::Reverse => Self::Reverse,
-            DirectionWord::Both => Self::Both,
+            DirectionArg::Forward => Self::Forward,
+            DirectionArg::Reverse => Self::Reverse,
+            DirectionArg::Both => Self::Both,
         }
     }
 }
 
-/// A size or a number of times.
+/// A size or a count.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.trim().parse::<usize>() {
         Ok(size) if size > 0 => Ok(size),
@@ -55,6 +55,7 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A finite number above 0.
 pub fn positive<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
     match text.parse::<F>() {
         Ok(value) if value.is_finite() && value > F::zero() => Ok(value),
@@ -62,22 +63,23 @@ pub fn positive<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
     }
 }
 
-/// A share that leaves something.
-pub fn share(text: &str) -> Result<f64> {
+/// A fraction: above 0 and below 1.
+pub fn fraction(text: &str) -> Result<f64> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
         _ => bail!("expected a number between 0 and 1"),
     }
 }
 
-/// The same, or nothing.
-pub fn share_or_zero<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
+/// A fraction that may be 0.
+pub fn fraction_or_zero<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
     match text.parse::<F>() {
         Ok(value) if (F::zero()..F::one()).contains(&value) => Ok(value),
         _ => bail!("expected a number of at least 0 and below 1"),
     }
 }
 
+/// A finite number that is not negative.
 pub fn at_least_zero(text: &str) -> Result<f64> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
@@ -85,6 +87,7 @@ pub fn at_least_zero(text: &str) -> Result<f64> {
     }
 }
 
+/// A switch with two words.
 pub fn yes_or_no(text: &str) -> Result<bool> {
     match text {
         "yes" => Ok(true),
@@ -93,12 +96,12 @@ pub fn yes_or_no(text: &str) -> Result<bool> {
     }
 }
 
-/// `Ok` when a configuration's delimiter is one that the command line takes.
-pub fn check_delimiter(noted: char) -> Result<()> {
-    delimiter(noted.encode_utf8(&mut [0; 4])).context("data.delimiter").map(drop)
+/// `Ok` when the delimiter in a config.toml is one that the command line takes.
+pub fn check_delimiter(character: char) -> Result<()> {
+    delimiter(character.encode_utf8(&mut [0; 4])).context("data.delimiter").map(drop)
 }
 
-/// What stands between the cells of a CSV file.
+/// The character between the cells of a CSV file.
 pub fn delimiter(text: &str) -> Result<u8> {
     match text {
         "\\t" | "tab" => Ok(b'\t'),

@@ -1,7 +1,11 @@
-//! Words of the command line, and what is printed and drawn.
+//! The command line: arguments in; messages, tables, files and plots out.
 
 pub mod arguments;
+pub mod files;
+pub mod numbers;
 pub mod output;
+#[allow(dead_code)]
+pub mod outputs;
 pub mod plot;
 pub mod progress;
-pub mod words;
+pub mod training_options;

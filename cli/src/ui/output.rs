@@ -1,11 +1,10 @@
-//! What the commands print and write: aligned tables, and files that appear whole or not at all.
+//! What the commands print: messages, quoted text, aligned tables.
 
 use std::fmt;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use gru_wgpu::formats::quote;
 use gru_wgpu::{Device, DeviceKind};
 
 /// Opens the device; says on stderr what `auto` took and why.
@@ -17,9 +16,43 @@ pub fn open(kind: DeviceKind) -> Result<Device> {
     Ok(device)
 }
 
-/// A line on stderr. That nobody can read it is no reason to stop.
+/// An error after all that it was met in. An error of the library says its own causes, so they are not
+/// said again.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut said = Vec::new();
+    for cause in error.chain() {
+        said.push(cause.to_string());
+        if cause.is::<gru_wgpu::Error>() {
+            break;
+        }
+    }
+    said.join(": ")
+}
+
+/// Prints a line on stderr. A stderr that cannot be written to does not stop the program.
 pub fn log(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Prints a line on stderr that starts with `warning: `.
+pub fn warn(line: fmt::Arguments<'_>) {
+    log(format_args!("warning: {line}"));
+}
+
+/// Text from a file or the command line as it may appear in a message: on one line, escaped, and no longer
+/// than a person reads.
+pub fn quote(text: &str) -> String {
+    const LONGEST: usize = 120;
+    let mut escaped = String::new();
+    for c in text.chars().take(LONGEST) {
+        match c {
+            // These are harmless, and `\` is in every path on Windows.
+            '\'' | '"' | '\\' => escaped.push(c),
+            c => escaped.extend(c.escape_debug()),
+        }
+    }
+    let rest = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
+    format!("`{escaped}{rest}`")
 }
 
 /// A path as it may appear in a message.
@@ -38,7 +71,7 @@ pub fn shell_word(path: &Path) -> String {
     }
 }
 
-/// The first of these words, and how many there are more.
+/// The first few of these words, and how many more there are.
 pub fn some_of(words: impl ExactSizeIterator<Item = String>) -> String {
     const MOST: usize = 8;
     let more = words.len().saturating_sub(MOST);
@@ -49,13 +82,13 @@ pub fn some_of(words: impl ExactSizeIterator<Item = String>) -> String {
     shown.join(", ")
 }
 
-/// Rows of text in aligned columns: the first to the left, the others to the right.
+/// Rows of text in aligned columns: the first column to the left, the others to the right.
 pub struct TextTable {
     rows: Vec<Vec<String>>,
 }
 
 impl TextTable {
-    /// With this header.
+    /// An empty table with this header.
     pub fn new(header: Vec<String>) -> Self {
         Self { rows: vec![header] }
     }
@@ -86,7 +119,7 @@ impl fmt::Display for TextTable {
     }
 }
 
-/// `Ok` when files can be made in `directory`.
+/// `Ok` when files can be created in `directory`.
 pub fn check_directory(directory: &Path) -> Result<()> {
     let shown = quote_path(directory);
     ensure!(directory.exists(), "the output directory {shown} does not exist");
@@ -96,7 +129,7 @@ pub fn check_directory(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `Ok` when a file of this kind can be made at `path`, in place of another file or of none.
+/// `Ok` when a file with the extension `kind` can be written at `path`, whether or not there is one.
 pub fn check_output(path: &Path, kind: &str) -> Result<()> {
     let shown = quote_path(path);
     let is_kind = path.extension().is_some_and(|end| end.eq_ignore_ascii_case(kind));
@@ -124,5 +157,12 @@ mod tests {
         ] {
             assert_eq!(shell_word(Path::new(path)), expected);
         }
+    }
+
+    #[test]
+    fn quoted_text_is_one_short_line() {
+        assert_eq!(quote("it's \\ \"é\""), "`it's \\ \"é\"`");
+        assert_eq!(quote("a\n\u{1b}[31mb"), "`a\\n\\u{1b}[31mb`");
+        assert_eq!(quote(&"ä".repeat(1000)), format!("`{}…`", "ä".repeat(120)));
     }
 }

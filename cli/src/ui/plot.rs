@@ -1,4 +1,4 @@
-//! What all pictures of the program have in common. They are SVG text.
+//! What all plots of the program have in common. They are SVG text.
 
 use std::ops::Range;
 
@@ -15,13 +15,13 @@ pub const GRID: RGBColor = RGBColor(228, 231, 235);
 pub const GREY: RGBColor = RGBColor(150, 158, 168);
 pub const ORANGE: RGBColor = RGBColor(214, 72, 40);
 
-/// Points of a line.
+/// The points of a line.
 pub type Line = Vec<(f64, f64)>;
 
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 pub type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// What `paint` makes of a white sheet of this size.
+/// The SVG text that `paint` draws on a white background of this size.
 pub fn draw(size: (u32, u32), paint: impl FnOnce(&Area) -> Drawn) -> Result<String> {
     let mut svg = String::new();
     let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
@@ -31,15 +31,15 @@ pub fn draw(size: (u32, u32), paint: impl FnOnce(&Area) -> Drawn) -> Result<Stri
     Ok(svg)
 }
 
-/// A heading, and smaller text below it.
+/// Draws a title, and smaller text below it.
 pub fn draw_title(area: &Area, title: &str, subtitle: &str) -> Drawn {
-    let place = Pos::new(HPos::Left, VPos::Top);
-    let style = (FONT, 26).into_font().style(FontStyle::Bold).color(&INK).pos(place);
+    let anchor = Pos::new(HPos::Left, VPos::Top);
+    let style = (FONT, 26).into_font().style(FontStyle::Bold).color(&INK).pos(anchor);
     area.draw_text(title, &style, (24, 18))?;
-    Ok(area.draw_text(subtitle, &(FONT, 16).into_font().color(&INK).pos(place), (24, 52))?)
+    Ok(area.draw_text(subtitle, &(FONT, 16).into_font().color(&INK).pos(anchor), (24, 52))?)
 }
 
-/// What all axes look like.
+/// Gives a mesh the style that all axes have.
 pub fn plain<'m, 'a, 'b, X: Ranged, Y: Ranged, Backend: DrawingBackend>(
     mesh: &'m mut MeshStyle<'a, 'b, X, Y, Backend>,
 ) -> &'m mut MeshStyle<'a, 'b, X, Y, Backend> {
@@ -49,7 +49,7 @@ pub fn plain<'m, 'a, 'b, X: Ranged, Y: Ranged, Backend: DrawingBackend>(
         .label_style((FONT, 15).into_font().color(&INK))
 }
 
-/// The smallest and the largest value, a share of their distance further apart.
+/// The smallest and the largest value, widened on both sides by the fraction `margin` of their distance.
 pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
@@ -60,7 +60,7 @@ pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
     (low - room, high + room)
 }
 
-/// A number as short as it can be read.
+/// A tick label: a number in as few digits as are useful.
 pub fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -75,11 +75,11 @@ pub fn short(value: f64) -> String {
     }
 }
 
-/// Axes over numbers.
+/// A chart with a number on either axis.
 pub type Chart<'a, 'b> =
     ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// `most` is how many labels the horizontal axis has room or use for.
+/// Draws the axes, with at most `most` labels on the horizontal one.
 pub fn mesh(chart: &mut Chart, x: &str, y: &str, most: usize) -> Drawn {
     let Range { start, end } = chart.x_range();
     let decimals = if end - start < most.min(14) as f64 / 2.0 { 1 } else { 0 };
@@ -95,7 +95,7 @@ pub fn mesh(chart: &mut Chart, x: &str, y: &str, most: usize) -> Drawn {
     Ok(())
 }
 
-/// Lines of one colour under one entry of the legend.
+/// Draws lines of one colour under one entry of the legend.
 pub fn legend_line(
     chart: &mut Chart,
     lines: &[Line],
@@ -115,7 +115,7 @@ pub fn legend_line(
     Ok(())
 }
 
-/// The names of all lines that have one.
+/// Draws the legend: the names of all lines that have one.
 pub fn legend<'a, 'b: 'a, C: CoordTranslate>(
     chart: &mut ChartContext<'a, SVGBackend<'b>, C>,
     position: SeriesLabelPosition,

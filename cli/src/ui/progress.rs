@@ -1,4 +1,4 @@
-//! How training goes, while it goes: a bar on a terminal, a line an epoch elsewhere.
+//! Progress of training: a bar on a terminal, one line per epoch elsewhere.
 
 use std::time::{Duration, Instant};
 
@@ -7,23 +7,24 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::ui::output::log;
 
+/// Shows how far training is.
 pub struct ProgressDisplay {
     bar: ProgressBar,
     start: Instant,
     epochs: usize,
     unit: &'static str,
     epoch: usize,
-    /// Examples since the start: what an earlier run did is not among them.
+    /// Examples since the start of this process, not counting those of an earlier one.
     done: usize,
-    /// Of the epoch, the examples, and of their losses the sum and its weight.
+    /// Examples of this epoch so far, and the sum and total weight of their losses.
     seen: usize,
     loss: (f64, usize),
-    /// What was said of the last epoch.
-    told: String,
+    /// The text shown for the last complete epoch.
+    last_epoch: String,
 }
 
 impl ProgressDisplay {
-    /// Over so many examples, called `unit`, in so many epochs.
+    /// For `total` examples, called `unit`, in `epochs` epochs.
     pub fn new(total: u64, epochs: usize, unit: &'static str) -> Result<Self> {
         let bar = ProgressBar::new(total);
         let style = "{prefix} {bar:20} {percent:>3} %  {msg}  {per_sec:>14}  {eta} left";
@@ -44,12 +45,12 @@ impl ProgressDisplay {
             done: 0,
             seen: 0,
             loss: (0.0, 0),
-            told: String::new(),
+            last_epoch: String::new(),
         })
     }
 
-    /// Where an earlier run stood: in `epoch`, of whose `all` examples so many are done, with the sum of
-    /// their losses and its weight.
+    /// Starts where an earlier run stopped: in `epoch`, after `seen` of its `all` examples, with the sum and
+    /// total weight of their losses.
     pub fn start_at(&mut self, epoch: usize, seen: usize, all: usize, loss: (f64, usize)) {
         (self.epoch, self.seen, self.loss) = (epoch, seen, loss);
         self.bar.set_position((epoch as u64).saturating_mul(all as u64) + seen as u64);
@@ -58,7 +59,7 @@ impl ProgressDisplay {
         self.show();
     }
 
-    /// Where it stands.
+    /// Advances to `seen` examples of `epoch`.
     pub fn reach(&mut self, epoch: usize, seen: usize, loss: (f64, usize)) {
         let before = if epoch == self.epoch { self.seen } else { 0 };
         (self.epoch, self.seen, self.loss) = (epoch, seen, loss);
@@ -70,7 +71,7 @@ impl ProgressDisplay {
     fn show(&self) {
         self.bar.set_prefix(self.prefix());
         let loss = if self.loss.1 > 0 { format!("loss {:.5}", self.loss()) } else { String::new() };
-        self.bar.set_message(format!("{loss}{}", self.told));
+        self.bar.set_message(format!("{loss}{}", self.last_epoch));
     }
 
     fn prefix(&self) -> String {
@@ -81,9 +82,9 @@ impl ProgressDisplay {
         self.loss.0 / self.loss.1.max(1) as f64
     }
 
-    /// What else is to be said of the epoch that is over: beside the bar, or on a line where there is none.
+    /// Shows `more` about the epoch that is complete: beside the bar, or on a line of its own without one.
     pub fn end_epoch(&mut self, more: &str) {
-        self.told = more.to_owned();
+        self.last_epoch = more.to_owned();
         self.show();
         if self.bar.is_hidden() {
             let rate = self.done as f64 / self.start.elapsed().as_secs_f64();
@@ -92,12 +93,12 @@ impl ProgressDisplay {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
 
-    /// Since the start.
+    /// The time since the start.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }

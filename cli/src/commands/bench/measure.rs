@@ -1,4 +1,4 @@
-//! One device's share of the work: numbers, warm-up, times.
+//! Measures one device: checks its numbers, warms up, takes times.
 
 use std::time::{Duration, Instant};
 
@@ -6,24 +6,26 @@ use anyhow::Result;
 use gru_wgpu::{Clock, Device, Gru, KernelTime, Profile};
 use ndarray::Array3;
 
+use super::memory;
 use super::verify::{Verified, verify};
 use super::workload::Workload;
 
-/// Calls that are measured unless somebody asks for another number, and how long they may take.
-const MOST: usize = 20;
-const ENOUGH: Duration = Duration::from_secs(3);
-/// A call so slow that few must do.
-const FEW: usize = 3;
-const LONG: Duration = Duration::from_secs(10);
+/// Without `--repeats` a measurement ends after this many calls,
+const MAX_CALLS: usize = 20;
+/// or after [`TIME_BUDGET`] once there are this many,
+const MIN_CALLS: usize = 3;
+const TIME_BUDGET: Duration = Duration::from_secs(3);
+/// or after this time, however few there are.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Caches, clocks and pages have settled after this.
-const WARM: Duration = Duration::from_millis(300);
+const WARM_UP: Duration = Duration::from_millis(300);
 
-/// What came out for one device. Times are in ms.
+/// The results of one device. Times are in ms.
 pub struct Measurement {
     pub device: Device,
     pub verified: Verified,
     pub repeats: usize,
-    /// Of a whole call, from arrays to arrays.
+    /// The time of a whole call, from arrays to arrays.
     pub median: f64,
     pub min: f64,
     pub upload: f64,
@@ -32,43 +34,44 @@ pub struct Measurement {
     pub compute: f64,
     pub download: f64,
     pub clock: Clock,
-    /// What the plan says: dispatches of a run, bytes held. Not of the CPU.
+    /// The dispatches of a run and the bytes of its buffers, from the plan. `None` on the CPU.
     pub planned: Option<(usize, u64)>,
-    /// Where it was asked for.
-    pub profile: Option<Kernels>,
+    /// With `--profile`.
+    pub profile: Option<KernelProfile>,
 }
 
 /// The kernels of the fastest of a few runs.
-pub struct Kernels {
+pub struct KernelProfile {
     pub times: Vec<KernelTime>,
     pub runs: usize,
 }
 
 /// Checks, warms up and measures.
 pub fn measure(
-    job: &Workload,
+    workload: &Workload,
     device: &Device,
     repeats: Option<usize>,
     profile: bool,
 ) -> Result<Measurement> {
-    let gru = job.model(device)?;
-    let x = job.x()?;
+    memory::check(workload, device)?;
+    let gru = workload.model(device)?;
+    let x = workload.x()?;
     let start = Instant::now();
-    let verified = verify(job, &gru, &x)?;
-    let dy = job.trains().then(|| job.dy()).transpose()?;
+    let verified = verify(workload, &gru, &x)?;
+    let dy = workload.trains().then(|| workload.dy()).transpose()?;
     let runs = Runs { gru: &gru, x: &x, dy: dy.as_ref() };
     // The check was a first run already, and may have been long enough.
     let warm = Instant::now();
-    for run in 0..FEW {
-        if start.elapsed() > LONG || (run > 0 && warm.elapsed() > WARM) {
+    for run in 0..MIN_CALLS {
+        if start.elapsed() > TIME_LIMIT || (run > 0 && warm.elapsed() > WARM_UP) {
             break;
         }
         runs.call()?;
         runs.time()?;
     }
     let (calls, times) = runs.measure(repeats)?;
-    let of = |part: fn(&Profile) -> Duration| median(times.iter().map(|t| ms(part(t))).collect());
-    let plan = gru.plan(job.shape, job.mode)?;
+    let of = |stage: fn(&Profile) -> Duration| median(times.iter().map(|t| ms(stage(t))).collect());
+    let plan = gru.plan(workload.shape, workload.mode)?;
     let planned = device
         .is_adapter()
         .then(|| (plan.forward_dispatches() + plan.backward_dispatches(), plan.bytes()));
@@ -84,7 +87,9 @@ pub fn measure(
         download: of(|t| t.download),
         clock: times[0].clock,
         planned,
-        profile: profile.then(|| runs.profile(repeats.unwrap_or(FEW).min(FEW))).transpose()?,
+        profile: profile
+            .then(|| runs.profile(repeats.unwrap_or(MIN_CALLS).min(MIN_CALLS)))
+            .transpose()?,
         device: device.clone(),
     })
 }
@@ -112,12 +117,12 @@ impl Runs<'_> {
         Ok(ms(start.elapsed()))
     }
 
-    /// The same, split.
+    /// The same run with its stages timed apart.
     fn time(&self) -> Result<Profile> {
         Ok(self.gru.time(self.x, self.dy.map(|dy| dy.view()))?)
     }
 
-    /// Both in turn, so that what disturbs one disturbs the other.
+    /// Both by turns, so that a disturbance meets both.
     fn measure(&self, repeats: Option<usize>) -> Result<(Vec<f64>, Vec<Profile>)> {
         let (mut calls, mut times) = (Vec::new(), Vec::new());
         let start = Instant::now();
@@ -127,7 +132,11 @@ impl Runs<'_> {
             let (count, passed) = (calls.len(), start.elapsed());
             let enough = match repeats {
                 Some(repeats) => count >= repeats,
-                None => count >= MOST || passed > LONG || (passed > ENOUGH && count >= FEW),
+                None => {
+                    count >= MAX_CALLS
+                        || passed > TIME_LIMIT
+                        || (passed > TIME_BUDGET && count >= MIN_CALLS)
+                }
             };
             if enough {
                 return Ok((calls, times));
@@ -135,7 +144,8 @@ impl Runs<'_> {
         }
     }
 
-    fn profile(&self, count: usize) -> Result<Kernels> {
+    /// The fastest of `count` profiled runs.
+    fn profile(&self, count: usize) -> Result<KernelProfile> {
         let mut best = self.gru.profile(self.x, self.dy.map(|dy| dy.view()))?;
         for _ in 1..count {
             let next = self.gru.profile(self.x, self.dy.map(|dy| dy.view()))?;
@@ -143,15 +153,16 @@ impl Runs<'_> {
                 best = next;
             }
         }
-        Ok(Kernels { times: best.kernels, runs: count })
+        Ok(KernelProfile { times: best.kernels, runs: count })
     }
 }
 
+/// In milliseconds.
 pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// The middle one, or the middle of the middle two.
+/// The middle value, or the mean of the two in the middle.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -13,11 +13,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use gru_wgpu::plan::{DeviceCaps, Mode, format_si};
+use gru_wgpu::plan::{DeviceCaps, Mode};
 use gru_wgpu::{Device, DeviceKind, Direction, Recurrence, RunOptions};
 
-use crate::ui::arguments::{ResetWord, at_least_one};
-use crate::ui::output::{check_output, open};
+use crate::ui::arguments::{ResetArg, at_least_one};
+use crate::ui::numbers::format_si;
+use crate::ui::output::open;
+use crate::ui::outputs::Outputs;
 use measure::{Measurement, measure};
 use sweep::Sweep;
 use workload::Workload;
@@ -36,12 +38,12 @@ pub struct Arguments {
     #[arg(long, value_name = "T,B,I,H", default_value = "64,32,128,256", value_parser = shape)]
     shape: Sizes,
     /// What is timed: a forward pass, or training, which is forward and backward.
-    #[arg(long, value_enum, default_value_t = ModeWord::Forward)]
-    mode: ModeWord,
+    #[arg(long, value_enum, default_value_t = ModeArg::Forward)]
+    mode: ModeArg,
     /// Where the reset gate acts: after the state's product, as in PyTorch and cuDNN, or before it, as in
     /// ONNX's default.
-    #[arg(long, value_enum, default_value_t = ResetWord::After)]
-    reset: ResetWord,
+    #[arg(long, value_enum, default_value_t = ResetArg::After)]
+    reset: ResetArg,
     /// Layers, one upon the other.
     #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = at_least_one)]
     layers: usize,
@@ -100,7 +102,7 @@ several devices the first one's, and others: [the same, and ratio, its median ov
 pub struct Sizes([usize; 4]);
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum ModeWord {
+enum ModeArg {
     Forward,
     Train,
 }
@@ -109,41 +111,42 @@ enum ModeWord {
 pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {
     let picture = arguments.output.clone().unwrap_or_else(|| PathBuf::from("bench.svg"));
     let Arguments { shape, sweep, json, profile, repeats, .. } = arguments;
-    // What can be refused is refused before the work, not after it.
+    // Bad arguments are refused before any work is done.
     ensure!(
-        !arguments.recompute || matches!(arguments.mode, ModeWord::Train),
+        !arguments.recompute || matches!(arguments.mode, ModeArg::Train),
         "--recompute is about the backward pass; it needs --mode train"
     );
     if sweep.is_some() {
-        check_output(&picture, "svg")?;
+        Outputs::check([(&*picture, "svg")], [])?;
     }
     let devices = kinds.iter().map(|&kind| open(kind)).collect::<Result<Vec<_>>>()?;
     if let Some(sweep) = sweep {
-        let jobs = sweep.sizes(shape.0).map(|(size, sizes)| (size, job(arguments, sizes)));
-        let jobs = jobs.collect();
-        return sweep.measure(jobs, &devices, *repeats)?.report(&picture, *json, out);
+        let workloads =
+            sweep.sizes(shape.0).map(|(size, sizes)| (size, workload(arguments, sizes)));
+        let workloads = workloads.collect();
+        return sweep.measure(workloads, &devices, *repeats)?.report(&picture, *json, out);
     }
-    let job = job(arguments, shape.0)?;
+    let workload = workload(arguments, shape.0)?;
     if arguments.plan {
-        return devices.iter().try_for_each(|device| write_plan(&job, device, out));
+        return devices.iter().try_for_each(|device| write_plan(&workload, device, out));
     }
-    let rows = measure_all(&job, &devices, *repeats, *profile)?;
+    let rows = measure_all(&workload, &devices, *repeats, *profile)?;
     match json {
-        true => writeln!(out, "{}", report::json(&job, &rows))?,
-        false => report::text(&job, &rows, out)?,
+        true => writeln!(out, "{}", report::json(&workload, &rows))?,
+        false => report::text(&workload, &rows, out)?,
     }
     Ok(())
 }
 
 /// What a device would do. The CPU has no schedule of its own: it is told so, and shown an adapter's.
-fn write_plan(job: &Workload, device: &Device, out: &mut impl Write) -> Result<()> {
+fn write_plan(workload: &Workload, device: &Device, out: &mut impl Write) -> Result<()> {
     if let Some(adapter) = device.adapter() {
-        return Ok(write!(out, "{device}: {}", job.plan_on(&adapter)?)?);
+        return Ok(write!(out, "{device}: {}", workload.plan_on(&adapter)?)?);
     }
-    let memory = format_si(memory::on_cpu(job), "B");
-    writeln!(out, "{device}: {}", job.title())?;
+    let memory = format_si(memory::on_cpu(workload), "B");
+    writeln!(out, "{device}: {}", workload.title())?;
     writeln!(out, "no dispatches: threads walk over the steps, in at least {memory} of memory")?;
-    match job.plan(&DeviceCaps::WEBGPU) {
+    match workload.plan(&DeviceCaps::WEBGPU) {
         Ok(plan) => write!(out, "\nan adapter of WebGPU's default limits: {plan}")?,
         Err(error) => {
             writeln!(out, "\nan adapter of WebGPU's default limits would refuse: {error:#}")?
@@ -154,22 +157,23 @@ fn write_plan(job: &Workload, device: &Device, out: &mut impl Write) -> Result<(
 
 /// Every device in turn.
 fn measure_all(
-    job: &Workload,
+    workload: &Workload,
     devices: &[Device],
     repeats: Option<usize>,
     profile: bool,
 ) -> Result<Vec<Measurement>> {
-    let each =
-        |device| measure(job, device, repeats, profile).with_context(|| format!("on {device}"));
+    let each = |device| {
+        measure(workload, device, repeats, profile).with_context(|| format!("on {device}"))
+    };
     devices.iter().map(each).collect()
 }
 
-fn job(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Result<Workload> {
+fn workload(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Result<Workload> {
     let config = arguments.reset.config(input, hidden);
     let direction = if arguments.bidirectional { Direction::Both } else { Direction::Forward };
     let mode = match arguments.mode {
-        ModeWord::Forward => Mode::Inference,
-        ModeWord::Train => Mode::Training,
+        ModeArg::Forward => Mode::Inference,
+        ModeArg::Train => Mode::Training,
     };
     let options =
         RunOptions::default().with_recurrence(arguments.kernel).with_recompute(arguments.recompute);

@@ -8,7 +8,7 @@ use crate::ui::plot::{
     Area, Drawn, FONT, GREY, GRID, INK, Line, ORANGE, draw as draw_svg, draw_title, plain, short,
 };
 
-/// A device each, the first is what the others are held against.
+/// One per device. The first is the one that the others are compared with.
 const COLOURS: [RGBColor; 5] = [
     RGBColor(38, 96, 160),
     ORANGE,
@@ -17,15 +17,15 @@ const COLOURS: [RGBColor; 5] = [
     RGBColor(160, 120, 40),
 ];
 
-/// What `bench.svg` shows.
+/// The contents of `bench.svg`.
 pub struct Picture {
     pub title: String,
     pub subtitle: String,
     /// What the horizontal axis counts.
     pub axis: &'static str,
-    /// A device each.
+    /// One per device.
     pub names: Vec<String>,
-    /// (size, ms), as many points for each device.
+    /// One per device, each with the same sizes: (size, ms).
     pub lines: Vec<Line>,
 }
 
@@ -52,8 +52,8 @@ pub fn crossings(picture: &Picture) -> Vec<Crossing> {
         for pair in above.windows(2) {
             let [(x0, y0, d0), (x1, y1, d1)] = [pair[0], pair[1]];
             if (d0 > 0.0) != (d1 > 0.0) {
-                let share = d0 / (d0 - d1);
-                let (x, y) = (x0 + share * (x1 - x0), y0 + share * (y1 - y0));
+                let t = d0 / (d0 - d1);
+                let (x, y) = (x0 + t * (x1 - x0), y0 + t * (y1 - y0));
                 found.push(Crossing { line, at: x.exp(), ms: y.exp(), faster: d1 <= 0.0 });
             }
         }

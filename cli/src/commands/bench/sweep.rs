@@ -1,13 +1,12 @@
-//! The same job at several sizes of one axis.
+//! `--sweep`: the same workload at several sizes of one axis.
 
 use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
+use crate::ui::numbers::{format_si, format_sig3};
 use anyhow::{Result, bail};
 use gru_wgpu::Device;
-use gru_wgpu::formats::write_whole;
-use gru_wgpu::plan::{format_si, format_sig3};
 use serde_json::{Value, json};
 
 use super::measure::Measurement;
@@ -16,10 +15,11 @@ use super::verify::Verified;
 use super::workload::Workload;
 use super::{measure_all, report};
 use crate::ui::arguments::at_least_one;
-use crate::ui::output::{TextTable, log, quote_path};
+use crate::ui::files::write_file;
+use crate::ui::output::{TextTable, causes, log, quote_path};
 
-/// Sizes of a sweep at most.
-const MOST: usize = 100;
+/// The most sizes of a sweep.
+const MAX_SIZES: usize = 100;
 
 /// An axis and its sizes, from the smallest up.
 #[derive(Clone, Debug)]
@@ -60,38 +60,38 @@ impl FromStr for Sweep {
         };
         sizes.sort_unstable();
         sizes.dedup();
-        if sizes.len() > MOST {
-            return Err(format!("{} sizes; at most {MOST} can be drawn", sizes.len()));
+        if sizes.len() > MAX_SIZES {
+            return Err(format!("{} sizes; at most {MAX_SIZES} can be drawn", sizes.len()));
         }
         Ok(Self { axis, sizes })
     }
 }
 
-/// A sweep that was made.
-pub struct Swept<'a> {
+/// The results of a sweep.
+pub struct SweepResult<'a> {
     sweep: &'a Sweep,
     devices: &'a [Device],
-    /// One at least.
+    /// At least one.
     points: Vec<Point>,
-    failed: Vec<Failed>,
+    failures: Vec<Failure>,
 }
 
 /// A size that could not be measured on all devices, and why.
-struct Failed {
+struct Failure {
     size: usize,
     error: String,
 }
 
-/// What was measured at one size.
+/// The measurements at one size.
 pub struct Point {
     pub size: usize,
-    pub job: Workload,
-    /// A device each.
+    pub workload: Workload,
+    /// One per device.
     pub rows: Vec<Measurement>,
 }
 
 impl Sweep {
-    /// Every size, and the whole shape with it.
+    /// Every size, with the whole shape.
     pub fn sizes(&self, shape: [usize; 4]) -> impl Iterator<Item = (usize, [usize; 4])> {
         self.sizes.iter().map(move |&size| {
             let mut sizes = shape;
@@ -104,8 +104,8 @@ impl Sweep {
         })
     }
 
-    /// The axis in words.
-    fn words(&self) -> &'static str {
+    /// The axis with its meaning.
+    fn axis_name(&self) -> &'static str {
         match self.axis {
             Axis::T => "T, steps",
             Axis::B => "B, batch rows",
@@ -114,8 +114,8 @@ impl Sweep {
     }
 
     /// The fixed sizes and the definition.
-    fn fixed(&self, job: &Workload) -> String {
-        let (shape, config) = (job.shape, &job.config);
+    fn fixed(&self, workload: &Workload) -> String {
+        let (shape, config) = (workload.shape, &workload.config);
         let sizes = [
             ("T", shape.steps, self.axis == Axis::T),
             ("B", shape.batch, self.axis == Axis::B),
@@ -129,56 +129,57 @@ impl Sweep {
         format!("{}; {variant}", fixed.join(", "))
     }
 
-    /// Measures every device at every size of `jobs`, and says so on stderr. A size that fails takes
-    /// nothing from the others.
+    /// Measures every device at every size of `workloads`, and reports each on stderr. The other sizes are
+    /// measured even if one fails.
     ///
     /// # Errors
     /// When all of them fail.
     pub fn measure<'a>(
         &'a self,
-        jobs: Vec<(usize, Result<Workload>)>,
+        workloads: Vec<(usize, Result<Workload>)>,
         devices: &'a [Device],
         repeats: Option<usize>,
-    ) -> Result<Swept<'a>> {
-        let (mut points, mut failed) = (Vec::new(), Vec::new());
-        for (size, job) in jobs {
-            let measured = job.and_then(|job| {
-                let rows = measure_all(&job, devices, repeats, false)?;
-                Ok(Point { size, job, rows })
+    ) -> Result<SweepResult<'a>> {
+        let (mut points, mut failures) = (Vec::new(), Vec::new());
+        for (size, workload) in workloads {
+            let measured = workload.and_then(|workload| {
+                let rows = measure_all(&workload, devices, repeats, false)?;
+                Ok(Point { size, workload, rows })
             });
             match measured {
                 Ok(point) => {
                     for row in &point.rows {
-                        let (name, median) = (report::name(&row.device), format_sig3(row.median));
+                        let (name, median) =
+                            (report::device_name(&row.device), format_sig3(row.median));
                         log(format_args!("{:?} {size} on the {name}: {median} ms", self.axis));
                     }
                     points.push(point);
                 }
                 Err(error) => {
-                    let error = format!("{error:#}");
+                    let error = causes(&error);
                     log(format_args!("{:?} {size} failed: {error}", self.axis));
-                    failed.push(Failed { size, error });
+                    failures.push(Failure { size, error });
                 }
             }
         }
-        match (points.is_empty(), failed.first()) {
-            (true, Some(Failed { size, error })) => {
+        match (points.is_empty(), failures.first()) {
+            (true, Some(Failure { size, error })) => {
                 bail!("none of the sizes could be measured; {:?} {size}: {error}", self.axis)
             }
-            _ => Ok(Swept { sweep: self, devices, points, failed }),
+            _ => Ok(SweepResult { sweep: self, devices, points, failures }),
         }
     }
 }
 
-impl Swept<'_> {
-    /// Draws the picture, and writes the tables or the JSON.
+impl SweepResult<'_> {
+    /// Draws the picture, and writes the tables or the JSON object.
     ///
     /// # Errors
-    /// After all of that, when a size failed.
+    /// After that, when a size failed.
     pub fn report(&self, path: &Path, as_json: bool, out: &mut impl Write) -> Result<()> {
         let picture = self.picture();
         let svg = draw(&picture)?;
-        write_whole(path, |file| file.write_all(svg.as_bytes()))?;
+        write_file(path, svg.as_bytes())?;
         log(format_args!("wrote {}", quote_path(path)));
         let crossings = crossings(&picture);
         if as_json {
@@ -187,17 +188,17 @@ impl Swept<'_> {
             self.write_table(out)?;
             self.write_crossings(&picture, &crossings, out)?;
         }
-        if self.failed.is_empty() {
+        if self.failures.is_empty() {
             return Ok(());
         }
-        let sizes: Vec<_> = self.failed.iter().map(|failed| failed.size.to_string()).collect();
+        let sizes: Vec<_> = self.failures.iter().map(|failure| failure.size.to_string()).collect();
         let axis = self.sweep.axis;
         bail!("{axis:?} {} could not be measured; the other sizes were", sizes.join(", "))
     }
 
-    /// The definition and the fixed sizes, which are the same at every point.
-    fn job(&self) -> &Workload {
-        &self.points[0].job
+    /// The first workload: the definition and the fixed sizes are the same at every point.
+    fn workload(&self) -> &Workload {
+        &self.points[0].workload
     }
 
     fn picture(&self) -> Picture {
@@ -205,21 +206,21 @@ impl Swept<'_> {
             let point = |point: &Point| (point.size as f64, point.rows[device].median);
             self.points.iter().map(point).collect()
         };
-        let what = if self.job().trains() { "Training" } else { "A forward pass of" };
+        let what = if self.workload().trains() { "Training" } else { "A forward pass of" };
         Picture {
             title: format!("{what} a GRU"),
-            subtitle: self.sweep.fixed(self.job()),
-            axis: self.sweep.words(),
+            subtitle: self.sweep.fixed(self.workload()),
+            axis: self.sweep.axis_name(),
             names: self.devices.iter().map(Device::to_string).collect(),
             lines: (0..self.devices.len()).map(line).collect(),
         }
     }
 
     fn json(&self, crossings: &[Crossing], path: &Path) -> Value {
-        let point = |point: &Point| report::json(&point.job, &point.rows);
-        let failed = |failed: &Failed| json!({ "value": failed.size, "error": failed.error });
+        let point = |point: &Point| report::json(&point.workload, &point.rows);
+        let failure = |failure: &Failure| json!({ "value": failure.size, "error": failure.error });
         let crossing = |crossing: &Crossing| {
-            let words = [0, crossing.line].map(|line| report::word(&self.devices[line]));
+            let words = [0, crossing.line].map(|line| report::device_word(&self.devices[line]));
             json!({ "devices": words, "at": crossing.at })
         };
         json!({
@@ -227,14 +228,14 @@ impl Swept<'_> {
             "sweep": format!("{:?}", self.sweep.axis),
             "values": self.points.iter().map(|point| point.size).collect::<Vec<_>>(),
             "points": self.points.iter().map(point).collect::<Vec<_>>(),
-            "failed": self.failed.iter().map(failed).collect::<Vec<_>>(),
+            "failed": self.failures.iter().map(failure).collect::<Vec<_>>(),
             "crossings": crossings.iter().map(crossing).collect::<Vec<_>>(),
             "output": path.to_string_lossy(),
         })
     }
 
     fn write_table(&self, out: &mut impl Write) -> Result<()> {
-        writeln!(out, "{}; {}", self.job().words(), self.sweep.fixed(self.job()))?;
+        writeln!(out, "{}; {}", self.workload().mode_name(), self.sweep.fixed(self.workload()))?;
         for (i, device) in self.devices.iter().enumerate() {
             self.write_verified(device, i, out)?;
         }
@@ -242,10 +243,10 @@ impl Swept<'_> {
         let header = ["device", &axis, "calls"].into_iter().chain(report::COLUMNS);
         let header = header.chain(["dispatches", "held"]).map(str::to_owned);
         let mut table = TextTable::new(header.collect());
-        for Point { size, job, rows } in &self.points {
+        for Point { size, workload, rows } in &self.points {
             for row in rows {
                 let start = [
-                    report::name(&row.device).to_owned(),
+                    report::device_name(&row.device).to_owned(),
                     size.to_string(),
                     row.repeats.to_string(),
                 ];
@@ -253,27 +254,27 @@ impl Swept<'_> {
                 let planned = row.planned.map_or_else(none, |(dispatches, bytes)| {
                     [dispatches.to_string(), format_si(bytes as f64, "B")]
                 });
-                let cells = report::cells(job, row, &rows[0]).into_iter().chain(planned);
+                let cells = report::cells(workload, row, &rows[0]).into_iter().chain(planned);
                 table.row(start.into_iter().chain(cells).collect());
             }
         }
         write!(out, "\n{table}")?;
-        for Failed { size, error } in &self.failed {
+        for Failure { size, error } in &self.failures {
             writeln!(out, "  {:?} {size} failed: {error}", self.sweep.axis)?;
         }
-        report::legend(self.job(), &self.points[0].rows, out)
+        report::legend(self.workload(), &self.points[0].rows, out)
     }
 
-    /// How close device `i` came at all sizes, and where only a part of a run was compared.
+    /// Writes the largest error of device `i` over all sizes, and at which sizes only a part of the run was compared.
     fn write_verified(&self, device: &Device, i: usize, out: &mut impl Write) -> Result<()> {
         let all = self.points.iter().map(|point| (point.size, &point.rows[i].verified));
-        let worst = 100.0 * all.clone().map(|(_, verified)| verified.share).fold(0.0, f64::max);
+        let worst = 100.0 * all.clone().map(|(_, verified)| verified.error).fold(0.0, f64::max);
         let results = self.points[0].rows[i].verified.subjects();
         write!(out, "{device}: {results} within {worst:.1} % of the tolerance at every size")?;
-        let parts = all.filter(|(_, verified)| !verified.is_whole());
-        let parts: Vec<_> = parts.map(|(size, _)| size.to_string()).collect();
-        if !parts.is_empty() {
-            let (axis, sizes) = (self.sweep.axis, parts.join(", "));
+        let partial = all.filter(|(_, verified)| !verified.is_whole());
+        let partial: Vec<_> = partial.map(|(size, _)| size.to_string()).collect();
+        if !partial.is_empty() {
+            let (axis, sizes) = (self.sweep.axis, partial.join(", "));
             write!(out, "; at {axis:?} {sizes} in a part of the run: {}", Verified::WHY)?;
         }
         writeln!(out)?;
@@ -286,7 +287,7 @@ impl Swept<'_> {
         crossings: &[Crossing],
         out: &mut impl Write,
     ) -> Result<()> {
-        let names: Vec<_> = self.devices.iter().map(report::name).collect();
+        let names: Vec<_> = self.devices.iter().map(report::device_name).collect();
         for (other, name) in names.iter().enumerate().skip(1) {
             let ordered = |faster: bool| if faster { (name, &names[0]) } else { (&names[0], name) };
             let mut here = crossings.iter().filter(|c| c.line == other).peekable();

@@ -1,4 +1,4 @@
-//! The numbers before the time: the job's own run against the f64 reference.
+//! Checks the numbers before any time is taken: the workload's own run against the f64 reference.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use ndarray::{Array3, ArrayView, Axis, Dimension, s};
 
 use super::workload::Workload;
 
-/// Work that the reference, plain loops on one thread, is given: a second or two.
+/// The most work for the reference, which is plain loops on one thread: a second or two.
 const REFERENCE_FLOP: f64 = 2e9;
 
 /// What a gradient's difference may be, of the root mean square of its array: this, and [`SUM`] times the
@@ -23,7 +23,7 @@ const REFERENCE_FLOP: f64 = 2e9;
 const GRADIENT: f64 = 4e-5;
 const SUM: f64 = 4e-7;
 
-/// States that it is given at most, at small sizes: it keeps some 100 bytes of each.
+/// The most states for the reference, at small sizes: it keeps some 100 bytes of each.
 const REFERENCE_STATES: f64 = 4e6;
 
 /// Which part of a run was compared, and how close it came.
@@ -31,28 +31,28 @@ const REFERENCE_STATES: f64 = 4e6;
 pub struct Verified {
     pub steps: usize,
     pub rows: usize,
-    /// The largest share of the tolerance that a difference took.
-    pub share: f64,
-    /// What was compared, by name: y, h_n; in training dx, dh0 and every parameter's gradient.
+    /// The largest difference, as a fraction of its tolerance.
+    pub error: f64,
+    /// The names of what was compared: y, h_n; in training dx, dh0 and every parameter's gradient.
     pub results: Vec<String>,
-    /// How much of the whole run that is.
-    cut: Cut,
+    /// How much of the whole run was compared.
+    coverage: Coverage,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cut {
+enum Coverage {
     Whole,
     Rows,
     Steps,
 }
 
 impl Verified {
-    /// Why it can be a part.
+    /// Why only a part may be compared.
     pub const WHY: &str = "more would take the reference too long";
 
     /// Whether all of the run was compared.
     pub fn is_whole(&self) -> bool {
-        self.cut == Cut::Whole
+        self.coverage == Coverage::Whole
     }
 
     /// What was compared, in words: the parameters are counted.
@@ -68,13 +68,13 @@ impl Verified {
 
 impl fmt::Display for Verified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { steps, rows, share, cut, .. } = self;
-        write!(f, "{} within {:.1} % of the tolerance", self.subjects(), 100.0 * share)?;
+        let Self { steps, rows, error, coverage, .. } = self;
+        write!(f, "{} within {:.1} % of the tolerance", self.subjects(), 100.0 * error)?;
         let why = Self::WHY;
-        match cut {
-            Cut::Whole => Ok(()),
-            Cut::Rows => write!(f, ", in {rows} rows of the run; {why}"),
-            Cut::Steps => {
+        match coverage {
+            Coverage::Whole => Ok(()),
+            Coverage::Rows => write!(f, ", in {rows} rows of the run; {why}"),
+            Coverage::Steps => {
                 let last = ", y and h_n in the last ones too";
                 write!(f, ", in the first {steps} steps of {rows} rows of the run{last}; {why}")
             }
@@ -82,35 +82,35 @@ impl fmt::Display for Verified {
     }
 }
 
-/// The part of a run that the reference has time for. The device runs all of it: rows know nothing of
-/// one another, earlier steps nothing of later ones, and where dy is 0 gradients get nothing.
-struct Part {
+/// The part of a run that the reference has time for. The device runs all of it: rows do not depend on one
+/// another, nor steps on later ones, and steps and rows with a dy of 0 add nothing to the gradients.
+struct Subset {
     steps: usize,
     rows: Vec<usize>,
-    cut: Cut,
+    coverage: Coverage,
 }
 
-impl Part {
-    /// As much as this work and these states allow.
-    fn new(job: &Workload, flop: f64, states: f64) -> Self {
-        let (all_steps, batch) = (job.shape.steps, job.shape.batch);
+impl Subset {
+    /// The largest one within this work and this number of states.
+    fn new(workload: &Workload, flop: f64, states: f64) -> Self {
+        let (all_steps, batch) = (workload.shape.steps, workload.shape.batch);
         let cells = all_steps as f64 * batch as f64;
-        let most = (flop * cells / job.flop()).min(states / job.states_of_a_cell());
+        let most = (flop * cells / workload.flop()).min(states / workload.states_per_cell());
         let most = most.clamp(1.0, cells) as usize;
         // The reverse direction starts at the end.
-        let steps = match job.shape.directions {
+        let steps = match workload.shape.directions {
             1 => all_steps.min((most / batch.min(2)).max(1)),
             _ => all_steps,
         };
         let rows = batch.min((most / steps).max(1));
-        let cut = match (steps < all_steps, rows < batch) {
-            (true, _) => Cut::Steps,
-            (false, true) => Cut::Rows,
-            (false, false) => Cut::Whole,
+        let coverage = match (steps < all_steps, rows < batch) {
+            (true, _) => Coverage::Steps,
+            (false, true) => Coverage::Rows,
+            (false, false) => Coverage::Whole,
         };
         // From the first to the last.
         let rows = (0..rows).map(|i| i * (batch - 1) / (rows - 1).max(1)).collect();
-        Self { steps, rows, cut }
+        Self { steps, rows, coverage }
     }
 
     /// T·B of it: the terms of a parameter's gradient.
@@ -123,7 +123,7 @@ impl Part {
         array.slice(s![..self.steps, .., ..]).select(Axis(1), &self.rows)
     }
 
-    /// As many of the last steps.
+    /// The same number of the last steps.
     fn last_of<F: Clone>(&self, array: &Array3<F>) -> Array3<F> {
         let first = array.len_of(Axis(0)) - self.steps;
         array.slice(s![first.., .., ..]).select(Axis(1), &self.rows)
@@ -135,48 +135,59 @@ impl Part {
     }
 }
 
-/// Holds the job's run against the reference.
+/// Compares the workload's run with the reference.
 ///
 /// # Errors
 /// When a number is out of bounds, and what the device reports.
-pub fn verify(job: &Workload, gru: &Gru, x: &Array3<f32>) -> Result<Verified> {
-    verify_part(job, gru, x, &Part::new(job, REFERENCE_FLOP, REFERENCE_STATES))
+pub fn verify(workload: &Workload, gru: &Gru, x: &Array3<f32>) -> Result<Verified> {
+    verify_subset(workload, gru, x, &Subset::new(workload, REFERENCE_FLOP, REFERENCE_STATES))
 }
 
-fn verify_part(job: &Workload, gru: &Gru, x: &Array3<f32>, part: &Part) -> Result<Verified> {
+fn verify_subset(
+    workload: &Workload,
+    gru: &Gru,
+    x: &Array3<f32>,
+    subset: &Subset,
+) -> Result<Verified> {
     let mut comparison = Comparison::default();
     let params = gru.params().cast::<f64>();
-    let part_x = part.of(x).mapv(f64::from);
-    let output = if job.trains() {
-        let dy = part_of_dy(job, part)?;
+    let subset_x = subset.of(x).mapv(f64::from);
+    let output = if workload.trains() {
+        let dy = subset_of_dy(workload, subset)?;
         let (output, tape) = gru.forward_train(x)?;
         let gradients = gru.backward(tape, Some(dy.view()), None)?;
 
-        let trace = reference::forward_train(&params, Batch::new(part_x.view()))?;
-        let part_dy = part.of(&dy).mapv(f64::from);
-        let dy = Some(part_dy.view());
-        let expected = reference::backward(&params, part_x.view(), &trace, dy, None)?;
-        comparison.outputs(part, &output, &trace)?;
-        comparison.gradients(part, &gradients, &expected)?;
+        let trace = reference::forward_train(&params, Batch::new(subset_x.view()))?;
+        let subset_dy = subset.of(&dy).mapv(f64::from);
+        let dy = Some(subset_dy.view());
+        let expected = reference::backward(&params, subset_x.view(), &trace, dy, None)?;
+        comparison.outputs(subset, &output, &trace)?;
+        comparison.gradients(subset, &gradients, &expected)?;
         output
     } else {
         let output = gru.forward(x)?;
-        let trace = reference::forward(&params, Batch::new(part_x.view()))?;
-        comparison.outputs(part, &output, &trace)?;
+        let trace = reference::forward(&params, Batch::new(subset_x.view()))?;
+        comparison.outputs(subset, &output, &trace)?;
         output
     };
-    if part.cut == Cut::Steps {
-        comparison.last_steps(job, gru, part, x, &output)?;
+    if subset.coverage == Coverage::Steps {
+        comparison.last_steps(workload, gru, subset, x, &output)?;
     }
-    let Comparison { share, results } = comparison;
-    Ok(Verified { steps: part.steps, rows: part.rows.len(), share, results, cut: part.cut })
+    let Comparison { error, results } = comparison;
+    Ok(Verified {
+        steps: subset.steps,
+        rows: subset.rows.len(),
+        error,
+        results,
+        coverage: subset.coverage,
+    })
 }
 
-/// dy in the part, 0 elsewhere.
-fn part_of_dy(job: &Workload, part: &Part) -> Result<Array3<f32>> {
-    let mut dy = job.dy()?;
-    dy.slice_mut(s![part.steps.., .., ..]).fill(0.0);
-    let mut rows = part.rows.iter().peekable();
+/// dy in the subset, 0 elsewhere.
+fn subset_of_dy(workload: &Workload, subset: &Subset) -> Result<Array3<f32>> {
+    let mut dy = workload.dy()?;
+    dy.slice_mut(s![subset.steps.., .., ..]).fill(0.0);
+    let mut rows = subset.rows.iter().peekable();
     for (row, mut of_row) in dy.axis_iter_mut(Axis(1)).enumerate() {
         if rows.next_if_eq(&&row).is_none() {
             of_row.fill(0.0);
@@ -187,77 +198,83 @@ fn part_of_dy(job: &Workload, part: &Part) -> Result<Array3<f32>> {
 
 #[derive(Default)]
 struct Comparison {
-    share: f64,
+    error: f64,
     results: Vec<String>,
 }
 
 impl Comparison {
     fn outputs(
         &mut self,
-        part: &Part,
+        subset: &Subset,
         output: &Output,
         trace: &reference::Trace<f64>,
     ) -> Result<()> {
-        self.state("y", &part.of(&output.y), &trace.y())?;
-        if part.cut != Cut::Steps {
-            self.state("h_n", &part.of_states(&output.h_n), &trace.h_n())?;
+        self.state("y", &subset.of(&output.y), &trace.y())?;
+        if subset.coverage != Coverage::Steps {
+            self.state("h_n", &subset.of_states(&output.h_n), &trace.h_n())?;
         }
         let finite = output.y.iter().chain(&output.h_n).all(|value| value.is_finite());
         ensure!(finite, "y or h_n has numbers that are infinite or NaN");
         Ok(())
     }
 
-    /// The last steps, from where the device itself is before them: there its rows, cut to that
-    /// length, end.
+    /// Compares the last steps. They start from the device's own states before them, which are the last states
+    /// of rows of that length.
     fn last_steps(
         &mut self,
-        job: &Workload,
+        workload: &Workload,
         gru: &Gru,
-        part: &Part,
+        subset: &Subset,
         x: &Array3<f32>,
         output: &Output,
     ) -> Result<()> {
-        let lengths = vec![job.shape.steps - part.steps; job.shape.batch];
+        let lengths = vec![workload.shape.steps - subset.steps; workload.shape.batch];
         let batch = Batch::new(x.view()).with_lengths(&lengths);
-        let before = if job.trains() { gru.forward_train(batch)?.0 } else { gru.forward(batch)? };
-        let h0 = part.of_states(&before.h_n).mapv(f64::from);
-        let part_x = part.last_of(x).mapv(f64::from);
-        let batch = Batch::new(part_x.view()).with_h0(h0.view());
+        let before =
+            if workload.trains() { gru.forward_train(batch)?.0 } else { gru.forward(batch)? };
+        let h0 = subset.of_states(&before.h_n).mapv(f64::from);
+        let subset_x = subset.last_of(x).mapv(f64::from);
+        let batch = Batch::new(subset_x.view()).with_h0(h0.view());
         let trace = reference::forward(&gru.params().cast::<f64>(), batch)?;
-        self.state("y", &part.last_of(&output.y), &trace.y())?;
-        self.state("h_n", &part.of_states(&output.h_n), &trace.h_n())
+        self.state("y", &subset.last_of(&output.y), &trace.y())?;
+        self.state("h_n", &subset.of_states(&output.h_n), &trace.h_n())
     }
 
-    fn gradients(&mut self, part: &Part, got: &Gradients, expected: &Gradients<f64>) -> Result<()> {
-        self.gradient(part, "dx", &part.of(&got.x).view(), &expected.x.view())?;
-        self.gradient(part, "dh0", &part.of_states(&got.h0).view(), &expected.h0.view())?;
+    fn gradients(
+        &mut self,
+        subset: &Subset,
+        got: &Gradients,
+        expected: &Gradients<f64>,
+    ) -> Result<()> {
+        self.gradient(subset, "dx", &subset.of(&got.x).view(), &expected.x.view())?;
+        self.gradient(subset, "dh0", &subset.of_states(&got.h0).view(), &expected.h0.view())?;
         let whole = sum(&got.x) + sum(&got.h0);
-        let elsewhere = whole - sum(&part.of(&got.x)) - sum(&part.of_states(&got.h0));
+        let elsewhere = whole - sum(&subset.of(&got.x)) - sum(&subset.of_states(&got.h0));
         ensure!(elsewhere.abs() <= 1e-9 * whole, "dx or dh0 is not 0 where nothing reaches it");
         for ((name, got), (_, expected)) in got.params.iter().zip(expected.params.iter()) {
-            self.gradient(part, &format!("d{name}"), &got, &expected)?;
+            self.gradient(subset, &format!("d{name}"), &got, &expected)?;
         }
         Ok(())
     }
 
-    /// Of states, which are in ±1 or sums of few of them.
+    /// Compares states, which are in ±1 or sums of few such.
     fn state(&mut self, name: &str, got: &Array3<f32>, expected: &Array3<f64>) -> Result<()> {
-        let share = |got, expected| TOLERANCE.share(got, expected);
-        self.compare(name, &got.view(), &expected.view(), share)
+        let error = |got, expected| TOLERANCE.share(got, expected);
+        self.compare(name, &got.view(), &expected.view(), error)
     }
 
     fn gradient<D: Dimension>(
         &mut self,
-        part: &Part,
+        subset: &Subset,
         name: &str,
         got: &ArrayView<'_, f32, D>,
         expected: &ArrayView<'_, f64, D>,
     ) -> Result<()> {
         let squares: f64 = expected.iter().map(|value| value * value).sum();
         let rms = (squares / expected.len() as f64).sqrt();
-        let allowed = rms * (GRADIENT + SUM * part.cells().sqrt());
+        let allowed = rms * (GRADIENT + SUM * subset.cells().sqrt());
         self.compare(name, got, expected, |got, expected| match (got - expected).abs() {
-            // Also where all are 0: no state comes before the first step.
+            // The tolerance is 0 where all are 0, as before the first step.
             0.0 => 0.0,
             difference => difference / allowed,
         })
@@ -268,18 +285,18 @@ impl Comparison {
         name: &str,
         got: &ArrayView<'_, f32, D>,
         expected: &ArrayView<'_, f64, D>,
-        share: impl Fn(f64, f64) -> f64,
+        error: impl Fn(f64, f64) -> f64,
     ) -> Result<()> {
         for (&got, &expected) in got.iter().zip(expected) {
-            let share = share(f64::from(got), expected);
-            // NaN is not.
-            let within = share <= 1.0;
+            let error = error(f64::from(got), expected);
+            // NaN is not within it.
+            let within = error <= 1.0;
             ensure!(
                 within,
-                "wrong numbers: {name} has {got:e} where the reference has {expected:e}, {share:.0} × \
+                "wrong numbers: {name} has {got:e} where the reference has {expected:e}, {error:.0} × \
                  the tolerance; nothing was timed"
             );
-            self.share = self.share.max(share);
+            self.error = self.error.max(error);
         }
         if !self.results.iter().any(|known| known == name) {
             self.results.push(name.to_owned());
@@ -300,59 +317,59 @@ mod tests {
 
     use super::*;
 
-    /// A job of two layers, the share of its work that the reference is given, and what comes out.
-    fn verified(direction: Direction, mode: Mode, share: f64) -> Result<Verified> {
+    /// A workload of two layers, of which the reference is given this fraction of the work.
+    fn verified(direction: Direction, mode: Mode, fraction: f64) -> Result<Verified> {
         let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(direction);
-        let job = Workload::new(config, [12, 4], mode, RunOptions::default())?;
-        let gru = job.model(&Device::cpu())?;
-        let part = Part::new(&job, job.flop() * share, f64::INFINITY);
-        verify_part(&job, &gru, &job.x()?, &part)
+        let workload = Workload::new(config, [12, 4], mode, RunOptions::default())?;
+        let gru = workload.model(&Device::cpu())?;
+        let subset = Subset::new(&workload, workload.flop() * fraction, f64::INFINITY);
+        verify_subset(&workload, &gru, &workload.x()?, &subset)
     }
 
     #[test]
     fn every_result_is_compared_in_a_part_too() {
         for mode in [Mode::Inference, Mode::Training] {
-            for (direction, share, cut, size) in [
-                (Direction::Forward, 1.0, Cut::Whole, [12, 4]),
-                (Direction::Forward, 0.8, Cut::Rows, [12, 3]),
-                (Direction::Forward, 0.2, Cut::Steps, [4, 2]),
-                (Direction::Both, 0.2, Cut::Rows, [12, 1]),
+            for (direction, fraction, coverage, size) in [
+                (Direction::Forward, 1.0, Coverage::Whole, [12, 4]),
+                (Direction::Forward, 0.8, Coverage::Rows, [12, 3]),
+                (Direction::Forward, 0.2, Coverage::Steps, [4, 2]),
+                (Direction::Both, 0.2, Coverage::Rows, [12, 1]),
             ] {
-                let verified = verified(direction, mode, share).unwrap();
+                let verified = verified(direction, mode, fraction).unwrap();
                 let mut results = verified.results.clone();
                 results.sort();
                 results.dedup();
                 let cells = if direction == Direction::Both { 4 } else { 2 };
                 let expected = if mode == Mode::Training { 4 + 4 * cells } else { 2 };
                 assert_eq!(results.len(), expected, "{verified}");
-                assert_eq!((verified.cut, [verified.steps, verified.rows]), (cut, size));
-                assert!(verified.share > 0.0 && verified.share < 1.0, "{verified}");
+                assert_eq!((verified.coverage, [verified.steps, verified.rows]), (coverage, size));
+                assert!(verified.error > 0.0 && verified.error < 1.0, "{verified}");
                 let says = verified.to_string();
-                assert_eq!(says.ends_with(Verified::WHY), cut != Cut::Whole, "{says}");
+                assert_eq!(says.ends_with(Verified::WHY), coverage != Coverage::Whole, "{says}");
             }
         }
     }
 
     #[test]
     fn small_states_are_bounded_by_their_number() {
-        let job = Workload::new(
+        let workload = Workload::new(
             GruConfig::pytorch(1, 1),
             [100_000, 1000],
             Mode::Training,
             RunOptions::default(),
         );
-        let part = Part::new(&job.unwrap(), REFERENCE_FLOP, REFERENCE_STATES);
-        assert!(part.cells() <= REFERENCE_STATES && part.cut == Cut::Rows);
-        assert_eq!(part.rows.last(), Some(&999));
+        let subset = Subset::new(&workload.unwrap(), REFERENCE_FLOP, REFERENCE_STATES);
+        assert!(subset.cells() <= REFERENCE_STATES && subset.coverage == Coverage::Rows);
+        assert_eq!(subset.rows.last(), Some(&999));
     }
 
     #[test]
     fn a_gradient_is_held_to_its_own_size() {
-        let part = Part { steps: 1, rows: vec![0], cut: Cut::Whole };
+        let subset = Subset { steps: 1, rows: vec![0], coverage: Coverage::Whole };
         let compare = |got: [f32; 2], expected: [f64; 2]| {
             let mut comparison = Comparison::default();
             let (got, expected) = (ArrayView1::from(&got), ArrayView1::from(&expected));
-            comparison.gradient(&part, "dx", &got, &expected).map(|()| comparison.share)
+            comparison.gradient(&subset, "dx", &got, &expected).map(|()| comparison.error)
         };
         for scale in [1e-6, 1.0, 1e3] {
             let near = compare([scale, 1.00001 * scale], [scale, scale].map(f64::from));

@@ -1,12 +1,12 @@
-//! [`Workload`]: what is measured.
+//! [`Workload`]: the run that is measured.
 
 use anyhow::{Context, Result, anyhow};
-use gru_wgpu::plan::{DeviceCaps, Mode, Plan, format_si};
+use gru_wgpu::plan::{DeviceCaps, Mode, Plan};
 use gru_wgpu::{AdapterInfo, Device, Gru, GruConfig, Init, RunOptions, Shape};
 use ndarray::Array3;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-use super::memory;
+use crate::ui::numbers::format_si;
 
 /// The same seed for every device: all of them compute the same.
 const SEED: u64 = 1;
@@ -20,7 +20,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// `Ok` when the sizes can be counted at all; whether a device has room is [`Self::allow`]'s to say.
+    /// `Ok` when the sizes do not overflow.
     pub fn new(
         config: GruConfig,
         [steps, batch]: [usize; 2],
@@ -31,34 +31,25 @@ impl Workload {
         Ok(Self { config, shape, mode, options })
     }
 
-    /// A model on `device`, when the whole run fits the device.
+    /// A model on `device`. Whether the run fits is for [`super::memory::check`] to say, first.
     pub fn model(&self, device: &Device) -> Result<Gru> {
-        self.allow(device)?;
         let gru = Gru::new(self.config.clone(), Init::Uniform, SEED, device)?;
         Ok(gru.with_options(self.options))
     }
 
-    /// `Ok` when the run fits `device` and the host, before anything of it is made.
-    fn allow(&self, device: &Device) -> Result<()> {
-        let needed = match device.adapter() {
-            None => memory::on_cpu(self),
-            Some(adapter) => memory::on_adapter(self, &self.plan_on(&adapter)?, adapter.software),
-        };
-        Ok(memory::allow(self, needed)?)
-    }
-
-    /// The schedule that this adapter runs, when it can.
+    /// The schedule on this adapter, if its limits allow it.
     pub fn plan_on(&self, adapter: &AdapterInfo) -> Result<Plan> {
-        let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.software))?;
+        let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.is_software()))?;
         plan.check(&adapter.limits)?;
         Ok(plan)
     }
 
-    /// The schedule that a machine would run.
-    pub fn plan(&self, machine: &DeviceCaps) -> Result<Plan> {
-        Ok(Plan::with_options(&self.config, self.shape, self.mode, self.options, machine)?)
+    /// The schedule on a device with these capabilities.
+    pub fn plan(&self, caps: &DeviceCaps) -> Result<Plan> {
+        Ok(Plan::with_options(&self.config, self.shape, self.mode, self.options, caps)?)
     }
 
+    /// Whether the run is a forward and a backward pass.
     pub fn trains(&self) -> bool {
         self.mode == Mode::Training
     }
@@ -68,14 +59,14 @@ impl Workload {
         self.shape.steps as f64 * self.shape.batch as f64
     }
 
-    /// L·D·H: the states of a row at one time.
-    pub fn states_of_a_cell(&self) -> f64 {
+    /// L·D·H: the states of one row at one step.
+    pub fn states_per_cell(&self) -> f64 {
         self.shape.layers as f64 * self.shape.directions as f64 * self.shape.hidden as f64
     }
 
-    /// Numbers in the weights, the biases not counted.
+    /// The number of weights, without the biases.
     pub fn parameters(&self) -> f64 {
-        // All layers but the first read what the one below puts out.
+        // All layers but the first read the output of the layer below.
         let (first, others) = (self.shape.input, self.shape.directions * self.shape.hidden);
         let layers = self.shape.layers as f64;
         let widths = first as f64 + (layers - 1.0) * others as f64;
@@ -83,8 +74,8 @@ impl Workload {
         3.0 * self.shape.directions as f64 * hidden * (widths + layers * hidden)
     }
 
-    /// Multiplications and additions that the definition asks for, however they are made: in each cell
-    /// 6·T·B·H·(I + H) forward, and twice that backward.
+    /// The multiplications and additions of the definition, however a device computes them: 6·T·B·H·(I + H)
+    /// a cell forward, and twice that backward.
     pub fn flop(&self) -> f64 {
         2.0 * self.cells() * self.parameters() * if self.trains() { 3.0 } else { 1.0 }
     }
@@ -100,18 +91,18 @@ impl Workload {
     }
 
     /// `training` or `forward`.
-    pub fn words(&self) -> &'static str {
+    pub fn mode_name(&self) -> &'static str {
         if self.trains() { "training" } else { "forward" }
     }
 
-    /// The run, the model, the shape and the work.
+    /// One line: the mode, the model, the shape and the FLOP.
     pub fn title(&self) -> String {
-        let (mode, flop) = (self.words(), format_si(self.flop(), "FLOP"));
+        let (mode, flop) = (self.mode_name(), format_si(self.flop(), "FLOP"));
         format!("{mode}, {}; {}; {flop}", self.config, self.shape)
     }
 }
 
-/// Numbers in ±1.
+/// An array of uniform random numbers in ±1.
 fn random3(shape: [usize; 3], seed: u64) -> Result<Array3<f32>> {
     let len = shape.iter().product();
     let mut data: Vec<f32> = Vec::new();

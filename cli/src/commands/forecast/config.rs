@@ -7,13 +7,14 @@ use anyhow::{Context, Result, ensure};
 use gru_wgpu::{Clip, Head, LearnerConfig, Loss, Optimizer, ParamLayout, Schedule, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::{CsvOptions, check_fingerprint, whole};
+use crate::data::csv_table::CsvOptions;
+use crate::data::fingerprint::{check_fingerprint, whole};
 use crate::data::series::Series;
 use crate::rundir::overrides::{self, Change, Pace, Paced};
 use crate::rundir::settings;
-use crate::ui::arguments::{ResetWord, at_least_one, check_delimiter, share};
+use crate::ui::arguments::{ResetArg, at_least_one, check_delimiter, fraction};
 use crate::ui::output::quote_path;
-use crate::ui::words::ClipWord;
+use crate::ui::training_options::ClipArg;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,7 +86,7 @@ pub struct Sizes {
     #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
     pub season: usize,
     /// The share of the series held out at its end.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = share)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = fraction)]
     pub holdout: f64,
 }
 
@@ -98,8 +99,8 @@ pub struct Model {
     pub hidden: usize,
     /// Where the reset gate acts: before the state's product, or after it, as in PyTorch, which then loads the
     /// model.
-    #[arg(long, value_enum, default_value_t = ResetWord::Before)]
-    pub reset: ResetWord,
+    #[arg(long, value_enum, default_value_t = ResetArg::Before)]
+    pub reset: ResetArg,
 }
 
 /// How it is trained. What a run may change where it goes on stands in [`PaceArguments`] on the command line.
@@ -117,8 +118,8 @@ pub struct Settings {
     /// At the start; it falls to 0 along half a cosine.
     #[arg(skip = 0.01_f64)]
     pub learning_rate: f64,
-    #[arg(skip = ClipWord(Clip::Norm(1.0)))]
-    pub clip: ClipWord,
+    #[arg(skip = ClipArg(Clip::Norm(1.0)))]
+    pub clip: ClipArg,
     /// Seed of the fresh parameters and of the windows' order.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,

@@ -1,7 +1,6 @@
 //! What is trained on what, and what it is held against.
 
 use anyhow::{Result, bail, ensure};
-use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, LearnerConfig};
 
 use super::config::{Config, Data, Sizes};
@@ -9,7 +8,7 @@ use crate::data::series::Series;
 use crate::data::windows::{Windows, origins};
 use crate::rundir::checkpoints::{check_same, is_of};
 use crate::rundir::overrides::{PaceArguments, Paced};
-use crate::ui::output::{log, quote_path, some_of};
+use crate::ui::output::{log, quote, quote_path, some_of};
 
 pub struct Job {
     pub config: Config,

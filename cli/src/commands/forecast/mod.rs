@@ -15,7 +15,8 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use gru_wgpu::DeviceKind;
 
-use crate::data::csv_table::{CsvOptions, fingerprint, whole};
+use crate::data::csv_table::CsvOptions;
+use crate::data::fingerprint::{fingerprint, whole};
 use crate::data::series::Series;
 use crate::data::windows::Windows;
 use crate::rundir::checkpoints::{Every, every};

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use gru_wgpu::StopReason;
-use gru_wgpu::formats::write_whole;
 use indicatif::HumanDuration;
 use ndarray::Array2;
 
@@ -18,6 +17,7 @@ use super::runner::Outcome;
 use crate::data::baselines::{self, rmse, rules};
 use crate::rundir::folder::RunDir;
 use crate::rundir::interrupt;
+use crate::ui::files::write_file;
 use crate::ui::output::{TextTable, log, quote_path};
 use crate::ui::plot::ORANGE;
 
@@ -74,7 +74,7 @@ impl Outcome {
 }
 
 fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
-    write_whole(&path, |to| to.write_all(svg.as_bytes()))?;
+    write_file(&path, svg.as_bytes())?;
     log(format_args!("wrote {}", quote_path(&path)));
     Ok(())
 }

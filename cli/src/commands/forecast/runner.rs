@@ -1,10 +1,9 @@
 //! A run: trains, tells how it goes, and keeps its folder where it has one.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::{Error, Result};
-use gru_wgpu::formats::{safetensors, write_whole};
+use gru_wgpu::formats::safetensors;
 use gru_wgpu::{Checkpoint, Device, Event, Init, Learner, Params, Progress, StopReason};
 
 use super::job::Job;
@@ -15,6 +14,7 @@ use crate::rundir::checkpoints::{CheckpointWriter, Every, explain, keep_good, un
 use crate::rundir::folder::{Epoch, RunDir};
 use crate::rundir::interrupt::Interrupt;
 use crate::rundir::overrides::Paced;
+use crate::ui::files::write_file;
 use crate::ui::output::log;
 use crate::ui::plot::{GREY, ORANGE};
 use crate::ui::progress::ProgressDisplay;
@@ -184,7 +184,7 @@ impl RunMonitor<'_> {
             let valid = self.epochs.iter().map(|epoch| epoch.valid_loss).collect();
             let lines = [("training", train, GREY), ("held out", valid, ORANGE)];
             let curves = plot::losses(&title, &lines)?;
-            write_whole(folder.curves(), |to| to.write_all(curves.as_bytes()))?;
+            write_file(folder.curves(), curves.as_bytes())?;
         }
         saver.write(checkpoint, self.progress.elapsed())
     }

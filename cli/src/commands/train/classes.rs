@@ -4,13 +4,13 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use gru_wgpu::formats::{quote, write_whole};
 use gru_wgpu::{Device, Network, Params, Target};
 use ndarray::ArrayView1;
 use serde::Serialize;
 
 use super::job::Job;
-use crate::ui::output::TextTable;
+use crate::ui::files::write_file;
+use crate::ui::output::{TextTable, quote};
 
 /// Classes of a table on a terminal.
 const MOST_SHOWN: usize = 40;
@@ -70,7 +70,7 @@ impl Class {
         let mut csv = csv::Writer::from_writer(Vec::new());
         classes.iter().try_for_each(|class| csv.serialize(class))?;
         let csv = csv.into_inner().map_err(|error| error.into_error())?;
-        Ok(write_whole(path, |to| to.write_all(&csv))?)
+        write_file(path, &csv)
     }
 
     /// Prints them, of many those that come most.

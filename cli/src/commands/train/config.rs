@@ -13,10 +13,10 @@ use crate::data::csv_table::CsvOptions;
 use crate::rundir::overrides::{self, Change, Pace, PaceArguments, Paced};
 use crate::rundir::settings;
 use crate::ui::arguments::{
-    DirectionWord, ResetWord, at_least_one, at_least_zero, check_delimiter, share_or_zero,
+    DirectionArg, ResetArg, at_least_one, at_least_zero, check_delimiter, fraction_or_zero,
 };
 use crate::ui::output::quote_path;
-use crate::ui::words::{ClipWord, ScheduleWord};
+use crate::ui::training_options::{ClipArg, ScheduleArg};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,13 +118,13 @@ pub struct Model {
     #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = at_least_one)]
     pub layers: usize,
     /// Which way sequences are read. `label` profits from both: a row's class may hang on the next ones.
-    #[arg(long, value_enum, default_value_t = DirectionWord::Forward)]
-    pub direction: DirectionWord,
+    #[arg(long, value_enum, default_value_t = DirectionArg::Forward)]
+    pub direction: DirectionArg,
     /// Where the reset gate acts: after the state's product, as in PyTorch, or before it.
-    #[arg(long, value_enum, default_value_t = ResetWord::After)]
-    pub reset: ResetWord,
+    #[arg(long, value_enum, default_value_t = ResetArg::After)]
+    pub reset: ResetArg,
     /// The share of states that are dropped between layers while training.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share_or_zero::<f32>)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = fraction_or_zero::<f32>)]
     pub dropout: f32,
 }
 
@@ -155,26 +155,26 @@ pub struct Settings {
     /// How the learning rate changes: constant; cosine, which rises over the warm-up and falls along half a
     /// cosine to 0 or, as in cosine:0.1, to that share of it; step:EPOCHS:FACTOR, multiplied by FACTOR after
     /// each EPOCHS.
-    #[arg(long, value_name = "WORD", default_value_t = ScheduleWord::default())]
+    #[arg(long, value_name = "WORD", default_value_t = ScheduleArg::default())]
     #[serde(default)]
-    pub schedule: ScheduleWord,
+    pub schedule: ScheduleArg,
     /// The share of all updates over which the learning rate of a cosine rises to its height [default: 0.05].
-    #[arg(long, value_name = "SHARE", value_parser = share_or_zero::<f64>)]
+    #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<f64>,
     /// What a gradient does to the parameters.
     #[arg(long, value_enum, default_value_t = OptimizerWord::Adamw)]
     pub optimizer: OptimizerWord,
     /// The momentum of sgd [default: 0.9].
-    #[arg(long, value_name = "SHARE", value_parser = share_or_zero::<f64>)]
+    #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
     /// λ: of adamw the parameters lose the learning rate times λ of themselves at each update; of the
     /// others λ times themselves is added to the gradient.
     #[arg(long, value_name = "λ", default_value_t = 0.01, value_parser = at_least_zero)]
     pub weight_decay: f64,
-    #[arg(skip = ClipWord(Clip::Norm(1.0)))]
-    pub clip: ClipWord,
+    #[arg(skip = ClipArg(Clip::Norm(1.0)))]
+    pub clip: ClipArg,
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
@@ -301,7 +301,7 @@ impl Settings {
     pub fn begun_with(&self, pace: &TrainPace) -> Result<Self> {
         self.check()?;
         let Self { schedule, optimizer, .. } = *self;
-        let cosine = matches!(schedule, ScheduleWord::Cosine { .. }).then_some(WARMUP);
+        let cosine = matches!(schedule, ScheduleArg::Cosine { .. }).then_some(WARMUP);
         let sgd = (optimizer == OptimizerWord::Sgd).then_some(MOMENTUM);
         let (warmup, momentum) = (self.warmup.or(cosine), self.momentum.or(sgd));
         Ok(Self { warmup, momentum, ..self.with(pace.on(self.pace())) })
@@ -309,7 +309,7 @@ impl Settings {
 
     /// `Ok` when nothing is given that would not count.
     fn check(&self) -> Result<()> {
-        let is_cosine = matches!(self.schedule, ScheduleWord::Cosine { .. });
+        let is_cosine = matches!(self.schedule, ScheduleArg::Cosine { .. });
         ensure!(
             is_cosine || self.warmup.is_none(),
             "a warm-up is a part of the schedule cosine, and the schedule is {}",

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
-use gru_wgpu::formats::quote;
 use gru_wgpu::{Checkpoint, Device, Example, LearnerConfig, Target};
 
 use super::Tables;
@@ -11,7 +10,7 @@ use super::config::{Config, Data, Task, TrainPace};
 use crate::data::table::SequenceTable;
 use crate::rundir::checkpoints::{check_same, is_of};
 use crate::rundir::overrides::Paced;
-use crate::ui::output::{log, some_of};
+use crate::ui::output::{log, quote, some_of};
 
 /// What is trained on what.
 pub struct Job {

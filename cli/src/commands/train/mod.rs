@@ -13,16 +13,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use gru_wgpu::DeviceKind;
-use gru_wgpu::formats::quote;
 
-use crate::data::csv_table::{CsvOptions, check_fingerprint, fingerprint, whole};
+use crate::data::csv_table::CsvOptions;
+use crate::data::fingerprint::{check_fingerprint, fingerprint, whole};
 use crate::data::holdout::HoldOut;
 use crate::data::table::SequenceTable;
 use crate::rundir::checkpoints::{Every, every};
 use crate::rundir::folder::RunDir;
 use crate::rundir::interrupt::Interrupt;
-use crate::ui::arguments::{delimiter, share, yes_or_no};
-use crate::ui::output::open;
+use crate::ui::arguments::{delimiter, fraction, yes_or_no};
+use crate::ui::output::{open, quote};
 use config::{Columns, Config, Data, Model, Settings, Task, TrainPace};
 use job::Job;
 use runner::Runner;
@@ -83,7 +83,7 @@ struct What {
     #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
     task: Option<Task>,
     /// The share of the sequences held out to validate on: with --task classify of those of each class.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
     holdout: f64,
     /// The column that names a row's sequence, by its name or its number from 1, as 3 or #3 [default: the
     /// first].

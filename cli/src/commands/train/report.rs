@@ -5,7 +5,6 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use gru_wgpu::formats::quote;
 use gru_wgpu::{Best, Device, StopReason};
 use indicatif::HumanDuration;
 use serde_json::json;
@@ -15,7 +14,7 @@ use super::job::Job;
 use super::runner::Outcome;
 use crate::rundir::folder::RunDir;
 use crate::rundir::interrupt;
-use crate::ui::output::{TextTable, log, quote_path};
+use crate::ui::output::{TextTable, log, quote, quote_path};
 
 impl Outcome {
     /// Prints a table, or one JSON object; of a run that was interrupted, how it goes on.

@@ -1,10 +1,9 @@
 //! A run: trains, tells how it goes, and keeps its folder.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::{Error, Result};
-use gru_wgpu::formats::{safetensors, write_whole};
+use gru_wgpu::formats::safetensors;
 use gru_wgpu::{
     Best, Checkpoint, Device, Evaluation, Event, Init, Learner, Params, StopReason, Trainer,
 };
@@ -16,6 +15,7 @@ use crate::rundir::checkpoints::{CheckpointWriter, Every, explain, keep_good, un
 use crate::rundir::folder::{Epoch, RunDir};
 use crate::rundir::interrupt::{Interrupt, Looks};
 use crate::rundir::overrides::Paced;
+use crate::ui::files::write_file;
 use crate::ui::progress::ProgressDisplay;
 
 pub struct Runner<'a> {
@@ -188,7 +188,7 @@ impl RunMonitor<'_> {
         if !self.epochs.is_empty() {
             Epoch::write_all(&self.epochs, &folder.metrics())?;
             let curves = self.curves()?;
-            write_whole(folder.curves(), |to| to.write_all(curves.as_bytes()))?;
+            write_file(folder.curves(), curves.as_bytes())?;
         }
         self.saver.write(trainer.checkpoint()?, self.progress.elapsed())
     }

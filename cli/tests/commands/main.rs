@@ -1,76 +1,18 @@
 //! `gru run`, `grad`, `convert` and `check MODEL`, called as a user calls them.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod outputs;
+mod scene;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::program::{assert_refused, gru, text};
-use common::random3;
-use gru_wgpu::formats::{npy, onnx, safetensors};
-use gru_wgpu::{Batch, Device, Direction, Gradients, Gru, GruConfig, Init, Params};
+use gru_wgpu::formats::{npy, safetensors};
+use gru_wgpu::{Gradients, Init, Params};
 use ndarray::{Array1, Array3, Ix3};
+use scene::Scene;
 use tempfile::TempDir;
-
-/// A model, arrays for it, and what the library makes of them.
-struct Scene {
-    directory: TempDir,
-    gru: Gru,
-    x: Array3<f32>,
-    h0: Array3<f32>,
-    dy: Array3<f32>,
-    lengths: [usize; 3],
-}
-
-impl Scene {
-    /// model.safetensors, model.onnx, x.npy, h0.npy, dy.npy, n.npy, and `xb.npy` and `dyb.npy` with B first.
-    fn new() -> Self {
-        let directory = TempDir::new().unwrap();
-        let config = GruConfig::pytorch(4, 5).with_layers(2).with_direction(Direction::Both);
-        let gru = Gru::new(config, Init::Uniform, 1, &Device::cpu()).unwrap();
-        let (x, h0, dy) = (random3([6, 3, 4], 1), random3([4, 3, 5], 2), random3([6, 3, 10], 3));
-        let at = |name: &str| directory.path().join(name);
-        safetensors::save(at("model.safetensors"), gru.params()).unwrap();
-        onnx::save(at("model.onnx"), gru.params(), &onnx::Inputs::new()).unwrap();
-        for (name, array) in [("x.npy", &x), ("h0.npy", &h0), ("dy.npy", &dy)] {
-            npy::save(at(name), array.view()).unwrap();
-        }
-        for (name, array) in [("xb.npy", &x), ("dyb.npy", &dy)] {
-            npy::save(at(name), array.view().permuted_axes([1, 0, 2])).unwrap();
-        }
-        let lengths = [4, 0, 6];
-        ndarray_npy::write_npy(at("n.npy"), &Array1::from(lengths.map(|n| n as i64).to_vec()))
-            .unwrap();
-        Self { directory, gru, x, h0, dy, lengths }
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn batch(&self) -> Batch<'_> {
-        Batch::new(self.x.view()).with_h0(self.h0.view()).with_lengths(&self.lengths)
-    }
-
-    /// Runs the program, which must succeed and print nothing on stdout, and gives its stderr.
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = gru(self.path(), arguments);
-        let stderr = text(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {stderr}");
-        assert_eq!(text(&output.stdout), "", "{arguments:?}");
-        stderr
-    }
-
-    fn array(&self, name: &str) -> Array3<f32> {
-        npy::load_as::<Ix3>(self.path().join(name)).unwrap().0
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.path()).unwrap();
-        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        files
-    }
-}
 
 fn assert_near(got: &Array3<f32>, expected: &Array3<f32>) {
     assert_eq!(got.dim(), expected.dim());
@@ -84,7 +26,7 @@ fn assert_near(got: &Array3<f32>, expected: &Array3<f32>) {
 
 /// The words of a device, for the CPU and for the adapter that the tests run on.
 fn device_words() -> [&'static str; 2] {
-    let software = common::adapter().adapter().unwrap().software;
+    let software = common::adapter().adapter().unwrap().is_software();
     ["cpu", if software { "software" } else { "gpu" }]
 }
 
@@ -401,82 +343,4 @@ fn a_state_that_the_model_holds_is_used() {
     npy::save(directory.path().join("x.npy"), Array3::<f32>::zeros((6, 2, 3)).view()).unwrap();
     let words = "the model holds h0 of 3 rows, x has 2 (--h0 gives others)";
     assert_refused(directory.path(), &arguments, &[words]);
-}
-
-/// What is no file is neither read nor replaced; a link is followed.
-#[cfg(unix)]
-#[test]
-fn pipes_devices_and_links_stay_what_they_are() {
-    let scene = Scene::new();
-    let path = scene.path();
-    let pipe = |name: &str| {
-        let made = std::process::Command::new("mkfifo").arg(path.join(name)).status().unwrap();
-        assert!(made.success());
-    };
-    pipe("pipe.npy");
-    pipe("pipe.onnx");
-    std::os::unix::fs::symlink("/dev/null", path.join("null.npy")).unwrap();
-    std::os::unix::fs::symlink("nowhere.npy", path.join("dangling.npy")).unwrap();
-    std::os::unix::fs::symlink("real.npy", path.join("link.npy")).unwrap();
-    std::fs::write(path.join("real.npy"), "before").unwrap();
-    let run = |model, input, output| {
-        ["run", model, "--input", input, "--output", output, "--device", "cpu"]
-    };
-    for (arguments, words) in [
-        (run("model.onnx", "pipe.npy", "y.npy"), "`pipe.npy` is not a regular file"),
-        (run("pipe.onnx", "x.npy", "y.npy"), "`pipe.onnx` is not a regular file"),
-        (run("model.onnx", "null.npy", "y.npy"), "`null.npy` is not a regular file"),
-        (run("model.onnx", "x.npy", "pipe.npy"), "`pipe.npy` is not a regular file"),
-        (run("model.onnx", "x.npy", "null.npy"), "`null.npy` is not a regular file"),
-        (run("model.onnx", "x.npy", "dangling.npy"), "`dangling.npy` is not a regular file"),
-        (run("model.onnx", "x.npy", "/dev/null"), "`/dev/null` is to be a .npy file by its name"),
-    ] {
-        assert_refused(path, &arguments, &[words]);
-    }
-    assert!(!path.join("y.npy").exists());
-    scene.run(&run("model.onnx", "x.npy", "link.npy"));
-    assert!(path.join("link.npy").symlink_metadata().unwrap().is_symlink());
-    assert_near(&scene.array("real.npy"), &scene.gru.forward(&scene.x).unwrap().y);
-    // The file behind a link is as little an output as the file itself.
-    let arguments = [&run("model.onnx", "x.npy", "link.npy")[..], &["--hn", "real.npy"]].concat();
-    assert_refused(path, &arguments, &["`real.npy` is named twice"]);
-    let error = npy::save(path.join("pipe.npy"), scene.x.view()).unwrap_err().to_string();
-    assert!(error.ends_with("pipe.npy` cannot be written: it is not a regular file"), "{error}");
-}
-
-/// Neither may the weights be, where they lie beside their model.
-#[test]
-fn external_data_is_no_output() {
-    let scene = Scene::new();
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models");
-    for name in ["torch_new_denoiser.onnx", "torch_new_denoiser.onnx.data"] {
-        std::fs::copy(models.join(name), scene.path().join(name)).unwrap();
-    }
-    // Under a name that an output may have.
-    let model = std::fs::read(scene.path().join("torch_new_denoiser.onnx")).unwrap();
-    let name = b"torch_new_denoiser.onnx.data";
-    let renamed: Vec<u8> = {
-        let mut bytes = model.clone();
-        let places: Vec<_> =
-            (0..bytes.len() - name.len()).filter(|&at| bytes[at..].starts_with(name)).collect();
-        for at in places {
-            bytes[at..at + name.len()].copy_from_slice(b"torch_new_denoiser_data1.npy");
-        }
-        bytes
-    };
-    std::fs::write(scene.path().join("renamed.onnx"), renamed).unwrap();
-    let weights = scene.path().join("torch_new_denoiser_data1.npy");
-    std::fs::rename(scene.path().join("torch_new_denoiser.onnx.data"), &weights).unwrap();
-    let before = std::fs::read(&weights).unwrap();
-    npy::save(scene.path().join("x3.npy"), random3([2, 2, 3], 1).view()).unwrap();
-    let run = |output| {
-        ["run", "renamed.onnx", "--input", "x3.npy", "--output", output, "--device", "cpu"]
-    };
-    scene.run(&run("y.npy"));
-    assert_refused(
-        scene.path(),
-        &run("torch_new_denoiser_data1.npy"),
-        &["torch_new_denoiser_data1.npy` is named twice; it would be overwritten"],
-    );
-    assert_eq!(std::fs::read(&weights).unwrap(), before);
 }

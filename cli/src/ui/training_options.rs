@@ -1,4 +1,5 @@
-//! Settings that are a word with numbers, as `value:0.5`: the same on the command line and in config.toml.
+//! Training options that are a word with numbers, such as `value:0.5`. They are written the same on the
+//! command line and in config.toml.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,14 +8,14 @@ use anyhow::{Context, Error, Result, bail};
 use gru_wgpu::{Clip, Schedule};
 use serde::{Deserialize, Serialize};
 
-use crate::ui::arguments::{at_least_one, at_least_zero, positive, share_or_zero};
+use crate::ui::arguments::{at_least_one, at_least_zero, fraction_or_zero, positive};
 
 /// How gradients are bounded: `none`, `norm:1` (or `1` alone) or `value:0.5`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "NumberOrText", into = "String")]
-pub struct ClipWord(pub Clip);
+pub struct ClipArg(pub Clip);
 
-impl FromStr for ClipWord {
+impl FromStr for ClipArg {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -30,7 +31,7 @@ impl FromStr for ClipWord {
     }
 }
 
-impl fmt::Display for ClipWord {
+impl fmt::Display for ClipArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Clip::Norm(bound) => write!(f, "norm:{bound}"),
@@ -40,7 +41,7 @@ impl fmt::Display for ClipWord {
     }
 }
 
-/// A norm was written as a number before there were other bounds.
+/// A bare number in config.toml is a norm.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum NumberOrText {
@@ -48,7 +49,7 @@ enum NumberOrText {
     Text(String),
 }
 
-impl TryFrom<NumberOrText> for ClipWord {
+impl TryFrom<NumberOrText> for ClipArg {
     type Error = String;
 
     fn try_from(word: NumberOrText) -> Result<Self, String> {
@@ -60,8 +61,8 @@ impl TryFrom<NumberOrText> for ClipWord {
     }
 }
 
-impl From<ClipWord> for String {
-    fn from(word: ClipWord) -> Self {
+impl From<ClipArg> for String {
+    fn from(word: ClipArg) -> Self {
         word.to_string()
     }
 }
@@ -69,9 +70,9 @@ impl From<ClipWord> for String {
 /// How the learning rate changes: `constant`, `cosine`, `cosine:0.1` or `step:10:0.5`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum ScheduleWord {
+pub enum ScheduleArg {
     Constant,
-    /// Down to this share of it at the end of the last epoch.
+    /// Down to this fraction of it at the end of the last epoch.
     Cosine {
         last: f64,
     },
@@ -82,8 +83,8 @@ pub enum ScheduleWord {
     },
 }
 
-impl ScheduleWord {
-    /// Over `epochs` of so many updates, of which the share `warmup` is spent on rising.
+impl ScheduleArg {
+    /// The schedule over `epochs` of `updates` each. The fraction `warmup` of all updates is spent on rising.
     pub fn schedule(self, epochs: usize, updates: u64, warmup: f64) -> Schedule {
         let updates_of = |epochs: usize| (epochs as u64).saturating_mul(updates);
         match self {
@@ -98,22 +99,22 @@ impl ScheduleWord {
     }
 }
 
-impl Default for ScheduleWord {
+impl Default for ScheduleArg {
     fn default() -> Self {
         Self::Cosine { last: 0.0 }
     }
 }
 
-impl FromStr for ScheduleWord {
+impl FromStr for ScheduleArg {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        const EXPECTED: &str = "expected constant, cosine, cosine:SHARE or step:EPOCHS:FACTOR";
+        const EXPECTED: &str = "expected constant, cosine, cosine:FRACTION or step:EPOCHS:FACTOR";
         let parts: Vec<_> = text.split(':').collect();
         Ok(match parts[..] {
             ["constant"] => Self::Constant,
             ["cosine"] => Self::default(),
-            ["cosine", last] => Self::Cosine { last: share_or_zero(last).context(EXPECTED)? },
+            ["cosine", last] => Self::Cosine { last: fraction_or_zero(last).context(EXPECTED)? },
             ["step", epochs, factor] => Self::Step {
                 epochs: at_least_one(epochs).map_err(Error::msg).context(EXPECTED)?,
                 factor: at_least_zero(factor).context(EXPECTED)?,
@@ -123,7 +124,7 @@ impl FromStr for ScheduleWord {
     }
 }
 
-impl fmt::Display for ScheduleWord {
+impl fmt::Display for ScheduleArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Constant => write!(f, "constant"),
@@ -134,7 +135,7 @@ impl fmt::Display for ScheduleWord {
     }
 }
 
-impl TryFrom<String> for ScheduleWord {
+impl TryFrom<String> for ScheduleArg {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -142,8 +143,8 @@ impl TryFrom<String> for ScheduleWord {
     }
 }
 
-impl From<ScheduleWord> for String {
-    fn from(word: ScheduleWord) -> Self {
+impl From<ScheduleArg> for String {
+    fn from(word: ScheduleArg) -> Self {
         word.to_string()
     }
 }
@@ -155,23 +156,23 @@ mod tests {
     #[test]
     fn words_come_back_as_they_were() {
         for text in ["none", "norm:1", "norm:0.1", "value:0.5"] {
-            assert_eq!(text.parse::<ClipWord>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<ClipArg>().unwrap().to_string(), text);
         }
-        assert_eq!("0.25".parse::<ClipWord>().unwrap().to_string(), "norm:0.25");
+        assert_eq!("0.25".parse::<ClipArg>().unwrap().to_string(), "norm:0.25");
         for text in ["constant", "cosine", "cosine:0.1", "step:10:0.5"] {
-            assert_eq!(text.parse::<ScheduleWord>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<ScheduleArg>().unwrap().to_string(), text);
         }
         for text in ["", "norm", "norm:0", "value:-1", "value:nan", "clip:1", "none:1"] {
-            assert!(text.parse::<ClipWord>().is_err(), "{text}");
+            assert!(text.parse::<ClipArg>().is_err(), "{text}");
         }
         for text in ["", "cosine:1", "step", "step:0:0.5", "step:1", "step:1:-1", "step:1:1:1"] {
-            assert!(text.parse::<ScheduleWord>().is_err(), "{text}");
+            assert!(text.parse::<ScheduleArg>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn steps_are_counted_in_epochs() {
-        let schedule = |text: &str| text.parse::<ScheduleWord>().unwrap().schedule(20, 7, 0.1);
+        let schedule = |text: &str| text.parse::<ScheduleArg>().unwrap().schedule(20, 7, 0.1);
         assert_eq!(schedule("step:10:0.5"), Schedule::Steps { every: 70, factor: 0.5 });
         let cosine = Schedule::Cosine { warmup: 14, updates: 140, last: 0.2 };
         assert_eq!(schedule("cosine:0.2"), cosine);
