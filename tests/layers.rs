@@ -45,9 +45,9 @@ const NAMED_IN: &[(&str, &[&str])] = &[
             "model/stream",
         ],
     ),
-    ("std::thread", &["cpu", "gpu"]),
-    ("std::time::Instant", &["gpu", "model/profile.rs"]),
-    ("std::fs", &["formats", "training/checkpoint.rs"]),
+    ("std::thread", &["gpu/poller.rs"]),
+    ("std::time::Instant", &["gpu/clock.rs"]),
+    ("std::fs", &["formats/files.rs", "training/checkpoint.rs"]),
 ];
 
 /// A file of a crate, read.

@@ -1257,8 +1257,7 @@ fn public_functions() -> BTreeSet<String> {
     const PRIVATE: [&str; 4] = ["spec", "gpu", "model", "training"];
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let exported = exported(&std::fs::read_to_string(source.join("lib.rs")).unwrap());
-    let mut found: BTreeSet<String> =
-        ["formats::quote", "formats::write_whole"].map(str::to_owned).into();
+    let mut found = BTreeSet::new();
     let mut add = |file: &Path, module: Option<&str>| {
         let text = std::fs::read_to_string(file).unwrap();
         let text = text.split("mod tests {").next().unwrap();
