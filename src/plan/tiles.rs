@@ -300,3 +300,6 @@ impl ProductTile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

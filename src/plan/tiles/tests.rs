@@ -1,0 +1,479 @@
+//! The tiles that the rules choose, for shapes and adapters of all kinds. A change here is a change of
+//! performance: measure it.
+
+use super::*;
+use crate::plan::Limits;
+
+const fn caps(kib: u64, threads: u64, software: bool) -> DeviceCaps {
+    let limits = Limits {
+        max_compute_workgroup_storage_size: kib << 10,
+        max_compute_invocations_per_workgroup: threads,
+        ..Limits::WEBGPU_DEFAULT
+    };
+    DeviceCaps::new(limits, software)
+}
+
+const GPU: DeviceCaps = DeviceCaps::WEBGPU;
+const ROOMY: DeviceCaps = caps(48, 1024, false);
+const TIGHT: DeviceCaps = caps(8, 64, false);
+const SOFTWARE: DeviceCaps = caps(32, 1024, true);
+const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true);
+
+/// Of the forward and of the backward kernel: quads of units, split-K lanes, quads of rows, quads of k in
+/// the workgroup's memory, accumulators, and 1 for whole sequences.
+fn chosen(
+    caps: &DeviceCaps,
+    recurrence: Recurrence,
+    hidden: usize,
+    batch: usize,
+    reset: Reset,
+) -> Option<[[usize; 6]; 2]> {
+    let config = GruConfig::new(3, hidden).with_reset(reset);
+    let tiles = Tiles::choose(&config, batch, recurrence, caps).ok()?;
+    let row = |t: Tile| {
+        [t.unit_quads, t.lanes, t.row_quads, t.depth_quads, t.totals, usize::from(t.resident)]
+    };
+    Some([row(tiles.forward), row(tiles.backward)])
+}
+
+#[test]
+fn the_recurrence_has_these_tiles() {
+    for (caps, recurrence, hidden, batch, reset, expected) in [
+        (
+            GPU,
+            Recurrence::Auto,
+            128,
+            5,
+            Reset::After,
+            Some([[32, 4, 1, 32, 3, 1], [32, 2, 1, 96, 3, 1]]),
+        ),
+        (
+            GPU,
+            Recurrence::Auto,
+            128,
+            5,
+            Reset::Before,
+            Some([[32, 4, 1, 32, 2, 1], [32, 2, 1, 96, 3, 1]]),
+        ),
+        (
+            GPU,
+            Recurrence::Auto,
+            129,
+            5,
+            Reset::After,
+            Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]]),
+        ),
+        (
+            GPU,
+            Recurrence::Auto,
+            129,
+            5,
+            Reset::Before,
+            Some([[8, 16, 1, 32, 2, 0], [8, 16, 1, 32, 1, 0]]),
+        ),
+        (GPU, Recurrence::Auto, 1, 1, Reset::After, Some([[1, 1, 1, 1, 3, 1], [1, 1, 1, 3, 3, 1]])),
+        (
+            GPU,
+            Recurrence::Auto,
+            1,
+            1,
+            Reset::Before,
+            Some([[1, 1, 1, 1, 2, 1], [1, 1, 1, 3, 3, 1]]),
+        ),
+        (GPU, Recurrence::Auto, 7, 5, Reset::After, Some([[2, 1, 1, 2, 3, 1], [2, 2, 1, 6, 3, 1]])),
+        (
+            GPU,
+            Recurrence::Auto,
+            7,
+            5,
+            Reset::Before,
+            Some([[2, 1, 1, 2, 2, 1], [2, 2, 1, 6, 3, 1]]),
+        ),
+        (
+            GPU,
+            Recurrence::Auto,
+            256,
+            128,
+            Reset::After,
+            Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]]),
+        ),
+        (
+            GPU,
+            Recurrence::Auto,
+            256,
+            128,
+            Reset::Before,
+            Some([[8, 16, 1, 32, 2, 0], [8, 16, 1, 32, 1, 0]]),
+        ),
+        (
+            GPU,
+            Recurrence::Step,
+            1024,
+            16,
+            Reset::After,
+            Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]]),
+        ),
+        (
+            GPU,
+            Recurrence::Step,
+            1024,
+            16,
+            Reset::Before,
+            Some([[8, 16, 1, 32, 2, 0], [8, 16, 1, 32, 1, 0]]),
+        ),
+        (
+            GPU,
+            Recurrence::Sequence,
+            64,
+            5,
+            Reset::After,
+            Some([[16, 8, 1, 16, 3, 1], [16, 8, 1, 48, 3, 1]]),
+        ),
+        (
+            GPU,
+            Recurrence::Sequence,
+            64,
+            5,
+            Reset::Before,
+            Some([[16, 8, 1, 16, 2, 1], [16, 8, 1, 48, 3, 1]]),
+        ),
+        (GPU, Recurrence::Sequence, 257, 5, Reset::After, None),
+        (GPU, Recurrence::Sequence, 257, 5, Reset::Before, None),
+        (
+            ROOMY,
+            Recurrence::Auto,
+            256,
+            127,
+            Reset::After,
+            Some([[8, 16, 1, 32, 3, 0], [8, 32, 1, 64, 1, 0]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Auto,
+            256,
+            127,
+            Reset::Before,
+            Some([[8, 16, 1, 32, 2, 0], [8, 32, 1, 64, 1, 0]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Auto,
+            256,
+            128,
+            Reset::After,
+            Some([[64, 8, 1, 64, 3, 1], [64, 4, 1, 192, 3, 1]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Auto,
+            256,
+            128,
+            Reset::Before,
+            Some([[64, 8, 1, 64, 2, 1], [64, 4, 1, 192, 3, 1]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Auto,
+            128,
+            16,
+            Reset::After,
+            Some([[32, 8, 1, 32, 3, 1], [32, 16, 1, 96, 3, 1]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Auto,
+            128,
+            16,
+            Reset::Before,
+            Some([[32, 8, 1, 32, 2, 1], [32, 16, 1, 96, 3, 1]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Sequence,
+            257,
+            1,
+            Reset::After,
+            Some([[65, 4, 1, 65, 3, 1], [65, 4, 1, 195, 3, 1]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Sequence,
+            257,
+            1,
+            Reset::Before,
+            Some([[65, 8, 1, 65, 2, 1], [65, 4, 1, 195, 3, 1]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Step,
+            7,
+            5,
+            Reset::After,
+            Some([[2, 2, 1, 2, 3, 0], [2, 6, 1, 6, 1, 0]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Step,
+            7,
+            5,
+            Reset::Before,
+            Some([[2, 2, 1, 2, 2, 0], [2, 6, 1, 6, 1, 0]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Step,
+            1024,
+            128,
+            Reset::After,
+            Some([[8, 16, 1, 32, 3, 0], [8, 32, 1, 64, 1, 0]]),
+        ),
+        (
+            ROOMY,
+            Recurrence::Step,
+            1024,
+            128,
+            Reset::Before,
+            Some([[8, 16, 1, 32, 2, 0], [8, 32, 1, 64, 1, 0]]),
+        ),
+        (
+            TIGHT,
+            Recurrence::Auto,
+            7,
+            5,
+            Reset::After,
+            Some([[2, 1, 1, 2, 3, 1], [2, 2, 1, 6, 3, 1]]),
+        ),
+        (
+            TIGHT,
+            Recurrence::Auto,
+            7,
+            5,
+            Reset::Before,
+            Some([[2, 1, 1, 2, 2, 1], [2, 2, 1, 6, 3, 1]]),
+        ),
+        (
+            TIGHT,
+            Recurrence::Auto,
+            64,
+            5,
+            Reset::After,
+            Some([[16, 4, 1, 16, 3, 1], [16, 2, 1, 48, 3, 1]]),
+        ),
+        (
+            TIGHT,
+            Recurrence::Auto,
+            64,
+            5,
+            Reset::Before,
+            Some([[16, 4, 1, 16, 2, 1], [16, 2, 1, 48, 3, 1]]),
+        ),
+        (
+            TIGHT,
+            Recurrence::Auto,
+            128,
+            5,
+            Reset::After,
+            Some([[4, 16, 1, 32, 3, 0], [4, 16, 1, 32, 1, 0]]),
+        ),
+        (
+            TIGHT,
+            Recurrence::Auto,
+            128,
+            5,
+            Reset::Before,
+            Some([[4, 16, 1, 32, 2, 0], [4, 16, 1, 32, 1, 0]]),
+        ),
+        (
+            TIGHT,
+            Recurrence::Step,
+            1024,
+            5,
+            Reset::After,
+            Some([[4, 16, 1, 32, 3, 0], [4, 16, 1, 32, 1, 0]]),
+        ),
+        (
+            TIGHT,
+            Recurrence::Step,
+            1024,
+            5,
+            Reset::Before,
+            Some([[4, 16, 1, 32, 2, 0], [4, 16, 1, 32, 1, 0]]),
+        ),
+        (TIGHT, Recurrence::Sequence, 129, 5, Reset::After, None),
+        (TIGHT, Recurrence::Sequence, 129, 5, Reset::Before, None),
+        (
+            SOFTWARE,
+            Recurrence::Auto,
+            256,
+            5,
+            Reset::After,
+            Some([[64, 1, 1, 64, 3, 1], [64, 1, 1, 192, 3, 1]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Auto,
+            256,
+            5,
+            Reset::Before,
+            Some([[64, 1, 1, 64, 2, 1], [64, 1, 1, 192, 3, 1]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Auto,
+            256,
+            16,
+            Reset::After,
+            Some([[64, 1, 1, 64, 3, 1], [64, 1, 1, 192, 3, 1]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Auto,
+            256,
+            16,
+            Reset::Before,
+            Some([[64, 1, 2, 64, 2, 1], [64, 1, 1, 192, 3, 1]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Auto,
+            257,
+            5,
+            Reset::After,
+            Some([[16, 1, 2, 32, 3, 0], [16, 1, 2, 32, 1, 0]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Auto,
+            257,
+            5,
+            Reset::Before,
+            Some([[16, 1, 2, 32, 2, 0], [16, 1, 2, 32, 1, 0]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Step,
+            64,
+            1,
+            Reset::After,
+            Some([[16, 1, 1, 16, 3, 0], [16, 1, 1, 32, 1, 0]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Step,
+            64,
+            1,
+            Reset::Before,
+            Some([[16, 1, 1, 16, 2, 0], [16, 1, 1, 32, 1, 0]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Step,
+            64,
+            5,
+            Reset::After,
+            Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]]),
+        ),
+        (
+            SOFTWARE,
+            Recurrence::Step,
+            64,
+            5,
+            Reset::Before,
+            Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]]),
+        ),
+        (
+            TINY_SOFTWARE,
+            Recurrence::Auto,
+            7,
+            16,
+            Reset::After,
+            Some([[2, 1, 2, 2, 3, 1], [2, 1, 2, 6, 3, 1]]),
+        ),
+        (
+            TINY_SOFTWARE,
+            Recurrence::Auto,
+            7,
+            16,
+            Reset::Before,
+            Some([[2, 1, 2, 2, 2, 1], [2, 1, 2, 6, 3, 1]]),
+        ),
+        (
+            TINY_SOFTWARE,
+            Recurrence::Auto,
+            64,
+            16,
+            Reset::After,
+            Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]]),
+        ),
+        (
+            TINY_SOFTWARE,
+            Recurrence::Auto,
+            64,
+            16,
+            Reset::Before,
+            Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]]),
+        ),
+        (
+            TINY_SOFTWARE,
+            Recurrence::Step,
+            64,
+            5,
+            Reset::After,
+            Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]]),
+        ),
+        (
+            TINY_SOFTWARE,
+            Recurrence::Step,
+            64,
+            5,
+            Reset::Before,
+            Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]]),
+        ),
+    ] {
+        let got = chosen(&caps, recurrence, hidden, batch, reset);
+        assert_eq!(got, expected, "{caps:?}, {recurrence}, H {hidden}, B {batch}, {reset:?}");
+    }
+}
+
+#[test]
+fn products_have_these_tiles() {
+    for (caps, mnk, expected, staged) in [
+        (GPU, [1, 1, 1], [8, 1, 2, 1], Some(4)),
+        (GPU, [64, 4, 9], [8, 1, 2, 1], Some(8)),
+        (GPU, [65, 4, 9], [32, 1, 2, 1], Some(8)),
+        (GPU, [8, 100, 9], [1, 32, 2, 2], Some(8)),
+        (GPU, [9, 16, 16], [32, 2, 2, 2], Some(8)),
+        (GPU, [9, 17, 4], [8, 8, 2, 2], Some(4)),
+        (GPU, [65, 65, 16], [8, 8, 2, 2], Some(16)),
+        (GPU, [1024, 1024, 3], [8, 8, 2, 2], Some(4)),
+        (GPU, [1200, 1300, 64], [8, 8, 2, 2], Some(16)),
+        (GPU, [2048, 2048, 512], [8, 8, 2, 2], Some(16)),
+        (GPU, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
+        (ROOMY, [1, 1, 1], [8, 1, 2, 1], Some(4)),
+        (ROOMY, [64, 4, 9], [8, 1, 2, 1], Some(8)),
+        (ROOMY, [65, 4, 9], [32, 1, 2, 1], Some(8)),
+        (ROOMY, [8, 100, 9], [1, 32, 2, 2], Some(8)),
+        (ROOMY, [9, 16, 16], [32, 2, 2, 2], Some(8)),
+        (ROOMY, [9, 17, 4], [8, 8, 2, 2], Some(4)),
+        (ROOMY, [65, 65, 16], [8, 8, 2, 2], Some(16)),
+        (ROOMY, [1024, 1024, 3], [8, 8, 2, 2], Some(4)),
+        (ROOMY, [1200, 1300, 64], [16, 16, 2, 2], Some(16)),
+        (ROOMY, [2048, 2048, 512], [16, 16, 2, 2], Some(16)),
+        (ROOMY, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
+        (SOFTWARE, [1, 1, 1], [8, 1, 2, 1], Some(4)),
+        (SOFTWARE, [64, 4, 9], [8, 1, 2, 1], Some(8)),
+        (SOFTWARE, [65, 4, 9], [32, 1, 2, 1], Some(8)),
+        (SOFTWARE, [8, 100, 9], [1, 32, 2, 2], Some(8)),
+        (SOFTWARE, [9, 16, 16], [32, 2, 2, 2], Some(8)),
+        (SOFTWARE, [9, 17, 4], [8, 8, 2, 2], Some(4)),
+        (SOFTWARE, [65, 65, 16], [8, 8, 4, 4], None),
+        (SOFTWARE, [1024, 1024, 3], [8, 8, 4, 4], None),
+        (SOFTWARE, [1200, 1300, 64], [8, 8, 4, 4], None),
+        (SOFTWARE, [2048, 2048, 512], [8, 8, 4, 4], None),
+        (SOFTWARE, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
+    ] {
+        let t = ProductTile::choose(mnk, &caps);
+        let got = [t.m_threads, t.n_threads, t.m_quads, t.n_quads];
+        assert_eq!((got, t.staged), (expected, staged), "{caps:?}, {mnk:?}");
+    }
+}
