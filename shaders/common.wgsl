@@ -28,7 +28,7 @@ fn tanh_stable(x: f32) -> f32 {
     return select(-magnitude, magnitude, x >= 0.0);
 }
 
-// The functions that gates and candidates may end with: Activation in src/config.rs.
+// The functions that gates and candidates may end with: Activation in src/spec/config.rs.
 const SIGMOID: u32 = 0u;
 const TANH: u32 = 1u;
 const RELU: u32 = 2u;
@@ -50,7 +50,7 @@ fn activate(kind: u32, a: f32) -> f32 {
 }
 
 // The derivative, from the function's value.
-fn slope(kind: u32, value: f32) -> f32 {
+fn derivative(kind: u32, value: f32) -> f32 {
     switch kind {
         case SIGMOID: { return value * (1.0 - value); }
         case TANH: { return 1.0 - value * value; }

@@ -6,7 +6,7 @@
 //
 // both times the row's weight; where that is 0, 0 whatever the outputs are.
 //
-// LANES threads share a row; a workgroup has as many rows as fit. The order of additions is fixed.
+// LANES threads serve a row; a workgroup has as many rows as fit. The order of additions is fixed.
 
 const MEAN_SQUARED: u32 = 0u;
 const HUBER: u32 = 1u;
@@ -29,19 +29,19 @@ struct Args {
 @group(0) @binding(3) var<storage, read> weights: array<f32>; // [rows]
 @group(0) @binding(4) var<storage, read_write> losses: array<f32>; // [rows]
 
-var<workgroup> shares: array<f32, THREADS>;
+var<workgroup> lane_results: array<f32, THREADS>;
 
 // Of all lanes of a row.
-fn sum_of_lanes(thread: u32, share: f32) -> f32 {
-    shares[thread] = share;
+fn sum_of_lanes(thread: u32, partial: f32) -> f32 {
+    lane_results[thread] = partial;
     workgroupBarrier();
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         if thread % LANES < half {
-            shares[thread] += shares[thread + half];
+            lane_results[thread] += lane_results[thread + half];
         }
         workgroupBarrier();
     }
-    let sum = shares[thread / LANES * LANES];
+    let sum = lane_results[thread / LANES * LANES];
     workgroupBarrier();
     return sum;
 }
@@ -51,42 +51,42 @@ fn larger(a: f32, b: f32) -> f32 {
     return select(b, a, a > b || a != a);
 }
 
-fn largest_of_lanes(thread: u32, share: f32) -> f32 {
-    shares[thread] = share;
+fn largest_of_lanes(thread: u32, partial: f32) -> f32 {
+    lane_results[thread] = partial;
     workgroupBarrier();
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         if thread % LANES < half {
-            shares[thread] = larger(shares[thread], shares[thread + half]);
+            lane_results[thread] = larger(lane_results[thread], lane_results[thread + half]);
         }
         workgroupBarrier();
     }
-    let largest = shares[thread / LANES * LANES];
+    let largest = lane_results[thread / LANES * LANES];
     workgroupBarrier();
     return largest;
 }
 
 // A row past the end has no columns of its own, but meets the others at their barriers.
 fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) -> f32 {
-    var share = -0x1.fffffep127f; // the lowest number
+    var partial = -0x1.fffffep127f; // the lowest number
     for (var c = lane; c < end; c += LANES) {
-        share = larger(share, outputs[first + c]);
+        partial = larger(partial, outputs[first + c]);
     }
-    let largest = largest_of_lanes(thread, share);
-    share = 0.0;
+    let largest = largest_of_lanes(thread, partial);
+    partial = 0.0;
     for (var c = lane; c < end; c += LANES) {
-        share += exp(outputs[first + c] - largest);
+        partial += exp(outputs[first + c] - largest);
     }
-    var wanted = 0u;
+    var target_class = 0u;
     var own = 0.0;
     if end > 0u {
-        wanted = targets[row];
-        own = outputs[first + wanted] - largest;
+        target_class = targets[row];
+        own = outputs[first + target_class] - largest;
     }
     // Every lane has read that before one of them overwrites it.
     storageBarrier();
-    let sum = sum_of_lanes(thread, share);
+    let sum = sum_of_lanes(thread, partial);
     for (var c = lane; c < end; c += LANES) {
-        let hot = select(0.0, 1.0, c == wanted);
+        let hot = select(0.0, 1.0, c == target_class);
         outputs[first + c] = weight * (exp(outputs[first + c] - largest) / sum - hot);
     }
     return log(sum) - own;
@@ -94,20 +94,20 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
 
 fn differences(thread: u32, lane: u32, first: u32, end: u32, weight: f32) -> f32 {
     let delta = bitcast<f32>(args.delta);
-    var share = 0.0;
+    var partial = 0.0;
     for (var c = lane; c < end; c += LANES) {
         let d = outputs[first + c] - bitcast<f32>(targets[first + c]);
         if LOSS == HUBER {
             // NaN is neither above nor below, and stays.
             let near = select(select(d, -delta, d < -delta), delta, d > delta);
-            share += near * (d - 0.5 * near);
+            partial += near * (d - 0.5 * near);
             outputs[first + c] = weight * near;
         } else {
-            share += d * d;
+            partial += d * d;
             outputs[first + c] = weight * (d + d);
         }
     }
-    return sum_of_lanes(thread, share);
+    return sum_of_lanes(thread, partial);
 }
 
 @compute @workgroup_size(THREADS)

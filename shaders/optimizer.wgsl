@@ -10,7 +10,7 @@
 
 const THREADS: u32 = 256u;
 
-const REPORT: u32 = 5u; // words, as in shaders/gradient_norm.wgsl
+const REPORT: u32 = 5u; // u32 words, as in shaders/gradient_norm.wgsl
 const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on
 
 const CLIP_NONE: u32 = 0u;

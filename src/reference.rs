@@ -15,10 +15,9 @@ use ndarray::{
 
 use crate::error::{Error, Result, check_shape, try_zeros};
 use crate::plan::Mode;
-use crate::spec::batch::step_flag;
-use crate::spec::batch::{Batch, time_major};
+use crate::spec::batch::{Batch, step_flag, time_major};
 use crate::spec::config::{Activation, Direction, GruConfig, Layout, Reset, Shape, Update};
-use crate::spec::noise::{Noise, Place};
+use crate::spec::noise::{DrawIndex, Noise};
 use crate::spec::params::{CellRanges, Gradients, Params};
 
 /// What a forward pass computes and a backward pass needs.
@@ -240,7 +239,7 @@ pub fn backward<F: NdFloat>(
                 dreset.index_axis_mut(Axis(0), i),
             );
             for ((t, row), _) in
-                context.step_flags.indexed_iter().filter(|&(_, m)| m & step_flag::PADDING == 0)
+                context.step_flags.indexed_iter().filter(|&(_, f)| f & step_flag::PADDING == 0)
             {
                 cell.parameter_gradients(
                     lane(&input.view(), t, row),
@@ -356,18 +355,18 @@ impl<F: NdFloat> StepContext<'_, F> {
         self.step_flags[[t, row]] & step_flag::PADDING != 0
     }
 
-    fn place(&self, time: usize, row: usize, unit: usize, hidden: usize) -> Place {
-        Place { layer: self.layer, time, row, unit: self.direction * hidden + unit }
+    fn draw_index(&self, time: usize, row: usize, unit: usize, hidden: usize) -> DrawIndex {
+        DrawIndex { layer: self.layer, time, row, unit: self.direction * hidden + unit }
     }
 
     /// [`Noise::zone`] of every unit.
     pub(crate) fn zone(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
-        move |j| float(self.noise.zone(self.place(t, row, j, hidden)))
+        move |j| float(self.noise.zone(self.draw_index(t, row, j, hidden)))
     }
 
     /// [`Noise::dropout_factor`] of every unit.
     pub(crate) fn dropout(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
-        move |j| float(self.noise.dropout_factor(self.place(t, row, j, hidden)))
+        move |j| float(self.noise.dropout_factor(self.draw_index(t, row, j, hidden)))
     }
 }
 
@@ -414,7 +413,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         }
     }
 
-    /// Undoes all steps of a direction. `h` and `gates` are as [`Self::forward_steps`] left them; gates
+    /// All steps of a direction backward. `h` and `gates` are as [`Self::forward_steps`] left them; gates
     /// become gradients, as [`Self::step_backward`] says. `dh [B, H]` is the gradient of the last state
     /// and becomes that of the first; `dreset [B, H]` is added to.
     pub(crate) fn backward_steps(
@@ -463,7 +462,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     }
 
     /// One step. `gates [4H]` holds [`Self::input_products`] on entry and r, z, n and the past's
-    /// part of the candidate on return; `zone` is the share of the old state that each unit keeps
+    /// part of the candidate on return; `zone` is the fraction of the old state that each unit keeps
     /// besides; `next [H]` receives h'.
     fn step(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, next: &mut [F]) {
         let hidden = h.len();
@@ -500,7 +499,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         }
     }
 
-    /// Undoes one step. On entry `gates [4H]` is as [`Self::step`] left it and `dh [H]` the gradient
+    /// One step backward. On entry `gates [4H]` is as [`Self::step`] left it and `dh [H]` the gradient
     /// of h'. On return r, z and n have become the gradients of their pre-activations, the fourth
     /// quarter that of `W_hn h + b_hn` (reset after; unchanged r ⊙ h with reset before), and `dh`
     /// is the gradient of h.

@@ -112,6 +112,25 @@ fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
     }
 }
 
+/// What a plan knows of a device: what it was opened with. A kernel that is to use an optional feature needs
+/// it in [`FEATURES`] too.
+fn device_caps(
+    info: &wgpu::AdapterInfo,
+    limits: &wgpu::Limits,
+    features: wgpu::Features,
+) -> DeviceCaps {
+    let software = info.device_type == wgpu::DeviceType::Cpu;
+    let caps = DeviceCaps::new(plan_limits(info, limits), software)
+        .with_f16(features.contains(wgpu::Features::SHADER_F16))
+        .with_cooperative_matrices(
+            features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+        );
+    match features.contains(wgpu::Features::SUBGROUP) {
+        true => caps.with_subgroups(info.subgroup_min_size, info.subgroup_max_size),
+        false => caps,
+    }
+}
+
 /// wgpu's messages run over several indented lines.
 pub(crate) fn one_line(message: &str) -> String {
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -169,6 +188,7 @@ impl Deadline {
 struct Inner {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
+    caps: DeviceCaps,
     /// Where it was opened, or adopted.
     home: ProcessGuard,
     device: wgpu::Device,
@@ -251,11 +271,12 @@ impl Gpu {
         queue: wgpu::Queue,
         probe: Option<Mutex<wgpu::Buffer>>,
     ) -> Self {
-        let limits = plan_limits(&adapter.get_info(), &device.limits());
-        let info = AdapterInfo { limits, ..describe(&adapter) };
+        let caps = device_caps(&adapter.get_info(), &device.limits(), device.features());
+        let info = AdapterInfo { limits: caps.limits, ..describe(&adapter) };
         let inner = Inner {
             adapter,
             info,
+            caps,
             home: ProcessGuard::here(),
             device,
             queue,
@@ -449,12 +470,12 @@ impl Gpu {
     }
 
     pub fn limits(&self) -> &Limits {
-        &self.inner.info.limits
+        &self.inner.caps.limits
     }
 
     /// What a plan for it has to know.
     pub fn caps(&self) -> DeviceCaps {
-        DeviceCaps::new(self.inner.info.limits, self.inner.info.software)
+        self.inner.caps
     }
 
     /// Nanoseconds of a tick of the adapter's clock, where the device can write down its time.
@@ -476,12 +497,12 @@ impl Gpu {
         &self.inner.queue
     }
 
-    /// A buffer of `len` f32, zeroed, that kernels and both copies can use.
-    pub fn buffer(&self, name: &str, len: usize) -> wgpu::Buffer {
+    /// A buffer of `size` bytes, zeroed, that kernels and both copies can use.
+    pub fn buffer(&self, name: &str, size: u64) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
         self.create_buffer(&wgpu::BufferDescriptor {
             label: Some(&format!("gru.{name}")),
-            size: 4 * len as u64,
+            size,
             usage: Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC,
             mapped_at_creation: false,
         })
@@ -541,18 +562,18 @@ impl Gpu {
             ty: wgpu::BindingType::Buffer {
                 ty: wgpu::BufferBindingType::Storage { read_only: true },
                 has_dynamic_offset: true,
-                min_binding_size: wgpu::BufferSize::new(4 * kernel.args.len() as u64),
+                min_binding_size: wgpu::BufferSize::new(kernel.args_size()),
             },
             count: None,
         };
-        let storage = kernel.bindings.iter().zip(1..).map(|(&(_, access), binding)| {
-            let read_only = access != Access::ReadWrite;
+        let storage = kernel.bindings.iter().zip(1..).map(|(bound, binding)| {
+            let read_only = bound.access != Access::ReadWrite;
             wgpu::BindGroupLayoutEntry {
                 binding,
                 ty: wgpu::BindingType::Buffer {
                     ty: wgpu::BufferBindingType::Storage { read_only },
                     has_dynamic_offset: false,
-                    min_binding_size: wgpu::BufferSize::new(access.element()),
+                    min_binding_size: wgpu::BufferSize::new(bound.min_size()),
                 },
                 ..args
             }
@@ -578,7 +599,7 @@ impl Gpu {
         // own; each of their loops is a `for` whose counter nothing else writes, which goes by a stride of
         // at least 1 (a constant, or a product of workgroup sizes, which are not 0) up to a bound that does
         // not change meanwhile. The bound is below 2³¹ plus a stride, for no binding has as many elements,
-        // so no counter wraps. Accesses stay checked. (`tests/kernels.rs` holds the sources to the form.)
+        // so no counter wraps. Accesses stay checked. (`kernels/tests.rs` holds the sources to the form.)
         #[allow(unsafe_code, reason = "the sources are this crate's own")]
         let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let constants: Vec<_> =

@@ -8,6 +8,7 @@ use crate::gpu::session::{Bound, Session};
 use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::spec::chunk::{Chunk, chunks};
 use crate::spec::config::{GruConfig, Shape};
+use crate::spec::element::ElementType::F32;
 use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 
@@ -66,8 +67,12 @@ pub(crate) struct GradientAccumulator {
 impl GradientAccumulator {
     /// For models of `len` parameters.
     pub async fn new(gpu: &Gpu, len: usize) -> Result<Self> {
-        let make =
-            || Ok(Self { gradient: gpu.buffer("dparams", len), loss: gpu.buffer("loss", 1) });
+        let make = || {
+            Ok(Self {
+                gradient: gpu.buffer("dparams", F32.bytes(len)),
+                loss: gpu.buffer("loss", F32.size()),
+            })
+        };
         gpu.guard(make).await
     }
 }
@@ -103,7 +108,7 @@ impl SessionPool {
     /// As [`Self::allow`].
     pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
         Self::allow(gpu, layout.config())?;
-        let params = gpu.guard(|| Ok(gpu.buffer("params", layout.flat_len()))).await?;
+        let params = gpu.guard(|| Ok(gpu.buffer("params", F32.bytes(layout.flat_len())))).await?;
         let (residency, idle) = Default::default();
         Ok(Self {
             gpu: gpu.clone(),
@@ -171,7 +176,7 @@ impl SessionPool {
                 let plan = Plan::of_run(layout, shape, mode, options, purpose, &caps)?;
                 let bound = gathered.map(|to| to.bound(&plan)).unwrap_or_default();
                 let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
-                let shared = shared.map(|id| 4 * plan.buffers()[id.index()].len as u64);
+                let shared = shared.map(|id| plan.spec(id).bytes());
                 let bytes = plan.bytes() - shared.sum::<u64>();
                 #[cfg(test)]
                 self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

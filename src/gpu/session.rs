@@ -7,7 +7,10 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::transfer::Wait;
-use crate::plan::{ARGS_BLOCK, BufferId, BufferSpec, Dispatch, Plan, Slice, Stage};
+use crate::plan::{
+    ARGS_BLOCK, BufferId, BufferSpec, Dispatch, ElementType, Pass, Plan, Slice, Stage,
+};
+use crate::spec::element::Element;
 
 mod timed;
 
@@ -16,13 +19,6 @@ pub(crate) use timed::Timing;
 
 /// Dispatches of one submit: bounds what wgpu holds while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
-
-/// Which of a plan's two schedules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pass {
-    Forward,
-    Backward,
-}
 
 /// A buffer that is not the session's own, from this byte on.
 #[derive(Clone, Debug)]
@@ -46,8 +42,8 @@ pub(crate) struct Session {
     buffers: Vec<Bound>,
     forward: Vec<Prepared>,
     backward: Vec<Prepared>,
-    /// Argument blocks of each of the plan's turns.
-    turn_blocks: usize,
+    /// Argument blocks of each of the plan's parities.
+    parity_blocks: usize,
     /// To be done ahead of the next pass.
     prologue: Vec<Prologue>,
     /// The device reported an error during a run: the contents cannot be relied on.
@@ -103,23 +99,23 @@ impl Session {
         let make =
             |(i, spec): (usize, &BufferSpec)| match bound.iter().find(|(id, _)| id.index() == i) {
                 Some((_, bound)) => bound.clone(),
-                None => Bound::from(&gpu.buffer(&spec.name, spec.len)),
+                None => Bound::from(&gpu.buffer(&spec.name, spec.bytes())),
             };
         let buffers: Vec<_> = plan.buffers().iter().enumerate().map(make).collect();
-        let words: Vec<u32> =
-            (0..plan.turns()).flat_map(|turn| argument_words(&plan, turn == 1)).collect();
-        let args = gpu.buffer("args", words.len());
-        gpu.upload(&args, 0, bytemuck::cast_slice(&words));
+        let blocks: Vec<u32> =
+            (0..plan.parities()).flat_map(|parity| argument_blocks(&plan, parity)).collect();
+        let args = gpu.buffer("args", ElementType::U32.bytes(blocks.len()));
+        gpu.upload(&args, 0, &blocks);
 
         let (bind_groups, next_block) = Default::default();
         let mut preparation =
             Preparation { gpu, pipelines, buffers: &buffers, args: &args, bind_groups, next_block };
         let forward = plan.forward().iter().map(|stage| preparation.stage(stage)).collect();
         let backward = plan.backward().iter().map(|stage| preparation.stage(stage)).collect();
-        let turn_blocks = preparation.next_block;
+        let parity_blocks = preparation.next_block;
         let prologue = Vec::new();
         let gpu = gpu.clone();
-        Self { gpu, plan, buffers, forward, backward, turn_blocks, prologue, broken: false }
+        Self { gpu, plan, buffers, forward, backward, parity_blocks, prologue, broken: false }
     }
 
     /// Whether the device reported an error during a run: the contents cannot be relied on.
@@ -139,24 +135,31 @@ impl Session {
         &self.buffers[id.index()].buffer
     }
 
-    /// Writes `data` to `buffer` from its element `first`, or zeros to `len` elements of it.
-    pub async fn write(
+    /// Writes `data` to `buffer` from its element `first`.
+    pub async fn write<T: Element>(
         &mut self,
         buffer: BufferId,
         first: usize,
-        len: usize,
-        data: Option<&[f32]>,
+        data: &[T],
     ) -> Result<()> {
-        let Some(data) = data else {
-            self.prologue.push(Prologue::Zero(buffer, first..first + len));
-            return Ok(());
-        };
-        assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
+        self.assert_holds::<T>(buffer, &(first..first + data.len()));
         let upload = || {
             self.gpu.upload(self.buffer(buffer), first, data);
             Ok(())
         };
         self.gpu.guard(upload).await.inspect_err(|_| self.broken = true)
+    }
+
+    /// Writes zeros to a range of a buffer, ahead of the next pass.
+    pub fn clear(&mut self, buffer: BufferId, range: Range<usize>) {
+        self.prologue.push(Prologue::Zero(buffer, range));
+    }
+
+    /// A wrong type or range is a mistake of this crate's own.
+    fn assert_holds<T: Element>(&self, buffer: BufferId, range: &Range<usize>) {
+        let BufferSpec { name, element, len, .. } = self.plan.spec(buffer);
+        assert_eq!(*element, T::TYPE, "the elements of {name}");
+        assert!(range.end <= *len, "{range:?} of the {len} elements of {name}");
     }
 
     /// Copies all of `from` to a range of a buffer, ahead of the next pass.
@@ -172,10 +175,10 @@ impl Session {
         range: Range<usize>,
     ) -> Result<wgpu::Buffer> {
         let copy = || {
-            let copy = self.gpu.buffer(name, range.len());
+            let (offset, size) = self.plan.spec(from).byte_range(&range);
+            let copy = self.gpu.buffer(name, size);
             let mut encoder = self.gpu.encoder(name);
-            let (first, len) = (4 * range.start as u64, 4 * range.len() as u64);
-            encoder.copy_buffer_to_buffer(self.buffer(from), first, &copy, 0, len);
+            encoder.copy_buffer_to_buffer(self.buffer(from), offset, &copy, 0, size);
             self.gpu.submit(encoder.finish());
             Ok(copy)
         };
@@ -196,7 +199,7 @@ impl Session {
     fn take_prologue(&mut self, pass: Pass) -> Vec<Prologue> {
         let mut prologue = std::mem::take(&mut self.prologue);
         if pass == Pass::Backward {
-            let whole = |id: &BufferId| (*id, 0..self.plan.buffers()[id.index()].len);
+            let whole = |id: &BufferId| (*id, 0..self.plan.spec(*id).len);
             let zeros = self.plan.accumulators().iter().map(whole);
             prologue.extend(zeros.map(|(id, range)| Prologue::Zero(id, range)));
         }
@@ -240,22 +243,21 @@ impl Session {
     }
 
     fn encode_prologue(&self, prologue: &Prologue, encoder: &mut wgpu::CommandEncoder) {
-        let bytes = |range: &Range<usize>| (4 * range.start as u64, 4 * range.len() as u64);
         match prologue {
             Prologue::Zero(id, range) => {
-                let (first, len) = bytes(range);
-                encoder.clear_buffer(self.buffer(*id), first, Some(len));
+                let (offset, size) = self.plan.spec(*id).byte_range(range);
+                encoder.clear_buffer(self.buffer(*id), offset, Some(size));
             }
             Prologue::Copy(from, id, range) => {
-                let (first, len) = bytes(range);
-                encoder.copy_buffer_to_buffer(from, 0, self.buffer(*id), first, len);
+                let (offset, size) = self.plan.spec(*id).byte_range(range);
+                encoder.copy_buffer_to_buffer(from, 0, self.buffer(*id), offset, size);
             }
         }
     }
 
-    /// The forward schedule in one pass of somebody's encoder, in one of the plan's turns.
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, turn: usize) {
-        encode_calls(encoder, Pass::Forward, self.calls(Pass::Forward, turn), None);
+    /// The forward schedule in one pass of somebody's encoder, in one of the plan's parities.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, parity: usize) {
+        encode_calls(encoder, Pass::Forward, self.calls(Pass::Forward, parity), None);
     }
 
     fn stages(&self, pass: Pass) -> &[Prepared] {
@@ -266,20 +268,21 @@ impl Session {
     }
 
     /// The dispatches of a schedule in order, each with the block of its arguments.
-    fn calls(&self, pass: Pass, turn: usize) -> impl Iterator<Item = (&Call, usize)> {
-        let first = turn * self.turn_blocks;
+    fn calls(&self, pass: Pass, parity: usize) -> impl Iterator<Item = (&Call, usize)> {
+        let first = parity * self.parity_blocks;
         self.stages(pass)
             .iter()
             .flat_map(Prepared::calls)
             .map(move |(call, block)| (call, first + block))
     }
 
-    /// Waits for all that was queued and reads parts of buffers.
-    pub async fn read(
+    /// Waits for all that was queued and reads parts of buffers, all of one type.
+    pub async fn read<T: Element>(
         &mut self,
         parts: &[(BufferId, Range<usize>)],
         wait: Wait,
-    ) -> Result<Vec<Vec<f32>>> {
+    ) -> Result<Vec<Vec<T>>> {
+        parts.iter().for_each(|(id, range)| self.assert_holds::<T>(*id, range));
         let parts: Vec<_> = parts
             .iter()
             .map(|(id, range)| (&self.buffers[id.index()].buffer, range.start, range.len()))
@@ -289,15 +292,6 @@ impl Session {
         let read = self.gpu.download(&parts, wait).await?;
         self.broken = broken;
         Ok(read)
-    }
-}
-
-impl Pass {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Forward => "forward",
-            Self::Backward => "backward",
-        }
     }
 }
 
@@ -377,8 +371,8 @@ impl Preparation<'_> {
         let args = wgpu::BindGroupEntry { binding: 0, resource: part(self.args, 0, ARGS_BLOCK) };
         let slices = dispatch.bindings.iter().zip(1..).map(|(slice, binding)| {
             let Bound { buffer, offset } = &self.buffers[slice.buffer.index()];
-            let (first, len) = (offset + 4 * slice.first as u64, 4 * slice.len as u64);
-            wgpu::BindGroupEntry { binding, resource: part(buffer, first, len) }
+            let resource = part(buffer, offset + slice.offset(), slice.bytes());
+            wgpu::BindGroupEntry { binding, resource }
         });
         let entries: Vec<_> = std::iter::once(args).chain(slices).collect();
         self.gpu.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -390,28 +384,27 @@ impl Preparation<'_> {
 }
 
 /// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in. In
-/// a plan's second turn the last states are where the first ones were, and the other way round.
-fn argument_words(plan: &Plan, second_turn: bool) -> Vec<u32> {
-    const BLOCK: usize = ARGS_BLOCK as usize / 4;
-    let mut words = Vec::new();
+/// runs of odd parity the last states are where the first ones were, and the other way round.
+fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
+    const BLOCK: usize = ARGS_BLOCK as usize / size_of::<u32>();
+    let mut blocks = Vec::new();
     for stage in plan.forward().iter().chain(plan.backward()) {
         let (body, _) = stage.dispatches();
         for step in stage.steps() {
             for dispatch in body {
-                let block = words.len();
-                words.extend_from_slice(&dispatch.args);
-                let at = |name| dispatch.kernel.args.iter().position(|&arg| arg == name);
+                let block = blocks.len();
+                blocks.extend_from_slice(&dispatch.args);
+                let at = |name| dispatch.kernel.argument(name);
                 if let Some(step) = step {
-                    words[block + at("step").expect("a kernel in a loop takes its step")] = step;
+                    blocks[block + at("step").expect("a kernel in a loop takes its step")] = step;
                 }
-                if let (true, Some(first), Some(last)) =
-                    (second_turn, at("first_state"), at("last_state"))
+                if let (1, Some(first), Some(last)) = (parity, at("first_state"), at("last_state"))
                 {
-                    words.swap(block + first, block + last);
+                    blocks.swap(block + first, block + last);
                 }
-                words.resize(block + BLOCK, 0);
+                blocks.resize(block + BLOCK, 0);
             }
         }
     }
-    words
+    blocks
 }

@@ -5,13 +5,14 @@ use ndarray::{Array2, Array3, ArrayView3, s};
 use super::gru::{Gru, Output};
 use crate::error::{Result, try_array};
 use crate::gpu::pool::{PooledSession, SessionKey};
-use crate::gpu::session::{Pass, Session};
+use crate::gpu::session::Session;
 use crate::gpu::transfer::Wait;
 use crate::model::state::State;
-use crate::plan::{BufferId, Mode, Purpose, RunBuffers, States, TrainingBuffers};
+use crate::plan::{BufferId, Mode, Pass, Purpose, RunBuffers, States, TrainingBuffers};
 use crate::spec::batch::{Batch, zero_padding};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::{Layout, Shape};
+use crate::spec::element::ElementType::F32;
 use crate::spec::noise;
 use crate::spec::params::{Gradients, ParamLayout, Params};
 
@@ -70,17 +71,19 @@ impl<'a> Input<'a> {
             }
         }
         let (steps, own_rows) = (chunk.steps.clone(), chunk.rows.clone());
-        let bits = self.step_flags.as_ref().map(|step_flags| step_flags.slice(s![steps, own_rows]));
-        let bits = bits.as_ref().map(|bits| bits.as_standard_layout());
-        let bits = bits.as_ref().map(|bits| bits.as_slice().expect("standard layout"));
         let rows = shape.steps * shape.batch;
-        session.write(step_flags, 0, rows, bits.map(bytemuck::cast_slice)).await?;
+        match &self.step_flags {
+            None => session.clear(step_flags, 0..rows),
+            Some(all) => {
+                let own = all.slice(s![steps, own_rows]);
+                let own = own.as_standard_layout();
+                session.write(step_flags, 0, own.as_slice().expect("standard layout")).await?;
+            }
+        }
         if self.mode == Mode::Training {
             let first = [chunk.steps.start, chunk.rows.start];
-            let words = noise::draw_words(self.batch.seed.unwrap_or(0), first);
-            session
-                .write(step_flags, rows, words.len(), Some(bytemuck::cast_slice(&words)))
-                .await?;
+            let seed = noise::draw_seed(self.batch.seed.unwrap_or(0), first);
+            session.write(step_flags, rows, &seed).await?;
         }
         let of_reset = self.batch.reset_state.map(|state| chunk.of_states(state));
         let range = States::Reset.range(shape);
@@ -118,7 +121,7 @@ impl Recorded {
             chunk.of_states(all.view_mut()).assign(&array(chunk.shape(shape).state(), read));
         }
         let make = || {
-            let buffer = gpu.buffer("state", all.len());
+            let buffer = gpu.buffer("state", F32.bytes(all.len()));
             gpu.upload(&buffer, 0, all.as_slice().expect("standard layout"));
             Ok(buffer)
         };
@@ -319,7 +322,14 @@ async fn write(
         _ => None,
     };
     let copied = copy.as_ref().map(|copy| copy.as_slice().expect("standard layout"));
-    session.write(buffer, first, len, in_order.or(copied)).await
+    match in_order.or(copied) {
+        None => session.clear(buffer, first..first + len),
+        Some(data) => {
+            assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
+            session.write(buffer, first, data).await?;
+        }
+    }
+    Ok(())
 }
 
 fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {

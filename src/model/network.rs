@@ -4,12 +4,11 @@ use ndarray::{Array2, Array3, ArrayD, s};
 
 use crate::cpu;
 use crate::error::{Result, try_untouched};
-use crate::gpu::session::Pass;
 use crate::gpu::transfer::Wait;
 use crate::model::device::Device;
 use crate::model::executor::Input;
 use crate::model::gru::Gru;
-use crate::plan::{Mode, Purpose, States};
+use crate::plan::{Mode, Pass, Purpose, States};
 use crate::spec::batch::Batch;
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;

@@ -8,11 +8,11 @@ use ndarray::ArrayView3;
 use crate::cpu::Asked;
 use crate::error::Result;
 use crate::gpu::pool::PooledSession;
-use crate::gpu::session::{Pass, Timing};
+use crate::gpu::session::Timing;
 use crate::gpu::transfer::Wait;
 use crate::model::executor::{Input, download_output, upload_gradients};
 use crate::model::gru::Gru;
-use crate::plan::{Dispatch, Mode, Purpose, Stage};
+use crate::plan::{Dispatch, Mode, Pass, Purpose, Stage};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
@@ -274,10 +274,7 @@ impl Kernels {
         wait: Wait,
     ) -> Result<Duration> {
         let timing = session.time_parts(pass, wait).await?;
-        let stages = match pass {
-            Pass::Forward => session.plan().forward(),
-            Pass::Backward => session.plan().backward(),
-        };
+        let stages = session.plan().stages(pass);
         let times = match timing {
             Timing::Dispatches(times) => {
                 let dispatches = stages.iter().flat_map(|stage| {
@@ -302,7 +299,7 @@ impl Kernels {
 
     /// Adds what the dispatches of `body` took together, each of them called `count` times.
     fn add(&mut self, body: &[Dispatch], count: usize, time: Duration) {
-        let kernel = joined(body.iter().map(|dispatch| dispatch.kernel.name));
+        let kernel = joined(body.iter().map(|dispatch| dispatch.kernel_name()));
         let label = joined(body.iter().map(|dispatch| without_cell(&dispatch.label)));
         let key = (kernel, label);
         let place = match self.places.get(&key) {

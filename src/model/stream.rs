@@ -14,6 +14,7 @@ use crate::plan::{Mode, States};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::{Direction, Shape};
+use crate::spec::element::ElementType::F32;
 
 /// Many sequences that arrive a step or a chunk at a time, their states kept on the device.
 ///
@@ -121,7 +122,7 @@ impl Stream {
             Place::Gpu(on) => {
                 let third = States::Reset.range(self.shape).start;
                 let make = || {
-                    let buffer = on.gpu.buffer("reset_state", given.len());
+                    let buffer = on.gpu.buffer("reset_state", F32.bytes(given.len()));
                     upload(&on.gpu, &buffer, 0, given);
                     // Where a caller's marks have the kernels look for it.
                     upload(&on.gpu, &on.states, third, given);
@@ -226,7 +227,7 @@ impl OnGpu {
             let rows = resets[first..].iter().take_while(|&&reset| reset).count();
             for layer in 0..layers {
                 let from = (layer * batch + first) * hidden;
-                let [from, to, len] = [from, now + from, rows * hidden].map(|n| 4 * n as u64);
+                let [from, to, len] = [from, now + from, rows * hidden].map(|n| F32.bytes(n));
                 match &self.reset_state {
                     None => encoder.clear_buffer(&self.states, to, Some(len)),
                     Some(fresh) => {
@@ -278,19 +279,19 @@ impl OnGpu {
             let run = self.sessions[chunk].plan().run_buffers();
             let [run_x, run_y] = [run.x, run.y].map(|id| self.sessions[chunk].buffer(id).clone());
             let mut encoder = gpu.encoder("stream");
-            encoder.copy_buffer_to_buffer(&up, 0, &run_x, 0, 4 * x.len() as u64);
+            encoder.copy_buffer_to_buffer(&up, 0, &run_x, 0, F32.bytes(x.len()));
             self.encode(chunk, shape, resets, &mut encoder);
-            encoder.copy_buffer_to_buffer(&run_y, 0, &down, 0, 4 * y.len() as u64);
+            encoder.copy_buffer_to_buffer(&run_y, 0, &down, 0, F32.bytes(y.len()));
             gpu.submit(encoder.finish());
             Ok(())
         };
         gpu.guard(submit).await?;
-        gpu.map(&down, wgpu::MapMode::Read, y.len(), "a step of a stream", wait).await?;
-        gpu.read_mapped(&down, y.len(), |read| {
+        let size = F32.bytes(y.len());
+        gpu.map(&down, wgpu::MapMode::Read, size, "a step of a stream", wait).await?;
+        gpu.read_mapped(&down, y.len(), |read: &[f32]| {
             y.iter_mut().zip(read).for_each(|(y, &read)| *y = read);
         })?;
-        let whole = up.size() as usize / 4;
-        gpu.map(&up, wgpu::MapMode::Write, whole, "a step of a stream", wait).await?;
+        gpu.map(&up, wgpu::MapMode::Write, up.size(), "a step of a stream", wait).await?;
         self.interrupted = false;
         Ok(())
     }
@@ -303,13 +304,14 @@ fn upload(gpu: &Gpu, buffer: &wgpu::Buffer, first: usize, array: ArrayView3<'_, 
 
 /// Writes an array of any strides to a mapped staging buffer.
 fn write_mapped(staging: &wgpu::Buffer, array: ArrayView3<'_, f32>) -> Result<()> {
-    let view = staging.slice(..4 * array.len() as u64).get_mapped_range_mut();
+    let view = staging.slice(..F32.bytes(array.len())).get_mapped_range_mut();
     let mut view = view.map_err(|error| Error::Gpu(one_line(&error.to_string())))?;
     if let Some(numbers) = array.as_slice() {
         view.slice(..).copy_from_slice(bytemuck::cast_slice(numbers));
     } else {
         for (i, number) in array.iter().enumerate() {
-            view.slice(4 * i..4 * i + 4).copy_from_slice(&number.to_ne_bytes());
+            let bytes = number.to_ne_bytes();
+            view.slice(i * bytes.len()..(i + 1) * bytes.len()).copy_from_slice(&bytes);
         }
     }
     Ok(())
@@ -350,8 +352,8 @@ impl Gru {
         let [x, y] = [longest.x(), longest.y()].map(|shape| shape.iter().product());
         let gpu = pool.gpu();
         let stage = || {
-            let up = gpu.staging("stream.up", x, wgpu::MapMode::Write);
-            let down = gpu.staging("stream.down", y, wgpu::MapMode::Read);
+            let up = gpu.staging("stream.up", F32.bytes(x), wgpu::MapMode::Write);
+            let down = gpu.staging("stream.down", F32.bytes(y), wgpu::MapMode::Read);
             Ok(Staging { up, down })
         };
         let mut on = OnGpu::new(pool, self, &shapes, None).await?;
@@ -533,7 +535,7 @@ impl OnGpu {
             plan.check(gpu.limits())?;
             plans.push(plan);
         }
-        let states = gpu.guard(|| Ok(gpu.buffer("states", 3 * state))).await?;
+        let states = gpu.guard(|| Ok(gpu.buffer("states", F32.bytes(3 * state)))).await?;
         let mut sessions = Vec::new();
         for plan in plans {
             let run = plan.run_buffers();
@@ -596,7 +598,7 @@ mod tests {
     fn encoding_a_step_makes_nothing_either() {
         let (device, gpu) = test_device();
         let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
-        let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, len));
+        let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, F32.bytes(len)));
         let buffers = Buffers::new(x.as_entire_buffer_binding(), y.as_entire_buffer_binding());
         let mut stream = gru.stream_over(4, &[1], &buffers).unwrap();
         let mut take = || {

@@ -118,15 +118,15 @@ impl<'a, F> Batch<'a, F> {
         }
     }
 
-    /// What each step of each row is marked with, `[T, B]` whatever the layout: bits of
-    /// [`step_flag`](mod@crate::step_flag). For a marks buffer of one's own.
+    /// The flags of each step of each row, `[T, B]` whatever the layout: bits of
+    /// [`step_flag`](mod@crate::step_flag). For [`Buffers::step_flags`](crate::Buffers::step_flags).
     ///
     /// # Errors
     /// [`Error::Shape`] or [`Error::Length`] when lengths or resets do not fit x, [`Error::OutOfMemory`].
     pub fn step_flags(&self) -> Result<Array2<u32>> {
-        self.check_marks()?;
+        self.check_flags()?;
         let (steps, batch) = self.steps_and_batch();
-        let mark = |t: usize, row: usize| {
+        let flags = |t: usize, row: usize| {
             let length = self.lengths.map_or(steps, |lengths| lengths[row]);
             let cut = |t: usize| {
                 let reset = |r: &ArrayView2<'_, bool>| r[self.layout.order(t, row)];
@@ -140,15 +140,15 @@ impl<'a, F> Batch<'a, F> {
             forward | reverse
         };
         // x may be a view of one number repeated, of any size.
-        let mut step_flags = try_room("step_flags [T, B]", steps.saturating_mul(batch))?;
+        let mut all = try_room("step_flags [T, B]", steps.saturating_mul(batch))?;
         for t in 0..steps {
-            step_flags.extend((0..batch).map(|row| mark(t, row)));
+            all.extend((0..batch).map(|row| flags(t, row)));
         }
-        Ok(Array2::from_shape_vec((steps, batch), step_flags).expect("T times B of them"))
+        Ok(Array2::from_shape_vec((steps, batch), all).expect("T times B of them"))
     }
 
     /// `Ok` when lengths and resets fit x.
-    fn check_marks(&self) -> Result<()> {
+    fn check_flags(&self) -> Result<()> {
         let (steps, batch) = self.steps_and_batch();
         if let Some(lengths) = self.lengths {
             check_shape("lengths [B]", &[batch], &[lengths.len()])?;
@@ -166,7 +166,7 @@ impl<'a, F> Batch<'a, F> {
         Ok(())
     }
 
-    /// Whether any row has a mark.
+    /// Whether any step may have a flag.
     pub(crate) fn has_step_flags(&self) -> bool {
         self.lengths.is_some() || self.resets.is_some()
     }
@@ -179,7 +179,7 @@ impl<'a, F> Batch<'a, F> {
 
     /// The shape of the run, when everything fits `config`.
     pub(crate) fn check(&self, config: &GruConfig) -> Result<Shape> {
-        self.check_marks()?;
+        self.check_flags()?;
         let (steps, batch) = self.steps_and_batch();
         let shape = config.shape(steps, batch)?.with_layout(self.layout);
         let what = match self.layout {
@@ -206,9 +206,9 @@ impl<'a, F> Batch<'a, F> {
     }
 }
 
-/// What a step of a row may be marked with, a bit each; `shaders/step.wgsl` has the same.
+/// The flags of a step of a row, a bit each; `shaders/step.wgsl` has the same.
 ///
-/// [`Batch::step_flags`](crate::Batch::marks) makes them of lengths and resets. A program that runs a
+/// [`Batch::step_flags`](crate::Batch::step_flags) makes them of lengths and resets. A program that runs a
 /// forward pass on its own buffers may write them itself, on the GPU too: `[T, B]`, a u32 each.
 pub mod step_flag {
     /// The row has ended: its state stays as it is, y is 0.

@@ -81,7 +81,7 @@ impl Head {
         Ok(valid)
     }
 
-    /// Which of a run's rows of outputs are those of a piece, in the piece's order.
+    /// Which of a run's rows of outputs are those of a chunk, in the chunk's order.
     pub(crate) fn rows_of(&self, chunk: &Chunk, shape: Shape) -> Vec<usize> {
         match self.readout {
             Readout::LastState => chunk.rows.clone().collect(),

@@ -27,13 +27,15 @@ fn chosen(
     hidden: usize,
     batch: usize,
     reset: Reset,
-) -> Option<[[usize; 6]; 2]> {
+) -> Option<[[u32; 6]; 2]> {
     let config = GruConfig::new(3, hidden).with_reset(reset);
-    let tiles = Tiles::choose(&config, batch, recurrence, caps).ok()?;
-    let row = |t: Tile| {
-        [t.unit_quads, t.lanes, t.row_quads, t.depth_quads, t.totals, usize::from(t.resident)]
-    };
-    Some([row(tiles.forward), row(tiles.backward)])
+    let kernels = RecurrenceKernels::choose(&config, batch, recurrence, caps).ok()?;
+    Some([kernels.forward, kernels.backward].map(|kernel| {
+        let c = kernel.constants();
+        let is_sequence = matches!(kernel, RecurrenceKernel::Sequence(_));
+        assert_eq!(c.resident, u32::from(is_sequence));
+        [c.unit_quads, c.split_k, c.row_quads, c.depth_quads, c.accumulators, c.resident]
+    }))
 }
 
 #[test]

@@ -5,17 +5,18 @@ use std::borrow::Cow;
 use super::{LearnerConfig, Part, RawMetrics};
 use crate::error::Result;
 use crate::gpu::pool::GradientAccumulator;
-use crate::gpu::session::{Bound, Pass, Session};
+use crate::gpu::session::{Bound, Session};
 use crate::gpu::transfer::Wait;
 use crate::model::executor::Input;
 use crate::model::network::Network;
-use crate::plan::{Mode, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
+use crate::plan::{Mode, Pass, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
+use crate::spec::element::ElementType;
 use crate::spec::head::Readout;
 use crate::spec::loss::{PreparedTargets, TargetData};
 use crate::spec::optimizer::{Clip, Constants, OptimizerState};
 
 /// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
-const UNDER_WAY: usize = 128 << 20;
+const UNDER_WAY: u64 = 128 << 20;
 
 /// What a learner on an adapter holds besides its network, whose parameters it moves where they are.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub(super) struct OnAdapter {
     /// Updates queued since this was made.
     queued: usize,
     /// Bytes of batches queued since the last wait.
-    under_way: usize,
+    under_way: u64,
 }
 
 impl OnAdapter {
@@ -53,9 +54,9 @@ impl OnAdapter {
         for (buffer, data) in
             [(buffers.first_moment, &moments.first), (buffers.second_moment, &moments.second)]
         {
-            update.write(buffer, 0, len, Some(data)).await?;
+            update.write(buffer, 0, data).await?;
         }
-        update.write(buffers.reports, 0, REPORT * (1 + SLOTS), None).await?;
+        update.clear(buffers.reports, 0..REPORT * (1 + SLOTS));
         Ok(Self { gathered, update, buffers, pending: 0, queued: 0, under_way: 0 })
     }
 
@@ -72,7 +73,8 @@ impl OnAdapter {
                 _ => Cow::Owned(wanted.of_rows(&network.head().rows_of(chunk, shape))),
             };
             let part = chunk.shape(shape);
-            self.make_room(4 * (part.x().iter().product::<usize>() + wanted.len()), wait).await?;
+            let sent = part.x().iter().product::<usize>() + wanted.len();
+            self.make_room(ElementType::F32.bytes(sent), wait).await?;
             let mut session =
                 network.gru().session(part, mode, purpose, Some(&self.gathered)).await?;
             input.upload(&mut session, chunk, None).await?;
@@ -83,7 +85,7 @@ impl OnAdapter {
     }
 
     /// Waits, where more would be under way than may be, for what is.
-    async fn make_room(&mut self, bytes: usize, wait: Wait) -> Result<()> {
+    async fn make_room(&mut self, bytes: u64, wait: Wait) -> Result<()> {
         if self.under_way > 0 && self.under_way + bytes > UNDER_WAY {
             self.update.gpu().sync(wait).await?;
             self.under_way = 0;
@@ -95,7 +97,7 @@ impl OnAdapter {
     /// Queues an update. Returns whether its report must be read before the next one.
     pub async fn update(&mut self, clip: Clip, constants: &Constants) -> Result<bool> {
         let numbers = numbers(self.queued % SLOTS, clip, constants);
-        self.update.write(self.buffers.update, 0, numbers.len(), Some(&numbers)).await?;
+        self.update.write(self.buffers.update, 0, &numbers).await?;
         self.update.run(Pass::Forward).await?;
         self.queued += 1;
         self.pending += 1;
@@ -108,18 +110,19 @@ impl OnAdapter {
             return Ok(Vec::new());
         }
         let all = 0..REPORT * (1 + SLOTS);
-        let words = self.update.read(&[(self.buffers.reports, all)], wait).await?.swap_remove(0);
+        let reports: Vec<u32> =
+            self.update.read(&[(self.buffers.reports, all)], wait).await?.swap_remove(0);
         let report = |queued: usize| {
             let at = REPORT * (1 + queued % SLOTS);
-            let [loss, norm, largest, place, stopped] = [0, 1, 2, 3, 4].map(|i| words[at + i]);
-            let (place, moved) = (place.to_bits() as usize, stopped.to_bits() == 0);
-            RawMetrics { loss, norm, largest, place, moved }
+            let [loss, norm, largest, place, stopped] = [0, 1, 2, 3, 4].map(|i| reports[at + i]);
+            let [loss, norm, largest] = [loss, norm, largest].map(f32::from_bits);
+            RawMetrics { loss, norm, largest, place: place as usize, moved: stopped == 0 }
         };
         let reports: Vec<_> = (self.queued - self.pending..self.queued).map(report).collect();
         (self.pending, self.under_way) = (0, 0);
         if reports.iter().any(|report| !report.moved) {
             // The next update may move the parameters again.
-            self.update.write(self.buffers.reports, 0, 1, None).await?;
+            self.update.clear(self.buffers.reports, 0..1);
         }
         Ok(reports)
     }
@@ -127,7 +130,7 @@ impl OnAdapter {
     /// Waits for all that was queued; the parameters and the moments.
     pub async fn download(&mut self, wait: Wait) -> Result<[Vec<f32>; 3]> {
         let UpdateBuffers { params, first_moment, second_moment, .. } = self.buffers;
-        let whole = |id| (id, 0..self.update.plan().buffers()[params.index()].len);
+        let whole = |id| (id, 0..self.update.plan().spec(params).len);
         let parts = [params, first_moment, second_moment].map(whole);
         let read = self.update.read(&parts, wait).await?;
         Ok(read.try_into().expect("three parts asked for"))
@@ -144,25 +147,22 @@ async fn run_chunk(
     let run = session.plan().run_buffers().clone();
     let config = run.training.expect("a training plan");
     let buffers = session.plan().head_buffers().loss.expect("a plan of a loss");
-    let targets: &[f32] = match &wanted.targets {
-        TargetData::Values(values) => values,
-        TargetData::Classes(classes) => bytemuck::cast_slice(classes),
-    };
-    session.write(buffers.targets, 0, targets.len(), Some(targets)).await?;
-    let weights = &wanted.weights;
-    session.write(buffers.weights, 0, weights.len(), Some(weights)).await?;
+    match &wanted.targets {
+        TargetData::Values(values) => session.write(buffers.targets, 0, values).await?,
+        TargetData::Classes(classes) => session.write(buffers.targets, 0, classes).await?,
+    }
+    session.write(buffers.weights, 0, &wanted.weights).await?;
     session.run(Pass::Forward).await?;
     // What the head does not write of the gradients that flow into the GRU: one over every step, all of dy.
     if network.head().readout == Readout::LastState {
-        let dy = session.plan().buffers()[config.dy.index()].len;
-        session.write(config.dy, 0, dy, None).await?;
+        let dy = session.plan().spec(config.dy).len;
+        session.clear(config.dy, 0..dy);
     }
-    let dstates = session.plan().buffers()[config.dstates.index()].len;
-    session.write(config.dstates, 0, dstates, None).await?;
+    let dstates = session.plan().spec(config.dstates).len;
+    session.clear(config.dstates, 0..dstates);
     if is_first {
-        let len = network.params().layout().flat_len();
-        session.write(config.dparams, 0, len, None).await?;
-        session.write(buffers.sum, 0, 1, None).await?;
+        session.clear(config.dparams, 0..network.params().layout().flat_len());
+        session.clear(buffers.sum, 0..1);
     }
     session.run(Pass::Backward).await
 }

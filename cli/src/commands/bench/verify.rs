@@ -242,7 +242,7 @@ impl Comparison {
 
     /// Of states, which are in ±1 or sums of few of them.
     fn state(&mut self, name: &str, got: &Array3<f32>, expected: &Array3<f64>) -> Result<()> {
-        let share = |got, expected| TOLERANCE.share(got, expected);
+        let share = |got, expected| TOLERANCE.fraction(got, expected);
         self.compare(name, &got.view(), &expected.view(), share)
     }
 
