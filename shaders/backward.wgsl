@@ -9,21 +9,22 @@
 //     da_n = dn n′    da_z = dz z′    where ′ is the activation's derivative
 // Reset after: GATES_RZ and GATE_N, in one dispatch.
 //     dpast = da_n r        da_r = da_n past r′
-// Reset before: GATES_RZ does the above; then GATE_N, as da_r needs every da_n, in a dispatch of its own
-// or, where the workgroup makes all units, in the same one:
+// Reset before: GATES_RZ does the above; then GATE_N, as da_r needs every da_n, in a dispatch of
+// its own or, where the workgroup makes all units, in the same one:
 //     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r′    carry += d(rh) r
 // Where step s started afresh, dh[s] without dy is the reset state's and does not go further back.
 //
-// gates may hold some of the steps only; then the states from the end of those down to their start are
-// what this takes, and the last of them ends as the carry, which the steps before go on from.
+// gates may hold some of the steps only; then the states from the end of those down to their start
+// are what this takes, and the last of them ends as the carry, which the steps before go on from.
 //
-// dstates holds dh_n in the place of the last states, which becomes the carry; in the end dh0 lies in
-// that of the first ones, and that of the reset states has been added to. The gradients overwrite gates
-// in place: da_r, da_z, da_n and, reset after, dpast in the fourth column (with reset before it keeps
-// r ⊙ h). The twin is Cell::backward_steps.
+// dstates holds dh_n in the place of the last states, which becomes the carry; in the end dh0 lies
+// in that of the first ones, and that of the reset states has been added to. The gradients
+// overwrite gates in place: da_r, da_z, da_n and, reset after, dpast in the fourth column (with
+// reset before it keeps r ⊙ h). The twin is Cell::backward_steps.
 //
-// A thread multiplies four units with 4 · ROW_QUADS rows at every SPLIT_K-th quad of k, which counts the
-// gates' units, each gate filled up to whole quads: 8 loads of a vec4 feed 64 multiply-adds.
+// A thread multiplies four units with 4 · ROW_QUADS rows at every SPLIT_K-th quad of k, which
+// counts the gates' units, each gate filled up to whole quads: 8 loads of a vec4 feed 64
+// multiply-adds.
 
 @group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], where each step started
 @group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
@@ -71,8 +72,8 @@ fn quad_weights(quad: u32, unit: u32) -> mat4x4<f32> {
         row_weights(gate, k + 2u, unit), row_weights(gate, k + 3u, unit)));
 }
 
-// One k of four units. Where k is none of the gate's, the operand is 0; units past the last make products
-// that nobody reads.
+// One k of four units. Where k is none of the gate's, the operand is 0; units past the last make
+// products that nobody reads.
 fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
     let row = gate * args.hidden + min(k, args.hidden - 1u);
     return weights(direction * args.weight_apart + row * args.hidden + unit);
@@ -115,8 +116,8 @@ fn keep_operands(local: vec2<u32>, values: vec3<f32>) {
     keep_operand(2u, local, values.z);
 }
 
-// dh of one unit of one row is whole: through the step that made this state. `local` is the unit and row
-// of the workgroup.
+// dh of one unit of one row is whole: through the step that made this state. `local` is the unit
+// and row of the workgroup.
 fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) {
     let at = state_at(args.last_state, row, unit);
     var dh = dstates[at] + product;

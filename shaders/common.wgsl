@@ -1,5 +1,5 @@
-// Shared by every kernel: the activations, in forms that neither overflow nor cancel, and a generator
-// of random numbers.
+// Shared by every kernel: the activations, in forms that neither overflow nor cancel, and a
+// generator of random numbers.
 //
 // WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44) and is coarse on some
 // adapters; exp of a number that is never positive does neither.
@@ -10,8 +10,8 @@ fn sigmoid(x: f32) -> f32 {
     return select(e, 1.0, x >= 0.0) / (1.0 + e);
 }
 
-// tanh(x) = (1 − e^−2|x|) / (1 + e^−2|x|) with x's sign. Below 0.625 the numerator would cancel, and
-// a polynomial in x² takes over: fitted for the smallest largest relative error, 8e-8.
+// tanh(x) = (1 − e^−2|x|) / (1 + e^−2|x|) with x's sign. Below 0.625 the numerator would cancel,
+// and a polynomial in x² takes over: fitted for the smallest largest relative error, 8e-8.
 fn tanh_stable(x: f32) -> f32 {
     let a = abs(x);
     let s = a * a;

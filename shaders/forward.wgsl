@@ -8,15 +8,16 @@
 // then GATE_N, in a dispatch of its own or, where the workgroup makes all units, in the same one:
 //     n = tanh(gates_n + W_hn past + b_hn)      h' from z, n, h
 //
-// gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are overwritten
-// in place by the activations, by the very thread that read them. The twin is Cell::forward_steps.
+// gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are
+// overwritten in place by the activations, by the very thread that read them. The twin is
+// Cell::forward_steps.
 //
-// The first step takes its state from states, the last one leaves its own there; in between, a step's
-// result goes to h as the state that the next step starts from, which after a restart is another. So
-// h holds what dW_hh needs.
+// The first step takes its state from states, the last one leaves its own there; in between, a
+// step's result goes to h as the state that the next step starts from, which after a restart is
+// another. So h holds what dW_hh needs.
 //
-// A thread multiplies four units of each gate with 4 · ROW_QUADS rows at every SPLIT_K-th quad of k:
-// neighbouring lanes read neighbouring weights, and 16 loads of a vec4 feed 192 multiply-adds.
+// A thread multiplies four units of each gate with 4 · ROW_QUADS rows at every SPLIT_K-th quad of
+// k: neighbouring lanes read neighbouring weights, and 16 loads of a vec4 feed 192 multiply-adds.
 
 @group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
 @group(0) @binding(5) var<storage, read_write> h: array<f32>; // [D, h_times·B, H]
@@ -36,7 +37,8 @@ fn load_state(step: u32, row: u32, unit: u32) -> f32 {
     return states[state_at(select(args.first_state, args.reset_state, restarts(time, row)), row, unit)];
 }
 
-// Where a step's result goes: the next step's start, or the end. Returns what the next step starts from.
+// Where a step's result goes: the next step's start, or the end. Returns what the next step starts
+// from.
 fn store_state(step: u32, row: u32, unit: u32, value: f32) -> f32 {
     if step + 1u == args.steps {
         states[state_at(args.last_state, row, unit)] = value;
@@ -160,9 +162,10 @@ fn biases(unit: u32) -> vec3<f32> {
     return vec3(bias(0u, unit), bias(1u, unit), bias(2u, unit));
 }
 
-// The elementwise part for one unit of one row, from what r, z and n have of the input (z whole where it
-// was made before) and their products with the past, biases included. Returns what the next products need
-// of it: r ⊙ h where n is still to come, or else the state that the next step starts from.
+// The elementwise part for one unit of one row, from what r, z and n have of the input (z whole
+// where it was made before) and their products with the past, biases included. Returns what the
+// next products need of it: r ⊙ h where n is still to come, or else the state that the next step
+// starts from.
 fn update(
     step: u32, row: u32, unit: u32, before: f32,
     inputs: vec3<f32>, products: vec3<f32>, rz: bool, n: bool,

@@ -1,13 +1,14 @@
-// What an update is to know of its gradient: its norm, and its largest element and where that is. NaN counts
-// as larger than infinity, and that as larger than any other.
+// What an update is to know of its gradient: its norm, and its largest element and where that is.
+// NaN counts as larger than infinity, and that as larger than any other.
 //
-// An f32 holds neither the square of 1e25 nor that of 1e-25. Squares are summed in units of the square of the
-// power of two below the largest element: each is below 4 then, and what underflows would not be seen anyway.
+// An f32 holds neither the square of 1e25 nor that of 1e-25. Squares are summed in units of the
+// square of the power of two below the largest element: each is below 4 then, and what underflows
+// would not be seen anyway.
 //
-// In parts, each workgroup takes `part` elements and leaves three u32 words in partials. Then, FINISH, one
-// workgroup takes all of these together, and leaves an update's report: its loss, the norm, the largest
-// element's magnitude and index, and whether it is stopped. Where the loss or the norm is not finite,
-// reports[0] is set, which stops shaders/optimizer.wgsl from this update on.
+// In parts, each workgroup takes `part` elements and leaves three u32 words in partials. Then,
+// FINISH, one workgroup takes all of these together, and leaves an update's report: its loss, the
+// norm, the largest element's magnitude and index, and whether it is stopped. Where the loss or the
+// norm is not finite, reports[0] is set, which stops shaders/optimizer.wgsl from this update on.
 
 const THREADS: u32 = 256u;
 const PARTIAL: u32 = 3u; // u32 words: the sum of squares in its unit, the largest magnitude, its index
@@ -37,8 +38,8 @@ struct Partial {
 
 var<workgroup> group_partials: array<Partial, THREADS>;
 
-// The exponent of the power of two that is a magnitude's unit, as f32 has it. Subnormal numbers, which
-// devices may take for 0, have that of the smallest normal ones.
+// The exponent of the power of two that is a magnitude's unit, as f32 has it. Subnormal numbers,
+// which devices may take for 0, have that of the smallest normal ones.
 fn unit(magnitude: u32) -> u32 {
     return max(magnitude >> 23u, 1u);
 }

@@ -1,12 +1,13 @@
-// One update of all parameters, element by element, with the numbers of `update` (src/plan/update.rs):
+// One update of all parameters, element by element, with the numbers of `update`
+// (src/plan/update.rs):
 //
 //   g ← gradient, bounded; g ← g + coupled · θ
 //   m ← keep1 · m + take1 · g
 //   v ← keep2 · v + take2 · g²                            (ADAM)
 //   θ ← θ − decoupled · θ − rate · m / (√v · correction2 + ε), without ADAM the division left out
 //
-// CHECK comes first: it moves nothing, and sets reports[0] where one of θ, m and v would not be finite then.
-// Nothing moves from an update on that set it, or whose loss or norm did.
+// CHECK comes first: it moves nothing, and sets reports[0] where one of θ, m and v would not be
+// finite then. Nothing moves from an update on that set it, or whose loss or norm did.
 
 const THREADS: u32 = 256u;
 

@@ -1,17 +1,18 @@
-// Shared by forward and backward, the kernels of the recurrence: their arguments, where a step's elements
-// lie, what its flags say, what dropout and zoneout draw, and how a workgroup multiplies with the
-// recurrent weights.
+// Shared by forward and backward, the kernels of the recurrence: their arguments, where a step's
+// elements lie, what its flags say, what dropout and zoneout draw, and how a workgroup multiplies
+// with the recurrent weights.
 //
-// The directions of a layer are independent; workgroups' z tells them apart. A reverse one runs from the
-// last time to the first; a second one's tensors lie one direction's size after those of the first.
+// The directions of a layer are independent; workgroups' z tells them apart. A reverse one runs
+// from the last time to the first; a second one's tensors lie one direction's size after those of
+// the first.
 //
 // The axes of time and batch lie in x, y, h and gates as the strides say, so that time-major and
 // batch-first arrays are the same to a kernel.
 //
-// A workgroup makes 4 · UNIT_QUADS hidden units of 4 · ROW_QUADS batch rows, for `count` steps one after
-// another. With count 1 the units of a step are spread over many workgroups and the host walks over the
-// steps. A workgroup that makes all units may walk over many steps itself: what it multiplies with the
-// weights then stays in its own memory.
+// A workgroup makes 4 · UNIT_QUADS hidden units of 4 · ROW_QUADS batch rows, for `count` steps one
+// after another. With count 1 the units of a step are spread over many workgroups and the host
+// walks over the steps. A workgroup that makes all units may walk over many steps itself: what it
+// multiplies with the weights then stays in its own memory.
 
 override GATES_RZ: bool = true; // a dispatch makes r and z
 override GATE_N: bool = true; // and n
@@ -77,15 +78,17 @@ struct Args {
 @group(0) @binding(2) var<storage, read> step_flags: array<u32>; // [T, B], then draw_seed (src/spec/noise.rs)
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, gates_room·B, 4H]: r, z, n, past
 
-// What the weights are multiplied with, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], k = 4 · quad + i
-// at [i][quad], so that neighbouring lanes read neighbouring places.
+// What the weights are multiplied with, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], k = 4 ·
+// quad + i at [i][quad], so that neighbouring lanes read neighbouring places.
 var<workgroup> operand: array<vec4<f32>, 4u * DEPTH_QUADS * ROW_QUADS>;
 
-// The lanes' partial sums of one product, four units to a vec4: [4 · ROW_QUADS][SPLIT_K][UNIT_QUADS].
+// The lanes' partial sums of one product, four units to a vec4: [4 ·
+// ROW_QUADS][SPLIT_K][UNIT_QUADS].
 var<workgroup> lane_sums: array<vec4<f32>, 4u * ROW_QUADS * SPLIT_K * UNIT_QUADS>;
 
-// Of each item, which is a unit of a row: its products, then what it puts into the operands. Only the item's
-// own thread goes there until all are in place: [ACCUMULATORS][4 · ROW_QUADS][4 · UNIT_QUADS].
+// Of each item, which is a unit of a row: its products, then what it puts into the operands. Only
+// the item's own thread goes there until all are in place: [ACCUMULATORS][4 · ROW_QUADS][4 ·
+// UNIT_QUADS].
 var<workgroup> accumulators: array<f32, ACCUMULATORS * 16u * ROW_QUADS * UNIT_QUADS>;
 
 // The direction of this workgroup.
@@ -137,8 +140,8 @@ fn restarts(time: u32, row: u32) -> bool {
     return (step_flags[time * args.batch + row] & bit) != 0u;
 }
 
-// A draw is a function of the seed and of where it is drawn alone, however the batch is laid out or cut.
-// The twin is Noise::draw in src/spec/noise.rs.
+// A draw is a function of the seed and of where it is drawn alone, however the batch is laid out or
+// cut. The twin is Noise::draw in src/spec/noise.rs.
 fn draw(purpose: u32, time: u32, row: u32, unit: u32) -> u32 {
     let seed = args.steps * args.batch;
     let first = vec2(step_flags[seed + 3u], step_flags[seed + 2u]);
@@ -198,8 +201,8 @@ struct Products {
     high: mat4x4<f32>, // of the second quad of rows
 }
 
-// `sum` and the products with the operands of a quad of k: four of it for each unit, a column of `weights`
-// each.
+// `sum` and the products with the operands of a quad of k: four of it for each unit, a column of
+// `weights` each.
 fn multiplied(sum: Products, quad: u32, weights: mat4x4<f32>) -> Products {
     var more = sum;
     more.low = multiplied_rows(sum.low, operands(quad, 0u), weights);
@@ -264,8 +267,8 @@ fn store_lane_sums(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     lane_sums[at + 3u * apart] = of_rows[3];
 }
 
-// The items' first `count` accumulators become operands, each `apart` units after the last one's: four rows
-// to a vec4, which is why no item writes there itself.
+// The items' first `count` accumulators become operands, each `apart` units after the last one's:
+// four rows to a vec4, which is why no item writes there itself.
 fn store_operands(count: u32, apart: u32, thread: u32) {
     if !RESIDENT {
         return;

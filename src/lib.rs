@@ -124,7 +124,7 @@
 //! | `params.rs` | [`ParamLayout`], [`Params`], [`Gradients`]; initialisation |
 //! | `reference.rs` | [`mod@reference`]: forward and backward in plain loops, f32 and f64 |
 //! | `cpu.rs`, `cpu/` | the CPU device: layers and threads; `simd`, `product`, `steps` |
-//! | `shaders/*.wgsl`, `kernels.rs`, `kernels/` | the kernels, and a row for each that tests hold against the WGSL |
+//! | `shaders/*.wgsl`, `kernels/` | the kernels, and a row for each that tests hold against the WGSL |
 //! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, head, update, limits and text, by arithmetic alone |
 //! | `adapter.rs`, `gpu.rs`, `pace.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; how long submits take; upload, download, waiting |
 //! | `process.rs` | which process a device or the CPU's threads belong to, for one that forks |

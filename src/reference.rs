@@ -86,7 +86,8 @@ pub struct CellTrace<F> {
     /// `[T, B, 4H]`: r, z, n and what the candidate took from the past, which is
     /// `W_hn h + b_hn` with [`Reset::After`] and `r ⊙ h` with [`Reset::Before`].
     pub gates: Array3<F>,
-    /// `[T, B, H]`: what each step puts out: its state, after dropout where there is some, 0 for padding.
+    /// `[T, B, H]`: what each step puts out: its state, after dropout where there is some, 0 for
+    /// padding.
     pub y: Array3<F>,
     /// `[B, H]`: the state after the direction's own last step.
     pub last: Array2<F>,
@@ -184,8 +185,9 @@ fn run<F: NdFloat>(params: &Params<F>, data: &Batch<'_, F>, mode: Mode) -> Resul
     Ok(trace)
 }
 
-/// Carries dy `[T, B, D·H]` (of every step's output) and dh_n `[L·D, B, H]` (of the last states) back
-/// through the run that `trace` recorded over `x`. Batch-first runs have x, dy and dx batch-first.
+/// Carries dy `[T, B, D·H]` (of every step's output) and dh_n `[L·D, B, H]` (of the last states)
+/// back through the run that `trace` recorded over `x`. Batch-first runs have x, dy and dx
+/// batch-first.
 ///
 /// # Errors
 /// [`Error::Shape`] when an array does not fit the parameters, [`Error::NoGradient`] when both
@@ -384,9 +386,9 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         }
     }
 
-    /// All steps of a direction. `trace` comes with [`Self::input_products`] in its gates, the first
-    /// state in its `last` and zeros elsewhere. Steps of padding leave the state as it is, and their
-    /// gates at 0.
+    /// All steps of a direction. `trace` comes with [`Self::input_products`] in its gates, the
+    /// first state in its `last` and zeros elsewhere. Steps of padding leave the state as it is,
+    /// and their gates at 0.
     pub(crate) fn forward_steps(&self, context: &StepContext<'_, F>, trace: &mut CellTrace<F>) {
         let (_, batch, hidden) = trace.h.dim();
         let mut next = vec![F::zero(); hidden];
@@ -413,9 +415,9 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         }
     }
 
-    /// All steps of a direction backward. `h` and `gates` are as [`Self::forward_steps`] left them; gates
-    /// become gradients, as [`Self::step_backward`] says. `dh [B, H]` is the gradient of the last state
-    /// and becomes that of the first; `dreset [B, H]` is added to.
+    /// All steps of a direction backward. `h` and `gates` are as [`Self::forward_steps`] left them;
+    /// gates become gradients, as [`Self::step_backward`] says. `dh [B, H]` is the gradient of the
+    /// last state and becomes that of the first; `dreset [B, H]` is added to.
     pub(crate) fn backward_steps(
         &self,
         context: &StepContext<'_, F>,
@@ -462,8 +464,8 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     }
 
     /// One step. `gates [4H]` holds [`Self::input_products`] on entry and r, z, n and the past's
-    /// part of the candidate on return; `zone` is the fraction of the old state that each unit keeps
-    /// besides; `next [H]` receives h'.
+    /// part of the candidate on return; `zone` is the fraction of the old state that each unit
+    /// keeps besides; `next [H]` receives h'.
     fn step(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, next: &mut [F]) {
         let hidden = h.len();
         let (gate, candidate) = self.activations();
@@ -499,10 +501,10 @@ impl<'a, F: NdFloat> Cell<'a, F> {
         }
     }
 
-    /// One step backward. On entry `gates [4H]` is as [`Self::step`] left it and `dh [H]` the gradient
-    /// of h'. On return r, z and n have become the gradients of their pre-activations, the fourth
-    /// quarter that of `W_hn h + b_hn` (reset after; unchanged r ⊙ h with reset before), and `dh`
-    /// is the gradient of h.
+    /// One step backward. On entry `gates [4H]` is as [`Self::step`] left it and `dh [H]` the
+    /// gradient of h'. On return r, z and n have become the gradients of their pre-activations, the
+    /// fourth quarter that of `W_hn h + b_hn` (reset after; unchanged r ⊙ h with reset before), and
+    /// `dh` is the gradient of h.
     fn step_backward(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, dh: &mut [F]) {
         let hidden = h.len();
         let one = F::one();

@@ -408,7 +408,7 @@ fn a_plan_reads_like_a_schedule() {
     let text = plan(&GruConfig::new(8, 32), 104, 64, Mode::Training).to_string();
     for line in [
         "training, GRU 8→32, reset before, z overwrites, one bias; T 104, B 64, I 8, H 32",
-        "  gates     [T, B, 4H]       scratch          851968 elements    3.41 MB",
+        "  gates        [T, B, 4H]       scratch          851968 f32    3.41 MB",
         "  for each of 104 steps, 0 to 103",
         "  for each of 104 steps, 104 down to 1",
         "    forward       r, z from h; r ⊙ h                                1×16 groups    262 kFLOP    57.6 kB",
@@ -426,8 +426,8 @@ fn a_plan_reads_like_a_schedule() {
     for line in [
         "training, GRU 8→32, reset after, z keeps, two biases, 2 layers, both directions, dropout 0.1, \
          zoneout 0.2; T 104, B 64, I 8, H 32, L 2, D 2, batch first",
-        "  step_flags     [T, B] + seed    input              6660 elements    26.6 kB",
-        "  h_l1      [2, B, T, H]     scratch          425984 elements    1.70 MB",
+        "  step_flags   [T, B] + seed    input              6660 u32    26.6 kB",
+        "  h_l1         [2, B, T, H]     scratch          425984 f32    1.70 MB",
         "  matmul        l1: reverse: gates[r z n] = x · W_ihᵀ + b_ih       2×104 groups   81.8 MFLOP    4.28 MB",
         "  for each of 104 steps, 0 to 103, in both directions at once",
         "    forward       l0: r, z, n from h; h'; zoneout; dropout        1×16×2 groups    786 kFLOP     189 kB",

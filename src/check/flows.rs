@@ -1,5 +1,5 @@
-//! What goes on from run to run, and what goes into a caller's encoder, against one whole run of the
-//! reference: streams, states carried between chunks, forward passes over a caller's buffers.
+//! What goes on from run to run, and what goes into a caller's encoder, against one whole run of
+//! the reference: streams, states carried between chunks, forward passes over a caller's buffers.
 
 use ndarray::{Array2, Array3, Axis, concatenate, s};
 

@@ -38,8 +38,8 @@ pub struct Tolerance {
 pub const TOLERANCE: Tolerance = Tolerance { atol: 1e-5, rtol: 1e-4 };
 
 impl Tolerance {
-    /// The error as a fraction of what is allowed: up to 1 is within the tolerance. NaN where only one
-    /// of the two is a number counts as infinite.
+    /// The error as a fraction of what is allowed: up to 1 is within the tolerance. NaN where only
+    /// one of the two is a number counts as infinite.
     pub fn fraction(&self, got: f64, expected: f64) -> f64 {
         if got.is_nan() && expected.is_nan() {
             return 0.0;
@@ -128,8 +128,8 @@ pub enum Section {
     Kernels,
     /// Forward and backward of every variant, through [`Gru`](crate::Gru) as a user would call it.
     Models,
-    /// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a caller's
-    /// buffers.
+    /// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a
+    /// caller's buffers.
     Flows,
     /// Losses and updates, through [`Learner`](crate::Learner) as a user would call it.
     Training,
@@ -209,8 +209,9 @@ async fn kernels(device: &Device, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Forward and backward of one model, with its own weights. Large weights make large sums, so a number
-/// is held to the tolerance at the scale of the largest one of its array, where that is more than 1.
+/// Forward and backward of one model, with its own weights. Large weights make large sums, so a
+/// number is held to the tolerance at the scale of the largest one of its array, where that is more
+/// than 1.
 ///
 /// # Errors
 /// As [`run`].
@@ -235,8 +236,8 @@ struct Case {
     /// [T, B, I, H, L]
     sizes: [usize; 5],
     direction: Direction,
-    /// Of gates and of the candidate. Those without bounds only where few steps keep the states, and so
-    /// the sums, of order 1.
+    /// Of gates and of the candidate. Those without bounds only where few steps keep the states,
+    /// and so the sums, of order 1.
     activations: [Activation; 2],
     dropout: f32,
     zoneout: f32,
@@ -245,8 +246,8 @@ struct Case {
     resets: bool,
     /// Whether h0, the reset state, dy and dh_n are given; else they count as zeros.
     given: [bool; 4],
-    /// Whether it is also run the way that a model of this size would not take by itself: step by step,
-    /// and with gates made again. Each size of each variant is a kernel to compile.
+    /// Whether it is also run the way that a model of this size would not take by itself: step by
+    /// step, and with gates made again. Each size of each variant is a kernel to compile.
     other_way: bool,
 }
 

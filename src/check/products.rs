@@ -14,8 +14,8 @@ use crate::plan::{
 const SPLIT: [usize; 3] = [65, 97, 50];
 const LARGEST: [usize; 3] = [32, 64, 16];
 
-/// The last but one has as many tiles as make large ones worthwhile on a GPU. The last is longer than
-/// lavapipe's loops may run: it must be cut into dispatches.
+/// The last but one has as many tiles as make large ones worthwhile on a GPU. The last is longer
+/// than lavapipe's loops may run: it must be cut into dispatches.
 const MNK: [[usize; 3]; 16] = [
     [1, 1, 1],
     [2, 3, 5],

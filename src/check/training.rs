@@ -128,7 +128,8 @@ pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()
     let one_way = GruConfig::pytorch(3, 5);
     let both = GruConfig::new(3, 5).with_layers(2).with_direction(Direction::Both);
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.1 };
-    // Adam divides by a gradient's size: with a small ε one that is next to nothing would be all rounding.
+    // Adam divides by a gradient's size: with a small ε one that is next to nothing would be all
+    // rounding.
     let adam = Adam { epsilon: 0.01, weight_decay: 0.1, ..Adam::default() };
     let of = |loss, optimizer: Optimizer, rate| LearnerConfig::new(loss, optimizer, rate);
     let entropy = Loss::CrossEntropy { ignore: Some(IGNORED) };

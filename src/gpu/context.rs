@@ -669,4 +669,18 @@ mod tests {
         }
         assert_eq!(gru.to(&test_device().0).unwrap().forward(&x).unwrap(), expected);
     }
+
+    #[test]
+    fn a_plan_knows_of_the_features_that_a_device_was_opened_with() {
+        let (_, gpu) = test_device();
+        let info = gpu.inner.adapter.get_info();
+        let of = |features| device_caps(&info, &gpu.device().limits(), features);
+        let none = of(wgpu::Features::empty());
+        assert_eq!(none, DeviceCaps::new(*gpu.limits(), gpu.describe().software));
+        let some = of(wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
+        assert_eq!((some.f16, some.cooperative_matrices), (true, false));
+        let sizes = some.subgroups.unwrap();
+        assert_eq!((sizes.min, sizes.max), (info.subgroup_min_size, info.subgroup_max_size));
+        assert_eq!(gpu.caps(), of(gpu.device().features()));
+    }
 }

@@ -408,3 +408,45 @@ fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
     }
     blocks
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::test_device;
+    use crate::plan::Mode;
+    use crate::spec::config::GruConfig;
+
+    fn session() -> Session {
+        let config = GruConfig::new(3, 5);
+        let plan = Plan::new(&config, config.shape(4, 2).unwrap(), Mode::Inference).unwrap();
+        pollster::block_on(Session::new(&test_device().1, plan, &[])).unwrap()
+    }
+
+    #[test]
+    fn flags_and_numbers_are_written_and_read_as_what_they_are() {
+        let mut session = session();
+        let [flags, x] = ["step_flags", "x"].map(|name| session.plan().buffer(name).unwrap());
+        pollster::block_on(session.write(flags, 1, &[7_u32, 5])).unwrap();
+        pollster::block_on(session.write(x, 2, &[0.5_f32])).unwrap();
+        let got = pollster::block_on(session.read::<u32>(&[(flags, 0..4)], Wait::Block)).unwrap();
+        assert_eq!(got, [[0, 7, 5, 0]]);
+        let got = pollster::block_on(session.read::<f32>(&[(x, 0..3)], Wait::Block)).unwrap();
+        assert_eq!(got, [[0.0, 0.0, 0.5]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the elements of step_flags")]
+    fn flags_cannot_be_written_as_numbers() {
+        let mut session = session();
+        let flags = session.plan().buffer("step_flags").unwrap();
+        drop(pollster::block_on(session.write(flags, 0, &[0.0_f32])));
+    }
+
+    #[test]
+    #[should_panic(expected = "1..9 of the 8 elements of step_flags")]
+    fn nothing_is_written_past_a_buffers_end() {
+        let mut session = session();
+        let flags = session.plan().buffer("step_flags").unwrap();
+        drop(pollster::block_on(session.write(flags, 1, &[0_u32; 8])));
+    }
+}

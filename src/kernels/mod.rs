@@ -1,13 +1,13 @@
 //! One row per WGSL kernel: its source, bindings, constants, arguments and workgroup.
 //!
-//! This is the Rust mirror of `shaders/`. `kernels/tests.rs` holds every line of it against the WGSL
-//! by naga's reflection, so the two cannot drift apart.
+//! This is the Rust mirror of `shaders/`. `kernels/tests.rs` holds every line of it against the
+//! WGSL by naga's reflection, so the two cannot drift apart.
 
 use crate::spec::element::ElementType;
 
 /// Loop iterations that a kernel asks of one invocation at most on lavapipe, which ends every loop,
-/// without an error, once all loops of an invocation have used up 65,535 iterations together. Longer sums
-/// and sequences are cut into dispatches.
+/// without an error, once all loops of an invocation have used up 65,535 iterations together.
+/// Longer sums and sequences are cut into dispatches.
 pub const LOOP_BUDGET: usize = 65_535;
 
 /// How a kernel uses a storage binding.
@@ -56,8 +56,8 @@ impl Binding {
 /// A kernel as the schedule and the executor see it. Binding 0 is always `Args`, the others follow
 /// from 1 in the order of `bindings`.
 ///
-/// `Args` is a read-only storage binding at a dynamic offset, not a uniform: Mesa's lavapipe compiles
-/// a kernel anew for each value of a uniform that its branches depend on.
+/// `Args` is a read-only storage binding at a dynamic offset, not a uniform: Mesa's lavapipe
+/// compiles a kernel anew for each value of a uniform that its branches depend on.
 #[derive(Debug)]
 pub struct Kernel {
     /// The file's name in `shaders/`, without its ending.

@@ -63,8 +63,8 @@ args! {
         zone_fraction,
         /// How many steps this dispatch takes.
         count,
-        /// The first of them (backward: the state whose gradient is made first), each direction's own, set
-        /// by the loop.
+        /// The first of them (backward: the state whose gradient is made first), each direction's
+        /// own, set by the loop.
         step,
     }
 }
@@ -126,8 +126,8 @@ const STEP_CONSTANTS: &[&str] = &[
     "RESIDENT",
 ];
 
-/// The arrays of `shaders/step.wgsl`: operands of k and each lane's sums, four rows to a vec4; accumulators of
-/// each unit and row.
+/// The arrays of `shaders/step.wgsl`: operands of k and each lane's sums, four rows to a vec4;
+/// accumulators of each unit and row.
 fn step_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; STEP_CONSTANTS.len()] = constants.try_into().expect("one a name");
     let StepConstants { unit_quads, split_k, row_quads, depth_quads, accumulators, .. } =

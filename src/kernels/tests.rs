@@ -29,8 +29,8 @@ fn every_kernel_is_valid_wgsl_without_extensions() {
     }
 }
 
-/// Kernels are made without wgpu's guard against endless loops, on the promise that each loop ends: a `for`
-/// with a counter that only its head changes, upwards by a stride or downwards by halves.
+/// Kernels are made without wgpu's guard against endless loops, on the promise that each loop ends:
+/// a `for` with a counter that only its head changes, upwards by a stride or downwards by halves.
 #[test]
 fn every_loop_is_counted() {
     let mut loops = 0;

@@ -15,8 +15,8 @@ use crate::spec::params::ParamLayout;
 /// What the elements of parameters and of their gradients are. Training adds small updates to them.
 const PARAMETER: ElementType = ElementType::F32;
 
-/// What the elements of states, gates and sequences are, in every plan so far. Half precision is to be chosen
-/// here.
+/// What the elements of states, gates and sequences are, in every plan so far. Half precision is to
+/// be chosen here.
 pub(super) const ELEMENT: ElementType = ElementType::F32;
 
 /// What losses and the weights of their rows are.
@@ -27,7 +27,8 @@ const LOSS: ElementType = ElementType::F32;
 pub(super) struct GateStorage {
     /// Steps of each batch row that one buffer has room for.
     pub times: usize,
-    /// Whether those of a forward pass are there for the backward pass, in as many buffers as they need.
+    /// Whether those of a forward pass are there for the backward pass, in as many buffers as they
+    /// need.
     pub kept: bool,
 }
 
@@ -44,8 +45,8 @@ pub(super) struct Allocation {
 /// What the steps of a layer read and write.
 #[derive(Clone, Copy)]
 pub(super) struct LayerBuffers {
-    /// `[D, T, B, 4H]`: r, z, n, past; in backward their gradients. Where they are kept and one buffer
-    /// cannot hold them, the first of several of some steps each.
+    /// `[D, T, B, 4H]`: r, z, n, past; in backward their gradients. Where they are kept and one
+    /// buffer cannot hold them, the first of several of some steps each.
     pub gates: BufferId,
     /// `[D, T, B, H]`: the state that each step starts from. In inference the last two suffice.
     pub h: BufferId,
@@ -135,7 +136,8 @@ impl Allocator<'_> {
         Some(HeadBuffers { outputs, loss })
     }
 
-    /// A layer's input is spent before its steps put anything out in its place: all have the same buffers.
+    /// A layer's input is spent before its steps put anything out in its place: all have the same
+    /// buffers.
     fn inference_layers(&mut self, run: &RunBuffers) -> Vec<LayerBuffers> {
         let gates = self.gates("");
         let h = self.h("");
@@ -261,7 +263,8 @@ impl GateStorage {
     }
 }
 
-/// Backward needs every state that a step started from; forward alone, one to read and one to write.
+/// Backward needs every state that a step started from; forward alone, one to read and one to
+/// write.
 pub(super) fn h_times(mode: Mode, steps: usize) -> usize {
     match mode {
         Mode::Inference => steps.min(2),
@@ -269,15 +272,15 @@ pub(super) fn h_times(mode: Mode, steps: usize) -> usize {
     }
 }
 
-/// Steps whose gates are made again at once. An eighth of 4H and the other arrays of training, h, y and dy
-/// of H each, are half of what they are with all of 4H.
+/// Steps whose gates are made again at once. An eighth of 4H and the other arrays of training, h, y
+/// and dy of H each, are half of what they are with all of 4H.
 pub(crate) fn recomputed_at_once(steps: usize) -> usize {
     steps.div_ceil(8)
 }
 
-/// Steps of an inference whose gates are there at once: all of them, or as many as the adapter can bind.
-/// Between layers of two directions it must be all: there the reverse direction's first steps overwrite y
-/// where the forward direction has yet to read what the layer below put out.
+/// Steps of an inference whose gates are there at once: all of them, or as many as the adapter can
+/// bind. Between layers of two directions it must be all: there the reverse direction's first steps
+/// overwrite y where the forward direction has yet to read what the layer below put out.
 fn used_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     let Shape { steps, layers, directions, .. } = shape;
     if layers > 1 && directions > 1 {
@@ -286,10 +289,11 @@ fn used_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     steps_bound(shape, caps)
 }
 
-/// Steps of a training run whose gates one buffer holds, of as few buffers as there can be, alike in size.
+/// Steps of a training run whose gates one buffer holds, of as few buffers as there can be, alike
+/// in size.
 fn bound_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
-    /// h and y, a quarter of the gates each, are bound whole: where these need many more buffers, the
-    /// plan will be refused.
+    /// h and y, a quarter of the gates each, are bound whole: where these need many more buffers,
+    /// the plan will be refused.
     const MOST: usize = 8;
     let Shape { steps, .. } = shape;
     match steps.div_ceil(steps_bound(shape, caps)) {

@@ -4,11 +4,11 @@ use std::ops::RangeInclusive;
 
 use super::Limits;
 
-/// What a plan knows of the device that it is made for: what it was opened with, not all that its adapter
-/// may have.
+/// What a plan knows of the device that it is made for: what it was opened with, not all that its
+/// adapter may have.
 ///
-/// The rules that choose kernels and tiles read nothing else, so that a plan for any device can be made and
-/// tested on any other.
+/// The rules that choose kernels and tiles read nothing else, so that a plan for any device can be
+/// made and tested on any other.
 ///
 /// ```
 /// use gru_wgpu::plan::{DeviceCaps, Limits};
@@ -26,10 +26,11 @@ pub struct DeviceCaps {
     pub software: bool,
     /// Whether kernels can compute with f16: WGSL's `enable f16`. No plan asks for it yet.
     pub f16: bool,
-    /// The sizes of its subgroups, where kernels can use them: WGSL's `enable subgroups`. No plan asks for
-    /// them yet.
+    /// The sizes of its subgroups, where kernels can use them: WGSL's `enable subgroups`. No plan
+    /// asks for them yet.
     pub subgroups: Option<SubgroupSizes>,
-    /// Whether kernels can multiply matrices that a subgroup holds together. No plan asks for it yet.
+    /// Whether kernels can multiply matrices that a subgroup holds together. No plan asks for it
+    /// yet.
     pub cooperative_matrices: bool,
 }
 
@@ -77,9 +78,9 @@ impl DeviceCaps {
         Self { cooperative_matrices, ..self }
     }
 
-    /// Work of one dispatch, and about that of one submit, so that none takes long: a sixth of a second at
-    /// 200 GFLOP/s, a slow GPU's rate, or at the 3 to 8 GFLOP/s of a software adapter. (Windows ends a
-    /// submit, and loses the device, after 2 seconds.)
+    /// Work of one dispatch, and about that of one submit, so that none takes long: a sixth of a
+    /// second at 200 GFLOP/s, a slow GPU's rate, or at the 3 to 8 GFLOP/s of a software adapter.
+    /// (Windows ends a submit, and loses the device, after 2 seconds.)
     pub(crate) const fn dispatch_flops(&self) -> u64 {
         if self.software { 1_000_000_000 } else { 32_000_000_000 }
     }

@@ -18,8 +18,8 @@ impl fmt::Display for Plan {
                 Role::Zeros => "zeros",
             };
             let (len, bytes) = (buffer.len, format_si(buffer.bytes() as f64, "B"));
-            let (name, axes) = (&buffer.name, &buffer.axes);
-            writeln!(f, "  {name:<9} {axes:<16} {role:<10} {len:>12} elements {bytes:>10}")?;
+            let (name, axes, element) = (&buffer.name, &buffer.axes, buffer.element);
+            writeln!(f, "  {name:<12} {axes:<16} {role:<10} {len:>12} {element} {bytes:>10}")?;
         }
         let (name, bytes) = ("arguments", format_si(self.argument_bytes() as f64, "B"));
         writeln!(f, "  {name:<72} {bytes:>10}")?;

@@ -41,7 +41,8 @@ impl Limits {
     };
 
     pub(super) fn allow(&self, plan: &Plan) -> Result<()> {
-        // The parameters are to tell of first, which no shorter sequence makes smaller, and then the largest.
+        // The parameters are to tell of first, which no shorter sequence makes smaller, and then
+        // the largest.
         let parameters = plan.buffers().iter().find(|buffer| buffer.role == Role::Parameters);
         let largest = plan.buffers().iter().max_by_key(|buffer| buffer.bytes());
         for buffer in parameters.into_iter().chain(largest) {

@@ -1,8 +1,8 @@
 //! The schedule as data: which buffers a run needs and which kernels it dispatches, in which order.
 //!
 //! A [`Plan`] is plain arithmetic on a configuration and a shape. It names no wgpu type, so it is
-//! made, checked against an adapter's [`Limits`], printed and tested without a GPU; a session (`gpu/`)
-//! executes it. Its `Display` reads like a database's EXPLAIN:
+//! made, checked against an adapter's [`Limits`], printed and tested without a GPU; a session
+//! (`gpu/`) executes it. Its `Display` reads like a database's EXPLAIN:
 //!
 //! ```
 //! use gru_wgpu::{GruConfig, plan::{Limits, Mode, Plan}};
@@ -117,8 +117,8 @@ impl Plan {
         caps: &DeviceCaps,
     ) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        // Its fields are public; what follows relies on what `GruConfig::shape` checked. Any layout is
-        // as good as another.
+        // Its fields are public; what follows relies on what `GruConfig::shape` checked. Any layout
+        // is as good as another.
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
@@ -148,13 +148,15 @@ impl Plan {
         &self.accumulators
     }
 
-    /// Work after which commands are handed to the device, so that it never runs long without a pause.
+    /// Work after which commands are handed to the device, so that it never runs long without a
+    /// pause.
     pub(crate) fn submit_flops(&self) -> u64 {
         self.submit_flops
     }
 
-    /// Runs of a plan that carries states alternate between two parities, each with arguments of its own: in
-    /// runs of odd parity the first and the last third of `states` are exchanged. Other plans have one.
+    /// Runs of a plan that carries states alternate between two parities, each with arguments of
+    /// its own: in runs of odd parity the first and the last third of `states` are exchanged. Other
+    /// plans have one.
     pub(crate) fn parities(&self) -> usize {
         if self.carries { 2 } else { 1 }
     }

@@ -119,7 +119,8 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// A span's rows of a sequence `[T, B, width]`, in the run's layout, from element `first` of the slice.
+    /// A span's rows of a sequence `[T, B, width]`, in the run's layout, from element `first` of
+    /// the slice.
     pub fn rows(
         &self,
         (slice, first): (Slice, usize),

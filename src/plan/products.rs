@@ -10,8 +10,8 @@ use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConsta
 /// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// Depth of one product's sum in one workgroup. Every 16 of it cost a slice of 16 iterations and more
-/// around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
+/// Depth of one product's sum in one workgroup. Every 16 of it cost a slice of 16 iterations and
+/// more around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
 const MATMUL_MAX_DEPTH: usize = 16_384;
 
 /// Depth of one product's sum that is worth a workgroup of its own.
@@ -94,8 +94,8 @@ pub(crate) struct Columns {
     pub range: Range<usize>,
 }
 
-/// Makes the stages of products and sums. Those with few results and long sums are made in parts, which
-/// lie in one buffer that all of them share, until they are added up.
+/// Makes the stages of products and sums. Those with few results and long sums are made in parts,
+/// which lie in one buffer that all of them share, until they are added up.
 pub(crate) struct Products<'a> {
     caps: &'a DeviceCaps,
     partials: BufferId,
@@ -103,8 +103,8 @@ pub(crate) struct Products<'a> {
 }
 
 impl<'a> Products<'a> {
-    /// With the parts in the next of `buffers`, to be added by [`Self::add_partials`] once all stages are
-    /// made.
+    /// With the parts in the next of `buffers`, to be added by [`Self::add_partials`] once all
+    /// stages are made.
     pub fn new(caps: &'a DeviceCaps, buffers: &Buffers) -> Self {
         Self { caps, partials: buffers.next_id(), partials_len: Cell::new(0) }
     }
@@ -122,7 +122,8 @@ impl<'a> Products<'a> {
         Slice { buffer: self.partials, element: PARTIAL, first: 0, len }
     }
 
-    /// In how many parts to make what takes `groups` workgroups, where no more than `most` are worth it.
+    /// In how many parts to make what takes `groups` workgroups, where no more than `most` are
+    /// worth it.
     fn parts(&self, groups: u64, most: usize) -> usize {
         // Enough workgroups to fill the device a few times over.
         let enough = if self.caps.software { 4 } else { 512 };
@@ -130,8 +131,8 @@ impl<'a> Products<'a> {
         if parts < 2 { 1 } else { parts as usize }
     }
 
-    /// `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several that each make as large a
-    /// part of it as one may.
+    /// `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several that each make as
+    /// large a part of it as one may.
     pub fn matmul(
         &self,
         label: &str,
@@ -210,8 +211,8 @@ impl<'a> Products<'a> {
         stages
     }
 
-    /// The largest part of an m × n × k product that one dispatch makes: limited by its workgroups, by
-    /// the length of its loops and by its work.
+    /// The largest part of an m × n × k product that one dispatch makes: limited by its workgroups,
+    /// by the length of its loops and by its work.
     fn largest_dispatch(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
         let tile = ProductTile::choose([m, n, k], self.caps);
         let (tile_n, tile_m) = (tile.columns(), tile.rows());

@@ -32,8 +32,8 @@ pub(crate) struct TrainingBuffers {
     pub dy: BufferId,
     /// The gradients of states, in their places: dh_n in; dh0 and the reset states' out.
     pub dstates: BufferId,
-    /// Of each layer's input: `[T, B, I]`, then `[T, B, D·H]`. Where only the parameters' gradient is asked
-    /// for, there is none of x.
+    /// Of each layer's input: `[T, B, I]`, then `[T, B, D·H]`. Where only the parameters' gradient
+    /// is asked for, there is none of x.
     pub dx: Vec<Option<BufferId>>,
     /// Laid out as the parameters.
     pub dparams: BufferId,

@@ -39,8 +39,8 @@ impl Dispatch {
         &self.bindings
     }
 
-    /// Steps, or states of a backward pass, that a kernel of the recurrence takes one after another; `None`
-    /// of any other kernel.
+    /// Steps, or states of a backward pass, that a kernel of the recurrence takes one after
+    /// another; `None` of any other kernel.
     pub fn recurrent_steps(&self) -> Option<usize> {
         self.kernel.argument("count").map(|count| self.args[count] as usize)
     }

@@ -84,15 +84,15 @@ impl Planner<'_> {
         stages
     }
 
-    /// Buffers to which a backward pass adds from the first, so that they must be zero ahead of it: each
-    /// direction's spans reach a step's dx at another time.
+    /// Buffers to which a backward pass adds from the first, so that they must be zero ahead of it:
+    /// each direction's spans reach a step's dx at another time.
     fn accumulators(&self, t: &TrainingBuffers) -> Vec<BufferId> {
         let adds = self.shape.directions > 1 && self.gates.times < self.shape.steps;
         if adds { t.dx.iter().copied().flatten().collect() } else { Vec::new() }
     }
 
-    /// What the parameters' gradients of a span are added to: nothing yet, for the first span of the backward
-    /// pass, unless batches add theirs up.
+    /// What the parameters' gradients of a span are added to: nothing yet, for the first span of
+    /// the backward pass, unless batches add theirs up.
     fn epilogue(&self, span: Span) -> Epilogue {
         let first = span.end() == self.shape.steps && !matches!(self.purpose, Purpose::Loss(_));
         if first { Epilogue::Zero } else { Epilogue::Present }

@@ -53,8 +53,8 @@ impl Planner<'_> {
         }
     }
 
-    /// All states of a span backward, from its end to its start: a dispatch or two each, or one for many
-    /// of them.
+    /// All states of a span backward, from its end to its start: a dispatch or two each, or one for
+    /// many of them.
     pub(super) fn backward_steps(
         &self,
         t: &TrainingBuffers,
@@ -87,7 +87,8 @@ impl Planner<'_> {
         }
     }
 
-    /// One dispatch, or several that each take a part of the batch, of `count` steps from `step` on.
+    /// One dispatch, or several that each take a part of the batch, of `count` steps from `step`
+    /// on.
     fn forward_step(
         &self,
         layer: usize,
@@ -132,7 +133,8 @@ impl Planner<'_> {
         self.parts(Pass::Forward, gates).map(part).collect()
     }
 
-    /// One dispatch, or several that each take a part of the batch, of `count` states from `state` down.
+    /// One dispatch, or several that each take a part of the batch, of `count` states from `state`
+    /// down.
     fn backward_step(
         &self,
         t: &TrainingBuffers,
@@ -227,8 +229,8 @@ impl Planner<'_> {
         self.mode == Mode::Training && dropout && layer + 1 < self.shape.layers
     }
 
-    /// What a dispatch does, zoneout of h' and dropout of y included, and in which steps or states where it
-    /// takes them one after another.
+    /// What a dispatch does, zoneout of h' and dropout of y included, and in which steps or states
+    /// where it takes them one after another.
     fn step_label(
         &self,
         pass: Pass,
@@ -270,8 +272,8 @@ impl Planner<'_> {
         split(self.shape.batch, kernel.rows() * groups as usize)
     }
 
-    /// How many steps a workgroup that makes all units may walk over in one dispatch: as many as its
-    /// loops and the work allow.
+    /// How many steps a workgroup that makes all units may walk over in one dispatch: as many as
+    /// its loops and the work allow.
     fn steps_a_dispatch(&self, pass: Pass) -> usize {
         let kernel = self.recurrence.of(pass);
         let iterations = self.iterations(pass, Gates::All, 1);
@@ -298,8 +300,8 @@ impl Planner<'_> {
         let threads = unit_quads * split_k;
         let staged = (4 * depth_quads * row_quads).div_ceil(threads) + 1;
         let slices = depth.div_ceil(depth_quads);
-        // Two passes at most, each with its slices, quads of k, items that add up the lanes' sums of each
-        // product, and then draw, two draws of ten rounds each; and the gates' operands.
+        // Two passes at most, each with its slices, quads of k, items that add up the lanes' sums
+        // of each product, and then draw, two draws of ten rounds each; and the gates' operands.
         let items = (16 * unit_quads * row_quads).div_ceil(threads);
         let draws = if self.draws() { 2 * 11 } else { 0 };
         let stored = if resident == 1 { 3 * (2 + items) } else { 0 };

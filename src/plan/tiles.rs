@@ -3,11 +3,12 @@
 //!
 //! # Kernel families
 //!
-//! The recurrence has two families of kernels, each with a tile type of its own: [`StepTile`], one step a
-//! dispatch, spread over the whole device; [`SequenceTile`], many steps a dispatch, each workgroup taking a
-//! few rows through them. [`RecurrenceKernels::choose`] is the one place that chooses between them, from
-//! the configuration, the batch and [`DeviceCaps`]; `RunOptions::recurrence` (`gru bench --kernel`) can
-//! force one. A new family (weights held in registers, say) is
+//! The recurrence has two families of kernels, each with a tile type of its own: [`StepTile`], one
+//! step a dispatch, spread over the whole device; [`SequenceTile`], many steps a dispatch, each
+//! workgroup taking a few rows through them. [`RecurrenceKernels::choose`] is the one place that
+//! chooses between them, from the configuration, the batch and [`DeviceCaps`];
+//! `RunOptions::recurrence` (`gru bench --kernel`) can force one. A new family (weights held in
+//! registers, say) is
 //!
 //! 1. a WGSL file or a variant of one, in `shaders/`;
 //! 2. its row in `kernels/recurrence.rs`, or a constant of an existing one;
@@ -28,9 +29,9 @@ use crate::kernels::{BACKWARD, FORWARD, Kernel, MATMUL, MatmulConstants, StepCon
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
 
-/// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond it the
-/// weights, which each workgroup reads anew at every step, come through one multiprocessor's cache more
-/// slowly than a dispatch a step can spread them over the device.
+/// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond
+/// it the weights, which each workgroup reads anew at every step, come through one multiprocessor's
+/// cache more slowly than a dispatch a step can spread them over the device.
 const SEQUENCE_HIDDEN: usize = 128;
 
 /// The same where a batch is large enough for every part of a device to have rows, and on software
@@ -68,8 +69,8 @@ pub(super) struct StepTile {
     accumulators: usize,
 }
 
-/// A workgroup makes all units of its rows, for any number of steps. What it multiplies with the weights
-/// stays in its own memory from step to step.
+/// A workgroup makes all units of its rows, for any number of steps. What it multiplies with the
+/// weights stays in its own memory from step to step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SequenceTile {
     /// Threads along the units, four units each: all units.
@@ -92,8 +93,9 @@ pub(super) struct RecurrenceKernels {
 }
 
 impl RecurrenceKernels {
-    /// The rule: whole sequences where H is small, as [`sequence_pays`] has it, and a workgroup's memory
-    /// suffices in both passes, or where `recurrence` asks for them; or else one step a dispatch.
+    /// The rule: whole sequences where H is small, as [`sequence_pays`] has it, and a workgroup's
+    /// memory suffices in both passes, or where `recurrence` asks for them; or else one step a
+    /// dispatch.
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) when whole sequences are asked for and do not fit.
@@ -189,8 +191,8 @@ impl StepTile {
             },
         };
         if caps.software {
-            // A thread is a lane of a vector unit there, and adding up lanes' sums costs loads; more rows to
-            // a weight are more work to a load.
+            // A thread is a lane of a vector unit there, and adding up lanes' sums costs loads;
+            // more rows to a weight are more work to a load.
             return make(16, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS);
         }
         let best = match pass {
@@ -222,7 +224,8 @@ impl StepTile {
 
 impl SequenceTile {
     /// # Errors
-    /// [`Error::Limit`](crate::Error::Limit) when all units of four rows are too much for a workgroup.
+    /// [`Error::Limit`](crate::Error::Limit) when all units of four rows are too much for a
+    /// workgroup.
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Self> {
         let unit_quads = config.hidden_size.div_ceil(4);
         let operand_quads = depth_quads(unit_quads, pass);
@@ -284,8 +287,8 @@ fn depth_quads(unit_quads: usize, pass: Pass) -> usize {
     }
 }
 
-/// Products of a unit with the past that are there at once forward: of each gate where none waits for
-/// another.
+/// Products of a unit with the past that are there at once forward: of each gate where none waits
+/// for another.
 fn products(config: &GruConfig) -> usize {
     match config.reset {
         Reset::After => 3,
@@ -329,8 +332,8 @@ pub(super) struct ProductTile {
 }
 
 impl ProductTile {
-    /// For an m × n × k product. Narrow results take narrow tiles, and short sums short slices, so that
-    /// little is multiplied in vain.
+    /// For an m × n × k product. Narrow results take narrow tiles, and short sums short slices, so
+    /// that little is multiplied in vain.
     pub fn choose([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Self {
         if let Some(large) = Self::large([m, n, k], caps) {
             return large;
@@ -340,8 +343,8 @@ impl ProductTile {
             (..=8, _) => (1, 32, 2, 8),
             (_, ..=4) => (32, 1, 1, 8),
             (_, ..=16) => (32, 2, 2, 8),
-            // Where a processor computes, a load costs as much as its arithmetic, from the workgroup's
-            // memory as from any other: there larger tiles pay, and staging does not.
+            // Where a processor computes, a load costs as much as its arithmetic, from the
+            // workgroup's memory as from any other: there larger tiles pay, and staging does not.
             (65.., _) if caps.software => {
                 return Self { m_threads: 8, n_threads: 8, m_quads: 4, n_quads: 4, staged: None };
             }
@@ -351,8 +354,8 @@ impl ProductTile {
         Self { m_threads, n_threads, m_quads: 2, n_quads, staged }
     }
 
-    /// Tiles of 128 × 128 halve what is read from memory. They are for GPUs whose workgroups can hold
-    /// them, and for results that give each of its parts some.
+    /// Tiles of 128 × 128 halve what is read from memory. They are for GPUs whose workgroups can
+    /// hold them, and for results that give each of its parts some.
     fn large([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Option<Self> {
         let tile = |depth| Self {
             m_threads: 16,
@@ -391,8 +394,8 @@ impl ProductTile {
         self.staged.unwrap_or(1)
     }
 
-    /// Iterations of a thread's loops for `k` of a sum. A slice: its k, what a thread stages of it, one of its
-    /// own. In the end the blocks, one after another.
+    /// Iterations of a thread's loops for `k` of a sum. A slice: its k, what a thread stages of it,
+    /// one of its own. In the end the blocks, one after another.
     pub fn iterations(&self, k: usize) -> usize {
         let staging = if self.staged.is_some() { 2 * self.depth() + 2 } else { 0 };
         let slice = self.depth() + staging + 1;

@@ -1,5 +1,5 @@
-//! The schedule of an update: what is to be known of the gradient, whether all would be finite after it, then
-//! the optimiser.
+//! The schedule of an update: what is to be known of the gradient, whether all would be finite
+//! after it, then the optimiser.
 
 use super::ElementType::{F32, U32};
 use super::limits::check_indices;
@@ -12,8 +12,8 @@ use crate::spec::optimizer::{Clip, Constants};
 /// Updates whose reports the device keeps until the host reads them.
 pub(crate) const SLOTS: usize = 64;
 
-/// u32 words of a report, and of what stands before the first one: the loss, the norm and the largest
-/// magnitude as bits of f32, where that one is, and 1 where the update was stopped.
+/// u32 words of a report, and of what stands before the first one: the loss, the norm and the
+/// largest magnitude as bits of f32, where that one is, and 1 where the update was stopped.
 pub(crate) const REPORT: usize = 5;
 
 /// Elements of the gradient that a workgroup takes the norm of.

@@ -1,5 +1,5 @@
-//! [`Chunk`]: a part of a run. Where no buffer of the device can hold one of its tensors, a run is made of
-//! several, one after the other.
+//! [`Chunk`]: a part of a run. Where no buffer of the device can hold one of its tensors, a run is
+//! made of several, one after the other.
 
 use std::ops::Range;
 
@@ -56,13 +56,14 @@ impl Chunk {
     }
 }
 
-/// The chunks of a run of `shape`, in the order in which they run forward: all of it, if that fits. Or of all
-/// rows and as many steps each as fit, which takes no more steps one after the other than the whole would,
-/// where states can be carried from one to the next: `carried` says in which direction. Or else of all steps
-/// and as many rows as fit.
+/// The chunks of a run of `shape`, in the order in which they run forward: all of it, if that fits.
+/// Or of all rows and as many steps each as fit, which takes no more steps one after the other than
+/// the whole would, where states can be carried from one to the next: `carried` says in which
+/// direction. Or else of all steps and as many rows as fit.
 ///
 /// # Errors
-/// What `fits` says of the whole, where no smaller chunk fits either, or more than [`MAX_CHUNKS`] would be needed.
+/// What `fits` says of the whole, where no smaller chunk fits either, or more than [`MAX_CHUNKS`]
+/// would be needed.
 pub(crate) fn chunks(
     shape: Shape,
     carried: Option<Direction>,

@@ -1,8 +1,8 @@
 //! [`Noise`]: the draws of dropout and zoneout, from a generator without state.
 //!
-//! A draw is a function of the seed and of its index (layer, step, row, unit) alone. So every device
-//! draws the same bits, in any order and however the batch is cut or laid out, and a backward pass
-//! draws them again instead of storing them. The twin is in `shaders/step.wgsl`.
+//! A draw is a function of the seed and of its index (layer, step, row, unit) alone. So every
+//! device draws the same bits, in any order and however the batch is cut or laid out, and a
+//! backward pass draws them again instead of storing them. The twin is in `shaders/step.wgsl`.
 
 use crate::spec::config::GruConfig;
 use crate::spec::options::Mode;
@@ -123,8 +123,8 @@ fn philox_key(seed: u64) -> [u32; 2] {
     [seed as u32, (seed >> 32) as u32]
 }
 
-/// What the kernels draw from, as they read it behind a run's step flags: the seed, and where the run's first
-/// step and row lie in the whole that it is a chunk of.
+/// What the kernels draw from, as they read it behind a run's step flags: the seed, and where the
+/// run's first step and row lie in the whole that it is a chunk of.
 pub(crate) fn draw_seed(seed: u64, first: [usize; 2]) -> [u32; DRAW_SEED_LEN] {
     let ([low, high], [step, row]) = (philox_key(seed), first.map(|n| n as u32));
     [low, high, step, row]

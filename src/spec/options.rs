@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// How a model runs; see [`Gru::with_options`](crate::Gru::with_options). What it computes stays the
-/// same, to rounding.
+/// How a model runs; see [`Gru::with_options`](crate::Gru::with_options). What it computes stays
+/// the same, to rounding.
 ///
 /// ```
 /// use gru_wgpu::{Device, Gru, GruConfig, Init, RunOptions, Recurrence};
@@ -21,8 +21,8 @@ use crate::error::{Error, Result};
 pub struct RunOptions {
     /// Which family of kernels walks over the steps on an adapter.
     pub recurrence: Recurrence,
-    /// While training, on every device, keep only the states and make the gates again in the backward
-    /// pass, some steps at a time: about half the memory, for a third more work.
+    /// While training, on every device, keep only the states and make the gates again in the
+    /// backward pass, some steps at a time: about half the memory, for a third more work.
     pub recompute: bool,
 }
 
@@ -49,8 +49,8 @@ pub enum Mode {
     Training,
 }
 
-/// Which family of kernels walks over the steps on an adapter. (The CPU device has no kernels, and takes no
-/// notice.)
+/// Which family of kernels walks over the steps on an adapter. (The CPU device has no kernels, and
+/// takes no notice.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Recurrence {
     /// Whichever the plan expects to be faster on the adapter at hand.
