@@ -9,21 +9,22 @@
 //     da_n = dn n′    da_z = dz z′    where ′ is the activation's derivative
 // Reset after: GATES_RZ and GATE_N, in one dispatch.
 //     dpast = da_n r        da_r = da_n past r′
-// Reset before: GATES_RZ does the above; then GATE_N, as da_r needs every da_n, in a dispatch of its own
-// or, where the workgroup makes all units, in the same one:
+// Reset before: GATES_RZ does the above; then GATE_N, as da_r needs every da_n, in a dispatch of
+// its own or, where the workgroup makes all units, in the same one:
 //     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r′    carry += d(rh) r
 // Where step s started afresh, dh[s] without dy is the reset state's and does not go further back.
 //
-// gates may hold some of the steps only; then the states from the end of those down to their start are
-// what this takes, and the last of them ends as the carry, which the steps before go on from.
+// gates may hold some of the steps only; then the states from the end of those down to their start
+// are what this takes, and the last of them ends as the carry, which the steps before go on from.
 //
-// dstates holds dh_n in the place of the last states, which becomes the carry; in the end dh0 lies in
-// that of the first ones, and that of the reset states has been added to. The gradients overwrite gates
-// in place: da_r, da_z, da_n and, reset after, dpast in the fourth column (with reset before it keeps
-// r ⊙ h). The twin is Cell::backward_steps.
+// dstates holds dh_n in the place of the last states, which becomes the carry; in the end dh0 lies
+// in that of the first ones, and that of the reset states has been added to. The gradients
+// overwrite gates in place: da_r, da_z, da_n and, reset after, dpast in the fourth column (with
+// reset before it keeps r ⊙ h). The twin is Cell::backward_steps.
 //
-// A thread multiplies four units with 4 · ROW_QUADS rows at every LANES-th quad of k, which counts the
-// gates' units, each gate filled up to whole quads: 8 loads of a vec4 feed 64 multiply-adds.
+// A thread multiplies four units with 4 · ROW_QUADS rows at every SPLIT_K-th quad of k, which
+// counts the gates' units, each gate filled up to whole quads: 8 loads of a vec4 feed 64
+// multiply-adds.
 
 @group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], where each step started
 @group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
@@ -71,14 +72,15 @@ fn quad_weights(quad: u32, unit: u32) -> mat4x4<f32> {
         row_weights(gate, k + 2u, unit), row_weights(gate, k + 3u, unit)));
 }
 
-// One k of four units. Where k is none of the gate's, the operand is 0; units past the last make products
-// that nobody reads.
+// One k of four units. Where k is none of the gate's, the operand is 0; units past the last make
+// products that nobody reads.
 fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
     let row = gate * args.hidden + min(k, args.hidden - 1u);
     return weights(direction * args.weight_apart + row * args.hidden + unit);
 }
 
-// Leaves the items' products of quads `first` to `last` of k with step's gradients, or of none, in totals.
+// Leaves the items' products of quads `first` to `last` of k with step's gradients, or of none, in
+// accumulators.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32) {
     // Neighbouring units read neighbouring weights.
     let lane = thread / UNIT_QUADS;
@@ -86,37 +88,37 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32
     let unit = unit0 + 4u * unit_quad;
     var sum = Products();
     for (var quad0 = first; quad0 < last; quad0 += DEPTH_QUADS) {
-        var place = quad0; // of quad0 in operand
+        var operand_quad = quad0; // where quad0 lies in operand
         if !RESIDENT {
             workgroupBarrier();
             stage(step, row0, quad0, thread);
             workgroupBarrier();
-            place = 0u;
+            operand_quad = 0u;
         }
         let end = min(DEPTH_QUADS, last - quad0);
-        for (var quad = lane; quad < end; quad += LANES) {
-            sum = multiplied(sum, place + quad, quad_weights(quad0 + quad, unit));
+        for (var quad = lane; quad < end; quad += SPLIT_K) {
+            sum = multiplied(sum, operand_quad + quad, quad_weights(quad0 + quad, unit));
         }
     }
-    add_up(0u, thread, lane, unit_quad, sum);
+    reduce_lanes(0u, thread, lane, unit_quad, sum);
 }
 
 // What the next products need of one unit and row of the workgroup.
-fn keep_operand(gate: u32, place: vec2<u32>, value: f32) {
+fn keep_operand(gate: u32, local: vec2<u32>, value: f32) {
     if RESIDENT {
-        totals[total_at(gate, place.x, place.y)] = value;
+        accumulators[accumulator_at(gate, local.x, local.y)] = value;
     }
 }
 
-fn keep_operands(place: vec2<u32>, values: vec3<f32>) {
-    keep_operand(0u, place, values.x);
-    keep_operand(1u, place, values.y);
-    keep_operand(2u, place, values.z);
+fn keep_operands(local: vec2<u32>, values: vec3<f32>) {
+    keep_operand(0u, local, values.x);
+    keep_operand(1u, local, values.y);
+    keep_operand(2u, local, values.z);
 }
 
-// dh of one unit of one row is whole: through the step that made this state. `place` is the
-// workgroup's.
-fn through_step(step: u32, row: u32, unit: u32, place: vec2<u32>, product: f32) {
+// dh of one unit of one row is whole: through the step that made this state. `local` is the unit
+// and row of the workgroup.
+fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) {
     let at = state_at(args.last_state, row, unit);
     var dh = dstates[at] + product;
     if step < end_step() && restarts(time(step), row) {
@@ -131,7 +133,7 @@ fn through_step(step: u32, row: u32, unit: u32, place: vec2<u32>, product: f32) 
     if is_padding(time, row) {
         // The step did nothing: its gates are 0 and dy is padding.
         dstates[at] = dh;
-        keep_operands(place, vec3<f32>());
+        keep_operands(local, vec3<f32>());
         return;
     }
     let past = h[h_at(time, row, unit)];
@@ -151,56 +153,56 @@ fn through_step(step: u32, row: u32, unit: u32, place: vec2<u32>, product: f32) 
         dnew = dh * (1.0 - zone);
         carry = dh * zone + dnew * keep;
     }
-    let da_n = dnew * take * slope(CANDIDATE_ACTIVATION, n);
-    let da_z = dnew * toward_n * slope(GATE_ACTIVATION, z);
+    let da_n = dnew * take * derivative(CANDIDATE_ACTIVATION, n);
+    let da_z = dnew * toward_n * derivative(GATE_ACTIVATION, z);
     dstates[at] = carry;
     gates[at_z] = da_z;
     gates[at_n] = da_n;
     if RESET_BEFORE {
-        keep_operands(place, vec3(0.0, da_z, da_n)); // da_r is still to come
+        keep_operands(local, vec3(0.0, da_z, da_n)); // da_r is still to come
         return;
     }
     let at_past = at_n + args.hidden;
     let r = gates[at_r];
-    let da_r = da_n * gates[at_past] * slope(GATE_ACTIVATION, r);
+    let da_r = da_n * gates[at_past] * derivative(GATE_ACTIVATION, r);
     gates[at_r] = da_r;
     gates[at_past] = da_n * r;
-    keep_operands(place, vec3(da_r, da_z, da_n * r));
+    keep_operands(local, vec3(da_r, da_z, da_n * r));
 }
 
 // Reset before: d(r ⊙ h) of one unit of one row is whole.
-fn through_reset(step: u32, row: u32, unit: u32, place: vec2<u32>, drh: f32) {
+fn through_reset(step: u32, row: u32, unit: u32, local: vec2<u32>, drh: f32) {
     let time = time(step - 1u);
     if is_padding(time, row) {
-        keep_operand(0u, place, 0.0);
+        keep_operand(0u, local, 0.0);
         return;
     }
     let at_r = gates_at(time, row, unit);
     let r = gates[at_r];
-    let da_r = drh * h[h_at(time, row, unit)] * slope(GATE_ACTIVATION, r);
+    let da_r = drh * h[h_at(time, row, unit)] * derivative(GATE_ACTIVATION, r);
     dstates[state_at(args.last_state, row, unit)] += drh * r;
     gates[at_r] = da_r;
-    keep_operand(0u, place, da_r);
+    keep_operand(0u, local, da_r);
 }
 
 // Goes through the step, a unit of a row at a time.
 fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
     for (var item = thread; item < items(); item += threads()) {
-        let place = item_place(item);
-        let unit = unit0 + place.x;
-        let row = row0 + place.y;
-        let product = totals[total_at(0u, place.x, place.y)];
+        let local = item_position(item);
+        let unit = unit0 + local.x;
+        let row = row0 + local.y;
+        let product = accumulators[accumulator_at(0u, local.x, local.y)];
         if unit >= args.hidden || row >= args.batch {
-            keep_operands(place, vec3<f32>());
+            keep_operands(local, vec3<f32>());
         } else if state {
-            through_step(step, row, unit, place, product);
+            through_step(step, row, unit, local, product);
         } else {
-            through_reset(step, row, unit, place, product);
+            through_reset(step, row, unit, local, product);
         }
     }
 }
 
-@compute @workgroup_size(UNIT_QUADS * LANES)
+@compute @workgroup_size(UNIT_QUADS * SPLIT_K)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
@@ -224,12 +226,12 @@ fn main(
             let last = select(0u, depth, step < end_step());
             multiply(step, row0, unit0, thread, 0u, last);
             finish(step, row0, unit0, thread, true);
-            put_operands(3u, 4u * gate_quads(), thread);
+            store_operands(3u, 4u * gate_quads(), thread);
         }
         if RESET_BEFORE && GATE_N && step > args.gates_first {
             multiply(step - 1u, row0, unit0, thread, 2u * gate_quads(), 3u * gate_quads());
             finish(step, row0, unit0, thread, false);
-            put_operands(1u, 0u, thread);
+            store_operands(1u, 0u, thread);
         }
     }
 }

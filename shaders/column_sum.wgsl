@@ -1,10 +1,11 @@
 // out[out_first + c] = (accumulate ? itself : 0) + Σ_row a[first + row · stride + c]
 //
-// Where there are few columns and many rows, workgroups' z takes the rows in parts, each with sums of its
-// own, part_apart elements after the last one's, to be added up after.
+// Where there are few columns and many rows, workgroups' z takes the rows in parts, each with sums
+// of its own, part_apart elements after the last one's, to be added up after.
 //
 // A workgroup sums COLUMNS columns: LANES threads walk each column, every LANES-th row apiece, and
-// their sums meet in a tree. The order of additions is fixed, so the same input gives the same bits.
+// their sums meet in a tree. The order of additions is fixed, so the same input gives the same
+// bits.
 
 const COLUMNS: u32 = 16u;
 const LANES: u32 = 16u;

@@ -1,5 +1,5 @@
-// Shared by every kernel: the activations, in forms that neither overflow nor cancel, and a generator
-// of random numbers.
+// Shared by every kernel: the activations, in forms that neither overflow nor cancel, and a
+// generator of random numbers.
 //
 // WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44) and is coarse on some
 // adapters; exp of a number that is never positive does neither.
@@ -10,8 +10,8 @@ fn sigmoid(x: f32) -> f32 {
     return select(e, 1.0, x >= 0.0) / (1.0 + e);
 }
 
-// tanh(x) = (1 − e^−2|x|) / (1 + e^−2|x|) with x's sign. Below 0.625 the numerator would cancel, and
-// a polynomial in x² takes over: fitted for the smallest largest relative error, 8e-8.
+// tanh(x) = (1 − e^−2|x|) / (1 + e^−2|x|) with x's sign. Below 0.625 the numerator would cancel,
+// and a polynomial in x² takes over: fitted for the smallest largest relative error, 8e-8.
 fn tanh_stable(x: f32) -> f32 {
     let a = abs(x);
     let s = a * a;
@@ -28,7 +28,7 @@ fn tanh_stable(x: f32) -> f32 {
     return select(-magnitude, magnitude, x >= 0.0);
 }
 
-// The functions that gates and candidates may end with: Activation in src/config.rs.
+// The functions that gates and candidates may end with: Activation in src/spec/config.rs.
 const SIGMOID: u32 = 0u;
 const TANH: u32 = 1u;
 const RELU: u32 = 2u;
@@ -50,7 +50,7 @@ fn activate(kind: u32, a: f32) -> f32 {
 }
 
 // The derivative, from the function's value.
-fn slope(kind: u32, value: f32) -> f32 {
+fn derivative(kind: u32, value: f32) -> f32 {
     switch kind {
         case SIGMOID: { return value * (1.0 - value); }
         case TANH: { return 1.0 - value * value; }

@@ -8,15 +8,16 @@
 // then GATE_N, in a dispatch of its own or, where the workgroup makes all units, in the same one:
 //     n = tanh(gates_n + W_hn past + b_hn)      h' from z, n, h
 //
-// gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are overwritten
-// in place by the activations, by the very thread that read them. The twin is Cell::forward_steps.
+// gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are
+// overwritten in place by the activations, by the very thread that read them. The twin is
+// Cell::forward_steps.
 //
-// The first step takes its state from states, the last one leaves its own there; in between, a step's
-// result goes to h as the state that the next step starts from, which after a restart is another. So
-// h holds what dW_hh needs.
+// The first step takes its state from states, the last one leaves its own there; in between, a
+// step's result goes to h as the state that the next step starts from, which after a restart is
+// another. So h holds what dW_hh needs.
 //
-// A thread multiplies four units of each gate with 4 · ROW_QUADS rows at every LANES-th quad of k:
-// neighbouring lanes read neighbouring weights, and 16 loads of a vec4 feed 192 multiply-adds.
+// A thread multiplies four units of each gate with 4 · ROW_QUADS rows at every SPLIT_K-th quad of
+// k: neighbouring lanes read neighbouring weights, and 16 loads of a vec4 feed 192 multiply-adds.
 
 @group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
 @group(0) @binding(5) var<storage, read_write> h: array<f32>; // [D, h_times·B, H]
@@ -36,7 +37,8 @@ fn load_state(step: u32, row: u32, unit: u32) -> f32 {
     return states[state_at(select(args.first_state, args.reset_state, restarts(time, row)), row, unit)];
 }
 
-// Where a step's result goes: the next step's start, or the end. Returns what the next step starts from.
+// Where a step's result goes: the next step's start, or the end. Returns what the next step starts
+// from.
 fn store_state(step: u32, row: u32, unit: u32, value: f32) -> f32 {
     if step + 1u == args.steps {
         states[state_at(args.last_state, row, unit)] = value;
@@ -94,11 +96,11 @@ fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
         row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
 }
 
-// Leaves the items' products of r and z, of n, or of all three in totals.
+// Leaves the items' products of r and z, of n, or of all three in accumulators.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Neighbouring lanes read neighbouring weights.
-    let lane = thread % LANES;
-    let unit_quad = thread / LANES;
+    let lane = thread % SPLIT_K;
+    let unit_quad = thread / SPLIT_K;
     let unit = unit0 + 4u * unit_quad;
     var of_r = Products();
     var of_z = Products();
@@ -111,7 +113,7 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
             workgroupBarrier();
         }
         let end = min(DEPTH_QUADS, depth - quad0);
-        for (var quad = lane; quad < end; quad += LANES) {
+        for (var quad = lane; quad < end; quad += SPLIT_K) {
             if rz {
                 of_r = multiplied(of_r, quad, unit_weights(0u, unit, quad0 + quad));
                 of_z = multiplied(of_z, quad, unit_weights(1u, unit, quad0 + quad));
@@ -122,11 +124,11 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
         }
     }
     if rz {
-        add_up(0u, thread, lane, unit_quad, of_r);
-        add_up(1u, thread, lane, unit_quad, of_z);
+        reduce_lanes(0u, thread, lane, unit_quad, of_r);
+        reduce_lanes(1u, thread, lane, unit_quad, of_z);
     }
     if n {
-        add_up(TOTALS - 1u, thread, lane, unit_quad, of_n);
+        reduce_lanes(ACCUMULATORS - 1u, thread, lane, unit_quad, of_n);
     }
 }
 
@@ -160,9 +162,10 @@ fn biases(unit: u32) -> vec3<f32> {
     return vec3(bias(0u, unit), bias(1u, unit), bias(2u, unit));
 }
 
-// The elementwise part for one unit of one row, from what r, z and n have of the input (z whole where it
-// was made before) and their products with the past, biases included. Returns what the next products need of it: r ⊙ h where
-// n is still to come, or else the state that the next step starts from.
+// The elementwise part for one unit of one row, from what r, z and n have of the input (z whole
+// where it was made before) and their products with the past, biases included. Returns what the
+// next products need of it: r ⊙ h where n is still to come, or else the state that the next step
+// starts from.
 fn update(
     step: u32, row: u32, unit: u32, before: f32,
     inputs: vec3<f32>, products: vec3<f32>, rz: bool, n: bool,
@@ -222,9 +225,9 @@ fn finish(
     step: u32, row0: u32, unit0: u32, thread: u32, ahead: vec3<f32>, rz: bool, n: bool,
 ) {
     for (var item = thread; item < items(); item += threads()) {
-        let place = item_place(item);
-        let unit = unit0 + place.x;
-        let row = row0 + place.y;
+        let local = item_position(item);
+        let unit = unit0 + local.x;
+        let row = row0 + local.y;
         var next = 0.0; // of units and rows past the last
         if unit < args.hidden && row < args.batch {
             var inputs = ahead;
@@ -233,37 +236,37 @@ fn finish(
             }
             var products = biases(unit);
             if rz {
-                products.x += totals[total_at(0u, place.x, place.y)];
-                products.y += totals[total_at(1u, place.x, place.y)];
+                products.x += accumulators[accumulator_at(0u, local.x, local.y)];
+                products.y += accumulators[accumulator_at(1u, local.x, local.y)];
             }
             if n {
-                products.z += totals[total_at(TOTALS - 1u, place.x, place.y)];
+                products.z += accumulators[accumulator_at(ACCUMULATORS - 1u, local.x, local.y)];
             }
             // The states that the step starts from are at hand where they were multiplied.
             var before = 0.0;
             if RESIDENT && rz {
-                before = operand[operand_at(place.x, place.y / 4u)][place.y % 4u];
+                before = operand[operand_at(local.x, local.y / 4u)][local.y % 4u];
             } else {
                 before = load_state(step, row, unit);
             }
             next = update(step, row, unit, before, inputs, products, rz, n);
         }
         if RESIDENT {
-            totals[total_at(0u, place.x, place.y)] = next;
+            accumulators[accumulator_at(0u, local.x, local.y)] = next;
         }
     }
 }
 
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Asked for before they are needed, so that they arrive while the products are made.
-    let place = item_place(thread);
-    let ahead = load_inputs(step, row0 + place.y, unit0 + place.x);
+    let local = item_position(thread);
+    let ahead = load_inputs(step, row0 + local.y, unit0 + local.x);
     multiply(step, row0, unit0, thread, rz, n);
     finish(step, row0, unit0, thread, ahead, rz, n);
-    put_operands(1u, 0u, thread);
+    store_operands(1u, 0u, thread);
 }
 
-@compute @workgroup_size(UNIT_QUADS * LANES)
+@compute @workgroup_size(UNIT_QUADS * SPLIT_K)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,

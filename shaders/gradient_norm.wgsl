@@ -1,17 +1,18 @@
-// What an update is to know of its gradient: its norm, and its largest element and where that is. NaN counts
-// as larger than infinity, and that as larger than any other.
+// What an update is to know of its gradient: its norm, and its largest element and where that is.
+// NaN counts as larger than infinity, and that as larger than any other.
 //
-// An f32 holds neither the square of 1e25 nor that of 1e-25. Squares are summed in units of the square of the
-// power of two below the largest element: each is below 4 then, and what underflows would not be seen anyway.
+// An f32 holds neither the square of 1e25 nor that of 1e-25. Squares are summed in units of the
+// square of the power of two below the largest element: each is below 4 then, and what underflows
+// would not be seen anyway.
 //
-// In parts, each workgroup takes `part` elements and leaves three words in partials. Then, FINISH, one
-// workgroup takes all of these together, and leaves an update's report: its loss, the norm, the largest
-// element's magnitude and place, and whether it is stopped. Where the loss or the norm is not finite,
-// reports[0] is set, which stops shaders/optimizer.wgsl from this update on.
+// In parts, each workgroup takes `part` elements and leaves three u32 words in partials. Then,
+// FINISH, one workgroup takes all of these together, and leaves an update's report: its loss, the
+// norm, the largest element's magnitude and index, and whether it is stopped. Where the loss or the
+// norm is not finite, reports[0] is set, which stops shaders/optimizer.wgsl from this update on.
 
 const THREADS: u32 = 256u;
-const PARTIAL: u32 = 3u; // words: the sum of squares in its unit, the largest magnitude, its place
-const REPORT: u32 = 5u; // words: loss, norm, the largest magnitude, its place, whether it is stopped
+const PARTIAL: u32 = 3u; // u32 words: the sum of squares in its unit, the largest magnitude, its index
+const REPORT: u32 = 5u; // u32 words: loss, norm, the largest magnitude, its index, whether it is stopped
 const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on
 
 override FINISH: bool = false;
@@ -25,20 +26,20 @@ struct Args {
 @group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> gradient: array<f32>;
 @group(0) @binding(2) var<storage, read> loss: array<f32>; // [1]
-@group(0) @binding(3) var<storage, read> update: array<f32>; // an Update of shaders/optimizer.wgsl: the slot comes first
+@group(0) @binding(3) var<storage, read> update: array<f32>; // Update of optimizer.wgsl
 @group(0) @binding(4) var<storage, read_write> partials: array<u32>; // [parts][PARTIAL]
-@group(0) @binding(5) var<storage, read_write> reports: array<u32>; // REPORT words, then [slots][REPORT]
+@group(0) @binding(5) var<storage, read_write> reports: array<u32>; // REPORT u32 words, then [slots][REPORT]
 
-struct Share {
+struct Partial {
     squares: f32, // in units of the square of unit(largest)
     largest: u32, // a magnitude's bits, which are ordered as the magnitudes
-    place: u32,
+    index: u32,
 }
 
-var<workgroup> shares: array<Share, THREADS>;
+var<workgroup> group_partials: array<Partial, THREADS>;
 
-// The exponent of the power of two that is a magnitude's unit, as f32 has it. Numbers that f32 has no leading
-// one for (devices may take those for 0) share one with the next larger.
+// The exponent of the power of two that is a magnitude's unit, as f32 has it. Subnormal numbers,
+// which devices may take for 0, have that of the smallest normal ones.
 fn unit(magnitude: u32) -> u32 {
     return max(magnitude >> 23u, 1u);
 }
@@ -50,38 +51,38 @@ fn square(magnitude: u32) -> f32 {
     return units * units;
 }
 
-// A share's squares in the unit of exponent `to`, which is no smaller.
-fn squares_in(share: Share, to: u32) -> f32 {
-    let halvings = min(2u * (to - unit(share.largest)), 126u);
-    return share.squares * bitcast<f32>((127u - halvings) << 23u);
+// The squares of a partial result in the unit of exponent `to`, which is no smaller.
+fn squares_in(partial: Partial, to: u32) -> f32 {
+    let halvings = min(2u * (to - unit(partial.largest)), 126u);
+    return partial.squares * bitcast<f32>((127u - halvings) << 23u);
 }
 
-fn together(a: Share, b: Share) -> Share {
-    let b_wins = b.largest > a.largest || (b.largest == a.largest && b.place < a.place);
+fn together(a: Partial, b: Partial) -> Partial {
+    let b_wins = b.largest > a.largest || (b.largest == a.largest && b.index < a.index);
     let to = unit(max(a.largest, b.largest));
-    return Share(
+    return Partial(
         squares_in(a, to) + squares_in(b, to),
         select(a.largest, b.largest, b_wins),
-        select(a.place, b.place, b_wins));
+        select(a.index, b.index, b_wins));
 }
 
-fn element(i: u32) -> Share {
+fn element(i: u32) -> Partial {
     if FINISH {
         let at = PARTIAL * i;
-        return Share(bitcast<f32>(partials[at]), partials[at + 1u], partials[at + 2u]);
+        return Partial(bitcast<f32>(partials[at]), partials[at + 1u], partials[at + 2u]);
     }
     let magnitude = bitcast<u32>(gradient[i]) & 0x7fffffffu;
-    return Share(square(magnitude), magnitude, i);
+    return Partial(square(magnitude), magnitude, i);
 }
 
-fn norm_bits(all: Share) -> u32 {
+fn norm_bits(all: Partial) -> u32 {
     if all.largest >= NOT_FINITE {
         return all.largest;
     }
     return bitcast<u32>(sqrt(all.squares) * bitcast<f32>(unit(all.largest) << 23u));
 }
 
-fn report(all: Share) {
+fn report(all: Partial) {
     let loss_bits = bitcast<u32>(loss[0]);
     let norm = norm_bits(all);
     if max(norm, loss_bits & 0x7fffffffu) >= NOT_FINITE {
@@ -92,7 +93,7 @@ fn report(all: Share) {
     reports[at] = loss_bits;
     reports[at + 1u] = norm;
     reports[at + 2u] = all.largest;
-    reports[at + 3u] = all.place;
+    reports[at + 3u] = all.index;
     reports[at + 4u] = reports[0];
 }
 
@@ -103,27 +104,27 @@ fn main(
 ) {
     let first = group.x * args.part;
     let end = min(first + args.part, args.length);
-    var share = Share(0.0, 0u, 0xffffffffu);
+    var partial = Partial(0.0, 0u, 0xffffffffu);
     for (var i = first + thread; i < end; i += THREADS) {
-        share = together(share, element(i));
+        partial = together(partial, element(i));
     }
-    shares[thread] = share;
+    group_partials[thread] = partial;
     workgroupBarrier();
     for (var half = THREADS / 2u; half > 0u; half /= 2u) {
         if thread < half {
-            shares[thread] = together(shares[thread], shares[thread + half]);
+            group_partials[thread] = together(group_partials[thread], group_partials[thread + half]);
         }
         workgroupBarrier();
     }
     if thread == 0u {
-        let all = shares[0];
+        let all = group_partials[0];
         if FINISH {
             report(all);
         } else {
             let at = PARTIAL * group.x;
             partials[at] = bitcast<u32>(all.squares);
             partials[at + 1u] = all.largest;
-            partials[at + 2u] = all.place;
+            partials[at + 2u] = all.index;
         }
     }
 }

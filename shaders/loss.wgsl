@@ -7,7 +7,7 @@
 // both times the row's weight; where that is 0, 0 whatever the outputs are. In evaluation the outputs stay as
 // they are, and of each row it says besides whether the largest output is that of its class.
 //
-// LANES threads share a row; a workgroup has as many rows as fit. The order of additions is fixed.
+// LANES threads serve a row; a workgroup has as many rows as fit. The order of additions is fixed.
 
 const MEAN_SQUARED: u32 = 0u;
 const HUBER: u32 = 1u;
@@ -31,19 +31,19 @@ struct Args {
 @group(0) @binding(3) var<storage, read> weights: array<f32>; // [rows]
 @group(0) @binding(4) var<storage, read_write> losses: array<f32>; // [rows], or [rows, 2]: loss, correct
 
-var<workgroup> shares: array<f32, THREADS>;
+var<workgroup> lane_results: array<f32, THREADS>;
 
 // Of all lanes of a row.
-fn sum_of_lanes(thread: u32, share: f32) -> f32 {
-    shares[thread] = share;
+fn sum_of_lanes(thread: u32, partial: f32) -> f32 {
+    lane_results[thread] = partial;
     workgroupBarrier();
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         if thread % LANES < half {
-            shares[thread] += shares[thread + half];
+            lane_results[thread] += lane_results[thread + half];
         }
         workgroupBarrier();
     }
-    let sum = shares[thread / LANES * LANES];
+    let sum = lane_results[thread / LANES * LANES];
     workgroupBarrier();
     return sum;
 }
@@ -53,27 +53,27 @@ fn larger(a: f32, b: f32) -> f32 {
     return select(b, a, a > b || a != a);
 }
 
-fn largest_of_lanes(thread: u32, share: f32) -> f32 {
-    shares[thread] = share;
+fn largest_of_lanes(thread: u32, partial: f32) -> f32 {
+    lane_results[thread] = partial;
     workgroupBarrier();
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         if thread % LANES < half {
-            shares[thread] = larger(shares[thread], shares[thread + half]);
+            lane_results[thread] = larger(lane_results[thread], lane_results[thread + half]);
         }
         workgroupBarrier();
     }
-    let largest = shares[thread / LANES * LANES];
+    let largest = lane_results[thread / LANES * LANES];
     workgroupBarrier();
     return largest;
 }
 
-// 1 where the largest output is that of the class `wanted`, the first of several largest; NaN is not larger.
-fn correct_row(thread: u32, lane: u32, first: u32, wanted: u32, end: u32) -> f32 {
+// 1 where the largest output is that of the class `target_class`, the first of several largest; NaN is not larger.
+fn correct_row(thread: u32, lane: u32, first: u32, target_class: u32, end: u32) -> f32 {
     var larger_ones = 0.0;
     for (var c = lane; c < end; c += LANES) {
-        let own = outputs[first + wanted];
+        let own = outputs[first + target_class];
         let other = outputs[first + c];
-        larger_ones += select(1.0, 0.0, other < own || (other == own && c >= wanted));
+        larger_ones += select(1.0, 0.0, other < own || (other == own && c >= target_class));
     }
     return select(0.0, 1.0, sum_of_lanes(thread, larger_ones) == 0.0);
 }
@@ -81,30 +81,30 @@ fn correct_row(thread: u32, lane: u32, first: u32, wanted: u32, end: u32) -> f32
 // The loss, and in evaluation 1 where the row is correct. A row past the end has no columns of its own, but
 // meets the others at their barriers.
 fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) -> vec2<f32> {
-    var share = -0x1.fffffep127f; // the lowest number
+    var partial = -0x1.fffffep127f; // the lowest number
     for (var c = lane; c < end; c += LANES) {
-        share = larger(share, outputs[first + c]);
+        partial = larger(partial, outputs[first + c]);
     }
-    let largest = largest_of_lanes(thread, share);
-    share = 0.0;
+    let largest = largest_of_lanes(thread, partial);
+    partial = 0.0;
     for (var c = lane; c < end; c += LANES) {
-        share += exp(outputs[first + c] - largest);
+        partial += exp(outputs[first + c] - largest);
     }
-    var wanted = 0u;
+    var target_class = 0u;
     var own = 0.0;
     if end > 0u {
-        wanted = targets[row];
-        own = outputs[first + wanted] - largest;
+        target_class = targets[row];
+        own = outputs[first + target_class] - largest;
     }
     // Every lane has read that before one of them overwrites it.
     storageBarrier();
-    let sum = sum_of_lanes(thread, share);
+    let sum = sum_of_lanes(thread, partial);
     let loss = log(sum) - own;
     if !DIFFERENTIATE {
-        return vec2<f32>(loss, correct_row(thread, lane, first, wanted, end));
+        return vec2<f32>(loss, correct_row(thread, lane, first, target_class, end));
     }
     for (var c = lane; c < end; c += LANES) {
-        let hot = select(0.0, 1.0, c == wanted);
+        let hot = select(0.0, 1.0, c == target_class);
         outputs[first + c] = weight * (exp(outputs[first + c] - largest) / sum - hot);
     }
     return vec2<f32>(loss, 0.0);
@@ -112,24 +112,24 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
 
 fn differences(thread: u32, lane: u32, first: u32, end: u32, weight: f32) -> vec2<f32> {
     let delta = bitcast<f32>(args.delta);
-    var share = 0.0;
+    var partial = 0.0;
     for (var c = lane; c < end; c += LANES) {
         let d = outputs[first + c] - bitcast<f32>(targets[first + c]);
         if LOSS == HUBER {
             // NaN is neither above nor below, and stays.
             let near = select(select(d, -delta, d < -delta), delta, d > delta);
-            share += near * (d - 0.5 * near);
+            partial += near * (d - 0.5 * near);
             if DIFFERENTIATE {
                 outputs[first + c] = weight * near;
             }
         } else {
-            share += d * d;
+            partial += d * d;
             if DIFFERENTIATE {
                 outputs[first + c] = weight * (d + d);
             }
         }
     }
-    return vec2<f32>(sum_of_lanes(thread, share), 0.0);
+    return vec2<f32>(sum_of_lanes(thread, partial), 0.0);
 }
 
 @compute @workgroup_size(THREADS)

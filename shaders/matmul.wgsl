@@ -7,18 +7,19 @@
 //   B(k, n)   B_TRANSPOSED ? b[b_first + n · b_stride + k] : b[b_first + k · b_stride + n]
 //   C[m, n]   c[c_first + m · c_stride + n]
 //
-// With RUNS the rows of these rectangles come in runs, so many rows each and each so many elements after
-// the last: some steps of every row of a batch-first sequence.
+// With RUNS the rows of these rectangles come in runs, so many rows each and each so many elements
+// after the last: some steps of every row of a batch-first sequence.
 //
-// A workgroup makes a tile of 4 · M_QUADS · M_THREADS × 4 · N_QUADS · N_THREADS of C, walking k in slices
-// of DEPTH that it stages in workgroup memory, four rows of A or four columns of B to a vec4. A thread owns
-// M_QUADS quads of rows and N_QUADS quads of columns: of two each, four vec4 loads feed 64 multiply-adds.
+// A workgroup makes a tile of 4 · M_QUADS · M_THREADS × 4 · N_QUADS · N_THREADS of C, walking k in
+// slices of DEPTH that it stages in workgroup memory, four rows of A or four columns of B to a
+// vec4. A thread owns M_QUADS quads of rows and N_QUADS quads of columns: of two each, four vec4
+// loads feed 64 multiply-adds.
 //
-// Without STAGED each thread loads for itself, at a DEPTH of 1: for adapters whose workgroup memory is no
-// nearer than any other.
+// Without STAGED each thread loads for itself, at a DEPTH of 1: for adapters whose workgroup memory
+// is no nearer than any other.
 //
-// Where C has few tiles and k is long, workgroups' z takes k in parts, each with a C of its own, part_apart
-// elements after the last one's, to be added up after.
+// Where C has few tiles and k is long, workgroups' z takes k in parts, each with a C of its own,
+// part_apart elements after the last one's, to be added up after.
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
@@ -96,8 +97,9 @@ fn rows_at(row: u32, rows: u32, stride: u32, offset: u32, run: u32, skip: u32) -
     return whole / run * skip + whole % run * stride;
 }
 
-// Four m or n, from `quad` on, at one k of `k_end`: in memory four rows' elements in a column, or four in a
-// row. Past the edge of C they are some others, whose products nobody stores; past the end of k, 0.
+// Four m or n, from `quad` on, at one k of `k_end`: in memory four rows' elements in a column, or
+// four in a row. Past the edge of C they are some others, whose products nobody stores; past the
+// end of k, 0.
 fn load_a(quad: u32, k: u32, k_end: u32) -> vec4<f32> {
     let k_in = min(k, args.k - 1u);
     var at = vec4(args.a_first);
@@ -166,7 +168,8 @@ struct Columns {
     q3: vec4<f32>,
 }
 
-// A quad of rows of a thread's sums: a matrix for each quad of columns, a column of it for each row.
+// A quad of rows of a thread's sums: a matrix for each quad of columns, a column of it for each
+// row.
 struct Band {
     q0: mat4x4<f32>,
     q1: mat4x4<f32>,

@@ -1,16 +1,17 @@
-// One update of all parameters, element by element, with the numbers of `update` (src/plan/update.rs):
+// One update of all parameters, element by element, with the numbers of `update`
+// (src/plan/update.rs):
 //
 //   g ← gradient, bounded; g ← g + coupled · θ
 //   m ← keep1 · m + take1 · g
 //   v ← keep2 · v + take2 · g²                            (ADAM)
 //   θ ← θ − decoupled · θ − rate · m / (√v · correction2 + ε), without ADAM the division left out
 //
-// CHECK comes first: it moves nothing, and sets reports[0] where one of θ, m and v would not be finite then.
-// Nothing moves from an update on that set it, or whose loss or norm did.
+// CHECK comes first: it moves nothing, and sets reports[0] where one of θ, m and v would not be
+// finite then. Nothing moves from an update on that set it, or whose loss or norm did.
 
 const THREADS: u32 = 256u;
 
-const REPORT: u32 = 5u; // words, as in shaders/gradient_norm.wgsl
+const REPORT: u32 = 5u; // u32 words, as in shaders/gradient_norm.wgsl
 const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on
 
 const CLIP_NONE: u32 = 0u;

@@ -1,17 +1,18 @@
-// Shared by forward and backward, the kernels of the recurrence: their arguments, where a step's elements
-// lie, what its marks say, what dropout and zoneout draw, and how a workgroup multiplies with the
-// recurrent weights.
+// Shared by forward and backward, the kernels of the recurrence: their arguments, where a step's
+// elements lie, what its flags say, what dropout and zoneout draw, and how a workgroup multiplies
+// with the recurrent weights.
 //
-// The directions of a layer are independent; workgroups' z tells them apart. A reverse one runs from the
-// last time to the first; a second one's tensors lie one direction's size after those of the first.
+// The directions of a layer are independent; workgroups' z tells them apart. A reverse one runs
+// from the last time to the first; a second one's tensors lie one direction's size after those of
+// the first.
 //
 // The axes of time and batch lie in x, y, h and gates as the strides say, so that time-major and
 // batch-first arrays are the same to a kernel.
 //
-// A workgroup makes 4 · UNIT_QUADS hidden units of 4 · ROW_QUADS batch rows, for `count` steps one after
-// another. With count 1 the units of a step are spread over many workgroups and the host walks over the
-// steps. A workgroup that makes all units may walk over many steps itself: what it multiplies with the
-// weights then stays in its own memory.
+// A workgroup makes 4 · UNIT_QUADS hidden units of 4 · ROW_QUADS batch rows, for `count` steps one
+// after another. With count 1 the units of a step are spread over many workgroups and the host
+// walks over the steps. A workgroup that makes all units may walk over many steps itself: what it
+// multiplies with the weights then stays in its own memory.
 
 override GATES_RZ: bool = true; // a dispatch makes r and z
 override GATE_N: bool = true; // and n
@@ -24,19 +25,19 @@ override ZONEOUT: u32 = NO_ZONEOUT; // of the state
 override KEEPS: bool = true; // gates are for a backward pass
 override ALIGNED: bool = false; // H is a multiple of 4
 
-// Threads of a workgroup: so many along the units, four each, and so many along k.
+// Threads of a workgroup: so many along the units, four each, and so many along k (split-K).
 override UNIT_QUADS: u32 = 4u;
-override LANES: u32 = 4u;
+override SPLIT_K: u32 = 4u; // lanes that share a sum over k
 override ROW_QUADS: u32 = 1u; // 1 or 2: rows of a thread, four each
 override DEPTH_QUADS: u32 = 16u; // of k, four each, that the workgroup's memory holds
-override TOTALS: u32 = 3u; // numbers of each unit and row that the workgroup's memory holds
+override ACCUMULATORS: u32 = 3u; // sums of each unit and row that the workgroup's memory holds
 override RESIDENT: bool = false; // that is all of k, and stays there from step to step
 
 const NO_ZONEOUT: u32 = 0u;
 const EXPECTED_ZONEOUT: u32 = 1u;
 const DRAWN_ZONEOUT: u32 = 2u;
 
-// mark in src/kernels.rs.
+// step_flag in src/spec/batch.rs.
 const PADDING: u32 = 1u;
 const RESTART: u32 = 2u;
 const RESTART_REVERSE: u32 = 4u;
@@ -67,32 +68,34 @@ struct Args {
     drop_below: u32, // draws below this drop an output
     drop_scale: u32, // f32: what kept outputs are multiplied with
     zone_below: u32, // draws below this keep a unit's state
-    zone_share: u32, // f32: the share of it kept where nothing is drawn
+    zone_fraction: u32, // f32: the fraction of it kept where nothing is drawn
     count: u32, // how many steps this dispatch takes
     step: u32, // the first of them, the direction's own: its first is 0
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> weight_hh: array<vec4<f32>>; // [D, 3H, H]
-@group(0) @binding(2) var<storage, read> step_flags: array<u32>; // [T, B], then draw_words (src/noise.rs)
+@group(0) @binding(2) var<storage, read> step_flags: array<u32>; // [T, B], then draw_seed (src/spec/noise.rs)
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, gates_room·B, 4H]: r, z, n, past
 
-// What the weights are multiplied with, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], k = 4 · quad + i
-// at [i][quad], so that neighbouring lanes read neighbouring places.
+// What the weights are multiplied with, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], k = 4 ·
+// quad + i at [i][quad], so that neighbouring lanes read neighbouring places.
 var<workgroup> operand: array<vec4<f32>, 4u * DEPTH_QUADS * ROW_QUADS>;
 
-// The lanes' shares of one product, four units to a vec4: [4 · ROW_QUADS][LANES][UNIT_QUADS].
-var<workgroup> shares: array<vec4<f32>, 4u * ROW_QUADS * LANES * UNIT_QUADS>;
+// The lanes' partial sums of one product, four units to a vec4: [4 ·
+// ROW_QUADS][SPLIT_K][UNIT_QUADS].
+var<workgroup> lane_sums: array<vec4<f32>, 4u * ROW_QUADS * SPLIT_K * UNIT_QUADS>;
 
-// Of each item, which is a unit of a row: its products, then what it puts into the operands. Only the item's
-// own thread goes there until all are in place: [TOTALS][4 · ROW_QUADS][4 · UNIT_QUADS].
-var<workgroup> totals: array<f32, TOTALS * 16u * ROW_QUADS * UNIT_QUADS>;
+// Of each item, which is a unit of a row: its products, then what it puts into the operands. Only
+// the item's own thread goes there until all are in place: [ACCUMULATORS][4 · ROW_QUADS][4 ·
+// UNIT_QUADS].
+var<workgroup> accumulators: array<f32, ACCUMULATORS * 16u * ROW_QUADS * UNIT_QUADS>;
 
 // The direction of this workgroup.
 var<private> direction: u32;
 
 fn threads() -> u32 {
-    return UNIT_QUADS * LANES;
+    return UNIT_QUADS * SPLIT_K;
 }
 
 fn time(step: u32) -> u32 {
@@ -106,9 +109,9 @@ fn sequence_row(time: u32, row: u32) -> u32 {
 fn gates_at(time: u32, row: u32, column: u32) -> u32 {
     let first = args.gates_first;
     let reverse = time + first + args.gates_times - args.steps;
-    let place = select(time - first, reverse, direction >= args.reverse_from);
+    let slot = select(time - first, reverse, direction >= args.reverse_from);
     let at = direction * args.gates_room * args.batch
-        + place * args.gates_time_stride + row * args.gates_row_stride;
+        + slot * args.gates_time_stride + row * args.gates_row_stride;
     return at * 4u * args.hidden + column;
 }
 
@@ -137,12 +140,13 @@ fn restarts(time: u32, row: u32) -> bool {
     return (step_flags[time * args.batch + row] & bit) != 0u;
 }
 
-// The draw of a place, the same however the batch is laid out or cut. The twin is in src/noise.rs.
+// A draw is a function of the seed and of where it is drawn alone, however the batch is laid out or
+// cut. The twin is Noise::draw in src/spec/noise.rs.
 fn draw(purpose: u32, time: u32, row: u32, unit: u32) -> u32 {
     let seed = args.steps * args.batch;
     let first = vec2(step_flags[seed + 3u], step_flags[seed + 2u]);
-    let place = vec4(direction * args.hidden + unit, vec2(row, time) + first, 2u * args.layer + purpose);
-    return philox(place, vec2(step_flags[seed], step_flags[seed + 1u])).x;
+    let counter = vec4(direction * args.hidden + unit, vec2(row, time) + first, 2u * args.layer + purpose);
+    return philox(counter, vec2(step_flags[seed], step_flags[seed + 1u])).x;
 }
 
 // What an output is multiplied with on its way to the next layer.
@@ -153,10 +157,10 @@ fn dropout_factor(time: u32, row: u32, unit: u32) -> f32 {
     return select(bitcast<f32>(args.drop_scale), 0.0, draw(0u, time, row, unit) < args.drop_below);
 }
 
-// The share of its old state that a unit keeps, besides what its gates keep.
+// The fraction of its old state that a unit keeps, besides what its gates keep.
 fn zone(time: u32, row: u32, unit: u32) -> f32 {
     if ZONEOUT == EXPECTED_ZONEOUT {
-        return bitcast<f32>(args.zone_share);
+        return bitcast<f32>(args.zone_fraction);
     }
     if ZONEOUT == DRAWN_ZONEOUT {
         return select(0.0, 1.0, draw(1u, time, row, unit) < args.zone_below);
@@ -197,8 +201,8 @@ struct Products {
     high: mat4x4<f32>, // of the second quad of rows
 }
 
-// `sum` and the products with the operands of a quad of k: four of it for each unit, a column of `weights`
-// each.
+// `sum` and the products with the operands of a quad of k: four of it for each unit, a column of
+// `weights` each.
 fn multiplied(sum: Products, quad: u32, weights: mat4x4<f32>) -> Products {
     var more = sum;
     more.low = multiplied_rows(sum.low, operands(quad, 0u), weights);
@@ -225,59 +229,60 @@ fn items() -> u32 {
 }
 
 // The unit and the row of the workgroup that an item is. Neighbouring items are neighbouring units.
-fn item_place(item: u32) -> vec2<u32> {
+fn item_position(item: u32) -> vec2<u32> {
     return vec2(item % (4u * UNIT_QUADS), item / (4u * UNIT_QUADS));
 }
 
-fn total_at(total: u32, unit: u32, row: u32) -> u32 {
-    return (total * 4u * ROW_QUADS + row) * 4u * UNIT_QUADS + unit;
+fn accumulator_at(accumulator: u32, unit: u32, row: u32) -> u32 {
+    return (accumulator * 4u * ROW_QUADS + row) * 4u * UNIT_QUADS + unit;
 }
 
-// Adds the lanes' shares of a product up to an item's total.
-fn add_up(total: u32, thread: u32, lane: u32, unit_quad: u32, products: Products) {
-    put_shares(0u, lane, unit_quad, products.low);
+// Adds up the lanes' partial sums of a product, in a fixed order, into an item's accumulator.
+fn reduce_lanes(accumulator: u32, thread: u32, lane: u32, unit_quad: u32, products: Products) {
+    store_lane_sums(0u, lane, unit_quad, products.low);
     if ROW_QUADS > 1u {
-        put_shares(4u, lane, unit_quad, products.high);
+        store_lane_sums(4u, lane, unit_quad, products.high);
     }
     workgroupBarrier();
     for (var item = thread; item < items(); item += threads()) {
-        let place = item_place(item);
+        let local = item_position(item);
         var whole = 0.0;
-        for (var part = 0u; part < LANES; part++) {
-            let at = (place.y * LANES + part) * UNIT_QUADS + place.x / 4u;
-            whole += shares[at][place.x % 4u];
+        for (var part = 0u; part < SPLIT_K; part++) {
+            let at = (local.y * SPLIT_K + part) * UNIT_QUADS + local.x / 4u;
+            whole += lane_sums[at][local.x % 4u];
         }
-        totals[total_at(total, place.x, place.y)] = whole;
+        accumulators[accumulator_at(accumulator, local.x, local.y)] = whole;
     }
     workgroupBarrier();
 }
 
-// A thread's shares of four rows, `row` and the next ones: a vec4 of units for each.
-fn put_shares(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
+// A thread's partial sums of four rows, `row` and the next ones: a vec4 of units for each.
+fn store_lane_sums(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     let of_rows = transpose(of_units);
     let apart = threads();
-    let at = (row * LANES + lane) * UNIT_QUADS + unit_quad;
-    shares[at] = of_rows[0];
-    shares[at + apart] = of_rows[1];
-    shares[at + 2u * apart] = of_rows[2];
-    shares[at + 3u * apart] = of_rows[3];
+    let at = (row * SPLIT_K + lane) * UNIT_QUADS + unit_quad;
+    lane_sums[at] = of_rows[0];
+    lane_sums[at + apart] = of_rows[1];
+    lane_sums[at + 2u * apart] = of_rows[2];
+    lane_sums[at + 3u * apart] = of_rows[3];
 }
 
-// The items' first so many totals become operands, those of each from a place `apart` units after the last
-// one's on: four rows to a vec4, which is why no item writes there itself.
-fn put_operands(count: u32, apart: u32, thread: u32) {
+// The items' first `count` accumulators become operands, each `apart` units after the last one's:
+// four rows to a vec4, which is why no item writes there itself.
+fn store_operands(count: u32, apart: u32, thread: u32) {
     if !RESIDENT {
         return;
     }
     workgroupBarrier();
-    for (var total = 0u; total < count; total++) {
+    for (var accumulator = 0u; accumulator < count; accumulator++) {
         for (var i = thread; i < 4u * UNIT_QUADS * ROW_QUADS; i += threads()) {
             let unit = i % (4u * UNIT_QUADS);
             let row_quad = i / (4u * UNIT_QUADS);
-            let at = total_at(total, unit, 4u * row_quad);
+            let at = accumulator_at(accumulator, unit, 4u * row_quad);
             let row = 4u * UNIT_QUADS;
-            operand[operand_at(total * apart + unit, row_quad)] =
-                vec4(totals[at], totals[at + row], totals[at + 2u * row], totals[at + 3u * row]);
+            operand[operand_at(accumulator * apart + unit, row_quad)] =
+                vec4(accumulators[at], accumulators[at + row],
+                    accumulators[at + 2u * row], accumulators[at + 3u * row]);
         }
     }
     workgroupBarrier();

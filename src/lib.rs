@@ -198,7 +198,7 @@ mod error;
 mod fingerprint;
 pub mod formats;
 mod gpu;
-pub mod kernels;
+mod kernels;
 mod model;
 pub mod plan;
 mod process;

@@ -2,24 +2,23 @@
 //!
 //! Nothing here is clever. `Cell::forward_steps` and `Cell::backward_steps` are the twins of
 //! `shaders/forward.wgsl` and `shaders/backward.wgsl`; they keep the same numbers in the same
-//! columns, so a kernel can be held against its twin alone. `tests/` holds this file against
-//! PyTorch's numbers and against central differences, and every kernel against this file.
-#![allow(clippy::needless_range_loop, reason = "loops over j and k read like the equations")]
+//! columns, so a kernel can be held against its twin alone. `tests/` holds this module against
+//! PyTorch's numbers and against central differences, and every kernel against it.
 
-use std::ops::Range;
+use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, concatenate, s};
 
-use ndarray::{
-    Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, NdFloat,
-    concatenate, s,
-};
+pub(crate) mod cell;
+
+pub use cell::CellTrace;
+pub(crate) use cell::{Cell, StepContext};
+use cell::{lane, lane_mut};
 
 use crate::error::{Error, Result, check_shape, try_zeros};
-use crate::plan::Mode;
-use crate::spec::batch::step_flag;
-use crate::spec::batch::{Batch, time_major};
-use crate::spec::config::{Activation, Direction, GruConfig, Layout, Reset, Shape, Update};
-use crate::spec::noise::{Noise, Place};
-use crate::spec::params::{CellRanges, Gradients, Params};
+use crate::spec::batch::{Batch, step_flag, time_major};
+use crate::spec::config::{Direction, GruConfig, Layout, Shape};
+use crate::spec::noise::Noise;
+use crate::spec::options::Mode;
+use crate::spec::params::{Gradients, Params};
 
 /// What a forward pass computes and a backward pass needs.
 #[derive(Clone, Debug)]
@@ -75,22 +74,6 @@ impl<F: NdFloat> Run<F> {
             reset_state: self.reset_state.index_axis(Axis(0), cell),
         }
     }
-}
-
-/// What one direction of one layer went through. All arrays are by time, whatever the direction and
-/// the batch's layout.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct CellTrace<F> {
-    /// `[T, B, H]`: the state that each step starts from.
-    pub h: Array3<F>,
-    /// `[T, B, 4H]`: r, z, n and what the candidate took from the past, which is
-    /// `W_hn h + b_hn` with [`Reset::After`] and `r ⊙ h` with [`Reset::Before`].
-    pub gates: Array3<F>,
-    /// `[T, B, H]`: what each step puts out: its state, after dropout where there is some, 0 for padding.
-    pub y: Array3<F>,
-    /// `[B, H]`: the state after the direction's own last step.
-    pub last: Array2<F>,
 }
 
 impl<F: NdFloat> Trace<F> {
@@ -185,8 +168,9 @@ fn run<F: NdFloat>(params: &Params<F>, data: &Batch<'_, F>, mode: Mode) -> Resul
     Ok(trace)
 }
 
-/// Carries dy `[T, B, D·H]` (of every step's output) and dh_n `[L·D, B, H]` (of the last states) back
-/// through the run that `trace` recorded over `x`. Batch-first runs have x, dy and dx batch-first.
+/// Carries dy `[T, B, D·H]` (of every step's output) and dh_n `[L·D, B, H]` (of the last states)
+/// back through the run that `trace` recorded over `x`. Batch-first runs have x, dy and dx
+/// batch-first.
 ///
 /// # Errors
 /// [`Error::Shape`] when an array does not fit the parameters, [`Error::NoGradient`] when both
@@ -240,7 +224,7 @@ pub fn backward<F: NdFloat>(
                 dreset.index_axis_mut(Axis(0), i),
             );
             for ((t, row), _) in
-                context.step_flags.indexed_iter().filter(|&(_, m)| m & step_flag::PADDING == 0)
+                context.step_flags.indexed_iter().filter(|&(_, f)| f & step_flag::PADDING == 0)
             {
                 cell.parameter_gradients(
                     lane(&input.view(), t, row),
@@ -260,19 +244,6 @@ pub fn backward<F: NdFloat>(
 pub(crate) fn zeros<F: NdFloat>(what: &str, shape: [usize; 3]) -> Result<Array3<F>> {
     let zeros = try_zeros(what, shape.iter().product())?;
     Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
-}
-
-/// The numbers of one step of one row.
-fn lane<'a, F>(array: &'a ArrayView3<'_, F>, t: usize, row: usize) -> &'a [F] {
-    let width = array.len_of(Axis(2));
-    let first = (t * array.len_of(Axis(1)) + row) * width;
-    &array.as_slice().expect("standard layout")[first..first + width]
-}
-
-fn lane_mut<'a, F>(array: &'a mut ArrayViewMut3<'_, F>, t: usize, row: usize) -> &'a mut [F] {
-    let width = array.len_of(Axis(2));
-    let first = (t * array.len_of(Axis(1)) + row) * width;
-    &mut array.as_slice_mut().expect("standard layout")[first..first + width]
 }
 
 /// `Ok` when the gradients that start a backward pass fit `shape` and there is one.
@@ -295,349 +266,4 @@ pub(crate) fn check_gradients(
         check_shape("dh_n [L·D, B, H]", &shape.state(), &<[usize; 3]>::from(dim))?;
     }
     Ok(())
-}
-
-/// One direction of one layer: what a step reads. Weights are row-major, gates stacked r, z, n.
-pub(crate) struct Cell<'a, F> {
-    config: &'a GruConfig,
-    ranges: CellRanges,
-    /// `[3H, I]`, above the first layer `[3H, D·H]`
-    weight_ih: &'a [F],
-    /// `[3H, H]`
-    weight_hh: &'a [F],
-    /// `[3H]`
-    bias_ih: Option<&'a [F]>,
-    /// `[3H]`
-    bias_hh: Option<&'a [F]>,
-}
-
-/// What all steps of a cell share, besides its parameters.
-#[derive(Clone, Copy)]
-pub(crate) struct StepContext<'a, F> {
-    pub layer: usize,
-    /// Which of the layer's directions.
-    pub direction: usize,
-    pub is_reverse: bool,
-    /// `[T, B]`, bits of [`step_flag`].
-    pub step_flags: ArrayView2<'a, u32>,
-    pub noise: &'a Noise,
-    /// `[B, H]`
-    pub reset_state: ArrayView2<'a, F>,
-}
-
-impl<F: NdFloat> StepContext<'_, F> {
-    /// The time steps in the direction's own order.
-    pub(crate) fn times(&self) -> impl DoubleEndedIterator<Item = usize> + use<F> {
-        self.in_order(0..self.step_flags.len_of(Axis(0)))
-    }
-
-    /// These of them.
-    pub(crate) fn in_order(
-        &self,
-        times: Range<usize>,
-    ) -> impl DoubleEndedIterator<Item = usize> + use<F> {
-        let (is_reverse, ends) = (self.is_reverse, times.start + times.end);
-        times.map(move |t| if is_reverse { ends - 1 - t } else { t })
-    }
-
-    /// When the direction takes these of its steps.
-    pub(crate) fn times_of(&self, steps: Range<usize>) -> Range<usize> {
-        let all = self.step_flags.len_of(Axis(0));
-        if self.is_reverse { all - steps.end..all - steps.start } else { steps }
-    }
-
-    /// Whether a row's state starts afresh before the direction's step at time t.
-    pub(crate) fn restarts(&self, t: usize, row: usize) -> bool {
-        let bit = if self.is_reverse { step_flag::RESTART_REVERSE } else { step_flag::RESTART };
-        self.step_flags[[t, row]] & bit != 0
-    }
-
-    pub(crate) fn is_padding(&self, t: usize, row: usize) -> bool {
-        self.step_flags[[t, row]] & step_flag::PADDING != 0
-    }
-
-    fn place(&self, time: usize, row: usize, unit: usize, hidden: usize) -> Place {
-        Place { layer: self.layer, time, row, unit: self.direction * hidden + unit }
-    }
-
-    /// [`Noise::zone`] of every unit.
-    pub(crate) fn zone(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
-        move |j| float(self.noise.zone(self.place(t, row, j, hidden)))
-    }
-
-    /// [`Noise::dropout_factor`] of every unit.
-    pub(crate) fn dropout(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
-        move |j| float(self.noise.dropout_factor(self.place(t, row, j, hidden)))
-    }
-}
-
-impl<'a, F: NdFloat> Cell<'a, F> {
-    pub(crate) fn new(params: &'a Params<F>, layer: usize, direction: usize) -> Self {
-        let ranges = params.layout().cell(layer, direction);
-        let flat = params.as_slice();
-        Self {
-            config: params.layout().config(),
-            weight_ih: &flat[ranges.weight_ih.clone()],
-            weight_hh: &flat[ranges.weight_hh.clone()],
-            bias_ih: ranges.bias_ih.clone().map(|range| &flat[range]),
-            bias_hh: ranges.bias_hh.clone().map(|range| &flat[range]),
-            ranges,
-        }
-    }
-
-    /// All steps of a direction. `trace` comes with [`Self::input_products`] in its gates, the first
-    /// state in its `last` and zeros elsewhere. Steps of padding leave the state as it is, and their
-    /// gates at 0.
-    pub(crate) fn forward_steps(&self, context: &StepContext<'_, F>, trace: &mut CellTrace<F>) {
-        let (_, batch, hidden) = trace.h.dim();
-        let mut next = vec![F::zero(); hidden];
-        for t in context.times() {
-            for row in 0..batch {
-                let mut state = trace.last.row_mut(row);
-                if context.restarts(t, row) {
-                    state.assign(&context.reset_state.row(row));
-                }
-                trace.h.slice_mut(s![t, row, ..]).assign(&state);
-                let mut gates = trace.gates.view_mut();
-                let gates = lane_mut(&mut gates, t, row);
-                if context.is_padding(t, row) {
-                    gates.fill(F::zero());
-                    continue;
-                }
-                let past = state.as_slice_mut().expect("rows are contiguous");
-                self.step(past, gates, context.zone(t, row, hidden), &mut next);
-                past.copy_from_slice(&next);
-                let mut y = trace.y.view_mut();
-                let (y, factor) = (lane_mut(&mut y, t, row), context.dropout(t, row, hidden));
-                (0..hidden).for_each(|j| y[j] = next[j] * factor(j));
-            }
-        }
-    }
-
-    /// Undoes all steps of a direction. `h` and `gates` are as [`Self::forward_steps`] left them; gates
-    /// become gradients, as [`Self::step_backward`] says. `dh [B, H]` is the gradient of the last state
-    /// and becomes that of the first; `dreset [B, H]` is added to.
-    pub(crate) fn backward_steps(
-        &self,
-        context: &StepContext<'_, F>,
-        h: ArrayView3<'_, F>,
-        doutput: ArrayView3<'_, F>,
-        mut gates: ArrayViewMut3<'_, F>,
-        mut dh: ArrayViewMut2<'_, F>,
-        mut dreset: ArrayViewMut2<'_, F>,
-    ) {
-        let (_, batch, hidden) = h.dim();
-        for t in context.times().rev() {
-            for row in (0..batch).filter(|&row| !context.is_padding(t, row)) {
-                let mut dh = dh.row_mut(row);
-                let factor = context.dropout(t, row, hidden);
-                (0..hidden).for_each(|j| dh[j] += doutput[[t, row, j]] * factor(j));
-                self.step_backward(
-                    lane(&h, t, row),
-                    lane_mut(&mut gates, t, row),
-                    context.zone(t, row, hidden),
-                    dh.as_slice_mut().expect("rows are contiguous"),
-                );
-                if context.restarts(t, row) {
-                    dreset.row_mut(row).zip_mut_with(&dh, |sum, &d| *sum += d);
-                    dh.fill(F::zero());
-                }
-            }
-        }
-    }
-
-    /// What r and z end with, and what n does.
-    fn activations(&self) -> (Activation, Activation) {
-        (self.config.gate_activation, self.config.candidate_activation)
-    }
-
-    /// `gates[.., .., 0..3H] = W_ih x + b_ih`.
-    fn input_products(&self, input: ArrayView3<'_, F>, mut gates: ArrayViewMut3<'_, F>) {
-        let (steps, batch, width) = input.dim();
-        for (t, b) in (0..steps).flat_map(|t| (0..batch).map(move |b| (t, b))) {
-            let (x, gates) = (lane(&input, t, b), lane_mut(&mut gates, t, b));
-            for k in 0..3 * self.config.hidden_size {
-                gates[k] = dot(row(self.weight_ih, k, width), x) + at(self.bias_ih, k);
-            }
-        }
-    }
-
-    /// One step. `gates [4H]` holds [`Self::input_products`] on entry and r, z, n and the past's
-    /// part of the candidate on return; `zone` is the share of the old state that each unit keeps
-    /// besides; `next [H]` receives h'.
-    fn step(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, next: &mut [F]) {
-        let hidden = h.len();
-        let (gate, candidate) = self.activations();
-        let [r, z, n, past] = quarters(gates);
-        let recurrent =
-            |k: usize, v: &[F]| dot(row(self.weight_hh, k, hidden), v) + at(self.bias_hh, k);
-        for j in 0..hidden {
-            r[j] = activate(gate, r[j] + recurrent(j, h));
-            z[j] = activate(gate, z[j] + recurrent(hidden + j, h));
-        }
-        match self.config.reset {
-            Reset::After => {
-                for j in 0..hidden {
-                    past[j] = recurrent(2 * hidden + j, h);
-                    n[j] = activate(candidate, n[j] + r[j] * past[j]);
-                }
-            }
-            Reset::Before => {
-                for j in 0..hidden {
-                    past[j] = r[j] * h[j];
-                }
-                for j in 0..hidden {
-                    n[j] = activate(candidate, n[j] + recurrent(2 * hidden + j, past));
-                }
-            }
-        }
-        for j in 0..hidden {
-            let new = match self.config.update {
-                Update::Overwrites => (F::one() - z[j]) * h[j] + z[j] * n[j],
-                Update::Keeps => z[j] * h[j] + (F::one() - z[j]) * n[j],
-            };
-            next[j] = zone(j) * h[j] + (F::one() - zone(j)) * new;
-        }
-    }
-
-    /// Undoes one step. On entry `gates [4H]` is as [`Self::step`] left it and `dh [H]` the gradient
-    /// of h'. On return r, z and n have become the gradients of their pre-activations, the fourth
-    /// quarter that of `W_hn h + b_hn` (reset after; unchanged r ⊙ h with reset before), and `dh`
-    /// is the gradient of h.
-    fn step_backward(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, dh: &mut [F]) {
-        let hidden = h.len();
-        let one = F::one();
-        let (gate, candidate) = self.activations();
-        let [r, z, n, past] = quarters(gates);
-        for j in 0..hidden {
-            let dnew = dh[j] * (one - zone(j));
-            let (dn, dz, direct) = match self.config.update {
-                Update::Overwrites => (dnew * z[j], dnew * (n[j] - h[j]), dnew * (one - z[j])),
-                Update::Keeps => (dnew * (one - z[j]), dnew * (h[j] - n[j]), dnew * z[j]),
-            };
-            n[j] = dn * derivative(candidate, n[j]);
-            z[j] = dz * derivative(gate, z[j]);
-            dh[j] = dh[j] * zone(j) + direct;
-        }
-        let weight = |gate: usize, j: usize| row(self.weight_hh, gate * hidden + j, hidden);
-        match self.config.reset {
-            Reset::After => {
-                for j in 0..hidden {
-                    let dr = n[j] * past[j];
-                    past[j] = n[j] * r[j];
-                    r[j] = dr * derivative(gate, r[j]);
-                }
-                for j in 0..hidden {
-                    add_scaled(dh, past[j], weight(2, j));
-                }
-            }
-            Reset::Before => {
-                let mut drh = vec![F::zero(); hidden];
-                for j in 0..hidden {
-                    add_scaled(&mut drh, n[j], weight(2, j));
-                }
-                for j in 0..hidden {
-                    dh[j] += drh[j] * r[j];
-                    r[j] = drh[j] * h[j] * derivative(gate, r[j]);
-                }
-            }
-        }
-        for j in 0..hidden {
-            add_scaled(dh, r[j], weight(0, j));
-            add_scaled(dh, z[j], weight(1, j));
-        }
-    }
-
-    /// Adds what one step of one row gives to the parameters' gradients and to its `dx`.
-    /// `gates` is as [`Self::step_backward`] left it.
-    fn parameter_gradients(&self, x: &[F], h: &[F], gates: &[F], dx: &mut [F], d: &mut Params<F>) {
-        let hidden = h.len();
-        let (input_side, past) = gates.split_at(3 * hidden);
-        let ranges = &self.ranges;
-        let flat = d.as_mut_slice();
-        for (k, &da) in input_side.iter().enumerate() {
-            // What the recurrent row k was multiplied with, and the gradient of that product.
-            let (operand, dproduct) = match (k / hidden, self.config.reset) {
-                (2, Reset::After) => (h, past[k - 2 * hidden]),
-                (2, Reset::Before) => (past, da),
-                _ => (h, da),
-            };
-            add_scaled(dx, da, row(self.weight_ih, k, x.len()));
-            add_scaled(row_mut(&mut flat[ranges.weight_ih.clone()], k, x.len()), da, x);
-            add_scaled(row_mut(&mut flat[ranges.weight_hh.clone()], k, hidden), dproduct, operand);
-            if let Some(range) = &ranges.bias_ih {
-                flat[range.start + k] += da;
-            }
-            if let Some(range) = &ranges.bias_hh {
-                flat[range.start + k] += dproduct;
-            }
-        }
-    }
-}
-
-pub(crate) fn activate<F: NdFloat>(kind: Activation, a: F) -> F {
-    let (zero, one) = (F::zero(), F::one());
-    match kind {
-        Activation::Sigmoid => one / (one + (-a).exp()),
-        Activation::Tanh => a.tanh(),
-        Activation::Relu if a < zero => zero,
-        Activation::Relu | Activation::Identity => a,
-        Activation::HardSigmoid => match fraction::<F>(5) * a + fraction(2) {
-            line if line < zero => zero,
-            line if line > one => one,
-            line => line,
-        },
-    }
-}
-
-/// The derivative of an activation, from its value.
-fn derivative<F: NdFloat>(kind: Activation, value: F) -> F {
-    let (zero, one) = (F::zero(), F::one());
-    match kind {
-        Activation::Sigmoid => value * (one - value),
-        Activation::Tanh => one - value * value,
-        Activation::Relu if value > zero => one,
-        Activation::Relu => zero,
-        Activation::HardSigmoid if value > zero && value < one => fraction(5),
-        Activation::HardSigmoid => zero,
-        Activation::Identity => one,
-    }
-}
-
-fn float<F: NdFloat>(value: f32) -> F {
-    F::from(value).expect("every f32 is a float")
-}
-
-/// 1 / `n`
-fn fraction<F: NdFloat>(n: u8) -> F {
-    F::one() / F::from(n).expect("every small number is a float")
-}
-
-fn dot<F: NdFloat>(a: &[F], b: &[F]) -> F {
-    a.iter().zip(b).fold(F::zero(), |sum, (&a, &b)| sum + a * b)
-}
-
-fn add_scaled<F: NdFloat>(target: &mut [F], scale: F, source: &[F]) {
-    target.iter_mut().zip(source).for_each(|(t, &s)| *t += scale * s);
-}
-
-/// Row `k` of a row-major matrix with rows of `len`.
-fn row<F>(matrix: &[F], k: usize, len: usize) -> &[F] {
-    &matrix[k * len..][..len]
-}
-
-fn row_mut<F>(matrix: &mut [F], k: usize, len: usize) -> &mut [F] {
-    &mut matrix[k * len..][..len]
-}
-
-/// Element `k` of a bias, 0 where there is none.
-fn at<F: NdFloat>(bias: Option<&[F]>, k: usize) -> F {
-    bias.map_or(F::zero(), |bias| bias[k])
-}
-
-fn quarters<F>(gates: &mut [F]) -> [&mut [F]; 4] {
-    let (rz, n_past) = gates.split_at_mut(gates.len() / 2);
-    let (r, z) = rz.split_at_mut(rz.len() / 2);
-    let (n, past) = n_past.split_at_mut(n_past.len() / 2);
-    [r, z, n, past]
 }

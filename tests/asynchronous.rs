@@ -77,7 +77,7 @@ fn devices_open_and_are_checked_asynchronously() {
     assert_eq!(block_on(sendable(Device::adapters_async())).len(), Device::adapters().len());
     assert_eq!(block_on(sendable(Device::auto_async())).to_string(), Device::auto().to_string());
     drop((sendable(Device::gpu_async()), sendable(Device::software_async())));
-    drop((sendable(check::run_async(device)), sendable(check::Part::Models.run_async(device))));
+    drop((sendable(check::run_async(device)), sendable(check::Section::Models.run_async(device))));
 }
 
 /// The threads of this process that wait for a device, by their numbers.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{adapter, random3};
-use gru_wgpu::check::{Finding, Part};
+use gru_wgpu::check::{Finding, Section};
 use gru_wgpu::{
     Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update,
 };
@@ -22,26 +22,26 @@ fn assert_all_passed(findings: &[Finding], subjects: usize) {
 #[test]
 fn every_kernel_agrees_with_its_twin_at_odd_sizes() {
     // 4 products, a sum, and the recurrence forward and backward, both ways, for each of 12 variants.
-    assert_all_passed(&Part::Kernels.run(adapter()).unwrap(), 4 + 1 + 2 * 2 * 12);
+    assert_all_passed(&Section::Kernels.run(adapter()).unwrap(), 4 + 1 + 2 * 2 * 12);
 }
 
 #[test]
 fn every_variant_agrees_with_the_reference_at_odd_sizes() {
     // y, h_n, dx, dh0, dreset_state and both weights for each of 12 variants; one bias for 8 and
     // another for 4.
-    assert_all_passed(&Part::Models.run(adapter()).unwrap(), 7 * 12 + 8 + 4);
+    assert_all_passed(&Section::Models.run(adapter()).unwrap(), 7 * 12 + 8 + 4);
 }
 
 #[test]
 fn what_goes_on_from_run_to_run_agrees_with_the_reference() {
     // y and states of a stream, y and gradients in chunks, y and h_n of an encoded pass.
-    assert_all_passed(&Part::Flows.run(adapter()).unwrap(), 6);
+    assert_all_passed(&Section::Flows.run(adapter()).unwrap(), 6);
 }
 
 #[test]
 fn training_matches_the_reference() {
-    assert_all_passed(&Part::Training.run(adapter()).unwrap(), 4);
-    assert_all_passed(&Part::Training.run(&Device::cpu()).unwrap(), 4);
+    assert_all_passed(&Section::Training.run(adapter()).unwrap(), 4);
+    assert_all_passed(&Section::Training.run(&Device::cpu()).unwrap(), 4);
 }
 
 #[test]

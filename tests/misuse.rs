@@ -20,8 +20,8 @@ use gru_wgpu::{
     Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint, DataFingerprints, Device,
     DeviceKind, Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner,
     LearnerConfig, Loss, Network, Optimizer, OptimizerState, ParamLayout, Params, Recurrence,
-    Reset, RunOptions, Schedule, Shape, Target, Trainer, TrainerConfig, Update, check, kernels,
-    reference, wgpu,
+    Reset, RunOptions, Schedule, Shape, Target, Trainer, TrainerConfig, Update, check, reference,
+    wgpu,
 };
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn};
 use pollster::block_on;
@@ -281,10 +281,11 @@ fn batches(t: &mut Table) {
     t.row("reference::backward", "a trace of no cells", Refused, || {
         reference::backward(&params, x.view(), &broken, Some(dy.view()), None)
     });
-    t.plain("check::Tolerance::share", "NaN and infinity", || {
+    t.plain("check::Tolerance::fraction", "NaN and infinity", || {
         let tolerance = check::TOLERANCE;
-        [f64::NAN, f64::INFINITY]
-            .map(|v| (tolerance.share(v, v), tolerance.share(0.0, v), tolerance.share(v, 0.0)))
+        [f64::NAN, f64::INFINITY].map(|v| {
+            (tolerance.fraction(v, v), tolerance.fraction(0.0, v), tolerance.fraction(v, 0.0))
+        })
     });
 }
 
@@ -316,9 +317,9 @@ fn settings(t: &mut Table) {
         Optimizer::adam().step(f64::NAN, &mut [f32::NAN; 2], &[f32::INFINITY; 2], &mut moments)
     });
     for updates in [0, 1, u64::MAX] {
-        t.plain("Schedule::cosine Schedule::share", "any step", || {
+        t.plain("Schedule::cosine Schedule::factor", "any step", || {
             let schedule = Schedule::cosine(updates);
-            [0, 1, updates, u64::MAX].map(|step| schedule.share(step))
+            [0, 1, updates, u64::MAX].map(|step| schedule.factor(step))
         });
         t.plain("LearnerConfig::rate", "any step", || {
             training().with_schedule(Schedule::cosine(updates)).rate(u64::MAX)
@@ -357,7 +358,7 @@ fn settings(t: &mut Table) {
     });
 }
 
-/// Plans and kernels.
+/// Plans.
 fn plans(t: &mut Table) {
     let shape = config().shape(2, 2).unwrap();
     t.row("plan::Plan::new", "the shape of another configuration", Refused, || {
@@ -395,7 +396,7 @@ fn plans(t: &mut Table) {
         max_loop_iterations: 0,
     };
     for recurrence in [Recurrence::Auto, Recurrence::Step, Recurrence::Sequence] {
-        t.row("plan::Plan::check", "a machine of no limits", Refused, || {
+        t.row("plan::Plan::check", "a device of no limits", Refused, || {
             let options = RunOptions::default().with_recurrence(recurrence);
             let plan = Plan::with_options(
                 &config(),
@@ -422,12 +423,30 @@ fn plans(t: &mut Table) {
             (stages, counts, plan.forward_flops(), plan.backward_flops(), plan.bytes(), plan.argument_bytes())
         },
     );
-    t.plain("kernels::Access::element kernels::Kernel::storage_buffers", "each", || {
-        (
-            kernels::FORWARD.storage_buffers(),
-            kernels::FORWARD.bindings.iter().map(|b| b.1.element()).sum::<u64>(),
-        )
-    });
+    let caps = DeviceCaps::WEBGPU.with_subgroups(u32::MAX, 0);
+    t.plain(
+        "plan::DeviceCaps::with_f16 plan::DeviceCaps::with_subgroups plan::SubgroupSizes::range \
+         plan::DeviceCaps::with_cooperative_matrices plan::ElementType::size plan::ElementType::bytes",
+        "sizes that make no sense",
+        || {
+            let caps = caps.with_f16(true).with_cooperative_matrices(true);
+            let bytes = plan::ElementType::F16.bytes(HUGE / 8) + plan::ElementType::U32.size();
+            (caps.subgroups.map(|sizes| sizes.range().count()), bytes)
+        },
+    );
+    t.plain(
+        "plan::BufferSpec::bytes plan::Slice::bytes plan::Slice::offset plan::Dispatch::bindings \
+         plan::Dispatch::kernel_name plan::Dispatch::recurrent_steps",
+        "of every dispatch",
+        || {
+            let dispatches = plan.forward().iter().flat_map(|stage| stage.dispatches().0);
+            let each = dispatches.map(|dispatch| {
+                let bound = dispatch.bindings().iter().map(|slice| slice.offset() + slice.bytes());
+                (dispatch.kernel_name(), dispatch.recurrent_steps(), bound.sum::<u64>())
+            });
+            (each.count(), plan.buffers().iter().map(plan::BufferSpec::bytes).sum::<u64>())
+        },
+    );
 }
 
 fn devices(t: &mut Table) {
@@ -1211,9 +1230,9 @@ fn cells(t: &mut Table) {
 fn checks(t: &mut Table) {
     let params = Params::init(&config(), Init::Uniform, 1).unwrap();
     let cpu = Device::cpu();
-    for part in [check::Part::Kernels, check::Part::Flows, check::Part::Training] {
-        t.row("check::Part::run check::Part::run_async", "a CPU", Fine, || {
-            part.run(&cpu).and(block_on(part.run_async(&cpu)))
+    for section in [check::Section::Kernels, check::Section::Flows, check::Section::Training] {
+        t.row("check::Section::run check::Section::run_async", "a CPU", Fine, || {
+            section.run(&cpu).and(block_on(section.run_async(&cpu)))
         });
     }
     t.row(
@@ -1227,20 +1246,22 @@ fn checks(t: &mut Table) {
             Ok(check::model(&cpu, &params)?.iter().all(check::Finding::passed))
         },
     );
-    // All parts, and long: the tests of the adapter run them.
+    // All sections, and long: the tests of the adapter run them.
     t.functions.extend(["check::run", "check::run_async"].map(str::to_owned));
 }
 
 /// The public functions of the sources: `Type::name`, with the module before it where that is public.
 fn public_functions() -> BTreeSet<String> {
     /// The files of public modules that have public items, and the path that those are known by.
-    const MODULES: [(&str, &str); 14] = [
+    const MODULES: [(&str, &str); 16] = [
         ("check/mod", "check::"),
-        ("kernels/mod", "kernels::"),
-        ("kernels/training", "kernels::"),
         ("plan/mod", "plan::"),
         ("plan/display", "plan::"),
+        ("plan/buffers", "plan::"),
+        ("plan/caps", "plan::"),
         ("plan/limits", "plan::"),
+        ("plan/stage", "plan::"),
+        ("spec/element", "plan::"),
         ("reference", "reference::"),
         ("formats/cell", "formats::"),
         ("formats/npy", "formats::npy::"),

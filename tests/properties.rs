@@ -202,7 +202,7 @@ impl Verdict {
         let largest = expected.iter().fold(1.0, |largest, value| f64::max(largest, value.abs()));
         let mut worst = (0.0, String::new());
         for ((at, &got), &expected) in got.indexed_iter().zip(&expected) {
-            let share = TOLERANCE.share(f64::from(got) / largest, expected / largest);
+            let share = TOLERANCE.fraction(f64::from(got) / largest, expected / largest);
             if share > worst.0 {
                 worst =
                     (share, format!("{what} at {:?}: {got:e}, expected {expected:e}", at.slice()));

@@ -1,5 +1,5 @@
-//! What goes on from run to run, and what goes into a caller's encoder, against one whole run of the
-//! reference: streams, states carried between chunks, forward passes over a caller's buffers.
+//! What goes on from run to run, and what goes into a caller's encoder, against one whole run of
+//! the reference: streams, states carried between chunks, forward passes over a caller's buffers.
 
 use ndarray::{Array2, Array3, Axis, concatenate, s};
 
@@ -13,15 +13,16 @@ use crate::model::interop::Buffers;
 use crate::reference::{self, Trace};
 use crate::spec::batch::Batch;
 use crate::spec::config::{Direction, GruConfig};
+use crate::spec::element::Element;
 use crate::spec::params::{Init, Params};
 
 const STEPS: usize = 5;
 const BATCH: usize = 17;
-/// The sequence in pieces.
+/// The lengths of the sequence's chunks.
 const CHUNKS: [usize; 4] = [1, 2, 1, 1];
 
 /// A model, what it runs over, and what the reference makes of it.
-struct Course {
+struct FlowCase {
     gru: Gru,
     params: Params<f64>,
     x: Array3<f32>,
@@ -31,7 +32,7 @@ struct Course {
     sizes: String,
 }
 
-impl Course {
+impl FlowCase {
     async fn new(device: &Device, config: &GruConfig, seed: u64) -> Result<Self> {
         let shape = config.shape(STEPS, BATCH)?;
         let params = Params::init(config, Init::Uniform, seed)?;
@@ -74,64 +75,62 @@ impl Course {
 pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()> {
     for (seed, config) in (0..).zip(GruConfig::all_variants(3, 5)) {
         let stacked = config.with_layers(2);
-        let course = Course::new(device, &stacked, 10 * seed).await?;
-        check_stream(&course, findings).await?;
-        check_chunks(&course, findings).await?;
+        let case = FlowCase::new(device, &stacked, 10 * seed).await?;
+        check_stream(&case, findings).await?;
+        check_chunks(&case, findings).await?;
         if let Target::Gpu(gpu) = device.target() {
-            let course =
-                Course::new(device, &stacked.with_direction(Direction::Both), 10 * seed).await?;
-            check_encoded(gpu, &course, findings).await?;
+            let case =
+                FlowCase::new(device, &stacked.with_direction(Direction::Both), 10 * seed).await?;
+            check_encoded(gpu, &case, findings).await?;
         }
     }
     Ok(())
 }
 
-async fn check_stream(course: &Course, findings: &mut Findings) -> Result<()> {
-    let mut stream = course.gru.stream_async(BATCH, &[1, 2]).await?;
-    stream.set_state_async(course.h0.view()).await?;
-    stream.set_reset_state_async(course.reset_state.view()).await?;
+async fn check_stream(case: &FlowCase, findings: &mut Findings) -> Result<()> {
+    let mut stream = case.gru.stream_async(BATCH, &[1, 2]).await?;
+    stream.set_state_async(case.h0.view()).await?;
+    stream.set_reset_state_async(case.reset_state.view()).await?;
     let mut ys = Vec::new();
-    for (first, chunk) in course.chunks() {
-        for row in (0..BATCH).filter(|&row| course.resets[[first, row]]) {
+    for (first, chunk) in case.chunks() {
+        for row in (0..BATCH).filter(|&row| case.resets[[first, row]]) {
             stream.reset_row(row)?;
         }
         let mut y = Array3::from_elem((chunk.dim().0, BATCH, 5), f32::NAN);
-        course.gru.step_async(&mut stream, chunk.view(), y.view_mut()).await?;
+        case.gru.step_async(&mut stream, chunk.view(), y.view_mut()).await?;
         ys.push(y);
     }
-    let expected = course.expected()?;
-    findings.compare("y of a stream", &course.sizes, &joined(&ys).view(), &expected.y().view());
+    let expected = case.expected()?;
+    findings.compare("y of a stream", &case.sizes, &joined(&ys).view(), &expected.y().view());
     let last = stream.state_async().await?;
     let subject = "states of a stream";
-    findings.compare(subject, &course.sizes, &last.view(), &expected.h_n().view());
+    findings.compare(subject, &case.sizes, &last.view(), &expected.h_n().view());
     Ok(())
 }
 
 /// Truncated backpropagation: states carried from chunk to chunk, gradients of each chunk's own.
-async fn check_chunks(course: &Course, findings: &mut Findings) -> Result<()> {
-    let (mut state, mut state64) = (None, course.h0.mapv(f64::from));
-    for (_, x) in course.chunks() {
+async fn check_chunks(case: &FlowCase, findings: &mut Findings) -> Result<()> {
+    let (mut state, mut state64) = (None, case.h0.mapv(f64::from));
+    for (_, x) in case.chunks() {
         let x64 = x.mapv(f64::from);
-        let trace = reference::forward_train(
-            &course.params,
-            Batch::new(x64.view()).with_h0(state64.view()),
-        )?;
+        let trace =
+            reference::forward_train(&case.params, Batch::new(x64.view()).with_h0(state64.view()))?;
         let dy64 = trace.y();
         let expected =
-            reference::backward(&course.params, x64.view(), &trace, Some(dy64.view()), None)?;
+            reference::backward(&case.params, x64.view(), &trace, Some(dy64.view()), None)?;
         state64 = trace.h_n();
 
-        let gru = &course.gru;
+        let gru = &case.gru;
         let (output, tape) = match &state {
             None => {
-                let batch = Batch::new(x.view()).with_h0(course.h0.view());
+                let batch = Batch::new(x.view()).with_h0(case.h0.view());
                 gru.forward_train_async(batch).await?
             }
             Some(state) => gru.forward_train_from_async(state, &x).await?,
         };
         state = Some(tape.state_async().await?);
         let got = gru.backward_async(tape, Some(output.y.view()), None).await?;
-        let sizes = format!("{}, {} of the steps", course.sizes, x.dim().0);
+        let sizes = format!("{}, {} of the steps", case.sizes, x.dim().0);
         findings.compare("y in chunks", &sizes, &output.y.view(), &dy64.view());
         let (got, expected) = (got.params.as_slice(), expected.params.as_slice());
         findings.compare_slices("parameters' gradients in chunks", &sizes, got, expected);
@@ -140,29 +139,21 @@ async fn check_chunks(course: &Course, findings: &mut Findings) -> Result<()> {
 }
 
 /// A forward pass over a caller's own buffers, with everything that these may bring.
-async fn check_encoded(gpu: &Gpu, course: &Course, findings: &mut Findings) -> Result<()> {
-    let shape = course.gru.config().shape(STEPS, BATCH)?;
-    let batch = Batch::new(course.x.view()).with_resets(course.resets.view());
+async fn check_encoded(gpu: &Gpu, case: &FlowCase, findings: &mut Findings) -> Result<()> {
+    let shape = case.gru.config().shape(STEPS, BATCH)?;
+    let batch = Batch::new(case.x.view()).with_resets(case.resets.view());
     let step_flags = batch.step_flags()?;
-    let expected = course.expected()?;
+    let expected = case.expected()?;
     let (y, h_n) = (expected.y(), expected.h_n());
     let make = || {
-        let filled = |name: &str, data: &[f32]| {
-            let buffer = gpu.buffer(name, data.len());
-            gpu.upload(&buffer, 0, data);
-            buffer
-        };
         let numbers = |array: &Array3<f32>| array.iter().copied().collect::<Vec<_>>();
         Ok([
-            filled("x", &numbers(&course.x)),
-            filled(
-                "step_flags",
-                bytemuck::cast_slice(step_flags.as_slice().expect("standard layout")),
-            ),
-            filled("h0", &numbers(&course.h0)),
-            filled("reset_state", &numbers(&course.reset_state)),
-            filled("y", &vec![f32::NAN; y.len()]),
-            filled("h_n", &vec![f32::NAN; h_n.len()]),
+            filled(gpu, "x", &numbers(&case.x)),
+            filled(gpu, "step_flags", step_flags.as_slice().expect("standard layout")),
+            filled(gpu, "h0", &numbers(&case.h0)),
+            filled(gpu, "reset_state", &numbers(&case.reset_state)),
+            filled(gpu, "y", &vec![f32::NAN; y.len()]),
+            filled(gpu, "h_n", &vec![f32::NAN; h_n.len()]),
         ])
     };
     let theirs = gpu.guard(make).await?;
@@ -173,23 +164,30 @@ async fn check_encoded(gpu: &Gpu, course: &Course, findings: &mut Findings) -> R
         .with_h0(h0)
         .with_reset_state(fresh)
         .with_h_n(to_h_n);
-    let mut pass = course.gru.forward_pass_async(shape, &buffers).await?;
+    let mut pass = case.gru.forward_pass_async(shape, &buffers).await?;
     let submit = || {
         let mut encoder = gpu.encoder("check");
-        course.gru.encode(&mut pass, &mut encoder)?;
+        case.gru.encode(&mut pass, &mut encoder)?;
         gpu.submit(encoder.finish());
         Ok(())
     };
     gpu.guard(submit).await?;
     let parts = [(&theirs[4], 0, y.len()), (&theirs[5], 0, h_n.len())];
-    let read = gpu.download(&parts, Wait::Async).await?;
+    let read: Vec<Vec<f32>> = gpu.download(&parts, Wait::Async).await?;
     for (subject, got, expected) in
         [("y of an encoded pass", &read[0], &y), ("h_n of an encoded pass", &read[1], &h_n)]
     {
         let expected: Vec<f64> = expected.iter().copied().collect();
-        findings.compare_slices(subject, &course.sizes, got, &expected);
+        findings.compare_slices(subject, &case.sizes, got, &expected);
     }
     Ok(())
+}
+
+/// A buffer of these elements.
+fn filled<T: Element>(gpu: &Gpu, name: &str, data: &[T]) -> wgpu::Buffer {
+    let buffer = gpu.buffer(name, T::TYPE.bytes(data.len()));
+    gpu.upload(&buffer, 0, data);
+    buffer
 }
 
 fn joined(parts: &[Array3<f32>]) -> Array3<f32> {

@@ -38,14 +38,14 @@ pub struct Tolerance {
 pub const TOLERANCE: Tolerance = Tolerance { atol: 1e-5, rtol: 1e-4 };
 
 impl Tolerance {
-    /// The error as a share of what is allowed: up to 1 is within the tolerance. NaN where only one
-    /// of the two is a number counts as infinite.
-    pub fn share(&self, got: f64, expected: f64) -> f64 {
+    /// The error as a fraction of what is allowed: up to 1 is within the tolerance. NaN where only
+    /// one of the two is a number counts as infinite.
+    pub fn fraction(&self, got: f64, expected: f64) -> f64 {
         if got.is_nan() && expected.is_nan() {
             return 0.0;
         }
-        let share = (got - expected).abs() / (self.atol + self.rtol * expected.abs());
-        if share.is_nan() { f64::INFINITY } else { share }
+        let fraction = (got - expected).abs() / (self.atol + self.rtol * expected.abs());
+        if fraction.is_nan() { f64::INFINITY } else { fraction }
     }
 }
 
@@ -59,8 +59,8 @@ pub struct Finding {
     pub cases: usize,
     /// The largest difference from the reference.
     pub error: f64,
-    /// The largest share of the tolerance that a difference took. Above 1 is a failure.
-    pub share: f64,
+    /// The largest difference as a fraction of the tolerance. Above 1 is a failure.
+    pub fraction: f64,
     /// The sizes at which that was.
     pub worst: String,
 }
@@ -68,7 +68,7 @@ pub struct Finding {
 impl Finding {
     /// Whether every difference was within [`TOLERANCE`].
     pub fn passed(&self) -> bool {
-        self.share <= 1.0
+        self.fraction <= 1.0
     }
 }
 
@@ -89,28 +89,28 @@ impl Findings {
         expected: &ArrayView<'_, f64, D>,
     ) {
         assert_eq!(got.shape(), expected.shape(), "{subject} at {sizes}");
-        let (mut error, mut share) = (0.0, 0.0);
+        let (mut error, mut fraction) = (0.0, 0.0);
         let largest = expected.iter().fold(1.0, |largest, value| f64::max(largest, value.abs()));
         let scale = if self.scaled { largest } else { 1.0 };
         for (&got, &expected) in got.iter().zip(expected) {
             let (got, expected) = (f64::from(got) / scale, expected / scale);
             error = f64::max(error, (got - expected).abs());
-            share = f64::max(share, TOLERANCE.share(got, expected));
+            fraction = f64::max(fraction, TOLERANCE.fraction(got, expected));
         }
-        if share == f64::INFINITY {
+        if fraction == f64::INFINITY {
             error = f64::INFINITY;
         }
         let at = self.all.iter().position(|f| f.subject == subject).unwrap_or_else(|| {
             let subject = subject.to_owned();
             let worst = sizes.to_owned();
-            self.all.push(Finding { subject, cases: 0, error: 0.0, share: 0.0, worst });
+            self.all.push(Finding { subject, cases: 0, error: 0.0, fraction: 0.0, worst });
             self.all.len() - 1
         });
         let finding = &mut self.all[at];
         finding.cases += 1;
         finding.error = finding.error.max(error);
-        if share > finding.share {
-            finding.share = share;
+        if fraction > finding.fraction {
+            finding.fraction = fraction;
             finding.worst = sizes.to_owned();
         }
     }
@@ -120,26 +120,26 @@ impl Findings {
     }
 }
 
-/// A part of what [`run`] checks.
+/// A section of what [`run`] checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Part {
+pub enum Section {
     /// Every kernel alone against its twin. Nothing on a CPU device, which has no kernels.
     Kernels,
     /// Forward and backward of every variant, through [`Gru`](crate::Gru) as a user would call it.
     Models,
-    /// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a caller's
-    /// buffers.
+    /// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a
+    /// caller's buffers.
     Flows,
     /// Losses and updates, through [`Learner`](crate::Learner) as a user would call it.
     Training,
 }
 
-impl Part {
+impl Section {
     /// All of them, in the order in which [`run`] takes them.
     pub const ALL: [Self; 4] = [Self::Kernels, Self::Models, Self::Flows, Self::Training];
 
-    /// This part alone.
+    /// This section alone.
     ///
     /// # Errors
     /// As [`run`].
@@ -168,7 +168,7 @@ impl Part {
     }
 }
 
-impl std::fmt::Display for Part {
+impl std::fmt::Display for Section {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Kernels => "kernels",
@@ -179,7 +179,7 @@ impl std::fmt::Display for Part {
     }
 }
 
-/// Every [`Part`].
+/// Every [`Section`].
 ///
 /// # Errors
 /// What the device reports. A wrong number is a [`Finding`], not an error.
@@ -193,8 +193,8 @@ pub fn run(device: &Device) -> Result<Vec<Finding>> {
 /// As [`run`].
 pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    for part in Part::ALL {
-        findings.extend(part.run_async(device).await?);
+    for section in Section::ALL {
+        findings.extend(section.run_async(device).await?);
     }
     Ok(findings)
 }
@@ -209,8 +209,9 @@ async fn kernels(device: &Device, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Forward and backward of one model, with its own weights. Large weights make large sums, so a number
-/// is held to the tolerance at the scale of the largest one of its array, where that is more than 1.
+/// Forward and backward of one model, with its own weights. Large weights make large sums, so a
+/// number is held to the tolerance at the scale of the largest one of its array, where that is more
+/// than 1.
 ///
 /// # Errors
 /// As [`run`].
@@ -235,8 +236,8 @@ struct Case {
     /// [T, B, I, H, L]
     sizes: [usize; 5],
     direction: Direction,
-    /// Of gates and of the candidate. Those without bounds only where few steps keep the states, and so
-    /// the sums, of order 1.
+    /// Of gates and of the candidate. Those without bounds only where few steps keep the states,
+    /// and so the sums, of order 1.
     activations: [Activation; 2],
     dropout: f32,
     zoneout: f32,
@@ -245,8 +246,8 @@ struct Case {
     resets: bool,
     /// Whether h0, the reset state, dy and dh_n are given; else they count as zeros.
     given: [bool; 4],
-    /// Whether it is also run the way that a model of this size would not take by itself: step by step,
-    /// and with gates made again. Each size of each variant is a kernel to compile.
+    /// Whether it is also run the way that a model of this size would not take by itself: step by
+    /// step, and with gates made again. Each size of each variant is a kernel to compile.
     other_way: bool,
 }
 
@@ -349,10 +350,10 @@ impl Case {
             .with_zoneout(self.zoneout)
     }
 
-    /// What tells it from another case of the same variant.
-    fn words(&self, config: &GruConfig, shape: Shape) -> String {
+    /// What distinguishes it from other cases of the same variant.
+    fn describe(&self, config: &GruConfig, shape: Shape) -> String {
         let (gate, candidate) = (config.gate_activation, config.candidate_activation);
-        let mut words = format!("{shape}, {gate} gates, {candidate} candidate");
+        let mut text = format!("{shape}, {gate} gates, {candidate} candidate");
         for (given, what) in [
             (self.direction == Direction::Reverse, "reverse".to_owned()),
             (self.lengths, "padded".to_owned()),
@@ -361,10 +362,10 @@ impl Case {
             (self.zoneout > 0.0, format!("zoneout {}", self.zoneout)),
         ] {
             if given {
-                words = format!("{words}, {what}");
+                text = format!("{text}, {what}");
             }
         }
-        words
+        text
     }
 }
 
@@ -378,7 +379,7 @@ fn variants() -> impl Iterator<Item = (&'static Case, GruConfig, u64)> {
 }
 
 /// The variant without its sizes, layers, directions and activations.
-fn variant_words(config: &GruConfig) -> String {
+fn describe_variant(config: &GruConfig) -> String {
     let plain = GruConfig::new(1, 1).with_reset(config.reset).with_update(config.update);
     let whole = plain.with_bias(config.bias).to_string();
     whole.split_once(", ").map_or(whole.clone(), |(_, variant)| variant.to_owned())

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Array3, ArrayView, Axis, IxDyn, s};
 
-use super::{Case, Findings, random, variant_words};
+use super::{Case, Findings, describe_variant, random};
 use crate::error::Result;
 use crate::model::device::Device;
 use crate::model::gru::Gru;
@@ -74,8 +74,8 @@ pub(super) async fn check(
         };
 
         let again = if options.recompute { ", gates made again" } else { "" };
-        let sizes = case.words(config, shape) + again;
-        let variant = variant_words(config);
+        let sizes = case.describe(config, shape) + again;
+        let variant = describe_variant(config);
         let mut compare =
             |name: &str, got: &ArrayView<f32, IxDyn>, expected: &ArrayView<f64, IxDyn>| {
                 findings.compare(&format!("{name}, {variant}"), &sizes, got, expected);

@@ -3,18 +3,19 @@
 use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
-use crate::gpu::session::{Pass, Session};
+use crate::gpu::session::Session;
 use crate::gpu::transfer::Wait;
 use crate::plan::{
-    BufferId, Buffers, Columns, DeviceCaps, Epilogue, Operand, Plan, Products, Role, Stage,
+    BufferId, Buffers, Columns, DeviceCaps, ElementType, Epilogue, Operand, Pass, Plan, Products,
+    Role, Stage,
 };
 
-/// Cut along every axis, as a product is whose work or size is too much for one dispatch.
-const CUT: [usize; 3] = [65, 97, 50];
-const PIECE: [usize; 3] = [32, 64, 16];
+/// Split along every axis, as a product is whose work or size is too much for one dispatch.
+const SPLIT: [usize; 3] = [65, 97, 50];
+const LARGEST: [usize; 3] = [32, 64, 16];
 
-/// The last but one has as many tiles as make large ones worthwhile on a GPU. The last is longer than
-/// lavapipe's loops may run: it must be cut into dispatches.
+/// The last but one has as many tiles as make large ones worthwhile on a GPU. The last is longer
+/// than lavapipe's loops may run: it must be cut into dispatches.
 const MNK: [[usize; 3]; 16] = [
     [1, 1, 1],
     [2, 3, 5],
@@ -23,7 +24,7 @@ const MNK: [[usize; 3]; 16] = [
     [33, 31, 15],
     [65, 2, 33],
     [1, 97, 100],
-    CUT,
+    SPLIT,
     [64, 65, 4],
     [257, 4, 17],
     [3, 16, 3],
@@ -125,21 +126,22 @@ async fn multiply(
 
     let mut buffers = Buffers::default();
     let contents = [("a", &a.data[..]), ("b", &b.data), ("bias", bias_data), ("c", &c.data)];
-    let ids = contents.map(|(name, data)| buffers.add(name, "", data.len(), Role::Input));
+    let ids = contents
+        .map(|(name, data)| buffers.add(name, "", ElementType::F32, data.len(), Role::Input));
     let [a_slice, b_slice, bias_slice, c_slice] = ids.map(|id| buffers.whole(id));
     let operand = |slice, matrix: &Matrix| {
         let make = if matrix.transposed { Operand::transposed } else { Operand::plain };
         make(slice, 1, matrix.stride)
     };
-    let start = if bias.is_some() { Epilogue::Bias(bias_slice) } else { Epilogue::Zero };
-    let (a, b, c_place) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
-    let products = Products::new(caps, buffers.next_id());
-    let stages = if mnk == CUT {
-        products.matmul_in_pieces(title, mnk, PIECE, a, b, start, c_place)
+    let epilogue = if bias.is_some() { Epilogue::Bias(bias_slice) } else { Epilogue::Zero };
+    let (a, b, to) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
+    let products = Products::new(caps, &buffers);
+    let stages = if mnk == SPLIT {
+        products.matmul_in_dispatches(title, mnk, LARGEST, a, b, epilogue, to)
     } else {
-        products.matmul(title, mnk, a, b, start, c_place)
+        products.matmul(title, mnk, a, b, epilogue, to)
     };
-    buffers.add_partials(&products);
+    products.add_partials(&mut buffers);
     let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| data)).collect();
     c.data = run(gpu, title, buffers, stages, &inputs, ids[3]).await?;
     Ok(c)
@@ -157,13 +159,13 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Resu
         let out = vec![f32::NAN; columns + TO];
         let mut buffers = Buffers::default();
         let [a_id, out_id] = [("a", &a), ("out", &out)]
-            .map(|(name, data)| buffers.add(name, "", data.len(), Role::Input));
+            .map(|(name, data)| buffers.add(name, "", ElementType::F32, data.len(), Role::Input));
         let (from, to) = (buffers.whole(a_id), buffers.whole(out_id));
         let caps = gpu.caps();
-        let products = Products::new(&caps, buffers.next_id());
+        let products = Products::new(&caps, &buffers);
         let of = Columns { slice: from, rows, stride, range: FROM..stride };
         let stages = products.column_sum("column_sum", &of, to, TO, false);
-        buffers.add_partials(&products);
+        products.add_partials(&mut buffers);
         let inputs = [(a_id, &a[..]), (out_id, &out[..])];
         let got = run(gpu, "column_sum", buffers, stages, &inputs, out_id).await?;
         let sum = |column: usize| -> f64 {
@@ -190,7 +192,7 @@ async fn run(
     let plan = Plan::of_stages(title, buffers.into_specs(), stages, &gpu.caps());
     let mut session = Session::new(gpu, plan, &[]).await?;
     for &(id, data) in inputs {
-        session.write(id, 0, data.len(), Some(data)).await?;
+        session.write(id, 0, data).await?;
     }
     session.run(Pass::Forward).await?;
     Ok(session.read(&[(output, 0..len)], Wait::Async).await?.swap_remove(0))

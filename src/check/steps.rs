@@ -2,17 +2,16 @@
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, s};
 
-use super::{Case, Findings, random, variant_words};
+use super::{Case, Findings, describe_variant, random};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
-use crate::gpu::session::{Pass, Session};
+use crate::gpu::session::Session;
 use crate::gpu::transfer::Wait;
-use crate::plan::{Dispatch, Mode, Plan, Stage};
+use crate::plan::{Dispatch, Mode, Pass, Plan, Stage};
 use crate::reference::{Cell, CellTrace, StepContext};
-use crate::spec::batch::step_flag;
-use crate::spec::batch::time_major;
+use crate::spec::batch::{step_flag, time_major};
 use crate::spec::config::{GruConfig, Shape};
-use crate::spec::noise::{Noise, draw_words};
+use crate::spec::noise::{Noise, draw_seed};
 use crate::spec::options::{Recurrence, RunOptions};
 use crate::spec::params::{Init, Params};
 
@@ -34,7 +33,7 @@ struct Contents<F> {
 }
 
 /// What the steps read besides, and where they run.
-struct Course<'a> {
+struct StepCase<'a> {
     config: &'a GruConfig,
     shape: Shape,
     params: &'a Params,
@@ -53,11 +52,10 @@ pub(super) async fn check(
     let shape = config.shape(STEPS, batch)?.with_layout(case.layout);
     let Shape { hidden, directions, .. } = shape;
     let params = Params::init(config, Init::Uniform, seed)?;
-    // Every kind of mark, and none.
-    let step_flags = [0, step_flag::PADDING, step_flag::RESTART, step_flag::RESTART_REVERSE, 6];
-    let step_flags =
-        Array2::from_shape_fn((STEPS, batch), |(t, row)| step_flags[(2 * t + 3 * row) % 5]);
-    let course = Course { config, shape, params: &params, step_flags, seed };
+    // Every kind of flag, and none.
+    let flags = [0, step_flag::PADDING, step_flag::RESTART, step_flag::RESTART_REVERSE, 6];
+    let step_flags = Array2::from_shape_fn((STEPS, batch), |(t, row)| flags[(2 * t + 3 * row) % 5]);
+    let run = StepCase { config, shape, params: &params, step_flags, seed };
 
     let random3 = |shape: [usize; 3], seed| {
         let data = random(shape.iter().product(), 1.0, seed);
@@ -75,13 +73,13 @@ pub(super) async fn check(
         output: nan([STEPS, batch, directions * hidden]),
         states: [random3(state, seed + 2), random3(state, seed + 3), nan(state)],
     };
-    let expected = forward_twin(&course, &start);
-    let subject = variant_words(config);
-    let sizes = case.words(config, shape);
+    let expected = forward_twin(&run, &start);
+    let subject = describe_variant(config);
+    let sizes = case.describe(config, shape);
     let both = [Recurrence::Sequence, Recurrence::Step];
     let recurrences = &both[..if case.other_way { 2 } else { 1 }];
     for &recurrence in recurrences {
-        let got = run(gpu, &course, "forward", recurrence, &start).await?;
+        let got = run_kernel(gpu, &run, "forward", recurrence, &start).await?;
         let subject = format!("forward by {recurrence}, {subject}");
         compare(findings, &subject, &sizes, &got, &expected);
     }
@@ -91,9 +89,9 @@ pub(super) async fn check(
         states: [nan(state), random3(state, seed + 5), random3(state, seed + 6)],
         ..expected.map(|v| v as f32)
     };
-    let expected = backward_twin(&course, &start);
+    let expected = backward_twin(&run, &start);
     for &recurrence in recurrences {
-        let mut got = run(gpu, &course, "backward", recurrence, &start).await?;
+        let mut got = run_kernel(gpu, &run, "backward", recurrence, &start).await?;
         // The carry has done its part.
         got.states[2] = start.states[2].clone();
         let subject = format!("backward by {recurrence}, {subject}");
@@ -117,7 +115,7 @@ fn compare(
     }
 }
 
-impl Course<'_> {
+impl StepCase<'_> {
     /// Calls `twin` for each direction.
     fn each_direction(
         &self,
@@ -140,11 +138,11 @@ impl Course<'_> {
     }
 }
 
-fn forward_twin(course: &Course<'_>, start: &Contents<f32>) -> Contents<f64> {
+fn forward_twin(case: &StepCase<'_>, start: &Contents<f32>) -> Contents<f64> {
     let mut c = start.map(f64::from);
-    let Shape { batch, hidden, .. } = course.shape;
+    let Shape { batch, hidden, .. } = case.shape;
     let reset = c.states[1].clone();
-    course.each_direction(&reset, |direction, cell, context| {
+    case.each_direction(&reset, |direction, cell, context| {
         let mut trace = CellTrace {
             h: Array3::zeros([STEPS, batch, hidden]),
             gates: c.gates[direction].clone(),
@@ -160,12 +158,12 @@ fn forward_twin(course: &Course<'_>, start: &Contents<f32>) -> Contents<f64> {
     c
 }
 
-fn backward_twin(course: &Course<'_>, start: &Contents<f32>) -> Contents<f64> {
+fn backward_twin(case: &StepCase<'_>, start: &Contents<f32>) -> Contents<f64> {
     let mut c = start.map(f64::from);
-    let hidden = course.shape.hidden;
+    let hidden = case.shape.hidden;
     let [_, dreset, dlast] = &mut c.states;
     let mut carry = dlast.clone();
-    course.each_direction(&dreset.clone(), |direction, cell, context| {
+    case.each_direction(&dreset.clone(), |direction, cell, context| {
         let units = direction * hidden..(direction + 1) * hidden;
         cell.backward_steps(
             context,
@@ -193,7 +191,7 @@ impl<F: NdFloat> Contents<F> {
 }
 
 /// The first tile of rows in a dispatch of its own, as a batch is cut that is too much for one.
-fn in_two_parts(stage: Stage) -> Stage {
+fn in_two_dispatches(stage: Stage) -> Stage {
     let cut = |dispatch: Dispatch| {
         let [x, y, z] = dispatch.workgroups;
         if y == 1 {
@@ -217,28 +215,28 @@ fn in_two_parts(stage: Stage) -> Stage {
 }
 
 fn argument(dispatch: &Dispatch, name: &str) -> usize {
-    dispatch.kernel.args.iter().position(|&n| n == name).expect("step kernels have it")
+    dispatch.kernel.argument(name).expect("step kernels have it")
 }
 
 /// Runs the stages of one kernel on the first layer, out of a whole schedule.
-async fn run(
+async fn run_kernel(
     gpu: &Gpu,
-    course: &Course<'_>,
+    case: &StepCase<'_>,
     kernel: &str,
     recurrence: Recurrence,
     input: &Contents<f32>,
 ) -> Result<Contents<f32>> {
-    let &Course { config, shape, params, ref step_flags, seed } = course;
+    let &StepCase { config, shape, params, ref step_flags, seed } = case;
     let Shape { layers, directions, batch, .. } = shape;
     let (options, caps) = (RunOptions::default().with_recurrence(recurrence), gpu.caps());
     let whole = Plan::with_options(config, shape, Mode::Training, options, &caps)?;
-    let wanted = |stage: &&Stage| {
+    let is_of_kernel = |stage: &&Stage| {
         stage.dispatches().0.iter().all(|dispatch| {
-            dispatch.kernel.name == kernel && dispatch.args[argument(dispatch, "layer")] == 0
+            dispatch.kernel_name() == kernel && dispatch.args[argument(dispatch, "layer")] == 0
         })
     };
     let stages = whole.forward().iter().chain(whole.backward());
-    let stages = stages.filter(wanted).cloned().map(in_two_parts).collect();
+    let stages = stages.filter(is_of_kernel).cloned().map(in_two_dispatches).collect();
     let plan = Plan::of_stages(kernel, whole.buffers().to_vec(), stages, &caps);
 
     let number = if layers == 1 { "" } else { "_l0" };
@@ -257,7 +255,7 @@ async fn run(
     let states = if forward { "states" } else { "dstates" };
     let names = [&format!("gates{number}"), &format!("h{number}"), output, states];
     let [gates, h, output, states] = names.map(|name| plan.buffer(name).expect("a training plan"));
-    let [marks_id, params_id] =
+    let [step_flags_id, params_id] =
         ["step_flags", "params"].map(|name| plan.buffer(name).expect("every plan of a run has it"));
 
     // Directions one after the other, each in the run's layout; states of other layers are NaN.
@@ -277,11 +275,11 @@ async fn run(
         (states, input.states.iter().flat_map(of_layers).collect()),
     ];
     let mut session = Session::new(gpu, plan, &[]).await?;
-    session.write(params_id, 0, params.as_slice().len(), Some(params.as_slice())).await?;
-    let words: Vec<u32> = step_flags.iter().copied().chain(draw_words(seed, [0, 0])).collect();
-    session.write(marks_id, 0, words.len(), Some(bytemuck::cast_slice(&words))).await?;
+    session.write(params_id, 0, params.as_slice()).await?;
+    let flags: Vec<u32> = step_flags.iter().copied().chain(draw_seed(seed, [0, 0])).collect();
+    session.write(step_flags_id, 0, &flags).await?;
     for (id, data) in &contents {
-        session.write(*id, 0, data.len(), Some(data)).await?;
+        session.write(*id, 0, data).await?;
     }
     session.run(Pass::Forward).await?;
     let parts: Vec<_> = contents.iter().map(|(id, data)| (*id, 0..data.len())).collect();

@@ -21,7 +21,7 @@ const UPDATES: usize = 3;
 const IGNORED: i32 = -1;
 
 /// A network, a batch and how it is trained on it.
-struct Course {
+struct TrainingCase {
     params: Params,
     shape: Shape,
     head: Head,
@@ -31,7 +31,7 @@ struct Course {
     values: ArrayD<f32>,
 }
 
-impl Course {
+impl TrainingCase {
     fn new(
         config: &GruConfig,
         head: Head,
@@ -66,9 +66,9 @@ impl Course {
         let x = self.x.mapv(f64::from);
         let targets = self.targets();
         let Self { head, shape, training, .. } = self;
-        let wanted =
+        let prepared =
             PreparedTargets::new(head, &training.loss, *shape, Some(&LENGTHS), &targets, 1.0)?;
-        let mut format_sig3 = Vec::new();
+        let mut metrics = Vec::new();
         for step in 0..UPDATES as u64 {
             let batch = Batch::new(x.view()).with_layout(shape.layout).with_lengths(&LENGTHS);
             let trace = reference::forward(&params, batch)?;
@@ -76,7 +76,7 @@ impl Course {
             let linear = Linear::of(&params);
             let mut doutputs: Array2<f64> = linear.forward(features.view());
             let outputs = doutputs.as_slice_mut().expect("standard layout");
-            let loss = wanted.differentiate(&training.loss, outputs);
+            let loss = prepared.differentiate(&training.loss, outputs);
             let (dy, dh_n) = head.scatter(*shape, doutputs.dot(&linear.weight));
             let (dy, dh_n) = (dy.as_ref().map(|d| d.view()), dh_n.as_ref().map(|d| d.view()));
             let grads = reference::backward(&params, x.view(), &trace, dy, dh_n)?;
@@ -88,31 +88,31 @@ impl Course {
             let dbias = doutputs.sum_axis(Axis(0));
             gradient[bias].iter_mut().zip(&dbias).for_each(|(to, &from)| *to = from);
             let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
-            format_sig3.push([loss, norm]);
+            metrics.push([loss, norm]);
             training.clip.apply(&mut gradient, norm);
             let constants = training.optimizer.constants(training.rate(step), step);
             let [first, second] = &mut moments;
             constants.apply(params.as_mut_slice(), &gradient, [first, second]);
         }
-        Ok((format_sig3, params))
+        Ok((metrics, params))
     }
 
     async fn check(&self, device: &Device, findings: &mut Findings) -> Result<()> {
-        let (format_sig3, params) = self.expected()?;
+        let (expected, params) = self.expected()?;
         let mut learner = Learner::new_async(self.params.clone(), self.training, device).await?;
         for _ in 0..UPDATES {
             let batch = Batch::new(self.x.view()).with_layout(self.shape.layout);
             learner.step_async(batch.with_lengths(&LENGTHS), self.targets()).await?;
         }
-        let reports = learner.metrics_async().await?;
+        let metrics = learner.metrics_async().await?;
         let state = learner.state_async().await?;
         let sizes = format!("C {}, {}", self.head.outputs, self.shape);
-        let got: Vec<_> = reports.iter().flat_map(|report| [report.loss, report.norm]).collect();
+        let got: Vec<_> = metrics.iter().flat_map(|step| [step.loss, step.norm]).collect();
         findings.compare_slices(
             "losses and gradients' norms",
             &sizes,
             &got,
-            format_sig3.as_flattened(),
+            expected.as_flattened(),
         );
         let name = match self.training.optimizer {
             Optimizer::Sgd { .. } => "parameters after steps of SGD",
@@ -128,7 +128,8 @@ pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()
     let one_way = GruConfig::pytorch(3, 5);
     let both = GruConfig::new(3, 5).with_layers(2).with_direction(Direction::Both);
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.1 };
-    // Adam divides by a gradient's size: with a small ε one that is next to nothing would be all rounding.
+    // Adam divides by a gradient's size: with a small ε one that is next to nothing would be all
+    // rounding.
     let adam = Adam { epsilon: 0.01, weight_decay: 0.1, ..Adam::default() };
     let of = |loss, optimizer: Optimizer, rate| LearnerConfig::new(loss, optimizer, rate);
     let entropy = Loss::CrossEntropy { ignore: Some(IGNORED) };
@@ -141,7 +142,7 @@ pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()
         (&one_way, Head::last(3), of(entropy, Optimizer::Adam(adam), 0.01), batch_first),
         (&both, Head::every_step(17), of(entropy, Optimizer::AdamW(adam), 0.01), time_major),
     ] {
-        Course::new(config, head, training, layout)?.check(device, findings).await?;
+        TrainingCase::new(config, head, training, layout)?.check(device, findings).await?;
     }
     Ok(())
 }

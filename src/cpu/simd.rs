@@ -369,7 +369,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::activate as activate_reference;
+    use crate::reference::cell::activate as activate_reference;
 
     struct Activate<'a>(Activation, &'a mut [f32]);
 

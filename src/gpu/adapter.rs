@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::kernels::LOOP_BUDGET;
-use crate::plan::Limits;
+use crate::plan::{DeviceCaps, Limits};
 
 /// An adapter of this machine, open or not.
 #[derive(Clone, Debug)]
@@ -192,7 +192,7 @@ pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
 }
 
 /// An adapter's or a device's limits as a plan reads them.
-pub(crate) fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
+fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
     // lavapipe ends loops after LOOP_BUDGET iterations without an error.
     let counts_loops = info.name.contains("llvmpipe") || info.driver.contains("llvmpipe");
     Limits {
@@ -203,6 +203,25 @@ pub(crate) fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Li
         max_compute_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup.into(),
         max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size.into(),
         max_loop_iterations: if counts_loops { LOOP_BUDGET as u64 } else { u64::MAX },
+    }
+}
+
+/// What a plan knows of a device: what it was opened with. A kernel that is to use an optional
+/// feature needs it among those that devices are opened with, too.
+pub(crate) fn device_caps(
+    info: &wgpu::AdapterInfo,
+    limits: &wgpu::Limits,
+    features: wgpu::Features,
+) -> DeviceCaps {
+    let software = info.device_type == wgpu::DeviceType::Cpu;
+    let caps = DeviceCaps::new(plan_limits(info, limits), software)
+        .with_f16(features.contains(wgpu::Features::SHADER_F16))
+        .with_cooperative_matrices(
+            features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+        );
+    match features.contains(wgpu::Features::SUBGROUP) {
+        true => caps.with_subgroups(info.subgroup_min_size, info.subgroup_max_size),
+        false => caps,
     }
 }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Cause, Error, Result};
-use crate::gpu::adapter::{AdapterInfo, describe, plan_limits};
+use crate::gpu::adapter::{AdapterInfo, describe, device_caps};
 use crate::gpu::loss::LossDetector;
 use crate::gpu::pipeline::Pipelines;
 #[cfg(not(target_arch = "wasm32"))]
@@ -51,6 +51,7 @@ pub(crate) struct Gpu {
 pub(crate) struct Inner {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
+    caps: DeviceCaps,
     /// Where it was opened, or adopted.
     process: ProcessGuard,
     device: wgpu::Device,
@@ -129,11 +130,12 @@ impl Gpu {
         queue: wgpu::Queue,
         loss: LossDetector,
     ) -> Self {
-        let limits = plan_limits(&adapter.get_info(), &device.limits());
-        let info = AdapterInfo { limits, ..describe(&adapter) };
+        let caps = device_caps(&adapter.get_info(), &device.limits(), device.features());
+        let info = AdapterInfo { limits: caps.limits, ..describe(&adapter) };
         let inner = Inner {
             adapter,
             info,
+            caps,
             process: ProcessGuard::here(),
             device,
             queue,
@@ -329,12 +331,12 @@ impl Gpu {
     }
 
     pub fn limits(&self) -> &Limits {
-        &self.inner.info.limits
+        &self.inner.caps.limits
     }
 
     /// What a plan for it has to know.
     pub fn caps(&self) -> DeviceCaps {
-        DeviceCaps::new(self.inner.info.limits, self.inner.info.is_software())
+        self.inner.caps
     }
 
     /// Nanoseconds of a tick of the adapter's clock, where the device can write down its time.
@@ -361,12 +363,12 @@ impl Gpu {
         &self.inner.queue
     }
 
-    /// A buffer of `len` f32, zeroed, that kernels and both copies can use.
-    pub fn buffer(&self, name: &str, len: usize) -> wgpu::Buffer {
+    /// A buffer of `size` bytes, zeroed, that kernels and both copies can use.
+    pub fn buffer(&self, name: &str, size: u64) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
         self.create_buffer(&wgpu::BufferDescriptor {
             label: Some(&format!("gru.{name}")),
-            size: 4 * len as u64,
+            size,
             usage: Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC,
             mapped_at_creation: false,
         })
@@ -512,5 +514,19 @@ mod tests {
             assert!(matches!(gru.forward(&x), Err(Error::DeviceLost(_))));
         }
         assert_eq!(gru.to(&test_device().0).unwrap().forward(&x).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_plan_knows_of_the_features_that_a_device_was_opened_with() {
+        let (_, gpu) = test_device();
+        let info = gpu.inner.adapter.get_info();
+        let of = |features| device_caps(&info, &gpu.device().limits(), features);
+        let none = of(wgpu::Features::empty());
+        assert_eq!(none, DeviceCaps::new(*gpu.limits(), gpu.describe().is_software()));
+        let some = of(wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
+        assert_eq!((some.f16, some.cooperative_matrices), (true, false));
+        let sizes = some.subgroups.unwrap();
+        assert_eq!((sizes.min, sizes.max), (info.subgroup_min_size, info.subgroup_max_size));
+        assert_eq!(gpu.caps(), of(gpu.device().features()));
     }
 }

@@ -40,18 +40,18 @@ impl Gpu {
             ty: wgpu::BindingType::Buffer {
                 ty: wgpu::BufferBindingType::Storage { read_only: true },
                 has_dynamic_offset: true,
-                min_binding_size: wgpu::BufferSize::new(4 * kernel.args.len() as u64),
+                min_binding_size: wgpu::BufferSize::new(kernel.args_size()),
             },
             count: None,
         };
-        let storage = kernel.bindings.iter().zip(1..).map(|(&(_, access), binding)| {
-            let read_only = access != Access::ReadWrite;
+        let storage = kernel.bindings.iter().zip(1..).map(|(bound, binding)| {
+            let read_only = bound.access != Access::ReadWrite;
             wgpu::BindGroupLayoutEntry {
                 binding,
                 ty: wgpu::BindingType::Buffer {
                     ty: wgpu::BufferBindingType::Storage { read_only },
                     has_dynamic_offset: false,
-                    min_binding_size: wgpu::BufferSize::new(access.element()),
+                    min_binding_size: wgpu::BufferSize::new(bound.min_size()),
                 },
                 ..args
             }
@@ -79,7 +79,7 @@ impl Gpu {
         // by a stride of at least 1 (a constant, or a product of workgroup sizes, which are not 0)
         // up to a bound that does not change meanwhile. The bound is below 2³¹ plus a stride, for
         // no binding has as many elements, so no counter wraps. Accesses stay checked.
-        // (`tests/kernels.rs` holds the sources to the form.)
+        // (`kernels/tests.rs` holds the sources to the form.)
         #[allow(unsafe_code, reason = "the sources are this crate's own")]
         let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let constants: Vec<_> =

@@ -9,6 +9,7 @@ use crate::gpu::session::{BufferBinding, Session};
 use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::spec::chunk::{Chunk, chunks};
 use crate::spec::config::{GruConfig, Shape};
+use crate::spec::element::ElementType::F32;
 use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 
@@ -77,8 +78,12 @@ pub(crate) struct GradientAccumulator {
 impl GradientAccumulator {
     /// For models of `len` parameters.
     pub async fn new(gpu: &Gpu, len: usize) -> Result<Self> {
-        let make =
-            || Ok(Self { gradient: gpu.buffer("dparams", len), loss: gpu.buffer("loss", 1) });
+        let make = || {
+            Ok(Self {
+                gradient: gpu.buffer("dparams", F32.bytes(len)),
+                loss: gpu.buffer("loss", F32.size()),
+            })
+        };
         gpu.guard(make).await
     }
 }
@@ -117,7 +122,7 @@ impl SessionPool {
     /// As [`Self::allow`].
     pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
         Self::allow(gpu, layout.config())?;
-        let params = gpu.guard(|| Ok(gpu.buffer("params", layout.flat_len()))).await?;
+        let params = gpu.guard(|| Ok(gpu.buffer("params", F32.bytes(layout.flat_len())))).await?;
         gpu.check_lost()?;
         let (residency, idle) = Default::default();
         Ok(Self {
@@ -381,8 +386,8 @@ mod tests {
         let pool = gru.session_pool().unwrap();
         let made = || pool.made.load(Ordering::Relaxed);
         let before = made();
-        let other = gpu.buffer("other", x.len());
-        gpu.upload(&other, 0, &[7.0; 24]);
+        let other = gpu.buffer("other", F32.bytes(x.len()));
+        gpu.upload(&other, 0, &[7.0_f32; 24]);
         for copies in [false, true] {
             let shape = gru.config().shape(4, 2).unwrap();
             let (mode, options, purpose) = (Mode::Inference, gru.options(), Purpose::States);
@@ -392,7 +397,7 @@ mod tests {
             let to = session.plan().run_buffers().x;
             match copies {
                 true => session.copy_in(&other, to, 0..x.len()),
-                false => pollster::block_on(session.write(to, 0, x.len(), None)).unwrap(),
+                false => session.clear(to, 0..x.len()),
             }
             drop(session);
             assert_eq!(gru.forward(&x).unwrap(), expected, "copies: {copies}");

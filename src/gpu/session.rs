@@ -8,8 +8,13 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::transfer::Wait;
-use crate::plan::{ARGS_BLOCK, BufferId, BufferSpec, Dispatch, Plan, Role, Slice, Stage};
+use crate::plan::{
+    ARGS_BLOCK, BufferId, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Slice, Stage,
+};
+use crate::spec::element::Element;
 
+#[cfg(test)]
+mod tests;
 mod timed;
 
 use timed::Stamps;
@@ -17,13 +22,6 @@ pub(crate) use timed::Timing;
 
 /// Dispatches of one submit: bounds what wgpu holds while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
-
-/// Which of a plan's two schedules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pass {
-    Forward,
-    Backward,
-}
 
 /// A buffer that is not the session's own, from this byte on.
 #[derive(Clone, Debug)]
@@ -116,13 +114,13 @@ impl Session {
         let make =
             |(i, spec): (usize, &BufferSpec)| match bound.iter().find(|(id, _)| id.index() == i) {
                 Some((_, bound)) => bound.clone(),
-                None => BufferBinding::from(&gpu.buffer(&spec.name, spec.len)),
+                None => BufferBinding::from(&gpu.buffer(&spec.name, spec.bytes())),
             };
         let buffers: Vec<_> = plan.buffers().iter().enumerate().map(make).collect();
-        let words: Vec<u32> =
-            (0..plan.turns()).flat_map(|parity| argument_words(&plan, parity == 1)).collect();
-        let args = gpu.buffer("args", words.len());
-        gpu.upload(&args, 0, bytemuck::cast_slice(&words));
+        let blocks: Vec<u32> =
+            (0..plan.parities()).flat_map(|parity| argument_blocks(&plan, parity)).collect();
+        let args = gpu.buffer("args", ElementType::U32.bytes(blocks.len()));
+        gpu.upload(&args, 0, &blocks);
 
         let (bind_groups, next_block) = Default::default();
         let mut preparation =
@@ -159,22 +157,15 @@ impl Session {
         &self.buffers[id.index()].buffer
     }
 
-    /// Writes `data` to `buffer` from its element `first`, or zeros to `len` elements of it.
-    pub async fn write(
+    /// Writes `data` to `buffer` from its element `first`.
+    pub async fn write<T: Element>(
         &mut self,
         buffer: BufferId,
         first: usize,
-        len: usize,
-        data: Option<&[f32]>,
+        data: &[T],
     ) -> Result<()> {
-        let range = first..first + len;
-        let Some(data) = data else {
-            if !self.is_zero(buffer, &range) {
-                self.prologue.push(Prologue::Zero(buffer, range));
-            }
-            return Ok(());
-        };
-        assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
+        let range = first..first + data.len();
+        self.assert_holds::<T>(buffer, &range);
         self.zeros.retain(|(id, zero)| *id != buffer || !overlap(zero, &range));
         let upload = || {
             self.gpu.upload(self.buffer(buffer), first, data);
@@ -183,10 +174,24 @@ impl Session {
         self.gpu.guard(upload).await.inspect_err(|_| self.broken = true)
     }
 
+    /// Writes zeros to a range of a buffer, ahead of the next pass.
+    pub fn clear(&mut self, buffer: BufferId, range: Range<usize>) {
+        if !self.is_zero(buffer, &range) {
+            self.prologue.push(Prologue::Zero(buffer, range));
+        }
+    }
+
     /// Whether a range of an input buffer is zero already.
     fn is_zero(&self, buffer: BufferId, range: &Range<usize>) -> bool {
         let holds = |zero: &Range<usize>| zero.start <= range.start && range.end <= zero.end;
         self.zeros.iter().any(|(id, zero)| *id == buffer && holds(zero))
+    }
+
+    /// A wrong type or range is a mistake of this crate's own.
+    fn assert_holds<T: Element>(&self, buffer: BufferId, range: &Range<usize>) {
+        let BufferSpec { name, element, len, .. } = self.plan.spec(buffer);
+        assert_eq!(*element, T::TYPE, "the elements of {name}");
+        assert!(range.end <= *len, "{range:?} of the {len} elements of {name}");
     }
 
     /// Copies all of `from` to a range of a buffer, ahead of the next pass.
@@ -203,10 +208,10 @@ impl Session {
         range: Range<usize>,
     ) -> Result<wgpu::Buffer> {
         let copy = || {
-            let copy = self.gpu.buffer(name, range.len());
+            let (offset, size) = self.plan.spec(from).byte_range(&range);
+            let copy = self.gpu.buffer(name, size);
             let mut encoder = self.gpu.encoder(name);
-            let (first, len) = (4 * range.start as u64, 4 * range.len() as u64);
-            encoder.copy_buffer_to_buffer(self.buffer(from), first, &copy, 0, len);
+            encoder.copy_buffer_to_buffer(self.buffer(from), offset, &copy, 0, size);
             self.gpu.submit(encoder.finish());
             Ok(copy)
         };
@@ -235,7 +240,7 @@ impl Session {
             }
         }
         if pass == Pass::Backward {
-            let whole = |id: &BufferId| (*id, 0..self.plan.buffers()[id.index()].len);
+            let whole = |id: &BufferId| (*id, 0..self.plan.spec(*id).len);
             let zeros = self.plan.accumulators().iter().map(whole);
             prologue.extend(zeros.map(|(id, range)| Prologue::Zero(id, range)));
         }
@@ -281,15 +286,14 @@ impl Session {
     }
 
     fn encode_prologue(&self, prologue: &Prologue, encoder: &mut wgpu::CommandEncoder) {
-        let bytes = |range: &Range<usize>| (4 * range.start as u64, 4 * range.len() as u64);
         match prologue {
             Prologue::Zero(id, range) => {
-                let (first, len) = bytes(range);
-                encoder.clear_buffer(self.buffer(*id), first, Some(len));
+                let (offset, size) = self.plan.spec(*id).byte_range(range);
+                encoder.clear_buffer(self.buffer(*id), offset, Some(size));
             }
             Prologue::Copy(from, id, range) => {
-                let (first, len) = bytes(range);
-                encoder.copy_buffer_to_buffer(from, 0, self.buffer(*id), first, len);
+                let (offset, size) = self.plan.spec(*id).byte_range(range);
+                encoder.copy_buffer_to_buffer(from, 0, self.buffer(*id), offset, size);
             }
         }
     }
@@ -319,12 +323,13 @@ impl Session {
             .map(move |(dispatch, block)| (dispatch, first + block))
     }
 
-    /// Waits for all that was queued and reads parts of buffers.
-    pub async fn read(
+    /// Waits for all that was queued and reads parts of buffers, all of one type.
+    pub async fn read<T: Element>(
         &mut self,
         parts: &[(BufferId, Range<usize>)],
         wait: Wait,
-    ) -> Result<Vec<Vec<f32>>> {
+    ) -> Result<Vec<Vec<T>>> {
+        parts.iter().for_each(|(id, range)| self.assert_holds::<T>(*id, range));
         let parts: Vec<_> = parts
             .iter()
             .map(|(id, range)| (&self.buffers[id.index()].buffer, range.start, range.len()))
@@ -339,15 +344,6 @@ impl Session {
 
 fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
-}
-
-impl Pass {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Forward => "forward",
-            Self::Backward => "backward",
-        }
-    }
 }
 
 fn encode_dispatches<'a>(
@@ -431,8 +427,8 @@ impl Preparation<'_> {
         let args = wgpu::BindGroupEntry { binding: 0, resource: part(self.args, 0, ARGS_BLOCK) };
         let slices = dispatch.bindings.iter().zip(1..).map(|(slice, binding)| {
             let BufferBinding { buffer, offset } = &self.buffers[slice.buffer.index()];
-            let (first, len) = (offset + 4 * slice.first as u64, 4 * slice.len as u64);
-            wgpu::BindGroupEntry { binding, resource: part(buffer, first, len) }
+            let resource = part(buffer, offset + slice.offset(), slice.bytes());
+            wgpu::BindGroupEntry { binding, resource }
         });
         let entries: Vec<_> = std::iter::once(args).chain(slices).collect();
         self.gpu.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -443,99 +439,28 @@ impl Preparation<'_> {
     }
 }
 
-/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in.
-/// In a plan's second parity the last states are where the first ones were, and the other way
-/// round.
-fn argument_words(plan: &Plan, odd: bool) -> Vec<u32> {
-    const BLOCK: usize = ARGS_BLOCK as usize / 4;
-    let mut words = Vec::new();
+/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in. In
+/// runs of odd parity the last states are where the first ones were, and the other way round.
+fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
+    const BLOCK: usize = ARGS_BLOCK as usize / size_of::<u32>();
+    let mut blocks = Vec::new();
     for stage in plan.forward().iter().chain(plan.backward()) {
         let (body, _) = stage.dispatches();
         for step in stage.steps() {
             for dispatch in body {
-                let block = words.len();
-                words.extend_from_slice(&dispatch.args);
-                let at = |name| dispatch.kernel.args.iter().position(|&arg| arg == name);
+                let block = blocks.len();
+                blocks.extend_from_slice(&dispatch.args);
+                let at = |name| dispatch.kernel.argument(name);
                 if let Some(step) = step {
-                    words[block + at("step").expect("a kernel in a loop takes its step")] = step;
+                    blocks[block + at("step").expect("a kernel in a loop takes its step")] = step;
                 }
-                if let (true, Some(first), Some(last)) = (odd, at("first_state"), at("last_state"))
+                if let (1, Some(first), Some(last)) = (parity, at("first_state"), at("last_state"))
                 {
-                    words.swap(block + first, block + last);
+                    blocks.swap(block + first, block + last);
                 }
-                words.resize(block + BLOCK, 0);
+                blocks.resize(block + BLOCK, 0);
             }
         }
     }
-    words
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernels::Access;
-    use crate::model::device::test_device;
-    use crate::plan::{DeviceCaps, Mode, Purpose};
-    use crate::spec::config::GruConfig;
-    use crate::spec::head::Head;
-    use crate::spec::loss::Loss;
-    use crate::spec::options::RunOptions;
-    use crate::spec::params::ParamLayout;
-
-    #[test]
-    fn an_input_that_is_zero_is_not_cleared_again() {
-        let (_, gpu) = test_device();
-        let config = GruConfig::new(2, 3);
-        let plan = Plan::new(&config, config.shape(4, 2).unwrap(), Mode::Training).unwrap();
-        let len = |id: BufferId| plan.buffers()[id.index()].len;
-        let training = plan.run_buffers().training.clone().unwrap();
-        let (dy, dstates) = (training.dy, training.dstates);
-        let mut session = pollster::block_on(Session::new(&gpu, plan.clone(), &[])).unwrap();
-        let mut write = |id: BufferId, value: Option<f32>| {
-            let data = value.map(|value| vec![value; len(id)]);
-            let written = session.write(id, 0, len(id), data.as_deref());
-            pollster::block_on(written).unwrap();
-            let queued = session.prologue.len();
-            pollster::block_on(session.run(Pass::Backward)).unwrap();
-            let whole = [(id, 0..len(id))];
-            let read = pollster::block_on(session.read(&whole, Wait::Block));
-            (queued, read.unwrap().swap_remove(0)[0])
-        };
-        // New memory is zero.
-        assert_eq!(write(dy, None), (0, 0.0));
-        assert_eq!(write(dy, Some(1.0)), (0, 1.0));
-        assert_eq!(write(dy, None), (1, 0.0));
-        assert_eq!(write(dy, None), (0, 0.0));
-        // Kernels write the gradients of states.
-        for _ in 0..2 {
-            assert_eq!(write(dstates, None).0, 1);
-        }
-    }
-
-    /// What nobody writes need not be cleared, and what a kernel writes is no input.
-    #[test]
-    fn dy_of_a_loss_is_written_by_the_head_or_by_nobody() {
-        for (head, role) in [(Head::last(2), Role::Zeros), (Head::every_step(2), Role::Scratch)] {
-            let layout = ParamLayout::with_head(&GruConfig::pytorch(2, 3), head).unwrap();
-            let shape = layout.config().shape(4, 2).unwrap();
-            let (options, purpose) = (RunOptions::default(), Purpose::Loss(Loss::MeanSquared));
-            let caps = DeviceCaps::WEBGPU;
-            let plan = Plan::of_run(&layout, shape, Mode::Training, options, purpose, &caps);
-            let plan = plan.unwrap();
-            let dy = plan.run_buffers().training.as_ref().unwrap().dy;
-            assert_eq!(plan.buffers()[dy.index()].role, role);
-            let stages = plan.forward().iter().chain(plan.backward());
-            let dispatches: Vec<_> = stages.flat_map(|stage| stage.dispatches().0).collect();
-            let written: Vec<_> = dispatches
-                .iter()
-                .flat_map(|dispatch| dispatch.bindings.iter().zip(dispatch.kernel.bindings))
-                .filter(|(_, (_, access))| *access == Access::ReadWrite)
-                .map(|(slice, _)| slice.buffer)
-                .collect();
-            assert_eq!(written.contains(&dy), role == Role::Scratch);
-            let inputs = plan.buffers().iter().enumerate();
-            let mut inputs = inputs.filter(|(_, spec)| spec.role == Role::Input);
-            assert!(inputs.all(|(i, _)| !written.contains(&BufferId(i))));
-        }
-    }
+    blocks
 }

@@ -6,6 +6,7 @@ use crate::error::{Cause, Error, Result, try_room};
 use crate::gpu::context::{Gpu, one_line};
 use crate::gpu::wait::Oneshot;
 pub(crate) use crate::gpu::wait::Wait;
+use crate::spec::element::{Element, ElementType};
 
 /// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all
 /// that is written between two submits in staging memory, and running out of it loses the device.
@@ -13,9 +14,9 @@ const CHUNK_BYTES: usize = 32 << 20;
 
 impl Gpu {
     /// Copies `data` to `buffer` from its element `first`.
-    pub fn upload(&self, buffer: &wgpu::Buffer, first: usize, data: &[f32]) {
-        let mut at = 4 * first as u64;
-        for chunk in bytemuck::cast_slice::<f32, u8>(data).chunks(CHUNK_BYTES) {
+    pub fn upload<T: Element>(&self, buffer: &wgpu::Buffer, first: usize, data: &[T]) {
+        let mut at = T::TYPE.bytes(first);
+        for chunk in bytemuck::cast_slice::<T, u8>(data).chunks(CHUNK_BYTES) {
             self.queue().write_buffer(buffer, at, chunk);
             at += chunk.len() as u64;
             if chunk.len() == CHUNK_BYTES {
@@ -28,17 +29,18 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::DeviceLost`] when the work or the copy did not arrive.
-    pub async fn download(
+    pub async fn download<T: Element>(
         &self,
         parts: &[(&wgpu::Buffer, usize, usize)],
         wait: Wait,
-    ) -> Result<Vec<Vec<f32>>> {
-        const CHUNK: usize = CHUNK_BYTES / 4;
+    ) -> Result<Vec<Vec<T>>> {
+        let most = CHUNK_BYTES / size_of::<T>();
         let total: usize = parts.iter().map(|&(_, _, len)| len).sum();
-        let make = || Ok(self.staging("download", total.clamp(1, CHUNK), wgpu::MapMode::Read));
+        let size = T::TYPE.bytes(total.clamp(1, most));
+        let make = || Ok(self.staging("download", size, wgpu::MapMode::Read));
         let staging = self.guard(make).await?;
         let room = |&(_, _, len): &(_, usize, usize)| try_room("results", len);
-        let mut results: Vec<Vec<f32>> = parts.iter().map(room).collect::<Result<_>>()?;
+        let mut results: Vec<Vec<T>> = parts.iter().map(room).collect::<Result<_>>()?;
         // Fill the staging buffer, read it, and again until every part is whole.
         let mut part = 0;
         while part < parts.len() {
@@ -46,12 +48,12 @@ impl Gpu {
             let mut used = 0;
             let submit = || {
                 let mut encoder = self.encoder("download");
-                while part < parts.len() && used < CHUNK {
+                while part < parts.len() && used < most {
                     let (buffer, first, len) = parts[part];
                     let done: usize = results[part].len();
-                    let take = (len - done).min(CHUNK - used);
-                    let (from, to) = (4 * (first + done) as u64, 4 * used as u64);
-                    encoder.copy_buffer_to_buffer(buffer, from, &staging, to, 4 * take as u64);
+                    let take = (len - done).min(most - used);
+                    let [from, to, size] = [first + done, used, take].map(|n| T::TYPE.bytes(n));
+                    encoder.copy_buffer_to_buffer(buffer, from, &staging, to, size);
                     staged.push((part, take));
                     used += take;
                     if done + take < len {
@@ -63,8 +65,9 @@ impl Gpu {
                 Ok(())
             };
             self.guard(submit).await?;
-            self.map(&staging, wgpu::MapMode::Read, used, "results", wait).await?;
-            self.read_mapped(&staging, used, |values| {
+            let size = T::TYPE.bytes(used);
+            self.map(&staging, wgpu::MapMode::Read, size, "results", wait).await?;
+            self.read_mapped(&staging, used, |values: &[T]| {
                 let mut values = values;
                 for &(part, take) in &staged {
                     let (chunk, rest) = values.split_at(take);
@@ -87,15 +90,16 @@ impl Gpu {
             Wait::Block if !self.is_limited() => self.wait(),
             // A result that has arrived says the same.
             Wait::Block | Wait::Async => {
-                let probe = self.guard(|| Ok(self.buffer("probe", 1))).await?;
-                self.download(&[(&probe, 0, 1)], wait).await.map(|_| ())
+                let size = ElementType::U32.size();
+                let probe = self.guard(|| Ok(self.buffer("probe", size))).await?;
+                self.download::<u32>(&[(&probe, 0, 1)], wait).await.map(|_| ())
             }
         }
     }
 
-    /// A buffer of `len` f32 that the host maps to read what kernels made, or to write what they
+    /// A buffer of `size` bytes that the host maps to read what kernels made, or to write what they
     /// need.
-    pub fn staging(&self, name: &str, len: usize, mode: wgpu::MapMode) -> wgpu::Buffer {
+    pub fn staging(&self, name: &str, size: u64, mode: wgpu::MapMode) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
         let usage = match mode {
             wgpu::MapMode::Read => Usage::COPY_DST | Usage::MAP_READ,
@@ -103,26 +107,26 @@ impl Gpu {
         };
         self.create_buffer(&wgpu::BufferDescriptor {
             label: Some(&format!("gru.{name}")),
-            size: 4 * len as u64,
+            size,
             usage,
             mapped_at_creation: mode == wgpu::MapMode::Write,
         })
     }
 
-    /// Waits until `buffer`'s first `len` f32 are mapped, which is after all work queued that uses
-    /// it.
+    /// Waits until `buffer`'s first `size` bytes are mapped, which is after all work queued that
+    /// uses it.
     pub async fn map(
         &self,
         buffer: &wgpu::Buffer,
         mode: wgpu::MapMode,
-        len: usize,
+        size: u64,
         what: &'static str,
         wait: Wait,
     ) -> Result<()> {
         let oneshot = Arc::new(Oneshot::default());
         let callback = Arc::clone(&oneshot);
         let deadline = self.deadline(what);
-        let part = buffer.slice(..4 * len as u64);
+        let part = buffer.slice(..size);
         self.guard_now(|| part.map_async(mode, move |mapped| callback.send(Ok(mapped))))?;
         match wait {
             Wait::Block => oneshot.block(self, &deadline)?,
@@ -137,18 +141,18 @@ impl Gpu {
         Ok(())
     }
 
-    /// Shows `work` the first `len` f32 of a mapped staging buffer, and unmaps it.
+    /// Shows `work` the first `len` elements of a mapped staging buffer, and unmaps it.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] when the device was lost meanwhile: wgpu may have freed what `work`
     /// was shown.
-    pub fn read_mapped(
+    pub fn read_mapped<T: Element>(
         &self,
         staging: &wgpu::Buffer,
         len: usize,
-        work: impl FnOnce(&[f32]),
+        work: impl FnOnce(&[T]),
     ) -> Result<()> {
-        let view = staging.slice(..4 * len as u64).get_mapped_range();
+        let view = staging.slice(..T::TYPE.bytes(len)).get_mapped_range();
         let view = view.map_err(|error| {
             let reason = one_line(&error.to_string());
             let refused = Error::Gpu { reason, source: Some(Cause::new(error)) };
@@ -172,11 +176,12 @@ mod tests {
         let (_, gpu) = test_device();
         let len = CHUNK_BYTES / 4 * 3 / 2 + 12_345;
         let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
-        let buffer = gpu.buffer("test", len);
+        let buffer = gpu.buffer("test", ElementType::F32.bytes(len));
         gpu.upload(&buffer, 0, &data);
         let parts = [(0, 7), (5, len - 9), (len - 3, 3), (1, CHUNK_BYTES / 4)];
         let views = parts.map(|(first, len)| (&buffer, first, len));
-        let got = pollster::block_on(gpu.download(&views, Wait::Block)).expect("downloads");
+        let got: Vec<Vec<f32>> =
+            pollster::block_on(gpu.download(&views, Wait::Block)).expect("downloads");
         for ((first, len), got) in parts.into_iter().zip(got) {
             assert!(got == data[first..first + len], "{len} elements from {first}");
         }

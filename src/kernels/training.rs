@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Access, Kernel, Workgroup};
+use super::{Binding, Kernel, Workgroup};
+use crate::spec::element::ElementType::{F32, U32};
 use crate::spec::loss::Loss;
 
 args! {
@@ -31,7 +32,7 @@ args! {
 }
 
 /// The code that the shader knows a loss by.
-pub(crate) fn loss_kind(loss: &Loss) -> u32 {
+pub fn loss_kind(loss: &Loss) -> u32 {
     match loss {
         Loss::MeanSquared => 0,
         Loss::Huber { .. } => 1,
@@ -40,7 +41,7 @@ pub(crate) fn loss_kind(loss: &Loss) -> u32 {
 }
 
 fn loss_workgroup(constants: &[u32]) -> Workgroup {
-    Workgroup { threads: 64, bytes: 64 * 4, tile: [1, 64 / constants[1]] }
+    Workgroup { threads: 64, bytes: F32.bytes(64), tile: [1, 64 / constants[1]] }
 }
 
 /// Losses of rows of outputs, and their gradients in the outputs' place, or which rows are correct.
@@ -48,10 +49,10 @@ pub static LOSS: Kernel = Kernel {
     name: "loss",
     source: kernel_source!("loss"),
     bindings: &[
-        ("outputs", Access::ReadWrite),
-        ("targets", Access::Read),
-        ("weights", Access::Read),
-        ("losses", Access::ReadWrite),
+        Binding::read_write("outputs", F32),
+        Binding::read("targets", U32), // of a loss of numbers they are the bits of f32
+        Binding::read("weights", F32),
+        Binding::read_write("losses", F32),
     ],
     args: LossArgs::FIELDS,
     constants: &["LOSS", "LANES", "DIFFERENTIATE"],
@@ -65,7 +66,7 @@ args! {
         length,
         /// Of a workgroup.
         part,
-        /// Updates that `reports` has room for.
+        /// Updates that `reports` has slots for.
         slots,
     }
 }
@@ -75,15 +76,15 @@ pub static GRADIENT_NORM: Kernel = Kernel {
     name: "gradient_norm",
     source: kernel_source!("gradient_norm"),
     bindings: &[
-        ("gradient", Access::Read),
-        ("loss", Access::Read),
-        ("update", Access::Read),
-        ("partials", Access::ReadWrite),
-        ("reports", Access::ReadWrite),
+        Binding::read("gradient", F32),
+        Binding::read("loss", F32),
+        Binding::read("update", F32),
+        Binding::read_write("partials", U32),
+        Binding::read_write("reports", U32),
     ],
     args: GradientNormArgs::FIELDS,
     constants: &["FINISH"],
-    workgroup: |_| Workgroup { threads: 256, bytes: 256 * 12, tile: [1, 1] },
+    workgroup: |_| Workgroup { threads: 256, bytes: F32.size() * 3 * 256, tile: [1, 1] },
 };
 
 args! {
@@ -93,22 +94,22 @@ args! {
         length,
         /// Threads of all workgroups.
         threads,
-        /// Updates that `reports` has room for.
+        /// Updates that `reports` has slots for.
         slots,
     }
 }
 
-/// One update of all parameters, or a look at what it would make of them.
+/// One update of all parameters, or a check whether all would be finite after it.
 pub static OPTIMIZER: Kernel = Kernel {
     name: "optimizer",
     source: kernel_source!("optimizer"),
     bindings: &[
-        ("params", Access::ReadWrite),
-        ("gradient", Access::Read),
-        ("first_moment", Access::ReadWrite),
-        ("second_moment", Access::ReadWrite),
-        ("update", Access::Read),
-        ("reports", Access::ReadWrite),
+        Binding::read_write("params", F32),
+        Binding::read("gradient", F32),
+        Binding::read_write("first_moment", F32),
+        Binding::read_write("second_moment", F32),
+        Binding::read("update", F32),
+        Binding::read_write("reports", U32),
     ],
     args: OptimizerArgs::FIELDS,
     constants: &["ADAM", "CLIP", "CHECK"],

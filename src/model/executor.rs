@@ -17,12 +17,13 @@ use ndarray::{CowArray, Ix3};
 
 use crate::error::Result;
 use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey};
-use crate::gpu::session::{Pass, Session};
+use crate::gpu::session::Session;
 use crate::gpu::transfer::Wait;
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, Mode, Plan, Purpose};
+use crate::plan::{BufferId, Mode, Pass, Plan, Purpose};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
+use crate::spec::element::ElementType;
 
 mod input;
 mod states;
@@ -84,8 +85,8 @@ pub(crate) struct Upload<'a> {
 /// What an [`Upload`] writes.
 pub(crate) enum Data<'a> {
     Zeros,
-    Floats(Cow<'a, [f32]>),
-    Words(Cow<'a, [u32]>),
+    F32(Cow<'a, [f32]>),
+    U32(Cow<'a, [u32]>),
     /// Of any strides.
     Array(CowArray<'a, f32, Ix3>),
     /// All of a buffer on the same device.
@@ -93,50 +94,41 @@ pub(crate) enum Data<'a> {
 }
 
 impl Data<'_> {
-    /// Elements that travel from the host to the device.
-    pub fn len(&self) -> usize {
+    /// Bytes that travel from the host to the device.
+    pub fn bytes(&self) -> u64 {
         match self {
             Self::Zeros | Self::Buffer(_) => 0,
-            Self::Floats(floats) => floats.len(),
-            Self::Words(words) => words.len(),
-            Self::Array(array) => array.len(),
+            Self::F32(numbers) => ElementType::F32.bytes(numbers.len()),
+            Self::U32(numbers) => ElementType::U32.bytes(numbers.len()),
+            Self::Array(array) => ElementType::F32.bytes(array.len()),
         }
     }
 }
 
 impl Upload<'_> {
     async fn queue(&self, session: &mut Session) -> Result<()> {
-        let (first, len) = (self.range.start, self.range.len());
-        let copy;
-        let data = match &self.data {
-            Data::Buffer(from) => {
-                session.copy_in(from, self.buffer, self.range.clone());
-                return Ok(());
-            }
-            Data::Zeros => None,
-            Data::Floats(floats) => Some(&floats[..]),
-            Data::Words(words) => Some(bytemuck::cast_slice(words)),
+        let (buffer, first) = (self.buffer, self.range.start);
+        match &self.data {
+            Data::Buffer(from) => session.copy_in(from, buffer, self.range.clone()),
+            Data::Zeros => session.clear(buffer, self.range.clone()),
+            Data::F32(numbers) => session.write(buffer, first, numbers).await?,
+            Data::U32(numbers) => session.write(buffer, first, numbers).await?,
             Data::Array(array) => match array.as_slice() {
-                Some(in_order) => Some(in_order),
+                Some(in_order) => session.write(buffer, first, in_order).await?,
                 None => {
-                    copy = input::try_owned("an array in order", array.view())?;
-                    copy.as_slice()
+                    let copy = input::try_owned("an array in order", array.view())?;
+                    session.write(buffer, first, copy.as_slice().expect("standard layout")).await?;
                 }
             },
-        };
-        session.write(self.buffer, first, len, data).await
+        }
+        Ok(())
     }
 }
 
 /// What else happens around a chunk's transfers and passes.
 pub(crate) trait Hooks {
     /// Ahead of uploads of so many bytes.
-    async fn before_upload(
-        &mut self,
-        _session: &Session,
-        _bytes: usize,
-        _wait: Wait,
-    ) -> Result<()> {
+    async fn before_upload(&mut self, _session: &Session, _bytes: u64, _wait: Wait) -> Result<()> {
         Ok(())
     }
 
@@ -272,7 +264,7 @@ impl<'a> Executor<'a> {
     ) -> Result<()> {
         let position = self.position(at);
         let uploads = run.uploads(&position, session.plan())?;
-        let bytes = uploads.iter().map(|upload| 4 * upload.data.len()).sum();
+        let bytes = uploads.iter().map(|upload| upload.data.bytes()).sum();
         hooks.before_upload(session, bytes, self.wait).await?;
         for upload in &uploads {
             upload.queue(session).await?;

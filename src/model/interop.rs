@@ -6,7 +6,7 @@ use crate::gpu::context::Gpu;
 use crate::gpu::session::{BufferBinding, Session};
 use crate::model::blocking::blocking_and_async;
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, Mode, RunBuffers, States};
+use crate::plan::{BufferId, ElementType, Mode, RunBuffers, States};
 use crate::spec::config::Shape;
 
 /// A caller's buffers, for a [`ForwardPass`] or a [`Stream`](crate::Stream).
@@ -78,16 +78,19 @@ impl<'a> Buffers<'a> {
         let rows = shape.steps * shape.batch;
         let [x, y, state] =
             [shape.x(), shape.y(), shape.state()].map(|shape| shape.iter().product::<usize>());
-        for (what, part, len, usage, alignment) in [
+        let [x, y, state] = [x, y, state].map(|len| ElementType::F32.bytes(len));
+        let rows = ElementType::U32.bytes(rows);
+        let copy = wgpu::COPY_BUFFER_ALIGNMENT;
+        for (what, part, bytes, usage, alignment) in [
             ("x", Some(&self.x), x, Usage::STORAGE, binding),
             ("y", Some(&self.y), y, Usage::STORAGE, binding),
             ("step flags", self.step_flags.as_ref(), rows, Usage::STORAGE, binding),
-            ("h0", self.h0.as_ref(), state, Usage::COPY_SRC, wgpu::COPY_BUFFER_ALIGNMENT),
-            ("the reset state", self.reset_state.as_ref(), state, Usage::COPY_SRC, 4),
-            ("h_n", self.h_n.as_ref(), state, Usage::COPY_DST, wgpu::COPY_BUFFER_ALIGNMENT),
+            ("h0", self.h0.as_ref(), state, Usage::COPY_SRC, copy),
+            ("the reset state", self.reset_state.as_ref(), state, Usage::COPY_SRC, copy),
+            ("h_n", self.h_n.as_ref(), state, Usage::COPY_DST, copy),
         ] {
             if let Some(part) = part {
-                check_part(what, part, 4 * len as u64, usage, alignment)?;
+                check_part(what, part, bytes, usage, alignment)?;
             }
         }
         if self.step_flags.as_ref().is_some_and(|step_flags| step_flags.buffer == self.y.buffer) {
@@ -184,11 +187,10 @@ impl ForwardPass {
     }
 
     fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
-        let states = self.session.buffer(self.session.plan().run_buffers().states);
-        let part = |section: States| {
-            let range = section.range(self.shape);
-            (4 * range.start as u64, 4 * range.len() as u64)
-        };
+        let plan = self.session.plan();
+        let id = plan.run_buffers().states;
+        let states = self.session.buffer(id);
+        let part = |section: States| plan.spec(id).byte_range(&section.range(self.shape));
         for (from, section) in &self.before {
             let (to, len) = part(*section);
             encoder.copy_buffer_to_buffer(&from.buffer, from.offset, states, to, len);

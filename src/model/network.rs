@@ -341,24 +341,24 @@ pub(crate) fn target_uploads<'s>(
     let (targets, weights) = match at.is_whole {
         true => {
             let data = match &targets.targets {
-                TargetData::Values(values) => Data::Floats(values.into()),
-                TargetData::Classes(classes) => Data::Words(classes.into()),
+                TargetData::Values(values) => Data::F32(values.into()),
+                TargetData::Classes(classes) => Data::U32(classes.into()),
             };
-            (data, Data::Floats((&targets.weights).into()))
+            (data, Data::F32((&targets.weights).into()))
         }
         false => {
             let PreparedTargets { targets, weights } =
                 targets.of_rows(&head.rows_of(at.chunk, shape));
             let data = match targets {
-                TargetData::Values(values) => Data::Floats(values.into()),
-                TargetData::Classes(classes) => Data::Words(classes.into()),
+                TargetData::Values(values) => Data::F32(values.into()),
+                TargetData::Classes(classes) => Data::U32(classes.into()),
             };
-            (data, Data::Floats(weights.into()))
+            (data, Data::F32(weights.into()))
         }
     };
     [
-        Upload { buffer: buffers.targets, range: 0..targets.len(), data: targets },
-        Upload { buffer: buffers.weights, range: 0..weights.len(), data: weights },
+        Upload { buffer: buffers.targets, range: 0..plan.spec(buffers.targets).len, data: targets },
+        Upload { buffer: buffers.weights, range: 0..plan.spec(buffers.weights).len, data: weights },
     ]
 }
 

@@ -9,14 +9,14 @@ use ndarray::ArrayView3;
 use crate::cpu::Asked;
 use crate::error::Result;
 use crate::gpu::clock::Instant;
-use crate::gpu::session::{Pass, Session, Timing};
+use crate::gpu::session::{Session, Timing};
 use crate::gpu::transfer::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::executor::{
     BackwardRun, ChunkedRun, Executor, ForwardRun, Hooks, Position, RunInput, Upload,
 };
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, Dispatch, Mode, Plan, Purpose, Stage};
+use crate::plan::{BufferId, Dispatch, Mode, Pass, Plan, Purpose, Stage};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
@@ -270,7 +270,7 @@ impl Stopwatch {
 }
 
 impl Hooks for Stopwatch {
-    async fn before_upload(&mut self, session: &Session, _: usize, wait: Wait) -> Result<()> {
+    async fn before_upload(&mut self, session: &Session, _: u64, wait: Wait) -> Result<()> {
         session.gpu().sync(wait).await?;
         self.begun = Instant::now();
         Ok(())
@@ -315,10 +315,7 @@ impl Kernels {
     /// Runs a schedule part by part, and gives the sum of their times.
     async fn time(&mut self, session: &mut Session, pass: Pass, wait: Wait) -> Result<Duration> {
         let timing = session.time_parts(pass, wait).await?;
-        let stages = match pass {
-            Pass::Forward => session.plan().forward(),
-            Pass::Backward => session.plan().backward(),
-        };
+        let stages = session.plan().stages(pass);
         let times = match timing {
             Timing::Dispatches(times) => {
                 let dispatches = stages.iter().flat_map(|stage| {
@@ -343,7 +340,7 @@ impl Kernels {
 
     /// Adds what the dispatches of `body` took together, each of them called `count` times.
     fn add(&mut self, body: &[Dispatch], count: usize, time: Duration) {
-        let kernel = joined(body.iter().map(|dispatch| dispatch.kernel.name));
+        let kernel = joined(body.iter().map(|dispatch| dispatch.kernel_name()));
         let label = joined(body.iter().map(|dispatch| without_cell(&dispatch.label)));
         let key = (kernel, label);
         let index = match self.indices.get(&key) {

@@ -17,9 +17,9 @@ impl fmt::Display for Plan {
                 Role::Scratch => "scratch",
                 Role::Zeros => "zeros",
             };
-            let (len, bytes) = (buffer.len, format_si(4.0 * buffer.len as f64, "B"));
-            let (name, axes) = (&buffer.name, &buffer.axes);
-            writeln!(f, "  {name:<9} {axes:<16} {role:<10} {len:>12} elements {bytes:>10}")?;
+            let (len, bytes) = (buffer.len, format_si(buffer.bytes() as f64, "B"));
+            let (name, axes, element) = (&buffer.name, &buffer.axes, buffer.element);
+            writeln!(f, "  {name:<12} {axes:<16} {role:<10} {len:>12} {element} {bytes:>10}")?;
         }
         let (name, bytes) = ("arguments", format_si(self.argument_bytes() as f64, "B"));
         writeln!(f, "  {name:<72} {bytes:>10}")?;
@@ -63,7 +63,7 @@ fn write_stage(f: &mut fmt::Formatter<'_>, stage: &Stage) -> fmt::Result {
 
 fn write_dispatch(f: &mut fmt::Formatter<'_>, indent: &str, dispatch: &Dispatch) -> fmt::Result {
     let [x, y, z] = dispatch.workgroups;
-    let name = dispatch.kernel.name;
+    let name = dispatch.kernel_name();
     let label = &dispatch.label;
     let groups = if z == 1 { format!("{x}×{y} groups") } else { format!("{x}×{y}×{z} groups") };
     let flops = format_si(dispatch.flops as f64, "FLOP");

@@ -2,18 +2,16 @@
 
 use super::planner::Planner;
 use super::products::{Columns, Epilogue, MAX_WORKGROUPS, Operand};
-use super::{Buffers, Dispatch, HeadBuffers, LossBuffers, Purpose, Role, Slice, Stage};
-use super::{Mode, TrainingBuffers};
+use super::{Dispatch, HeadBuffers, LossBuffers, Mode, Purpose, Slice, Stage, TrainingBuffers};
 use crate::kernels::{LOSS, LossArgs, LossConstants, loss_kind};
 use crate::spec::config::Shape;
 use crate::spec::head::{Head, Readout};
 use crate::spec::loss::Loss;
-use crate::spec::params::ParamLayout;
 
-/// Where one piece of a head's features lies: all of them, or those of one direction.
+/// Some of a head's features: all of them, or those of one direction.
 struct Features {
-    place: Operand,
-    /// Their gradient's.
+    values: Operand,
+    /// Their gradient.
     gradient: Option<Operand>,
     /// The first one's column of the head's weight.
     column: usize,
@@ -21,47 +19,6 @@ struct Features {
 }
 
 impl Planner<'_> {
-    pub fn add_head(
-        buffers: &mut Buffers,
-        layout: &ParamLayout,
-        shape: Shape,
-        purpose: Purpose,
-    ) -> Option<HeadBuffers> {
-        let loss = match purpose {
-            Purpose::States => return None,
-            Purpose::Outputs => None,
-            Purpose::Loss(loss) | Purpose::Evaluation(loss) => Some(loss),
-        };
-        let head = layout.head().expect("a network's layout has a head");
-        let rows = head.rows(shape);
-        let axes = match head.readout {
-            Readout::EveryStep => "T, B",
-            Readout::LastState => "B",
-        };
-        let all = format!("[{axes}, C]");
-        let len = rows * head.outputs;
-        let outputs = buffers.add("outputs", all.as_str(), len, Role::Output);
-        let loss = loss.map(|loss| {
-            let (target_axes, len) = match loss {
-                Loss::CrossEntropy { .. } => (format!("[{axes}]"), rows),
-                Loss::MeanSquared | Loss::Huber { .. } => (all, len),
-            };
-            // Besides each row's loss, whether it is correct.
-            let (rows_axes, columns) = match purpose {
-                Purpose::Evaluation(_) => (format!("[{axes}, 2]"), 2),
-                _ => (format!("[{axes}]"), 1),
-            };
-            let axes = format!("[{axes}]");
-            LossBuffers {
-                targets: buffers.add("targets", target_axes, len, Role::Input),
-                weights: buffers.add("weights", axes.as_str(), rows, Role::Input),
-                each: buffers.add("losses", rows_axes, columns * rows, Role::Scratch),
-                sum: buffers.add("loss", format!("[{columns}]"), columns, Role::Output),
-            }
-        });
-        Some(HeadBuffers { outputs, loss })
-    }
-
     /// The head's outputs, of a run that is asked for them.
     pub fn outputs(&self) -> Vec<Stage> {
         let Some(HeadBuffers { outputs, .. }) = self.run.head else { return Vec::new() };
@@ -70,13 +27,14 @@ impl Planner<'_> {
         let rows = head.rows(self.shape);
         let to = Operand::plain(self.buffers.whole(outputs), 0, head.outputs);
         let product = |features: Features| {
-            let start = if features.column == 0 { Epilogue::Bias(bias) } else { Epilogue::Present };
+            let epilogue =
+                if features.column == 0 { Epilogue::Bias(bias) } else { Epilogue::Present };
             self.products.matmul(
                 "outputs = features · Wᵀ + b",
                 [rows, head.outputs, features.width],
-                features.place,
+                features.values,
                 Operand::transposed(weight, features.column, self.features_width()),
-                start,
+                epilogue,
                 to,
             )
         };
@@ -120,7 +78,7 @@ impl Planner<'_> {
                 "dW = doutputsᵀ · features",
                 [head.outputs, features.width, rows],
                 Operand::transposed(doutputs, 0, head.outputs),
-                features.place,
+                features.values,
                 Epilogue::Present,
                 Operand::plain(dweight, features.column, width),
             ));
@@ -155,24 +113,20 @@ impl Planner<'_> {
             lanes: lanes as u32,
             differentiate: differentiates.into(),
         };
-        let constants = bytemuck::cast_slice(&[constants]).to_vec();
+        let constants = constants.as_u32s().to_vec();
         let [_, rows_each] = (LOSS.workgroup)(&constants).tile.map(|side| side as usize);
-        let targets = self.buffers.whole(buffers.targets);
+        let [targets, weights, losses] = [buffers.targets, buffers.weights, buffers.each]
+            .map(|buffer| self.buffers.whole(buffer));
         Stage::Once(Dispatch {
             label: if differentiates { "doutputs = ∂loss/∂outputs" } else { "losses" }.to_owned(),
             kernel: &LOSS,
             constants,
-            bindings: vec![
-                outputs,
-                targets,
-                self.buffers.whole(buffers.weights),
-                self.buffers.whole(buffers.each),
-            ],
-            args: bytemuck::cast_slice(&[args]).to_vec(),
+            bindings: vec![outputs, targets, weights, losses],
+            args: args.as_u32s().to_vec(),
             workgroups: over_two_axes(rows.div_ceil(rows_each)),
             flops: 0,
             padded_flops: 0,
-            bytes: 4 * (2 * outputs.len + targets.len + 2 * rows) as u64,
+            bytes: 2 * outputs.bytes() + targets.bytes() + weights.bytes() + losses.bytes(),
             iterations: (3 * head.outputs.div_ceil(lanes) + 3 * 6 + 5) as u64,
         })
     }
@@ -199,14 +153,14 @@ impl Planner<'_> {
                 let width = self.features_width();
                 let whole = |id| Operand::plain(self.buffers.whole(id), 0, width);
                 let gradient = training.map(|t| whole(t.dy));
-                vec![Features { place: whole(self.run.y), gradient, column: 0, width }]
+                vec![Features { values: whole(self.run.y), gradient, column: 0, width }]
             }
             Readout::LastState => {
                 let of = |direction| {
                     let first = self.states_at(layers - 1, 2) + direction * batch * hidden;
                     let last = |id| Operand::plain(self.buffers.whole(id), first, hidden);
                     Features {
-                        place: last(self.run.states),
+                        values: last(self.run.states),
                         gradient: training.map(|t| last(t.dstates)),
                         column: direction * hidden,
                         width: hidden,

@@ -1,6 +1,6 @@
 //! What an adapter allows, as plain numbers.
 
-use super::{Plan, Role, Stage};
+use super::{BufferSpec, Plan, Role, Stage};
 use crate::error::{Error, Result};
 use crate::kernels::LOOP_BUDGET;
 
@@ -41,13 +41,13 @@ impl Limits {
     };
 
     pub(super) fn allow(&self, plan: &Plan) -> Result<()> {
-        // The parameters are to tell of first, which no shorter sequence makes smaller, and then the largest.
+        // The parameters are to tell of first, which no shorter sequence makes smaller, and then
+        // the largest.
         let parameters = plan.buffers().iter().find(|buffer| buffer.role == Role::Parameters);
-        let largest = plan.buffers().iter().max_by_key(|buffer| buffer.len);
+        let largest = plan.buffers().iter().max_by_key(|buffer| buffer.bytes());
         for buffer in parameters.into_iter().chain(largest) {
             let what = || format!("the buffer {} {}", buffer.name, buffer.axes);
-            let bytes = 4 * buffer.len as u64;
-            within(what, "max_buffer_size", bytes, self.max_buffer_size)?;
+            within(what, "max_buffer_size", buffer.bytes(), self.max_buffer_size)?;
         }
         let bytes = plan.argument_bytes();
         let what = || format!("the arguments of {} dispatches", bytes / ARGS_BLOCK);
@@ -63,11 +63,11 @@ impl Limits {
         for dispatch in stage.dispatches().0 {
             let kernel = dispatch.kernel;
             for slice in &dispatch.bindings {
-                let buffer = &plan.buffers()[slice.buffer.0];
+                let buffer = plan.spec(slice.buffer);
                 within(
                     || format!("binding {} {}", buffer.name, buffer.axes),
                     "max_storage_buffer_binding_size",
-                    4 * slice.len as u64,
+                    slice.bytes(),
                     self.max_storage_buffer_binding_size,
                 )?;
             }
@@ -87,12 +87,12 @@ impl Limits {
                 ),
                 (
                     "max_compute_invocations_per_workgroup",
-                    u64::from(workgroup.threads),
+                    workgroup.threads,
                     self.max_compute_invocations_per_workgroup,
                 ),
                 (
                     "max_compute_workgroup_storage_size",
-                    u64::from(workgroup.bytes),
+                    workgroup.bytes,
                     self.max_compute_workgroup_storage_size,
                 ),
                 (
@@ -106,6 +106,15 @@ impl Limits {
         }
         Ok(())
     }
+}
+
+/// `Ok` when every element of the buffers has an index in u32, as the kernels count.
+pub(super) fn check_indices(buffers: &[BufferSpec]) -> Result<()> {
+    let (limit, allowed) = ("the largest index in u32", u64::from(u32::MAX));
+    buffers.iter().try_for_each(|spec| {
+        let what = || format!("the buffer {} {}", spec.name, spec.axes);
+        within(what, limit, spec.len as u64, allowed)
+    })
 }
 
 pub(super) fn within(

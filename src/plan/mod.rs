@@ -1,8 +1,8 @@
 //! The schedule as data: which buffers a run needs and which kernels it dispatches, in which order.
 //!
 //! A [`Plan`] is plain arithmetic on a configuration and a shape. It names no wgpu type, so it is
-//! made, checked against an adapter's [`Limits`], printed and tested without a GPU; `runner.rs`
-//! executes it. Its `Display` reads like a database's EXPLAIN:
+//! made, checked against an adapter's [`Limits`], printed and tested without a GPU; a session
+//! (`gpu/`) executes it. Its `Display` reads like a database's EXPLAIN:
 //!
 //! ```
 //! use gru_wgpu::{GruConfig, plan::{Limits, Mode, Plan}};
@@ -15,64 +15,41 @@
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```
 
-use std::ops::Range;
-
+mod allocate;
+mod buffers;
+mod caps;
 mod display;
 mod head;
 mod limits;
 mod planner;
 mod products;
+mod run_buffers;
+mod stage;
 mod stages;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod tiles;
 mod update;
 
+pub(crate) use allocate::recomputed_at_once;
+pub(crate) use buffers::Buffers;
+pub use buffers::{BufferId, BufferSpec, Role, Slice};
+pub use caps::{DeviceCaps, SubgroupSizes};
 pub(crate) use limits::ARGS_BLOCK;
 pub use limits::Limits;
-pub(crate) use planner::recomputed_at_once;
 pub(crate) use products::{Columns, Epilogue, Operand, Products};
+pub(crate) use run_buffers::{HeadBuffers, LossBuffers, RunBuffers, States, TrainingBuffers};
+pub use stage::{Dispatch, Stage};
 pub(crate) use update::{REPORT, SLOTS, UpdateBuffers, numbers};
 
 use crate::error::{Result, check_shape};
-use crate::kernels::Kernel;
 use crate::spec::config::{GruConfig, Shape};
+pub use crate::spec::element::ElementType;
 use crate::spec::loss::Loss;
 pub use crate::spec::options::Mode;
 use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
-
-/// What a plan knows of the adapter that it is made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DeviceCaps {
-    /// Its limits.
-    pub limits: Limits,
-    /// Whether it computes on the CPU: a few threads, to which a load costs as much as some
-    /// multiplications.
-    pub software: bool,
-}
-
-impl DeviceCaps {
-    /// A GPU that has what every WebGPU implementation has, and no more.
-    pub const WEBGPU: Self = Self::new(Limits::WEBGPU_DEFAULT, false);
-
-    /// An adapter of these limits, in software or not.
-    pub const fn new(limits: Limits, software: bool) -> Self {
-        Self { limits, software }
-    }
-
-    /// Work of one dispatch, and about that of one submit, so that none takes long: a sixth of a second at
-    /// 200 GFLOP/s, a slow GPU's rate, or at the 3 to 8 GFLOP/s of a software adapter. (Windows ends a
-    /// submit, and loses the device, after 2 seconds.)
-    pub(crate) const fn dispatch_flops(&self) -> u64 {
-        if self.software { 1_000_000_000 } else { 32_000_000_000 }
-    }
-
-    /// Work of one workgroup, which has a small part of the device to itself.
-    pub(crate) const fn group_flops(&self) -> u64 {
-        if self.software { 500_000_000 } else { 2_000_000_000 }
-    }
-}
 
 /// What of a run is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,238 +64,19 @@ pub(crate) enum Purpose {
     Loss(Loss),
 }
 
-/// Which buffer of a plan: an index into [`Plan::buffers`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BufferId(pub(crate) usize);
-
-impl BufferId {
-    /// Where it stands in [`Plan::buffers`].
-    pub fn index(self) -> usize {
-        self.0
-    }
-}
-
-/// What a buffer is for.
+/// Which of a plan's two schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Written by the host before a run.
-    Input,
-    /// The model's parameters: shared by every run of a model, not the plan's own.
-    Parameters,
-    /// Read by the host after a run.
-    Output,
-    /// Written before a run and read after it.
-    InputOutput,
-    /// Never leaves the device.
-    Scratch,
-    /// Zero from the start and never written.
-    Zeros,
+pub(crate) enum Pass {
+    Forward,
+    Backward,
 }
 
-/// A buffer of f32 (but `step_flags`, of u32) that a plan asks for.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct BufferSpec {
-    /// Its name, as the shaders' comments use it.
-    pub name: String,
-    /// Its axes, for people: `[T, B, I]`.
-    pub axes: String,
-    /// Its elements.
-    pub len: usize,
-    /// What it is for.
-    pub role: Role,
-}
-
-/// The buffers asked for so far.
-#[derive(Default)]
-pub(crate) struct Buffers {
-    specs: Vec<BufferSpec>,
-}
-
-impl Buffers {
-    pub fn add(&mut self, name: &str, axes: impl Into<String>, len: usize, role: Role) -> BufferId {
-        let (name, axes) = (name.to_owned(), axes.into());
-        self.specs.push(BufferSpec { name, axes, len, role });
-        BufferId(self.specs.len() - 1)
-    }
-
-    /// What the next buffer will be known by.
-    pub fn next_id(&self) -> BufferId {
-        BufferId(self.specs.len())
-    }
-
-    /// The buffer that `products` need, if any, once their stages are made.
-    pub fn add_partials(&mut self, products: &Products<'_>) {
-        let len = products.partials_len();
-        if len > 0 {
-            self.add("partials", "[parts, ·]", len, Role::Scratch);
-        }
-    }
-
-    pub fn whole(&self, buffer: BufferId) -> Slice {
-        Slice { buffer, first: 0, len: self.specs[buffer.0].len }
-    }
-
-    /// `Ok` when every element has an index in u32, as the kernels count.
-    pub fn check_indices(&self) -> Result<()> {
-        let (limit, allowed) = ("the largest index in u32", u64::from(u32::MAX));
-        self.specs.iter().try_for_each(|spec| {
-            let what = || format!("the buffer {} {}", spec.name, spec.axes);
-            limits::within(what, limit, spec.len as u64, allowed)
-        })
-    }
-
-    pub fn into_specs(self) -> Vec<BufferSpec> {
-        self.specs
-    }
-}
-
-/// The part of a buffer that a dispatch binds. `first` is a multiple of 64 elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Slice {
-    /// The buffer.
-    pub buffer: BufferId,
-    /// Its first element bound.
-    pub first: usize,
-    /// How many elements are bound.
-    pub len: usize,
-}
-
-/// One dispatch of one kernel.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Dispatch {
-    /// What it computes, for people: `gates[r z n] = x · W_ihᵀ + b_ih`.
-    pub label: String,
-    /// The kernel.
-    pub kernel: &'static Kernel,
-    /// Values of the kernel's override constants, in its order; a bool is 0 or 1.
-    pub constants: Vec<u32>,
-    /// What each storage binding gets, in the kernel's order.
-    pub bindings: Vec<Slice>,
-    /// The kernel's arguments, in its order. A loop sets the one named `step`.
-    pub args: Vec<u32>,
-    /// Workgroups along x, y, z.
-    pub workgroups: [u64; 3],
-    /// Multiplications and additions of its products (elementwise work not counted).
-    pub flops: u64,
-    /// The same with those that its threads make for tiles' padding.
-    pub padded_flops: u64,
-    /// Bytes it must move at least, each element once.
-    pub bytes: u64,
-    /// An upper bound of the loop iterations of one invocation.
-    pub iterations: u64,
-}
-
-/// A piece of a schedule.
-#[derive(Clone, Debug)]
-pub enum Stage {
-    /// One dispatch.
-    Once(Dispatch),
-    /// `body` for each step from `first` to `last`, both included, upwards or downwards.
-    Steps {
-        /// The first step (forward) or state (backward).
-        first: usize,
-        /// The last one.
-        last: usize,
-        /// What is dispatched for each, in order.
-        body: Vec<Dispatch>,
-    },
-}
-
-impl Stage {
-    /// The stage's dispatches, each as it stands in the schedule, and how often each runs.
-    pub fn dispatches(&self) -> (&[Dispatch], usize) {
+impl Pass {
+    pub fn name(self) -> &'static str {
         match self {
-            Stage::Once(dispatch) => (std::slice::from_ref(dispatch), 1),
-            Stage::Steps { first, last, body } => (body, first.abs_diff(*last) + 1),
+            Self::Forward => "forward",
+            Self::Backward => "backward",
         }
-    }
-
-    /// The steps that the stage runs its dispatches for, in order.
-    pub(crate) fn steps(&self) -> Box<dyn Iterator<Item = Option<u32>>> {
-        match *self {
-            Stage::Once(_) => Box::new(std::iter::once(None)),
-            Stage::Steps { first, last, .. } if first <= last => {
-                Box::new((first..=last).map(|t| Some(t as u32)))
-            }
-            Stage::Steps { first, last, .. } => {
-                Box::new((last..=first).rev().map(|t| Some(t as u32)))
-            }
-        }
-    }
-}
-
-/// The buffers of a run, by meaning. Sequences have their axes T and B as the shape's layout says.
-#[derive(Clone, Debug)]
-pub(crate) struct RunBuffers {
-    /// `[T, B, I]`
-    pub x: BufferId,
-    /// `[T, B]` of u32: bits of [`step_flag`](mod@crate::step_flag). While training four more,
-    /// what is drawn from.
-    pub step_flags: BufferId,
-    /// `[3, L·D, B, H]`: the first states, those that resets go back to, and the last.
-    pub states: BufferId,
-    /// `[T, B, D·H]`
-    pub y: BufferId,
-    /// The flat parameters.
-    pub params: BufferId,
-    /// What only training has.
-    pub training: Option<TrainingBuffers>,
-    /// What only a network's runs have.
-    pub head: Option<HeadBuffers>,
-}
-
-/// The buffers of a backward pass, by meaning.
-#[derive(Clone, Debug)]
-pub(crate) struct TrainingBuffers {
-    /// `[T, B, D·H]`
-    pub dy: BufferId,
-    /// The gradients of states, in their places: dh_n in; dh0 and the reset states' out.
-    pub dstates: BufferId,
-    /// Of each layer's input: `[T, B, I]`, then `[T, B, D·H]`. Where only the parameters' gradient is asked
-    /// for, there is none of x.
-    pub dx: Vec<Option<BufferId>>,
-    /// Laid out as the parameters.
-    pub dparams: BufferId,
-}
-
-/// The buffers of a linear head, by meaning, row by row.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HeadBuffers {
-    /// `[rows, C]`; of a loss, their gradient in the end.
-    pub outputs: BufferId,
-    /// What a loss needs besides.
-    pub loss: Option<LossBuffers>,
-}
-
-/// The buffers of a loss.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LossBuffers {
-    /// `[rows, C]` of f32 or `[rows]` of u32.
-    pub targets: BufferId,
-    /// `[rows]`: what each row counts.
-    pub weights: BufferId,
-    /// `[rows]`: each row's loss. In evaluation `[rows, 2]`, with 1 where the row is correct.
-    pub each: BufferId,
-    /// `[1]`: added to. In evaluation `[2]`: written.
-    pub sum: BufferId,
-}
-
-/// A third of `states`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum States {
-    First,
-    Reset,
-    Last,
-}
-
-impl States {
-    /// Its elements in a run of `shape`.
-    pub fn range(self, shape: Shape) -> Range<usize> {
-        let len = shape.state().iter().product::<usize>();
-        self as usize * len..(self as usize + 1) * len
     }
 }
 
@@ -360,8 +118,8 @@ impl Plan {
         caps: &DeviceCaps,
     ) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        // Its fields are public; what follows relies on what `GruConfig::shape` checked. Any layout is
-        // as good as another.
+        // Its fields are public; what follows relies on what `GruConfig::shape` checked. Any layout
+        // is as good as another.
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
@@ -391,19 +149,35 @@ impl Plan {
         &self.accumulators
     }
 
-    /// Work after which commands are handed to the device, so that it never runs long without a pause.
+    /// Work after which commands are handed to the device, so that it never runs long without a
+    /// pause.
     pub(crate) fn submit_flops(&self) -> u64 {
         self.submit_flops
     }
 
-    /// How many ways there are for a run to use `states`, each with arguments of its own.
-    pub(crate) fn turns(&self) -> usize {
+    /// Runs of a plan that carries states alternate between two parities, each with arguments of
+    /// its own: in runs of odd parity the first and the last third of `states` are exchanged. Other
+    /// plans have one.
+    pub(crate) fn parities(&self) -> usize {
         if self.carries { 2 } else { 1 }
     }
 
     /// The buffer called `name`.
     pub fn buffer(&self, name: &str) -> Option<BufferId> {
         self.buffers.iter().position(|spec| spec.name == name).map(BufferId)
+    }
+
+    /// One of the buffers.
+    pub(crate) fn spec(&self, buffer: BufferId) -> &BufferSpec {
+        &self.buffers[buffer.0]
+    }
+
+    /// The schedule of a pass.
+    pub(crate) fn stages(&self, pass: Pass) -> &[Stage] {
+        match pass {
+            Pass::Forward => &self.forward,
+            Pass::Backward => &self.backward,
+        }
     }
 
     /// The buffers, in the order that [`BufferId`] counts.
@@ -443,15 +217,14 @@ impl Plan {
 
     /// Bytes held on the device: all buffers, the parameters' included, and the arguments.
     pub fn bytes(&self) -> u64 {
-        let buffers: u64 = self.buffers.iter().map(|b| 4 * b.len as u64).sum();
-        buffers + self.argument_bytes()
+        self.buffers.iter().map(BufferSpec::bytes).sum::<u64>() + self.argument_bytes()
     }
 
     /// Bytes of the arguments of all dispatches. They are laid out once for every step of a loop,
     /// so that a run uploads none.
     pub fn argument_bytes(&self) -> u64 {
         let dispatches = self.forward_dispatches() + self.backward_dispatches();
-        (dispatches * self.turns()) as u64 * ARGS_BLOCK
+        (dispatches * self.parities()) as u64 * ARGS_BLOCK
     }
 
     /// `Ok` when an adapter with `limits` can run this plan.

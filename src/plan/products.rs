@@ -4,14 +4,14 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::tiles::ProductTile;
-use super::{BufferId, DeviceCaps, Dispatch, Slice, Stage};
+use super::{BufferId, Buffers, DeviceCaps, Dispatch, ElementType, Role, Slice, Stage};
 use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
 
 /// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// Depth of one product's sum in one workgroup. Every 16 of it cost a slice of 16 iterations and more
-/// around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
+/// Depth of one product's sum in one workgroup. Every 16 of it cost a slice of 16 iterations and
+/// more around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
 const MATMUL_MAX_DEPTH: usize = 16_384;
 
 /// Depth of one product's sum that is worth a workgroup of its own.
@@ -22,6 +22,9 @@ const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
 
 /// Rows that are worth a workgroup of its own.
 const COLUMN_SUM_MIN_ROWS: usize = 1024;
+
+/// What the elements of partial results are.
+const PARTIAL: ElementType = ElementType::F32;
 
 /// A matrix inside a bound slice.
 #[derive(Clone, Copy)]
@@ -53,18 +56,23 @@ impl Operand {
     /// The matrix from its element (row, column) on, as a kernel reads it.
     fn from(&self, row: usize, column: usize) -> [u32; 5] {
         let (major, minor) = if self.transposed { (column, row) } else { (row, column) };
-        let words = match self.runs {
+        let args = match self.runs {
             // One run without an end.
             None => {
                 [self.first + major * self.stride + minor, self.stride, 0, u32::MAX as usize, 0]
             }
             Some((run, skip)) => [self.first + minor, self.stride, major, run, skip],
         };
-        words.map(|word| word as u32)
+        args.map(|arg| arg as u32)
+    }
+
+    /// Bytes of so many of its elements.
+    fn bytes(&self, len: u64) -> u64 {
+        self.slice.element.size() * len
     }
 }
 
-/// What a product is added to.
+/// What a product is added to on its way to the result.
 #[derive(Clone, Copy)]
 pub(crate) enum Epilogue {
     /// Nothing.
@@ -86,8 +94,8 @@ pub(crate) struct Columns {
     pub range: Range<usize>,
 }
 
-/// Makes the stages of products and sums. Those with few results and long sums are made in parts, which
-/// lie in one buffer that all of them share, until they are added up.
+/// Makes the stages of products and sums. Those with few results and long sums are made in parts,
+/// which lie in one buffer that all of them share, until they are added up.
 pub(crate) struct Products<'a> {
     caps: &'a DeviceCaps,
     partials: BufferId,
@@ -95,60 +103,66 @@ pub(crate) struct Products<'a> {
 }
 
 impl<'a> Products<'a> {
-    /// With the parts in `partials`, a buffer that has [`Self::partials_len`] elements in the end.
-    pub fn new(caps: &'a DeviceCaps, partials: BufferId) -> Self {
-        Self { caps, partials, partials_len: Cell::new(0) }
+    /// With the parts in the next of `buffers`, to be added by [`Self::add_partials`] once all
+    /// stages are made.
+    pub fn new(caps: &'a DeviceCaps, buffers: &Buffers) -> Self {
+        Self { caps, partials: buffers.next_id(), partials_len: Cell::new(0) }
     }
 
-    /// How many elements the parts made so far need at once.
-    pub fn partials_len(&self) -> usize {
-        self.partials_len.get()
+    /// Adds the buffer of the parts, if there are any: as long as the parts of the largest product.
+    pub fn add_partials(&self, buffers: &mut Buffers) {
+        let len = self.partials_len.get();
+        if len > 0 {
+            buffers.add("partials", "[parts, ·]", PARTIAL, len, Role::Scratch);
+        }
     }
 
     fn partials(&self, len: usize) -> Slice {
-        self.partials_len.set(self.partials_len().max(len));
-        Slice { buffer: self.partials, first: 0, len }
+        self.partials_len.set(self.partials_len.get().max(len));
+        Slice { buffer: self.partials, element: PARTIAL, first: 0, len }
     }
 
-    /// In how many parts to make what takes `groups` workgroups, where no more than `most` are worth it.
+    /// In how many parts to make what takes `groups` workgroups, where no more than `most` are
+    /// worth it.
     fn parts(&self, groups: u64, most: usize) -> usize {
         // Enough workgroups to fill the device a few times over.
-        let wanted = if self.caps.software { 4 } else { 512 };
-        let parts = (wanted / groups.max(1)).min(most as u64);
+        let enough = if self.caps.software { 4 } else { 512 };
+        let parts = (enough / groups.max(1)).min(most as u64);
         if parts < 2 { 1 } else { parts as usize }
     }
 
-    /// `c [m, n] = start + a [m, k] · b [k, n]`: one dispatch, or several that each make as large a
-    /// piece as one may.
+    /// `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several that each make as
+    /// large a part of it as one may.
     pub fn matmul(
         &self,
         label: &str,
         mnk: [usize; 3],
         a: Operand,
         b: Operand,
-        start: Epilogue,
+        epilogue: Epilogue,
         c: Operand,
     ) -> Vec<Stage> {
         let [m, n, k] = mnk;
         let [x, y] = ProductTile::choose(mnk, self.caps).groups(m, n);
         let parts = self.parts(x * y, k / MATMUL_MIN_DEPTH);
-        let gathers = c.stride == n && c.runs.is_none() && m * n <= MAX_WORKGROUPS * 16;
-        if parts == 1 || !gathers || matches!(start, Epilogue::Bias(_)) {
-            return self.matmul_in_pieces(label, mnk, self.largest_piece(mnk), a, b, start, c);
+        let is_whole = c.stride == n && c.runs.is_none() && m * n <= MAX_WORKGROUPS * 16;
+        if parts == 1 || !is_whole || matches!(epilogue, Epilogue::Bias(_)) {
+            let most = self.largest_dispatch(mnk);
+            return self.matmul_in_dispatches(label, mnk, most, a, b, epilogue, c);
         }
-        self.matmul_in_parts(label, mnk, parts, a, b, start, c)
+        self.matmul_split_k(label, mnk, parts, a, b, epilogue, c)
     }
 
-    /// The same with k in parts, a workgroup's z each.
+    /// Split-K: the same with k in parts, a workgroup's z each, that are added up after.
     #[allow(clippy::too_many_arguments, reason = "matmul's, and how many parts")]
-    fn matmul_in_parts(
+    fn matmul_split_k(
         &self,
         label: &str,
         [m, n, k]: [usize; 3],
         parts: usize,
         a: Operand,
         b: Operand,
-        start: Epilogue,
+        epilogue: Epilogue,
         c: Operand,
     ) -> Vec<Stage> {
         let k_part = k.div_ceil(parts).next_multiple_of(16).min(MATMUL_MAX_DEPTH);
@@ -157,48 +171,49 @@ impl<'a> Products<'a> {
         let flops = 2 * x * y * product([tile.rows(), tile.columns(), k_part]);
         let parts_at_once = (self.caps.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
         let mut stages = Vec::new();
-        for (k0, k) in chunks(k, k_part * parts_at_once) {
+        for (k0, k) in split(k, k_part * parts_at_once) {
             let parts = k.div_ceil(k_part);
             let partials = self.partials(parts * m * n);
-            let piece = Piece { at: [0, 0, k0], mnk: [m, n, k], k_part, tile };
+            let product = SubProduct { first: [0, 0, k0], mnk: [m, n, k], k_part, tile };
             let to = Operand::plain(partials, 0, n);
-            stages.push(piece.stage(label, a, b, Epilogue::Zero, to));
+            stages.push(product.stage(label, a, b, Epilogue::Zero, to));
             let columns = Columns { slice: partials, rows: parts, stride: m * n, range: 0..m * n };
-            let accumulate = k0 > 0 || matches!(start, Epilogue::Present);
+            let accumulate = k0 > 0 || matches!(epilogue, Epilogue::Present);
             stages.push(sum_stage(label, &columns, parts, c.slice, c.first, accumulate));
         }
         stages
     }
 
-    /// A product in pieces of at most `most_m` × `most_n` × `most_k`.
-    #[allow(clippy::too_many_arguments, reason = "matmul's, and how large the pieces")]
-    pub fn matmul_in_pieces(
+    /// A product in dispatches of at most `most_m` × `most_n` × `most_k`.
+    #[allow(clippy::too_many_arguments, reason = "matmul's, and how large a dispatch may be")]
+    pub fn matmul_in_dispatches(
         &self,
         label: &str,
         [m, n, k]: [usize; 3],
         [most_m, most_n, most_k]: [usize; 3],
         a: Operand,
         b: Operand,
-        start: Epilogue,
+        epilogue: Epilogue,
         c: Operand,
     ) -> Vec<Stage> {
         let mut stages = Vec::new();
-        for (m0, m) in chunks(m, most_m) {
-            for (n0, n) in chunks(n, most_n) {
-                for (k0, k) in chunks(k, most_k) {
+        for (m0, m) in split(m, most_m) {
+            for (n0, n) in split(n, most_n) {
+                for (k0, k) in split(k, most_k) {
                     let tile = ProductTile::choose([m, n, k], self.caps);
-                    let piece = Piece { at: [m0, n0, k0], mnk: [m, n, k], k_part: k, tile };
-                    let start = if k0 > 0 { Epilogue::Present } else { start };
-                    stages.push(piece.stage(label, a, b, start, c));
+                    let product =
+                        SubProduct { first: [m0, n0, k0], mnk: [m, n, k], k_part: k, tile };
+                    let epilogue = if k0 > 0 { Epilogue::Present } else { epilogue };
+                    stages.push(product.stage(label, a, b, epilogue, c));
                 }
             }
         }
         stages
     }
 
-    /// The largest piece of an m × n × k product that one dispatch makes: limited by its workgroups, by
-    /// the length of its loops and by its work.
-    fn largest_piece(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
+    /// The largest part of an m × n × k product that one dispatch makes: limited by its workgroups,
+    /// by the length of its loops and by its work.
+    fn largest_dispatch(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
         let tile = ProductTile::choose([m, n, k], self.caps);
         let (tile_n, tile_m) = (tile.columns(), tile.rows());
         let k = k.min(MATMUL_MAX_DEPTH);
@@ -240,20 +255,20 @@ impl<'a> Products<'a> {
     }
 }
 
-/// A piece of a product, its k in parts.
-struct Piece {
-    /// Where it starts.
-    at: [usize; 3],
+/// The part of a product that one dispatch makes, its k in parts of `k_part`, a workgroup's z each.
+struct SubProduct {
+    /// The first of its m, n and k.
+    first: [usize; 3],
     mnk: [usize; 3],
     k_part: usize,
     tile: ProductTile,
 }
 
-impl Piece {
+impl SubProduct {
     /// `c` holds the parts' results one after another where there are several.
-    fn stage(&self, label: &str, a: Operand, b: Operand, start: Epilogue, c: Operand) -> Stage {
-        let Self { at: [m0, n0, k0], mnk: [m, n, k], k_part, tile } = *self;
-        let bias = match start {
+    fn stage(&self, label: &str, a: Operand, b: Operand, epilogue: Epilogue, c: Operand) -> Stage {
+        let Self { first: [m0, n0, k0], mnk: [m, n, k], k_part, tile } = *self;
+        let bias = match epilogue {
             Epilogue::Bias(slice) => Some(slice),
             Epilogue::Zero | Epilogue::Present => None,
         };
@@ -283,7 +298,7 @@ impl Piece {
             part_apart: (m * n) as u32,
             bias_first: n0 as u32,
             add_bias: u32::from(bias.is_some()),
-            accumulate: u32::from(matches!(start, Epilogue::Present)),
+            accumulate: u32::from(matches!(epilogue, Epilogue::Present)),
         };
         let constants = MatmulConstants {
             a_transposed: u32::from(a.transposed),
@@ -297,14 +312,16 @@ impl Piece {
         Stage::Once(Dispatch {
             label: label.to_owned(),
             kernel: &MATMUL,
-            constants: bytemuck::cast_slice(&[constants]).to_vec(),
+            constants: constants.as_u32s().to_vec(),
             // A binding cannot stay empty: where there is no bias, b is bound and not read.
             bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
-            args: bytemuck::cast_slice(&[args]).to_vec(),
+            args: args.as_u32s().to_vec(),
             workgroups: [x, y, parts],
             flops: 2 * product([m, n, k]),
             padded_flops: 2 * x * y * parts * product([tile.rows(), tile.columns(), k_walked]),
-            bytes: 4 * (product([m, k]) + product([n, k]) + parts * product([m, n])),
+            bytes: a.bytes(product([m, k]))
+                + b.bytes(product([n, k]))
+                + c.bytes(parts * product([m, n])),
             iterations: tile.iterations(k_part) as u64,
         })
     }
@@ -338,17 +355,18 @@ fn sum_stage(
         kernel: &COLUMN_SUM,
         constants: Vec::new(),
         bindings: vec![slice, out],
-        args: bytemuck::cast_slice(&[args]).to_vec(),
+        args: args.as_u32s().to_vec(),
         workgroups: [groups as u64, 1, parts as u64],
         flops: product([rows, width]),
         padded_flops: product([groups, tile, rows]),
-        bytes: 4 * product([rows + parts, width]),
+        bytes: slice.element.size() * product([rows, width])
+            + out.element.size() * product([parts, width]),
         iterations: rows_part.div_ceil(16) as u64 + 5,
     })
 }
 
-/// `0..total` in pieces of at most `most`: (start, length).
-pub(super) fn chunks(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+/// `0..total` in ranges of at most `most`: (start, length).
+pub(super) fn split(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..total).step_by(most).map(move |start| (start, most.min(total - start)))
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::limits::check_indices;
 use super::planner::{Planner, Span};
 use super::products::{Columns, Epilogue, Operand};
 use super::{BufferId, DeviceCaps, Mode, Plan, Purpose, Stage, TrainingBuffers, limits};
@@ -26,15 +27,15 @@ impl Plan {
             limits::within(what, limit, head.rows(shape) as u64, allowed)?;
         }
         let mut planner = Planner::new(layout, shape, mode, options, purpose, caps)?;
-        // Before the stages are made: it bounds how many pieces a product is cut into.
-        planner.buffers.check_indices()?;
+        // Before the stages are made: it bounds how many dispatches a product is split into.
+        check_indices(planner.buffers.specs())?;
         let forward = planner.forward();
         let training = planner.run.training.as_ref();
         let backward = training.map(|t| planner.backward(t)).unwrap_or_default();
         let accumulators = training.map(|t| planner.accumulators(t)).unwrap_or_default();
-        planner.buffers.add_partials(&planner.products);
-        planner.buffers.check_indices()?;
-        let title = match (mode, planner.keeps_gates) {
+        planner.products.add_partials(&mut planner.buffers);
+        check_indices(planner.buffers.specs())?;
+        let title = match (mode, planner.gates.kept) {
             (Mode::Inference, _) => "inference",
             (Mode::Training, true) => "training",
             (Mode::Training, false) => "training, gates made again",
@@ -74,7 +75,7 @@ impl Planner<'_> {
             for span in self.spans().rev() {
                 // The last layer's last gates are still there.
                 let kept = layer + 1 == self.shape.layers && span.end() == self.shape.steps;
-                if !kept && !self.keeps_gates {
+                if !kept && !self.gates.kept {
                     stages.extend(self.layer(layer, span));
                 }
                 stages.extend(self.backward_steps(t, layer, span));
@@ -89,16 +90,16 @@ impl Planner<'_> {
         stages
     }
 
-    /// Buffers to which a backward pass adds from the first, so that they must be zero ahead of it: each
-    /// direction's spans reach a step's dx at another time.
+    /// Buffers to which a backward pass adds from the first, so that they must be zero ahead of it:
+    /// each direction's spans reach a step's dx at another time.
     fn accumulators(&self, t: &TrainingBuffers) -> Vec<BufferId> {
-        let adds = self.shape.directions > 1 && self.gates_times < self.shape.steps;
+        let adds = self.shape.directions > 1 && self.gates.times < self.shape.steps;
         if adds { t.dx.iter().copied().flatten().collect() } else { Vec::new() }
     }
 
-    /// What the parameters' gradients of a span are added to: nothing yet, for the first span that is gone
-    /// through, unless batches add theirs up.
-    fn start(&self, span: Span) -> Epilogue {
+    /// What the parameters' gradients of a span are added to: nothing yet, for the first span of
+    /// the backward pass, unless batches add theirs up.
+    fn epilogue(&self, span: Span) -> Epilogue {
         let first = span.end() == self.shape.steps && !matches!(self.purpose, Purpose::Loss(_));
         if first { Epilogue::Zero } else { Epilogue::Present }
     }
@@ -116,7 +117,7 @@ impl Planner<'_> {
             self.rows((self.input(layer), 0), width, direction, span),
             Operand::transposed(weight, 0, width),
             bias.map_or(Epilogue::Zero, Epilogue::Bias),
-            Operand::plain(self.gates(layer, span), self.gates_at(direction, 0), 4 * hidden),
+            Operand::plain(self.gates_of(layer, span), self.gates_at(direction, 0), 4 * hidden),
         )
     }
 
@@ -135,7 +136,7 @@ impl Planner<'_> {
         self.products.matmul(
             &self.cell_label(layer, direction, "dx = da · W_ih"),
             [span.steps * batch, width, 3 * hidden],
-            Operand::plain(self.gates(layer, span), self.gates_at(direction, 0), 4 * hidden),
+            Operand::plain(self.gates_of(layer, span), self.gates_at(direction, 0), 4 * hidden),
             Operand::plain(weight, 0, width),
             if present { Epilogue::Present } else { Epilogue::Zero },
             self.rows((self.buffers.whole(dx), 0), width, direction, span),
@@ -155,9 +156,13 @@ impl Planner<'_> {
         self.products.matmul(
             &self.cell_label(layer, direction, "dW_ih = daᵀ · x"),
             [3 * hidden, width, span.steps * batch],
-            Operand::transposed(self.gates(layer, span), self.gates_at(direction, 0), 4 * hidden),
+            Operand::transposed(
+                self.gates_of(layer, span),
+                self.gates_at(direction, 0),
+                4 * hidden,
+            ),
             self.rows((self.input(layer), 0), width, direction, span),
-            self.start(span),
+            self.epilogue(span),
             Operand::plain(weight, 0, width),
         )
     }
@@ -173,7 +178,7 @@ impl Planner<'_> {
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let rows = span.steps * batch;
-        let gates = self.gates(layer, span);
+        let gates = self.gates_of(layer, span);
         let column =
             |gate| Operand::transposed(gates, self.gates_at(direction, gate * hidden), 4 * hidden);
         let h = self.states(layer, direction, span);
@@ -191,7 +196,7 @@ impl Planner<'_> {
             [2 * hidden, hidden, rows],
             column(0),
             h,
-            self.start(span),
+            self.epilogue(span),
             Operand::plain(weight, 0, hidden),
         );
         let n = self.products.matmul(
@@ -199,7 +204,7 @@ impl Planner<'_> {
             [hidden, hidden, rows],
             dn,
             past,
-            self.start(span),
+            self.epilogue(span),
             Operand::plain(weight, 2 * hidden * hidden, hidden),
         );
         [rz, n].concat()
@@ -218,14 +223,14 @@ impl Planner<'_> {
         let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
             let from = self.gates_at(direction, first * hidden);
             let columns = Columns {
-                slice: self.gates(layer, span),
+                slice: self.gates_of(layer, span),
                 rows: span.steps * batch,
                 stride: 4 * hidden,
                 range: from..from + count * hidden,
             };
             let out = self.parameter(t.dparams, range.clone());
             let label = self.cell_label(layer, direction, label);
-            let accumulate = matches!(self.start(span), Epilogue::Present);
+            let accumulate = matches!(self.epilogue(span), Epilogue::Present);
             self.products.column_sum(&label, &columns, out, to * hidden, accumulate)
         };
         let mut stages = Vec::new();

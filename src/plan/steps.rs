@@ -1,10 +1,10 @@
 //! The dispatches of the recurrence: steps of all rows and both directions of a layer.
 
 use super::planner::{Planner, Span};
-use super::products::{MAX_WORKGROUPS, chunks, product};
-use super::tiles::{Pass, Tile};
-use super::{Dispatch, Mode, Slice, Stage, States, TrainingBuffers};
-use crate::kernels::{BACKWARD, FORWARD, StepArgs, StepConstants};
+use super::products::{MAX_WORKGROUPS, product, split};
+use super::tiles::RecurrenceKernel;
+use super::{Dispatch, Mode, Pass, Slice, Stage, States, TrainingBuffers};
+use crate::kernels::{StepArgs, StepConstants};
 use crate::spec::config::{Reset, Shape, Update};
 use crate::spec::noise::{self, Zoneout};
 use crate::spec::params::CellRanges;
@@ -33,50 +33,62 @@ impl Gates {
 impl Planner<'_> {
     /// All steps of a span forward: a dispatch or two each, or one for many of them.
     pub(super) fn forward_steps(&self, layer: usize, span: Span) -> Vec<Stage> {
-        if self.tiles.forward.resident {
-            let dispatch = |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
-            let most = self.steps_a_dispatch(Pass::Forward);
-            let steps = chunks(span.steps, most).map(|(at, count)| (span.first + at, count));
-            return steps.flat_map(dispatch).map(Stage::Once).collect();
+        match self.recurrence.forward {
+            RecurrenceKernel::Sequence(_) => {
+                let dispatch =
+                    |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
+                let most = self.steps_a_dispatch(Pass::Forward);
+                let steps = split(span.steps, most).map(|(at, count)| (span.first + at, count));
+                steps.flat_map(dispatch).map(Stage::Once).collect()
+            }
+            RecurrenceKernel::Step(_) => {
+                let gates = match self.layout.config().reset {
+                    Reset::After => &[Gates::All][..],
+                    Reset::Before => &[Gates::ResetUpdate, Gates::Candidate],
+                };
+                let step = |&gates| self.forward_step(layer, gates, span, span.first, 1);
+                let body = gates.iter().flat_map(step).collect();
+                vec![Stage::Steps { first: span.first, last: span.end() - 1, body }]
+            }
         }
-        let gates = match self.layout.config().reset {
-            Reset::After => &[Gates::All][..],
-            Reset::Before => &[Gates::ResetUpdate, Gates::Candidate],
-        };
-        let step = |&gates| self.forward_step(layer, gates, span, span.first, 1);
-        let body = gates.iter().flat_map(step).collect();
-        vec![Stage::Steps { first: span.first, last: span.end() - 1, body }]
     }
 
-    /// All states of a span backward, from its end to its start: a dispatch or two each, or one for many
-    /// of them.
+    /// All states of a span backward, from its end to its start: a dispatch or two each, or one for
+    /// many of them.
     pub(super) fn backward_steps(
         &self,
         t: &TrainingBuffers,
         layer: usize,
         span: Span,
     ) -> Vec<Stage> {
-        if self.tiles.backward.resident {
-            let dispatch =
-                |(state, count)| self.backward_step(t, layer, Gates::All, span, state, count);
-            let most = self.steps_a_dispatch(Pass::Backward);
-            let states = chunks(span.steps + 1, most).map(|(at, count)| (span.end() - at, count));
-            return states.flat_map(dispatch).map(Stage::Once).collect();
+        match self.recurrence.backward {
+            RecurrenceKernel::Sequence(_) => {
+                let dispatch =
+                    |(state, count)| self.backward_step(t, layer, Gates::All, span, state, count);
+                let most = self.steps_a_dispatch(Pass::Backward);
+                let states =
+                    split(span.steps + 1, most).map(|(at, count)| (span.end() - at, count));
+                states.flat_map(dispatch).map(Stage::Once).collect()
+            }
+            RecurrenceKernel::Step(_) => {
+                let (state, reset) = match self.layout.config().reset {
+                    Reset::After => (Gates::All, None),
+                    Reset::Before => (Gates::ResetUpdate, Some(Gates::Candidate)),
+                };
+                let step = |gates| self.backward_step(t, layer, gates, span, span.end(), 1);
+                let body = std::iter::once(state).chain(reset).flat_map(step).collect();
+                let steps = Stage::Steps { first: span.end(), last: span.first + 1, body };
+                let last = self.backward_step(t, layer, state, span, span.first, 1).into_iter();
+                let label = self.label(layer, if span.first == 0 { "dh0" } else { "dh" });
+                let last =
+                    last.map(|dispatch| Stage::Once(Dispatch { label: label.clone(), ..dispatch }));
+                std::iter::once(steps).chain(last).collect()
+            }
         }
-        let (state, reset) = match self.layout.config().reset {
-            Reset::After => (Gates::All, None),
-            Reset::Before => (Gates::ResetUpdate, Some(Gates::Candidate)),
-        };
-        let step = |gates| self.backward_step(t, layer, gates, span, span.end(), 1);
-        let body = std::iter::once(state).chain(reset).flat_map(step).collect();
-        let last = self.backward_step(t, layer, state, span, span.first, 1).into_iter();
-        let label = self.label(layer, if span.first == 0 { "dh0" } else { "dh" });
-        let last = last.map(|dispatch| Stage::Once(Dispatch { label: label.clone(), ..dispatch }));
-        let steps = Stage::Steps { first: span.end(), last: span.first + 1, body };
-        std::iter::once(steps).chain(last).collect()
     }
 
-    /// One dispatch, or several that each take a part of the batch, of `count` steps from `step` on.
+    /// One dispatch, or several that each take a part of the batch, of `count` steps from `step`
+    /// on.
     fn forward_step(
         &self,
         layer: usize,
@@ -108,20 +120,21 @@ impl Planner<'_> {
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.step_flags),
-                    self.gates(layer, span),
+                    self.gates_of(layer, span),
                     bias.unwrap_or(self.buffers.whole(self.zeros)),
                     self.buffers.whole(self.layers[layer].h),
                     self.buffers.whole(self.run.states),
                     self.buffers.whole(self.layers[layer].y),
                 ],
-                bytes: 4 * product([directions, moved, hidden]),
+                bytes: self.element.size() * product([directions, moved, hidden]),
                 ..self.step(Pass::Forward, layer, gates, rows, &args)
             }
         };
         self.parts(Pass::Forward, gates).map(part).collect()
     }
 
-    /// One dispatch, or several that each take a part of the batch, of `count` states from `state` down.
+    /// One dispatch, or several that each take a part of the batch, of `count` states from `state`
+    /// down.
     fn backward_step(
         &self,
         t: &TrainingBuffers,
@@ -154,19 +167,19 @@ impl Planner<'_> {
                 bindings: vec![
                     weight.expect("every cell has its weight_hh"),
                     self.buffers.whole(self.run.step_flags),
-                    self.gates(layer, span),
+                    self.gates_of(layer, span),
                     self.buffers.whole(self.layers[layer].h),
                     self.buffers.whole(dy),
                     self.buffers.whole(t.dstates),
                 ],
-                bytes: 4 * product([directions, moved, hidden]),
+                bytes: self.element.size() * product([directions, moved, hidden]),
                 ..self.step(Pass::Backward, layer, gates, rows, &args)
             }
         };
         self.parts(Pass::Backward, gates).map(part).collect()
     }
 
-    /// What the two kernels are told alike.
+    /// The arguments that both kernels get.
     fn step_args(&self, layer: usize, row_first: usize, span: Span) -> StepArgs {
         let Shape { steps, batch, hidden, directions, .. } = self.shape;
         let config = self.layout.config();
@@ -188,7 +201,7 @@ impl Planner<'_> {
             h_row_stride: of_h.row as u32,
             gates_times: span.steps as u32,
             gates_first: span.first as u32,
-            gates_room: self.gates_times as u32,
+            gates_room: self.gates.times as u32,
             gates_time_stride: of_gates.time as u32,
             gates_row_stride: of_gates.row as u32,
             weight_apart: weight_apart as u32,
@@ -200,7 +213,7 @@ impl Planner<'_> {
             drop_below: noise::threshold(config.dropout),
             drop_scale: noise::kept_scale(config.dropout).to_bits(),
             zone_below: noise::threshold(config.zoneout),
-            zone_share: config.zoneout.to_bits(),
+            zone_fraction: config.zoneout.to_bits(),
             count: 0,
             step: 0,
         }
@@ -216,8 +229,8 @@ impl Planner<'_> {
         self.mode == Mode::Training && dropout && layer + 1 < self.shape.layers
     }
 
-    /// What a dispatch does, zoneout of h' and dropout of y included, and in which steps or states where it
-    /// takes them one after another.
+    /// What a dispatch does, zoneout of h' and dropout of y included, and in which steps or states
+    /// where it takes them one after another.
     fn step_label(
         &self,
         pass: Pass,
@@ -233,36 +246,40 @@ impl Planner<'_> {
                 label.push_str(if does { what } else { "" });
             }
         }
-        match (self.tiles.of(pass).resident, pass) {
-            (false, _) => label,
-            (true, Pass::Forward) => format!("{first} to {}: {label}", first + count - 1),
-            (true, Pass::Backward) => format!("{first} down to {}: {label}", first + 1 - count),
+        match (self.recurrence.of(pass), pass) {
+            (RecurrenceKernel::Step(_), _) => label,
+            (RecurrenceKernel::Sequence(_), Pass::Forward) => {
+                format!("{first} to {}: {label}", first + count - 1)
+            }
+            (RecurrenceKernel::Sequence(_), Pass::Backward) => {
+                format!("{first} down to {}: {label}", first + 1 - count)
+            }
         }
     }
 
     /// Multiplications and additions that a workgroup's rows take in one step, padding included.
-    fn padded_flops(&self, tile: Tile, gates: Gates) -> u64 {
+    fn padded_flops(&self, kernel: RecurrenceKernel, gates: Gates) -> u64 {
         let Shape { hidden, directions, .. } = self.shape;
-        let units = hidden.next_multiple_of(4 * tile.unit_quads);
-        2 * product([directions, gates.count(), tile.rows(), units, hidden])
+        let units = hidden.next_multiple_of(kernel.units());
+        2 * product([directions, gates.count(), kernel.rows(), units, hidden])
     }
 
     /// The batch in parts that a dispatch may take: as many rows as its work and its grid allow.
     fn parts(&self, pass: Pass, gates: Gates) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let tile = self.tiles.of(pass);
-        let flops = self.padded_flops(tile, gates).max(1);
-        let tiles = (self.caps.dispatch_flops() / flops).clamp(1, MAX_WORKGROUPS as u64);
-        chunks(self.shape.batch, tile.rows() * tiles as usize)
+        let kernel = self.recurrence.of(pass);
+        let flops = self.padded_flops(kernel, gates).max(1);
+        let groups = (self.caps.dispatch_flops() / flops).clamp(1, MAX_WORKGROUPS as u64);
+        split(self.shape.batch, kernel.rows() * groups as usize)
     }
 
-    /// How many steps a workgroup that makes all units may walk over in one dispatch: as many as its
-    /// loops and the work allow.
+    /// How many steps a workgroup that makes all units may walk over in one dispatch: as many as
+    /// its loops and the work allow.
     fn steps_a_dispatch(&self, pass: Pass) -> usize {
-        let tile = self.tiles.of(pass);
+        let kernel = self.recurrence.of(pass);
         let iterations = self.iterations(pass, Gates::All, 1);
         let by_loops = self.caps.limits.max_loop_iterations / iterations;
-        let groups = self.shape.batch.div_ceil(tile.rows()) as u64;
-        let flops = self.padded_flops(tile, Gates::All).max(1);
+        let groups = self.shape.batch.div_ceil(kernel.rows()) as u64;
+        let flops = self.padded_flops(kernel, Gates::All).max(1);
         let by_work = self.caps.dispatch_flops() / (flops * groups);
         // A workgroup has a small part of the device for itself.
         let by_group = self.caps.group_flops() / flops;
@@ -271,22 +288,25 @@ impl Planner<'_> {
 
     /// An upper bound of the loop iterations of one thread in `count` steps.
     fn iterations(&self, pass: Pass, gates: Gates, count: usize) -> u64 {
-        let tile = self.tiles.of(pass);
+        let StepConstants { unit_quads, split_k, row_quads, depth_quads, resident, .. } =
+            self.recurrence.of(pass).constants();
+        let [unit_quads, split_k, row_quads, depth_quads] =
+            [unit_quads, split_k, row_quads, depth_quads].map(|n| n as usize);
         let quads = self.shape.hidden.div_ceil(4);
         let depth = match pass {
             Pass::Forward => quads,
             Pass::Backward => gates.count() * quads,
         };
-        let threads = tile.unit_quads * tile.lanes;
-        let staged = (4 * tile.depth_quads * tile.row_quads).div_ceil(threads) + 1;
-        let slices = depth.div_ceil(tile.depth_quads);
-        // Two passes at most, each with its slices, quads of k, items that add up the lanes' shares of each
-        // product, and then draw, two draws of ten rounds each; and the gates' operands.
-        let items = (16 * tile.unit_quads * tile.row_quads).div_ceil(threads);
+        let threads = unit_quads * split_k;
+        let staged = (4 * depth_quads * row_quads).div_ceil(threads) + 1;
+        let slices = depth.div_ceil(depth_quads);
+        // Two passes at most, each with its slices, quads of k, items that add up the lanes' sums
+        // of each product, and then draw, two draws of ten rounds each; and the gates' operands.
+        let items = (16 * unit_quads * row_quads).div_ceil(threads);
         let draws = if self.draws() { 2 * 11 } else { 0 };
-        let put = if tile.resident { 3 * (2 + items) } else { 0 };
-        let finish = items * (1 + draws) + gates.count() * (1 + items * (tile.lanes + 1)) + put;
-        let multiply = slices * (1 + staged) + depth.div_ceil(tile.lanes) + slices;
+        let stored = if resident == 1 { 3 * (2 + items) } else { 0 };
+        let finish = items * (1 + draws) + gates.count() * (1 + items * (split_k + 1)) + stored;
+        let multiply = slices * (1 + staged) + depth.div_ceil(split_k) + slices;
         let step = 1 + 2 * (multiply + finish) + 2;
         (step * count + staged) as u64
     }
@@ -302,7 +322,7 @@ impl Planner<'_> {
     ) -> Dispatch {
         let Shape { hidden, directions, .. } = self.shape;
         let config = self.layout.config();
-        let tile = self.tiles.of(pass);
+        let kernel = self.recurrence.of(pass);
         let constants = StepConstants {
             gates_rz: u32::from(gates != Gates::Candidate),
             gate_n: u32::from(gates != Gates::ResetUpdate),
@@ -314,31 +334,19 @@ impl Planner<'_> {
             zoneout: Zoneout::of(config, self.mode).code(),
             keeps: u32::from(self.mode == Mode::Training),
             aligned: u32::from(hidden.is_multiple_of(4)),
-            unit_quads: tile.unit_quads as u32,
-            lanes: tile.lanes as u32,
-            row_quads: tile.row_quads as u32,
-            depth_quads: tile.depth_quads as u32,
-            totals: tile.totals as u32,
-            resident: u32::from(tile.resident),
+            ..kernel.constants()
         };
-        let groups = rows.div_ceil(tile.rows());
+        let groups = rows.div_ceil(kernel.rows());
         let count = args.count as usize;
         Dispatch {
             label: String::new(),
-            kernel: match pass {
-                Pass::Forward => &FORWARD,
-                Pass::Backward => &BACKWARD,
-            },
-            constants: bytemuck::cast_slice(&[constants]).to_vec(),
+            kernel: kernel.kernel(pass),
+            constants: constants.as_u32s().to_vec(),
             bindings: Vec::new(),
-            args: bytemuck::cast_slice(std::slice::from_ref(args)).to_vec(),
-            workgroups: [
-                hidden.div_ceil(4 * tile.unit_quads) as u64,
-                groups as u64,
-                directions as u64,
-            ],
+            args: args.as_u32s().to_vec(),
+            workgroups: [hidden.div_ceil(kernel.units()) as u64, groups as u64, directions as u64],
             flops: 2 * product([directions, gates.count(), rows, hidden, hidden]) * count as u64,
-            padded_flops: self.padded_flops(tile, gates) * product([groups, count]),
+            padded_flops: self.padded_flops(kernel, gates) * product([groups, count]),
             bytes: 0,
             iterations: self.iterations(pass, gates, count),
         }

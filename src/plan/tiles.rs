@@ -1,16 +1,37 @@
-//! How the work of a kernel is laid out over the threads of a workgroup, and by which rule: [`Tile`] of the
-//! recurrence kernels, [`ProductTile`] of the products.
+//! Which kernel a product or a recurrence takes, and how its work is laid out over the threads of a
+//! workgroup: [`ProductTile`] of the products, [`RecurrenceKernel`] of the recurrence.
+//!
+//! # Kernel families
+//!
+//! The recurrence has two families of kernels, each with a tile type of its own: [`StepTile`], one
+//! step a dispatch, spread over the whole device; [`SequenceTile`], many steps a dispatch, each
+//! workgroup taking a few rows through them. [`RecurrenceKernels::choose`] is the one place that
+//! chooses between them, from the configuration, the batch and [`DeviceCaps`];
+//! `RunOptions::recurrence` (`gru bench --kernel`) can force one. A new family (weights held in
+//! registers, say) is
+//!
+//! 1. a WGSL file or a variant of one, in `shaders/`;
+//! 2. its row in `kernels/recurrence.rs`, or a constant of an existing one;
+//! 3. a tile type here, with an arm in [`RecurrenceKernel`], whose methods are all that the stages ask of a
+//!    family;
+//! 4. a line in the rule, [`RecurrenceKernels::choose`];
+//! 5. a word in [`Recurrence`], so that it can be forced, measured and checked: `check/steps.rs` runs each
+//!    of them against the reference;
+//! 6. how its dispatches walk over the steps: the two `match`es of `plan/steps.rs`, unless it does as one
+//!    of the others.
+//!
+//! `tiles/tests.rs` pins what the rules choose.
 
-use super::DeviceCaps;
 use super::limits::within;
+use super::{DeviceCaps, Pass};
 use crate::error::Result;
-use crate::kernels::{MATMUL, MatmulConstants};
+use crate::kernels::{BACKWARD, FORWARD, Kernel, MATMUL, MatmulConstants, StepConstants};
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
 
-/// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond it the
-/// weights, which each workgroup reads anew at every step, come through one multiprocessor's cache more
-/// slowly than a dispatch a step can spread them over the device.
+/// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond
+/// it the weights, which each workgroup reads anew at every step, come through one multiprocessor's
+/// cache more slowly than a dispatch a step can spread them over the device.
 const SEQUENCE_HIDDEN: usize = 128;
 
 /// The same where a batch is large enough for every part of a device to have rows, and on software
@@ -26,81 +47,55 @@ const STAGED_QUADS: usize = 32;
 /// So many large tiles of a product, or more, give every part of a large GPU one.
 const LARGE_TILES: u64 = 96;
 
-/// One of the two kernels of the recurrence.
+/// The kernel of a pass through the recurrence: its family, and the family's tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pass {
-    Forward,
-    Backward,
+pub(super) enum RecurrenceKernel {
+    Step(StepTile),
+    Sequence(SequenceTile),
 }
 
-/// The shape of a recurrence kernel's workgroups.
+/// A workgroup makes some units of its rows, for one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tile {
+pub(super) struct StepTile {
     /// Threads along the units, four units each.
-    pub unit_quads: usize,
-    /// Threads along k.
-    pub lanes: usize,
+    unit_quads: usize,
+    /// Split-K lanes: threads along k.
+    split_k: usize,
     /// Rows of a thread, four each.
-    pub row_quads: usize,
-    /// Of k, four each, that the workgroup's memory holds.
-    pub depth_quads: usize,
-    /// Numbers of each unit and row that the workgroup's memory holds.
-    pub totals: usize,
-    /// Whether the workgroup makes all units, for any number of steps.
-    pub resident: bool,
+    row_quads: usize,
+    /// Of k, four each, that the workgroup stages at once.
+    staged_quads: usize,
+    /// Sums of each unit and row that the workgroup's memory holds.
+    accumulators: usize,
 }
 
-impl Tile {
-    pub fn rows(&self) -> usize {
-        4 * self.row_quads
-    }
-
-    fn threads(&self) -> usize {
-        self.unit_quads * self.lanes
-    }
-
-    /// As `step_workgroup` in `kernels.rs` has it.
-    fn bytes(&self) -> usize {
-        let numbers = self.depth_quads + self.threads() + self.totals * self.unit_quads;
-        4 * 16 * self.row_quads * numbers
-    }
-
-    fn allow(&self, caps: &DeviceCaps) -> Result<()> {
-        let what = || "a workgroup that makes all units of its rows".to_owned();
-        allow(what, self.threads() as u64, self.bytes() as u64, caps)
-    }
-}
-
-/// `Ok` when `caps` can run workgroups of so many threads and bytes.
-fn allow(
-    what: impl Fn() -> String,
-    threads: u64,
-    bytes: u64,
-    DeviceCaps { limits, .. }: &DeviceCaps,
-) -> Result<()> {
-    let (most_threads, most_bytes) =
-        (limits.max_compute_invocations_per_workgroup, limits.max_compute_workgroup_storage_size);
-    within(&what, "max_compute_invocations_per_workgroup", threads, most_threads)?;
-    within(&what, "max_compute_workgroup_storage_size", bytes, most_bytes)
-}
-
-/// The tiles of the two kernels of a run.
+/// A workgroup makes all units of its rows, for any number of steps. What it multiplies with the
+/// weights stays in its own memory from step to step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tiles {
-    pub forward: Tile,
-    pub backward: Tile,
+pub(super) struct SequenceTile {
+    /// Threads along the units, four units each: all units.
+    unit_quads: usize,
+    /// Split-K lanes: threads along k.
+    split_k: usize,
+    /// Rows of a thread, four each.
+    row_quads: usize,
+    /// Of k, four each: all of it.
+    operand_quads: usize,
+    /// Sums of each unit and row that the workgroup's memory holds.
+    accumulators: usize,
 }
 
-impl Tiles {
-    pub fn of(&self, pass: Pass) -> Tile {
-        match pass {
-            Pass::Forward => self.forward,
-            Pass::Backward => self.backward,
-        }
-    }
+/// The kernels of the two passes of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RecurrenceKernels {
+    pub forward: RecurrenceKernel,
+    pub backward: RecurrenceKernel,
+}
 
-    /// A workgroup takes whole sequences where H is small, as [`sequence_pays`] has it, and its memory
-    /// suffices, or where `recurrence` asks for it; or else one step.
+impl RecurrenceKernels {
+    /// The rule: whole sequences where H is small, as [`sequence_pays`] has it, and a workgroup's
+    /// memory suffices in both passes, or where `recurrence` asks for them; or else one step a
+    /// dispatch.
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) when whole sequences are asked for and do not fit.
@@ -110,18 +105,33 @@ impl Tiles {
         recurrence: Recurrence,
         caps: &DeviceCaps,
     ) -> Result<Self> {
-        let tiles = |tile: fn(&GruConfig, usize, Pass, &DeviceCaps) -> Result<Tile>| {
-            let [forward, backward] =
-                [Pass::Forward, Pass::Backward].map(|pass| tile(config, batch, pass, caps));
-            Ok(Self { forward: forward?, backward: backward? })
+        let step = || {
+            let [forward, backward] = [Pass::Forward, Pass::Backward]
+                .map(|pass| RecurrenceKernel::Step(StepTile::new(config, batch, pass, caps)));
+            Self { forward, backward }
+        };
+        let sequence = || {
+            let [forward, backward] = [Pass::Forward, Pass::Backward]
+                .map(|pass| SequenceTile::new(config, batch, pass, caps));
+            Ok(Self {
+                forward: RecurrenceKernel::Sequence(forward?),
+                backward: RecurrenceKernel::Sequence(backward?),
+            })
         };
         match recurrence {
-            Recurrence::Step => tiles(step_tile),
-            Recurrence::Sequence => tiles(sequence_tile),
+            Recurrence::Step => Ok(step()),
+            Recurrence::Sequence => sequence(),
             Recurrence::Auto if sequence_pays(config, batch, caps) => {
-                tiles(sequence_tile).or_else(|_| tiles(step_tile))
+                Ok(sequence().unwrap_or_else(|_: crate::Error| step()))
             }
-            Recurrence::Auto => tiles(step_tile),
+            Recurrence::Auto => Ok(step()),
+        }
+    }
+
+    pub fn of(&self, pass: Pass) -> RecurrenceKernel {
+        match pass {
+            Pass::Forward => self.forward,
+            Pass::Backward => self.backward,
         }
     }
 }
@@ -132,71 +142,178 @@ fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
     config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN }
 }
 
-/// Numbers that the workgroup's memory holds of each unit and row: its products with the past, forward of
-/// each gate where they do not wait for each other; backward also what the next step needs of each gate, where
-/// it stays there.
-fn totals(config: &GruConfig, pass: Pass, resident: bool) -> usize {
-    match (pass, config.reset, resident) {
-        (Pass::Forward, Reset::After, _) | (Pass::Backward, _, true) => 3,
-        (Pass::Forward, Reset::Before, _) => 2,
-        (Pass::Backward, _, false) => 1,
+impl RecurrenceKernel {
+    /// The WGSL kernel of a pass.
+    pub fn kernel(self, pass: Pass) -> &'static Kernel {
+        match self {
+            Self::Step(_) | Self::Sequence(_) => kernel_of(pass),
+        }
+    }
+
+    /// The kernel's constants that lay out its threads; the others are 0.
+    pub fn constants(self) -> StepConstants {
+        match self {
+            Self::Step(tile) => tile.constants(),
+            Self::Sequence(tile) => tile.constants(),
+        }
+    }
+
+    /// Batch rows of a workgroup.
+    pub fn rows(self) -> usize {
+        match self {
+            Self::Step(StepTile { row_quads, .. })
+            | Self::Sequence(SequenceTile { row_quads, .. }) => 4 * row_quads,
+        }
+    }
+
+    /// Hidden units of a workgroup.
+    pub fn units(self) -> usize {
+        match self {
+            Self::Step(StepTile { unit_quads, .. })
+            | Self::Sequence(SequenceTile { unit_quads, .. }) => 4 * unit_quads,
+        }
     }
 }
 
-/// A workgroup for one step of some units. Its weights pass through once, so many lanes read them side by
-/// side.
-fn step_tile(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Tile> {
-    let quads = config.hidden_size.div_ceil(4);
-    let depth = if pass == Pass::Forward { quads } else { 3 * quads };
-    let make = |unit_quads: usize, lanes: usize, row_quads, staged: usize| Tile {
-        unit_quads: unit_quads.min(quads),
-        lanes: lanes.min(depth),
-        row_quads,
-        depth_quads: staged.min(depth),
-        totals: totals(config, pass, false),
-        resident: false,
-    };
-    if caps.software {
-        // A thread is a lane of a vector unit there, and adding up lanes' shares costs loads; more rows to
-        // a weight are more work to a load.
-        return Ok(make(16, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS));
+impl StepTile {
+    /// The weights of a step pass through once, so many lanes read them side by side.
+    fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Self {
+        let quads = config.hidden_size.div_ceil(4);
+        let depth = depth_quads(quads, pass);
+        let make = |unit_quads: usize, split_k: usize, row_quads, staged: usize| Self {
+            unit_quads: unit_quads.min(quads),
+            split_k: split_k.min(depth),
+            row_quads,
+            staged_quads: staged.min(depth),
+            accumulators: match pass {
+                Pass::Forward => products(config),
+                Pass::Backward => 1,
+            },
+        };
+        if caps.software {
+            // A thread is a lane of a vector unit there, and adding up lanes' sums costs loads;
+            // more rows to a weight are more work to a load.
+            return make(16, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS);
+        }
+        let best = match pass {
+            Pass::Forward => (8, 16, STAGED_QUADS),
+            Pass::Backward => (8, 32, 2 * STAGED_QUADS),
+        };
+        let [a, b, c, d] = [(8, 16), (4, 16), (4, 8), (4, 4)].map(|(u, l)| (u, l, STAGED_QUADS));
+        let tiles = [best, a, b, c, d]
+            .map(|(unit_quads, split_k, staged)| make(unit_quads, split_k, 1, staged));
+        let what = "a workgroup of some units of its rows";
+        let fits =
+            |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps).is_ok();
+        // Where none fits, the plan's check says so.
+        tiles.into_iter().find(fits).unwrap_or(tiles[tiles.len() - 1])
     }
-    let best = match pass {
-        Pass::Forward => (8, 16, STAGED_QUADS),
-        Pass::Backward => (8, 32, 2 * STAGED_QUADS),
-    };
-    let [a, b, c, d] = [(8, 16), (4, 16), (4, 8), (4, 4)].map(|(u, l)| (u, l, STAGED_QUADS));
-    let tiles =
-        [best, a, b, c, d].map(|(unit_quads, lanes, staged)| make(unit_quads, lanes, 1, staged));
-    let fitting = tiles.into_iter().find(|tile| tile.allow(caps).is_ok());
-    Ok(fitting.unwrap_or(tiles[tiles.len() - 1]))
+
+    fn constants(&self) -> StepConstants {
+        StepConstants {
+            unit_quads: self.unit_quads as u32,
+            split_k: self.split_k as u32,
+            row_quads: self.row_quads as u32,
+            depth_quads: self.staged_quads as u32,
+            accumulators: self.accumulators as u32,
+            resident: 0,
+            ..StepConstants::default()
+        }
+    }
 }
 
-/// A workgroup for all units of its rows, step after step.
-fn sequence_tile(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Tile> {
-    let quads = config.hidden_size.div_ceil(4);
-    let depth_quads = if pass == Pass::Forward { quads } else { 3 * quads };
-    let make = |lanes, row_quads| Tile {
-        unit_quads: quads,
-        lanes,
-        row_quads,
-        depth_quads,
-        totals: totals(config, pass, true),
-        resident: true,
-    };
-    // On a GPU many small workgroups, with enough of k for each lane to be worth its share.
-    let sizes = match (caps.software, pass) {
-        (true, _) if batch >= 16 => vec![(1, 2), (1, 1)],
-        (true, _) => vec![(1, 1)],
-        (false, Pass::Forward) => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
-        (false, Pass::Backward) => vec![(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)],
-    };
-    let tiles = sizes.into_iter().map(|(lanes, row_quads)| make(lanes, row_quads));
-    let mut worthwhile = tiles.filter(|tile| tile.lanes == 1 || depth_quads >= 2 * tile.lanes);
-    match worthwhile.find(|tile| tile.allow(caps).is_ok()) {
-        Some(tile) => Ok(tile),
-        None => make(1, 1).allow(caps).map(|()| make(1, 1)),
+impl SequenceTile {
+    /// # Errors
+    /// [`Error::Limit`](crate::Error::Limit) when all units of four rows are too much for a
+    /// workgroup.
+    fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Self> {
+        let unit_quads = config.hidden_size.div_ceil(4);
+        let operand_quads = depth_quads(unit_quads, pass);
+        let make = |split_k, row_quads| Self {
+            unit_quads,
+            split_k,
+            row_quads,
+            operand_quads,
+            accumulators: match pass {
+                Pass::Forward => products(config),
+                // What the next step needs of each gate stays there too.
+                Pass::Backward => 3,
+            },
+        };
+        // On a GPU many small workgroups, with enough of k for each lane to be worth its sums.
+        let sizes = match (caps.software, pass) {
+            (true, _) if batch >= 16 => vec![(1, 2), (1, 1)],
+            (true, _) => vec![(1, 1)],
+            (false, Pass::Forward) => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
+            (false, Pass::Backward) => vec![(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)],
+        };
+        let what = "a workgroup that makes all units of its rows";
+        let fits = |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps);
+        let tiles = sizes.into_iter().map(|(split_k, row_quads)| make(split_k, row_quads));
+        let mut worthwhile =
+            tiles.filter(|tile| tile.split_k == 1 || operand_quads >= 2 * tile.split_k);
+        match worthwhile.find(|tile| fits(tile).is_ok()) {
+            Some(tile) => Ok(tile),
+            None => fits(&make(1, 1)).map(|()| make(1, 1)),
+        }
     }
+
+    fn constants(&self) -> StepConstants {
+        StepConstants {
+            unit_quads: self.unit_quads as u32,
+            split_k: self.split_k as u32,
+            row_quads: self.row_quads as u32,
+            depth_quads: self.operand_quads as u32,
+            accumulators: self.accumulators as u32,
+            resident: 1,
+            ..StepConstants::default()
+        }
+    }
+}
+
+/// One for both families, which the constant RESIDENT tells apart.
+fn kernel_of(pass: Pass) -> &'static Kernel {
+    match pass {
+        Pass::Forward => &FORWARD,
+        Pass::Backward => &BACKWARD,
+    }
+}
+
+/// Of k, four each: H forward; backward that of each gate, filled up to whole quads.
+fn depth_quads(unit_quads: usize, pass: Pass) -> usize {
+    match pass {
+        Pass::Forward => unit_quads,
+        Pass::Backward => 3 * unit_quads,
+    }
+}
+
+/// Products of a unit with the past that are there at once forward: of each gate where none waits
+/// for another.
+fn products(config: &GruConfig) -> usize {
+    match config.reset {
+        Reset::After => 3,
+        Reset::Before => 2,
+    }
+}
+
+/// `Ok` when a device can run the workgroups of `kernel` with these constants.
+fn allow(what: &str, kernel: &Kernel, constants: &[u32], caps: &DeviceCaps) -> Result<()> {
+    let (limits, workgroup) = (&caps.limits, (kernel.workgroup)(constants));
+    for (limit, asked, allowed) in [
+        (
+            "max_compute_invocations_per_workgroup",
+            workgroup.threads,
+            limits.max_compute_invocations_per_workgroup,
+        ),
+        (
+            "max_compute_workgroup_storage_size",
+            workgroup.bytes,
+            limits.max_compute_workgroup_storage_size,
+        ),
+    ] {
+        within(|| what.to_owned(), limit, asked, allowed)?;
+    }
+    Ok(())
 }
 
 /// The shape of a product's workgroups.
@@ -215,8 +332,8 @@ pub(super) struct ProductTile {
 }
 
 impl ProductTile {
-    /// For an m × n × k product. Narrow results take narrow tiles, and short sums short slices, so that
-    /// little is multiplied in vain.
+    /// For an m × n × k product. Narrow results take narrow tiles, and short sums short slices, so
+    /// that little is multiplied in vain.
     pub fn choose([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Self {
         if let Some(large) = Self::large([m, n, k], caps) {
             return large;
@@ -226,8 +343,8 @@ impl ProductTile {
             (..=8, _) => (1, 32, 2, 8),
             (_, ..=4) => (32, 1, 1, 8),
             (_, ..=16) => (32, 2, 2, 8),
-            // Where a processor computes, a load costs as much as its arithmetic, from the workgroup's
-            // memory as from any other: there larger tiles pay, and staging does not.
+            // Where a processor computes, a load costs as much as its arithmetic, from the
+            // workgroup's memory as from any other: there larger tiles pay, and staging does not.
             (65.., _) if caps.software => {
                 return Self { m_threads: 8, n_threads: 8, m_quads: 4, n_quads: 4, staged: None };
             }
@@ -237,8 +354,8 @@ impl ProductTile {
         Self { m_threads, n_threads, m_quads: 2, n_quads, staged }
     }
 
-    /// Tiles of 128 × 128 halve what is read from memory. They are for GPUs whose workgroups can hold
-    /// them, and for results that give each of its parts some.
+    /// Tiles of 128 × 128 halve what is read from memory. They are for GPUs whose workgroups can
+    /// hold them, and for results that give each of its parts some.
     fn large([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Option<Self> {
         let tile = |depth| Self {
             m_threads: 16,
@@ -256,9 +373,7 @@ impl ProductTile {
     }
 
     fn allow(&self, caps: &DeviceCaps) -> Result<()> {
-        let workgroup = (MATMUL.workgroup)(bytemuck::cast_slice(&[self.constants()]));
-        let what = || "a product's workgroup".to_owned();
-        allow(what, workgroup.threads.into(), workgroup.bytes.into(), caps)
+        allow("a product's workgroup", &MATMUL, self.constants().as_u32s(), caps)
     }
 
     pub fn rows(&self) -> usize {
@@ -279,8 +394,8 @@ impl ProductTile {
         self.staged.unwrap_or(1)
     }
 
-    /// Turns of a thread's loops for `k` of a sum. A slice: its k, what a thread stages of it, a turn of its
-    /// own. In the end the blocks, one after another.
+    /// Iterations of a thread's loops for `k` of a sum. A slice: its k, what a thread stages of it,
+    /// one of its own. In the end the blocks, one after another.
     pub fn iterations(&self, k: usize) -> usize {
         let staging = if self.staged.is_some() { 2 * self.depth() + 2 } else { 0 };
         let slice = self.depth() + staging + 1;
@@ -300,3 +415,6 @@ impl ProductTile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

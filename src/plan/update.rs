@@ -1,6 +1,8 @@
-//! The schedule of an update: what is to be known of the gradient, whether all would be finite after it, then
-//! the optimiser.
+//! The schedule of an update: what is to be known of the gradient, whether all would be finite
+//! after it, then the optimiser.
 
+use super::ElementType::{F32, U32};
+use super::limits::check_indices;
 use super::products::MAX_WORKGROUPS;
 use super::{BufferId, Buffers, DeviceCaps, Dispatch, Plan, Role, Slice, Stage};
 use crate::error::Result;
@@ -10,10 +12,11 @@ use crate::spec::optimizer::{Clip, Constants};
 /// Updates whose reports the device keeps until the host reads them.
 pub(crate) const SLOTS: usize = 64;
 
-/// Words of a report, and of what stands before the first one.
+/// u32 words of a report, and of what stands before the first one: the loss, the norm and the
+/// largest magnitude as bits of f32, where that one is, and 1 where the update was stopped.
 pub(crate) const REPORT: usize = 5;
 
-/// Elements of the gradient that a workgroup looks through.
+/// Elements of the gradient that a workgroup takes the norm of.
 const PART: usize = 16_384;
 
 /// Numbers that `shaders/optimizer.wgsl` takes for an update.
@@ -34,7 +37,7 @@ pub(crate) struct UpdateBuffers {
     pub second_moment: BufferId,
     /// [`numbers`].
     pub update: BufferId,
-    /// Words: whether to stop, then a report a slot.
+    /// u32 words: whether to stop, then a report a slot.
     pub reports: BufferId,
 }
 
@@ -68,7 +71,7 @@ impl Plan {
         caps: &DeviceCaps,
     ) -> Result<(Self, UpdateBuffers)> {
         let mut buffers = Buffers::default();
-        let mut flat = |name: &str, role| buffers.add(name, "flat", length, role);
+        let mut flat = |name: &str, role| buffers.add(name, "flat", F32, length, role);
         let params = flat("params", Role::Parameters);
         let gradient = flat("dparams", Role::Scratch);
         let first_moment = flat("first_moment", Role::InputOutput);
@@ -77,22 +80,28 @@ impl Plan {
         let update = UpdateBuffers {
             params,
             gradient,
-            loss: buffers.add("loss", "[1]", 1, Role::Scratch),
+            loss: buffers.add("loss", "[1]", F32, 1, Role::Scratch),
             first_moment,
             second_moment,
-            update: buffers.add("update", "numbers", NUMBERS, Role::Input),
-            reports: buffers.add("reports", "words", REPORT * (1 + SLOTS), Role::InputOutput),
+            update: buffers.add("update", "numbers", F32, NUMBERS, Role::Input),
+            reports: buffers.add(
+                "reports",
+                "[1 + slots, 5]",
+                U32,
+                REPORT * (1 + SLOTS),
+                Role::InputOutput,
+            ),
         };
-        let partials = buffers.add("partials", "[parts, 3]", 3 * parts, Role::Scratch);
-        buffers.check_indices()?;
+        let partials = buffers.add("partials", "[parts, 3]", U32, 3 * parts, Role::Scratch);
+        check_indices(buffers.specs())?;
         let whole = |ids: &[BufferId]| ids.iter().map(|&id| buffers.whole(id)).collect::<Vec<_>>();
-        let looked_at =
+        let of_norm =
             whole(&[update.gradient, update.loss, update.update, partials, update.reports]);
         let moved = [params, gradient, first_moment, second_moment, update.update, update.reports];
         let moved = whole(&moved);
         let stages = vec![
-            look("Σ g², max |g|", false, length, parts, looked_at.clone()),
-            look("norm, report", true, parts, 1, looked_at),
+            gradient_norm("Σ g², max |g|", false, length, parts, of_norm.clone()),
+            gradient_norm("norm, report", true, parts, 1, of_norm),
             optimize(true, length, adam, clip, moved.clone()),
             optimize(false, length, adam, clip, moved),
         ];
@@ -100,13 +109,20 @@ impl Plan {
     }
 }
 
-/// Walks over `length` elements or parts, in so many parts.
-fn look(label: &str, finish: bool, length: usize, parts: usize, bindings: Vec<Slice>) -> Stage {
+/// The norm of `length` elements in so many parts, or of `length` parts together.
+fn gradient_norm(
+    label: &str,
+    finish: bool,
+    length: usize,
+    parts: usize,
+    bindings: Vec<Slice>,
+) -> Stage {
     let part = length.div_ceil(parts);
     let args = GradientNormArgs { length: length as u32, part: part as u32, slots: SLOTS as u32 };
     let groups = [length.div_ceil(part) as u64, 1, 1];
     let iterations = part.div_ceil(256) + 9;
-    dispatch(label, &GRADIENT_NORM, vec![finish.into()], bindings, &[args], groups, iterations)
+    let args = args.as_u32s();
+    dispatch(label, &GRADIENT_NORM, vec![finish.into()], bindings, args, groups, iterations)
 }
 
 /// Moves the parameters, or only `checks` whether all would be finite then.
@@ -127,15 +143,16 @@ fn optimize(checks: bool, length: usize, adam: bool, clip: Clip, bindings: Vec<S
         (false, true) => "θ, m, v by Adam",
         (false, false) => "θ, m by gradient descent",
     };
-    dispatch(label, &OPTIMIZER, constants, bindings, &[args], groups, length.div_ceil(threads))
+    let iterations = length.div_ceil(threads);
+    dispatch(label, &OPTIMIZER, constants, bindings, args.as_u32s(), groups, iterations)
 }
 
-fn dispatch<A: bytemuck::Pod>(
+fn dispatch(
     label: &str,
     kernel: &'static Kernel,
     constants: Vec<u32>,
     bindings: Vec<Slice>,
-    args: &[A; 1],
+    args: &[u32],
     workgroups: [u64; 3],
     iterations: usize,
 ) -> Stage {
@@ -143,9 +160,9 @@ fn dispatch<A: bytemuck::Pod>(
         label: label.to_owned(),
         kernel,
         constants,
-        bytes: bindings.iter().map(|slice| 4 * slice.len as u64).sum(),
+        bytes: bindings.iter().map(Slice::bytes).sum(),
         bindings,
-        args: bytemuck::cast_slice(args).to_vec(),
+        args: args.to_vec(),
         workgroups,
         flops: 0,
         padded_flops: 0,

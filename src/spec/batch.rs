@@ -7,8 +7,8 @@ use crate::spec::config::{GruConfig, Layout, Shape};
 use crate::spec::noise::Noise;
 use crate::spec::options::Mode;
 
-/// The sequences of a run: their steps, what state they start from, how long each is, where one starts
-/// afresh.
+/// The sequences of a run: their steps, what state they start from, how long each is, where one
+/// starts afresh.
 ///
 /// A view or a reference to an array is a batch of its own, so the simplest call is
 /// `gru.forward(&x)`.
@@ -39,14 +39,14 @@ pub struct Batch<'a, F = f32> {
     pub layout: Layout,
     /// `[L·D, B, H]`; zeros when `None`.
     pub h0: Option<ArrayView3<'a, F>>,
-    /// `[B]`, each from 0 to T; all T when `None`. Past a row's length nothing of x is looked at, y is
-    /// 0, gradients are 0, and the state stays what it was after the last valid step. The reverse
-    /// direction starts at the row's own last step. Rows need not be sorted.
+    /// `[B]`, each from 0 to T; all T when `None`. Past a row's length nothing of x is looked at, y
+    /// is 0, gradients are 0, and the state stays what it was after the last valid step. The
+    /// reverse direction starts at the row's own last step. Rows need not be sorted.
     pub lengths: Option<&'a [usize]>,
-    /// `[T, B]` or `[B, T]`: true at step t cuts a row between its steps t − 1 and t, as where packed
-    /// documents meet or an episode ends. The forward direction starts step t from the reset state,
-    /// the reverse direction step t − 1, and no gradient crosses the cut. At step 0 the reset state
-    /// takes h0's place. Past a row's length nothing is cut.
+    /// `[T, B]` or `[B, T]`: true at step t cuts a row between its steps t − 1 and t, as where
+    /// packed documents meet or an episode ends. The forward direction starts step t from the reset
+    /// state, the reverse direction step t − 1, and no gradient crosses the cut. At step 0 the
+    /// reset state takes h0's place. Past a row's length nothing is cut.
     pub resets: Option<ArrayView2<'a, bool>>,
     /// `[L·D, B, H]`: the state that resets go back to; zeros when `None`.
     pub reset_state: Option<ArrayView3<'a, F>>,
@@ -102,7 +102,8 @@ impl<'a, F> Batch<'a, F> {
         Self { seed: Some(seed), ..self }
     }
 
-    /// The same for a shorter time, as ndarray's own `reborrow`: views do not shorten by themselves.
+    /// The same for a shorter time, as ndarray's own `reborrow`: views do not shorten by
+    /// themselves.
     pub fn reborrow<'b>(self) -> Batch<'b, F>
     where
         'a: 'b,
@@ -118,15 +119,17 @@ impl<'a, F> Batch<'a, F> {
         }
     }
 
-    /// What each step of each row is marked with, `[T, B]` whatever the layout: bits of
-    /// [`step_flag`](mod@crate::step_flag). For a marks buffer of one's own.
+    /// The flags of each step of each row, `[T, B]` whatever the layout: bits of
+    /// [`step_flag`](mod@crate::step_flag). For
+    /// [`Buffers::step_flags`](crate::Buffers::step_flags).
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Length`] when lengths or resets do not fit x, [`Error::OutOfMemory`].
+    /// [`Error::Shape`] or [`Error::Length`] when lengths or resets do not fit x,
+    /// [`Error::OutOfMemory`].
     pub fn step_flags(&self) -> Result<Array2<u32>> {
-        self.check_marks()?;
+        self.check_flags()?;
         let (steps, batch) = self.steps_and_batch();
-        let mark = |t: usize, row: usize| {
+        let flags = |t: usize, row: usize| {
             let length = self.lengths.map_or(steps, |lengths| lengths[row]);
             let cut = |t: usize| {
                 let reset = |r: &ArrayView2<'_, bool>| r[self.layout.order(t, row)];
@@ -140,15 +143,15 @@ impl<'a, F> Batch<'a, F> {
             forward | reverse
         };
         // x may be a view of one number repeated, of any size.
-        let mut step_flags = try_room("step_flags [T, B]", steps.saturating_mul(batch))?;
+        let mut all = try_room("step_flags [T, B]", steps.saturating_mul(batch))?;
         for t in 0..steps {
-            step_flags.extend((0..batch).map(|row| mark(t, row)));
+            all.extend((0..batch).map(|row| flags(t, row)));
         }
-        Ok(Array2::from_shape_vec((steps, batch), step_flags).expect("T times B of them"))
+        Ok(Array2::from_shape_vec((steps, batch), all).expect("T times B of them"))
     }
 
     /// `Ok` when lengths and resets fit x.
-    fn check_marks(&self) -> Result<()> {
+    fn check_flags(&self) -> Result<()> {
         let (steps, batch) = self.steps_and_batch();
         if let Some(lengths) = self.lengths {
             check_shape("lengths [B]", &[batch], &[lengths.len()])?;
@@ -166,7 +169,7 @@ impl<'a, F> Batch<'a, F> {
         Ok(())
     }
 
-    /// Whether any row has a mark.
+    /// Whether any step may have a flag.
     pub(crate) fn has_step_flags(&self) -> bool {
         self.lengths.is_some() || self.resets.is_some()
     }
@@ -179,7 +182,7 @@ impl<'a, F> Batch<'a, F> {
 
     /// The shape of the run, when everything fits `config`.
     pub(crate) fn check(&self, config: &GruConfig) -> Result<Shape> {
-        self.check_marks()?;
+        self.check_flags()?;
         let (steps, batch) = self.steps_and_batch();
         let shape = config.shape(steps, batch)?.with_layout(self.layout);
         let what = match self.layout {
@@ -206,10 +209,11 @@ impl<'a, F> Batch<'a, F> {
     }
 }
 
-/// What a step of a row may be marked with, a bit each; `shaders/step.wgsl` has the same.
+/// The flags of a step of a row, a bit each; `shaders/step.wgsl` has the same.
 ///
-/// [`Batch::step_flags`](crate::Batch::marks) makes them of lengths and resets. A program that runs a
-/// forward pass on its own buffers may write them itself, on the GPU too: `[T, B]`, a u32 each.
+/// [`Batch::step_flags`](crate::Batch::step_flags) makes them of lengths and resets. A program that
+/// runs a forward pass on its own buffers may write them itself, on the GPU too: `[T, B]`, a u32
+/// each.
 pub mod step_flag {
     /// The row has ended: its state stays as it is, y is 0.
     pub const PADDING: u32 = 1;

@@ -1,5 +1,5 @@
-//! [`Chunk`]: a part of a run. Where no buffer of the device can hold one of its tensors, a run is made of
-//! several, one after the other.
+//! [`Chunk`]: a part of a run. Where no buffer of the device can hold one of its tensors, a run is
+//! made of several, one after the other.
 
 use std::ops::Range;
 
@@ -8,8 +8,8 @@ use ndarray::{ArrayBase, Ix3, RawData, s};
 use crate::error::{Error, Result};
 use crate::spec::config::{Direction, Layout, Shape};
 
-/// Pieces that a run is made of at most: far more than a host has memory for what they make.
-const MOST: usize = 1 << 16;
+/// Chunks that a run is cut into at most: far more than a host has memory for what they make.
+const MAX_CHUNKS: usize = 1 << 16;
 
 /// Some steps of some rows of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,13 +56,14 @@ impl Chunk {
     }
 }
 
-/// The pieces of a run of `shape`, in the order in which they run forward: all of it, if that fits. Or of all
-/// rows and as many steps each as fit, which takes no more steps one after the other than the whole would,
-/// where states can be carried from one to the next: `carried` says in which direction. Or else of all steps
-/// and as many rows as fit.
+/// The chunks of a run of `shape`, in the order in which they run forward: all of it, if that fits.
+/// Or of all rows and as many steps each as fit, which takes no more steps one after the other than
+/// the whole would, where states can be carried from one to the next: `carried` says in which
+/// direction. Or else of all steps and as many rows as fit.
 ///
 /// # Errors
-/// What `fits` says of the whole, where no smaller piece fits either, or no end of them would be needed.
+/// What `fits` says of the whole, where no smaller chunk fits either, or more than [`MAX_CHUNKS`]
+/// would be needed.
 pub(crate) fn chunks(
     shape: Shape,
     carried: Option<Direction>,
@@ -75,7 +76,7 @@ pub(crate) fn chunks(
         Err(error @ Error::Limit { .. }) => error,
         Err(error) => return Err(error),
     };
-    let few = |len: usize, most: &usize| len.div_ceil(*most) <= MOST;
+    let few = |len: usize, most: &usize| len.div_ceil(*most) <= MAX_CHUNKS;
     let by_steps = match carried {
         Some(Direction::Forward | Direction::Reverse) => {
             largest(steps, |steps| fits(Shape { steps, ..shape }).is_ok())
@@ -83,7 +84,7 @@ pub(crate) fn chunks(
         Some(Direction::Both) | None => None,
     };
     if let Some(most) = by_steps.filter(|most| few(steps, most)) {
-        let mut chunks: Vec<_> = alike(steps, most).map(|steps| of(steps, 0..batch)).collect();
+        let mut chunks: Vec<_> = evenly(steps, most).map(|steps| of(steps, 0..batch)).collect();
         if carried == Some(Direction::Reverse) {
             chunks.reverse();
         }
@@ -91,7 +92,7 @@ pub(crate) fn chunks(
     }
     let by_rows = largest(batch, |batch| fits(Shape { batch, ..shape }).is_ok());
     match by_rows.filter(|most| few(batch, most)) {
-        Some(most) => Ok(alike(batch, most).map(|rows| of(0..steps, rows)).collect()),
+        Some(most) => Ok(evenly(batch, most).map(|rows| of(0..steps, rows)).collect()),
         None => Err(error),
     }
 }
@@ -106,8 +107,8 @@ fn largest(end: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
     (fitting > 0).then_some(fitting)
 }
 
-/// `0..len` in as few ranges of at most `most` as there can be, alike in length.
-fn alike(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+/// `0..len` in as few ranges of at most `most` as there can be, of equal lengths but for the last.
+fn evenly(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let each = len.div_ceil(len.div_ceil(most));
     (0..len).step_by(each).map(move |first| first..(first + each).min(len))
 }
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_few_and_alike() {
+    fn chunks_are_few_and_even() {
         let of = |steps: Range<usize>, rows: Range<usize>| Chunk { steps, rows };
         let forward = Some(Direction::Forward);
         assert_eq!(cut(10, 7, forward, 70), [of(0..10, 0..7)]);

@@ -7,8 +7,8 @@ use crate::error::{Result, try_room};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
 
-/// A linear layer on a GRU: outputs = W · features + b, with `head.weight` `[C, D·H]` and `head.bias`
-/// `[C]` among the parameters.
+/// A linear layer on a GRU: outputs = W · features + b, with `head.weight` `[C, D·H]` and
+/// `head.bias` `[C]` among the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
@@ -28,9 +28,9 @@ pub struct Head {
 pub enum Readout {
     /// y, at every step: outputs `[T, B, C]`, or `[B, T, C]` of a batch-first run. For labelling.
     EveryStep,
-    /// The last layer's last states, of both directions side by side: outputs `[B, C]`. Of the reverse
-    /// direction that is its state at the sequence's start, so both have read all of it. For
-    /// classification.
+    /// The last layer's last states, of both directions side by side: outputs `[B, C]`. Of the
+    /// reverse direction that is its state at the sequence's start, so both have read all of it.
+    /// For classification.
     #[cfg_attr(feature = "serde", serde(rename = "last"))]
     LastState,
 }
@@ -65,7 +65,8 @@ impl Head {
     /// Whether each row of outputs is of a valid step, or of a sequence that has one.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory): a batch may be a view of one number repeated.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory): a batch may be a view of one number
+    /// repeated.
     pub(crate) fn valid(&self, shape: Shape, lengths: Option<&[usize]>) -> Result<Vec<bool>> {
         let rows = self.rows(shape);
         let mut valid = try_room("the rows of outputs", rows)?;
@@ -86,7 +87,7 @@ impl Head {
         Ok(valid)
     }
 
-    /// Which of a run's rows of outputs are those of a piece, in the piece's order.
+    /// Which of a run's rows of outputs are those of a chunk, in the chunk's order.
     pub(crate) fn rows_of(&self, chunk: &Chunk, shape: Shape) -> Vec<usize> {
         match self.readout {
             Readout::LastState => chunk.rows.clone().collect(),

@@ -5,6 +5,7 @@
 pub(crate) mod batch;
 pub(crate) mod chunk;
 pub(crate) mod config;
+pub(crate) mod element;
 pub(crate) mod head;
 pub(crate) mod linear;
 pub(crate) mod loss;

@@ -1,8 +1,8 @@
 //! [`Noise`]: the draws of dropout and zoneout, from a generator without state.
 //!
-//! A draw is a function of the seed and of its place (layer, step, row, unit) alone. So every device
-//! draws the same bits, in any order and however the batch is cut or laid out, and a backward pass
-//! draws them again instead of storing them. The twin is in `shaders/step.wgsl`.
+//! A draw is a function of the seed and of its index (layer, step, row, unit) alone. So every
+//! device draws the same bits, in any order and however the batch is cut or laid out, and a
+//! backward pass draws them again instead of storing them. The twin is in `shaders/step.wgsl`.
 
 use crate::spec::config::GruConfig;
 use crate::spec::options::Mode;
@@ -21,15 +21,15 @@ pub(crate) struct Noise {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Zoneout {
     None,
-    /// This share of it, always: inference.
+    /// This fraction of it, always: inference.
     Expected(f32),
     /// All of it with this probability, else nothing: training.
     Drawn(f32),
 }
 
-/// The place of a draw.
+/// Which draw of a run: of which element it decides.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct DrawIndex {
     pub layer: usize,
     pub time: usize,
     pub row: usize,
@@ -37,7 +37,7 @@ pub(crate) struct Place {
     pub unit: usize,
 }
 
-/// Tells a draw of dropout from one of zoneout at the same place.
+/// Tells a draw of dropout from one of zoneout at the same index.
 #[derive(Clone, Copy)]
 enum Purpose {
     Dropout,
@@ -57,35 +57,35 @@ impl Noise {
         self.dropout != 0.0 && layer != self.last_layer
     }
 
-    /// Whether any unit keeps a share of its old state.
+    /// Whether any unit keeps a fraction of its old state.
     pub fn has_zones(&self) -> bool {
         self.zoneout != Zoneout::None
     }
 
     /// What an element of a layer's output is multiplied with on its way to the next layer.
-    pub fn dropout_factor(&self, place: Place) -> f32 {
-        if !self.drops(place.layer) {
+    pub fn dropout_factor(&self, index: DrawIndex) -> f32 {
+        if !self.drops(index.layer) {
             return 1.0;
         }
-        let dropped = self.draw(place, Purpose::Dropout) < threshold(self.dropout);
+        let dropped = self.draw(index, Purpose::Dropout) < threshold(self.dropout);
         if dropped { 0.0 } else { kept_scale(self.dropout) }
     }
 
-    /// The share of its old state that a unit keeps, besides what its gates keep.
-    pub fn zone(&self, place: Place) -> f32 {
+    /// The fraction of its old state that a unit keeps, besides what its gates keep.
+    pub fn zone(&self, index: DrawIndex) -> f32 {
         match self.zoneout {
             Zoneout::None => 0.0,
-            Zoneout::Expected(share) => share,
-            Zoneout::Drawn(p) if self.draw(place, Purpose::Zoneout) < threshold(p) => 1.0,
+            Zoneout::Expected(fraction) => fraction,
+            Zoneout::Drawn(p) if self.draw(index, Purpose::Zoneout) < threshold(p) => 1.0,
             Zoneout::Drawn(_) => 0.0,
         }
     }
 
-    fn draw(&self, place: Place, purpose: Purpose) -> u32 {
-        // No size of a run exceeds a u32 on any device; see `Buffers::check_indices`.
-        let Place { layer, time, row, unit } = place;
+    fn draw(&self, index: DrawIndex, purpose: Purpose) -> u32 {
+        // No size of a run exceeds a u32 on any device; see `check_indices` of `plan/limits.rs`.
+        let DrawIndex { layer, time, row, unit } = index;
         let counter = [unit, row, time, 2 * layer + purpose as usize].map(|n| n as u32);
-        philox(counter, seed_words(self.seed))[0]
+        philox(counter, philox_key(self.seed))[0]
     }
 }
 
@@ -119,19 +119,19 @@ pub(crate) fn kept_scale(p: f32) -> f32 {
 }
 
 /// The low and the high half of a seed.
-fn seed_words(seed: u64) -> [u32; 2] {
+fn philox_key(seed: u64) -> [u32; 2] {
     [seed as u32, (seed >> 32) as u32]
 }
 
-/// What the kernels draw from, as they read it behind a run's marks: the seed, and where the run's first step
-/// and row lie in the one that it is a piece of.
-pub(crate) fn draw_words(seed: u64, first: [usize; 2]) -> [u32; DRAW_WORDS] {
-    let ([low, high], [step, row]) = (seed_words(seed), first.map(|n| n as u32));
+/// What the kernels draw from, as they read it behind a run's step flags: the seed, and where the
+/// run's first step and row lie in the whole that it is a chunk of.
+pub(crate) fn draw_seed(seed: u64, first: [usize; 2]) -> [u32; DRAW_SEED_LEN] {
+    let ([low, high], [step, row]) = (philox_key(seed), first.map(|n| n as u32));
     [low, high, step, row]
 }
 
-/// How many words that is.
-pub(crate) const DRAW_WORDS: usize = 4;
+/// The length of [`draw_seed`].
+pub(crate) const DRAW_SEED_LEN: usize = 4;
 
 /// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the generator
 /// of cuRAND and PyTorch on CUDA.
@@ -170,21 +170,21 @@ mod tests {
     }
 
     #[test]
-    fn draws_have_their_probability_and_differ_by_place_and_purpose() {
+    fn draws_have_their_probability_and_differ_by_index_and_purpose() {
         let config = GruConfig::new(1, 1).with_layers(4).with_dropout(0.3).with_zoneout(0.3);
         let noise = Noise::new(&config, Mode::Training, 7);
-        let place = |i: usize| Place { layer: i % 3, time: i / 3 % 50, row: i / 150, unit: 5 };
-        let drops: Vec<_> = (0..30_000).map(|i| noise.dropout_factor(place(i))).collect();
-        let zones: Vec<_> = (0..30_000).map(|i| noise.zone(place(i))).collect();
-        // Four standard deviations of a share of 0.3 among 30,000 are 0.011.
+        let index = |i: usize| DrawIndex { layer: i % 3, time: i / 3 % 50, row: i / 150, unit: 5 };
+        let drops: Vec<_> = (0..30_000).map(|i| noise.dropout_factor(index(i))).collect();
+        let zones: Vec<_> = (0..30_000).map(|i| noise.zone(index(i))).collect();
+        // Four standard deviations of a fraction of 0.3 among 30,000 are 0.011.
         let dropped = drops.iter().filter(|&&f| f == 0.0).count() as f64 / 30_000.0;
         assert!((dropped - 0.3).abs() < 0.011, "{dropped}");
         assert!((f64::from(zones.iter().sum::<f32>()) / 30_000.0 - 0.3).abs() < 0.011);
         assert!(drops.iter().all(|&f| f == 0.0 || f == 1.0 / 0.7));
-        // Independent, so both happen in 0.09 of the places; four deviations are 0.0066.
+        // Independent, so both happen in 0.09 of the draws; four deviations are 0.0066.
         let both = drops.iter().zip(&zones).filter(|&(&f, &z)| f == 0.0 && z == 1.0).count();
         assert!((both as f64 / 30_000.0 - 0.09).abs() < 0.0066, "{both}");
         let inference = Noise::new(&config, Mode::Inference, 7);
-        assert_eq!((inference.dropout_factor(place(1)), inference.zone(place(1))), (1.0, 0.3));
+        assert_eq!((inference.dropout_factor(index(1)), inference.zone(index(1))), (1.0, 0.3));
     }
 }

@@ -314,7 +314,7 @@ pub enum Schedule {
         warmup: u64,
         /// Updates of rise and fall together, after which it stays.
         updates: u64,
-        /// The share of it that is left in the end.
+        /// The fraction of it that is left in the end.
         last: f64,
     },
     /// It is multiplied by `factor` after each `every` updates.
@@ -332,8 +332,8 @@ impl Schedule {
         Self::Cosine { warmup: 0, updates, last: 0.0 }
     }
 
-    /// The share of the learning rate at update `step`, from 0.
-    pub fn share(&self, step: u64) -> f64 {
+    /// What the learning rate is multiplied with at update `step`, from 0.
+    pub fn factor(&self, step: u64) -> f64 {
         match *self {
             Self::Constant => 1.0,
             Self::Cosine { warmup, .. } if step < warmup => (step + 1) as f64 / warmup as f64,
@@ -356,7 +356,7 @@ impl Schedule {
                 let expected = "no fewer than those of the warm-up";
                 Err(Error::setting("the schedule's number of updates", updates, expected))
             }
-            Self::Cosine { last, .. } => at_least_zero("the schedule's last share", last),
+            Self::Cosine { last, .. } => at_least_zero("the schedule's last factor", last),
             Self::Steps { every: 0, .. } => {
                 Err(Error::setting("the schedule's updates between steps", 0, "at least 1"))
             }
@@ -418,12 +418,12 @@ mod tests {
     #[test]
     fn schedules_go_where_they_say() {
         let cosine = Schedule::Cosine { warmup: 4, updates: 12, last: 0.1 };
-        let shares = [0, 3, 4, 8, 12, 99].map(|step| cosine.share(step));
+        let factors = [0, 3, 4, 8, 12, 99].map(|step| cosine.factor(step));
         let expected = [0.25, 1.0, 1.0, 0.55, 0.1, 0.1];
-        approx::assert_abs_diff_eq!(shares.as_slice(), expected.as_slice(), epsilon = 1e-12);
+        approx::assert_abs_diff_eq!(factors.as_slice(), expected.as_slice(), epsilon = 1e-12);
         let steps = Schedule::Steps { every: 3, factor: 0.5 };
-        assert_eq!([0, 2, 3, 8, 9].map(|step| steps.share(step)), [1.0, 1.0, 0.5, 0.25, 0.125]);
-        assert!(steps.share(u64::MAX) >= 0.0);
+        assert_eq!([0, 2, 3, 8, 9].map(|step| steps.factor(step)), [1.0, 1.0, 0.5, 0.25, 0.125]);
+        assert!(steps.factor(u64::MAX) >= 0.0);
     }
 
     #[test]

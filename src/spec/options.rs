@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// How a model runs; see [`Gru::with_options`](crate::Gru::with_options). What it computes stays the
-/// same, to rounding.
+/// How a model runs; see [`Gru::with_options`](crate::Gru::with_options). What it computes stays
+/// the same, to rounding.
 ///
 /// ```
 /// use gru_wgpu::{Device, Gru, GruConfig, Init, RunOptions, Recurrence};
@@ -21,10 +21,10 @@ use crate::error::{Error, Result};
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct RunOptions {
-    /// What walks over the steps on an adapter.
+    /// Which family of kernels walks over the steps on an adapter.
     pub recurrence: Recurrence,
-    /// While training, on every device, keep only the states and make the gates again in the backward
-    /// pass, some steps at a time: about half the memory, for a third more work.
+    /// While training, on every device, keep only the states and make the gates again in the
+    /// backward pass, some steps at a time: about half the memory, for a third more work.
     pub recompute: bool,
 }
 
@@ -51,7 +51,8 @@ pub enum Mode {
     Training,
 }
 
-/// What walks over the steps on an adapter. (The CPU device has no kernels, and takes no notice.)
+/// Which family of kernels walks over the steps on an adapter. (The CPU device has no kernels, and
+/// takes no notice.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
@@ -66,14 +67,14 @@ pub enum Recurrence {
 }
 
 impl Recurrence {
-    const WORDS: [(Self, &str); 3] =
+    const NAMES: [(Self, &str); 3] =
         [(Self::Auto, "auto"), (Self::Step, "step"), (Self::Sequence, "sequence")];
 }
 
 impl fmt::Display for Recurrence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = Self::WORDS.iter().find(|(value, _)| value == self).map_or("", |(_, word)| word);
-        f.pad(word)
+        let name = Self::NAMES.iter().find(|(value, _)| value == self).map_or("", |(_, name)| name);
+        f.pad(name)
     }
 }
 
@@ -81,8 +82,8 @@ impl FromStr for Recurrence {
     type Err = Error;
 
     /// From `auto`, `step` or `sequence`.
-    fn from_str(word: &str) -> Result<Self> {
-        let found = Self::WORDS.iter().find(|&&(_, known)| known == word);
-        found.map(|&(value, _)| value).ok_or_else(|| Error::UnknownRecurrence(word.to_owned()))
+    fn from_str(name: &str) -> Result<Self> {
+        let found = Self::NAMES.iter().find(|&&(_, known)| known == name);
+        found.map(|&(value, _)| value).ok_or_else(|| Error::UnknownRecurrence(name.to_owned()))
     }
 }

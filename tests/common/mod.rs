@@ -97,7 +97,7 @@ pub fn assert_close<D: Dimension>(
         .iter()
         .zip(expected)
         .enumerate()
-        .filter(|&(_, (&g, &e))| tolerance.share(g, e) > 1.0)
+        .filter(|&(_, (&g, &e))| tolerance.fraction(g, e) > 1.0)
         .map(|(i, (g, e))| format!("  element {i}: {g:e}, expected {e:e}"))
         .collect();
     assert!(wrong.is_empty(), "{what}: {} wrong\n{}", wrong.len(), wrong.join("\n"));

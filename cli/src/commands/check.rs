@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use gru_wgpu::check::{self, Finding, Part};
+use gru_wgpu::check::{self, Finding, Section};
 use gru_wgpu::{Device, DeviceKind};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -31,13 +31,13 @@ fn run_all(device: &Device) -> Result<Vec<Finding>> {
         .with_style(ProgressStyle::with_template("{spinner} {msg}, {elapsed} so far")?);
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut findings = Vec::new();
-    for (index, part) in Part::ALL.into_iter().enumerate() {
-        bar.set_message(format!("{part}, part {} of {}", index + 1, Part::ALL.len()));
+    for (index, section) in Section::ALL.into_iter().enumerate() {
+        bar.set_message(format!("{section}, part {} of {}", index + 1, Section::ALL.len()));
         let start = Instant::now();
-        let found = part.run(device)?;
+        let found = section.run(device)?;
         if bar.is_hidden() && !found.is_empty() {
             let (results, seconds) = (found.len(), start.elapsed().as_secs_f64());
-            log(format_args!("{part}: {results} results in {seconds:.1} s"));
+            log(format_args!("{section}: {results} results in {seconds:.1} s"));
         }
         findings.extend(found);
     }
@@ -64,7 +64,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
             finding.subject.clone(),
             finding.cases.to_string(),
             format!("{:.1e}", finding.error),
-            format!("{:.1} %", 100.0 * finding.share),
+            format!("{:.1} %", 100.0 * finding.fraction),
             verdict,
         ]);
     }

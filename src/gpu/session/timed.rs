@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Pass, PreparedDispatch, Prologue, Session, encode_dispatches};
+use super::{PreparedDispatch, Prologue, Session, encode_dispatches};
 use crate::error::Result;
 use crate::gpu::clock::Instant;
 use crate::gpu::context::Gpu;
 use crate::gpu::transfer::Wait;
+use crate::plan::Pass;
 
 /// Dispatches that one set of queries times: WebGPU allows it 4096 queries, and each takes two.
 const TIMED_DISPATCHES: usize = 2048;
@@ -77,9 +78,10 @@ impl Clock {
             Ok(())
         };
         gpu.guard(resolve).await?;
-        let words = gpu.download(&[(&self.resolved, 0, 2 * count)], wait).await?.swap_remove(0);
-        let words: &[u32] = bytemuck::cast_slice(&words);
-        let stamp = |low: usize| u64::from(words[low + 1]) << 32 | u64::from(words[low]);
+        // Each a u64, of which an adapter knows nothing: its low half, then its high one.
+        let halves: Vec<u32> =
+            gpu.download(&[(&self.resolved, 0, 2 * count)], wait).await?.swap_remove(0);
+        let stamp = |low: usize| u64::from(halves[low + 1]) << 32 | u64::from(halves[low]);
         let between = |pair: usize| stamp(4 * pair + 2).saturating_sub(stamp(4 * pair));
         let time = |ticks: u64| Duration::from_nanos((ticks as f64 * self.tick) as u64);
         Ok((0..count / 2).map(between).map(time).collect())

@@ -64,9 +64,9 @@ impl<'a> RunInput<'a> {
         ];
         if self.mode == Mode::Training {
             let first = [chunk.steps.start, chunk.rows.start];
-            let words = noise::draw_words(self.batch.seed.unwrap_or(0), first).to_vec();
-            let range = rows..rows + words.len();
-            uploads.push(Upload { buffer: step_flags, range, data: Data::Words(words.into()) });
+            let seed = noise::draw_seed(self.batch.seed.unwrap_or(0), first).to_vec();
+            let range = rows..rows + seed.len();
+            uploads.push(Upload { buffer: step_flags, range, data: Data::U32(seed.into()) });
         }
         let reset_state = self.batch.reset_state.as_ref().map(|state| state.reborrow());
         let data = states_data(reset_state.map(|state| chunk.of_states(state)));
@@ -89,7 +89,7 @@ impl<'a> RunInput<'a> {
         let Some(flags) = &self.step_flags else { return Data::Zeros };
         let own = flags.slice(s![chunk.steps.clone(), chunk.rows.clone()]);
         let copy = || own.iter().copied().collect::<Vec<_>>();
-        Data::Words(own.to_slice().map_or_else(|| copy().into(), Cow::Borrowed))
+        Data::U32(own.to_slice().map_or_else(|| copy().into(), Cow::Borrowed))
     }
 
     fn first_states<'s>(&'s self, chunk: &Chunk, carried: Option<ArrayView3<'s, f32>>) -> Data<'s> {

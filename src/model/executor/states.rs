@@ -9,14 +9,15 @@ use super::input::{array, states_data};
 use super::{ChunkedRun, Data, Executor, ExecutorChunk, Position, RunInput, Upload};
 use crate::error::{Result, try_array};
 use crate::gpu::pool::SessionKey;
-use crate::gpu::session::{Pass, Session};
+use crate::gpu::session::Session;
 use crate::gpu::transfer::Wait;
 use crate::model::gru::{Gru, Output};
 use crate::model::state::State;
-use crate::plan::{BufferId, Mode, Plan, Purpose, RunBuffers, States, TrainingBuffers};
+use crate::plan::{BufferId, Mode, Pass, Plan, Purpose, RunBuffers, States, TrainingBuffers};
 use crate::spec::batch::Batch;
 use crate::spec::chunk::Chunk;
 use crate::spec::config::{Layout, Shape};
+use crate::spec::element::ElementType::F32;
 use crate::spec::params::{Gradients, ParamLayout, Params};
 
 /// A training run, for the way back: its chunks in the order in which they ran, with their
@@ -55,7 +56,7 @@ impl Recorded {
             chunk.of_states(all.view_mut()).assign(&array(shape, read));
         }
         let make = || {
-            let buffer = gpu.buffer("state", all.len());
+            let buffer = gpu.buffer("state", F32.bytes(all.len()));
             gpu.upload(&buffer, 0, all.as_slice().expect("standard layout"));
             Ok(buffer)
         };

@@ -11,6 +11,7 @@ use crate::model::gru::Gru;
 use crate::model::interop::Buffers;
 use crate::plan::{Mode, States};
 use crate::spec::config::Shape;
+use crate::spec::element::ElementType::F32;
 
 /// A stream's sessions and states on an adapter.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ impl Staging {
     /// For the longest chunk.
     async fn new(gpu: &Gpu, shapes: &[Shape]) -> Result<Self> {
         let longest = shapes.iter().max_by_key(|shape| shape.steps).expect("at least one");
-        let [x, y] = [longest.x(), longest.y()].map(|shape| shape.iter().product());
+        let [x, y] = [longest.x(), longest.y()].map(|shape| F32.bytes(shape.iter().product()));
         let make = || {
             let up = gpu.staging("stream.up", x, wgpu::MapMode::Write);
             let down = gpu.staging("stream.down", y, wgpu::MapMode::Read);
@@ -68,7 +69,7 @@ impl AdapterStream {
             plan.check(gpu.limits())?;
             plans.push(plan);
         }
-        let states = gpu.guard(|| Ok(gpu.buffer("states", 3 * state))).await?;
+        let states = gpu.guard(|| Ok(gpu.buffer("states", F32.bytes(3 * state)))).await?;
         let mut sessions = Vec::new();
         for plan in plans {
             let run = plan.run_buffers();
@@ -96,7 +97,7 @@ impl AdapterStream {
     ) -> Result<()> {
         let third = States::Reset.range(shape).start;
         let make = || {
-            let buffer = self.gpu.buffer("reset_state", given.len());
+            let buffer = self.gpu.buffer("reset_state", F32.bytes(given.len()));
             upload(&self.gpu, &buffer, 0, given);
             // Where a caller's step flags have the kernels look for it.
             upload(&self.gpu, &self.states, third, given);
@@ -204,19 +205,18 @@ impl AdapterStream {
             let run = self.sessions[chunk].plan().run_buffers();
             let [run_x, run_y] = [run.x, run.y].map(|id| self.sessions[chunk].buffer(id).clone());
             let mut encoder = gpu.encoder("stream");
-            encoder.copy_buffer_to_buffer(&up, 0, &run_x, 0, 4 * x.len() as u64);
+            encoder.copy_buffer_to_buffer(&up, 0, &run_x, 0, F32.bytes(x.len()));
             self.encode(chunk, shape, resets, &mut encoder);
-            encoder.copy_buffer_to_buffer(&run_y, 0, &down, 0, 4 * y.len() as u64);
+            encoder.copy_buffer_to_buffer(&run_y, 0, &down, 0, F32.bytes(y.len()));
             gpu.submit(encoder.finish());
             Ok(())
         };
         gpu.guard(submit).await?;
-        gpu.map(&down, wgpu::MapMode::Read, y.len(), "a step of a stream", wait).await?;
+        gpu.map(&down, wgpu::MapMode::Read, F32.bytes(y.len()), "a step of a stream", wait).await?;
         gpu.read_mapped(&down, y.len(), |read| {
             y.iter_mut().zip(read).for_each(|(y, &read)| *y = read);
         })?;
-        let whole = up.size() as usize / 4;
-        gpu.map(&up, wgpu::MapMode::Write, whole, "a step of a stream", wait).await?;
+        gpu.map(&up, wgpu::MapMode::Write, up.size(), "a step of a stream", wait).await?;
         self.interrupted = false;
         Ok(())
     }
@@ -229,7 +229,7 @@ fn upload(gpu: &Gpu, buffer: &wgpu::Buffer, first: usize, array: ArrayView3<'_, 
 
 /// Writes an array of any strides to a mapped staging buffer.
 fn write_mapped(staging: &wgpu::Buffer, array: ArrayView3<'_, f32>) -> Result<()> {
-    let view = staging.slice(..4 * array.len() as u64).get_mapped_range_mut();
+    let view = staging.slice(..F32.bytes(array.len())).get_mapped_range_mut();
     let mut view = view.map_err(|error| Error::Gpu {
         reason: one_line(&error.to_string()),
         source: Some(Cause::new(error)),

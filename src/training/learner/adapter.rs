@@ -6,19 +6,20 @@ use super::LearnerConfig;
 use super::backend::{Backend, PreparedBatch, RawMetrics};
 use crate::error::Result;
 use crate::gpu::pool::GradientAccumulator;
-use crate::gpu::session::{BufferBinding, Pass, Session};
+use crate::gpu::session::{BufferBinding, Session};
 use crate::gpu::transfer::Wait;
 use crate::model::executor::{ChunkedRun, Data, Executor, Hooks, Position, RunInput, Upload};
 use crate::model::network::{Network, target_uploads};
-use crate::plan::{BufferId, Mode, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
+use crate::plan::{BufferId, Mode, Pass, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
 use crate::spec::config::Shape;
+use crate::spec::element::Element;
 use crate::spec::head::Head;
 use crate::spec::loss::PreparedTargets;
 use crate::spec::optimizer::{Clip, Constants, OptimizerState};
 use crate::spec::params::Params;
 
 /// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
-const MAX_IN_FLIGHT: usize = 128 << 20;
+const MAX_IN_FLIGHT: u64 = 128 << 20;
 
 /// What a learner on an adapter holds besides its network, whose parameters it updates where they
 /// are.
@@ -37,7 +38,7 @@ pub(super) struct AdapterBackend {
 
 /// Bytes of batches queued since the last wait.
 #[derive(Debug, Default)]
-struct InFlight(usize);
+struct InFlight(u64);
 
 impl AdapterBackend {
     pub async fn new(
@@ -60,15 +61,19 @@ impl AdapterBackend {
         for (buffer, data) in
             [(buffers.first_moment, &moments.first), (buffers.second_moment, &moments.second)]
         {
-            update.write(buffer, 0, len, Some(data)).await?;
+            update.write(buffer, 0, data).await?;
         }
-        update.write(buffers.reports, 0, REPORT * (1 + SLOTS), None).await?;
+        update.clear(buffers.reports, 0..REPORT * (1 + SLOTS));
         let (pending, queued, in_flight) = Default::default();
         Ok(Self { accumulator, update, buffers, pending, queued, in_flight })
     }
 
     /// Waits for all that was queued and reads whole buffers.
-    async fn download(&mut self, buffers: &[BufferId], wait: Wait) -> Result<Vec<Vec<f32>>> {
+    async fn download<T: Element>(
+        &mut self,
+        buffers: &[BufferId],
+        wait: Wait,
+    ) -> Result<Vec<Vec<T>>> {
         let specs = self.update.plan().buffers();
         let whole: Vec<_> = buffers.iter().map(|&id| (id, 0..specs[id.index()].len)).collect();
         self.update.read(&whole, wait).await
@@ -104,13 +109,13 @@ impl Backend for AdapterBackend {
     }
 
     async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()> {
-        self.update.write(self.buffers.gradient, 0, flat.len(), Some(flat)).await?;
-        self.update.write(self.buffers.loss, 0, 1, Some(&[loss])).await
+        self.update.write(self.buffers.gradient, 0, flat).await?;
+        self.update.write(self.buffers.loss, 0, &[loss]).await
     }
 
     async fn apply(&mut self, _: &mut Network, clip: Clip, constants: &Constants) -> Result<bool> {
         let numbers = numbers(self.queued % SLOTS, clip, constants);
-        self.update.write(self.buffers.update, 0, numbers.len(), Some(&numbers)).await?;
+        self.update.write(self.buffers.update, 0, &numbers).await?;
         self.update.run(Pass::Forward).await?;
         self.queued += 1;
         self.pending += 1;
@@ -121,19 +126,19 @@ impl Backend for AdapterBackend {
         if self.pending == 0 {
             return Ok(Vec::new());
         }
-        let words = self.download(&[self.buffers.reports], wait).await?.swap_remove(0);
+        let words = self.download::<u32>(&[self.buffers.reports], wait).await?.swap_remove(0);
         let metrics = |queued: usize| {
             let at = REPORT * (1 + queued % SLOTS);
             let [loss, norm, largest, index, stopped] = [0, 1, 2, 3, 4].map(|i| words[at + i]);
-            let (index, moved) = (index.to_bits() as usize, stopped.to_bits() == 0);
-            RawMetrics { loss, norm, largest, index, moved }
+            let [loss, norm, largest] = [loss, norm, largest].map(f32::from_bits);
+            RawMetrics { loss, norm, largest, index: index as usize, moved: stopped == 0 }
         };
         let metrics: Vec<_> = (self.queued - self.pending..self.queued).map(metrics).collect();
         self.pending = 0;
         self.in_flight = InFlight::default();
         if metrics.iter().any(|metrics| !metrics.moved) {
             // The next update may move the parameters again.
-            self.update.write(self.buffers.reports, 0, 1, None).await?;
+            self.update.clear(self.buffers.reports, 0..1);
         }
         Ok(metrics)
     }
@@ -169,7 +174,7 @@ impl ChunkedRun for LossRun<'_> {
     fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
         let training = plan.run_buffers().training.as_ref().expect("a training plan");
         let zeros = |buffer: BufferId| {
-            let range = 0..plan.buffers()[buffer.index()].len;
+            let range = 0..plan.spec(buffer).len;
             Upload { buffer, range, data: Data::Zeros }
         };
         let mut uploads = self.input.uploads(at, plan, None)?;
@@ -192,7 +197,7 @@ impl ChunkedRun for LossRun<'_> {
 
 impl Hooks for InFlight {
     /// Waits, where more would be in flight than may be, for what is.
-    async fn before_upload(&mut self, session: &Session, bytes: usize, wait: Wait) -> Result<()> {
+    async fn before_upload(&mut self, session: &Session, bytes: u64, wait: Wait) -> Result<()> {
         let Self(in_flight) = self;
         if *in_flight > 0 && *in_flight + bytes > MAX_IN_FLIGHT {
             session.gpu().sync(wait).await?;

@@ -86,6 +86,6 @@ impl LearnerConfig {
 
     /// The learning rate of update `step`, from 0.
     pub fn rate(&self, step: u64) -> f64 {
-        self.learning_rate * self.schedule.share(step)
+        self.learning_rate * self.schedule.factor(step)
     }
 }

@@ -259,7 +259,7 @@ impl Comparison {
 
     /// Compares states, which are in ±1 or sums of few such.
     fn state(&mut self, name: &str, got: &Array3<f32>, expected: &Array3<f64>) -> Result<()> {
-        let error = |got, expected| TOLERANCE.share(got, expected);
+        let error = |got, expected| TOLERANCE.fraction(got, expected);
         self.compare(name, &got.view(), &expected.view(), error)
     }
 

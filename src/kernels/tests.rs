@@ -1,13 +1,13 @@
-//! Every line of `src/kernels.rs` against the WGSL it mirrors, by naga's reflection. No GPU needed.
+//! Every line of `src/kernels/` against the WGSL it mirrors, by naga's reflection. No GPU needed.
 
 use std::collections::HashMap;
 
-use gru_wgpu::kernels::{ALL, Access, Kernel};
-use gru_wgpu::plan::{DeviceCaps, Limits, Mode, Plan};
-use gru_wgpu::step_flag;
-use gru_wgpu::{GruConfig, Recurrence, RunOptions};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
+
+use super::*;
+use crate::plan::{DeviceCaps, Limits, Mode, Plan};
+use crate::{Activation, GruConfig, Recurrence, RunOptions, step_flag};
 
 fn modules() -> Vec<(&'static Kernel, Module)> {
     let parse = |kernel: &'static Kernel| {
@@ -29,8 +29,8 @@ fn every_kernel_is_valid_wgsl_without_extensions() {
     }
 }
 
-/// Kernels are made without wgpu's guard against endless loops, on the promise that each loop ends: a `for`
-/// with a counter that only its head changes, upwards by a stride or downwards by halves.
+/// Kernels are made without wgpu's guard against endless loops, on the promise that each loop ends:
+/// a `for` with a counter that only its head changes, upwards by a stride or downwards by halves.
 #[test]
 fn every_loop_is_counted() {
     let mut loops = 0;
@@ -100,14 +100,14 @@ fn variants() -> Vec<(&'static Kernel, Vec<u32>)> {
     let software = DeviceCaps::new(Limits::WEBGPU_DEFAULT, true);
     let roomy = Limits { max_compute_workgroup_storage_size: 48 << 10, ..Limits::WEBGPU_DEFAULT };
     let mut found: Vec<(&'static Kernel, Vec<u32>)> = Vec::new();
-    for machine in [DeviceCaps::WEBGPU, software, DeviceCaps::new(roomy, false)] {
+    for caps in [DeviceCaps::WEBGPU, software, DeviceCaps::new(roomy, false)] {
         for (i, h, b) in [(1, 1, 1), (3, 7, 5), (17, 33, 40), (64, 256, 4), (5, 300, 33)] {
             for config in GruConfig::all_variants(i, h) {
                 for recurrence in [Recurrence::Auto, Recurrence::Step] {
                     let options = RunOptions::default().with_recurrence(recurrence);
                     let shape = config.shape(3, b).unwrap();
                     let mode = Mode::Training;
-                    let plan = Plan::with_options(&config, shape, mode, options, &machine).unwrap();
+                    let plan = Plan::with_options(&config, shape, mode, options, &caps).unwrap();
                     for stage in plan.forward().iter().chain(plan.backward()) {
                         for dispatch in stage.dispatches().0 {
                             let variant = (dispatch.kernel, dispatch.constants.clone());
@@ -148,45 +148,57 @@ fn a_workgroup_has_the_stated_threads_and_memory() {
                 .unwrap();
         assert_eq!(module.entry_points.len(), 1, "{}", kernel.name);
         let size = module.entry_points[0].workgroup_size;
-        let bytes: u32 = module
+        let bytes = module
             .global_variables
             .iter()
             .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
-            .map(|(_, variable)| module.types[variable.ty].inner.size(module.to_ctx()))
-            .sum();
+            .map(|(_, variable)| u64::from(module.types[variable.ty].inner.size(module.to_ctx())))
+            .sum::<u64>();
         let workgroup = (kernel.workgroup)(&constants);
-        let found = (size.iter().product::<u32>(), bytes);
+        let found = (size.iter().copied().map(u64::from).product::<u64>(), bytes);
         assert_eq!(found, (workgroup.threads, workgroup.bytes), "{} {constants:?}", kernel.name);
     }
 }
 
 #[test]
-fn bindings_have_the_stated_names_order_and_access() {
+fn bindings_have_the_stated_names_order_access_and_elements() {
     for (kernel, module) in modules() {
-        let mut found: Vec<(u32, String, Access)> = Vec::new();
+        let mut found: Vec<(u32, String, Access, ElementType)> = Vec::new();
         for (_, variable) in module.global_variables.iter() {
             let Some(binding) = variable.binding else { continue };
             assert_eq!(binding.group, 0, "{}", kernel.name);
             let AddressSpace::Storage { access } = variable.space else {
                 panic!("{}: {:?} is in {:?}", kernel.name, variable.name, variable.space);
             };
-            let element = match module.types[variable.ty].inner {
-                TypeInner::Array { base, .. } => module.types[base].inner.size(module.to_ctx()),
-                _ => 4,
+            let name = variable.name.clone().unwrap();
+            let (scalar, count) = match module.types[variable.ty].inner {
+                TypeInner::Array { base, .. } => match module.types[base].inner {
+                    TypeInner::Scalar(scalar) | TypeInner::Atomic(scalar) => (scalar, 1),
+                    TypeInner::Vector { size, scalar } => (scalar, size as u32),
+                    ref other => panic!("{}: {name} is an array of {other:?}", kernel.name),
+                },
+                // Args, whose members another test looks at.
+                _ => (naga::Scalar::U32, 1),
             };
-            let access = match (access.contains(StorageAccess::STORE), element) {
-                (true, 4) => Access::ReadWrite,
-                (false, 4) => Access::Read,
-                (false, 16) => Access::ReadQuads,
-                other => panic!("{}: {:?} is {other:?}", kernel.name, variable.name),
+            let element = match (scalar.kind, scalar.width) {
+                (ScalarKind::Float, 4) => ElementType::F32,
+                (ScalarKind::Float, 2) => ElementType::F16,
+                (ScalarKind::Uint, 4) => ElementType::U32,
+                other => panic!("{}: {name} has elements of {other:?}", kernel.name),
             };
-            found.push((binding.binding, variable.name.clone().unwrap(), access));
+            let access = match (access.contains(StorageAccess::STORE), count) {
+                (true, 1) => Access::ReadWrite,
+                (false, 1) => Access::Read,
+                (false, 4) => Access::ReadQuads,
+                other => panic!("{}: {name} is {other:?}", kernel.name),
+            };
+            found.push((binding.binding, name, access, element));
         }
         found.sort_by_key(|&(binding, ..)| binding);
         assert_eq!(found.len(), kernel.storage_buffers(), "{}", kernel.name);
         let stated: Vec<_> = (0..)
-            .zip(std::iter::once(&("args", Access::Read)).chain(kernel.bindings))
-            .map(|(binding, &(name, access))| (binding, name.to_owned(), access))
+            .zip(std::iter::once(&Binding::read("args", ElementType::U32)).chain(kernel.bindings))
+            .map(|(at, &Binding { name, access, element })| (at, name.to_owned(), access, element))
             .collect();
         assert_eq!(found, stated, "{}", kernel.name);
     }
@@ -246,7 +258,7 @@ fn constant(module: &Module, name: &str) -> Option<u32> {
 #[test]
 fn activations_have_the_stated_codes() {
     for (_, module) in modules() {
-        for activation in gru_wgpu::Activation::ALL {
+        for activation in Activation::ALL {
             let name = activation.to_string().to_uppercase().replace(' ', "_");
             assert_eq!(constant(&module, &name), Some(activation.code()), "{name}");
         }
@@ -254,9 +266,9 @@ fn activations_have_the_stated_codes() {
 }
 
 #[test]
-fn marks_have_the_stated_bits() {
+fn step_flags_have_the_stated_bits() {
     for (kernel, module) in modules() {
-        if !kernel.bindings.iter().any(|&(name, _)| name == "step_flags") {
+        if !kernel.bindings.iter().any(|binding| binding.name == "step_flags") {
             continue;
         }
         for (name, bit) in [

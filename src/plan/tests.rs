@@ -1,0 +1,100 @@
+//! What every dispatch of every plan keeps of its kernel's interface.
+
+use super::*;
+use crate::kernels::Access;
+use crate::spec::config::Direction;
+use crate::spec::head::Head;
+use crate::spec::optimizer::Clip;
+
+/// Plans of all kinds: each variant, with its head and loss in training, and updates.
+fn plans() -> Vec<Plan> {
+    let caps = DeviceCaps::WEBGPU;
+    let options = RunOptions::default();
+    let directions = [Direction::Forward, Direction::Both, Direction::Reverse];
+    let mut plans = Vec::new();
+    for (i, config) in GruConfig::all_variants(7, 17).into_iter().enumerate() {
+        let config = config.with_layers(1 + i % 2).with_direction(directions[i % 3]);
+        let shape = config.shape(5, 3).unwrap();
+        for mode in [Mode::Inference, Mode::Training] {
+            plans.push(Plan::with_options(&config, shape, mode, options, &caps).unwrap());
+        }
+        let head = if i % 2 == 0 { Head::every_step(4) } else { Head::last(4) };
+        let layout = ParamLayout::with_head(&config, head).unwrap();
+        let of = |mode, purpose| Plan::of_run(&layout, shape, mode, options, purpose, &caps);
+        plans.push(of(Mode::Inference, Purpose::Outputs).unwrap());
+        for loss in [Loss::MeanSquared, Loss::cross_entropy()] {
+            plans.push(of(Mode::Training, Purpose::Loss(loss)).unwrap());
+        }
+    }
+    plans.extend(
+        [true, false].map(|adam| Plan::of_update(1000, adam, Clip::None, &caps).unwrap().0),
+    );
+    plans
+}
+
+fn dispatches(plan: &Plan) -> impl Iterator<Item = &Dispatch> {
+    plan.forward().iter().chain(plan.backward()).flat_map(|stage| stage.dispatches().0)
+}
+
+#[test]
+fn a_dispatch_gives_its_kernel_all_that_it_takes() {
+    for plan in &plans() {
+        for dispatch in dispatches(plan) {
+            let kernel = dispatch.kernel;
+            assert_eq!(dispatch.bindings.len(), kernel.bindings.len());
+            assert_eq!(dispatch.args.len(), kernel.args.len());
+            assert_eq!(dispatch.constants.len(), kernel.constants.len());
+            assert!(kernel.args_size() <= ARGS_BLOCK, "{}", kernel.name);
+        }
+    }
+}
+
+/// A kernel that took f16 for f32, or flags for numbers, would compute nonsense without an error.
+#[test]
+fn what_is_bound_has_the_elements_that_the_kernel_reads() {
+    let mut u32s = 0;
+    for plan in &plans() {
+        for dispatch in dispatches(plan) {
+            for (slice, binding) in dispatch.bindings.iter().zip(dispatch.kernel.bindings) {
+                let spec = plan.spec(slice.buffer);
+                let what = format!("{} of {}, {plan}", binding.name, dispatch.kernel_name());
+                assert_eq!(slice.element, spec.element, "{what}");
+                assert!(slice.bytes() >= binding.min_size(), "{what}");
+                if binding.access == Access::ReadQuads {
+                    assert!(slice.bytes().is_multiple_of(binding.min_size()), "{what}");
+                }
+                // The loss reads numbers as their bits, from the binding that also takes classes.
+                if (dispatch.kernel_name(), binding.name) != ("loss", "targets") {
+                    assert_eq!(slice.element, binding.element, "{what}");
+                }
+                u32s += usize::from(slice.element == ElementType::U32);
+            }
+        }
+    }
+    assert!(u32s > 100, "{u32s}");
+}
+
+#[test]
+fn flags_classes_and_reports_are_u32_and_numbers_are_f32() {
+    for plan in &plans() {
+        for spec in plan.buffers() {
+            let is_classes = spec.name == "targets" && !spec.axes.ends_with("C]");
+            let of_update = plan.run.is_none() && ["partials", "reports"].contains(&&*spec.name);
+            let is_u32 = spec.name == "step_flags" || is_classes || of_update;
+            let expected = if is_u32 { ElementType::U32 } else { ElementType::F32 };
+            assert_eq!(spec.element, expected, "{} of {plan}", spec.name);
+        }
+    }
+}
+
+#[test]
+fn bytes_are_those_of_the_elements() {
+    for (element, size) in [(ElementType::F32, 4), (ElementType::F16, 2), (ElementType::U32, 4)] {
+        let mut buffers = Buffers::default();
+        let id = buffers.add("numbers", "[1000]", element, 1000, Role::Scratch);
+        let slice = buffers.slice(id, 64..164);
+        assert_eq!((slice.offset(), slice.bytes()), (64 * size, 100 * size));
+        let spec = &buffers.specs()[0];
+        assert_eq!((spec.bytes(), spec.byte_range(&(3..10))), (1000 * size, (3 * size, 7 * size)));
+    }
+}

@@ -1,0 +1,148 @@
+//! The tiles that the rules choose, for shapes and adapters of all kinds. A change here is a change
+//! of performance: measure it.
+
+use Recurrence::{Auto, Sequence, Step};
+use Reset::{After, Before};
+
+use super::*;
+use crate::plan::Limits;
+
+const fn caps(kib: u64, threads: u64, software: bool) -> DeviceCaps {
+    let limits = Limits {
+        max_compute_workgroup_storage_size: kib << 10,
+        max_compute_invocations_per_workgroup: threads,
+        ..Limits::WEBGPU_DEFAULT
+    };
+    DeviceCaps::new(limits, software)
+}
+
+const GPU: DeviceCaps = DeviceCaps::WEBGPU;
+const ROOMY: DeviceCaps = caps(48, 1024, false);
+const TIGHT: DeviceCaps = caps(8, 64, false);
+const SOFTWARE: DeviceCaps = caps(32, 1024, true);
+const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true);
+
+/// Of the forward and of the backward kernel: quads of units, split-K lanes, quads of rows, quads
+/// of k in the workgroup's memory, accumulators, and 1 for whole sequences.
+fn chosen(
+    caps: &DeviceCaps,
+    recurrence: Recurrence,
+    hidden: usize,
+    batch: usize,
+    reset: Reset,
+) -> Option<[[u32; 6]; 2]> {
+    let config = GruConfig::new(3, hidden).with_reset(reset);
+    let kernels = RecurrenceKernels::choose(&config, batch, recurrence, caps).ok()?;
+    Some([kernels.forward, kernels.backward].map(|kernel| {
+        let c = kernel.constants();
+        let is_sequence = matches!(kernel, RecurrenceKernel::Sequence(_));
+        assert_eq!(c.resident, u32::from(is_sequence));
+        [c.unit_quads, c.split_k, c.row_quads, c.depth_quads, c.accumulators, c.resident]
+    }))
+}
+
+#[test]
+fn the_recurrence_has_these_tiles() {
+    for (caps, recurrence, hidden, batch, reset, expected) in [
+        (GPU, Auto, 128, 5, After, Some([[32, 4, 1, 32, 3, 1], [32, 2, 1, 96, 3, 1]])),
+        (GPU, Auto, 128, 5, Before, Some([[32, 4, 1, 32, 2, 1], [32, 2, 1, 96, 3, 1]])),
+        (GPU, Auto, 129, 5, After, Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]])),
+        (GPU, Auto, 129, 5, Before, Some([[8, 16, 1, 32, 2, 0], [8, 16, 1, 32, 1, 0]])),
+        (GPU, Auto, 1, 1, After, Some([[1, 1, 1, 1, 3, 1], [1, 1, 1, 3, 3, 1]])),
+        (GPU, Auto, 1, 1, Before, Some([[1, 1, 1, 1, 2, 1], [1, 1, 1, 3, 3, 1]])),
+        (GPU, Auto, 7, 5, After, Some([[2, 1, 1, 2, 3, 1], [2, 2, 1, 6, 3, 1]])),
+        (GPU, Auto, 7, 5, Before, Some([[2, 1, 1, 2, 2, 1], [2, 2, 1, 6, 3, 1]])),
+        (GPU, Auto, 256, 128, After, Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]])),
+        (GPU, Auto, 256, 128, Before, Some([[8, 16, 1, 32, 2, 0], [8, 16, 1, 32, 1, 0]])),
+        (GPU, Step, 1024, 16, After, Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]])),
+        (GPU, Step, 1024, 16, Before, Some([[8, 16, 1, 32, 2, 0], [8, 16, 1, 32, 1, 0]])),
+        (GPU, Sequence, 64, 5, After, Some([[16, 8, 1, 16, 3, 1], [16, 8, 1, 48, 3, 1]])),
+        (GPU, Sequence, 64, 5, Before, Some([[16, 8, 1, 16, 2, 1], [16, 8, 1, 48, 3, 1]])),
+        (GPU, Sequence, 257, 5, After, None),
+        (GPU, Sequence, 257, 5, Before, None),
+        (ROOMY, Auto, 256, 127, After, Some([[8, 16, 1, 32, 3, 0], [8, 32, 1, 64, 1, 0]])),
+        (ROOMY, Auto, 256, 127, Before, Some([[8, 16, 1, 32, 2, 0], [8, 32, 1, 64, 1, 0]])),
+        (ROOMY, Auto, 256, 128, After, Some([[64, 8, 1, 64, 3, 1], [64, 4, 1, 192, 3, 1]])),
+        (ROOMY, Auto, 256, 128, Before, Some([[64, 8, 1, 64, 2, 1], [64, 4, 1, 192, 3, 1]])),
+        (ROOMY, Auto, 128, 16, After, Some([[32, 8, 1, 32, 3, 1], [32, 16, 1, 96, 3, 1]])),
+        (ROOMY, Auto, 128, 16, Before, Some([[32, 8, 1, 32, 2, 1], [32, 16, 1, 96, 3, 1]])),
+        (ROOMY, Sequence, 257, 1, After, Some([[65, 4, 1, 65, 3, 1], [65, 4, 1, 195, 3, 1]])),
+        (ROOMY, Sequence, 257, 1, Before, Some([[65, 8, 1, 65, 2, 1], [65, 4, 1, 195, 3, 1]])),
+        (ROOMY, Step, 7, 5, After, Some([[2, 2, 1, 2, 3, 0], [2, 6, 1, 6, 1, 0]])),
+        (ROOMY, Step, 7, 5, Before, Some([[2, 2, 1, 2, 2, 0], [2, 6, 1, 6, 1, 0]])),
+        (ROOMY, Step, 1024, 128, After, Some([[8, 16, 1, 32, 3, 0], [8, 32, 1, 64, 1, 0]])),
+        (ROOMY, Step, 1024, 128, Before, Some([[8, 16, 1, 32, 2, 0], [8, 32, 1, 64, 1, 0]])),
+        (TIGHT, Auto, 7, 5, After, Some([[2, 1, 1, 2, 3, 1], [2, 2, 1, 6, 3, 1]])),
+        (TIGHT, Auto, 7, 5, Before, Some([[2, 1, 1, 2, 2, 1], [2, 2, 1, 6, 3, 1]])),
+        (TIGHT, Auto, 64, 5, After, Some([[16, 4, 1, 16, 3, 1], [16, 2, 1, 48, 3, 1]])),
+        (TIGHT, Auto, 64, 5, Before, Some([[16, 4, 1, 16, 2, 1], [16, 2, 1, 48, 3, 1]])),
+        (TIGHT, Auto, 128, 5, After, Some([[4, 16, 1, 32, 3, 0], [4, 16, 1, 32, 1, 0]])),
+        (TIGHT, Auto, 128, 5, Before, Some([[4, 16, 1, 32, 2, 0], [4, 16, 1, 32, 1, 0]])),
+        (TIGHT, Step, 1024, 5, After, Some([[4, 16, 1, 32, 3, 0], [4, 16, 1, 32, 1, 0]])),
+        (TIGHT, Step, 1024, 5, Before, Some([[4, 16, 1, 32, 2, 0], [4, 16, 1, 32, 1, 0]])),
+        (TIGHT, Sequence, 129, 5, After, None),
+        (TIGHT, Sequence, 129, 5, Before, None),
+        (SOFTWARE, Auto, 256, 5, After, Some([[64, 1, 1, 64, 3, 1], [64, 1, 1, 192, 3, 1]])),
+        (SOFTWARE, Auto, 256, 5, Before, Some([[64, 1, 1, 64, 2, 1], [64, 1, 1, 192, 3, 1]])),
+        (SOFTWARE, Auto, 256, 16, After, Some([[64, 1, 1, 64, 3, 1], [64, 1, 1, 192, 3, 1]])),
+        (SOFTWARE, Auto, 256, 16, Before, Some([[64, 1, 2, 64, 2, 1], [64, 1, 1, 192, 3, 1]])),
+        (SOFTWARE, Auto, 257, 5, After, Some([[16, 1, 2, 32, 3, 0], [16, 1, 2, 32, 1, 0]])),
+        (SOFTWARE, Auto, 257, 5, Before, Some([[16, 1, 2, 32, 2, 0], [16, 1, 2, 32, 1, 0]])),
+        (SOFTWARE, Step, 64, 1, After, Some([[16, 1, 1, 16, 3, 0], [16, 1, 1, 32, 1, 0]])),
+        (SOFTWARE, Step, 64, 1, Before, Some([[16, 1, 1, 16, 2, 0], [16, 1, 1, 32, 1, 0]])),
+        (SOFTWARE, Step, 64, 5, After, Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]])),
+        (SOFTWARE, Step, 64, 5, Before, Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]])),
+        (TINY_SOFTWARE, Auto, 7, 16, After, Some([[2, 1, 2, 2, 3, 1], [2, 1, 2, 6, 3, 1]])),
+        (TINY_SOFTWARE, Auto, 7, 16, Before, Some([[2, 1, 2, 2, 2, 1], [2, 1, 2, 6, 3, 1]])),
+        (TINY_SOFTWARE, Auto, 64, 16, After, Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]])),
+        (TINY_SOFTWARE, Auto, 64, 16, Before, Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]])),
+        (TINY_SOFTWARE, Step, 64, 5, After, Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]])),
+        (TINY_SOFTWARE, Step, 64, 5, Before, Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]])),
+    ] {
+        let got = chosen(&caps, recurrence, hidden, batch, reset);
+        assert_eq!(got, expected, "{caps:?}, {recurrence}, H {hidden}, B {batch}, {reset:?}");
+    }
+}
+
+#[test]
+fn products_have_these_tiles() {
+    for (caps, mnk, expected, staged) in [
+        (GPU, [1, 1, 1], [8, 1, 2, 1], Some(4)),
+        (GPU, [64, 4, 9], [8, 1, 2, 1], Some(8)),
+        (GPU, [65, 4, 9], [32, 1, 2, 1], Some(8)),
+        (GPU, [8, 100, 9], [1, 32, 2, 2], Some(8)),
+        (GPU, [9, 16, 16], [32, 2, 2, 2], Some(8)),
+        (GPU, [9, 17, 4], [8, 8, 2, 2], Some(4)),
+        (GPU, [65, 65, 16], [8, 8, 2, 2], Some(16)),
+        (GPU, [1024, 1024, 3], [8, 8, 2, 2], Some(4)),
+        (GPU, [1200, 1300, 64], [8, 8, 2, 2], Some(16)),
+        (GPU, [2048, 2048, 512], [8, 8, 2, 2], Some(16)),
+        (GPU, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
+        (ROOMY, [1, 1, 1], [8, 1, 2, 1], Some(4)),
+        (ROOMY, [64, 4, 9], [8, 1, 2, 1], Some(8)),
+        (ROOMY, [65, 4, 9], [32, 1, 2, 1], Some(8)),
+        (ROOMY, [8, 100, 9], [1, 32, 2, 2], Some(8)),
+        (ROOMY, [9, 16, 16], [32, 2, 2, 2], Some(8)),
+        (ROOMY, [9, 17, 4], [8, 8, 2, 2], Some(4)),
+        (ROOMY, [65, 65, 16], [8, 8, 2, 2], Some(16)),
+        (ROOMY, [1024, 1024, 3], [8, 8, 2, 2], Some(4)),
+        (ROOMY, [1200, 1300, 64], [16, 16, 2, 2], Some(16)),
+        (ROOMY, [2048, 2048, 512], [16, 16, 2, 2], Some(16)),
+        (ROOMY, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
+        (SOFTWARE, [1, 1, 1], [8, 1, 2, 1], Some(4)),
+        (SOFTWARE, [64, 4, 9], [8, 1, 2, 1], Some(8)),
+        (SOFTWARE, [65, 4, 9], [32, 1, 2, 1], Some(8)),
+        (SOFTWARE, [8, 100, 9], [1, 32, 2, 2], Some(8)),
+        (SOFTWARE, [9, 16, 16], [32, 2, 2, 2], Some(8)),
+        (SOFTWARE, [9, 17, 4], [8, 8, 2, 2], Some(4)),
+        (SOFTWARE, [65, 65, 16], [8, 8, 4, 4], None),
+        (SOFTWARE, [1024, 1024, 3], [8, 8, 4, 4], None),
+        (SOFTWARE, [1200, 1300, 64], [8, 8, 4, 4], None),
+        (SOFTWARE, [2048, 2048, 512], [8, 8, 4, 4], None),
+        (SOFTWARE, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
+    ] {
+        let t = ProductTile::choose(mnk, &caps);
+        let got = [t.m_threads, t.n_threads, t.m_quads, t.n_quads];
+        assert_eq!((got, t.staged), (expected, staged), "{caps:?}, {mnk:?}");
+    }
+}
