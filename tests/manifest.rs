@@ -54,7 +54,16 @@ fn no_let_chains_are_used() {
 #[test]
 fn the_library_alone_draws_in_no_part_of_the_program() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--no-default-features", "-e", "normal", "--prefix", "none"])
+        .args([
+            "tree",
+            "-p",
+            "gru-wgpu",
+            "--no-default-features",
+            "-e",
+            "normal",
+            "--prefix",
+            "none",
+        ])
         .args(["--locked", "--offline"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
