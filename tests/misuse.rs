@@ -463,7 +463,8 @@ fn devices(t: &mut Table) {
         },
     );
     t.plain(
-        "Device::adapters Device::adapters_async Device::reason Device::is_adapter Device::adapter",
+        "Device::adapters Device::adapters_async Device::reason Device::is_adapter Device::adapter \
+         AdapterInfo::is_software",
         "all",
         || {
             let cpu = Device::cpu();
@@ -472,7 +473,7 @@ fn devices(t: &mut Table) {
                 block_on(Device::adapters_async()),
                 cpu.reason().len(),
                 cpu.is_adapter(),
-                cpu.adapter(),
+                cpu.adapter().map(|adapter| adapter.is_software()),
             )
         },
     );
@@ -1257,7 +1258,7 @@ fn public_functions() -> BTreeSet<String> {
     const PRIVATE: [&str; 4] = ["spec", "gpu", "model", "training"];
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let exported = exported(&std::fs::read_to_string(source.join("lib.rs")).unwrap());
-    let mut found = BTreeSet::new();
+    let mut found = BTreeSet::<String>::new();
     let mut add = |file: &Path, module: Option<&str>| {
         let text = std::fs::read_to_string(file).unwrap();
         let text = text.split("mod tests {").next().unwrap();

@@ -164,10 +164,9 @@ impl<'a> CheckpointWriter<'a> {
 /// an error.
 pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
     let Err(error) = saved else { return Ok(None) };
-    match error.downcast_ref::<gru_wgpu::Error>() {
-        Some(gru_wgpu::Error::Io { .. }) => Ok(Some(error)),
-        _ => Err(error),
-    }
+    let is_io = matches!(error.downcast_ref(), Some(gru_wgpu::Error::Io { .. }))
+        || error.root_cause().is::<std::io::Error>();
+    if is_io { Ok(Some(error)) } else { Err(error) }
 }
 
 /// Keeps what a run that diverged can be gone on from, and says what that is: the checkpoints that are there,
