@@ -482,7 +482,8 @@ fn devices(t: &mut Table) {
         },
     );
     t.plain(
-        "Device::adapters Device::adapters_async Device::reason Device::is_adapter Device::adapter",
+        "Device::adapters Device::adapters_async Device::reason Device::is_adapter Device::adapter \
+         AdapterInfo::is_software",
         "all",
         || {
             let cpu = Device::cpu();
@@ -491,7 +492,7 @@ fn devices(t: &mut Table) {
                 block_on(Device::adapters_async()),
                 cpu.reason().len(),
                 cpu.is_adapter(),
-                cpu.adapter(),
+                cpu.adapter().map(|adapter| adapter.is_software()),
             )
         },
     );
