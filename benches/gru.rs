@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
-use gru_wgpu::{Device, Gru, GruConfig, Init};
+use gru_wgpu::{Device, DeviceKind, Gru, GruConfig, Init};
 use ndarray::Array3;
 
 /// T, B, I, H: small, so that a software adapter comes to an end, and large.
@@ -21,11 +21,11 @@ const LARGE: [usize; 4] = [64, 32, 128, 256];
 fn devices() -> Vec<(&'static str, Device)> {
     let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
     let adapter = match word {
-        Some(word) => word.parse(),
+        Some(word) => word.parse::<DeviceKind>().and_then(DeviceKind::open),
         None => Device::gpu().or_else(|_| Device::software()),
     };
     let adapter = adapter.ok().filter(Device::is_adapter).map(|device| {
-        let software = device.adapter().is_some_and(|adapter| adapter.software);
+        let software = device.adapter().is_some_and(|adapter| adapter.is_software());
         (if software { "software adapter" } else { "gpu" }, device)
     });
     std::iter::once(("cpu", Device::cpu())).chain(adapter).collect()

@@ -5,12 +5,13 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use gru_wgpu::{Device, Gru, GruConfig, Init, Result};
+use gru_wgpu::{DeviceKind, Gru, GruConfig, Init, Result};
 use ndarray::Array3;
 
 fn main() -> Result<()> {
     let word = std::env::var("GRU_DEVICE").unwrap_or_default();
-    let device: Device = if word.is_empty() { Device::cpu() } else { word.parse()? };
+    let kind = if word.is_empty() { DeviceKind::Cpu } else { word.parse()? };
+    let device = kind.open()?;
     for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
         let mut words = line.split_whitespace();
         let (Some(mode), Some(shape), Some(repeats)) = (words.next(), words.next(), words.next())

@@ -4,7 +4,8 @@
 //   HUBER          Σ_c d² / 2, or δ (|d| − δ / 2)         d between −δ and δ, where d = o − t
 //   CROSS_ENTROPY  log Σ_c e^o_c − o_t                    softmax(o) − one-hot(t)
 //
-// both times the row's weight; where that is 0, 0 whatever the outputs are.
+// both times the row's weight; where that is 0, 0 whatever the outputs are. In evaluation the outputs stay as
+// they are, and of each row it says besides whether the largest output is that of its class.
 //
 // LANES threads share a row; a workgroup has as many rows as fit. The order of additions is fixed.
 
@@ -16,6 +17,7 @@ const THREADS: u32 = 64u;
 
 override LOSS: u32 = MEAN_SQUARED;
 override LANES: u32 = 1u; // a power of two
+override DIFFERENTIATE: bool = true; // or else evaluate
 
 struct Args {
     rows: u32,
@@ -27,7 +29,7 @@ struct Args {
 @group(0) @binding(1) var<storage, read_write> outputs: array<f32>; // [rows, C]
 @group(0) @binding(2) var<storage, read> targets: array<u32>; // [rows, C] of f32, or [rows] of classes
 @group(0) @binding(3) var<storage, read> weights: array<f32>; // [rows]
-@group(0) @binding(4) var<storage, read_write> losses: array<f32>; // [rows]
+@group(0) @binding(4) var<storage, read_write> losses: array<f32>; // [rows], or [rows, 2]: loss, correct
 
 var<workgroup> shares: array<f32, THREADS>;
 
@@ -65,8 +67,20 @@ fn largest_of_lanes(thread: u32, share: f32) -> f32 {
     return largest;
 }
 
-// A row past the end has no columns of its own, but meets the others at their barriers.
-fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) -> f32 {
+// 1 where the largest output is that of the class `wanted`, the first of several largest; NaN is not larger.
+fn correct_row(thread: u32, lane: u32, first: u32, wanted: u32, end: u32) -> f32 {
+    var larger_ones = 0.0;
+    for (var c = lane; c < end; c += LANES) {
+        let own = outputs[first + wanted];
+        let other = outputs[first + c];
+        larger_ones += select(1.0, 0.0, other < own || (other == own && c >= wanted));
+    }
+    return select(0.0, 1.0, sum_of_lanes(thread, larger_ones) == 0.0);
+}
+
+// The loss, and in evaluation 1 where the row is correct. A row past the end has no columns of its own, but
+// meets the others at their barriers.
+fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) -> vec2<f32> {
     var share = -0x1.fffffep127f; // the lowest number
     for (var c = lane; c < end; c += LANES) {
         share = larger(share, outputs[first + c]);
@@ -85,14 +99,18 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
     // Every lane has read that before one of them overwrites it.
     storageBarrier();
     let sum = sum_of_lanes(thread, share);
+    let loss = log(sum) - own;
+    if !DIFFERENTIATE {
+        return vec2<f32>(loss, correct_row(thread, lane, first, wanted, end));
+    }
     for (var c = lane; c < end; c += LANES) {
         let hot = select(0.0, 1.0, c == wanted);
         outputs[first + c] = weight * (exp(outputs[first + c] - largest) / sum - hot);
     }
-    return log(sum) - own;
+    return vec2<f32>(loss, 0.0);
 }
 
-fn differences(thread: u32, lane: u32, first: u32, end: u32, weight: f32) -> f32 {
+fn differences(thread: u32, lane: u32, first: u32, end: u32, weight: f32) -> vec2<f32> {
     let delta = bitcast<f32>(args.delta);
     var share = 0.0;
     for (var c = lane; c < end; c += LANES) {
@@ -101,13 +119,17 @@ fn differences(thread: u32, lane: u32, first: u32, end: u32, weight: f32) -> f32
             // NaN is neither above nor below, and stays.
             let near = select(select(d, -delta, d < -delta), delta, d > delta);
             share += near * (d - 0.5 * near);
-            outputs[first + c] = weight * near;
+            if DIFFERENTIATE {
+                outputs[first + c] = weight * near;
+            }
         } else {
             share += d * d;
-            outputs[first + c] = weight * (d + d);
+            if DIFFERENTIATE {
+                outputs[first + c] = weight * (d + d);
+            }
         }
     }
-    return sum_of_lanes(thread, share);
+    return vec2<f32>(sum_of_lanes(thread, share), 0.0);
 }
 
 @compute @workgroup_size(THREADS)
@@ -124,7 +146,7 @@ fn main(
         weight = weights[row];
     }
     let end = select(0u, args.width, weight != 0.0);
-    var loss: f32;
+    var loss: vec2<f32>;
     if LOSS == CROSS_ENTROPY {
         loss = softmax(thread, lane, first, row, end, weight);
     } else {
@@ -133,12 +155,18 @@ fn main(
     if row >= args.rows {
         return;
     }
-    if weight == 0.0 {
+    if weight == 0.0 && DIFFERENTIATE {
         for (var c = lane; c < args.width; c += LANES) {
             outputs[first + c] = 0.0;
         }
     }
     if lane == 0u {
-        losses[row] = select(weight * loss, 0.0, weight == 0.0);
+        let counted = select(vec2<f32>(weight * loss.x, loss.y), vec2<f32>(0.0), weight == 0.0);
+        if DIFFERENTIATE {
+            losses[row] = counted.x;
+        } else {
+            losses[2u * row] = counted.x;
+            losses[2u * row + 1u] = counted.y;
+        }
     }
 }

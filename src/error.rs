@@ -4,7 +4,11 @@ use std::ops::Range;
 
 use crate::fingerprint::DataFingerprint;
 
-use ndarray::{Array, Dimension, IntoDimension};
+mod allocate;
+mod cause;
+
+pub(crate) use allocate::{checked_len, try_array, try_grow, try_room, try_untouched, try_zeros};
+pub use cause::Cause;
 
 /// What can go wrong, one variant a cause.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -226,8 +230,10 @@ pub enum Error {
     Io {
         /// The file.
         path: String,
-        /// The system's words.
+        /// What could not be done, and the system's words.
         reason: String,
+        /// The system's error, where there is one.
+        source: Option<Cause>,
     },
 
     /// What a file holds is not what it should be, or is nothing that can be used. The file is named
@@ -250,9 +256,13 @@ pub enum Error {
         by: &'static str,
     },
 
-    /// A device word that is none of `auto`, `cpu`, `gpu`, `software`.
-    #[error("unknown device `{0}`; expected auto, cpu, gpu or software")]
+    /// A word that names no [`DeviceKind`](crate::DeviceKind).
+    #[error(
+        "unknown device `{0}`; expected auto, cpu, gpu or software, or gpu:0, gpu:1 and so on for one of \
+         several GPUs"
+    )]
     UnknownDevice(String),
+
     /// A word that names no recurrence.
     #[error("unknown kernel `{0}`; expected auto, step or sequence")]
     UnknownRecurrence(String),
@@ -268,13 +278,24 @@ pub enum Error {
         hint: &'static str,
     },
 
-    /// The driver would not open the adapter.
+    /// There are fewer hardware GPUs on this machine than the index asks for.
+    #[error("there is no gpu:{index} ({})", describe_adapters(found))]
+    NoGpuAt {
+        /// The index asked for, from 0.
+        index: usize,
+        /// What there is: each GPU after its index, then the other adapters.
+        found: Vec<String>,
+    },
+
+    /// The driver does not open the adapter.
     #[error("the adapter {adapter} would not open: {reason}")]
     OpenDevice {
         /// The adapter's name.
         adapter: String,
         /// The driver's words.
         reason: String,
+        /// wgpu's error, where there is one.
+        source: Option<Cause>,
     },
 
     /// The device was lost (driver reset, unplugged, destroyed). Nothing more can run on it.
@@ -311,13 +332,23 @@ pub enum Error {
     },
 
     /// The device or the host ran out of memory.
-    #[error("out of memory: {0}")]
-    OutOfMemory(String),
+    #[error("out of memory: {reason}")]
+    OutOfMemory {
+        /// What there is no memory for.
+        reason: String,
+        /// wgpu's error, or the allocator's, where there is one.
+        source: Option<Cause>,
+    },
 
     /// wgpu refused a call on a device that is not lost. This is a defect of this library; please
     /// report it.
-    #[error("wgpu reported an error: {0}")]
-    Gpu(String),
+    #[error("wgpu reported an error: {reason}")]
+    Gpu {
+        /// wgpu's words.
+        reason: String,
+        /// wgpu's error, where there is one.
+        source: Option<Cause>,
+    },
 
     /// A [`Tape`](crate::Tape) was given to a model other than the one that recorded it, or the
     /// parameters changed since.
@@ -421,71 +452,4 @@ pub(crate) fn check_shape(what: &str, expected: &[usize], got: &[usize]) -> Resu
         return Ok(());
     }
     Err(Error::Shape { what: what.to_owned(), expected: expected.to_vec(), got: got.to_vec() })
-}
-
-/// The product of `sizes`, or [`Error::Overflow`] where it does not fit `isize` bytes of f64.
-pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> {
-    const MAX: usize = isize::MAX as usize / size_of::<f64>();
-    sizes
-        .iter()
-        .try_fold(1usize, |product, &size| product.checked_mul(size))
-        .filter(|&len| len <= MAX)
-        .ok_or(Error::Overflow { what })
-}
-
-/// `len` zeros as the host clears them, page by page, when and where each is first touched: by many
-/// threads, and by one write where all is written anyway. Or [`Error::OutOfMemory`].
-pub(crate) fn try_untouched<A: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Vec<A>> {
-    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<A>(what, len))
-}
-
-/// An array of such zeros.
-///
-/// # Errors
-/// [`Error::Overflow`], [`Error::OutOfMemory`].
-pub(crate) fn try_array<A, D, S>(what: &'static str, shape: S) -> Result<Array<A, D>>
-where
-    A: bytemuck::Zeroable,
-    D: Dimension,
-    S: IntoDimension<Dim = D>,
-{
-    let shape = shape.into_dimension();
-    let zeros = try_untouched(what, checked_len(what, shape.slice())?)?;
-    Ok(Array::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
-}
-
-/// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
-pub(crate) fn try_zeros<F: ndarray::NdFloat>(what: &str, len: usize) -> Result<Vec<F>> {
-    let mut zeros = try_room(what, len)?;
-    zeros.resize(len, F::zero());
-    Ok(zeros)
-}
-
-/// Room for `len` values, or [`Error::OutOfMemory`] where the host has none.
-pub(crate) fn try_room<V>(what: &str, len: usize) -> Result<Vec<V>> {
-    let mut values = Vec::new();
-    match values.try_reserve_exact(len) {
-        Ok(()) => Ok(values),
-        Err(_) => Err(no_room::<V>(what, len)),
-    }
-}
-
-/// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the host
-/// has no room for them.
-pub(crate) fn try_grow<F: ndarray::NdFloat>(
-    what: &str,
-    numbers: &mut Vec<F>,
-    len: usize,
-) -> Result<()> {
-    let more = len.saturating_sub(numbers.len());
-    if numbers.try_reserve_exact(more).is_err() {
-        return Err(no_room::<F>(what, len));
-    }
-    numbers.resize(numbers.len() + more, F::zero());
-    Ok(())
-}
-
-fn no_room<F>(what: &str, len: usize) -> Error {
-    let bytes = len.saturating_mul(size_of::<F>());
-    Error::OutOfMemory(format!("{what} takes {bytes} bytes of the host's memory"))
 }

@@ -65,93 +65,85 @@
 //! ```text
 //! GruConfig + Shape ─▶ Plan: buffers and dispatches, as data ─▶ Session on a Gpu ─▶ y, gradients
 //! Params: one flat buffer, named ranges ──────────────┴─────▶ cpu, on its threads ─▶     │
-//! reference: the same contract in plain loops, the specification      Learner: loss, optimiser
+//! reference: the same contract in plain loops, the specification    Learner: loss, optimizer
 //! ```
 //!
-//! Forward, for each layer: one product x · W_ihᵀ over all steps (or as many as the adapter can bind the
-//! gates of), then the recurrence, which fuses the
-//! gates' recurrent products with the elementwise update, for all directions at once. Backward, for each
-//! layer from the last: the recurrence the other way, then one product each for dx, dW_ih and dW_hh, and
-//! column sums for the biases. The recurrence is walked in one of two ways ([`Recurrence`]), by the same
-//! kernels: a dispatch a step (two with reset before), its units spread over the device; or a dispatch for
-//! many steps, in which a workgroup makes all units of a few rows and what the weights are multiplied with
-//! stays in its own memory. The plan takes the second where H is at most 128, or 256 with many rows, and the
-//! adapter's workgroups have the memory (`plan/tiles.rs` has the rule and the tiles' sizes). What takes long is
-//! cut: no dispatch, and no submit of this library's own, is longer than a fraction of a second at the rate of a
-//! slow adapter of its kind. (An encoded [`ForwardPass`] is one pass; its caller submits it.) No float atomics and a fixed order of additions: the same inputs on the same adapter give the
-//! same bits.
+//! Forward, for each layer: one product x · W_ihᵀ over all steps (or over as many as the adapter can
+//! bind the gates of), then the recurrence, which fuses the gates' recurrent products with the
+//! elementwise update, for all directions at once. Backward, for each layer from the last: the
+//! recurrence the other way, then one product each for dx, dW_ih and dW_hh, and column sums for the
+//! biases. The recurrence has two kernel families ([`Recurrence`]): one dispatch for each step (two
+//! with reset before), its units spread over the device; or one dispatch for many steps, in which a
+//! workgroup computes all units of a few rows and keeps their states in its own memory. `plan/tiles.rs`
+//! chooses. Long work is cut: no dispatch, and no submit of this library's own, takes longer than a
+//! fraction of a second at the rate of a slow adapter of its kind. (An encoded [`ForwardPass`] is one
+//! compute pass; its caller submits it.) There are no float atomics and the order of additions is
+//! fixed: the same inputs on the same adapter give the same bits.
 //!
-//! Four buffers carry a layer's run. `states [3, L·D, B, H]`, for all layers: the first states, those
-//! that resets go back to, and the last. `h [D, T, B, H]`: the state that each step starts from, after
-//! a reset; without a backward pass the last two are enough. `gates [D, T, B, 4H]`: on a step's entry
-//! the input's products, then r, z, n and what n took from the past (`W_hn h + b_hn`, or `r ⊙ h` with
-//! reset before), and in backward the gradients of those, each in its own place. `y [T, B, D·H]`: what
-//! the layer puts out, the input of the next one. ([`RunOptions::recompute`] leaves room in gates for an eighth
-//! of the steps: the forward pass fills it again and again, and the backward pass runs each part forward
-//! once more before it goes back through it.) In backward `dstates` has the gradients of `states`
-//! in the same places: dh_n, which becomes the part of dh that needs no product, and in the end dh0.
-//! `step_flags [T, B]` says which steps are padding and which start afresh. x, y, h and gates have their
-//! axes T and B in the caller's order: the step kernels go by two strides, and to a matrix product the
-//! rows are rows.
+//! Four buffers carry a layer's run:
+//!
+//! - `states [3, L·D, B, H]`, for all layers: the first states, the reset states, the last states.
+//! - `h [D, T, B, H]`: the state that each step starts from, after a reset. Without a backward pass
+//!   the last two are enough.
+//! - `gates [D, T, B, 4H]`: before a step the input's products, after it r, z, n and what n took from
+//!   the past (`W_hn h + b_hn`, or `r ⊙ h` with reset before); in the backward pass their gradients, in
+//!   the same places. With [`RunOptions::recompute`] it holds an eighth of the steps: the backward pass
+//!   runs each eighth forward once more before it goes back through it.
+//! - `y [T, B, D·H]`: the layer's output, the input of the next one.
+//!
+//! In the backward pass `dstates` holds the gradients of `states` in the same places: dh_n, then the
+//! part of dh that needs no product, in the end dh0. `step_flags [T, B]` says which steps are padding
+//! and which start afresh. x, y, h and gates have their axes T and B in the caller's order: the step
+//! kernels take two strides, and to a matrix product the rows are rows.
 //!
 //! One call, end to end, on an adapter. [`Gru::forward_train`] checks the shapes and asks the model's
-//! `Runner` for a `Session` of that shape: one at rest, or a new one made from a [`plan::Plan`], which
-//! is first checked against the adapter's limits. It writes x, h0 and the marks to the session's
-//! buffers, queues the plan's forward stages and reads y and h_n. The session goes into the [`Tape`];
-//! [`Gru::backward`] writes dy and dh_n, queues the backward stages and reads the gradients. When the
-//! tape is dropped its session goes back to rest, ready for the next call. Those of the last 32 shapes rest
-//! while they hold 512 MiB at most, and the last two whatever they hold.
+//! session pool for a session of that shape: an idle one, or a new one made from a [`plan::Plan`], which
+//! is first checked against the adapter's limits. The executor writes x, h0 and the step flags, runs
+//! the plan's forward schedule and reads y and h_n. A run that no buffer of the device can hold is cut
+//! into chunks, one session each. The sessions go into the [`Tape`]; [`Gru::backward`] writes dy and
+//! dh_n, runs the backward schedules and reads the gradients. A dropped tape gives its sessions back to
+//! the pool, which keeps those of the last 32 shapes while they hold at most 512 MiB, and the last two
+//! whatever they hold.
 //!
-//! On the CPU the layers run in `cpu.rs`: weights packed once for each version of the parameters, the
-//! rows of a batch cut over threads, each of which takes its rows through all steps; a step's products
-//! and the elementwise update of 32 units (16 without AVX-512) at a time, in the nearest cache. After
-//! the steps of a backward pass come dx, dW_ih, dW_hh and the biases as products over all steps. The
-//! tape holds h, the gates and x. With [`RunOptions::recompute`] it holds h and x, and the backward pass
-//! takes an eighth of the steps at a time: their gates, all at once, for the states that they start
-//! from are known; the steps; the products. The bits do not depend on the number of threads.
+//! On the CPU the layers run in `cpu/`: the weights are packed once for each version of the parameters;
+//! threads take rows of the batch through all steps; products and the elementwise update go 32 units
+//! at a time (16 without AVX-512), in the nearest cache. After the steps of a backward pass come dx,
+//! dW_ih, dW_hh and the biases as products over all steps. The bits do not depend on the number of
+//! threads.
 //!
 //! A [`Stream`] is a session that lives on: from one step to the next the first and the last third of
 //! `states` change places, and nothing is copied or made. A [`ForwardPass`] is a session over a
-//! caller's buffers, which goes into the caller's encoder. What waits for the device, or in a browser
-//! for its errors, is async inside; the blocking calls are `block_on` of the same.
+//! caller's buffers, encoded into the caller's encoder. What waits for the device, or in a browser for
+//! its errors, is async inside; a blocking call is `block_on` of its async twin.
 //!
-//! # Where to change what
+//! # The layers
 //!
-//! | file | holds |
+//! A file imports from its own folder and from those above it in this table, never from one below
+//! (`tests/layers.rs` holds it):
+//!
+//! | layer | holds |
 //! |---|---|
-//! | `config.rs`, `batch.rs` | [`GruConfig`], [`Shape`], [`Batch`]: the variants; a run's input; validation |
-//! | `noise.rs` | what dropout and zoneout draw |
-//! | `params.rs` | [`ParamLayout`], [`Params`], [`Gradients`]; initialisation |
+//! | `error.rs`, `fingerprint.rs`, `process.rs` | [`Error`]; [`DataFingerprint`]; which process made something |
+//! | `spec/` | what is computed, as plain data: [`GruConfig`], [`Params`], [`Batch`], [`Head`], [`Loss`], [`Optimizer`], [`RunOptions`]; validation, initialisation, the draws of dropout |
+//! | `kernels/` | a row for each kernel of `shaders/*.wgsl`, held against the WGSL by reflection |
+//! | `plan/` | [`plan::Plan`], the schedule as data: buffers, dispatches, tiles, limits, by arithmetic alone |
 //! | `reference.rs` | [`mod@reference`]: forward and backward in plain loops, f32 and f64 |
-//! | `cpu.rs`, `cpu/` | the CPU device: layers and threads; `simd`, `product`, `steps` |
-//! | `shaders/*.wgsl`, `kernels.rs`, `kernels/` | the kernels, and a row for each that tests hold against the WGSL |
-//! | `plan.rs`, `plan/` | [`plan::Plan`]: buffers, stages, steps, products, head, update, limits and text, by arithmetic alone |
-//! | `adapter.rs`, `gpu.rs`, `pace.rs`, `transfer.rs` | an adapter; opened: pipelines and faults; how long submits take; upload, download, waiting |
-//! | `process.rs` | which process a device or the CPU's threads belong to, for one that forks |
-//! | `session.rs`, `runner.rs` | a plan made real, and run; the sessions a model keeps |
-//! | `pieces.rs` | how a run that is too large for one plan is cut |
-//! | `session/timed.rs`, `profile.rs` | the same run to be timed; [`Profile`]: where a run's time goes |
-//! | `options.rs` | [`RunOptions`]: how a model runs |
-//! | `device.rs`, `gru.rs`, `state.rs` | [`Device`], [`Gru`], [`Tape`], [`State`]: what a user holds |
-//! | `gru/adapter.rs` | its runs on an adapter, piece by piece |
-//! | `stream.rs`, `embed.rs` | [`Stream`]; [`Buffers`] and [`ForwardPass`]: inside a caller's program |
-//! | `formats.rs`, `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz` and `.npy` files; other frameworks' layouts |
-//! | `check.rs`, `check/` | [`mod@check`]: a device against the reference, for `gru check` and the tests |
-//! | `head.rs` | [`Head`]: a linear layer on a GRU |
-//! | `objective.rs` | [`Loss`], [`Targets`] |
-//! | `optim.rs` | [`Optimizer`], [`Clip`], [`Schedule`] |
-//! | `network.rs` | [`Network`]: a GRU with a linear head |
-//! | `learner.rs`, `learner/` | [`Learner`]: a network in training, on the host or an adapter |
-//! | `trainer.rs`, `trainer/` | [`Trainer`]: epochs over [`Example`]s, validated |
-//! | `checkpoint.rs`, `checkpoint/` | [`Checkpoint`]: all that training goes on from, in a file |
-//! | `main.rs`, `commands/` | the program `gru`, a file a command |
-//! | `examples/` | `gradient_flow`: how much of a gradient is left after many steps, and the picture of it; `own_loop`, `classify`: training |
-//! | `benches/` | the parts with criterion; a GPU beside cuDNN; what was measured, and what it taught |
+//! | `gpu/` | an open adapter, pipelines, transfers, waiting; a plan made real (session); idle sessions (pool) |
+//! | `cpu/` | the CPU device: packed weights, threads, vector code |
+//! | `model/` | what a user holds: [`Device`], [`Gru`], [`Tape`], [`State`], [`Stream`], [`Network`], [`ForwardPass`], [`Profile`]; the executor |
+//! | `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz`, `.npy`; other frameworks' layouts |
+//! | `training/` | [`Learner`], [`Trainer`], data sets, checkpoints |
+//! | `check/` | [`mod@check`]: a device against the reference |
 //!
-//! A new format is a file in `formats/` with a feature of its own, a round trip in `tests/roundtrips.rs`,
-//! a file by its own framework in `tests/models.rs`, hostile ones in `tests/hostile.rs` and a fuzz target.
-//! A new kernel is a file in `shaders/`, a row in `kernels.rs`, a stage in `plan/`, a twin in
-//! `reference.rs` and a comparison in `check/`.
+//! Beside the library: `cli/`, the program `gru`; `examples/`; `benches/`, and what was measured.
+//!
+//! - **A new kernel**: a file in `shaders/`, a row in `kernels/`, a stage in `plan/`, a twin in
+//!   `reference.rs`, a comparison in `check/`.
+//! - **A new kernel family of the recurrence**: the list at the head of `plan/tiles.rs`.
+//! - **A new format**: a file in `formats/` with a feature of its own, a round trip in
+//!   `tests/roundtrips.rs`, a file by its own framework in `tests/models.rs`, hostile ones in
+//!   `tests/hostile.rs`, and a fuzz target.
+//! - **A new command**: a file in `cli/src/commands/`.
 //!
 //! # Not supported yet
 //!
@@ -161,7 +153,7 @@
 //!   ONNX's `clip`; f16 on the device (files of it are read).
 //! - On the CPU one row's steps run on one thread unless H is in the hundreds: for less, threads would
 //!   wait for each other longer than they work.
-//! - A run whose x, y or states exceed what the adapter can bind is made in pieces ([`Gru::pieces`]), but
+//! - A run whose x, y or states exceed what the adapter can bind is made in chunks ([`Gru::chunks`]), but
 //!   refused, with the limit named, where it can be cut neither into steps (for it has two directions, or a
 //!   [`Learner`] trains it) nor into rows (for one alone is too much); and so are streams, and passes over a
 //!   caller's own buffers. (The gates, four times as large, are kept in several buffers, or made some steps
@@ -189,15 +181,14 @@
 //!
 //! # Features
 //!
+//! None is on by default: the library alone computes and trains.
+//!
 //! | feature | what it adds |
 //! |---|---|
-//! | `cli` (default) | the program `gru`, and all of the following |
-//! | `safetensors` | `formats::safetensors`: PyTorch's state dicts, and this crate's own files; [`Checkpoint`] |
+//! | `safetensors` | `formats::safetensors`: PyTorch's state dicts and this library's own files; [`Checkpoint`] |
 //! | `onnx` | `formats::onnx` |
 //! | `npy` | `formats::npy` and `formats::npz`: NumPy's files |
-//!
-//! A library user takes what is needed:
-//! `gru-wgpu = { version = "0.1", default-features = false, features = ["safetensors"] }`.
+//! | `serde` | `Serialize` and `Deserialize` on configurations |
 
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used))]
 
@@ -215,9 +206,9 @@ pub mod reference;
 mod spec;
 mod training;
 
-pub use error::{Error, MadeFrom, Result};
+pub use error::{Cause, Error, MadeFrom, Result};
 pub use fingerprint::DataFingerprint;
-pub use gpu::adapter::AdapterInfo;
+pub use gpu::adapter::{AdapterFeature, AdapterInfo, AdapterKind, Backend};
 pub use model::device::{Device, DeviceKind};
 pub use model::gru::{Gru, Output, Tape};
 pub use model::interop::{Buffers, ForwardPass};
@@ -235,7 +226,7 @@ pub use spec::params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 #[cfg(feature = "safetensors")]
 pub use training::checkpoint::Checkpoint;
 pub use training::dataset::{Dataset, Example, Target, TargetArray, TrainingBatch};
-pub use training::learner::{Learner, LearnerConfig, LearnerState, StepMetrics};
+pub use training::learner::{Learner, LearnerConfig, LearnerState, LossGradient, StepMetrics};
 pub use training::progress::{Best, DataFingerprints, Event, Progress, StopReason};
 pub use training::sampler::Order;
 pub use training::trainer::{Trainer, TrainerConfig};

@@ -1,5 +1,5 @@
-//! Which process something belongs to. After a fork the child has copies of its parent's handles, and
-//! none of the threads that would answer: a call that waits for one would wait for ever.
+//! [`ProcessGuard`]: the process that something belongs to. After a fork the child has copies of its
+//! parent's handles and none of its threads: a call that waits for one would wait for ever.
 
 use crate::error::{Error, Result};
 
@@ -14,15 +14,15 @@ impl ProcessGuard {
         Self(if cfg!(target_family = "wasm") { 0 } else { std::process::id() })
     }
 
-    /// Whether this is another process, forked from that one.
-    pub fn is_left(self) -> bool {
+    /// Whether this is another process, forked from the guard's.
+    pub fn is_forked(self) -> bool {
         self != Self::here()
     }
 
-    /// `Ok` in that process alone.
+    /// `Ok` in the guard's process alone.
     ///
     /// # Errors
-    /// [`Error::Forked`], with `what` belongs there.
+    /// [`Error::Forked`]; `what` belongs to the guard's process.
     pub fn check(self, what: &'static str) -> Result<()> {
         match Self::here() {
             here if here == self => Ok(()),

@@ -575,7 +575,7 @@ impl<'a, F: NdFloat> Cell<'a, F> {
     }
 }
 
-fn activate<F: NdFloat>(kind: Activation, a: F) -> F {
+pub(crate) fn activate<F: NdFloat>(kind: Activation, a: F) -> F {
     let (zero, one) = (F::zero(), F::one());
     match kind {
         Activation::Sigmoid => one / (one + (-a).exp()),

@@ -13,7 +13,7 @@ use gru_wgpu::{
     Batch, Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerConfig, LearnerState, Loss,
     Network, Optimizer, ParamLayout, Params, check,
 };
-use ndarray::Array3;
+use ndarray::{Array2, Array3};
 use pollster::block_on;
 
 /// For an executor that moves futures between threads.
@@ -80,6 +80,66 @@ fn devices_open_and_are_checked_asynchronously() {
     drop((sendable(check::run_async(device)), sendable(check::Part::Models.run_async(device))));
 }
 
+/// The threads of this process that wait for a device, by their numbers.
+#[cfg(target_os = "linux")]
+fn waiting_threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let named = |task: &std::path::Path| {
+        // One that has ended meanwhile has no name any more.
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "gru-wait")
+    };
+    let waiting = tasks.filter(|task| named(&task.path()));
+    waiting.map(|task| task.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// All other tests of this file await the same device.
+#[cfg(target_os = "linux")]
+#[test]
+fn all_who_await_a_device_share_one_thread_that_ends_with_it() {
+    let gru = gru(common::adapter());
+    let inputs: Vec<_> = (0..16).map(|seed| random3([60, 20, 3], seed)).collect();
+    let expected: Vec<_> = inputs.iter().map(|x| gru.forward(x).unwrap()).collect();
+    let mut futures: Vec<_> = inputs.iter().map(|x| Box::pin(gru.forward_async(x))).collect();
+    let mut outputs: Vec<_> = futures.iter().map(|_| None).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    let all = std::future::poll_fn(|context| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
+            if output.is_none() {
+                match future.as_mut().poll(context) {
+                    std::task::Poll::Ready(done) => *output = Some(done.unwrap()),
+                    std::task::Poll::Pending => {}
+                }
+            }
+        }
+        seen.extend(waiting_threads());
+        match outputs.iter().all(Option::is_some) {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        }
+    });
+    block_on(all);
+    for (output, expected) in outputs.iter().zip(&expected) {
+        assert_eq!(output.as_ref(), Some(expected));
+    }
+    // One after the other, too.
+    for (x, expected) in inputs.iter().zip(&expected) {
+        assert_eq!(&block_on(gru.forward_async(x)).unwrap(), expected);
+        seen.extend(waiting_threads());
+    }
+    assert!(seen.len() <= 1, "{seen:?}");
+
+    let own = common::adapter().with_default_limits().unwrap();
+    block_on(self::gru(&own).forward_async(&inputs[0])).unwrap();
+    let others = waiting_threads().into_iter().filter(|thread| !seen.contains(thread));
+    let others: Vec<_> = others.collect();
+    assert!(others.len() <= 1, "{others:?}");
+    drop(own);
+    // A thread that has ended is still listed for a moment.
+    while others.iter().any(|thread| waiting_threads().contains(thread)) {
+        std::thread::yield_now();
+    }
+}
+
 struct NoWaker;
 
 impl Wake for NoWaker {
@@ -140,18 +200,42 @@ fn a_learner_is_the_same_either_way() {
             one.step(&x, targets.view()).unwrap();
             block_on(sendable(other.step_async(&x, targets.view()))).unwrap();
         }
-        one.flush().unwrap();
-        block_on(sendable(other.flush_async())).unwrap();
+        one.apply().unwrap();
+        block_on(sendable(other.apply_async())).unwrap();
         let reports = one.metrics().unwrap();
         assert_eq!(reports.len(), 3);
         assert_eq!(block_on(sendable(other.metrics_async())).unwrap(), reports);
         let outputs = one.forward(&x).unwrap();
         assert_eq!(block_on(sendable(other.forward_async(&x))).unwrap(), outputs);
+        let evaluation = one.evaluate(&x, targets.view()).unwrap();
+        let awaited = other.evaluate_async(&x, targets.view());
+        assert_eq!(block_on(sendable(awaited)).unwrap(), evaluation);
+        let gradient = one.gradient().unwrap();
+        assert_eq!(block_on(sendable(other.gradient_async())).unwrap(), gradient);
+        one.accumulate(&x, targets.view()).unwrap();
+        block_on(sendable(other.accumulate_async(&x, targets.view()))).unwrap();
+        let gradient = one.gradient().unwrap();
+        assert_eq!(block_on(sendable(other.gradient_async())).unwrap(), gradient);
+        one.set_gradient(&gradient).unwrap();
+        block_on(sendable(other.set_gradient_async(&gradient))).unwrap();
+        let loss = one.step_with_loss(&x, targets.view()).unwrap();
+        let awaited = other.step_with_loss_async(&x, targets.view());
+        assert_eq!(block_on(sendable(awaited)).unwrap(), loss);
+        let outputs = one.forward(&x).unwrap();
+        assert_eq!(block_on(sendable(other.params_async())).unwrap(), one.params().unwrap());
         let state: LearnerState = one.state().unwrap();
         assert_eq!(block_on(sendable(other.state_async())).unwrap(), state);
         drop(sendable(Learner::resume_async(state.clone(), training, &device)));
         let network = block_on(sendable(other.into_network_async())).unwrap();
         assert_eq!(block_on(sendable(network.forward_async(&x))).unwrap(), outputs);
+        let mean_squared = Loss::MeanSquared;
+        let evaluation = network.evaluate(&mean_squared, &x, targets.view()).unwrap();
+        let awaited = network.evaluate_async(&mean_squared, &x, targets.view());
+        assert_eq!(block_on(sendable(awaited)).unwrap(), evaluation);
+        let sequences = [Array2::ones((4, 3)), Array2::ones((2, 3))];
+        let each = network.forward_each(&sequences, 2).unwrap();
+        let awaited = network.forward_each_async(&sequences, 2);
+        assert_eq!(block_on(sendable(awaited)).unwrap(), each);
         let again = block_on(sendable(Network::new_async(state.params, &device))).unwrap();
         assert_eq!(again.forward(&x).unwrap(), outputs);
     }

@@ -462,7 +462,7 @@ fn a_network_comes_back_from_its_file_and_from_a_checkpoint() {
     let (_folder, path) = place();
     let checkpoint = checkpoint();
     let params = &checkpoint.state.params;
-    let options = safetensors::LoadOptions::new;
+    let options = safetensors::SafetensorsOptions::new;
     safetensors::save_network(&path, params).unwrap();
     assert_eq!(safetensors::load_network(&path, &options()).unwrap(), *params);
     assert_eq!(safetensors::prefixes(&path).unwrap(), ["gru."]);

@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::error::Error as _;
+
 use common::devices;
-use gru_wgpu::{Batch, Bias, Device, Error, Gru, GruConfig, Init, Params};
+use gru_wgpu::{Batch, Bias, Device, DeviceKind, Error, Gru, GruConfig, Init, Params};
 use ndarray::{Array2, Array3, s};
 
 fn zeros(shape: [usize; 3]) -> Array3<f32> {
@@ -185,8 +187,62 @@ fn names_and_devices_that_do_not_exist_are_refused() {
         params.get("bias_ih_l0").unwrap_err().to_string(),
         "no parameter is named `bias_ih_l0`; this model has weight_ih_l0, weight_hh_l0"
     );
-    let error = "cuda".parse::<Device>().unwrap_err();
-    assert_eq!(error.to_string(), "unknown device `cuda`; expected auto, cpu, gpu or software");
+    let error = "cuda".parse::<DeviceKind>().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "unknown device `cuda`; expected auto, cpu, gpu or software, or gpu:0, gpu:1 and so on for one of \
+         several GPUs"
+    );
+}
+
+#[test]
+fn devices_are_named_by_words_and_opened_by_index() {
+    for word in ["auto", "cpu", "gpu", "gpu:0", "gpu:17", "software"] {
+        assert_eq!(word.parse::<DeviceKind>().unwrap().to_string(), word);
+    }
+    let adapters = Device::adapters();
+    let gpus = adapters.iter().take_while(|adapter| !adapter.is_software()).count();
+    assert!(adapters[gpus..].iter().all(gru_wgpu::AdapterInfo::is_software), "software comes last");
+    for (index, adapter) in adapters[..gpus].iter().enumerate() {
+        let device = DeviceKind::GpuAt(index).open().unwrap();
+        assert_eq!(device.adapter().unwrap().to_string(), adapter.to_string());
+    }
+    let all = Device::all();
+    assert_eq!(all[0].to_string(), "cpu");
+    let opened: Vec<_> = all[1..].iter().map(|device| device.adapter().unwrap().name).collect();
+    let names: Vec<_> = adapters.iter().map(|adapter| adapter.name.clone()).collect();
+    assert_eq!(opened, names);
+
+    let error = Device::gpu_at(gpus).unwrap_err();
+    assert_eq!(error, pollster::block_on(Device::gpu_at_async(gpus)).unwrap_err());
+    let Error::NoGpuAt { index, found } = &error else { panic!("{error}") };
+    assert_eq!((*index, found.len()), (gpus, adapters.len()));
+    let told = error.to_string();
+    assert!(told.starts_with(&format!("there is no gpu:{gpus} (")), "{told}");
+    for (index, adapter) in adapters.iter().enumerate() {
+        let index = if index < gpus { format!("gpu:{index} = ") } else { String::new() };
+        assert!(told.contains(&format!("{index}{adapter}")), "{told}");
+    }
+}
+
+#[test]
+fn errors_keep_the_error_that_they_come_from() {
+    let error = gru_wgpu::formats::npy::load("no such file.npy").unwrap_err();
+    let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    let source = source.expect("the system's error");
+    assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
+    assert!(error.to_string().ends_with(&source.to_string()), "{error}");
+    assert_eq!(error.clone(), error);
+    assert!(error.clone().source().is_some());
+
+    // No address space is as large.
+    let error = Params::<f32>::zeros(&GruConfig::new(1 << 20, 1 << 24)).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    let source = error.source().map(|source| source.is::<std::collections::TryReserveError>());
+    assert_eq!(source, Some(true));
+
+    let error = Params::<f32>::zeros(&GruConfig::new(0, 1)).unwrap_err();
+    assert!(error.source().is_none());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use ndarray::Array3;
 /// Runs `work` in a forked child, and gives what it returns; 99 after a panic, `None` when it hangs.
 #[allow(unsafe_code, reason = "fork has no safe form")]
 fn in_child(work: impl FnOnce() -> i32) -> Option<i32> {
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIME_LIMIT: Duration = Duration::from_secs(60);
     // SAFETY: the child runs `work` on the one thread it has, which takes no lock that a thread of the
     // parent may have held: the test's other threads sleep in the harness, the library's and the
     // driver's have nothing to do, and glibc and macOS make their allocators ready for a fork. It leaves
@@ -36,7 +36,7 @@ fn in_child(work: impl FnOnce() -> i32) -> Option<i32> {
         if ended == child {
             return Some(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 98 });
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIME_LIMIT {
             // SAFETY: the child has not been waited for, so the number is still its own.
             unsafe { libc::kill(child, libc::SIGKILL) };
             // SAFETY: as above.
@@ -79,6 +79,8 @@ fn refuses(device: &Device) {
     let state = tape.state().unwrap();
     gru.step(&mut stream, one.view(), y.view_mut()).unwrap();
     learner.step(&x, &classes[..]).unwrap();
+    // From here on a thread of the parent's polls an adapter for whoever awaits it.
+    pollster::block_on(gru.forward_async(&x)).unwrap();
     let in_the_child = in_child(|| {
         let (_, other) = match gru.forward_train(&x) {
             Err(error) => (Err::<(), _>(error), tape),
@@ -86,6 +88,7 @@ fn refuses(device: &Device) {
         };
         let outcomes = vec![
             gru.forward(&x).map(drop),
+            pollster::block_on(gru.forward_async(&x)).map(drop),
             gru.forward_from(&state, &x).map(drop),
             gru.forward_train(Batch::batch_first(x.view())).map(drop),
             gru.backward(other, Some(output.y.view()), None).map(drop),
@@ -138,9 +141,11 @@ fn a_forked_child_is_told_what_belongs_to_its_parent() {
     // The last handle of a device goes in the child.
     let last = adapter().with_default_limits().unwrap();
     forward(&last).unwrap();
+    let gru = Gru::new(config(), Init::Uniform, 1, &last).unwrap();
+    pollster::block_on(gru.forward_async(&random3([4, 2, 3], 1))).unwrap();
     let ended = in_child(move || {
         let refused = i32::from(last.with_default_limits().is_ok());
-        drop(last);
+        drop((gru, last));
         refused
     });
     assert_eq!(ended, Some(0));

@@ -1,6 +1,7 @@
 //! Files that the fuzzers kept for what they reach, or for what they found: each is read or refused. How
 //! they were made is in `tests/fuzz/README.md`.
 
+use std::io::Cursor;
 use std::path::Path;
 
 use gru_wgpu::formats::{npy, onnx, safetensors};
@@ -28,7 +29,7 @@ fn check_finite(params: &Params) {
 #[test]
 fn safetensors_files() {
     let read = |path: &Path, prefix| {
-        let options = safetensors::LoadOptions::new().with_prefix(prefix);
+        let options = safetensors::SafetensorsOptions::new().with_prefix(prefix);
         safetensors::load(path, &options).map(|params| check_finite(&params))
     };
     let (files, good) = read_all("safetensors", |path| read(path, None).or(read(path, Some("a"))));
@@ -38,10 +39,14 @@ fn safetensors_files() {
 #[test]
 fn onnx_files() {
     let read = |path: &Path, node| {
-        let model = onnx::load(path, &onnx::LoadOptions::new().with_node(node))?;
+        let model = onnx::load(path, &onnx::OnnxOptions::new().with_node(node))?;
         check_finite(&model.params);
-        let written = onnx::encode(&model.params, &onnx::Inputs::new())?;
-        assert_eq!(onnx::read(&written, &onnx::LoadOptions::new())?.params, model.params);
+        let mut written = Vec::new();
+        onnx::write(&mut written, &model.params, &onnx::Inputs::new())?;
+        assert_eq!(
+            onnx::read(Cursor::new(&written), &onnx::OnnxOptions::new())?.params,
+            model.params
+        );
         Ok(())
     };
     let (files, good) = read_all("onnx", |path| read(path, None).or(read(path, Some("Y0"))));

@@ -67,11 +67,20 @@ fn bounded<T>(len: usize, read: impl FnOnce() -> T) -> T {
 }
 
 fn read_safetensors(bytes: &[u8]) -> Result<Params, Error> {
-    bounded(bytes.len(), || safetensors::read(Cursor::new(bytes), &safetensors::LoadOptions::new()))
+    bounded(bytes.len(), || {
+        safetensors::read(Cursor::new(bytes), &safetensors::SafetensorsOptions::new())
+    })
 }
 
-fn read_onnx(bytes: &[u8]) -> Result<onnx::Model, Error> {
-    bounded(bytes.len(), || onnx::read(bytes, &onnx::LoadOptions::new()))
+/// The bytes of an ONNX model.
+fn onnx_bytes(params: &Params, inputs: &onnx::Inputs) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    onnx::write(&mut bytes, params, inputs)?;
+    Ok(bytes)
+}
+
+fn read_onnx(bytes: &[u8]) -> Result<onnx::OnnxModel, Error> {
+    bounded(bytes.len(), || onnx::read(Cursor::new(bytes), &onnx::OnnxOptions::new()))
 }
 
 /// The reason for which a file is refused, on one line.
@@ -165,7 +174,7 @@ fn small_checkpoint() -> Checkpoint {
 fn damaged_networks_are_read_or_refused() {
     let params = small_checkpoint().state.params;
     let bytes = saved(|path| safetensors::save_network(path, &params).unwrap());
-    let options = safetensors::LoadOptions::new();
+    let options = safetensors::SafetensorsOptions::new();
     let read = |bytes: &[u8]| {
         bounded(bytes.len(), || safetensors::read_network(Cursor::new(bytes), &options))
     };
@@ -231,7 +240,7 @@ fn checkpoints_that_lie() {
 
 #[test]
 fn damaged_onnx_is_read_or_refused() {
-    let bytes = onnx::encode(&small(), &onnx::Inputs::new().with_h0(true)).unwrap();
+    let bytes = onnx_bytes(&small(), &onnx::Inputs::new().with_h0(true)).unwrap();
     let mut refusals = 0;
     damaged(&bytes, |bytes| match read_onnx(bytes) {
         Ok(_) => {}
@@ -259,7 +268,7 @@ fn damaged_arrays_are_read_or_refused() {
     let whole = saved(|path| npz::save(path, &params(), str::to_owned).unwrap());
     for len in (0..whole.len()).step_by(7) {
         std::fs::write(&path, &whole[..len]).unwrap();
-        let options = npz::LoadOptions::new();
+        let options = npz::NpzOptions::new();
         refused(bounded(len, || npz::load(&path, &config, str::to_owned, &options)));
     }
 }
@@ -409,23 +418,23 @@ fn weights_that_are_no_numbers_are_refused_unless_asked_for() {
             message.contains(&format!("element 4 of `bias_hh_l1_reverse` is {odd}")),
             "{message}"
         );
-        let options = safetensors::LoadOptions::new().with_non_finite(true);
+        let options = safetensors::SafetensorsOptions::new().with_non_finite(true);
         let back = safetensors::read(Cursor::new(&bytes), &options).unwrap();
         assert_eq!(bits(&back), bits(&params));
 
-        let bytes = onnx::encode(&params, &onnx::Inputs::new()).unwrap();
+        let bytes = onnx_bytes(&params, &onnx::Inputs::new()).unwrap();
         let message = refused(read_onnx(&bytes));
         assert!(message.contains("the GRU node `gru_l1`: element 54 of `B` is"), "{message}");
-        let options = onnx::LoadOptions::new().with_non_finite(true);
-        assert_eq!(bits(&onnx::read(&bytes, &options).unwrap().params), bits(&params));
+        let options = onnx::OnnxOptions::new().with_non_finite(true);
+        assert_eq!(bits(&onnx::read(Cursor::new(&bytes), &options).unwrap().params), bits(&params));
 
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("odd.npz");
         npz::save(&path, &params, str::to_owned).unwrap();
         let config = params.layout().config();
-        let load = |options: &npz::LoadOptions| npz::load(&path, config, str::to_owned, options);
-        assert!(refused(load(&npz::LoadOptions::new())).contains("element 4 of"));
-        let back = load(&npz::LoadOptions::new().with_non_finite(true)).unwrap();
+        let load = |options: &npz::NpzOptions| npz::load(&path, config, str::to_owned, options);
+        assert!(refused(load(&npz::NpzOptions::new())).contains("element 4 of"));
+        let back = load(&npz::NpzOptions::new().with_non_finite(true)).unwrap();
         assert_eq!(bits(&back), bits(&params));
     }
 }
@@ -676,7 +685,7 @@ fn external_data_stays_in_the_models_folder() {
         let external = [int(14, 1), entry("location", location), more].concat();
         let path = folder.join("model.onnx");
         std::fs::write(&path, with_tensor(tensor("W", &[1, 3, 2], 1, external), 0)).unwrap();
-        onnx::load(&path, &onnx::LoadOptions::new()).map(|_| ())
+        onnx::load(&path, &onnx::OnnxOptions::new()).map(|_| ())
     };
     for location in ["w", "data/w", "inside"] {
         load(location, &[]).unwrap();
@@ -707,9 +716,9 @@ fn external_data_stays_in_the_models_folder() {
     let linked = directory.path().join("linked.onnx");
     std::os::unix::fs::symlink("model/model.onnx", &linked).unwrap();
     load("w", &[]).unwrap();
-    assert!(onnx::load(&linked, &onnx::LoadOptions::new()).is_err(), "`w` is not beside the link");
+    assert!(onnx::load(&linked, &onnx::OnnxOptions::new()).is_err(), "`w` is not beside the link");
     std::os::unix::fs::symlink("model/w", directory.path().join("w")).unwrap();
-    onnx::load(&linked, &onnx::LoadOptions::new()).unwrap();
+    onnx::load(&linked, &onnx::OnnxOptions::new()).unwrap();
 }
 
 #[test]
@@ -790,7 +799,7 @@ fn archives_that_lie() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("bomb.npz");
     let config = GruConfig::pytorch(3, 5);
-    let load = || npz::load(&path, &config, str::to_owned, &npz::LoadOptions::new());
+    let load = || npz::load(&path, &config, str::to_owned, &npz::NpzOptions::new());
     let write = |name: &str, bytes: &[u8]| {
         let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
         let options = zip::write::SimpleFileOptions::default()
@@ -810,7 +819,7 @@ fn archives_that_lie() {
     write("weights.npy", b"");
     assert!(refused(load()).contains("there is no array `weight_ih_l0`"));
     let vast = GruConfig::pytorch(1 << 20, 1 << 20);
-    let load_vast = || npz::load(&path, &vast, |_| "weights".to_owned(), &npz::LoadOptions::new());
+    let load_vast = || npz::load(&path, &vast, |_| "weights".to_owned(), &npz::NpzOptions::new());
     refused(bounded(len, load_vast));
 }
 
@@ -821,8 +830,8 @@ fn files_that_cannot_be_opened() {
     let missing = directory.path().join("missing");
     for path in [&missing, &directory.path().to_owned()] {
         for message in [
-            refused(safetensors::load(path, &safetensors::LoadOptions::new())),
-            refused(onnx::load(path, &onnx::LoadOptions::new())),
+            refused(safetensors::load(path, &safetensors::SafetensorsOptions::new())),
+            refused(onnx::load(path, &onnx::OnnxOptions::new())),
             refused(npy::load(path)),
             refused(npz::load_arrays(path, ["x"])),
         ] {

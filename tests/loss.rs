@@ -1,4 +1,4 @@
-//! Devices destroyed at any moment of any kind of call, and waits that run out of patience.
+//! Devices destroyed at any moment of any kind of call, and waits that reach their limit.
 //!
 //! `GRU_FAULTS` says how many devices of each kind of call are destroyed; a few, where it is not set.
 
@@ -252,9 +252,9 @@ fn a_wait_ends_at_its_limit_and_the_model_works_on() {
     let (own, _) = open();
     let device = own.clone().with_wait_limit(Duration::ZERO);
     let new = |device: &Device| Gru::new(GruConfig::pytorch(24, 64), Init::Uniform, 1, device);
-    let (gru, patient) = (new(&device).unwrap(), new(&own).unwrap());
+    let (gru, unlimited) = (new(&device).unwrap(), new(&own).unwrap());
     let x = random3([300, 4, 24], 1);
-    let expected = patient.forward(&x).unwrap();
+    let expected = unlimited.forward(&x).unwrap();
     let mut y = Array3::zeros(expected.y.raw_dim());
     let mut streams = [(); 2].map(|()| gru.stream(4, &[300]).unwrap());
     let [blocking, awaiting] = &mut streams;
@@ -262,7 +262,7 @@ fn a_wait_ends_at_its_limit_and_the_model_works_on() {
     let what = "a step of a stream";
     assert_eq!(error, Error::Timeout { what, limit: Duration::ZERO });
     assert_eq!(error.to_string(), "waited 0ns for a step of a stream; the device has not finished");
-    patient.forward(&x).unwrap();
+    unlimited.forward(&x).unwrap();
     let awaited = gru.step_async(awaiting, x.view(), y.view_mut());
     assert_eq!(pollster::block_on(awaited), Err(Error::Timeout { what, limit: Duration::ZERO }));
     for stream in &mut streams {
@@ -275,7 +275,7 @@ fn a_wait_ends_at_its_limit_and_the_model_works_on() {
         Err(error) => assert!(matches!(error, Error::Timeout { what: "results", .. }), "{error}"),
     }
     // The same device, waited for: right results after all that.
-    assert_eq!(patient.forward(&x).unwrap(), expected);
-    let patience = own.with_wait_limit(Duration::MAX);
-    assert_eq!(gru.to(&patience).unwrap().forward(&x).unwrap(), expected);
+    assert_eq!(unlimited.forward(&x).unwrap(), expected);
+    let longest = own.with_wait_limit(Duration::MAX);
+    assert_eq!(gru.to(&longest).unwrap().forward(&x).unwrap(), expected);
 }

@@ -215,7 +215,7 @@ fn values(t: &mut Table) {
             )
         },
     );
-    t.plain("Options::with_recurrence Options::with_recompute", "each", || {
+    t.plain("RunOptions::with_recurrence RunOptions::with_recompute", "each", || {
         RunOptions::default().with_recurrence(Recurrence::Sequence).with_recompute(true)
     });
 }
@@ -290,7 +290,7 @@ fn batches(t: &mut Table) {
 
 /// Optimisers, schedules, losses: settings that make no sense.
 fn settings(t: &mut Table) {
-    t.row("Moments::zeros", "no memory for it", Refused, || OptimizerState::zeros(HUGE / 8));
+    t.row("OptimizerState::zeros", "no memory for it", Refused, || OptimizerState::zeros(HUGE / 8));
     t.plain("Optimizer::sgd Optimizer::adam", "as they are", || {
         (Optimizer::sgd(), Optimizer::adam())
     });
@@ -298,10 +298,10 @@ fn settings(t: &mut Table) {
         t.row("Optimizer::adamw Optimizer::validate", "no decay", Refused, || {
             Optimizer::adamw(decay).validate()
         });
-        t.row("Training::validate", "no learning rate", Refused, || {
+        t.row("LearnerConfig::validate", "no learning rate", Refused, || {
             LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), decay).validate()
         });
-        t.row("Training::with_clip", "no bound", Refused, || {
+        t.row("LearnerConfig::with_clip", "no bound", Refused, || {
             training().with_clip(Clip::Norm(decay as f32)).validate()
         });
     }
@@ -320,25 +320,25 @@ fn settings(t: &mut Table) {
             let schedule = Schedule::cosine(updates);
             [0, 1, updates, u64::MAX].map(|step| schedule.share(step))
         });
-        t.plain("Training::rate", "any step", || {
+        t.plain("LearnerConfig::rate", "any step", || {
             training().with_schedule(Schedule::cosine(updates)).rate(u64::MAX)
         });
     }
-    t.plain("Training::new Training::with_schedule Loss::cross_entropy", "NaN", || {
+    t.plain("LearnerConfig::new LearnerConfig::with_schedule Loss::cross_entropy", "NaN", || {
         LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), f64::NAN)
             .with_schedule(Schedule::default())
     });
-    t.row("Training::with_accumulation", "none", Refused, || {
+    t.row("LearnerConfig::with_accumulation", "none", Refused, || {
         training().with_accumulation(0).validate()
     });
-    t.row("Training::with_accumulation", "no end of them", Back, || {
+    t.row("LearnerConfig::with_accumulation", "no end of them", Back, || {
         training().with_accumulation(HUGE).validate()
     });
     for (epochs, batch) in [(0, 1), (1, 0)] {
-        t.row("Regime::new Regime::validate", "nothing", Back, || {
+        t.row("TrainerConfig::new TrainerConfig::validate", "nothing", Back, || {
             TrainerConfig::new(epochs, batch).validate()
         });
-        t.plain("Regime::updates", "of nothing and of much", || {
+        t.plain("TrainerConfig::updates", "of nothing and of much", || {
             let regime = TrainerConfig::new(epochs, batch);
             (
                 regime.updates(0, 0),
@@ -348,7 +348,7 @@ fn settings(t: &mut Table) {
             )
         });
     }
-    t.plain("Regime::with_seed Regime::with_patience", "0", || {
+    t.plain("TrainerConfig::with_seed TrainerConfig::with_patience", "0", || {
         TrainerConfig::new(1, 1).with_seed(0).with_patience(0)
     });
     t.plain("Evaluation::accuracy Evaluation::is_better_than", "of nothing", || {
@@ -378,7 +378,7 @@ fn plans(t: &mut Table) {
         for mode in [Mode::Inference, Mode::Training] {
             for recompute in [false, true] {
                 let options = RunOptions::default().with_recompute(recompute);
-                t.row("plan::Plan::with_options plan::Machine::new", what, Refused, || {
+                t.row("plan::Plan::with_options plan::DeviceCaps::new", what, Refused, || {
                     let machine = DeviceCaps::new(Limits::WEBGPU_DEFAULT, true);
                     Plan::with_options(&config(), shape, mode, options, &machine)
                 });
@@ -437,6 +437,12 @@ fn devices(t: &mut Table) {
     t.row("Device::gpu Device::gpu_async", "where there may be none", Back, || {
         Device::gpu().and(block_on(Device::gpu_async()))
     });
+    t.row("Device::gpu_at Device::gpu_at_async", "one that no machine has", Refused, || {
+        Device::gpu_at(usize::MAX).and(block_on(Device::gpu_at_async(usize::MAX)))
+    });
+    t.plain("Device::all Device::all_async", "as they are", || {
+        (Device::all(), block_on(Device::all_async()))
+    });
     t.row("Device::software Device::software_async", "where there may be none", Back, || {
         Device::software().and(block_on(Device::software_async()))
     });
@@ -470,8 +476,18 @@ fn devices(t: &mut Table) {
             )
         },
     );
-    for word in ["", "CPU", "cpu ", "gpu\0"] {
-        t.row("", "a word for a device", Refused, || word.parse::<Device>());
+    for word in [
+        "",
+        "CPU",
+        "cpu ",
+        "gpu\0",
+        "gpu:",
+        "gpu:-1",
+        "gpu:+1",
+        "gpu:1 ",
+        "gpu:99999999999999999999",
+    ] {
+        t.row("", "a word for a device", Refused, || word.parse::<DeviceKind>());
         t.row("", "a word for a recurrence", Refused, || word.parse::<Recurrence>());
     }
 }
@@ -599,7 +615,7 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     let mut shape = gru.config().shape(2, 2).unwrap();
     shape.hidden = HUGE;
     t.row("Gru::plan", "a shape of another model", Refused, || gru.plan(shape, Mode::Training));
-    t.row("Gru::pieces", "a shape of another model", Refused, || gru.chunks(shape, Mode::Training));
+    t.row("Gru::chunks", "a shape of another model", Refused, || gru.chunks(shape, Mode::Training));
     t.row("Gru::to Gru::to_async", "where it is already", Fine, || {
         gru.to(device).and(block_on(gru.to_async(device)))
     });
@@ -810,6 +826,9 @@ fn learning(t: &mut Table, device: &Device) {
         ("all at a time", vec![sequence(2, 3)], HUGE, Fine),
     ] {
         t.row("Network::forward_each", what, wanted, || network.forward_each(&sequences, batch));
+        t.row("Network::forward_each_async", what, wanted, || {
+            block_on(network.forward_each_async(&sequences, batch))
+        });
     }
     let mut learner = Learner::new(headed(Head::last(2)), training(), device).unwrap();
     let values = Array2::<f32>::zeros((2, 2));
@@ -822,7 +841,21 @@ fn learning(t: &mut Table, device: &Device) {
     ] {
         t.row("Learner::step", what, Refused, || learner.step(&x, classes));
         t.row("Learner::step_async", what, Refused, || block_on(learner.step_async(&x, classes)));
+        t.row("Learner::accumulate Learner::accumulate_async", what, Refused, || {
+            block_on(learner.accumulate_async(&x, classes))?;
+            learner.accumulate(&x, classes)
+        });
+        t.row("Learner::step_with_loss Learner::step_with_loss_async", what, Refused, || {
+            block_on(learner.step_with_loss_async(&x, classes))?;
+            learner.step_with_loss(&x, classes)
+        });
         t.row("Learner::evaluate", what, Refused, || learner.evaluate(&x, classes));
+        t.row("Learner::evaluate_async", what, Refused, || {
+            block_on(learner.evaluate_async(&x, classes))
+        });
+        t.row("Network::evaluate_async", what, Refused, || {
+            block_on(network.evaluate_async(&Loss::cross_entropy(), &x, classes))
+        });
         t.row("Network::evaluate", what, Refused, || {
             network.evaluate(&Loss::cross_entropy(), &x, classes)
         });
@@ -835,12 +868,23 @@ fn learning(t: &mut Table, device: &Device) {
         block_on(learner.forward_async(&empty)).map(drop)?;
         learner.forward(&empty)
     });
-    t.row("Learner::flush Learner::flush_async", "of no batch", Fine, || {
-        learner.flush()?;
-        block_on(learner.flush_async())
+    t.row("Learner::apply Learner::apply_async", "of no batch", Fine, || {
+        learner.apply()?;
+        block_on(learner.apply_async())
+    });
+    let mut gradient = learner.gradient().unwrap();
+    t.row("Learner::gradient Learner::gradient_async", "of no batch", Fine, || {
+        block_on(learner.gradient_async())
+    });
+    let mut another = Learner::new(headed(Head::last(3)), training(), device).unwrap();
+    let of_another = another.gradient().unwrap();
+    t.row("LossGradient::add", "of another model", Refused, || gradient.add(&of_another));
+    t.row("Learner::set_gradient Learner::set_gradient_async", "of another model", Refused, || {
+        block_on(learner.set_gradient_async(&of_another))?;
+        learner.set_gradient(&of_another)
     });
     t.row(
-        "Learner::reports Learner::reports_async Learner::updates Learner::training",
+        "Learner::metrics Learner::metrics_async Learner::updates Learner::config",
         "of none",
         Fine,
         || {
@@ -858,7 +902,7 @@ fn learning(t: &mut Table, device: &Device) {
         let evaluated = network.evaluate(&Loss::cross_entropy(), x, targets);
         stepped.and(evaluated.map(|_| ())).and(network.forward(x).map(|_| ()))
     });
-    t.row("Learner::step Learner::reports", "NaN", Refused, || {
+    t.row("Learner::step Learner::metrics", "NaN", Refused, || {
         let mut learner = Learner::new(headed(Head::last(2)), training(), device)?;
         learner.step(&Array3::from_elem((4, 2, 3), f32::NAN), &[0, 1][..])?;
         learner.metrics()
@@ -878,10 +922,13 @@ fn learning(t: &mut Table, device: &Device) {
         );
     }
     t.row(
-        "Learner::state Learner::state_async Learner::with_options",
+        "Learner::state Learner::state_async Learner::params Learner::params_async \
+         Learner::with_options",
         "after all errors",
         Fine,
         || {
+            let params = (learner.params()?, block_on(learner.params_async())?);
+            assert_eq!(params.0, params.1);
             let state = (learner.state()?, block_on(learner.state_async())?);
             let _ = Learner::resume(state.0.clone(), training(), device)?
                 .with_options(RunOptions::default());
@@ -943,7 +990,7 @@ fn trainers(t: &mut Table, device: &Device) {
         )
     });
     t.row(
-        "Trainer::learner Trainer::regime Trainer::position Trainer::best",
+        "Trainer::learner Trainer::config Trainer::progress Trainer::best",
         "of nothing",
         Fine,
         || {
@@ -952,13 +999,19 @@ fn trainers(t: &mut Table, device: &Device) {
             Ok((trainer.learner().updates(), at))
         },
     );
-    t.row("DataSet::of Trainer::data Trainer::with_data", "other examples", Refused, || {
-        let none = DataFingerprint::of(&[]);
-        let mut other = trainer()?.with_data(Some(DataFingerprints { train: none, valid: none }));
-        assert!(other.data().is_some());
-        other.run(&[good()], &[], go_on)
-    });
-    t.row("Trainer::look_every", "never", Fine, || {
+    t.row(
+        "DataFingerprint::of Trainer::data Trainer::with_data",
+        "other examples",
+        Refused,
+        || {
+            let none = DataFingerprint::of(&[]);
+            let mut other =
+                trainer()?.with_data(Some(DataFingerprints { train: none, valid: none }));
+            assert!(other.data().is_some());
+            other.run(&[good()], &[], go_on)
+        },
+    );
+    t.row("Trainer::metrics_every", "never", Fine, || {
         let mut trainer = trainer()?;
         trainer.metrics_every(0);
         trainer.run(&[good()], &[], go_on)
@@ -995,16 +1048,16 @@ fn files(t: &mut Table) {
         t.row("formats::npy::load_as", what, Refused, || npy::load_as::<ndarray::Ix3>(path));
         t.row("formats::npy::load_lengths", what, Refused, || npy::load_lengths(path));
         t.row("formats::npz::load", what, Refused, || {
-            npz::load(path, &config, same, &npz::LoadOptions::new())
+            npz::load(path, &config, same, &npz::NpzOptions::new())
         });
         t.row("formats::npz::load_arrays", what, Refused, || npz::load_arrays(path, ["a", "b"]));
-        t.row("formats::onnx::load", what, Refused, || onnx::load(path, &onnx::LoadOptions::new()));
+        t.row("formats::onnx::load", what, Refused, || onnx::load(path, &onnx::OnnxOptions::new()));
         t.row("formats::onnx::names", what, Refused, || onnx::names(path));
         t.row("formats::safetensors::load", what, Refused, || {
-            safetensors::load(path, &safetensors::LoadOptions::new())
+            safetensors::load(path, &safetensors::SafetensorsOptions::new())
         });
         t.row("formats::safetensors::load_network", what, Refused, || {
-            safetensors::load_network(path, &safetensors::LoadOptions::new())
+            safetensors::load_network(path, &safetensors::SafetensorsOptions::new())
         });
         t.row("formats::safetensors::prefixes", what, Refused, || safetensors::prefixes(path));
     }
@@ -1014,26 +1067,42 @@ fn files(t: &mut Table) {
             Checkpoint::read_from(Cursor::new(&bytes))
         });
         t.row("formats::npy::read", what, Refused, || npy::read(Cursor::new(&bytes)));
+        t.row("formats::npy::read_as", what, Refused, || {
+            npy::read_as::<ndarray::Ix3>(Cursor::new(&bytes))
+        });
+        t.row("formats::npy::read_lengths", what, Refused, || {
+            npy::read_lengths(Cursor::new(&bytes))
+        });
+        t.row("formats::npz::read", what, Refused, || {
+            npz::read(Cursor::new(&bytes), &config, same, &npz::NpzOptions::new())
+        });
+        t.row("formats::npz::read_arrays", what, Refused, || {
+            npz::read_arrays(Cursor::new(&bytes), ["a", "b"])
+        });
+        t.row("formats::onnx::read_names", what, Refused, || onnx::read_names(Cursor::new(&bytes)));
+        t.row("formats::safetensors::read_prefixes", what, Refused, || {
+            safetensors::read_prefixes(Cursor::new(&bytes))
+        });
         t.row("formats::onnx::read", what, Refused, || {
-            onnx::read(&bytes, &onnx::LoadOptions::new())
+            onnx::read(Cursor::new(&bytes), &onnx::OnnxOptions::new())
         });
         t.row("formats::safetensors::read", what, Refused, || {
-            safetensors::read(Cursor::new(&bytes), &safetensors::LoadOptions::new())
+            safetensors::read(Cursor::new(&bytes), &safetensors::SafetensorsOptions::new())
         });
         t.row("formats::safetensors::read_network", what, Refused, || {
-            safetensors::read_network(Cursor::new(&bytes), &safetensors::LoadOptions::new())
+            safetensors::read_network(Cursor::new(&bytes), &safetensors::SafetensorsOptions::new())
         });
     }
     t.plain(
-        "formats::npz::Options::new formats::npz::Options::with_non_finite formats::onnx::Options::new \
-         formats::onnx::LoadOptions::with_node formats::onnx::LoadOptions::with_non_finite \
-         formats::safetensors::LoadOptions::new formats::safetensors::LoadOptions::with_prefix \
-         formats::safetensors::LoadOptions::with_non_finite",
+        "formats::npz::NpzOptions::new formats::npz::NpzOptions::with_non_finite formats::onnx::OnnxOptions::new \
+         formats::onnx::OnnxOptions::with_node formats::onnx::OnnxOptions::with_non_finite \
+         formats::safetensors::SafetensorsOptions::new formats::safetensors::SafetensorsOptions::with_prefix \
+         formats::safetensors::SafetensorsOptions::with_non_finite",
         "odd names",
         || {
-            let npz = npz::LoadOptions::new().with_non_finite(true);
-            let onnx = onnx::LoadOptions::new().with_node("\0").with_non_finite(true);
-            (npz, onnx, safetensors::LoadOptions::new().with_prefix("").with_non_finite(true))
+            let npz = npz::NpzOptions::new().with_non_finite(true);
+            let onnx = onnx::OnnxOptions::new().with_node("\0").with_non_finite(true);
+            (npz, onnx, safetensors::SafetensorsOptions::new().with_prefix("").with_non_finite(true))
         },
     );
     t.plain(
@@ -1058,8 +1127,21 @@ fn files(t: &mut Table) {
     t.row("formats::onnx::save", "no such folder", Refused, || {
         onnx::save(&nowhere, &params, &inputs)
     });
-    t.row("formats::onnx::encode", "of one unit", Fine, || {
-        onnx::encode(&Params::zeros(&GruConfig::new(1, 1))?, &inputs)
+    t.row("formats::onnx::write", "of one unit", Fine, || {
+        onnx::write(Vec::new(), &Params::zeros(&GruConfig::new(1, 1))?, &inputs)
+    });
+    t.row("formats::npy::write", "nothing", Fine, || npy::write(Vec::new(), array.view()));
+    t.row("formats::npz::write", "one name for all", Refused, || {
+        npz::write(Cursor::new(Vec::new()), &params, |_| "a".to_owned())
+    });
+    t.row("formats::npz::write_arrays", "nothing", Fine, || {
+        npz::write_arrays(Cursor::new(Vec::new()), [])
+    });
+    t.row("formats::safetensors::write", "of one unit", Fine, || {
+        safetensors::write(Vec::new(), &Params::zeros(&GruConfig::new(1, 1))?)
+    });
+    t.row("formats::safetensors::write_network", "no head", Refused, || {
+        safetensors::write_network(Vec::new(), &params)
     });
     t.row("formats::safetensors::save", "no such folder", Refused, || {
         safetensors::save(&nowhere, &params)
@@ -1067,17 +1149,23 @@ fn files(t: &mut Table) {
     t.row("formats::safetensors::save_network", "no head", Refused, || {
         safetensors::save_network(folder.path().join("h"), &params)
     });
-    t.row("formats::safetensors::save_gradients", "no such folder", Refused, || {
-        let trace = reference::forward_train(&params, zeros([1, 1, 3]).view())?;
-        let gradients = reference::backward(
-            &params,
-            zeros([1, 1, 3]).view(),
-            &trace,
-            Some(zeros([1, 1, 5]).view()),
-            None,
-        )?;
-        safetensors::save_gradients(&nowhere, &gradients)
-    });
+    t.row(
+        "formats::safetensors::save_gradients formats::safetensors::write_gradients",
+        "no such folder",
+        Refused,
+        || {
+            let trace = reference::forward_train(&params, zeros([1, 1, 3]).view())?;
+            let gradients = reference::backward(
+                &params,
+                zeros([1, 1, 3]).view(),
+                &trace,
+                Some(zeros([1, 1, 5]).view()),
+                None,
+            )?;
+            safetensors::write_gradients(Vec::new(), &gradients)?;
+            safetensors::save_gradients(&nowhere, &gradients)
+        },
+    );
     cells(t);
 }
 
@@ -1145,49 +1233,39 @@ fn checks(t: &mut Table) {
 
 /// The public functions of the sources: `Type::name`, with the module before it where that is public.
 fn public_functions() -> BTreeSet<String> {
-    /// Each file that declares or extends public types, with the path that its items are known by.
-    const PUBLIC: [(&str, &str); 32] = [
-        ("adapter", ""),
-        ("batch", ""),
-        ("check", "check::"),
-        ("checkpoint", ""),
-        ("config", ""),
-        ("device", ""),
-        ("embed", ""),
-        ("gru", ""),
-        ("head", ""),
-        ("kernels", "kernels::"),
+    /// The files of public modules that have public items, and the path that those are known by.
+    const MODULES: [(&str, &str); 14] = [
+        ("check/mod", "check::"),
+        ("kernels/mod", "kernels::"),
         ("kernels/training", "kernels::"),
-        ("learner", ""),
-        ("network", ""),
-        ("objective", ""),
-        ("optim", ""),
-        ("options", ""),
-        ("params", ""),
-        ("plan", "plan::"),
+        ("plan/mod", "plan::"),
         ("plan/display", "plan::"),
         ("plan/limits", "plan::"),
-        ("profile", ""),
         ("reference", "reference::"),
-        ("state", ""),
-        ("stream", ""),
-        ("trainer", ""),
-        ("trainer/examples", ""),
         ("formats/cell", "formats::"),
         ("formats/npy", "formats::npy::"),
         ("formats/npz", "formats::npz::"),
-        ("formats/onnx", "formats::onnx::"),
+        ("formats/onnx/mod", "formats::onnx::"),
+        ("formats/onnx/node", "formats::onnx::"),
         ("formats/onnx/write", "formats::onnx::"),
         ("formats/safetensors", "formats::safetensors::"),
     ];
-    let mut found: BTreeSet<String> =
-        ["formats::quote", "formats::write_whole"].map(str::to_owned).into();
-    for (file, path) in PUBLIC {
-        let text =
-            std::fs::read_to_string(Path::new("src").join(file).with_extension("rs")).unwrap();
+    /// How a type that is not public is declared.
+    const KEPT: [&str; 5] =
+        ["struct ", "enum ", "pub(crate) struct ", "pub(crate) enum ", "pub(super) struct "];
+    /// The private modules, whose types lib.rs exports.
+    const PRIVATE: [&str; 4] = ["spec", "gpu", "model", "training"];
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let exported = exported(&std::fs::read_to_string(source.join("lib.rs")).unwrap());
+    let mut found = BTreeSet::<String>::new();
+    let mut add = |file: &Path, module: Option<&str>| {
+        let text = std::fs::read_to_string(file).unwrap();
         let text = text.split("mod tests {").next().unwrap();
-        let own = |kind: &str, name: &str| {
-            text.lines().any(|line| line.starts_with(&format!("{kind}{name}")))
+        let is_declared = |kinds: &[&str], name: &str| {
+            text.lines().any(|line| {
+                let name_on = kinds.iter().find_map(|kind| line.strip_prefix(kind));
+                name_on.is_some_and(|rest| identifier(rest) == name)
+            })
         };
         let mut of = None;
         for line in text.lines() {
@@ -1196,22 +1274,18 @@ fn public_functions() -> BTreeSet<String> {
                     .split_once('>')
                     .filter(|_| rest.starts_with('<'))
                     .map_or(rest, |(_, after)| after);
-                let name: String =
-                    rest.trim_start().chars().take_while(|c| c.is_alphanumeric()).collect();
-                // Types that this file keeps to itself, or to the crate.
-                let kept = [
-                    "struct ",
-                    "enum ",
-                    "pub(crate) struct ",
-                    "pub(crate) enum ",
-                    "pub(super) struct ",
-                ];
-                let is_kept = kept.iter().any(|kind| {
-                    [" ", "<", ";", "("].iter().any(|end| own(kind, &format!("{name}{end}")))
-                });
-                of = (!is_kept).then_some(name);
+                let name = identifier(rest.trim_start());
+                // Types of the file alone, or of the crate, may have an exported one's name.
+                let is_kept = is_declared(&KEPT, &name);
+                of = match module {
+                    _ if is_kept => None,
+                    _ if exported.contains(&name) => Some(name),
+                    Some(module) if is_declared(&["pub struct ", "pub enum "], &name) => {
+                        Some(format!("{module}{name}"))
+                    }
+                    _ => None,
+                };
             }
-            let indented = line.starts_with("    ");
             let function = line
                 .trim_start()
                 .strip_prefix("pub ")
@@ -1219,18 +1293,44 @@ fn public_functions() -> BTreeSet<String> {
             let Some(function) = function.and_then(|rest| rest.strip_prefix("fn ")) else {
                 continue;
             };
-            let name: String =
-                function.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            // Of `Params`, which lies at the top, wherever it is extended.
-            match (indented, &of) {
-                (false, _) => drop(found.insert(format!("{path}{name}"))),
-                (true, Some(of)) if of == "Params" => drop(found.insert(format!("Params::{name}"))),
-                (true, Some(of)) => drop(found.insert(format!("{path}{of}::{name}"))),
-                (true, None) => {}
+            let name = identifier(function);
+            // `pub fn forward, forward_async(` makes both.
+            let twin = function[name.len()..].starts_with(", ").then(|| format!("{name}_async"));
+            for name in std::iter::once(name).chain(twin) {
+                match (line.starts_with("    "), &of, module) {
+                    (true, Some(of), _) => drop(found.insert(format!("{of}::{name}"))),
+                    (false, _, Some(module)) => drop(found.insert(format!("{module}{name}"))),
+                    _ => {}
+                }
+            }
+        }
+    };
+    for (file, module) in MODULES {
+        add(&source.join(file).with_extension("rs"), Some(module));
+    }
+    let mut folders = PRIVATE.map(|folder| source.join(folder)).to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            match entry.unwrap().path() {
+                path if path.is_dir() => folders.push(path),
+                path => add(&path, None),
             }
         }
     }
     found
+}
+
+/// The letters, digits and underscores that a text starts with.
+fn identifier(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// The names in the `pub use` lines of lib.rs.
+fn exported(text: &str) -> BTreeSet<String> {
+    let uses = text.split("pub use ").skip(1).map(|rest| rest.split(';').next().unwrap());
+    uses.flat_map(|names| names.split(|c: char| !c.is_alphanumeric() && c != '_'))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]

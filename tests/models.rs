@@ -60,7 +60,7 @@ impl Expected {
 #[test]
 fn grus_of_torch_state_dicts() {
     let load = |file: &str, prefix: &str| {
-        let options = safetensors::LoadOptions::new().with_prefix(prefix);
+        let options = safetensors::SafetensorsOptions::new().with_prefix(prefix);
         safetensors::load(path(file), &options).unwrap()
     };
     let params = load("torch_speech.safetensors", "encoder.gru");
@@ -75,7 +75,7 @@ fn grus_of_torch_state_dicts() {
     assert_eq!(params.layout().config().bias, Bias::None);
     Expected::load("torch_speech.small").check("nn.GRU, no bias", &params);
     for name in ["torch_f16", "torch_bf16"] {
-        let options = safetensors::LoadOptions::new();
+        let options = safetensors::SafetensorsOptions::new();
         let file = path(&format!("{name}.safetensors"));
         Expected::load(name).check(name, &safetensors::load(file, &options).unwrap());
     }
@@ -88,7 +88,7 @@ fn several_grus_are_listed() {
     let found = ["decoder.", "encoder.gru.", "small."].map(str::to_owned).to_vec();
     assert_eq!(safetensors::prefixes(&file).unwrap(), found);
     for asked in [None, Some("lstm"), Some("encoder"), Some("")] {
-        let options = safetensors::LoadOptions::new().with_prefix(asked);
+        let options = safetensors::SafetensorsOptions::new().with_prefix(asked);
         let error = safetensors::load(&file, &options).unwrap_err();
         let message = error.to_string();
         assert!(message.contains("`decoder.`, `encoder.gru.`, `small.`"), "{message}");
@@ -104,7 +104,7 @@ fn stacks_of_torch_exports() {
     for exporter in ["old", "new", "old_unfolded", "new_dynamic"] {
         let load = |name: &str| {
             let name = format!("torch_{exporter}_{name}");
-            (onnx::load(path(&format!("{name}.onnx")), &onnx::LoadOptions::new()).unwrap(), name)
+            (onnx::load(path(&format!("{name}.onnx")), &onnx::OnnxOptions::new()).unwrap(), name)
         };
         let (model, name) = load("denoiser");
         assert_eq!(*model.params.layout().config(), GruConfig::pytorch(3, 5).with_layers(2));
@@ -117,7 +117,7 @@ fn stacks_of_torch_exports() {
         let file = path(&format!("{name}.onnx"));
         assert_eq!(onnx::names(&file).unwrap(), [whole.as_str()]);
         let with =
-            |node: &str| onnx::load(&file, &onnx::LoadOptions::new().with_node(node)).unwrap();
+            |node: &str| onnx::load(&file, &onnx::OnnxOptions::new().with_node(node)).unwrap();
         assert_eq!(with(&whole), model);
         let second = with(&model.nodes[1]).params;
         assert_eq!(*second.layout().config(), GruConfig::pytorch(5, 5));
@@ -139,7 +139,7 @@ fn nodes_of_onnx() {
         ("onnx_plain", Reset::Before, Bias::None),
         ("onnx_layout", Reset::Before, Bias::None), // in double precision
     ] {
-        let model = onnx::load(path(&format!("{name}.onnx")), &onnx::LoadOptions::new()).unwrap();
+        let model = onnx::load(path(&format!("{name}.onnx")), &onnx::OnnxOptions::new()).unwrap();
         let expected = GruConfig::pytorch(3, 5).with_reset(reset).with_bias(bias);
         assert_eq!(*model.params.layout().config(), expected, "{name}");
         let expected = Expected::load(name);

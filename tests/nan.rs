@@ -6,6 +6,7 @@ mod common;
 use common::{devices, random3};
 use gru_wgpu::{
     Batch, Bias, Direction, Gru, GruConfig, Init, Output, Recurrence, Reset, RunOptions, Update,
+    reference,
 };
 use ndarray::{Array2, Array3, Axis, s};
 
@@ -75,6 +76,35 @@ fn nan_in_x_or_h0_comes_out_in_its_own_row_alone() {
         let got = run(&clean, &start);
         assert_others_are(&what, &got.y, &y);
         assert_all_nan(&what, got.y.slice(s![1.., ROW, ..]));
+    }
+}
+
+/// An infinite state meets gates that are 0 or 1: what is 0 · ∞ is NaN and what is not is infinite or a number,
+/// in the same places as in the reference.
+#[test]
+fn an_infinite_h0_gives_the_references_numbers() {
+    let x = x();
+    for infinite in [f32::INFINITY, f32::NEG_INFINITY] {
+        let mut h0 = random3([2, SIZES[1], SIZES[3]], 2);
+        h0[[0, ROW, 4]] = infinite;
+        for (what, gru) in models(Direction::Forward) {
+            let batch = Batch::new(x.view()).with_h0(h0.view());
+            let got = gru.forward(batch).unwrap();
+            let expected = reference::forward(gru.params(), batch).unwrap();
+            for (name, got, expected) in
+                [("y", &got.y, expected.y()), ("h_n", &got.h_n, expected.h_n())]
+            {
+                for ((index, &got), &expected) in got.indexed_iter().zip(&expected) {
+                    let is_same = match expected {
+                        e if e.is_nan() => got.is_nan(),
+                        e if e.is_infinite() => got == e,
+                        e => (got - e).abs() <= 1e-5,
+                    };
+                    assert!(is_same, "{what}: {name} {index:?} is {got}, expected {expected}");
+                }
+            }
+            assert_all_nan(&what, got.h_n.slice(s![0, ROW, 4..5]));
+        }
     }
 }
 

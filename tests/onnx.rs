@@ -7,9 +7,10 @@ use gru_wgpu::formats::onnx::{self, Given};
 use gru_wgpu::{Activation, Error, Layout};
 use ndarray::array;
 use proto::{attribute, bytes, float, graph, int, model, node, tensor, zeros};
+use std::io::Cursor;
 
-fn read(model: &[u8]) -> onnx::Model {
-    onnx::read(model, &onnx::LoadOptions::new()).unwrap()
+fn read(model: &[u8]) -> onnx::OnnxModel {
+    onnx::read(Cursor::new(model), &onnx::OnnxOptions::new()).unwrap()
 }
 
 /// A TensorProto of these floats.
@@ -30,7 +31,10 @@ fn held_states_go_by_the_layout() {
         let h0 = floats("h0", dims, values);
         let attributes = [attribute("layout", int(3, layout))];
         let gru = node("GRU", &["x", "W", "R", "", "", "h0"], &["y"], &attributes);
-        onnx::read(&model(&[gru], &[weights(), vec![h0]].concat()), &onnx::LoadOptions::new())
+        onnx::read(
+            Cursor::new(&model(&[gru], &[weights(), vec![h0]].concat())),
+            &onnx::OnnxOptions::new(),
+        )
     };
     let numbers = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
     let expected = Given::Constant(array![[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]);
@@ -52,7 +56,7 @@ fn held_lengths_are_given() {
     let read = |lengths: Vec<u8>| {
         let gru = node("GRU", &["x", "W", "R", "", "n"], &["y"], &[]);
         let model = model(&[gru], &[weights(), vec![lengths]].concat());
-        onnx::read(&model, &onnx::LoadOptions::new()).map(|model| model.lengths)
+        onnx::read(Cursor::new(&model), &onnx::OnnxOptions::new()).map(|model| model.lengths)
     };
     let expected = Given::Constant(vec![3, 0]);
     // In a field of their own, and raw.
@@ -126,7 +130,7 @@ fn activations_take_what_is_theirs() {
             attribute("activation_beta", all(betas)),
         ];
         let gru = node("GRU", &["x", "W", "R"], &["y"], &attributes);
-        let model = onnx::read(&model(&[gru], &weights()), &onnx::LoadOptions::new())?;
+        let model = onnx::read(Cursor::new(&model(&[gru], &weights())), &onnx::OnnxOptions::new())?;
         let config = model.params.layout().config().clone();
         Ok::<_, Error>([config.gate_activation, config.candidate_activation])
     };
@@ -160,12 +164,14 @@ fn stacks_are_layers_that_only_follow_each_other() {
     let squeeze = |from: &str, to: &str| node("Squeeze", &[from, "one"], &[to], &[]);
     let one = tensor("one", &[1], 7, bytes(9, &1i64.to_le_bytes()));
     let weights = [zeros("W", &[1, 3, 1]), zeros("R", &[1, 3, 1]), one];
-    let listed =
-        |nodes: &[Vec<u8>]| match onnx::read(&model(nodes, &weights), &onnx::LoadOptions::new()) {
-            Ok(model) => vec![format!("{} layers", model.nodes.len())],
-            Err(Error::Choice { found, .. }) => found,
-            Err(error) => panic!("{error}"),
-        };
+    let listed = |nodes: &[Vec<u8>]| match onnx::read(
+        Cursor::new(&model(nodes, &weights)),
+        &onnx::OnnxOptions::new(),
+    ) {
+        Ok(model) => vec![format!("{} layers", model.nodes.len())],
+        Err(Error::Choice { found, .. }) => found,
+        Err(error) => panic!("{error}"),
+    };
     let chain = [gru("x", "a"), squeeze("a", "b"), gru("b", "c")];
     assert_eq!(listed(&chain), ["2 layers"]);
     let circle = [gru("d", "a"), squeeze("a", "b"), gru("b", "c"), squeeze("c", "d")];
@@ -203,7 +209,9 @@ fn other_layers_are_each_alone() {
     let one = tensor("one", &[1], 7, bytes(9, &1i64.to_le_bytes()));
     let weights = [zeros("W", &[1, 3, 1]), zeros("R", &[1, 3, 1]), one];
     let squeeze = |from: &str, to: &str| node("Squeeze", &[from, "one"], &[to], &[]);
-    let layers = |nodes: &[Vec<u8>]| onnx::read(&model(nodes, &weights), &onnx::LoadOptions::new());
+    let layers = |nodes: &[Vec<u8>]| {
+        onnx::read(Cursor::new(&model(nodes, &weights)), &onnx::OnnxOptions::new())
+    };
     let gru = |x: &str, lengths: &str, y: &[&str]| node("GRU", &[x, "W", "R", "", lengths], y, &[]);
     let stack = |first: &str, second: &str| {
         let input = node("Shape", &["y"], &[second], &[]);
@@ -227,7 +235,7 @@ fn integers(name: &str, values: &[i64]) -> Vec<u8> {
 
 /// The names of the GRUs that a model holds, or how many layers its only one has.
 fn listed(model: &[u8]) -> Vec<String> {
-    match onnx::read(model, &onnx::LoadOptions::new()) {
+    match onnx::read(Cursor::new(model), &onnx::OnnxOptions::new()) {
         Ok(model) => vec![format!("{} layers", model.nodes.len())],
         Err(Error::Choice { found, .. }) => found,
         Err(error) => panic!("{error}"),
@@ -266,8 +274,10 @@ fn operators_are_onnxs_own() {
         &[attribute("value", bytes(5, &zeros("", &[1, 6, 1])))],
     ));
     let gru = node("GRU", &["x", "W", "R"], &["y"], &[]);
-    let error =
-        onnx::read(&model(&[gru, constant], &[zeros("R", &[1, 6, 2])]), &onnx::LoadOptions::new());
+    let error = onnx::read(
+        Cursor::new(&model(&[gru, constant], &[zeros("R", &[1, 6, 2])])),
+        &onnx::OnnxOptions::new(),
+    );
     assert!(
         error
             .unwrap_err()
@@ -370,16 +380,20 @@ fn what_is_not_asked_for_may_be_wrong() {
     let way = node("Squeeze", &["a", "axes"], &["b"], &[]);
     let whole = two_layers(&[text, way], &[]);
     assert_eq!(listed(&whole), ["a", "c"]);
-    onnx::read(&whole, &onnx::LoadOptions::new().with_node("c")).unwrap();
+    onnx::read(Cursor::new(&whole), &onnx::OnnxOptions::new().with_node("c")).unwrap();
     let clipped = node("GRU", &["x", "W", "R"], &["d"], &[attribute("clip", float(2, 1.0))]);
     let whole = two_layers(&[squeeze("a", "b"), clipped], &[]);
     assert_eq!(listed(&whole), ["a..c", "d"]);
     assert_eq!(
-        onnx::read(&whole, &onnx::LoadOptions::new().with_node("a..c")).unwrap().nodes.len(),
+        onnx::read(Cursor::new(&whole), &onnx::OnnxOptions::new().with_node("a..c"))
+            .unwrap()
+            .nodes
+            .len(),
         2
     );
-    let error =
-        onnx::read(&whole, &onnx::LoadOptions::new().with_node("d")).unwrap_err().to_string();
+    let error = onnx::read(Cursor::new(&whole), &onnx::OnnxOptions::new().with_node("d"))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the GRU node `d`: a clip (1e0) is not supported"), "{error}");
 }
 
@@ -388,7 +402,7 @@ fn what_is_not_asked_for_may_be_wrong() {
 fn attributes_are_of_their_types_and_come_once() {
     let read = |attributes: &[Vec<u8>]| {
         let gru = node("GRU", &["x", "W", "R"], &["y"], attributes);
-        onnx::read(&model(&[gru], &weights()), &onnx::LoadOptions::new())
+        onnx::read(Cursor::new(&model(&[gru], &weights())), &onnx::OnnxOptions::new())
     };
     let after = |value: Vec<u8>, kind: i64| {
         attribute("linear_before_reset", [value, int(20, kind)].concat())
@@ -413,8 +427,10 @@ fn weights_that_nodes_rearrange() {
     let read = |held: Vec<u8>, nodes: &[Vec<u8>], more: &[Vec<u8>]| {
         let gru = node("GRU", &["x", "W", "R"], &["y"], &[]);
         let tensors = [&[held, zeros("R", &[1, 6, 2])], more].concat();
-        let model =
-            onnx::read(&model(&[&[gru][..], nodes].concat(), &tensors), &onnx::LoadOptions::new())?;
+        let model = onnx::read(
+            Cursor::new(&model(&[&[gru][..], nodes].concat(), &tensors)),
+            &onnx::OnnxOptions::new(),
+        )?;
         // Back from r, z, n to ONNX's z, r, h.
         let (w, _, _) = model.params.to_cells()[0].to_onnx();
         Ok::<_, Error>(w.into_raw_vec_and_offset().0)
@@ -492,7 +508,8 @@ fn expanded_zeros_are_no_state() {
             node("Slice", &["e", "n", "n"], &["h0"], &[]),
         ];
         let tensors = [weights(), vec![zero, integers("n", &[1])]].concat();
-        onnx::read(&model(&nodes, &tensors), &onnx::LoadOptions::new()).map(|model| model.h0)
+        onnx::read(Cursor::new(&model(&nodes, &tensors)), &onnx::OnnxOptions::new())
+            .map(|model| model.h0)
     };
     assert_eq!(read(0.0).unwrap(), Given::Nothing);
     assert!(matches!(read(1.0).unwrap(), Given::AtRun(words) if words.contains("Expand")));
@@ -555,7 +572,7 @@ fn joined_and_shaped_zeros_are_zeros() {
             node("Concat", &["one", "other", "filled"], &["h0"], &[attribute("axis", int(3, 1))]),
         ];
         let tensors = [&weights()[..], &tensors].concat();
-        onnx::read(&model(&nodes, &tensors), &onnx::LoadOptions::new()).unwrap().h0
+        onnx::read(Cursor::new(&model(&nodes, &tensors)), &onnx::OnnxOptions::new()).unwrap().h0
     };
     assert_eq!(read([0.0, 0.0], 0.0), Given::Nothing);
     assert!(matches!(read([0.0, 1.0], 0.0), Given::AtRun(_)));
@@ -570,7 +587,8 @@ fn axes_come_and_go() {
         let held = floats("f", dims, &[0.5; 6]);
         let rearranged = node(op, &["f", "axes"], &["W"], &[]);
         let tensors = [held, integers("axes", axes), zeros("R", &[1, 6, 2])];
-        onnx::read(&model(&[gru, rearranged], &tensors), &onnx::LoadOptions::new()).map(|_| ())
+        onnx::read(Cursor::new(&model(&[gru, rearranged], &tensors)), &onnx::OnnxOptions::new())
+            .map(|_| ())
     };
     read("Unsqueeze", &[2, 0], &[6]).unwrap();
     read("Unsqueeze", &[0, 2], &[6]).unwrap();

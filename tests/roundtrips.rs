@@ -3,12 +3,15 @@
 
 mod common;
 
+use std::io::Cursor;
 use std::path::Path;
 
 use common::random3;
-use gru_wgpu::formats::{npy, npz, onnx, safetensors};
+use gru_wgpu::formats::safetensors::{self, SafetensorsOptions};
+use gru_wgpu::formats::{npy, npz, onnx};
 use gru_wgpu::{
-    Activation, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update, reference,
+    Activation, Device, Direction, Error, Gru, GruConfig, Head, Init, ParamLayout, Params, Reset,
+    Update, reference,
 };
 use ndarray::{Array3, ShapeBuilder, s};
 use tempfile::TempDir;
@@ -48,8 +51,21 @@ fn bits(params: &Params) -> Vec<u32> {
     params.as_slice().iter().map(|number| number.to_bits()).collect()
 }
 
-/// What a format makes of each model, written and read by `there_and_back`.
-fn check(format: &str, there_and_back: impl Fn(&Path, &Params) -> Params) {
+/// The bytes of an ONNX model.
+fn onnx_bytes(params: &Params, inputs: &onnx::Inputs) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    onnx::write(&mut bytes, params, inputs)?;
+    Ok(bytes)
+}
+
+/// What a format makes of each model, written and read by `there_and_back`; and that `write` makes of it, in
+/// memory, the bytes of the file, and `read` of these the model.
+fn check(
+    format: &str,
+    there_and_back: impl Fn(&Path, &Params) -> Params,
+    write: impl Fn(&mut Cursor<Vec<u8>>, &Params) -> Result<(), Error>,
+    read: impl Fn(Cursor<&[u8]>, &GruConfig) -> Result<Params, Error>,
+) {
     let directory = TempDir::new().unwrap();
     let models = models();
     for (number, params) in models.iter().enumerate() {
@@ -62,16 +78,27 @@ fn check(format: &str, there_and_back: impl Fn(&Path, &Params) -> Params) {
         let bytes = std::fs::read(&path).unwrap();
         there_and_back(&path, &back);
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "{format}, {config}");
+        let mut stream = Cursor::new(Vec::new());
+        write(&mut stream, params).unwrap();
+        assert!(stream.get_ref() == &bytes, "{format}, {config}: another stream than file");
+        let back = read(Cursor::new(&bytes), config).unwrap();
+        assert_eq!(bits(&back), bits(params), "{format} in memory, {config}");
     }
     println!("{format}: {} models, every bit", models.len());
 }
 
 #[test]
 fn safetensors_gives_back_every_bit() {
-    check("safetensors", |path, params| {
-        safetensors::save(path, params).unwrap();
-        safetensors::load(path, &safetensors::LoadOptions::new()).unwrap()
-    });
+    let options = SafetensorsOptions::new();
+    check(
+        "safetensors",
+        |path, params| {
+            safetensors::save(path, params).unwrap();
+            safetensors::load(path, &options).unwrap()
+        },
+        |to, params| safetensors::write(to, params),
+        |from, _| safetensors::read(from, &options),
+    );
 }
 
 /// A file of ours whose tensors somebody put under a prefix says of them what it said before; where another
@@ -93,10 +120,7 @@ fn metadata_goes_with_the_only_gru() {
             })
             .collect();
         let file = ::safetensors::serialize(tensors, header.metadata().clone()).unwrap();
-        safetensors::read(
-            std::io::Cursor::new(file),
-            &safetensors::LoadOptions::new().with_prefix("a"),
-        )
+        safetensors::read(Cursor::new(file), &SafetensorsOptions::new().with_prefix("a"))
     };
     assert_eq!(under(&["a."]).unwrap(), params);
     let error = under(&["a.", "b."]).unwrap_err().to_string();
@@ -106,25 +130,124 @@ fn metadata_goes_with_the_only_gru() {
 #[test]
 fn onnx_gives_back_every_bit() {
     for inputs in [onnx::Inputs::new(), onnx::Inputs::new().with_h0(true).with_lengths(true)] {
-        check("onnx", |path, params| {
-            onnx::save(path, params, &inputs).unwrap();
-            let model = onnx::load(path, &onnx::LoadOptions::new()).unwrap();
-            let config = params.layout().config();
-            assert_eq!(model.nodes.len(), config.layers);
-            assert_eq!(matches!(model.h0, onnx::Given::AtRun(_)), inputs.h0);
-            assert_eq!(matches!(model.lengths, onnx::Given::AtRun(_)), inputs.lengths);
-            model.params
-        });
+        let options = onnx::OnnxOptions::new();
+        check(
+            "onnx",
+            |path, params| {
+                onnx::save(path, params, &inputs).unwrap();
+                let model = onnx::load(path, &options).unwrap();
+                let config = params.layout().config();
+                assert_eq!(model.nodes.len(), config.layers);
+                assert_eq!(matches!(model.h0, onnx::Given::AtRun(_)), inputs.h0);
+                assert_eq!(matches!(model.lengths, onnx::Given::AtRun(_)), inputs.lengths);
+                model.params
+            },
+            |to, params| onnx::write(to, params, &inputs),
+            |from, _| Ok(onnx::read(from, &options)?.params),
+        );
     }
 }
 
 #[test]
 fn npz_gives_back_every_bit() {
-    check("npz", |path, params| {
-        let name = |ours: &str| format!("layers/{ours}");
-        npz::save(path, params, name).unwrap();
-        npz::load(path, params.layout().config(), name, &npz::LoadOptions::new()).unwrap()
-    });
+    let (name, options) = (|ours: &str| format!("layers/{ours}"), npz::NpzOptions::new());
+    check(
+        "npz",
+        |path, params| {
+            npz::save(path, params, name).unwrap();
+            npz::load(path, params.layout().config(), name, &options).unwrap()
+        },
+        |to, params| npz::write(to, params, name),
+        |from, config| npz::read(from, config, name, &options),
+    );
+}
+
+/// Networks, gradients and arrays, too, are the same in memory as in a file; names are read from both.
+#[test]
+fn every_other_function_of_a_path_has_one_of_a_stream() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("file");
+    let file = || std::fs::read(&path).unwrap();
+
+    let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 5), Head::last(2)).unwrap();
+    let network = Params::init_of(layout, Init::Uniform, 1).unwrap();
+    let mut bytes = Vec::new();
+    safetensors::save_network(&path, &network).unwrap();
+    safetensors::write_network(&mut bytes, &network).unwrap();
+    assert!(file() == bytes);
+    let read = safetensors::read_network(Cursor::new(&bytes), &SafetensorsOptions::new());
+    assert_eq!(read.unwrap(), network);
+    let prefixes = safetensors::read_prefixes(Cursor::new(&bytes)).unwrap();
+    assert_eq!(prefixes, safetensors::prefixes(&path).unwrap());
+    let headless = Params::init(&GruConfig::pytorch(3, 5), Init::Uniform, 1).unwrap();
+    assert!(matches!(
+        safetensors::write_network(Vec::new(), &headless).unwrap_err(),
+        Error::Conflict { .. }
+    ));
+
+    let x = random3([2, 2, 3], 1);
+    let trace = reference::forward_train(&headless, &x).unwrap();
+    let dy = random3([2, 2, 5], 2);
+    let gradients =
+        reference::backward(&headless, x.view(), &trace, Some(dy.view()), None).unwrap();
+    let mut bytes = Vec::new();
+    safetensors::save_gradients(&path, &gradients).unwrap();
+    safetensors::write_gradients(&mut bytes, &gradients).unwrap();
+    assert!(file() == bytes);
+
+    let inputs = onnx::Inputs::new();
+    onnx::save(&path, &headless, &inputs).unwrap();
+    let names = onnx::read_names(Cursor::new(onnx_bytes(&headless, &inputs).unwrap())).unwrap();
+    assert_eq!(names, onnx::names(&path).unwrap());
+
+    let arrays = || [("a".to_owned(), x.view().into_dyn()), ("b".to_owned(), dy.view().into_dyn())];
+    let mut archive = Cursor::new(Vec::new());
+    npz::save_arrays(&path, arrays()).unwrap();
+    npz::write_arrays(&mut archive, arrays()).unwrap();
+    assert!(&file() == archive.get_ref());
+    assert_eq!(
+        npz::read_arrays(archive, ["b", "a"]).unwrap(),
+        [dy.into_dyn(), x.clone().into_dyn()]
+    );
+
+    let mut bytes = Vec::new();
+    npy::save(&path, x.view()).unwrap();
+    npy::write(&mut bytes, x.view()).unwrap();
+    assert!(file() == bytes);
+    assert_eq!(npy::read_as::<ndarray::Ix3>(Cursor::new(&bytes)).unwrap().0, x);
+    assert!(npy::read_as::<ndarray::Ix2>(Cursor::new(&bytes)).is_err());
+    assert!(npy::read_lengths(Cursor::new(&bytes)).is_err());
+}
+
+/// A stream that takes no more than so many bytes.
+struct Full(usize);
+
+impl std::io::Write for Full {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = bytes.len().min(self.0);
+        self.0 -= taken;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stream_that_is_full_is_an_error() {
+    let params = Params::init(&GruConfig::pytorch(3, 5), Init::Uniform, 1).unwrap();
+    let view = params.get("weight_hh_l0").unwrap();
+    for room in [0, 9, 100] {
+        for error in [
+            safetensors::write(Full(room), &params).unwrap_err(),
+            onnx::write(Full(room), &params, &onnx::Inputs::new()).unwrap_err(),
+            npy::write(Full(room), view.view()).unwrap_err(),
+        ] {
+            assert!(matches!(&error, Error::Io { .. }), "{error}");
+            assert!(error.to_string().starts_with("the stream cannot be written: "), "{error}");
+        }
+    }
 }
 
 /// Without the metadata of its own the file is any ONNX model: what its nodes compute is the same, be it
@@ -133,10 +256,10 @@ fn npz_gives_back_every_bit() {
 fn onnx_nodes_compute_what_was_written() {
     for params in models() {
         let config = params.layout().config();
-        let bytes = onnx::encode(&params, &onnx::Inputs::new()).unwrap();
+        let bytes = onnx_bytes(&params, &onnx::Inputs::new()).unwrap();
         // As long, but no key of ours.
         let stripped = replaced(&bytes, b"gru_wgpu.config", b"another_.config");
-        let model = onnx::read(&stripped, &onnx::LoadOptions::new()).unwrap();
+        let model = onnx::read(Cursor::new(&stripped), &onnx::OnnxOptions::new()).unwrap();
         let other = model.params.layout().config();
         assert_eq!((other.update, other.dropout), (Update::Keeps, 0.0));
         let x = random3([4, 3, config.input_size], 7).mapv(f64::from);
@@ -162,8 +285,9 @@ fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 fn parts_of_a_stack_have_their_names() {
     let config = GruConfig::pytorch(3, 5).with_layers(4).with_direction(Direction::Both);
     let params = Params::init(&config, Init::Uniform, 1).unwrap();
-    let model = onnx::encode(&params, &onnx::Inputs::new()).unwrap();
-    let read = |node: &str| onnx::read(&model, &onnx::LoadOptions::new().with_node(node));
+    let model = onnx_bytes(&params, &onnx::Inputs::new()).unwrap();
+    let read =
+        |node: &str| onnx::read(Cursor::new(&model), &onnx::OnnxOptions::new().with_node(node));
     for (node, layers) in [
         ("gru_l0..gru_l3", 0..4),
         ("gru_l1..gru_l2", 1..3),
@@ -185,7 +309,7 @@ fn parts_of_a_stack_have_their_names() {
 fn what_onnx_has_no_words_for_is_refused() {
     let encode = |config: GruConfig| {
         let params = Params::init(&config, Init::Uniform, 1).unwrap();
-        onnx::encode(&params, &onnx::Inputs::new()).map(|_| ()).unwrap_err().to_string()
+        onnx_bytes(&params, &onnx::Inputs::new()).map(|_| ()).unwrap_err().to_string()
     };
     let error = encode(GruConfig::pytorch(2, 3).with_zoneout(0.1));
     assert!(error.starts_with("zoneout and ONNX cannot be combined"), "{error}");
@@ -193,7 +317,7 @@ fn what_onnx_has_no_words_for_is_refused() {
     assert!(encode(config.clone()).contains("z overwrites and ONNX"));
     // Where z keeps there is nothing to turn.
     let keeps = Params::init(&config.with_update(Update::Keeps), Init::Uniform, 1).unwrap();
-    onnx::encode(&keeps, &onnx::Inputs::new()).unwrap();
+    onnx_bytes(&keeps, &onnx::Inputs::new()).unwrap();
 }
 
 #[test]

@@ -211,7 +211,7 @@ const KEPT_BY_THE_DRIVER: u64 = 256 << 10;
 #[test]
 fn devices_that_are_opened_and_let_go_leave_no_handle() {
     let _alone = alone();
-    let kind = match common::adapter().adapter().unwrap().software {
+    let kind = match common::adapter().adapter().unwrap().is_software() {
         true => DeviceKind::Software,
         false => DeviceKind::Gpu,
     };

@@ -49,6 +49,14 @@ impl Task {
     }
 
     fn step(&self, learner: &mut Learner, seed: u64) -> gru_wgpu::Result<()> {
+        self.with_batch(seed, |batch, targets| learner.step(batch, targets))
+    }
+
+    fn step_with_loss(&self, learner: &mut Learner, seed: u64) -> gru_wgpu::Result<f32> {
+        self.with_batch(seed, |batch, targets| learner.step_with_loss(batch, targets))
+    }
+
+    fn with_batch<T>(&self, seed: u64, call: impl FnOnce(Batch<'_>, Targets<'_>) -> T) -> T {
         let x = self.x(seed);
         let mut batch = Batch::new(x.view()).with_layout(self.layout);
         batch.lengths = self.lengths.as_ref().map(|lengths| &lengths[..]);
@@ -60,7 +68,7 @@ impl Task {
                     let sum: usize = (0..at.ndim()).map(|i| (3 * i + 2) * at[i]).sum();
                     [0, 1, 2, 3, -100][(sum + seed as usize) % 5]
                 });
-                learner.step(batch, Targets::Classes(classes.view()))
+                call(batch, Targets::Classes(classes.view()))
             }
             _ => {
                 axes.push(SIZES[3]);
@@ -68,7 +76,7 @@ impl Task {
                     let sum: usize = (0..at.ndim()).map(|i| (5 * i + 3) * at[i]).sum();
                     (sum + seed as usize) as f32 * 0.7 % 3.0 - 1.5
                 });
-                learner.step(batch, Targets::Values(values.view()))
+                call(batch, Targets::Values(values.view()))
             }
         }
     }
@@ -203,6 +211,118 @@ fn parameters_alone_are_those_of_the_state() {
         task.step(&mut learner, 3).unwrap();
         let params = learner.params().unwrap();
         assert_eq!(&params, learner.into_network().unwrap().params());
+    }
+}
+
+/// Two machines with half of the batch each, whose gradients are summed, make the update of one machine with
+/// all of it.
+#[test]
+fn two_learners_on_two_halves_are_one_on_the_whole() {
+    let [steps, batch, ..] = SIZES;
+    let batch = 2 * (batch / 2);
+    let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
+    let task = Task::new(Head::every_step(SIZES[3]), config.with_clip(Clip::Norm(0.3)));
+    let halves = task.training.with_accumulation(2);
+    for device in devices() {
+        let mut whole = task.learner(&device);
+        let mut machines = [(); 2].map(|()| Learner::new(task.params(), halves, &device).unwrap());
+        for seed in 0..3 {
+            let x = random3([steps, batch, SIZES[2]], seed);
+            let targets = random3([steps, batch, SIZES[3]], 10 + seed);
+            whole.step(&x, targets.view()).unwrap();
+            let parts = [0..batch / 2, batch / 2..batch];
+            for (machine, rows) in machines.iter_mut().zip(parts) {
+                let rows = ndarray::s![.., rows, ..];
+                machine.accumulate(x.slice(rows.clone()), targets.slice(rows)).unwrap();
+            }
+            let [mut sum, other] = machines.each_mut().map(|machine| machine.gradient().unwrap());
+            assert_eq!((sum.batches, other.batches), (1, 1));
+            assert_ne!(sum.params, other.params);
+            sum.add(&other).unwrap();
+            assert_eq!(sum.batches, 2);
+            for machine in &mut machines {
+                machine.set_gradient(&sum).unwrap();
+                assert_eq!(machine.gradient().unwrap(), sum);
+                machine.apply().unwrap();
+            }
+        }
+        let expected = (whole.metrics().unwrap(), whole.state().unwrap());
+        let [one, other] = machines
+            .each_mut()
+            .map(|machine| (machine.metrics().unwrap(), machine.state().unwrap()));
+        assert_eq!(one, other, "on {device}");
+        assert_eq!(one.0.len(), 3);
+        for (got, expected) in one.0.iter().zip(&expected.0) {
+            assert_eq!(got.step, expected.step);
+            assert!(
+                (got.loss - expected.loss).abs() < 1e-5 * expected.loss,
+                "{got:?} {expected:?}"
+            );
+            assert!(
+                (got.norm - expected.norm).abs() < 1e-4 * expected.norm,
+                "{got:?} {expected:?}"
+            );
+        }
+        for (got, expected) in one.1.params.as_slice().iter().zip(expected.1.params.as_slice()) {
+            assert!((got - expected).abs() < 1e-4, "on {device}: {got}, expected {expected}");
+        }
+    }
+}
+
+/// By hand and by `step`: the same, to the bit.
+#[test]
+fn a_step_is_accumulate_and_apply() {
+    for device in devices() {
+        let (_, task) = tasks().swap_remove(4);
+        let (mut steps, mut halves) = (task.learner(&device), task.learner(&device));
+        assert_eq!(halves.gradient().unwrap().batches, 0);
+        halves.apply().unwrap();
+        assert_eq!(halves.updates(), 0);
+        let x = task.x(1);
+        let batch = || {
+            let batch = Batch::new(x.view()).with_layout(task.layout);
+            batch.with_lengths(task.lengths.as_ref().unwrap())
+        };
+        let classes = ArrayD::from_elem(IxDyn(&task.axes()), 1);
+        for at in 0..4 {
+            steps.step(batch(), Targets::Classes(classes.view())).unwrap();
+            halves.accumulate(batch(), Targets::Classes(classes.view())).unwrap();
+            if at % 2 == 1 {
+                assert_eq!(halves.gradient().unwrap().batches, 2);
+                halves.apply().unwrap();
+                assert_eq!(halves.gradient().unwrap().batches, 0);
+            }
+        }
+        assert_eq!(halves.metrics().unwrap(), steps.metrics().unwrap());
+        assert_eq!(halves.state().unwrap(), steps.state().unwrap());
+        // A gradient of another model is refused, and changes nothing.
+        let other = Task::new(Head::last(2), task.training).learner(&device).gradient().unwrap();
+        let refused = halves.set_gradient(&other).unwrap_err();
+        assert!(matches!(refused, Error::ParameterLayout { .. }), "{refused}");
+        assert_eq!(halves.state().unwrap(), steps.state().unwrap());
+    }
+}
+
+/// Of every batch: those of an update have their mean in its metrics.
+#[test]
+fn a_step_gives_its_loss_when_asked() {
+    for device in devices() {
+        for (name, task) in tasks() {
+            let (mut asked, mut unasked) = (task.learner(&device), task.learner(&device));
+            let mut losses = Vec::new();
+            for seed in 0..4 {
+                losses.push(task.step_with_loss(&mut asked, seed).unwrap());
+                task.step(&mut unasked, seed).unwrap();
+            }
+            let metrics = asked.metrics().unwrap();
+            assert_eq!(metrics, unasked.metrics().unwrap());
+            assert_eq!(asked.state().unwrap(), unasked.state().unwrap());
+            for (metrics, losses) in metrics.iter().zip(losses.chunks(task.training.accumulation)) {
+                let mean = losses.iter().sum::<f32>() / losses.len() as f32;
+                let close = (mean - metrics.loss).abs() <= 1e-5 * metrics.loss.abs();
+                assert!(close, "{name} on {device}: {losses:?}, {metrics:?}");
+            }
+        }
     }
 }
 
@@ -484,7 +604,7 @@ fn an_update_of_fewer_batches_tells_their_loss() {
             [&whole, &part].map(|task| task.learner(&device));
         whole.step(&mut whole_learner, 1).unwrap();
         part.step(&mut part_learner, 1).unwrap();
-        part_learner.flush().unwrap();
+        part_learner.apply().unwrap();
         let [whole, part] = [whole_learner, part_learner].map(|mut l| l.metrics().unwrap()[0]);
         assert!((whole.loss - part.loss).abs() < 1e-5, "{whole:?}, {part:?}");
         assert!((whole.norm - 3.0 * part.norm).abs() < 1e-5, "{whole:?}, {part:?}");

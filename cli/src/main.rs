@@ -22,8 +22,8 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu or software [default: the
-    /// variable GRU_DEVICE, or auto]. `bench` takes several, with commas.
+    /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu, gpu:1 (that one of `gru info`)
+    /// or software [default: the variable GRU_DEVICE, or auto]. `bench` takes several, with commas.
     #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
 }
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         // Whoever reads our output has seen enough: `gru check | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::log(format_args!("error: {error:#}"));
+            output::log(format_args!("error: {}", output::causes(&error)));
             ExitCode::FAILURE
         }
     }

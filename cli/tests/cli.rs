@@ -338,7 +338,8 @@ fn forecasts_of_a_model_that_exploded_are_told() {
     assert!(!succeeded(&directory, &arguments).1.contains("warning"));
     std::fs::remove_file(path.join("p.csv")).unwrap();
     let model = path.join("it/model.safetensors");
-    let mut params = safetensors::load_network(&model, &safetensors::LoadOptions::new()).unwrap();
+    let mut params =
+        safetensors::load_network(&model, &safetensors::SafetensorsOptions::new()).unwrap();
     params.get_mut("head.bias").unwrap().fill(-1e20);
     safetensors::save_network(&model, &params).unwrap();
     let (_, told) = succeeded(&directory, &arguments);
@@ -356,7 +357,7 @@ fn forecasts_of_a_model_that_exploded_are_told() {
 
 #[test]
 fn forecast_runs_the_same_job_on_an_adapter() {
-    let software = common::adapter().adapter().unwrap().software;
+    let software = common::adapter().adapter().unwrap().is_software();
     let word = if software { "software" } else { "gpu" };
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
@@ -524,6 +525,15 @@ fn output_that_cannot_be_written_is_no_panic() {
     assert!(directory.path().join("forecast.svg").exists());
 }
 
+/// An error of the library names its cause and keeps it: the program says it once.
+#[test]
+fn an_error_says_each_cause_once() {
+    let directory = TempDir::new().unwrap();
+    let output = gru(directory.path(), &["convert", "missing.safetensors", "out.onnx"]);
+    let stderr = text(&output.stderr);
+    assert_eq!(stderr.matches("os error 2").count(), 1, "{stderr}");
+}
+
 #[test]
 fn info_lists_adapters_and_what_auto_takes() {
     let directory = TempDir::new().unwrap();
@@ -531,11 +541,23 @@ fn info_lists_adapters_and_what_auto_takes() {
     assert!(plain.contains("--device auto takes: "), "{plain}");
     let json = gru(directory.path(), &["info", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    for adapter in json["adapters"].as_array().unwrap() {
+    for (index, adapter) in json["adapters"].as_array().unwrap().iter().enumerate() {
+        // What `--device` takes for it.
+        let word = match adapter["software"].as_bool().unwrap() {
+            true => "software".to_owned(),
+            false => format!("gpu:{index}"),
+        };
+        assert_eq!(adapter["device"], word);
         assert!(plain.contains(adapter["name"].as_str().unwrap()), "{plain}");
         assert!(adapter["limits"]["max_buffer_size"].as_u64().unwrap() >= 256 << 20);
     }
     assert!(json["device"]["reason"].is_string());
+    // An index that no machine has is refused with what there is.
+    let refused = text(&gru(directory.path(), &["info", "--device", "gpu:4000"]).stdout);
+    assert!(refused.contains("--device gpu:4000 takes none: there is no gpu:4000 ("), "{refused}");
+    let csv = series(&directory);
+    assert_refused(directory.path(), &forecast(csv, &["--device", "gpu:4000"]), &["no gpu:4000"]);
+    assert_refused(directory.path(), &forecast(csv, &["--device", "gpu:-1"]), &["`gpu:-1`"]);
     // Auto never takes a software adapter.
     assert!(!json["device"]["device"].as_str().unwrap().contains("software"));
 }

@@ -104,7 +104,7 @@ fn predictions_are_rows_and_need_no_label_and_no_known_word() {
 
 #[test]
 fn a_run_trains_on_an_adapter_as_on_the_cpu() {
-    let software = common::adapter().adapter().unwrap().software;
+    let software = common::adapter().adapter().unwrap().is_software();
     let word = if software { "software" } else { "gpu" };
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let loss = |device: &str| {
@@ -503,7 +503,8 @@ fn a_model_that_says_no_numbers_predicts_nothing() {
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "1"]));
     let model = path.join("run/model.safetensors");
-    let mut params = safetensors::load_network(&model, &safetensors::LoadOptions::new()).unwrap();
+    let mut params =
+        safetensors::load_network(&model, &safetensors::SafetensorsOptions::new()).unwrap();
     params.get_mut("head.bias").unwrap().fill(3e38);
     let mut weight = params.get_mut("head.weight").unwrap();
     weight.index_axis_mut(ndarray::Axis(0), 0).fill(3e38);

@@ -7,22 +7,19 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::cell::BackwardWeights;
 use super::product::{AddProduct, AddTransposed, Left, Packed, Source, add_product};
+use super::schedule::DEPTH;
 use super::simd::{Kernel, Vector, load, store};
-use super::steps::BackwardWeights;
 use crate::error::{Result, try_grow, try_zeros};
 use crate::spec::config::Reset;
 use crate::spec::params::{CellRanges, Params};
-
-/// Steps and rows whose contribution to the weights' gradients is added at once: what stays in the
-/// cache.
-pub(super) const DEPTH: usize = 512;
 
 /// Rows of a result that a task takes: whole tiles of every level, and gates' gradients that stay in
 /// the cache.
 const ROWS: usize = 48;
 
-/// Some steps of a cell, as [`Backward`](super::steps::Backward) left them; R is steps and rows.
+/// Some steps of a cell, as [`Backward`](super::backward::Backward) left them; R is steps and rows.
 pub(super) struct Products<'a> {
     pub weights: &'a BackwardWeights,
     pub width: usize,

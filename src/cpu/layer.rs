@@ -4,23 +4,17 @@ use std::ops::Range;
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut, ArrayViewMut3, Axis, Dimension, s};
 
-use super::gradients::{DEPTH, Products};
-use super::steps::{Backward, BackwardWeights, Forward, ForwardWeights, Part, States};
-use super::{CellTrace, Threads, WORTH_THREADS, Weights};
+use super::backward::Backward;
+use super::cell::{BackwardWeights, ForwardWeights, RowBlock};
+use super::forward::{Forward, States};
+use super::gradients::Products;
+use super::schedule::{Threads, WORTH_THREADS};
+use super::trace::CellTrace;
+use super::weights::Weights;
 use crate::error::Result;
 use crate::reference::Run;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
-
-/// Numbers of a layer's gates, 4 MiB of them, that are still in the last cache when the steps that
-/// made gradients of them are done.
-const IN_CACHE: usize = 1 << 20;
-
-/// So many steps go back through a layer before the products over them are made.
-pub(super) fn chunk_steps(shape: Shape) -> usize {
-    let rows = DEPTH.max(IN_CACHE / (4 * shape.hidden));
-    (rows / shape.batch).max(1)
-}
 
 /// Some steps of a layer, each direction's own.
 #[derive(Clone)]
@@ -65,14 +59,17 @@ impl<'a> Span<'a> {
     }
 
     /// What each task takes, and of which direction: direction by direction, then by rows, as
-    /// [`pieces`] cuts arrays.
-    fn parts(&self, threads: Threads) -> impl Iterator<Item = (usize, Part<'a>)> {
+    /// [`split_axis`] cuts arrays.
+    fn row_blocks(&self, threads: Threads) -> impl Iterator<Item = (usize, RowBlock<'a>)> {
         let Shape { batch, directions, .. } = self.run.shape;
         (0..directions).flat_map(move |direction| {
             let (context, times) = (self.run.context(self.layer, direction), self.times(direction));
             (0..batch).step_by(threads.rows).map(move |first| {
                 let rows = first..batch.min(first + threads.rows);
-                (direction, Part { context, rows, times: times.clone(), threads: threads.sharing })
+                (
+                    direction,
+                    RowBlock { context, rows, times: times.clone(), threads: threads.sharing },
+                )
             })
         })
     }
@@ -94,40 +91,41 @@ impl<'a> Span<'a> {
             gates.extend(cell.gates.iter_mut().flat_map(|g| by_rows(g.view_mut(), threads)));
         }
         let (mut h, mut gates) = (h.into_iter(), gates.into_iter());
-        let y = pieces(y, Axis(2), hidden).into_iter().flat_map(|y| by_rows(y, threads));
+        let y = split_axis(y, Axis(2), hidden).into_iter().flat_map(|y| by_rows(y, threads));
         let mut states = h_n.slice_mut(s![self.cells(), .., ..]);
-        let states = states.outer_iter_mut().flat_map(|s| pieces(s, Axis(0), threads.rows));
-        let tasks =
-            self.parts(threads).zip(y.zip(states)).map(|((direction, part), (y, state))| Forward {
+        let states = states.outer_iter_mut().flat_map(|s| split_axis(s, Axis(0), threads.rows));
+        let tasks = self.row_blocks(threads).zip(y.zip(states)).map(
+            |((direction, row_block), (y, state))| Forward {
                 weights: &packed[direction],
-                x: x.slice_move(s![.., part.rows.clone(), ..]),
+                x: x.slice_move(s![.., row_block.rows.clone(), ..]),
                 states: States::New { state, y, kept: h.next() },
                 gates: gates.next(),
-                part,
-            });
+                row_block,
+            },
+        );
         threads.run(tasks.collect(), Forward::run)
     }
 }
 
-/// An array cut along an axis, the last piece of what is left.
-fn pieces<D: Dimension>(
+/// An array cut along an axis, the last part of what is left.
+fn split_axis<D: Dimension>(
     array: ArrayViewMut<'_, f32, D>,
     axis: Axis,
     size: usize,
 ) -> Vec<ArrayViewMut<'_, f32, D>> {
-    let (mut pieces, mut rest) = (Vec::new(), array);
+    let (mut parts, mut rest) = (Vec::new(), array);
     while rest.len_of(axis) > size {
-        let (piece, others) = rest.split_at(axis, size);
-        pieces.push(piece);
+        let (part, others) = rest.split_at(axis, size);
+        parts.push(part);
         rest = others;
     }
-    pieces.push(rest);
-    pieces
+    parts.push(rest);
+    parts
 }
 
 /// `[T, B, ·]` as tasks take its rows.
 fn by_rows(array: ArrayViewMut3<'_, f32>, threads: Threads) -> Vec<ArrayViewMut3<'_, f32>> {
-    pieces(array, Axis(1), threads.rows)
+    split_axis(array, Axis(1), threads.rows)
 }
 
 /// A layer on the way back, span by span from its last steps to its first.
@@ -141,7 +139,7 @@ pub(super) struct LayerBackward<'a> {
     pub gates: Vec<&'a mut Array3<f32>>,
     /// `[T, B, D·H]`, of what the layer puts out; zeros when `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// `[D, B, H]`: of the state after the steps that are yet to undo.
+    /// `[D, B, H]`: of the state after the steps that are still to come, backward.
     pub dh: ArrayViewMut3<'a, f32>,
     /// `[D, B, H]`, added to.
     pub dreset: ArrayViewMut3<'a, f32>,
@@ -163,21 +161,21 @@ impl LayerBackward<'_> {
         let gates = gates
             .iter_mut()
             .flat_map(|gates| by_rows(gates.slice_mut(s![..span.steps.len(), .., ..]), threads));
-        let tasks = span.parts(threads).zip(gates).map(|((direction, part), gates)| {
-            let of_rows = s![.., part.rows.clone(), ..];
+        let tasks = span.row_blocks(threads).zip(gates).map(|((direction, row_block), gates)| {
+            let of_rows = s![.., row_block.rows.clone(), ..];
             Forward {
                 weights: &packed[direction],
                 x: input.slice(of_rows),
                 states: States::Kept(h[direction].slice(of_rows)),
                 gates: Some(gates),
-                part,
+                row_block,
             }
         });
         threads.run(tasks.collect(), Forward::run)
     }
 
     /// The steps of a chunk, backward, in all directions; their gates are among those of `span`.
-    pub fn undo_steps(&mut self, chunk: &Span<'_>, span: &Span<'_>) -> Result<()> {
+    pub fn step_backward(&mut self, chunk: &Span<'_>, span: &Span<'_>) -> Result<()> {
         let Self { weights: (weights, packed), h, gates, dy, dh, dreset, .. } = self;
         let hidden = chunk.run.shape.hidden;
         let threads = chunk.threads(weights, hidden);
@@ -185,25 +183,25 @@ impl LayerBackward<'_> {
             let (times, first) = (chunk.times(direction), span.times(direction).start);
             by_rows(gates.slice_mut(s![times.start - first..times.end - first, .., ..]), threads)
         });
-        let dh = dh.outer_iter_mut().flat_map(|dh| pieces(dh, Axis(0), threads.rows));
-        let dreset = dreset.outer_iter_mut().flat_map(|d| pieces(d, Axis(0), threads.rows));
-        let tasks = chunk.parts(threads).zip(gates).zip(dh.zip(dreset));
-        let tasks = tasks.map(|(((direction, part), gates), (dh, dreset))| {
+        let dh = dh.outer_iter_mut().flat_map(|dh| split_axis(dh, Axis(0), threads.rows));
+        let dreset = dreset.outer_iter_mut().flat_map(|d| split_axis(d, Axis(0), threads.rows));
+        let tasks = chunk.row_blocks(threads).zip(gates).zip(dh.zip(dreset));
+        let tasks = tasks.map(|(((direction, row_block), gates), (dh, dreset))| {
             let units = direction * hidden..(direction + 1) * hidden;
             Backward {
                 weights: &packed[direction],
-                h: h[direction].slice(s![.., part.rows.clone(), ..]),
+                h: h[direction].slice(s![.., row_block.rows.clone(), ..]),
                 gates,
-                dy: dy.as_ref().map(|dy| dy.slice(s![.., part.rows.clone(), units])),
+                dy: dy.as_ref().map(|dy| dy.slice(s![.., row_block.rows.clone(), units])),
                 dh,
                 dreset,
-                part,
+                row_block,
             }
         });
         threads.run(tasks.collect(), Backward::run)
     }
 
-    /// After [`Self::undo_steps`]: the gradients of the input and of the parameters.
+    /// After [`Self::step_backward`]: the gradients of the input and of the parameters.
     pub fn add_products(&mut self, chunk: &Span<'_>, span: &Span<'_>) -> Result<()> {
         let Shape { batch, hidden, .. } = chunk.run.shape;
         let width = self.input.len_of(Axis(2));

@@ -206,9 +206,9 @@ impl Kernel for AddProduct<'_> {
 #[inline(always)]
 pub(super) fn add_product<V: Vector, const N: usize, const ROWS: usize>(p: AddProduct<'_>) {
     assert_eq!(p.left.depth, p.depth.len(), "a product's inner axis");
-    let piece = p.left.rows * N;
-    let wide = p.right.narrow.saturating_sub(p.first).min(p.out.len() / piece);
-    let (to_wide, to_narrow) = p.out.split_at_mut(wide * piece);
+    let panel_len = p.left.rows * N;
+    let wide = p.right.narrow.saturating_sub(p.first).min(p.out.len() / panel_len);
+    let (to_wide, to_narrow) = p.out.split_at_mut(wide * panel_len);
     let (left, depth) = (p.left, &p.depth);
     panels::<V, N, ROWS, 2>(left, p.right, depth, p.first, to_wide);
     panels::<V, N, ROWS, 1>(left, p.right, depth, p.first + wide, to_narrow);
@@ -223,12 +223,12 @@ fn panels<V: Vector, const N: usize, const ROWS: usize, const W: usize>(
     mut first: usize,
     mut out: &mut [f32],
 ) {
-    let piece = left.rows * N;
+    let panel_len = left.rows * N;
     // Where a tile of one panel would leave registers idle and wait for the sum before, three panels
     // share it.
     if left.rows * 3 <= ROWS {
-        while out.len() >= 3 * piece {
-            let (three, rest) = out.split_at_mut(3 * piece);
+        while out.len() >= 3 * panel_len {
+            let (three, rest) = out.split_at_mut(3 * panel_len);
             let panels = [
                 right.panel(first, depth),
                 right.panel(first + 1, depth),
@@ -238,7 +238,7 @@ fn panels<V: Vector, const N: usize, const ROWS: usize, const W: usize>(
             (out, first) = (rest, first + 3);
         }
     }
-    for panel in out.chunks_exact_mut(piece) {
+    for panel in out.chunks_exact_mut(panel_len) {
         tiles::<V, N, ROWS, 1, W>(left, [right.panel(first, depth)], panel);
         first += 1;
     }

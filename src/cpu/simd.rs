@@ -305,17 +305,17 @@ pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values
 /// The derivative at every number, from the function's value.
 #[inline(always)]
 pub(super) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
-    let mut slopes = *values;
+    let mut derivatives = *values;
     match kind {
-        Activation::Sigmoid => for_each!(slopes, |v| v * (1.0 - v)),
-        Activation::Tanh => for_each!(slopes, |v| 1.0 - v * v),
-        Activation::Relu => for_each!(slopes, |v| if v > 0.0 { 1.0 } else { 0.0 }),
+        Activation::Sigmoid => for_each!(derivatives, |v| v * (1.0 - v)),
+        Activation::Tanh => for_each!(derivatives, |v| 1.0 - v * v),
+        Activation::Relu => for_each!(derivatives, |v| if v > 0.0 { 1.0 } else { 0.0 }),
         Activation::HardSigmoid => {
-            for_each!(slopes, |v| if v > 0.0 && v < 1.0 { 0.2 } else { 0.0 });
+            for_each!(derivatives, |v| if v > 0.0 && v < 1.0 { 0.2 } else { 0.0 });
         }
-        Activation::Identity => slopes = [1.0; N],
+        Activation::Identity => derivatives = [1.0; N],
     }
-    slopes
+    derivatives
 }
 
 /// σ(x), from e^−|x| ≤ 1, so that nothing overflows.
@@ -343,7 +343,7 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
     magnitude.copysign(x)
 }
 
-/// e^x for x ≤ 0, to 1 unit in the last place, and e^−87, which is some 1e-38, below −87.
+/// e^x for x ≤ 0, to 1 unit in the last place, and 0 below −87.7, where e^x is some 8e-39.
 ///
 /// x = n ln 2 + r with |r| ≤ ln 2 / 2; the polynomial of e^r is that of Cephes' `expf`.
 #[inline(always)]
@@ -353,7 +353,8 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     // ln 2 in two parts, the first with so few digits that its products with n are exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x < -87.0 { -87.0 } else { x };
+    // There n is −127, and the bits of 2^n are those of 0.
+    let x = if x < -88.0 { -88.0 } else { x };
     let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = fma::<FMA>(n, -LN2_LOW, fma::<FMA>(n, -LN2_HIGH, x));
@@ -368,6 +369,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::activate as activate_reference;
 
     struct Activate<'a>(Activation, &'a mut [f32]);
 
@@ -397,6 +399,50 @@ mod tests {
                     let expected = exact(f64::from(x));
                     let error = (f64::from(value) - expected).abs() / expected.abs().max(1e-30);
                     assert!(error < 3e-7, "{level:?} {kind} of {x}: {value}, not {expected}");
+                }
+            }
+        }
+    }
+
+    /// Where a state is infinite, so may be what an activation is taken of, and a σ of −∞ that is not 0 would
+    /// hide it.
+    #[test]
+    fn activations_of_the_ends_are_the_references() {
+        let inputs = [
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            -f32::NAN,
+            0.0,
+            -0.0,
+            f32::MAX,
+            f32::MIN,
+            f32::MIN_POSITIVE,
+            -f32::MIN_POSITIVE,
+            f32::from_bits(1),
+            88.8,
+            -88.8,
+            1e30,
+            -1e30,
+        ];
+        for level in Level::all() {
+            for kind in Activation::ALL {
+                let mut values = inputs;
+                level.run(Activate(kind, &mut values));
+                for (&x, &value) in inputs.iter().zip(&values) {
+                    let expected = activate_reference(kind, x);
+                    let what = format!("{level:?} {kind} of {x}: {value}, not {expected}");
+                    assert_eq!(value.is_nan(), expected.is_nan(), "{what}");
+                    if expected.is_infinite() || (!x.is_finite() && !expected.is_nan()) {
+                        assert_eq!(value, expected, "{what}");
+                    } else if !expected.is_nan() {
+                        let error = (value - expected).abs();
+                        assert!(error <= 3e-7 * expected.abs() + 1e-37, "{what}");
+                    }
+                    // A zero keeps its sign where the reference's does.
+                    if expected == 0.0 && x == 0.0 {
+                        assert_eq!(value.is_sign_negative(), expected.is_sign_negative(), "{what}");
+                    }
                 }
             }
         }

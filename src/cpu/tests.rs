@@ -4,6 +4,9 @@
 use ndarray::{Array2, Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
+use super::schedule::{Threads, chunk_steps};
+use super::simd::Level;
+use super::trace::{CellTrace, Workspace};
 use super::*;
 use crate::reference;
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Update};
@@ -78,7 +81,7 @@ fn random(shape: [usize; 3], seed: u64) -> Array3<f32> {
 }
 
 /// A case's numbers.
-struct Course {
+struct CaseData {
     params: Params,
     layout: Layout,
     x: Array3<f32>,
@@ -90,7 +93,7 @@ struct Course {
     resets: Option<Array2<bool>>,
 }
 
-impl Course {
+impl CaseData {
     fn new(case: &Case, variant: &GruConfig) -> Self {
         let [steps, batch, _, _, layers] = case.sizes;
         let [gate, candidate] = case.activations;
@@ -103,7 +106,7 @@ impl Course {
             .with_dropout(dropout)
             .with_zoneout(zoneout);
         let shape = config.shape(steps, batch).unwrap().with_layout(case.layout);
-        let mut course = Self {
+        let mut data = Self {
             params: Params::init(&config, Init::Uniform, 3).unwrap(),
             layout: case.layout,
             x: random(shape.x(), 1),
@@ -120,8 +123,8 @@ impl Course {
                 })
             }),
         };
-        course.fill_padding(f32::NAN);
-        course
+        data.fill_padding(f32::NAN);
+        data
     }
 
     /// What stands past a row's length must not matter, whatever it is.
@@ -152,7 +155,7 @@ impl Course {
         lay_out: LayOut,
         options: RunOptions,
     ) -> Vec<(String, Array3<f32>)> {
-        let weights = Weights { level, lay_out, ..Weights::default() };
+        let weights = Weights::new(level, lay_out, chunk_steps);
         self.run_with(&weights, options, None).0
     }
 
@@ -161,11 +164,11 @@ impl Course {
         &self,
         weights: &Weights,
         options: RunOptions,
-        rest: Option<Trace>,
+        cached: Option<Trace>,
     ) -> (Vec<(String, Array3<f32>)>, Trace) {
         let (params, weights, batch) = (&self.params, (weights, 0), self.batch());
         let (y, h_n) = forward(params, weights, batch).unwrap();
-        let (y_train, mut trace) = forward_train(params, weights, batch, options, rest).unwrap();
+        let (y_train, mut trace) = forward_train(params, weights, batch, options, cached).unwrap();
         let h_n_train = trace.h_n().clone();
         let (dy, dh_n) = (Some(self.dy.view()), Some(self.dh_n.view()));
         let gradients = backward(params, weights, &mut trace, dy, dh_n, Asked::All).unwrap();
@@ -222,16 +225,16 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
     let mut failures = Vec::new();
     for case in cases() {
         for variant in variants(&case) {
-            let course = Course::new(&case, &variant);
-            let expected = course.expected();
+            let data = CaseData::new(&case, &variant);
+            let expected = data.expected();
             let plain = Weights::default();
             let [all_at_once, few_at_once] = [plain.chunk_steps, |_| 2];
             let cuts = [(ALONE, all_at_once), (BY_ROWS, few_at_once)];
             for (level, (lay_out, chunk_steps)) in
                 Level::all().flat_map(|level| cuts.map(|cut| (level, cut)))
             {
-                let weights = Weights { level, lay_out, chunk_steps, ..Weights::default() };
-                let (got, _) = course.run_with(&weights, RunOptions::default(), None);
+                let weights = Weights::new(level, lay_out, chunk_steps);
+                let (got, _) = data.run_with(&weights, RunOptions::default(), None);
                 for ((name, got), (_, expected)) in got.iter().zip(&expected) {
                     assert_eq!(got.dim(), expected.dim(), "{name}");
                     let scale = expected.iter().fold(1.0, |scale, e| f64::max(scale, e.abs()));
@@ -255,13 +258,13 @@ fn the_layout_over_threads_changes_no_bit() {
             if variant.bias == Bias::One || variant.update == Update::Keeps {
                 continue;
             }
-            let course = Course::new(&case, &variant);
+            let data = CaseData::new(&case, &variant);
             let kept = RunOptions::default();
             for options in [kept, kept.with_recompute(true)] {
                 for level in Level::all() {
-                    let alone = course.run(level, ALONE, options);
+                    let alone = data.run(level, ALONE, options);
                     for lay_out in LAY_OUTS {
-                        let got = course.run(level, lay_out, options);
+                        let got = data.run(level, lay_out, options);
                         for ((name, got), (_, alone)) in got.iter().zip(&alone) {
                             let same = bits(&got.view()) == bits(&alone.view());
                             assert!(same, "{name} {level:?} {variant} {options:?} {case:?}");
@@ -302,10 +305,10 @@ fn gates_made_again_give_the_same_gradients() {
             if variant.bias == Bias::One {
                 continue;
             }
-            let course = Course::new(&case, &variant);
+            let data = CaseData::new(&case, &variant);
             let level = Level::best();
-            let expected = course.run(level, BY_ROWS, kept);
-            let got = course.run(level, BY_ROWS, kept.with_recompute(true));
+            let expected = data.run(level, BY_ROWS, kept);
+            let got = data.run(level, BY_ROWS, kept.with_recompute(true));
             for ((name, got), (_, expected)) in got.iter().zip(&expected) {
                 // Those of the parameters are sums over all steps, here span by span.
                 let is_same = match name.as_str() {
@@ -322,9 +325,9 @@ fn gates_made_again_give_the_same_gradients() {
 }
 
 /// Where each array lies.
-fn places(trace: &Trace) -> Vec<*const f32> {
+fn addresses(trace: &Trace) -> Vec<*const f32> {
     let of_cells = trace.cells.iter().flat_map(|cell| [Some(&cell.h), cell.gates.as_ref()]);
-    let Room { gates, doutputs } = &trace.room;
+    let Workspace { gates, doutputs } = &trace.workspace;
     let others = [&trace.x].into_iter().chain(&trace.between).chain(gates).chain(doutputs);
     of_cells.flatten().chain(others).map(|array| array.as_ptr()).collect()
 }
@@ -333,17 +336,18 @@ fn places(trace: &Trace) -> Vec<*const f32> {
 fn the_gradient_of_x_is_left_out_and_changes_no_other() {
     for case in cases() {
         for variant in variants(&case).into_iter().step_by(5) {
-            let course = Course::new(&case, &variant);
-            let weights = Weights { chunk_steps: |_| 2, ..Weights::default() };
+            let data = CaseData::new(&case, &variant);
+            let plain = Weights::default();
+            let weights = Weights::new(plain.level, plain.lay_out, |_| 2);
             let run = |asked| {
-                let (params, weights, batch) = (&course.params, (&weights, 0), course.batch());
+                let (params, weights, batch) = (&data.params, (&weights, 0), data.batch());
                 let (_, mut trace) =
                     forward_train(params, weights, batch, RunOptions::default(), None).unwrap();
-                let (dy, dh_n) = (Some(course.dy.view()), Some(course.dh_n.view()));
+                let (dy, dh_n) = (Some(data.dy.view()), Some(data.dh_n.view()));
                 backward(params, weights, &mut trace, dy, dh_n, asked).unwrap()
             };
             let (all, fewer) = (run(Asked::All), run(Asked::AllButX));
-            assert_eq!((all.x.len(), fewer.x.len()), (course.x.len(), 0), "{variant}");
+            assert_eq!((all.x.len(), fewer.x.len()), (data.x.len(), 0), "{variant}");
             let same = fewer.params.as_slice() == all.params.as_slice() && fewer.h0 == all.h0;
             assert!(same && fewer.reset_state == all.reset_state, "{variant} {case:?}");
         }
@@ -358,28 +362,29 @@ fn what_stood_in_the_memory_of_the_last_run_counts_for_nothing() {
             if variant.bias == Bias::One {
                 continue;
             }
-            let course = Course::new(&case, &variant);
+            let data = CaseData::new(&case, &variant);
             // NaN wherever a run may leave it: in rows of full length, without resets.
-            let mut spoilt = Course::new(&Case { has_step_flags: false, ..case.clone() }, &variant);
+            let mut spoilt =
+                CaseData::new(&Case { has_step_flags: false, ..case.clone() }, &variant);
             for array in [&mut spoilt.x, &mut spoilt.h0, &mut spoilt.dy] {
                 array.fill(f32::NAN);
             }
             let mut longer = case.clone();
             longer.sizes[0] += 1;
-            let longer = Course::new(&longer, &variant);
+            let longer = CaseData::new(&longer, &variant);
             for options in [kept, kept.with_recompute(true)] {
                 let weights = Weights::default();
-                let (fresh, _) = course.run_with(&weights, options, None);
-                let (_, rest) = spoilt.run_with(&weights, options, None);
-                let before = places(&rest);
-                let (again, rest) = course.run_with(&weights, options, Some(rest));
-                let is_taken = before.iter().all(|place| places(&rest).contains(place));
+                let (fresh, _) = data.run_with(&weights, options, None);
+                let (_, cached) = spoilt.run_with(&weights, options, None);
+                let before = addresses(&cached);
+                let (again, cached) = data.run_with(&weights, options, Some(cached));
+                let is_taken = before.iter().all(|address| addresses(&cached).contains(address));
                 assert!(is_taken, "new memory: {variant} {options:?} {case:?}");
-                let (_, rest) = longer.run_with(&weights, options, Some(rest));
-                let (shorter, rest) = course.run_with(&weights, options, Some(rest));
+                let (_, cached) = longer.run_with(&weights, options, Some(cached));
+                let (shorter, cached) = data.run_with(&weights, options, Some(cached));
                 let other = kept.with_recompute(!options.recompute);
-                let (_, rest) = course.run_with(&weights, other, Some(rest));
-                assert_eq!(rest.cells[0].gates.is_none(), other.recompute);
+                let (_, cached) = data.run_with(&weights, other, Some(cached));
+                assert_eq!(cached.cells[0].gates.is_none(), other.recompute);
                 for ((name, fresh), ((_, again), (_, shorter))) in
                     fresh.iter().zip(again.iter().zip(&shorter))
                 {
@@ -419,11 +424,11 @@ fn nan_stays_in_its_row_and_after_its_step() {
         };
         let clean = run(&x);
         x[[2, 12, 1]] = f32::NAN;
-        for ((place, &got), &clean) in run(&x).indexed_iter().zip(&clean) {
-            if place.1 == 12 && place.0 >= 2 {
-                assert!(got.is_nan(), "{variant} {place:?}: {got}");
+        for ((index, &got), &clean) in run(&x).indexed_iter().zip(&clean) {
+            if index.1 == 12 && index.0 >= 2 {
+                assert!(got.is_nan(), "{variant} {index:?}: {got}");
             } else {
-                assert_eq!(got.to_bits(), clean.to_bits(), "{variant} {place:?}");
+                assert_eq!(got.to_bits(), clean.to_bits(), "{variant} {index:?}");
             }
         }
     }

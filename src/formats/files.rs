@@ -1,26 +1,30 @@
 //! Reading parts of a file by arithmetic that was checked, and files that appear whole or not at all.
+//!
+//! [`open`] and [`write_whole`] are where the formats meet the file system: what takes a path calls one of
+//! them around what takes a stream.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result, quote};
+use crate::error::{Cause, Error, Result, quote};
 
 /// `doing` is what could not be done, as `opened`.
-fn io_error(path: &Path, doing: &str, error: &io::Error) -> Error {
+fn io_error(path: &Path, doing: &str, error: io::Error) -> Error {
     let reason = format!("cannot be {doing}: {error}");
-    Error::Io { path: quote(&path.to_string_lossy()), reason }
+    Error::Io { path: quote(&path.to_string_lossy()), reason, source: Some(Cause::new(error)) }
 }
 
 /// Opens a file to be read by `read`, and names it in what `read` finds wrong with its contents.
 pub(crate) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>) -> Result<T> {
     let name = quote(&path.to_string_lossy());
     // Looked at first: to open a pipe is to wait for its other end, and a device may have no end.
-    let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", &error))?;
+    let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", error))?;
     if !metadata.is_file() {
-        return Err(Error::Io { path: name, reason: "is not a regular file".to_owned() });
+        let reason = "is not a regular file".to_owned();
+        return Err(Error::Io { path: name, reason, source: None });
     }
-    let file = File::open(path).map_err(|error| io_error(path, "opened", &error))?;
+    let file = File::open(path).map_err(|error| io_error(path, "opened", error))?;
     let wrong = |error| match error {
         Error::Format(reason) => Error::Format(format!("{name}: {reason}")),
         Error::Choice { within, of, asked, found, by } => {
@@ -99,6 +103,23 @@ pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32
     })
 }
 
+/// Has `write` fill a stream, through a buffer.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn write_stream<W: Write>(
+    to: W,
+    write: impl FnOnce(&mut io::BufWriter<W>) -> io::Result<()>,
+) -> Result<()> {
+    let mut buffered = io::BufWriter::new(to);
+    let written = write(&mut buffered).and_then(|()| buffered.flush());
+    written.map_err(|error| Error::Io {
+        path: "the stream".to_owned(),
+        reason: format!("cannot be written: {error}"),
+        source: Some(Cause::new(error)),
+    })
+}
+
 /// Has `write` fill a file beside `path`, flushes it to the disk and gives it its name: `path` appears
 /// whole or not at all. Where `path` is a link, the file behind it is replaced.
 ///
@@ -141,7 +162,7 @@ pub(crate) fn replace_whole(
         let _ = File::open(directory).and_then(|directory| directory.sync_all());
         Ok(())
     };
-    write().map_err(|error| io_error(path, "written", &error))
+    write().map_err(|error| io_error(path, "written", error))
 }
 
 /// The file that a path leads to, whether or not it is there yet.

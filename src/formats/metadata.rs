@@ -172,6 +172,23 @@ mod tests {
         }
     }
 
+    /// A model's metadata and a serialised configuration have the same words.
+    #[test]
+    #[cfg(feature = "serde")]
+    fn words_are_those_of_serde() {
+        fn check<V: serde::Serialize>(vocabulary: &[(V, &str)]) {
+            for (value, word) in vocabulary {
+                assert_eq!(serde_json::to_value(value).unwrap(), *word);
+            }
+        }
+        check(DIRECTIONS);
+        check(RESETS);
+        check(UPDATES);
+        check(BIASES);
+        check(ACTIVATIONS);
+        check(READOUTS);
+    }
+
     #[test]
     fn other_words_are_refused() {
         let text = write_config(&GruConfig::new(3, 5), Some(Readout::LastState));

@@ -4,15 +4,36 @@
 //! acts. Weights from elsewhere become [`Cell`]s of this crate's own layout first, and a
 //! [`Params`](crate::Params) is put together of those.
 //!
-//! | format | feature | in | out |
+//! | format | feature | a file's path | a stream |
 //! |---|---|---|---|
-//! | PyTorch, Keras, ONNX, MLX, Flax, as arrays | | [`Cell`] | [`Cell`] |
-//! | safetensors: PyTorch's state dicts, our own files | `safetensors` | `safetensors::load` | `safetensors::save` |
-//! | the same with a linear head | `safetensors` | `safetensors::load_network` | `safetensors::save_network` |
-//! | the same in the middle of training | `safetensors` | `Checkpoint::read` | `Checkpoint::write` |
-//! | ONNX: the GRU nodes of any model | `onnx` | `onnx::load` | `onnx::save` |
-//! | `.npz`: weights by name | `npy` | `npz::load` | `npz::save` |
-//! | `.npy`: data | `npy` | `npy::load` | `npy::save` |
+//! | safetensors: PyTorch's state dicts, our own files | `safetensors` | `safetensors::{load, save}` | `safetensors::{read, write}` |
+//! | the same with a linear head | `safetensors` | `safetensors::{load_network, save_network}` | `safetensors::{read_network, write_network}` |
+//! | gradients by name | `safetensors` | `safetensors::save_gradients` | `safetensors::write_gradients` |
+//! | ONNX: the GRU nodes of any model | `onnx` | `onnx::{load, save}` | `onnx::{read, write}` |
+//! | `.npz`: weights by name | `npy` | `npz::{load, save}` | `npz::{read, write}` |
+//! | `.npz`: any arrays | `npy` | `npz::{load_arrays, save_arrays}` | `npz::{read_arrays, write_arrays}` |
+//! | `.npy`: data | `npy` | `npy::{load, load_as, load_lengths, save}` | `npy::{read, read_as, read_lengths, write}` |
+//!
+//! `load` and `save` take a path, `read` and `write` a stream, and they do the same. Bytes in memory, such as an
+//! embedded file or what a browser fetched, are a stream too:
+//!
+//! ```
+//! # #[cfg(feature = "safetensors")] {
+//! use std::io::Cursor;
+//!
+//! use gru_wgpu::formats::safetensors::{self, SafetensorsOptions};
+//! use gru_wgpu::{GruConfig, Init, Params};
+//!
+//! let params = Params::init(&GruConfig::pytorch(3, 8), Init::Uniform, 1)?;
+//! let mut bytes = Vec::new();
+//! safetensors::write(&mut bytes, &params)?;
+//! assert_eq!(safetensors::read(Cursor::new(&bytes), &SafetensorsOptions::new())?, params);
+//! # }
+//! # Ok::<(), gru_wgpu::Error>(())
+//! ```
+//!
+//! The weights of PyTorch, Keras, ONNX, MLX and Flax as arrays go through [`Cell`], in and out. A network in the
+//! middle of training is a `Checkpoint`.
 //!
 //! # What is promised of files
 //!

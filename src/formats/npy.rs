@@ -13,7 +13,7 @@
 //! ```
 
 use std::fmt;
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
 use ndarray::{Array, ArrayD, ArrayView, ArrayViewD, Dimension};
@@ -64,21 +64,23 @@ pub fn load(path: impl AsRef<Path>) -> Result<(ArrayD<f32>, Numbers)> {
 /// # Errors
 /// As [`load`].
 pub fn load_as<D: Dimension>(path: impl AsRef<Path>) -> Result<(Array<f32, D>, Numbers)> {
-    files::open(path.as_ref(), |source| {
-        let (array, numbers) = read_source(source)?;
-        let (shape, axes) = (array.shape().to_vec(), D::NDIM.unwrap_or(array.ndim()));
-        let array = array.into_dimensionality();
-        let wrong = |_| Error::Format(format!("its shape is {shape:?}; expected {axes} axes"));
-        Ok((array.map_err(wrong)?, numbers))
-    })
+    files::open(path.as_ref(), |source| with_axes(read_source(source)?))
 }
 
-/// As [`load`], from any source.
+/// As [`load`], from a stream.
 ///
 /// # Errors
-/// As [`load`].
-pub fn read(source: impl Read + Seek) -> Result<(ArrayD<f32>, Numbers)> {
-    read_source(Source::new(source)?)
+/// [`Error::Format`].
+pub fn read(from: impl Read + Seek) -> Result<(ArrayD<f32>, Numbers)> {
+    read_source(Source::new(from)?)
+}
+
+/// As [`load_as`], from a stream.
+///
+/// # Errors
+/// [`Error::Format`].
+pub fn read_as<D: Dimension>(from: impl Read + Seek) -> Result<(Array<f32, D>, Numbers)> {
+    with_axes(read(from)?)
 }
 
 /// Reads lengths: an array `[B]` of int32 or int64, none negative.
@@ -89,13 +91,44 @@ pub fn load_lengths(path: impl AsRef<Path>) -> Result<Vec<usize>> {
     files::open(path.as_ref(), |source| parse_lengths(Bytes::of_source(source)?))
 }
 
+/// As [`load_lengths`], from a stream.
+///
+/// # Errors
+/// [`Error::Format`].
+pub fn read_lengths(from: impl Read + Seek) -> Result<Vec<usize>> {
+    parse_lengths(Bytes::of_source(Source::new(from)?)?)
+}
+
 /// Writes an array of float32, in C order.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn save<D: Dimension>(path: impl AsRef<Path>, array: ArrayView<'_, f32, D>) -> Result<()> {
-    let array = array.as_standard_layout();
-    files::write_whole(path, |to| array.write_npy(to).map_err(std::io::Error::other))
+    files::write_whole(path, |to| put(array, to))
+}
+
+/// As [`save`], to a stream.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write<D: Dimension>(to: impl Write, array: ArrayView<'_, f32, D>) -> Result<()> {
+    files::write_stream(to, |to| put(array, to))
+}
+
+pub(super) fn put<D: Dimension>(
+    array: ArrayView<'_, f32, D>,
+    to: &mut impl Write,
+) -> io::Result<()> {
+    array.as_standard_layout().write_npy(to).map_err(io::Error::other)
+}
+
+fn with_axes<D: Dimension>(
+    (array, numbers): (ArrayD<f32>, Numbers),
+) -> Result<(Array<f32, D>, Numbers)> {
+    let (shape, axes) = (array.shape().to_vec(), D::NDIM.unwrap_or(array.ndim()));
+    let array = array.into_dimensionality();
+    let wrong = |_| Error::Format(format!("its shape is {shape:?}; expected {axes} axes"));
+    Ok((array.map_err(wrong)?, numbers))
 }
 
 fn read_source<S: Read + Seek>(source: Source<S>) -> Result<(ArrayD<f32>, Numbers)> {

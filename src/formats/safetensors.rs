@@ -5,7 +5,7 @@
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
 //! // In Python: safetensors.torch.save_file(model.state_dict(), "model.safetensors")
-//! let options = safetensors::LoadOptions::new().with_prefix("encoder.gru");
+//! let options = safetensors::SafetensorsOptions::new().with_prefix("encoder.gru");
 //! let params = safetensors::load("model.safetensors", &options)?;
 //! let gru = Gru::with_params(params, &Device::auto())?;
 //! safetensors::save("gru.safetensors", gru.params())?; // PyTorch reads it as an nn.GRU's
@@ -43,7 +43,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Which GRU to take out of a file, and how strictly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct LoadOptions {
+pub struct SafetensorsOptions {
     /// What stands in front of `weight_ih_l0` in the names of the GRU's tensors. Without it the file
     /// must hold a single GRU.
     pub prefix: Option<String>,
@@ -51,7 +51,7 @@ pub struct LoadOptions {
     pub allow_non_finite: bool,
 }
 
-impl LoadOptions {
+impl SafetensorsOptions {
     /// The file's only GRU, of finite weights.
     pub fn new() -> Self {
         Self::default()
@@ -78,16 +78,16 @@ impl LoadOptions {
 /// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
 /// [`Error::Format`] or [`Error::Shape`] when the file is not one, or what it holds is no GRU that can
 /// be used, with the reason.
-pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Params> {
+pub fn load(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_source(source, options))
 }
 
-/// As [`load`], from any source.
+/// As [`load`], from a stream.
 ///
 /// # Errors
-/// As [`load`].
-pub fn read(source: impl Read + Seek, options: &LoadOptions) -> Result<Params> {
-    read_source(Source::new(source)?, options)
+/// As [`load`], but for [`Error::Io`].
+pub fn read(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
+    read_source(Source::new(from)?, options)
 }
 
 /// What stands in front of the names of every GRU in a file: `""` for one that stands alone.
@@ -98,7 +98,15 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
     files::open(path.as_ref(), |source| Ok(Tensors::open(source)?.prefixes()))
 }
 
-fn read_source<S: Read + Seek>(source: Source<S>, options: &LoadOptions) -> Result<Params> {
+/// As [`prefixes`], from a stream.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_prefixes(from: impl Read + Seek) -> Result<Vec<String>> {
+    Ok(Tensors::open(Source::new(from)?)?.prefixes())
+}
+
+fn read_source<S: Read + Seek>(source: Source<S>, options: &SafetensorsOptions) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
     let config = match file.own()? {
@@ -115,9 +123,23 @@ fn read_source<S: Read + Seek>(source: Source<S>, options: &LoadOptions) -> Resu
 /// # Errors
 /// [`Error::Io`].
 pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
+    let file = encode_gru(params)?;
+    files::write_whole(path, |to| to.write_all(&file))
+}
+
+/// As [`save`], to a stream.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write(to: impl Write, params: &Params) -> Result<()> {
+    let file = encode_gru(params)?;
+    files::write_stream(to, |to| to.write_all(&file))
+}
+
+fn encode_gru(params: &Params) -> Result<Vec<u8>> {
     let config = write_config(params.layout().config(), None);
     let gru = params.iter().filter(|(name, _)| !is_of_head(name));
-    save_tensors(path.as_ref(), gru, Some((CONFIG_KEY, config)))
+    encode_tensors(gru, Some((CONFIG_KEY, config)))
 }
 
 /// Writes a network's parameters, which have a head, such that PyTorch's `load_state_dict` takes them for a
@@ -127,10 +149,23 @@ pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
 /// # Errors
 /// [`Error::Conflict`] when there is no head, [`Error::Io`].
 pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
+    let file = encode_network(params)?;
+    files::write_whole(path, |to| to.write_all(&file))
+}
+
+/// As [`save_network`], to a stream.
+///
+/// # Errors
+/// As [`save_network`].
+pub fn write_network(to: impl Write, params: &Params) -> Result<()> {
+    let file = encode_network(params)?;
+    files::write_stream(to, |to| to.write_all(&file))
+}
+
+fn encode_network(params: &Params) -> Result<Vec<u8>> {
     let layout = params.layout();
     let config = write_config(layout.config(), Some(layout.required_head()?.readout));
-    let tensors = network_tensors("", layout, params.as_slice());
-    save_tensors(path.as_ref(), tensors, Some((CONFIG_KEY, config)))
+    encode_tensors(network_tensors("", layout, params.as_slice()), Some((CONFIG_KEY, config)))
 }
 
 /// Reads a network's parameters: what [`save_network`] wrote, also where its tensors were put under a prefix
@@ -139,19 +174,22 @@ pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
 ///
 /// # Errors
 /// As [`load`], and [`Error::Format`] when there is no head, or it is not said what it reads.
-pub fn load_network(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Params> {
+pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_network_source(source, options))
 }
 
-/// As [`load_network`], from any source.
+/// As [`load_network`], from a stream.
 ///
 /// # Errors
-/// As [`load_network`].
-pub fn read_network(source: impl Read + Seek, options: &LoadOptions) -> Result<Params> {
-    read_network_source(Source::new(source)?, options)
+/// As [`load_network`], but for [`Error::Io`].
+pub fn read_network(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
+    read_network_source(Source::new(from)?, options)
 }
 
-fn read_network_source<S: Read + Seek>(source: Source<S>, options: &LoadOptions) -> Result<Params> {
+fn read_network_source<S: Read + Seek>(
+    source: Source<S>,
+    options: &SafetensorsOptions,
+) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
     let Some((config, Some(readout))) = file.own()? else {
@@ -189,23 +227,27 @@ pub(crate) fn network_tensors<'a>(
 /// # Errors
 /// [`Error::Io`].
 pub fn save_gradients(path: impl AsRef<Path>, gradients: &Gradients) -> Result<()> {
-    let others = [("input", gradients.x.view().into_dyn()), ("h0", gradients.h0.view().into_dyn())];
-    save_tensors(path.as_ref(), gradients.params.iter().chain(others), None)
+    let file = encode_gradients(gradients)?;
+    files::write_whole(path, |to| to.write_all(&file))
 }
 
-/// Writes a file of these tensors.
-fn save_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
-    path: &Path,
-    tensors: impl Iterator<Item = (N, ArrayViewD<'a, f32>)>,
-    metadata: Option<(&str, String)>,
-) -> Result<()> {
-    let file = serialize_tensors(tensors, metadata)?;
-    files::write_whole(path, |to| to.write_all(&file))
+/// As [`save_gradients`], to a stream.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_gradients(to: impl Write, gradients: &Gradients) -> Result<()> {
+    let file = encode_gradients(gradients)?;
+    files::write_stream(to, |to| to.write_all(&file))
+}
+
+fn encode_gradients(gradients: &Gradients) -> Result<Vec<u8>> {
+    let others = [("input", gradients.x.view().into_dyn()), ("h0", gradients.h0.view().into_dyn())];
+    encode_tensors(gradients.params.iter().chain(others), None)
 }
 
 /// The bytes of a file of these tensors. Its metadata is one entry at most: several would come in another
 /// order in each file.
-pub(crate) fn serialize_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
+pub(crate) fn encode_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
     tensors: impl Iterator<Item = (N, ArrayViewD<'a, f32>)>,
     metadata: Option<(&str, String)>,
 ) -> Result<Vec<u8>> {

@@ -1,17 +1,20 @@
 //! One open adapter: device, queue, pipelines, and what can go wrong with them.
 
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::Weak;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::error::{Error, Result};
-use crate::gpu::adapter::AdapterInfo;
+use crate::error::{Cause, Error, Result};
+use crate::gpu::adapter::{AdapterInfo, describe, plan_limits};
+use crate::gpu::loss::LossDetector;
+use crate::gpu::pipeline::Pipelines;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::gpu::poller::Poller;
 use crate::gpu::throttle::SubmitThrottle;
-use crate::kernels::{Access, Kernel, LOOP_BUDGET};
+use crate::gpu::wait::{Deadline, Oneshot};
 use crate::plan::{DeviceCaps, Limits};
 use crate::process::ProcessGuard;
 
@@ -19,115 +22,21 @@ use crate::process::ProcessGuard;
 /// pass writes one.
 const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
 
-/// Every adapter of this machine, as wgpu lists them.
-pub(crate) async fn adapters() -> Vec<wgpu::Adapter> {
-    let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends: wgpu::Instance::enabled_backend_features(),
-        ..descriptor
-    });
-    instance.enumerate_adapters(wgpu::Backends::all()).await
-}
-
-/// [`Device::needed_limits`](crate::Device::needed_limits).
-pub(crate) fn needed_limits() -> wgpu::Limits {
-    let of_webgpu = wgpu::Limits::default();
-    wgpu::Limits {
-        max_texture_dimension_1d: 0,
-        max_texture_dimension_2d: 0,
-        max_texture_dimension_3d: 0,
-        max_texture_array_layers: 0,
-        max_bind_groups: 1,
-        max_bind_groups_plus_vertex_buffers: 1,
-        max_bindings_per_bind_group: of_webgpu.max_storage_buffers_per_shader_stage,
-        max_dynamic_uniform_buffers_per_pipeline_layout: 0,
-        max_dynamic_storage_buffers_per_pipeline_layout: 1,
-        max_sampled_textures_per_shader_stage: 0,
-        max_samplers_per_shader_stage: 0,
-        max_storage_textures_per_shader_stage: 0,
-        max_uniform_buffers_per_shader_stage: 0,
-        max_uniform_buffer_binding_size: 0,
-        max_storage_buffer_binding_size: 32 << 20,
-        max_vertex_buffers: 0,
-        max_buffer_size: 64 << 20,
-        max_vertex_attributes: 0,
-        max_vertex_buffer_array_stride: 0,
-        max_inter_stage_shader_variables: 0,
-        max_color_attachments: 0,
-        max_color_attachment_bytes_per_sample: 0,
-        max_compute_workgroup_size_y: 16,
-        max_compute_workgroup_size_z: 1,
-        ..of_webgpu
-    }
-}
-
-/// What this library tells of an adapter.
-pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
-    let info = adapter.get_info();
-    let (rank, kind) = match info.device_type {
-        wgpu::DeviceType::DiscreteGpu => (0, "discrete GPU"),
-        wgpu::DeviceType::IntegratedGpu => (1, "integrated GPU"),
-        wgpu::DeviceType::VirtualGpu => (2, "virtual GPU"),
-        wgpu::DeviceType::Other => (3, "unknown"),
-        wgpu::DeviceType::Cpu => (4, "software"),
-    };
-    let features = [
-        ("SHADER_F16", wgpu::Features::SHADER_F16),
-        ("SUBGROUP", wgpu::Features::SUBGROUP),
-        ("TIMESTAMP_QUERY", wgpu::Features::TIMESTAMP_QUERY),
-        ("IMMEDIATES", wgpu::Features::IMMEDIATES),
-    ];
-    let has = adapter.features();
-    AdapterInfo {
-        backend: match info.backend {
-            wgpu::Backend::Dx12 => "DirectX 12".to_owned(),
-            other => format!("{other:?}"),
-        },
-        kind,
-        software: info.device_type == wgpu::DeviceType::Cpu,
-        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-        limits: plan_limits(&info, &adapter.limits()),
-        features: features
-            .iter()
-            .filter(|(_, f)| has.contains(*f))
-            .map(|&(name, _)| name)
-            .collect(),
-        rank,
-        name: info.name,
-    }
-}
-
-/// An adapter's or a device's limits as a plan reads them.
-fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
-    // lavapipe ends loops after LOOP_BUDGET iterations without an error.
-    let counts_loops = info.name.contains("llvmpipe") || info.driver.contains("llvmpipe");
-    Limits {
-        max_buffer_size: limits.max_buffer_size,
-        max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
-        max_storage_buffers_per_shader_stage: limits.max_storage_buffers_per_shader_stage.into(),
-        max_compute_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension.into(),
-        max_compute_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup.into(),
-        max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size.into(),
-        max_loop_iterations: if counts_loops { LOOP_BUDGET as u64 } else { u64::MAX },
-    }
-}
-
 /// wgpu's messages run over several indented lines.
 pub(crate) fn one_line(message: &str) -> String {
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join("; ")
 }
 
-/// A buffer to see by whether the device still maps any.
-fn new_probe(device: &wgpu::Device) -> wgpu::Buffer {
-    without_errors(device, || {
-        device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("gru.probe"),
-            size: 4,
-            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-            mapped_at_creation: false,
-        })
-    })
+/// An error of wgpu to be kept. In a browser such an error cannot leave its thread.
+#[cfg(not(target_arch = "wasm32"))]
+fn cause(error: impl std::error::Error + Send + Sync + 'static) -> Option<Cause> {
+    Some(Cause::new(error))
+}
+
+#[cfg(target_arch = "wasm32")]
+fn cause(_: impl std::error::Error) -> Option<Cause> {
+    None
 }
 
 /// An open adapter. Clones share it.
@@ -138,56 +47,25 @@ pub(crate) struct Gpu {
     wait_limit: Option<Duration>,
 }
 
-/// A wait, and how long it may go on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline {
-    what: &'static str,
-    /// When it ends, and how long it is.
-    end: Option<(Instant, Duration)>,
-}
-
-impl Deadline {
-    /// How long to wait for a callback before the next look at the device.
-    ///
-    /// # Errors
-    /// [`Error::Timeout`] where there is no more patience.
-    fn pause(&self) -> Result<Duration> {
-        const LONGEST: Duration = Duration::from_millis(1);
-        // Another thread has taken the callback, and is about to call it.
-        const ELSEWHERE: Duration = Duration::from_millis(5);
-        let Some((end, limit)) = self.end else { return Ok(ELSEWHERE) };
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::Timeout { what: self.what, limit });
-        }
-        // The longer it took, the less a moment more matters.
-        let gone = limit.saturating_sub(left);
-        Ok((gone / 8).clamp(Duration::from_micros(20), LONGEST).min(left))
-    }
-}
-
-struct Inner {
+/// What the clones of a [`Gpu`] share.
+pub(crate) struct Inner {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
     /// Where it was opened, or adopted.
-    home: ProcessGuard,
+    process: ProcessGuard,
     device: wgpu::Device,
     queue: wgpu::Queue,
-    /// A buffer that is mapped to see whether the device is lost, where somebody else opened it: a loss is
-    /// told to them alone.
-    probe: Option<Mutex<wgpu::Buffer>>,
-    /// Why the device was lost, once it is. It stays lost.
-    lost: Arc<Mutex<Option<String>>>,
+    loss: LossDetector,
+    #[cfg(not(target_arch = "wasm32"))]
+    poller: Poller,
     throttle: Mutex<SubmitThrottle>,
-    pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
+    pipelines: Mutex<Pipelines>,
     #[cfg(test)]
     created: std::sync::atomic::AtomicUsize,
 }
 
-type PipelineKey = (&'static str, Vec<u32>);
-
 /// Calls `work`, whose errors nobody hears, a caller's handler of uncaptured ones included.
-fn without_errors<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> T {
+pub(crate) fn without_errors<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> T {
     use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
     // Dropped in reverse order, as they must be.
     let [_first, _second, _third] =
@@ -222,45 +100,46 @@ impl Gpu {
         let (device, queue) = opened.map_err(|error| Error::OpenDevice {
             adapter: adapter.get_info().name,
             reason: one_line(&error.to_string()),
+            source: cause(error),
         })?;
-        let gpu = Self::new(adapter, device, queue, None);
-        let reason = Arc::clone(&gpu.inner.lost);
-        gpu.inner.device.set_device_lost_callback(move |kind, message| {
-            lock(&reason).get_or_insert(one_line(&format!("{kind:?}: {message}")));
-        });
+        let loss = LossDetector::by_callback(&device);
         // Every call is made inside `guard`, whose scopes catch its errors. One that still comes here
         // belongs to no call (wgpu panics where there is no handler).
-        gpu.inner.device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
-        Ok(gpu)
+        device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
+        Ok(Self::new(adapter, device, queue, loss))
     }
 
     /// A device that somebody else opened. Its callbacks are theirs.
     pub fn adopt(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         let flags = adapter.get_downlevel_capabilities().flags;
         if !flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
-            let reason = "it has no compute shaders".to_owned();
-            return Err(Error::OpenDevice { adapter: adapter.get_info().name, reason });
+            return Err(Error::OpenDevice {
+                adapter: adapter.get_info().name,
+                reason: "it has no compute shaders".to_owned(),
+                source: None,
+            });
         }
-        let probe = new_probe(&device);
-        Ok(Self::new(adapter, device, queue, Some(Mutex::new(probe))))
+        let loss = LossDetector::by_probe(&device);
+        Ok(Self::new(adapter, device, queue, loss))
     }
 
     fn new(
         adapter: wgpu::Adapter,
         device: wgpu::Device,
         queue: wgpu::Queue,
-        probe: Option<Mutex<wgpu::Buffer>>,
+        loss: LossDetector,
     ) -> Self {
         let limits = plan_limits(&adapter.get_info(), &device.limits());
         let info = AdapterInfo { limits, ..describe(&adapter) };
         let inner = Inner {
             adapter,
             info,
-            home: ProcessGuard::here(),
+            process: ProcessGuard::here(),
             device,
             queue,
-            probe,
-            lost: Arc::default(),
+            loss,
+            #[cfg(not(target_arch = "wasm32"))]
+            poller: Poller::default(),
             throttle: Mutex::default(),
             pipelines: Mutex::default(),
             #[cfg(test)]
@@ -274,6 +153,18 @@ impl Gpu {
         Self { wait_limit: Some(limit), ..self }
     }
 
+    /// The open device without holding it open.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+
+    /// The open device, where it still is; waits for it have no limit.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn upgrade(inner: &Weak<Inner>) -> Option<Self> {
+        inner.upgrade().map(|inner| Self { inner, wait_limit: None })
+    }
+
     /// Whether both are the same open device.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
@@ -283,6 +174,9 @@ impl Gpu {
     /// `work` returns. (Only a browser takes time for it.)
     ///
     /// Scopes belong to a thread, so where threads share the device each gets its own errors.
+    ///
+    /// Of a device that somebody else opened, a loss shows in waits and results; see
+    /// [`Self::check_lost`].
     pub fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> impl Future<Output = Result<T>> {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
         let device = &self.inner.device;
@@ -299,8 +193,11 @@ impl Gpu {
                     return Err(self.classify(error));
                 }
             }
-            self.check_lost()?;
-            result
+            // On a lost device wgpu's calls do not fail, but what is made of their results may.
+            match result {
+                Ok(value) => self.inner.loss.check_known().map(|()| value),
+                Err(error) => Err(self.check_lost().err().unwrap_or(error)),
+            }
         }
     }
 
@@ -325,11 +222,15 @@ impl Gpu {
         if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
             return lost;
         }
+        let source = |error: &wgpu::Error| match error {
+            // wgpu's own words are no more than `Out of Memory`.
+            wgpu::Error::OutOfMemory { source } => one_line(&source.to_string()),
+            other => one_line(&other.to_string()),
+        };
+        let reason = source(&error);
         match error {
-            wgpu::Error::OutOfMemory { source } => {
-                Error::OutOfMemory(one_line(&source.to_string()))
-            }
-            other => Error::Gpu(one_line(&other.to_string())),
+            wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { reason, source: cause(error) },
+            other => Error::Gpu { reason, source: cause(other) },
         }
     }
 
@@ -339,11 +240,9 @@ impl Gpu {
         self.check_lost()
     }
 
-    /// A wait for something that begins now.
+    /// For a wait that starts now.
     pub fn deadline(&self, what: &'static str) -> Deadline {
-        // A limit past the clock's end is none.
-        let end = |limit| Some((Instant::now().checked_add(limit)?, limit));
-        Deadline { what, end: self.wait_limit.and_then(end) }
+        Deadline::new(what, self.wait_limit)
     }
 
     /// Whether a wait has a limit.
@@ -359,80 +258,60 @@ impl Gpu {
         Ok(())
     }
 
-    /// Has callbacks called that are due: after all work queued where patience has no end, or else at once.
-    /// Says how long to wait for one that was not.
+    /// Has the callbacks called that are due: after all work queued where the call may block, or else at
+    /// once.
     ///
     /// wgpu's own wait with a limit is of no use: it panics where it runs out just as another thread
     /// hears that the work is done (`Device::maintain` of wgpu-core 30, "If the queue is empty").
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], and [`Error::Timeout`] where there is no more patience.
-    pub fn poll_once(&self, deadline: &Deadline) -> Result<Duration> {
-        self.poll(match deadline.end {
-            Some(_) => wgpu::PollType::Poll,
-            None => wgpu::PollType::wait_indefinitely(),
+    /// [`Error::DeviceLost`].
+    pub fn poll_once(&self, blocks: bool) -> Result<()> {
+        self.poll(match blocks {
+            true => wgpu::PollType::wait_indefinitely(),
+            false => wgpu::PollType::Poll,
         })?;
-        self.check_lost()?;
-        deadline.pause()
+        self.inner.loss.check_known()
+    }
+
+    /// Polls the device for whoever awaits `oneshot`. A browser does by itself.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the system starts no thread.
+    pub fn poll_for(&self, oneshot: &Arc<Oneshot>, deadline: Deadline) -> Result<()> {
+        #[cfg(not(target_arch = "wasm32"))]
+        return self.inner.poller.wait(self, oneshot, deadline);
+        #[cfg(target_arch = "wasm32")]
+        return Ok(drop((oneshot, deadline)));
     }
 
     /// Remembers a loss that showed in a result which did not arrive.
     pub fn lose(&self, reason: &str) -> Error {
-        let mut lost = lock(&self.inner.lost);
-        Error::DeviceLost(lost.get_or_insert(one_line(reason)).clone())
+        self.inner.loss.lose(reason)
     }
 
-    /// `Ok` unless the device is known to be lost.
+    /// `Ok` unless the device is lost. Where somebody else opened it, this maps a buffer, so it is for
+    /// waits, for what is made once, and after errors; not for what a caller does every frame.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
     pub fn check_lost(&self) -> Result<()> {
-        if let Some(reason) = lock(&self.inner.lost).clone() {
-            return Err(Error::DeviceLost(reason));
-        }
-        match &self.inner.probe {
-            // Where another thread polls meanwhile, wgpu may find the kept buffer still mapped and refuse it; a
-            // new one has no past.
-            Some(probe)
-                if self.refuses_to_map(&lock(probe))
-                    && self.refuses_to_map(&new_probe(&self.inner.device)) =>
-            {
-                Err(self.lose("the caller's device was lost or destroyed"))
-            }
-            _ => Ok(()),
-        }
+        self.inner.loss.check(&self.inner.device)
     }
 
     /// `Ok` unless this process was forked from the one that opened the device.
     pub fn check_process(&self) -> Result<()> {
-        self.inner.home.check("the open device")
-    }
-
-    /// Whether mapping a buffer fails at once, which it does on a lost device alone.
-    fn refuses_to_map(&self, buffer: &wgpu::Buffer) -> bool {
-        let refused = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&refused);
-        without_errors(&self.inner.device, || {
-            buffer.slice(..).map_async(wgpu::MapMode::Read, move |mapped| {
-                told.store(mapped.is_err(), Ordering::Relaxed);
-            });
-            let refused = refused.load(Ordering::Relaxed);
-            // Where it was not refused, this takes it back, which the callback hears as an error.
-            buffer.unmap();
-            refused
-        })
+        self.inner.process.check("the open device")
     }
 
     /// Polls the device.
-    ///
-    /// wgpu panics where the driver reports a loss to it while it is polled, and has no call that would
-    /// return it instead: there is no other way than to catch that.
     fn poll(&self, kind: wgpu::PollType) -> Result<()> {
         self.check_process()?;
-        let device = &self.inner.device;
-        match std::panic::catch_unwind(AssertUnwindSafe(|| device.poll(kind))) {
-            Ok(polled) => {
-                polled.map(|_| ()).map_err(|error| Error::Gpu(one_line(&error.to_string())))
-            }
-            Err(_) => Err(self.lose("the driver failed while it was waited for")),
-        }
+        let polled = self.inner.loss.catch(|| self.inner.device.poll(kind))?;
+        polled.map(|_| ()).map_err(|error| Error::Gpu {
+            reason: one_line(&error.to_string()),
+            source: Some(Cause::new(error)),
+        })
     }
 
     /// The same adapter, opened anew with these limits and no feature.
@@ -454,7 +333,7 @@ impl Gpu {
 
     /// What a plan for it has to know.
     pub fn caps(&self) -> DeviceCaps {
-        DeviceCaps::new(self.inner.info.limits, self.inner.info.software)
+        DeviceCaps::new(self.inner.info.limits, self.inner.info.is_software())
     }
 
     /// Nanoseconds of a tick of the adapter's clock, where the device can write down its time.
@@ -466,6 +345,11 @@ impl Gpu {
     /// How long its submits take.
     pub fn throttle(&self) -> MutexGuard<'_, SubmitThrottle> {
         lock(&self.inner.throttle)
+    }
+
+    /// The kernels compiled so far.
+    pub fn pipelines(&self) -> &Mutex<Pipelines> {
+        &self.inner.pipelines
     }
 
     pub fn device(&self) -> &wgpu::Device {
@@ -498,10 +382,10 @@ impl Gpu {
     }
 
     #[cfg(not(test))]
-    fn count_creation(&self) {}
+    pub(super) fn count_creation(&self) {}
 
     #[cfg(test)]
-    fn count_creation(&self) {
+    pub(super) fn count_creation(&self) {
         self.inner.created.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
@@ -509,92 +393,6 @@ impl Gpu {
     #[cfg(test)]
     pub fn created(&self) -> usize {
         self.inner.created.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// The compiled kernel with these override constants, compiled at its first use on this device:
-    /// a dropped pipeline leaks memory in wgpu, and compiling takes long.
-    ///
-    /// # Errors
-    /// What the driver says of the kernel; it is tried again at the next call.
-    pub async fn pipeline(
-        &self,
-        kernel: &'static Kernel,
-        constants: &[u32],
-    ) -> Result<wgpu::ComputePipeline> {
-        let key = (kernel.name, constants.to_vec());
-        let known = lock(&self.inner.pipelines).get(&key).cloned();
-        if let Some(pipeline) = known {
-            return Ok(pipeline);
-        }
-        let pipeline = self.guard(|| Ok(self.compile(kernel, constants))).await?;
-        // Where another thread was faster, its pipeline stays.
-        Ok(lock(&self.inner.pipelines).entry(key).or_insert(pipeline).clone())
-    }
-
-    fn compile(&self, kernel: &'static Kernel, constants: &[u32]) -> wgpu::ComputePipeline {
-        self.count_creation();
-        let device = &self.inner.device;
-        let label = format!("gru.{}", kernel.name);
-        let args = wgpu::BindGroupLayoutEntry {
-            binding: 0,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only: true },
-                has_dynamic_offset: true,
-                min_binding_size: wgpu::BufferSize::new(4 * kernel.args.len() as u64),
-            },
-            count: None,
-        };
-        let storage = kernel.bindings.iter().zip(1..).map(|(&(_, access), binding)| {
-            let read_only = access != Access::ReadWrite;
-            wgpu::BindGroupLayoutEntry {
-                binding,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only },
-                    has_dynamic_offset: false,
-                    min_binding_size: wgpu::BufferSize::new(access.element()),
-                },
-                ..args
-            }
-        });
-        let entries: Vec<_> = std::iter::once(args).chain(storage).collect();
-        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(&label),
-            entries: &entries,
-        });
-        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(&label),
-            bind_group_layouts: &[Some(&bindings)],
-            immediate_size: 0,
-        });
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
-        };
-        // With a counter in every loop a compiler does not unroll any: up to a third of a kernel's time.
-        let mut checks = wgpu::ShaderRuntimeChecks::checked();
-        checks.force_loop_bounding = false;
-        // SAFETY: what is not checked is that loops end, and all of them do. The sources are this crate's
-        // own; each of their loops is a `for` whose counter nothing else writes, which goes by a stride of
-        // at least 1 (a constant, or a product of workgroup sizes, which are not 0) up to a bound that does
-        // not change meanwhile. The bound is below 2³¹ plus a stride, for no binding has as many elements,
-        // so no counter wraps. Accesses stay checked. (`tests/kernels.rs` holds the sources to the form.)
-        #[allow(unsafe_code, reason = "the sources are this crate's own")]
-        let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
-        let constants: Vec<_> =
-            kernel.constants.iter().zip(constants).map(|(&c, &v)| (c, f64::from(v))).collect();
-        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&label),
-            layout: Some(&layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &constants,
-                // Every kernel writes each element of its workgroup memory before it reads it.
-                zero_initialize_workgroup_memory: false,
-            },
-            cache: None,
-        })
     }
 
     /// Queues commands.
@@ -611,10 +409,14 @@ impl Gpu {
 }
 
 impl Drop for Inner {
-    /// A forked child leaves the device to its parent: closing it would wait for the driver's threads.
     fn drop(&mut self) {
-        if self.home.is_left() {
+        if self.process.is_forked() {
+            // A forked child leaves the device to its parent: closing it would wait for the driver's
+            // threads. The poller's thread is not here either, but may have left its lock taken.
             std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));
+        } else {
+            #[cfg(not(target_arch = "wasm32"))]
+            self.poller.close();
         }
     }
 }
@@ -628,10 +430,71 @@ impl std::fmt::Debug for Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::device::test_device;
+    use crate::model::device::{Device, test_device};
     use crate::model::gru::Gru;
+    use crate::model::interop::Buffers;
     use crate::spec::config::GruConfig;
     use crate::spec::params::Init;
+
+    /// A device that somebody else opened is asked whether it is lost by mapping a buffer. What a program
+    /// does every frame does not pay for that.
+    #[test]
+    fn commands_are_encoded_without_asking_whether_the_device_is_lost() {
+        let (_, own) = test_device();
+        let [device, queue] = [(); 2].map(|()| own.clone());
+        let (device, queue) = (device.device().clone(), queue.queue().clone());
+        let shared = Device::from_wgpu(&own.inner.adapter, &device, &queue).unwrap();
+        let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &shared).unwrap();
+        let gpu = gru.session_pool().unwrap().gpu();
+        let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, len));
+        let buffers = Buffers::new(x.as_entire_buffer_binding(), y.as_entire_buffer_binding());
+        let shape = gru.config().shape(1, 4).unwrap();
+        let mut pass = gru.forward_pass(shape, &buffers).unwrap();
+        let mut stream = gru.stream_over(4, &[1], &buffers).unwrap();
+        let x = ndarray::Array3::ones((1, 4, 3));
+        gru.forward(&x).unwrap();
+        let probed = || gpu.inner.loss.probed();
+
+        let before = probed();
+        for _ in 0..10 {
+            let mut encoder = gpu.encoder("test");
+            gru.encode_step(&mut stream, 1, &mut encoder).unwrap();
+            gru.encode(&mut pass, &mut encoder).unwrap();
+            gpu.submit(encoder.finish());
+        }
+        assert_eq!(probed(), before);
+        // A call that gives results asks once.
+        gru.forward(&x).unwrap();
+        assert_eq!(probed(), before + 1);
+        device.destroy();
+        assert!(matches!(gru.forward(&x), Err(Error::DeviceLost(_))));
+        let mut encoder = gpu.encoder("test");
+        let encoded = gru.encode_step(&mut stream, 1, &mut encoder);
+        assert!(matches!(encoded, Err(Error::DeviceLost(_))), "{encoded:?}");
+    }
+
+    #[test]
+    fn errors_keep_what_wgpu_reported() {
+        use std::error::Error as _;
+
+        let (_, gpu) = test_device();
+        let limits = wgpu::Limits { max_buffer_size: u64::MAX, ..wgpu::Limits::default() };
+        let error = pollster::block_on(gpu.reopen(limits)).unwrap_err();
+        assert!(matches!(error, Error::OpenDevice { .. }), "{error}");
+        assert!(error.source().is_some_and(|source| source.is::<wgpu::RequestDeviceError>()));
+        let wrong_usage = || {
+            gpu.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: 4,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            });
+            Ok(())
+        };
+        let error = pollster::block_on(gpu.guard(wrong_usage)).unwrap_err();
+        assert!(matches!(error, Error::Gpu { .. }), "{error}");
+        assert!(error.source().is_some_and(|source| source.is::<wgpu::Error>()));
+    }
 
     /// wgpu panics where a driver tells it of a loss while it is polled. No driver here can be made to;
     /// a callback can, in the same call.

@@ -3,8 +3,14 @@
 //! Besides `model/interop.rs`, this is the only place that calls wgpu.
 
 pub(crate) mod adapter;
+pub(crate) mod clock;
 pub(crate) mod context;
+pub(crate) mod loss;
+pub(crate) mod pipeline;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) mod poller;
 pub(crate) mod pool;
 pub(crate) mod session;
 pub(crate) mod throttle;
 pub(crate) mod transfer;
+pub(crate) mod wait;

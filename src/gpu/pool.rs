@@ -1,17 +1,18 @@
-//! [`SessionPool`]: what the sessions of one model share, and the sessions at rest.
+//! [`SessionPool`]: what the sessions of one model share, and the idle sessions.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
 use crate::gpu::context::{Gpu, lock};
-use crate::gpu::session::{Bound, Session};
+use crate::gpu::session::{BufferBinding, Session};
 use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::spec::chunk::{Chunk, chunks};
 use crate::spec::config::{GruConfig, Shape};
 use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 
-/// Sessions at rest that a model keeps for the next run of the same shape, whatever they hold.
+/// Idle sessions that a model keeps for the next run of the same shape, whatever they hold.
 const IDLE_AT_LEAST: usize = 2;
 
 /// And at most, as long as all of them together hold no more than [`IDLE_BYTES`]: sequences of unequal lengths
@@ -27,10 +28,20 @@ pub(crate) struct SessionPool {
     gpu: Gpu,
     params: wgpu::Buffer,
     residency: Mutex<Residency>,
-    /// Those at rest for longest come first.
+    /// Those idle for longest come first.
     idle: Arc<Mutex<Vec<PoolEntry>>>,
     #[cfg(test)]
     made: std::sync::atomic::AtomicUsize,
+    #[cfg(test)]
+    planned: std::sync::atomic::AtomicUsize,
+}
+
+/// A chunk of a run, with the plan that was made to see whether it fits: making one takes long.
+#[derive(Debug)]
+pub(crate) struct PlannedChunk {
+    pub chunk: Chunk,
+    /// `None` where a session was idle.
+    pub plan: Option<Arc<Plan>>,
 }
 
 /// Which parameters the device holds.
@@ -45,7 +56,7 @@ enum Residency {
     Acquired,
 }
 
-/// What a session is for.
+/// What a session is for: two runs of one key can use the same session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SessionKey {
     pub shape: Shape,
@@ -54,7 +65,7 @@ pub(crate) struct SessionKey {
     pub purpose: Purpose,
 }
 
-/// What the runs of an update's batches add to.
+/// What the runs of an update's batches add their gradients and losses to.
 #[derive(Debug)]
 pub(crate) struct GradientAccumulator {
     /// Laid out as the parameters.
@@ -89,10 +100,13 @@ pub(crate) struct PooledSession {
 
 impl GradientAccumulator {
     /// Where a plan of a loss has them.
-    fn bound(&self, plan: &Plan) -> Vec<(BufferId, Bound)> {
+    fn bound(&self, plan: &Plan) -> Vec<(BufferId, BufferBinding)> {
         let training = plan.run_buffers().training.as_ref().expect("a training plan");
-        let loss = plan.head_buffers().loss.expect("a plan of a loss");
-        vec![(training.dparams, Bound::from(&self.gradient)), (loss.sum, Bound::from(&self.loss))]
+        let loss = plan.loss_buffers();
+        vec![
+            (training.dparams, BufferBinding::from(&self.gradient)),
+            (loss.sum, BufferBinding::from(&self.loss)),
+        ]
     }
 }
 
@@ -104,6 +118,7 @@ impl SessionPool {
     pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
         Self::allow(gpu, layout.config())?;
         let params = gpu.guard(|| Ok(gpu.buffer("params", layout.flat_len()))).await?;
+        gpu.check_lost()?;
         let (residency, idle) = Default::default();
         Ok(Self {
             gpu: gpu.clone(),
@@ -112,6 +127,8 @@ impl SessionPool {
             idle,
             #[cfg(test)]
             made: Default::default(),
+            #[cfg(test)]
+            planned: Default::default(),
         })
     }
 
@@ -127,63 +144,100 @@ impl SessionPool {
         &self.gpu
     }
 
-    /// The pieces that a job is made of; its states can be carried from one to the next unless its gradient,
+    /// The chunks that a run is made of. States can be carried from one to the next unless the gradient,
     /// which a loss starts, would have to be carried back.
     ///
     /// # Errors
-    /// [`Error::Limit`] when not the smallest piece fits the device.
-    pub fn chunks(&self, layout: &ParamLayout, job: SessionKey) -> Result<Vec<Chunk>> {
-        let SessionKey { shape, mode, options, purpose } = job;
-        if lock(&self.idle).iter().any(|entry| entry.key == job) {
-            return Ok(vec![Chunk::whole(shape)]);
+    /// [`Error::Limit`] when not the smallest chunk fits the device.
+    pub fn chunks(&self, layout: &ParamLayout, key: SessionKey) -> Result<Vec<PlannedChunk>> {
+        if lock(&self.idle).iter().any(|entry| entry.key == key) {
+            return Ok(vec![PlannedChunk { chunk: Chunk::whole(key.shape), plan: None }]);
         }
-        let caps = self.gpu.caps();
-        let carried = match purpose {
+        let carried = match key.purpose {
             Purpose::Loss(_) => None,
-            Purpose::States | Purpose::Outputs => Some(layout.config().direction),
+            Purpose::States | Purpose::Outputs | Purpose::Evaluation(_) => {
+                Some(layout.config().direction)
+            }
         };
-        chunks(shape, carried, |shape| {
-            let plan = Plan::of_run(layout, shape, mode, options, purpose, &caps)?;
-            plan.check(&caps.limits)
-        })
+        let plans = RefCell::new(Vec::<(Shape, Arc<Plan>)>::new());
+        let chunks = chunks(key.shape, carried, |shape| {
+            let plan = self.plan(layout, SessionKey { shape, ..key })?;
+            plan.check(self.gpu.limits())?;
+            plans.borrow_mut().push((shape, plan));
+            Ok(())
+        })?;
+        let mut plans = plans.into_inner();
+        let planned = |chunk: Chunk| {
+            let shape = chunk.shape(key.shape);
+            let known = plans.iter().find(|(other, _)| *other == shape);
+            let plan = match known.map(|(_, plan)| Arc::clone(plan)) {
+                Some(plan) => plan,
+                // Smaller than the largest that fits.
+                None => {
+                    let plan = self.plan(layout, SessionKey { shape, ..key })?;
+                    plans.push((shape, Arc::clone(&plan)));
+                    plan
+                }
+            };
+            Ok(PlannedChunk { chunk, plan: Some(plan) })
+        };
+        chunks.into_iter().map(planned).collect()
     }
 
-    /// A session for a job, with `params` of this `version` on the device. That of a loss adds to what is
-    /// `gathered`.
+    fn plan(&self, layout: &ParamLayout, key: SessionKey) -> Result<Arc<Plan>> {
+        #[cfg(test)]
+        self.planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let SessionKey { shape, mode, options, purpose } = key;
+        let plan = Plan::of_run(layout, shape, mode, options, purpose, &self.gpu.caps())?;
+        Ok(Arc::new(plan))
+    }
+
+    /// A session for a run, with `params` of this `version` on the device: an idle one, or one made of
+    /// `plan`, or else planned here. That of a loss adds to the `accumulator`.
     pub async fn session(
         &self,
         params: &Params,
         version: u64,
-        job: SessionKey,
-        gathered: Option<&GradientAccumulator>,
+        key: SessionKey,
+        plan: Option<Arc<Plan>>,
+        accumulator: Option<&GradientAccumulator>,
     ) -> Result<PooledSession> {
-        let resting = {
+        let idle = {
             let mut idle = lock(&self.idle);
-            let at = idle.iter().position(|entry| entry.key == job);
+            let at = idle.iter().position(|entry| entry.key == key);
             at.map(|at| idle.remove(at))
         };
-        let entry = match resting {
-            Some(entry) => entry,
-            None => {
-                let SessionKey { shape, mode, options, purpose } = job;
-                let caps = self.gpu.caps();
-                let layout = params.layout();
-                let plan = Plan::of_run(layout, shape, mode, options, purpose, &caps)?;
-                let bound = gathered.map(|to| to.bound(&plan)).unwrap_or_default();
-                let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
-                let shared = shared.map(|id| 4 * plan.buffers()[id.index()].len as u64);
-                let bytes = plan.bytes() - shared.sum::<u64>();
-                #[cfg(test)]
-                self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                PoolEntry { key: job, session: self.make(plan, &bound).await?, bytes }
-            }
+        let entry = match (idle, plan) {
+            (Some(entry), _) => entry,
+            (None, Some(plan)) => self.entry(key, plan, accumulator).await?,
+            (None, None) => self.entry(key, self.plan(params.layout(), key)?, accumulator).await?,
         };
         self.with_parameters(params, version, || Ok(())).await?;
         Ok(PooledSession { entry: Some(entry), idle: Arc::clone(&self.idle) })
     }
 
+    async fn entry(
+        &self,
+        key: SessionKey,
+        plan: Arc<Plan>,
+        accumulator: Option<&GradientAccumulator>,
+    ) -> Result<PoolEntry> {
+        #[cfg(test)]
+        self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let bound = accumulator.map(|to| to.bound(&plan)).unwrap_or_default();
+        let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
+        let shared = shared.map(|id| 4 * plan.buffers()[id.index()].len as u64);
+        let bytes = plan.bytes() - shared.sum::<u64>();
+        Ok(PoolEntry { key, session: self.make(plan, &bound).await?, bytes })
+    }
+
     /// A session of its own for `plan`, with the model's parameters bound and others besides.
-    pub async fn make(&self, plan: Plan, bound: &[(BufferId, Bound)]) -> Result<Session> {
+    pub async fn make(
+        &self,
+        plan: impl Into<Arc<Plan>>,
+        bound: &[(BufferId, BufferBinding)],
+    ) -> Result<Session> {
+        let plan = plan.into();
         let params = plan.run_buffers().params;
         self.make_with(plan, params, bound).await
     }
@@ -191,15 +245,16 @@ impl SessionPool {
     /// The same for a plan of another kind, whose parameters are this buffer.
     pub async fn make_with(
         &self,
-        plan: Plan,
+        plan: impl Into<Arc<Plan>>,
         params: BufferId,
-        bound: &[(BufferId, Bound)],
+        bound: &[(BufferId, BufferBinding)],
     ) -> Result<Session> {
-        let params = (params, Bound::from(&self.params));
+        let plan = plan.into();
+        let params = (params, BufferBinding::from(&self.params));
         let bound: Vec<_> = bound.iter().cloned().chain([params]).collect();
-        match Session::new(&self.gpu, plan.clone(), &bound).await {
-            // The sessions at rest may hold what is missing.
-            Err(Error::OutOfMemory(_)) => {
+        match Session::new(&self.gpu, Arc::clone(&plan), &bound).await {
+            // Idle sessions may hold what is missing.
+            Err(Error::OutOfMemory { .. }) => {
                 lock(&self.idle).clear();
                 self.gpu.collect()?;
                 Session::new(&self.gpu, plan, &bound).await
@@ -282,18 +337,21 @@ impl std::ops::DerefMut for PooledSession {
 impl Drop for PooledSession {
     fn drop(&mut self) {
         let mut idle = lock(&self.idle);
-        idle.extend(self.entry.take().filter(|entry| !entry.session.is_broken()));
+        let entry = self.entry.take().and_then(|PoolEntry { key, session, bytes }| {
+            session.into_idle().map(|session| PoolEntry { key, session, bytes })
+        });
+        idle.extend(entry);
         let surplus = surplus(idle.iter().map(|entry| entry.bytes));
         idle.drain(..surplus);
     }
 }
 
-/// How many of the sessions at rest go, those first that have been so for longest.
+/// How many of the idle sessions are dropped, those first that have been idle for longest.
 fn surplus(bytes: impl DoubleEndedIterator<Item = u64> + ExactSizeIterator) -> usize {
-    let (len, mut residency) = (bytes.len(), 0);
+    let (len, mut total) = (bytes.len(), 0);
     let stays = |&(newer, bytes): &(usize, u64)| {
-        residency += bytes;
-        newer < IDLE_AT_LEAST || (newer < IDLE_SESSIONS && residency <= IDLE_BYTES)
+        total += bytes;
+        newer < IDLE_AT_LEAST || (newer < IDLE_SESSIONS && total <= IDLE_BYTES)
     };
     len - bytes.rev().enumerate().take_while(stays).count()
 }
@@ -303,17 +361,47 @@ mod tests {
     use std::ops::ControlFlow;
     use std::sync::atomic::Ordering;
 
-    use ndarray::Array2;
+    use ndarray::{Array2, Array3};
 
     use super::*;
-    use crate::model::device::test_device;
+    use crate::model::device::{test_device, test_device_with_bindings};
+    use crate::model::gru::Gru;
     use crate::{
-        Event, Example, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Target, Trainer,
-        TrainerConfig,
+        Event, Example, Head, Init, Learner, LearnerConfig, Loss, Network, Optimizer, Target,
+        Trainer, TrainerConfig,
     };
 
+    /// A call that fails, or whose future is dropped, may have queued zeros and copies that nothing ran.
     #[test]
-    fn sessions_at_rest_are_bounded_by_bytes_and_number() {
+    fn a_session_in_the_pool_keeps_nothing_of_its_last_call() {
+        let (device, gpu) = test_device();
+        let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
+        let x = Array3::from_shape_fn((4, 2, 3), |(t, b, i)| ((t + 2 * b + 3 * i) as f32).sin());
+        let expected = gru.forward(&x).unwrap();
+        let pool = gru.session_pool().unwrap();
+        let made = || pool.made.load(Ordering::Relaxed);
+        let before = made();
+        let other = gpu.buffer("other", x.len());
+        gpu.upload(&other, 0, &[7.0; 24]);
+        for copies in [false, true] {
+            let shape = gru.config().shape(4, 2).unwrap();
+            let (mode, options, purpose) = (Mode::Inference, gru.options(), Purpose::States);
+            let key = SessionKey { shape, mode, options, purpose };
+            let session = pool.session(gru.params(), gru.version(), key, None, None);
+            let mut session = pollster::block_on(session).unwrap();
+            let to = session.plan().run_buffers().x;
+            match copies {
+                true => session.copy_in(&other, to, 0..x.len()),
+                false => pollster::block_on(session.write(to, 0, x.len(), None)).unwrap(),
+            }
+            drop(session);
+            assert_eq!(gru.forward(&x).unwrap(), expected, "copies: {copies}");
+        }
+        assert_eq!(made(), before, "the same session");
+    }
+
+    #[test]
+    fn idle_sessions_are_bounded_by_bytes_and_number() {
         const MIB: u64 = 1 << 20;
         for (bytes, expected) in [
             (vec![], 0),
@@ -360,5 +448,55 @@ mod tests {
         assert_eq!(trainer.learner().updates(), 200);
         // Training: 8, 16 and 24 steps. Validation: 16 and 24, and a batch that is smaller.
         assert_eq!(made, [6, 6]);
+    }
+
+    /// Plans that it takes to see what of a run fits, and how many chunks it then has.
+    fn plans_needed(gru: &Gru, shape: Shape, mode: Mode, purpose: Purpose) -> (usize, usize) {
+        let pool = gru.session_pool().unwrap();
+        let before = planned(gru);
+        let key = SessionKey { shape, mode, options: gru.options(), purpose };
+        let chunks = pool.chunks(gru.params().layout(), key).unwrap();
+        (planned(gru) - before, chunks.len())
+    }
+
+    fn planned(gru: &Gru) -> usize {
+        gru.session_pool().unwrap().planned.load(Ordering::Relaxed)
+    }
+
+    /// Of every kind of run, whole and in chunks.
+    #[test]
+    fn what_is_new_is_planned_once() {
+        for (device, steps) in [(test_device().0, 5), (test_device_with_bindings(16 << 10), 61)] {
+            let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 7), Head::every_step(2));
+            let params = Params::init_of(layout.unwrap(), Init::Uniform, 1).unwrap();
+            let shape = params.layout().config().shape(steps, 11).unwrap();
+            let (x, targets) = (Array3::ones((steps, 11, 3)), Array3::zeros((steps, 11, 2)));
+            let loss = Loss::MeanSquared;
+            let network = Network::new(params.clone(), &device).unwrap();
+            let gru = network.gru();
+            let forward = || drop(gru.forward(&x).unwrap());
+            let train = || drop(gru.forward_train(&x).unwrap());
+            let outputs = || drop(network.forward(&x).unwrap());
+            let evaluate = || assert!(network.evaluate(&loss, &x, targets.view()).is_ok());
+            let runs: [(Mode, Purpose, &dyn Fn()); 4] = [
+                (Mode::Inference, Purpose::States, &forward),
+                (Mode::Training, Purpose::States, &train),
+                (Mode::Inference, Purpose::Outputs, &outputs),
+                (Mode::Inference, Purpose::Evaluation(loss), &evaluate),
+            ];
+            for (mode, purpose, run) in runs {
+                let (needed, chunks) = plans_needed(gru, shape, mode, purpose);
+                assert_eq!(chunks > 1, steps > 5);
+                let before = planned(gru);
+                run();
+                assert_eq!(planned(gru) - before, needed, "{mode:?}, {purpose:?}");
+            }
+            let config = LearnerConfig::new(loss, Optimizer::adam(), 0.01);
+            let mut learner = Learner::new(params, config, &device).unwrap();
+            let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
+            let (needed, _) = plans_needed(learner.network().gru(), shape, mode, purpose);
+            learner.step(&x, targets.view()).unwrap();
+            assert_eq!(planned(learner.network().gru()), 2 * needed);
+        }
     }
 }

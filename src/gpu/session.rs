@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::transfer::Wait;
-use crate::plan::{ARGS_BLOCK, BufferId, BufferSpec, Dispatch, Plan, Slice, Stage};
+use crate::plan::{ARGS_BLOCK, BufferId, BufferSpec, Dispatch, Plan, Role, Slice, Stage};
 
 mod timed;
 
@@ -26,12 +27,12 @@ pub(crate) enum Pass {
 
 /// A buffer that is not the session's own, from this byte on.
 #[derive(Clone, Debug)]
-pub(crate) struct Bound {
+pub(crate) struct BufferBinding {
     pub buffer: wgpu::Buffer,
     pub offset: u64,
 }
 
-impl From<&wgpu::Buffer> for Bound {
+impl From<&wgpu::Buffer> for BufferBinding {
     fn from(buffer: &wgpu::Buffer) -> Self {
         Self { buffer: buffer.clone(), offset: 0 }
     }
@@ -42,14 +43,16 @@ impl From<&wgpu::Buffer> for Bound {
 #[derive(Debug)]
 pub(crate) struct Session {
     gpu: Gpu,
-    plan: Plan,
-    buffers: Vec<Bound>,
-    forward: Vec<Prepared>,
-    backward: Vec<Prepared>,
-    /// Argument blocks of each of the plan's turns.
-    turn_blocks: usize,
-    /// To be done ahead of the next pass.
+    plan: Arc<Plan>,
+    buffers: Vec<BufferBinding>,
+    forward: Vec<PreparedStage>,
+    backward: Vec<PreparedStage>,
+    /// Argument blocks of each of the plan's parities.
+    parity_blocks: usize,
+    /// What the call at work wants done ahead of its next pass.
     prologue: Vec<Prologue>,
+    /// Ranges of input buffers that are zero already: no kernel writes an input.
+    zeros: Vec<(BufferId, Range<usize>)>,
     /// The device reported an error during a run: the contents cannot be relied on.
     broken: bool,
 }
@@ -63,15 +66,15 @@ enum Prologue {
 
 /// A stage with its pipelines and bind groups.
 #[derive(Debug)]
-struct Prepared {
-    calls: Vec<Call>,
+struct PreparedStage {
+    dispatches: Vec<PreparedDispatch>,
     times: usize,
     /// Where the arguments of its first dispatch lie; the others follow in order.
     first_block: usize,
 }
 
 #[derive(Debug)]
-struct Call {
+struct PreparedDispatch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     workgroups: [u32; 3],
@@ -80,7 +83,15 @@ struct Call {
 
 impl Session {
     /// Makes everything that `plan` asks for, but the buffers that are `bound` to it.
-    pub async fn new(gpu: &Gpu, plan: Plan, bound: &[(BufferId, Bound)]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// As [`Plan::check`], and the device's own.
+    pub async fn new(
+        gpu: &Gpu,
+        plan: impl Into<Arc<Plan>>,
+        bound: &[(BufferId, BufferBinding)],
+    ) -> Result<Self> {
+        let plan = plan.into();
         plan.check(gpu.limits())?;
         let mut pipelines = HashMap::new();
         for stage in plan.forward().iter().chain(plan.backward()) {
@@ -91,23 +102,25 @@ impl Session {
                 }
             }
         }
-        gpu.guard(|| Ok(Self::prepare(gpu, plan, &pipelines, bound))).await
+        let session = gpu.guard(|| Ok(Self::prepare(gpu, plan, &pipelines, bound))).await?;
+        gpu.check_lost()?;
+        Ok(session)
     }
 
     fn prepare(
         gpu: &Gpu,
-        plan: Plan,
+        plan: Arc<Plan>,
         pipelines: &HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
-        bound: &[(BufferId, Bound)],
+        bound: &[(BufferId, BufferBinding)],
     ) -> Self {
         let make =
             |(i, spec): (usize, &BufferSpec)| match bound.iter().find(|(id, _)| id.index() == i) {
                 Some((_, bound)) => bound.clone(),
-                None => Bound::from(&gpu.buffer(&spec.name, spec.len)),
+                None => BufferBinding::from(&gpu.buffer(&spec.name, spec.len)),
             };
         let buffers: Vec<_> = plan.buffers().iter().enumerate().map(make).collect();
         let words: Vec<u32> =
-            (0..plan.turns()).flat_map(|turn| argument_words(&plan, turn == 1)).collect();
+            (0..plan.turns()).flat_map(|parity| argument_words(&plan, parity == 1)).collect();
         let args = gpu.buffer("args", words.len());
         gpu.upload(&args, 0, bytemuck::cast_slice(&words));
 
@@ -116,15 +129,22 @@ impl Session {
             Preparation { gpu, pipelines, buffers: &buffers, args: &args, bind_groups, next_block };
         let forward = plan.forward().iter().map(|stage| preparation.stage(stage)).collect();
         let backward = plan.backward().iter().map(|stage| preparation.stage(stage)).collect();
-        let turn_blocks = preparation.next_block;
-        let prologue = Vec::new();
-        let gpu = gpu.clone();
-        Self { gpu, plan, buffers, forward, backward, turn_blocks, prologue, broken: false }
+        let parity_blocks = preparation.next_block;
+        // wgpu gives out memory that is zero; a caller's buffers hold what they hold.
+        let is_own = |id: &BufferId| bound.iter().all(|(other, _)| other != id);
+        let inputs = plan.buffers().iter().enumerate().filter(|(_, spec)| spec.role == Role::Input);
+        let zeros = inputs.map(|(i, spec)| (BufferId(i), 0..spec.len));
+        let zeros = zeros.filter(|(id, _)| is_own(id)).collect();
+        let (prologue, gpu) = (Vec::new(), gpu.clone());
+        let broken = false;
+        Self { gpu, plan, buffers, forward, backward, parity_blocks, prologue, zeros, broken }
     }
 
-    /// Whether the device reported an error during a run: the contents cannot be relied on.
-    pub fn is_broken(&self) -> bool {
-        self.broken
+    /// The session as its next call is to have it: whatever this call queued ahead of a pass and did
+    /// not run is gone. `None` where the contents cannot be relied on.
+    pub fn into_idle(self) -> Option<Self> {
+        let idle = Self { prologue: Vec::new(), ..self };
+        (!idle.broken).then_some(idle)
     }
 
     pub fn gpu(&self) -> &Gpu {
@@ -147,11 +167,15 @@ impl Session {
         len: usize,
         data: Option<&[f32]>,
     ) -> Result<()> {
+        let range = first..first + len;
         let Some(data) = data else {
-            self.prologue.push(Prologue::Zero(buffer, first..first + len));
+            if !self.is_zero(buffer, &range) {
+                self.prologue.push(Prologue::Zero(buffer, range));
+            }
             return Ok(());
         };
         assert_eq!(data.len(), len, "wrong amount of data for {buffer:?}");
+        self.zeros.retain(|(id, zero)| *id != buffer || !overlap(zero, &range));
         let upload = || {
             self.gpu.upload(self.buffer(buffer), first, data);
             Ok(())
@@ -159,8 +183,15 @@ impl Session {
         self.gpu.guard(upload).await.inspect_err(|_| self.broken = true)
     }
 
+    /// Whether a range of an input buffer is zero already.
+    fn is_zero(&self, buffer: BufferId, range: &Range<usize>) -> bool {
+        let holds = |zero: &Range<usize>| zero.start <= range.start && range.end <= zero.end;
+        self.zeros.iter().any(|(id, zero)| *id == buffer && holds(zero))
+    }
+
     /// Copies all of `from` to a range of a buffer, ahead of the next pass.
     pub fn copy_in(&mut self, from: &wgpu::Buffer, to: BufferId, range: Range<usize>) {
+        self.zeros.retain(|(id, zero)| *id != to || !overlap(zero, &range));
         self.prologue.push(Prologue::Copy(from.clone(), to, range));
     }
 
@@ -192,9 +223,17 @@ impl Session {
         self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
     }
 
-    /// What is to be done ahead of a pass, once.
+    /// What is to be done ahead of a pass, once. A session whose pass then fails is used no more, so
+    /// what is zero after it may be noted here.
     fn take_prologue(&mut self, pass: Pass) -> Vec<Prologue> {
         let mut prologue = std::mem::take(&mut self.prologue);
+        for cleared in &prologue {
+            if let Prologue::Zero(id, range) = cleared {
+                if self.plan.buffers()[id.index()].role == Role::Input {
+                    self.zeros.push((*id, range.clone()));
+                }
+            }
+        }
         if pass == Pass::Backward {
             let whole = |id: &BufferId| (*id, 0..self.plan.buffers()[id.index()].len);
             let zeros = self.plan.accumulators().iter().map(whole);
@@ -205,35 +244,37 @@ impl Session {
 
     /// Queues a schedule; its compute passes write `stamps`.
     fn queue(&self, pass: Pass, prologue: &[Prologue], stamps: Option<Stamps<'_>>) {
-        self.queue_calls(pass, prologue, self.calls(pass, 0), stamps);
+        self.queue_dispatches(pass, prologue, self.dispatches(pass, 0), stamps);
     }
 
-    fn queue_calls<'a>(
+    fn queue_dispatches<'a>(
         &self,
         pass: Pass,
         prologue: &[Prologue],
-        calls: impl Iterator<Item = (&'a Call, usize)>,
+        dispatches: impl Iterator<Item = (&'a PreparedDispatch, usize)>,
         mut stamps: Option<Stamps<'_>>,
     ) {
         let mut prologue = prologue.iter();
-        let mut calls = calls.peekable();
+        let mut dispatches = dispatches.peekable();
         let most = self.plan.submit_flops().min(self.gpu.throttle().most());
-        while calls.peek().is_some() {
+        while dispatches.peek().is_some() {
             let mut encoder = self.gpu.encoder(pass.name());
             // All of it ahead of the first pass.
             prologue.by_ref().for_each(|prologue| self.encode_prologue(prologue, &mut encoder));
-            let (mut flops, mut dispatches) = (0, 0);
+            let (mut flops, mut count) = (0, 0);
             let within = std::iter::from_fn(|| {
                 // One dispatch at least, however large.
-                let room =
-                    |call: &Call| flops + call.flops <= most && dispatches < SUBMIT_DISPATCHES;
-                let (call, block) = calls.next_if(|(call, _)| dispatches == 0 || room(call))?;
-                flops += call.flops;
-                dispatches += 1;
-                Some((call, block))
+                let fits = |dispatch: &PreparedDispatch| {
+                    flops + dispatch.flops <= most && count < SUBMIT_DISPATCHES
+                };
+                let (dispatch, block) =
+                    dispatches.next_if(|(dispatch, _)| count == 0 || fits(dispatch))?;
+                flops += dispatch.flops;
+                count += 1;
+                Some((dispatch, block))
             });
             let writes = stamps.as_mut().map(Stamps::next_pass);
-            encode_calls(&mut encoder, pass, within, writes);
+            encode_dispatches(&mut encoder, pass, within, writes);
             self.gpu.submit(encoder.finish());
             self.gpu.throttle().queued(flops);
         }
@@ -253,12 +294,12 @@ impl Session {
         }
     }
 
-    /// The forward schedule in one pass of somebody's encoder, in one of the plan's turns.
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, turn: usize) {
-        encode_calls(encoder, Pass::Forward, self.calls(Pass::Forward, turn), None);
+    /// The forward schedule in one pass of somebody's encoder, in one of the plan's parities.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, parity: usize) {
+        encode_dispatches(encoder, Pass::Forward, self.dispatches(Pass::Forward, parity), None);
     }
 
-    fn stages(&self, pass: Pass) -> &[Prepared] {
+    fn stages(&self, pass: Pass) -> &[PreparedStage] {
         match pass {
             Pass::Forward => &self.forward,
             Pass::Backward => &self.backward,
@@ -266,12 +307,16 @@ impl Session {
     }
 
     /// The dispatches of a schedule in order, each with the block of its arguments.
-    fn calls(&self, pass: Pass, turn: usize) -> impl Iterator<Item = (&Call, usize)> {
-        let first = turn * self.turn_blocks;
+    fn dispatches(
+        &self,
+        pass: Pass,
+        parity: usize,
+    ) -> impl Iterator<Item = (&PreparedDispatch, usize)> {
+        let first = parity * self.parity_blocks;
         self.stages(pass)
             .iter()
-            .flat_map(Prepared::calls)
-            .map(move |(call, block)| (call, first + block))
+            .flat_map(PreparedStage::dispatches)
+            .map(move |(dispatch, block)| (dispatch, first + block))
     }
 
     /// Waits for all that was queued and reads parts of buffers.
@@ -292,6 +337,10 @@ impl Session {
     }
 }
 
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
 impl Pass {
     fn name(self) -> &'static str {
         match self {
@@ -301,10 +350,10 @@ impl Pass {
     }
 }
 
-fn encode_calls<'a>(
+fn encode_dispatches<'a>(
     encoder: &mut wgpu::CommandEncoder,
     pass: Pass,
-    calls: impl Iterator<Item = (&'a Call, usize)>,
+    dispatches: impl Iterator<Item = (&'a PreparedDispatch, usize)>,
     timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
 ) {
     let label = match pass {
@@ -313,20 +362,20 @@ fn encode_calls<'a>(
     };
     let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes };
     let mut pass = encoder.begin_compute_pass(&descriptor);
-    for (call, block) in calls {
-        let [x, y, z] = call.workgroups;
+    for (dispatch, block) in dispatches {
+        let [x, y, z] = dispatch.workgroups;
         let offset = (block as u64 * ARGS_BLOCK) as u32;
-        pass.set_pipeline(&call.pipeline);
-        pass.set_bind_group(0, &call.bind_group, &[offset]);
+        pass.set_pipeline(&dispatch.pipeline);
+        pass.set_bind_group(0, &dispatch.bind_group, &[offset]);
         pass.dispatch_workgroups(x, y, z);
     }
 }
 
-impl Prepared {
+impl PreparedStage {
     /// Its dispatches in order, each with the block of its arguments.
-    fn calls(&self) -> impl Iterator<Item = (&Call, usize)> {
-        let body = self.calls.len();
-        (0..self.times * body).map(move |i| (&self.calls[i % body], self.first_block + i))
+    fn dispatches(&self) -> impl Iterator<Item = (&PreparedDispatch, usize)> {
+        let body = self.dispatches.len();
+        (0..self.times * body).map(move |i| (&self.dispatches[i % body], self.first_block + i))
     }
 }
 
@@ -334,7 +383,7 @@ impl Prepared {
 struct Preparation<'a> {
     gpu: &'a Gpu,
     pipelines: &'a HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
-    buffers: &'a [Bound],
+    buffers: &'a [BufferBinding],
     args: &'a wgpu::Buffer,
     /// One for each kernel, variant and set of slices; the arguments differ by offset alone.
     bind_groups: HashMap<(&'static str, Vec<u32>, Vec<Slice>), wgpu::BindGroup>,
@@ -342,15 +391,15 @@ struct Preparation<'a> {
 }
 
 impl Preparation<'_> {
-    fn stage(&mut self, stage: &Stage) -> Prepared {
+    fn stage(&mut self, stage: &Stage) -> PreparedStage {
         let (body, times) = stage.dispatches();
-        let calls = body.iter().map(|dispatch| self.call(dispatch)).collect();
+        let dispatches = body.iter().map(|dispatch| self.dispatch(dispatch)).collect();
         let first_block = self.next_block;
         self.next_block += body.len() * times;
-        Prepared { calls, times, first_block }
+        PreparedStage { dispatches, times, first_block }
     }
 
-    fn call(&mut self, dispatch: &Dispatch) -> Call {
+    fn dispatch(&mut self, dispatch: &Dispatch) -> PreparedDispatch {
         let pipeline = &self.pipelines[&(dispatch.kernel.name, dispatch.constants.clone())];
         let key = (dispatch.kernel.name, dispatch.constants.clone(), dispatch.bindings.clone());
         let bind_group = match self.bind_groups.get(&key) {
@@ -363,7 +412,12 @@ impl Preparation<'_> {
         };
         // Plan::check held them against the adapter's limit, which is a u32.
         let workgroups = dispatch.workgroups.map(|n| n as u32);
-        Call { pipeline: pipeline.clone(), bind_group, workgroups, flops: dispatch.padded_flops }
+        PreparedDispatch {
+            pipeline: pipeline.clone(),
+            bind_group,
+            workgroups,
+            flops: dispatch.padded_flops,
+        }
     }
 
     fn bind(&self, dispatch: &Dispatch, pipeline: &wgpu::ComputePipeline) -> wgpu::BindGroup {
@@ -376,7 +430,7 @@ impl Preparation<'_> {
         };
         let args = wgpu::BindGroupEntry { binding: 0, resource: part(self.args, 0, ARGS_BLOCK) };
         let slices = dispatch.bindings.iter().zip(1..).map(|(slice, binding)| {
-            let Bound { buffer, offset } = &self.buffers[slice.buffer.index()];
+            let BufferBinding { buffer, offset } = &self.buffers[slice.buffer.index()];
             let (first, len) = (offset + 4 * slice.first as u64, 4 * slice.len as u64);
             wgpu::BindGroupEntry { binding, resource: part(buffer, first, len) }
         });
@@ -390,8 +444,8 @@ impl Preparation<'_> {
 }
 
 /// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in. In
-/// a plan's second turn the last states are where the first ones were, and the other way round.
-fn argument_words(plan: &Plan, second_turn: bool) -> Vec<u32> {
+/// a plan's second parity the last states are where the first ones were, and the other way round.
+fn argument_words(plan: &Plan, odd: bool) -> Vec<u32> {
     const BLOCK: usize = ARGS_BLOCK as usize / 4;
     let mut words = Vec::new();
     for stage in plan.forward().iter().chain(plan.backward()) {
@@ -404,8 +458,7 @@ fn argument_words(plan: &Plan, second_turn: bool) -> Vec<u32> {
                 if let Some(step) = step {
                     words[block + at("step").expect("a kernel in a loop takes its step")] = step;
                 }
-                if let (true, Some(first), Some(last)) =
-                    (second_turn, at("first_state"), at("last_state"))
+                if let (true, Some(first), Some(last)) = (odd, at("first_state"), at("last_state"))
                 {
                     words.swap(block + first, block + last);
                 }
@@ -414,4 +467,74 @@ fn argument_words(plan: &Plan, second_turn: bool) -> Vec<u32> {
         }
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Access;
+    use crate::model::device::test_device;
+    use crate::plan::{DeviceCaps, Mode, Purpose};
+    use crate::spec::config::GruConfig;
+    use crate::spec::head::Head;
+    use crate::spec::loss::Loss;
+    use crate::spec::options::RunOptions;
+    use crate::spec::params::ParamLayout;
+
+    #[test]
+    fn an_input_that_is_zero_is_not_cleared_again() {
+        let (_, gpu) = test_device();
+        let config = GruConfig::new(2, 3);
+        let plan = Plan::new(&config, config.shape(4, 2).unwrap(), Mode::Training).unwrap();
+        let len = |id: BufferId| plan.buffers()[id.index()].len;
+        let training = plan.run_buffers().training.clone().unwrap();
+        let (dy, dstates) = (training.dy, training.dstates);
+        let mut session = pollster::block_on(Session::new(&gpu, plan.clone(), &[])).unwrap();
+        let mut write = |id: BufferId, value: Option<f32>| {
+            let data = value.map(|value| vec![value; len(id)]);
+            let written = session.write(id, 0, len(id), data.as_deref());
+            pollster::block_on(written).unwrap();
+            let queued = session.prologue.len();
+            pollster::block_on(session.run(Pass::Backward)).unwrap();
+            let whole = [(id, 0..len(id))];
+            let read = pollster::block_on(session.read(&whole, Wait::Block));
+            (queued, read.unwrap().swap_remove(0)[0])
+        };
+        // New memory is zero.
+        assert_eq!(write(dy, None), (0, 0.0));
+        assert_eq!(write(dy, Some(1.0)), (0, 1.0));
+        assert_eq!(write(dy, None), (1, 0.0));
+        assert_eq!(write(dy, None), (0, 0.0));
+        // Kernels write the gradients of states.
+        for _ in 0..2 {
+            assert_eq!(write(dstates, None).0, 1);
+        }
+    }
+
+    /// What nobody writes need not be cleared, and what a kernel writes is no input.
+    #[test]
+    fn dy_of_a_loss_is_written_by_the_head_or_by_nobody() {
+        for (head, role) in [(Head::last(2), Role::Zeros), (Head::every_step(2), Role::Scratch)] {
+            let layout = ParamLayout::with_head(&GruConfig::pytorch(2, 3), head).unwrap();
+            let shape = layout.config().shape(4, 2).unwrap();
+            let (options, purpose) = (RunOptions::default(), Purpose::Loss(Loss::MeanSquared));
+            let caps = DeviceCaps::WEBGPU;
+            let plan = Plan::of_run(&layout, shape, Mode::Training, options, purpose, &caps);
+            let plan = plan.unwrap();
+            let dy = plan.run_buffers().training.as_ref().unwrap().dy;
+            assert_eq!(plan.buffers()[dy.index()].role, role);
+            let stages = plan.forward().iter().chain(plan.backward());
+            let dispatches: Vec<_> = stages.flat_map(|stage| stage.dispatches().0).collect();
+            let written: Vec<_> = dispatches
+                .iter()
+                .flat_map(|dispatch| dispatch.bindings.iter().zip(dispatch.kernel.bindings))
+                .filter(|(_, (_, access))| *access == Access::ReadWrite)
+                .map(|(slice, _)| slice.buffer)
+                .collect();
+            assert_eq!(written.contains(&dy), role == Role::Scratch);
+            let inputs = plan.buffers().iter().enumerate();
+            let mut inputs = inputs.filter(|(_, spec)| spec.role == Role::Input);
+            assert!(inputs.all(|(i, _)| !written.contains(&BufferId(i))));
+        }
+    }
 }

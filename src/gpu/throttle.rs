@@ -1,6 +1,8 @@
 //! [`SubmitThrottle`]: how long submits take, so that none comes to last as long as a driver lets one.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::gpu::clock::Instant;
 
 /// What a submit is to take, if the device is slower than its plan supposes: Windows ends one after 2
 /// seconds.
@@ -15,8 +17,8 @@ const SHORT: Duration = Duration::from_millis(100);
 /// What was measured of a device's submits. Where they are cut changes nothing in the results.
 #[derive(Debug, Default)]
 pub(crate) struct SubmitThrottle {
-    /// When the first of those under way was queued; `None` too where there is no clock.
-    begun: Option<Instant>,
+    /// When the first of those in flight was queued.
+    start: Option<Instant>,
     submits: u32,
     flops: u64,
     /// Work of one submit at most, once submits took long.
@@ -32,8 +34,7 @@ impl SubmitThrottle {
     /// A submit of so much work was queued.
     pub fn queued(&mut self, flops: u64) {
         if self.submits == 0 {
-            // A browser's WebAssembly has none, and ends no submit either without the browser's say.
-            self.begun = (!cfg!(target_arch = "wasm32")).then(Instant::now);
+            self.start = Some(Instant::now());
         }
         self.submits += 1;
         self.flops += flops;
@@ -42,8 +43,8 @@ impl SubmitThrottle {
     /// All that was queued is done. What the host took between its submits counts too: where that is
     /// long, a submit more costs nothing.
     pub fn done(&mut self) {
-        if let Some(begun) = self.begun.take() {
-            self.measured(begun.elapsed());
+        if let Some(start) = self.start.take() {
+            self.measured(start.elapsed());
         }
         (self.submits, self.flops) = (0, 0);
     }
@@ -65,7 +66,7 @@ mod tests {
 
     fn take(throttle: &mut SubmitThrottle, submits: u32, flops: u64, seconds: f64) {
         (0..submits).for_each(|_| throttle.queued(flops));
-        throttle.begun = None;
+        throttle.start = None;
         throttle.measured(Duration::from_secs_f64(seconds));
         throttle.done();
     }

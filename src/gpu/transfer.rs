@@ -1,57 +1,15 @@
 //! Numbers up to an adapter and down from it.
 
-use std::sync::{Arc, Condvar, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
 
-use crate::error::{Error, Result, try_room};
-use crate::gpu::context::{Deadline, Gpu, lock, one_line};
+use crate::error::{Cause, Error, Result, try_room};
+use crate::gpu::context::{Gpu, one_line};
+use crate::gpu::wait::Oneshot;
+pub(crate) use crate::gpu::wait::Wait;
 
 /// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all that
 /// is written between two submits in staging memory, and running out of it loses the device.
 const CHUNK_BYTES: usize = 32 << 20;
-
-/// How a call waits for the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// The calling thread sleeps in the driver.
-    Block,
-    /// The caller's executor does something else.
-    Async,
-}
-
-/// Where a callback of wgpu leaves word for whoever waits for it.
-#[derive(Debug, Default)]
-struct Oneshot {
-    slot: Mutex<Slot>,
-    arrived: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    word: Option<Word>,
-    waker: Option<Waker>,
-}
-
-/// How polling went, and what the callback then said of mapping a buffer.
-type Word = Result<Result<(), wgpu::BufferAsyncError>>;
-
-impl Oneshot {
-    /// The first word counts.
-    fn set(&self, word: Word) {
-        let mut slot = lock(&self.slot);
-        slot.word.get_or_insert(word);
-        self.arrived.notify_all();
-        if let Some(waker) = slot.waker.take() {
-            waker.wake();
-        }
-    }
-
-    fn poll(&self, context: &mut Context<'_>) -> Poll<Word> {
-        let mut slot = lock(&self.slot);
-        slot.waker = Some(context.waker().clone());
-        slot.word.clone().map_or(Poll::Pending, Poll::Ready)
-    }
-}
 
 impl Gpu {
     /// Copies `data` to `buffer` from its element `first`.
@@ -159,28 +117,18 @@ impl Gpu {
         what: &'static str,
         wait: Wait,
     ) -> Result<()> {
-        let arrival = Arc::new(Oneshot::default());
-        let callback = Arc::clone(&arrival);
+        let oneshot = Arc::new(Oneshot::default());
+        let callback = Arc::clone(&oneshot);
         let deadline = self.deadline(what);
         let part = buffer.slice(..4 * len as u64);
-        self.guard_now(|| part.map_async(mode, move |mapped| callback.set(Ok(mapped))))?;
+        self.guard_now(|| part.map_async(mode, move |mapped| callback.send(Ok(mapped))))?;
         match wait {
-            Wait::Block => self.block_until(&arrival, &deadline)?,
-            Wait::Async => {
-                // wgpu calls back from inside a poll, and nobody else may be polling.
-                let (gpu, waited_for) = (self.clone(), Arc::clone(&arrival));
-                let poll = move || {
-                    let polled = gpu.block_until(&waited_for, &deadline);
-                    polled.unwrap_or_else(|error| waited_for.set(Err(error)));
-                };
-                let thread = std::thread::Builder::new().name("gru-wait".to_owned()).spawn(poll);
-                thread
-                    .map_err(|error| Error::OutOfMemory(format!("no thread to wait: {error}")))?;
-            }
+            Wait::Block => oneshot.block(self, &deadline)?,
+            Wait::Async => self.poll_for(&oneshot, deadline)?,
         }
         // After a lost device, mapping is the one call that says so. (It also fails where the buffer is
         // dropped meanwhile, with this future: then nobody is here to hear of it.)
-        let mapped = std::future::poll_fn(|context| arrival.poll(context)).await?;
+        let mapped = std::future::poll_fn(|context| oneshot.poll(context)).await?;
         mapped.map_err(|error| self.lose(&error.to_string()))?;
         // What this waited for is queued behind all that came before.
         self.throttle().done();
@@ -199,27 +147,14 @@ impl Gpu {
     ) -> Result<()> {
         let view = staging.slice(..4 * len as u64).get_mapped_range();
         let view = view.map_err(|error| {
-            let lost = self.check_lost().err();
-            lost.unwrap_or_else(|| Error::Gpu(one_line(&error.to_string())))
+            let reason = one_line(&error.to_string());
+            let refused = Error::Gpu { reason, source: Some(Cause::new(error)) };
+            self.check_lost().err().unwrap_or(refused)
         })?;
         work(bytemuck::cast_slice(&view));
         drop(view);
-        self.guard_now(|| staging.unmap())
-    }
-
-    /// Returns when word has arrived.
-    ///
-    /// Polling once is not enough: when threads share the device, another one's poll may have taken
-    /// the callback and not yet called it when our own poll returns.
-    fn block_until(&self, arrival: &Oneshot, deadline: &Deadline) -> Result<()> {
-        loop {
-            let pause = self.poll_once(deadline);
-            let slot = lock(&arrival.slot);
-            if slot.word.is_some() {
-                return Ok(());
-            }
-            drop(arrival.arrived.wait_timeout_while(slot, pause?, |slot| slot.word.is_none()));
-        }
+        self.guard_now(|| staging.unmap())?;
+        self.check_lost()
     }
 }
 

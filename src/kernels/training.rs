@@ -24,6 +24,9 @@ args! {
         loss,
         /// Threads of a row.
         lanes,
+        /// Whether the gradient takes the outputs' place; or else the outputs stay, and rows that are
+        /// correct are counted.
+        differentiate,
     }
 }
 
@@ -40,7 +43,7 @@ fn loss_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads: 64, bytes: 64 * 4, tile: [1, 64 / constants[1]] }
 }
 
-/// Losses of rows of outputs, and their gradients in the outputs' place.
+/// Losses of rows of outputs, and their gradients in the outputs' place, or which rows are correct.
 pub static LOSS: Kernel = Kernel {
     name: "loss",
     source: kernel_source!("loss"),
@@ -51,7 +54,7 @@ pub static LOSS: Kernel = Kernel {
         ("losses", Access::ReadWrite),
     ],
     args: LossArgs::FIELDS,
-    constants: &["LOSS", "LANES"],
+    constants: &["LOSS", "LANES", "DIFFERENTIATE"],
     workgroup: loss_workgroup,
 };
 

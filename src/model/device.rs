@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::adapter::AdapterInfo;
-use crate::gpu::context::{self, Gpu};
+use crate::gpu::adapter::{self, AdapterInfo};
+use crate::gpu::context::Gpu;
 
 /// Where a model runs. Cheap to clone; clones of a GPU device share the open adapter.
 ///
@@ -69,7 +69,41 @@ impl Device {
     /// As [`Self::gpu`].
     pub async fn gpu_async() -> Result<Self> {
         const HINT: &str = "a GPU needs its Vulkan, Metal or DirectX 12 driver";
-        Self::open_first("hardware GPU", HINT, |info| !info.software).await
+        Self::open_first("hardware GPU", HINT, |info| !info.is_software()).await
+    }
+
+    /// The hardware GPU of this index, from 0: those of [`Self::adapters`] that are not software, in their
+    /// order. Of a GPU with two drivers, say Vulkan and DirectX 12, each driver counts.
+    ///
+    /// ```no_run
+    /// use gru_wgpu::Device;
+    ///
+    /// let [first, second] = [Device::gpu_at(0)?, Device::gpu_at(1)?];
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoGpuAt`], which lists what there is, or [`Error::OpenDevice`].
+    pub fn gpu_at(index: usize) -> Result<Self> {
+        pollster::block_on(Self::gpu_at_async(index))
+    }
+
+    /// As [`Self::gpu_at`], for where blocking is not possible.
+    ///
+    /// # Errors
+    /// As [`Self::gpu_at`].
+    pub async fn gpu_at_async(index: usize) -> Result<Self> {
+        let mut adapters = adapter::adapters().await;
+        // Software adapters come last.
+        match adapters.get(index) {
+            Some((info, _)) if !info.is_software() => {
+                Self::open(adapters.swap_remove(index).1).await
+            }
+            _ => {
+                let infos: Vec<_> = adapters.into_iter().map(|(info, _)| info).collect();
+                Err(Error::NoGpuAt { index, found: indexed(&infos) })
+            }
+        }
     }
 
     /// A software adapter such as Mesa's lavapipe: the same kernels, computed on the CPU.
@@ -87,14 +121,30 @@ impl Device {
     pub async fn software_async() -> Result<Self> {
         const HINT: &str = "Mesa's lavapipe is one: `apt-get install mesa-vulkan-drivers` on \
             Debian and Ubuntu, `dnf install mesa-vulkan-drivers` on Fedora";
-        Self::open_first("software", HINT, |info| info.software).await
+        Self::open_first("software", HINT, |info| info.is_software()).await
+    }
+
+    /// The CPU, and every adapter that opens, hardware and software, in the order of [`Self::adapters`].
+    pub fn all() -> Vec<Self> {
+        pollster::block_on(Self::all_async())
+    }
+
+    /// As [`Self::all`], for where blocking is not possible.
+    pub async fn all_async() -> Vec<Self> {
+        let mut all = vec![Self::cpu()];
+        for (_, adapter) in adapter::adapters().await {
+            all.extend(Self::open(adapter).await);
+        }
+        all
     }
 
     /// A device that the caller's program already owns. Nothing of it is changed: its limits, features
     /// and callbacks stay the caller's. Work goes to `queue` in the order of the calls.
     ///
     /// A loss is [`Error::DeviceLost`] here too, though the callback that tells of it is the caller's: every
-    /// call looks whether the device still maps a buffer. Let no other thread poll a device that you
+    /// call that waits, gives results or makes a model or a stream finds out whether the device still maps
+    /// a buffer. What only records commands, as [`Gru::encode`](crate::Gru::encode) does, knows of a loss
+    /// that another call found. Let no other thread poll a device that you
     /// destroyed before the calls under way on it have returned: wgpu frees memory then that it has
     /// given out to be read.
     ///
@@ -167,27 +217,26 @@ impl Device {
         Ok(Self { target, reason: self.reason.clone() })
     }
 
+    async fn open(adapter: wgpu::Adapter) -> Result<Self> {
+        let gpu = Gpu::open(adapter).await?;
+        Ok(Self { target: Target::Gpu(gpu), reason: "asked for by name".to_owned() })
+    }
+
     /// Opens the first adapter that `accepts` and that opens, the best kind of them first.
     async fn open_first(
         asked: &'static str,
         hint: &'static str,
         accepts: impl Fn(&AdapterInfo) -> bool,
     ) -> Result<Self> {
-        let adapters = context::adapters().await.into_iter();
-        let mut candidates: Vec<_> =
-            adapters.map(|adapter| (context::describe(&adapter), adapter)).collect();
-        candidates.sort_by_key(|(info, _)| info.rank);
-        let found = candidates.iter().map(|(info, _)| info.to_string()).collect();
+        let adapters = adapter::adapters().await;
+        let found = adapters.iter().map(|(info, _)| info.to_string()).collect();
         let mut failure = Error::NoAdapter { asked, found, hint };
-        for (info, adapter) in candidates {
+        for (info, adapter) in adapters {
             if !accepts(&info) {
                 continue;
             }
-            match Gpu::open(adapter).await {
-                Ok(gpu) => {
-                    let reason = "asked for by name".to_owned();
-                    return Ok(Self { target: Target::Gpu(gpu), reason });
-                }
+            match Self::open(adapter).await {
+                Ok(device) => return Ok(device),
                 Err(error) => failure = error,
             }
         }
@@ -200,17 +249,18 @@ impl Device {
     /// are for small models: raise them to what [`Plan::check`](crate::plan::Plan::check) asks for,
     /// or to those of the adapter.
     pub fn needed_limits() -> wgpu::Limits {
-        context::needed_limits()
+        adapter::needed_limits()
     }
 
-    /// Every adapter of this machine.
+    /// Every adapter of this machine, without opening one: discrete GPUs before integrated before virtual
+    /// ones, software adapters last. The hardware GPUs' places are the indices of [`Self::gpu_at`].
     pub fn adapters() -> Vec<AdapterInfo> {
         pollster::block_on(Self::adapters_async())
     }
 
     /// As [`Self::adapters`], for where blocking is not possible.
     pub async fn adapters_async() -> Vec<AdapterInfo> {
-        context::adapters().await.iter().map(context::describe).collect()
+        adapter::adapters().await.into_iter().map(|(info, _)| info).collect()
     }
 
     /// Why this device was taken.
@@ -258,23 +308,46 @@ impl fmt::Display for Device {
         match self.adapter() {
             None => write!(f, "cpu"),
             Some(info) => {
-                let kind = if info.software { "software adapter" } else { "gpu" };
+                let kind = if info.is_software() { "software adapter" } else { "gpu" };
                 write!(f, "{kind} ({}, {})", info.name, info.backend)
             }
         }
     }
 }
 
-/// What kind of device is asked for, as the command line and the variable GRU_DEVICE spell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Each GPU after its index, then the other adapters.
+fn indexed(adapters: &[AdapterInfo]) -> Vec<String> {
+    let describe = |(index, info): (usize, &AdapterInfo)| match info.is_software() {
+        true => info.to_string(),
+        false => format!("gpu:{index} = {info}"),
+    };
+    adapters.iter().enumerate().map(describe).collect()
+}
+
+/// Which device is asked for, as the command line and the variable GRU_DEVICE spell it.
+///
+/// ```
+/// use gru_wgpu::{Device, DeviceKind};
+///
+/// let kind: DeviceKind = "gpu:1".parse()?; // opens nothing
+/// assert_eq!(kind, DeviceKind::GpuAt(1));
+/// assert_eq!(kind.to_string(), "gpu:1");
+/// let device = "cpu".parse::<DeviceKind>()?.open()?;
+/// assert_eq!(device.to_string(), "cpu");
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DeviceKind {
-    /// [`Device::auto`].
+    /// [`Device::auto`], `auto`.
     Auto,
-    /// [`Device::cpu`].
+    /// [`Device::cpu`], `cpu`.
     Cpu,
-    /// [`Device::gpu`].
+    /// [`Device::gpu`], `gpu`.
     Gpu,
-    /// [`Device::software`].
+    /// [`Device::gpu_at`] this index, `gpu:1`.
+    GpuAt(usize),
+    /// [`Device::software`], `software`.
     Software,
 }
 
@@ -282,7 +355,7 @@ impl DeviceKind {
     /// Opens a device of this kind.
     ///
     /// # Errors
-    /// As [`Device::gpu`] and [`Device::software`].
+    /// As [`Device::gpu`], [`Device::gpu_at`] and [`Device::software`].
     pub fn open(self) -> Result<Device> {
         pollster::block_on(self.open_async())
     }
@@ -296,7 +369,21 @@ impl DeviceKind {
             Self::Auto => Ok(Device::auto_async().await),
             Self::Cpu => Ok(Device::cpu()),
             Self::Gpu => Device::gpu_async().await,
+            Self::GpuAt(index) => Device::gpu_at_async(index).await,
             Self::Software => Device::software_async().await,
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    /// As [`FromStr`] takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Cpu => f.pad("cpu"),
+            Self::Gpu => f.pad("gpu"),
+            Self::GpuAt(index) => f.pad(&format!("gpu:{index}")),
+            Self::Software => f.pad("software"),
         }
     }
 }
@@ -304,24 +391,22 @@ impl DeviceKind {
 impl FromStr for DeviceKind {
     type Err = Error;
 
-    /// From `auto`, `cpu`, `gpu` or `software`.
+    /// From `auto`, `cpu`, `gpu`, `gpu:0` and so on, or `software`. Opens nothing.
     fn from_str(word: &str) -> Result<Self> {
+        let unknown = || Error::UnknownDevice(word.to_owned());
         match word {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "gpu" => Ok(Self::Gpu),
             "software" => Ok(Self::Software),
-            other => Err(Error::UnknownDevice(other.to_owned())),
+            other => {
+                let digits = other.strip_prefix("gpu:").ok_or_else(unknown)?;
+                // A sign is no part of an index.
+                let digits = digits.bytes().all(|c| c.is_ascii_digit()).then_some(digits);
+                let index = digits.and_then(|digits| digits.parse().ok());
+                index.map(Self::GpuAt).ok_or_else(unknown)
+            }
         }
-    }
-}
-
-impl FromStr for Device {
-    type Err = Error;
-
-    /// Opens `auto`, `cpu`, `gpu` or `software`.
-    fn from_str(word: &str) -> Result<Self> {
-        word.parse::<DeviceKind>()?.open()
     }
 }
 
@@ -331,7 +416,7 @@ impl FromStr for Device {
 pub(crate) fn test_device() -> (Device, Gpu) {
     let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
     let opened = match word {
-        Some(word) => word.parse(),
+        Some(word) => word.parse::<DeviceKind>().and_then(DeviceKind::open),
         None => Device::gpu().or_else(|_| Device::software()),
     };
     let device: Device = opened.expect("this test needs a GPU or a software adapter");

@@ -1,500 +1,310 @@
-//! A model's runs on an adapter: what goes up ahead of each piece, and what comes down and is put together.
+//! [`Executor`]: a run on an adapter, chunk after chunk.
+//!
+//! A run that no plan can hold whole is made of several chunks, one after the other. A
+//! [`ChunkedRun`] says as plain data what goes up for each of them, which schedules run, what comes
+//! down and where that belongs in the whole; the executor finds the chunks and their sessions, and
+//! does it. All runs go this way, those in one chunk too:
+//!
+//! ```text
+//! SessionKey ─▶ chunks, planned ─▶ for each: session ─▶ uploads ─▶ passes ─▶ reads ─▶ collect
+//! ```
 
-use ndarray::{Array2, Array3, ArrayView3, s};
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
 
-use super::gru::{Gru, Output};
-use crate::error::{Result, try_array};
-use crate::gpu::pool::{PooledSession, SessionKey};
+use ndarray::{CowArray, Ix3};
+
+use crate::error::Result;
+use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey};
 use crate::gpu::session::{Pass, Session};
 use crate::gpu::transfer::Wait;
-use crate::model::state::State;
-use crate::plan::{BufferId, Mode, Purpose, RunBuffers, States, TrainingBuffers};
-use crate::spec::batch::{Batch, zero_padding};
+use crate::model::gru::Gru;
+use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::spec::chunk::Chunk;
-use crate::spec::config::{Layout, Shape};
-use crate::spec::noise;
-use crate::spec::params::{Gradients, ParamLayout, Params};
+use crate::spec::config::Shape;
 
-/// The pieces of a training run, in the order in which they ran, each with the session that holds it.
-#[derive(Debug)]
-pub(super) struct Recorded(Vec<(Chunk, PooledSession)>);
+mod input;
+mod states;
+#[cfg(test)]
+mod tests;
 
-/// What a run starts from.
-pub(crate) struct Input<'a> {
-    shape: Shape,
-    mode: Mode,
-    batch: Batch<'a>,
-    /// `[T, B]`
-    step_flags: Option<Array2<u32>>,
-    /// In the place of the batch's h0: on the device, for a run in one piece, or read from there.
-    state: Option<&'a State>,
-    read: Option<Array3<f32>>,
-}
+pub(crate) use input::RunInput;
+pub(crate) use states::{BackwardRun, ForwardRun, Recorded};
 
-impl<'a> Input<'a> {
-    /// For a run of these pieces. Of a batch, and a state, that fit.
-    pub async fn new(
-        shape: Shape,
-        mode: Mode,
-        chunks: &[Chunk],
-        state: Option<&'a State>,
-        batch: Batch<'a>,
-        wait: Wait,
-    ) -> Result<Self> {
-        let step_flags = batch.has_step_flags().then(|| batch.step_flags()).transpose()?;
-        let (state, read) = match state {
-            Some(state) if chunks.len() > 1 => (None, Some(state.read(wait).await?)),
-            state => (state, None),
-        };
-        Ok(Self { shape, mode, batch, step_flags, state, read })
+/// A kind of run: what each of its chunks takes and gives.
+pub(crate) trait ChunkedRun {
+    /// The schedules of a chunk, in order.
+    fn passes(&self) -> &'static [Pass] {
+        &[Pass::Forward]
     }
 
-    /// Writes what a piece starts from. It starts from these states `[L·D, b, H]`, if they are those of the
-    /// piece before it.
-    pub async fn upload(
-        &self,
-        session: &mut Session,
-        chunk: &Chunk,
-        carried: Option<ArrayView3<'_, f32>>,
-    ) -> Result<()> {
-        let RunBuffers { x, step_flags, states, .. } = session.plan().run_buffers().clone();
-        let shape = chunk.shape(self.shape);
-        let own_x = chunk.of_sequence(self.batch.x, self.batch.layout);
-        match self.batch.lengths {
-            None => write(session, x, 0, own_x.len(), Some(own_x)).await?,
-            Some(lengths) => {
-                // Whatever padding holds, a product with a gradient of 0 must be 0.
-                let mut clean = try_owned("x", own_x)?;
-                zero_padding(&mut clean, self.batch.layout, &chunk.lengths(lengths));
-                write(session, x, 0, clean.len(), Some(clean.view())).await?;
+    /// What goes up ahead of a chunk's passes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where the host has no memory for a copy.
+    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>>;
+
+    /// What comes down after them; where that is nothing, nobody waits for the device.
+    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)>;
+
+    /// Takes what came down, in the order of [`Self::reads`].
+    ///
+    /// # Errors
+    /// What the run says of it.
+    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()>;
+}
+
+/// The chunk that a run is at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Position<'a> {
+    pub chunk: &'a Chunk,
+    /// The chunk's own sizes.
+    pub shape: Shape,
+    /// The chunk that ran before it.
+    pub previous: Option<&'a Chunk>,
+    /// Whether the chunk is the whole run.
+    pub is_whole: bool,
+}
+
+impl Position<'_> {
+    /// Whether the chunk goes on with the rows, and so the states, of the one that ran before it.
+    pub fn continues(&self) -> bool {
+        self.chunk.has_rows_of(self.previous)
+    }
+}
+
+/// Elements of a session's buffer, and what they are to hold ahead of its next pass.
+pub(crate) struct Upload<'a> {
+    pub buffer: BufferId,
+    pub range: Range<usize>,
+    pub data: Data<'a>,
+}
+
+/// What an [`Upload`] writes.
+pub(crate) enum Data<'a> {
+    Zeros,
+    Floats(Cow<'a, [f32]>),
+    Words(Cow<'a, [u32]>),
+    /// Of any strides.
+    Array(CowArray<'a, f32, Ix3>),
+    /// All of a buffer on the same device.
+    Buffer(&'a wgpu::Buffer),
+}
+
+impl Data<'_> {
+    /// Elements that travel from the host to the device.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Zeros | Self::Buffer(_) => 0,
+            Self::Floats(floats) => floats.len(),
+            Self::Words(words) => words.len(),
+            Self::Array(array) => array.len(),
+        }
+    }
+}
+
+impl Upload<'_> {
+    async fn queue(&self, session: &mut Session) -> Result<()> {
+        let (first, len) = (self.range.start, self.range.len());
+        let copy;
+        let data = match &self.data {
+            Data::Buffer(from) => {
+                session.copy_in(from, self.buffer, self.range.clone());
+                return Ok(());
             }
-        }
-        let (steps, own_rows) = (chunk.steps.clone(), chunk.rows.clone());
-        let bits = self.step_flags.as_ref().map(|step_flags| step_flags.slice(s![steps, own_rows]));
-        let bits = bits.as_ref().map(|bits| bits.as_standard_layout());
-        let bits = bits.as_ref().map(|bits| bits.as_slice().expect("standard layout"));
-        let rows = shape.steps * shape.batch;
-        session.write(step_flags, 0, rows, bits.map(bytemuck::cast_slice)).await?;
-        if self.mode == Mode::Training {
-            let first = [chunk.steps.start, chunk.rows.start];
-            let words = noise::draw_words(self.batch.seed.unwrap_or(0), first);
-            session
-                .write(step_flags, rows, words.len(), Some(bytemuck::cast_slice(&words)))
-                .await?;
-        }
-        let of_reset = self.batch.reset_state.map(|state| chunk.of_states(state));
-        let range = States::Reset.range(shape);
-        write(session, states, range.start, range.len(), of_reset).await?;
-        let range = States::First.range(shape);
-        if let (None, Some(buffer)) = (carried, self.state.and_then(State::buffer)) {
-            session.copy_in(buffer, states, range);
-            return Ok(());
-        }
-        let given = self.read.as_ref().map(|state| state.view()).or(self.batch.h0);
-        let first = carried.or(given.map(|state| chunk.of_states(state)));
-        write(session, states, range.start, range.len(), first).await
+            Data::Zeros => None,
+            Data::Floats(floats) => Some(&floats[..]),
+            Data::Words(words) => Some(bytemuck::cast_slice(words)),
+            Data::Array(array) => match array.as_slice() {
+                Some(in_order) => Some(in_order),
+                None => {
+                    copy = input::try_owned("an array in order", array.view())?;
+                    copy.as_slice()
+                }
+            },
+        };
+        session.write(self.buffer, first, len, data).await
     }
 }
 
-impl Recorded {
-    /// The states after the last steps, a copy.
-    pub async fn state(&self, shape: Shape, wait: Wait) -> Result<State> {
-        let last = |session: &Session, chunk: &Chunk| {
-            (session.plan().run_buffers().states, States::Last.range(chunk.shape(shape)))
-        };
-        let (first, session) = &self.0[0];
-        let gpu = session.gpu();
-        if self.0.len() == 1 {
-            let (states, range) = last(session, first);
-            let buffer = session.copy_out("state", states, range).await?;
-            return Ok(State::of_buffer(gpu, buffer, shape.state()));
-        }
-        let mut all: Array3<f32> = try_array("the states", shape.state())?;
-        // Where several have the same rows, the last one counts.
-        for (chunk, session) in &self.0 {
-            let (states, range) = last(session, chunk);
-            let part = (session.buffer(states), range.start, range.len());
-            let read = gpu.download(&[part], wait).await?.swap_remove(0);
-            chunk.of_states(all.view_mut()).assign(&array(chunk.shape(shape).state(), read));
-        }
-        let make = || {
-            let buffer = gpu.buffer("state", all.len());
-            gpu.upload(&buffer, 0, all.as_slice().expect("standard layout"));
-            Ok(buffer)
-        };
-        Ok(State::of_buffer(gpu, gpu.guard(make).await?, shape.state()))
+/// What else happens around a chunk's transfers and passes.
+pub(crate) trait Hooks {
+    /// Ahead of uploads of so many bytes.
+    async fn before_upload(
+        &mut self,
+        _session: &Session,
+        _bytes: usize,
+        _wait: Wait,
+    ) -> Result<()> {
+        Ok(())
     }
+
+    /// After the uploads are queued, ahead of the first pass.
+    async fn after_upload(&mut self, _session: &Session, _wait: Wait) -> Result<()> {
+        Ok(())
+    }
+
+    /// Queues a schedule.
+    async fn run(&mut self, session: &mut Session, pass: Pass, _wait: Wait) -> Result<()> {
+        session.run(pass).await
+    }
+
+    /// Ahead of what comes down.
+    fn before_read(&mut self) {}
+
+    /// After it has.
+    fn after_read(&mut self) {}
 }
 
-impl Gru {
-    /// The pieces that a run on the model's adapter is made of.
-    pub(crate) fn chunks_of(
-        &self,
+/// Nothing else happens.
+pub(crate) struct NoHooks;
+
+impl Hooks for NoHooks {}
+
+/// The chunks of one run, and what runs them.
+pub(crate) struct Executor<'a> {
+    gru: &'a Gru,
+    key: SessionKey,
+    chunks: Vec<ExecutorChunk>,
+    accumulator: Option<&'a GradientAccumulator>,
+    wait: Wait,
+}
+
+#[derive(Debug)]
+struct ExecutorChunk {
+    chunk: Chunk,
+    plan: Option<Arc<Plan>>,
+    /// Where it is held from before the run until after it.
+    session: Option<PooledSession>,
+}
+
+impl<'a> Executor<'a> {
+    /// Finds the chunks of a run of `shape`.
+    ///
+    /// # Errors
+    /// [`Error::Limit`](crate::Error::Limit) where not the smallest chunk fits the device.
+    pub fn new(
+        gru: &'a Gru,
         shape: Shape,
         mode: Mode,
         purpose: Purpose,
-    ) -> Result<Vec<Chunk>> {
-        let job = SessionKey { shape, mode, options: self.options(), purpose };
-        self.session_pool()?.chunks(self.params().layout(), job)
-    }
-
-    pub(super) async fn forward_on<'a>(
-        &self,
-        shape: Shape,
-        mode: Mode,
-        state: Option<&'a State>,
-        batch: Batch<'a>,
         wait: Wait,
-    ) -> Result<(Output, Recorded)> {
-        let chunks = self.chunks_of(shape, mode, Purpose::States)?;
-        let input = Input::new(shape, mode, &chunks, state, batch, wait).await?;
-        let mut all = (chunks.len() > 1).then(|| Output::room(shape)).transpose()?;
-        let session = |chunk: &Chunk| self.session(chunk.shape(shape), mode, Purpose::States, None);
-        // Training holds all of them: where there is no room, nothing is computed in vain.
-        let mut held = Vec::new();
-        if mode == Mode::Training {
-            for chunk in &chunks {
-                held.push(session(chunk).await?);
-            }
-        }
-        let mut held = held.into_iter();
-        let (mut before, mut recorded) = (None, Vec::new());
-        for chunk in &chunks {
-            let part = chunk.shape(shape);
-            let mut session = match held.next() {
-                Some(session) => session,
-                None => session(chunk).await?,
-            };
-            let carried = all.as_ref().filter(|_| chunk.has_rows_of(before));
-            let carried = carried.map(|all| chunk.of_states(all.h_n.view()));
-            input.upload(&mut session, chunk, carried).await?;
-            session.run(Pass::Forward).await?;
-            let output = download_output(&mut session, part, wait).await?;
-            // In inference the next piece can have it.
-            if mode == Mode::Training {
-                recorded.push((chunk.clone(), session));
-            }
-            let Some(all) = &mut all else { return Ok((output, Recorded(recorded))) };
-            all.put(&output, chunk, shape.layout);
-            before = Some(chunk);
-        }
-        Ok((all.expect("a run has a piece at least"), Recorded(recorded)))
-    }
-
-    pub(super) async fn backward_on(
-        &self,
-        recorded: Recorded,
-        shape: Shape,
-        dy: Option<ArrayView3<'_, f32>>,
-        dh_n: Option<ArrayView3<'_, f32>>,
-        wait: Wait,
-    ) -> Result<Gradients> {
-        let several = recorded.0.len() > 1;
-        let room = || Gradients::room(self.params().layout(), shape);
-        let mut all = several.then(room).transpose()?;
-        let mut after = None;
-        for (chunk, mut session) in recorded.0.into_iter().rev() {
-            let part = chunk.shape(shape);
-            let carried = all.as_ref().filter(|_| chunk.has_rows_of(after.as_ref()));
-            let carried = carried.map(|all| chunk.of_states(all.h0.view()));
-            let dh_n = carried.or(dh_n.map(|dh_n| chunk.of_states(dh_n)));
-            let dy = dy.map(|dy| chunk.of_sequence(dy, shape.layout));
-            upload_gradients(&mut session, part, dy, dh_n).await?;
-            session.run(Pass::Backward).await?;
-            let gradients = self.download_gradients(&mut session, part, wait).await?;
-            let Some(all) = &mut all else { return Ok(gradients) };
-            all.put(&gradients, &chunk, shape.layout);
-            after = Some(chunk);
-        }
-        Ok(all.expect("a run has a piece at least"))
-    }
-
-    /// Waits for a backward schedule and reads what it made.
-    pub(crate) async fn download_gradients(
-        &self,
-        session: &mut Session,
-        shape: Shape,
-        wait: Wait,
-    ) -> Result<Gradients> {
-        let t = training_buffers(session);
-        let layout = self.params().layout();
-        let parts = [
-            (t.dparams, 0..layout.flat_len()),
-            (t.dx[0].expect("a run of states"), 0..shape.x().iter().product()),
-            (t.dstates, States::First.range(shape)),
-            (t.dstates, States::Reset.range(shape)),
-        ];
-        let [params, x, h0, reset_state] =
-            session.read(&parts, wait).await?.try_into().expect("four parts asked for");
-        Ok(Gradients {
-            params: Params::from_flat(layout.clone(), params),
-            x: array(shape.x(), x),
-            h0: array(shape.state(), h0),
-            reset_state: array(shape.state(), reset_state),
-        })
-    }
-}
-
-impl Output {
-    /// Room for those of several pieces.
-    fn room(shape: Shape) -> Result<Self> {
-        Ok(Self { y: try_array("y", shape.y())?, h_n: try_array("h_n", shape.state())? })
-    }
-
-    /// Puts a piece's in its place.
-    fn put(&mut self, part: &Self, chunk: &Chunk, layout: Layout) {
-        chunk.of_sequence(self.y.view_mut(), layout).assign(&part.y);
-        // Of several with the same rows the last one counts.
-        chunk.of_states(self.h_n.view_mut()).assign(&part.h_n);
-    }
-}
-
-impl Gradients {
-    /// Room for those of several pieces.
-    fn room(layout: &ParamLayout, shape: Shape) -> Result<Self> {
-        Ok(Self {
-            params: Params::zeros_of(layout.clone())?,
-            x: try_array("dx", shape.x())?,
-            h0: try_array("dh0", shape.state())?,
-            reset_state: try_array("the gradient of the reset state", shape.state())?,
-        })
-    }
-
-    /// Puts a piece's in its place, or adds it.
-    fn put(&mut self, part: &Self, chunk: &Chunk, layout: Layout) {
-        let sum = self.params.as_mut_slice().iter_mut();
-        sum.zip(part.params.as_slice()).for_each(|(sum, &more)| *sum += more);
-        chunk.of_sequence(self.x.view_mut(), layout).assign(&part.x);
-        // Of several with the same rows the first one counts, which comes last.
-        chunk.of_states(self.h0.view_mut()).assign(&part.h0);
-        let mut sum = chunk.of_states(self.reset_state.view_mut());
-        sum += &part.reset_state;
-    }
-}
-
-/// Waits for a forward schedule and reads what it made.
-pub(crate) async fn download_output(
-    session: &mut Session,
-    shape: Shape,
-    wait: Wait,
-) -> Result<Output> {
-    let RunBuffers { states, y, .. } = *session.plan().run_buffers();
-    let parts = [(y, 0..shape.y().iter().product()), (states, States::Last.range(shape))];
-    let [y, h_n] = session.read(&parts, wait).await?.try_into().expect("two parts asked for");
-    Ok(Output { y: array(shape.y(), y), h_n: array(shape.state(), h_n) })
-}
-
-/// Writes what a backward schedule starts from.
-pub(crate) async fn upload_gradients(
-    session: &mut Session,
-    shape: Shape,
-    dy: Option<ArrayView3<'_, f32>>,
-    dh_n: Option<ArrayView3<'_, f32>>,
-) -> Result<()> {
-    let t = training_buffers(session);
-    write(session, t.dy, 0, shape.y().iter().product(), dy).await?;
-    for (section, gradient) in [(States::Reset, None), (States::Last, dh_n)] {
-        let range = section.range(shape);
-        write(session, t.dstates, range.start, range.len(), gradient).await?;
-    }
-    Ok(())
-}
-
-fn training_buffers(session: &Session) -> TrainingBuffers {
-    let training = session.plan().run_buffers().training.clone();
-    training.expect("a tape's plan is a training plan")
-}
-
-/// Fills `len` elements of a buffer from an array of any strides, or with zeros.
-async fn write(
-    session: &mut Session,
-    buffer: BufferId,
-    first: usize,
-    len: usize,
-    array: Option<ArrayView3<'_, f32>>,
-) -> Result<()> {
-    let in_order = array.and_then(|array| array.to_slice());
-    let copy = match array {
-        Some(array) if in_order.is_none() => Some(try_owned("an array in order", array)?),
-        _ => None,
-    };
-    let copied = copy.as_ref().map(|copy| copy.as_slice().expect("standard layout"));
-    session.write(buffer, first, len, in_order.or(copied)).await
-}
-
-fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
-    Array3::from_shape_vec(shape, data).expect("the plan's sizes are the shape's")
-}
-
-/// A copy in standard layout.
-fn try_owned(what: &'static str, view: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
-    let mut copy: Array3<f32> = try_array(what, view.dim())?;
-    copy.assign(&view);
-    Ok(copy)
-}
-
-#[cfg(test)]
-mod tests {
-    use ndarray::{Array2, ArrayD, Axis, Dimension};
-
-    use super::*;
-    use crate::model::device::{Device, test_device_with_bindings};
-    use crate::spec::config::{Direction, GruConfig, Reset};
-    use crate::spec::head::Head;
-    use crate::spec::loss::Loss;
-    use crate::spec::optimizer::Optimizer;
-    use crate::spec::options::RunOptions;
-    use crate::spec::params::Init;
-    use crate::training::learner::{Learner, LearnerConfig};
-
-    /// So few that a run of [`STEPS`] and [`ROWS`] has two pieces at least: y alone takes 18 KiB.
-    const BINDING: u64 = 16 << 10;
-    const STEPS: usize = 61;
-    const ROWS: usize = 11;
-
-    fn numbers(shape: [usize; 3], salt: usize) -> Array3<f32> {
-        Array3::from_shape_fn(shape, |(i, j, k)| {
-            ((5 * i + 3 * j + 7 * k + salt) % 11) as f32 * 0.2 - 1.0
-        })
-    }
-
-    fn assert_close<'a>(
-        got: impl IntoIterator<Item = &'a f32>,
-        expected: impl IntoIterator<Item = &'a f32>,
-        case: &str,
-    ) {
-        for (at, (got, expected)) in got.into_iter().zip(expected).enumerate() {
-            let bound = 1e-4 * (1.0 + expected.abs());
-            assert!((got - expected).abs() < bound, "{case}: {got} for {expected} at {at}");
-        }
-    }
-
-    /// Everything that a batch can have. Two runs, the second from the states of the first.
-    fn run(gru: &Gru, shape: Shape) -> Vec<Array3<f32>> {
-        let [h0, reset_state] = [1, 2].map(|salt| numbers(shape.state(), salt));
-        let lengths: Vec<_> = (0..ROWS).map(|row| [STEPS, 0, 1, STEPS / 2, 50][row % 5]).collect();
-        let mut x = numbers(shape.x(), 0);
-        for ((i, j, _), x) in x.indexed_iter_mut() {
-            let [step, row] = shape.layout.order(i, j);
-            // Padding, which nothing looks at.
-            *x = if step < lengths[row] { *x } else { f32::NAN };
-        }
-        let [outer, inner] = shape.layout.order(STEPS, ROWS);
-        let resets = Array2::from_shape_fn((outer, inner), |at| {
-            let [step, row] = shape.layout.order(at.0, at.1);
-            // Some of them where pieces meet.
-            step % 7 == row || step == 0 && row == 3 || (28..34).contains(&step) && row % 2 == 0
+    ) -> Result<Self> {
+        let key = SessionKey { shape, mode, options: gru.options(), purpose };
+        let planned = gru.session_pool()?.chunks(gru.params().layout(), key)?.into_iter();
+        let chunks = planned.map(|planned| ExecutorChunk {
+            chunk: planned.chunk,
+            plan: planned.plan,
+            session: None,
         });
-        let batch = Batch::new(x.view()).with_layout(shape.layout).with_lengths(&lengths);
-        let batch = batch.with_resets(resets.view()).with_reset_state(reset_state.view());
-        let batch = batch.with_seed(7);
-        let used = gru.forward(batch.with_h0(h0.view())).unwrap();
-        let (first, tape) = gru.forward_train(batch.with_h0(h0.view())).unwrap();
-        let state = tape.state().unwrap();
-        let on = gru.forward_from(&state, batch).unwrap();
-        let (second, next) = gru.forward_train_from(&state, batch).unwrap();
-        let (dy, dh_n) = (numbers(shape.y(), 3), numbers(shape.state(), 4));
-        let mut all =
-            vec![used.y, used.h_n, first.y, first.h_n, on.y, on.h_n, second.y, second.h_n];
-        all.push(state.to_array().unwrap());
-        for (tape, dh_n) in [(tape, Some(dh_n.view())), (next, None)] {
-            let grads = gru.backward(tape, Some(dy.view()), dh_n).unwrap();
-            let flat = grads.params.as_slice().to_vec();
-            let params = Array3::from_shape_vec((1, 1, flat.len()), flat).unwrap();
-            all.extend([params, grads.x, grads.h0, grads.reset_state]);
-        }
-        all
+        Ok(Self { gru, key, chunks: chunks.collect(), accumulator: None, wait })
     }
 
-    #[test]
-    fn a_run_in_pieces_gives_the_same_numbers() {
-        let device = test_device_with_bindings(BINDING);
-        for (direction, reset, layout, layers) in [
-            (Direction::Forward, Reset::After, Layout::TimeMajor, 2),
-            (Direction::Forward, Reset::Before, Layout::BatchFirst, 1),
-            (Direction::Reverse, Reset::After, Layout::BatchFirst, 2),
-            (Direction::Both, Reset::After, Layout::TimeMajor, 2),
-            (Direction::Both, Reset::Before, Layout::BatchFirst, 1),
-        ] {
-            let config = GruConfig::pytorch(3, 7).with_reset(reset).with_direction(direction);
-            let config = config.with_layers(layers).with_zoneout(0.2);
-            let config = config.with_dropout(if layers > 1 { 0.3 } else { 0.0 });
-            let shape = config.shape(STEPS, ROWS).unwrap().with_layout(layout);
-            let [gru, cpu] = [&device, &Device::cpu()]
-                .map(|device| Gru::new(config.clone(), Init::Uniform, 5, device).unwrap());
-            for mode in [Mode::Inference, Mode::Training] {
-                let chunks = gru.chunks_of(shape, mode, Purpose::States).unwrap();
-                let by_steps = chunks.iter().all(|chunk| chunk.rows == (0..ROWS));
-                assert!(chunks.len() > 1 && by_steps == (direction != Direction::Both));
-            }
-            let case = format!("{config}, {layout:?}");
-            for (at, (got, expected)) in run(&gru, shape).iter().zip(run(&cpu, shape)).enumerate() {
-                assert_eq!(got.dim(), expected.dim());
-                assert_close(got, &expected, &format!("{case}, array {at}"));
-            }
-        }
+    /// The same with the gradient and the loss of each chunk added to `accumulator`.
+    pub fn with_accumulator(self, accumulator: &'a GradientAccumulator) -> Self {
+        Self { accumulator: Some(accumulator), ..self }
     }
 
-    #[test]
-    fn a_network_is_used_and_trained_in_pieces() {
-        let device = test_device_with_bindings(BINDING);
-        for (direction, layout, head) in [
-            (Direction::Forward, Layout::TimeMajor, Head::every_step(2)),
-            (Direction::Reverse, Layout::BatchFirst, Head::last(3)),
-            (Direction::Both, Layout::BatchFirst, Head::every_step(3)),
-            (Direction::Both, Layout::TimeMajor, Head::last(2)),
-        ] {
-            let config = GruConfig::pytorch(3, 7).with_direction(direction);
-            let shape = config.shape(STEPS, ROWS).unwrap().with_layout(layout);
-            let x = numbers(shape.x(), 0);
-            let lengths: Vec<_> = (0..ROWS).map(|row| [STEPS, 1, 40, 50][row % 4]).collect();
-            let batch = Batch::new(x.view()).with_layout(layout).with_lengths(&lengths);
-            let axes = head.row_axes(shape);
-            let classes = ArrayD::from_shape_fn(axes, |at| {
-                at.slice().iter().sum::<usize>() as i32 % head.outputs as i32
-            });
-            let layout = ParamLayout::with_head(&config, head).unwrap();
-            let params = Params::init_of(layout, Init::Uniform, 3).unwrap();
-            let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
-            let train = |device: &Device| {
-                let mut learner = Learner::new(params.clone(), training, device).unwrap();
-                for _ in 0..3 {
-                    learner.step(batch, crate::Targets::Classes(classes.view())).unwrap();
-                }
-                let losses: Vec<_> = learner.metrics().unwrap().iter().map(|r| r.loss).collect();
-                (losses, learner.into_network().unwrap())
+    /// The sizes of the whole run.
+    pub fn shape(&self) -> Shape {
+        self.key.shape
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.key.mode
+    }
+
+    pub fn wait(&self) -> Wait {
+        self.wait
+    }
+
+    /// Whether there are several chunks.
+    pub fn is_chunked(&self) -> bool {
+        self.chunks.len() > 1
+    }
+
+    /// In the order in which they run.
+    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        self.chunks.iter().map(|held| &held.chunk)
+    }
+
+    /// Takes a session for every chunk, and keeps them: for a tape, which needs all of them later. Where
+    /// the device has no memory for them, nothing is computed in vain.
+    pub async fn hold_sessions(&mut self) -> Result<()> {
+        for at in 0..self.chunks.len() {
+            self.chunks[at].session = Some(self.acquire(at).await?);
+        }
+        Ok(())
+    }
+
+    /// Runs all chunks in order.
+    pub async fn run(&mut self, run: &mut impl ChunkedRun) -> Result<()> {
+        self.run_with(run, &mut NoHooks).await
+    }
+
+    /// The same with `hooks` around each chunk.
+    pub async fn run_with(
+        &mut self,
+        run: &mut impl ChunkedRun,
+        hooks: &mut impl Hooks,
+    ) -> Result<()> {
+        for at in 0..self.chunks.len() {
+            let held = self.chunks[at].session.take();
+            let is_held = held.is_some();
+            let mut session = match held {
+                Some(session) => session,
+                None => self.acquire(at).await?,
             };
-            let [(losses, network), (expected, on_cpu)] = [&device, &Device::cpu()].map(train);
-            for (mode, purpose) in [
-                (Mode::Inference, Purpose::Outputs),
-                (Mode::Training, Purpose::Loss(Loss::cross_entropy())),
-            ] {
-                let chunks = network.gru().chunks_of(shape, mode, purpose).unwrap();
-                assert!(chunks.len() > 1);
-            }
-            let case = format!("{direction:?}, {head:?}");
-            assert_close(&losses, &expected, &case);
-            assert_close(network.params().as_slice(), on_cpu.params().as_slice(), &case);
-            let [got, expected] = [&network, &on_cpu].map(|n| n.forward(batch).unwrap());
-            assert_eq!(got.dim(), expected.dim());
-            assert_close(&got, &expected, &case);
+            self.run_chunk(at, &mut session, run, hooks).await?;
+            // Where it is not held, the next chunk can have it.
+            self.chunks[at].session = is_held.then_some(session);
         }
+        Ok(())
     }
 
-    /// The pieces of a profile's run, and a run that no pieces make possible.
-    #[test]
-    fn what_cannot_be_cut_is_refused() {
-        let device = test_device_with_bindings(BINDING);
-        let config = GruConfig::pytorch(3, 7).with_direction(Direction::Both);
-        let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();
-        let gru = gru.with_options(RunOptions::default().with_recompute(true));
-        let x = numbers([STEPS, ROWS, 3], 0);
-        let dy = numbers([STEPS, ROWS, 14], 0);
-        let profile = gru.profile(x.view(), Some(dy.view())).unwrap();
-        assert!(!profile.kernels.is_empty() && !profile.backward.is_zero());
-        let long = Array3::zeros((1000, 1, 3));
-        let error = gru.forward(&long).unwrap_err();
-        assert!(matches!(error, crate::Error::Limit { .. }), "{error}");
-        gru.forward(long.slice_axis(Axis(0), (..9).into())).unwrap();
+    async fn run_chunk(
+        &self,
+        at: usize,
+        session: &mut Session,
+        run: &mut impl ChunkedRun,
+        hooks: &mut impl Hooks,
+    ) -> Result<()> {
+        let position = self.position(at);
+        let uploads = run.uploads(&position, session.plan())?;
+        let bytes = uploads.iter().map(|upload| 4 * upload.data.len()).sum();
+        hooks.before_upload(session, bytes, self.wait).await?;
+        for upload in &uploads {
+            upload.queue(session).await?;
+        }
+        drop(uploads);
+        hooks.after_upload(session, self.wait).await?;
+        for &pass in run.passes() {
+            hooks.run(session, pass, self.wait).await?;
+        }
+        let reads = run.reads(&position, session.plan());
+        hooks.before_read();
+        let results = match reads.is_empty() {
+            true => Vec::new(),
+            false => session.read(&reads, self.wait).await?,
+        };
+        hooks.after_read();
+        run.collect(&position, results)
+    }
+
+    fn position(&self, at: usize) -> Position<'_> {
+        let chunk = &self.chunks[at].chunk;
+        let previous = at.checked_sub(1).map(|before| &self.chunks[before].chunk);
+        let shape = chunk.shape(self.key.shape);
+        Position { chunk, shape, previous, is_whole: self.chunks.len() == 1 }
+    }
+
+    /// A session for a chunk, with the model's parameters there.
+    async fn acquire(&mut self, at: usize) -> Result<PooledSession> {
+        let ExecutorChunk { chunk, plan, .. } = &mut self.chunks[at];
+        let key = SessionKey { shape: chunk.shape(self.key.shape), ..self.key };
+        let (plan, pool) = (plan.take(), self.gru.session_pool()?);
+        let (params, version) = (self.gru.params(), self.gru.version());
+        pool.session(params, version, key, plan, self.accumulator).await
     }
 }

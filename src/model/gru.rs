@@ -8,10 +8,11 @@ use ndarray::{Array3, ArrayView3};
 use crate::cpu::{self, Asked};
 use crate::error::{Error, Result};
 use crate::gpu::context::lock;
-use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey, SessionPool};
+use crate::gpu::pool::SessionPool;
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::device::{Device, Target};
-use crate::model::executor::Recorded;
+use crate::model::executor::{Executor, Recorded};
 use crate::model::state::State;
 use crate::plan::{DeviceCaps, Mode, Plan, Purpose};
 use crate::reference;
@@ -19,6 +20,9 @@ use crate::spec::batch::Batch;
 use crate::spec::config::{GruConfig, Shape};
 use crate::spec::options::RunOptions;
 use crate::spec::params::{Gradients, Init, Params};
+
+#[cfg(test)]
+mod tests;
 
 /// What a forward pass gives.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,27 +60,21 @@ enum Record {
 }
 
 impl Tape {
-    /// The states after the run's last steps, for the next chunk of the same sequences; a copy, on the
-    /// model's device.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub fn state(&self) -> Result<State> {
-        pollster::block_on(self.copy_state(Wait::Block))
-    }
-
-    /// As [`Self::state`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::state`].
-    pub async fn state_async(&self) -> Result<State> {
-        self.copy_state(Wait::Async).await
+    blocking_and_async! {
+        /// The states after the run's last steps, for the next chunk of the same sequences; a copy, on the
+        /// model's device.
+        ///
+        /// # Errors
+        /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+        pub fn state, state_async(&self) -> Result<State> {
+            |wait| self.copy_state(wait)
+        }
     }
 
     async fn copy_state(&self, wait: Wait) -> Result<State> {
         match &self.record {
             Record::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
-            Record::Gpu(recorded) => recorded.state(self.shape, wait).await,
+            Record::Gpu(recorded) => recorded.state(wait).await,
         }
     }
 }
@@ -113,7 +111,7 @@ pub struct Gru {
     /// Of the CPU.
     weights: cpu::Weights,
     /// Of the CPU: the memory of the last training run, for the next of its shape.
-    rest: Mutex<Option<cpu::Trace>>,
+    cached_trace: Mutex<Option<cpu::Trace>>,
     /// Tells this model's tapes from another's.
     id: u64,
     /// Counts changes of the parameters.
@@ -121,25 +119,23 @@ pub struct Gru {
 }
 
 impl Gru {
-    /// A model with fresh parameters, the same for the same seed on every machine and device.
-    ///
-    /// # Errors
-    /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
-    /// [`Error::Limit`] when the parameters do not fit the device.
-    pub fn new(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::new_async(config, init, seed, device))
+    blocking_and_async! {
+        /// A model with fresh parameters, the same for the same seed on every machine and device.
+        ///
+        /// # Errors
+        /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
+        /// [`Error::Limit`] when the parameters do not fit the device.
+        pub fn new, new_async(
+            config: GruConfig,
+            init: Init,
+            seed: u64,
+            device: &Device
+        ) -> Result<Self> {
+            |_| Self::create(config, init, seed, device)
+        }
     }
 
-    /// As [`Self::new`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub async fn new_async(
-        config: GruConfig,
-        init: Init,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self> {
+    async fn create(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
         if let Target::Gpu(gpu) = device.target() {
             // Before memory is taken for what would be refused.
             SessionPool::allow(gpu, &config)?;
@@ -147,19 +143,17 @@ impl Gru {
         Self::with_params_async(Params::init(&config, init, seed)?, device).await
     }
 
-    /// A model with these parameters; they carry their configuration.
-    ///
-    /// # Errors
-    /// [`Error::Limit`] when the parameters do not fit the device.
-    pub fn with_params(params: Params, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::with_params_async(params, device))
+    blocking_and_async! {
+        /// A model with these parameters; they carry their configuration.
+        ///
+        /// # Errors
+        /// [`Error::Limit`] when the parameters do not fit the device.
+        pub fn with_params, with_params_async(params: Params, device: &Device) -> Result<Self> {
+            |_| Self::of_params(params, device)
+        }
     }
 
-    /// As [`Self::with_params`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::with_params`].
-    pub async fn with_params_async(params: Params, device: &Device) -> Result<Self> {
+    async fn of_params(params: Params, device: &Device) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let pool = match device.target() {
             Target::Cpu => None,
@@ -172,26 +166,24 @@ impl Gru {
             options: RunOptions::default(),
             pool,
             weights: cpu::Weights::default(),
-            rest: Mutex::default(),
+            cached_trace: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             version: 0,
         })
     }
 
-    /// The same model on another device: its parameters and options. Also where its own device is lost:
-    /// the host has the parameters.
-    ///
-    /// # Errors
-    /// As [`Self::with_params`].
-    pub fn to(&self, device: &Device) -> Result<Self> {
-        pollster::block_on(self.to_async(device))
+    blocking_and_async! {
+        /// The same model on another device: its parameters and options. Also where its own device is lost:
+        /// the host has the parameters.
+        ///
+        /// # Errors
+        /// As [`Self::with_params`].
+        pub fn to, to_async(&self, device: &Device) -> Result<Self> {
+            |_| self.moved_to(device)
+        }
     }
 
-    /// As [`Self::to`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::to`].
-    pub async fn to_async(&self, device: &Device) -> Result<Self> {
+    async fn moved_to(&self, device: &Device) -> Result<Self> {
         let moved = Self::with_params_async(self.params.clone(), device).await?;
         Ok(moved.with_options(self.options))
     }
@@ -244,8 +236,8 @@ impl Gru {
         if self.pool.is_none() {
             return Ok(vec![shape]);
         }
-        let chunks = self.chunks_of(shape, mode, Purpose::States)?;
-        Ok(chunks.iter().map(|chunk| chunk.shape(shape)).collect())
+        let executor = Executor::new(self, shape, mode, Purpose::States, Wait::Block)?;
+        Ok(executor.chunks().map(|chunk| chunk.shape(shape)).collect())
     }
 
     /// What the model computes.
@@ -270,137 +262,82 @@ impl Gru {
         &mut self.params
     }
 
-    /// Runs the model over a [`Batch`], in the simplest case just `&x` of `[T, B, I]`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`] when the
-    /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the
-    /// device, and the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
-    pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
-        pollster::block_on(self.run_forward(None, batch.into(), Wait::Block))
-    }
+    blocking_and_async! {
+        /// Runs the model over a [`Batch`], in the simplest case just `&x` of `[T, B, I]`.
+        ///
+        /// # Errors
+        /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`] when the
+        /// batch or the parameters do not fit the model, [`Error::Limit`] when the work does not fit the
+        /// device, and the device's own: [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`].
+        pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
+            |wait| self.run_forward(None, batch.into(), wait)
+        }
 
-    /// As [`Self::forward`], for where blocking is not possible. (The CPU device computes in the
-    /// first poll.)
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
-        self.run_forward(None, batch.into(), Wait::Async).await
-    }
+        /// As [`Self::forward`], from the states that another run left on the device.
+        ///
+        /// # Errors
+        /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the state
+        /// is another device's.
+        pub fn forward_from, forward_from_async<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
+            |wait| self.run_forward(Some(state), batch.into(), wait)
+        }
 
-    /// As [`Self::forward`], from the states that another run left on the device.
-    ///
-    /// # Errors
-    /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the state
-    /// is another device's.
-    pub fn forward_from<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
-        pollster::block_on(self.run_forward(Some(state), batch.into(), Wait::Block))
-    }
+        /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed, and what
+        /// [`Self::backward`] needs is kept.
+        ///
+        /// # Errors
+        /// As [`Self::forward`], and [`Error::NoSeed`].
+        pub fn forward_train, forward_train_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
+            |wait| self.run_forward_train(None, batch.into(), wait)
+        }
 
-    /// As [`Self::forward_from`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward_from`].
-    pub async fn forward_from_async<'a>(
-        &self,
-        state: &State,
-        batch: impl Into<Batch<'a>>,
-    ) -> Result<Output> {
-        self.run_forward(Some(state), batch.into(), Wait::Async).await
-    }
+        /// As [`Self::forward_train`], from the states that another run left on the device: truncated
+        /// backpropagation through time. No gradient flows into the earlier run.
+        ///
+        /// ```
+        /// use gru_wgpu::{Device, Gru, GruConfig, Init};
+        /// use ndarray::{Array3, Axis};
+        ///
+        /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
+        /// let long = Array3::ones((1000, 2, 3));
+        /// let mut state = None;
+        /// for chunk in long.axis_chunks_iter(Axis(0), 50) {
+        ///     let (out, tape) = match &state {
+        ///         None => gru.forward_train(chunk)?,
+        ///         Some(state) => gru.forward_train_from(state, chunk)?,
+        ///     };
+        ///     state = Some(tape.state()?); // stays on the device
+        ///     let grads = gru.backward(tape, Some(out.y.view()), None)?;
+        /// }
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// As [`Self::forward_train`] and [`Self::forward_from`].
+        pub fn forward_train_from, forward_train_from_async<'a>(
+            &self,
+            state: &State,
+            batch: impl Into<Batch<'a>>,
+        ) -> Result<(Output, Tape)> {
+            |wait| self.run_forward_train(Some(state), batch.into(), wait)
+        }
 
-    /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed, and what
-    /// [`Self::backward`] needs is kept.
-    ///
-    /// # Errors
-    /// As [`Self::forward`], and [`Error::NoSeed`].
-    pub fn forward_train<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
-        pollster::block_on(self.run_forward_train(None, batch.into(), Wait::Block))
-    }
-
-    /// As [`Self::forward_train`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward_train`].
-    pub async fn forward_train_async<'a>(
-        &self,
-        batch: impl Into<Batch<'a>>,
-    ) -> Result<(Output, Tape)> {
-        self.run_forward_train(None, batch.into(), Wait::Async).await
-    }
-
-    /// As [`Self::forward_train`], from the states that another run left on the device: truncated
-    /// backpropagation through time. No gradient flows into the earlier run.
-    ///
-    /// ```
-    /// use gru_wgpu::{Device, Gru, GruConfig, Init};
-    /// use ndarray::{Array3, Axis};
-    ///
-    /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
-    /// let long = Array3::ones((1000, 2, 3));
-    /// let mut state = None;
-    /// for chunk in long.axis_chunks_iter(Axis(0), 50) {
-    ///     let (out, tape) = match &state {
-    ///         None => gru.forward_train(chunk)?,
-    ///         Some(state) => gru.forward_train_from(state, chunk)?,
-    ///     };
-    ///     state = Some(tape.state()?); // stays on the device
-    ///     let grads = gru.backward(tape, Some(out.y.view()), None)?;
-    /// }
-    /// # Ok::<(), gru_wgpu::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Self::forward_train`] and [`Self::forward_from`].
-    pub fn forward_train_from<'a>(
-        &self,
-        state: &State,
-        batch: impl Into<Batch<'a>>,
-    ) -> Result<(Output, Tape)> {
-        pollster::block_on(self.run_forward_train(Some(state), batch.into(), Wait::Block))
-    }
-
-    /// As [`Self::forward_train_from`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward_train_from`].
-    pub async fn forward_train_from_async<'a>(
-        &self,
-        state: &State,
-        batch: impl Into<Batch<'a>>,
-    ) -> Result<(Output, Tape)> {
-        self.run_forward_train(Some(state), batch.into(), Wait::Async).await
-    }
-
-    /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B, D·H]` (of
-    /// y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says of them). At
-    /// least one must be given. What dy says of padding is not looked at. After a batch-first run dy
-    /// and dx are batch-first too.
-    ///
-    /// # Errors
-    /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
-    /// [`Error::Shape`], [`Error::NoGradient`], and the device's own errors.
-    pub fn backward(
-        &self,
-        tape: Tape,
-        dy: Option<ArrayView3<'_, f32>>,
-        dh_n: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Gradients> {
-        pollster::block_on(self.run_backward(tape, dy, dh_n, Asked::All, Wait::Block))
-    }
-
-    /// As [`Self::backward`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::backward`].
-    pub async fn backward_async(
-        &self,
-        tape: Tape,
-        dy: Option<ArrayView3<'_, f32>>,
-        dh_n: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Gradients> {
-        self.run_backward(tape, dy, dh_n, Asked::All, Wait::Async).await
+        /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B, D·H]` (of
+        /// y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says of them). At
+        /// least one must be given. What dy says of padding is not looked at. After a batch-first run dy
+        /// and dx are batch-first too.
+        ///
+        /// # Errors
+        /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
+        /// [`Error::Shape`], [`Error::NoGradient`], and the device's own errors.
+        pub fn backward, backward_async(
+            &self,
+            tape: Tape,
+            dy: Option<ArrayView3<'_, f32>>,
+            dh_n: Option<ArrayView3<'_, f32>>,
+        ) -> Result<Gradients> {
+            |wait| self.run_backward(tape, dy, dh_n, Asked::All, wait)
+        }
     }
 
     pub(crate) async fn run_forward(
@@ -433,9 +370,9 @@ impl Gru {
         batch.noise(&self.config, Mode::Training)?;
         let (output, record) = match &self.pool {
             None => {
-                let rest = lock(&self.rest).take();
+                let cached = lock(&self.cached_trace).take();
                 let (weights, options) = (self.cpu_weights(), self.options);
-                let ran = cpu::forward_train(&self.params, weights, batch, options, rest)?;
+                let ran = cpu::forward_train(&self.params, weights, batch, options, cached)?;
                 let (y, trace) = ran;
                 (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
             }
@@ -471,10 +408,10 @@ impl Gru {
             Record::Cpu(mut trace) => {
                 let weights = self.cpu_weights();
                 let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, asked)?;
-                *lock(&self.rest) = Some(*trace);
+                *lock(&self.cached_trace) = Some(*trace);
                 Ok(gradients)
             }
-            Record::Gpu(recorded) => self.backward_on(recorded, tape.shape, dy, dh_n, wait).await,
+            Record::Gpu(recorded) => self.backward_on(recorded, dy, dh_n, wait).await,
         }
     }
 
@@ -532,18 +469,6 @@ impl Gru {
         Err(Error::ParameterLayout { expected, got })
     }
 
-    /// A session on the model's adapter, with its parameters there.
-    pub(crate) async fn session(
-        &self,
-        shape: Shape,
-        mode: Mode,
-        purpose: Purpose,
-        gathered: Option<&GradientAccumulator>,
-    ) -> Result<PooledSession> {
-        let job = SessionKey { shape, mode, options: self.options, purpose };
-        self.session_pool()?.session(&self.params, self.version, job, gathered).await
-    }
-
     /// Leaves the parameters on the adapter to what moves them there: from now on those here are old.
     pub(crate) async fn acquire_params(&self) -> Result<()> {
         self.session_pool()?.acquire_params(&self.params, self.version).await
@@ -555,210 +480,5 @@ impl Gru {
         if let Some(pool) = &self.pool {
             pool.release_params();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::device::{test_device, test_device_with_bindings};
-    use crate::plan::BufferSpec;
-    use crate::spec::config::{Direction, Layout, Reset};
-    use crate::spec::options::Recurrence;
-
-    #[test]
-    fn a_lost_device_is_said_to_be_lost_by_every_call() {
-        let (device, gpu) = test_device();
-        let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
-        let x = Array3::ones((4, 2, 2));
-        let (_, tape) = gru.forward_train(x.view()).unwrap();
-        let state = tape.state().unwrap();
-        let mut stream = gru.stream(2, &[4]).unwrap();
-        let mut y = Array3::zeros((4, 2, 3));
-        gpu.device().destroy();
-        let dh_n = Array3::ones((1, 2, 3));
-        let lost = |error: Error| {
-            assert!(matches!(error, Error::DeviceLost(_)), "{error}");
-            assert_eq!(error.to_string().lines().count(), 1, "{error}");
-        };
-        lost(gru.backward(tape, None, Some(dh_n.view())).unwrap_err());
-        for _ in 0..2 {
-            lost(gru.forward(x.view()).unwrap_err());
-            lost(gru.forward_train(x.view()).map(|_| ()).unwrap_err());
-            lost(gru.forward_from(&state, x.view()).unwrap_err());
-            lost(state.to_array().unwrap_err());
-            lost(gru.step(&mut stream, x.view(), y.view_mut()).unwrap_err());
-            lost(stream.state().unwrap_err());
-            lost(gru.stream(2, &[4]).unwrap_err());
-            lost(Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap_err());
-        }
-    }
-
-    #[test]
-    fn an_error_goes_to_the_thread_that_caused_it() {
-        let (device, gpu) = test_device();
-        let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
-        let x = Array3::ones((4, 2, 2));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for _ in 0..20 {
-                    let error = gpu.guard(|| {
-                        gpu.create_buffer(&wgpu::BufferDescriptor {
-                            label: None,
-                            size: 4,
-                            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE,
-                            mapped_at_creation: false,
-                        });
-                        Ok(())
-                    });
-                    let error = pollster::block_on(error);
-                    assert!(matches!(error, Err(Error::Gpu(_))), "{error:?}");
-                }
-            });
-            scope.spawn(|| {
-                for _ in 0..20 {
-                    gru.forward(x.view()).expect("another thread's error");
-                }
-            });
-        });
-    }
-
-    /// Some 800 bytes of gates a step, and room for 5 to 20 of them.
-    #[test]
-    fn inference_span_by_span_gives_the_same_numbers() {
-        let device = test_device_with_bindings(16 << 10);
-        for (direction, layers) in [
-            (Direction::Forward, 1),
-            (Direction::Forward, 3),
-            (Direction::Reverse, 2),
-            (Direction::Both, 1),
-        ] {
-            for reset in [Reset::After, Reset::Before] {
-                for layout in [Layout::TimeMajor, Layout::BatchFirst] {
-                    for recurrence in [Recurrence::Sequence, Recurrence::Step] {
-                        let config = GruConfig::pytorch(3, 7).with_reset(reset);
-                        let config = config.with_layers(layers).with_direction(direction);
-                        let shape = config.shape(41, 7).unwrap().with_layout(layout);
-                        let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
-                            Gru::new(config.clone(), Init::Uniform, 5, device).unwrap()
-                        });
-                        let gru =
-                            gru.with_options(RunOptions::default().with_recurrence(recurrence));
-                        let plan = gru.plan(shape, Mode::Inference).unwrap();
-                        let gates = plan.buffer("gates").unwrap();
-                        let all = shape.directions * 41 * 7 * 4 * 7;
-                        assert!(plan.buffers()[gates.index()].len < all, "all at once");
-                        let x = Array3::from_shape_fn(shape.x(), |(i, j, k)| {
-                            ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
-                        });
-                        let lengths = [41, 40, 1, 0, 20, 21, 39];
-                        let batch = Batch { layout, ..Batch::new(x.view()).with_lengths(&lengths) };
-                        let [got, expected] = [&gru, &cpu].map(|gru| gru.forward(batch).unwrap());
-                        let case = format!("{config}, {layout:?}, {recurrence}");
-                        for (got, expected) in [(got.y, expected.y), (got.h_n, expected.h_n)] {
-                            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
-                            assert!(got.iter().zip(&expected).all(close), "{case}");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// The same bindings: two or three buffers of gates a layer, kept for the backward pass or made again.
-    #[test]
-    fn training_span_by_span_gives_the_same_numbers() {
-        let device = test_device_with_bindings(16 << 10);
-        for (direction, layers) in
-            [(Direction::Forward, 2), (Direction::Reverse, 1), (Direction::Both, 2)]
-        {
-            for (reset, layout, recurrence, recompute) in [
-                (Reset::After, Layout::TimeMajor, Recurrence::Sequence, false),
-                (Reset::Before, Layout::BatchFirst, Recurrence::Sequence, false),
-                (Reset::Before, Layout::TimeMajor, Recurrence::Step, false),
-                (Reset::After, Layout::BatchFirst, Recurrence::Step, true),
-            ] {
-                let config = GruConfig::pytorch(3, 7).with_reset(reset);
-                let config = config.with_layers(layers).with_direction(direction);
-                let shape = config.shape(41, 7).unwrap().with_layout(layout);
-                let options = RunOptions::default().with_recurrence(recurrence);
-                let [gru, cpu] = [&device, &Device::cpu()].map(|device| {
-                    let gru = Gru::new(config.clone(), Init::Uniform, 5, device).unwrap();
-                    gru.with_options(options.with_recompute(recompute))
-                });
-                let plan = gru.plan(shape, Mode::Training).unwrap();
-                let of_gates = |b: &&BufferSpec| b.name.starts_with("gates");
-                let (buffers, all) = (plan.buffers(), shape.directions * 41 * 7 * 4 * 7);
-                assert!(buffers.iter().filter(of_gates).all(|b| b.len < all), "all at once");
-                assert_eq!(buffers.iter().filter(of_gates).count() == 1, recompute);
-                let numbers = |shape: [usize; 3]| {
-                    Array3::from_shape_fn(shape, |(i, j, k)| {
-                        ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
-                    })
-                };
-                let (x, dy, dh_n) =
-                    (numbers(shape.x()), numbers(shape.y()), numbers(shape.state()));
-                let lengths = [41, 40, 1, 0, 20, 21, 39];
-                let batch = Batch { layout, ..Batch::new(x.view()).with_lengths(&lengths) };
-                let [got, expected] = [&gru, &cpu].map(|gru| {
-                    let (output, tape) = gru.forward_train(batch).unwrap();
-                    let grads = gru.backward(tape, Some(dy.view()), Some(dh_n.view())).unwrap();
-                    let arrays = [output.y, output.h_n, grads.x, grads.h0];
-                    let arrays = arrays.into_iter().flatten();
-                    arrays.chain(grads.params.as_slice().iter().copied()).collect::<Vec<f32>>()
-                });
-                let case = format!("{config}, {layout:?}, {recurrence}, {recompute}");
-                let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * (1.0 + b.abs());
-                assert!(got.iter().zip(&expected).all(close), "{case}");
-            }
-        }
-    }
-
-    /// That what stood there counts for nothing is tested in `cpu/tests.rs`.
-    #[test]
-    fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
-        let config = GruConfig::pytorch(3, 5).with_layers(2).with_zoneout(0.2);
-        let new = || Gru::new(config.clone(), Init::Uniform, 1, &Device::cpu()).unwrap();
-        let run = |gru: &Gru, steps: usize, value: f32| {
-            let x = Array3::from_elem((steps, 4, 3), value);
-            let lengths = [steps, 0, 1, steps - 1];
-            let batch = Batch::new(x.view()).with_lengths(&lengths).with_seed(3);
-            let (output, tape) = gru.forward_train(batch).unwrap();
-            assert!(lock(&gru.rest).is_none(), "a tape holds the memory, or nobody");
-            let dh_n = Array3::ones((2, 4, 5));
-            (output, gru.backward(tape, None, Some(dh_n.view())).unwrap())
-        };
-        let kept = |gru: &Gru| lock(&gru.rest).as_ref().map(cpu::Trace::shape);
-        let gru = new();
-        assert_eq!(kept(&gru), None);
-        for (steps, value) in [(7, 0.5), (7, f32::NAN), (7, 0.5), (6, 0.1), (7, 0.5)] {
-            let got = run(&gru, steps, value);
-            assert_eq!(kept(&gru), Some(config.shape(steps, 4).unwrap()));
-            if !value.is_nan() {
-                assert_eq!(got, run(&new(), steps, value), "{steps} {value}");
-            }
-        }
-        // Two tapes at once: the memory of one of them is kept.
-        let x = Array3::ones((7, 4, 3));
-        let tapes = [1, 2].map(|seed| gru.forward_train(Batch::new(x.view()).with_seed(seed)));
-        for tape in tapes {
-            let dh_n = Array3::ones((2, 4, 5));
-            gru.backward(tape.unwrap().1, None, Some(dh_n.view())).unwrap();
-        }
-        assert_eq!(kept(&gru), Some(config.shape(7, 4).unwrap()));
-        // A tape that is dropped takes its memory along.
-        drop(gru.forward_train(Batch::new(x.view()).with_seed(1)).unwrap());
-        assert_eq!(kept(&gru), None);
-    }
-
-    #[test]
-    fn parameters_of_another_configuration_are_refused() {
-        let mut gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &Device::cpu()).unwrap();
-        let x = Array3::ones((4, 2, 2));
-        *gru.params_mut() = Params::zeros(&GruConfig::new(2, 4)).unwrap();
-        let error = gru.forward(x.view()).unwrap_err();
-        assert!(matches!(error, Error::ParameterLayout { .. }), "{error}");
-        *gru.params_mut() = Params::zeros(&GruConfig::new(2, 3)).unwrap();
-        assert_eq!(gru.forward(x.view()).unwrap().h_n, Array3::<f32>::zeros((1, 2, 3)));
     }
 }

@@ -3,7 +3,8 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::context::Gpu;
-use crate::gpu::session::{Bound, Session};
+use crate::gpu::session::{BufferBinding, Session};
+use crate::model::blocking::blocking_and_async;
 use crate::model::gru::Gru;
 use crate::plan::{BufferId, Mode, RunBuffers, States};
 use crate::spec::config::Shape;
@@ -98,17 +99,17 @@ impl<'a> Buffers<'a> {
     }
 
     /// What a session binds of them.
-    pub(crate) fn bound(&self, run: &RunBuffers) -> Vec<(BufferId, Bound)> {
+    pub(crate) fn bound(&self, run: &RunBuffers) -> Vec<(BufferId, BufferBinding)> {
         let parts = [
             (run.x, Some(&self.x)),
             (run.y, Some(&self.y)),
             (run.step_flags, self.step_flags.as_ref()),
         ];
-        parts.into_iter().filter_map(|(id, part)| Some((id, Bound::from(part?)))).collect()
+        parts.into_iter().filter_map(|(id, part)| Some((id, BufferBinding::from(part?)))).collect()
     }
 }
 
-impl From<&wgpu::BufferBinding<'_>> for Bound {
+impl From<&wgpu::BufferBinding<'_>> for BufferBinding {
     fn from(binding: &wgpu::BufferBinding<'_>) -> Self {
         Self { buffer: binding.buffer.clone(), offset: binding.offset }
     }
@@ -170,9 +171,9 @@ pub struct ForwardPass {
     shape: Shape,
     session: Session,
     /// Copied to `states` ahead of the pass.
-    before: Vec<(Bound, States)>,
+    before: Vec<(BufferBinding, States)>,
     /// Where the last states are copied after it.
-    h_n: Option<Bound>,
+    h_n: Option<BufferBinding>,
 }
 
 impl ForwardPass {
@@ -206,21 +207,19 @@ impl ForwardPass {
 }
 
 impl Gru {
-    /// Prepares forward passes of `shape` over the caller's own buffers.
-    ///
-    /// # Errors
-    /// [`Error::Buffer`] when a buffer does not have the size, the usage or the alignment that it needs,
-    /// [`Error::Conflict`] on the CPU device, [`Error::Shape`] when another configuration made
-    /// `shape`, [`Error::Limit`], and the device's own.
-    pub fn forward_pass(&self, shape: Shape, buffers: &Buffers<'_>) -> Result<ForwardPass> {
-        pollster::block_on(self.forward_pass_async(shape, buffers))
+    blocking_and_async! {
+        /// Prepares forward passes of `shape` over the caller's own buffers.
+        ///
+        /// # Errors
+        /// [`Error::Buffer`] when a buffer does not have the size, the usage or the alignment that it needs,
+        /// [`Error::Conflict`] on the CPU device, [`Error::Shape`] when another configuration made
+        /// `shape`, [`Error::Limit`], and the device's own.
+        pub fn forward_pass, forward_pass_async(&self, shape: Shape, buffers: &Buffers<'_>) -> Result<ForwardPass> {
+            |_| self.prepare_forward_pass(shape, buffers)
+        }
     }
 
-    /// As [`Self::forward_pass`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward_pass`].
-    pub async fn forward_pass_async(
+    async fn prepare_forward_pass(
         &self,
         shape: Shape,
         buffers: &Buffers<'_>,
@@ -231,9 +230,10 @@ impl Gru {
         let bound = buffers.bound(plan.run_buffers());
         let session = pool.make(plan, &bound).await?;
         let copied = [(&buffers.h0, States::First), (&buffers.reset_state, States::Reset)];
-        let before =
-            copied.into_iter().filter_map(|(part, to)| Some((Bound::from(part.as_ref()?), to)));
-        let h_n = buffers.h_n.as_ref().map(Bound::from);
+        let before = copied
+            .into_iter()
+            .filter_map(|(part, to)| Some((BufferBinding::from(part.as_ref()?), to)));
+        let h_n = buffers.h_n.as_ref().map(BufferBinding::from);
         Ok(ForwardPass { model: self.id(), shape, session, before: before.collect(), h_n })
     }
 

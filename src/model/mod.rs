@@ -1,5 +1,6 @@
 //! What a user holds: devices, models, streams, and runs inside a caller's own program.
 
+pub(crate) mod blocking;
 pub(crate) mod device;
 pub(crate) mod executor;
 pub(crate) mod gru;

@@ -1,21 +1,22 @@
 //! [`Network`]: a GRU with a linear head, to predict with.
 
+use std::ops::Range;
+
 use ndarray::{Array2, Array3, ArrayD, s};
 
 use crate::cpu;
 use crate::error::{Result, try_untouched};
-use crate::gpu::session::Pass;
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
-use crate::model::executor::Input;
+use crate::model::executor::{ChunkedRun, Data, Executor, Position, RunInput, Upload};
 use crate::model::gru::Gru;
-use crate::plan::{Mode, Purpose, States};
+use crate::plan::{BufferId, Mode, Plan, Purpose, States};
 use crate::spec::batch::Batch;
-use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
 use crate::spec::head::{Head, Readout};
 use crate::spec::linear::Linear;
-use crate::spec::loss::{Loss, PreparedTargets, Targets};
+use crate::spec::loss::{Loss, PreparedTargets, TargetData, Targets};
 use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
 use crate::spec::sequences::{check_sequence, in_order, pad};
@@ -40,19 +41,17 @@ pub struct Network {
 }
 
 impl Network {
-    /// With these parameters, whose layout has a head.
-    ///
-    /// # Errors
-    /// [`Error::Conflict`] when it has none; as [`Gru::with_params`].
-    pub fn new(params: Params, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::new_async(params, device))
+    blocking_and_async! {
+        /// With these parameters, whose layout has a head.
+        ///
+        /// # Errors
+        /// [`Error::Conflict`] when it has none; as [`Gru::with_params`].
+        pub fn new, new_async(params: Params, device: &Device) -> Result<Self> {
+            |_| Self::of_params(params, device)
+        }
     }
 
-    /// As [`Self::new`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub async fn new_async(params: Params, device: &Device) -> Result<Self> {
+    async fn of_params(params: Params, device: &Device) -> Result<Self> {
         let head = params.layout().required_head()?;
         Ok(Self { gru: Gru::with_params_async(params, device).await?, head })
     }
@@ -83,33 +82,53 @@ impl Network {
         self.gru.params()
     }
 
-    /// The outputs `[T, B, C]` (`[B, T, C]` of a batch-first run) or `[B, C]`, as the head says. Those of
-    /// padding are the bias.
-    ///
-    /// # Errors
-    /// As [`Gru::forward`].
-    pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
-        pollster::block_on(self.run(batch.into(), Wait::Block))
+    blocking_and_async! {
+        /// The outputs `[T, B, C]` (`[B, T, C]` of a batch-first run) or `[B, C]`, as the head says. Those of
+        /// padding are the bias.
+        ///
+        /// # Errors
+        /// As [`Gru::forward`].
+        pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
+            |wait| self.run(batch.into(), wait)
+        }
     }
 
-    /// As [`Self::forward`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
-        self.run(batch.into(), Wait::Async).await
+    blocking_and_async! {
+        /// The outputs of sequences `[T, I]` of unequal lengths, `batch` of them at a time: of each
+        /// `[T, C]`, or `[1, C]` where the head is over the last states.
+        ///
+        /// # Errors
+        /// [`Error::ZeroSize`] when a sequence has no step, [`Error::Shape`] when one has another number
+        /// of inputs, and as [`Self::forward`].
+        pub fn forward_each, forward_each_async(
+            &self,
+            sequences: &[Array2<f32>],
+            batch: usize
+        ) -> Result<Vec<Array2<f32>>> {
+            |wait| self.run_each(sequences, batch, wait)
+        }
+
+        /// How its outputs for a batch do against these targets, without dropout. On an adapter the
+        /// targets go up, and two numbers come down.
+        ///
+        /// # Errors
+        /// As [`Self::forward`], and [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or
+        /// [`Error::NoTarget`] when the targets do not fit.
+        pub fn evaluate, evaluate_async<'b, 't>(
+            &self,
+            loss: &Loss,
+            batch: impl Into<Batch<'b>>,
+            targets: impl Into<Targets<'t>>
+        ) -> Result<Evaluation> {
+            |wait| self.run_evaluation(loss, batch.into(), targets.into(), wait)
+        }
     }
 
-    /// The outputs of sequences `[T, I]` of unequal lengths, `batch` of them at a time: of each `[T, C]`, or
-    /// `[1, C]` where the head is over the last states.
-    ///
-    /// # Errors
-    /// [`Error::ZeroSize`] when a sequence has no step, [`Error::Shape`] when one has another number of
-    /// inputs, and as [`Self::forward`].
-    pub fn forward_each(
+    async fn run_each(
         &self,
         sequences: &[Array2<f32>],
         batch: usize,
+        wait: Wait,
     ) -> Result<Vec<Array2<f32>>> {
         let inputs = self.gru.config().input_size;
         for (at, sequence) in sequences.iter().enumerate() {
@@ -118,7 +137,7 @@ impl Network {
         let mut all = Vec::with_capacity(sequences.len());
         for range in in_order(sequences.len(), batch) {
             let (x, lengths) = pad(sequences[range].iter())?;
-            let outputs = self.forward(Batch::new(x.view()).with_lengths(&lengths))?;
+            let outputs = self.run(Batch::new(x.view()).with_lengths(&lengths), wait).await?;
             for (row, &length) in lengths.iter().enumerate() {
                 all.push(match self.head.readout {
                     Readout::LastState => outputs.slice(s![row..=row, ..]).to_owned(),
@@ -129,37 +148,26 @@ impl Network {
         Ok(all)
     }
 
-    /// How its outputs for a batch do against these targets, without dropout.
-    ///
-    /// # Errors
-    /// As [`Self::forward`], and [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or
-    /// [`Error::NoTarget`] when the targets do not fit.
-    pub fn evaluate<'b, 't>(
-        &self,
-        loss: &Loss,
-        batch: impl Into<Batch<'b>>,
-        targets: impl Into<Targets<'t>>,
-    ) -> Result<Evaluation> {
-        pollster::block_on(self.run_evaluate(loss, batch.into(), &targets.into(), Wait::Block))
-    }
-
-    pub(crate) async fn run_evaluate(
+    pub(crate) async fn run_evaluation(
         &self,
         loss: &Loss,
         batch: Batch<'_>,
-        targets: &Targets<'_>,
+        targets: Targets<'_>,
         wait: Wait,
     ) -> Result<Evaluation> {
-        let shape = batch.check(self.gru.config())?;
-        let wanted = PreparedTargets::new(&self.head, loss, shape, batch.lengths, targets, 1.0)?;
+        let (batch, shape) = self.gru.check(None, batch.reborrow())?;
+        let targets = PreparedTargets::new(&self.head, loss, shape, batch.lengths, &targets, 1.0)?;
+        if self.gru.device().is_adapter() {
+            return self.evaluate_on(loss, shape, batch, &targets, wait).await;
+        }
         let mut outputs = self.run(batch, wait).await?;
         let outputs = outputs.as_slice_mut().expect("standard layout");
-        let correct = wanted.correct(outputs);
-        let loss = wanted.differentiate(loss, outputs);
-        Ok(Evaluation { counted: wanted.counted(), loss, correct })
+        let correct = targets.correct(outputs);
+        let loss = targets.differentiate(loss, outputs);
+        Ok(Evaluation { counted: targets.counted(), loss, correct })
     }
 
-    async fn run(&self, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
+    pub(crate) async fn run(&self, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
         let (batch, shape) = self.gru.check(None, batch.reborrow())?;
         if self.gru.device().is_adapter() {
             return self.run_on(shape, batch, wait).await;
@@ -172,33 +180,33 @@ impl Network {
 
     async fn run_on(&self, shape: Shape, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
         let (mode, purpose) = (Mode::Inference, Purpose::Outputs);
-        let chunks = self.gru.chunks_of(shape, mode, purpose)?;
-        let input = Input::new(shape, mode, &chunks, None, batch, wait).await?;
-        let mut before = None::<(&Chunk, Array3<f32>)>;
-        let len = if chunks.len() == 1 { 0 } else { self.head.rows(shape) * self.head.outputs };
-        let mut all: Vec<f32> = try_untouched("the outputs", len)?;
-        for chunk in &chunks {
-            let part = chunk.shape(shape);
-            let mut session = self.gru.session(part, mode, purpose, None).await?;
-            let carried = before.as_ref().filter(|(before, _)| chunk.has_rows_of(Some(before)));
-            let carried = carried.map(|(_, h_n)| h_n.view());
-            input.upload(&mut session, chunk, carried).await?;
-            session.run(Pass::Forward).await?;
-            let outputs = session.plan().head_buffers().outputs;
-            let outputs = (outputs, 0..self.head.rows(part) * self.head.outputs);
-            let states = (session.plan().run_buffers().states, States::Last.range(part));
-            let [outputs, h_n] =
-                session.read(&[outputs, states], wait).await?.try_into().expect("two parts");
-            if part == shape {
-                return Ok(self.outputs(shape, outputs));
-            }
-            let width = self.head.outputs;
-            let rows = self.head.rows_of(chunk, shape).into_iter().zip(outputs.chunks(width));
-            rows.for_each(|(at, row)| all[width * at..][..width].copy_from_slice(row));
-            let h_n = Array3::from_shape_vec(part.state(), h_n).expect("as many as it holds");
-            before = Some((chunk, h_n));
-        }
-        Ok(self.outputs(shape, all))
+        let mut executor = Executor::new(&self.gru, shape, mode, purpose, wait)?;
+        let input = CarriedInput::new(&executor, batch).await?;
+        let len = self.head.rows(shape) * self.head.outputs;
+        let whole = if executor.is_chunked() { len } else { 0 };
+        let outputs = try_untouched("the outputs", whole)?;
+        let mut run = OutputRun { input, head: self.head, shape, outputs };
+        executor.run(&mut run).await?;
+        Ok(self.outputs(shape, run.outputs))
+    }
+
+    async fn evaluate_on(
+        &self,
+        loss: &Loss,
+        shape: Shape,
+        batch: Batch<'_>,
+        targets: &PreparedTargets,
+        wait: Wait,
+    ) -> Result<Evaluation> {
+        let (mode, purpose) = (Mode::Inference, Purpose::Evaluation(*loss));
+        let mut executor = Executor::new(&self.gru, shape, mode, purpose, wait)?;
+        let input = CarriedInput::new(&executor, batch.reborrow()).await?;
+        let mut run = EvaluationRun { input, head: self.head, shape, targets, sums: Vec::new() };
+        executor.run(&mut run).await?;
+        let sum = |column: usize| run.sums.iter().map(|sums| f64::from(sums[column])).sum::<f64>();
+        let has_classes = matches!(targets.targets, TargetData::Classes(_));
+        let correct = has_classes.then(|| sum(1) as usize);
+        Ok(Evaluation { counted: targets.counted(), loss: sum(0), correct })
     }
 
     /// Row by row.
@@ -207,6 +215,141 @@ impl Network {
         axes.push(self.head.outputs);
         ArrayD::from_shape_vec(axes, outputs).expect("C numbers a row")
     }
+}
+
+/// What a network's run starts from, with the states that go from one chunk to the next.
+struct CarriedInput<'a> {
+    input: RunInput<'a>,
+    /// `[L·D, b, H]`: those that the last chunk ended with.
+    h_n: Option<Array3<f32>>,
+}
+
+impl<'a> CarriedInput<'a> {
+    async fn new(executor: &Executor<'_>, batch: Batch<'a>) -> Result<Self> {
+        Ok(Self { input: RunInput::new(executor, None, batch).await?, h_n: None })
+    }
+
+    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        let carried = self.h_n.as_ref().filter(|_| at.continues());
+        self.input.uploads(at, plan, carried.map(|h_n| h_n.view()))
+    }
+
+    /// The last states, where another chunk may go on from them.
+    fn read(&self, at: &Position<'_>, plan: &Plan) -> Option<(BufferId, Range<usize>)> {
+        let states = (plan.run_buffers().states, States::Last.range(at.shape));
+        (!at.is_whole).then_some(states)
+    }
+
+    fn collect(&mut self, at: &Position<'_>, h_n: Option<Vec<f32>>) {
+        let array =
+            |h_n| Array3::from_shape_vec(at.shape.state(), h_n).expect("as many as it holds");
+        self.h_n = h_n.map(array);
+    }
+}
+
+/// From x to the outputs of the head.
+struct OutputRun<'a> {
+    input: CarriedInput<'a>,
+    head: Head,
+    shape: Shape,
+    outputs: Vec<f32>,
+}
+
+impl ChunkedRun for OutputRun<'_> {
+    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        self.input.uploads(at, plan)
+    }
+
+    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+        let outputs = 0..self.head.rows(at.shape) * self.head.outputs;
+        let outputs = (plan.head_buffers().outputs, outputs);
+        std::iter::once(outputs).chain(self.input.read(at, plan)).collect()
+    }
+
+    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()> {
+        let mut results = results.into_iter();
+        let outputs = results.next().expect("the outputs were asked for");
+        self.input.collect(at, results.next());
+        if at.is_whole {
+            self.outputs = outputs;
+            return Ok(());
+        }
+        let width = self.head.outputs;
+        let rows = self.head.rows_of(at.chunk, self.shape).into_iter();
+        for (row, numbers) in rows.zip(outputs.chunks(width)) {
+            // Where several chunks have the same row, the last one counts.
+            self.outputs[width * row..][..width].copy_from_slice(numbers);
+        }
+        Ok(())
+    }
+}
+
+/// From x and targets to the loss of the outputs, and how many rows of classes are correct.
+struct EvaluationRun<'a> {
+    input: CarriedInput<'a>,
+    head: Head,
+    shape: Shape,
+    targets: &'a PreparedTargets,
+    /// Of each chunk that counts.
+    sums: Vec<[f32; 2]>,
+}
+
+impl ChunkedRun for EvaluationRun<'_> {
+    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        let mut uploads = self.input.uploads(at, plan)?;
+        uploads.extend(target_uploads(self.targets, &self.head, self.shape, at, plan));
+        Ok(uploads)
+    }
+
+    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+        let sums = (plan.loss_buffers().sum, 0..2);
+        std::iter::once(sums).chain(self.input.read(at, plan)).collect()
+    }
+
+    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()> {
+        let mut results = results.into_iter();
+        let sums = results.next().expect("the sums were asked for");
+        self.input.collect(at, results.next());
+        if at.continues() && self.head.readout == Readout::LastState {
+            // What was taken for the last states is not.
+            self.sums.pop();
+        }
+        self.sums.push([sums[0], sums[1]]);
+        Ok(())
+    }
+}
+
+/// Targets and weights of a chunk's rows of outputs.
+pub(crate) fn target_uploads<'s>(
+    targets: &'s PreparedTargets,
+    head: &Head,
+    shape: Shape,
+    at: &Position<'_>,
+    plan: &Plan,
+) -> [Upload<'s>; 2] {
+    let buffers = plan.loss_buffers();
+    let (targets, weights) = match at.is_whole {
+        true => {
+            let data = match &targets.targets {
+                TargetData::Values(values) => Data::Floats(values.into()),
+                TargetData::Classes(classes) => Data::Words(classes.into()),
+            };
+            (data, Data::Floats((&targets.weights).into()))
+        }
+        false => {
+            let PreparedTargets { targets, weights } =
+                targets.of_rows(&head.rows_of(at.chunk, shape));
+            let data = match targets {
+                TargetData::Values(values) => Data::Floats(values.into()),
+                TargetData::Classes(classes) => Data::Words(classes.into()),
+            };
+            (data, Data::Floats(weights.into()))
+        }
+    };
+    [
+        Upload { buffer: buffers.targets, range: 0..targets.len(), data: targets },
+        Upload { buffer: buffers.weights, range: 0..weights.len(), data: weights },
+    ]
 }
 
 /// How a network does on some targets.
@@ -222,7 +365,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// The share of rows that are correct, of classes.
+    /// The fraction of rows that are correct, of classes.
     pub fn accuracy(&self) -> Option<f64> {
         self.correct.map(|correct| correct as f64 / self.counted as f64)
     }

@@ -1,21 +1,28 @@
 //! [`Profile`]: where the time of a run goes. Nothing else in this library looks at a clock.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::ops::Range;
+use std::time::Duration;
 
 use ndarray::ArrayView3;
 
 use crate::cpu::Asked;
 use crate::error::Result;
-use crate::gpu::pool::PooledSession;
-use crate::gpu::session::{Pass, Timing};
+use crate::gpu::clock::Instant;
+use crate::gpu::session::{Pass, Session, Timing};
 use crate::gpu::transfer::Wait;
-use crate::model::executor::{Input, download_output, upload_gradients};
+use crate::model::blocking::blocking_and_async;
+use crate::model::executor::{
+    BackwardRun, ChunkedRun, Executor, ForwardRun, Hooks, Position, RunInput, Upload,
+};
 use crate::model::gru::Gru;
-use crate::plan::{Dispatch, Mode, Purpose, Stage};
+use crate::plan::{BufferId, Dispatch, Mode, Plan, Purpose, Stage};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
+
+#[cfg(test)]
+mod tests;
 
 /// Which clock said how long the device was computing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,71 +100,49 @@ fn rate(amount: u64, time: Duration) -> f64 {
 }
 
 impl Gru {
-    /// Runs the model once, for its time: forward, and with `dy` training, that is forward and backward.
-    ///
-    /// The device computes exactly as in [`Self::forward`] or [`Self::forward_train`] and
-    /// [`Self::backward`], with a wait between upload, computing and download so that each can be
-    /// told. The parameters are on the device before, and so is whatever a first run makes: run once
-    /// to warm up.
-    ///
-    /// ```
-    /// use gru_wgpu::{Device, Gru, GruConfig, Init};
-    /// use ndarray::Array3;
-    ///
-    /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 42, &Device::cpu())?;
-    /// let (x, dy) = (Array3::ones((10, 2, 3)), Array3::ones((10, 2, 8)));
-    /// gru.time(&x, Some(dy.view()))?;
-    /// let time = gru.time(&x, Some(dy.view()))?;
-    /// println!("{:?} forward, {:?} backward", time.forward, time.backward);
-    /// # Ok::<(), gru_wgpu::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As the calls that it stands for.
-    pub fn time<'a>(
-        &self,
-        batch: impl Into<Batch<'a>>,
-        dy: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Profile> {
-        pollster::block_on(self.run_timed(batch.into(), dy, false, Wait::Block))
-    }
+    blocking_and_async! {
+        /// Runs the model once, for its time: forward, and with `dy` training, that is forward and backward.
+        ///
+        /// The device computes exactly as in [`Self::forward`] or [`Self::forward_train`] and
+        /// [`Self::backward`], with a wait between upload, computing and download so that each can be
+        /// told. The parameters are on the device before, and so is whatever a first run makes: run once
+        /// to warm up.
+        ///
+        /// ```
+        /// use gru_wgpu::{Device, Gru, GruConfig, Init};
+        /// use ndarray::Array3;
+        ///
+        /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 42, &Device::cpu())?;
+        /// let (x, dy) = (Array3::ones((10, 2, 3)), Array3::ones((10, 2, 8)));
+        /// gru.time(&x, Some(dy.view()))?;
+        /// let time = gru.time(&x, Some(dy.view()))?;
+        /// println!("{:?} forward, {:?} backward", time.forward, time.backward);
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// As the calls that it stands for.
+        pub fn time, time_async<'a>(
+            &self,
+            batch: impl Into<Batch<'a>>,
+            dy: Option<ArrayView3<'_, f32>>,
+        ) -> Result<Profile> {
+            |wait| self.run_timed(batch.into(), dy, false, wait)
+        }
 
-    /// As [`Self::time`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::time`].
-    pub async fn time_async<'a>(
-        &self,
-        batch: impl Into<Batch<'a>>,
-        dy: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Profile> {
-        self.run_timed(batch.into(), dy, false, Wait::Async).await
-    }
-
-    /// As [`Self::time`], with each kernel timed for itself: every dispatch begins when the one before
-    /// has ended, so the sum may be more than [`Self::time`] says. Without timestamps a row is a stage
-    /// of the plan, all steps of a loop together, with the way to the device and back.
-    ///
-    /// # Errors
-    /// As [`Self::time`].
-    pub fn profile<'a>(
-        &self,
-        batch: impl Into<Batch<'a>>,
-        dy: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Profile> {
-        pollster::block_on(self.run_timed(batch.into(), dy, true, Wait::Block))
-    }
-
-    /// As [`Self::profile`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::profile`].
-    pub async fn profile_async<'a>(
-        &self,
-        batch: impl Into<Batch<'a>>,
-        dy: Option<ArrayView3<'_, f32>>,
-    ) -> Result<Profile> {
-        self.run_timed(batch.into(), dy, true, Wait::Async).await
+        /// As [`Self::time`], with each kernel timed for itself: every dispatch begins when the one before
+        /// has ended, so the sum may be more than [`Self::time`] says. Without timestamps a row is a stage
+        /// of the plan, all steps of a loop together, with the way to the device and back.
+        ///
+        /// # Errors
+        /// As [`Self::time`].
+        pub fn profile, profile_async<'a>(
+            &self,
+            batch: impl Into<Batch<'a>>,
+            dy: Option<ArrayView3<'_, f32>>,
+        ) -> Result<Profile> {
+            |wait| self.run_timed(batch.into(), dy, true, wait)
+        }
     }
 
     async fn run_timed(
@@ -207,7 +192,7 @@ impl Gru {
         })
     }
 
-    /// Piece after piece, where there are several; each from its own start, which takes as long.
+    /// Chunk after chunk, where there are several; each from its own start, which takes as long.
     async fn timed_on(
         &self,
         shape: Shape,
@@ -217,43 +202,102 @@ impl Gru {
         wait: Wait,
     ) -> Result<Profile> {
         let mode = if dy.is_some() { Mode::Training } else { Mode::Inference };
-        let chunks = self.chunks_of(shape, mode, Purpose::States)?;
-        let input = Input::new(shape, mode, &chunks, None, batch, wait).await?;
-        let mut kernels = Kernels::default();
-        let [mut upload, mut forward, mut backward, mut download] = [Duration::ZERO; 4];
-        for chunk in &chunks {
-            let part = chunk.shape(shape);
-            let mut session = self.session(part, mode, Purpose::States, None).await?;
-            let gpu = session.gpu().clone();
-            gpu.sync(wait).await?;
-
-            let start = Instant::now();
-            input.upload(&mut session, chunk, None).await?;
-            if let Some(dy) = dy {
-                let dy = chunk.of_sequence(dy, shape.layout);
-                upload_gradients(&mut session, part, Some(dy), None).await?;
-            }
-            gpu.sync(wait).await?;
-            upload += start.elapsed();
-
-            let passes = [(Pass::Forward, &mut forward), (Pass::Backward, &mut backward)];
-            for (pass, time) in passes.into_iter().take(if dy.is_some() { 2 } else { 1 }) {
-                *time += match by_kernel {
-                    true => kernels.time(&mut session, pass, wait).await?,
-                    false => session.time(pass, wait).await?,
-                };
-            }
-
-            let start = Instant::now();
-            download_output(&mut session, part, wait).await?;
-            if dy.is_some() {
-                self.download_gradients(&mut session, part, wait).await?;
-            }
-            download += start.elapsed();
-        }
+        let mut executor = Executor::new(self, shape, mode, Purpose::States, wait)?;
+        let input = RunInput::new(&executor, None, batch.reborrow()).await?;
+        let forward = ForwardRun::new(&executor, input)?;
+        let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None);
+        let backward = dy.map(backward).transpose()?;
+        let mut stopwatch = Stopwatch::new(by_kernel);
+        executor.run_with(&mut TimedRun { forward, backward }, &mut stopwatch).await?;
         let has_clock = self.session_pool()?.gpu().tick().is_some();
         let clock = if has_clock { Clock::Adapter } else { Clock::Host };
-        Ok(Profile { upload, forward, backward, download, clock, kernels: kernels.sorted() })
+        let Stopwatch { upload, forward, backward, download, kernels, .. } = stopwatch;
+        let kernels = kernels.map(Kernels::sorted).unwrap_or_default();
+        Ok(Profile { upload, forward, backward, download, clock, kernels })
+    }
+}
+
+/// Forward, and in training backward at once, for its time alone.
+struct TimedRun<'a> {
+    forward: ForwardRun<'a>,
+    backward: Option<BackwardRun<'a>>,
+}
+
+impl ChunkedRun for TimedRun<'_> {
+    fn passes(&self) -> &'static [Pass] {
+        if self.backward.is_some() { &[Pass::Forward, Pass::Backward] } else { &[Pass::Forward] }
+    }
+
+    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        let at = Position { previous: None, ..*at };
+        let mut uploads = self.forward.uploads(&at, plan)?;
+        if let Some(backward) = &self.backward {
+            uploads.extend(backward.uploads(&at, plan)?);
+        }
+        Ok(uploads)
+    }
+
+    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+        let of_backward = self.backward.iter().flat_map(|backward| backward.reads(at, plan));
+        self.forward.reads(at, plan).into_iter().chain(of_backward).collect()
+    }
+
+    fn collect(&mut self, _: &Position<'_>, _: Vec<Vec<f32>>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Measures the phases of each chunk, with a wait between them.
+struct Stopwatch {
+    /// When the present phase began.
+    begun: Instant,
+    upload: Duration,
+    forward: Duration,
+    backward: Duration,
+    download: Duration,
+    /// Where each kernel is timed for itself.
+    kernels: Option<Kernels>,
+}
+
+impl Stopwatch {
+    fn new(by_kernel: bool) -> Self {
+        let [upload, forward, backward, download] = [Duration::ZERO; 4];
+        let kernels = by_kernel.then(Kernels::default);
+        Self { begun: Instant::now(), upload, forward, backward, download, kernels }
+    }
+}
+
+impl Hooks for Stopwatch {
+    async fn before_upload(&mut self, session: &Session, _: usize, wait: Wait) -> Result<()> {
+        session.gpu().sync(wait).await?;
+        self.begun = Instant::now();
+        Ok(())
+    }
+
+    async fn after_upload(&mut self, session: &Session, wait: Wait) -> Result<()> {
+        session.gpu().sync(wait).await?;
+        self.upload += self.begun.elapsed();
+        Ok(())
+    }
+
+    async fn run(&mut self, session: &mut Session, pass: Pass, wait: Wait) -> Result<()> {
+        let time = match &mut self.kernels {
+            Some(kernels) => kernels.time(session, pass, wait).await?,
+            None => session.time(pass, wait).await?,
+        };
+        match pass {
+            Pass::Forward => self.forward += time,
+            Pass::Backward => self.backward += time,
+        }
+        Ok(())
+    }
+
+    fn before_read(&mut self) {
+        self.begun = Instant::now();
+    }
+
+    fn after_read(&mut self) {
+        self.download += self.begun.elapsed();
     }
 }
 
@@ -261,18 +305,13 @@ impl Gru {
 #[derive(Default)]
 struct Kernels {
     rows: Vec<KernelTime>,
-    /// Where in `rows` a kernel with a label is.
-    places: HashMap<(String, String), usize>,
+    /// The index in `rows` of a kernel with a label.
+    indices: HashMap<(String, String), usize>,
 }
 
 impl Kernels {
     /// Runs a schedule part by part, and gives the sum of their times.
-    async fn time(
-        &mut self,
-        session: &mut PooledSession,
-        pass: Pass,
-        wait: Wait,
-    ) -> Result<Duration> {
+    async fn time(&mut self, session: &mut Session, pass: Pass, wait: Wait) -> Result<Duration> {
         let timing = session.time_parts(pass, wait).await?;
         let stages = match pass {
             Pass::Forward => session.plan().forward(),
@@ -305,17 +344,17 @@ impl Kernels {
         let kernel = joined(body.iter().map(|dispatch| dispatch.kernel.name));
         let label = joined(body.iter().map(|dispatch| without_cell(&dispatch.label)));
         let key = (kernel, label);
-        let place = match self.places.get(&key) {
-            Some(&place) => place,
+        let index = match self.indices.get(&key) {
+            Some(&index) => index,
             None => {
                 let (kernel, label) = key.clone();
                 let (calls, time, flops, bytes) = Default::default();
                 self.rows.push(KernelTime { kernel, label, calls, time, flops, bytes });
-                self.places.insert(key, self.rows.len() - 1);
+                self.indices.insert(key, self.rows.len() - 1);
                 self.rows.len() - 1
             }
         };
-        let row = &mut self.rows[place];
+        let row = &mut self.rows[index];
         row.calls += body.len() * count;
         row.time += time;
         row.flops += count as u64 * body.iter().map(|dispatch| dispatch.flops).sum::<u64>();
@@ -353,144 +392,4 @@ fn without_cell(mut label: &str) -> &str {
         label = rest;
     }
     label
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::device::{Device, test_device};
-    use crate::spec::config::{Direction, GruConfig};
-    use crate::spec::options::{Recurrence, RunOptions};
-    use crate::spec::params::Init;
-    use ndarray::Array3;
-
-    /// Of a model of two layers in both directions.
-    fn profile(
-        device: &Device,
-        config: GruConfig,
-        train: bool,
-        options: RunOptions,
-    ) -> (Profile, Vec<Stage>) {
-        let config = config.with_layers(2).with_direction(Direction::Both);
-        let gru = Gru::new(config, Init::Uniform, 1, device).unwrap().with_options(options);
-        let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 10)));
-        let profile = gru.profile(&x, train.then_some(dy.view())).unwrap();
-        let mode = if train { Mode::Training } else { Mode::Inference };
-        let plan = gru.plan(gru.config().shape(6, 3).unwrap(), mode).unwrap();
-        (profile, [plan.forward(), plan.backward()].concat())
-    }
-
-    /// Calls, FLOPs and bytes of the plan's dispatches.
-    fn sums(stages: &[Stage]) -> [u64; 3] {
-        let mut sums = [0; 3];
-        for (body, times) in stages.iter().map(Stage::dispatches) {
-            for dispatch in body {
-                let each = [1, dispatch.flops, dispatch.bytes];
-                sums.iter_mut().zip(each).for_each(|(sum, each)| *sum += times as u64 * each);
-            }
-        }
-        sums
-    }
-
-    #[test]
-    fn every_dispatch_of_the_plan_is_in_the_profile_once() {
-        let (device, _) = test_device();
-        let plain = RunOptions::default();
-        let others = [
-            plain.with_recurrence(Recurrence::Step),
-            plain.with_recurrence(Recurrence::Sequence),
-            plain.with_recompute(true),
-        ];
-        for options in [plain].into_iter().chain(others) {
-            for config in [GruConfig::new(4, 5), GruConfig::pytorch(4, 5)] {
-                for train in [false, true] {
-                    assert_whole(&device, config.clone(), train, options);
-                }
-            }
-        }
-        // And without timestamps.
-        assert_whole(&device.with_default_limits().unwrap(), GruConfig::new(4, 5), true, plain);
-    }
-
-    fn assert_whole(device: &Device, config: GruConfig, train: bool, options: RunOptions) {
-        let (profile, stages) = profile(device, config, train, options);
-        let rows = &profile.kernels;
-        let of_rows = [
-            rows.iter().map(|row| row.calls as u64).sum(),
-            rows.iter().map(|row| row.flops).sum(),
-            rows.iter().map(|row| row.bytes).sum::<u64>(),
-        ];
-        assert_eq!(of_rows, sums(&stages), "{rows:?}");
-        assert!(rows.is_sorted_by_key(|row| std::cmp::Reverse(row.time)));
-        let time: Duration = rows.iter().map(|row| row.time).sum();
-        assert_eq!(time, profile.compute());
-        assert!(train || profile.backward == Duration::ZERO);
-        let labels = rows.iter().map(|row| &row.label);
-        let named = |word: &str| labels.clone().any(|label| label.contains(word));
-        assert!(!named("l0") && !named("l1") && !named("reverse"), "{rows:?}");
-    }
-
-    #[test]
-    fn a_label_says_what_and_not_where() {
-        for label in ["dx = da", "l1: dx = da", "l0: reverse: dx = da", "reverse: dx = da"] {
-            assert_eq!(without_cell(label), "dx = da");
-        }
-        for label in ["0 to 15: l0: r, z; h'", "16 down to 0: r, z; h'", "r, z; h'"] {
-            assert_eq!(without_cell(label), "r, z; h'");
-        }
-        assert_eq!(without_cell("other: dx = da"), "other: dx = da");
-    }
-
-    #[test]
-    fn more_dispatches_than_a_query_set_holds_are_all_timed() {
-        let (device, gpu) = test_device();
-        let gru = Gru::new(GruConfig::pytorch(1, 1), Init::Uniform, 1, &device).unwrap();
-        let x = Array3::ones((2100, 1, 1));
-        let step = crate::spec::options::RunOptions::default()
-            .with_recurrence(crate::spec::options::Recurrence::Step);
-        let profile = gru.with_options(step).profile(&x, None).unwrap();
-        let calls: usize = profile.kernels.iter().map(|row| row.calls).sum();
-        assert_eq!(calls, 2101);
-        let clock = if gpu.tick().is_some() { Clock::Adapter } else { Clock::Host };
-        assert_eq!(profile.clock, clock);
-    }
-
-    #[test]
-    fn a_timed_run_leaves_the_next_ones_numbers_as_they_were() {
-        let (device, _) = test_device();
-        let gru = Gru::new(GruConfig::new(4, 5), Init::Uniform, 1, &device).unwrap();
-        let gru = gru.with_options(RunOptions::default().with_recompute(true));
-        let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 5)));
-        let run = || {
-            let (output, tape) = gru.forward_train(&x).unwrap();
-            (output, gru.backward(tape, Some(dy.view()), None).unwrap().params)
-        };
-        let before = run();
-        for _ in 0..2 {
-            gru.time(&x, Some(dy.view())).unwrap();
-            gru.profile(&x, Some(dy.view())).unwrap();
-            let profile = pollster::block_on(gru.profile_async(&x, None)).unwrap();
-            assert!(profile.total() >= profile.compute());
-            assert_eq!(run(), before);
-        }
-    }
-
-    #[test]
-    fn the_cpu_has_one_time_and_no_kernels() {
-        let plain = RunOptions::default();
-        let (profile, _) = profile(&Device::cpu(), GruConfig::new(4, 5), true, plain);
-        assert!(profile.kernels.is_empty() && profile.clock == Clock::Host);
-        assert_eq!((profile.upload, profile.download), (Duration::ZERO, Duration::ZERO));
-    }
-
-    #[test]
-    fn what_cannot_run_cannot_be_timed() {
-        let (device, _) = test_device();
-        for device in [Device::cpu(), device] {
-            let gru = Gru::new(GruConfig::new(4, 5), Init::Uniform, 1, &device).unwrap();
-            let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 4)));
-            let error = gru.time(&x, Some(dy.view())).unwrap_err();
-            assert!(matches!(error, crate::Error::Shape { .. }), "{error}");
-        }
-    }
 }

@@ -5,6 +5,7 @@ use ndarray::{Array3, ArrayView3};
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::context::Gpu;
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::device::{Device, Target};
 use crate::spec::config::Shape;
 
@@ -15,22 +16,22 @@ use crate::spec::config::Shape;
 #[derive(Clone, Debug)]
 pub struct State {
     shape: [usize; 3],
-    place: Place,
+    storage: Storage,
 }
 
 #[derive(Clone, Debug)]
-enum Place {
-    Cpu(Array3<f32>),
-    Gpu(Gpu, wgpu::Buffer),
+enum Storage {
+    Host(Array3<f32>),
+    Device(Gpu, wgpu::Buffer),
 }
 
 impl State {
     pub(crate) fn of_array(array: Array3<f32>) -> Self {
-        Self { shape: array.dim().into(), place: Place::Cpu(array) }
+        Self { shape: array.dim().into(), storage: Storage::Host(array) }
     }
 
     pub(crate) fn of_buffer(gpu: &Gpu, buffer: wgpu::Buffer, shape: [usize; 3]) -> Self {
-        Self { shape, place: Place::Gpu(gpu.clone(), buffer) }
+        Self { shape, storage: Storage::Device(gpu.clone(), buffer) }
     }
 
     /// `[L·D, B, H]`
@@ -38,26 +39,20 @@ impl State {
         self.shape
     }
 
-    /// The numbers, read from the device.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub fn to_array(&self) -> Result<Array3<f32>> {
-        pollster::block_on(self.read(Wait::Block))
-    }
-
-    /// As [`Self::to_array`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::to_array`].
-    pub async fn to_array_async(&self) -> Result<Array3<f32>> {
-        self.read(Wait::Async).await
+    blocking_and_async! {
+        /// The numbers, read from the device.
+        ///
+        /// # Errors
+        /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+        pub fn to_array, to_array_async(&self) -> Result<Array3<f32>> {
+            |wait| self.read(wait)
+        }
     }
 
     pub(crate) async fn read(&self, wait: Wait) -> Result<Array3<f32>> {
-        match &self.place {
-            Place::Cpu(array) => Ok(array.clone()),
-            Place::Gpu(gpu, buffer) => {
+        match &self.storage {
+            Storage::Host(array) => Ok(array.clone()),
+            Storage::Device(gpu, buffer) => {
                 let len = self.shape.iter().product();
                 let read = gpu.download(&[(buffer, 0, len)], wait).await?.swap_remove(0);
                 Ok(Array3::from_shape_vec(self.shape, read).expect("as many as the shape holds"))
@@ -67,18 +62,18 @@ impl State {
 
     /// The buffer, on an adapter.
     pub(crate) fn buffer(&self) -> Option<&wgpu::Buffer> {
-        match &self.place {
-            Place::Cpu(_) => None,
-            Place::Gpu(_, buffer) => Some(buffer),
+        match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Device(_, buffer) => Some(buffer),
         }
     }
 
     /// The numbers on the CPU, `None` on an adapter, when a run of `shape` on `device` can start here.
     pub(crate) fn on(&self, device: &Device, shape: Shape) -> Result<Option<ArrayView3<'_, f32>>> {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
-        match (&self.place, device.target()) {
-            (Place::Cpu(array), Target::Cpu) => Ok(Some(array.view())),
-            (Place::Gpu(gpu, _), Target::Gpu(other)) if gpu.is(other) => Ok(None),
+        match (&self.storage, device.target()) {
+            (Storage::Host(array), Target::Cpu) => Ok(Some(array.view())),
+            (Storage::Device(gpu, _), Target::Gpu(other)) if gpu.is(other) => Ok(None),
             _ => Err(Error::Conflict {
                 what: "a state and a model on another device",
                 why: "a state stays on the device that computed it; take it along as an h0",

@@ -30,7 +30,7 @@ impl Planner<'_> {
         let loss = match purpose {
             Purpose::States => return None,
             Purpose::Outputs => None,
-            Purpose::Loss(loss) => Some(loss),
+            Purpose::Loss(loss) | Purpose::Evaluation(loss) => Some(loss),
         };
         let head = layout.head().expect("a network's layout has a head");
         let rows = head.rows(shape);
@@ -46,12 +46,17 @@ impl Planner<'_> {
                 Loss::CrossEntropy { .. } => (format!("[{axes}]"), rows),
                 Loss::MeanSquared | Loss::Huber { .. } => (all, len),
             };
+            // Besides each row's loss, whether it is correct.
+            let (rows_axes, columns) = match purpose {
+                Purpose::Evaluation(_) => (format!("[{axes}, 2]"), 2),
+                _ => (format!("[{axes}]"), 1),
+            };
             let axes = format!("[{axes}]");
             LossBuffers {
                 targets: buffers.add("targets", target_axes, len, Role::Input),
                 weights: buffers.add("weights", axes.as_str(), rows, Role::Input),
-                each: buffers.add("losses", axes.as_str(), rows, Role::Scratch),
-                sum: buffers.add("loss", "[1]", 1, Role::Output),
+                each: buffers.add("losses", rows_axes, columns * rows, Role::Scratch),
+                sum: buffers.add("loss", format!("[{columns}]"), columns, Role::Output),
             }
         });
         Some(HeadBuffers { outputs, loss })
@@ -76,6 +81,21 @@ impl Planner<'_> {
             )
         };
         self.features(head).into_iter().flat_map(product).collect()
+    }
+
+    /// The loss, and how many rows are correct.
+    pub fn evaluation(&self) -> Vec<Stage> {
+        let Purpose::Evaluation(loss) = self.purpose else { return Vec::new() };
+        let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss is of outputs");
+        let buffers = buffers.expect("a loss has its buffers");
+        let head = self.head();
+        let rows = head.rows(self.shape);
+        let slice = self.buffers.whole(buffers.each);
+        let each = Columns { slice, rows, stride: 2, range: 0..2 };
+        let sum = self.buffers.whole(buffers.sum);
+        let sums = self.products.column_sum("loss, correct rows", &each, sum, 0, false);
+        let loss = self.loss(loss, head, self.buffers.whole(outputs), buffers);
+        std::iter::once(loss).chain(sums).collect()
     }
 
     /// The loss, and what flows from it into the head's parameters and the GRU.
@@ -129,12 +149,17 @@ impl Planner<'_> {
             LossArgs { rows: rows as u32, width: head.outputs as u32, delta: delta.to_bits() };
         // A thread takes four outputs or more, where there are as many.
         let lanes = head.outputs.div_ceil(4).next_power_of_two().min(64);
-        let constants = LossConstants { loss: loss_kind(&loss), lanes: lanes as u32 };
+        let differentiates = matches!(self.purpose, Purpose::Loss(_));
+        let constants = LossConstants {
+            loss: loss_kind(&loss),
+            lanes: lanes as u32,
+            differentiate: differentiates.into(),
+        };
         let constants = bytemuck::cast_slice(&[constants]).to_vec();
         let [_, rows_each] = (LOSS.workgroup)(&constants).tile.map(|side| side as usize);
         let targets = self.buffers.whole(buffers.targets);
         Stage::Once(Dispatch {
-            label: "doutputs = ∂loss/∂outputs".to_owned(),
+            label: if differentiates { "doutputs = ∂loss/∂outputs" } else { "losses" }.to_owned(),
             kernel: &LOSS,
             constants,
             bindings: vec![
@@ -148,7 +173,7 @@ impl Planner<'_> {
             flops: 0,
             padded_flops: 0,
             bytes: 4 * (2 * outputs.len + targets.len + 2 * rows) as u64,
-            iterations: (3 * head.outputs.div_ceil(lanes) + 2 * 6 + 5) as u64,
+            iterations: (3 * head.outputs.div_ceil(lanes) + 3 * 6 + 5) as u64,
         })
     }
 

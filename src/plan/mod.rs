@@ -81,6 +81,8 @@ pub(crate) enum Purpose {
     States,
     /// The outputs of the head. In inference.
     Outputs,
+    /// The loss of the outputs, and how many rows of classes are correct. In inference.
+    Evaluation(Loss),
     /// The loss of the outputs, and the parameters' gradient, added to what is there. In training.
     Loss(Loss),
 }
@@ -298,9 +300,9 @@ pub(crate) struct LossBuffers {
     pub targets: BufferId,
     /// `[rows]`: what each row counts.
     pub weights: BufferId,
-    /// `[rows]`
+    /// `[rows]`: each row's loss. In evaluation `[rows, 2]`, with 1 where the row is correct.
     pub each: BufferId,
-    /// `[1]`: added to.
+    /// `[1]`: added to. In evaluation `[2]`: written.
     pub sum: BufferId,
 }
 
@@ -462,6 +464,10 @@ impl Plan {
 
     pub(crate) fn head_buffers(&self) -> HeadBuffers {
         self.run_buffers().head.expect("a plan of a network's run")
+    }
+
+    pub(crate) fn loss_buffers(&self) -> LossBuffers {
+        self.head_buffers().loss.expect("a plan of a loss")
     }
 
     pub(crate) fn run_buffers(&self) -> &RunBuffers {

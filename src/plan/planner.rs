@@ -9,6 +9,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::spec::config::{Layout, Shape};
+use crate::spec::head::Readout;
 use crate::spec::noise::DRAW_WORDS;
 use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
@@ -109,7 +110,7 @@ impl<'a> Planner<'a> {
             }
             Mode::Training => {
                 let t = TrainingBuffers {
-                    dy: buffers.add("dy", y_axes.as_str(), rows * width, Role::Input),
+                    dy: buffers.add("dy", y_axes.as_str(), rows * width, dy_role(layout, purpose)),
                     dstates: buffers.add(
                         "dstates",
                         "[3, L·D, B, H]",
@@ -293,6 +294,15 @@ impl<'a> Planner<'a> {
         let reverse =
             if self.layout.config().direction.is_reverse(direction) { "reverse: " } else { "" };
         self.label(layer, &format!("{reverse}{what}"))
+    }
+}
+
+/// Who writes dy: the host, the head over every step, or nobody.
+fn dy_role(layout: &ParamLayout, purpose: Purpose) -> Role {
+    match (purpose, layout.head().map(|head| head.readout)) {
+        (Purpose::Loss(_), Some(Readout::EveryStep)) => Role::Scratch,
+        (Purpose::Loss(_), _) => Role::Zeros,
+        _ => Role::Input,
     }
 }
 

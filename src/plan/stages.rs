@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::planner::{Planner, Span};
 use super::products::{Columns, Epilogue, Operand};
-use super::{BufferId, DeviceCaps, Mode, Plan, Purpose, Stage, TrainingBuffers};
+use super::{BufferId, DeviceCaps, Mode, Plan, Purpose, Stage, TrainingBuffers, limits};
 use crate::error::Result;
 use crate::spec::config::{Reset, Shape};
 use crate::spec::options::RunOptions;
@@ -20,6 +20,11 @@ impl Plan {
         purpose: Purpose,
         caps: &DeviceCaps,
     ) -> Result<Self> {
+        if let (Purpose::Evaluation(_), Some(head)) = (purpose, layout.head()) {
+            let (limit, allowed) = ("rows that an f32 can count", 1 << f32::MANTISSA_DIGITS);
+            let what = || format!("the outputs of {shape}");
+            limits::within(what, limit, head.rows(shape) as u64, allowed)?;
+        }
         let mut planner = Planner::new(layout, shape, mode, options, purpose, caps)?;
         // Before the stages are made: it bounds how many pieces a product is cut into.
         planner.buffers.check_indices()?;
@@ -52,6 +57,7 @@ impl Planner<'_> {
         (0..self.shape.layers)
             .flat_map(|layer| self.spans().flat_map(move |span| self.layer(layer, span)))
             .chain(self.outputs())
+            .chain(self.evaluation())
             .collect()
     }
 

@@ -8,6 +8,8 @@ const MOST_LAYERS: usize = 1024;
 
 /// Where the reset gate r acts in the candidate n.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Reset {
     /// `n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)`: on the state, before the recurrent product.
     ///
@@ -21,6 +23,8 @@ pub enum Reset {
 
 /// What the update gate z does with the old state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Update {
     /// `h' = (1 − z) ⊙ h + z ⊙ n`: z near 1 overwrites the past, z near 0 keeps it.
     ///
@@ -34,6 +38,8 @@ pub enum Update {
 
 /// A function of one number that a gate or the candidate ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Activation {
     /// σ(a) = 1 / (1 + e^−a). What gates use unless told otherwise.
@@ -80,6 +86,8 @@ impl std::fmt::Display for Activation {
 
 /// Which way a layer runs over the steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Direction {
     /// From the first step to the last.
     #[default]
@@ -108,6 +116,8 @@ impl Direction {
 
 /// Which bias vectors a cell has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Bias {
     /// None.
     None,
@@ -132,6 +142,8 @@ pub enum Bias {
 /// assert_eq!((torch.reset, torch.update), (Reset::After, Update::Keeps));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct GruConfig {
     /// I: features of the input at each step.
@@ -145,18 +157,24 @@ pub struct GruConfig {
     /// Which biases there are.
     pub bias: Bias,
     /// L: layers, each reading the outputs of the one below; 1024 at most.
+    #[cfg_attr(feature = "serde", serde(default = "one_layer"))]
     pub layers: usize,
     /// Which way each layer runs over the steps.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub direction: Direction,
     /// What r and z end with.
+    #[cfg_attr(feature = "serde", serde(default = "sigmoid"))]
     pub gate_activation: Activation,
     /// What the candidate n ends with.
+    #[cfg_attr(feature = "serde", serde(default = "tanh"))]
     pub candidate_activation: Activation,
     /// The probability, while training, that an element of a layer's output does not reach the next
     /// layer; what does is divided by 1 − p. As in PyTorch, the last layer's output is left alone.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub dropout: f32,
     /// The probability, while training, that a unit keeps its old state at a step. Otherwise each
     /// state is the expectation, p · h + (1 − p) · h′ (Krueger et al. 2016, arXiv 1606.01305).
+    #[cfg_attr(feature = "serde", serde(default))]
     pub zoneout: f32,
 }
 
@@ -390,9 +408,27 @@ impl std::fmt::Display for GruConfig {
     }
 }
 
+/// What a serialised configuration need not say, as [`GruConfig::new`] has it.
+#[cfg(feature = "serde")]
+fn one_layer() -> usize {
+    1
+}
+
+#[cfg(feature = "serde")]
+fn sigmoid() -> Activation {
+    Activation::Sigmoid
+}
+
+#[cfg(feature = "serde")]
+fn tanh() -> Activation {
+    Activation::Tanh
+}
+
 /// Which of the axes T and B comes first in x, y, their gradients and the mask of resets. States are
 /// `[L·D, B, H]` either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Layout {
     /// `[T, B, ·]`, PyTorch's default.
     #[default]

@@ -10,6 +10,8 @@ use crate::spec::config::Shape;
 /// A linear layer on a GRU: outputs = W · features + b, with `head.weight` `[C, D·H]` and `head.bias`
 /// `[C]` among the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Head {
     /// C, the outputs of a row.
@@ -20,6 +22,8 @@ pub struct Head {
 
 /// What a head reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Readout {
     /// y, at every step: outputs `[T, B, C]`, or `[B, T, C]` of a batch-first run. For labelling.
@@ -27,6 +31,7 @@ pub enum Readout {
     /// The last layer's last states, of both directions side by side: outputs `[B, C]`. Of the reverse
     /// direction that is its state at the sequence's start, so both have read all of it. For
     /// classification.
+    #[cfg_attr(feature = "serde", serde(rename = "last"))]
     LastState,
 }
 

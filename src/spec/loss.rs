@@ -11,6 +11,8 @@ use crate::spec::head::Head;
 
 /// What the outputs' distance from their targets is measured by: the mean over all that count.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Loss {
     /// (o − t)², the mean over the C outputs of every row that counts.
@@ -163,15 +165,6 @@ impl PreparedTargets {
             }
         };
         Self { targets, weights: rows.iter().map(|&at| self.weights[at]).collect() }
-    }
-
-    /// Numbers and words of it.
-    pub fn len(&self) -> usize {
-        let targets = match &self.targets {
-            TargetData::Values(values) => values.len(),
-            TargetData::Classes(classes) => classes.len(),
-        };
-        targets + self.weights.len()
     }
 
     /// Rows that count.

@@ -21,6 +21,8 @@ use crate::error::{Error, Result, check_shape, try_zeros};
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Optimizer {
     /// v ← μ v + g; θ ← θ − η v, where g has λ θ added to it.
@@ -35,11 +37,14 @@ pub enum Optimizer {
     Adam(Adam),
     /// The same with decoupled decay (Loshchilov and Hutter 2019, arXiv 1711.05101): θ loses η λ θ, and g
     /// stays as it is.
+    #[cfg_attr(feature = "serde", serde(rename = "adamw"))]
     AdamW(Adam),
 }
 
 /// The constants of Adam.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct Adam {
     /// β₁, the decay of the first moment.
     pub beta1: f64,
@@ -249,6 +254,8 @@ impl Constants {
 
 /// How a gradient is bounded before it is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Clip {
     /// Not at all.
@@ -293,6 +300,8 @@ impl Clip {
 
 /// How the learning rate changes from update to update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Schedule {
     /// It does not.

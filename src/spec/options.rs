@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct RunOptions {
     /// What walks over the steps on an adapter.
@@ -51,6 +53,8 @@ pub enum Mode {
 
 /// What walks over the steps on an adapter. (The CPU device has no kernels, and takes no notice.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Recurrence {
     /// Whichever the plan expects to be faster on the adapter at hand.
     #[default]

@@ -230,6 +230,8 @@ fn cell_name(layer: usize, is_reverse: bool) -> String {
 
 /// How to fill fresh parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Init {
     /// Everything uniform in ±1/√H, as PyTorch's `nn.GRU` does.

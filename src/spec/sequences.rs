@@ -63,6 +63,6 @@ mod tests {
         let error = try_array::<f32, _, _>(PADDED, [1 << 40, 1 << 30, 2]).unwrap_err();
         assert_eq!(error, Error::Overflow { what: PADDED });
         let error = try_array::<i32, _, _>("targets", [1 << 58, 2]).unwrap_err();
-        assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     }
 }

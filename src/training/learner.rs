@@ -4,96 +4,28 @@ use ndarray::ArrayD;
 
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
 use crate::plan::Mode;
 use crate::spec::batch::Batch;
-use crate::spec::config::Shape;
-use crate::spec::loss::{Loss, PreparedTargets, Targets};
-use crate::spec::optimizer::{Clip, Optimizer, OptimizerState, Schedule};
+use crate::spec::loss::{PreparedTargets, Targets};
+use crate::spec::optimizer::OptimizerState;
 use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
 
 mod adapter;
+mod backend;
+mod config;
+mod gradient;
 mod host;
 
-use adapter::OnAdapter;
-use host::OnHost;
-
-/// How a network is trained.
-///
-/// ```
-/// use gru_wgpu::{Clip, Loss, Optimizer, Schedule, LearnerConfig};
-///
-/// let config = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 1e-3)
-///     .with_clip(Clip::Norm(1.0))
-///     .with_schedule(Schedule::Cosine { warmup: 100, updates: 2000, last: 0.0 });
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct LearnerConfig {
-    /// What is made small.
-    pub loss: Loss,
-    /// What a gradient does to the parameters.
-    pub optimizer: Optimizer,
-    /// η, before the schedule.
-    pub learning_rate: f64,
-    /// How it changes.
-    pub schedule: Schedule,
-    /// How the gradient is bounded.
-    pub clip: Clip,
-    /// Batches to an update, whose gradients are averaged. At least 1.
-    pub accumulation: usize,
-}
-
-impl LearnerConfig {
-    /// At a constant rate, with the gradient as it is, an update a batch.
-    pub fn new(loss: Loss, optimizer: Optimizer, learning_rate: f64) -> Self {
-        let (schedule, clip) = Default::default();
-        Self { loss, optimizer, learning_rate, schedule, clip, accumulation: 1 }
-    }
-
-    /// The same with the learning rate on this schedule.
-    #[must_use]
-    pub fn with_schedule(self, schedule: Schedule) -> Self {
-        Self { schedule, ..self }
-    }
-
-    /// The same with the gradient bounded.
-    #[must_use]
-    pub fn with_clip(self, clip: Clip) -> Self {
-        Self { clip, ..self }
-    }
-
-    /// The same with so many batches to an update.
-    #[must_use]
-    pub fn with_accumulation(self, accumulation: usize) -> Self {
-        Self { accumulation, ..self }
-    }
-
-    /// `Ok` when every number makes sense.
-    ///
-    /// # Errors
-    /// [`Error::Setting`].
-    pub fn validate(&self) -> Result<()> {
-        if self.accumulation == 0 {
-            return Err(Error::setting("the number of batches to an update", 0, "at least 1"));
-        }
-        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            let expected = "a finite number above 0";
-            return Err(Error::setting("the learning rate", self.learning_rate, expected));
-        }
-        self.loss.validate()?;
-        self.optimizer.validate()?;
-        self.clip.validate()?;
-        self.schedule.validate()
-    }
-
-    /// The learning rate of update `step`, from 0.
-    pub fn rate(&self, step: u64) -> f64 {
-        self.learning_rate * self.schedule.share(step)
-    }
-}
+use adapter::AdapterBackend;
+use backend::{AnyBackend, Backend, PreparedBatch, RawMetrics, on_backend};
+pub use config::LearnerConfig;
+pub use gradient::LossGradient;
+use gradient::check_layout;
+use host::HostBackend;
 
 /// How an update went.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -118,7 +50,11 @@ pub struct LearnerState {
 }
 
 /// A [`Network`] that is being trained. Parameters, moments and gradients stay on its device: a step takes a
-/// batch up, and a report of 20 bytes comes down when it is asked for.
+/// batch up, and 20 bytes of metrics come down when they are asked for.
+///
+/// [`Self::step`] is all that most programs need. It is made of two halves, which are public:
+/// [`Self::accumulate`] adds a batch's gradient, [`Self::apply`] updates the parameters by it. Between them
+/// several machines may sum their gradients; [`Self::gradient`] has an example.
 ///
 /// ```
 /// use gru_wgpu::{
@@ -134,8 +70,8 @@ pub struct LearnerState {
 /// for _ in 0..20 {
 ///     learner.step(&x, x.view())?; // to say again what it hears
 /// }
-/// let reports = learner.metrics()?;
-/// assert!(reports[19].loss < reports[0].loss);
+/// let metrics = learner.metrics()?;
+/// assert!(metrics[19].loss < metrics[0].loss);
 /// let network = learner.into_network()?;
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
@@ -143,77 +79,57 @@ pub struct LearnerState {
 pub struct Learner {
     network: Network,
     config: LearnerConfig,
-    /// Batches towards the next update.
-    gathered: usize,
-    /// Updates, those still under way included.
+    /// Batches in the accumulated gradient.
+    accumulated: usize,
+    /// Updates, those in flight included.
     updates: u64,
     /// Read, but not yet asked for.
-    reports: Vec<StepMetrics>,
-    /// Updates of fewer batches than make one, still to be told of, and what makes the mean of their losses
-    /// out of what the device has: each is counted as one of a whole update.
-    short: Vec<(u64, f32)>,
+    metrics: Vec<StepMetrics>,
+    /// Updates of another number of batches than make one, whose metrics are not read yet, and the factor
+    /// that makes the mean of their losses out of the accumulated one.
+    loss_factors: Vec<(u64, f32)>,
     /// An update was begun on the device and not brought to its end.
     broken: bool,
-    place: Place,
+    backend: AnyBackend,
     /// How often its whole state was taken.
     #[cfg(test)]
     pub(super) states: usize,
 }
 
-#[derive(Debug)]
-enum Place {
-    Host(Box<OnHost>),
-    Adapter(Box<OnAdapter>),
-}
-
-/// An update's words, as a device leaves them.
-#[derive(Clone, Copy, Debug)]
-struct RawMetrics {
-    loss: f32,
-    norm: f32,
-    /// The gradient's largest element, by magnitude, and its place in the flat buffer.
-    largest: f32,
-    place: usize,
-    /// Whether all of it was finite, and what it makes of the parameters and moments: nothing moves else.
-    moved: bool,
-}
-
 impl Learner {
-    /// Trains a network with these parameters, whose layout has a head.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] when a number of `config` makes no sense, and as [`Network::new`].
-    pub fn new(params: Params, config: LearnerConfig, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::new_async(params, config, device))
+    blocking_and_async! {
+        /// Trains a network with these parameters, whose layout has a head.
+        ///
+        /// # Errors
+        /// [`Error::Setting`] when a number of `config` makes no sense, and as [`Network::new`].
+        pub fn new, new_async(
+            params: Params,
+            config: LearnerConfig,
+            device: &Device
+        ) -> Result<Self> {
+            |_| Self::begin(params, config, device)
+        }
+
+        /// Goes on from where [`Self::state`] was taken. The same device gives the same bits as if it had
+        /// not been interrupted.
+        ///
+        /// # Errors
+        /// As [`Self::new`], and [`Error::Shape`] when the moments do not belong to the parameters.
+        pub fn resume, resume_async(
+            state: LearnerState,
+            config: LearnerConfig,
+            device: &Device
+        ) -> Result<Self> {
+            |_| Self::restore(state, config, device)
+        }
     }
 
-    /// As [`Self::new`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub async fn new_async(params: Params, config: LearnerConfig, device: &Device) -> Result<Self> {
+    async fn begin(params: Params, config: LearnerConfig, device: &Device) -> Result<Self> {
         let moments = OptimizerState::zeros(params.layout().flat_len())?;
-        Self::resume_async(LearnerState { params, moments }, config, device).await
+        Self::restore(LearnerState { params, moments }, config, device).await
     }
 
-    /// Goes on from where [`Self::state`] was taken. The same device gives the same bits as if it had not
-    /// been interrupted.
-    ///
-    /// # Errors
-    /// As [`Self::new`], and [`Error::Shape`] when the moments do not belong to the parameters.
-    pub fn resume(state: LearnerState, config: LearnerConfig, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::resume_async(state, config, device))
-    }
-
-    /// As [`Self::resume`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::resume`].
-    pub async fn resume_async(
-        state: LearnerState,
-        config: LearnerConfig,
-        device: &Device,
-    ) -> Result<Self> {
+    async fn restore(state: LearnerState, config: LearnerConfig, device: &Device) -> Result<Self> {
         config.validate()?;
         state.params.layout().required_head()?;
         let LearnerState { params, moments } = state;
@@ -222,20 +138,22 @@ impl Learner {
         check_shape("the second moments", &[len], &[moments.second.len()])?;
         let updates = moments.steps;
         let network = Network::new_async(params, device).await?;
-        let place = if device.is_adapter() {
-            Place::Adapter(Box::new(OnAdapter::new(&network, &config, &moments).await?))
+        let backend = if device.is_adapter() {
+            AnyBackend::Adapter(Box::new(AdapterBackend::new(&network, &config, &moments).await?))
         } else {
-            Place::Host(Box::new(OnHost::new(&network, moments)?))
+            AnyBackend::Host(Box::new(HostBackend::new(&network, moments)?))
         };
+        let (metrics, loss_factors) = Default::default();
+        let (accumulated, broken) = (0, false);
         Ok(Self {
             network,
             config,
-            gathered: 0,
+            accumulated,
             updates,
-            reports: Vec::new(),
-            short: Vec::new(),
-            broken: false,
-            place,
+            metrics,
+            loss_factors,
+            broken,
+            backend,
             #[cfg(test)]
             states: 0,
         })
@@ -257,113 +175,232 @@ impl Learner {
         &self.config
     }
 
-    /// Updates so far, those still under way included.
+    /// Updates so far, those in flight included.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
-    /// One batch: its loss, the gradient of all parameters, and, when as many batches as make an update
-    /// have come, the update. Returns when the work is queued; [`Self::reports`] tells how it went.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], [`Error::Class`], [`Error::NoTarget`] or [`Error::Conflict`] when the targets do
-    /// not fit, as [`Gru::forward_train`](crate::Gru::forward_train), [`Error::Diverged`] of an earlier
-    /// update, and [`Error::Interrupted`] after an update that failed on the device or whose future was
-    /// dropped. What is refused leaves the learner as it was; after another error, no batch of the update
-    /// under way counts.
-    pub fn step<'b, 't>(
-        &mut self,
-        batch: impl Into<Batch<'b>>,
-        targets: impl Into<Targets<'t>>,
-    ) -> Result<()> {
-        pollster::block_on(self.run_step(batch.into(), &targets.into(), Wait::Block))
-    }
+    blocking_and_async! {
+        /// One batch: its loss, the gradient of all parameters, and, when as many batches as make an update
+        /// have come, the update. Returns when the work is queued; [`Self::metrics`] tells how it went.
+        ///
+        /// # Errors
+        /// [`Error::Shape`], [`Error::Class`], [`Error::NoTarget`] or [`Error::Conflict`] when the targets
+        /// do not fit, as [`Gru::forward_train`](crate::Gru::forward_train), [`Error::Diverged`] of an
+        /// earlier update, and [`Error::Interrupted`] after an update that failed on the device or whose
+        /// future was dropped. What is refused leaves the learner as it was; after another error, no batch
+        /// of the present update counts.
+        pub fn step, step_async<'b, 't>(
+            &mut self,
+            batch: impl Into<Batch<'b>>,
+            targets: impl Into<Targets<'t>>
+        ) -> Result<()> {
+            |wait| self.run_step(batch.into(), targets.into(), wait)
+        }
 
-    /// As [`Self::step`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::step`].
-    pub async fn step_async<'b, 't>(
-        &mut self,
-        batch: impl Into<Batch<'b>>,
-        targets: impl Into<Targets<'t>>,
-    ) -> Result<()> {
-        self.run_step(batch.into(), &targets.into(), Wait::Async).await
+        /// As [`Self::step`], but waits for this batch's mean loss, before any update that it completes. A
+        /// loss that is not finite comes as it is; [`Self::metrics`] tells of the update.
+        ///
+        /// ```
+        /// # use gru_wgpu::{
+        /// #     Device, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, ParamLayout, Params,
+        /// # };
+        /// # use ndarray::Array3;
+        /// # let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::every_step(1))?;
+        /// # let params = Params::init_of(layout, Init::Uniform, 1)?;
+        /// # let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
+        /// let mut learner = Learner::new(params, config, &Device::cpu())?;
+        /// let x = Array3::ones((20, 2, 1));
+        /// let loss = learner.step_with_loss(&x, x.view())?;
+        /// assert_eq!(loss, learner.metrics()?[0].loss);
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// As [`Self::step`].
+        pub fn step_with_loss, step_with_loss_async<'b, 't>(
+            &mut self,
+            batch: impl Into<Batch<'b>>,
+            targets: impl Into<Targets<'t>>
+        ) -> Result<f32> {
+            |wait| self.run_step_with_loss(batch.into(), targets.into(), wait)
+        }
+
+        /// The first half of [`Self::step`]: adds a batch's loss and gradient to those of the present
+        /// update. Returns when the work is queued.
+        ///
+        /// # Errors
+        /// As [`Self::step`].
+        pub fn accumulate, accumulate_async<'b, 't>(
+            &mut self,
+            batch: impl Into<Batch<'b>>,
+            targets: impl Into<Targets<'t>>
+        ) -> Result<()> {
+            |wait| self.run_accumulate(batch.into(), targets.into(), wait)
+        }
+
+        /// Waits for all that was queued and takes the gradient of the present update, zeros where no batch
+        /// has come. The sum over machines, put back with [`Self::set_gradient`], has each of them make the
+        /// same update:
+        ///
+        /// ```
+        /// use gru_wgpu::{
+        ///     Device, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, ParamLayout, Params,
+        /// };
+        /// use ndarray::{Array3, Axis};
+        ///
+        /// let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::every_step(1))?;
+        /// let params = Params::init_of(layout, Init::Uniform, 1)?;
+        /// // Two halves of a batch make an update.
+        /// let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01).with_accumulation(2);
+        /// let new = || Learner::new(params.clone(), config, &Device::cpu());
+        /// let mut machines = [new()?, new()?];
+        /// let x = Array3::from_shape_fn((20, 4, 1), |(t, b, _)| ((t + 5 * b) as f32 * 0.3).sin());
+        /// let (left, right) = x.view().split_at(Axis(1), 2);
+        /// machines[0].accumulate(left, left)?;
+        /// machines[1].accumulate(right, right)?;
+        ///
+        /// let mut sum = machines[0].gradient()?; // an all-reduce over the network
+        /// sum.add(&machines[1].gradient()?)?;
+        /// for machine in &mut machines {
+        ///     machine.set_gradient(&sum)?;
+        ///     machine.apply()?;
+        /// }
+        /// assert_eq!(machines[0].params()?, machines[1].params()?);
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// [`Error::Interrupted`] as [`Self::step`], and the device's own.
+        pub fn gradient, gradient_async(&mut self) -> Result<LossGradient> {
+            |wait| self.run_gradient(wait)
+        }
+
+        /// Replaces the gradient of the present update, its loss and the number of its batches.
+        ///
+        /// # Errors
+        /// [`Error::ParameterLayout`] when it is that of another model, [`Error::Interrupted`] as
+        /// [`Self::step`], and the device's own.
+        pub fn set_gradient, set_gradient_async(&mut self, gradient: &LossGradient) -> Result<()> {
+            |_| self.write_gradient(gradient)
+        }
+
+        /// The second half of [`Self::step`]: the update of the batches that have come, its gradient
+        /// clipped. Where they are fewer than make one, their gradients count as if the missing ones' were
+        /// 0; where none has come, nothing happens. Returns when the work is queued.
+        ///
+        /// # Errors
+        /// As [`Self::step`].
+        pub fn apply, apply_async(&mut self) -> Result<()> {
+            |wait| self.run_apply(wait)
+        }
     }
 
     pub(super) async fn run_step(
         &mut self,
         batch: Batch<'_>,
-        targets: &Targets<'_>,
+        targets: Targets<'_>,
+        wait: Wait,
+    ) -> Result<()> {
+        self.run_accumulate(batch, targets, wait).await?;
+        self.apply_if_full(wait).await
+    }
+
+    async fn run_step_with_loss(
+        &mut self,
+        batch: Batch<'_>,
+        targets: Targets<'_>,
+        wait: Wait,
+    ) -> Result<f32> {
+        self.check_whole()?;
+        let before = match self.accumulated {
+            0 => 0.0,
+            _ => on_backend!(&mut self.backend, backend => backend.loss(wait).await)?,
+        };
+        self.run_accumulate(batch, targets, wait).await?;
+        let after = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
+        self.apply_if_full(wait).await?;
+        Ok((after - before) * self.config.accumulation as f32)
+    }
+
+    async fn run_accumulate(
+        &mut self,
+        batch: Batch<'_>,
+        targets: Targets<'_>,
         wait: Wait,
     ) -> Result<()> {
         self.check_whole()?;
-        let Self { network, config, place, .. } = self;
+        let Self { network, config, backend, .. } = self;
         let (batch, shape) = network.gru().check(None, batch.reborrow())?;
         batch.noise(network.gru().config(), Mode::Training)?;
-        let share = 1.0 / config.accumulation as f64;
+        let fraction = 1.0 / config.accumulation as f64;
         let (head, loss) = (network.head(), config.loss);
-        let wanted = PreparedTargets::new(&head, &loss, shape, batch.lengths, targets, share)?;
+        let targets = PreparedTargets::new(&head, &loss, shape, batch.lengths, &targets, fraction)?;
         // Until this batch is in: after an error none is.
-        let gathered = std::mem::take(&mut self.gathered);
-        let part = Part { network, loss, shape, batch, wanted: &wanted, is_first: gathered == 0 };
-        match place {
-            Place::Host(host) => host.gather(part)?,
-            Place::Adapter(adapter) => adapter.gather(part, wait).await?,
-        }
-        if gathered + 1 < config.accumulation {
-            self.gathered = gathered + 1;
+        let accumulated = std::mem::take(&mut self.accumulated);
+        let is_first = accumulated == 0;
+        let batch = PreparedBatch { loss, shape, batch, targets: &targets, is_first };
+        on_backend!(backend, backend => backend.accumulate(network, batch, wait).await)?;
+        self.accumulated = accumulated + 1;
+        Ok(())
+    }
+
+    async fn apply_if_full(&mut self, wait: Wait) -> Result<()> {
+        if self.accumulated < self.config.accumulation {
             return Ok(());
         }
-        self.update(wait).await
+        // One machine has nothing to reduce; several call `accumulate` and `apply` themselves.
+        self.run_apply(wait).await
     }
 
-    /// The update of the batches that have come, though they are fewer than make one: their gradients count
-    /// as if the missing ones' were 0. Where none has come, nothing happens.
-    ///
-    /// # Errors
-    /// As [`Self::step`].
-    pub fn flush(&mut self) -> Result<()> {
-        pollster::block_on(self.run_flush(Wait::Block))
+    async fn run_gradient(&mut self, wait: Wait) -> Result<LossGradient> {
+        self.check_whole()?;
+        let (layout, batches) = (self.network.params().layout().clone(), self.accumulated);
+        if batches == 0 {
+            return Ok(LossGradient { params: Params::zeros_of(layout)?, loss: 0.0, batches });
+        }
+        let (flat, loss) = on_backend!(&mut self.backend, backend => backend.gradient(wait).await)?;
+        Ok(LossGradient { params: Params::from_flat(layout, flat), loss, batches })
     }
 
-    /// As [`Self::flush`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::step`].
-    pub async fn flush_async(&mut self) -> Result<()> {
-        self.run_flush(Wait::Async).await
+    async fn write_gradient(&mut self, gradient: &LossGradient) -> Result<()> {
+        self.check_whole()?;
+        let LossGradient { params, loss, batches } = gradient;
+        check_layout(self.network.params().layout(), params.layout())?;
+        let flat = params.as_slice();
+        // Until all of it is there.
+        self.accumulated = 0;
+        on_backend!(&mut self.backend, backend => backend.set_gradient(flat, *loss).await)?;
+        self.accumulated = *batches;
+        Ok(())
     }
 
-    pub(super) async fn run_flush(&mut self, wait: Wait) -> Result<()> {
-        match std::mem::take(&mut self.gathered) {
-            0 => Ok(()),
-            gathered => {
-                let missing = self.config.accumulation as f32 / gathered as f32;
-                self.short.push((self.updates, missing));
-                self.update(wait).await
+    pub(super) async fn run_apply(&mut self, wait: Wait) -> Result<()> {
+        self.check_whole()?;
+        let step = self.updates;
+        match std::mem::take(&mut self.accumulated) {
+            0 => return Ok(()),
+            full if full == self.config.accumulation => {}
+            other => {
+                let factor = self.config.accumulation as f32 / other as f32;
+                self.loss_factors.push((step, factor));
             }
         }
+        // A caller may drop this before it is done.
+        self.broken = true;
+        let Self { network, config, backend, .. } = self;
+        let constants = config.optimizer.constants(config.rate(step), step);
+        let clip = config.clip;
+        let must_collect =
+            on_backend!(backend, backend => backend.apply(network, clip, &constants).await)?;
+        self.updates += 1;
+        self.broken = false;
+        if must_collect { self.collect(wait).await } else { Ok(()) }
     }
 
     /// Leaves out the batches of an update that is not yet full.
     pub(crate) fn forget(&mut self) {
-        self.gathered = 0;
-    }
-
-    async fn update(&mut self, wait: Wait) -> Result<()> {
-        // A caller may drop this before it is done.
-        self.broken = true;
-        let Self { network, config, updates, place, .. } = self;
-        let step = *updates;
-        let constants = config.optimizer.constants(config.rate(step), step);
-        let is_full = match place {
-            Place::Host(host) => host.update(network, config.clip, &constants),
-            Place::Adapter(adapter) => adapter.update(config.clip, &constants).await?,
-        };
-        self.updates += 1;
-        self.broken = false;
-        if is_full { self.collect(wait).await } else { Ok(()) }
+        self.accumulated = 0;
     }
 
     fn check_whole(&self) -> Result<()> {
@@ -375,144 +412,99 @@ impl Learner {
     /// Reads what is known of the updates since the last time.
     async fn collect(&mut self, wait: Wait) -> Result<()> {
         self.check_whole()?;
-        let raw = match &mut self.place {
-            Place::Host(host) => host.take_metrics(),
-            Place::Adapter(adapter) => adapter.take_metrics(wait).await?,
-        };
-        let short = std::mem::take(&mut self.short);
+        let raw = on_backend!(&mut self.backend, backend => backend.take_metrics(wait).await)?;
+        let factors = std::mem::take(&mut self.loss_factors);
         for (step, raw) in (self.updates - raw.len() as u64..).zip(raw) {
-            let RawMetrics { loss, norm, largest, place, moved } = raw;
-            let missing = short.iter().find(|&&(at, _)| at == step).map_or(1.0, |&(_, n)| n);
-            let loss = loss * missing;
+            let RawMetrics { loss, norm, largest, index, moved } = raw;
+            let factor = factors.iter().find(|&&(at, _)| at == step).map_or(1.0, |&(_, f)| f);
+            let loss = loss * factor;
             if !moved {
                 // None of those after it moved anything.
                 self.updates = step;
-                let name = self.network.params().layout().name_at(place);
+                let name = self.network.params().layout().name_at(index);
                 let parameter = name.unwrap_or("no parameter").to_owned();
                 let made_from = None;
                 return Err(Error::Diverged { step, loss, norm, largest, parameter, made_from });
             }
-            self.reports.push(StepMetrics { step, loss, norm });
+            self.metrics.push(StepMetrics { step, loss, norm });
         }
         Ok(())
     }
 
-    /// Waits for all that was queued, and says how each update went that was not told of before, in order.
-    ///
-    /// # Errors
-    /// [`Error::Diverged`] when a loss or the norm of a gradient was not finite, or a parameter or a moment
-    /// would not be after an update: from that update on nothing has moved, and the next step takes its place. What went before it is told by the next call. And the device's
-    /// own errors.
-    pub fn metrics(&mut self) -> Result<Vec<StepMetrics>> {
-        pollster::block_on(self.run_metrics(Wait::Block))
-    }
+    blocking_and_async! {
+        /// Waits for all that was queued, and says how each update went that was not told of before, in
+        /// order.
+        ///
+        /// # Errors
+        /// [`Error::Diverged`] when a loss or the norm of a gradient was not finite, or a parameter or a
+        /// moment would not be after an update: from that update on nothing has moved, and the next step
+        /// takes its place. What went before it is told by the next call. And the device's own errors.
+        pub fn metrics, metrics_async(&mut self) -> Result<Vec<StepMetrics>> {
+            |wait| self.run_metrics(wait)
+        }
 
-    /// As [`Self::reports`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::reports`].
-    pub async fn metrics_async(&mut self) -> Result<Vec<StepMetrics>> {
-        self.run_metrics(Wait::Async).await
+        /// The outputs of the network as it is now, without dropout: as [`Network::forward`].
+        ///
+        /// # Errors
+        /// As [`Network::forward`].
+        pub fn forward, forward_async<'a>(
+            &self,
+            batch: impl Into<Batch<'a>>
+        ) -> Result<ArrayD<f32>> {
+            |wait| self.network.run(batch.into(), wait)
+        }
+
+        /// How the network as it is now does on a batch, without dropout: as [`Network::evaluate`].
+        ///
+        /// # Errors
+        /// As [`Network::evaluate`].
+        pub fn evaluate, evaluate_async<'b, 't>(
+            &self,
+            batch: impl Into<Batch<'b>>,
+            targets: impl Into<Targets<'t>>
+        ) -> Result<Evaluation> {
+            |wait| {
+                self.network.run_evaluation(&self.config.loss, batch.into(), targets.into(), wait)
+            }
+        }
+
+        /// Waits for all that was queued and takes the parameters alone: less comes down than for
+        /// [`Self::state`]. Batches of an update that is not yet full are not in them.
+        ///
+        /// # Errors
+        /// As [`Self::metrics`].
+        pub fn params, params_async(&mut self) -> Result<Params> {
+            |wait| self.run_params(wait)
+        }
+
+        /// Waits for all that was queued and takes what training can go on from. Batches of an update that
+        /// is not yet full are not in it.
+        ///
+        /// # Errors
+        /// As [`Self::metrics`].
+        pub fn state, state_async(&mut self) -> Result<LearnerState> {
+            |wait| self.run_state(wait)
+        }
+
+        /// Waits for all that was queued and gives the network as it is then.
+        ///
+        /// # Errors
+        /// As [`Self::metrics`].
+        pub fn into_network, into_network_async(self) -> Result<Network> {
+            |wait| self.finish(wait)
+        }
     }
 
     pub(super) async fn run_metrics(&mut self, wait: Wait) -> Result<Vec<StepMetrics>> {
         self.collect(wait).await?;
-        Ok(std::mem::take(&mut self.reports))
-    }
-
-    /// The outputs of the network as it is now, without dropout: as [`Network::forward`].
-    ///
-    /// # Errors
-    /// As [`Network::forward`].
-    pub fn forward<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
-        self.network.forward(batch)
-    }
-
-    /// As [`Self::forward`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub async fn forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
-        self.network.forward_async(batch).await
-    }
-
-    /// How the network as it is now does on a batch, without dropout: as [`Network::evaluate`].
-    ///
-    /// # Errors
-    /// As [`Network::evaluate`].
-    pub fn evaluate<'b, 't>(
-        &self,
-        batch: impl Into<Batch<'b>>,
-        targets: impl Into<Targets<'t>>,
-    ) -> Result<Evaluation> {
-        self.network.evaluate(&self.config.loss, batch, targets)
-    }
-
-    /// As [`Self::evaluate`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::evaluate`].
-    pub async fn evaluate_async<'b, 't>(
-        &self,
-        batch: impl Into<Batch<'b>>,
-        targets: impl Into<Targets<'t>>,
-    ) -> Result<Evaluation> {
-        self.run_evaluate(batch.into(), &targets.into(), Wait::Async).await
-    }
-
-    pub(super) async fn run_evaluate(
-        &self,
-        batch: Batch<'_>,
-        targets: &Targets<'_>,
-        wait: Wait,
-    ) -> Result<Evaluation> {
-        self.network.run_evaluate(&self.config.loss, batch, targets, wait).await
-    }
-
-    /// Waits for all that was queued and takes the parameters alone: less comes down than for
-    /// [`Self::state`]. Batches of an update that is not yet full are not in them.
-    ///
-    /// # Errors
-    /// The device's own.
-    pub fn params(&mut self) -> Result<Params> {
-        pollster::block_on(self.run_params(Wait::Block))
-    }
-
-    /// As [`Self::params`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::params`].
-    pub async fn params_async(&mut self) -> Result<Params> {
-        self.run_params(Wait::Async).await
+        Ok(std::mem::take(&mut self.metrics))
     }
 
     pub(super) async fn run_params(&mut self, wait: Wait) -> Result<Params> {
         // What an update that is not finite was to make of them is not in them either.
         self.collect(wait).await?;
-        match &mut self.place {
-            Place::Host(_) => Ok(self.network.params().clone()),
-            Place::Adapter(adapter) => {
-                let layout = self.network.params().layout().clone();
-                Ok(Params::from_flat(layout, adapter.download_params(wait).await?))
-            }
-        }
-    }
-
-    /// Waits for all that was queued and takes what training can go on from. Batches of an update that is
-    /// not yet full are not in it.
-    ///
-    /// # Errors
-    /// The device's own.
-    pub fn state(&mut self) -> Result<LearnerState> {
-        pollster::block_on(self.run_state(Wait::Block))
-    }
-
-    /// As [`Self::state`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::state`].
-    pub async fn state_async(&mut self) -> Result<LearnerState> {
-        self.run_state(Wait::Async).await
+        let Self { network, backend, .. } = self;
+        on_backend!(backend, backend => backend.params(network, wait).await)
     }
 
     pub(super) async fn run_state(&mut self, wait: Wait) -> Result<LearnerState> {
@@ -522,35 +514,10 @@ impl Learner {
         }
         // An update that is not finite is no update: the count is right after this.
         self.collect(wait).await?;
-        let steps = self.updates;
-        let (params, first, second) = match &mut self.place {
-            Place::Host(host) => {
-                let OptimizerState { first, second, .. } = host.moments().clone();
-                (self.network.params().clone(), first, second)
-            }
-            Place::Adapter(adapter) => {
-                let [params, first, second] = adapter.download_state(wait).await?;
-                let layout = self.network.params().layout().clone();
-                (Params::from_flat(layout, params), first, second)
-            }
-        };
-        Ok(LearnerState { params, moments: OptimizerState { first, second, steps } })
-    }
-
-    /// Waits for all that was queued and gives the network as it is then.
-    ///
-    /// # Errors
-    /// As [`Self::state`].
-    pub fn into_network(self) -> Result<Network> {
-        pollster::block_on(self.finish(Wait::Block))
-    }
-
-    /// As [`Self::into_network`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::state`].
-    pub async fn into_network_async(self) -> Result<Network> {
-        self.finish(Wait::Async).await
+        let Self { network, backend, updates, .. } = self;
+        let (params, [first, second]) =
+            on_backend!(backend, backend => backend.state(network, wait).await)?;
+        Ok(LearnerState { params, moments: OptimizerState { first, second, steps: *updates } })
     }
 
     async fn finish(mut self, wait: Wait) -> Result<Network> {
@@ -558,15 +525,4 @@ impl Learner {
         self.network.gru_mut().replace_params(params);
         Ok(self.network)
     }
-}
-
-/// A batch of an update.
-struct Part<'a> {
-    network: &'a Network,
-    loss: Loss,
-    shape: Shape,
-    batch: Batch<'a>,
-    wanted: &'a PreparedTargets,
-    /// Of its update.
-    is_first: bool,
 }

@@ -15,6 +15,8 @@ const SHUFFLE_STREAM: u64 = 0x6f72_6465;
 
 /// In which order an epoch takes its examples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Order {
     /// Shuffled, then sorted by length within 16 batches at a time, and those batches shuffled: examples of

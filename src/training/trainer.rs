@@ -4,6 +4,7 @@ use std::ops::{AsyncFnMut, ControlFlow, Range};
 
 use crate::error::{Error, MadeFrom, Result};
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
 use crate::spec::sequences::in_order;
@@ -17,6 +18,8 @@ const METRICS_EVERY: usize = 16;
 
 /// How long to train, on how much at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct TrainerConfig {
     /// Passes over the examples.
@@ -24,11 +27,20 @@ pub struct TrainerConfig {
     /// Examples of a batch.
     pub batch: usize,
     /// The seed of the order of the examples, and of dropout.
+    #[cfg_attr(feature = "serde", serde(default = "first_seed"))]
     pub seed: u64,
     /// Epochs without a better validation after which to stop.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub patience: Option<usize>,
     /// In which order an epoch takes the examples.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub order: Order,
+}
+
+/// What a serialised configuration need not say, as [`TrainerConfig::new`] has it.
+#[cfg(feature = "serde")]
+fn first_seed() -> u64 {
+    1
 }
 
 impl TrainerConfig {
@@ -325,9 +337,9 @@ impl Trainer {
         for (at, examples) in (first..end).zip(&batches[first..end]) {
             let made = train.batch(examples)?;
             let seed = noise_seed(self.config.seed, epoch, at);
-            self.learner.run_step(made.batch().with_seed(seed), &made.targets(), wait).await?;
+            self.learner.run_step(made.batch().with_seed(seed), made.targets(), wait).await?;
         }
-        if end == batches.len() { self.learner.run_flush(wait).await } else { Ok(()) }
+        if end == batches.len() { self.learner.run_apply(wait).await } else { Ok(()) }
     }
 
     /// The batches and examples of the update that comes next.
@@ -377,23 +389,25 @@ impl Trainer {
         Ok(Event::Epoch { epoch, loss, validation, is_best })
     }
 
-    /// How the network does on a data set as it is now.
-    ///
-    /// # Errors
-    /// Those of [`Dataset::check`], and as [`Learner::evaluate`].
-    pub fn evaluate<D: Dataset + ?Sized>(&self, data: &D) -> Result<Evaluation> {
-        pollster::block_on(self.evaluate_all(data, Wait::Block))
+    blocking_and_async! {
+        /// How the network does on a data set as it is now.
+        ///
+        /// # Errors
+        /// Those of [`Dataset::check`], and as [`Learner::evaluate`].
+        pub fn evaluate, evaluate_async(&self, data: &(impl Dataset + ?Sized)) -> Result<Evaluation> {
+            |wait| self.evaluate_all(data, wait)
+        }
+
+        /// The network that did best on validation, or where there was none the network as it is.
+        ///
+        /// # Errors
+        /// As [`Learner::params`] and [`Network::new`].
+        pub fn into_network, into_network_async(self, device: &Device) -> Result<Network> {
+            |wait| self.take_network(device, wait)
+        }
     }
 
-    /// As [`Self::evaluate`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::evaluate`].
-    pub async fn evaluate_async<D: Dataset + ?Sized>(&self, data: &D) -> Result<Evaluation> {
-        self.evaluate_all(data, Wait::Async).await
-    }
-
-    async fn evaluate_all<D: Dataset + ?Sized>(&self, data: &D, wait: Wait) -> Result<Evaluation> {
+    async fn evaluate_all(&self, data: &(impl Dataset + ?Sized), wait: Wait) -> Result<Evaluation> {
         self.check(data)?;
         let mut all = Evaluation::default();
         for examples in in_order(data.len(), self.config.batch) {
@@ -410,7 +424,8 @@ impl Trainer {
         wait: Wait,
     ) -> Result<()> {
         let made: TrainingBatch = data.batch(&examples.collect::<Vec<_>>())?;
-        match self.learner.run_evaluate(made.batch(), &made.targets(), wait).await {
+        let (network, loss) = (self.learner.network(), self.learner.config().loss);
+        match network.run_evaluation(&loss, made.batch(), made.targets(), wait).await {
             // All of a batch's targets may be of the ignored class.
             Err(Error::NoTarget) => Ok(()),
             evaluation => {
@@ -418,22 +433,6 @@ impl Trainer {
                 Ok(())
             }
         }
-    }
-
-    /// The network that did best on validation, or where there was none the network as it is.
-    ///
-    /// # Errors
-    /// As [`Learner::params`] and [`Network::new`].
-    pub fn into_network(self, device: &Device) -> Result<Network> {
-        pollster::block_on(self.take_network(device, Wait::Block))
-    }
-
-    /// As [`Self::into_network`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::into_network`].
-    pub async fn into_network_async(self, device: &Device) -> Result<Network> {
-        self.take_network(device, Wait::Async).await
     }
 
     async fn take_network(mut self, device: &Device, wait: Wait) -> Result<Network> {

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::sync::OnceLock;
 
-use gru_wgpu::{Device, wgpu};
+use gru_wgpu::{Device, DeviceKind, wgpu};
 use ndarray::{Array, Array3, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -16,7 +16,7 @@ pub fn adapter() -> &'static Device {
     ADAPTER.get_or_init(|| {
         let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
         let opened = match word {
-            Some(word) => word.parse(),
+            Some(word) => word.parse::<DeviceKind>().and_then(DeviceKind::open),
             None => Device::gpu().or_else(|_| Device::software()),
         };
         let device = opened.unwrap_or_else(|error| {

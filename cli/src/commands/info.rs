@@ -19,9 +19,9 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let adapters = Device::adapters();
     // A device that does not open is told of among the rest, which helps to see why.
     let device = kind.open();
-    let word = format!("{kind:?}").to_lowercase();
+    let word = kind.to_string();
     if arguments.json {
-        let adapters: Vec<_> = adapters.iter().map(adapter_json).collect();
+        let adapters: Vec<_> = adapters.iter().enumerate().map(adapter_json).collect();
         let device = match &device {
             Ok(device) => {
                 json!({ "kind": word, "device": device.to_string(), "reason": device.reason() })
@@ -43,15 +43,26 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     for (i, adapter) in adapters.iter().enumerate() {
         writeln!(out, "\nadapter {i}: {}", adapter.name)?;
         let mut row = |name: &str, value: &str| writeln!(out, "  {name:<42} {value}");
-        row("kind", adapter.kind)?;
-        row("backend", &adapter.backend)?;
+        row("--device", &device_word(i, adapter).to_string())?;
+        row("kind", &adapter.kind.to_string())?;
+        row("backend", &adapter.backend.to_string())?;
         row("driver", &adapter.driver)?;
         for (name, value) in limit_rows(&adapter.limits) {
             row(name, &value.map_or("unlimited".to_owned(), |value| value.to_string()))?;
         }
-        row("features", &adapter.features.join(", "))?;
+        row("features", &feature_names(adapter).join(", "))?;
     }
     Ok(())
+}
+
+/// The word that `--device` takes for the adapter of this index. Of several software adapters it takes
+/// the first.
+fn device_word(index: usize, adapter: &AdapterInfo) -> DeviceKind {
+    if adapter.is_software() { DeviceKind::Software } else { DeviceKind::GpuAt(index) }
+}
+
+fn feature_names(adapter: &AdapterInfo) -> Vec<String> {
+    adapter.features.iter().map(ToString::to_string).collect()
 }
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -74,18 +85,19 @@ fn limit_rows(limits: &Limits) -> [(&'static str, Option<u64>); 7] {
     ]
 }
 
-fn adapter_json(adapter: &AdapterInfo) -> serde_json::Value {
+fn adapter_json((index, adapter): (usize, &AdapterInfo)) -> serde_json::Value {
     let limits: serde_json::Map<_, _> = limit_rows(&adapter.limits)
         .into_iter()
         .map(|(name, value)| (name.to_owned(), json!(value)))
         .collect();
     json!({
+        "device": device_word(index, adapter).to_string(),
         "name": adapter.name,
-        "kind": adapter.kind,
-        "software": adapter.software,
-        "backend": adapter.backend,
+        "kind": adapter.kind.to_string(),
+        "software": adapter.is_software(),
+        "backend": adapter.backend.to_string(),
         "driver": adapter.driver,
         "limits": limits,
-        "features": adapter.features,
+        "features": feature_names(adapter),
     })
 }

@@ -1,7 +1,8 @@
-//! CSV files as cells of text, each row with its line.
+//! CSV files as a table of text, with the line of each row.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use chrono::NaiveDate;
@@ -14,14 +15,14 @@ const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
 /// Values beyond this are refused: their differences, and the pictures' margins, would overflow.
 const LARGEST: f64 = 1e300;
 
-/// How to read a file.
+/// How to read a CSV file.
 #[derive(Clone)]
 pub struct CsvOptions {
-    /// What stands between cells.
+    /// The character between cells.
     pub delimiter: u8,
     /// More cells that mean "no value".
     pub missing: Vec<String>,
-    /// Whether the first row names the columns; judged by its looks when `None`.
+    /// Whether the first row names the columns. `None` decides by its looks.
     pub header: Option<bool>,
 }
 
@@ -32,45 +33,130 @@ impl CsvOptions {
     }
 }
 
-/// A CSV file, cells as text.
+/// A CSV file, its cells as text.
 pub struct CsvTable {
-    reading: CsvOptions,
+    options: CsvOptions,
     pub names: Vec<String>,
     /// Whether the file names its columns. They are numbered otherwise.
     pub has_header: bool,
-    /// At least one.
-    pub rows: Vec<CsvRow>,
+    cells: Cells,
 }
 
-pub struct CsvRow {
+/// The cells of a file without the white space around them, in one buffer: a file has millions of cells, and
+/// a `String` for each takes several times their text.
+#[derive(Default)]
+struct Cells {
+    /// Cells of each row.
+    columns: usize,
+    text: String,
+    /// Where each cell ends in `text`, row by row. It starts where the one before it ends.
+    ends: Vec<usize>,
+    /// The line of each row.
+    lines: Vec<u64>,
+    /// Rows before the first one with values: 1 with a header.
+    header_rows: usize,
+}
+
+/// A row of a [`CsvTable`].
+#[derive(Clone, Copy)]
+pub struct CsvRow<'a> {
+    /// The line that the row starts on.
     pub line: u64,
-    cells: Vec<String>,
+    cells: &'a Cells,
+    /// The number of its first cell.
+    first: usize,
 }
 
-impl CsvRow {
-    pub fn cell(&self, column: usize) -> &str {
-        self.cells.get(column).map_or("", |cell| cell.trim())
+impl<'a> CsvRow<'a> {
+    /// A cell without the white space around it.
+    pub fn cell(&self, column: usize) -> &'a str {
+        debug_assert!(column < self.cells.columns, "a cell of another row");
+        let cell = self.first + column;
+        let start = cell.checked_sub(1).map_or(0, |before| self.cells.ends[before]);
+        &self.cells.text[start..self.cells.ends[cell]]
+    }
+
+    fn cells(self) -> impl Iterator<Item = &'a str> {
+        (0..self.cells.columns).map(move |column| self.cell(column))
+    }
+}
+
+impl Cells {
+    /// Of a text in which at least one row has several cells, or quotes.
+    fn parse(text: &str, delimiter: u8) -> Result<Self> {
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .has_headers(false)
+            .from_reader(text.as_bytes());
+        let (mut counted, mut line) = (0, 1);
+        let mut cells = Self { text: String::with_capacity(text.len()), ..Self::default() };
+        let mut record = csv::StringRecord::new();
+        while reader.read_record(&mut record)? {
+            // The reader's own count stops before empty lines; a row starts after them.
+            let start = record.position().map_or(0, |position| position.byte() as usize);
+            let start =
+                text[start..].find(|c| c != '\n' && c != '\r').map_or(start, |at| start + at);
+            line += text[counted..start].matches('\n').count() as u64;
+            counted = start;
+            cells.push(line, record.iter());
+        }
+        Ok(cells)
+    }
+
+    /// Of a text that is one column: an empty line is a missing value, which a CSV reader would skip.
+    fn parse_column(text: &str) -> Self {
+        let mut cells = Self::default();
+        for (line, cell) in (1..).zip(text.trim_end().lines()) {
+            cells.push(line, [cell].into_iter());
+        }
+        cells
+    }
+
+    /// Adds a row. All rows have the same number of cells.
+    fn push<'a>(&mut self, line: u64, row: impl Iterator<Item = &'a str>) {
+        for cell in row {
+            self.text.push_str(cell.trim());
+            self.ends.push(self.text.len());
+        }
+        self.lines.push(line);
+        self.columns = self.ends.len() / self.lines.len();
+    }
+
+    /// The number of rows with values.
+    fn len(&self) -> usize {
+        self.lines.len() - self.header_rows
+    }
+
+    /// A row with values, from 0.
+    fn row(&self, index: usize) -> CsvRow<'_> {
+        let row = self.header_rows + index;
+        CsvRow { line: self.lines[row], cells: self, first: row * self.columns }
+    }
+
+    fn rows(&self, rows: Range<usize>) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
+        rows.map(|index| self.row(index))
     }
 }
 
 impl CsvTable {
-    pub fn read(path: &Path, reading: CsvOptions) -> Result<Self> {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is not UTF-8 text, has rows of different lengths, or no row of values.
+    pub fn read(path: &Path, options: CsvOptions) -> Result<Self> {
         let shown = quote_path(path);
         let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
         let text = std::str::from_utf8(&bytes)
             .with_context(|| format!("cannot read {shown}: it is not UTF-8 text"))?;
         let text = text.trim_start_matches('\u{feff}');
-        let delimiter = char::from(reading.delimiter);
-        let mut rows = if text.contains([delimiter, '"']) {
-            csv_rows(text, reading.delimiter).with_context(|| format!("cannot read {shown}"))?
-        } else {
-            // One column: an empty line is a missing value, which a CSV reader would skip.
-            let row = |(line, cell): (u64, &str)| CsvRow { line, cells: vec![cell.to_owned()] };
-            (1..).zip(text.trim_end().lines()).map(row).collect()
+        let mut cells = match text.contains([char::from(options.delimiter), '"']) {
+            true => Cells::parse(text, options.delimiter)
+                .with_context(|| format!("cannot read {shown}"))?,
+            false => Cells::parse_column(text),
         };
-        ensure!(!rows.is_empty(), "{shown} is empty; expected a CSV file");
-        let has_header = reading.header.unwrap_or_else(|| {
-            let (has_header, is_sure) = has_header(&rows, &reading);
+        ensure!(cells.len() > 0, "{shown} is empty; expected a CSV file");
+        let has_header = options.header.unwrap_or_else(|| {
+            let (has_header, is_sure) = has_header(&cells, &options);
             if !is_sure {
                 let (taken, other) = if has_header { ("names", "no") } else { ("values", "yes") };
                 log(format_args!(
@@ -79,29 +165,44 @@ impl CsvTable {
             }
             has_header
         });
-        let names = if has_header {
-            rows.remove(0).cells.iter().map(|c| c.trim().to_owned()).collect()
-        } else {
-            (1..=rows[0].cells.len()).map(|i| i.to_string()).collect()
+        let names = match has_header {
+            true => cells.row(0).cells().map(str::to_owned).collect(),
+            false => (1..=cells.columns).map(|i| i.to_string()).collect(),
         };
-        ensure!(!rows.is_empty(), "{shown} has a header and no rows");
-        Ok(Self { reading, names, has_header, rows })
+        cells.header_rows = usize::from(has_header);
+        ensure!(cells.len() > 0, "{shown} has a header and no rows");
+        Ok(Self { options, names, has_header, cells })
+    }
+
+    /// A row, from 0.
+    pub fn row(&self, index: usize) -> CsvRow<'_> {
+        self.cells.row(index)
+    }
+
+    /// All rows, at least one.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
+        self.rows_in(0..self.cells.len())
+    }
+
+    /// Some of the rows.
+    pub fn rows_in(&self, rows: Range<usize>) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
+        self.cells.rows(rows)
     }
 
     /// A column by its name, or by its number from 1, as `3` or `#3`.
-    pub fn find(&self, wanted: &str) -> Result<usize> {
+    pub fn find(&self, name: &str) -> Result<usize> {
         let columns = 0..self.names.len();
-        let named: Vec<_> = columns.filter(|&column| self.names[column] == wanted).collect();
+        let named: Vec<_> = columns.filter(|&column| self.names[column] == name).collect();
         match named[..] {
             [column] => Ok(column),
-            [] => match wanted.strip_prefix('#').unwrap_or(wanted).parse::<usize>() {
+            [] => match name.strip_prefix('#').unwrap_or(name).parse::<usize>() {
                 Ok(number) if (1..=self.names.len()).contains(&number) => Ok(number - 1),
-                _ => bail!("no column is named {}; the file has {}", quote(wanted), self.listed()),
+                _ => bail!("no column is named {}; the file has {}", quote(name), self.listed()),
             },
             _ => bail!(
                 "{} columns are named {}; say which by its number: {}",
                 named.len(),
-                quote(wanted),
+                quote(name),
                 named.iter().map(|c| format!("#{}", c + 1)).collect::<Vec<_>>().join(" or ")
             ),
         }
@@ -145,19 +246,19 @@ impl CsvTable {
     }
 
     pub fn is_missing(&self, cell: &str) -> bool {
-        self.reading.is_missing(cell)
+        self.options.is_missing(cell)
     }
 
     /// Whether the first cell of a column that is not missing is a number.
     pub fn is_numeric(&self, column: usize) -> bool {
-        let mut cells = self.rows.iter().map(|row| row.cell(column));
+        let mut cells = self.rows().map(|row| row.cell(column));
         let first = cells.find(|cell| !self.is_missing(cell));
         first.is_some_and(|cell| cell.parse::<f64>().is_ok())
     }
 
     /// Whether more than half of a column's cells that are not missing are numbers.
     pub fn is_mostly_numeric(&self, column: usize) -> bool {
-        let cells = self.rows.iter().map(|row| row.cell(column));
+        let cells = self.rows().map(|row| row.cell(column));
         let (mut numbers, mut all) = (0, 0);
         for cell in cells.filter(|cell| !self.is_missing(cell)) {
             all += 1;
@@ -166,14 +267,14 @@ impl CsvTable {
         2 * numbers > all
     }
 
-    /// Whether words that mean "no value" were named.
+    /// Whether more words that mean "no value" were given.
     pub fn names_missing(&self) -> bool {
-        !self.reading.missing.is_empty()
+        !self.options.missing.is_empty()
     }
 
     /// The number in a row's column, `None` where it is missing. `advice` says what may be done about a
     /// word.
-    pub fn number(&self, row: &CsvRow, column: usize, advice: &str) -> Result<Option<f64>> {
+    pub fn number(&self, row: CsvRow<'_>, column: usize, advice: &str) -> Result<Option<f64>> {
         let cell = row.cell(column);
         if self.is_missing(cell) {
             return Ok(None);
@@ -199,28 +300,8 @@ impl CsvTable {
 
     /// A column of dates, `None` unless every cell is one.
     pub fn dates(&self, column: usize) -> Option<Vec<NaiveDate>> {
-        self.rows.iter().map(|row| date(row.cell(column))).collect()
+        self.rows().map(|row| date(row.cell(column))).collect()
     }
-}
-
-/// The rows of a CSV text, each with the line it starts on.
-fn csv_rows(text: &str, delimiter: u8) -> Result<Vec<CsvRow>> {
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .has_headers(false)
-        .from_reader(text.as_bytes());
-    let (mut counted, mut line) = (0, 1);
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record?;
-        // The reader's own count stops before empty lines; a row starts after them.
-        let start = record.position().map_or(0, |position| position.byte() as usize);
-        let start = text[start..].find(|c| c != '\n' && c != '\r').map_or(start, |at| start + at);
-        line += text[counted..start].matches('\n').count() as u64;
-        counted = start;
-        rows.push(CsvRow { line, cells: record.iter().map(str::to_owned).collect() });
-    }
-    Ok(rows)
 }
 
 /// What a column says of whether its first cell is a name.
@@ -239,14 +320,14 @@ enum Looks {
 }
 
 impl Looks {
-    fn of(rows: &[CsvRow], column: usize, reading: &CsvOptions) -> Self {
+    fn of(cells: &Cells, column: usize, options: &CsvOptions) -> Self {
         let is_value = |cell: &str| cell.parse::<f64>().is_ok() || date(cell).is_some();
-        let first = rows[0].cell(column);
-        if reading.is_missing(first) || is_value(first) {
+        let first = cells.row(0).cell(column);
+        if options.is_missing(first) || is_value(first) {
             return Self::None;
         }
-        let below = rows[1..].iter().map(|row| row.cell(column));
-        let mut below = below.filter(|cell| !reading.is_missing(cell));
+        let below = cells.rows(1..cells.len()).map(|row| row.cell(column));
+        let mut below = below.filter(|cell| !options.is_missing(cell));
         let Some(next) = below.next() else { return Self::Alone };
         let (mut words, mut count) = (HashSet::from([next]), 1);
         for cell in below {
@@ -264,9 +345,9 @@ impl Looks {
 
 /// Whether the first row names the columns, and whether that is sure. It does where it holds a word above numbers
 /// or dates, words alone, or words none of which comes again in their columns, one of them above words that do.
-fn has_header(rows: &[CsvRow], reading: &CsvOptions) -> (bool, bool) {
+fn has_header(cells: &Cells, options: &CsvOptions) -> (bool, bool) {
     let columns: Vec<_> =
-        (0..rows[0].cells.len()).map(|column| Looks::of(rows, column, reading)).collect();
+        (0..cells.columns).map(|column| Looks::of(cells, column, options)).collect();
     let any = |looks| columns.contains(&looks);
     match () {
         () if any(Looks::AboveNumbers) => (true, !any(Looks::Again)),
@@ -275,14 +356,14 @@ fn has_header(rows: &[CsvRow], reading: &CsvOptions) -> (bool, bool) {
         () if !any(Looks::None) => (true, true),
         () if any(Looks::Again) => (false, !any(Looks::AboveRepeated)),
         () if any(Looks::AboveRepeated) => (true, false),
-        () => (false, !counts_up(&rows[0])),
+        () => (false, !counts_up(cells.row(0))),
     }
 }
 
 /// Whether a row's cells after the first count up as programs call columns without names.
-fn counts_up(row: &CsvRow) -> bool {
-    let cells = row.cells.iter().skip(1);
-    let numbers: Option<Vec<u32>> = cells.map(|cell| cell.trim().parse().ok()).collect();
+fn counts_up(row: CsvRow<'_>) -> bool {
+    let cells = row.cells().skip(1);
+    let numbers: Option<Vec<u32>> = cells.map(|cell| cell.parse().ok()).collect();
     numbers.is_some_and(|numbers| {
         let is_next = |pair: &[u32]| pair[0].checked_add(1) == Some(pair[1]);
         numbers.len() > 1 && numbers[0] <= 2 && numbers.windows(2).all(is_next)
@@ -298,42 +379,11 @@ pub fn printable(name: &str) -> String {
 
 /// A date as YYYY-MM-DD, YYYY/MM/DD or YYYYMMDD, anything after a `T` or a space left out.
 fn date(cell: &str) -> Option<NaiveDate> {
-    let day = cell.trim().split(['T', ' ']).next()?;
+    let day = cell.split(['T', ' ']).next()?;
     ["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d"]
         .iter()
         .filter(|format| day.len() == if **format == "%Y%m%d" { 8 } else { 10 })
         .find_map(|format| NaiveDate::parse_from_str(day, format).ok())
-}
-
-/// A path that leads there from everywhere.
-pub fn whole(path: &Path) -> Result<PathBuf> {
-    path.canonicalize().with_context(|| format!("cannot open {}", quote_path(path)))
-}
-
-/// `Ok` when the files of a run that goes on are byte for byte those that it was started with.
-pub fn check_fingerprint(paths: [Option<&Path>; 2], before: &str) -> Result<()> {
-    let found = fingerprint(paths);
-    let found = found.context("where the data have moved, name them after --resume FOLDER")?;
-    let shown: Vec<_> = paths.into_iter().flatten().map(quote_path).collect();
-    ensure!(
-        found == before,
-        "{} is not what the run was started with; a run goes on with the same data",
-        shown.join(" or ")
-    );
-    Ok(())
-}
-
-/// Of files' bytes: FNV-1a, 64 bits. Enough to see that a file was changed by mistake.
-pub fn fingerprint<P: AsRef<Path>>(paths: [Option<P>; 2]) -> Result<String> {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for path in paths.iter().flatten().map(AsRef::as_ref) {
-        let bytes = std::fs::read(path);
-        let bytes = bytes.with_context(|| format!("cannot open {}", quote_path(path)))?;
-        for byte in bytes {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-    Ok(format!("{hash:016x}"))
 }
 
 #[cfg(test)]
@@ -361,9 +411,23 @@ mod tests {
             ("0,1,2\n7,1.5,2\n7,2.5,2", (false, false)),
             ("4,5\n7,1.5", (false, true)),
         ] {
-            let reading = CsvOptions { delimiter: b',', missing: Vec::new(), header: None };
-            let rows = csv_rows(text, b',').unwrap();
-            assert_eq!(has_header(&rows, &reading), expected, "{text}");
+            let options = CsvOptions { delimiter: b',', missing: Vec::new(), header: None };
+            let cells = Cells::parse(text, b',').unwrap();
+            assert_eq!(has_header(&cells, &options), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn rows_know_their_line_and_cells_lose_white_space() {
+        let read = |cells: Cells| -> Vec<(u64, Vec<String>)> {
+            let rows = cells.rows(0..cells.len());
+            rows.map(|row| (row.line, row.cells().map(str::to_owned).collect())).collect()
+        };
+        let row = |line: u64, cells: &[&str]| (line, cells.iter().map(|&c| c.to_owned()).collect());
+        let several = Cells::parse("\na,\"x\n, y\"\n\n b , \n", b',').unwrap();
+        assert_eq!(read(several), [row(2, &["a", "x\n, y"]), row(5, &["b", ""])]);
+        let column = Cells::parse_column("v\n\n 1 \n\n");
+        assert_eq!(read(column), [row(1, &["v"]), row(2, &[""]), row(3, &["1"])]);
+        assert_eq!(Cells::parse_column("").len(), 0);
     }
 }

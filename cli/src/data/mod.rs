@@ -3,6 +3,7 @@
 pub mod baselines;
 pub mod csv_table;
 pub mod features;
+pub mod fingerprint;
 pub mod holdout;
 pub mod model_file;
 pub mod sequences;

@@ -82,7 +82,7 @@ impl ModelSelection {
             self.node.is_none(),
             "--node is for .onnx files; a GRU of a .safetensors file goes by --prefix"
         );
-        let options = safetensors::LoadOptions::new()
+        let options = safetensors::SafetensorsOptions::new()
             .with_prefix(self.prefix.as_deref())
             .with_non_finite(self.allow_non_finite);
         let params = safetensors::load(path, &options)?;
@@ -95,10 +95,10 @@ impl ModelSelection {
             self.prefix.is_none(),
             "--prefix is for .safetensors files; a GRU of an .onnx file goes by --node"
         );
-        let options = onnx::LoadOptions::new()
+        let options = onnx::OnnxOptions::new()
             .with_node(self.node.as_deref())
             .with_non_finite(self.allow_non_finite);
-        let onnx::Model { params, nodes, h0, lengths, external_data, .. } =
+        let onnx::OnnxModel { params, nodes, h0, lengths, external_data, .. } =
             onnx::load(path, &options)?;
         let nodes: Vec<_> = nodes.iter().map(|name| quote(name)).collect();
         log(format_args!("nodes: {}", nodes.join(", ")));

@@ -7,8 +7,9 @@ use anyhow::{Result, bail};
 use gru_wgpu::Example;
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::{CsvOptions, check_fingerprint, whole};
+use crate::data::csv_table::CsvOptions;
 use crate::data::features::{Feature, LabelColumns, Task};
+use crate::data::fingerprint::{check_fingerprint, whole};
 use crate::data::holdout::HoldOut;
 use crate::data::table::SequenceTable;
 

@@ -72,7 +72,7 @@ impl Series {
         let chosen = choose(&csv)?;
         let (mut columns, mut filled) = (Vec::new(), 0);
         for &column in &chosen {
-            let cells = csv.rows.iter().map(|row| csv.number(row, column, ADVICE));
+            let cells = csv.rows().map(|row| csv.number(row, column, ADVICE));
             let values: Result<Vec<_>> = cells.collect();
             let values = values.with_context(|| quote_path(path))?;
             filled += values.iter().filter(|value| value.is_none()).count();
@@ -126,7 +126,7 @@ fn last_numeric(csv: &CsvTable) -> Result<usize> {
 fn years(csv: &CsvTable, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
     let mut days: Vec<i64> = dates.windows(2).map(|pair| (pair[1] - pair[0]).num_days()).collect();
     if let Some(row) = days.iter().position(|&days| days < 0) {
-        let (line, date, before) = (csv.rows[row + 1].line, dates[row + 1], dates[row]);
+        let (line, date, before) = (csv.row(row + 1).line, dates[row + 1], dates[row]);
         bail!("line {line}: {date} comes after {before}; rows must run forwards in time");
     }
     if days.contains(&0) {

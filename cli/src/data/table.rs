@@ -107,11 +107,11 @@ impl SequenceTable {
 
     /// What a sequence is called.
     pub fn name(&self, rows: &Range<usize>) -> &str {
-        self.csv.rows[rows.start].cell(self.sequence)
+        self.csv.row(rows.start).cell(self.sequence)
     }
 
-    fn rows(&self, rows: &Range<usize>) -> &[CsvRow] {
-        &self.csv.rows[rows.clone()]
+    fn rows(&self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
+        self.csv.rows_in(rows.clone())
     }
 
     /// How to show the model these columns, judged by some of the sequences. Those named in `categorical`,
@@ -132,7 +132,7 @@ impl SequenceTable {
         columns.iter().map(feature).collect::<Result<_>>().with_context(|| self.shown.clone())
     }
 
-    fn number<'a>(&self, column: usize, rows: impl Iterator<Item = &'a CsvRow>) -> Result<Feature> {
+    fn number<'a>(&self, column: usize, rows: impl Iterator<Item = CsvRow<'a>>) -> Result<Feature> {
         let values = rows.map(|row| self.value(row, column));
         let values: Vec<_> = values.filter_map(Result::transpose).collect::<Result<_>>()?;
         let name = quote(&self.csv.names[column]);
@@ -150,7 +150,7 @@ impl SequenceTable {
         Ok(Feature::Number { column, mean: unit * mean, deviation })
     }
 
-    fn words<'a>(&self, column: usize, rows: impl Iterator<Item = &'a CsvRow>) -> Result<Feature> {
+    fn words<'a>(&self, column: usize, rows: impl Iterator<Item = CsvRow<'a>>) -> Result<Feature> {
         let name = &self.csv.names[column];
         let mut words = BTreeSet::new();
         for row in rows {
@@ -168,7 +168,7 @@ impl SequenceTable {
     }
 
     /// `None` where it is missing, and may be.
-    fn value(&self, row: &CsvRow, column: usize) -> Result<Option<f64>> {
+    fn value(&self, row: CsvRow<'_>, column: usize) -> Result<Option<f64>> {
         let value = self.csv.number(row, column, self.advice.stray)?;
         ensure!(
             value.is_some() || self.csv.names_missing(),
@@ -179,14 +179,14 @@ impl SequenceTable {
         Ok(value)
     }
 
-    fn word<'a>(&self, row: &'a CsvRow, column: usize) -> Result<&'a str> {
+    fn word<'a>(&self, row: CsvRow<'a>, column: usize) -> Result<&'a str> {
         match row.cell(column) {
             "" => bail!("{}{}", self.empty(row, column), self.advice.empty),
             word => Ok(word),
         }
     }
 
-    fn empty(&self, row: &CsvRow, column: usize) -> String {
+    fn empty(&self, row: CsvRow<'_>, column: usize) -> String {
         let name = quote(&self.csv.names[column]);
         format!("line {}: there is no value in column {name}; fill it in", row.line)
     }
@@ -252,7 +252,7 @@ impl SequenceTable {
 
     fn encode(
         &self,
-        row: &CsvRow,
+        row: CsvRow<'_>,
         column: usize,
         feature: &Feature,
         x: &mut Vec<f32>,
@@ -288,7 +288,7 @@ impl SequenceTable {
     /// The words of the labels, sorted. What means "no value" elsewhere is a word here: whoever asks what a
     /// row is may well be told `none`. An empty cell is no label.
     pub fn classes(&self, label: usize) -> Result<Vec<String>> {
-        let words: BTreeSet<_> = self.csv.rows.iter().map(|row| row.cell(label)).collect();
+        let words: BTreeSet<_> = self.csv.rows().map(|row| row.cell(label)).collect();
         let classes: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
         let column = quote(&self.csv.names[label]);
         match classes[..] {
@@ -331,10 +331,10 @@ impl SequenceTable {
     pub fn labels(&self, task: Task, label: usize, sequence: &Range<usize>) -> Result<Vec<&str>> {
         let rows = self.rows(sequence);
         match task {
-            Task::Label => Ok(rows.iter().map(|row| row.cell(label)).collect()),
+            Task::Label => Ok(rows.map(|row| row.cell(label)).collect()),
             Task::Classify => {
-                let first = rows[0].cell(label);
-                let other = rows.iter().find(|row| row.cell(label) != first);
+                let first = self.csv.row(sequence.start).cell(label);
+                let other = rows.clone().find(|row| row.cell(label) != first);
                 match other {
                     None => Ok(vec![first]),
                     Some(other) => bail!(
@@ -402,7 +402,7 @@ fn sequences(csv: &CsvTable, column: usize) -> Result<Vec<Range<usize>>> {
     let mut sequences: Vec<Range<usize>> = Vec::new();
     let mut seen = HashSet::new();
     let mut now = "";
-    for (at, row) in csv.rows.iter().enumerate() {
+    for (at, row) in csv.rows().enumerate() {
         let name = row.cell(column);
         ensure!(
             !name.is_empty(),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use gru_wgpu::{Checkpoint, Device, Progress};
 
 use crate::rundir::folder::RunDir;
-use crate::ui::output::{log, quote, quote_path, warn};
+use crate::ui::output::{causes, log, quote, quote_path, warn};
 
 /// How often a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
@@ -179,7 +179,7 @@ pub fn keep_good(
 ) -> String {
     kept.unwrap_or_else(|| match save() {
         Ok(()) => format!("what was good until then is in {}", quote_path(folder.path())),
-        Err(error) => format!("and the updates before it were not saved: {error:#}"),
+        Err(error) => format!("and the updates before it were not saved: {}", causes(&error)),
     })
 }
 

@@ -165,7 +165,7 @@ impl RunDir {
     pub fn read_model(&self, kept: KeptModel, command: &str) -> Result<Params> {
         let path = self.model();
         if path.exists() {
-            return Ok(safetensors::load_network(path, &safetensors::LoadOptions::new())?);
+            return Ok(safetensors::load_network(path, &safetensors::SafetensorsOptions::new())?);
         }
         let shown = quote_path(&self.0);
         let none = || format!("{shown} holds no model yet: none of its epochs is over");

@@ -16,6 +16,19 @@ pub fn open(kind: DeviceKind) -> Result<Device> {
     Ok(device)
 }
 
+/// An error after all that it was met in. An error of the library says its own causes, so they are not
+/// said again.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut said = Vec::new();
+    for cause in error.chain() {
+        said.push(cause.to_string());
+        if cause.is::<gru_wgpu::Error>() {
+            break;
+        }
+    }
+    said.join(": ")
+}
+
 /// Prints a line on stderr. A stderr that cannot be written to does not stop the program.
 pub fn log(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");

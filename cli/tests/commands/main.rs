@@ -26,7 +26,7 @@ fn assert_near(got: &Array3<f32>, expected: &Array3<f32>) {
 
 /// The words of a device, for the CPU and for the adapter that the tests run on.
 fn device_words() -> [&'static str; 2] {
-    let software = common::adapter().adapter().unwrap().software;
+    let software = common::adapter().adapter().unwrap().is_software();
     ["cpu", if software { "software" } else { "gpu" }]
 }
 

@@ -1,6 +1,6 @@
 //! A model's graph: its nodes, and what makes each value.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
@@ -8,11 +8,9 @@ use std::path::Path;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use super::constant::Known;
-use super::decode;
 use super::proto::{
     AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, StringStringEntryProto,
-    TensorHead, ValueInfoProto,
+    TensorHead, ValueInfoProto, decode,
 };
 use super::tensor::Storage;
 use crate::error::{Error, Result, quote};
@@ -21,13 +19,11 @@ use crate::formats::metadata::CONFIG_KEY;
 pub(super) struct Graph {
     /// Of [`NodeProto`], in the model's order.
     nodes: Vec<Bytes>,
-    makers: HashMap<String, Maker>,
+    producers: HashMap<String, Producer>,
     /// Of [`ValueInfoProto`], where the model tells a value's shape.
     infos: HashMap<String, Bytes>,
     /// Bytes that may still be looked at. Nodes that lead to each other over and over must end.
     effort: Cell<u64>,
-    /// What values are known to be; nothing while they are being made.
-    pub known: RefCell<HashMap<String, Option<Known>>>,
     pub storage: Storage,
     /// What a model of our own says of itself.
     pub config_text: Option<String>,
@@ -35,7 +31,7 @@ pub(super) struct Graph {
 
 /// What makes a value.
 #[derive(Clone)]
-pub(super) enum Maker {
+pub(super) enum Producer {
     /// A [`TensorProto`](super::proto::TensorProto).
     Initializer(Bytes),
     /// The output of this number of the node of this index.
@@ -54,7 +50,7 @@ impl Graph {
         let model: ModelProto = decode(&bytes)?;
         let no_graph = || Error::Format("it has no graph; is it an ONNX model?".to_owned());
         let graph: GraphProto = decode(&model.graph.ok_or_else(no_graph)?)?;
-        let makers = makers(&graph)?;
+        let producers = producers(&graph)?;
         let mut infos = HashMap::new();
         for info in graph.input.into_iter().chain(graph.value_info) {
             let ValueInfoProto { name, .. } = decode(&info)?;
@@ -65,8 +61,7 @@ impl Graph {
             let entry: StringStringEntryProto = decode(entry)?;
             config_text = (entry.key == CONFIG_KEY).then_some(entry.value).or(config_text);
         }
-        let (nodes, known) = (graph.node, RefCell::default());
-        Ok(Self { nodes, makers, infos, effort, known, storage, config_text })
+        Ok(Self { nodes: graph.node, producers, infos, effort, storage, config_text })
     }
 
     /// How many nodes there are.
@@ -80,34 +75,34 @@ impl Graph {
 
     /// A message out of the model, which counts as effort.
     pub fn look<M: Message + Default>(&self, bytes: &Bytes) -> Result<M> {
-        self.tire(bytes.len() as u64)?;
+        self.spend_effort(bytes.len() as u64)?;
         decode(bytes)
     }
 
     /// `Ok` while so much more effort may be made.
-    pub fn tire(&self, effort: u64) -> Result<()> {
+    pub fn spend_effort(&self, effort: u64) -> Result<()> {
         let left = self.effort.get().checked_sub(effort + 1);
-        let tired = || Error::Format("its nodes lead to each other too often".to_owned());
-        self.effort.set(left.ok_or_else(tired)?);
+        let exhausted = || Error::Format("its nodes lead to each other too often".to_owned());
+        self.effort.set(left.ok_or_else(exhausted)?);
         Ok(())
     }
 
     /// What makes a value.
-    pub fn maker(&self, value: &str) -> Result<Maker> {
-        let found = self.makers.get(value).cloned();
+    pub fn producer(&self, value: &str) -> Result<Producer> {
+        let found = self.producers.get(value).cloned();
         found.ok_or_else(|| Error::Format(format!("nothing in the model makes {}", quote(value))))
     }
 
     /// The node that makes a value, and as which of its outputs.
-    pub fn made_by(&self, value: &str) -> Result<Option<(usize, NodeProto)>> {
-        match self.makers.get(value) {
-            Some(&Maker::Node { index, output }) => Ok(Some((output, self.node(index)?))),
+    pub fn produced_by(&self, value: &str) -> Result<Option<(usize, NodeProto)>> {
+        match self.producers.get(value) {
+            Some(&Producer::Node { index, output }) => Ok(Some((output, self.node(index)?))),
             _ => Ok(None),
         }
     }
 
     /// The sizes of a value's axes that the model tells.
-    pub fn told_shape(&self, value: &str) -> Option<Vec<Option<i64>>> {
+    pub fn stated_shape(&self, value: &str) -> Option<Vec<Option<i64>>> {
         let info: ValueInfoProto = self.look(self.infos.get(value)?).ok()?;
         let dims = info.r#type?.tensor_type?.shape?.dim;
         let known = |value| {
@@ -121,36 +116,36 @@ impl Graph {
     }
 }
 
-fn makers(graph: &GraphProto) -> Result<HashMap<String, Maker>> {
-    let mut makers = HashMap::new();
-    let mut make = |name: String, maker| match makers.entry(name) {
+fn producers(graph: &GraphProto) -> Result<HashMap<String, Producer>> {
+    let mut producers = HashMap::new();
+    let mut add = |name: String, producer| match producers.entry(name) {
         Entry::Occupied(entry) => {
             Err(Error::Format(format!("{} is made twice", quote(entry.key()))))
         }
         Entry::Vacant(entry) => {
-            entry.insert(maker);
+            entry.insert(producer);
             Ok(())
         }
     };
     for tensor in &graph.initializer {
         let TensorHead { name, .. } = decode(tensor)?;
-        make(name, Maker::Initializer(tensor.clone()))?;
+        add(name, Producer::Initializer(tensor.clone()))?;
     }
     for (index, node) in graph.node.iter().enumerate() {
         let node: NodeProto = decode(node)?;
         for (output, name) in node.output.into_iter().enumerate() {
             // An empty name is an output that nobody asks for.
             if !name.is_empty() {
-                make(name, Maker::Node { index, output })?;
+                add(name, Producer::Node { index, output })?;
             }
         }
     }
     for input in &graph.input {
         let ValueInfoProto { name, .. } = decode(input)?;
         // An initializer under the same name is the input's default.
-        makers.entry(name).or_insert(Maker::Input);
+        producers.entry(name).or_insert(Producer::Input);
     }
-    Ok(makers)
+    Ok(producers)
 }
 
 impl NodeProto {
@@ -160,8 +155,8 @@ impl NodeProto {
     }
 
     /// The name of an input, where it is connected.
-    pub fn connected(&self, place: usize) -> Option<&str> {
-        self.input.get(place).map(String::as_str).filter(|name| !name.is_empty())
+    pub fn connected(&self, index: usize) -> Option<&str> {
+        self.input.get(index).map(String::as_str).filter(|name| !name.is_empty())
     }
 
     /// An attribute, where it is given.

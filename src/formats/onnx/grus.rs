@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::graph::Graph;
+use super::constants::Constants;
 use super::node::GruNode;
 use super::proto::NodeProto;
 use super::stack;
@@ -18,12 +18,12 @@ pub(super) struct Grus {
 }
 
 impl Grus {
-    pub fn of(graph: &Graph) -> Result<Self> {
+    pub fn of(constants: &Constants<'_>) -> Result<Self> {
         /// Far more than a model of use has: looking through them must end.
         const MOST: usize = 256;
         let mut protos = Vec::new();
-        for index in 0..graph.len() {
-            let node = graph.node(index)?;
+        for index in 0..constants.graph.len() {
+            let node = constants.graph.node(index)?;
             if GruNode::is_gru(&node) {
                 protos.push(node);
             }
@@ -33,9 +33,9 @@ impl Grus {
         }
         let names = names(&protos);
         let nodes: Vec<_> = std::iter::zip(&names, protos)
-            .map(|(name, proto)| GruNode::read(graph, name, proto))
+            .map(|(name, proto)| GruNode::read(constants, name, proto))
             .collect();
-        let stacks = stack::stacks(graph, &nodes);
+        let stacks = stack::stacks(constants, &nodes);
         Ok(Self { names, nodes, stacks })
     }
 

@@ -5,7 +5,7 @@
 //! # use ndarray::Array3;
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
-//! let model = onnx::load("denoiser.onnx", &onnx::LoadOptions::new())?; // its only GRU, or stack of them
+//! let model = onnx::load("denoiser.onnx", &onnx::OnnxOptions::new())?; // its only GRU, or stack of them
 //! let gru = Gru::with_params(model.params, &Device::auto())?;
 //! # let x = Array3::zeros((1, 1, 1));
 //! let y = gru.forward(&x)?.y; // [T, B, D·H], whatever the node's own layout
@@ -26,40 +26,41 @@
 //!
 //! [`Activation`]: crate::Activation
 
-mod constant;
+mod constants;
 mod graph;
 mod grus;
 mod node;
+mod operations;
 mod proto;
 mod sizes;
 mod stack;
 mod tensor;
 mod write;
 
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Axis, concatenate};
-use prost::Message;
-use prost::bytes::Bytes;
 
+use self::constants::Constants;
 use self::graph::Graph;
 use self::grus::Grus;
-use super::files;
+use self::proto::MAX_MODEL;
+use self::write::{expressed, with_z_negated};
+use super::files::{self, Source};
 use super::metadata::read_config;
 use crate::error::{Error, Result};
-use crate::formats::Cell;
+use crate::formats::cell::Cell;
 use crate::spec::config::{Bias, GruConfig, Layout, Update};
 use crate::spec::params::Params;
 
-pub use self::write::{Inputs, encode, save};
-
-/// Protocol buffers end here.
-const MAX_MODEL: u64 = i32::MAX as u64;
+pub use self::node::Given;
+pub use self::write::{Inputs, save, write};
 
 /// Which GRU to take out of a model, and how strictly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct LoadOptions {
+pub struct OnnxOptions {
     /// The node's name, or `first..last` for a part of a stack; an unnamed node goes by its first output.
     /// Without it the model must hold a single GRU, or a single stack of them.
     pub node: Option<String>,
@@ -67,7 +68,7 @@ pub struct LoadOptions {
     pub allow_non_finite: bool,
 }
 
-impl LoadOptions {
+impl OnnxOptions {
     /// The model's only GRU, of finite weights.
     pub fn new() -> Self {
         Self::default()
@@ -89,7 +90,7 @@ impl LoadOptions {
 /// A GRU out of a model.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Model {
+pub struct OnnxModel {
     /// Its parameters, gates stacked r, z, n as everywhere in this crate.
     pub params: Params,
     /// The names of its nodes, one a layer.
@@ -105,83 +106,88 @@ pub struct Model {
     pub external_data: Vec<PathBuf>,
 }
 
-/// An optional input of a node.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Given<T> {
-    /// Not connected: zeros for a state, every step for a length.
-    Nothing,
-    /// The model holds it.
-    Constant(T),
-    /// It comes from elsewhere when the model runs, as these words say.
-    AtRun(String),
-}
-
 /// Reads a GRU: a node, or several whose outputs are each other's inputs as one stack of layers.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
 /// [`Error::Format`] when the file is no model, or the GRU cannot be used, with the reason.
-pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
-    open(path.as_ref(), |graph| read_graph(graph, options))
+pub fn load(path: impl AsRef<Path>, options: &OnnxOptions) -> Result<OnnxModel> {
+    let path = path.as_ref();
+    files::open(path, |source| parse(source, Some(path), |graph| read_graph(graph, options)))
 }
 
-/// As [`load`], from bytes. There is no folder for external data then.
+/// As [`load`], from a stream. There is no folder for external data then.
 ///
 /// # Errors
-/// As [`load`].
-pub fn read(model: &[u8], options: &LoadOptions) -> Result<Model> {
-    let graph = Graph::parse(Bytes::copy_from_slice(model), None)?;
-    read_graph(&graph, options)
+/// As [`load`], but for [`Error::Io`].
+pub fn read(from: impl Read + Seek, options: &OnnxOptions) -> Result<OnnxModel> {
+    parse(Source::new(from)?, None, |graph| read_graph(graph, options))
 }
 
-/// The names of a model's GRUs, as [`LoadOptions::with_node`] takes them: of a node, or `first..last` of several
-/// that are layers of one stack.
+/// The names of a model's GRUs, as [`OnnxOptions::with_node`] takes them: of a node, or `first..last` of
+/// several that are layers of one stack.
 ///
 /// # Errors
 /// As [`load`].
 pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
-    open(path.as_ref(), |graph| Ok(Grus::of(graph)?.stack_names()))
+    let path = path.as_ref();
+    files::open(path, |source| parse(source, Some(path), stack_names))
 }
 
-fn open<T>(path: &Path, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
-    files::open(path, |mut source| {
-        let len = source.len();
-        if len > MAX_MODEL {
-            let reason = format!("it has {len} bytes; a model ends at {MAX_MODEL}");
-            return Err(Error::Format(reason));
-        }
-        let bytes = source.part("the model", 0, len)?;
-        read(&Graph::parse(bytes.into(), Some(path))?)
-    })
+/// As [`names`], from a stream.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_names(from: impl Read + Seek) -> Result<Vec<String>> {
+    parse(Source::new(from)?, None, stack_names)
 }
 
-fn read_graph(graph: &Graph, options: &LoadOptions) -> Result<Model> {
-    let grus = Grus::of(graph)?;
+/// Has `read` look into the graph of a model that lies at `path`, if anywhere.
+fn parse<S: Read + Seek, T>(
+    mut source: Source<S>,
+    path: Option<&Path>,
+    read: impl FnOnce(&Constants<'_>) -> Result<T>,
+) -> Result<T> {
+    let len = source.len();
+    if len > MAX_MODEL {
+        let reason = format!("it has {len} bytes; a model ends at {MAX_MODEL}");
+        return Err(Error::Format(reason));
+    }
+    let bytes = source.part("the model", 0, len)?;
+    read(&Constants::of(&Graph::parse(bytes.into(), path)?))
+}
+
+fn stack_names(constants: &Constants<'_>) -> Result<Vec<String>> {
+    Ok(Grus::of(constants)?.stack_names())
+}
+
+fn read_graph(constants: &Constants<'_>, options: &OnnxOptions) -> Result<OnnxModel> {
+    let grus = Grus::of(constants)?;
     let chosen = grus.choose(options.node.as_deref())?;
     let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();
     let nodes = nodes.map_err(Error::clone)?;
     let allow_non_finite = options.allow_non_finite;
     let mut cells = Vec::new();
     for node in &nodes {
-        cells.extend(node.cells(graph, allow_non_finite)?);
+        cells.extend(node.cells(constants, allow_non_finite)?);
     }
     let first = nodes[0];
     let bias = if cells.iter().any(|cell| cell.bias_ih.is_some()) { Bias::Two } else { Bias::None };
     let config = first.config.clone().with_layers(nodes.len()).with_bias(bias);
-    let own = graph.config_text.as_deref();
+    let own = constants.graph.config_text.as_deref();
     let params = match own.and_then(|text| own_params(text, &config, &cells)) {
         Some(params) => params,
         None => Params::from_cells(&config, &cells)?,
     };
-    let h0 = nodes.iter().map(|node| node.h0(graph, allow_non_finite)).collect::<Result<_>>()?;
-    Ok(Model {
+    let h0 =
+        nodes.iter().map(|node| node.h0(constants, allow_non_finite)).collect::<Result<_>>()?;
+    Ok(OnnxModel {
         params,
         nodes: nodes.iter().map(|node| node.name.clone()).collect(),
         layout: first.layout,
         h0: joined_h0(h0, &config)?,
-        lengths: first.lengths(graph)?,
-        external_data: graph.storage.files(),
+        lengths: first.lengths(constants)?,
+        external_data: constants.graph.storage.files(),
     })
 }
 
@@ -189,12 +195,12 @@ fn read_graph(graph: &Graph, options: &LoadOptions) -> Result<Model> {
 /// another model than the nodes are: then somebody changed it, and the nodes count.
 fn own_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
     let (own, _) = read_config(text).ok()?;
-    if write::expressed(&own).ok()? != *config {
+    if expressed(&own).ok()? != *config {
         return None;
     }
     let cells: Vec<_> = match own.update {
         Update::Keeps => cells.to_vec(),
-        Update::Overwrites => cells.iter().map(write::with_z_negated).collect(),
+        Update::Overwrites => cells.iter().map(with_z_negated).collect(),
     };
     Params::from_cells(&own, &cells).ok()
 }
@@ -227,18 +233,4 @@ fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<G
         .map(|given| if let Given::Constant(h0) = given { h0.view() } else { zeros.view() })
         .collect();
     Ok(Given::Constant(concatenate(Axis(0), &layers).expect("all of one batch and width")))
-}
-
-/// A message that lies in another one's bytes.
-fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
-    let wrong = |error: prost::DecodeError| Error::Format(format!("it is no ONNX model: {error}"));
-    M::decode(bytes.clone()).map_err(wrong)
-}
-
-/// Names the part of a model in what is wrong with it.
-fn in_part(part: &str, error: Error) -> Error {
-    match error {
-        Error::Format(reason) => Error::Format(format!("{part}: {reason}")),
-        other => other,
-    }
 }

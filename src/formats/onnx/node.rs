@@ -4,19 +4,15 @@ use std::collections::HashSet;
 
 use ndarray::{Array3, ArrayD, Axis, Ix2, Ix3};
 
-use super::Given;
-use super::constant::Known;
-use super::decode;
-use super::graph::Graph;
-use super::in_part;
-use super::proto::{AttributeProto, NodeProto, attribute_type};
+use super::constants::{Constants, Known};
+use super::proto::{AttributeProto, NodeProto, attribute_type, decode, in_part};
 use super::tensor::Value;
 use crate::error::{Error, Result, quote};
-use crate::formats::Cell;
+use crate::formats::cell::Cell;
 use crate::formats::files::check_finite;
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Layout, Reset};
 
-/// The places of a node's inputs.
+/// The indices of a node's inputs.
 pub(super) mod input {
     pub const X: usize = 0;
     pub const W: usize = 1;
@@ -26,8 +22,20 @@ pub(super) mod input {
     pub const H0: usize = 5;
 }
 
-/// What messages call the input of each place: the operator's own names.
+/// What messages call the input of each index: the operator's own names.
 const INPUTS: [&str; 6] = ["X", "W", "R", "B", "sequence_lens", "initial_h"];
+
+/// An optional input of a node.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Given<T> {
+    /// Not connected: zeros for a state, every step for a length.
+    Nothing,
+    /// The model holds it.
+    Constant(T),
+    /// It comes from elsewhere when the model runs, as these words say.
+    AtRun(String),
+}
 
 pub(super) struct GruNode {
     pub name: String,
@@ -44,15 +52,15 @@ impl GruNode {
     }
 
     /// Reads everything but the weights' numbers.
-    pub fn read(graph: &Graph, name: &str, proto: NodeProto) -> Result<Self> {
-        Self::read_parts(graph, name, proto).map_err(|error| in_node(name, error))
+    pub fn read(constants: &Constants<'_>, name: &str, proto: NodeProto) -> Result<Self> {
+        Self::read_parts(constants, name, proto).map_err(|error| in_node(name, error))
     }
 
-    fn read_parts(graph: &Graph, name: &str, proto: NodeProto) -> Result<Self> {
+    fn read_parts(constants: &Constants<'_>, name: &str, proto: NodeProto) -> Result<Self> {
         let attributes = Attributes::read(&proto)?;
         let d = attributes.direction.count();
-        let w = required(weight_shape(graph, &proto, input::W)?, "W")?;
-        let r = required(weight_shape(graph, &proto, input::R)?, "R")?;
+        let w = required(weight_shape(constants, &proto, input::W)?, "W")?;
+        let r = required(weight_shape(constants, &proto, input::R)?, "R")?;
         let (&[_, _, input_size], &[_, _, hidden]) = (&w[..], &r[..]) else {
             return Err(Error::Format(format!(
                 "W and R have shapes {w:?} and {r:?}; expected three axes each"
@@ -65,7 +73,7 @@ impl GruNode {
             let reason = format!("its hidden_size is {stated}, but R has the shape {r:?}");
             return Err(Error::Format(reason));
         }
-        let bias = weight_shape(graph, &proto, input::B)?;
+        let bias = weight_shape(constants, &proto, input::B)?;
         if let Some(b) = &bias {
             expect_shape("B [D, 6H]", b, &[d, gates.saturating_mul(2)])?;
         }
@@ -84,17 +92,17 @@ impl GruNode {
     }
 
     /// The name of an input, where it is connected.
-    pub fn input(&self, place: usize) -> Option<&str> {
-        self.proto.connected(place)
+    pub fn input(&self, index: usize) -> Option<&str> {
+        self.proto.connected(index)
     }
 
     /// The weights of each direction.
-    pub fn cells(&self, graph: &Graph, allow_non_finite: bool) -> Result<Vec<Cell>> {
-        self.read_cells(graph, allow_non_finite).map_err(|error| in_node(&self.name, error))
+    pub fn cells(&self, constants: &Constants<'_>, allow_non_finite: bool) -> Result<Vec<Cell>> {
+        self.read_cells(constants, allow_non_finite).map_err(|error| in_node(&self.name, error))
     }
 
-    fn read_cells(&self, graph: &Graph, allow_non_finite: bool) -> Result<Vec<Cell>> {
-        let array = |place: usize| weight(graph, &self.proto, place, allow_non_finite);
+    fn read_cells(&self, constants: &Constants<'_>, allow_non_finite: bool) -> Result<Vec<Cell>> {
+        let array = |index: usize| weight(constants, &self.proto, index, allow_non_finite);
         let three =
             |array: ArrayD<f32>| array.into_dimensionality::<Ix3>().expect("its shape was checked");
         let w = three(required(array(input::W)?, "W")?);
@@ -110,8 +118,12 @@ impl GruNode {
     }
 
     /// The states that the node starts from, `[D, B, H]`.
-    pub fn h0(&self, graph: &Graph, allow_non_finite: bool) -> Result<Given<Array3<f32>>> {
-        self.given(graph, input::H0, |value| {
+    pub fn h0(
+        &self,
+        constants: &Constants<'_>,
+        allow_non_finite: bool,
+    ) -> Result<Given<Array3<f32>>> {
+        self.given(constants, input::H0, |value| {
             let h0 = floats(value)?;
             if !allow_non_finite {
                 check_finite(INPUTS[input::H0], h0.iter())?;
@@ -131,8 +143,8 @@ impl GruNode {
     }
 
     /// The lengths of the rows, `[B]`.
-    pub fn lengths(&self, graph: &Graph) -> Result<Given<Vec<usize>>> {
-        self.given(graph, input::LENGTHS, |value| {
+    pub fn lengths(&self, constants: &Constants<'_>) -> Result<Given<Vec<usize>>> {
+        self.given(constants, input::LENGTHS, |value| {
             let integers = value.integers();
             let not_whole = || Error::Format("its numbers are not whole".to_owned());
             let length = |&length: &i64| {
@@ -145,22 +157,22 @@ impl GruNode {
 
     fn given<T>(
         &self,
-        graph: &Graph,
-        place: usize,
+        constants: &Constants<'_>,
+        index: usize,
         read: impl FnOnce(&Value) -> Result<T>,
     ) -> Result<Given<T>> {
-        let Some(value) = self.input(place) else { return Ok(Given::Nothing) };
+        let Some(value) = self.input(index) else { return Ok(Given::Nothing) };
         let given = || {
             // Zeros are what there is without a state, for any batch.
-            if place == input::H0 && graph.is_zeros(value)? {
+            if index == input::H0 && constants.is_zeros(value)? {
                 return Ok(Given::Nothing);
             }
-            match graph.known(value)? {
+            match constants.known(value)? {
                 Known::Constant(value) => read(&value).map(Given::Constant),
                 Known::AtRun(words) => Ok(Given::AtRun(words)),
             }
         };
-        given().map_err(|error| in_node(&self.name, in_input(place, error)))
+        given().map_err(|error| in_node(&self.name, in_input(index, error)))
     }
 }
 
@@ -311,34 +323,38 @@ fn text(bytes: &[u8]) -> Result<String> {
 }
 
 /// The shape of a weight, where the input is connected.
-fn weight_shape(graph: &Graph, node: &NodeProto, place: usize) -> Result<Option<Vec<usize>>> {
-    let Some(value) = node.connected(place) else { return Ok(None) };
-    let shape = graph.known_shape(value).map_err(|error| in_input(place, error))?;
-    shape.map(Some).map_err(|words| not_held(place, &words))
+fn weight_shape(
+    constants: &Constants<'_>,
+    node: &NodeProto,
+    index: usize,
+) -> Result<Option<Vec<usize>>> {
+    let Some(value) = node.connected(index) else { return Ok(None) };
+    let shape = constants.known_shape(value).map_err(|error| in_input(index, error))?;
+    shape.map(Some).map_err(|words| not_held(index, &words))
 }
 
 /// A weight, where the input is connected.
 fn weight(
-    graph: &Graph,
+    constants: &Constants<'_>,
     node: &NodeProto,
-    place: usize,
+    index: usize,
     allow_non_finite: bool,
 ) -> Result<Option<ArrayD<f32>>> {
-    let Some(value) = node.connected(place) else { return Ok(None) };
-    let known = graph.known(value).map_err(|error| in_input(place, error))?;
-    let Known::Constant(value) = known else { return Err(not_held(place, "not known")) };
-    let array = floats(&value).map_err(|error| in_input(place, error))?;
-    graph.storage.spend(array.len())?;
+    let Some(value) = node.connected(index) else { return Ok(None) };
+    let known = constants.known(value).map_err(|error| in_input(index, error))?;
+    let Known::Constant(value) = known else { return Err(not_held(index, "not known")) };
+    let array = floats(&value).map_err(|error| in_input(index, error))?;
+    constants.graph.storage.spend(array.len())?;
     if !allow_non_finite {
-        check_finite(INPUTS[place], array.iter())?;
+        check_finite(INPUTS[index], array.iter())?;
     }
     Ok(Some(array.clone()))
 }
 
-fn not_held(place: usize, words: &str) -> Error {
+fn not_held(index: usize, words: &str) -> Error {
     Error::Format(format!(
         "its {} depends on {words}; weights must be in the model, at most rearranged",
-        INPUTS[place]
+        INPUTS[index]
     ))
 }
 
@@ -366,6 +382,6 @@ fn in_node(name: &str, error: Error) -> Error {
     in_part(&format!("the GRU node {}", quote(name)), error)
 }
 
-fn in_input(place: usize, error: Error) -> Error {
-    in_part(&format!("its {}", INPUTS[place]), error)
+fn in_input(index: usize, error: Error) -> Error {
+    in_part(&format!("its {}", INPUTS[index]), error)
 }

@@ -8,6 +8,25 @@
 use prost::Message;
 use prost::bytes::Bytes;
 
+use crate::error::{Error, Result};
+
+/// The most bytes that a message of protocol buffers may have.
+pub const MAX_MODEL: u64 = i32::MAX as u64;
+
+/// A message that lies in another one's bytes.
+pub fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
+    let wrong = |error: prost::DecodeError| Error::Format(format!("it is no ONNX model: {error}"));
+    M::decode(bytes.clone()).map_err(wrong)
+}
+
+/// Names the part of a model in what is wrong with it.
+pub fn in_part(part: &str, error: Error) -> Error {
+    match error {
+        Error::Format(reason) => Error::Format(format!("{part}: {reason}")),
+        other => other,
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
     #[prost(int64, tag = "1")]

@@ -2,15 +2,14 @@
 //! runs: which axis each is the size of.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
-use super::graph::Graph;
+use super::constants::Constants;
+use super::operations::part;
 use super::proto::{NodeProto, data_type};
-use super::stack::constants;
 use crate::error::Result;
 use crate::spec::config::GruConfig;
 
-/// An axis of a value on the way from a Y to an X.
+/// An axis of a value on the path from a Y to an X.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Axis {
     Time,
@@ -34,19 +33,19 @@ pub(super) enum Size {
 const DEEPEST: usize = 24;
 const LONGEST: usize = 8;
 
-/// Which sizes are known on the way from one GRU.
+/// Which sizes are known on the path from one GRU.
 pub(super) struct Sizes<'a> {
-    graph: &'a Graph,
+    constants: &'a Constants<'a>,
     config: &'a GruConfig,
-    /// The axes of the values on the way.
-    places: HashMap<String, Vec<Axis>>,
+    /// The axes of the values on the path.
+    axes: HashMap<String, Vec<Axis>>,
     /// T and B, where the model tells them.
-    told: HashMap<Axis, i64>,
+    known: HashMap<Axis, i64>,
 }
 
 impl<'a> Sizes<'a> {
-    pub fn new(graph: &'a Graph, config: &'a GruConfig) -> Self {
-        Self { graph, config, places: HashMap::new(), told: HashMap::new() }
+    pub fn new(constants: &'a Constants<'a>, config: &'a GruConfig) -> Self {
+        Self { constants, config, axes: HashMap::new(), known: HashMap::new() }
     }
 
     /// D of the GRU.
@@ -54,12 +53,14 @@ impl<'a> Sizes<'a> {
         self.config.directions()
     }
 
-    /// A value on the way has these axes.
-    pub fn place(&mut self, value: &str, axes: &[Axis]) {
-        self.places.insert(value.to_owned(), axes.to_vec());
-        for (axis, size) in std::iter::zip(axes, self.graph.told_shape(value).unwrap_or_default()) {
+    /// A value on the path has these axes.
+    pub fn set_axes(&mut self, value: &str, axes: &[Axis]) {
+        self.axes.insert(value.to_owned(), axes.to_vec());
+        for (axis, size) in
+            std::iter::zip(axes, self.constants.graph.stated_shape(value).unwrap_or_default())
+        {
             if matches!(axis, Axis::Time | Axis::Batch) {
-                self.told.extend(size.map(|size| (*axis, size)));
+                self.known.extend(size.map(|size| (*axis, size)));
             }
         }
     }
@@ -69,7 +70,7 @@ impl<'a> Sizes<'a> {
         let (directions, hidden) = (self.directions() as i64, self.config.hidden_size as i64);
         match axis {
             Axis::Time | Axis::Batch => {
-                self.told.get(&axis).map_or(Size::Of(axis), |&size| Size::Number(size))
+                self.known.get(&axis).map_or(Size::Of(axis), |&size| Size::Number(size))
             }
             Axis::Direction => Size::Number(directions),
             Axis::Hidden => Size::Number(hidden),
@@ -95,9 +96,9 @@ impl<'a> Sizes<'a> {
         let expected = [first, second, Axis::Features];
         let &[_, _, _] = target else { return None };
         let is_open = |&size: &Size| size == Size::Number(-1);
-        let fits = |(place, (&size, &axis)): (usize, (&Size, &Axis))| match size {
+        let fits = |(index, (&size, &axis)): (usize, (&Size, &Axis))| match size {
             Size::Number(-1) => true,
-            Size::Number(0) => axes[place] == axis,
+            Size::Number(0) => axes[index] == axis,
             size => size == Size::Of(axis) || size == self.of(axis),
         };
         let open = target.iter().filter(|size| is_open(size)).count();
@@ -105,18 +106,18 @@ impl<'a> Sizes<'a> {
         (open <= 1 && all_fit).then(|| expected.to_vec())
     }
 
-    /// What a value of whole numbers is; `None` when that cannot be told.
+    /// What a value of whole numbers is; `None` when that cannot be known.
     pub fn evaluate(&self, value: &str) -> Result<Option<Vec<Size>>> {
         self.evaluate_at(value, 0)
     }
 
     fn evaluate_at(&self, value: &str, depth: usize) -> Result<Option<Vec<Size>>> {
-        if let Some(numbers) = constants(self.graph, value)? {
+        if let Some(numbers) = self.constants.integers(value)? {
             let sizes = numbers.iter().take(LONGEST).map(|&number| Size::Number(number)).collect();
             return Ok(Some(sizes).filter(|_| numbers.len() <= LONGEST));
         }
-        let made_by = self.graph.made_by(value)?.filter(|_| depth < DEEPEST);
-        let Some((_, node)) = made_by else { return Ok(None) };
+        let produced_by = self.constants.graph.produced_by(value)?.filter(|_| depth < DEEPEST);
+        let Some((_, node)) = produced_by else { return Ok(None) };
         if node.op() == "Shape" {
             return self.shape(&node);
         }
@@ -125,7 +126,7 @@ impl<'a> Sizes<'a> {
             return Ok(None);
         }
         for name in &node.input {
-            // Not connected, an input keeps its place.
+            // Not connected, an input keeps its index.
             if name.is_empty() {
                 inputs.push(None);
                 continue;
@@ -140,7 +141,7 @@ impl<'a> Sizes<'a> {
     }
 
     fn shape(&self, node: &NodeProto) -> Result<Option<Vec<Size>>> {
-        let axes = node.connected(0).and_then(|value| self.places.get(value));
+        let axes = node.connected(0).and_then(|value| self.axes.get(value));
         let Some(axes) = axes else { return Ok(None) };
         let sizes: Vec<_> = axes.iter().map(|&axis| self.of(axis)).collect();
         let (start, end) = (node.integer("start", 0)?, node.integer("end", i64::MAX)?);
@@ -150,8 +151,8 @@ impl<'a> Sizes<'a> {
 
 /// What an operator makes of sizes; a number alone and a list of one are the same here.
 fn computed(node: &NodeProto, inputs: &[Option<Vec<Size>>]) -> Result<Option<Vec<Size>>> {
-    let input = |place: usize| inputs.get(place).and_then(Option::as_ref);
-    let number = |place: usize| match input(place)?[..] {
+    let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
+    let number = |index: usize| match input(index)?[..] {
         [Size::Number(number)] => Some(number),
         _ => None,
     };
@@ -180,18 +181,4 @@ fn computed(node: &NodeProto, inputs: &[Option<Vec<Size>>]) -> Result<Option<Vec
 fn casts_to_integers(node: &NodeProto) -> Result<bool> {
     let to = node.integer("to", 0)?;
     Ok([data_type::INT32, data_type::INT64].map(i64::from).contains(&to))
-}
-
-/// The numbers of [`range`].
-pub(super) fn part<T: Copy>(sizes: &[T], start: i64, end: i64) -> Vec<T> {
-    sizes[range(sizes.len(), start, end)].to_vec()
-}
-
-/// From one place to before another, either counted from the end where it is negative; past either end
-/// means that end.
-pub(super) fn range(len: usize, start: i64, end: i64) -> Range<usize> {
-    let len = len as i64;
-    let place = |at: i64| (if at < 0 { at.saturating_add(len) } else { at }).clamp(0, len) as usize;
-    let (start, end) = (place(start), place(end));
-    start..end.max(start)
 }

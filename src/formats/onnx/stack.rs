@@ -3,8 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::constant::Known;
-use super::graph::{Graph, Maker};
+use super::constants::{Constants, Known};
 use super::node::{GruNode, input};
 use super::proto::NodeProto;
 use super::sizes::{Axis, Sizes};
@@ -12,10 +11,10 @@ use crate::error::Result;
 use crate::spec::config::{GruConfig, Layout};
 
 /// More nodes than exporters put between two layers.
-const LONGEST_WAY: usize = 16;
+const MAX_PATH: usize = 16;
 
 /// The GRUs, by their numbers, in stacks: each a layer of its own, or several that follow each other.
-pub(super) fn stacks(graph: &Graph, grus: &[Result<GruNode>]) -> Vec<Vec<usize>> {
+pub(super) fn stacks(constants: &Constants<'_>, grus: &[Result<GruNode>]) -> Vec<Vec<usize>> {
     // By each GRU, the one whose outputs it reads.
     let makers: HashMap<_, _> = (grus.iter().enumerate())
         .filter_map(|(number, gru)| Some((gru.as_ref().ok()?.y()?, number)))
@@ -25,10 +24,10 @@ pub(super) fn stacks(graph: &Graph, grus: &[Result<GruNode>]) -> Vec<Vec<usize>>
     for (number, gru) in grus.iter().enumerate() {
         let Ok(gru) = gru else { continue };
         // What cannot be followed is no stack; whoever asks for the node is told what is wrong with it.
-        let Ok(Some((way, y))) = way_back(graph, gru) else { continue };
+        let Ok(Some((path, y))) = path_back(constants, gru) else { continue };
         let Some(&maker) = makers.get(y.as_str()) else { continue };
         let Ok(other) = &grus[maker] else { continue };
-        if is_layer_below(graph, other, gru, &way).unwrap_or(false) {
+        if is_layer_below(constants, other, gru, &path).unwrap_or(false) {
             below[number] = Some(maker);
             readers[maker] += 1;
         }
@@ -45,31 +44,37 @@ pub(super) fn stacks(graph: &Graph, grus: &[Result<GruNode>]) -> Vec<Vec<usize>>
     let stack = |first| std::iter::successors(Some(first), |&number: &usize| next[number]);
     let mut stacks: Vec<Vec<_>> = firsts.map(|first| stack(first).collect()).collect();
     // GRUs that read each other in a circle have no first one.
-    let mut placed = vec![false; grus.len()];
-    stacks.iter().flatten().for_each(|&number| placed[number] = true);
-    stacks.extend((0..grus.len()).filter(|&number| !placed[number]).map(|number| vec![number]));
+    let mut is_in_stack = vec![false; grus.len()];
+    stacks.iter().flatten().for_each(|&number| is_in_stack[number] = true);
+    stacks
+        .extend((0..grus.len()).filter(|&number| !is_in_stack[number]).map(|number| vec![number]));
     stacks
 }
 
-/// Whether a GRU whose Y goes this way to another one's X is a layer of the same GRU.
-fn is_layer_below(graph: &Graph, below: &GruNode, gru: &GruNode, way: &[Step]) -> Result<bool> {
+/// Whether a GRU whose Y takes this path to another one's X is a layer of the same GRU.
+fn is_layer_below(
+    constants: &Constants<'_>,
+    below: &GruNode,
+    gru: &GruNode,
+    path: &[Step],
+) -> Result<bool> {
     let GruConfig { input_size, bias, .. } = gru.config;
     let width = below.config.directions() * below.config.hidden_size;
     // A bias that one of them lacks counts as zeros.
     let alike = GruConfig { input_size, bias, ..below.config.clone() } == gru.config;
     Ok(alike
         && input_size == width
-        && same_lengths(graph, below, gru)?
-        && !starts_from_a_gru(graph, gru)?
-        && arrives(graph, below, gru, way)?)
+        && same_lengths(constants, below, gru)?
+        && !starts_from_a_gru(constants, gru)?
+        && arrives(constants, below, gru, path)?)
 }
 
 /// Whether two GRUs have the same value for their lengths, or the same numbers.
-fn same_lengths(graph: &Graph, one: &GruNode, other: &GruNode) -> Result<bool> {
+fn same_lengths(constants: &Constants<'_>, one: &GruNode, other: &GruNode) -> Result<bool> {
     match (one.input(input::LENGTHS), other.input(input::LENGTHS)) {
         (None, None) => Ok(true),
         (Some(one), Some(other)) if one == other => Ok(true),
-        (Some(one), Some(other)) => match (graph.known(one)?, graph.known(other)?) {
+        (Some(one), Some(other)) => match (constants.known(one)?, constants.known(other)?) {
             (Known::Constant(one), Known::Constant(other)) => {
                 Ok(one.integers().is_some() && one.integers() == other.integers())
             }
@@ -80,11 +85,11 @@ fn same_lengths(graph: &Graph, one: &GruNode, other: &GruNode) -> Result<bool> {
 }
 
 /// Whether a GRU's first state comes of what a GRU puts out, as a decoder's from its encoder.
-fn starts_from_a_gru(graph: &Graph, gru: &GruNode) -> Result<bool> {
+fn starts_from_a_gru(constants: &Constants<'_>, gru: &GruNode) -> Result<bool> {
     let mut values: Vec<_> = gru.input(input::H0).map(str::to_owned).into_iter().collect();
     let mut seen = HashSet::new();
     while let Some(value) = values.pop() {
-        let Some((_, node)) = graph.made_by(&value)? else { continue };
+        let Some((_, node)) = constants.graph.produced_by(&value)? else { continue };
         if !seen.insert(value) {
             continue;
         }
@@ -107,34 +112,34 @@ struct Step {
 }
 
 /// The nodes between a GRU's X and the GRU that it comes from, the first one first, and that GRU's output.
-fn way_back(graph: &Graph, gru: &GruNode) -> Result<Option<(Vec<Step>, String)>> {
+fn path_back(constants: &Constants<'_>, gru: &GruNode) -> Result<Option<(Vec<Step>, String)>> {
     let Some(x) = gru.input(input::X) else { return Ok(None) };
-    let (mut value, mut way) = (x.to_owned(), Vec::new());
-    while let Some((output, node)) = graph.made_by(&value)? {
+    let (mut value, mut path) = (x.to_owned(), Vec::new());
+    while let Some((output, node)) = constants.graph.produced_by(&value)? {
         if GruNode::is_gru(&node) {
-            way.reverse();
-            return Ok(Some((way, value)));
+            path.reverse();
+            return Ok(Some((path, value)));
         }
         let Some(from) = node.connected(0).filter(|_| output == 0) else { break };
-        if way.len() == LONGEST_WAY {
+        if path.len() == MAX_PATH {
             break;
         }
         from.clone_into(&mut value);
-        way.push(Step { from: value.clone(), node });
+        path.push(Step { from: value.clone(), node });
     }
     Ok(None)
 }
 
-/// Whether a Y that goes this way is an X: every number at its time, row and feature.
-fn arrives(graph: &Graph, from: &GruNode, to: &GruNode, way: &[Step]) -> Result<bool> {
+/// Whether a Y that takes this path is an X: every number at its time, row and feature.
+fn arrives(constants: &Constants<'_>, from: &GruNode, to: &GruNode, path: &[Step]) -> Result<bool> {
     let mut axes = match from.layout {
         Layout::TimeMajor => vec![Axis::Time, Axis::Direction, Axis::Batch, Axis::Hidden],
         Layout::BatchFirst => vec![Axis::Batch, Axis::Time, Axis::Direction, Axis::Hidden],
     };
-    let mut sizes = Sizes::new(graph, &from.config);
-    for Step { node, from } in way {
-        sizes.place(from, &axes);
-        match rearranged(graph, node, &axes, &sizes)? {
+    let mut sizes = Sizes::new(constants, &from.config);
+    for Step { node, from } in path {
+        sizes.set_axes(from, &axes);
+        match rearranged(constants, node, &axes, &sizes)? {
             Some(after) => axes = after,
             None => return Ok(false),
         }
@@ -146,18 +151,18 @@ fn arrives(graph: &Graph, from: &GruNode, to: &GruNode, way: &[Step]) -> Result<
 
 /// The axes after a node, or `None` when it does more than rearrange them.
 fn rearranged(
-    graph: &Graph,
+    constants: &Constants<'_>,
     node: &NodeProto,
     axes: &[Axis],
     sizes: &Sizes<'_>,
 ) -> Result<Option<Vec<Axis>>> {
     Ok(match node.op() {
         "Identity" => Some(axes.to_vec()),
-        "Dropout" if !drops(graph, node)? => Some(axes.to_vec()),
+        "Dropout" if !drops(constants, node)? => Some(axes.to_vec()),
         "Transpose" => transposed(axes, &node.integers("perm")?.unwrap_or_default()),
         "Squeeze" => {
             let gone = match node.connected(1) {
-                Some(operand) => constants(graph, operand)?,
+                Some(operand) => constants.integers(operand)?,
                 None => node.integers("axes")?,
             };
             gone.and_then(|gone| squeezed(axes, &gone, sizes.directions()))
@@ -174,23 +179,12 @@ fn rearranged(
 }
 
 /// In use a dropout passes everything on; while training only where it is told so.
-fn drops(graph: &Graph, node: &NodeProto) -> Result<bool> {
+fn drops(constants: &Constants<'_>, node: &NodeProto) -> Result<bool> {
     let Some(training) = node.connected(2) else { return Ok(false) };
-    match graph.known(training)? {
+    match constants.known(training)? {
         Known::Constant(value) => Ok(!value.is_zeros()),
         Known::AtRun(_) => Ok(true),
     }
-}
-
-/// Whole numbers that are known.
-pub(super) fn constants(graph: &Graph, value: &str) -> Result<Option<Vec<i64>>> {
-    if matches!(graph.maker(value)?, Maker::Input) {
-        return Ok(None);
-    }
-    Ok(match graph.known(value)? {
-        Known::Constant(value) => value.integers().map(|all| all.iter().copied().collect()),
-        Known::AtRun(_) => None,
-    })
 }
 
 fn transposed(axes: &[Axis], order: &[i64]) -> Option<Vec<Axis>> {

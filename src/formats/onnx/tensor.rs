@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use ndarray::{ArrayD, IxDyn};
 use prost::bytes::Bytes;
 
-use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto, data_type};
+use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto, data_type, decode};
 use crate::error::{Error, Result, quote};
 use crate::formats::files;
 use crate::formats::numbers::{pieces, widen_bf16, widen_f16};
@@ -245,7 +245,7 @@ fn raw(
 fn external(tensor: &TensorProto, expected: usize, storage: &Storage) -> Result<Vec<u8>> {
     let (mut location, mut offset, mut length) = (None, 0, None);
     for entry in &tensor.external_data {
-        let entry = super::decode::<StringStringEntryProto>(entry)?;
+        let entry = decode::<StringStringEntryProto>(entry)?;
         let number = || {
             let shown = quote(&entry.value);
             let wrong = |_| Error::Format(format!("external data has the {} {shown}", entry.key));

@@ -8,13 +8,14 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use super::proto::{
-    AttributeProto, Dimension as Size, DimensionProto, GraphProto, ModelProto, NodeProto,
-    OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
-    TypeProto, ValueInfoProto, attribute_type, data_type,
+    AttributeProto, Dimension as Size, DimensionProto, GraphProto, MAX_MODEL, ModelProto,
+    NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
+    TensorTypeProto, TypeProto, ValueInfoProto, attribute_type, data_type,
 };
 use crate::error::{Error, Result};
+use crate::formats::cell::Cell;
+use crate::formats::files;
 use crate::formats::metadata::{CONFIG_KEY, write_config};
-use crate::formats::{Cell, files};
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::params::Params;
 
@@ -67,11 +68,17 @@ pub fn save(path: impl AsRef<Path>, params: &Params, inputs: &Inputs) -> Result<
     files::write_whole(path, |to| to.write_all(&model))
 }
 
-/// As [`save`], to bytes.
+/// As [`save`], to a stream.
 ///
 /// # Errors
 /// As [`save`].
-pub fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
+pub fn write(to: impl Write, params: &Params, inputs: &Inputs) -> Result<()> {
+    let model = encode(params, inputs)?;
+    files::write_stream(to, |to| to.write_all(&model))
+}
+
+/// The bytes of a model.
+fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
     let config = params.layout().config();
     let expressed = expressed(config)?;
     let mut cells = params.to_cells();
@@ -94,10 +101,10 @@ pub fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
         metadata_props: vec![bytes(&entry)],
     };
     match model.encoded_len() as u64 {
-        len if len <= super::MAX_MODEL => Ok(model.encode_to_vec()),
+        len if len <= MAX_MODEL => Ok(model.encode_to_vec()),
         len => Err(Error::Format(format!(
             "the model would have {len} bytes; ONNX's files end at {}",
-            super::MAX_MODEL
+            MAX_MODEL
         ))),
     }
 }

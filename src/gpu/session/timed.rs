@@ -1,9 +1,10 @@
 //! A schedule run to be timed: as a whole, or a dispatch at a time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Call, Pass, Prologue, Session, encode_calls};
+use super::{Pass, PreparedDispatch, Prologue, Session, encode_dispatches};
 use crate::error::Result;
+use crate::gpu::clock::Instant;
 use crate::gpu::context::Gpu;
 use crate::gpu::transfer::Wait;
 
@@ -150,24 +151,24 @@ impl Session {
     ) -> Result<Vec<Duration>> {
         let most = self.plan.submit_flops();
         let mut times = Vec::new();
-        let mut calls = self.calls(pass, 0).peekable();
-        while calls.peek().is_some() {
-            let (mut flops, mut batch): (u64, Vec<(&Call, usize)>) = Default::default();
-            while let Some((call, block)) =
-                calls.next_if(|_| flops < most && batch.len() < TIMED_DISPATCHES)
+        let mut dispatches = self.dispatches(pass, 0).peekable();
+        while dispatches.peek().is_some() {
+            let (mut flops, mut batch): (u64, Vec<(&PreparedDispatch, usize)>) = Default::default();
+            while let Some((dispatch, block)) =
+                dispatches.next_if(|_| flops < most && batch.len() < TIMED_DISPATCHES)
             {
-                flops += call.flops;
-                batch.push((call, block));
+                flops += dispatch.flops;
+                batch.push((dispatch, block));
             }
             let queue = || {
                 let mut encoder = self.gpu.encoder(pass.name());
-                for (&call, query) in batch.iter().zip((0..).step_by(2)) {
+                for (&dispatch, query) in batch.iter().zip((0..).step_by(2)) {
                     let writes = wgpu::ComputePassTimestampWrites {
                         query_set: &clock.queries,
                         beginning_of_pass_write_index: Some(query),
                         end_of_pass_write_index: Some(query + 1),
                     };
-                    encode_calls(&mut encoder, pass, std::iter::once(call), Some(writes));
+                    encode_dispatches(&mut encoder, pass, std::iter::once(dispatch), Some(writes));
                 }
                 self.gpu.submit(encoder.finish());
                 Ok(())
@@ -185,7 +186,7 @@ impl Session {
             self.gpu.sync(wait).await?;
             let start = Instant::now();
             let queue = || {
-                self.queue_calls(pass, &[], stage.calls(), None);
+                self.queue_dispatches(pass, &[], stage.dispatches(), None);
                 Ok(())
             };
             self.gpu.guard(queue).await?;

@@ -1,38 +1,44 @@
 //! Training on an adapter.
 
-use std::borrow::Cow;
+use std::ops::Range;
 
-use super::{LearnerConfig, Part, RawMetrics};
+use super::LearnerConfig;
+use super::backend::{Backend, PreparedBatch, RawMetrics};
 use crate::error::Result;
 use crate::gpu::pool::GradientAccumulator;
-use crate::gpu::session::{Bound, Pass, Session};
+use crate::gpu::session::{BufferBinding, Pass, Session};
 use crate::gpu::transfer::Wait;
-use crate::model::executor::Input;
-use crate::model::network::Network;
+use crate::model::executor::{ChunkedRun, Data, Executor, Hooks, Position, RunInput, Upload};
+use crate::model::network::{Network, target_uploads};
 use crate::plan::{BufferId, Mode, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
-use crate::spec::head::Readout;
-use crate::spec::loss::{PreparedTargets, TargetData};
+use crate::spec::config::Shape;
+use crate::spec::head::Head;
+use crate::spec::loss::PreparedTargets;
 use crate::spec::optimizer::{Clip, Constants, OptimizerState};
+use crate::spec::params::Params;
 
 /// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
-const UNDER_WAY: usize = 128 << 20;
+const MAX_IN_FLIGHT: usize = 128 << 20;
 
-/// What a learner on an adapter holds besides its network, whose parameters it moves where they are.
+/// What a learner on an adapter holds besides its network, whose parameters it updates where they are.
 #[derive(Debug)]
-pub(super) struct OnAdapter {
+pub(super) struct AdapterBackend {
     /// The sum of the gradients and losses of an update's batches, which every run adds to.
-    gathered: GradientAccumulator,
+    accumulator: GradientAccumulator,
     update: Session,
     buffers: UpdateBuffers,
-    /// Updates whose reports are still on the device.
+    /// Updates whose metrics are still on the device.
     pending: usize,
     /// Updates queued since this was made.
     queued: usize,
-    /// Bytes of batches queued since the last wait.
-    under_way: usize,
+    in_flight: InFlight,
 }
 
-impl OnAdapter {
+/// Bytes of batches queued since the last wait.
+#[derive(Debug, Default)]
+struct InFlight(usize);
+
+impl AdapterBackend {
     pub async fn new(
         network: &Network,
         config: &LearnerConfig,
@@ -40,13 +46,13 @@ impl OnAdapter {
     ) -> Result<Self> {
         let len = network.params().layout().flat_len();
         let pool = network.gru().session_pool()?;
-        let gathered = GradientAccumulator::new(pool.gpu(), len).await?;
+        let accumulator = GradientAccumulator::new(pool.gpu(), len).await?;
         let caps = pool.gpu().caps();
         let adam = config.optimizer.is_adam();
         let (plan, buffers) = Plan::of_update(len, adam, config.clip, &caps)?;
         let bound = [
-            (buffers.gradient, Bound::from(&gathered.gradient)),
-            (buffers.loss, Bound::from(&gathered.loss)),
+            (buffers.gradient, BufferBinding::from(&accumulator.gradient)),
+            (buffers.loss, BufferBinding::from(&accumulator.loss)),
         ];
         network.gru().acquire_params().await?;
         let mut update = pool.make_with(plan, buffers.params, &bound).await?;
@@ -56,44 +62,52 @@ impl OnAdapter {
             update.write(buffer, 0, len, Some(data)).await?;
         }
         update.write(buffers.reports, 0, REPORT * (1 + SLOTS), None).await?;
-        Ok(Self { gathered, update, buffers, pending: 0, queued: 0, under_way: 0 })
+        let (pending, queued, in_flight) = Default::default();
+        Ok(Self { accumulator, update, buffers, pending, queued, in_flight })
     }
 
-    /// Queues a batch, whose loss and gradient are added to those of the update: those of each piece, where it
-    /// is made of several.
-    pub async fn gather(&mut self, part: Part<'_>, wait: Wait) -> Result<()> {
-        let Part { network, loss, shape, batch, wanted, is_first } = part;
+    /// Waits for all that was queued and reads whole buffers.
+    async fn download(&mut self, buffers: &[BufferId], wait: Wait) -> Result<Vec<Vec<f32>>> {
+        let specs = self.update.plan().buffers();
+        let whole: Vec<_> = buffers.iter().map(|&id| (id, 0..specs[id.index()].len)).collect();
+        self.update.read(&whole, wait).await
+    }
+}
+
+impl Backend for AdapterBackend {
+    /// Queues a batch, whose loss and gradient are added to those of the update: those of each chunk, where
+    /// it is made of several.
+    async fn accumulate(
+        &mut self,
+        network: &Network,
+        batch: PreparedBatch<'_>,
+        wait: Wait,
+    ) -> Result<()> {
+        let PreparedBatch { loss, shape, batch, targets, is_first } = batch;
         let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
-        let chunks = network.gru().chunks_of(shape, mode, purpose)?;
-        let input = Input::new(shape, mode, &chunks, None, batch, wait).await?;
-        for (at, chunk) in chunks.iter().enumerate() {
-            let wanted = match chunks.len() {
-                1 => Cow::Borrowed(wanted),
-                _ => Cow::Owned(wanted.of_rows(&network.head().rows_of(chunk, shape))),
-            };
-            let part = chunk.shape(shape);
-            self.make_room(4 * (part.x().iter().product::<usize>() + wanted.len()), wait).await?;
-            let mut session =
-                network.gru().session(part, mode, purpose, Some(&self.gathered)).await?;
-            input.upload(&mut session, chunk, None).await?;
-            let is_first = is_first && at == 0;
-            run_chunk(network, &mut session, &wanted, is_first).await?;
-        }
-        Ok(())
+        let executor = Executor::new(network.gru(), shape, mode, purpose, wait)?;
+        let mut executor = executor.with_accumulator(&self.accumulator);
+        let input = RunInput::new(&executor, None, batch).await?;
+        let mut run = LossRun { input, head: network.head(), shape, targets, is_first };
+        executor.run_with(&mut run, &mut self.in_flight).await
     }
 
-    /// Waits, where more would be under way than may be, for what is.
-    async fn make_room(&mut self, bytes: usize, wait: Wait) -> Result<()> {
-        if self.under_way > 0 && self.under_way + bytes > UNDER_WAY {
-            self.update.gpu().sync(wait).await?;
-            self.under_way = 0;
-        }
-        self.under_way += bytes;
-        Ok(())
+    async fn gradient(&mut self, wait: Wait) -> Result<(Vec<f32>, f32)> {
+        let read = self.download(&[self.buffers.gradient, self.buffers.loss], wait).await?;
+        let [gradient, loss] = read.try_into().expect("two buffers asked for");
+        Ok((gradient, loss[0]))
     }
 
-    /// Queues an update. Returns whether its report must be read before the next one.
-    pub async fn update(&mut self, clip: Clip, constants: &Constants) -> Result<bool> {
+    async fn loss(&mut self, wait: Wait) -> Result<f32> {
+        Ok(self.download(&[self.buffers.loss], wait).await?[0][0])
+    }
+
+    async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()> {
+        self.update.write(self.buffers.gradient, 0, flat.len(), Some(flat)).await?;
+        self.update.write(self.buffers.loss, 0, 1, Some(&[loss])).await
+    }
+
+    async fn apply(&mut self, _: &mut Network, clip: Clip, constants: &Constants) -> Result<bool> {
         let numbers = numbers(self.queued % SLOTS, clip, constants);
         self.update.write(self.buffers.update, 0, numbers.len(), Some(&numbers)).await?;
         self.update.run(Pass::Forward).await?;
@@ -102,76 +116,88 @@ impl OnAdapter {
         Ok(self.pending == SLOTS)
     }
 
-    /// Waits for all that was queued; the reports of the updates since the last time.
-    pub async fn take_metrics(&mut self, wait: Wait) -> Result<Vec<RawMetrics>> {
+    async fn take_metrics(&mut self, wait: Wait) -> Result<Vec<RawMetrics>> {
         if self.pending == 0 {
             return Ok(Vec::new());
         }
-        let all = 0..REPORT * (1 + SLOTS);
-        let words = self.update.read(&[(self.buffers.reports, all)], wait).await?.swap_remove(0);
-        let report = |queued: usize| {
+        let words = self.download(&[self.buffers.reports], wait).await?.swap_remove(0);
+        let metrics = |queued: usize| {
             let at = REPORT * (1 + queued % SLOTS);
-            let [loss, norm, largest, place, stopped] = [0, 1, 2, 3, 4].map(|i| words[at + i]);
-            let (place, moved) = (place.to_bits() as usize, stopped.to_bits() == 0);
-            RawMetrics { loss, norm, largest, place, moved }
+            let [loss, norm, largest, index, stopped] = [0, 1, 2, 3, 4].map(|i| words[at + i]);
+            let (index, moved) = (index.to_bits() as usize, stopped.to_bits() == 0);
+            RawMetrics { loss, norm, largest, index, moved }
         };
-        let reports: Vec<_> = (self.queued - self.pending..self.queued).map(report).collect();
-        (self.pending, self.under_way) = (0, 0);
-        if reports.iter().any(|report| !report.moved) {
+        let metrics: Vec<_> = (self.queued - self.pending..self.queued).map(metrics).collect();
+        self.pending = 0;
+        self.in_flight = InFlight::default();
+        if metrics.iter().any(|metrics| !metrics.moved) {
             // The next update may move the parameters again.
             self.update.write(self.buffers.reports, 0, 1, None).await?;
         }
-        Ok(reports)
+        Ok(metrics)
     }
 
-    /// Waits for all that was queued; the parameters and the moments.
-    pub async fn download_state(&mut self, wait: Wait) -> Result<[Vec<f32>; 3]> {
+    async fn params(&mut self, network: &Network, wait: Wait) -> Result<Params> {
+        let flat = self.download(&[self.buffers.params], wait).await?.swap_remove(0);
+        Ok(Params::from_flat(network.params().layout().clone(), flat))
+    }
+
+    async fn state(&mut self, network: &Network, wait: Wait) -> Result<(Params, [Vec<f32>; 2])> {
         let UpdateBuffers { params, first_moment, second_moment, .. } = self.buffers;
         let read = self.download(&[params, first_moment, second_moment], wait).await?;
-        Ok(read.try_into().expect("three buffers asked for"))
-    }
-
-    /// Waits for all that was queued; the parameters.
-    pub async fn download_params(&mut self, wait: Wait) -> Result<Vec<f32>> {
-        Ok(self.download(&[self.buffers.params], wait).await?.swap_remove(0))
-    }
-
-    async fn download(&mut self, buffers: &[BufferId], wait: Wait) -> Result<Vec<Vec<f32>>> {
-        let specs = self.update.plan().buffers();
-        let whole: Vec<_> = buffers.iter().map(|&id| (id, 0..specs[id.index()].len)).collect();
-        self.update.read(&whole, wait).await
+        let [flat, first, second] = read.try_into().expect("three buffers asked for");
+        Ok((Params::from_flat(network.params().layout().clone(), flat), [first, second]))
     }
 }
 
-/// Queues a run whose input is there, and adds its loss and gradient to those of the update.
-async fn run_chunk(
-    network: &Network,
-    session: &mut Session,
-    wanted: &PreparedTargets,
+/// From x and targets to the loss and the gradient of the parameters, which stay on the device.
+struct LossRun<'a> {
+    input: RunInput<'a>,
+    head: Head,
+    shape: Shape,
+    targets: &'a PreparedTargets,
+    /// Of its update: what is there is not added to.
     is_first: bool,
-) -> Result<()> {
-    let run = session.plan().run_buffers().clone();
-    let config = run.training.expect("a training plan");
-    let buffers = session.plan().head_buffers().loss.expect("a plan of a loss");
-    let targets: &[f32] = match &wanted.targets {
-        TargetData::Values(values) => values,
-        TargetData::Classes(classes) => bytemuck::cast_slice(classes),
-    };
-    session.write(buffers.targets, 0, targets.len(), Some(targets)).await?;
-    let weights = &wanted.weights;
-    session.write(buffers.weights, 0, weights.len(), Some(weights)).await?;
-    session.run(Pass::Forward).await?;
-    // What the head does not write of the gradients that flow into the GRU: one over every step, all of dy.
-    if network.head().readout == Readout::LastState {
-        let dy = session.plan().buffers()[config.dy.index()].len;
-        session.write(config.dy, 0, dy, None).await?;
+}
+
+impl ChunkedRun for LossRun<'_> {
+    fn passes(&self) -> &'static [Pass] {
+        &[Pass::Forward, Pass::Backward]
     }
-    let dstates = session.plan().buffers()[config.dstates.index()].len;
-    session.write(config.dstates, 0, dstates, None).await?;
-    if is_first {
-        let len = network.params().layout().flat_len();
-        session.write(config.dparams, 0, len, None).await?;
-        session.write(buffers.sum, 0, 1, None).await?;
+
+    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        let training = plan.run_buffers().training.as_ref().expect("a training plan");
+        let zeros = |buffer: BufferId| {
+            let range = 0..plan.buffers()[buffer.index()].len;
+            Upload { buffer, range, data: Data::Zeros }
+        };
+        let mut uploads = self.input.uploads(at, plan, None)?;
+        uploads.extend(target_uploads(self.targets, &self.head, self.shape, at, plan));
+        uploads.push(zeros(training.dstates));
+        if self.is_first && at.previous.is_none() {
+            uploads.extend([training.dparams, plan.loss_buffers().sum].map(zeros));
+        }
+        Ok(uploads)
     }
-    session.run(Pass::Backward).await
+
+    fn reads(&self, _: &Position<'_>, _: &Plan) -> Vec<(BufferId, Range<usize>)> {
+        Vec::new()
+    }
+
+    fn collect(&mut self, _: &Position<'_>, _: Vec<Vec<f32>>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Hooks for InFlight {
+    /// Waits, where more would be in flight than may be, for what is.
+    async fn before_upload(&mut self, session: &Session, bytes: usize, wait: Wait) -> Result<()> {
+        let Self(in_flight) = self;
+        if *in_flight > 0 && *in_flight + bytes > MAX_IN_FLIGHT {
+            session.gpu().sync(wait).await?;
+            *in_flight = 0;
+        }
+        *in_flight += bytes;
+        Ok(())
+    }
 }

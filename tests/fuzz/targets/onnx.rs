@@ -4,6 +4,7 @@
 #[path = "../../common/proto.rs"]
 mod proto;
 
+use std::io::Cursor;
 use arbitrary::Arbitrary;
 use gru_wgpu::formats::onnx;
 use libfuzzer_sys::fuzz_target;
@@ -285,14 +286,15 @@ fuzz_target!(|input: Input<'_>| {
         std::fs::write(path, &file).unwrap();
     }
     for node in [None, Some("Y0"), Some("Y0..Y1")] {
-        let options = onnx::LoadOptions::new().with_node(node);
-        if let Ok(read) = onnx::read(&file, &options) {
+        let options = onnx::OnnxOptions::new().with_node(node);
+        if let Ok(read) = onnx::read(Cursor::new(&file), &options) {
             assert!(read.params.as_slice().iter().all(|number| number.is_finite()));
             let config = read.params.layout().config();
             assert_eq!(read.nodes.len(), config.layers);
             // What was read can be written, but for what ONNX has no words for, and read again.
-            if let Ok(written) = onnx::encode(&read.params, &onnx::Inputs::new()) {
-                let again = onnx::read(&written, &onnx::LoadOptions::new()).unwrap();
+            let mut written = Vec::new();
+            if onnx::write(&mut written, &read.params, &onnx::Inputs::new()).is_ok() {
+                let again = onnx::read(Cursor::new(&written), &onnx::OnnxOptions::new()).unwrap();
                 assert_eq!(again.params, read.params);
             }
         }

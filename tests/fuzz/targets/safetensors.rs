@@ -237,7 +237,7 @@ fuzz_target!(|input: Input<'_>| {
         std::fs::write(path, &bytes).unwrap();
     }
     for prefix in [None, Some("a")] {
-        let options = safetensors::LoadOptions::new().with_prefix(prefix);
+        let options = safetensors::SafetensorsOptions::new().with_prefix(prefix);
         if let Ok(params) = safetensors::read(Cursor::new(&bytes), &options) {
             assert!(params.layout().parameter_count() <= bytes.len());
             assert!(params.as_slice().iter().all(|number| number.is_finite()));

@@ -16,17 +16,17 @@ use crate::ui::numbers::format_si;
 pub fn check(workload: &Workload, device: &Device) -> Result<()> {
     let needed = match device.adapter() {
         None => on_cpu(workload),
-        Some(adapter) => on_adapter(workload, &workload.plan_on(&adapter)?, adapter.software),
+        Some(adapter) => on_adapter(workload, &workload.plan_on(&adapter)?, adapter.is_software()),
     };
     match available() {
         Some(available) if needed > available => {
             let [needed, available] = [needed, available].map(|bytes| format_si(bytes, "B"));
             let (mode, shape) = (workload.mode_name(), workload.shape);
-            let message = format!(
+            let reason = format!(
                 "{mode} of {shape} takes at least {needed} of the host's memory, of which {available} can \
                  be had"
             );
-            Err(Error::OutOfMemory(message).into())
+            Err(Error::OutOfMemory { reason, source: None }.into())
         }
         _ => Ok(()),
     }

@@ -16,7 +16,7 @@ use crate::ui::output::TextTable;
 pub fn device_word(device: &Device) -> &'static str {
     match device.adapter() {
         None => "cpu",
-        Some(adapter) if adapter.software => "software",
+        Some(adapter) if adapter.is_software() => "software",
         Some(_) => "gpu",
     }
 }
@@ -164,8 +164,8 @@ fn row_json(workload: &Workload, row: &Measurement) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "device": device_word(&row.device),
         "adapter": adapter.map(|adapter| &adapter.name),
-        "adapter_kind": adapter.map(|adapter| adapter.kind),
-        "backend": adapter.map(|adapter| &adapter.backend),
+        "adapter_kind": adapter.map(|adapter| adapter.kind.to_string()),
+        "backend": adapter.map(|adapter| adapter.backend.to_string()),
         "driver": adapter.map(|adapter| &adapter.driver),
         "mode": if workload.mode == Mode::Training { "train" } else { "forward" },
         "reset": if config.reset == Reset::After { "after" } else { "before" },

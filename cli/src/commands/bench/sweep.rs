@@ -16,7 +16,7 @@ use super::workload::Workload;
 use super::{measure_all, report};
 use crate::ui::arguments::at_least_one;
 use crate::ui::files::write_file;
-use crate::ui::output::{TextTable, log, quote_path};
+use crate::ui::output::{TextTable, causes, log, quote_path};
 
 /// The most sizes of a sweep.
 const MAX_SIZES: usize = 100;
@@ -156,7 +156,7 @@ impl Sweep {
                     points.push(point);
                 }
                 Err(error) => {
-                    let error = format!("{error:#}");
+                    let error = causes(&error);
                     log(format_args!("{:?} {size} failed: {error}", self.axis));
                     failures.push(Failure { size, error });
                 }

@@ -39,7 +39,7 @@ impl Workload {
 
     /// The schedule on this adapter, if its limits allow it.
     pub fn plan_on(&self, adapter: &AdapterInfo) -> Result<Plan> {
-        let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.software))?;
+        let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.is_software()))?;
         plan.check(&adapter.limits)?;
         Ok(plan)
     }

@@ -8,7 +8,7 @@ use gru_wgpu::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::{check_fingerprint, whole};
+use crate::data::fingerprint::{check_fingerprint, whole};
 use crate::data::series::{Series, SeriesSource};
 use crate::data::windows::WindowSizes;
 use crate::rundir::overrides::{self, ResumableSettings, SettingsChange, TrainingSettings};

@@ -14,7 +14,8 @@ use anyhow::{Result, bail};
 use gru_wgpu::DeviceKind;
 
 use super::training::{self, RunTarget};
-use crate::data::csv_table::{CsvOptions, fingerprint, whole};
+use crate::data::csv_table::CsvOptions;
+use crate::data::fingerprint::{fingerprint, whole};
 use crate::data::series::{Series, SeriesSource};
 use crate::data::windows::{WindowSizes, WindowSplit, Windows};
 use crate::rundir::checkpoints::{CheckpointInterval, interval};

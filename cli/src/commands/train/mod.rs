@@ -14,8 +14,9 @@ use anyhow::{Context, Result, bail};
 use gru_wgpu::DeviceKind;
 
 use super::training::{self, RunTarget};
-use crate::data::csv_table::{CsvOptions, fingerprint, whole};
+use crate::data::csv_table::CsvOptions;
 use crate::data::features::{LabelColumns, Task};
+use crate::data::fingerprint::{fingerprint, whole};
 use crate::data::sequences::{SequenceSource, SequenceSplit};
 use crate::data::table::SequenceTable;
 use crate::rundir::checkpoints::{CheckpointInterval, interval};

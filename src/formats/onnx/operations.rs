@@ -1,194 +1,21 @@
-//! Values that can be known without running a model: what it holds, and what exporters make of that by
-//! cutting, joining and rearranging.
-//!
-//! PyTorch's exporter, for one, leaves weights as they were, and lets nodes put the gates in ONNX's order.
+//! The operators by which exporters cut, join and rearrange weights, on arrays.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use ndarray::{ArrayD, Axis, IxDyn, Slice, concatenate};
 
-use super::graph::{Graph, Maker};
-use super::in_part;
-use super::proto::{NodeProto, TensorHead, TensorProto, data_type};
-use super::sizes;
-use super::tensor::{self, MAX_AXES, Value};
-use crate::error::{Error, Result, quote};
-
-/// Deeper than any exporter nests, and far from what a stack holds.
-const DEEPEST: usize = 64;
-
-/// What is known of a value.
-#[derive(Clone)]
-pub(super) enum Known {
-    Constant(Rc<Value>),
-    /// It depends on this, in words, which is known when the model runs.
-    AtRun(String),
-}
-
-impl Graph {
-    /// What is known of a value.
-    pub fn known(&self, value: &str) -> Result<Known> {
-        self.known_at(value, 0)
-    }
-
-    fn known_at(&self, value: &str, depth: usize) -> Result<Known> {
-        let made_of_itself = || Error::Format(format!("{} is made of itself", quote(value)));
-        match self.known.borrow().get(value) {
-            Some(Some(known)) => return Ok(known.clone()),
-            Some(None) => return Err(made_of_itself()),
-            None if depth == DEEPEST => {
-                return Err(Error::Format(format!("{} is made of too much", quote(value))));
-            }
-            None => {}
-        }
-        self.known.borrow_mut().insert(value.to_owned(), None);
-        let known = self.make(value, depth);
-        match &known {
-            Ok(known) => self.known.borrow_mut().insert(value.to_owned(), Some(known.clone())),
-            // What else asks for it is told the same.
-            Err(_) => self.known.borrow_mut().remove(value),
-        };
-        known
-    }
-
-    fn make(&self, value: &str, depth: usize) -> Result<Known> {
-        match self.maker(value)? {
-            Maker::Input => Ok(Known::AtRun(format!("the input {}", quote(value)))),
-            Maker::Initializer(tensor) => self.tensor(&self.look(&tensor)?),
-            Maker::Node { index, output } => {
-                let node = self.node(index)?;
-                match node.op() {
-                    "Constant" => return self.constant(&node),
-                    "Shape" => return self.shape(&node),
-                    _ => {}
-                }
-                let Some(operation) = Operation::of(&node) else {
-                    let (value, op) = (quote(value), quote(&node.op_type));
-                    return Ok(Known::AtRun(format!("{value}, which a node {op} makes")));
-                };
-                let mut inputs = Vec::new();
-                for name in &node.input {
-                    inputs.push(match name.as_str() {
-                        "" => None,
-                        name => match self.known_at(name, depth + 1)? {
-                            Known::Constant(value) => Some(value),
-                            at_run => return Ok(at_run),
-                        },
-                    });
-                }
-                let made = operation.run(&node, &inputs, output);
-                let made = made.map_err(|error| in_part(&quote(value), error))?;
-                self.storage.spend(made.floats_worth())?;
-                Ok(Known::Constant(Rc::new(made)))
-            }
-        }
-    }
-
-    fn tensor(&self, tensor: &TensorProto) -> Result<Known> {
-        tensor::value(tensor, &self.storage).map(|value| Known::Constant(Rc::new(value)))
-    }
-
-    /// A part of the shape of a value, where the model tells all of it.
-    fn shape(&self, node: &NodeProto) -> Result<Known> {
-        let of = node.connected(0).unwrap_or_default();
-        let sizes = self.told_shape(of).unwrap_or_default();
-        let (start, end) = (node.integer("start", 0)?, node.integer("end", i64::MAX)?);
-        let part: Option<Vec<_>> = sizes::part(&sizes, start, end).into_iter().collect();
-        Ok(match part.filter(|part| !part.is_empty()) {
-            Some(part) => Known::Constant(Rc::new(Value::Integers(shaped(part, false)))),
-            None => Known::AtRun(format!("the shape of {}", quote(of))),
-        })
-    }
-
-    fn constant(&self, node: &NodeProto) -> Result<Known> {
-        let known = |value| Ok(Known::Constant(Rc::new(value)));
-        if let Some(attribute) = node.attribute("value")? {
-            let empty = || Error::Format("a constant holds no tensor".to_owned());
-            return self.tensor(&self.look(&attribute.t.ok_or_else(empty)?)?);
-        }
-        for (name, scalar) in [("value_int", true), ("value_ints", false)] {
-            if let Some(attribute) = node.attribute(name)? {
-                let ints = if scalar { vec![attribute.i] } else { attribute.ints };
-                return known(Value::Integers(shaped(ints, scalar)));
-            }
-        }
-        for (name, scalar) in [("value_float", true), ("value_floats", false)] {
-            if let Some(attribute) = node.attribute(name)? {
-                let floats = if scalar { vec![attribute.f] } else { attribute.floats };
-                return known(Value::Floats(shaped(floats, scalar)));
-            }
-        }
-        let output = node.output.first().map_or("", String::as_str);
-        Err(Error::Format(format!("the constant {} holds no numbers", quote(output))))
-    }
-
-    /// The shape of a value that must be known, without reading the numbers of one that is simply held.
-    pub fn known_shape(&self, value: &str) -> Result<std::result::Result<Vec<usize>, String>> {
-        if let Maker::Initializer(tensor) = self.maker(value)? {
-            let head: TensorHead = self.look(&tensor)?;
-            return Ok(Ok(tensor::shape(&head.dims)?.0));
-        }
-        Ok(match self.known(value)? {
-            Known::Constant(value) => Ok(value.shape().to_vec()),
-            Known::AtRun(words) => Err(words),
-        })
-    }
-
-    /// Whether a value is zeros, of whatever shape: exporters expand them to the batch at hand.
-    pub fn is_zeros(&self, value: &str) -> Result<bool> {
-        self.is_zeros_at(value, 0)
-    }
-
-    fn is_zeros_at(&self, value: &str, depth: usize) -> Result<bool> {
-        if depth == DEEPEST {
-            return Ok(false);
-        }
-        if let Some((_, node)) = self.made_by(value)? {
-            let first = node.connected(0).unwrap_or_default();
-            match node.op() {
-                "Expand" | "Tile" | "Gather" | "Slice" | "Reshape" | "Unsqueeze" | "Squeeze"
-                | "Transpose" | "Identity" | "Cast" | "Split" => {
-                    return self.is_zeros_at(first, depth + 1);
-                }
-                "Concat" => {
-                    for name in &node.input {
-                        if !self.is_zeros_at(name, depth + 1)? {
-                            return Ok(false);
-                        }
-                    }
-                    return Ok(true);
-                }
-                "ConstantOfShape" => {
-                    let Some(attribute) = node.attribute("value")? else { return Ok(true) };
-                    let Some(tensor) = attribute.t else { return Ok(false) };
-                    return Ok(tensor::value(&self.look(&tensor)?, &self.storage)?.is_zeros());
-                }
-                _ => {}
-            }
-        }
-        match self.known(value)? {
-            Known::Constant(value) => {
-                self.tire(value.floats_worth() as u64)?;
-                Ok(value.is_zeros())
-            }
-            Known::AtRun(_) => Ok(false),
-        }
-    }
-}
-
-/// One number without an axis, or all along one.
-fn shaped<T>(numbers: Vec<T>, scalar: bool) -> ArrayD<T> {
-    let shape = if scalar { IxDyn(&[]) } else { IxDyn(&[numbers.len()]) };
-    ArrayD::from_shape_vec(shape, numbers).expect("as many as the shape holds")
-}
+use super::proto::{NodeProto, data_type};
+use super::tensor::{MAX_AXES, Value};
+use crate::error::{Error, Result};
 
 fn misfit(what: &str) -> Error {
     Error::Format(format!("{what} does not fit"))
 }
 
-/// The operators that only move numbers, and the one by which exporters find places.
+/// The operators that only move numbers, and the one by which exporters find chosen.
 #[derive(Clone, Copy, PartialEq)]
-enum Operation {
+pub(super) enum Operation {
     Identity,
     Cast,
     Slice,
@@ -202,10 +29,12 @@ enum Operation {
     Mul,
 }
 
-type Inputs<'a> = &'a [Option<Rc<Value>>];
+/// A node's inputs, `None` where one is not connected.
+pub(super) type Inputs<'a> = &'a [Option<Rc<Value>>];
 
 impl Operation {
-    fn of(node: &NodeProto) -> Option<Self> {
+    /// The operation of a node, or `None` for one that is not known here.
+    pub fn of(node: &NodeProto) -> Option<Self> {
         Some(match node.op() {
             "Identity" => Self::Identity,
             "Cast" => Self::Cast,
@@ -221,7 +50,8 @@ impl Operation {
         })
     }
 
-    fn run(self, node: &NodeProto, inputs: Inputs<'_>, output: usize) -> Result<Value> {
+    /// The node's output of this index.
+    pub fn run(self, node: &NodeProto, inputs: Inputs<'_>, output: usize) -> Result<Value> {
         let first = inputs.first().and_then(Option::as_ref).ok_or_else(|| misfit("no input"))?;
         match (&**first, self) {
             (value, Self::Cast) => cast(value, node.integer("to", 0)?),
@@ -280,9 +110,9 @@ fn optional_operand(
     node: &NodeProto,
     name: &str,
     inputs: Inputs<'_>,
-    place: usize,
+    index: usize,
 ) -> Result<Option<Vec<i64>>> {
-    match inputs.get(place).and_then(Option::as_ref) {
+    match inputs.get(index).and_then(Option::as_ref) {
         Some(value) => {
             let integers = value.integers().ok_or_else(|| misfit("an operand's type"))?;
             Ok(Some(integers.iter().copied().collect()))
@@ -291,8 +121,8 @@ fn optional_operand(
     }
 }
 
-fn operand(node: &NodeProto, name: &str, inputs: Inputs<'_>, place: usize) -> Result<Vec<i64>> {
-    let found = optional_operand(node, name, inputs, place)?;
+fn operand(node: &NodeProto, name: &str, inputs: Inputs<'_>, index: usize) -> Result<Vec<i64>> {
+    let found = optional_operand(node, name, inputs, index)?;
     found.ok_or_else(|| Error::Format(format!("its {name} is missing")))
 }
 
@@ -316,7 +146,7 @@ fn sliced<T: Copy>(array: &ArrayD<T>, node: &NodeProto, inputs: Inputs<'_>) -> R
     let mut view = array.view();
     for ((&start, &end), &axis) in starts.iter().zip(&ends).zip(&axes) {
         let axis = axis_of(axis, array.ndim())?;
-        let range = sizes::range(view.len_of(axis), start, end);
+        let range = range(view.len_of(axis), start, end);
         view.slice_axis_inplace(axis, Slice::from(range));
     }
     Ok(view.to_owned())
@@ -327,58 +157,58 @@ fn unsqueezed<T: Copy>(array: &ArrayD<T>, axes: &[i64]) -> Result<ArrayD<T>> {
     if count > MAX_AXES {
         return Err(misfit("the number of axes"));
     }
-    let mut places = Vec::new();
+    let mut chosen = Vec::new();
     for &axis in axes {
         let axis = axis_of(axis, count)?;
-        if places.contains(&axis) {
+        if chosen.contains(&axis) {
             return Err(misfit("an axis"));
         }
-        places.push(axis);
+        chosen.push(axis);
     }
-    places.sort();
-    let unsqueezed = places.iter().try_fold(array.view(), |view, &axis| {
+    chosen.sort();
+    let unsqueezed = chosen.iter().try_fold(array.view(), |view, &axis| {
         (axis.index() <= view.ndim()).then(|| view.insert_axis(axis))
     });
     Ok(unsqueezed.ok_or_else(|| misfit("an axis"))?.to_owned())
 }
 
 fn squeezed<T: Copy>(array: &ArrayD<T>, axes: &[i64]) -> Result<ArrayD<T>> {
-    let mut places = Vec::new();
+    let mut chosen = Vec::new();
     for &axis in axes {
         let axis = axis_of(axis, array.ndim())?;
-        if array.len_of(axis) != 1 || places.contains(&axis) {
+        if array.len_of(axis) != 1 || chosen.contains(&axis) {
             return Err(misfit("an axis"));
         }
-        places.push(axis);
+        chosen.push(axis);
     }
-    places.sort();
-    let view = places.iter().rev().fold(array.view(), |view, &axis| view.index_axis_move(axis, 0));
+    chosen.sort();
+    let view = chosen.iter().rev().fold(array.view(), |view, &axis| view.index_axis_move(axis, 0));
     Ok(view.to_owned())
 }
 
 fn transposed<T: Copy>(array: &ArrayD<T>, order: Option<Vec<i64>>) -> Result<ArrayD<T>> {
     let axes = array.ndim();
     let order = order.unwrap_or_else(|| (0..axes as i64).rev().collect());
-    let mut places = Vec::new();
+    let mut chosen = Vec::new();
     for &axis in &order {
         let axis = axis_of(axis, axes)?.index();
-        if places.contains(&axis) {
+        if chosen.contains(&axis) {
             return Err(misfit("an order of axes"));
         }
-        places.push(axis);
+        chosen.push(axis);
     }
-    if places.len() != axes {
+    if chosen.len() != axes {
         return Err(misfit("an order of axes"));
     }
-    Ok(array.view().permuted_axes(IxDyn(&places)).to_owned())
+    Ok(array.view().permuted_axes(IxDyn(&chosen)).to_owned())
 }
 
 fn reshaped<T: Copy>(array: &ArrayD<T>, shape: &[i64]) -> Result<ArrayD<T>> {
     if shape.len() > MAX_AXES {
         return Err(misfit("the number of axes"));
     }
-    let size = |(place, &size): (usize, &i64)| match size {
-        0 => array.shape().get(place).copied(),
+    let size = |(axis, &size): (usize, &i64)| match size {
+        0 => array.shape().get(axis).copied(),
         -1 => Some(1), // found below
         size => usize::try_from(size).ok(),
     };
@@ -452,4 +282,18 @@ fn cast(value: &Value, to: i64) -> Result<Value> {
         })),
         _ => Err(Error::Format(format!("a cast to ONNX's type {to} is not supported"))),
     }
+}
+
+/// The numbers of [`range`].
+pub(super) fn part<T: Copy>(sizes: &[T], start: i64, end: i64) -> Vec<T> {
+    sizes[range(sizes.len(), start, end)].to_vec()
+}
+
+/// From one place to before another, either counted from the end where it is negative; past either end
+/// means that end.
+pub(super) fn range(len: usize, start: i64, end: i64) -> Range<usize> {
+    let len = len as i64;
+    let place = |at: i64| (if at < 0 { at.saturating_add(len) } else { at }).clamp(0, len) as usize;
+    let (start, end) = (place(start), place(end));
+    start..end.max(start)
 }

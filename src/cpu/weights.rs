@@ -1,0 +1,114 @@
+//! The weights as steps read them, packed once for each version of the parameters.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::cell::{BackwardWeights, ForwardWeights};
+use super::schedule::{Threads, WORTH_THREADS, chunk_steps};
+use super::simd::Level;
+use crate::error::Result;
+use crate::spec::config::Shape;
+use crate::spec::params::Params;
+
+/// The weights of all cells as forward and backward steps read them, of one version of the parameters.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(super) level: Level,
+    /// How steps are laid out over threads, for a layer that reads so many numbers.
+    pub(super) lay_out: fn(Shape, usize) -> Threads,
+    /// After how many steps backward the products over them are computed.
+    pub(super) chunk_steps: fn(Shape) -> usize,
+    forward: PackedCache<ForwardWeights>,
+    backward: PackedCache<BackwardWeights>,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        let lay_out = |shape, width| Threads::new(shape, width, rayon::current_num_threads());
+        Self::new(Level::best(), lay_out, chunk_steps)
+    }
+}
+
+impl Weights {
+    pub(super) fn new(
+        level: Level,
+        lay_out: fn(Shape, usize) -> Threads,
+        chunk_steps: fn(Shape) -> usize,
+    ) -> Self {
+        let (forward, backward) = (PackedCache::default(), PackedCache::default());
+        Self { level, lay_out, chunk_steps, forward, backward }
+    }
+
+    pub(super) fn forward(
+        &self,
+        params: &Params,
+        version: u64,
+    ) -> Result<Arc<Vec<ForwardWeights>>> {
+        self.forward.get_or_pack(params, version, |layer, direction, is_parallel| {
+            let ranges = params.layout().cell(layer, direction);
+            ForwardWeights::new(params, &ranges, self.level, is_parallel)
+        })
+    }
+
+    pub(super) fn backward(
+        &self,
+        params: &Params,
+        version: u64,
+    ) -> Result<Arc<Vec<BackwardWeights>>> {
+        self.backward.get_or_pack(params, version, |layer, direction, is_parallel| {
+            let ranges = params.layout().cell(layer, direction);
+            BackwardWeights::new(params, &ranges, self.level, is_parallel)
+        })
+    }
+}
+
+/// The weights of all cells that were packed last, and of which version of the parameters they are.
+///
+/// Its lock is held only to read or replace them. Packing wakes rayon's threads and waits for them, and a
+/// thread that waits may take up a call of the caller's that asks for the same weights: with the lock held it
+/// would wait for itself. So two threads that ask at once may both pack, and the first to finish is kept.
+#[derive(Debug)]
+struct PackedCache<W>(Mutex<Option<(u64, Arc<Vec<W>>)>>);
+
+impl<W> Default for PackedCache<W> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<W> PackedCache<W> {
+    /// The cells' weights of this version: those packed before, or new ones. `pack` gets a cell's layer and
+    /// direction, and whether to wake other threads.
+    fn get_or_pack(
+        &self,
+        params: &Params,
+        version: u64,
+        pack: impl Fn(usize, usize, bool) -> Result<W>,
+    ) -> Result<Arc<Vec<W>>> {
+        if let Some(weights) = self.get(version) {
+            return Ok(weights);
+        }
+        let config = params.layout().config();
+        let is_parallel = params.as_slice().len() as f64 > WORTH_THREADS / 10.0;
+        let cells = (0..config.layers)
+            .flat_map(|layer| (0..config.directions()).map(move |direction| (layer, direction)));
+        let weights = cells.map(|(layer, direction)| pack(layer, direction, is_parallel));
+        Ok(self.publish(version, Arc::new(weights.collect::<Result<_>>()?)))
+    }
+
+    fn get(&self, version: u64) -> Option<Arc<Vec<W>>> {
+        let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.as_ref().filter(|(of, _)| *of == version).map(|(_, weights)| weights.clone())
+    }
+
+    /// Keeps these, unless another thread was first.
+    fn publish(&self, version: u64, weights: Arc<Vec<W>>) -> Arc<Vec<W>> {
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match cached.as_ref() {
+            Some((of, first)) if *of == version => first.clone(),
+            _ => {
+                *cached = Some((version, weights.clone()));
+                weights
+            }
+        }
+    }
+}

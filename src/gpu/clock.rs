@@ -1,0 +1,28 @@
+//! The host's clock. WebAssembly in a browser has none that `std` can read: there no time passes, so
+//! no wait has a limit, and submits are never measured.
+
+use std::time::Duration;
+
+/// A moment of the host's clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Instant {
+    #[cfg(not(target_arch = "wasm32"))]
+    std: std::time::Instant,
+}
+
+impl Instant {
+    pub fn now() -> Self {
+        Self {
+            #[cfg(not(target_arch = "wasm32"))]
+            std: std::time::Instant::now(),
+        }
+    }
+
+    /// The time since then; zero where there is no clock.
+    pub fn elapsed(self) -> Duration {
+        #[cfg(not(target_arch = "wasm32"))]
+        return self.std.elapsed();
+        #[cfg(target_arch = "wasm32")]
+        return Duration::ZERO;
+    }
+}

@@ -1,0 +1,98 @@
+//! Compiled kernels: one for each kernel and its override constants, compiled at its first use.
+
+use std::collections::HashMap;
+
+use crate::error::Result;
+use crate::gpu::context::{Gpu, lock};
+use crate::kernels::{Access, Kernel};
+
+/// A device's compiled kernels, by name and override constants.
+pub(crate) type Pipelines = HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>;
+
+impl Gpu {
+    /// The compiled kernel with these override constants, compiled at its first use on this device:
+    /// a dropped pipeline leaks memory in wgpu, and compiling takes long.
+    ///
+    /// # Errors
+    /// What the driver says of the kernel; it is tried again at the next call.
+    pub async fn pipeline(
+        &self,
+        kernel: &'static Kernel,
+        constants: &[u32],
+    ) -> Result<wgpu::ComputePipeline> {
+        let key = (kernel.name, constants.to_vec());
+        let known = lock(self.pipelines()).get(&key).cloned();
+        if let Some(pipeline) = known {
+            return Ok(pipeline);
+        }
+        let pipeline = self.guard(|| Ok(self.compile(kernel, constants))).await?;
+        // Where another thread was faster, its pipeline stays.
+        Ok(lock(self.pipelines()).entry(key).or_insert(pipeline).clone())
+    }
+
+    fn compile(&self, kernel: &'static Kernel, constants: &[u32]) -> wgpu::ComputePipeline {
+        self.count_creation();
+        let device = self.device();
+        let label = format!("gru.{}", kernel.name);
+        let args = wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only: true },
+                has_dynamic_offset: true,
+                min_binding_size: wgpu::BufferSize::new(4 * kernel.args.len() as u64),
+            },
+            count: None,
+        };
+        let storage = kernel.bindings.iter().zip(1..).map(|(&(_, access), binding)| {
+            let read_only = access != Access::ReadWrite;
+            wgpu::BindGroupLayoutEntry {
+                binding,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only },
+                    has_dynamic_offset: false,
+                    min_binding_size: wgpu::BufferSize::new(access.element()),
+                },
+                ..args
+            }
+        });
+        let entries: Vec<_> = std::iter::once(args).chain(storage).collect();
+        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(&label),
+            entries: &entries,
+        });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&bindings)],
+            immediate_size: 0,
+        });
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
+        };
+        // With a counter in every loop a compiler does not unroll any: up to a third of a kernel's time.
+        let mut checks = wgpu::ShaderRuntimeChecks::checked();
+        checks.force_loop_bounding = false;
+        // SAFETY: what is not checked is that loops end, and all of them do. The sources are this crate's
+        // own; each of their loops is a `for` whose counter nothing else writes, which goes by a stride of
+        // at least 1 (a constant, or a product of workgroup sizes, which are not 0) up to a bound that does
+        // not change meanwhile. The bound is below 2³¹ plus a stride, for no binding has as many elements,
+        // so no counter wraps. Accesses stay checked. (`tests/kernels.rs` holds the sources to the form.)
+        #[allow(unsafe_code, reason = "the sources are this crate's own")]
+        let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
+        let constants: Vec<_> =
+            kernel.constants.iter().zip(constants).map(|(&c, &v)| (c, f64::from(v))).collect();
+        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                // Every kernel writes each element of its workgroup memory before it reads it.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! [`Poller`]: the one thread that polls a device for all who await it.
+//!
+//! wgpu calls back from inside a poll, and where a task awaits, nobody else may be polling. The thread
+//! starts with the first wait, sleeps while nobody waits, and ends when its device is closed. A browser
+//! polls its devices itself, so there is no thread.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::error::{Cause, Error, Result};
+use crate::gpu::context::{Gpu, Inner, lock};
+use crate::gpu::wait::{Deadline, Oneshot};
+
+/// A device's waiters and the thread that polls for them.
+#[derive(Debug, Default)]
+pub(crate) struct Poller(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is a new waiter, or the device is closed.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiters: Vec<Waiter>,
+    /// Waiters so far.
+    arrivals: u64,
+    thread: Option<Thread>,
+    /// Threads so far.
+    threads: u64,
+    closed: bool,
+}
+
+/// Somebody who awaits a callback.
+#[derive(Debug)]
+struct Waiter {
+    oneshot: Arc<Oneshot>,
+    deadline: Deadline,
+}
+
+/// The thread that polls.
+#[derive(Clone, Copy, Debug)]
+struct Thread {
+    id: u64,
+    /// It sleeps in the driver until all that was queued is done, and cannot be woken.
+    blocked: bool,
+}
+
+impl Poller {
+    /// Polls the device until a value is sent to `oneshot`, and sends an error where that fails.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the system starts no thread.
+    pub fn wait(&self, gpu: &Gpu, oneshot: &Arc<Oneshot>, deadline: Deadline) -> Result<()> {
+        let mut state = lock(&self.0.state);
+        // A thread that is blocked would keep no deadline; its successor takes all its waiters.
+        let serves = |thread: Thread| !(thread.blocked && deadline.is_limited());
+        if !state.thread.is_some_and(serves) {
+            let thread = Thread { id: state.threads, blocked: false };
+            let (shared, device) = (Arc::clone(&self.0), gpu.downgrade());
+            std::thread::Builder::new()
+                .name("gru-wait".to_owned())
+                .spawn(move || shared.run(thread.id, &device))
+                .map_err(|error| Error::OutOfMemory {
+                    reason: format!("no thread to wait: {error}"),
+                    source: Some(Cause::new(error)),
+                })?;
+            state.thread = Some(thread);
+            state.threads += 1;
+        }
+        state.waiters.push(Waiter { oneshot: Arc::clone(oneshot), deadline });
+        state.arrivals += 1;
+        self.0.changed.notify_all();
+        Ok(())
+    }
+
+    /// Ends the thread: the device is closed.
+    pub fn close(&self) {
+        lock(&self.0.state).closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Shared {
+    /// The thread.
+    fn run(&self, id: u64, device: &Weak<Inner>) {
+        while let Some((arrivals, blocks)) = self.next(id) {
+            let Some(gpu) = Gpu::upgrade(device) else { return };
+            let polled = gpu.poll_once(blocks);
+            // Who has a result needs no other word of the device.
+            let polled =
+                polled.and_then(|()| if self.is_awaited() { gpu.check_lost() } else { Ok(()) });
+            drop(gpu);
+            self.settle(id, &polled, arrivals);
+        }
+    }
+
+    /// Sleeps until somebody waits; how many have so far, and whether to block in the driver for them.
+    /// `None` where this thread is to end.
+    fn next(&self, id: u64) -> Option<(u64, bool)> {
+        let serves = |state: &State| !state.closed && state.thread.is_some_and(|now| now.id == id);
+        let idle = |state: &mut State| serves(state) && !state.is_awaited();
+        let state = self.changed.wait_while(lock(&self.state), idle);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        if !serves(&state) {
+            return None;
+        }
+        let blocked = !state.waiters.iter().any(|waiter| waiter.deadline.is_limited());
+        state.thread = Some(Thread { id, blocked });
+        Some((state.arrivals, blocked))
+    }
+
+    fn is_awaited(&self) -> bool {
+        lock(&self.state).is_awaited()
+    }
+
+    /// Tells the waiters of a failed poll, or of a deadline that has passed. Then pauses for a callback
+    /// that another thread has taken, or for less where a deadline asks for it. A new waiter ends the
+    /// pause.
+    fn settle(&self, id: u64, polled: &Result<()>, arrivals: u64) {
+        let mut state = lock(&self.state);
+        if let Some(thread) = state.thread.as_mut().filter(|thread| thread.id == id) {
+            thread.blocked = false;
+        }
+        let (mut pause, mut failed) = (Duration::MAX, Vec::new());
+        if state.is_awaited() {
+            state.waiters.retain(|waiter| {
+                match polled.clone().and_then(|()| waiter.deadline.pause()) {
+                    Ok(longest) => pause = pause.min(longest),
+                    Err(error) => {
+                        failed.push((Arc::clone(&waiter.oneshot), error));
+                        return false;
+                    }
+                }
+                true
+            });
+        }
+        if !failed.is_empty() {
+            // A waker may run a task that waits again, for which it takes the lock.
+            drop(state);
+            failed.into_iter().for_each(|(oneshot, error)| oneshot.send(Err(error)));
+        } else if !state.waiters.is_empty() {
+            let same = |state: &mut State| state.arrivals == arrivals && !state.closed;
+            drop(self.changed.wait_timeout_while(state, pause, same));
+        }
+    }
+}
+
+impl State {
+    /// Whether there is a waiter. Forgets those whose value was sent, and those whose future and callback
+    /// are both gone.
+    fn is_awaited(&mut self) -> bool {
+        let awaits = |oneshot: &Arc<Oneshot>| !oneshot.is_sent() && Arc::strong_count(oneshot) > 1;
+        self.waiters.retain(|waiter| awaits(&waiter.oneshot));
+        !self.waiters.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::test_device;
+
+    /// A thread that sleeps in the driver cannot be woken, and the driver may be what hangs.
+    #[test]
+    fn a_blocked_thread_leaves_deadlines_to_a_successor() {
+        let (_, gpu) = test_device();
+        let poller = Poller::default();
+        {
+            let mut state = lock(&poller.0.state);
+            (state.thread, state.threads) = (Some(Thread { id: 0, blocked: true }), 1);
+        }
+        let wait = |limit| {
+            let oneshot = Arc::new(Oneshot::default());
+            poller.wait(&gpu, &oneshot, Deadline::new("results", limit)).unwrap();
+            (oneshot, lock(&poller.0.state).threads)
+        };
+        let (unlimited, threads) = wait(None);
+        assert_eq!(threads, 1, "that one returns some day");
+        let (limited, threads) = wait(Some(Duration::ZERO));
+        assert_eq!(threads, 2);
+        let told = pollster::block_on(std::future::poll_fn(|context| limited.poll(context)));
+        assert!(matches!(told, Err(Error::Timeout { what: "results", .. })), "{told:?}");
+        assert!(!unlimited.is_sent());
+        // The successor serves them all from then on.
+        let (_, threads) = wait(None);
+        assert_eq!(threads, 2);
+        poller.close();
+    }
+
+    /// A callback that was dropped with its future sends nothing, and nobody is left to be told.
+    #[test]
+    fn whoever_went_away_is_forgotten() {
+        let mut state = State::default();
+        let deadline = Deadline::new("results", None);
+        let oneshots = [(); 3].map(|()| Arc::new(Oneshot::default()));
+        for oneshot in &oneshots {
+            state.waiters.push(Waiter { oneshot: Arc::clone(oneshot), deadline });
+        }
+        let [here, gone, done] = oneshots;
+        drop(gone);
+        done.send(Ok(Ok(())));
+        assert!(state.is_awaited());
+        assert_eq!(state.waiters.len(), 1);
+        drop(here);
+        assert!(!state.is_awaited());
+    }
+}

@@ -1,0 +1,124 @@
+//! Waiting for a device: how, for how long, and for what.
+
+use std::sync::{Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::gpu::clock::Instant;
+use crate::gpu::context::{Gpu, lock};
+
+/// How a call waits for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// The calling thread sleeps in the driver.
+    Block,
+    /// The caller's executor does something else.
+    Async,
+}
+
+/// How long a wait may last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    /// What is waited for.
+    what: &'static str,
+    start: Instant,
+    /// `None` for a wait without an end.
+    limit: Option<Duration>,
+}
+
+impl Deadline {
+    /// For a wait that starts now.
+    pub fn new(what: &'static str, limit: Option<Duration>) -> Self {
+        Self { what, start: Instant::now(), limit }
+    }
+
+    pub fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
+    /// How long to wait for a callback before the device is polled again.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] once the limit is reached.
+    pub fn pause(&self) -> Result<Duration> {
+        const LONGEST: Duration = Duration::from_millis(1);
+        // The driver was waited for, so another thread has the callback and is about to call it.
+        const CALLBACK: Duration = Duration::from_millis(5);
+        let Some(limit) = self.limit else { return Ok(CALLBACK) };
+        let elapsed = self.start.elapsed();
+        let left = limit.saturating_sub(elapsed);
+        if left.is_zero() {
+            return Err(Error::Timeout { what: self.what, limit });
+        }
+        // The longer it took, the less a moment more matters.
+        Ok((elapsed / 8).clamp(Duration::from_micros(20), LONGEST).min(left))
+    }
+}
+
+/// What a wait ends with: how polling went, and what the callback then said of mapping a buffer.
+pub(crate) type Mapped = Result<Result<(), wgpu::BufferAsyncError>>;
+
+/// A oneshot channel, from a callback of wgpu to whoever waits for it, on a thread or as a task.
+#[derive(Debug, Default)]
+pub(crate) struct Oneshot {
+    state: Mutex<OneshotState>,
+    sent: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct OneshotState {
+    value: Option<Mapped>,
+    waker: Option<Waker>,
+}
+
+impl Oneshot {
+    /// Sends a value. The first one counts.
+    pub fn send(&self, value: Mapped) {
+        let mut state = lock(&self.state);
+        state.value.get_or_insert(value);
+        self.sent.notify_all();
+        let waker = state.waker.take();
+        // A waker may run the task at once, and the task polls this.
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether a value was sent.
+    pub fn is_sent(&self) -> bool {
+        lock(&self.state).value.is_some()
+    }
+
+    /// The value, for a task.
+    pub fn poll(&self, context: &mut Context<'_>) -> Poll<Mapped> {
+        let mut state = lock(&self.state);
+        match &state.value {
+            Some(value) => Poll::Ready(value.clone()),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Returns when a value was sent, on a thread that polls the device itself.
+    ///
+    /// Polling once is not enough: when threads share the device, another one's poll may have taken
+    /// the callback and not yet called it when our own poll returns.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], [`Error::Timeout`].
+    pub fn block(&self, gpu: &Gpu, deadline: &Deadline) -> Result<()> {
+        loop {
+            let polled = gpu.poll_once(!deadline.is_limited());
+            let state = lock(&self.state);
+            if state.value.is_some() {
+                return Ok(());
+            }
+            let pause = polled.and_then(|()| deadline.pause())?;
+            drop(self.sent.wait_timeout_while(state, pause, |state| state.value.is_none()));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! [`RunInput`]: what a run starts from, and what goes up of it for each chunk.
+
+use std::borrow::Cow;
+
+use ndarray::{Array2, Array3, ArrayView3, s};
+
+use super::{Data, Executor, Position, Upload};
+use crate::error::{Result, try_array};
+use crate::model::state::State;
+use crate::plan::{Mode, Plan, RunBuffers, States};
+use crate::spec::batch::{Batch, zero_padding};
+use crate::spec::chunk::Chunk;
+use crate::spec::noise;
+
+/// What a run starts from: of a batch, and a state, that fit it.
+pub(crate) struct RunInput<'a> {
+    mode: Mode,
+    batch: Batch<'a>,
+    /// `[T, B]`
+    step_flags: Option<Array2<u32>>,
+    first: FirstStates<'a>,
+}
+
+/// Where a run's first states are.
+enum FirstStates<'a> {
+    /// The batch's h0, or zeros.
+    Batch,
+    /// On the device, for a run in one chunk.
+    Device(&'a wgpu::Buffer),
+    /// Read from there, for a run in several.
+    Host(Array3<f32>),
+}
+
+impl<'a> RunInput<'a> {
+    pub async fn new(
+        executor: &Executor<'_>,
+        state: Option<&'a State>,
+        batch: Batch<'a>,
+    ) -> Result<Self> {
+        let step_flags = batch.has_step_flags().then(|| batch.step_flags()).transpose()?;
+        let first = match state {
+            None => FirstStates::Batch,
+            Some(state) if executor.is_chunked() => {
+                FirstStates::Host(state.read(executor.wait()).await?)
+            }
+            Some(state) => state.buffer().map_or(FirstStates::Batch, FirstStates::Device),
+        };
+        Ok(Self { mode: executor.mode(), batch, step_flags, first })
+    }
+
+    /// What a chunk starts from: of states, from those `carried` `[L·D, b, H]` where there are any.
+    pub fn uploads<'s>(
+        &'s self,
+        at: &Position<'_>,
+        plan: &Plan,
+        carried: Option<ArrayView3<'s, f32>>,
+    ) -> Result<Vec<Upload<'s>>> {
+        let RunBuffers { x, step_flags, states, .. } = *plan.run_buffers();
+        let (chunk, shape) = (at.chunk, at.shape);
+        let (rows, reset) = (shape.steps * shape.batch, States::Reset.range(shape));
+        let mut uploads = vec![
+            Upload { buffer: x, range: 0..shape.x().iter().product(), data: self.x(chunk)? },
+            Upload { buffer: step_flags, range: 0..rows, data: self.step_flags(chunk) },
+        ];
+        if self.mode == Mode::Training {
+            let first = [chunk.steps.start, chunk.rows.start];
+            let words = noise::draw_words(self.batch.seed.unwrap_or(0), first).to_vec();
+            let range = rows..rows + words.len();
+            uploads.push(Upload { buffer: step_flags, range, data: Data::Words(words.into()) });
+        }
+        let reset_state = self.batch.reset_state.as_ref().map(|state| state.reborrow());
+        let data = states_data(reset_state.map(|state| chunk.of_states(state)));
+        uploads.push(Upload { buffer: states, range: reset, data });
+        let data = self.first_states(chunk, carried);
+        uploads.push(Upload { buffer: states, range: States::First.range(shape), data });
+        Ok(uploads)
+    }
+
+    fn x(&self, chunk: &Chunk) -> Result<Data<'_>> {
+        let x = chunk.of_sequence(self.batch.x.reborrow(), self.batch.layout);
+        let Some(lengths) = self.batch.lengths else { return Ok(Data::Array(x.into())) };
+        // Whatever padding holds, a product with a gradient of 0 must be 0.
+        let mut clean = try_owned("x", x)?;
+        zero_padding(&mut clean, self.batch.layout, &chunk.lengths(lengths));
+        Ok(Data::Array(clean.into()))
+    }
+
+    fn step_flags(&self, chunk: &Chunk) -> Data<'_> {
+        let Some(flags) = &self.step_flags else { return Data::Zeros };
+        let own = flags.slice(s![chunk.steps.clone(), chunk.rows.clone()]);
+        let copy = || own.iter().copied().collect::<Vec<_>>();
+        Data::Words(own.to_slice().map_or_else(|| copy().into(), Cow::Borrowed))
+    }
+
+    fn first_states<'s>(&'s self, chunk: &Chunk, carried: Option<ArrayView3<'s, f32>>) -> Data<'s> {
+        let given = match &self.first {
+            FirstStates::Device(buffer) if carried.is_none() => return Data::Buffer(buffer),
+            FirstStates::Host(state) => Some(state.view()),
+            FirstStates::Batch | FirstStates::Device(_) => {
+                self.batch.h0.as_ref().map(|h0| h0.reborrow())
+            }
+        };
+        states_data(carried.or(given.map(|given| chunk.of_states(given))))
+    }
+}
+
+/// These states, or zeros.
+pub(super) fn states_data(states: Option<ArrayView3<'_, f32>>) -> Data<'_> {
+    states.map_or(Data::Zeros, |states| Data::Array(states.into()))
+}
+
+/// An array of `shape` with what was read for it.
+pub(super) fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
+    Array3::from_shape_vec(shape, data).expect("the plan's sizes are the shape's")
+}
+
+/// A copy in standard layout.
+pub(super) fn try_owned(what: &'static str, view: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
+    let mut copy: Array3<f32> = try_array(what, view.dim())?;
+    copy.assign(&view);
+    Ok(copy)
+}

@@ -1,0 +1,268 @@
+//! [`ForwardRun`] and [`BackwardRun`]: a GRU's states, and the gradients of all that they depend on.
+
+use std::ops::Range;
+
+use ndarray::{Array3, ArrayView3};
+
+use super::input::{array, states_data};
+use super::{ChunkedRun, Data, Executor, ExecutorChunk, Position, RunInput, Upload};
+use crate::error::{Result, try_array};
+use crate::gpu::pool::SessionKey;
+use crate::gpu::session::{Pass, Session};
+use crate::gpu::transfer::Wait;
+use crate::model::gru::{Gru, Output};
+use crate::model::state::State;
+use crate::plan::{BufferId, Mode, Plan, Purpose, RunBuffers, States, TrainingBuffers};
+use crate::spec::batch::Batch;
+use crate::spec::chunk::Chunk;
+use crate::spec::config::{Layout, Shape};
+use crate::spec::params::{Gradients, ParamLayout, Params};
+
+/// A training run, for the way back: its chunks in the order in which they ran, with their sessions.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    key: SessionKey,
+    chunks: Vec<ExecutorChunk>,
+}
+
+impl Recorded {
+    /// Each chunk's last states, on the device.
+    fn last_states(&self) -> impl Iterator<Item = (&Chunk, &Session, BufferId, Range<usize>)> {
+        self.chunks.iter().map(|ExecutorChunk { chunk, session, .. }| {
+            let session: &Session = session.as_ref().expect("held since the forward pass");
+            let range = States::Last.range(chunk.shape(self.key.shape));
+            (chunk, session, session.plan().run_buffers().states, range)
+        })
+    }
+
+    /// The states after the last steps, a copy.
+    pub async fn state(&self, wait: Wait) -> Result<State> {
+        let shape = self.key.shape.state();
+        let (_, session, states, range) = self.last_states().next().expect("a chunk at least");
+        let gpu = session.gpu();
+        if self.chunks.len() == 1 {
+            let buffer = session.copy_out("state", states, range).await?;
+            return Ok(State::of_buffer(gpu, buffer, shape));
+        }
+        let mut all: Array3<f32> = try_array("the states", shape)?;
+        // Where several have the same rows, the last one counts.
+        for (chunk, session, states, range) in self.last_states() {
+            let part = (session.buffer(states), range.start, range.len());
+            let read = gpu.download(&[part], wait).await?.swap_remove(0);
+            let shape = chunk.shape(self.key.shape).state();
+            chunk.of_states(all.view_mut()).assign(&array(shape, read));
+        }
+        let make = || {
+            let buffer = gpu.buffer("state", all.len());
+            gpu.upload(&buffer, 0, all.as_slice().expect("standard layout"));
+            Ok(buffer)
+        };
+        Ok(State::of_buffer(gpu, gpu.guard(make).await?, shape))
+    }
+}
+
+impl<'a> Executor<'a> {
+    /// What ran, with the sessions that were held.
+    fn into_recorded(self) -> Recorded {
+        Recorded { key: self.key, chunks: self.chunks }
+    }
+
+    /// The chunks of a recorded run, on the way back.
+    fn of_recorded(gru: &'a Gru, recorded: Recorded, wait: Wait) -> Self {
+        let Recorded { key, mut chunks } = recorded;
+        chunks.reverse();
+        Self { gru, key, chunks, accumulator: None, wait }
+    }
+}
+
+impl Gru {
+    /// Runs forward; in training with all that the way back needs.
+    pub(in crate::model) async fn forward_on<'a>(
+        &self,
+        shape: Shape,
+        mode: Mode,
+        state: Option<&'a State>,
+        batch: Batch<'a>,
+        wait: Wait,
+    ) -> Result<(Output, Recorded)> {
+        let mut executor = Executor::new(self, shape, mode, Purpose::States, wait)?;
+        let input = RunInput::new(&executor, state, batch).await?;
+        let mut run = ForwardRun::new(&executor, input)?;
+        if mode == Mode::Training {
+            executor.hold_sessions().await?;
+        }
+        executor.run(&mut run).await?;
+        Ok((run.into_output(), executor.into_recorded()))
+    }
+
+    pub(in crate::model) async fn backward_on(
+        &self,
+        recorded: Recorded,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+        wait: Wait,
+    ) -> Result<Gradients> {
+        let mut executor = Executor::of_recorded(self, recorded, wait);
+        let mut run = BackwardRun::new(&executor, dy, dh_n)?;
+        executor.run(&mut run).await?;
+        Ok(run.into_gradients())
+    }
+}
+
+/// From x and the first states to y and the last ones.
+pub(crate) struct ForwardRun<'a> {
+    input: RunInput<'a>,
+    layout: Layout,
+    output: Option<Output>,
+}
+
+impl<'a> ForwardRun<'a> {
+    pub fn new(executor: &Executor<'_>, input: RunInput<'a>) -> Result<Self> {
+        let shape = executor.shape();
+        let output = executor.is_chunked().then(|| Output::zeros(shape)).transpose()?;
+        Ok(Self { input, layout: shape.layout, output })
+    }
+
+    fn into_output(self) -> Output {
+        self.output.expect("a run has a chunk at least")
+    }
+}
+
+impl ChunkedRun for ForwardRun<'_> {
+    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        let before = self.output.as_ref().filter(|_| at.continues());
+        let carried = before.map(|before| at.chunk.of_states(before.h_n.view()));
+        self.input.uploads(at, plan, carried)
+    }
+
+    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+        let RunBuffers { states, y, .. } = *plan.run_buffers();
+        vec![(y, 0..at.shape.y().iter().product()), (states, States::Last.range(at.shape))]
+    }
+
+    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()> {
+        let [y, h_n] = results.try_into().expect("two parts asked for");
+        let part = Output { y: array(at.shape.y(), y), h_n: array(at.shape.state(), h_n) };
+        match &mut self.output {
+            Some(whole) => whole.insert(&part, at.chunk, self.layout),
+            whole => *whole = Some(part),
+        }
+        Ok(())
+    }
+}
+
+/// From dy and dh_n to the gradients of the parameters, of x and of the states. The chunks come in the
+/// reverse of the order in which they ran forward.
+pub(crate) struct BackwardRun<'a> {
+    layout: ParamLayout,
+    shape: Shape,
+    dy: Option<ArrayView3<'a, f32>>,
+    dh_n: Option<ArrayView3<'a, f32>>,
+    gradients: Option<Gradients>,
+}
+
+impl<'a> BackwardRun<'a> {
+    pub fn new(
+        executor: &Executor<'_>,
+        dy: Option<ArrayView3<'a, f32>>,
+        dh_n: Option<ArrayView3<'a, f32>>,
+    ) -> Result<Self> {
+        let (layout, shape) = (executor.gru.params().layout().clone(), executor.shape());
+        let zeros = || Gradients::zeros(&layout, shape);
+        let gradients = executor.is_chunked().then(zeros).transpose()?;
+        Ok(Self { layout, shape, dy, dh_n, gradients })
+    }
+
+    fn into_gradients(self) -> Gradients {
+        self.gradients.expect("a run has a chunk at least")
+    }
+}
+
+impl ChunkedRun for BackwardRun<'_> {
+    fn passes(&self) -> &'static [Pass] {
+        &[Pass::Backward]
+    }
+
+    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        let TrainingBuffers { dy, dstates, .. } = *training_buffers(plan);
+        let after = self.gradients.as_ref().filter(|_| at.continues());
+        let carried = after.map(|after| after.h0.view());
+        let dh_n = carried.or(self.dh_n.as_ref().map(|dh_n| dh_n.reborrow()));
+        let given = self.dy.as_ref().map(|dy| dy.reborrow());
+        let given = given.map(|dy| at.chunk.of_sequence(dy, self.shape.layout));
+        let range = 0..at.shape.y().iter().product();
+        let reset = States::Reset.range(at.shape);
+        let last = states_data(dh_n.map(|dh_n| at.chunk.of_states(dh_n)));
+        Ok(vec![
+            Upload { buffer: dy, range, data: states_data(given) },
+            Upload { buffer: dstates, range: reset, data: Data::Zeros },
+            Upload { buffer: dstates, range: States::Last.range(at.shape), data: last },
+        ])
+    }
+
+    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+        let t = training_buffers(plan);
+        vec![
+            (t.dparams, 0..self.layout.flat_len()),
+            (t.dx[0].expect("a run of states"), 0..at.shape.x().iter().product()),
+            (t.dstates, States::First.range(at.shape)),
+            (t.dstates, States::Reset.range(at.shape)),
+        ]
+    }
+
+    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()> {
+        let [params, x, h0, reset_state] = results.try_into().expect("four parts asked for");
+        let part = Gradients {
+            params: Params::from_flat(self.layout.clone(), params),
+            x: array(at.shape.x(), x),
+            h0: array(at.shape.state(), h0),
+            reset_state: array(at.shape.state(), reset_state),
+        };
+        match &mut self.gradients {
+            Some(whole) => whole.insert(&part, at.chunk, self.shape.layout),
+            whole => *whole = Some(part),
+        }
+        Ok(())
+    }
+}
+
+fn training_buffers(plan: &Plan) -> &TrainingBuffers {
+    plan.run_buffers().training.as_ref().expect("a tape's plan is a training plan")
+}
+
+impl Output {
+    /// For the outputs of several chunks.
+    fn zeros(shape: Shape) -> Result<Self> {
+        Ok(Self { y: try_array("y", shape.y())?, h_n: try_array("h_n", shape.state())? })
+    }
+
+    /// Writes a chunk's part of it.
+    fn insert(&mut self, part: &Self, chunk: &Chunk, layout: Layout) {
+        chunk.of_sequence(self.y.view_mut(), layout).assign(&part.y);
+        // Of several with the same rows the last one counts.
+        chunk.of_states(self.h_n.view_mut()).assign(&part.h_n);
+    }
+}
+
+impl Gradients {
+    /// For those of several chunks.
+    fn zeros(layout: &ParamLayout, shape: Shape) -> Result<Self> {
+        Ok(Self {
+            params: Params::zeros_of(layout.clone())?,
+            x: try_array("dx", shape.x())?,
+            h0: try_array("dh0", shape.state())?,
+            reset_state: try_array("the gradient of the reset state", shape.state())?,
+        })
+    }
+
+    /// Writes a chunk's part of it, or adds what is a sum over all chunks.
+    fn insert(&mut self, part: &Self, chunk: &Chunk, layout: Layout) {
+        let sum = self.params.as_mut_slice().iter_mut();
+        sum.zip(part.params.as_slice()).for_each(|(sum, &more)| *sum += more);
+        chunk.of_sequence(self.x.view_mut(), layout).assign(&part.x);
+        // Of several with the same rows the first one counts, which comes last.
+        chunk.of_states(self.h0.view_mut()).assign(&part.h0);
+        let mut sum = chunk.of_states(self.reset_state.view_mut());
+        sum += &part.reset_state;
+    }
+}

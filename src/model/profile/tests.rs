@@ -1,0 +1,138 @@
+//! A profile holds every dispatch once, and changes no number.
+
+use super::*;
+use crate::model::device::{Device, test_device};
+use crate::spec::config::{Direction, GruConfig};
+use crate::spec::options::{Recurrence, RunOptions};
+use crate::spec::params::Init;
+use ndarray::Array3;
+
+/// Of a model of two layers in both directions.
+fn profile(
+    device: &Device,
+    config: GruConfig,
+    train: bool,
+    options: RunOptions,
+) -> (Profile, Vec<Stage>) {
+    let config = config.with_layers(2).with_direction(Direction::Both);
+    let gru = Gru::new(config, Init::Uniform, 1, device).unwrap().with_options(options);
+    let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 10)));
+    let profile = gru.profile(&x, train.then_some(dy.view())).unwrap();
+    let mode = if train { Mode::Training } else { Mode::Inference };
+    let plan = gru.plan(gru.config().shape(6, 3).unwrap(), mode).unwrap();
+    (profile, [plan.forward(), plan.backward()].concat())
+}
+
+/// Calls, FLOPs and bytes of the plan's dispatches.
+fn sums(stages: &[Stage]) -> [u64; 3] {
+    let mut sums = [0; 3];
+    for (body, times) in stages.iter().map(Stage::dispatches) {
+        for dispatch in body {
+            let each = [1, dispatch.flops, dispatch.bytes];
+            sums.iter_mut().zip(each).for_each(|(sum, each)| *sum += times as u64 * each);
+        }
+    }
+    sums
+}
+
+#[test]
+fn every_dispatch_of_the_plan_is_in_the_profile_once() {
+    let (device, _) = test_device();
+    let plain = RunOptions::default();
+    let others = [
+        plain.with_recurrence(Recurrence::Step),
+        plain.with_recurrence(Recurrence::Sequence),
+        plain.with_recompute(true),
+    ];
+    for options in [plain].into_iter().chain(others) {
+        for config in [GruConfig::new(4, 5), GruConfig::pytorch(4, 5)] {
+            for train in [false, true] {
+                assert_whole(&device, config.clone(), train, options);
+            }
+        }
+    }
+    // And without timestamps.
+    assert_whole(&device.with_default_limits().unwrap(), GruConfig::new(4, 5), true, plain);
+}
+
+fn assert_whole(device: &Device, config: GruConfig, train: bool, options: RunOptions) {
+    let (profile, stages) = profile(device, config, train, options);
+    let rows = &profile.kernels;
+    let of_rows = [
+        rows.iter().map(|row| row.calls as u64).sum(),
+        rows.iter().map(|row| row.flops).sum(),
+        rows.iter().map(|row| row.bytes).sum::<u64>(),
+    ];
+    assert_eq!(of_rows, sums(&stages), "{rows:?}");
+    assert!(rows.is_sorted_by_key(|row| std::cmp::Reverse(row.time)));
+    let time: Duration = rows.iter().map(|row| row.time).sum();
+    assert_eq!(time, profile.compute());
+    assert!(train || profile.backward == Duration::ZERO);
+    let labels = rows.iter().map(|row| &row.label);
+    let named = |word: &str| labels.clone().any(|label| label.contains(word));
+    assert!(!named("l0") && !named("l1") && !named("reverse"), "{rows:?}");
+}
+
+#[test]
+fn a_label_says_what_and_not_where() {
+    for label in ["dx = da", "l1: dx = da", "l0: reverse: dx = da", "reverse: dx = da"] {
+        assert_eq!(without_cell(label), "dx = da");
+    }
+    for label in ["0 to 15: l0: r, z; h'", "16 down to 0: r, z; h'", "r, z; h'"] {
+        assert_eq!(without_cell(label), "r, z; h'");
+    }
+    assert_eq!(without_cell("other: dx = da"), "other: dx = da");
+}
+
+#[test]
+fn more_dispatches_than_a_query_set_holds_are_all_timed() {
+    let (device, gpu) = test_device();
+    let gru = Gru::new(GruConfig::pytorch(1, 1), Init::Uniform, 1, &device).unwrap();
+    let x = Array3::ones((2100, 1, 1));
+    let step = crate::spec::options::RunOptions::default()
+        .with_recurrence(crate::spec::options::Recurrence::Step);
+    let profile = gru.with_options(step).profile(&x, None).unwrap();
+    let calls: usize = profile.kernels.iter().map(|row| row.calls).sum();
+    assert_eq!(calls, 2101);
+    let clock = if gpu.tick().is_some() { Clock::Adapter } else { Clock::Host };
+    assert_eq!(profile.clock, clock);
+}
+
+#[test]
+fn a_timed_run_leaves_the_next_ones_numbers_as_they_were() {
+    let (device, _) = test_device();
+    let gru = Gru::new(GruConfig::new(4, 5), Init::Uniform, 1, &device).unwrap();
+    let gru = gru.with_options(RunOptions::default().with_recompute(true));
+    let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 5)));
+    let run = || {
+        let (output, tape) = gru.forward_train(&x).unwrap();
+        (output, gru.backward(tape, Some(dy.view()), None).unwrap().params)
+    };
+    let before = run();
+    for _ in 0..2 {
+        gru.time(&x, Some(dy.view())).unwrap();
+        gru.profile(&x, Some(dy.view())).unwrap();
+        let profile = pollster::block_on(gru.profile_async(&x, None)).unwrap();
+        assert!(profile.total() >= profile.compute());
+        assert_eq!(run(), before);
+    }
+}
+
+#[test]
+fn the_cpu_has_one_time_and_no_kernels() {
+    let plain = RunOptions::default();
+    let (profile, _) = profile(&Device::cpu(), GruConfig::new(4, 5), true, plain);
+    assert!(profile.kernels.is_empty() && profile.clock == Clock::Host);
+    assert_eq!((profile.upload, profile.download), (Duration::ZERO, Duration::ZERO));
+}
+
+#[test]
+fn what_cannot_run_cannot_be_timed() {
+    let (device, _) = test_device();
+    for device in [Device::cpu(), device] {
+        let gru = Gru::new(GruConfig::new(4, 5), Init::Uniform, 1, &device).unwrap();
+        let (x, dy) = (Array3::ones((6, 3, 4)), Array3::ones((6, 3, 4)));
+        let error = gru.time(&x, Some(dy.view())).unwrap_err();
+        assert!(matches!(error, crate::Error::Shape { .. }), "{error}");
+    }
+}

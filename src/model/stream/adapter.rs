@@ -1,0 +1,244 @@
+//! [`AdapterStream`]: a stream's sessions over one buffer of states.
+
+use ndarray::{Array3, ArrayView3, ArrayViewMut3};
+
+use crate::error::{Cause, Error, Result};
+use crate::gpu::context::{Gpu, one_line};
+use crate::gpu::pool::SessionPool;
+use crate::gpu::session::{BufferBinding, Session};
+use crate::gpu::transfer::Wait;
+use crate::model::gru::Gru;
+use crate::model::interop::Buffers;
+use crate::plan::{Mode, States};
+use crate::spec::config::Shape;
+
+/// A stream's sessions and states on an adapter.
+#[derive(Debug)]
+pub(super) struct AdapterStream {
+    gpu: Gpu,
+    /// One for each length of chunk, all over the same states.
+    sessions: Vec<Session>,
+    /// `[3, L, B, H]`; from step to step the first and the last third change places.
+    states: wgpu::Buffer,
+    /// Which third the next step starts from: the first (0) or the last (1).
+    parity: usize,
+    /// `[L, B, H]`, where resets do not go back to zeros.
+    reset_state: Option<wgpu::Buffer>,
+    /// `None` over a caller's own buffers.
+    staging: Option<Staging>,
+    /// A step was not waited for to its end, or failed in it.
+    interrupted: bool,
+}
+
+/// What a step's x and y go through, on the host's side.
+#[derive(Debug)]
+struct Staging {
+    up: wgpu::Buffer,
+    down: wgpu::Buffer,
+}
+
+impl Staging {
+    /// For the longest chunk.
+    async fn new(gpu: &Gpu, shapes: &[Shape]) -> Result<Self> {
+        let longest = shapes.iter().max_by_key(|shape| shape.steps).expect("at least one");
+        let [x, y] = [longest.x(), longest.y()].map(|shape| shape.iter().product());
+        let make = || {
+            let up = gpu.staging("stream.up", x, wgpu::MapMode::Write);
+            let down = gpu.staging("stream.down", y, wgpu::MapMode::Read);
+            Ok(Self { up, down })
+        };
+        gpu.guard(make).await
+    }
+}
+
+impl AdapterStream {
+    /// Over the caller's `buffers`, or over buffers of its own, which arrays are copied to and from.
+    pub async fn new(
+        pool: &SessionPool,
+        gru: &Gru,
+        shapes: &[Shape],
+        buffers: Option<&Buffers<'_>>,
+    ) -> Result<Self> {
+        let gpu = pool.gpu().clone();
+        let state: usize = shapes[0].state().iter().product();
+        let mut plans = Vec::new();
+        for &shape in shapes {
+            let plan = gru.plan(shape, Mode::Inference)?.carrying();
+            plan.check(gpu.limits())?;
+            plans.push(plan);
+        }
+        let states = gpu.guard(|| Ok(gpu.buffer("states", 3 * state))).await?;
+        let mut sessions = Vec::new();
+        for plan in plans {
+            let run = plan.run_buffers();
+            let mut bound = vec![(run.states, BufferBinding::from(&states))];
+            bound.extend(buffers.iter().flat_map(|buffers| buffers.bound(run)));
+            sessions.push(pool.make(plan, &bound).await?);
+        }
+        let staging = match buffers {
+            Some(_) => None,
+            None => Some(Staging::new(&gpu, shapes).await?),
+        };
+        let (parity, reset_state, interrupted) = Default::default();
+        Ok(Self { gpu, sessions, states, parity, reset_state, staging, interrupted })
+    }
+
+    /// Whether it is over a caller's own buffers.
+    pub fn is_over_buffers(&self) -> bool {
+        self.staging.is_none()
+    }
+
+    pub async fn set_reset_state(
+        &mut self,
+        shape: Shape,
+        given: ArrayView3<'_, f32>,
+    ) -> Result<()> {
+        let third = States::Reset.range(shape).start;
+        let make = || {
+            let buffer = self.gpu.buffer("reset_state", given.len());
+            upload(&self.gpu, &buffer, 0, given);
+            // Where a caller's step flags have the kernels look for it.
+            upload(&self.gpu, &self.states, third, given);
+            Ok(buffer)
+        };
+        self.reset_state = Some(self.gpu.guard(make).await?);
+        Ok(())
+    }
+
+    pub async fn set_state(&mut self, shape: Shape, given: ArrayView3<'_, f32>) -> Result<()> {
+        let first = self.now().range(shape).start;
+        let write = || {
+            upload(&self.gpu, &self.states, first, given);
+            Ok(())
+        };
+        self.gpu.guard(write).await
+    }
+
+    /// The states `[L, B, H]`, with the resets that were asked for.
+    pub async fn read_state(
+        &mut self,
+        shape: Shape,
+        resets: &mut [bool],
+        wait: Wait,
+    ) -> Result<Array3<f32>> {
+        let submit = || {
+            let mut encoder = self.gpu.encoder("stream");
+            self.encode_resets(shape, resets, &mut encoder);
+            self.gpu.submit(encoder.finish());
+            Ok(())
+        };
+        self.gpu.guard(submit).await?;
+        let range = self.now().range(shape);
+        let parts = [(&self.states, range.start, range.len())];
+        let read = self.gpu.download(&parts, wait).await?.swap_remove(0);
+        Ok(Array3::from_shape_vec(shape.state(), read).expect("as many as it holds"))
+    }
+
+    /// The third of `states` that the next step starts from.
+    fn now(&self) -> States {
+        if self.parity == 0 { States::First } else { States::Last }
+    }
+
+    /// Writes fresh states to the rows that ask for them, and forgets that they asked.
+    fn encode_resets(&self, shape: Shape, resets: &mut [bool], encoder: &mut wgpu::CommandEncoder) {
+        let Shape { batch, hidden, layers, .. } = shape;
+        let now = self.now().range(shape).start;
+        let mut row = 0;
+        while let Some(skipped) = resets[row..].iter().position(|&reset| reset) {
+            let first = row + skipped;
+            let rows = resets[first..].iter().take_while(|&&reset| reset).count();
+            for layer in 0..layers {
+                let from = (layer * batch + first) * hidden;
+                let [from, to, len] = [from, now + from, rows * hidden].map(|n| 4 * n as u64);
+                match &self.reset_state {
+                    None => encoder.clear_buffer(&self.states, to, Some(len)),
+                    Some(fresh) => {
+                        encoder.copy_buffer_to_buffer(fresh, from, &self.states, to, len);
+                    }
+                }
+            }
+            row = first + rows;
+        }
+        resets.fill(false);
+    }
+
+    /// Puts the resets that were asked for and a chunk's pass into `encoder`.
+    pub fn encode(
+        &mut self,
+        chunk: usize,
+        shape: Shape,
+        resets: &mut [bool],
+        encoder: &mut wgpu::CommandEncoder,
+    ) {
+        self.encode_resets(shape, resets, encoder);
+        self.sessions[chunk].encode(encoder, self.parity);
+        self.parity = 1 - self.parity;
+    }
+
+    /// Takes x of a chunk and writes its y.
+    pub async fn step(
+        &mut self,
+        chunk: usize,
+        shape: Shape,
+        resets: &mut [bool],
+        x: ArrayView3<'_, f32>,
+        mut y: ArrayViewMut3<'_, f32>,
+        wait: Wait,
+    ) -> Result<()> {
+        let Some(Staging { up, down }) = &self.staging else {
+            return Err(Error::Conflict {
+                what: "a stream over a caller's buffers and a step over arrays",
+                why: "encode its steps instead",
+            });
+        };
+        let (up, down) = (up.clone(), down.clone());
+        if self.interrupted {
+            return Err(Error::Interrupted { what: "stream" });
+        }
+        self.interrupted = true;
+        let gpu = self.gpu.clone();
+        let submit = || {
+            write_mapped(&up, x)?;
+            up.unmap();
+            let run = self.sessions[chunk].plan().run_buffers();
+            let [run_x, run_y] = [run.x, run.y].map(|id| self.sessions[chunk].buffer(id).clone());
+            let mut encoder = gpu.encoder("stream");
+            encoder.copy_buffer_to_buffer(&up, 0, &run_x, 0, 4 * x.len() as u64);
+            self.encode(chunk, shape, resets, &mut encoder);
+            encoder.copy_buffer_to_buffer(&run_y, 0, &down, 0, 4 * y.len() as u64);
+            gpu.submit(encoder.finish());
+            Ok(())
+        };
+        gpu.guard(submit).await?;
+        gpu.map(&down, wgpu::MapMode::Read, y.len(), "a step of a stream", wait).await?;
+        gpu.read_mapped(&down, y.len(), |read| {
+            y.iter_mut().zip(read).for_each(|(y, &read)| *y = read);
+        })?;
+        let whole = up.size() as usize / 4;
+        gpu.map(&up, wgpu::MapMode::Write, whole, "a step of a stream", wait).await?;
+        self.interrupted = false;
+        Ok(())
+    }
+}
+
+fn upload(gpu: &Gpu, buffer: &wgpu::Buffer, first: usize, array: ArrayView3<'_, f32>) {
+    let array = array.as_standard_layout();
+    gpu.upload(buffer, first, array.as_slice().expect("standard layout"));
+}
+
+/// Writes an array of any strides to a mapped staging buffer.
+fn write_mapped(staging: &wgpu::Buffer, array: ArrayView3<'_, f32>) -> Result<()> {
+    let view = staging.slice(..4 * array.len() as u64).get_mapped_range_mut();
+    let mut view = view.map_err(|error| Error::Gpu {
+        reason: one_line(&error.to_string()),
+        source: Some(Cause::new(error)),
+    })?;
+    if let Some(numbers) = array.as_slice() {
+        view.slice(..).copy_from_slice(bytemuck::cast_slice(numbers));
+    } else {
+        for (i, number) in array.iter().enumerate() {
+            view.slice(4 * i..4 * i + 4).copy_from_slice(&number.to_ne_bytes());
+        }
+    }
+    Ok(())
+}
