@@ -463,9 +463,7 @@ impl Learner {
             batch: impl Into<Batch<'b>>,
             targets: impl Into<Targets<'t>>
         ) -> Result<Evaluation> {
-            |wait| {
-                self.network.run_evaluation(&self.config.loss, batch.into(), targets.into(), wait)
-            }
+            |wait| self.run_evaluation(batch.into(), targets.into(), wait)
         }
 
         /// Waits for all that was queued and takes the parameters alone: less comes down than for
@@ -498,6 +496,15 @@ impl Learner {
     pub(super) async fn run_metrics(&mut self, wait: Wait) -> Result<Vec<StepMetrics>> {
         self.collect(wait).await?;
         Ok(std::mem::take(&mut self.metrics))
+    }
+
+    pub(super) async fn run_evaluation(
+        &self,
+        batch: Batch<'_>,
+        targets: Targets<'_>,
+        wait: Wait,
+    ) -> Result<Evaluation> {
+        self.network.run_evaluation(&self.config.loss, batch, targets, wait).await
     }
 
     pub(super) async fn run_params(&mut self, wait: Wait) -> Result<Params> {

@@ -424,8 +424,7 @@ impl Trainer {
         wait: Wait,
     ) -> Result<()> {
         let made: TrainingBatch = data.batch(&examples.collect::<Vec<_>>())?;
-        let (network, loss) = (self.learner.network(), self.learner.config().loss);
-        match network.run_evaluation(&loss, made.batch(), made.targets(), wait).await {
+        match self.learner.run_evaluation(made.batch(), made.targets(), wait).await {
             // All of a batch's targets may be of the ignored class.
             Err(Error::NoTarget) => Ok(()),
             evaluation => {
