@@ -70,11 +70,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         );
     }
     let config = TrainConfig::read(&folder.config())?;
-<<<<<<< HEAD
     let params = folder.read_model(SequenceRun::KEPT, settings::TRAIN)?;
-=======
-    let params = folder.read_model(KeptModel::Best, settings::TRAIN)?;
->>>>>>> main
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {shown} is another one than its config.toml says"
