@@ -5,7 +5,8 @@ use std::fmt::Debug;
 
 use gru_wgpu::{
     Activation, Adam, Bias, Clip, Direction, Error, GruConfig, Head, Init, Layout, LearnerConfig,
-    Loss, Optimizer, Readout, Recurrence, Reset, RunOptions, Schedule, TrainerConfig, Update,
+    Loss, Optimizer, Order, Readout, Recurrence, Reset, RunOptions, Schedule, TrainerConfig,
+    Update,
 };
 use serde_json::{Value, json};
 
@@ -122,6 +123,8 @@ fn structures() {
     there_and_back(&config.with_clip(Clip::Norm(1.5)).with_schedule(schedule).with_accumulation(4));
     there_and_back(&TrainerConfig::new(20, 16));
     there_and_back(&TrainerConfig::new(20, 16).with_seed(u64::MAX).with_patience(3));
+    let shuffled = there_and_back(&TrainerConfig::new(20, 16).with_order(Order::Shuffled));
+    assert_eq!(shuffled["order"], "shuffled");
 }
 
 /// What is left out is as in the constructors; but a definition of a GRU is never guessed.

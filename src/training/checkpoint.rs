@@ -18,6 +18,7 @@ use crate::formats::files::{self, Source};
 use crate::formats::metadata::{read_config, write_config};
 use crate::formats::safetensors::{Tensors, encode_tensors, network_tensors};
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::Evaluation;
 use crate::spec::optimizer::OptimizerState;
@@ -97,29 +98,19 @@ impl Counters {
 }
 
 impl Learner {
-    /// As [`Trainer::checkpoint`], of a loop of one's own that stands at `progress` with this configuration:
-    /// [`Self::resume`] goes on from its state.
-    ///
-    /// # Errors
-    /// The device's own.
-    pub fn checkpoint(
-        &mut self,
-        trainer_config: TrainerConfig,
-        progress: Progress,
-    ) -> Result<Checkpoint> {
-        pollster::block_on(self.run_checkpoint(trainer_config, progress, Wait::Block))
-    }
-
-    /// As [`Self::checkpoint`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::checkpoint`].
-    pub async fn checkpoint_async(
-        &mut self,
-        trainer_config: TrainerConfig,
-        progress: Progress,
-    ) -> Result<Checkpoint> {
-        self.run_checkpoint(trainer_config, progress, Wait::Async).await
+    blocking_and_async! {
+        /// As [`Trainer::checkpoint`], of a loop of one's own that stands at `progress` with this
+        /// configuration: [`Self::resume`] goes on from its state.
+        ///
+        /// # Errors
+        /// The device's own.
+        pub fn checkpoint, checkpoint_async(
+            &mut self,
+            trainer_config: TrainerConfig,
+            progress: Progress
+        ) -> Result<Checkpoint> {
+            |wait| self.run_checkpoint(trainer_config, progress, wait)
+        }
     }
 
     async fn run_checkpoint(
@@ -136,20 +127,28 @@ impl Learner {
 }
 
 impl Trainer {
-    /// Waits for all that was queued and takes all that training goes on from.
-    ///
-    /// # Errors
-    /// The device's own.
-    pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        pollster::block_on(self.run_checkpoint(Wait::Block))
-    }
+    blocking_and_async! {
+        /// Waits for all that was queued and takes all that training goes on from.
+        ///
+        /// # Errors
+        /// The device's own.
+        pub fn checkpoint, checkpoint_async(&mut self) -> Result<Checkpoint> {
+            |wait| self.run_checkpoint(wait)
+        }
 
-    /// As [`Self::checkpoint`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::checkpoint`].
-    pub async fn checkpoint_async(&mut self) -> Result<Checkpoint> {
-        self.run_checkpoint(Wait::Async).await
+        /// Goes on from where [`Self::checkpoint`] was taken: over the same data sets, and [`Self::run`]
+        /// takes no others, on the same device to the same bits as if it had not been interrupted. A run
+        /// with [`RunOptions`](crate::RunOptions) of its own goes on by [`Learner::resume`],
+        /// [`Learner::with_options`], [`Self::resume`] and [`Self::with_data`].
+        ///
+        /// # Errors
+        /// As [`Learner::resume`] and [`Self::resume`].
+        pub fn from_checkpoint, from_checkpoint_async(
+            checkpoint: Checkpoint,
+            device: &Device
+        ) -> Result<Self> {
+            |_| Self::restore(checkpoint, device)
+        }
     }
 
     async fn run_checkpoint(&mut self, wait: Wait) -> Result<Checkpoint> {
@@ -159,22 +158,7 @@ impl Trainer {
         Ok(Checkpoint { best, data, ..checkpoint })
     }
 
-    /// Goes on from where [`Self::checkpoint`] was taken: over the same data sets, and [`Self::run`] takes no
-    /// others, on the same device to the same bits as if it had not been interrupted. A run with
-    /// [`RunOptions`](crate::RunOptions) of its own goes on by [`Learner::resume`], [`Learner::with_options`],
-    /// [`Self::resume`] and [`Self::with_data`].
-    ///
-    /// # Errors
-    /// As [`Learner::resume`] and [`Self::resume`].
-    pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
-        pollster::block_on(Self::from_checkpoint_async(checkpoint, device))
-    }
-
-    /// As [`Self::from_checkpoint`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::from_checkpoint`].
-    pub async fn from_checkpoint_async(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
+    async fn restore(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
         let Checkpoint { state, learner_config, trainer_config, progress, best, data, .. } =
             checkpoint;
         let learner = Learner::resume_async(state, learner_config, device).await?;

@@ -126,6 +126,11 @@ mod tests {
             [&[9, 2, 10, 4], &[8, 7, 5], &[1, 3, 6, 0]],
         ];
         assert_eq!(orders(Order::Bucketed), expected);
+        let expected: [[&[usize]; 3]; 3] = [
+            [&[4, 3, 10, 9], &[6, 2, 0, 1], &[8, 5, 7]],
+            [&[4, 5, 8, 0], &[6, 1, 10, 7], &[3, 9, 2]],
+            [&[5, 10, 4, 2], &[6, 0, 1, 8], &[7, 3, 9]],
+        ];
         assert_eq!(orders(Order::Shuffled), expected);
         let drawn =
             [(1, 0, 0), (1, 0, 1), (1, 1, 0), (7, 0, 0)].map(|(s, e, b)| noise_seed(s, e, b));

@@ -4,6 +4,7 @@ use std::ops::{AsyncFnMut, ControlFlow, Range};
 
 use crate::error::{Error, MadeFrom, Result};
 use crate::gpu::transfer::Wait;
+use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
 use crate::spec::sequences::in_order;
@@ -388,23 +389,25 @@ impl Trainer {
         Ok(Event::Epoch { epoch, loss, validation, is_best })
     }
 
-    /// How the network does on a data set as it is now.
-    ///
-    /// # Errors
-    /// Those of [`Dataset::check`], and as [`Learner::evaluate`].
-    pub fn evaluate<D: Dataset + ?Sized>(&self, data: &D) -> Result<Evaluation> {
-        pollster::block_on(self.evaluate_all(data, Wait::Block))
+    blocking_and_async! {
+        /// How the network does on a data set as it is now.
+        ///
+        /// # Errors
+        /// Those of [`Dataset::check`], and as [`Learner::evaluate`].
+        pub fn evaluate, evaluate_async(&self, data: &(impl Dataset + ?Sized)) -> Result<Evaluation> {
+            |wait| self.evaluate_all(data, wait)
+        }
+
+        /// The network that did best on validation, or where there was none the network as it is.
+        ///
+        /// # Errors
+        /// As [`Learner::params`] and [`Network::new`].
+        pub fn into_network, into_network_async(self, device: &Device) -> Result<Network> {
+            |wait| self.take_network(device, wait)
+        }
     }
 
-    /// As [`Self::evaluate`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::evaluate`].
-    pub async fn evaluate_async<D: Dataset + ?Sized>(&self, data: &D) -> Result<Evaluation> {
-        self.evaluate_all(data, Wait::Async).await
-    }
-
-    async fn evaluate_all<D: Dataset + ?Sized>(&self, data: &D, wait: Wait) -> Result<Evaluation> {
+    async fn evaluate_all(&self, data: &(impl Dataset + ?Sized), wait: Wait) -> Result<Evaluation> {
         self.check(data)?;
         let mut all = Evaluation::default();
         for examples in in_order(data.len(), self.config.batch) {
@@ -429,22 +432,6 @@ impl Trainer {
                 Ok(())
             }
         }
-    }
-
-    /// The network that did best on validation, or where there was none the network as it is.
-    ///
-    /// # Errors
-    /// As [`Learner::params`] and [`Network::new`].
-    pub fn into_network(self, device: &Device) -> Result<Network> {
-        pollster::block_on(self.take_network(device, Wait::Block))
-    }
-
-    /// As [`Self::into_network`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::into_network`].
-    pub async fn into_network_async(self, device: &Device) -> Result<Network> {
-        self.take_network(device, Wait::Async).await
     }
 
     async fn take_network(mut self, device: &Device, wait: Wait) -> Result<Network> {

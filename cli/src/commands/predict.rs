@@ -10,9 +10,11 @@ use ndarray::{Array2, ArrayView1};
 use crate::commands::forecast;
 use crate::commands::train::classes::argmax;
 use crate::commands::train::config::TrainConfig;
+use crate::commands::train::sequences::SequenceRun;
+use crate::commands::training::TrainingRun;
 use crate::data::features::Task;
 use crate::data::table::{Advice, SequenceTable};
-use crate::rundir::folder::{KeptModel, RunDir};
+use crate::rundir::folder::RunDir;
 use crate::rundir::settings::{self, RunConfig};
 use crate::ui::files::write_file;
 use crate::ui::output::{log, open, quote, quote_path, some_of};
@@ -68,7 +70,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         );
     }
     let config = TrainConfig::read(&folder.config())?;
-    let params = folder.read_model(KeptModel::Best, settings::TRAIN)?;
+    let params = folder.read_model(SequenceRun::KEPT, settings::TRAIN)?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {shown} is another one than its config.toml says"

@@ -4,7 +4,7 @@ pub mod classes;
 pub mod config;
 mod curves;
 mod report;
-mod sequences;
+pub mod sequences;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
