@@ -233,7 +233,7 @@ fn two_learners_on_two_halves_are_one_on_the_whole() {
             let parts = [0..batch / 2, batch / 2..batch];
             for (machine, rows) in machines.iter_mut().zip(parts) {
                 let rows = ndarray::s![.., rows, ..];
-                machine.accumulate(x.slice(rows.clone()), targets.slice(rows)).unwrap();
+                machine.accumulate(x.slice(rows), targets.slice(rows)).unwrap();
             }
             let [mut sum, other] = machines.each_mut().map(|machine| machine.gradient().unwrap());
             assert_eq!((sum.batches, other.batches), (1, 1));
