@@ -199,6 +199,7 @@ mod fingerprint;
 pub mod formats;
 mod gpu;
 mod kernels;
+mod lock;
 mod model;
 pub mod plan;
 mod process;
@@ -210,9 +211,10 @@ pub use error::{Cause, Error, MadeFrom, Result};
 pub use fingerprint::DataFingerprint;
 pub use gpu::adapter::{AdapterFeature, AdapterInfo, AdapterKind, Backend};
 pub use model::device::{Device, DeviceKind};
-pub use model::gru::{Gru, Output, Tape};
+pub use model::gru::{Gru, Tape};
 pub use model::interop::{Buffers, ForwardPass};
 pub use model::network::{Evaluation, Network};
+pub use model::output::Output;
 pub use model::profile::{Clock, KernelTime, Profile};
 pub use model::state::State;
 pub use model::stream::Stream;
@@ -225,11 +227,11 @@ pub use spec::options::{Recurrence, RunOptions};
 pub use spec::params::{Gradients, Init, ParamEntry, ParamLayout, Params};
 #[cfg(feature = "safetensors")]
 pub use training::checkpoint::Checkpoint;
+pub use training::config::{Order, TrainerConfig};
 pub use training::dataset::{Dataset, Example, Target, TargetArray, TrainingBatch};
 pub use training::learner::{Learner, LearnerConfig, LearnerState, LossGradient, StepMetrics};
 pub use training::progress::{Best, DataFingerprints, Event, Progress, StopReason};
-pub use training::sampler::Order;
-pub use training::trainer::{Trainer, TrainerConfig};
+pub use training::trainer::Trainer;
 pub use wgpu;
 
 /// README's example is a test.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The library's modules from the lowest to the highest; those of a row may not import each other.
 const LIBRARY: &[&[&str]] = &[
-    &["fingerprint"],
+    &["fingerprint", "lock"],
     &["error"],
     &["process"],
     &["spec"],

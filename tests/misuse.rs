@@ -19,9 +19,9 @@ use gru_wgpu::plan::{self, DeviceCaps, Limits, Mode, Plan};
 use gru_wgpu::{
     Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint, DataFingerprints, Device,
     DeviceKind, Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner,
-    LearnerConfig, Loss, Network, Optimizer, OptimizerState, ParamLayout, Params, Recurrence,
-    Reset, RunOptions, Schedule, Shape, Target, Trainer, TrainerConfig, Update, check, reference,
-    wgpu,
+    LearnerConfig, Loss, Network, Optimizer, OptimizerState, Order, ParamLayout, Params,
+    Recurrence, Reset, RunOptions, Schedule, Shape, Target, Trainer, TrainerConfig, TrainingBatch,
+    Update, check, reference, wgpu,
 };
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn};
 use pollster::block_on;
@@ -1044,6 +1044,48 @@ fn trainers(t: &mut Table, device: &Device) {
     t.row("Trainer::into_network", "before a run", Fine, || trainer()?.into_network(device));
     t.row("Trainer::checkpoint Trainer::from_checkpoint", "of nothing", Fine, || {
         Trainer::from_checkpoint(trainer()?.checkpoint()?, device)
+    });
+    t.row(
+        "Trainer::run_async Trainer::evaluate_async Trainer::checkpoint_async \
+         Trainer::from_checkpoint_async Trainer::into_network_async Learner::checkpoint_async \
+         TrainerConfig::with_order Progress::mean_loss",
+        "one example, shuffled",
+        Fine,
+        || {
+            let config = TrainerConfig::new(2, 2).with_order(Order::Shuffled);
+            let mut trainer = Trainer::new(learner()?, config)?;
+            let listen =
+                async |_: &mut Trainer, _: &gru_wgpu::Event<'_>| Ok(ControlFlow::Continue(()));
+            block_on(trainer.run_async(&[good()], &[good()], listen))?;
+            block_on(trainer.evaluate_async(&[good()]))?;
+            assert!(!trainer.progress().mean_loss().is_nan());
+            let progress = trainer.progress();
+            block_on(trainer.learner().checkpoint_async(config, progress))?;
+            let checkpoint = block_on(trainer.checkpoint_async())?;
+            let again = block_on(Trainer::from_checkpoint_async(checkpoint, device))?;
+            block_on(again.into_network_async(device))
+        },
+    );
+    t.row(
+        "TrainingBatch::new TrainingBatch::with_h0 TrainingBatch::with_layout \
+         TrainingBatch::with_lengths TrainingBatch::with_resets TrainingBatch::with_reset_state \
+         TrainingBatch::batch TrainingBatch::targets",
+        "nothing of it fits",
+        Refused,
+        || {
+            let batch = TrainingBatch::new(Array3::ones((3, 2, 3)), Array2::<f32>::ones((0, 9)))
+                .with_h0(Array3::ones((1, 1, 1)))
+                .with_layout(gru_wgpu::Layout::BatchFirst)
+                .with_lengths(vec![HUGE])
+                .with_resets(Array2::from_elem((0, 0), true))
+                .with_reset_state(Array3::ones((0, 0, 0)));
+            learner()?.step(batch.batch(), batch.targets())
+        },
+    );
+    t.row("Checkpoint::to_bytes Checkpoint::from_bytes", "bytes cut short", Refused, || {
+        let bytes = trainer()?.checkpoint()?.to_bytes()?;
+        Checkpoint::from_bytes(&bytes)?;
+        Checkpoint::from_bytes(&bytes[..bytes.len() - 1])
     });
     let folder = tempfile::tempdir().unwrap();
     t.row("Checkpoint::write", "no such folder", Refused, || {

@@ -1,32 +1,26 @@
 //! One open adapter: device, queue, pipelines, and what can go wrong with them.
 
+use std::collections::HashMap;
 use std::pin::pin;
-#[cfg(not(target_arch = "wasm32"))]
-use std::sync::Weak;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Cause, Error, Result};
 use crate::gpu::adapter::{AdapterInfo, describe, device_caps};
 use crate::gpu::loss::LossDetector;
-use crate::gpu::pipeline::Pipelines;
 #[cfg(not(target_arch = "wasm32"))]
-use crate::gpu::poller::Poller;
+use crate::gpu::poller::{PolledDevice, Poller};
+use crate::gpu::report::one_line;
 use crate::gpu::throttle::SubmitThrottle;
 use crate::gpu::wait::{Deadline, Oneshot};
+use crate::lock::lock;
 use crate::plan::{DeviceCaps, Limits};
 use crate::process::ProcessGuard;
 
 /// Features that a device is opened with where the adapter has them. Timestamps cost nothing until
 /// a pass writes one.
 const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
-
-/// wgpu's messages run over several indented lines.
-pub(crate) fn one_line(message: &str) -> String {
-    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines.collect::<Vec<_>>().join("; ")
-}
 
 /// An error of wgpu to be kept. In a browser such an error cannot leave its thread.
 #[cfg(not(target_arch = "wasm32"))]
@@ -47,8 +41,11 @@ pub(crate) struct Gpu {
     wait_limit: Option<Duration>,
 }
 
+/// A device's compiled kernels, by name and override constants.
+type Pipelines = HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>;
+
 /// What the clones of a [`Gpu`] share.
-pub(crate) struct Inner {
+struct Inner {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
     caps: DeviceCaps,
@@ -63,20 +60,6 @@ pub(crate) struct Inner {
     pipelines: Mutex<Pipelines>,
     #[cfg(test)]
     created: std::sync::atomic::AtomicUsize,
-}
-
-/// Calls `work`, whose errors nobody hears, a caller's handler of uncaptured ones included.
-pub(crate) fn without_errors<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> T {
-    use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
-    // Dropped in reverse order, as they must be.
-    let [_first, _second, _third] =
-        [Internal, Validation, OutOfMemory].map(|filter| device.push_error_scope(filter));
-    work()
-}
-
-/// A poisoned lock only means that another thread panicked between two whole updates.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gpu {
@@ -155,16 +138,11 @@ impl Gpu {
         Self { wait_limit: Some(limit), ..self }
     }
 
-    /// The open device without holding it open.
+    /// Gives the device while it is open, without keeping it so.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn downgrade(&self) -> Weak<Inner> {
-        Arc::downgrade(&self.inner)
-    }
-
-    /// The open device, where it still is; waits for it have no limit.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn upgrade(inner: &Weak<Inner>) -> Option<Self> {
-        inner.upgrade().map(|inner| Self { inner, wait_limit: None })
+    pub fn while_open(&self) -> impl Fn() -> Option<Self> + Send + 'static {
+        let inner = Arc::downgrade(&self.inner);
+        move || inner.upgrade().map(|inner| Self { inner, wait_limit: None })
     }
 
     /// Whether both are the same open device.
@@ -283,7 +261,7 @@ impl Gpu {
     /// [`Error::OutOfMemory`] when the system starts no thread.
     pub fn poll_for(&self, oneshot: &Arc<Oneshot>, deadline: Deadline) -> Result<()> {
         #[cfg(not(target_arch = "wasm32"))]
-        return self.inner.poller.wait(self, oneshot, deadline);
+        return self.inner.poller.wait(self.while_open(), oneshot, deadline);
         #[cfg(target_arch = "wasm32")]
         return Ok(drop((oneshot, deadline)));
     }
@@ -411,6 +389,17 @@ impl Gpu {
     }
 }
 
+#[cfg(not(target_arch = "wasm32"))]
+impl PolledDevice for Gpu {
+    fn poll_once(&self, blocks: bool) -> Result<()> {
+        self.poll_once(blocks)
+    }
+
+    fn check_lost(&self) -> Result<()> {
+        self.check_lost()
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.process.is_forked() {
@@ -438,6 +427,7 @@ mod tests {
     use crate::model::gru::Gru;
     use crate::model::interop::Buffers;
     use crate::spec::config::GruConfig;
+    use crate::spec::element::ElementType::F32;
     use crate::spec::params::Init;
 
     /// A device that somebody else opened is asked whether it is lost by mapping a buffer. What a
@@ -450,7 +440,7 @@ mod tests {
         let shared = Device::from_wgpu(&own.inner.adapter, &device, &queue).unwrap();
         let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &shared).unwrap();
         let gpu = gru.session_pool().unwrap().gpu();
-        let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, len));
+        let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, F32.bytes(len)));
         let buffers = Buffers::new(x.as_entire_buffer_binding(), y.as_entire_buffer_binding());
         let shape = gru.config().shape(1, 4).unwrap();
         let mut pass = gru.forward_pass(shape, &buffers).unwrap();

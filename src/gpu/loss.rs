@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
-use crate::gpu::context::{lock, one_line, without_errors};
+use crate::gpu::report::{one_line, without_errors};
+use crate::lock::lock;
 
 /// Whether a device is lost, and why. It stays lost.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ pub(crate) mod pipeline;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod poller;
 pub(crate) mod pool;
+pub(crate) mod report;
 pub(crate) mod session;
 pub(crate) mod throttle;
 pub(crate) mod transfer;

@@ -1,13 +1,9 @@
 //! Compiled kernels: one for each kernel and its override constants, compiled at its first use.
 
-use std::collections::HashMap;
-
 use crate::error::Result;
-use crate::gpu::context::{Gpu, lock};
+use crate::gpu::context::Gpu;
 use crate::kernels::{Access, Kernel};
-
-/// A device's compiled kernels, by name and override constants.
-pub(crate) type Pipelines = HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>;
+use crate::lock::lock;
 
 impl Gpu {
     /// The compiled kernel with these override constants, compiled at its first use on this device:

@@ -4,12 +4,21 @@
 //! thread starts with the first wait, sleeps while nobody waits, and ends when its device is
 //! closed. A browser polls its devices itself, so there is no thread.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Cause, Error, Result};
-use crate::gpu::context::{Gpu, Inner, lock};
 use crate::gpu::wait::{Deadline, Oneshot};
+use crate::lock::lock;
+
+/// An open device, as the poller's thread sees it.
+pub(crate) trait PolledDevice {
+    /// Has the callbacks called that are due: after all work queued where it may block.
+    fn poll_once(&self, blocks: bool) -> Result<()>;
+
+    /// `Ok` unless the device is lost.
+    fn check_lost(&self) -> Result<()>;
+}
 
 /// A device's waiters and the thread that polls for them.
 #[derive(Debug, Default)]
@@ -50,19 +59,25 @@ struct Thread {
 
 impl Poller {
     /// Polls the device until a value is sent to `oneshot`, and sends an error where that fails.
+    /// `open` gives the device while it is open, without keeping it so.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] when the system starts no thread.
-    pub fn wait(&self, gpu: &Gpu, oneshot: &Arc<Oneshot>, deadline: Deadline) -> Result<()> {
+    pub fn wait<D: PolledDevice>(
+        &self,
+        open: impl Fn() -> Option<D> + Send + 'static,
+        oneshot: &Arc<Oneshot>,
+        deadline: Deadline,
+    ) -> Result<()> {
         let mut state = lock(&self.0.state);
         // A thread that is blocked would keep no deadline; its successor takes all its waiters.
         let serves = |thread: Thread| !(thread.blocked && deadline.is_limited());
         if !state.thread.is_some_and(serves) {
             let thread = Thread { id: state.threads, blocked: false };
-            let (shared, device) = (Arc::clone(&self.0), gpu.downgrade());
+            let shared = Arc::clone(&self.0);
             std::thread::Builder::new()
                 .name("gru-wait".to_owned())
-                .spawn(move || shared.run(thread.id, &device))
+                .spawn(move || shared.run(thread.id, open))
                 .map_err(|error| Error::OutOfMemory {
                     reason: format!("no thread to wait: {error}"),
                     source: Some(Cause::new(error)),
@@ -85,14 +100,14 @@ impl Poller {
 
 impl Shared {
     /// The thread.
-    fn run(&self, id: u64, device: &Weak<Inner>) {
+    fn run<D: PolledDevice>(&self, id: u64, open: impl Fn() -> Option<D>) {
         while let Some((arrivals, blocks)) = self.next(id) {
-            let Some(gpu) = Gpu::upgrade(device) else { return };
-            let polled = gpu.poll_once(blocks);
+            let Some(device) = open() else { return };
+            let polled = device.poll_once(blocks);
             // Who has a result needs no other word of the device.
             let polled =
-                polled.and_then(|()| if self.is_awaited() { gpu.check_lost() } else { Ok(()) });
-            drop(gpu);
+                polled.and_then(|()| if self.is_awaited() { device.check_lost() } else { Ok(()) });
+            drop(device);
             self.settle(id, &polled, arrivals);
         }
     }
@@ -174,7 +189,7 @@ mod tests {
         }
         let wait = |limit| {
             let oneshot = Arc::new(Oneshot::default());
-            poller.wait(&gpu, &oneshot, Deadline::new("results", limit)).unwrap();
+            poller.wait(gpu.while_open(), &oneshot, Deadline::new("results", limit)).unwrap();
             (oneshot, lock(&poller.0.state).threads)
         };
         let (unlimited, threads) = wait(None);

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
-use crate::gpu::context::{Gpu, lock};
+use crate::gpu::context::Gpu;
 use crate::gpu::session::{BufferBinding, Session};
+use crate::lock::lock;
 use crate::plan::{BufferId, Mode, Plan, Purpose};
 use crate::spec::chunk::{Chunk, chunks};
 use crate::spec::config::{GruConfig, Shape};

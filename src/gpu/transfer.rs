@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::{Cause, Error, Result, try_room};
-use crate::gpu::context::{Gpu, one_line};
+use crate::gpu::context::Gpu;
+use crate::gpu::report::one_line;
 use crate::gpu::wait::Oneshot;
 pub(crate) use crate::gpu::wait::Wait;
 use crate::spec::element::{Element, ElementType};
@@ -129,7 +130,7 @@ impl Gpu {
         let part = buffer.slice(..size);
         self.guard_now(|| part.map_async(mode, move |mapped| callback.send(Ok(mapped))))?;
         match wait {
-            Wait::Block => oneshot.block(self, &deadline)?,
+            Wait::Block => oneshot.block(&deadline, |blocks| self.poll_once(blocks))?,
             Wait::Async => self.poll_for(&oneshot, deadline)?,
         }
         // After a lost device, mapping is the one call that says so. (It also fails where the

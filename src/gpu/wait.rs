@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::gpu::clock::Instant;
-use crate::gpu::context::{Gpu, lock};
+use crate::lock::lock;
 
 /// How a call waits for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,16 +103,17 @@ impl Oneshot {
         }
     }
 
-    /// Returns when a value was sent, on a thread that polls the device itself.
+    /// Returns when a value was sent, on a thread that polls the device itself: `poll_once` says
+    /// by its argument whether it may block until all work is done.
     ///
     /// Polling once is not enough: when threads share the device, another one's poll may have taken
     /// the callback and not yet called it when our own poll returns.
     ///
     /// # Errors
     /// [`Error::DeviceLost`], [`Error::Timeout`].
-    pub fn block(&self, gpu: &Gpu, deadline: &Deadline) -> Result<()> {
+    pub fn block(&self, deadline: &Deadline, poll_once: impl Fn(bool) -> Result<()>) -> Result<()> {
         loop {
-            let polled = gpu.poll_once(!deadline.is_limited());
+            let polled = poll_once(!deadline.is_limited());
             let state = lock(&self.state);
             if state.value.is_some() {
                 return Ok(());

@@ -16,14 +16,15 @@ use std::sync::Arc;
 use ndarray::{CowArray, Ix3};
 
 use crate::error::Result;
-use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey};
+use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey, SessionPool};
 use crate::gpu::session::Session;
 use crate::gpu::transfer::Wait;
-use crate::model::gru::Gru;
 use crate::plan::{BufferId, Mode, Pass, Plan, Purpose};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
 use crate::spec::element::ElementType;
+use crate::spec::options::RunOptions;
+use crate::spec::params::Params;
 
 mod input;
 mod states;
@@ -154,9 +155,19 @@ pub(crate) struct NoHooks;
 
 impl Hooks for NoHooks {}
 
+/// A model on an adapter, as its runs need it.
+#[derive(Clone, Copy)]
+pub(crate) struct AdapterModel<'a> {
+    pub pool: &'a SessionPool,
+    pub params: &'a Params,
+    /// Counts changes of the parameters.
+    pub version: u64,
+    pub options: RunOptions,
+}
+
 /// The chunks of one run, and what runs them.
 pub(crate) struct Executor<'a> {
-    gru: &'a Gru,
+    model: AdapterModel<'a>,
     key: SessionKey,
     chunks: Vec<ExecutorChunk>,
     accumulator: Option<&'a GradientAccumulator>,
@@ -177,20 +188,20 @@ impl<'a> Executor<'a> {
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) where not the smallest chunk fits the device.
     pub fn new(
-        gru: &'a Gru,
+        model: AdapterModel<'a>,
         shape: Shape,
         mode: Mode,
         purpose: Purpose,
         wait: Wait,
     ) -> Result<Self> {
-        let key = SessionKey { shape, mode, options: gru.options(), purpose };
-        let planned = gru.session_pool()?.chunks(gru.params().layout(), key)?.into_iter();
+        let key = SessionKey { shape, mode, options: model.options, purpose };
+        let planned = model.pool.chunks(model.params.layout(), key)?.into_iter();
         let chunks = planned.map(|planned| ExecutorChunk {
             chunk: planned.chunk,
             plan: planned.plan,
             session: None,
         });
-        Ok(Self { gru, key, chunks: chunks.collect(), accumulator: None, wait })
+        Ok(Self { model, key, chunks: chunks.collect(), accumulator: None, wait })
     }
 
     /// The same with the gradient and the loss of each chunk added to `accumulator`.
@@ -295,8 +306,7 @@ impl<'a> Executor<'a> {
     async fn acquire(&mut self, at: usize) -> Result<PooledSession> {
         let ExecutorChunk { chunk, plan, .. } = &mut self.chunks[at];
         let key = SessionKey { shape: chunk.shape(self.key.shape), ..self.key };
-        let (plan, pool) = (plan.take(), self.gru.session_pool()?);
-        let (params, version) = (self.gru.params(), self.gru.version());
+        let (plan, AdapterModel { pool, params, version, .. }) = (plan.take(), self.model);
         pool.session(params, version, key, plan, self.accumulator).await
     }
 }

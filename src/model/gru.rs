@@ -3,16 +3,17 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ndarray::{Array3, ArrayView3};
+use ndarray::ArrayView3;
 
 use crate::cpu::{self, Asked};
 use crate::error::{Error, Result};
-use crate::gpu::context::lock;
 use crate::gpu::pool::SessionPool;
 use crate::gpu::transfer::Wait;
+use crate::lock::lock;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::{Device, Target};
-use crate::model::executor::{Executor, Recorded};
+use crate::model::executor::{AdapterModel, Executor, Recorded};
+use crate::model::output::Output;
 use crate::model::state::State;
 use crate::plan::{DeviceCaps, Mode, Plan, Purpose};
 use crate::reference;
@@ -23,17 +24,6 @@ use crate::spec::params::{Gradients, Init, Params};
 
 #[cfg(test)]
 mod tests;
-
-/// What a forward pass gives.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Output {
-    /// y `[T, B, D·H]`: the last layer's state after every step, the forward half first.
-    pub y: Array3<f32>,
-    /// h_n `[L·D, B, H]`: each cell's state after its last step; layer-major, forward before
-    /// reverse.
-    pub h_n: Array3<f32>,
-}
 
 /// What [`Gru::forward_train`] keeps for [`Gru::backward`], on the model's device.
 ///
@@ -238,7 +228,8 @@ impl Gru {
         if self.pool.is_none() {
             return Ok(vec![shape]);
         }
-        let executor = Executor::new(self, shape, mode, Purpose::States, Wait::Block)?;
+        let executor =
+            Executor::new(self.on_adapter()?, shape, mode, Purpose::States, Wait::Block)?;
         Ok(executor.chunks().map(|chunk| chunk.shape(shape)).collect())
     }
 
@@ -357,7 +348,8 @@ impl Gru {
             }
             Some(_) => {
                 let mode = Mode::Inference;
-                let (output, _) = self.forward_on(shape, mode, state, batch, wait).await?;
+                let (output, _) =
+                    self.on_adapter()?.forward(shape, mode, state, batch, wait).await?;
                 Ok(output)
             }
         }
@@ -381,7 +373,7 @@ impl Gru {
             }
             Some(_) => {
                 let mode = Mode::Training;
-                let ran = self.forward_on(shape, mode, state, batch, wait).await;
+                let ran = self.on_adapter()?.forward(shape, mode, state, batch, wait).await;
                 let (output, recorded) = ran?;
                 (output, Record::Gpu(recorded))
             }
@@ -414,7 +406,7 @@ impl Gru {
                 *lock(&self.cached_trace) = Some(*trace);
                 Ok(gradients)
             }
-            Record::Gpu(recorded) => self.backward_on(recorded, dy, dh_n, wait).await,
+            Record::Gpu(recorded) => self.on_adapter()?.backward(recorded, dy, dh_n, wait).await,
         }
     }
 
@@ -449,6 +441,12 @@ impl Gru {
             what: "a model on the CPU and buffers or encoders of wgpu",
             why: "its device must be one of wgpu's",
         })
+    }
+
+    /// The model as its runs on an adapter need it.
+    pub(crate) fn on_adapter(&self) -> Result<AdapterModel<'_>> {
+        let (pool, options) = (self.session_pool()?, self.options);
+        Ok(AdapterModel { pool, params: &self.params, version: self.version, options })
     }
 
     /// What the CPU reads the parameters from, and of which version they must be.

@@ -6,6 +6,7 @@ pub(crate) mod executor;
 pub(crate) mod gru;
 pub(crate) mod interop;
 pub(crate) mod network;
+pub(crate) mod output;
 pub(crate) mod profile;
 pub(crate) mod state;
 pub(crate) mod stream;

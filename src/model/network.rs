@@ -190,7 +190,7 @@ impl Network {
 
     async fn run_on(&self, shape: Shape, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
         let (mode, purpose) = (Mode::Inference, Purpose::Outputs);
-        let mut executor = Executor::new(&self.gru, shape, mode, purpose, wait)?;
+        let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
         let input = CarriedInput::new(&executor, batch).await?;
         let len = self.head.rows(shape) * self.head.outputs;
         let whole = if executor.is_chunked() { len } else { 0 };
@@ -209,7 +209,7 @@ impl Network {
         wait: Wait,
     ) -> Result<Evaluation> {
         let (mode, purpose) = (Mode::Inference, Purpose::Evaluation(*loss));
-        let mut executor = Executor::new(&self.gru, shape, mode, purpose, wait)?;
+        let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
         let input = CarriedInput::new(&executor, batch.reborrow()).await?;
         let mut run = EvaluationRun { input, head: self.head, shape, targets, sums: Vec::new() };
         executor.run(&mut run).await?;

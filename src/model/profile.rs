@@ -204,7 +204,7 @@ impl Gru {
         wait: Wait,
     ) -> Result<Profile> {
         let mode = if dy.is_some() { Mode::Training } else { Mode::Inference };
-        let mut executor = Executor::new(self, shape, mode, Purpose::States, wait)?;
+        let mut executor = Executor::new(self.on_adapter()?, shape, mode, Purpose::States, wait)?;
         let input = RunInput::new(&executor, None, batch.reborrow()).await?;
         let forward = ForwardRun::new(&executor, input)?;
         let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None);

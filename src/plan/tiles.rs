@@ -24,7 +24,7 @@
 
 use super::limits::within;
 use super::{DeviceCaps, Pass};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{BACKWARD, FORWARD, Kernel, MATMUL, MatmulConstants, StepConstants};
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
@@ -122,7 +122,7 @@ impl RecurrenceKernels {
             Recurrence::Step => Ok(step()),
             Recurrence::Sequence => sequence(),
             Recurrence::Auto if sequence_pays(config, batch, caps) => {
-                Ok(sequence().unwrap_or_else(|_: crate::Error| step()))
+                Ok(sequence().unwrap_or_else(|_: Error| step()))
             }
             Recurrence::Auto => Ok(step()),
         }

@@ -23,9 +23,10 @@ use crate::model::device::Device;
 use crate::model::network::Evaluation;
 use crate::spec::optimizer::OptimizerState;
 use crate::spec::params::{ParamLayout, Params};
+use crate::training::config::TrainerConfig;
 use crate::training::learner::{Learner, LearnerConfig, LearnerState};
 use crate::training::progress::{Best, DataFingerprints, Progress};
-use crate::training::trainer::{Trainer, TrainerConfig};
+use crate::training::trainer::Trainer;
 
 mod words;
 

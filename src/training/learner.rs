@@ -15,13 +15,15 @@ use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
 
 mod adapter;
+mod any_backend;
 mod backend;
 mod config;
 mod gradient;
 mod host;
 
 use adapter::AdapterBackend;
-use backend::{AnyBackend, Backend, PreparedBatch, RawMetrics, on_backend};
+use any_backend::{AnyBackend, on_backend};
+use backend::{Backend, PreparedBatch, RawMetrics};
 pub use config::LearnerConfig;
 pub use gradient::LossGradient;
 use gradient::check_layout;

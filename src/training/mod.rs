@@ -2,6 +2,7 @@
 
 #[cfg(feature = "safetensors")]
 pub(crate) mod checkpoint;
+pub(crate) mod config;
 pub(crate) mod dataset;
 pub(crate) mod learner;
 pub(crate) mod progress;

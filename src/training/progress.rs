@@ -5,8 +5,6 @@ use crate::fingerprint::DataFingerprint;
 use crate::model::network::Evaluation;
 use crate::spec::params::Params;
 use crate::training::learner::StepMetrics;
-#[cfg(doc)]
-use crate::training::trainer::{Trainer, TrainerConfig};
 
 /// Where a run stands, between two updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -70,7 +68,7 @@ impl DataFingerprints {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Updates were made: every 16 unless [`Trainer::metrics_every`] says otherwise, and at the end of an epoch.
+    /// Updates were made: every 16 unless [`Trainer::metrics_every`](crate::Trainer::metrics_every) says otherwise, and at the end of an epoch.
     Updates(&'a [StepMetrics]),
     /// So many examples of the validation after an epoch are done. A run that is stopped here goes on with
     /// the whole validation.
@@ -94,8 +92,8 @@ pub enum Event<'a> {
 pub enum StopReason {
     /// All epochs are over.
     Completed,
-    /// Validation did not get better for as many epochs as [`TrainerConfig::patience`] says.
+    /// Validation did not get better for as many epochs as [`TrainerConfig::patience`](crate::TrainerConfig::patience) says.
     EarlyStopping,
-    /// The caller asked for it. [`Trainer::run`] goes on from there.
+    /// The caller asked for it. [`Trainer::run`](crate::Trainer::run) goes on from there.
     Requested,
 }

@@ -1,31 +1,17 @@
-//! [`Order`]: which examples of an epoch come when, and in which batches.
+//! [`BatchSampler`]: which examples of an epoch come when, and in which batches.
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::spec::loss::Loss;
+use crate::training::config::{Order, TrainerConfig};
 use crate::training::dataset::Dataset;
-use crate::training::trainer::TrainerConfig;
 
 /// Batches whose examples are sorted by length together, so that little is padded.
 const BUCKET: usize = 16;
 
 /// Sets the numbers that shuffle examples apart from those that fresh parameters take from the same seed.
 const SHUFFLE_STREAM: u64 = 0x6f72_6465;
-
-/// In which order an epoch takes its examples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
-#[non_exhaustive]
-pub enum Order {
-    /// Shuffled, then sorted by length within 16 batches at a time, and those batches shuffled: examples of
-    /// unequal lengths need little padding. The order of an epoch follows from the seed and the epoch.
-    #[default]
-    Bucketed,
-    /// Shuffled, each epoch from the order of the one before; the last batch may be smaller.
-    Shuffled,
-}
 
 /// Makes the batches of one epoch after the other, as indices of examples.
 pub(super) struct BatchSampler {

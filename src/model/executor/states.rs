@@ -6,12 +6,12 @@ use std::ops::Range;
 use ndarray::{Array3, ArrayView3};
 
 use super::input::{array, states_data};
-use super::{ChunkedRun, Data, Executor, ExecutorChunk, Position, RunInput, Upload};
+use super::{AdapterModel, ChunkedRun, Data, Executor, ExecutorChunk, Position, RunInput, Upload};
 use crate::error::{Result, try_array};
 use crate::gpu::pool::SessionKey;
 use crate::gpu::session::Session;
 use crate::gpu::transfer::Wait;
-use crate::model::gru::{Gru, Output};
+use crate::model::output::Output;
 use crate::model::state::State;
 use crate::plan::{BufferId, Mode, Pass, Plan, Purpose, RunBuffers, States, TrainingBuffers};
 use crate::spec::batch::Batch;
@@ -71,17 +71,17 @@ impl<'a> Executor<'a> {
     }
 
     /// The chunks of a recorded run, on the way back.
-    fn of_recorded(gru: &'a Gru, recorded: Recorded, wait: Wait) -> Self {
+    fn of_recorded(model: AdapterModel<'a>, recorded: Recorded, wait: Wait) -> Self {
         let Recorded { key, mut chunks } = recorded;
         chunks.reverse();
-        Self { gru, key, chunks, accumulator: None, wait }
+        Self { model, key, chunks, accumulator: None, wait }
     }
 }
 
-impl Gru {
+impl AdapterModel<'_> {
     /// Runs forward; in training with all that the way back needs.
-    pub(in crate::model) async fn forward_on<'a>(
-        &self,
+    pub(in crate::model) async fn forward<'a>(
+        self,
         shape: Shape,
         mode: Mode,
         state: Option<&'a State>,
@@ -98,8 +98,8 @@ impl Gru {
         Ok((run.into_output(), executor.into_recorded()))
     }
 
-    pub(in crate::model) async fn backward_on(
-        &self,
+    pub(in crate::model) async fn backward(
+        self,
         recorded: Recorded,
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
@@ -170,7 +170,7 @@ impl<'a> BackwardRun<'a> {
         dy: Option<ArrayView3<'a, f32>>,
         dh_n: Option<ArrayView3<'a, f32>>,
     ) -> Result<Self> {
-        let (layout, shape) = (executor.gru.params().layout().clone(), executor.shape());
+        let (layout, shape) = (executor.model.params.layout().clone(), executor.shape());
         let zeros = || Gradients::zeros(&layout, shape);
         let gradients = executor.is_chunked().then(zeros).transpose()?;
         Ok(Self { layout, shape, dy, dh_n, gradients })

@@ -4,6 +4,7 @@ use ndarray::{Array2, Array3, ArrayD, Axis, Dimension};
 
 use super::*;
 use crate::model::device::{Device, test_device_with_bindings};
+use crate::model::gru::Gru;
 use crate::model::network::Network;
 use crate::spec::batch::Batch;
 use crate::spec::config::{Direction, GruConfig, Layout, Reset};
@@ -20,7 +21,8 @@ const STEPS: usize = 61;
 const ROWS: usize = 11;
 
 fn chunks_of(gru: &Gru, shape: Shape, mode: Mode, purpose: Purpose) -> Vec<Chunk> {
-    let executor = Executor::new(gru, shape, mode, purpose, Wait::Block).unwrap();
+    let executor =
+        Executor::new(gru.on_adapter().unwrap(), shape, mode, purpose, Wait::Block).unwrap();
     executor.chunks().cloned().collect()
 }
 

@@ -1,5 +1,7 @@
 //! Runs on adapters span by span, lost devices, kept memory.
 
+use ndarray::Array3;
+
 use super::*;
 use crate::model::device::{test_device, test_device_with_bindings};
 use crate::plan::BufferSpec;

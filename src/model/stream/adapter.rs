@@ -3,8 +3,9 @@
 use ndarray::{Array3, ArrayView3, ArrayViewMut3};
 
 use crate::error::{Cause, Error, Result};
-use crate::gpu::context::{Gpu, one_line};
+use crate::gpu::context::Gpu;
 use crate::gpu::pool::SessionPool;
+use crate::gpu::report::one_line;
 use crate::gpu::session::{BufferBinding, Session};
 use crate::gpu::transfer::Wait;
 use crate::model::gru::Gru;

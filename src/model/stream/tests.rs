@@ -4,6 +4,7 @@ use super::*;
 use crate::gpu::context::Gpu;
 use crate::model::device::test_device;
 use crate::spec::config::GruConfig;
+use crate::spec::element::ElementType::F32;
 use crate::spec::params::Init;
 
 /// What is alive on a device, and how many allocations hold it.
@@ -49,7 +50,7 @@ fn a_step_makes_no_buffer_no_bind_group_and_no_pipeline() {
 fn encoding_a_step_makes_nothing_either() {
     let (device, gpu) = test_device();
     let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
-    let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, len));
+    let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, F32.bytes(len)));
     let buffers = Buffers::new(x.as_entire_buffer_binding(), y.as_entire_buffer_binding());
     let mut stream = gru.stream_over(4, &[1], &buffers).unwrap();
     let mut take = || {

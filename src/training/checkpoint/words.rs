@@ -11,10 +11,10 @@ use crate::formats::metadata::{KeyValues, word};
 use crate::model::network::Evaluation;
 use crate::spec::loss::Loss;
 use crate::spec::optimizer::{Adam, Clip, Optimizer, Schedule};
+use crate::training::config::Order;
+use crate::training::config::TrainerConfig;
 use crate::training::learner::LearnerConfig;
 use crate::training::progress::{DataFingerprints, Progress};
-use crate::training::sampler::Order;
-use crate::training::trainer::TrainerConfig;
 
 /// The kinds, whose numbers follow.
 #[derive(Clone, Copy, PartialEq)]

@@ -91,7 +91,7 @@ impl Backend for AdapterBackend {
     ) -> Result<()> {
         let PreparedBatch { loss, shape, batch, targets, is_first } = batch;
         let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
-        let executor = Executor::new(network.gru(), shape, mode, purpose, wait)?;
+        let executor = Executor::new(network.gru().on_adapter()?, shape, mode, purpose, wait)?;
         let mut executor = executor.with_accumulator(&self.accumulator);
         let input = RunInput::new(&executor, None, batch).await?;
         let mut run = LossRun { input, head: network.head(), shape, targets, is_first };

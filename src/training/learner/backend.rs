@@ -1,7 +1,5 @@
 //! [`Backend`]: where a learner's numbers are, and what is done with them there.
 
-use super::adapter::AdapterBackend;
-use super::host::HostBackend;
 use crate::error::Result;
 use crate::gpu::transfer::Wait;
 use crate::model::network::Network;
@@ -75,21 +73,3 @@ pub(super) struct RawMetrics {
     /// else.
     pub moved: bool,
 }
-
-#[derive(Debug)]
-pub(super) enum AnyBackend {
-    Host(Box<HostBackend>),
-    Adapter(Box<AdapterBackend>),
-}
-
-/// Calls either backend by the same name.
-macro_rules! on_backend {
-    ($any:expr, $backend:ident => $call:expr) => {
-        match $any {
-            AnyBackend::Host($backend) => $call,
-            AnyBackend::Adapter($backend) => $call,
-        }
-    };
-}
-
-pub(super) use on_backend;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use gru_wgpu::{Clock, Device, Gru, KernelTime, Profile};
 use ndarray::Array3;
 
@@ -47,7 +47,7 @@ pub struct KernelProfile {
 }
 
 /// Checks, warms up and measures.
-pub fn measure(
+fn measure(
     workload: &Workload,
     device: &Device,
     repeats: Option<usize>,
@@ -92,6 +92,19 @@ pub fn measure(
             .transpose()?,
         device: device.clone(),
     })
+}
+
+/// Every device in turn.
+pub fn measure_all(
+    workload: &Workload,
+    devices: &[Device],
+    repeats: Option<usize>,
+    profile: bool,
+) -> Result<Vec<Measurement>> {
+    let each = |device| {
+        measure(workload, device, repeats, profile).with_context(|| format!("on {device}"))
+    };
+    devices.iter().map(each).collect()
 }
 
 /// The same run over and over.

@@ -11,7 +11,7 @@ mod workload;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use gru_wgpu::plan::{DeviceCaps, Mode};
 use gru_wgpu::{Device, DeviceKind, Direction, Recurrence, RunOptions};
@@ -20,7 +20,7 @@ use crate::ui::arguments::{ResetArg, at_least_one};
 use crate::ui::numbers::format_si;
 use crate::ui::output::open;
 use crate::ui::outputs::Outputs;
-use measure::{Measurement, measure};
+use measure::measure_all;
 use sweep::Sweep;
 use workload::Workload;
 
@@ -153,19 +153,6 @@ fn write_plan(workload: &Workload, device: &Device, out: &mut impl Write) -> Res
         }
     }
     Ok(())
-}
-
-/// Every device in turn.
-fn measure_all(
-    workload: &Workload,
-    devices: &[Device],
-    repeats: Option<usize>,
-    profile: bool,
-) -> Result<Vec<Measurement>> {
-    let each = |device| {
-        measure(workload, device, repeats, profile).with_context(|| format!("on {device}"))
-    };
-    devices.iter().map(each).collect()
 }
 
 fn workload(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Result<Workload> {

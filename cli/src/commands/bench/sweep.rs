@@ -9,11 +9,11 @@ use anyhow::{Result, bail};
 use gru_wgpu::Device;
 use serde_json::{Value, json};
 
-use super::measure::Measurement;
+use super::measure::{Measurement, measure_all};
 use super::picture::{Crossing, Picture, crossings, draw, rounded};
+use super::report;
 use super::verify::Verified;
 use super::workload::Workload;
-use super::{measure_all, report};
 use crate::ui::arguments::at_least_one;
 use crate::ui::files::write_file;
 use crate::ui::output::{TextTable, causes, log, quote_path};

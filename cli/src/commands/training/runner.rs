@@ -6,7 +6,7 @@ use anyhow::{Error, Result};
 use gru_wgpu::{Checkpoint, Dataset, Device, Init, Learner, Params, StopReason, Trainer};
 
 use super::monitor::RunMonitor;
-use super::{TrainingRun, learner_config};
+use super::run::{TrainingRun, learner_config};
 use crate::rundir::checkpoints::{CheckpointInterval, CheckpointWriter, unsaved};
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::RunDir;

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
-use gru_wgpu::Checkpoint;
+use gru_wgpu::{Checkpoint, Dataset};
 
-use super::TrainingRun;
+use super::run::TrainingRun;
+use crate::rundir::checkpoints::{check_same, is_of};
 use crate::rundir::folder::{Lock, RunDir};
-use crate::rundir::overrides::ResumableSettings;
+use crate::rundir::overrides::{ResumableSettings, TrainingSettings};
 
 /// Where a run's files go, and what it goes on from.
 pub struct RunTarget {
@@ -51,7 +52,7 @@ impl RunTarget {
         let folder = RunDir::open(path)?;
         let lock = FolderLock::Now(folder.lock()?);
         let mut run = read(&folder)?;
-        let checkpoint = super::resume(&mut run, folder.read_checkpoint()?, apply)?;
+        let checkpoint = resume(&mut run, folder.read_checkpoint()?, apply)?;
         Ok((Self { folder: Some(folder), checkpoint: Some(checkpoint), lock }, run))
     }
 
@@ -68,4 +69,32 @@ impl FolderLock {
             Self::AtStart { force } => folder.map(|folder| folder.take(force)).transpose(),
         }
     }
+}
+
+/// Has what is left of a run be trained with the settings that `apply` makes of its own, which must be those
+/// of its checkpoint, or must have been before a change that is noted.
+///
+/// # Errors
+/// When the configuration is not the checkpoint's, or the epochs are over.
+fn resume(
+    run: &mut impl TrainingRun,
+    last: Checkpoint,
+    apply: impl FnOnce(ResumableSettings) -> ResumableSettings,
+) -> Result<Checkpoint> {
+    check_config(run, &last)?;
+    let examples = run.train().len();
+    let (settings, changes) = run.settings_mut();
+    let now = apply(settings.resumable());
+    settings.resume(changes, last, examples, now)
+}
+
+fn check_config<R: TrainingRun>(run: &mut R, checkpoint: &Checkpoint) -> Result<()> {
+    let examples = run.train().len();
+    let (settings, changes) = run.settings_mut();
+    let is_same = settings.match_checkpoint(checkpoint, changes, examples);
+    check_same(&[
+        (R::DATA_TABLES, is_of(checkpoint, &run.data_note())),
+        ("[model]", *checkpoint.state.params.layout() == run.layout()?),
+        ("[training]", is_same),
+    ])
 }
