@@ -6,7 +6,7 @@ use ndarray::{Array2, Array3, Axis, concatenate, s};
 use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::device::{Device, Target};
 use crate::model::gru::Gru;
 use crate::model::interop::Buffers;

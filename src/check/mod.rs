@@ -147,7 +147,7 @@ impl Section {
         pollster::block_on(self.run_async(device))
     }
 
-    /// As [`Self::run`], for where blocking is not possible.
+    /// [`Self::run`] as a future.
     ///
     /// # Errors
     /// As [`run`].
@@ -187,7 +187,7 @@ pub fn run(device: &Device) -> Result<Vec<Finding>> {
     pollster::block_on(run_async(device))
 }
 
-/// As [`run`], for where blocking is not possible.
+/// [`run`] as a future.
 ///
 /// # Errors
 /// As [`run`].
@@ -219,7 +219,7 @@ pub fn model(device: &Device, params: &Params) -> Result<Vec<Finding>> {
     pollster::block_on(model_async(device, params))
 }
 
-/// As [`model`], for where blocking is not possible.
+/// [`model`] as a future.
 ///
 /// # Errors
 /// As [`run`].

@@ -4,7 +4,7 @@ use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::session::Session;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::plan::{
     BufferId, Buffers, Columns, DeviceCaps, ElementType, Epilogue, Operand, Pass, Plan, Products,
     Role, Stage,

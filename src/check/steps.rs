@@ -6,7 +6,7 @@ use super::{Case, Findings, describe_variant, random};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::session::Session;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::plan::{Dispatch, Mode, Pass, Plan, Stage};
 use crate::reference::{Cell, CellTrace, StepContext};
 use crate::spec::batch::{step_flag, time_major};

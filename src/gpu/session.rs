@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::context::Gpu;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::plan::{
     ARGS_BLOCK, BufferId, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Slice, Stage,
 };

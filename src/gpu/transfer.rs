@@ -5,8 +5,7 @@ use std::sync::Arc;
 use crate::error::{Cause, Error, Result, try_room};
 use crate::gpu::context::Gpu;
 use crate::gpu::report::one_line;
-use crate::gpu::wait::Oneshot;
-pub(crate) use crate::gpu::wait::Wait;
+use crate::gpu::wait::{Oneshot, Wait};
 use crate::spec::element::{Element, ElementType};
 
 /// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all

@@ -21,28 +21,26 @@ macro_rules! blocking_and_async {
     ($(
         $(#[$meta:meta])*
         $vis:vis fn $name:ident, $name_async:ident $(<$($lifetime:lifetime),+>)? ($($args:tt)*)
-            -> Result<$output:ty>
+            -> $output:ty
         {
             |$wait:tt| $future:expr
         }
     )+) => {$(
         $(#[$meta])*
-        $vis fn $name $(<$($lifetime),+>)? ($($args)*) -> $crate::error::Result<$output> {
-            let $wait = $crate::gpu::transfer::Wait::Block;
+        $vis fn $name $(<$($lifetime),+>)? ($($args)*) -> $output {
+            let $wait = $crate::gpu::wait::Wait::Block;
             pollster::block_on($future)
         }
 
         #[doc = concat!(
             "[`", stringify!($name), "`](Self::", stringify!($name), ") as a future, which never ",
-            "blocks its thread while an adapter computes. (The CPU computes in the first poll.)"
+            "blocks its thread while an adapter computes; its results and errors are the same. ",
+            "(The CPU computes in the first poll.)"
         )]
-        ///
-        /// # Errors
-        #[doc = concat!("As [`Self::", stringify!($name), "`].")]
         $vis async fn $name_async $(<$($lifetime),+>)? ($($args)*)
-            -> $crate::error::Result<$output>
+            -> $output
         {
-            let $wait = $crate::gpu::transfer::Wait::Async;
+            let $wait = $crate::gpu::wait::Wait::Async;
             $future.await
         }
     )+};

@@ -8,6 +8,7 @@ use crate::cpu;
 use crate::error::{Error, Result};
 use crate::gpu::adapter::{self, AdapterInfo};
 use crate::gpu::context::Gpu;
+use crate::model::blocking::blocking_and_async;
 
 /// Where a model runs. Cheap to clone; clones of a GPU device share the open adapter.
 ///
@@ -32,15 +33,16 @@ pub(crate) enum Target {
 }
 
 impl Device {
-    /// A hardware GPU where there is one that opens, the CPU otherwise; [`Self::reason`] says why.
-    /// Never a software adapter.
-    pub fn auto() -> Self {
-        pollster::block_on(Self::auto_async())
+    blocking_and_async! {
+        /// A hardware GPU where there is one that opens, the CPU otherwise; [`Self::reason`] says why.
+        /// Never a software adapter.
+        pub fn auto, auto_async() -> Self {
+            |_| Self::find_auto()
+        }
     }
 
-    /// As [`Self::auto`], for where blocking is not possible.
-    pub async fn auto_async() -> Self {
-        match Self::gpu_async().await {
+    async fn find_auto() -> Self {
+        match Self::find_gpu().await {
             Ok(device) => {
                 Self { reason: "auto takes a hardware GPU where there is one".to_owned(), ..device }
             }
@@ -55,44 +57,40 @@ impl Device {
         Self { target: Target::Cpu, reason: "asked for by name".to_owned() }
     }
 
-    /// The first hardware GPU that opens: discrete before integrated before virtual ones.
-    ///
-    /// # Errors
-    /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`] where none opens.
-    pub fn gpu() -> Result<Self> {
-        pollster::block_on(Self::gpu_async())
+    blocking_and_async! {
+        /// The first hardware GPU that opens: discrete before integrated before virtual ones.
+        ///
+        /// # Errors
+        /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`] where none opens.
+        pub fn gpu, gpu_async() -> Result<Self> {
+            |_| Self::find_gpu()
+        }
     }
 
-    /// As [`Self::gpu`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::gpu`].
-    pub async fn gpu_async() -> Result<Self> {
+    async fn find_gpu() -> Result<Self> {
         const HINT: &str = "a GPU needs its Vulkan, Metal or DirectX 12 driver";
         Self::open_first("hardware GPU", HINT, |info| !info.is_software()).await
     }
 
-    /// The hardware GPU of this index, from 0: those of [`Self::adapters`] that are not software,
-    /// in their order. Of a GPU with two drivers, say Vulkan and DirectX 12, each driver counts.
-    ///
-    /// ```no_run
-    /// use gru_wgpu::Device;
-    ///
-    /// let [first, second] = [Device::gpu_at(0)?, Device::gpu_at(1)?];
-    /// # Ok::<(), gru_wgpu::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::NoGpuAt`], which lists what there is, or [`Error::OpenDevice`].
-    pub fn gpu_at(index: usize) -> Result<Self> {
-        pollster::block_on(Self::gpu_at_async(index))
+    blocking_and_async! {
+        /// The hardware GPU of this index, from 0: those of [`Self::adapters`] that are not software,
+        /// in their order. Of a GPU with two drivers, say Vulkan and DirectX 12, each driver counts.
+        ///
+        /// ```no_run
+        /// use gru_wgpu::Device;
+        ///
+        /// let [first, second] = [Device::gpu_at(0)?, Device::gpu_at(1)?];
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// [`Error::NoGpuAt`], which lists what there is, or [`Error::OpenDevice`].
+        pub fn gpu_at, gpu_at_async(index: usize) -> Result<Self> {
+            |_| Self::open_gpu_at(index)
+        }
     }
 
-    /// As [`Self::gpu_at`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::gpu_at`].
-    pub async fn gpu_at_async(index: usize) -> Result<Self> {
+    async fn open_gpu_at(index: usize) -> Result<Self> {
         let mut adapters = adapter::adapters().await;
         // Software adapters come last.
         match adapters.get(index) {
@@ -106,32 +104,31 @@ impl Device {
         }
     }
 
-    /// A software adapter such as Mesa's lavapipe: the same kernels, computed on the CPU.
-    ///
-    /// # Errors
-    /// [`Error::NoAdapter`], which says what to install, or [`Error::OpenDevice`].
-    pub fn software() -> Result<Self> {
-        pollster::block_on(Self::software_async())
+    blocking_and_async! {
+        /// A software adapter such as Mesa's lavapipe: the same kernels, computed on the CPU.
+        ///
+        /// # Errors
+        /// [`Error::NoAdapter`], which says what to install, or [`Error::OpenDevice`].
+        pub fn software, software_async() -> Result<Self> {
+            |_| Self::find_software()
+        }
     }
 
-    /// As [`Self::software`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::software`].
-    pub async fn software_async() -> Result<Self> {
+    async fn find_software() -> Result<Self> {
         const HINT: &str = "Mesa's lavapipe is one: `apt-get install mesa-vulkan-drivers` on \
             Debian and Ubuntu, `dnf install mesa-vulkan-drivers` on Fedora";
         Self::open_first("software", HINT, |info| info.is_software()).await
     }
 
-    /// The CPU, and every adapter that opens, hardware and software, in the order of
-    /// [`Self::adapters`].
-    pub fn all() -> Vec<Self> {
-        pollster::block_on(Self::all_async())
+    blocking_and_async! {
+        /// The CPU, and every adapter that opens, hardware and software, in the order of
+        /// [`Self::adapters`].
+        pub fn all, all_async() -> Vec<Self> {
+            |_| Self::open_all()
+        }
     }
 
-    /// As [`Self::all`], for where blocking is not possible.
-    pub async fn all_async() -> Vec<Self> {
+    async fn open_all() -> Vec<Self> {
         let mut all = vec![Self::cpu()];
         for (_, adapter) in adapter::adapters().await {
             all.extend(Self::open(adapter).await);
@@ -197,20 +194,18 @@ impl Device {
         Self { target, ..self }
     }
 
-    /// The same adapter opened anew with WebGPU's default limits and nothing more, as a browser
-    /// would: for testing that work fits everywhere. The CPU has no limits and stays as it is.
-    ///
-    /// # Errors
-    /// [`Error::OpenDevice`].
-    pub fn with_default_limits(&self) -> Result<Self> {
-        pollster::block_on(self.with_default_limits_async())
+    blocking_and_async! {
+        /// The same adapter opened anew with WebGPU's default limits and nothing more, as a browser
+        /// would: for testing that work fits everywhere. The CPU has no limits and stays as it is.
+        ///
+        /// # Errors
+        /// [`Error::OpenDevice`].
+        pub fn with_default_limits, with_default_limits_async(&self) -> Result<Self> {
+            |_| self.reopen_with_default_limits()
+        }
     }
 
-    /// As [`Self::with_default_limits`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::with_default_limits`].
-    pub async fn with_default_limits_async(&self) -> Result<Self> {
+    async fn reopen_with_default_limits(&self) -> Result<Self> {
         let target = match &self.target {
             Target::Cpu => Target::Cpu,
             Target::Gpu(gpu) => Target::Gpu(gpu.reopen(wgpu::Limits::default()).await?),
@@ -253,15 +248,16 @@ impl Device {
         adapter::needed_limits()
     }
 
-    /// Every adapter of this machine, without opening one: discrete GPUs before integrated before
-    /// virtual ones, software adapters last. The hardware GPUs' places are the indices of
-    /// [`Self::gpu_at`].
-    pub fn adapters() -> Vec<AdapterInfo> {
-        pollster::block_on(Self::adapters_async())
+    blocking_and_async! {
+        /// Every adapter of this machine, without opening one: discrete GPUs before integrated before
+        /// virtual ones, software adapters last. The hardware GPUs' places are the indices of
+        /// [`Self::gpu_at`].
+        pub fn adapters, adapters_async() -> Vec<AdapterInfo> {
+            |_| Self::list_adapters()
+        }
     }
 
-    /// As [`Self::adapters`], for where blocking is not possible.
-    pub async fn adapters_async() -> Vec<AdapterInfo> {
+    async fn list_adapters() -> Vec<AdapterInfo> {
         adapter::adapters().await.into_iter().map(|(info, _)| info).collect()
     }
 
@@ -354,25 +350,23 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
-    /// Opens a device of this kind.
-    ///
-    /// # Errors
-    /// As [`Device::gpu`], [`Device::gpu_at`] and [`Device::software`].
-    pub fn open(self) -> Result<Device> {
-        pollster::block_on(self.open_async())
+    blocking_and_async! {
+        /// Opens a device of this kind.
+        ///
+        /// # Errors
+        /// As [`Device::gpu`], [`Device::gpu_at`] and [`Device::software`].
+        pub fn open, open_async(self) -> Result<Device> {
+            |_| self.open_device()
+        }
     }
 
-    /// As [`Self::open`], for where blocking is not possible.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub async fn open_async(self) -> Result<Device> {
+    async fn open_device(self) -> Result<Device> {
         match self {
-            Self::Auto => Ok(Device::auto_async().await),
+            Self::Auto => Ok(Device::find_auto().await),
             Self::Cpu => Ok(Device::cpu()),
-            Self::Gpu => Device::gpu_async().await,
-            Self::GpuAt(index) => Device::gpu_at_async(index).await,
-            Self::Software => Device::software_async().await,
+            Self::Gpu => Device::find_gpu().await,
+            Self::GpuAt(index) => Device::open_gpu_at(index).await,
+            Self::Software => Device::find_software().await,
         }
     }
 }

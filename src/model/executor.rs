@@ -18,7 +18,7 @@ use ndarray::{CowArray, Ix3};
 use crate::error::Result;
 use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey, SessionPool};
 use crate::gpu::session::Session;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::plan::{BufferId, Mode, Pass, Plan, Purpose};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;

@@ -8,7 +8,7 @@ use ndarray::ArrayView3;
 use crate::cpu::{self, Asked};
 use crate::error::{Error, Result};
 use crate::gpu::pool::SessionPool;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::lock::lock;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::{Device, Target};

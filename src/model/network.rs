@@ -6,7 +6,7 @@ use ndarray::{Array2, Array3, ArrayD, s};
 
 use crate::cpu;
 use crate::error::{Result, try_untouched};
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::executor::{ChunkedRun, Data, Executor, Position, RunInput, Upload};

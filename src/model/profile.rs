@@ -10,7 +10,7 @@ use crate::cpu::Asked;
 use crate::error::Result;
 use crate::gpu::clock::Instant;
 use crate::gpu::session::{Session, Timing};
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::executor::{
     BackwardRun, ChunkedRun, Executor, ForwardRun, Hooks, Position, RunInput, Upload,

@@ -4,7 +4,7 @@ use ndarray::{Array3, ArrayView3};
 
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::context::Gpu;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::{Device, Target};
 use crate::spec::config::Shape;

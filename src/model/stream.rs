@@ -4,7 +4,7 @@ use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, s};
 
 use crate::cpu;
 use crate::error::{Error, Result, check_shape};
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::gru::Gru;
 use crate::model::interop::Buffers;

@@ -17,7 +17,7 @@ use crate::formats::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata, VE
 use crate::formats::files::{self, Source};
 use crate::formats::metadata::{read_config, write_config};
 use crate::formats::safetensors::{Tensors, encode_tensors, network_tensors};
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::Evaluation;

@@ -3,7 +3,7 @@
 use ndarray::ArrayD;
 
 use crate::error::{Error, Result, check_shape};
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};

@@ -3,7 +3,7 @@
 use std::ops::{AsyncFnMut, ControlFlow, Range};
 
 use crate::error::{Error, MadeFrom, Result};
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
@@ -143,7 +143,7 @@ impl Trainer {
         pollster::block_on(self.run_epochs(train, valid, listen, Wait::Block))
     }
 
-    /// As [`Self::run`], for where blocking is not possible.
+    /// [`Self::run`] as a future, whose `listen` may wait as well.
     ///
     /// # Errors
     /// As [`Self::run`].

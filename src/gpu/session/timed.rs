@@ -6,7 +6,7 @@ use super::{PreparedDispatch, Prologue, Session, encode_dispatches};
 use crate::error::Result;
 use crate::gpu::clock::Instant;
 use crate::gpu::context::Gpu;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::plan::Pass;
 
 /// Dispatches that one set of queries times: WebGPU allows it 4096 queries, and each takes two.

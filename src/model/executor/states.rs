@@ -10,7 +10,7 @@ use super::{AdapterModel, ChunkedRun, Data, Executor, ExecutorChunk, Position, R
 use crate::error::{Result, try_array};
 use crate::gpu::pool::SessionKey;
 use crate::gpu::session::Session;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::output::Output;
 use crate::model::state::State;
 use crate::plan::{BufferId, Mode, Pass, Plan, Purpose, RunBuffers, States, TrainingBuffers};

@@ -7,7 +7,7 @@ use crate::gpu::context::Gpu;
 use crate::gpu::pool::SessionPool;
 use crate::gpu::report::one_line;
 use crate::gpu::session::{BufferBinding, Session};
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::gru::Gru;
 use crate::model::interop::Buffers;
 use crate::plan::{Mode, States};

@@ -7,7 +7,7 @@ use super::backend::{Backend, PreparedBatch, RawMetrics};
 use crate::error::Result;
 use crate::gpu::pool::GradientAccumulator;
 use crate::gpu::session::{BufferBinding, Session};
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::executor::{ChunkedRun, Data, Executor, Hooks, Position, RunInput, Upload};
 use crate::model::network::{Network, target_uploads};
 use crate::plan::{BufferId, Mode, Pass, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};

@@ -1,7 +1,7 @@
 //! [`Backend`]: where a learner's numbers are, and what is done with them there.
 
 use crate::error::Result;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::network::Network;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;

@@ -5,7 +5,7 @@ use ndarray::Axis;
 use super::backend::{Backend, PreparedBatch, RawMetrics};
 use crate::cpu::Asked;
 use crate::error::Result;
-use crate::gpu::transfer::Wait;
+use crate::gpu::wait::Wait;
 use crate::model::network::Network;
 use crate::spec::linear::Linear;
 use crate::spec::optimizer::{Clip, Constants, OptimizerState};
