@@ -225,3 +225,48 @@ fn targets_that_do_not_fit_are_refused_by_every_call() {
     assert!(matches!(both.batch(&[0, 1]), Err(Error::Shape { .. })));
     assert!(long.batch(&[]).unwrap().x.is_empty());
 }
+
+/// A row more than it was asked for.
+struct Lies;
+
+impl Dataset for Lies {
+    fn len(&self) -> usize {
+        Rows.len()
+    }
+
+    fn steps(&self, _: usize) -> usize {
+        STEPS
+    }
+
+    fn batch(&self, examples: &[usize]) -> Result<TrainingBatch> {
+        Rows.batch(&[examples, &examples[..1]].concat())
+    }
+
+    fn fingerprint(&self) -> DataFingerprint {
+        Rows.fingerprint()
+    }
+}
+
+#[test]
+fn a_batch_has_a_row_for_each_example() {
+    for device in devices() {
+        let mut trainer = trainer(TrainerConfig::new(2, 4), &device);
+        let refused = trainer.run(&Lies, &Rows, go_on).unwrap_err();
+        assert!(matches!(refused, Error::Shape { .. }), "{refused}");
+        assert_eq!(trainer.learner().updates(), 0);
+        let refused = trainer.evaluate(&Lies).unwrap_err();
+        assert!(matches!(refused, Error::Shape { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn a_run_cannot_stand_past_the_batches_of_an_epoch() {
+    let mut trainer = trainer(TrainerConfig::new(2, 4), &Device::cpu());
+    let mut progress = trainer.progress();
+    progress.batch = 77;
+    let (config, state) = (*trainer.config(), trainer.learner().state().unwrap());
+    let learner = Learner::resume(state, *trainer.learner().config(), &Device::cpu()).unwrap();
+    let mut trainer = Trainer::resume(learner, config, progress, None).unwrap();
+    let refused = trainer.run(&Rows, &Rows, go_on).unwrap_err();
+    assert!(matches!(refused, Error::Setting { .. }), "{refused}");
+}

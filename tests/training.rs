@@ -326,6 +326,69 @@ fn a_step_gives_its_loss_when_asked() {
     }
 }
 
+/// However large the loss of the batch before it is.
+#[test]
+fn a_batchs_loss_is_its_own() {
+    for device in devices() {
+        let (_, mut task) = tasks().swap_remove(0);
+        task.training = task.training.with_accumulation(2);
+        let small = task.step_with_loss(&mut task.learner(&device), 1).unwrap();
+        let mut learner = task.learner(&device);
+        let x = task.x(2);
+        let [steps, rows, _] = x.dim().into();
+        let far = ndarray::Array3::from_elem((steps, rows, SIZES[3]), 1e5_f32);
+        let large = learner.step_with_loss(&x, far.view()).unwrap();
+        assert!(large > 1e9, "{large}");
+        let after = task.step_with_loss(&mut learner, 1).unwrap();
+        assert!((after - small).abs() <= 1e-6 * small, "{after}, {small} on {device}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_diverges_at_once_where_it_is_asked_for() {
+    for device in devices() {
+        let (_, task) = tasks().swap_remove(0);
+        let mut learner = task.learner(&device);
+        let mut x = task.x(2);
+        x[[2, 0, 1]] = f32::NAN;
+        let [steps, rows, _] = x.dim().into();
+        let values = random3([steps, rows, SIZES[3]], 5);
+        let error = learner.step_with_loss(&x, values.view()).unwrap_err();
+        assert!(matches!(error, Error::Diverged { step: 0, .. }), "{error} on {device}");
+        assert_eq!(learner.updates(), 0);
+    }
+}
+
+#[test]
+fn batches_beyond_a_full_update_are_refused() {
+    for device in devices() {
+        let (_, mut task) = tasks().swap_remove(0);
+        task.training = task.training.with_accumulation(2);
+        let mut learner = task.learner(&device);
+        let accumulate = |learner: &mut Learner, seed| {
+            task.with_batch(seed, |batch, targets| learner.accumulate(batch, targets))
+        };
+        accumulate(&mut learner, 0).unwrap();
+        accumulate(&mut learner, 1).unwrap();
+        let full = learner.gradient().unwrap();
+        assert!(matches!(accumulate(&mut learner, 2), Err(Error::Conflict { .. })));
+        assert!(matches!(task.step(&mut learner, 2), Err(Error::Conflict { .. })));
+        // What is refused changes nothing.
+        assert_eq!(learner.gradient().unwrap(), full);
+        let mut other = full.clone();
+        for batches in [0, 3, usize::MAX] {
+            other.batches = batches;
+            let refused = learner.set_gradient(&other).unwrap_err();
+            assert!(matches!(refused, Error::Setting { .. }), "{refused}");
+        }
+        let mut sum = full.clone();
+        assert!(matches!(sum.add(&other), Err(Error::Overflow { .. })));
+        assert_eq!(sum, full);
+        learner.apply().unwrap();
+        assert_eq!(learner.metrics().unwrap().len(), 1);
+    }
+}
+
 /// More updates than the device keeps reports of, and then all of them are told of in order.
 #[test]
 fn reports_need_not_be_asked_for() {

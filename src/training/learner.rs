@@ -9,6 +9,7 @@ use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
 use crate::plan::Mode;
 use crate::spec::batch::Batch;
+use crate::spec::config::Shape;
 use crate::spec::loss::{PreparedTargets, Targets};
 use crate::spec::optimizer::OptimizerState;
 use crate::spec::options::RunOptions;
@@ -201,9 +202,8 @@ impl Learner {
             |wait| self.run_step(batch.into(), targets.into(), wait)
         }
 
-        /// As [`Self::step`], but waits for this batch's mean loss, before any update that it
-        /// completes. A loss that is not finite comes as it is; [`Self::metrics`] tells of the
-        /// update.
+        /// As [`Self::step`], but waits for this batch's mean loss, as it was before any update
+        /// that the batch completes.
         ///
         /// ```
         /// # use gru_wgpu::{
@@ -221,7 +221,8 @@ impl Learner {
         /// ```
         ///
         /// # Errors
-        /// As [`Self::step`].
+        /// As [`Self::step`], and [`Error::Diverged`] where the loss is not finite and the batch
+        /// completes an update.
         pub fn step_with_loss, step_with_loss_async<'b, 't>(
             &mut self,
             batch: impl Into<Batch<'b>>,
@@ -283,7 +284,8 @@ impl Learner {
         /// Replaces the gradient of the present update, its loss and the number of its batches.
         ///
         /// # Errors
-        /// [`Error::ParameterLayout`] when it is that of another model, [`Error::Interrupted`] as
+        /// [`Error::ParameterLayout`] when it is that of another model, [`Error::Setting`] when it
+        /// has more batches than make an update, [`Error::Interrupted`] as
         /// [`Self::step`], and the device's own.
         pub fn set_gradient, set_gradient_async(&mut self, gradient: &LossGradient) -> Result<()> {
             |_| self.write_gradient(gradient)
@@ -317,15 +319,28 @@ impl Learner {
         targets: Targets<'_>,
         wait: Wait,
     ) -> Result<f32> {
-        self.check_whole()?;
-        let before = match self.accumulated {
-            0 => 0.0,
-            _ => on_backend!(&mut self.backend, backend => backend.loss(wait).await)?,
-        };
-        self.run_accumulate(batch, targets, wait).await?;
-        let after = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
+        let (batch, shape, targets) = self.prepare(batch, &targets)?;
+        // Until this batch is in: after an error none is.
+        let batches = std::mem::take(&mut self.accumulated);
+        // What has come so far is taken out, so that the batch's own loss is not rounded by it.
+        let mut before = 0.0;
+        if batches > 0 {
+            before = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
+            on_backend!(&mut self.backend, backend => backend.set_loss(0.0).await)?;
+        }
+        self.accumulate_prepared(&batch, shape, &targets, batches, wait).await?;
+        let batches = std::mem::take(&mut self.accumulated);
+        let own = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
+        if batches > 1 {
+            on_backend!(&mut self.backend, backend => backend.set_loss(before + own).await)?;
+        }
+        self.accumulated = batches;
+        let is_applied = batches == self.config.accumulation;
         self.apply_if_full(wait).await?;
-        Ok((after - before) * self.config.accumulation as f32)
+        if is_applied && !own.is_finite() {
+            self.collect(wait).await?;
+        }
+        Ok((own * self.config.accumulation as f64) as f32)
     }
 
     async fn run_accumulate(
@@ -334,19 +349,48 @@ impl Learner {
         targets: Targets<'_>,
         wait: Wait,
     ) -> Result<()> {
+        let (batch, shape, targets) = self.prepare(batch, &targets)?;
+        // Until this batch is in: after an error none is.
+        let batches = std::mem::take(&mut self.accumulated);
+        self.accumulate_prepared(&batch, shape, &targets, batches, wait).await
+    }
+
+    /// What is refused is refused here, before anything changes.
+    fn prepare<'b>(
+        &self,
+        batch: Batch<'b>,
+        targets: &Targets<'_>,
+    ) -> Result<(Batch<'b>, Shape, PreparedTargets)> {
         self.check_whole()?;
-        let Self { network, config, backend, .. } = self;
-        let (batch, shape) = network.gru().check(None, batch.reborrow())?;
+        let Self { network, config, accumulated, .. } = self;
+        if *accumulated >= config.accumulation {
+            return Err(Error::Conflict {
+                what: "another batch and an update that has all of its batches",
+                why: "call Learner::apply first",
+            });
+        }
+        let (batch, shape) = network.gru().check(None, batch)?;
         batch.noise(network.gru().config(), Mode::Training)?;
         let fraction = 1.0 / config.accumulation as f64;
         let (head, loss) = (network.head(), config.loss);
-        let targets = PreparedTargets::new(&head, &loss, shape, batch.lengths, &targets, fraction)?;
-        // Until this batch is in: after an error none is.
-        let accumulated = std::mem::take(&mut self.accumulated);
-        let is_first = accumulated == 0;
-        let batch = PreparedBatch { loss, shape, batch, targets: &targets, is_first };
+        let targets = PreparedTargets::new(&head, &loss, shape, batch.lengths, targets, fraction)?;
+        Ok((batch, shape, targets))
+    }
+
+    /// Adds a batch to the `batches` that have come.
+    async fn accumulate_prepared<'b>(
+        &mut self,
+        batch: &'b Batch<'_>,
+        shape: Shape,
+        targets: &'b PreparedTargets,
+        batches: usize,
+        wait: Wait,
+    ) -> Result<()> {
+        let Self { network, config, backend, .. } = self;
+        let (loss, batch, is_first) = (config.loss, batch.reborrow(), batches == 0);
+        let batch = PreparedBatch { loss, shape, batch, targets, is_first };
         on_backend!(backend, backend => backend.accumulate(network, batch, wait).await)?;
-        self.accumulated = accumulated + 1;
+        self.accumulated = batches + 1;
         Ok(())
     }
 
@@ -373,6 +417,11 @@ impl Learner {
         let LossGradient { params, loss, batches } = gradient;
         check_layout(self.network.params().layout(), params.layout())?;
         let flat = params.as_slice();
+        let is_nothing = || *loss == 0.0 && flat.iter().all(|&g| g == 0.0);
+        if *batches > self.config.accumulation || (*batches == 0 && !is_nothing()) {
+            let expected = "from 1 to LearnerConfig::accumulation";
+            return Err(Error::setting("the number of batches of a gradient", batches, expected));
+        }
         // Until all of it is there.
         self.accumulated = 0;
         on_backend!(&mut self.backend, backend => backend.set_gradient(flat, *loss).await)?;

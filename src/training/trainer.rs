@@ -2,7 +2,7 @@
 
 use std::ops::{AsyncFnMut, ControlFlow, Range};
 
-use crate::error::{Error, MadeFrom, Result};
+use crate::error::{Error, MadeFrom, Result, check_shape};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
@@ -176,6 +176,11 @@ impl Trainer {
                 return Ok(StopReason::EarlyStopping);
             }
             let batches = sampler.batches(train, self.progress.epoch);
+            if self.progress.batch > batches.len() {
+                let expected = "no more than the batches of an epoch";
+                let what = "the batch that a run stands at";
+                return Err(Error::setting(what, self.progress.batch, expected));
+            }
             if self.train_epoch(train, &batches, &mut listen, wait).await?.is_break() {
                 return Ok(StopReason::Requested);
             }
@@ -261,7 +266,7 @@ impl Trainer {
     ) -> Result<()> {
         let Progress { epoch, batch: first, .. } = self.progress;
         for (at, examples) in (first..end).zip(&batches[first..end]) {
-            let made = train.batch(examples)?;
+            let made = batch_of(train, examples)?;
             let seed = noise_seed(self.config.seed, epoch, at);
             self.learner.run_step(made.batch().with_seed(seed), made.targets(), wait).await?;
         }
@@ -349,7 +354,7 @@ impl Trainer {
         all: &mut Evaluation,
         wait: Wait,
     ) -> Result<()> {
-        let made: TrainingBatch = data.batch(&examples.collect::<Vec<_>>())?;
+        let made = batch_of(data, &examples.collect::<Vec<_>>())?;
         match self.learner.run_evaluation(made.batch(), made.targets(), wait).await {
             // All of a batch's targets may be of the ignored class.
             Err(Error::NoTarget) => Ok(()),
@@ -372,6 +377,18 @@ impl Trainer {
         let network = self.learner.network();
         data.check(network.gru().config(), &network.head())
     }
+}
+
+/// A batch of these examples, with a row for each.
+///
+/// # Errors
+/// The data set's own, and [`Error::Shape`] when it gives another number of rows.
+fn batch_of<D: Dataset + ?Sized>(data: &D, examples: &[usize]) -> Result<TrainingBatch> {
+    let made = data.batch(examples)?;
+    let (first, second, _) = made.x.dim();
+    let [_, rows] = made.layout.order(first, second);
+    check_shape("the rows of a data set's batch", &[examples.len()], &[rows])?;
+    Ok(made)
 }
 
 #[cfg(test)]

@@ -104,8 +104,13 @@ impl Backend for AdapterBackend {
         Ok((gradient, loss[0]))
     }
 
-    async fn loss(&mut self, wait: Wait) -> Result<f32> {
-        Ok(self.download(&[self.buffers.loss], wait).await?[0][0])
+    async fn loss(&mut self, wait: Wait) -> Result<f64> {
+        let read = self.download::<f32>(&[self.buffers.loss], wait).await?;
+        Ok(read[0][0].into())
+    }
+
+    async fn set_loss(&mut self, loss: f64) -> Result<()> {
+        self.update.write(self.buffers.loss, 0, &[loss as f32]).await
     }
 
     async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()> {

@@ -27,7 +27,10 @@ pub(super) trait Backend {
     async fn gradient(&mut self, wait: Wait) -> Result<(Vec<f32>, f32)>;
 
     /// The accumulated loss.
-    async fn loss(&mut self, wait: Wait) -> Result<f32>;
+    async fn loss(&mut self, wait: Wait) -> Result<f64>;
+
+    /// Replaces the accumulated loss.
+    async fn set_loss(&mut self, loss: f64) -> Result<()>;
 
     /// Replaces the accumulated gradient and loss.
     async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()>;

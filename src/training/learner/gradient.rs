@@ -24,13 +24,16 @@ impl LossGradient {
     /// Adds that of other batches, element by element, as an all-reduce does over machines.
     ///
     /// # Errors
-    /// [`Error::ParameterLayout`] when it is that of another model.
+    /// [`Error::ParameterLayout`] when it is that of another model, [`Error::Overflow`] when both
+    /// have more batches than can be counted. Nothing is added then.
     pub fn add(&mut self, other: &Self) -> Result<()> {
         check_layout(self.params.layout(), other.params.layout())?;
+        let batches = self.batches.checked_add(other.batches);
+        let batches = batches.ok_or(Error::Overflow { what: "the number of batches" })?;
         let sum = self.params.as_mut_slice().iter_mut();
         sum.zip(other.params.as_slice()).for_each(|(sum, &more)| *sum += more);
         self.loss += other.loss;
-        self.batches += other.batches;
+        self.batches = batches;
         Ok(())
     }
 }

@@ -66,8 +66,13 @@ impl Backend for HostBackend {
         Ok((self.gradient.as_slice().to_vec(), self.loss as f32))
     }
 
-    async fn loss(&mut self, _: Wait) -> Result<f32> {
-        Ok(self.loss as f32)
+    async fn loss(&mut self, _: Wait) -> Result<f64> {
+        Ok(self.loss)
+    }
+
+    async fn set_loss(&mut self, loss: f64) -> Result<()> {
+        self.loss = loss;
+        Ok(())
     }
 
     async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()> {
