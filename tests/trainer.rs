@@ -109,7 +109,7 @@ struct Everything;
 
 impl Dataset for Everything {
     fn len(&self) -> usize {
-        1
+        2
     }
 
     fn steps(&self, _: usize) -> usize {
@@ -128,23 +128,23 @@ impl Dataset for Everything {
     }
 
     fn fingerprint(&self) -> DataFingerprint {
-        DataFingerprint::of_numbers(1, [])
+        DataFingerprint::of_numbers(2, [])
     }
 }
 
 #[test]
 fn a_batch_carries_whatever_a_learner_takes() {
-    let made = Everything.batch(&[0]).unwrap();
+    let made = Everything.batch(&[0, 1]).unwrap();
     let plain = TrainingBatch::new(made.x.clone(), random3([STEPS, 2, 2], 2));
     for device in devices() {
-        let mut by_hand = trainer(TrainerConfig::new(1, 1), &device);
+        let mut by_hand = trainer(TrainerConfig::new(1, 2), &device);
         by_hand.learner().step(made.batch(), made.targets()).unwrap();
         let expected = by_hand.learner().params().unwrap();
-        let mut now = trainer(TrainerConfig::new(1, 1), &device);
+        let mut now = trainer(TrainerConfig::new(1, 2), &device);
         now.run(&Everything, &[], go_on).unwrap();
         assert_eq!(now.learner().params().unwrap(), expected);
         // Each of them counts.
-        let mut without = trainer(TrainerConfig::new(1, 1), &device);
+        let mut without = trainer(TrainerConfig::new(1, 2), &device);
         without.learner().step(plain.batch(), plain.targets()).unwrap();
         assert_ne!(without.learner().params().unwrap(), expected);
     }

@@ -55,7 +55,7 @@ pub trait Dataset {
     /// into a batch.
     fn steps(&self, index: usize) -> usize;
 
-    /// Some of the examples, side by side in this order, with their targets.
+    /// Some of the examples, a row each in this order, with their targets.
     ///
     /// # Errors
     /// The data set's own.
