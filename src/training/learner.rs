@@ -430,7 +430,7 @@ impl Learner {
     }
 
     pub(super) async fn run_apply(&mut self, wait: Wait) -> Result<()> {
-        self.check_whole()?;
+        self.check_uninterrupted()?;
         let step = self.updates;
         match std::mem::take(&mut self.accumulated) {
             0 => return Ok(()),
@@ -457,9 +457,15 @@ impl Learner {
         self.accumulated = 0;
     }
 
+    /// `Ok` unless the device is lost or an update was interrupted. Of a caller's device this maps
+    /// a buffer, so it is asked once a step.
     fn check_whole(&self) -> Result<()> {
         // A loss says more than what it interrupted.
         self.network.gru().device().check_lost()?;
+        self.check_uninterrupted()
+    }
+
+    fn check_uninterrupted(&self) -> Result<()> {
         if self.broken { Err(Error::Interrupted { what: "learner" }) } else { Ok(()) }
     }
 
