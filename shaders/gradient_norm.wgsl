@@ -26,7 +26,7 @@ struct Args {
 @group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> gradient: array<f32>;
 @group(0) @binding(2) var<storage, read> loss: array<f32>; // [1]
-@group(0) @binding(3) var<storage, read> update: array<f32>; // Update of optimizer.wgsl
+@group(0) @binding(3) var<storage, read> update: array<u32>; // Update of optimizer.wgsl
 @group(0) @binding(4) var<storage, read_write> partials: array<u32>; // [parts][PARTIAL]
 @group(0) @binding(5) var<storage, read_write> reports: array<u32>; // REPORT u32 words, then [slots][REPORT]
 
@@ -88,7 +88,7 @@ fn report(all: Partial) {
     if max(norm, loss_bits & 0x7fffffffu) >= NOT_FINITE {
         reports[0] = 1u;
     }
-    let slot = u32(update[0]) % args.slots;
+    let slot = update[0] % args.slots;
     let at = REPORT * (1u + slot);
     reports[at] = loss_bits;
     reports[at + 1u] = norm;

@@ -29,7 +29,7 @@ struct Args {
 }
 
 struct Update {
-    slot: f32,
+    slot: u32, // of the report
     bound: f32,
     rate: f32,
     keep1: f32,
@@ -47,13 +47,17 @@ struct Update {
 @group(0) @binding(2) var<storage, read> gradient: array<f32>;
 @group(0) @binding(3) var<storage, read_write> first_moment: array<f32>;
 @group(0) @binding(4) var<storage, read_write> second_moment: array<f32>;
-@group(0) @binding(5) var<storage, read> update: array<f32>; // an Update
+@group(0) @binding(5) var<storage, read> update: array<u32>; // an Update, numbers by their bits
 @group(0) @binding(6) var<storage, read_write> reports: array<atomic<u32>>; // as shaders/gradient_norm.wgsl leaves them
+
+fn number(i: u32) -> f32 {
+    return bitcast<f32>(update[i]);
+}
 
 fn numbers() -> Update {
     return Update(
-        update[0], update[1], update[2], update[3], update[4], update[5], update[6], update[7],
-        update[8], update[9], update[10]);
+        update[0], number(1u), number(2u), number(3u), number(4u), number(5u), number(6u),
+        number(7u), number(8u), number(9u), number(10u));
 }
 
 fn bounded(g: f32, now: Update, norm: f32) -> f32 {
@@ -94,7 +98,7 @@ fn main(@builtin(global_invocation_id) thread: vec3<u32>) {
         return;
     }
     let now = numbers();
-    let report = REPORT * (1u + u32(now.slot) % args.slots);
+    let report = REPORT * (1u + now.slot % args.slots);
     let norm = bitcast<f32>(atomicLoad(&reports[report + 1u]));
     var finite = true;
     for (var i = thread.x; i < args.length; i += args.threads) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Cause, Error, Result};
 use crate::gpu::adapter::{AdapterInfo, describe, device_caps};
-use crate::gpu::loss::LossDetector;
+use crate::gpu::device_lost::DeviceLostDetector;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::gpu::poller::{PolledDevice, Poller};
 use crate::gpu::report::one_line;
@@ -53,7 +53,7 @@ struct Inner {
     process: ProcessGuard,
     device: wgpu::Device,
     queue: wgpu::Queue,
-    loss: LossDetector,
+    lost: DeviceLostDetector,
     #[cfg(not(target_arch = "wasm32"))]
     poller: Poller,
     throttle: Mutex<SubmitThrottle>,
@@ -86,11 +86,11 @@ impl Gpu {
             reason: one_line(&error.to_string()),
             source: cause(error),
         })?;
-        let loss = LossDetector::by_callback(&device);
+        let lost = DeviceLostDetector::by_callback(&device);
         // Every call is made inside `guard`, whose scopes catch its errors. One that still comes
         // here belongs to no call (wgpu panics where there is no handler).
         device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
-        Ok(Self::new(adapter, device, queue, loss))
+        Ok(Self::new(adapter, device, queue, lost))
     }
 
     /// A device that somebody else opened. Its callbacks are theirs.
@@ -103,15 +103,15 @@ impl Gpu {
                 source: None,
             });
         }
-        let loss = LossDetector::by_probe(&device);
-        Ok(Self::new(adapter, device, queue, loss))
+        let lost = DeviceLostDetector::by_probe(&device);
+        Ok(Self::new(adapter, device, queue, lost))
     }
 
     fn new(
         adapter: wgpu::Adapter,
         device: wgpu::Device,
         queue: wgpu::Queue,
-        loss: LossDetector,
+        lost: DeviceLostDetector,
     ) -> Self {
         let caps = device_caps(&adapter.get_info(), &device.limits(), device.features());
         let info = AdapterInfo { limits: caps.limits, ..describe(&adapter) };
@@ -122,7 +122,7 @@ impl Gpu {
             process: ProcessGuard::here(),
             device,
             queue,
-            loss,
+            lost,
             #[cfg(not(target_arch = "wasm32"))]
             poller: Poller::default(),
             throttle: Mutex::default(),
@@ -175,7 +175,7 @@ impl Gpu {
             }
             // On a lost device wgpu's calls do not fail, but what is made of their results may.
             match result {
-                Ok(value) => self.inner.loss.check_known().map(|()| value),
+                Ok(value) => self.inner.lost.check_known().map(|()| value),
                 Err(error) => Err(self.check_lost().err().unwrap_or(error)),
             }
         }
@@ -197,7 +197,7 @@ impl Gpu {
 
     /// What an error of wgpu means: after a loss, calls fail with all kinds of errors.
     fn classify(&self, error: wgpu::Error) -> Error {
-        // Gives a loss that nobody has polled for its chance to be told.
+        // Polls once, so that the callback of a lost device is called even if nobody else polls.
         let polled = self.poll(wgpu::PollType::Poll);
         if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
             return lost;
@@ -252,7 +252,7 @@ impl Gpu {
             true => wgpu::PollType::wait_indefinitely(),
             false => wgpu::PollType::Poll,
         })?;
-        self.inner.loss.check_known()
+        self.inner.lost.check_known()
     }
 
     /// Polls the device for whoever awaits `oneshot`. A browser does by itself.
@@ -268,7 +268,7 @@ impl Gpu {
 
     /// Remembers a loss that showed in a result which did not arrive.
     pub fn lose(&self, reason: &str) -> Error {
-        self.inner.loss.lose(reason)
+        self.inner.lost.lose(reason)
     }
 
     /// `Ok` unless the device is lost. Where somebody else opened it, this maps a buffer, so it is
@@ -277,7 +277,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLost`].
     pub fn check_lost(&self) -> Result<()> {
-        self.inner.loss.check(&self.inner.device)
+        self.inner.lost.check(&self.inner.device)
     }
 
     /// `Ok` unless this process was forked from the one that opened the device.
@@ -288,7 +288,7 @@ impl Gpu {
     /// Polls the device.
     fn poll(&self, kind: wgpu::PollType) -> Result<()> {
         self.check_process()?;
-        let polled = self.inner.loss.catch(|| self.inner.device.poll(kind))?;
+        let polled = self.inner.lost.catch(|| self.inner.device.poll(kind))?;
         polled.map(|_| ()).map_err(|error| Error::Gpu {
             reason: one_line(&error.to_string()),
             source: Some(Cause::new(error)),
@@ -447,7 +447,7 @@ mod tests {
         let mut stream = gru.stream_over(4, &[1], &buffers).unwrap();
         let x = ndarray::Array3::ones((1, 4, 3));
         gru.forward(&x).unwrap();
-        let probed = || gpu.inner.loss.probed();
+        let probed = || gpu.inner.lost.probed();
 
         let before = probed();
         for _ in 0..10 {

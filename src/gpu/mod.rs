@@ -5,7 +5,7 @@
 pub(crate) mod adapter;
 pub(crate) mod clock;
 pub(crate) mod context;
-pub(crate) mod loss;
+pub(crate) mod device_lost;
 pub(crate) mod pipeline;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod poller;

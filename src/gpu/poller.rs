@@ -101,6 +101,8 @@ impl Poller {
 impl Shared {
     /// The thread.
     fn run<D: PolledDevice>(&self, id: u64, open: impl Fn() -> Option<D>) {
+        // However this thread ends, by a panic too, the next wait must start another one.
+        let _guard = ThreadGuard { shared: self, id };
         while let Some((arrivals, blocks)) = self.next(id) {
             let Some(device) = open() else { return };
             let polled = device.poll_once(blocks);
@@ -108,7 +110,7 @@ impl Shared {
             let polled =
                 polled.and_then(|()| if self.is_awaited() { device.check_lost() } else { Ok(()) });
             drop(device);
-            self.settle(id, &polled, arrivals);
+            self.notify(id, &polled, arrivals);
         }
     }
 
@@ -134,7 +136,7 @@ impl Shared {
     /// Tells the waiters of a failed poll, or of a deadline that has passed. Then pauses for a
     /// callback that another thread has taken, or for less where a deadline asks for it. A new
     /// waiter ends the pause.
-    fn settle(&self, id: u64, polled: &Result<()>, arrivals: u64) {
+    fn notify(&self, id: u64, polled: &Result<()>, arrivals: u64) {
         let mut state = lock(&self.state);
         if let Some(thread) = state.thread.as_mut().filter(|thread| thread.id == id) {
             thread.blocked = false;
@@ -163,6 +165,19 @@ impl Shared {
     }
 }
 
+/// Forgets a thread when it ends, unless it has a successor.
+struct ThreadGuard<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for ThreadGuard<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.shared.state);
+        state.thread = state.thread.filter(|thread| thread.id != self.id);
+    }
+}
+
 impl State {
     /// Whether there is a waiter. Forgets those whose value was sent, and those whose future and
     /// callback are both gone.
@@ -175,6 +190,9 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake, Waker};
+
     use super::*;
     use crate::model::device::test_device;
 
@@ -196,12 +214,96 @@ mod tests {
         assert_eq!(threads, 1, "that one returns some day");
         let (limited, threads) = wait(Some(Duration::ZERO));
         assert_eq!(threads, 2);
-        let told = pollster::block_on(std::future::poll_fn(|context| limited.poll(context)));
-        assert!(matches!(told, Err(Error::Timeout { what: "results", .. })), "{told:?}");
+        let result = pollster::block_on(std::future::poll_fn(|context| limited.poll(context)));
+        assert!(matches!(result, Err(Error::Timeout { what: "results", .. })), "{result:?}");
         assert!(!unlimited.is_sent());
         // The successor serves them all from then on.
         let (_, threads) = wait(None);
         assert_eq!(threads, 2);
+        poller.close();
+    }
+
+    struct PanickingWaker(AtomicBool);
+
+    impl Wake for PanickingWaker {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+            panic!("a caller's waker");
+        }
+    }
+
+    /// Waits for `is_true`, or fails.
+    fn wait_until(what: &str, is_true: impl Fn() -> bool) {
+        for _ in 0..10_000 {
+            if is_true() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("{what}: still not so after ten seconds");
+    }
+
+    /// It is called by the thread that polls for everybody, after a timeout.
+    #[test]
+    fn a_panicking_waker_ends_no_thread() {
+        let (_, gpu) = test_device();
+        let poller = Poller::default();
+        let limit = Some(Duration::from_millis(20));
+        let wait = |waker: &Waker| {
+            let oneshot = Arc::new(Oneshot::default());
+            assert!(oneshot.poll(&mut Context::from_waker(waker)).is_pending());
+            poller.wait(gpu.while_open(), &oneshot, Deadline::new("results", limit)).unwrap();
+            oneshot
+        };
+        let panicking = Arc::new(PanickingWaker(AtomicBool::new(false)));
+        let first = wait(&Arc::clone(&panicking).into());
+        wait_until("the waker was called", || panicking.0.load(Ordering::Relaxed));
+        assert!(first.is_sent(), "the value stays");
+        let second = wait(Waker::noop());
+        wait_until("the next waiter is served", || second.is_sent());
+        assert_eq!(lock(&poller.0.state).threads, 1, "by the same thread");
+        poller.close();
+    }
+
+    /// wgpu calls the waker inside a poll, where a panic would be taken for a lost device.
+    #[test]
+    fn a_panicking_waker_loses_no_device() {
+        let (_, gpu) = test_device();
+        let oneshot = Arc::new(Oneshot::default());
+        let panicking = Arc::new(PanickingWaker(AtomicBool::new(false)));
+        let waker = Arc::clone(&panicking).into();
+        assert!(oneshot.poll(&mut Context::from_waker(&waker)).is_pending());
+        let sender = Arc::clone(&oneshot);
+        gpu.queue().on_submitted_work_done(move || sender.send(Ok(Ok(()))));
+        gpu.wait().unwrap();
+        assert!(panicking.0.load(Ordering::Relaxed) && oneshot.is_sent());
+        gpu.check_lost().unwrap();
+    }
+
+    struct PanickingDevice;
+
+    impl PolledDevice for PanickingDevice {
+        fn poll_once(&self, _: bool) -> Result<()> {
+            panic!("while it is polled");
+        }
+
+        fn check_lost(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_thread_that_panicked_is_replaced() {
+        let (_, gpu) = test_device();
+        let poller = Poller::default();
+        let deadline = Deadline::new("results", Some(Duration::ZERO));
+        let first = Arc::new(Oneshot::default());
+        poller.wait(|| Some(PanickingDevice), &first, deadline).unwrap();
+        wait_until("its thread is forgotten", || lock(&poller.0.state).thread.is_none());
+        let second = Arc::new(Oneshot::default());
+        poller.wait(gpu.while_open(), &second, deadline).unwrap();
+        wait_until("both waiters are served", || first.is_sent() && second.is_sent());
+        assert_eq!(lock(&poller.0.state).threads, 2);
         poller.close();
     }
 

@@ -232,7 +232,7 @@ impl SessionPool {
         self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let bound = accumulator.map(|to| to.bound(&plan)).unwrap_or_default();
         let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
-        let shared = shared.map(|id| 4 * plan.buffers()[id.index()].len as u64);
+        let shared = shared.map(|id| plan.buffers()[id.index()].bytes());
         let bytes = plan.bytes() - shared.sum::<u64>();
         Ok(PoolEntry { key, session: self.make(plan, &bound).await?, bytes })
     }
@@ -261,7 +261,8 @@ impl SessionPool {
         match Session::new(&self.gpu, Arc::clone(&plan), &bound).await {
             // Idle sessions may hold what is missing.
             Err(Error::OutOfMemory { .. }) => {
-                lock(&self.idle).clear();
+                // Dropped after the lock is released.
+                drop(std::mem::take(&mut *lock(&self.idle)));
                 self.gpu.collect()?;
                 Session::new(&self.gpu, plan, &bound).await
             }
@@ -342,13 +343,17 @@ impl std::ops::DerefMut for PooledSession {
 
 impl Drop for PooledSession {
     fn drop(&mut self) {
-        let mut idle = lock(&self.idle);
         let entry = self.entry.take().and_then(|PoolEntry { key, session, bytes }| {
             session.into_idle().map(|session| PoolEntry { key, session, bytes })
         });
-        idle.extend(entry);
-        let surplus = surplus(idle.iter().map(|entry| entry.bytes));
-        idle.drain(..surplus);
+        let surplus: Vec<_> = {
+            let mut idle = lock(&self.idle);
+            idle.extend(entry);
+            let surplus = surplus(idle.iter().map(|entry| entry.bytes));
+            idle.drain(..surplus).collect()
+        };
+        // Freeing sessions takes long, and other threads need the lock to start a run.
+        drop(surplus);
     }
 }
 

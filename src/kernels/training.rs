@@ -78,7 +78,7 @@ pub static GRADIENT_NORM: Kernel = Kernel {
     bindings: &[
         Binding::read("gradient", F32),
         Binding::read("loss", F32),
-        Binding::read("update", F32),
+        Binding::read("update", U32),
         Binding::read_write("partials", U32),
         Binding::read_write("reports", U32),
     ],
@@ -108,7 +108,7 @@ pub static OPTIMIZER: Kernel = Kernel {
         Binding::read("gradient", F32),
         Binding::read_write("first_moment", F32),
         Binding::read_write("second_moment", F32),
-        Binding::read("update", F32),
+        Binding::read("update", U32),
         Binding::read_write("reports", U32),
     ],
     args: OptimizerArgs::FIELDS,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::BINDING_ALIGNMENT;
 use crate::spec::element::ElementType;
 
 /// Which buffer of a plan: an index into [`Plan::buffers`](super::Plan::buffers).
@@ -60,7 +61,8 @@ impl BufferSpec {
     }
 }
 
-/// The part of a buffer that a dispatch binds. `first` is a multiple of 64 elements.
+/// The part of a buffer that a dispatch binds. It starts at a multiple of 256 bytes, whatever its
+/// elements: see [`Self::offset`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Slice {
@@ -75,7 +77,7 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Bytes of the buffer ahead of the slice.
+    /// Bytes of the buffer ahead of the slice, a multiple of 256.
     pub fn offset(&self) -> u64 {
         self.element.bytes(self.first)
     }
@@ -117,9 +119,19 @@ impl Buffers {
     }
 
     /// A range of a buffer's elements.
+    ///
+    /// # Panics
+    /// If it does not start at a multiple of [`BINDING_ALIGNMENT`] bytes.
     pub fn slice(&self, buffer: BufferId, range: Range<usize>) -> Slice {
         let element = self.specs[buffer.0].element;
-        Slice { buffer, element, first: range.start, len: range.len() }
+        let slice = Slice { buffer, element, first: range.start, len: range.len() };
+        assert!(
+            slice.offset().is_multiple_of(BINDING_ALIGNMENT),
+            "{} is bound from byte {}, which is no multiple of {BINDING_ALIGNMENT}",
+            self.specs[buffer.0].name,
+            slice.offset(),
+        );
+        slice
     }
 
     pub fn specs(&self) -> &[BufferSpec] {

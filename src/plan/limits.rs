@@ -4,9 +4,12 @@ use super::{BufferSpec, Plan, Role, Stage};
 use crate::error::{Error, Result};
 use crate::kernels::LOOP_BUDGET;
 
-/// Bytes between two dispatches' arguments in the buffer that holds them: the largest
-/// offset alignment that WebGPU lets a device ask for.
-pub(crate) const ARGS_BLOCK: u64 = 256;
+/// Every binding starts at a multiple of this many bytes of its buffer: the largest offset
+/// alignment that WebGPU lets a device ask for.
+pub(crate) const BINDING_ALIGNMENT: u64 = 256;
+
+/// Bytes between two dispatches' arguments in the buffer that holds them.
+pub(crate) const ARGS_BLOCK: u64 = BINDING_ALIGNMENT;
 
 /// The limits of an adapter that a plan has to keep, under WebGPU's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

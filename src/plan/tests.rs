@@ -60,6 +60,7 @@ fn what_is_bound_has_the_elements_that_the_kernel_reads() {
                 let what = format!("{} of {}, {plan}", binding.name, dispatch.kernel_name());
                 assert_eq!(slice.element, spec.element, "{what}");
                 assert!(slice.bytes() >= binding.min_size(), "{what}");
+                assert!(slice.offset().is_multiple_of(BINDING_ALIGNMENT), "{what}");
                 if binding.access == Access::ReadQuads {
                     assert!(slice.bytes().is_multiple_of(binding.min_size()), "{what}");
                 }
@@ -79,7 +80,8 @@ fn flags_classes_and_reports_are_u32_and_numbers_are_f32() {
     for plan in &plans() {
         for spec in plan.buffers() {
             let is_classes = spec.name == "targets" && !spec.axes.ends_with("C]");
-            let of_update = plan.run.is_none() && ["partials", "reports"].contains(&&*spec.name);
+            let of_update =
+                plan.run.is_none() && ["update", "partials", "reports"].contains(&&*spec.name);
             let is_u32 = spec.name == "step_flags" || is_classes || of_update;
             let expected = if is_u32 { ElementType::U32 } else { ElementType::F32 };
             assert_eq!(spec.element, expected, "{} of {plan}", spec.name);
@@ -92,9 +94,26 @@ fn bytes_are_those_of_the_elements() {
     for (element, size) in [(ElementType::F32, 4), (ElementType::F16, 2), (ElementType::U32, 4)] {
         let mut buffers = Buffers::default();
         let id = buffers.add("numbers", "[1000]", element, 1000, Role::Scratch);
-        let slice = buffers.slice(id, 64..164);
-        assert_eq!((slice.offset(), slice.bytes()), (64 * size, 100 * size));
+        let slice = buffers.slice(id, 128..228);
+        assert_eq!((slice.offset(), slice.bytes()), (128 * size, 100 * size));
         let spec = &buffers.specs()[0];
         assert_eq!((spec.bytes(), spec.byte_range(&(3..10))), (1000 * size, (3 * size, 7 * size)));
+    }
+}
+
+/// 64 elements are 256 bytes of f32, and only half as many of f16.
+#[test]
+fn slices_are_aligned_in_bytes() {
+    for (element, first, is_aligned) in [
+        (ElementType::F32, 64, true),
+        (ElementType::U32, 64, true),
+        (ElementType::F32, 32, false),
+        (ElementType::F16, 64, false),
+        (ElementType::F16, 128, true),
+    ] {
+        let mut buffers = Buffers::default();
+        let id = buffers.add("numbers", "[1000]", element, 1000, Role::Scratch);
+        let slice = std::panic::catch_unwind(|| buffers.slice(id, first..first + 1));
+        assert_eq!(slice.is_ok(), is_aligned, "{element} from {first}");
     }
 }

@@ -12,13 +12,15 @@
 //!
 //! 1. a WGSL file or a variant of one, in `shaders/`;
 //! 2. its row in `kernels/recurrence.rs`, or a constant of an existing one;
-//! 3. a tile type here, with an arm in [`RecurrenceKernel`], whose methods are all that the stages ask of a
-//!    family;
+//! 3. a tile type here, with an arm in [`RecurrenceKernel`], whose methods are all that the stages
+//!    ask of a family;
 //! 4. a line in the rule, [`RecurrenceKernels::choose`];
-//! 5. a word in [`Recurrence`], so that it can be forced, measured and checked: `check/steps.rs` runs each
-//!    of them against the reference;
-//! 6. how its dispatches walk over the steps: the two `match`es of `plan/steps.rs`, unless it does as one
-//!    of the others.
+//! 5. a value of [`Recurrence`], in [`Recurrence::ALL`] too, so that it can be forced, measured and
+//!    checked: `check/steps.rs` runs all of them against the reference;
+//! 6. how its dispatches walk over the steps: the two `match`es of `plan/steps.rs`, unless it does
+//!    as one of the others;
+//! 7. the wgpu features that it needs, in `FEATURES` of `gpu/context.rs`: a device is opened with
+//!    no others, so until then [`DeviceCaps`] says that it lacks them, whatever the adapter has.
 //!
 //! `tiles/tests.rs` pins what the rules choose.
 

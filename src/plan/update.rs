@@ -19,7 +19,7 @@ pub(crate) const REPORT: usize = 5;
 /// Elements of the gradient that a workgroup takes the norm of.
 const PART: usize = 16_384;
 
-/// Numbers that `shaders/optimizer.wgsl` takes for an update.
+/// u32 words that `shaders/optimizer.wgsl` takes for an update.
 const NUMBERS: usize = 11;
 
 /// The buffers of an update, by meaning. All but the last three are the learner's or the model's.
@@ -41,24 +41,25 @@ pub(crate) struct UpdateBuffers {
     pub reports: BufferId,
 }
 
-/// What the kernel takes for an update whose report goes to `slot`.
-pub(crate) fn numbers(slot: usize, clip: Clip, c: &Constants) -> [f32; NUMBERS] {
+/// What the kernel takes for an update whose report goes to `slot`: `slot` itself, then the bits of
+/// f32 numbers.
+pub(crate) fn numbers(slot: usize, clip: Clip, c: &Constants) -> [u32; NUMBERS] {
     let bound = match clip {
         Clip::None => 0.0,
         Clip::Norm(bound) | Clip::Value(bound) => bound,
     };
     [
-        slot as f32,
-        bound,
-        c.rate,
-        c.keep1,
-        c.take1,
-        c.keep2,
-        c.take2,
-        c.correction2,
-        c.epsilon,
-        c.coupled,
-        c.decoupled,
+        slot as u32,
+        bound.to_bits(),
+        c.rate.to_bits(),
+        c.keep1.to_bits(),
+        c.take1.to_bits(),
+        c.keep2.to_bits(),
+        c.take2.to_bits(),
+        c.correction2.to_bits(),
+        c.epsilon.to_bits(),
+        c.coupled.to_bits(),
+        c.decoupled.to_bits(),
     ]
 }
 
@@ -83,7 +84,7 @@ impl Plan {
             loss: buffers.add("loss", "[1]", F32, 1, Role::Scratch),
             first_moment,
             second_moment,
-            update: buffers.add("update", "numbers", F32, NUMBERS, Role::Input),
+            update: buffers.add("update", "numbers", U32, NUMBERS, Role::Input),
             reports: buffers.add(
                 "reports",
                 "[1 + slots, 5]",

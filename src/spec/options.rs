@@ -67,6 +67,9 @@ pub enum Recurrence {
 }
 
 impl Recurrence {
+    /// Every family of kernels: all values but [`Auto`](Self::Auto), which chooses one of them.
+    pub const ALL: &'static [Self] = &[Self::Sequence, Self::Step];
+
     const NAMES: [(Self, &str); 3] =
         [(Self::Auto, "auto"), (Self::Step, "step"), (Self::Sequence, "sequence")];
 }
@@ -85,5 +88,25 @@ impl FromStr for Recurrence {
     fn from_str(name: &str) -> Result<Self> {
         let found = Self::NAMES.iter().find(|&&(_, known)| known == name);
         found.map(|&(value, _)| value).ok_or_else(|| Error::UnknownRecurrence(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_lists_every_family_once() {
+        for (value, name) in Recurrence::NAMES {
+            // Exhaustive, so that a new family does not compile until it is added here.
+            let expected = match value {
+                Recurrence::Auto => 0,
+                Recurrence::Step | Recurrence::Sequence => 1,
+            };
+            let found = Recurrence::ALL.iter().filter(|&&other| other == value).count();
+            assert_eq!(found, expected, "{name}");
+            assert_eq!(name.parse::<Recurrence>().unwrap(), value);
+        }
+        assert_eq!(Recurrence::NAMES.len(), 1 + Recurrence::ALL.len());
     }
 }

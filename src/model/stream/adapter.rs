@@ -152,7 +152,7 @@ impl AdapterStream {
             let rows = resets[first..].iter().take_while(|&&reset| reset).count();
             for layer in 0..layers {
                 let from = (layer * batch + first) * hidden;
-                let [from, to, len] = [from, now + from, rows * hidden].map(|n| 4 * n as u64);
+                let [from, to, len] = [from, now + from, rows * hidden].map(|n| F32.bytes(n));
                 match &self.reset_state {
                     None => encoder.clear_buffer(&self.states, to, Some(len)),
                     Some(fresh) => {
@@ -238,8 +238,9 @@ fn write_mapped(staging: &wgpu::Buffer, array: ArrayView3<'_, f32>) -> Result<()
     if let Some(numbers) = array.as_slice() {
         view.slice(..).copy_from_slice(bytemuck::cast_slice(numbers));
     } else {
+        let size = size_of::<f32>();
         for (i, number) in array.iter().enumerate() {
-            view.slice(4 * i..4 * i + 4).copy_from_slice(&number.to_ne_bytes());
+            view.slice(size * i..size * (i + 1)).copy_from_slice(&number.to_ne_bytes());
         }
     }
     Ok(())

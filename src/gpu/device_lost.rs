@@ -1,4 +1,4 @@
-//! [`LossDetector`]: whether an open device is lost, and why.
+//! [`DeviceLostDetector`]: whether an open device is lost, and why.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,22 +10,22 @@ use crate::lock::lock;
 
 /// Whether a device is lost, and why. It stays lost.
 #[derive(Debug)]
-pub(crate) struct LossDetector {
+pub(crate) struct DeviceLostDetector {
     reason: Arc<Mutex<Option<String>>>,
-    /// Where somebody else opened the device: a loss is told to their callback alone, and wgpu's
-    /// calls on a lost device do not fail. Mapping a buffer does, at once.
+    /// Where somebody else opened the device: only their callback is called when it is
+    /// lost, and wgpu's calls on a lost device do not fail. Mapping a buffer does, at once.
     probe: Option<Mutex<wgpu::Buffer>>,
     #[cfg(test)]
     probed: std::sync::atomic::AtomicUsize,
 }
 
-impl LossDetector {
+impl DeviceLostDetector {
     /// For a device of this library's own, which calls back.
     pub fn by_callback(device: &wgpu::Device) -> Self {
         let reason = Arc::<Mutex<Option<String>>>::default();
-        let told = Arc::clone(&reason);
+        let kept = Arc::clone(&reason);
         device.set_device_lost_callback(move |kind, message| {
-            lock(&told).get_or_insert(one_line(&format!("{kind:?}: {message}")));
+            lock(&kept).get_or_insert(one_line(&format!("{kind:?}: {message}")));
         });
         Self::new(reason, None)
     }
@@ -49,7 +49,7 @@ impl LossDetector {
         Error::DeviceLost(lock(&self.reason).get_or_insert(one_line(reason)).clone())
     }
 
-    /// `Ok` unless a loss was told of or found. Costs nothing.
+    /// `Ok` unless the device is known to be lost. Costs nothing.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -60,8 +60,8 @@ impl LossDetector {
         }
     }
 
-    /// `Ok` unless the device is lost. Maps a buffer where nobody would tell of a loss, which takes
-    /// some microseconds.
+    /// `Ok` unless the device is lost. Maps a buffer where no callback of ours reports a loss,
+    /// which takes some microseconds.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -116,10 +116,10 @@ fn new_probe(device: &wgpu::Device) -> wgpu::Buffer {
 /// Whether mapping a buffer fails at once.
 fn refuses_to_map(device: &wgpu::Device, buffer: &wgpu::Buffer) -> bool {
     let refused = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&refused);
+    let by_callback = Arc::clone(&refused);
     without_errors(device, || {
         buffer.slice(..).map_async(wgpu::MapMode::Read, move |mapped| {
-            told.store(mapped.is_err(), Ordering::Relaxed);
+            by_callback.store(mapped.is_err(), Ordering::Relaxed);
         });
         let refused = refused.load(Ordering::Relaxed);
         // Where mapping was not refused, this cancels it, which the callback hears as an error.
