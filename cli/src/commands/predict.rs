@@ -54,22 +54,24 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let Arguments { run, csv, output, probabilities } = arguments;
-    let outputs = output.iter().map(|output| (&**output, "csv"));
+    let outputs = output.iter().map(|output| ("--output", &**output, "csv"));
     let outputs = Outputs::check(outputs, [&**csv])?;
     let (folder, shown) = (RunDir::open(run)?, quote_path(run));
-    folder.files().iter().try_for_each(|file| outputs.check_input(file))?;
+    let keeps = "the run keeps";
+    folder.files().iter().try_for_each(|file| outputs.check_kept(file, keeps))?;
     if settings::is_forecast(&folder.config())? {
         ensure!(
             !probabilities,
             "--probabilities are those of classes, and {shown} is a run of `gru forecast`, whose model says numbers"
         );
         return write_output(
-            &forecast::predict::forecast(&folder, csv, kind)?,
+            &forecast::predict::forecast(&folder, csv, &outputs, kind)?,
             output.as_deref(),
             out,
         );
     }
     let config = TrainConfig::read(&folder.config())?;
+    config.data.files().try_for_each(|file| outputs.check_kept(file, "the run needs to go on"))?;
     let params = folder.read_model(SequenceRun::KEPT, settings::TRAIN)?;
     ensure!(
         *params.layout() == config.layout()?,

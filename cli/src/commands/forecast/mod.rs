@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use gru_wgpu::DeviceKind;
 
 use super::training::{self, RunTarget};
@@ -132,9 +132,11 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
 /// `Ok` when the pictures of a run without a folder can be written, and not over its data.
 fn check_pictures(output: &Path, csv: &Path) -> Result<()> {
     check_directory(output)?;
-    let mut pictures = Outputs::default();
-    report::PICTURES.iter().try_for_each(|name| pictures.add(&output.join(name)))?;
-    pictures.check_input(csv)
+    let paths = report::PICTURES.map(|name| output.join(name));
+    let pictures = paths.iter().map(|path| ("the picture", &**path, "svg"));
+    Outputs::check(pictures, [csv]).map(drop).map_err(|error| {
+        anyhow!("{error}: --output DIR puts it elsewhere, --run FOLDER keeps the run there")
+    })
 }
 
 /// A run as its folder says, on its file or where that has moved to.

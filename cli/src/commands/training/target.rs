@@ -53,6 +53,7 @@ impl RunTarget {
         let lock = FolderLock::Now(folder.lock()?);
         let mut run = read(&folder)?;
         let checkpoint = resume(&mut run, folder.read_checkpoint()?, apply)?;
+        folder.clean()?;
         Ok((Self { folder: Some(folder), checkpoint: Some(checkpoint), lock }, run))
     }
 
