@@ -11,11 +11,11 @@ use crate::commands::forecast;
 use crate::commands::train::classes::argmax;
 use crate::commands::train::config::TrainConfig;
 use crate::commands::train::sequences::SequenceRun;
-use crate::commands::training::TrainingRun;
+use crate::commands::training_run::TrainingRun;
 use crate::data::features::Task;
 use crate::data::table::{Advice, SequenceTable};
+use crate::rundir::config::{self, RunConfig};
 use crate::rundir::folder::RunDir;
-use crate::rundir::settings::{self, RunConfig};
 use crate::ui::files::write_file;
 use crate::ui::output::{log, open, quote, quote_path, some_of};
 use crate::ui::outputs::Outputs;
@@ -59,7 +59,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     let (folder, shown) = (RunDir::open(run)?, quote_path(run));
     let keeps = "the run keeps";
     folder.files().iter().try_for_each(|file| outputs.check_kept(file, keeps))?;
-    if settings::is_forecast(&folder.config())? {
+    if config::is_forecast(&folder.config())? {
         ensure!(
             !probabilities,
             "--probabilities are those of classes, and {shown} is a run of `gru forecast`, whose model says numbers"
@@ -72,7 +72,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     }
     let config = TrainConfig::read(&folder.config())?;
     config.data.files().try_for_each(|file| outputs.check_kept(file, "the run needs to go on"))?;
-    let params = folder.read_model(SequenceRun::KEPT, settings::TRAIN)?;
+    let params = folder.read_model(SequenceRun::KEPT, config::TRAIN)?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {shown} is another one than its config.toml says"

@@ -7,10 +7,10 @@ use gru_wgpu::{DeviceKind, Network};
 
 use super::config::ForecastConfig;
 use super::series::ForecastRun;
-use crate::commands::training::TrainingRun;
+use crate::commands::training_run::TrainingRun;
 use crate::data::windows::{WindowSizes, Windows};
+use crate::rundir::config::{FORECAST, RunConfig};
 use crate::rundir::folder::RunDir;
-use crate::rundir::settings::{FORECAST, RunConfig};
 use crate::ui::output::{log, open, quote_path};
 use crate::ui::outputs::Outputs;
 

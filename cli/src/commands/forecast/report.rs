@@ -10,7 +10,7 @@ use ndarray::Array2;
 
 use super::plot::{self, ForecastPicture};
 use super::series::ForecastRun;
-use crate::commands::training::Outcome;
+use crate::commands::training_run::Outcome;
 use crate::data::baselines::{self, baselines, rmse};
 use crate::data::windows::WindowSizes;
 use crate::rundir::epochs::EpochMetrics;
