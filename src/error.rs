@@ -257,10 +257,7 @@ pub enum Error {
     },
 
     /// A word that names no [`DeviceKind`](crate::DeviceKind).
-    #[error(
-        "unknown device `{0}`; expected auto, cpu, gpu or software, or gpu:0, gpu:1 and so on for one of \
-         several GPUs"
-    )]
+    #[error("{}", describe_unknown_device(.0))]
     UnknownDevice(String),
 
     /// A word that names no recurrence.
@@ -279,7 +276,7 @@ pub enum Error {
     },
 
     /// There are fewer hardware GPUs on this machine than the index asks for.
-    #[error("there is no gpu:{index} ({})", describe_adapters(found))]
+    #[error("there is no gpu:{index} ({}){}", describe_adapters(found), describe_other_kind(found))]
     NoGpuAt {
         /// The index asked for, from 0.
         index: usize,
@@ -381,6 +378,25 @@ fn describe_adapters(found: &[String]) -> String {
         "this machine shows no adapter at all".to_owned()
     } else {
         format!("this machine shows {}", found.join(", "))
+    }
+}
+
+fn describe_unknown_device(word: &str) -> String {
+    let digits = word.strip_prefix("gpu:").filter(|digits| !digits.is_empty());
+    if digits.is_some_and(|digits| digits.bytes().all(|c| c.is_ascii_digit())) {
+        return format!("device `{word}` has too large an index; the first GPU is gpu:0");
+    }
+    format!(
+        "unknown device `{word}`; expected auto, cpu, gpu or software, or gpu:0, gpu:1 and so on for \
+         one of several GPUs"
+    )
+}
+
+/// What to ask for where there are adapters and none of them is a hardware GPU.
+fn describe_other_kind(found: &[String]) -> &'static str {
+    match !found.is_empty() && found.iter().all(|adapter| !adapter.starts_with("gpu:")) {
+        true => "; it is no hardware GPU: --device software takes a software adapter",
+        false => "",
     }
 }
 

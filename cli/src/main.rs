@@ -85,7 +85,13 @@ fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
         return Ok(vec![DeviceKind::Auto]);
     };
     let kinds: Vec<DeviceKind> = words.split(',').map(str::parse).collect::<Result<_, _>>()?;
-    match (1..kinds.len()).find(|&i| kinds[..i].contains(&kinds[i])) {
+    let adapters = kinds.iter().map(|&kind| match kind {
+        // `gpu` is the first GPU that opens: the next one only where the first one fails.
+        DeviceKind::Gpu => DeviceKind::GpuAt(0),
+        kind => kind,
+    });
+    let adapters: Vec<_> = adapters.collect();
+    match (1..kinds.len()).find(|&i| adapters[..i].contains(&adapters[i])) {
         Some(i) => bail!("device {} is named twice", words.split(',').nth(i).unwrap_or_default()),
         None => Ok(kinds),
     }

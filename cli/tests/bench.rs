@@ -292,7 +292,7 @@ fn bad_input_gives_one_line_and_no_file() {
     std::fs::create_dir(directory.path().join("folder.svg")).unwrap();
     let huge = "1000000,1000000,8,8";
     let (word, _) = adapter();
-    let cases: [(&[&str], &[&str]); 11] = [
+    let cases: [(&[&str], &[&str]); 12] = [
         (&["bench", "--device", "cpu,tpu"], &["`tpu`", "auto, cpu, gpu or software"]),
         (&["bench", "--device", "cpu,"], &["unknown device ``"]),
         (&["bench", "--device", word, "--shape", huge], &["x [T, B, I]", "u32"]),
@@ -307,6 +307,7 @@ fn bad_input_gives_one_line_and_no_file() {
         (&["bench", "--device", "cpu", "--recompute"], &["--mode train"]),
         (&["info", "--device", "cpu,auto"], &["2 devices", "gru bench"]),
         (&["bench", "--device", "cpu,cpu"], &["cpu is named twice"]),
+        (&["bench", "--device", "gpu,gpu:0"], &["gpu:0 is named twice"]),
     ];
     for (arguments, words) in cases {
         assert_refused(directory.path(), arguments, words);

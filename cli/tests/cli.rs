@@ -62,11 +62,18 @@ fn forecast_prints_a_table_and_writes_two_pictures() {
     assert_ne!(text(&other.stdout), stdout);
     // And nothing else is left behind.
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
-    // A picture that cannot be written takes nothing away from what is told.
-    std::fs::remove_file(directory.path().join("forecast.svg")).unwrap();
-    std::fs::create_dir(directory.path().join("forecast.svg")).unwrap();
-    let unwritten = gru(directory.path(), &forecast(csv, &["--device", "cpu"]));
-    assert_eq!((unwritten.status.code(), text(&unwritten.stdout)), (Some(1), stdout));
+    // A picture that cannot be written is refused before the training.
+    let picture = directory.path().join("loss.svg");
+    std::fs::remove_file(&picture).unwrap();
+    std::fs::create_dir(&picture).unwrap();
+    let refused = ["loss.svg` is not a regular file: --output DIR puts it elsewhere"];
+    assert_refused(directory.path(), &forecast(csv, &["--device", "cpu"]), &refused);
+    #[cfg(unix)]
+    {
+        std::fs::remove_dir(&picture).unwrap();
+        std::os::unix::fs::symlink("nowhere.svg", &picture).unwrap();
+        assert_refused(directory.path(), &forecast(csv, &["--device", "cpu"]), &refused);
+    }
 }
 
 #[test]
@@ -270,6 +277,10 @@ fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
         assert_refused(path, &["forecast", "--resume", "it", "--device", "cpu"], &[word]);
     }
     std::fs::write(path.join("it/config.toml"), &config).unwrap();
+    // No epoch is left to train, and none is known.
+    std::fs::remove_file(path.join("it/metrics.csv")).unwrap();
+    let (_, told) = succeeded(&directory, &["forecast", "--resume", "it", "--device", "cpu"]);
+    assert!(told.contains("trained in ") && !told.contains("NaN"), "{told}");
     std::fs::write(path.join(csv), "value\n1\n2\n").unwrap();
     let words = ["series.csv` is not what the run was started with"];
     assert_refused(path, &["forecast", "--resume", "it"], &words);
@@ -534,6 +545,26 @@ fn an_error_says_each_cause_once() {
     assert_eq!(stderr.matches("os error 2").count(), 1, "{stderr}");
 }
 
+/// `{error:#}` would say the cause of a library's error twice: `ui::output::causes` says each once.
+#[test]
+fn no_source_says_causes_by_the_alternate_format() {
+    let mut folders = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut read = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let source = std::fs::read_to_string(&path).unwrap();
+                assert!(!source.contains(":#}"), "{}", path.display());
+                read += 1;
+            }
+        }
+    }
+    assert!(read > 40, "{read} files");
+}
+
 #[test]
 fn info_lists_adapters_and_what_auto_takes() {
     let directory = TempDir::new().unwrap();
@@ -557,6 +588,12 @@ fn info_lists_adapters_and_what_auto_takes() {
     assert!(refused.contains("--device gpu:4000 takes none: there is no gpu:4000 ("), "{refused}");
     let csv = series(&directory);
     assert_refused(directory.path(), &forecast(csv, &["--device", "gpu:4000"]), &["no gpu:4000"]);
+    let huge = ["info", "--device", "gpu:99999999999999999999"];
+    assert_refused(directory.path(), &huge, &["has too large an index"]);
+    let adapters = json["adapters"].as_array().unwrap();
+    if !adapters.is_empty() && adapters.iter().all(|adapter| adapter["software"] == true) {
+        assert!(refused.contains("--device software takes a software adapter"), "{refused}");
+    }
     assert_refused(directory.path(), &forecast(csv, &["--device", "gpu:-1"]), &["`gpu:-1`"]);
     // Auto never takes a software adapter.
     assert!(!json["device"]["device"].as_str().unwrap().contains("software"));

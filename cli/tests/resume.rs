@@ -442,6 +442,14 @@ fn a_model_that_was_deleted_is_predicted_with_all_the_same() {
         for name in ["checkpoint.safetensors", "checkpoint.safetensors.before"] {
             let _ = fs::remove_file(path.join(run).join(name));
         }
+        let epochs = if command == "train" { 3 } else { 2 };
+        let lost = format!(
+            "model.safetensors and the checkpoints of `{run}` are missing, though {epochs} of its epochs \
+             are over; train it again with --force"
+        );
+        assert_refused(path, &predict, &[&lost]);
+        assert_refused(path, &[command, "--resume", run, "--device", "cpu"], &[&lost]);
+        fs::remove_file(path.join(run).join("metrics.csv")).unwrap();
         let words = [&*format!("`{run}` holds no model yet: none of its epochs is over")];
         assert_refused(path, &predict, &words);
     }
@@ -467,7 +475,12 @@ fn no_run_and_no_prediction_overwrites_what_it_reads_or_a_run_keeps() {
     let before = read();
     for name in names {
         let predict = ["predict", "run", "tt.csv", "--device", "cpu", "--output", name];
-        assert_refused(path, &predict, &["it would be overwritten"]);
+        let said = match name {
+            "hard.csv" => "--output `hard.csv` is the same file as the input `tt.csv`",
+            "kept.csv" => "run/metrics.csv`, which the run in `",
+            _ => "it would be overwritten",
+        };
+        assert_refused(path, &predict, &[said]);
         assert!(before == read(), "{name}");
     }
     succeeded(path, &["predict", "run", "tt.csv", "--device", "cpu", "--output", "run/new.csv"]);
@@ -487,10 +500,94 @@ fn no_run_and_no_prediction_overwrites_what_it_reads_or_a_run_keeps() {
     assert_refused(path, &resume("run", &["run/classes.csv"]), &words);
     assert!(fs::read(path.join("run/classes.csv")).unwrap() == table(0..40).into_bytes());
 
+    // What the run needs to go on is no output of a prediction, either.
+    fs::write(path.join("train.csv"), table(0..40)).unwrap();
+    let predict = ["predict", "run", "tt.csv", "--device", "cpu", "--output", "train.csv"];
+    assert_refused(path, &predict, &["--output `train.csv` is the same", "the run needs to go on"]);
+
     // Pictures over their own data, or over a run's.
     fs::rename(path.join("run/classes.csv"), path.join("forecast.svg")).unwrap();
     let forecast = ["forecast", "forecast.svg", "--device", "cpu"];
-    assert_refused(path, &forecast, &["`forecast.svg` is named twice; it would be overwritten"]);
+    assert_refused(path, &forecast, &["is the same file as the input `forecast.svg`"]);
     let forecast = ["forecast", "tt.csv", "--device", "cpu", "--output", "run"];
-    assert_refused(path, &forecast, &["`run/forecast.svg` is a file of the run in `run`"]);
+    assert_refused(
+        path,
+        &forecast,
+        &["`run/forecast.svg` is a file of the run in `run`", "--output DIR", "--run FOLDER"],
+    );
+}
+
+/// Data under a name that a run removes from its folder, in a new run and in one that goes on.
+#[test]
+fn data_with_the_name_of_a_temporary_file_are_refused() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    fs::create_dir(path.join("it")).unwrap();
+    let data = path.join("it/.tmpabc123");
+    fs::copy(path.join("train.csv"), &data).unwrap();
+    let words = ["`it/.tmpabc123` has the name of a temporary file of the run in `it`"];
+    assert_refused(path, &train("it/.tmpabc123", "classify", &["--run", "it"]), &words);
+    let valid = ["--run", "it", "--valid", "it/.tmpabc123"];
+    assert_refused(path, &train("train.csv", "classify", &valid), &words);
+    assert!(data.exists());
+    succeeded(path, &train("train.csv", "classify", &["--run", "it", "--epochs", "1"]));
+    assert!(!data.exists());
+    fs::copy(path.join("train.csv"), &data).unwrap();
+    let words = ["has the name of a temporary file"];
+    assert_refused(path, &resume("it", &["it/.tmpabc123"]), &words);
+    assert!(data.exists());
+}
+
+/// A folder of something else that has a config.toml, too.
+#[test]
+fn a_folder_of_something_else_is_not_taken() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    fs::create_dir(path.join("hugo")).unwrap();
+    let files = ["config.toml", "metrics.csv", "model.safetensors"]
+        .map(|name| path.join("hugo").join(name));
+    for file in &files {
+        fs::write(file, "title = \"a page\"\n").unwrap();
+    }
+    for more in [&["--run", "hugo"][..], &["--run", "hugo", "--force"]] {
+        let words = ["`hugo` holds files of something else: its config.toml is not that of a run"];
+        assert_refused(path, &train("train.csv", "classify", more), &words);
+    }
+    for file in &files {
+        assert_eq!(fs::read_to_string(file).unwrap(), "title = \"a page\"\n");
+    }
+}
+
+/// Files elsewhere that a run's own files link to.
+#[cfg(unix)]
+#[test]
+fn a_run_writes_through_no_link() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "classify", &["--epochs", "2"]));
+    let names =
+        ["checkpoint.safetensors", "config.toml", "curves.svg", "metrics.csv", "model.safetensors"];
+    let link = |name: &str| {
+        let (own, other) = (path.join("run").join(name), path.join("elsewhere").join(name));
+        fs::rename(&own, &other).unwrap();
+        std::os::unix::fs::symlink(&other, &own).unwrap();
+    };
+    fs::create_dir(path.join("elsewhere")).unwrap();
+    for arguments in [
+        resume("run", &["--epochs", "4"]),
+        train("train.csv", "classify", &["--epochs", "1", "--force"]),
+    ] {
+        names.iter().for_each(|name| link(name));
+        let _ = fs::remove_file(path.join("run/classes.csv"));
+        std::os::unix::fs::symlink("../nowhere.csv", path.join("run/classes.csv")).unwrap();
+        let read = || names.map(|name| fs::read(path.join("elsewhere").join(name)).unwrap());
+        let before = read();
+        succeeded(path, &arguments);
+        assert!(before == read(), "{arguments:?} wrote through a link");
+        for name in names.iter().chain(&["classes.csv"]) {
+            let file = path.join("run").join(name);
+            assert!(file.is_file() && !file.is_symlink(), "{arguments:?}: {name}");
+        }
+        assert!(!path.join("nowhere.csv").exists());
+    }
 }

@@ -47,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !["safetensors", "onnx", "npz"].contains(&format.as_str()) {
         bail!("{} is no .safetensors, .onnx or .npz file by its name", quote_path(output));
     }
-    let outputs = Outputs::check([(&**output, &*format)], [&*model.path])?;
+    let outputs = Outputs::check([("OUTPUT", &**output, &*format)], [&*model.path])?;
     let params = model.load(&outputs)?.params;
     match format.as_str() {
         "safetensors" => safetensors::save(output, &params)?,

@@ -51,8 +51,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
     let Arguments { model, input, dy, dhn, seed, output, hn } = arguments;
     let inputs = [Some(&model.path), Some(dy), dhn.as_ref()].into_iter().flatten();
-    let hn_output = hn.as_deref().map(|hn| (hn, "npy"));
-    let outputs = [(&**output, "safetensors")].into_iter().chain(hn_output);
+    let hn_output = hn.as_deref().map(|hn| ("--hn", hn, "npy"));
+    let outputs = [("--output", &**output, "safetensors")].into_iter().chain(hn_output);
     let outputs = Outputs::check(outputs, input.paths().chain(inputs.map(|path| &**path)))?;
     let model = model.load(&outputs)?;
     let input = input.load(&model)?;

@@ -9,4 +9,4 @@ pub mod info;
 pub mod predict;
 pub mod run;
 pub mod train;
-mod training;
+mod training_run;

@@ -11,11 +11,11 @@ use crate::commands::forecast;
 use crate::commands::train::classes::argmax;
 use crate::commands::train::config::TrainConfig;
 use crate::commands::train::sequences::SequenceRun;
-use crate::commands::training::TrainingRun;
+use crate::commands::training_run::TrainingRun;
 use crate::data::features::Task;
 use crate::data::table::{Advice, SequenceTable};
+use crate::rundir::config::{self, RunConfig};
 use crate::rundir::folder::RunDir;
-use crate::rundir::settings::{self, RunConfig};
 use crate::ui::files::write_file;
 use crate::ui::output::{log, open, quote, quote_path, some_of};
 use crate::ui::outputs::Outputs;
@@ -54,23 +54,25 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let Arguments { run, csv, output, probabilities } = arguments;
-    let outputs = output.iter().map(|output| (&**output, "csv"));
+    let outputs = output.iter().map(|output| ("--output", &**output, "csv"));
     let outputs = Outputs::check(outputs, [&**csv])?;
     let (folder, shown) = (RunDir::open(run)?, quote_path(run));
-    folder.files().iter().try_for_each(|file| outputs.check_input(file))?;
-    if settings::is_forecast(&folder.config())? {
+    let keeps = "the run keeps";
+    folder.files().iter().try_for_each(|file| outputs.check_kept(file, keeps))?;
+    if config::is_forecast(&folder.config())? {
         ensure!(
             !probabilities,
             "--probabilities are those of classes, and {shown} is a run of `gru forecast`, whose model says numbers"
         );
         return write_output(
-            &forecast::predict::forecast(&folder, csv, kind)?,
+            &forecast::predict::forecast(&folder, csv, &outputs, kind)?,
             output.as_deref(),
             out,
         );
     }
     let config = TrainConfig::read(&folder.config())?;
-    let params = folder.read_model(SequenceRun::KEPT, settings::TRAIN)?;
+    config.data.files().try_for_each(|file| outputs.check_kept(file, "the run needs to go on"))?;
+    let params = folder.read_model(SequenceRun::KEPT, config::TRAIN)?;
     ensure!(
         *params.layout() == config.layout()?,
         "the model in {shown} is another one than its config.toml says"

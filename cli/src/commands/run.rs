@@ -38,7 +38,8 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
     let Arguments { model, input, output, hn } = arguments;
-    let outputs = [Some(output), hn.as_ref()].into_iter().flatten().map(|path| (&**path, "npy"));
+    let hn_output = hn.as_deref().map(|hn| ("--hn", hn, "npy"));
+    let outputs = [("--output", &**output, "npy")].into_iter().chain(hn_output);
     let outputs = Outputs::check(outputs, input.paths().chain([&*model.path]))?;
     let model = model.load(&outputs)?;
     let input = input.load(&model)?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::ui::output::quote_path;
 
 /// The canonical path of a file, which is valid from any directory.
-pub fn whole(path: &Path) -> Result<PathBuf> {
+pub fn canonical(path: &Path) -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("cannot open {}", quote_path(path)))
 }
 

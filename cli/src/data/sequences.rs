@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::CsvOptions;
 use crate::data::features::{Feature, LabelColumns, Task};
-use crate::data::fingerprint::{check_fingerprint, whole};
+use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::holdout::HoldOut;
 use crate::data::table::SequenceTable;
 
@@ -50,10 +50,10 @@ impl SequenceSource {
     /// When there is no file to validate on, and when they are not the same byte for byte.
     pub fn moved(&mut self, train: Option<&Path>, valid: Option<&Path>) -> Result<()> {
         if let Some(path) = train {
-            self.train = whole(path)?;
+            self.train = canonical(path)?;
         }
         match (valid, &mut self.valid) {
-            (Some(path), Some(before)) => *before = whole(path)?,
+            (Some(path), Some(before)) => *before = canonical(path)?,
             (Some(_), None) => bail!("the run holds out a part of its file, and takes no --valid"),
             (None, _) => {}
         }

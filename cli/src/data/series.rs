@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn error(text: &str, column: Option<&str>) -> String {
-        format!("{:#}", read(text, column).err().expect("an error"))
+        crate::ui::output::causes(&read(text, column).err().expect("an error"))
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl<'a> CheckpointWriter<'a> {
     pub fn tolerate(&mut self, saved: Result<()>) -> Result<()> {
         let Some(why) = unsaved(saved)? else { return Ok(()) };
         if !self.has_warned {
-            warn(format_args!("the run goes on, but was not saved: {why:#}"));
+            warn(format_args!("the run goes on, but was not saved: {}", causes(&why)));
             self.has_warned = true;
         }
         Ok(())
@@ -164,8 +164,12 @@ impl<'a> CheckpointWriter<'a> {
 /// an error.
 pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
     let Err(error) = saved else { return Ok(None) };
-    let is_io = matches!(error.downcast_ref(), Some(gru_wgpu::Error::Io { .. }))
-        || error.root_cause().is::<std::io::Error>();
+    let of_library = error.chain().find_map(|cause| cause.downcast_ref::<gru_wgpu::Error>());
+    let is_io = match of_library {
+        // Its other errors keep the system's error as their source, too.
+        Some(error) => matches!(error, gru_wgpu::Error::Io { .. }),
+        None => error.root_cause().is::<std::io::Error>(),
+    };
     if is_io { Ok(Some(error)) } else { Err(error) }
 }
 
@@ -222,4 +226,30 @@ pub fn check_same(tables: &[(&str, bool)]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// Other errors of the library may come from the system, too, and end the run all the same.
+    #[test]
+    fn only_files_that_cannot_be_written_are_tolerated() {
+        let system = || io::Error::other("no space left");
+        let path = "/nowhere/checkpoint.safetensors";
+        let missing = || Checkpoint::read(path).expect_err("no file");
+        assert!(matches!(missing(), gru_wgpu::Error::Io { .. }));
+        for error in [anyhow!(missing()), anyhow!(missing()).context("a"), anyhow!(system())] {
+            assert!(unsaved(Err(error)).unwrap().is_some());
+        }
+        assert!(unsaved(Err(anyhow!(system()).context("a"))).unwrap().is_some());
+        let lost = gru_wgpu::Error::DeviceLost("unplugged".to_owned());
+        let source = Some(gru_wgpu::Cause::new(system()));
+        let full = gru_wgpu::Error::OutOfMemory { reason: "no memory".to_owned(), source };
+        for error in [anyhow!(lost), anyhow!(full), anyhow!("something else")] {
+            assert!(unsaved(Err(error)).is_err());
+        }
+    }
 }

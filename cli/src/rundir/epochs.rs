@@ -33,6 +33,14 @@ impl EpochMetrics {
         write_file(path, &csv)
     }
 
+    /// How many epochs are over by the file: 0 where it is missing.
+    pub fn count(path: &Path) -> usize {
+        let Ok(mut csv) = csv::ReaderBuilder::new().flexible(true).from_path(path) else {
+            return 0;
+        };
+        csv.deserialize::<Self>().flatten().map(|row| row.epoch).max().unwrap_or(0)
+    }
+
     /// Those of the first `count` epochs, as far as the file still has them. A run goes on without the
     /// others, and says so.
     pub fn read(path: &Path, count: usize) -> Vec<Self> {

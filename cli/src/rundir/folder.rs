@@ -8,8 +8,10 @@ use fs4::TryLockError;
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{Checkpoint, Params};
 
-use crate::ui::output::{check_directory, log, quote_path, shell_word, warn};
-use crate::ui::outputs::{Outputs, run_file};
+use crate::rundir::epochs::EpochMetrics;
+use crate::ui::files::replace_link;
+use crate::ui::output::{causes, check_directory, log, quote_path, shell_word, warn};
+use crate::ui::outputs::{is_kept, is_run, parent_of, run_file};
 
 /// Held by the run that writes to the folder. It stays there: whoever removed it could not know who waits.
 const LOCK: &str = ".lock";
@@ -30,7 +32,7 @@ impl RunDir {
             return Ok(folder);
         }
         check_directory(path)?;
-        let is_run = folder.config().exists();
+        let is_run = is_run(path);
         ensure!(
             force || !is_run,
             "{shown} holds a run already: --resume {shown} goes on with it, --force starts anew in its \
@@ -39,6 +41,10 @@ impl RunDir {
         let is_empty = fs::read_dir(path)
             .with_context(|| format!("cannot read {shown}"))?
             .all(|entry| entry.is_ok_and(|entry| is_own(&entry.file_name().to_string_lossy())));
+        ensure!(
+            is_run || !folder.config().exists(),
+            "{shown} holds files of something else: its config.toml is not that of a run"
+        );
         ensure!(is_run || is_empty, "{shown} is not empty, and what it holds is no run");
         Ok(folder)
     }
@@ -57,16 +63,29 @@ impl RunDir {
 
     /// `Ok` when a run in this folder would overwrite none of the files that it reads.
     pub fn check_inputs<'a>(&self, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
-        let own = Outputs::of_run(&self.0);
         for input in inputs {
+            let (shown, folder) = (quote_path(input), quote_path(&self.0));
             ensure!(
-                !own.contains(input),
-                "{} is a file of the run in {}; it would be overwritten: copy it elsewhere first",
-                quote_path(input),
-                quote_path(&self.0)
+                !is_kept(&self.0, input),
+                "{shown} is a file of the run in {folder}; it would be overwritten: copy it elsewhere first"
+            );
+            ensure!(
+                !self.holds_as_temporary(input),
+                "{shown} has the name of a temporary file of the run in {folder}; it would be removed: copy \
+                 it elsewhere first"
             );
         }
         Ok(())
+    }
+
+    /// Whether `file`, or what it links to, is in the folder under a name that [`Self::clean`] removes.
+    fn holds_as_temporary(&self, file: &Path) -> bool {
+        let Ok(folder) = self.0.canonicalize() else { return false };
+        let is_there = |file: &Path| {
+            let name = file.file_name().is_some_and(|name| is_temporary(&name.to_string_lossy()));
+            name && parent_of(file).canonicalize().is_ok_and(|parent| parent == folder)
+        };
+        is_there(file) || file.canonicalize().is_ok_and(|target| is_there(&target))
     }
 
     /// The files that it keeps, whether or not they are there.
@@ -74,7 +93,7 @@ impl RunDir {
         run_file::ALL.map(|name| self.0.join(name))
     }
 
-    /// Keeps other runs out from now on, and takes away what one that was killed was about to write.
+    /// Keeps other runs out from now on.
     pub fn lock(&self) -> Result<Lock> {
         let shown = quote_path(&self.0);
         let file = File::options().create(true).truncate(false).write(true).open(self.0.join(LOCK));
@@ -87,13 +106,21 @@ impl RunDir {
                 "{shown} cannot be locked ({error}): no other run may write there meanwhile"
             )),
         }
+        Ok(Lock(file))
+    }
+
+    /// Prepares a locked folder for what a run writes: removes what a killed run was about to write, and
+    /// replaces links, which would lead writes to files elsewhere, by copies of their files.
+    pub fn clean(&self) -> Result<()> {
+        let shown = quote_path(&self.0);
         let entries = fs::read_dir(&self.0).with_context(|| format!("cannot read {shown}"))?;
         for entry in entries.flatten() {
             if is_temporary(&entry.file_name().to_string_lossy()) {
                 remove(&entry.path())?;
             }
         }
-        Ok(Lock(file))
+        let mut links = self.files().into_iter().filter(|file| file.is_symlink());
+        links.try_for_each(|link| if link.exists() { replace_link(&link) } else { remove(&link) })
     }
 
     /// Makes it where it is not there, keeps others out, and takes an earlier run's files away, which are
@@ -106,7 +133,9 @@ impl RunDir {
         Self::claim(&self.0, force)?;
         // The configuration is replaced in its place: until then the folder is a run's.
         let mut files = self.files().into_iter().filter(|file| *file != self.config());
-        files.try_for_each(|file| if file.exists() { remove(&file) } else { Ok(()) })?;
+        let is_there = |file: &Path| file.exists() || file.is_symlink();
+        files.try_for_each(|file| if is_there(&file) { remove(&file) } else { Ok(()) })?;
+        self.clean()?;
         Ok(lock)
     }
 
@@ -153,7 +182,7 @@ impl RunDir {
     pub fn remove_results(&self) {
         for file in [self.forecast(), self.classes()].iter().filter(|file| file.exists()) {
             if let Err(error) = remove(file) {
-                warn(format_args!("{error:#}; it tells of the run as it was before"));
+                warn(format_args!("{}; it tells of the run as it was before", causes(&error)));
             }
         }
     }
@@ -169,7 +198,10 @@ impl RunDir {
         }
         let shown = quote_path(&self.0);
         let none = || format!("{shown} holds no model yet: none of its epochs is over");
-        ensure!(self.checkpoint().exists() || self.before().exists(), none());
+        if !self.has_checkpoint() {
+            self.check_not_lost("model.safetensors and the checkpoints")?;
+            bail!(none());
+        }
         let checkpoint = self.read_checkpoint()?;
         let params = kept.of(&checkpoint).cloned().with_context(none)?;
         log(format_args!(
@@ -181,13 +213,31 @@ impl RunDir {
         Ok(params)
     }
 
+    fn has_checkpoint(&self) -> bool {
+        self.checkpoint().exists() || self.before().exists()
+    }
+
+    /// `Ok` unless metrics.csv says that epochs are over, after which there were `files`.
+    fn check_not_lost(&self, files: &str) -> Result<()> {
+        let (over, shown) = (EpochMetrics::count(&self.metrics()), quote_path(&self.0));
+        ensure!(
+            over == 0,
+            "{files} of {shown} are missing, though {over} of its epochs are over; train it again with \
+             --force"
+        );
+        Ok(())
+    }
+
     /// The last checkpoint that can be read.
     pub fn read_checkpoint(&self) -> Result<Checkpoint> {
         let (path, shown) = (self.checkpoint(), quote_path(&self.0));
-        ensure!(
-            path.exists() || self.before().exists(),
-            "{shown} holds no checkpoint yet; start the run again with --force"
-        );
+        if !self.has_checkpoint() {
+            self.check_not_lost(match self.model().exists() {
+                true => "the checkpoints",
+                false => "model.safetensors and the checkpoints",
+            })?;
+            bail!("{shown} holds no checkpoint yet; start the run again with --force");
+        }
         let (checkpoint, refused) =
             Checkpoint::read_last(&path).or_else(|last| match Checkpoint::read(self.before()) {
                 Ok(before) => Ok((before, Some(last))),

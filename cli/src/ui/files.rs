@@ -20,7 +20,18 @@ pub fn write_file(path: impl AsRef<Path>, contents: &[u8]) -> Result<()> {
 }
 
 fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let target = link_target(path)?;
+    write_beside(&link_target(path)?, contents)
+}
+
+/// Replaces a symbolic link to a file by a copy of the file, which stays as it is.
+pub fn replace_link(link: &Path) -> Result<()> {
+    let replaced = link_target(link).and_then(std::fs::read);
+    let replaced = replaced.and_then(|contents| write_beside(link, &contents));
+    replaced.with_context(|| format!("the link {} cannot be replaced", quote_path(link)))
+}
+
+/// Writes a temporary file beside `target` and renames it, over a link, too.
+fn write_beside(target: &Path, contents: &[u8]) -> io::Result<()> {
     let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
@@ -30,7 +41,7 @@ fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut file = builder.tempfile_in(directory)?;
     file.write_all(contents)?;
     file.as_file().sync_all()?;
-    file.persist(&target).map_err(|error| error.error)?;
+    file.persist(target).map_err(|error| error.error)?;
     // The new name survives a crash once its directory is on the disk, too. The file is complete even
     // if the directory cannot be opened for that.
     #[cfg(unix)]
@@ -50,7 +61,8 @@ fn link_target(path: &Path) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::write_file;
+    use super::{replace_link, write_file};
+    use crate::ui::output::causes;
 
     #[test]
     fn a_file_is_replaced_and_nothing_is_left_beside_it() {
@@ -62,9 +74,22 @@ mod tests {
         }
         let folder = directory.path().join("folder");
         std::fs::create_dir(&folder).unwrap();
-        let error = format!("{:#}", write_file(&folder, b"x").unwrap_err());
+        let error = causes(&write_file(&folder, b"x").unwrap_err());
         assert!(error.ends_with("folder` cannot be written: it is not a regular file"), "{error}");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_replaced_by_a_copy() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let [file, link] = ["real.csv", "link.csv"].map(|name| directory.path().join(name));
+        std::fs::write(&file, "before").unwrap();
+        std::os::unix::fs::symlink("real.csv", &link).unwrap();
+        replace_link(&link).unwrap();
+        assert!(!link.is_symlink());
+        write_file(&link, b"after").unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "before");
     }
 
     #[cfg(unix)]

@@ -3,12 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::ui::output::{check_output, quote_path};
 
-/// The names of the files that a run keeps in its folder. A folder with a [`CONFIG`](run_file::CONFIG) is
-/// a run's.
+/// The names of the files that a run keeps in its folder.
 pub mod run_file {
     pub const CONFIG: &str = "config.toml";
     pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -24,67 +23,93 @@ pub mod run_file {
         [CONFIG, CHECKPOINT, CHECKPOINT_BEFORE, MODEL, METRICS, CURVES, CLASSES, FORECAST];
 }
 
-/// The files that a command is going to write.
+/// The files that a command is going to write, and how each was named on the command line.
 #[derive(Debug, Default)]
-pub struct Outputs(Vec<FileId>);
+pub struct Outputs(Vec<(String, FileId)>);
 
 impl Outputs {
     /// `Ok` when each output can be written as a file of its kind (`npy`, `csv`), is no other output and
-    /// no input, and no file of a run. To be called before any work is done.
+    /// no input, and no file of a run. To be called before any work is done. An output is the name of its
+    /// argument, its path, and its kind.
     pub fn check<'a>(
-        outputs: impl IntoIterator<Item = (&'a Path, &'a str)>,
+        outputs: impl IntoIterator<Item = (&'a str, &'a Path, &'a str)>,
         inputs: impl IntoIterator<Item = &'a Path>,
     ) -> Result<Self> {
         let mut checked = Self::default();
-        for (output, kind) in outputs {
+        for (argument, output, kind) in outputs {
             check_output(output, kind)?;
-            checked.add(output)?;
+            checked.add(argument, output)?;
         }
         inputs.into_iter().try_for_each(|input| checked.check_input(input))?;
         Ok(checked)
     }
 
-    /// Adds an output of any kind.
-    pub fn add(&mut self, output: &Path) -> Result<()> {
-        self.check_input(output)?;
-        let run = run_of(output);
-        ensure!(
-            run.is_none(),
-            "{} is a file of the run in {}; it would be overwritten",
-            quote_path(output),
-            quote_path(&run.unwrap_or_default())
-        );
-        self.0.push(FileId::of(output));
+    fn add(&mut self, argument: &str, output: &Path) -> Result<()> {
+        let shown = format!("{argument} {}", quote_path(output));
+        if let Some(other) = self.find(output) {
+            bail!("{shown} is the same file as {other}; it would be overwritten");
+        }
+        let target = output.canonicalize().unwrap_or_else(|_| output.to_owned());
+        let folder = parent_of(&target);
+        if run_file::ALL.iter().any(|name| target.file_name() == Some(name.as_ref()))
+            && is_run(folder)
+        {
+            let run = quote_path(folder);
+            ensure!(
+                target.file_name() != output.file_name(),
+                "{shown} is a file of the run in {run}; it would be overwritten"
+            );
+            let kept = quote_path(&target);
+            bail!("{shown} is the same file as {kept}, which the run in {run} keeps");
+        }
+        self.0.push((shown, FileId::of(output)));
         Ok(())
-    }
-
-    /// The files that a run keeps in its own folder.
-    pub fn of_run(folder: &Path) -> Self {
-        Self(run_file::ALL.iter().map(|name| FileId::of(&folder.join(name))).collect())
     }
 
     /// `Ok` when `input` is none of the outputs, by whatever name.
     pub fn check_input(&self, input: &Path) -> Result<()> {
-        ensure!(
-            !self.contains(input),
-            "{} is named twice; it would be overwritten",
-            quote_path(input)
-        );
-        Ok(())
+        self.find(input).map_or(Ok(()), |output| {
+            let input = quote_path(input);
+            bail!("{output} is the same file as the input {input}; it would be overwritten")
+        })
     }
 
-    /// Whether a file is one of them, by whatever name.
-    pub fn contains(&self, file: &Path) -> bool {
-        self.0.contains(&FileId::of(file))
+    /// `Ok` when a file that a run `needs` (in words) is none of the outputs, by whatever name.
+    pub fn check_kept(&self, file: &Path, needs: &str) -> Result<()> {
+        self.find(file).map_or(Ok(()), |output| {
+            bail!("{output} is the same file as {}, which {needs}", quote_path(file))
+        })
+    }
+
+    /// The output that is this file, as it was named.
+    fn find(&self, file: &Path) -> Option<&str> {
+        let id = FileId::of(file);
+        self.0.iter().find(|(_, output)| *output == id).map(|(shown, _)| &**shown)
     }
 }
 
-/// The run's folder, where `path` is one of the files that a run keeps.
-fn run_of(path: &Path) -> Option<PathBuf> {
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let is_run_file = run_file::ALL.iter().any(|name| target.file_name() == Some(name.as_ref()));
-    let folder = parent_of(&target);
-    (is_run_file && folder.join(run_file::CONFIG).is_file()).then(|| folder.to_owned())
+/// Whether `file` is one of those that a run in `folder` keeps, by whatever name.
+pub fn is_kept(folder: &Path, file: &Path) -> bool {
+    let id = FileId::of(file);
+    run_file::ALL.iter().any(|name| FileId::of(&folder.join(name)) == id)
+}
+
+/// The line that a run's config.toml starts with, up to the name of the command.
+pub const CONFIG_START: &str = "# A run of `gru ";
+
+/// Whether a folder is a run's: its config.toml starts as a run's does, or holds the settings of one. A
+/// run's file that someone has damaged still counts.
+pub fn is_run(folder: &Path) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        version: String,
+        task: String,
+    }
+    let Ok(text) = fs::read_to_string(folder.join(run_file::CONFIG)) else { return false };
+    let is_ours = |head: Head| {
+        !head.version.is_empty() && ["classify", "label", "forecast"].contains(&&*head.task)
+    };
+    text.starts_with(CONFIG_START) || toml::from_str(&text).is_ok_and(is_ours)
 }
 
 /// A file, whatever name it goes by.
@@ -114,7 +139,7 @@ impl FileId {
 }
 
 /// The folder that a path is in, `.` where it does not say.
-fn parent_of(path: &Path) -> &Path {
+pub fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -132,7 +157,7 @@ mod tests {
         fs::create_dir_all(folder.path().join("sub")).unwrap();
         fs::create_dir_all(folder.path().join("run")).unwrap();
         fs::write(folder.path().join("x.csv"), "x").unwrap();
-        fs::write(folder.path().join("run").join(run_file::CONFIG), "").unwrap();
+        fs::write(folder.path().join("run").join(run_file::CONFIG), CONFIG_START).unwrap();
         folder
     }
 
@@ -154,13 +179,14 @@ mod tests {
         let input = at("x.csv");
         for name in names {
             let output = at(name);
-            let said = refusal(Outputs::check([(&*output, "csv")], [&*input]));
+            let said = refusal(Outputs::check([("--output", &*output, "csv")], [&*input]));
             assert!(
-                said.contains("x.csv` is named twice; it would be overwritten"),
+                said.contains(&format!("{name}` is the same file as the input `"))
+                    && said.contains("x.csv`; it would be overwritten"),
                 "{name}: {said}"
             );
         }
-        Outputs::check([(&*at("y.csv"), "csv")], [&*input]).unwrap();
+        Outputs::check([("OUTPUT", &*at("y.csv"), "csv")], [&*input]).unwrap();
     }
 
     #[test]
@@ -169,10 +195,12 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         for other in ["y.csv", "sub/../y.csv"] {
             let (first, second) = (at("y.csv"), at(other));
-            let said = refusal(Outputs::check([(&*first, "csv"), (&*second, "csv")], []));
-            assert!(said.contains("is named twice"), "{other}: {said}");
+            let said =
+                refusal(Outputs::check([("-a", &*first, "csv"), ("-b", &*second, "csv")], []));
+            assert!(said.contains("y.csv` is the same file as -a `"), "{other}: {said}");
         }
-        Outputs::check([(&*at("y.csv"), "csv"), (&*at("sub/y.csv"), "csv")], []).unwrap();
+        let outputs = [("-a", &*at("y.csv"), "csv"), ("-b", &*at("sub/y.csv"), "csv")];
+        Outputs::check(outputs, []).unwrap();
     }
 
     #[test]
@@ -180,21 +208,40 @@ mod tests {
         let folder = scene();
         let at = |name: &str| folder.path().join(name);
         for name in ["run/metrics.csv", "run/../run/classes.csv", "sub/../run/metrics.csv"] {
-            let said = refusal(Outputs::check([(&*at(name), "csv")], []));
+            let said = refusal(Outputs::check([("-o", &*at(name), "csv")], []));
             assert!(said.contains("is a file of the run in `"), "{name}: {said}");
         }
         #[cfg(unix)]
         {
             fs::write(at("run/metrics.csv"), "").unwrap();
             std::os::unix::fs::symlink("run/metrics.csv", at("link.csv")).unwrap();
-            let said = refusal(Outputs::check([(&*at("link.csv"), "csv")], []));
-            assert!(said.contains("is a file of the run in `"), "{said}");
+            let said = refusal(Outputs::check([("-o", &*at("link.csv"), "csv")], []));
+            assert!(said.contains("link.csv` is the same file as `"), "{said}");
+            assert!(said.contains("run/metrics.csv`, which the run in `"), "{said}");
         }
         // Other names there, and the same name elsewhere, are free.
         for name in ["run/predicted.csv", "sub/metrics.csv"] {
-            Outputs::check([(&*at(name), "csv")], []).unwrap();
+            Outputs::check([("-o", &*at(name), "csv")], []).unwrap();
         }
-        assert!(Outputs::of_run(&at("run")).contains(&at("sub/../run/config.toml")));
-        assert!(!Outputs::of_run(&at("run")).contains(&at("x.csv")));
+        assert!(is_kept(&at("run"), &at("sub/../run/config.toml")));
+        assert!(!is_kept(&at("run"), &at("x.csv")));
+    }
+
+    #[test]
+    fn a_config_of_something_else_makes_no_run() {
+        let folder = scene();
+        let run = folder.path().join("run");
+        for (config, expected) in [
+            ("", false),
+            ("baseURL = \"https://example.org/\"\ntask = \"serve\"\nversion = \"1\"\n", false),
+            ("task = \"label\"\n", false),
+            ("version = \"0.1.0\"\ntask = \"label\"\n[data]\n", true),
+            ("# A run of `gru train`.\nbroken [", true),
+        ] {
+            fs::write(run.join(run_file::CONFIG), config).unwrap();
+            assert_eq!(is_run(&run), expected, "{config}");
+            let metrics = run.join("metrics.csv");
+            assert_eq!(Outputs::check([("-o", &*metrics, "csv")], []).is_err(), expected);
+        }
     }
 }

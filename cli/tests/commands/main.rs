@@ -294,9 +294,9 @@ fn wrong_input_is_told_and_leaves_no_file() {
             &["`model.onnx`: its outermost graph holds no GRU `gru_l7`, but `gru_l0..gru_l1`"],
         ),
         (with(&["--prefix", "a"]), &["--prefix is for .safetensors files"]),
-        (with(&["--hn", "y.npy"]), &["`y.npy` is named twice; it would be overwritten"]),
-        (with(&["--hn", "./folder/../y.npy"]), &["is named twice"]),
-        (with(&["--hn", "x.npy"]), &["`x.npy` is named twice"]),
+        (with(&["--hn", "y.npy"]), &["--hn `y.npy` is the same file as --output `y.npy`"]),
+        (with(&["--hn", "./folder/../y.npy"]), &["is the same file as --output"]),
+        (with(&["--hn", "x.npy"]), &["is the same file as the input `x.npy`"]),
         (with(&["--hn", "model.onnx"]), &["`model.onnx` is to be a .npy file by its name"]),
         (with(&["--hn", "folder"]), &["`folder` is to be a .npy file by its name"]),
         (with(&["--hn", "nowhere/hn.npy"]), &["`nowhere` does not exist"]),
@@ -313,7 +313,7 @@ fn wrong_input_is_told_and_leaves_no_file() {
             vec!["convert", "model.onnx", "a.npz", "--with-h0"],
             &["--with-h0 and --with-lengths are for .onnx files"],
         ),
-        (vec!["convert", "model.onnx", "model.onnx"], &["is named twice"]),
+        (vec!["convert", "model.onnx", "model.onnx"], &["OUTPUT `model.onnx` is the same file"]),
     ] {
         assert_refused(path, &arguments, words);
         assert_eq!(scene.files(), files, "{arguments:?}");

@@ -71,9 +71,11 @@ fn no_command_writes_over_what_it_reads() {
         (vec!["convert", "model.onnx"], &[], "npz", &vec!["model.onnx"]),
     ] {
         for file in files {
-            let said = format!("`{file}` is named twice; it would be overwritten");
+            let said = format!("is the same file as the input `{file}`; it would be overwritten");
             for name in other_names(&scene, file, kind) {
-                assert_kept(&scene, &[&arguments[..], option, &[&name]].concat(), &[&said]);
+                let named = format!("{} `{name}` is the same", option.first().unwrap_or(&"OUTPUT"));
+                let arguments = [&arguments[..], option, &[&name]].concat();
+                assert_kept(&scene, &arguments, &[&named, &said]);
             }
         }
     }
@@ -97,7 +99,7 @@ fn no_command_writes_two_outputs_to_one_file() {
         ]);
     }
     for (output, hn) in pairs {
-        let said = format!("`{hn}` is named twice; it would be overwritten");
+        let said = format!("--hn `{hn}` is the same file as --output `{output}`; it would be");
         let outputs = ["--output", output, "--hn", hn];
         assert_kept(&scene, &[&run[..], &outputs].concat(), &[&said]);
     }
@@ -108,7 +110,11 @@ fn no_command_writes_two_outputs_to_one_file() {
         let grad = ["grad", "model.onnx", "--dy", "dy.npy"];
         let outputs = ["--output", "g.safetensors", "--hn", "g.npy"];
         let arguments = [&grad[..], &input, &outputs].concat();
-        assert_kept(&scene, &arguments, &["`g.npy` is named twice; it would be overwritten"]);
+        assert_kept(
+            &scene,
+            &arguments,
+            &["--hn `g.npy` is the same file as --output `g.safetensors`"],
+        );
     }
 }
 
@@ -118,7 +124,7 @@ fn no_command_writes_over_a_file_of_a_run() {
     let scene = Scene::new();
     let run = scene.path().join("run");
     std::fs::create_dir(&run).unwrap();
-    std::fs::write(run.join("config.toml"), "").unwrap();
+    std::fs::write(run.join("config.toml"), "# A run of `gru train`.\n").unwrap();
     std::fs::write(run.join("model.safetensors"), "a model").unwrap();
     let grad = ["grad", "model.onnx", "--input", "x.npy", "--dy", "dy.npy", "--output"];
     let sweep = ["bench", "--device", "cpu", "--shape", "2,1,1,1", "--sweep", "T=2", "--output"];
@@ -134,6 +140,9 @@ fn no_command_writes_over_a_file_of_a_run() {
     }
     // Other names in its folder are free.
     scene.run(&["convert", "model.onnx", "run/other.safetensors"]);
+    // And any name beside a config.toml of something else.
+    std::fs::write(run.join("config.toml"), "baseURL = \"https://example.org/\"\n").unwrap();
+    scene.run(&["convert", "model.onnx", "run/model.safetensors"]);
 }
 
 /// What is no file is neither read nor replaced; a link is followed.
@@ -172,7 +181,7 @@ fn pipes_devices_and_links_stay_what_they_are() {
     assert_near(&scene.array("real.npy"), &scene.gru.forward(&scene.x).unwrap().y);
     // The file behind a link is as little an output as the file itself.
     let arguments = [&run("model.onnx", "x.npy", "link.npy")[..], &["--hn", "real.npy"]].concat();
-    assert_refused(path, &arguments, &["`real.npy` is named twice"]);
+    assert_refused(path, &arguments, &["--hn `real.npy` is the same file as --output `link.npy`"]);
     let error = npy::save(path.join("pipe.npy"), scene.x.view()).unwrap_err().to_string();
     assert!(error.ends_with("pipe.npy` cannot be written: it is not a regular file"), "{error}");
 }
@@ -204,7 +213,7 @@ fn external_data_is_no_output() {
     npy::save(scene.path().join("x3.npy"), random3([2, 2, 3], 1).view()).unwrap();
     let run = ["run", "renamed.onnx", "--input", "x3.npy", "--device", "cpu", "--output"];
     scene.run(&[&run[..], &["y.npy"]].concat());
-    let said = "torch_new_denoiser_data1.npy` is named twice; it would be overwritten";
+    let said = "torch_new_denoiser_data1.npy`; it would be overwritten";
     std::fs::create_dir(scene.path().join("folder")).unwrap();
     for name in other_names(&scene, "torch_new_denoiser_data1.npy", "npy") {
         assert_kept(&scene, &[&run[..], &[&name]].concat(), &[said]);

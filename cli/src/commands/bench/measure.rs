@@ -1,14 +1,16 @@
 //! Measures one device: checks its numbers, warms up, takes times.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use gru_wgpu::{Clock, Device, Gru, KernelTime, Profile};
+use gru_wgpu::{Clock, Device, DeviceKind, Gru, KernelTime, Profile};
 use ndarray::Array3;
 
 use super::memory;
 use super::verify::{Verified, verify};
 use super::workload::Workload;
+use crate::ui::output::open;
 
 /// Without `--repeats` a measurement ends after this many calls,
 const MAX_CALLS: usize = 20;
@@ -20,9 +22,32 @@ const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Caches, clocks and pages have settled after this.
 const WARM_UP: Duration = Duration::from_millis(300);
 
+/// A device, and how it was asked for.
+#[derive(Clone, Debug)]
+pub struct BenchDevice {
+    pub kind: DeviceKind,
+    pub device: Device,
+}
+
+impl BenchDevice {
+    pub fn open(kind: DeviceKind) -> Result<Self> {
+        Ok(Self { kind, device: open(kind)? })
+    }
+}
+
+impl fmt::Display for BenchDevice {
+    /// The adapter's name, after its index where it was asked for by that.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            DeviceKind::GpuAt(_) => write!(f, "{}, {}", self.kind, self.device),
+            _ => self.device.fmt(f),
+        }
+    }
+}
+
 /// The results of one device. Times are in ms.
 pub struct Measurement {
-    pub device: Device,
+    pub device: BenchDevice,
     pub verified: Verified,
     pub repeats: usize,
     /// The time of a whole call, from arrays to arrays.
@@ -49,12 +74,12 @@ pub struct KernelProfile {
 /// Checks, warms up and measures.
 fn measure(
     workload: &Workload,
-    device: &Device,
+    device: &BenchDevice,
     repeats: Option<usize>,
     profile: bool,
 ) -> Result<Measurement> {
-    memory::check(workload, device)?;
-    let gru = workload.model(device)?;
+    memory::check(workload, &device.device)?;
+    let gru = workload.model(&device.device)?;
     let x = workload.x()?;
     let start = Instant::now();
     let verified = verify(workload, &gru, &x)?;
@@ -73,6 +98,7 @@ fn measure(
     let of = |stage: fn(&Profile) -> Duration| median(times.iter().map(|t| ms(stage(t))).collect());
     let plan = gru.plan(workload.shape, workload.mode)?;
     let planned = device
+        .device
         .is_adapter()
         .then(|| (plan.forward_dispatches() + plan.backward_dispatches(), plan.bytes()));
     Ok(Measurement {
@@ -97,7 +123,7 @@ fn measure(
 /// Every device in turn.
 pub fn measure_all(
     workload: &Workload,
-    devices: &[Device],
+    devices: &[BenchDevice],
     repeats: Option<usize>,
     profile: bool,
 ) -> Result<Vec<Measurement>> {

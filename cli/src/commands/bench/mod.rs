@@ -14,13 +14,13 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use gru_wgpu::plan::{DeviceCaps, Mode};
-use gru_wgpu::{Device, DeviceKind, Direction, Recurrence, RunOptions};
+use gru_wgpu::{DeviceKind, Direction, Recurrence, RunOptions};
 
 use crate::ui::arguments::{ResetArg, at_least_one};
 use crate::ui::numbers::format_si;
-use crate::ui::output::open;
+use crate::ui::output::causes;
 use crate::ui::outputs::Outputs;
-use measure::measure_all;
+use measure::{BenchDevice, measure_all};
 use sweep::Sweep;
 use workload::Workload;
 
@@ -87,7 +87,7 @@ const HELP: &str = "Examples:
   gru bench --device cpu,gpu --sweep B=1,4,16,64,256 --output batch.svg
   gru bench --device gpu --sweep T=64,256,1024,4096 --json
 
---json: device (cpu, gpu or software), adapter, adapter_kind, backend and driver (null on the CPU), mode,
+--json: device (cpu, gpu, gpu:1 where it was asked for so, or software), adapter, adapter_kind, backend and driver (null on the CPU), mode,
 reset, shape [T, B, I, H], layers, bidirectional, kernel, recompute, repeats, median_ms, min_ms,
 upload_ms, forward_ms, backward_ms, download_ms, compute_ms, compute_clock (adapter or host),
 us_per_step (compute), gflop, gflops (over median_ms), compute_gflops, dispatches and plan_bytes (null on
@@ -117,9 +117,9 @@ pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) ->
         "--recompute is about the backward pass; it needs --mode train"
     );
     if sweep.is_some() {
-        Outputs::check([(&*picture, "svg")], [])?;
+        Outputs::check([("--output", &*picture, "svg")], [])?;
     }
-    let devices = kinds.iter().map(|&kind| open(kind)).collect::<Result<Vec<_>>>()?;
+    let devices = kinds.iter().map(|&kind| BenchDevice::open(kind)).collect::<Result<Vec<_>>>()?;
     if let Some(sweep) = sweep {
         let workloads =
             sweep.sizes(shape.0).map(|(size, sizes)| (size, workload(arguments, sizes)));
@@ -139,8 +139,8 @@ pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) ->
 }
 
 /// What a device would do. The CPU has no schedule of its own: it is told so, and shown an adapter's.
-fn write_plan(workload: &Workload, device: &Device, out: &mut impl Write) -> Result<()> {
-    if let Some(adapter) = device.adapter() {
+fn write_plan(workload: &Workload, device: &BenchDevice, out: &mut impl Write) -> Result<()> {
+    if let Some(adapter) = device.device.adapter() {
         return Ok(write!(out, "{device}: {}", workload.plan_on(&adapter)?)?);
     }
     let memory = format_si(memory::on_cpu(workload), "B");
@@ -148,9 +148,11 @@ fn write_plan(workload: &Workload, device: &Device, out: &mut impl Write) -> Res
     writeln!(out, "no dispatches: threads walk over the steps, in at least {memory} of memory")?;
     match workload.plan(&DeviceCaps::WEBGPU) {
         Ok(plan) => write!(out, "\nan adapter of WebGPU's default limits: {plan}")?,
-        Err(error) => {
-            writeln!(out, "\nan adapter of WebGPU's default limits would refuse: {error:#}")?
-        }
+        Err(error) => writeln!(
+            out,
+            "\nan adapter of WebGPU's default limits would refuse: {}",
+            causes(&error)
+        )?,
     }
     Ok(())
 }

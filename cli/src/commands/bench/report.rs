@@ -4,27 +4,28 @@ use std::io::Write;
 
 use anyhow::Result;
 use gru_wgpu::plan::Mode;
-use gru_wgpu::{Clock, Device, KernelTime, Reset};
+use gru_wgpu::{Clock, DeviceKind, KernelTime, Reset};
 use serde_json::{Value, json};
 
-use super::measure::{KernelProfile, Measurement, ms};
+use super::measure::{BenchDevice, KernelProfile, Measurement, ms};
 use super::workload::Workload;
 use crate::ui::numbers::{format_si, format_sig3};
 use crate::ui::output::TextTable;
 
-/// The word that `--device` takes for it.
-pub fn device_word(device: &Device) -> &'static str {
-    match device.adapter() {
-        None => "cpu",
-        Some(adapter) if adapter.is_software() => "software",
-        Some(_) => "gpu",
+/// The word that `--device` takes for it: `gpu:1` where it was asked for by its index.
+pub fn device_word(device: &BenchDevice) -> String {
+    match (device.kind, device.device.adapter()) {
+        (DeviceKind::GpuAt(_), _) => device.kind.to_string(),
+        (_, None) => "cpu".to_owned(),
+        (_, Some(adapter)) if adapter.is_software() => "software".to_owned(),
+        (_, Some(_)) => "gpu".to_owned(),
     }
 }
 
 /// A name for tables whose text says which adapter it is.
-pub fn device_name(device: &Device) -> &'static str {
+pub fn device_name(device: &BenchDevice) -> String {
     match device_word(device) {
-        "software" => "software adapter",
+        word if word == "software" => "software adapter".to_owned(),
         word => word,
     }
 }
@@ -84,7 +85,7 @@ pub fn text(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> 
     let header = ["device", "calls"].into_iter().chain(COLUMNS);
     let mut table = TextTable::new(header.map(str::to_owned).collect());
     for row in rows {
-        let start = [device_name(&row.device).to_owned(), row.repeats.to_string()];
+        let start = [device_name(&row.device), row.repeats.to_string()];
         table.row(start.into_iter().chain(cells(workload, row, &rows[0])).collect());
     }
     write!(out, "\n{table}")?;
@@ -157,7 +158,7 @@ pub fn json(workload: &Workload, rows: &[Measurement]) -> Value {
 }
 
 fn row_json(workload: &Workload, row: &Measurement) -> Value {
-    let adapter = row.device.adapter();
+    let adapter = row.device.device.adapter();
     let adapter = adapter.as_ref();
     let (config, shape) = (&workload.config, workload.shape);
     let mut object = json!({
@@ -235,4 +236,23 @@ fn gflops(workload: &Workload, ms: f64) -> f64 {
 
 pub fn us_per_step(workload: &Workload, row: &Measurement) -> f64 {
     1e3 * row.compute / workload.shape.steps as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two GPUs are told apart, by the words that they were asked for with.
+    #[test]
+    fn a_device_has_the_index_that_it_was_asked_for_by() {
+        let named = |kind| {
+            // No machine has to have several GPUs for this.
+            let device = BenchDevice { kind, device: gru_wgpu::Device::cpu() };
+            (device_word(&device), device_name(&device), device.to_string())
+        };
+        let words = |word: &str, shown: &str| (word.to_owned(), word.to_owned(), shown.to_owned());
+        assert_eq!(named(DeviceKind::GpuAt(0)), words("gpu:0", "gpu:0, cpu"));
+        assert_eq!(named(DeviceKind::GpuAt(1)), words("gpu:1", "gpu:1, cpu"));
+        assert_eq!(named(DeviceKind::Auto), words("cpu", "cpu"));
+    }
 }

@@ -6,10 +6,9 @@ use std::str::FromStr;
 
 use crate::ui::numbers::{format_si, format_sig3};
 use anyhow::{Result, bail};
-use gru_wgpu::Device;
 use serde_json::{Value, json};
 
-use super::measure::{Measurement, measure_all};
+use super::measure::{BenchDevice, Measurement, measure_all};
 use super::picture::{Crossing, Picture, crossings, draw, rounded};
 use super::report;
 use super::verify::Verified;
@@ -70,7 +69,7 @@ impl FromStr for Sweep {
 /// The results of a sweep.
 pub struct SweepResult<'a> {
     sweep: &'a Sweep,
-    devices: &'a [Device],
+    devices: &'a [BenchDevice],
     /// At least one.
     points: Vec<Point>,
     failures: Vec<Failure>,
@@ -137,7 +136,7 @@ impl Sweep {
     pub fn measure<'a>(
         &'a self,
         workloads: Vec<(usize, Result<Workload>)>,
-        devices: &'a [Device],
+        devices: &'a [BenchDevice],
         repeats: Option<usize>,
     ) -> Result<SweepResult<'a>> {
         let (mut points, mut failures) = (Vec::new(), Vec::new());
@@ -211,7 +210,7 @@ impl SweepResult<'_> {
             title: format!("{what} a GRU"),
             subtitle: self.sweep.fixed(self.workload()),
             axis: self.sweep.axis_name(),
-            names: self.devices.iter().map(Device::to_string).collect(),
+            names: self.devices.iter().map(BenchDevice::to_string).collect(),
             lines: (0..self.devices.len()).map(line).collect(),
         }
     }
@@ -245,11 +244,8 @@ impl SweepResult<'_> {
         let mut table = TextTable::new(header.collect());
         for Point { size, workload, rows } in &self.points {
             for row in rows {
-                let start = [
-                    report::device_name(&row.device).to_owned(),
-                    size.to_string(),
-                    row.repeats.to_string(),
-                ];
+                let start =
+                    [report::device_name(&row.device), size.to_string(), row.repeats.to_string()];
                 let none = || ["–", "–"].map(str::to_owned);
                 let planned = row.planned.map_or_else(none, |(dispatches, bytes)| {
                     [dispatches.to_string(), format_si(bytes as f64, "B")]
@@ -266,7 +262,7 @@ impl SweepResult<'_> {
     }
 
     /// Writes the largest error of device `i` over all sizes, and at which sizes only a part of the run was compared.
-    fn write_verified(&self, device: &Device, i: usize, out: &mut impl Write) -> Result<()> {
+    fn write_verified(&self, device: &BenchDevice, i: usize, out: &mut impl Write) -> Result<()> {
         let all = self.points.iter().map(|point| (point.size, &point.rows[i].verified));
         let worst = 100.0 * all.clone().map(|(_, verified)| verified.error).fold(0.0, f64::max);
         let results = self.points[0].rows[i].verified.subjects();

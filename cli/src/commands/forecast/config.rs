@@ -8,11 +8,11 @@ use gru_wgpu::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::data::fingerprint::{check_fingerprint, whole};
+use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::series::{Series, SeriesSource};
 use crate::data::windows::WindowSizes;
-use crate::rundir::overrides::{self, ResumableSettings, SettingsChange, TrainingSettings};
-use crate::rundir::settings::{self, RunConfig};
+use crate::rundir::config::{self, RunConfig};
+use crate::rundir::settings::{self, ResumableSettings, SettingsChange, TrainingSettings};
 use crate::ui::arguments::{ResetArg, at_least_one, check_delimiter};
 use crate::ui::training_options::ClipArg;
 
@@ -66,7 +66,7 @@ pub struct ModelSettings {
 /// How it is trained. What a run may change where it goes on stands in [`ResumeOverrides`] on the command
 /// line.
 ///
-/// [`ResumeOverrides`]: crate::rundir::overrides::ResumeOverrides
+/// [`ResumeOverrides`]: crate::rundir::settings::ResumeOverrides
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForecastSettings {
@@ -87,7 +87,7 @@ pub struct ForecastSettings {
 }
 
 impl RunConfig for ForecastConfig {
-    const COMMAND: &'static str = settings::FORECAST;
+    const COMMAND: &'static str = config::FORECAST;
 
     const COMMENTS: &'static [(&'static str, &'static str)] = &[
         ("[data]", "Where the series comes from."),
@@ -98,7 +98,7 @@ impl RunConfig for ForecastConfig {
         ),
         ("[model]", "A GRU (reset = \"after\": PyTorch's) with a linear head on its last state."),
         ("[training]", "How it is trained, by Adam for the mean squared error."),
-        overrides::COMMENT,
+        settings::COMMENT,
     ];
 
     fn check(&self) -> Result<()> {
@@ -121,7 +121,7 @@ impl ForecastConfig {
     /// The series that a run was started with, or where it has moved to.
     pub fn read_again(&mut self, moved: Option<&Path>) -> Result<Series> {
         if let Some(csv) = moved {
-            self.data.csv = whole(csv)?;
+            self.data.csv = canonical(csv)?;
         }
         let SeriesSource { csv, fingerprint, .. } = &self.data;
         check_fingerprint([Some(csv), None], fingerprint)?;

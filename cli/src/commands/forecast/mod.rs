@@ -10,18 +10,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use gru_wgpu::DeviceKind;
 
-use super::training::{self, RunTarget};
+use super::training_run::{self, RunTarget};
 use crate::data::csv_table::CsvOptions;
-use crate::data::fingerprint::{fingerprint, whole};
+use crate::data::fingerprint::{canonical, fingerprint};
 use crate::data::series::{Series, SeriesSource};
 use crate::data::windows::{WindowSizes, WindowSplit, Windows};
 use crate::rundir::checkpoints::{CheckpointInterval, interval};
+use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
-use crate::rundir::overrides::{ResumeOverrides, TrainingSettings};
-use crate::rundir::settings::RunConfig;
+use crate::rundir::settings::{ResumeOverrides, TrainingSettings};
 use crate::ui::arguments::{delimiter, yes_or_no};
 use crate::ui::output::check_directory;
 use crate::ui::outputs::Outputs;
@@ -124,7 +124,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         }
         (None, None) => bail!("expected a CSV file or --resume"), // clap has asked for one
     };
-    training::train(&run, target, *checkpoint_every, kind, |outcome, folder, _| {
+    training_run::train(&run, target, *checkpoint_every, kind, |outcome, folder, _| {
         report::report(&run, outcome, folder, output, out)
     })
 }
@@ -132,9 +132,11 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
 /// `Ok` when the pictures of a run without a folder can be written, and not over its data.
 fn check_pictures(output: &Path, csv: &Path) -> Result<()> {
     check_directory(output)?;
-    let mut pictures = Outputs::default();
-    report::PICTURES.iter().try_for_each(|name| pictures.add(&output.join(name)))?;
-    pictures.check_input(csv)
+    let paths = report::PICTURES.map(|name| output.join(name));
+    let pictures = paths.iter().map(|path| ("the picture", &**path, "svg"));
+    Outputs::check(pictures, [csv]).map(drop).map_err(|error| {
+        anyhow!("{error}: --output DIR puts it elsewhere, --run FOLDER keeps the run there")
+    })
 }
 
 /// A run as its folder says, on its file or where that has moved to.
@@ -166,7 +168,7 @@ impl Arguments {
             task: ForecastTask::Forecast,
             data: SeriesSource {
                 // What is not kept may come through a pipe, which is read but once.
-                csv: if is_kept { whole(csv)? } else { csv.to_owned() },
+                csv: if is_kept { canonical(csv)? } else { csv.to_owned() },
                 delimiter: (*delimiter).into(),
                 header: series.has_header,
                 missing: missing.clone(),

@@ -7,15 +7,25 @@ use gru_wgpu::{DeviceKind, Network};
 
 use super::config::ForecastConfig;
 use super::series::ForecastRun;
-use crate::commands::training::TrainingRun;
+use crate::commands::training_run::TrainingRun;
 use crate::data::windows::{WindowSizes, Windows};
+use crate::rundir::config::{FORECAST, RunConfig};
 use crate::rundir::folder::RunDir;
-use crate::rundir::settings::{FORECAST, RunConfig};
 use crate::ui::output::{log, open, quote_path};
+use crate::ui::outputs::Outputs;
 
 /// The rows after the last one of the file, as a CSV file: how far ahead, and the value.
-pub fn forecast(folder: &RunDir, csv: &Path, kind: DeviceKind) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// Also when one of `outputs` is the run's data.
+pub fn forecast(
+    folder: &RunDir,
+    csv: &Path,
+    outputs: &Outputs,
+    kind: DeviceKind,
+) -> Result<Vec<u8>> {
     let config = ForecastConfig::read(&folder.config())?;
+    outputs.check_kept(&config.data.csv, "the run needs to go on")?;
     let params = folder.read_model(ForecastRun::KEPT, FORECAST)?;
     ensure!(
         *params.layout() == config.layout()?,

@@ -10,7 +10,7 @@ use ndarray::Array2;
 
 use super::plot::{self, ForecastPicture};
 use super::series::ForecastRun;
-use crate::commands::training::Outcome;
+use crate::commands::training_run::Outcome;
 use crate::data::baselines::{self, baselines, rmse};
 use crate::data::windows::WindowSizes;
 use crate::rundir::epochs::EpochMetrics;
@@ -31,8 +31,9 @@ pub fn report(
     out: &mut impl Write,
 ) -> Result<()> {
     let time = HumanDuration(Duration::from_secs_f64(outcome.seconds));
-    let last = outcome.epochs.last().map_or(f32::NAN, |epoch| epoch.train_loss);
-    log(format_args!("trained in {time}, loss {last:.5}"));
+    // Where metrics.csv was deleted and no epoch is left to train there is none.
+    let loss = outcome.epochs.last().map(|epoch| format!(", loss {:.5}", epoch.train_loss));
+    log(format_args!("trained in {time}{}", loss.unwrap_or_default()));
 
     let (windows, batch) = (run.windows(), run.config.training.batch);
     let learner = &*outcome.trainer.learner();

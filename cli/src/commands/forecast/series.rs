@@ -5,12 +5,12 @@ use gru_wgpu::{Dataset, ParamLayout};
 
 use super::config::{ForecastConfig, ForecastSettings};
 use super::plot;
-use crate::commands::training::TrainingRun;
+use crate::commands::training_run::TrainingRun;
 use crate::data::series::{Series, SeriesSource};
 use crate::data::windows::{WindowSet, WindowSizes, WindowSplit, Windows};
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::KeptModel;
-use crate::rundir::overrides::SettingsChange;
+use crate::rundir::settings::SettingsChange;
 use crate::ui::output::{log, quote, quote_path, some_of};
 use crate::ui::plot::{GREY, ORANGE};
 

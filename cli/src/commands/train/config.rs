@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::features::{Feature, LabelColumns, Task};
 use crate::data::sequences::SequenceSource;
-use crate::rundir::overrides::{
+use crate::rundir::config::{self, RunConfig};
+use crate::rundir::settings::{
     self, ResumableSettings, ResumeOverrides, SettingsChange, TrainingSettings,
 };
-use crate::rundir::settings::{self, RunConfig};
 use crate::ui::arguments::{
     DirectionArg, ResetArg, at_least_one, at_least_zero, check_delimiter, fraction_or_zero,
 };
@@ -145,7 +145,7 @@ fn one() -> usize {
 }
 
 impl RunConfig for TrainConfig {
-    const COMMAND: &'static str = settings::TRAIN;
+    const COMMAND: &'static str = config::TRAIN;
 
     const COMMENTS: &'static [(&'static str, &'static str)] = &[
         ("[data]", "What it is trained and validated on."),
@@ -162,7 +162,7 @@ impl RunConfig for TrainConfig {
             "A GRU of PyTorch's definition (reset = \"before\": of Cho et al. 2014) with a linear head.",
         ),
         ("[training]", "How it is trained."),
-        overrides::COMMENT,
+        settings::COMMENT,
     ];
 
     fn check(&self) -> Result<()> {

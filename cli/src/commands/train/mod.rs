@@ -13,15 +13,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use gru_wgpu::DeviceKind;
 
-use super::training::{self, RunTarget};
+use super::training_run::{self, RunTarget};
 use crate::data::csv_table::CsvOptions;
 use crate::data::features::{LabelColumns, Task};
-use crate::data::fingerprint::{fingerprint, whole};
+use crate::data::fingerprint::{canonical, fingerprint};
 use crate::data::sequences::{SequenceSource, SequenceSplit};
 use crate::data::table::SequenceTable;
 use crate::rundir::checkpoints::{CheckpointInterval, interval};
+use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
-use crate::rundir::settings::RunConfig;
 use crate::ui::arguments::{delimiter, fraction, yes_or_no};
 use crate::ui::output::quote;
 use config::{ModelSettings, TrainConfig, TrainOverrides, TrainSettings};
@@ -145,7 +145,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         }
         (None, None) => bail!("expected a CSV file or --resume"), // clap has asked for one
     };
-    training::train(&run, target, *checkpoint_every, kind, |outcome, folder, device| {
+    training_run::train(&run, target, *checkpoint_every, kind, |outcome, folder, device| {
         let folder = folder.context("a run of `gru train` has a folder")?;
         report::report(&run, outcome, folder, device, *json, out)
     })
@@ -188,8 +188,8 @@ impl Arguments {
         }
         let columns = LabelColumns { sequence: name(train.sequence), label: name(label), classes };
         let data = SequenceSource {
-            train: whole(csv)?,
-            valid: valid.as_deref().map(whole).transpose()?,
+            train: canonical(csv)?,
+            valid: valid.as_deref().map(canonical).transpose()?,
             holdout: valid.is_none().then_some(*holdout),
             delimiter: given.delimiter.into(),
             header: train.csv.has_header,

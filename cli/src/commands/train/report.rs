@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::classes::ClassMetrics;
 use super::sequences::SequenceRun;
-use crate::commands::training::Outcome;
+use crate::commands::training_run::Outcome;
 use crate::rundir::folder::RunDir;
 use crate::ui::output::{TextTable, log, quote, quote_path};
 

@@ -5,13 +5,13 @@ use gru_wgpu::{Dataset, Example, ParamLayout, Target};
 
 use super::config::{TrainConfig, TrainSettings};
 use super::curves::{CurvesText, draw_curves};
-use crate::commands::training::TrainingRun;
+use crate::commands::training_run::TrainingRun;
 use crate::data::csv_table::printable;
 use crate::data::features::Task;
 use crate::data::sequences::{SequenceExamples, SequenceSource, SequenceSplit};
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::KeptModel;
-use crate::rundir::overrides::SettingsChange;
+use crate::rundir::settings::SettingsChange;
 use crate::ui::output::{log, quote, some_of};
 
 /// A run of `gru train`. It owns numbers alone: the tables that they came from end with [`Self::new`].
@@ -38,9 +38,6 @@ impl SequenceRun {
         Ok(Self { config, examples, majority })
     }
 }
-
-/// The tables are taken, and the run borrows nothing of them.
-const _: fn(TrainConfig, SequenceSplit) -> Result<SequenceRun> = SequenceRun::new;
 
 impl TrainingRun for SequenceRun {
     type Config = TrainConfig;

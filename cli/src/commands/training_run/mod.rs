@@ -1,8 +1,8 @@
 //! What `gru train` and `gru forecast` share: a run in a folder or without one, from the first update or from
 //! a checkpoint, to its end or to Ctrl-C.
 
+mod kind;
 mod monitor;
-mod run;
 mod runner;
 mod target;
 
@@ -12,11 +12,11 @@ use anyhow::Result;
 use gru_wgpu::{Device, DeviceKind, StopReason};
 
 use crate::rundir::checkpoints::CheckpointInterval;
+use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
 use crate::rundir::interrupt::{Interrupt, report_interrupted};
-use crate::rundir::settings::RunConfig;
 use crate::ui::output::{log, open};
-pub use run::TrainingRun;
+pub use kind::TrainingRun;
 pub use runner::Outcome;
 use runner::Runner;
 pub use target::RunTarget;

@@ -4,7 +4,7 @@ use anyhow::{Error, Result};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{Dataset, Evaluation, Event, Progress, Trainer};
 
-use super::run::TrainingRun;
+use super::kind::TrainingRun;
 use crate::rundir::checkpoints::{CheckpointWriter, explain, keep_good};
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::KeptModel;

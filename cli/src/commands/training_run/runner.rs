@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 use anyhow::{Error, Result};
 use gru_wgpu::{Checkpoint, Dataset, Device, Init, Learner, Params, StopReason, Trainer};
 
+use super::kind::{TrainingRun, learner_config};
 use super::monitor::RunMonitor;
-use super::run::{TrainingRun, learner_config};
 use crate::rundir::checkpoints::{CheckpointInterval, CheckpointWriter, unsaved};
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::RunDir;
 use crate::rundir::interrupt::Interrupt;
-use crate::rundir::overrides::TrainingSettings;
+use crate::rundir::settings::TrainingSettings;
 use crate::ui::progress::ProgressDisplay;
 
 pub struct Runner<'a, R: TrainingRun> {

@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 use gru_wgpu::{Checkpoint, Dataset};
 
-use super::run::TrainingRun;
+use super::kind::TrainingRun;
 use crate::rundir::checkpoints::{check_same, is_of};
 use crate::rundir::folder::{Lock, RunDir};
-use crate::rundir::overrides::{ResumableSettings, TrainingSettings};
+use crate::rundir::settings::{ResumableSettings, TrainingSettings};
 
 /// Where a run's files go, and what it goes on from.
 pub struct RunTarget {
@@ -53,6 +53,7 @@ impl RunTarget {
         let lock = FolderLock::Now(folder.lock()?);
         let mut run = read(&folder)?;
         let checkpoint = resume(&mut run, folder.read_checkpoint()?, apply)?;
+        folder.clean()?;
         Ok((Self { folder: Some(folder), checkpoint: Some(checkpoint), lock }, run))
     }
 

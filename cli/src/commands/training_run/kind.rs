@@ -3,10 +3,10 @@
 use anyhow::Result;
 use gru_wgpu::{Dataset, LearnerConfig, ParamLayout};
 
+use crate::rundir::config::RunConfig;
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::KeptModel;
-use crate::rundir::overrides::{SettingsChange, TrainingSettings};
-use crate::rundir::settings::RunConfig;
+use crate::rundir::settings::{SettingsChange, TrainingSettings};
 
 /// What is trained on what: all in which one command's runs differ from another's.
 pub trait TrainingRun {
