@@ -55,12 +55,12 @@ impl<'a> Constants<'a> {
     }
 
     fn known_at(&self, value: &str, depth: usize) -> Result<Known> {
-        let cyclic = || Error::Format(format!("{} is made of itself", quote(value)));
+        let cyclic = || Error::format(format!("{} is made of itself", quote(value)));
         match self.known.borrow().get(value) {
             Some(Some(known)) => return Ok(known.clone()),
             Some(None) => return Err(cyclic()),
             None if depth == DEEPEST => {
-                return Err(Error::Format(format!("{} is made of too much", quote(value))));
+                return Err(Error::format(format!("{} is made of too much", quote(value))));
             }
             None => {}
         }
@@ -126,7 +126,7 @@ impl<'a> Constants<'a> {
     fn constant(&self, node: &NodeProto) -> Result<Known> {
         let known = |value| Ok(Known::Constant(Rc::new(value)));
         if let Some(attribute) = node.attribute("value")? {
-            let empty = || Error::Format("a constant holds no tensor".to_owned());
+            let empty = || Error::format("a constant holds no tensor".to_owned());
             return self.tensor(&self.graph.look(&attribute.t.ok_or_else(empty)?)?);
         }
         for (name, scalar) in [("value_int", true), ("value_ints", false)] {
@@ -142,7 +142,7 @@ impl<'a> Constants<'a> {
             }
         }
         let output = node.output.first().map_or("", String::as_str);
-        Err(Error::Format(format!("the constant {} holds no numbers", quote(output))))
+        Err(Error::format(format!("the constant {} holds no numbers", quote(output))))
     }
 
     /// The shape of a value that must be known, without reading the numbers of one that is simply held.

@@ -48,7 +48,7 @@ impl Graph {
         let storage = Storage::new(bytes.len(), path);
         let effort = Cell::new((bytes.len() as u64).saturating_mul(LOOKS) + (1 << 20));
         let model: ModelProto = decode(&bytes)?;
-        let no_graph = || Error::Format("it has no graph; is it an ONNX model?".to_owned());
+        let no_graph = || Error::format("it has no graph; is it an ONNX model?".to_owned());
         let graph: GraphProto = decode(&model.graph.ok_or_else(no_graph)?)?;
         let producers = producers(&graph)?;
         let mut infos = HashMap::new();
@@ -82,7 +82,7 @@ impl Graph {
     /// `Ok` while so much more effort may be made.
     pub fn spend_effort(&self, effort: u64) -> Result<()> {
         let left = self.effort.get().checked_sub(effort + 1);
-        let exhausted = || Error::Format("its nodes lead to each other too often".to_owned());
+        let exhausted = || Error::format("its nodes lead to each other too often".to_owned());
         self.effort.set(left.ok_or_else(exhausted)?);
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Graph {
     /// What makes a value.
     pub fn producer(&self, value: &str) -> Result<Producer> {
         let found = self.producers.get(value).cloned();
-        found.ok_or_else(|| Error::Format(format!("nothing in the model makes {}", quote(value))))
+        found.ok_or_else(|| Error::format(format!("nothing in the model makes {}", quote(value))))
     }
 
     /// The node that makes a value, and as which of its outputs.
@@ -120,7 +120,7 @@ fn producers(graph: &GraphProto) -> Result<HashMap<String, Producer>> {
     let mut producers = HashMap::new();
     let mut add = |name: String, producer| match producers.entry(name) {
         Entry::Occupied(entry) => {
-            Err(Error::Format(format!("{} is made twice", quote(entry.key()))))
+            Err(Error::format(format!("{} is made twice", quote(entry.key()))))
         }
         Entry::Vacant(entry) => {
             entry.insert(producer);
