@@ -172,6 +172,11 @@ fn a_checkpoint_goes_through_memory_as_through_a_file() {
     let bytes = checkpoint.to_bytes().unwrap();
     assert!(bytes == fs::read(&path).unwrap());
     assert_same(&Checkpoint::from_bytes(&bytes).unwrap(), &checkpoint);
+    let mut stream = std::io::Cursor::new(Vec::new());
+    checkpoint.write(&mut stream).unwrap();
+    assert_same(&Checkpoint::read(&mut stream).unwrap(), &checkpoint);
+    assert!(stream.into_inner() == bytes);
+    assert!(matches!(checkpoint.write(&mut [0_u8; 9][..]), Err(Error::Io { .. })));
     for cut in [&bytes[..bytes.len() - 1], &bytes[..9], &[]] {
         assert!(matches!(Checkpoint::from_bytes(cut), Err(Error::Format { .. })));
     }

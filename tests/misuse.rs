@@ -1091,6 +1091,9 @@ fn trainers(t: &mut Table, device: &Device) {
     t.row("Checkpoint::save", "no such folder", Refused, || {
         trainer()?.checkpoint()?.save(folder.path().join("none/checkpoint"))
     });
+    t.row("Checkpoint::write", "a stream without room", Refused, || {
+        trainer()?.checkpoint()?.write(&mut [0_u8; 9][..])
+    });
 }
 
 /// Files that are not there, are no files, hold nothing or too little.

@@ -31,7 +31,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata};
 use super::files::{self, Source, check_finite};
 use super::metadata::{CONFIG_KEY, read_config, write_config};
-use super::numbers::{pieces, widen_bf16, widen_f16};
+use super::numbers::{arrays, widen_bf16, widen_f16};
 use crate::error::{Error, Result, quote};
 use crate::spec::config::{Bias, Direction, GruConfig};
 use crate::spec::head::{Head, Readout};
@@ -516,8 +516,8 @@ impl<S: Read + Seek> Tensors<S> {
         let what = quote(name);
         let bytes = self.source.part(&what, self.data + first as u64, (end - first) as u64)?;
         let numbers: Vec<f32> = match info.dtype {
-            Dtype::F32 => pieces(&bytes).map(f32::from_le_bytes).collect(),
-            Dtype::F64 => pieces(&bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
+            Dtype::F32 => arrays(&bytes).map(f32::from_le_bytes).collect(),
+            Dtype::F64 => arrays(&bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
             Dtype::F16 => widen_f16(&bytes),
             Dtype::BF16 => widen_bf16(&bytes),
             other => {

@@ -10,7 +10,7 @@ use prost::bytes::Bytes;
 use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto, data_type, decode};
 use crate::error::{Error, Result, quote};
 use crate::formats::files;
-use crate::formats::numbers::{pieces, widen_bf16, widen_f16};
+use crate::formats::numbers::{arrays, widen_bf16, widen_f16};
 
 /// Where a model's numbers may come from, and how many may be read.
 #[derive(Debug)]
@@ -172,7 +172,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
         data_type::FLOAT => shaped(
             &shape,
             match raw(4)? {
-                Some(raw) => pieces(&raw).map(f32::from_le_bytes).collect(),
+                Some(raw) => arrays(&raw).map(f32::from_le_bytes).collect(),
                 None => tensor.float_data.clone(),
             },
         )
@@ -180,7 +180,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
         data_type::DOUBLE => shaped(
             &shape,
             match raw(8)? {
-                Some(raw) => pieces(&raw).map(|b| f64::from_le_bytes(b) as f32).collect(),
+                Some(raw) => arrays(&raw).map(|b| f64::from_le_bytes(b) as f32).collect(),
                 None => tensor.double_data.iter().map(|&number| number as f32).collect(),
             },
         )
@@ -190,7 +190,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
         data_type::INT64 => shaped(
             &shape,
             match raw(8)? {
-                Some(raw) => pieces(&raw).map(i64::from_le_bytes).collect(),
+                Some(raw) => arrays(&raw).map(i64::from_le_bytes).collect(),
                 None => tensor.int64_data.clone(),
             },
         )
@@ -198,7 +198,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
         data_type::INT32 => shaped(
             &shape,
             match raw(4)? {
-                Some(raw) => pieces(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
+                Some(raw) => arrays(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
                 None => words(),
             },
         )
