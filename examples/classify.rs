@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     }
     let regime = TrainerConfig::new(60, 16).with_patience(15);
     let mut trainer = if Path::new(CHECKPOINT).exists() {
-        let (last, refused) = Checkpoint::read_last(CHECKPOINT)?;
+        let (last, refused) = Checkpoint::load_last(CHECKPOINT)?;
         if let Some(why) = refused {
             eprintln!("the one before is taken: {why}");
         }
@@ -72,7 +72,7 @@ fn main() -> Result<()> {
             let share = 100.0 * now.accuracy().unwrap_or(0.0);
             let best = if *is_best { ", the best so far" } else { "" };
             println!("epoch {epoch}: loss {loss:.4}, {share:.1} % of validation right{best}");
-            trainer.checkpoint()?.write(CHECKPOINT)?;
+            trainer.checkpoint()?.save(CHECKPOINT)?;
         }
         Ok(ControlFlow::Continue(()))
     })?;

@@ -238,8 +238,13 @@ pub enum Error {
 
     /// What a file holds is not what it should be, or is nothing that can be used. The file is
     /// named where there is one.
-    #[error("{0}")]
-    Format(String),
+    #[error("{reason}")]
+    Format {
+        /// What is wrong with it.
+        reason: String,
+        /// The error of the parser that refused it, where there is one.
+        source: Option<Cause>,
+    },
 
     /// A file holds several models, or none, where one was to be taken, or not the one asked for.
     #[error("{within} {}", describe_choice(of, asked.as_deref(), found, by))]
@@ -460,6 +465,33 @@ impl Error {
         expected: &'static str,
     ) -> Self {
         Self::Setting { what, got: got.to_string(), expected }
+    }
+}
+
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+impl Error {
+    /// [`Error::Format`] of what this library itself found wrong.
+    pub(crate) fn format(reason: impl Into<String>) -> Self {
+        Self::Format { reason: reason.into(), source: None }
+    }
+
+    /// [`Error::Format`] of what a parser refused.
+    pub(crate) fn format_from(
+        reason: impl Into<String>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Format { reason: reason.into(), source: Some(Cause::new(source)) }
+    }
+
+    /// The same error, where it is an [`Error::Format`] with the name of the file or of the part in
+    /// front.
+    pub(crate) fn within(self, name: &str) -> Self {
+        match self {
+            Self::Format { reason, source } => {
+                Self::Format { reason: format!("{name}: {reason}"), source }
+            }
+            other => other,
+        }
     }
 }
 

@@ -143,6 +143,19 @@
 //! - **A new format**: a file in `formats/` with a feature of its own, a round trip in
 //!   `tests/roundtrips.rs`, a file by its own framework in `tests/models.rs`, hostile ones in
 //!   `tests/hostile.rs`, and a fuzz target.
+//! - **A new data set**: a [`Dataset`] of your own, outside the library; one that it brings: a file
+//!   beside `training/dataset.rs`. A new table for the program: a file in `cli/src/data/`.
+//! - **A new element type**: `spec/element.rs`, `Data` in `model/executor.rs`, `ELEMENT` in
+//!   `plan/allocate.rs`, the bindings in `kernels/` and the shaders; of a file alone,
+//!   `formats/numbers.rs` and the format.
+//! - **A new loss**: `spec/loss.rs` (its CPU twin too), `shaders/loss.wgsl`, its number in
+//!   `kernels/training.rs`, its argument in `plan/head.rs`, its targets in `plan/allocate.rs`.
+//! - **A new optimizer**: `spec/optimizer.rs` (its CPU twin too) and, where the constants of an update
+//!   are not enough, `shaders/optimizer.wgsl` and `plan/update.rs`.
+//! - **A new schedule**: `spec/optimizer.rs`. It, a loss and an optimizer also take a word in
+//!   `training/checkpoint/words.rs`, a case in `tests/serde.rs`, and an option in
+//!   `cli/src/commands/train/config.rs` or `cli/src/ui/training_options.rs`; a loss and an optimizer a
+//!   case in `check/training.rs`.
 //! - **A new command**: a file in `cli/src/commands/`.
 //!
 //! # Not supported yet

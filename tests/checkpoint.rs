@@ -116,8 +116,8 @@ fn a_run_goes_on_from_its_file_bit_for_bit() {
                 assert_same(&checkpoint, &whole);
                 break;
             }
-            checkpoint.write(&path).unwrap();
-            let read = Checkpoint::read(&path).unwrap();
+            checkpoint.save(&path).unwrap();
+            let read = Checkpoint::load(&path).unwrap();
             assert_same(&read, &checkpoint);
             stops.push((read.progress.epoch, read.progress.batch, read.progress.stale));
             now = Trainer::from_checkpoint(read, &device).unwrap();
@@ -153,27 +153,32 @@ fn odd_numbers_and_notes_come_back() {
     let notes = [("", ""), ("classes", "\"é\"\n\\ \u{0}"), ("version", "7")];
     odd.notes = notes.map(|(key, note)| (key.to_owned(), note.to_owned())).into();
     let (_folder, path) = place();
-    odd.write(&path).unwrap();
-    assert_same(&Checkpoint::read(&path).unwrap(), &odd);
+    odd.save(&path).unwrap();
+    assert_same(&Checkpoint::load(&path).unwrap(), &odd);
     let bytes = fs::read(&path).unwrap();
-    odd.write(&path).unwrap();
+    odd.save(&path).unwrap();
     assert_eq!(fs::read(&path).unwrap(), bytes, "the same checkpoint is the same file");
     odd.best = None;
     odd.data = None;
-    odd.write(&path).unwrap();
-    assert_same(&Checkpoint::read(&path).unwrap(), &odd);
+    odd.save(&path).unwrap();
+    assert_same(&Checkpoint::load(&path).unwrap(), &odd);
 }
 
 #[test]
 fn a_checkpoint_goes_through_memory_as_through_a_file() {
     let checkpoint = checkpoint();
     let (_folder, path) = place();
-    checkpoint.write(&path).unwrap();
+    checkpoint.save(&path).unwrap();
     let bytes = checkpoint.to_bytes().unwrap();
     assert!(bytes == fs::read(&path).unwrap());
     assert_same(&Checkpoint::from_bytes(&bytes).unwrap(), &checkpoint);
+    let mut stream = std::io::Cursor::new(Vec::new());
+    checkpoint.write(&mut stream).unwrap();
+    assert_same(&Checkpoint::read(&mut stream).unwrap(), &checkpoint);
+    assert!(stream.into_inner() == bytes);
+    assert!(matches!(checkpoint.write(&mut [0_u8; 9][..]), Err(Error::Io { .. })));
     for cut in [&bytes[..bytes.len() - 1], &bytes[..9], &[]] {
-        assert!(matches!(Checkpoint::from_bytes(cut), Err(Error::Format(_))));
+        assert!(matches!(Checkpoint::from_bytes(cut), Err(Error::Format { .. })));
     }
     let mut changed = bytes;
     *changed.last_mut().unwrap() ^= 1;
@@ -214,11 +219,11 @@ fn what_does_not_belong_together_is_not_written() {
     let (_folder, path) = place();
     let mut short = checkpoint();
     short.state.moments.second.pop();
-    assert!(matches!(short.write(&path), Err(Error::Shape { .. })));
+    assert!(matches!(short.save(&path), Err(Error::Shape { .. })));
     let mut other = checkpoint();
     let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 2), Head::last(3)).unwrap();
     other.best.as_mut().unwrap().params = Params::zeros_of(layout).unwrap();
-    assert!(matches!(other.write(&path), Err(Error::ParameterLayout { .. })));
+    assert!(matches!(other.save(&path), Err(Error::ParameterLayout { .. })));
     assert!(!path.exists());
 }
 
@@ -228,19 +233,19 @@ fn what_was_cut_short_or_changed_is_refused_and_the_one_before_taken() {
     let first = checkpoint();
     let mut second = first.clone();
     second.progress.epoch += 1;
-    first.write(&path).unwrap();
+    first.save(&path).unwrap();
     assert!(!before(&path).exists());
-    second.write(&path).unwrap();
-    assert_same(&Checkpoint::read(before(&path)).unwrap(), &first);
-    let (last, refused) = Checkpoint::read_last(&path).unwrap();
+    second.save(&path).unwrap();
+    assert_same(&Checkpoint::load(before(&path)).unwrap(), &first);
+    let (last, refused) = Checkpoint::load_last(&path).unwrap();
     assert_same(&last, &second);
     assert_eq!(refused, None);
 
     let bytes = fs::read(&path).unwrap();
     let takes_first = |what: &str| {
-        let error = Checkpoint::read(&path).unwrap_err();
-        assert!(matches!(error, Error::Format(_) | Error::Io { .. }), "{what}: {error:?}");
-        let (last, refused) = Checkpoint::read_last(&path).unwrap();
+        let error = Checkpoint::load(&path).unwrap_err();
+        assert!(matches!(error, Error::Format { .. } | Error::Io { .. }), "{what}: {error:?}");
+        let (last, refused) = Checkpoint::load_last(&path).unwrap();
         assert_same(&last, &first);
         assert_eq!(refused, Some(error), "{what}");
     };
@@ -261,14 +266,14 @@ fn what_was_cut_short_or_changed_is_refused_and_the_one_before_taken() {
 
     // A damaged file does not take the place of the whole one.
     fs::write(&path, &bytes[..99]).unwrap();
-    second.write(&path).unwrap();
-    assert_same(&Checkpoint::read(&path).unwrap(), &second);
-    assert_same(&Checkpoint::read(before(&path)).unwrap(), &first);
+    second.save(&path).unwrap();
+    assert_same(&Checkpoint::load(&path).unwrap(), &second);
+    assert_same(&Checkpoint::load(before(&path)).unwrap(), &first);
 
     for path in [&path, &before(&path)] {
         fs::write(path, &bytes[..99]).unwrap();
     }
-    let error = Checkpoint::read_last(&path).unwrap_err().to_string();
+    let error = Checkpoint::load_last(&path).unwrap_err().to_string();
     assert!(error.contains("run.safetensors`: its header would take"), "{error}");
 }
 
@@ -277,9 +282,9 @@ fn what_is_no_checkpoint_of_this_version_is_refused_with_the_reason() {
     let (_folder, path) = place();
     let checkpoint = checkpoint();
     safetensors::save_network(&path, &checkpoint.state.params).unwrap();
-    let error = Checkpoint::read(&path).unwrap_err().to_string();
+    let error = Checkpoint::load(&path).unwrap_err().to_string();
     assert!(error.contains("does not say that it is a checkpoint"), "{error}");
-    checkpoint.write(&path).unwrap();
+    checkpoint.save(&path).unwrap();
     let bytes = fs::read(&path).unwrap();
     let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let (header, data) = bytes[8..].split_at(len);
@@ -306,7 +311,7 @@ fn what_is_no_checkpoint_of_this_version_is_refused_with_the_reason() {
         let header = header.replacen(from, to, 1);
         let len = (header.len() as u64).to_le_bytes();
         fs::write(&path, [&len, header.as_bytes(), data].concat()).unwrap();
-        let error = Checkpoint::read(&path).unwrap_err().to_string();
+        let error = Checkpoint::load(&path).unwrap_err().to_string();
         let seen = error.contains(expected) || error.contains("the checksum is another");
         assert!(seen, "{from} → {to}: {error}");
     }
@@ -339,8 +344,8 @@ fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
             let words = format!("(epoch 0, batch{}", if last { " 70" } else { "es" });
             assert!(error.to_string().contains(&words), "{error}");
             let (_folder, path) = place();
-            now.checkpoint().unwrap().write(&path).unwrap();
-            let kept = Checkpoint::read(&path).unwrap();
+            now.checkpoint().unwrap().save(&path).unwrap();
+            let kept = Checkpoint::load(&path).unwrap();
             let now = Trainer::from_checkpoint(kept, &device).unwrap();
             let mut now = now.with_data(None);
             now.run(&train, &[], go_on).unwrap();
@@ -409,8 +414,8 @@ fn a_run_does_not_go_on_over_other_examples() {
     assert_eq!(first.data(), None);
     first.run(&train, &valid, |_, _| Ok(ControlFlow::Break(()))).unwrap();
     let (_folder, path) = place();
-    first.checkpoint().unwrap().write(&path).unwrap();
-    let kept = Checkpoint::read(&path).unwrap();
+    first.checkpoint().unwrap().save(&path).unwrap();
+    let kept = Checkpoint::load(&path).unwrap();
     let changes: [fn(&mut Vec<Example>); 6] = [
         |all| drop(all.pop()),
         |all| all.push(all[0].clone()),
@@ -482,7 +487,7 @@ fn a_network_comes_back_from_its_file_and_from_a_checkpoint() {
     assert!(error.contains("tells of no GRU with a head"), "{error}");
     assert!(matches!(safetensors::save_network(&path, &gru), Err(Error::Conflict { .. })));
 
-    checkpoint.write(&path).unwrap();
+    checkpoint.save(&path).unwrap();
     let best = safetensors::load_network(&path, &options().with_prefix("best.gru")).unwrap();
     assert_eq!(best, checkpoint.best.unwrap().params);
     let last = safetensors::load_network(&path, &options().with_prefix("gru")).unwrap();
@@ -503,7 +508,7 @@ fn killed_regime() -> TrainerConfig {
 
 /// Trains from the last checkpoint there is, writes one at every event, and says so.
 fn child(path: &Path) {
-    let mut trainer = match Checkpoint::read_last(path) {
+    let mut trainer = match Checkpoint::load_last(path) {
         Ok((last, _)) => Trainer::from_checkpoint(last, &Device::cpu()).unwrap(),
         Err(error) => {
             assert!(!path.exists() && !before(path).exists(), "{error}");
@@ -513,7 +518,7 @@ fn child(path: &Path) {
     let mut out = std::io::stdout();
     trainer
         .run(&examples(EXAMPLES, 1), &examples(5, 2), |trainer, _| {
-            trainer.checkpoint()?.write(path)?;
+            trainer.checkpoint()?.save(path)?;
             out.write_all(b"\nevent\n").unwrap();
             out.flush().unwrap();
             Ok(ControlFlow::Continue(()))
@@ -555,5 +560,5 @@ fn a_run_that_is_killed_again_and_again_comes_to_the_same_bits() {
     assert!(status.success(), "{status}");
     let mut whole = trainer(killed_regime(), &Device::cpu());
     whole.run(&examples(EXAMPLES, 1), &examples(5, 2), go_on).unwrap();
-    assert_same(&Checkpoint::read(&path).unwrap(), &whole.checkpoint().unwrap());
+    assert_same(&Checkpoint::load(&path).unwrap(), &whole.checkpoint().unwrap());
 }

@@ -257,3 +257,35 @@ fn the_types_may_cross_threads() {
     check::<Params>();
     check::<Error>();
 }
+
+/// What a parser refused keeps the parser's error.
+#[test]
+fn a_broken_file_has_the_error_of_its_parser_as_its_source() {
+    use gru_wgpu::formats::{npy, npz, onnx, safetensors};
+    use std::io::Cursor;
+
+    let error = |result: gru_wgpu::Result<()>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Format { .. }), "{error:?}");
+        error
+    };
+    let file = [&4_u64.to_le_bytes()[..], b"{\"a\""].concat();
+    let options = safetensors::SafetensorsOptions::new();
+    let broken = error(safetensors::read(Cursor::new(file), &options).map(drop));
+    assert!(broken.source().unwrap().is::<serde_json::Error>(), "{broken:?}");
+    assert_eq!(broken.clone(), broken);
+    let file = [&2_u64.to_le_bytes()[..], b"\xff\xfe"].concat();
+    let broken = error(safetensors::read(Cursor::new(file), &options).map(drop));
+    assert!(broken.source().unwrap().is::<std::str::Utf8Error>(), "{broken:?}");
+    let junk = || Cursor::new(vec![255; 64]);
+    assert!(error(npz::read_arrays(junk(), ["a"]).map(drop)).source().is_some());
+    assert!(error(onnx::read(junk(), &onnx::OnnxOptions::new()).map(drop)).source().is_some());
+    // Through the name of a file, too.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broken.onnx");
+    std::fs::write(&path, [255; 64]).unwrap();
+    let broken = error(onnx::load(&path, &onnx::OnnxOptions::new()).map(drop));
+    assert!(broken.source().is_some() && broken.to_string().contains("broken.onnx`: "), "{broken}");
+    // What this library itself found wrong has none.
+    assert!(error(npy::read(junk()).map(drop)).source().is_none());
+}

@@ -88,7 +88,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     let error = result.unwrap_err();
     let kind = matches!(
         error,
-        Error::Format(_)
+        Error::Format { .. }
             | Error::Choice { .. }
             | Error::ZeroSize { .. }
             | Error::Overflow { .. }
@@ -191,8 +191,8 @@ fn damaged_networks_are_read_or_refused() {
 #[test]
 fn damaged_checkpoints_are_refused() {
     let checkpoint = small_checkpoint();
-    let bytes = saved(|path| checkpoint.write(path).unwrap());
-    let read = |bytes: &[u8]| bounded(bytes.len(), || Checkpoint::read_from(Cursor::new(bytes)));
+    let bytes = saved(|path| checkpoint.save(path).unwrap());
+    let read = |bytes: &[u8]| bounded(bytes.len(), || Checkpoint::read(Cursor::new(bytes)));
     let (mut refusals, mut reads) = (0, 0);
     damaged(&bytes, |bytes| match read(bytes) {
         Ok(read) => {
@@ -208,7 +208,7 @@ fn damaged_checkpoints_are_refused() {
 /// What a checkpoint's reader is told takes no memory and no time before it is known to be there.
 #[test]
 fn checkpoints_that_lie() {
-    let bytes = saved(|path| small_checkpoint().write(path).unwrap());
+    let bytes = saved(|path| small_checkpoint().save(path).unwrap());
     let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let (header, data) = bytes[8..].split_at(len);
     let header = std::str::from_utf8(header).unwrap();
@@ -232,7 +232,7 @@ fn checkpoints_that_lie() {
         assert!(header.contains(from), "{header}");
         let header = header.replacen(from, to, 1);
         let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat();
-        let read = bounded(file.len(), || Checkpoint::read_from(Cursor::new(&file)));
+        let read = bounded(file.len(), || Checkpoint::read(Cursor::new(&file)));
         let message = refused(read);
         assert!(message.contains(expected), "{from} → {to}: {message}");
     }

@@ -1088,8 +1088,11 @@ fn trainers(t: &mut Table, device: &Device) {
         Checkpoint::from_bytes(&bytes[..bytes.len() - 1])
     });
     let folder = tempfile::tempdir().unwrap();
-    t.row("Checkpoint::write", "no such folder", Refused, || {
-        trainer()?.checkpoint()?.write(folder.path().join("none/checkpoint"))
+    t.row("Checkpoint::save", "no such folder", Refused, || {
+        trainer()?.checkpoint()?.save(folder.path().join("none/checkpoint"))
+    });
+    t.row("Checkpoint::write", "a stream without room", Refused, || {
+        trainer()?.checkpoint()?.write(&mut [0_u8; 9][..])
     });
 }
 
@@ -1103,8 +1106,8 @@ fn files(t: &mut Table) {
     let same = |name: &str| name.to_owned();
     for path in [&missing, &short, &folder.path().to_owned()] {
         let what = "a file that is none";
-        t.row("Checkpoint::read Checkpoint::read_last", what, Refused, || {
-            Checkpoint::read(path).map(drop).and(Checkpoint::read_last(path).map(drop))
+        t.row("Checkpoint::load Checkpoint::load_last", what, Refused, || {
+            Checkpoint::load(path).map(drop).and(Checkpoint::load_last(path).map(drop))
         });
         t.row("formats::npy::load", what, Refused, || npy::load(path));
         t.row("formats::npy::load_as", what, Refused, || npy::load_as::<ndarray::Ix3>(path));
@@ -1125,9 +1128,7 @@ fn files(t: &mut Table) {
     }
     for bytes in [vec![], vec![0; 9], vec![255; 64]] {
         let what = "bytes that are no file";
-        t.row("Checkpoint::read_from", what, Refused, || {
-            Checkpoint::read_from(Cursor::new(&bytes))
-        });
+        t.row("Checkpoint::read", what, Refused, || Checkpoint::read(Cursor::new(&bytes)));
         t.row("formats::npy::read", what, Refused, || npy::read(Cursor::new(&bytes)));
         t.row("formats::npy::read_as", what, Refused, || {
             npy::read_as::<ndarray::Ix3>(Cursor::new(&bytes))

@@ -4,9 +4,9 @@
 use std::fmt::Debug;
 
 use gru_wgpu::{
-    Activation, Adam, Bias, Clip, Direction, Error, GruConfig, Head, Init, Layout, LearnerConfig,
-    Loss, Optimizer, Order, Readout, Recurrence, Reset, RunOptions, Schedule, TrainerConfig,
-    Update,
+    Activation, Adam, Bias, Clip, DeviceKind, Direction, Error, GruConfig, Head, Init, Layout,
+    LearnerConfig, Loss, Optimizer, Order, Readout, Recurrence, Reset, RunOptions, Schedule,
+    TrainerConfig, Update,
 };
 use serde_json::{Value, json};
 
@@ -54,6 +54,13 @@ fn words() {
     for recurrence in [Recurrence::Auto, Recurrence::Step, Recurrence::Sequence] {
         assert_eq!(there_and_back(&recurrence), json!(recurrence.to_string()));
     }
+    check(&[
+        (DeviceKind::Auto, json!("auto")),
+        (DeviceKind::Cpu, json!("cpu")),
+        (DeviceKind::Gpu, json!("gpu")),
+        (DeviceKind::GpuAt(1), json!("gpu:1")),
+        (DeviceKind::Software, json!("software")),
+    ]);
     check(&[(Readout::EveryStep, json!("every-step")), (Readout::LastState, json!("last"))]);
     check(&[(Init::Uniform, json!("uniform")), (Init::Orthogonal, json!("orthogonal"))]);
 }
@@ -145,6 +152,12 @@ fn what_may_be_left_out() {
     assert_eq!(options, RunOptions::default());
     let adam: Optimizer = serde_json::from_value(json!({ "adam": {} })).unwrap();
     assert_eq!(adam, Optimizer::adam());
+    let adamw: Optimizer = serde_json::from_value(json!({ "adamw": {} })).unwrap();
+    assert_eq!(adamw, Optimizer::AdamW(Adam::default()));
+    let sgd: Optimizer = serde_json::from_value(json!({ "sgd": {} })).unwrap();
+    assert_eq!(sgd, Optimizer::sgd());
+    let loss: Loss = serde_json::from_value(json!({ "cross-entropy": {} })).unwrap();
+    assert_eq!(loss, Loss::cross_entropy());
     let learner = json!({ "loss": "mean-squared", "optimizer": adam, "learning_rate": 0.5 });
     let learner: LearnerConfig = serde_json::from_value(learner).unwrap();
     assert_eq!(learner, LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.5));

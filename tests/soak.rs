@@ -184,8 +184,8 @@ fn go_on(learner: Learner, device: &Device) -> Learner {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");
     let mut trainer = Trainer::new(learner, TrainerConfig::new(1, 2)).unwrap();
-    trainer.checkpoint().unwrap().write(&path).unwrap();
-    let mut again = Trainer::from_checkpoint(Checkpoint::read(&path).unwrap(), device).unwrap();
+    trainer.checkpoint().unwrap().save(&path).unwrap();
+    let mut again = Trainer::from_checkpoint(Checkpoint::load(&path).unwrap(), device).unwrap();
     let (state, training) = (again.learner().state().unwrap(), *again.learner().config());
     Learner::resume(state, training, device).unwrap()
 }

@@ -29,9 +29,13 @@ impl CheckpointMetadata {
     pub fn parse(entry: &str) -> Result<Self> {
         let (checksum, json) = entry.split_once(' ').ok_or_else(|| wrong("has no checksum"))?;
         let checksum =
-            u64::from_str_radix(checksum, 16).map_err(|_| wrong("has no checksum of 16 digits"))?;
-        let values: Map<_, _> = serde_json::from_str(json)
-            .map_err(|error| wrong(&format!("is no JSON: {}", quote(&error.to_string()))))?;
+            parse_checksum(checksum).ok_or_else(|| wrong("has no checksum of 16 digits"))?;
+        let values: Map<_, _> = serde_json::from_str(json).map_err(|error| {
+            Error::format_from(
+                wrong(&format!("is no JSON: {}", quote(&error.to_string()))).to_string(),
+                error,
+            )
+        })?;
         match values.get("version") {
             Some(version) if version.as_u64() == Some(VERSION) => {}
             Some(version) => {
@@ -64,7 +68,43 @@ impl CheckpointMetadata {
     }
 }
 
+/// A checksum as it is written: 16 hexadecimal digits, the letters small. Any other spelling of the
+/// same number is a file that was changed.
+fn parse_checksum(text: &str) -> Option<u64> {
+    let checksum = u64::from_str_radix(text, 16).ok()?;
+    (write_checksum(checksum) == text).then_some(checksum)
+}
+
+/// A checksum as text.
+pub(crate) fn write_checksum(checksum: u64) -> String {
+    format!("{checksum:016x}")
+}
+
 /// What is wrong with the entry.
 pub(crate) fn wrong(what: &str) -> Error {
-    Error::Format(format!("its metadata {CHECKPOINT_KEY} {what}"))
+    Error::format(format!("its metadata {CHECKPOINT_KEY} {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_has_one_spelling() {
+        let entry = |checksum: &str| {
+            CheckpointMetadata::parse(&format!("{checksum} {{\"version\":{VERSION}}}"))
+        };
+        assert_eq!(entry("00000000deadbeef").unwrap().checksum, 0xdead_beef);
+        for odd in ["00000000DEADBEEF", "deadbeef", "+0000000deadbeef", "000000000deadbeef", ""] {
+            assert!(entry(odd).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn broken_json_is_refused_with_its_cause() {
+        use std::error::Error as _;
+        let error = CheckpointMetadata::parse("00000000deadbeef {").err().unwrap();
+        assert!(error.to_string().contains("is no JSON"), "{error}");
+        assert!(error.source().unwrap().is::<serde_json::Error>());
+    }
 }

@@ -26,27 +26,36 @@ pub(crate) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>)
     }
     let file = File::open(path).map_err(|error| io_error(path, "opened", error))?;
     let wrong = |error| match error {
-        Error::Format(reason) => Error::Format(format!("{name}: {reason}")),
         Error::Choice { within, of, asked, found, by } => {
             Error::Choice { within: format!("{name}: {within}"), of, asked, found, by }
         }
-        other => other,
+        other => other.within(&name),
     };
-    Source::new(file).and_then(read).map_err(wrong)
+    Source::named(name.clone(), file).and_then(read).map_err(wrong)
 }
 
 /// Bytes to read by their places, and how many there are.
 pub(crate) struct Source<S> {
     source: S,
     len: u64,
+    /// The file, quoted, or what stands for it.
+    name: String,
 }
 
 impl<S: Read + Seek> Source<S> {
-    pub fn new(mut source: S) -> Result<Self> {
-        let len = source.seek(SeekFrom::End(0));
-        let len =
-            len.map_err(|error| Error::Format(format!("its length cannot be found: {error}")))?;
-        Ok(Self { source, len })
+    pub fn new(source: S) -> Result<Self> {
+        Self::named("the stream".to_owned(), source)
+    }
+
+    fn named(name: String, mut source: S) -> Result<Self> {
+        match source.seek(SeekFrom::End(0)) {
+            Ok(len) => Ok(Self { source, len, name }),
+            Err(error) => Err(Error::Io {
+                path: name,
+                reason: format!("has no length that can be found: {error}"),
+                source: Some(Cause::new(error)),
+            }),
+        }
     }
 
     pub fn len(&self) -> u64 {
@@ -76,13 +85,17 @@ impl<S: Read + Seek> Source<S> {
         let all = self.len;
         let there = first.checked_add(len).is_some_and(|end| end <= all);
         let Some(len) = usize::try_from(len).ok().filter(|_| there) else {
-            return Err(Error::Format(format!(
+            return Err(Error::format(format!(
                 "{what} would take {len} bytes from byte {first} on, but there are {all}"
             )));
         };
         let read = self.source.seek(SeekFrom::Start(first));
         let read = read.and_then(|_| self.source.read_exact(room(len)));
-        read.map_err(|error| Error::Format(format!("{what} cannot be read: {error}")))
+        read.map_err(|error| Error::Io {
+            path: self.name.clone(),
+            reason: format!("cannot be read, {what}: {error}"),
+            source: Some(Cause::new(error)),
+        })
     }
 
     /// What the bytes are read from, wherever it stands.
@@ -96,7 +109,7 @@ impl<S: Read + Seek> Source<S> {
 pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32>) -> Result<()> {
     let odd = numbers.enumerate().find(|(_, number)| !number.is_finite());
     odd.map_or(Ok(()), |(at, number)| {
-        Err(Error::Format(format!(
+        Err(Error::format(format!(
             "element {at} of {} is {number}, which is refused unless asked for",
             quote(name)
         )))
@@ -107,7 +120,7 @@ pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(super) fn write_stream<W: Write>(
+pub(crate) fn write_stream<W: Write>(
     to: W,
     write: impl FnOnce(&mut io::BufWriter<W>) -> io::Result<()>,
 ) -> Result<()> {
@@ -178,6 +191,40 @@ pub(crate) fn target_of(path: &Path) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Ten bytes that can be counted, or not even that, and never read.
+    struct Broken {
+        counts: bool,
+    }
+
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
+    }
+
+    impl Seek for Broken {
+        fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
+            if self.counts { Ok(10) } else { Err(io::ErrorKind::ConnectionReset.into()) }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_breaks_is_an_error_of_io_with_its_cause() {
+        use std::error::Error as _;
+        let read = |counts| {
+            let mut bytes = [0; 4];
+            let mut source = Source::new(Broken { counts })?;
+            source.part_into("the header", 0, 4, |_| &mut bytes)
+        };
+        for counts in [true, false] {
+            let error = read(counts).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{error:?}");
+            let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+            assert_eq!(cause.unwrap().kind(), io::ErrorKind::ConnectionReset);
+            assert!(error.to_string().starts_with("the stream "), "{error}");
+        }
+    }
 
     #[test]
     fn a_write_that_fails_leaves_nothing_and_keeps_what_was_there() {

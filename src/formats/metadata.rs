@@ -143,7 +143,7 @@ impl<'a> KeyValues<'a> {
     }
 
     fn wrong(&self, what: String) -> Error {
-        Error::Format(format!("its metadata {} {what}", self.within))
+        Error::format(format!("its metadata {} {what}", self.within))
     }
 }
 

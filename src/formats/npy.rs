@@ -127,7 +127,8 @@ fn with_axes<D: Dimension>(
 ) -> Result<(Array<f32, D>, Numbers)> {
     let (shape, axes) = (array.shape().to_vec(), D::NDIM.unwrap_or(array.ndim()));
     let array = array.into_dimensionality();
-    let wrong = |_| Error::Format(format!("its shape is {shape:?}; expected {axes} axes"));
+    let wrong =
+        |error| Error::format_from(format!("its shape is {shape:?}; expected {axes} axes"), error);
     Ok((array.map_err(wrong)?, numbers))
 }
 
@@ -158,7 +159,7 @@ impl Bytes {
     pub fn of_stream(mut stream: impl Read) -> Result<Self> {
         let mut bytes = Vec::new();
         let read = stream.read_to_end(&mut bytes);
-        read.map_err(|error| Error::Format(format!("it cannot be read: {error}")))?;
+        read.map_err(|error| Error::format_from(format!("it cannot be read: {error}"), error))?;
         Ok(Self::starting_at(0, &bytes))
     }
 
@@ -198,7 +199,7 @@ pub(super) fn parse(bytes: Bytes) -> Result<(ArrayD<f32>, Numbers)> {
             let array = array.mapv(|Half(bits)| half::f16::from_bits(bits).to_f32());
             Ok((array.as_standard_layout().into_owned(), Numbers::F16))
         }
-        Err(error) => Err(wrong(&error, "float32, float64 or float16")),
+        Err(error) => Err(wrong(error, "float32, float64 or float16")),
     }
 }
 
@@ -209,15 +210,15 @@ fn parse_lengths(bytes: Bytes) -> Result<Vec<usize>> {
         Some(array) => array.mapv(i64::from),
         None => match ArrayViewD::<i64>::view_npy(bytes) {
             Ok(array) => array.to_owned(),
-            Err(error) => return Err(wrong(&error, "lengths of int32 or int64")),
+            Err(error) => return Err(wrong(error, "lengths of int32 or int64")),
         },
     };
     if wide.ndim() != 1 {
         let shape = wide.shape();
-        return Err(Error::Format(format!("its shape is {shape:?}; expected lengths [B]")));
+        return Err(Error::format(format!("its shape is {shape:?}; expected lengths [B]")));
     }
     let length = |&length: &i64| {
-        usize::try_from(length).map_err(|_| Error::Format(format!("it holds the length {length}")))
+        usize::try_from(length).map_err(|_| Error::format(format!("it holds the length {length}")))
     };
     wide.iter().map(length).collect()
 }
@@ -227,12 +228,12 @@ fn view<A: ViewElement>(bytes: &[u8]) -> Result<Option<ArrayViewD<'_, A>>> {
     match ArrayViewD::<A>::view_npy(bytes) {
         Ok(array) => Ok(Some(array)),
         Err(ViewNpyError::WrongDescriptor(_)) => Ok(None),
-        Err(error) => Err(wrong(&error, "")),
+        Err(error) => Err(wrong(error, "")),
     }
 }
 
-fn wrong(error: &ViewNpyError, expected: &str) -> Error {
-    Error::Format(match error {
+fn wrong(error: ViewNpyError, expected: &str) -> Error {
+    let reason = match &error {
         ViewNpyError::WrongDescriptor(found) => {
             let order = if cfg!(target_endian = "little") { "little" } else { "big" };
             let found = quote(found.to_string().trim_matches('\''));
@@ -243,14 +244,15 @@ fn wrong(error: &ViewNpyError, expected: &str) -> Error {
         }
         ViewNpyError::ParseHeader(_) => "its header cannot be read".to_owned(),
         other => quote(&other.to_string()).trim_matches('`').to_owned(),
-    })
+    };
+    Error::format_from(reason, error)
 }
 
 /// The length of a header of a sane size and depth.
 fn checked_header(bytes: &[u8]) -> Result<usize> {
     const MAX_COMMAS: usize = 64;
     if !bytes.starts_with(b"\x93NUMPY") {
-        return Err(Error::Format("it does not start as a .npy file does".to_owned()));
+        return Err(Error::format("it does not start as a .npy file does".to_owned()));
     }
     let len = match (bytes.get(6), bytes.get(8..10), bytes.get(8..12)) {
         (Some(1), Some(len), _) => 10 + usize::from(u16::from_le_bytes([len[0], len[1]])),
@@ -258,16 +260,16 @@ fn checked_header(bytes: &[u8]) -> Result<usize> {
             let len = u32::from_le_bytes([len[0], len[1], len[2], len[3]]);
             usize::try_from(len).unwrap_or(usize::MAX).saturating_add(12)
         }
-        _ => return Err(Error::Format("its .npy version is not 1, 2 or 3".to_owned())),
+        _ => return Err(Error::format("its .npy version is not 1, 2 or 3".to_owned())),
     };
     let header = bytes.get(..len).filter(|_| len <= MAX_HEADER + 12);
     let header = header.ok_or_else(|| {
-        Error::Format(format!("its header takes {len} bytes, but there are {}", bytes.len()))
+        Error::format(format!("its header takes {len} bytes, but there are {}", bytes.len()))
     })?;
     // One dictionary with one tuple of numbers. The parser of literals takes its time over anything deeper.
     let count = |wanted: &[u8]| header[len.min(10)..].iter().filter(|b| wanted.contains(b)).count();
     if count(b"{") > 1 || count(b"(") > 1 || count(b"[") > 0 || count(b",") > MAX_COMMAS {
-        return Err(Error::Format("its header is not that of an array of numbers".to_owned()));
+        return Err(Error::format("its header is not that of an array of numbers".to_owned()));
     }
     check_shape(&String::from_utf8_lossy(&header[if header[6] == 1 { 10 } else { 12 }..]))?;
     Ok(len)
@@ -286,7 +288,7 @@ fn check_shape(header: &str) -> Result<()> {
     let count = sizes.iter().try_fold(1usize, |count, next| count.checked_mul(size(next)?));
     match count {
         Some(count) if count <= isize::MAX as usize / size_of::<f64>() => Ok(()),
-        _ => Err(Error::Format("its shape is impossible".to_owned())),
+        _ => Err(Error::format("its shape is impossible".to_owned())),
     }
 }
 

@@ -169,7 +169,7 @@ struct Archive<S: Read + Seek>(ZipArchive<BufReader<S>>);
 impl<S: Read + Seek> Archive<S> {
     fn open(source: Source<S>) -> Result<Self> {
         let archive = ZipArchive::new(BufReader::new(source.into_inner()));
-        let wrong = |error: zip::result::ZipError| Error::Format(error.to_string());
+        let wrong = |error: zip::result::ZipError| Error::format_from(error.to_string(), error);
         Ok(Self(archive.map_err(wrong)?))
     }
 
@@ -208,21 +208,18 @@ impl<S: Read + Seek> Archive<S> {
         let quoted = quote(name);
         let entry = self.0.by_name(&format!("{name}.npy"));
         let entry = entry.map_err(|error| {
-            Error::Format(format!("there is no array {quoted} to be read: {error}"))
+            Error::format_from(format!("there is no array {quoted} to be read: {error}"), error)
         })?;
         let numbers = match shape {
             Some(shape) => 8 * shape.iter().product::<usize>() as u64,
             None => entry.compressed_size().saturating_mul(DENSEST),
         };
-        let in_array = |error| match error {
-            Error::Format(reason) => Error::Format(format!("the array {quoted}: {reason}")),
-            other => other,
-        };
+        let in_array = |error: Error| error.within(&format!("the array {quoted}"));
         let most = numbers.saturating_add(npy::MAX_OVERHEAD);
         let bytes = npy::Bytes::of_stream(entry.take(most)).map_err(in_array)?;
         let (array, _) = npy::parse(bytes).map_err(in_array)?;
         match shape {
-            Some(expected) if expected != array.shape() => Err(Error::Format(format!(
+            Some(expected) if expected != array.shape() => Err(Error::format(format!(
                 "the array {quoted} has shape {:?}, expected {expected:?}",
                 array.shape()
             ))),

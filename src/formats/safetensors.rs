@@ -31,7 +31,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata};
 use super::files::{self, Source, check_finite};
 use super::metadata::{CONFIG_KEY, read_config, write_config};
-use super::numbers::{pieces, widen_bf16, widen_f16};
+use super::numbers::{arrays, widen_bf16, widen_f16};
 use crate::error::{Error, Result, quote};
 use crate::spec::config::{Bias, Direction, GruConfig};
 use crate::spec::head::{Head, Readout};
@@ -194,7 +194,7 @@ fn read_network_source<S: Read + Seek>(
     let prefix = file.choose(options.prefix.as_deref())?;
     let Some((config, Some(readout))) = file.own()? else {
         let reason = "its metadata tells of no GRU with a head; is it a file of save_network?";
-        return Err(Error::Format(reason.to_owned()));
+        return Err(Error::format(reason.to_owned()));
     };
     let layout = file.network_layout(&prefix, &config, readout)?;
     file.params(&prefix, layout, options.allow_non_finite)
@@ -253,7 +253,8 @@ pub(crate) fn encode_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
 ) -> Result<Vec<u8>> {
     let tensors = tensors.map(|(name, array)| (name, Tensor::new(array)));
     let metadata = metadata.map(|(key, value)| HashMap::from([(key.to_owned(), value)]));
-    safetensors::serialize(tensors, metadata).map_err(|error| Error::Format(error.to_string()))
+    safetensors::serialize(tensors, metadata)
+        .map_err(|error| Error::format_from(error.to_string(), error))
 }
 
 /// An array as a file holds it: little-endian, row-major.
@@ -305,18 +306,19 @@ impl<S: Read + Seek> Tensors<S> {
         let len = source.part("the length of its header", 0, 8)?;
         let len = u64::from_le_bytes(len.try_into().expect("eight bytes asked for"));
         if len > MAX_HEADER {
-            return Err(Error::Format(format!(
+            return Err(Error::format(format!(
                 "its header would take {len} bytes; is it a safetensors file?"
             )));
         }
         let header = source.part("its header", 8, len)?;
-        let header = std::str::from_utf8(&header)
-            .map_err(|error| Error::Format(format!("its header is no text: {error}")))?;
+        let header = std::str::from_utf8(&header).map_err(|error| {
+            Error::format_from(format!("its header is no text: {error}"), error)
+        })?;
         check_names(header)?;
         let header: Metadata = serde_json::from_str(header).map_err(in_header)?;
         let (data, tensors) = (8 + len, header.data_len() as u64);
         if data.checked_add(tensors) != Some(source.len()) {
-            return Err(Error::Format(format!(
+            return Err(Error::format(format!(
                 "its header tells of {tensors} bytes of tensors, but there are {}",
                 source.len() - data
             )));
@@ -406,7 +408,7 @@ impl<S: Read + Seek> Tensors<S> {
         let Some(config) = self.entry(CONFIG_KEY) else { return Ok(None) };
         match self.prefixes().len() {
             1 => read_config(config).map(Some),
-            count => Err(Error::Format(format!(
+            count => Err(Error::format(format!(
                 "its metadata tells of one GRU, but it holds {count}: which of them is not known"
             ))),
         }
@@ -422,7 +424,7 @@ impl<S: Read + Seek> Tensors<S> {
         self.expect_tensors(prefix, config)?;
         let [weight, bias] = [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.full_name(prefix, name));
         let &[outputs] = self.shape(&bias).ok_or_else(|| missing(&bias))? else {
-            return Err(Error::Format(format!("{} has not one axis", quote(&bias))));
+            return Err(Error::format(format!("{} has not one axis", quote(&bias))));
         };
         self.expect_shape(&weight, &[outputs, config.directions() * config.hidden_size])?;
         ParamLayout::with_head(config, Head { outputs, readout })
@@ -456,7 +458,7 @@ impl<S: Read + Seek> Tensors<S> {
             [false, false] => Bias::None,
             [ih, _] => {
                 let (there, missing) = if ih { ("ih", "hh") } else { ("hh", "ih") };
-                return Err(Error::Format(format!(
+                return Err(Error::format(format!(
                     "there is bias_{there}{cell} but no bias_{missing}{cell}; PyTorch has both or none, \
                      and where its one bias acts cannot be told"
                 )));
@@ -493,7 +495,7 @@ impl<S: Read + Seek> Tensors<S> {
         });
         match unknown {
             None => Ok(()),
-            Some(name) => Err(Error::Format(format!("a {config} has no tensor {}", quote(&name)))),
+            Some(name) => Err(Error::format(format!("a {config} has no tensor {}", quote(&name)))),
         }
     }
 
@@ -501,7 +503,7 @@ impl<S: Read + Seek> Tensors<S> {
         match self.shape(name) {
             None => Err(missing(name)),
             Some(got) if got == expected => Ok(()),
-            Some(got) => Err(Error::Format(format!(
+            Some(got) => Err(Error::format(format!(
                 "{} has shape {got:?}, expected {expected:?}",
                 quote(name)
             ))),
@@ -514,13 +516,13 @@ impl<S: Read + Seek> Tensors<S> {
         let what = quote(name);
         let bytes = self.source.part(&what, self.data + first as u64, (end - first) as u64)?;
         let numbers: Vec<f32> = match info.dtype {
-            Dtype::F32 => pieces(&bytes).map(f32::from_le_bytes).collect(),
-            Dtype::F64 => pieces(&bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
+            Dtype::F32 => arrays(&bytes).map(f32::from_le_bytes).collect(),
+            Dtype::F64 => arrays(&bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
             Dtype::F16 => widen_f16(&bytes),
             Dtype::BF16 => widen_bf16(&bytes),
             other => {
                 let reason = format!("{what} is of {other:?}; expected F32, F64, F16 or BF16");
-                return Err(Error::Format(reason));
+                return Err(Error::format(reason));
             }
         };
         Ok(ArrayD::from_shape_vec(IxDyn(&info.shape), numbers).expect("the header was checked"))
@@ -528,11 +530,11 @@ impl<S: Read + Seek> Tensors<S> {
 }
 
 fn missing(name: &str) -> Error {
-    Error::Format(format!("there is no tensor {}", quote(name)))
+    Error::format(format!("there is no tensor {}", quote(name)))
 }
 
 fn in_header(error: serde_json::Error) -> Error {
-    Error::Format(format!("its header: {}", quote(&error.to_string())))
+    Error::format_from(format!("its header: {}", quote(&error.to_string())), error)
 }
 
 /// What the crate `safetensors` does not refuse: names that come twice.

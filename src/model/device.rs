@@ -406,6 +406,23 @@ impl FromStr for DeviceKind {
     }
 }
 
+#[cfg(feature = "serde")]
+impl serde::Serialize for DeviceKind {
+    /// As its word.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for DeviceKind {
+    /// From its word.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        word.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// The adapter that unit tests run on, open anew: what GRU_DEVICE says, or else a hardware GPU, or
 /// else a software adapter.
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! [`Profile`]: where the time of a run goes. Nothing else in this library looks at a clock.
+//! [`Profile`]: where the time of a run goes, by the clocks of the host and the device.
 
 use std::collections::HashMap;
 use std::ops::Range;

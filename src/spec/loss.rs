@@ -25,14 +25,20 @@ pub enum Loss {
     /// −log softmax(o)\[t\], the mean over the rows that count. Targets are classes from 0 to C − 1.
     CrossEntropy {
         /// A class that stands for no target: rows that have it do not count.
+        #[cfg_attr(feature = "serde", serde(default = "pytorch_ignore"))]
         ignore: Option<i32>,
     },
+}
+
+/// The class that PyTorch's cross-entropy ignores by default.
+fn pytorch_ignore() -> Option<i32> {
+    Some(-100)
 }
 
 impl Loss {
     /// The cross-entropy that ignores PyTorch's −100.
     pub fn cross_entropy() -> Self {
-        Self::CrossEntropy { ignore: Some(-100) }
+        Self::CrossEntropy { ignore: pytorch_ignore() }
     }
 
     /// The class that stands for no target.
@@ -107,7 +113,7 @@ pub(crate) enum TargetData {
 }
 
 impl PreparedTargets {
-    /// `targets` for the outputs of `head` after a run of `shape`, each counted `share` times.
+    /// `targets` for the outputs of `head` after a run of `shape`, their weights multiplied by `factor`.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or [`Error::NoTarget`].
@@ -117,7 +123,7 @@ impl PreparedTargets {
         shape: Shape,
         lengths: Option<&[usize]>,
         targets: &Targets<'_>,
-        share: f64,
+        factor: f64,
     ) -> Result<Self> {
         let mut counts = head.valid(shape, lengths)?;
         let mut axes = head.row_axes(shape);
@@ -146,7 +152,7 @@ impl PreparedTargets {
         if counted == 0 {
             return Err(Error::NoTarget);
         }
-        let weight = (share / (counted as f64 * each as f64)) as f32;
+        let weight = (factor / (counted as f64 * each as f64)) as f32;
         let mut weights = try_room("the weights of targets", counts.len())?;
         weights.extend(counts.into_iter().map(|counts| if counts { weight } else { 0.0 }));
         Ok(Self { targets, weights })

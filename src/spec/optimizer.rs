@@ -28,8 +28,10 @@ pub enum Optimizer {
     /// v ← μ v + g; θ ← θ − η v, where g has λ θ added to it.
     Sgd {
         /// μ, from 0 to below 1.
+        #[cfg_attr(feature = "serde", serde(default))]
         momentum: f64,
         /// λ.
+        #[cfg_attr(feature = "serde", serde(default))]
         weight_decay: f64,
     },
     /// Kingma and Ba 2015 (arXiv 1412.6980, Algorithm 1), with ε outside the square root; g has λ θ added

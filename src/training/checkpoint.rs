@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result, check_shape};
 use crate::fingerprint::Hash;
-use crate::formats::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata, VERSION, wrong};
+use crate::formats::checkpoint_metadata::{
+    CHECKPOINT_KEY, CheckpointMetadata, VERSION, write_checksum, wrong,
+};
 use crate::formats::files::{self, Source};
 use crate::formats::metadata::{read_config, write_config};
 use crate::formats::safetensors::{Tensors, encode_tensors, network_tensors};
@@ -51,9 +53,9 @@ const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("run.safetensors");
 /// // While it trains: what Trainer::run calls may do this at any event.
-/// trainer.checkpoint()?.write(&path)?;
+/// trainer.checkpoint()?.save(&path)?;
 /// // Another day:
-/// let (checkpoint, refused) = Checkpoint::read_last(&path)?;
+/// let (checkpoint, refused) = Checkpoint::load_last(&path)?;
 /// assert_eq!(refused, None); // the file was whole, so not the one before it
 /// let trainer = Trainer::from_checkpoint(checkpoint, &Device::cpu())?;
 /// # Ok::<(), gru_wgpu::Error>(())
@@ -169,27 +171,37 @@ impl Trainer {
 
 impl Checkpoint {
     /// Writes it as a safetensors file: whole, flushed to the disk, or not at all. What was at `path`
-    /// before stays beside it, as `<path>.before`, unless [`Self::read`] would refuse it: then the one
+    /// before stays beside it, as `<path>.before`, unless [`Self::load`] would refuse it: then the one
     /// before it stays. At every moment at least one of the two is whole.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Shape`] or [`Error::ParameterLayout`] when the moments or the best network
     /// were replaced by those of another.
-    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let bytes = self.to_bytes()?;
-        let keep_whole = |last: &Path| if Self::read(last).is_ok() { keep(last) } else { Ok(()) };
+        let keep_whole = |last: &Path| if Self::load(last).is_ok() { keep(last) } else { Ok(()) };
         files::replace_whole(path.as_ref(), |to| to.write_all(&bytes), keep_whole)
     }
 
-    /// The bytes of the file that [`Self::write`] writes, for wherever else they are kept.
+    /// The same to any stream, which keeps no copy of the one before.
     ///
     /// # Errors
-    /// As [`Self::write`], but for [`Error::Io`].
+    /// As [`Self::save`].
+    pub fn write(&self, to: impl Write) -> Result<()> {
+        let bytes = self.to_bytes()?;
+        files::write_stream(to, |to| to.write_all(&bytes))
+    }
+
+    /// The bytes of the file that [`Self::save`] writes, for wherever else they are kept.
+    ///
+    /// # Errors
+    /// As [`Self::save`], but for [`Error::Io`].
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let layout = self.state.params.layout();
         let networks = self.networks()?;
         let json = self.json()?;
-        let entry = format!("{:016x} {json}", checksum(&json, layout, &networks));
+        let checksum = write_checksum(checksum(&json, layout, &networks));
+        let entry = format!("{checksum} {json}");
         let tensors = PARENTS.iter().zip(networks);
         let tensors = tensors.flat_map(|(parent, flat)| network_tensors(parent, layout, flat));
         encode_tensors(tensors, Some((CHECKPOINT_KEY, entry)))
@@ -198,41 +210,41 @@ impl Checkpoint {
     /// Reads what [`Self::to_bytes`] gave, or the bytes of a file.
     ///
     /// # Errors
-    /// As [`Self::read`], but for [`Error::Io`].
+    /// As [`Self::load`], but for [`Error::Io`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        Self::read_from(Cursor::new(bytes))
+        Self::read(Cursor::new(bytes))
     }
 
-    /// Reads one.
+    /// Reads a file.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Format`] when it is cut short, was changed, or is none; and those of what it
     /// holds that makes no sense, as [`LearnerConfig::validate`].
-    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         files::open(path.as_ref(), read_source)
     }
 
-    /// As [`Self::read`], from any source.
+    /// As [`Self::load`], from any source.
     ///
     /// # Errors
-    /// As [`Self::read`].
-    pub fn read_from(source: impl Read + Seek) -> Result<Self> {
+    /// As [`Self::load`].
+    pub fn read(source: impl Read + Seek) -> Result<Self> {
         read_source(Source::new(source)?)
     }
 
-    /// Reads the last one written to `path`, or where that is refused the one before it, with the reason
+    /// Loads the last one saved to `path`, or where that is refused the one before it, with the reason
     /// why the last was refused.
     ///
     /// # Errors
-    /// As [`Self::read`], when both are refused: that of the last.
-    pub fn read_last(path: impl AsRef<Path>) -> Result<(Self, Option<Error>)> {
+    /// As [`Self::load`], when both are refused: that of the last.
+    pub fn load_last(path: impl AsRef<Path>) -> Result<(Self, Option<Error>)> {
         let path = path.as_ref();
-        let refused = match Self::read(path) {
+        let refused = match Self::load(path) {
             Ok(last) => return Ok((last, None)),
             Err(refused) => refused,
         };
         let target = files::target_of(path).unwrap_or_else(|_| path.to_owned());
-        match Self::read(before(&target)) {
+        match Self::load(before(&target)) {
             Ok(before) => Ok((before, Some(refused))),
             Err(_) => Err(refused),
         }
@@ -283,7 +295,7 @@ impl Checkpoint {
 fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
     let mut file = Tensors::open(source)?;
     let entry = file.entry(CHECKPOINT_KEY).ok_or_else(|| {
-        Error::Format(
+        Error::format(
             "its metadata does not say that it is a checkpoint of a training run".to_owned(),
         )
     })?;
@@ -307,11 +319,11 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
     }
     let layout = networks[0].layout();
     if networks.iter().any(|network| network.layout() != layout) || tensors != file.count() {
-        return Err(Error::Format("it holds tensors that are none of its networks'".to_owned()));
+        return Err(Error::format("it holds tensors that are none of its networks'".to_owned()));
     }
     let flat: Vec<_> = networks.iter().map(Params::as_slice).collect();
     if checksum(&entry.json, layout, &flat) != entry.checksum {
-        return Err(Error::Format("its contents were changed: the checksum is another".to_owned()));
+        return Err(Error::format("its contents were changed: the checksum is another".to_owned()));
     }
     let best = counters
         .best

@@ -1,5 +1,7 @@
 //! [`Dataset`]: what a [`Trainer`](crate::Trainer) trains on, and [`Example`]s, the one in memory.
 
+use std::sync::Arc;
+
 use ndarray::{Array, Array2, Array3, ArrayD, Axis, Dimension, IxDyn, s};
 
 use crate::error::{Error, Result, check_shape, try_array};
@@ -13,7 +15,8 @@ use crate::spec::sequences::{check_sequence, pad};
 /// Examples to train on or to validate on, of which a [`Trainer`](crate::Trainer) asks for some at a time:
 /// sequences in memory, windows of a series, rows of a file.
 ///
-/// Slices, arrays and vectors of [`Example`]s are data sets.
+/// Slices, arrays and vectors of [`Example`]s are data sets, and so are `&D`, `Box<D>` and `Arc<D>` of
+/// any data set D.
 ///
 /// ```
 /// use gru_wgpu::{DataFingerprint, Dataset, Result, TrainingBatch};
@@ -206,39 +209,38 @@ pub enum Target {
     Series(Array2<f32>),
 }
 
-/// Slices, arrays and vectors of examples, and what borrows them. A batch of them is padded with zeros.
-impl<E: AsRef<[Example]> + ?Sized> Dataset for E {
+/// A batch of examples is padded with zeros.
+impl Dataset for [Example] {
     fn len(&self) -> usize {
-        self.as_ref().len()
+        <[Example]>::len(self)
     }
 
     fn steps(&self, index: usize) -> usize {
-        self.as_ref().get(index).map_or(0, |example| example.x.nrows())
+        self.get(index).map_or(0, |example| example.x.nrows())
     }
 
     fn batch(&self, examples: &[usize]) -> Result<TrainingBatch> {
-        let all = self.as_ref();
         let example = |&index: &usize| {
             let expected = "below the number of examples";
-            all.get(index).ok_or_else(|| Error::setting("the index of an example", index, expected))
+            self.get(index)
+                .ok_or_else(|| Error::setting("the index of an example", index, expected))
         };
         pad_examples(&examples.iter().map(example).collect::<Result<Vec<_>>>()?)
     }
 
     fn fingerprint(&self) -> DataFingerprint {
-        DataFingerprint::of(self.as_ref())
+        DataFingerprint::of(self)
     }
 
     fn has_target(&self, index: usize, loss: &Loss) -> bool {
-        self.as_ref().get(index).is_some_and(|example| example.has_target(loss))
+        self.get(index).is_some_and(|example| example.has_target(loss))
     }
 
     fn check(&self, config: &GruConfig, head: &Head) -> Result<()> {
-        let all = self.as_ref();
-        for (at, example) in all.iter().enumerate() {
+        for (at, example) in self.iter().enumerate() {
             example.check(at, config.input_size, head)?;
             let kind = std::mem::discriminant::<Target>;
-            if kind(&example.target) != kind(&all[0].target) {
+            if kind(&example.target) != kind(&self[0].target) {
                 return Err(Error::Conflict {
                     what: "classes and numbers as targets of one set",
                     why: "one loss takes one kind",
@@ -248,6 +250,55 @@ impl<E: AsRef<[Example]> + ?Sized> Dataset for E {
         Ok(())
     }
 }
+
+/// Implements [`Dataset`] for a type by the data set `$inner` that it holds or points to.
+macro_rules! forward_dataset {
+    ([$($generics:tt)*] $type:ty, |$this:ident| $inner:expr) => {
+        impl<$($generics)*> Dataset for $type {
+            fn len(&self) -> usize {
+                let $this = self;
+                Dataset::len($inner)
+            }
+
+            // Forwarded too: a data set may have its own.
+            fn is_empty(&self) -> bool {
+                let $this = self;
+                Dataset::is_empty($inner)
+            }
+
+            fn steps(&self, index: usize) -> usize {
+                let $this = self;
+                Dataset::steps($inner, index)
+            }
+
+            fn batch(&self, examples: &[usize]) -> Result<TrainingBatch> {
+                let $this = self;
+                Dataset::batch($inner, examples)
+            }
+
+            fn fingerprint(&self) -> DataFingerprint {
+                let $this = self;
+                Dataset::fingerprint($inner)
+            }
+
+            fn has_target(&self, index: usize, loss: &Loss) -> bool {
+                let $this = self;
+                Dataset::has_target($inner, index, loss)
+            }
+
+            fn check(&self, config: &GruConfig, head: &Head) -> Result<()> {
+                let $this = self;
+                Dataset::check($inner, config, head)
+            }
+        }
+    };
+}
+
+forward_dataset!([] Vec<Example>, |this| this.as_slice());
+forward_dataset!([const N: usize] [Example; N], |this| this.as_slice());
+forward_dataset!([D: Dataset + ?Sized] &D, |this| &**this);
+forward_dataset!([D: Dataset + ?Sized] Box<D>, |this| &**this);
+forward_dataset!([D: Dataset + ?Sized] Arc<D>, |this| &**this);
 
 impl Example {
     /// A sequence `[T, I]` with its target.
@@ -386,6 +437,74 @@ pub(super) mod tests {
             DataFingerprint::of(&all),
             DataFingerprint { count: 11, hash: 14_094_256_144_268_147_763 }
         );
+    }
+
+    /// A data set of which everything that has a default is its own.
+    struct Odd;
+
+    impl Dataset for Odd {
+        fn len(&self) -> usize {
+            7
+        }
+
+        fn is_empty(&self) -> bool {
+            true
+        }
+
+        fn steps(&self, index: usize) -> usize {
+            index + 1
+        }
+
+        fn batch(&self, _: &[usize]) -> Result<TrainingBatch> {
+            Err(Error::NoTarget)
+        }
+
+        fn fingerprint(&self) -> DataFingerprint {
+            DataFingerprint { count: 7, hash: 1 }
+        }
+
+        fn has_target(&self, index: usize, _: &Loss) -> bool {
+            index == 3
+        }
+
+        fn check(&self, _: &GruConfig, _: &Head) -> Result<()> {
+            Err(Error::NoExamples)
+        }
+    }
+
+    #[test]
+    fn what_points_to_a_data_set_is_that_data_set() {
+        fn check(data: impl Dataset) {
+            let loss = Loss::MeanSquared;
+            assert_eq!((data.len(), data.is_empty(), data.steps(4)), (7, true, 5));
+            assert_eq!((data.has_target(3, &loss), data.has_target(2, &loss)), (true, false));
+            assert_eq!(data.fingerprint(), DataFingerprint { count: 7, hash: 1 });
+            assert_eq!(data.batch(&[0]), Err(Error::NoTarget));
+            assert_eq!(data.check(&GruConfig::new(1, 1), &Head::last(1)), Err(Error::NoExamples));
+        }
+        check(Odd);
+        check(&Odd);
+        check(Box::new(Odd));
+        check(Arc::new(Odd));
+        check(Box::new(Odd) as Box<dyn Dataset>);
+        check(&&Odd as &dyn Dataset);
+    }
+
+    #[test]
+    fn examples_are_a_data_set_however_they_are_held() {
+        fn check(data: impl Dataset) {
+            assert_eq!((data.len(), data.is_empty()), (2, false));
+            assert_eq!((data.steps(0), data.steps(1), data.steps(2)), (3, 9, 0));
+            assert_eq!(data.batch(&[1]).unwrap().x.dim().1, 1);
+            assert!(data.batch(&[2]).is_err());
+        }
+        let all = examples(&[3, 9]);
+        check(all.as_slice());
+        check(&all);
+        check(<[Example; 2]>::try_from(all.clone()).unwrap());
+        check(Arc::<[Example]>::from(all.clone()));
+        check(all.clone().into_boxed_slice());
+        check(all);
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl<'a> CheckpointWriter<'a> {
             if !self.has_saved {
                 self.folder.remove_results();
             }
-            checkpoint.write(self.folder.checkpoint())?;
+            checkpoint.save(self.folder.checkpoint())?;
             self.last = Some(position);
         }
         (self.has_saved, self.has_warned) = (true, false);

@@ -239,7 +239,7 @@ impl RunDir {
             bail!("{shown} holds no checkpoint yet; start the run again with --force");
         }
         let (checkpoint, refused) =
-            Checkpoint::read_last(&path).or_else(|last| match Checkpoint::read(self.before()) {
+            Checkpoint::load_last(&path).or_else(|last| match Checkpoint::load(self.before()) {
                 Ok(before) => Ok((before, Some(last))),
                 Err(before) => Err(anyhow!(
                     "{last}; {before}; there is no other checkpoint to go on from, and --force starts anew"

@@ -55,12 +55,12 @@ impl<'a> Constants<'a> {
     }
 
     fn known_at(&self, value: &str, depth: usize) -> Result<Known> {
-        let cyclic = || Error::Format(format!("{} is made of itself", quote(value)));
+        let cyclic = || Error::format(format!("{} is made of itself", quote(value)));
         match self.known.borrow().get(value) {
             Some(Some(known)) => return Ok(known.clone()),
             Some(None) => return Err(cyclic()),
             None if depth == DEEPEST => {
-                return Err(Error::Format(format!("{} is made of too much", quote(value))));
+                return Err(Error::format(format!("{} is made of too much", quote(value))));
             }
             None => {}
         }
@@ -77,7 +77,7 @@ impl<'a> Constants<'a> {
     fn make(&self, value: &str, depth: usize) -> Result<Known> {
         match self.graph.producer(value)? {
             Producer::Input => Ok(Known::AtRun(format!("the input {}", quote(value)))),
-            Producer::Initializer(tensor) => self.tensor(&self.graph.look(&tensor)?),
+            Producer::Initializer(tensor) => self.tensor(&self.graph.decode(&tensor)?),
             Producer::Node { index, output } => {
                 let node = self.graph.node(index)?;
                 match node.op() {
@@ -126,8 +126,8 @@ impl<'a> Constants<'a> {
     fn constant(&self, node: &NodeProto) -> Result<Known> {
         let known = |value| Ok(Known::Constant(Rc::new(value)));
         if let Some(attribute) = node.attribute("value")? {
-            let empty = || Error::Format("a constant holds no tensor".to_owned());
-            return self.tensor(&self.graph.look(&attribute.t.ok_or_else(empty)?)?);
+            let empty = || Error::format("a constant holds no tensor".to_owned());
+            return self.tensor(&self.graph.decode(&attribute.t.ok_or_else(empty)?)?);
         }
         for (name, scalar) in [("value_int", true), ("value_ints", false)] {
             if let Some(attribute) = node.attribute(name)? {
@@ -142,13 +142,13 @@ impl<'a> Constants<'a> {
             }
         }
         let output = node.output.first().map_or("", String::as_str);
-        Err(Error::Format(format!("the constant {} holds no numbers", quote(output))))
+        Err(Error::format(format!("the constant {} holds no numbers", quote(output))))
     }
 
     /// The shape of a value that must be known, without reading the numbers of one that is simply held.
     pub fn known_shape(&self, value: &str) -> Result<std::result::Result<Vec<usize>, String>> {
         if let Producer::Initializer(tensor) = self.graph.producer(value)? {
-            let head: TensorHead = self.graph.look(&tensor)?;
+            let head: TensorHead = self.graph.decode(&tensor)?;
             return Ok(Ok(tensor::shape(&head.dims)?.0));
         }
         Ok(match self.known(value)? {
@@ -184,9 +184,8 @@ impl<'a> Constants<'a> {
                 "ConstantOfShape" => {
                     let Some(attribute) = node.attribute("value")? else { return Ok(true) };
                     let Some(tensor) = attribute.t else { return Ok(false) };
-                    return Ok(
-                        tensor::value(&self.graph.look(&tensor)?, &self.graph.storage)?.is_zeros()
-                    );
+                    return Ok(tensor::value(&self.graph.decode(&tensor)?, &self.graph.storage)?
+                        .is_zeros());
                 }
                 _ => {}
             }

@@ -22,7 +22,7 @@ pub(super) struct Graph {
     producers: HashMap<String, Producer>,
     /// Of [`ValueInfoProto`], where the model tells a value's shape.
     infos: HashMap<String, Bytes>,
-    /// Bytes that may still be looked at. Nodes that lead to each other over and over must end.
+    /// Bytes that may still be decoded. Nodes that lead to each other over and over must end.
     effort: Cell<u64>,
     pub storage: Storage,
     /// What a model of our own says of itself.
@@ -43,12 +43,12 @@ pub(super) enum Producer {
 impl Graph {
     /// Of a model's bytes, and its path where it is a file.
     pub fn parse(bytes: Bytes, path: Option<&Path>) -> Result<Self> {
-        /// Each byte may be looked at so often.
+        /// Each byte may be decoded so often.
         const LOOKS: u64 = 64;
         let storage = Storage::new(bytes.len(), path);
         let effort = Cell::new((bytes.len() as u64).saturating_mul(LOOKS) + (1 << 20));
         let model: ModelProto = decode(&bytes)?;
-        let no_graph = || Error::Format("it has no graph; is it an ONNX model?".to_owned());
+        let no_graph = || Error::format("it has no graph; is it an ONNX model?".to_owned());
         let graph: GraphProto = decode(&model.graph.ok_or_else(no_graph)?)?;
         let producers = producers(&graph)?;
         let mut infos = HashMap::new();
@@ -70,11 +70,11 @@ impl Graph {
     }
 
     pub fn node(&self, index: usize) -> Result<NodeProto> {
-        self.look(&self.nodes[index])
+        self.decode(&self.nodes[index])
     }
 
     /// A message out of the model, which counts as effort.
-    pub fn look<M: Message + Default>(&self, bytes: &Bytes) -> Result<M> {
+    pub fn decode<M: Message + Default>(&self, bytes: &Bytes) -> Result<M> {
         self.spend_effort(bytes.len() as u64)?;
         decode(bytes)
     }
@@ -82,7 +82,7 @@ impl Graph {
     /// `Ok` while so much more effort may be made.
     pub fn spend_effort(&self, effort: u64) -> Result<()> {
         let left = self.effort.get().checked_sub(effort + 1);
-        let exhausted = || Error::Format("its nodes lead to each other too often".to_owned());
+        let exhausted = || Error::format("its nodes lead to each other too often".to_owned());
         self.effort.set(left.ok_or_else(exhausted)?);
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Graph {
     /// What makes a value.
     pub fn producer(&self, value: &str) -> Result<Producer> {
         let found = self.producers.get(value).cloned();
-        found.ok_or_else(|| Error::Format(format!("nothing in the model makes {}", quote(value))))
+        found.ok_or_else(|| Error::format(format!("nothing in the model makes {}", quote(value))))
     }
 
     /// The node that makes a value, and as which of its outputs.
@@ -103,7 +103,7 @@ impl Graph {
 
     /// The sizes of a value's axes that the model tells.
     pub fn stated_shape(&self, value: &str) -> Option<Vec<Option<i64>>> {
-        let info: ValueInfoProto = self.look(self.infos.get(value)?).ok()?;
+        let info: ValueInfoProto = self.decode(self.infos.get(value)?).ok()?;
         let dims = info.r#type?.tensor_type?.shape?.dim;
         let known = |value| {
             if let Some(Dimension::DimValue(size)) = value {
@@ -120,7 +120,7 @@ fn producers(graph: &GraphProto) -> Result<HashMap<String, Producer>> {
     let mut producers = HashMap::new();
     let mut add = |name: String, producer| match producers.entry(name) {
         Entry::Occupied(entry) => {
-            Err(Error::Format(format!("{} is made twice", quote(entry.key()))))
+            Err(Error::format(format!("{} is made twice", quote(entry.key()))))
         }
         Entry::Vacant(entry) => {
             entry.insert(producer);

@@ -28,7 +28,7 @@ impl Grus {
                 protos.push(node);
             }
             if protos.len() > MOST {
-                return Err(Error::Format(format!("it has more than {MOST} GRU nodes")));
+                return Err(Error::format(format!("it has more than {MOST} GRU nodes")));
             }
         }
         let names = names(&protos);

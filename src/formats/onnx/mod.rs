@@ -151,7 +151,7 @@ fn parse<S: Read + Seek, T>(
     let len = source.len();
     if len > MAX_MODEL {
         let reason = format!("it has {len} bytes; a model ends at {MAX_MODEL}");
-        return Err(Error::Format(reason));
+        return Err(Error::format(reason));
     }
     let bytes = source.part("the model", 0, len)?;
     read(&Constants::of(&Graph::parse(bytes.into(), path)?))
@@ -217,7 +217,7 @@ fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<G
             }
             Given::Constant(_) => {
                 let reason = "its layers' initial_h are of different batches".to_owned();
-                return Err(Error::Format(reason));
+                return Err(Error::format(reason));
             }
             Given::AtRun(of_layer) if words.contains(&of_layer.as_str()) => {}
             Given::AtRun(of_layer) => words.push(of_layer.as_str()),

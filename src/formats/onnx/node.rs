@@ -62,7 +62,7 @@ impl GruNode {
         let w = required(weight_shape(constants, &proto, input::W)?, "W")?;
         let r = required(weight_shape(constants, &proto, input::R)?, "R")?;
         let (&[_, _, input_size], &[_, _, hidden]) = (&w[..], &r[..]) else {
-            return Err(Error::Format(format!(
+            return Err(Error::format(format!(
                 "W and R have shapes {w:?} and {r:?}; expected three axes each"
             )));
         };
@@ -71,7 +71,7 @@ impl GruNode {
         expect_shape("R [D, 3H, H]", &r, &[d, gates, hidden])?;
         if let Some(stated) = attributes.hidden_size.filter(|&size| size != hidden as i64) {
             let reason = format!("its hidden_size is {stated}, but R has the shape {r:?}");
-            return Err(Error::Format(reason));
+            return Err(Error::format(reason));
         }
         let bias = weight_shape(constants, &proto, input::B)?;
         if let Some(b) = &bias {
@@ -129,7 +129,7 @@ impl GruNode {
                 check_finite(INPUTS[input::H0], h0.iter())?;
             }
             let shape = h0.shape().to_vec();
-            let wrong = |_| Error::Format(format!("its shape is {shape:?}; expected three axes"));
+            let wrong = |_| Error::format(format!("its shape is {shape:?}; expected three axes"));
             let h0 = h0.view().into_dimensionality::<Ix3>().map_err(wrong)?;
             let h0 = match self.layout {
                 Layout::TimeMajor => h0,
@@ -146,9 +146,9 @@ impl GruNode {
     pub fn lengths(&self, constants: &Constants<'_>) -> Result<Given<Vec<usize>>> {
         self.given(constants, input::LENGTHS, |value| {
             let integers = value.integers();
-            let not_whole = || Error::Format("its numbers are not whole".to_owned());
+            let not_whole = || Error::format("its numbers are not whole".to_owned());
             let length = |&length: &i64| {
-                let wrong = |_| Error::Format(format!("it holds the length {length}"));
+                let wrong = |_| Error::format(format!("it holds the length {length}"));
                 usize::try_from(length).map_err(wrong)
             };
             integers.ok_or_else(not_whole)?.iter().map(length).collect()
@@ -203,7 +203,7 @@ impl Attributes {
             check_type(&attribute)?;
             match attribute.name.as_str() {
                 name if !seen.insert(name.to_owned()) => {
-                    return Err(Error::Format(format!(
+                    return Err(Error::format(format!(
                         "it has the attribute {} twice",
                         quote(name)
                     )));
@@ -231,7 +231,7 @@ impl Attributes {
             if functions.len() != expected {
                 let got = functions.len();
                 let reason = format!("it has {got} activations; expected {expected}");
-                return Err(Error::Format(reason));
+                return Err(Error::format(reason));
             }
             let all = activations(&functions, &alphas, &betas)?;
             if all[..2] != all[all.len() - 2..] {
@@ -248,7 +248,7 @@ fn direction(word: &str) -> Result<Direction> {
         "forward" => Ok(Direction::Forward),
         "reverse" => Ok(Direction::Reverse),
         "bidirectional" => Ok(Direction::Both),
-        other => Err(Error::Format(format!("it has the direction {}", quote(other)))),
+        other => Err(Error::format(format!("it has the direction {}", quote(other)))),
     }
 }
 
@@ -256,7 +256,7 @@ fn layout(number: i64) -> Result<Layout> {
     match number {
         0 => Ok(Layout::TimeMajor),
         1 => Ok(Layout::BatchFirst),
-        other => Err(Error::Format(format!("it has the layout {other}"))),
+        other => Err(Error::format(format!("it has the layout {other}"))),
     }
 }
 
@@ -272,7 +272,7 @@ fn check_type(attribute: &AttributeProto) -> Result<()> {
     match attribute.r#type {
         0 => Ok(()),
         got if got == expected => Ok(()),
-        got => Err(Error::Format(format!(
+        got => Err(Error::format(format!(
             "its attribute {} is of ONNX's type {got}, expected {expected}",
             quote(&attribute.name)
         ))),
@@ -318,7 +318,7 @@ fn activations(
 
 fn text(bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes);
-    let text = text.map_err(|_| Error::Format("an attribute's text is no text".to_owned()))?;
+    let text = text.map_err(|error| Error::format_from("an attribute's text is no text", error))?;
     Ok(text.to_owned())
 }
 
@@ -352,30 +352,30 @@ fn weight(
 }
 
 fn not_held(index: usize, words: &str) -> Error {
-    Error::Format(format!(
+    Error::format(format!(
         "its {} depends on {words}; weights must be in the model, at most rearranged",
         INPUTS[index]
     ))
 }
 
 fn floats(value: &Value) -> Result<&ArrayD<f32>> {
-    let whole = || Error::Format("its numbers are whole; expected floats".to_owned());
+    let whole = || Error::format("its numbers are whole; expected floats".to_owned());
     value.floats().ok_or_else(whole)
 }
 
 fn required<T>(found: Option<T>, name: &str) -> Result<T> {
-    found.ok_or_else(|| Error::Format(format!("its {name} is not connected")))
+    found.ok_or_else(|| Error::format(format!("its {name} is not connected")))
 }
 
 fn expect_shape(what: &str, got: &[usize], expected: &[usize]) -> Result<()> {
     if got == expected {
         return Ok(());
     }
-    Err(Error::Format(format!("{what} has shape {got:?}, expected {expected:?}")))
+    Err(Error::format(format!("{what} has shape {got:?}, expected {expected:?}")))
 }
 
 fn unsupported(what: &str) -> Error {
-    Error::Format(format!("{what} is not supported"))
+    Error::format(format!("{what} is not supported"))
 }
 
 fn in_node(name: &str, error: Error) -> Error {

@@ -10,7 +10,7 @@ use super::tensor::{MAX_AXES, Value};
 use crate::error::{Error, Result};
 
 fn misfit(what: &str) -> Error {
-    Error::Format(format!("{what} does not fit"))
+    Error::format(format!("{what} does not fit"))
 }
 
 /// The operators that only move numbers, and the one by which exporters find chosen.
@@ -123,7 +123,7 @@ fn optional_operand(
 
 fn operand(node: &NodeProto, name: &str, inputs: Inputs<'_>, index: usize) -> Result<Vec<i64>> {
     let found = optional_operand(node, name, inputs, index)?;
-    found.ok_or_else(|| Error::Format(format!("its {name} is missing")))
+    found.ok_or_else(|| Error::format(format!("its {name} is missing")))
 }
 
 /// An axis that may be counted from the end.
@@ -253,7 +253,7 @@ fn split<T: Copy>(
 
 /// Whole numbers by whole numbers, of which one may be alone.
 fn multiplied(value: &Value, by: Option<&Rc<Value>>) -> Result<Value> {
-    let weights = || Error::Format("weights that are multiplied are not supported".to_owned());
+    let weights = || Error::format("weights that are multiplied are not supported".to_owned());
     let by = by.and_then(|by| by.integers());
     let (a, b) = value.integers().zip(by).ok_or_else(weights)?;
     let (many, one) = if a.len() >= b.len() { (a, b) } else { (b, a) };
@@ -280,7 +280,7 @@ fn cast(value: &Value, to: i64) -> Result<Value> {
             Value::Floats(floats) => floats.mapv(|number| number as i64),
             Value::Integers(integers) => integers.clone(),
         })),
-        _ => Err(Error::Format(format!("a cast to ONNX's type {to} is not supported"))),
+        _ => Err(Error::format(format!("a cast to ONNX's type {to} is not supported"))),
     }
 }
 

@@ -15,16 +15,15 @@ pub const MAX_MODEL: u64 = i32::MAX as u64;
 
 /// A message that lies in another one's bytes.
 pub fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
-    let wrong = |error: prost::DecodeError| Error::Format(format!("it is no ONNX model: {error}"));
+    let wrong = |error: prost::DecodeError| {
+        Error::format_from(format!("it is no ONNX model: {error}"), error)
+    };
     M::decode(bytes.clone()).map_err(wrong)
 }
 
 /// Names the part of a model in what is wrong with it.
 pub fn in_part(part: &str, error: Error) -> Error {
-    match error {
-        Error::Format(reason) => Error::Format(format!("{part}: {reason}")),
-        other => other,
-    }
+    error.within(part)
 }
 
 #[derive(Clone, PartialEq, Message)]

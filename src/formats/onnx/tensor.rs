@@ -10,7 +10,7 @@ use prost::bytes::Bytes;
 use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto, data_type, decode};
 use crate::error::{Error, Result, quote};
 use crate::formats::files;
-use crate::formats::numbers::{pieces, widen_bf16, widen_f16};
+use crate::formats::numbers::{arrays, widen_bf16, widen_f16};
 
 /// Where a model's numbers may come from, and how many may be read.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Storage {
     /// The file at a location that a tensor names, links followed, if it lies in one of the folders.
     fn find(&self, location: &str) -> Result<PathBuf> {
         let refused = |why: &str| {
-            Error::Format(format!("external data at {} is refused: {why}", quote(location)))
+            Error::format(format!("external data at {} is refused: {why}", quote(location)))
         };
         let plain = Path::new(location).components().all(|c| matches!(c, Component::Normal(_)));
         if location.is_empty() || !plain {
@@ -57,7 +57,8 @@ impl Storage {
             return Err(refused("a model that is no file has no folder"));
         };
         let file = own.join(location).canonicalize();
-        let file = file.map_err(|error| refused(&error.to_string()))?;
+        let file = file
+            .map_err(|error| Error::format_from(refused(&error.to_string()).to_string(), error))?;
         if !self.folders.iter().any(|folder| file.starts_with(folder)) {
             return Err(refused("it lies outside the model's folder"));
         }
@@ -88,7 +89,7 @@ impl Storage {
         let left = self.left.get().checked_sub(4 * count as u64);
         let too_many = || {
             let reason = "all weights together are more than the model's files hold";
-            Error::Format(reason.to_owned())
+            Error::format(reason.to_owned())
         };
         self.left.set(left.ok_or_else(too_many)?);
         Ok(())
@@ -102,7 +103,7 @@ pub(super) const MAX_AXES: usize = 8;
 pub(super) fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize)> {
     let wrong = || {
         let shown = &dims[..dims.len().min(MAX_AXES)];
-        Error::Format(format!("a tensor has the impossible shape {shown:?}"))
+        Error::format(format!("a tensor has the impossible shape {shown:?}"))
     };
     if dims.len() > MAX_AXES {
         return Err(wrong());
@@ -171,7 +172,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
         data_type::FLOAT => shaped(
             &shape,
             match raw(4)? {
-                Some(raw) => pieces(&raw).map(f32::from_le_bytes).collect(),
+                Some(raw) => arrays(&raw).map(f32::from_le_bytes).collect(),
                 None => tensor.float_data.clone(),
             },
         )
@@ -179,7 +180,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
         data_type::DOUBLE => shaped(
             &shape,
             match raw(8)? {
-                Some(raw) => pieces(&raw).map(|b| f64::from_le_bytes(b) as f32).collect(),
+                Some(raw) => arrays(&raw).map(|b| f64::from_le_bytes(b) as f32).collect(),
                 None => tensor.double_data.iter().map(|&number| number as f32).collect(),
             },
         )
@@ -189,7 +190,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
         data_type::INT64 => shaped(
             &shape,
             match raw(8)? {
-                Some(raw) => pieces(&raw).map(i64::from_le_bytes).collect(),
+                Some(raw) => arrays(&raw).map(i64::from_le_bytes).collect(),
                 None => tensor.int64_data.clone(),
             },
         )
@@ -197,7 +198,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
         data_type::INT32 => shaped(
             &shape,
             match raw(4)? {
-                Some(raw) => pieces(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
+                Some(raw) => arrays(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
                 None => words(),
             },
         )
@@ -210,7 +211,7 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
             },
         )
         .map(Value::Integers),
-        other => Err(Error::Format(format!(
+        other => Err(Error::format(format!(
             "its numbers are of ONNX's type {other}, which is not supported"
         ))),
     }?;
@@ -221,7 +222,9 @@ pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
 fn shaped<T>(shape: &[usize], numbers: Vec<T>) -> Result<ArrayD<T>> {
     let got = numbers.len();
     let array = ArrayD::from_shape_vec(IxDyn(shape), numbers);
-    array.map_err(|_| Error::Format(format!("it has {got} numbers, but the shape {shape:?}")))
+    array.map_err(|error| {
+        Error::format_from(format!("it has {got} numbers, but the shape {shape:?}"), error)
+    })
 }
 
 /// The bytes of `count` numbers of `width` bytes each, unless they lie in a field of their own type.
@@ -238,7 +241,7 @@ fn raw(
     match tensor.raw_data.len() {
         got if got == expected => Ok(Some(tensor.raw_data.clone())),
         0 => Ok(None),
-        got => Err(Error::Format(format!("it has {got} bytes, its shape takes {expected}"))),
+        got => Err(Error::format(format!("it has {got} bytes, its shape takes {expected}"))),
     }
 }
 
@@ -248,7 +251,9 @@ fn external(tensor: &TensorProto, expected: usize, storage: &Storage) -> Result<
         let entry = decode::<StringStringEntryProto>(entry)?;
         let number = || {
             let shown = quote(&entry.value);
-            let wrong = |_| Error::Format(format!("external data has the {} {shown}", entry.key));
+            let wrong = |error| {
+                Error::format_from(format!("external data has the {} {shown}", entry.key), error)
+            };
             entry.value.parse::<u64>().map_err(wrong)
         };
         match entry.key.as_str() {
@@ -259,10 +264,10 @@ fn external(tensor: &TensorProto, expected: usize, storage: &Storage) -> Result<
         }
     }
     let location =
-        location.ok_or_else(|| Error::Format("external data has no location".to_owned()))?;
+        location.ok_or_else(|| Error::format("external data has no location".to_owned()))?;
     if let Some(length) = length.filter(|&length| length != expected as u64) {
         let reason = format!("external data has {length} bytes, its shape takes {expected}");
-        return Err(Error::Format(reason));
+        return Err(Error::format(reason));
     }
     storage.read(storage.find(&location)?, offset, expected)
 }

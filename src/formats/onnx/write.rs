@@ -102,7 +102,7 @@ fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
     };
     match model.encoded_len() as u64 {
         len if len <= MAX_MODEL => Ok(model.encode_to_vec()),
-        len => Err(Error::Format(format!(
+        len => Err(Error::format(format!(
             "the model would have {len} bytes; ONNX's files end at {}",
             MAX_MODEL
         ))),

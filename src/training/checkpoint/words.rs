@@ -198,7 +198,7 @@ pub(super) fn read_counters(words: &str) -> Result<Counters> {
     if counters.are_possible() {
         return Ok(counters);
     }
-    Err(Error::Format("its metadata progress is none that a run can come to".to_owned()))
+    Err(Error::format("its metadata progress is none that a run can come to".to_owned()))
 }
 
 /// `train=150 hash=123 valid=50 valid_hash=456`

@@ -248,7 +248,7 @@ fuzz_target!(|input: Input<'_>| {
         }
     }
     // The checksum stands in the way of all but what was written.
-    if let Ok(checkpoint) = Checkpoint::read_from(Cursor::new(&bytes)) {
+    if let Ok(checkpoint) = Checkpoint::read(Cursor::new(&bytes)) {
         assert!(checkpoint.learner_config.validate().is_ok());
     }
 });
