@@ -239,7 +239,7 @@ mod tests {
     fn only_files_that_cannot_be_written_are_tolerated() {
         let system = || io::Error::other("no space left");
         let path = "/nowhere/checkpoint.safetensors";
-        let missing = || Checkpoint::read(path).expect_err("no file");
+        let missing = || Checkpoint::load(path).expect_err("no file");
         assert!(matches!(missing(), gru_wgpu::Error::Io { .. }));
         for error in [anyhow!(missing()), anyhow!(missing()).context("a"), anyhow!(system())] {
             assert!(unsaved(Err(error)).unwrap().is_some());
