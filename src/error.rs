@@ -97,7 +97,7 @@ pub enum Error {
     NoTarget,
 
     /// Training met a loss or a gradient that is not finite, or one that would have made a
-    /// parameter or one of the optimiser's moments so. They are still those before.
+    /// parameter or one of the optimizer's moments so. They are still those before.
     #[error(
         "step {step}{} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
          {parameter}{}", describe_made_from(made_from.as_deref()), describe_outcome(*loss, *norm)

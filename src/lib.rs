@@ -123,7 +123,7 @@
 //!
 //! | layer | holds |
 //! |---|---|
-//! | `error.rs`, `fingerprint.rs`, `process.rs` | [`Error`]; [`DataFingerprint`]; which process made something |
+//! | `error.rs`, `fingerprint.rs`, `lock.rs`, `process.rs` | [`Error`]; [`DataFingerprint`]; locks; which process made something |
 //! | `spec/` | what is computed, as plain data: [`GruConfig`], [`Params`], [`Batch`], [`Head`], [`Loss`], [`Optimizer`], [`RunOptions`]; validation, initialisation, the draws of dropout |
 //! | `kernels/` | a row for each kernel of `shaders/*.wgsl`, held against the WGSL by reflection |
 //! | `plan/` | [`plan::Plan`], the schedule as data: buffers, dispatches, tiles, limits, by arithmetic alone |

@@ -1,4 +1,4 @@
-//! Training: every loss, optimiser and way to clip, on the adapter as on the CPU.
+//! Training: every loss, optimizer and way to clip, on the adapter as on the CPU.
 
 mod common;
 
@@ -86,7 +86,7 @@ impl Task {
     }
 }
 
-/// Every loss over both kinds of head, every optimiser, every way to clip, some of it in other layouts.
+/// Every loss over both kinds of head, every optimizer, every way to clip, some of it in other layouts.
 fn tasks() -> Vec<(&'static str, Task)> {
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.01 };
     let cosine = Schedule::Cosine { warmup: 2, updates: 6, last: 0.1 };

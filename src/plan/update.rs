@@ -1,5 +1,5 @@
 //! The schedule of an update: what is to be known of the gradient, whether all would be finite
-//! after it, then the optimiser.
+//! after it, then the optimizer.
 
 use super::ElementType::{F32, U32};
 use super::limits::check_indices;
@@ -31,9 +31,9 @@ pub(crate) struct UpdateBuffers {
     pub gradient: BufferId,
     /// `[1]`
     pub loss: BufferId,
-    /// The optimiser's.
+    /// The optimizer's.
     pub first_moment: BufferId,
-    /// The optimiser's.
+    /// The optimizer's.
     pub second_moment: BufferId,
     /// [`numbers`].
     pub update: BufferId,

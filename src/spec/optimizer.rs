@@ -1,4 +1,4 @@
-//! Optimisers over a flat buffer, clipping, and schedules of the learning rate.
+//! Optimizers over a flat buffer, clipping, and schedules of the learning rate.
 //!
 //! [`Optimizer`] with its [`OptimizerState`] is the CPU's, and the specification of `shaders/optimizer.wgsl`.
 
@@ -65,7 +65,7 @@ impl Default for Adam {
     }
 }
 
-/// What an optimiser remembers of the gradients before, in the parameters' layout.
+/// What an optimizer remembers of the gradients before, in the parameters' layout.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct OptimizerState {
@@ -83,7 +83,7 @@ impl OptimizerState {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn zeros(len: usize) -> Result<Self> {
-        let zeros = || try_zeros("an optimiser's moments", len);
+        let zeros = || try_zeros("an optimizer's moments", len);
         Ok(Self { first: zeros()?, second: zeros()?, steps: 0 })
     }
 }
@@ -140,9 +140,9 @@ impl Optimizer {
         gradient: &[f32],
         moments: &mut OptimizerState,
     ) -> Result<()> {
-        check_shape("the optimiser's parameters", &[moments.first.len()], &[params.len()])?;
-        check_shape("the optimiser's gradient", &[moments.first.len()], &[gradient.len()])?;
-        check_shape("the optimiser's moments", &[moments.first.len()], &[moments.second.len()])?;
+        check_shape("the optimizer's parameters", &[moments.first.len()], &[params.len()])?;
+        check_shape("the optimizer's gradient", &[moments.first.len()], &[gradient.len()])?;
+        check_shape("the optimizer's moments", &[moments.first.len()], &[moments.second.len()])?;
         let constants = self.constants(learning_rate, moments.steps);
         constants.apply(params, gradient, [&mut moments.first, &mut moments.second]);
         moments.steps += 1;
@@ -398,7 +398,7 @@ mod tests {
         let mut moments = OptimizerState::zeros(2).unwrap();
         let sgd = Optimizer::sgd();
         let error = sgd.step(0.5, &mut x, &[1.0], &mut moments).unwrap_err().to_string();
-        assert_eq!(error, "the optimiser's gradient has shape [1], expected [2]");
+        assert_eq!(error, "the optimizer's gradient has shape [1], expected [2]");
         assert!(sgd.step(0.5, &mut x[..1], &[1.0, 1.0], &mut moments).is_err());
         assert_eq!((x, moments.steps), ([1.0, 2.0], 0));
     }

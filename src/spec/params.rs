@@ -1,6 +1,6 @@
 //! One flat buffer of parameters with named ranges, and its seeded initialisation.
 //!
-//! The host's copy, the device's copy, the gradients and an optimiser's moments all share
+//! The host's copy, the device's copy, the gradients and an optimizer's moments all share
 //! [`ParamLayout`], so index `i` means the same number in each.
 
 use std::collections::HashMap;
@@ -293,7 +293,7 @@ impl<F: NdFloat> Params<F> {
         &self.layout
     }
 
-    /// The flat buffer, padding included. An optimiser may walk it from end to end: the padding is 0
+    /// The flat buffer, padding included. An optimizer may walk it from end to end: the padding is 0
     /// in parameters and gradients alike.
     pub fn as_slice(&self) -> &[F] {
         &self.flat

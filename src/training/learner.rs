@@ -48,7 +48,7 @@ pub struct StepMetrics {
 pub struct LearnerState {
     /// The parameters.
     pub params: Params,
-    /// The optimiser's moments and its count of updates.
+    /// The optimizer's moments and its count of updates.
     pub moments: OptimizerState,
 }
 

@@ -1,4 +1,4 @@
-"""Writes training.json: what ten training steps of PyTorch make of small models, for every loss, optimiser, way of
+"""Writes training.json: what ten training steps of PyTorch make of small models, for every loss, optimizer, way of
 clipping and schedule of this library.
 
     pip install numpy torch && python tests/data/generate_training.py
