@@ -3,8 +3,12 @@
 //!
 //! The test reads the sources: `use` lines and paths in between, but for comments, text and tests.
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+use common::files_in;
 
 /// The library's modules from the lowest to the highest; those of a row may not import each other.
 const LIBRARY: &[&[&str]] = &[
@@ -62,22 +66,13 @@ struct Source {
 
 /// Every source of a crate but those of tests, its root under the name of the file.
 fn sources(root: &Path) -> Vec<Source> {
-    let mut files = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|ending| ending == "rs") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
+    let files = files_in(root);
+    let is_source = |path: &&PathBuf| {
+        path.extension().is_some_and(|ending| ending == "rs") && !path.ends_with("tests.rs")
+    };
     let texts: Vec<_> = files
         .iter()
-        .filter(|path| !path.ends_with("tests.rs"))
+        .filter(is_source)
         .map(|path| (path.strip_prefix(root).unwrap(), std::fs::read_to_string(path).unwrap()))
         .collect();
     read(&texts)

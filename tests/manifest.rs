@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use common::metadata;
+use common::{files_in, metadata};
 
 /// `1.87` or `1.87.0` as numbers.
 fn version(text: &str) -> Vec<u32> {
@@ -38,21 +38,13 @@ fn rust_version_is_the_highest_of_the_dependencies() {
 /// Chains of `let` in conditions came with Rust 1.88, and no lint knows that.
 #[test]
 fn no_let_chains_are_used() {
-    let mut folders = ["src", "cli/src"].map(std::path::PathBuf::from).to_vec();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                let text = std::fs::read_to_string(&path).unwrap();
-                for line in text.lines().map(str::trim) {
-                    let conditional = line.starts_with("if let ") || line.starts_with("while let ");
-                    let chained = line.starts_with("&& ") || line.contains(" && ");
-                    let chain = line.contains("&& let ") || (conditional && chained);
-                    assert!(!chain, "{}: {line}", path.display());
-                }
-            }
+    for path in ["src", "cli/src"].into_iter().flat_map(|folder| files_in(Path::new(folder))) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for line in text.lines().map(str::trim) {
+            let conditional = line.starts_with("if let ") || line.starts_with("while let ");
+            let chained = line.starts_with("&& ") || line.contains(" && ");
+            let chain = line.contains("&& let ") || (conditional && chained);
+            assert!(!chain, "{}: {line}", path.display());
         }
     }
 }
@@ -131,17 +123,9 @@ fn the_package_is_small_and_whole() {
     let list = cargo(&[&package[..], &["--list"]].concat());
     let listed: BTreeSet<_> = list.lines().collect();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders = ["src", "shaders"].map(|folder| root.join(folder)).to_vec();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap();
-                assert!(listed.contains(name), "{name} is not in the package");
-            }
-        }
+    for path in ["src", "shaders"].into_iter().flat_map(|folder| files_in(&root.join(folder))) {
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+        assert!(listed.contains(name), "{name} is not in the package");
     }
     for name in ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"] {
         assert!(listed.contains(name), "{name} is not in the package");

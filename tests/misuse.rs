@@ -1373,14 +1373,8 @@ fn public_functions() -> BTreeSet<String> {
     for (file, module) in MODULES {
         add(&source.join(file).with_extension("rs"), Some(module));
     }
-    let mut folders = PRIVATE.map(|folder| source.join(folder)).to_vec();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            match entry.unwrap().path() {
-                path if path.is_dir() => folders.push(path),
-                path => add(&path, None),
-            }
-        }
+    for folder in PRIVATE {
+        common::files_in(&source.join(folder)).iter().for_each(|path| add(path, None));
     }
     found
 }

@@ -548,21 +548,12 @@ fn an_error_says_each_cause_once() {
 /// `{error:#}` would say the cause of a library's error twice: `ui::output::causes` says each once.
 #[test]
 fn no_source_says_causes_by_the_alternate_format() {
-    let mut folders = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-    let mut read = 0;
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                let source = std::fs::read_to_string(&path).unwrap();
-                assert!(!source.contains(":#}"), "{}", path.display());
-                read += 1;
-            }
-        }
+    let files = common::files_in(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    for path in &files {
+        let source = std::fs::read_to_string(path).unwrap();
+        assert!(!source.contains(":#}"), "{}", path.display());
     }
-    assert!(read > 40, "{read} files");
+    assert!(files.len() > 40, "{} files", files.len());
 }
 
 #[test]

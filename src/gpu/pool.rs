@@ -54,7 +54,7 @@ enum Residency {
     Nothing,
     /// This version of the model's.
     Version(u64),
-    /// Its own, which it moves itself.
+    /// Those of a learner, which updates them on the device.
     Acquired,
 }
 
@@ -87,6 +87,16 @@ impl GradientAccumulator {
         };
         gpu.guard(make).await
     }
+
+    /// Where a plan of a loss has them.
+    fn bound(&self, plan: &Plan) -> Vec<(BufferId, BufferBinding)> {
+        let training = plan.run_buffers().training.as_ref().expect("a training plan");
+        let loss = plan.loss_buffers();
+        vec![
+            (training.dparams, BufferBinding::from(&self.gradient)),
+            (loss.sum, BufferBinding::from(&self.loss)),
+        ]
+    }
 }
 
 #[derive(Debug)]
@@ -104,20 +114,8 @@ pub(crate) struct PooledSession {
     idle: Arc<Mutex<Vec<PoolEntry>>>,
 }
 
-impl GradientAccumulator {
-    /// Where a plan of a loss has them.
-    fn bound(&self, plan: &Plan) -> Vec<(BufferId, BufferBinding)> {
-        let training = plan.run_buffers().training.as_ref().expect("a training plan");
-        let loss = plan.loss_buffers();
-        vec![
-            (training.dparams, BufferBinding::from(&self.gradient)),
-            (loss.sum, BufferBinding::from(&self.loss)),
-        ]
-    }
-}
-
 impl SessionPool {
-    /// A runner for models of this layout.
+    /// For a model of this layout.
     ///
     /// # Errors
     /// As [`Self::allow`].
@@ -449,9 +447,9 @@ mod tests {
         let mut trainer = Trainer::new(learner, TrainerConfig::new(2, 4)).unwrap();
         let mut made = Vec::new();
         let listen = |trainer: &mut Trainer, event: &Event<'_>| {
-            let runner = trainer.learner().network().gru().session_pool()?;
+            let pool = trainer.learner().network().gru().session_pool()?;
             if matches!(event, Event::Epoch { .. }) {
-                made.push(runner.made.load(Ordering::Relaxed));
+                made.push(pool.made.load(Ordering::Relaxed));
             }
             Ok(ControlFlow::Continue(()))
         };
