@@ -4,8 +4,9 @@
 //   HUBER          Σ_c d² / 2, or δ (|d| − δ / 2)         d between −δ and δ, where d = o − t
 //   CROSS_ENTROPY  log Σ_c e^o_c − o_t                    softmax(o) − one-hot(t)
 //
-// both times the row's weight; where that is 0, 0 whatever the outputs are. In evaluation the outputs stay as
-// they are, and of each row it says besides whether the largest output is that of its class.
+// both times the row's weight; where that is 0, 0 whatever the outputs are. In evaluation the
+// outputs stay as they are, and of each row it says besides whether the largest output is that of
+// its class.
 //
 // LANES threads serve a row; a workgroup has as many rows as fit. The order of additions is fixed.
 
@@ -67,7 +68,8 @@ fn largest_of_lanes(thread: u32, partial: f32) -> f32 {
     return largest;
 }
 
-// 1 where the largest output is that of the class `target_class`, the first of several largest; NaN is not larger.
+// 1 where the largest output is that of the class `target_class`, the first of several largest; NaN
+// is not larger.
 fn correct_row(thread: u32, lane: u32, first: u32, target_class: u32, end: u32) -> f32 {
     var larger_ones = 0.0;
     for (var c = lane; c < end; c += LANES) {
@@ -78,8 +80,8 @@ fn correct_row(thread: u32, lane: u32, first: u32, target_class: u32, end: u32) 
     return select(0.0, 1.0, sum_of_lanes(thread, larger_ones) == 0.0);
 }
 
-// The loss, and in evaluation 1 where the row is correct. A row past the end has no columns of its own, but
-// meets the others at their barriers.
+// The loss, and in evaluation 1 where the row is correct. A row past the end has no columns of its
+// own, but meets the others at their barriers.
 fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) -> vec2<f32> {
     var partial = -0x1.fffffep127f; // the lowest number
     for (var c = lane; c < end; c += LANES) {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// FNV-1a of 64 bits: a hash of the numbers added so far. Each step is one to one, so no change within a single number goes
-/// unseen; of other changes one in 2⁶⁴.
+/// FNV-1a of 64 bits: a hash of the numbers added so far. Each step is one to one, so no change
+/// within a single number goes unseen; of other changes one in 2⁶⁴.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hash(pub u64);
 
@@ -15,7 +15,8 @@ impl Default for Hash {
 }
 
 impl Hash {
-    /// Adds a number: a byte, as FNV-1a has it, or one of more bits, which is as good and takes fewer steps.
+    /// Adds a number: a byte, as FNV-1a has it, or one of more bits, which is as good and takes
+    /// fewer steps.
     pub fn add(&mut self, number: u64) {
         self.0 = (self.0 ^ number).wrapping_mul(0x0100_0000_01b3);
     }
@@ -32,7 +33,8 @@ pub struct DataFingerprint {
 }
 
 impl DataFingerprint {
-    /// That of `count` examples which these numbers tell from any others: FNV-1a over 64 bits at a time.
+    /// That of `count` examples which these numbers tell from any others: FNV-1a over 64 bits at a
+    /// time.
     pub fn of_numbers(count: usize, numbers: impl IntoIterator<Item = u64>) -> Self {
         let mut hash = Hash::default();
         numbers.into_iter().for_each(|number| hash.add(number));

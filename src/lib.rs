@@ -22,13 +22,13 @@
 //!
 //! # Notation
 //!
-//! T time steps, B batch rows, I input size, H hidden size, L layers, D directions (1 or 2: forward, reverse or both). Arrays are
-//! time-major and those of PyTorch: x `[T, B, I]`, y `[T, B, D·H]` with the forward half first, first
-//! and last states `[L·D, B, H]`, layer-major, forward before reverse. A cell is one direction of one
-//! layer. "Step" means time step. The gates r (reset), z (update) and n (candidate, h̃ in papers) are
-//! stacked in this order, as `[3H, ·]`, under PyTorch's names (`weight_ih_l0`, …). A gradient is `d` and
-//! the name of what it belongs to; `da_n` is that of the pre-activation of n. ⊙ is the elementwise
-//! product.
+//! T time steps, B batch rows, I input size, H hidden size, L layers, D directions (1 or 2:
+//! forward, reverse or both). Arrays are time-major and those of PyTorch: x `[T, B, I]`, y
+//! `[T, B, D·H]` with the forward half first, first and last states `[L·D, B, H]`, layer-major,
+//! forward before reverse. A cell is one direction of one layer. "Step" means time step. The gates
+//! r (reset), z (update) and n (candidate, h̃ in papers) are stacked in this order, as `[3H, ·]`,
+//! under PyTorch's names (`weight_ih_l0`, …). A gradient is `d` and the name of what it belongs to;
+//! `da_n` is that of the pre-activation of n. ⊙ is the elementwise product.
 //!
 //! # Equations
 //!
@@ -49,16 +49,17 @@
 //! | ONNX's default, `linear_before_reset=0` | before | keeps | two |
 //!
 //! All combinations work, forward and backward, on every device, and so do other functions in the
-//! place of σ and tanh ([`Activation`]). With z overwrites, the gradient through time is
-//! ∂h'/∂h = (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it flows straight
-//! through h. `examples/gradient_flow` measures how far, by the bias of z and beside a plain RNN, and draws it
+//! place of σ and tanh ([`Activation`]). With z overwrites, the gradient through time is ∂h'/∂h =
+//! (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it flows straight through h.
+//! `examples/gradient_flow` measures how far, by the bias of z and beside a plain RNN, and draws it
 //! (`examples/gradient_flow.svg`).
 //!
 //! Around a step, in this order: a row that is cut here ([`Batch::resets`]) starts from the reset
 //! state; a step past a row's length ([`Batch::lengths`]) leaves h as it is and puts out 0; zoneout
-//! ([`GruConfig::zoneout`]) turns h' into ζ ⊙ h + (1 − ζ) ⊙ h', with ζ drawn 0 or 1 while training and
-//! its probability in use; dropout ([`GruConfig::dropout`]) scales what goes to the next layer. The
-//! draws are Philox4x32-10 of the counter (unit, row, step, 2 · layer + purpose) and the run's seed.
+//! ([`GruConfig::zoneout`]) turns h' into ζ ⊙ h + (1 − ζ) ⊙ h', with ζ drawn 0 or 1 while training
+//! and its probability in use; dropout ([`GruConfig::dropout`]) scales what goes to the next layer.
+//! The draws are Philox4x32-10 of the counter (unit, row, step, 2 · layer + purpose) and the run's
+//! seed.
 //!
 //! # How data flows
 //!
@@ -68,17 +69,17 @@
 //! reference: the same contract in plain loops, the specification    Learner: loss, optimizer
 //! ```
 //!
-//! Forward, for each layer: one product x · W_ihᵀ over all steps (or over as many as the adapter can
-//! bind the gates of), then the recurrence, which fuses the gates' recurrent products with the
+//! Forward, for each layer: one product x · W_ihᵀ over all steps (or over as many as the adapter
+//! can bind the gates of), then the recurrence, which fuses the gates' recurrent products with the
 //! elementwise update, for all directions at once. Backward, for each layer from the last: the
 //! recurrence the other way, then one product each for dx, dW_ih and dW_hh, and column sums for the
 //! biases. The recurrence has two kernel families ([`Recurrence`]): one dispatch for each step (two
 //! with reset before), its units spread over the device; or one dispatch for many steps, in which a
-//! workgroup computes all units of a few rows and keeps their states in its own memory. `plan/tiles.rs`
-//! chooses. Long work is cut: no dispatch, and no submit of this library's own, takes longer than a
-//! fraction of a second at the rate of a slow adapter of its kind. (An encoded [`ForwardPass`] is one
-//! compute pass; its caller submits it.) There are no float atomics and the order of additions is
-//! fixed: the same inputs on the same adapter give the same bits.
+//! workgroup computes all units of a few rows and keeps their states in its own memory.
+//! `plan/tiles.rs` chooses. Long work is cut: no dispatch, and no submit of this library's own,
+//! takes longer than a fraction of a second at the rate of a slow adapter of its kind. (An encoded
+//! [`ForwardPass`] is one compute pass; its caller submits it.) There are no float atomics and the
+//! order of additions is fixed: the same inputs on the same adapter give the same bits.
 //!
 //! Four buffers carry a layer's run:
 //!
@@ -91,30 +92,30 @@
 //!   runs each eighth forward once more before it goes back through it.
 //! - `y [T, B, D·H]`: the layer's output, the input of the next one.
 //!
-//! In the backward pass `dstates` holds the gradients of `states` in the same places: dh_n, then the
-//! part of dh that needs no product, in the end dh0. `step_flags [T, B]` says which steps are padding
-//! and which start afresh. x, y, h and gates have their axes T and B in the caller's order: the step
-//! kernels take two strides, and to a matrix product the rows are rows.
+//! In the backward pass `dstates` holds the gradients of `states` in the same places: dh_n, then
+//! the part of dh that needs no product, in the end dh0. `step_flags [T, B]` says which steps are
+//! padding and which start afresh. x, y, h and gates have their axes T and B in the caller's order:
+//! the step kernels take two strides, and to a matrix product the rows are rows.
 //!
-//! One call, end to end, on an adapter. [`Gru::forward_train`] checks the shapes and asks the model's
-//! session pool for a session of that shape: an idle one, or a new one made from a [`plan::Plan`], which
-//! is first checked against the adapter's limits. The executor writes x, h0 and the step flags, runs
-//! the plan's forward schedule and reads y and h_n. A run that no buffer of the device can hold is cut
-//! into chunks, one session each. The sessions go into the [`Tape`]; [`Gru::backward`] writes dy and
-//! dh_n, runs the backward schedules and reads the gradients. A dropped tape gives its sessions back to
-//! the pool, which keeps those of the last 32 shapes while they hold at most 512 MiB, and the last two
-//! whatever they hold.
+//! One call, end to end, on an adapter. [`Gru::forward_train`] checks the shapes and asks the
+//! model's session pool for a session of that shape: an idle one, or a new one made from a
+//! [`plan::Plan`], which is first checked against the adapter's limits. The executor writes x, h0
+//! and the step flags, runs the plan's forward schedule and reads y and h_n. A run that no buffer
+//! of the device can hold is cut into chunks, one session each. The sessions go into the [`Tape`];
+//! [`Gru::backward`] writes dy and dh_n, runs the backward schedules and reads the gradients. A
+//! dropped tape gives its sessions back to the pool, which keeps those of the last 32 shapes while
+//! they hold at most 512 MiB, and the last two whatever they hold.
 //!
-//! On the CPU the layers run in `cpu/`: the weights are packed once for each version of the parameters;
-//! threads take rows of the batch through all steps; products and the elementwise update go 32 units
-//! at a time (16 without AVX-512), in the nearest cache. After the steps of a backward pass come dx,
-//! dW_ih, dW_hh and the biases as products over all steps. The bits do not depend on the number of
-//! threads.
+//! On the CPU the layers run in `cpu/`: the weights are packed once for each version of the
+//! parameters; threads take rows of the batch through all steps; products and the elementwise
+//! update go 32 units at a time (16 without AVX-512), in the nearest cache. After the steps of a
+//! backward pass come dx, dW_ih, dW_hh and the biases as products over all steps. The bits do not
+//! depend on the number of threads.
 //!
-//! A [`Stream`] is a session that lives on: from one step to the next the first and the last third of
-//! `states` change places, and nothing is copied or made. A [`ForwardPass`] is a session over a
-//! caller's buffers, encoded into the caller's encoder. What waits for the device, or in a browser for
-//! its errors, is async inside; a blocking call is `block_on` of its async twin.
+//! A [`Stream`] is a session that lives on: from one step to the next the first and the last third
+//! of `states` change places, and nothing is copied or made. A [`ForwardPass`] is a session over a
+//! caller's buffers, encoded into the caller's encoder. What waits for the device, or in a browser
+//! for its errors, is async inside; a blocking call is `block_on` of its async twin.
 //!
 //! # The layers
 //!
@@ -175,22 +176,24 @@
 //!
 //! # NaN
 //!
-//! NaN in, NaN out, in the rows concerned and in no other row. A row's y and h_n are NaN from the step on
-//! that first meets NaN, in x or in its state, until a reset cuts the row; other rows are what they would be
-//! without it, bit for bit. A stream's row keeps NaN until [`Stream::reset_row`]. Backward, NaN in dy or
-//! dh_n, or left by the forward pass, goes back through its own row's dx and dh0; the gradients of the
-//! parameters are sums over all rows, and NaN where one of them is. Past a row's length nothing is looked
-//! at, NaN or not. A [`Learner`] moves nothing by what is not finite: [`Error::Diverged`]. Infinities are
-//! numbers like any other, and may become NaN. (WGSL leaves a driver free to lose a NaN; the kernels'
-//! comparisons are written so that none known does, and `tests/nan.rs` says whether one at hand does.)
+//! NaN in, NaN out, in the rows concerned and in no other row. A row's y and h_n are NaN from the
+//! step on that first meets NaN, in x or in its state, until a reset cuts the row; other rows are
+//! what they would be without it, bit for bit. A stream's row keeps NaN until
+//! [`Stream::reset_row`]. Backward, NaN in dy or dh_n, or left by the forward pass, goes back
+//! through its own row's dx and dh0; the gradients of the parameters are sums over all rows, and
+//! NaN where one of them is. Past a row's length nothing is looked at, NaN or not. A [`Learner`]
+//! moves nothing by what is not finite: [`Error::Diverged`]. Infinities are numbers like any other,
+//! and may become NaN. (WGSL leaves a driver free to lose a NaN; the kernels' comparisons are
+//! written so that none known does, and `tests/nan.rs` says whether one at hand does.)
 //!
 //! # Processes that fork
 //!
-//! What a process opened is of no use in a child that it forks afterwards: the driver's threads and the
-//! CPU's stay with the parent, and whoever waited for them would wait for ever. Calls that compute are
-//! refused there with [`Error::Forked`], on an adapter and on the CPU alike, and what the child lets go of
-//! is left to the parent. Fork before the first use, or run a program of its own in the child. (Rayon's
-//! threads, where only the caller's own code started them before the fork, are not known of.)
+//! What a process opened is of no use in a child that it forks afterwards: the driver's threads and
+//! the CPU's stay with the parent, and whoever waited for them would wait for ever. Calls that
+//! compute are refused there with [`Error::Forked`], on an adapter and on the CPU alike, and what
+//! the child lets go of is left to the parent. Fork before the first use, or run a program of its
+//! own in the child. (Rayon's threads, where only the caller's own code started them before the
+//! fork, are not known of.)
 //!
 //! # Features
 //!

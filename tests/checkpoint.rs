@@ -1,4 +1,5 @@
-//! Training that stops, is killed, diverges or finds its file damaged, and goes on to the same bits.
+//! Training that stops, is killed, diverges or finds its file damaged, and goes on to the same
+//! bits.
 
 mod common;
 
@@ -21,8 +22,8 @@ use ndarray::{Array2, Array3};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use tempfile::TempDir;
 
-/// Sequences of 1 to 8 steps, each with a class that has nothing to do with it: validation soon stops
-/// getting better.
+/// Sequences of 1 to 8 steps, each with a class that has nothing to do with it: validation soon
+/// stops getting better.
 fn examples(count: usize, seed: u64) -> Vec<Example> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut example = || {
@@ -84,8 +85,8 @@ fn before(path: &Path) -> PathBuf {
     path.with_extension("safetensors.before")
 }
 
-/// Stopped at every event, of a validation once, and made anew from its file, on both devices. However
-/// often it is looked at, the bits are the same.
+/// Stopped at every event, of a validation once, and made anew from its file, on both devices.
+/// However often it is looked at, the bits are the same.
 #[test]
 fn a_run_goes_on_from_its_file_bit_for_bit() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
@@ -317,8 +318,8 @@ fn what_is_no_checkpoint_of_this_version_is_refused_with_the_reason() {
     }
 }
 
-/// An example that is not a number: named, with the place it came in; what is kept goes on, once the example
-/// is mended, to the bits of a run that never met it.
+/// An example that is not a number: named, with the place it came in; what is kept goes on, once
+/// the example is mended, to the bits of a run that never met it.
 #[test]
 fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
     let train = examples(EXAMPLES, 1);
@@ -354,8 +355,8 @@ fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
     }
 }
 
-/// A rate that throws the parameters out of f32's range in the last update that there is: what is kept is
-/// from before it.
+/// A rate that throws the parameters out of f32's range in the last update that there is: what is
+/// kept is from before it.
 #[test]
 fn what_the_last_update_would_make_infinite_is_not_kept() {
     let (train, valid) = (examples(30, 1), examples(9, 2));
@@ -406,7 +407,8 @@ fn a_validation_that_is_not_finite_is_told_of() {
     }
 }
 
-/// Every change but none: fewer, more, another order, another number, another class, on either side.
+/// Every change but none: fewer, more, another order, another number, another class, on either
+/// side.
 #[test]
 fn a_run_does_not_go_on_over_other_examples() {
     let (train, valid) = (examples(30, 1), examples(9, 2));

@@ -1,5 +1,5 @@
-//! Dropout and zoneout: the same seed draws the same on every device, another one others; in use nothing
-//! is drawn. Their numbers are those of tests/expected.rs, tests/gradients.rs and `check`.
+//! Dropout and zoneout: the same seed draws the same on every device, another one others; in use
+//! nothing is drawn. Their numbers are those of tests/expected.rs, tests/gradients.rs and `check`.
 
 mod common;
 
@@ -57,8 +57,8 @@ fn draws_are_the_same_in_every_layout() {
     }
 }
 
-/// The very bits: with zoneout alone a unit that draws keeps its state exactly, so the pattern of units
-/// that stay is the pattern of draws.
+/// The very bits: with zoneout alone a unit that draws keeps its state exactly, so the pattern of
+/// units that stay is the pattern of draws.
 #[test]
 fn devices_draw_the_same_bits() {
     let config = GruConfig::pytorch(3, 17).with_zoneout(0.5);

@@ -9,8 +9,8 @@ use gru_wgpu::wgpu::{self, BufferUsages as Usage};
 use gru_wgpu::{Batch, Buffers, Device, Direction, Error, Gru, GruConfig, Init, Layout};
 use ndarray::{Array2, Array3, s};
 
-/// A program with a device of its own, of WebGPU's default limits. It panics at any error that it did
-/// not ask for.
+/// A program with a device of its own, of WebGPU's default limits. It panics at any error that it
+/// did not ask for.
 struct Program {
     adapter: wgpu::Adapter,
     device: wgpu::Device,

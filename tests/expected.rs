@@ -25,9 +25,9 @@ impl Case {
     fn all() -> Vec<Case> {
         let files = [include_str!("data/pytorch.json"), include_str!("data/equations.json")];
         let cases: Vec<_> = files.iter().flat_map(|text| Case::parse(text)).collect();
-        // Every variant once, each of the four once stacked in both directions, two more of PyTorch's,
-        // three with other activations, each of the four with lengths, five with resets, six with
-        // dropout or zoneout, two in chunks, and three in reverse alone.
+        // Every variant once, each of the four once stacked in both directions, two more of
+        // PyTorch's, three with other activations, each of the four with lengths, five with resets,
+        // six with dropout or zoneout, two in chunks, and three in reverse alone.
         assert_eq!(cases.len(), 12 + 4 + 2 + 3 + 4 + 5 + 6 + 2 + 3);
         cases
     }
@@ -162,9 +162,9 @@ struct Ran<F> {
     grads: Option<Gradients<F>>,
 }
 
-/// Runs a case with `run`, chunk by chunk, time-major and batch-first, and holds what comes out against
-/// the expected numbers. `run` takes a batch, dy and dh_n, and whether the chunk is the first, whose
-/// h0 counts; any other goes on where the one before ended.
+/// Runs a case with `run`, chunk by chunk, time-major and batch-first, and holds what comes out
+/// against the expected numbers. `run` takes a batch, dy and dh_n, and whether the chunk is the
+/// first, whose h0 counts; any other goes on where the one before ended.
 fn check_case<F: NdFloat + Into<f64>>(
     who: &str,
     case: &Case,

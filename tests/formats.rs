@@ -1,5 +1,5 @@
-//! Weights in other frameworks' layouts: there and back gives the same bits, and what they compute is
-//! what that framework's own statement of a GRU computes from them.
+//! Weights in other frameworks' layouts: there and back gives the same bits, and what they compute
+//! is what that framework's own statement of a GRU computes from them.
 
 mod common;
 

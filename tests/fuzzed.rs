@@ -1,5 +1,5 @@
-//! Files that the fuzzers kept for what they reach, or for what they found: each is read or refused. How
-//! they were made is in `tests/fuzz/README.md`.
+//! Files that the fuzzers kept for what they reach, or for what they found: each is read or
+//! refused. How they were made is in `tests/fuzz/README.md`.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -7,7 +7,8 @@ use std::path::Path;
 use gru_wgpu::formats::{npy, onnx, safetensors};
 use gru_wgpu::{Error, Params};
 
-/// Reads every file of a target, and gives how many there were and how many held what was looked for.
+/// Reads every file of a target, and gives how many there were and how many held what was looked
+/// for.
 fn read_all(target: &str, read: impl Fn(&Path) -> Result<(), Error>) -> (usize, usize) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fuzzed").join(target);
     let (mut files, mut good) = (0, 0);

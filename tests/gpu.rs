@@ -21,7 +21,8 @@ fn assert_all_passed(findings: &[Finding], subjects: usize) {
 
 #[test]
 fn every_kernel_agrees_with_its_twin_at_odd_sizes() {
-    // 4 products, a sum, and the recurrence forward and backward, both ways, for each of 12 variants.
+    // 4 products, a sum, and the recurrence forward and backward, both ways, for each of 12
+    // variants.
     assert_all_passed(&Section::Kernels.run(adapter()).unwrap(), 4 + 1 + 2 * 2 * 12);
 }
 

@@ -1,7 +1,8 @@
-//! Ring two: every gradient of the reference against central differences, in f64, for every variant.
+//! Ring two: every gradient of the reference against central differences, in f64, for every
+//! variant.
 //!
-//! With a step of 1e-5 the truncation error is of order 1e-10 (the third derivatives are of order 1)
-//! and the rounding error 1e-16 / 1e-5 = 1e-11; a wrong term would be of order 1e-2.
+//! With a step of 1e-5 the truncation error is of order 1e-10 (the third derivatives are of order
+//! 1) and the rounding error 1e-16 / 1e-5 = 1e-11; a wrong term would be of order 1e-2.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Files that are cut short, changed, or lie: every one gives a typed error with the reason, no panic, and
-//! no allocation beyond a small multiple of its own length.
+//! Files that are cut short, changed, or lie: every one gives a typed error with the reason, no
+//! panic, and no allocation beyond a small multiple of its own length.
 
 #[path = "common/proto.rs"]
 mod proto;
@@ -28,13 +28,15 @@ thread_local! {
     static MOST: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes on to the system's allocator with the very arguments that came. The counters are
-// constants at first and have no destructor, so touching them allocates nothing, at any time of a thread.
+// SAFETY: every call goes on to the system's allocator with the very arguments that came. The
+// counters are constants at first and have no destructor, so touching them allocates nothing, at
+// any time of a thread.
 #[allow(unsafe_code, reason = "an allocator is unsafe by its trait; the proof is above")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         HELD.set(HELD.get().wrapping_add(layout.size()));
-        // What another thread made and this one freed makes it wrap; then there is nothing to compare.
+        // What another thread made and this one freed makes it wrap; then there is nothing to
+        // compare.
         if HELD.get() < usize::MAX / 2 {
             MOST.set(MOST.get().max(HELD.get()));
         }
@@ -44,7 +46,8 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         HELD.set(HELD.get().wrapping_sub(layout.size()));
-        // SAFETY: the pointer came from `alloc` above, so from the system's allocator, with this layout.
+        // SAFETY: the pointer came from `alloc` above, so from the system's allocator, with this
+        // layout.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -54,7 +57,8 @@ static ALLOCATOR: Counting = Counting;
 
 /// Runs a reader over bytes, and fails when it takes more memory than it may.
 fn bounded<T>(len: usize, read: impl FnOnce() -> T) -> T {
-    /// Of the file's length: an empty message of two bytes becomes a view of 32, in a vector that doubled.
+    /// Of the file's length: an empty message of two bytes becomes a view of 32, in a vector that
+    /// doubled.
     const MULTIPLE: usize = 64;
     /// Buffers, messages, the least of a model.
     const BESIDES: usize = 256 << 10;
@@ -792,8 +796,8 @@ fn arrays_that_lie() {
     }
 }
 
-/// An archive that says it unpacks to little, and does to much, is not unpacked further than its array
-/// goes.
+/// An archive that says it unpacks to little, and does to much, is not unpacked further than its
+/// array goes.
 #[test]
 fn archives_that_lie() {
     let directory = TempDir::new().unwrap();

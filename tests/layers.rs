@@ -1,5 +1,6 @@
-//! The layers of the library and of the program: imports go downwards only, no files import each other in a
-//! circle, and what belongs to one place (the adapter, threads, clocks, files) is named nowhere else.
+//! The layers of the library and of the program: imports go downwards only, no files import each
+//! other in a circle, and what belongs to one place (the adapter, threads, clocks, files) is named
+//! nowhere else.
 //!
 //! The test reads the sources: `use` lines and paths in between, but for comments, text and tests.
 
@@ -30,7 +31,8 @@ const LIBRARY: &[&[&str]] = &[
 /// The program's.
 const PROGRAM: &[&[&str]] = &[&["ui"], &["rundir", "data"], &["commands"]];
 
-/// Folders whose `mod.rs` declares what its other files share, so that these import it, and it them.
+/// Folders whose `mod.rs` declares what its other files share, so that these import it, and it
+/// them.
 const SHARED_ROOTS: &[&str] = &["check", "kernels", "plan"];
 
 /// What only some files may name: the start of a path, and the files and folders that may.
@@ -114,7 +116,8 @@ fn code(text: &str) -> String {
         let line = if is_inline { line.replace("super::", "self::") } else { line.to_owned() };
         let mut rest = line.as_str();
         loop {
-            // Whichever comes first: a comment, which takes the line, or a string, up to its other end.
+            // Whichever comes first: a comment, which takes the line, or a string, up to its other
+            // end.
             let (comment, string) = (rest.find("//"), rest.find('"'));
             match (comment, string) {
                 (Some(at), string) if string.is_none_or(|string| at < string) => {
@@ -140,7 +143,8 @@ fn code(text: &str) -> String {
     code
 }
 
-/// The paths of two names and more: those of `use`, each branch of a tree on its own, and those in between.
+/// The paths of two names and more: those of `use`, each branch of a tree on its own, and those in
+/// between.
 fn paths(code: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     let mut rest = code;
@@ -262,8 +266,8 @@ fn upward(sources: &[Source], layers: &[&[&str]]) -> Vec<String> {
     wrong
 }
 
-/// Circles of files, each from its first name on. A file and the folder of its name are one module, whose parts may
-/// import what the file declares.
+/// Circles of files, each from its first name on. A file and the folder of its name are one module,
+/// whose parts may import what the file declares.
 fn circles(sources: &[Source], shared_roots: &[&str]) -> Vec<String> {
     let is_part = |source: &Source, of: &Source| {
         let is_root = of.file.ends_with("/mod.rs");

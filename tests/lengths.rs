@@ -1,5 +1,5 @@
-//! Rows of different lengths: padding is never looked at, and a row alone at its own length gives the
-//! same numbers.
+//! Rows of different lengths: padding is never looked at, and a row alone at its own length gives
+//! the same numbers.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! The manifests keep their promises: the lowest Rust that the dependencies allow, a library of few packages, and a
-//! small one to download.
+//! The manifests keep their promises: the lowest Rust that the dependencies allow, a library of few
+//! packages, and a small one to download.
 
 mod common;
 

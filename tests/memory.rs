@@ -6,7 +6,8 @@ use gru_wgpu::plan::Mode;
 use gru_wgpu::{Batch, Device, Direction, Gru, GruConfig, Init, RunOptions, wgpu};
 use ndarray::{Array3, ArrayView1, s};
 
-/// The adapter that the tests run on, opened by the test itself: its counters are the caller's to read.
+/// The adapter that the tests run on, opened by the test itself: its counters are the caller's to
+/// read.
 fn open() -> (Device, wgpu::Device) {
     let (adapter, device, queue) = common::open_wgpu(wgpu::Adapter::limits);
     (Device::from_wgpu(&adapter, &device, &queue).unwrap(), device)
@@ -109,8 +110,8 @@ fn a_plan_predicts_the_memory_that_a_run_takes() {
     }
 }
 
-/// In a process of its own, whose memory is limited once all is open. (What a GPU has of memory, that limit
-/// says nothing of.)
+/// In a process of its own, whose memory is limited once all is open. (What a GPU has of memory,
+/// that limit says nothing of.)
 #[cfg(target_os = "linux")]
 #[test]
 fn without_memory_a_run_fails_and_the_next_smaller_one_does_not() {

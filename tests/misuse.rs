@@ -1,7 +1,9 @@
-//! Every public function, called wrongly: with other shapes, of another device, with nothing and with far
-//! too much, with NaN, in the wrong order. Each gives an error or a result, and none panics.
+//! Every public function, called wrongly: with other shapes, of another device, with nothing and
+//! with far too much, with NaN, in the wrong order. Each gives an error or a result, and none
+//! panics.
 //!
-//! The table's rows are counted against the sources: a public function without a row fails the test.
+//! The table's rows are counted against the sources: a public function without a row fails the
+//! test.
 
 mod common;
 
@@ -1294,7 +1296,8 @@ fn checks(t: &mut Table) {
     t.functions.extend(["check::run", "check::run_async"].map(str::to_owned));
 }
 
-/// The public functions of the sources: `Type::name`, with the module before it where that is public.
+/// The public functions of the sources: `Type::name`, with the module before it where that is
+/// public.
 fn public_functions() -> BTreeSet<String> {
     /// The files of public modules that have public items, and the path that those are known by.
     const MODULES: [(&str, &str); 16] = [

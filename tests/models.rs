@@ -1,5 +1,5 @@
-//! Model files that other frameworks wrote, run on every device, against what those frameworks make of
-//! them. `tests/data/models.py` made both.
+//! Model files that other frameworks wrote, run on every device, against what those frameworks make
+//! of them. `tests/data/models.py` made both.
 
 mod common;
 
@@ -97,8 +97,8 @@ fn several_grus_are_listed() {
     }
 }
 
-/// torch's exporters make a node of each layer, and of two GRUs in a row as many: a stack, either way,
-/// whether they put the gates in ONNX's order themselves or leave that to nodes of the model.
+/// torch's exporters make a node of each layer, and of two GRUs in a row as many: a stack, either
+/// way, whether they put the gates in ONNX's order themselves or leave that to nodes of the model.
 #[test]
 fn stacks_of_torch_exports() {
     for exporter in ["old", "new", "old_unfolded", "new_dynamic"] {
@@ -109,7 +109,8 @@ fn stacks_of_torch_exports() {
         let (model, name) = load("denoiser");
         assert_eq!(*model.params.layout().config(), GruConfig::pytorch(3, 5).with_layers(2));
         assert_eq!(model.nodes.len(), 2);
-        // The old exporter expands zeros to the batch, the new one holds them for the one it was shown.
+        // The old exporter expands zeros to the batch, the new one holds them for the one it was
+        // shown.
         assert_eq!(model.h0, Given::Nothing);
         Expected::load(&name).check(&name, &model.params);
         // A part of the stack, by its nodes' names.

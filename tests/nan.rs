@@ -1,5 +1,5 @@
-//! What NaN in a run means: NaN in the rows that it is in, from its step on, and in no other row. The
-//! crate's documentation promises it.
+//! What NaN in a run means: NaN in the rows that it is in, from its step on, and in no other row.
+//! The crate's documentation promises it.
 
 mod common;
 
@@ -79,8 +79,8 @@ fn nan_in_x_or_h0_comes_out_in_its_own_row_alone() {
     }
 }
 
-/// An infinite state meets gates that are 0 or 1: what is 0 · ∞ is NaN and what is not is infinite or a number,
-/// in the same places as in the reference.
+/// An infinite state meets gates that are 0 or 1: what is 0 · ∞ is NaN and what is not is infinite
+/// or a number, in the same places as in the reference.
 #[test]
 fn an_infinite_h0_gives_the_references_numbers() {
     let x = x();
@@ -147,7 +147,8 @@ fn nan_goes_back_through_its_own_row_alone() {
                 gru.backward(tape, Some(dy.view()), None).unwrap()
             };
             let expected = run(&clean, &dy);
-            // In x: the parameters' gradients are sums over all rows, so they are lost; other rows' are not.
+            // In x: the parameters' gradients are sums over all rows, so they are lost; other rows'
+            // are not.
             let mut x = clean.clone();
             x[[STEP, ROW, 1]] = f32::NAN;
             let got = run(&x, &dy);

@@ -43,8 +43,8 @@ fn sequences_of_any_lengths_come_out_as_each_alone() {
     }
 }
 
-/// On the adapter as on the CPU, which is the specification: every loss, both kinds of head, padding, an
-/// ignored class, ties, and NaN in a row.
+/// On the adapter as on the CPU, which is the specification: every loss, both kinds of head,
+/// padding, an ignored class, ties, and NaN in a row.
 #[test]
 fn the_adapter_evaluates_as_the_cpu() {
     const LENGTHS: [usize; 5] = [9, 0, 4, 1, 9];

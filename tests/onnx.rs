@@ -203,7 +203,8 @@ fn stacks_are_layers_that_only_follow_each_other() {
     }
 }
 
-/// Layers of one stack have the same lengths, and read what the one below puts out, not its last state.
+/// Layers of one stack have the same lengths, and read what the one below puts out, not its last
+/// state.
 #[test]
 fn other_layers_are_each_alone() {
     let one = tensor("one", &[1], 7, bytes(9, &1i64.to_le_bytes()));
@@ -365,7 +366,8 @@ fn dropout_passes_everything_on_in_use() {
     assert_eq!(way(1), ["a", "c"]);
 }
 
-/// What is wrong with a node that is not needed, or with one GRU, does not keep others from being read.
+/// What is wrong with a node that is not needed, or with one GRU, does not keep others from being
+/// read.
 #[test]
 fn what_is_not_asked_for_may_be_wrong() {
     let odd = node(
@@ -529,7 +531,8 @@ fn reshapes_that_are_not_sure() {
     assert_eq!(way(&[-1, -1, 1], &[]), ["a", "c"]);
     assert_eq!(way(&[0, -1], &[]), ["a", "c"]);
     assert_eq!(way(&[0, -1, 1, 1], &[]), ["a", "c"]);
-    // What computes the sizes: an input that is not connected keeps its place, and a truth is no size.
+    // What computes the sizes: an input that is not connected keeps its place, and a truth is no
+    // size.
     let computed = |nodes: &[Vec<u8>]| {
         let reshape = node("Reshape", &["t", "shape"], &["b"], &[]);
         let order =

@@ -109,8 +109,8 @@ fn every_binding_lies_in_its_buffer_and_is_aligned() {
     }
 }
 
-/// H up to 128, or 256 with many rows, is a workgroup's own where its memory holds it; above, and where told
-/// to, the host walks.
+/// H up to 128, or 256 with many rows, is a workgroup's own where its memory holds it; above, and
+/// where told to, the host walks.
 #[test]
 fn whole_sequences_are_walked_by_the_device_where_they_fit() {
     let of = |kib: u64, software| {
@@ -155,8 +155,8 @@ fn whole_sequences_are_walked_by_the_device_where_they_fit() {
     }
 }
 
-/// Whatever the length, no dispatch walks over more than its loops and its time allow; together they walk
-/// over every step and every state once.
+/// Whatever the length, no dispatch walks over more than its loops and its time allow; together
+/// they walk over every step and every state once.
 #[test]
 fn long_sequences_are_cut() {
     // Whose gates are there at once: a state between two buffers is walked over for both.
@@ -241,8 +241,8 @@ fn each_limit_is_named_with_what_was_asked_and_allowed() {
         (default, [200, 200, 1, 1024], "max_storage_buffer_binding_size", 163_840_000),
         // 3 · 3400² · 4 bytes of weight_hh.
         (default, [1, 1, 1, 3400], "max_storage_buffer_binding_size", 138_720_000),
-        // 256 bytes of arguments for 20 million steps forward, as many backward, and 45 more, of gates in
-        // three buffers.
+        // 256 bytes of arguments for 20 million steps forward, as many backward, and 45 more, of
+        // gates in three buffers.
         (GENEROUS, [20_000_000, 1, 1, 1], "max_buffer_size", 10_240_011_520),
         // A state backward sums 3H products, four at a time in 16 lanes, and stages them.
         (
@@ -351,8 +351,8 @@ fn impossible_sizes_are_refused_when_the_shape_is_made() {
     }
 }
 
-/// The gates that training keeps, at the longest of DeepBench's shapes and the largest binding there is:
-/// 2.16 GB in two buffers.
+/// The gates that training keeps, at the longest of DeepBench's shapes and the largest binding
+/// there is: 2.16 GB in two buffers.
 #[test]
 fn gates_past_a_binding_are_kept_in_several_buffers() {
     let limits = Limits {

@@ -1,9 +1,9 @@
 //! Any model, any run: the CPU and the adapter against the reference in f64, forward and backward.
 //!
-//! Cases are drawn by proptest from a fixed seed. `PROPTEST_CASES` says how many (40 by themselves; a
-//! nightly run takes thousands, `PROPTEST_CASES=2000 cargo test --release --test properties`), and
-//! `PROPTEST_RNG_SEED` takes others. A case that fails is made small and printed as Rust: put it among
-//! `KNOWN` to try it alone.
+//! Cases are drawn by proptest from a fixed seed. `PROPTEST_CASES` says how many (40 by themselves;
+//! a nightly run takes thousands, `PROPTEST_CASES=2000 cargo test --release --test properties`),
+//! and `PROPTEST_RNG_SEED` takes others. A case that fails is made small and printed as Rust: put
+//! it among `KNOWN` to try it alone.
 
 mod common;
 
@@ -115,8 +115,8 @@ impl fmt::Debug for Case {
     }
 }
 
-/// Any case. An adapter compiles kernels for each variant and each kind of size, so the usual ones come
-/// often; but nothing never.
+/// Any case. An adapter compiles kernels for each variant and each kind of size, so the usual ones
+/// come often; but nothing never.
 fn cases() -> impl Strategy<Value = Case> {
     let variant = (
         select(&[Reset::Before, Reset::After][..]),
@@ -156,7 +156,8 @@ fn cases() -> impl Strategy<Value = Case> {
         let (layers, direction, dropout, zoneout) = form;
         let ([mut steps, batch, input], hidden, layout, [lengths, resets], mut given) = run;
         let (recurrence, [recompute, poisoned], seed) = way;
-        // What the reference takes a moment for, and sums of order 1 where nothing bounds the state.
+        // What the reference takes a moment for, and sums of order 1 where nothing bounds the
+        // state.
         let step = batch * hidden * (input + hidden) * layers * direction.count();
         steps = steps.min((100_000 / step).max(1));
         if activations.iter().any(|a| matches!(a, Activation::Relu | Activation::Identity)) {

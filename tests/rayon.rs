@@ -1,6 +1,6 @@
-//! Models called from inside the caller's own parallel loops, on the CPU: the library's work and the caller's
-//! share rayon's threads, and a thread that waits takes whatever work there is, so no lock may be held
-//! meanwhile.
+//! Models called from inside the caller's own parallel loops, on the CPU: the library's work and
+//! the caller's share rayon's threads, and a thread that waits takes whatever work there is, so no
+//! lock may be held meanwhile.
 //!
 //! Each case runs in a process of its own, which is killed when it hangs.
 
@@ -17,7 +17,8 @@ const CASE: &str = "GRU_RAYON_CASE";
 /// Far longer than a case takes, on a busy machine too.
 const HANGS_AFTER: Duration = Duration::from_secs(180);
 
-/// Callers at a time, and models one after the other: each fresh, so that its weights are not packed yet.
+/// Callers at a time, and models one after the other: each fresh, so that its weights are not
+/// packed yet.
 const CALLERS: usize = 16;
 const MODELS: usize = 8;
 

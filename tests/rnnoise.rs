@@ -1,12 +1,12 @@
-//! A real model: RNNoise's network as the crate `nnnoiseless` ships it, with 8-bit weights and three
-//! GRUs of their own definition (reset before, z keeps, ReLU candidates). Over a second of speech-like
-//! sound, every state of every unit is on every device what the crate makes it, and so is the
-//! probability of speech in the end.
+//! A real model: RNNoise's network as the crate `nnnoiseless` ships it, with 8-bit weights and
+//! three GRUs of their own definition (reset before, z keeps, ReLU candidates). Over a second of
+//! speech-like sound, every state of every unit is on every device what the crate makes it, and so
+//! is the probability of speech in the end.
 //!
-//! The crate keeps its states to itself. It lets out the probability of speech, made of the first GRU's
-//! states, and the sound after the gains of 22 bands, made of the third's. So the states are read
-//! through probes: networks of the same weights whose outputs let one unit through, and in whose third
-//! GRU's place there can be one that repeats what it reads of the second.
+//! The crate keeps its states to itself. It lets out the probability of speech, made of the first
+//! GRU's states, and the sound after the gains of 22 bands, made of the third's. So the states are
+//! read through probes: networks of the same weights whose outputs let one unit through, and in
+//! whose third GRU's place there can be one that repeats what it reads of the second.
 
 mod common;
 
@@ -88,8 +88,8 @@ impl Layer {
         file.extend(weights.map(|&weight| weight as u8));
     }
 
-    /// This GRU filled up to 127 neurons, the most there can be. Those added read nothing and are read
-    /// by none of the others; after t steps from 0 their states are `WEIGHT · (1 − keep()ᵗ)`.
+    /// This GRU filled up to 127 neurons, the most there can be. Those added read nothing and are
+    /// read by none of the others; after t steps from 0 their states are `WEIGHT · (1 − keep()ᵗ)`.
     fn with_constants(&self) -> Self {
         let (n, all) = (self.neurons, 127);
         let mut more = Self::gru(self.weights.nrows(), all);
@@ -167,8 +167,8 @@ impl Network {
         (sound.mapv(f64::from), speech)
     }
 
-    /// `[T, H]`: the crate's states of `vad_gru`, exactly. A ReLU lets them through: none is below 0,
-    /// as each is a mean of the one before and of a ReLU.
+    /// `[T, H]`: the crate's states of `vad_gru`, exactly. A ReLU lets them through: none is below
+    /// 0, as each is a mean of the one before and of a ReLU.
     fn vad_states(&self, audio: &[f32]) -> Array2<f64> {
         let units = self.vad_gru.neurons;
         let mut states = Array2::zeros((FRAMES, units));
@@ -183,11 +183,12 @@ impl Network {
 
     /// `[T, H]`: the crate's states of `denoise_gru`, out of the sound.
     ///
-    /// A probe gives all bands one gain: a level, which constant neurons make, plus one unit. No gain
-    /// of 1 or more lets the crate's pitch filter act, so the sound is linear in the gains. What comes
-    /// out at a frame is the frame's own first half fading in, by its gain, and the second half of the
-    /// one before fading out, by that one's. At the frame's end the latter is down to 1e-5, so there
-    /// the sound goes by this frame's gain alone, and the sound of the bare level says of how much.
+    /// A probe gives all bands one gain: a level, which constant neurons make, plus one unit. No
+    /// gain of 1 or more lets the crate's pitch filter act, so the sound is linear in the gains.
+    /// What comes out at a frame is the frame's own first half fading in, by its gain, and the
+    /// second half of the one before fading out, by that one's. At the frame's end the latter is
+    /// down to 1e-5, so there the sound goes by this frame's gain alone, and the sound of the bare
+    /// level says of how much.
     fn denoise_states(&self, audio: &[f32]) -> Array2<f64> {
         const LAST: usize = 12; // more see the frame before, fewer the rounding
         let units = self.denoise_gru.neurons;
@@ -216,8 +217,8 @@ impl Network {
         states
     }
 
-    /// `[T, H]`: the crate's states of `noise_gru`, as a GRU in the third's place repeats them: each
-    /// of its candidates is one unit by [`WEIGHT`], and its z is a constant.
+    /// `[T, H]`: the crate's states of `noise_gru`, as a GRU in the third's place repeats them:
+    /// each of its candidates is one unit by [`WEIGHT`], and its z is a constant.
     fn noise_states(&self, audio: &[f32]) -> Array2<f64> {
         let (first, units) = (self.vad_gru.neurons, self.noise_gru.neurons);
         let mut denoise_gru = Layer::gru(self.denoise_gru.weights.nrows(), units);
@@ -272,8 +273,8 @@ fn our_states(network: &Network, features: &Array2<f32>, device: &Device) -> [Ar
     [vad, noise, denoise]
 }
 
-/// A second of 16-bit sound at 48 kHz: vowels of a gliding voice, four syllables, in noise that never
-/// stops. (In silence the crate stops its network.)
+/// A second of 16-bit sound at 48 kHz: vowels of a gliding voice, four syllables, in noise that
+/// never stops. (In silence the crate stops its network.)
 fn audio() -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut phase = 0.0;
@@ -323,11 +324,11 @@ fn worst<D: Dimension>(got: &Array<f32, D>, expected: &Array<f64, D>) -> (f64, D
     differences.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
 }
 
-/// The states go up to 13. The crate takes σ and tanh from a table that is off by up to 3e-6. Through
-/// the recurrence that becomes 5e-6 in the first GRU's states, and with what each takes over from those
-/// before it 1e-5 and 2e-5 in the others'. Reading the others out of the sound adds up to 7e-5 and 4e-5,
-/// mostly the rounding of the crate's Fourier transforms. Each tolerance is some four times what was
-/// measured in all; another definition of the GRU is off by 1 and more.
+/// The states go up to 13. The crate takes σ and tanh from a table that is off by up to 3e-6.
+/// Through the recurrence that becomes 5e-6 in the first GRU's states, and with what each takes
+/// over from those before it 1e-5 and 2e-5 in the others'. Reading the others out of the sound adds
+/// up to 7e-5 and 4e-5, mostly the rounding of the crate's Fourier transforms. Each tolerance is
+/// some four times what was measured in all; another definition of the GRU is off by 1 and more.
 #[test]
 fn every_state_is_the_crates() {
     let (network, audio) = (Network::rnnoise(), audio());

@@ -1,5 +1,5 @@
-//! Every format × variant × direction × layers: what is written loads back bit for bit, and what loads
-//! computes the same.
+//! Every format × variant × direction × layers: what is written loads back bit for bit, and what
+//! loads computes the same.
 
 mod common;
 
@@ -58,8 +58,8 @@ fn onnx_bytes(params: &Params, inputs: &onnx::Inputs) -> Result<Vec<u8>, Error> 
     Ok(bytes)
 }
 
-/// What a format makes of each model, written and read by `there_and_back`; and that `write` makes of it, in
-/// memory, the bytes of the file, and `read` of these the model.
+/// What a format makes of each model, written and read by `there_and_back`; and that `write` makes
+/// of it, in memory, the bytes of the file, and `read` of these the model.
 fn check(
     format: &str,
     there_and_back: impl Fn(&Path, &Params) -> Params,
@@ -101,8 +101,8 @@ fn safetensors_gives_back_every_bit() {
     );
 }
 
-/// A file of ours whose tensors somebody put under a prefix says of them what it said before; where another
-/// GRU was put beside them, nobody knows which is meant.
+/// A file of ours whose tensors somebody put under a prefix says of them what it said before; where
+/// another GRU was put beside them, nobody knows which is meant.
 #[test]
 fn metadata_goes_with_the_only_gru() {
     let params = Params::init(&GruConfig::new(3, 5), Init::Uniform, 1).unwrap();
@@ -162,7 +162,8 @@ fn npz_gives_back_every_bit() {
     );
 }
 
-/// Networks, gradients and arrays, too, are the same in memory as in a file; names are read from both.
+/// Networks, gradients and arrays, too, are the same in memory as in a file; names are read from
+/// both.
 #[test]
 fn every_other_function_of_a_path_has_one_of_a_stream() {
     let folder = TempDir::new().unwrap();
@@ -250,8 +251,8 @@ fn a_stream_that_is_full_is_an_error() {
     }
 }
 
-/// Without the metadata of its own the file is any ONNX model: what its nodes compute is the same, be it
-/// by other weights.
+/// Without the metadata of its own the file is any ONNX model: what its nodes compute is the same,
+/// be it by other weights.
 #[test]
 fn onnx_nodes_compute_what_was_written() {
     for params in models() {

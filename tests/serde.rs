@@ -1,5 +1,5 @@
-//! Configurations through JSON: every variant comes back, under the words that metadata has for them, and what is
-//! not known is refused.
+//! Configurations through JSON: every variant comes back, under the words that metadata has for
+//! them, and what is not known is refused.
 
 use std::fmt::Debug;
 

@@ -1,9 +1,11 @@
-//! The same over and over, on the CPU and on the adapter: memory, handles and threads stay what they were.
+//! The same over and over, on the CPU and on the adapter: memory, handles and threads stay what
+//! they were.
 //!
-//! By themselves the tests do a hundredth of it; `GRU_SOAK=1` does all of it, 100,000 steps of a stream,
-//! 10,000 runs forward and backward, 1,000 creations of everything:
-//! `GRU_SOAK=1 cargo test --release --test soak -- --nocapture`. On Linux memory is what /proc says is
-//! resident, and handles are the files that the process has open; elsewhere the work alone is tested.
+//! By themselves the tests do a hundredth of it; `GRU_SOAK=1` does all of it, 100,000 steps of a
+//! stream, 10,000 runs forward and backward, 1,000 creations of everything:
+//! `GRU_SOAK=1 cargo test --release --test soak -- --nocapture`. On Linux memory is what /proc says
+//! is resident, and handles are the files that the process has open; elsewhere the work alone is
+//! tested.
 
 mod common;
 
@@ -52,8 +54,8 @@ impl Held {
     }
 }
 
-/// Does `work` so often, after a tenth as often to fill what is kept on purpose. Then the process has
-/// no more files and threads than before, and at most `growth` more bytes.
+/// Does `work` so often, after a tenth as often to fill what is kept on purpose. Then the process
+/// has no more files and threads than before, and at most `growth` more bytes.
 fn soak(what: &str, count: usize, growth: u64, mut work: impl FnMut(usize)) {
     let start = Instant::now();
     let warm = (count / 10).max(2);

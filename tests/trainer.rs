@@ -1,5 +1,5 @@
-//! Training over data sets of every kind: what a batch may carry, what an epoch reports, and the calls for
-//! where blocking is not possible.
+//! Training over data sets of every kind: what a batch may carry, what an epoch reports, and the
+//! calls for where blocking is not possible.
 
 mod common;
 

@@ -86,7 +86,8 @@ impl Task {
     }
 }
 
-/// Every loss over both kinds of head, every optimizer, every way to clip, some of it in other layouts.
+/// Every loss over both kinds of head, every optimizer, every way to clip, some of it in other
+/// layouts.
 fn tasks() -> Vec<(&'static str, Task)> {
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.01 };
     let cosine = Schedule::Cosine { warmup: 2, updates: 6, last: 0.1 };
@@ -214,8 +215,8 @@ fn parameters_alone_are_those_of_the_state() {
     }
 }
 
-/// Two machines with half of the batch each, whose gradients are summed, make the update of one machine with
-/// all of it.
+/// Two machines with half of the batch each, whose gradients are summed, make the update of one
+/// machine with all of it.
 #[test]
 fn two_learners_on_two_halves_are_one_on_the_whole() {
     let [steps, batch, ..] = SIZES;
@@ -634,7 +635,8 @@ fn pytorch_takes_the_same_ten_steps() {
     }
 }
 
-/// Matrices of one column or one row lie by rows and by columns alike; what is made of them must not.
+/// Matrices of one column or one row lie by rows and by columns alike; what is made of them must
+/// not.
 #[test]
 fn a_single_hidden_unit_is_as_good_as_many() {
     let entropy = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
@@ -679,7 +681,8 @@ fn an_update_of_fewer_batches_tells_their_loss() {
 fn what_would_not_be_finite_after_an_update_is_not_made() {
     let [every, last] = [Head::every_step(SIZES[3]), Head::last(SIZES[3])];
     let of = |optimizer, rate| LearnerConfig::new(Loss::MeanSquared, optimizer, rate);
-    // Of a gradient of 1e25, whose square is infinite; of one of 1e3 times 1e38; of Adam's rate over 1 − β₁.
+    // Of a gradient of 1e25, whose square is infinite; of one of 1e3 times 1e38; of Adam's rate
+    // over 1 − β₁.
     let steep = Task::new(last, of(Optimizer::adam(), 1e-3));
     let far = Task::new(every, of(Optimizer::sgd(), 1e38).with_clip(Clip::Norm(1e6)));
     let adam = Task::new(every, of(Optimizer::adam(), 1e38).with_clip(Clip::Value(1.0)));

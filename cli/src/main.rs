@@ -22,8 +22,9 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu, gpu:1 (that one of `gru info`)
-    /// or software [default: the variable GRU_DEVICE, or auto]. `bench` takes several, with commas.
+    /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu, gpu:1 (that one of
+    /// `gru info`) or software [default: the variable GRU_DEVICE, or auto]. `bench` takes several,
+    /// with commas.
     #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
 }
@@ -112,8 +113,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Mesa's device-select layer asks a display which adapter to list first. Without a session it prints
-/// an `error:` line of its own for each adapter, which reads as if this program had failed.
+/// Mesa's device-select layer asks a display which adapter to list first. Without a session it
+/// prints an `error:` line of its own for each adapter, which reads as if this program had failed.
 fn quiet_mesa() {
     if std::env::var_os("XDG_RUNTIME_DIR").is_none()
         && std::env::var_os("MESA_VK_DEVICE_SELECT").is_none()

@@ -129,7 +129,8 @@ fn a_forecast_run_says_the_same_and_leaves_a_folder_that_predict_reads() {
     let (_, told) = succeeded(&directory, &["convert", "it/model.safetensors", "gru.npz"]);
     assert!(told.contains("GRU 2→7"), "{told}");
 
-    // Forecasts of the same rows, and of rows a thousand higher, its columns elsewhere, as many as a window has.
+    // Forecasts of the same rows, and of rows a thousand higher, its columns elsewhere, as many as
+    // a window has.
     let cells = std::fs::read_to_string(directory.path().join(csv)).unwrap();
     let mut moved = "value,more,other\n".to_owned();
     for row in cells.lines().skip(161 - 16) {
@@ -160,8 +161,8 @@ fn a_forecast_run_says_the_same_and_leaves_a_folder_that_predict_reads() {
     assert!(predicted(csv).iter().zip(&same).all(|(a, b)| a != b));
 }
 
-/// Ends runs after their first epoch, by Ctrl-C and without any warning, goes on, and holds them against one
-/// that was left alone.
+/// Ends runs after their first epoch, by Ctrl-C and without any warning, goes on, and holds them
+/// against one that was left alone.
 #[cfg(unix)]
 #[test]
 fn a_forecast_run_that_was_interrupted_goes_on_to_the_same_bytes() {

@@ -10,7 +10,8 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use common::program::{assert_refused, end_after_an_epoch, gru, text};
 use common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
 
-/// Starts the program and waits for a line on stderr that starts so. What it says after that can be read.
+/// Starts the program and waits for a line on stderr that starts so. What it says after that can be
+/// read.
 fn start(path: &Path, arguments: &[&str], line: &str) -> (Child, Lines<BufReader<ChildStderr>>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
     command.current_dir(path).env_remove("GRU_DEVICE").args(arguments);
@@ -31,8 +32,8 @@ fn resume<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["train", "--resume", run, "--device", "cpu"], more].concat()
 }
 
-/// Ends runs after their first epoch, by Ctrl-C and without any warning, goes on, and holds them against one
-/// that was left alone.
+/// Ends runs after their first epoch, by Ctrl-C and without any warning, goes on, and holds them
+/// against one that was left alone.
 #[cfg(unix)]
 #[test]
 fn a_run_that_was_interrupted_goes_on_to_the_same_bytes() {
@@ -130,7 +131,8 @@ fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
     succeeded(path, &resume("run", &["--patience", "9"]));
     fs::write(run.join("config.toml"), &noted).unwrap();
 
-    // Had it been killed before its first checkpoint, it would go on with the new settings all the same.
+    // Had it been killed before its first checkpoint, it would go on with the new settings all the
+    // same.
     let model = fs::read(run.join("model.safetensors")).unwrap();
     fs::write(&last, &good).unwrap();
     succeeded(path, &resume("run", &["--learning-rate", "0.02"]));
@@ -294,8 +296,8 @@ fn a_run_of_slow_updates_ends_between_two_of_them() {
     assert!(said.starts_with("interrupted after") && updates < 8, "{rest:?}");
 }
 
-/// Kills runs at any moment, as often as the variable GRU_KILLS says, and holds what they come to against a
-/// run that was left alone. GRU_DEVICE says on what device.
+/// Kills runs at any moment, as often as the variable GRU_KILLS says, and holds what they come to
+/// against a run that was left alone. GRU_DEVICE says on what device.
 #[cfg(unix)]
 #[test]
 fn runs_that_are_killed_again_and_again_come_to_the_same_bytes() {
@@ -386,8 +388,8 @@ fn a_checkpoint_that_cannot_be_written_ends_no_run() {
     succeeded(path, &resume("run", &[]));
 }
 
-/// A rate that ruins the model before it diverges: what is there to go on from is named, what was told of the
-/// model before is gone, and what cannot be written is said once.
+/// A rate that ruins the model before it diverges: what is there to go on from is named, what was
+/// told of the model before is gone, and what cannot be written is said once.
 #[test]
 fn what_a_bad_change_of_settings_leaves_is_told() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);

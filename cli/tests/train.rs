@@ -254,7 +254,8 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
     }
 }
 
-/// Numbers are numbers though the first is missing, codes are words though the first is a number, which is said.
+/// Numbers are numbers though the first is missing, codes are words though the first is a number,
+/// which is said.
 #[test]
 fn columns_are_told_from_all_their_cells_and_missing_numbers_take_the_mean() {
     let table = table(0..40);
@@ -321,7 +322,8 @@ fn words_that_would_take_too_much_memory_are_refused_by_their_column() {
     }
 }
 
-/// One in three is of class `up`, also of what is held out; and of a class that comes once nothing is.
+/// One in three is of class `up`, also of what is held out; and of a class that comes once nothing
+/// is.
 #[test]
 fn each_class_gives_its_share_to_what_is_held_out() {
     let csv = format!("{}once,50,go,else\n", table(0..60));

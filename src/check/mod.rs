@@ -247,7 +247,8 @@ struct Case {
     /// Whether h0, the reset state, dy and dh_n are given; else they count as zeros.
     given: [bool; 4],
     /// Whether it is also run the ways that a model of this size would not take by itself: by every
-    /// other family of kernels, and with gates made again. Each size of each variant is a kernel to compile.
+    /// other family of kernels, and with gates made again. Each size of each variant is a kernel to
+    /// compile.
     other_way: bool,
 }
 

@@ -15,8 +15,9 @@ pub(super) struct Backward<'a> {
     pub weights: &'a BackwardWeights,
     pub row_block: RowBlock<'a>,
     pub h: ArrayView3<'a, f32>,
-    /// `[times, R, 4H]`, as [`Forward`](super::forward::Forward) kept them. They become gradients: r, z and n those of their
-    /// pre-activations, the fourth quarter that of `W_hn h + b_hn`, or with reset before it stays r ⊙ h.
+    /// `[times, R, 4H]`, as [`Forward`](super::forward::Forward) kept them. They become gradients:
+    /// r, z and n those of their pre-activations, the fourth quarter that of `W_hn h + b_hn`, or
+    /// with reset before it stays r ⊙ h.
     pub gates: ArrayViewMut3<'a, f32>,
     /// Of what each step puts out; zeros when `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
@@ -63,7 +64,8 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// `products [blocks, R, N]` of some columns of the gates' gradients at t with some rows of W_hh.
+    /// `products [blocks, R, N]` of some columns of the gates' gradients at t with some rows of
+    /// W_hh.
     fn product(
         &self,
         t: usize,

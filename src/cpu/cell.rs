@@ -1,4 +1,5 @@
-//! One cell: what it computes, its weights as steps read them, and the block of rows that a task takes.
+//! One cell: what it computes, its weights as steps read them, and the block of rows that a task
+//! takes.
 
 use std::ops::Range;
 
@@ -30,13 +31,15 @@ pub(super) struct ForwardWeights {
     /// W_ihᵀ and W_hhᵀ. Panels `3q`, `3q + 1` and `3q + 2` are those of r, z and n of block q.
     pub input: Packed,
     pub recurrent: Packed,
-    /// `[3 · blocks, N]`: what is added before any product; b_hh too, where it is not multiplied with r.
+    /// `[3 · blocks, N]`: what is added before any product; b_hh too, where it is not multiplied
+    /// with r.
     pub bias: Vec<f32>,
     /// `[blocks, N]`: b_hn where it is.
     pub past_bias: Vec<f32>,
 }
 
-/// A cell's parameters as its backward steps read them: W_ih and W_hh themselves, gates along the depth.
+/// A cell's parameters as its backward steps read them: W_ih and W_hh themselves, gates along the
+/// depth.
 #[derive(Debug)]
 pub(super) struct BackwardWeights {
     pub spec: CellSpec,
@@ -148,8 +151,8 @@ impl RowBlock<'_> {
     }
 }
 
-/// Has `threads` threads fill `out`, `count` blocks of `block_len` numbers; `fill` gets the index of its first
-/// block, and its blocks.
+/// Has `threads` threads fill `out`, `count` blocks of `block_len` numbers; `fill` gets the index
+/// of its first block, and its blocks.
 pub(super) fn split_over_threads(
     out: &mut [f32],
     block_len: usize,

@@ -1,9 +1,9 @@
 //! The steps of a block of rows forward: what happens one after the other.
 //!
-//! Units come in blocks of `N`. A block's part of a step (its products with all three gates' weights,
-//! the activations, the new state) is computed while it is in the nearest cache, then written out by
-//! rows. Rows know nothing of each other, so threads take rows; only where there are too few of them
-//! for a large state do they share a step, by blocks.
+//! Units come in blocks of `N`. A block's part of a step (its products with all three gates'
+//! weights, the activations, the new state) is computed while it is in the nearest cache, then
+//! written out by rows. Rows know nothing of each other, so threads take rows; only where there are
+//! too few of them for a large state do they share a step, by blocks.
 
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
@@ -141,8 +141,8 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// The steps at some times, of which the first is the i-th of a chunk of `steps`; a row for each
-    /// row of each.
+    /// The steps at some times, of which the first is the i-th of a chunk of `steps`; a row for
+    /// each row of each.
     fn step(
         &mut self,
         times: &[usize],
@@ -200,7 +200,8 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Writes what a step computed for a row to where it belongs: row `made` of the `rows` in the blocks.
+    /// Writes what a step computed for a row to where it belongs: row `made` of the `rows` in the
+    /// blocks.
     fn store_outputs(
         &mut self,
         (t, row): (usize, usize),
@@ -313,7 +314,8 @@ impl Kernel for StepBlocks<'_> {
 }
 
 impl StepBlocks<'_> {
-    /// Fills what products are added to: r, z and n with their inputs, the past's part of n with b_hn.
+    /// Fills what products are added to: r, z and n with their inputs, the past's part of n with
+    /// b_hn.
     #[inline(always)]
     fn start<const N: usize>(&self, q: usize, block: &mut [f32]) {
         let rows = self.past.rows;

@@ -1,7 +1,8 @@
-//! What is left of some steps of a cell after they went backward: products over all of them, for the
-//! gradients of the weights and of the input.
+//! What is left of some steps of a cell after they went backward: products over all of them, for
+//! the gradients of the weights and of the input.
 //!
-//! Threads take tasks from one list, so that none waits for another between one product and the next.
+//! Threads take tasks from one list, so that none waits for another between one product and the
+//! next.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,8 +16,8 @@ use crate::error::{Result, try_grow, try_zeros};
 use crate::spec::config::Reset;
 use crate::spec::params::{CellRanges, Params};
 
-/// Rows of a result that a task takes: whole tiles of every level, and gates' gradients that stay in
-/// the cache.
+/// Rows of a result that a task takes: whole tiles of every level, and gates' gradients that stay
+/// in the cache.
 const ROWS: usize = 48;
 
 /// Some steps of a cell, as [`Backward`](super::backward::Backward) left them; R is steps and rows.
@@ -82,8 +83,8 @@ impl Products<'_> {
         6.0 * self.h.len() as f64 * (2 * self.width + hidden) as f64
     }
 
-    /// Adds to `dinput [R, width]`, which is empty where nobody asks for it, and to the gradients of the
-    /// cell's parameters.
+    /// Adds to `dinput [R, width]`, which is empty where nobody asks for it, and to the gradients
+    /// of the cell's parameters.
     pub fn add_to(
         &self,
         mut dinput: &mut [f32],

@@ -14,7 +14,8 @@
 //! | this file | whole runs, layer after layer |
 //!
 //! Weights are packed once for each version of the parameters. Threads take batch rows, or share a
-//! step where rows are too few for a large state; nothing depends on how many there are, to the bit.
+//! step where rows are too few for a large state; nothing depends on how many there are, to the
+//! bit.
 
 mod backward;
 mod cell;
@@ -47,8 +48,8 @@ use trace::untouched;
 pub(crate) use trace::Trace;
 pub(crate) use weights::Weights;
 
-/// `Ok` unless this process was forked from one that had used the CPU before: its threads stayed there.
-/// (Threads of rayon that only the caller's own code used before are not known of.)
+/// `Ok` unless this process was forked from one that had used the CPU before: its threads stayed
+/// there. (Threads of rayon that only the caller's own code used before are not known of.)
 pub(crate) fn check_process() -> Result<()> {
     static FIRST_USE: OnceLock<ProcessGuard> = OnceLock::new();
     FIRST_USE.get_or_init(ProcessGuard::here).check("the pool of threads that the CPU runs on")
@@ -80,7 +81,8 @@ pub(crate) fn forward(
     Ok((input.expect("a layer at least"), h_n))
 }
 
-/// As [`forward`], while training; in the memory that another such run of the model left, where it fits.
+/// As [`forward`], while training; in the memory that another such run of the model left, where it
+/// fits.
 pub(crate) fn forward_train(
     params: &Params,
     (weights, version): (&Weights, u64),
@@ -121,7 +123,8 @@ pub(crate) enum Asked {
     AllButX,
 }
 
-/// Carries dy `[T, B, D·H]` and dh_n `[L·D, B, H]` back through a run, whose gates are lost over it.
+/// Carries dy `[T, B, D·H]` and dh_n `[L·D, B, H]` back through a run, whose gates are lost over
+/// it.
 pub(crate) fn backward(
     params: &Params,
     (weights, version): (&Weights, u64),

@@ -1,6 +1,7 @@
 #![allow(clippy::needless_range_loop, reason = "loops over rows and panels read like the sums")]
 
-//! Matrix products in which one side is packed: cut into panels of `N` columns, each stored row by row.
+//! Matrix products in which one side is packed: cut into panels of `N` columns, each stored row by
+//! row.
 //!
 //! A tile of some rows of the left side and one panel stays in registers for as long as the inner
 //! axis goes on: each row of the panel is read once and multiplied with one number of each row. The
@@ -19,13 +20,14 @@ use crate::error::{Result, try_grow, try_untouched};
 pub(super) struct Packed {
     /// From `start` on `[panels, depth, N]`, zeros past a panel's last column.
     data: Vec<f32>,
-    /// Where a cache line starts, for a register's load that crosses from one to the next takes twice
-    /// the time.
+    /// Where a cache line starts, for a register's load that crosses from one to the next takes
+    /// twice the time.
     start: usize,
     panels: usize,
     pub depth: usize,
     lanes: usize,
-    /// From this panel on no more than half of their columns are there, and half of their work is done.
+    /// From this panel on no more than half of their columns are there, and half of their work is
+    /// done.
     narrow: usize,
 }
 
@@ -101,8 +103,8 @@ fn pack(source: Source<'_>, depth: usize, lanes: usize, panel: &mut [f32]) {
     }
 }
 
-/// `to [·, stride]`, whose first `C` columns become those of `matrix [·, width]` from `first` on: so many
-/// that the compiler knows how many, and makes no call for each row.
+/// `to [·, stride]`, whose first `C` columns become those of `matrix [·, width]` from `first` on:
+/// so many that the compiler knows how many, and makes no call for each row.
 fn copy_columns<const C: usize>(
     matrix: &[f32],
     width: usize,
@@ -115,7 +117,8 @@ fn copy_columns<const C: usize>(
     }
 }
 
-/// `to [·, stride]`, whose column `i` becomes `line(i)`; the columns from `count` on stay as they are.
+/// `to [·, stride]`, whose column `i` becomes `line(i)`; the columns from `count` on stay as they
+/// are.
 fn interleave<'a>(line: impl Fn(usize) -> &'a [f32], count: usize, stride: usize, to: &mut [f32]) {
     // In blocks that the nearest cache holds, for it is the writes that go in steps.
     const BLOCK: usize = 64;
@@ -224,8 +227,8 @@ fn panels<V: Vector, const N: usize, const ROWS: usize, const W: usize>(
     mut out: &mut [f32],
 ) {
     let panel_len = left.rows * N;
-    // Where a tile of one panel would leave registers idle and wait for the sum before, three panels
-    // share it.
+    // Where a tile of one panel would leave registers idle and wait for the sum before, three
+    // panels share it.
     if left.rows * 3 <= ROWS {
         while out.len() >= 3 * panel_len {
             let (three, rest) = out.split_at_mut(3 * panel_len);
@@ -350,8 +353,8 @@ impl AddTransposed<'_> {
         columns.next_multiple_of(level.rows()) * depth
     }
 
-    /// Packs the columns, `[tiles, depth, ROWS]`, and adds them up. In a tile's columns past the last
-    /// stays what was there, for nothing of them is stored.
+    /// Packs the columns, `[tiles, depth, ROWS]`, and adds them up. In a tile's columns past the
+    /// last stays what was there, for nothing of them is stored.
     #[inline(always)]
     fn pack<const ROWS: usize>(&mut self, depth: usize) {
         for (k, row) in self.left.chunks_exact(self.stride).enumerate() {

@@ -1,17 +1,17 @@
 //! One source compiled for each set of instructions a machine may have.
 //!
-//! A [`Kernel`] is inlined whole into a function for which the compiler may use AVX2 or AVX-512, and
-//! [`Level::run`] calls the best of them that the machine has. What goes over `[f32; N]` number by
-//! number is left to the compiler's vectoriser. The innermost loop of products is not: there it is
-//! right or wrong by a factor of four with every small change, so its registers are [`Vector`]s.
+//! A [`Kernel`] is inlined whole into a function for which the compiler may use AVX2 or AVX-512,
+//! and [`Level::run`] calls the best of them that the machine has. What goes over `[f32; N]` number
+//! by number is left to the compiler's vectoriser. The innermost loop of products is not: there it
+//! is right or wrong by a factor of four with every small change, so its registers are [`Vector`]s.
 
 use crate::spec::config::Activation;
 
-/// Work to be compiled for every [`Level`]. `run` and all it calls must be `#[inline(always)]`: what
-/// is not inlined is compiled for the target's baseline.
+/// Work to be compiled for every [`Level`]. `run` and all it calls must be `#[inline(always)]`:
+/// what is not inlined is compiled for the target's baseline.
 pub(super) trait Kernel {
-    /// `N`: the numbers of a panel's row, two vectors. `ROWS`: how many rows of `N` the registers hold
-    /// with room to work. `FMA`: whether there is an instruction for a · b + c.
+    /// `N`: the numbers of a panel's row, two vectors. `ROWS`: how many rows of `N` the registers
+    /// hold with room to work. `FMA`: whether there is an instruction for a · b + c.
     fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self);
 }
 
@@ -72,9 +72,9 @@ macro_rules! x86_vector {
         #[derive(Clone, Copy)]
         struct $name(std::arch::x86_64::$register);
 
-        // SAFETY of each block: the type is private, so it is reached only as the `V` of a kernel, and
-        // `Level::run` hands it out where the instructions were found. Pointers are those of arrays
-        // as long as the register.
+        // SAFETY of each block: the type is private, so it is reached only as the `V` of a kernel,
+        // and `Level::run` hands it out where the instructions were found. Pointers are those of
+        // arrays as long as the register.
         #[allow(unsafe_code, reason = "the registers' functions are for machines that have them")]
         impl Vector for $name {
             const WIDTH: usize = $width;
@@ -268,15 +268,15 @@ pub(super) fn store<const N: usize>(slice: &mut [f32], first: usize, values: &[f
     }
 }
 
-/// a · b + c, rounded once where there is an instruction for it. (Where there is none, `mul_add` is a
-/// slow call.)
+/// a · b + c, rounded once where there is an instruction for it. (Where there is none, `mul_add` is
+/// a slow call.)
 #[inline(always)]
 pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `each` of every number, in place. (A closure that is not inlined would be compiled for the baseline,
-/// and a macro is always inlined.)
+/// `each` of every number, in place. (A closure that is not inlined would be compiled for the
+/// baseline, and a macro is always inlined.)
 macro_rules! for_each {
     ($values:expr, |$v:ident| $each:expr) => {
         for value in $values.iter_mut() {
@@ -404,8 +404,8 @@ mod tests {
         }
     }
 
-    /// Where a state is infinite, so may be what an activation is taken of, and a σ of −∞ that is not 0 would
-    /// hide it.
+    /// Where a state is infinite, so may be what an activation is taken of, and a σ of −∞ that is
+    /// not 0 would hide it.
     #[test]
     fn activations_of_the_ends_are_the_references() {
         let inputs = [

@@ -1,5 +1,6 @@
-//! Every level of instructions and every way to lay steps out over threads, against the reference in
-//! f64: what `gru check --device cpu`, which takes this machine's own level and layout, cannot reach.
+//! Every level of instructions and every way to lay steps out over threads, against the reference
+//! in f64: what `gru check --device cpu`, which takes this machine's own level and layout, cannot
+//! reach.
 
 use ndarray::{Array2, Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -276,7 +277,8 @@ fn the_layout_over_threads_changes_no_bit() {
     }
 }
 
-/// Sizes at which the gates are made again for spans of a step and of several, the last of them shorter.
+/// Sizes at which the gates are made again for spans of a step and of several, the last of them
+/// shorter.
 fn cases_again() -> Vec<Case> {
     let [first, .., last] = &cases()[..] else { unreachable!() };
     let plain = Case { activations: first.activations, ..last.clone() };

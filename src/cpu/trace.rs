@@ -8,8 +8,8 @@ use crate::spec::config::Shape;
 use crate::spec::options::RunOptions;
 
 /// What a forward pass leaves for a backward pass, and a backward pass for the next run of the same
-/// shape: its memory. Arrays are time-major, whatever the batch's layout. A run writes all of what it
-/// then reads, so whatever stood there before counts for nothing.
+/// shape: its memory. Arrays are time-major, whatever the batch's layout. A run writes all of what
+/// it then reads, so whatever stood there before counts for nothing.
 #[derive(Debug)]
 pub(crate) struct Trace {
     pub(super) run: Run<f32>,
@@ -29,7 +29,8 @@ pub(crate) struct Trace {
 pub(super) struct CellTrace {
     /// `[T, B, H]`: the state that each step starts from; 0 at padding.
     pub h: Array3<f32>,
-    /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding. None where they are made again.
+    /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding. None where they are made
+    /// again.
     pub gates: Option<Array3<f32>>,
 }
 
@@ -38,7 +39,8 @@ pub(super) struct CellTrace {
 pub(super) struct Workspace {
     /// `[T / 8, B, 4H]` for each direction, where gates are made again.
     pub gates: Vec<Array3<f32>>,
-    /// `[T, B, D·H]`: gradients of what layers put out, one that is read and one that is written at most.
+    /// `[T, B, D·H]`: gradients of what layers put out, one that is read and one that is written at
+    /// most.
     pub doutputs: Vec<Array3<f32>>,
 }
 

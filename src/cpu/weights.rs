@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
 
-/// The weights of all cells as forward and backward steps read them, of one version of the parameters.
+/// The weights of all cells as forward and backward steps read them, of one version of the
+/// parameters.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(super) level: Level,
@@ -63,9 +64,10 @@ impl Weights {
 
 /// The weights of all cells that were packed last, and of which version of the parameters they are.
 ///
-/// Its lock is held only to read or replace them. Packing wakes rayon's threads and waits for them, and a
-/// thread that waits may take up a call of the caller's that asks for the same weights: with the lock held it
-/// would wait for itself. So two threads that ask at once may both pack, and the first to finish is kept.
+/// Its lock is held only to read or replace them. Packing wakes rayon's threads and waits for them,
+/// and a thread that waits may take up a call of the caller's that asks for the same weights: with
+/// the lock held it would wait for itself. So two threads that ask at once may both pack, and the
+/// first to finish is kept.
 #[derive(Debug)]
 struct PackedCache<W>(Mutex<Option<(u64, Arc<Vec<W>>)>>);
 
@@ -76,8 +78,8 @@ impl<W> Default for PackedCache<W> {
 }
 
 impl<W> PackedCache<W> {
-    /// The cells' weights of this version: those packed before, or new ones. `pack` gets a cell's layer and
-    /// direction, and whether to wake other threads.
+    /// The cells' weights of this version: those packed before, or new ones. `pack` gets a cell's
+    /// layer and direction, and whether to wake other threads.
     fn get_or_pack(
         &self,
         params: &Params,

@@ -11,10 +11,10 @@ use crate::spec::params::Params;
 
 /// The weights of one direction of one layer, gates stacked r, z, n: PyTorch's layout.
 ///
-/// The conversions only move numbers, so that each there and back gives the same bits; but for biases that a
-/// layout has no place for, which are added to those that do the same, and absent ones that it has a place
-/// for, which become zeros. They say nothing of where the reset gate acts or what z means: that is the
-/// configuration's, and stated with each.
+/// The conversions only move numbers, so that each there and back gives the same bits; but for
+/// biases that a layout has no place for, which are added to those that do the same, and absent
+/// ones that it has a place for, which become zeros. They say nothing of where the reset gate acts
+/// or what z means: that is the configuration's, and stated with each.
 ///
 /// ```
 /// use gru_wgpu::{GruConfig, Params, Reset, Update, formats::Cell};
@@ -67,9 +67,10 @@ pub struct FlaxCell {
 }
 
 impl Cell {
-    /// From Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, bias `[3U]` or `[2, 3U]`, gates stacked
-    /// z, r, h. A bias of two rows belongs to `reset_after=True` ([`Reset::After`], Keras' default), of
-    /// one row to `reset_after=False` ([`Reset::Before`]). z keeps ([`Update::Keeps`]).
+    /// From Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, bias `[3U]` or `[2, 3U]`, gates
+    /// stacked z, r, h. A bias of two rows belongs to `reset_after=True` ([`Reset::After`], Keras'
+    /// default), of one row to `reset_after=False` ([`Reset::Before`]). z keeps
+    /// ([`Update::Keeps`]).
     ///
     /// [`Update::Keeps`]: crate::Update::Keeps
     ///
@@ -105,8 +106,8 @@ impl Cell {
     }
 
     /// To Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, and the bias, which is `[2, 3U]` for
-    /// `reset_after=True` ([`Reset::After`]) and `[3U]` for `reset_after=False` ([`Reset::Before`]). There
-    /// two biases do the same, and their sum is written.
+    /// `reset_after=True` ([`Reset::After`]) and `[3U]` for `reset_after=False`
+    /// ([`Reset::Before`]). There two biases do the same, and their sum is written.
     pub fn to_keras(&self, reset: Reset) -> (Array2<f32>, Array2<f32>, Option<ArrayD<f32>>) {
         let kernel = |weight: &Array2<f32>| swap_first_two(weight.view()).reversed_axes();
         let zeros = || Array1::zeros(self.weight_hh.nrows());
@@ -126,10 +127,10 @@ impl Cell {
         (kernel, recurrent, bias)
     }
 
-    /// From one direction of an ONNX GRU: W `[3H, I]`, R `[3H, H]`, B `[6H]` (the input's half, then the
-    /// recurrent one), gates stacked z, r, h. z keeps ([`Update::Keeps`](crate::Update::Keeps)), and
-    /// `linear_before_reset` is 0 for [`Reset::Before`], 1 for
-    /// [`Reset::After`].
+    /// From one direction of an ONNX GRU: W `[3H, I]`, R `[3H, H]`, B `[6H]` (the input's half,
+    /// then the recurrent one), gates stacked z, r, h. z keeps
+    /// ([`Update::Keeps`](crate::Update::Keeps)), and `linear_before_reset` is 0 for
+    /// [`Reset::Before`], 1 for [`Reset::After`].
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -163,8 +164,8 @@ impl Cell {
         (swap_first_two(self.weight_ih.view()), swap_first_two(self.weight_hh.view()), b)
     }
 
-    /// From MLX's `nn.GRU`: `Wx [3H, I]`, `Wh [3H, H]`, `b [3H]`, `bhn [H]`, gates stacked r, z, n. Reset
-    /// after, z keeps; its r and z have one bias.
+    /// From MLX's `nn.GRU`: `Wx [3H, I]`, `Wh [3H, H]`, `b [3H]`, `bhn [H]`, gates stacked r, z, n.
+    /// Reset after, z keeps; its r and z have one bias.
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -240,8 +241,8 @@ impl Cell {
         }
     }
 
-    /// To MLX's `Wx`, `Wh`, `b`, `bhn`. The recurrent biases of r and z, which it has no place for, are
-    /// added to those of the input, where they do the same.
+    /// To MLX's `Wx`, `Wh`, `b`, `bhn`. The recurrent biases of r and z, which it has no place for,
+    /// are added to those of the input, where they do the same.
     pub fn to_mlx(&self) -> MlxCell {
         let hidden = self.weight_hh.ncols();
         let bhn = self.bias_hh.as_ref().map(|bias| bias.slice(s![2 * hidden..]).to_owned());
@@ -273,8 +274,8 @@ impl Params {
     ///
     /// # Errors
     /// [`Error::Shape`] when the cells are not as many or not of the shapes that `config` asks for,
-    /// [`Error::Conflict`] when a cell has a bias, other than zeros, that `config` has no place for.
-    /// A bias that `config` has and a cell has not counts as zeros.
+    /// [`Error::Conflict`] when a cell has a bias, other than zeros, that `config` has no place
+    /// for. A bias that `config` has and a cell has not counts as zeros.
     pub fn from_cells(config: &GruConfig, cells: &[Cell]) -> Result<Self> {
         let mut params = Self::zeros(config)?;
         let names: Vec<_> = config.cell_names().collect();

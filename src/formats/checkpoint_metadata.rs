@@ -1,7 +1,7 @@
 //! The metadata entry of a checkpoint: a checksum in hexadecimal, a space, and an object of JSON.
 //!
-//! What the object holds is the checkpoint's own business, but for `version` and `model`: readers of
-//! networks take a checkpoint's file too, and need to know what the tensors belong to.
+//! What the object holds is the checkpoint's own business, but for `version` and `model`: readers
+//! of networks take a checkpoint's file too, and need to know what the tensors belong to.
 
 use serde_json::{Map, Value};
 

@@ -1,7 +1,8 @@
-//! Reading parts of a file by arithmetic that was checked, and files that appear whole or not at all.
+//! Reading parts of a file by arithmetic that was checked, and files that appear whole or not at
+//! all.
 //!
-//! [`open`] and [`write_whole`] are where the formats meet the file system: what takes a path calls one of
-//! them around what takes a stream.
+//! [`open`] and [`write_whole`] are where the formats meet the file system: what takes a path calls
+//! one of them around what takes a stream.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -73,8 +74,8 @@ impl<S: Read + Seek> Source<S> {
         Ok(bytes)
     }
 
-    /// The same into the memory that `room` has for so many bytes. It is not asked for more than there
-    /// are in the source.
+    /// The same into the memory that `room` has for so many bytes. It is not asked for more than
+    /// there are in the source.
     pub fn part_into<'a>(
         &mut self,
         what: &str,
@@ -133,8 +134,8 @@ pub(crate) fn write_stream<W: Write>(
     })
 }
 
-/// Has `write` fill a file beside `path`, flushes it to the disk and gives it its name: `path` appears
-/// whole or not at all. Where `path` is a link, the file behind it is replaced.
+/// Has `write` fill a file beside `path`, flushes it to the disk and gives it its name: `path`
+/// appears whole or not at all. Where `path` is a link, the file behind it is replaced.
 ///
 /// # Errors
 /// [`Error::Io`], also where `path` is something else than a file: a folder, a pipe, a device.
@@ -145,7 +146,8 @@ pub(crate) fn write_whole(
     replace_whole(path.as_ref(), write, |_| Ok(()))
 }
 
-/// The same, with `keep` called on the place of the file that is about to be replaced, if there is one.
+/// The same, with `keep` called on the place of the file that is about to be replaced, if there is
+/// one.
 pub(crate) fn replace_whole(
     path: &Path,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
@@ -169,8 +171,8 @@ pub(crate) fn replace_whole(
             keep(&target)?;
         }
         file.persist(&target).map_err(|error| error.error)?;
-        // The name lasts once its directory is on the disk, too. The file is there whether or not this
-        // directory may be opened for that.
+        // The name lasts once its directory is on the disk, too. The file is there whether or not
+        // this directory may be opened for that.
         #[cfg(unix)]
         let _ = File::open(directory).and_then(|directory| directory.sync_all());
         Ok(())

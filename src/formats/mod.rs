@@ -1,7 +1,7 @@
 //! Models of other frameworks, in and out; arrays in files.
 //!
-//! Most wrong numbers come from here: the order of the gates, halves of biases, where the reset gate
-//! acts. Weights from elsewhere become [`Cell`]s of this crate's own layout first, and a
+//! Most wrong numbers come from here: the order of the gates, halves of biases, where the reset
+//! gate acts. Weights from elsewhere become [`Cell`]s of this crate's own layout first, and a
 //! [`Params`](crate::Params) is put together of those.
 //!
 //! | format | feature | a file's path | a stream |
@@ -14,8 +14,8 @@
 //! | `.npz`: any arrays | `npy` | `npz::{load_arrays, save_arrays}` | `npz::{read_arrays, write_arrays}` |
 //! | `.npy`: data | `npy` | `npy::{load, load_as, load_lengths, save}` | `npy::{read, read_as, read_lengths, write}` |
 //!
-//! `load` and `save` take a path, `read` and `write` a stream, and they do the same. Bytes in memory, such as an
-//! embedded file or what a browser fetched, are a stream too:
+//! `load` and `save` take a path, `read` and `write` a stream, and they do the same. Bytes in
+//! memory, such as an embedded file or what a browser fetched, are a stream too:
 //!
 //! ```
 //! # #[cfg(feature = "safetensors")] {
@@ -32,18 +32,19 @@
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```
 //!
-//! The weights of PyTorch, Keras, ONNX, MLX and Flax as arrays go through [`Cell`], in and out. A network in the
-//! middle of training is a `Checkpoint`.
+//! The weights of PyTorch, Keras, ONNX, MLX and Flax as arrays go through [`Cell`], in and out. A
+//! network in the middle of training is a `Checkpoint`.
 //!
 //! # What is promised of files
 //!
-//! Nothing read from a file is trusted. A file that is cut short, claims sizes it does not have, has
-//! names twice or holds nothing usable gives one typed error with the reason. No file makes a reader
-//! panic, go on without end, or allocate more than 64 times the file's length (of an `.npz`, of what its
-//! arrays take); a file of use costs two to six times its weights. What is no regular file, such as a pipe,
-//! is not opened. Weights that are infinite or NaN are refused unless asked for. `tests/hostile.rs` holds
-//! the readers to this, and the fuzz targets in `tests/fuzz` look for more. A file that is written appears under its name
-//! whole, flushed to the disk, or not at all; where the name is a link, the file behind it is replaced.
+//! Nothing read from a file is trusted. A file that is cut short, claims sizes it does not have,
+//! has names twice or holds nothing usable gives one typed error with the reason. No file makes a
+//! reader panic, go on without end, or allocate more than 64 times the file's length (of an `.npz`,
+//! of what its arrays take); a file of use costs two to six times its weights. What is no regular
+//! file, such as a pipe, is not opened. Weights that are infinite or NaN are refused unless asked
+//! for. `tests/hostile.rs` holds the readers to this, and the fuzz targets in `tests/fuzz` look for
+//! more. A file that is written appears under its name whole, flushed to the disk, or not at all;
+//! where the name is a link, the file behind it is replaced.
 
 mod cell;
 #[cfg(feature = "safetensors")]

@@ -173,8 +173,8 @@ impl Bytes {
         &bytemuck::cast_slice(&self.words)[self.first..self.first + self.len]
     }
 
-    /// The same with a header that was checked and, after it, numbers where they must lie. NumPy pads its
-    /// headers so that they do; other writers need not.
+    /// The same with a header that was checked and, after it, numbers where they must lie. NumPy
+    /// pads its headers so that they do; other writers need not.
     fn checked(self) -> Result<Self> {
         let header = checked_header(self.as_slice())?;
         match header % 8 {
@@ -266,7 +266,8 @@ fn checked_header(bytes: &[u8]) -> Result<usize> {
     let header = header.ok_or_else(|| {
         Error::format(format!("its header takes {len} bytes, but there are {}", bytes.len()))
     })?;
-    // One dictionary with one tuple of numbers. The parser of literals takes its time over anything deeper.
+    // One dictionary with one tuple of numbers. The parser of literals takes its time over anything
+    // deeper.
     let count = |wanted: &[u8]| header[len.min(10)..].iter().filter(|b| wanted.contains(b)).count();
     if count(b"{") > 1 || count(b"(") > 1 || count(b"[") > 0 || count(b",") > MAX_COMMAS {
         return Err(Error::format("its header is not that of an array of numbers".to_owned()));
@@ -275,8 +276,8 @@ fn checked_header(bytes: &[u8]) -> Result<usize> {
     Ok(len)
 }
 
-/// `Ok` unless a header's shape overflows even where its zeros count as ones, which ndarray-npy takes for
-/// impossible. What else is wrong with a header it tells itself.
+/// `Ok` unless a header's shape overflows even where its zeros count as ones, which ndarray-npy
+/// takes for impossible. What else is wrong with a header it tells itself.
 fn check_shape(header: &str) -> Result<()> {
     let Ok(Value::Dict(entries)) = header.trim_end_matches('\n').parse() else { return Ok(()) };
     let shape = entries.iter().find(|(key, _)| *key == Value::String("shape".to_owned()));

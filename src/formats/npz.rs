@@ -12,8 +12,8 @@
 //! # }
 //! ```
 //!
-//! For layouts other than PyTorch's, [`load_arrays`] and [`save_arrays`] move the arrays as they are
-//! named, and [`Cell`](super::Cell) converts them.
+//! For layouts other than PyTorch's, [`load_arrays`] and [`save_arrays`] move the arrays as they
+//! are named, and [`Cell`](super::Cell) converts them.
 
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::Path;
@@ -48,12 +48,12 @@ impl NpzOptions {
     }
 }
 
-/// Reads the parameters of a `config`: each from the array that `name` gives for its name here. Other
-/// arrays are not looked at. float16 and float64 are converted.
+/// Reads the parameters of a `config`: each from the array that `name` gives for its name here.
+/// Other arrays are not looked at. float16 and float64 are converted.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] when the file is no archive of arrays, one is missing or has another
-/// shape than `config` asks for; those of [`GruConfig::validate`].
+/// [`Error::Io`]; [`Error::Format`] when the file is no archive of arrays, one is missing or has
+/// another shape than `config` asks for; those of [`GruConfig::validate`].
 pub fn load(
     path: impl AsRef<Path>,
     config: &GruConfig,

@@ -13,9 +13,10 @@
 //! # }
 //! ```
 //!
-//! Only the header and the tensors asked for are read, by their places in the file: of a state dict of
-//! gigabytes one GRU costs what it weighs. That is what a memory map would be for, without its price: a
-//! mapped file that somebody shortens meanwhile ends the program, and no code can prove that nobody does.
+//! Only the header and the tensors asked for are read, by their places in the file: of a state dict
+//! of gigabytes one GRU costs what it weighs. That is what a memory map would be for, without its
+//! price: a mapped file that somebody shortens meanwhile ends the program, and no code can prove
+//! that nobody does.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -44,8 +45,8 @@ const MAX_HEADER: u64 = 100_000_000;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SafetensorsOptions {
-    /// What stands in front of `weight_ih_l0` in the names of the GRU's tensors. Without it the file
-    /// must hold a single GRU.
+    /// What stands in front of `weight_ih_l0` in the names of the GRU's tensors. Without it the
+    /// file must hold a single GRU.
     pub prefix: Option<String>,
     /// Whether weights that are infinite or NaN are taken.
     pub allow_non_finite: bool,
@@ -76,8 +77,8 @@ impl SafetensorsOptions {
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
-/// [`Error::Format`] or [`Error::Shape`] when the file is not one, or what it holds is no GRU that can
-/// be used, with the reason.
+/// [`Error::Format`] or [`Error::Shape`] when the file is not one, or what it holds is no GRU that
+/// can be used, with the reason.
 pub fn load(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_source(source, options))
 }
@@ -117,8 +118,9 @@ fn read_source<S: Read + Seek>(source: Source<S>, options: &SafetensorsOptions) 
     file.params(&prefix, ParamLayout::new(&config)?, options.allow_non_finite)
 }
 
-/// Writes a GRU's parameters under PyTorch's names, with the configuration in the file's metadata, so that
-/// every definition loads back bit for bit. A head is left out; [`save_network`] writes it, too.
+/// Writes a GRU's parameters under PyTorch's names, with the configuration in the file's metadata,
+/// so that every definition loads back bit for bit. A head is left out; [`save_network`] writes it,
+/// too.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -142,9 +144,9 @@ fn encode_gru(params: &Params) -> Result<Vec<u8>> {
     encode_tensors(gru, Some((CONFIG_KEY, config)))
 }
 
-/// Writes a network's parameters, which have a head, such that PyTorch's `load_state_dict` takes them for a
-/// module with an `nn.GRU` called `gru` and an `nn.Linear` called `head`. What the head reads is in the
-/// metadata with the configuration.
+/// Writes a network's parameters, which have a head, such that PyTorch's `load_state_dict` takes
+/// them for a module with an `nn.GRU` called `gru` and an `nn.Linear` called `head`. What the head
+/// reads is in the metadata with the configuration.
 ///
 /// # Errors
 /// [`Error::Conflict`] when there is no head, [`Error::Io`].
@@ -168,9 +170,9 @@ fn encode_network(params: &Params) -> Result<Vec<u8>> {
     encode_tensors(network_tensors("", layout, params.as_slice()), Some((CONFIG_KEY, config)))
 }
 
-/// Reads a network's parameters: what [`save_network`] wrote, also where its tensors were put under a prefix
-/// since, or one of the networks of a [`Checkpoint`](crate::Checkpoint), by its GRU's prefix. The head's
-/// `weight` and `bias` are looked for under `head`, beside the GRU.
+/// Reads a network's parameters: what [`save_network`] wrote, also where its tensors were put under
+/// a prefix since, or one of the networks of a [`Checkpoint`](crate::Checkpoint), by its GRU's
+/// prefix. The head's `weight` and `bias` are looked for under `head`, beside the GRU.
 ///
 /// # Errors
 /// As [`load`], and [`Error::Format`] when there is no head, or it is not said what it reads.
@@ -204,8 +206,8 @@ fn is_of_head(name: &str) -> bool {
     [HEAD_WEIGHT, HEAD_BIAS].contains(&name)
 }
 
-/// The name in a file of a network's parameter, whose GRU is under `gru`, such as `model.gru.`: the head is
-/// its neighbour.
+/// The name in a file of a network's parameter, whose GRU is under `gru`, such as `model.gru.`: the
+/// head is its neighbour.
 fn network_name(gru: &str, name: &str) -> String {
     let gru_name = gru.strip_suffix('.').unwrap_or(gru);
     let parent = gru_name.rfind('.').map_or("", |dot| &gru[..=dot]);
@@ -245,8 +247,8 @@ fn encode_gradients(gradients: &Gradients) -> Result<Vec<u8>> {
     encode_tensors(gradients.params.iter().chain(others), None)
 }
 
-/// The bytes of a file of these tensors. Its metadata is one entry at most: several would come in another
-/// order in each file.
+/// The bytes of a file of these tensors. Its metadata is one entry at most: several would come in
+/// another order in each file.
 pub(crate) fn encode_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
     tensors: impl Iterator<Item = (N, ArrayViewD<'a, f32>)>,
     metadata: Option<(&str, String)>,
@@ -346,8 +348,8 @@ impl<S: Read + Seek> Tensors<S> {
         prefixes
     }
 
-    /// I, H and what the names of the first cell end with, when its shapes are those of three gates: an
-    /// LSTM has four, a plain RNN one.
+    /// I, H and what the names of the first cell end with, when its shapes are those of three
+    /// gates: an LSTM has four, a plain RNN one.
     fn first_cell(&self, prefix: &str) -> Option<(usize, usize, &'static str)> {
         ["_l0", "_l0_reverse"].into_iter().find_map(|cell| {
             let shape = |kind: &str| self.shape(&self.full_name(prefix, &format!("{kind}{cell}")));
@@ -399,8 +401,8 @@ impl<S: Read + Seek> Tensors<S> {
         Some(self.header.metadata().as_ref()?.get(key)?.as_str())
     }
 
-    /// What a file of our own says of its GRU, and of what its head reads, also where its tensors were put
-    /// under a prefix since. A checkpoint's GRUs are all of one configuration.
+    /// What a file of our own says of its GRU, and of what its head reads, also where its tensors
+    /// were put under a prefix since. A checkpoint's GRUs are all of one configuration.
     fn own(&self) -> Result<Option<(GruConfig, Option<Readout>)>> {
         if let Some(entry) = self.entry(CHECKPOINT_KEY) {
             return read_config(CheckpointMetadata::parse(entry)?.model()?).map(Some);
@@ -430,7 +432,8 @@ impl<S: Read + Seek> Tensors<S> {
         ParamLayout::with_head(config, Head { outputs, readout })
     }
 
-    /// The parameters under `prefix`, whose tensors are known to be there in the shapes of `layout`.
+    /// The parameters under `prefix`, whose tensors are known to be there in the shapes of
+    /// `layout`.
     pub fn params(
         &mut self,
         prefix: &str,

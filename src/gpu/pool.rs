@@ -380,7 +380,8 @@ mod tests {
         Trainer, TrainerConfig,
     };
 
-    /// A call that fails, or whose future is dropped, may have queued zeros and copies that nothing ran.
+    /// A call that fails, or whose future is dropped, may have queued zeros and copies that nothing
+    /// ran.
     #[test]
     fn a_session_in_the_pool_keeps_nothing_of_its_last_call() {
         let (device, gpu) = test_device();

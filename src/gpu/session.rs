@@ -138,8 +138,8 @@ impl Session {
         Self { gpu, plan, buffers, forward, backward, parity_blocks, prologue, zeros, broken }
     }
 
-    /// The session as its next call is to have it: whatever this call queued ahead of a pass and did
-    /// not run is gone. `None` where the contents cannot be relied on.
+    /// The session as its next call is to have it: whatever this call queued ahead of a pass and
+    /// did not run is gone. `None` where the contents cannot be relied on.
     pub fn into_idle(self) -> Option<Self> {
         let idle = Self { prologue: Vec::new(), ..self };
         (!idle.broken).then_some(idle)
@@ -439,8 +439,8 @@ impl Preparation<'_> {
     }
 }
 
-/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in. In
-/// runs of odd parity the last states are where the first ones were, and the other way round.
+/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in.
+/// In runs of odd parity the last states are where the first ones were, and the other way round.
 fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
     const BLOCK: usize = ARGS_BLOCK as usize / size_of::<u32>();
     let mut blocks = Vec::new();

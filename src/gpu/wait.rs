@@ -83,10 +83,11 @@ impl Oneshot {
         // A waker may run the task at once, and the task polls this.
         drop(state);
         if let Some(waker) = waker {
-            // The waker is the caller's code, which may panic. A panic must not unwind from here: it
-            // would end the thread that polls for all other waiters, or cross a callback of wgpu,
-            // where it looks like a lost device. It is dropped, since no caller is on this stack to
-            // receive it; the panic hook has already reported it. The value stays in place.
+            // The waker is the caller's code, which may panic. A panic must not unwind from here:
+            // it would end the thread that polls for all other waiters, or cross a callback of
+            // wgpu, where it looks like a lost device. It is dropped, since no caller is on this
+            // stack to receive it; the panic hook has already reported it. The value stays in
+            // place.
             drop(catch_unwind(AssertUnwindSafe(|| waker.wake())));
         }
     }

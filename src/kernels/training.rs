@@ -25,8 +25,8 @@ args! {
         loss,
         /// Threads of a row.
         lanes,
-        /// Whether the gradient takes the outputs' place; or else the outputs stay, and rows that are
-        /// correct are counted.
+        /// Whether the gradient takes the outputs' place; or else the outputs stay, and rows that
+        /// are correct are counted.
         differentiate,
     }
 }

@@ -34,8 +34,8 @@ pub(crate) enum Target {
 
 impl Device {
     blocking_and_async! {
-        /// A hardware GPU where there is one that opens, the CPU otherwise; [`Self::reason`] says why.
-        /// Never a software adapter.
+        /// A hardware GPU where there is one that opens, the CPU otherwise; [`Self::reason`] says
+        /// why. Never a software adapter.
         pub fn auto, auto_async() -> Self {
             |_| Self::find_auto()
         }
@@ -61,7 +61,8 @@ impl Device {
         /// The first hardware GPU that opens: discrete before integrated before virtual ones.
         ///
         /// # Errors
-        /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`] where none opens.
+        /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`] where none
+        /// opens.
         pub fn gpu, gpu_async() -> Result<Self> {
             |_| Self::find_gpu()
         }
@@ -73,8 +74,9 @@ impl Device {
     }
 
     blocking_and_async! {
-        /// The hardware GPU of this index, from 0: those of [`Self::adapters`] that are not software,
-        /// in their order. Of a GPU with two drivers, say Vulkan and DirectX 12, each driver counts.
+        /// The hardware GPU of this index, from 0: those of [`Self::adapters`] that are not
+        /// software, in their order. Of a GPU with two drivers, say Vulkan and DirectX 12, each
+        /// driver counts.
         ///
         /// ```no_run
         /// use gru_wgpu::Device;
@@ -249,9 +251,9 @@ impl Device {
     }
 
     blocking_and_async! {
-        /// Every adapter of this machine, without opening one: discrete GPUs before integrated before
-        /// virtual ones, software adapters last. The hardware GPUs' places are the indices of
-        /// [`Self::gpu_at`].
+        /// Every adapter of this machine, without opening one: discrete GPUs before integrated
+        /// before virtual ones, software adapters last. The hardware GPUs' places are the indices
+        /// of [`Self::gpu_at`].
         pub fn adapters, adapters_async() -> Vec<AdapterInfo> {
             |_| Self::list_adapters()
         }

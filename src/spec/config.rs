@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result, checked_len};
 
-/// Layers that a model may have: far more than any has that can be trained. What a model is made from has some
-/// entries a layer, so a number that is a mistake is refused before they are made.
+/// Layers that a model may have: far more than any has that can be trained. What a model is made
+/// from has some entries a layer, so a number that is a mistake is refused before they are made.
 const MOST_LAYERS: usize = 1024;
 
 /// Where the reset gate r acts in the candidate n.
@@ -13,7 +13,8 @@ const MOST_LAYERS: usize = 1024;
 pub enum Reset {
     /// `n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)`: on the state, before the recurrent product.
     ///
-    /// Cho et al. 2014 (arXiv 1406.1078v3); ONNX `linear_before_reset = 0`; Keras `reset_after = False`.
+    /// Cho et al. 2014 (arXiv 1406.1078v3); ONNX `linear_before_reset = 0`; Keras
+    /// `reset_after = False`.
     Before,
     /// `n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))`: on the product, after it was taken.
     ///
@@ -179,7 +180,8 @@ pub struct GruConfig {
 }
 
 impl GruConfig {
-    /// The project's own statement of a GRU: reset before the product, z overwrites, one bias a gate.
+    /// The project's own statement of a GRU: reset before the product, z overwrites, one bias a
+    /// gate.
     ///
     /// Sizes are checked where they are used: [`Gru::new`](crate::Gru::new) refuses a 0.
     pub fn new(input_size: usize, hidden_size: usize) -> Self {
@@ -293,7 +295,8 @@ impl GruConfig {
         if layer == 0 { self.input_size } else { self.directions() * self.hidden_size }
     }
 
-    /// All twelve definitions of one layer, one direction, at these sizes: reset × update × bias. For tests and self-checks.
+    /// All twelve definitions of one layer, one direction, at these sizes: reset × update × bias.
+    /// For tests and self-checks.
     pub fn all_variants(input_size: usize, hidden_size: usize) -> Vec<Self> {
         let mut variants = Vec::new();
         for reset in [Reset::Before, Reset::After] {
@@ -330,12 +333,12 @@ impl GruConfig {
         Ok(Shape { steps, batch, input, hidden, layers, directions, layout })
     }
 
-    /// `Ok` when no size is 0, the parameters' number does not overflow, there are at most 1024 layers, and
-    /// dropout and zoneout make sense.
+    /// `Ok` when no size is 0, the parameters' number does not overflow, there are at most 1024
+    /// layers, and dropout and zoneout make sense.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`], [`Error::Overflow`], [`Error::Setting`], [`Error::Probability`], or [`Error::Conflict`] for
-    /// dropout between the layers of a model that has only one.
+    /// [`Error::ZeroSize`], [`Error::Overflow`], [`Error::Setting`], [`Error::Probability`], or
+    /// [`Error::Conflict`] for dropout between the layers of a model that has only one.
     pub fn validate(&self) -> Result<()> {
         for (what, size) in [
             ("the input size I", self.input_size),
@@ -346,7 +349,8 @@ impl GruConfig {
                 return Err(Error::ZeroSize { what });
             }
         }
-        // Room for what a cell has besides: its other weight, its biases, and the ranges' alignment.
+        // Room for what a cell has besides: its other weight, its biases, and the ranges'
+        // alignment.
         let (cells, hidden) = ([self.layers, 16, self.directions()], self.hidden_size);
         let widest = hidden.max(self.input_size).max(64);
         checked_len("the parameters", &[&cells[..], &[hidden, widest]].concat())?;
@@ -424,8 +428,8 @@ fn tanh() -> Activation {
     Activation::Tanh
 }
 
-/// Which of the axes T and B comes first in x, y, their gradients and the mask of resets. States are
-/// `[L·D, B, H]` either way.
+/// Which of the axes T and B comes first in x, y, their gradients and the mask of resets. States
+/// are `[L·D, B, H]` either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
@@ -433,7 +437,8 @@ pub enum Layout {
     /// `[T, B, ·]`, PyTorch's default.
     #[default]
     TimeMajor,
-    /// `[B, T, ·]`, PyTorch's `batch_first=True`. The kernels' strides do it; nothing is transposed.
+    /// `[B, T, ·]`, PyTorch's `batch_first=True`. The kernels' strides do it; nothing is
+    /// transposed.
     BatchFirst,
 }
 

@@ -1,5 +1,5 @@
-//! What training asks of a model's outputs: a [`Loss`] of them, and the [`Targets`] that they are held
-//! against.
+//! What training asks of a model's outputs: a [`Loss`] of them, and the [`Targets`] that they are
+//! held against.
 //!
 //! The loops here are the CPU's, and the specification of `shaders/loss.wgsl`.
 
@@ -17,12 +17,14 @@ use crate::spec::head::Head;
 pub enum Loss {
     /// (o − t)², the mean over the C outputs of every row that counts.
     MeanSquared,
-    /// d² / 2 up to |d| = δ and δ (|d| − δ/2) beyond it, where d = o − t (Huber 1964); the mean as above.
+    /// d² / 2 up to |d| = δ and δ (|d| − δ/2) beyond it, where d = o − t (Huber 1964); the mean as
+    /// above.
     Huber {
         /// δ, above 0.
         delta: f32,
     },
-    /// −log softmax(o)\[t\], the mean over the rows that count. Targets are classes from 0 to C − 1.
+    /// −log softmax(o)\[t\], the mean over the rows that count. Targets are classes from 0 to C −
+    /// 1.
     CrossEntropy {
         /// A class that stands for no target: rows that have it do not count.
         #[cfg_attr(feature = "serde", serde(default = "pytorch_ignore"))]
@@ -60,8 +62,8 @@ impl Loss {
     }
 }
 
-/// What a run's outputs are held against. Axes are those of the outputs; what padding holds is not looked
-/// at.
+/// What a run's outputs are held against. Axes are those of the outputs; what padding holds is not
+/// looked at.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Targets<'a> {
@@ -99,7 +101,8 @@ impl<'a> From<&'a [i32]> for Targets<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PreparedTargets {
     pub targets: TargetData,
-    /// Of each row of outputs: 1 over how many numbers the mean is taken, or 0 where it does not count.
+    /// Of each row of outputs: 1 over how many numbers the mean is taken, or 0 where it does not
+    /// count.
     pub weights: Vec<f32>,
 }
 
@@ -113,7 +116,8 @@ pub(crate) enum TargetData {
 }
 
 impl PreparedTargets {
-    /// `targets` for the outputs of `head` after a run of `shape`, their weights multiplied by `factor`.
+    /// `targets` for the outputs of `head` after a run of `shape`, their weights multiplied by
+    /// `factor`.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or [`Error::NoTarget`].

@@ -1,6 +1,7 @@
 //! Optimizers over a flat buffer, clipping, and schedules of the learning rate.
 //!
-//! [`Optimizer`] with its [`OptimizerState`] is the CPU's, and the specification of `shaders/optimizer.wgsl`.
+//! [`Optimizer`] with its [`OptimizerState`] is the CPU's, and the specification of
+//! `shaders/optimizer.wgsl`.
 
 use ndarray::NdFloat;
 
@@ -34,11 +35,11 @@ pub enum Optimizer {
         #[cfg_attr(feature = "serde", serde(default))]
         weight_decay: f64,
     },
-    /// Kingma and Ba 2015 (arXiv 1412.6980, Algorithm 1), with ε outside the square root; g has λ θ added
-    /// to it.
+    /// Kingma and Ba 2015 (arXiv 1412.6980, Algorithm 1), with ε outside the square root; g has λ θ
+    /// added to it.
     Adam(Adam),
-    /// The same with decoupled decay (Loshchilov and Hutter 2019, arXiv 1711.05101): θ loses η λ θ, and g
-    /// stays as it is.
+    /// The same with decoupled decay (Loshchilov and Hutter 2019, arXiv 1711.05101): θ loses η λ θ,
+    /// and g stays as it is.
     #[cfg_attr(feature = "serde", serde(rename = "adamw"))]
     AdamW(Adam),
 }
@@ -153,8 +154,8 @@ impl Optimizer {
         !matches!(self, Self::Sgd { .. })
     }
 
-    /// Update `step`, from 0, as arithmetic in f32: what is the same for all parameters is computed once,
-    /// in f64.
+    /// Update `step`, from 0, as arithmetic in f32: what is the same for all parameters is computed
+    /// once, in f64.
     pub(crate) fn constants(&self, learning_rate: f64, step: u64) -> Constants {
         let none = Constants::default();
         match *self {
@@ -263,8 +264,8 @@ pub enum Clip {
     /// Not at all.
     #[default]
     None,
-    /// All of it scaled together, so that its Euclidean norm is at most this (Pascanu et al. 2013, arXiv
-    /// 1211.5063).
+    /// All of it scaled together, so that its Euclidean norm is at most this (Pascanu et al. 2013,
+    /// arXiv 1211.5063).
     Norm(f32),
     /// Each element between −this and this.
     Value(f32),
@@ -309,8 +310,8 @@ pub enum Schedule {
     /// It does not.
     #[default]
     Constant,
-    /// It rises on a line over the first updates, to all of it at the last of them, then falls along half
-    /// a cosine.
+    /// It rises on a line over the first updates, to all of it at the last of them, then falls
+    /// along half a cosine.
     Cosine {
         /// Updates of the rise; 0 for none.
         warmup: u64,

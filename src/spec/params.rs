@@ -46,8 +46,8 @@ pub struct ParamEntry {
 /// | `head.weight` | `[C, D·H]` | a linear head |
 /// | `head.bias` | `[C]` | a linear head |
 ///
-/// The two directions of a layer lie equally far apart in each of their tensors. Ranges are aligned to
-/// 64 elements; the elements between them belong to no parameter and stay 0.
+/// The two directions of a layer lie equally far apart in each of their tensors. Ranges are aligned
+/// to 64 elements; the elements between them belong to no parameter and stay 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamLayout {
     config: GruConfig,
@@ -293,8 +293,8 @@ impl<F: NdFloat> Params<F> {
         &self.layout
     }
 
-    /// The flat buffer, padding included. An optimizer may walk it from end to end: the padding is 0
-    /// in parameters and gradients alike.
+    /// The flat buffer, padding included. An optimizer may walk it from end to end: the padding is
+    /// 0 in parameters and gradients alike.
     pub fn as_slice(&self) -> &[F] {
         &self.flat
     }
@@ -358,8 +358,8 @@ impl Params<f32> {
         Self::init_of(ParamLayout::new(config)?, init, seed)
     }
 
-    /// The same laid out as `layout` says. A head is uniform in ±1/√(D·H), as PyTorch's `nn.Linear`, and
-    /// changes nothing of what comes before it.
+    /// The same laid out as `layout` says. A head is uniform in ±1/√(D·H), as PyTorch's
+    /// `nn.Linear`, and changes nothing of what comes before it.
     ///
     /// # Errors
     /// As [`Self::zeros_of`].
@@ -407,8 +407,8 @@ pub struct Gradients<F = f32> {
     pub x: Array3<F>,
     /// dh0 `[L·D, B, H]`. There also when no h0 was given, which means zeros.
     pub h0: Array3<F>,
-    /// The gradient of the state that resets go back to, `[L·D, B, H]`: of each row's, summed over its
-    /// resets. There also when none was given, which means zeros.
+    /// The gradient of the state that resets go back to, `[L·D, B, H]`: of each row's, summed over
+    /// its resets. There also when none was given, which means zeros.
     pub reset_state: Array3<F>,
 }
 

@@ -6,8 +6,8 @@ use ndarray::{Array2, Array3, s};
 
 use crate::error::{Error, Result, check_shape, try_array};
 
-/// Steps that a batch's length is a multiple of, so that lengths recur and what was made for one serves the
-/// next.
+/// Steps that a batch's length is a multiple of, so that lengths recur and what was made for one
+/// serves the next.
 const STEPS: usize = 8;
 
 /// What is sized where sequences are put side by side.

@@ -1,8 +1,8 @@
 //! [`Checkpoint`]: all that a [`Trainer`] goes on from, in a file or in memory.
 //!
 //! The tensors are those of the network under the names of `save_network`, and the same again under
-//! `first_moment.`, `second_moment.` and, once there was a validation, `best.`. One entry of the metadata
-//! holds the rest: a checksum in hexadecimal, a space, and an object of JSON.
+//! `first_moment.`, `second_moment.` and, once there was a validation, `best.`. One entry of the
+//! metadata holds the rest: a checksum in hexadecimal, a space, and an object of JSON.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -35,9 +35,10 @@ mod words;
 /// What stands in front of the names of each of the networks that are in the file.
 const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 
-/// All that a [`Trainer`] goes on from: the parameters, the optimizer's moments and its count of updates
-/// (which the schedule goes by), the seed and the progress in the epoch (which the order of the examples and
-/// the random numbers of dropout follow from), and the network that did best on validation.
+/// All that a [`Trainer`] goes on from: the parameters, the optimizer's moments and its count of
+/// updates (which the schedule goes by), the seed and the progress in the epoch (which the order of
+/// the examples and the random numbers of dropout follow from), and the network that did best on
+/// validation.
 ///
 /// ```
 /// use gru_wgpu::{
@@ -139,10 +140,11 @@ impl Trainer {
             |wait| self.run_checkpoint(wait)
         }
 
-        /// Goes on from where [`Self::checkpoint`] was taken: over the same data sets, and [`Self::run`]
-        /// takes no others, on the same device to the same bits as if it had not been interrupted. A run
-        /// with [`RunOptions`](crate::RunOptions) of its own goes on by [`Learner::resume`],
-        /// [`Learner::with_options`], [`Self::resume`] and [`Self::with_data`].
+        /// Goes on from where [`Self::checkpoint`] was taken: over the same data sets, and
+        /// [`Self::run`] takes no others, on the same device to the same bits as if it had not been
+        /// interrupted. A run with [`RunOptions`](crate::RunOptions) of its own goes on by
+        /// [`Learner::resume`], [`Learner::with_options`], [`Self::resume`] and
+        /// [`Self::with_data`].
         ///
         /// # Errors
         /// As [`Learner::resume`] and [`Self::resume`].
@@ -170,13 +172,13 @@ impl Trainer {
 }
 
 impl Checkpoint {
-    /// Writes it as a safetensors file: whole, flushed to the disk, or not at all. What was at `path`
-    /// before stays beside it, as `<path>.before`, unless [`Self::load`] would refuse it: then the one
-    /// before it stays. At every moment at least one of the two is whole.
+    /// Writes it as a safetensors file: whole, flushed to the disk, or not at all. What was at
+    /// `path` before stays beside it, as `<path>.before`, unless [`Self::load`] would refuse it:
+    /// then the one before it stays. At every moment at least one of the two is whole.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Shape`] or [`Error::ParameterLayout`] when the moments or the best network
-    /// were replaced by those of another.
+    /// [`Error::Io`]; [`Error::Shape`] or [`Error::ParameterLayout`] when the moments or the best
+    /// network were replaced by those of another.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let bytes = self.to_bytes()?;
         let keep_whole = |last: &Path| if Self::load(last).is_ok() { keep(last) } else { Ok(()) };
@@ -218,8 +220,8 @@ impl Checkpoint {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] when it is cut short, was changed, or is none; and those of what it
-    /// holds that makes no sense, as [`LearnerConfig::validate`].
+    /// [`Error::Io`]; [`Error::Format`] when it is cut short, was changed, or is none; and those of
+    /// what it holds that makes no sense, as [`LearnerConfig::validate`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         files::open(path.as_ref(), read_source)
     }
@@ -232,8 +234,8 @@ impl Checkpoint {
         read_source(Source::new(source)?)
     }
 
-    /// Loads the last one saved to `path`, or where that is refused the one before it, with the reason
-    /// why the last was refused.
+    /// Loads the last one saved to `path`, or where that is refused the one before it, with the
+    /// reason why the last was refused.
     ///
     /// # Errors
     /// As [`Self::load`], when both are refused: that of the last.

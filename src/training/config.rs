@@ -30,7 +30,8 @@ fn first_seed() -> u64 {
 }
 
 impl TrainerConfig {
-    /// So many passes in batches of so many examples, with seed 1, examples of like lengths together.
+    /// So many passes in batches of so many examples, with seed 1, examples of like lengths
+    /// together.
     pub fn new(epochs: usize, batch: usize) -> Self {
         Self { epochs, batch, seed: 1, patience: None, order: Order::Bucketed }
     }
@@ -83,8 +84,9 @@ impl TrainerConfig {
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Order {
-    /// Shuffled, then sorted by length within 16 batches at a time, and those batches shuffled: examples of
-    /// unequal lengths need little padding. The order of an epoch follows from the seed and the epoch.
+    /// Shuffled, then sorted by length within 16 batches at a time, and those batches shuffled:
+    /// examples of unequal lengths need little padding. The order of an epoch follows from the seed
+    /// and the epoch.
     #[default]
     Bucketed,
     /// Shuffled, each epoch from the order of the one before; the last batch may be smaller.

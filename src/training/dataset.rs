@@ -12,11 +12,11 @@ use crate::spec::head::{Head, Readout};
 use crate::spec::loss::{Loss, Targets};
 use crate::spec::sequences::{check_sequence, pad};
 
-/// Examples to train on or to validate on, of which a [`Trainer`](crate::Trainer) asks for some at a time:
-/// sequences in memory, windows of a series, rows of a file.
+/// Examples to train on or to validate on, of which a [`Trainer`](crate::Trainer) asks for some at
+/// a time: sequences in memory, windows of a series, rows of a file.
 ///
-/// Slices, arrays and vectors of [`Example`]s are data sets, and so are `&D`, `Box<D>` and `Arc<D>` of
-/// any data set D.
+/// Slices, arrays and vectors of [`Example`]s are data sets, and so are `&D`, `Box<D>` and `Arc<D>`
+/// of any data set D.
 ///
 /// ```
 /// use gru_wgpu::{DataFingerprint, Dataset, Result, TrainingBatch};
@@ -54,8 +54,8 @@ pub trait Dataset {
         self.len() == 0
     }
 
-    /// How many steps example `index` has. [`Order::Bucketed`](crate::Order) puts examples of like lengths
-    /// into a batch.
+    /// How many steps example `index` has. [`Order::Bucketed`](crate::Order) puts examples of like
+    /// lengths into a batch.
     fn steps(&self, index: usize) -> usize;
 
     /// Some of the examples, a row each in this order, with their targets.
@@ -67,25 +67,28 @@ pub trait Dataset {
     /// What tells this data set from any other: a run goes on with the one it was started with.
     fn fingerprint(&self) -> DataFingerprint;
 
-    /// Whether example `index` has a target that `loss` counts. Training leaves out those that have none: a
-    /// batch of them alone would have no loss.
+    /// Whether example `index` has a target that `loss` counts. Training leaves out those that have
+    /// none: a batch of them alone would have no loss.
     fn has_target(&self, index: usize, loss: &Loss) -> bool {
         let _ = (index, loss);
         true
     }
 
-    /// `Ok` when all examples fit a network with this configuration and head. A run asks before its first
-    /// update; what is not refused here is refused by [`Learner::step`](crate::Learner::step).
+    /// `Ok` when all examples fit a network with this configuration and head. A run asks before its
+    /// first update; what is not refused here is refused by
+    /// [`Learner::step`](crate::Learner::step).
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::ZeroSize`] or [`Error::Conflict`], by the example that does not fit.
+    /// [`Error::Shape`], [`Error::ZeroSize`] or [`Error::Conflict`], by the example that does not
+    /// fit.
     fn check(&self, config: &GruConfig, head: &Head) -> Result<()> {
         let _ = (config, head);
         Ok(())
     }
 }
 
-/// Examples of a [`Dataset`] side by side, with their targets: what a [`Batch`] and [`Targets`] borrow.
+/// Examples of a [`Dataset`] side by side, with their targets: what a [`Batch`] and [`Targets`]
+/// borrow.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TrainingBatch {

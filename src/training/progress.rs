@@ -16,7 +16,8 @@ pub struct Progress {
     pub batch: usize,
     /// The examples of those.
     pub examples: usize,
-    /// The sum of the losses of their updates, each times its examples, and how many updates those were.
+    /// The sum of the losses of their updates, each times its examples, and how many updates those
+    /// were.
     pub loss: (f64, usize),
     /// Epochs since the best validation.
     pub stale: usize,
@@ -68,10 +69,11 @@ impl DataFingerprints {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Updates were made: every 16 unless [`Trainer::metrics_every`](crate::Trainer::metrics_every) says otherwise, and at the end of an epoch.
+    /// Updates were made: every 16 unless [`Trainer::metrics_every`](crate::Trainer::metrics_every)
+    /// says otherwise, and at the end of an epoch.
     Updates(&'a [StepMetrics]),
-    /// So many examples of the validation after an epoch are done. A run that is stopped here goes on with
-    /// the whole validation.
+    /// So many examples of the validation after an epoch are done. A run that is stopped here goes
+    /// on with the whole validation.
     Validating(usize),
     /// An epoch is over.
     Epoch {
@@ -92,7 +94,8 @@ pub enum Event<'a> {
 pub enum StopReason {
     /// All epochs are over.
     Completed,
-    /// Validation did not get better for as many epochs as [`TrainerConfig::patience`](crate::TrainerConfig::patience) says.
+    /// Validation did not get better for as many epochs as
+    /// [`TrainerConfig::patience`](crate::TrainerConfig::patience) says.
     EarlyStopping,
     /// The caller asked for it. [`Trainer::run`](crate::Trainer::run) goes on from there.
     Requested,

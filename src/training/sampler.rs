@@ -10,7 +10,8 @@ use crate::training::dataset::Dataset;
 /// Batches whose examples are sorted by length together, so that little is padded.
 const BUCKET: usize = 16;
 
-/// Sets the numbers that shuffle examples apart from those that fresh parameters take from the same seed.
+/// Sets the numbers that shuffle examples apart from those that fresh parameters take from the same
+/// seed.
 const SHUFFLE_STREAM: u64 = 0x6f72_6465;
 
 /// Makes the batches of one epoch after the other, as indices of examples.
@@ -18,8 +19,8 @@ pub(super) struct BatchSampler {
     order: Order,
     batch: usize,
     seed: u64,
-    /// Those that have a target that counts: of [`Order::Shuffled`] in the order of the last epoch that
-    /// was made.
+    /// Those that have a target that counts: of [`Order::Shuffled`] in the order of the last epoch
+    /// that was made.
     examples: Vec<usize>,
     /// Of [`Order::Shuffled`], with how many epochs were made.
     rng: ChaCha8Rng,
@@ -96,7 +97,8 @@ mod tests {
         sampler.batches(all, epoch)
     }
 
-    /// A release in which this fails does not go on with the runs of the one before to the same bits.
+    /// A release in which this fails does not go on with the runs of the one before to the same
+    /// bits.
     #[test]
     fn the_order_of_a_seed_is_the_one_that_it_was() {
         let all = examples(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]);

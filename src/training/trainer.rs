@@ -84,8 +84,8 @@ impl Trainer {
         Ok(Self { learner, config, progress, best, data: None, metrics_every: METRICS_EVERY })
     }
 
-    /// The same over these data sets: [`Self::run`] refuses others. `None` takes any, such as those of
-    /// before with a mistake mended.
+    /// The same over these data sets: [`Self::run`] refuses others. `None` takes any, such as those
+    /// of before with a mistake mended.
     #[must_use]
     pub fn with_data(self, data: Option<DataFingerprints>) -> Self {
         Self { data, ..self }
@@ -101,9 +101,9 @@ impl Trainer {
         &mut self.learner
     }
 
-    /// Has the run report its updates after each so many of them, at least one, from the next report on:
-    /// fewer where they take long, so that the listener can stop it soon. What is computed stays the same,
-    /// bit for bit.
+    /// Has the run report its updates after each so many of them, at least one, from the next
+    /// report on: fewer where they take long, so that the listener can stop it soon. What is
+    /// computed stays the same, bit for bit.
     pub fn metrics_every(&mut self, updates: usize) {
         self.metrics_every = updates.max(1);
     }
@@ -123,16 +123,16 @@ impl Trainer {
         self.best.as_ref()
     }
 
-    /// Trains on `train` from where it stands, validating on `valid` after each epoch unless that is empty.
-    /// `listen` gets every event and may stop the run, at a place from which it can go on; it may ask the
-    /// trainer for all that training goes on from.
+    /// Trains on `train` from where it stands, validating on `valid` after each epoch unless that
+    /// is empty. `listen` gets every event and may stop the run, at a place from which it can go
+    /// on; it may ask the trainer for all that training goes on from.
     ///
     /// # Errors
     /// [`Error::NoExamples`] when no example of `train` has a target, those of [`Dataset::check`],
-    /// [`Error::OtherData`] when the data sets are not those of the run so far, [`Error::Diverged`] with the
-    /// batch that did, whatever `listen` returns, [`Error::DivergedValidation`], and as [`Learner::step`].
-    /// After an error the trainer stands where the last good update left it, and may be asked for what
-    /// training goes on from.
+    /// [`Error::OtherData`] when the data sets are not those of the run so far, [`Error::Diverged`]
+    /// with the batch that did, whatever `listen` returns, [`Error::DivergedValidation`], and as
+    /// [`Learner::step`]. After an error the trainer stands where the last good update left it, and
+    /// may be asked for what training goes on from.
     pub fn run<T: Dataset + ?Sized, V: Dataset + ?Sized>(
         &mut self,
         train: &T,
@@ -216,8 +216,9 @@ impl Trainer {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The updates of an epoch's batches up to `end`. After an error the progress is that of the first batch
-    /// of the update that it stopped: what went before has moved the parameters and counts.
+    /// The updates of an epoch's batches up to `end`. After an error the progress is that of the
+    /// first batch of the update that it stopped: what went before has moved the parameters and
+    /// counts.
     async fn update<T: Dataset + ?Sized>(
         &mut self,
         train: &T,

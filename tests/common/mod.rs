@@ -10,8 +10,9 @@ use ndarray::{Array, Array3, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 /// The adapter that GPU tests run on: what GRU_DEVICE says, or else a hardware GPU, or else a
-/// software adapter. A machine with none fails the test; it is never skipped. GRU_LIMITS has it opened with
-/// the `default` limits of WebGPU, or those that the library says are `needed`, and no feature.
+/// software adapter. A machine with none fails the test; it is never skipped. GRU_LIMITS has it
+/// opened with the `default` limits of WebGPU, or those that the library says are `needed`, and no
+/// feature.
 pub fn adapter() -> &'static Device {
     static ADAPTER: OnceLock<Device> = OnceLock::new();
     ADAPTER.get_or_init(|| {

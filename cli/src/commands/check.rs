@@ -14,10 +14,12 @@ use crate::ui::output::{TextTable, log, open};
 
 /// Hold a device against the double-precision reference; run it first on a new machine.
 ///
-/// Every kernel, then every variant forward and backward, at odd sizes; or one model with its own weights.
+/// Every kernel, then every variant forward and backward, at odd sizes; or one model with its own
+/// weights.
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
-    /// Check this model instead, forward and backward, with its own weights: a .safetensors or .onnx file.
+    /// Check this model instead, forward and backward, with its own weights: a .safetensors or
+    /// .onnx file.
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
 
@@ -25,7 +27,8 @@ pub struct Arguments {
     selection: ModelSelection,
 }
 
-/// [`check::run`], with its progress on stderr: on a new adapter the drivers compile for a minute or more.
+/// [`check::run`], with its progress on stderr: on a new adapter the drivers compile for a minute
+/// or more.
 fn run_all(device: &Device) -> Result<Vec<Finding>> {
     let bar = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{spinner} {msg}, {elapsed} so far")?);

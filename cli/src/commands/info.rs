@@ -55,8 +55,8 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
     Ok(())
 }
 
-/// The word that `--device` takes for the adapter of this index. Of several software adapters it takes
-/// the first.
+/// The word that `--device` takes for the adapter of this index. Of several software adapters it
+/// takes the first.
 fn device_word(index: usize, adapter: &AdapterInfo) -> DeviceKind {
     if adapter.is_software() { DeviceKind::Software } else { DeviceKind::GpuAt(index) }
 }

@@ -20,14 +20,15 @@ use crate::ui::files::write_file;
 use crate::ui::output::{log, open, quote, quote_path, some_of};
 use crate::ui::outputs::Outputs;
 
-/// Predict the classes of new sequences, or the next rows of a series, with a model that `gru train` or `gru forecast`
-/// has trained.
+/// Predict the classes of new sequences, or the next rows of a series, with a model that
+/// `gru train` or `gru forecast` has trained.
 ///
-/// The CSV file has the columns that the model was trained on, by their names and in any order, or by their
-/// numbers where the training file had no names. If it has the label's column, too, the share of rows that are
-/// predicted right is said on stderr. A word that training did not see counts as none of the known ones.
-/// Of a run of `gru forecast --run`, what comes after the file's last row is forecast from its last rows, each
-/// value told relative to the last one by the training part's scale.
+/// The CSV file has the columns that the model was trained on, by their names and in any order, or
+/// by their numbers where the training file had no names. If it has the label's column, too, the
+/// share of rows that are predicted right is said on stderr. A word that training did not see
+/// counts as none of the known ones. Of a run of `gru forecast --run`, what comes after the file's
+/// last row is forecast from its last rows, each value told relative to the last one by the
+/// training part's scale.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -180,8 +181,8 @@ fn to_csv(
     Ok(csv.into_inner().map_err(|error| error.into_error())?)
 }
 
-/// Where the file has labels: how many of them are as predicted. One that training did not see is not. A sequence
-/// that has several, where one is said, is left out.
+/// Where the file has labels: how many of them are as predicted. One that training did not see is
+/// not. A sequence that has several, where one is said, is left out.
 fn report_accuracy(
     config: &TrainConfig,
     table: &SequenceTable,

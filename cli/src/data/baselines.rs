@@ -23,7 +23,8 @@ fn season_before(series: &[f64], origin: usize, season: usize, ahead: usize) -> 
     series[origin + ahead % season - season]
 }
 
-/// The same, plus what the last value gained on the value a season before it, for each season ahead.
+/// The same, plus what the last value gained on the value a season before it, for each season
+/// ahead.
 fn season_before_plus_drift(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64 {
     let drift = series[origin - 1] - series[origin - 1 - season];
     let seasons = (ahead / season + 1) as f64;

@@ -42,8 +42,8 @@ pub struct CsvTable {
     cells: Cells,
 }
 
-/// The cells of a file without the white space around them, in one buffer: a file has millions of cells, and
-/// a `String` for each takes several times their text.
+/// The cells of a file without the white space around them, in one buffer: a file has millions of
+/// cells, and a `String` for each takes several times their text.
 #[derive(Default)]
 struct Cells {
     /// Cells of each row.
@@ -103,7 +103,8 @@ impl Cells {
         Ok(cells)
     }
 
-    /// Of a text that is one column: an empty line is a missing value, which a CSV reader would skip.
+    /// Of a text that is one column: an empty line is a missing value, which a CSV reader would
+    /// skip.
     fn parse_column(text: &str) -> Self {
         let mut cells = Self::default();
         for (line, cell) in (1..).zip(text.trim_end().lines()) {
@@ -142,7 +143,8 @@ impl CsvTable {
     /// Reads a file.
     ///
     /// # Errors
-    /// When it cannot be opened, is not UTF-8 text, has rows of different lengths, or no row of values.
+    /// When it cannot be opened, is not UTF-8 text, has rows of different lengths, or no row of
+    /// values.
     pub fn read(path: &Path, options: CsvOptions) -> Result<Self> {
         let shown = quote_path(path);
         let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
@@ -272,8 +274,8 @@ impl CsvTable {
         !self.options.missing.is_empty()
     }
 
-    /// The number in a row's column, `None` where it is missing. `advice` says what may be done about a
-    /// word.
+    /// The number in a row's column, `None` where it is missing. `advice` says what may be done
+    /// about a word.
     pub fn number(&self, row: CsvRow<'_>, column: usize, advice: &str) -> Result<Option<f64>> {
         let cell = row.cell(column);
         if self.is_missing(cell) {
@@ -343,8 +345,9 @@ impl Looks {
     }
 }
 
-/// Whether the first row names the columns, and whether that is sure. It does where it holds a word above numbers
-/// or dates, words alone, or words none of which comes again in their columns, one of them above words that do.
+/// Whether the first row names the columns, and whether that is sure. It does where it holds a word
+/// above numbers or dates, words alone, or words none of which comes again in their columns, one of
+/// them above words that do.
 fn has_header(cells: &Cells, options: &CsvOptions) -> (bool, bool) {
     let columns: Vec<_> =
         (0..cells.columns).map(|column| Looks::of(cells, column, options)).collect();

@@ -1,4 +1,5 @@
-//! What a model learns from a table of sequences: its labels, its features, and how cells become numbers.
+//! What a model learns from a table of sequences: its labels, its features, and how cells become
+//! numbers.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,8 @@ pub enum Task {
     Label,
 }
 
-/// The columns of the sequences' names and of the labels: by their names, or by their numbers where the
-/// file has no names.
+/// The columns of the sequences' names and of the labels: by their names, or by their numbers where
+/// the file has no names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LabelColumns {

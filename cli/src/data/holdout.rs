@@ -29,7 +29,8 @@ impl HoldOut {
         Ok(self.draw(&mut [(0..count).collect()], &[self.size(count).clamp(1, count - 1)]))
     }
 
-    /// The same share of each class's, as far as whole sequences go. One of each stays to be trained on.
+    /// The same share of each class's, as far as whole sequences go. One of each stays to be
+    /// trained on.
     pub fn by_class(&self, table: &SequenceTable, columns: &LabelColumns) -> Result<Split> {
         let label = table.find(&columns.label)?;
         let mut strata = vec![Vec::new(); columns.classes.len()];
@@ -54,8 +55,8 @@ impl HoldOut {
         (self.fraction * count as f64).round() as usize
     }
 
-    /// How many of each class: whole parts of its share first, and what is missing of the whole share from
-    /// those classes that are left with the most.
+    /// How many of each class: whole parts of its share first, and what is missing of the whole
+    /// share from those classes that are left with the most.
     fn counts(&self, sizes: &[usize]) -> Vec<usize> {
         let share = |size: usize| self.fraction * size as f64;
         let most = |size: usize| size.saturating_sub(1);
@@ -72,7 +73,8 @@ impl HoldOut {
             sizes.iter().zip(&counts).map(|(&size, &count)| share(size) - count as f64).collect();
         order.sort_by(|&a, &b| left[b].total_cmp(&left[a]));
         let mut missing = size.saturating_sub(counts.iter().sum());
-        // Those that can give more are left with less than one: none gives a second before each has given one.
+        // Those that can give more are left with less than one: none gives a second before each has
+        // given one.
         while missing > 0 {
             order.retain(|&class| counts[class] < most(sizes[class]));
             order.iter().take(missing).for_each(|&class| counts[class] += 1);

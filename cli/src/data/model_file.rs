@@ -14,8 +14,8 @@ use crate::ui::outputs::Outputs;
 /// A model file, and which of its GRUs.
 #[derive(clap::Args, Debug)]
 pub struct ModelArguments {
-    /// The model: a .safetensors file (a state dict of PyTorch's, or one of this program's own) or an
-    /// .onnx file.
+    /// The model: a .safetensors file (a state dict of PyTorch's, or one of this program's own) or
+    /// an .onnx file.
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
 
@@ -26,7 +26,8 @@ pub struct ModelArguments {
 /// Which GRU of a model file, and whether its weights must be finite.
 #[derive(clap::Args, Debug)]
 pub struct ModelSelection {
-    /// What stands in front of `weight_ih_l0` in the names of a .safetensors file with several GRUs.
+    /// What stands in front of `weight_ih_l0` in the names of a .safetensors file with several
+    /// GRUs.
     #[arg(long, value_name = "P")]
     prefix: Option<String>,
 
@@ -183,8 +184,8 @@ impl InputArrays {
     }
 }
 
-/// The value that the model stores for an input that was not given. A value that the model takes from
-/// elsewhere is not known here, and a line on stderr says what is taken instead.
+/// The value that the model stores for an input that was not given. A value that the model takes
+/// from elsewhere is not known here, and a line on stderr says what is taken instead.
 fn stored_input<T: Clone>(option: &str, default: &str, given: &Given<T>) -> Option<T> {
     match given {
         Given::Constant(stored) => {

@@ -107,8 +107,8 @@ impl SequenceSplit {
         Ok(Self { train, train_sequences, valid: None, valid_sequences })
     }
 
-    /// The sequences as examples. The tables end here: every cell is text of its own, many times the
-    /// numbers that it becomes.
+    /// The sequences as examples. The tables end here: every cell is text of its own, many times
+    /// the numbers that it becomes.
     pub fn into_examples(
         self,
         task: Task,

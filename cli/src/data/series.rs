@@ -53,8 +53,8 @@ pub struct Series {
 }
 
 impl Series {
-    /// Reads columns of the file at `path`: by names or numbers from 1, between commas, the first of which is
-    /// the series itself; the last numeric one when `None`.
+    /// Reads columns of the file at `path`: by names or numbers from 1, between commas, the first
+    /// of which is the series itself; the last numeric one when `None`.
     pub fn read(path: &Path, columns: Option<&str>, options: CsvOptions) -> Result<Self> {
         Self::read_columns(path, options, |csv| match columns {
             Some(words) => csv.find_all(words),

@@ -41,8 +41,8 @@ impl Advice {
 /// Words that a column of words may have.
 const MOST_WORDS: usize = 4096;
 
-/// Bytes that inputs with columns of words among them may take: an input a word of every row is not what a
-/// column of many words is best shown by.
+/// Bytes that inputs with columns of words among them may take: an input a word of every row is not
+/// what a column of many words is best shown by.
 const MOST_BYTES: usize = 1 << 30;
 
 /// What the loss and the accuracy leave out.
@@ -60,7 +60,8 @@ pub struct SequenceTable {
 }
 
 impl SequenceTable {
-    /// Reads a file, whose column `sequence` (the first where it is `None`) says what belongs together.
+    /// Reads a file, whose column `sequence` (the first where it is `None`) says what belongs
+    /// together.
     pub fn read(path: &Path, options: CsvOptions, sequence: Option<&str>) -> Result<Self> {
         let shown = quote_path(path);
         let csv = CsvTable::read(path, options)?;
@@ -80,8 +81,8 @@ impl SequenceTable {
         self.csv.find_all(names).with_context(|| self.shown.clone())
     }
 
-    /// Which columns are features and which one is the label, each `None` where the defaults are meant: the
-    /// last is the label, what is left the features.
+    /// Which columns are features and which one is the label, each `None` where the defaults are
+    /// meant: the last is the label, what is left the features.
     pub fn choose(
         &self,
         label: Option<&str>,
@@ -114,8 +115,8 @@ impl SequenceTable {
         self.csv.rows_in(rows.clone())
     }
 
-    /// How to show the model these columns, judged by some of the sequences. Those named in `categorical`,
-    /// and those most of whose cells are no numbers, hold words.
+    /// How to show the model these columns, judged by some of the sequences. Those named in
+    /// `categorical`, and those most of whose cells are no numbers, hold words.
     pub fn features(
         &self,
         columns: &[usize],
@@ -191,7 +192,8 @@ impl SequenceTable {
         format!("line {}: there is no value in column {name}; fill it in", row.line)
     }
 
-    /// What the model sees of each sequence: `[T, I]`. Words that are not known are all zeros, which is said.
+    /// What the model sees of each sequence: `[T, I]`. Words that are not known are all zeros,
+    /// which is said.
     pub fn inputs(
         &self,
         features: &[Feature],
@@ -285,8 +287,8 @@ impl SequenceTable {
         Ok(())
     }
 
-    /// The words of the labels, sorted. What means "no value" elsewhere is a word here: whoever asks what a
-    /// row is may well be told `none`. An empty cell is no label.
+    /// The words of the labels, sorted. What means "no value" elsewhere is a word here: whoever
+    /// asks what a row is may well be told `none`. An empty cell is no label.
     pub fn classes(&self, label: usize) -> Result<Vec<String>> {
         let words: BTreeSet<_> = self.csv.rows().map(|row| row.cell(label)).collect();
         let classes: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();

@@ -70,8 +70,8 @@ pub struct Windows<'a> {
     pub columns: &'a [Vec<f64>],
     pub input: usize,
     pub horizon: usize,
-    /// What a change of 1 means to the model, of each column: the usual size of a value's distance from
-    /// that before the origin, up to `horizon` rows later, over the training part.
+    /// What a change of 1 means to the model, of each column: the usual size of a value's distance
+    /// from that before the origin, up to `horizon` rows later, over the training part.
     pub scales: Vec<f64>,
 }
 
@@ -141,7 +141,8 @@ impl<'a> Windows<'a> {
         Ok(())
     }
 
-    /// Forecasts `[windows, horizon]` in the series' units by a model's `forward`, `batch` windows at a time.
+    /// Forecasts `[windows, horizon]` in the series' units by a model's `forward`, `batch` windows
+    /// at a time.
     pub fn forecast(
         &self,
         origins: &[usize],
@@ -161,8 +162,8 @@ impl<'a> Windows<'a> {
     }
 }
 
-/// Some of a series' windows as examples. They are made batch by batch: as a list of examples they would
-/// take the series' memory as many times as a window has rows.
+/// Some of a series' windows as examples. They are made batch by batch: as a list of examples they
+/// would take the series' memory as many times as a window has rows.
 pub struct WindowSet<'a> {
     pub windows: Windows<'a>,
     pub origins: &'a [usize],
@@ -234,8 +235,8 @@ mod tests {
         Trainer::new(learner, config).expect("small")
     }
 
-    /// On a wave the loss falls far, and by the GRU's learning, not the head's alone. A run that is ended at
-    /// any event goes on from a checkpoint to the same bits.
+    /// On a wave the loss falls far, and by the GRU's learning, not the head's alone. A run that is
+    /// ended at any event goes on from a checkpoint to the same bits.
     #[test]
     fn training_lowers_the_loss_moves_both_parts_and_goes_on_from_anywhere() {
         let columns = [(0..200).map(|i| (f64::from(i) * 0.7).sin()).collect()];

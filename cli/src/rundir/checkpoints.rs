@@ -57,7 +57,8 @@ pub struct CheckpointWriter<'a> {
 }
 
 impl<'a> CheckpointWriter<'a> {
-    /// Of a new run, or of one that goes on from `checkpoint`: says so where that was on another device.
+    /// Of a new run, or of one that goes on from `checkpoint`: says so where that was on another
+    /// device.
     pub fn new(
         folder: &'a RunDir,
         interval: CheckpointInterval,
@@ -89,8 +90,9 @@ impl<'a> CheckpointWriter<'a> {
         self.saved = (Instant::now(), updates);
     }
 
-    /// Whether it is time for a checkpoint after so many updates: soon for the first of this part, however seldom they are
-    /// asked for. Where it cannot be written it is tried again when the next is due.
+    /// Whether it is time for a checkpoint after so many updates: soon for the first of this part,
+    /// however seldom they are asked for. Where it cannot be written it is tried again when the
+    /// next is due.
     pub fn is_due(&mut self, updates: u64, is_epoch_over: bool) -> bool {
         let (time, before) = self.saved;
         let is_time = match self.interval {
@@ -104,8 +106,8 @@ impl<'a> CheckpointWriter<'a> {
         is_time || (is_epoch_over && !self.has_saved)
     }
 
-    /// Has a run go on though its files could not be written, and says so: once until they are, or until the
-    /// next checkpoint is due.
+    /// Has a run go on though its files could not be written, and says so: once until they are, or
+    /// until the next checkpoint is due.
     ///
     /// # Errors
     /// What else went wrong.
@@ -140,8 +142,8 @@ impl<'a> CheckpointWriter<'a> {
         }
     }
 
-    /// Writes a checkpoint, when what it goes on from is there. One of where the last one was taken is not
-    /// written again: the one before that is worth more.
+    /// Writes a checkpoint, when what it goes on from is there. One of where the last one was taken
+    /// is not written again: the one before that is worth more.
     pub fn write(&mut self, mut checkpoint: Checkpoint, elapsed: Duration) -> Result<()> {
         let position = position_of(&checkpoint);
         if self.last != Some(position) {
@@ -160,8 +162,8 @@ impl<'a> CheckpointWriter<'a> {
     }
 }
 
-/// Why files of a run could not be written, if so: the run itself is as good as before. What else went wrong is
-/// an error.
+/// Why files of a run could not be written, if so: the run itself is as good as before. What else
+/// went wrong is an error.
 pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
     let Err(error) = saved else { return Ok(None) };
     let of_library = error.chain().find_map(|cause| cause.downcast_ref::<gru_wgpu::Error>());
@@ -173,9 +175,9 @@ pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
     if is_io { Ok(Some(error)) } else { Err(error) }
 }
 
-/// Keeps what a run that diverged can be gone on from, and says what that is: the checkpoints that are there,
-/// of which `kept` tells, or else what `save` writes. They stay: what it came to since may be finite and of no
-/// use, and would take their place.
+/// Keeps what a run that diverged can be gone on from, and says what that is: the checkpoints that
+/// are there, of which `kept` tells, or else what `save` writes. They stay: what it came to since
+/// may be finite and of no use, and would take their place.
 pub fn keep_good(
     folder: &RunDir,
     kept: Option<String>,
@@ -187,8 +189,8 @@ pub fn keep_good(
     })
 }
 
-/// What ended a run, in words. Of an update that diverged `made_from` tells what it was made from. `kept` tells
-/// what there is to go on from, where the run has a folder.
+/// What ended a run, in words. Of an update that diverged `made_from` tells what it was made from.
+/// `kept` tells what there is to go on from, where the run has a folder.
 pub fn explain(error: &gru_wgpu::Error, made_from: &str, kept: Option<&str>) -> anyhow::Error {
     let kept = kept.map_or_else(String::new, |kept| format!("; {kept}"));
     let gru_wgpu::Error::Diverged { step, loss, norm, largest, parameter, .. } = error else {

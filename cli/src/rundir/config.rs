@@ -1,4 +1,5 @@
-//! `config.toml` of a run: written with comments above its tables, read with the line of what is wrong.
+//! `config.toml` of a run: written with comments above its tables, read with the line of what is
+//! wrong.
 
 use std::path::Path;
 

@@ -41,8 +41,8 @@ impl EpochMetrics {
         csv.deserialize::<Self>().flatten().map(|row| row.epoch).max().unwrap_or(0)
     }
 
-    /// Those of the first `count` epochs, as far as the file still has them. A run goes on without the
-    /// others, and says so.
+    /// Those of the first `count` epochs, as far as the file still has them. A run goes on without
+    /// the others, and says so.
     pub fn read(path: &Path, count: usize) -> Vec<Self> {
         let mut epochs: Vec<Self> = Vec::new();
         if let Ok(mut csv) = csv::ReaderBuilder::new().flexible(true).from_path(path) {

@@ -13,7 +13,8 @@ use crate::ui::files::replace_link;
 use crate::ui::output::{causes, check_directory, log, quote_path, shell_word, warn};
 use crate::ui::outputs::{is_kept, is_run, parent_of, run_file};
 
-/// Held by the run that writes to the folder. It stays there: whoever removed it could not know who waits.
+/// Held by the run that writes to the folder. It stays there: whoever removed it could not know who
+/// waits.
 const LOCK: &str = ".lock";
 
 pub struct RunDir(PathBuf);
@@ -23,7 +24,8 @@ pub struct RunDir(PathBuf);
 pub struct Lock(#[expect(dead_code, reason = "it is held open")] File);
 
 impl RunDir {
-    /// A folder for a new run: one that is not there yet, an empty one, or with `force` another run's.
+    /// A folder for a new run: one that is not there yet, an empty one, or with `force` another
+    /// run's.
     pub fn claim(path: &Path, force: bool) -> Result<Self> {
         let (folder, shown) = (Self(path.to_owned()), quote_path(path));
         if fs::symlink_metadata(path).is_err() {
@@ -78,7 +80,8 @@ impl RunDir {
         Ok(())
     }
 
-    /// Whether `file`, or what it links to, is in the folder under a name that [`Self::clean`] removes.
+    /// Whether `file`, or what it links to, is in the folder under a name that [`Self::clean`]
+    /// removes.
     fn holds_as_temporary(&self, file: &Path) -> bool {
         let Ok(folder) = self.0.canonicalize() else { return false };
         let is_there = |file: &Path| {
@@ -109,8 +112,9 @@ impl RunDir {
         Ok(Lock(file))
     }
 
-    /// Prepares a locked folder for what a run writes: removes what a killed run was about to write, and
-    /// replaces links, which would lead writes to files elsewhere, by copies of their files.
+    /// Prepares a locked folder for what a run writes: removes what a killed run was about to
+    /// write, and replaces links, which would lead writes to files elsewhere, by copies of their
+    /// files.
     pub fn clean(&self) -> Result<()> {
         let shown = quote_path(&self.0);
         let entries = fs::read_dir(&self.0).with_context(|| format!("cannot read {shown}"))?;
@@ -123,8 +127,8 @@ impl RunDir {
         links.try_for_each(|link| if link.exists() { replace_link(&link) } else { remove(&link) })
     }
 
-    /// Makes it where it is not there, keeps others out, and takes an earlier run's files away, which are
-    /// there only with `force`.
+    /// Makes it where it is not there, keeps others out, and takes an earlier run's files away,
+    /// which are there only with `force`.
     pub fn take(&self, force: bool) -> Result<Lock> {
         let shown = || format!("cannot make the folder {}", quote_path(&self.0));
         fs::create_dir_all(&self.0).with_context(shown)?;
@@ -280,8 +284,8 @@ fn is_own(name: &str) -> bool {
     name == LOCK || is_temporary(name)
 }
 
-/// Whether `write_file` may have left it behind where the program was killed: `.tmp` and six letters or
-/// digits.
+/// Whether `write_file` may have left it behind where the program was killed: `.tmp` and six
+/// letters or digits.
 fn is_temporary(name: &str) -> bool {
     name.strip_prefix(".tmp").is_some_and(|rest| {
         rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())

@@ -1,5 +1,5 @@
-//! Ctrl-C: the first asks a run to end where it can go on from, the second ends it at once. And how often a
-//! run checks for it.
+//! Ctrl-C: the first asks a run to end where it can go on from, the second ends it at once. And how
+//! often a run checks for it.
 
 use std::process::{self, ExitCode};
 use std::sync::Arc;
@@ -53,8 +53,8 @@ pub fn report_interrupted(
 const CHECK_EVERY: Duration = Duration::from_millis(250);
 const MOST_UPDATES: f64 = 16.0;
 
-/// Paces the checks of a run for an interrupt or a due checkpoint. The first is to come after one update:
-/// nobody knows yet how long it takes.
+/// Paces the checks of a run for an interrupt or a due checkpoint. The first is to come after one
+/// update: nobody knows yet how long it takes.
 pub struct CheckTimer(Instant);
 
 impl CheckTimer {

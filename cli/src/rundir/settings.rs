@@ -27,8 +27,8 @@ pub struct ResumeOverrides {
     /// The learning rate at its height [default: 0.003, of gru forecast 0.01].
     #[arg(long, value_name = "RATE", value_parser = positive::<f64>)]
     learning_rate: Option<f64>,
-    /// How an update's gradient is bounded: norm:X, all of it scaled together where its norm is larger (X
-    /// alone says the same); value:X, each of its elements; none [default: norm:1].
+    /// How an update's gradient is bounded: norm:X, all of it scaled together where its norm is
+    /// larger (X alone says the same); value:X, each of its elements; none [default: norm:1].
     #[arg(long, value_name = "WORD")]
     clip: Option<ClipArg>,
 }
@@ -106,8 +106,8 @@ pub trait TrainingSettings: Clone {
         })
     }
 
-    /// Has a run over so many examples go on from `last` with the settings `now`: notes in `changes` what
-    /// they were, and says what is new.
+    /// Has a run over so many examples go on from `last` with the settings `now`: notes in
+    /// `changes` what they were, and says what is new.
     ///
     /// # Errors
     /// When its epochs are over.

@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 
 use crate::ui::output::quote_path;
 
-/// Writes `contents` to a temporary file beside `path`, flushes it to the disk and renames it: `path`
-/// appears whole or not at all. If `path` is a link, the file behind it is replaced.
+/// Writes `contents` to a temporary file beside `path`, flushes it to the disk and renames it:
+/// `path` appears whole or not at all. If `path` is a link, the file behind it is replaced.
 ///
 /// # Errors
-/// When the file cannot be written, and when `path` is something other than a file: a directory, a pipe, a
-/// device.
+/// When the file cannot be written, and when `path` is something other than a file: a directory, a
+/// pipe, a device.
 pub fn write_file(path: impl AsRef<Path>, contents: &[u8]) -> Result<()> {
     let path = path.as_ref();
     replace(path, contents).with_context(|| format!("{} cannot be written", quote_path(path)))
@@ -42,8 +42,8 @@ fn write_beside(target: &Path, contents: &[u8]) -> io::Result<()> {
     file.write_all(contents)?;
     file.as_file().sync_all()?;
     file.persist(target).map_err(|error| error.error)?;
-    // The new name survives a crash once its directory is on the disk, too. The file is complete even
-    // if the directory cannot be opened for that.
+    // The new name survives a crash once its directory is on the disk, too. The file is complete
+    // even if the directory cannot be opened for that.
     #[cfg(unix)]
     let _ = File::open(directory).and_then(|directory| directory.sync_all());
     Ok(())

@@ -16,8 +16,8 @@ pub fn open(kind: DeviceKind) -> Result<Device> {
     Ok(device)
 }
 
-/// An error after all that it was met in. An error of the library says its own causes, so they are not
-/// said again.
+/// An error after all that it was met in. An error of the library says its own causes, so they are
+/// not said again.
 pub fn causes(error: &anyhow::Error) -> String {
     let mut said = Vec::new();
     for cause in error.chain() {
@@ -39,8 +39,8 @@ pub fn warn(line: fmt::Arguments<'_>) {
     log(format_args!("warning: {line}"));
 }
 
-/// Text from a file or the command line as it may appear in a message: on one line, escaped, and no longer
-/// than a person reads.
+/// Text from a file or the command line as it may appear in a message: on one line, escaped, and no
+/// longer than a person reads.
 pub fn quote(text: &str) -> String {
     const LONGEST: usize = 120;
     let mut escaped = String::new();
@@ -129,7 +129,8 @@ pub fn check_directory(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `Ok` when a file with the extension `kind` can be written at `path`, whether or not there is one.
+/// `Ok` when a file with the extension `kind` can be written at `path`, whether or not there is
+/// one.
 pub fn check_output(path: &Path, kind: &str) -> Result<()> {
     let shown = quote_path(path);
     let is_kind = path.extension().is_some_and(|end| end.eq_ignore_ascii_case(kind));

@@ -28,9 +28,9 @@ pub mod run_file {
 pub struct Outputs(Vec<(String, FileId)>);
 
 impl Outputs {
-    /// `Ok` when each output can be written as a file of its kind (`npy`, `csv`), is no other output and
-    /// no input, and no file of a run. To be called before any work is done. An output is the name of its
-    /// argument, its path, and its kind.
+    /// `Ok` when each output can be written as a file of its kind (`npy`, `csv`), is no other
+    /// output and no input, and no file of a run. To be called before any work is done. An output
+    /// is the name of its argument, its path, and its kind.
     pub fn check<'a>(
         outputs: impl IntoIterator<Item = (&'a str, &'a Path, &'a str)>,
         inputs: impl IntoIterator<Item = &'a Path>,
@@ -97,8 +97,8 @@ pub fn is_kept(folder: &Path, file: &Path) -> bool {
 /// The line that a run's config.toml starts with, up to the name of the command.
 pub const CONFIG_START: &str = "# A run of `gru ";
 
-/// Whether a folder is a run's: its config.toml starts as a run's does, or holds the settings of one. A
-/// run's file that someone has damaged still counts.
+/// Whether a folder is a run's: its config.toml starts as a run's does, or holds the settings of
+/// one. A run's file that someone has damaged still counts.
 pub fn is_run(folder: &Path) -> bool {
     #[derive(serde::Deserialize)]
     struct Head {

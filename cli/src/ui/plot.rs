@@ -49,7 +49,8 @@ pub fn plain<'m, 'a, 'b, X: Ranged, Y: Ranged, Backend: DrawingBackend>(
         .label_style((FONT, 15).into_font().color(&INK))
 }
 
-/// The smallest and the largest value, widened on both sides by the fraction `margin` of their distance.
+/// The smallest and the largest value, widened on both sides by the fraction `margin` of their
+/// distance.
 pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));

@@ -49,8 +49,8 @@ impl ProgressDisplay {
         })
     }
 
-    /// Starts where an earlier run stopped: in `epoch`, after `seen` of its `all` examples, with the sum and
-    /// total weight of their losses.
+    /// Starts where an earlier run stopped: in `epoch`, after `seen` of its `all` examples, with
+    /// the sum and total weight of their losses.
     pub fn start_at(&mut self, epoch: usize, seen: usize, all: usize, loss: (f64, usize)) {
         (self.epoch, self.seen, self.loss) = (epoch, seen, loss);
         self.bar.set_position((epoch as u64).saturating_mul(all as u64) + seen as u64);
@@ -82,7 +82,8 @@ impl ProgressDisplay {
         self.loss.0 / self.loss.1.max(1) as f64
     }
 
-    /// Shows `more` about the epoch that is complete: beside the bar, or on a line of its own without one.
+    /// Shows `more` about the epoch that is complete: beside the bar, or on a line of its own
+    /// without one.
     pub fn end_epoch(&mut self, more: &str) {
         self.last_epoch = more.to_owned();
         self.show();

@@ -1,5 +1,5 @@
-//! Training options that are a word with numbers, such as `value:0.5`. They are written the same on the
-//! command line and in config.toml.
+//! Training options that are a word with numbers, such as `value:0.5`. They are written the same on
+//! the command line and in config.toml.
 
 use std::fmt;
 use std::str::FromStr;
@@ -84,7 +84,8 @@ pub enum ScheduleArg {
 }
 
 impl ScheduleArg {
-    /// The schedule over `epochs` of `updates` each. The fraction `warmup` of all updates is spent on rising.
+    /// The schedule over `epochs` of `updates` each. The fraction `warmup` of all updates is spent
+    /// on rising.
     pub fn schedule(self, epochs: usize, updates: u64, warmup: f64) -> Schedule {
         let updates_of = |epochs: usize| (epochs as u64).saturating_mul(updates);
         match self {

@@ -1,5 +1,5 @@
-//! No command writes over a file that it reads, over another output, or over a file of a run. Files that are
-//! not regular stay what they are.
+//! No command writes over a file that it reads, over another output, or over a file of a run. Files
+//! that are not regular stay what they are.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

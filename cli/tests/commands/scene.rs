@@ -21,7 +21,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// model.safetensors, model.onnx, x.npy, h0.npy, dy.npy, n.npy, and `xb.npy` and `dyb.npy` with B first.
+    /// model.safetensors, model.onnx, x.npy, h0.npy, dy.npy, n.npy, and `xb.npy` and `dyb.npy` with
+    /// B first.
     pub fn new() -> Self {
         let directory = TempDir::new().unwrap();
         let config = GruConfig::pytorch(4, 5).with_layers(2).with_direction(Direction::Both);

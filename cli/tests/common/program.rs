@@ -30,8 +30,8 @@ pub fn assert_refused(directory: &Path, arguments: &[&str], words: &[&str]) {
     }
 }
 
-/// Runs the program in a directory until it has told of an epoch, then sends it a signal, as `kill -s` calls it.
-/// Gives its exit status and what it said on stderr after that epoch.
+/// Runs the program in a directory until it has told of an epoch, then sends it a signal, as
+/// `kill -s` calls it. Gives its exit status and what it said on stderr after that epoch.
 #[cfg(unix)]
 pub fn end_after_an_epoch(
     directory: &Path,

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::program::{gru, text};
 
-/// Sequences of 2 to 6 rows, with a number that is high in those of class `up` and low in those of `down`,
-/// and a word that says whether the next row is the last one.
+/// Sequences of 2 to 6 rows, with a number that is high in those of class `up` and low in those of
+/// `down`, and a word that says whether the next row is the last one.
 pub fn table(sequences: std::ops::Range<usize>) -> String {
     let mut csv = "id,level,sign,class\n".to_owned();
     for i in sequences {

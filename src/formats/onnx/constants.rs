@@ -1,7 +1,8 @@
-//! Values that can be known without running a model: what it holds, and what exporters make of that by
-//! cutting, joining and rearranging.
+//! Values that can be known without running a model: what it holds, and what exporters make of that
+//! by cutting, joining and rearranging.
 //!
-//! PyTorch's exporter, for one, leaves weights as they were, and lets nodes put the gates in ONNX's order.
+//! PyTorch's exporter, for one, leaves weights as they were, and lets nodes put the gates in ONNX's
+//! order.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -145,7 +146,8 @@ impl<'a> Constants<'a> {
         Err(Error::format(format!("the constant {} holds no numbers", quote(output))))
     }
 
-    /// The shape of a value that must be known, without reading the numbers of one that is simply held.
+    /// The shape of a value that must be known, without reading the numbers of one that is simply
+    /// held.
     pub fn known_shape(&self, value: &str) -> Result<std::result::Result<Vec<usize>, String>> {
         if let Producer::Initializer(tensor) = self.graph.producer(value)? {
             let head: TensorHead = self.graph.decode(&tensor)?;

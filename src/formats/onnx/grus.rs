@@ -84,7 +84,8 @@ impl Grus {
     }
 }
 
-/// What each node is called: by its own name, where it has one that no other has, or by its first output's.
+/// What each node is called: by its own name, where it has one that no other has, or by its first
+/// output's.
 fn names(nodes: &[NodeProto]) -> Vec<String> {
     let mut counts = HashMap::new();
     for node in nodes {

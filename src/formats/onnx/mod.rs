@@ -15,14 +15,15 @@
 //! # }
 //! ```
 //!
-//! Of the operator GRU up to opset 22 everything is read but `clip`, activations that [`Activation`] does
-//! not have, and different ones in the two directions, which are refused by name. W, R and B must be in the
-//! model: initialisers, constants or external data in the model's folder, as they are or cut, joined and
-//! rearranged by nodes, as exporters leave them. Only the model's outermost graph is looked at.
+//! Of the operator GRU up to opset 22 everything is read but `clip`, activations that
+//! [`Activation`] does not have, and different ones in the two directions, which are refused by
+//! name. W, R and B must be in the model: initialisers, constants or external data in the model's
+//! folder, as they are or cut, joined and rearranged by nodes, as exporters leave them. Only the
+//! model's outermost graph is looked at.
 //!
-//! GRU nodes are layers of one stack where all that lies between them is sure to bring each number of one's
-//! Y to its time, row and feature of the next one's X, where they have the same lengths, and where none
-//! starts from another one's states.
+//! GRU nodes are layers of one stack where all that lies between them is sure to bring each number
+//! of one's Y to its time, row and feature of the next one's X, where they have the same lengths,
+//! and where none starts from another one's states.
 //!
 //! [`Activation`]: crate::Activation
 
@@ -61,8 +62,8 @@ pub use self::write::{Inputs, save, write};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OnnxOptions {
-    /// The node's name, or `first..last` for a part of a stack; an unnamed node goes by its first output.
-    /// Without it the model must hold a single GRU, or a single stack of them.
+    /// The node's name, or `first..last` for a part of a stack; an unnamed node goes by its first
+    /// output. Without it the model must hold a single GRU, or a single stack of them.
     pub node: Option<String>,
     /// Whether weights that are infinite or NaN are taken.
     pub allow_non_finite: bool,
@@ -95,8 +96,8 @@ pub struct OnnxModel {
     pub params: Params,
     /// The names of its nodes, one a layer.
     pub nodes: Vec<String>,
-    /// The order of the axes T and B of the first node's X. It says how the model's other nodes hold the
-    /// data; a [`Batch`](crate::Batch) may have either.
+    /// The order of the axes T and B of the first node's X. It says how the model's other nodes
+    /// hold the data; a [`Batch`](crate::Batch) may have either.
     pub layout: Layout,
     /// The states `[L·D, B, H]` that it starts from: `initial_h`. Zeros are [`Given::Nothing`].
     pub h0: Given<Array3<f32>>,
@@ -124,8 +125,8 @@ pub fn read(from: impl Read + Seek, options: &OnnxOptions) -> Result<OnnxModel> 
     parse(Source::new(from)?, None, |graph| read_graph(graph, options))
 }
 
-/// The names of a model's GRUs, as [`OnnxOptions::with_node`] takes them: of a node, or `first..last` of
-/// several that are layers of one stack.
+/// The names of a model's GRUs, as [`OnnxOptions::with_node`] takes them: of a node, or
+/// `first..last` of several that are layers of one stack.
 ///
 /// # Errors
 /// As [`load`].
@@ -191,8 +192,8 @@ fn read_graph(constants: &Constants<'_>, options: &OnnxOptions) -> Result<OnnxMo
     })
 }
 
-/// A model of our own, as it was before it was put in ONNX's terms. `None` when the metadata tells of
-/// another model than the nodes are: then somebody changed it, and the nodes count.
+/// A model of our own, as it was before it was put in ONNX's terms. `None` when the metadata tells
+/// of another model than the nodes are: then somebody changed it, and the nodes count.
 fn own_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
     let (own, _) = read_config(text).ok()?;
     if expressed(&own).ok()? != *config {

@@ -288,8 +288,8 @@ fn activations(
     let (mut alphas, mut betas) = (alphas.iter().copied(), betas.iter().copied());
     let activation = |function: &prost::bytes::Bytes| {
         let name = text(function)?;
-        // As ONNX Runtime does, in any case of letters. What α and β are where they are not given, ONNX
-        // says of hard sigmoids alone.
+        // As ONNX Runtime does, in any case of letters. What α and β are where they are not given,
+        // ONNX says of hard sigmoids alone.
         let (activation, plain) = match name.to_ascii_lowercase().as_str() {
             "sigmoid" => return Ok(Activation::Sigmoid),
             "tanh" => return Ok(Activation::Tanh),

@@ -289,8 +289,8 @@ pub(super) fn part<T: Copy>(sizes: &[T], start: i64, end: i64) -> Vec<T> {
     sizes[range(sizes.len(), start, end)].to_vec()
 }
 
-/// From one place to before another, either counted from the end where it is negative; past either end
-/// means that end.
+/// From one place to before another, either counted from the end where it is negative; past either
+/// end means that end.
 pub(super) fn range(len: usize, start: i64, end: i64) -> Range<usize> {
     let len = len as i64;
     let place = |at: i64| (if at < 0 { at.saturating_add(len) } else { at }).clamp(0, len) as usize;

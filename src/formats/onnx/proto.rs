@@ -1,9 +1,9 @@
 //! The part of `onnx.proto` that a GRU needs, under ONNX's names and numbers.
 //!
-//! Written by hand instead of generated from the 900 lines of the whole: protocol buffers skip fields
-//! that a message does not know, so a reader needs no others. What lies inside another message stays
-//! bytes, a view into the file, until it is looked at: a file of millions of empty messages cannot become
-//! millions of structs, and nested graphs are never entered.
+//! Written by hand instead of generated from the 900 lines of the whole: protocol buffers skip
+//! fields that a message does not know, so a reader needs no others. What lies inside another
+//! message stays bytes, a view into the file, until it is looked at: a file of millions of empty
+//! messages cannot become millions of structs, and nested graphs are never entered.
 
 use prost::Message;
 use prost::bytes::Bytes;

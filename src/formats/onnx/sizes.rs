@@ -1,5 +1,5 @@
-//! The sizes that a Reshape between two layers asks for, which exporters compute from shapes when the model
-//! runs: which axis each is the size of.
+//! The sizes that a Reshape between two layers asks for, which exporters compute from shapes when
+//! the model runs: which axis each is the size of.
 
 use std::collections::HashMap;
 
@@ -78,8 +78,8 @@ impl<'a> Sizes<'a> {
         }
     }
 
-    /// The axes of four that a Reshape makes into three, the last two of them one; or `None` when that is
-    /// not sure to be what it does.
+    /// The axes of four that a Reshape makes into three, the last two of them one; or `None` when
+    /// that is not sure to be what it does.
     pub fn reshaped(&self, axes: &[Axis], target: &[Size]) -> Option<Vec<Axis>> {
         let is_single = self.directions() == 1;
         let [first, second] = match *axes {

@@ -1,5 +1,5 @@
-//! Which GRU nodes are the layers of one stack: where one's Y, its axes only rearranged, is the next
-//! one's X.
+//! Which GRU nodes are the layers of one stack: where one's Y, its axes only rearranged, is the
+//! next one's X.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,8 @@ use crate::spec::config::{GruConfig, Layout};
 /// More nodes than exporters put between two layers.
 const MAX_PATH: usize = 16;
 
-/// The GRUs, by their numbers, in stacks: each a layer of its own, or several that follow each other.
+/// The GRUs, by their numbers, in stacks: each a layer of its own, or several that follow each
+/// other.
 pub(super) fn stacks(constants: &Constants<'_>, grus: &[Result<GruNode>]) -> Vec<Vec<usize>> {
     // By each GRU, the one whose outputs it reads.
     let makers: HashMap<_, _> = (grus.iter().enumerate())
@@ -23,7 +24,8 @@ pub(super) fn stacks(constants: &Constants<'_>, grus: &[Result<GruNode>]) -> Vec
     let mut readers = vec![0; grus.len()];
     for (number, gru) in grus.iter().enumerate() {
         let Ok(gru) = gru else { continue };
-        // What cannot be followed is no stack; whoever asks for the node is told what is wrong with it.
+        // What cannot be followed is no stack; whoever asks for the node is told what is wrong with
+        // it.
         let Ok(Some((path, y))) = path_back(constants, gru) else { continue };
         let Some(&maker) = makers.get(y.as_str()) else { continue };
         let Ok(other) = &grus[maker] else { continue };
@@ -111,7 +113,8 @@ struct Step {
     from: String,
 }
 
-/// The nodes between a GRU's X and the GRU that it comes from, the first one first, and that GRU's output.
+/// The nodes between a GRU's X and the GRU that it comes from, the first one first, and that GRU's
+/// output.
 fn path_back(constants: &Constants<'_>, gru: &GruNode) -> Result<Option<(Vec<Step>, String)>> {
     let Some(x) = gru.input(input::X) else { return Ok(None) };
     let (mut value, mut path) = (x.to_owned(), Vec::new());

@@ -15,8 +15,8 @@ use crate::formats::numbers::{arrays, widen_bf16, widen_f16};
 /// Where a model's numbers may come from, and how many may be read.
 #[derive(Debug)]
 pub(super) struct Storage {
-    /// The folders that external data may lie in: the model's own, and, where the model is a link, that
-    /// of the file behind it.
+    /// The folders that external data may lie in: the model's own, and, where the model is a link,
+    /// that of the file behind it.
     folders: Vec<PathBuf>,
     /// The files read from.
     files: RefCell<HashSet<PathBuf>>,
@@ -24,8 +24,8 @@ pub(super) struct Storage {
     left: Cell<u64>,
 }
 
-/// Bytes of f32 that a byte of a file may become: a number of 16 bits becomes one of 32, exporters' nodes
-/// rearrange it several times, and a few layers may share it; but a thousand may not.
+/// Bytes of f32 that a byte of a file may become: a number of 16 bits becomes one of 32, exporters'
+/// nodes rearrange it several times, and a few layers may share it; but a thousand may not.
 const MULTIPLE: u64 = 16;
 
 impl Storage {
@@ -44,7 +44,8 @@ impl Storage {
         }
     }
 
-    /// The file at a location that a tensor names, links followed, if it lies in one of the folders.
+    /// The file at a location that a tensor names, links followed, if it lies in one of the
+    /// folders.
     fn find(&self, location: &str) -> Result<PathBuf> {
         let refused = |why: &str| {
             Error::format(format!("external data at {} is refused: {why}", quote(location)))
@@ -227,7 +228,8 @@ fn shaped<T>(shape: &[usize], numbers: Vec<T>) -> Result<ArrayD<T>> {
     })
 }
 
-/// The bytes of `count` numbers of `width` bytes each, unless they lie in a field of their own type.
+/// The bytes of `count` numbers of `width` bytes each, unless they lie in a field of their own
+/// type.
 fn raw(
     tensor: &TensorProto,
     count: usize,

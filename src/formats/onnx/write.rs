@@ -23,8 +23,8 @@ use crate::spec::params::Params;
 const OPSET: i64 = 14;
 const IR_VERSION: i64 = 7;
 
-/// Which inputs a written model has besides `x`. ONNX's are not optional: who runs the model must give
-/// each of them.
+/// Which inputs a written model has besides `x`. ONNX's are not optional: who runs the model must
+/// give each of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Inputs {
@@ -53,16 +53,17 @@ impl Inputs {
     }
 }
 
-/// Writes a GRU as an ONNX model of opset 14: x `[T, B, I]` to y `[T, B, D·H]` and h_n `[L·D, B, H]`, T
-/// and B open.
+/// Writes a GRU as an ONNX model of opset 14: x `[T, B, I]` to y `[T, B, D·H]` and h_n
+/// `[L·D, B, H]`, T and B open.
 ///
-/// In ONNX z keeps. Where it overwrites, its weights are written with their signs turned, which computes
-/// the same: 1 − σ(a) = σ(−a). The configuration goes into the metadata, so that [`load`](super::load)
-/// gives back the same bits, dropout's probability too, which does nothing in use.
+/// In ONNX z keeps. Where it overwrites, its weights are written with their signs turned, which
+/// computes the same: 1 − σ(a) = σ(−a). The configuration goes into the metadata, so that
+/// [`load`](super::load) gives back the same bits, dropout's probability too, which does nothing in
+/// use.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Conflict`] for what ONNX has no words for: zoneout, and gates that end in tanh,
-/// ReLU or nothing where z overwrites.
+/// [`Error::Io`]; [`Error::Conflict`] for what ONNX has no words for: zoneout, and gates that end
+/// in tanh, ReLU or nothing where z overwrites.
 pub fn save(path: impl AsRef<Path>, params: &Params, inputs: &Inputs) -> Result<()> {
     let model = encode(params, inputs)?;
     files::write_whole(path, |to| to.write_all(&model))

@@ -1,6 +1,7 @@
 //! Everything of a checkpoint but its tensors and the program's notes, as `key=value` words.
 //!
-//! A float is written with as few digits as bring back the same bits, and a whole number with all of them.
+//! A float is written with as few digits as bring back the same bits, and a whole number with all
+//! of them.
 
 use std::fmt::Display;
 
@@ -160,8 +161,8 @@ pub(super) fn read_trainer(words: &str) -> Result<TrainerConfig> {
     Ok(trainer_config)
 }
 
-/// `steps=12 epoch=0 batch=12 examples=48 loss=7.2e1 updates=12 stale=0`, and where there is a best network
-/// `best=3 counted=100 mean=5e-1 correct=90`.
+/// `steps=12 epoch=0 batch=12 examples=48 loss=7.2e1 updates=12 stale=0`, and where there is a best
+/// network `best=3 counted=100 mean=5e-1 correct=90`.
 pub(super) fn write_counters(counters: &Counters) -> String {
     let Counters { steps, progress, best } = counters;
     let Progress { epoch, batch, examples, loss: (loss, updates), stale } = progress;

@@ -1,5 +1,5 @@
-//! Whether the host has the memory for a workload, checked before any of it is allocated. Linux grants more
-//! memory than there is, and kills the program that then uses it.
+//! Whether the host has the memory for a workload, checked before any of it is allocated. Linux
+//! grants more memory than there is, and kills the program that then uses it.
 
 use anyhow::Result;
 use gru_wgpu::plan::Plan;
@@ -8,8 +8,8 @@ use gru_wgpu::{Device, Error};
 use super::workload::Workload;
 use crate::ui::numbers::format_si;
 
-/// `Ok` when the run fits `device` and the host. Only what cannot fit is refused: the need is a lower bound,
-/// the available memory an upper bound.
+/// `Ok` when the run fits `device` and the host. Only what cannot fit is refused: the need is a
+/// lower bound, the available memory an upper bound.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] with both numbers, and what the plan says of the adapter's limits.
@@ -32,13 +32,15 @@ pub fn check(workload: &Workload, device: &Device) -> Result<()> {
     }
 }
 
-/// A lower bound for a run on the CPU: the arrays, the parameters (plain and packed), and the trace.
+/// A lower bound for a run on the CPU: the arrays, the parameters (plain and packed), and the
+/// trace.
 pub fn on_cpu(workload: &Workload) -> f64 {
     let (cells, states) = (workload.cells(), workload.states_per_cell());
     let (input, hidden) = (workload.shape.input as f64, workload.shape.hidden as f64);
     let width = workload.shape.directions as f64 * hidden;
     let floats = if workload.trains() {
-        // x again, h and the gates, each layer's output but the last one's, dy again, and a layer's dx.
+        // x again, h and the gates, each layer's output but the last one's, dy again, and a layer's
+        // dx.
         let gates = if workload.options.recompute { 0.0 } else { 4.0 * states };
         let below = states - width;
         cells * (input + states + gates + below + width + input.min(width))

@@ -26,11 +26,12 @@ use workload::Workload;
 
 /// Time a GRU of any size: forward or training, on one device or on several side by side.
 ///
-/// All that a run gives (y and h_n, in training every gradient too) is held against the double-precision
-/// reference first, or a part of it where the run is long: the output says so. Then come runs to warm up,
-/// then the measurement. A time is a whole call, from arrays to arrays; upload, compute and download are
-/// told apart by runs that wait in between, compute by the adapter's own clock where it has timestamps.
-/// Weights stay on the device; x and the weights are random, the same on every device.
+/// All that a run gives (y and h_n, in training every gradient too) is held against the
+/// double-precision reference first, or a part of it where the run is long: the output says so.
+/// Then come runs to warm up, then the measurement. A time is a whole call, from arrays to arrays;
+/// upload, compute and download are told apart by runs that wait in between, compute by the
+/// adapter's own clock where it has timestamps. Weights stay on the device; x and the weights are
+/// random, the same on every device.
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
 pub struct Arguments {
@@ -40,8 +41,8 @@ pub struct Arguments {
     /// What is timed: a forward pass, or training, which is forward and backward.
     #[arg(long, value_enum, default_value_t = ModeArg::Forward)]
     mode: ModeArg,
-    /// Where the reset gate acts: after the state's product, as in PyTorch and cuDNN, or before it, as in
-    /// ONNX's default.
+    /// Where the reset gate acts: after the state's product, as in PyTorch and cuDNN, or before it,
+    /// as in ONNX's default.
     #[arg(long, value_enum, default_value_t = ResetArg::After)]
     reset: ResetArg,
     /// Layers, one upon the other.
@@ -53,26 +54,28 @@ pub struct Arguments {
     /// Measured calls [default: up to 20, or as many as take 3 seconds].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     repeats: Option<usize>,
-    /// How an adapter walks over the steps: step (a dispatch or two for each), sequence (one for all of
-    /// them, where H is small enough), or auto. The CPU has no kernels, and takes no notice.
+    /// How an adapter walks over the steps: step (a dispatch or two for each), sequence (one for
+    /// all of them, where H is small enough), or auto. The CPU has no kernels, and takes no notice.
     #[arg(long, value_name = "WORD", default_value_t = Recurrence::Auto)]
     kernel: Recurrence,
-    /// With --mode train: make the gates again in the backward pass instead of keeping them, for less
-    /// memory.
+    /// With --mode train: make the gates again in the backward pass instead of keeping them, for
+    /// less memory.
     #[arg(long)]
     recompute: bool,
-    /// Also time each kernel of an adapter for itself, in up to 3 more runs, of which the fastest counts.
+    /// Also time each kernel of an adapter for itself, in up to 3 more runs, of which the fastest
+    /// counts.
     #[arg(long)]
     profile: bool,
-    /// Measure at several sizes of one axis and draw the times: T (steps), B (batch rows) or H (hidden
-    /// units), or with sizes of your own, T=64,256,1024. A size that fails is named, the others stay.
+    /// Measure at several sizes of one axis and draw the times: T (steps), B (batch rows) or H
+    /// (hidden units), or with sizes of your own, T=64,256,1024. A size that fails is named, the
+    /// others stay.
     #[arg(long, value_name = "AXIS[=SIZES]", conflicts_with = "profile")]
     sweep: Option<Sweep>,
     /// Where the picture of a sweep goes [default: bench.svg].
     #[arg(long, value_name = "FILE.svg", requires = "sweep")]
     output: Option<PathBuf>,
-    /// Print what an adapter would run, its buffers and dispatches, instead of running it. The CPU has no
-    /// such schedule: its memory is told.
+    /// Print what an adapter would run, its buffers and dispatches, instead of running it. The CPU
+    /// has no such schedule: its memory is told.
     #[arg(long, conflicts_with_all = ["json", "profile", "sweep"])]
     plan: bool,
     /// Print one JSON object instead of tables.
@@ -138,7 +141,8 @@ pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) ->
     Ok(())
 }
 
-/// What a device would do. The CPU has no schedule of its own: it is told so, and shown an adapter's.
+/// What a device would do. The CPU has no schedule of its own: it is told so, and shown an
+/// adapter's.
 fn write_plan(workload: &Workload, device: &BenchDevice, out: &mut impl Write) -> Result<()> {
     if let Some(adapter) = device.device.adapter() {
         return Ok(write!(out, "{device}: {}", workload.plan_on(&adapter)?)?);

@@ -128,8 +128,8 @@ impl Sweep {
         format!("{}; {variant}", fixed.join(", "))
     }
 
-    /// Measures every device at every size of `workloads`, and reports each on stderr. The other sizes are
-    /// measured even if one fails.
+    /// Measures every device at every size of `workloads`, and reports each on stderr. The other
+    /// sizes are measured even if one fails.
     ///
     /// # Errors
     /// When all of them fail.
@@ -261,7 +261,8 @@ impl SweepResult<'_> {
         report::legend(self.workload(), &self.points[0].rows, out)
     }
 
-    /// Writes the largest error of device `i` over all sizes, and at which sizes only a part of the run was compared.
+    /// Writes the largest error of device `i` over all sizes, and at which sizes only a part of the
+    /// run was compared.
     fn write_verified(&self, device: &BenchDevice, i: usize, out: &mut impl Write) -> Result<()> {
         let all = self.points.iter().map(|point| (point.size, &point.rows[i].verified));
         let worst = 100.0 * all.clone().map(|(_, verified)| verified.error).fold(0.0, f64::max);

@@ -12,14 +12,15 @@ use super::workload::Workload;
 /// The most work for the reference, which is plain loops on one thread: a second or two.
 const REFERENCE_FLOP: f64 = 2e9;
 
-/// What a gradient's difference may be, of the root mean square of its array: this, and [`SUM`] times the
-/// square root of the T·B terms of a parameter's gradient, as the rounding errors of a running sum grow.
+/// What a gradient's difference may be, of the root mean square of its array: this, and [`SUM`]
+/// times the square root of the T·B terms of a parameter's gradient, as the rounding errors of a
+/// running sum grow.
 ///
-/// Measured on an x86 CPU and on lavapipe, at up to 64,000 terms, 3 layers, both directions and both kinds
-/// of reset, the largest differences were 1e-6 of it where there are few terms and 0.6e-7 to 1.6e-7 · √(T·B)
-/// where there are many (the biases of the CPU); dx and dh0 stay below 3e-6. So a correct run takes up to a
-/// third of this, which leaves room for adapters whose `exp` is as wide as WGSL lets it be. A wrong term,
-/// gate or index makes 1e-2 and more.
+/// Measured on an x86 CPU and on lavapipe, at up to 64,000 terms, 3 layers, both directions and
+/// both kinds of reset, the largest differences were 1e-6 of it where there are few terms and
+/// 0.6e-7 to 1.6e-7 · √(T·B) where there are many (the biases of the CPU); dx and dh0 stay below
+/// 3e-6. So a correct run takes up to a third of this, which leaves room for adapters whose `exp`
+/// is as wide as WGSL lets it be. A wrong term, gate or index makes 1e-2 and more.
 const GRADIENT: f64 = 4e-5;
 const SUM: f64 = 4e-7;
 
@@ -82,8 +83,9 @@ impl fmt::Display for Verified {
     }
 }
 
-/// The part of a run that the reference has time for. The device runs all of it: rows do not depend on one
-/// another, nor steps on later ones, and steps and rows with a dy of 0 add nothing to the gradients.
+/// The part of a run that the reference has time for. The device runs all of it: rows do not depend
+/// on one another, nor steps on later ones, and steps and rows with a dy of 0 add nothing to the
+/// gradients.
 struct Subset {
     steps: usize,
     rows: Vec<usize>,
@@ -218,8 +220,8 @@ impl Comparison {
         Ok(())
     }
 
-    /// Compares the last steps. They start from the device's own states before them, which are the last states
-    /// of rows of that length.
+    /// Compares the last steps. They start from the device's own states before them, which are the
+    /// last states of rows of that length.
     fn last_steps(
         &mut self,
         workload: &Workload,

@@ -74,8 +74,8 @@ impl Workload {
         3.0 * self.shape.directions as f64 * hidden * (widths + layers * hidden)
     }
 
-    /// The multiplications and additions of the definition, however a device computes them: 6·T·B·H·(I + H)
-    /// a cell forward, and twice that backward.
+    /// The multiplications and additions of the definition, however a device computes them:
+    /// 6·T·B·H·(I + H) a cell forward, and twice that backward.
     pub fn flop(&self) -> f64 {
         2.0 * self.cells() * self.parameters() * if self.trains() { 3.0 } else { 1.0 }
     }

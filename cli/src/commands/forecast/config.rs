@@ -57,14 +57,14 @@ pub struct ModelSettings {
     /// Hidden units.
     #[arg(long, value_name = "UNITS", default_value_t = 32, value_parser = at_least_one)]
     pub hidden: usize,
-    /// Where the reset gate acts: before the state's product, or after it, as in PyTorch, which then loads the
-    /// model.
+    /// Where the reset gate acts: before the state's product, or after it, as in PyTorch, which
+    /// then loads the model.
     #[arg(long, value_enum, default_value_t = ResetArg::Before)]
     pub reset: ResetArg,
 }
 
-/// How it is trained. What a run may change where it goes on stands in [`ResumeOverrides`] on the command
-/// line.
+/// How it is trained. What a run may change where it goes on stands in [`ResumeOverrides`] on the
+/// command line.
 ///
 /// [`ResumeOverrides`]: crate::rundir::settings::ResumeOverrides
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,4 +1,5 @@
-//! `gru forecast`: trains a forecaster on a series and compares it with baselines that need no model.
+//! `gru forecast`: trains a forecaster on a series and compares it with baselines that need no
+//! model.
 
 mod config;
 mod plot;
@@ -30,12 +31,13 @@ use series::ForecastRun;
 
 /// Train a forecaster on a real series and print its error beside those of baselines.
 ///
-/// Reads a numeric column of a CSV file, or several, holds out its last part, trains a GRU with a linear head
-/// on windows of the rest (by Adam, its learning rate falling along half a cosine), forecasts the held-out part from every row of it, and writes
-/// forecast.svg and loss.svg. Missing values are filled by straight lines first, wherever they are.
-/// With --run all is kept in a folder: config.toml, metrics.csv, curves.svg, forecast.svg, model.safetensors and
-/// checkpoint.safetensors. The last two are written after the first epoch, every so often, at the end, and at
-/// Ctrl-C or SIGTERM, which end the run.
+/// Reads a numeric column of a CSV file, or several, holds out its last part, trains a GRU with a
+/// linear head on windows of the rest (by Adam, its learning rate falling along half a cosine),
+/// forecasts the held-out part from every row of it, and writes forecast.svg and loss.svg. Missing
+/// values are filled by straight lines first, wherever they are. With --run all is kept in a
+/// folder: config.toml, metrics.csv, curves.svg, forecast.svg, model.safetensors and
+/// checkpoint.safetensors. The last two are written after the first epoch, every so often, at the
+/// end, and at Ctrl-C or SIGTERM, which end the run.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  \
     gru forecast data/mauna_loa_co2_weekly.csv\n  \
@@ -71,15 +73,16 @@ pub struct Arguments {
     /// Start anew in the folder of another run, whose files are lost.
     #[arg(long, requires = "run")]
     force: bool,
-    /// Go on with a run that was interrupted, with its own data and settings: on the same device to the same
-    /// bits as if it had not been. Of the settings --epochs, --learning-rate and --clip may be others from there
-    /// on; config.toml notes what they were. Where the data have moved, the CSV file says where to.
+    /// Go on with a run that was interrupted, with its own data and settings: on the same device to
+    /// the same bits as if it had not been. Of the settings --epochs, --learning-rate and --clip
+    /// may be others from there on; config.toml notes what they were. Where the data have moved,
+    /// the CSV file says where to.
     #[arg(long, value_name = "FOLDER", group = "kept",
         conflicts_with_all = ["run", "force", "output", "ColumnArguments", "WindowSizes", "ModelSettings",
             "ForecastSettings"])]
     resume: Option<PathBuf>,
-    /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
-    /// between updates, about four times a second and after every 16.
+    /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time.
+    /// Looked at between updates, about four times a second and after every 16.
     #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = interval,
         requires = "kept")]
     checkpoint_every: CheckpointInterval,
@@ -88,8 +91,8 @@ pub struct Arguments {
 /// What is forecast from which columns.
 #[derive(clap::Args, Debug)]
 struct ColumnArguments {
-    /// The column's name, or its number from 1 [default: the last numeric one]. After a comma, others that
-    /// the model sees besides, each scaled by its own changes; the first is forecast.
+    /// The column's name, or its number from 1 [default: the last numeric one]. After a comma,
+    /// others that the model sees besides, each scaled by its own changes; the first is forecast.
     #[arg(long, value_name = "NAME[,NAME…]")]
     column: Option<String>,
     /// The character between cells.

@@ -19,7 +19,8 @@ pub struct ForecastRun {
     pub config: ForecastConfig,
     pub series: Series,
     pub split: WindowSplit,
-    /// Whether each epoch is validated on the held-out part: nobody looks at it where nothing is kept.
+    /// Whether each epoch is validated on the held-out part: nobody looks at it where nothing is
+    /// kept.
     pub is_validated: bool,
 }
 

@@ -44,7 +44,8 @@ pub struct ModelSettings {
     /// Layers, one upon the other.
     #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = at_least_one)]
     pub layers: usize,
-    /// Which way sequences are read. `label` profits from both: a row's class may hang on the next ones.
+    /// Which way sequences are read. `label` profits from both: a row's class may hang on the next
+    /// ones.
     #[arg(long, value_enum, default_value_t = DirectionArg::Forward)]
     pub direction: DirectionArg,
     /// Where the reset gate acts: after the state's product, as in PyTorch, or before it.
@@ -79,13 +80,14 @@ pub struct TrainSettings {
     pub accumulate: usize,
     #[arg(skip = 3e-3_f64)]
     pub learning_rate: f64,
-    /// How the learning rate changes: constant; cosine, which rises over the warm-up and falls along half a
-    /// cosine to 0 or, as in cosine:0.1, to that share of it; step:EPOCHS:FACTOR, multiplied by FACTOR after
-    /// each EPOCHS.
+    /// How the learning rate changes: constant; cosine, which rises over the warm-up and falls
+    /// along half a cosine to 0 or, as in cosine:0.1, to that share of it; step:EPOCHS:FACTOR,
+    /// multiplied by FACTOR after each EPOCHS.
     #[arg(long, value_name = "WORD", default_value_t = ScheduleArg::default())]
     #[serde(default)]
     pub schedule: ScheduleArg,
-    /// The share of all updates over which the learning rate of a cosine rises to its height [default: 0.05].
+    /// The share of all updates over which the learning rate of a cosine rises to its height
+    /// [default: 0.05].
     #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<f64>,
@@ -96,8 +98,8 @@ pub struct TrainSettings {
     #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
-    /// λ: of adamw the parameters lose the learning rate times λ of themselves at each update; of the
-    /// others λ times themselves is added to the gradient.
+    /// λ: of adamw the parameters lose the learning rate times λ of themselves at each update; of
+    /// the others λ times themselves is added to the gradient.
     #[arg(long, value_name = "λ", default_value_t = 0.01, value_parser = at_least_zero)]
     pub weight_decay: f64,
     #[arg(skip = ClipArg(Clip::Norm(1.0)))]

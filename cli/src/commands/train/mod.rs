@@ -29,13 +29,14 @@ use sequences::SequenceRun;
 
 /// Train a GRU to classify sequences, or to label each of their rows, from a CSV file.
 ///
-/// The file is a long table: a row a step, the rows of a sequence together and in order. Its first column names
-/// the sequence, its last one is the label, what stands between is what the model sees; options name others.
-/// Numbers are scaled by the training part's mean and deviation, a column of words becomes an input a word.
-/// The run's folder gets config.toml, metrics.csv, curves.svg, checkpoint.safetensors and, of the epoch that
-/// did best on what was held out, model.safetensors; at the end classes.csv, how that does on each class. A checkpoint is written after the first
-/// epoch, every so often, and at Ctrl-C or SIGTERM, which end the run within a second, or with the update
-/// under way where that takes longer.
+/// The file is a long table: a row a step, the rows of a sequence together and in order. Its first
+/// column names the sequence, its last one is the label, what stands between is what the model
+/// sees; options name others. Numbers are scaled by the training part's mean and deviation, a
+/// column of words becomes an input a word. The run's folder gets config.toml, metrics.csv,
+/// curves.svg, checkpoint.safetensors and, of the epoch that did best on what was held out,
+/// model.safetensors; at the end classes.csv, how that does on each class. A checkpoint is written
+/// after the first epoch, every so often, and at Ctrl-C or SIGTERM, which end the run within a
+/// second, or with the update under way where that takes longer.
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
 pub struct Arguments {
@@ -59,15 +60,15 @@ pub struct Arguments {
     /// Start anew in the folder of another run, whose files are lost.
     #[arg(long)]
     force: bool,
-    /// Go on with a run that was interrupted, with its own data and settings: on the same device to the same
-    /// bits as if it had not been. Of the settings --epochs, --learning-rate, --clip and --patience may be
-    /// others from there on; config.toml notes what they were. Where the data have moved, the CSV file and
-    /// --valid say where to.
+    /// Go on with a run that was interrupted, with its own data and settings: on the same device to
+    /// the same bits as if it had not been. Of the settings --epochs, --learning-rate, --clip and
+    /// --patience may be others from there on; config.toml notes what they were. Where the data
+    /// have moved, the CSV file and --valid say where to.
     #[arg(long, value_name = "FOLDER",
         conflicts_with_all = ["run", "force", "ColumnArguments", "ModelSettings", "TrainSettings"])]
     resume: Option<PathBuf>,
-    /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time. Looked at
-    /// between updates, about four times a second and after every 16.
+    /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time.
+    /// Looked at between updates, about four times a second and after every 16.
     #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = interval)]
     checkpoint_every: CheckpointInterval,
     /// Print one JSON object instead of a table.
@@ -78,30 +79,31 @@ pub struct Arguments {
 /// What is learnt from which columns.
 #[derive(clap::Args, Debug)]
 struct ColumnArguments {
-    /// What is learnt: a class for each sequence (classify) or for each row (label). A row without a label
-    /// counts in neither the loss nor the accuracy of label.
+    /// What is learnt: a class for each sequence (classify) or for each row (label). A row without
+    /// a label counts in neither the loss nor the accuracy of label.
     #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
     task: Option<Task>,
-    /// The share of the sequences held out to validate on: with --task classify of those of each class.
+    /// The share of the sequences held out to validate on: with --task classify of those of each
+    /// class.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
     holdout: f64,
-    /// The column that names a row's sequence, by its name or its number from 1, as 3 or #3 [default: the
-    /// first].
+    /// The column that names a row's sequence, by its name or its number from 1, as 3 or #3
+    /// [default: the first].
     #[arg(long, value_name = "COLUMN")]
     sequence: Option<String>,
-    /// The column that is to be said [default: the last]. An empty cell is no label; NA, null or none is a
-    /// class like any other.
+    /// The column that is to be said [default: the last]. An empty cell is no label; NA, null or
+    /// none is a class like any other.
     #[arg(long, value_name = "COLUMN")]
     label: Option<String>,
     /// The columns that the model sees [default: all others].
     #[arg(long, value_name = "COLUMN,…")]
     features: Option<String>,
-    /// Those of them whose numbers are but names [default: those most of whose cells are no numbers]. The
-    /// label's column, too, where many different numbers are classes all the same.
+    /// Those of them whose numbers are but names [default: those most of whose cells are no
+    /// numbers]. The label's column, too, where many different numbers are classes all the same.
     #[arg(long, value_name = "COLUMN,…")]
     categorical: Option<String>,
-    /// Words that mean a missing number, besides an empty cell, NA, N/A, null and none. Where any are named
-    /// such cells take their column's mean; otherwise they are refused.
+    /// Words that mean a missing number, besides an empty cell, NA, N/A, null and none. Where any
+    /// are named such cells take their column's mean; otherwise they are refused.
     #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
     missing: Vec<String>,
     /// The character between cells.

@@ -14,7 +14,8 @@ use crate::rundir::folder::KeptModel;
 use crate::rundir::settings::SettingsChange;
 use crate::ui::output::{log, quote, some_of};
 
-/// A run of `gru train`. It owns numbers alone: the tables that they came from end with [`Self::new`].
+/// A run of `gru train`. It owns numbers alone: the tables that they came from end with
+/// [`Self::new`].
 pub struct SequenceRun {
     pub config: TrainConfig,
     pub examples: SequenceExamples,

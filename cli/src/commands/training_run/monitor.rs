@@ -111,8 +111,8 @@ impl<'a, R: TrainingRun> RunMonitor<'a, R> {
         self.writer.as_ref().map_or(elapsed.as_secs_f64(), |writer| writer.seconds(elapsed))
     }
 
-    /// Writes all that the folder holds but its configuration and the report. The checkpoint comes last: what
-    /// it goes on from is there then.
+    /// Writes all that the folder holds but its configuration and the report. The checkpoint comes
+    /// last: what it goes on from is there then.
     pub fn save(&mut self, trainer: &mut Trainer) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let (folder, checkpoint) = (writer.folder(), trainer.checkpoint()?);

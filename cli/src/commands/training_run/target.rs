@@ -21,7 +21,8 @@ pub struct RunTarget {
 pub enum FolderLock {
     /// At once: the run goes on from what is there.
     Now(Lock),
-    /// When all that can be refused was refused; with `force` another run's files are taken away then.
+    /// When all that can be refused was refused; with `force` another run's files are taken away
+    /// then.
     AtStart { force: bool },
 }
 
@@ -43,7 +44,8 @@ impl RunTarget {
         Ok(Self { folder: Some(folder), checkpoint: None, lock })
     }
 
-    /// A run in a folder that goes on: `read` reads its configuration and data, `apply` changes its settings.
+    /// A run in a folder that goes on: `read` reads its configuration and data, `apply` changes its
+    /// settings.
     pub fn resume<R: TrainingRun>(
         path: &Path,
         read: impl FnOnce(&RunDir) -> Result<R>,
@@ -72,8 +74,8 @@ impl FolderLock {
     }
 }
 
-/// Has what is left of a run be trained with the settings that `apply` makes of its own, which must be those
-/// of its checkpoint, or must have been before a change that is noted.
+/// Has what is left of a run be trained with the settings that `apply` makes of its own, which must
+/// be those of its checkpoint, or must have been before a change that is noted.
 ///
 /// # Errors
 /// When the configuration is not the checkpoint's, or the epochs are over.
