@@ -32,7 +32,7 @@ fn devices() -> Vec<(&'static str, Device)> {
 }
 
 /// What is run over and over.
-struct Case {
+struct BenchCase {
     gru: Gru,
     x: Array3<f32>,
     dy: Array3<f32>,
@@ -41,7 +41,7 @@ struct Case {
     flop: u64,
 }
 
-impl Case {
+impl BenchCase {
     fn new(device: &(&str, Device), [steps, batch, input, hidden]: [usize; 4]) -> Self {
         let config = GruConfig::pytorch(input, hidden);
         let wave = |(t, b, i): (usize, usize, usize)| ((t + 2 * b + 3 * i) as f32).sin();
@@ -72,7 +72,7 @@ fn products(criterion: &mut Criterion) {
     for (name, train) in [("products/forward", false), ("products/training", true)] {
         let mut group = group(criterion, name);
         for device in devices() {
-            let case = Case::new(&device, [1, 256, 512, 16]);
+            let case = BenchCase::new(&device, [1, 256, 512, 16]);
             group.throughput(Throughput::Elements(case.flop * if train { 3 } else { 1 }));
             case.time(train);
             group.bench_function(&case.name, |bencher| {
@@ -87,7 +87,7 @@ fn step(criterion: &mut Criterion) {
     let mut group = group(criterion, "step");
     for device in devices() {
         for shape in [[1, 1, 64, 128], [1, 32, 128, 256]] {
-            let case = Case::new(&device, shape);
+            let case = BenchCase::new(&device, shape);
             let mut stream = case.gru.stream(shape[1], &[1]).expect("a stream");
             let mut y = case.dy.clone();
             group.throughput(Throughput::Elements(case.flop));
@@ -103,7 +103,7 @@ fn sequence(criterion: &mut Criterion) {
     let mut group = group(criterion, "sequence");
     for device in devices() {
         for shape in [SMALL, LARGE] {
-            let case = Case::new(&device, shape);
+            let case = BenchCase::new(&device, shape);
             group.throughput(Throughput::Elements(case.flop));
             group.bench_function(&case.name, |bencher| bencher.iter(|| case.gru.forward(&case.x)));
         }
@@ -115,7 +115,7 @@ fn training(criterion: &mut Criterion) {
     let mut group = group(criterion, "training");
     for device in devices() {
         for shape in [SMALL, LARGE] {
-            let case = Case::new(&device, shape);
+            let case = BenchCase::new(&device, shape);
             group.throughput(Throughput::Elements(3 * case.flop));
             group.bench_function(&case.name, |bencher| {
                 bencher.iter(|| {

@@ -5,16 +5,16 @@ use std::fmt;
 /// FNV-1a of 64 bits: a hash of the numbers added so far. Each step is one to one, so no change
 /// within a single number goes unseen; of other changes one in 2⁶⁴.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Hash(pub u64);
+pub(crate) struct Fnv1a(pub u64);
 
-impl Default for Hash {
+impl Default for Fnv1a {
     /// Of nothing.
     fn default() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 }
 
-impl Hash {
+impl Fnv1a {
     /// Adds a number: a byte, as FNV-1a has it, or one of more bits, which is as good and takes
     /// fewer steps.
     pub fn add(&mut self, number: u64) {
@@ -36,7 +36,7 @@ impl DataFingerprint {
     /// That of `count` examples which these numbers tell from any others: FNV-1a over 64 bits at a
     /// time.
     pub fn of_numbers(count: usize, numbers: impl IntoIterator<Item = u64>) -> Self {
-        let mut hash = Hash::default();
+        let mut hash = Fnv1a::default();
         numbers.into_iter().for_each(|number| hash.add(number));
         Self { count, hash: hash.0 }
     }

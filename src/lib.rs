@@ -246,7 +246,7 @@ pub use training::checkpoint::Checkpoint;
 pub use training::config::{Order, TrainerConfig};
 pub use training::dataset::{Dataset, Example, Target, TargetArray, TrainingBatch};
 pub use training::learner::{Learner, LearnerConfig, LearnerState, LossGradient, StepMetrics};
-pub use training::progress::{Best, DataFingerprints, Event, Progress, StopReason};
+pub use training::progress::{BestNetwork, DataFingerprints, Event, Progress, StopReason};
 pub use training::trainer::Trainer;
 pub use wgpu;
 

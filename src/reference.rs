@@ -1,6 +1,6 @@
 //! The specification: forward and backward in plain loops, in f32 or f64, every variant.
 //!
-//! Nothing here is clever. `Cell::forward_steps` and `Cell::backward_steps` are the twins of
+//! Nothing here is clever. `ReferenceCell::forward_steps` and `ReferenceCell::backward_steps` are the twins of
 //! `shaders/forward.wgsl` and `shaders/backward.wgsl`; they keep the same numbers in the same
 //! columns, so a kernel can be held against its twin alone. `tests/` holds this module against
 //! PyTorch's numbers and against central differences, and every kernel against it.
@@ -10,7 +10,7 @@ use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, concatenate, s};
 pub(crate) mod cell;
 
 pub use cell::CellTrace;
-pub(crate) use cell::{Cell, StepContext};
+pub(crate) use cell::{ReferenceCell, StepContext};
 use cell::{lane, lane_mut};
 
 use crate::error::{Error, Result, check_shape, try_zeros};
@@ -149,7 +149,7 @@ fn run<F: NdFloat>(params: &Params<F>, data: &Batch<'_, F>, mode: Mode) -> Resul
     let mut input = standard(time_major(data.x, layout));
     for layer in 0..layers {
         for direction in 0..directions {
-            let cell = Cell::new(params, layer, direction);
+            let cell = ReferenceCell::new(params, layer, direction);
             let first = h0.index_axis(Axis(0), trace.cells.len());
             let mut of_cell = CellTrace {
                 h: zeros("h [T, B, H]", [steps, batch, hidden])?,
@@ -212,7 +212,7 @@ pub fn backward<F: NdFloat>(
         for direction in 0..directions {
             let i = layer * directions + direction;
             let (cell, context) =
-                (Cell::new(params, layer, direction), trace.run.context(layer, direction));
+                (ReferenceCell::new(params, layer, direction), trace.run.context(layer, direction));
             let CellTrace { h, gates, .. } = &trace.cells[i];
             let mut gates = gates.clone();
             cell.backward_steps(

@@ -16,15 +16,15 @@ use std::ops::Range;
 /// Two double-precision programs that add in different orders.
 const DOUBLE: Tolerance = Tolerance { atol: 1e-13, rtol: 1e-11 };
 
-struct Case {
+struct ExpectedCase {
     config: GruConfig,
     json: Value,
 }
 
-impl Case {
-    fn all() -> Vec<Case> {
+impl ExpectedCase {
+    fn all() -> Vec<ExpectedCase> {
         let files = [include_str!("data/pytorch.json"), include_str!("data/equations.json")];
-        let cases: Vec<_> = files.iter().flat_map(|text| Case::parse(text)).collect();
+        let cases: Vec<_> = files.iter().flat_map(|text| ExpectedCase::parse(text)).collect();
         // Every variant once, each of the four once stacked in both directions, two more of
         // PyTorch's, three with other activations, each of the four with lengths, five with resets,
         // six with dropout or zoneout, two in chunks, and three in reverse alone.
@@ -32,7 +32,7 @@ impl Case {
         cases
     }
 
-    fn parse(text: &str) -> Vec<Case> {
+    fn parse(text: &str) -> Vec<ExpectedCase> {
         let json: Vec<Value> = serde_json::from_str(text).unwrap();
         json.into_iter()
             .map(|json| {
@@ -69,7 +69,7 @@ impl Case {
                     .with_activations(activation(&json["gate"]), activation(&json["candidate"]))
                     .with_dropout(json["dropout"].as_f64().unwrap() as f32)
                     .with_zoneout(json["zoneout"].as_f64().unwrap() as f32);
-                Case { config, json }
+                ExpectedCase { config, json }
             })
             .collect()
     }
@@ -167,7 +167,7 @@ struct Ran<F> {
 /// first, whose h0 counts; any other goes on where the one before ended.
 fn check_case<F: NdFloat + Into<f64>>(
     who: &str,
-    case: &Case,
+    case: &ExpectedCase,
     tolerance: Tolerance,
     mut run: impl FnMut(Batch<'_, F>, ArrayView3<'_, F>, Option<ArrayView3<'_, F>>, bool) -> Ran<F>,
 ) {
@@ -234,7 +234,7 @@ fn in_layout<F: NdFloat>(array: ArrayView3<'_, F>, layout: Layout) -> Array3<F> 
 }
 
 fn check_reference<F: NdFloat + Into<f64>>(who: &str, tolerance: Tolerance) {
-    for case in Case::all() {
+    for case in ExpectedCase::all() {
         let params = case.params::<F>();
         let mut state: Option<Array3<F>> = None;
         check_case(who, &case, tolerance, |batch, dy, dh_n, first| {
@@ -265,7 +265,7 @@ fn the_reference_in_f32_gives_the_expected_numbers() {
 }
 
 fn check_device(device: &Device) {
-    for case in Case::all() {
+    for case in ExpectedCase::all() {
         let gru = Gru::with_params(case.params(), device).unwrap();
         let mut state: Option<State> = None;
         check_case(&device.to_string(), &case, TOLERANCE, |batch, dy, dh_n, first| {

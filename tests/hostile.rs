@@ -740,8 +740,8 @@ fn arrays_that_lie() {
         file(&header, data)
     };
     let read = |bytes: &[u8]| bounded(bytes.len(), || npy::read(Cursor::new(bytes)));
-    assert_eq!(read(&array("<f2", "(2, 3)", 12)).unwrap().1, npy::Numbers::F16);
-    assert_eq!(read(&array("<f8", "(2, 3)", 48)).unwrap().1, npy::Numbers::F64);
+    assert_eq!(read(&array("<f2", "(2, 3)", 12)).unwrap().1, npy::NpyElement::F16);
+    assert_eq!(read(&array("<f8", "(2, 3)", 48)).unwrap().1, npy::NpyElement::F64);
     read(&array("<f4", "()", 4)).unwrap();
     // Headers that NumPy would have padded.
     for len in 60..76 {

@@ -437,7 +437,7 @@ fn plans(t: &mut Table) {
         },
     );
     t.plain(
-        "plan::BufferSpec::bytes plan::Slice::bytes plan::Slice::offset plan::Dispatch::bindings \
+        "plan::BufferSpec::bytes plan::BufferSlice::bytes plan::BufferSlice::offset plan::Dispatch::bindings \
          plan::Dispatch::kernel_name plan::Dispatch::recurrent_steps",
         "of every dispatch",
         || {

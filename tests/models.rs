@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use common::{assert_close, devices};
 use gru_wgpu::check::TOLERANCE;
-use gru_wgpu::formats::onnx::{self, Given};
+use gru_wgpu::formats::onnx::{self, OptionalInput};
 use gru_wgpu::formats::{Cell, FlaxCell, npz, safetensors};
 use gru_wgpu::{Batch, Bias, Direction, Error, Gru, GruConfig, Layout, Params, Reset, Update};
 use ndarray::{Array3, ArrayD, ArrayView1, ArrayView2, Ix1, Ix2, Ix3};
@@ -17,7 +17,7 @@ fn path(name: &str) -> PathBuf {
 }
 
 /// What a framework started from and made of it.
-struct Expected {
+struct ExpectedFile {
     x: Array3<f32>,
     h0: Option<Array3<f32>>,
     lengths: Option<Vec<usize>>,
@@ -25,7 +25,7 @@ struct Expected {
     h_n: Array3<f32>,
 }
 
-impl Expected {
+impl ExpectedFile {
     fn load(name: &str) -> Self {
         let path = path(&format!("{name}.expected.npz"));
         let optional = |name| npz::load_arrays(&path, [name]).ok().map(|[array]| array);
@@ -66,18 +66,18 @@ fn grus_of_torch_state_dicts() {
     let params = load("torch_speech.safetensors", "encoder.gru");
     let expected = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
     assert_eq!(*params.layout().config(), expected);
-    Expected::load("torch_speech.encoder").check("nn.GRU, packed", &params);
+    ExpectedFile::load("torch_speech.encoder").check("nn.GRU, packed", &params);
     // With its dot, too.
     assert_eq!(load("torch_speech.safetensors", "encoder.gru."), params);
     let params = load("torch_speech.safetensors", "decoder");
-    Expected::load("torch_speech.decoder").check("nn.GRUCell", &params);
+    ExpectedFile::load("torch_speech.decoder").check("nn.GRUCell", &params);
     let params = load("torch_speech.safetensors", "small");
     assert_eq!(params.layout().config().bias, Bias::None);
-    Expected::load("torch_speech.small").check("nn.GRU, no bias", &params);
+    ExpectedFile::load("torch_speech.small").check("nn.GRU, no bias", &params);
     for name in ["torch_f16", "torch_bf16"] {
         let options = safetensors::SafetensorsOptions::new();
         let file = path(&format!("{name}.safetensors"));
-        Expected::load(name).check(name, &safetensors::load(file, &options).unwrap());
+        ExpectedFile::load(name).check(name, &safetensors::load(file, &options).unwrap());
     }
 }
 
@@ -111,8 +111,8 @@ fn stacks_of_torch_exports() {
         assert_eq!(model.nodes.len(), 2);
         // The old exporter expands zeros to the batch, the new one holds them for the one it was
         // shown.
-        assert_eq!(model.h0, Given::Nothing);
-        Expected::load(&name).check(&name, &model.params);
+        assert_eq!(model.h0, OptionalInput::Nothing);
+        ExpectedFile::load(&name).check(&name, &model.params);
         // A part of the stack, by its nodes' names.
         let whole = format!("{}..{}", model.nodes[0], model.nodes[1]);
         let file = path(&format!("{name}.onnx"));
@@ -127,8 +127,8 @@ fn stacks_of_torch_exports() {
         let (model, name) = load("both");
         let expected = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
         assert_eq!(*model.params.layout().config(), expected);
-        assert!(matches!(model.h0, Given::AtRun(_)), "{:?}", model.h0);
-        Expected::load(&name).check(&name, &model.params);
+        assert!(matches!(model.h0, OptionalInput::AtRun(_)), "{:?}", model.h0);
+        ExpectedFile::load(&name).check(&name, &model.params);
     }
 }
 
@@ -143,12 +143,12 @@ fn nodes_of_onnx() {
         let model = onnx::load(path(&format!("{name}.onnx")), &onnx::OnnxOptions::new()).unwrap();
         let expected = GruConfig::pytorch(3, 5).with_reset(reset).with_bias(bias);
         assert_eq!(*model.params.layout().config(), expected, "{name}");
-        let expected = Expected::load(name);
+        let expected = ExpectedFile::load(name);
         match &expected.h0 {
-            Some(h0) => assert_eq!(model.h0, Given::Constant(h0.clone()), "{name}"),
-            None => assert_eq!(model.h0, Given::Nothing, "{name}"),
+            Some(h0) => assert_eq!(model.h0, OptionalInput::Constant(h0.clone()), "{name}"),
+            None => assert_eq!(model.h0, OptionalInput::Nothing, "{name}"),
         }
-        assert_eq!(model.lengths, Given::Nothing);
+        assert_eq!(model.lengths, OptionalInput::Nothing);
         let is_layout = name == "onnx_layout";
         assert_eq!(model.layout == Layout::BatchFirst, is_layout);
         // A node without a name goes by its output's.
@@ -194,7 +194,7 @@ fn layers_of_keras() {
             })
             .collect();
         let params = Params::from_cells(&config, &cells).unwrap();
-        Expected::load(&name).check(&name, &params);
+        ExpectedFile::load(&name).check(&name, &params);
     }
 }
 
@@ -217,11 +217,11 @@ fn layers_of_flax_and_mlx() {
     let cell = Cell::from_flax(&flax);
     assert_eq!(cell.as_ref().unwrap().to_flax(), flax);
     let params = Params::from_cells(&config, &[cell.unwrap()]).unwrap();
-    Expected::load("flax").check("flax", &params);
+    ExpectedFile::load("flax").check("flax", &params);
 
     let arrays = npz::load_arrays(path("mlx.npz"), ["Wx", "Wh", "b", "bhn"]).unwrap();
     let [wx, wh, b, bhn] = &arrays;
     let cell = Cell::from_mlx(two(wx), two(wh), Some(one(b)), Some(one(bhn))).unwrap();
     let params = Params::from_cells(&config, &[cell]).unwrap();
-    Expected::load("mlx").check("mlx", &params);
+    ExpectedFile::load("mlx").check("mlx", &params);
 }

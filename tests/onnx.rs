@@ -3,7 +3,7 @@
 #[path = "common/proto.rs"]
 mod proto;
 
-use gru_wgpu::formats::onnx::{self, Given};
+use gru_wgpu::formats::onnx::{self, OptionalInput};
 use gru_wgpu::{Activation, Error, Layout};
 use ndarray::array;
 use proto::{attribute, bytes, float, graph, int, model, node, tensor, zeros};
@@ -37,13 +37,13 @@ fn held_states_go_by_the_layout() {
         )
     };
     let numbers = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-    let expected = Given::Constant(array![[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]);
+    let expected = OptionalInput::Constant(array![[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]);
     let time_major = read(0, &[1, 3, 2], &numbers).unwrap();
     assert_eq!((time_major.h0, time_major.layout), (expected.clone(), Layout::TimeMajor));
     let batch_first = read(1, &[3, 1, 2], &numbers).unwrap();
     assert_eq!((batch_first.h0, batch_first.layout), (expected, Layout::BatchFirst));
     // Zeros serve any batch, as nothing does.
-    assert_eq!(read(0, &[1, 3, 2], &[0.0; 6]).unwrap().h0, Given::Nothing);
+    assert_eq!(read(0, &[1, 3, 2], &[0.0; 6]).unwrap().h0, OptionalInput::Nothing);
     let error = read(0, &[3, 1, 2], &numbers).unwrap_err().to_string();
     assert!(error.contains("its initial_h: its [D, B, H] has shape [3, 1, 2], expected [1, 1, 2]"));
     let error = read(0, &[6], &numbers).unwrap_err().to_string();
@@ -58,7 +58,7 @@ fn held_lengths_are_given() {
         let model = model(&[gru], &[weights(), vec![lengths]].concat());
         onnx::read(Cursor::new(&model), &onnx::OnnxOptions::new()).map(|model| model.lengths)
     };
-    let expected = Given::Constant(vec![3, 0]);
+    let expected = OptionalInput::Constant(vec![3, 0]);
     // In a field of their own, and raw.
     assert_eq!(read(lengths(6, [int(5, 3), int(5, 0)].concat())).unwrap(), expected);
     assert_eq!(read(lengths(6, bytes(9, &[3, 0, 0, 0, 0, 0, 0, 0]))).unwrap(), expected);
@@ -446,7 +446,8 @@ fn weights_that_nodes_rearrange() {
     let old = node("Unsqueeze", &["f"], &["W"], &[ints("axes", &[0, -1])]);
     assert_eq!(read(flat(), &[old], &[]).unwrap(), identity);
     // Cut in three and joined in another order; ends past the end, places from the end.
-    let slice = |first: &str, last: &str, to: &str| node("Slice", &["f", first, last], &[to], &[]);
+    let slice =
+        |first: &str, last: &str, to: &str| node("BufferSlice", &["f", first, last], &[to], &[]);
     let cuts = [slice("two", "four", "r"), slice("zero", "two", "z"), slice("minus2", "max", "n")];
     let joined = node("Concat", &["z", "n", "r"], &["c"], &[attribute("axis", int(3, 0))]);
     let places = [
@@ -483,7 +484,7 @@ fn weights_that_nodes_rearrange() {
     assert_eq!(read(held.clone(), &[cast(1)], &[]).unwrap(), [0.1; 6]);
     assert_eq!(read(held, &[cast(10)], &[]).unwrap(), [half::f16::from_f32(0.1).to_f32(); 6]);
     // What does not fit is told where it is.
-    let bad = node("Slice", &["f", "zero", "ends"], &["W"], &[]);
+    let bad = node("BufferSlice", &["f", "zero", "ends"], &["W"], &[]);
     let error = read(flat(), &[bad], &[integers("zero", &[0]), ends()]).unwrap_err().to_string();
     assert!(error.ends_with("its W: `W`: a cut does not fit"), "{error}");
     // Parts of other shapes.
@@ -507,14 +508,14 @@ fn expanded_zeros_are_no_state() {
             node("GRU", &["x", "W", "R", "", "", "h0"], &["y"], &[]),
             node("Shape", &["x"], &["s"], &[]),
             node("Expand", &["zero", "s"], &["e"], &[]),
-            node("Slice", &["e", "n", "n"], &["h0"], &[]),
+            node("BufferSlice", &["e", "n", "n"], &["h0"], &[]),
         ];
         let tensors = [weights(), vec![zero, integers("n", &[1])]].concat();
         onnx::read(Cursor::new(&model(&nodes, &tensors)), &onnx::OnnxOptions::new())
             .map(|model| model.h0)
     };
-    assert_eq!(read(0.0).unwrap(), Given::Nothing);
-    assert!(matches!(read(1.0).unwrap(), Given::AtRun(words) if words.contains("Expand")));
+    assert_eq!(read(0.0).unwrap(), OptionalInput::Nothing);
+    assert!(matches!(read(1.0).unwrap(), OptionalInput::AtRun(words) if words.contains("Expand")));
 }
 
 /// Sizes that would put numbers elsewhere, or that nobody can be sure of.
@@ -545,12 +546,12 @@ fn reshapes_that_are_not_sure() {
         let join = node("Concat", &["tb", "rest"], &["shape"], &[attribute("axis", int(3, 0))]);
         listed(&two_layers(&[&[reshape, turned, shape, join], nodes].concat(), &tensors))
     };
-    let slice = |inputs: &[&str]| computed(&[node("Slice", inputs, &["tb"], &[])]);
+    let slice = |inputs: &[&str]| computed(&[node("BufferSlice", inputs, &["tb"], &[])]);
     assert_eq!(slice(&["s", "zero", "two"]), ["2 layers"]);
     assert_eq!(slice(&["s", "zero", "two", "", "one"]), ["2 layers"]);
     assert_eq!(slice(&["s", "zero", "two", "", "minus"]), ["a", "c"]);
     let cast = |to: i64| {
-        let cut = node("Slice", &["s", "zero", "two"], &["cut"], &[]);
+        let cut = node("BufferSlice", &["s", "zero", "two"], &["cut"], &[]);
         computed(&[cut, node("Cast", &["cut"], &["tb"], &[attribute("to", int(3, to))])])
     };
     assert_eq!(cast(7), ["2 layers"]);
@@ -577,9 +578,9 @@ fn joined_and_shaped_zeros_are_zeros() {
         let tensors = [&weights()[..], &tensors].concat();
         onnx::read(Cursor::new(&model(&nodes, &tensors)), &onnx::OnnxOptions::new()).unwrap().h0
     };
-    assert_eq!(read([0.0, 0.0], 0.0), Given::Nothing);
-    assert!(matches!(read([0.0, 1.0], 0.0), Given::AtRun(_)));
-    assert!(matches!(read([0.0, 0.0], 1.0), Given::AtRun(_)));
+    assert_eq!(read([0.0, 0.0], 0.0), OptionalInput::Nothing);
+    assert!(matches!(read([0.0, 1.0], 0.0), OptionalInput::AtRun(_)));
+    assert!(matches!(read([0.0, 0.0], 1.0), OptionalInput::AtRun(_)));
 }
 
 /// Axes in any order, and one that is no single one.

@@ -24,7 +24,7 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 /// A model and a run of it.
 #[derive(Clone, Copy)]
-struct Case {
+struct RandomCase {
     reset: Reset,
     update: Update,
     bias: Bias,
@@ -50,8 +50,8 @@ struct Case {
 }
 
 /// Cases that are tried one by one: one of each kind of adapter walk, and any that once failed.
-const KNOWN: [Case; 2] = [
-    Case {
+const KNOWN: [RandomCase; 2] = [
+    RandomCase {
         reset: Reset::Before,
         update: Update::Overwrites,
         bias: Bias::One,
@@ -70,7 +70,7 @@ const KNOWN: [Case; 2] = [
         poisoned: true,
         seed: 1,
     },
-    Case {
+    RandomCase {
         reset: Reset::After,
         update: Update::Keeps,
         bias: Bias::Two,
@@ -92,14 +92,14 @@ const KNOWN: [Case; 2] = [
 ];
 
 /// As [`KNOWN`] has it, on one line.
-impl fmt::Debug for Case {
+impl fmt::Debug for RandomCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { reset, update, bias, activations: [gate, candidate], .. } = self;
         let Self { layers, direction, dropout, zoneout, sizes, layout, .. } = self;
         let Self { lengths, resets, given, recurrence, recompute, poisoned, seed, .. } = self;
         write!(
             f,
-            "Case {{ reset: Reset::{reset:?}, update: Update::{update:?}, bias: Bias::{bias:?}, "
+            "RandomCase {{ reset: Reset::{reset:?}, update: Update::{update:?}, bias: Bias::{bias:?}, "
         )?;
         write!(
             f,
@@ -117,7 +117,7 @@ impl fmt::Debug for Case {
 
 /// Any case. An adapter compiles kernels for each variant and each kind of size, so the usual ones
 /// come often; but nothing never.
-fn cases() -> impl Strategy<Value = Case> {
+fn cases() -> impl Strategy<Value = RandomCase> {
     let variant = (
         select(&[Reset::Before, Reset::After][..]),
         select(&[Update::Overwrites, Update::Keeps][..]),
@@ -165,7 +165,7 @@ fn cases() -> impl Strategy<Value = Case> {
         }
         // A backward pass starts from something.
         given[2] |= !given[3];
-        Case {
+        RandomCase {
             reset,
             update,
             bias,
@@ -217,7 +217,7 @@ impl Verdict {
 }
 
 /// Everything that a run is given.
-struct Given {
+struct RunArrays {
     x: Array3<f32>,
     states: [Array3<f32>; 2],
     dy: Array3<f32>,
@@ -226,7 +226,7 @@ struct Given {
     resets: Array2<bool>,
 }
 
-impl Case {
+impl RandomCase {
     fn config(&self) -> GruConfig {
         let [_, _, input, hidden] = self.sizes;
         let [gate, candidate] = self.activations;
@@ -242,7 +242,7 @@ impl Case {
     }
 
     /// Padding holds NaN.
-    fn given(&self) -> Given {
+    fn given(&self) -> RunArrays {
         let [steps, batch, ..] = self.sizes;
         let shape = self.config().shape(steps, batch).unwrap().with_layout(self.layout);
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
@@ -262,12 +262,12 @@ impl Case {
                 }
             }
         }
-        Given { x, states: [h0, reset_state], dy, dh_n, lengths, resets }
+        RunArrays { x, states: [h0, reset_state], dy, dh_n, lengths, resets }
     }
 
     fn batch<'a, F>(
         &self,
-        given: &'a Given,
+        given: &'a RunArrays,
         x: &'a Array3<F>,
         [h0, reset_state]: &'a [Array3<F>; 2],
     ) -> Batch<'a, F> {
@@ -337,7 +337,7 @@ impl Case {
     }
 
     /// Leaves NaN in the memory of the model's runs of this shape.
-    fn poison(&self, gru: &Gru, given: &Given) -> Result<(), Error> {
+    fn poison(&self, gru: &Gru, given: &RunArrays) -> Result<(), Error> {
         let nan = |like: &Array3<f32>| Array3::from_elem(like.dim(), f32::NAN);
         let (x, dy) = (nan(&given.x), nan(&given.dy));
         let batch = Batch::new(x.view()).with_layout(self.layout).with_seed(0);

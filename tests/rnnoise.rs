@@ -112,7 +112,7 @@ fn keep() -> f64 {
 }
 
 #[derive(Clone)]
-struct Network {
+struct RnnoiseNetwork {
     input_dense: Layer,
     /// Reads what `input_dense` gives.
     vad_gru: Layer,
@@ -126,7 +126,7 @@ struct Network {
     vad_output: Layer,
 }
 
-impl Network {
+impl RnnoiseNetwork {
     /// RNNoise's, from the file in the crate's folder.
     fn rnnoise() -> Self {
         let bytes = std::fs::read(crate_folder().join("src/weights.rnn")).unwrap();
@@ -153,7 +153,7 @@ impl Network {
 }
 
 /// What the crate computes.
-impl Network {
+impl RnnoiseNetwork {
     /// What the crate makes of `audio`: sound `[T, 480]` and probabilities of speech `[T]`.
     fn run(&self, audio: &[f32]) -> (Array2<f64>, Array1<f64>) {
         let mut file = Vec::new();
@@ -263,7 +263,11 @@ fn gru(layer: &Layer, x: &Array2<f32>, device: &Device) -> Array2<f32> {
 }
 
 /// The states of `vad_gru`, `noise_gru` and `denoise_gru`, `[T, H]` each, by this library.
-fn our_states(network: &Network, features: &Array2<f32>, device: &Device) -> [Array2<f32>; 3] {
+fn our_states(
+    network: &RnnoiseNetwork,
+    features: &Array2<f32>,
+    device: &Device,
+) -> [Array2<f32>; 3] {
     let beside =
         |parts: [&Array2<f32>; 3]| concatenate(Axis(1), &parts.map(|part| part.view())).unwrap();
     let input = dense(&network.input_dense, features).mapv(f32::tanh);
@@ -331,7 +335,7 @@ fn worst<D: Dimension>(got: &Array<f32, D>, expected: &Array<f64, D>) -> (f64, D
 /// some four times what was measured in all; another definition of the GRU is off by 1 and more.
 #[test]
 fn every_state_is_the_crates() {
-    let (network, audio) = (Network::rnnoise(), audio());
+    let (network, audio) = (RnnoiseNetwork::rnnoise(), audio());
     let features = features(&audio);
     let expected = [
         ("vad_gru", network.vad_states(&audio), 2e-5),
@@ -356,7 +360,7 @@ fn every_state_is_the_crates() {
 /// Of RNNoise's network as it is, end to end. The tolerance is four times what was measured.
 #[test]
 fn the_probability_of_speech_is_the_crates() {
-    let (network, audio) = (Network::rnnoise(), audio());
+    let (network, audio) = (RnnoiseNetwork::rnnoise(), audio());
     let features = features(&audio);
     let mut state = DenoiseState::new();
     let frames = audio.chunks(FRAME);

@@ -330,7 +330,7 @@ fn arrays_come_back_in_any_order_of_memory() {
     for view in [x.view(), fortran.view()] {
         npy::save(&path, view).unwrap();
         let (back, numbers) = npy::load_as::<ndarray::Ix3>(&path).unwrap();
-        assert_eq!((back, numbers), (x.clone(), npy::Numbers::F32));
+        assert_eq!((back, numbers), (x.clone(), npy::NpyElement::F32));
     }
     npy::save(&path, x.slice(s![..;2, .., ..2])).unwrap();
     assert_eq!(npy::load(&path).unwrap().0.shape(), [2, 3, 2]);

@@ -10,7 +10,7 @@ use gru_wgpu::{
 use ndarray::{Array2, Array3, ArrayD, Dimension, Ix3, IxDyn};
 
 /// A task of odd sizes: T 9, B 5, I 3, H 7, C 4.
-struct Task {
+struct TrainingTask {
     config: GruConfig,
     head: Head,
     layout: Layout,
@@ -20,7 +20,7 @@ struct Task {
 
 const SIZES: [usize; 4] = [9, 5, 3, 4];
 
-impl Task {
+impl TrainingTask {
     fn new(head: Head, training: LearnerConfig) -> Self {
         let config = GruConfig::pytorch(SIZES[2], 7);
         Self { config, head, layout: Layout::TimeMajor, lengths: None, training }
@@ -88,7 +88,7 @@ impl Task {
 
 /// Every loss over both kinds of head, every optimizer, every way to clip, some of it in other
 /// layouts.
-fn tasks() -> Vec<(&'static str, Task)> {
+fn tasks() -> Vec<(&'static str, TrainingTask)> {
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.01 };
     let cosine = Schedule::Cosine { warmup: 2, updates: 6, last: 0.1 };
     let [every, last] = [Head::every_step(SIZES[3]), Head::last(SIZES[3])];
@@ -98,37 +98,40 @@ fn tasks() -> Vec<(&'static str, Task)> {
     let huber = LearnerConfig::new(Loss::Huber { delta: 0.6 }, Optimizer::adam(), 0.01);
     let entropy = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adamw(0.05), 0.01);
     vec![
-        ("plain descent", Task::new(every, mean_squared(Optimizer::sgd(), 0.1))),
+        ("plain descent", TrainingTask::new(every, mean_squared(Optimizer::sgd(), 0.1))),
         (
             "momentum, bounded norm",
-            Task { lengths, ..Task::new(every, mean_squared(sgd, 0.1).with_clip(Clip::Norm(0.2))) },
+            TrainingTask {
+                lengths,
+                ..TrainingTask::new(every, mean_squared(sgd, 0.1).with_clip(Clip::Norm(0.2)))
+            },
         ),
         (
             "Huber, bounded values, batch-first",
-            Task {
+            TrainingTask {
                 layout: Layout::BatchFirst,
                 lengths,
-                ..Task::new(every, huber.with_clip(Clip::Value(0.01)))
+                ..TrainingTask::new(every, huber.with_clip(Clip::Value(0.01)))
             },
         ),
         (
             "Huber of the last states",
-            Task {
+            TrainingTask {
                 config: two_ways.clone(),
                 lengths,
-                ..Task::new(last, huber.with_schedule(cosine))
+                ..TrainingTask::new(last, huber.with_schedule(cosine))
             },
         ),
         (
             "cross-entropy, two batches an update",
-            Task {
+            TrainingTask {
                 config: two_ways,
                 layout: Layout::BatchFirst,
                 lengths,
-                ..Task::new(every, entropy.with_accumulation(2))
+                ..TrainingTask::new(every, entropy.with_accumulation(2))
             },
         ),
-        ("cross-entropy of the last states", Task::new(last, entropy)),
+        ("cross-entropy of the last states", TrainingTask::new(last, entropy)),
     ]
 }
 
@@ -222,7 +225,7 @@ fn two_learners_on_two_halves_are_one_on_the_whole() {
     let [steps, batch, ..] = SIZES;
     let batch = 2 * (batch / 2);
     let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
-    let task = Task::new(Head::every_step(SIZES[3]), config.with_clip(Clip::Norm(0.3)));
+    let task = TrainingTask::new(Head::every_step(SIZES[3]), config.with_clip(Clip::Norm(0.3)));
     let halves = task.training.with_accumulation(2);
     for device in devices() {
         let mut whole = task.learner(&device);
@@ -297,7 +300,8 @@ fn a_step_is_accumulate_and_apply() {
         assert_eq!(halves.metrics().unwrap(), steps.metrics().unwrap());
         assert_eq!(halves.state().unwrap(), steps.state().unwrap());
         // A gradient of another model is refused, and changes nothing.
-        let other = Task::new(Head::last(2), task.training).learner(&device).gradient().unwrap();
+        let other =
+            TrainingTask::new(Head::last(2), task.training).learner(&device).gradient().unwrap();
         let refused = halves.set_gradient(&other).unwrap_err();
         assert!(matches!(refused, Error::ParameterLayout { .. }), "{refused}");
         assert_eq!(halves.state().unwrap(), steps.state().unwrap());
@@ -441,7 +445,7 @@ fn what_is_not_finite_moves_nothing_and_is_named() {
 #[test]
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::sgd(), 0.1);
-    let task = Task::new(Head::last(SIZES[3]), training);
+    let task = TrainingTask::new(Head::last(SIZES[3]), training);
     let mut learner = task.learner(&Device::cpu());
     let before = learner.state().unwrap();
     let x = task.x(0);
@@ -645,7 +649,7 @@ fn a_single_hidden_unit_is_as_good_as_many() {
         (Head::every_step(SIZES[3]), Layout::BatchFirst),
     ] {
         let config = GruConfig::pytorch(SIZES[2], 1);
-        let task = Task { config, layout, ..Task::new(head, entropy) };
+        let task = TrainingTask { config, layout, ..TrainingTask::new(head, entropy) };
         let [mut adapter, mut cpu] = [adapter(), &Device::cpu()].map(|device| task.learner(device));
         for seed in 0..3 {
             task.step(&mut adapter, seed).unwrap();
@@ -662,8 +666,8 @@ fn a_single_hidden_unit_is_as_good_as_many() {
 #[test]
 fn an_update_of_fewer_batches_tells_their_loss() {
     let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), 0.1);
-    let whole = Task::new(Head::last(SIZES[3]), training);
-    let part = Task::new(Head::last(SIZES[3]), training.with_accumulation(3));
+    let whole = TrainingTask::new(Head::last(SIZES[3]), training);
+    let part = TrainingTask::new(Head::last(SIZES[3]), training.with_accumulation(3));
     for device in devices() {
         let [mut whole_learner, mut part_learner] =
             [&whole, &part].map(|task| task.learner(&device));
@@ -683,9 +687,9 @@ fn what_would_not_be_finite_after_an_update_is_not_made() {
     let of = |optimizer, rate| LearnerConfig::new(Loss::MeanSquared, optimizer, rate);
     // Of a gradient of 1e25, whose square is infinite; of one of 1e3 times 1e38; of Adam's rate
     // over 1 − β₁.
-    let steep = Task::new(last, of(Optimizer::adam(), 1e-3));
-    let far = Task::new(every, of(Optimizer::sgd(), 1e38).with_clip(Clip::Norm(1e6)));
-    let adam = Task::new(every, of(Optimizer::adam(), 1e38).with_clip(Clip::Value(1.0)));
+    let steep = TrainingTask::new(last, of(Optimizer::adam(), 1e-3));
+    let far = TrainingTask::new(every, of(Optimizer::sgd(), 1e38).with_clip(Clip::Norm(1e6)));
+    let adam = TrainingTask::new(every, of(Optimizer::adam(), 1e38).with_clip(Clip::Value(1.0)));
     for (task, is_steep) in [(steep, true), (far, false), (adam, false)] {
         for device in devices() {
             let params = if is_steep { flat_start(1e25) } else { task.params() };
@@ -723,7 +727,7 @@ fn what_would_not_be_finite_after_an_update_is_not_made() {
 
 /// All zeros but the head's weight: states are 0, and what flows back is as large as that weight.
 fn flat_start(weight: f32) -> Params {
-    let task = Task::new(
+    let task = TrainingTask::new(
         Head::last(SIZES[3]),
         LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), 0.1),
     );
@@ -740,7 +744,7 @@ fn the_norm_of_very_large_and_very_small_gradients_is_right() {
     for (weight, target, range) in
         [(1e25, 1.0_f32, 1e23..1e27), (1.0, 1e-25, 1e-27..1e-23), (1e33, 1.0, 1e31..1e35)]
     {
-        let task = Task::new(Head::last(SIZES[3]), training.with_clip(Clip::Norm(1e-30)));
+        let task = TrainingTask::new(Head::last(SIZES[3]), training.with_clip(Clip::Norm(1e-30)));
         let mut all = Vec::new();
         for device in devices() {
             let mut learner = Learner::new(flat_start(weight), task.training, &device).unwrap();

@@ -31,15 +31,15 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Train(train::Arguments),
-    Predict(predict::Arguments),
-    Forecast(forecast::Arguments),
-    Run(run::Arguments),
-    Grad(grad::Arguments),
-    Convert(convert::Arguments),
-    Bench(bench::Arguments),
-    Check(check::Arguments),
-    Info(info::Arguments),
+    Train(train::TrainArgs),
+    Predict(predict::PredictArgs),
+    Forecast(forecast::ForecastArgs),
+    Run(run::RunArgs),
+    Grad(grad::GradArgs),
+    Convert(convert::ConvertArgs),
+    Bench(bench::BenchArgs),
+    Check(check::CheckArgs),
+    Info(info::InfoArgs),
 }
 
 fn main() -> ExitCode {

@@ -30,7 +30,7 @@ use picture::Curve;
 
 /// Draws how a gradient fades over the steps of a GRU and of a plain RNN.
 #[derive(Parser, Debug)]
-struct Arguments {
+struct CliArgs {
     /// The picture.
     #[arg(long, value_name = "FILE.svg", default_value = "gradient_flow.svg")]
     output: PathBuf,
@@ -59,7 +59,7 @@ enum Model {
 }
 
 fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = CliArgs::parse();
     let curves: Vec<Curve> = MODELS
         .iter()
         .map(|&model| {

@@ -27,11 +27,11 @@ const BLUES: [RGBColor; 4] =
 /// What is left of a model's gradient by distance, as powers of ten.
 pub struct Curve {
     pub model: Model,
-    pub points: Vec<Point>,
+    pub points: Vec<CurvePoint>,
 }
 
 /// Over all seeds.
-pub struct Point {
+pub struct CurvePoint {
     pub smallest: f64,
     pub mean: f64,
     pub largest: f64,
@@ -42,7 +42,7 @@ impl Curve {
     pub fn new(model: Model, runs: &[Vec<f64>]) -> Self {
         let point = |d: usize| {
             let powers = || runs.iter().map(|run| run[d].log10());
-            Point {
+            CurvePoint {
                 smallest: powers().fold(f64::INFINITY, f64::min),
                 mean: powers().sum::<f64>() / runs.len() as f64,
                 largest: powers().fold(f64::NEG_INFINITY, f64::max),
@@ -67,7 +67,7 @@ impl Curve {
 
     /// The seeds' range, around the line.
     fn band(&self) -> Vec<(f64, f64)> {
-        let edge = |power: fn(&Point) -> f64| {
+        let edge = |power: fn(&CurvePoint) -> f64| {
             self.points.iter().enumerate().map(move |(d, p)| (d as f64, power(p).max(FLOOR)))
         };
         edge(|p| p.largest).chain(edge(|p| p.smallest).rev()).collect()

@@ -7,13 +7,13 @@ use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::wait::Wait;
-use crate::model::device::{Device, Target};
+use crate::model::device::{Device, DeviceTarget};
 use crate::model::gru::Gru;
 use crate::model::interop::Buffers;
 use crate::reference::{self, Trace};
 use crate::spec::batch::Batch;
 use crate::spec::config::{Direction, GruConfig};
-use crate::spec::element::Element;
+use crate::spec::element::BufferElement;
 use crate::spec::params::{Init, Params};
 
 const STEPS: usize = 5;
@@ -78,7 +78,7 @@ pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()
         let case = FlowCase::new(device, &stacked, 10 * seed).await?;
         check_stream(&case, findings).await?;
         check_chunks(&case, findings).await?;
-        if let Target::Gpu(gpu) = device.target() {
+        if let DeviceTarget::Gpu(gpu) = device.target() {
             let case =
                 FlowCase::new(device, &stacked.with_direction(Direction::Both), 10 * seed).await?;
             check_encoded(gpu, &case, findings).await?;
@@ -184,7 +184,7 @@ async fn check_encoded(gpu: &Gpu, case: &FlowCase, findings: &mut Findings) -> R
 }
 
 /// A buffer of these elements.
-fn filled<T: Element>(gpu: &Gpu, name: &str, data: &[T]) -> wgpu::Buffer {
+fn filled<T: BufferElement>(gpu: &Gpu, name: &str, data: &[T]) -> wgpu::Buffer {
     let buffer = gpu.buffer(name, T::TYPE.bytes(data.len()));
     gpu.upload(&buffer, 0, data);
     buffer

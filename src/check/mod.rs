@@ -16,7 +16,7 @@ use ndarray::{ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::error::Result;
-use crate::model::device::{Device, Target};
+use crate::model::device::{Device, DeviceTarget};
 use crate::spec::config::{Activation, Direction, GruConfig, Layout, Shape};
 use crate::spec::params::{Init, Params};
 
@@ -200,7 +200,7 @@ pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
 }
 
 async fn kernels(device: &Device, findings: &mut Findings) -> Result<()> {
-    let Target::Gpu(gpu) = device.target() else { return Ok(()) };
+    let DeviceTarget::Gpu(gpu) = device.target() else { return Ok(()) };
     products::check_matmul(gpu, findings).await?;
     products::check_column_sum(gpu, findings).await?;
     for (case, config, seed) in variants() {
@@ -232,7 +232,7 @@ pub async fn model_async(device: &Device, params: &Params) -> Result<Vec<Finding
 }
 
 /// What a run is made of, besides the variant.
-struct Case {
+struct ModelCase {
     /// [T, B, I, H, L]
     sizes: [usize; 5],
     direction: Direction,
@@ -252,7 +252,7 @@ struct Case {
     other_way: bool,
 }
 
-const PLAIN: Case = Case {
+const PLAIN: ModelCase = ModelCase {
     sizes: [1; 5],
     direction: Direction::Forward,
     activations: [Activation::Sigmoid, Activation::Tanh],
@@ -266,9 +266,9 @@ const PLAIN: Case = Case {
 };
 
 /// Ones, primes, each tile's edge ± 1, many steps; each feature alone and with others.
-static CASES: [Case; 10] = [
+static CASES: [ModelCase; 10] = [
     PLAIN,
-    Case {
+    ModelCase {
         sizes: [2, 1, 3, 5, 2],
         activations: [Activation::Sigmoid, Activation::Relu],
         dropout: 0.5,
@@ -276,7 +276,7 @@ static CASES: [Case; 10] = [
         other_way: false,
         ..PLAIN
     },
-    Case {
+    ModelCase {
         sizes: [5, 3, 7, 17, 1],
         direction: Direction::Both,
         activations: [Activation::HardSigmoid, Activation::Tanh],
@@ -286,8 +286,8 @@ static CASES: [Case; 10] = [
         given: [true, true, false, true],
         ..PLAIN
     },
-    Case { sizes: [3, 17, 33, 15, 1], zoneout: 0.3, lengths: true, ..PLAIN },
-    Case {
+    ModelCase { sizes: [3, 17, 33, 15, 1], zoneout: 0.3, lengths: true, ..PLAIN },
+    ModelCase {
         sizes: [4, 15, 1, 16, 2],
         direction: Direction::Both,
         dropout: 0.25,
@@ -296,7 +296,7 @@ static CASES: [Case; 10] = [
         resets: true,
         ..PLAIN
     },
-    Case {
+    ModelCase {
         sizes: [2, 33, 16, 31, 1],
         direction: Direction::Reverse,
         activations: [Activation::Sigmoid, Activation::Identity],
@@ -304,14 +304,14 @@ static CASES: [Case; 10] = [
         given: [false, false, false, true],
         ..PLAIN
     },
-    Case {
+    ModelCase {
         sizes: [67, 2, 2, 7, 1],
         resets: true,
         given: [true, false, true, true],
         other_way: false,
         ..PLAIN
     },
-    Case {
+    ModelCase {
         sizes: [1, 2, 3, 2, 3],
         direction: Direction::Both,
         activations: [Activation::Tanh, Activation::Relu],
@@ -320,8 +320,8 @@ static CASES: [Case; 10] = [
         other_way: false,
         ..PLAIN
     },
-    Case { sizes: [6, 5, 2, 3, 2], direction: Direction::Both, other_way: false, ..PLAIN },
-    Case {
+    ModelCase { sizes: [6, 5, 2, 3, 2], direction: Direction::Both, other_way: false, ..PLAIN },
+    ModelCase {
         sizes: [3, 5, 4, 9, 2],
         direction: Direction::Reverse,
         dropout: 0.5,
@@ -333,13 +333,13 @@ static CASES: [Case; 10] = [
 ];
 
 /// What a model of a user's is run over; its sizes besides T and B are its own.
-static MODEL_CASES: [Case; 3] = [
-    Case { sizes: [1; 5], given: [false, false, true, false], ..PLAIN },
-    Case { sizes: [7, 3, 1, 1, 1], lengths: true, resets: true, ..PLAIN },
-    Case { sizes: [3, 17, 1, 1, 1], layout: Layout::BatchFirst, ..PLAIN },
+static MODEL_CASES: [ModelCase; 3] = [
+    ModelCase { sizes: [1; 5], given: [false, false, true, false], ..PLAIN },
+    ModelCase { sizes: [7, 3, 1, 1, 1], lengths: true, resets: true, ..PLAIN },
+    ModelCase { sizes: [3, 17, 1, 1, 1], layout: Layout::BatchFirst, ..PLAIN },
 ];
 
-impl Case {
+impl ModelCase {
     fn config(&self, variant: GruConfig) -> GruConfig {
         let [_, _, _, _, layers] = self.sizes;
         let [gate, candidate] = self.activations;
@@ -371,7 +371,7 @@ impl Case {
 }
 
 /// Every variant in every case, and a seed for each case.
-fn variants() -> impl Iterator<Item = (&'static Case, GruConfig, u64)> {
+fn variants() -> impl Iterator<Item = (&'static ModelCase, GruConfig, u64)> {
     (0..).zip(&CASES).flat_map(|(seed, case)| {
         let [_, _, input, hidden, _] = case.sizes;
         let variants = GruConfig::all_variants(input, hidden).into_iter();

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Array3, ArrayView, Axis, IxDyn, s};
 
-use super::{Case, Findings, describe_variant, random};
+use super::{Findings, ModelCase, describe_variant, random};
 use crate::error::Result;
 use crate::model::device::Device;
 use crate::model::gru::Gru;
@@ -14,7 +14,7 @@ use crate::spec::params::Params;
 
 pub(super) async fn check(
     device: &Device,
-    case: &Case,
+    case: &ModelCase,
     params: Params,
     seed: u64,
     findings: &mut Findings,

@@ -6,8 +6,8 @@ use crate::gpu::context::Gpu;
 use crate::gpu::session::Session;
 use crate::gpu::wait::Wait;
 use crate::plan::{
-    BufferId, Buffers, Columns, DeviceCaps, ElementType, Epilogue, Operand, Pass, Plan, Products,
-    Role, Stage,
+    BufferId, BufferList, ColumnSum, DeviceCaps, ElementType, Epilogue, Operand, Pass, Plan,
+    ProductPlanner, Role, Stage,
 };
 
 /// Split along every axis, as a product is whose work or size is too much for one dispatch.
@@ -37,13 +37,13 @@ const MNK: [[usize; 3]; 16] = [
 
 /// A matrix of random elements, rows in memory `stride` apart, from element 1 of a buffer: as
 /// matrices lie inside `gates`. What lies around it is NaN, so that reading it shows.
-struct Matrix {
+struct TestMatrix {
     data: Vec<f32>,
     stride: usize,
     transposed: bool,
 }
 
-impl Matrix {
+impl TestMatrix {
     fn new(
         [rows, columns]: [usize; 2],
         transposed: bool,
@@ -76,8 +76,8 @@ pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<(
         (true, true, "matmul Aᵀ·Bᵀ + bias"),
     ] {
         for (seed, [m, n, k]) in (0..).map(|i| 4 * i).zip(MNK) {
-            let a = Matrix::new([m, k], a_transposed, 2, 1.0, seed);
-            let b = Matrix::new([k, n], b_transposed, 1, 1.0 / (k as f32).sqrt(), seed + 1);
+            let a = TestMatrix::new([m, k], a_transposed, 2, 1.0, seed);
+            let b = TestMatrix::new([k, n], b_transposed, 1, 1.0 / (k as f32).sqrt(), seed + 1);
             let bias = b_transposed.then(|| random(n, 1.0, seed + 2));
             let mut expected = product(&a, &b, [m, n, k], bias.as_deref());
             // Around the result nothing may have been written.
@@ -99,7 +99,12 @@ pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<(
 }
 
 /// The elements of the product, row by row.
-fn product(a: &Matrix, b: &Matrix, [m, n, k]: [usize; 3], bias: Option<&[f32]>) -> Vec<f64> {
+fn product(
+    a: &TestMatrix,
+    b: &TestMatrix,
+    [m, n, k]: [usize; 3],
+    bias: Option<&[f32]>,
+) -> Vec<f64> {
     let element = |i, j| -> f64 {
         let sum: f64 = (0..k).map(|l| a.at(i, l) * b.at(l, j)).sum();
         sum + bias.map_or(0.0, |bias| f64::from(bias[j]))
@@ -112,30 +117,30 @@ async fn multiply(
     caps: &DeviceCaps,
     title: &'static str,
     mnk: [usize; 3],
-    a: &Matrix,
-    b: &Matrix,
+    a: &TestMatrix,
+    b: &TestMatrix,
     bias: Option<&[f32]>,
-) -> Result<Matrix> {
+) -> Result<TestMatrix> {
     let [m, n, _] = mnk;
     // Long sums may be made in parts where C is whole.
     let gap = if mnk[2] > 1000 { 0 } else { 3 };
-    let mut c = Matrix::new([m, n], false, gap, 1.0, 0);
+    let mut c = TestMatrix::new([m, n], false, gap, 1.0, 0);
     c.data.fill(f32::NAN);
     let absent = [0.0];
     let bias_data = bias.unwrap_or(&absent);
 
-    let mut buffers = Buffers::default();
+    let mut buffers = BufferList::default();
     let contents = [("a", &a.data[..]), ("b", &b.data), ("bias", bias_data), ("c", &c.data)];
     let ids = contents
         .map(|(name, data)| buffers.add(name, "", ElementType::F32, data.len(), Role::Input));
     let [a_slice, b_slice, bias_slice, c_slice] = ids.map(|id| buffers.whole(id));
-    let operand = |slice, matrix: &Matrix| {
+    let operand = |slice, matrix: &TestMatrix| {
         let make = if matrix.transposed { Operand::transposed } else { Operand::plain };
         make(slice, 1, matrix.stride)
     };
     let epilogue = if bias.is_some() { Epilogue::Bias(bias_slice) } else { Epilogue::Zero };
     let (a, b, to) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
-    let products = Products::new(caps, &buffers);
+    let products = ProductPlanner::new(caps, &buffers);
     let stages = if mnk == SPLIT {
         products.matmul_in_dispatches(title, mnk, LARGEST, a, b, epilogue, to)
     } else {
@@ -157,13 +162,13 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Resu
         let stride = columns + FROM;
         let a = random(rows * stride, 1.0 / (rows as f32).sqrt(), seed);
         let out = vec![f32::NAN; columns + TO];
-        let mut buffers = Buffers::default();
+        let mut buffers = BufferList::default();
         let [a_id, out_id] = [("a", &a), ("out", &out)]
             .map(|(name, data)| buffers.add(name, "", ElementType::F32, data.len(), Role::Input));
         let (from, to) = (buffers.whole(a_id), buffers.whole(out_id));
         let caps = gpu.caps();
-        let products = Products::new(&caps, &buffers);
-        let of = Columns { slice: from, rows, stride, range: FROM..stride };
+        let products = ProductPlanner::new(&caps, &buffers);
+        let of = ColumnSum { slice: from, rows, stride, range: FROM..stride };
         let stages = products.column_sum("column_sum", &of, to, TO, false);
         products.add_partials(&mut buffers);
         let inputs = [(a_id, &a[..]), (out_id, &out[..])];
@@ -183,7 +188,7 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Resu
 async fn run(
     gpu: &Gpu,
     title: &str,
-    buffers: Buffers,
+    buffers: BufferList,
     stages: Vec<Stage>,
     inputs: &[(BufferId, &[f32])],
     output: BufferId,

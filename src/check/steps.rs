@@ -2,13 +2,13 @@
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, s};
 
-use super::{Case, Findings, describe_variant, random};
+use super::{Findings, ModelCase, describe_variant, random};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::session::Session;
 use crate::gpu::wait::Wait;
 use crate::plan::{Dispatch, Mode, Pass, Plan, Stage};
-use crate::reference::{Cell, CellTrace, StepContext};
+use crate::reference::{CellTrace, ReferenceCell, StepContext};
 use crate::spec::batch::{step_flag, time_major};
 use crate::spec::config::{GruConfig, Shape};
 use crate::spec::noise::{Noise, draw_seed};
@@ -21,7 +21,7 @@ const STEPS: usize = 3;
 /// The contents of a run's buffers, as the kernels and their twins change them in place. By time,
 /// whatever the layout of the run.
 #[derive(Clone)]
-struct Contents<F> {
+struct RunContents<F> {
     /// A direction each `[STEPS, B, 4H]`.
     gates: Vec<Array3<F>>,
     /// A direction each `[STEPS, B, H]`.
@@ -43,7 +43,7 @@ struct StepCase<'a> {
 
 pub(super) async fn check(
     gpu: &Gpu,
-    case: &Case,
+    case: &ModelCase,
     config: &GruConfig,
     seed: u64,
     findings: &mut Findings,
@@ -67,7 +67,7 @@ pub(super) async fn check(
     let nan = |shape: [usize; 3]| Array3::from_elem(shape, f32::NAN);
     let state = [directions, batch, hidden];
     // What the steps have yet to write is NaN.
-    let start = Contents {
+    let start = RunContents {
         gates: each(4 * hidden, seed + 1),
         h: vec![nan([STEPS, batch, hidden]); directions],
         output: nan([STEPS, batch, directions * hidden]),
@@ -83,7 +83,7 @@ pub(super) async fn check(
         compare(findings, &subject, &sizes, &got, &expected);
     }
 
-    let start = Contents {
+    let start = RunContents {
         output: random3([STEPS, batch, directions * hidden], seed + 4),
         states: [nan(state), random3(state, seed + 5), random3(state, seed + 6)],
         ..expected.map(|v| v as f32)
@@ -103,10 +103,10 @@ fn compare(
     findings: &mut Findings,
     subject: &str,
     sizes: &str,
-    got: &Contents<f32>,
-    expected: &Contents<f64>,
+    got: &RunContents<f32>,
+    expected: &RunContents<f64>,
 ) {
-    fn all<F>(c: &Contents<F>) -> impl Iterator<Item = &Array3<F>> {
+    fn all<F>(c: &RunContents<F>) -> impl Iterator<Item = &Array3<F>> {
         c.gates.iter().chain(&c.h).chain([&c.output]).chain(&c.states)
     }
     for (got, expected) in all(got).zip(all(expected)) {
@@ -119,7 +119,7 @@ impl StepCase<'_> {
     fn each_direction(
         &self,
         states: &Array3<f64>,
-        mut twin: impl FnMut(usize, &Cell<'_, f64>, &StepContext<'_, f64>),
+        mut twin: impl FnMut(usize, &ReferenceCell<'_, f64>, &StepContext<'_, f64>),
     ) {
         let params = self.params.cast();
         let noise = Noise::new(self.config, Mode::Training, self.seed);
@@ -132,12 +132,12 @@ impl StepCase<'_> {
                 noise: &noise,
                 reset_state: states.index_axis(Axis(0), direction),
             };
-            twin(direction, &Cell::new(&params, 0, direction), &context);
+            twin(direction, &ReferenceCell::new(&params, 0, direction), &context);
         }
     }
 }
 
-fn forward_twin(case: &StepCase<'_>, start: &Contents<f32>) -> Contents<f64> {
+fn forward_twin(case: &StepCase<'_>, start: &RunContents<f32>) -> RunContents<f64> {
     let mut c = start.map(f64::from);
     let Shape { batch, hidden, .. } = case.shape;
     let reset = c.states[1].clone();
@@ -157,7 +157,7 @@ fn forward_twin(case: &StepCase<'_>, start: &Contents<f32>) -> Contents<f64> {
     c
 }
 
-fn backward_twin(case: &StepCase<'_>, start: &Contents<f32>) -> Contents<f64> {
+fn backward_twin(case: &StepCase<'_>, start: &RunContents<f32>) -> RunContents<f64> {
     let mut c = start.map(f64::from);
     let hidden = case.shape.hidden;
     let [_, dreset, dlast] = &mut c.states;
@@ -177,10 +177,10 @@ fn backward_twin(case: &StepCase<'_>, start: &Contents<f32>) -> Contents<f64> {
     c
 }
 
-impl<F: NdFloat> Contents<F> {
-    fn map<G: NdFloat>(&self, convert: impl Fn(F) -> G) -> Contents<G> {
+impl<F: NdFloat> RunContents<F> {
+    fn map<G: NdFloat>(&self, convert: impl Fn(F) -> G) -> RunContents<G> {
         let each = |arrays: &[Array3<F>]| arrays.iter().map(|a| a.mapv(&convert)).collect();
-        Contents {
+        RunContents {
             gates: each(&self.gates),
             h: each(&self.h),
             output: self.output.mapv(&convert),
@@ -223,8 +223,8 @@ async fn run_kernel(
     case: &StepCase<'_>,
     kernel: &str,
     recurrence: Recurrence,
-    input: &Contents<f32>,
-) -> Result<Contents<f32>> {
+    input: &RunContents<f32>,
+) -> Result<RunContents<f32>> {
     let &StepCase { config, shape, params, ref step_flags, seed } = case;
     let Shape { layers, directions, batch, .. } = shape;
     let (options, caps) = (RunOptions::default().with_recurrence(recurrence), gpu.caps());
@@ -296,7 +296,7 @@ async fn run_kernel(
         let data = &states[i * layers * state.len()..][..state.len()];
         Array3::from_shape_vec(state.dim(), data.to_vec()).expect("as many as the shape holds")
     };
-    Ok(Contents {
+    Ok(RunContents {
         gates: each(&gates),
         h: each(&h),
         output: by_time(&output),

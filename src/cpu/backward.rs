@@ -5,8 +5,8 @@ use std::ops::Range;
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
 use super::cell::{BackwardWeights, CellSpec, RowBlock, row_of, row_of_mut, split_over_threads};
-use super::product::{AddProduct, Left};
-use super::simd::{Kernel, Vector, derivative, lanes, load, store};
+use super::product::{AddProduct, PackedLeft};
+use super::simd::{SimdKernel, SimdVector, derivative, lanes, load, store};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 
@@ -77,7 +77,7 @@ impl Backward<'_> {
         let CellSpec { level, hidden, .. } = self.weights.spec;
         let gates = self.gates.index_axis(Axis(0), t - self.row_block.times.start);
         let data = gates.to_slice().expect("all rows of a step are contiguous");
-        let left = Left::pack(level, data, 4 * hidden, columns, space)?;
+        let left = PackedLeft::pack(level, data, 4 * hidden, columns, space)?;
         let block_len = left.rows * level.lanes();
         split_over_threads(
             products,
@@ -184,9 +184,9 @@ struct ElementwiseBackward<'a> {
     dh: &'a mut [f32],
 }
 
-impl Kernel for ElementwiseBackward<'_> {
+impl SimdKernel for ElementwiseBackward<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         let CellSpec { gate, candidate, hidden, .. } = self.spec;
         let (r_z, n_past) = self.gates.split_at_mut(2 * hidden);
         let ((all_r, all_z), (all_n, all_past)) =
@@ -244,9 +244,9 @@ struct ResetBackward<'a> {
     dh: &'a mut [f32],
 }
 
-impl Kernel for ResetBackward<'_> {
+impl SimdKernel for ResetBackward<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         for q in 0..self.spec.hidden.div_ceil(N) {
             let d = self.row.block::<N>(q);
             let first = q * N;
@@ -269,9 +269,9 @@ struct AddRow<'a> {
     to: &'a mut [f32],
 }
 
-impl Kernel for AddRow<'_> {
+impl SimdKernel for AddRow<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         for q in 0..self.to.len().div_ceil(N) {
             let mut sum = load::<N>(self.to, q * N);
             let add = self.row.block::<N>(q);

@@ -6,8 +6,8 @@ use std::ops::Range;
 use ndarray::{ArrayView3, ArrayViewMut3, Axis};
 use rayon::prelude::*;
 
-use super::product::{Packed, Source};
-use super::simd::Level;
+use super::product::{PackedRight, PanelSource};
+use super::simd::SimdLevel;
 use crate::error::Result;
 use crate::reference::StepContext;
 use crate::spec::config::{Activation, Reset, Update};
@@ -16,7 +16,7 @@ use crate::spec::params::{CellRanges, Params};
 /// What a cell computes, besides its weights.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CellSpec {
-    pub level: Level,
+    pub level: SimdLevel,
     pub reset: Reset,
     pub update: Update,
     pub gate: Activation,
@@ -29,8 +29,8 @@ pub(super) struct CellSpec {
 pub(super) struct ForwardWeights {
     pub spec: CellSpec,
     /// W_ihᵀ and W_hhᵀ. Panels `3q`, `3q + 1` and `3q + 2` are those of r, z and n of block q.
-    pub input: Packed,
-    pub recurrent: Packed,
+    pub input: PackedRight,
+    pub recurrent: PackedRight,
     /// `[3 · blocks, N]`: what is added before any product; b_hh too, where it is not multiplied
     /// with r.
     pub bias: Vec<f32>,
@@ -43,12 +43,12 @@ pub(super) struct ForwardWeights {
 #[derive(Debug)]
 pub(super) struct BackwardWeights {
     pub spec: CellSpec,
-    pub input: Packed,
-    pub recurrent: Packed,
+    pub input: PackedRight,
+    pub recurrent: PackedRight,
 }
 
 impl CellSpec {
-    fn new(params: &Params, level: Level) -> Self {
+    fn new(params: &Params, level: SimdLevel) -> Self {
         let config = params.layout().config();
         Self {
             level,
@@ -74,7 +74,7 @@ impl ForwardWeights {
     pub fn new(
         params: &Params,
         ranges: &CellRanges,
-        level: Level,
+        level: SimdLevel,
         is_parallel: bool,
     ) -> Result<Self> {
         let spec = CellSpec::new(params, level);
@@ -82,9 +82,9 @@ impl ForwardWeights {
         let flat = params.as_slice();
         let pack = |range: &Range<usize>| {
             let weight = &flat[range.clone()];
-            Packed::new(level, weight.len() / (3 * hidden), 3 * blocks, is_parallel, |panel| {
+            PackedRight::new(level, weight.len() / (3 * hidden), 3 * blocks, is_parallel, |panel| {
                 let unit = panel / 3 * lanes;
-                Source::Transposed(weight, panel % 3 * hidden + unit, hidden - unit)
+                PanelSource::Transposed(weight, panel % 3 * hidden + unit, hidden - unit)
             })
         };
         let mut bias = vec![0.0; 3 * blocks * lanes];
@@ -112,7 +112,7 @@ impl BackwardWeights {
     pub fn new(
         params: &Params,
         ranges: &CellRanges,
-        level: Level,
+        level: SimdLevel,
         is_parallel: bool,
     ) -> Result<Self> {
         let spec = CellSpec::new(params, level);
@@ -120,8 +120,8 @@ impl BackwardWeights {
             let weight = &params.as_slice()[range.clone()];
             let (depth, lanes) = (3 * spec.hidden, level.lanes());
             let width = weight.len() / depth;
-            Packed::new(level, depth, width.div_ceil(lanes), is_parallel, |panel| {
-                Source::Rows(weight, width, panel * lanes)
+            PackedRight::new(level, depth, width.div_ceil(lanes), is_parallel, |panel| {
+                PanelSource::Rows(weight, width, panel * lanes)
             })
         };
         let (input, recurrent) = (pack(&ranges.weight_ih)?, pack(&ranges.weight_hh)?);

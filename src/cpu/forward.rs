@@ -8,8 +8,8 @@
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
 use super::cell::{CellSpec, ForwardWeights, RowBlock, row_of, row_of_mut, split_over_threads};
-use super::product::{AddProduct, Left, add_product};
-use super::simd::{Kernel, Vector, activate, lanes, lanes_mut, store};
+use super::product::{AddProduct, PackedLeft, add_product};
+use super::simd::{SimdKernel, SimdVector, activate, lanes, lanes_mut, store};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 
@@ -18,13 +18,13 @@ pub(super) struct Forward<'a> {
     pub weights: &'a ForwardWeights,
     pub row_block: RowBlock<'a>,
     pub x: ArrayView3<'a, f32>,
-    pub states: States<'a>,
+    pub states: StepStates<'a>,
     /// Where they are kept, `[times, R, 4H]`: r, z, n and what n took from the past.
     pub gates: Option<ArrayViewMut3<'a, f32>>,
 }
 
 /// The states that steps start from.
-pub(super) enum States<'a> {
+pub(super) enum StepStates<'a> {
     /// Each is what the step before made.
     New {
         /// `[R, H]`: the first state, which becomes the last.
@@ -39,7 +39,7 @@ pub(super) enum States<'a> {
 
 /// How much of a block's step is computed.
 #[derive(Clone, Copy)]
-enum Stage {
+enum CellStage {
     /// r, z, and what n takes from the past.
     Gates,
     /// n and the new state.
@@ -57,7 +57,7 @@ const CANDIDATE: usize = 3;
 const NEW: usize = 4;
 
 /// What a chunk of steps works in; rows are those of the steps that are made at once.
-struct Scratch {
+struct StepScratch {
     /// `[rows, padded H]`
     h: Vec<f32>,
     /// r ⊙ h, with reset before.
@@ -66,7 +66,7 @@ struct Scratch {
     x: Vec<f32>,
     /// `[3 · blocks, steps, R, N]`: W_ih x + b.
     inputs: Vec<f32>,
-    /// A [`Left`]'s.
+    /// A [`PackedLeft`]'s.
     left: Vec<f32>,
     /// `[blocks, SLOTS, rows, N]`
     blocks: Vec<f32>,
@@ -82,12 +82,12 @@ impl Forward<'_> {
         // Input products of so many steps at once that tiles are full.
         let chunk = 48usize.div_ceil(rows).min(self.row_block.times.len());
         let at_once = match self.states {
-            States::New { .. } => 1,
-            States::Kept(_) => chunk,
+            StepStates::New { .. } => 1,
+            StepStates::Kept(_) => chunk,
         };
         let (blocks, padded) = (spec.blocks(), spec.padded());
         let made = at_once * rows;
-        let mut scratch = Scratch {
+        let mut scratch = StepScratch {
             h: try_zeros("h [R, H]", made * padded)?,
             rh: try_zeros("r ⊙ h [R, H]", made * padded)?,
             x: try_zeros("a chunk's x", chunk * rows * width)?,
@@ -96,7 +96,7 @@ impl Forward<'_> {
             blocks: try_zeros("a step's gates", blocks * SLOTS * made * lanes)?,
             zone: try_zeros("a row's zones", padded)?,
         };
-        if let States::New { state, .. } = &self.states {
+        if let StepStates::New { state, .. } = &self.states {
             for (to, from) in scratch.h.chunks_exact_mut(padded).zip(state.rows()) {
                 to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
             }
@@ -108,7 +108,7 @@ impl Forward<'_> {
                 self.step(now, i * at_once, times.len(), &mut scratch)?;
             }
         }
-        if let States::New { state, .. } = &mut self.states {
+        if let StepStates::New { state, .. } = &mut self.states {
             for (mut to, from) in state.rows_mut().into_iter().zip(scratch.h.chunks_exact(padded)) {
                 to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
             }
@@ -116,7 +116,7 @@ impl Forward<'_> {
         Ok(())
     }
 
-    fn input_products(&self, times: &[usize], scratch: &mut Scratch) -> Result<()> {
+    fn input_products(&self, times: &[usize], scratch: &mut StepScratch) -> Result<()> {
         let ForwardWeights { spec, input, bias, .. } = self.weights;
         let (_, rows, width) = self.x.dim();
         let lanes = spec.level.lanes();
@@ -128,7 +128,7 @@ impl Forward<'_> {
         }
         let rows = times.len() * rows;
         let x = &scratch.x[..rows * width];
-        let left = Left::pack(spec.level, x, width, [0..width, 0..0], &mut scratch.left)?;
+        let left = PackedLeft::pack(spec.level, x, width, [0..width, 0..0], &mut scratch.left)?;
         let panels = 3 * spec.blocks();
         let out = &mut scratch.inputs[..panels * rows * lanes];
         split_over_threads(out, rows * lanes, panels, self.row_block.threads, |first, out| {
@@ -148,7 +148,7 @@ impl Forward<'_> {
         times: &[usize],
         i: usize,
         steps: usize,
-        scratch: &mut Scratch,
+        scratch: &mut StepScratch,
     ) -> Result<()> {
         let spec = self.weights.spec;
         let each = self.x.len_of(Axis(1));
@@ -156,23 +156,23 @@ impl Forward<'_> {
         let positions = || times.iter().flat_map(|&t| (0..each).map(move |row| (t, row)));
         for ((t, row), h) in positions().zip(scratch.h.chunks_exact_mut(padded)) {
             match &self.states {
-                States::Kept(kept) => h[..spec.hidden].copy_from_slice(row_of(kept, t, row)),
-                States::New { .. } if self.row_block.restarts(t, row) => {
+                StepStates::Kept(kept) => h[..spec.hidden].copy_from_slice(row_of(kept, t, row)),
+                StepStates::New { .. } if self.row_block.restarts(t, row) => {
                     let fresh =
                         self.row_block.context.reset_state.row(self.row_block.rows.start + row);
                     h.iter_mut().zip(fresh).for_each(|(h, &fresh)| *h = fresh);
                 }
-                States::New { .. } => {}
+                StepStates::New { .. } => {}
             }
         }
-        let Scratch { h, rh, inputs, left, blocks, .. } = &mut *scratch;
+        let StepScratch { h, rh, inputs, left, blocks, .. } = &mut *scratch;
         let block = SLOTS * rows * spec.level.lanes();
         let (h, rh) = (&h[..rows * padded], &mut rh[..rows * padded]);
         let blocks = &mut blocks[..spec.blocks() * block];
-        let mut make = |stage: Stage, past: &[f32], blocks: &mut [f32]| -> Result<()> {
-            let past = Left::pack(spec.level, past, padded, [0..spec.hidden, 0..0], left)?;
+        let mut make = |stage: CellStage, past: &[f32], blocks: &mut [f32]| -> Result<()> {
+            let past = PackedLeft::pack(spec.level, past, padded, [0..spec.hidden, 0..0], left)?;
             let (weights, all) = (self.weights, &inputs[..]);
-            let inputs = Inputs { all, panel: steps * each, first: i * each };
+            let inputs = StepInputs { all, panel: steps * each, first: i * each };
             split_over_threads(
                 blocks,
                 block,
@@ -187,11 +187,11 @@ impl Forward<'_> {
         let is_idle = positions().all(|(t, row)| self.row_block.is_padding(t, row));
         match spec.reset {
             _ if is_idle => {}
-            Reset::After => make(Stage::Whole, h, blocks)?,
+            Reset::After => make(CellStage::Whole, h, blocks)?,
             Reset::Before => {
-                make(Stage::Gates, h, blocks)?;
+                make(CellStage::Gates, h, blocks)?;
                 spec.level.run(Gather { slot: PAST, blocks, rows, to: rh });
-                make(Stage::Candidate, rh, blocks)?;
+                make(CellStage::Candidate, rh, blocks)?;
             }
         }
         for (made, position) in positions().enumerate() {
@@ -206,17 +206,17 @@ impl Forward<'_> {
         &mut self,
         (t, row): (usize, usize),
         (made, rows): (usize, usize),
-        scratch: &mut Scratch,
+        scratch: &mut StepScratch,
     ) {
         let CellSpec { level, hidden, .. } = self.weights.spec;
         let RowBlock { context, rows: of_batch, times, .. } = &self.row_block;
         let (of_batch, first) = (of_batch.start + row, times.start);
         let mut gates = self.gates.as_mut().map(|gates| row_of_mut(gates, t - first, row));
         let (mut y, mut kept) = match &mut self.states {
-            States::New { y, kept, .. } => {
+            StepStates::New { y, kept, .. } => {
                 (Some(row_of_mut(y, t, row)), kept.as_mut().map(|kept| row_of_mut(kept, t, row)))
             }
-            States::Kept(_) => (None, None),
+            StepStates::Kept(_) => (None, None),
         };
         if context.is_padding(t, of_batch) {
             // Zeros, so that whatever a gradient of 0 is multiplied with here gives 0.
@@ -257,7 +257,7 @@ impl Forward<'_> {
 
 /// A step's rows of a chunk's input products.
 #[derive(Clone, Copy)]
-struct Inputs<'a> {
+struct StepInputs<'a> {
     all: &'a [f32],
     /// Rows of a panel.
     panel: usize,
@@ -265,7 +265,7 @@ struct Inputs<'a> {
     first: usize,
 }
 
-impl<'a> Inputs<'a> {
+impl<'a> StepInputs<'a> {
     /// `[R, N]`
     fn of<const N: usize>(&self, panel: usize, rows: usize) -> &'a [f32] {
         &self.all[(panel * self.panel + self.first) * N..][..rows * N]
@@ -275,29 +275,29 @@ impl<'a> Inputs<'a> {
 /// Some blocks' part of a step.
 struct StepBlocks<'a> {
     weights: &'a ForwardWeights,
-    stage: Stage,
+    stage: CellStage,
     /// `[R, padded H]`
     h: &'a [f32],
     /// What the recurrent weights are multiplied with: h, or r ⊙ h.
-    past: Left<'a>,
-    inputs: Inputs<'a>,
+    past: PackedLeft<'a>,
+    inputs: StepInputs<'a>,
     /// The first of the blocks.
     first: usize,
     blocks: &'a mut [f32],
 }
 
-impl Kernel for StepBlocks<'_> {
+impl SimdKernel for StepBlocks<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
         let rows = self.past.rows;
         let blocks = std::mem::take(&mut self.blocks);
         for (i, block) in blocks.chunks_exact_mut(SLOTS * rows * N).enumerate() {
             let q = self.first + i;
             self.start::<N>(q, block);
             let (slots, panel) = match self.stage {
-                Stage::Whole => (R..PAST + 1, 3 * q),
-                Stage::Gates => (R..PAST, 3 * q),
-                Stage::Candidate => (CANDIDATE..NEW, 3 * q + 2),
+                CellStage::Whole => (R..PAST + 1, 3 * q),
+                CellStage::Gates => (R..PAST, 3 * q),
+                CellStage::Candidate => (CANDIDATE..NEW, 3 * q + 2),
             };
             add_product::<V, N, ROWS>(AddProduct {
                 left: self.past,
@@ -319,7 +319,7 @@ impl StepBlocks<'_> {
     #[inline(always)]
     fn start<const N: usize>(&self, q: usize, block: &mut [f32]) {
         let rows = self.past.rows;
-        if matches!(self.stage, Stage::Candidate) {
+        if matches!(self.stage, CellStage::Candidate) {
             return;
         }
         for (slot, gate) in [(R, 0), (Z, 1), (CANDIDATE, 2)] {
@@ -344,12 +344,12 @@ impl StepBlocks<'_> {
         let rows = self.past.rows;
         let at = |slot: usize| (slot * rows + row) * N;
         let h = lanes::<N>(self.h, row * (self.h.len() / rows) + q * N);
-        if !matches!(self.stage, Stage::Candidate) {
+        if !matches!(self.stage, CellStage::Candidate) {
             activate::<N, FMA>(spec.gate, lanes_mut(block, at(R)));
             activate::<N, FMA>(spec.gate, lanes_mut(block, at(Z)));
         }
         let r = *lanes::<N>(block, at(R));
-        if matches!(self.stage, Stage::Gates) {
+        if matches!(self.stage, CellStage::Gates) {
             let past = lanes_mut::<N>(block, at(PAST));
             for j in 0..N {
                 past[j] = r[j] * h[j];
@@ -358,7 +358,7 @@ impl StepBlocks<'_> {
         }
         let z = *lanes::<N>(block, at(Z));
         let mut n = *lanes::<N>(block, at(CANDIDATE));
-        if matches!(self.stage, Stage::Whole) {
+        if matches!(self.stage, CellStage::Whole) {
             let past = lanes::<N>(block, at(PAST));
             for j in 0..N {
                 n[j] += r[j] * past[j];
@@ -390,9 +390,9 @@ struct Gather<'a> {
     to: &'a mut [f32],
 }
 
-impl Kernel for Gather<'_> {
+impl SimdKernel for Gather<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         let stride = self.to.len() / self.rows;
         for (q, block) in self.blocks.chunks_exact(SLOTS * self.rows * N).enumerate() {
             for row in 0..self.rows {
@@ -416,9 +416,9 @@ struct StoreOutputs<'a> {
     gates: Option<&'a mut [f32]>,
 }
 
-impl Kernel for StoreOutputs<'_> {
+impl SimdKernel for StoreOutputs<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
         for (q, block) in self.blocks.chunks_exact(SLOTS * self.rows * N).enumerate() {
             let slot = |slot: usize| lanes::<N>(block, (slot * self.rows + self.row) * N);
             let h = lanes_mut::<N>(self.h, q * N);

@@ -9,9 +9,11 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::cell::BackwardWeights;
-use super::product::{AddProduct, AddTransposed, Left, Packed, Source, add_product};
+use super::product::{
+    AddProduct, AddTransposed, PackedLeft, PackedRight, PanelSource, add_product,
+};
 use super::schedule::DEPTH;
-use super::simd::{Kernel, Vector, load, store};
+use super::simd::{SimdKernel, SimdVector, load, store};
 use crate::error::{Result, try_grow, try_zeros};
 use crate::spec::config::Reset;
 use crate::spec::params::{CellRanges, Params};
@@ -21,7 +23,7 @@ use crate::spec::params::{CellRanges, Params};
 const ROWS: usize = 48;
 
 /// Some steps of a cell, as [`Backward`](super::backward::Backward) left them; R is steps and rows.
-pub(super) struct Products<'a> {
+pub(super) struct CellProducts<'a> {
     pub weights: &'a BackwardWeights,
     pub width: usize,
     /// `[R, width]`
@@ -33,8 +35,8 @@ pub(super) struct Products<'a> {
 }
 
 /// A part of the work that waits for no other.
-enum Task<'a> {
-    Weights(Columns<'a>),
+enum GradientTask<'a> {
+    Weights(GateColumns<'a>),
     /// `to [·, width] += gates · W_ih`
     Input {
         gates: &'a [f32],
@@ -43,15 +45,15 @@ enum Task<'a> {
 }
 
 /// Some columns of the gates' gradients, and what they are multiplied with.
-struct Columns<'a> {
+struct GateColumns<'a> {
     first: usize,
     /// One for each column: its sum is added.
     sums: &'a mut [f32],
     /// Right sides, and the rows of a weight's gradient that products with them are added to.
-    products: Vec<(&'a Packed, &'a mut [f32])>,
+    products: Vec<(&'a PackedRight, &'a mut [f32])>,
 }
 
-impl<'a> Columns<'a> {
+impl<'a> GateColumns<'a> {
     /// A few for each task.
     fn cut(self) -> impl Iterator<Item = Self> {
         let Self { mut first, mut sums, mut products } = self;
@@ -71,12 +73,12 @@ impl<'a> Columns<'a> {
 
 /// What a thread works in.
 #[derive(Default)]
-struct Space {
+struct ThreadScratch {
     left: Vec<f32>,
     sums: Vec<f32>,
 }
 
-impl Products<'_> {
+impl CellProducts<'_> {
     /// Floating-point operations.
     pub fn flops(&self) -> f64 {
         let hidden = self.weights.spec.hidden;
@@ -101,7 +103,7 @@ impl Products<'_> {
         let rows = |width: usize| DEPTH * width;
         let of_states = self.h.chunks(rows(hidden)).zip(self.gates.chunks(rows(4 * hidden)));
         for (input, (h, gates)) in self.input.chunks(rows(width)).zip(of_states) {
-            let block = Products { input, h, gates, ..*self };
+            let block = CellProducts { input, h, gates, ..*self };
             let len = input.len().min(dinput.len());
             let dinput = dinput.split_off_mut(..len).expect("no more than there is");
             block.add_block(dinput, &mut of_weights, &mut sums, is_parallel)?;
@@ -136,8 +138,8 @@ impl Products<'_> {
         let pack = |matrix: &[f32], width: usize, first: usize| {
             let level = self.weights.spec.level;
             let panels = (width - first).div_ceil(level.lanes());
-            Packed::new(level, matrix.len() / width, panels, is_parallel, |panel| {
-                Source::Rows(matrix, width, first + panel * level.lanes())
+            PackedRight::new(level, matrix.len() / width, panels, is_parallel, |panel| {
+                PanelSource::Rows(matrix, width, first + panel * level.lanes())
             })
         };
         let (input, h) = (pack(self.input, width, 0)?, pack(self.h, hidden, 0)?);
@@ -150,7 +152,7 @@ impl Products<'_> {
         let (hh_r_z, hh_n) = weight_hh.split_at_mut(2 * hidden * hidden);
         let (of_r_z, of_others) = sums.split_at_mut(2 * hidden);
         let (of_n, of_past) = of_others.split_at_mut(hidden);
-        let columns = |first, sums, products| Columns { first, sums, products };
+        let columns = |first, sums, products| GateColumns { first, sums, products };
         let mut all = vec![columns(0, of_r_z, vec![(&input, ih_r_z), (&h, hh_r_z)])];
         match &rh {
             None => {
@@ -160,12 +162,12 @@ impl Products<'_> {
             Some(rh) => all.push(columns(2 * hidden, of_n, vec![(&input, ih_n), (rh, hh_n)])),
         }
         let rows = self.gates.chunks(ROWS * 4 * hidden).zip(dinput.chunks_mut(ROWS * width));
-        let of_input = rows.map(|(gates, to)| Task::Input { gates, to });
-        let of_weights = all.into_iter().flat_map(Columns::cut).map(Task::Weights);
+        let of_input = rows.map(|(gates, to)| GradientTask::Input { gates, to });
+        let of_weights = all.into_iter().flat_map(GateColumns::cut).map(GradientTask::Weights);
         let tasks = Mutex::new(of_weights.chain(of_input));
         // Each thread makes room once.
         let work = |_| {
-            let mut space = Space::default();
+            let mut space = ThreadScratch::default();
             // A panic elsewhere cannot leave the list half cut: what it hands out is already apart.
             let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
             while let Some(task) = next() {
@@ -180,20 +182,24 @@ impl Products<'_> {
         }
     }
 
-    fn run(&self, task: Task<'_>, Space { left, sums }: &mut Space) -> Result<()> {
+    fn run(
+        &self,
+        task: GradientTask<'_>,
+        ThreadScratch { left, sums }: &mut ThreadScratch,
+    ) -> Result<()> {
         let level = self.weights.spec.level;
         let hidden = self.weights.spec.hidden;
         match task {
-            Task::Weights(Columns { first, sums, products }) => {
+            GradientTask::Weights(GateColumns { first, sums, products }) => {
                 let depth = self.h.len() / hidden;
                 try_grow("a task's gates", left, AddTransposed::space(level, sums.len(), depth))?;
                 let (stride, gates) = (4 * hidden, self.gates);
                 let space = &mut left[..];
                 level.run(AddTransposed { left: gates, stride, first, sums, products, space });
             }
-            Task::Input { gates, to } => {
+            GradientTask::Input { gates, to } => {
                 let rows = gates.len() / (4 * hidden);
-                let left = Left::pack(level, gates, 4 * hidden, [0..3 * hidden, 0..0], left)?;
+                let left = PackedLeft::pack(level, gates, 4 * hidden, [0..3 * hidden, 0..0], left)?;
                 let len = rows * self.width.next_multiple_of(level.lanes());
                 try_grow("a block's dx", sums, len)?;
                 let (right, width, sums) = (&self.weights.input, self.width, &mut sums[..len]);
@@ -206,8 +212,8 @@ impl Products<'_> {
 
 /// Some rows of dx.
 struct InputGradient<'a> {
-    left: Left<'a>,
-    right: &'a Packed,
+    left: PackedLeft<'a>,
+    right: &'a PackedRight,
     width: usize,
     /// `[panels, rows, N]`: room.
     sums: &'a mut [f32],
@@ -215,9 +221,9 @@ struct InputGradient<'a> {
     to: &'a mut [f32],
 }
 
-impl Kernel for InputGradient<'_> {
+impl SimdKernel for InputGradient<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         let Self { left, right, width, sums, to } = self;
         sums.fill(0.0);
         let depth = 0..right.depth;

@@ -6,10 +6,10 @@ use ndarray::{Array3, ArrayView3, ArrayViewMut, ArrayViewMut3, Axis, Dimension, 
 
 use super::backward::Backward;
 use super::cell::{BackwardWeights, ForwardWeights, RowBlock};
-use super::forward::{Forward, States};
-use super::gradients::Products;
-use super::schedule::{Threads, WORTH_THREADS};
-use super::trace::CellTrace;
+use super::forward::{Forward, StepStates};
+use super::gradients::CellProducts;
+use super::schedule::{ThreadLayout, WORTH_THREADS};
+use super::trace::CpuCellTrace;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::reference::Run;
@@ -18,13 +18,13 @@ use crate::spec::params::Params;
 
 /// Some steps of a layer, each direction's own.
 #[derive(Clone)]
-pub(super) struct Span<'a> {
+pub(super) struct LayerSteps<'a> {
     run: &'a Run<f32>,
     layer: usize,
     steps: Range<usize>,
 }
 
-impl<'a> Span<'a> {
+impl<'a> LayerSteps<'a> {
     pub fn all(run: &'a Run<f32>, layer: usize) -> Self {
         Self { run, layer, steps: 0..run.shape.steps }
     }
@@ -54,13 +54,13 @@ impl<'a> Span<'a> {
     }
 
     /// How they are laid out over threads, where a step reads `width` numbers besides the state.
-    fn threads(&self, weights: &Weights, width: usize) -> Threads {
+    fn threads(&self, weights: &Weights, width: usize) -> ThreadLayout {
         (weights.lay_out)(Shape { steps: self.steps.len(), ..self.run.shape }, width)
     }
 
     /// What each task takes, and of which direction: direction by direction, then by rows, as
     /// [`split_axis`] cuts arrays.
-    fn row_blocks(&self, threads: Threads) -> impl Iterator<Item = (usize, RowBlock<'a>)> {
+    fn row_blocks(&self, threads: ThreadLayout) -> impl Iterator<Item = (usize, RowBlock<'a>)> {
         let Shape { batch, directions, .. } = self.run.shape;
         (0..directions).flat_map(move |direction| {
             let (context, times) = (self.run.context(self.layer, direction), self.times(direction));
@@ -81,7 +81,7 @@ impl<'a> Span<'a> {
         x: ArrayView3<'_, f32>,
         h_n: &mut Array3<f32>,
         y: ArrayViewMut3<'_, f32>,
-        kept: Option<&mut [CellTrace]>,
+        kept: Option<&mut [CpuCellTrace]>,
     ) -> Result<()> {
         let hidden = self.run.shape.hidden;
         let threads = self.threads(weights, x.len_of(Axis(2)));
@@ -98,7 +98,7 @@ impl<'a> Span<'a> {
             |((direction, row_block), (y, state))| Forward {
                 weights: &packed[direction],
                 x: x.slice_move(s![.., row_block.rows.clone(), ..]),
-                states: States::New { state, y, kept: h.next() },
+                states: StepStates::New { state, y, kept: h.next() },
                 gates: gates.next(),
                 row_block,
             },
@@ -124,7 +124,7 @@ fn split_axis<D: Dimension>(
 }
 
 /// `[T, B, ·]` as tasks take its rows.
-fn by_rows(array: ArrayViewMut3<'_, f32>, threads: Threads) -> Vec<ArrayViewMut3<'_, f32>> {
+fn by_rows(array: ArrayViewMut3<'_, f32>, threads: ThreadLayout) -> Vec<ArrayViewMut3<'_, f32>> {
     split_axis(array, Axis(1), threads.rows)
 }
 
@@ -133,7 +133,7 @@ pub(super) struct LayerBackward<'a> {
     pub weights: (&'a Weights, &'a [BackwardWeights]),
     /// `[T, B, ·]`
     pub input: &'a Array3<f32>,
-    /// `[T, B, H]` of each direction, as its [`CellTrace`] has it.
+    /// `[T, B, H]` of each direction, as its [`CpuCellTrace`] has it.
     pub h: Vec<&'a Array3<f32>>,
     /// `[·, B, 4H]` of each direction: those of the span at hand, which become gradients.
     pub gates: Vec<&'a mut Array3<f32>>,
@@ -153,7 +153,7 @@ impl LayerBackward<'_> {
     /// The gates of a span, from the states that steps start from.
     pub fn make_gates(
         &mut self,
-        span: &Span<'_>,
+        span: &LayerSteps<'_>,
         (weights, packed): (&Weights, &[ForwardWeights]),
     ) -> Result<()> {
         let Self { input, h, gates, .. } = self;
@@ -166,7 +166,7 @@ impl LayerBackward<'_> {
             Forward {
                 weights: &packed[direction],
                 x: input.slice(of_rows),
-                states: States::Kept(h[direction].slice(of_rows)),
+                states: StepStates::Kept(h[direction].slice(of_rows)),
                 gates: Some(gates),
                 row_block,
             }
@@ -175,7 +175,7 @@ impl LayerBackward<'_> {
     }
 
     /// The steps of a chunk, backward, in all directions; their gates are among those of `span`.
-    pub fn step_backward(&mut self, chunk: &Span<'_>, span: &Span<'_>) -> Result<()> {
+    pub fn step_backward(&mut self, chunk: &LayerSteps<'_>, span: &LayerSteps<'_>) -> Result<()> {
         let Self { weights: (weights, packed), h, gates, dy, dh, dreset, .. } = self;
         let hidden = chunk.run.shape.hidden;
         let threads = chunk.threads(weights, hidden);
@@ -202,7 +202,7 @@ impl LayerBackward<'_> {
     }
 
     /// After [`Self::step_backward`]: the gradients of the input and of the parameters.
-    pub fn add_products(&mut self, chunk: &Span<'_>, span: &Span<'_>) -> Result<()> {
+    pub fn add_products(&mut self, chunk: &LayerSteps<'_>, span: &LayerSteps<'_>) -> Result<()> {
         let Shape { batch, hidden, .. } = chunk.run.shape;
         let width = self.input.len_of(Axis(2));
         let is_parallel = chunk.threads(self.weights.0, hidden).is_parallel;
@@ -211,7 +211,7 @@ impl LayerBackward<'_> {
             let rows = |width: usize| times.start * batch * width..times.end * batch * width;
             let of_gates = rows(4 * hidden);
             let first = first * batch * 4 * hidden;
-            let products = Products {
+            let products = CellProducts {
                 weights: &self.weights.1[direction],
                 width,
                 input: &whole(self.input)[rows(width)],

@@ -42,10 +42,10 @@ use crate::spec::batch::{Batch, time_major, zero_padding};
 use crate::spec::config::{Layout, Shape};
 use crate::spec::options::RunOptions;
 use crate::spec::params::{Gradients, Params};
-use layer::{LayerBackward, Span};
+use layer::{LayerBackward, LayerSteps};
 use trace::untouched;
 
-pub(crate) use trace::Trace;
+pub(crate) use trace::CpuTrace;
 pub(crate) use weights::Weights;
 
 /// `Ok` unless this process was forked from one that had used the CPU before: its threads stayed
@@ -56,14 +56,14 @@ pub(crate) fn check_process() -> Result<()> {
 }
 
 /// y `[T, B, D·H]` or `[B, T, D·H]`, h_n `[L·D, B, H]`, and in training what [`backward`] needs.
-type Outputs<T> = (Array3<f32>, T);
+type ForwardResult<T> = (Array3<f32>, T);
 
 /// As in use: nothing is dropped, zoneout is its expectation, and little memory is taken.
 pub(crate) fn forward(
     params: &Params,
     (weights, version): (&Weights, u64),
     batch: Batch<'_>,
-) -> Result<Outputs<Array3<f32>>> {
+) -> Result<ForwardResult<Array3<f32>>> {
     let (run, mut h_n) = Run::start(params.layout().config(), &batch, Mode::Inference)?;
     let packed = weights.forward(params, version)?;
     let x = whole_rows("x [T, B, I]", time_major(batch.x, batch.layout))?;
@@ -74,7 +74,7 @@ pub(crate) fn forward(
         let layout = if layer + 1 < layers { Layout::TimeMajor } else { layout };
         let mut y = untouched("y [T, B, D·H]", run.shape.with_layout(layout).y())?;
         let to = time_major(y.view_mut(), layout);
-        let all = Span::all(&run, layer);
+        let all = LayerSteps::all(&run, layer);
         all.forward((weights, &packed[all.cells()]), x, &mut h_n, to, None)?;
         input = Some(y);
     }
@@ -88,12 +88,12 @@ pub(crate) fn forward_train(
     (weights, version): (&Weights, u64),
     batch: Batch<'_>,
     options: RunOptions,
-    cached: Option<Trace>,
-) -> Result<Outputs<Trace>> {
+    cached: Option<CpuTrace>,
+) -> Result<ForwardResult<CpuTrace>> {
     let (run, h0) = Run::start(params.layout().config(), &batch, Mode::Training)?;
     let packed = weights.forward(params, version)?;
-    let mut trace = Trace::start(run, h0, options, cached)?;
-    let Trace { run, x, between, h_n, cells, .. } = &mut trace;
+    let mut trace = CpuTrace::start(run, h0, options, cached)?;
+    let CpuTrace { run, x, between, h_n, cells, .. } = &mut trace;
     x.assign(&time_major(batch.x, batch.layout));
     if let Some(lengths) = batch.lengths {
         zero_padding(x, Layout::TimeMajor, lengths);
@@ -107,7 +107,7 @@ pub(crate) fn forward_train(
             Some(between) => between.view_mut(),
             None => time_major(y.view_mut(), layout),
         };
-        let all = Span::all(run, layer);
+        let all = LayerSteps::all(run, layer);
         let kept = Some(&mut cells[all.cells()]);
         all.forward((weights, &packed[all.cells()]), input, h_n, to, kept)?;
     }
@@ -116,7 +116,7 @@ pub(crate) fn forward_train(
 
 /// What is asked of a backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum GradientsWanted {
     /// Every gradient.
     All,
     /// All but that of x, which is left without elements.
@@ -128,12 +128,12 @@ pub(crate) enum Asked {
 pub(crate) fn backward(
     params: &Params,
     (weights, version): (&Weights, u64),
-    trace: &mut Trace,
+    trace: &mut CpuTrace,
     dy: Option<ArrayView3<'_, f32>>,
     dh_n: Option<ArrayView3<'_, f32>>,
-    asked: Asked,
+    asked: GradientsWanted,
 ) -> Result<Gradients> {
-    let Trace { run, x, between, cells, workspace, .. } = trace;
+    let CpuTrace { run, x, between, cells, workspace, .. } = trace;
     let Shape { steps, batch, hidden, layers, directions, layout, .. } = run.shape;
     check_gradients(&run.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
     let packed = weights.backward(params, version)?;
@@ -159,7 +159,7 @@ pub(crate) fn backward(
     };
     let mut doutput: Option<Array3<f32>> = None;
     for layer in (0..layers).rev() {
-        let all = Span::all(run, layer);
+        let all = LayerSteps::all(run, layer);
         let of_layer = &mut cells[all.cells()];
         let (h, kept): (Vec<_>, Vec<_>) =
             of_layer.iter_mut().map(|cell| (&cell.h, cell.gates.as_mut())).unzip();
@@ -176,7 +176,7 @@ pub(crate) fn backward(
             dreset: dreset.slice_mut(s![all.cells(), .., ..]),
             // dx is the caller's.
             dinput: match workspace.doutputs.pop_if(|_| layer > 0) {
-                _ if layer == 0 && asked == Asked::AllButX => None,
+                _ if layer == 0 && asked == GradientsWanted::AllButX => None,
                 None => Some(untouched("a layer's dx [T, B, ·]", all.input())?),
                 Some(cached) => Some(cleared(cached)),
             },

@@ -12,12 +12,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::simd::{Kernel, Level, Vector, lanes, lanes_mut};
+use super::simd::{SimdKernel, SimdLevel, SimdVector, lanes, lanes_mut};
 use crate::error::{Result, try_grow, try_untouched};
 
 /// The right side of a product, `[depth, columns]`, in panels.
 #[derive(Debug)]
-pub(super) struct Packed {
+pub(super) struct PackedRight {
     /// From `start` on `[panels, depth, N]`, zeros past a panel's last column.
     data: Vec<f32>,
     /// Where a cache line starts, for a register's load that crosses from one to the next takes
@@ -33,7 +33,7 @@ pub(super) struct Packed {
 
 /// Where the columns of a panel come from.
 #[derive(Clone, Copy)]
-pub(super) enum Source<'a> {
+pub(super) enum PanelSource<'a> {
     /// Rows `[columns, depth]` of a matrix: its transpose is packed. The first column, and how many
     /// there are from there on.
     Transposed(&'a [f32], usize, usize),
@@ -41,7 +41,7 @@ pub(super) enum Source<'a> {
     Rows(&'a [f32], usize, usize),
 }
 
-impl Source<'_> {
+impl PanelSource<'_> {
     /// How many there are from the first one on.
     fn columns(&self) -> usize {
         match *self {
@@ -51,13 +51,13 @@ impl Source<'_> {
     }
 }
 
-impl Packed {
+impl PackedRight {
     pub fn new<'a>(
-        level: Level,
+        level: SimdLevel,
         depth: usize,
         panels: usize,
         is_parallel: bool,
-        source: impl Fn(usize) -> Source<'a> + Sync,
+        source: impl Fn(usize) -> PanelSource<'a> + Sync,
     ) -> Result<Self> {
         let lanes = level.lanes();
         let is_narrow = |&panel: &usize| source(panel).columns() <= lanes / 2;
@@ -81,13 +81,13 @@ impl Packed {
     }
 }
 
-fn pack(source: Source<'_>, depth: usize, lanes: usize, panel: &mut [f32]) {
+fn pack(source: PanelSource<'_>, depth: usize, lanes: usize, panel: &mut [f32]) {
     match source {
-        Source::Transposed(matrix, first, columns) => {
+        PanelSource::Transposed(matrix, first, columns) => {
             let column = |lane: usize| &matrix[(first + lane) * depth..][..depth];
             interleave(column, lanes.min(columns), lanes, panel);
         }
-        Source::Rows(matrix, width, first) => {
+        PanelSource::Rows(matrix, width, first) => {
             let columns = lanes.min(width - first);
             match columns {
                 16 => copy_columns::<16>(matrix, width, first, lanes, panel),
@@ -132,16 +132,16 @@ fn interleave<'a>(line: impl Fn(usize) -> &'a [f32], count: usize, stride: usize
 
 /// The left side of a product, `[rows, depth]`, in tiles: of each, one column after the other.
 #[derive(Clone, Copy)]
-pub(super) struct Left<'a> {
+pub(super) struct PackedLeft<'a> {
     data: &'a [f32],
     pub rows: usize,
     depth: usize,
 }
 
-impl<'a> Left<'a> {
+impl<'a> PackedLeft<'a> {
     /// Packs some columns of the rows of a row-major matrix into `space`, and then some more.
     pub fn pack(
-        level: Level,
+        level: SimdLevel,
         matrix: &[f32],
         stride: usize,
         columns: [Range<usize>; 2],
@@ -190,8 +190,8 @@ fn heights(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// `out [panels, rows, N] += left · right[depth]`
 pub(super) struct AddProduct<'a> {
-    pub left: Left<'a>,
-    pub right: &'a Packed,
+    pub left: PackedLeft<'a>,
+    pub right: &'a PackedRight,
     /// The rows of `right` that `left` is multiplied with.
     pub depth: Range<usize>,
     /// The first of its panels.
@@ -199,15 +199,15 @@ pub(super) struct AddProduct<'a> {
     pub out: &'a mut [f32],
 }
 
-impl Kernel for AddProduct<'_> {
+impl SimdKernel for AddProduct<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         add_product::<V, N, ROWS>(self);
     }
 }
 
 #[inline(always)]
-pub(super) fn add_product<V: Vector, const N: usize, const ROWS: usize>(p: AddProduct<'_>) {
+pub(super) fn add_product<V: SimdVector, const N: usize, const ROWS: usize>(p: AddProduct<'_>) {
     assert_eq!(p.left.depth, p.depth.len(), "a product's inner axis");
     let panel_len = p.left.rows * N;
     let wide = p.right.narrow.saturating_sub(p.first).min(p.out.len() / panel_len);
@@ -219,9 +219,9 @@ pub(super) fn add_product<V: Vector, const N: usize, const ROWS: usize>(p: AddPr
 
 /// Panels from `first` on, `W` vectors wide, as many as `out` holds.
 #[inline(always)]
-fn panels<V: Vector, const N: usize, const ROWS: usize, const W: usize>(
-    left: Left<'_>,
-    right: &Packed,
+fn panels<V: SimdVector, const N: usize, const ROWS: usize, const W: usize>(
+    left: PackedLeft<'_>,
+    right: &PackedRight,
     depth: &Range<usize>,
     mut first: usize,
     mut out: &mut [f32],
@@ -249,14 +249,14 @@ fn panels<V: Vector, const N: usize, const ROWS: usize, const W: usize>(
 
 /// All rows of `P` panels.
 #[inline(always)]
-fn tiles<V: Vector, const N: usize, const ROWS: usize, const P: usize, const W: usize>(
-    left: Left<'_>,
+fn tiles<V: SimdVector, const N: usize, const ROWS: usize, const P: usize, const W: usize>(
+    left: PackedLeft<'_>,
     panels: [&[f32]; P],
     out: &mut [f32],
 ) {
     let mut at = 0;
     for (row, height) in heights(left.rows, ROWS) {
-        let tile = Left { data: &left.data[at..at + height * left.depth], ..left };
+        let tile = PackedLeft { data: &left.data[at..at + height * left.depth], ..left };
         at += height * left.depth;
         match height {
             1 => add_tile::<V, N, 1, P, W>(tile, panels, out, row),
@@ -274,8 +274,8 @@ fn tiles<V: Vector, const N: usize, const ROWS: usize, const P: usize, const W: 
 
 /// A tile of `M` rows from `row` on, of `P` panels; rows past the last are not stored.
 #[inline(always)]
-fn add_tile<V: Vector, const N: usize, const M: usize, const P: usize, const W: usize>(
-    left: Left<'_>,
+fn add_tile<V: SimdVector, const N: usize, const M: usize, const P: usize, const W: usize>(
+    left: PackedLeft<'_>,
     panels: [&[f32]; P],
     out: &mut [f32],
     row: usize,
@@ -307,7 +307,7 @@ fn add_tile<V: Vector, const N: usize, const M: usize, const P: usize, const W: 
 
 /// The innermost loop of everything: adds `left [depth, M]ᵀ` times each of the panels `[depth, N]`.
 #[inline(always)]
-fn multiply<V: Vector, const N: usize, const M: usize, const P: usize, const W: usize>(
+fn multiply<V: SimdVector, const N: usize, const M: usize, const P: usize, const W: usize>(
     left: &[f32],
     depth: usize,
     panels: [&[f32]; P],
@@ -343,13 +343,13 @@ pub(super) struct AddTransposed<'a> {
     pub first: usize,
     /// One for each column, added to.
     pub sums: &'a mut [f32],
-    pub products: Vec<(&'a Packed, &'a mut [f32])>,
+    pub products: Vec<(&'a PackedRight, &'a mut [f32])>,
     /// Room for so many numbers at least as [`Self::space`] says.
     pub space: &'a mut [f32],
 }
 
 impl AddTransposed<'_> {
-    pub fn space(level: Level, columns: usize, depth: usize) -> usize {
+    pub fn space(level: SimdLevel, columns: usize, depth: usize) -> usize {
         columns.next_multiple_of(level.rows()) * depth
     }
 
@@ -372,9 +372,9 @@ impl AddTransposed<'_> {
     }
 }
 
-impl Kernel for AddTransposed<'_> {
+impl SimdKernel for AddTransposed<'_> {
     #[inline(always)]
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
         let depth = self.left.len() / self.stride;
         self.pack::<ROWS>(depth);
         let rows = self.sums.len();

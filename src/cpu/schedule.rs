@@ -27,7 +27,7 @@ pub(super) fn chunk_steps(shape: Shape) -> usize {
 
 /// How a layer's steps are laid out over threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Threads {
+pub(super) struct ThreadLayout {
     /// The batch rows that a task takes.
     pub rows: usize,
     /// The threads that share each of its steps.
@@ -36,7 +36,7 @@ pub(super) struct Threads {
     pub is_parallel: bool,
 }
 
-impl Threads {
+impl ThreadLayout {
     /// For `threads` threads and a layer that reads `width` numbers.
     pub fn new(shape: Shape, width: usize, threads: usize) -> Self {
         let Shape { steps, batch, hidden, directions, .. } = shape;

@@ -1,23 +1,23 @@
 //! One source compiled for each set of instructions a machine may have.
 //!
-//! A [`Kernel`] is inlined whole into a function for which the compiler may use AVX2 or AVX-512,
-//! and [`Level::run`] calls the best of them that the machine has. What goes over `[f32; N]` number
+//! A [`SimdKernel`] is inlined whole into a function for which the compiler may use AVX2 or AVX-512,
+//! and [`SimdLevel::run`] calls the best of them that the machine has. What goes over `[f32; N]` number
 //! by number is left to the compiler's vectoriser. The innermost loop of products is not: there it
-//! is right or wrong by a factor of four with every small change, so its registers are [`Vector`]s.
+//! is right or wrong by a factor of four with every small change, so its registers are [`SimdVector`]s.
 
 use crate::spec::config::Activation;
 
-/// Work to be compiled for every [`Level`]. `run` and all it calls must be `#[inline(always)]`:
+/// Work to be compiled for every [`SimdLevel`]. `run` and all it calls must be `#[inline(always)]`:
 /// what is not inlined is compiled for the target's baseline.
-pub(super) trait Kernel {
+pub(super) trait SimdKernel {
     /// `N`: the numbers of a panel's row, two vectors. `ROWS`: how many rows of `N` the registers
     /// hold with room to work. `FMA`: whether there is an instruction for a · b + c.
-    fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self);
+    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self);
 }
 
-/// Some numbers in a register. The kinds of it are this file's own: a [`Kernel`] gets one from
-/// [`Level::run`], on a machine that has its instructions, or none.
-pub(super) trait Vector: Copy {
+/// Some numbers in a register. The kinds of it are this file's own: a [`SimdKernel`] gets one from
+/// [`SimdLevel::run`], on a machine that has its instructions, or none.
+pub(super) trait SimdVector: Copy {
     /// How many numbers.
     const WIDTH: usize;
 
@@ -36,9 +36,9 @@ pub(super) trait Vector: Copy {
 
 /// For what has no kind of its own: the compiler makes registers of it.
 #[derive(Clone, Copy)]
-struct Plain<const FMA: bool>([f32; 8]);
+struct PortableVector<const FMA: bool>([f32; 8]);
 
-impl<const FMA: bool> Vector for Plain<FMA> {
+impl<const FMA: bool> SimdVector for PortableVector<FMA> {
     const WIDTH: usize = 8;
 
     #[inline(always)]
@@ -65,7 +65,7 @@ impl<const FMA: bool> Vector for Plain<FMA> {
     }
 }
 
-/// A [`Vector`] over one of x86's registers and the functions that go with it.
+/// A [`SimdVector`] over one of x86's registers and the functions that go with it.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
     ($name:ident, $register:ident, $width:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
@@ -73,10 +73,10 @@ macro_rules! x86_vector {
         struct $name(std::arch::x86_64::$register);
 
         // SAFETY of each block: the type is private, so it is reached only as the `V` of a kernel,
-        // and `Level::run` hands it out where the instructions were found. Pointers are those of
+        // and `SimdLevel::run` hands it out where the instructions were found. Pointers are those of
         // arrays as long as the register.
         #[allow(unsafe_code, reason = "the registers' functions are for machines that have them")]
-        impl Vector for $name {
+        impl SimdVector for $name {
             const WIDTH: usize = $width;
 
             #[inline(always)]
@@ -113,11 +113,11 @@ x86_vector!(Avx2, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, 
 
 /// A set of instructions that this machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Level(Kind);
+pub(super) struct SimdLevel(InstructionSet);
 
-/// Private, so that a [`Level`] is proof of what was detected.
+/// Private, so that a [`SimdLevel`] is proof of what was detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum InstructionSet {
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -125,7 +125,7 @@ enum Kind {
     Avx512,
 }
 
-impl Level {
+impl SimdLevel {
     /// The best this machine has.
     pub fn best() -> Self {
         Self::all().next_back().expect("there is the baseline")
@@ -134,18 +134,21 @@ impl Level {
     /// All that this machine has, the best last.
     pub fn all() -> impl DoubleEndedIterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let others = [(Kind::Avx2, has_avx2()), (Kind::Avx512, has_avx2() && has_avx512())];
+        let others = [
+            (InstructionSet::Avx2, has_avx2()),
+            (InstructionSet::Avx512, has_avx2() && has_avx512()),
+        ];
         #[cfg(not(target_arch = "x86_64"))]
-        let others: [(Kind, bool); 0] = [];
+        let others: [(InstructionSet, bool); 0] = [];
         let present = others.into_iter().filter_map(|(kind, is_there)| is_there.then_some(kind));
-        std::iter::once(Kind::Baseline).chain(present).map(Self)
+        std::iter::once(InstructionSet::Baseline).chain(present).map(Self)
     }
 
     /// `N` of the kernels it runs.
     pub fn lanes(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => 32,
+            InstructionSet::Avx512 => 32,
             _ => 16,
         }
     }
@@ -153,30 +156,30 @@ impl Level {
     /// `ROWS` of the kernels it runs.
     pub fn rows(self) -> usize {
         match self.0 {
-            Kind::Baseline if cfg!(target_arch = "aarch64") => 6,
-            Kind::Baseline => 2,
+            InstructionSet::Baseline if cfg!(target_arch = "aarch64") => 6,
+            InstructionSet::Baseline => 2,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => 6,
+            InstructionSet::Avx2 => 6,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => 12,
+            InstructionSet::Avx512 => 12,
         }
     }
 
     /// Runs a kernel.
     #[allow(unsafe_code, reason = "calls functions compiled for instructions found at run time")]
-    pub fn run(self, kernel: impl Kernel) {
+    pub fn run(self, kernel: impl SimdKernel) {
         match self.0 {
             // 16 registers of 4 on x86 without AVX; NEON has 32.
-            Kind::Baseline if cfg!(target_arch = "aarch64") => {
-                kernel.run::<Plain<true>, 16, 6, true>()
+            InstructionSet::Baseline if cfg!(target_arch = "aarch64") => {
+                kernel.run::<PortableVector<true>, 16, 6, true>()
             }
-            Kind::Baseline => kernel.run::<Plain<false>, 16, 2, false>(),
-            // SAFETY: `Level::all`, the only place that makes this level, found avx2 and fma.
+            InstructionSet::Baseline => kernel.run::<PortableVector<false>, 16, 2, false>(),
+            // SAFETY: `SimdLevel::all`, the only place that makes this level, found avx2 and fma.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => unsafe { run_avx2(kernel) },
-            // SAFETY: `Level::all`, the only place that makes this level, found all of them.
+            InstructionSet::Avx2 => unsafe { run_avx2(kernel) },
+            // SAFETY: `SimdLevel::all`, the only place that makes this level, found all of them.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => unsafe { run_avx512(kernel) },
+            InstructionSet::Avx512 => unsafe { run_avx512(kernel) },
         }
     }
 }
@@ -198,7 +201,7 @@ fn has_avx512() -> bool {
 /// 16 registers of 8: 6 rows of two, two for a panel's row, one for what it is multiplied with.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn run_avx2(kernel: impl Kernel) {
+fn run_avx2(kernel: impl SimdKernel) {
     kernel.run::<Avx2, 16, 6, true>();
 }
 
@@ -213,7 +216,7 @@ use run_avx2 as run_avx512;
 #[cfg(target_arch = "x86_64")]
 #[rustversion::since(1.89)]
 mod avx512 {
-    use super::{Kernel, Vector, lanes, lanes_mut};
+    use super::{SimdKernel, SimdVector, lanes, lanes_mut};
 
     x86_vector!(
         Avx512,
@@ -227,7 +230,7 @@ mod avx512 {
 
     /// 32 registers of 16: 12 rows of two.
     #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
-    pub(super) fn run_avx512(kernel: impl Kernel) {
+    pub(super) fn run_avx512(kernel: impl SimdKernel) {
         kernel.run::<Avx512, 32, 12, true>();
     }
 }
@@ -373,9 +376,9 @@ mod tests {
 
     struct Activate<'a>(Activation, &'a mut [f32]);
 
-    impl Kernel for Activate<'_> {
+    impl SimdKernel for Activate<'_> {
         #[inline(always)]
-        fn run<V: Vector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+        fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
             for first in (0..self.1.len()).step_by(N) {
                 let mut some = load::<N>(self.1, first);
                 activate::<N, FMA>(self.0, &mut some);
@@ -391,7 +394,7 @@ mod tests {
             (Activation::Sigmoid, (|x| 1.0 / (1.0 + (-x).exp())) as fn(f64) -> f64),
             (Activation::Tanh, f64::tanh),
         ];
-        for level in Level::all() {
+        for level in SimdLevel::all() {
             for (kind, exact) in functions {
                 let mut values = inputs.clone();
                 level.run(Activate(kind, &mut values));
@@ -425,7 +428,7 @@ mod tests {
             1e30,
             -1e30,
         ];
-        for level in Level::all() {
+        for level in SimdLevel::all() {
             for kind in Activation::ALL {
                 let mut values = inputs;
                 level.run(Activate(kind, &mut values));
@@ -451,7 +454,7 @@ mod tests {
     #[test]
     fn activations_keep_nan_and_stay_in_range() {
         let inputs = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e30, -1e30, 88.8, -88.8];
-        for level in Level::all() {
+        for level in SimdLevel::all() {
             let of = |kind| {
                 let mut values = inputs;
                 level.run(Activate(kind, &mut values));

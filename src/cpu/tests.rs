@@ -5,24 +5,25 @@
 use ndarray::{Array2, Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-use super::schedule::{Threads, chunk_steps};
-use super::simd::Level;
-use super::trace::{CellTrace, Workspace};
+use super::schedule::{ThreadLayout, chunk_steps};
+use super::simd::SimdLevel;
+use super::trace::{CpuCellTrace, Workspace};
 use super::*;
 use crate::reference;
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Update};
 use crate::spec::params::Init;
 
 /// Rows of a task, and the threads that share its steps.
-type LayOut = fn(Shape, usize) -> Threads;
+type LayOut = fn(Shape, usize) -> ThreadLayout;
 
-const ALONE: LayOut = |shape, _| Threads { rows: shape.batch, sharing: 1, is_parallel: false };
-const BY_ROWS: LayOut = |_, _| Threads { rows: 3, sharing: 1, is_parallel: true };
-const BY_BLOCKS: LayOut = |shape, _| Threads { rows: shape.batch, sharing: 2, is_parallel: true };
+const ALONE: LayOut = |shape, _| ThreadLayout { rows: shape.batch, sharing: 1, is_parallel: false };
+const BY_ROWS: LayOut = |_, _| ThreadLayout { rows: 3, sharing: 1, is_parallel: true };
+const BY_BLOCKS: LayOut =
+    |shape, _| ThreadLayout { rows: shape.batch, sharing: 2, is_parallel: true };
 const LAY_OUTS: [LayOut; 3] = [ALONE, BY_ROWS, BY_BLOCKS];
 
 #[derive(Clone, Debug)]
-struct Case {
+struct CpuCase {
     /// T, B, I, H, L
     sizes: [usize; 5],
     direction: Direction,
@@ -34,8 +35,8 @@ struct Case {
 }
 
 /// Sizes of 1, primes, and one less and more than panels and tiles are wide and high.
-fn cases() -> Vec<Case> {
-    let plain = Case {
+fn cases() -> Vec<CpuCase> {
+    let plain = CpuCase {
         sizes: [3, 2, 3, 5, 1],
         direction: Direction::Forward,
         layout: Layout::TimeMajor,
@@ -43,7 +44,7 @@ fn cases() -> Vec<Case> {
         noise: [0.0; 2],
         has_step_flags: false,
     };
-    let sized = |sizes| Case { sizes, ..plain.clone() };
+    let sized = |sizes| CpuCase { sizes, ..plain.clone() };
     vec![
         sized([1, 1, 1, 1, 1]),
         sized([5, 1, 2, 33, 1]),
@@ -57,22 +58,22 @@ fn cases() -> Vec<Case> {
         sized([2, 25, 3, 97, 1]),
         sized([260, 2, 2, 3, 1]),
         sized([47, 11, 4, 5, 1]),
-        Case { direction: Direction::Both, has_step_flags: true, ..sized([6, 5, 3, 19, 2]) },
-        Case {
+        CpuCase { direction: Direction::Both, has_step_flags: true, ..sized([6, 5, 3, 19, 2]) },
+        CpuCase {
             direction: Direction::Reverse,
             layout: Layout::BatchFirst,
             has_step_flags: true,
             noise: [0.4, 0.3],
             ..sized([7, 4, 3, 9, 2])
         },
-        Case {
+        CpuCase {
             direction: Direction::Both,
             layout: Layout::BatchFirst,
             noise: [0.4, 0.0],
             activations: [Activation::HardSigmoid, Activation::Relu],
             ..sized([4, 3, 2, 18, 3])
         },
-        Case { activations: [Activation::Tanh, Activation::Identity], ..sized([3, 3, 2, 4, 1]) },
+        CpuCase { activations: [Activation::Tanh, Activation::Identity], ..sized([3, 3, 2, 4, 1]) },
     ]
 }
 
@@ -95,7 +96,7 @@ struct CaseData {
 }
 
 impl CaseData {
-    fn new(case: &Case, variant: &GruConfig) -> Self {
+    fn new(case: &CpuCase, variant: &GruConfig) -> Self {
         let [steps, batch, _, _, layers] = case.sizes;
         let [gate, candidate] = case.activations;
         let [dropout, zoneout] = case.noise;
@@ -152,7 +153,7 @@ impl CaseData {
     /// y and h_n in use, y and h_n while training, and all gradients.
     fn run(
         &self,
-        level: Level,
+        level: SimdLevel,
         lay_out: LayOut,
         options: RunOptions,
     ) -> Vec<(String, Array3<f32>)> {
@@ -165,14 +166,15 @@ impl CaseData {
         &self,
         weights: &Weights,
         options: RunOptions,
-        cached: Option<Trace>,
-    ) -> (Vec<(String, Array3<f32>)>, Trace) {
+        cached: Option<CpuTrace>,
+    ) -> (Vec<(String, Array3<f32>)>, CpuTrace) {
         let (params, weights, batch) = (&self.params, (weights, 0), self.batch());
         let (y, h_n) = forward(params, weights, batch).unwrap();
         let (y_train, mut trace) = forward_train(params, weights, batch, options, cached).unwrap();
         let h_n_train = trace.h_n().clone();
         let (dy, dh_n) = (Some(self.dy.view()), Some(self.dh_n.view()));
-        let gradients = backward(params, weights, &mut trace, dy, dh_n, Asked::All).unwrap();
+        let gradients =
+            backward(params, weights, &mut trace, dy, dh_n, GradientsWanted::All).unwrap();
         let mut all = named([y, h_n, y_train, h_n_train]);
         all.extend(named_gradients(&gradients));
         (all, trace)
@@ -216,7 +218,7 @@ fn bits<D: Dimension>(array: &ArrayView<'_, f32, D>) -> Vec<u32> {
     array.iter().map(|value| value.to_bits()).collect()
 }
 
-fn variants(case: &Case) -> Vec<GruConfig> {
+fn variants(case: &CpuCase) -> Vec<GruConfig> {
     let [_, _, input, hidden, _] = case.sizes;
     GruConfig::all_variants(input, hidden).into_iter().collect()
 }
@@ -232,7 +234,7 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
             let [all_at_once, few_at_once] = [plain.chunk_steps, |_| 2];
             let cuts = [(ALONE, all_at_once), (BY_ROWS, few_at_once)];
             for (level, (lay_out, chunk_steps)) in
-                Level::all().flat_map(|level| cuts.map(|cut| (level, cut)))
+                SimdLevel::all().flat_map(|level| cuts.map(|cut| (level, cut)))
             {
                 let weights = Weights::new(level, lay_out, chunk_steps);
                 let (got, _) = data.run_with(&weights, RunOptions::default(), None);
@@ -262,7 +264,7 @@ fn the_layout_over_threads_changes_no_bit() {
             let data = CaseData::new(&case, &variant);
             let kept = RunOptions::default();
             for options in [kept, kept.with_recompute(true)] {
-                for level in Level::all() {
+                for level in SimdLevel::all() {
                     let alone = data.run(level, ALONE, options);
                     for lay_out in LAY_OUTS {
                         let got = data.run(level, lay_out, options);
@@ -279,19 +281,19 @@ fn the_layout_over_threads_changes_no_bit() {
 
 /// Sizes at which the gates are made again for spans of a step and of several, the last of them
 /// shorter.
-fn cases_again() -> Vec<Case> {
+fn cases_again() -> Vec<CpuCase> {
     let [first, .., last] = &cases()[..] else { unreachable!() };
-    let plain = Case { activations: first.activations, ..last.clone() };
+    let plain = CpuCase { activations: first.activations, ..last.clone() };
     let mut cases = Vec::new();
     for (steps, batch) in [(1, 1), (1, 3), (2, 3), (7, 1), (7, 3), (17, 1), (17, 3)] {
         for direction in [Direction::Forward, Direction::Reverse, Direction::Both] {
             for layers in [1, 2] {
                 let sizes = [steps, batch, 3, 19, layers];
                 let layout = [Layout::TimeMajor, Layout::BatchFirst][layers - 1];
-                let plain = Case { sizes, direction, layout, ..plain.clone() };
+                let plain = CpuCase { sizes, direction, layout, ..plain.clone() };
                 // A draw for dropout needs a second layer.
                 let noise = [if layers == 2 { 0.4 } else { 0.0 }, 0.3];
-                cases.push(Case { noise, has_step_flags: true, ..plain.clone() });
+                cases.push(CpuCase { noise, has_step_flags: true, ..plain.clone() });
                 cases.push(plain);
             }
         }
@@ -308,7 +310,7 @@ fn gates_made_again_give_the_same_gradients() {
                 continue;
             }
             let data = CaseData::new(&case, &variant);
-            let level = Level::best();
+            let level = SimdLevel::best();
             let expected = data.run(level, BY_ROWS, kept);
             let got = data.run(level, BY_ROWS, kept.with_recompute(true));
             for ((name, got), (_, expected)) in got.iter().zip(&expected) {
@@ -327,7 +329,7 @@ fn gates_made_again_give_the_same_gradients() {
 }
 
 /// Where each array lies.
-fn addresses(trace: &Trace) -> Vec<*const f32> {
+fn addresses(trace: &CpuTrace) -> Vec<*const f32> {
     let of_cells = trace.cells.iter().flat_map(|cell| [Some(&cell.h), cell.gates.as_ref()]);
     let Workspace { gates, doutputs } = &trace.workspace;
     let others = [&trace.x].into_iter().chain(&trace.between).chain(gates).chain(doutputs);
@@ -348,7 +350,7 @@ fn the_gradient_of_x_is_left_out_and_changes_no_other() {
                 let (dy, dh_n) = (Some(data.dy.view()), Some(data.dh_n.view()));
                 backward(params, weights, &mut trace, dy, dh_n, asked).unwrap()
             };
-            let (all, fewer) = (run(Asked::All), run(Asked::AllButX));
+            let (all, fewer) = (run(GradientsWanted::All), run(GradientsWanted::AllButX));
             assert_eq!((all.x.len(), fewer.x.len()), (data.x.len(), 0), "{variant}");
             let same = fewer.params.as_slice() == all.params.as_slice() && fewer.h0 == all.h0;
             assert!(same && fewer.reset_state == all.reset_state, "{variant} {case:?}");
@@ -367,7 +369,7 @@ fn what_stood_in_the_memory_of_the_last_run_counts_for_nothing() {
             let data = CaseData::new(&case, &variant);
             // NaN wherever a run may leave it: in rows of full length, without resets.
             let mut spoilt =
-                CaseData::new(&Case { has_step_flags: false, ..case.clone() }, &variant);
+                CaseData::new(&CpuCase { has_step_flags: false, ..case.clone() }, &variant);
             for array in [&mut spoilt.x, &mut spoilt.h0, &mut spoilt.dy] {
                 array.fill(f32::NAN);
             }
@@ -408,7 +410,8 @@ fn gates_made_again_are_not_kept() {
         let weights = (&Weights::default(), 0);
         let (_, trace) =
             forward_train(&params, weights, Batch::new(x.view()), options, None).unwrap();
-        let of_cell = |cell: &CellTrace| cell.h.len() + cell.gates.as_ref().map_or(0, |g| g.len());
+        let of_cell =
+            |cell: &CpuCellTrace| cell.h.len() + cell.gates.as_ref().map_or(0, |g| g.len());
         trace.cells.iter().map(of_cell).sum::<usize>()
     };
     let states = 2 * 2 * 17 * 2 * 5;
@@ -453,7 +456,7 @@ fn packed_weights_are_of_the_parameters_version() {
 fn threads_take_rows_and_share_steps_only_where_it_pays() {
     let of = |[steps, batch, input, hidden]: [usize; 4], threads| {
         let shape = GruConfig::pytorch(input, hidden).shape(steps, batch).unwrap();
-        let Threads { rows, sharing, is_parallel } = Threads::new(shape, input, threads);
+        let ThreadLayout { rows, sharing, is_parallel } = ThreadLayout::new(shape, input, threads);
         (rows, sharing, is_parallel)
     };
     assert_eq!(of([128, 1, 64, 128], 2), (1, 1, true)); // only the products over all steps

@@ -11,7 +11,7 @@ use crate::spec::options::RunOptions;
 /// shape: its memory. Arrays are time-major, whatever the batch's layout. A run writes all of what
 /// it then reads, so whatever stood there before counts for nothing.
 #[derive(Debug)]
-pub(crate) struct Trace {
+pub(crate) struct CpuTrace {
     pub(super) run: Run<f32>,
     /// `[T, B, I]`, zeros at padding.
     pub(super) x: Array3<f32>,
@@ -20,13 +20,13 @@ pub(crate) struct Trace {
     /// `[L·D, B, H]`
     pub(super) h_n: Array3<f32>,
     /// Layer-major, forward before reverse.
-    pub(super) cells: Vec<CellTrace>,
+    pub(super) cells: Vec<CpuCellTrace>,
     pub(super) workspace: Workspace,
 }
 
 /// What one direction of one layer leaves.
 #[derive(Debug)]
-pub(super) struct CellTrace {
+pub(super) struct CpuCellTrace {
     /// `[T, B, H]`: the state that each step starts from; 0 at padding.
     pub h: Array3<f32>,
     /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding. None where they are made
@@ -44,7 +44,7 @@ pub(super) struct Workspace {
     pub doutputs: Vec<Array3<f32>>,
 }
 
-impl Trace {
+impl CpuTrace {
     /// For a run that starts from the states h0: in the memory of the last run, or in new.
     pub(super) fn start(
         run: Run<f32>,
@@ -64,7 +64,7 @@ impl Trace {
         let cell = |_| {
             let h = untouched("h [T, B, H]", [steps, batch, hidden])?;
             let gates = || untouched("gates [T, B, 4H]", [steps, batch, 4 * hidden]);
-            Ok(CellTrace { h, gates: (!options.recompute).then(gates).transpose()? })
+            Ok(CpuCellTrace { h, gates: (!options.recompute).then(gates).transpose()? })
         };
         let between = |_| untouched("a layer's y [T, B, D·H]", [steps, batch, directions * hidden]);
         Ok(Self {

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cell::{BackwardWeights, ForwardWeights};
-use super::schedule::{Threads, WORTH_THREADS, chunk_steps};
-use super::simd::Level;
+use super::schedule::{ThreadLayout, WORTH_THREADS, chunk_steps};
+use super::simd::SimdLevel;
 use crate::error::Result;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
@@ -13,9 +13,9 @@ use crate::spec::params::Params;
 /// parameters.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    pub(super) level: Level,
+    pub(super) level: SimdLevel,
     /// How steps are laid out over threads, for a layer that reads so many numbers.
-    pub(super) lay_out: fn(Shape, usize) -> Threads,
+    pub(super) lay_out: fn(Shape, usize) -> ThreadLayout,
     /// After how many steps backward the products over them are computed.
     pub(super) chunk_steps: fn(Shape) -> usize,
     forward: PackedCache<ForwardWeights>,
@@ -24,15 +24,15 @@ pub(crate) struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        let lay_out = |shape, width| Threads::new(shape, width, rayon::current_num_threads());
-        Self::new(Level::best(), lay_out, chunk_steps)
+        let lay_out = |shape, width| ThreadLayout::new(shape, width, rayon::current_num_threads());
+        Self::new(SimdLevel::best(), lay_out, chunk_steps)
     }
 }
 
 impl Weights {
     pub(super) fn new(
-        level: Level,
-        lay_out: fn(Shape, usize) -> Threads,
+        level: SimdLevel,
+        lay_out: fn(Shape, usize) -> ThreadLayout,
         chunk_steps: fn(Shape) -> usize,
     ) -> Self {
         let (forward, backward) = (PackedCache::default(), PackedCache::default());

@@ -17,7 +17,7 @@ fn io_error(path: &Path, doing: &str, error: io::Error) -> Error {
 }
 
 /// Opens a file to be read by `read`, and names it in what `read` finds wrong with its contents.
-pub(crate) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>) -> Result<T> {
+pub(crate) fn open<T>(path: &Path, read: impl FnOnce(ByteSource<File>) -> Result<T>) -> Result<T> {
     let name = quote(&path.to_string_lossy());
     // Looked at first: to open a pipe is to wait for its other end, and a device may have no end.
     let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", error))?;
@@ -32,18 +32,18 @@ pub(crate) fn open<T>(path: &Path, read: impl FnOnce(Source<File>) -> Result<T>)
         }
         other => other.within(&name),
     };
-    Source::named(name.clone(), file).and_then(read).map_err(wrong)
+    ByteSource::named(name.clone(), file).and_then(read).map_err(wrong)
 }
 
 /// Bytes to read by their places, and how many there are.
-pub(crate) struct Source<S> {
+pub(crate) struct ByteSource<S> {
     source: S,
     len: u64,
     /// The file, quoted, or what stands for it.
     name: String,
 }
 
-impl<S: Read + Seek> Source<S> {
+impl<S: Read + Seek> ByteSource<S> {
     pub fn new(source: S) -> Result<Self> {
         Self::named("the stream".to_owned(), source)
     }
@@ -216,7 +216,7 @@ mod tests {
         use std::error::Error as _;
         let read = |counts| {
             let mut bytes = [0; 4];
-            let mut source = Source::new(Broken { counts })?;
+            let mut source = ByteSource::new(Broken { counts })?;
             source.part_into("the header", 0, 4, |_| &mut bytes)
         };
         for counts in [true, false] {

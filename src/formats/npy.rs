@@ -20,7 +20,7 @@ use ndarray::{Array, ArrayD, ArrayView, ArrayViewD, Dimension};
 use ndarray_npy::{ViewDataError, ViewElement, ViewNpyError, ViewNpyExt, WriteNpyExt};
 use py_literal::Value;
 
-use super::files::{self, Source};
+use super::files::{self, ByteSource};
 use crate::error::{Error, Result, quote};
 
 /// NumPy's headers are some 100 bytes; version 1.0 ends at this many.
@@ -32,7 +32,7 @@ pub(super) const MAX_OVERHEAD: u64 = MAX_HEADER as u64 + 12;
 /// What the numbers in a file were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Numbers {
+pub enum NpyElement {
     /// float16, widened.
     F16,
     /// float32.
@@ -41,7 +41,7 @@ pub enum Numbers {
     F64,
 }
 
-impl fmt::Display for Numbers {
+impl fmt::Display for NpyElement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F16 => "float16",
@@ -55,7 +55,7 @@ impl fmt::Display for Numbers {
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Format`] when the file is no such array.
-pub fn load(path: impl AsRef<Path>) -> Result<(ArrayD<f32>, Numbers)> {
+pub fn load(path: impl AsRef<Path>) -> Result<(ArrayD<f32>, NpyElement)> {
     files::open(path.as_ref(), read_source)
 }
 
@@ -63,7 +63,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<(ArrayD<f32>, Numbers)> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_as<D: Dimension>(path: impl AsRef<Path>) -> Result<(Array<f32, D>, Numbers)> {
+pub fn load_as<D: Dimension>(path: impl AsRef<Path>) -> Result<(Array<f32, D>, NpyElement)> {
     files::open(path.as_ref(), |source| with_axes(read_source(source)?))
 }
 
@@ -71,15 +71,15 @@ pub fn load_as<D: Dimension>(path: impl AsRef<Path>) -> Result<(Array<f32, D>, N
 ///
 /// # Errors
 /// [`Error::Format`].
-pub fn read(from: impl Read + Seek) -> Result<(ArrayD<f32>, Numbers)> {
-    read_source(Source::new(from)?)
+pub fn read(from: impl Read + Seek) -> Result<(ArrayD<f32>, NpyElement)> {
+    read_source(ByteSource::new(from)?)
 }
 
 /// As [`load_as`], from a stream.
 ///
 /// # Errors
 /// [`Error::Format`].
-pub fn read_as<D: Dimension>(from: impl Read + Seek) -> Result<(Array<f32, D>, Numbers)> {
+pub fn read_as<D: Dimension>(from: impl Read + Seek) -> Result<(Array<f32, D>, NpyElement)> {
     with_axes(read(from)?)
 }
 
@@ -96,7 +96,7 @@ pub fn load_lengths(path: impl AsRef<Path>) -> Result<Vec<usize>> {
 /// # Errors
 /// [`Error::Format`].
 pub fn read_lengths(from: impl Read + Seek) -> Result<Vec<usize>> {
-    parse_lengths(Bytes::of_source(Source::new(from)?)?)
+    parse_lengths(Bytes::of_source(ByteSource::new(from)?)?)
 }
 
 /// Writes an array of float32, in C order.
@@ -123,8 +123,8 @@ pub(super) fn put<D: Dimension>(
 }
 
 fn with_axes<D: Dimension>(
-    (array, numbers): (ArrayD<f32>, Numbers),
-) -> Result<(Array<f32, D>, Numbers)> {
+    (array, numbers): (ArrayD<f32>, NpyElement),
+) -> Result<(Array<f32, D>, NpyElement)> {
     let (shape, axes) = (array.shape().to_vec(), D::NDIM.unwrap_or(array.ndim()));
     let array = array.into_dimensionality();
     let wrong =
@@ -132,7 +132,7 @@ fn with_axes<D: Dimension>(
     Ok((array.map_err(wrong)?, numbers))
 }
 
-fn read_source<S: Read + Seek>(source: Source<S>) -> Result<(ArrayD<f32>, Numbers)> {
+fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<(ArrayD<f32>, NpyElement)> {
     parse(Bytes::of_source(source)?)
 }
 
@@ -145,7 +145,7 @@ pub(super) struct Bytes {
 }
 
 impl Bytes {
-    fn of_source<S: Read + Seek>(mut source: Source<S>) -> Result<Self> {
+    fn of_source<S: Read + Seek>(mut source: ByteSource<S>) -> Result<Self> {
         let mut words: Vec<u64> = Vec::new();
         let len = source.len();
         source.part_into("the file", 0, len, |len| {
@@ -184,20 +184,20 @@ impl Bytes {
     }
 }
 
-pub(super) fn parse(bytes: Bytes) -> Result<(ArrayD<f32>, Numbers)> {
+pub(super) fn parse(bytes: Bytes) -> Result<(ArrayD<f32>, NpyElement)> {
     let bytes = bytes.checked()?;
     let bytes = bytes.as_slice();
     if let Some(array) = view::<f32>(bytes)? {
-        return Ok((array.as_standard_layout().into_owned(), Numbers::F32));
+        return Ok((array.as_standard_layout().into_owned(), NpyElement::F32));
     }
     if let Some(array) = view::<f64>(bytes)? {
         let array = array.mapv(|number| number as f32);
-        return Ok((array.as_standard_layout().into_owned(), Numbers::F64));
+        return Ok((array.as_standard_layout().into_owned(), NpyElement::F64));
     }
-    match ArrayViewD::<Half>::view_npy(bytes) {
+    match ArrayViewD::<Float16>::view_npy(bytes) {
         Ok(array) => {
-            let array = array.mapv(|Half(bits)| half::f16::from_bits(bits).to_f32());
-            Ok((array.as_standard_layout().into_owned(), Numbers::F16))
+            let array = array.mapv(|Float16(bits)| half::f16::from_bits(bits).to_f32());
+            Ok((array.as_standard_layout().into_owned(), NpyElement::F16))
         }
         Err(error) => Err(wrong(error, "float32, float64 or float16")),
     }
@@ -296,9 +296,9 @@ fn check_shape(header: &str) -> Result<()> {
 /// A float16's bits.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
-struct Half(u16);
+struct Float16(u16);
 
-impl ViewElement for Half {
+impl ViewElement for Float16 {
     fn bytes_as_slice<'a>(
         bytes: &'a [u8],
         descriptor: &Value,

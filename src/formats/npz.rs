@@ -21,7 +21,7 @@ use std::path::Path;
 use ndarray::{ArrayD, ArrayViewD};
 use zip::{CompressionMethod, ZipArchive};
 
-use super::files::{self, Source, check_finite};
+use super::files::{self, ByteSource, check_finite};
 use super::npy;
 use crate::error::{Error, Result, quote};
 use crate::spec::config::GruConfig;
@@ -75,7 +75,7 @@ pub fn read(
     options: &NpzOptions,
 ) -> Result<Params> {
     config.validate()?;
-    Archive::open(Source::new(from)?)?.params(config, name, options)
+    Archive::open(ByteSource::new(from)?)?.params(config, name, options)
 }
 
 /// Reads the arrays of these names, in their order.
@@ -97,7 +97,7 @@ pub fn read_arrays<const N: usize>(
     from: impl Read + Seek,
     names: [&str; N],
 ) -> Result<[ArrayD<f32>; N]> {
-    Archive::open(Source::new(from)?)?.arrays(names)
+    Archive::open(ByteSource::new(from)?)?.arrays(names)
 }
 
 /// Writes every parameter as an array under the name that `name` gives it. Not compressed:
@@ -167,7 +167,7 @@ fn put<'a>(
 struct Archive<S: Read + Seek>(ZipArchive<BufReader<S>>);
 
 impl<S: Read + Seek> Archive<S> {
-    fn open(source: Source<S>) -> Result<Self> {
+    fn open(source: ByteSource<S>) -> Result<Self> {
         let archive = ZipArchive::new(BufReader::new(source.into_inner()));
         let wrong = |error: zip::result::ZipError| Error::format_from(error.to_string(), error);
         Ok(Self(archive.map_err(wrong)?))

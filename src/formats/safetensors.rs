@@ -30,7 +30,7 @@ use safetensors::tensor::{Dtype, Metadata};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata};
-use super::files::{self, Source, check_finite};
+use super::files::{self, ByteSource, check_finite};
 use super::metadata::{CONFIG_KEY, read_config, write_config};
 use super::numbers::{arrays, widen_bf16, widen_f16};
 use crate::error::{Error, Result, quote};
@@ -88,7 +88,7 @@ pub fn load(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Para
 /// # Errors
 /// As [`load`], but for [`Error::Io`].
 pub fn read(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
-    read_source(Source::new(from)?, options)
+    read_source(ByteSource::new(from)?, options)
 }
 
 /// What stands in front of the names of every GRU in a file: `""` for one that stands alone.
@@ -104,10 +104,13 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
 /// # Errors
 /// As [`read`].
 pub fn read_prefixes(from: impl Read + Seek) -> Result<Vec<String>> {
-    Ok(Tensors::open(Source::new(from)?)?.prefixes())
+    Ok(Tensors::open(ByteSource::new(from)?)?.prefixes())
 }
 
-fn read_source<S: Read + Seek>(source: Source<S>, options: &SafetensorsOptions) -> Result<Params> {
+fn read_source<S: Read + Seek>(
+    source: ByteSource<S>,
+    options: &SafetensorsOptions,
+) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
     let config = match file.own()? {
@@ -185,11 +188,11 @@ pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Res
 /// # Errors
 /// As [`load_network`], but for [`Error::Io`].
 pub fn read_network(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
-    read_network_source(Source::new(from)?, options)
+    read_network_source(ByteSource::new(from)?, options)
 }
 
 fn read_network_source<S: Read + Seek>(
-    source: Source<S>,
+    source: ByteSource<S>,
     options: &SafetensorsOptions,
 ) -> Result<Params> {
     let mut file = Tensors::open(source)?;
@@ -297,14 +300,14 @@ impl View for Tensor<'_> {
 
 /// A file's header, checked, and where its tensors come from.
 pub(crate) struct Tensors<S> {
-    source: Source<S>,
+    source: ByteSource<S>,
     /// Where the first tensor's bytes lie.
     data: u64,
     header: Metadata,
 }
 
 impl<S: Read + Seek> Tensors<S> {
-    pub fn open(mut source: Source<S>) -> Result<Self> {
+    pub fn open(mut source: ByteSource<S>) -> Result<Self> {
         let len = source.part("the length of its header", 0, 8)?;
         let len = u64::from_le_bytes(len.try_into().expect("eight bytes asked for"));
         if len > MAX_HEADER {
@@ -543,12 +546,12 @@ fn in_header(error: serde_json::Error) -> Error {
 /// What the crate `safetensors` does not refuse: names that come twice.
 fn check_names(header: &str) -> Result<()> {
     let mut parser = serde_json::Deserializer::from_str(header);
-    parser.deserialize_map(Names).and_then(|()| parser.end()).map_err(in_header)
+    parser.deserialize_map(UniqueNames).and_then(|()| parser.end()).map_err(in_header)
 }
 
-struct Names;
+struct UniqueNames;
 
-impl<'de> Visitor<'de> for Names {
+impl<'de> Visitor<'de> for UniqueNames {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -36,7 +36,7 @@ fn cause(_: impl std::error::Error) -> Option<Cause> {
 /// An open adapter. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Gpu {
-    inner: Arc<Inner>,
+    inner: Arc<GpuShared>,
     /// How long one wait for it may last.
     wait_limit: Option<Duration>,
 }
@@ -45,7 +45,7 @@ pub(crate) struct Gpu {
 type Pipelines = HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>;
 
 /// What the clones of a [`Gpu`] share.
-struct Inner {
+struct GpuShared {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
     caps: DeviceCaps,
@@ -115,7 +115,7 @@ impl Gpu {
     ) -> Self {
         let caps = device_caps(&adapter.get_info(), &device.limits(), device.features());
         let info = AdapterInfo { limits: caps.limits, ..describe(&adapter) };
-        let inner = Inner {
+        let inner = GpuShared {
             adapter,
             info,
             caps,
@@ -400,7 +400,7 @@ impl PolledDevice for Gpu {
     }
 }
 
-impl Drop for Inner {
+impl Drop for GpuShared {
     fn drop(&mut self) {
         if self.process.is_forked() {
             // A forked child leaves the device to its parent: closing it would wait for the

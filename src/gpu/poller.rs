@@ -22,21 +22,21 @@ pub(crate) trait PolledDevice {
 
 /// A device's waiters and the thread that polls for them.
 #[derive(Debug, Default)]
-pub(crate) struct Poller(Arc<Shared>);
+pub(crate) struct Poller(Arc<PollerShared>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct PollerShared {
+    state: Mutex<PollerState>,
     /// There is a new waiter, or the device is closed.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PollerState {
     waiters: Vec<Waiter>,
     /// Waiters so far.
     arrivals: u64,
-    thread: Option<Thread>,
+    thread: Option<PollerThread>,
     /// Threads so far.
     threads: u64,
     closed: bool,
@@ -51,7 +51,7 @@ struct Waiter {
 
 /// The thread that polls.
 #[derive(Clone, Copy, Debug)]
-struct Thread {
+struct PollerThread {
     id: u64,
     /// It sleeps in the driver until all that was queued is done, and cannot be woken.
     blocked: bool,
@@ -71,9 +71,9 @@ impl Poller {
     ) -> Result<()> {
         let mut state = lock(&self.0.state);
         // A thread that is blocked would keep no deadline; its successor takes all its waiters.
-        let serves = |thread: Thread| !(thread.blocked && deadline.is_limited());
+        let serves = |thread: PollerThread| !(thread.blocked && deadline.is_limited());
         if !state.thread.is_some_and(serves) {
-            let thread = Thread { id: state.threads, blocked: false };
+            let thread = PollerThread { id: state.threads, blocked: false };
             let shared = Arc::clone(&self.0);
             std::thread::Builder::new()
                 .name("gru-wait".to_owned())
@@ -98,7 +98,7 @@ impl Poller {
     }
 }
 
-impl Shared {
+impl PollerShared {
     /// The thread.
     fn run<D: PolledDevice>(&self, id: u64, open: impl Fn() -> Option<D>) {
         // However this thread ends, by a panic too, the next wait must start another one.
@@ -117,15 +117,16 @@ impl Shared {
     /// Sleeps until somebody waits; how many have so far, and whether to block in the driver for
     /// them. `None` where this thread is to end.
     fn next(&self, id: u64) -> Option<(u64, bool)> {
-        let serves = |state: &State| !state.closed && state.thread.is_some_and(|now| now.id == id);
-        let idle = |state: &mut State| serves(state) && !state.is_awaited();
+        let serves =
+            |state: &PollerState| !state.closed && state.thread.is_some_and(|now| now.id == id);
+        let idle = |state: &mut PollerState| serves(state) && !state.is_awaited();
         let state = self.changed.wait_while(lock(&self.state), idle);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if !serves(&state) {
             return None;
         }
         let blocked = !state.waiters.iter().any(|waiter| waiter.deadline.is_limited());
-        state.thread = Some(Thread { id, blocked });
+        state.thread = Some(PollerThread { id, blocked });
         Some((state.arrivals, blocked))
     }
 
@@ -159,7 +160,7 @@ impl Shared {
             drop(state);
             failed.into_iter().for_each(|(oneshot, error)| oneshot.send(Err(error)));
         } else if !state.waiters.is_empty() {
-            let same = |state: &mut State| state.arrivals == arrivals && !state.closed;
+            let same = |state: &mut PollerState| state.arrivals == arrivals && !state.closed;
             drop(self.changed.wait_timeout_while(state, pause, same));
         }
     }
@@ -167,7 +168,7 @@ impl Shared {
 
 /// Forgets a thread when it ends, unless it has a successor.
 struct ThreadGuard<'a> {
-    shared: &'a Shared,
+    shared: &'a PollerShared,
     id: u64,
 }
 
@@ -178,7 +179,7 @@ impl Drop for ThreadGuard<'_> {
     }
 }
 
-impl State {
+impl PollerState {
     /// Whether there is a waiter. Forgets those whose value was sent, and those whose future and
     /// callback are both gone.
     fn is_awaited(&mut self) -> bool {
@@ -203,7 +204,7 @@ mod tests {
         let poller = Poller::default();
         {
             let mut state = lock(&poller.0.state);
-            (state.thread, state.threads) = (Some(Thread { id: 0, blocked: true }), 1);
+            (state.thread, state.threads) = (Some(PollerThread { id: 0, blocked: true }), 1);
         }
         let wait = |limit| {
             let oneshot = Arc::new(Oneshot::default());
@@ -310,7 +311,7 @@ mod tests {
     /// A callback that was dropped with its future sends nothing, and nobody is left to be told.
     #[test]
     fn whoever_went_away_is_forgotten() {
-        let mut state = State::default();
+        let mut state = PollerState::default();
         let deadline = Deadline::new("results", None);
         let oneshots = [(); 3].map(|()| Arc::new(Oneshot::default()));
         for oneshot in &oneshots {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::context::Gpu;
 use crate::gpu::session::{BufferBinding, Session};
 use crate::lock::lock;
-use crate::plan::{BufferId, Mode, Plan, Purpose};
+use crate::plan::{BufferId, Mode, Plan, RunPurpose};
 use crate::spec::chunk::{Chunk, chunks};
 use crate::spec::config::{GruConfig, Shape};
 use crate::spec::element::ElementType::F32;
@@ -64,7 +64,7 @@ pub(crate) struct SessionKey {
     pub shape: Shape,
     pub mode: Mode,
     pub options: RunOptions,
-    pub purpose: Purpose,
+    pub purpose: RunPurpose,
 }
 
 /// What the runs of an update's batches add their gradients and losses to.
@@ -158,8 +158,8 @@ impl SessionPool {
             return Ok(vec![PlannedChunk { chunk: Chunk::whole(key.shape), plan: None }]);
         }
         let carried = match key.purpose {
-            Purpose::Loss(_) => None,
-            Purpose::States | Purpose::Outputs | Purpose::Evaluation(_) => {
+            RunPurpose::Loss(_) => None,
+            RunPurpose::States | RunPurpose::Outputs | RunPurpose::Evaluation(_) => {
                 Some(layout.config().direction)
             }
         };
@@ -395,7 +395,7 @@ mod tests {
         gpu.upload(&other, 0, &[7.0_f32; 24]);
         for copies in [false, true] {
             let shape = gru.config().shape(4, 2).unwrap();
-            let (mode, options, purpose) = (Mode::Inference, gru.options(), Purpose::States);
+            let (mode, options, purpose) = (Mode::Inference, gru.options(), RunPurpose::States);
             let key = SessionKey { shape, mode, options, purpose };
             let session = pool.session(gru.params(), gru.version(), key, None, None);
             let mut session = pollster::block_on(session).unwrap();
@@ -461,7 +461,7 @@ mod tests {
     }
 
     /// Plans that it takes to see what of a run fits, and how many chunks it then has.
-    fn plans_needed(gru: &Gru, shape: Shape, mode: Mode, purpose: Purpose) -> (usize, usize) {
+    fn plans_needed(gru: &Gru, shape: Shape, mode: Mode, purpose: RunPurpose) -> (usize, usize) {
         let pool = gru.session_pool().unwrap();
         let before = planned(gru);
         let key = SessionKey { shape, mode, options: gru.options(), purpose };
@@ -488,11 +488,11 @@ mod tests {
             let train = || drop(gru.forward_train(&x).unwrap());
             let outputs = || drop(network.forward(&x).unwrap());
             let evaluate = || assert!(network.evaluate(&loss, &x, targets.view()).is_ok());
-            let runs: [(Mode, Purpose, &dyn Fn()); 4] = [
-                (Mode::Inference, Purpose::States, &forward),
-                (Mode::Training, Purpose::States, &train),
-                (Mode::Inference, Purpose::Outputs, &outputs),
-                (Mode::Inference, Purpose::Evaluation(loss), &evaluate),
+            let runs: [(Mode, RunPurpose, &dyn Fn()); 4] = [
+                (Mode::Inference, RunPurpose::States, &forward),
+                (Mode::Training, RunPurpose::States, &train),
+                (Mode::Inference, RunPurpose::Outputs, &outputs),
+                (Mode::Inference, RunPurpose::Evaluation(loss), &evaluate),
             ];
             for (mode, purpose, run) in runs {
                 let (needed, chunks) = plans_needed(gru, shape, mode, purpose);
@@ -503,7 +503,7 @@ mod tests {
             }
             let config = LearnerConfig::new(loss, Optimizer::adam(), 0.01);
             let mut learner = Learner::new(params, config, &device).unwrap();
-            let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
+            let (mode, purpose) = (Mode::Training, RunPurpose::Loss(loss));
             let (needed, _) = plans_needed(learner.network().gru(), shape, mode, purpose);
             learner.step(&x, targets.view()).unwrap();
             assert_eq!(planned(learner.network().gru()), 2 * needed);

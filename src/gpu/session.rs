@@ -9,15 +9,15 @@ use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::wait::Wait;
 use crate::plan::{
-    ARGS_BLOCK, BufferId, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Slice, Stage,
+    ARGS_BLOCK, BufferId, BufferSlice, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Stage,
 };
-use crate::spec::element::Element;
+use crate::spec::element::BufferElement;
 
 #[cfg(test)]
 mod tests;
 mod timed;
 
-use timed::Stamps;
+use timed::PassTimestamps;
 pub(crate) use timed::Timing;
 
 /// Dispatches of one submit: bounds what wgpu holds while it encodes.
@@ -123,8 +123,14 @@ impl Session {
         gpu.upload(&args, 0, &blocks);
 
         let (bind_groups, next_block) = Default::default();
-        let mut preparation =
-            Preparation { gpu, pipelines, buffers: &buffers, args: &args, bind_groups, next_block };
+        let mut preparation = SessionBuilder {
+            gpu,
+            pipelines,
+            buffers: &buffers,
+            args: &args,
+            bind_groups,
+            next_block,
+        };
         let forward = plan.forward().iter().map(|stage| preparation.stage(stage)).collect();
         let backward = plan.backward().iter().map(|stage| preparation.stage(stage)).collect();
         let parity_blocks = preparation.next_block;
@@ -158,7 +164,7 @@ impl Session {
     }
 
     /// Writes `data` to `buffer` from its element `first`.
-    pub async fn write<T: Element>(
+    pub async fn write<T: BufferElement>(
         &mut self,
         buffer: BufferId,
         first: usize,
@@ -188,7 +194,7 @@ impl Session {
     }
 
     /// A wrong type or range is a mistake of this crate's own.
-    fn assert_holds<T: Element>(&self, buffer: BufferId, range: &Range<usize>) {
+    fn assert_holds<T: BufferElement>(&self, buffer: BufferId, range: &Range<usize>) {
         let BufferSpec { name, element, len, .. } = self.plan.spec(buffer);
         assert_eq!(*element, T::TYPE, "the elements of {name}");
         assert!(range.end <= *len, "{range:?} of the {len} elements of {name}");
@@ -248,7 +254,7 @@ impl Session {
     }
 
     /// Queues a schedule; its compute passes write `stamps`.
-    fn queue(&self, pass: Pass, prologue: &[Prologue], stamps: Option<Stamps<'_>>) {
+    fn queue(&self, pass: Pass, prologue: &[Prologue], stamps: Option<PassTimestamps<'_>>) {
         self.queue_dispatches(pass, prologue, self.dispatches(pass, 0), stamps);
     }
 
@@ -257,7 +263,7 @@ impl Session {
         pass: Pass,
         prologue: &[Prologue],
         dispatches: impl Iterator<Item = (&'a PreparedDispatch, usize)>,
-        mut stamps: Option<Stamps<'_>>,
+        mut stamps: Option<PassTimestamps<'_>>,
     ) {
         let mut prologue = prologue.iter();
         let mut dispatches = dispatches.peekable();
@@ -278,7 +284,7 @@ impl Session {
                 count += 1;
                 Some((dispatch, block))
             });
-            let writes = stamps.as_mut().map(Stamps::next_pass);
+            let writes = stamps.as_mut().map(PassTimestamps::next_pass);
             encode_dispatches(&mut encoder, pass, within, writes);
             self.gpu.submit(encoder.finish());
             self.gpu.throttle().queued(flops);
@@ -324,7 +330,7 @@ impl Session {
     }
 
     /// Waits for all that was queued and reads parts of buffers, all of one type.
-    pub async fn read<T: Element>(
+    pub async fn read<T: BufferElement>(
         &mut self,
         parts: &[(BufferId, Range<usize>)],
         wait: Wait,
@@ -376,17 +382,17 @@ impl PreparedStage {
 }
 
 /// What the stages of a session share while it is made.
-struct Preparation<'a> {
+struct SessionBuilder<'a> {
     gpu: &'a Gpu,
     pipelines: &'a HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
     buffers: &'a [BufferBinding],
     args: &'a wgpu::Buffer,
     /// One for each kernel, variant and set of slices; the arguments differ by offset alone.
-    bind_groups: HashMap<(&'static str, Vec<u32>, Vec<Slice>), wgpu::BindGroup>,
+    bind_groups: HashMap<(&'static str, Vec<u32>, Vec<BufferSlice>), wgpu::BindGroup>,
     next_block: usize,
 }
 
-impl Preparation<'_> {
+impl SessionBuilder<'_> {
     fn stage(&mut self, stage: &Stage) -> PreparedStage {
         let (body, times) = stage.dispatches();
         let dispatches = body.iter().map(|dispatch| self.dispatch(dispatch)).collect();

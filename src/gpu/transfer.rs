@@ -6,7 +6,7 @@ use crate::error::{Cause, Error, Result, try_room};
 use crate::gpu::context::Gpu;
 use crate::gpu::report::one_line;
 use crate::gpu::wait::{Oneshot, Wait};
-use crate::spec::element::{Element, ElementType};
+use crate::spec::element::{BufferElement, ElementType};
 
 /// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all
 /// that is written between two submits in staging memory, and running out of it loses the device.
@@ -14,7 +14,7 @@ const CHUNK_BYTES: usize = 32 << 20;
 
 impl Gpu {
     /// Copies `data` to `buffer` from its element `first`.
-    pub fn upload<T: Element>(&self, buffer: &wgpu::Buffer, first: usize, data: &[T]) {
+    pub fn upload<T: BufferElement>(&self, buffer: &wgpu::Buffer, first: usize, data: &[T]) {
         let mut at = T::TYPE.bytes(first);
         for chunk in bytemuck::cast_slice::<T, u8>(data).chunks(CHUNK_BYTES) {
             self.queue().write_buffer(buffer, at, chunk);
@@ -29,7 +29,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::DeviceLost`] when the work or the copy did not arrive.
-    pub async fn download<T: Element>(
+    pub async fn download<T: BufferElement>(
         &self,
         parts: &[(&wgpu::Buffer, usize, usize)],
         wait: Wait,
@@ -146,7 +146,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLost`] when the device was lost meanwhile: wgpu may have freed what `work`
     /// was shown.
-    pub fn read_mapped<T: Element>(
+    pub fn read_mapped<T: BufferElement>(
         &self,
         staging: &wgpu::Buffer,
         len: usize,

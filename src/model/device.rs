@@ -22,12 +22,12 @@ use crate::model::blocking::blocking_and_async;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Device {
-    target: Target,
+    target: DeviceTarget,
     reason: String,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Target {
+pub(crate) enum DeviceTarget {
     Cpu,
     Gpu(Gpu),
 }
@@ -47,14 +47,14 @@ impl Device {
                 Self { reason: "auto takes a hardware GPU where there is one".to_owned(), ..device }
             }
             Err(error) => {
-                Self { target: Target::Cpu, reason: format!("auto takes the CPU: {error}") }
+                Self { target: DeviceTarget::Cpu, reason: format!("auto takes the CPU: {error}") }
             }
         }
     }
 
     /// The CPU.
     pub fn cpu() -> Self {
-        Self { target: Target::Cpu, reason: "asked for by name".to_owned() }
+        Self { target: DeviceTarget::Cpu, reason: "asked for by name".to_owned() }
     }
 
     blocking_and_async! {
@@ -169,7 +169,7 @@ impl Device {
         queue: &wgpu::Queue,
     ) -> Result<Self> {
         let gpu = Gpu::adopt(adapter.clone(), device.clone(), queue.clone())?;
-        Ok(Self { target: Target::Gpu(gpu), reason: "the caller's own".to_owned() })
+        Ok(Self { target: DeviceTarget::Gpu(gpu), reason: "the caller's own".to_owned() })
     }
 
     /// The same, with waits for it of at most `limit`: what takes longer is an [`Error::Timeout`].
@@ -190,8 +190,8 @@ impl Device {
     #[must_use]
     pub fn with_wait_limit(self, limit: Duration) -> Self {
         let target = match self.target {
-            Target::Cpu => Target::Cpu,
-            Target::Gpu(gpu) => Target::Gpu(gpu.with_wait_limit(limit)),
+            DeviceTarget::Cpu => DeviceTarget::Cpu,
+            DeviceTarget::Gpu(gpu) => DeviceTarget::Gpu(gpu.with_wait_limit(limit)),
         };
         Self { target, ..self }
     }
@@ -209,15 +209,15 @@ impl Device {
 
     async fn reopen_with_default_limits(&self) -> Result<Self> {
         let target = match &self.target {
-            Target::Cpu => Target::Cpu,
-            Target::Gpu(gpu) => Target::Gpu(gpu.reopen(wgpu::Limits::default()).await?),
+            DeviceTarget::Cpu => DeviceTarget::Cpu,
+            DeviceTarget::Gpu(gpu) => DeviceTarget::Gpu(gpu.reopen(wgpu::Limits::default()).await?),
         };
         Ok(Self { target, reason: self.reason.clone() })
     }
 
     async fn open(adapter: wgpu::Adapter) -> Result<Self> {
         let gpu = Gpu::open(adapter).await?;
-        Ok(Self { target: Target::Gpu(gpu), reason: "asked for by name".to_owned() })
+        Ok(Self { target: DeviceTarget::Gpu(gpu), reason: "asked for by name".to_owned() })
     }
 
     /// Opens the first adapter that `accepts` and that opens, the best kind of them first.
@@ -270,34 +270,34 @@ impl Device {
 
     /// Whether kernels run on an adapter, be it hardware or software.
     pub fn is_adapter(&self) -> bool {
-        matches!(self.target, Target::Gpu(_))
+        matches!(self.target, DeviceTarget::Gpu(_))
     }
 
     /// The adapter, where there is one.
     pub fn adapter(&self) -> Option<AdapterInfo> {
         match &self.target {
-            Target::Cpu => None,
-            Target::Gpu(gpu) => Some(gpu.describe()),
+            DeviceTarget::Cpu => None,
+            DeviceTarget::Gpu(gpu) => Some(gpu.describe()),
         }
     }
 
     /// `Ok` unless this process was forked from the one whose device or threads these are.
     pub(crate) fn check_process(&self) -> Result<()> {
         match &self.target {
-            Target::Cpu => cpu::check_process(),
-            Target::Gpu(gpu) => gpu.check_process(),
+            DeviceTarget::Cpu => cpu::check_process(),
+            DeviceTarget::Gpu(gpu) => gpu.check_process(),
         }
     }
 
     /// `Ok` unless the adapter is known to be lost.
     pub(crate) fn check_lost(&self) -> Result<()> {
         match &self.target {
-            Target::Cpu => Ok(()),
-            Target::Gpu(gpu) => gpu.check_lost(),
+            DeviceTarget::Cpu => Ok(()),
+            DeviceTarget::Gpu(gpu) => gpu.check_lost(),
         }
     }
 
-    pub(crate) fn target(&self) -> &Target {
+    pub(crate) fn target(&self) -> &DeviceTarget {
         &self.target
     }
 }
@@ -435,7 +435,7 @@ pub(crate) fn test_device() -> (Device, Gpu) {
         None => Device::gpu().or_else(|_| Device::software()),
     };
     let device: Device = opened.expect("this test needs a GPU or a software adapter");
-    let Target::Gpu(gpu) = device.target().clone() else {
+    let DeviceTarget::Gpu(gpu) = device.target().clone() else {
         panic!("GRU_DEVICE={device} is no adapter; this test needs one");
     };
     // As `tests/common` has it.
@@ -450,7 +450,7 @@ pub(crate) fn test_device() -> (Device, Gpu) {
 #[cfg(test)]
 fn reopened(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
     let gpu = pollster::block_on(gpu.reopen(limits)).expect("any adapter can less");
-    (Device { target: Target::Gpu(gpu.clone()), ..device.clone() }, gpu)
+    (Device { target: DeviceTarget::Gpu(gpu.clone()), ..device.clone() }, gpu)
 }
 
 /// The same adapter with bindings of so many bytes at most.

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey, SessionPool};
 use crate::gpu::session::Session;
 use crate::gpu::wait::Wait;
-use crate::plan::{BufferId, Mode, Pass, Plan, Purpose};
+use crate::plan::{BufferId, Mode, Pass, Plan, RunPurpose};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
 use crate::spec::element::ElementType;
@@ -32,7 +32,7 @@ mod states;
 mod tests;
 
 pub(crate) use input::RunInput;
-pub(crate) use states::{BackwardRun, ForwardRun, Recorded};
+pub(crate) use states::{BackwardRun, ForwardRun, RecordedRun};
 
 /// A kind of run: what each of its chunks takes and gives.
 pub(crate) trait ChunkedRun {
@@ -45,21 +45,21 @@ pub(crate) trait ChunkedRun {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where the host has no memory for a copy.
-    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>>;
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>>;
 
     /// What comes down after them; where that is nothing, nobody waits for the device.
-    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)>;
+    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)>;
 
     /// Takes what came down, in the order of [`Self::reads`].
     ///
     /// # Errors
     /// What the run says of it.
-    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()>;
+    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()>;
 }
 
 /// The chunk that a run is at.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Position<'a> {
+pub(crate) struct ChunkPosition<'a> {
     pub chunk: &'a Chunk,
     /// The chunk's own sizes.
     pub shape: Shape,
@@ -69,7 +69,7 @@ pub(crate) struct Position<'a> {
     pub is_whole: bool,
 }
 
-impl Position<'_> {
+impl ChunkPosition<'_> {
     /// Whether the chunk goes on with the rows, and so the states, of the one that ran before it.
     pub fn continues(&self) -> bool {
         self.chunk.has_rows_of(self.previous)
@@ -80,11 +80,11 @@ impl Position<'_> {
 pub(crate) struct Upload<'a> {
     pub buffer: BufferId,
     pub range: Range<usize>,
-    pub data: Data<'a>,
+    pub data: UploadData<'a>,
 }
 
 /// What an [`Upload`] writes.
-pub(crate) enum Data<'a> {
+pub(crate) enum UploadData<'a> {
     Zeros,
     F32(Cow<'a, [f32]>),
     U32(Cow<'a, [u32]>),
@@ -94,7 +94,7 @@ pub(crate) enum Data<'a> {
     Buffer(&'a wgpu::Buffer),
 }
 
-impl Data<'_> {
+impl UploadData<'_> {
     /// Bytes that travel from the host to the device.
     pub fn bytes(&self) -> u64 {
         match self {
@@ -110,11 +110,11 @@ impl Upload<'_> {
     async fn queue(&self, session: &mut Session) -> Result<()> {
         let (buffer, first) = (self.buffer, self.range.start);
         match &self.data {
-            Data::Buffer(from) => session.copy_in(from, buffer, self.range.clone()),
-            Data::Zeros => session.clear(buffer, self.range.clone()),
-            Data::F32(numbers) => session.write(buffer, first, numbers).await?,
-            Data::U32(numbers) => session.write(buffer, first, numbers).await?,
-            Data::Array(array) => match array.as_slice() {
+            UploadData::Buffer(from) => session.copy_in(from, buffer, self.range.clone()),
+            UploadData::Zeros => session.clear(buffer, self.range.clone()),
+            UploadData::F32(numbers) => session.write(buffer, first, numbers).await?,
+            UploadData::U32(numbers) => session.write(buffer, first, numbers).await?,
+            UploadData::Array(array) => match array.as_slice() {
                 Some(in_order) => session.write(buffer, first, in_order).await?,
                 None => {
                     let copy = input::try_owned("an array in order", array.view())?;
@@ -191,7 +191,7 @@ impl<'a> Executor<'a> {
         model: AdapterModel<'a>,
         shape: Shape,
         mode: Mode,
-        purpose: Purpose,
+        purpose: RunPurpose,
         wait: Wait,
     ) -> Result<Self> {
         let key = SessionKey { shape, mode, options: model.options, purpose };
@@ -295,11 +295,11 @@ impl<'a> Executor<'a> {
         run.collect(&position, results)
     }
 
-    fn position(&self, at: usize) -> Position<'_> {
+    fn position(&self, at: usize) -> ChunkPosition<'_> {
         let chunk = &self.chunks[at].chunk;
         let previous = at.checked_sub(1).map(|before| &self.chunks[before].chunk);
         let shape = chunk.shape(self.key.shape);
-        Position { chunk, shape, previous, is_whole: self.chunks.len() == 1 }
+        ChunkPosition { chunk, shape, previous, is_whole: self.chunks.len() == 1 }
     }
 
     /// A session for a chunk, with the model's parameters there.

@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::ArrayView3;
 
-use crate::cpu::{self, Asked};
+use crate::cpu::{self, GradientsWanted};
 use crate::error::{Error, Result};
 use crate::gpu::pool::SessionPool;
 use crate::gpu::wait::Wait;
 use crate::lock::lock;
 use crate::model::blocking::blocking_and_async;
-use crate::model::device::{Device, Target};
-use crate::model::executor::{AdapterModel, Executor, Recorded};
+use crate::model::device::{Device, DeviceTarget};
+use crate::model::executor::{AdapterModel, Executor, RecordedRun};
 use crate::model::output::Output;
 use crate::model::state::State;
-use crate::plan::{DeviceCaps, Mode, Plan, Purpose};
+use crate::plan::{DeviceCaps, Mode, Plan, RunPurpose};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::{GruConfig, Shape};
@@ -41,13 +41,13 @@ pub struct Tape {
     model: u64,
     version: u64,
     shape: Shape,
-    record: Record,
+    record: TapeRecord,
 }
 
 #[derive(Debug)]
-enum Record {
-    Cpu(Box<cpu::Trace>),
-    Gpu(Recorded),
+enum TapeRecord {
+    Cpu(Box<cpu::CpuTrace>),
+    Gpu(RecordedRun),
 }
 
 impl Tape {
@@ -64,8 +64,8 @@ impl Tape {
 
     async fn copy_state(&self, wait: Wait) -> Result<State> {
         match &self.record {
-            Record::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
-            Record::Gpu(recorded) => recorded.state(wait).await,
+            TapeRecord::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
+            TapeRecord::Gpu(recorded) => recorded.state(wait).await,
         }
     }
 }
@@ -102,7 +102,7 @@ pub struct Gru {
     /// Of the CPU.
     weights: cpu::Weights,
     /// Of the CPU: the memory of the last training run, for the next of its shape.
-    cached_trace: Mutex<Option<cpu::Trace>>,
+    cached_trace: Mutex<Option<cpu::CpuTrace>>,
     /// Tells this model's tapes from another's.
     id: u64,
     /// Counts changes of the parameters.
@@ -127,7 +127,7 @@ impl Gru {
     }
 
     async fn create(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
-        if let Target::Gpu(gpu) = device.target() {
+        if let DeviceTarget::Gpu(gpu) = device.target() {
             // Before memory is taken for what would be refused.
             SessionPool::allow(gpu, &config)?;
         }
@@ -147,8 +147,8 @@ impl Gru {
     async fn of_params(params: Params, device: &Device) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let pool = match device.target() {
-            Target::Cpu => None,
-            Target::Gpu(gpu) => Some(SessionPool::new(gpu, params.layout()).await?),
+            DeviceTarget::Cpu => None,
+            DeviceTarget::Gpu(gpu) => Some(SessionPool::new(gpu, params.layout()).await?),
         };
         Ok(Self {
             config: params.layout().config().clone(),
@@ -199,8 +199,8 @@ impl Gru {
     /// As [`Plan::with_options`].
     pub fn plan(&self, shape: Shape, mode: Mode) -> Result<Plan> {
         let caps = match self.device.target() {
-            Target::Cpu => DeviceCaps::WEBGPU,
-            Target::Gpu(gpu) => gpu.caps(),
+            DeviceTarget::Cpu => DeviceCaps::WEBGPU,
+            DeviceTarget::Gpu(gpu) => gpu.caps(),
         };
         Plan::with_options(&self.config, shape, mode, self.options, &caps)
     }
@@ -229,7 +229,7 @@ impl Gru {
             return Ok(vec![shape]);
         }
         let executor =
-            Executor::new(self.on_adapter()?, shape, mode, Purpose::States, Wait::Block)?;
+            Executor::new(self.on_adapter()?, shape, mode, RunPurpose::States, Wait::Block)?;
         Ok(executor.chunks().map(|chunk| chunk.shape(shape)).collect())
     }
 
@@ -330,7 +330,7 @@ impl Gru {
             dy: Option<ArrayView3<'_, f32>>,
             dh_n: Option<ArrayView3<'_, f32>>,
         ) -> Result<Gradients> {
-            |wait| self.run_backward(tape, dy, dh_n, Asked::All, wait)
+            |wait| self.run_backward(tape, dy, dh_n, GradientsWanted::All, wait)
         }
     }
 
@@ -369,13 +369,13 @@ impl Gru {
                 let (weights, options) = (self.cpu_weights(), self.options);
                 let ran = cpu::forward_train(&self.params, weights, batch, options, cached)?;
                 let (y, trace) = ran;
-                (Output { y, h_n: trace.h_n().clone() }, Record::Cpu(Box::new(trace)))
+                (Output { y, h_n: trace.h_n().clone() }, TapeRecord::Cpu(Box::new(trace)))
             }
             Some(_) => {
                 let mode = Mode::Training;
                 let ran = self.on_adapter()?.forward(shape, mode, state, batch, wait).await;
                 let (output, recorded) = ran?;
-                (output, Record::Gpu(recorded))
+                (output, TapeRecord::Gpu(recorded))
             }
         };
         let (model, version) = (self.id, self.version);
@@ -388,7 +388,7 @@ impl Gru {
         tape: Tape,
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
-        asked: Asked,
+        asked: GradientsWanted,
         wait: Wait,
     ) -> Result<Gradients> {
         self.device.check_process()?;
@@ -400,13 +400,15 @@ impl Gru {
         }
         reference::check_gradients(&tape.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
         match tape.record {
-            Record::Cpu(mut trace) => {
+            TapeRecord::Cpu(mut trace) => {
                 let weights = self.cpu_weights();
                 let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, asked)?;
                 *lock(&self.cached_trace) = Some(*trace);
                 Ok(gradients)
             }
-            Record::Gpu(recorded) => self.on_adapter()?.backward(recorded, dy, dh_n, wait).await,
+            TapeRecord::Gpu(recorded) => {
+                self.on_adapter()?.backward(recorded, dy, dh_n, wait).await
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use crate::gpu::context::Gpu;
 use crate::gpu::session::{BufferBinding, Session};
 use crate::model::blocking::blocking_and_async;
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, ElementType, Mode, RunBuffers, States};
+use crate::plan::{BufferId, ElementType, Mode, RunBuffers, StateSlot};
 use crate::spec::config::Shape;
 
 /// A caller's buffers, for a [`ForwardPass`] or a [`Stream`](crate::Stream).
@@ -175,7 +175,7 @@ pub struct ForwardPass {
     shape: Shape,
     session: Session,
     /// Copied to `states` ahead of the pass.
-    before: Vec<(BufferBinding, States)>,
+    before: Vec<(BufferBinding, StateSlot)>,
     /// Where the last states are copied after it.
     h_n: Option<BufferBinding>,
 }
@@ -190,14 +190,14 @@ impl ForwardPass {
         let plan = self.session.plan();
         let id = plan.run_buffers().states;
         let states = self.session.buffer(id);
-        let part = |section: States| plan.spec(id).byte_range(&section.range(self.shape));
+        let part = |section: StateSlot| plan.spec(id).byte_range(&section.range(self.shape));
         for (from, section) in &self.before {
             let (to, len) = part(*section);
             encoder.copy_buffer_to_buffer(&from.buffer, from.offset, states, to, len);
         }
         self.session.encode(encoder, 0);
         if let Some(to) = &self.h_n {
-            let (from, len) = part(States::Last);
+            let (from, len) = part(StateSlot::Last);
             encoder.copy_buffer_to_buffer(states, from, &to.buffer, to.offset, len);
         }
     }
@@ -232,7 +232,7 @@ impl Gru {
         buffers.check(pool.gpu(), shape)?;
         let bound = buffers.bound(plan.run_buffers());
         let session = pool.make(plan, &bound).await?;
-        let copied = [(&buffers.h0, States::First), (&buffers.reset_state, States::Reset)];
+        let copied = [(&buffers.h0, StateSlot::First), (&buffers.reset_state, StateSlot::Reset)];
         let before = copied
             .into_iter()
             .filter_map(|(part, to)| Some((BufferBinding::from(part.as_ref()?), to)));

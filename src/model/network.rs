@@ -9,9 +9,9 @@ use crate::error::{Result, try_untouched};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
-use crate::model::executor::{ChunkedRun, Data, Executor, Position, RunInput, Upload};
+use crate::model::executor::{ChunkPosition, ChunkedRun, Executor, RunInput, Upload, UploadData};
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, Mode, Plan, Purpose, States};
+use crate::plan::{BufferId, Mode, Plan, RunPurpose, StateSlot};
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
 use crate::spec::head::{Head, Readout};
@@ -189,7 +189,7 @@ impl Network {
     }
 
     async fn run_on(&self, shape: Shape, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
-        let (mode, purpose) = (Mode::Inference, Purpose::Outputs);
+        let (mode, purpose) = (Mode::Inference, RunPurpose::Outputs);
         let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
         let input = CarriedInput::new(&executor, batch).await?;
         let len = self.head.rows(shape) * self.head.outputs;
@@ -208,7 +208,7 @@ impl Network {
         targets: &PreparedTargets,
         wait: Wait,
     ) -> Result<Evaluation> {
-        let (mode, purpose) = (Mode::Inference, Purpose::Evaluation(*loss));
+        let (mode, purpose) = (Mode::Inference, RunPurpose::Evaluation(*loss));
         let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
         let input = CarriedInput::new(&executor, batch.reborrow()).await?;
         let mut run = EvaluationRun { input, head: self.head, shape, targets, sums: Vec::new() };
@@ -239,18 +239,18 @@ impl<'a> CarriedInput<'a> {
         Ok(Self { input: RunInput::new(executor, None, batch).await?, h_n: None })
     }
 
-    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
         let carried = self.h_n.as_ref().filter(|_| at.continues());
         self.input.uploads(at, plan, carried.map(|h_n| h_n.view()))
     }
 
     /// The last states, where another chunk may go on from them.
-    fn read(&self, at: &Position<'_>, plan: &Plan) -> Option<(BufferId, Range<usize>)> {
-        let states = (plan.run_buffers().states, States::Last.range(at.shape));
+    fn read(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Option<(BufferId, Range<usize>)> {
+        let states = (plan.run_buffers().states, StateSlot::Last.range(at.shape));
         (!at.is_whole).then_some(states)
     }
 
-    fn collect(&mut self, at: &Position<'_>, h_n: Option<Vec<f32>>) {
+    fn collect(&mut self, at: &ChunkPosition<'_>, h_n: Option<Vec<f32>>) {
         let array =
             |h_n| Array3::from_shape_vec(at.shape.state(), h_n).expect("as many as it holds");
         self.h_n = h_n.map(array);
@@ -266,17 +266,17 @@ struct OutputRun<'a> {
 }
 
 impl ChunkedRun for OutputRun<'_> {
-    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
         self.input.uploads(at, plan)
     }
 
-    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
         let outputs = 0..self.head.rows(at.shape) * self.head.outputs;
         let outputs = (plan.head_buffers().outputs, outputs);
         std::iter::once(outputs).chain(self.input.read(at, plan)).collect()
     }
 
-    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()> {
+    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
         let mut results = results.into_iter();
         let outputs = results.next().expect("the outputs were asked for");
         self.input.collect(at, results.next());
@@ -305,18 +305,18 @@ struct EvaluationRun<'a> {
 }
 
 impl ChunkedRun for EvaluationRun<'_> {
-    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
         let mut uploads = self.input.uploads(at, plan)?;
         uploads.extend(target_uploads(self.targets, &self.head, self.shape, at, plan));
         Ok(uploads)
     }
 
-    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
         let sums = (plan.loss_buffers().sum, 0..2);
         std::iter::once(sums).chain(self.input.read(at, plan)).collect()
     }
 
-    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()> {
+    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
         let mut results = results.into_iter();
         let sums = results.next().expect("the sums were asked for");
         self.input.collect(at, results.next());
@@ -334,26 +334,26 @@ pub(crate) fn target_uploads<'s>(
     targets: &'s PreparedTargets,
     head: &Head,
     shape: Shape,
-    at: &Position<'_>,
+    at: &ChunkPosition<'_>,
     plan: &Plan,
 ) -> [Upload<'s>; 2] {
     let buffers = plan.loss_buffers();
     let (targets, weights) = match at.is_whole {
         true => {
             let data = match &targets.targets {
-                TargetData::Values(values) => Data::F32(values.into()),
-                TargetData::Classes(classes) => Data::U32(classes.into()),
+                TargetData::Values(values) => UploadData::F32(values.into()),
+                TargetData::Classes(classes) => UploadData::U32(classes.into()),
             };
-            (data, Data::F32((&targets.weights).into()))
+            (data, UploadData::F32((&targets.weights).into()))
         }
         false => {
             let PreparedTargets { targets, weights } =
                 targets.of_rows(&head.rows_of(at.chunk, shape));
             let data = match targets {
-                TargetData::Values(values) => Data::F32(values.into()),
-                TargetData::Classes(classes) => Data::U32(classes.into()),
+                TargetData::Values(values) => UploadData::F32(values.into()),
+                TargetData::Classes(classes) => UploadData::U32(classes.into()),
             };
-            (data, Data::F32(weights.into()))
+            (data, UploadData::F32(weights.into()))
         }
     };
     [

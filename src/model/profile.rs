@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use ndarray::ArrayView3;
 
-use crate::cpu::Asked;
+use crate::cpu::GradientsWanted;
 use crate::error::Result;
 use crate::gpu::clock::Instant;
 use crate::gpu::session::{Session, Timing};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::executor::{
-    BackwardRun, ChunkedRun, Executor, ForwardRun, Hooks, Position, RunInput, Upload,
+    BackwardRun, ChunkPosition, ChunkedRun, Executor, ForwardRun, Hooks, RunInput, Upload,
 };
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, Dispatch, Mode, Pass, Plan, Purpose, Stage};
+use crate::plan::{BufferId, Dispatch, Mode, Pass, Plan, RunPurpose, Stage};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
@@ -180,7 +180,7 @@ impl Gru {
             Some(_) => {
                 let (_, tape) = self.run_forward_train(None, batch, wait).await?;
                 let forward = start.elapsed();
-                self.run_backward(tape, dy, None, Asked::All, wait).await?;
+                self.run_backward(tape, dy, None, GradientsWanted::All, wait).await?;
                 (forward, start.elapsed())
             }
         };
@@ -204,17 +204,18 @@ impl Gru {
         wait: Wait,
     ) -> Result<Profile> {
         let mode = if dy.is_some() { Mode::Training } else { Mode::Inference };
-        let mut executor = Executor::new(self.on_adapter()?, shape, mode, Purpose::States, wait)?;
+        let mut executor =
+            Executor::new(self.on_adapter()?, shape, mode, RunPurpose::States, wait)?;
         let input = RunInput::new(&executor, None, batch.reborrow()).await?;
         let forward = ForwardRun::new(&executor, input)?;
         let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None);
         let backward = dy.map(backward).transpose()?;
-        let mut stopwatch = Stopwatch::new(by_kernel);
+        let mut stopwatch = PhaseTimer::new(by_kernel);
         executor.run_with(&mut TimedRun { forward, backward }, &mut stopwatch).await?;
         let has_clock = self.session_pool()?.gpu().tick().is_some();
         let clock = if has_clock { Clock::Adapter } else { Clock::Host };
-        let Stopwatch { upload, forward, backward, download, kernels, .. } = stopwatch;
-        let kernels = kernels.map(Kernels::sorted).unwrap_or_default();
+        let PhaseTimer { upload, forward, backward, download, kernels, .. } = stopwatch;
+        let kernels = kernels.map(KernelTimes::sorted).unwrap_or_default();
         Ok(Profile { upload, forward, backward, download, clock, kernels })
     }
 }
@@ -230,8 +231,8 @@ impl ChunkedRun for TimedRun<'_> {
         if self.backward.is_some() { &[Pass::Forward, Pass::Backward] } else { &[Pass::Forward] }
     }
 
-    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
-        let at = Position { previous: None, ..*at };
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        let at = ChunkPosition { previous: None, ..*at };
         let mut uploads = self.forward.uploads(&at, plan)?;
         if let Some(backward) = &self.backward {
             uploads.extend(backward.uploads(&at, plan)?);
@@ -239,18 +240,18 @@ impl ChunkedRun for TimedRun<'_> {
         Ok(uploads)
     }
 
-    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
         let of_backward = self.backward.iter().flat_map(|backward| backward.reads(at, plan));
         self.forward.reads(at, plan).into_iter().chain(of_backward).collect()
     }
 
-    fn collect(&mut self, _: &Position<'_>, _: Vec<Vec<f32>>) -> Result<()> {
+    fn collect(&mut self, _: &ChunkPosition<'_>, _: Vec<Vec<f32>>) -> Result<()> {
         Ok(())
     }
 }
 
 /// Measures the phases of each chunk, with a wait between them.
-struct Stopwatch {
+struct PhaseTimer {
     /// When the present phase began.
     begun: Instant,
     upload: Duration,
@@ -258,18 +259,18 @@ struct Stopwatch {
     backward: Duration,
     download: Duration,
     /// Where each kernel is timed for itself.
-    kernels: Option<Kernels>,
+    kernels: Option<KernelTimes>,
 }
 
-impl Stopwatch {
+impl PhaseTimer {
     fn new(by_kernel: bool) -> Self {
         let [upload, forward, backward, download] = [Duration::ZERO; 4];
-        let kernels = by_kernel.then(Kernels::default);
+        let kernels = by_kernel.then(KernelTimes::default);
         Self { begun: Instant::now(), upload, forward, backward, download, kernels }
     }
 }
 
-impl Hooks for Stopwatch {
+impl Hooks for PhaseTimer {
     async fn before_upload(&mut self, session: &Session, _: u64, wait: Wait) -> Result<()> {
         session.gpu().sync(wait).await?;
         self.begun = Instant::now();
@@ -305,13 +306,13 @@ impl Hooks for Stopwatch {
 
 /// What has been timed so far.
 #[derive(Default)]
-struct Kernels {
+struct KernelTimes {
     rows: Vec<KernelTime>,
     /// The index in `rows` of a kernel with a label.
     indices: HashMap<(String, String), usize>,
 }
 
-impl Kernels {
+impl KernelTimes {
     /// Runs a schedule part by part, and gives the sum of their times.
     async fn time(&mut self, session: &mut Session, pass: Pass, wait: Wait) -> Result<Duration> {
         let timing = session.time_parts(pass, wait).await?;

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, check_shape};
 use crate::gpu::context::Gpu;
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
-use crate::model::device::{Device, Target};
+use crate::model::device::{Device, DeviceTarget};
 use crate::spec::config::Shape;
 
 /// The states of all cells, `[L·D, B, H]`, on the device that computed them.
@@ -17,22 +17,22 @@ use crate::spec::config::Shape;
 #[derive(Clone, Debug)]
 pub struct State {
     shape: [usize; 3],
-    storage: Storage,
+    storage: StateStorage,
 }
 
 #[derive(Clone, Debug)]
-enum Storage {
+enum StateStorage {
     Host(Array3<f32>),
     Device(Gpu, wgpu::Buffer),
 }
 
 impl State {
     pub(crate) fn of_array(array: Array3<f32>) -> Self {
-        Self { shape: array.dim().into(), storage: Storage::Host(array) }
+        Self { shape: array.dim().into(), storage: StateStorage::Host(array) }
     }
 
     pub(crate) fn of_buffer(gpu: &Gpu, buffer: wgpu::Buffer, shape: [usize; 3]) -> Self {
-        Self { shape, storage: Storage::Device(gpu.clone(), buffer) }
+        Self { shape, storage: StateStorage::Device(gpu.clone(), buffer) }
     }
 
     /// `[L·D, B, H]`
@@ -52,8 +52,8 @@ impl State {
 
     pub(crate) async fn read(&self, wait: Wait) -> Result<Array3<f32>> {
         match &self.storage {
-            Storage::Host(array) => Ok(array.clone()),
-            Storage::Device(gpu, buffer) => {
+            StateStorage::Host(array) => Ok(array.clone()),
+            StateStorage::Device(gpu, buffer) => {
                 let len = self.shape.iter().product();
                 let read = gpu.download(&[(buffer, 0, len)], wait).await?.swap_remove(0);
                 Ok(Array3::from_shape_vec(self.shape, read).expect("as many as the shape holds"))
@@ -64,8 +64,8 @@ impl State {
     /// The buffer, on an adapter.
     pub(crate) fn buffer(&self) -> Option<&wgpu::Buffer> {
         match &self.storage {
-            Storage::Host(_) => None,
-            Storage::Device(_, buffer) => Some(buffer),
+            StateStorage::Host(_) => None,
+            StateStorage::Device(_, buffer) => Some(buffer),
         }
     }
 
@@ -74,8 +74,8 @@ impl State {
     pub(crate) fn on(&self, device: &Device, shape: Shape) -> Result<Option<ArrayView3<'_, f32>>> {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
         match (&self.storage, device.target()) {
-            (Storage::Host(array), Target::Cpu) => Ok(Some(array.view())),
-            (Storage::Device(gpu, _), Target::Gpu(other)) if gpu.is(other) => Ok(None),
+            (StateStorage::Host(array), DeviceTarget::Cpu) => Ok(Some(array.view())),
+            (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other)) if gpu.is(other) => Ok(None),
             _ => Err(Error::Conflict {
                 what: "a state and a model on another device",
                 why: "a state stays on the device that computed it; take it along as an h0",

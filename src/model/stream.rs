@@ -43,11 +43,11 @@ pub struct Stream {
     chunks: Vec<usize>,
     /// Rows that start afresh at the next step.
     resets: Vec<bool>,
-    storage: Storage,
+    storage: StreamStorage,
 }
 
 #[derive(Debug)]
-enum Storage {
+enum StreamStorage {
     Host { state: Array3<f32>, reset_state: Array3<f32> },
     Adapter(Box<AdapterStream>),
 }
@@ -93,8 +93,8 @@ impl Stream {
     async fn write_reset_state(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
         check_shape("the reset state [L, B, H]", &self.shape.state(), given.shape())?;
         match &mut self.storage {
-            Storage::Host { reset_state, .. } => reset_state.assign(&given),
-            Storage::Adapter(adapter) => adapter.set_reset_state(self.shape, given).await?,
+            StreamStorage::Host { reset_state, .. } => reset_state.assign(&given),
+            StreamStorage::Adapter(adapter) => adapter.set_reset_state(self.shape, given).await?,
         }
         Ok(())
     }
@@ -114,8 +114,8 @@ impl Stream {
         check_shape("the state [L, B, H]", &self.shape.state(), given.shape())?;
         self.resets.fill(false);
         match &mut self.storage {
-            Storage::Host { state, .. } => state.assign(&given),
-            Storage::Adapter(adapter) => adapter.set_state(self.shape, given).await?,
+            StreamStorage::Host { state, .. } => state.assign(&given),
+            StreamStorage::Adapter(adapter) => adapter.set_state(self.shape, given).await?,
         }
         Ok(())
     }
@@ -133,11 +133,11 @@ impl Stream {
     async fn read_state(&mut self, wait: Wait) -> Result<Array3<f32>> {
         let (shape, resets) = (self.shape, &mut self.resets);
         match &mut self.storage {
-            Storage::Host { state, reset_state } => {
+            StreamStorage::Host { state, reset_state } => {
                 reset_rows(resets, state, reset_state);
                 Ok(state.clone())
             }
-            Storage::Adapter(adapter) => adapter.read_state(shape, resets, wait).await,
+            StreamStorage::Adapter(adapter) => adapter.read_state(shape, resets, wait).await,
         }
     }
 
@@ -177,10 +177,10 @@ impl Gru {
         let Ok(pool) = self.session_pool() else {
             let state = reference::zeros("a stream's states", shapes[0].state())?;
             let reset_state = state.clone();
-            return Ok(self.stream_at(&shapes, Storage::Host { state, reset_state }));
+            return Ok(self.stream_at(&shapes, StreamStorage::Host { state, reset_state }));
         };
         let adapter = AdapterStream::new(pool, self, &shapes, None).await?;
-        Ok(self.stream_at(&shapes, Storage::Adapter(Box::new(adapter))))
+        Ok(self.stream_at(&shapes, StreamStorage::Adapter(Box::new(adapter))))
     }
 
     blocking_and_async! {
@@ -219,7 +219,7 @@ impl Gru {
             buffers.check(pool.gpu(), shape)?;
         }
         let adapter = AdapterStream::new(pool, self, &shapes, Some(buffers)).await?;
-        Ok(self.stream_at(&shapes, Storage::Adapter(Box::new(adapter))))
+        Ok(self.stream_at(&shapes, StreamStorage::Adapter(Box::new(adapter))))
     }
 
     blocking_and_async! {
@@ -253,7 +253,7 @@ impl Gru {
         check_shape("x [T, B, I]", &shape.x(), x.shape())?;
         check_shape("y [T, B, H]", &shape.y(), y.shape())?;
         match &mut stream.storage {
-            Storage::Host { state, reset_state } => {
+            StreamStorage::Host { state, reset_state } => {
                 reset_rows(&mut stream.resets, state, reset_state);
                 let batch = Batch::new(x).reborrow().with_h0(state.view());
                 let (out, h_n) = cpu::forward(self.params(), self.cpu_weights(), batch)?;
@@ -261,7 +261,7 @@ impl Gru {
                 *state = h_n;
                 Ok(())
             }
-            Storage::Adapter(adapter) => {
+            StreamStorage::Adapter(adapter) => {
                 let pool = self.session_pool()?;
                 pool.with_parameters(self.params(), self.version(), || Ok(())).await?;
                 adapter.step(chunk, shape, &mut stream.resets, x, y, wait).await
@@ -285,7 +285,7 @@ impl Gru {
         self.check_stream(stream)?;
         let chunk = stream.chunk(steps)?;
         match &mut stream.storage {
-            Storage::Adapter(adapter) if adapter.is_over_buffers() => {
+            StreamStorage::Adapter(adapter) if adapter.is_over_buffers() => {
                 let (shape, resets) = (stream.shape, &mut stream.resets);
                 let work = || adapter.encode(chunk, shape, resets, encoder);
                 self.session_pool()?.with_parameters_now(self.params(), self.version(), work)
@@ -319,7 +319,7 @@ impl Gru {
         chunks.iter().map(|&steps| self.config().shape(steps, rows)).collect()
     }
 
-    fn stream_at(&self, shapes: &[Shape], storage: Storage) -> Stream {
+    fn stream_at(&self, shapes: &[Shape], storage: StreamStorage) -> Stream {
         Stream {
             model: self.id(),
             shape: Shape { steps: 1, ..shapes[0] },

@@ -2,8 +2,8 @@
 
 use super::products::product;
 use super::{
-    BufferId, Buffers, DeviceCaps, ElementType, HeadBuffers, LossBuffers, Mode, Purpose, Role,
-    RunBuffers, TrainingBuffers,
+    BufferId, BufferList, DeviceCaps, ElementType, HeadBuffers, LossBuffers, Mode, Role,
+    RunBuffers, RunPurpose, TrainingBuffers,
 };
 use crate::spec::config::Shape;
 use crate::spec::head::Readout;
@@ -34,7 +34,7 @@ pub(super) struct GateStorage {
 
 /// The buffers of a run, all but the partial results of products.
 pub(super) struct Allocation {
-    pub buffers: Buffers,
+    pub buffers: BufferList,
     pub run: RunBuffers,
     /// A layer each, or in inference one for all.
     pub layers: Vec<LayerBuffers>,
@@ -59,9 +59,9 @@ struct Allocator<'a> {
     layout: &'a ParamLayout,
     shape: Shape,
     mode: Mode,
-    purpose: Purpose,
+    purpose: RunPurpose,
     gates: GateStorage,
-    buffers: Buffers,
+    buffers: BufferList,
 }
 
 impl Allocation {
@@ -69,10 +69,10 @@ impl Allocation {
         layout: &ParamLayout,
         shape: Shape,
         mode: Mode,
-        purpose: Purpose,
+        purpose: RunPurpose,
         gates: GateStorage,
     ) -> Self {
-        let buffers = Buffers::default();
+        let buffers = BufferList::default();
         let mut of = Allocator { layout, shape, mode, purpose, gates, buffers };
         let (mut run, zeros) = of.run();
         let layers = match mode {
@@ -107,9 +107,9 @@ impl Allocator<'_> {
 
     fn head(&mut self) -> Option<HeadBuffers> {
         let loss = match self.purpose {
-            Purpose::States => return None,
-            Purpose::Outputs => None,
-            Purpose::Loss(loss) | Purpose::Evaluation(loss) => Some(loss),
+            RunPurpose::States => return None,
+            RunPurpose::Outputs => None,
+            RunPurpose::Loss(loss) | RunPurpose::Evaluation(loss) => Some(loss),
         };
         let head = self.layout.head().expect("a network's layout has a head");
         let rows = head.rows(self.shape);
@@ -128,7 +128,7 @@ impl Allocator<'_> {
             };
             // Besides each row's loss, whether it is correct.
             let (loss_axes, columns) = match self.purpose {
-                Purpose::Evaluation(_) => (format!("[{row_axes}, 2]"), 2),
+                RunPurpose::Evaluation(_) => (format!("[{row_axes}, 2]"), 2),
                 _ => (each.clone(), 1),
             };
             let (sum_axes, losses) = (format!("[{columns}]"), columns * rows);
@@ -160,15 +160,15 @@ impl Allocator<'_> {
     /// Who writes dy: the host, the head over every step, or nobody.
     fn dy_role(&self) -> Role {
         match (self.purpose, self.layout.head().map(|head| head.readout)) {
-            (Purpose::Loss(_), Some(Readout::EveryStep)) => Role::Scratch,
-            (Purpose::Loss(_), _) => Role::Zeros,
+            (RunPurpose::Loss(_), Some(Readout::EveryStep)) => Role::Scratch,
+            (RunPurpose::Loss(_), _) => Role::Zeros,
             _ => Role::Input,
         }
     }
 
     fn dx(&mut self, layer: usize) -> Option<BufferId> {
         match (layer, self.purpose) {
-            (0, Purpose::Loss(_)) => None,
+            (0, RunPurpose::Loss(_)) => None,
             (0, _) => Some(self.sequence("dx", &self.x_axes(), self.x_len(), Role::Output)),
             _ => {
                 let name = format!("dx_l{layer}");

@@ -65,7 +65,7 @@ impl BufferSpec {
 /// elements: see [`Self::offset`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub struct Slice {
+pub struct BufferSlice {
     /// The buffer.
     pub buffer: BufferId,
     /// What its elements are.
@@ -76,7 +76,7 @@ pub struct Slice {
     pub len: usize,
 }
 
-impl Slice {
+impl BufferSlice {
     /// Bytes of the buffer ahead of the slice, a multiple of 256.
     pub fn offset(&self) -> u64 {
         self.element.bytes(self.first)
@@ -90,11 +90,11 @@ impl Slice {
 
 /// The buffers asked for so far.
 #[derive(Default)]
-pub(crate) struct Buffers {
+pub(crate) struct BufferList {
     specs: Vec<BufferSpec>,
 }
 
-impl Buffers {
+impl BufferList {
     pub fn add(
         &mut self,
         name: &str,
@@ -114,7 +114,7 @@ impl Buffers {
     }
 
     /// All of a buffer.
-    pub fn whole(&self, buffer: BufferId) -> Slice {
+    pub fn whole(&self, buffer: BufferId) -> BufferSlice {
         self.slice(buffer, 0..self.specs[buffer.0].len)
     }
 
@@ -122,9 +122,9 @@ impl Buffers {
     ///
     /// # Panics
     /// If it does not start at a multiple of [`BINDING_ALIGNMENT`] bytes.
-    pub fn slice(&self, buffer: BufferId, range: Range<usize>) -> Slice {
+    pub fn slice(&self, buffer: BufferId, range: Range<usize>) -> BufferSlice {
         let element = self.specs[buffer.0].element;
-        let slice = Slice { buffer, element, first: range.start, len: range.len() };
+        let slice = BufferSlice { buffer, element, first: range.start, len: range.len() };
         assert!(
             slice.offset().is_multiple_of(BINDING_ALIGNMENT),
             "{} is bound from byte {}, which is no multiple of {BINDING_ALIGNMENT}",

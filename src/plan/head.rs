@@ -1,8 +1,10 @@
 //! The stages of a linear head and of a loss of its outputs.
 
 use super::planner::Planner;
-use super::products::{Columns, Epilogue, MAX_WORKGROUPS, Operand};
-use super::{Dispatch, HeadBuffers, LossBuffers, Mode, Purpose, Slice, Stage, TrainingBuffers};
+use super::products::{ColumnSum, Epilogue, MAX_WORKGROUPS, Operand};
+use super::{
+    BufferSlice, Dispatch, HeadBuffers, LossBuffers, Mode, RunPurpose, Stage, TrainingBuffers,
+};
 use crate::kernels::{LOSS, LossArgs, LossConstants, loss_kind};
 use crate::spec::config::Shape;
 use crate::spec::head::{Head, Readout};
@@ -43,13 +45,13 @@ impl Planner<'_> {
 
     /// The loss, and how many rows are correct.
     pub fn evaluation(&self) -> Vec<Stage> {
-        let Purpose::Evaluation(loss) = self.purpose else { return Vec::new() };
+        let RunPurpose::Evaluation(loss) = self.purpose else { return Vec::new() };
         let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss is of outputs");
         let buffers = buffers.expect("a loss has its buffers");
         let head = self.head();
         let rows = head.rows(self.shape);
         let slice = self.buffers.whole(buffers.each);
-        let each = Columns { slice, rows, stride: 2, range: 0..2 };
+        let each = ColumnSum { slice, rows, stride: 2, range: 0..2 };
         let sum = self.buffers.whole(buffers.sum);
         let sums = self.products.column_sum("loss, correct rows", &each, sum, 0, false);
         let loss = self.loss(loss, head, self.buffers.whole(outputs), buffers);
@@ -58,7 +60,7 @@ impl Planner<'_> {
 
     /// The loss, and what flows from it into the head's parameters and the GRU.
     pub fn head_backward(&self, t: &TrainingBuffers) -> Vec<Stage> {
-        let Purpose::Loss(loss) = self.purpose else { return Vec::new() };
+        let RunPurpose::Loss(loss) = self.purpose else { return Vec::new() };
         let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss is of outputs");
         let buffers = buffers.expect("a loss has its buffers");
         let head = self.head();
@@ -66,7 +68,7 @@ impl Planner<'_> {
         let doutputs = self.buffers.whole(outputs);
         let mut stages = vec![self.loss(loss, head, doutputs, buffers)];
         let each =
-            Columns { slice: self.buffers.whole(buffers.each), rows, stride: 1, range: 0..1 };
+            ColumnSum { slice: self.buffers.whole(buffers.each), rows, stride: 1, range: 0..1 };
         let sum = self.buffers.whole(buffers.sum);
         stages.extend(self.products.column_sum("loss", &each, sum, 0, true));
 
@@ -92,12 +94,12 @@ impl Planner<'_> {
             ));
         }
         let columns =
-            Columns { slice: doutputs, rows, stride: head.outputs, range: 0..head.outputs };
+            ColumnSum { slice: doutputs, rows, stride: head.outputs, range: 0..head.outputs };
         stages.extend(self.products.column_sum("db = Σ doutputs", &columns, dbias, 0, true));
         stages
     }
 
-    fn loss(&self, loss: Loss, head: Head, outputs: Slice, buffers: LossBuffers) -> Stage {
+    fn loss(&self, loss: Loss, head: Head, outputs: BufferSlice, buffers: LossBuffers) -> Stage {
         let rows = head.rows(self.shape);
         let delta = match loss {
             Loss::Huber { delta } => delta,
@@ -107,7 +109,7 @@ impl Planner<'_> {
             LossArgs { rows: rows as u32, width: head.outputs as u32, delta: delta.to_bits() };
         // A thread takes four outputs or more, where there are as many.
         let lanes = head.outputs.div_ceil(4).next_power_of_two().min(64);
-        let differentiates = matches!(self.purpose, Purpose::Loss(_));
+        let differentiates = matches!(self.purpose, RunPurpose::Loss(_));
         let constants = LossConstants {
             loss: loss_kind(&loss),
             lanes: lanes as u32,
@@ -136,7 +138,7 @@ impl Planner<'_> {
     }
 
     /// The head's weight and bias in a buffer that is laid out as the parameters.
-    fn head_parameters(&self, buffer: super::BufferId) -> [Slice; 2] {
+    fn head_parameters(&self, buffer: super::BufferId) -> [BufferSlice; 2] {
         self.layout.head_ranges().map(|range| self.parameter(buffer, range))
     }
 

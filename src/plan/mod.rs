@@ -33,13 +33,13 @@ mod tiles;
 mod update;
 
 pub(crate) use allocate::recomputed_at_once;
-pub(crate) use buffers::Buffers;
-pub use buffers::{BufferId, BufferSpec, Role, Slice};
+pub(crate) use buffers::BufferList;
+pub use buffers::{BufferId, BufferSlice, BufferSpec, Role};
 pub use caps::{DeviceCaps, SubgroupSizes};
 pub use limits::Limits;
 pub(crate) use limits::{ARGS_BLOCK, BINDING_ALIGNMENT};
-pub(crate) use products::{Columns, Epilogue, Operand, Products};
-pub(crate) use run_buffers::{HeadBuffers, LossBuffers, RunBuffers, States, TrainingBuffers};
+pub(crate) use products::{ColumnSum, Epilogue, Operand, ProductPlanner};
+pub(crate) use run_buffers::{HeadBuffers, LossBuffers, RunBuffers, StateSlot, TrainingBuffers};
 pub use stage::{Dispatch, Stage};
 pub(crate) use update::{REPORT, SLOTS, UpdateBuffers, numbers};
 
@@ -53,7 +53,7 @@ use crate::spec::params::ParamLayout;
 
 /// What of a run is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Purpose {
+pub(crate) enum RunPurpose {
     /// States, and gradients of all that they depend on.
     States,
     /// The outputs of the head. In inference.
@@ -123,7 +123,7 @@ impl Plan {
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
-        Self::of_run(&layout, shape, mode, options, Purpose::States, caps)
+        Self::of_run(&layout, shape, mode, options, RunPurpose::States, caps)
     }
 
     /// A plan of stages put together by hand, for a kernel's own check.

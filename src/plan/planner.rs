@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use super::allocate::{Allocation, ELEMENT, GateStorage, LayerBuffers, h_times};
-use super::products::{Operand, Products};
+use super::products::{Operand, ProductPlanner};
 use super::tiles::RecurrenceKernels;
-use super::{BufferId, Buffers, DeviceCaps, ElementType, Mode, Purpose, RunBuffers, Slice};
+use super::{
+    BufferId, BufferList, BufferSlice, DeviceCaps, ElementType, Mode, RunBuffers, RunPurpose,
+};
 use crate::error::Result;
 use crate::spec::config::{Layout, Shape};
 use crate::spec::options::RunOptions;
@@ -16,19 +18,19 @@ pub(super) struct Planner<'a> {
     pub layout: &'a ParamLayout,
     pub shape: Shape,
     pub mode: Mode,
-    pub purpose: Purpose,
+    pub purpose: RunPurpose,
     pub caps: &'a DeviceCaps,
     pub recurrence: RecurrenceKernels,
     /// What the elements of states, gates and sequences are.
     pub element: ElementType,
     pub gates: GateStorage,
-    pub buffers: Buffers,
+    pub buffers: BufferList,
     pub run: RunBuffers,
     /// A layer each, or in inference one for all.
     pub layers: Vec<LayerBuffers>,
     /// `[3H]` of zeros: the hidden bias of a model without one.
     pub zeros: BufferId,
-    pub products: Products<'a>,
+    pub products: ProductPlanner<'a>,
 }
 
 /// How the rows of a matrix of sequences follow one another.
@@ -39,12 +41,12 @@ pub(super) struct RowStrides {
 
 /// Some steps of a direction, counted as it goes: those whose gates are at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
+pub(super) struct StepRange {
     pub first: usize,
     pub steps: usize,
 }
 
-impl Span {
+impl StepRange {
     pub fn end(self) -> usize {
         self.first + self.steps
     }
@@ -56,7 +58,7 @@ impl<'a> Planner<'a> {
         shape: Shape,
         mode: Mode,
         options: RunOptions,
-        purpose: Purpose,
+        purpose: RunPurpose,
         caps: &'a DeviceCaps,
     ) -> Result<Self> {
         let gates = GateStorage::choose(shape, mode, options, caps);
@@ -64,7 +66,7 @@ impl<'a> Planner<'a> {
             RecurrenceKernels::choose(layout.config(), shape.batch, options.recurrence, caps)?;
         let allocation = Allocation::new(layout, shape, mode, purpose, gates);
         let Allocation { buffers, run, layers, zeros } = allocation;
-        let products = Products::new(caps, &buffers);
+        let products = ProductPlanner::new(caps, &buffers);
         let element = ELEMENT;
         Ok(Self {
             layout,
@@ -84,11 +86,11 @@ impl<'a> Planner<'a> {
     }
 
     /// The steps in spans whose gates a buffer has room for.
-    pub fn spans(&self) -> impl DoubleEndedIterator<Item = Span> + use<> {
+    pub fn spans(&self) -> impl DoubleEndedIterator<Item = StepRange> + use<> {
         let (steps, most) = (self.shape.steps, self.gates.times);
         (0..steps.div_ceil(most)).map(move |i| {
             let first = i * most;
-            Span { first, steps: most.min(steps - first) }
+            StepRange { first, steps: most.min(steps - first) }
         })
     }
 
@@ -112,7 +114,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A layer's input, and where its gradient goes.
-    pub fn input(&self, layer: usize) -> Slice {
+    pub fn input(&self, layer: usize) -> BufferSlice {
         self.buffers.whole(match layer {
             0 => self.run.x,
             _ => self.layers[layer - 1].y,
@@ -123,10 +125,10 @@ impl<'a> Planner<'a> {
     /// the slice.
     pub fn rows(
         &self,
-        (slice, first): (Slice, usize),
+        (slice, first): (BufferSlice, usize),
         width: usize,
         direction: usize,
-        span: Span,
+        span: StepRange,
     ) -> Operand {
         let steps = self.shape.steps;
         let reverse = self.layout.config().direction.is_reverse(direction);
@@ -139,7 +141,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A span's rows of the states that a direction's steps start from. Of a training plan.
-    pub fn states(&self, layer: usize, direction: usize, span: Span) -> Operand {
+    pub fn states(&self, layer: usize, direction: usize, span: StepRange) -> Operand {
         let Shape { steps, batch, hidden, .. } = self.shape;
         let first = direction * steps * batch * hidden;
         let h = self.buffers.whole(self.layers[layer].h);
@@ -147,7 +149,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The gates of a span's steps.
-    pub fn gates_of(&self, layer: usize, span: Span) -> Slice {
+    pub fn gates_of(&self, layer: usize, span: StepRange) -> BufferSlice {
         let BufferId(first) = self.layers[layer].gates;
         let nth = if self.gates.kept { span.first / self.gates.times } else { 0 };
         self.buffers.whole(BufferId(first + nth))
@@ -160,7 +162,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A named range of a buffer that is laid out as the parameters.
-    pub fn parameter(&self, buffer: BufferId, range: Range<usize>) -> Slice {
+    pub fn parameter(&self, buffer: BufferId, range: Range<usize>) -> BufferSlice {
         self.buffers.slice(buffer, range)
     }
 

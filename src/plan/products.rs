@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::tiles::ProductTile;
-use super::{BufferId, Buffers, DeviceCaps, Dispatch, ElementType, Role, Slice, Stage};
+use super::{BufferId, BufferList, BufferSlice, DeviceCaps, Dispatch, ElementType, Role, Stage};
 use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
 
 /// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
@@ -29,7 +29,7 @@ const PARTIAL: ElementType = ElementType::F32;
 /// A matrix inside a bound slice.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand {
-    slice: Slice,
+    slice: BufferSlice,
     first: usize,
     stride: usize,
     transposed: bool,
@@ -39,12 +39,12 @@ pub(crate) struct Operand {
 
 impl Operand {
     /// Rows of the matrix are rows in memory, `stride` apart, from element `first` of the slice.
-    pub fn plain(slice: Slice, first: usize, stride: usize) -> Self {
+    pub fn plain(slice: BufferSlice, first: usize, stride: usize) -> Self {
         Self { slice, first, stride, transposed: false, runs: None }
     }
 
     /// Rows in memory are the matrix's columns.
-    pub fn transposed(slice: Slice, first: usize, stride: usize) -> Self {
+    pub fn transposed(slice: BufferSlice, first: usize, stride: usize) -> Self {
         Self { transposed: true, ..Self::plain(slice, first, stride) }
     }
 
@@ -78,15 +78,15 @@ pub(crate) enum Epilogue {
     /// Nothing.
     Zero,
     /// These `n` numbers, for every row.
-    Bias(Slice),
+    Bias(BufferSlice),
     /// What the result's place holds.
     Present,
 }
 
 /// Columns of a matrix to be summed.
 #[derive(Clone)]
-pub(crate) struct Columns {
-    pub slice: Slice,
+pub(crate) struct ColumnSum {
+    pub slice: BufferSlice,
     pub rows: usize,
     /// Distance between rows.
     pub stride: usize,
@@ -96,30 +96,30 @@ pub(crate) struct Columns {
 
 /// Makes the stages of products and sums. Those with few results and long sums are made in parts,
 /// which lie in one buffer that all of them share, until they are added up.
-pub(crate) struct Products<'a> {
+pub(crate) struct ProductPlanner<'a> {
     caps: &'a DeviceCaps,
     partials: BufferId,
     partials_len: Cell<usize>,
 }
 
-impl<'a> Products<'a> {
+impl<'a> ProductPlanner<'a> {
     /// With the parts in the next of `buffers`, to be added by [`Self::add_partials`] once all
     /// stages are made.
-    pub fn new(caps: &'a DeviceCaps, buffers: &Buffers) -> Self {
+    pub fn new(caps: &'a DeviceCaps, buffers: &BufferList) -> Self {
         Self { caps, partials: buffers.next_id(), partials_len: Cell::new(0) }
     }
 
     /// Adds the buffer of the parts, if there are any: as long as the parts of the largest product.
-    pub fn add_partials(&self, buffers: &mut Buffers) {
+    pub fn add_partials(&self, buffers: &mut BufferList) {
         let len = self.partials_len.get();
         if len > 0 {
             buffers.add("partials", "[parts, ·]", PARTIAL, len, Role::Scratch);
         }
     }
 
-    fn partials(&self, len: usize) -> Slice {
+    fn partials(&self, len: usize) -> BufferSlice {
         self.partials_len.set(self.partials_len.get().max(len));
-        Slice { buffer: self.partials, element: PARTIAL, first: 0, len }
+        BufferSlice { buffer: self.partials, element: PARTIAL, first: 0, len }
     }
 
     /// In how many parts to make what takes `groups` workgroups, where no more than `most` are
@@ -177,7 +177,8 @@ impl<'a> Products<'a> {
             let product = SubProduct { first: [0, 0, k0], mnk: [m, n, k], k_part, tile };
             let to = Operand::plain(partials, 0, n);
             stages.push(product.stage(label, a, b, Epilogue::Zero, to));
-            let columns = Columns { slice: partials, rows: parts, stride: m * n, range: 0..m * n };
+            let columns =
+                ColumnSum { slice: partials, rows: parts, stride: m * n, range: 0..m * n };
             let accumulate = k0 > 0 || matches!(epilogue, Epilogue::Present);
             stages.push(sum_stage(label, &columns, parts, c.slice, c.first, accumulate));
         }
@@ -232,12 +233,12 @@ impl<'a> Products<'a> {
     pub fn column_sum(
         &self,
         label: &str,
-        columns: &Columns,
-        out: Slice,
+        columns: &ColumnSum,
+        out: BufferSlice,
         to: usize,
         accumulate: bool,
     ) -> Vec<Stage> {
-        let Columns { rows, ref range, .. } = *columns;
+        let ColumnSum { rows, ref range, .. } = *columns;
         let groups = range.len().div_ceil(16) as u64;
         let parts = self.parts(groups, rows / COLUMN_SUM_MIN_ROWS);
         let rows_part = rows.div_ceil(parts).min(COLUMN_SUM_MAX_ROWS);
@@ -247,7 +248,7 @@ impl<'a> Products<'a> {
         }
         let width = range.len();
         let partials = self.partials(parts * width);
-        let of_parts = Columns { slice: partials, rows: parts, stride: width, range: 0..width };
+        let of_parts = ColumnSum { slice: partials, rows: parts, stride: width, range: 0..width };
         vec![
             sum_stage(label, columns, rows_part, partials, 0, false),
             sum_stage(label, &of_parts, parts, out, to, accumulate),
@@ -330,13 +331,13 @@ impl SubProduct {
 /// One dispatch that sums columns, its rows in parts whose sums follow one another.
 fn sum_stage(
     label: &str,
-    columns: &Columns,
+    columns: &ColumnSum,
     rows_part: usize,
-    out: Slice,
+    out: BufferSlice,
     to: usize,
     accumulate: bool,
 ) -> Stage {
-    let Columns { slice, rows, stride, ref range } = *columns;
+    let ColumnSum { slice, rows, stride, ref range } = *columns;
     let width = range.len();
     let args = ColumnSumArgs {
         rows: rows as u32,

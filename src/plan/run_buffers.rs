@@ -63,13 +63,13 @@ pub(crate) struct LossBuffers {
 
 /// A third of `states`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum States {
+pub(crate) enum StateSlot {
     First,
     Reset,
     Last,
 }
 
-impl States {
+impl StateSlot {
     /// Its elements in a run of `shape`.
     pub fn range(self, shape: Shape) -> Range<usize> {
         let len = shape.state().iter().product::<usize>();

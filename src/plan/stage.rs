@@ -1,6 +1,6 @@
 //! What a plan does: dispatches of kernels, one after another or in a loop over steps.
 
-use super::Slice;
+use super::BufferSlice;
 use crate::kernels::Kernel;
 
 /// One dispatch of one kernel.
@@ -13,7 +13,7 @@ pub struct Dispatch {
     /// Values of the kernel's override constants, in its order; a bool is 0 or 1.
     pub(crate) constants: Vec<u32>,
     /// What each storage binding gets, in the kernel's order.
-    pub(crate) bindings: Vec<Slice>,
+    pub(crate) bindings: Vec<BufferSlice>,
     /// The kernel's arguments, in its order. A loop sets the one named `step`.
     pub(crate) args: Vec<u32>,
     /// Workgroups along x, y, z.
@@ -35,7 +35,7 @@ impl Dispatch {
     }
 
     /// What its storage bindings get, in the kernel's order.
-    pub fn bindings(&self) -> &[Slice] {
+    pub fn bindings(&self) -> &[BufferSlice] {
         &self.bindings
     }
 

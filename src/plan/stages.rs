@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::limits::check_indices;
-use super::planner::{Planner, Span};
-use super::products::{Columns, Epilogue, Operand};
-use super::{BufferId, DeviceCaps, Mode, Plan, Purpose, Stage, TrainingBuffers, limits};
+use super::planner::{Planner, StepRange};
+use super::products::{ColumnSum, Epilogue, Operand};
+use super::{BufferId, DeviceCaps, Mode, Plan, RunPurpose, Stage, TrainingBuffers, limits};
 use crate::error::Result;
 use crate::spec::config::{Reset, Shape};
 use crate::spec::options::RunOptions;
@@ -18,10 +18,10 @@ impl Plan {
         shape: Shape,
         mode: Mode,
         options: RunOptions,
-        purpose: Purpose,
+        purpose: RunPurpose,
         caps: &DeviceCaps,
     ) -> Result<Self> {
-        if let (Purpose::Evaluation(_), Some(head)) = (purpose, layout.head()) {
+        if let (RunPurpose::Evaluation(_), Some(head)) = (purpose, layout.head()) {
             let (limit, allowed) = ("rows that an f32 can count", 1 << f32::MANTISSA_DIGITS);
             let what = || format!("the outputs of {shape}");
             limits::within(what, limit, head.rows(shape) as u64, allowed)?;
@@ -63,7 +63,7 @@ impl Planner<'_> {
     }
 
     /// A layer's steps of a span, in all directions.
-    fn layer(&self, layer: usize, span: Span) -> Vec<Stage> {
+    fn layer(&self, layer: usize, span: StepRange) -> Vec<Stage> {
         let directions = 0..self.shape.directions;
         let products = directions.flat_map(|direction| self.input_product(layer, direction, span));
         products.chain(self.forward_steps(layer, span)).collect()
@@ -99,13 +99,13 @@ impl Planner<'_> {
 
     /// What the parameters' gradients of a span are added to: nothing yet, for the first span of
     /// the backward pass, unless batches add theirs up.
-    fn epilogue(&self, span: Span) -> Epilogue {
-        let first = span.end() == self.shape.steps && !matches!(self.purpose, Purpose::Loss(_));
+    fn epilogue(&self, span: StepRange) -> Epilogue {
+        let first = span.end() == self.shape.steps && !matches!(self.purpose, RunPurpose::Loss(_));
         if first { Epilogue::Zero } else { Epilogue::Present }
     }
 
     /// The input's part of the gates of a span's steps, outside the loop.
-    fn input_product(&self, layer: usize, direction: usize, span: Span) -> Vec<Stage> {
+    fn input_product(&self, layer: usize, direction: usize, span: StepRange) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
         let weight = self.parameter(self.run.params, ranges.weight_ih);
@@ -126,7 +126,7 @@ impl Planner<'_> {
         t: &TrainingBuffers,
         layer: usize,
         direction: usize,
-        span: Span,
+        span: StepRange,
     ) -> Vec<Stage> {
         let Some(dx) = t.dx[layer] else { return Vec::new() };
         let Shape { batch, hidden, .. } = self.shape;
@@ -148,7 +148,7 @@ impl Planner<'_> {
         t: &TrainingBuffers,
         layer: usize,
         direction: usize,
-        span: Span,
+        span: StepRange,
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
@@ -174,7 +174,7 @@ impl Planner<'_> {
         t: &TrainingBuffers,
         layer: usize,
         direction: usize,
-        span: Span,
+        span: StepRange,
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let rows = span.steps * batch;
@@ -215,14 +215,14 @@ impl Planner<'_> {
         t: &TrainingBuffers,
         layer: usize,
         direction: usize,
-        span: Span,
+        span: StepRange,
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
         // Sums gates `first..first + count` into those of a bias from its gate `to`.
         let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
             let from = self.gates_at(direction, first * hidden);
-            let columns = Columns {
+            let columns = ColumnSum {
                 slice: self.gates_of(layer, span),
                 rows: span.steps * batch,
                 stride: 4 * hidden,

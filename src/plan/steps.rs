@@ -1,9 +1,9 @@
 //! The dispatches of the recurrence: steps of all rows and both directions of a layer.
 
-use super::planner::{Planner, Span};
+use super::planner::{Planner, StepRange};
 use super::products::{MAX_WORKGROUPS, product, split};
 use super::tiles::RecurrenceKernel;
-use super::{Dispatch, Mode, Pass, Slice, Stage, States, TrainingBuffers};
+use super::{BufferSlice, Dispatch, Mode, Pass, Stage, StateSlot, TrainingBuffers};
 use crate::kernels::{StepArgs, StepConstants};
 use crate::spec::config::{Reset, Shape, Update};
 use crate::spec::noise::{self, Zoneout};
@@ -32,7 +32,7 @@ impl Gates {
 
 impl Planner<'_> {
     /// All steps of a span forward: a dispatch or two each, or one for many of them.
-    pub(super) fn forward_steps(&self, layer: usize, span: Span) -> Vec<Stage> {
+    pub(super) fn forward_steps(&self, layer: usize, span: StepRange) -> Vec<Stage> {
         match self.recurrence.forward {
             RecurrenceKernel::Sequence(_) => {
                 let dispatch =
@@ -59,7 +59,7 @@ impl Planner<'_> {
         &self,
         t: &TrainingBuffers,
         layer: usize,
-        span: Span,
+        span: StepRange,
     ) -> Vec<Stage> {
         match self.recurrence.backward {
             RecurrenceKernel::Sequence(_) => {
@@ -93,7 +93,7 @@ impl Planner<'_> {
         &self,
         layer: usize,
         gates: Gates,
-        span: Span,
+        span: StepRange,
         step: usize,
         count: usize,
     ) -> Vec<Dispatch> {
@@ -140,7 +140,7 @@ impl Planner<'_> {
         t: &TrainingBuffers,
         layer: usize,
         gates: Gates,
-        span: Span,
+        span: StepRange,
         state: usize,
         count: usize,
     ) -> Vec<Dispatch> {
@@ -180,13 +180,13 @@ impl Planner<'_> {
     }
 
     /// The arguments that both kernels get.
-    fn step_args(&self, layer: usize, row_first: usize, span: Span) -> StepArgs {
+    fn step_args(&self, layer: usize, row_first: usize, span: StepRange) -> StepArgs {
         let Shape { steps, batch, hidden, directions, .. } = self.shape;
         let config = self.layout.config();
         let [of_sequences, of_h, of_gates] =
             [steps, self.h_times(), span.steps].map(|times| self.strides(times));
         let (_, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
-        let state = |section: States| self.states_at(layer, section as usize) as u32;
+        let state = |section: StateSlot| self.states_at(layer, section as usize) as u32;
         StepArgs {
             steps: steps as u32,
             batch: batch as u32,
@@ -206,9 +206,9 @@ impl Planner<'_> {
             gates_row_stride: of_gates.row as u32,
             weight_apart: weight_apart as u32,
             bias_apart: 0,
-            first_state: state(States::First),
-            reset_state: state(States::Reset),
-            last_state: state(States::Last),
+            first_state: state(StateSlot::First),
+            reset_state: state(StateSlot::Reset),
+            last_state: state(StateSlot::Last),
             layer: layer as u32,
             drop_below: noise::threshold(config.dropout),
             drop_scale: noise::kept_scale(config.dropout).to_bits(),
@@ -357,7 +357,7 @@ impl Planner<'_> {
         &self,
         layer: usize,
         pick: impl Fn(&CellRanges) -> Option<&std::ops::Range<usize>>,
-    ) -> (Option<Slice>, usize) {
+    ) -> (Option<BufferSlice>, usize) {
         let cells: Vec<_> =
             (0..self.shape.directions).map(|d| self.layout.cell(layer, d)).collect();
         let (first, last) = (&cells[0], &cells[cells.len() - 1]);

@@ -21,9 +21,9 @@ fn plans() -> Vec<Plan> {
         let head = if i % 2 == 0 { Head::every_step(4) } else { Head::last(4) };
         let layout = ParamLayout::with_head(&config, head).unwrap();
         let of = |mode, purpose| Plan::of_run(&layout, shape, mode, options, purpose, &caps);
-        plans.push(of(Mode::Inference, Purpose::Outputs).unwrap());
+        plans.push(of(Mode::Inference, RunPurpose::Outputs).unwrap());
         for loss in [Loss::MeanSquared, Loss::cross_entropy()] {
-            plans.push(of(Mode::Training, Purpose::Loss(loss)).unwrap());
+            plans.push(of(Mode::Training, RunPurpose::Loss(loss)).unwrap());
         }
     }
     plans.extend(
@@ -92,7 +92,7 @@ fn flags_classes_and_reports_are_u32_and_numbers_are_f32() {
 #[test]
 fn bytes_are_those_of_the_elements() {
     for (element, size) in [(ElementType::F32, 4), (ElementType::F16, 2), (ElementType::U32, 4)] {
-        let mut buffers = Buffers::default();
+        let mut buffers = BufferList::default();
         let id = buffers.add("numbers", "[1000]", element, 1000, Role::Scratch);
         let slice = buffers.slice(id, 128..228);
         assert_eq!((slice.offset(), slice.bytes()), (128 * size, 100 * size));
@@ -111,7 +111,7 @@ fn slices_are_aligned_in_bytes() {
         (ElementType::F16, 64, false),
         (ElementType::F16, 128, true),
     ] {
-        let mut buffers = Buffers::default();
+        let mut buffers = BufferList::default();
         let id = buffers.add("numbers", "[1000]", element, 1000, Role::Scratch);
         let slice = std::panic::catch_unwind(|| buffers.slice(id, first..first + 1));
         assert_eq!(slice.is_ok(), is_aligned, "{element} from {first}");

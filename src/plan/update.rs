@@ -4,10 +4,10 @@
 use super::ElementType::{F32, U32};
 use super::limits::check_indices;
 use super::products::MAX_WORKGROUPS;
-use super::{BufferId, Buffers, DeviceCaps, Dispatch, Plan, Role, Slice, Stage};
+use super::{BufferId, BufferList, BufferSlice, DeviceCaps, Dispatch, Plan, Role, Stage};
 use crate::error::Result;
 use crate::kernels::{GRADIENT_NORM, GradientNormArgs, Kernel, OPTIMIZER, OptimizerArgs};
-use crate::spec::optimizer::{Clip, Constants};
+use crate::spec::optimizer::{Clip, UpdateConstants};
 
 /// Updates whose reports the device keeps until the host reads them.
 pub(crate) const SLOTS: usize = 64;
@@ -43,7 +43,7 @@ pub(crate) struct UpdateBuffers {
 
 /// What the kernel takes for an update whose report goes to `slot`: `slot` itself, then the bits of
 /// f32 numbers.
-pub(crate) fn numbers(slot: usize, clip: Clip, c: &Constants) -> [u32; NUMBERS] {
+pub(crate) fn numbers(slot: usize, clip: Clip, c: &UpdateConstants) -> [u32; NUMBERS] {
     let bound = match clip {
         Clip::None => 0.0,
         Clip::Norm(bound) | Clip::Value(bound) => bound,
@@ -71,7 +71,7 @@ impl Plan {
         clip: Clip,
         caps: &DeviceCaps,
     ) -> Result<(Self, UpdateBuffers)> {
-        let mut buffers = Buffers::default();
+        let mut buffers = BufferList::default();
         let mut flat = |name: &str, role| buffers.add(name, "flat", F32, length, role);
         let params = flat("params", Role::Parameters);
         let gradient = flat("dparams", Role::Scratch);
@@ -116,7 +116,7 @@ fn gradient_norm(
     finish: bool,
     length: usize,
     parts: usize,
-    bindings: Vec<Slice>,
+    bindings: Vec<BufferSlice>,
 ) -> Stage {
     let part = length.div_ceil(parts);
     let args = GradientNormArgs { length: length as u32, part: part as u32, slots: SLOTS as u32 };
@@ -127,7 +127,13 @@ fn gradient_norm(
 }
 
 /// Moves the parameters, or only `checks` whether all would be finite then.
-fn optimize(checks: bool, length: usize, adam: bool, clip: Clip, bindings: Vec<Slice>) -> Stage {
+fn optimize(
+    checks: bool,
+    length: usize,
+    adam: bool,
+    clip: Clip,
+    bindings: Vec<BufferSlice>,
+) -> Stage {
     let groups = length.div_ceil(256).min(MAX_WORKGROUPS);
     let threads = 256 * groups;
     let args =
@@ -152,7 +158,7 @@ fn dispatch(
     label: &str,
     kernel: &'static Kernel,
     constants: Vec<u32>,
-    bindings: Vec<Slice>,
+    bindings: Vec<BufferSlice>,
     args: &[u32],
     workgroups: [u64; 3],
     iterations: usize,
@@ -161,7 +167,7 @@ fn dispatch(
         label: label.to_owned(),
         kernel,
         constants,
-        bytes: bindings.iter().map(Slice::bytes).sum(),
+        bytes: bindings.iter().map(BufferSlice::bytes).sum(),
         bindings,
         args: args.to_vec(),
         workgroups,

@@ -1,4 +1,4 @@
-//! [`Cell`]: one direction of one layer, step by step, forward and backward.
+//! [`ReferenceCell`]: one direction of one layer, step by step, forward and backward.
 #![allow(clippy::needless_range_loop, reason = "loops over j and k read like the equations")]
 
 use std::ops::Range;
@@ -30,7 +30,7 @@ pub struct CellTrace<F> {
 }
 
 /// One direction of one layer: what a step reads. Weights are row-major, gates stacked r, z, n.
-pub(crate) struct Cell<'a, F> {
+pub(crate) struct ReferenceCell<'a, F> {
     config: &'a GruConfig,
     ranges: CellRanges,
     /// `[3H, I]`, above the first layer `[3H, D·H]`
@@ -103,7 +103,7 @@ impl<F: NdFloat> StepContext<'_, F> {
     }
 }
 
-impl<'a, F: NdFloat> Cell<'a, F> {
+impl<'a, F: NdFloat> ReferenceCell<'a, F> {
     pub(crate) fn new(params: &'a Params<F>, layer: usize, direction: usize) -> Self {
         let ranges = params.layout().cell(layer, direction);
         let flat = params.as_slice();

@@ -41,14 +41,14 @@ impl fmt::Display for ElementType {
 }
 
 /// A number of the host that is an element of a buffer as it is.
-pub(crate) trait Element: bytemuck::Pod {
+pub(crate) trait BufferElement: bytemuck::Pod {
     const TYPE: ElementType;
 }
 
-impl Element for f32 {
+impl BufferElement for f32 {
     const TYPE: ElementType = ElementType::F32;
 }
 
-impl Element for u32 {
+impl BufferElement for u32 {
     const TYPE: ElementType = ElementType::U32;
 }

@@ -39,7 +39,7 @@ pub(crate) struct DrawIndex {
 
 /// Tells a draw of dropout from one of zoneout at the same index.
 #[derive(Clone, Copy)]
-enum Purpose {
+enum DrawPurpose {
     Dropout,
     Zoneout,
 }
@@ -67,7 +67,7 @@ impl Noise {
         if !self.drops(index.layer) {
             return 1.0;
         }
-        let dropped = self.draw(index, Purpose::Dropout) < threshold(self.dropout);
+        let dropped = self.draw(index, DrawPurpose::Dropout) < threshold(self.dropout);
         if dropped { 0.0 } else { kept_scale(self.dropout) }
     }
 
@@ -76,12 +76,12 @@ impl Noise {
         match self.zoneout {
             Zoneout::None => 0.0,
             Zoneout::Expected(fraction) => fraction,
-            Zoneout::Drawn(p) if self.draw(index, Purpose::Zoneout) < threshold(p) => 1.0,
+            Zoneout::Drawn(p) if self.draw(index, DrawPurpose::Zoneout) < threshold(p) => 1.0,
             Zoneout::Drawn(_) => 0.0,
         }
     }
 
-    fn draw(&self, index: DrawIndex, purpose: Purpose) -> u32 {
+    fn draw(&self, index: DrawIndex, purpose: DrawPurpose) -> u32 {
         // No size of a run exceeds a u32 on any device; see `check_indices` of `plan/limits.rs`.
         let DrawIndex { layer, time, row, unit } = index;
         let counter = [unit, row, time, 2 * layer + purpose as usize].map(|n| n as u32);

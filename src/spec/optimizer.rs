@@ -156,21 +156,21 @@ impl Optimizer {
 
     /// Update `step`, from 0, as arithmetic in f32: what is the same for all parameters is computed
     /// once, in f64.
-    pub(crate) fn constants(&self, learning_rate: f64, step: u64) -> Constants {
-        let none = Constants::default();
+    pub(crate) fn constants(&self, learning_rate: f64, step: u64) -> UpdateConstants {
+        let none = UpdateConstants::default();
         match *self {
-            Self::Sgd { momentum, weight_decay } => Constants {
+            Self::Sgd { momentum, weight_decay } => UpdateConstants {
                 rate: learning_rate as f32,
                 keep1: momentum as f32,
                 take1: 1.0,
                 coupled: weight_decay as f32,
                 ..none
             },
-            Self::Adam(adam) => Constants {
+            Self::Adam(adam) => UpdateConstants {
                 coupled: adam.weight_decay as f32,
                 ..adam.constants(learning_rate, step)
             },
-            Self::AdamW(adam) => Constants {
+            Self::AdamW(adam) => UpdateConstants {
                 decoupled: (learning_rate * adam.weight_decay) as f32,
                 ..adam.constants(learning_rate, step)
             },
@@ -179,10 +179,10 @@ impl Optimizer {
 }
 
 impl Adam {
-    fn constants(&self, learning_rate: f64, step: u64) -> Constants {
+    fn constants(&self, learning_rate: f64, step: u64) -> UpdateConstants {
         let steps = (step + 1) as f64;
         let correction = |beta: f64| 1.0 - beta.powf(steps);
-        Constants {
+        UpdateConstants {
             adam: true,
             rate: (learning_rate / correction(self.beta1)) as f32,
             keep1: self.beta1 as f32,
@@ -200,7 +200,7 @@ impl Adam {
 /// An update's numbers: g ← g + coupled θ; m ← keep1 m + take1 g; v ← keep2 v + take2 g²;
 /// θ ← θ − decoupled θ − rate m / (√v correction2 + ε), of SGD without the division.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Constants {
+pub(crate) struct UpdateConstants {
     pub adam: bool,
     pub rate: f32,
     pub keep1: f32,
@@ -213,7 +213,7 @@ pub(crate) struct Constants {
     pub decoupled: f32,
 }
 
-impl Constants {
+impl UpdateConstants {
     /// The update of parameters whose moments these are.
     pub fn apply<F: NdFloat>(&self, params: &mut [F], gradient: &[F], moments: [&mut [F]; 2]) {
         let [first, second] = moments;

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result, check_shape};
-use crate::fingerprint::Hash;
+use crate::fingerprint::Fnv1a;
 use crate::formats::checkpoint_metadata::{
     CHECKPOINT_KEY, CheckpointMetadata, VERSION, write_checksum, wrong,
 };
-use crate::formats::files::{self, Source};
+use crate::formats::files::{self, ByteSource};
 use crate::formats::metadata::{read_config, write_config};
 use crate::formats::safetensors::{Tensors, encode_tensors, network_tensors};
 use crate::gpu::wait::Wait;
@@ -27,7 +27,7 @@ use crate::spec::optimizer::OptimizerState;
 use crate::spec::params::{ParamLayout, Params};
 use crate::training::config::TrainerConfig;
 use crate::training::learner::{Learner, LearnerConfig, LearnerState};
-use crate::training::progress::{Best, DataFingerprints, Progress};
+use crate::training::progress::{BestNetwork, DataFingerprints, Progress};
 use crate::training::trainer::Trainer;
 
 mod words;
@@ -73,7 +73,7 @@ pub struct Checkpoint {
     /// Where the run stood.
     pub progress: Progress,
     /// The network that did best on validation so far.
-    pub best: Option<Best>,
+    pub best: Option<BestNetwork>,
     /// Which data sets it was trained and validated on, once it was.
     pub data: Option<DataFingerprints>,
     /// Whatever the program wants to find again, by names of its own.
@@ -231,7 +231,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::load`].
     pub fn read(source: impl Read + Seek) -> Result<Self> {
-        read_source(Source::new(source)?)
+        read_source(ByteSource::new(source)?)
     }
 
     /// Loads the last one saved to `path`, or where that is refused the one before it, with the
@@ -294,7 +294,7 @@ impl Checkpoint {
     }
 }
 
-fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
+fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<Checkpoint> {
     let mut file = Tensors::open(source)?;
     let entry = file.entry(CHECKPOINT_KEY).ok_or_else(|| {
         Error::format(
@@ -327,9 +327,9 @@ fn read_source<S: Read + Seek>(source: Source<S>) -> Result<Checkpoint> {
     if checksum(&entry.json, layout, &flat) != entry.checksum {
         return Err(Error::format("its contents were changed: the checksum is another".to_owned()));
     }
-    let best = counters
-        .best
-        .and_then(|(epoch, validation)| Some(Best { epoch, validation, params: networks.pop()? }));
+    let best = counters.best.and_then(|(epoch, validation)| {
+        Some(BestNetwork { epoch, validation, params: networks.pop()? })
+    });
     let [second, first, params] = [networks.pop(), networks.pop(), networks.pop()]
         .map(|network| network.expect("three were read"));
     let [first, second] = [first, second].map(Params::into_flat);
@@ -356,7 +356,7 @@ fn notes(entry: &CheckpointMetadata) -> Result<BTreeMap<String, String>> {
 
 /// Over every byte.
 fn checksum(json: &str, layout: &ParamLayout, networks: &[&[f32]]) -> u64 {
-    let mut hash = Hash::default();
+    let mut hash = Fnv1a::default();
     let mut add = |bytes: &[u8]| bytes.iter().for_each(|&byte| hash.add(byte.into()));
     add(json.as_bytes());
     let tensors = networks.iter().flat_map(|flat| layout.named(flat));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ndarray::{Array, Array2, Array3, ArrayD, Axis, Dimension, IxDyn, s};
 
 use crate::error::{Error, Result, check_shape, try_array};
-use crate::fingerprint::{DataFingerprint, Hash};
+use crate::fingerprint::{DataFingerprint, Fnv1a};
 use crate::spec::batch::Batch;
 use crate::spec::config::{GruConfig, Layout};
 use crate::spec::head::{Head, Readout};
@@ -350,7 +350,7 @@ impl Example {
 impl DataFingerprint {
     /// That of `examples`. Takes a few milliseconds for each million numbers.
     pub fn of(examples: &[Example]) -> Self {
-        let mut hash = Hash::default();
+        let mut hash = Fnv1a::default();
         for Example { x, target } in examples {
             hash.add(x.nrows() as u64);
             hash.add(x.ncols() as u64);

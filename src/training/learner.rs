@@ -24,7 +24,7 @@ mod host;
 
 use adapter::AdapterBackend;
 use any_backend::{AnyBackend, on_backend};
-use backend::{Backend, PreparedBatch, RawMetrics};
+use backend::{LearnerBackend, PreparedBatch, RawMetrics};
 pub use config::LearnerConfig;
 pub use gradient::LossGradient;
 use gradient::check_layout;

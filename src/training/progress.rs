@@ -33,7 +33,7 @@ impl Progress {
 /// The network that did best on validation.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Best {
+pub struct BestNetwork {
     /// After which epoch, from 0.
     pub epoch: usize,
     /// Its validation.

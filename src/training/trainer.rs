@@ -11,7 +11,7 @@ use crate::spec::sequences::in_order;
 use crate::training::config::TrainerConfig;
 use crate::training::dataset::{Dataset, TrainingBatch};
 use crate::training::learner::{Learner, StepMetrics};
-use crate::training::progress::{Best, DataFingerprints, Event, Progress, StopReason};
+use crate::training::progress::{BestNetwork, DataFingerprints, Event, Progress, StopReason};
 use crate::training::sampler::{BatchSampler, noise_seed};
 
 /// Updates between two reports, unless the caller says otherwise.
@@ -55,7 +55,7 @@ pub struct Trainer {
     learner: Learner,
     config: TrainerConfig,
     progress: Progress,
-    best: Option<Best>,
+    best: Option<BestNetwork>,
     data: Option<DataFingerprints>,
     /// Updates between two reports.
     metrics_every: usize,
@@ -78,7 +78,7 @@ impl Trainer {
         learner: Learner,
         config: TrainerConfig,
         progress: Progress,
-        best: Option<Best>,
+        best: Option<BestNetwork>,
     ) -> Result<Self> {
         config.validate()?;
         Ok(Self { learner, config, progress, best, data: None, metrics_every: METRICS_EVERY })
@@ -119,7 +119,7 @@ impl Trainer {
     }
 
     /// The network that did best on validation so far.
-    pub fn best(&self) -> Option<&Best> {
+    pub fn best(&self) -> Option<&BestNetwork> {
         self.best.as_ref()
     }
 
@@ -313,7 +313,7 @@ impl Trainer {
         });
         if let (true, Some(validation)) = (is_best, validation) {
             let params = self.learner.run_params(wait).await?;
-            self.best = Some(Best { epoch, validation, params });
+            self.best = Some(BestNetwork { epoch, validation, params });
         }
         let loss = self.progress.mean_loss() as f32;
         let stale = if is_best || validation.is_none() { 0 } else { stale + 1 };

@@ -17,7 +17,7 @@ use crate::ui::output::{TextTable, log, open};
 /// Every kernel, then every variant forward and backward, at odd sizes; or one model with its own
 /// weights.
 #[derive(clap::Args, Debug)]
-pub struct Arguments {
+pub struct CheckArgs {
     /// Check this model instead, forward and backward, with its own weights: a .safetensors or
     /// .onnx file.
     #[arg(value_name = "MODEL")]
@@ -49,8 +49,8 @@ fn run_all(device: &Device) -> Result<Vec<Finding>> {
 }
 
 /// Runs the command. An error when a number is out of bounds.
-pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
-    let Arguments { model, selection } = arguments;
+pub fn run(arguments: &CheckArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
+    let CheckArgs { model, selection } = arguments;
     ensure!(model.is_some() || selection.is_empty(), "there is no MODEL to choose a GRU from");
     let model = model.as_deref().map(|path| selection.load(path)).transpose()?;
     let device = open(kind)?;

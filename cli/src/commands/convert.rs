@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::{npz, onnx, safetensors};
 
-use crate::data::model_file::{ModelArguments, extension};
+use crate::data::model_file::{ModelArgs, extension};
 use crate::ui::output::{log, quote_path};
-use crate::ui::outputs::Outputs;
+use crate::ui::outputs::OutputFiles;
 
 /// Write a model in another format: .safetensors, .onnx or .npz, by the output's name.
 #[derive(clap::Args, Debug)]
@@ -19,9 +19,9 @@ Examples:
 Only the GRU is written, not what stands around it. A .safetensors file holds PyTorch's tensors and, in
 its metadata, which definition they belong to; an .npz file the tensors alone; an .onnx file is a whole
 model from x [T, B, I] to y [T, B, D·H] and h_n [L·D, B, H].")]
-pub struct Arguments {
+pub struct ConvertArgs {
     #[command(flatten)]
-    model: ModelArguments,
+    model: ModelArgs,
 
     /// Where the model goes.
     #[arg(value_name = "OUTPUT")]
@@ -37,8 +37,8 @@ pub struct Arguments {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments { model, output, with_h0, with_lengths } = arguments;
+pub fn run(arguments: &ConvertArgs) -> Result<()> {
+    let ConvertArgs { model, output, with_h0, with_lengths } = arguments;
     let format = extension(output);
     ensure!(
         format == "onnx" || !(*with_h0 || *with_lengths),
@@ -47,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !["safetensors", "onnx", "npz"].contains(&format.as_str()) {
         bail!("{} is no .safetensors, .onnx or .npz file by its name", quote_path(output));
     }
-    let outputs = Outputs::check([("OUTPUT", &**output, &*format)], [&*model.path])?;
+    let outputs = OutputFiles::check([("OUTPUT", &**output, &*format)], [&*model.path])?;
     let params = model.load(&outputs)?.params;
     match format.as_str() {
         "safetensors" => safetensors::save(output, &params)?,

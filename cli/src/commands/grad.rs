@@ -6,9 +6,9 @@ use anyhow::{Result, anyhow};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{DeviceKind, Error};
 
-use crate::data::model_file::{InputArguments, ModelArguments, load_array, on_device, save_array};
+use crate::data::model_file::{InputArgs, ModelArgs, load_array, on_device, save_array};
 use crate::ui::output::{log, quote_path};
-use crate::ui::outputs::Outputs;
+use crate::ui::outputs::OutputFiles;
 
 /// Run a model forward and backward over sequences and write every gradient.
 #[derive(clap::Args, Debug)]
@@ -19,12 +19,12 @@ Example:
 grads.safetensors holds the gradient of every parameter under PyTorch's name for it, of x as `input`
 and of h0 as `h0`. dy is [T, B, D·H], as y, and --dhn [L·D, B, H], as h_n; without --dhn the last states
 count as part of y alone.")]
-pub struct Arguments {
+pub struct GradArgs {
     #[command(flatten)]
-    model: ModelArguments,
+    model: ModelArgs,
 
     #[command(flatten)]
-    input: InputArguments,
+    input: InputArgs,
 
     /// The gradient of y, an .npy file of [T, B, D·H].
     #[arg(long, value_name = "dy.npy")]
@@ -48,12 +48,12 @@ pub struct Arguments {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
-    let Arguments { model, input, dy, dhn, seed, output, hn } = arguments;
+pub fn run(arguments: &GradArgs, kind: DeviceKind) -> Result<()> {
+    let GradArgs { model, input, dy, dhn, seed, output, hn } = arguments;
     let inputs = [Some(&model.path), Some(dy), dhn.as_ref()].into_iter().flatten();
     let hn_output = hn.as_deref().map(|hn| ("--hn", hn, "npy"));
     let outputs = [("--output", &**output, "safetensors")].into_iter().chain(hn_output);
-    let outputs = Outputs::check(outputs, input.paths().chain(inputs.map(|path| &**path)))?;
+    let outputs = OutputFiles::check(outputs, input.paths().chain(inputs.map(|path| &**path)))?;
     let model = model.load(&outputs)?;
     let input = input.load(&model)?;
     let dy = load_array(dy)?;

@@ -8,14 +8,14 @@ use serde_json::json;
 
 /// List the adapters of this machine, their limits and features, and what `--device` takes and why.
 #[derive(clap::Args, Debug)]
-pub struct Arguments {
+pub struct InfoArgs {
     /// Print one JSON object instead.
     #[arg(long)]
     json: bool,
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
+pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let adapters = Device::adapters();
     // A device that does not open is told of among the rest, which helps to see why.
     let device = kind.open();

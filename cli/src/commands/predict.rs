@@ -13,12 +13,12 @@ use crate::commands::train::config::TrainConfig;
 use crate::commands::train::sequences::SequenceRun;
 use crate::commands::training_run::TrainingRun;
 use crate::data::features::Task;
-use crate::data::table::{Advice, SequenceTable};
+use crate::data::table::{CellAdvice, SequenceTable};
 use crate::rundir::config::{self, RunConfig};
 use crate::rundir::folder::RunDir;
 use crate::ui::files::write_file;
 use crate::ui::output::{log, open, quote, quote_path, some_of};
-use crate::ui::outputs::Outputs;
+use crate::ui::outputs::OutputFiles;
 
 /// Predict the classes of new sequences, or the next rows of a series, with a model that
 /// `gru train` or `gru forecast` has trained.
@@ -39,7 +39,7 @@ Examples:
 The output's columns: the sequence's name, of a run with --task label also the step from 1, the class that is
 most probable, and its probability; with --probabilities also that of each class, as probability:CLASS. Of a
 forecast, how many rows ahead and the value.")]
-pub struct Arguments {
+pub struct PredictArgs {
     /// The folder of a run.
     run: PathBuf,
     /// The sequences, or the series.
@@ -53,10 +53,10 @@ pub struct Arguments {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
-    let Arguments { run, csv, output, probabilities } = arguments;
+pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
+    let PredictArgs { run, csv, output, probabilities } = arguments;
     let outputs = output.iter().map(|output| ("--output", &**output, "csv"));
-    let outputs = Outputs::check(outputs, [&**csv])?;
+    let outputs = OutputFiles::check(outputs, [&**csv])?;
     let (folder, shown) = (RunDir::open(run)?, quote_path(run));
     let keeps = "the run keeps";
     folder.files().iter().try_for_each(|file| outputs.check_kept(file, keeps))?;
@@ -79,7 +79,7 @@ pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Res
         "the model in {shown} is another one than its config.toml says"
     );
     let table = SequenceTable::read(csv, config.data.options(), Some(&config.columns.sequence))?;
-    let table = SequenceTable { advice: Advice::PREDICT, ..table };
+    let table = SequenceTable { advice: CellAdvice::PREDICT, ..table };
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
     let outputs = network.forward_each(&inputs, config.training.batch)?;

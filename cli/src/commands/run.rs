@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use gru_wgpu::DeviceKind;
 
-use crate::data::model_file::{InputArguments, ModelArguments, on_device, save_array};
-use crate::ui::outputs::Outputs;
+use crate::data::model_file::{InputArgs, ModelArgs, on_device, save_array};
+use crate::ui::outputs::OutputFiles;
 
 /// Run a model over sequences: PyTorch's, ONNX's or one of this program's own, to the same numbers.
 #[derive(clap::Args, Debug)]
@@ -19,12 +19,12 @@ Examples:
 A model of several GRUs lists them when none is chosen. x is [T, B, I], y [T, B, D·H] (with
 --batch-first [B, T, ·]), h0 and hn [L·D, B, H], layer-major, forward before reverse, whatever the
 model's format.")]
-pub struct Arguments {
+pub struct RunArgs {
     #[command(flatten)]
-    model: ModelArguments,
+    model: ModelArgs,
 
     #[command(flatten)]
-    input: InputArguments,
+    input: InputArgs,
 
     /// Where y goes: all states of the last layer, [T, B, D·H].
     #[arg(long, value_name = "y.npy")]
@@ -36,11 +36,11 @@ pub struct Arguments {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, kind: DeviceKind) -> Result<()> {
-    let Arguments { model, input, output, hn } = arguments;
+pub fn run(arguments: &RunArgs, kind: DeviceKind) -> Result<()> {
+    let RunArgs { model, input, output, hn } = arguments;
     let hn_output = hn.as_deref().map(|hn| ("--hn", hn, "npy"));
     let outputs = [("--output", &**output, "npy")].into_iter().chain(hn_output);
-    let outputs = Outputs::check(outputs, input.paths().chain([&*model.path]))?;
+    let outputs = OutputFiles::check(outputs, input.paths().chain([&*model.path]))?;
     let model = model.load(&outputs)?;
     let input = input.load(&model)?;
     let gru = on_device(kind, model.params)?;

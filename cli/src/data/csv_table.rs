@@ -39,13 +39,13 @@ pub struct CsvTable {
     pub names: Vec<String>,
     /// Whether the file names its columns. They are numbered otherwise.
     pub has_header: bool,
-    cells: Cells,
+    cells: CellTexts,
 }
 
 /// The cells of a file without the white space around them, in one buffer: a file has millions of
 /// cells, and a `String` for each takes several times their text.
 #[derive(Default)]
-struct Cells {
+struct CellTexts {
     /// Cells of each row.
     columns: usize,
     text: String,
@@ -62,7 +62,7 @@ struct Cells {
 pub struct CsvRow<'a> {
     /// The line that the row starts on.
     pub line: u64,
-    cells: &'a Cells,
+    cells: &'a CellTexts,
     /// The number of its first cell.
     first: usize,
 }
@@ -81,7 +81,7 @@ impl<'a> CsvRow<'a> {
     }
 }
 
-impl Cells {
+impl CellTexts {
     /// Of a text in which at least one row has several cells, or quotes.
     fn parse(text: &str, delimiter: u8) -> Result<Self> {
         let mut reader = csv::ReaderBuilder::new()
@@ -152,9 +152,9 @@ impl CsvTable {
             .with_context(|| format!("cannot read {shown}: it is not UTF-8 text"))?;
         let text = text.trim_start_matches('\u{feff}');
         let mut cells = match text.contains([char::from(options.delimiter), '"']) {
-            true => Cells::parse(text, options.delimiter)
+            true => CellTexts::parse(text, options.delimiter)
                 .with_context(|| format!("cannot read {shown}"))?,
-            false => Cells::parse_column(text),
+            false => CellTexts::parse_column(text),
         };
         ensure!(cells.len() > 0, "{shown} is empty; expected a CSV file");
         let has_header = options.header.unwrap_or_else(|| {
@@ -308,7 +308,7 @@ impl CsvTable {
 
 /// What a column says of whether its first cell is a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Looks {
+enum HeaderHint {
     /// Nothing: no word stands there.
     None,
     /// It is a word that comes again below.
@@ -321,8 +321,8 @@ enum Looks {
     AboveNumbers,
 }
 
-impl Looks {
-    fn of(cells: &Cells, column: usize, options: &CsvOptions) -> Self {
+impl HeaderHint {
+    fn of(cells: &CellTexts, column: usize, options: &CsvOptions) -> Self {
         let is_value = |cell: &str| cell.parse::<f64>().is_ok() || date(cell).is_some();
         let first = cells.row(0).cell(column);
         if options.is_missing(first) || is_value(first) {
@@ -348,17 +348,19 @@ impl Looks {
 /// Whether the first row names the columns, and whether that is sure. It does where it holds a word
 /// above numbers or dates, words alone, or words none of which comes again in their columns, one of
 /// them above words that do.
-fn has_header(cells: &Cells, options: &CsvOptions) -> (bool, bool) {
+fn has_header(cells: &CellTexts, options: &CsvOptions) -> (bool, bool) {
     let columns: Vec<_> =
-        (0..cells.columns).map(|column| Looks::of(cells, column, options)).collect();
+        (0..cells.columns).map(|column| HeaderHint::of(cells, column, options)).collect();
     let any = |looks| columns.contains(&looks);
     match () {
-        () if any(Looks::AboveNumbers) => (true, !any(Looks::Again)),
+        () if any(HeaderHint::AboveNumbers) => (true, !any(HeaderHint::Again)),
         // A name may be one of its column's words by chance.
-        () if !any(Looks::None) && any(Looks::Again) => (any(Looks::AboveRepeated), false),
-        () if !any(Looks::None) => (true, true),
-        () if any(Looks::Again) => (false, !any(Looks::AboveRepeated)),
-        () if any(Looks::AboveRepeated) => (true, false),
+        () if !any(HeaderHint::None) && any(HeaderHint::Again) => {
+            (any(HeaderHint::AboveRepeated), false)
+        }
+        () if !any(HeaderHint::None) => (true, true),
+        () if any(HeaderHint::Again) => (false, !any(HeaderHint::AboveRepeated)),
+        () if any(HeaderHint::AboveRepeated) => (true, false),
         () => (false, !counts_up(cells.row(0))),
     }
 }
@@ -415,22 +417,22 @@ mod tests {
             ("4,5\n7,1.5", (false, true)),
         ] {
             let options = CsvOptions { delimiter: b',', missing: Vec::new(), header: None };
-            let cells = Cells::parse(text, b',').unwrap();
+            let cells = CellTexts::parse(text, b',').unwrap();
             assert_eq!(has_header(&cells, &options), expected, "{text}");
         }
     }
 
     #[test]
     fn rows_know_their_line_and_cells_lose_white_space() {
-        let read = |cells: Cells| -> Vec<(u64, Vec<String>)> {
+        let read = |cells: CellTexts| -> Vec<(u64, Vec<String>)> {
             let rows = cells.rows(0..cells.len());
             rows.map(|row| (row.line, row.cells().map(str::to_owned).collect())).collect()
         };
         let row = |line: u64, cells: &[&str]| (line, cells.iter().map(|&c| c.to_owned()).collect());
-        let several = Cells::parse("\na,\"x\n, y\"\n\n b , \n", b',').unwrap();
+        let several = CellTexts::parse("\na,\"x\n, y\"\n\n b , \n", b',').unwrap();
         assert_eq!(read(several), [row(2, &["a", "x\n, y"]), row(5, &["b", ""])]);
-        let column = Cells::parse_column("v\n\n 1 \n\n");
+        let column = CellTexts::parse_column("v\n\n 1 \n\n");
         assert_eq!(read(column), [row(1, &["v"]), row(2, &[""]), row(3, &["1"])]);
-        assert_eq!(Cells::parse_column("").len(), 0);
+        assert_eq!(CellTexts::parse_column("").len(), 0);
     }
 }

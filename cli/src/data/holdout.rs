@@ -15,11 +15,11 @@ pub struct HoldOut {
 }
 
 /// The indices of the sequences to train on and of those held out, in order.
-type Split = (Vec<usize>, Vec<usize>);
+type HoldOutSplit = (Vec<usize>, Vec<usize>);
 
 impl HoldOut {
     /// Of all sequences together.
-    pub fn of_all(&self, table: &SequenceTable) -> Result<Split> {
+    pub fn of_all(&self, table: &SequenceTable) -> Result<HoldOutSplit> {
         let count = table.sequences.len();
         ensure!(
             count >= 2,
@@ -31,7 +31,7 @@ impl HoldOut {
 
     /// The same share of each class's, as far as whole sequences go. One of each stays to be
     /// trained on.
-    pub fn by_class(&self, table: &SequenceTable, columns: &LabelColumns) -> Result<Split> {
+    pub fn by_class(&self, table: &SequenceTable, columns: &LabelColumns) -> Result<HoldOutSplit> {
         let label = table.find(&columns.label)?;
         let mut strata = vec![Vec::new(); columns.classes.len()];
         for (at, sequence) in table.sequences.iter().enumerate() {
@@ -84,7 +84,7 @@ impl HoldOut {
     }
 
     /// So many of each of these.
-    fn draw(&self, strata: &mut [Vec<usize>], counts: &[usize]) -> Split {
+    fn draw(&self, strata: &mut [Vec<usize>], counts: &[usize]) -> HoldOutSplit {
         let (mut rest, mut held_out, mut rng) = (Vec::new(), Vec::new(), self.rng());
         for (stratum, &count) in strata.iter_mut().zip(counts) {
             stratum.shuffle(&mut rng);

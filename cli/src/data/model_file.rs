@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use gru_wgpu::formats::onnx::Given;
+use gru_wgpu::formats::onnx::OptionalInput;
 use gru_wgpu::formats::{npy, onnx, safetensors};
 use gru_wgpu::{Batch, DeviceKind, Gru, Layout, Params};
 use ndarray::{Array3, Ix3};
 
 use crate::ui::output::{log, open, quote, quote_path};
-use crate::ui::outputs::Outputs;
+use crate::ui::outputs::OutputFiles;
 
 /// A model file, and which of its GRUs.
 #[derive(clap::Args, Debug)]
-pub struct ModelArguments {
+pub struct ModelArgs {
     /// The model: a .safetensors file (a state dict of PyTorch's, or one of this program's own) or
     /// an .onnx file.
     #[arg(value_name = "MODEL")]
@@ -43,18 +43,18 @@ pub struct ModelSelection {
 /// A GRU from a file, and the initial states and lengths that the file gives it.
 pub struct LoadedModel {
     pub params: Params,
-    pub h0: Given<Array3<f32>>,
-    pub lengths: Given<Vec<usize>>,
+    pub h0: OptionalInput<Array3<f32>>,
+    pub lengths: OptionalInput<Vec<usize>>,
     /// The files besides MODEL that hold its weights.
     external_data: Vec<PathBuf>,
 }
 
-impl ModelArguments {
+impl ModelArgs {
     /// Reads the model and prints its configuration on stderr.
     ///
     /// # Errors
     /// Also when one of its files is one of `outputs`.
-    pub fn load(&self, outputs: &Outputs) -> Result<LoadedModel> {
+    pub fn load(&self, outputs: &OutputFiles) -> Result<LoadedModel> {
         let model = self.selection.load(&self.path)?;
         model.external_data.iter().try_for_each(|file| outputs.check_input(file))?;
         Ok(model)
@@ -87,7 +87,7 @@ impl ModelSelection {
             .with_prefix(self.prefix.as_deref())
             .with_non_finite(self.allow_non_finite);
         let params = safetensors::load(path, &options)?;
-        let (h0, lengths) = (Given::Nothing, Given::Nothing);
+        let (h0, lengths) = (OptionalInput::Nothing, OptionalInput::Nothing);
         Ok(LoadedModel { params, h0, lengths, external_data: Vec::new() })
     }
 
@@ -109,7 +109,7 @@ impl ModelSelection {
 
 /// The input arrays of a run.
 #[derive(clap::Args, Debug)]
-pub struct InputArguments {
+pub struct InputArgs {
     /// x: an .npy file of float32 [T, B, I]; float64 and float16 are converted.
     #[arg(long, value_name = "x.npy")]
     input: PathBuf,
@@ -135,7 +135,7 @@ pub struct InputArrays {
     lengths: Option<Vec<usize>>,
 }
 
-impl InputArguments {
+impl InputArgs {
     /// Reads the arrays. Without `--h0` and `--lengths`, those stored in the model are taken.
     pub fn load(&self, model: &LoadedModel) -> Result<InputArrays> {
         let x = load_array(&self.input)?;
@@ -186,13 +186,13 @@ impl InputArrays {
 
 /// The value that the model stores for an input that was not given. A value that the model takes
 /// from elsewhere is not known here, and a line on stderr says what is taken instead.
-fn stored_input<T: Clone>(option: &str, default: &str, given: &Given<T>) -> Option<T> {
+fn stored_input<T: Clone>(option: &str, default: &str, given: &OptionalInput<T>) -> Option<T> {
     match given {
-        Given::Constant(stored) => {
+        OptionalInput::Constant(stored) => {
             log(format_args!("{option}: what the model holds"));
             Some(stored.clone())
         }
-        Given::AtRun(words) => {
+        OptionalInput::AtRun(words) => {
             log(format_args!(
                 "{option}: the model takes it from {words}; {default} (--{option} gives it)"
             ));
@@ -213,7 +213,7 @@ fn check_rows(option: &str, stored: Option<usize>, rows: usize) -> Result<()> {
 /// Reads an array of three axes. A line on stderr says when its numbers were converted.
 pub fn load_array(path: &Path) -> Result<Array3<f32>> {
     let (array, numbers) = npy::load_as::<Ix3>(path)?;
-    if numbers != npy::Numbers::F32 {
+    if numbers != npy::NpyElement::F32 {
         log(format_args!("{}: {numbers}, converted to float32", quote_path(path)));
     }
     Ok(array)

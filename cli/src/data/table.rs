@@ -13,7 +13,7 @@ use crate::data::features::{Feature, Task};
 use crate::ui::output::{log, quote, quote_path};
 
 /// What to do about a cell that the model cannot be shown.
-pub struct Advice {
+pub struct CellAdvice {
     /// One that is no number.
     stray: &'static str,
     /// An empty one among numbers, and one among words.
@@ -21,7 +21,7 @@ pub struct Advice {
     empty: &'static str,
 }
 
-impl Advice {
+impl CellAdvice {
     const TRAIN: Self = Self {
         stray: "most cells of the column are numbers: mend this one, name it with --missing to have the \
                 column's mean there, or the column with --categorical where its cells are words",
@@ -56,7 +56,7 @@ pub struct SequenceTable {
     pub sequence: usize,
     /// The rows of each.
     pub sequences: Vec<Range<usize>>,
-    pub advice: Advice,
+    pub advice: CellAdvice,
 }
 
 impl SequenceTable {
@@ -68,7 +68,7 @@ impl SequenceTable {
         let found = sequence.map_or(Ok(0), |name| csv.find(name));
         let sequence = found.with_context(|| shown.clone())?;
         let sequences = sequences(&csv, sequence).with_context(|| shown.clone())?;
-        Ok(Self { shown, csv, sequence, sequences, advice: Advice::TRAIN })
+        Ok(Self { shown, csv, sequence, sequences, advice: CellAdvice::TRAIN })
     }
 
     /// A column by name or number; an error names the file.
@@ -204,7 +204,7 @@ impl SequenceTable {
             columns.zip(features).map(|(c, f)| Ok((c?, f))).collect::<Result<_>>()?;
         let width = features.iter().map(Feature::inputs).sum();
         self.check_room(features, sequences.iter().map(Range::len).sum(), width)?;
-        let mut unknown = Unknown::default();
+        let mut unknown = UnknownCells::default();
         let encode = |sequence: &Range<usize>| {
             let mut x = Vec::with_capacity(sequence.len() * width);
             for row in self.rows(sequence) {
@@ -258,7 +258,7 @@ impl SequenceTable {
         column: usize,
         feature: &Feature,
         x: &mut Vec<f32>,
-        unknown: &mut Unknown,
+        unknown: &mut UnknownCells,
     ) -> Result<()> {
         match feature {
             Feature::Number { mean, deviation, .. } => {
@@ -386,13 +386,13 @@ impl SequenceTable {
 
 /// Cells that say nothing: words that were not seen in training, and numbers that are missing.
 #[derive(Default)]
-struct Unknown {
+struct UnknownCells {
     missing: usize,
     count: usize,
     first: Option<String>,
 }
 
-impl Unknown {
+impl UnknownCells {
     fn add(&mut self, word: &str, line: u64) {
         self.count += 1;
         self.first.get_or_insert_with(|| format!("{} in line {line}", quote(word)));

@@ -64,10 +64,10 @@ fn read_text(path: &Path) -> Result<String> {
 
 fn command_of(path: &Path, text: &str) -> Result<&'static str> {
     #[derive(Deserialize)]
-    struct Only {
+    struct TaskOnly {
         task: String,
     }
-    Ok(if parse::<Only>(path, text)?.task == "forecast" { FORECAST } else { TRAIN })
+    Ok(if parse::<TaskOnly>(path, text)?.task == "forecast" { FORECAST } else { TRAIN })
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {

@@ -21,7 +21,7 @@ pub struct RunDir(PathBuf);
 
 /// Keeps other runs out of a folder until it is dropped, or the program ends in whatever way.
 #[must_use]
-pub struct Lock(#[expect(dead_code, reason = "it is held open")] File);
+pub struct RunLock(#[expect(dead_code, reason = "it is held open")] File);
 
 impl RunDir {
     /// A folder for a new run: one that is not there yet, an empty one, or with `force` another
@@ -97,7 +97,7 @@ impl RunDir {
     }
 
     /// Keeps other runs out from now on.
-    pub fn lock(&self) -> Result<Lock> {
+    pub fn lock(&self) -> Result<RunLock> {
         let shown = quote_path(&self.0);
         let file = File::options().create(true).truncate(false).write(true).open(self.0.join(LOCK));
         let file = file.with_context(|| format!("cannot write to {shown}"))?;
@@ -109,7 +109,7 @@ impl RunDir {
                 "{shown} cannot be locked ({error}): no other run may write there meanwhile"
             )),
         }
-        Ok(Lock(file))
+        Ok(RunLock(file))
     }
 
     /// Prepares a locked folder for what a run writes: removes what a killed run was about to
@@ -129,7 +129,7 @@ impl RunDir {
 
     /// Makes it where it is not there, keeps others out, and takes an earlier run's files away,
     /// which are there only with `force`.
-    pub fn take(&self, force: bool) -> Result<Lock> {
+    pub fn take(&self, force: bool) -> Result<RunLock> {
         let shown = || format!("cannot make the folder {}", quote_path(&self.0));
         fs::create_dir_all(&self.0).with_context(shown)?;
         let lock = self.lock()?;

@@ -25,9 +25,9 @@ pub mod run_file {
 
 /// The files that a command is going to write, and how each was named on the command line.
 #[derive(Debug, Default)]
-pub struct Outputs(Vec<(String, FileId)>);
+pub struct OutputFiles(Vec<(String, FileId)>);
 
-impl Outputs {
+impl OutputFiles {
     /// `Ok` when each output can be written as a file of its kind (`npy`, `csv`), is no other
     /// output and no input, and no file of a run. To be called before any work is done. An output
     /// is the name of its argument, its path, and its kind.
@@ -101,12 +101,12 @@ pub const CONFIG_START: &str = "# A run of `gru ";
 /// one. A run's file that someone has damaged still counts.
 pub fn is_run(folder: &Path) -> bool {
     #[derive(serde::Deserialize)]
-    struct Head {
+    struct ConfigHeader {
         version: String,
         task: String,
     }
     let Ok(text) = fs::read_to_string(folder.join(run_file::CONFIG)) else { return false };
-    let is_ours = |head: Head| {
+    let is_ours = |head: ConfigHeader| {
         !head.version.is_empty() && ["classify", "label", "forecast"].contains(&&*head.task)
     };
     text.starts_with(CONFIG_START) || toml::from_str(&text).is_ok_and(is_ours)
@@ -179,14 +179,14 @@ mod tests {
         let input = at("x.csv");
         for name in names {
             let output = at(name);
-            let said = refusal(Outputs::check([("--output", &*output, "csv")], [&*input]));
+            let said = refusal(OutputFiles::check([("--output", &*output, "csv")], [&*input]));
             assert!(
                 said.contains(&format!("{name}` is the same file as the input `"))
                     && said.contains("x.csv`; it would be overwritten"),
                 "{name}: {said}"
             );
         }
-        Outputs::check([("OUTPUT", &*at("y.csv"), "csv")], [&*input]).unwrap();
+        OutputFiles::check([("OUTPUT", &*at("y.csv"), "csv")], [&*input]).unwrap();
     }
 
     #[test]
@@ -196,11 +196,11 @@ mod tests {
         for other in ["y.csv", "sub/../y.csv"] {
             let (first, second) = (at("y.csv"), at(other));
             let said =
-                refusal(Outputs::check([("-a", &*first, "csv"), ("-b", &*second, "csv")], []));
+                refusal(OutputFiles::check([("-a", &*first, "csv"), ("-b", &*second, "csv")], []));
             assert!(said.contains("y.csv` is the same file as -a `"), "{other}: {said}");
         }
         let outputs = [("-a", &*at("y.csv"), "csv"), ("-b", &*at("sub/y.csv"), "csv")];
-        Outputs::check(outputs, []).unwrap();
+        OutputFiles::check(outputs, []).unwrap();
     }
 
     #[test]
@@ -208,20 +208,20 @@ mod tests {
         let folder = scene();
         let at = |name: &str| folder.path().join(name);
         for name in ["run/metrics.csv", "run/../run/classes.csv", "sub/../run/metrics.csv"] {
-            let said = refusal(Outputs::check([("-o", &*at(name), "csv")], []));
+            let said = refusal(OutputFiles::check([("-o", &*at(name), "csv")], []));
             assert!(said.contains("is a file of the run in `"), "{name}: {said}");
         }
         #[cfg(unix)]
         {
             fs::write(at("run/metrics.csv"), "").unwrap();
             std::os::unix::fs::symlink("run/metrics.csv", at("link.csv")).unwrap();
-            let said = refusal(Outputs::check([("-o", &*at("link.csv"), "csv")], []));
+            let said = refusal(OutputFiles::check([("-o", &*at("link.csv"), "csv")], []));
             assert!(said.contains("link.csv` is the same file as `"), "{said}");
             assert!(said.contains("run/metrics.csv`, which the run in `"), "{said}");
         }
         // Other names there, and the same name elsewhere, are free.
         for name in ["run/predicted.csv", "sub/metrics.csv"] {
-            Outputs::check([("-o", &*at(name), "csv")], []).unwrap();
+            OutputFiles::check([("-o", &*at(name), "csv")], []).unwrap();
         }
         assert!(is_kept(&at("run"), &at("sub/../run/config.toml")));
         assert!(!is_kept(&at("run"), &at("x.csv")));
@@ -241,7 +241,7 @@ mod tests {
             fs::write(run.join(run_file::CONFIG), config).unwrap();
             assert_eq!(is_run(&run), expected, "{config}");
             let metrics = run.join("metrics.csv");
-            assert_eq!(Outputs::check([("-o", &*metrics, "csv")], []).is_err(), expected);
+            assert_eq!(OutputFiles::check([("-o", &*metrics, "csv")], []).is_err(), expected);
         }
     }
 }

@@ -21,26 +21,26 @@ const DEEPEST: usize = 64;
 
 /// What is known of a value.
 #[derive(Clone)]
-pub(super) enum Known {
+pub(super) enum KnownValue {
     Constant(Rc<Value>),
     /// It depends on this, in words, which is known when the model runs.
     AtRun(String),
 }
 
 /// A graph, and what was found out about its values so far.
-pub(super) struct Constants<'a> {
+pub(super) struct ConstantFolding<'a> {
     pub graph: &'a Graph,
     /// `None` while a value is being computed.
-    known: RefCell<HashMap<String, Option<Known>>>,
+    known: RefCell<HashMap<String, Option<KnownValue>>>,
 }
 
-impl<'a> Constants<'a> {
+impl<'a> ConstantFolding<'a> {
     pub fn of(graph: &'a Graph) -> Self {
         Self { graph, known: RefCell::default() }
     }
 
     /// What is known of a value.
-    pub fn known(&self, value: &str) -> Result<Known> {
+    pub fn known(&self, value: &str) -> Result<KnownValue> {
         self.known_at(value, 0)
     }
 
@@ -50,12 +50,14 @@ impl<'a> Constants<'a> {
             return Ok(None);
         }
         Ok(match self.known(value)? {
-            Known::Constant(value) => value.integers().map(|all| all.iter().copied().collect()),
-            Known::AtRun(_) => None,
+            KnownValue::Constant(value) => {
+                value.integers().map(|all| all.iter().copied().collect())
+            }
+            KnownValue::AtRun(_) => None,
         })
     }
 
-    fn known_at(&self, value: &str, depth: usize) -> Result<Known> {
+    fn known_at(&self, value: &str, depth: usize) -> Result<KnownValue> {
         let cyclic = || Error::format(format!("{} is made of itself", quote(value)));
         match self.known.borrow().get(value) {
             Some(Some(known)) => return Ok(known.clone()),
@@ -75,9 +77,9 @@ impl<'a> Constants<'a> {
         known
     }
 
-    fn make(&self, value: &str, depth: usize) -> Result<Known> {
+    fn make(&self, value: &str, depth: usize) -> Result<KnownValue> {
         match self.graph.producer(value)? {
-            Producer::Input => Ok(Known::AtRun(format!("the input {}", quote(value)))),
+            Producer::Input => Ok(KnownValue::AtRun(format!("the input {}", quote(value)))),
             Producer::Initializer(tensor) => self.tensor(&self.graph.decode(&tensor)?),
             Producer::Node { index, output } => {
                 let node = self.graph.node(index)?;
@@ -88,14 +90,14 @@ impl<'a> Constants<'a> {
                 }
                 let Some(operation) = Operation::of(&node) else {
                     let (value, op) = (quote(value), quote(&node.op_type));
-                    return Ok(Known::AtRun(format!("{value}, which a node {op} makes")));
+                    return Ok(KnownValue::AtRun(format!("{value}, which a node {op} makes")));
                 };
                 let mut inputs = Vec::new();
                 for name in &node.input {
                     inputs.push(match name.as_str() {
                         "" => None,
                         name => match self.known_at(name, depth + 1)? {
-                            Known::Constant(value) => Some(value),
+                            KnownValue::Constant(value) => Some(value),
                             at_run => return Ok(at_run),
                         },
                     });
@@ -103,29 +105,29 @@ impl<'a> Constants<'a> {
                 let made = operation.run(&node, &inputs, output);
                 let made = made.map_err(|error| in_part(&quote(value), error))?;
                 self.graph.storage.spend(made.floats_worth())?;
-                Ok(Known::Constant(Rc::new(made)))
+                Ok(KnownValue::Constant(Rc::new(made)))
             }
         }
     }
 
-    fn tensor(&self, tensor: &TensorProto) -> Result<Known> {
-        tensor::value(tensor, &self.graph.storage).map(|value| Known::Constant(Rc::new(value)))
+    fn tensor(&self, tensor: &TensorProto) -> Result<KnownValue> {
+        tensor::value(tensor, &self.graph.storage).map(|value| KnownValue::Constant(Rc::new(value)))
     }
 
     /// A part of the shape of a value, where the model tells all of it.
-    fn shape(&self, node: &NodeProto) -> Result<Known> {
+    fn shape(&self, node: &NodeProto) -> Result<KnownValue> {
         let of = node.connected(0).unwrap_or_default();
         let sizes = self.graph.stated_shape(of).unwrap_or_default();
         let (start, end) = (node.integer("start", 0)?, node.integer("end", i64::MAX)?);
         let part: Option<Vec<_>> = part(&sizes, start, end).into_iter().collect();
         Ok(match part.filter(|part| !part.is_empty()) {
-            Some(part) => Known::Constant(Rc::new(Value::Integers(shaped(part, false)))),
-            None => Known::AtRun(format!("the shape of {}", quote(of))),
+            Some(part) => KnownValue::Constant(Rc::new(Value::Integers(shaped(part, false)))),
+            None => KnownValue::AtRun(format!("the shape of {}", quote(of))),
         })
     }
 
-    fn constant(&self, node: &NodeProto) -> Result<Known> {
-        let known = |value| Ok(Known::Constant(Rc::new(value)));
+    fn constant(&self, node: &NodeProto) -> Result<KnownValue> {
+        let known = |value| Ok(KnownValue::Constant(Rc::new(value)));
         if let Some(attribute) = node.attribute("value")? {
             let empty = || Error::format("a constant holds no tensor".to_owned());
             return self.tensor(&self.graph.decode(&attribute.t.ok_or_else(empty)?)?);
@@ -154,8 +156,8 @@ impl<'a> Constants<'a> {
             return Ok(Ok(tensor::shape(&head.dims)?.0));
         }
         Ok(match self.known(value)? {
-            Known::Constant(value) => Ok(value.shape().to_vec()),
-            Known::AtRun(words) => Err(words),
+            KnownValue::Constant(value) => Ok(value.shape().to_vec()),
+            KnownValue::AtRun(words) => Err(words),
         })
     }
 
@@ -193,11 +195,11 @@ impl<'a> Constants<'a> {
             }
         }
         match self.known(value)? {
-            Known::Constant(value) => {
+            KnownValue::Constant(value) => {
                 self.graph.spend_effort(value.floats_worth() as u64)?;
                 Ok(value.is_zeros())
             }
-            Known::AtRun(_) => Ok(false),
+            KnownValue::AtRun(_) => Ok(false),
         }
     }
 }

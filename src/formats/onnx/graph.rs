@@ -12,7 +12,7 @@ use super::proto::{
     AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, StringStringEntryProto,
     TensorHead, ValueInfoProto, decode,
 };
-use super::tensor::Storage;
+use super::tensor::TensorReader;
 use crate::error::{Error, Result, quote};
 use crate::formats::metadata::CONFIG_KEY;
 
@@ -24,7 +24,7 @@ pub(super) struct Graph {
     infos: HashMap<String, Bytes>,
     /// Bytes that may still be decoded. Nodes that lead to each other over and over must end.
     effort: Cell<u64>,
-    pub storage: Storage,
+    pub storage: TensorReader,
     /// What a model of our own says of itself.
     pub config_text: Option<String>,
 }
@@ -45,7 +45,7 @@ impl Graph {
     pub fn parse(bytes: Bytes, path: Option<&Path>) -> Result<Self> {
         /// Each byte may be decoded so often.
         const LOOKS: u64 = 64;
-        let storage = Storage::new(bytes.len(), path);
+        let storage = TensorReader::new(bytes.len(), path);
         let effort = Cell::new((bytes.len() as u64).saturating_mul(LOOKS) + (1 << 20));
         let model: ModelProto = decode(&bytes)?;
         let no_graph = || Error::format("it has no graph; is it an ONNX model?".to_owned());

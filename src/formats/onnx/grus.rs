@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use super::constants::Constants;
+use super::constants::ConstantFolding;
 use super::node::GruNode;
 use super::proto::NodeProto;
 use super::stack;
 use crate::error::{Error, Result};
 
 /// The GRU nodes of a graph, in its order.
-pub(super) struct Grus {
+pub(super) struct GruNodes {
     names: Vec<String>,
     /// What is wrong with a node matters only where it is asked for.
     pub nodes: Vec<Result<GruNode>>,
@@ -17,8 +17,8 @@ pub(super) struct Grus {
     stacks: Vec<Vec<usize>>,
 }
 
-impl Grus {
-    pub fn of(constants: &Constants<'_>) -> Result<Self> {
+impl GruNodes {
+    pub fn of(constants: &ConstantFolding<'_>) -> Result<Self> {
         /// Far more than a model of use has: looking through them must end.
         const MOST: usize = 256;
         let mut protos = Vec::new();

@@ -43,19 +43,19 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Axis, concatenate};
 
-use self::constants::Constants;
+use self::constants::ConstantFolding;
 use self::graph::Graph;
-use self::grus::Grus;
+use self::grus::GruNodes;
 use self::proto::MAX_MODEL;
 use self::write::{expressed, with_z_negated};
-use super::files::{self, Source};
+use super::files::{self, ByteSource};
 use super::metadata::read_config;
 use crate::error::{Error, Result};
 use crate::formats::cell::Cell;
 use crate::spec::config::{Bias, GruConfig, Layout, Update};
 use crate::spec::params::Params;
 
-pub use self::node::Given;
+pub use self::node::OptionalInput;
 pub use self::write::{Inputs, save, write};
 
 /// Which GRU to take out of a model, and how strictly.
@@ -99,10 +99,10 @@ pub struct OnnxModel {
     /// The order of the axes T and B of the first node's X. It says how the model's other nodes
     /// hold the data; a [`Batch`](crate::Batch) may have either.
     pub layout: Layout,
-    /// The states `[L·D, B, H]` that it starts from: `initial_h`. Zeros are [`Given::Nothing`].
-    pub h0: Given<Array3<f32>>,
+    /// The states `[L·D, B, H]` that it starts from: `initial_h`. Zeros are [`OptionalInput::Nothing`].
+    pub h0: OptionalInput<Array3<f32>>,
     /// The length of each row: `sequence_lens`.
-    pub lengths: Given<Vec<usize>>,
+    pub lengths: OptionalInput<Vec<usize>>,
     /// The files besides the model's own that something was read from.
     pub external_data: Vec<PathBuf>,
 }
@@ -122,7 +122,7 @@ pub fn load(path: impl AsRef<Path>, options: &OnnxOptions) -> Result<OnnxModel> 
 /// # Errors
 /// As [`load`], but for [`Error::Io`].
 pub fn read(from: impl Read + Seek, options: &OnnxOptions) -> Result<OnnxModel> {
-    parse(Source::new(from)?, None, |graph| read_graph(graph, options))
+    parse(ByteSource::new(from)?, None, |graph| read_graph(graph, options))
 }
 
 /// The names of a model's GRUs, as [`OnnxOptions::with_node`] takes them: of a node, or
@@ -140,14 +140,14 @@ pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
 /// # Errors
 /// As [`read`].
 pub fn read_names(from: impl Read + Seek) -> Result<Vec<String>> {
-    parse(Source::new(from)?, None, stack_names)
+    parse(ByteSource::new(from)?, None, stack_names)
 }
 
 /// Has `read` look into the graph of a model that lies at `path`, if anywhere.
 fn parse<S: Read + Seek, T>(
-    mut source: Source<S>,
+    mut source: ByteSource<S>,
     path: Option<&Path>,
-    read: impl FnOnce(&Constants<'_>) -> Result<T>,
+    read: impl FnOnce(&ConstantFolding<'_>) -> Result<T>,
 ) -> Result<T> {
     let len = source.len();
     if len > MAX_MODEL {
@@ -155,15 +155,15 @@ fn parse<S: Read + Seek, T>(
         return Err(Error::format(reason));
     }
     let bytes = source.part("the model", 0, len)?;
-    read(&Constants::of(&Graph::parse(bytes.into(), path)?))
+    read(&ConstantFolding::of(&Graph::parse(bytes.into(), path)?))
 }
 
-fn stack_names(constants: &Constants<'_>) -> Result<Vec<String>> {
-    Ok(Grus::of(constants)?.stack_names())
+fn stack_names(constants: &ConstantFolding<'_>) -> Result<Vec<String>> {
+    Ok(GruNodes::of(constants)?.stack_names())
 }
 
-fn read_graph(constants: &Constants<'_>, options: &OnnxOptions) -> Result<OnnxModel> {
-    let grus = Grus::of(constants)?;
+fn read_graph(constants: &ConstantFolding<'_>, options: &OnnxOptions) -> Result<OnnxModel> {
+    let grus = GruNodes::of(constants)?;
     let chosen = grus.choose(options.node.as_deref())?;
     let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();
     let nodes = nodes.map_err(Error::clone)?;
@@ -207,31 +207,34 @@ fn own_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> 
 }
 
 /// The first states of all layers, from those of each.
-fn joined_h0(of_layers: Vec<Given<Array3<f32>>>, config: &GruConfig) -> Result<Given<Array3<f32>>> {
+fn joined_h0(
+    of_layers: Vec<OptionalInput<Array3<f32>>>,
+    config: &GruConfig,
+) -> Result<OptionalInput<Array3<f32>>> {
     let mut batch = None;
     let mut words = Vec::new();
     for given in &of_layers {
         match given {
-            Given::Nothing => {}
-            Given::Constant(h0) if batch.is_none_or(|batch| batch == h0.dim().1) => {
+            OptionalInput::Nothing => {}
+            OptionalInput::Constant(h0) if batch.is_none_or(|batch| batch == h0.dim().1) => {
                 batch = Some(h0.dim().1);
             }
-            Given::Constant(_) => {
+            OptionalInput::Constant(_) => {
                 let reason = "its layers' initial_h are of different batches".to_owned();
                 return Err(Error::format(reason));
             }
-            Given::AtRun(of_layer) if words.contains(&of_layer.as_str()) => {}
-            Given::AtRun(of_layer) => words.push(of_layer.as_str()),
+            OptionalInput::AtRun(of_layer) if words.contains(&of_layer.as_str()) => {}
+            OptionalInput::AtRun(of_layer) => words.push(of_layer.as_str()),
         }
     }
     if !words.is_empty() {
-        return Ok(Given::AtRun(words.join(", ")));
+        return Ok(OptionalInput::AtRun(words.join(", ")));
     }
-    let Some(batch) = batch else { return Ok(Given::Nothing) };
+    let Some(batch) = batch else { return Ok(OptionalInput::Nothing) };
     let zeros = Array3::zeros([config.directions(), batch, config.hidden_size]);
     let layers: Vec<_> = of_layers
         .iter()
-        .map(|given| if let Given::Constant(h0) = given { h0.view() } else { zeros.view() })
+        .map(|given| if let OptionalInput::Constant(h0) = given { h0.view() } else { zeros.view() })
         .collect();
-    Ok(Given::Constant(concatenate(Axis(0), &layers).expect("all of one batch and width")))
+    Ok(OptionalInput::Constant(concatenate(Axis(0), &layers).expect("all of one batch and width")))
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use ndarray::{Array3, ArrayD, Axis, Ix2, Ix3};
 
-use super::constants::{Constants, Known};
+use super::constants::{ConstantFolding, KnownValue};
 use super::proto::{AttributeProto, NodeProto, attribute_type, decode, in_part};
 use super::tensor::Value;
 use crate::error::{Error, Result, quote};
@@ -28,7 +28,7 @@ const INPUTS: [&str; 6] = ["X", "W", "R", "B", "sequence_lens", "initial_h"];
 /// An optional input of a node.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Given<T> {
+pub enum OptionalInput<T> {
     /// Not connected: zeros for a state, every step for a length.
     Nothing,
     /// The model holds it.
@@ -52,11 +52,11 @@ impl GruNode {
     }
 
     /// Reads everything but the weights' numbers.
-    pub fn read(constants: &Constants<'_>, name: &str, proto: NodeProto) -> Result<Self> {
+    pub fn read(constants: &ConstantFolding<'_>, name: &str, proto: NodeProto) -> Result<Self> {
         Self::read_parts(constants, name, proto).map_err(|error| in_node(name, error))
     }
 
-    fn read_parts(constants: &Constants<'_>, name: &str, proto: NodeProto) -> Result<Self> {
+    fn read_parts(constants: &ConstantFolding<'_>, name: &str, proto: NodeProto) -> Result<Self> {
         let attributes = Attributes::read(&proto)?;
         let d = attributes.direction.count();
         let w = required(weight_shape(constants, &proto, input::W)?, "W")?;
@@ -97,11 +97,19 @@ impl GruNode {
     }
 
     /// The weights of each direction.
-    pub fn cells(&self, constants: &Constants<'_>, allow_non_finite: bool) -> Result<Vec<Cell>> {
+    pub fn cells(
+        &self,
+        constants: &ConstantFolding<'_>,
+        allow_non_finite: bool,
+    ) -> Result<Vec<Cell>> {
         self.read_cells(constants, allow_non_finite).map_err(|error| in_node(&self.name, error))
     }
 
-    fn read_cells(&self, constants: &Constants<'_>, allow_non_finite: bool) -> Result<Vec<Cell>> {
+    fn read_cells(
+        &self,
+        constants: &ConstantFolding<'_>,
+        allow_non_finite: bool,
+    ) -> Result<Vec<Cell>> {
         let array = |index: usize| weight(constants, &self.proto, index, allow_non_finite);
         let three =
             |array: ArrayD<f32>| array.into_dimensionality::<Ix3>().expect("its shape was checked");
@@ -120,9 +128,9 @@ impl GruNode {
     /// The states that the node starts from, `[D, B, H]`.
     pub fn h0(
         &self,
-        constants: &Constants<'_>,
+        constants: &ConstantFolding<'_>,
         allow_non_finite: bool,
-    ) -> Result<Given<Array3<f32>>> {
+    ) -> Result<OptionalInput<Array3<f32>>> {
         self.given(constants, input::H0, |value| {
             let h0 = floats(value)?;
             if !allow_non_finite {
@@ -143,7 +151,7 @@ impl GruNode {
     }
 
     /// The lengths of the rows, `[B]`.
-    pub fn lengths(&self, constants: &Constants<'_>) -> Result<Given<Vec<usize>>> {
+    pub fn lengths(&self, constants: &ConstantFolding<'_>) -> Result<OptionalInput<Vec<usize>>> {
         self.given(constants, input::LENGTHS, |value| {
             let integers = value.integers();
             let not_whole = || Error::format("its numbers are not whole".to_owned());
@@ -157,19 +165,19 @@ impl GruNode {
 
     fn given<T>(
         &self,
-        constants: &Constants<'_>,
+        constants: &ConstantFolding<'_>,
         index: usize,
         read: impl FnOnce(&Value) -> Result<T>,
-    ) -> Result<Given<T>> {
-        let Some(value) = self.input(index) else { return Ok(Given::Nothing) };
+    ) -> Result<OptionalInput<T>> {
+        let Some(value) = self.input(index) else { return Ok(OptionalInput::Nothing) };
         let given = || {
             // Zeros are what there is without a state, for any batch.
             if index == input::H0 && constants.is_zeros(value)? {
-                return Ok(Given::Nothing);
+                return Ok(OptionalInput::Nothing);
             }
             match constants.known(value)? {
-                Known::Constant(value) => read(&value).map(Given::Constant),
-                Known::AtRun(words) => Ok(Given::AtRun(words)),
+                KnownValue::Constant(value) => read(&value).map(OptionalInput::Constant),
+                KnownValue::AtRun(words) => Ok(OptionalInput::AtRun(words)),
             }
         };
         given().map_err(|error| in_node(&self.name, in_input(index, error)))
@@ -324,7 +332,7 @@ fn text(bytes: &[u8]) -> Result<String> {
 
 /// The shape of a weight, where the input is connected.
 fn weight_shape(
-    constants: &Constants<'_>,
+    constants: &ConstantFolding<'_>,
     node: &NodeProto,
     index: usize,
 ) -> Result<Option<Vec<usize>>> {
@@ -335,14 +343,14 @@ fn weight_shape(
 
 /// A weight, where the input is connected.
 fn weight(
-    constants: &Constants<'_>,
+    constants: &ConstantFolding<'_>,
     node: &NodeProto,
     index: usize,
     allow_non_finite: bool,
 ) -> Result<Option<ArrayD<f32>>> {
     let Some(value) = node.connected(index) else { return Ok(None) };
     let known = constants.known(value).map_err(|error| in_input(index, error))?;
-    let Known::Constant(value) = known else { return Err(not_held(index, "not known")) };
+    let KnownValue::Constant(value) = known else { return Err(not_held(index, "not known")) };
     let array = floats(&value).map_err(|error| in_input(index, error))?;
     constants.graph.storage.spend(array.len())?;
     if !allow_non_finite {

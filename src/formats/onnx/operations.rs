@@ -30,7 +30,7 @@ pub(super) enum Operation {
 }
 
 /// A node's inputs, `None` where one is not connected.
-pub(super) type Inputs<'a> = &'a [Option<Rc<Value>>];
+pub(super) type NodeInputs<'a> = &'a [Option<Rc<Value>>];
 
 impl Operation {
     /// The operation of a node, or `None` for one that is not known here.
@@ -51,7 +51,7 @@ impl Operation {
     }
 
     /// The node's output of this index.
-    pub fn run(self, node: &NodeProto, inputs: Inputs<'_>, output: usize) -> Result<Value> {
+    pub fn run(self, node: &NodeProto, inputs: NodeInputs<'_>, output: usize) -> Result<Value> {
         let first = inputs.first().and_then(Option::as_ref).ok_or_else(|| misfit("no input"))?;
         match (&**first, self) {
             (value, Self::Cast) => cast(value, node.integer("to", 0)?),
@@ -74,7 +74,7 @@ impl Operation {
         node: &NodeProto,
         first: Option<&ArrayD<T>>,
         all: Option<Vec<&ArrayD<T>>>,
-        inputs: Inputs<'_>,
+        inputs: NodeInputs<'_>,
         output: usize,
     ) -> Result<ArrayD<T>> {
         let array = first.ok_or_else(|| misfit("an input"))?;
@@ -109,7 +109,7 @@ impl Operation {
 fn optional_operand(
     node: &NodeProto,
     name: &str,
-    inputs: Inputs<'_>,
+    inputs: NodeInputs<'_>,
     index: usize,
 ) -> Result<Option<Vec<i64>>> {
     match inputs.get(index).and_then(Option::as_ref) {
@@ -121,7 +121,7 @@ fn optional_operand(
     }
 }
 
-fn operand(node: &NodeProto, name: &str, inputs: Inputs<'_>, index: usize) -> Result<Vec<i64>> {
+fn operand(node: &NodeProto, name: &str, inputs: NodeInputs<'_>, index: usize) -> Result<Vec<i64>> {
     let found = optional_operand(node, name, inputs, index)?;
     found.ok_or_else(|| Error::format(format!("its {name} is missing")))
 }
@@ -133,7 +133,11 @@ fn axis_of(axis: i64, axes: usize) -> Result<Axis> {
     axis.map(Axis).ok_or_else(|| misfit("an axis"))
 }
 
-fn sliced<T: Copy>(array: &ArrayD<T>, node: &NodeProto, inputs: Inputs<'_>) -> Result<ArrayD<T>> {
+fn sliced<T: Copy>(
+    array: &ArrayD<T>,
+    node: &NodeProto,
+    inputs: NodeInputs<'_>,
+) -> Result<ArrayD<T>> {
     let starts = operand(node, "starts", inputs, 1)?;
     let ends = operand(node, "ends", inputs, 2)?;
     let axes = optional_operand(node, "axes", inputs, 3)?;
@@ -226,7 +230,7 @@ fn reshaped<T: Copy>(array: &ArrayD<T>, shape: &[i64]) -> Result<ArrayD<T>> {
 fn split<T: Copy>(
     array: &ArrayD<T>,
     node: &NodeProto,
-    inputs: Inputs<'_>,
+    inputs: NodeInputs<'_>,
     output: usize,
 ) -> Result<ArrayD<T>> {
     let axis = axis_of(node.integer("axis", 0)?, array.ndim())?;

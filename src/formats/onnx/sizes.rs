@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::constants::Constants;
+use super::constants::ConstantFolding;
 use super::operations::part;
 use super::proto::{NodeProto, data_type};
 use crate::error::Result;
@@ -34,8 +34,8 @@ const DEEPEST: usize = 24;
 const LONGEST: usize = 8;
 
 /// Which sizes are known on the path from one GRU.
-pub(super) struct Sizes<'a> {
-    constants: &'a Constants<'a>,
+pub(super) struct ShapeInference<'a> {
+    constants: &'a ConstantFolding<'a>,
     config: &'a GruConfig,
     /// The axes of the values on the path.
     axes: HashMap<String, Vec<Axis>>,
@@ -43,8 +43,8 @@ pub(super) struct Sizes<'a> {
     known: HashMap<Axis, i64>,
 }
 
-impl<'a> Sizes<'a> {
-    pub fn new(constants: &'a Constants<'a>, config: &'a GruConfig) -> Self {
+impl<'a> ShapeInference<'a> {
+    pub fn new(constants: &'a ConstantFolding<'a>, config: &'a GruConfig) -> Self {
         Self { constants, config, axes: HashMap::new(), known: HashMap::new() }
     }
 

@@ -3,10 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::constants::{Constants, Known};
+use super::constants::{ConstantFolding, KnownValue};
 use super::node::{GruNode, input};
 use super::proto::NodeProto;
-use super::sizes::{Axis, Sizes};
+use super::sizes::{Axis, ShapeInference};
 use crate::error::Result;
 use crate::spec::config::{GruConfig, Layout};
 
@@ -15,7 +15,7 @@ const MAX_PATH: usize = 16;
 
 /// The GRUs, by their numbers, in stacks: each a layer of its own, or several that follow each
 /// other.
-pub(super) fn stacks(constants: &Constants<'_>, grus: &[Result<GruNode>]) -> Vec<Vec<usize>> {
+pub(super) fn stacks(constants: &ConstantFolding<'_>, grus: &[Result<GruNode>]) -> Vec<Vec<usize>> {
     // By each GRU, the one whose outputs it reads.
     let makers: HashMap<_, _> = (grus.iter().enumerate())
         .filter_map(|(number, gru)| Some((gru.as_ref().ok()?.y()?, number)))
@@ -55,10 +55,10 @@ pub(super) fn stacks(constants: &Constants<'_>, grus: &[Result<GruNode>]) -> Vec
 
 /// Whether a GRU whose Y takes this path to another one's X is a layer of the same GRU.
 fn is_layer_below(
-    constants: &Constants<'_>,
+    constants: &ConstantFolding<'_>,
     below: &GruNode,
     gru: &GruNode,
-    path: &[Step],
+    path: &[PathNode],
 ) -> Result<bool> {
     let GruConfig { input_size, bias, .. } = gru.config;
     let width = below.config.directions() * below.config.hidden_size;
@@ -72,12 +72,12 @@ fn is_layer_below(
 }
 
 /// Whether two GRUs have the same value for their lengths, or the same numbers.
-fn same_lengths(constants: &Constants<'_>, one: &GruNode, other: &GruNode) -> Result<bool> {
+fn same_lengths(constants: &ConstantFolding<'_>, one: &GruNode, other: &GruNode) -> Result<bool> {
     match (one.input(input::LENGTHS), other.input(input::LENGTHS)) {
         (None, None) => Ok(true),
         (Some(one), Some(other)) if one == other => Ok(true),
         (Some(one), Some(other)) => match (constants.known(one)?, constants.known(other)?) {
-            (Known::Constant(one), Known::Constant(other)) => {
+            (KnownValue::Constant(one), KnownValue::Constant(other)) => {
                 Ok(one.integers().is_some() && one.integers() == other.integers())
             }
             _ => Ok(false),
@@ -87,7 +87,7 @@ fn same_lengths(constants: &Constants<'_>, one: &GruNode, other: &GruNode) -> Re
 }
 
 /// Whether a GRU's first state comes of what a GRU puts out, as a decoder's from its encoder.
-fn starts_from_a_gru(constants: &Constants<'_>, gru: &GruNode) -> Result<bool> {
+fn starts_from_a_gru(constants: &ConstantFolding<'_>, gru: &GruNode) -> Result<bool> {
     let mut values: Vec<_> = gru.input(input::H0).map(str::to_owned).into_iter().collect();
     let mut seen = HashSet::new();
     while let Some(value) = values.pop() {
@@ -108,14 +108,17 @@ fn starts_from_a_gru(constants: &Constants<'_>, gru: &GruNode) -> Result<bool> {
 }
 
 /// A node between two GRUs, and the value that it rearranges.
-struct Step {
+struct PathNode {
     node: NodeProto,
     from: String,
 }
 
 /// The nodes between a GRU's X and the GRU that it comes from, the first one first, and that GRU's
 /// output.
-fn path_back(constants: &Constants<'_>, gru: &GruNode) -> Result<Option<(Vec<Step>, String)>> {
+fn path_back(
+    constants: &ConstantFolding<'_>,
+    gru: &GruNode,
+) -> Result<Option<(Vec<PathNode>, String)>> {
     let Some(x) = gru.input(input::X) else { return Ok(None) };
     let (mut value, mut path) = (x.to_owned(), Vec::new());
     while let Some((output, node)) = constants.graph.produced_by(&value)? {
@@ -128,19 +131,24 @@ fn path_back(constants: &Constants<'_>, gru: &GruNode) -> Result<Option<(Vec<Ste
             break;
         }
         from.clone_into(&mut value);
-        path.push(Step { from: value.clone(), node });
+        path.push(PathNode { from: value.clone(), node });
     }
     Ok(None)
 }
 
 /// Whether a Y that takes this path is an X: every number at its time, row and feature.
-fn arrives(constants: &Constants<'_>, from: &GruNode, to: &GruNode, path: &[Step]) -> Result<bool> {
+fn arrives(
+    constants: &ConstantFolding<'_>,
+    from: &GruNode,
+    to: &GruNode,
+    path: &[PathNode],
+) -> Result<bool> {
     let mut axes = match from.layout {
         Layout::TimeMajor => vec![Axis::Time, Axis::Direction, Axis::Batch, Axis::Hidden],
         Layout::BatchFirst => vec![Axis::Batch, Axis::Time, Axis::Direction, Axis::Hidden],
     };
-    let mut sizes = Sizes::new(constants, &from.config);
-    for Step { node, from } in path {
+    let mut sizes = ShapeInference::new(constants, &from.config);
+    for PathNode { node, from } in path {
         sizes.set_axes(from, &axes);
         match rearranged(constants, node, &axes, &sizes)? {
             Some(after) => axes = after,
@@ -154,10 +162,10 @@ fn arrives(constants: &Constants<'_>, from: &GruNode, to: &GruNode, path: &[Step
 
 /// The axes after a node, or `None` when it does more than rearrange them.
 fn rearranged(
-    constants: &Constants<'_>,
+    constants: &ConstantFolding<'_>,
     node: &NodeProto,
     axes: &[Axis],
-    sizes: &Sizes<'_>,
+    sizes: &ShapeInference<'_>,
 ) -> Result<Option<Vec<Axis>>> {
     Ok(match node.op() {
         "Identity" => Some(axes.to_vec()),
@@ -182,11 +190,11 @@ fn rearranged(
 }
 
 /// In use a dropout passes everything on; while training only where it is told so.
-fn drops(constants: &Constants<'_>, node: &NodeProto) -> Result<bool> {
+fn drops(constants: &ConstantFolding<'_>, node: &NodeProto) -> Result<bool> {
     let Some(training) = node.connected(2) else { return Ok(false) };
     match constants.known(training)? {
-        Known::Constant(value) => Ok(!value.is_zeros()),
-        Known::AtRun(_) => Ok(true),
+        KnownValue::Constant(value) => Ok(!value.is_zeros()),
+        KnownValue::AtRun(_) => Ok(true),
     }
 }
 

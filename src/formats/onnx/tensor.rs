@@ -14,7 +14,7 @@ use crate::formats::numbers::{arrays, widen_bf16, widen_f16};
 
 /// Where a model's numbers may come from, and how many may be read.
 #[derive(Debug)]
-pub(super) struct Storage {
+pub(super) struct TensorReader {
     /// The folders that external data may lie in: the model's own, and, where the model is a link,
     /// that of the file behind it.
     folders: Vec<PathBuf>,
@@ -28,7 +28,7 @@ pub(super) struct Storage {
 /// nodes rearrange it several times, and a few layers may share it; but a thousand may not.
 const MULTIPLE: u64 = 16;
 
-impl Storage {
+impl TensorReader {
     /// Of a model of so many bytes, at a path where it is a file.
     pub fn new(len: usize, path: Option<&Path>) -> Self {
         let folder = |path: &Path| {
@@ -159,7 +159,7 @@ impl Value {
 }
 
 /// A tensor's numbers.
-pub(super) fn value(tensor: &TensorProto, storage: &Storage) -> Result<Value> {
+pub(super) fn value(tensor: &TensorProto, storage: &TensorReader) -> Result<Value> {
     let (shape, count) = shape(&tensor.dims)?;
     let raw = |width: usize| raw(tensor, count, width, storage);
     let halves = |widen: fn(&[u8]) -> Vec<f32>| {
@@ -234,7 +234,7 @@ fn raw(
     tensor: &TensorProto,
     count: usize,
     width: usize,
-    storage: &Storage,
+    storage: &TensorReader,
 ) -> Result<Option<Bytes>> {
     let expected = count * width;
     if tensor.data_location == EXTERNAL {
@@ -247,7 +247,7 @@ fn raw(
     }
 }
 
-fn external(tensor: &TensorProto, expected: usize, storage: &Storage) -> Result<Vec<u8>> {
+fn external(tensor: &TensorProto, expected: usize, storage: &TensorReader) -> Result<Vec<u8>> {
     let (mut location, mut offset, mut length) = (None, 0, None);
     for entry in &tensor.external_data {
         let entry = decode::<StringStringEntryProto>(entry)?;

@@ -86,7 +86,7 @@ fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
     if config.update == Update::Overwrites {
         cells = cells.iter().map(with_z_negated).collect();
     }
-    let mut graph = Graph::new(&expressed, inputs);
+    let mut graph = GraphBuilder::new(&expressed, inputs);
     for (layer, cells) in cells.chunks(config.directions()).enumerate() {
         graph.add_layer(layer, cells);
     }
@@ -141,13 +141,13 @@ pub(super) fn with_z_negated(cell: &Cell) -> Cell {
 }
 
 /// A graph under construction.
-struct Graph<'a> {
+struct GraphBuilder<'a> {
     config: &'a GruConfig,
     inputs: &'a Inputs,
     proto: GraphProto,
 }
 
-impl<'a> Graph<'a> {
+impl<'a> GraphBuilder<'a> {
     fn new(config: &'a GruConfig, inputs: &'a Inputs) -> Self {
         let GruConfig { input_size, hidden_size: hidden, layers, .. } = *config;
         let (known, open) = (

@@ -1,7 +1,7 @@
 use super::*;
 use crate::kernels::Access;
 use crate::model::device::test_device;
-use crate::plan::{DeviceCaps, Mode, Purpose};
+use crate::plan::{DeviceCaps, Mode, RunPurpose};
 use crate::spec::config::GruConfig;
 use crate::spec::head::Head;
 use crate::spec::loss::Loss;
@@ -82,7 +82,7 @@ fn dy_of_a_loss_is_written_by_the_head_or_by_nobody() {
     for (head, role) in [(Head::last(2), Role::Zeros), (Head::every_step(2), Role::Scratch)] {
         let layout = ParamLayout::with_head(&GruConfig::pytorch(2, 3), head).unwrap();
         let shape = layout.config().shape(4, 2).unwrap();
-        let (options, purpose) = (RunOptions::default(), Purpose::Loss(Loss::MeanSquared));
+        let (options, purpose) = (RunOptions::default(), RunPurpose::Loss(Loss::MeanSquared));
         let caps = DeviceCaps::WEBGPU;
         let plan = Plan::of_run(&layout, shape, Mode::Training, options, purpose, &caps);
         let plan = plan.unwrap();

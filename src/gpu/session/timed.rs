@@ -23,12 +23,12 @@ pub(crate) enum Timing {
 
 /// Where a schedule's compute passes leave the time: query 0 gets the first one's beginning, query
 /// 1 the end of each, so that in the end it holds the last one's.
-pub(super) struct Stamps<'a> {
+pub(super) struct PassTimestamps<'a> {
     queries: &'a wgpu::QuerySet,
     begun: bool,
 }
 
-impl<'a> Stamps<'a> {
+impl<'a> PassTimestamps<'a> {
     pub fn next_pass(&mut self) -> wgpu::ComputePassTimestampWrites<'a> {
         let first = !std::mem::replace(&mut self.begun, true);
         wgpu::ComputePassTimestampWrites {
@@ -40,14 +40,14 @@ impl<'a> Stamps<'a> {
 }
 
 /// A set of queries and where they are read from.
-struct Clock {
+struct TimestampQueries {
     queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
     /// Nanoseconds of a tick.
     tick: f64,
 }
 
-impl Clock {
+impl TimestampQueries {
     /// Of `count` timestamps; `None` where the device cannot write any.
     async fn new(gpu: &Gpu, count: usize) -> Result<Option<Self>> {
         use wgpu::BufferUsages as Usage;
@@ -101,12 +101,13 @@ impl Session {
     }
 
     async fn time_once(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
-        let clock = Clock::new(&self.gpu, 2).await?;
+        let clock = TimestampQueries::new(&self.gpu, 2).await?;
         self.gpu.sync(wait).await?;
         let start = Instant::now();
         let prologue = self.take_prologue(pass);
         let queue = || {
-            let stamps = clock.as_ref().map(|c| Stamps { queries: &c.queries, begun: false });
+            let stamps =
+                clock.as_ref().map(|c| PassTimestamps { queries: &c.queries, begun: false });
             self.queue(pass, &prologue, stamps);
             Ok(())
         };
@@ -126,7 +127,7 @@ impl Session {
         let broken = std::mem::replace(&mut self.broken, true);
         let prologue = self.take_prologue(pass);
         self.run_prologue(&prologue).await?;
-        let timing = match Clock::new(&self.gpu, 2 * TIMED_DISPATCHES).await? {
+        let timing = match TimestampQueries::new(&self.gpu, 2 * TIMED_DISPATCHES).await? {
             Some(clock) => Timing::Dispatches(self.time_dispatches(pass, &clock, wait).await?),
             None => Timing::Stages(self.time_stages(pass, wait).await?),
         };
@@ -148,7 +149,7 @@ impl Session {
     async fn time_dispatches(
         &self,
         pass: Pass,
-        clock: &Clock,
+        clock: &TimestampQueries,
         wait: Wait,
     ) -> Result<Vec<Duration>> {
         let most = self.plan.submit_flops();

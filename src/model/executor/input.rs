@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use ndarray::{Array2, Array3, ArrayView3, s};
 
-use super::{Data, Executor, Position, Upload};
+use super::{ChunkPosition, Executor, Upload, UploadData};
 use crate::error::{Result, try_array};
 use crate::model::state::State;
-use crate::plan::{Mode, Plan, RunBuffers, States};
+use crate::plan::{Mode, Plan, RunBuffers, StateSlot};
 use crate::spec::batch::{Batch, zero_padding};
 use crate::spec::chunk::Chunk;
 use crate::spec::noise;
@@ -51,13 +51,13 @@ impl<'a> RunInput<'a> {
     /// What a chunk starts from: of states, from those `carried` `[L·D, b, H]` where there are any.
     pub fn uploads<'s>(
         &'s self,
-        at: &Position<'_>,
+        at: &ChunkPosition<'_>,
         plan: &Plan,
         carried: Option<ArrayView3<'s, f32>>,
     ) -> Result<Vec<Upload<'s>>> {
         let RunBuffers { x, step_flags, states, .. } = *plan.run_buffers();
         let (chunk, shape) = (at.chunk, at.shape);
-        let (rows, reset) = (shape.steps * shape.batch, States::Reset.range(shape));
+        let (rows, reset) = (shape.steps * shape.batch, StateSlot::Reset.range(shape));
         let mut uploads = vec![
             Upload { buffer: x, range: 0..shape.x().iter().product(), data: self.x(chunk)? },
             Upload { buffer: step_flags, range: 0..rows, data: self.step_flags(chunk) },
@@ -66,35 +66,39 @@ impl<'a> RunInput<'a> {
             let first = [chunk.steps.start, chunk.rows.start];
             let seed = noise::draw_seed(self.batch.seed.unwrap_or(0), first).to_vec();
             let range = rows..rows + seed.len();
-            uploads.push(Upload { buffer: step_flags, range, data: Data::U32(seed.into()) });
+            uploads.push(Upload { buffer: step_flags, range, data: UploadData::U32(seed.into()) });
         }
         let reset_state = self.batch.reset_state.as_ref().map(|state| state.reborrow());
         let data = states_data(reset_state.map(|state| chunk.of_states(state)));
         uploads.push(Upload { buffer: states, range: reset, data });
         let data = self.first_states(chunk, carried);
-        uploads.push(Upload { buffer: states, range: States::First.range(shape), data });
+        uploads.push(Upload { buffer: states, range: StateSlot::First.range(shape), data });
         Ok(uploads)
     }
 
-    fn x(&self, chunk: &Chunk) -> Result<Data<'_>> {
+    fn x(&self, chunk: &Chunk) -> Result<UploadData<'_>> {
         let x = chunk.of_sequence(self.batch.x.reborrow(), self.batch.layout);
-        let Some(lengths) = self.batch.lengths else { return Ok(Data::Array(x.into())) };
+        let Some(lengths) = self.batch.lengths else { return Ok(UploadData::Array(x.into())) };
         // Whatever padding holds, a product with a gradient of 0 must be 0.
         let mut clean = try_owned("x", x)?;
         zero_padding(&mut clean, self.batch.layout, &chunk.lengths(lengths));
-        Ok(Data::Array(clean.into()))
+        Ok(UploadData::Array(clean.into()))
     }
 
-    fn step_flags(&self, chunk: &Chunk) -> Data<'_> {
-        let Some(flags) = &self.step_flags else { return Data::Zeros };
+    fn step_flags(&self, chunk: &Chunk) -> UploadData<'_> {
+        let Some(flags) = &self.step_flags else { return UploadData::Zeros };
         let own = flags.slice(s![chunk.steps.clone(), chunk.rows.clone()]);
         let copy = || own.iter().copied().collect::<Vec<_>>();
-        Data::U32(own.to_slice().map_or_else(|| copy().into(), Cow::Borrowed))
+        UploadData::U32(own.to_slice().map_or_else(|| copy().into(), Cow::Borrowed))
     }
 
-    fn first_states<'s>(&'s self, chunk: &Chunk, carried: Option<ArrayView3<'s, f32>>) -> Data<'s> {
+    fn first_states<'s>(
+        &'s self,
+        chunk: &Chunk,
+        carried: Option<ArrayView3<'s, f32>>,
+    ) -> UploadData<'s> {
         let given = match &self.first {
-            FirstStates::Device(buffer) if carried.is_none() => return Data::Buffer(buffer),
+            FirstStates::Device(buffer) if carried.is_none() => return UploadData::Buffer(buffer),
             FirstStates::Host(state) => Some(state.view()),
             FirstStates::Batch | FirstStates::Device(_) => {
                 self.batch.h0.as_ref().map(|h0| h0.reborrow())
@@ -105,8 +109,8 @@ impl<'a> RunInput<'a> {
 }
 
 /// These states, or zeros.
-pub(super) fn states_data(states: Option<ArrayView3<'_, f32>>) -> Data<'_> {
-    states.map_or(Data::Zeros, |states| Data::Array(states.into()))
+pub(super) fn states_data(states: Option<ArrayView3<'_, f32>>) -> UploadData<'_> {
+    states.map_or(UploadData::Zeros, |states| UploadData::Array(states.into()))
 }
 
 /// An array of `shape` with what was read for it.

@@ -6,14 +6,16 @@ use std::ops::Range;
 use ndarray::{Array3, ArrayView3};
 
 use super::input::{array, states_data};
-use super::{AdapterModel, ChunkedRun, Data, Executor, ExecutorChunk, Position, RunInput, Upload};
+use super::{
+    AdapterModel, ChunkPosition, ChunkedRun, Executor, ExecutorChunk, RunInput, Upload, UploadData,
+};
 use crate::error::{Result, try_array};
 use crate::gpu::pool::SessionKey;
 use crate::gpu::session::Session;
 use crate::gpu::wait::Wait;
 use crate::model::output::Output;
 use crate::model::state::State;
-use crate::plan::{BufferId, Mode, Pass, Plan, Purpose, RunBuffers, States, TrainingBuffers};
+use crate::plan::{BufferId, Mode, Pass, Plan, RunBuffers, RunPurpose, StateSlot, TrainingBuffers};
 use crate::spec::batch::Batch;
 use crate::spec::chunk::Chunk;
 use crate::spec::config::{Layout, Shape};
@@ -23,17 +25,17 @@ use crate::spec::params::{Gradients, ParamLayout, Params};
 /// A training run, for the way back: its chunks in the order in which they ran, with their
 /// sessions.
 #[derive(Debug)]
-pub(crate) struct Recorded {
+pub(crate) struct RecordedRun {
     key: SessionKey,
     chunks: Vec<ExecutorChunk>,
 }
 
-impl Recorded {
+impl RecordedRun {
     /// Each chunk's last states, on the device.
     fn last_states(&self) -> impl Iterator<Item = (&Chunk, &Session, BufferId, Range<usize>)> {
         self.chunks.iter().map(|ExecutorChunk { chunk, session, .. }| {
             let session: &Session = session.as_ref().expect("held since the forward pass");
-            let range = States::Last.range(chunk.shape(self.key.shape));
+            let range = StateSlot::Last.range(chunk.shape(self.key.shape));
             (chunk, session, session.plan().run_buffers().states, range)
         })
     }
@@ -66,13 +68,13 @@ impl Recorded {
 
 impl<'a> Executor<'a> {
     /// What ran, with the sessions that were held.
-    fn into_recorded(self) -> Recorded {
-        Recorded { key: self.key, chunks: self.chunks }
+    fn into_recorded(self) -> RecordedRun {
+        RecordedRun { key: self.key, chunks: self.chunks }
     }
 
     /// The chunks of a recorded run, on the way back.
-    fn of_recorded(model: AdapterModel<'a>, recorded: Recorded, wait: Wait) -> Self {
-        let Recorded { key, mut chunks } = recorded;
+    fn of_recorded(model: AdapterModel<'a>, recorded: RecordedRun, wait: Wait) -> Self {
+        let RecordedRun { key, mut chunks } = recorded;
         chunks.reverse();
         Self { model, key, chunks, accumulator: None, wait }
     }
@@ -87,8 +89,8 @@ impl AdapterModel<'_> {
         state: Option<&'a State>,
         batch: Batch<'a>,
         wait: Wait,
-    ) -> Result<(Output, Recorded)> {
-        let mut executor = Executor::new(self, shape, mode, Purpose::States, wait)?;
+    ) -> Result<(Output, RecordedRun)> {
+        let mut executor = Executor::new(self, shape, mode, RunPurpose::States, wait)?;
         let input = RunInput::new(&executor, state, batch).await?;
         let mut run = ForwardRun::new(&executor, input)?;
         if mode == Mode::Training {
@@ -100,7 +102,7 @@ impl AdapterModel<'_> {
 
     pub(in crate::model) async fn backward(
         self,
-        recorded: Recorded,
+        recorded: RecordedRun,
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
         wait: Wait,
@@ -132,18 +134,18 @@ impl<'a> ForwardRun<'a> {
 }
 
 impl ChunkedRun for ForwardRun<'_> {
-    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
         let before = self.output.as_ref().filter(|_| at.continues());
         let carried = before.map(|before| at.chunk.of_states(before.h_n.view()));
         self.input.uploads(at, plan, carried)
     }
 
-    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
         let RunBuffers { states, y, .. } = *plan.run_buffers();
-        vec![(y, 0..at.shape.y().iter().product()), (states, States::Last.range(at.shape))]
+        vec![(y, 0..at.shape.y().iter().product()), (states, StateSlot::Last.range(at.shape))]
     }
 
-    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()> {
+    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
         let [y, h_n] = results.try_into().expect("two parts asked for");
         let part = Output { y: array(at.shape.y(), y), h_n: array(at.shape.state(), h_n) };
         match &mut self.output {
@@ -186,7 +188,7 @@ impl ChunkedRun for BackwardRun<'_> {
         &[Pass::Backward]
     }
 
-    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
         let TrainingBuffers { dy, dstates, .. } = *training_buffers(plan);
         let after = self.gradients.as_ref().filter(|_| at.continues());
         let carried = after.map(|after| after.h0.view());
@@ -194,26 +196,26 @@ impl ChunkedRun for BackwardRun<'_> {
         let given = self.dy.as_ref().map(|dy| dy.reborrow());
         let given = given.map(|dy| at.chunk.of_sequence(dy, self.shape.layout));
         let range = 0..at.shape.y().iter().product();
-        let reset = States::Reset.range(at.shape);
+        let reset = StateSlot::Reset.range(at.shape);
         let last = states_data(dh_n.map(|dh_n| at.chunk.of_states(dh_n)));
         Ok(vec![
             Upload { buffer: dy, range, data: states_data(given) },
-            Upload { buffer: dstates, range: reset, data: Data::Zeros },
-            Upload { buffer: dstates, range: States::Last.range(at.shape), data: last },
+            Upload { buffer: dstates, range: reset, data: UploadData::Zeros },
+            Upload { buffer: dstates, range: StateSlot::Last.range(at.shape), data: last },
         ])
     }
 
-    fn reads(&self, at: &Position<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
         let t = training_buffers(plan);
         vec![
             (t.dparams, 0..self.layout.flat_len()),
             (t.dx[0].expect("a run of states"), 0..at.shape.x().iter().product()),
-            (t.dstates, States::First.range(at.shape)),
-            (t.dstates, States::Reset.range(at.shape)),
+            (t.dstates, StateSlot::First.range(at.shape)),
+            (t.dstates, StateSlot::Reset.range(at.shape)),
         ]
     }
 
-    fn collect(&mut self, at: &Position<'_>, results: Vec<Vec<f32>>) -> Result<()> {
+    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
         let [params, x, h0, reset_state] = results.try_into().expect("four parts asked for");
         let part = Gradients {
             params: Params::from_flat(self.layout.clone(), params),

@@ -20,7 +20,7 @@ const BINDING: u64 = 16 << 10;
 const STEPS: usize = 61;
 const ROWS: usize = 11;
 
-fn chunks_of(gru: &Gru, shape: Shape, mode: Mode, purpose: Purpose) -> Vec<Chunk> {
+fn chunks_of(gru: &Gru, shape: Shape, mode: Mode, purpose: RunPurpose) -> Vec<Chunk> {
     let executor =
         Executor::new(gru.on_adapter().unwrap(), shape, mode, purpose, Wait::Block).unwrap();
     executor.chunks().cloned().collect()
@@ -96,7 +96,7 @@ fn a_run_in_chunks_gives_the_same_numbers() {
         let [gru, cpu] = [&device, &Device::cpu()]
             .map(|device| Gru::new(config.clone(), Init::Uniform, 5, device).unwrap());
         for mode in [Mode::Inference, Mode::Training] {
-            let chunks = chunks_of(&gru, shape, mode, Purpose::States);
+            let chunks = chunks_of(&gru, shape, mode, RunPurpose::States);
             let by_steps = chunks.iter().all(|chunk| chunk.rows == (0..ROWS));
             assert!(chunks.len() > 1 && by_steps == (direction != Direction::Both));
         }
@@ -139,8 +139,8 @@ fn a_network_is_used_and_trained_in_chunks() {
         };
         let [(losses, network), (expected, on_cpu)] = [&device, &Device::cpu()].map(train);
         for (mode, purpose) in [
-            (Mode::Inference, Purpose::Outputs),
-            (Mode::Training, Purpose::Loss(Loss::cross_entropy())),
+            (Mode::Inference, RunPurpose::Outputs),
+            (Mode::Training, RunPurpose::Loss(Loss::cross_entropy())),
         ] {
             assert!(chunks_of(network.gru(), shape, mode, purpose).len() > 1);
         }
@@ -151,7 +151,7 @@ fn a_network_is_used_and_trained_in_chunks() {
         assert_eq!(got.dim(), expected.dim());
         assert_close(&got, &expected, &case);
         let entropy = Loss::cross_entropy();
-        let purpose = Purpose::Evaluation(entropy);
+        let purpose = RunPurpose::Evaluation(entropy);
         assert!(chunks_of(network.gru(), shape, Mode::Inference, purpose).len() > 1);
         let [got, expected] = [&device, &Device::cpu()].map(|device| {
             let network = Network::new(params.clone(), device).unwrap();

@@ -168,7 +168,7 @@ fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
         let dh_n = Array3::ones((2, 4, 5));
         (output, gru.backward(tape, None, Some(dh_n.view())).unwrap())
     };
-    let kept = |gru: &Gru| lock(&gru.cached_trace).as_ref().map(cpu::Trace::shape);
+    let kept = |gru: &Gru| lock(&gru.cached_trace).as_ref().map(cpu::CpuTrace::shape);
     let gru = new();
     assert_eq!(kept(&gru), None);
     for (steps, value) in [(7, 0.5), (7, f32::NAN), (7, 0.5), (6, 0.1), (7, 0.5)] {

@@ -10,7 +10,7 @@ use crate::gpu::session::{BufferBinding, Session};
 use crate::gpu::wait::Wait;
 use crate::model::gru::Gru;
 use crate::model::interop::Buffers;
-use crate::plan::{Mode, States};
+use crate::plan::{Mode, StateSlot};
 use crate::spec::config::Shape;
 use crate::spec::element::ElementType::F32;
 
@@ -96,7 +96,7 @@ impl AdapterStream {
         shape: Shape,
         given: ArrayView3<'_, f32>,
     ) -> Result<()> {
-        let third = States::Reset.range(shape).start;
+        let third = StateSlot::Reset.range(shape).start;
         let make = || {
             let buffer = self.gpu.buffer("reset_state", F32.bytes(given.len()));
             upload(&self.gpu, &buffer, 0, given);
@@ -138,8 +138,8 @@ impl AdapterStream {
     }
 
     /// The third of `states` that the next step starts from.
-    fn now(&self) -> States {
-        if self.parity == 0 { States::First } else { States::Last }
+    fn now(&self) -> StateSlot {
+        if self.parity == 0 { StateSlot::First } else { StateSlot::Last }
     }
 
     /// Writes fresh states to the rows that ask for them, and forgets that they asked.

@@ -19,7 +19,7 @@ use crate::training::progress::{DataFingerprints, Progress};
 
 /// The kinds, whose numbers follow.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum WordKind {
     MeanSquared,
     Huber,
     CrossEntropy,
@@ -34,17 +34,17 @@ enum Kind {
     Value,
 }
 
-const LOSSES: &[(Kind, &str)] = &[
-    (Kind::MeanSquared, "mean-squared"),
-    (Kind::Huber, "huber"),
-    (Kind::CrossEntropy, "cross-entropy"),
+const LOSSES: &[(WordKind, &str)] = &[
+    (WordKind::MeanSquared, "mean-squared"),
+    (WordKind::Huber, "huber"),
+    (WordKind::CrossEntropy, "cross-entropy"),
 ];
-const OPTIMIZERS: &[(Kind, &str)] =
-    &[(Kind::Sgd, "sgd"), (Kind::Adam, "adam"), (Kind::AdamW, "adamw")];
-const SCHEDULES: &[(Kind, &str)] =
-    &[(Kind::Constant, "constant"), (Kind::Cosine, "cosine"), (Kind::Steps, "steps")];
-const CLIPS: &[(Kind, &str)] =
-    &[(Kind::None, "none"), (Kind::Norm, "norm"), (Kind::Value, "value")];
+const OPTIMIZERS: &[(WordKind, &str)] =
+    &[(WordKind::Sgd, "sgd"), (WordKind::Adam, "adam"), (WordKind::AdamW, "adamw")];
+const SCHEDULES: &[(WordKind, &str)] =
+    &[(WordKind::Constant, "constant"), (WordKind::Cosine, "cosine"), (WordKind::Steps, "steps")];
+const CLIPS: &[(WordKind, &str)] =
+    &[(WordKind::None, "none"), (WordKind::Norm, "norm"), (WordKind::Value, "value")];
 
 const ORDERS: &[(Order, &str)] = &[(Order::Bucketed, "bucketed"), (Order::Shuffled, "shuffled")];
 
@@ -53,10 +53,10 @@ pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
     let LearnerConfig { loss, optimizer, learning_rate, schedule, clip, accumulation } =
         learner_config;
     let loss = match loss {
-        Loss::MeanSquared => word(LOSSES, Kind::MeanSquared).to_owned(),
-        Loss::Huber { delta } => format!("{} delta={delta:e}", word(LOSSES, Kind::Huber)),
+        Loss::MeanSquared => word(LOSSES, WordKind::MeanSquared).to_owned(),
+        Loss::Huber { delta } => format!("{} delta={delta:e}", word(LOSSES, WordKind::Huber)),
         Loss::CrossEntropy { ignore } => {
-            format!("{} ignore={}", word(LOSSES, Kind::CrossEntropy), write_option(ignore))
+            format!("{} ignore={}", word(LOSSES, WordKind::CrossEntropy), write_option(ignore))
         }
     };
     let adam = |kind, Adam { beta1, beta2, epsilon, weight_decay }: &Adam| {
@@ -65,26 +65,26 @@ pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
     };
     let optimizer = match optimizer {
         Optimizer::Sgd { momentum, weight_decay } => {
-            let kind = word(OPTIMIZERS, Kind::Sgd);
+            let kind = word(OPTIMIZERS, WordKind::Sgd);
             format!("{kind} momentum={momentum:e} decay={weight_decay:e}")
         }
-        Optimizer::Adam(constants) => adam(Kind::Adam, constants),
-        Optimizer::AdamW(constants) => adam(Kind::AdamW, constants),
+        Optimizer::Adam(constants) => adam(WordKind::Adam, constants),
+        Optimizer::AdamW(constants) => adam(WordKind::AdamW, constants),
     };
     let schedule = match schedule {
-        Schedule::Constant => word(SCHEDULES, Kind::Constant).to_owned(),
+        Schedule::Constant => word(SCHEDULES, WordKind::Constant).to_owned(),
         Schedule::Cosine { warmup, updates, last } => {
-            let kind = word(SCHEDULES, Kind::Cosine);
+            let kind = word(SCHEDULES, WordKind::Cosine);
             format!("{kind} warmup={warmup} updates={updates} last={last:e}")
         }
         Schedule::Steps { every, factor } => {
-            format!("{} every={every} factor={factor:e}", word(SCHEDULES, Kind::Steps))
+            format!("{} every={every} factor={factor:e}", word(SCHEDULES, WordKind::Steps))
         }
     };
     let clip = match clip {
-        Clip::None => word(CLIPS, Kind::None).to_owned(),
-        Clip::Norm(bound) => format!("{} bound={bound:e}", word(CLIPS, Kind::Norm)),
-        Clip::Value(bound) => format!("{} bound={bound:e}", word(CLIPS, Kind::Value)),
+        Clip::None => word(CLIPS, WordKind::None).to_owned(),
+        Clip::Norm(bound) => format!("{} bound={bound:e}", word(CLIPS, WordKind::Norm)),
+        Clip::Value(bound) => format!("{} bound={bound:e}", word(CLIPS, WordKind::Value)),
     };
     format!(
         "loss={loss} optimizer={optimizer} rate={learning_rate:e} schedule={schedule} clip={clip} \
@@ -96,32 +96,32 @@ pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
 pub(super) fn read_learner(words: &str) -> Result<LearnerConfig> {
     let mut pairs = KeyValues::parse("learner", words)?;
     let loss = match pairs.named("loss", LOSSES)? {
-        Kind::Huber => Loss::Huber { delta: pairs.number("delta")? },
-        Kind::CrossEntropy => Loss::CrossEntropy { ignore: pairs.option("ignore")? },
+        WordKind::Huber => Loss::Huber { delta: pairs.number("delta")? },
+        WordKind::CrossEntropy => Loss::CrossEntropy { ignore: pairs.option("ignore")? },
         _ => Loss::MeanSquared,
     };
     let optimizer = match pairs.named("optimizer", OPTIMIZERS)? {
-        Kind::Adam => Optimizer::Adam(read_adam(&mut pairs)?),
-        Kind::AdamW => Optimizer::AdamW(read_adam(&mut pairs)?),
+        WordKind::Adam => Optimizer::Adam(read_adam(&mut pairs)?),
+        WordKind::AdamW => Optimizer::AdamW(read_adam(&mut pairs)?),
         _ => Optimizer::Sgd {
             momentum: pairs.number("momentum")?,
             weight_decay: pairs.number("decay")?,
         },
     };
     let schedule = match pairs.named("schedule", SCHEDULES)? {
-        Kind::Cosine => Schedule::Cosine {
+        WordKind::Cosine => Schedule::Cosine {
             warmup: pairs.number("warmup")?,
             updates: pairs.number("updates")?,
             last: pairs.number("last")?,
         },
-        Kind::Steps => {
+        WordKind::Steps => {
             Schedule::Steps { every: pairs.number("every")?, factor: pairs.number("factor")? }
         }
         _ => Schedule::Constant,
     };
     let clip = match pairs.named("clip", CLIPS)? {
-        Kind::Norm => Clip::Norm(pairs.number("bound")?),
-        Kind::Value => Clip::Value(pairs.number("bound")?),
+        WordKind::Norm => Clip::Norm(pairs.number("bound")?),
+        WordKind::Value => Clip::Value(pairs.number("bound")?),
         _ => Clip::None,
     };
     let learner_config = LearnerConfig::new(loss, optimizer, pairs.number("rate")?)

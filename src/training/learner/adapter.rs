@@ -3,19 +3,21 @@
 use std::ops::Range;
 
 use super::LearnerConfig;
-use super::backend::{Backend, PreparedBatch, RawMetrics};
+use super::backend::{LearnerBackend, PreparedBatch, RawMetrics};
 use crate::error::Result;
 use crate::gpu::pool::GradientAccumulator;
 use crate::gpu::session::{BufferBinding, Session};
 use crate::gpu::wait::Wait;
-use crate::model::executor::{ChunkedRun, Data, Executor, Hooks, Position, RunInput, Upload};
+use crate::model::executor::{
+    ChunkPosition, ChunkedRun, Executor, Hooks, RunInput, Upload, UploadData,
+};
 use crate::model::network::{Network, target_uploads};
-use crate::plan::{BufferId, Mode, Pass, Plan, Purpose, REPORT, SLOTS, UpdateBuffers, numbers};
+use crate::plan::{BufferId, Mode, Pass, Plan, REPORT, RunPurpose, SLOTS, UpdateBuffers, numbers};
 use crate::spec::config::Shape;
-use crate::spec::element::Element;
+use crate::spec::element::BufferElement;
 use crate::spec::head::Head;
 use crate::spec::loss::PreparedTargets;
-use crate::spec::optimizer::{Clip, Constants, OptimizerState};
+use crate::spec::optimizer::{Clip, OptimizerState, UpdateConstants};
 use crate::spec::params::Params;
 
 /// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
@@ -69,7 +71,7 @@ impl AdapterBackend {
     }
 
     /// Waits for all that was queued and reads whole buffers.
-    async fn download<T: Element>(
+    async fn download<T: BufferElement>(
         &mut self,
         buffers: &[BufferId],
         wait: Wait,
@@ -80,7 +82,7 @@ impl AdapterBackend {
     }
 }
 
-impl Backend for AdapterBackend {
+impl LearnerBackend for AdapterBackend {
     /// Queues a batch, whose loss and gradient are added to those of the update: those of each
     /// chunk, where it is made of several.
     async fn accumulate(
@@ -90,7 +92,7 @@ impl Backend for AdapterBackend {
         wait: Wait,
     ) -> Result<()> {
         let PreparedBatch { loss, shape, batch, targets, is_first } = batch;
-        let (mode, purpose) = (Mode::Training, Purpose::Loss(loss));
+        let (mode, purpose) = (Mode::Training, RunPurpose::Loss(loss));
         let executor = Executor::new(network.gru().on_adapter()?, shape, mode, purpose, wait)?;
         let mut executor = executor.with_accumulator(&self.accumulator);
         let input = RunInput::new(&executor, None, batch).await?;
@@ -118,7 +120,12 @@ impl Backend for AdapterBackend {
         self.update.write(self.buffers.loss, 0, &[loss]).await
     }
 
-    async fn apply(&mut self, _: &mut Network, clip: Clip, constants: &Constants) -> Result<bool> {
+    async fn apply(
+        &mut self,
+        _: &mut Network,
+        clip: Clip,
+        constants: &UpdateConstants,
+    ) -> Result<bool> {
         let numbers = numbers(self.queued % SLOTS, clip, constants);
         self.update.write(self.buffers.update, 0, &numbers).await?;
         self.update.run(Pass::Forward).await?;
@@ -176,11 +183,11 @@ impl ChunkedRun for LossRun<'_> {
         &[Pass::Forward, Pass::Backward]
     }
 
-    fn uploads<'s>(&'s self, at: &Position<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
         let training = plan.run_buffers().training.as_ref().expect("a training plan");
         let zeros = |buffer: BufferId| {
             let range = 0..plan.spec(buffer).len;
-            Upload { buffer, range, data: Data::Zeros }
+            Upload { buffer, range, data: UploadData::Zeros }
         };
         let mut uploads = self.input.uploads(at, plan, None)?;
         uploads.extend(target_uploads(self.targets, &self.head, self.shape, at, plan));
@@ -191,11 +198,11 @@ impl ChunkedRun for LossRun<'_> {
         Ok(uploads)
     }
 
-    fn reads(&self, _: &Position<'_>, _: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads(&self, _: &ChunkPosition<'_>, _: &Plan) -> Vec<(BufferId, Range<usize>)> {
         Vec::new()
     }
 
-    fn collect(&mut self, _: &Position<'_>, _: Vec<Vec<f32>>) -> Result<()> {
+    fn collect(&mut self, _: &ChunkPosition<'_>, _: Vec<Vec<f32>>) -> Result<()> {
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! [`Backend`]: where a learner's numbers are, and what is done with them there.
+//! [`LearnerBackend`]: where a learner's numbers are, and what is done with them there.
 
 use crate::error::Result;
 use crate::gpu::wait::Wait;
@@ -6,14 +6,14 @@ use crate::model::network::Network;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
 use crate::spec::loss::{Loss, PreparedTargets};
-use crate::spec::optimizer::{Clip, Constants};
+use crate::spec::optimizer::{Clip, UpdateConstants};
 use crate::spec::params::Params;
 
 /// The memory that holds gradients and moments, and computes there.
 ///
 /// An update is `accumulate` for each of its batches, then `apply`. Between the two an all-reduce
 /// may take the `gradient` and put back that of all machines.
-pub(super) trait Backend {
+pub(super) trait LearnerBackend {
     /// Adds a batch's loss and gradient to the accumulated ones, or to nothing for an update's
     /// first.
     async fn accumulate(
@@ -41,7 +41,7 @@ pub(super) trait Backend {
         &mut self,
         network: &mut Network,
         clip: Clip,
-        constants: &Constants,
+        constants: &UpdateConstants,
     ) -> Result<bool>;
 
     /// Waits for all that was queued; the metrics of the updates since the last time.

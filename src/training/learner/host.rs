@@ -2,13 +2,13 @@
 
 use ndarray::Axis;
 
-use super::backend::{Backend, PreparedBatch, RawMetrics};
-use crate::cpu::Asked;
+use super::backend::{LearnerBackend, PreparedBatch, RawMetrics};
+use crate::cpu::GradientsWanted;
 use crate::error::Result;
 use crate::gpu::wait::Wait;
 use crate::model::network::Network;
 use crate::spec::linear::Linear;
-use crate::spec::optimizer::{Clip, Constants, OptimizerState};
+use crate::spec::optimizer::{Clip, OptimizerState, UpdateConstants};
 use crate::spec::params::Params;
 
 /// What a learner on the CPU holds besides its network.
@@ -28,7 +28,7 @@ impl HostBackend {
     }
 }
 
-impl Backend for HostBackend {
+impl LearnerBackend for HostBackend {
     async fn accumulate(
         &mut self,
         network: &Network,
@@ -49,7 +49,8 @@ impl Backend for HostBackend {
         let dfeatures = doutputs.dot(&head.weight);
         let (dy, dh_n) = network.head().scatter(shape, dfeatures);
         let (dy, dh_n) = (dy.as_ref().map(|dy| dy.view()), dh_n.as_ref().map(|dh_n| dh_n.view()));
-        let grads = network.gru().run_backward(tape, dy, dh_n, Asked::AllButX, wait).await?;
+        let grads =
+            network.gru().run_backward(tape, dy, dh_n, GradientsWanted::AllButX, wait).await?;
         // The GRU's parameters come first.
         let sum = self.gradient.as_mut_slice().iter_mut();
         sum.zip(grads.params.as_slice()).for_each(|(sum, &g)| *sum += g);
@@ -85,7 +86,7 @@ impl Backend for HostBackend {
         &mut self,
         network: &mut Network,
         clip: Clip,
-        constants: &Constants,
+        constants: &UpdateConstants,
     ) -> Result<bool> {
         let gradient = self.gradient.as_mut_slice();
         let squares = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();

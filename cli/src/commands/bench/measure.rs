@@ -84,7 +84,7 @@ fn measure(
     let start = Instant::now();
     let verified = verify(workload, &gru, &x)?;
     let dy = workload.trains().then(|| workload.dy()).transpose()?;
-    let runs = Runs { gru: &gru, x: &x, dy: dy.as_ref() };
+    let runs = RepeatedRun { gru: &gru, x: &x, dy: dy.as_ref() };
     // The check was a first run already, and may have been long enough.
     let warm = Instant::now();
     for run in 0..MIN_CALLS {
@@ -134,13 +134,13 @@ pub fn measure_all(
 }
 
 /// The same run over and over.
-struct Runs<'a> {
+struct RepeatedRun<'a> {
     gru: &'a Gru,
     x: &'a Array3<f32>,
     dy: Option<&'a Array3<f32>>,
 }
 
-impl Runs<'_> {
+impl RepeatedRun<'_> {
     /// A call as a user makes it, by the host's clock, in ms.
     fn call(&self) -> Result<f64> {
         let start = Instant::now();

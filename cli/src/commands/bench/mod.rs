@@ -19,7 +19,7 @@ use gru_wgpu::{DeviceKind, Direction, Recurrence, RunOptions};
 use crate::ui::arguments::{ResetArg, at_least_one};
 use crate::ui::numbers::format_si;
 use crate::ui::output::causes;
-use crate::ui::outputs::Outputs;
+use crate::ui::outputs::OutputFiles;
 use measure::{BenchDevice, measure_all};
 use sweep::Sweep;
 use workload::Workload;
@@ -34,10 +34,10 @@ use workload::Workload;
 /// random, the same on every device.
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
-pub struct Arguments {
+pub struct BenchArgs {
     /// Time steps, batch rows, input size (numbers a step and row) and hidden size (units).
     #[arg(long, value_name = "T,B,I,H", default_value = "64,32,128,256", value_parser = shape)]
-    shape: Sizes,
+    shape: ShapeArg,
     /// What is timed: a forward pass, or training, which is forward and backward.
     #[arg(long, value_enum, default_value_t = ModeArg::Forward)]
     mode: ModeArg,
@@ -102,7 +102,7 @@ several devices the first one's, and others: [the same, and ratio, its median ov
 
 /// T, B, I, H.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes([usize; 4]);
+pub struct ShapeArg([usize; 4]);
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ModeArg {
@@ -111,16 +111,16 @@ enum ModeArg {
 }
 
 /// Runs the command. An error when a number is out of bounds.
-pub fn run(arguments: &Arguments, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {
+pub fn run(arguments: &BenchArgs, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {
     let picture = arguments.output.clone().unwrap_or_else(|| PathBuf::from("bench.svg"));
-    let Arguments { shape, sweep, json, profile, repeats, .. } = arguments;
+    let BenchArgs { shape, sweep, json, profile, repeats, .. } = arguments;
     // Bad arguments are refused before any work is done.
     ensure!(
         !arguments.recompute || matches!(arguments.mode, ModeArg::Train),
         "--recompute is about the backward pass; it needs --mode train"
     );
     if sweep.is_some() {
-        Outputs::check([("--output", &*picture, "svg")], [])?;
+        OutputFiles::check([("--output", &*picture, "svg")], [])?;
     }
     let devices = kinds.iter().map(|&kind| BenchDevice::open(kind)).collect::<Result<Vec<_>>>()?;
     if let Some(sweep) = sweep {
@@ -161,7 +161,7 @@ fn write_plan(workload: &Workload, device: &BenchDevice, out: &mut impl Write) -
     Ok(())
 }
 
-fn workload(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) -> Result<Workload> {
+fn workload(arguments: &BenchArgs, [steps, batch, input, hidden]: [usize; 4]) -> Result<Workload> {
     let config = arguments.reset.config(input, hidden);
     let direction = if arguments.bidirectional { Direction::Both } else { Direction::Forward };
     let mode = match arguments.mode {
@@ -174,8 +174,8 @@ fn workload(arguments: &Arguments, [steps, batch, input, hidden]: [usize; 4]) ->
     Workload::new(config, [steps, batch], mode, options)
 }
 
-fn shape(text: &str) -> Result<Sizes, String> {
+fn shape(text: &str) -> Result<ShapeArg, String> {
     let sizes: Vec<_> = text.split(',').map(at_least_one).collect::<Result<_, _>>()?;
     let sizes = <[usize; 4]>::try_from(sizes);
-    sizes.map(Sizes).map_err(|got| format!("expected the 4 sizes T,B,I,H, got {}", got.len()))
+    sizes.map(ShapeArg).map_err(|got| format!("expected the 4 sizes T,B,I,H, got {}", got.len()))
 }

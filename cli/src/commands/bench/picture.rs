@@ -18,7 +18,7 @@ const COLOURS: [RGBColor; 5] = [
 ];
 
 /// The contents of `bench.svg`.
-pub struct Picture {
+pub struct SweepPicture {
     pub title: String,
     pub subtitle: String,
     /// What the horizontal axis counts.
@@ -31,7 +31,7 @@ pub struct Picture {
 
 /// Where a device's line meets the first one's.
 #[derive(Debug, PartialEq)]
-pub struct Crossing {
+pub struct LineCrossing {
     /// The other device.
     pub line: usize,
     /// The size, between two that were measured, and the time there.
@@ -42,7 +42,7 @@ pub struct Crossing {
 }
 
 /// Where each device's line crosses the first one's, straight between points on logarithmic axes.
-pub fn crossings(picture: &Picture) -> Vec<Crossing> {
+pub fn crossings(picture: &SweepPicture) -> Vec<LineCrossing> {
     let mut found = Vec::new();
     let Some((first, others)) = picture.lines.split_first() else { return found };
     for (other, line) in others.iter().zip(1..) {
@@ -54,7 +54,7 @@ pub fn crossings(picture: &Picture) -> Vec<Crossing> {
             if (d0 > 0.0) != (d1 > 0.0) {
                 let t = d0 / (d0 - d1);
                 let (x, y) = (x0 + t * (x1 - x0), y0 + t * (y1 - y0));
-                found.push(Crossing { line, at: x.exp(), ms: y.exp(), faster: d1 <= 0.0 });
+                found.push(LineCrossing { line, at: x.exp(), ms: y.exp(), faster: d1 <= 0.0 });
             }
         }
     }
@@ -62,14 +62,14 @@ pub fn crossings(picture: &Picture) -> Vec<Crossing> {
 }
 
 /// Draws it.
-pub fn draw(picture: &Picture) -> Result<String> {
+pub fn draw(picture: &SweepPicture) -> Result<String> {
     draw_svg((1280, 760), |root| {
         draw_title(root, &picture.title, &picture.subtitle)?;
         draw_lines(root, picture)
     })
 }
 
-fn draw_lines(root: &Area, picture: &Picture) -> Drawn {
+fn draw_lines(root: &Area, picture: &SweepPicture) -> Drawn {
     let xs = picture.lines.iter().flatten().map(|point| point.0);
     let ys = picture.lines.iter().flatten().map(|point| point.1);
     let (left, right) = around(xs, 1.12);
@@ -157,10 +157,10 @@ fn around(values: impl Iterator<Item = f64>, room: f64) -> (f64, f64) {
 mod tests {
     use super::*;
 
-    fn picture(lines: Vec<Line>) -> Picture {
+    fn picture(lines: Vec<Line>) -> SweepPicture {
         let names = (0..lines.len()).map(|i| format!("device {i}")).collect();
         let (title, subtitle) = Default::default();
-        Picture { title, subtitle, axis: "B, batch rows", names, lines }
+        SweepPicture { title, subtitle, axis: "B, batch rows", names, lines }
     }
 
     #[test]

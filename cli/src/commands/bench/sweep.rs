@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::measure::{BenchDevice, Measurement, measure_all};
-use super::picture::{Crossing, Picture, crossings, draw, rounded};
+use super::picture::{LineCrossing, SweepPicture, crossings, draw, rounded};
 use super::report;
 use super::verify::Verified;
 use super::workload::Workload;
@@ -23,12 +23,12 @@ const MAX_SIZES: usize = 100;
 /// An axis and its sizes, from the smallest up.
 #[derive(Clone, Debug)]
 pub struct Sweep {
-    axis: Axis,
+    axis: SweepAxis,
     sizes: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Axis {
+enum SweepAxis {
     T,
     B,
     H,
@@ -44,18 +44,18 @@ impl FromStr for Sweep {
             Some((axis, sizes)) => (axis, Some(sizes)),
         };
         let axis = match axis {
-            "T" | "t" => Axis::T,
-            "B" | "b" => Axis::B,
-            "H" | "h" => Axis::H,
+            "T" | "t" => SweepAxis::T,
+            "B" | "b" => SweepAxis::B,
+            "H" | "h" => SweepAxis::H,
             other => return Err(format!("`{other}` is no axis; expected T, B or H")),
         };
         let mut sizes = match (sizes, axis) {
             (Some(sizes), _) => {
                 sizes.split(',').map(at_least_one).collect::<Result<Vec<_>, _>>()?
             }
-            (None, Axis::T) => vec![64, 128, 256, 512, 1024, 2048, 4096],
-            (None, Axis::B) => vec![1, 2, 4, 8, 16, 32, 64, 128, 256],
-            (None, Axis::H) => vec![16, 32, 64, 128, 256, 512, 1024],
+            (None, SweepAxis::T) => vec![64, 128, 256, 512, 1024, 2048, 4096],
+            (None, SweepAxis::B) => vec![1, 2, 4, 8, 16, 32, 64, 128, 256],
+            (None, SweepAxis::H) => vec![16, 32, 64, 128, 256, 512, 1024],
         };
         sizes.sort_unstable();
         sizes.dedup();
@@ -71,7 +71,7 @@ pub struct SweepResult<'a> {
     sweep: &'a Sweep,
     devices: &'a [BenchDevice],
     /// At least one.
-    points: Vec<Point>,
+    points: Vec<SweepPoint>,
     failures: Vec<Failure>,
 }
 
@@ -82,7 +82,7 @@ struct Failure {
 }
 
 /// The measurements at one size.
-pub struct Point {
+pub struct SweepPoint {
     pub size: usize,
     pub workload: Workload,
     /// One per device.
@@ -95,9 +95,9 @@ impl Sweep {
         self.sizes.iter().map(move |&size| {
             let mut sizes = shape;
             sizes[match self.axis {
-                Axis::T => 0,
-                Axis::B => 1,
-                Axis::H => 3,
+                SweepAxis::T => 0,
+                SweepAxis::B => 1,
+                SweepAxis::H => 3,
             }] = size;
             (size, sizes)
         })
@@ -106,9 +106,9 @@ impl Sweep {
     /// The axis with its meaning.
     fn axis_name(&self) -> &'static str {
         match self.axis {
-            Axis::T => "T, steps",
-            Axis::B => "B, batch rows",
-            Axis::H => "H, hidden units",
+            SweepAxis::T => "T, steps",
+            SweepAxis::B => "B, batch rows",
+            SweepAxis::H => "H, hidden units",
         }
     }
 
@@ -116,10 +116,10 @@ impl Sweep {
     fn fixed(&self, workload: &Workload) -> String {
         let (shape, config) = (workload.shape, &workload.config);
         let sizes = [
-            ("T", shape.steps, self.axis == Axis::T),
-            ("B", shape.batch, self.axis == Axis::B),
+            ("T", shape.steps, self.axis == SweepAxis::T),
+            ("B", shape.batch, self.axis == SweepAxis::B),
             ("I", shape.input, false),
-            ("H", shape.hidden, self.axis == Axis::H),
+            ("H", shape.hidden, self.axis == SweepAxis::H),
         ];
         let fixed = sizes.iter().filter(|(_, _, swept)| !swept);
         let fixed: Vec<_> = fixed.map(|(name, size, _)| format!("{name} {size}")).collect();
@@ -143,7 +143,7 @@ impl Sweep {
         for (size, workload) in workloads {
             let measured = workload.and_then(|workload| {
                 let rows = measure_all(&workload, devices, repeats, false)?;
-                Ok(Point { size, workload, rows })
+                Ok(SweepPoint { size, workload, rows })
             });
             match measured {
                 Ok(point) => {
@@ -200,13 +200,13 @@ impl SweepResult<'_> {
         &self.points[0].workload
     }
 
-    fn picture(&self) -> Picture {
+    fn picture(&self) -> SweepPicture {
         let line = |device: usize| {
-            let point = |point: &Point| (point.size as f64, point.rows[device].median);
+            let point = |point: &SweepPoint| (point.size as f64, point.rows[device].median);
             self.points.iter().map(point).collect()
         };
         let what = if self.workload().trains() { "Training" } else { "A forward pass of" };
-        Picture {
+        SweepPicture {
             title: format!("{what} a GRU"),
             subtitle: self.sweep.fixed(self.workload()),
             axis: self.sweep.axis_name(),
@@ -215,10 +215,10 @@ impl SweepResult<'_> {
         }
     }
 
-    fn json(&self, crossings: &[Crossing], path: &Path) -> Value {
-        let point = |point: &Point| report::json(&point.workload, &point.rows);
+    fn json(&self, crossings: &[LineCrossing], path: &Path) -> Value {
+        let point = |point: &SweepPoint| report::json(&point.workload, &point.rows);
         let failure = |failure: &Failure| json!({ "value": failure.size, "error": failure.error });
-        let crossing = |crossing: &Crossing| {
+        let crossing = |crossing: &LineCrossing| {
             let words = [0, crossing.line].map(|line| report::device_word(&self.devices[line]));
             json!({ "devices": words, "at": crossing.at })
         };
@@ -242,7 +242,7 @@ impl SweepResult<'_> {
         let header = ["device", &axis, "calls"].into_iter().chain(report::COLUMNS);
         let header = header.chain(["dispatches", "held"]).map(str::to_owned);
         let mut table = TextTable::new(header.collect());
-        for Point { size, workload, rows } in &self.points {
+        for SweepPoint { size, workload, rows } in &self.points {
             for row in rows {
                 let start =
                     [report::device_name(&row.device), size.to_string(), row.repeats.to_string()];
@@ -280,8 +280,8 @@ impl SweepResult<'_> {
 
     fn write_crossings(
         &self,
-        picture: &Picture,
-        crossings: &[Crossing],
+        picture: &SweepPicture,
+        crossings: &[LineCrossing],
         out: &mut impl Write,
     ) -> Result<()> {
         let names: Vec<_> = self.devices.iter().map(report::device_name).collect();

@@ -86,13 +86,13 @@ impl fmt::Display for Verified {
 /// The part of a run that the reference has time for. The device runs all of it: rows do not depend
 /// on one another, nor steps on later ones, and steps and rows with a dy of 0 add nothing to the
 /// gradients.
-struct Subset {
+struct ReferenceSubset {
     steps: usize,
     rows: Vec<usize>,
     coverage: Coverage,
 }
 
-impl Subset {
+impl ReferenceSubset {
     /// The largest one within this work and this number of states.
     fn new(workload: &Workload, flop: f64, states: f64) -> Self {
         let (all_steps, batch) = (workload.shape.steps, workload.shape.batch);
@@ -142,14 +142,19 @@ impl Subset {
 /// # Errors
 /// When a number is out of bounds, and what the device reports.
 pub fn verify(workload: &Workload, gru: &Gru, x: &Array3<f32>) -> Result<Verified> {
-    verify_subset(workload, gru, x, &Subset::new(workload, REFERENCE_FLOP, REFERENCE_STATES))
+    verify_subset(
+        workload,
+        gru,
+        x,
+        &ReferenceSubset::new(workload, REFERENCE_FLOP, REFERENCE_STATES),
+    )
 }
 
 fn verify_subset(
     workload: &Workload,
     gru: &Gru,
     x: &Array3<f32>,
-    subset: &Subset,
+    subset: &ReferenceSubset,
 ) -> Result<Verified> {
     let mut comparison = Comparison::default();
     let params = gru.params().cast::<f64>();
@@ -186,7 +191,7 @@ fn verify_subset(
 }
 
 /// dy in the subset, 0 elsewhere.
-fn subset_of_dy(workload: &Workload, subset: &Subset) -> Result<Array3<f32>> {
+fn subset_of_dy(workload: &Workload, subset: &ReferenceSubset) -> Result<Array3<f32>> {
     let mut dy = workload.dy()?;
     dy.slice_mut(s![subset.steps.., .., ..]).fill(0.0);
     let mut rows = subset.rows.iter().peekable();
@@ -207,7 +212,7 @@ struct Comparison {
 impl Comparison {
     fn outputs(
         &mut self,
-        subset: &Subset,
+        subset: &ReferenceSubset,
         output: &Output,
         trace: &reference::Trace<f64>,
     ) -> Result<()> {
@@ -226,7 +231,7 @@ impl Comparison {
         &mut self,
         workload: &Workload,
         gru: &Gru,
-        subset: &Subset,
+        subset: &ReferenceSubset,
         x: &Array3<f32>,
         output: &Output,
     ) -> Result<()> {
@@ -244,7 +249,7 @@ impl Comparison {
 
     fn gradients(
         &mut self,
-        subset: &Subset,
+        subset: &ReferenceSubset,
         got: &Gradients,
         expected: &Gradients<f64>,
     ) -> Result<()> {
@@ -267,7 +272,7 @@ impl Comparison {
 
     fn gradient<D: Dimension>(
         &mut self,
-        subset: &Subset,
+        subset: &ReferenceSubset,
         name: &str,
         got: &ArrayView<'_, f32, D>,
         expected: &ArrayView<'_, f64, D>,
@@ -324,7 +329,7 @@ mod tests {
         let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(direction);
         let workload = Workload::new(config, [12, 4], mode, RunOptions::default())?;
         let gru = workload.model(&Device::cpu())?;
-        let subset = Subset::new(&workload, workload.flop() * fraction, f64::INFINITY);
+        let subset = ReferenceSubset::new(&workload, workload.flop() * fraction, f64::INFINITY);
         verify_subset(&workload, &gru, &workload.x()?, &subset)
     }
 
@@ -360,14 +365,14 @@ mod tests {
             Mode::Training,
             RunOptions::default(),
         );
-        let subset = Subset::new(&workload.unwrap(), REFERENCE_FLOP, REFERENCE_STATES);
+        let subset = ReferenceSubset::new(&workload.unwrap(), REFERENCE_FLOP, REFERENCE_STATES);
         assert!(subset.cells() <= REFERENCE_STATES && subset.coverage == Coverage::Rows);
         assert_eq!(subset.rows.last(), Some(&999));
     }
 
     #[test]
     fn a_gradient_is_held_to_its_own_size() {
-        let subset = Subset { steps: 1, rows: vec![0], coverage: Coverage::Whole };
+        let subset = ReferenceSubset { steps: 1, rows: vec![0], coverage: Coverage::Whole };
         let compare = |got: [f32; 2], expected: [f64; 2]| {
             let mut comparison = Comparison::default();
             let (got, expected) = (ArrayView1::from(&got), ArrayView1::from(&expected));

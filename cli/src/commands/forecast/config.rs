@@ -26,7 +26,7 @@ pub struct ForecastConfig {
     pub windows: WindowSizes,
     /// What the model sees, the series itself first.
     pub columns: Vec<ScaledColumn>,
-    pub model: ModelSettings,
+    pub model: ForecastModelSettings,
     pub training: ForecastSettings,
     /// Earlier settings of a run that went on with others, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -53,7 +53,7 @@ pub struct ScaledColumn {
 /// The network, but for what the data say.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModelSettings {
+pub struct ForecastModelSettings {
     /// Hidden units.
     #[arg(long, value_name = "UNITS", default_value_t = 32, value_parser = at_least_one)]
     pub hidden: usize,

@@ -25,8 +25,8 @@ use crate::rundir::folder::RunDir;
 use crate::rundir::settings::{ResumeOverrides, TrainingSettings};
 use crate::ui::arguments::{delimiter, yes_or_no};
 use crate::ui::output::check_directory;
-use crate::ui::outputs::Outputs;
-use config::{ForecastConfig, ForecastSettings, ForecastTask, ModelSettings, ScaledColumn};
+use crate::ui::outputs::OutputFiles;
+use config::{ForecastConfig, ForecastModelSettings, ForecastSettings, ForecastTask, ScaledColumn};
 use series::ForecastRun;
 
 /// Train a forecaster on a real series and print its error beside those of baselines.
@@ -50,16 +50,16 @@ use series::ForecastRun;
     gru predict co2 newer.csv\n\n\
     `gru run FOLDER/model.safetensors` runs the model's GRU. With --reset after PyTorch loads it as a module\n\
     with an nn.GRU called gru and an nn.Linear called head.")]
-pub struct Arguments {
+pub struct ForecastArgs {
     /// The CSV file; with --resume only where it has moved.
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
-    columns: ColumnArguments,
+    columns: SeriesColumnArgs,
     #[command(flatten)]
     sizes: WindowSizes,
     #[command(flatten)]
-    model: ModelSettings,
+    model: ForecastModelSettings,
     #[command(flatten)]
     settings: ForecastSettings,
     #[command(flatten)]
@@ -78,7 +78,7 @@ pub struct Arguments {
     /// may be others from there on; config.toml notes what they were. Where the data have moved,
     /// the CSV file says where to.
     #[arg(long, value_name = "FOLDER", group = "kept",
-        conflicts_with_all = ["run", "force", "output", "ColumnArguments", "WindowSizes", "ModelSettings",
+        conflicts_with_all = ["run", "force", "output", "SeriesColumnArgs", "WindowSizes", "ForecastModelSettings",
             "ForecastSettings"])]
     resume: Option<PathBuf>,
     /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time.
@@ -90,7 +90,7 @@ pub struct Arguments {
 
 /// What is forecast from which columns.
 #[derive(clap::Args, Debug)]
-struct ColumnArguments {
+struct SeriesColumnArgs {
     /// The column's name, or its number from 1 [default: the last numeric one]. After a comma,
     /// others that the model sees besides, each scaled by its own changes; the first is forecast.
     #[arg(long, value_name = "NAME[,NAME…]")]
@@ -107,8 +107,8 @@ struct ColumnArguments {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
-    let Arguments { csv, output, run, force, resume, checkpoint_every, .. } = arguments;
+pub fn run(arguments: &ForecastArgs, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
+    let ForecastArgs { csv, output, run, force, resume, checkpoint_every, .. } = arguments;
     // What can be refused is refused before the work, not after it.
     let (target, run) = match (resume, csv.as_deref()) {
         (Some(path), csv) => {
@@ -137,7 +137,7 @@ fn check_pictures(output: &Path, csv: &Path) -> Result<()> {
     check_directory(output)?;
     let paths = report::PICTURES.map(|name| output.join(name));
     let pictures = paths.iter().map(|path| ("the picture", &**path, "svg"));
-    Outputs::check(pictures, [csv]).map(drop).map_err(|error| {
+    OutputFiles::check(pictures, [csv]).map(drop).map_err(|error| {
         anyhow!("{error}: --output DIR puts it elsewhere, --run FOLDER keeps the run there")
     })
 }
@@ -151,10 +151,10 @@ fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
     Ok(ForecastRun { config, series, split, is_validated: true })
 }
 
-impl Arguments {
+impl ForecastArgs {
     /// A new run, and whether it is kept.
     fn start(&self, csv: &Path, is_kept: bool) -> Result<ForecastRun> {
-        let ColumnArguments { column, delimiter, missing, header } = &self.columns;
+        let SeriesColumnArgs { column, delimiter, missing, header } = &self.columns;
         let options = CsvOptions {
             delimiter: *delimiter,
             missing: missing.iter().cloned().collect(),

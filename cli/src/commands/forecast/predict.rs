@@ -12,7 +12,7 @@ use crate::data::windows::{WindowSizes, Windows};
 use crate::rundir::config::{FORECAST, RunConfig};
 use crate::rundir::folder::RunDir;
 use crate::ui::output::{log, open, quote_path};
-use crate::ui::outputs::Outputs;
+use crate::ui::outputs::OutputFiles;
 
 /// The rows after the last one of the file, as a CSV file: how far ahead, and the value.
 ///
@@ -21,7 +21,7 @@ use crate::ui::outputs::Outputs;
 pub fn forecast(
     folder: &RunDir,
     csv: &Path,
-    outputs: &Outputs,
+    outputs: &OutputFiles,
     kind: DeviceKind,
 ) -> Result<Vec<u8>> {
     let config = ForecastConfig::read(&folder.config())?;

@@ -27,7 +27,7 @@ pub struct TrainConfig {
     pub data: SequenceSource,
     pub columns: LabelColumns,
     pub features: Vec<Feature>,
-    pub model: ModelSettings,
+    pub model: SequenceModelSettings,
     pub training: TrainSettings,
     /// Earlier settings of a run that went on with others, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -37,7 +37,7 @@ pub struct TrainConfig {
 /// The network, but for what the data say.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModelSettings {
+pub struct SequenceModelSettings {
     /// Hidden units of a layer and direction.
     #[arg(long, value_name = "UNITS", default_value_t = 64, value_parser = at_least_one)]
     pub hidden: usize,
@@ -119,26 +119,26 @@ pub struct TrainOverrides {
     overrides: ResumeOverrides,
     /// End after so many epochs without a better validation; none: never [default: none].
     #[arg(long, value_name = "EPOCHS|none", value_parser = patience)]
-    patience: Option<Patience>,
+    patience: Option<PatienceArg>,
 }
 
 impl TrainOverrides {
     /// The given ones in place of those `before`.
     pub fn apply_to(&self, before: ResumableSettings) -> ResumableSettings {
-        let patience = self.patience.map_or(before.patience, |Patience(patience)| patience);
+        let patience = self.patience.map_or(before.patience, |PatienceArg(patience)| patience);
         ResumableSettings { patience, ..self.overrides.apply_to(before) }
     }
 }
 
 /// Epochs to be patient for, where a run is not so without end.
 #[derive(Clone, Copy, Debug)]
-struct Patience(Option<usize>);
+struct PatienceArg(Option<usize>);
 
 /// `5` or `none`.
-fn patience(text: &str) -> Result<Patience, String> {
+fn patience(text: &str) -> Result<PatienceArg, String> {
     match text {
-        "none" => Ok(Patience(None)),
-        _ => at_least_one(text).map(|epochs| Patience(Some(epochs))),
+        "none" => Ok(PatienceArg(None)),
+        _ => at_least_one(text).map(|epochs| PatienceArg(Some(epochs))),
     }
 }
 
@@ -201,7 +201,7 @@ impl TrainConfig {
 
     /// The network's parameters.
     pub fn layout(&self) -> Result<ParamLayout> {
-        let ModelSettings { hidden, layers, direction, reset, dropout } = self.model;
+        let SequenceModelSettings { hidden, layers, direction, reset, dropout } = self.model;
         let inputs = self.features.iter().map(Feature::inputs).sum();
         let config: GruConfig = reset.config(inputs, hidden).with_layers(layers);
         let config = config.with_direction(direction.into()).with_dropout(dropout);

@@ -24,7 +24,7 @@ use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
 use crate::ui::arguments::{delimiter, fraction, yes_or_no};
 use crate::ui::output::quote;
-use config::{ModelSettings, TrainConfig, TrainOverrides, TrainSettings};
+use config::{SequenceModelSettings, TrainConfig, TrainOverrides, TrainSettings};
 use sequences::SequenceRun;
 
 /// Train a GRU to classify sequences, or to label each of their rows, from a CSV file.
@@ -39,17 +39,17 @@ use sequences::SequenceRun;
 /// second, or with the update under way where that takes longer.
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
-pub struct Arguments {
+pub struct TrainArgs {
     /// The CSV file to train on; with --resume only where it has moved.
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
-    columns: ColumnArguments,
+    columns: SequenceColumnArgs,
     /// Another file, to validate on.
     #[arg(long, value_name = "CSV", conflicts_with = "holdout")]
     valid: Option<PathBuf>,
     #[command(flatten)]
-    model: ModelSettings,
+    model: SequenceModelSettings,
     #[command(flatten)]
     settings: TrainSettings,
     #[command(flatten)]
@@ -65,7 +65,7 @@ pub struct Arguments {
     /// --patience may be others from there on; config.toml notes what they were. Where the data
     /// have moved, the CSV file and --valid say where to.
     #[arg(long, value_name = "FOLDER",
-        conflicts_with_all = ["run", "force", "ColumnArguments", "ModelSettings", "TrainSettings"])]
+        conflicts_with_all = ["run", "force", "SequenceColumnArgs", "SequenceModelSettings", "TrainSettings"])]
     resume: Option<PathBuf>,
     /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time.
     /// Looked at between updates, about four times a second and after every 16.
@@ -78,7 +78,7 @@ pub struct Arguments {
 
 /// What is learnt from which columns.
 #[derive(clap::Args, Debug)]
-struct ColumnArguments {
+struct SequenceColumnArgs {
     /// What is learnt: a class for each sequence (classify) or for each row (label). A row without
     /// a label counts in neither the loss nor the accuracy of label.
     #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
@@ -133,8 +133,8 @@ precision, recall}] of the held-out part, and majority {class, accuracy, loss}: 
 in the training part, and the loss of the classes' frequencies there. The exit status is 130 after Ctrl-C.";
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
-    let Arguments { csv, valid, run, force, resume, checkpoint_every, json, .. } = arguments;
+pub fn run(arguments: &TrainArgs, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
+    let TrainArgs { csv, valid, run, force, resume, checkpoint_every, json, .. } = arguments;
     let (csv, valid) = (csv.as_deref(), valid.as_deref());
     let (target, run) = match (resume, csv) {
         (Some(path), csv) => {
@@ -163,11 +163,12 @@ fn read_again(folder: &RunDir, csv: Option<&Path>, valid: Option<&Path>) -> Resu
     SequenceRun::new(config, split)
 }
 
-impl Arguments {
+impl TrainArgs {
     /// A new run.
     fn start(&self, csv: &Path) -> Result<SequenceRun> {
         let Self { columns: given, valid, .. } = self;
-        let ColumnArguments { task, holdout, sequence, label, features, categorical, .. } = given;
+        let SequenceColumnArgs { task, holdout, sequence, label, features, categorical, .. } =
+            given;
         let task = task.context("expected a --task")?; // clap has asked for it
         let options = CsvOptions {
             delimiter: given.delimiter,

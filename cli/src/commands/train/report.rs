@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Context, Result};
-use gru_wgpu::{Best, Device, StopReason};
+use gru_wgpu::{BestNetwork, Device, StopReason};
 use indicatif::HumanDuration;
 use serde_json::json;
 
@@ -49,7 +49,7 @@ pub fn report(
 fn write_json(
     run: &SequenceRun,
     outcome: &mut Outcome,
-    best: &Best,
+    best: &BestNetwork,
     classes: &[ClassMetrics],
     folder: &RunDir,
     device: &Device,
@@ -85,7 +85,7 @@ fn write_json(
 }
 
 /// The network beside the baseline of the classes' frequencies.
-fn write_table(run: &SequenceRun, best: &Best, out: &mut impl Write) -> Result<()> {
+fn write_table(run: &SequenceRun, best: &BestNetwork, out: &mut impl Write) -> Result<()> {
     let (count, sequences) = (best.validation.counted, run.examples.valid.len());
     writeln!(out, "held out: {sequences} sequences, {count} labels")?;
     let header = ["", "accuracy", "loss"].map(str::to_owned).to_vec();

@@ -19,11 +19,11 @@ use crate::ui::output::{log, quote, some_of};
 pub struct SequenceRun {
     pub config: TrainConfig,
     pub examples: SequenceExamples,
-    pub majority: Majority,
+    pub majority: MajorityBaseline,
 }
 
 /// The baseline of classes: whoever knows but their frequencies in the training part.
-pub struct Majority {
+pub struct MajorityBaseline {
     pub class: String,
     /// On the held-out part, when the most frequent class is always said.
     pub accuracy: f64,
@@ -35,7 +35,7 @@ impl SequenceRun {
     pub fn new(config: TrainConfig, split: SequenceSplit) -> Result<Self> {
         let examples = split.into_examples(config.task, &config.columns, &config.features)?;
         let SequenceExamples { train, valid, .. } = &examples;
-        let majority = Majority::new(&config.columns.classes, train, valid)?;
+        let majority = MajorityBaseline::new(&config.columns.classes, train, valid)?;
         Ok(Self { config, examples, majority })
     }
 }
@@ -125,7 +125,7 @@ impl TrainingRun for SequenceRun {
     }
 }
 
-impl Majority {
+impl MajorityBaseline {
     fn new(classes: &[String], train: &[Example], valid: &[Example]) -> Result<Self> {
         let [trained, held_out] = [train, valid].map(|examples| frequencies(classes, examples));
         let [all, count] = [&trained, &held_out].map(|counts| counts.iter().sum::<usize>());

@@ -7,7 +7,7 @@ use gru_wgpu::{Checkpoint, Dataset};
 
 use super::kind::TrainingRun;
 use crate::rundir::checkpoints::{check_same, is_of};
-use crate::rundir::folder::{Lock, RunDir};
+use crate::rundir::folder::{RunDir, RunLock};
 use crate::rundir::settings::{ResumableSettings, TrainingSettings};
 
 /// Where a run's files go, and what it goes on from.
@@ -20,7 +20,7 @@ pub struct RunTarget {
 /// When a folder is locked.
 pub enum FolderLock {
     /// At once: the run goes on from what is there.
-    Now(Lock),
+    Now(RunLock),
     /// When all that can be refused was refused; with `force` another run's files are taken away
     /// then.
     AtStart { force: bool },
@@ -66,7 +66,7 @@ impl RunTarget {
 
 impl FolderLock {
     /// The lock of the folder that the run writes to from now on.
-    pub fn take(self, folder: Option<&RunDir>) -> Result<Option<Lock>> {
+    pub fn take(self, folder: Option<&RunDir>) -> Result<Option<RunLock>> {
         match self {
             Self::Now(lock) => Ok(Some(lock)),
             Self::AtStart { force } => folder.map(|folder| folder.take(force)).transpose(),
