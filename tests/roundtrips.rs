@@ -138,8 +138,8 @@ fn onnx_gives_back_every_bit() {
                 let model = onnx::load(path, &options).unwrap();
                 let config = params.layout().config();
                 assert_eq!(model.nodes.len(), config.layers);
-                assert_eq!(matches!(model.h0, onnx::Given::AtRun(_)), inputs.h0);
-                assert_eq!(matches!(model.lengths, onnx::Given::AtRun(_)), inputs.lengths);
+                assert_eq!(matches!(model.h0, onnx::OptionalInput::AtRun(_)), inputs.h0);
+                assert_eq!(matches!(model.lengths, onnx::OptionalInput::AtRun(_)), inputs.lengths);
                 model.params
             },
             |to, params| onnx::write(to, params, &inputs),
