@@ -250,7 +250,10 @@ pub use training::progress::{BestNetwork, DataFingerprints, Event, Progress, Sto
 pub use training::trainer::Trainer;
 pub use wgpu;
 
-/// README's example is a test.
+// The examples of README and of the guides are tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/models.md")]
+#[doc = include_str!("../docs/training.md")]
+#[doc = include_str!("../docs/wgpu.md")]
+struct Guides;
