@@ -1,30 +1,30 @@
-//! The adapters of this machine, and [`AdapterInfo`]: what this library tells of one.
+//! The machine's adapters, and [`AdapterInfo`], the description of one.
 
 use std::fmt;
 
 use crate::kernels::LOOP_BUDGET;
 use crate::plan::{DeviceCaps, Limits};
 
-/// An adapter of this machine, open or not.
+/// Describes an adapter of this machine, open or not.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AdapterInfo {
-    /// Its name, as the driver gives it.
+    /// The adapter's name, as the driver reports it.
     pub name: String,
-    /// The API that it is driven by.
+    /// The graphics API that drives the adapter.
     pub backend: Backend,
-    /// What kind of hardware it is, if any.
+    /// The kind of hardware.
     pub kind: AdapterKind,
     /// The driver's name and version.
     pub driver: String,
-    /// Its limits, as far as a plan has to keep them.
+    /// The limits that a plan must keep.
     pub limits: Limits,
-    /// Its optional features that matter to compute.
+    /// The optional features that matter to compute.
     pub features: Vec<AdapterFeature>,
 }
 
 impl AdapterInfo {
-    /// Whether it computes on the CPU. Such an adapter is never called a GPU.
+    /// Returns true if the adapter computes on the CPU. Such an adapter is never called a GPU.
     pub fn is_software(&self) -> bool {
         self.kind == AdapterKind::Software
     }
@@ -36,7 +36,7 @@ impl fmt::Display for AdapterInfo {
     }
 }
 
-/// The API that an adapter is driven by.
+/// The graphics API that drives an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
@@ -48,9 +48,9 @@ pub enum Backend {
     DirectX12,
     /// OpenGL, OpenGL ES or WebGL.
     Gl,
-    /// A browser's WebGPU.
+    /// WebGPU in a browser.
     BrowserWebGpu,
-    /// wgpu's own that computes nothing.
+    /// wgpu's backend that computes nothing.
     Noop,
 }
 
@@ -81,19 +81,19 @@ impl fmt::Display for Backend {
     }
 }
 
-/// What kind of hardware an adapter is, if any. Lesser ones are taken first.
+/// The kind of an adapter's hardware, in order of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum AdapterKind {
-    /// A GPU with memory of its own.
+    /// A GPU with its own memory.
     DiscreteGpu,
     /// A GPU that shares the CPU's memory.
     IntegratedGpu,
-    /// A GPU that a virtual machine is given.
+    /// A GPU assigned to a virtual machine.
     VirtualGpu,
-    /// The driver does not say. Counts as hardware.
+    /// The driver does not report the kind. Counts as hardware.
     Unknown,
-    /// The CPU, such as Mesa's lavapipe or Windows' WARP.
+    /// The CPU: for example Mesa's lavapipe or WARP on Windows.
     Software,
 }
 
@@ -132,7 +132,7 @@ pub enum AdapterFeature {
     Subgroup,
     /// Timestamps around compute passes.
     TimestampQuery,
-    /// Small arguments without a buffer.
+    /// Immediates: small arguments without a buffer.
     Immediates,
 }
 
@@ -151,7 +151,7 @@ impl AdapterFeature {
 }
 
 impl fmt::Display for AdapterFeature {
-    /// As wgpu names it: `SHADER_F16`, …
+    /// Writes wgpu's name: `SHADER_F16`, …
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::ShaderF16 => "SHADER_F16",
@@ -162,7 +162,7 @@ impl fmt::Display for AdapterFeature {
     }
 }
 
-/// Every adapter of this machine, the best kind first, and as wgpu lists them within a kind.
+/// Lists every adapter of this machine, the best kind first, and in wgpu's order within a kind.
 pub(crate) async fn adapters() -> Vec<(AdapterInfo, wgpu::Adapter)> {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
@@ -176,7 +176,7 @@ pub(crate) async fn adapters() -> Vec<(AdapterInfo, wgpu::Adapter)> {
     adapters
 }
 
-/// What this library tells of an adapter.
+/// Describes an adapter.
 pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     let info = adapter.get_info();
     let features = adapter.features();
@@ -191,9 +191,9 @@ pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     }
 }
 
-/// An adapter's or a device's limits as a plan reads them.
+/// Converts the limits of an adapter or a device to a plan's limits.
 fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
-    // lavapipe ends loops after LOOP_BUDGET iterations without an error.
+    // lavapipe silently ends loops after LOOP_BUDGET iterations.
     let counts_loops = info.name.contains("llvmpipe") || info.driver.contains("llvmpipe");
     Limits {
         max_buffer_size: limits.max_buffer_size,
@@ -206,8 +206,8 @@ fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
     }
 }
 
-/// What a plan knows of a device: what it was opened with. A kernel that is to use an optional
-/// feature needs it among those that devices are opened with, too.
+/// Returns what a plan needs to know about an open device. A kernel that uses an optional feature
+/// also needs it in the list of features that devices are opened with.
 pub(crate) fn device_caps(
     info: &wgpu::AdapterInfo,
     limits: &wgpu::Limits,
@@ -225,7 +225,7 @@ pub(crate) fn device_caps(
     }
 }
 
-/// [`Device::needed_limits`](crate::Device::needed_limits).
+/// See [`Device::needed_limits`](crate::Device::needed_limits).
 pub(crate) fn needed_limits() -> wgpu::Limits {
     let of_webgpu = wgpu::Limits::default();
     wgpu::Limits {

@@ -1,4 +1,4 @@
-//! One open adapter: device, queue, pipelines, and what can go wrong with them.
+//! [`Gpu`]: an open adapter with its device, queue and pipelines, and the handling of their errors.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -18,11 +18,12 @@ use crate::lock::lock;
 use crate::plan::{DeviceCaps, Limits};
 use crate::process::ProcessGuard;
 
-/// Features that a device is opened with where the adapter has them. Timestamps cost nothing until
-/// a pass writes one.
+/// The features that a device is opened with, if the adapter has them. Timestamps cost nothing
+/// until a pass writes one.
 const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
 
-/// An error of wgpu to be kept. In a browser such an error cannot leave its thread.
+/// Stores an error of wgpu as the cause of ours. In a browser such an error cannot leave its
+/// thread.
 #[cfg(not(target_arch = "wasm32"))]
 fn cause(error: impl std::error::Error + Send + Sync + 'static) -> Option<Cause> {
     Some(Cause::new(error))
@@ -37,19 +38,19 @@ fn cause(_: impl std::error::Error) -> Option<Cause> {
 #[derive(Clone)]
 pub(crate) struct Gpu {
     inner: Arc<GpuShared>,
-    /// How long one wait for it may last.
+    /// The longest time that one wait may take.
     wait_limit: Option<Duration>,
 }
 
-/// A device's compiled kernels, by name and override constants.
+/// The compiled kernels of a device, by name and override constants.
 type Pipelines = HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>;
 
-/// What the clones of a [`Gpu`] share.
+/// The state that the clones of a [`Gpu`] share.
 struct GpuShared {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
     caps: DeviceCaps,
-    /// Where it was opened, or adopted.
+    /// The process that opened or adopted the device.
     process: ProcessGuard,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -63,7 +64,7 @@ struct GpuShared {
 }
 
 impl Gpu {
-    /// Opens `adapter` with all that it has of limits and of the features in use here.
+    /// Opens `adapter` with all of its limits, and those of its features that this library uses.
     pub async fn open(adapter: wgpu::Adapter) -> Result<Self> {
         let (limits, features) = (adapter.limits(), adapter.features() & FEATURES);
         Self::open_with(adapter, limits, features).await
@@ -87,13 +88,13 @@ impl Gpu {
             source: cause(error),
         })?;
         let lost = DeviceLostDetector::by_callback(&device);
-        // Every call is made inside `guard`, whose scopes catch its errors. One that still comes
-        // here belongs to no call (wgpu panics where there is no handler).
+        // Every call runs inside `guard`, whose error scopes catch its errors. An error that still
+        // arrives here belongs to no call. wgpu panics if there is no handler.
         device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
         Ok(Self::new(adapter, device, queue, lost))
     }
 
-    /// A device that somebody else opened. Its callbacks are theirs.
+    /// Adopts a device that the caller opened. The caller keeps its callbacks.
     pub fn adopt(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         let flags = adapter.get_downlevel_capabilities().flags;
         if !flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
@@ -133,29 +134,30 @@ impl Gpu {
         Self { inner: Arc::new(inner), wait_limit: None }
     }
 
-    /// The same, with waits of at most so long.
+    /// Limits the time that one wait may take.
     pub fn with_wait_limit(self, limit: Duration) -> Self {
         Self { wait_limit: Some(limit), ..self }
     }
 
-    /// Gives the device while it is open, without keeping it so.
+    /// Returns a function that returns the device while it is open. The function does not keep the
+    /// device open.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn while_open(&self) -> impl Fn() -> Option<Self> + Send + 'static {
         let inner = Arc::downgrade(&self.inner);
         move || inner.upgrade().map(|inner| Self { inner, wait_limit: None })
     }
 
-    /// Whether both are the same open device.
+    /// Returns true if both are the same open device.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    /// Calls `work` at once, and gives in time the first error that wgpu reports during it, or that
-    /// `work` returns. (Only a browser takes time for it.)
+    /// Calls `work` immediately. The returned future gives the first error that wgpu reports during
+    /// the call, or the error that `work` returns. (Only in a browser does the future take time.)
     ///
-    /// Scopes belong to a thread, so where threads share the device each gets its own errors.
+    /// Error scopes belong to a thread, so threads that share the device each get their own errors.
     ///
-    /// Of a device that somebody else opened, a loss shows in waits and results; see
+    /// On a device that the caller opened, a loss shows only in waits and results; see
     /// [`Self::check_lost`].
     pub fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> impl Future<Output = Result<T>> {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
@@ -173,7 +175,7 @@ impl Gpu {
                     return Err(self.classify(error));
                 }
             }
-            // On a lost device wgpu's calls do not fail, but what is made of their results may.
+            // On a lost device wgpu's calls do not fail, but calls that use their results may.
             match result {
                 Ok(value) => self.inner.lost.check_known().map(|()| value),
                 Err(error) => Err(self.check_lost().err().unwrap_or(error)),
@@ -181,8 +183,8 @@ impl Gpu {
         }
     }
 
-    /// As [`Self::guard`], for work that cannot be waited for. In a browser, which takes its time
-    /// to tell of errors, they go unheard.
+    /// Like [`Self::guard`], for calls that cannot wait. In a browser, which reports errors later,
+    /// errors are lost.
     pub fn guard_now(&self, work: impl FnOnce()) -> Result<()> {
         let work = || {
             work();
@@ -195,15 +197,15 @@ impl Gpu {
         }
     }
 
-    /// What an error of wgpu means: after a loss, calls fail with all kinds of errors.
+    /// Classifies an error of wgpu. After a device loss, calls fail with errors of any kind.
     fn classify(&self, error: wgpu::Error) -> Error {
-        // Polls once, so that the callback of a lost device is called even if nobody else polls.
+        // Polls once, so that the device-lost callback runs even if nobody else polls.
         let polled = self.poll(wgpu::PollType::Poll);
         if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
             return lost;
         }
         let source = |error: &wgpu::Error| match error {
-            // wgpu's own words are no more than `Out of Memory`.
+            // wgpu's own text is only `Out of Memory`.
             wgpu::Error::OutOfMemory { source } => one_line(&source.to_string()),
             other => one_line(&other.to_string()),
         };
@@ -214,23 +216,23 @@ impl Gpu {
         }
     }
 
-    /// Frees what was dropped and is no longer in use.
+    /// Frees resources that were dropped and are no longer in use.
     pub fn collect(&self) -> Result<()> {
         self.poll(wgpu::PollType::Poll)?;
         self.check_lost()
     }
 
-    /// For a wait that starts now.
+    /// Returns the deadline of a wait that starts now.
     pub fn deadline(&self, what: &'static str) -> Deadline {
         Deadline::new(what, self.wait_limit)
     }
 
-    /// Whether a wait has a limit.
+    /// Returns true if waits have a limit.
     pub fn is_limited(&self) -> bool {
         self.wait_limit.is_some()
     }
 
-    /// Waits, without a limit, for all work queued.
+    /// Waits for all queued work, without a limit.
     pub fn wait(&self) -> Result<()> {
         self.poll(wgpu::PollType::wait_indefinitely())?;
         self.check_lost()?;
@@ -238,11 +240,10 @@ impl Gpu {
         Ok(())
     }
 
-    /// Has the callbacks called that are due: after all work queued where the call may block, or
-    /// else at once.
+    /// Runs the callbacks that are due. With `blocks` it first waits for all queued work.
     ///
-    /// wgpu's own wait with a limit is of no use: it panics where it runs out just as another
-    /// thread hears that the work is done (`Device::maintain` of wgpu-core 30, "If the queue is
+    /// wgpu's own wait with a timeout cannot be used. It panics if it times out just as another
+    /// thread learns that the work is done (`Device::maintain` of wgpu-core 30, "If the queue is
     /// empty").
     ///
     /// # Errors
@@ -255,10 +256,10 @@ impl Gpu {
         self.inner.lost.check_known()
     }
 
-    /// Polls the device for whoever awaits `oneshot`. A browser does by itself.
+    /// Polls the device for the task that awaits `oneshot`. In a browser the browser polls.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the system starts no thread.
+    /// [`Error::OutOfMemory`] if the system cannot start a thread.
     pub fn poll_for(&self, oneshot: &Arc<Oneshot>, deadline: Deadline) -> Result<()> {
         #[cfg(not(target_arch = "wasm32"))]
         return self.inner.poller.wait(self.while_open(), oneshot, deadline);
@@ -266,13 +267,13 @@ impl Gpu {
         return Ok(drop((oneshot, deadline)));
     }
 
-    /// Remembers a loss that showed in a result which did not arrive.
+    /// Records a device loss that a missing result has shown.
     pub fn lose(&self, reason: &str) -> Error {
         self.inner.lost.lose(reason)
     }
 
-    /// `Ok` unless the device is lost. Where somebody else opened it, this maps a buffer, so it is
-    /// for waits, for what is made once, and after errors; not for what a caller does every frame.
+    /// Returns an error if the device is lost. On a device that the caller opened this maps a
+    /// buffer, so call it in waits, in constructors and after errors, but not every frame.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -280,7 +281,7 @@ impl Gpu {
         self.inner.lost.check(&self.inner.device)
     }
 
-    /// `Ok` unless this process was forked from the one that opened the device.
+    /// Returns an error if this process was forked from the one that opened the device.
     pub fn check_process(&self) -> Result<()> {
         self.inner.process.check("the open device")
     }
@@ -295,7 +296,7 @@ impl Gpu {
         })
     }
 
-    /// The same adapter, opened anew with these limits and no feature.
+    /// Opens the same adapter again with these limits and no optional feature.
     pub async fn reopen(&self, limits: wgpu::Limits) -> Result<Self> {
         self.check_process()?;
         let none = wgpu::Features::empty();
@@ -303,7 +304,7 @@ impl Gpu {
         Ok(Self { wait_limit: self.wait_limit, ..gpu })
     }
 
-    /// The adapter; its limits are those that the device was opened with.
+    /// Describes the adapter, with the limits that the device was opened with.
     pub fn describe(&self) -> AdapterInfo {
         self.inner.info.clone()
     }
@@ -312,23 +313,23 @@ impl Gpu {
         &self.inner.caps.limits
     }
 
-    /// What a plan for it has to know.
+    /// Returns what a plan needs to know about the device.
     pub fn caps(&self) -> DeviceCaps {
         self.inner.caps
     }
 
-    /// Nanoseconds of a tick of the adapter's clock, where the device can write down its time.
+    /// Returns the nanoseconds per tick of the adapter's timestamps, or `None` without timestamps.
     pub fn tick(&self) -> Option<f64> {
         let has = self.inner.device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         has.then(|| f64::from(self.inner.queue.get_timestamp_period()))
     }
 
-    /// How long its submits take.
+    /// Returns the throttle, which measures how long submits take.
     pub fn throttle(&self) -> MutexGuard<'_, SubmitThrottle> {
         lock(&self.inner.throttle)
     }
 
-    /// The kernels compiled so far.
+    /// Returns the kernels compiled so far.
     pub fn pipelines(&self) -> &Mutex<Pipelines> {
         &self.inner.pipelines
     }
@@ -341,7 +342,7 @@ impl Gpu {
         &self.inner.queue
     }
 
-    /// A buffer of `size` bytes, zeroed, that kernels and both copies can use.
+    /// Creates a zeroed buffer of `size` bytes for kernels and for copies in both directions.
     pub fn buffer(&self, name: &str, size: u64) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
         self.create_buffer(&wgpu::BufferDescriptor {
@@ -370,18 +371,18 @@ impl Gpu {
         self.inner.created.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Buffers, bind groups and pipelines made so far.
+    /// Returns the number of buffers, bind groups and pipelines created so far.
     #[cfg(test)]
     pub fn created(&self) -> usize {
         self.inner.created.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Queues commands.
+    /// Submits commands to the queue.
     pub fn submit(&self, commands: wgpu::CommandBuffer) {
         self.inner.queue.submit([commands]);
     }
 
-    /// A new encoder.
+    /// Creates a command encoder.
     pub fn encoder(&self, name: &str) -> wgpu::CommandEncoder {
         let label = format!("gru.{name}");
         let descriptor = wgpu::CommandEncoderDescriptor { label: Some(&label) };
@@ -404,8 +405,8 @@ impl Drop for GpuShared {
     fn drop(&mut self) {
         if self.process.is_forked() {
             // A forked child leaves the device to its parent: closing it would wait for the
-            // driver's threads. The poller's thread is not here either, but may have left its lock
-            // taken.
+            // driver's threads. The poller's thread does not exist in the child either, but may
+            // have left its lock taken.
             std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));
         } else {
             #[cfg(not(target_arch = "wasm32"))]
@@ -430,8 +431,8 @@ mod tests {
     use crate::spec::element::ElementType::F32;
     use crate::spec::params::Init;
 
-    /// A device that somebody else opened is asked whether it is lost by mapping a buffer. What a
-    /// program does every frame does not pay for that.
+    /// On a device that the caller opened, checking for a loss maps a buffer. Calls that a program
+    /// makes every frame must not do that.
     #[test]
     fn commands_are_encoded_without_asking_whether_the_device_is_lost() {
         let (_, own) = test_device();
@@ -457,7 +458,7 @@ mod tests {
             gpu.submit(encoder.finish());
         }
         assert_eq!(probed(), before);
-        // A call that gives results asks once.
+        // A call that returns results checks once.
         gru.forward(&x).unwrap();
         assert_eq!(probed(), before + 1);
         device.destroy();
@@ -490,8 +491,8 @@ mod tests {
         assert!(error.source().is_some_and(|source| source.is::<wgpu::Error>()));
     }
 
-    /// wgpu panics where a driver tells it of a loss while it is polled. No driver here can be made
-    /// to; a callback can, in the same call.
+    /// wgpu panics if the driver reports a loss during a poll. No driver here can be made to; a
+    /// callback that panics in the same call stands in for it.
     #[test]
     fn a_panic_inside_a_poll_is_a_lost_device() {
         let (device, gpu) = test_device();

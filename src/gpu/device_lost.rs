@@ -1,4 +1,4 @@
-//! [`DeviceLostDetector`]: whether an open device is lost, and why.
+//! [`DeviceLostDetector`]: detects that an open device is lost, and remembers the reason.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,19 +8,19 @@ use crate::error::{Error, Result};
 use crate::gpu::report::{one_line, without_errors};
 use crate::lock::lock;
 
-/// Whether a device is lost, and why. It stays lost.
+/// Detects a lost device and remembers the reason. A lost device stays lost.
 #[derive(Debug)]
 pub(crate) struct DeviceLostDetector {
     reason: Arc<Mutex<Option<String>>>,
-    /// Where somebody else opened the device: only their callback is called when it is
-    /// lost, and wgpu's calls on a lost device do not fail. Mapping a buffer does, at once.
+    /// For a device that the caller opened. Only the caller's callback runs at a loss, and wgpu's
+    /// calls on a lost device do not fail. Mapping a buffer fails immediately.
     probe: Option<Mutex<wgpu::Buffer>>,
     #[cfg(test)]
     probed: std::sync::atomic::AtomicUsize,
 }
 
 impl DeviceLostDetector {
-    /// For a device of this library's own, which calls back.
+    /// Makes a detector for a device that this library opened. wgpu calls its callback.
     pub fn by_callback(device: &wgpu::Device) -> Self {
         let reason = Arc::<Mutex<Option<String>>>::default();
         let kept = Arc::clone(&reason);
@@ -30,7 +30,7 @@ impl DeviceLostDetector {
         Self::new(reason, None)
     }
 
-    /// For a device whose callbacks are somebody else's.
+    /// Makes a detector for a device whose callbacks belong to the caller.
     pub fn by_probe(device: &wgpu::Device) -> Self {
         Self::new(Arc::default(), Some(Mutex::new(new_probe(device))))
     }
@@ -44,12 +44,12 @@ impl DeviceLostDetector {
         }
     }
 
-    /// Remembers a loss. The first reason counts.
+    /// Records a loss. The first reason is kept.
     pub fn lose(&self, reason: &str) -> Error {
         Error::DeviceLost(lock(&self.reason).get_or_insert(one_line(reason)).clone())
     }
 
-    /// `Ok` unless the device is known to be lost. Costs nothing.
+    /// Returns an error if the device is known to be lost. Costs nothing.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -60,8 +60,8 @@ impl DeviceLostDetector {
         }
     }
 
-    /// `Ok` unless the device is lost. Maps a buffer where no callback of ours reports a loss,
-    /// which takes some microseconds.
+    /// Returns an error if the device is lost. Without a callback of our own this maps a buffer,
+    /// which takes a few microseconds.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -70,8 +70,8 @@ impl DeviceLostDetector {
         #[cfg(test)]
         self.probed.fetch_add(1, Ordering::Relaxed);
         match &self.probe {
-            // While another thread polls, wgpu may find the kept buffer still mapped and refuse it;
-            // a new one has no past.
+            // While another thread polls, wgpu may find the kept buffer still mapped and refuse it.
+            // A new buffer cannot be mapped yet.
             Some(probe)
                 if refuses_to_map(device, &lock(probe))
                     && refuses_to_map(device, &new_probe(device)) =>
@@ -82,16 +82,16 @@ impl DeviceLostDetector {
         }
     }
 
-    /// How often the device was asked.
+    /// Returns how often a buffer was mapped to check for a loss.
     #[cfg(test)]
     pub fn probed(&self) -> usize {
         self.probed.load(Ordering::Relaxed)
     }
 
-    /// Calls `poll`, which polls the device.
+    /// Calls `poll`, which polls the device, and catches a panic.
     ///
-    /// wgpu panics where the driver reports a loss while the device is polled, and has no call that
-    /// returns it instead: there is no other way than to catch the panic.
+    /// wgpu panics if the driver reports a loss while the device is polled, and has no call that
+    /// returns the loss as an error.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] after a panic.
@@ -101,7 +101,7 @@ impl DeviceLostDetector {
     }
 }
 
-/// A buffer to map.
+/// Creates a buffer to map.
 fn new_probe(device: &wgpu::Device) -> wgpu::Buffer {
     without_errors(device, || {
         device.create_buffer(&wgpu::BufferDescriptor {
@@ -113,7 +113,7 @@ fn new_probe(device: &wgpu::Device) -> wgpu::Buffer {
     })
 }
 
-/// Whether mapping a buffer fails at once.
+/// Returns true if mapping a buffer fails immediately.
 fn refuses_to_map(device: &wgpu::Device, buffer: &wgpu::Buffer) -> bool {
     let refused = Arc::new(AtomicBool::new(false));
     let by_callback = Arc::clone(&refused);
@@ -122,7 +122,7 @@ fn refuses_to_map(device: &wgpu::Device, buffer: &wgpu::Buffer) -> bool {
             by_callback.store(mapped.is_err(), Ordering::Relaxed);
         });
         let refused = refused.load(Ordering::Relaxed);
-        // Where mapping was not refused, this cancels it, which the callback hears as an error.
+        // If the mapping was not refused, this cancels it. The callback then gets an error.
         buffer.unmap();
         refused
     })

@@ -1,4 +1,5 @@
-//! One open adapter: device and pipelines, transfers, and plans made real and run.
+//! An open adapter: its device and pipelines, transfers, waiting, and sessions, which execute
+//! plans.
 //!
 //! Besides `model/interop.rs`, this is the only place that calls wgpu.
 

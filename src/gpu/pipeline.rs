@@ -1,4 +1,4 @@
-//! Compiled kernels: one for each kernel and its override constants, compiled at its first use.
+//! Compiled kernels. Each kernel is compiled once per device and set of override constants.
 
 use crate::error::Result;
 use crate::gpu::context::Gpu;
@@ -6,11 +6,11 @@ use crate::kernels::{Access, Kernel};
 use crate::lock::lock;
 
 impl Gpu {
-    /// The compiled kernel with these override constants, compiled at its first use on this device:
-    /// a dropped pipeline leaks memory in wgpu, and compiling takes long.
+    /// Returns the kernel compiled with these override constants. Compiles it at its first use on
+    /// this device and keeps it: a dropped pipeline leaks memory in wgpu, and compilation is slow.
     ///
     /// # Errors
-    /// What the driver says of the kernel; it is tried again at the next call.
+    /// The driver's error. The next call compiles again.
     pub async fn pipeline(
         &self,
         kernel: &'static Kernel,
@@ -22,7 +22,7 @@ impl Gpu {
             return Ok(pipeline);
         }
         let pipeline = self.guard(|| Ok(self.compile(kernel, constants))).await?;
-        // Where another thread was faster, its pipeline stays.
+        // If another thread compiled the same kernel meanwhile, its pipeline is kept.
         Ok(lock(self.pipelines()).entry(key).or_insert(pipeline).clone())
     }
 
@@ -66,16 +66,17 @@ impl Gpu {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
         };
-        // With a counter in every loop a compiler does not unroll any: up to a third of a kernel's
-        // time.
+        // With a guard counter in every loop, compilers unroll no loop, which costs up to a third
+        // of a kernel's time.
         let mut checks = wgpu::ShaderRuntimeChecks::checked();
         checks.force_loop_bounding = false;
-        // SAFETY: what is not checked is that loops end, and all of them do. The sources are this
-        // crate's own; each of their loops is a `for` whose counter nothing else writes, which goes
-        // by a stride of at least 1 (a constant, or a product of workgroup sizes, which are not 0)
-        // up to a bound that does not change meanwhile. The bound is below 2³¹ plus a stride, for
-        // no binding has as many elements, so no counter wraps. Accesses stay checked.
-        // (`kernels/tests.rs` holds the sources to the form.)
+        // SAFETY: the only check that is off is the guard against endless loops, and all loops end.
+        // The sources are this crate's own. Each loop is a `for` whose counter is written only by
+        // its own increment, which adds a stride of at least 1 (a constant, or a product of
+        // workgroup sizes, which are not 0), up to a bound that does not change during the loop.
+        // The bound is below 2³¹ plus a stride, because no binding has as many elements, so the
+        // counter cannot wrap. Memory accesses stay checked. `kernels/tests.rs` checks the form of
+        // all loops.
         #[allow(unsafe_code, reason = "the sources are this crate's own")]
         let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let constants: Vec<_> =

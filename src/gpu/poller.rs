@@ -1,7 +1,7 @@
-//! [`Poller`]: the one thread that polls a device for all who await it.
+//! [`Poller`]: one thread per device that polls it for all tasks that await it.
 //!
-//! wgpu calls back from inside a poll, and where a task awaits, nobody else may be polling. The
-//! thread starts with the first wait, sleeps while nobody waits, and ends when its device is
+//! wgpu runs callbacks inside a poll. When a task awaits a result, no other thread may be polling.
+//! The thread starts with the first wait, sleeps while nobody waits, and ends when its device is
 //! closed. A browser polls its devices itself, so there is no thread.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -11,58 +11,58 @@ use crate::error::{Cause, Error, Result};
 use crate::gpu::wait::{Deadline, Oneshot};
 use crate::lock::lock;
 
-/// An open device, as the poller's thread sees it.
+/// The interface of an open device to the poller's thread.
 pub(crate) trait PolledDevice {
-    /// Has the callbacks called that are due: after all work queued where it may block.
+    /// Runs the callbacks that are due. With `blocks` it first waits for all queued work.
     fn poll_once(&self, blocks: bool) -> Result<()>;
 
-    /// `Ok` unless the device is lost.
+    /// Returns an error if the device is lost.
     fn check_lost(&self) -> Result<()>;
 }
 
-/// A device's waiters and the thread that polls for them.
+/// The waiters for a device and the thread that polls for them.
 #[derive(Debug, Default)]
 pub(crate) struct Poller(Arc<PollerShared>);
 
 #[derive(Debug, Default)]
 struct PollerShared {
     state: Mutex<PollerState>,
-    /// There is a new waiter, or the device is closed.
+    /// Signals a new waiter or a closed device.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct PollerState {
     waiters: Vec<Waiter>,
-    /// Waiters so far.
+    /// The number of waiters so far.
     arrivals: u64,
     thread: Option<PollerThread>,
-    /// Threads so far.
+    /// The number of threads so far.
     threads: u64,
     closed: bool,
 }
 
-/// Somebody who awaits a callback.
+/// A task that awaits a callback.
 #[derive(Debug)]
 struct Waiter {
     oneshot: Arc<Oneshot>,
     deadline: Deadline,
 }
 
-/// The thread that polls.
+/// The polling thread.
 #[derive(Clone, Copy, Debug)]
 struct PollerThread {
     id: u64,
-    /// It sleeps in the driver until all that was queued is done, and cannot be woken.
+    /// True while it blocks in the driver until all queued work is done. It cannot be woken then.
     blocked: bool,
 }
 
 impl Poller {
-    /// Polls the device until a value is sent to `oneshot`, and sends an error where that fails.
-    /// `open` gives the device while it is open, without keeping it so.
+    /// Polls the device until a value is sent to `oneshot`. If polling fails, sends the error.
+    /// `open` returns the device while it is open, without keeping it open.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the system starts no thread.
+    /// [`Error::OutOfMemory`] if the system cannot start a thread.
     pub fn wait<D: PolledDevice>(
         &self,
         open: impl Fn() -> Option<D> + Send + 'static,
@@ -70,7 +70,7 @@ impl Poller {
         deadline: Deadline,
     ) -> Result<()> {
         let mut state = lock(&self.0.state);
-        // A thread that is blocked would keep no deadline; its successor takes all its waiters.
+        // A blocked thread cannot keep a deadline. A new thread takes over all its waiters.
         let serves = |thread: PollerThread| !(thread.blocked && deadline.is_limited());
         if !state.thread.is_some_and(serves) {
             let thread = PollerThread { id: state.threads, blocked: false };
@@ -91,7 +91,7 @@ impl Poller {
         Ok(())
     }
 
-    /// Ends the thread: the device is closed.
+    /// Ends the thread, because the device is closed.
     pub fn close(&self) {
         lock(&self.0.state).closed = true;
         self.0.changed.notify_all();
@@ -99,14 +99,14 @@ impl Poller {
 }
 
 impl PollerShared {
-    /// The thread.
+    /// The body of the polling thread.
     fn run<D: PolledDevice>(&self, id: u64, open: impl Fn() -> Option<D>) {
-        // However this thread ends, by a panic too, the next wait must start another one.
+        // However this thread ends, also by a panic, the next wait must start a new thread.
         let _guard = ThreadGuard { shared: self, id };
         while let Some((arrivals, blocks)) = self.next(id) {
             let Some(device) = open() else { return };
             let polled = device.poll_once(blocks);
-            // Who has a result needs no other word of the device.
+            // A task whose result has arrived does not need the state of the device.
             let polled =
                 polled.and_then(|()| if self.is_awaited() { device.check_lost() } else { Ok(()) });
             drop(device);
@@ -114,8 +114,8 @@ impl PollerShared {
         }
     }
 
-    /// Sleeps until somebody waits; how many have so far, and whether to block in the driver for
-    /// them. `None` where this thread is to end.
+    /// Sleeps until there is a waiter. Returns the number of waiters so far and whether to block in
+    /// the driver for them, or `None` if this thread must end.
     fn next(&self, id: u64) -> Option<(u64, bool)> {
         let serves =
             |state: &PollerState| !state.closed && state.thread.is_some_and(|now| now.id == id);
@@ -134,9 +134,8 @@ impl PollerShared {
         lock(&self.state).is_awaited()
     }
 
-    /// Tells the waiters of a failed poll, or of a deadline that has passed. Then pauses for a
-    /// callback that another thread has taken, or for less where a deadline asks for it. A new
-    /// waiter ends the pause.
+    /// Sends a failed poll or a passed deadline to the waiters. Then pauses, because another thread
+    /// may be about to run the callback; a deadline shortens the pause, and a new waiter ends it.
     fn notify(&self, id: u64, polled: &Result<()>, arrivals: u64) {
         let mut state = lock(&self.state);
         if let Some(thread) = state.thread.as_mut().filter(|thread| thread.id == id) {
@@ -180,8 +179,8 @@ impl Drop for ThreadGuard<'_> {
 }
 
 impl PollerState {
-    /// Whether there is a waiter. Forgets those whose value was sent, and those whose future and
-    /// callback are both gone.
+    /// Returns true if there is a waiter. Removes waiters whose value was sent, and waiters whose
+    /// future and callback were both dropped.
     fn is_awaited(&mut self) -> bool {
         let awaits = |oneshot: &Arc<Oneshot>| !oneshot.is_sent() && Arc::strong_count(oneshot) > 1;
         self.waiters.retain(|waiter| awaits(&waiter.oneshot));
@@ -197,7 +196,7 @@ mod tests {
     use super::*;
     use crate::model::device::test_device;
 
-    /// A thread that sleeps in the driver cannot be woken, and the driver may be what hangs.
+    /// A thread that blocks in the driver cannot be woken, and the driver may hang.
     #[test]
     fn a_blocked_thread_leaves_deadlines_to_a_successor() {
         let (_, gpu) = test_device();
@@ -218,7 +217,7 @@ mod tests {
         let result = pollster::block_on(std::future::poll_fn(|context| limited.poll(context)));
         assert!(matches!(result, Err(Error::Timeout { what: "results", .. })), "{result:?}");
         assert!(!unlimited.is_sent());
-        // The successor serves them all from then on.
+        // The new thread serves all of them from now on.
         let (_, threads) = wait(None);
         assert_eq!(threads, 2);
         poller.close();
@@ -233,7 +232,7 @@ mod tests {
         }
     }
 
-    /// Waits for `is_true`, or fails.
+    /// Waits until `is_true`, or fails.
     fn wait_until(what: &str, is_true: impl Fn() -> bool) {
         for _ in 0..10_000 {
             if is_true() {
@@ -244,7 +243,7 @@ mod tests {
         panic!("{what}: still not so after ten seconds");
     }
 
-    /// It is called by the thread that polls for everybody, after a timeout.
+    /// The polling thread calls the waker after a timeout.
     #[test]
     fn a_panicking_waker_ends_no_thread() {
         let (_, gpu) = test_device();
@@ -266,7 +265,7 @@ mod tests {
         poller.close();
     }
 
-    /// wgpu calls the waker inside a poll, where a panic would be taken for a lost device.
+    /// wgpu calls the waker inside a poll, where a panic would look like a lost device.
     #[test]
     fn a_panicking_waker_loses_no_device() {
         let (_, gpu) = test_device();
@@ -308,7 +307,7 @@ mod tests {
         poller.close();
     }
 
-    /// A callback that was dropped with its future sends nothing, and nobody is left to be told.
+    /// A callback dropped with its future sends nothing and has no receiver.
     #[test]
     fn whoever_went_away_is_forgotten() {
         let mut state = PollerState::default();

@@ -1,4 +1,4 @@
-//! [`SessionPool`]: what the sessions of one model share, and the idle sessions.
+//! [`SessionPool`]: the idle sessions of a model, and what its sessions share.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -14,23 +14,23 @@ use crate::spec::element::ElementType::F32;
 use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 
-/// Idle sessions that a model keeps for the next run of the same shape, whatever they hold.
+/// Idle sessions that a model keeps for the next run of the same shape, of any size.
 const IDLE_AT_LEAST: usize = 2;
 
-/// And at most, as long as all of them together hold no more than [`IDLE_BYTES`]: sequences of
-/// unequal lengths make a shape of every eighth length.
+/// The most idle sessions that a model keeps, if together they hold at most [`IDLE_BYTES`].
+/// Sequences of unequal lengths give one shape for every eight steps of length.
 const IDLE_SESSIONS: usize = 32;
 
-/// What they may hold on the device: a part of the memory that any GPU has.
+/// The device memory that the idle sessions may hold: a fraction of any GPU's memory.
 const IDLE_BYTES: u64 = 512 << 20;
 
-/// What the sessions of one model share.
+/// The state that the sessions of one model share.
 #[derive(Debug)]
 pub(crate) struct SessionPool {
     gpu: Gpu,
     params: wgpu::Buffer,
     residency: Mutex<Residency>,
-    /// Those idle for longest come first.
+    /// Idle sessions, the longest idle first.
     idle: Arc<Mutex<Vec<PoolEntry>>>,
     #[cfg(test)]
     made: std::sync::atomic::AtomicUsize,
@@ -38,27 +38,27 @@ pub(crate) struct SessionPool {
     planned: std::sync::atomic::AtomicUsize,
 }
 
-/// A chunk of a run, with the plan that was made to see whether it fits: making one takes long.
+/// A chunk of a run, with the plan that was made to see if it fits. Making a plan takes long.
 #[derive(Debug)]
 pub(crate) struct PlannedChunk {
     pub chunk: Chunk,
-    /// `None` where a session was idle.
+    /// `None` if there was an idle session.
     pub plan: Option<Arc<Plan>>,
 }
 
-/// Which parameters the device holds.
+/// The parameters that the device holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Residency {
-    /// None that are known to be whole.
+    /// No parameters that are known to be complete.
     #[default]
     Nothing,
-    /// This version of the model's.
+    /// The model's parameters of this version.
     Version(u64),
-    /// Those of a learner, which updates them on the device.
+    /// The parameters of a learner, which updates them on the device.
     Acquired,
 }
 
-/// What a session is for: two runs of one key can use the same session.
+/// The purpose of a session. Two runs with equal keys can use the same session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SessionKey {
     pub shape: Shape,
@@ -67,17 +67,17 @@ pub(crate) struct SessionKey {
     pub purpose: RunPurpose,
 }
 
-/// What the runs of an update's batches add their gradients and losses to.
+/// The buffers to which the runs of an update's batches add their gradients and losses.
 #[derive(Debug)]
 pub(crate) struct GradientAccumulator {
-    /// Laid out as the parameters.
+    /// The gradient, with the layout of the parameters.
     pub gradient: wgpu::Buffer,
-    /// `[1]`
+    /// The loss, `[1]`.
     pub loss: wgpu::Buffer,
 }
 
 impl GradientAccumulator {
-    /// For models of `len` parameters.
+    /// Creates zeroed buffers for `len` parameters.
     pub async fn new(gpu: &Gpu, len: usize) -> Result<Self> {
         let make = || {
             Ok(Self {
@@ -88,7 +88,7 @@ impl GradientAccumulator {
         gpu.guard(make).await
     }
 
-    /// Where a plan of a loss has them.
+    /// Returns the bindings of these buffers in a plan that computes a loss.
     fn bound(&self, plan: &Plan) -> Vec<(BufferId, BufferBinding)> {
         let training = plan.run_buffers().training.as_ref().expect("a training plan");
         let loss = plan.loss_buffers();
@@ -103,11 +103,11 @@ impl GradientAccumulator {
 struct PoolEntry {
     key: SessionKey,
     session: Session,
-    /// On the device, and its own.
+    /// The session's own device memory.
     bytes: u64,
 }
 
-/// A session in use. Goes back to its model's pool when dropped.
+/// A session in use. Returns to its model's pool when dropped.
 #[derive(Debug)]
 pub(crate) struct PooledSession {
     entry: Option<PoolEntry>,
@@ -115,10 +115,10 @@ pub(crate) struct PooledSession {
 }
 
 impl SessionPool {
-    /// For a model of this layout.
+    /// Makes a pool for a model of this layout.
     ///
     /// # Errors
-    /// As [`Self::allow`].
+    /// The errors of [`Self::allow`].
     pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
         Self::allow(gpu, layout.config())?;
         let params = gpu.guard(|| Ok(gpu.buffer("params", F32.bytes(layout.flat_len())))).await?;
@@ -136,7 +136,7 @@ impl SessionPool {
         })
     }
 
-    /// `Ok` when the smallest run fits the device: whatever it asks too much of, every run does.
+    /// Checks that the smallest run fits the device. A limit that it exceeds, every run exceeds.
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) with the limit that is too low.
@@ -148,11 +148,11 @@ impl SessionPool {
         &self.gpu
     }
 
-    /// The chunks that a run is made of. States can be carried from one to the next unless the
-    /// gradient, which a loss starts, would have to be carried back.
+    /// Returns the chunks of a run. States can be carried from one chunk to the next, unless the
+    /// run computes a loss: then the gradient would have to be carried back.
     ///
     /// # Errors
-    /// [`Error::Limit`] when not the smallest chunk fits the device.
+    /// [`Error::Limit`] if even the smallest chunk does not fit the device.
     pub fn chunks(&self, layout: &ParamLayout, key: SessionKey) -> Result<Vec<PlannedChunk>> {
         if lock(&self.idle).iter().any(|entry| entry.key == key) {
             return Ok(vec![PlannedChunk { chunk: Chunk::whole(key.shape), plan: None }]);
@@ -196,8 +196,9 @@ impl SessionPool {
         Ok(Arc::new(plan))
     }
 
-    /// A session for a run, with `params` of this `version` on the device: an idle one, or one made
-    /// of `plan`, or else planned here. That of a loss adds to the `accumulator`.
+    /// Returns a session for a run, with `params` of this `version` on the device: an idle session,
+    /// or a new one made from `plan`, or from a new plan. A session that computes a loss adds to
+    /// the `accumulator`.
     pub async fn session(
         &self,
         params: &Params,
@@ -235,7 +236,8 @@ impl SessionPool {
         Ok(PoolEntry { key, session: self.make(plan, &bound).await?, bytes })
     }
 
-    /// A session of its own for `plan`, with the model's parameters bound and others besides.
+    /// Makes a session for `plan` that is not kept in the pool, with the model's parameters and
+    /// `bound` bound.
     pub async fn make(
         &self,
         plan: impl Into<Arc<Plan>>,
@@ -246,7 +248,7 @@ impl SessionPool {
         self.make_with(plan, params, bound).await
     }
 
-    /// The same for a plan of another kind, whose parameters are this buffer.
+    /// Makes a session for a plan whose parameters are in this buffer.
     pub async fn make_with(
         &self,
         plan: impl Into<Arc<Plan>>,
@@ -257,9 +259,9 @@ impl SessionPool {
         let params = (params, BufferBinding::from(&self.params));
         let bound: Vec<_> = bound.iter().cloned().chain([params]).collect();
         match Session::new(&self.gpu, Arc::clone(&plan), &bound).await {
-            // Idle sessions may hold what is missing.
+            // Idle sessions may hold the memory that is missing.
             Err(Error::OutOfMemory { .. }) => {
-                // Dropped after the lock is released.
+                // Drops them after releasing the lock.
                 drop(std::mem::take(&mut *lock(&self.idle)));
                 self.gpu.collect()?;
                 Session::new(&self.gpu, plan, &bound).await
@@ -268,7 +270,7 @@ impl SessionPool {
         }
     }
 
-    /// Calls `work` after `params` of this `version` went to the device, if it held others.
+    /// Uploads `params` of this `version` if the device holds others, then calls `work`.
     pub async fn with_parameters<T>(
         &self,
         params: &Params,
@@ -282,7 +284,7 @@ impl SessionPool {
         self.gpu.guard(work).await.inspect_err(|_| self.forget())
     }
 
-    /// The same where it cannot be waited for.
+    /// Like [`Self::with_parameters`], for calls that cannot wait.
     pub fn with_parameters_now(
         &self,
         params: &Params,
@@ -296,14 +298,14 @@ impl SessionPool {
         self.gpu.guard_now(work).inspect_err(|_| self.forget())
     }
 
-    /// Uploads `params` and leaves them to what moves them on the device.
+    /// Uploads `params` and marks them as acquired by a learner, which updates them on the device.
     pub async fn acquire_params(&self, params: &Params, version: u64) -> Result<()> {
         self.with_parameters(params, version, || Ok(())).await?;
         *lock(&self.residency) = Residency::Acquired;
         Ok(())
     }
 
-    /// What the device holds is old.
+    /// Marks the parameters on the device as stale.
     pub fn release_params(&self) {
         *lock(&self.residency) = Residency::Nothing;
     }
@@ -316,7 +318,7 @@ impl SessionPool {
         }
     }
 
-    /// An upload may not have arrived whole.
+    /// Marks the parameters on the device as unknown: an upload may be incomplete.
     fn forget(&self) {
         let mut residency = lock(&self.residency);
         if *residency != Residency::Acquired {
@@ -355,7 +357,7 @@ impl Drop for PooledSession {
     }
 }
 
-/// How many of the idle sessions are dropped, those first that have been idle for longest.
+/// Returns how many idle sessions to drop, the longest idle first.
 fn surplus(bytes: impl DoubleEndedIterator<Item = u64> + ExactSizeIterator) -> usize {
     let (len, mut total) = (bytes.len(), 0);
     let stays = |&(newer, bytes): &(usize, u64)| {
@@ -380,7 +382,7 @@ mod tests {
         Trainer, TrainerConfig,
     };
 
-    /// A call that fails, or whose future is dropped, may have queued zeros and copies that nothing
+    /// A call that fails, or whose future is dropped, may have queued zeros and copies that never
     /// ran.
     #[test]
     fn a_session_in_the_pool_keeps_nothing_of_its_last_call() {
@@ -429,8 +431,8 @@ mod tests {
         }
     }
 
-    /// Words as long as those of data/phonemes_train.csv: 200 updates in two epochs. The second one
-    /// makes nothing that the first has made.
+    /// Words of the lengths in data/phonemes_train.csv: 200 updates in two epochs. The second epoch
+    /// makes no session that the first has made.
     #[test]
     fn shapes_that_come_again_need_no_new_session() {
         let example = |i: usize| {
@@ -456,11 +458,11 @@ mod tests {
         };
         trainer.run(train, valid, listen).unwrap();
         assert_eq!(trainer.learner().updates(), 200);
-        // Training: 8, 16 and 24 steps. Validation: 16 and 24, and a batch that is smaller.
+        // Training: 8, 16 and 24 steps. Validation: 16 and 24, and a smaller batch.
         assert_eq!(made, [6, 6]);
     }
 
-    /// Plans that it takes to see what of a run fits, and how many chunks it then has.
+    /// Returns the number of plans needed to find the chunks of a run, and the number of chunks.
     fn plans_needed(gru: &Gru, shape: Shape, mode: Mode, purpose: RunPurpose) -> (usize, usize) {
         let pool = gru.session_pool().unwrap();
         let before = planned(gru);
@@ -473,7 +475,7 @@ mod tests {
         gru.session_pool().unwrap().planned.load(Ordering::Relaxed)
     }
 
-    /// Of every kind of run, whole and in chunks.
+    /// Covers every kind of run, whole and in chunks.
     #[test]
     fn what_is_new_is_planned_once() {
         for (device, steps) in [(test_device().0, 5), (test_device_with_bindings(16 << 10), 61)] {

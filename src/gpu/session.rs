@@ -1,4 +1,4 @@
-//! [`Session`]: a plan made real, and run.
+//! [`Session`]: a plan with its resources on a device, and its execution.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,10 +20,10 @@ mod timed;
 use timed::PassTimestamps;
 pub(crate) use timed::Timing;
 
-/// Dispatches of one submit: bounds what wgpu holds while it encodes.
+/// The most dispatches of one submit. Bounds the memory that wgpu holds while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
 
-/// A buffer that is not the session's own, from this byte on.
+/// A buffer that does not belong to the session, from this byte offset on.
 #[derive(Clone, Debug)]
 pub(crate) struct BufferBinding {
     pub buffer: wgpu::Buffer,
@@ -36,8 +36,8 @@ impl From<&wgpu::Buffer> for BufferBinding {
     }
 }
 
-/// A plan made real on a device: its buffers, bind groups and arguments, made once and used for any
-/// number of runs of that shape.
+/// A plan with its buffers, bind groups and arguments on a device. They are created once and serve
+/// any number of runs of that shape.
 #[derive(Debug)]
 pub(crate) struct Session {
     gpu: Gpu,
@@ -45,17 +45,17 @@ pub(crate) struct Session {
     buffers: Vec<BufferBinding>,
     forward: Vec<PreparedStage>,
     backward: Vec<PreparedStage>,
-    /// Argument blocks of each of the plan's parities.
+    /// The number of argument blocks per parity.
     parity_blocks: usize,
-    /// What the call at work wants done ahead of its next pass.
+    /// What the current call does before its next pass.
     prologue: Vec<Prologue>,
-    /// Ranges of input buffers that are zero already: no kernel writes an input.
+    /// Ranges of input buffers that are already zero: kernels do not write inputs.
     zeros: Vec<(BufferId, Range<usize>)>,
-    /// The device reported an error during a run: the contents cannot be relied on.
+    /// True if the device reported an error during a run: the buffers' contents are not valid.
     broken: bool,
 }
 
-/// What happens to elements of a buffer ahead of a pass.
+/// An operation on a buffer before a pass.
 #[derive(Debug)]
 enum Prologue {
     Zero(BufferId, Range<usize>),
@@ -67,7 +67,7 @@ enum Prologue {
 struct PreparedStage {
     dispatches: Vec<PreparedDispatch>,
     times: usize,
-    /// Where the arguments of its first dispatch lie; the others follow in order.
+    /// The argument block of the stage's first dispatch; the others follow in order.
     first_block: usize,
 }
 
@@ -80,10 +80,10 @@ struct PreparedDispatch {
 }
 
 impl Session {
-    /// Makes everything that `plan` asks for, but the buffers that are `bound` to it.
+    /// Creates everything that `plan` needs, except the buffers in `bound`.
     ///
     /// # Errors
-    /// As [`Plan::check`], and the device's own.
+    /// The errors of [`Plan::check`], and the device's errors.
     pub async fn new(
         gpu: &Gpu,
         plan: impl Into<Arc<Plan>>,
@@ -134,7 +134,7 @@ impl Session {
         let forward = plan.forward().iter().map(|stage| preparation.stage(stage)).collect();
         let backward = plan.backward().iter().map(|stage| preparation.stage(stage)).collect();
         let parity_blocks = preparation.next_block;
-        // wgpu gives out memory that is zero; a caller's buffers hold what they hold.
+        // wgpu zeroes new memory. A caller's buffers have any contents.
         let is_own = |id: &BufferId| bound.iter().all(|(other, _)| other != id);
         let inputs = plan.buffers().iter().enumerate().filter(|(_, spec)| spec.role == Role::Input);
         let zeros = inputs.map(|(i, spec)| (BufferId(i), 0..spec.len));
@@ -144,8 +144,8 @@ impl Session {
         Self { gpu, plan, buffers, forward, backward, parity_blocks, prologue, zeros, broken }
     }
 
-    /// The session as its next call is to have it: whatever this call queued ahead of a pass and
-    /// did not run is gone. `None` where the contents cannot be relied on.
+    /// Resets the session for its next call: drops operations that this call queued for a pass that
+    /// did not run. Returns `None` if the buffers' contents are not valid.
     pub fn into_idle(self) -> Option<Self> {
         let idle = Self { prologue: Vec::new(), ..self };
         (!idle.broken).then_some(idle)
@@ -163,7 +163,7 @@ impl Session {
         &self.buffers[id.index()].buffer
     }
 
-    /// Writes `data` to `buffer` from its element `first`.
+    /// Writes `data` to `buffer`, starting at element `first`.
     pub async fn write<T: BufferElement>(
         &mut self,
         buffer: BufferId,
@@ -180,33 +180,33 @@ impl Session {
         self.gpu.guard(upload).await.inspect_err(|_| self.broken = true)
     }
 
-    /// Writes zeros to a range of a buffer, ahead of the next pass.
+    /// Zeroes a range of a buffer before the next pass.
     pub fn clear(&mut self, buffer: BufferId, range: Range<usize>) {
         if !self.is_zero(buffer, &range) {
             self.prologue.push(Prologue::Zero(buffer, range));
         }
     }
 
-    /// Whether a range of an input buffer is zero already.
+    /// Returns true if a range of an input buffer is already zero.
     fn is_zero(&self, buffer: BufferId, range: &Range<usize>) -> bool {
         let holds = |zero: &Range<usize>| zero.start <= range.start && range.end <= zero.end;
         self.zeros.iter().any(|(id, zero)| *id == buffer && holds(zero))
     }
 
-    /// A wrong type or range is a mistake of this crate's own.
+    /// Asserts type and range. A wrong one is a bug of this crate.
     fn assert_holds<T: BufferElement>(&self, buffer: BufferId, range: &Range<usize>) {
         let BufferSpec { name, element, len, .. } = self.plan.spec(buffer);
         assert_eq!(*element, T::TYPE, "the elements of {name}");
         assert!(range.end <= *len, "{range:?} of the {len} elements of {name}");
     }
 
-    /// Copies all of `from` to a range of a buffer, ahead of the next pass.
+    /// Copies all of `from` to a range of a buffer before the next pass.
     pub fn copy_in(&mut self, from: &wgpu::Buffer, to: BufferId, range: Range<usize>) {
         self.zeros.retain(|(id, zero)| *id != to || !overlap(zero, &range));
         self.prologue.push(Prologue::Copy(from.clone(), to, range));
     }
 
-    /// Queues a copy of a range of a buffer into one of its own.
+    /// Queues a copy of a range of a buffer into a new buffer.
     pub async fn copy_out(
         &self,
         name: &str,
@@ -234,8 +234,8 @@ impl Session {
         self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
     }
 
-    /// What is to be done ahead of a pass, once. A session whose pass then fails is used no more,
-    /// so what is zero after it may be noted here.
+    /// Takes the operations to run before a pass. If the pass fails, the session is not used again,
+    /// so the ranges that it will leave zero can be recorded here.
     fn take_prologue(&mut self, pass: Pass) -> Vec<Prologue> {
         let mut prologue = std::mem::take(&mut self.prologue);
         for cleared in &prologue {
@@ -253,7 +253,7 @@ impl Session {
         prologue
     }
 
-    /// Queues a schedule; its compute passes write `stamps`.
+    /// Queues a schedule. Its compute passes write `stamps`.
     fn queue(&self, pass: Pass, prologue: &[Prologue], stamps: Option<PassTimestamps<'_>>) {
         self.queue_dispatches(pass, prologue, self.dispatches(pass, 0), stamps);
     }
@@ -270,11 +270,11 @@ impl Session {
         let most = self.plan.submit_flops().min(self.gpu.throttle().most());
         while dispatches.peek().is_some() {
             let mut encoder = self.gpu.encoder(pass.name());
-            // All of it ahead of the first pass.
+            // All operations run before the first pass.
             prologue.by_ref().for_each(|prologue| self.encode_prologue(prologue, &mut encoder));
             let (mut flops, mut count) = (0, 0);
             let within = std::iter::from_fn(|| {
-                // One dispatch at least, however large.
+                // At least one dispatch, however large.
                 let fits = |dispatch: &PreparedDispatch| {
                     flops + dispatch.flops <= most && count < SUBMIT_DISPATCHES
                 };
@@ -304,7 +304,8 @@ impl Session {
         }
     }
 
-    /// The forward schedule in one pass of somebody's encoder, in one of the plan's parities.
+    /// Encodes the forward schedule into one pass of the caller's encoder, for one of the plan's
+    /// parities.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, parity: usize) {
         encode_dispatches(encoder, Pass::Forward, self.dispatches(Pass::Forward, parity), None);
     }
@@ -316,7 +317,7 @@ impl Session {
         }
     }
 
-    /// The dispatches of a schedule in order, each with the block of its arguments.
+    /// Returns the dispatches of a schedule in order, each with the block of its arguments.
     fn dispatches(
         &self,
         pass: Pass,
@@ -329,7 +330,7 @@ impl Session {
             .map(move |(dispatch, block)| (dispatch, first + block))
     }
 
-    /// Waits for all that was queued and reads parts of buffers, all of one type.
+    /// Waits for all queued work and reads ranges of buffers, all of one type.
     pub async fn read<T: BufferElement>(
         &mut self,
         parts: &[(BufferId, Range<usize>)],
@@ -340,7 +341,7 @@ impl Session {
             .iter()
             .map(|(id, range)| (&self.buffers[id.index()].buffer, range.start, range.len()))
             .collect();
-        // A caller may drop this before it is done.
+        // The caller may drop this future before it is done.
         let broken = std::mem::replace(&mut self.broken, true);
         let read = self.gpu.download(&parts, wait).await?;
         self.broken = broken;
@@ -374,20 +375,21 @@ fn encode_dispatches<'a>(
 }
 
 impl PreparedStage {
-    /// Its dispatches in order, each with the block of its arguments.
+    /// Returns the stage's dispatches in order, each with the block of its arguments.
     fn dispatches(&self) -> impl Iterator<Item = (&PreparedDispatch, usize)> {
         let body = self.dispatches.len();
         (0..self.times * body).map(move |i| (&self.dispatches[i % body], self.first_block + i))
     }
 }
 
-/// What the stages of a session share while it is made.
+/// The state that the stages of a session share while it is created.
 struct SessionBuilder<'a> {
     gpu: &'a Gpu,
     pipelines: &'a HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
     buffers: &'a [BufferBinding],
     args: &'a wgpu::Buffer,
-    /// One for each kernel, variant and set of slices; the arguments differ by offset alone.
+    /// One bind group for each kernel, variant and set of slices. The arguments differ only in
+    /// their offset.
     bind_groups: HashMap<(&'static str, Vec<u32>, Vec<BufferSlice>), wgpu::BindGroup>,
     next_block: usize,
 }
@@ -412,7 +414,7 @@ impl SessionBuilder<'_> {
                 group
             }
         };
-        // Plan::check held them against the adapter's limit, which is a u32.
+        // Plan::check compared them with the adapter's limit, which is a u32.
         let workgroups = dispatch.workgroups.map(|n| n as u32);
         PreparedDispatch {
             pipeline: pipeline.clone(),
@@ -445,8 +447,8 @@ impl SessionBuilder<'_> {
     }
 }
 
-/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in.
-/// In runs of odd parity the last states are where the first ones were, and the other way round.
+/// Returns the arguments of every dispatch in the order of execution, one block each, with the step
+/// of each loop filled in. In runs of odd parity the first and the last states exchange places.
 fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
     const BLOCK: usize = ARGS_BLOCK as usize / size_of::<u32>();
     let mut blocks = Vec::new();

@@ -1,39 +1,39 @@
-//! [`SubmitThrottle`]: how long submits take, so that none comes to last as long as a driver lets
-//! one.
+//! [`SubmitThrottle`]: measures how long submits take and keeps them shorter than the driver's time
+//! limit.
 
 use std::time::Duration;
 
 use crate::gpu::clock::Instant;
 
-/// What a submit is to take, if the device is slower than its plan supposes: Windows ends one after
-/// 2 seconds.
+/// The time that a submit should take if the device is slower than its plan assumes. Windows ends a
+/// submit after 2 seconds.
 const AIM: Duration = Duration::from_millis(170);
 
-/// A mean from which submits are made smaller, ...
+/// A mean above this makes submits smaller, ...
 const LONG: Duration = Duration::from_millis(500);
 
-/// ... and one up to which they need not have been: a kernel's first dispatch may take long to
+/// ... and a mean below this lifts the bound again: a kernel's first dispatch may take long to
 /// compile.
 const SHORT: Duration = Duration::from_millis(100);
 
-/// What was measured of a device's submits. Where they are cut changes nothing in the results.
+/// Measurements of a device's submits. The boundaries of submits do not change results.
 #[derive(Debug, Default)]
 pub(crate) struct SubmitThrottle {
-    /// When the first of those in flight was queued.
+    /// The time at which the first submit in flight was queued.
     start: Option<Instant>,
     submits: u32,
     flops: u64,
-    /// Work of one submit at most, once submits took long.
+    /// The most work of one submit, once submits took long.
     most: Option<u64>,
 }
 
 impl SubmitThrottle {
-    /// Work of one submit at most.
+    /// Returns the most work that one submit may have, in FLOPs.
     pub fn most(&self) -> u64 {
         self.most.unwrap_or(u64::MAX)
     }
 
-    /// A submit of so much work was queued.
+    /// Records that a submit with this much work was queued.
     pub fn queued(&mut self, flops: u64) {
         if self.submits == 0 {
             self.start = Some(Instant::now());
@@ -42,8 +42,8 @@ impl SubmitThrottle {
         self.flops += flops;
     }
 
-    /// All that was queued is done. What the host took between its submits counts too: where that
-    /// is long, a submit more costs nothing.
+    /// Records that all queued work is done. The host's time between submits counts too: if it is
+    /// long, another submit costs nothing.
     pub fn done(&mut self) {
         if let Some(start) = self.start.take() {
             self.measured(start.elapsed());
@@ -78,7 +78,7 @@ mod tests {
         let mut throttle = SubmitThrottle::default();
         take(&mut throttle, 10, 1_000_000, 1.7);
         assert_eq!(throttle.most(), u64::MAX);
-        // 1 MFLOP/s, so 0.17 MFLOP a submit.
+        // 1 MFLOP/s, so 0.17 MFLOP per submit.
         take(&mut throttle, 2, 1_000_000, 2.0);
         assert_eq!(throttle.most(), 170_000);
         take(&mut throttle, 12, 170_000, 2.04);

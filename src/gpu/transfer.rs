@@ -1,4 +1,4 @@
-//! Numbers up to an adapter and down from it.
+//! Uploads to an adapter and downloads from it.
 
 use std::sync::Arc;
 
@@ -8,12 +8,13 @@ use crate::gpu::report::one_line;
 use crate::gpu::wait::{Oneshot, Wait};
 use crate::spec::element::{BufferElement, ElementType};
 
-/// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all
-/// that is written between two submits in staging memory, and running out of it loses the device.
+/// Bytes uploaded between two submits, and the size of a download's staging buffer. wgpu keeps
+/// everything that is written between two submits in staging memory, and running out of it loses
+/// the device.
 const CHUNK_BYTES: usize = 32 << 20;
 
 impl Gpu {
-    /// Copies `data` to `buffer` from its element `first`.
+    /// Copies `data` to `buffer`, starting at element `first`.
     pub fn upload<T: BufferElement>(&self, buffer: &wgpu::Buffer, first: usize, data: &[T]) {
         let mut at = T::TYPE.bytes(first);
         for chunk in bytemuck::cast_slice::<T, u8>(data).chunks(CHUNK_BYTES) {
@@ -25,10 +26,10 @@ impl Gpu {
         }
     }
 
-    /// Waits for all work queued and reads the elements `first..first + len` of each buffer.
+    /// Waits for all queued work and reads the elements `first..first + len` of each buffer.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when the work or the copy did not arrive.
+    /// [`Error::DeviceLost`] if the work or the copy did not complete.
     pub async fn download<T: BufferElement>(
         &self,
         parts: &[(&wgpu::Buffer, usize, usize)],
@@ -41,7 +42,7 @@ impl Gpu {
         let staging = self.guard(make).await?;
         let room = |&(_, _, len): &(_, usize, usize)| try_room("results", len);
         let mut results: Vec<Vec<T>> = parts.iter().map(room).collect::<Result<_>>()?;
-        // Fill the staging buffer, read it, and again until every part is whole.
+        // Fill the staging buffer, read it, and repeat until every range is complete.
         let mut part = 0;
         while part < parts.len() {
             let mut staged: Vec<(usize, usize)> = Vec::new();
@@ -79,7 +80,7 @@ impl Gpu {
         Ok(results)
     }
 
-    /// Sends what is written and waits for all work queued.
+    /// Submits the queued writes and waits for all queued work.
     pub async fn sync(&self, wait: Wait) -> Result<()> {
         let send = || {
             self.queue().submit([]);
@@ -88,7 +89,7 @@ impl Gpu {
         self.guard(send).await?;
         match wait {
             Wait::Block if !self.is_limited() => self.wait(),
-            // A result that has arrived says the same.
+            // A result that has arrived shows the same.
             Wait::Block | Wait::Async => {
                 let size = ElementType::U32.size();
                 let probe = self.guard(|| Ok(self.buffer("probe", size))).await?;
@@ -97,8 +98,8 @@ impl Gpu {
         }
     }
 
-    /// A buffer of `size` bytes that the host maps to read what kernels made, or to write what they
-    /// need.
+    /// Creates a buffer of `size` bytes that the host maps, to read the kernels' results or to
+    /// write their inputs.
     pub fn staging(&self, name: &str, size: u64, mode: wgpu::MapMode) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
         let usage = match mode {
@@ -113,8 +114,8 @@ impl Gpu {
         })
     }
 
-    /// Waits until `buffer`'s first `size` bytes are mapped, which is after all work queued that
-    /// uses it.
+    /// Waits until the first `size` bytes of `buffer` are mapped. That is after all queued work
+    /// that uses it.
     pub async fn map(
         &self,
         buffer: &wgpu::Buffer,
@@ -132,20 +133,20 @@ impl Gpu {
             Wait::Block => oneshot.block(&deadline, |blocks| self.poll_once(blocks))?,
             Wait::Async => self.poll_for(&oneshot, deadline)?,
         }
-        // After a lost device, mapping is the one call that says so. (It also fails where the
-        // buffer is dropped meanwhile, with this future: then nobody is here to hear of it.)
+        // After a device loss, mapping is the only call that reports it. (It also fails if the
+        // buffer is dropped with this future; then nobody receives the error.)
         let mapped = std::future::poll_fn(|context| oneshot.poll(context)).await?;
         mapped.map_err(|error| self.lose(&error.to_string()))?;
-        // What this waited for is queued behind all that came before.
+        // This wait was queued behind all earlier work.
         self.throttle().done();
         Ok(())
     }
 
-    /// Shows `work` the first `len` elements of a mapped staging buffer, and unmaps it.
+    /// Passes the first `len` elements of a mapped staging buffer to `work`, and unmaps the buffer.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when the device was lost meanwhile: wgpu may have freed what `work`
-    /// was shown.
+    /// [`Error::DeviceLost`] if the device was lost meanwhile: wgpu may have freed the mapped
+    /// memory.
     pub fn read_mapped<T: BufferElement>(
         &self,
         staging: &wgpu::Buffer,
@@ -170,7 +171,7 @@ mod tests {
     use super::*;
     use crate::model::device::test_device;
 
-    /// More than one staging buffer holds, in parts that end inside and across its chunks.
+    /// More than one staging buffer holds, in ranges that end inside and across its chunks.
     #[test]
     fn large_transfers_arrive_whole_and_in_order() {
         let (_, gpu) = test_device();

@@ -76,7 +76,8 @@ fn an_input_that_is_zero_is_not_cleared_again() {
     }
 }
 
-/// What nobody writes need not be cleared, and what a kernel writes is no input.
+/// A buffer that nobody writes need not be zeroed, and a buffer that a kernel writes is not an
+/// input.
 #[test]
 fn dy_of_a_loss_is_written_by_the_head_or_by_nobody() {
     for (head, role) in [(Head::last(2), Role::Zeros), (Head::every_step(2), Role::Scratch)] {

@@ -1,4 +1,4 @@
-//! A schedule run to be timed: as a whole, or a dispatch at a time.
+//! Timing a schedule, as a whole or dispatch by dispatch.
 
 use std::time::Duration;
 
@@ -9,20 +9,21 @@ use crate::gpu::context::Gpu;
 use crate::gpu::wait::Wait;
 use crate::plan::Pass;
 
-/// Dispatches that one set of queries times: WebGPU allows it 4096 queries, and each takes two.
+/// Dispatches timed with one query set. WebGPU allows 4096 queries per set, and each dispatch takes
+/// two.
 const TIMED_DISPATCHES: usize = 2048;
 
-/// How long the parts of a schedule took, by the finest clock there was.
+/// The time of each part of a schedule, by the most precise clock available.
 #[derive(Debug)]
 pub(crate) enum Timing {
-    /// By the adapter's timestamps: each dispatch, in the order they ran.
+    /// By the adapter's timestamps: the time of each dispatch, in order of execution.
     Dispatches(Vec<Duration>),
-    /// By the host's clock, around a submit and the wait for it: each stage.
+    /// By the host's clock, around a submit and the wait for it: the time of each stage.
     Stages(Vec<Duration>),
 }
 
-/// Where a schedule's compute passes leave the time: query 0 gets the first one's beginning, query
-/// 1 the end of each, so that in the end it holds the last one's.
+/// The timestamps that a schedule's compute passes write. Query 0 gets the start of the first pass.
+/// Query 1 gets the end of every pass, so it finally holds the end of the last one.
 pub(super) struct PassTimestamps<'a> {
     queries: &'a wgpu::QuerySet,
     begun: bool,
@@ -39,16 +40,16 @@ impl<'a> PassTimestamps<'a> {
     }
 }
 
-/// A set of queries and where they are read from.
+/// A query set and the buffers to read it back.
 struct TimestampQueries {
     queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
-    /// Nanoseconds of a tick.
+    /// Nanoseconds per tick.
     tick: f64,
 }
 
 impl TimestampQueries {
-    /// Of `count` timestamps; `None` where the device cannot write any.
+    /// Creates a set of `count` timestamps, or `None` if the device has none.
     async fn new(gpu: &Gpu, count: usize) -> Result<Option<Self>> {
         use wgpu::BufferUsages as Usage;
         let Some(tick) = gpu.tick() else { return Ok(None) };
@@ -69,7 +70,7 @@ impl TimestampQueries {
         gpu.guard(make).await.map(Some)
     }
 
-    /// Waits for the work queued and gives the time from each even query to the one after it.
+    /// Waits for the queued work and returns the time from each even query to the next odd one.
     async fn read(&self, gpu: &Gpu, count: usize, wait: Wait) -> Result<Vec<Duration>> {
         let resolve = || {
             let mut encoder = gpu.encoder("timestamps");
@@ -78,7 +79,7 @@ impl TimestampQueries {
             Ok(())
         };
         gpu.guard(resolve).await?;
-        // Each a u64, of which an adapter knows nothing: its low half, then its high one.
+        // Each is a u64, which shaders do not have: its low half, then its high half.
         let halves: Vec<u32> =
             gpu.download(&[(&self.resolved, 0, 2 * count)], wait).await?.swap_remove(0);
         let stamp = |low: usize| u64::from(halves[low + 1]) << 32 | u64::from(halves[low]);
@@ -89,11 +90,11 @@ impl TimestampQueries {
 }
 
 impl Session {
-    /// Runs one of the plan's schedules as [`Self::run`] does, waits for it, and says how long it
-    /// took: by the adapter's timestamps from the beginning of its first compute pass to the end of
-    /// its last, or by the host's clock where there are none.
+    /// Runs one of the plan's schedules like [`Self::run`], waits for it, and returns its time:
+    /// from the start of its first compute pass to the end of its last by the adapter's timestamps,
+    /// or by the host's clock if there are none.
     pub async fn time(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
-        // A caller may drop this before it is done.
+        // The caller may drop this future before it is done.
         let broken = std::mem::replace(&mut self.broken, true);
         let time = self.time_once(pass, wait).await?;
         self.broken = broken;
@@ -121,9 +122,9 @@ impl Session {
         }
     }
 
-    /// Runs one of the plan's schedules in parts, each timed for itself.
+    /// Runs one of the plan's schedules in parts and times each part.
     pub async fn time_parts(&mut self, pass: Pass, wait: Wait) -> Result<Timing> {
-        // A caller may drop this before it is done.
+        // The caller may drop this future before it is done.
         let broken = std::mem::replace(&mut self.broken, true);
         let prologue = self.take_prologue(pass);
         self.run_prologue(&prologue).await?;
@@ -145,7 +146,7 @@ impl Session {
         self.gpu.guard(queue).await
     }
 
-    /// Each dispatch in a compute pass of its own.
+    /// Runs each dispatch in its own compute pass.
     async fn time_dispatches(
         &self,
         pass: Pass,
@@ -182,7 +183,7 @@ impl Session {
         Ok(times)
     }
 
-    /// Each stage in a submit of its own, or in several where it is long.
+    /// Runs each stage in its own submit, or in several submits if it is long.
     async fn time_stages(&self, pass: Pass, wait: Wait) -> Result<Vec<Duration>> {
         let mut times = Vec::new();
         for stage in self.stages(pass) {
