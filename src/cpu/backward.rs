@@ -1,4 +1,4 @@
-//! The steps of a block of rows backward, from the last to the first.
+//! The backward steps of a block of rows, from the last step to the first.
 
 use std::ops::Range;
 
@@ -10,20 +10,20 @@ use super::simd::{SimdKernel, SimdVector, derivative, lanes, load, store};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 
-/// A block of rows backward. Arrays are `[T, R, ·]`.
+/// The backward steps of a block of rows. Arrays are `[T, R, ·]`.
 pub(super) struct Backward<'a> {
     pub weights: &'a BackwardWeights,
     pub row_block: RowBlock<'a>,
     pub h: ArrayView3<'a, f32>,
-    /// `[times, R, 4H]`, as [`Forward`](super::forward::Forward) kept them. They become gradients:
-    /// r, z and n those of their pre-activations, the fourth quarter that of `W_hn h + b_hn`, or
-    /// with reset before it stays r ⊙ h.
+    /// `[times, R, 4H]`, as [`Forward`](super::forward::Forward) stored them, overwritten by
+    /// gradients. The first three quarters become the gradients of the pre-activations of r, z and
+    /// n. The fourth becomes the gradient of `W_hn h + b_hn`; with reset before it stays r ⊙ h.
     pub gates: ArrayViewMut3<'a, f32>,
-    /// Of what each step puts out; zeros when `None`.
+    /// The gradient of each step's output; zeros if `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// `[R, H]`: of the last state, which becomes that of the first.
+    /// `[R, H]`: the gradient of the last state, replaced by that of the first.
     pub dh: ArrayViewMut2<'a, f32>,
-    /// `[R, H]`, added to.
+    /// `[R, H]`: the gradient of the reset state, added to.
     pub dreset: ArrayViewMut2<'a, f32>,
 }
 
@@ -64,8 +64,7 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// `products [blocks, R, N]` of some columns of the gates' gradients at t with some rows of
-    /// W_hh.
+    /// Returns `products [blocks, R, N]`: columns of the gates' gradients at t times rows of W_hh.
     fn product(
         &self,
         t: usize,
@@ -93,7 +92,7 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// All of a row's step but what goes through W_hh.
+    /// Computes a row's step, except for the products with W_hh.
     fn elementwise_backward(&mut self, t: usize, row: usize) {
         let spec = self.weights.spec;
         let (context, of_batch) = (self.row_block.context, self.row_block.rows.start + row);
@@ -118,7 +117,7 @@ impl Backward<'_> {
         });
     }
 
-    /// With reset before: from the gradient of r ⊙ h to those of r and h.
+    /// With reset before: turns the gradient of r ⊙ h into the gradients of r and h.
     fn reset_backward(&mut self, t: usize, row: usize, products: &[f32]) {
         let spec = self.weights.spec;
         if self.row_block.is_padding(t, row) {
@@ -174,13 +173,14 @@ impl<'a> ProductRow<'a> {
 struct ElementwiseBackward<'a> {
     spec: CellSpec,
     dy: Option<&'a [f32]>,
-    /// Of dropout.
+    /// Dropout factors.
     factor: Option<&'a [f32]>,
     zone: Option<&'a [f32]>,
     h: &'a [f32],
     /// `[4H]`
     gates: &'a mut [f32],
-    /// `[H]`: of h' on entry; on return the part of h's that needs no product.
+    /// `[H]`: on entry the gradient of h'; on return the part of the gradient of h that needs no
+    /// product.
     dh: &'a mut [f32],
 }
 
@@ -239,7 +239,7 @@ struct ResetBackward<'a> {
     /// The gradient of r ⊙ h.
     row: ProductRow<'a>,
     h: &'a [f32],
-    /// r, which becomes the gradient of its pre-activation.
+    /// r, replaced by the gradient of its pre-activation.
     r: &'a mut [f32],
     dh: &'a mut [f32],
 }

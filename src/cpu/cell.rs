@@ -1,5 +1,5 @@
-//! One cell: what it computes, its weights as steps read them, and the block of rows that a task
-//! takes.
+//! One cell: its definition, its weights in the form that the steps read, and the block of rows of
+//! a task.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::reference::StepContext;
 use crate::spec::config::{Activation, Reset, Update};
 use crate::spec::params::{CellRanges, Params};
 
-/// What a cell computes, besides its weights.
+/// What a cell computes, without its weights.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CellSpec {
     pub level: SimdLevel,
@@ -24,22 +24,22 @@ pub(super) struct CellSpec {
     pub hidden: usize,
 }
 
-/// A cell's parameters as its forward steps read them.
+/// A cell's parameters in the form that its forward steps read.
 #[derive(Debug)]
 pub(super) struct ForwardWeights {
     pub spec: CellSpec,
-    /// W_ihᵀ and W_hhᵀ. Panels `3q`, `3q + 1` and `3q + 2` are those of r, z and n of block q.
+    /// W_ihᵀ and W_hhᵀ. Panels `3q`, `3q + 1` and `3q + 2` are r, z and n of block q.
     pub input: PackedRight,
     pub recurrent: PackedRight,
-    /// `[3 · blocks, N]`: what is added before any product; b_hh too, where it is not multiplied
-    /// with r.
+    /// `[3 · blocks, N]`: the biases added before the products, including b_hh if it is not
+    /// multiplied by r.
     pub bias: Vec<f32>,
-    /// `[blocks, N]`: b_hn where it is.
+    /// `[blocks, N]`: b_hn if it is multiplied by r.
     pub past_bias: Vec<f32>,
 }
 
-/// A cell's parameters as its backward steps read them: W_ih and W_hh themselves, gates along the
-/// depth.
+/// A cell's parameters in the form that its backward steps read: W_ih and W_hh, with the gates
+/// along the depth.
 #[derive(Debug)]
 pub(super) struct BackwardWeights {
     pub spec: CellSpec,
@@ -64,7 +64,7 @@ impl CellSpec {
         self.hidden.div_ceil(self.level.lanes())
     }
 
-    /// H, rounded up to whole blocks.
+    /// Returns H rounded up to whole blocks.
     pub fn padded(&self) -> usize {
         self.blocks() * self.level.lanes()
     }
@@ -129,15 +129,15 @@ impl BackwardWeights {
     }
 }
 
-/// What a task takes: some rows R of a cell, and some of their steps.
+/// The work of a task: R rows of a cell, and some of their steps.
 #[derive(Clone)]
 pub(super) struct RowBlock<'a> {
     pub context: StepContext<'a, f32>,
-    /// Of the batch.
+    /// The rows of the batch.
     pub rows: Range<usize>,
-    /// When its steps are.
+    /// The times of its steps.
     pub times: Range<usize>,
-    /// How many threads share a step.
+    /// The number of threads that share a step.
     pub threads: usize,
 }
 
@@ -151,7 +151,7 @@ impl RowBlock<'_> {
     }
 }
 
-/// Has `threads` threads fill `out`, `count` blocks of `block_len` numbers; `fill` gets the index
+/// Fills `out`, `count` blocks of `block_len` numbers, on `threads` threads. `fill` gets the index
 /// of its first block, and its blocks.
 pub(super) fn split_over_threads(
     out: &mut [f32],
@@ -168,13 +168,13 @@ pub(super) fn split_over_threads(
     parts.for_each(|(i, out)| fill(i * each, out));
 }
 
-/// A row of a step of `[T, R, ·]`.
+/// Returns one row of one step of an array `[T, R, ·]`.
 pub(super) fn row_of<'a>(array: &'a ArrayView3<'_, f32>, t: usize, row: usize) -> &'a [f32] {
     let step = array.index_axis(Axis(0), t);
     step.index_axis_move(Axis(0), row).to_slice().expect("rows are contiguous")
 }
 
-/// The same, to be written.
+/// Returns one row of one step of an array `[T, R, ·]`, mutable.
 pub(super) fn row_of_mut<'a>(
     array: &'a mut ArrayViewMut3<'_, f32>,
     t: usize,

@@ -1,9 +1,9 @@
-//! The steps of a block of rows forward: what happens one after the other.
+//! The forward steps of a block of rows: the sequential part of a run.
 //!
-//! Units come in blocks of `N`. A block's part of a step (its products with all three gates'
-//! weights, the activations, the new state) is computed while it is in the nearest cache, then
-//! written out by rows. Rows know nothing of each other, so threads take rows; only where there are
-//! too few of them for a large state do they share a step, by blocks.
+//! Units are grouped in blocks of `N`. A block's part of a step (its products with the weights of
+//! all three gates, the activations, the new state) is computed while it is in the nearest cache,
+//! then written to the rows. Rows are independent, so each thread takes some rows. Only if there
+//! are too few rows for a large state do threads share a step, by blocks.
 
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
@@ -13,42 +13,43 @@ use super::simd::{SimdKernel, SimdVector, activate, lanes, lanes_mut, store};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 
-/// A block of rows forward. Arrays are `[T, R, ·]`.
+/// The forward steps of a block of rows. Arrays are `[T, R, ·]`.
 pub(super) struct Forward<'a> {
     pub weights: &'a ForwardWeights,
     pub row_block: RowBlock<'a>,
     pub x: ArrayView3<'a, f32>,
     pub states: StepStates<'a>,
-    /// Where they are kept, `[times, R, 4H]`: r, z, n and what n took from the past.
+    /// The stored gates `[times, R, 4H]`: r, z, n and the recurrent part of n.
     pub gates: Option<ArrayViewMut3<'a, f32>>,
 }
 
 /// The states that steps start from.
 pub(super) enum StepStates<'a> {
-    /// Each is what the step before made.
+    /// Each state comes from the step before.
     New {
-        /// `[R, H]`: the first state, which becomes the last.
+        /// `[R, H]`: the first state, replaced by the last.
         state: ArrayViewMut2<'a, f32>,
         y: ArrayViewMut3<'a, f32>,
-        /// While training, the state that each step starts from.
+        /// In training, stores the state that each step starts from.
         kept: Option<ArrayViewMut3<'a, f32>>,
     },
-    /// As another run kept them, whose gates alone are made again. No step waits for another.
+    /// The states that an earlier run stored. Only the gates are computed again, so no step waits
+    /// for another.
     Kept(ArrayView3<'a, f32>),
 }
 
 /// How much of a block's step is computed.
 #[derive(Clone, Copy)]
 enum CellStage {
-    /// r, z, and what n takes from the past.
+    /// r, z, and the recurrent part of n.
     Gates,
     /// n and the new state.
     Candidate,
-    /// Both, for with reset after the product nothing lies between them.
+    /// Both. With reset after the product, nothing has to happen in between.
     Whole,
 }
 
-/// A block's results, `[rows, N]` each, one after the other: r, z, the past's part of n, n and h'.
+/// The results of a block, each `[rows, N]`: r, z, the recurrent part of n, n and h'.
 const SLOTS: usize = 5;
 const R: usize = 0;
 const Z: usize = 1;
@@ -56,21 +57,21 @@ const PAST: usize = 2;
 const CANDIDATE: usize = 3;
 const NEW: usize = 4;
 
-/// What a chunk of steps works in; rows are those of the steps that are made at once.
+/// The scratch memory for a chunk of steps. Rows are those of the steps computed at once.
 struct StepScratch {
     /// `[rows, padded H]`
     h: Vec<f32>,
-    /// r ⊙ h, with reset before.
+    /// r ⊙ h, for reset before.
     rh: Vec<f32>,
     /// `[steps, R, I]`
     x: Vec<f32>,
     /// `[3 · blocks, steps, R, N]`: W_ih x + b.
     inputs: Vec<f32>,
-    /// A [`PackedLeft`]'s.
+    /// The packed left side of a product, a [`PackedLeft`].
     left: Vec<f32>,
     /// `[blocks, SLOTS, rows, N]`
     blocks: Vec<f32>,
-    /// `[padded H]`: the fraction of its old state that each unit of a row keeps, where any does.
+    /// `[padded H]`: the fraction of its old state that each unit of a row keeps, for zoneout.
     zone: Vec<f32>,
 }
 
@@ -79,7 +80,7 @@ impl Forward<'_> {
         let spec = self.weights.spec;
         let (_, rows, width) = self.x.dim();
         let lanes = spec.level.lanes();
-        // Input products of so many steps at once that tiles are full.
+        // Computes the input products of several steps at once, so that tiles are full.
         let chunk = 48usize.div_ceil(rows).min(self.row_block.times.len());
         let at_once = match self.states {
             StepStates::New { .. } => 1,
@@ -141,8 +142,8 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// The steps at some times, of which the first is the i-th of a chunk of `steps`; a row for
-    /// each row of each.
+    /// Runs the steps at `times`, one row per step and batch row. The first of them is step i of a
+    /// chunk of `steps`.
     fn step(
         &mut self,
         times: &[usize],
@@ -200,8 +201,7 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Writes what a step computed for a row to where it belongs: row `made` of the `rows` in the
-    /// blocks.
+    /// Writes the results of a step for one row: row `made` of the `rows` in the blocks.
     fn store_outputs(
         &mut self,
         (t, row): (usize, usize),
@@ -219,7 +219,7 @@ impl Forward<'_> {
             StepStates::Kept(_) => (None, None),
         };
         if context.is_padding(t, of_batch) {
-            // Zeros, so that whatever a gradient of 0 is multiplied with here gives 0.
+            // Zeros, so that products with a gradient of 0 give 0.
             for row in [&mut y, &mut kept, &mut gates].into_iter().flatten() {
                 row.fill(0.0);
             }
@@ -255,13 +255,13 @@ impl Forward<'_> {
     }
 }
 
-/// A step's rows of a chunk's input products.
+/// The rows of one step in a chunk's input products.
 #[derive(Clone, Copy)]
 struct StepInputs<'a> {
     all: &'a [f32],
-    /// Rows of a panel.
+    /// The number of rows in a panel.
     panel: usize,
-    /// The first of the step's.
+    /// The first row of the step.
     first: usize,
 }
 
@@ -272,16 +272,16 @@ impl<'a> StepInputs<'a> {
     }
 }
 
-/// Some blocks' part of a step.
+/// The part of a step for some blocks.
 struct StepBlocks<'a> {
     weights: &'a ForwardWeights,
     stage: CellStage,
     /// `[R, padded H]`
     h: &'a [f32],
-    /// What the recurrent weights are multiplied with: h, or r ⊙ h.
+    /// The operand of the recurrent weights: h, or r ⊙ h.
     past: PackedLeft<'a>,
     inputs: StepInputs<'a>,
-    /// The first of the blocks.
+    /// The first block.
     first: usize,
     blocks: &'a mut [f32],
 }
@@ -314,7 +314,7 @@ impl SimdKernel for StepBlocks<'_> {
 }
 
 impl StepBlocks<'_> {
-    /// Fills what products are added to: r, z and n with their inputs, the past's part of n with
+    /// Initialises the sums: r, z and n with their input products, the recurrent part of n with
     /// b_hn.
     #[inline(always)]
     fn start<const N: usize>(&self, q: usize, block: &mut [f32]) {
@@ -332,7 +332,7 @@ impl StepBlocks<'_> {
         }
     }
 
-    /// From sums to r, z, n and the new state, or to r, z and r ⊙ h.
+    /// Turns sums into r, z, n and the new state, or into r, z and r ⊙ h.
     #[inline(always)]
     fn activations<const N: usize, const FMA: bool>(
         &self,
@@ -382,7 +382,7 @@ impl StepBlocks<'_> {
     }
 }
 
-/// A slot of every block, to rows `[R, padded H]`.
+/// Copies one slot of every block to rows `[R, padded H]`.
 struct Gather<'a> {
     slot: usize,
     blocks: &'a [f32],
@@ -403,14 +403,14 @@ impl SimdKernel for Gather<'_> {
     }
 }
 
-/// One row's results of a step, from blocks to rows.
+/// Copies one row's results of a step from blocks to rows.
 struct StoreOutputs<'a> {
     blocks: &'a [f32],
     rows: usize,
     row: usize,
     /// `[padded H]`
     zone: Option<&'a Vec<f32>>,
-    /// `[padded H]`, the old state, which becomes the new one.
+    /// `[padded H]`: the old state, replaced by the new one.
     h: &'a mut [f32],
     /// `[4H]`
     gates: Option<&'a mut [f32]>,

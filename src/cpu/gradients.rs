@@ -1,8 +1,7 @@
-//! What is left of some steps of a cell after they went backward: products over all of them, for
-//! the gradients of the weights and of the input.
+//! The gradients of the weights and of the input, for some steps of a cell that went backward:
+//! products over all of these steps.
 //!
-//! Threads take tasks from one list, so that none waits for another between one product and the
-//! next.
+//! Threads take tasks from one list, so that no thread waits between one product and the next.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -18,11 +17,12 @@ use crate::error::{Result, try_grow, try_zeros};
 use crate::spec::config::Reset;
 use crate::spec::params::{CellRanges, Params};
 
-/// Rows of a result that a task takes: whole tiles of every level, and gates' gradients that stay
-/// in the cache.
+/// Rows of a result per task: whole tiles at every SIMD level, with gate gradients that fit into
+/// the cache.
 const ROWS: usize = 48;
 
-/// Some steps of a cell, as [`Backward`](super::backward::Backward) left them; R is steps and rows.
+/// The gradients of some steps of a cell, as [`Backward`](super::backward::Backward) left them. R
+/// counts rows of all these steps.
 pub(super) struct CellProducts<'a> {
     pub weights: &'a BackwardWeights,
     pub width: usize,
@@ -34,7 +34,7 @@ pub(super) struct CellProducts<'a> {
     pub gates: &'a [f32],
 }
 
-/// A part of the work that waits for no other.
+/// An independent part of the work.
 enum GradientTask<'a> {
     Weights(GateColumns<'a>),
     /// `to [·, width] += gates · W_ih`
@@ -44,17 +44,17 @@ enum GradientTask<'a> {
     },
 }
 
-/// Some columns of the gates' gradients, and what they are multiplied with.
+/// Some columns of the gates' gradients, with the matrices to multiply them by.
 struct GateColumns<'a> {
     first: usize,
-    /// One for each column: its sum is added.
+    /// One sum per column, added to.
     sums: &'a mut [f32],
-    /// Right sides, and the rows of a weight's gradient that products with them are added to.
+    /// The right sides, and the rows of the weights' gradients that their products are added to.
     products: Vec<(&'a PackedRight, &'a mut [f32])>,
 }
 
 impl<'a> GateColumns<'a> {
-    /// A few for each task.
+    /// Splits the columns into tasks.
     fn cut(self) -> impl Iterator<Item = Self> {
         let Self { mut first, mut sums, mut products } = self;
         std::iter::from_fn(move || {
@@ -71,7 +71,7 @@ impl<'a> GateColumns<'a> {
     }
 }
 
-/// What a thread works in.
+/// The scratch memory of a thread.
 #[derive(Default)]
 struct ThreadScratch {
     left: Vec<f32>,
@@ -79,14 +79,14 @@ struct ThreadScratch {
 }
 
 impl CellProducts<'_> {
-    /// Floating-point operations.
+    /// Returns the floating-point operations.
     pub fn flops(&self) -> f64 {
         let hidden = self.weights.spec.hidden;
         6.0 * self.h.len() as f64 * (2 * self.width + hidden) as f64
     }
 
-    /// Adds to `dinput [R, width]`, which is empty where nobody asks for it, and to the gradients
-    /// of the cell's parameters.
+    /// Adds to `dinput [R, width]` (empty if it is not needed), and to the gradients of the cell's
+    /// parameters.
     pub fn add_to(
         &self,
         mut dinput: &mut [f32],
@@ -95,7 +95,7 @@ impl CellProducts<'_> {
         is_parallel: bool,
     ) -> Result<()> {
         let (width, hidden) = (self.width, self.weights.spec.hidden);
-        // Of the gates' gradients, column by column.
+        // The sums of the gates' gradients, column by column.
         let mut sums = try_zeros("the gradients of biases", 4 * hidden)?;
         let flat = dparams.as_mut_slice();
         let of_weights = [ranges.weight_ih.clone(), ranges.weight_hh.clone()];
@@ -126,7 +126,7 @@ impl CellProducts<'_> {
         Ok(())
     }
 
-    /// Rows whose packed right sides stay in the cache.
+    /// Adds the products of rows whose packed right sides fit into the cache.
     fn add_block(
         &self,
         dinput: &mut [f32],
@@ -165,10 +165,11 @@ impl CellProducts<'_> {
         let of_input = rows.map(|(gates, to)| GradientTask::Input { gates, to });
         let of_weights = all.into_iter().flat_map(GateColumns::cut).map(GradientTask::Weights);
         let tasks = Mutex::new(of_weights.chain(of_input));
-        // Each thread makes room once.
+        // Each thread allocates its scratch memory once.
         let work = |_| {
             let mut space = ThreadScratch::default();
-            // A panic elsewhere cannot leave the list half cut: what it hands out is already apart.
+            // A panic on another thread cannot leave the list half split: its tasks are already
+            // separate.
             let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
             while let Some(task) = next() {
                 self.run(task, &mut space)?;
@@ -215,9 +216,9 @@ struct InputGradient<'a> {
     left: PackedLeft<'a>,
     right: &'a PackedRight,
     width: usize,
-    /// `[panels, rows, N]`: room.
+    /// `[panels, rows, N]`: scratch memory.
     sums: &'a mut [f32],
-    /// `[rows, width]`, added to.
+    /// `[rows, width]`: added to.
     to: &'a mut [f32],
 }
 

@@ -1,4 +1,4 @@
-//! One layer: its steps, all of them or a span, cut into tasks, forward and backward.
+//! One layer: all of its steps or some of them, split into tasks, forward and backward.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use crate::reference::Run;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
 
-/// Some steps of a layer, each direction's own.
+/// Some steps of a layer, in each direction's own order.
 #[derive(Clone)]
 pub(super) struct LayerSteps<'a> {
     run: &'a Run<f32>,
@@ -29,37 +29,38 @@ impl<'a> LayerSteps<'a> {
         Self { run, layer, steps: 0..run.shape.steps }
     }
 
-    /// In spans of so many steps, the last one of what is left.
+    /// Splits the steps into spans of `at_once` steps; the last span may be shorter.
     pub fn cut(&self, at_once: usize) -> impl DoubleEndedIterator<Item = Self> + use<'a> {
         let Self { run, layer, steps: Range { start, end } } = self.clone();
         let firsts = (start..end).step_by(at_once);
         firsts.map(move |first| Self { run, layer, steps: first..end.min(first + at_once) })
     }
 
-    /// Which of all cells are the layer's.
+    /// Returns the layer's range among all cells.
     pub fn cells(&self) -> Range<usize> {
         let directions = self.run.shape.directions;
         self.layer * directions..(self.layer + 1) * directions
     }
 
-    /// `[T, B, ·]` of the layer's input.
+    /// Returns the shape `[T, B, ·]` of the layer's input.
     pub fn input(&self) -> [usize; 3] {
         let Shape { steps, batch, input, hidden, directions, .. } = self.run.shape;
         [steps, batch, if self.layer == 0 { input } else { directions * hidden }]
     }
 
-    /// When a direction takes them.
+    /// Returns the times at which a direction runs these steps.
     fn times(&self, direction: usize) -> Range<usize> {
         self.run.context(self.layer, direction).times_of(self.steps.clone())
     }
 
-    /// How they are laid out over threads, where a step reads `width` numbers besides the state.
+    /// Returns the layout of the steps over threads. A step reads `width` numbers besides the
+    /// state.
     fn threads(&self, weights: &Weights, width: usize) -> ThreadLayout {
         (weights.lay_out)(Shape { steps: self.steps.len(), ..self.run.shape }, width)
     }
 
-    /// What each task takes, and of which direction: direction by direction, then by rows, as
-    /// [`split_axis`] cuts arrays.
+    /// Returns the block and direction of each task: direction by direction, then by rows, in the
+    /// order in which [`split_axis`] splits arrays.
     fn row_blocks(&self, threads: ThreadLayout) -> impl Iterator<Item = (usize, RowBlock<'a>)> {
         let Shape { batch, directions, .. } = self.run.shape;
         (0..directions).flat_map(move |direction| {
@@ -74,7 +75,8 @@ impl<'a> LayerSteps<'a> {
         })
     }
 
-    /// From x and the states h_n `[L·D, B, H]`, which become the last, to y `[T, B, D·H]`.
+    /// Computes y `[T, B, D·H]` from x, and replaces the states h_n `[L·D, B, H]` by the last
+    /// states.
     pub fn forward(
         &self,
         (weights, packed): (&Weights, &[ForwardWeights]),
@@ -107,7 +109,7 @@ impl<'a> LayerSteps<'a> {
     }
 }
 
-/// An array cut along an axis, the last part of what is left.
+/// Splits an array along an axis; the last part may be shorter.
 fn split_axis<D: Dimension>(
     array: ArrayViewMut<'_, f32, D>,
     axis: Axis,
@@ -123,34 +125,34 @@ fn split_axis<D: Dimension>(
     parts
 }
 
-/// `[T, B, ·]` as tasks take its rows.
+/// Splits `[T, B, ·]` into the rows of each task.
 fn by_rows(array: ArrayViewMut3<'_, f32>, threads: ThreadLayout) -> Vec<ArrayViewMut3<'_, f32>> {
     split_axis(array, Axis(1), threads.rows)
 }
 
-/// A layer on the way back, span by span from its last steps to its first.
+/// A layer in the backward pass, span by span from its last steps to its first.
 pub(super) struct LayerBackward<'a> {
     pub weights: (&'a Weights, &'a [BackwardWeights]),
-    /// `[T, B, ·]`
+    /// The layer's input `[T, B, ·]`.
     pub input: &'a Array3<f32>,
-    /// `[T, B, H]` of each direction, as its [`CpuCellTrace`] has it.
+    /// `[T, B, H]` of each direction: the states of its [`CpuCellTrace`].
     pub h: Vec<&'a Array3<f32>>,
-    /// `[·, B, 4H]` of each direction: those of the span at hand, which become gradients.
+    /// `[·, B, 4H]` of each direction: the gates of the current span, replaced by gradients.
     pub gates: Vec<&'a mut Array3<f32>>,
-    /// `[T, B, D·H]`, of what the layer puts out; zeros when `None`.
+    /// `[T, B, D·H]`: the gradient of the layer's output; zeros if `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// `[D, B, H]`: of the state after the steps that are still to come, backward.
+    /// `[D, B, H]`: the gradient of the state after the steps that are still to come.
     pub dh: ArrayViewMut3<'a, f32>,
-    /// `[D, B, H]`, added to.
+    /// `[D, B, H]`: the gradient of the reset state, added to.
     pub dreset: ArrayViewMut3<'a, f32>,
-    /// `[T, B, ·]`, added to; `None` where nobody asks for it.
+    /// `[T, B, ·]`: the gradient of the input, added to; `None` if it is not needed.
     pub dinput: Option<Array3<f32>>,
-    /// Added to.
+    /// The gradients of the parameters, added to.
     pub dparams: &'a mut Params,
 }
 
 impl LayerBackward<'_> {
-    /// The gates of a span, from the states that steps start from.
+    /// Computes the gates of a span again, from the states that steps start from.
     pub fn make_gates(
         &mut self,
         span: &LayerSteps<'_>,
@@ -174,7 +176,7 @@ impl LayerBackward<'_> {
         threads.run(tasks.collect(), Forward::run)
     }
 
-    /// The steps of a chunk, backward, in all directions; their gates are among those of `span`.
+    /// Runs the steps of a chunk backward in all directions. Their gates are among those of `span`.
     pub fn step_backward(&mut self, chunk: &LayerSteps<'_>, span: &LayerSteps<'_>) -> Result<()> {
         let Self { weights: (weights, packed), h, gates, dy, dh, dreset, .. } = self;
         let hidden = chunk.run.shape.hidden;
@@ -201,7 +203,7 @@ impl LayerBackward<'_> {
         threads.run(tasks.collect(), Backward::run)
     }
 
-    /// After [`Self::step_backward`]: the gradients of the input and of the parameters.
+    /// After [`Self::step_backward`]: adds the gradients of the input and of the parameters.
     pub fn add_products(&mut self, chunk: &LayerSteps<'_>, span: &LayerSteps<'_>) -> Result<()> {
         let Shape { batch, hidden, .. } = chunk.run.shape;
         let width = self.input.len_of(Axis(2));
@@ -223,7 +225,7 @@ impl LayerBackward<'_> {
                 None => &mut [],
             };
             let ranges = self.dparams.layout().cell(chunk.layer, direction);
-            // Products over a few steps can be too short for the threads that the steps are worth.
+            // Products over few steps can be too short for the threads that the steps are worth.
             let is_parallel = is_parallel && products.flops() > WORTH_THREADS;
             products.add_to(dinput, self.dparams, &ranges, is_parallel)?;
         }

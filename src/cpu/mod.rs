@@ -1,21 +1,21 @@
-//! The CPU path: the contract of [`mod@crate::reference`], fast, in f32.
+//! The CPU path: the same contract as [`mod@crate::reference`], fast, in f32.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `cpu/simd.rs` | one source compiled for several sets of instructions; exp, σ and tanh |
-//! | `cpu/product.rs` | packed matrices, and the loops that multiply with them |
-//! | `cpu/schedule.rs` | how many threads and how many steps at a time |
-//! | `cpu/cell.rs` | one cell: what it computes, its weights, the rows that a task takes |
-//! | `cpu/forward.rs`, `cpu/backward.rs` | what happens step by step |
-//! | `cpu/gradients.rs` | after some steps backward, the products over all of them at once |
-//! | `cpu/weights.rs` | the packed weights, of one version of the parameters |
-//! | `cpu/trace.rs` | what a forward pass leaves for the backward pass: its memory |
-//! | `cpu/layer.rs` | a layer's steps, all or some, cut into tasks |
-//! | this file | whole runs, layer after layer |
+//! | `cpu/simd.rs` | one source compiled for several instruction sets; exp, σ and tanh |
+//! | `cpu/product.rs` | packed matrices and their products |
+//! | `cpu/schedule.rs` | the number of threads, and of steps at a time |
+//! | `cpu/cell.rs` | one cell: its definition, its weights, the rows of a task |
+//! | `cpu/forward.rs`, `cpu/backward.rs` | the sequential steps |
+//! | `cpu/gradients.rs` | products over all steps, after the backward steps |
+//! | `cpu/weights.rs` | the packed weights of one version of the parameters |
+//! | `cpu/trace.rs` | the memory between a forward pass and its backward pass |
+//! | `cpu/layer.rs` | a layer's steps, all or some, split into tasks |
+//! | this file | whole runs, layer by layer |
 //!
-//! Weights are packed once for each version of the parameters. Threads take batch rows, or share a
-//! step where rows are too few for a large state; nothing depends on how many there are, to the
-//! bit.
+//! Weights are packed once for each version of the parameters. Threads take batch rows; if there
+//! are too few rows for a large state, they share a step. The results do not depend on the number
+//! of threads, to the bit.
 
 mod backward;
 mod cell;
@@ -48,17 +48,18 @@ use trace::untouched;
 pub(crate) use trace::CpuTrace;
 pub(crate) use weights::Weights;
 
-/// `Ok` unless this process was forked from one that had used the CPU before: its threads stayed
-/// there. (Threads of rayon that only the caller's own code used before are not known of.)
+/// Returns an error if this process was forked from one that had used the CPU device: its threads
+/// are in the parent. (Threads of rayon that only the caller's own code had used are not detected.)
 pub(crate) fn check_process() -> Result<()> {
     static FIRST_USE: OnceLock<ProcessGuard> = OnceLock::new();
     FIRST_USE.get_or_init(ProcessGuard::here).check("the pool of threads that the CPU runs on")
 }
 
-/// y `[T, B, D·H]` or `[B, T, D·H]`, h_n `[L·D, B, H]`, and in training what [`backward`] needs.
+/// y `[T, B, D·H]` or `[B, T, D·H]`, and h_n `[L·D, B, H]` or, in training, the trace that
+/// [`backward`] needs.
 type ForwardResult<T> = (Array3<f32>, T);
 
-/// As in use: nothing is dropped, zoneout is its expectation, and little memory is taken.
+/// Runs the forward pass for inference: no dropout, zoneout by its expected value, no trace.
 pub(crate) fn forward(
     params: &Params,
     (weights, version): (&Weights, u64),
@@ -81,8 +82,7 @@ pub(crate) fn forward(
     Ok((input.expect("a layer at least"), h_n))
 }
 
-/// As [`forward`], while training; in the memory that another such run of the model left, where it
-/// fits.
+/// Runs the forward pass for training, in the memory of an earlier training run if it fits.
 pub(crate) fn forward_train(
     params: &Params,
     (weights, version): (&Weights, u64),
@@ -114,17 +114,17 @@ pub(crate) fn forward_train(
     Ok((y, trace))
 }
 
-/// What is asked of a backward pass.
+/// The gradients that a backward pass computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GradientsWanted {
     /// Every gradient.
     All,
-    /// All but that of x, which is left without elements.
+    /// Every gradient except that of x, which is left empty.
     AllButX,
 }
 
-/// Carries dy `[T, B, D·H]` and dh_n `[L·D, B, H]` back through a run, whose gates are lost over
-/// it.
+/// Runs the backward pass from dy `[T, B, D·H]` and dh_n `[L·D, B, H]`. It overwrites the run's
+/// gates.
 pub(crate) fn backward(
     params: &Params,
     (weights, version): (&Weights, u64),
@@ -143,7 +143,8 @@ pub(crate) fn backward(
     let mut dh =
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", run.shape.state()), |d| Ok(standard(d)))?;
     let mut dreset = zeros("the reset state's gradient [L·D, B, H]", run.shape.state())?;
-    // Where gates are to be made again: with what, and room for those of a span of steps.
+    // For gates that must be computed again: the weights for it, and memory for those of a span of
+    // steps.
     let (mut recomputing, mut at_once) = (None, steps);
     if cells.iter().any(|cell| cell.gates.is_none()) {
         recomputing = Some(weights.forward(params, version)?);
@@ -174,7 +175,7 @@ pub(crate) fn backward(
             dy: doutput.as_ref().map(|d| d.view()).or(dy.as_ref().map(|d| d.view())),
             dh: dh.slice_mut(s![all.cells(), .., ..]),
             dreset: dreset.slice_mut(s![all.cells(), .., ..]),
-            // dx is the caller's.
+            // dx goes to the caller.
             dinput: match workspace.doutputs.pop_if(|_| layer > 0) {
                 _ if layer == 0 && asked == GradientsWanted::AllButX => None,
                 None => Some(untouched("a layer's dx [T, B, ·]", all.input())?),
@@ -202,7 +203,7 @@ pub(crate) fn backward(
     Ok(Gradients { params: dparams, x, h0: dh, reset_state: dreset })
 }
 
-/// A view of it where each row's numbers lie side by side, or a copy where they do not.
+/// Returns the view if each row's numbers are contiguous, or else a copy.
 fn whole_rows<'a>(what: &str, view: ArrayView3<'a, f32>) -> Result<CowArray<'a, f32, Ix3>> {
     if view.len_of(Axis(2)) == 1 || view.stride_of(Axis(2)) == 1 {
         return Ok(view.into());
@@ -212,7 +213,7 @@ fn whole_rows<'a>(what: &str, view: ArrayView3<'a, f32>) -> Result<CowArray<'a, 
     Ok(rows.into())
 }
 
-/// The same memory, with zeros.
+/// Zeroes an array in place.
 fn cleared(mut array: Array3<f32>) -> Array3<f32> {
     array.fill(0.0);
     array

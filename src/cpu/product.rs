@@ -1,12 +1,11 @@
 #![allow(clippy::needless_range_loop, reason = "loops over rows and panels read like the sums")]
 
-//! Matrix products in which one side is packed: cut into panels of `N` columns, each stored row by
-//! row.
+//! Matrix products with a packed right side: panels of `N` columns, each stored row by row.
 //!
-//! A tile of some rows of the left side and one panel stays in registers for as long as the inner
-//! axis goes on: each row of the panel is read once and multiplied with one number of each row. The
-//! additions to one result always happen in the inner axis' order, so results depend neither on the
-//! size of tiles nor on which thread computes what.
+//! A tile of some rows of the left side and one panel stays in registers over the whole inner axis:
+//! each row of the panel is read once and multiplied by one number of each row. The additions to
+//! one result always follow the order of the inner axis, so results depend neither on the size of
+//! tiles nor on the thread.
 
 use std::ops::Range;
 
@@ -18,31 +17,30 @@ use crate::error::{Result, try_grow, try_untouched};
 /// The right side of a product, `[depth, columns]`, in panels.
 #[derive(Debug)]
 pub(super) struct PackedRight {
-    /// From `start` on `[panels, depth, N]`, zeros past a panel's last column.
+    /// `[panels, depth, N]` from `start` on, with zeros after a panel's last column.
     data: Vec<f32>,
-    /// Where a cache line starts, for a register's load that crosses from one to the next takes
-    /// twice the time.
+    /// The offset of the first cache line: a register load that crosses two cache lines takes twice
+    /// the time.
     start: usize,
     panels: usize,
     pub depth: usize,
     lanes: usize,
-    /// From this panel on no more than half of their columns are there, and half of their work is
-    /// done.
+    /// From this panel on, panels have at most half of their columns, and half of the work is done.
     narrow: usize,
 }
 
-/// Where the columns of a panel come from.
+/// The source of a panel's columns.
 #[derive(Clone, Copy)]
 pub(super) enum PanelSource<'a> {
-    /// Rows `[columns, depth]` of a matrix: its transpose is packed. The first column, and how many
-    /// there are from there on.
+    /// Rows `[columns, depth]` of a matrix, whose transpose is packed; the first column, and the
+    /// number of columns from there on.
     Transposed(&'a [f32], usize, usize),
-    /// The matrix itself, with rows this long; the first column of the panel.
+    /// The matrix itself, with rows of this length; the first column of the panel.
     Rows(&'a [f32], usize, usize),
 }
 
 impl PanelSource<'_> {
-    /// How many there are from the first one on.
+    /// Returns the number of columns from the first one on.
     fn columns(&self) -> usize {
         match *self {
             Self::Transposed(_, _, columns) => columns,
@@ -74,7 +72,7 @@ impl PackedRight {
         Ok(Self { data, start, panels, depth, lanes, narrow })
     }
 
-    /// Rows `depth` of panel `i`.
+    /// Returns rows `depth` of panel `i`.
     fn panel(&self, i: usize, depth: &Range<usize>) -> &[f32] {
         let first = i * self.depth + depth.start;
         &self.data[self.start + first * self.lanes..][..depth.len() * self.lanes]
@@ -103,8 +101,8 @@ fn pack(source: PanelSource<'_>, depth: usize, lanes: usize, panel: &mut [f32]) 
     }
 }
 
-/// `to [·, stride]`, whose first `C` columns become those of `matrix [·, width]` from `first` on:
-/// so many that the compiler knows how many, and makes no call for each row.
+/// Copies `C` columns of `matrix [·, width]`, from `first` on, to the first columns of `to [·,
+/// stride]`. The compiler knows `C`, so it makes no call per row.
 fn copy_columns<const C: usize>(
     matrix: &[f32],
     width: usize,
@@ -117,10 +115,9 @@ fn copy_columns<const C: usize>(
     }
 }
 
-/// `to [·, stride]`, whose column `i` becomes `line(i)`; the columns from `count` on stay as they
-/// are.
+/// Writes `line(i)` to column `i` of `to [·, stride]`. Columns from `count` on are not written.
 fn interleave<'a>(line: impl Fn(usize) -> &'a [f32], count: usize, stride: usize, to: &mut [f32]) {
-    // In blocks that the nearest cache holds, for it is the writes that go in steps.
+    // In blocks that fit into the nearest cache, because the writes are strided.
     const BLOCK: usize = 64;
     for (block, to) in to.chunks_mut(BLOCK * stride).enumerate() {
         for i in 0..count {
@@ -130,7 +127,7 @@ fn interleave<'a>(line: impl Fn(usize) -> &'a [f32], count: usize, stride: usize
     }
 }
 
-/// The left side of a product, `[rows, depth]`, in tiles: of each, one column after the other.
+/// The left side of a product, `[rows, depth]`, in tiles. A tile is stored column by column.
 #[derive(Clone, Copy)]
 pub(super) struct PackedLeft<'a> {
     data: &'a [f32],
@@ -139,7 +136,7 @@ pub(super) struct PackedLeft<'a> {
 }
 
 impl<'a> PackedLeft<'a> {
-    /// Packs some columns of the rows of a row-major matrix into `space`, and then some more.
+    /// Packs some columns of a row-major matrix into `space`, after those packed before.
     pub fn pack(
         level: SimdLevel,
         matrix: &[f32],
@@ -150,7 +147,8 @@ impl<'a> PackedLeft<'a> {
         let rows = matrix.len().div_ceil(stride);
         let depth = columns.iter().map(Range::len).sum();
         let padded = heights(rows, level.rows()).map(|(_, height)| height).sum::<usize>();
-        // A tile's rows past the last keep what was there, for nothing of them is stored.
+        // Rows of a tile after the last keep their old contents, because their results are not
+        // stored.
         try_grow("the left side of a product", space, padded * depth)?;
         let mut to = &mut space[..padded * depth];
         for (first, height) in heights(rows, level.rows()) {
@@ -165,8 +163,8 @@ impl<'a> PackedLeft<'a> {
     }
 }
 
-/// The first row and the height of each tile: all about as high, none higher than `most`, and of
-/// few different heights, each of which is compiled on its own.
+/// Returns the first row and the height of each tile. Heights are about equal and at most `most`.
+/// There are few different heights, because each is compiled separately.
 #[inline(always)]
 fn heights(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut first = 0;
@@ -192,7 +190,7 @@ fn heights(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
 pub(super) struct AddProduct<'a> {
     pub left: PackedLeft<'a>,
     pub right: &'a PackedRight,
-    /// The rows of `right` that `left` is multiplied with.
+    /// The rows of `right` to multiply `left` by.
     pub depth: Range<usize>,
     /// The first of its panels.
     pub first: usize,
@@ -217,7 +215,7 @@ pub(super) fn add_product<V: SimdVector, const N: usize, const ROWS: usize>(p: A
     panels::<V, N, ROWS, 1>(left, p.right, depth, p.first + wide, to_narrow);
 }
 
-/// Panels from `first` on, `W` vectors wide, as many as `out` holds.
+/// Computes panels from `first` on, each `W` vectors wide, as many as `out` holds.
 #[inline(always)]
 fn panels<V: SimdVector, const N: usize, const ROWS: usize, const W: usize>(
     left: PackedLeft<'_>,
@@ -227,8 +225,8 @@ fn panels<V: SimdVector, const N: usize, const ROWS: usize, const W: usize>(
     mut out: &mut [f32],
 ) {
     let panel_len = left.rows * N;
-    // Where a tile of one panel would leave registers idle and wait for the sum before, three
-    // panels share it.
+    // If a tile of one panel would leave registers idle and wait for the previous sum, three panels
+    // share it.
     if left.rows * 3 <= ROWS {
         while out.len() >= 3 * panel_len {
             let (three, rest) = out.split_at_mut(3 * panel_len);
@@ -247,7 +245,7 @@ fn panels<V: SimdVector, const N: usize, const ROWS: usize, const W: usize>(
     }
 }
 
-/// All rows of `P` panels.
+/// Computes all rows of `P` panels.
 #[inline(always)]
 fn tiles<V: SimdVector, const N: usize, const ROWS: usize, const P: usize, const W: usize>(
     left: PackedLeft<'_>,
@@ -272,7 +270,7 @@ fn tiles<V: SimdVector, const N: usize, const ROWS: usize, const P: usize, const
     }
 }
 
-/// A tile of `M` rows from `row` on, of `P` panels; rows past the last are not stored.
+/// Computes a tile of `M` rows, from `row` on, and `P` panels. Rows after the last are not stored.
 #[inline(always)]
 fn add_tile<V: SimdVector, const N: usize, const M: usize, const P: usize, const W: usize>(
     left: PackedLeft<'_>,
@@ -281,7 +279,7 @@ fn add_tile<V: SimdVector, const N: usize, const M: usize, const P: usize, const
     row: usize,
 ) {
     let mut sums = [[[V::splat(0.0); W]; M]; P];
-    // By constant indices throughout, or the sums would have to lie in memory.
+    // All indices are constants, so that the sums stay in registers.
     for p in 0..P {
         for i in 0..M {
             if row + i < left.rows {
@@ -305,7 +303,7 @@ fn add_tile<V: SimdVector, const N: usize, const M: usize, const P: usize, const
     }
 }
 
-/// The innermost loop of everything: adds `left [depth, M]ᵀ` times each of the panels `[depth, N]`.
+/// The innermost loop: adds `left [depth, M]ᵀ` times each of the panels `[depth, N]`.
 #[inline(always)]
 fn multiply<V: SimdVector, const N: usize, const M: usize, const P: usize, const W: usize>(
     left: &[f32],
@@ -325,7 +323,7 @@ fn multiply<V: SimdVector, const N: usize, const M: usize, const P: usize, const
             }
             for i in 0..M {
                 let left = V::splat(left[i]);
-                // No closures: what is not inlined is not compiled for the level.
+                // No closures: code that is not inlined is not compiled for the SIMD level.
                 for w in 0..W {
                     sums[p][i][w] = sums[p][i][w].add_product(left, vectors[w]);
                 }
@@ -335,16 +333,16 @@ fn multiply<V: SimdVector, const N: usize, const M: usize, const P: usize, const
     sums
 }
 
-/// Some columns of `left [depth, ·]`, from `first` on: their sums, and for some right sides
-/// `to [columns, ·] += leftᵀ · right`, rows of a weight's gradient.
+/// Sums columns of `left [depth, ·]`, from `first` on, and for some right sides adds `to [columns,
+/// ·] += leftᵀ · right`, rows of a weight's gradient.
 pub(super) struct AddTransposed<'a> {
     pub left: &'a [f32],
     pub stride: usize,
     pub first: usize,
-    /// One for each column, added to.
+    /// One sum per column, added to.
     pub sums: &'a mut [f32],
     pub products: Vec<(&'a PackedRight, &'a mut [f32])>,
-    /// Room for so many numbers at least as [`Self::space`] says.
+    /// Scratch memory of at least the size that [`Self::space`] returns.
     pub space: &'a mut [f32],
 }
 
@@ -353,8 +351,8 @@ impl AddTransposed<'_> {
         columns.next_multiple_of(level.rows()) * depth
     }
 
-    /// Packs the columns, `[tiles, depth, ROWS]`, and adds them up. In a tile's columns past the
-    /// last stays what was there, for nothing of them is stored.
+    /// Packs the columns, `[tiles, depth, ROWS]`, and sums them. Columns of a tile after the last
+    /// keep their old contents, because their results are not stored.
     #[inline(always)]
     fn pack<const ROWS: usize>(&mut self, depth: usize) {
         for (k, row) in self.left.chunks_exact(self.stride).enumerate() {

@@ -1,40 +1,41 @@
-//! One source compiled for each set of instructions a machine may have.
+//! One source compiled for each instruction set.
 //!
-//! A [`SimdKernel`] is inlined whole into a function for which the compiler may use AVX2 or AVX-512,
-//! and [`SimdLevel::run`] calls the best of them that the machine has. What goes over `[f32; N]` number
-//! by number is left to the compiler's vectoriser. The innermost loop of products is not: there it
-//! is right or wrong by a factor of four with every small change, so its registers are [`SimdVector`]s.
+//! A [`SimdKernel`] is inlined completely into a function that the compiler may compile for AVX2 or
+//! AVX-512. [`SimdLevel::run`] calls the best of these functions that the CPU supports. Loops over
+//! `[f32; N]` are left to the compiler's vectoriser. The innermost loop of products is not: there,
+//! every small change can make a difference of a factor of four, so its registers are
+//! [`SimdVector`]s.
 
 use crate::spec::config::Activation;
 
-/// Work to be compiled for every [`SimdLevel`]. `run` and all it calls must be `#[inline(always)]`:
-/// what is not inlined is compiled for the target's baseline.
+/// Code to be compiled for every [`SimdLevel`]. `run` and everything that it calls must be
+/// `#[inline(always)]`: code that is not inlined is compiled for the target's baseline.
 pub(super) trait SimdKernel {
-    /// `N`: the numbers of a panel's row, two vectors. `ROWS`: how many rows of `N` the registers
-    /// hold with room to work. `FMA`: whether there is an instruction for a · b + c.
+    /// `N`: the numbers in a panel's row, two vectors. `ROWS`: the rows of `N` that the registers
+    /// hold with room to work. `FMA`: true if there is an instruction for a · b + c.
     fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self);
 }
 
-/// Some numbers in a register. The kinds of it are this file's own: a [`SimdKernel`] gets one from
-/// [`SimdLevel::run`], on a machine that has its instructions, or none.
+/// Numbers in a register. Only this file defines such types: a [`SimdKernel`] gets one from
+/// [`SimdLevel::run`], on a CPU that has its instructions.
 pub(super) trait SimdVector: Copy {
-    /// How many numbers.
+    /// How many numbers it holds.
     const WIDTH: usize;
 
-    /// The same number everywhere.
+    /// Copies one number to every lane.
     fn splat(value: f32) -> Self;
 
-    /// The first numbers of a slice.
+    /// Loads the first numbers of a slice.
     fn load(from: &[f32]) -> Self;
 
-    /// Writes the first numbers of a slice.
+    /// Stores to the first numbers of a slice.
     fn store(self, to: &mut [f32]);
 
-    /// self + a · b
+    /// Returns self + a · b.
     fn add_product(self, a: Self, b: Self) -> Self;
 }
 
-/// For what has no kind of its own: the compiler makes registers of it.
+/// For targets without their own type: the compiler chooses the registers.
 #[derive(Clone, Copy)]
 struct PortableVector<const FMA: bool>([f32; 8]);
 
@@ -65,43 +66,43 @@ impl<const FMA: bool> SimdVector for PortableVector<FMA> {
     }
 }
 
-/// A [`SimdVector`] over one of x86's registers and the functions that go with it.
+/// Defines a [`SimdVector`] over one of x86's registers, with its intrinsics.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
     ($name:ident, $register:ident, $width:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
         #[derive(Clone, Copy)]
         struct $name(std::arch::x86_64::$register);
 
-        // SAFETY of each block: the type is private, so it is reached only as the `V` of a kernel,
-        // and `SimdLevel::run` hands it out where the instructions were found. Pointers are those of
-        // arrays as long as the register.
+        // SAFETY of each block: the type is private, so it is only used as the `V` of a kernel, and
+        // `SimdLevel::run` passes it only if the instructions were detected. Pointers point to
+        // arrays of the register's length.
         #[allow(unsafe_code, reason = "the registers' functions are for machines that have them")]
         impl SimdVector for $name {
             const WIDTH: usize = $width;
 
             #[inline(always)]
             fn splat(value: f32) -> Self {
-                // SAFETY: above.
+                // SAFETY: see above.
                 Self(unsafe { std::arch::x86_64::$splat(value) })
             }
 
             #[inline(always)]
             fn load(from: &[f32]) -> Self {
                 let from = lanes::<$width>(from, 0);
-                // SAFETY: above.
+                // SAFETY: see above.
                 Self(unsafe { std::arch::x86_64::$load(from.as_ptr()) })
             }
 
             #[inline(always)]
             fn store(self, to: &mut [f32]) {
                 let to = lanes_mut::<$width>(to, 0);
-                // SAFETY: above.
+                // SAFETY: see above.
                 unsafe { std::arch::x86_64::$store(to.as_mut_ptr(), self.0) }
             }
 
             #[inline(always)]
             fn add_product(self, a: Self, b: Self) -> Self {
-                // SAFETY: above.
+                // SAFETY: see above.
                 Self(unsafe { std::arch::x86_64::$fma(a.0, b.0, self.0) })
             }
         }
@@ -111,11 +112,11 @@ macro_rules! x86_vector {
 #[cfg(target_arch = "x86_64")]
 x86_vector!(Avx2, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
 
-/// A set of instructions that this machine has.
+/// An instruction set that this CPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SimdLevel(InstructionSet);
 
-/// Private, so that a [`SimdLevel`] is proof of what was detected.
+/// Private, so that a [`SimdLevel`] proves that its instructions were detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InstructionSet {
     Baseline,
@@ -126,12 +127,12 @@ enum InstructionSet {
 }
 
 impl SimdLevel {
-    /// The best this machine has.
+    /// Returns the best level of this CPU.
     pub fn best() -> Self {
         Self::all().next_back().expect("there is the baseline")
     }
 
-    /// All that this machine has, the best last.
+    /// Returns all levels of this CPU, the best last.
     pub fn all() -> impl DoubleEndedIterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let others = [
@@ -144,7 +145,7 @@ impl SimdLevel {
         std::iter::once(InstructionSet::Baseline).chain(present).map(Self)
     }
 
-    /// `N` of the kernels it runs.
+    /// Returns `N` of its kernels.
     pub fn lanes(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -153,7 +154,7 @@ impl SimdLevel {
         }
     }
 
-    /// `ROWS` of the kernels it runs.
+    /// Returns `ROWS` of its kernels.
     pub fn rows(self) -> usize {
         match self.0 {
             InstructionSet::Baseline if cfg!(target_arch = "aarch64") => 6,
@@ -169,15 +170,17 @@ impl SimdLevel {
     #[allow(unsafe_code, reason = "calls functions compiled for instructions found at run time")]
     pub fn run(self, kernel: impl SimdKernel) {
         match self.0 {
-            // 16 registers of 4 on x86 without AVX; NEON has 32.
+            // 16 registers of 4 numbers on x86 without AVX; NEON has 32.
             InstructionSet::Baseline if cfg!(target_arch = "aarch64") => {
                 kernel.run::<PortableVector<true>, 16, 6, true>()
             }
             InstructionSet::Baseline => kernel.run::<PortableVector<false>, 16, 2, false>(),
-            // SAFETY: `SimdLevel::all`, the only place that makes this level, found avx2 and fma.
+            // SAFETY: `SimdLevel::all`, the only function that makes this level, detected avx2 and
+            // fma.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => unsafe { run_avx2(kernel) },
-            // SAFETY: `SimdLevel::all`, the only place that makes this level, found all of them.
+            // SAFETY: `SimdLevel::all`, the only function that makes this level, detected all of
+            // them.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => unsafe { run_avx512(kernel) },
         }
@@ -189,7 +192,7 @@ fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
-/// Rust 1.89 was the first to compile for AVX-512; before it, AVX2 is the best there is.
+/// Rust compiles for AVX-512 since 1.89; before that, AVX2 is the best level.
 #[cfg(target_arch = "x86_64")]
 fn has_avx512() -> bool {
     rustversion::cfg!(since(1.89))
@@ -198,7 +201,7 @@ fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512dq")
 }
 
-/// 16 registers of 8: 6 rows of two, two for a panel's row, one for what it is multiplied with.
+/// 16 registers of 8 numbers: 6 rows of two, two for a panel's row, one for its factor.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn run_avx2(kernel: impl SimdKernel) {
@@ -228,14 +231,14 @@ mod avx512 {
         _mm512_fmadd_ps
     );
 
-    /// 32 registers of 16: 12 rows of two.
+    /// 32 registers of 16 numbers: 12 rows of two.
     #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
     pub(super) fn run_avx512(kernel: impl SimdKernel) {
         kernel.run::<Avx512, 32, 12, true>();
     }
 }
 
-/// `N` numbers at a place that is known to hold them.
+/// Returns `N` numbers of a slice that is known to hold them.
 #[inline(always)]
 pub(super) fn lanes<const N: usize>(slice: &[f32], first: usize) -> &[f32; N] {
     slice[first..first + N].try_into().expect("N of them")
@@ -246,7 +249,7 @@ pub(super) fn lanes_mut<const N: usize>(slice: &mut [f32], first: usize) -> &mut
     (&mut slice[first..first + N]).try_into().expect("N of them")
 }
 
-/// `N` numbers, or as many as there are and zeros.
+/// Returns `N` numbers, with zeros after the slice's last.
 #[inline(always)]
 pub(super) fn load<const N: usize>(slice: &[f32], first: usize) -> [f32; N] {
     match slice.len() - first >= N {
@@ -259,7 +262,7 @@ pub(super) fn load<const N: usize>(slice: &[f32], first: usize) -> [f32; N] {
     }
 }
 
-/// Writes `N` numbers, or as many as there is room for.
+/// Stores `N` numbers, or as many as fit.
 #[inline(always)]
 pub(super) fn store<const N: usize>(slice: &mut [f32], first: usize, values: &[f32; N]) {
     match slice.len() - first >= N {
@@ -271,15 +274,15 @@ pub(super) fn store<const N: usize>(slice: &mut [f32], first: usize, values: &[f
     }
 }
 
-/// a · b + c, rounded once where there is an instruction for it. (Where there is none, `mul_add` is
-/// a slow call.)
+/// Returns a · b + c, rounded once if there is an instruction for it. (Without one, `mul_add` is a
+/// slow call.)
 #[inline(always)]
 pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `each` of every number, in place. (A closure that is not inlined would be compiled for the
-/// baseline, and a macro is always inlined.)
+/// Applies `each` to every number, in place. (A closure that is not inlined would be compiled for
+/// the baseline; a macro is always inlined.)
 macro_rules! for_each {
     ($values:expr, |$v:ident| $each:expr) => {
         for value in $values.iter_mut() {
@@ -289,7 +292,7 @@ macro_rules! for_each {
     };
 }
 
-/// The function of every number. Comparisons are such that NaN comes out as NaN.
+/// Applies the activation to every number. The comparisons are written so that NaN stays NaN.
 #[inline(always)]
 pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values: &mut [f32; N]) {
     match kind {
@@ -305,7 +308,7 @@ pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values
     }
 }
 
-/// The derivative at every number, from the function's value.
+/// Returns the derivative at every number, from the activation's value.
 #[inline(always)]
 pub(super) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
     let mut derivatives = *values;
@@ -329,8 +332,8 @@ fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     above / (1.0 + e)
 }
 
-/// tanh(x), from e^−2|x|; below 0.625, where 1 − e would cancel, a polynomial in x² fitted for the
-/// smallest largest relative error, 8e-8. The twin is in `shaders/common.wgsl`.
+/// tanh(x), from e^−2|x|. Below 0.625, where 1 − e would cancel, a polynomial in x² with the
+/// smallest maximum relative error, 8e-8. `shaders/common.wgsl` has the same function.
 #[inline(always)]
 fn tanh<const FMA: bool>(x: f32) -> f32 {
     let a = x.abs();
@@ -346,14 +349,14 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
     magnitude.copysign(x)
 }
 
-/// e^x for x ≤ 0, to 1 unit in the last place, and 0 below −87.7, where e^x is some 8e-39.
+/// e^x for x ≤ 0, to 1 unit in the last place; 0 below −87.7, where e^x is about 8e-39.
 ///
-/// x = n ln 2 + r with |r| ≤ ln 2 / 2; the polynomial of e^r is that of Cephes' `expf`.
+/// x = n ln 2 + r with |r| ≤ ln 2 / 2; the polynomial for e^r is that of Cephes' `expf`.
 #[inline(always)]
 fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding 1.5 · 2^23 rounds to an integer, and leaves it in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts, the first with so few digits that its products with n are exact.
+    // ln 2 in two parts. The first has so few digits that its products with n are exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // There n is −127, and the bits of 2^n are those of 0.
@@ -407,8 +410,8 @@ mod tests {
         }
     }
 
-    /// Where a state is infinite, so may be what an activation is taken of, and a σ of −∞ that is
-    /// not 0 would hide it.
+    /// An infinite state can give an infinite pre-activation. A σ of −∞ that is not 0 would hide
+    /// it.
     #[test]
     fn activations_of_the_ends_are_the_references() {
         let inputs = [
@@ -442,7 +445,7 @@ mod tests {
                         let error = (value - expected).abs();
                         assert!(error <= 3e-7 * expected.abs() + 1e-37, "{what}");
                     }
-                    // A zero keeps its sign where the reference's does.
+                    // A zero has the same sign as in the reference.
                     if expected == 0.0 && x == 0.0 {
                         assert_eq!(value.is_sign_negative(), expected.is_sign_negative(), "{what}");
                     }

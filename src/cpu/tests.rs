@@ -1,6 +1,5 @@
-//! Every level of instructions and every way to lay steps out over threads, against the reference
-//! in f64: what `gru check --device cpu`, which takes this machine's own level and layout, cannot
-//! reach.
+//! Every SIMD level and every layout of steps over threads, compared with the reference in f64.
+//! `gru check --device cpu` tests only the machine's own level and layout.
 
 use ndarray::{Array2, Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -13,7 +12,7 @@ use crate::reference;
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Update};
 use crate::spec::params::Init;
 
-/// Rows of a task, and the threads that share its steps.
+/// Returns the rows of a task and the threads that share its steps.
 type LayOut = fn(Shape, usize) -> ThreadLayout;
 
 const ALONE: LayOut = |shape, _| ThreadLayout { rows: shape.batch, sharing: 1, is_parallel: false };
@@ -29,12 +28,12 @@ struct CpuCase {
     direction: Direction,
     layout: Layout,
     activations: [Activation; 2],
-    /// Of dropout and of zoneout.
+    /// The probabilities of dropout and of zoneout.
     noise: [f32; 2],
     has_step_flags: bool,
 }
 
-/// Sizes of 1, primes, and one less and more than panels and tiles are wide and high.
+/// Sizes of 1, primes, and one less and one more than the width of panels and the height of tiles.
 fn cases() -> Vec<CpuCase> {
     let plain = CpuCase {
         sizes: [3, 2, 3, 5, 1],
@@ -82,7 +81,7 @@ fn random(shape: [usize; 3], seed: u64) -> Array3<f32> {
     Array3::from_shape_simple_fn(shape, || rng.random_range(-1.0..1.0))
 }
 
-/// A case's numbers.
+/// The input arrays of a case.
 struct CaseData {
     params: Params,
     layout: Layout,
@@ -129,7 +128,7 @@ impl CaseData {
         data
     }
 
-    /// What stands past a row's length must not matter, whatever it is.
+    /// Fills the padding, whose contents must not matter.
     fn fill_padding(&mut self, value: f32) {
         let Some(lengths) = &self.lengths else { return };
         for array in [&mut self.x, &mut self.dy] {
@@ -150,7 +149,7 @@ impl CaseData {
             .with_reset_state(self.reset_state.view())
     }
 
-    /// y and h_n in use, y and h_n while training, and all gradients.
+    /// Returns y and h_n of inference, y and h_n of training, and all gradients.
     fn run(
         &self,
         level: SimdLevel,
@@ -161,7 +160,7 @@ impl CaseData {
         self.run_with(&weights, options, None).0
     }
 
-    /// The same, and the memory that the training run leaves.
+    /// Like [`Self::run`], and returns the memory that the training run leaves.
     fn run_with(
         &self,
         weights: &Weights,
@@ -242,7 +241,7 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
                     assert_eq!(got.dim(), expected.dim(), "{name}");
                     let scale = expected.iter().fold(1.0, |scale, e| f64::max(scale, e.abs()));
                     let error = |(&g, e): (&f32, &f64)| (f64::from(g) - e).abs();
-                    // Each on its own: a largest error would lose a NaN on the way.
+                    // Each pair on its own: a maximum of the errors would lose a NaN.
                     let is_close = got.iter().zip(expected).all(|pair| error(pair) <= 3e-6 * scale);
                     if !is_close {
                         failures.push(format!("{name}: {level:?} {variant} {case:?}"));
@@ -279,8 +278,8 @@ fn the_layout_over_threads_changes_no_bit() {
     }
 }
 
-/// Sizes at which the gates are made again for spans of a step and of several, the last of them
-/// shorter.
+/// Sizes at which the gates are computed again for spans of one step and of several, with a shorter
+/// last span.
 fn cases_again() -> Vec<CpuCase> {
     let [first, .., last] = &cases()[..] else { unreachable!() };
     let plain = CpuCase { activations: first.activations, ..last.clone() };
@@ -291,7 +290,7 @@ fn cases_again() -> Vec<CpuCase> {
                 let sizes = [steps, batch, 3, 19, layers];
                 let layout = [Layout::TimeMajor, Layout::BatchFirst][layers - 1];
                 let plain = CpuCase { sizes, direction, layout, ..plain.clone() };
-                // A draw for dropout needs a second layer.
+                // Dropout needs a second layer.
                 let noise = [if layers == 2 { 0.4 } else { 0.0 }, 0.3];
                 cases.push(CpuCase { noise, has_step_flags: true, ..plain.clone() });
                 cases.push(plain);
@@ -314,7 +313,7 @@ fn gates_made_again_give_the_same_gradients() {
             let expected = data.run(level, BY_ROWS, kept);
             let got = data.run(level, BY_ROWS, kept.with_recompute(true));
             for ((name, got), (_, expected)) in got.iter().zip(&expected) {
-                // Those of the parameters are sums over all steps, here span by span.
+                // The gradients of the parameters are sums over all steps, here span by span.
                 let is_same = match name.as_str() {
                     "dparams" => {
                         let scale = expected.iter().fold(1.0, |scale, e| f32::max(scale, e.abs()));
@@ -328,7 +327,7 @@ fn gates_made_again_give_the_same_gradients() {
     }
 }
 
-/// Where each array lies.
+/// Returns the address of each array.
 fn addresses(trace: &CpuTrace) -> Vec<*const f32> {
     let of_cells = trace.cells.iter().flat_map(|cell| [Some(&cell.h), cell.gates.as_ref()]);
     let Workspace { gates, doutputs } = &trace.workspace;

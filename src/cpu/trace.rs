@@ -1,4 +1,5 @@
-//! What a run in training leaves for its backward pass, and its memory for the next.
+//! The memory of a training run: written by the forward pass, read by the backward pass, and reused
+//! by the next run.
 
 use ndarray::Array3;
 
@@ -7,45 +8,45 @@ use crate::reference::Run;
 use crate::spec::config::Shape;
 use crate::spec::options::RunOptions;
 
-/// What a forward pass leaves for a backward pass, and a backward pass for the next run of the same
-/// shape: its memory. Arrays are time-major, whatever the batch's layout. A run writes all of what
-/// it then reads, so whatever stood there before counts for nothing.
+/// The results of a forward pass that a backward pass needs. The next run of the same shape reuses
+/// the memory. Arrays are time-major for any layout of the batch. A run writes everything before it
+/// reads it, so old contents do not matter.
 #[derive(Debug)]
 pub(crate) struct CpuTrace {
     pub(super) run: Run<f32>,
     /// `[T, B, I]`, zeros at padding.
     pub(super) x: Array3<f32>,
-    /// y `[T, B, D·H]` of each layer below the last.
+    /// y `[T, B, D·H]` of each layer except the last.
     pub(super) between: Vec<Array3<f32>>,
     /// `[L·D, B, H]`
     pub(super) h_n: Array3<f32>,
-    /// Layer-major, forward before reverse.
+    /// One trace per cell: layer-major, forward before reverse.
     pub(super) cells: Vec<CpuCellTrace>,
     pub(super) workspace: Workspace,
 }
 
-/// What one direction of one layer leaves.
+/// The trace of one direction of one layer.
 #[derive(Debug)]
 pub(super) struct CpuCellTrace {
     /// `[T, B, H]`: the state that each step starts from; 0 at padding.
     pub h: Array3<f32>,
-    /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding. None where they are made
+    /// `[T, B, 4H]`: r, z, n and the recurrent part of n; 0 at padding. `None` if they are computed
     /// again.
     pub gates: Option<Array3<f32>>,
 }
 
-/// What backward passes work in; made by the first that needs it.
+/// The scratch memory of backward passes, allocated by the first one.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
-    /// `[T / 8, B, 4H]` for each direction, where gates are made again.
+    /// `[T / 8, B, 4H]` for each direction, if gates are computed again.
     pub gates: Vec<Array3<f32>>,
-    /// `[T, B, D·H]`: gradients of what layers put out, one that is read and one that is written at
-    /// most.
+    /// `[T, B, D·H]`: gradients of layer outputs. At most one is read and one is written.
     pub doutputs: Vec<Array3<f32>>,
 }
 
 impl CpuTrace {
-    /// For a run that starts from the states h0: in the memory of the last run, or in new.
+    /// Makes the trace of a run that starts from the states h0, in the memory of the last run or in
+    /// new memory.
     pub(super) fn start(
         run: Run<f32>,
         h0: Array3<f32>,
@@ -56,7 +57,7 @@ impl CpuTrace {
             let recomputes = cached.cells.iter().all(|cell| cell.gates.is_none());
             cached.run.shape == run.shape && recomputes == options.recompute
         };
-        // What does not fit is gone before there is anything new.
+        // Memory that does not fit is freed before new memory is allocated.
         if let Some(cached) = cached.filter(fits) {
             return Ok(Self { run, h_n: h0, ..cached });
         }
@@ -77,19 +78,19 @@ impl CpuTrace {
         })
     }
 
-    /// Of the run, and of any that may follow in its memory.
+    /// Returns the shape of the run, and of any run that can reuse its memory.
     #[cfg(test)]
     pub fn shape(&self) -> Shape {
         self.run.shape
     }
 
-    /// h_n `[L·D, B, H]`
+    /// Returns h_n `[L·D, B, H]`.
     pub fn h_n(&self) -> &Array3<f32> {
         &self.h_n
     }
 }
 
-/// Zeros, touched by none yet.
+/// Allocates zeros without touching them.
 pub(super) fn untouched(what: &str, shape: [usize; 3]) -> Result<Array3<f32>> {
     let zeros = try_untouched(what, shape.iter().product())?;
     Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))

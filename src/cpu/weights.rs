@@ -1,4 +1,4 @@
-//! The weights as steps read them, packed once for each version of the parameters.
+//! Weights in the form that the steps read, packed once for each version of the parameters.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,14 +9,14 @@ use crate::error::Result;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
 
-/// The weights of all cells as forward and backward steps read them, of one version of the
+/// The weights of all cells in the form that forward and backward steps read, of one version of the
 /// parameters.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(super) level: SimdLevel,
-    /// How steps are laid out over threads, for a layer that reads so many numbers.
+    /// Returns the layout of steps over threads, for a layer with so many inputs.
     pub(super) lay_out: fn(Shape, usize) -> ThreadLayout,
-    /// After how many steps backward the products over them are computed.
+    /// Returns after how many backward steps the products over them are computed.
     pub(super) chunk_steps: fn(Shape) -> usize,
     forward: PackedCache<ForwardWeights>,
     backward: PackedCache<BackwardWeights>,
@@ -62,12 +62,12 @@ impl Weights {
     }
 }
 
-/// The weights of all cells that were packed last, and of which version of the parameters they are.
+/// The weights of all cells that were packed last, with the version of their parameters.
 ///
-/// Its lock is held only to read or replace them. Packing wakes rayon's threads and waits for them,
-/// and a thread that waits may take up a call of the caller's that asks for the same weights: with
-/// the lock held it would wait for itself. So two threads that ask at once may both pack, and the
-/// first to finish is kept.
+/// The lock is held only to read or replace them. Packing wakes rayon's threads and waits for them,
+/// and a waiting thread may run a call of the caller's that needs the same weights: with the lock
+/// held it would wait for itself. So two threads may both pack the same weights; the first to
+/// finish is kept.
 #[derive(Debug)]
 struct PackedCache<W>(Mutex<Option<(u64, Arc<Vec<W>>)>>);
 
@@ -78,8 +78,8 @@ impl<W> Default for PackedCache<W> {
 }
 
 impl<W> PackedCache<W> {
-    /// The cells' weights of this version: those packed before, or new ones. `pack` gets a cell's
-    /// layer and direction, and whether to wake other threads.
+    /// Returns the weights of this version, packed before or now. `pack` gets a cell's layer and
+    /// direction, and whether to use other threads.
     fn get_or_pack(
         &self,
         params: &Params,
@@ -102,7 +102,7 @@ impl<W> PackedCache<W> {
         cached.as_ref().filter(|(of, _)| *of == version).map(|(_, weights)| weights.clone())
     }
 
-    /// Keeps these, unless another thread was first.
+    /// Stores these weights, unless another thread was first.
     fn publish(&self, version: u64, weights: Arc<Vec<W>>) -> Arc<Vec<W>> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match cached.as_ref() {
