@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{Array3, ArrayView3};
 
-use super::input::{array, states_data};
+use super::input::{array_or_zeros, to_array};
 use super::{
     AdapterModel, ChunkPosition, ChunkedRun, Executor, ExecutorChunk, RunInput, Upload, UploadData,
 };
@@ -56,7 +56,7 @@ impl RecordedRun {
             let source = (session.buffer(states), range.start, range.len());
             let read = gpu.download(&[source], wait).await?.swap_remove(0);
             let shape = chunk.shape(self.key.shape).state();
-            chunk.of_states(all.view_mut()).assign(&array(shape, read));
+            chunk.of_states(all.view_mut()).assign(&to_array(shape, read));
         }
         let make = || {
             let buffer = gpu.buffer("state", F32.bytes(all.len()));
@@ -148,7 +148,7 @@ impl ChunkedRun for ForwardRun<'_> {
 
     fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
         let [y, h_n] = results.try_into().expect("two reads were queued");
-        let output = Output { y: array(at.shape.y(), y), h_n: array(at.shape.state(), h_n) };
+        let output = Output { y: to_array(at.shape.y(), y), h_n: to_array(at.shape.state(), h_n) };
         match &mut self.output {
             Some(whole) => whole.insert(&output, at.chunk, self.layout),
             whole => *whole = Some(output),
@@ -198,9 +198,9 @@ impl ChunkedRun for BackwardRun<'_> {
         let given = given.map(|dy| at.chunk.of_sequence(dy, self.shape.layout));
         let range = 0..at.shape.y().iter().product();
         let reset = StateSlot::Reset.range(at.shape);
-        let last = states_data(dh_n.map(|dh_n| at.chunk.of_states(dh_n)));
+        let last = array_or_zeros(dh_n.map(|dh_n| at.chunk.of_states(dh_n)));
         Ok(vec![
-            Upload { buffer: dy, range, data: states_data(given) },
+            Upload { buffer: dy, range, data: array_or_zeros(given) },
             Upload { buffer: dstates, range: reset, data: UploadData::Zeros },
             Upload { buffer: dstates, range: StateSlot::Last.range(at.shape), data: last },
         ])
@@ -223,9 +223,9 @@ impl ChunkedRun for BackwardRun<'_> {
         let [params, x, h0, reset_state] = results.try_into().expect("four reads were queued");
         let gradients = Gradients {
             params: Params::from_flat(self.layout.clone(), params),
-            x: array(at.shape.x(), x),
-            h0: array(at.shape.state(), h0),
-            reset_state: array(at.shape.state(), reset_state),
+            x: to_array(at.shape.x(), x),
+            h0: to_array(at.shape.state(), h0),
+            reset_state: to_array(at.shape.state(), reset_state),
         };
         match &mut self.gradients {
             Some(whole) => whole.insert(&gradients, at.chunk, self.shape.layout),
