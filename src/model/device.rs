@@ -61,8 +61,8 @@ impl Device {
     }
 
     blocking_and_async! {
-        /// Opens the first hardware GPU that opens. Tries discrete GPUs before integrated GPUs,
-        /// and these before virtual GPUs.
+        /// Opens a hardware GPU. Tries discrete GPUs, then integrated GPUs, then virtual GPUs, and
+        /// returns the first that opens.
         ///
         /// # Errors
         /// [`Error::NoAdapter`], which lists the adapters found, or [`Error::OpenDevice`] if no
@@ -180,9 +180,9 @@ impl Device {
 
     /// Limits each wait for the device to `limit`. A longer wait returns [`Error::Timeout`].
     ///
-    /// The limit applies to everything made with the returned device and its clones.
-    /// Without a limit, the default, a wait lasts until the device is done or lost. Drivers
-    /// themselves end work that hangs. (Calls never wait for the CPU device.)
+    /// The limit applies to everything made with the returned device and its clones. By default
+    /// there is no limit: a wait lasts until the device is done or lost, and drivers end work that
+    /// hangs. (Calls never wait for the CPU device.)
     ///
     /// A wait includes all work queued before it. A drop has no time limit, because wgpu frees a
     /// device only when its work is done.
@@ -228,8 +228,8 @@ impl Device {
         Ok(Self { target: DeviceTarget::Gpu(gpu), reason: REQUESTED.to_owned() })
     }
 
-    /// Opens the first adapter that `accepts` returns true for and that opens. The best kind of
-    /// adapter comes first.
+    /// Opens the first adapter that `accepts` returns true for and that opens, in the order of
+    /// [`Self::adapters`].
     async fn open_first(
         asked: &'static str,
         hint: &'static str,
@@ -274,7 +274,7 @@ impl Device {
         adapter::adapters().await.into_iter().map(|(info, _)| info).collect()
     }
 
-    /// Returns the reason why this device was chosen, for a log.
+    /// Returns the reason why this device was chosen.
     pub fn reason(&self) -> &str {
         &self.reason
     }

@@ -219,7 +219,8 @@ impl Gru {
     ///
     /// - With one direction, each chunk has all rows and as many steps as fit. This runs no more
     ///   steps one after the other than a single run would.
-    /// - With two directions, or if no such chunk fits, each chunk has all steps and some rows.
+    /// - With two directions, or if no such chunk fits, each chunk has all steps and as many rows
+    ///   as fit.
     ///
     /// Chunks do not change the results, to rounding, nor the draws of dropout and zoneout. (A
     /// learner's batch is cut into rows only.)
@@ -261,8 +262,9 @@ impl Gru {
         &self.params
     }
 
-    /// Returns the parameters for change, or for replacement by others of the same configuration.
-    /// The next run uses the new parameters. Tapes recorded before become invalid.
+    /// Returns the parameters mutably. You may change them, or replace them by parameters of the
+    /// same configuration. The next run uses the new parameters. Tapes recorded before become
+    /// invalid.
     pub fn params_mut(&mut self) -> &mut Params {
         self.version += 1;
         &mut self.params

@@ -69,7 +69,7 @@ impl Network {
         &self.gru
     }
 
-    /// Returns the GRU for change.
+    /// Returns the GRU mutably.
     pub(crate) fn gru_mut(&mut self) -> &mut Gru {
         &mut self.gru
     }

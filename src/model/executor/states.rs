@@ -68,7 +68,7 @@ impl RecordedRun {
 }
 
 impl<'a> Executor<'a> {
-    /// Keeps the chunks with the sessions that they hold.
+    /// Converts into a recorded run, which keeps the held sessions.
     fn into_recorded(self) -> RecordedRun {
         RecordedRun { key: self.key, chunks: self.chunks }
     }
