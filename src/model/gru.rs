@@ -217,10 +217,11 @@ impl Gru {
     ///
     /// There is one chunk, `shape` itself, if its plan passes [`Plan::check`]. Otherwise:
     ///
-    /// - With one direction, each chunk has all rows and as many steps as fit. This runs no more
-    ///   steps one after the other than a single run would.
-    /// - With two directions, or if no such chunk fits, each chunk has all steps and as many rows
-    ///   as fit.
+    /// - With one direction, each chunk has all rows and some steps. This runs no more steps one
+    ///   after the other than a single run would.
+    /// - With two directions, or if no such chunk fits, each chunk has all steps and some rows.
+    ///
+    /// There are as few chunks as possible. They have equal sizes, except that one may be smaller.
     ///
     /// Chunks do not change the results, to rounding, nor the draws of dropout and zoneout. (A
     /// learner's batch is cut into rows only.)

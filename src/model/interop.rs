@@ -249,9 +249,10 @@ impl Gru {
     }
 
     /// Encodes a prepared forward pass into `encoder`, with the model's current parameters. The
-    /// commands are copies from h0 and the reset state, one compute pass, and a copy to h_n. Runs of
-    /// one [`ForwardPass`] share its internal buffers, so they execute one after the other in the
-    /// order of their submits.
+    /// commands are copies from h0 and the reset state, one compute pass, and a copy to h_n.
+    ///
+    /// Runs of one [`ForwardPass`] share its internal buffers, so they execute one after the other
+    /// in the order of their submits.
     ///
     /// Parameters that changed since the last call are written to the queue, which uploads them
     /// before the next submit.

@@ -195,8 +195,8 @@ impl Gru {
         })
     }
 
-    /// Times the chunks one after the other. Each chunk starts from the batch's first states instead
-    /// of the previous chunk's last states, which takes equally long.
+    /// Times the chunks one after the other. Each chunk starts from the batch's first states, not
+    /// from the previous chunk's last states, which takes equally long.
     async fn time_on_adapter(
         &self,
         shape: Shape,
