@@ -24,12 +24,15 @@ pub fn adapter() -> &'static Device {
         let device = opened.unwrap_or_else(|error| {
             panic!("this test needs a GPU or a software adapter: {error}");
         });
-        assert!(device.is_adapter(), "GRU_DEVICE={device} is no adapter; this test needs one");
+        assert!(
+            device.is_adapter(),
+            "GRU_DEVICE={device} is not an adapter; set it to gpu or software for this test"
+        );
         match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
             "" => device,
             "default" => share(&device, wgpu::Limits::default()),
             "needed" => share(&device, Device::needed_limits()),
-            other => panic!("GRU_LIMITS={other} is neither default nor needed"),
+            other => panic!("GRU_LIMITS={other} is unknown; expected default or needed"),
         }
     })
 }
