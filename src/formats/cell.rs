@@ -22,7 +22,8 @@ use crate::spec::params::Params;
 /// use ndarray::{Array1, Array2};
 ///
 /// // A Keras layer, reset_after=False: kernel [I, 3U], recurrent kernel [U, 3U], bias [3U].
-/// let (kernel, recurrent, bias) = (Array2::ones((4, 15)), Array2::ones((5, 15)), Array1::ones(15));
+/// let (kernel, recurrent) = (Array2::ones((4, 15)), Array2::ones((5, 15)));
+/// let bias = Array1::ones(15);
 /// let cell = Cell::from_keras(kernel.view(), recurrent.view(), Some(bias.view().into_dyn()))?;
 /// let config = GruConfig::new(4, 5).with_reset(Reset::Before).with_update(Update::Keeps);
 /// let params = Params::from_cells(&config, &[cell])?;

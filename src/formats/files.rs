@@ -100,7 +100,7 @@ impl<S: Read + Seek> ByteSource<S> {
         })
     }
 
-    /// Returns the underlying reader, at whatever position it is.
+    /// Returns the underlying reader, at its current position.
     #[cfg(feature = "npy")]
     pub fn into_inner(self) -> S {
         self.source

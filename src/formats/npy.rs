@@ -227,7 +227,7 @@ fn parse_lengths(bytes: AlignedBytes) -> Result<Vec<usize>> {
     wide.iter().map(length).collect()
 }
 
-/// Views the array as one of `A`. Returns `None` if its elements have another type.
+/// Views the array with elements of type `A`. Returns `None` if its elements have another type.
 fn view<A: ViewElement>(bytes: &[u8]) -> Result<Option<ArrayViewD<'_, A>>> {
     match ArrayViewD::<A>::view_npy(bytes) {
         Ok(array) => Ok(Some(array)),

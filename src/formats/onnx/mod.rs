@@ -5,12 +5,14 @@
 //! # use ndarray::Array3;
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
-//! let model = onnx::load("denoiser.onnx", &onnx::OnnxOptions::new())?; // its only GRU or stack of GRUs
+//! let options = onnx::OnnxOptions::new(); // the model's only GRU or stack of GRUs
+//! let model = onnx::load("denoiser.onnx", &options)?;
 //! let gru = Gru::with_params(model.params, &Device::auto())?;
 //! # let x = Array3::zeros((1, 1, 1));
 //! let y = gru.forward(&x)?.y; // [T, B, D·H], for any layout of the node
 //!
-//! onnx::save("gru.onnx", gru.params(), &onnx::Inputs::new().with_h0(true))?; // ONNX Runtime runs it
+//! // ONNX Runtime runs this file:
+//! onnx::save("gru.onnx", gru.params(), &onnx::Inputs::new().with_h0(true))?;
 //! # Ok(())
 //! # }
 //! ```
@@ -19,7 +21,7 @@
 //! [`Activation`] does not have, and different activations in the two directions. An error names
 //! each of these. W, R and B must be constants of the model: initializers, Constant nodes, or
 //! external data in the model's folder. Nodes may slice, concatenate and rearrange them, as
-//! exporters write it. Only the model's top-level graph is read.
+//! exporters do. Only the model's top-level graph is read.
 //!
 //! GRU nodes are layers of one stack under three conditions. The nodes between them provably move
 //! every element of one Y to the same time step, row and feature of the next X. The GRUs have the
