@@ -231,7 +231,7 @@ impl Gru {
         let plan = self.plan(shape, Mode::Inference)?;
         buffers.check(pool.gpu(), shape)?;
         let bound = buffers.bound(plan.run_buffers());
-        let session = pool.make(plan, &bound).await?;
+        let session = pool.create_session(plan, &bound).await?;
         let copied = [(&buffers.h0, StateSlot::First), (&buffers.reset_state, StateSlot::Reset)];
         let before = copied
             .into_iter()

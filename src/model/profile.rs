@@ -212,7 +212,7 @@ impl Gru {
         let backward = dy.map(backward).transpose()?;
         let mut stopwatch = PhaseTimer::new(by_kernel);
         executor.run_with(&mut TimedRun { forward, backward }, &mut stopwatch).await?;
-        let has_clock = self.session_pool()?.gpu().tick().is_some();
+        let has_clock = self.session_pool()?.gpu().timestamp_period().is_some();
         let clock = if has_clock { Clock::Adapter } else { Clock::Host };
         let PhaseTimer { upload, forward, backward, download, kernels, .. } = stopwatch;
         let kernels = kernels.map(KernelTimes::sorted).unwrap_or_default();
@@ -315,7 +315,7 @@ struct KernelTimes {
 impl KernelTimes {
     /// Runs a schedule part by part, and gives the sum of their times.
     async fn time(&mut self, session: &mut Session, pass: Pass, wait: Wait) -> Result<Duration> {
-        let timing = session.time_parts(pass, wait).await?;
+        let timing = session.time_each(pass, wait).await?;
         let stages = session.plan().stages(pass);
         let times = match timing {
             Timing::Dispatches(times) => {

@@ -75,7 +75,11 @@ impl State {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
         match (&self.storage, device.target()) {
             (StateStorage::Host(array), DeviceTarget::Cpu) => Ok(Some(array.view())),
-            (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other)) if gpu.is(other) => Ok(None),
+            (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other))
+                if gpu.is_same_device(other) =>
+            {
+                Ok(None)
+            }
             _ => Err(Error::Conflict {
                 what: "a state and a model on another device",
                 why: "a state stays on the device that computed it; take it along as an h0",

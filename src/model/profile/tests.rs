@@ -94,7 +94,7 @@ fn more_dispatches_than_a_query_set_holds_are_all_timed() {
     let profile = gru.with_options(step).profile(&x, None).unwrap();
     let calls: usize = profile.kernels.iter().map(|row| row.calls).sum();
     assert_eq!(calls, 2101);
-    let clock = if gpu.tick().is_some() { Clock::Adapter } else { Clock::Host };
+    let clock = if gpu.timestamp_period().is_some() { Clock::Adapter } else { Clock::Host };
     assert_eq!(profile.clock, clock);
 }
 

@@ -76,7 +76,7 @@ impl AdapterStream {
             let run = plan.run_buffers();
             let mut bound = vec![(run.states, BufferBinding::from(&states))];
             bound.extend(buffers.iter().flat_map(|buffers| buffers.bound(run)));
-            sessions.push(pool.make(plan, &bound).await?);
+            sessions.push(pool.create_session(plan, &bound).await?);
         }
         let staging = match buffers {
             Some(_) => None,
