@@ -31,7 +31,7 @@ impl DeviceLostDetector {
         Self::new(reason, None)
     }
 
-    /// Creates the detector of a device that the caller opened. Leaves the device's callbacks alone.
+    /// Creates the detector of a device that the caller opened. Sets no callback.
     pub fn by_probe(device: &wgpu::Device) -> Self {
         Self::new(Arc::default(), Some(Mutex::new(new_probe(device))))
     }
