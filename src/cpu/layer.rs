@@ -146,8 +146,8 @@ pub(super) struct LayerBackward<'a> {
     pub gates: Vec<&'a mut Array3<f32>>,
     /// The gradient of the layer's output, `[T, B, D·H]`; zeros if `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// The gradient of the state between the steps still to run backward and those done,
-    /// `[D, B, H]`. In the end that of the first state.
+    /// The gradient of the state before the steps that have run backward, `[D, B, H]`. In the end,
+    /// the gradient of the first state.
     pub dh: ArrayViewMut3<'a, f32>,
     /// The gradient of the reset state, `[D, B, H]`, accumulated.
     pub dreset: ArrayViewMut3<'a, f32>,

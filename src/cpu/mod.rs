@@ -56,8 +56,8 @@ pub(crate) fn check_process() -> Result<()> {
     FIRST_USE.get_or_init(ProcessGuard::here).check("the thread pool of the CPU device")
 }
 
-/// y `[T, B, D·H]` or `[B, T, D·H]`, and h_n `[L·D, B, H]`, which in training is part of the
-/// [`CpuTrace`] for [`backward`].
+/// The output y, `[T, B, D·H]` or `[B, T, D·H]`, and `T`: h_n `[L·D, B, H]` in inference, the
+/// [`CpuTrace`] for [`backward`] in training.
 type ForwardResult<T> = (Array3<f32>, T);
 
 /// Runs the forward pass for inference: no dropout, zoneout by its expected value, no trace saved.

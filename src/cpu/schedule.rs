@@ -9,12 +9,12 @@ use crate::spec::config::Shape;
 /// several.
 pub(super) const MIN_PARALLEL_FLOPS: f64 = 2e6;
 
-/// The floating-point operations above which threads share a single step. Sharing costs a few µs
-/// per step.
+/// The floating-point operations of a step above which threads share the step. Sharing costs a few
+/// µs per step.
 const MIN_SHARED_STEP_FLOPS: f64 = 4e6;
 
-/// The inner axis (steps × rows) of one product for the weights' gradients, limited so that the
-/// packed operands stay in the cache.
+/// The longest inner axis (steps × rows) of a product for the weights' gradients. Packed operands of
+/// this size stay in the cache.
 pub(super) const MAX_PRODUCT_DEPTH: usize = 512;
 
 /// The elements (4 MiB) of a layer's gates that are still in the last-level cache after the steps

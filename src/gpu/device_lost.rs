@@ -24,9 +24,9 @@ impl DeviceLostDetector {
     /// Creates the detector of a device that this library opened. Sets the device's lost callback.
     pub fn by_callback(device: &wgpu::Device) -> Self {
         let reason = Arc::<Mutex<Option<String>>>::default();
-        let kept = Arc::clone(&reason);
+        let shared = Arc::clone(&reason);
         device.set_device_lost_callback(move |kind, message| {
-            lock(&kept).get_or_insert(one_line(&format!("{kind:?}: {message}")));
+            lock(&shared).get_or_insert(one_line(&format!("{kind:?}: {message}")));
         });
         Self::new(reason, None)
     }

@@ -23,7 +23,7 @@ pub(crate) use timed::Timing;
 /// The most dispatches in one submit. Limits the memory that wgpu uses while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
 
-/// A buffer from a byte offset on.
+/// A buffer, and the byte offset at which bindings to it start.
 #[derive(Clone, Debug)]
 pub(crate) struct BufferBinding {
     pub buffer: wgpu::Buffer,

@@ -39,8 +39,8 @@ impl Gpu {
         let max_len = CHUNK_BYTES / size_of::<T>();
         let total: usize = ranges.iter().map(|&(_, _, len)| len).sum();
         let size = T::TYPE.bytes(total.clamp(1, max_len));
-        let make = || Ok(self.staging("download", size, wgpu::MapMode::Read));
-        let staging = self.guard(make).await?;
+        let create = || Ok(self.staging("download", size, wgpu::MapMode::Read));
+        let staging = self.guard(create).await?;
         let room = |&(_, _, len): &(_, usize, usize)| try_room("results", len);
         let mut results: Vec<Vec<T>> = ranges.iter().map(room).collect::<Result<_>>()?;
         // Fill the staging buffer and read it, until every range is complete.
