@@ -1,41 +1,41 @@
-//! One source compiled for each instruction set.
+//! SIMD kernels: one source, compiled for each instruction set that the CPU may have.
 //!
-//! A [`SimdKernel`] is inlined completely into a function that the compiler may compile for AVX2 or
-//! AVX-512. [`SimdLevel::run`] calls the best of these functions that the CPU supports. Loops over
-//! `[f32; N]` are left to the compiler's vectoriser. The innermost loop of products is not: there,
-//! every small change can make a difference of a factor of four, so its registers are
-//! [`SimdVector`]s.
+//! A [`SimdKernel`] is inlined into functions compiled for the baseline, AVX2 and AVX-512, and
+//! [`SimdLevel::run`] calls the one for its level. Elementwise loops over `[f32; N]` are vectorised
+//! by the compiler. The innermost loop of products uses [`SimdVector`]s instead: there the
+//! compiler's vectorisation gains or loses a factor of four with every small change.
 
 use crate::spec::config::Activation;
 
-/// Code to be compiled for every [`SimdLevel`]. `run` and everything that it calls must be
-/// `#[inline(always)]`: code that is not inlined is compiled for the target's baseline.
+/// A kernel that is compiled for every [`SimdLevel`]. `run` and all functions it calls must be
+/// `#[inline(always)]`: a function that is not inlined is compiled for the target's baseline.
 pub(super) trait SimdKernel {
-    /// `N`: the numbers in a panel's row, two vectors. `ROWS`: the rows of `N` that the registers
-    /// hold with room to work. `FMA`: true if there is an instruction for a · b + c.
+    /// Runs the kernel. `N` is the width of a panel: the elements of two vectors `V`. `ROWS` is the
+    /// number of rows of `N` that fit into the registers, with registers left to work. `FMA` is
+    /// true if the CPU has an instruction for a · b + c.
     fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self);
 }
 
-/// Numbers in a register. Only this file defines such types: a [`SimdKernel`] gets one from
-/// [`SimdLevel::run`], on a CPU that has its instructions.
+/// A vector register of f32. The types that implement it are private to this file. A [`SimdKernel`]
+/// gets one only from [`SimdLevel::run`], which has checked that the CPU has its instructions.
 pub(super) trait SimdVector: Copy {
-    /// How many numbers it holds.
+    /// The number of elements.
     const WIDTH: usize;
 
-    /// Copies one number to every lane.
+    /// Returns a vector with all elements equal to `value`.
     fn splat(value: f32) -> Self;
 
-    /// Loads the first numbers of a slice.
+    /// Loads the first `WIDTH` elements of a slice.
     fn load(from: &[f32]) -> Self;
 
-    /// Stores to the first numbers of a slice.
+    /// Stores to the first `WIDTH` elements of a slice.
     fn store(self, to: &mut [f32]);
 
     /// Returns self + a · b.
     fn add_product(self, a: Self, b: Self) -> Self;
 }
 
-/// For targets without their own type: the compiler chooses the registers.
+/// A vector for CPUs without a type of their own. The compiler chooses the registers.
 #[derive(Clone, Copy)]
 struct PortableVector<const FMA: bool>([f32; 8]);
 
@@ -66,17 +66,18 @@ impl<const FMA: bool> SimdVector for PortableVector<FMA> {
     }
 }
 
-/// Defines a [`SimdVector`] over one of x86's registers, with its intrinsics.
+/// Defines a [`SimdVector`] from an x86 register type and its intrinsics.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
     ($name:ident, $register:ident, $width:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
         #[derive(Clone, Copy)]
         struct $name(std::arch::x86_64::$register);
 
-        // SAFETY of each block: the type is private, so it is only used as the `V` of a kernel, and
-        // `SimdLevel::run` passes it only if the instructions were detected. Pointers point to
-        // arrays of the register's length.
-        #[allow(unsafe_code, reason = "the registers' functions are for machines that have them")]
+        // SAFETY of each block below: the instructions exist, because the type is private and only
+        // used as the `V` of a kernel, and `SimdLevel::run` passes it only on a level whose
+        // instructions were detected. Pointers are valid for the whole register, because they come
+        // from references to arrays of its width. Loads and stores need no alignment.
+        #[allow(unsafe_code, reason = "intrinsics need a CPU that has them")]
         impl SimdVector for $name {
             const WIDTH: usize = $width;
 
@@ -112,11 +113,11 @@ macro_rules! x86_vector {
 #[cfg(target_arch = "x86_64")]
 x86_vector!(Avx2, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
 
-/// An instruction set that this CPU has.
+/// An instruction set that was detected on this CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SimdLevel(InstructionSet);
 
-/// Private, so that a [`SimdLevel`] proves that its instructions were detected.
+/// An instruction set. It is private, so that a [`SimdLevel`] proves that the set was detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InstructionSet {
     Baseline,
@@ -129,7 +130,7 @@ enum InstructionSet {
 impl SimdLevel {
     /// Returns the best level of this CPU.
     pub fn best() -> Self {
-        Self::all().next_back().expect("there is the baseline")
+        Self::all().next_back().expect("at least the baseline")
     }
 
     /// Returns all levels of this CPU, the best last.
@@ -141,11 +142,11 @@ impl SimdLevel {
         ];
         #[cfg(not(target_arch = "x86_64"))]
         let others: [(InstructionSet, bool); 0] = [];
-        let present = others.into_iter().filter_map(|(kind, is_there)| is_there.then_some(kind));
-        std::iter::once(InstructionSet::Baseline).chain(present).map(Self)
+        let detected = others.into_iter().filter_map(|(set, detected)| detected.then_some(set));
+        std::iter::once(InstructionSet::Baseline).chain(detected).map(Self)
     }
 
-    /// Returns `N` of its kernels.
+    /// Returns `N`, the width of a panel.
     pub fn lanes(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -154,7 +155,7 @@ impl SimdLevel {
         }
     }
 
-    /// Returns `ROWS` of its kernels.
+    /// Returns `ROWS`, the largest number of rows in a tile.
     pub fn rows(self) -> usize {
         match self.0 {
             InstructionSet::Baseline if cfg!(target_arch = "aarch64") => 6,
@@ -166,21 +167,21 @@ impl SimdLevel {
         }
     }
 
-    /// Runs a kernel.
-    #[allow(unsafe_code, reason = "calls functions compiled for instructions found at run time")]
+    /// Runs a kernel at this level.
+    #[allow(unsafe_code, reason = "calls functions compiled for instructions detected at run time")]
     pub fn run(self, kernel: impl SimdKernel) {
         match self.0 {
-            // 16 registers of 4 numbers on x86 without AVX; NEON has 32.
+            // NEON has 32 registers of 4 elements; x86 without AVX has 16.
             InstructionSet::Baseline if cfg!(target_arch = "aarch64") => {
                 kernel.run::<PortableVector<true>, 16, 6, true>()
             }
             InstructionSet::Baseline => kernel.run::<PortableVector<false>, 16, 2, false>(),
-            // SAFETY: `SimdLevel::all`, the only function that makes this level, detected avx2 and
-            // fma.
+            // SAFETY: `SimdLevel::all` is the only place that creates this level, and only if avx2
+            // and fma were detected. These are the features that `run_avx2` enables.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => unsafe { run_avx2(kernel) },
-            // SAFETY: `SimdLevel::all`, the only function that makes this level, detected all of
-            // them.
+            // SAFETY: `SimdLevel::all` is the only place that creates this level, and only if avx2,
+            // fma, avx512f, avx512vl and avx512dq were detected. `run_avx512` enables no others.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => unsafe { run_avx512(kernel) },
         }
@@ -192,7 +193,8 @@ fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
-/// Rust compiles for AVX-512 since 1.89; before that, AVX2 is the best level.
+/// Returns true if kernels can use AVX-512. Rust compiles for AVX-512 from version 1.89 on; with an
+/// older compiler, AVX2 is the best level.
 #[cfg(target_arch = "x86_64")]
 fn has_avx512() -> bool {
     rustversion::cfg!(since(1.89))
@@ -201,7 +203,8 @@ fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512dq")
 }
 
-/// 16 registers of 8 numbers: 6 rows of two, two for a panel's row, one for its factor.
+/// Runs a kernel with AVX2. Of its 16 registers of 8 elements, a tile uses 12 for 6 rows of two
+/// vectors, 2 for a row of the panel, and 1 for the element that multiplies it.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn run_avx2(kernel: impl SimdKernel) {
@@ -231,58 +234,66 @@ mod avx512 {
         _mm512_fmadd_ps
     );
 
-    /// 32 registers of 16 numbers: 12 rows of two.
+    /// Runs a kernel with AVX-512. Of its 32 registers of 16 elements, a tile uses 24 for 12 rows
+    /// of two vectors.
     #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
     pub(super) fn run_avx512(kernel: impl SimdKernel) {
         kernel.run::<Avx512, 32, 12, true>();
     }
 }
 
-/// Returns `N` numbers of a slice that is known to hold them.
+/// Returns the `N` elements of a slice from `first` on.
+///
+/// # Panics
+/// If the slice has fewer elements.
 #[inline(always)]
 pub(super) fn lanes<const N: usize>(slice: &[f32], first: usize) -> &[f32; N] {
-    slice[first..first + N].try_into().expect("N of them")
+    slice[first..first + N].try_into().expect("a slice of length N")
 }
 
+/// Returns the `N` elements of a slice from `first` on, to write.
+///
+/// # Panics
+/// If the slice has fewer elements.
 #[inline(always)]
 pub(super) fn lanes_mut<const N: usize>(slice: &mut [f32], first: usize) -> &mut [f32; N] {
-    (&mut slice[first..first + N]).try_into().expect("N of them")
+    (&mut slice[first..first + N]).try_into().expect("a slice of length N")
 }
 
-/// Returns `N` numbers, with zeros after the slice's last.
+/// Loads the `N` elements of a slice from `first` on, with zeros past the end of the slice.
 #[inline(always)]
 pub(super) fn load<const N: usize>(slice: &[f32], first: usize) -> [f32; N] {
     match slice.len() - first >= N {
         true => *lanes(slice, first),
         false => {
-            let mut some = [0.0; N];
-            some[..slice.len() - first].copy_from_slice(&slice[first..]);
-            some
+            let mut values = [0.0; N];
+            values[..slice.len() - first].copy_from_slice(&slice[first..]);
+            values
         }
     }
 }
 
-/// Stores `N` numbers, or as many as fit.
+/// Stores `N` elements to a slice from `first` on, except those past the end of the slice.
 #[inline(always)]
 pub(super) fn store<const N: usize>(slice: &mut [f32], first: usize, values: &[f32; N]) {
     match slice.len() - first >= N {
         true => *lanes_mut(slice, first) = *values,
         false => {
-            let room = slice.len() - first;
-            slice[first..].copy_from_slice(&values[..room]);
+            let len = slice.len() - first;
+            slice[first..].copy_from_slice(&values[..len]);
         }
     }
 }
 
-/// Returns a · b + c, rounded once if there is an instruction for it. (Without one, `mul_add` is a
-/// slow call.)
+/// Returns a · b + c, rounded once if the CPU has an instruction for it. (If it has none, `mul_add`
+/// would be a slow function call.)
 #[inline(always)]
 pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Applies `each` to every number, in place. (A closure that is not inlined would be compiled for
-/// the baseline; a macro is always inlined.)
+/// Replaces each value with `$each`. This is a macro because a closure that is not inlined would be
+/// compiled for the baseline.
 macro_rules! for_each {
     ($values:expr, |$v:ident| $each:expr) => {
         for value in $values.iter_mut() {
@@ -292,7 +303,7 @@ macro_rules! for_each {
     };
 }
 
-/// Applies the activation to every number. The comparisons are written so that NaN stays NaN.
+/// Applies an activation to every value. The comparisons are written so that NaN stays NaN.
 #[inline(always)]
 pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values: &mut [f32; N]) {
     match kind {
@@ -308,7 +319,7 @@ pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values
     }
 }
 
-/// Returns the derivative at every number, from the activation's value.
+/// Returns the derivative of an activation at every element, computed from the activation's values.
 #[inline(always)]
 pub(super) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
     let mut derivatives = *values;
@@ -324,7 +335,7 @@ pub(super) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) ->
     derivatives
 }
 
-/// σ(x), from e^−|x| ≤ 1, so that nothing overflows.
+/// Returns σ(x), computed from e^−|x| ≤ 1 to avoid overflow.
 #[inline(always)]
 fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     let e = exp::<FMA>(-x.abs());
@@ -332,8 +343,9 @@ fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     above / (1.0 + e)
 }
 
-/// tanh(x), from e^−2|x|. Below 0.625, where 1 − e would cancel, a polynomial in x² with the
-/// smallest maximum relative error, 8e-8. `shaders/common.wgsl` has the same function.
+/// Returns tanh(x), computed from e^−2|x|. Below |x| = 0.625, where 1 − e would cancel, it is a
+/// polynomial in x² fitted to minimise the maximum relative error, 8e-8. `shaders/common.wgsl` has
+/// the same function.
 #[inline(always)]
 fn tanh<const FMA: bool>(x: f32) -> f32 {
     let a = x.abs();
@@ -349,17 +361,18 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
     magnitude.copysign(x)
 }
 
-/// e^x for x ≤ 0, to 1 unit in the last place; 0 below −87.7, where e^x is about 8e-39.
+/// Returns e^x for x ≤ 0, accurate to 1 unit in the last place, and 0 below −87.7, where e^x is
+/// about 8e-39.
 ///
-/// x = n ln 2 + r with |r| ≤ ln 2 / 2; the polynomial for e^r is that of Cephes' `expf`.
+/// x = n ln 2 + r with |r| ≤ ln 2 / 2. The polynomial for e^r is from Cephes' `expf`.
 #[inline(always)]
 fn exp<const FMA: bool>(x: f32) -> f32 {
-    // Adding 1.5 · 2^23 rounds to an integer, and leaves it in the lowest bits.
+    // Adding 1.5 · 2^23 rounds to an integer, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts. The first has so few digits that its products with n are exact.
+    // ln 2 = LN2_HIGH + LN2_LOW. LN2_HIGH has so few digits that its products with n are exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // There n is −127, and the bits of 2^n are those of 0.
+    // At −88, n is −127, and the computed bits of 2^n are those of 0.
     let x = if x < -88.0 { -88.0 } else { x };
     let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
@@ -383,15 +396,15 @@ mod tests {
         #[inline(always)]
         fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
             for first in (0..self.1.len()).step_by(N) {
-                let mut some = load::<N>(self.1, first);
-                activate::<N, FMA>(self.0, &mut some);
-                store(self.1, first, &some);
+                let mut values = load::<N>(self.1, first);
+                activate::<N, FMA>(self.0, &mut values);
+                store(self.1, first, &values);
             }
         }
     }
 
     #[test]
-    fn activations_are_right_to_a_few_units_in_the_last_place() {
+    fn activations_are_accurate_to_a_few_units_in_the_last_place() {
         let inputs: Vec<f32> = (-40_000..40_000).map(|i| i as f32 * 5e-4).collect();
         let functions = [
             (Activation::Sigmoid, (|x| 1.0 / (1.0 + (-x).exp())) as fn(f64) -> f64),
@@ -404,16 +417,16 @@ mod tests {
                 for (&x, &value) in inputs.iter().zip(&values) {
                     let expected = exact(f64::from(x));
                     let error = (f64::from(value) - expected).abs() / expected.abs().max(1e-30);
-                    assert!(error < 3e-7, "{level:?} {kind} of {x}: {value}, not {expected}");
+                    assert!(error < 3e-7, "{level:?} {kind} of {x}: {value}, expected {expected}");
                 }
             }
         }
     }
 
-    /// An infinite state can give an infinite pre-activation. A σ of −∞ that is not 0 would hide
-    /// it.
+    /// An infinite state can make a pre-activation infinite. If σ(−∞) were not exactly 0, the
+    /// result would differ from the reference.
     #[test]
-    fn activations_of_the_ends_are_the_references() {
+    fn activations_of_extreme_values_match_the_reference() {
         let inputs = [
             f32::INFINITY,
             f32::NEG_INFINITY,
@@ -437,7 +450,7 @@ mod tests {
                 level.run(Activate(kind, &mut values));
                 for (&x, &value) in inputs.iter().zip(&values) {
                     let expected = activate_reference(kind, x);
-                    let what = format!("{level:?} {kind} of {x}: {value}, not {expected}");
+                    let what = format!("{level:?} {kind} of {x}: {value}, expected {expected}");
                     assert_eq!(value.is_nan(), expected.is_nan(), "{what}");
                     if expected.is_infinite() || (!x.is_finite() && !expected.is_nan()) {
                         assert_eq!(value, expected, "{what}");
@@ -445,7 +458,7 @@ mod tests {
                         let error = (value - expected).abs();
                         assert!(error <= 3e-7 * expected.abs() + 1e-37, "{what}");
                     }
-                    // A zero has the same sign as in the reference.
+                    // For x = ±0, a zero must have the reference's sign.
                     if expected == 0.0 && x == 0.0 {
                         assert_eq!(value.is_sign_negative(), expected.is_sign_negative(), "{what}");
                     }
@@ -458,20 +471,20 @@ mod tests {
     fn activations_keep_nan_and_stay_in_range() {
         let inputs = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e30, -1e30, 88.8, -88.8];
         for level in SimdLevel::all() {
-            let of = |kind| {
+            let apply = |kind| {
                 let mut values = inputs;
                 level.run(Activate(kind, &mut values));
                 values
             };
             for kind in [Activation::Sigmoid, Activation::Tanh, Activation::HardSigmoid] {
-                let values = of(kind);
+                let values = apply(kind);
                 assert!(values[0].is_nan(), "{level:?} {kind}");
                 assert_eq!(values[1], 1.0, "{level:?} {kind}");
                 let low = if kind == Activation::Tanh { -1.0 } else { 0.0 };
                 assert!((values[2] - low).abs() < 1e-37, "{level:?} {kind}: {}", values[2]);
                 assert!(values[3..].iter().all(|v| v.abs() <= 1.0), "{level:?} {kind}: {values:?}");
             }
-            assert!(of(Activation::Relu)[0].is_nan() && of(Activation::Identity)[0].is_nan());
+            assert!(apply(Activation::Relu)[0].is_nan() && apply(Activation::Identity)[0].is_nan());
         }
     }
 }

@@ -1,22 +1,22 @@
-//! Weights in the form that the steps read, packed once for each version of the parameters.
+//! [`Weights`]: the packed weights of a model, packed once for each version of the parameters.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cell::{BackwardWeights, ForwardWeights};
-use super::schedule::{ThreadLayout, WORTH_THREADS, chunk_steps};
+use super::schedule::{MIN_PARALLEL_FLOPS, ThreadLayout, chunk_steps};
 use super::simd::SimdLevel;
 use crate::error::Result;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
 
-/// The weights of all cells in the form that forward and backward steps read, of one version of the
-/// parameters.
+/// The packed weights of all cells, for one version of the parameters, and the functions that
+/// schedule their use.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(super) level: SimdLevel,
-    /// Returns the layout of steps over threads, for a layer with so many inputs.
+    /// Returns the thread layout of a layer, given its shape and input size.
     pub(super) lay_out: fn(Shape, usize) -> ThreadLayout,
-    /// Returns after how many backward steps the products over them are computed.
+    /// Returns the number of steps that run backward before the products over them are computed.
     pub(super) chunk_steps: fn(Shape) -> usize,
     forward: PackedCache<ForwardWeights>,
     backward: PackedCache<BackwardWeights>,
@@ -62,12 +62,12 @@ impl Weights {
     }
 }
 
-/// The weights of all cells that were packed last, with the version of their parameters.
+/// The most recently packed weights of all cells, with their version of the parameters.
 ///
-/// The lock is held only to read or replace them. Packing wakes rayon's threads and waits for them,
-/// and a waiting thread may run a call of the caller's that needs the same weights: with the lock
-/// held it would wait for itself. So two threads may both pack the same weights; the first to
-/// finish is kept.
+/// The lock is held only to read or replace the weights, not while packing. Packing waits for
+/// rayon's threads, and rayon may run another task on a waiting thread, such as a call that needs
+/// the same weights. If that thread held the lock, it would wait for itself. So two threads may
+/// pack the same weights at once; the first to finish wins.
 #[derive(Debug)]
 struct PackedCache<W>(Mutex<Option<(u64, Arc<Vec<W>>)>>);
 
@@ -78,8 +78,8 @@ impl<W> Default for PackedCache<W> {
 }
 
 impl<W> PackedCache<W> {
-    /// Returns the weights of this version, packed before or now. `pack` gets a cell's layer and
-    /// direction, and whether to use other threads.
+    /// Returns the weights of all cells for this version: the cached ones, or newly packed ones.
+    /// `pack` takes a cell's layer and direction, and whether to use several threads.
     fn get_or_pack(
         &self,
         params: &Params,
@@ -90,7 +90,7 @@ impl<W> PackedCache<W> {
             return Ok(weights);
         }
         let config = params.layout().config();
-        let is_parallel = params.as_slice().len() as f64 > WORTH_THREADS / 10.0;
+        let is_parallel = params.as_slice().len() as f64 > MIN_PARALLEL_FLOPS / 10.0;
         let cells = (0..config.layers)
             .flat_map(|layer| (0..config.directions()).map(move |direction| (layer, direction)));
         let weights = cells.map(|(layer, direction)| pack(layer, direction, is_parallel));
@@ -102,7 +102,7 @@ impl<W> PackedCache<W> {
         cached.as_ref().filter(|(of, _)| *of == version).map(|(_, weights)| weights.clone())
     }
 
-    /// Stores these weights, unless another thread was first.
+    /// Caches and returns these weights, or returns those of another thread that was faster.
     fn publish(&self, version: u64, weights: Arc<Vec<W>>) -> Arc<Vec<W>> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match cached.as_ref() {

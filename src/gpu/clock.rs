@@ -1,5 +1,5 @@
-//! The host's clock. In a browser `std` cannot read a clock: there no time passes, so no wait has a
-//! limit, and submits are never measured.
+//! The host's clock. In a browser, `std` has no clock for WebAssembly: elapsed times are zero
+//! there, so waits have no time limit and submits are not measured.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ impl Instant {
         }
     }
 
-    /// Returns the time since this instant, or zero if there is no clock.
+    /// Returns the time since this instant, or zero without a clock.
     pub fn elapsed(self) -> Duration {
         #[cfg(not(target_arch = "wasm32"))]
         return self.std.elapsed();

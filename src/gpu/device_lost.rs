@@ -1,4 +1,4 @@
-//! [`DeviceLostDetector`]: detects that an open device is lost, and remembers the reason.
+//! [`DeviceLostDetector`]: detects that an open device is lost, and keeps the reason.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,29 +8,30 @@ use crate::error::{Error, Result};
 use crate::gpu::report::{one_line, without_errors};
 use crate::lock::lock;
 
-/// Detects a lost device and remembers the reason. A lost device stays lost.
+/// The state of a device: usable, or lost with a reason. A lost device stays lost.
 #[derive(Debug)]
 pub(crate) struct DeviceLostDetector {
     reason: Arc<Mutex<Option<String>>>,
-    /// For a device that the caller opened. Only the caller's callback runs at a loss, and wgpu's
-    /// calls on a lost device do not fail. Mapping a buffer fails immediately.
+    /// A buffer to map as a test, for a device that the caller opened. wgpu reports a loss only to
+    /// the caller's callback, and most calls on a lost device do not fail. Mapping a buffer fails
+    /// at once.
     probe: Option<Mutex<wgpu::Buffer>>,
     #[cfg(test)]
-    probed: std::sync::atomic::AtomicUsize,
+    probes: std::sync::atomic::AtomicUsize,
 }
 
 impl DeviceLostDetector {
-    /// Makes a detector for a device that this library opened. wgpu calls its callback.
+    /// Creates the detector of a device that this library opened. Sets the device's lost callback.
     pub fn by_callback(device: &wgpu::Device) -> Self {
         let reason = Arc::<Mutex<Option<String>>>::default();
-        let kept = Arc::clone(&reason);
+        let shared = Arc::clone(&reason);
         device.set_device_lost_callback(move |kind, message| {
-            lock(&kept).get_or_insert(one_line(&format!("{kind:?}: {message}")));
+            lock(&shared).get_or_insert(one_line(&format!("{kind:?}: {message}")));
         });
         Self::new(reason, None)
     }
 
-    /// Makes a detector for a device whose callbacks belong to the caller.
+    /// Creates the detector of a device that the caller opened. Sets no callback.
     pub fn by_probe(device: &wgpu::Device) -> Self {
         Self::new(Arc::default(), Some(Mutex::new(new_probe(device))))
     }
@@ -40,16 +41,16 @@ impl DeviceLostDetector {
             reason,
             probe,
             #[cfg(test)]
-            probed: Default::default(),
+            probes: Default::default(),
         }
     }
 
-    /// Records a loss. The first reason is kept.
-    pub fn lose(&self, reason: &str) -> Error {
+    /// Marks the device as lost and returns the error. Only the first reason is kept.
+    pub fn mark_lost(&self, reason: &str) -> Error {
         Error::DeviceLost(lock(&self.reason).get_or_insert(one_line(reason)).clone())
     }
 
-    /// Returns an error if the device is known to be lost. Costs nothing.
+    /// Checks that the device is not known to be lost. Makes no call to wgpu.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -60,44 +61,44 @@ impl DeviceLostDetector {
         }
     }
 
-    /// Returns an error if the device is lost. Without a callback of our own this maps a buffer,
-    /// which takes a few microseconds.
+    /// Checks that the device is not lost. For a device that the caller opened, this maps a buffer,
+    /// which takes some microseconds.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
     pub fn check(&self, device: &wgpu::Device) -> Result<()> {
         self.check_known()?;
         #[cfg(test)]
-        self.probed.fetch_add(1, Ordering::Relaxed);
+        self.probes.fetch_add(1, Ordering::Relaxed);
         match &self.probe {
-            // While another thread polls, wgpu may find the kept buffer still mapped and refuse it.
-            // A new buffer cannot be mapped yet.
+            // While another thread polls, wgpu may still count the kept buffer as mapped and refuse
+            // to map it. A new buffer has no such state, so it decides.
             Some(probe)
                 if refuses_to_map(device, &lock(probe))
                     && refuses_to_map(device, &new_probe(device)) =>
             {
-                Err(self.lose("the caller's device was lost or destroyed"))
+                Err(self.mark_lost("the caller's device was lost or destroyed"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Returns how often a buffer was mapped to check for a loss.
+    /// Returns how often [`Self::check`] tested the device.
     #[cfg(test)]
-    pub fn probed(&self) -> usize {
-        self.probed.load(Ordering::Relaxed)
+    pub fn probes(&self) -> usize {
+        self.probes.load(Ordering::Relaxed)
     }
 
-    /// Calls `poll`, which polls the device, and catches a panic.
+    /// Calls `poll`, which polls the device, and catches its panics.
     ///
-    /// wgpu panics if the driver reports a loss while the device is polled, and has no call that
-    /// returns the loss as an error.
+    /// wgpu panics if the driver reports a loss during a poll. It has no call that returns an error
+    /// instead, so the panic must be caught.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] after a panic.
     pub fn catch<T>(&self, poll: impl FnOnce() -> T) -> Result<T> {
         std::panic::catch_unwind(AssertUnwindSafe(poll))
-            .map_err(|_| self.lose("the driver failed while it was waited for"))
+            .map_err(|_| self.mark_lost("wgpu panicked while the device was polled"))
     }
 }
 
@@ -113,7 +114,7 @@ fn new_probe(device: &wgpu::Device) -> wgpu::Buffer {
     })
 }
 
-/// Returns true if mapping a buffer fails immediately.
+/// Returns true if mapping a buffer fails at once.
 fn refuses_to_map(device: &wgpu::Device, buffer: &wgpu::Buffer) -> bool {
     let refused = Arc::new(AtomicBool::new(false));
     let by_callback = Arc::clone(&refused);
@@ -122,7 +123,8 @@ fn refuses_to_map(device: &wgpu::Device, buffer: &wgpu::Buffer) -> bool {
             by_callback.store(mapped.is_err(), Ordering::Relaxed);
         });
         let refused = refused.load(Ordering::Relaxed);
-        // If the mapping was not refused, this cancels it. The callback then gets an error.
+        // This cancels a mapping that was not refused. The callback then gets an error, too, but
+        // the result was read before.
         buffer.unmap();
         refused
     })

@@ -1,7 +1,6 @@
-//! An open adapter: its device and pipelines, transfers, waiting, and sessions, which execute
-//! plans.
+//! An open wgpu adapter: device, pipelines, transfers, and the sessions that run a plan.
 //!
-//! Besides `model/interop.rs`, this is the only place that calls wgpu.
+//! Only this module and `model/interop.rs` call wgpu.
 
 pub(crate) mod adapter;
 pub(crate) mod clock;

@@ -1,4 +1,4 @@
-//! Compiled kernels. Each kernel is compiled once per device and set of override constants.
+//! Compute pipelines: one for each kernel and set of override constants, compiled at first use.
 
 use crate::error::Result;
 use crate::gpu::context::Gpu;
@@ -6,23 +6,24 @@ use crate::kernels::{Access, Kernel};
 use crate::lock::lock;
 
 impl Gpu {
-    /// Returns the kernel compiled with these override constants. Compiles it at its first use on
-    /// this device and keeps it: a dropped pipeline leaks memory in wgpu, and compilation is slow.
+    /// Returns the pipeline of a kernel with these override constants, and compiles it at its first
+    /// use on this device. Pipelines are kept as long as the device: compilation is slow, and wgpu
+    /// leaks the memory of a dropped pipeline.
     ///
     /// # Errors
-    /// The driver's error. The next call compiles again.
+    /// The driver's compilation error. The next call tries again.
     pub async fn pipeline(
         &self,
         kernel: &'static Kernel,
         constants: &[u32],
     ) -> Result<wgpu::ComputePipeline> {
         let key = (kernel.name, constants.to_vec());
-        let known = lock(self.pipelines()).get(&key).cloned();
-        if let Some(pipeline) = known {
+        let cached = lock(self.pipelines()).get(&key).cloned();
+        if let Some(pipeline) = cached {
             return Ok(pipeline);
         }
         let pipeline = self.guard(|| Ok(self.compile(kernel, constants))).await?;
-        // If another thread compiled the same kernel meanwhile, its pipeline is kept.
+        // If another thread was faster, its pipeline is kept.
         Ok(lock(self.pipelines()).entry(key).or_insert(pipeline).clone())
     }
 
@@ -66,17 +67,16 @@ impl Gpu {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
         };
-        // With a guard counter in every loop, compilers unroll no loop, which costs up to a third
-        // of a kernel's time.
+        // Loop bounding adds a counter to every loop, which keeps compilers from unrolling it. That
+        // costs up to a third of a kernel's time.
         let mut checks = wgpu::ShaderRuntimeChecks::checked();
         checks.force_loop_bounding = false;
-        // SAFETY: the only check that is off is the guard against endless loops, and all loops end.
-        // The sources are this crate's own. Each loop is a `for` whose counter is written only by
-        // its own increment, which adds a stride of at least 1 (a constant, or a product of
-        // workgroup sizes, which are not 0), up to a bound that does not change during the loop.
-        // The bound is below 2³¹ plus a stride, because no binding has as many elements, so the
-        // counter cannot wrap. Memory accesses stay checked. `kernels/tests.rs` checks the form of
-        // all loops.
+        // SAFETY: the only check turned off is the one that loops end. All loops end. The sources
+        // are this crate's own. Each loop is a `for` whose counter is written by the loop header
+        // alone. The counter grows by a stride of at least 1 (a constant, or a product of workgroup
+        // sizes, which are not 0) up to a bound that does not change during the loop. The bound is
+        // below 2³¹ plus a stride, because no binding has that many elements, so no counter wraps.
+        // Memory accesses stay checked. `kernels/tests.rs` tests that the sources have this form.
         #[allow(unsafe_code, reason = "the sources are this crate's own")]
         let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let constants: Vec<_> =

@@ -82,7 +82,11 @@ impl State {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
         match (&self.storage, device.target()) {
             (StateStorage::Host(array), DeviceTarget::Cpu) => Ok(Some(array.view())),
-            (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other)) if gpu.is(other) => Ok(None),
+            (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other))
+                if gpu.is_same_device(other) =>
+            {
+                Ok(None)
+            }
             _ => Err(Error::Conflict {
                 what: "a state of one device and a model on another",
                 why: "read the state with State::to_array and pass the array as Batch::h0",

@@ -93,8 +93,8 @@ fn a_run_of_more_dispatches_than_a_query_set_holds_is_timed_whole() {
     let profile = gru.with_options(options).profile(&x, None).unwrap();
     let calls: usize = profile.kernels.iter().map(|kernel| kernel.calls).sum();
     assert_eq!(calls, 2101);
-    let expected = if gpu.tick().is_some() { TimeSource::Adapter } else { TimeSource::Host };
-    assert_eq!(profile.time_source, expected);
+    let clock = if gpu.timestamp_period().is_some() { Clock::Adapter } else { Clock::Host };
+    assert_eq!(profile.clock, clock);
 }
 
 #[test]
