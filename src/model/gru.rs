@@ -133,7 +133,7 @@ impl Gru {
 
     async fn create(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
         if let DeviceTarget::Gpu(gpu) = device.target() {
-            // Before memory is taken for what would be refused.
+            // Checks the limits before the host allocates the parameters.
             SessionPool::check_limits(gpu, &config)?;
         }
         Self::with_params_async(Params::init(&config, init, seed)?, device).await

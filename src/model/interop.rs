@@ -237,10 +237,10 @@ impl Gru {
         let pool = self.session_pool()?;
         let plan = self.plan(shape, Mode::Inference)?;
         buffers.check(pool.gpu(), shape)?;
-        let bound = buffers.bound(plan.run_buffers());
-        let session = pool.create_session(plan, &bound).await?;
-        let copied = [(&buffers.h0, StateSlot::First), (&buffers.reset_state, StateSlot::Reset)];
-        let before = copied
+        let bindings = buffers.bindings(plan.run_buffers());
+        let session = pool.create_session(plan, &bindings).await?;
+        let copies = [(&buffers.h0, StateSlot::First), (&buffers.reset_state, StateSlot::Reset)];
+        let initial_copies = copies
             .into_iter()
             .filter_map(|(binding, slot)| Some((BufferBinding::from(binding.as_ref()?), slot)))
             .collect();

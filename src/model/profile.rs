@@ -212,13 +212,13 @@ impl Gru {
         let forward = ForwardRun::new(&executor, input)?;
         let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None);
         let backward = dy.map(backward).transpose()?;
-        let mut stopwatch = PhaseTimer::new(by_kernel);
-        executor.run_with(&mut TimedRun { forward, backward }, &mut stopwatch).await?;
-        let has_clock = self.session_pool()?.gpu().timestamp_period().is_some();
-        let clock = if has_clock { Clock::Adapter } else { Clock::Host };
-        let PhaseTimer { upload, forward, backward, download, kernels, .. } = stopwatch;
-        let kernels = kernels.map(KernelTimes::sorted).unwrap_or_default();
-        Ok(Profile { upload, forward, backward, download, clock, kernels })
+        let mut timer = PhaseTimer::new(by_kernel);
+        executor.run_with(&mut TimedRun { forward, backward }, &mut timer).await?;
+        let has_timestamps = self.session_pool()?.gpu().timestamp_period().is_some();
+        let time_source = if has_timestamps { TimeSource::Adapter } else { TimeSource::Host };
+        let PhaseTimer { upload, forward, backward, download, kernels, .. } = timer;
+        let kernels = kernels.map(KernelTimes::into_sorted).unwrap_or_default();
+        Ok(Profile { upload, forward, backward, download, time_source, kernels })
     }
 }
 

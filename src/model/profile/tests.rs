@@ -93,8 +93,9 @@ fn a_run_of_more_dispatches_than_a_query_set_holds_is_timed_whole() {
     let profile = gru.with_options(options).profile(&x, None).unwrap();
     let calls: usize = profile.kernels.iter().map(|kernel| kernel.calls).sum();
     assert_eq!(calls, 2101);
-    let clock = if gpu.timestamp_period().is_some() { Clock::Adapter } else { Clock::Host };
-    assert_eq!(profile.clock, clock);
+    let expected =
+        if gpu.timestamp_period().is_some() { TimeSource::Adapter } else { TimeSource::Host };
+    assert_eq!(profile.time_source, expected);
 }
 
 #[test]

@@ -77,9 +77,9 @@ impl AdapterStream {
         let mut sessions = Vec::new();
         for plan in plans {
             let run = plan.run_buffers();
-            let mut bound = vec![(run.states, BufferBinding::from(&states))];
-            bound.extend(buffers.iter().flat_map(|buffers| buffers.bound(run)));
-            sessions.push(pool.create_session(plan, &bound).await?);
+            let mut bindings = vec![(run.states, BufferBinding::from(&states))];
+            bindings.extend(buffers.iter().flat_map(|buffers| buffers.bindings(run)));
+            sessions.push(pool.create_session(plan, &bindings).await?);
         }
         let staging = match buffers {
             Some(_) => None,
