@@ -190,8 +190,8 @@ fn names_and_devices_that_do_not_exist_are_refused() {
     let error = "cuda".parse::<DeviceKind>().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "unknown device `cuda`; expected auto, cpu, gpu or software, or gpu:0, gpu:1 and so on for one of \
-         several GPUs"
+        "unknown device `cuda`; expected auto, cpu, gpu, software, or gpu:0, gpu:1, ... for one of several \
+         GPUs"
     );
 }
 

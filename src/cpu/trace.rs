@@ -2,7 +2,7 @@
 
 use ndarray::Array3;
 
-use crate::error::{Result, try_untouched};
+use crate::error::{Result, try_lazy_zeros};
 use crate::reference::Run;
 use crate::spec::config::Shape;
 use crate::spec::options::RunOptions;
@@ -91,6 +91,6 @@ impl CpuTrace {
 
 /// Zeros, touched by none yet.
 pub(super) fn untouched(what: &str, shape: [usize; 3]) -> Result<Array3<f32>> {
-    let zeros = try_untouched(what, shape.iter().product())?;
+    let zeros = try_lazy_zeros(what, shape.iter().product())?;
     Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Cause, Error, Result, try_room};
+use crate::error::{Cause, Error, Result, try_with_capacity};
 use crate::gpu::context::Gpu;
 use crate::gpu::report::one_line;
 use crate::gpu::wait::{Oneshot, Wait};
@@ -39,7 +39,7 @@ impl Gpu {
         let size = T::TYPE.bytes(total.clamp(1, most));
         let make = || Ok(self.staging("download", size, wgpu::MapMode::Read));
         let staging = self.guard(make).await?;
-        let room = |&(_, _, len): &(_, usize, usize)| try_room("results", len);
+        let room = |&(_, _, len): &(_, usize, usize)| try_with_capacity("results", len);
         let mut results: Vec<Vec<T>> = parts.iter().map(room).collect::<Result<_>>()?;
         // Fill the staging buffer, read it, and again until every part is whole.
         let mut part = 0;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{Array2, Array3, ArrayD, s};
 
 use crate::cpu;
-use crate::error::{Result, try_untouched};
+use crate::error::{Result, try_lazy_zeros};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
@@ -194,7 +194,7 @@ impl Network {
         let input = CarriedInput::new(&executor, batch).await?;
         let len = self.head.rows(shape) * self.head.outputs;
         let whole = if executor.is_chunked() { len } else { 0 };
-        let outputs = try_untouched("the outputs", whole)?;
+        let outputs = try_lazy_zeros("the outputs", whole)?;
         let mut run = OutputRun { input, head: self.head, shape, outputs };
         executor.run(&mut run).await?;
         Ok(self.outputs(shape, run.outputs))

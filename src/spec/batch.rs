@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Array3, ArrayBase, ArrayView2, ArrayView3, Axis, Ix3, NdFloat, s};
 
-use crate::error::{Error, Result, check_shape, try_room};
+use crate::error::{Error, Result, check_shape, try_with_capacity};
 use crate::spec::config::{GruConfig, Layout, Shape};
 use crate::spec::noise::Noise;
 use crate::spec::options::Mode;
@@ -143,7 +143,7 @@ impl<'a, F> Batch<'a, F> {
             forward | reverse
         };
         // x may be a view of one number repeated, of any size.
-        let mut all = try_room("step_flags [T, B]", steps.saturating_mul(batch))?;
+        let mut all = try_with_capacity("step_flags [T, B]", steps.saturating_mul(batch))?;
         for t in 0..steps {
             all.extend((0..batch).map(|row| flags(t, row)));
         }

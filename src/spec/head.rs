@@ -3,7 +3,7 @@
 
 use ndarray::{Array2, Array3, Axis, NdFloat, s};
 
-use crate::error::{Result, try_room};
+use crate::error::{Result, try_with_capacity};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
 
@@ -69,7 +69,7 @@ impl Head {
     /// repeated.
     pub(crate) fn valid(&self, shape: Shape, lengths: Option<&[usize]>) -> Result<Vec<bool>> {
         let rows = self.rows(shape);
-        let mut valid = try_room("the rows of outputs", rows)?;
+        let mut valid = try_with_capacity("the rows of outputs", rows)?;
         let Some(lengths) = lengths else {
             valid.resize(rows, true);
             return Ok(valid);

@@ -5,7 +5,7 @@
 
 use ndarray::{ArrayView2, ArrayView3, ArrayViewD, NdFloat};
 
-use crate::error::{Error, Result, check_shape, try_room};
+use crate::error::{Error, Result, check_shape, try_with_capacity};
 use crate::spec::config::Shape;
 use crate::spec::head::Head;
 
@@ -135,7 +135,7 @@ impl PreparedTargets {
             (Targets::Values(values), Loss::MeanSquared | Loss::Huber { .. }) => {
                 axes.push(head.outputs);
                 check_shape("targets", &axes, values.shape())?;
-                let mut all = try_room("targets", values.len())?;
+                let mut all = try_with_capacity("targets", values.len())?;
                 all.extend(values);
                 (TargetData::Values(all), head.outputs)
             }
@@ -157,7 +157,7 @@ impl PreparedTargets {
             return Err(Error::NoTarget);
         }
         let weight = (factor / (counted as f64 * each as f64)) as f32;
-        let mut weights = try_room("the weights of targets", counts.len())?;
+        let mut weights = try_with_capacity("the weights of targets", counts.len())?;
         weights.extend(counts.into_iter().map(|counts| if counts { weight } else { 0.0 }));
         Ok(Self { targets, weights })
     }
@@ -235,7 +235,7 @@ fn numbers(
             _ => Err(Error::Class { row, class, outputs }),
         }
     };
-    let mut all = try_room("targets", classes.len())?;
+    let mut all = try_with_capacity("targets", classes.len())?;
     for of_row in classes.iter().zip(counts).enumerate().map(number) {
         all.push(of_row?);
     }
