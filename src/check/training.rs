@@ -73,7 +73,7 @@ impl TrainingCase {
             let batch = Batch::new(x.view()).with_layout(shape.layout).with_lengths(&LENGTHS);
             let trace = reference::forward(&params, batch)?;
             let features = head.features(*shape, &trace.y(), &trace.h_n());
-            let linear = Linear::of(&params);
+            let linear = Linear::new(&params);
             let mut doutputs: Array2<f64> = linear.forward(features.view());
             let outputs = doutputs.as_slice_mut().expect("standard layout");
             let loss = prepared.differentiate(&training.loss, outputs);

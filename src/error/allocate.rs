@@ -4,7 +4,8 @@ use ndarray::{Array, Dimension, IntoDimension};
 
 use super::{Cause, Error, Result};
 
-/// Returns the product of `sizes`, or [`Error::Overflow`] if that many f64 exceed `isize::MAX` bytes.
+/// Returns the product of `sizes`, or [`Error::Overflow`] if that many f64 exceed `isize::MAX`
+/// bytes.
 pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> {
     const MAX: usize = isize::MAX as usize / size_of::<f64>();
     sizes

@@ -30,8 +30,8 @@ impl Cause {
     }
 }
 
-// `Cause` does not implement `Error`, so that `source()` returns the wrapped error, which the caller
-// can downcast.
+// `Cause` does not implement `Error`, so that `source()` returns the wrapped error, which the
+// caller can downcast.
 impl Deref for Cause {
     type Target = dyn Error + Send + Sync + 'static;
 

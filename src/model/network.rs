@@ -19,7 +19,7 @@ use crate::spec::linear::Linear;
 use crate::spec::loss::{Loss, PreparedTargets, TargetData, Targets};
 use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
-use crate::spec::sequences::{check_sequence, in_order, pad};
+use crate::spec::sequences::{batch_ranges, check_sequence, pad};
 
 /// A [`Gru`] with a linear [`Head`]: from sequences to outputs. On an adapter only x goes up and
 /// the outputs come down.
@@ -145,7 +145,7 @@ impl Network {
             check_sequence(&format!("sequence {at}"), sequence, inputs)?;
         }
         let mut all = Vec::with_capacity(sequences.len());
-        for range in in_order(sequences.len(), batch) {
+        for range in batch_ranges(sequences.len(), batch) {
             let (x, lengths) = pad(sequences[range].iter())?;
             let outputs = self.run(Batch::new(x.view()).with_lengths(&lengths), wait).await?;
             for (row, &length) in lengths.iter().enumerate() {
@@ -184,7 +184,7 @@ impl Network {
         }
         let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
         let features = self.head.features(shape, &y, &h_n);
-        let outputs = Linear::of(self.params()).forward(features.view());
+        let outputs = Linear::new(self.params()).forward(features.view());
         Ok(self.outputs(shape, outputs.into_raw_vec_and_offset().0))
     }
 
