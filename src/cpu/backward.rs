@@ -101,7 +101,8 @@ impl Backward<'_> {
             return;
         }
         let draw = |draw: &dyn Fn(usize) -> f32| (0..spec.hidden).map(draw).collect::<Vec<_>>();
-        let zone = context.noise.has_zones().then(|| draw(&context.zone(t, of_batch, spec.hidden)));
+        let zone =
+            context.noise.has_zoneout().then(|| draw(&context.zoneout(t, of_batch, spec.hidden)));
         let factor = context
             .noise
             .drops(context.layer)

@@ -230,9 +230,9 @@ impl Forward<'_> {
         if let Some(kept) = kept {
             kept.copy_from_slice(&h[..hidden]);
         }
-        let has_zones = y.is_some() && context.noise.has_zones();
+        let has_zones = y.is_some() && context.noise.has_zoneout();
         if has_zones {
-            let zone = context.zone(t, of_batch, hidden);
+            let zone = context.zoneout(t, of_batch, hidden);
             scratch.zone[..hidden]
                 .iter_mut()
                 .enumerate()

@@ -72,7 +72,7 @@ pub(crate) struct ChunkPosition<'a> {
 impl ChunkPosition<'_> {
     /// Whether the chunk goes on with the rows, and so the states, of the one that ran before it.
     pub fn continues(&self) -> bool {
-        self.chunk.has_rows_of(self.previous)
+        self.chunk.has_same_rows(self.previous)
     }
 }
 
