@@ -1,5 +1,5 @@
-//! Self-checks: compares a device with the f64 reference. They check every kernel alone and then
-//! whole models, at odd sizes.
+//! Self-checks that compare a device with the f64 reference: every kernel alone, then whole models,
+//! at odd sizes.
 //!
 //! `gru check` prints the findings of [`run`]. A program that embeds this library can call [`run`]
 //! to decide whether to trust an adapter.
@@ -34,8 +34,8 @@ pub struct Tolerance {
 /// The tolerance of every comparison of f32 on a device with f64 in the reference.
 ///
 /// Inputs are scaled so that every sum is of order 1. An f32 rounding error is 6e-8 of a partial
-/// sum; the errors of up to 70,000 terms add up to a few 1e-6. In addition, an adapter's `exp` may
-/// be off by `3 + 2|x|` units in the last place (WGSL's bound). 1e-5 covers both. A wrong term,
+/// sum; the errors of up to 70,000 terms accumulate to a few 1e-6. In addition, an adapter's `exp`
+/// may be off by `3 + 2|x|` units in the last place (WGSL's bound). 1e-5 covers both. A wrong term,
 /// gate or index causes a far larger error, of 1e-2 and more.
 pub const TOLERANCE: Tolerance = Tolerance { atol: 1e-5, rtol: 1e-4 };
 

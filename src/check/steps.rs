@@ -15,7 +15,7 @@ use crate::spec::noise::{Noise, draw_seed};
 use crate::spec::options::{Recurrence, RunOptions};
 use crate::spec::params::{Init, Params};
 
-/// The number of steps: the middle one reads a step's results, and another step reads its results.
+/// The number of steps: the middle one depends on a step, and another step depends on it.
 const STEPS: usize = 3;
 
 /// The contents of a run's buffers, which the kernels and their references change in place. Arrays
