@@ -1,4 +1,5 @@
-//! The one error type. Every message says what was expected and what came.
+//! [`Error`]: the one error type of this crate. Each message says what was expected, what came and
+//! what to do next.
 
 use std::ops::Range;
 
@@ -7,458 +8,486 @@ use crate::fingerprint::DataFingerprint;
 mod allocate;
 mod cause;
 
-pub(crate) use allocate::{checked_len, try_array, try_grow, try_room, try_untouched, try_zeros};
+pub(crate) use allocate::{
+    checked_len, try_array, try_grow, try_lazy_zeros, try_with_capacity, try_zeros,
+};
 pub use cause::Cause;
 
-/// What can go wrong, one variant a cause.
+/// An error of this crate, one variant for each kind of failure.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A size that must be at least 1 is 0.
     #[error("{what} is 0; every size must be at least 1")]
     ZeroSize {
-        /// Which size.
+        /// The size's name.
         what: &'static str,
     },
 
-    /// An array does not have the shape that the model and the other arguments ask for.
+    /// An array does not have the shape that the model and the other arguments require.
     #[error("{what} has shape {got:?}, expected {expected:?}")]
     Shape {
-        /// Which array, with the meaning of its axes.
+        /// The array's name, with the meaning of its axes.
         what: String,
-        /// The shape asked for.
+        /// The required shape.
         expected: Vec<usize>,
-        /// The shape that came.
+        /// The array's shape.
         got: Vec<usize>,
     },
 
-    /// A row's length is more than the steps there are.
+    /// A row's length is larger than the number of steps.
     #[error("the length of row {row} is {length}, but x has {steps} steps")]
     Length {
-        /// The batch row.
+        /// The batch row, from 0.
         row: usize,
-        /// Its length.
+        /// The row's length.
         length: usize,
-        /// T.
+        /// T, the number of steps.
         steps: usize,
     },
 
-    /// A probability of dropout or zoneout is not one that makes sense.
+    /// A probability of dropout or zoneout is not in 0 ≤ p < 1.
     #[error("{what} is {got}; expected a probability of at least 0 and less than 1")]
     Probability {
-        /// Which one.
+        /// The setting's name.
         what: &'static str,
-        /// What came.
+        /// The value, as text.
         got: String,
     },
 
-    /// A number among the settings, of training for the most part, makes no sense there.
+    /// A numeric setting, mostly of training, is out of range.
     #[error("{what} is {got}; expected {expected}")]
     Setting {
-        /// Which one.
+        /// The setting's name.
         what: &'static str,
-        /// What came.
+        /// The value, as text.
         got: String,
-        /// What would make sense.
+        /// The range of valid values.
         expected: &'static str,
     },
 
-    /// A target is none of the classes that the model tells apart.
-    #[error("target {row} is class {class}; the model's outputs stand for classes 0 to {}", outputs - 1)]
+    /// A target class is not below the head's number of outputs.
+    #[error(
+        "target {row} is class {class}; expected 0 to {}, since the head has {outputs} outputs; \
+         to leave out a class, set it as the `ignore` of Loss::CrossEntropy", outputs - 1
+    )]
     Class {
-        /// The row of outputs, counted in the targets' order.
+        /// The row of outputs, from 0, in the order of the targets.
         row: usize,
-        /// The class that came.
+        /// The target class.
         class: i32,
-        /// C.
+        /// C, the head's number of outputs.
         outputs: usize,
     },
 
-    /// There is nothing to train on.
-    #[error("there are no examples to train on")]
+    /// The training set is empty.
+    #[error("the training set is empty; give at least one example")]
     NoExamples,
 
-    /// A run was to go on over other examples than those it was started with.
+    /// A run is continued with other examples than it was started with.
     #[error(
-        "the examples to {what} are {got}, but the run was started with {expected}; Trainer::with_data lets \
-         it go on over others"
+        "the examples to {what} are {got}, but the run was started with {expected}; use the same \
+         examples, or allow others with Trainer::with_data(None)"
     )]
     OtherData {
-        /// What they are for.
+        /// What the run uses the examples for: `train on` or `validate on`.
         what: &'static str,
-        /// Those it was started with.
+        /// The fingerprint of the examples that the run was started with.
         expected: DataFingerprint,
-        /// Those that came.
+        /// The fingerprint of the examples given now.
         got: DataFingerprint,
     },
 
-    /// No row of a batch counts: all are padding or to be ignored.
-    #[error("no target of this batch counts: all rows are padding or of the ignored class")]
+    /// No row of a batch counts in the loss: all rows are padding or have the ignored class.
+    #[error(
+        "no target of this batch counts: every row is padding or has the ignored class; leave the \
+         batch out"
+    )]
     NoTarget,
 
-    /// Training met a loss or a gradient that is not finite, or one that would have made a
-    /// parameter or one of the optimizer's moments so. They are still those before.
+    /// An update met a loss or a gradient that is not finite, or would have made a parameter or an
+    /// optimizer moment not finite. Parameters and moments keep the values from before the update.
     #[error(
-        "step {step}{} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
-         {parameter}{}", describe_made_from(made_from.as_deref()), describe_outcome(*loss, *norm)
+        "update {step}{} diverged: loss {loss}, gradient norm {norm}, largest gradient element \
+         {largest} in {parameter}{}; lower the learning rate or clip the gradient (Clip::Norm)",
+        describe_made_from(made_from.as_deref()), describe_outcome(*loss, *norm)
     )]
     Diverged {
-        /// The update, counted from 0.
+        /// The update, from 0.
         step: u64,
-        /// Its loss.
+        /// The update's loss.
         loss: f32,
         /// The Euclidean norm of the gradient.
         norm: f32,
-        /// The gradient's largest element, where NaN counts as larger than any other.
+        /// The gradient's largest absolute element. NaN counts as larger than any number.
         largest: f32,
-        /// The parameter that it belongs to.
+        /// The name of the parameter that the largest element belongs to.
         parameter: String,
-        /// What the update was made from, where a [`Trainer`](crate::Trainer) made it.
+        /// The examples of the update, if a [`Trainer`](crate::Trainer) made it.
         made_from: Option<Box<MadeFrom>>,
     },
 
-    /// After an epoch, the loss on the examples kept for validation is not finite.
-    #[error("epoch {epoch} diverged: the loss of the examples that it is validated on is {loss}")]
+    /// The loss on the validation set after an epoch is not finite.
+    #[error(
+        "epoch {epoch} diverged: the validation loss is {loss}; check the validation set for values \
+         that are not finite, or lower the learning rate"
+    )]
     DivergedValidation {
         /// The epoch, from 0.
         epoch: usize,
-        /// The loss.
+        /// The validation loss.
         loss: f64,
     },
 
-    /// A training run of a model with dropout or zoneout came without a seed to draw from.
+    /// A training run of a model with dropout or zoneout has no seed for its random numbers.
     #[error(
-        "dropout and zoneout draw random numbers while training; give each run a seed of its own \
+        "training with dropout or zoneout needs a seed, but the batch has none; give each run its own \
          (Batch::with_seed)"
     )]
     NoSeed,
 
-    /// Two things that cannot be combined.
+    /// Two settings or arguments cannot be combined.
     #[error("{what} cannot be combined: {why}")]
     Conflict {
-        /// The two.
+        /// The two settings or arguments.
         what: &'static str,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
 
-    /// A caller's own buffer does not have what a run needs of it.
+    /// A caller's buffer does not have the size, usage or alignment that a run requires.
     #[error("the buffer for {what} has {got}, expected {expected}")]
     Buffer {
-        /// Which one.
+        /// The tensor that the buffer is for.
         what: &'static str,
-        /// The size, usage or alignment asked for.
+        /// The required size, usage or alignment.
         expected: String,
-        /// What came.
+        /// The buffer's size, usage or alignment.
         got: String,
     },
 
-    /// A stream or a forward pass was given to a model other than the one that made it.
-    #[error("this {what} belongs to another model")]
+    /// A stream or a forward pass was used with a model that did not make it.
+    #[error("this {what} was made by another model; use it with the model that made it")]
     OtherModel {
-        /// What was given.
+        /// `stream` or `forward pass`.
         what: &'static str,
     },
 
-    /// A stream was not made for chunks of this length.
-    #[error("a chunk has {steps} steps, but the stream was made for chunks of {known:?}")]
+    /// A chunk has a number of steps that the stream was not made for.
+    #[error(
+        "the chunk has {steps} steps, but the stream was made for chunks of {known:?} steps; list all \
+         chunk lengths in Gru::stream"
+    )]
     Chunk {
-        /// The steps that came.
+        /// The chunk's number of steps.
         steps: usize,
-        /// The lengths it was made for.
+        /// The chunk lengths that the stream was made for.
         known: Vec<usize>,
     },
 
-    /// A stream has no such row.
-    #[error("there is no row {row}; the stream has {rows}")]
+    /// A row index is not below the number of rows of a stream.
+    #[error("there is no row {row}; the stream has {rows} rows, counted from 0")]
     Row {
-        /// The row asked for.
+        /// The requested row.
         row: usize,
-        /// B.
+        /// B, the number of rows.
         rows: usize,
     },
 
-    /// An earlier step of a stream, or an update of a learner, failed on the device, or its future
-    /// was dropped before it was done; what is on the device cannot be relied on.
-    #[error("an earlier step of this {what} was not brought to its end; make a new one")]
+    /// An earlier step of a stream or update of a learner failed on the device, or its future was
+    /// dropped before it finished. The contents of the device's buffers are unknown.
+    #[error("an earlier step of this {what} failed or was cancelled; make a new {what}")]
     Interrupted {
-        /// Of what.
+        /// `stream` or `learner`.
         what: &'static str,
     },
 
-    /// A product of sizes does not fit this machine's address space.
-    #[error("{what}: too large, the number of elements overflows")]
+    /// A product of sizes overflows the address space.
+    #[error("{what}: the size overflows; use smaller sizes")]
     Overflow {
-        /// What was being sized.
+        /// The name of the size, or of the array that has it.
         what: &'static str,
     },
 
-    /// No parameter has this name.
+    /// No parameter has the requested name.
     #[error("no parameter is named `{name}`; this model has {}", known.join(", "))]
     UnknownParameter {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The names there are.
+        /// The names of all parameters.
         known: Vec<String>,
     },
 
-    /// A model's parameters were replaced by those of another configuration.
-    #[error("these parameters belong to a {got}, the model is a {expected}")]
+    /// Parameters belong to another configuration than the model's.
+    #[error(
+        "the parameters are those of a {got}, but the model is a {expected}; use parameters of the \
+         same configuration"
+    )]
     ParameterLayout {
         /// The model's configuration.
         expected: String,
-        /// The configuration that the parameters were made for.
+        /// The parameters' configuration.
         got: String,
     },
 
-    /// The work does not fit a limit of the adapter or of the kernels. Found by arithmetic, before
-    /// any GPU call.
-    #[error("{what} asks for {asked}, but {limit} is {allowed}")]
+    /// The work exceeds a limit of the adapter or of the kernels. Computed before any GPU call.
+    #[error(
+        "{what}: {limit} is {allowed}, but {asked} is needed; use smaller sizes or a device with a \
+         higher limit"
+    )]
     Limit {
-        /// What asked for too much.
+        /// The buffer, binding or kernel that exceeds the limit.
         what: String,
-        /// The limit's name, as WebGPU spells it.
+        /// The limit's name, in WebGPU's spelling.
         limit: &'static str,
-        /// The size asked for.
+        /// The required size.
         asked: u64,
-        /// The size allowed.
+        /// The allowed size.
         allowed: u64,
     },
 
     /// A file cannot be opened, read or written.
     #[error("{path} {reason}")]
     Io {
-        /// The file.
+        /// The file's path.
         path: String,
-        /// What could not be done, and the system's words.
+        /// What failed, and the operating system's message.
         reason: String,
-        /// The system's error, where there is one.
+        /// The operating system's error, if there is one.
         source: Option<Cause>,
     },
 
-    /// What a file holds is not what it should be, or is nothing that can be used. The file is
-    /// named where there is one.
+    /// The contents of a file are malformed or not supported. The message names the file, if there
+    /// is one.
     #[error("{reason}")]
     Format {
-        /// What is wrong with it.
+        /// What is wrong with the contents.
         reason: String,
-        /// The error of the parser that refused it, where there is one.
+        /// The parser's error, if there is one.
         source: Option<Cause>,
     },
 
-    /// A file holds several models, or none, where one was to be taken, or not the one asked for.
+    /// A file does not hold exactly one model and none was chosen, or it does not hold the chosen
+    /// one.
     #[error("{within} {}", describe_choice(of, asked.as_deref(), found, by))]
     Choice {
-        /// The file, or what stands for it.
+        /// The file, or the part of it that was searched.
         within: String,
-        /// What there is to choose from.
+        /// The kind of model, such as `GRU`.
         of: &'static str,
-        /// The name asked for.
+        /// The requested name, if there is one.
         asked: Option<String>,
-        /// The names there are.
+        /// The names of all models found.
         found: Vec<String>,
-        /// What a choice is made by.
+        /// The option that chooses a model: `prefix` or `node`.
         by: &'static str,
     },
 
-    /// A word that names no [`DeviceKind`](crate::DeviceKind).
+    /// A text is not the name of a [`DeviceKind`](crate::DeviceKind).
     #[error("{}", describe_unknown_device(.0))]
     UnknownDevice(String),
 
-    /// A word that names no recurrence.
-    #[error("unknown kernel `{0}`; expected auto, step or sequence")]
+    /// A text is not the name of a [`Recurrence`](crate::Recurrence).
+    #[error("unknown recurrence `{0}`; expected auto, step or sequence")]
     UnknownRecurrence(String),
 
-    /// The kind of adapter that was asked for by name is not on this machine.
+    /// The computer has no adapter of the requested kind.
     #[error("no {asked} adapter found ({}); {hint}", describe_adapters(found))]
     NoAdapter {
-        /// The kind asked for.
+        /// The requested kind.
         asked: &'static str,
-        /// What was found instead, by name and kind.
+        /// The name and kind of every adapter found.
         found: Vec<String>,
-        /// What to do about it.
+        /// What to install.
         hint: &'static str,
     },
 
-    /// There are fewer hardware GPUs on this machine than the index asks for.
+    /// The computer has too few hardware GPUs for the requested index.
     #[error("there is no gpu:{index} ({}){}", describe_adapters(found), describe_other_kind(found))]
     NoGpuAt {
-        /// The index asked for, from 0.
+        /// The requested index, from 0.
         index: usize,
-        /// What there is: each GPU after its index, then the other adapters.
+        /// Every adapter found: the hardware GPUs with their indices, then the others.
         found: Vec<String>,
     },
 
-    /// The driver does not open the adapter.
-    #[error("the adapter {adapter} would not open: {reason}")]
+    /// The driver failed to open the adapter.
+    #[error(
+        "cannot open the adapter {adapter}: {reason}; update its driver or choose another device"
+    )]
     OpenDevice {
         /// The adapter's name.
         adapter: String,
-        /// The driver's words.
+        /// The driver's message.
         reason: String,
-        /// wgpu's error, where there is one.
+        /// wgpu's error, if there is one.
         source: Option<Cause>,
     },
 
     /// The device was lost (driver reset, unplugged, destroyed). Nothing more can run on it.
-    #[error("the GPU device is lost: {0}")]
+    #[error("the GPU device is lost: {0}; open a new Device and move the model to it with Gru::to")]
     DeviceLost(String),
 
-    /// The process forked after this was made. The child has none of its parent's threads, and its
-    /// driver knows nothing of the child.
+    /// A forked child process used something that its parent made. The child has none of its
+    /// parent's threads, and the driver does not know the child.
     #[error(
-        "{what} belongs to process {parent}, and this is process {here}, forked from it; fork before the \
-         first use, or use it in the parent alone"
+        "{what} belongs to process {parent}, but this is process {here}, forked from it; fork before the \
+         first use, or use it only in the parent"
     )]
     Forked {
-        /// What belongs to the parent.
+        /// The object that belongs to the parent.
         what: &'static str,
-        /// The process that it was made in.
+        /// The id of the process that made the object.
         parent: u32,
-        /// This process.
+        /// The id of this process.
         here: u32,
     },
 
     /// The device did not finish within the limit of
     /// [`Device::with_wait_limit`](crate::Device::with_wait_limit).
     ///
-    /// What was queued is still queued: it runs on, and what is asked for next comes after it.
-    /// Models, their parameters and new calls are none the worse; what the call was to give is not
-    /// given, a tape that it used is used up, and a stream or a learner in the middle of its own
-    /// work says [`Self::Interrupted`] from then on.
-    #[error("waited {limit:?} for {what}; the device has not finished")]
+    /// Queued work stays queued: it continues to run, and later calls run after it. Models and
+    /// their parameters remain usable, and so do new calls. The result of the call is lost, and a
+    /// tape passed to it is consumed. A stream or a learner whose own step was interrupted returns
+    /// [`Self::Interrupted`] from then on.
+    #[error(
+        "waited {limit:?} for {what}, but the device has not finished; raise the limit of \
+         Device::with_wait_limit"
+    )]
     Timeout {
-        /// What was waited for.
+        /// The result that the call waited for.
         what: &'static str,
-        /// How long.
+        /// The time that the call waited.
         limit: std::time::Duration,
     },
 
     /// The device or the host ran out of memory.
     #[error("out of memory: {reason}")]
     OutOfMemory {
-        /// What there is no memory for.
+        /// The allocation that failed.
         reason: String,
-        /// wgpu's error, or the allocator's, where there is one.
+        /// The error of wgpu or of the allocator, if there is one.
         source: Option<Cause>,
     },
 
-    /// wgpu refused a call on a device that is not lost. This is a defect of this library; please
+    /// wgpu refused a call on a device that is not lost. This is a bug of this library; please
     /// report it.
-    #[error("wgpu reported an error: {reason}")]
+    #[error("wgpu reported an error, which is a bug of gru-wgpu; please report it: {reason}")]
     Gpu {
-        /// wgpu's words.
+        /// wgpu's message.
         reason: String,
-        /// wgpu's error, where there is one.
+        /// wgpu's error, if there is one.
         source: Option<Cause>,
     },
 
-    /// A [`Tape`](crate::Tape) was given to a model other than the one that recorded it, or the
-    /// parameters changed since.
-    #[error("this tape cannot be used: {0}")]
+    /// A [`Tape`](crate::Tape) was used with a model that did not record it, or after the
+    /// parameters changed.
+    #[error("this tape cannot be used: {0}; record a new one with Gru::forward_train")]
     Tape(&'static str),
 
-    /// A backward pass was asked for without any gradient to start from.
+    /// A backward pass was called without a gradient to start from.
     #[error("backward needs dy, dh_n or both; neither was given")]
     NoGradient,
 }
 
-/// What an update of a [`Trainer`](crate::Trainer) was made from.
+/// The batches and examples that an update of a [`Trainer`](crate::Trainer) was made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MadeFrom {
     /// The epoch, from 0.
     pub epoch: usize,
-    /// Its batches, counted from 0 in the epoch.
+    /// The indices of the batches within the epoch, from 0.
     pub batches: Range<usize>,
-    /// All their examples, by their places in what the trainer was given.
+    /// The indices of the batches' examples in the training set.
     pub examples: Vec<usize>,
 }
 
-/// `Result` with this crate's [`Error`].
+/// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn describe_adapters(found: &[String]) -> String {
     if found.is_empty() {
-        "this machine shows no adapter at all".to_owned()
+        "no adapters are available".to_owned()
     } else {
-        format!("this machine shows {}", found.join(", "))
+        format!("available: {}", found.join(", "))
     }
 }
 
 fn describe_unknown_device(word: &str) -> String {
     let digits = word.strip_prefix("gpu:").filter(|digits| !digits.is_empty());
     if digits.is_some_and(|digits| digits.bytes().all(|c| c.is_ascii_digit())) {
-        return format!("device `{word}` has too large an index; the first GPU is gpu:0");
+        return format!("the index of device `{word}` is too large; the first GPU is gpu:0");
     }
     format!(
-        "unknown device `{word}`; expected auto, cpu, gpu or software, or gpu:0, gpu:1 and so on for \
-         one of several GPUs"
+        "unknown device `{word}`; expected auto, cpu, gpu, software, or gpu:0, gpu:1, ... for one of \
+         several GPUs"
     )
 }
 
-/// What to ask for where there are adapters and none of them is a hardware GPU.
+/// Names the way to a software adapter if there are adapters, but no hardware GPU.
 fn describe_other_kind(found: &[String]) -> &'static str {
     match !found.is_empty() && found.iter().all(|adapter| !adapter.starts_with("gpu:")) {
-        true => "; it is no hardware GPU: --device software takes a software adapter",
+        true => "; none is a hardware GPU: use Device::software (--device software)",
         false => "",
     }
 }
 
 fn describe_made_from(made_from: Option<&MadeFrom>) -> String {
-    const MOST: usize = 20;
+    const MAX_LISTED: usize = 20;
     let Some(MadeFrom { epoch, batches, examples }) = made_from else { return String::new() };
     let batches = match batches.len() {
         1 => format!("batch {}", batches.start),
         _ => format!("batches {} to {}", batches.start, batches.end.saturating_sub(1)),
     };
-    let mut listed: Vec<_> = examples.iter().take(MOST).map(ToString::to_string).collect();
-    if examples.len() > MOST {
-        listed.push(format!("{} more", examples.len() - MOST));
+    let mut listed: Vec<_> = examples.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+    if examples.len() > MAX_LISTED {
+        listed.push(format!("{} more", examples.len() - MAX_LISTED));
     }
-    format!(" (epoch {epoch}, {batches}, of examples {})", listed.join(", "))
+    format!(" (epoch {epoch}, {batches}, examples {})", listed.join(", "))
 }
 
-/// What is said where all that led to an update is finite.
+/// Explains a divergence whose loss and gradient are finite.
 fn describe_outcome(loss: f32, norm: f32) -> &'static str {
     match loss.is_finite() && norm.is_finite() {
-        true => "; parameters or moments would not be finite after it",
+        true => ", and parameters or moments would not be finite after it",
         false => "",
     }
 }
 
 fn describe_choice(of: &str, asked: Option<&str>, found: &[String], by: &str) -> String {
-    const MOST: usize = 20;
-    let listed: Vec<_> = found.iter().take(MOST).map(|name| quote(name)).collect();
+    const MAX_LISTED: usize = 20;
+    let listed: Vec<_> = found.iter().take(MAX_LISTED).map(|name| quote(name)).collect();
     let mut listed = listed.join(", ");
-    if found.len() > MOST {
-        listed = format!("{listed} and {} more", found.len() - MOST);
+    if found.len() > MAX_LISTED {
+        listed = format!("{listed} and {} more", found.len() - MAX_LISTED);
     }
     match (asked, found.len()) {
         (None, 0) => format!("holds no {of}"),
         (None, count) => format!("holds {count} {of}s; choose one by its {by}: {listed}"),
-        (Some(asked), 0) => format!("holds no {of} {}, nor any other", quote(asked)),
-        (Some(asked), _) => format!("holds no {of} {}, but {listed}", quote(asked)),
+        (Some(asked), 0) => format!("holds no {of}, so none named {}", quote(asked)),
+        (Some(asked), _) => {
+            format!("holds no {of} {}; choose one by its {by}: {listed}", quote(asked))
+        }
     }
 }
 
-/// Text from a file as it may appear in a message: on one line, no longer than can be read.
+/// Quotes text from a file for a message: escaped to one line, and cut after 120 characters.
 pub(crate) fn quote(text: &str) -> String {
-    const LONGEST: usize = 120;
+    const MAX_CHARS: usize = 120;
     let mut escaped = String::new();
-    for c in text.chars().take(LONGEST) {
+    for c in text.chars().take(MAX_CHARS) {
         match c {
-            // They do no harm, and paths are full of the last one.
+            // Not escaped: harmless in a message, and frequent in paths.
             '\'' | '"' | '\\' => escaped.push(c),
             c => escaped.extend(c.escape_debug()),
         }
     }
-    let rest = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
+    let rest = if text.chars().nth(MAX_CHARS).is_some() { "…" } else { "" };
     format!("`{escaped}{rest}`")
 }
 
 impl Error {
-    /// [`Error::Setting`] of a number that came.
+    /// Returns an [`Error::Setting`].
     pub(crate) fn setting(
         what: &'static str,
         got: impl std::fmt::Display,
@@ -470,12 +499,12 @@ impl Error {
 
 #[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
 impl Error {
-    /// [`Error::Format`] of what this library itself found wrong.
+    /// Returns an [`Error::Format`] without a source, for errors that this library itself detects.
     pub(crate) fn format(reason: impl Into<String>) -> Self {
         Self::Format { reason: reason.into(), source: None }
     }
 
-    /// [`Error::Format`] of what a parser refused.
+    /// Returns an [`Error::Format`] with a parser's error as its source.
     pub(crate) fn format_from(
         reason: impl Into<String>,
         source: impl std::error::Error + Send + Sync + 'static,
@@ -483,8 +512,8 @@ impl Error {
         Self::Format { reason: reason.into(), source: Some(Cause::new(source)) }
     }
 
-    /// The same error, where it is an [`Error::Format`] with the name of the file or of the part in
-    /// front.
+    /// Puts the name of a file or of a part of one in front of an [`Error::Format`]'s reason.
+    /// Other errors stay unchanged.
     pub(crate) fn within(self, name: &str) -> Self {
         match self {
             Self::Format { reason, source } => {
@@ -495,7 +524,7 @@ impl Error {
     }
 }
 
-/// `Ok` when `got` is `expected`, else an [`Error::Shape`] that names `what`.
+/// Returns `Ok` if `got` equals `expected`, else an [`Error::Shape`] that names `what`.
 pub(crate) fn check_shape(what: &str, expected: &[usize], got: &[usize]) -> Result<()> {
     if expected == got {
         return Ok(());

@@ -1,9 +1,10 @@
-//! The specification: forward and backward in plain loops, in f32 or f64, every variant.
+//! The reference: forward and backward passes in plain loops, in f32 or f64, for every variant.
 //!
-//! Nothing here is clever. `ReferenceCell::forward_steps` and `ReferenceCell::backward_steps` are the twins of
-//! `shaders/forward.wgsl` and `shaders/backward.wgsl`; they keep the same numbers in the same
-//! columns, so a kernel can be held against its twin alone. `tests/` holds this module against
-//! PyTorch's numbers and against central differences, and every kernel against it.
+//! This module is the specification, so it is simple rather than fast.
+//! `ReferenceCell::forward_steps` and `ReferenceCell::backward_steps` are the references of
+//! `shaders/forward.wgsl` and `shaders/backward.wgsl`. They keep the same values in the same
+//! columns, so each kernel can be compared with its reference alone. The tests compare this module
+//! with PyTorch's results and with central differences, and every kernel with this module.
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, concatenate, s};
 
@@ -11,7 +12,7 @@ pub(crate) mod cell;
 
 pub use cell::CellTrace;
 pub(crate) use cell::{ReferenceCell, StepContext};
-use cell::{lane, lane_mut};
+use cell::{row_at, row_at_mut};
 
 use crate::error::{Error, Result, check_shape, try_zeros};
 use crate::spec::batch::{Batch, step_flag, time_major};
@@ -20,29 +21,29 @@ use crate::spec::noise::Noise;
 use crate::spec::options::Mode;
 use crate::spec::params::{Gradients, Params};
 
-/// What a forward pass computes and a backward pass needs.
+/// The values of a forward pass that a backward pass needs.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Trace<F> {
-    /// What each cell went through: layer-major, forward before reverse.
+    /// The trace of each cell: layer-major, forward before reverse.
     pub cells: Vec<CellTrace<F>>,
     run: Run<F>,
 }
 
-/// What all cells of a run share, here and in the CPU device's own path.
+/// The data that all cells of a run share, here and on the CPU device.
 #[derive(Clone, Debug)]
 pub(crate) struct Run<F> {
     pub shape: Shape,
     direction: Direction,
-    /// `[T, B]`, bits of [`step_flag`].
+    /// The step flags `[T, B]`, bits of [`step_flag`].
     step_flags: Array2<u32>,
     noise: Noise,
-    /// `[L·D, B, H]`
+    /// The reset state `[L·D, B, H]`.
     reset_state: Array3<F>,
 }
 
 impl<F: NdFloat> Run<F> {
-    /// A run of `config` over `batch`, when they fit, and its first states `[L·D, B, H]`.
+    /// Checks that `batch` fits `config`. Returns their run and its first states `[L·D, B, H]`.
     pub fn start(
         config: &GruConfig,
         batch: &Batch<'_, F>,
@@ -62,7 +63,7 @@ impl<F: NdFloat> Run<F> {
         Ok((run, states(batch.h0)?))
     }
 
-    /// What the steps of a cell share.
+    /// Returns the data that all steps of a cell share.
     pub fn context(&self, layer: usize, direction: usize) -> StepContext<'_, F> {
         let cell = layer * self.shape.directions + direction;
         StepContext {
@@ -77,18 +78,19 @@ impl<F: NdFloat> Run<F> {
 }
 
 impl<F: NdFloat> Trace<F> {
-    /// y `[T, B, D·H]` or `[B, T, D·H]`, as x: the last layer's state after every step.
+    /// Returns y, the last layer's output at every step: `[T, B, D·H]`, or `[B, T, D·H]` if x is
+    /// batch-first.
     pub fn y(&self) -> Array3<F> {
         standard(time_major(self.output(self.run.shape.layers - 1), self.run.shape.layout).view())
     }
 
-    /// h_n `[L·D, B, H]`: the state of each cell after its last step, which is the first of the
-    /// sequence for the reverse direction.
+    /// Returns h_n `[L·D, B, H]`, the state of each cell after its last step. The reverse
+    /// direction's last step is the first step of the sequence.
     pub fn h_n(&self) -> Array3<F> {
         join(Axis(0), self.cells.iter().map(|cell| cell.last.view().insert_axis(Axis(0))))
     }
 
-    /// A layer's output `[T, B, D·H]`.
+    /// Returns a layer's output `[T, B, D·H]`.
     fn output(&self, layer: usize) -> Array3<F> {
         let directions = self.run.shape.directions;
         let cells = &self.cells[layer * directions..][..directions];
@@ -96,23 +98,23 @@ impl<F: NdFloat> Trace<F> {
     }
 }
 
-/// Joins arrays along an axis, in standard layout.
+/// Concatenates arrays along an axis, in standard layout.
 fn join<'a, F: NdFloat>(axis: Axis, parts: impl Iterator<Item = ArrayView3<'a, F>>) -> Array3<F> {
     let parts: Vec<_> = parts.collect();
-    // Along the last axis ndarray leaves another order of memory.
-    standard(concatenate(axis, &parts).expect("the other axes are the same").view())
+    // Along the last axis, `concatenate` returns an array that is not in standard layout.
+    standard(concatenate(axis, &parts).expect("the other axes are equal").view())
 }
 
-/// A copy whose rows are contiguous, whatever the view's strides: `to_owned` may keep its order.
+/// Copies a view to an array in standard layout. (`to_owned` may keep the view's order of axes.)
 pub(crate) fn standard<F: NdFloat>(view: ArrayView3<'_, F>) -> Array3<F> {
     view.as_standard_layout().into_owned()
 }
 
-/// Runs the GRU over a batch, as in use: nothing is dropped, and zoneout is its expectation.
+/// Runs the forward pass for inference: no dropout, zoneout by its expected value.
 ///
 /// # Errors
-/// [`Error::ZeroSize`], [`Error::Shape`] or [`Error::Length`] when the batch does not fit the
-/// parameters, [`Error::OutOfMemory`].
+/// [`Error::ZeroSize`], [`Error::Shape`] or [`Error::Length`] if the batch does not fit the
+/// parameters, and [`Error::OutOfMemory`].
 ///
 /// ```
 /// use gru_wgpu::{Direction, GruConfig, Init, Params, reference};
@@ -131,10 +133,10 @@ pub fn forward<'a, F: NdFloat>(
     run(params, &batch.into(), Mode::Inference)
 }
 
-/// As [`forward`], while training: dropout and zoneout draw from the batch's seed.
+/// Runs the forward pass for training: dropout and zoneout draw from the batch's seed.
 ///
 /// # Errors
-/// As [`forward`], and [`Error::NoSeed`].
+/// The errors of [`forward`], and [`Error::NoSeed`].
 pub fn forward_train<'a, F: NdFloat>(
     params: &Params<F>,
     batch: impl Into<Batch<'a, F>>,
@@ -151,15 +153,15 @@ fn run<F: NdFloat>(params: &Params<F>, data: &Batch<'_, F>, mode: Mode) -> Resul
         for direction in 0..directions {
             let cell = ReferenceCell::new(params, layer, direction);
             let first = h0.index_axis(Axis(0), trace.cells.len());
-            let mut of_cell = CellTrace {
+            let mut cell_trace = CellTrace {
                 h: zeros("h [T, B, H]", [steps, batch, hidden])?,
                 gates: zeros("gates [T, B, 4H]", [steps, batch, 4 * hidden])?,
                 y: zeros("y [T, B, H]", [steps, batch, hidden])?,
                 last: first.to_owned(),
             };
-            cell.input_products(input.view(), of_cell.gates.view_mut());
-            cell.forward_steps(&trace.run.context(layer, direction), &mut of_cell);
-            trace.cells.push(of_cell);
+            cell.input_products(input.view(), cell_trace.gates.view_mut());
+            cell.forward_steps(&trace.run.context(layer, direction), &mut cell_trace);
+            trace.cells.push(cell_trace);
         }
         if layer + 1 < layers {
             input = trace.output(layer);
@@ -168,13 +170,13 @@ fn run<F: NdFloat>(params: &Params<F>, data: &Batch<'_, F>, mode: Mode) -> Resul
     Ok(trace)
 }
 
-/// Carries dy `[T, B, D·H]` (of every step's output) and dh_n `[L·D, B, H]` (of the last states)
-/// back through the run that `trace` recorded over `x`. Batch-first runs have x, dy and dx
-/// batch-first.
+/// Runs the backward pass of the run that `trace` recorded over `x`. It starts from dy
+/// `[T, B, D·H]`, the gradient of y, and dh_n `[L·D, B, H]`, the gradient of the last states. In a
+/// batch-first run x, dy and dx are batch-first.
 ///
 /// # Errors
-/// [`Error::Shape`] when an array does not fit the parameters, [`Error::NoGradient`] when both
-/// gradients are `None`, [`Error::OutOfMemory`].
+/// [`Error::Shape`] if an array does not fit the parameters or the trace, [`Error::NoGradient`] if
+/// both gradients are `None`, and [`Error::OutOfMemory`].
 pub fn backward<F: NdFloat>(
     params: &Params<F>,
     x: ArrayView3<'_, F>,
@@ -185,17 +187,21 @@ pub fn backward<F: NdFloat>(
     let layout = trace.run.shape.layout;
     let shape = Batch { layout, ..Batch::new(x) }.check(params.layout().config())?;
     check_gradients(&shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
-    check_shape("x of another run than the trace's", &trace.run.shape.x(), x.shape())?;
+    check_shape("x given with this trace", &trace.run.shape.x(), x.shape())?;
     let Shape { steps, batch, hidden, layers, directions, .. } = shape;
-    check_shape("trace.cells", &[layers * directions], &[trace.cells.len()])?;
+    check_shape("the trace's cells [L·D]", &[layers * directions], &[trace.cells.len()])?;
     for cell in &trace.cells {
-        check_shape("trace's h [T, B, H]", &[steps, batch, hidden], cell.h.shape())?;
-        check_shape("trace's y [T, B, H]", &[steps, batch, hidden], cell.y.shape())?;
-        check_shape("trace's gates [T, B, 4H]", &[steps, batch, 4 * hidden], cell.gates.shape())?;
+        check_shape("the trace's h [T, B, H]", &[steps, batch, hidden], cell.h.shape())?;
+        check_shape("the trace's y [T, B, H]", &[steps, batch, hidden], cell.y.shape())?;
+        check_shape(
+            "the trace's gates [T, B, 4H]",
+            &[steps, batch, 4 * hidden],
+            cell.gates.shape(),
+        )?;
     }
 
     let mut dparams = Params::zeros(params.layout().config())?;
-    // Of each cell's last state at first, of its first state in the end.
+    // The gradient of each cell's last state, which becomes that of its first state.
     let mut dh =
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", shape.state()), |d| Ok(standard(d)))?;
     let mut dreset = zeros("the reset state's gradient [L·D, B, H]", shape.state())?;
@@ -227,10 +233,10 @@ pub fn backward<F: NdFloat>(
                 context.step_flags.indexed_iter().filter(|&(_, f)| f & step_flag::PADDING == 0)
             {
                 cell.parameter_gradients(
-                    lane(&input.view(), t, row),
-                    lane(&h.view(), t, row),
-                    lane(&gates.view(), t, row),
-                    lane_mut(&mut dinput.view_mut(), t, row),
+                    row_at(&input.view(), t, row),
+                    row_at(&h.view(), t, row),
+                    row_at(&gates.view(), t, row),
+                    row_at_mut(&mut dinput.view_mut(), t, row),
                     &mut dparams,
                 );
             }
@@ -241,12 +247,13 @@ pub fn backward<F: NdFloat>(
     Ok(Gradients { params: dparams, x, h0: dh, reset_state: dreset })
 }
 
+/// Returns an array of zeros, or [`Error::OutOfMemory`].
 pub(crate) fn zeros<F: NdFloat>(what: &str, shape: [usize; 3]) -> Result<Array3<F>> {
     let zeros = try_zeros(what, shape.iter().product())?;
-    Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
+    Ok(Array3::from_shape_vec(shape, zeros).expect("the length is the product of the shape"))
 }
 
-/// `Ok` when the gradients that start a backward pass fit `shape` and there is one.
+/// Returns `Ok` if the gradients that start a backward pass fit `shape` and at least one is given.
 pub(crate) fn check_gradients(
     shape: &Shape,
     dy: Option<(usize, usize, usize)>,

@@ -400,7 +400,8 @@ fn a_validation_that_is_not_finite_is_told_of() {
         assert!(matches!(error, Error::DivergedValidation { epoch: 0, .. }), "{error} on {device}");
         assert_eq!(
             error.to_string(),
-            "epoch 0 diverged: the loss of the examples that it is validated on is NaN"
+            "epoch 0 diverged: the validation loss is NaN; check the validation set for values that are not \
+             finite, or lower the learning rate"
         );
         assert_eq!(now.best(), None);
         assert_eq!((now.progress().epoch, now.progress().batch), (0, 3));

@@ -148,7 +148,8 @@ fn dropout_and_zoneout_ask_for_what_they_need() {
         }
         assert_eq!(
             error(GruConfig::new(3, 5).with_dropout(0.5)).to_string(),
-            "dropout and a single layer cannot be combined: dropout acts between layers",
+            "dropout and a single layer cannot be combined: dropout acts between layers; add layers or set \
+             dropout to 0",
         );
         for config in [stacked.clone().with_dropout(0.5), GruConfig::new(3, 5).with_zoneout(0.5)] {
             let gru = Gru::new(config, Init::Uniform, 1, &device).unwrap();
@@ -190,8 +191,8 @@ fn names_and_devices_that_do_not_exist_are_refused() {
     let error = "cuda".parse::<DeviceKind>().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "unknown device `cuda`; expected auto, cpu, gpu or software, or gpu:0, gpu:1 and so on for one of \
-         several GPUs"
+        "unknown device `cuda`; expected auto, cpu, gpu, software, or gpu:0, gpu:1, ... for one of several \
+         GPUs"
     );
 }
 

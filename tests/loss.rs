@@ -263,7 +263,11 @@ fn a_wait_ends_at_its_limit_and_the_model_works_on() {
     let error = gru.step(blocking, x.view(), y.view_mut()).unwrap_err();
     let what = "a step of a stream";
     assert_eq!(error, Error::Timeout { what, limit: Duration::ZERO });
-    assert_eq!(error.to_string(), "waited 0ns for a step of a stream; the device has not finished");
+    assert_eq!(
+        error.to_string(),
+        "waited 0ns for a step of a stream, but the device has not finished; raise the limit of \
+         Device::with_wait_limit"
+    );
     unlimited.forward(&x).unwrap();
     let awaited = gru.step_async(awaiting, x.view(), y.view_mut());
     assert_eq!(pollster::block_on(awaited), Err(Error::Timeout { what, limit: Duration::ZERO }));

@@ -302,7 +302,7 @@ fn parts_of_a_stack_have_their_names() {
     for node in ["gru_l2..gru_l1", "gru_l9", "..", "gru_l0..", ""] {
         let error = read(node).unwrap_err();
         assert!(matches!(error, Error::Choice { .. }), "{node}: {error}");
-        assert!(error.to_string().ends_with("but `gru_l0..gru_l3`"), "{error}");
+        assert!(error.to_string().ends_with("choose one by its node: `gru_l0..gru_l3`"), "{error}");
     }
 }
 

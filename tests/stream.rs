@@ -156,7 +156,8 @@ fn wrong_calls_say_what_is_wrong_and_change_nothing() {
         for (got, expected) in [
             (
                 step(&gru, [2, 2, 3], [2, 2, 5]),
-                "a chunk has 2 steps, but the stream was made for chunks of [1, 3]",
+                "the chunk has 2 steps, but the stream was made for chunks of [1, 3] steps; list all chunk \
+                 lengths in Gru::stream",
             ),
             (
                 step(&gru, [1, 3, 3], [1, 3, 5]),
@@ -168,14 +169,14 @@ fn wrong_calls_say_what_is_wrong_and_change_nothing() {
             ),
             (
                 step(&self::gru(&device), [1, 2, 3], [1, 2, 5]),
-                "this stream belongs to another model",
+                "this stream was made by another model; use it with the model that made it",
             ),
         ] {
             assert_eq!(got, expected, "{device}");
         }
         assert_eq!(
             stream.reset_row(2).unwrap_err().to_string(),
-            "there is no row 2; the stream has 2"
+            "there is no row 2; the stream has 2 rows, counted from 0"
         );
         let wrong = Array3::zeros((2, 3, 5));
         for error in [stream.set_state(wrong.view()), stream.set_reset_state(wrong.view())] {

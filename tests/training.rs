@@ -454,7 +454,11 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     };
     let classes = |classes: [i32; 5]| ndarray::Array1::from(classes.to_vec()).into_dyn();
     let message = refused(&Targets::Classes(classes([0, 1, 4, 0, 0]).view()));
-    assert_eq!(message, "target 2 is class 4; the model's outputs stand for classes 0 to 3");
+    assert_eq!(
+        message,
+        "target 2 is class 4; expected 0 to 3, since the head has 4 outputs; to leave out a class, set it \
+         as the `ignore` of Loss::CrossEntropy"
+    );
     assert!(refused(&Targets::Classes(classes([0, -1, 3, 0, 0]).view())).contains("class -1"));
     let message = refused(&Targets::Classes(classes([-100; 5]).view()));
     assert!(message.contains("no target of this batch counts"), "{message}");

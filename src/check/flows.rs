@@ -1,5 +1,5 @@
-//! What goes on from run to run, and what goes into a caller's encoder, against one whole run of
-//! the reference: streams, states carried between chunks, forward passes over a caller's buffers.
+//! Compares streams, states carried between chunks, and forward passes over the caller's buffers
+//! with one whole run of the reference.
 
 use ndarray::{Array2, Array3, Axis, concatenate, s};
 
@@ -21,7 +21,7 @@ const BATCH: usize = 17;
 /// The lengths of the sequence's chunks.
 const CHUNKS: [usize; 4] = [1, 2, 1, 1];
 
-/// A model, what it runs over, and what the reference makes of it.
+/// A model and its inputs.
 struct FlowCase {
     gru: Gru,
     params: Params<f64>,
@@ -38,14 +38,14 @@ impl FlowCase {
         let params = Params::init(config, Init::Uniform, seed)?;
         let random3 = |shape: [usize; 3], seed| {
             let data = random(shape.iter().product(), 1.0, seed);
-            Array3::from_shape_vec(shape, data).expect("as many as the shape holds")
+            Array3::from_shape_vec(shape, data).expect("the length is the product of the shape")
         };
         Ok(Self {
             params: params.cast(),
             gru: Gru::with_params_async(params, device).await?,
             x: random3(shape.x(), seed + 1),
             h0: random3(shape.state(), seed + 2),
-            // A stream has them between two chunks, so none inside one.
+            // A stream resets rows only between chunks, so there is no reset inside a chunk.
             resets: Array2::from_shape_fn((STEPS, BATCH), |(t, row)| {
                 t != 2 && (3 * t + row) % 5 == 0
             }),
@@ -54,15 +54,15 @@ impl FlowCase {
         })
     }
 
-    /// The reference's run over all of it.
+    /// Runs the reference over the whole sequence.
     fn expected(&self) -> Result<Trace<f64>> {
-        let [x, h0, fresh] =
+        let [x, h0, reset_state] =
             [&self.x, &self.h0, &self.reset_state].map(|array| array.mapv(f64::from));
-        let batch = Batch::new(x.view()).with_h0(h0.view()).with_reset_state(fresh.view());
+        let batch = Batch::new(x.view()).with_h0(h0.view()).with_reset_state(reset_state.view());
         reference::forward(&self.params, batch.with_resets(self.resets.view()))
     }
 
-    /// The steps of each chunk.
+    /// Returns the first step and x of each chunk.
     fn chunks(&self) -> impl Iterator<Item = (usize, Array3<f32>)> {
         CHUNKS.iter().scan(0, |first, &steps| {
             let chunk = self.x.slice(s![*first..*first + steps, .., ..]).to_owned();
@@ -72,6 +72,7 @@ impl FlowCase {
     }
 }
 
+/// Checks all variants.
 pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()> {
     for (seed, config) in (0..).zip(GruConfig::all_variants(3, 5)) {
         let stacked = config.with_layers(2);
@@ -103,12 +104,13 @@ async fn check_stream(case: &FlowCase, findings: &mut Findings) -> Result<()> {
     let expected = case.expected()?;
     findings.compare("y of a stream", &case.sizes, &joined(&ys).view(), &expected.y().view());
     let last = stream.state_async().await?;
-    let subject = "states of a stream";
+    let subject = "last states of a stream";
     findings.compare(subject, &case.sizes, &last.view(), &expected.h_n().view());
     Ok(())
 }
 
-/// Truncated backpropagation: states carried from chunk to chunk, gradients of each chunk's own.
+/// Checks truncated backpropagation: states are carried from chunk to chunk, gradients stay within
+/// a chunk.
 async fn check_chunks(case: &FlowCase, findings: &mut Findings) -> Result<()> {
     let (mut state, mut state64) = (None, case.h0.mapv(f64::from));
     for (_, x) in case.chunks() {
@@ -130,15 +132,15 @@ async fn check_chunks(case: &FlowCase, findings: &mut Findings) -> Result<()> {
         };
         state = Some(tape.state_async().await?);
         let got = gru.backward_async(tape, Some(output.y.view()), None).await?;
-        let sizes = format!("{}, {} of the steps", case.sizes, x.dim().0);
+        let sizes = format!("{}, chunk of {} steps", case.sizes, x.dim().0);
         findings.compare("y in chunks", &sizes, &output.y.view(), &dy64.view());
         let (got, expected) = (got.params.as_slice(), expected.params.as_slice());
-        findings.compare_slices("parameters' gradients in chunks", &sizes, got, expected);
+        findings.compare_slices("parameter gradients in chunks", &sizes, got, expected);
     }
     Ok(())
 }
 
-/// A forward pass over a caller's own buffers, with everything that these may bring.
+/// Checks a forward pass over the caller's buffers, with all optional buffers given.
 async fn check_encoded(gpu: &Gpu, case: &FlowCase, findings: &mut Findings) -> Result<()> {
     let shape = case.gru.config().shape(STEPS, BATCH)?;
     let batch = Batch::new(case.x.view()).with_resets(case.resets.view());
@@ -156,13 +158,13 @@ async fn check_encoded(gpu: &Gpu, case: &FlowCase, findings: &mut Findings) -> R
             filled(gpu, "h_n", &vec![f32::NAN; h_n.len()]),
         ])
     };
-    let theirs = gpu.guard(make).await?;
-    let [x, step_flags, h0, fresh, to_y, to_h_n] =
-        [0, 1, 2, 3, 4, 5].map(|i: usize| theirs[i].as_entire_buffer_binding());
+    let callers = gpu.guard(make).await?;
+    let [x, step_flags, h0, reset_state, to_y, to_h_n] =
+        [0, 1, 2, 3, 4, 5].map(|i: usize| callers[i].as_entire_buffer_binding());
     let buffers = Buffers::new(x, to_y)
         .with_step_flags(step_flags)
         .with_h0(h0)
-        .with_reset_state(fresh)
+        .with_reset_state(reset_state)
         .with_h_n(to_h_n);
     let mut pass = case.gru.forward_pass_async(shape, &buffers).await?;
     let submit = || {
@@ -172,7 +174,7 @@ async fn check_encoded(gpu: &Gpu, case: &FlowCase, findings: &mut Findings) -> R
         Ok(())
     };
     gpu.guard(submit).await?;
-    let parts = [(&theirs[4], 0, y.len()), (&theirs[5], 0, h_n.len())];
+    let parts = [(&callers[4], 0, y.len()), (&callers[5], 0, h_n.len())];
     let read: Vec<Vec<f32>> = gpu.download(&parts, Wait::Async).await?;
     for (subject, got, expected) in
         [("y of an encoded pass", &read[0], &y), ("h_n of an encoded pass", &read[1], &h_n)]
@@ -183,14 +185,15 @@ async fn check_encoded(gpu: &Gpu, case: &FlowCase, findings: &mut Findings) -> R
     Ok(())
 }
 
-/// A buffer of these elements.
+/// Returns a buffer with these elements.
 fn filled<T: BufferElement>(gpu: &Gpu, name: &str, data: &[T]) -> wgpu::Buffer {
     let buffer = gpu.buffer(name, T::TYPE.bytes(data.len()));
     gpu.upload(&buffer, 0, data);
     buffer
 }
 
+/// Concatenates arrays along T.
 fn joined(parts: &[Array3<f32>]) -> Array3<f32> {
     let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
-    concatenate(Axis(0), &parts).expect("rows of one width")
+    concatenate(Axis(0), &parts).expect("the other axes are equal")
 }

@@ -1,10 +1,12 @@
-//! A device held against the f64 reference: every kernel alone, then the whole, at odd sizes.
+//! Self-checks that compare a device with the f64 reference: every kernel alone, then whole models,
+//! at odd sizes.
 //!
-//! `gru check` prints what [`run`] finds; a program that embeds this library may call it to decide
-//! whether an adapter can be trusted.
+//! `gru check` prints the findings of [`run`]. A program that embeds this library can call [`run`]
+//! to decide whether to trust an adapter.
 //!
-//! Unwritten elements cannot hide: outputs are filled with NaN before a kernel runs, and a whole
-//! model runs once over NaN, which poisons every buffer of its session, before it runs for real.
+//! Elements that a kernel fails to write are detected: outputs are filled with NaN before a kernel
+//! runs. A whole model first runs over NaN, which fills every buffer of its session with NaN, and
+//! then over the data of the check.
 
 mod flows;
 mod models;
@@ -20,26 +22,26 @@ use crate::model::device::{Device, DeviceTarget};
 use crate::spec::config::{Activation, Direction, GruConfig, Layout, Shape};
 use crate::spec::params::{Init, Params};
 
-/// How far a number may be from the expected one: `atol + rtol · |expected|`.
+/// The largest allowed difference from an expected value: `atol + rtol · |expected|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
-    /// For expected values near 0.
+    /// The absolute tolerance.
     pub atol: f64,
-    /// For the others.
+    /// The relative tolerance.
     pub rtol: f64,
 }
 
-/// The tolerance of every comparison between f32 on a device and f64 in the reference.
+/// The tolerance of every comparison of f32 on a device with f64 in the reference.
 ///
-/// Inputs are scaled so that every sum is of order 1. A rounding error of f32 is 6e-8 of a partial
-/// sum; over the up to 70,000 terms summed here such errors wander to a few 1e-6, and adapters may
-/// take `exp` up to `3 + 2|x|` units in the last place wide (WGSL's own bound). 1e-5 leaves each of
-/// them room, and is far below what a wrong term, gate or index would make: 1e-2 and more.
+/// Inputs are scaled so that every sum is of order 1. An f32 rounding error is 6e-8 of a partial
+/// sum; the errors of up to 70,000 terms accumulate to a few 1e-6. In addition, an adapter's `exp`
+/// may be off by `3 + 2|x|` units in the last place (WGSL's bound). 1e-5 covers both. A wrong term,
+/// gate or index causes a far larger error, of 1e-2 and more.
 pub const TOLERANCE: Tolerance = Tolerance { atol: 1e-5, rtol: 1e-4 };
 
 impl Tolerance {
-    /// The error as a fraction of what is allowed: up to 1 is within the tolerance. NaN where only
-    /// one of the two is a number counts as infinite.
+    /// Returns the difference as a fraction of the tolerance; up to 1 is within it. If exactly one
+    /// of the two is NaN, the fraction is infinite.
     pub fn fraction(&self, got: f64, expected: f64) -> f64 {
         if got.is_nan() && expected.is_nan() {
             return 0.0;
@@ -49,38 +51,39 @@ impl Tolerance {
     }
 }
 
-/// What one subject, a kernel or a result of a model, came to over all its sizes.
+/// The result of a check for one subject, a kernel or an output of a model, over all its sizes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Finding {
-    /// The kernel or the result, and the variant: `matmul Aᵀ·B`, `dW_hh of reset before, …`.
+    /// The kernel or the output, and the variant, such as `matmul Aᵀ·B` or `dx, reset before, …`.
     pub subject: String,
-    /// How many sizes were tried.
+    /// The number of comparisons.
     pub cases: usize,
     /// The largest difference from the reference.
     pub error: f64,
-    /// The largest difference as a fraction of the tolerance. Above 1 is a failure.
+    /// The largest difference as a fraction of the tolerance. Above 1 the check failed.
     pub fraction: f64,
-    /// The sizes at which that was.
+    /// The sizes of the comparison with the largest fraction.
     pub worst: String,
 }
 
 impl Finding {
-    /// Whether every difference was within [`TOLERANCE`].
+    /// Returns true if every difference is within [`TOLERANCE`].
     pub fn passed(&self) -> bool {
         self.fraction <= 1.0
     }
 }
 
-/// Findings in the order their subjects were first seen.
+/// The findings so far, in the order in which their subjects were added.
 #[derive(Default)]
 struct Findings {
     all: Vec<Finding>,
-    /// Whether an array's largest number, where it is more than 1, is the scale of its errors.
+    /// True to divide the values of an array by its largest absolute value, if that exceeds 1.
     scaled: bool,
 }
 
 impl Findings {
+    /// Compares arrays and adds the result to the finding of `subject`.
     fn compare<D: Dimension>(
         &mut self,
         subject: &str,
@@ -120,37 +123,39 @@ impl Findings {
     }
 }
 
-/// A section of what [`run`] checks.
+/// A section of the checks of [`run`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Section {
-    /// Every kernel alone against its twin. Nothing on a CPU device, which has no kernels.
+    /// Every kernel alone, compared with its reference. Empty on the CPU device, which has no
+    /// kernels.
     Kernels,
-    /// Forward and backward of every variant, through [`Gru`](crate::Gru) as a user would call it.
+    /// The forward and backward passes of every variant, through the public API of
+    /// [`Gru`](crate::Gru).
     Models,
-    /// Streams, states carried from chunk to chunk and, on an adapter, forward passes over a
+    /// Streams, states carried from chunk to chunk, and, on an adapter, forward passes over the
     /// caller's buffers.
     Flows,
-    /// Losses and updates, through [`Learner`](crate::Learner) as a user would call it.
+    /// Losses and updates, through the public API of [`Learner`](crate::Learner).
     Training,
 }
 
 impl Section {
-    /// All of them, in the order in which [`run`] takes them.
+    /// All sections, in the order in which [`run`] runs them.
     pub const ALL: [Self; 4] = [Self::Kernels, Self::Models, Self::Flows, Self::Training];
 
-    /// This section alone.
+    /// Runs this section.
     ///
     /// # Errors
-    /// As [`run`].
+    /// The errors of [`run`].
     pub fn run(self, device: &Device) -> Result<Vec<Finding>> {
         pollster::block_on(self.run_async(device))
     }
 
-    /// [`Self::run`] as a future.
+    /// The async version of [`Self::run`].
     ///
     /// # Errors
-    /// As [`run`].
+    /// The errors of [`run`].
     pub async fn run_async(self, device: &Device) -> Result<Vec<Finding>> {
         let mut findings = Findings::default();
         match self {
@@ -179,18 +184,18 @@ impl std::fmt::Display for Section {
     }
 }
 
-/// Every [`Section`].
+/// Runs every [`Section`].
 ///
 /// # Errors
-/// What the device reports. A wrong number is a [`Finding`], not an error.
+/// The errors of the device. A wrong value is reported as a [`Finding`], not as an error.
 pub fn run(device: &Device) -> Result<Vec<Finding>> {
     pollster::block_on(run_async(device))
 }
 
-/// [`run`] as a future.
+/// The async version of [`run`].
 ///
 /// # Errors
-/// As [`run`].
+/// The errors of [`run`].
 pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for section in Section::ALL {
@@ -199,6 +204,7 @@ pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
+/// Checks every kernel.
 async fn kernels(device: &Device, findings: &mut Findings) -> Result<()> {
     let DeviceTarget::Gpu(gpu) = device.target() else { return Ok(()) };
     products::check_matmul(gpu, findings).await?;
@@ -209,20 +215,20 @@ async fn kernels(device: &Device, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Forward and backward of one model, with its own weights. Large weights make large sums, so a
-/// number is held to the tolerance at the scale of the largest one of its array, where that is more
-/// than 1.
+/// Checks the forward and backward passes of one model with its own weights. Large weights cause
+/// large sums. So if the largest absolute value of an array exceeds 1, the array is divided by it
+/// before the comparison.
 ///
 /// # Errors
-/// As [`run`].
+/// The errors of [`run`].
 pub fn model(device: &Device, params: &Params) -> Result<Vec<Finding>> {
     pollster::block_on(model_async(device, params))
 }
 
-/// [`model`] as a future.
+/// The async version of [`model`].
 ///
 /// # Errors
-/// As [`run`].
+/// The errors of [`run`].
 pub async fn model_async(device: &Device, params: &Params) -> Result<Vec<Finding>> {
     let mut findings = Findings { scaled: true, ..Findings::default() };
     for (seed, case) in (0..).zip(&MODEL_CASES) {
@@ -231,25 +237,24 @@ pub async fn model_async(device: &Device, params: &Params) -> Result<Vec<Finding
     Ok(findings.all)
 }
 
-/// What a run is made of, besides the variant.
+/// The sizes and features of a run, without the variant.
 struct ModelCase {
-    /// [T, B, I, H, L]
+    /// `[T, B, I, H, L]`
     sizes: [usize; 5],
     direction: Direction,
-    /// Of gates and of the candidate. Those without bounds only where few steps keep the states,
-    /// and so the sums, of order 1.
+    /// Activations of the gates and of the candidate. Unbounded ones only with few steps, so that
+    /// states and sums stay of order 1.
     activations: [Activation; 2],
     dropout: f32,
     zoneout: f32,
     layout: Layout,
     lengths: bool,
     resets: bool,
-    /// Whether h0, the reset state, dy and dh_n are given; else they count as zeros.
+    /// True if h0, the reset state, dy and dh_n are given; else they are zeros.
     given: [bool; 4],
-    /// Whether it is also run the ways that a model of this size would not take by itself: by every
-    /// other family of kernels, and with gates made again. Each size of each variant is a kernel to
-    /// compile.
-    other_way: bool,
+    /// True to run the case with other options too: with every kernel family, and with recompute.
+    /// It is false for some cases to save time: each size of each variant compiles another kernel.
+    other_options: bool,
 }
 
 const PLAIN: ModelCase = ModelCase {
@@ -262,10 +267,10 @@ const PLAIN: ModelCase = ModelCase {
     lengths: false,
     resets: false,
     given: [true; 4],
-    other_way: true,
+    other_options: true,
 };
 
-/// Ones, primes, each tile's edge ± 1, many steps; each feature alone and with others.
+/// The sizes 1, primes, each tile size ± 1, and many steps; each feature alone and combined.
 static CASES: [ModelCase; 10] = [
     PLAIN,
     ModelCase {
@@ -273,7 +278,7 @@ static CASES: [ModelCase; 10] = [
         activations: [Activation::Sigmoid, Activation::Relu],
         dropout: 0.5,
         given: [false, false, true, false],
-        other_way: false,
+        other_options: false,
         ..PLAIN
     },
     ModelCase {
@@ -308,7 +313,7 @@ static CASES: [ModelCase; 10] = [
         sizes: [67, 2, 2, 7, 1],
         resets: true,
         given: [true, false, true, true],
-        other_way: false,
+        other_options: false,
         ..PLAIN
     },
     ModelCase {
@@ -317,10 +322,10 @@ static CASES: [ModelCase; 10] = [
         activations: [Activation::Tanh, Activation::Relu],
         dropout: 0.4,
         layout: Layout::BatchFirst,
-        other_way: false,
+        other_options: false,
         ..PLAIN
     },
-    ModelCase { sizes: [6, 5, 2, 3, 2], direction: Direction::Both, other_way: false, ..PLAIN },
+    ModelCase { sizes: [6, 5, 2, 3, 2], direction: Direction::Both, other_options: false, ..PLAIN },
     ModelCase {
         sizes: [3, 5, 4, 9, 2],
         direction: Direction::Reverse,
@@ -332,7 +337,7 @@ static CASES: [ModelCase; 10] = [
     },
 ];
 
-/// What a model of a user's is run over; its sizes besides T and B are its own.
+/// The cases of [`model`]. Only T and B of the sizes apply; the others are those of the model.
 static MODEL_CASES: [ModelCase; 3] = [
     ModelCase { sizes: [1; 5], given: [false, false, true, false], ..PLAIN },
     ModelCase { sizes: [7, 3, 1, 1, 1], lengths: true, resets: true, ..PLAIN },
@@ -351,7 +356,7 @@ impl ModelCase {
             .with_zoneout(self.zoneout)
     }
 
-    /// What distinguishes it from other cases of the same variant.
+    /// Describes the case for a finding: the properties that differ between cases of a variant.
     fn describe(&self, config: &GruConfig, shape: Shape) -> String {
         let (gate, candidate) = (config.gate_activation, config.candidate_activation);
         let mut text = format!("{shape}, {gate} gates, {candidate} candidate");
@@ -370,7 +375,7 @@ impl ModelCase {
     }
 }
 
-/// Every variant in every case, and a seed for each case.
+/// Returns every case with every variant, and a seed for each case.
 fn variants() -> impl Iterator<Item = (&'static ModelCase, GruConfig, u64)> {
     (0..).zip(&CASES).flat_map(|(seed, case)| {
         let [_, _, input, hidden, _] = case.sizes;
@@ -379,14 +384,14 @@ fn variants() -> impl Iterator<Item = (&'static ModelCase, GruConfig, u64)> {
     })
 }
 
-/// The variant without its sizes, layers, directions and activations.
+/// Describes the variant: reset, update and bias.
 fn describe_variant(config: &GruConfig) -> String {
     let plain = GruConfig::new(1, 1).with_reset(config.reset).with_update(config.update);
     let whole = plain.with_bias(config.bias).to_string();
     whole.split_once(", ").map_or(whole.clone(), |(_, variant)| variant.to_owned())
 }
 
-/// `len` numbers uniform in ±`bound`.
+/// Returns `len` random numbers, uniform in ±`bound`.
 fn random(len: usize, bound: f32, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| rng.random_range(-bound..bound)).collect()
@@ -404,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_number_fails_its_subject_and_names_the_sizes() {
+    fn a_wrong_value_fails_its_subject_and_names_the_sizes() {
         assert!(found(&[1.0, 2.0], &[1.00005, 2.0]).passed());
         for (got, expected) in [(1.001, 1.0), (f32::NAN, 1.0), (1.0, f64::NAN), (0.0, 2e-5)] {
             let finding = found(&[0.0, got], &[0.0, expected]);

@@ -1,4 +1,4 @@
-//! Whole models against the reference, through the calls that a user makes.
+//! Compares whole models with the reference, through the public API.
 
 use ndarray::{Array2, Array3, ArrayView, Axis, IxDyn, s};
 
@@ -12,6 +12,7 @@ use crate::spec::config::Layout;
 use crate::spec::options::{Recurrence, RunOptions};
 use crate::spec::params::Params;
 
+/// Checks one model in one case.
 pub(super) async fn check(
     device: &Device,
     case: &ModelCase,
@@ -26,7 +27,7 @@ pub(super) async fn check(
     let [mut x, h0, reset_state, mut dy, dh_n] =
         [(shape.x(), 1), (state, 2), (state, 5), (y, 3), (state, 4)]
             .map(|(shape, i)| random3(shape, seed + i));
-    // 0 and T are among them, and padding holds NaN.
+    // In some cases the lengths include 0 and T. Padding holds NaN.
     let lengths: Vec<usize> = (0..batch).map(|row| (5 * row + 3) % (steps + 1)).collect();
     let lengths = case.lengths.then_some(&lengths[..]);
     if let Some(lengths) = lengths {
@@ -51,7 +52,7 @@ pub(super) async fn check(
     let trace = reference::forward_train(&params64, run64)?;
     let (dy64, dh_n64) = (give_dy.then_some(dy64.view()), give_dh_n.then_some(dh_n64.view()));
     let expected = reference::backward(&params64, x64.view(), &trace, dy64, dh_n64)?;
-    let expected_in_use = reference::forward(&params64, run64)?;
+    let expected_inference = reference::forward(&params64, run64)?;
 
     let start = Batch::new(x.view())
         .with_h0(give_h0.then_some(h0.view()))
@@ -59,33 +60,34 @@ pub(super) async fn check(
     let run = Batch { layout, lengths, resets, seed, ..start };
     let (dy, dh_n) = (give_dy.then_some(dy.view()), give_dh_n.then_some(dh_n.view()));
     let mut gru = Gru::with_params_async(params, device).await?;
-    // As it runs by itself, and the other way: steps from the host, gates made again.
+    // The default options; then step kernels with recompute.
     let other = RunOptions::default().with_recurrence(Recurrence::Step).with_recompute(true);
-    let ways = [RunOptions::default(), other];
-    for &options in &ways[..if case.other_way { 2 } else { 1 }] {
+    let all = [RunOptions::default(), other];
+    for &options in &all[..if case.other_options { 2 } else { 1 }] {
         gru = gru.with_options(options);
         poison(&gru, run).await?;
         let (output, tape) = gru.forward_train_async(run).await?;
         let got = gru.backward_async(tape, dy, dh_n).await?;
-        // Inference by steps is training's without what is kept.
-        let in_use = match options.recompute {
-            false => Some((gru.forward_async(run).await?, &expected_in_use)),
+        // Checked with the default options only: with step kernels, inference is training without a
+        // trace.
+        let inference = match options.recompute {
+            false => Some((gru.forward_async(run).await?, &expected_inference)),
             true => None,
         };
 
-        let again = if options.recompute { ", gates made again" } else { "" };
-        let sizes = case.describe(config, shape) + again;
+        let recompute = if options.recompute { ", recompute" } else { "" };
+        let sizes = case.describe(config, shape) + recompute;
         let variant = describe_variant(config);
         let mut compare =
             |name: &str, got: &ArrayView<f32, IxDyn>, expected: &ArrayView<f64, IxDyn>| {
                 findings.compare(&format!("{name}, {variant}"), &sizes, got, expected);
             };
-        for (output, trace) in std::iter::once((output, &trace)).chain(in_use) {
+        for (output, trace) in std::iter::once((output, &trace)).chain(inference) {
             compare("y", &output.y.view().into_dyn(), &trace.y().view().into_dyn());
             compare("h_n", &output.h_n.view().into_dyn(), &trace.h_n().view().into_dyn());
         }
         for ((name, got), (_, expected)) in got.params.iter().zip(expected.params.iter()) {
-            // One subject for each kind of parameter; the sizes tell of layers and directions.
+            // One subject for each kind of parameter, for all layers and directions.
             let kind = name.split_once("_l").map_or(name, |(kind, _)| kind);
             compare(&format!("d{kind}"), &got, &expected);
         }
@@ -100,7 +102,7 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// What stands past a row's length must not matter, whatever it is.
+/// Fills the steps past each row's length with NaN. Results must not depend on padding.
 fn fill_padding(array: &mut Array3<f32>, layout: Layout, lengths: &[usize]) {
     let mut array = time_major(array.view_mut(), layout);
     for (mut row, &length) in array.axis_iter_mut(Axis(1)).zip(lengths) {
@@ -108,7 +110,8 @@ fn fill_padding(array: &mut Array3<f32>, layout: Layout, lengths: &[usize]) {
     }
 }
 
-/// Leaves NaN in every buffer of the sessions that the next runs of this shape will use.
+/// Runs the model over NaN, which fills every buffer of the sessions that the next runs of this
+/// shape use.
 async fn poison(gru: &Gru, run: Batch<'_>) -> Result<()> {
     let shape = run.check(gru.config())?;
     let nan = |shape| Array3::from_elem(shape, f32::NAN);
@@ -124,5 +127,5 @@ async fn poison(gru: &Gru, run: Batch<'_>) -> Result<()> {
 
 fn random3(shape: [usize; 3], seed: u64) -> Array3<f32> {
     let data = random(shape.iter().product(), 1.0, seed);
-    Array3::from_shape_vec(shape, data).expect("as many as the shape holds")
+    Array3::from_shape_vec(shape, data).expect("the length is the product of the shape")
 }

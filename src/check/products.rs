@@ -1,4 +1,4 @@
-//! `matmul` and `column_sum` against plain sums in f64.
+//! Compares the kernels `matmul` and `column_sum` with plain sums in f64.
 
 use super::{Findings, random};
 use crate::error::Result;
@@ -10,12 +10,14 @@ use crate::plan::{
     ProductPlanner, Role, Stage,
 };
 
-/// Split along every axis, as a product is whose work or size is too much for one dispatch.
+/// The sizes M, N, K of the product that is split along every axis, like a product too large for
+/// one dispatch.
 const SPLIT: [usize; 3] = [65, 97, 50];
+/// The largest sizes of a dispatch of the split product.
 const LARGEST: [usize; 3] = [32, 64, 16];
 
-/// The last but one has as many tiles as make large ones worthwhile on a GPU. The last is longer
-/// than lavapipe's loops may run: it must be cut into dispatches.
+/// The sizes M, N, K of all products. The last but one has enough tiles for large tiles to be
+/// chosen on a GPU. K of the last exceeds the loop limit of lavapipe, so it is cut into dispatches.
 const MNK: [[usize; 3]; 16] = [
     [1, 1, 1],
     [2, 3, 5],
@@ -35,8 +37,9 @@ const MNK: [[usize; 3]; 16] = [
     [1, 1, 70_001],
 ];
 
-/// A matrix of random elements, rows in memory `stride` apart, from element 1 of a buffer: as
-/// matrices lie inside `gates`. What lies around it is NaN, so that reading it shows.
+/// A matrix of random elements inside a larger buffer, like the matrices inside `gates`: it starts
+/// at element 1, and its rows in memory are `stride` apart. All other elements are NaN, so reading
+/// them is detected.
 struct TestMatrix {
     data: Vec<f32>,
     stride: usize,
@@ -80,9 +83,9 @@ pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<(
             let b = TestMatrix::new([k, n], b_transposed, 1, 1.0 / (k as f32).sqrt(), seed + 1);
             let bias = b_transposed.then(|| random(n, 1.0, seed + 2));
             let mut expected = product(&a, &b, [m, n, k], bias.as_deref());
-            // Around the result nothing may have been written.
+            // The number of elements that are not NaN: none outside the result may be written.
             expected.push((m * n) as f64);
-            // In the tiles of this adapter and in those of the other kind.
+            // With the tiles of this adapter's kind, and with those of the other kind.
             for (software, tiles) in
                 [(gpu.caps().software, ""), (!gpu.caps().software, ", other tiles")]
             {
@@ -98,7 +101,7 @@ pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<(
     Ok(())
 }
 
-/// The elements of the product, row by row.
+/// Returns the elements of the product, row-major.
 fn product(
     a: &TestMatrix,
     b: &TestMatrix,
@@ -112,6 +115,7 @@ fn product(
     (0..m * n).map(|i| element(i / n, i % n)).collect()
 }
 
+/// Computes A·B on the adapter.
 async fn multiply(
     gpu: &Gpu,
     caps: &DeviceCaps,
@@ -122,12 +126,12 @@ async fn multiply(
     bias: Option<&[f32]>,
 ) -> Result<TestMatrix> {
     let [m, n, _] = mnk;
-    // Long sums may be made in parts where C is whole.
+    // Split-K needs a C without gaps between its rows.
     let gap = if mnk[2] > 1000 { 0 } else { 3 };
     let mut c = TestMatrix::new([m, n], false, gap, 1.0, 0);
     c.data.fill(f32::NAN);
-    let absent = [0.0];
-    let bias_data = bias.unwrap_or(&absent);
+    let no_bias = [0.0];
+    let bias_data = bias.unwrap_or(&no_bias);
 
     let mut buffers = BufferList::default();
     let contents = [("a", &a.data[..]), ("b", &b.data), ("bias", bias_data), ("c", &c.data)];
@@ -153,10 +157,10 @@ async fn multiply(
 }
 
 pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
-    // Every sum starts at column 1 of its rows and goes to element 2 of the output.
+    // The sums start at column 1 of the rows, and are written from element 2 of the output.
     const FROM: usize = 1;
     const TO: usize = 2;
-    // The last has more rows than one dispatch sums.
+    // The last size has more rows than one dispatch sums.
     let sizes = [(1, 1), (15, 17), (16, 16), (17, 15), (257, 5), (2111, 17), (600_011, 1)];
     for (seed, (rows, columns)) in (0..).zip(sizes) {
         let stride = columns + FROM;
@@ -184,7 +188,7 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Resu
     Ok(())
 }
 
-/// Runs `stages` once over `inputs` and reads one buffer.
+/// Runs `stages` once over `inputs` and returns the contents of one buffer.
 async fn run(
     gpu: &Gpu,
     title: &str,

@@ -1,4 +1,4 @@
-//! `forward` and `backward` against their twins, on states and gates made at random.
+//! Compares the kernels `forward` and `backward` with their references, on random states and gates.
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, s};
 
@@ -15,24 +15,24 @@ use crate::spec::noise::{Noise, draw_seed};
 use crate::spec::options::{Recurrence, RunOptions};
 use crate::spec::params::{Init, Params};
 
-/// The middle one reads what another step wrote and is read by another.
+/// The number of steps: the middle one depends on a step, and another step depends on it.
 const STEPS: usize = 3;
 
-/// The contents of a run's buffers, as the kernels and their twins change them in place. By time,
-/// whatever the layout of the run.
+/// The contents of a run's buffers, which the kernels and their references change in place. Arrays
+/// are time-major in every layout of the run.
 #[derive(Clone)]
 struct RunContents<F> {
-    /// A direction each `[STEPS, B, 4H]`.
+    /// `[STEPS, B, 4H]` for each direction.
     gates: Vec<Array3<F>>,
-    /// A direction each `[STEPS, B, H]`.
+    /// `[STEPS, B, H]` for each direction.
     h: Vec<Array3<F>>,
     /// `[STEPS, B, D·H]`
     output: Array3<F>,
-    /// First, reset and last `[D, B, H]`, or their gradients.
+    /// The first, reset and last states `[D, B, H]`, or their gradients.
     states: [Array3<F>; 3],
 }
 
-/// What the steps read besides, and where they run.
+/// The other inputs of the steps.
 struct StepCase<'a> {
     config: &'a GruConfig,
     shape: Shape,
@@ -41,6 +41,7 @@ struct StepCase<'a> {
     seed: u64,
 }
 
+/// Checks both kernels in one case.
 pub(super) async fn check(
     gpu: &Gpu,
     case: &ModelCase,
@@ -52,34 +53,34 @@ pub(super) async fn check(
     let shape = config.shape(STEPS, batch)?.with_layout(case.layout);
     let Shape { hidden, directions, .. } = shape;
     let params = Params::init(config, Init::Uniform, seed)?;
-    // Every kind of flag, and none.
+    // Every step flag, none, and both restarts together.
     let flags = [0, step_flag::PADDING, step_flag::RESTART, step_flag::RESTART_REVERSE, 6];
     let step_flags = Array2::from_shape_fn((STEPS, batch), |(t, row)| flags[(2 * t + 3 * row) % 5]);
     let run = StepCase { config, shape, params: &params, step_flags, seed };
 
     let random3 = |shape: [usize; 3], seed| {
         let data = random(shape.iter().product(), 1.0, seed);
-        Array3::from_shape_vec(shape, data).expect("as many as the shape holds")
+        Array3::from_shape_vec(shape, data).expect("the length is the product of the shape")
     };
     let each = |width, seed| {
         (0..directions as u64).map(|d| random3([STEPS, batch, width], seed + 10 * d)).collect()
     };
     let nan = |shape: [usize; 3]| Array3::from_elem(shape, f32::NAN);
     let state = [directions, batch, hidden];
-    // What the steps have yet to write is NaN.
+    // Elements that the steps must write are NaN.
     let start = RunContents {
         gates: each(4 * hidden, seed + 1),
         h: vec![nan([STEPS, batch, hidden]); directions],
         output: nan([STEPS, batch, directions * hidden]),
         states: [random3(state, seed + 2), random3(state, seed + 3), nan(state)],
     };
-    let expected = forward_twin(&run, &start);
+    let expected = forward_reference(&run, &start);
     let subject = describe_variant(config);
     let sizes = case.describe(config, shape);
-    let recurrences = if case.other_way { Recurrence::ALL } else { &[Recurrence::Sequence] };
+    let recurrences = if case.other_options { Recurrence::ALL } else { &[Recurrence::Sequence] };
     for &recurrence in recurrences {
         let got = run_kernel(gpu, &run, "forward", recurrence, &start).await?;
-        let subject = format!("forward by {recurrence}, {subject}");
+        let subject = format!("forward ({recurrence} kernels), {subject}");
         compare(findings, &subject, &sizes, &got, &expected);
     }
 
@@ -88,12 +89,13 @@ pub(super) async fn check(
         states: [nan(state), random3(state, seed + 5), random3(state, seed + 6)],
         ..expected.map(|v| v as f32)
     };
-    let expected = backward_twin(&run, &start);
+    let expected = backward_reference(&run, &start);
     for &recurrence in recurrences {
         let mut got = run_kernel(gpu, &run, "backward", recurrence, &start).await?;
-        // The carry has done its part.
+        // The kernel overwrites dh_n with the state gradient that it carries; the reference does
+        // not.
         got.states[2] = start.states[2].clone();
-        let subject = format!("backward by {recurrence}, {subject}");
+        let subject = format!("backward ({recurrence} kernels), {subject}");
         compare(findings, &subject, &sizes, &got, &expected);
     }
     Ok(())
@@ -115,11 +117,11 @@ fn compare(
 }
 
 impl StepCase<'_> {
-    /// Calls `twin` for each direction.
+    /// Calls `run` for each direction.
     fn each_direction(
         &self,
         states: &Array3<f64>,
-        mut twin: impl FnMut(usize, &ReferenceCell<'_, f64>, &StepContext<'_, f64>),
+        mut run: impl FnMut(usize, &ReferenceCell<'_, f64>, &StepContext<'_, f64>),
     ) {
         let params = self.params.cast();
         let noise = Noise::new(self.config, Mode::Training, self.seed);
@@ -132,12 +134,13 @@ impl StepCase<'_> {
                 noise: &noise,
                 reset_state: states.index_axis(Axis(0), direction),
             };
-            twin(direction, &ReferenceCell::new(&params, 0, direction), &context);
+            run(direction, &ReferenceCell::new(&params, 0, direction), &context);
         }
     }
 }
 
-fn forward_twin(case: &StepCase<'_>, start: &RunContents<f32>) -> RunContents<f64> {
+/// Returns the contents after the reference of `forward`.
+fn forward_reference(case: &StepCase<'_>, start: &RunContents<f32>) -> RunContents<f64> {
     let mut c = start.map(f64::from);
     let Shape { batch, hidden, .. } = case.shape;
     let reset = c.states[1].clone();
@@ -157,7 +160,8 @@ fn forward_twin(case: &StepCase<'_>, start: &RunContents<f32>) -> RunContents<f6
     c
 }
 
-fn backward_twin(case: &StepCase<'_>, start: &RunContents<f32>) -> RunContents<f64> {
+/// Returns the contents after the reference of `backward`.
+fn backward_reference(case: &StepCase<'_>, start: &RunContents<f32>) -> RunContents<f64> {
     let mut c = start.map(f64::from);
     let hidden = case.shape.hidden;
     let [_, dreset, dlast] = &mut c.states;
@@ -189,7 +193,8 @@ impl<F: NdFloat> RunContents<F> {
     }
 }
 
-/// The first tile of rows in a dispatch of its own, as a batch is cut that is too much for one.
+/// Cuts each dispatch into two, the first for the first tile of rows. A batch too large for one
+/// dispatch is cut like this.
 fn in_two_dispatches(stage: Stage) -> Stage {
     let cut = |dispatch: Dispatch| {
         let [x, y, z] = dispatch.workgroups;
@@ -202,7 +207,7 @@ fn in_two_dispatches(stage: Stage) -> Stage {
         vec![Dispatch { workgroups: [x, 1, z], ..dispatch }, rest]
     };
     match stage {
-        // Two dispatches need a loop to stand in, if only of the one step that they start at.
+        // Only a loop can hold two dispatches, so it becomes a loop of a single step.
         Stage::Once(dispatch) => {
             let first = dispatch.args[argument(&dispatch, "step")] as usize;
             Stage::Steps { first, last: first, body: cut(dispatch) }
@@ -213,11 +218,12 @@ fn in_two_dispatches(stage: Stage) -> Stage {
     }
 }
 
+/// Returns the index of a kernel's argument.
 fn argument(dispatch: &Dispatch, name: &str) -> usize {
-    dispatch.kernel.argument(name).expect("step kernels have it")
+    dispatch.kernel.argument(name).expect("step kernels have this argument")
 }
 
-/// Runs the stages of one kernel on the first layer, out of a whole schedule.
+/// Runs only the stages of one kernel and of the first layer from a whole plan.
 async fn run_kernel(
     gpu: &Gpu,
     case: &StepCase<'_>,
@@ -257,7 +263,7 @@ async fn run_kernel(
     let [step_flags_id, params_id] =
         ["step_flags", "params"].map(|name| plan.buffer(name).expect("every plan of a run has it"));
 
-    // Directions one after the other, each in the run's layout; states of other layers are NaN.
+    // Concatenated directions, each in the run's layout. The states of other layers are NaN.
     let in_layout = |arrays: &[Array3<f32>]| -> Vec<f32> {
         let each = |array| {
             time_major(ArrayView3::from(array), shape.layout).iter().copied().collect::<Vec<_>>()
@@ -283,18 +289,19 @@ async fn run_kernel(
     session.run(Pass::Forward).await?;
     let parts: Vec<_> = contents.iter().map(|(id, data)| (*id, 0..data.len())).collect();
     let [gates, h, output, states] =
-        session.read(&parts, Wait::Async).await?.try_into().expect("four parts asked for");
+        session.read(&parts, Wait::Async).await?.try_into().expect("four ranges were requested");
 
     let [first, second] = shape.layout.order(STEPS, batch);
     let by_time = |data: &[f32]| {
         let array = ArrayView3::from_shape([first, second, data.len() / (STEPS * batch)], data);
-        time_major(array.expect("a whole tensor"), shape.layout).to_owned()
+        time_major(array.expect("the length is the product of the shape"), shape.layout).to_owned()
     };
     let each = |data: &[f32]| data.chunks(data.len() / directions).map(by_time).collect();
     let section = |i: usize| {
         let state = &input.states[i];
         let data = &states[i * layers * state.len()..][..state.len()];
-        Array3::from_shape_vec(state.dim(), data.to_vec()).expect("as many as the shape holds")
+        Array3::from_shape_vec(state.dim(), data.to_vec())
+            .expect("the length is the product of the shape")
     };
     Ok(RunContents {
         gates: each(&gates),

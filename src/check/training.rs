@@ -1,4 +1,4 @@
-//! Losses and updates against the same in double precision.
+//! Compares losses and updates with the same computation in f64.
 
 use ndarray::{Array2, Array3, ArrayD, Axis, IxDyn};
 
@@ -20,7 +20,7 @@ const LENGTHS: [usize; 9] = [5, 2, 0, 5, 1, 3, 5, 4, 5];
 const UPDATES: usize = 3;
 const IGNORED: i32 = -1;
 
-/// A network, a batch and how it is trained on it.
+/// A network, a batch, and the settings of its training.
 struct TrainingCase {
     params: Params,
     shape: Shape,
@@ -42,7 +42,8 @@ impl TrainingCase {
         let params = Params::init_of(ParamLayout::with_head(config, head)?, Init::Uniform, 5)?;
         let array = |axes: &[usize], seed| {
             let data = random(axes.iter().product(), 1.0, seed);
-            ArrayD::from_shape_vec(IxDyn(axes), data).expect("as many as the shape holds")
+            ArrayD::from_shape_vec(IxDyn(axes), data)
+                .expect("the length is the product of the shape")
         };
         let mut axes = head.row_axes(shape);
         let of = |v: f32| ((v + 1.0) * 0.5 * (head.outputs + 1) as f32) as i32 - 1;
@@ -59,7 +60,7 @@ impl TrainingCase {
         }
     }
 
-    /// The loss and the norm of each update, and the parameters after all of them.
+    /// Returns the loss and the gradient norm of each update, and the parameters after all updates.
     fn expected(&self) -> Result<(Vec<[f64; 2]>, Params<f64>)> {
         let mut params: Params<f64> = self.params.cast();
         let mut moments = [0, 1].map(|_| vec![0.0; params.as_slice().len()]);
@@ -73,7 +74,7 @@ impl TrainingCase {
             let batch = Batch::new(x.view()).with_layout(shape.layout).with_lengths(&LENGTHS);
             let trace = reference::forward(&params, batch)?;
             let features = head.features(*shape, &trace.y(), &trace.h_n());
-            let linear = Linear::of(&params);
+            let linear = Linear::new(&params);
             let mut doutputs: Array2<f64> = linear.forward(features.view());
             let outputs = doutputs.as_slice_mut().expect("standard layout");
             let loss = prepared.differentiate(&training.loss, outputs);
@@ -108,28 +109,24 @@ impl TrainingCase {
         let state = learner.state_async().await?;
         let sizes = format!("C {}, {}", self.head.outputs, self.shape);
         let got: Vec<_> = metrics.iter().flat_map(|step| [step.loss, step.norm]).collect();
-        findings.compare_slices(
-            "losses and gradients' norms",
-            &sizes,
-            &got,
-            expected.as_flattened(),
-        );
+        findings.compare_slices("losses and gradient norms", &sizes, &got, expected.as_flattened());
         let name = match self.training.optimizer {
-            Optimizer::Sgd { .. } => "parameters after steps of SGD",
-            Optimizer::Adam(_) => "parameters after steps of Adam",
-            Optimizer::AdamW(_) => "parameters after steps of AdamW",
+            Optimizer::Sgd { .. } => "parameters after SGD updates",
+            Optimizer::Adam(_) => "parameters after Adam updates",
+            Optimizer::AdamW(_) => "parameters after AdamW updates",
         };
         findings.compare_slices(name, &sizes, state.params.as_slice(), params.as_slice());
         Ok(())
     }
 }
 
+/// Checks all cases.
 pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()> {
     let one_way = GruConfig::pytorch(3, 5);
     let both = GruConfig::new(3, 5).with_layers(2).with_direction(Direction::Both);
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.1 };
-    // Adam divides by a gradient's size: with a small ε one that is next to nothing would be all
-    // rounding.
+    // Adam divides by the size of the gradient. With a small ε, the update of an element near 0
+    // would consist of rounding errors.
     let adam = Adam { epsilon: 0.01, weight_decay: 0.1, ..Adam::default() };
     let of = |loss, optimizer: Optimizer, rate| LearnerConfig::new(loss, optimizer, rate);
     let entropy = Loss::CrossEntropy { ignore: Some(IGNORED) };

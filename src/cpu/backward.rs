@@ -120,7 +120,7 @@ impl Backward<'_> {
         }
         let draw = |draw: &dyn Fn(usize) -> f32| (0..spec.hidden).map(draw).collect::<Vec<_>>();
         let zone =
-            context.noise.has_zones().then(|| draw(&context.zone(t, batch_row, spec.hidden)));
+            context.noise.has_zoneout().then(|| draw(&context.zoneout(t, batch_row, spec.hidden)));
         let factor = context
             .noise
             .drops(context.layer)

@@ -243,9 +243,9 @@ impl Forward<'_> {
         if let Some(saved) = saved {
             saved.copy_from_slice(&h[..hidden]);
         }
-        let has_zones = y.is_some() && context.noise.has_zones();
-        if has_zones {
-            let zone = context.zone(t, batch_row, hidden);
+        let has_zoneout = y.is_some() && context.noise.has_zoneout();
+        if has_zoneout {
+            let zone = context.zoneout(t, batch_row, hidden);
             scratch.zone[..hidden]
                 .iter_mut()
                 .enumerate()
@@ -255,7 +255,7 @@ impl Forward<'_> {
             blocks: &scratch.blocks[..padded * SLOTS * rows],
             rows,
             row: block_row,
-            zone: has_zones.then_some(&scratch.zone),
+            zone: has_zoneout.then_some(&scratch.zone),
             h,
             gates,
         });

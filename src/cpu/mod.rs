@@ -34,7 +34,7 @@ use std::sync::OnceLock;
 
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 
-use crate::error::{Result, try_untouched};
+use crate::error::{Result, try_lazy_zeros};
 use crate::plan::{Mode, recomputed_at_once};
 use crate::process::ProcessGuard;
 use crate::reference::{Run, check_gradients, standard, zeros};
@@ -140,7 +140,7 @@ pub(crate) fn backward(
     check_gradients(&run.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
     let packed = weights.backward(params, version)?;
     let param_layout = params.layout().clone();
-    let dparams = try_untouched("the parameters' gradients", param_layout.flat_len())?;
+    let dparams = try_lazy_zeros("the parameters' gradients", param_layout.flat_len())?;
     let mut dparams = Params::from_flat(param_layout, dparams);
     let mut dh =
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", run.shape.state()), |d| Ok(standard(d)))?;

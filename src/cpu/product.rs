@@ -13,7 +13,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::simd::{SimdKernel, SimdLevel, SimdVector, lanes, lanes_mut};
-use crate::error::{Result, try_grow, try_untouched};
+use crate::error::{Result, try_grow, try_lazy_zeros};
 
 /// The right side of a product, `[depth, columns]`, packed into panels.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl PackedRight {
         let is_narrow = |&panel: &usize| source(panel).columns() <= lanes / 2;
         let first_narrow = panels - (0..panels).rev().take_while(is_narrow).count();
         let line = 64 / size_of::<f32>();
-        let mut data: Vec<f32> = try_untouched("a packed matrix", panels * depth * lanes + line)?;
+        let mut data: Vec<f32> = try_lazy_zeros("a packed matrix", panels * depth * lanes + line)?;
         let start = data.as_ptr().align_offset(64).min(line);
         let to = &mut data[start..start + panels * depth * lanes];
         let fill = |(i, panel): (usize, &mut [f32])| pack(source(i), depth, lanes, panel);

@@ -2,7 +2,7 @@
 
 use ndarray::Array3;
 
-use crate::error::{Result, try_untouched};
+use crate::error::{Result, try_lazy_zeros};
 use crate::reference::Run;
 use crate::spec::config::Shape;
 use crate::spec::options::RunOptions;
@@ -92,6 +92,6 @@ impl CpuTrace {
 
 /// Allocates an array of zeros. The system zeroes each page when a thread first touches it.
 pub(super) fn untouched(what: &str, shape: [usize; 3]) -> Result<Array3<f32>> {
-    let zeros = try_untouched(what, shape.iter().product())?;
+    let zeros = try_lazy_zeros(what, shape.iter().product())?;
     Ok(Array3::from_shape_vec(shape, zeros).expect("the length of the shape"))
 }

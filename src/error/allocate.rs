@@ -1,10 +1,11 @@
-//! Room for numbers: sizes by checked arithmetic, and allocations that fail with an error.
+//! Sizes by checked arithmetic, and allocations that return an error instead of aborting.
 
 use ndarray::{Array, Dimension, IntoDimension};
 
 use super::{Cause, Error, Result};
 
-/// The product of `sizes`, or [`Error::Overflow`] where it does not fit `isize` bytes of f64.
+/// Returns the product of `sizes`, or [`Error::Overflow`] if that many f64 exceed `isize::MAX`
+/// bytes.
 pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> {
     const MAX: usize = isize::MAX as usize / size_of::<f64>();
     sizes
@@ -14,13 +15,14 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
         .ok_or(Error::Overflow { what })
 }
 
-/// `len` zeros as the host clears them, page by page, when and where each is first touched: by many
-/// threads, and by one write where all is written anyway. Or [`Error::OutOfMemory`].
-pub(crate) fn try_untouched<A: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Vec<A>> {
-    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| no_room::<A>(what, len, None))
+/// Returns `len` zeros, or [`Error::OutOfMemory`]. The operating system clears each page when a
+/// thread first touches it. So many threads share the clearing, and memory that is overwritten
+/// anyway is not written twice.
+pub(crate) fn try_lazy_zeros<A: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Vec<A>> {
+    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| out_of_memory::<A>(what, len, None))
 }
 
-/// An array of such zeros.
+/// Returns an array of the zeros of [`try_lazy_zeros`].
 ///
 /// # Errors
 /// [`Error::Overflow`], [`Error::OutOfMemory`].
@@ -31,28 +33,27 @@ where
     S: IntoDimension<Dim = D>,
 {
     let shape = shape.into_dimension();
-    let zeros = try_untouched(what, checked_len(what, shape.slice())?)?;
-    Ok(Array::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
+    let zeros = try_lazy_zeros(what, checked_len(what, shape.slice())?)?;
+    Ok(Array::from_shape_vec(shape, zeros).expect("the length is the product of the shape"))
 }
 
-/// `len` zeros, or [`Error::OutOfMemory`] where the host has no room for them.
+/// Returns `len` zeros, written at once, or [`Error::OutOfMemory`].
 pub(crate) fn try_zeros<F: ndarray::NdFloat>(what: &str, len: usize) -> Result<Vec<F>> {
-    let mut zeros = try_room(what, len)?;
+    let mut zeros = try_with_capacity(what, len)?;
     zeros.resize(len, F::zero());
     Ok(zeros)
 }
 
-/// Room for `len` values, or [`Error::OutOfMemory`] where the host has none.
-pub(crate) fn try_room<V>(what: &str, len: usize) -> Result<Vec<V>> {
+/// Returns an empty vector with capacity for `len` values, or [`Error::OutOfMemory`].
+pub(crate) fn try_with_capacity<V>(what: &str, len: usize) -> Result<Vec<V>> {
     let mut values = Vec::new();
     match values.try_reserve_exact(len) {
         Ok(()) => Ok(values),
-        Err(error) => Err(no_room::<V>(what, len, Some(Cause::new(error)))),
+        Err(error) => Err(out_of_memory::<V>(what, len, Some(Cause::new(error)))),
     }
 }
 
-/// Makes numbers at least `len`, what is new of them zeros, or [`Error::OutOfMemory`] where the
-/// host has no room for them.
+/// Extends `numbers` with zeros to at least `len` elements, or returns [`Error::OutOfMemory`].
 pub(crate) fn try_grow<F: ndarray::NdFloat>(
     what: &str,
     numbers: &mut Vec<F>,
@@ -60,15 +61,17 @@ pub(crate) fn try_grow<F: ndarray::NdFloat>(
 ) -> Result<()> {
     let more = len.saturating_sub(numbers.len());
     let reserved = numbers.try_reserve_exact(more);
-    reserved.map_err(|error| no_room::<F>(what, len, Some(Cause::new(error))))?;
+    reserved.map_err(|error| out_of_memory::<F>(what, len, Some(Cause::new(error))))?;
     numbers.resize(numbers.len() + more, F::zero());
     Ok(())
 }
 
-fn no_room<F>(what: &str, len: usize, source: Option<Cause>) -> Error {
+fn out_of_memory<F>(what: &str, len: usize, source: Option<Cause>) -> Error {
     let bytes = len.saturating_mul(size_of::<F>());
     Error::OutOfMemory {
-        reason: format!("{what} takes {bytes} bytes of the host's memory"),
+        reason: format!(
+            "cannot allocate {bytes} bytes of host memory for {what}; use smaller sizes"
+        ),
         source,
     }
 }

@@ -1,15 +1,14 @@
-//! [`Cause`]: the error that another one comes from.
+//! [`Cause`]: the error behind an [`Error`](crate::Error).
 
 use std::error::Error;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// The error that an [`Error`](crate::Error) comes from, as its
-/// [`source`](std::error::Error::source) gives it: the [`std::io::Error`] of a file, wgpu's error
-/// of a device.
+/// The error that caused an [`Error`](crate::Error): the [`std::io::Error`] of a file, for example,
+/// or wgpu's error of a device. [`source`](std::error::Error::source) returns it.
 ///
-/// Clones share it. Two are equal when they read the same.
+/// Clones share the error. Two causes are equal if their messages are equal.
 ///
 /// ```
 /// use std::error::Error as _;
@@ -25,13 +24,14 @@ use std::sync::Arc;
 pub struct Cause(Arc<dyn Error + Send + Sync + 'static>);
 
 impl Cause {
-    /// Keeps `error`.
+    /// Wraps `error`.
     pub fn new(error: impl Error + Send + Sync + 'static) -> Self {
         Self(Arc::new(error))
     }
 }
 
-// Not `Error` itself: whoever asks for a source gets the one that is kept, and can downcast it.
+// `Cause` does not implement `Error`, so that `source()` returns the wrapped error, which the
+// caller can downcast.
 impl Deref for Cause {
     type Target = dyn Error + Send + Sync + 'static;
 

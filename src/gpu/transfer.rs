@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Cause, Error, Result, try_room};
+use crate::error::{Cause, Error, Result, try_with_capacity};
 use crate::gpu::context::Gpu;
 use crate::gpu::report::one_line;
 use crate::gpu::wait::{Oneshot, Wait};
@@ -41,7 +41,7 @@ impl Gpu {
         let size = T::TYPE.bytes(total.clamp(1, max_len));
         let create = || Ok(self.staging("download", size, wgpu::MapMode::Read));
         let staging = self.guard(create).await?;
-        let room = |&(_, _, len): &(_, usize, usize)| try_room("results", len);
+        let room = |&(_, _, len): &(_, usize, usize)| try_with_capacity("results", len);
         let mut results: Vec<Vec<T>> = ranges.iter().map(room).collect::<Result<_>>()?;
         // Fill the staging buffer and read it, until every range is complete.
         let mut index = 0;

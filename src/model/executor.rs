@@ -73,7 +73,7 @@ pub(crate) struct ChunkPosition<'a> {
 impl ChunkPosition<'_> {
     /// True if this chunk continues the rows of the previous chunk and starts from their states.
     pub fn continues(&self) -> bool {
-        self.chunk.has_rows_of(self.previous)
+        self.chunk.has_same_rows(self.previous)
     }
 }
 

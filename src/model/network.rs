@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{Array2, Array3, ArrayD, s};
 
 use crate::cpu;
-use crate::error::{Result, try_untouched};
+use crate::error::{Result, try_lazy_zeros};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
@@ -19,7 +19,7 @@ use crate::spec::linear::Linear;
 use crate::spec::loss::{Loss, PreparedTargets, TargetData, Targets};
 use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
-use crate::spec::sequences::{check_sequence, in_order, pad};
+use crate::spec::sequences::{batch_ranges, check_sequence, pad};
 
 /// A [`Gru`] with a linear [`Head`], which maps sequences to outputs. On an adapter a run uploads
 /// only x and downloads only the outputs.
@@ -147,7 +147,7 @@ impl Network {
             check_sequence(&format!("sequence {at}"), sequence, inputs)?;
         }
         let mut all = Vec::with_capacity(sequences.len());
-        for range in in_order(sequences.len(), batch) {
+        for range in batch_ranges(sequences.len(), batch) {
             let (x, lengths) = pad(sequences[range].iter())?;
             let outputs = self.run(Batch::new(x.view()).with_lengths(&lengths), wait).await?;
             for (row, &length) in lengths.iter().enumerate() {
@@ -186,7 +186,7 @@ impl Network {
         }
         let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
         let features = self.head.features(shape, &y, &h_n);
-        let outputs = Linear::of(self.params()).forward(features.view());
+        let outputs = Linear::new(self.params()).forward(features.view());
         Ok(self.shape_outputs(shape, outputs.into_raw_vec_and_offset().0))
     }
 
@@ -202,7 +202,7 @@ impl Network {
         let len = self.head.rows(shape) * self.head.outputs;
         // A run in one chunk needs no array of its own: `collect` stores the chunk's outputs.
         let allocated = if executor.is_chunked() { len } else { 0 };
-        let outputs = try_untouched("the outputs", allocated)?;
+        let outputs = try_lazy_zeros("the outputs", allocated)?;
         let mut run = OutputRun { input, head: self.head, shape, outputs };
         executor.run(&mut run).await?;
         Ok(self.shape_outputs(shape, run.outputs))

@@ -1,5 +1,5 @@
 //! [`ReferenceCell`]: one direction of one layer, step by step, forward and backward.
-#![allow(clippy::needless_range_loop, reason = "loops over j and k read like the equations")]
+#![allow(clippy::needless_range_loop, reason = "loops over j and k look like the equations")]
 
 use std::ops::Range;
 
@@ -12,24 +12,24 @@ use crate::spec::config::{Activation, GruConfig, Reset, Update};
 use crate::spec::noise::{DrawIndex, Noise};
 use crate::spec::params::{CellRanges, Params};
 
-/// What one direction of one layer went through. All arrays are by time, whatever the direction and
-/// the batch's layout.
+/// The trace of a cell (one direction of one layer). All arrays are in time order, time-major, for
+/// every direction and every layout of the batch.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CellTrace<F> {
-    /// `[T, B, H]`: the state that each step starts from.
+    /// The state that each step starts from, `[T, B, H]`.
     pub h: Array3<F>,
-    /// `[T, B, 4H]`: r, z, n and what the candidate took from the past, which is
+    /// The gates `[T, B, 4H]`: r, z, n and the recurrent term of the candidate, which is
     /// `W_hn h + b_hn` with [`Reset::After`] and `r ⊙ h` with [`Reset::Before`].
     pub gates: Array3<F>,
-    /// `[T, B, H]`: what each step puts out: its state, after dropout where there is some, 0 for
-    /// padding.
+    /// The output of each step, `[T, B, H]`: the new state after dropout, or 0 for padding.
     pub y: Array3<F>,
-    /// `[B, H]`: the state after the direction's own last step.
+    /// The state after the direction's last step, `[B, H]`.
     pub last: Array2<F>,
 }
 
-/// One direction of one layer: what a step reads. Weights are row-major, gates stacked r, z, n.
+/// The parameters of a cell (one direction of one layer). Weights are row-major, gates stacked r,
+/// z, n.
 pub(crate) struct ReferenceCell<'a, F> {
     config: &'a GruConfig,
     ranges: CellRanges,
@@ -43,27 +43,27 @@ pub(crate) struct ReferenceCell<'a, F> {
     bias_hh: Option<&'a [F]>,
 }
 
-/// What all steps of a cell share, besides its parameters.
+/// The data that all steps of a cell share, except its parameters.
 #[derive(Clone, Copy)]
 pub(crate) struct StepContext<'a, F> {
     pub layer: usize,
-    /// Which of the layer's directions.
+    /// The index of the direction within the layer.
     pub direction: usize,
     pub is_reverse: bool,
-    /// `[T, B]`, bits of [`step_flag`].
+    /// The step flags `[T, B]`, bits of [`step_flag`].
     pub step_flags: ArrayView2<'a, u32>,
     pub noise: &'a Noise,
-    /// `[B, H]`
+    /// The reset state `[B, H]`.
     pub reset_state: ArrayView2<'a, F>,
 }
 
 impl<F: NdFloat> StepContext<'_, F> {
-    /// The time steps in the direction's own order.
+    /// Returns all time steps in the direction's order.
     pub(crate) fn times(&self) -> impl DoubleEndedIterator<Item = usize> + use<F> {
         self.in_order(0..self.step_flags.len_of(Axis(0)))
     }
 
-    /// These of them.
+    /// Returns these time steps in the direction's order.
     pub(crate) fn in_order(
         &self,
         times: Range<usize>,
@@ -72,13 +72,13 @@ impl<F: NdFloat> StepContext<'_, F> {
         times.map(move |t| if is_reverse { ends - 1 - t } else { t })
     }
 
-    /// When the direction takes these of its steps.
+    /// Returns the time steps of the direction's `steps`, which count from the direction's start.
     pub(crate) fn times_of(&self, steps: Range<usize>) -> Range<usize> {
         let all = self.step_flags.len_of(Axis(0));
         if self.is_reverse { all - steps.end..all - steps.start } else { steps }
     }
 
-    /// Whether a row's state starts afresh before the direction's step at time t.
+    /// Returns true if a row starts the direction's step at time t from the reset state.
     pub(crate) fn restarts(&self, t: usize, row: usize) -> bool {
         let bit = if self.is_reverse { step_flag::RESTART_REVERSE } else { step_flag::RESTART };
         self.step_flags[[t, row]] & bit != 0
@@ -92,12 +92,12 @@ impl<F: NdFloat> StepContext<'_, F> {
         DrawIndex { layer: self.layer, time, row, unit: self.direction * hidden + unit }
     }
 
-    /// [`Noise::zone`] of every unit.
-    pub(crate) fn zone(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
-        move |j| float(self.noise.zone(self.draw_index(t, row, j, hidden)))
+    /// Returns [`Noise::zoneout_fraction`] as a function of the unit.
+    pub(crate) fn zoneout(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
+        move |j| float(self.noise.zoneout_fraction(self.draw_index(t, row, j, hidden)))
     }
 
-    /// [`Noise::dropout_factor`] of every unit.
+    /// Returns [`Noise::dropout_factor`] as a function of the unit.
     pub(crate) fn dropout(&self, t: usize, row: usize, hidden: usize) -> impl Fn(usize) -> F {
         move |j| float(self.noise.dropout_factor(self.draw_index(t, row, j, hidden)))
     }
@@ -117,9 +117,9 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
         }
     }
 
-    /// All steps of a direction. `trace` comes with [`Self::input_products`] in its gates, the
-    /// first state in its `last` and zeros elsewhere. Steps of padding leave the state as it is,
-    /// and their gates at 0.
+    /// Runs all steps of a direction. On entry `trace` holds [`Self::input_products`] in its gates,
+    /// the first state in its `last`, and zeros elsewhere. Steps of padding leave the state
+    /// unchanged and set their gates to 0.
     pub(crate) fn forward_steps(&self, context: &StepContext<'_, F>, trace: &mut CellTrace<F>) {
         let (_, batch, hidden) = trace.h.dim();
         let mut next = vec![F::zero(); hidden];
@@ -131,24 +131,25 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
                 }
                 trace.h.slice_mut(s![t, row, ..]).assign(&state);
                 let mut gates = trace.gates.view_mut();
-                let gates = lane_mut(&mut gates, t, row);
+                let gates = row_at_mut(&mut gates, t, row);
                 if context.is_padding(t, row) {
                     gates.fill(F::zero());
                     continue;
                 }
                 let past = state.as_slice_mut().expect("rows are contiguous");
-                self.step(past, gates, context.zone(t, row, hidden), &mut next);
+                self.step(past, gates, context.zoneout(t, row, hidden), &mut next);
                 past.copy_from_slice(&next);
                 let mut y = trace.y.view_mut();
-                let (y, factor) = (lane_mut(&mut y, t, row), context.dropout(t, row, hidden));
+                let (y, factor) = (row_at_mut(&mut y, t, row), context.dropout(t, row, hidden));
                 (0..hidden).for_each(|j| y[j] = next[j] * factor(j));
             }
         }
     }
 
-    /// All steps of a direction backward. `h` and `gates` are as [`Self::forward_steps`] left them;
-    /// gates become gradients, as [`Self::step_backward`] says. `dh [B, H]` is the gradient of the
-    /// last state and becomes that of the first; `dreset [B, H]` is added to.
+    /// Runs all steps of a direction backward. On entry `h` and `gates` hold the values of
+    /// [`Self::forward_steps`] and `dh [B, H]` the gradient of the last state. On return `gates`
+    /// holds the gradients of [`Self::step_backward`] and `dh` the gradient of the first state. The
+    /// gradient of the reset state is added to `dreset [B, H]`.
     pub(crate) fn backward_steps(
         &self,
         context: &StepContext<'_, F>,
@@ -165,9 +166,9 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
                 let factor = context.dropout(t, row, hidden);
                 (0..hidden).for_each(|j| dh[j] += doutput[[t, row, j]] * factor(j));
                 self.step_backward(
-                    lane(&h, t, row),
-                    lane_mut(&mut gates, t, row),
-                    context.zone(t, row, hidden),
+                    row_at(&h, t, row),
+                    row_at_mut(&mut gates, t, row),
+                    context.zoneout(t, row, hidden),
                     dh.as_slice_mut().expect("rows are contiguous"),
                 );
                 if context.restarts(t, row) {
@@ -178,26 +179,26 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
         }
     }
 
-    /// What r and z end with, and what n does.
+    /// Returns the activation of r and z, and that of n.
     fn activations(&self) -> (Activation, Activation) {
         (self.config.gate_activation, self.config.candidate_activation)
     }
 
-    /// `gates[.., .., 0..3H] = W_ih x + b_ih`.
+    /// Computes `gates[.., .., 0..3H] = W_ih x + b_ih`.
     pub(super) fn input_products(&self, input: ArrayView3<'_, F>, mut gates: ArrayViewMut3<'_, F>) {
         let (steps, batch, width) = input.dim();
         for (t, b) in (0..steps).flat_map(|t| (0..batch).map(move |b| (t, b))) {
-            let (x, gates) = (lane(&input, t, b), lane_mut(&mut gates, t, b));
+            let (x, gates) = (row_at(&input, t, b), row_at_mut(&mut gates, t, b));
             for k in 0..3 * self.config.hidden_size {
                 gates[k] = dot(row(self.weight_ih, k, width), x) + at(self.bias_ih, k);
             }
         }
     }
 
-    /// One step. `gates [4H]` holds [`Self::input_products`] on entry and r, z, n and the past's
-    /// part of the candidate on return; `zone` is the fraction of the old state that each unit
-    /// keeps besides; `next [H]` receives h'.
-    fn step(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, next: &mut [F]) {
+    /// Runs one step of one row. On entry `gates [4H]` holds [`Self::input_products`]; on return,
+    /// r, z, n and the recurrent term of the candidate. `zoneout` is the fraction of the old state
+    /// that each unit keeps by zoneout. `next [H]` receives h'.
+    fn step(&self, h: &[F], gates: &mut [F], zoneout: impl Fn(usize) -> F, next: &mut [F]) {
         let hidden = h.len();
         let (gate, candidate) = self.activations();
         let [r, z, n, past] = quarters(gates);
@@ -228,28 +229,28 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
                 Update::Overwrites => (F::one() - z[j]) * h[j] + z[j] * n[j],
                 Update::Keeps => z[j] * h[j] + (F::one() - z[j]) * n[j],
             };
-            next[j] = zone(j) * h[j] + (F::one() - zone(j)) * new;
+            next[j] = zoneout(j) * h[j] + (F::one() - zoneout(j)) * new;
         }
     }
 
-    /// One step backward. On entry `gates [4H]` is as [`Self::step`] left it and `dh [H]` the
-    /// gradient of h'. On return r, z and n have become the gradients of their pre-activations, the
-    /// fourth quarter that of `W_hn h + b_hn` (reset after; unchanged r ⊙ h with reset before), and
-    /// `dh` is the gradient of h.
-    fn step_backward(&self, h: &[F], gates: &mut [F], zone: impl Fn(usize) -> F, dh: &mut [F]) {
+    /// Runs one step of one row backward. On entry `gates [4H]` holds the values of [`Self::step`]
+    /// and `dh [H]` the gradient of h'. On return r, z and n hold the gradients of their
+    /// pre-activations, and `dh` the gradient of h. With reset after, the fourth quarter holds the
+    /// gradient of `W_hn h + b_hn`; with reset before, it still holds r ⊙ h.
+    fn step_backward(&self, h: &[F], gates: &mut [F], zoneout: impl Fn(usize) -> F, dh: &mut [F]) {
         let hidden = h.len();
         let one = F::one();
         let (gate, candidate) = self.activations();
         let [r, z, n, past] = quarters(gates);
         for j in 0..hidden {
-            let dnew = dh[j] * (one - zone(j));
+            let dnew = dh[j] * (one - zoneout(j));
             let (dn, dz, direct) = match self.config.update {
                 Update::Overwrites => (dnew * z[j], dnew * (n[j] - h[j]), dnew * (one - z[j])),
                 Update::Keeps => (dnew * (one - z[j]), dnew * (h[j] - n[j]), dnew * z[j]),
             };
             n[j] = dn * derivative(candidate, n[j]);
             z[j] = dz * derivative(gate, z[j]);
-            dh[j] = dh[j] * zone(j) + direct;
+            dh[j] = dh[j] * zoneout(j) + direct;
         }
         let weight = |gate: usize, j: usize| row(self.weight_hh, gate * hidden + j, hidden);
         match self.config.reset {
@@ -280,8 +281,8 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
         }
     }
 
-    /// Adds what one step of one row gives to the parameters' gradients and to its `dx`.
-    /// `gates` is as [`Self::step_backward`] left it.
+    /// Adds the contributions of one step of one row to the parameters' gradients and to its `dx`.
+    /// `gates` holds the gradients of [`Self::step_backward`].
     pub(super) fn parameter_gradients(
         &self,
         x: &[F],
@@ -295,7 +296,8 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
         let ranges = &self.ranges;
         let flat = d.as_mut_slice();
         for (k, &da) in input_side.iter().enumerate() {
-            // What the recurrent row k was multiplied with, and the gradient of that product.
+            // The vector that row k of weight_hh is multiplied with, and the gradient of the
+            // product.
             let (operand, dproduct) = match (k / hidden, self.config.reset) {
                 (2, Reset::After) => (h, past[k - 2 * hidden]),
                 (2, Reset::Before) => (past, da),
@@ -314,14 +316,14 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
     }
 }
 
-/// The numbers of one step of one row.
-pub(super) fn lane<'a, F>(array: &'a ArrayView3<'_, F>, t: usize, row: usize) -> &'a [F] {
+/// Returns the values of one step of one row.
+pub(super) fn row_at<'a, F>(array: &'a ArrayView3<'_, F>, t: usize, row: usize) -> &'a [F] {
     let width = array.len_of(Axis(2));
     let first = (t * array.len_of(Axis(1)) + row) * width;
     &array.as_slice().expect("standard layout")[first..first + width]
 }
 
-pub(super) fn lane_mut<'a, F>(
+pub(super) fn row_at_mut<'a, F>(
     array: &'a mut ArrayViewMut3<'_, F>,
     t: usize,
     row: usize,
@@ -346,7 +348,7 @@ pub(crate) fn activate<F: NdFloat>(kind: Activation, a: F) -> F {
     }
 }
 
-/// The derivative of an activation, from its value.
+/// Returns the derivative of an activation from the activation's value.
 fn derivative<F: NdFloat>(kind: Activation, value: F) -> F {
     let (zero, one) = (F::zero(), F::one());
     match kind {
@@ -364,7 +366,7 @@ fn float<F: NdFloat>(value: f32) -> F {
     F::from(value).expect("every f32 is a float")
 }
 
-/// 1 / `n`
+/// Returns 1 / `n`.
 fn fraction<F: NdFloat>(n: u8) -> F {
     F::one() / F::from(n).expect("every small number is a float")
 }
@@ -377,7 +379,7 @@ fn add_scaled<F: NdFloat>(target: &mut [F], scale: F, source: &[F]) {
     target.iter_mut().zip(source).for_each(|(t, &s)| *t += scale * s);
 }
 
-/// Row `k` of a row-major matrix with rows of `len`.
+/// Returns row `k` of a row-major matrix with rows of length `len`.
 fn row<F>(matrix: &[F], k: usize, len: usize) -> &[F] {
     &matrix[k * len..][..len]
 }
@@ -386,7 +388,7 @@ fn row_mut<F>(matrix: &mut [F], k: usize, len: usize) -> &mut [F] {
     &mut matrix[k * len..][..len]
 }
 
-/// Element `k` of a bias, 0 where there is none.
+/// Returns element `k` of a bias, or 0 if there is none.
 fn at<F: NdFloat>(bias: Option<&[F]>, k: usize) -> F {
     bias.map_or(F::zero(), |bias| bias[k])
 }

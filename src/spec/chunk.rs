@@ -1,5 +1,5 @@
-//! [`Chunk`]: a part of a run. Where no buffer of the device can hold one of its tensors, a run is
-//! made of several, one after the other.
+//! [`Chunk`]: some steps and rows of a run. A run with a tensor that is too large for any buffer of
+//! the device is cut into chunks, which run one after the other.
 
 use std::ops::Range;
 
@@ -8,10 +8,10 @@ use ndarray::{ArrayBase, Ix3, RawData, s};
 use crate::error::{Error, Result};
 use crate::spec::config::{Direction, Layout, Shape};
 
-/// Chunks that a run is cut into at most: far more than a host has memory for what they make.
+/// The largest number of chunks of a run. A run of more chunks would exceed the host's memory.
 const MAX_CHUNKS: usize = 1 << 16;
 
-/// Some steps of some rows of a run.
+/// Some steps and rows of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub steps: Range<usize>,
@@ -19,28 +19,29 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    /// All of a run.
+    /// Returns the chunk of all steps and rows.
     pub fn whole(shape: Shape) -> Self {
         Self { steps: 0..shape.steps, rows: 0..shape.batch }
     }
 
-    /// The sizes of its run, in one of `whole`.
+    /// Returns the shape of this chunk; `whole` is the shape of the run.
     pub fn shape(&self, whole: Shape) -> Shape {
         Shape { steps: self.steps.len(), batch: self.rows.len(), ..whole }
     }
 
-    /// Whether it goes on where `other` left off, the one before it forward or after it backward.
-    pub fn has_rows_of(&self, other: Option<&Self>) -> bool {
+    /// Returns true if `other` has the same rows, so that this chunk continues from its states.
+    /// `other` is the previous chunk in a forward pass and the next one in a backward pass.
+    pub fn has_same_rows(&self, other: Option<&Self>) -> bool {
         other.is_some_and(|other| other.rows == self.rows)
     }
 
-    /// Its lengths, of those of all rows.
+    /// Returns the lengths within this chunk of its rows; `all` has the lengths of all rows.
     pub fn lengths(&self, all: &[usize]) -> Vec<usize> {
         let Range { start, end } = self.steps;
         all[self.rows.clone()].iter().map(|&length| length.clamp(start, end) - start).collect()
     }
 
-    /// Its part of an array `[T, B, ·]` or `[B, T, ·]`.
+    /// Slices an array `[T, B, ·]` or `[B, T, ·]` of the run to this chunk.
     pub fn of_sequence<S: RawData>(
         &self,
         array: ArrayBase<S, Ix3>,
@@ -50,20 +51,22 @@ impl Chunk {
         array.slice_move(s![first, second, ..])
     }
 
-    /// Its part of an array `[L·D, B, H]`.
+    /// Slices an array `[L·D, B, H]` of the run to this chunk.
     pub fn of_states<S: RawData>(&self, array: ArrayBase<S, Ix3>) -> ArrayBase<S, Ix3> {
         array.slice_move(s![.., self.rows.clone(), ..])
     }
 }
 
-/// The chunks of a run of `shape`, in the order in which they run forward: all of it, if that fits.
-/// Or of all rows and as many steps each as fit, which takes no more steps one after the other than
-/// the whole would, where states can be carried from one to the next: `carried` says in which
-/// direction. Or else of all steps and as many rows as fit.
+/// Cuts a run of `shape` into chunks that fit, in the order of the forward pass:
+///
+/// 1. one chunk, if the whole run fits;
+/// 2. else chunks of all rows and as many steps as fit, if states can be carried from chunk to
+///    chunk in the direction `carried`. The number of sequential steps stays that of the whole run;
+/// 3. else chunks of all steps and as many rows as fit.
 ///
 /// # Errors
-/// What `fits` says of the whole, where no smaller chunk fits either, or more than [`MAX_CHUNKS`]
-/// would be needed.
+/// The error of `fits` for the whole run, if no smaller chunk fits either or more than
+/// [`MAX_CHUNKS`] are needed.
 pub(crate) fn chunks(
     shape: Shape,
     carried: Option<Direction>,
@@ -97,7 +100,8 @@ pub(crate) fn chunks(
     }
 }
 
-/// The largest number below `end` that fits, where all smaller ones do. None may.
+/// Returns the largest number from 1 to `end` − 1 that fits, or `None`. If a number fits, all
+/// smaller ones must fit.
 fn largest(end: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
     let (mut fitting, mut failing) = (0, end);
     while failing - fitting > 1 {
@@ -107,7 +111,7 @@ fn largest(end: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
     (fitting > 0).then_some(fitting)
 }
 
-/// `0..len` in as few ranges of at most `most` as there can be, of equal lengths but for the last.
+/// Cuts `0..len` into the fewest ranges of at most `most`, of equal lengths except the last.
 fn evenly(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let each = len.div_ceil(len.div_ceil(most));
     (0..len).step_by(each).map(move |first| first..(first + each).min(len))
@@ -118,7 +122,7 @@ mod tests {
     use super::*;
     use crate::spec::config::GruConfig;
 
-    /// Where at most so many cells, of at most so many rows, fit.
+    /// Cuts a run if at most `cells` steps · rows fit a chunk.
     fn cut(steps: usize, batch: usize, carried: Option<Direction>, cells: usize) -> Vec<Chunk> {
         let shape = GruConfig::new(3, 5).shape(steps, batch).unwrap();
         let fits = |shape: Shape| match shape.steps * shape.batch {
@@ -136,7 +140,7 @@ mod tests {
         let of = |steps: Range<usize>, rows: Range<usize>| Chunk { steps, rows };
         let forward = Some(Direction::Forward);
         assert_eq!(cut(10, 7, forward, 70), [of(0..10, 0..7)]);
-        // Seven of 63 would fit, but two are enough.
+        // 9 steps of all rows would fit, but the two chunks are even.
         assert_eq!(cut(10, 7, forward, 69), [of(0..5, 0..7), of(5..10, 0..7)]);
         let reverse = cut(10, 7, Some(Direction::Reverse), 28);
         assert_eq!(reverse, [of(8..10, 0..7), of(4..8, 0..7), of(0..4, 0..7)]);
@@ -145,7 +149,7 @@ mod tests {
             assert_eq!(cut(10, 7, carried, 10).len(), 7);
             assert_eq!(cut(10, 7, carried, 9), []);
         }
-        // Not one step of all rows fits.
+        // A single step of all rows does not fit.
         assert_eq!(
             cut(3, 7, forward, 6),
             [of(0..3, 0..2), of(0..3, 2..4), of(0..3, 4..6), of(0..3, 6..7)]

@@ -1,35 +1,37 @@
-//! What a GRU computes ([`GruConfig`]) and on how much data ([`Shape`]).
+//! [`GruConfig`], the definition of a GRU, and [`Shape`], the sizes of a run.
 
 use crate::error::{Error, Result, checked_len};
 
-/// Layers that a model may have: far more than any has that can be trained. What a model is made
-/// from has some entries a layer, so a number that is a mistake is refused before they are made.
-const MOST_LAYERS: usize = 1024;
+/// The largest number of layers, far above that of any model that can be trained. A mistaken number
+/// is refused before entries are allocated for each layer.
+const MAX_LAYERS: usize = 1024;
 
-/// Where the reset gate r acts in the candidate n.
+/// The place where the reset gate r acts in the candidate n.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Reset {
-    /// `n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)`: on the state, before the recurrent product.
+    /// `n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)`: r scales the state, before the recurrent
+    /// product.
     ///
     /// Cho et al. 2014 (arXiv 1406.1078v3); ONNX `linear_before_reset = 0`; Keras
     /// `reset_after = False`.
     Before,
-    /// `n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))`: on the product, after it was taken.
+    /// `n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))`: r scales the result of the recurrent
+    /// product.
     ///
     /// PyTorch `nn.GRU`, cuDNN, Keras `reset_after = True`, ONNX `linear_before_reset = 1`.
     After,
 }
 
-/// What the update gate z does with the old state.
+/// The meaning of the update gate z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Update {
     /// `h' = (1 − z) ⊙ h + z ⊙ n`: z near 1 overwrites the past, z near 0 keeps it.
     ///
-    /// Chung et al. 2014 (arXiv 1412.3555), and this project's own statement.
+    /// Chung et al. 2014 (arXiv 1412.3555); the default of [`GruConfig::new`].
     Overwrites,
     /// `h' = z ⊙ h + (1 − z) ⊙ n`: z near 1 keeps the past.
     ///
@@ -37,31 +39,31 @@ pub enum Update {
     Keeps,
 }
 
-/// A function of one number that a gate or the candidate ends with.
+/// The activation function of a gate or of the candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Activation {
-    /// σ(a) = 1 / (1 + e^−a). What gates use unless told otherwise.
+    /// σ(a) = 1 / (1 + e^−a), the default of the gates.
     Sigmoid,
-    /// tanh(a). What candidates use unless told otherwise.
+    /// tanh(a), the default of the candidate.
     Tanh,
-    /// max(a, 0); its derivative at 0 counts as 0. RNNoise's candidate.
+    /// max(a, 0), with derivative 0 at 0. RNNoise uses it for the candidate.
     Relu,
-    /// a / 5 + 1/2, held within 0 and 1: ONNX's default and Keras 2's. (PyTorch's and Keras 3's
-    /// divide by 6.)
+    /// a / 5 + 1/2, clamped to 0..1: the hard sigmoid of Keras 2 and ONNX's defaults. (PyTorch and
+    /// Keras 3 divide by 6.)
     HardSigmoid,
-    /// a itself.
+    /// a, unchanged.
     Identity,
 }
 
 impl Activation {
-    /// Every activation.
+    /// All activations.
     pub const ALL: [Self; 5] =
         [Self::Sigmoid, Self::Tanh, Self::Relu, Self::HardSigmoid, Self::Identity];
 
-    /// What `shaders/common.wgsl` calls it.
+    /// Returns the number of this activation in `shaders/common.wgsl`.
     pub fn code(self) -> u32 {
         match self {
             Self::Sigmoid => 0,
@@ -85,7 +87,7 @@ impl std::fmt::Display for Activation {
     }
 }
 
-/// Which way a layer runs over the steps.
+/// The direction in which a layer runs over the steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
@@ -93,19 +95,20 @@ pub enum Direction {
     /// From the first step to the last.
     #[default]
     Forward,
-    /// From the last step to the first. y stays in the order of time.
+    /// From the last step to the first. y stays in time order.
     Reverse,
-    /// Both, each with weights of its own. The outputs are `[.., 2H]`, the forward half first.
+    /// Both directions, each with its own weights. Outputs are `[.., 2H]`, the forward half first.
     Both,
 }
 
 impl Direction {
-    /// D: how many ways a layer runs.
+    /// Returns D, the number of directions of a layer.
     pub fn count(self) -> usize {
         if self == Self::Both { 2 } else { 1 }
     }
 
-    /// Whether the `index`th of a layer's ways, below [`Self::count`], is the reverse one.
+    /// Returns true if direction `index` of a layer is the reverse one. `index` is below
+    /// [`Self::count`].
     pub fn is_reverse(self, index: usize) -> bool {
         match self {
             Self::Forward => false,
@@ -115,23 +118,24 @@ impl Direction {
     }
 }
 
-/// Which bias vectors a cell has.
+/// The bias vectors of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Bias {
-    /// None.
+    /// No biases.
     None,
-    /// One a gate, `bias_ih [3H]`, added on the input's side (outside the reset gate's product).
+    /// One bias per gate, `bias_ih [3H]`, added to the input's product. The reset gate does not
+    /// scale it.
     One,
-    /// Two a gate, `bias_ih [3H]` and `bias_hh [3H]`, as PyTorch, cuDNN and ONNX have them.
+    /// Two biases per gate, `bias_ih [3H]` and `bias_hh [3H]`, as in PyTorch, cuDNN and ONNX.
     ///
-    /// With [`Reset::Before`] their effects are the same, and so are their gradients. With
+    /// With [`Reset::Before`] both have the same effect and the same gradient. With
     /// [`Reset::After`] the candidate's `b_hn` is scaled by the reset gate.
     Two,
 }
 
-/// A GRU's sizes, its layers and directions, and which of the definitions in use it follows.
+/// The configuration of a GRU: its sizes, layers and directions, and the variant of the equations.
 ///
 /// ```
 /// use gru_wgpu::{Bias, GruConfig, Reset, Update};
@@ -147,43 +151,45 @@ pub enum Bias {
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct GruConfig {
-    /// I: features of the input at each step.
+    /// I, the number of input features at each step.
     pub input_size: usize,
-    /// H: units of the hidden state.
+    /// H, the number of units of the hidden state.
     pub hidden_size: usize,
-    /// Where the reset gate acts.
+    /// The place where the reset gate acts.
     pub reset: Reset,
-    /// What the update gate does with the old state.
+    /// The meaning of the update gate.
     pub update: Update,
-    /// Which biases there are.
+    /// The bias vectors.
     pub bias: Bias,
-    /// L: layers, each reading the outputs of the one below; 1024 at most.
+    /// L, the number of layers, at most 1024. Each layer reads the outputs of the layer below.
     #[cfg_attr(feature = "serde", serde(default = "one_layer"))]
     pub layers: usize,
-    /// Which way each layer runs over the steps.
+    /// The direction of every layer.
     #[cfg_attr(feature = "serde", serde(default))]
     pub direction: Direction,
-    /// What r and z end with.
+    /// The activation of r and z.
     #[cfg_attr(feature = "serde", serde(default = "sigmoid"))]
     pub gate_activation: Activation,
-    /// What the candidate n ends with.
+    /// The activation of the candidate n.
     #[cfg_attr(feature = "serde", serde(default = "tanh"))]
     pub candidate_activation: Activation,
-    /// The probability, while training, that an element of a layer's output does not reach the next
-    /// layer; what does is divided by 1 − p. As in PyTorch, the last layer's output is left alone.
+    /// The probability p of dropout, while training: an element of a layer's output reaches the
+    /// next layer as 0 with probability p, otherwise divided by 1 − p. The last layer's output has
+    /// no dropout, as in PyTorch.
     #[cfg_attr(feature = "serde", serde(default))]
     pub dropout: f32,
-    /// The probability, while training, that a unit keeps its old state at a step. Otherwise each
-    /// state is the expectation, p · h + (1 − p) · h′ (Krueger et al. 2016, arXiv 1606.01305).
+    /// The probability p of zoneout (Krueger et al. 2016, arXiv 1606.01305): while training, a unit
+    /// keeps its old state at a step with probability p. In inference each state is the expected
+    /// value, p · h + (1 − p) · h′.
     #[cfg_attr(feature = "serde", serde(default))]
     pub zoneout: f32,
 }
 
 impl GruConfig {
-    /// The project's own statement of a GRU: reset before the product, z overwrites, one bias a
+    /// Returns this crate's default variant: reset before the product, z overwrites, one bias per
     /// gate.
     ///
-    /// Sizes are checked where they are used: [`Gru::new`](crate::Gru::new) refuses a 0.
+    /// The sizes are not checked here. [`Gru::new`](crate::Gru::new) refuses a size of 0.
     pub fn new(input_size: usize, hidden_size: usize) -> Self {
         Self {
             input_size,
@@ -200,7 +206,8 @@ impl GruConfig {
         }
     }
 
-    /// PyTorch's `nn.GRU` and cuDNN's: reset after the product, z keeps, two biases a gate.
+    /// Returns the variant of PyTorch's `nn.GRU` and of cuDNN: reset after the product, z keeps,
+    /// two biases per gate.
     pub fn pytorch(input_size: usize, hidden_size: usize) -> Self {
         Self {
             reset: Reset::After,
@@ -210,42 +217,42 @@ impl GruConfig {
         }
     }
 
-    /// The same with the reset gate acting at `reset`.
+    /// Sets the place where the reset gate acts.
     #[must_use]
     pub fn with_reset(self, reset: Reset) -> Self {
         Self { reset, ..self }
     }
 
-    /// The same with the update gate meaning `update`.
+    /// Sets the meaning of the update gate.
     #[must_use]
     pub fn with_update(self, update: Update) -> Self {
         Self { update, ..self }
     }
 
-    /// The same with the biases `bias`.
+    /// Sets the bias vectors.
     #[must_use]
     pub fn with_bias(self, bias: Bias) -> Self {
         Self { bias, ..self }
     }
 
-    /// The same with `layers` layers.
+    /// Sets the number of layers.
     #[must_use]
     pub fn with_layers(self, layers: usize) -> Self {
         Self { layers, ..self }
     }
 
-    /// The same with each layer running this way over the steps.
+    /// Sets the direction of every layer.
     #[must_use]
     pub fn with_direction(self, direction: Direction) -> Self {
         Self { direction, ..self }
     }
 
-    /// The same with `gate` for r and z and `candidate` for n.
+    /// Sets the activation of r and z to `gate` and that of n to `candidate`.
     ///
     /// ```
     /// use gru_wgpu::{Activation, GruConfig};
     ///
-    /// // RNNoise's: reset before, ReLU for the candidate.
+    /// // The GRU of RNNoise: reset before the product, ReLU for the candidate.
     /// let config = GruConfig::new(42, 24).with_activations(Activation::Sigmoid, Activation::Relu);
     /// ```
     #[must_use]
@@ -253,7 +260,7 @@ impl GruConfig {
         Self { gate_activation: gate, candidate_activation: candidate, ..self }
     }
 
-    /// The same with this probability of dropout between layers, 0 ≤ p < 1.
+    /// Sets the probability of dropout between layers, 0 ≤ p < 1.
     ///
     /// ```
     /// use gru_wgpu::{Batch, Device, Gru, GruConfig, Init};
@@ -263,10 +270,10 @@ impl GruConfig {
     /// let gru = Gru::new(config, Init::Uniform, 1, &Device::cpu())?;
     /// let x = Array3::ones((10, 2, 3));
     /// for step in 0..3 {
-    ///     // A seed of its own for each run: the same seed drops the same elements.
+    ///     // Each run has its own seed: the same seed drops the same elements.
     ///     let (out, tape) = gru.forward_train(Batch::new(x.view()).with_seed(step))?;
     /// }
-    /// let out = gru.forward(&x)?; // drops nothing
+    /// let out = gru.forward(&x)?; // inference: no dropout
     /// # Ok::<(), gru_wgpu::Error>(())
     /// ```
     #[must_use]
@@ -274,29 +281,30 @@ impl GruConfig {
         Self { dropout, ..self }
     }
 
-    /// The same with this probability of zoneout on the hidden state, 0 ≤ p < 1.
+    /// Sets the probability of zoneout on the hidden state, 0 ≤ p < 1.
     #[must_use]
     pub fn with_zoneout(self, zoneout: f32) -> Self {
         Self { zoneout, ..self }
     }
 
-    /// Whether training runs draw random numbers, and so need a seed.
+    /// Returns true if training runs draw random numbers and so need a seed.
     pub(crate) fn draws(&self) -> bool {
         self.dropout > 0.0 || self.zoneout > 0.0
     }
 
-    /// D: 2 when each layer runs in both directions, else 1.
+    /// Returns D: 2 if each layer runs in both directions, else 1.
     pub fn directions(&self) -> usize {
         self.direction.count()
     }
 
-    /// Features that a layer reads: I for the first, D·H for the others.
+    /// Returns the number of features that a layer reads: I for the first layer, D·H for the
+    /// others.
     pub fn layer_input_size(&self, layer: usize) -> usize {
         if layer == 0 { self.input_size } else { self.directions() * self.hidden_size }
     }
 
-    /// All twelve definitions of one layer, one direction, at these sizes: reset × update × bias.
-    /// For tests and self-checks.
+    /// Returns all twelve variants (reset × update × bias) at these sizes, with one layer in one
+    /// direction. For tests and self-checks.
     pub fn all_variants(input_size: usize, hidden_size: usize) -> Vec<Self> {
         let mut variants = Vec::new();
         for reset in [Reset::Before, Reset::After] {
@@ -310,10 +318,11 @@ impl GruConfig {
         variants
     }
 
-    /// The shape of a run over `steps` steps of `batch` rows.
+    /// Returns the shape of a run over `steps` steps of `batch` rows.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`] when a size is 0, [`Error::Overflow`] when a tensor's size overflows.
+    /// [`Error::ZeroSize`] if a size is 0, [`Error::Overflow`] if a tensor's size overflows, and
+    /// the errors of [`Self::validate`].
     pub fn shape(&self, steps: usize, batch: usize) -> Result<Shape> {
         self.validate()?;
         for (what, size) in [("the number of steps T", steps), ("the batch B", batch)] {
@@ -333,12 +342,12 @@ impl GruConfig {
         Ok(Shape { steps, batch, input, hidden, layers, directions, layout })
     }
 
-    /// `Ok` when no size is 0, the parameters' number does not overflow, there are at most 1024
-    /// layers, and dropout and zoneout make sense.
+    /// Checks the configuration: no size is 0, the number of parameters does not overflow, there
+    /// are at most 1024 layers, and dropout and zoneout are probabilities below 1.
     ///
     /// # Errors
     /// [`Error::ZeroSize`], [`Error::Overflow`], [`Error::Setting`], [`Error::Probability`], or
-    /// [`Error::Conflict`] for dropout between the layers of a model that has only one.
+    /// [`Error::Conflict`] for dropout in a model with a single layer.
     pub fn validate(&self) -> Result<()> {
         for (what, size) in [
             ("the input size I", self.input_size),
@@ -349,12 +358,12 @@ impl GruConfig {
                 return Err(Error::ZeroSize { what });
             }
         }
-        // Room for what a cell has besides: its other weight, its biases, and the ranges'
-        // alignment.
+        // An upper bound: the factor 16 covers a cell's two weights, its biases, and the padding
+        // that aligns the ranges.
         let (cells, hidden) = ([self.layers, 16, self.directions()], self.hidden_size);
         let widest = hidden.max(self.input_size).max(64);
         checked_len("the parameters", &[&cells[..], &[hidden, widest]].concat())?;
-        if self.layers > MOST_LAYERS {
+        if self.layers > MAX_LAYERS {
             return Err(Error::setting("the number of layers L", self.layers, "at most 1024"));
         }
         for (what, p) in [("dropout", self.dropout), ("zoneout", self.zoneout)] {
@@ -365,7 +374,7 @@ impl GruConfig {
         if self.dropout > 0.0 && self.layers == 1 {
             return Err(Error::Conflict {
                 what: "dropout and a single layer",
-                why: "dropout acts between layers",
+                why: "dropout acts between layers; add layers or set dropout to 0",
             });
         }
         Ok(())
@@ -412,7 +421,7 @@ impl std::fmt::Display for GruConfig {
     }
 }
 
-/// What a serialised configuration need not say, as [`GruConfig::new`] has it.
+/// The serde default of `layers`. This and the next two defaults equal those of [`GruConfig::new`].
 #[cfg(feature = "serde")]
 fn one_layer() -> usize {
     1
@@ -428,8 +437,8 @@ fn tanh() -> Activation {
     Activation::Tanh
 }
 
-/// Which of the axes T and B comes first in x, y, their gradients and the mask of resets. States
-/// are `[L·D, B, H]` either way.
+/// The order of the axes T and B in x, y, their gradients and the reset mask. States are
+/// `[L·D, B, H]` in both layouts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
@@ -437,13 +446,12 @@ pub enum Layout {
     /// `[T, B, ·]`, PyTorch's default.
     #[default]
     TimeMajor,
-    /// `[B, T, ·]`, PyTorch's `batch_first=True`. The kernels' strides do it; nothing is
-    /// transposed.
+    /// `[B, T, ·]`, PyTorch's `batch_first=True`. The kernels use strides; no array is transposed.
     BatchFirst,
 }
 
 impl Layout {
-    /// The axes `[T, B]` in this layout's order.
+    /// Returns `steps` and `batch` in the order of this layout's axes.
     pub(crate) fn order<V>(self, steps: V, batch: V) -> [V; 2] {
         match self {
             Self::TimeMajor => [steps, batch],
@@ -452,46 +460,48 @@ impl Layout {
     }
 }
 
-/// The sizes of one run. Made by [`GruConfig::shape`], so none is 0 and no tensor's size overflows.
+/// The sizes of one run. [`GruConfig::shape`] makes it, so no size is 0 and no tensor's size
+/// overflows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Shape {
-    /// T: time steps.
+    /// T, the number of time steps.
     pub steps: usize,
-    /// B: independent rows.
+    /// B, the number of batch rows.
     pub batch: usize,
-    /// I: input features.
+    /// I, the number of input features.
     pub input: usize,
-    /// H: hidden units.
+    /// H, the number of hidden units.
     pub hidden: usize,
-    /// L: layers.
+    /// L, the number of layers.
     pub layers: usize,
-    /// D: directions of each layer.
+    /// D, the number of directions of each layer.
     pub directions: usize,
     /// The order of the axes T and B.
     pub layout: Layout,
 }
 
 impl Shape {
-    /// The same with its axes T and B in another order.
+    /// Sets the order of the axes T and B.
     #[must_use]
     pub fn with_layout(self, layout: Layout) -> Self {
         Self { layout, ..self }
     }
 
-    /// `[T, B, I]` or `[B, T, I]`, the input's.
+    /// Returns the shape of the input, `[T, B, I]` or `[B, T, I]`.
     pub fn x(&self) -> [usize; 3] {
         let [first, second] = self.layout.order(self.steps, self.batch);
         [first, second, self.input]
     }
 
-    /// `[T, B, D·H]` or `[B, T, D·H]`, that of all hidden states of the last layer.
+    /// Returns the shape of the last layer's output, `[T, B, D·H]` or `[B, T, D·H]`.
     pub fn y(&self) -> [usize; 3] {
         let [first, second] = self.layout.order(self.steps, self.batch);
         [first, second, self.directions * self.hidden]
     }
 
-    /// `[L·D, B, H]`, that of the first and the last states; layer-major, forward before reverse.
+    /// Returns the shape of the first and of the last states, `[L·D, B, H]`: layer-major, forward
+    /// before reverse.
     pub fn state(&self) -> [usize; 3] {
         [self.layers * self.directions, self.batch, self.hidden]
     }

@@ -1,21 +1,21 @@
-//! [`ElementType`]: what the elements of a buffer are.
+//! [`ElementType`]: the type of a device buffer's elements.
 
 use std::fmt;
 
-/// What the elements of a buffer on the device are.
+/// The type of a device buffer's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ElementType {
-    /// Single precision.
+    /// Single precision, 4 bytes.
     F32,
-    /// Half precision. No plan asks for it yet.
+    /// Half precision, 2 bytes. No plan uses it yet.
     F16,
-    /// Flags, seeds, classes, arguments.
+    /// Unsigned 32-bit integers: step flags, seeds, classes, kernel arguments.
     U32,
 }
 
 impl ElementType {
-    /// Bytes of one element.
+    /// Returns the size of one element in bytes.
     pub const fn size(self) -> u64 {
         match self {
             Self::F32 | Self::U32 => 4,
@@ -23,14 +23,14 @@ impl ElementType {
         }
     }
 
-    /// Bytes of `len` elements.
+    /// Returns the size of `len` elements in bytes.
     pub const fn bytes(self, len: usize) -> u64 {
         self.size() * len as u64
     }
 }
 
 impl fmt::Display for ElementType {
-    /// As WGSL calls it.
+    /// Writes the type's name in WGSL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::F32 => "f32",
@@ -40,7 +40,7 @@ impl fmt::Display for ElementType {
     }
 }
 
-/// A number of the host that is an element of a buffer as it is.
+/// A host type with the same bytes as an element of a device buffer.
 pub(crate) trait BufferElement: bytemuck::Pod {
     const TYPE: ElementType;
 }

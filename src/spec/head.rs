@@ -1,52 +1,53 @@
-//! [`Head`]: a linear layer on a GRU. The loops here are the CPU's and the specification of
-//! `plan/head.rs`.
+//! [`Head`]: a linear layer on top of a GRU. The loops here run on the CPU. They are also the
+//! reference of `plan/head.rs`.
 
 use ndarray::{Array2, Array3, Axis, NdFloat, s};
 
-use crate::error::{Result, try_room};
+use crate::error::{Result, try_with_capacity};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
 
-/// A linear layer on a GRU: outputs = W · features + b, with `head.weight` `[C, D·H]` and
-/// `head.bias` `[C]` among the parameters.
+/// A linear layer on top of a GRU: outputs = W · features + b. W is the parameter `head.weight`
+/// `[C, D·H]`, b is `head.bias` `[C]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Head {
-    /// C, the outputs of a row.
+    /// C, the number of outputs per row.
     pub outputs: usize,
-    /// What it reads.
+    /// The part of the GRU's output that the head reads.
     pub readout: Readout,
 }
 
-/// What a head reads.
+/// The part of a GRU's output that a head reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Readout {
-    /// y, at every step: outputs `[T, B, C]`, or `[B, T, C]` of a batch-first run. For labelling.
+    /// y at every step, for sequence labelling: outputs `[T, B, C]`, or `[B, T, C]` in a
+    /// batch-first run.
     EveryStep,
-    /// The last layer's last states, of both directions side by side: outputs `[B, C]`. Of the
-    /// reverse direction that is its state at the sequence's start, so both have read all of it.
-    /// For classification.
+    /// The last layer's last states, those of both directions concatenated, for classification:
+    /// outputs `[B, C]`. The reverse direction's last state is at the first step, so both
+    /// directions have read the whole sequence.
     #[cfg_attr(feature = "serde", serde(rename = "last"))]
     LastState,
 }
 
 impl Head {
-    /// Of `outputs` numbers at every step.
+    /// Returns a head with `outputs` outputs at every step.
     pub fn every_step(outputs: usize) -> Self {
         Self { outputs, readout: Readout::EveryStep }
     }
 
-    /// Of `outputs` numbers a sequence.
+    /// Returns a head with `outputs` outputs per sequence.
     pub fn last(outputs: usize) -> Self {
         Self { outputs, readout: Readout::LastState }
     }
 
-    /// Rows of outputs that a run makes.
+    /// Returns the number of rows of outputs in a run: T·B or B.
     pub(crate) fn rows(&self, shape: Shape) -> usize {
         match self.readout {
             Readout::EveryStep => shape.steps * shape.batch,
@@ -54,7 +55,7 @@ impl Head {
         }
     }
 
-    /// The axes of the outputs but the last, in the run's layout.
+    /// Returns the shape of the outputs without the last axis, in the run's layout.
     pub(crate) fn row_axes(&self, shape: Shape) -> Vec<usize> {
         match self.readout {
             Readout::EveryStep => shape.y()[..2].to_vec(),
@@ -62,14 +63,14 @@ impl Head {
         }
     }
 
-    /// Whether each row of outputs is of a valid step, or of a sequence that has one.
+    /// Returns for each row of outputs whether it is valid: of a step within its row's length, or
+    /// of a sequence of at least one step.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory): a batch may be a view of one number
-    /// repeated.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory): x may be a broadcast view of any size.
     pub(crate) fn valid(&self, shape: Shape, lengths: Option<&[usize]>) -> Result<Vec<bool>> {
         let rows = self.rows(shape);
-        let mut valid = try_room("the rows of outputs", rows)?;
+        let mut valid = try_with_capacity("the rows of outputs", rows)?;
         let Some(lengths) = lengths else {
             valid.resize(rows, true);
             return Ok(valid);
@@ -87,7 +88,8 @@ impl Head {
         Ok(valid)
     }
 
-    /// Which of a run's rows of outputs are those of a chunk, in the chunk's order.
+    /// Returns the indices of a chunk's rows of outputs among those of the run, in the chunk's
+    /// order.
     pub(crate) fn rows_of(&self, chunk: &Chunk, shape: Shape) -> Vec<usize> {
         match self.readout {
             Readout::LastState => chunk.rows.clone().collect(),
@@ -99,7 +101,7 @@ impl Head {
         }
     }
 
-    /// What the head reads of a run's y and h_n: `[rows, D·H]`.
+    /// Returns the features that the head reads from a run's y or h_n, `[rows, D·H]`.
     pub(crate) fn features<F: NdFloat>(
         &self,
         shape: Shape,
@@ -111,7 +113,7 @@ impl Head {
         match self.readout {
             Readout::EveryStep => {
                 let y = y.as_standard_layout().into_owned();
-                y.into_shape_with_order((rows, directions * hidden)).expect("as many elements")
+                y.into_shape_with_order((rows, directions * hidden)).expect("equal lengths")
             }
             Readout::LastState => {
                 Array2::from_shape_fn((batch, directions * hidden), |(row, at)| {
@@ -121,7 +123,7 @@ impl Head {
         }
     }
 
-    /// The gradient of the features as that of y or of h_n.
+    /// Converts the gradient of the features to dy or dh_n.
     pub(crate) fn scatter<F: NdFloat>(
         &self,
         shape: Shape,
@@ -131,7 +133,7 @@ impl Head {
         match self.readout {
             Readout::EveryStep => {
                 let dfeatures = dfeatures.as_standard_layout().into_owned();
-                let dy = dfeatures.into_shape_with_order(shape.y()).expect("as many elements");
+                let dy = dfeatures.into_shape_with_order(shape.y()).expect("equal lengths");
                 (Some(dy), None)
             }
             Readout::LastState => {
@@ -147,7 +149,7 @@ impl Head {
     }
 }
 
-/// A direction of the last layer, among all cells.
+/// Returns the index among all cells of a direction of the last layer.
 fn last_cell(shape: Shape, direction: usize) -> usize {
     (shape.layers - 1) * shape.directions + direction
 }

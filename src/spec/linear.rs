@@ -1,11 +1,11 @@
-//! [`Linear`]: a head's arithmetic on the host.
+//! [`Linear`]: the forward pass of a head on the host.
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView1, ArrayView2, NdFloat};
 
 use crate::spec::params::Params;
 
-/// A head's parameters.
+/// The parameters of a head.
 pub(crate) struct Linear<'a, F> {
     /// `[C, D·H]`
     pub weight: ArrayView2<'a, F>,
@@ -14,8 +14,8 @@ pub(crate) struct Linear<'a, F> {
 }
 
 impl<'a, F: NdFloat> Linear<'a, F> {
-    /// Those of parameters that have a head.
-    pub fn of(params: &'a Params<F>) -> Self {
+    /// Returns the head of `params`. Panics if there is none.
+    pub fn new(params: &'a Params<F>) -> Self {
         let [weight, bias] = params.layout().head_ranges();
         let bias = ArrayView1::from(&params.as_slice()[bias]);
         let shape = (bias.len(), weight.len() / bias.len());
@@ -23,9 +23,9 @@ impl<'a, F: NdFloat> Linear<'a, F> {
         Self { weight: weight.expect("a range holds exactly its shape"), bias }
     }
 
-    /// Of rows of features, rows of outputs.
+    /// Returns outputs `[rows, C]` = features `[rows, D·H]` · weightᵀ + bias.
     pub fn forward(&self, features: ArrayView2<'_, F>) -> Array2<F> {
-        // Not `dot`, whose result lies by columns where both of its sides do.
+        // Not `dot`: its result is column-major if both operands are.
         let mut outputs = Array2::zeros((features.nrows(), self.weight.nrows()));
         general_mat_mul(F::one(), &features, &self.weight.t(), F::zero(), &mut outputs);
         outputs += &self.bias;

@@ -1,32 +1,32 @@
-//! What training asks of a model's outputs: a [`Loss`] of them, and the [`Targets`] that they are
-//! held against.
+//! [`Loss`], a loss function, and [`Targets`], the targets of a run.
 //!
-//! The loops here are the CPU's, and the specification of `shaders/loss.wgsl`.
+//! The loops here run on the CPU. They are also the reference of `shaders/loss.wgsl`.
 
 use ndarray::{ArrayView2, ArrayView3, ArrayViewD, NdFloat};
 
-use crate::error::{Error, Result, check_shape, try_room};
+use crate::error::{Error, Result, check_shape, try_with_capacity};
 use crate::spec::config::Shape;
 use crate::spec::head::Head;
 
-/// What the outputs' distance from their targets is measured by: the mean over all that count.
+/// A loss function of the outputs o and the targets t, averaged over the rows that count. Rows of
+/// padding and of an ignored class do not count.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Loss {
-    /// (o − t)², the mean over the C outputs of every row that counts.
+    /// The mean squared error: (o − t)², the mean over the C outputs of every row that counts.
     MeanSquared,
-    /// d² / 2 up to |d| = δ and δ (|d| − δ/2) beyond it, where d = o − t (Huber 1964); the mean as
-    /// above.
+    /// The Huber loss (Huber 1964) with d = o − t: d² / 2 up to |d| = δ, δ (|d| − δ/2) beyond. The
+    /// mean is over the C outputs of every row that counts.
     Huber {
-        /// δ, above 0.
+        /// δ, finite and above 0.
         delta: f32,
     },
-    /// −log softmax(o)\[t\], the mean over the rows that count. Targets are classes from 0 to C −
-    /// 1.
+    /// The cross-entropy: −log softmax(o)\[t\], the mean over the rows that count. Targets are
+    /// classes from 0 to C − 1.
     CrossEntropy {
-        /// A class that stands for no target: rows that have it do not count.
+        /// The ignored class: rows with it do not count.
         #[cfg_attr(feature = "serde", serde(default = "pytorch_ignore"))]
         ignore: Option<i32>,
     },
@@ -38,12 +38,12 @@ fn pytorch_ignore() -> Option<i32> {
 }
 
 impl Loss {
-    /// The cross-entropy that ignores PyTorch's −100.
+    /// Returns the cross-entropy that ignores class −100, as PyTorch's does.
     pub fn cross_entropy() -> Self {
         Self::CrossEntropy { ignore: pytorch_ignore() }
     }
 
-    /// The class that stands for no target.
+    /// Returns the ignored class.
     pub(crate) fn ignored(&self) -> Option<i32> {
         match *self {
             Self::CrossEntropy { ignore } => ignore,
@@ -51,7 +51,7 @@ impl Loss {
         }
     }
 
-    /// `Ok` when it can be computed.
+    /// Checks that δ is finite and above 0.
     pub(crate) fn validate(&self) -> Result<()> {
         match *self {
             Self::Huber { delta } if !(delta.is_finite() && delta > 0.0) => {
@@ -62,14 +62,13 @@ impl Loss {
     }
 }
 
-/// What a run's outputs are held against. Axes are those of the outputs; what padding holds is not
-/// looked at.
+/// The targets of a run, with the axes of its outputs. Targets of padding are not read.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Targets<'a> {
-    /// Numbers `[T, B, C]` (`[B, T, C]` of a batch-first run) or `[B, C]`.
+    /// Numbers, `[T, B, C]` (`[B, T, C]` in a batch-first run) or `[B, C]`.
     Values(ArrayViewD<'a, f32>),
-    /// Classes `[T, B]` (`[B, T]`) or `[B]`.
+    /// Classes, `[T, B]` (`[B, T]` in a batch-first run) or `[B]`.
     Classes(ArrayViewD<'a, i32>),
 }
 
@@ -97,27 +96,27 @@ impl<'a> From<&'a [i32]> for Targets<'a> {
     }
 }
 
-/// Targets as the kernels and the loops here read them.
+/// Targets and weights in the form that the kernels and the loops here read.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PreparedTargets {
     pub targets: TargetData,
-    /// Of each row of outputs: 1 over how many numbers the mean is taken, or 0 where it does not
-    /// count.
+    /// The weight of each row of outputs: a factor over the number of values in the mean, or 0 for
+    /// a row that does not count.
     pub weights: Vec<f32>,
 }
 
-/// Row by row.
+/// The targets of all rows of outputs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum TargetData {
-    /// C numbers a row.
+    /// C numbers per row.
     Values(Vec<f32>),
-    /// A class a row; that of one which does not count may be any.
+    /// A class per row, any class for a row that does not count.
     Classes(Vec<u32>),
 }
 
 impl PreparedTargets {
-    /// `targets` for the outputs of `head` after a run of `shape`, their weights multiplied by
-    /// `factor`.
+    /// Prepares `targets` for the outputs of `head` in a run of `shape`. The weights are multiplied
+    /// by `factor`.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or [`Error::NoTarget`].
@@ -135,20 +134,21 @@ impl PreparedTargets {
             (Targets::Values(values), Loss::MeanSquared | Loss::Huber { .. }) => {
                 axes.push(head.outputs);
                 check_shape("targets", &axes, values.shape())?;
-                let mut all = try_room("targets", values.len())?;
+                let mut all = try_with_capacity("targets", values.len())?;
                 all.extend(values);
                 (TargetData::Values(all), head.outputs)
             }
             (Targets::Classes(classes), Loss::CrossEntropy { ignore }) => {
                 check_shape("targets", &axes, classes.shape())?;
-                (TargetData::Classes(numbers(classes, head.outputs, *ignore, &mut counts)?), 1)
+                let indices = class_indices(classes, head.outputs, *ignore, &mut counts)?;
+                (TargetData::Classes(indices), 1)
             }
             (Targets::Values(_), Loss::CrossEntropy { .. }) => {
-                let why = "it takes classes, a whole number each";
+                let why = "cross-entropy takes classes (i32); pass classes or choose another loss";
                 return Err(Error::Conflict { what: "cross-entropy and targets of numbers", why });
             }
             (Targets::Classes(_), _) => {
-                let why = "only cross-entropy takes classes";
+                let why = "only cross-entropy takes classes; pass numbers or choose cross-entropy";
                 return Err(Error::Conflict { what: "this loss and targets of classes", why });
             }
         };
@@ -157,12 +157,12 @@ impl PreparedTargets {
             return Err(Error::NoTarget);
         }
         let weight = (factor / (counted as f64 * each as f64)) as f32;
-        let mut weights = try_room("the weights of targets", counts.len())?;
+        let mut weights = try_with_capacity("the weights of targets", counts.len())?;
         weights.extend(counts.into_iter().map(|counts| if counts { weight } else { 0.0 }));
         Ok(Self { targets, weights })
     }
 
-    /// Those of these rows of outputs.
+    /// Returns the targets and weights of these rows of outputs.
     pub fn of_rows(&self, rows: &[usize]) -> Self {
         let targets = match &self.targets {
             TargetData::Classes(classes) => {
@@ -177,32 +177,33 @@ impl PreparedTargets {
         Self { targets, weights: rows.iter().map(|&at| self.weights[at]).collect() }
     }
 
-    /// Rows that count.
+    /// Returns the number of rows that count.
     pub fn counted(&self) -> usize {
         self.weights.iter().filter(|&&weight| weight != 0.0).count()
     }
 
-    /// Of classes, how many rows that count have their largest output there.
+    /// Returns the number of rows that count whose largest output is that of the target class, or
+    /// `None` if the targets are numbers.
     pub fn correct(&self, outputs: &[f32]) -> Option<usize> {
         let TargetData::Classes(classes) = &self.targets else { return None };
         let rows = outputs.chunks_exact(outputs.len() / self.weights.len());
         let is_correct = |((row, &class), &weight): ((&[f32], &u32), &f32)| {
             let own = row[class as usize];
-            // The first of several largest.
+            // Of several largest outputs, the first one is the prediction.
             let first = row[..class as usize].iter().all(|&other| other < own);
             weight != 0.0 && first && row[class as usize..].iter().all(|&other| other <= own)
         };
         Some(rows.zip(classes).zip(&self.weights).filter(|&row| is_correct(row)).count())
     }
 
-    /// The loss of `outputs` `[rows, C]`, which become its gradient.
+    /// Returns the loss of `outputs` `[rows, C]`, and overwrites them with its gradient.
     pub fn differentiate<F: NdFloat>(&self, loss: &Loss, outputs: &mut [F]) -> f64 {
         let width = outputs.len() / self.weights.len();
         let rows = outputs.chunks_exact_mut(width).zip(&self.weights).enumerate();
         let mut sum = 0.0;
         for (at, (row, &weight)) in rows {
             if weight == 0.0 {
-                // Whatever they were: they may be infinite.
+                // Not multiplied by the weight 0: the outputs may be infinite or NaN.
                 row.fill(F::zero());
                 continue;
             }
@@ -220,14 +221,14 @@ impl PreparedTargets {
     }
 }
 
-/// Classes as indices. Rows that `ignore` leaves out cease to count.
-fn numbers(
+/// Converts classes to u32 indices, and marks the rows of the ignored class in `counts`.
+fn class_indices(
     classes: &ArrayViewD<'_, i32>,
     outputs: usize,
     ignore: Option<i32>,
     counts: &mut [bool],
 ) -> Result<Vec<u32>> {
-    let number = |(row, (&class, counts)): (usize, (&i32, &mut bool))| {
+    let index = |(row, (&class, counts)): (usize, (&i32, &mut bool))| {
         *counts &= ignore != Some(class);
         match usize::try_from(class) {
             _ if !*counts => Ok(0),
@@ -235,16 +236,16 @@ fn numbers(
             _ => Err(Error::Class { row, class, outputs }),
         }
     };
-    let mut all = try_room("targets", classes.len())?;
-    for of_row in classes.iter().zip(counts).enumerate().map(number) {
-        all.push(of_row?);
+    let mut all = try_with_capacity("targets", classes.len())?;
+    for class in classes.iter().zip(counts).enumerate().map(index) {
+        all.push(class?);
     }
     Ok(all)
 }
 
-/// The cross-entropy of a row of outputs, which becomes softmax − one-hot.
+/// Returns the cross-entropy of a row of outputs, and overwrites the row with softmax − one-hot.
 fn softmax_row<F: NdFloat>(row: &mut [F], class: usize) -> F {
-    // NaN stays NaN: nothing is larger.
+    // `b > a` is false for NaN, so `largest` skips it. The sum, and so the loss, is still NaN.
     let largest = row.iter().fold(F::neg_infinity(), |a, &b| if b > a { b } else { a });
     let own = row[class] - largest;
     row.iter_mut().for_each(|v| *v = (*v - largest).exp());
@@ -254,7 +255,7 @@ fn softmax_row<F: NdFloat>(row: &mut [F], class: usize) -> F {
     sum.ln() - own
 }
 
-/// The sum of a row's losses; its outputs become their derivatives.
+/// Returns the sum of a row's losses, and overwrites its outputs with their derivatives.
 fn difference_row<F: NdFloat>(row: &mut [F], targets: &[f32], loss: &Loss) -> F {
     let two = F::one() + F::one();
     let mut sum = F::zero();
@@ -263,7 +264,7 @@ fn difference_row<F: NdFloat>(row: &mut [F], targets: &[f32], loss: &Loss) -> F 
         let (value, derivative) = match *loss {
             Loss::Huber { delta } => {
                 let delta = cast::<F>(delta.into());
-                // What is NaN is neither above nor below.
+                // Comparisons instead of `min` and `max`, so that NaN stays NaN.
                 let near = if d > delta {
                     delta
                 } else if d < -delta {

@@ -1,4 +1,4 @@
-//! What is computed, as plain data: configuration, parameters, input, head, loss, optimizer.
+//! The computation as plain data: configuration, parameters, input, head, loss, optimizer.
 //!
 //! Nothing here computes on a device, opens a file or starts a thread.
 

@@ -1,43 +1,43 @@
-//! [`Noise`]: the draws of dropout and zoneout, from a generator without state.
+//! [`Noise`]: the random draws of dropout and zoneout, from a generator without state.
 //!
-//! A draw is a function of the seed and of its index (layer, step, row, unit) alone. So every
-//! device draws the same bits, in any order and however the batch is cut or laid out, and a
-//! backward pass draws them again instead of storing them. The twin is in `shaders/step.wgsl`.
+//! A draw depends only on the seed and on its index (layer, step, row, unit). So every device draws
+//! the same bits, in any order and for any chunks and layout, and a backward pass draws them again
+//! instead of storing them. `shaders/step.wgsl` has the same generator.
 
 use crate::spec::config::GruConfig;
 use crate::spec::options::Mode;
 
-/// What dropout and zoneout do in one run.
+/// The dropout and zoneout of one run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Noise {
     seed: u64,
     dropout: f32,
-    /// Its output is nobody's input, and nothing of it is dropped.
+    /// The index of the last layer, whose output has no dropout.
     last_layer: usize,
     zoneout: Zoneout,
 }
 
-/// How much of the old state a unit keeps, besides what its gates keep.
+/// The fraction of the old state that zoneout keeps, in addition to the gates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Zoneout {
     None,
-    /// This fraction of it, always: inference.
+    /// In inference: the expected value, this fraction for every unit.
     Expected(f32),
-    /// All of it with this probability, else nothing: training.
+    /// While training: 1 with this probability, else 0.
     Drawn(f32),
 }
 
-/// Which draw of a run: of which element it decides.
+/// The index of a draw: the element that it decides about.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DrawIndex {
     pub layer: usize,
     pub time: usize,
     pub row: usize,
-    /// Of D·H: the reverse direction's follow the forward one's.
+    /// The unit, below D·H: the reverse direction's units follow the forward direction's.
     pub unit: usize,
 }
 
-/// Tells a draw of dropout from one of zoneout at the same index.
+/// The purpose of a draw. Dropout and zoneout draw different numbers at the same index.
 #[derive(Clone, Copy)]
 enum DrawPurpose {
     Dropout,
@@ -52,17 +52,18 @@ impl Noise {
         Self { seed, dropout, last_layer, zoneout: Zoneout::of(config, mode) }
     }
 
-    /// Whether anything of a layer's output may be dropped.
+    /// Returns true if a layer's output has dropout in this run.
     pub fn drops(&self, layer: usize) -> bool {
         self.dropout != 0.0 && layer != self.last_layer
     }
 
-    /// Whether any unit keeps a fraction of its old state.
-    pub fn has_zones(&self) -> bool {
+    /// Returns true if this run has zoneout.
+    pub fn has_zoneout(&self) -> bool {
         self.zoneout != Zoneout::None
     }
 
-    /// What an element of a layer's output is multiplied with on its way to the next layer.
+    /// Returns the factor of an element of a layer's output on the way to the next layer: 0 if it
+    /// is dropped, else 1 / (1 − p); 1 without dropout.
     pub fn dropout_factor(&self, index: DrawIndex) -> f32 {
         if !self.drops(index.layer) {
             return 1.0;
@@ -71,8 +72,8 @@ impl Noise {
         if dropped { 0.0 } else { kept_scale(self.dropout) }
     }
 
-    /// The fraction of its old state that a unit keeps, besides what its gates keep.
-    pub fn zone(&self, index: DrawIndex) -> f32 {
+    /// Returns the fraction of its old state that a unit keeps by zoneout.
+    pub fn zoneout_fraction(&self, index: DrawIndex) -> f32 {
         match self.zoneout {
             Zoneout::None => 0.0,
             Zoneout::Expected(fraction) => fraction,
@@ -82,7 +83,7 @@ impl Noise {
     }
 
     fn draw(&self, index: DrawIndex, purpose: DrawPurpose) -> u32 {
-        // No size of a run exceeds a u32 on any device; see `check_indices` of `plan/limits.rs`.
+        // Every index of a run fits u32 on every device; see `check_indices` in `plan/limits.rs`.
         let DrawIndex { layer, time, row, unit } = index;
         let counter = [unit, row, time, 2 * layer + purpose as usize].map(|n| n as u32);
         philox(counter, philox_key(self.seed))[0]
@@ -98,7 +99,7 @@ impl Zoneout {
         }
     }
 
-    /// What `shaders/step.wgsl` calls it.
+    /// Returns the number of this value in `shaders/step.wgsl`.
     pub fn code(self) -> u32 {
         match self {
             Self::None => 0,
@@ -108,29 +109,31 @@ impl Zoneout {
     }
 }
 
-/// Draws below this have probability `p`.
+/// Returns the threshold that a u32 draw is below with probability `p`.
 pub(crate) fn threshold(p: f32) -> u32 {
     (f64::from(p) * 2f64.powi(32)).round() as u32
 }
 
-/// What dropout multiplies with what it keeps, so that the expectation stays: 1 / (1 − p).
+/// Returns the factor of the elements that dropout keeps, 1 / (1 − p), which preserves the expected
+/// value.
 pub(crate) fn kept_scale(p: f32) -> f32 {
     (1.0 / (1.0 - f64::from(p))) as f32
 }
 
-/// The low and the high half of a seed.
+/// Returns the low and the high half of a seed.
 fn philox_key(seed: u64) -> [u32; 2] {
     [seed as u32, (seed >> 32) as u32]
 }
 
-/// What the kernels draw from, as they read it behind a run's step flags: the seed, and where the
-/// run's first step and row lie in the whole that it is a chunk of.
+/// Returns the four u32 that follow a run's step flags in their buffer, for the draws of the
+/// kernels: the seed's low and high half, and the first step and row of the chunk within the whole
+/// run.
 pub(crate) fn draw_seed(seed: u64, first: [usize; 2]) -> [u32; DRAW_SEED_LEN] {
     let ([low, high], [step, row]) = (philox_key(seed), first.map(|n| n as u32));
     [low, high, step, row]
 }
 
-/// The length of [`draw_seed`].
+/// The length of [`draw_seed`]'s result.
 pub(crate) const DRAW_SEED_LEN: usize = 4;
 
 /// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the generator
@@ -153,7 +156,7 @@ fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 mod tests {
     use super::*;
 
-    /// The vectors that the generator's authors publish with it.
+    /// The test vectors that the generator's authors published.
     #[test]
     fn philox_gives_the_published_numbers() {
         for (counter, key, expected) in [
@@ -175,16 +178,20 @@ mod tests {
         let noise = Noise::new(&config, Mode::Training, 7);
         let index = |i: usize| DrawIndex { layer: i % 3, time: i / 3 % 50, row: i / 150, unit: 5 };
         let drops: Vec<_> = (0..30_000).map(|i| noise.dropout_factor(index(i))).collect();
-        let zones: Vec<_> = (0..30_000).map(|i| noise.zone(index(i))).collect();
-        // Four standard deviations of a fraction of 0.3 among 30,000 are 0.011.
+        let zones: Vec<_> = (0..30_000).map(|i| noise.zoneout_fraction(index(i))).collect();
+        // Four standard deviations of a fraction of 0.3 in 30,000 draws are 0.011.
         let dropped = drops.iter().filter(|&&f| f == 0.0).count() as f64 / 30_000.0;
         assert!((dropped - 0.3).abs() < 0.011, "{dropped}");
         assert!((f64::from(zones.iter().sum::<f32>()) / 30_000.0 - 0.3).abs() < 0.011);
         assert!(drops.iter().all(|&f| f == 0.0 || f == 1.0 / 0.7));
-        // Independent, so both happen in 0.09 of the draws; four deviations are 0.0066.
+        // The two are independent, so both happen in 0.09 of the draws; four standard deviations
+        // are 0.0066.
         let both = drops.iter().zip(&zones).filter(|&(&f, &z)| f == 0.0 && z == 1.0).count();
         assert!((both as f64 / 30_000.0 - 0.09).abs() < 0.0066, "{both}");
         let inference = Noise::new(&config, Mode::Inference, 7);
-        assert_eq!((inference.dropout_factor(index(1)), inference.zone(index(1))), (1.0, 0.3));
+        assert_eq!(
+            (inference.dropout_factor(index(1)), inference.zoneout_fraction(index(1))),
+            (1.0, 0.3)
+        );
     }
 }

@@ -1,13 +1,14 @@
-//! Optimizers over a flat buffer, clipping, and schedules of the learning rate.
+//! Optimizers over a flat buffer, gradient clipping, and learning-rate schedules.
 //!
-//! [`Optimizer`] with its [`OptimizerState`] is the CPU's, and the specification of
+//! [`Optimizer`] with its [`OptimizerState`] runs on the CPU. It is also the reference of
 //! `shaders/optimizer.wgsl`.
 
 use ndarray::NdFloat;
 
 use crate::error::{Error, Result, check_shape, try_zeros};
 
-/// What a gradient does to the parameters, with PyTorch's definitions.
+/// An optimizer, as PyTorch defines it. θ are the parameters, g is the gradient, η the learning
+/// rate and λ the weight decay.
 ///
 /// ```
 /// use gru_wgpu::{OptimizerState, Optimizer};
@@ -15,7 +16,7 @@ use crate::error::{Error, Result, check_shape, try_zeros};
 /// let optimizer = Optimizer::adam();
 /// let (mut x, mut moments) = ([1.0_f32], OptimizerState::zeros(1)?);
 /// for _ in 0..100 {
-///     let gradient = [2.0 * x[0]]; // of x²
+///     let gradient = [2.0 * x[0]]; // the derivative of x²
 ///     optimizer.step(0.1, &mut x, &gradient, &mut moments)?;
 /// }
 /// assert!(x[0].abs() < 0.05);
@@ -26,20 +27,20 @@ use crate::error::{Error, Result, check_shape, try_zeros};
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Optimizer {
-    /// v ← μ v + g; θ ← θ − η v, where g has λ θ added to it.
+    /// SGD with momentum: g ← g + λ θ; v ← μ v + g; θ ← θ − η v.
     Sgd {
-        /// μ, from 0 to below 1.
+        /// μ, the momentum, 0 ≤ μ < 1.
         #[cfg_attr(feature = "serde", serde(default))]
         momentum: f64,
-        /// λ.
+        /// λ, the weight decay.
         #[cfg_attr(feature = "serde", serde(default))]
         weight_decay: f64,
     },
-    /// Kingma and Ba 2015 (arXiv 1412.6980, Algorithm 1), with ε outside the square root; g has λ θ
-    /// added to it.
+    /// Adam (Kingma and Ba 2015, arXiv 1412.6980, Algorithm 1), with ε outside the square root and
+    /// g ← g + λ θ.
     Adam(Adam),
-    /// The same with decoupled decay (Loshchilov and Hutter 2019, arXiv 1711.05101): θ loses η λ θ,
-    /// and g stays as it is.
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101): g is not
+    /// changed, and θ ← θ − η λ θ.
     #[cfg_attr(feature = "serde", serde(rename = "adamw"))]
     AdamW(Adam),
 }
@@ -53,33 +54,33 @@ pub struct Adam {
     pub beta1: f64,
     /// β₂, the decay of the second moment.
     pub beta2: f64,
-    /// ε.
+    /// ε, the term added to the denominator.
     pub epsilon: f64,
-    /// λ.
+    /// λ, the weight decay.
     pub weight_decay: f64,
 }
 
 impl Default for Adam {
-    /// β₁ 0.9, β₂ 0.999, ε 1e-8, no decay.
+    /// Returns β₁ = 0.9, β₂ = 0.999, ε = 1e-8 and λ = 0.
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
     }
 }
 
-/// What an optimizer remembers of the gradients before, in the parameters' layout.
+/// The state of an optimizer: its moments, in the parameters' layout, and the number of updates.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct OptimizerState {
-    /// The mean of the gradients; SGD's velocity.
+    /// The first moment: the running mean of the gradients, or SGD's velocity.
     pub first: Vec<f32>,
-    /// The mean of their squares; of SGD, zeros.
+    /// The second moment: the running mean of the squared gradients. Zeros with SGD.
     pub second: Vec<f32>,
-    /// Updates so far.
+    /// The number of updates so far.
     pub steps: u64,
 }
 
 impl OptimizerState {
-    /// Of `len` parameters before the first update.
+    /// Returns the state for `len` parameters before the first update.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -90,25 +91,25 @@ impl OptimizerState {
 }
 
 impl Optimizer {
-    /// Plain gradient descent.
+    /// Returns SGD without momentum and weight decay.
     pub fn sgd() -> Self {
         Self::Sgd { momentum: 0.0, weight_decay: 0.0 }
     }
 
-    /// Adam with the usual constants.
+    /// Returns Adam with the default constants.
     pub fn adam() -> Self {
         Self::Adam(Adam::default())
     }
 
-    /// AdamW with the usual constants and this decay.
+    /// Returns AdamW with the default constants and this weight decay.
     pub fn adamw(weight_decay: f64) -> Self {
         Self::AdamW(Adam { weight_decay, ..Adam::default() })
     }
 
-    /// `Ok` when every constant makes sense.
+    /// Checks that every constant is in its range.
     ///
     /// # Errors
-    /// [`Error::Setting`].
+    /// [`Error::Setting`] with the constant that is not.
     pub fn validate(&self) -> Result<()> {
         let (decays, epsilon, weight_decay) = match *self {
             Self::Sgd { momentum, weight_decay } => {
@@ -130,10 +131,10 @@ impl Optimizer {
         at_least_zero("the weight decay", weight_decay)
     }
 
-    /// Moves `params` against `gradient` at this learning rate.
+    /// Makes one update: changes `params` and `moments` by `gradient` at this learning rate.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the lengths differ; nothing has moved then.
+    /// [`Error::Shape`] if the lengths differ. Nothing is changed then.
     pub fn step(
         &self,
         learning_rate: f64,
@@ -154,8 +155,8 @@ impl Optimizer {
         !matches!(self, Self::Sgd { .. })
     }
 
-    /// Update `step`, from 0, as arithmetic in f32: what is the same for all parameters is computed
-    /// once, in f64.
+    /// Returns the constants of update `step` (from 0) in f32. They are the same for all
+    /// parameters, and are computed once, in f64.
     pub(crate) fn constants(&self, learning_rate: f64, step: u64) -> UpdateConstants {
         let none = UpdateConstants::default();
         match *self {
@@ -197,8 +198,8 @@ impl Adam {
     }
 }
 
-/// An update's numbers: g ← g + coupled θ; m ← keep1 m + take1 g; v ← keep2 v + take2 g²;
-/// θ ← θ − decoupled θ − rate m / (√v correction2 + ε), of SGD without the division.
+/// The constants of one update: g ← g + coupled θ; m ← keep1 m + take1 g; v ← keep2 v + take2 g²;
+/// θ ← θ − decoupled θ − rate m / (√v correction2 + ε). SGD has no v and no division.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct UpdateConstants {
     pub adam: bool,
@@ -214,7 +215,7 @@ pub(crate) struct UpdateConstants {
 }
 
 impl UpdateConstants {
-    /// The update of parameters whose moments these are.
+    /// Updates `params` and their moments by `gradient`.
     pub fn apply<F: NdFloat>(&self, params: &mut [F], gradient: &[F], moments: [&mut [F]; 2]) {
         let [first, second] = moments;
         let moments = first.iter_mut().zip(second);
@@ -223,7 +224,7 @@ impl UpdateConstants {
         }
     }
 
-    /// Whether all that [`Self::apply`] would make of them is finite.
+    /// Returns true if [`Self::apply`] would leave all parameters and moments finite.
     pub fn keep_finite<F: NdFloat>(
         &self,
         params: &[F],
@@ -232,14 +233,14 @@ impl UpdateConstants {
     ) -> bool {
         let moments = first.iter().zip(second);
         let elements = params.iter().zip(gradient).zip(moments);
-        // All of them, whatever comes first: that is many at once.
+        // No early exit, so the compiler can vectorize the loop.
         elements.fold(true, |all, ((&param, &g), (&m, &v))| {
             let [param, m, v] = self.after([param, m, v], g);
             all & param.is_finite() & m.is_finite() & v.is_finite()
         })
     }
 
-    /// [θ, m, v] after the update by g.
+    /// Returns [θ, m, v] after the update by g.
     #[inline(always)]
     fn after<F: NdFloat>(&self, [param, m, v]: [F; 3], g: F) -> [F; 3] {
         let c = |value: f32| F::from(value).expect("every float converts to a float");
@@ -255,34 +256,34 @@ impl UpdateConstants {
     }
 }
 
-/// How a gradient is bounded before it is used.
+/// Gradient clipping.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Clip {
-    /// Not at all.
+    /// No clipping.
     #[default]
     None,
-    /// All of it scaled together, so that its Euclidean norm is at most this (Pascanu et al. 2013,
-    /// arXiv 1211.5063).
+    /// Scales the whole gradient so that its Euclidean norm is at most this bound (Pascanu et al.
+    /// 2013, arXiv 1211.5063).
     Norm(f32),
-    /// Each element between −this and this.
+    /// Clamps each element to ± this bound.
     Value(f32),
 }
 
 impl Clip {
-    /// `Ok` when the bound makes sense.
+    /// Checks that the bound is finite and above 0.
     pub(crate) fn validate(&self) -> Result<()> {
         match *self {
             Self::Norm(bound) | Self::Value(bound) if !(bound.is_finite() && bound > 0.0) => {
-                Err(Error::setting("the bound of clipping", bound, "a finite number above 0"))
+                Err(Error::setting("the clipping bound", bound, "a finite number above 0"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Bounds `gradient`, whose Euclidean norm is `norm`.
+    /// Clips `gradient`, whose Euclidean norm is `norm`.
     pub(crate) fn apply<F: NdFloat>(&self, gradient: &mut [F], norm: F) {
         let c = |value: f32| F::from(value).expect("every float converts to a float");
         match *self {
@@ -301,41 +302,40 @@ impl Clip {
     }
 }
 
-/// How the learning rate changes from update to update.
+/// A learning-rate schedule: a factor for each update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Schedule {
-    /// It does not.
+    /// A constant learning rate.
     #[default]
     Constant,
-    /// It rises on a line over the first updates, to all of it at the last of them, then falls
-    /// along half a cosine.
+    /// Linear warm-up to the full learning rate, then cosine decay.
     Cosine {
-        /// Updates of the rise; 0 for none.
+        /// The number of warm-up updates; 0 for no warm-up.
         warmup: u64,
-        /// Updates of rise and fall together, after which it stays.
+        /// The number of updates of warm-up and decay together. After them the factor stays `last`.
         updates: u64,
-        /// The fraction of it that is left in the end.
+        /// The factor at the end of the decay.
         last: f64,
     },
-    /// It is multiplied by `factor` after each `every` updates.
+    /// Step decay: multiplies the learning rate by `factor` after every `every` updates.
     Steps {
-        /// How often.
+        /// The number of updates between two steps of the decay, at least 1.
         every: u64,
-        /// By what.
+        /// The factor of each step of the decay.
         factor: f64,
     },
 }
 
 impl Schedule {
-    /// Half a cosine over `updates`, without a rise, down to 0.
+    /// Returns a cosine decay to 0 over `updates`, without warm-up.
     pub fn cosine(updates: u64) -> Self {
         Self::Cosine { warmup: 0, updates, last: 0.0 }
     }
 
-    /// What the learning rate is multiplied with at update `step`, from 0.
+    /// Returns the factor of the learning rate at update `step`, from 0.
     pub fn factor(&self, step: u64) -> f64 {
         match *self {
             Self::Constant => 1.0,
@@ -351,23 +351,24 @@ impl Schedule {
         }
     }
 
-    /// `Ok` when its numbers make sense.
+    /// Checks that every number of the schedule is in its range.
     pub(crate) fn validate(&self) -> Result<()> {
         match *self {
             Self::Constant => Ok(()),
             Self::Cosine { warmup, updates, .. } if updates < warmup => {
-                let expected = "no fewer than those of the warm-up";
-                Err(Error::setting("the schedule's number of updates", updates, expected))
+                let expected = "at least the number of warm-up updates";
+                Err(Error::setting("the number of updates of the schedule", updates, expected))
             }
-            Self::Cosine { last, .. } => at_least_zero("the schedule's last factor", last),
+            Self::Cosine { last, .. } => at_least_zero("the last factor of the schedule", last),
             Self::Steps { every: 0, .. } => {
-                Err(Error::setting("the schedule's updates between steps", 0, "at least 1"))
+                Err(Error::setting("the schedule's update interval", 0, "at least 1"))
             }
-            Self::Steps { factor, .. } => at_least_zero("the schedule's factor", factor),
+            Self::Steps { factor, .. } => at_least_zero("the factor of the schedule", factor),
         }
     }
 }
 
+/// Checks that `value` is finite and at least 0.
 pub(crate) fn at_least_zero(what: &'static str, value: f64) -> Result<()> {
     match value {
         v if v.is_finite() && v >= 0.0 => Ok(()),
@@ -379,9 +380,9 @@ pub(crate) fn at_least_zero(what: &'static str, value: f64) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Two steps by hand: the first is α·sign(g), whatever the gradient's size.
+    /// Two updates by hand: the first is α·sign(g), for a gradient of any size.
     #[test]
-    fn adam_takes_the_steps_of_the_paper() {
+    fn adam_makes_the_updates_of_the_paper() {
         let mut x = [1.0_f32, -2.0];
         let mut moments = OptimizerState::zeros(2).unwrap();
         let adam = Optimizer::adam();
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn another_length_is_refused_and_moves_nothing() {
+    fn another_length_is_refused_and_changes_nothing() {
         let mut x = [1.0_f32, 2.0];
         let mut moments = OptimizerState::zeros(2).unwrap();
         let sgd = Optimizer::sgd();
@@ -405,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn settings_out_of_range_are_refused() {
         let sgd = |momentum, weight_decay| Optimizer::Sgd { momentum, weight_decay }.validate();
         assert!(sgd(0.9, 0.1).is_ok());
         let error = sgd(1.0, 0.0).unwrap_err().to_string();
@@ -419,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn schedules_go_where_they_say() {
+    fn schedules_have_their_factors() {
         let cosine = Schedule::Cosine { warmup: 4, updates: 12, last: 0.1 };
         let factors = [0, 3, 4, 8, 12, 99].map(|step| cosine.factor(step));
         let expected = [0.25, 1.0, 1.0, 0.55, 0.1, 0.1];

@@ -1,12 +1,12 @@
-//! [`RunOptions`]: how a model runs. What it computes stays the same, to rounding.
+//! [`RunOptions`]: options of speed and memory.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// How a model runs; see [`Gru::with_options`](crate::Gru::with_options). What it computes stays
-/// the same, to rounding.
+/// Options of speed and memory, for [`Gru::with_options`](crate::Gru::with_options). They do not
+/// change the results, except for rounding.
 ///
 /// ```
 /// use gru_wgpu::{Device, Gru, GruConfig, Init, RunOptions, Recurrence};
@@ -21,28 +21,29 @@ use crate::error::{Error, Result};
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct RunOptions {
-    /// Which family of kernels walks over the steps on an adapter.
+    /// The kernel family that runs the recurrence on an adapter.
     pub recurrence: Recurrence,
-    /// While training, on every device, keep only the states and make the gates again in the
-    /// backward pass, some steps at a time: about half the memory, for a third more work.
+    /// True to keep only the states while training and to compute the gates again in the backward
+    /// pass, some steps at a time. It takes about half the memory and a third more work, on every
+    /// device.
     pub recompute: bool,
 }
 
 impl RunOptions {
-    /// The same with this recurrence.
+    /// Sets the kernel family of the recurrence.
     #[must_use]
     pub fn with_recurrence(self, recurrence: Recurrence) -> Self {
         Self { recurrence, ..self }
     }
 
-    /// The same, keeping the gates or making them again.
+    /// Sets whether the backward pass computes the gates again.
     #[must_use]
     pub fn with_recompute(self, recompute: bool) -> Self {
         Self { recompute, ..self }
     }
 }
 
-/// What a plan is for.
+/// The purpose of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Forward only.
@@ -51,23 +52,25 @@ pub enum Mode {
     Training,
 }
 
-/// Which family of kernels walks over the steps on an adapter. (The CPU device has no kernels, and
-/// takes no notice.)
+/// The kernel family that runs the recurrence on an adapter. The CPU device has no kernels and
+/// ignores it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Recurrence {
-    /// Whichever the plan expects to be faster on the adapter at hand.
+    /// The family that the plan expects to be faster on the adapter.
     #[default]
     Auto,
-    /// The host: a dispatch or two for each step, spread over the whole device.
+    /// One or two dispatches per step, each spread over the whole device. The host loops over the
+    /// steps.
     Step,
-    /// The device: a workgroup takes a few rows through many steps, their states in its own memory.
+    /// One dispatch for many steps. Each workgroup computes a few rows and keeps their states in
+    /// workgroup memory.
     Sequence,
 }
 
 impl Recurrence {
-    /// Every family of kernels: all values but [`Auto`](Self::Auto), which chooses one of them.
+    /// All kernel families: every value except [`Auto`](Self::Auto), which chooses one of them.
     pub const ALL: &'static [Self] = &[Self::Sequence, Self::Step];
 
     const NAMES: [(Self, &str); 3] =
@@ -84,7 +87,7 @@ impl fmt::Display for Recurrence {
 impl FromStr for Recurrence {
     type Err = Error;
 
-    /// From `auto`, `step` or `sequence`.
+    /// Parses `auto`, `step` or `sequence`.
     fn from_str(name: &str) -> Result<Self> {
         let found = Self::NAMES.iter().find(|&&(_, known)| known == name);
         found.map(|&(value, _)| value).ok_or_else(|| Error::UnknownRecurrence(name.to_owned()))
@@ -98,7 +101,7 @@ mod tests {
     #[test]
     fn all_lists_every_family_once() {
         for (value, name) in Recurrence::NAMES {
-            // Exhaustive, so that a new family does not compile until it is added here.
+            // Exhaustive: a new family does not compile until it is added here.
             let expected = match value {
                 Recurrence::Auto => 0,
                 Recurrence::Step | Recurrence::Sequence => 1,

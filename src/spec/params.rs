@@ -1,7 +1,7 @@
-//! One flat buffer of parameters with named ranges, and its seeded initialisation.
+//! [`Params`]: one flat buffer of parameters with named ranges, and its seeded initialisation.
 //!
-//! The host's copy, the device's copy, the gradients and an optimizer's moments all share
-//! [`ParamLayout`], so index `i` means the same number in each.
+//! The host's copy, the device's copy, the gradients and an optimizer's moments all share one
+//! [`ParamLayout`]: index `i` refers to the same parameter element in each.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,51 +14,52 @@ use crate::error::{Error, Result, check_shape, checked_len, try_zeros};
 use crate::spec::config::{Bias, GruConfig};
 use crate::spec::head::Head;
 
-/// Every range starts at a multiple of this many elements (256 bytes of f32), the largest offset
-/// alignment that WebGPU lets a device ask for, so that a range can be bound on its own.
+/// The alignment of every range, in elements (256 bytes of f32). It is the largest offset alignment
+/// that WebGPU lets a device require, so each range can be bound on its own.
 const ALIGN: usize = 64;
 
 pub(crate) const HEAD_WEIGHT: &str = "head.weight";
 pub(crate) const HEAD_BIAS: &str = "head.bias";
 
-/// One named tensor inside the flat buffer.
+/// A named tensor inside the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ParamEntry {
     /// PyTorch's name, for instance `weight_ih_l0`.
     pub name: String,
-    /// `[3H, I]`, `[3H, H]` or `[3H]`; gates stacked r, z, n.
+    /// The shape: `[3H, I]`, `[3H, H]` or `[3H]`, with the gates stacked r, z, n. Above the first
+    /// layer I is D·H. A head's tensors are `[C, D·H]` and `[C]`.
     pub shape: Vec<usize>,
-    /// Where its row-major elements lie.
+    /// The range of the tensor's row-major elements in the flat buffer.
     pub range: Range<usize>,
 }
 
-/// Where each parameter of a configuration lies in the flat buffer.
+/// The positions of a configuration's parameters in the flat buffer.
 ///
-/// | name | shape | there when |
+/// | name | shape | present with |
 /// |---|---|---|
-/// | `weight_ih_l0` | `[3H, I]`, above the first layer `[3H, D·H]` | always |
-/// | `weight_hh_l0` | `[3H, H]` | always |
-/// | `bias_ih_l0` | `[3H]` | one bias or two |
+/// | `weight_ih_l0` | `[3H, I]`, above the first layer `[3H, D·H]` | every configuration |
+/// | `weight_hh_l0` | `[3H, H]` | every configuration |
+/// | `bias_ih_l0` | `[3H]` | one bias or two biases |
 /// | `bias_hh_l0` | `[3H]` | two biases |
 /// | `…_l1`, `…_l2`, … | the same | more layers |
-/// | `…_l0_reverse`, … | the same, after its layer's | the reverse direction, alone or beside the other |
+/// | `…_l0_reverse`, … | the same, after the forward ones | a reverse direction, alone or in both |
 /// | `head.weight` | `[C, D·H]` | a linear head |
 /// | `head.bias` | `[C]` | a linear head |
 ///
-/// The two directions of a layer lie equally far apart in each of their tensors. Ranges are aligned
-/// to 64 elements; the elements between them belong to no parameter and stay 0.
+/// The distance between a layer's two directions is the same for each kind of tensor. Ranges are
+/// aligned to 64 elements; the elements between them belong to no parameter and stay 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamLayout {
     config: GruConfig,
     head: Option<Head>,
     entries: Vec<ParamEntry>,
-    /// The place of each name in `entries`.
-    places: HashMap<String, usize>,
+    /// The index of each name in `entries`.
+    indices: HashMap<String, usize>,
     len: usize,
 }
 
-/// The four ranges that one cell (one direction of one layer) reads.
+/// The ranges of the tensors of one cell (one direction of one layer).
 #[derive(Clone, Debug)]
 pub(crate) struct CellRanges {
     pub weight_ih: Range<usize>,
@@ -68,19 +69,19 @@ pub(crate) struct CellRanges {
 }
 
 impl ParamLayout {
-    /// The layout for `config`.
+    /// Returns the layout for `config`, without a head.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`].
+    /// The errors of [`GruConfig::validate`].
     pub fn new(config: &GruConfig) -> Result<Self> {
         Self::of(config, None)
     }
 
-    /// The layout for `config` with a linear head on it. Without its last two entries it is
-    /// [`Self::new`]'s.
+    /// Returns the layout for `config` with a linear head. It equals the layout of [`Self::new`]
+    /// plus the head's two entries at the end.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// The errors of [`Self::new`], for the head's sizes too.
     pub fn with_head(config: &GruConfig, head: Head) -> Result<Self> {
         Self::of(config, Some(head))
     }
@@ -107,27 +108,28 @@ impl ParamLayout {
                 ParamEntry { name, shape, range }
             })
             .collect();
-        let places = entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
-        Ok(Self { config: config.clone(), head, entries, places, len })
+        let indices =
+            entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
+        Ok(Self { config: config.clone(), head, entries, indices, len })
     }
 
-    /// The configuration this is the layout of.
+    /// Returns the configuration.
     pub fn config(&self) -> &GruConfig {
         &self.config
     }
 
-    /// The linear head, where there is one.
+    /// Returns the linear head, if there is one.
     pub fn head(&self) -> Option<Head> {
         self.head
     }
 
-    /// The name of the parameter that an element of the flat buffer belongs to.
+    /// Returns the name of the parameter that contains an element of the flat buffer.
     pub(crate) fn name_at(&self, element: usize) -> Option<&str> {
         let entry = self.entries.iter().find(|entry| entry.range.contains(&element))?;
         Some(&entry.name)
     }
 
-    /// The tensors of a flat buffer laid out like this, with their names, in the buffer's order.
+    /// Returns the names and tensors of a flat buffer with this layout, in the buffer's order.
     pub(crate) fn named<'a, F>(
         &'a self,
         flat: &'a [F],
@@ -138,41 +140,42 @@ impl ParamLayout {
         })
     }
 
-    /// The head of a layout that must have one.
+    /// Returns the head.
     ///
     /// # Errors
-    /// [`Error::Conflict`] where there is none.
+    /// [`Error::Conflict`] if there is none.
     pub(crate) fn required_head(&self) -> Result<Head> {
         self.head.ok_or(Error::Conflict {
             what: "a network and parameters without a head",
-            why: "lay them out with ParamLayout::with_head",
+            why: "a network needs a head; make the layout with ParamLayout::with_head",
         })
     }
 
-    /// Where the head's weight and bias lie. Of a layout with a head.
+    /// Returns the ranges of the head's weight and bias. Panics if there is no head.
     pub(crate) fn head_ranges(&self) -> [Range<usize>; 2] {
-        [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.find(name).expect("there is a head").range.clone())
+        [HEAD_WEIGHT, HEAD_BIAS]
+            .map(|name| self.find(name).expect("the layout has a head").range.clone())
     }
 
-    /// Every parameter, in the buffer's order.
+    /// Returns all parameters, in the buffer's order.
     pub fn entries(&self) -> &[ParamEntry] {
         &self.entries
     }
 
-    /// Elements of the flat buffer, the padding between ranges included.
+    /// Returns the length of the flat buffer in elements, including the padding between ranges.
     pub fn flat_len(&self) -> usize {
         self.len
     }
 
-    /// How many numbers the model has, padding not included.
+    /// Returns the model's number of parameters, without padding.
     pub fn parameter_count(&self) -> usize {
         self.entries.iter().map(|e| e.range.len()).sum()
     }
 
-    /// The parameter `name`.
+    /// Returns the entry of the parameter `name`.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`], which lists the names there are.
+    /// [`Error::UnknownParameter`], which lists all names.
     pub fn entry(&self, name: &str) -> Result<&ParamEntry> {
         self.find(name).ok_or_else(|| Error::UnknownParameter {
             name: name.to_owned(),
@@ -181,9 +184,10 @@ impl ParamLayout {
     }
 
     fn find(&self, name: &str) -> Option<&ParamEntry> {
-        self.places.get(name).map(|&place| &self.entries[place])
+        self.indices.get(name).map(|&index| &self.entries[index])
     }
 
+    /// Returns the ranges of one cell.
     pub(crate) fn cell(&self, layer: usize, direction: usize) -> CellRanges {
         let cell = cell_name(layer, self.config.direction.is_reverse(direction));
         let range = |tensor: &str| self.find(&format!("{tensor}{cell}")).map(|e| e.range.clone());
@@ -197,13 +201,13 @@ impl ParamLayout {
 }
 
 impl GruConfig {
-    /// What the names of each cell's tensors end with: layer-major, forward before reverse.
+    /// Returns the suffix of each cell's tensor names: layer-major, forward before reverse.
     pub(crate) fn cell_names(&self) -> impl Iterator<Item = String> + use<> {
         let (direction, count) = (self.direction, self.directions());
         (0..self.layers * count).map(move |i| cell_name(i / count, direction.is_reverse(i % count)))
     }
 
-    /// Every parameter's name and shape, in the buffer's order.
+    /// Returns the name and shape of every parameter, in the buffer's order.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let (gates, directions) = (3 * self.hidden_size, self.directions());
         self.cell_names().enumerate().flat_map(move |(i, cell)| {
@@ -223,25 +227,25 @@ impl GruConfig {
     }
 }
 
-/// `_l0`, `_l0_reverse`, `_l1`, …: what PyTorch ends a cell's names with.
+/// Returns PyTorch's suffix of a cell's tensor names: `_l0`, `_l0_reverse`, `_l1`, ….
 fn cell_name(layer: usize, is_reverse: bool) -> String {
     format!("_l{layer}{}", if is_reverse { "_reverse" } else { "" })
 }
 
-/// How to fill fresh parameters.
+/// The initialisation of new parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Init {
-    /// Everything uniform in ±1/√H, as PyTorch's `nn.GRU` does.
+    /// All parameters uniform in ±1/√H, as in PyTorch's `nn.GRU`.
     Uniform,
     /// The three `[H, H]` blocks of the recurrent weight orthogonal (Saxe et al. 2013,
-    /// arXiv 1312.6120; Keras' default), the rest uniform in ±1/√H.
+    /// arXiv 1312.6120; Keras's default), all other parameters uniform in ±1/√H.
     Orthogonal,
 }
 
-/// Parameters, or anything shaped like them (gradients, moments), as one flat buffer.
+/// Parameters, or values of the same layout (gradients, moments), in one flat buffer.
 ///
 /// ```
 /// use gru_wgpu::{GruConfig, Init, Params};
@@ -258,16 +262,15 @@ pub struct Params<F = f32> {
 }
 
 impl<F: NdFloat> Params<F> {
-    /// All zeros.
+    /// Returns parameters of zeros, without a head.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`] or [`Error::Overflow`] from [`GruConfig::validate`],
-    /// [`Error::OutOfMemory`].
+    /// The errors of [`GruConfig::validate`], and [`Error::OutOfMemory`].
     pub fn zeros(config: &GruConfig) -> Result<Self> {
         Self::zeros_of(ParamLayout::new(config)?)
     }
 
-    /// All zeros, laid out as `layout` says: with a head, if it has one.
+    /// Returns parameters of zeros with this layout, and so with its head, if it has one.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -276,35 +279,39 @@ impl<F: NdFloat> Params<F> {
         Ok(Self { layout, flat })
     }
 
-    /// Takes the elements of a flat buffer laid out as `layout` says.
+    /// Wraps a flat buffer with this layout.
     pub(crate) fn from_flat(layout: ParamLayout, flat: Vec<F>) -> Self {
-        assert_eq!(layout.flat_len(), flat.len(), "flat buffer of another layout");
+        assert_eq!(
+            layout.flat_len(),
+            flat.len(),
+            "the flat buffer does not have the layout's length"
+        );
         Self { layout, flat }
     }
 
-    /// The flat buffer alone.
+    /// Returns the flat buffer.
     #[cfg(feature = "safetensors")]
     pub(crate) fn into_flat(self) -> Vec<F> {
         self.flat
     }
 
-    /// Where each parameter lies.
+    /// Returns the layout: the name, shape and range of each parameter.
     pub fn layout(&self) -> &ParamLayout {
         &self.layout
     }
 
-    /// The flat buffer, padding included. An optimizer may walk it from end to end: the padding is
-    /// 0 in parameters and gradients alike.
+    /// Returns the flat buffer, including padding. The padding is 0 in parameters and gradients, so
+    /// an optimizer may process the whole buffer.
     pub fn as_slice(&self) -> &[F] {
         &self.flat
     }
 
-    /// The flat buffer, to be changed in place. Leave the padding between ranges at 0.
+    /// Returns the flat buffer for changes in place. The padding between ranges must stay 0.
     pub fn as_mut_slice(&mut self) -> &mut [F] {
         &mut self.flat
     }
 
-    /// The parameter `name` as an array of its shape.
+    /// Returns the parameter `name` as an array of its shape.
     ///
     /// # Errors
     /// [`Error::UnknownParameter`].
@@ -314,7 +321,7 @@ impl<F: NdFloat> Params<F> {
         Ok(view.expect("a range holds exactly its shape"))
     }
 
-    /// The parameter `name` as an array to be changed in place.
+    /// Returns the parameter `name` as an array for changes in place.
     ///
     /// # Errors
     /// [`Error::UnknownParameter`].
@@ -328,7 +335,7 @@ impl<F: NdFloat> Params<F> {
     /// Copies `values` into the parameter `name`.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`], or [`Error::Shape`] when `values` has another shape.
+    /// [`Error::UnknownParameter`], or [`Error::Shape`] if `values` has another shape.
     pub fn set(&mut self, name: &str, values: ArrayViewD<'_, F>) -> Result<()> {
         let mut target = self.get_mut(name)?;
         check_shape(name, target.shape(), values.shape())?;
@@ -336,12 +343,12 @@ impl<F: NdFloat> Params<F> {
         Ok(())
     }
 
-    /// Every parameter with its name, in the buffer's order.
+    /// Returns the name and the array of every parameter, in the buffer's order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, ArrayViewD<'_, F>)> {
         self.layout.named(&self.flat)
     }
 
-    /// The same numbers in another precision.
+    /// Converts the parameters to another precision.
     pub fn cast<G: NdFloat>(&self) -> Params<G> {
         let convert = |&v: &F| G::from(v).expect("every float converts to a float");
         Params { layout: self.layout.clone(), flat: self.flat.iter().map(convert).collect() }
@@ -349,25 +356,26 @@ impl<F: NdFloat> Params<F> {
 }
 
 impl Params<f32> {
-    /// Fresh parameters, the same for the same `seed` (ChaCha8 stream). [`Init::Uniform`] gives the
-    /// same bits on every machine, [`Init::Orthogonal`] the same to rounding.
+    /// Returns new parameters without a head, drawn from `seed` (ChaCha8). The same seed gives the
+    /// same bits on every computer with [`Init::Uniform`], and the same numbers to rounding with
+    /// [`Init::Orthogonal`].
     ///
     /// # Errors
-    /// As [`Self::zeros`].
+    /// The errors of [`Self::zeros`].
     pub fn init(config: &GruConfig, init: Init, seed: u64) -> Result<Self> {
         Self::init_of(ParamLayout::new(config)?, init, seed)
     }
 
-    /// The same laid out as `layout` says. A head is uniform in ±1/√(D·H), as PyTorch's
-    /// `nn.Linear`, and changes nothing of what comes before it.
+    /// Returns new parameters with this layout, drawn from `seed`. A head is uniform in ±1/√(D·H),
+    /// as in PyTorch's `nn.Linear`. The GRU's parameters are the same with and without a head.
     ///
     /// # Errors
-    /// As [`Self::zeros_of`].
+    /// The errors of [`Self::zeros_of`].
     pub fn init_of(layout: ParamLayout, init: Init, seed: u64) -> Result<Self> {
         let mut params = Self::zeros_of(layout)?;
         let config = params.layout.config.clone();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        // A stream of its own, so that the GRU's numbers are the same without a head.
+        // The head has its own random stream, so the GRU's numbers are the same without a head.
         let mut head_rng = ChaCha8Rng::seed_from_u64(seed);
         head_rng.set_stream(1);
         for entry in &params.layout.entries {
@@ -397,23 +405,24 @@ impl Params<f32> {
     }
 }
 
-/// What a backward pass gives: the gradient of every parameter, of x and of h0.
+/// The gradients that a backward pass computes: of every parameter, x, h0 and the reset state.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Gradients<F = f32> {
-    /// The parameters' gradients, under their names, in the parameters' layout.
+    /// The gradients of the parameters, in the parameters' layout and under the same names.
     pub params: Params<F>,
-    /// dx `[T, B, I]`, or `[B, T, I]` of a batch-first run.
+    /// dx `[T, B, I]`, or `[B, T, I]` in a batch-first run.
     pub x: Array3<F>,
-    /// dh0 `[L·D, B, H]`. There also when no h0 was given, which means zeros.
+    /// dh0 `[L·D, B, H]`. Present even if no h0 was given; h0 is then zeros.
     pub h0: Array3<F>,
-    /// The gradient of the state that resets go back to, `[L·D, B, H]`: of each row's, summed over
-    /// its resets. There also when none was given, which means zeros.
+    /// The gradient of the reset state, `[L·D, B, H]`, summed over the resets of each row. Present
+    /// even if no reset state was given; it is then zeros.
     pub reset_state: Array3<F>,
 }
 
-/// A random orthogonal matrix, uniform in Haar's measure: Gram–Schmidt on the rows of a Gaussian
-/// one. Each row is orthogonalised twice, which is enough for full precision (Giraud et al. 2005).
+/// Returns a random orthogonal matrix, uniform in the Haar measure: Gram–Schmidt on the rows of a
+/// Gaussian matrix. Each row is orthogonalised twice, which gives full precision (Giraud et al.
+/// 2005).
 fn orthogonal(size: usize, rng: &mut ChaCha8Rng) -> Array2<f64> {
     let mut q: Array2<f64> =
         Array2::from_shape_simple_fn((size, size), || StandardNormal.sample(rng));
@@ -449,7 +458,8 @@ mod tests {
                     end = entry.range.end;
                 }
                 assert!(layout.flat_len() >= end && layout.flat_len().is_multiple_of(ALIGN));
-                // What lets one dispatch serve both directions.
+                // One dispatch computes both directions, so their tensors must be equally far
+                // apart.
                 for layer in 0..2 {
                     let [one, other] = [0, 1].map(|d| layout.cell(layer, d));
                     let apart = other.weight_ih.start - one.weight_ih.start;
@@ -469,7 +479,7 @@ mod tests {
         assert_ne!(make(1), make(2));
         let bound = 1.0 / 5f32.sqrt();
         assert!(make(1).as_slice().iter().all(|v| v.abs() <= bound));
-        // Pinned, so that a new version of the generator cannot change users' runs unseen.
+        // Pinned: a new version of the generator must not silently change users' runs.
         assert_eq!(make(1).as_slice()[..2], PINNED);
     }
 

@@ -1,4 +1,4 @@
-//! Sequences of unequal lengths, side by side in batches.
+//! Batches of sequences of unequal lengths.
 
 use std::ops::Range;
 
@@ -6,14 +6,14 @@ use ndarray::{Array2, Array3, s};
 
 use crate::error::{Error, Result, check_shape, try_array};
 
-/// Steps that a batch's length is a multiple of, so that lengths recur and what was made for one
-/// serves the next.
-const STEPS: usize = 8;
+/// The number of steps of a padded batch is a multiple of this. So few different shapes occur, and
+/// sessions are reused.
+const STEPS_MULTIPLE: usize = 8;
 
-/// What is sized where sequences are put side by side.
+/// The name of a padded batch in error messages.
 const PADDED: &str = "a batch of padded sequences [T, B, I]";
 
-/// `Ok` when x is a sequence `[T, I]`, T at least 1, for a model of so many inputs.
+/// Returns `Ok` if x is a sequence `[T, I]` with at least one step and I = `inputs`.
 pub(crate) fn check_sequence(what: &str, x: &Array2<f32>, inputs: usize) -> Result<()> {
     let steps = x.nrows();
     if steps == 0 {
@@ -22,15 +22,16 @@ pub(crate) fn check_sequence(what: &str, x: &Array2<f32>, inputs: usize) -> Resu
     check_shape(&format!("{what} [T, I]"), &[steps, inputs], x.shape())
 }
 
-/// So many at a time, in order.
-pub(crate) fn in_order(len: usize, batch: usize) -> impl Iterator<Item = Range<usize>> {
+/// Returns the ranges of `0..len` in batches of `batch`, in order; the last may be shorter.
+pub(crate) fn batch_ranges(len: usize, batch: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(batch.max(1)).map(move |first| first..(first + batch).min(len))
 }
 
-/// Sequences `[T, I]`, at least one, side by side, and their lengths.
+/// Pads sequences `[T, I]`, at least one, to a batch `[T, B, I]`. Returns the batch and the
+/// lengths.
 ///
 /// # Errors
-/// [`Error::Overflow`] or [`Error::OutOfMemory`]: a single long one makes all of them long.
+/// [`Error::Overflow`] or [`Error::OutOfMemory`]: every sequence is padded to the longest one.
 pub(crate) fn pad<'a>(
     sequences: impl Iterator<Item = &'a Array2<f32>> + Clone,
 ) -> Result<(Array3<f32>, Vec<usize>)> {
@@ -43,10 +44,10 @@ pub(crate) fn pad<'a>(
     Ok((x, lengths))
 }
 
-/// The steps of a batch of sequences of these lengths.
+/// Returns the number of steps of a padded batch of sequences of these lengths.
 fn padded_steps(lengths: &[usize]) -> Result<usize> {
     let longest = lengths.iter().copied().max().unwrap_or(0);
-    longest.checked_next_multiple_of(STEPS).ok_or(Error::Overflow { what: PADDED })
+    longest.checked_next_multiple_of(STEPS_MULTIPLE).ok_or(Error::Overflow { what: PADDED })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
-use crate::spec::sequences::in_order;
+use crate::spec::sequences::batch_ranges;
 use crate::training::config::TrainerConfig;
 use crate::training::dataset::{Dataset, TrainingBatch};
 use crate::training::learner::{Learner, StepMetrics};
@@ -289,7 +289,7 @@ impl Trainer {
         wait: Wait,
     ) -> Result<ControlFlow<(), Option<Evaluation>>> {
         let mut all = Evaluation::default();
-        for examples in in_order(valid.len(), self.config.batch) {
+        for examples in batch_ranges(valid.len(), self.config.batch) {
             let done = examples.end;
             self.evaluate_batch(valid, examples, &mut all, wait).await?;
             if listen(self, &Event::Validating(done)).await?.is_break() {
@@ -342,7 +342,7 @@ impl Trainer {
     async fn evaluate_all(&self, data: &(impl Dataset + ?Sized), wait: Wait) -> Result<Evaluation> {
         self.check(data)?;
         let mut all = Evaluation::default();
-        for examples in in_order(data.len(), self.config.batch) {
+        for examples in batch_ranges(data.len(), self.config.batch) {
             self.evaluate_batch(data, examples, &mut all, wait).await?;
         }
         Ok(all)

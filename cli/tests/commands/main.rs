@@ -294,7 +294,9 @@ fn wrong_input_is_told_and_leaves_no_file() {
         (with(&["--lengths", "below.npy"]), &["`below.npy`: it holds the length -1"]),
         (
             with(&["--node", "gru_l7"]),
-            &["`model.onnx`: its top-level graph holds no GRU `gru_l7`, but `gru_l0..gru_l1`"],
+            &[
+                "`model.onnx`: its top-level graph holds no GRU `gru_l7`; choose one by its node: `gru_l0..gru_l1`",
+            ],
         ),
         (with(&["--prefix", "a"]), &["--prefix is for .safetensors files"]),
         (with(&["--hn", "y.npy"]), &["--hn `y.npy` is the same file as --output `y.npy`"]),

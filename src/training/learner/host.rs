@@ -42,7 +42,7 @@ impl LearnerBackend for HostBackend {
         }
         let (out, tape) = network.gru().run_forward_train(None, batch, wait).await?;
         let features = network.head().features(shape, &out.y, &out.h_n);
-        let head = Linear::of(network.params());
+        let head = Linear::new(network.params());
         let mut doutputs = head.forward(features.view());
         let outputs = doutputs.as_slice_mut().expect("standard layout");
         self.loss += targets.differentiate(&loss, outputs);
