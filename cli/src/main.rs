@@ -9,22 +9,27 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gru_wgpu::DeviceKind;
 
 use commands::{bench, check, convert, forecast, grad, info, predict, run, train};
-use ui::output;
+use ui::{help, output};
 
-/// Gated recurrent units on any GPU.
+const EXAMPLES: &str = "\
+Examples:
+  gru forecast data/mauna_loa_co2_weekly.csv
+  gru train data/japanese_vowels_train.csv --task classify --run vowels
+  gru bench --device cpu,gpu
+  gru check --device gpu";
+
+/// Train, run, convert and time gated recurrent units (GRUs) on any GPU.
 #[derive(Parser, Debug)]
 #[command(name = "gru", version, about, arg_required_else_help = true, args_override_self = true)]
+#[command(before_help = EXAMPLES, after_help = "Help on a command: gru COMMAND -h")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Where to compute: auto (a hardware GPU, or else the CPU), cpu, gpu, gpu:1 (that one of
-    /// `gru info`) or software [default: the variable GRU_DEVICE, or auto]. `bench` takes several,
-    /// with commas.
     #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
 }
@@ -44,10 +49,11 @@ enum Command {
 
 fn main() -> ExitCode {
     quiet_mesa();
-    let cli = Cli::parse();
+    let matches = help::arrange(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match dispatch(&cli) {
         Ok(status) => status,
-        // Whoever reads our output has seen enough: `gru check | head`.
+        // The reader of our output has closed it, as in `gru check | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::log(format_args!("error: {}", output::causes(&error)));
@@ -58,7 +64,7 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let kinds = device_kinds(cli)?;
-    // Not a lock: a progress bar writes between two lines of a table.
+    // Not locked, because a progress bar writes between two lines of a table.
     let out = &mut io::stdout();
     let mut status = ExitCode::SUCCESS;
     match &cli.command {
@@ -76,7 +82,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     Ok(status)
 }
 
-/// What `--device` says, or else GRU_DEVICE. An empty variable counts as unset.
+/// Returns the devices of `--device`, or else of GRU_DEVICE. An empty variable counts as unset.
 fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
     let variable = || {
         let word = std::env::var_os("GRU_DEVICE").filter(|word| !word.is_empty());
@@ -87,7 +93,7 @@ fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
     };
     let kinds: Vec<DeviceKind> = words.split(',').map(str::parse).collect::<Result<_, _>>()?;
     let adapters = kinds.iter().map(|&kind| match kind {
-        // `gpu` is the first GPU that opens: the next one only where the first one fails.
+        // `gpu` is the first GPU that opens, usually gpu:0.
         DeviceKind::Gpu => DeviceKind::GpuAt(0),
         kind => kind,
     });
@@ -98,7 +104,7 @@ fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
     }
 }
 
-/// The one device that most commands run on.
+/// Returns the only device. Most commands take one.
 fn one(kinds: &[DeviceKind]) -> Result<DeviceKind> {
     match *kinds {
         [kind] => Ok(kind),
@@ -113,14 +119,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Mesa's device-select layer asks a display which adapter to list first. Without a session it
-/// prints an `error:` line of its own for each adapter, which reads as if this program had failed.
+/// Silences Mesa's device-select layer. Without a display session it prints an `error:` line for
+/// each adapter, as if this program had failed.
 fn quiet_mesa() {
     if std::env::var_os("XDG_RUNTIME_DIR").is_none()
         && std::env::var_os("MESA_VK_DEVICE_SELECT").is_none()
     {
-        // SAFETY: called first in main, before any thread is started, so no other code can be
-        // reading the environment meanwhile.
+        // SAFETY: main calls this first, before any thread is started, so no other code can read
+        // the environment at the same time.
         #[allow(unsafe_code, reason = "edition 2024 marks set_var; the proof is above")]
         unsafe {
             std::env::set_var("NODEVICE_SELECT", "1");

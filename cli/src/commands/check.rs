@@ -12,11 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::data::model_file::ModelSelection;
 use crate::ui::output::{TextTable, log, open};
 
-/// Hold a device against the double-precision reference; run it first on a new machine.
-///
-/// Every kernel, then every variant forward and backward, at odd sizes; or one model with its own
-/// weights.
+/// Check a device against the double-precision reference. Run it first on a new machine.
 #[derive(clap::Args, Debug)]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct CheckArgs {
     /// Check this model instead, forward and backward, with its own weights: a .safetensors or
     /// .onnx file.
@@ -26,6 +24,16 @@ pub struct CheckArgs {
     #[command(flatten)]
     selection: ModelSelection,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  gru check
+  gru check --device gpu
+  gru check gru.safetensors --device gpu";
+
+const DETAILS: &str = "\
+Checks every kernel, then every variant forward and backward, at odd sizes. With MODEL it checks that model with
+its own weights. On a new GPU most of the time is shader compilation.";
 
 /// [`check::run`], with its progress on stderr: on a new adapter the drivers compile for a minute
 /// or more.

@@ -9,16 +9,9 @@ use crate::data::model_file::{ModelArgs, extension};
 use crate::ui::output::{log, quote_path};
 use crate::ui::outputs::OutputFiles;
 
-/// Write a model in another format: .safetensors, .onnx or .npz, by the output's name.
+/// Convert a model to .safetensors, .onnx or .npz.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
-Examples:
-  gru convert denoiser.onnx --node gru_1 gru.safetensors
-  gru convert gru.safetensors gru.onnx --with-h0
-
-Only the GRU is written, not what stands around it. A .safetensors file holds PyTorch's tensors and, in
-its metadata, which definition they belong to; an .npz file the tensors alone; an .onnx file is a whole
-model from x [T, B, I] to y [T, B, D·H] and h_n [L·D, B, H].")]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct ConvertArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -27,14 +20,21 @@ pub struct ConvertArgs {
     #[arg(value_name = "OUTPUT")]
     output: PathBuf,
 
-    /// Of an .onnx file: let the states to start from be an input, h0.
     #[arg(long)]
     with_h0: bool,
 
-    /// Of an .onnx file: let the length of each row be an input, lengths.
     #[arg(long)]
     with_lengths: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  gru convert denoiser.onnx --node gru_1 gru.safetensors
+  gru convert gru.safetensors gru.onnx --with-h0";
+
+const DETAILS: &str = "\
+Only the GRU is written. A .safetensors file holds PyTorch's tensors, and the definition in its metadata. An .npz file
+holds only the tensors. An .onnx file is a model from x [T, B, I] to y [T, B, D·H] and h_n [L·D, B, H].";
 
 /// Runs the command.
 pub fn run(arguments: &ConvertArgs) -> Result<()> {

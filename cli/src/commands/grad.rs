@@ -10,15 +10,9 @@ use crate::data::model_file::{InputArgs, ModelArgs, load_array, on_device, save_
 use crate::ui::output::{log, quote_path};
 use crate::ui::outputs::OutputFiles;
 
-/// Run a model forward and backward over sequences and write every gradient.
+/// Compute every gradient of a model over a file of sequences.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
-Example:
-  gru grad gru.safetensors --input x.npy --dy dy.npy --output grads.safetensors
-
-grads.safetensors holds the gradient of every parameter under PyTorch's name for it, of x as `input`
-and of h0 as `h0`. dy is [T, B, D·H], as y, and --dhn [L·D, B, H], as h_n; without --dhn the last states
-count as part of y alone.")]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct GradArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -26,26 +20,29 @@ pub struct GradArgs {
     #[command(flatten)]
     input: InputArgs,
 
-    /// The gradient of y, an .npy file of [T, B, D·H].
     #[arg(long, value_name = "dy.npy")]
     dy: PathBuf,
 
-    /// The gradient of the last states besides, [L·D, B, H].
     #[arg(long, value_name = "f.npy")]
     dhn: Option<PathBuf>,
 
-    /// The seed of dropout and zoneout, for a model that has them.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Where the gradients go.
     #[arg(long, value_name = "grads.safetensors")]
     output: PathBuf,
 
-    /// Where the last states go, [L·D, B, H].
     #[arg(long, value_name = "f.npy")]
     hn: Option<PathBuf>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  gru grad gru.safetensors --input x.npy --dy dy.npy --output grads.safetensors";
+
+const DETAILS: &str = "\
+grads.safetensors holds the gradient of every parameter under PyTorch's name, of x as `input`, and of h0 as `h0`.
+dy is [T, B, D·H], like y. --dhn adds a gradient of the last states, [L·D, B, H].";
 
 /// Runs the command.
 pub fn run(arguments: &GradArgs, kind: DeviceKind) -> Result<()> {

@@ -6,13 +6,18 @@ use anyhow::Result;
 use gru_wgpu::{AdapterInfo, Device, DeviceKind, plan::Limits};
 use serde_json::json;
 
-/// List the adapters of this machine, their limits and features, and what `--device` takes and why.
+/// List the adapters of this machine, and the device that `--device` chooses.
 #[derive(clap::Args, Debug)]
+#[command(before_help = EXAMPLES)]
 pub struct InfoArgs {
-    /// Print one JSON object instead.
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  gru info
+  gru info --device gpu --json";
 
 /// Runs the command.
 pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {

@@ -20,37 +20,34 @@ use crate::ui::files::write_file;
 use crate::ui::output::{log, open, quote, quote_path, some_of};
 use crate::ui::outputs::OutputFiles;
 
-/// Predict the classes of new sequences, or the next rows of a series, with a model that
-/// `gru train` or `gru forecast` has trained.
-///
-/// The CSV file has the columns that the model was trained on, by their names and in any order, or
-/// by their numbers where the training file had no names. If it has the label's column, too, the
-/// share of rows that are predicted right is said on stderr. A word that training did not see
-/// counts as none of the known ones. Of a run of `gru forecast --run`, what comes after the file's
-/// last row is forecast from its last rows, each value told relative to the last one by the
-/// training part's scale.
+/// Predict with a model trained by `gru train` or `gru forecast`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
-Examples:
-  gru predict vowels data/japanese_vowels_test.csv
-  gru predict phonemes data/phonemes_test.csv --output said.csv --probabilities
-  gru predict co2 newer.csv
-
-The output's columns: the sequence's name, of a run with --task label also the step from 1, the class that is
-most probable, and its probability; with --probabilities also that of each class, as probability:CLASS. Of a
-forecast, how many rows ahead and the value.")]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct PredictArgs {
     /// The folder of a run.
     run: PathBuf,
     /// The sequences, or the series.
     csv: PathBuf,
-    /// Where the predictions go [default: stdout].
     #[arg(long, value_name = "FILE.csv")]
     output: Option<PathBuf>,
-    /// Write the probabilities of all classes, too.
     #[arg(long)]
     probabilities: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  gru predict vowels data/japanese_vowels_test.csv --output speakers.csv
+  gru predict phonemes data/phonemes_test.csv --probabilities
+  gru predict co2 newer.csv";
+
+const DETAILS: &str = "\
+The CSV file needs the columns that the model was trained on, by name in any order, or by number if the training
+file had no names. If it also has the label's column, the accuracy is printed on stderr. Words that the training
+set does not have match none of the known ones.
+
+Output columns: the sequence's name; with --task label the step, from 1; the most probable class; its
+probability; with --probabilities also probability:CLASS for each class. For a run of `gru forecast --run`: the
+number of rows after the file's last row, and the value.";
 
 /// Runs the command.
 pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {

@@ -8,17 +8,9 @@ use gru_wgpu::DeviceKind;
 use crate::data::model_file::{InputArgs, ModelArgs, on_device, save_array};
 use crate::ui::outputs::OutputFiles;
 
-/// Run a model over sequences: PyTorch's, ONNX's or one of this program's own, to the same numbers.
+/// Run a PyTorch, ONNX or gru-wgpu model over a file of sequences.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
-Examples:
-  gru run gru.safetensors --input x.npy --output y.npy
-  gru run speech.safetensors --prefix encoder.gru --input x.npy --lengths n.npy --output y.npy
-  gru run denoiser.onnx --node gru_1 --input x.npy --h0 h.npy --output y.npy --hn hn.npy
-
-A model of several GRUs lists them when none is chosen. x is [T, B, I], y [T, B, D·H] (with
---batch-first [B, T, ·]), h0 and hn [L·D, B, H], layer-major, forward before reverse, whatever the
-model's format.")]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -26,14 +18,23 @@ pub struct RunArgs {
     #[command(flatten)]
     input: InputArgs,
 
-    /// Where y goes: all states of the last layer, [T, B, D·H].
     #[arg(long, value_name = "y.npy")]
     output: PathBuf,
 
-    /// Where the last states go, [L·D, B, H].
     #[arg(long, value_name = "f.npy")]
     hn: Option<PathBuf>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  gru run gru.safetensors --input x.npy --output y.npy
+  gru run speech.safetensors --prefix encoder.gru --input x.npy --lengths n.npy --output y.npy
+  gru run denoiser.onnx --node gru_1 --input x.npy --h0 h.npy --output y.npy --hn hn.npy";
+
+const DETAILS: &str = "\
+If a file has several GRUs and none is chosen, the error lists them. Shapes are the same for every format:
+x [T, B, I], y [T, B, D·H] (with --batch-first [B, T, ·]), h0 and hn [L·D, B, H], layer-major, forward before
+reverse. T steps, B rows, I inputs, H hidden units, L layers, D directions.";
 
 /// Runs the command.
 pub fn run(arguments: &RunArgs, kind: DeviceKind) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod arguments;
 pub mod files;
+pub mod help;
 pub mod numbers;
 pub mod output;
 pub mod outputs;

@@ -24,81 +24,37 @@ use measure::{BenchDevice, measure_all};
 use sweep::Sweep;
 use workload::Workload;
 
-/// Time a GRU of any size: forward or training, on one device or on several side by side.
-///
-/// All that a run gives (y and h_n, in training every gradient too) is held against the
-/// double-precision reference first, or a part of it where the run is long: the output says so.
-/// Then come runs to warm up, then the measurement. A time is a whole call, from arrays to arrays;
-/// upload, compute and download are told apart by runs that wait in between, compute by the
-/// adapter's own clock where it has timestamps. Weights stay on the device; x and the weights are
-/// random, the same on every device.
+/// Time a GRU of any size on one device, or compare several devices.
 #[derive(clap::Args, Debug)]
-#[command(after_help = HELP)]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct BenchArgs {
-    /// Time steps, batch rows, input size (numbers a step and row) and hidden size (units).
     #[arg(long, value_name = "T,B,I,H", default_value = "64,32,128,256", value_parser = shape)]
     shape: ShapeArg,
-    /// What is timed: a forward pass, or training, which is forward and backward.
     #[arg(long, value_enum, default_value_t = ModeArg::Forward)]
     mode: ModeArg,
-    /// Where the reset gate acts: after the state's product, as in PyTorch and cuDNN, or before it,
-    /// as in ONNX's default.
     #[arg(long, value_enum, default_value_t = ResetArg::After)]
     reset: ResetArg,
-    /// Layers, one upon the other.
     #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = at_least_one)]
     layers: usize,
-    /// Run over the sequence in both directions.
     #[arg(long)]
     bidirectional: bool,
-    /// Measured calls [default: up to 20, or as many as take 3 seconds].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     repeats: Option<usize>,
-    /// How an adapter walks over the steps: step (a dispatch or two for each), sequence (one for
-    /// all of them, where H is small enough), or auto. The CPU has no kernels, and takes no notice.
     #[arg(long, value_name = "WORD", default_value_t = Recurrence::Auto)]
     kernel: Recurrence,
-    /// With --mode train: make the gates again in the backward pass instead of keeping them, for
-    /// less memory.
     #[arg(long)]
     recompute: bool,
-    /// Also time each kernel of an adapter for itself, in up to 3 more runs, of which the fastest
-    /// counts.
     #[arg(long)]
     profile: bool,
-    /// Measure at several sizes of one axis and draw the times: T (steps), B (batch rows) or H
-    /// (hidden units), or with sizes of your own, T=64,256,1024. A size that fails is named, the
-    /// others stay.
     #[arg(long, value_name = "AXIS[=SIZES]", conflicts_with = "profile")]
     sweep: Option<Sweep>,
-    /// Where the picture of a sweep goes [default: bench.svg].
     #[arg(long, value_name = "FILE.svg", requires = "sweep")]
     output: Option<PathBuf>,
-    /// Print what an adapter would run, its buffers and dispatches, instead of running it. The CPU
-    /// has no such schedule: its memory is told.
     #[arg(long, conflicts_with_all = ["json", "profile", "sweep"])]
     plan: bool,
-    /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
 }
-
-const HELP: &str = "Examples:
-  gru bench --device cpu,gpu
-  gru bench --device gpu --shape 1500,32,1024,1024 --mode train --profile
-  gru bench --device software --shape 64,8,32,64 --plan
-  gru bench --device cpu,gpu --sweep B=1,4,16,64,256 --output batch.svg
-  gru bench --device gpu --sweep T=64,256,1024,4096 --json
-
---json: device (cpu, gpu, gpu:1 where it was asked for so, or software), adapter, adapter_kind, backend and driver (null on the CPU), mode,
-reset, shape [T, B, I, H], layers, bidirectional, kernel, recompute, repeats, median_ms, min_ms,
-upload_ms, forward_ms, backward_ms, download_ms, compute_ms, compute_clock (adapter or host),
-us_per_step (compute), gflop, gflops (over median_ms), compute_gflops, dispatches and plan_bytes (null on
-the CPU), checked {steps, rows, share of the tolerance, results, by name}, and version; with --profile also
-profile [{kernel, label, calls, ms, share, gflops, gbytes_per_s}], of the fastest of profile_runs; with
-several devices the first one's, and others: [the same, and ratio, its median over the first one's]. With
---sweep: sweep, values, points: [the same for each of values], failed: [{value, error}], crossings
-[{devices, at}], output; the exit status is 1 when a size failed.";
 
 /// T, B, I, H.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +65,28 @@ enum ModeArg {
     Forward,
     Train,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  gru bench --device cpu,gpu
+  gru bench --device gpu --shape 1500,32,1024,1024 --mode train --profile
+  gru bench --device cpu,gpu --sweep B=1,4,16,64,256 --output batch.svg";
+
+const DETAILS: &str = "\
+Compares the results (y and h_n, in training every gradient) with the double-precision reference first; of a long
+run a part, which the output names. Then it warms up and measures. A time is a whole call, from arrays to arrays.
+Upload, compute and download are measured in runs that wait in between; compute by the adapter's timestamps if
+it has them. Weights stay on the device. x and the weights are random, the same on every device.
+
+--json: device (cpu, gpu, gpu:1 if it was given so, or software), adapter, adapter_kind, backend and driver
+(null on the CPU), mode, reset, shape [T, B, I, H], layers, bidirectional, kernel, recompute, repeats, median_ms,
+min_ms, upload_ms, forward_ms, backward_ms, download_ms, compute_ms, compute_clock (adapter or host), us_per_step
+(compute), gflop, gflops (over median_ms), compute_gflops, dispatches and plan_bytes (null on the CPU), checked
+{steps, rows, share (the largest error as a fraction of the tolerance), results (names)}, and version.
+With --profile also profile [{kernel, label, calls, ms, share, gflops, gbytes_per_s}] of the fastest of
+profile_runs. With several devices: the first one's fields, and others [the same, and ratio: its median over
+the first one's]. With --sweep: sweep, values, points [the same for each value], failed [{value, error}],
+crossings [{devices, at}], output; the exit status is 1 if a size failed.";
 
 /// Runs the command. An error when a number is out of bounds.
 pub fn run(arguments: &BenchArgs, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {

@@ -29,27 +29,9 @@ use crate::ui::outputs::OutputFiles;
 use config::{ForecastConfig, ForecastModelSettings, ForecastSettings, ForecastTask, ScaledColumn};
 use series::ForecastRun;
 
-/// Train a forecaster on a real series and print its error beside those of baselines.
-///
-/// Reads a numeric column of a CSV file, or several, holds out its last part, trains a GRU with a
-/// linear head on windows of the rest (by Adam, its learning rate falling along half a cosine),
-/// forecasts the held-out part from every row of it, and writes forecast.svg and loss.svg. Missing
-/// values are filled by straight lines first, wherever they are. With --run all is kept in a
-/// folder: config.toml, metrics.csv, curves.svg, forecast.svg, model.safetensors and
-/// checkpoint.safetensors. The last two are written after the first epoch, every so often, at the
-/// end, and at Ctrl-C or SIGTERM, which end the run.
+/// Train a model that forecasts a series from a CSV file, and compare it with baselines.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  \
-    gru forecast data/mauna_loa_co2_weekly.csv\n  \
-    gru forecast sales.csv --column revenue --season 7 --input 28 --horizon 14\n  \
-    gru forecast sales.csv --column revenue,visitors,price --season 7 --input 28 --horizon 14\n  \
-    gru forecast data/mauna_loa_co2_weekly.csv --device software --epochs 2\n\n  \
-    gru forecast data/mauna_loa_co2_weekly.csv --run co2\n  \
-    gru forecast --resume co2\n  \
-    gru forecast --resume co2 --epochs 40 --learning-rate 0.002\n  \
-    gru predict co2 newer.csv\n\n\
-    `gru run FOLDER/model.safetensors` runs the model's GRU. With --reset after PyTorch loads it as a module\n\
-    with an nn.GRU called gru and an nn.Linear called head.")]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct ForecastArgs {
     /// The CSV file; with --resume only where it has moved.
     #[arg(required_unless_present = "resume")]
@@ -64,25 +46,16 @@ pub struct ForecastArgs {
     settings: ForecastSettings,
     #[command(flatten)]
     overrides: ResumeOverrides,
-    /// The directory for forecast.svg and loss.svg.
     #[arg(long, value_name = "DIR", default_value = ".")]
     output: PathBuf,
-    /// Keep the run in this folder, pictures included.
     #[arg(long, value_name = "FOLDER", conflicts_with = "output", group = "kept")]
     run: Option<PathBuf>,
-    /// Start anew in the folder of another run, whose files are lost.
     #[arg(long, requires = "run")]
     force: bool,
-    /// Go on with a run that was interrupted, with its own data and settings: on the same device to
-    /// the same bits as if it had not been. Of the settings --epochs, --learning-rate and --clip
-    /// may be others from there on; config.toml notes what they were. Where the data have moved,
-    /// the CSV file says where to.
     #[arg(long, value_name = "FOLDER", group = "kept",
         conflicts_with_all = ["run", "force", "output", "SeriesColumnArgs", "WindowSizes", "ForecastModelSettings",
             "ForecastSettings"])]
     resume: Option<PathBuf>,
-    /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time.
-    /// Looked at between updates, about four times a second and after every 16.
     #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = interval,
         requires = "kept")]
     checkpoint_every: CheckpointInterval,
@@ -91,20 +64,36 @@ pub struct ForecastArgs {
 /// What is forecast from which columns.
 #[derive(clap::Args, Debug)]
 struct SeriesColumnArgs {
-    /// The column's name, or its number from 1 [default: the last numeric one]. After a comma,
-    /// others that the model sees besides, each scaled by its own changes; the first is forecast.
     #[arg(long, value_name = "NAME[,NAME…]")]
     column: Option<String>,
-    /// The character between cells.
     #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
     delimiter: u8,
-    /// A word that means a missing value, besides an empty cell, NA, N/A, null and none.
     #[arg(long, value_name = "WORD")]
     missing: Option<String>,
-    /// Whether the first row names the columns [default: judged by its looks].
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     header: Option<bool>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  gru forecast data/mauna_loa_co2_weekly.csv
+  gru forecast sales.csv --column revenue --season 7 --input 28 --horizon 14
+  gru forecast data/mauna_loa_co2_weekly.csv --run co2
+  gru forecast --resume co2 --epochs 40";
+
+const DETAILS: &str = "\
+Trains a GRU with a linear head on windows of the series (Adam, half-cosine schedule), forecasts the held-out end
+from every row of it, and writes forecast.svg and loss.svg. Missing values are interpolated linearly.
+
+With --run, the folder gets config.toml, metrics.csv, curves.svg, forecast.svg, model.safetensors and
+checkpoint.safetensors. The last two are written after the first epoch, at intervals (--checkpoint-every), at the
+end, and at Ctrl-C or SIGTERM, which stop the run. `gru predict` forecasts from new data with it:
+
+  gru forecast sales.csv --column revenue,visitors,price --run sales
+  gru predict sales newer.csv
+
+`gru run FOLDER/model.safetensors` runs the model's GRU. With --reset after, PyTorch loads the file into a module
+with an nn.GRU named gru and an nn.Linear named head.";
 
 /// Runs the command.
 pub fn run(arguments: &ForecastArgs, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {

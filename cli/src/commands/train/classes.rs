@@ -1,4 +1,4 @@
-//! How a network does on each class: `classes.csv`, and the table at the end of a run.
+//! The metrics of each class: `classes.csv`, and the table at the end of a run.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,25 +12,28 @@ use super::sequences::SequenceRun;
 use crate::ui::files::write_file;
 use crate::ui::output::{TextTable, quote};
 
-/// Classes of a table on a terminal.
-const MOST_SHOWN: usize = 40;
+/// The largest classes that the table shows by default.
+const LARGEST_SHOWN: usize = 10;
 
-/// How a network does on a class of the held-out part.
+/// The classes with the lowest recall that the table shows in addition.
+const WORST_SHOWN: usize = 3;
+
+/// The metrics of a class on the validation set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassMetrics {
     class: String,
-    /// Labels of it.
+    /// Labels of the class.
     count: usize,
-    /// How many of them the network predicts.
+    /// Correctly predicted labels.
     correct: usize,
-    /// The fraction that is right of those that it predicts to be of the class, if there are any.
+    /// correct / predictions of the class, if there are any.
     precision: Option<f64>,
-    /// The fraction of the labels that it predicts, if there are any.
+    /// correct / count, if there are labels.
     recall: Option<f64>,
 }
 
 impl ClassMetrics {
-    /// Each of the classes, sorted by their words.
+    /// Returns the metrics of every class, sorted by name.
     pub fn all(run: &SequenceRun, params: &Params, device: &Device) -> Result<Vec<Self>> {
         let names = &run.config.columns.classes;
         let (mut count, mut predicted, mut correct) =
@@ -46,7 +49,7 @@ impl ClassMetrics {
                     _ => unreachable!("tables have classes"),
                 };
                 for (&target, row) in targets.iter().zip(outputs.rows()) {
-                    // A row without a label counts nowhere.
+                    // A row without a label does not count.
                     let Ok(target) = usize::try_from(target) else { continue };
                     let class = argmax(row);
                     count[target] += 1;
@@ -55,13 +58,13 @@ impl ClassMetrics {
                 }
             }
         }
-        let share = |part: usize, all: usize| (all > 0).then(|| part as f64 / all as f64);
+        let fraction = |part: usize, all: usize| (all > 0).then(|| part as f64 / all as f64);
         let class = |(at, name): (usize, &String)| Self {
             class: name.clone(),
             count: count[at],
             correct: correct[at],
-            precision: share(correct[at], predicted[at]),
-            recall: share(correct[at], count[at]),
+            precision: fraction(correct[at], predicted[at]),
+            recall: fraction(correct[at], count[at]),
         };
         Ok(names.iter().enumerate().map(class).collect())
     }
@@ -73,32 +76,51 @@ impl ClassMetrics {
         write_file(path, &csv)
     }
 
-    /// Prints them, of many those that come most.
-    pub fn print_all(classes: &[Self], out: &mut impl Write) -> Result<()> {
-        let mut shown: Vec<_> = classes.iter().collect();
-        if classes.len() > MOST_SHOWN {
-            shown.sort_by_key(|class| std::cmp::Reverse(class.count));
-            shown.truncate(MOST_SHOWN);
-        }
+    /// Prints the ten largest classes and the three with the lowest recall, or with `all` every
+    /// class.
+    pub fn print_table(classes: &[Self], all: bool, out: &mut impl Write) -> Result<()> {
+        let (largest, worst) =
+            if all { (classes.iter().collect(), vec![]) } else { select(classes) };
         let mut table = TextTable::new(
             ["class", "labels", "correct", "precision", "recall"].map(str::to_owned).into(),
         );
-        let figure = |share: Option<f64>| {
-            share.map_or_else(|| "–".to_owned(), |share| format!("{share:.4}"))
+        let format = |fraction: Option<f64>| {
+            fraction.map_or_else(|| "–".to_owned(), |fraction| format!("{fraction:.4}"))
         };
-        for Self { class, count, correct, precision, recall } in shown {
+        for Self { class, count, correct, precision, recall } in largest.iter().chain(&worst) {
             let [count, correct] = [count, correct].map(usize::to_string);
-            table.row(vec![quote(class), count, correct, figure(*precision), figure(*recall)]);
+            table.row(vec![quote(class), count, correct, format(*precision), format(*recall)]);
         }
         write!(out, "\n{table}")?;
-        if classes.len() > MOST_SHOWN {
-            writeln!(out, "and {} more, in classes.csv", classes.len() - MOST_SHOWN)?;
+        let left_out = classes.len() - largest.len() - worst.len();
+        if left_out > 0 {
+            writeln!(
+                out,
+                "the {} largest classes and the worst {}; {left_out} more with --verbose, and in classes.csv",
+                largest.len(),
+                worst.len()
+            )?;
         }
         Ok(())
     }
 }
 
-/// The most probable class by a row of outputs, the first of several.
+/// Returns the largest classes, and of the others those with the lowest recall. Classes without
+/// labels have no recall.
+fn select(classes: &[ClassMetrics]) -> (Vec<&ClassMetrics>, Vec<&ClassMetrics>) {
+    let mut sorted: Vec<_> = classes.iter().collect();
+    if sorted.len() <= LARGEST_SHOWN + WORST_SHOWN {
+        return (sorted, vec![]);
+    }
+    sorted.sort_by_key(|class| std::cmp::Reverse(class.count));
+    let mut worst = sorted.split_off(LARGEST_SHOWN);
+    worst.retain(|class| class.recall.is_some());
+    worst.sort_by(|a, b| a.recall.partial_cmp(&b.recall).expect("recall is finite"));
+    worst.truncate(WORST_SHOWN);
+    (sorted, worst)
+}
+
+/// Returns the most probable class of a row of outputs, or the first of several.
 pub fn argmax(outputs: ArrayView1<'_, f32>) -> usize {
     let mut class = 0;
     for (at, &output) in outputs.iter().enumerate() {
@@ -107,4 +129,56 @@ pub fn argmax(outputs: ArrayView1<'_, f32>) -> usize {
         }
     }
     class
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `count` labels each; class `i` has a recall of (i mod 7) / 7.
+    fn classes(counts: impl Iterator<Item = usize>) -> Vec<ClassMetrics> {
+        let class = |(i, count): (usize, usize)| ClassMetrics {
+            class: format!("c{i:02}"),
+            count,
+            correct: 0,
+            precision: None,
+            recall: (count > 0).then(|| (i % 7) as f64 / 7.0),
+        };
+        counts.enumerate().map(class).collect()
+    }
+
+    fn printed(classes: &[ClassMetrics], all: bool) -> Vec<String> {
+        let mut out = Vec::new();
+        ClassMetrics::print_table(classes, all, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let rows = text.lines().filter_map(|line| line.trim().strip_prefix('`'));
+        rows.map(|row| row[..3].to_owned()).collect()
+    }
+
+    #[test]
+    fn few_classes_are_all_shown() {
+        let classes = classes((0..13).map(|i| 20 - i));
+        assert_eq!(printed(&classes, false).len(), 13);
+    }
+
+    #[test]
+    fn of_many_classes_the_largest_and_the_worst_are_shown() {
+        // Classes 10 and later are smaller; the last has no labels, so no recall.
+        let classes = classes((0..24).map(|i| 23 - i));
+        let shown = printed(&classes, false);
+        let largest = ["c00", "c01", "c02", "c03", "c04", "c05", "c06", "c07", "c08", "c09"];
+        assert_eq!(shown[..10], largest);
+        assert_eq!(shown[10..], ["c14", "c21", "c15"]); // recall 0, 0, 1/7
+        assert_eq!(printed(&classes, true).len(), 24);
+    }
+
+    #[test]
+    fn the_table_says_what_it_leaves_out() {
+        let mut out = Vec::new();
+        ClassMetrics::print_table(&classes((0..24).map(|i| 24 - i)), false, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.ends_with(
+            "the 10 largest classes and the worst 3; 11 more with --verbose, and in classes.csv\n"
+        ));
+    }
 }

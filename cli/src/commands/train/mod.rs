@@ -25,27 +25,18 @@ use crate::rundir::folder::RunDir;
 use crate::ui::arguments::{delimiter, fraction, yes_or_no};
 use crate::ui::output::quote;
 use config::{SequenceModelSettings, TrainConfig, TrainOverrides, TrainSettings};
+use report::Format;
 use sequences::SequenceRun;
 
-/// Train a GRU to classify sequences, or to label each of their rows, from a CSV file.
-///
-/// The file is a long table: a row a step, the rows of a sequence together and in order. Its first
-/// column names the sequence, its last one is the label, what stands between is what the model
-/// sees; options name others. Numbers are scaled by the training part's mean and deviation, a
-/// column of words becomes an input a word. The run's folder gets config.toml, metrics.csv,
-/// curves.svg, checkpoint.safetensors and, of the epoch that did best on what was held out,
-/// model.safetensors; at the end classes.csv, how that does on each class. A checkpoint is written
-/// after the first epoch, every so often, and at Ctrl-C or SIGTERM, which end the run within a
-/// second, or with the update under way where that takes longer.
+/// Train a model that classifies sequences, or labels their rows, from a CSV file.
 #[derive(clap::Args, Debug)]
-#[command(after_help = HELP)]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct TrainArgs {
     /// The CSV file to train on; with --resume only where it has moved.
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
     columns: SequenceColumnArgs,
-    /// Another file, to validate on.
     #[arg(long, value_name = "CSV", conflicts_with = "holdout")]
     valid: Option<PathBuf>,
     #[command(flatten)]
@@ -54,87 +45,74 @@ pub struct TrainArgs {
     settings: TrainSettings,
     #[command(flatten)]
     overrides: TrainOverrides,
-    /// The run's folder.
     #[arg(long, value_name = "FOLDER", default_value = "run")]
     run: PathBuf,
-    /// Start anew in the folder of another run, whose files are lost.
     #[arg(long)]
     force: bool,
-    /// Go on with a run that was interrupted, with its own data and settings: on the same device to
-    /// the same bits as if it had not been. Of the settings --epochs, --learning-rate, --clip and
-    /// --patience may be others from there on; config.toml notes what they were. Where the data
-    /// have moved, the CSV file and --valid say where to.
     #[arg(long, value_name = "FOLDER",
         conflicts_with_all = ["run", "force", "SequenceColumnArgs", "SequenceModelSettings", "TrainSettings"])]
     resume: Option<PathBuf>,
-    /// Write a checkpoint after so many updates, or with s, m or h behind it after so much time.
-    /// Looked at between updates, about four times a second and after every 16.
     #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = interval)]
     checkpoint_every: CheckpointInterval,
-    /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+    #[arg(long)]
+    verbose: bool,
 }
 
 /// What is learnt from which columns.
 #[derive(clap::Args, Debug)]
 struct SequenceColumnArgs {
-    /// What is learnt: a class for each sequence (classify) or for each row (label). A row without
-    /// a label counts in neither the loss nor the accuracy of label.
     #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
     task: Option<Task>,
-    /// The share of the sequences held out to validate on: with --task classify of those of each
-    /// class.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
     holdout: f64,
-    /// The column that names a row's sequence, by its name or its number from 1, as 3 or #3
-    /// [default: the first].
     #[arg(long, value_name = "COLUMN")]
     sequence: Option<String>,
-    /// The column that is to be said [default: the last]. An empty cell is no label; NA, null or
-    /// none is a class like any other.
     #[arg(long, value_name = "COLUMN")]
     label: Option<String>,
-    /// The columns that the model sees [default: all others].
     #[arg(long, value_name = "COLUMN,…")]
     features: Option<String>,
-    /// Those of them whose numbers are but names [default: those most of whose cells are no
-    /// numbers]. The label's column, too, where many different numbers are classes all the same.
     #[arg(long, value_name = "COLUMN,…")]
     categorical: Option<String>,
-    /// Words that mean a missing number, besides an empty cell, NA, N/A, null and none. Where any
-    /// are named such cells take their column's mean; otherwise they are refused.
     #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
     missing: Vec<String>,
-    /// The character between cells.
     #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
     delimiter: u8,
-    /// Whether the first row names the columns [default: judged by its looks].
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     header: Option<bool>,
 }
 
-const HELP: &str = "Examples:
+const EXAMPLES: &str = "\
+Examples:
   gru train data/japanese_vowels_train.csv --task classify --run vowels
-  gru predict vowels data/japanese_vowels_test.csv --output speakers.csv
-  gru train data/phonemes_train.csv --task label --direction both --epochs 10 --run phonemes
-  gru train --resume phonemes
-  gru train --resume phonemes --epochs 20 --learning-rate 0.001
+  gru train data/phonemes_train.csv --task label --direction both --run phonemes
+  gru train --resume phonemes --epochs 20";
+
+const DETAILS: &str = "\
+The CSV file has one row per time step. The rows of a sequence stand together, in order. Numeric inputs are
+scaled by the training set's mean and standard deviation. A categorical column gives one input per word.
+
+The run's folder gets config.toml, metrics.csv, curves.svg, classes.csv, checkpoint.safetensors and, from the best
+epoch on the validation set, model.safetensors. A checkpoint is written after the first epoch, at intervals
+(--checkpoint-every), and at Ctrl-C or SIGTERM, which stop the run within a second or after the current update.
+
+The model is a GRU and a linear head on its last state (classify) or on every state (label). `gru run
+FOLDER/model.safetensors` runs the GRU. PyTorch loads the file into a module with an nn.GRU named gru and an
+nn.Linear named head. A larger example:
+
   gru train visits.csv --task classify --sequence patient --label outcome --features age,pulse,ward \\
       --categorical ward --valid later.csv --hidden 128 --layers 2 --dropout 0.2 --patience 5
 
-The model is a GRU and a linear head on its last state (classify) or on every state (label):
-`gru run FOLDER/model.safetensors` runs the GRU, and PyTorch loads it as a module with an nn.GRU called gru
-and an nn.Linear called head.
-
---json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: how many}, parameters,
+--json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: count}, parameters,
 epochs, updates, ended (whole or early), seconds, best_epoch, accuracy, loss, per_class [{class, count, correct,
-precision, recall}] of the held-out part, and majority {class, accuracy, loss}: of the class that is most frequent
-in the training part, and the loss of the classes' frequencies there. The exit status is 130 after Ctrl-C.";
+precision, recall}] on the validation set, and majority {class, accuracy, loss}: the training set's most
+frequent class, and the loss of its class frequencies. The exit status after Ctrl-C is 130.";
 
 /// Runs the command.
 pub fn run(arguments: &TrainArgs, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
-    let TrainArgs { csv, valid, run, force, resume, checkpoint_every, json, .. } = arguments;
+    let TrainArgs { csv, valid, run, force, resume, checkpoint_every, json, verbose, .. } =
+        arguments;
     let (csv, valid) = (csv.as_deref(), valid.as_deref());
     let (target, run) = match (resume, csv) {
         (Some(path), csv) => {
@@ -149,7 +127,7 @@ pub fn run(arguments: &TrainArgs, kind: DeviceKind, out: &mut impl Write) -> Res
     };
     training_run::train(&run, target, *checkpoint_every, kind, |outcome, folder, device| {
         let folder = folder.context("a run of `gru train` has a folder")?;
-        report::report(&run, outcome, folder, device, *json, out)
+        report::report(&run, outcome, folder, device, Format::new(*json, *verbose), out)
     })
 }
 

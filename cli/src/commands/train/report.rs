@@ -1,4 +1,4 @@
-//! What a run of `gru train` reports when it ends.
+//! The report at the end of a run of `gru train`.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,13 +14,29 @@ use crate::commands::training_run::Outcome;
 use crate::rundir::folder::RunDir;
 use crate::ui::output::{TextTable, log, quote, quote_path};
 
-/// Prints a table, or one JSON object.
+/// How results are printed.
+#[derive(Clone, Copy, Debug)]
+pub enum Format {
+    Json,
+    /// Tables with some of the classes, or with all.
+    Table {
+        all_classes: bool,
+    },
+}
+
+impl Format {
+    pub fn new(json: bool, verbose: bool) -> Self {
+        if json { Self::Json } else { Self::Table { all_classes: verbose } }
+    }
+}
+
+/// Prints tables, or one JSON object, and writes classes.csv.
 pub fn report(
     run: &SequenceRun,
     outcome: &mut Outcome,
     folder: &RunDir,
     device: &Device,
-    json: bool,
+    format: Format,
     out: &mut impl Write,
 ) -> Result<()> {
     let (epochs, all) = (outcome.trainer.progress().epoch, outcome.trainer.config().epochs);
@@ -33,11 +49,11 @@ pub fn report(
     log(format_args!("trained in {time}, {epochs} of {all} epochs{early}{kept}"));
     let best = outcome.trainer.best().cloned().context("no epoch is over")?;
     let classes = ClassMetrics::all(run, &best.params, device)?;
-    match json {
-        true => write_json(run, outcome, &best, &classes, folder, device, out)?,
-        false => {
+    match format {
+        Format::Json => write_json(run, outcome, &best, &classes, folder, device, out)?,
+        Format::Table { all_classes } => {
             write_table(run, &best, out)?;
-            ClassMetrics::print_all(&classes, out)?;
+            ClassMetrics::print_table(&classes, all_classes, out)?;
         }
     }
     if outcome.unsaved.is_none() {
@@ -84,7 +100,7 @@ fn write_json(
     Ok(())
 }
 
-/// The network beside the baseline of the classes' frequencies.
+/// Prints the network's accuracy and loss beside those of the baseline.
 fn write_table(run: &SequenceRun, best: &BestNetwork, out: &mut impl Write) -> Result<()> {
     let (count, sequences) = (best.validation.counted, run.examples.valid.len());
     writeln!(out, "held out: {sequences} sequences, {count} labels")?;
