@@ -24,7 +24,7 @@ Examples:
 
 /// Train, run, convert and time gated recurrent units (GRUs) on any GPU.
 #[derive(Parser, Debug)]
-#[command(name = "gru", version, about, arg_required_else_help = true, args_override_self = true)]
+#[command(name = "gru", version, arg_required_else_help = true, args_override_self = true)]
 #[command(before_help = EXAMPLES, after_help = "Help on a command: gru COMMAND -h")]
 struct Cli {
     #[command(subcommand)]

@@ -1,7 +1,7 @@
 //! The help of every command: examples first, then the options by topic. Each option is explained
 //! once, in [`OPTIONS`]. `-h` shows the usual options and fits on a screen; `--help` shows all.
 
-use clap::{Arg, Command};
+use clap::{Arg, ArgAction, Command};
 
 /// What the help of a command consists of, in order.
 const TEMPLATE: &str = "\
@@ -75,7 +75,7 @@ static OPTIONS: &[OptionHelp] = &[
         "sequence",
         "COLUMN",
         DATA,
-        USUAL,
+        RARE,
         "Column with the sequence's name [default: the first]",
         "A column's name, or its number from 1: 3 or #3.",
     ),
@@ -174,7 +174,7 @@ static OPTIONS: &[OptionHelp] = &[
         "after: as in PyTorch and cuDNN. before: as in ONNX by default. PyTorch can load a trained model \
          only with after.",
     ),
-    any("dropout", "FRACTION", MODEL, USUAL, "Dropout between layers", ""),
+    any("dropout", "FRACTION", MODEL, RARE, "Dropout between layers", ""),
     any(
         "epochs",
         "EPOCHS",
@@ -371,7 +371,7 @@ static OPTIONS: &[OptionHelp] = &[
         "verbose",
         "",
         GENERAL,
-        USUAL,
+        RARE,
         "Print all classes",
         "Default: the ten largest and the worst three.",
     ),
@@ -391,7 +391,9 @@ static OPTIONS: &[OptionHelp] = &[
 /// Gives every command the same form of help, and every option its text from [`OPTIONS`].
 pub fn arrange(program: Command) -> Command {
     let names: Vec<_> = program.get_subcommands().map(|c| c.get_name().to_owned()).collect();
-    let program = form(program).mut_args(|arg| describe("", arg));
+    let version = Arg::new("version").short('V').long("version").action(ArgAction::Version);
+    let program =
+        form(program).disable_version_flag(true).arg(version).mut_args(|arg| describe("", arg));
     names.into_iter().fold(program, |program, name| {
         program.mut_subcommand(&name, |command| {
             let has_more = command
@@ -408,10 +410,11 @@ pub fn arrange(program: Command) -> Command {
 
 /// One line per option, and a `--help` of its own.
 fn form(command: Command) -> Command {
-    let help = Arg::new("help").short('h').long("help").action(clap::ArgAction::Help);
+    let help = Arg::new("help").short('h').long("help").action(ArgAction::Help);
     command
         .help_template(TEMPLATE)
         .next_line_help(false)
+        .max_term_width(100)
         .disable_help_flag(true)
         .disable_help_subcommand(true)
         .arg(help)
