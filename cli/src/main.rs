@@ -1,4 +1,4 @@
-//! The program `gru`: parses the command line, runs one command, reports its error.
+//! The program `gru`: parses the command line, runs one command, prints its error.
 
 mod commands;
 mod data;

@@ -1,4 +1,4 @@
-//! `gru check`: the device against the f64 reference.
+//! `gru check`: compares a device with the f64 reference.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -16,8 +16,7 @@ use crate::ui::output::{TextTable, log, open};
 #[derive(clap::Args, Debug)]
 #[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct CheckArgs {
-    /// Check this model instead, forward and backward, with its own weights: a .safetensors or
-    /// .onnx file.
+    /// Check this model instead, with its own weights: a .safetensors or .onnx file.
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
 
@@ -35,7 +34,7 @@ const DETAILS: &str = "\
 Checks every kernel, then every variant forward and backward, at odd sizes. With MODEL it checks that model with
 its own weights. On a new GPU most of the time is shader compilation.";
 
-/// [`check::run`], with its progress on stderr: on a new adapter the drivers compile for a minute
+/// Runs [`check::run`] with progress on stderr: on a new adapter the driver compiles for a minute
 /// or more.
 fn run_all(device: &Device) -> Result<Vec<Finding>> {
     let bar = ProgressBar::new_spinner()
@@ -56,7 +55,7 @@ fn run_all(device: &Device) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Runs the command. An error when a number is out of bounds.
+/// Runs the command. Wrong results are an error.
 pub fn run(arguments: &CheckArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let CheckArgs { model, selection } = arguments;
     ensure!(model.is_some() || selection.is_empty(), "there is no MODEL to choose a GRU from");

@@ -1,4 +1,4 @@
-//! `gru convert`: a model in another format.
+//! `gru convert`: writes a model in another format.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub struct ConvertArgs {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Where the model goes.
+    /// The file to write.
     #[arg(value_name = "OUTPUT")]
     output: PathBuf,
 

@@ -1,4 +1,4 @@
-//! `gru grad`: the gradients of a model over a file of sequences.
+//! `gru grad`: computes the gradients of a model over a file of sequences.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `gru info`: the adapters of this machine and which one `--device` takes.
+//! `gru info`: lists the adapters of this machine, and the one that `--device` chooses.
 
 use std::io::Write;
 
@@ -22,7 +22,7 @@ Examples:
 /// Runs the command.
 pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let adapters = Device::adapters();
-    // A device that does not open is told of among the rest, which helps to see why.
+    // Lists the adapters even if the device does not open, which helps to see why.
     let device = kind.open();
     let word = kind.to_string();
     if arguments.json {
@@ -60,8 +60,8 @@ pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Resu
     Ok(())
 }
 
-/// The word that `--device` takes for the adapter of this index. Of several software adapters it
-/// takes the first.
+/// Returns the value of `--device` for the adapter with this index. Of several software adapters
+/// `--device` takes the first.
 fn device_word(index: usize, adapter: &AdapterInfo) -> DeviceKind {
     if adapter.is_software() { DeviceKind::Software } else { DeviceKind::GpuAt(index) }
 }

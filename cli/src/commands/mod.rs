@@ -1,4 +1,4 @@
-//! The commands of the program, a file or folder each.
+//! The commands of the program, one file or folder each.
 
 pub mod bench;
 pub mod check;

@@ -1,4 +1,4 @@
-//! `gru predict`: what a trained run says of new sequences, or of a series' next rows.
+//! `gru predict`: predicts with a trained run, on new sequences or after the end of a series.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,9 +24,9 @@ use crate::ui::outputs::OutputFiles;
 #[derive(clap::Args, Debug)]
 #[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct PredictArgs {
-    /// The folder of a run.
+    /// The run's folder.
     run: PathBuf,
-    /// The sequences, or the series.
+    /// The CSV file with the sequences, or with the series.
     csv: PathBuf,
     #[arg(long, value_name = "FILE.csv")]
     output: Option<PathBuf>,
@@ -87,7 +87,7 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
     report_accuracy(&config, &table, &predictions)
 }
 
-/// `Ok` when what the model says of each sequence is numbers.
+/// Checks that the outputs for each sequence are finite.
 fn check_finite(table: &SequenceTable, outputs: &[Array2<f32>]) -> Result<()> {
     let is_odd = |outputs: &Array2<f32>| outputs.iter().any(|output| !output.is_finite());
     let odd = table.sequences.iter().zip(outputs).find(|(_, outputs)| is_odd(outputs));
@@ -101,7 +101,7 @@ fn check_finite(table: &SequenceTable, outputs: &[Array2<f32>]) -> Result<()> {
     })
 }
 
-/// To the file, or else to stdout.
+/// Writes to the file, or to stdout.
 fn write_output(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Result<()> {
     match output {
         Some(path) => {
@@ -113,13 +113,13 @@ fn write_output(text: &[u8], output: Option<&Path>, out: &mut impl Write) -> Res
     Ok(())
 }
 
-/// The predictions of a sequence: one, or one a step.
+/// The predictions for a sequence: one, or one per step.
 struct Prediction(Vec<StepPrediction>);
 
 struct StepPrediction {
-    /// The most probable class, the first of several.
+    /// The most probable class, or the first of several.
     class: usize,
-    /// Of each class.
+    /// The probability of each class.
     probabilities: Vec<f64>,
 }
 
@@ -130,7 +130,7 @@ impl Prediction {
 }
 
 impl StepPrediction {
-    /// By softmax.
+    /// Computes probabilities by softmax.
     fn of(row: ArrayView1<'_, f32>) -> Self {
         let class = argmax(row);
         let shares = row.iter().map(|&output| f64::from(output - row[class]).exp());
@@ -156,7 +156,7 @@ fn to_csv(
     if with_all {
         header.extend(classes.iter().map(|class| format!("probability:{class}")));
     }
-    // The file's own name for it may be one of the others.
+    // The column's own name in the file may equal one of the others.
     let name = &table.csv.names[table.sequence];
     let name = if header.contains(name) { "sequence" } else { name };
     header.insert(0, name.to_owned());
@@ -178,8 +178,8 @@ fn to_csv(
     Ok(csv.into_inner().map_err(|error| error.into_error())?)
 }
 
-/// Where the file has labels: how many of them are as predicted. One that training did not see is
-/// not. A sequence that has several, where one is said, is left out.
+/// If the file has labels, prints the accuracy. A label that is not in the training set counts as
+/// wrong. With one prediction per sequence, sequences with several labels are left out.
 fn report_accuracy(
     config: &TrainConfig,
     table: &SequenceTable,

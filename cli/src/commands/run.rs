@@ -1,4 +1,4 @@
-//! `gru run`: a model over a file of sequences.
+//! `gru run`: runs a model over a file of sequences.
 
 use std::path::PathBuf;
 

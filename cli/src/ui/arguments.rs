@@ -16,7 +16,7 @@ pub enum ResetArg {
 }
 
 impl ResetArg {
-    /// A GRU of these sizes: PyTorch's definition, or this project's own.
+    /// Returns a GRU of these sizes: PyTorch's definition, or this library's default.
     pub fn config(self, input: usize, hidden: usize) -> GruConfig {
         match self {
             Self::After => GruConfig::pytorch(input, hidden),
@@ -44,7 +44,7 @@ impl From<DirectionArg> for Direction {
     }
 }
 
-/// A size or a count.
+/// Parses a size or a count.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.trim().parse::<usize>() {
         Ok(size) if size > 0 => Ok(size),
@@ -55,7 +55,7 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A finite number above 0.
+/// Parses a finite number above 0.
 pub fn positive<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
     match text.parse::<F>() {
         Ok(value) if value.is_finite() && value > F::zero() => Ok(value),
@@ -63,7 +63,7 @@ pub fn positive<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
     }
 }
 
-/// A fraction: above 0 and below 1.
+/// Parses a fraction above 0 and below 1.
 pub fn fraction(text: &str) -> Result<f64> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
@@ -71,7 +71,7 @@ pub fn fraction(text: &str) -> Result<f64> {
     }
 }
 
-/// A fraction that may be 0.
+/// Parses a fraction from 0 to below 1.
 pub fn fraction_or_zero<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
     match text.parse::<F>() {
         Ok(value) if (F::zero()..F::one()).contains(&value) => Ok(value),
@@ -79,7 +79,7 @@ pub fn fraction_or_zero<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F>
     }
 }
 
-/// A finite number that is not negative.
+/// Parses a finite number that is not negative.
 pub fn at_least_zero(text: &str) -> Result<f64> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
@@ -87,7 +87,7 @@ pub fn at_least_zero(text: &str) -> Result<f64> {
     }
 }
 
-/// A switch with two words.
+/// Parses `yes` or `no`.
 pub fn yes_or_no(text: &str) -> Result<bool> {
     match text {
         "yes" => Ok(true),
@@ -96,12 +96,12 @@ pub fn yes_or_no(text: &str) -> Result<bool> {
     }
 }
 
-/// `Ok` when the delimiter in a config.toml is one that the command line takes.
+/// Checks that a delimiter in config.toml is valid on the command line.
 pub fn check_delimiter(character: char) -> Result<()> {
     delimiter(character.encode_utf8(&mut [0; 4])).context("data.delimiter").map(drop)
 }
 
-/// The character between the cells of a CSV file.
+/// Parses the delimiter of a CSV file.
 pub fn delimiter(text: &str) -> Result<u8> {
     match text {
         "\\t" | "tab" => Ok(b'\t'),

@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all.
+//! Writing files atomically: a file is complete or not there.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 
 use crate::ui::output::quote_path;
 
-/// Writes `contents` to a temporary file beside `path`, flushes it to the disk and renames it:
-/// `path` appears whole or not at all. If `path` is a link, the file behind it is replaced.
+/// Writes `contents` to a temporary file beside `path`, flushes it to the disk and renames it, so
+/// that `path` is complete or not there. If `path` is a link, the file behind it is replaced.
 ///
 /// # Errors
-/// When the file cannot be written, and when `path` is something other than a file: a directory, a
-/// pipe, a device.
+/// If the file cannot be written, or if `path` is not a regular file: a directory, a pipe, a
+/// device.
 pub fn write_file(path: impl AsRef<Path>, contents: &[u8]) -> Result<()> {
     let path = path.as_ref();
     replace(path, contents).with_context(|| format!("{} cannot be written", quote_path(path)))
@@ -23,33 +23,34 @@ fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     write_beside(&link_target(path)?, contents)
 }
 
-/// Replaces a symbolic link to a file by a copy of the file, which stays as it is.
+/// Replaces a symbolic link by a copy of its file. The file does not change.
 pub fn replace_link(link: &Path) -> Result<()> {
     let replaced = link_target(link).and_then(std::fs::read);
     let replaced = replaced.and_then(|contents| write_beside(link, &contents));
     replaced.with_context(|| format!("the link {} cannot be replaced", quote_path(link)))
 }
 
-/// Writes a temporary file beside `target` and renames it, over a link, too.
+/// Writes a temporary file beside `target` and renames it, replacing a link too.
 fn write_beside(target: &Path, contents: &[u8]) -> io::Result<()> {
     let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
-    // By default only the owner may read a temporary file. This one becomes an ordinary file.
+    // By default only the owner may read a temporary file. This one gets the permissions of an
+    // ordinary file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = builder.tempfile_in(directory)?;
     file.write_all(contents)?;
     file.as_file().sync_all()?;
     file.persist(target).map_err(|error| error.error)?;
-    // The new name survives a crash once its directory is on the disk, too. The file is complete
-    // even if the directory cannot be opened for that.
+    // The new name survives a crash once its directory is on the disk. The file is complete even if
+    // the directory cannot be opened for that.
     #[cfg(unix)]
     let _ = File::open(directory).and_then(|directory| directory.sync_all());
     Ok(())
 }
 
-/// The file that `path` leads to, whether or not it exists.
+/// Returns the file that `path` leads to, whether or not it exists.
 fn link_target(path: &Path) -> io::Result<PathBuf> {
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
     let target = if metadata.is_symlink() { path.canonicalize()? } else { path.to_owned() };

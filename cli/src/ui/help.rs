@@ -3,7 +3,7 @@
 
 use clap::{Arg, ArgAction, Command};
 
-/// What the help of a command consists of, in order.
+/// The layout of a command's help.
 const TEMPLATE: &str = "\
 {about-with-newline}
 {before-help}{usage-heading} {usage}

@@ -1,7 +1,7 @@
-//! Numbers as people read them: three significant digits, and SI prefixes.
+//! Number formats: three significant digits, and SI prefixes.
 
-/// A measured number to three significant digits, with every digit before the point: `0.123`,
-/// `12.3`, `1230`.
+/// Formats a measured number with three significant digits, and with every digit before the point:
+/// `0.123`, `12.3`, `1230`.
 pub fn format_sig3(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 0.0995 => 4,
@@ -13,8 +13,8 @@ pub fn format_sig3(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// An amount to three significant digits with an SI prefix: `12.3 MFLOP`. Below 1000 it is a whole
-/// number.
+/// Formats an amount with three significant digits and an SI prefix: `12.3 MFLOP`. Below 1000 it is
+/// a whole number.
 pub fn format_si(value: f64, unit: &str) -> String {
     const PREFIXES: [&str; 7] = ["", "k", "M", "G", "T", "P", "E"];
     let mut scaled = value;

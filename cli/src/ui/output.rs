@@ -1,4 +1,4 @@
-//! What the commands print: messages, quoted text, aligned tables.
+//! Output of the commands: messages, quoted text, aligned tables.
 
 use std::fmt;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use gru_wgpu::{Device, DeviceKind};
 
-/// Opens the device; says on stderr what `auto` took and why.
+/// Opens the device. For `auto`, prints on stderr which device it chose and why.
 pub fn open(kind: DeviceKind) -> Result<Device> {
     let device = kind.open()?;
     if kind == DeviceKind::Auto {
@@ -16,8 +16,8 @@ pub fn open(kind: DeviceKind) -> Result<Device> {
     Ok(device)
 }
 
-/// An error after all that it was met in. An error of the library says its own causes, so they are
-/// not said again.
+/// Formats an error after its contexts. An error of the library names its own causes, so they are
+/// not repeated.
 pub fn causes(error: &anyhow::Error) -> String {
     let mut said = Vec::new();
     for cause in error.chain() {
@@ -29,7 +29,7 @@ pub fn causes(error: &anyhow::Error) -> String {
     said.join(": ")
 }
 
-/// Prints a line on stderr. A stderr that cannot be written to does not stop the program.
+/// Prints a line on stderr. A closed stderr does not stop the program.
 pub fn log(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -39,8 +39,8 @@ pub fn warn(line: fmt::Arguments<'_>) {
     log(format_args!("warning: {line}"));
 }
 
-/// Text from a file or the command line as it may appear in a message: on one line, escaped, and no
-/// longer than a person reads.
+/// Quotes a text from a file or the command line for a message: on one line, escaped, and not too
+/// long.
 pub fn quote(text: &str) -> String {
     const LONGEST: usize = 120;
     let mut escaped = String::new();
@@ -55,12 +55,12 @@ pub fn quote(text: &str) -> String {
     format!("`{escaped}{rest}`")
 }
 
-/// A path as it may appear in a message.
+/// Quotes a path for a message.
 pub fn quote_path(path: &Path) -> String {
     quote(&path.to_string_lossy())
 }
 
-/// A path as it may be pasted into a shell.
+/// Quotes a path for a shell.
 pub fn shell_word(path: &Path) -> String {
     let word = path.to_string_lossy();
     let is_plain = |c: char| c.is_alphanumeric() || "/\\._-+=:,@%".contains(c);
@@ -71,7 +71,7 @@ pub fn shell_word(path: &Path) -> String {
     }
 }
 
-/// The first few of these words, and how many more there are.
+/// Returns the first few of these words, and the number of the others.
 pub fn some_of(words: impl ExactSizeIterator<Item = String>) -> String {
     const MOST: usize = 8;
     let more = words.len().saturating_sub(MOST);
@@ -119,7 +119,7 @@ impl fmt::Display for TextTable {
     }
 }
 
-/// `Ok` when files can be created in `directory`.
+/// Checks that files can be created in `directory`.
 pub fn check_directory(directory: &Path) -> Result<()> {
     let shown = quote_path(directory);
     ensure!(directory.exists(), "the output directory {shown} does not exist");
@@ -129,8 +129,7 @@ pub fn check_directory(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `Ok` when a file with the extension `kind` can be written at `path`, whether or not there is
-/// one.
+/// Checks that a file with the extension `kind` can be written at `path`, whether or not it exists.
 pub fn check_output(path: &Path, kind: &str) -> Result<()> {
     let shown = quote_path(path);
     let is_kind = path.extension().is_some_and(|end| end.eq_ignore_ascii_case(kind));

@@ -1,4 +1,4 @@
-//! Which files a command may write: none that it reads, none that a run keeps, none twice.
+//! Checks which files a command may write: not its inputs, not a run's files, and none twice.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,14 +23,14 @@ pub mod run_file {
         [CONFIG, CHECKPOINT, CHECKPOINT_BEFORE, MODEL, METRICS, CURVES, CLASSES, FORECAST];
 }
 
-/// The files that a command is going to write, and how each was named on the command line.
+/// The output files of a command, with their names on the command line.
 #[derive(Debug, Default)]
 pub struct OutputFiles(Vec<(String, FileId)>);
 
 impl OutputFiles {
-    /// `Ok` when each output can be written as a file of its kind (`npy`, `csv`), is no other
-    /// output and no input, and no file of a run. To be called before any work is done. An output
-    /// is the name of its argument, its path, and its kind.
+    /// Checks that each output can be written as a file of its kind (`npy`, `csv`), and is not
+    /// another output, an input, or a run's file. Call it before any work. An output is the name of
+    /// its argument, its path, and its kind.
     pub fn check<'a>(
         outputs: impl IntoIterator<Item = (&'a str, &'a Path, &'a str)>,
         inputs: impl IntoIterator<Item = &'a Path>,
@@ -66,7 +66,7 @@ impl OutputFiles {
         Ok(())
     }
 
-    /// `Ok` when `input` is none of the outputs, by whatever name.
+    /// Checks that `input` is not an output, under any name.
     pub fn check_input(&self, input: &Path) -> Result<()> {
         self.find(input).map_or(Ok(()), |output| {
             let input = quote_path(input);
@@ -74,31 +74,31 @@ impl OutputFiles {
         })
     }
 
-    /// `Ok` when a file that a run `needs` (in words) is none of the outputs, by whatever name.
+    /// Checks that a file that a run `needs` (in words) is not an output, under any name.
     pub fn check_kept(&self, file: &Path, needs: &str) -> Result<()> {
         self.find(file).map_or(Ok(()), |output| {
             bail!("{output} is the same file as {}, which {needs}", quote_path(file))
         })
     }
 
-    /// The output that is this file, as it was named.
+    /// Returns the output that is this file, as the user named it.
     fn find(&self, file: &Path) -> Option<&str> {
         let id = FileId::of(file);
         self.0.iter().find(|(_, output)| *output == id).map(|(shown, _)| &**shown)
     }
 }
 
-/// Whether `file` is one of those that a run in `folder` keeps, by whatever name.
+/// Returns true if `file` is one of the files that a run keeps in `folder`, under any name.
 pub fn is_kept(folder: &Path, file: &Path) -> bool {
     let id = FileId::of(file);
     run_file::ALL.iter().any(|name| FileId::of(&folder.join(name)) == id)
 }
 
-/// The line that a run's config.toml starts with, up to the name of the command.
+/// The first line of a run's config.toml, up to the name of the command.
 pub const CONFIG_START: &str = "# A run of `gru ";
 
-/// Whether a folder is a run's: its config.toml starts as a run's does, or holds the settings of
-/// one. A run's file that someone has damaged still counts.
+/// Returns true if a folder belongs to a run: its config.toml starts like a run's, or holds the
+/// settings of one. Damaged files of a run still count.
 pub fn is_run(folder: &Path) -> bool {
     #[derive(serde::Deserialize)]
     struct ConfigHeader {
@@ -112,13 +112,13 @@ pub fn is_run(folder: &Path) -> bool {
     text.starts_with(CONFIG_START) || toml::from_str(&text).is_ok_and(is_ours)
 }
 
-/// A file, whatever name it goes by.
+/// The identity of a file, independent of its name.
 #[derive(Debug, PartialEq, Eq)]
 enum FileId {
-    /// An existing file: the links to it, hard or symbolic, have the same.
+    /// An existing file: its hard and symbolic links have the same identity.
     #[cfg(unix)]
     Inode { device: u64, inode: u64 },
-    /// A file that does not exist yet: its canonical folder and its name. Where the system tells no
+    /// A file that does not exist yet: its canonical folder and its name. On a system without
     /// inodes, an existing file's canonical path.
     Path(PathBuf),
 }
@@ -138,7 +138,7 @@ impl FileId {
     }
 }
 
-/// The folder that a path is in, `.` where it does not say.
+/// Returns the folder of a path, `.` if it has none.
 pub fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -151,7 +151,7 @@ mod tests {
         result.unwrap_err().to_string()
     }
 
-    /// A folder that holds `x.csv`, a folder `sub` and a run.
+    /// Makes a folder that holds `x.csv`, a folder `sub` and a run.
     fn scene() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("sub")).unwrap();
@@ -219,7 +219,7 @@ mod tests {
             assert!(said.contains("link.csv` is the same file as `"), "{said}");
             assert!(said.contains("run/metrics.csv`, which the run in `"), "{said}");
         }
-        // Other names there, and the same name elsewhere, are free.
+        // Other names in the folder, and the same names elsewhere, are free.
         for name in ["run/predicted.csv", "sub/metrics.csv"] {
             OutputFiles::check([("-o", &*at(name), "csv")], []).unwrap();
         }

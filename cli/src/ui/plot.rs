@@ -1,4 +1,4 @@
-//! What all plots of the program have in common. They are SVG text.
+//! What all plots of the program share. They are SVG text.
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ pub type Line = Vec<(f64, f64)>;
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 pub type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// The SVG text that `paint` draws on a white background of this size.
+/// Returns the SVG text that `paint` draws on a white background of this size.
 pub fn draw(size: (u32, u32), paint: impl FnOnce(&Area) -> Drawn) -> Result<String> {
     let mut svg = String::new();
     let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
@@ -39,7 +39,7 @@ pub fn draw_title(area: &Area, title: &str, subtitle: &str) -> Drawn {
     Ok(area.draw_text(subtitle, &(FONT, 16).into_font().color(&INK).pos(anchor), (24, 52))?)
 }
 
-/// Gives a mesh the style that all axes have.
+/// Gives a mesh the style of all axes.
 pub fn plain<'m, 'a, 'b, X: Ranged, Y: Ranged, Backend: DrawingBackend>(
     mesh: &'m mut MeshStyle<'a, 'b, X, Y, Backend>,
 ) -> &'m mut MeshStyle<'a, 'b, X, Y, Backend> {
@@ -49,8 +49,8 @@ pub fn plain<'m, 'a, 'b, X: Ranged, Y: Ranged, Backend: DrawingBackend>(
         .label_style((FONT, 15).into_font().color(&INK))
 }
 
-/// The smallest and the largest value, widened on both sides by the fraction `margin` of their
-/// distance.
+/// Returns the smallest and the largest value, widened on both sides by the fraction `margin` of
+/// their distance.
 pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
@@ -61,7 +61,7 @@ pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
     (low - room, high + room)
 }
 
-/// A tick label: a number in as few digits as are useful.
+/// Formats a tick label: a number with as few digits as are useful.
 pub fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -76,7 +76,7 @@ pub fn short(value: f64) -> String {
     }
 }
 
-/// A chart with a number on either axis.
+/// A chart with a number on each axis.
 pub type Chart<'a, 'b> =
     ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 

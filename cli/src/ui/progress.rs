@@ -7,14 +7,14 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::ui::output::log;
 
-/// Shows how far training is.
+/// Shows the progress of training.
 pub struct ProgressDisplay {
     bar: ProgressBar,
     start: Instant,
     epochs: usize,
     unit: &'static str,
     epoch: usize,
-    /// Examples since the start of this process, not counting those of an earlier one.
+    /// Examples since the start of this process, without those before a resume.
     done: usize,
     /// Examples of this epoch so far, and the sum and total weight of their losses.
     seen: usize,
@@ -24,14 +24,14 @@ pub struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    /// For `total` examples, called `unit`, in `epochs` epochs.
+    /// Makes a display for `total` examples, called `unit`, in `epochs` epochs.
     pub fn new(total: u64, epochs: usize, unit: &'static str) -> Result<Self> {
         let bar = ProgressBar::new(total);
         let style = "{prefix} {bar:20} {percent:>3} %  {msg}  {per_sec:>14}  {eta} left";
         bar.set_style(ProgressStyle::with_template(style)?.with_key(
             "per_sec",
             move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-                // A bar cannot report that its text would not format.
+                // A bar cannot report a formatting error.
                 let _ = write!(out, "{:.0} {unit}/s", state.per_sec());
             },
         ));
@@ -82,8 +82,7 @@ impl ProgressDisplay {
         self.loss.0 / self.loss.1.max(1) as f64
     }
 
-    /// Shows `more` about the epoch that is complete: beside the bar, or on a line of its own
-    /// without one.
+    /// Shows `more` about the completed epoch: beside the bar, or on its own line without a bar.
     pub fn end_epoch(&mut self, more: &str) {
         self.last_epoch = more.to_owned();
         self.show();
@@ -99,7 +98,7 @@ impl ProgressDisplay {
         self.bar.finish_and_clear();
     }
 
-    /// The time since the start.
+    /// Returns the time since the start.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }

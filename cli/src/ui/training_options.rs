@@ -1,5 +1,5 @@
-//! Training options that are a word with numbers, such as `value:0.5`. They are written the same on
-//! the command line and in config.toml.
+//! Training options that combine a word with numbers, such as `value:0.5`. They have the same form
+//! on the command line and in config.toml.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ui::arguments::{at_least_one, at_least_zero, fraction_or_zero, positive};
 
-/// How gradients are bounded: `none`, `norm:1` (or `1` alone) or `value:0.5`.
+/// Gradient clipping: `none`, `norm:1` (or `1`) or `value:0.5`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "NumberOrText", into = "String")]
 pub struct ClipArg(pub Clip);
@@ -67,16 +67,16 @@ impl From<ClipArg> for String {
     }
 }
 
-/// How the learning rate changes: `constant`, `cosine`, `cosine:0.1` or `step:10:0.5`.
+/// The learning-rate schedule: `constant`, `cosine`, `cosine:0.1` or `step:10:0.5`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum ScheduleArg {
     Constant,
-    /// Down to this fraction of it at the end of the last epoch.
+    /// Falls to this fraction of the rate at the end of the last epoch.
     Cosine {
         last: f64,
     },
-    /// Multiplied by `factor` after each `epochs`.
+    /// Multiplied by `factor` after every `epochs`.
     Step {
         epochs: usize,
         factor: f64,
@@ -84,8 +84,8 @@ pub enum ScheduleArg {
 }
 
 impl ScheduleArg {
-    /// The schedule over `epochs` of `updates` each. The fraction `warmup` of all updates is spent
-    /// on rising.
+    /// Returns the schedule over `epochs` of `updates` each. The fraction `warmup` of all updates
+    /// is the warm-up.
     pub fn schedule(self, epochs: usize, updates: u64, warmup: f64) -> Schedule {
         let updates_of = |epochs: usize| (epochs as u64).saturating_mul(updates);
         match self {

@@ -1,4 +1,4 @@
-//! Measures one device: checks its numbers, warms up, takes times.
+//! Measures one device: checks its results, warms up, measures times.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ const MIN_CALLS: usize = 3;
 const TIME_BUDGET: Duration = Duration::from_secs(3);
 /// or after this time, however few there are.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// Caches, clocks and pages have settled after this.
+/// The warm-up, after which caches, clocks and pages are steady.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// A device, and how it was asked for.
+/// A device, and the kind that the user gave.
 #[derive(Clone, Debug)]
 pub struct BenchDevice {
     pub kind: DeviceKind,
@@ -36,7 +36,7 @@ impl BenchDevice {
 }
 
 impl fmt::Display for BenchDevice {
-    /// The adapter's name, after its index where it was asked for by that.
+    /// Writes the adapter's name, after its index if the user gave one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             DeviceKind::GpuAt(_) => write!(f, "{}, {}", self.kind, self.device),
@@ -59,7 +59,7 @@ pub struct Measurement {
     pub compute: f64,
     pub download: f64,
     pub time_source: TimeSource,
-    /// The dispatches of a run and the bytes of its buffers, from the plan. `None` on the CPU.
+    /// The dispatches of a run and the bytes of its buffers, from the plan; `None` on the CPU.
     pub planned: Option<(usize, u64)>,
     /// With `--profile`.
     pub profile: Option<KernelProfile>,
@@ -85,7 +85,7 @@ fn measure(
     let verified = verify(workload, &gru, &x)?;
     let dy = workload.trains().then(|| workload.dy()).transpose()?;
     let runs = RepeatedRun { gru: &gru, x: &x, dy: dy.as_ref() };
-    // The check was a first run already, and may have been long enough.
+    // The check has run it already, perhaps for long enough.
     let warm = Instant::now();
     for run in 0..MIN_CALLS {
         if start.elapsed() > TIME_LIMIT || (run > 0 && warm.elapsed() > WARM_UP) {
@@ -120,7 +120,7 @@ fn measure(
     })
 }
 
-/// Every device in turn.
+/// Measures every device.
 pub fn measure_all(
     workload: &Workload,
     devices: &[BenchDevice],
@@ -133,7 +133,7 @@ pub fn measure_all(
     devices.iter().map(each).collect()
 }
 
-/// The same run over and over.
+/// A run that is measured repeatedly.
 struct RepeatedRun<'a> {
     gru: &'a Gru,
     x: &'a Array3<f32>,
@@ -141,7 +141,7 @@ struct RepeatedRun<'a> {
 }
 
 impl RepeatedRun<'_> {
-    /// A call as a user makes it, by the host's clock, in ms.
+    /// Returns the time of a call as a user makes it, by the host's clock, in ms.
     fn call(&self) -> Result<f64> {
         let start = Instant::now();
         match self.dy {
@@ -156,12 +156,12 @@ impl RepeatedRun<'_> {
         Ok(ms(start.elapsed()))
     }
 
-    /// The same run with its stages timed apart.
+    /// Runs with each phase timed separately.
     fn time(&self) -> Result<Profile> {
         Ok(self.gru.time(self.x, self.dy.map(|dy| dy.view()))?)
     }
 
-    /// Both by turns, so that a disturbance meets both.
+    /// Alternates between both, so that a disturbance affects both.
     fn measure(&self, repeats: Option<usize>) -> Result<(Vec<f64>, Vec<Profile>)> {
         let (mut calls, mut times) = (Vec::new(), Vec::new());
         let start = Instant::now();
@@ -183,7 +183,7 @@ impl RepeatedRun<'_> {
         }
     }
 
-    /// The fastest of `count` profiled runs.
+    /// Returns the fastest of `count` profiled runs.
     fn profile(&self, count: usize) -> Result<KernelProfile> {
         let mut best = self.gru.profile(self.x, self.dy.map(|dy| dy.view()))?;
         for _ in 1..count {
@@ -196,12 +196,12 @@ impl RepeatedRun<'_> {
     }
 }
 
-/// In milliseconds.
+/// Converts to milliseconds.
 pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// The middle value, or the mean of the two in the middle.
+/// Returns the middle value, or the mean of the two in the middle.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -1,5 +1,5 @@
-//! Whether the host has the memory for a workload, checked before any of it is allocated. Linux
-//! grants more memory than there is, and kills the program that then uses it.
+//! Checks that the host has the memory for a workload, before any of it is allocated. Linux grants
+//! more memory than there is, and kills the program that then uses it.
 
 use anyhow::Result;
 use gru_wgpu::plan::Plan;
@@ -8,11 +8,11 @@ use gru_wgpu::{Device, Error};
 use super::workload::Workload;
 use crate::ui::numbers::format_si;
 
-/// `Ok` when the run fits `device` and the host. Only what cannot fit is refused: the need is a
+/// Checks that the run fits `device` and the host. It refuses only what cannot fit: the need is a
 /// lower bound, the available memory an upper bound.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] with both numbers, and what the plan says of the adapter's limits.
+/// [`Error::OutOfMemory`] with both numbers, and the error of the plan for the adapter's limits.
 pub fn check(workload: &Workload, device: &Device) -> Result<()> {
     let needed = match device.adapter() {
         None => on_cpu(workload),
@@ -32,15 +32,15 @@ pub fn check(workload: &Workload, device: &Device) -> Result<()> {
     }
 }
 
-/// A lower bound for a run on the CPU: the arrays, the parameters (plain and packed), and the
-/// trace.
+/// Returns a lower bound for a run on the CPU: the arrays, the parameters (plain and packed), and
+/// the trace.
 pub fn on_cpu(workload: &Workload) -> f64 {
     let (cells, states) = (workload.cells(), workload.states_per_cell());
     let (input, hidden) = (workload.shape.input as f64, workload.shape.hidden as f64);
     let width = workload.shape.directions as f64 * hidden;
     let floats = if workload.trains() {
-        // x again, h and the gates, each layer's output but the last one's, dy again, and a layer's
-        // dx.
+        // A copy of x, h and the gates, each layer's output except the last, a copy of dy, and a
+        // layer's dx.
         let gates = if workload.options.recompute { 0.0 } else { 4.0 * states };
         let below = states - width;
         cells * (input + states + gates + below + width + input.min(width))
@@ -51,13 +51,13 @@ pub fn on_cpu(workload: &Workload) -> f64 {
     arrays(workload) + 4.0 * floats
 }
 
-/// A lower bound for the host's memory in a run on an adapter.
+/// Returns a lower bound of the host memory for a run on an adapter.
 fn on_adapter(workload: &Workload, plan: &Plan, is_software: bool) -> f64 {
     // A software adapter's memory is the host's.
     arrays(workload) + if is_software { plan.bytes() as f64 } else { 0.0 }
 }
 
-/// The caller's arrays: x and y, and dy or dx in training.
+/// Returns the bytes of the caller's arrays: x and y, and in training dy and dx.
 fn arrays(workload: &Workload) -> f64 {
     let width = (workload.shape.directions * workload.shape.hidden) as f64;
     let input = workload.shape.input as f64;
@@ -65,7 +65,8 @@ fn arrays(workload: &Workload) -> f64 {
     4.0 * workload.cells() * (input + width + more)
 }
 
-/// The bytes that this process can still allocate at most; `None` where the system does not say.
+/// Returns an upper bound of the bytes that this process can still allocate, or `None` if the
+/// system does not tell.
 #[cfg(target_os = "linux")]
 fn available() -> Option<f64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
@@ -75,7 +76,7 @@ fn available() -> Option<f64> {
         line.trim_start_matches(':').split_whitespace().next()?.parse::<f64>().ok()
     };
     let free = 1024.0 * (kilobytes("MemAvailable")? + kilobytes("SwapFree").unwrap_or(0.0));
-    // A container's own limit. Without one the file holds a word or an enormous number.
+    // The limit of a container. Without one the file holds a word or an enormous number.
     let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
     let limits = limits.into_iter().filter_map(|path| read(path)?.trim().parse::<f64>().ok());
     Some(limits.fold(free, f64::min))

@@ -1,4 +1,4 @@
-//! `gru bench`: how long a GRU of some size takes, on one device or on several side by side.
+//! `gru bench`: times a GRU on one device, or on several side by side.
 
 mod measure;
 mod memory;
@@ -56,7 +56,7 @@ pub struct BenchArgs {
     json: bool,
 }
 
-/// T, B, I, H.
+/// T, B, I, H on the command line.
 #[derive(Clone, Copy, Debug)]
 pub struct ShapeArg([usize; 4]);
 
@@ -88,11 +88,11 @@ profile_runs. With several devices: the first one's fields, and others [the same
 the first one's]. With --sweep: sweep, values, points [the same for each value], failed [{value, error}],
 crossings [{devices, at}], output; the exit status is 1 if a size failed.";
 
-/// Runs the command. An error when a number is out of bounds.
+/// Runs the command. Wrong results are an error.
 pub fn run(arguments: &BenchArgs, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {
     let picture = arguments.output.clone().unwrap_or_else(|| PathBuf::from("bench.svg"));
     let BenchArgs { shape, sweep, json, profile, repeats, .. } = arguments;
-    // Bad arguments are refused before any work is done.
+    // Refuses bad arguments before any work.
     ensure!(
         !arguments.recompute || matches!(arguments.mode, ModeArg::Train),
         "--recompute is about the backward pass; it needs --mode train"
@@ -119,8 +119,7 @@ pub fn run(arguments: &BenchArgs, kinds: &[DeviceKind], out: &mut impl Write) ->
     Ok(())
 }
 
-/// What a device would do. The CPU has no schedule of its own: it is told so, and shown an
-/// adapter's.
+/// Prints a device's plan. The CPU has none: prints its memory, and the plan of a default adapter.
 fn write_plan(workload: &Workload, device: &BenchDevice, out: &mut impl Write) -> Result<()> {
     if let Some(adapter) = device.device.adapter() {
         return Ok(write!(out, "{device}: {}", workload.plan_on(&adapter)?)?);

@@ -1,4 +1,4 @@
-//! The picture of a sweep: a line for each device over logarithmic axes, and where they cross.
+//! The picture of a sweep: one line per device on logarithmic axes, and their crossings.
 
 use anyhow::Result;
 use plotters::prelude::*;
@@ -8,7 +8,7 @@ use crate::ui::plot::{
     Area, Drawn, FONT, GREY, GRID, INK, Line, ORANGE, draw as draw_svg, draw_title, plain, short,
 };
 
-/// One per device. The first is the one that the others are compared with.
+/// One colour per device. The others are compared with the first.
 const COLOURS: [RGBColor; 5] = [
     RGBColor(38, 96, 160),
     ORANGE,
@@ -21,7 +21,7 @@ const COLOURS: [RGBColor; 5] = [
 pub struct SweepPicture {
     pub title: String,
     pub subtitle: String,
-    /// What the horizontal axis counts.
+    /// The name of the horizontal axis.
     pub axis: &'static str,
     /// One per device.
     pub names: Vec<String>,
@@ -29,24 +29,25 @@ pub struct SweepPicture {
     pub lines: Vec<Line>,
 }
 
-/// Where a device's line meets the first one's.
+/// The crossing of a device's line with the first device's.
 #[derive(Debug, PartialEq)]
 pub struct LineCrossing {
     /// The other device.
     pub line: usize,
-    /// The size, between two that were measured, and the time there.
+    /// The size, between two measured sizes, and the time there.
     pub at: f64,
     pub ms: f64,
-    /// Whether the other device is the faster one from there on.
+    /// True if the other device is faster from there on.
     pub faster: bool,
 }
 
-/// Where each device's line crosses the first one's, straight between points on logarithmic axes.
+/// Returns where each device's line crosses the first one's, interpolated linearly on logarithmic
+/// axes.
 pub fn crossings(picture: &SweepPicture) -> Vec<LineCrossing> {
     let mut found = Vec::new();
     let Some((first, others)) = picture.lines.split_first() else { return found };
     for (other, line) in others.iter().zip(1..) {
-        // How far the other one is above the first, at each size.
+        // The ratio of the other device to the first, at each size.
         let above: Vec<_> =
             first.iter().zip(other).map(|(a, b)| (a.0.ln(), a.1.ln(), (b.1 / a.1).ln())).collect();
         for pair in above.windows(2) {
@@ -61,7 +62,7 @@ pub fn crossings(picture: &SweepPicture) -> Vec<LineCrossing> {
     found
 }
 
-/// Draws it.
+/// Draws the picture.
 pub fn draw(picture: &SweepPicture) -> Result<String> {
     draw_svg((1280, 760), |root| {
         draw_title(root, &picture.title, &picture.subtitle)?;
@@ -127,7 +128,7 @@ fn draw_lines(root: &Area, picture: &SweepPicture) -> Drawn {
         root.draw(&Circle::new((x, y), 11, INK.stroke_width(2)))?;
         let name = picture.axis.split(',').next().unwrap_or(picture.axis);
         let text = format!("equal at {name} ≈ {}", rounded(crossing.at));
-        // Below the lines, which rise to the right; on the side that has room.
+        // Below the lines, which rise to the right; on the side that has space.
         let (at, side) = if x > right - 160 { (x - 18, HPos::Right) } else { (x + 18, HPos::Left) };
         let style = (FONT, 18).into_font().style(FontStyle::Bold).color(&INK);
         root.draw_text(&text, &style.pos(Pos::new(side, VPos::Top)), (at, y + 8))?;
@@ -135,17 +136,17 @@ fn draw_lines(root: &Area, picture: &SweepPicture) -> Drawn {
     Ok(())
 }
 
-/// A size between two sizes, no more exact than it can be.
+/// Formats a size between two measured sizes, with the digits that are certain.
 pub fn rounded(size: f64) -> String {
     if size < 9.95 { format!("{size:.1}") } else { format!("{size:.0}") }
 }
 
-/// Whole numbers without a point.
+/// Formats whole numbers without a point.
 fn tick(value: f64) -> String {
     if value.fract() == 0.0 && value < 1e6 { format!("{value}") } else { short(value) }
 }
 
-/// The smallest and the largest value, with room around them. A time of 0 has no logarithm.
+/// Returns the smallest and the largest value, with a margin. A time of 0 has no logarithm.
 fn around(values: impl Iterator<Item = f64>, room: f64) -> (f64, f64) {
     let values = values.filter(|&value| value > 0.0);
     let (low, high) =

@@ -12,7 +12,7 @@ use super::workload::Workload;
 use crate::ui::numbers::{format_si, format_sig3};
 use crate::ui::output::TextTable;
 
-/// The word that `--device` takes for it: `gpu:1` where it was asked for by its index.
+/// Returns the device as `--device` takes it: `gpu:1` if the user gave an index.
 pub fn device_word(device: &BenchDevice) -> String {
     match (device.kind, device.device.adapter()) {
         (DeviceKind::GpuAt(_), _) => device.kind.to_string(),
@@ -22,7 +22,7 @@ pub fn device_word(device: &BenchDevice) -> String {
     }
 }
 
-/// A name for tables whose text says which adapter it is.
+/// Returns a short name for tables whose text names the adapter.
 pub fn device_name(device: &BenchDevice) -> String {
     match device_word(device) {
         word if word == "software" => "software adapter".to_owned(),
@@ -50,7 +50,7 @@ pub fn cells(workload: &Workload, row: &Measurement, first: &Measurement) -> [St
     ]
 }
 
-/// Writes what the columns mean for these devices.
+/// Explains the columns for these devices.
 pub fn legend(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> Result<()> {
     let work = if workload.trains() { "18·T·B·H·(I + H)" } else { "6·T·B·H·(I + H)" };
     writeln!(
@@ -76,7 +76,7 @@ pub fn legend(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -
     Ok(())
 }
 
-/// Writes the tables.
+/// Prints the tables.
 pub fn text(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> Result<()> {
     writeln!(out, "{}", workload.title())?;
     for row in rows {
@@ -140,7 +140,7 @@ fn write_profile(row: &Measurement, profile: &KernelProfile, out: &mut impl Writ
     Ok(())
 }
 
-/// One object: the first device's, with the others in it.
+/// Returns one object: the first device's, with the others inside.
 pub fn json(workload: &Workload, rows: &[Measurement]) -> Value {
     let mut all = rows.iter().map(|row| row_json(workload, row));
     let mut first = all.next().unwrap_or_default();
@@ -225,7 +225,7 @@ fn profile_json(kernels: &[KernelTime]) -> Value {
     kernels.iter().map(each).collect()
 }
 
-/// The fraction of `total` ms that a kernel takes.
+/// Returns the fraction of `total` ms that a kernel takes.
 fn time_fraction(kernel: &KernelTime, total: f64) -> f64 {
     if total > 0.0 { ms(kernel.time) / total } else { 0.0 }
 }
@@ -242,11 +242,11 @@ pub fn us_per_step(workload: &Workload, row: &Measurement) -> f64 {
 mod tests {
     use super::*;
 
-    /// Two GPUs are told apart, by the words that they were asked for with.
+    /// Two GPUs are distinguished as the user gave them.
     #[test]
     fn a_device_has_the_index_that_it_was_asked_for_by() {
         let named = |kind| {
-            // No machine has to have several GPUs for this.
+            // Works on a machine without several GPUs.
             let device = BenchDevice { kind, device: gru_wgpu::Device::cpu() };
             (device_word(&device), device_name(&device), device.to_string())
         };

@@ -37,7 +37,7 @@ enum SweepAxis {
 impl FromStr for Sweep {
     type Err = String;
 
-    /// From `T`, `B` or `H`, with sizes of its own after a `=`.
+    /// Parses `T`, `B` or `H`, optionally with sizes after a `=`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (axis, sizes) = match text.split_once('=') {
             None => (text, None),
@@ -70,12 +70,12 @@ impl FromStr for Sweep {
 pub struct SweepResult<'a> {
     sweep: &'a Sweep,
     devices: &'a [BenchDevice],
-    /// At least one.
+    /// At least one point.
     points: Vec<SweepPoint>,
     failures: Vec<Failure>,
 }
 
-/// A size that could not be measured on all devices, and why.
+/// A size that could not be measured on all devices, and the error.
 struct Failure {
     size: usize,
     error: String,
@@ -90,7 +90,7 @@ pub struct SweepPoint {
 }
 
 impl Sweep {
-    /// Every size, with the whole shape.
+    /// Returns every size, with the whole shape.
     pub fn sizes(&self, shape: [usize; 4]) -> impl Iterator<Item = (usize, [usize; 4])> {
         self.sizes.iter().map(move |&size| {
             let mut sizes = shape;
@@ -103,7 +103,7 @@ impl Sweep {
         })
     }
 
-    /// The axis with its meaning.
+    /// Returns the axis's name.
     fn axis_name(&self) -> &'static str {
         match self.axis {
             SweepAxis::T => "T, steps",
@@ -112,7 +112,7 @@ impl Sweep {
         }
     }
 
-    /// The fixed sizes and the definition.
+    /// Describes the fixed sizes and the definition.
     fn fixed(&self, workload: &Workload) -> String {
         let (shape, config) = (workload.shape, &workload.config);
         let sizes = [
@@ -128,11 +128,11 @@ impl Sweep {
         format!("{}; {variant}", fixed.join(", "))
     }
 
-    /// Measures every device at every size of `workloads`, and reports each on stderr. The other
-    /// sizes are measured even if one fails.
+    /// Measures every device at every size of `workloads`, and reports each on stderr. Continues if
+    /// a size fails.
     ///
     /// # Errors
-    /// When all of them fail.
+    /// If all of them fail.
     pub fn measure<'a>(
         &'a self,
         workloads: Vec<(usize, Result<Workload>)>,
@@ -171,10 +171,10 @@ impl Sweep {
 }
 
 impl SweepResult<'_> {
-    /// Draws the picture, and writes the tables or the JSON object.
+    /// Draws the picture, and prints the tables or the JSON object.
     ///
     /// # Errors
-    /// After that, when a size failed.
+    /// Afterwards, if a size failed.
     pub fn report(&self, path: &Path, as_json: bool, out: &mut impl Write) -> Result<()> {
         let picture = self.picture();
         let svg = draw(&picture)?;
@@ -195,7 +195,7 @@ impl SweepResult<'_> {
         bail!("{axis:?} {} could not be measured; the other sizes were", sizes.join(", "))
     }
 
-    /// The first workload: the definition and the fixed sizes are the same at every point.
+    /// Returns the first workload: definition and fixed sizes are the same at every point.
     fn workload(&self) -> &Workload {
         &self.points[0].workload
     }
@@ -261,8 +261,8 @@ impl SweepResult<'_> {
         report::legend(self.workload(), &self.points[0].rows, out)
     }
 
-    /// Writes the largest error of device `i` over all sizes, and at which sizes only a part of the
-    /// run was compared.
+    /// Prints the largest error of device `i` over all sizes, and the sizes at which only a part of
+    /// the run was compared.
     fn write_verified(&self, device: &BenchDevice, i: usize, out: &mut impl Write) -> Result<()> {
         let all = self.points.iter().map(|point| (point.size, &point.rows[i].verified));
         let worst = 100.0 * all.clone().map(|(_, verified)| verified.error).fold(0.0, f64::max);

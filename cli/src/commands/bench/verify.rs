@@ -1,4 +1,4 @@
-//! Checks the numbers before any time is taken: the workload's own run against the f64 reference.
+//! Compares the workload's run with the f64 reference, before any time is measured.
 
 use std::fmt;
 
@@ -9,34 +9,35 @@ use ndarray::{Array3, ArrayView, Axis, Dimension, s};
 
 use super::workload::Workload;
 
-/// The most work for the reference, which is plain loops on one thread: a second or two.
+/// The most FLOPs for the reference, which is plain loops on one thread: a second or two.
 const REFERENCE_FLOP: f64 = 2e9;
 
-/// What a gradient's difference may be, of the root mean square of its array: this, and [`SUM`]
-/// times the square root of the T·B terms of a parameter's gradient, as the rounding errors of a
-/// running sum grow.
+/// The tolerance of a gradient, relative to the root mean square of its array: this, plus [`SUM`]
+/// times the square root of the T·B terms of a parameter's gradient, because the rounding errors of
+/// a running sum grow like that.
 ///
 /// Measured on an x86 CPU and on lavapipe, at up to 64,000 terms, 3 layers, both directions and
-/// both kinds of reset, the largest differences were 1e-6 of it where there are few terms and
-/// 0.6e-7 to 1.6e-7 · √(T·B) where there are many (the biases of the CPU); dx and dh0 stay below
-/// 3e-6. So a correct run takes up to a third of this, which leaves room for adapters whose `exp`
-/// is as wide as WGSL lets it be. A wrong term, gate or index makes 1e-2 and more.
+/// both kinds of reset, the largest differences were 1e-6 with few terms, and 0.6e-7 to 1.6e-7 ·
+/// √(T·B) with many (the biases on the CPU); dx and dh0 stay below 3e-6. So a correct run uses up
+/// to a third of the tolerance, which leaves room for adapters with the least exact `exp` that WGSL
+/// allows. A wrong term, gate or index gives 1e-2 and more.
 const GRADIENT: f64 = 4e-5;
 const SUM: f64 = 4e-7;
 
-/// The most states for the reference, at small sizes: it keeps some 100 bytes of each.
+/// The most states for the reference, at small sizes: it keeps about 100 bytes per state.
 const REFERENCE_STATES: f64 = 4e6;
 
-/// Which part of a run was compared, and how close it came.
+/// The part of a run that was compared, and its largest error.
 #[derive(Clone, Debug)]
 pub struct Verified {
     pub steps: usize,
     pub rows: usize,
     /// The largest difference, as a fraction of its tolerance.
     pub error: f64,
-    /// The names of what was compared: y, h_n; in training dx, dh0 and every parameter's gradient.
+    /// The names of the compared arrays: y, h_n; in training dx, dh0 and every parameter's
+    /// gradient.
     pub results: Vec<String>,
-    /// How much of the whole run was compared.
+    /// The part of the run that was compared.
     coverage: Coverage,
 }
 
@@ -48,15 +49,15 @@ enum Coverage {
 }
 
 impl Verified {
-    /// Why only a part may be compared.
+    /// The reason why only a part is compared.
     pub const WHY: &str = "more would take the reference too long";
 
-    /// Whether all of the run was compared.
+    /// Returns true if the whole run was compared.
     pub fn is_whole(&self) -> bool {
         self.coverage == Coverage::Whole
     }
 
-    /// What was compared, in words: the parameters are counted.
+    /// Describes the compared arrays, with the number of parameters.
     pub fn subjects(&self) -> String {
         let named = ["y", "h_n", "dx", "dh0"];
         let others = self.results.iter().filter(|name| !named.contains(&name.as_str())).count();
@@ -83,9 +84,9 @@ impl fmt::Display for Verified {
     }
 }
 
-/// The part of a run that the reference has time for. The device runs all of it: rows do not depend
-/// on one another, nor steps on later ones, and steps and rows with a dy of 0 add nothing to the
-/// gradients.
+/// The part of a run that the reference has time for. The device runs all of it: rows are
+/// independent, steps do not depend on later steps, and steps and rows with a dy of 0 add nothing
+/// to the gradients.
 struct ReferenceSubset {
     steps: usize,
     rows: Vec<usize>,
@@ -93,7 +94,7 @@ struct ReferenceSubset {
 }
 
 impl ReferenceSubset {
-    /// The largest one within this work and this number of states.
+    /// Returns the largest subset within this work and this number of states.
     fn new(workload: &Workload, flop: f64, states: f64) -> Self {
         let (all_steps, batch) = (workload.shape.steps, workload.shape.batch);
         let cells = all_steps as f64 * batch as f64;
@@ -115,23 +116,23 @@ impl ReferenceSubset {
         Self { steps, rows, coverage }
     }
 
-    /// T·B of it: the terms of a parameter's gradient.
+    /// Returns T·B of the subset: the terms of a parameter's gradient.
     fn cells(&self) -> f64 {
         (self.steps * self.rows.len()) as f64
     }
 
-    /// The first steps of the rows.
+    /// Returns the first steps of the rows.
     fn of<F: Clone>(&self, array: &Array3<F>) -> Array3<F> {
         array.slice(s![..self.steps, .., ..]).select(Axis(1), &self.rows)
     }
 
-    /// The same number of the last steps.
+    /// Returns the same number of the last steps.
     fn last_of<F: Clone>(&self, array: &Array3<F>) -> Array3<F> {
         let first = array.len_of(Axis(0)) - self.steps;
         array.slice(s![first.., .., ..]).select(Axis(1), &self.rows)
     }
 
-    /// Of an array `[L·D, B, H]`.
+    /// Returns the rows of an array `[L·D, B, H]`.
     fn of_states<F: Clone>(&self, array: &Array3<F>) -> Array3<F> {
         array.select(Axis(1), &self.rows)
     }
@@ -140,7 +141,7 @@ impl ReferenceSubset {
 /// Compares the workload's run with the reference.
 ///
 /// # Errors
-/// When a number is out of bounds, and what the device reports.
+/// If a number is outside its tolerance, and the device's errors.
 pub fn verify(workload: &Workload, gru: &Gru, x: &Array3<f32>) -> Result<Verified> {
     verify_subset(
         workload,
@@ -190,7 +191,7 @@ fn verify_subset(
     })
 }
 
-/// dy in the subset, 0 elsewhere.
+/// Returns dy in the subset, 0 elsewhere.
 fn subset_of_dy(workload: &Workload, subset: &ReferenceSubset) -> Result<Array3<f32>> {
     let mut dy = workload.dy()?;
     dy.slice_mut(s![subset.steps.., .., ..]).fill(0.0);
@@ -225,8 +226,8 @@ impl Comparison {
         Ok(())
     }
 
-    /// Compares the last steps. They start from the device's own states before them, which are the
-    /// last states of rows of that length.
+    /// Compares the last steps. They start from the device's own states before them, the last
+    /// states of rows of that length.
     fn last_steps(
         &mut self,
         workload: &Workload,
@@ -264,7 +265,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Compares states, which are in ±1 or sums of few such.
+    /// Compares states, which are in ±1, or sums of a few.
     fn state(&mut self, name: &str, got: &Array3<f32>, expected: &Array3<f64>) -> Result<()> {
         let error = |got, expected| TOLERANCE.fraction(got, expected);
         self.compare(name, &got.view(), &expected.view(), error)
@@ -281,7 +282,7 @@ impl Comparison {
         let rms = (squares / expected.len() as f64).sqrt();
         let allowed = rms * (GRADIENT + SUM * subset.cells().sqrt());
         self.compare(name, got, expected, |got, expected| match (got - expected).abs() {
-            // The tolerance is 0 where all are 0, as before the first step.
+            // The tolerance is 0 if all numbers are 0, as before the first step.
             0.0 => 0.0,
             difference => difference / allowed,
         })
@@ -296,7 +297,7 @@ impl Comparison {
     ) -> Result<()> {
         for (&got, &expected) in got.iter().zip(expected) {
             let error = error(f64::from(got), expected);
-            // NaN is not within it.
+            // NaN is not within the tolerance.
             let within = error <= 1.0;
             ensure!(
                 within,
@@ -324,7 +325,7 @@ mod tests {
 
     use super::*;
 
-    /// A workload of two layers, of which the reference is given this fraction of the work.
+    /// Verifies a workload of two layers, with this fraction of its work for the reference.
     fn verified(direction: Direction, mode: Mode, fraction: f64) -> Result<Verified> {
         let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(direction);
         let workload = Workload::new(config, [12, 4], mode, RunOptions::default())?;

@@ -8,10 +8,10 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::ui::numbers::format_si;
 
-/// The same seed for every device: all of them compute the same.
+/// The same seed for every device, so that all compute the same.
 const SEED: u64 = 1;
 
-/// A run of some size, whatever the device.
+/// A run of some size, for any device.
 pub struct Workload {
     pub config: GruConfig,
     pub shape: Shape,
@@ -20,7 +20,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// `Ok` when the sizes do not overflow.
+    /// Makes a workload. Checks that the sizes do not overflow.
     pub fn new(
         config: GruConfig,
         [steps, batch]: [usize; 2],
@@ -31,42 +31,42 @@ impl Workload {
         Ok(Self { config, shape, mode, options })
     }
 
-    /// A model on `device`. Whether the run fits is for [`super::memory::check`] to say, first.
+    /// Makes the model on `device`. Call [`super::memory::check`] first to see if the run fits.
     pub fn model(&self, device: &Device) -> Result<Gru> {
         let gru = Gru::new(self.config.clone(), Init::Uniform, SEED, device)?;
         Ok(gru.with_options(self.options))
     }
 
-    /// The schedule on this adapter, if its limits allow it.
+    /// Returns the plan on this adapter, if its limits allow it.
     pub fn plan_on(&self, adapter: &AdapterInfo) -> Result<Plan> {
         let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.is_software()))?;
         plan.check(&adapter.limits)?;
         Ok(plan)
     }
 
-    /// The schedule on a device with these capabilities.
+    /// Returns the plan on a device with these capabilities.
     pub fn plan(&self, caps: &DeviceCaps) -> Result<Plan> {
         Ok(Plan::with_options(&self.config, self.shape, self.mode, self.options, caps)?)
     }
 
-    /// Whether the run is a forward and a backward pass.
+    /// Returns true if the run has a backward pass.
     pub fn trains(&self) -> bool {
         self.mode == Mode::Training
     }
 
-    /// T·B.
+    /// Returns T·B.
     pub fn cells(&self) -> f64 {
         self.shape.steps as f64 * self.shape.batch as f64
     }
 
-    /// L·D·H: the states of one row at one step.
+    /// Returns L·D·H: the states of one row at one step.
     pub fn states_per_cell(&self) -> f64 {
         self.shape.layers as f64 * self.shape.directions as f64 * self.shape.hidden as f64
     }
 
-    /// The number of weights, without the biases.
+    /// Returns the number of weights, without biases.
     pub fn parameters(&self) -> f64 {
-        // All layers but the first read the output of the layer below.
+        // Layers after the first read the output of the layer below.
         let (first, others) = (self.shape.input, self.shape.directions * self.shape.hidden);
         let layers = self.shape.layers as f64;
         let widths = first as f64 + (layers - 1.0) * others as f64;
@@ -74,35 +74,35 @@ impl Workload {
         3.0 * self.shape.directions as f64 * hidden * (widths + layers * hidden)
     }
 
-    /// The multiplications and additions of the definition, however a device computes them:
-    /// 6·T·B·H·(I + H) a cell forward, and twice that backward.
+    /// Returns the multiplications and additions of the definition, for any implementation:
+    /// 6·T·B·H·(I + H) per cell forward, and twice that backward.
     pub fn flop(&self) -> f64 {
         2.0 * self.cells() * self.parameters() * if self.trains() { 3.0 } else { 1.0 }
     }
 
-    /// x `[T, B, I]`.
+    /// Returns x `[T, B, I]`.
     pub fn x(&self) -> Result<Array3<f32>> {
         random3(self.shape.x(), SEED + 1)
     }
 
-    /// dy `[T, B, D·H]`.
+    /// Returns dy `[T, B, D·H]`.
     pub fn dy(&self) -> Result<Array3<f32>> {
         random3(self.shape.y(), SEED + 2)
     }
 
-    /// `training` or `forward`.
+    /// Returns `training` or `forward`.
     pub fn mode_name(&self) -> &'static str {
         if self.trains() { "training" } else { "forward" }
     }
 
-    /// One line: the mode, the model, the shape and the FLOP.
+    /// Describes the mode, the model, the shape and the FLOPs in one line.
     pub fn title(&self) -> String {
         let (mode, flop) = (self.mode_name(), format_si(self.flop(), "FLOP"));
         format!("{mode}, {}; {}; {flop}", self.config, self.shape)
     }
 }
 
-/// An array of uniform random numbers in ±1.
+/// Returns an array of uniform random numbers in ±1.
 fn random3(shape: [usize; 3], seed: u64) -> Result<Array3<f32>> {
     let len = shape.iter().product();
     let mut data: Vec<f32> = Vec::new();

@@ -1,4 +1,4 @@
-//! `config.toml` of a run of `gru forecast`.
+//! The `config.toml` of a run of `gru forecast`.
 
 use std::path::Path;
 
@@ -19,52 +19,50 @@ use crate::ui::training_options::ClipArg;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForecastConfig {
-    /// The program's.
+    /// The program's version.
     pub version: String,
     pub task: ForecastTask,
     pub data: SeriesSource,
     pub windows: WindowSizes,
-    /// What the model sees, the series itself first.
+    /// The model's inputs; the first is the series itself.
     pub columns: Vec<ScaledColumn>,
     pub model: ForecastModelSettings,
     pub training: ForecastSettings,
-    /// Earlier settings of a run that went on with others, the oldest first.
+    /// Earlier settings of a run that was resumed with others, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<SettingsChange>,
 }
 
-/// What tells such a run from those of `gru train`.
+/// Distinguishes such a run from those of `gru train`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ForecastTask {
     Forecast,
 }
 
-/// A column that the model sees.
+/// An input column.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScaledColumn {
-    /// Or its number.
+    /// The column's name, or its number.
     pub name: String,
-    /// What a change of 1 means to the model.
+    /// The change that the model sees as 1.
     pub scale: f64,
 }
 
-/// The network, but for what the data say.
+/// The model's settings, except those that follow from the data.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForecastModelSettings {
     /// Hidden units.
     #[arg(long, value_name = "UNITS", default_value_t = 32, value_parser = at_least_one)]
     pub hidden: usize,
-    /// Where the reset gate acts: before the state's product, or after it, as in PyTorch, which
-    /// then loads the model.
+    /// Where the reset gate acts. PyTorch can load the model only with `after`.
     #[arg(long, value_enum, default_value_t = ResetArg::Before)]
     pub reset: ResetArg,
 }
 
-/// How it is trained. What a run may change where it goes on stands in [`ResumeOverrides`] on the
-/// command line.
+/// The training settings. [`ResumeOverrides`] are the ones that a resumed run may change.
 ///
 /// [`ResumeOverrides`]: crate::rundir::settings::ResumeOverrides
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,15 +71,15 @@ pub struct ForecastSettings {
     /// Passes over the training windows.
     #[arg(skip = 30_usize)]
     pub epochs: usize,
-    /// Windows a training step.
+    /// Windows per batch.
     #[arg(long, value_name = "WINDOWS", default_value_t = 64, value_parser = at_least_one)]
     pub batch: usize,
-    /// At the start; it falls to 0 along half a cosine.
+    /// The learning rate at the start; it falls to 0 along half a cosine.
     #[arg(skip = 0.01_f64)]
     pub learning_rate: f64,
     #[arg(skip = ClipArg(Clip::Norm(1.0)))]
     pub clip: ClipArg,
-    /// Seed of the fresh parameters and of the windows' order.
+    /// The seed of the initial parameters and of the order of windows.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
@@ -118,7 +116,7 @@ impl RunConfig for ForecastConfig {
 }
 
 impl ForecastConfig {
-    /// The series that a run was started with, or where it has moved to.
+    /// Reads the series that the run was started with, from where it is or has moved to.
     pub fn read_again(&mut self, moved: Option<&Path>) -> Result<Series> {
         if let Some(csv) = moved {
             self.data.csv = canonical(csv)?;
@@ -128,7 +126,7 @@ impl ForecastConfig {
         self.series(csv)
     }
 
-    /// Its columns of a file.
+    /// Reads the run's columns from a file.
     pub fn series(&self, csv: &Path) -> Result<Series> {
         let names: Vec<_> = self.columns.iter().map(|column| &column.name).collect();
         Series::read_columns(csv, self.data.options(), |csv| {
@@ -140,7 +138,8 @@ impl ForecastConfig {
         self.columns.iter().map(|column| column.scale).collect()
     }
 
-    /// The network's parameters: all of a window's targets at once from the last state.
+    /// Returns the layout of the parameters. The head predicts all targets of a window from the
+    /// last state.
     pub fn layout(&self) -> Result<ParamLayout> {
         let gru = self.model.reset.config(self.columns.len(), self.model.hidden);
         Ok(ParamLayout::with_head(&gru, Head::last(self.windows.horizon))?)
@@ -162,7 +161,7 @@ impl TrainingSettings for ForecastSettings {
         self.seed
     }
 
-    /// All windows are of one length.
+    /// All windows have the same length.
     fn trainer_config(&self) -> TrainerConfig {
         let config = TrainerConfig::new(self.epochs, self.batch).with_seed(self.seed);
         config.with_order(Order::Shuffled)

@@ -1,5 +1,4 @@
-//! `gru forecast`: trains a forecaster on a series and compares it with baselines that need no
-//! model.
+//! `gru forecast`: trains a model that forecasts a series, and compares it with baselines.
 
 mod config;
 mod plot;
@@ -33,7 +32,7 @@ use series::ForecastRun;
 #[derive(clap::Args, Debug)]
 #[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct ForecastArgs {
-    /// The CSV file; with --resume only where it has moved.
+    /// The CSV file. With --resume only if it has moved.
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
@@ -61,7 +60,7 @@ pub struct ForecastArgs {
     checkpoint_every: CheckpointInterval,
 }
 
-/// What is forecast from which columns.
+/// The columns of the series.
 #[derive(clap::Args, Debug)]
 struct SeriesColumnArgs {
     #[arg(long, value_name = "NAME[,NAME…]")]
@@ -98,7 +97,7 @@ with an nn.GRU named gru and an nn.Linear named head.";
 /// Runs the command.
 pub fn run(arguments: &ForecastArgs, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
     let ForecastArgs { csv, output, run, force, resume, checkpoint_every, .. } = arguments;
-    // What can be refused is refused before the work, not after it.
+    // Refuses bad arguments before the work.
     let (target, run) = match (resume, csv.as_deref()) {
         (Some(path), csv) => {
             let read = |folder: &RunDir| read_again(folder, csv);
@@ -121,7 +120,7 @@ pub fn run(arguments: &ForecastArgs, kind: DeviceKind, out: &mut impl Write) -> 
     })
 }
 
-/// `Ok` when the pictures of a run without a folder can be written, and not over its data.
+/// Checks that the pictures of a run without a folder can be written, and do not replace its data.
 fn check_pictures(output: &Path, csv: &Path) -> Result<()> {
     check_directory(output)?;
     let paths = report::PICTURES.map(|name| output.join(name));
@@ -131,7 +130,7 @@ fn check_pictures(output: &Path, csv: &Path) -> Result<()> {
     })
 }
 
-/// A run as its folder says, on its file or where that has moved to.
+/// Reads a run's configuration and its data, from where they are or have moved to.
 fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
     let mut config = ForecastConfig::read(&folder.config())?;
     let series = config.read_again(csv)?;
@@ -141,7 +140,7 @@ fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
 }
 
 impl ForecastArgs {
-    /// A new run, and whether it is kept.
+    /// Starts a new run.
     fn start(&self, csv: &Path, is_kept: bool) -> Result<ForecastRun> {
         let SeriesColumnArgs { column, delimiter, missing, header } = &self.columns;
         let options = CsvOptions {
@@ -159,7 +158,7 @@ impl ForecastArgs {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task: ForecastTask::Forecast,
             data: SeriesSource {
-                // What is not kept may come through a pipe, which is read but once.
+                // Data that are not kept may come from a pipe, which can be read only once.
                 csv: if is_kept { canonical(csv)? } else { csv.to_owned() },
                 delimiter: (*delimiter).into(),
                 header: series.has_header,

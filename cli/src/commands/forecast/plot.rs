@@ -14,27 +14,27 @@ const SIZE: (u32, u32) = (1280, 820);
 const BASELINES: [RGBColor; 3] =
     [RGBColor(188, 195, 204), RGBColor(120, 160, 200), RGBColor(38, 96, 160)];
 
-/// What `forecast.svg` shows.
+/// The contents of `forecast.svg`.
 pub struct ForecastPicture {
     pub title: String,
     pub subtitle: String,
-    /// The series' name, on the vertical axis.
+    /// The name of the series, on the vertical axis.
     pub name: String,
     /// `year` or `row`.
     pub time: &'static str,
-    /// Values up to the hold-out.
+    /// Values before the held-out part.
     pub history: Line,
-    /// Values held out.
+    /// Held-out values.
     pub truth: Line,
-    /// Forecasts of the held-out part, one after the other.
+    /// Forecasts of the held-out part, one after another.
     pub forecasts: Vec<Line>,
-    /// The forecast past the series' end: (x, value, usual error).
+    /// The forecast after the end of the series: (x, value, typical error).
     pub future: Vec<(f64, f64, f64)>,
-    /// Root mean squared error by steps ahead, the model's first, each with its name.
+    /// Root mean squared error by steps ahead, each with its name; the model's first.
     pub errors: Vec<(String, Vec<f64>)>,
 }
 
-/// Draws the held-out part above and the errors by distance below.
+/// Draws the held-out part above, and the errors by steps ahead below.
 pub fn forecast(picture: &ForecastPicture) -> Result<String> {
     draw(SIZE, |root| {
         let (upper, lower) = root.split_vertically(540);
@@ -46,7 +46,7 @@ pub fn forecast(picture: &ForecastPicture) -> Result<String> {
 /// Draws losses by epoch, on one scale.
 pub fn losses(title: &str, lines: &[(&str, Vec<f64>, RGBColor)]) -> Result<String> {
     draw((960, 520), |root| {
-        // A loss of 0 has no place on a logarithmic axis.
+        // A logarithmic axis cannot show a loss of 0.
         let drawn = |losses: &[f64]| -> Line {
             let points = (1..).zip(losses).map(|(epoch, &loss)| (f64::from(epoch), loss));
             points.filter(|&(_, loss)| loss.is_finite() && loss > 0.0).collect()
@@ -126,7 +126,7 @@ fn draw_series(area: &Area, picture: &ForecastPicture) -> Drawn {
     legend(&mut chart, free_corner(&picture.history, (start, end), (low, high)))
 }
 
-/// The left corner that the line leaves freer.
+/// Returns the left corner with more free space.
 fn free_corner(
     line: &Line,
     (start, end): (f64, f64),
@@ -157,7 +157,8 @@ fn draw_errors(area: &Area, picture: &ForecastPicture) -> Drawn {
         labels.extend(line.last().map(|end| (chart.backend_coord(end), name, colour)));
         chart.draw_series(LineSeries::new(line, colour.stroke_width(width)))?;
     }
-    // Each name at its line's end, those that would overlap moved apart, from the lowest upwards.
+    // Each name is at its line's end. Names that would overlap are moved apart, from the lowest
+    // upwards.
     labels.sort_by_key(|((_, y), ..)| std::cmp::Reverse(*y));
     let (top, mut free) = (area.get_base_pixel().1, i32::MAX);
     for ((x, y), name, colour) in labels {
@@ -170,6 +171,6 @@ fn draw_errors(area: &Area, picture: &ForecastPicture) -> Drawn {
     Ok(())
 }
 
-/// Pixels for the names beside the lines of the errors.
+/// The width in pixels of the names beside the error lines.
 const LABEL_WIDTH: u32 = 230;
 const LABEL_HEIGHT: i32 = 19;

@@ -14,10 +14,10 @@ use crate::rundir::folder::RunDir;
 use crate::ui::output::{log, open, quote_path};
 use crate::ui::outputs::OutputFiles;
 
-/// The rows after the last one of the file, as a CSV file: how far ahead, and the value.
+/// Returns the rows after the file's last row as CSV: the number of rows ahead, and the value.
 ///
 /// # Errors
-/// Also when one of `outputs` is the run's data.
+/// Also if one of `outputs` is the run's data.
 pub fn forecast(
     folder: &RunDir,
     csv: &Path,

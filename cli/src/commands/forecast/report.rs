@@ -1,4 +1,4 @@
-//! What a run of `gru forecast` reports when it ends: a table of errors, and pictures.
+//! The report at the end of a run of `gru forecast`: a table of errors, and pictures.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::ui::plot::ORANGE;
 /// The pictures of a run without a folder.
 pub const PICTURES: [&str; 2] = ["forecast.svg", "loss.svg"];
 
-/// Forecasts, prints a table, and draws. Without a folder the pictures go to `output`.
+/// Forecasts, prints a table, and draws. Without a run folder the pictures go to `output`.
 pub fn report(
     run: &ForecastRun,
     outcome: &mut Outcome,
@@ -31,7 +31,7 @@ pub fn report(
     out: &mut impl Write,
 ) -> Result<()> {
     let time = HumanDuration(Duration::from_secs_f64(outcome.seconds));
-    // Where metrics.csv was deleted and no epoch is left to train there is none.
+    // There is no loss if metrics.csv was deleted and no epoch is left to train.
     let loss = outcome.epochs.last().map(|epoch| format!(", loss {:.5}", epoch.train_loss));
     log(format_args!("trained in {time}{}", loss.unwrap_or_default()));
 
@@ -42,7 +42,7 @@ pub fn report(
     windows.check(&run.split.testing, &forecasts)?;
     let errors = errors(run, &forecasts);
     print_errors(run, &errors, out)?;
-    // Where the run was not saved its folder stays what it was.
+    // If the run was not saved, its folder stays unchanged.
     if folder.is_some() && outcome.unsaved.is_some() {
         return Ok(());
     }
@@ -74,7 +74,7 @@ fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
     Ok(())
 }
 
-/// The error of each forecast, the model's first: by steps ahead, and of all together.
+/// The errors of each forecast, the model's first: by steps ahead, and over all steps.
 struct Errors(Vec<(String, Vec<f64>, f64)>);
 
 fn errors(run: &ForecastRun, forecasts: &Array2<f64>) -> Errors {
@@ -110,7 +110,7 @@ fn print_errors(run: &ForecastRun, errors: &Errors, out: &mut impl Write) -> Res
     write!(out, "{table}")?;
     let best =
         errors.0[1..].iter().min_by(|a, b| a.2.total_cmp(&b.2)).expect("there are baselines");
-    // Where a baseline is exact there is nothing to be compared with.
+    // With an exact baseline there is no ratio.
     if best.2 > 1e-9 * errors.0[0].2 {
         let share = errors.0[0].2 / best.2;
         writeln!(out, "the GRU's error is {share:.2} × that of the best rule, {}", best.0)?;
@@ -118,7 +118,7 @@ fn print_errors(run: &ForecastRun, errors: &Errors, out: &mut impl Write) -> Res
     Ok(())
 }
 
-/// Four figures.
+/// Formats four significant digits.
 fn figure(value: f64) -> String {
     match value {
         v if v >= 1e6 || (v > 0.0 && v < 1e-3) => format!("{v:.3e}"),
@@ -137,7 +137,7 @@ fn picture(
     let len = series.values().len();
     let x = |row: usize| match &series.years {
         Some(years) if row < len => years[row],
-        // Past the end at the series' mean pace.
+        // After the end of the series, at its mean time step.
         Some(years) => {
             let pace = (years[len - 1] - years[0]) / (len - 1).max(1) as f64;
             years[len - 1] + pace * (row + 1 - len) as f64
@@ -146,9 +146,9 @@ fn picture(
     };
     let line =
         |rows: std::ops::Range<usize>| rows.map(|row| (x(row), series.values()[row])).collect();
-    // As much history as is held out, and at least what the first forecast was made from.
+    // As much history as is held out, and at least the input of the first forecast.
     let shown = (len - split.row).max(input).min(split.row);
-    // Each forecast starts from the last value that its model saw.
+    // Each forecast starts at the last value that its model saw.
     let forecast_line = |index: usize| {
         let origin = split.testing[index];
         let start = (x(origin - 1), series.values()[origin - 1]);

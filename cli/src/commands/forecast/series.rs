@@ -1,4 +1,4 @@
-//! [`ForecastRun`]: which windows of which series `gru forecast` trains on.
+//! [`ForecastRun`]: the windows of a series that `gru forecast` trains on.
 
 use anyhow::Result;
 use gru_wgpu::{Dataset, ParamLayout};
@@ -19,13 +19,13 @@ pub struct ForecastRun {
     pub config: ForecastConfig,
     pub series: Series,
     pub split: WindowSplit,
-    /// Whether each epoch is validated on the held-out part: nobody looks at it where nothing is
-    /// kept.
+    /// True if each epoch is validated on the held-out part. Without a run folder nobody sees the
+    /// result.
     pub is_validated: bool,
 }
 
 impl ForecastRun {
-    /// The windows that the series is cut into.
+    /// Returns the windows of the series.
     pub fn windows(&self) -> Windows<'_> {
         let WindowSizes { input, horizon, .. } = self.config.windows;
         Windows::scaled(&self.series.columns, input, horizon, self.config.scales())
@@ -71,7 +71,7 @@ impl TrainingRun for ForecastRun {
         format!("{:?}", (fingerprint, delimiter, header, missing, windows, columns))
     }
 
-    /// By the row of the file, its names not counted, that each has to forecast first.
+    /// Names each example by the first row that it forecasts, counted without the header.
     fn name_examples(&self, examples: &[usize]) -> String {
         let rows = examples.iter().map(|&example| (self.split.training[example] + 1).to_string());
         format!("the windows before rows {}", some_of(rows))

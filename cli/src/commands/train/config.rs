@@ -1,4 +1,4 @@
-//! `config.toml` of a run of `gru train`.
+//! The `config.toml` of a run of `gru train`.
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
@@ -21,7 +21,7 @@ use crate::ui::training_options::{ClipArg, ScheduleArg};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// The program's.
+    /// The program's version.
     pub version: String,
     pub task: Task,
     pub data: SequenceSource,
@@ -29,29 +29,28 @@ pub struct TrainConfig {
     pub features: Vec<Feature>,
     pub model: SequenceModelSettings,
     pub training: TrainSettings,
-    /// Earlier settings of a run that went on with others, the oldest first.
+    /// Earlier settings of a run that was resumed with others, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<SettingsChange>,
 }
 
-/// The network, but for what the data say.
+/// The model's settings, except those that follow from the data.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SequenceModelSettings {
-    /// Hidden units of a layer and direction.
+    /// Hidden units per layer and direction.
     #[arg(long, value_name = "UNITS", default_value_t = 64, value_parser = at_least_one)]
     pub hidden: usize,
-    /// Layers, one upon the other.
+    /// Stacked layers.
     #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = at_least_one)]
     pub layers: usize,
-    /// Which way sequences are read. `label` profits from both: a row's class may hang on the next
-    /// ones.
+    /// The direction in which sequences are read.
     #[arg(long, value_enum, default_value_t = DirectionArg::Forward)]
     pub direction: DirectionArg,
-    /// Where the reset gate acts: after the state's product, as in PyTorch, or before it.
+    /// Where the reset gate acts.
     #[arg(long, value_enum, default_value_t = ResetArg::After)]
     pub reset: ResetArg,
-    /// The share of states that are dropped between layers while training.
+    /// The probability of dropout between layers.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = fraction_or_zero::<f32>)]
     pub dropout: f32,
 }
@@ -64,42 +63,37 @@ pub enum OptimizerArg {
     Sgd,
 }
 
-/// How it is trained. What a run may change where it goes on stands in
-/// [`TrainOverrides`] on the command line.
+/// The training settings. [`TrainOverrides`] are the ones that a resumed run may change.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSettings {
     #[arg(skip = 40_usize)]
     pub epochs: usize,
-    /// Sequences of a batch, which is an update unless --accumulate says otherwise.
+    /// Sequences per batch.
     #[arg(long, value_name = "SEQUENCES", default_value_t = 32, value_parser = at_least_one)]
     pub batch: usize,
-    /// Batches of an update, whose gradients are averaged.
+    /// Batches per update, whose gradients are averaged.
     #[arg(long, value_name = "BATCHES", default_value_t = 1, value_parser = at_least_one)]
     #[serde(default = "one")]
     pub accumulate: usize,
     #[arg(skip = 3e-3_f64)]
     pub learning_rate: f64,
-    /// How the learning rate changes: constant; cosine, which rises over the warm-up and falls
-    /// along half a cosine to 0 or, as in cosine:0.1, to that share of it; step:EPOCHS:FACTOR,
-    /// multiplied by FACTOR after each EPOCHS.
+    /// The learning-rate schedule.
     #[arg(long, value_name = "WORD", default_value_t = ScheduleArg::default())]
     #[serde(default)]
     pub schedule: ScheduleArg,
-    /// The share of all updates over which the learning rate of a cosine rises to its height
-    /// [default: 0.05].
+    /// The fraction of all updates in the cosine's warm-up; [`WARMUP`] if `None`.
     #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<f64>,
-    /// What a gradient does to the parameters.
+    /// The optimizer.
     #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw)]
     pub optimizer: OptimizerArg,
-    /// The momentum of sgd [default: 0.9].
+    /// The momentum of SGD; 0.9 if `None`.
     #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
-    /// λ: of adamw the parameters lose the learning rate times λ of themselves at each update; of
-    /// the others λ times themselves is added to the gradient.
+    /// The weight decay λ.
     #[arg(long, value_name = "λ", default_value_t = 0.01, value_parser = at_least_zero)]
     pub weight_decay: f64,
     #[arg(skip = ClipArg(Clip::Norm(1.0)))]
@@ -107,34 +101,35 @@ pub struct TrainSettings {
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
-    /// Of the fresh parameters, of what is held out, of the sequences' order and of dropout.
+    /// The seed of the initial parameters, of the held-out sequences, of the order of sequences,
+    /// and of dropout.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 
-/// The settings on the command line that a run may change where it goes on.
+/// The settings that a resumed run may change.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct TrainOverrides {
     #[command(flatten)]
     overrides: ResumeOverrides,
-    /// End after so many epochs without a better validation; none: never [default: none].
+    /// Epochs without improvement after which the run stops.
     #[arg(long, value_name = "EPOCHS|none", value_parser = patience)]
     patience: Option<PatienceArg>,
 }
 
 impl TrainOverrides {
-    /// The given ones in place of those `before`.
+    /// Returns the settings `before` with the given changes.
     pub fn apply_to(&self, before: ResumableSettings) -> ResumableSettings {
         let patience = self.patience.map_or(before.patience, |PatienceArg(patience)| patience);
         ResumableSettings { patience, ..self.overrides.apply_to(before) }
     }
 }
 
-/// Epochs to be patient for, where a run is not so without end.
+/// `--patience`: a number of epochs, or `None` to never stop early.
 #[derive(Clone, Copy, Debug)]
 struct PatienceArg(Option<usize>);
 
-/// `5` or `none`.
+/// Parses `5` or `none`.
 fn patience(text: &str) -> Result<PatienceArg, String> {
     match text {
         "none" => Ok(PatienceArg(None)),
@@ -191,7 +186,7 @@ impl RunConfig for TrainConfig {
 }
 
 impl TrainConfig {
-    /// The columns that are read as words, and how many different ones each has.
+    /// Returns the categorical columns, with the number of categories of each.
     pub fn words(&self) -> impl Iterator<Item = (&str, usize)> {
         self.features.iter().filter_map(|feature| match feature {
             Feature::Words { column, words } => Some((&column[..], words.len())),
@@ -199,7 +194,7 @@ impl TrainConfig {
         })
     }
 
-    /// The network's parameters.
+    /// Returns the layout of the parameters.
     pub fn layout(&self) -> Result<ParamLayout> {
         let SequenceModelSettings { hidden, layers, direction, reset, dropout } = self.model;
         let inputs = self.features.iter().map(Feature::inputs).sum();
@@ -214,12 +209,12 @@ impl TrainConfig {
     }
 }
 
-/// The defaults of those that count only with a schedule or an optimizer.
+/// Defaults of the settings that belong to one schedule or one optimizer.
 const WARMUP: f64 = 0.05;
 const MOMENTUM: f64 = 0.9;
 
 impl TrainSettings {
-    /// Those of a new run: each that counts is there.
+    /// Returns the settings of a new run, with every default filled in.
     pub fn started_with(&self, overrides: &TrainOverrides) -> Result<Self> {
         self.check()?;
         let Self { schedule, optimizer, .. } = *self;
@@ -229,7 +224,7 @@ impl TrainSettings {
         Ok(Self { warmup, momentum, ..self.with_resumable(overrides.apply_to(self.resumable())) })
     }
 
-    /// `Ok` when nothing is given that would not count.
+    /// Refuses settings that have no effect.
     fn check(&self) -> Result<()> {
         let is_cosine = matches!(self.schedule, ScheduleArg::Cosine { .. });
         ensure!(

@@ -9,11 +9,11 @@ use crate::ui::plot::{
     Area, Drawn, GREY, INK, Line, ORANGE, bounds, draw, draw_title, legend, legend_line, mesh,
 };
 
-/// The text of the picture, and the baseline that is drawn beside the curves.
+/// The texts of the picture, and the baseline.
 pub struct CurvesText<'a> {
     pub title: &'a str,
     pub subtitle: &'a str,
-    /// The loss and the accuracy of the classes' frequencies alone.
+    /// The loss and the accuracy of the baseline.
     pub majority: (f64, f64),
 }
 
@@ -37,7 +37,7 @@ pub fn draw_curves(epochs: &[EpochMetrics], text: &CurvesText<'_>) -> Result<Str
     })
 }
 
-/// From 0 to `top` or more.
+/// Draws a panel, from 0 to at least `top`.
 fn panel(
     area: &Area,
     what: &str,
@@ -73,7 +73,7 @@ fn panel(
 mod tests {
     use super::*;
 
-    /// No line of the ink that lines are dashed in is as long as its place in the legend.
+    /// No line that is dashed in the picture is solid in the legend.
     #[test]
     fn what_is_dashed_is_dashed_in_the_legend() {
         let epoch = |epoch| EpochMetrics {

@@ -1,4 +1,4 @@
-//! `gru train`: a GRU that classifies or labels sequences, from a long table.
+//! `gru train`: trains a GRU that classifies or labels sequences, from a CSV table.
 
 pub mod classes;
 pub mod config;
@@ -32,7 +32,7 @@ use sequences::SequenceRun;
 #[derive(clap::Args, Debug)]
 #[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct TrainArgs {
-    /// The CSV file to train on; with --resume only where it has moved.
+    /// The CSV file to train on. With --resume only if it has moved.
     #[arg(required_unless_present = "resume")]
     csv: Option<PathBuf>,
     #[command(flatten)]
@@ -60,7 +60,7 @@ pub struct TrainArgs {
     verbose: bool,
 }
 
-/// What is learnt from which columns.
+/// The task and its columns.
 #[derive(clap::Args, Debug)]
 struct SequenceColumnArgs {
     #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
@@ -131,7 +131,7 @@ pub fn run(arguments: &TrainArgs, kind: DeviceKind, out: &mut impl Write) -> Res
     })
 }
 
-/// A run as its folder says, on its files or where they have moved to.
+/// Reads a run's configuration and its data, from where they are or have moved to.
 fn read_again(folder: &RunDir, csv: Option<&Path>, valid: Option<&Path>) -> Result<SequenceRun> {
     let mut config = TrainConfig::read(&folder.config())?;
     config.data.moved(csv, valid)?;
@@ -142,7 +142,7 @@ fn read_again(folder: &RunDir, csv: Option<&Path>, valid: Option<&Path>) -> Resu
 }
 
 impl TrainArgs {
-    /// A new run.
+    /// Starts a new run.
     fn start(&self, csv: &Path) -> Result<SequenceRun> {
         let Self { columns: given, valid, .. } = self;
         let SequenceColumnArgs { task, holdout, sequence, label, features, categorical, .. } =

@@ -1,4 +1,4 @@
-//! [`SequenceRun`]: which sequences `gru train` trains on, and the baseline that it is compared with.
+//! [`SequenceRun`]: the sequences that `gru train` trains on, and the baseline.
 
 use anyhow::{Result, ensure};
 use gru_wgpu::{Dataset, Example, ParamLayout, Target};
@@ -14,7 +14,7 @@ use crate::rundir::folder::KeptModel;
 use crate::rundir::settings::SettingsChange;
 use crate::ui::output::{log, quote, some_of};
 
-/// A run of `gru train`. It owns numbers alone: the tables that they came from end with
+/// A run of `gru train`. It holds only numbers; the tables that they come from are freed after
 /// [`Self::new`].
 pub struct SequenceRun {
     pub config: TrainConfig,
@@ -22,12 +22,13 @@ pub struct SequenceRun {
     pub majority: MajorityBaseline,
 }
 
-/// The baseline of classes: whoever knows but their frequencies in the training part.
+/// A baseline that knows only the class frequencies of the training set.
 pub struct MajorityBaseline {
     pub class: String,
-    /// On the held-out part, when the most frequent class is always said.
+    /// The accuracy on the validation set of always predicting the most frequent class.
     pub accuracy: f64,
-    /// The cross-entropy there of the frequencies, each class counted once more than it came.
+    /// The cross-entropy on the validation set of the class frequencies, each class counted once
+    /// more than it occurs.
     pub loss: f64,
 }
 
@@ -148,7 +149,7 @@ impl MajorityBaseline {
     }
 }
 
-/// How often each class comes.
+/// Counts each class.
 fn frequencies(classes: &[String], examples: &[Example]) -> Vec<usize> {
     let mut counts = vec![0; classes.len()];
     let mut count = |class: i32| {

@@ -1,4 +1,4 @@
-//! [`TrainingRun`]: in what the runs of one command differ from those of another.
+//! [`TrainingRun`]: what differs between the runs of `gru train` and of `gru forecast`.
 
 use anyhow::Result;
 use gru_wgpu::{Dataset, LearnerConfig, ParamLayout};
@@ -8,50 +8,50 @@ use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::KeptModel;
 use crate::rundir::settings::{SettingsChange, TrainingSettings};
 
-/// What is trained on what: all in which one command's runs differ from another's.
+/// The data, model and settings of a run of one command.
 pub trait TrainingRun {
     type Config: RunConfig;
     type Settings: TrainingSettings;
 
-    /// The examples, as the progress calls them.
+    /// The name of the examples in the progress display.
     const EXAMPLES: &'static str;
 
-    /// Which network becomes the folder's model.
+    /// The network that becomes the folder's model.
     const KEPT: KeptModel;
 
-    /// The tables of config.toml that say what the data are.
+    /// The tables of config.toml that describe the data.
     const DATA_TABLES: &'static str;
 
     fn config(&self) -> &Self::Config;
 
     fn settings(&self) -> &Self::Settings;
 
-    /// The same, to be changed, with the changes so far.
+    /// Returns the settings, mutable, with the changes so far.
     fn settings_mut(&mut self) -> (&mut Self::Settings, &mut Vec<SettingsChange>);
 
-    /// The network's parameters.
+    /// Returns the layout of the parameters.
     fn layout(&self) -> Result<ParamLayout>;
 
-    /// The examples to train on.
+    /// Returns the training set.
     fn train(&self) -> impl Dataset;
 
-    /// The examples to validate on after each epoch, none where nobody looks at it.
+    /// Returns the validation set; empty if nobody sees the result.
     fn valid(&self) -> impl Dataset;
 
-    /// What a checkpoint notes of the data, wherever their files are.
+    /// Returns the fingerprint of the data in a checkpoint, independent of the files' location.
     fn data_note(&self) -> String;
 
-    /// Some training examples in words.
+    /// Names some training examples.
     fn name_examples(&self, examples: &[usize]) -> String;
 
-    /// Says what is about to be trained on.
+    /// Prints a description of the training data.
     fn announce(&self);
 
-    /// `curves.svg` after these epochs.
+    /// Draws `curves.svg` for these epochs.
     fn curves(&self, epochs: &[EpochMetrics]) -> Result<String>;
 }
 
-/// How the learner of a run trains.
+/// Returns the learner's configuration of a run.
 pub fn learner_config(run: &impl TrainingRun) -> LearnerConfig {
     run.settings().learner_config(run.train().len())
 }

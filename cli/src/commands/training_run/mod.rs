@@ -1,5 +1,5 @@
-//! What `gru train` and `gru forecast` share: a run in a folder or without one, from the first
-//! update or from a checkpoint, to its end or to Ctrl-C.
+//! What `gru train` and `gru forecast` share: a run with or without a folder, from the first update
+//! or from a checkpoint, to its end or to Ctrl-C.
 
 mod kind;
 mod monitor;
@@ -21,8 +21,8 @@ pub use runner::Outcome;
 use runner::Runner;
 pub use target::RunTarget;
 
-/// Trains, keeps the run's folder, and has `report` say what the run came to; says how a run that
-/// was interrupted goes on.
+/// Trains, writes the run's folder, and calls `report` at the end. If the run is interrupted,
+/// prints how to resume it.
 pub fn train<R: TrainingRun>(
     run: &R,
     target: RunTarget,

@@ -1,4 +1,4 @@
-//! [`RunMonitor`]: shows how a run goes, and keeps its folder.
+//! [`RunMonitor`]: shows the progress of a run and writes its folder.
 
 use anyhow::{Error, Result};
 use gru_wgpu::formats::safetensors;
@@ -14,7 +14,7 @@ use crate::ui::progress::ProgressDisplay;
 
 pub struct RunMonitor<'a, R: TrainingRun> {
     run: &'a R,
-    /// `None` of a run without a folder.
+    /// `None` without a run folder.
     writer: Option<CheckpointWriter<'a>>,
     epochs: Vec<EpochMetrics>,
     timer: CheckTimer,
@@ -35,7 +35,7 @@ impl<'a, R: TrainingRun> RunMonitor<'a, R> {
         self.run
     }
 
-    /// Training begins, or goes on.
+    /// Called when training begins or resumes.
     pub fn start(&mut self, trainer: &mut Trainer) {
         let Progress { epoch, examples, loss: (loss, _), .. } = trainer.progress();
         self.progress.start_at(epoch, examples, self.run.train().len(), (loss, examples));
@@ -46,7 +46,7 @@ impl<'a, R: TrainingRun> RunMonitor<'a, R> {
         self.timer = CheckTimer::start();
     }
 
-    /// Shows an event, and saves the run where that is due.
+    /// Shows an event, and saves the run when a checkpoint is due.
     pub fn follow(&mut self, trainer: &mut Trainer, event: &Event<'_>) -> Result<()> {
         match event {
             Event::Updates(metrics) => {
@@ -111,8 +111,8 @@ impl<'a, R: TrainingRun> RunMonitor<'a, R> {
         self.writer.as_ref().map_or(elapsed.as_secs_f64(), |writer| writer.seconds(elapsed))
     }
 
-    /// Writes all that the folder holds but its configuration and the report. The checkpoint comes
-    /// last: what it goes on from is there then.
+    /// Writes the folder's files except configuration and report. The checkpoint is last, so that
+    /// everything it needs exists.
     pub fn save(&mut self, trainer: &mut Trainer) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let (folder, checkpoint) = (writer.folder(), trainer.checkpoint()?);
@@ -126,7 +126,8 @@ impl<'a, R: TrainingRun> RunMonitor<'a, R> {
         writer.write(checkpoint, self.progress.elapsed())
     }
 
-    /// What went wrong, of an update that diverged with its examples, and what is kept.
+    /// Explains an error, with the examples of an update that diverged, and says which files are
+    /// kept.
     pub fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
         let kept = self.writer.as_ref().map(|writer| (writer.folder(), writer.kept()));
         let kept = kept.map(|(folder, kept)| keep_good(folder, kept, || self.save(trainer)));
@@ -142,12 +143,12 @@ impl<'a, R: TrainingRun> RunMonitor<'a, R> {
         explain(&error, &from, kept.as_deref())
     }
 
-    /// Takes the progress bar away.
+    /// Removes the progress bar.
     pub fn clear(&self) {
         self.progress.clear();
     }
 
-    /// The epochs, and the seconds of training.
+    /// Returns the epochs, and the seconds of training.
     pub fn finish(self) -> (Vec<EpochMetrics>, f64) {
         let seconds = self.seconds();
         (self.epochs, seconds)

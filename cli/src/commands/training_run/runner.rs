@@ -1,4 +1,4 @@
-//! [`Runner`]: trains to the end of a run, or until Ctrl-C.
+//! [`Runner`]: trains until the end of a run, or until Ctrl-C.
 
 use std::ops::ControlFlow;
 
@@ -19,19 +19,19 @@ pub struct Runner<'a, R: TrainingRun> {
     monitor: RunMonitor<'a, R>,
 }
 
-/// What a run came to.
+/// The result of a run.
 pub struct Outcome {
     pub ended: StopReason,
     pub trainer: Trainer,
     pub epochs: Vec<EpochMetrics>,
-    /// Of training, those of earlier parts included.
+    /// The seconds of training, including those before a resume.
     pub seconds: f64,
-    /// Why it is not in its folder, if so.
+    /// The error that kept the run from being saved.
     pub unsaved: Option<Error>,
 }
 
 impl<'a, R: TrainingRun> Runner<'a, R> {
-    /// Before the first epoch, or where a checkpoint was taken.
+    /// Makes a runner that starts before the first epoch, or from a checkpoint.
     pub fn new(
         run: &'a R,
         folder: Option<&'a RunDir>,
@@ -60,11 +60,11 @@ impl<'a, R: TrainingRun> Runner<'a, R> {
         Ok(Self { trainer, monitor })
     }
 
-    /// Trains to the end, or until Ctrl-C where it is listened for.
+    /// Trains until the end, or until Ctrl-C if `interrupt` is given.
     pub fn run(self, interrupt: Option<&Interrupt>) -> Result<Outcome> {
         let Self { mut trainer, mut monitor } = self;
         monitor.start(&mut trainer);
-        // The trainer passes on its own errors alone.
+        // The trainer passes on only its own errors.
         let mut failed = None;
         let run = monitor.run();
         let ended = trainer.run(&run.train(), &run.valid(), |trainer, event| {

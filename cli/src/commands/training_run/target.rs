@@ -1,4 +1,4 @@
-//! [`RunTarget`]: where a run's files go, and what it goes on from.
+//! [`RunTarget`]: the folder of a run, and the checkpoint that it resumes from.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::rundir::checkpoints::{check_same, is_of};
 use crate::rundir::folder::{RunDir, RunLock};
 use crate::rundir::settings::{ResumableSettings, TrainingSettings};
 
-/// Where a run's files go, and what it goes on from.
+/// The folder of a run, and the checkpoint that it resumes from.
 pub struct RunTarget {
     folder: Option<RunDir>,
     checkpoint: Option<Checkpoint>,
@@ -19,20 +19,20 @@ pub struct RunTarget {
 
 /// When a folder is locked.
 pub enum FolderLock {
-    /// At once: the run goes on from what is there.
+    /// Immediately: the run resumes from the folder's files.
     Now(RunLock),
-    /// When all that can be refused was refused; with `force` another run's files are taken away
-    /// then.
+    /// After everything that can be refused was checked. With `force` another run's files are
+    /// removed then.
     AtStart { force: bool },
 }
 
 impl RunTarget {
-    /// None: nothing is kept.
+    /// Makes the target of a run without a folder.
     pub fn none() -> Self {
         Self { folder: None, checkpoint: None, lock: FolderLock::AtStart { force: false } }
     }
 
-    /// The folder of a new run that reads these files.
+    /// Makes the target of a new run that reads these files.
     pub fn new<'a>(
         path: &Path,
         force: bool,
@@ -44,8 +44,8 @@ impl RunTarget {
         Ok(Self { folder: Some(folder), checkpoint: None, lock })
     }
 
-    /// A run in a folder that goes on: `read` reads its configuration and data, `apply` changes its
-    /// settings.
+    /// Makes the target of a resumed run. `read` reads its configuration and data, `apply` changes
+    /// its settings.
     pub fn resume<R: TrainingRun>(
         path: &Path,
         read: impl FnOnce(&RunDir) -> Result<R>,
@@ -65,7 +65,7 @@ impl RunTarget {
 }
 
 impl FolderLock {
-    /// The lock of the folder that the run writes to from now on.
+    /// Locks the folder that the run writes to.
     pub fn take(self, folder: Option<&RunDir>) -> Result<Option<RunLock>> {
         match self {
             Self::Now(lock) => Ok(Some(lock)),
@@ -74,11 +74,11 @@ impl FolderLock {
     }
 }
 
-/// Has what is left of a run be trained with the settings that `apply` makes of its own, which must
-/// be those of its checkpoint, or must have been before a change that is noted.
+/// Applies `apply` to the settings for the rest of a run. The run's own settings, or those before a
+/// recorded change, must be those of its checkpoint.
 ///
 /// # Errors
-/// When the configuration is not the checkpoint's, or the epochs are over.
+/// If the configuration is not the checkpoint's, or no epoch is left.
 fn resume(
     run: &mut impl TrainingRun,
     last: Checkpoint,
