@@ -1,9 +1,13 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod proto;
+
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use gru_wgpu::{Device, DeviceKind, wgpu};
 use ndarray::{Array, Array3, Dimension};
@@ -63,6 +67,59 @@ fn open_named(
 /// The CPU and the adapter.
 pub fn devices() -> [Device; 2] {
     [Device::cpu(), adapter().clone()]
+}
+
+/// A command that runs this test program again, with one of its tests alone. `module` is the
+/// `module_path!()` of the test.
+pub fn rerun(module: &str, test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([&name_of(module, test), "--exact", "--nocapture"]);
+    command
+}
+
+fn name_of(module: &str, test: &str) -> String {
+    // The first is the crate.
+    module.split("::").skip(1).chain([test]).collect::<Vec<_>>().join("::")
+}
+
+/// Gives a test a process of its own, with these environment variables. Returns true in that
+/// process. In the process that called, returns false when the other one has passed, and panics
+/// when it has failed or hangs.
+pub fn in_own_process(module: &str, test: &str, variables: &[(&str, &str)]) -> bool {
+    /// Names the test that a process runs.
+    const RUNNING: &str = "GRU_TEST_PROCESS";
+    /// Far longer than any of these tests takes, on a busy machine too.
+    const HANGS_AFTER: Duration = Duration::from_secs(180);
+    let name = name_of(module, test);
+    if std::env::var(RUNNING).is_ok_and(|running| running == name) {
+        return true;
+    }
+    // A file, as a full pipe would block the process.
+    let mut stderr = tempfile::tempfile().unwrap();
+    let mut child = rerun(module, test)
+        .env(RUNNING, &name)
+        .envs(variables.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(stderr.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > HANGS_AFTER {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{name} hangs");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut text = Vec::new();
+    stderr.rewind().unwrap();
+    stderr.read_to_end(&mut text).unwrap();
+    assert!(status.success(), "{name}: {status}\n{}", String::from_utf8_lossy(&text));
+    false
 }
 
 /// What cargo knows of this package and those it depends on.

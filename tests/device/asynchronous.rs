@@ -1,14 +1,12 @@
 //! Every call that waits has an async twin that gives the same, can move between threads, and may
 //! be dropped before it is done.
 
-mod common;
-
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{
     Batch, Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerConfig, LearnerState, Loss,
     Network, Optimizer, ParamLayout, Params, check,
@@ -71,7 +69,7 @@ fn async_calls_give_what_blocking_calls_give() {
 
 #[test]
 fn devices_open_and_are_checked_asynchronously() {
-    let device = common::adapter();
+    let device = crate::common::adapter();
     let again = block_on(sendable(device.with_default_limits_async())).unwrap();
     assert_eq!(again.to_string(), device.to_string());
     assert_eq!(block_on(sendable(Device::adapters_async())).len(), Device::adapters().len());
@@ -92,11 +90,15 @@ fn waiting_threads() -> Vec<String> {
     waiting.map(|task| task.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// All other tests of this file await the same device.
+/// In a process of its own, in which no other test waits for a device.
 #[cfg(target_os = "linux")]
 #[test]
 fn all_who_await_a_device_share_one_thread_that_ends_with_it() {
-    let gru = gru(common::adapter());
+    let name = "all_who_await_a_device_share_one_thread_that_ends_with_it";
+    if !crate::common::in_own_process(module_path!(), name, &[]) {
+        return;
+    }
+    let gru = gru(crate::common::adapter());
     let inputs: Vec<_> = (0..16).map(|seed| random3([60, 20, 3], seed)).collect();
     let expected: Vec<_> = inputs.iter().map(|x| gru.forward(x).unwrap()).collect();
     let mut futures: Vec<_> = inputs.iter().map(|x| Box::pin(gru.forward_async(x))).collect();
@@ -128,7 +130,7 @@ fn all_who_await_a_device_share_one_thread_that_ends_with_it() {
     }
     assert!(seen.len() <= 1, "{seen:?}");
 
-    let own = common::adapter().with_default_limits().unwrap();
+    let own = crate::common::adapter().with_default_limits().unwrap();
     block_on(self::gru(&own).forward_async(&inputs[0])).unwrap();
     let others = waiting_threads().into_iter().filter(|thread| !seen.contains(thread));
     let others: Vec<_> = others.collect();
@@ -148,7 +150,7 @@ impl Wake for NoWaker {
 
 #[test]
 fn a_future_may_be_dropped_before_it_is_done() {
-    let gru = gru(common::adapter());
+    let gru = gru(crate::common::adapter());
     let waker = Waker::from(Arc::new(NoWaker));
     let mut context = Context::from_waker(&waker);
     let x = random3([40, 20, 3], 1);
@@ -246,7 +248,7 @@ fn a_learner_is_the_same_either_way() {
 #[test]
 fn a_step_of_a_learner_may_be_dropped() {
     let (params, training) = learner_parts();
-    let mut learner = Learner::new(params, training, common::adapter()).unwrap();
+    let mut learner = Learner::new(params, training, crate::common::adapter()).unwrap();
     let (x, targets) = (random3([40, 20, 3], 1), random3([40, 20, 2], 2));
     let waker = Waker::from(Arc::new(NoWaker));
     let mut context = Context::from_waker(&waker);

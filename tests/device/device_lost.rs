@@ -3,12 +3,10 @@
 //! `GRU_FAULTS` says how many devices of each kind of call are destroyed; a few, where it is not
 //! set.
 
-mod common;
-
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{adapter, open_wgpu, random3};
+use crate::common::{adapter, open_wgpu, random3};
 use gru_wgpu::{
     Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Network, Optimizer,
     ParamLayout, Params, wgpu,

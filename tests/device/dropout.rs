@@ -1,9 +1,7 @@
 //! Dropout and zoneout: the same seed draws the same on every device, another one others; in use
 //! nothing is drawn. Their numbers are those of tests/expected.rs, tests/gradients.rs and `check`.
 
-mod common;
-
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{Batch, Device, Gradients, Gru, GruConfig, Init, Layout, Output};
 use ndarray::{Array3, Axis};
 
@@ -86,7 +84,7 @@ fn dropout_keeps_the_expectation() {
         .with_layers(2)
         .with_dropout(0.3)
         .with_activations(gru_wgpu::Activation::Sigmoid, gru_wgpu::Activation::Identity);
-    let gru = Gru::new(config, Init::Uniform, 1, common::adapter()).unwrap();
+    let gru = Gru::new(config, Init::Uniform, 1, crate::common::adapter()).unwrap();
     let x = Array3::ones((1, 4096, 2)); // every row draws for itself
     let drawn = gru.forward_train(Batch::new(x.view()).with_seed(3)).unwrap().0.y;
     let expected = gru.forward(&x).unwrap().y;

@@ -1,10 +1,8 @@
 //! Inside a caller's own wgpu program: their device, their buffers, their encoder.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 
-use common::random3;
+use crate::common::random3;
 use gru_wgpu::wgpu::{self, BufferUsages as Usage};
 use gru_wgpu::{Batch, Buffers, Device, Direction, Error, Gru, GruConfig, Init, Layout};
 use ndarray::{Array2, Array3, s};
@@ -20,7 +18,7 @@ struct Program {
 
 impl Program {
     fn new() -> Self {
-        let (adapter, device, queue) = common::open_wgpu(|_| wgpu::Limits::default());
+        let (adapter, device, queue) = crate::common::open_wgpu(|_| wgpu::Limits::default());
         device.on_uncaptured_error(Arc::new(|error| panic!("uncaptured: {error}")));
         let lost = Arc::new(Mutex::new(None));
         let told = Arc::clone(&lost);

@@ -1,10 +1,8 @@
 //! Wrong calls give one typed error with what was expected and what came, on every device.
 
-mod common;
-
 use std::error::Error as _;
 
-use common::devices;
+use crate::common::devices;
 use gru_wgpu::{Batch, Bias, Device, DeviceKind, Error, Gru, GruConfig, Init, Params};
 use ndarray::{Array2, Array3, s};
 
@@ -123,7 +121,7 @@ fn a_state_serves_only_where_it_fits() {
         // Another device, be it of the same adapter.
         let other = match device.is_adapter() {
             true => device.with_default_limits().unwrap(),
-            false => common::adapter().clone(),
+            false => crate::common::adapter().clone(),
         };
         for other in [&other, &Device::cpu()] {
             if device.is_adapter() || other.is_adapter() {
@@ -176,7 +174,7 @@ fn impossible_models_are_refused() {
         assert!(matches!(error(GruConfig::new(5, usize::MAX)), Error::Overflow { .. }));
     }
     // Before memory is taken for parameters that no adapter could bind.
-    let error = Gru::new(GruConfig::new(1, 1 << 20), Init::Uniform, 1, common::adapter());
+    let error = Gru::new(GruConfig::new(1, 1 << 20), Init::Uniform, 1, crate::common::adapter());
     assert!(matches!(error.unwrap_err(), Error::Limit { .. }));
 }
 

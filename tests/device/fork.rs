@@ -2,6 +2,7 @@
 //! and the child ends without waiting for threads that are not there.
 #![cfg(unix)]
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::time::{Duration, Instant};

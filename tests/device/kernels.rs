@@ -1,8 +1,6 @@
 //! Ring three: the kernels, each alone and all together, against the reference. Needs an adapter.
 
-mod common;
-
-use common::{adapter, random3};
+use crate::common::{adapter, random3};
 use gru_wgpu::check::{Finding, Section};
 use gru_wgpu::{
     Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update,
@@ -120,7 +118,7 @@ fn changed_parameters_are_used_at_the_next_run() {
 
 #[test]
 fn a_tape_serves_only_the_parameters_that_recorded_it() {
-    for device in common::devices() {
+    for device in crate::common::devices() {
         let mut gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
         let other = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
         let x = random3([4, 2, 3], 1);
@@ -142,7 +140,7 @@ fn views_of_any_strides_are_read_as_they_look() {
     let copy = |view: ArrayView3<f32>| {
         Array3::from_shape_vec(view.dim(), view.iter().copied().collect()).unwrap()
     };
-    for device in common::devices() {
+    for device in crate::common::devices() {
         let gru = Gru::new(config.clone(), Init::Uniform, 3, &device).unwrap();
         let run = |[x, h0, dy, dh_n]: [ArrayView3<f32>; 4]| {
             let (output, tape) = gru.forward_train(Batch::new(x).with_h0(h0)).unwrap();
@@ -183,7 +181,7 @@ fn huge_preactivations_give_no_nan() {
             let mut params = Params::init(&config, Init::Uniform, 1).unwrap();
             params.get_mut("bias_ih_l0").unwrap().fill(sign);
             params.get_mut("weight_hh_l0").unwrap().fill(-sign);
-            for device in common::devices() {
+            for device in crate::common::devices() {
                 let gru = Gru::with_params(params.clone(), &device).unwrap();
                 let x = random3([5, 3, 2], 2);
                 let (output, tape) = gru.forward_train(x.view()).unwrap();

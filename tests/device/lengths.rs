@@ -1,9 +1,7 @@
 //! Rows of different lengths: padding is never looked at, and a row alone at its own length gives
 //! the same numbers.
 
-mod common;
-
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{Batch, Direction, Gradients, Gru, GruConfig, Init, Output};
 use ndarray::{Array3, Axis, s};
 

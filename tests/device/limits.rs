@@ -1,8 +1,6 @@
 //! What a device must have at least. `GRU_LIMITS` runs every other test on such a device too.
 
-mod common;
-
-use common::{open_wgpu, random3};
+use crate::common::{open_wgpu, random3};
 use gru_wgpu::{Bias, Device, Direction, Gru, GruConfig, Init, Recurrence, Reset, RunOptions};
 
 #[test]

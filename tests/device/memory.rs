@@ -1,7 +1,5 @@
 //! What a plan says it holds on the device, against what wgpu counts there.
 
-mod common;
-
 use gru_wgpu::plan::Mode;
 use gru_wgpu::{Batch, Device, Direction, Gru, GruConfig, Init, RunOptions, wgpu};
 use ndarray::{Array3, ArrayView1, s};
@@ -9,7 +7,7 @@ use ndarray::{Array3, ArrayView1, s};
 /// The adapter that the tests run on, opened by the test itself: its counters are the caller's to
 /// read.
 fn open() -> (Device, wgpu::Device) {
-    let (adapter, device, queue) = common::open_wgpu(wgpu::Adapter::limits);
+    let (adapter, device, queue) = crate::common::open_wgpu(wgpu::Adapter::limits);
     (Device::from_wgpu(&adapter, &device, &queue).unwrap(), device)
 }
 
@@ -24,16 +22,16 @@ fn held(device: &wgpu::Device) -> [u64; 2] {
 /// x and dx of 17 MB, where a device binds 16 MiB.
 #[test]
 fn what_is_larger_than_a_binding_runs_in_pieces() {
-    let (adapter, device, queue) = common::open_wgpu(|_| wgpu::Limits {
+    let (adapter, device, queue) = crate::common::open_wgpu(|_| wgpu::Limits {
         max_storage_buffer_binding_size: 16 << 20,
         ..Default::default()
     });
     let device = Device::from_wgpu(&adapter, &device, &queue).unwrap();
     let config = GruConfig::pytorch(1700, 1);
     let shape = config.shape(20, 125).unwrap();
-    let row = common::random3([1, 1, 1700], 1);
+    let row = crate::common::random3([1, 1, 1700], 1);
     let x = row.broadcast(shape.x()).unwrap();
-    let h0 = common::random3(shape.state(), 2);
+    let h0 = crate::common::random3(shape.state(), 2);
     let batch = Batch::new(x).with_h0(h0.view());
     let [got, expected] = [&device, &Device::cpu()].map(|device| {
         let gru = Gru::new(config.clone(), Init::Uniform, 1, device).unwrap();
@@ -116,25 +114,21 @@ fn a_plan_predicts_the_memory_that_a_run_takes() {
 #[test]
 fn without_memory_a_run_fails_and_the_next_smaller_one_does_not() {
     use std::process::Command;
-    const CHILD: &str = "GRU_WITHOUT_MEMORY";
     /// What the process may grow by, and less than half of what the large run takes.
     const ROOM: u64 = 1 << 30;
-    if !common::adapter().adapter().unwrap().is_software() {
+    if !crate::common::adapter().adapter().unwrap().is_software() {
         return;
     }
-    if std::env::var_os(CHILD).is_none() {
-        let name = "without_memory_a_run_fails_and_the_next_smaller_one_does_not";
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
-            .env(CHILD, "1")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&child.stderr);
-        assert!(child.status.success(), "{}: {said}", child.status);
+    let name = "without_memory_a_run_fails_and_the_next_smaller_one_does_not";
+    if !crate::common::in_own_process(module_path!(), name, &[]) {
         return;
     }
-    let gru =
-        Gru::new(GruConfig::pytorch(1, 64).with_layers(4), Init::Uniform, 1, common::adapter());
+    let gru = Gru::new(
+        GruConfig::pytorch(1, 64).with_layers(4),
+        Init::Uniform,
+        1,
+        crate::common::adapter(),
+    );
     let gru = gru.unwrap();
     let small = Array3::ones((3, 2, 1));
     let run = || gru.forward_train(&small).unwrap().0;

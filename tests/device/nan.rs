@@ -1,9 +1,7 @@
 //! What NaN in a run means: NaN in the rows that it is in, from its step on, and in no other row.
 //! The crate's documentation promises it.
 
-mod common;
-
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{
     Batch, Bias, Direction, Gru, GruConfig, Init, Output, Recurrence, Reset, RunOptions, Update,
     reference,

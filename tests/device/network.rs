@@ -1,8 +1,6 @@
 //! `Network`: outputs of many sequences, and how it does on targets.
 
-mod common;
-
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{
     Batch, Direction, Error, GruConfig, Head, Init, Layout, Loss, Network, ParamLayout, Params,
     Targets,
@@ -69,7 +67,7 @@ fn the_adapter_evaluates_as_the_cpu() {
             weight.index_axis_mut(Axis(0), outputs - 1).assign(&tied);
             let mut bias = params.get_mut("head.bias").unwrap();
             bias[outputs - 1] = bias[0];
-            let [adapter, cpu] = [common::adapter(), &gru_wgpu::Device::cpu()]
+            let [adapter, cpu] = [crate::common::adapter(), &gru_wgpu::Device::cpu()]
                 .map(|device| Network::new(params.clone(), device).unwrap());
             let [outer, inner] = match layout {
                 Layout::TimeMajor => [9, 5],

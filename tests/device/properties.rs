@@ -5,12 +5,10 @@
 //! and `PROPTEST_RNG_SEED` takes others. A case that fails is made small and printed as Rust: put
 //! it among `KNOWN` to try it alone.
 
-mod common;
-
 use std::cell::{Cell, RefCell};
 use std::fmt;
 
-use common::adapter;
+use crate::common::adapter;
 use gru_wgpu::check::TOLERANCE;
 use gru_wgpu::{
     Activation, Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Layout, Params,

@@ -4,18 +4,10 @@
 //!
 //! Each case runs in a process of its own, which is killed when it hangs.
 
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
+use crate::common::in_own_process;
 use gru_wgpu::{Batch, Device, Gru, GruConfig, Head, Network, ParamLayout, Params};
 use ndarray::{Array3, ArrayView3};
 use rayon::prelude::*;
-
-/// Says in the environment which case a process runs.
-const CASE: &str = "GRU_RAYON_CASE";
-
-/// Far longer than a case takes, on a busy machine too.
-const HANGS_AFTER: Duration = Duration::from_secs(180);
 
 /// Callers at a time, and models one after the other: each fresh, so that its weights are not
 /// packed yet.
@@ -30,29 +22,11 @@ fn x() -> Array3<f32> {
     Array3::from_elem((1, 1, 256), 0.5)
 }
 
-/// Runs this test again in a process with eight threads; there it does `work`.
+/// Does `work` in a process of its own with eight threads.
 fn in_a_process(case: &str, work: impl Fn()) {
-    if std::env::var(CASE).is_ok_and(|running| running == case) {
-        return work();
+    if in_own_process(module_path!(), case, &[("RAYON_NUM_THREADS", "8")]) {
+        work();
     }
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([case, "--exact", "--nocapture"])
-        .env(CASE, case)
-        .env("RAYON_NUM_THREADS", "8")
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let start = Instant::now();
-    while start.elapsed() < HANGS_AFTER {
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success(), "{case}: {status}");
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    panic!("{case} hangs");
 }
 
 fn for_fresh_models(call: impl Fn(&Gru, ArrayView3<'_, f32>) + Sync) {

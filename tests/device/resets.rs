@@ -1,8 +1,6 @@
 //! Rows cut in mid-sequence: each piece is as if it ran alone.
 
-mod common;
-
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{Batch, Direction, Gradients, Gru, GruConfig, Init, Output};
 use ndarray::{Array2, Array3, s};
 

@@ -7,6 +7,7 @@
 //! is resident, and handles are the files that the process has open; elsewhere the work alone is
 //! tested.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::fs;

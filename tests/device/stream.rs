@@ -1,8 +1,6 @@
 //! Sequences that arrive step by step give what one run over the whole gives, on every device.
 
-mod common;
-
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{Batch, Direction, Error, Gru, GruConfig, Init, Stream};
 use ndarray::{Array2, Array3, Axis, concatenate, s};
 

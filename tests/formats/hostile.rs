@@ -1,9 +1,6 @@
 //! Files that are cut short, changed, or lie: every one gives a typed error with the reason, no
 //! panic, and no allocation beyond a small multiple of its own length.
 
-#[path = "common/proto.rs"]
-mod proto;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::Cursor;
@@ -18,7 +15,7 @@ use gru_wgpu::{
 use ndarray::Array2;
 use tempfile::TempDir;
 
-use proto::{attribute, bytes, float, int, model, node, tensor, zeros};
+use crate::common::proto::{self, attribute, bytes, float, int, model, node, tensor, zeros};
 
 /// Counts what each thread holds, and the most it held.
 struct Counting;

@@ -1,9 +1,7 @@
 //! Weights in other frameworks' layouts: there and back gives the same bits, and what they compute
 //! is what that framework's own statement of a GRU computes from them.
 
-mod common;
-
-use common::random3;
+use crate::common::random3;
 use gru_wgpu::formats::{Cell, MlxCell};
 use gru_wgpu::{Bias, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update};
 use ndarray::{Array1, Array2, Axis, array, s};

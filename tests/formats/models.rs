@@ -1,11 +1,9 @@
 //! Model files that other frameworks wrote, run on every device, against what those frameworks make
 //! of them. `tests/data/models.py` made both.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{assert_close, devices};
+use crate::common::{assert_close, devices};
 use gru_wgpu::check::TOLERANCE;
 use gru_wgpu::formats::onnx::{self, OptionalInput};
 use gru_wgpu::formats::{Cell, FlaxCell, npz, safetensors};

@@ -1,12 +1,9 @@
 //! Models by hand: what ONNX allows and no exporter of `tests/models.rs` writes.
 
-#[path = "common/proto.rs"]
-mod proto;
-
+use crate::common::proto::{attribute, bytes, float, graph, int, model, node, tensor, zeros};
 use gru_wgpu::formats::onnx::{self, OptionalInput};
 use gru_wgpu::{Activation, Error, Layout};
 use ndarray::array;
-use proto::{attribute, bytes, float, graph, int, model, node, tensor, zeros};
 use std::io::Cursor;
 
 fn read(model: &[u8]) -> onnx::OnnxModel {

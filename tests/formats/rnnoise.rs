@@ -8,12 +8,10 @@
 //! read through probes: networks of the same weights whose outputs let one unit through, and in
 //! whose third GRU's place there can be one that repeats what it reads of the second.
 
-mod common;
-
 use std::f32::consts::TAU;
 use std::path::{Path, PathBuf};
 
-use common::{devices, metadata};
+use crate::common::{devices, metadata};
 use gru_wgpu::formats::Cell;
 use gru_wgpu::{Activation, Bias, Device, Gru, GruConfig, Params, Reset, Update};
 use ndarray::{Array, Array1, Array2, Axis, Dimension, concatenate, s};

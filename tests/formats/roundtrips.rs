@@ -1,12 +1,10 @@
 //! Every format × variant × direction × layers: what is written loads back bit for bit, and what
 //! loads computes the same.
 
-mod common;
-
 use std::io::Cursor;
 use std::path::Path;
 
-use common::random3;
+use crate::common::random3;
 use gru_wgpu::formats::safetensors::{self, SafetensorsOptions};
 use gru_wgpu::formats::{npy, npz, onnx};
 use gru_wgpu::{

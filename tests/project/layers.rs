@@ -4,12 +4,10 @@
 //!
 //! The test reads the sources: `use` lines and paths in between, but for comments, text and tests.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use common::files_in;
+use crate::common::files_in;
 
 /// The library's modules from the lowest to the highest; those of a row may not import each other.
 const LIBRARY: &[&[&str]] = &[

@@ -1,13 +1,11 @@
 //! The manifests keep their promises: the lowest Rust that the dependencies allow, a library of few
 //! packages, and a small one to download.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use common::{files_in, metadata};
+use crate::common::{files_in, metadata};
 
 /// `1.87` or `1.87.0` as numbers.
 fn version(text: &str) -> Vec<u32> {

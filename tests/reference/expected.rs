@@ -1,9 +1,7 @@
 //! Ring one: numbers that this project did not compute. PyTorch's where PyTorch has the variant, a
 //! statement of the equations in NumPy elsewhere; `tests/data/generate.py` made both.
 
-mod common;
-
-use common::assert_close;
+use crate::common::assert_close;
 use gru_wgpu::check::{TOLERANCE, Tolerance};
 use gru_wgpu::{
     Activation, Batch, Bias, Device, Direction, Gradients, Gru, GruConfig, Layout, Output, Params,
@@ -23,7 +21,7 @@ struct ExpectedCase {
 
 impl ExpectedCase {
     fn all() -> Vec<ExpectedCase> {
-        let files = [include_str!("data/pytorch.json"), include_str!("data/equations.json")];
+        let files = [include_str!("../data/pytorch.json"), include_str!("../data/equations.json")];
         let cases: Vec<_> = files.iter().flat_map(|text| ExpectedCase::parse(text)).collect();
         // Every variant once, each of the four once stacked in both directions, two more of
         // PyTorch's, three with other activations, each of the four with lengths, five with resets,
@@ -299,5 +297,5 @@ fn the_cpu_device_gives_the_expected_numbers() {
 
 #[test]
 fn the_adapter_gives_the_expected_numbers() {
-    check_device(common::adapter());
+    check_device(crate::common::adapter());
 }

@@ -4,9 +4,7 @@
 //! With a step of 1e-5 the truncation error is of order 1e-10 (the third derivatives are of order
 //! 1) and the rounding error 1e-16 / 1e-5 = 1e-11; a wrong term would be of order 1e-2.
 
-mod common;
-
-use common::random3;
+use crate::common::random3;
 use gru_wgpu::{Activation, Batch, Direction, GruConfig, Init, Params, reference};
 use ndarray::{Array2, Array3};
 

@@ -1,8 +1,6 @@
 //! The gates mean what the equations say, on the CPU and on an adapter, for every variant.
 
-mod common;
-
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{Batch, Bias, Gru, GruConfig, Init, Params, Update, reference};
 use ndarray::{Array3, s};
 

@@ -1,17 +1,15 @@
 //! Training that stops, is killed, diverges or finds its file damaged, and goes on to the same
 //! bits.
 
-mod common;
-
 use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use common::devices;
+use crate::common::{devices, rerun};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{
     Checkpoint, Clip, Device, Direction, Error, Event, Example, GruConfig, Head, Init, Learner,
@@ -538,12 +536,7 @@ fn a_run_that_is_killed_again_and_again_comes_to_the_same_bits() {
     let (_folder, path) = place();
     let start = || {
         let name = "a_run_that_is_killed_again_and_again_comes_to_the_same_bits";
-        Command::new(std::env::current_exe().unwrap())
-            .args([name, "--exact", "--nocapture"])
-            .env(CHILD, &path)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
+        rerun(module_path!(), name).env(CHILD, &path).stdout(Stdio::piped()).spawn().unwrap()
     };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for kill in 0..KILLS {

@@ -1,8 +1,6 @@
 //! Training: every loss, optimizer and way to clip, on the adapter as on the CPU.
 
-mod common;
-
-use common::{adapter, devices, random3};
+use crate::common::{adapter, devices, random3};
 use gru_wgpu::{
     Adam, Batch, Clip, Device, Direction, Error, GruConfig, Head, Init, Layout, Learner,
     LearnerConfig, Loss, Optimizer, ParamLayout, Params, Schedule, Targets,
@@ -481,7 +479,7 @@ struct Expected(serde_json::Value);
 
 impl Expected {
     fn all() -> Vec<Self> {
-        let cases: Vec<_> = serde_json::from_str(include_str!("data/training.json")).unwrap();
+        let cases: Vec<_> = serde_json::from_str(include_str!("../data/training.json")).unwrap();
         assert_eq!(cases.len(), 15);
         cases.into_iter().map(Self).collect()
     }

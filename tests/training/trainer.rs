@@ -1,11 +1,9 @@
 //! Training over data sets of every kind: what a batch may carry, what an epoch reports, and the
 //! calls for where blocking is not possible.
 
-mod common;
-
 use std::ops::ControlFlow;
 
-use common::{devices, random3};
+use crate::common::{devices, random3};
 use gru_wgpu::{
     DataFingerprint, Dataset, Device, Error, Event, Example, GruConfig, Head, Init, Layout,
     Learner, LearnerConfig, Loss, Optimizer, Order, ParamLayout, Params, Result, StopReason,

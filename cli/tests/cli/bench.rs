@@ -1,16 +1,14 @@
 //! `gru bench`, called as a user calls it. Nothing here depends on how long anything takes.
 
-mod common;
-
 use std::path::Path;
 
-use common::program::{assert_refused, gru, text};
+use crate::common::program::{assert_refused, gru, text};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// The adapter's word, and whether it is a software one.
 fn adapter() -> (&'static str, bool) {
-    let software = common::adapter().adapter().unwrap().is_software();
+    let software = crate::common::adapter().adapter().unwrap().is_software();
     (if software { "software" } else { "gpu" }, software)
 }
 
@@ -67,7 +65,7 @@ fn assert_consistent(object: &Value) {
             assert!(on_adapter.iter().all(|&name| object[name].is_null()), "{object}");
         }
         _ => {
-            let info = common::adapter().adapter().unwrap();
+            let info = crate::common::adapter().adapter().unwrap();
             assert_eq!(adapter, Some(info.name.as_str()));
             assert_eq!(object["adapter_kind"], info.kind.to_string());
             assert!(on_adapter.iter().all(|&name| !object[name].is_null()), "{object}");

@@ -1,20 +1,15 @@
 //! `gru run`, `grad`, `convert` and `check MODEL`, called as a user calls them.
 
-#[path = "../common/mod.rs"]
-mod common;
-mod outputs;
-mod scene;
-
 use std::path::Path;
 
-use common::program::{assert_refused, gru, text};
+use crate::common::program::{assert_refused, gru, text};
+use crate::scene::Scene;
 use gru_wgpu::formats::{npy, safetensors};
 use gru_wgpu::{Gradients, Init, Params};
 use ndarray::{Array1, Array3, Ix3};
-use scene::Scene;
 use tempfile::TempDir;
 
-fn assert_near(got: &Array3<f32>, expected: &Array3<f32>) {
+pub fn assert_near(got: &Array3<f32>, expected: &Array3<f32>) {
     assert_eq!(got.dim(), expected.dim());
     let (got, expected) = (got.as_standard_layout(), expected.as_standard_layout());
     approx::assert_abs_diff_eq!(
@@ -26,7 +21,7 @@ fn assert_near(got: &Array3<f32>, expected: &Array3<f32>) {
 
 /// The words of a device, for the CPU and for the adapter that the tests run on.
 fn device_words() -> [&'static str; 2] {
-    let software = common::adapter().adapter().unwrap().is_software();
+    let software = crate::common::adapter().adapter().unwrap().is_software();
     ["cpu", if software { "software" } else { "gpu" }]
 }
 

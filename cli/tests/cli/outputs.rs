@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use gru_wgpu::formats::npy;
 
-use crate::assert_near;
+use crate::commands::assert_near;
 use crate::common::program::assert_refused;
 use crate::common::random3;
 use crate::scene::Scene;

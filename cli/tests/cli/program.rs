@@ -1,10 +1,8 @@
 //! The program `gru`, called as a user calls it: what it prints, writes and returns.
 
-mod common;
-
 use std::process::Command;
 
-use common::program::{assert_refused, gru, text};
+use crate::common::program::{assert_refused, gru, text};
 use tempfile::TempDir;
 
 /// A wave of eight rows a season on a slope, 160 rows, two cells missing.
@@ -166,7 +164,7 @@ fn a_forecast_run_says_the_same_and_leaves_a_folder_that_predict_reads() {
 #[cfg(unix)]
 #[test]
 fn a_forecast_run_that_was_interrupted_goes_on_to_the_same_bytes() {
-    use common::program::end_after_an_epoch;
+    use crate::common::program::end_after_an_epoch;
 
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
@@ -369,7 +367,7 @@ fn forecasts_of_a_model_that_exploded_are_told() {
 
 #[test]
 fn forecast_runs_the_same_job_on_an_adapter() {
-    let software = common::adapter().adapter().unwrap().is_software();
+    let software = crate::common::adapter().adapter().unwrap().is_software();
     let word = if software { "software" } else { "gpu" };
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
@@ -549,7 +547,8 @@ fn an_error_says_each_cause_once() {
 /// `{error:#}` would say the cause of a library's error twice: `ui::output::causes` says each once.
 #[test]
 fn no_source_says_causes_by_the_alternate_format() {
-    let files = common::files_in(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let files =
+        crate::common::files_in(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     for path in &files {
         let source = std::fs::read_to_string(path).unwrap();
         assert!(!source.contains(":#}"), "{}", path.display());

@@ -1,14 +1,12 @@
 //! Runs of `gru train` that end early and go on, called as a user calls them.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
-use common::program::{assert_refused, end_after_an_epoch, gru, text};
-use common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
+use crate::common::program::{assert_refused, end_after_an_epoch, gru, text};
+use crate::common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
 
 /// Starts the program and waits for a line on stderr that starts so. What it says after that can be
 /// read.

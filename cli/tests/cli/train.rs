@@ -1,9 +1,7 @@
 //! `gru train` and `gru predict`, called as a user calls them.
 
-mod common;
-
-use common::program::{assert_refused, gru, text};
-use common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
+use crate::common::program::{assert_refused, gru, text};
+use crate::common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
 
 #[test]
 fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
@@ -104,7 +102,7 @@ fn predictions_are_rows_and_need_no_label_and_no_known_word() {
 
 #[test]
 fn a_run_trains_on_an_adapter_as_on_the_cpu() {
-    let software = common::adapter().adapter().unwrap().is_software();
+    let software = crate::common::adapter().adapter().unwrap().is_software();
     let word = if software { "software" } else { "gpu" };
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let loss = |device: &str| {
