@@ -183,7 +183,7 @@ def chains():
     squeeze = lambda axes: [("Squeeze", ["Y", axes], {})]
     turned = ("Transpose", ["Y"], {"perm": [0, 2, 1, 3]})
     reshape = lambda *shape: [turned, ("Reshape", ["-", np.array(shape)], {})]
-    sizes = [turned, ("Shape", ["-"], {}), ("BufferSlice", ["-", np.array([0]), np.array([2])], {})]
+    sizes = [turned, ("Shape", ["-"], {}), ("Slice", ["-", np.array([0]), np.array([2])], {})]
     computed = [*sizes, ("Concat", ["-", np.array([-1])], {"axis": 0}), ("Reshape", ["0", "-"], {})]
     swapped = [turned, ("Shape", ["-"], {}), ("Gather", ["-", np.array([1, 0])], {}), *computed[3:]]
     for d in (1, 2):

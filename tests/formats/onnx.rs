@@ -444,7 +444,7 @@ fn weights_that_nodes_rearrange() {
     assert_eq!(read(flat(), &[old], &[]).unwrap(), identity);
     // Cut in three and joined in another order; ends past the end, places from the end.
     let slice =
-        |first: &str, last: &str, to: &str| node("BufferSlice", &["f", first, last], &[to], &[]);
+        |first: &str, last: &str, to: &str| node("Slice", &["f", first, last], &[to], &[]);
     let cuts = [slice("two", "four", "r"), slice("zero", "two", "z"), slice("minus2", "max", "n")];
     let joined = node("Concat", &["z", "n", "r"], &["c"], &[attribute("axis", int(3, 0))]);
     let places = [
@@ -481,7 +481,7 @@ fn weights_that_nodes_rearrange() {
     assert_eq!(read(held.clone(), &[cast(1)], &[]).unwrap(), [0.1; 6]);
     assert_eq!(read(held, &[cast(10)], &[]).unwrap(), [half::f16::from_f32(0.1).to_f32(); 6]);
     // What does not fit is told where it is.
-    let bad = node("BufferSlice", &["f", "zero", "ends"], &["W"], &[]);
+    let bad = node("Slice", &["f", "zero", "ends"], &["W"], &[]);
     let error = read(flat(), &[bad], &[integers("zero", &[0]), ends()]).unwrap_err().to_string();
     assert!(error.ends_with("its W: `W`: a cut does not fit"), "{error}");
     // Parts of other shapes.
@@ -505,7 +505,7 @@ fn expanded_zeros_are_no_state() {
             node("GRU", &["x", "W", "R", "", "", "h0"], &["y"], &[]),
             node("Shape", &["x"], &["s"], &[]),
             node("Expand", &["zero", "s"], &["e"], &[]),
-            node("BufferSlice", &["e", "n", "n"], &["h0"], &[]),
+            node("Slice", &["e", "n", "n"], &["h0"], &[]),
         ];
         let tensors = [weights(), vec![zero, integers("n", &[1])]].concat();
         onnx::read(Cursor::new(&model(&nodes, &tensors)), &onnx::OnnxOptions::new())
@@ -543,12 +543,12 @@ fn reshapes_that_are_not_sure() {
         let join = node("Concat", &["tb", "rest"], &["shape"], &[attribute("axis", int(3, 0))]);
         listed(&two_layers(&[&[reshape, turned, shape, join], nodes].concat(), &tensors))
     };
-    let slice = |inputs: &[&str]| computed(&[node("BufferSlice", inputs, &["tb"], &[])]);
+    let slice = |inputs: &[&str]| computed(&[node("Slice", inputs, &["tb"], &[])]);
     assert_eq!(slice(&["s", "zero", "two"]), ["2 layers"]);
     assert_eq!(slice(&["s", "zero", "two", "", "one"]), ["2 layers"]);
     assert_eq!(slice(&["s", "zero", "two", "", "minus"]), ["a", "c"]);
     let cast = |to: i64| {
-        let cut = node("BufferSlice", &["s", "zero", "two"], &["cut"], &[]);
+        let cut = node("Slice", &["s", "zero", "two"], &["cut"], &[]);
         computed(&[cut, node("Cast", &["cut"], &["tb"], &[attribute("to", int(3, to))])])
     };
     assert_eq!(cast(7), ["2 layers"]);

@@ -87,7 +87,7 @@ const OPS: [&str; 15] = [
     "Transpose",
     "Reshape",
     "Dropout",
-    "BufferSlice",
+    "Slice",
     "Concat",
     "Unsqueeze",
     "Split",
