@@ -6,13 +6,13 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::common::{adapter, open_wgpu, random3};
+use crate::common::{adapter, open_wgpu, random3, rng};
 use gru_wgpu::{
     Device, Error, Gru, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Network, Optimizer,
     ParamLayout, Params, wgpu,
 };
 use ndarray::{Array3, s};
-use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use rand::RngExt;
 
 /// What counts as a hang.
 const HANG: Duration = Duration::from_secs(120);
@@ -40,7 +40,7 @@ fn destroy_during<T: Send + 'static>(
     begin: impl Fn(&Device) -> T,
     work: impl Fn(T) -> Error + Send + Copy + 'static,
 ) {
-    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut rng = rng(7);
     let mut slowest = Duration::ZERO;
     let mut call = Duration::from_millis(20);
     for fault in 0..faults() {

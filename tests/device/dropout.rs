@@ -1,7 +1,7 @@
 //! Dropout and zoneout: the same seed draws the same on every device, another one others; in use
-//! nothing is drawn. Their numbers are those of tests/expected.rs, tests/gradients.rs and `check`.
+//! nothing is drawn. Their numbers are those of tests/reference/expected.rs, tests/reference/gradients.rs and `check`.
 
-use crate::common::{devices, random3};
+use crate::common::{assert_close, devices, random3, within};
 use gru_wgpu::{Batch, Device, Gradients, Gru, GruConfig, Init, Layout, Output};
 use ndarray::{Array3, Axis};
 
@@ -51,7 +51,7 @@ fn draws_are_the_same_in_every_layout() {
         assert_eq!(other_grads.x.view().permuted_axes([1, 0, 2]), grads.x, "{device}");
         // Only the order of additions differs.
         let sums = [&other_grads, &grads].map(|grads| grads.params.as_slice());
-        approx::assert_abs_diff_eq!(sums[0], sums[1], epsilon = 1e-3);
+        assert_close("dparams", sums[0], sums[1], within(1e-3));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rows of different lengths: padding is never looked at, and a row alone at its own length gives
 //! the same numbers.
 
-use crate::common::{devices, random3};
+use crate::common::{assert_close, devices, random3, within};
 use gru_wgpu::{Batch, Direction, Gradients, Gru, GruConfig, Init, Output};
 use ndarray::{Array3, Axis, s};
 
@@ -90,7 +90,7 @@ fn a_row_alone_at_its_own_length_gives_the_same() {
                 *sum += d;
             }
         }
-        approx::assert_abs_diff_eq!(total.as_slice(), grads.params.as_slice(), epsilon = 1e-5);
+        assert_close("gradients", total.as_slice(), grads.params.as_slice(), within(1e-5));
     }
 }
 

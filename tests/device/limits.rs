@@ -1,6 +1,6 @@
 //! What a device must have at least. `GRU_LIMITS` runs every other test on such a device too.
 
-use crate::common::{open_wgpu, random3};
+use crate::common::{assert_close, open_wgpu, random3, within};
 use gru_wgpu::{Bias, Device, Direction, Gru, GruConfig, Init, Recurrence, Reset, RunOptions};
 
 #[test]
@@ -18,7 +18,8 @@ fn the_limits_that_are_needed_suffice() {
                 let (output, tape) = gru.forward_train(x.view()).unwrap();
                 gru.backward(tape, None, Some(output.h_n.view())).unwrap().params
             });
-            approx::assert_abs_diff_eq!(got.as_slice(), expected.as_slice(), epsilon = 1e-5);
+            let case = format!("{reset:?}, {recurrence}");
+            assert_close(&case, got.as_slice(), expected.as_slice(), within(1e-5));
         }
     }
 }

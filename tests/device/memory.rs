@@ -1,5 +1,7 @@
 //! What a plan says it holds on the device, against what wgpu counts there.
 
+use crate::common::assert_close;
+use gru_wgpu::check::Tolerance;
 use gru_wgpu::plan::Mode;
 use gru_wgpu::{Batch, Device, Direction, Gru, GruConfig, Init, RunOptions, wgpu};
 use ndarray::{Array3, ArrayView1, s};
@@ -42,20 +44,18 @@ fn what_is_larger_than_a_binding_runs_in_pieces() {
         let grads = gru.backward(tape, Some(output.y.view()), None).unwrap();
         (output, grads)
     });
-    let close = |got: ArrayView1<'_, f32>, expected: ArrayView1<'_, f32>, epsilon: f32| {
-        for (got, expected) in got.iter().zip(&expected) {
-            approx::assert_relative_eq!(got, expected, epsilon = epsilon, max_relative = 1e-4);
-        }
+    let close = |what, got: ArrayView1<'_, f32>, expected: ArrayView1<'_, f32>, atol| {
+        assert_close(what, got, expected, Tolerance { atol, rtol: 1e-4 });
     };
     let ((output, grads), (output_on_cpu, grads_on_cpu)) = (got, expected);
-    close(output.y.flatten().view(), output_on_cpu.y.flatten().view(), 1e-5);
-    close(grads.h0.flatten().view(), grads_on_cpu.h0.flatten().view(), 1e-5);
+    close("y", output.y.flatten().view(), output_on_cpu.y.flatten().view(), 1e-5);
+    close("dh0", grads.h0.flatten().view(), grads_on_cpu.h0.flatten().view(), 1e-5);
     // Sums of 2,500 terms.
-    close(grads.params.as_slice().into(), grads_on_cpu.params.as_slice().into(), 1e-3);
+    close("dparams", grads.params.as_slice().into(), grads_on_cpu.params.as_slice().into(), 1e-3);
     // Of the 4 million numbers some of each step.
     for at in (0..20 * 125).step_by(33) {
         let row = s![at / 125, at % 125, ..];
-        close(grads.x.slice(row), grads_on_cpu.x.slice(row), 1e-5);
+        close("dx", grads.x.slice(row), grads_on_cpu.x.slice(row), 1e-5);
     }
 }
 

@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 
-use crate::common::adapter;
+use crate::common::{adapter, rng};
 use gru_wgpu::check::TOLERANCE;
 use gru_wgpu::{
     Activation, Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Layout, Params,
@@ -18,7 +18,7 @@ use ndarray::{Array2, Array3, ArrayViewD, Axis, Dimension, s};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
-use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use rand::RngExt;
 
 /// A model and a run of it.
 #[derive(Clone, Copy)]
@@ -243,7 +243,7 @@ impl RandomCase {
     fn given(&self) -> RunArrays {
         let [steps, batch, ..] = self.sizes;
         let shape = self.config().shape(steps, batch).unwrap().with_layout(self.layout);
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut rng = rng(self.seed);
         let lengths: Vec<usize> = (0..batch).map(|_| rng.random_range(0..=steps)).collect();
         let [first, second, _] = shape.x();
         let resets = Array2::from_shape_simple_fn((first, second), || rng.random_range(0..4) == 0);

@@ -1,6 +1,6 @@
 //! Rows cut in mid-sequence: each piece is as if it ran alone.
 
-use crate::common::{devices, random3};
+use crate::common::{assert_close, devices, random3, within};
 use gru_wgpu::{Batch, Direction, Gradients, Gru, GruConfig, Init, Output};
 use ndarray::{Array2, Array3, s};
 
@@ -47,7 +47,7 @@ fn documents_packed_into_a_row_are_as_if_alone() {
                 total.iter_mut().zip(parts).for_each(|(sum, d)| *sum += d);
             }
         }
-        approx::assert_abs_diff_eq!(&total[..], grads.params.as_slice(), epsilon = 2e-5);
+        assert_close("gradients", &total[..], grads.params.as_slice(), within(2e-5));
     }
 }
 

@@ -14,7 +14,7 @@ use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use common::{devices, random3};
+use common::{assert_close, devices, random3, within};
 use gru_wgpu::{
     Batch, Device, DeviceKind, Gru, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Network,
     Optimizer, ParamLayout, Params,
@@ -117,11 +117,7 @@ fn a_stream_of_many_steps_takes_no_more_memory() {
             gru.step(&mut stream, x.view(), y.view_mut()).unwrap();
         }
         let last = expected.y.slice(ndarray::s![6..7, .., ..]);
-        approx::assert_abs_diff_eq!(
-            y.as_slice().unwrap(),
-            last.to_owned().as_slice().unwrap(),
-            epsilon = 1e-6
-        );
+        assert_close("y of the last step", &y, last, within(1e-6));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Weights in other frameworks' layouts: there and back gives the same bits, and what they compute
 //! is what that framework's own statement of a GRU computes from them.
 
-use crate::common::random3;
+use crate::common::{assert_close, random3, within};
 use gru_wgpu::formats::{Cell, MlxCell};
 use gru_wgpu::{Bias, Device, Direction, Error, Gru, GruConfig, Init, Params, Reset, Update};
 use ndarray::{Array1, Array2, Axis, array, s};
@@ -92,11 +92,7 @@ fn keras_weights_compute_what_keras_computes() {
         };
         let expected = &z * &hv + (1.0 - &z) * candidate.mapv(f32::tanh);
         let got = got.slice(s![0, 0, ..]).to_owned();
-        approx::assert_abs_diff_eq!(
-            got.as_slice().unwrap(),
-            expected.as_slice().unwrap(),
-            epsilon = 1e-6
-        );
+        assert_close("y", &got, &expected, within(1e-6));
     }
 }
 
@@ -114,11 +110,7 @@ fn mlx_and_flax_weights_find_their_places() {
         |params: Params| Gru::with_params(params, &Device::cpu()).unwrap().forward(&x).unwrap().y;
     let other = Params::from_cells(&GruConfig::pytorch(4, 5), &[mlx]).unwrap();
     let [got, expected] = [run(other), run(params)];
-    approx::assert_abs_diff_eq!(
-        got.as_slice().unwrap(),
-        expected.as_slice().unwrap(),
-        epsilon = 1e-6
-    );
+    assert_close("y", &got, &expected, within(1e-6));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Models by hand: what ONNX allows and no exporter of `tests/models.rs` writes.
+//! Models by hand: what ONNX allows and no exporter of `tests/formats/models.rs` writes.
 
 use crate::common::proto::{attribute, bytes, float, graph, int, model, node, tensor, zeros};
 use gru_wgpu::formats::onnx::{self, OptionalInput};
@@ -443,8 +443,7 @@ fn weights_that_nodes_rearrange() {
     let old = node("Unsqueeze", &["f"], &["W"], &[ints("axes", &[0, -1])]);
     assert_eq!(read(flat(), &[old], &[]).unwrap(), identity);
     // Cut in three and joined in another order; ends past the end, places from the end.
-    let slice =
-        |first: &str, last: &str, to: &str| node("Slice", &["f", first, last], &[to], &[]);
+    let slice = |first: &str, last: &str, to: &str| node("Slice", &["f", first, last], &[to], &[]);
     let cuts = [slice("two", "four", "r"), slice("zero", "two", "z"), slice("minus2", "max", "n")];
     let joined = node("Concat", &["z", "n", "r"], &["c"], &[attribute("axis", int(3, 0))]);
     let places = [

@@ -11,12 +11,12 @@
 use std::f32::consts::TAU;
 use std::path::{Path, PathBuf};
 
-use crate::common::{devices, metadata};
+use crate::common::{devices, metadata, rng};
 use gru_wgpu::formats::Cell;
 use gru_wgpu::{Activation, Bias, Device, Gru, GruConfig, Params, Reset, Update};
 use ndarray::{Array, Array1, Array2, Axis, Dimension, concatenate, s};
 use nnnoiseless::{DenoiseFeatures, DenoiseState, RnnModel};
-use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use rand::RngExt;
 
 const FRAME: usize = DenoiseState::FRAME_SIZE; // 480 samples, 10 ms
 const FRAMES: usize = 100;
@@ -278,7 +278,7 @@ fn our_states(
 /// A second of 16-bit sound at 48 kHz: vowels of a gliding voice, four syllables, in noise that
 /// never stops. (In silence the crate stops its network.)
 fn audio() -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut rng = rng(1);
     let mut phase = 0.0;
     let sample = |n: usize| {
         let t = n as f32 / 48_000.0;

@@ -4,7 +4,7 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use crate::common::random3;
+use crate::common::{assert_close, random3, within};
 use gru_wgpu::formats::safetensors::{self, SafetensorsOptions};
 use gru_wgpu::formats::{npy, npz, onnx};
 use gru_wgpu::{
@@ -264,11 +264,7 @@ fn onnx_nodes_compute_what_was_written() {
         let x = random3([4, 3, config.input_size], 7).mapv(f64::from);
         let y = |params: &Params| reference::forward(&params.cast::<f64>(), &x).unwrap().y();
         let (got, expected) = (y(&model.params), y(&params));
-        approx::assert_abs_diff_eq!(
-            got.as_slice().unwrap(),
-            expected.as_slice().unwrap(),
-            epsilon = 1e-12
-        );
+        assert_close("y", &got, &expected, within(1e-12));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The gates mean what the equations say, on the CPU and on an adapter, for every variant.
 
-use crate::common::{devices, random3};
+use crate::common::{assert_close, devices, random3, within};
 use gru_wgpu::{Batch, Bias, Gru, GruConfig, Init, Params, Update, reference};
 use ndarray::{Array3, s};
 
@@ -62,11 +62,7 @@ fn an_open_update_gate_replaces_the_state_by_the_candidate() {
         let trace = reference::forward(&params, Batch::new(x.view()).with_h0(h0.view())).unwrap();
         let candidate = trace.cells[0].gates.slice(s![.., .., 2 * H..3 * H]).to_owned();
         let output = make(params).forward(Batch::new(x.view()).with_h0(h0.view())).unwrap();
-        approx::assert_abs_diff_eq!(
-            output.y.as_slice().unwrap(),
-            candidate.as_standard_layout().as_slice().unwrap(),
-            epsilon = 1e-6
-        );
+        assert_close(&config.to_string(), &output.y, &candidate, within(1e-6));
     });
 }
 

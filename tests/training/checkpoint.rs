@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::common::{devices, rerun};
+use crate::common::{devices, rerun, rng};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{
     Checkpoint, Clip, Device, Direction, Error, Event, Example, GruConfig, Head, Init, Learner,
@@ -17,13 +17,13 @@ use gru_wgpu::{
     Trainer, TrainerConfig,
 };
 use ndarray::{Array2, Array3};
-use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use rand::RngExt;
 use tempfile::TempDir;
 
 /// Sequences of 1 to 8 steps, each with a class that has nothing to do with it: validation soon
 /// stops getting better.
 fn examples(count: usize, seed: u64) -> Vec<Example> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = rng(seed);
     let mut example = || {
         let steps = rng.random_range(1..9);
         let x = Array2::from_shape_simple_fn((steps, 2), || rng.random_range(-1.0..1.0));
@@ -538,7 +538,7 @@ fn a_run_that_is_killed_again_and_again_comes_to_the_same_bits() {
         let name = "a_run_that_is_killed_again_and_again_comes_to_the_same_bits";
         rerun(module_path!(), name).env(CHILD, &path).stdout(Stdio::piped()).spawn().unwrap()
     };
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut rng = rng(1);
     for kill in 0..KILLS {
         let mut child = start();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();

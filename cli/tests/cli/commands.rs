@@ -3,21 +3,12 @@
 use std::path::Path;
 
 use crate::common::program::{assert_refused, gru, text};
+use crate::common::{assert_close, within};
 use crate::scene::Scene;
 use gru_wgpu::formats::{npy, safetensors};
 use gru_wgpu::{Gradients, Init, Params};
 use ndarray::{Array1, Array3, Ix3};
 use tempfile::TempDir;
-
-pub fn assert_near(got: &Array3<f32>, expected: &Array3<f32>) {
-    assert_eq!(got.dim(), expected.dim());
-    let (got, expected) = (got.as_standard_layout(), expected.as_standard_layout());
-    approx::assert_abs_diff_eq!(
-        got.as_slice().unwrap(),
-        expected.as_slice().unwrap(),
-        epsilon = 2e-6
-    );
-}
 
 /// The words of a device, for the CPU and for the adapter that the tests run on.
 fn device_words() -> [&'static str; 2] {
@@ -51,8 +42,8 @@ fn run_writes_what_the_library_computes() {
                 stderr.contains("model: GRU 4→5, reset after, z keeps, two biases, 2 layers, both")
             );
             assert!(stderr.contains("wrote `y.npy` [6, 3, 10]"), "{stderr}");
-            assert_near(&scene.array("y.npy"), &expected.y);
-            assert_near(&scene.array("hn.npy"), &expected.h_n);
+            assert_close("y", &scene.array("y.npy"), &expected.y, within(2e-6));
+            assert_close("hn", &scene.array("hn.npy"), &expected.h_n, within(2e-6));
             scene.run(&[
                 "run",
                 model,
@@ -68,12 +59,17 @@ fn run_writes_what_the_library_computes() {
                 "--device",
                 device,
             ]);
-            assert_near(&scene.array("yb.npy").permuted_axes([1, 0, 2]), &expected.y);
+            assert_close(
+                "yb",
+                &scene.array("yb.npy").permuted_axes([1, 0, 2]),
+                &expected.y,
+                within(2e-6),
+            );
         }
     }
     // From zeros, every row of length T.
     scene.run(&["run", "model.onnx", "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
-    assert_near(&scene.array("y.npy"), &scene.gru.forward(&scene.x).unwrap().y);
+    assert_close("y", &scene.array("y.npy"), &scene.gru.forward(&scene.x).unwrap().y, within(2e-6));
 }
 
 fn load_gradients(scene: &Scene, name: &str) -> Vec<(String, Vec<f32>)> {
@@ -93,7 +89,7 @@ fn assert_gradients(got: &[(String, Vec<f32>)], expected: &Gradients) {
             "h0" => expected.h0.iter().copied().collect(),
             name => expected.params.get(name).unwrap().iter().copied().collect(),
         };
-        approx::assert_abs_diff_eq!(got.as_slice(), expected.as_slice(), epsilon = 1e-5);
+        assert_close("gradients", got.as_slice(), expected.as_slice(), within(1e-5));
     }
 }
 
@@ -118,7 +114,12 @@ fn grad_writes_every_gradient_under_its_name() {
         let run = |more: &[&str]| scene.run(&[&["grad"], more, &common].concat());
         run(&["model.onnx", "--input", "x.npy", "--dy", "dy.npy", "--hn", "hn.npy"]);
         assert_gradients(&load_gradients(&scene, "g.safetensors"), &backward(None));
-        assert_near(&scene.array("hn.npy"), &scene.gru.forward(scene.batch()).unwrap().h_n);
+        assert_close(
+            "hn",
+            &scene.array("hn.npy"),
+            &scene.gru.forward(scene.batch()).unwrap().h_n,
+            within(2e-6),
+        );
         run(&["model.safetensors", "--input", "x.npy", "--dy", "dy.npy", "--dhn", "h0.npy"]);
         assert_gradients(&load_gradients(&scene, "g.safetensors"), &backward(Some(&scene.h0)));
     }
@@ -334,7 +335,7 @@ fn a_state_that_the_model_holds_is_used() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("h0: what the model holds"));
     let (y, _) = npy::load_as::<Ix3>(directory.path().join("y.npy")).unwrap();
-    assert_near(&y, &load("y"));
+    assert_close("y", &y, &load("y"), within(2e-6));
     npy::save(directory.path().join("x.npy"), Array3::<f32>::zeros((6, 2, 3)).view()).unwrap();
     let words = "the model holds h0 of 3 rows, x has 2 (--h0 gives others)";
     assert_refused(directory.path(), &arguments, &[words]);

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use gru_wgpu::formats::npy;
 
-use crate::commands::assert_near;
 use crate::common::program::assert_refused;
-use crate::common::random3;
+use crate::common::{assert_close, random3, within};
 use crate::scene::Scene;
 
 /// Every file of the folder and its contents.
@@ -178,7 +177,8 @@ fn pipes_devices_and_links_stay_what_they_are() {
     assert!(!path.join("y.npy").exists());
     scene.run(&run("model.onnx", "x.npy", "link.npy"));
     assert!(path.join("link.npy").symlink_metadata().unwrap().is_symlink());
-    assert_near(&scene.array("real.npy"), &scene.gru.forward(&scene.x).unwrap().y);
+    let expected = scene.gru.forward(&scene.x).unwrap().y;
+    assert_close("y", &scene.array("real.npy"), &expected, within(2e-6));
     // The file behind a link is as little an output as the file itself.
     let arguments = [&run("model.onnx", "x.npy", "link.npy")[..], &["--hn", "real.npy"]].concat();
     assert_refused(path, &arguments, &["--hn `real.npy` is the same file as --output `link.npy`"]);

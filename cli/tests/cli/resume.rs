@@ -299,7 +299,7 @@ fn a_run_of_slow_updates_ends_between_two_of_them() {
 #[cfg(unix)]
 #[test]
 fn runs_that_are_killed_again_and_again_come_to_the_same_bytes() {
-    use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+    use rand::RngExt;
     use std::time::Duration;
 
     let kills: usize = std::env::var("GRU_KILLS").map_or(4, |kills| kills.parse().unwrap());
@@ -328,7 +328,7 @@ fn runs_that_are_killed_again_and_again_come_to_the_same_bytes() {
         assert!(!names.iter().any(|name| name.starts_with(".tmp")), "{names:?}");
     };
     let has_begun = || killed.join("checkpoint.safetensors").exists();
-    let mut random = ChaCha8Rng::seed_from_u64(7);
+    let mut random = crate::common::rng(7);
     let (mut done, mut ended, mut afresh) = (0, 0, 0);
     while done < kills {
         let arguments = if has_begun() { go_on.clone() } else { begin("killed") };
