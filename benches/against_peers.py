@@ -1,22 +1,22 @@
-"""Times this library beside others, in turn, in one run.
+"""Compares this library's speed with other libraries in one run, taking turns.
 
     cargo bench --bench peer_times --no-run                            # once
     python benches/against_peers.py [T,B,I,H ...] [--only forward|train] [--rounds N]
     python benches/against_peers.py --device software --peers burn ort-webgpu \\
         --burn benches/peers/target/release/peers 16,8,64,64 64,32,128,256
 
-Peers of the CPU: ort, torch, burn, candle. Of an adapter: burn, and ort-webgpu, which needs the package
-onnxruntime-ep-webgpu and runs on SwiftShader where there is no GPU (its Dawn refuses Mesa's lavapipe), with
-ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1 and VK_DRIVER_FILES set to SwiftShader's vk_swiftshader_icd.json: all
-contenders then run on it. Burn and Candle are timed by the program in benches/peers.
+Peers on the CPU: ort, torch, burn, candle. Peers on an adapter: burn and ort-webgpu. ort-webgpu needs the package
+onnxruntime-ep-webgpu. Without a GPU it runs on SwiftShader (its Dawn refuses Mesa's lavapipe): set
+ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1, and VK_DRIVER_FILES to SwiftShader's vk_swiftshader_icd.json, and all
+contenders run on it. The program in benches/peers times Burn and Candle.
 
-Needs numpy, onnx, onnxruntime and torch for those of Python. Each contender is a process of its own that
-stays alive and is asked in turn, so that a slow moment of the machine meets all of them. A number is the
-median of all repeats of all rounds, in ms; a call ends with its results in host memory. `ours / peer` below
-1 means that this library is faster. An adapter in software computes on the CPU and is no GPU.
+The Python peers need numpy, onnx, onnxruntime and torch. Each contender is a separate process. The processes take
+turns, so that a slow moment of the machine affects all of them. A number is the median of all repeats of all
+rounds, in ms; a call ends with its results in host memory. `ours / peer` below 1 means that this library is
+faster. A software adapter computes on the CPU and is not a GPU.
 
-With --cpu-time a number is the processor time of a call, everyone on one thread (Linux): that of a
-machine which others use too, where the time on the wall says who was let in.
+With --cpu-time a number is the CPU time of a call, with every contender on one thread (Linux). Use it on a shared
+machine, where wall time depends on the other users.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PEERS = {
 THREADS = int(os.environ.get("RAYON_NUM_THREADS", os.cpu_count()))
 
 
-# Found once a process.
+# Enumerated once per process.
 webgpu_devices = []
 
 
@@ -105,7 +105,7 @@ def torch_once(mode, steps, batch, inputs, hidden):
 
 
 def work(peer):
-    """Answers lines of stdin, as benches/peer_times.rs does."""
+    """Answers requests on stdin, one per line, as benches/peer_times.rs does."""
     for line in sys.stdin:
         mode, shape, repeats = line.split()
         make = {"ort": ort_once, "ort-webgpu": functools.partial(ort_once, webgpu=True), "torch": torch_once}[peer]
@@ -123,7 +123,7 @@ class Contender:
         return [float(word) for word in self.process.stdout.readline().split()]
 
     def ask_cpu_time(self, mode, shape, repeats):
-        """Processor time of a call in ms, without what comes before the repeats."""
+        """Returns the CPU time of a call in ms, without the start-up before the repeats."""
         def spent(repeats):
             before = self.ticks()
             self.ask(mode, shape, repeats)
@@ -139,7 +139,7 @@ class Contender:
 
 
 def enough(shape, mode):
-    """So many repeats that ticks of 10 ms do not show, a second and a half."""
+    """Returns how many repeats take about 1.5 s, so that clock ticks of 10 ms do not matter."""
     steps, batch, inputs, hidden = map(int, shape.split(","))
     flops = 6 * steps * batch * hidden * (inputs + hidden) * (3 if mode == "train" else 1)
     return max(5, round(1.2e11 / flops))
@@ -187,7 +187,7 @@ def main():
             names = [name for name in contenders if not (name.startswith("ort") and mode == "train")]
             taken = {name: [] for name in names}
             for name in names:
-                # Imports and first touches, which are no part of any call.
+                # Imports and first use of memory, which are not part of a call.
                 contenders[name].ask(mode, shape, 0)
             for _ in range(args.rounds):
                 for name in names:

@@ -1,12 +1,12 @@
-"""The CO2 forecast of `gru forecast` by PyTorch, with the same windows, scale, schedule and sizes.
+"""The CO2 forecast of `gru forecast` in PyTorch, with the same windows, scaling, schedule and sizes.
 
     python benches/forecast.py [--seeds 1 2 3]
-    gru forecast data/mauna_loa_co2_weekly.csv --device cpu --seed N       # beside it, for each of them
+    gru forecast data/mauna_loa_co2_weekly.csv --device cpu --seed N       # the same here, for each seed
 
-Windows of 104 weeks in and 52 out, relative to each window's last value and scaled by the usual size of a target over
-the training part (the first 80 %); torch.nn.GRU of 32 units, torch.nn.Linear on its last state; Adam at 0.01, falling to
-0 along half a cosine, over 30 epochs of batches of 64, the gradient's norm at most 1. PyTorch has the reset gate after
-the product; `gru forecast` has it before. Needs torch and numpy. Made with torch 2.15.
+Windows of 104 weeks of input and 52 of output, relative to each window's last value and scaled by the root mean square
+of the targets in the training set (the first 80 %). torch.nn.GRU with 32 units, torch.nn.Linear on its last state. Adam at
+0.01 with a half-cosine schedule to 0, 30 epochs, batches of 64, gradient norm clipped to 1. PyTorch applies the reset
+gate after the product; `gru forecast` applies it before. Needs torch and numpy. Written for torch 2.15.
 """
 
 import argparse
@@ -24,7 +24,7 @@ DATA = pathlib.Path(__file__).parent.parent / "data" / "mauna_loa_co2_weekly.csv
 
 
 def read():
-    """The series, missing values filled by straight lines."""
+    """Reads the series and fills missing values by linear interpolation."""
     with open(DATA, newline="") as file:
         values = np.array([float(row["co2"] or "nan") for row in csv.DictReader(file)])
     known = np.flatnonzero(~np.isnan(values))
@@ -32,7 +32,7 @@ def read():
 
 
 def windows(series, origins):
-    """Inputs [N, T] and targets [N, K], relative to each window's last value."""
+    """Returns inputs [N, T] and targets [N, K], relative to each window's last value."""
     last = series[origins - 1][:, None]
     inputs = series[origins[:, None] + np.arange(-INPUT, 0)] - last
     return inputs, series[origins[:, None] + np.arange(HORIZON)] - last

@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
-"""A GPU measured in one call: numbers, every row beside PyTorch's cuDNN, growth, and the large products.
+"""Measures a GPU in one call: `gru check`, every shape beside PyTorch's cuDNN, growth, and the large products.
 
     python3 benches/gpu.py target/release/gru [--budget 540] [--output benches/results]
     python3 benches/gpu.py target/release/gru --device software --tiny      # a rehearsal without a GPU
 
-Needs a built `gru`, peer_torch.py beside this file and Python's standard library. cuDNN's column is there where
-torch is importable and sees a CUDA device: fp32, TF32 off, inputs on the device, CUDA events, forward under
-inference_mode, training the forward and backward of the sum, with the gradient of the input as here. Ours beside it
-is the time of the device by timestamps with the data on the device; the whole call, from arrays to arrays, stands
-next to it. Both include the input's product, which DeepBench's published figures leave out.
+Needs a built `gru`, peer_torch.py beside this file and Python's standard library. The cuDNN column appears if torch
+can be imported and finds a CUDA device: fp32, TF32 off, inputs on the device, CUDA events, forward under inference_mode,
+training as forward and backward of the sum of y, including the gradient of x. Our time beside it is the device's own,
+by timestamps, with the data on the device; the time of the whole call, from arrays to arrays, is a separate column.
+Both include the input product, which DeepBench's published figures leave out.
 
-Leaves DATE-ADAPTER.md and .json, written anew after every row: a row that fails is reported in its place, and when
-the budget is spent what there is stays.
+Writes DATE-ADAPTER.md and .json, again after every row. A row that fails is reported in its place. When the time budget
+is spent, the rows so far are kept.
 """
 
 import argparse, datetime, json, os, platform, queue, re, shutil, subprocess, sys, threading, time
 
-# T, B, I, H, and DeepBench's forward, backward data, backward weights on a V100 in ms (FACTS: another card, and
-# without the input's product).
+# T, B, I, H, and DeepBench's times on a V100 in ms: forward, backward data, backward weights. Another GPU, and without
+# the input product.
 DEEPBENCH = [
     (1500, 32, 2816, 2816, (223, 329, 155)),
     (1500, 32, 2048, 2048, (144, 139, 80)),
@@ -28,7 +28,7 @@ DEEPBENCH = [
 ]
 GRID = [(512, batch, hidden, hidden, None) for hidden in (64, 128, 256) for batch in (1, 32, 256)]
 TINY = [(4, 2, 8, 8, None), (1, 3, 5, 16, None)]
-# What the large products and the growth are measured at.
+# The shapes at which the large products and the growth are measured.
 PROFILED, PROFILED_TINY = (1500, 32, 1024, 1024), (6, 4, 16, 24)
 GROWTH, GROWTH_TINY = ("64,32,256,256", "64,256,1024,4096"), ("4,2,8,8", "4,8,16")
 MODES = ("forward", "train")
@@ -98,14 +98,14 @@ class Measurement:
     # Ours.
 
     def gru(self, arguments, limit):
-        """One JSON object, or {"error": …}."""
+        """Runs `gru` and returns its JSON object, or {"error": …}."""
         limit = min(limit, self.left())
         if limit < 1:
             raise Spent
         try:
             command = [self.options.gru, *arguments, "--device", self.options.device]
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-            # A sweep of which some sizes failed is a result too.
+            # A sweep in which some sizes failed is a result too.
             if done.returncode == 0 or done.stdout:
                 return json.loads(done.stdout)
             lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -130,7 +130,7 @@ class Measurement:
         return {"passed": done.returncode == 0, "says": says, "seconds": round(time.monotonic() - start, 1)}
 
     def rows(self):
-        # The long rows last: when the budget is spent, most are there.
+        # Long rows last, so that most rows exist when the budget is spent.
         for *shape, deepbench in TINY if self.options.tiny else GRID + DEEPBENCH[::-1]:
             for mode in MODES:
                 sizes = ",".join(map(str, shape))
@@ -154,7 +154,7 @@ class Measurement:
         arguments = ["bench", "--json", "--shape", shape, "--sweep", "T=" + sizes, "--output", picture]
         self.result["growth"] = self.gru(arguments, ROW_LIMIT)
 
-    # cuDNN, in peer_torch.py, a process of its own that may die.
+    # cuDNN runs in peer_torch.py, a separate process that may die.
 
     def start_torch(self):
         if self.options.device != "gpu":
@@ -190,7 +190,7 @@ class Measurement:
             answer = self.answer(min(ROW_LIMIT, self.left()))
         except OSError as error:
             answer = {"error": str(error)}
-        # An answer that is late would be taken for the next one's.
+        # A late answer would be taken for the answer to the next request.
         if "error" in answer and not answer.get("alive"):
             self.stop_torch()
             self.result.setdefault("torch_restarts", []).append(answer["error"])
@@ -222,7 +222,7 @@ class Measurement:
 
 
 class Spent(Exception):
-    """The budget is."""
+    """The time budget is spent."""
 
 
 def read_lines(stream, answers):

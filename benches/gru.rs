@@ -1,6 +1,7 @@
-//! The parts of a run with criterion: the products, one step, a sequence, training; on the CPU and on an
-//! adapter (what GRU_DEVICE says, or else a hardware GPU, or else a software adapter, which is called
-//! that). `gru bench` compares devices and shapes; this one compares a change with what was before it:
+//! Times the parts of a run with criterion: the products, one step, a sequence, training; on the
+//! CPU and on an adapter (GRU_DEVICE, or a hardware GPU, or a software adapter, which is called
+//! that). `gru bench` compares devices and shapes; this benchmark compares a change with the code
+//! before it:
 //!
 //! ```sh
 //! cargo bench -- --save-baseline before
@@ -13,11 +14,11 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use gru_wgpu::{Device, DeviceKind, Gru, GruConfig, Init};
 use ndarray::Array3;
 
-/// T, B, I, H: small, so that a software adapter comes to an end, and large.
+/// T, B, I, H: a small shape, which a software adapter can finish, and a large one.
 const SMALL: [usize; 4] = [16, 8, 64, 64];
 const LARGE: [usize; 4] = [64, 32, 128, 256];
 
-/// Each with the name of its rows.
+/// Returns each device with the name of its rows.
 fn devices() -> Vec<(&'static str, Device)> {
     let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
     let adapter = match word {
@@ -31,13 +32,13 @@ fn devices() -> Vec<(&'static str, Device)> {
     std::iter::once(("cpu", Device::cpu())).chain(adapter).collect()
 }
 
-/// What is run over and over.
+/// A model and its inputs, run repeatedly.
 struct BenchCase {
     gru: Gru,
     x: Array3<f32>,
     dy: Array3<f32>,
     name: String,
-    /// Multiplications and additions, forward.
+    /// Multiplications and additions of the forward pass.
     flop: u64,
 }
 
@@ -66,8 +67,8 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, Wal
     group
 }
 
-/// The input's product, with next to nothing of the rest: 97 % of the work of one step of many rows, by
-/// the device's own clock; and with its three gradients, in training.
+/// The input product, with almost nothing else (97 % of the work of one step of many rows), by the
+/// device's own clock; in training with its three gradients.
 fn products(criterion: &mut Criterion) {
     for (name, train) in [("products/forward", false), ("products/training", true)] {
         let mut group = group(criterion, name);

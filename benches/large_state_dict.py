@@ -1,9 +1,9 @@
-"""What a GRU costs out of a state dict that holds much else: time and peak memory of `gru convert`.
+"""Measures time and peak memory of `gru convert` for a GRU inside a large state dict.
 
     python benches/large_state_dict.py target/release/gru [GB]
 
-Writes a .safetensors file of some GB (2 unless told otherwise) with a GRU of I 64, H 128 in its middle, converts that GRU
-seven times, and prints the median time of the whole process and its largest peak memory.
+Writes a .safetensors file of GB gigabytes (default 2) with a GRU of I 64, H 128 in the middle. Converts that GRU seven
+times and prints the median wall time of the process and its largest peak memory.
 """
 
 import json

@@ -1,5 +1,6 @@
-//! Times this library: a line `forward|train T,B,I,H REPEATS` on stdin, a line of milliseconds on stdout.
-//! `against_peers.py` asks it, in turn with others. The device is what GRU_DEVICE says, or else the CPU.
+//! Times this library. Reads lines `forward|train T,B,I,H REPEATS` on stdin and writes a line of
+//! milliseconds for each on stdout. `against_peers.py` calls it in turn with other programs.
+//! GRU_DEVICE names the device; the default is the CPU.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::io::BufRead;
@@ -32,7 +33,7 @@ fn main() -> Result<()> {
             let start = Instant::now();
             match mode {
                 "train" => {
-                    // As an optimiser would, so that the weights are packed anew.
+                    // As after an optimizer's update, so that the weights are packed again.
                     gru.params_mut();
                     let (_, tape) = gru.forward_train(&x)?;
                     gru.backward(tape, Some(dy.view()), None)?;

@@ -1,10 +1,10 @@
-"""PyTorch's GRU, as against_peers.py and gpu.py both time it: on the CPU, and by cuDNN.
+"""Times PyTorch's GRU on the CPU and with cuDNN, for against_peers.py and gpu.py.
 
-Run as a program it is gpu.py's worker, a process of its own that may die: a request a line of JSON on stdin, an
-answer a line on stdout. {"shape": [T, B, I, H], "mode": "forward" or "train"} is answered with median_ms, min_ms
-and repeats, {"peak": N} with the GFLOP/s of a product of N² matrices, what fails with error.
+As a program it is gpu.py's worker, a separate process that may die. It reads one JSON request per line on stdin and writes
+one answer per line on stdout. {"shape": [T, B, I, H], "mode": "forward" or "train"} gives median_ms, min_ms and repeats;
+{"peak": N} gives the GFLOP/s of a product of two N × N matrices; a failure gives error.
 
-torch is imported where it is used: whoever imports this module may lack it.
+torch is imported inside the functions, because a program that imports this module may not have it.
 """
 
 import json
@@ -14,8 +14,8 @@ import time
 
 
 def gru_once(mode, shape, device="cpu"):
-    """A run of torch.nn.GRU, to be called over and over, its x and weights on the device: forward under
-    inference_mode, or forward and the backward of y's sum, with the gradient of x as here."""
+    """Returns a function that runs torch.nn.GRU once, with x and weights on the device: forward under inference_mode, or
+    forward and backward of the sum of y, including the gradient of x."""
     import torch
 
     steps, batch, inputs, hidden = shape
@@ -36,7 +36,7 @@ def gru_once(mode, shape, device="cpu"):
 
 
 def cuda_times(once):
-    """ms of each of up to 20 runs, or as many as take 3 s, by CUDA events."""
+    """Returns the ms of each run, by CUDA events: 20 runs, or fewer if they take more than 3 s."""
     import torch
 
     for _ in range(3):

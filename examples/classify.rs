@@ -1,12 +1,12 @@
-//! Sequences of unequal length from a CSV file, a row a step, to a class each: trained with validation, early
-//! stopping and a checkpoint to go on from, then tested.
+//! Trains a classifier for sequences of unequal lengths from a CSV file (one row per time step),
+//! with validation, early stopping and a checkpoint, then tests it.
 //!
 //! ```sh
 //! cargo run --release --example classify
 //! ```
 //!
-//! Who of nine men says /ae/? (`data/README.md` has the source.) Interrupt it and start it again: it goes on
-//! from `vowels.run.safetensors`, bit for bit.
+//! Which of nine men says /ae/? (`data/README.md` has the source.) Interrupt it and start it again:
+//! it resumes from `vowels.run.safetensors`, bit for bit.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -23,7 +23,7 @@ const FEATURES: usize = 12;
 const SPEAKERS: usize = 9;
 const CHECKPOINT: &str = "vowels.run.safetensors";
 
-/// Rows of `sequence, f1, …, f12, label`, where those of a sequence follow each other.
+/// Reads rows `sequence, f1, …, f12, label`, in which the rows of a sequence are consecutive.
 fn read(path: &str) -> Result<Vec<Example>> {
     let mut file = csv::Reader::from_path(path).with_context(|| format!("opening {path}"))?;
     let mut sequences: Vec<(u32, Vec<f32>, i32)> = Vec::new();
@@ -76,7 +76,7 @@ fn main() -> Result<()> {
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    // What did best on validation.
+    // The best epoch on the validation set.
     let network = trainer.into_network(&device)?;
     safetensors::save_network("vowels.safetensors", network.params())?;
     let mut tested = Evaluation::default();

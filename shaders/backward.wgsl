@@ -1,6 +1,7 @@
-// States backward: dh of a state from what lies after it, then through the step that made it.
+// Backward steps: the gradient dh of each state, from the states after it, then through the step
+// that made it.
 //
-// A direction has T + 1 states; its step t turns state t into state t + 1. With s from T down to 0:
+// A direction has T + 1 states; its step t turns state t into state t + 1. For s from T down to 0:
 //     dh[s] = carry + Σ over step s's recurrent products (none at s = T) + dy of step s − 1 (none at
 //     s = 0)
 // and for s > 0, with r, z, n, h of step s − 1:
@@ -9,38 +10,39 @@
 //     da_n = dn n′    da_z = dz z′    where ′ is the activation's derivative
 // Reset after: GATES_RZ and GATE_N, in one dispatch.
 //     dpast = da_n r        da_r = da_n past r′
-// Reset before: GATES_RZ does the above; then GATE_N, as da_r needs every da_n, in a dispatch of
-// its own or, where the workgroup makes all units, in the same one:
+// Reset before: GATES_RZ computes the above. Then GATE_N, because da_r needs every da_n, in its own
+// dispatch or, if the workgroup computes all units, in the same one:
 //     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r′    carry += d(rh) r
-// Where step s started afresh, dh[s] without dy is the reset state's and does not go further back.
+// If step s started from the reset state, dh[s] without dy belongs to the reset state and goes no
+// further back.
 //
-// gates may hold some of the steps only; then the states from the end of those down to their start
-// are what this takes, and the last of them ends as the carry, which the steps before go on from.
+// gates may hold only some of the steps. Then this kernel processes the states from the end of
+// those steps down to their start. The last of these states ends as the carry, from which the steps
+// before it continue.
 //
-// dstates holds dh_n in the place of the last states, which becomes the carry; in the end dh0 lies
-// in that of the first ones, and that of the reset states has been added to. The gradients
-// overwrite gates in place: da_r, da_z, da_n and, reset after, dpast in the fourth column (with
-// reset before it keeps r ⊙ h). The twin is Cell::backward_steps.
+// dstates holds dh_n at the last states on entry, which becomes the carry. At the end it holds dh0
+// at the first states, and the gradient of the reset states has been added at the reset states. The
+// gradients overwrite gates in place: da_r, da_z, da_n and, with reset after, dpast in the fourth
+// column (with reset before it keeps r ⊙ h). The reference is ReferenceCell::backward_steps.
 //
-// A thread multiplies four units with 4 · ROW_QUADS rows at every SPLIT_K-th quad of k, which
-// counts the gates' units, each gate filled up to whole quads: 8 loads of a vec4 feed 64
-// multiply-adds.
+// A thread multiplies four units by 4 · ROW_QUADS rows, at every SPLIT_K-th quad along k. k counts
+// the gates' units, with each gate padded to whole quads: 8 vec4 loads feed 64 multiply-adds.
 
-@group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], where each step started
+@group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], the state that each step starts from
 @group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
-@group(0) @binding(6) var<storage, read_write> dstates: array<f32>; // of first, reset, last [L·D, B, H]
+@group(0) @binding(6) var<storage, read_write> dstates: array<f32>; // gradients of the first, reset and last states [L·D, B, H]
 
-// Quads of one gate.
+// The number of quads of one gate.
 fn gate_quads() -> u32 {
     return (args.hidden + 3u) / 4u;
 }
 
-// Past the last step whose gates are at hand.
+// The end of the steps whose gates are in memory.
 fn end_step() -> u32 {
     return args.gates_first + args.gates_times;
 }
 
-// The gradient that weight row `unit` of `gate` is multiplied with: dpast for n, reset after.
+// The gradient that weight row `unit` of `gate` is multiplied by: dpast for n with reset after.
 fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
     if row >= args.batch || gate > 2u || unit >= args.hidden {
         return 0.0;
@@ -49,7 +51,7 @@ fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
     return gates[gates_at(time(step), row, column * args.hidden + unit)];
 }
 
-// Operands from `quad0` on, as many as the workgroup's memory holds.
+// Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
     for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
         let k = i % (4u * DEPTH_QUADS);
@@ -72,15 +74,15 @@ fn quad_weights(quad: u32, unit: u32) -> mat4x4<f32> {
         row_weights(gate, k + 2u, unit), row_weights(gate, k + 3u, unit)));
 }
 
-// One k of four units. Where k is none of the gate's, the operand is 0; units past the last make
-// products that nobody reads.
+// One k of four units. If k is beyond the gate's units, the operand is 0. Units after the last give
+// products that are not read.
 fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
     let row = gate * args.hidden + min(k, args.hidden - 1u);
     return weights(direction * args.weight_apart + row * args.hidden + unit);
 }
 
-// Leaves the items' products of quads `first` to `last` of k with step's gradients, or of none, in
-// accumulators.
+// Stores the items' products of quads `first` to `last` along k with the gradients of step `step`
+// in accumulators, or zeros if there is no such step.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32) {
     // Neighbouring units read neighbouring weights.
     let lane = thread / UNIT_QUADS;
@@ -88,7 +90,7 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32
     let unit = unit0 + 4u * unit_quad;
     var sum = Products();
     for (var quad0 = first; quad0 < last; quad0 += DEPTH_QUADS) {
-        var operand_quad = quad0; // where quad0 lies in operand
+        var operand_quad = quad0; // the index of quad0 in operand
         if !RESIDENT {
             workgroupBarrier();
             stage(step, row0, quad0, thread);
@@ -103,7 +105,7 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32
     reduce_lanes(0u, thread, lane, unit_quad, sum);
 }
 
-// What the next products need of one unit and row of the workgroup.
+// Stores the operands of the next products for one unit and row of the workgroup.
 fn keep_operand(gate: u32, local: vec2<u32>, value: f32) {
     if RESIDENT {
         accumulators[accumulator_at(gate, local.x, local.y)] = value;
@@ -116,8 +118,8 @@ fn keep_operands(local: vec2<u32>, values: vec3<f32>) {
     keep_operand(2u, local, values.z);
 }
 
-// dh of one unit of one row is whole: through the step that made this state. `local` is the unit
-// and row of the workgroup.
+// With dh of one unit of one row complete: goes through the step that made this state. `local` is
+// the unit and row within the workgroup.
 fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) {
     let at = state_at(args.last_state, row, unit);
     var dh = dstates[at] + product;
@@ -131,7 +133,7 @@ fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) 
     }
     let time = time(step - 1u);
     if is_padding(time, row) {
-        // The step did nothing: its gates are 0 and dy is padding.
+        // The step is padding: its gates are 0 and dy is padding.
         dstates[at] = dh;
         keep_operands(local, vec3<f32>());
         return;
@@ -159,7 +161,7 @@ fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) 
     gates[at_z] = da_z;
     gates[at_n] = da_n;
     if RESET_BEFORE {
-        keep_operands(local, vec3(0.0, da_z, da_n)); // da_r is still to come
+        keep_operands(local, vec3(0.0, da_z, da_n)); // da_r follows later
         return;
     }
     let at_past = at_n + args.hidden;
@@ -170,7 +172,7 @@ fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) 
     keep_operands(local, vec3(da_r, da_z, da_n * r));
 }
 
-// Reset before: d(r ⊙ h) of one unit of one row is whole.
+// Reset before, with d(r ⊙ h) of one unit of one row complete.
 fn through_reset(step: u32, row: u32, unit: u32, local: vec2<u32>, drh: f32) {
     let time = time(step - 1u);
     if is_padding(time, row) {
@@ -185,7 +187,7 @@ fn through_reset(step: u32, row: u32, unit: u32, local: vec2<u32>, drh: f32) {
     keep_operand(0u, local, da_r);
 }
 
-// Goes through the step, a unit of a row at a time.
+// The elementwise part of a step, one unit of one row at a time.
 fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
     for (var item = thread; item < items(); item += threads()) {
         let local = item_position(item);
@@ -210,7 +212,7 @@ fn main(
     direction = group.z;
     let unit0 = group.x * 4u * UNIT_QUADS;
     let row0 = args.row_first + group.y * 4u * ROW_QUADS;
-    // Of the gates whose products make dh: r and z, and n where it comes along.
+    // The gates whose products give dh: r and z, and n if it is in the same dispatch.
     let depth = select(3u, 2u, RESET_BEFORE) * gate_quads();
     if RESIDENT {
         if args.step < end_step() {

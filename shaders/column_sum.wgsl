@@ -1,24 +1,24 @@
-// out[out_first + c] = (accumulate ? itself : 0) + Σ_row a[first + row · stride + c]
+// out[out_first + c] = (accumulate ? out[out_first + c] : 0) + Σ_row a[first + row · stride + c]
 //
-// Where there are few columns and many rows, workgroups' z takes the rows in parts, each with sums
-// of its own, part_apart elements after the last one's, to be added up after.
+// With few columns and many rows, workgroups along z each take a part of the rows. Their sums are
+// part_apart elements apart and are added up afterwards.
 //
-// A workgroup sums COLUMNS columns: LANES threads walk each column, every LANES-th row apiece, and
-// their sums meet in a tree. The order of additions is fixed, so the same input gives the same
-// bits.
+// A workgroup sums COLUMNS columns. LANES threads per column each take every LANES-th row, and
+// their sums are combined in a tree. The order of additions is fixed, so the same input gives the
+// same bits.
 
 const COLUMNS: u32 = 16u;
 const LANES: u32 = 16u;
 
 struct Args {
     rows: u32,
-    rows_part: u32, // rows of a workgroup
+    rows_part: u32, // rows per workgroup
     columns: u32,
     first: u32,
     stride: u32,
     out_first: u32,
     part_apart: u32,
-    accumulate: u32, // 1: add to what out holds
+    accumulate: u32, // 1: adds to the contents of out
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;

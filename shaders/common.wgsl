@@ -1,8 +1,8 @@
-// Shared by every kernel: the activations, in forms that neither overflow nor cancel, and a
-// generator of random numbers.
+// Functions shared by all kernels: the activations, in forms that neither overflow nor cancel, and
+// a random number generator.
 //
-// WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44) and is coarse on some
-// adapters; exp of a number that is never positive does neither.
+// WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44) and is inexact on some
+// adapters. exp of a number that is never positive has neither problem.
 
 // σ(x) = 1 / (1 + e^−x), from e = e^−|x| ≤ 1.
 fn sigmoid(x: f32) -> f32 {
@@ -10,8 +10,8 @@ fn sigmoid(x: f32) -> f32 {
     return select(e, 1.0, x >= 0.0) / (1.0 + e);
 }
 
-// tanh(x) = (1 − e^−2|x|) / (1 + e^−2|x|) with x's sign. Below 0.625 the numerator would cancel,
-// and a polynomial in x² takes over: fitted for the smallest largest relative error, 8e-8.
+// tanh(x) = (1 − e^−2|x|) / (1 + e^−2|x|) with x's sign. Below 0.625 the numerator would cancel, so
+// a polynomial in x² is used there, with the smallest maximum relative error, 8e-8.
 fn tanh_stable(x: f32) -> f32 {
     let a = abs(x);
     let s = a * a;
@@ -28,14 +28,14 @@ fn tanh_stable(x: f32) -> f32 {
     return select(-magnitude, magnitude, x >= 0.0);
 }
 
-// The functions that gates and candidates may end with: Activation in src/spec/config.rs.
+// The activations of gates and candidates: Activation in src/spec/config.rs.
 const SIGMOID: u32 = 0u;
 const TANH: u32 = 1u;
 const RELU: u32 = 2u;
 const HARD_SIGMOID: u32 = 3u;
 const IDENTITY: u32 = 4u;
 
-// Comparisons are such that NaN comes out as NaN.
+// The comparisons are written so that NaN stays NaN.
 fn activate(kind: u32, a: f32) -> f32 {
     switch kind {
         case SIGMOID: { return sigmoid(a); }
@@ -49,7 +49,7 @@ fn activate(kind: u32, a: f32) -> f32 {
     }
 }
 
-// The derivative, from the function's value.
+// The derivative, from the activation's value.
 fn derivative(kind: u32, value: f32) -> f32 {
     switch kind {
         case SIGMOID: { return value * (1.0 - value); }
@@ -60,7 +60,7 @@ fn derivative(kind: u32, value: f32) -> f32 {
     }
 }
 
-// The high word of a product: WGSL has no integer of 64 bits.
+// The high word of a product: WGSL has no 64-bit integers.
 fn multiply_high(a: u32, b: u32) -> u32 {
     let low = vec2(a & 0xffffu, b & 0xffffu);
     let high = vec2(a >> 16u, b >> 16u);

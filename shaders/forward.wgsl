@@ -1,23 +1,22 @@
-// Steps forward: the products of the gates with the past, fused with the elementwise update.
+// Forward steps: the gates' recurrent products, fused with the elementwise update.
 //
 // Reset after: GATES_RZ and GATE_N, in one dispatch.
 //     r = σ(gates_r + W_hr h + b_hr)    z = σ(gates_z + W_hz h + b_hz)    past = W_hn h + b_hn
 //     n = tanh(gates_n + r ⊙ past)      h' from z, n, h
 // Reset before: every n needs every r. First GATES_RZ,
 //     r, z as above                     past = r ⊙ h
-// then GATE_N, in a dispatch of its own or, where the workgroup makes all units, in the same one:
+// then GATE_N, in its own dispatch or, if the workgroup computes all units, in the same one:
 //     n = tanh(gates_n + W_hn past + b_hn)      h' from z, n, h
 //
-// gates holds the input's products (with b_ih) in its r, z, n columns on entry; they are
-// overwritten in place by the activations, by the very thread that read them. The twin is
-// Cell::forward_steps.
+// On entry gates holds the input products (with b_ih) in its r, z, n columns. The thread that reads
+// them overwrites them with the activations. The reference is ReferenceCell::forward_steps.
 //
-// The first step takes its state from states, the last one leaves its own there; in between, a
-// step's result goes to h as the state that the next step starts from, which after a restart is
-// another. So h holds what dW_hh needs.
+// The first step reads its state from states, and the last step writes its own there. In between, a
+// step writes its result to h, or the reset state if the next step restarts: the state that the
+// next step starts from. So h holds what dW_hh needs.
 //
-// A thread multiplies four units of each gate with 4 · ROW_QUADS rows at every SPLIT_K-th quad of
-// k: neighbouring lanes read neighbouring weights, and 16 loads of a vec4 feed 192 multiply-adds.
+// A thread multiplies four units of each gate by 4 · ROW_QUADS rows, at every SPLIT_K-th quad along
+// k. Neighbouring lanes read neighbouring weights, and 16 vec4 loads feed 192 multiply-adds.
 
 @group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
 @group(0) @binding(5) var<storage, read_write> h: array<f32>; // [D, h_times·B, H]
@@ -37,8 +36,8 @@ fn load_state(step: u32, row: u32, unit: u32) -> f32 {
     return states[state_at(select(args.first_state, args.reset_state, restarts(time, row)), row, unit)];
 }
 
-// Where a step's result goes: the next step's start, or the end. Returns what the next step starts
-// from.
+// Writes a step's result: to the next step's start, or to the last states. Returns the state that
+// the next step starts from.
 fn store_state(step: u32, row: u32, unit: u32, value: f32) -> f32 {
     if step + 1u == args.steps {
         states[state_at(args.last_state, row, unit)] = value;
@@ -53,7 +52,7 @@ fn store_state(step: u32, row: u32, unit: u32, value: f32) -> f32 {
     return start;
 }
 
-// What the weights are multiplied with: h, or r ⊙ h where the candidate comes in its own dispatch.
+// The operand of the weights: h, or r ⊙ h if the candidate has its own dispatch.
 fn load_operand(step: u32, row: u32, k: u32) -> f32 {
     if row >= args.batch || k >= args.hidden {
         return 0.0;
@@ -64,7 +63,7 @@ fn load_operand(step: u32, row: u32, k: u32) -> f32 {
     return gates[gates_at(time(step), row, 3u * args.hidden + k)];
 }
 
-// Operands from `quad0` on, as many as the workgroup's memory holds.
+// Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
     for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
         let k = i % (4u * DEPTH_QUADS);
@@ -79,13 +78,13 @@ fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
 
 // Four k of one unit.
 fn row_weights(gate: u32, unit: u32, quad: u32) -> vec4<f32> {
-    // Units past the last make products that nobody reads.
+    // Units after the last give products that are not read.
     let row = gate * args.hidden + min(unit, args.hidden - 1u);
     let four = weights(direction * args.weight_apart + row * args.hidden + 4u * quad);
     if ALIGNED {
         return four;
     }
-    // Past a row's end come the next one's weights, which may be anything.
+    // After the end of a row come the weights of the next row, with any value.
     return select(vec4<f32>(), four, vec4(4u * quad) + vec4(0u, 1u, 2u, 3u) < vec4(args.hidden));
 }
 
@@ -96,7 +95,7 @@ fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
         row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
 }
 
-// Leaves the items' products of r and z, of n, or of all three in accumulators.
+// Stores the items' products of r and z, of n, or of all three in accumulators.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Neighbouring lanes read neighbouring weights.
     let lane = thread % SPLIT_K;
@@ -132,7 +131,7 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     }
 }
 
-// Past a row's length: the state stays, and gates of 0 pass no gradient on.
+// Past a row's length: the state does not change, and gates of 0 pass no gradient.
 fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
     let time = time(step);
     let at_r = gates_at(time, row, unit);
@@ -151,7 +150,7 @@ fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
     return 0.0;
 }
 
-// What the gates of a unit and a row have of the input: r, z and n.
+// The input products of a unit and a row: r, z and n.
 fn load_inputs(step: u32, row: u32, unit: u32) -> vec3<f32> {
     let at_r = gates_at(time(step), min(row, args.batch - 1u), min(unit, args.hidden - 1u));
     return vec3(gates[at_r], gates[at_r + args.hidden], gates[at_r + 2u * args.hidden]);
@@ -162,9 +161,9 @@ fn biases(unit: u32) -> vec3<f32> {
     return vec3(bias(0u, unit), bias(1u, unit), bias(2u, unit));
 }
 
-// The elementwise part for one unit of one row, from what r, z and n have of the input (z whole
-// where it was made before) and their products with the past, biases included. Returns what the
-// next products need of it: r ⊙ h where n is still to come, or else the state that the next step
+// The elementwise part for one unit of one row, from the input products of r, z and n (z itself if
+// it was computed before) and from the recurrent products, biases included. Returns the unit's
+// operand for the next products: r ⊙ h if n comes later, otherwise the state that the next step
 // starts from.
 fn update(
     step: u32, row: u32, unit: u32, before: f32,
@@ -220,7 +219,7 @@ fn update(
     return store_state(step, row, unit, after);
 }
 
-// Updates, a unit of a row at a time. `ahead` are the inputs of the first.
+// The elementwise part, one unit of one row at a time. `ahead` are the input products of the first.
 fn finish(
     step: u32, row0: u32, unit0: u32, thread: u32, ahead: vec3<f32>, rz: bool, n: bool,
 ) {
@@ -228,7 +227,7 @@ fn finish(
         let local = item_position(item);
         let unit = unit0 + local.x;
         let row = row0 + local.y;
-        var next = 0.0; // of units and rows past the last
+        var next = 0.0; // for units and rows after the last
         if unit < args.hidden && row < args.batch {
             var inputs = ahead;
             if item != thread {
@@ -242,7 +241,7 @@ fn finish(
             if n {
                 products.z += accumulators[accumulator_at(ACCUMULATORS - 1u, local.x, local.y)];
             }
-            // The states that the step starts from are at hand where they were multiplied.
+            // The states that the step starts from are in workgroup memory after the products.
             var before = 0.0;
             if RESIDENT && rz {
                 before = operand[operand_at(local.x, local.y / 4u)][local.y % 4u];
@@ -258,7 +257,7 @@ fn finish(
 }
 
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
-    // Asked for before they are needed, so that they arrive while the products are made.
+    // Loaded before they are needed, so that they arrive during the products.
     let local = item_position(thread);
     let ahead = load_inputs(step, row0 + local.y, unit0 + local.x);
     multiply(step, row0, unit0, thread, rz, n);

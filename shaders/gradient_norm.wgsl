@@ -1,26 +1,26 @@
-// What an update is to know of its gradient: its norm, and its largest element and where that is.
-// NaN counts as larger than infinity, and that as larger than any other.
+// Computes the norm of a gradient, and its largest element with its index. NaN counts as larger
+// than infinity, and infinity as larger than any other number.
 //
-// An f32 holds neither the square of 1e25 nor that of 1e-25. Squares are summed in units of the
-// square of the power of two below the largest element: each is below 4 then, and what underflows
-// would not be seen anyway.
+// An f32 cannot hold the square of 1e25 or of 1e-25. So squares are summed in units of the square
+// of the power of two below the largest element. Then each is below 4, and a square that underflows
+// would not change the sum.
 //
-// In parts, each workgroup takes `part` elements and leaves three u32 words in partials. Then,
-// FINISH, one workgroup takes all of these together, and leaves an update's report: its loss, the
-// norm, the largest element's magnitude and index, and whether it is stopped. Where the loss or the
-// norm is not finite, reports[0] is set, which stops shaders/optimizer.wgsl from this update on.
+// First, each workgroup takes `part` elements and writes three u32 words to partials. Then, with
+// FINISH, one workgroup combines them and writes the report of the update: its loss, the norm, the
+// largest element's magnitude and index, and whether the update is stopped. If the loss or the norm
+// is not finite, reports[0] is set, which stops shaders/optimizer.wgsl from this update on.
 
 const THREADS: u32 = 256u;
-const PARTIAL: u32 = 3u; // u32 words: the sum of squares in its unit, the largest magnitude, its index
-const REPORT: u32 = 5u; // u32 words: loss, norm, the largest magnitude, its index, whether it is stopped
-const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on
+const PARTIAL: u32 = 3u; // u32 words: the sum of squares in its unit, largest magnitude, its index
+const REPORT: u32 = 5u; // u32 words: loss, norm, largest magnitude, its index, 1 if stopped
+const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on are not finite
 
 override FINISH: bool = false;
 
 struct Args {
-    length: u32, // elements of gradient, or parts
-    part: u32, // of a workgroup
-    slots: u32, // updates that reports has room for
+    length: u32, // elements of gradient, or partial results
+    part: u32, // elements per workgroup
+    slots: u32, // updates that reports has slots for
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
@@ -32,26 +32,26 @@ struct Args {
 
 struct Partial {
     squares: f32, // in units of the square of unit(largest)
-    largest: u32, // a magnitude's bits, which are ordered as the magnitudes
+    largest: u32, // a magnitude's bits, which have the magnitudes' order
     index: u32,
 }
 
 var<workgroup> group_partials: array<Partial, THREADS>;
 
-// The exponent of the power of two that is a magnitude's unit, as f32 has it. Subnormal numbers,
-// which devices may take for 0, have that of the smallest normal ones.
+// The exponent of a magnitude's unit, a power of two, in f32's encoding. Subnormal numbers, which
+// devices may flush to 0, have the unit of the smallest normal number.
 fn unit(magnitude: u32) -> u32 {
     return max(magnitude >> 23u, 1u);
 }
 
-// The square of a magnitude in its unit: by its bits, so that no device takes it for 0.
+// The square of a magnitude in its unit, from its bits, so that no device flushes it to 0.
 fn square(magnitude: u32) -> f32 {
     let fraction = f32(magnitude & 0x7fffffu) * 0x1p-23f;
     let units = select(fraction, 1.0 + fraction, magnitude > 0x7fffffu);
     return units * units;
 }
 
-// The squares of a partial result in the unit of exponent `to`, which is no smaller.
+// The squares of a partial result in the unit with exponent `to`, which is no smaller.
 fn squares_in(partial: Partial, to: u32) -> f32 {
     let halvings = min(2u * (to - unit(partial.largest)), 126u);
     return partial.squares * bitcast<f32>((127u - halvings) << 23u);

@@ -1,14 +1,15 @@
-// Of each row of outputs o and its targets t: the loss, and its gradient in the outputs' place.
+// The loss of each row of outputs o with targets t. The gradient replaces the outputs.
 //
 //   MEAN_SQUARED   Σ_c (o − t)²                           2 (o − t)
 //   HUBER          Σ_c d² / 2, or δ (|d| − δ / 2)         d between −δ and δ, where d = o − t
 //   CROSS_ENTROPY  log Σ_c e^o_c − o_t                    softmax(o) − one-hot(t)
 //
-// both times the row's weight; where that is 0, 0 whatever the outputs are. In evaluation the
-// outputs stay as they are, and of each row it says besides whether the largest output is that of
-// its class.
+// Both are multiplied by the row's weight; with weight 0 both are 0 for any outputs. In evaluation
+// the outputs do not change, and a second number per row is 1 if the largest output is at its
+// class.
 //
-// LANES threads serve a row; a workgroup has as many rows as fit. The order of additions is fixed.
+// LANES threads process a row; a workgroup has as many rows as fit. The order of additions is
+// fixed.
 
 const MEAN_SQUARED: u32 = 0u;
 const HUBER: u32 = 1u;
@@ -18,7 +19,7 @@ const THREADS: u32 = 64u;
 
 override LOSS: u32 = MEAN_SQUARED;
 override LANES: u32 = 1u; // a power of two
-override DIFFERENTIATE: bool = true; // or else evaluate
+override DIFFERENTIATE: bool = true; // false: evaluate
 
 struct Args {
     rows: u32,
@@ -34,7 +35,7 @@ struct Args {
 
 var<workgroup> lane_results: array<f32, THREADS>;
 
-// Of all lanes of a row.
+// Combines the numbers of all lanes of a row.
 fn sum_of_lanes(thread: u32, partial: f32) -> f32 {
     lane_results[thread] = partial;
     workgroupBarrier();
@@ -49,7 +50,7 @@ fn sum_of_lanes(thread: u32, partial: f32) -> f32 {
     return sum;
 }
 
-// NaN where one is NaN.
+// NaN if one of them is NaN.
 fn larger(a: f32, b: f32) -> f32 {
     return select(b, a, a > b || a != a);
 }
@@ -68,8 +69,8 @@ fn largest_of_lanes(thread: u32, partial: f32) -> f32 {
     return largest;
 }
 
-// 1 where the largest output is that of the class `target_class`, the first of several largest; NaN
-// is not larger.
+// 1 if the largest output is at class `target_class`, or at the first of several largest. NaN is
+// not larger.
 fn correct_row(thread: u32, lane: u32, first: u32, target_class: u32, end: u32) -> f32 {
     var larger_ones = 0.0;
     for (var c = lane; c < end; c += LANES) {
@@ -80,8 +81,8 @@ fn correct_row(thread: u32, lane: u32, first: u32, target_class: u32, end: u32) 
     return select(0.0, 1.0, sum_of_lanes(thread, larger_ones) == 0.0);
 }
 
-// The loss, and in evaluation 1 where the row is correct. A row past the end has no columns of its
-// own, but meets the others at their barriers.
+// The loss of a row, and in evaluation 1 if the row is correct. A row after the end has no columns,
+// but takes part in the barriers.
 fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) -> vec2<f32> {
     var partial = -0x1.fffffep127f; // the lowest number
     for (var c = lane; c < end; c += LANES) {
@@ -98,7 +99,7 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
         target_class = targets[row];
         own = outputs[first + target_class] - largest;
     }
-    // Every lane has read that before one of them overwrites it.
+    // Every lane has read `o_t` before one of them overwrites it.
     storageBarrier();
     let sum = sum_of_lanes(thread, partial);
     let loss = log(sum) - own;

@@ -1,33 +1,33 @@
 // C[m, n] = (accumulate ? C : 0) + Σ_k A(m, k) · B(k, n) (+ bias[bias_first + n])
 //
-// One kernel for every large product: each operand is a rectangle inside a row-major buffer, given
+// One kernel for every large product. Each operand is a rectangle inside a row-major buffer, given
 // by the index of its first element and the distance between rows.
 //
 //   A(m, k)   A_TRANSPOSED ? a[a_first + k · a_stride + m] : a[a_first + m · a_stride + k]
 //   B(k, n)   B_TRANSPOSED ? b[b_first + n · b_stride + k] : b[b_first + k · b_stride + n]
 //   C[m, n]   c[c_first + m · c_stride + n]
 //
-// With RUNS the rows of these rectangles come in runs, so many rows each and each so many elements
-// after the last: some steps of every row of a batch-first sequence.
+// With RUNS the rows of these rectangles are grouped in runs: `run` rows per run, and `skip`
+// elements from one run to the next. Example: some steps of every row of a batch-first sequence.
 //
-// A workgroup makes a tile of 4 · M_QUADS · M_THREADS × 4 · N_QUADS · N_THREADS of C, walking k in
-// slices of DEPTH that it stages in workgroup memory, four rows of A or four columns of B to a
-// vec4. A thread owns M_QUADS quads of rows and N_QUADS quads of columns: of two each, four vec4
-// loads feed 64 multiply-adds.
+// A workgroup computes a tile of 4 · M_QUADS · M_THREADS × 4 · N_QUADS · N_THREADS of C. It loops
+// over k in slices of DEPTH, which it stages in workgroup memory, four rows of A or four columns of
+// B to a vec4. A thread owns M_QUADS quads of rows and N_QUADS quads of columns: with two of each,
+// four vec4 loads feed 64 multiply-adds.
 //
-// Without STAGED each thread loads for itself, at a DEPTH of 1: for adapters whose workgroup memory
-// is no nearer than any other.
+// Without STAGED each thread loads from the buffers, with a DEPTH of 1: for adapters whose
+// workgroup memory is not faster than any other.
 //
-// Where C has few tiles and k is long, workgroups' z takes k in parts, each with a C of its own,
-// part_apart elements after the last one's, to be added up after.
+// If C has few tiles and k is long, workgroups along z each take a part of k. Their results are
+// part_apart elements apart and are added up afterwards.
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
 override RUNS: bool = false;
 override M_THREADS: u32 = 8u;
 override N_THREADS: u32 = 8u;
-override M_QUADS: u32 = 2u; // 2 or 4: rows of a thread, four each
-override N_QUADS: u32 = 2u; // 1, 2 or 4: columns of a thread, four each
+override M_QUADS: u32 = 2u; // 2 or 4: quads of rows per thread
+override N_QUADS: u32 = 2u; // 1, 2 or 4: quads of columns per thread
 override DEPTH: u32 = 16u;
 override STAGED: bool = true;
 
@@ -35,12 +35,12 @@ struct Args {
     m: u32,
     n: u32,
     k: u32,
-    k_part: u32, // k of a workgroup
+    k_part: u32, // k per workgroup
     a_first: u32,
     a_stride: u32,
-    a_row: u32, // of the first run, that a_first stands for
-    a_run: u32, // rows of a run
-    a_skip: u32, // elements from a run to the next
+    a_row: u32, // row of the first run at a_first
+    a_run: u32, // rows per run
+    a_skip: u32, // elements from one run to the next
     b_first: u32,
     b_stride: u32,
     b_row: u32,
@@ -53,21 +53,21 @@ struct Args {
     c_skip: u32,
     part_apart: u32,
     bias_first: u32,
-    add_bias: u32, // 1: add bias[bias_first + n]
-    accumulate: u32, // 1: add to what C holds
+    add_bias: u32, // 1: adds bias[bias_first + n]
+    accumulate: u32, // 1: adds to the contents of C
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>; // anything where add_bias is 0
+@group(0) @binding(3) var<storage, read> bias: array<f32>; // not read if add_bias is 0
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
-// One vec4 more a k, so that the k of a quad fall into different banks.
+// One more vec4 per k, so that the k of a quad are in different banks.
 var<workgroup> a_slice: array<vec4<f32>, DEPTH * (M_QUADS * M_THREADS + 1u)>; // [DEPTH][quads + 1], four m each
 var<workgroup> b_slice: array<vec4<f32>, DEPTH * (N_QUADS * N_THREADS + 1u)>; // [DEPTH][quads + 1], four n each
 
-// A block of each thread: [4 · M_THREADS][N_THREADS].
+// The block of each thread: [4 · M_THREADS][N_THREADS].
 var<workgroup> blocks: array<vec4<f32>, 4u * M_THREADS * N_THREADS>;
 
 fn m_quads() -> u32 {
@@ -78,7 +78,7 @@ fn n_quads() -> u32 {
     return N_QUADS * N_THREADS;
 }
 
-// Where a row starts that is `row` rows after the first run's `offset`.
+// The start of the row that is `row` rows after `offset` in the first run.
 fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
     if !RUNS {
         return row * stride;
@@ -87,7 +87,7 @@ fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
     return whole / run * skip + whole % run * stride;
 }
 
-// Where rows `row` to `row` + 3 start, or the last one of `rows` where they end before.
+// The starts of rows `row` to `row` + 3, or of the last of `rows` if they end before.
 fn rows_at(row: u32, rows: u32, stride: u32, offset: u32, run: u32, skip: u32) -> vec4<u32> {
     let four = vec4(0u, 1u, 2u, 3u);
     if !RUNS {
@@ -97,9 +97,9 @@ fn rows_at(row: u32, rows: u32, stride: u32, offset: u32, run: u32, skip: u32) -
     return whole / run * skip + whole % run * stride;
 }
 
-// Four m or n, from `quad` on, at one k of `k_end`: in memory four rows' elements in a column, or
-// four in a row. Past the edge of C they are some others, whose products nobody stores; past the
-// end of k, 0.
+// Four m or n, from `quad` on, at one k below `k_end`: in memory four rows' elements in a column,
+// or four elements of a row. Outside C they have any value and their products are not stored;
+// beyond the end of k they are 0.
 fn load_a(quad: u32, k: u32, k_end: u32) -> vec4<f32> {
     let k_in = min(k, args.k - 1u);
     var at = vec4(args.a_first);
@@ -124,8 +124,8 @@ fn load_b(quad: u32, k: u32, k_end: u32) -> vec4<f32> {
     return select(vec4<f32>(), vec4(b[at.x], b[at.y], b[at.z], b[at.w]), k < k_end);
 }
 
-// Neighbouring threads must read neighbouring addresses. In an operand whose rows run along k they
-// therefore take neighbouring k, in the other neighbouring quads. Returns (k, quad).
+// Neighbouring threads must read neighbouring addresses. So in an operand whose rows run along k
+// they take neighbouring k, in the other operand neighbouring quads. Returns (k, quad).
 fn slot_place(slot: u32, quads: u32, rows_along_k: bool) -> vec2<u32> {
     if rows_along_k {
         return vec2(slot % DEPTH, slot / DEPTH);
@@ -144,7 +144,7 @@ fn stage(tile_m: u32, tile_n: u32, k0: u32, end: u32, thread: u32) {
     }
 }
 
-// Four rows of A, `quad` of the tile, at `k` of the slice that starts at `k0`.
+// Four rows of A: quad `quad` of the tile, at `k` of the slice that starts at `k0`.
 fn rows_at_k(tile_m: u32, quad: u32, k0: u32, k: u32, end: u32) -> vec4<f32> {
     if STAGED {
         return a_slice[k * (m_quads() + 1u) + quad];
@@ -160,7 +160,7 @@ fn columns_at_k(tile_n: u32, quad: u32, k0: u32, k: u32, end: u32) -> vec4<f32> 
     return load_b(tile_n + 4u * quad, k0 + k, end);
 }
 
-// One k of a thread's columns, a quad each.
+// One k of a thread's columns, one quad each.
 struct Columns {
     q0: vec4<f32>,
     q1: vec4<f32>,
@@ -168,7 +168,7 @@ struct Columns {
     q3: vec4<f32>,
 }
 
-// A quad of rows of a thread's sums: a matrix for each quad of columns, a column of it for each
+// The sums of a thread for a quad of rows: one matrix per quad of columns, one column of it per
 // row.
 struct Band {
     q0: mat4x4<f32>,
@@ -177,7 +177,7 @@ struct Band {
     q3: mat4x4<f32>,
 }
 
-// `sum` and the products of four rows with four columns.
+// Adds to `sum` the products of four rows with four columns.
 fn outer(sum: mat4x4<f32>, rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
     return mat4x4(
         fma(vec4(rows.x), columns, sum[0]), fma(vec4(rows.y), columns, sum[1]),
@@ -210,8 +210,8 @@ fn store(m: u32, n: u32, part: u32, sum: f32) {
     c[at] = value;
 }
 
-// Every thread's block, from row m and column n of C on. They go through workgroup memory, so that
-// neighbouring threads write neighbouring columns.
+// Stores every thread's block, from row m and column n of C on. The blocks go through workgroup
+// memory, so that neighbouring threads write neighbouring columns.
 fn store_blocks(m: u32, n: u32, part: u32, thread: u32, block: mat4x4<f32>) {
     let at = thread / N_THREADS * 4u * N_THREADS + thread % N_THREADS;
     blocks[at] = block[0];

@@ -1,18 +1,18 @@
-// One update of all parameters, element by element, with the numbers of `update`
+// One update of all parameters, element by element, with the constants of `update`
 // (src/plan/update.rs):
 //
-//   g ← gradient, bounded; g ← g + coupled · θ
+//   g ← gradient, clipped; g ← g + coupled · θ
 //   m ← keep1 · m + take1 · g
 //   v ← keep2 · v + take2 · g²                            (ADAM)
-//   θ ← θ − decoupled · θ − rate · m / (√v · correction2 + ε), without ADAM the division left out
+//   θ ← θ − decoupled · θ − rate · m / (√v · correction2 + ε), without ADAM no division
 //
-// CHECK comes first: it moves nothing, and sets reports[0] where one of θ, m and v would not be
-// finite then. Nothing moves from an update on that set it, or whose loss or norm did.
+// CHECK runs first: it changes nothing, and sets reports[0] if one of θ, m and v would not be
+// finite. From an update that set reports[0] (here, or by its loss or norm) on, nothing changes.
 
 const THREADS: u32 = 256u;
 
 const REPORT: u32 = 5u; // u32 words, as in shaders/gradient_norm.wgsl
-const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on
+const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on are not finite
 
 const CLIP_NONE: u32 = 0u;
 const CLIP_NORM: u32 = 1u;
@@ -24,12 +24,12 @@ override CHECK: bool = false;
 
 struct Args {
     length: u32,
-    threads: u32, // of all workgroups
+    threads: u32, // in all workgroups
     slots: u32,
 }
 
 struct Update {
-    slot: u32, // of the report
+    slot: u32, // slot of the report
     bound: f32,
     rate: f32,
     keep1: f32,
@@ -47,8 +47,8 @@ struct Update {
 @group(0) @binding(2) var<storage, read> gradient: array<f32>;
 @group(0) @binding(3) var<storage, read_write> first_moment: array<f32>;
 @group(0) @binding(4) var<storage, read_write> second_moment: array<f32>;
-@group(0) @binding(5) var<storage, read> update: array<u32>; // an Update, numbers by their bits
-@group(0) @binding(6) var<storage, read_write> reports: array<atomic<u32>>; // as shaders/gradient_norm.wgsl leaves them
+@group(0) @binding(5) var<storage, read> update: array<u32>; // an Update, numbers as their bits
+@group(0) @binding(6) var<storage, read_write> reports: array<atomic<u32>>; // as in shaders/gradient_norm.wgsl
 
 fn number(i: u32) -> f32 {
     return bitcast<f32>(update[i]);
@@ -71,7 +71,7 @@ fn bounded(g: f32, now: Update, norm: f32) -> f32 {
 struct Element {
     param: f32,
     m: f32,
-    v: f32, // with ADAM
+    v: f32, // only with ADAM
 }
 
 fn after(i: u32, now: Update, norm: f32) -> Element {
@@ -87,7 +87,7 @@ fn after(i: u32, now: Update, norm: f32) -> Element {
     return Element(param - (now.decoupled * param + moved), m, v);
 }
 
-// By its bits: compilers may take it that there is no infinity.
+// By its bits: compilers may assume that there is no infinity.
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7fffffffu) < NOT_FINITE;
 }

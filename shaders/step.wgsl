@@ -1,37 +1,37 @@
-// Shared by forward and backward, the kernels of the recurrence: their arguments, where a step's
-// elements lie, what its flags say, what dropout and zoneout draw, and how a workgroup multiplies
-// with the recurrent weights.
+// Shared by forward and backward, the kernels of the recurrence: their arguments, the positions of
+// a step's elements, the step flags, the random draws of dropout and zoneout, and the
+// multiplication by the recurrent weights.
 //
-// The directions of a layer are independent; workgroups' z tells them apart. A reverse one runs
-// from the last time to the first; a second one's tensors lie one direction's size after those of
-// the first.
+// The directions of a layer are independent; a workgroup's z is its direction. A reverse direction
+// runs from the last time to the first. The tensors of the second direction follow those of the
+// first.
 //
-// The axes of time and batch lie in x, y, h and gates as the strides say, so that time-major and
-// batch-first arrays are the same to a kernel.
+// The strides give the order of the axes time and batch in x, y, h and gates, so that a kernel
+// treats time-major and batch-first arrays alike.
 //
-// A workgroup makes 4 · UNIT_QUADS hidden units of 4 · ROW_QUADS batch rows, for `count` steps one
-// after another. With count 1 the units of a step are spread over many workgroups and the host
-// walks over the steps. A workgroup that makes all units may walk over many steps itself: what it
-// multiplies with the weights then stays in its own memory.
+// A workgroup computes 4 · UNIT_QUADS hidden units of 4 · ROW_QUADS batch rows, for `count` steps
+// one after another. With count 1 the units of a step are spread over many workgroups and the host
+// loops over the steps. A workgroup that computes all units may loop over many steps itself; its
+// operands then stay in workgroup memory.
 
-override GATES_RZ: bool = true; // a dispatch makes r and z
-override GATE_N: bool = true; // and n
+override GATES_RZ: bool = true; // the dispatch computes r and z
+override GATE_N: bool = true; // the dispatch computes n
 override RESET_BEFORE: bool = false; // n needs every r first
 override Z_KEEPS: bool = true;
-override GATE_ACTIVATION: u32 = SIGMOID; // of r and z
-override CANDIDATE_ACTIVATION: u32 = TANH; // of n
-override DROPOUT: bool = false; // of the layer's output
-override ZONEOUT: u32 = NO_ZONEOUT; // of the state
-override KEEPS: bool = true; // gates are for a backward pass
+override GATE_ACTIVATION: u32 = SIGMOID; // activation of r and z
+override CANDIDATE_ACTIVATION: u32 = TANH; // activation of n
+override DROPOUT: bool = false; // dropout of the layer's output
+override ZONEOUT: u32 = NO_ZONEOUT; // zoneout of the state
+override KEEPS: bool = true; // gates are kept for a backward pass
 override ALIGNED: bool = false; // H is a multiple of 4
 
-// Threads of a workgroup: so many along the units, four each, and so many along k (split-K).
+// Threads of a workgroup: UNIT_QUADS along the units, four units each, times SPLIT_K along k.
 override UNIT_QUADS: u32 = 4u;
 override SPLIT_K: u32 = 4u; // lanes that share a sum over k
-override ROW_QUADS: u32 = 1u; // 1 or 2: rows of a thread, four each
-override DEPTH_QUADS: u32 = 16u; // of k, four each, that the workgroup's memory holds
-override ACCUMULATORS: u32 = 3u; // sums of each unit and row that the workgroup's memory holds
-override RESIDENT: bool = false; // that is all of k, and stays there from step to step
+override ROW_QUADS: u32 = 1u; // 1 or 2: quads of rows per thread
+override DEPTH_QUADS: u32 = 16u; // quads along k that workgroup memory holds
+override ACCUMULATORS: u32 = 3u; // sums per unit and row in workgroup memory
+override RESIDENT: bool = false; // workgroup memory holds all of k, from step to step
 
 const NO_ZONEOUT: u32 = 0u;
 const EXPECTED_ZONEOUT: u32 = 1u;
@@ -47,30 +47,30 @@ struct Args {
     batch: u32, // B
     hidden: u32, // H
     directions: u32, // D
-    reverse_from: u32, // the directions from this one on run from the last time to the first
+    reverse_from: u32, // the first direction that runs from the last time to the first
     row_first: u32, // the first batch row of this dispatch
-    time_stride: u32, // rows of x and y from a step to the next
-    row_stride: u32, // and from a batch row to the next
-    h_times: u32, // states of each batch row that h holds
+    time_stride: u32, // rows of x and y from one step to the next
+    row_stride: u32, // rows of x and y from one batch row to the next
+    h_times: u32, // states per batch row that h holds
     h_time_stride: u32,
     h_row_stride: u32,
-    gates_first: u32, // the direction's own step that gates starts at
-    gates_times: u32, // how many steps from there on it holds
-    gates_room: u32, // how many it has room for
+    gates_first: u32, // the direction's own step at which gates starts
+    gates_times: u32, // steps that gates holds
+    gates_room: u32, // steps that gates has room for
     gates_time_stride: u32,
     gates_row_stride: u32,
-    weight_apart: u32, // elements from a weight to the same one of the other direction
+    weight_apart: u32, // elements from a weight to that of the other direction
     bias_apart: u32,
-    first_state: u32, // where the layer's [D, B, H] lie in states or dstates
+    first_state: u32, // index of the layer's [D, B, H] in states or dstates
     reset_state: u32,
     last_state: u32,
     layer: u32,
-    drop_below: u32, // draws below this drop an output
-    drop_scale: u32, // f32: what kept outputs are multiplied with
-    zone_below: u32, // draws below this keep a unit's state
-    zone_fraction: u32, // f32: the fraction of it kept where nothing is drawn
-    count: u32, // how many steps this dispatch takes
-    step: u32, // the first of them, the direction's own: its first is 0
+    drop_below: u32, // an output is dropped if its draw is below this
+    drop_scale: u32, // f32: factor of kept outputs
+    zone_below: u32, // a unit keeps its state if its draw is below this
+    zone_fraction: u32, // f32: the fraction of its state that a unit keeps in inference
+    count: u32, // steps in this dispatch
+    step: u32, // the first step, in the direction's own order, from 0
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
@@ -78,17 +78,16 @@ struct Args {
 @group(0) @binding(2) var<storage, read> step_flags: array<u32>; // [T, B], then draw_seed (src/spec/noise.rs)
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, gates_room·B, 4H]: r, z, n, past
 
-// What the weights are multiplied with, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], k = 4 ·
-// quad + i at [i][quad], so that neighbouring lanes read neighbouring places.
+// The operands of the weights, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], with k = 4 · quad
+// + i at [i][quad], so that neighbouring lanes read neighbouring elements.
 var<workgroup> operand: array<vec4<f32>, 4u * DEPTH_QUADS * ROW_QUADS>;
 
 // The lanes' partial sums of one product, four units to a vec4: [4 ·
 // ROW_QUADS][SPLIT_K][UNIT_QUADS].
 var<workgroup> lane_sums: array<vec4<f32>, 4u * ROW_QUADS * SPLIT_K * UNIT_QUADS>;
 
-// Of each item, which is a unit of a row: its products, then what it puts into the operands. Only
-// the item's own thread goes there until all are in place: [ACCUMULATORS][4 · ROW_QUADS][4 ·
-// UNIT_QUADS].
+// Of each item, which is one unit of one row: its products, then its next operands. Only the item's
+// own thread accesses them until all are complete: [ACCUMULATORS][4 · ROW_QUADS][4 · UNIT_QUADS].
 var<workgroup> accumulators: array<f32, ACCUMULATORS * 16u * ROW_QUADS * UNIT_QUADS>;
 
 // The direction of this workgroup.
@@ -115,12 +114,12 @@ fn gates_at(time: u32, row: u32, column: u32) -> u32 {
     return at * 4u * args.hidden + column;
 }
 
-// In y and dy, [T·B, D·H].
+// The index in y and dy, [T·B, D·H].
 fn output_at(time: u32, row: u32, unit: u32) -> u32 {
     return (sequence_row(time, row) * args.directions + direction) * args.hidden + unit;
 }
 
-// The state that the step at this time starts from.
+// The index of the state that the step at this time starts from.
 fn h_at(time: u32, row: u32, unit: u32) -> u32 {
     let slot = direction * args.h_times * args.batch
         + time % args.h_times * args.h_time_stride + row * args.h_row_stride;
@@ -140,8 +139,8 @@ fn restarts(time: u32, row: u32) -> bool {
     return (step_flags[time * args.batch + row] & bit) != 0u;
 }
 
-// A draw is a function of the seed and of where it is drawn alone, however the batch is laid out or
-// cut. The twin is Noise::draw in src/spec/noise.rs.
+// A draw depends only on the seed and on its index, for any layout and chunks of the batch. The
+// reference is Noise::draw in src/spec/noise.rs.
 fn draw(purpose: u32, time: u32, row: u32, unit: u32) -> u32 {
     let seed = args.steps * args.batch;
     let first = vec2(step_flags[seed + 3u], step_flags[seed + 2u]);
@@ -149,7 +148,7 @@ fn draw(purpose: u32, time: u32, row: u32, unit: u32) -> u32 {
     return philox(counter, vec2(step_flags[seed], step_flags[seed + 1u])).x;
 }
 
-// What an output is multiplied with on its way to the next layer.
+// The factor of an output on its way to the next layer.
 fn dropout_factor(time: u32, row: u32, unit: u32) -> f32 {
     if !DROPOUT {
         return 1.0;
@@ -157,7 +156,7 @@ fn dropout_factor(time: u32, row: u32, unit: u32) -> f32 {
     return select(bitcast<f32>(args.drop_scale), 0.0, draw(0u, time, row, unit) < args.drop_below);
 }
 
-// The fraction of its old state that a unit keeps, besides what its gates keep.
+// The fraction of its old state that a unit keeps, in addition to its gates.
 fn zone(time: u32, row: u32, unit: u32) -> f32 {
     if ZONEOUT == EXPECTED_ZONEOUT {
         return bitcast<f32>(args.zone_fraction);
@@ -168,13 +167,13 @@ fn zone(time: u32, row: u32, unit: u32) -> f32 {
     return 0.0;
 }
 
-// Four weights in a row, from any element on: two loads where rows need not start at a whole vec4.
+// Four consecutive weights from any element on: two loads if rows need not start at a whole vec4.
 fn weights(at: u32) -> vec4<f32> {
     let low = weight_hh[at / 4u];
     if ALIGNED {
         return low;
     }
-    let high = weight_hh[at / 4u + 1u]; // past the end it is some other, and not used
+    let high = weight_hh[at / 4u + 1u]; // past the end it has any value and is not used
     switch at % 4u {
         case 0u: { return low; }
         case 1u: { return vec4(low.yzw, high.x); }
@@ -187,7 +186,7 @@ fn operand_at(k: u32, row_quad: u32) -> u32 {
     return (k % 4u * DEPTH_QUADS + k / 4u) * ROW_QUADS + row_quad;
 }
 
-// Four k of four rows: a column for each k.
+// Four k of four rows: one column per k.
 fn operands(quad: u32, row_quad: u32) -> mat4x4<f32> {
     let at = quad * ROW_QUADS + row_quad;
     let apart = DEPTH_QUADS * ROW_QUADS;
@@ -195,14 +194,13 @@ fn operands(quad: u32, row_quad: u32) -> mat4x4<f32> {
         operand[at], operand[at + apart], operand[at + 2u * apart], operand[at + 3u * apart]);
 }
 
-// Products of a thread's four units, a column each, with its rows.
+// The products of a thread's four units, one column each, with its rows.
 struct Products {
     low: mat4x4<f32>,
-    high: mat4x4<f32>, // of the second quad of rows
+    high: mat4x4<f32>, // the second quad of rows
 }
 
-// `sum` and the products with the operands of a quad of k: four of it for each unit, a column of
-// `weights` each.
+// Adds to `sum` the products with the operands of one quad of k. `weights` has one column per unit.
 fn multiplied(sum: Products, quad: u32, weights: mat4x4<f32>) -> Products {
     var more = sum;
     more.low = multiplied_rows(sum.low, operands(quad, 0u), weights);
@@ -212,7 +210,8 @@ fn multiplied(sum: Products, quad: u32, weights: mat4x4<f32>) -> Products {
     return more;
 }
 
-// As `sum + rows * weights`, which some adapters multiply and add one after the other.
+// Like `sum + rows * weights`, which some adapters compute as separate multiplications and
+// additions.
 fn multiplied_rows(sum: mat4x4<f32>, rows: mat4x4<f32>, weights: mat4x4<f32>) -> mat4x4<f32> {
     return mat4x4(
         multiplied_unit(sum[0], rows, weights[0]), multiplied_unit(sum[1], rows, weights[1]),
@@ -228,7 +227,7 @@ fn items() -> u32 {
     return 16u * UNIT_QUADS * ROW_QUADS;
 }
 
-// The unit and the row of the workgroup that an item is. Neighbouring items are neighbouring units.
+// The unit and the row within the workgroup of an item. Neighbouring items are neighbouring units.
 fn item_position(item: u32) -> vec2<u32> {
     return vec2(item % (4u * UNIT_QUADS), item / (4u * UNIT_QUADS));
 }
@@ -256,7 +255,7 @@ fn reduce_lanes(accumulator: u32, thread: u32, lane: u32, unit_quad: u32, produc
     workgroupBarrier();
 }
 
-// A thread's partial sums of four rows, `row` and the next ones: a vec4 of units for each.
+// Stores a thread's partial sums of four rows, from `row` on: one vec4 of units per row.
 fn store_lane_sums(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     let of_rows = transpose(of_units);
     let apart = threads();
@@ -267,8 +266,8 @@ fn store_lane_sums(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     lane_sums[at + 3u * apart] = of_rows[3];
 }
 
-// The items' first `count` accumulators become operands, each `apart` units after the last one's:
-// four rows to a vec4, which is why no item writes there itself.
+// Turns the items' first `count` accumulators into operands, `apart` units from one accumulator to
+// the next. Four rows make a vec4, so an item cannot write its operand itself.
 fn store_operands(count: u32, apart: u32, thread: u32) {
     if !RESIDENT {
         return;

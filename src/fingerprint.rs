@@ -1,40 +1,43 @@
-//! Fingerprints of data: a change made by mistake is seen by them.
+//! [`DataFingerprint`]: detects a data set that changed by mistake.
 
 use std::fmt;
 
-/// FNV-1a of 64 bits: a hash of the numbers added so far. Each step is one to one, so no change
-/// within a single number goes unseen; of other changes one in 2⁶⁴.
+/// 64-bit FNV-1a: a hash of the numbers added so far.
+///
+/// Each step is a bijection, so the hash detects every change of a single number. It misses other
+/// changes with probability 2⁻⁶⁴.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fnv1a(pub u64);
 
 impl Default for Fnv1a {
-    /// Of nothing.
+    /// Returns the hash of no numbers.
     fn default() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 }
 
 impl Fnv1a {
-    /// Adds a number: a byte, as FNV-1a has it, or one of more bits, which is as good and takes
-    /// fewer steps.
+    /// Adds a number. FNV-1a is defined on bytes. Adding up to 64 bits at once works as well and
+    /// takes fewer steps.
     pub fn add(&mut self, number: u64) {
         self.0 = (self.0 ^ number).wrapping_mul(0x0100_0000_01b3);
     }
 }
 
-/// What a set of examples is known by.
+/// A fingerprint of a data set: the number of examples and a hash of their contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DataFingerprint {
-    /// How many there are.
+    /// The number of examples.
     pub count: usize,
-    /// Of all that they hold, in their order: enough to tell a change made by mistake.
+    /// A hash of the examples' contents in order. It detects accidental changes, not deliberate
+    /// ones.
     pub hash: u64,
 }
 
 impl DataFingerprint {
-    /// That of `count` examples which these numbers tell from any others: FNV-1a over 64 bits at a
-    /// time.
+    /// Returns the fingerprint of `count` examples whose contents are `numbers`, hashed with FNV-1a
+    /// 64 bits at a time.
     pub fn of_numbers(count: usize, numbers: impl IntoIterator<Item = u64>) -> Self {
         let mut hash = Fnv1a::default();
         numbers.into_iter().for_each(|number| hash.add(number));
@@ -43,8 +46,8 @@ impl DataFingerprint {
 }
 
 impl fmt::Display for DataFingerprint {
-    /// `150 of hash 0123456789abcdef`
+    /// Writes `150 (hash 0123456789abcdef)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of hash {:016x}", self.count, self.hash)
+        write!(f, "{} (hash {:016x})", self.count, self.hash)
     }
 }

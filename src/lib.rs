@@ -1,21 +1,21 @@
-//! Gated recurrent units on any GPU through wgpu compute shaders, forward and backward.
+//! Gated recurrent units (GRUs) on any GPU through wgpu compute shaders, forward and backward.
 //!
-//! A [`Gru`] holds a [`GruConfig`], its [`Params`] and a [`Device`]. It takes ndarray views, gives
-//! arrays, and gives the same numbers, to rounding, on a GPU, on a software adapter and on the CPU:
+//! A [`Gru`] consists of a [`GruConfig`], its [`Params`] and a [`Device`]. It takes ndarray views
+//! and returns arrays. A GPU, a software adapter and the CPU return the same numbers, to rounding.
 //!
 //! ```
 //! use gru_wgpu::{Device, Gru, GruConfig, Init, OptimizerState, Optimizer};
 //! use ndarray::Array3;
 //!
-//! // PyTorch's definition; Device::auto() takes a hardware GPU where there is one, or the CPU.
+//! // PyTorch's definition. Device::auto() opens a hardware GPU, or the CPU if there is none.
 //! let mut gru = Gru::new(GruConfig::pytorch(3, 16), Init::Uniform, 42, &Device::auto())?;
-//! let (adam, mut moments) = (Optimizer::adam(), OptimizerState::zeros(gru.params().as_slice().len())?);
+//! let (adam, mut state) = (Optimizer::adam(), OptimizerState::zeros(gru.params().as_slice().len())?);
 //! let x = Array3::from_shape_fn((20, 4, 3), |(t, b, i)| ((t + 2 * b + 3 * i) as f32).sin());
 //! for _ in 0..3 {
 //!     let (out, tape) = gru.forward_train(&x)?;
-//!     let dy = out.y * (2.0 / 16.0); // of the mean of y², more or less
+//!     let dy = out.y * (2.0 / 16.0); // the gradient of Σ y² / 16
 //!     let grads = gru.backward(tape, Some(dy.view()), None)?;
-//!     adam.step(1e-2, gru.params_mut().as_mut_slice(), grads.params.as_slice(), &mut moments)?;
+//!     adam.step(1e-2, gru.params_mut().as_mut_slice(), grads.params.as_slice(), &mut state)?;
 //! }
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```
@@ -23,12 +23,18 @@
 //! # Notation
 //!
 //! T time steps, B batch rows, I input size, H hidden size, L layers, D directions (1 or 2:
-//! forward, reverse or both). Arrays are time-major and those of PyTorch: x `[T, B, I]`, y
-//! `[T, B, D·H]` with the forward half first, first and last states `[L·D, B, H]`, layer-major,
-//! forward before reverse. A cell is one direction of one layer. "Step" means time step. The gates
-//! r (reset), z (update) and n (candidate, h̃ in papers) are stacked in this order, as `[3H, ·]`,
-//! under PyTorch's names (`weight_ih_l0`, …). A gradient is `d` and the name of what it belongs to;
-//! `da_n` is that of the pre-activation of n. ⊙ is the elementwise product.
+//! forward, reverse or both). "Step" means time step. "Cell" means one direction of one layer.
+//!
+//! Arrays have PyTorch's time-major shapes:
+//!
+//! - x `[T, B, I]`
+//! - y `[T, B, D·H]`, the forward direction's half first
+//! - initial states h0 and last states h_n `[L·D, B, H]`, layer-major, forward before reverse
+//!
+//! The gates are r (reset), z (update) and n (the candidate, h̃ in papers). Parameters stack the
+//! gates in this order, as `[3H, ·]`, under PyTorch's names (`weight_ih_l0`, …). A gradient's name
+//! is `d` and the name of the variable: `da_n` is the gradient of the pre-activation of n. ⊙ is the
+//! elementwise product.
 //!
 //! # Equations
 //!
@@ -43,161 +49,202 @@
 //!
 //! | | [`Reset`] | [`Update`] | [`Bias`] |
 //! |---|---|---|---|
-//! | [`GruConfig::new`], the project's own statement | before | overwrites | one |
+//! | [`GruConfig::new`], this library's default | before | overwrites | one |
 //! | [`GruConfig::pytorch`], PyTorch and cuDNN | after | keeps | two |
 //! | Keras, `reset_after=True` | after | keeps | two |
 //! | ONNX's default, `linear_before_reset=0` | before | keeps | two |
 //!
-//! All combinations work, forward and backward, on every device, and so do other functions in the
-//! place of σ and tanh ([`Activation`]). With z overwrites, the gradient through time is ∂h'/∂h =
-//! (1 − z) + z ∂n/∂h and the paths through r and z: where z is small it flows straight through h.
-//! `examples/gradient_flow` measures how far, by the bias of z and beside a plain RNN, and draws it
-//! (`examples/gradient_flow.svg`).
+//! All combinations work, forward and backward, on every device. Other functions can replace σ and
+//! tanh ([`Activation`]).
 //!
-//! Around a step, in this order: a row that is cut here ([`Batch::resets`]) starts from the reset
-//! state; a step past a row's length ([`Batch::lengths`]) leaves h as it is and puts out 0; zoneout
-//! ([`GruConfig::zoneout`]) turns h' into ζ ⊙ h + (1 − ζ) ⊙ h', with ζ drawn 0 or 1 while training
-//! and its probability in use; dropout ([`GruConfig::dropout`]) scales what goes to the next layer.
-//! The draws are Philox4x32-10 of the counter (unit, row, step, 2 · layer + purpose) and the run's
-//! seed.
+//! With "z overwrites", the gradient through time is ∂h'/∂h = (1 − z) + z ∂n/∂h plus the paths
+//! through r and z. Where z is small, the gradient flows straight through h.
+//! `examples/gradient_flow` measures how far for several biases of z, compares a plain RNN, and
+//! plots the result (`examples/gradient_flow.svg`).
+//!
+//! These apply at each step, in this order:
+//!
+//! 1. Resets ([`Batch::resets`]): a row that is cut at this step starts from the reset state.
+//! 2. Padding ([`Batch::lengths`]): a step past a row's length keeps h and outputs 0.
+//! 3. Zoneout ([`GruConfig::zoneout`]): h' becomes ζ ⊙ h + (1 − ζ) ⊙ h'. In training ζ is drawn, 0
+//!    or 1. In inference ζ is its expected value, the zoneout probability.
+//! 4. Dropout ([`GruConfig::dropout`]): scales the output that the next layer reads.
+//!
+//! Draws come from Philox4x32-10 with the counter (unit, row, step, 2 · layer + purpose) and the
+//! run's seed as the key.
 //!
 //! # How data flows
 //!
 //! ```text
 //! GruConfig + Shape ─▶ Plan: buffers and dispatches, as data ─▶ Session on a Gpu ─▶ y, gradients
 //! Params: one flat buffer, named ranges ──────────────┴─────▶ cpu, on its threads ─▶     │
-//! reference: the same contract in plain loops, the specification    Learner: loss, optimizer
+//! reference: the same functions in plain loops, the specification   Learner: loss, optimizer
 //! ```
 //!
-//! Forward, for each layer: one product x · W_ihᵀ over all steps (or over as many as the adapter
-//! can bind the gates of), then the recurrence, which fuses the gates' recurrent products with the
-//! elementwise update, for all directions at once. Backward, for each layer from the last: the
-//! recurrence the other way, then one product each for dx, dW_ih and dW_hh, and column sums for the
-//! biases. The recurrence has two kernel families ([`Recurrence`]): one dispatch for each step (two
-//! with reset before), its units spread over the device; or one dispatch for many steps, in which a
-//! workgroup computes all units of a few rows and keeps their states in its own memory.
-//! `plan/tiles.rs` chooses. Long work is cut: no dispatch, and no submit of this library's own,
-//! takes longer than a fraction of a second at the rate of a slow adapter of its kind. (An encoded
-//! [`ForwardPass`] is one compute pass; its caller submits it.) There are no float atomics and the
-//! order of additions is fixed: the same inputs on the same adapter give the same bits.
+//! **Forward**, for each layer:
 //!
-//! Four buffers carry a layer's run:
+//! 1. One matrix product x · W_ihᵀ over all steps, or over as many steps as the adapter can bind
+//!    the gates for.
+//! 2. The recurrence, for all directions at once. It fuses the gates' recurrent products with the
+//!    elementwise update.
 //!
-//! - `states [3, L·D, B, H]`, for all layers: the first states, the reset states, the last states.
-//! - `h [D, T, B, H]`: the state that each step starts from, after a reset. Without a backward pass
-//!   the last two are enough.
-//! - `gates [D, T, B, 4H]`: before a step the input's products, after it r, z, n and what n took from
-//!   the past (`W_hn h + b_hn`, or `r ⊙ h` with reset before); in the backward pass their gradients, in
-//!   the same places. With [`RunOptions::recompute`] it holds an eighth of the steps: the backward pass
-//!   runs each eighth forward once more before it goes back through it.
-//! - `y [T, B, D·H]`: the layer's output, the input of the next one.
+//! **Backward**, for each layer from the last to the first:
 //!
-//! In the backward pass `dstates` holds the gradients of `states` in the same places: dh_n, then
-//! the part of dh that needs no product, in the end dh0. `step_flags [T, B]` says which steps are
-//! padding and which start afresh. x, y, h and gates have their axes T and B in the caller's order:
-//! the step kernels take two strides, and to a matrix product the rows are rows.
+//! 1. The recurrence in reverse.
+//! 2. One product each for dx, dW_ih and dW_hh, and column sums for the biases.
 //!
-//! One call, end to end, on an adapter. [`Gru::forward_train`] checks the shapes and asks the
-//! model's session pool for a session of that shape: an idle one, or a new one made from a
-//! [`plan::Plan`], which is first checked against the adapter's limits. The executor writes x, h0
-//! and the step flags, runs the plan's forward schedule and reads y and h_n. A run that no buffer
-//! of the device can hold is cut into chunks, one session each. The sessions go into the [`Tape`];
-//! [`Gru::backward`] writes dy and dh_n, runs the backward schedules and reads the gradients. A
-//! dropped tape gives its sessions back to the pool, which keeps those of the last 32 shapes while
-//! they hold at most 512 MiB, and the last two whatever they hold.
+//! The recurrence has two kernel families ([`Recurrence`]). One runs a dispatch for each step (two
+//! with reset before) and spreads the units over the device. The other runs many steps in one
+//! dispatch: each workgroup computes all units of a few rows and keeps their states in workgroup
+//! memory. `plan/tiles.rs` chooses the family.
 //!
-//! On the CPU the layers run in `cpu/`: the weights are packed once for each version of the
-//! parameters; threads take rows of the batch through all steps; products and the elementwise
-//! update go 32 units at a time (16 without AVX-512), in the nearest cache. After the steps of a
-//! backward pass come dx, dW_ih, dW_hh and the biases as products over all steps. The bits do not
-//! depend on the number of threads.
+//! The plan splits long work. No dispatch, and no submit that this library makes, takes longer than
+//! a fraction of a second at the speed of a slow adapter of its kind. (An encoded [`ForwardPass`]
+//! is one compute pass, which its caller submits.) There are no float atomics and the order of
+//! additions is fixed, so the same inputs on the same adapter give the same bits.
 //!
-//! A [`Stream`] is a session that lives on: from one step to the next the first and the last third
-//! of `states` change places, and nothing is copied or made. A [`ForwardPass`] is a session over a
-//! caller's buffers, encoded into the caller's encoder. What waits for the device, or in a browser
-//! for its errors, is async inside; a blocking call is `block_on` of its async twin.
+//! ## Buffers
+//!
+//! A layer's run uses four buffers:
+//!
+//! - `states [3, L·D, B, H]`, shared by all layers: the first states, the reset states, the last
+//!   states.
+//! - `h [D, T, B, H]`: the state that each step starts from, after a reset. Inference needs only
+//!   the last two.
+//! - `gates [D, T, B, 4H]`: before a step, the input's products. After the step, r, z, n and the
+//!   recurrent input of n (`W_hn h + b_hn`, or `r ⊙ h` with reset before). In the backward pass,
+//!   their gradients, in the same elements. With [`RunOptions::recompute`] the buffer holds an
+//!   eighth of the steps, and the backward pass repeats the forward pass of each eighth before it
+//!   runs backward through that eighth.
+//! - `y [T, B, D·H]`: the layer's output, the input of the next layer.
+//!
+//! In the backward pass `dstates` has the layout of `states` and holds its gradients: first dh_n,
+//! then the part of dh that needs no product, in the end dh0. `step_flags [T, B]` marks the steps
+//! that are padding and the steps that start from the reset state. x, y, h and gates keep the
+//! caller's order of the axes T and B. Only strides differ: the step kernels take two of them, and
+//! a matrix product treats each (t, b) as a row.
+//!
+//! ## One call on an adapter
+//!
+//! [`Gru::forward_train`] checks the shapes and requests a session of that shape from the model's
+//! session pool. The pool returns an idle session, or makes one from a [`plan::Plan`] after it has
+//! checked the plan against the adapter's limits. The executor uploads x, h0 and the step flags,
+//! runs the plan's forward schedule, and reads back y and h_n. If a run needs a buffer larger than
+//! the device allows, the executor cuts the run into chunks, with one session each. The sessions
+//! move into the [`Tape`].
+//!
+//! [`Gru::backward`] uploads dy and dh_n, runs the backward schedules and reads back the gradients.
+//! A dropped tape returns its sessions to the pool. The pool always keeps the two most recent idle
+//! sessions, and up to 32 as long as together they hold at most 512 MiB.
+//!
+//! ## On the CPU
+//!
+//! The layers run in `cpu/`. The weights are packed once for each version of the parameters. Each
+//! thread runs some rows of the batch through all steps. Products and the elementwise update work
+//! on 32 units at a time (16 without AVX-512), which stay in the L1 cache. After the steps of a
+//! backward pass, dx, dW_ih, dW_hh and the biases' gradients are products over all steps. The bits
+//! do not depend on the number of threads.
+//!
+//! ## Streams, forward passes and async
+//!
+//! A [`Stream`] is a session that keeps its states between steps. After each step the first and the
+//! last third of `states` swap roles, so a step copies no states and makes nothing. A
+//! [`ForwardPass`] is a session over the caller's buffers, encoded into the caller's encoder.
+//!
+//! A call that waits for the device (in a browser, also for its errors) is async inside. The
+//! blocking call is `block_on` of its async version.
 //!
 //! # The layers
 //!
-//! A file imports from its own folder and from those above it in this table, never from one below
-//! (`tests/layers.rs` holds it):
+//! A file imports from its own folder and from folders above it in this table, never from one below
+//! (`tests/project/layers.rs` checks this):
 //!
-//! | layer | holds |
+//! | layer | contents |
 //! |---|---|
-//! | `error.rs`, `fingerprint.rs`, `lock.rs`, `process.rs` | [`Error`]; [`DataFingerprint`]; locks; which process made something |
-//! | `spec/` | what is computed, as plain data: [`GruConfig`], [`Params`], [`Batch`], [`Head`], [`Loss`], [`Optimizer`], [`RunOptions`]; validation, initialisation, the draws of dropout |
-//! | `kernels/` | a row for each kernel of `shaders/*.wgsl`, held against the WGSL by reflection |
-//! | `plan/` | [`plan::Plan`], the schedule as data: buffers, dispatches, tiles, limits, by arithmetic alone |
+//! | `error.rs`, `fingerprint.rs`, `lock.rs`, `process.rs` | [`Error`]; [`DataFingerprint`]; locking a mutex; detecting a forked process |
+//! | `spec/` | what a model computes, as plain data: [`GruConfig`], [`Params`], [`Batch`], [`Head`], [`Loss`], [`Optimizer`], [`RunOptions`]; validation, initialization, the draws of dropout |
+//! | `kernels/` | a row for each kernel of `shaders/*.wgsl`; a test compares the rows with the WGSL by reflection |
+//! | `plan/` | [`plan::Plan`], the schedule as data: buffers, dispatches, tiles, limits, computed by arithmetic alone |
 //! | `reference.rs` | [`mod@reference`]: forward and backward in plain loops, f32 and f64 |
-//! | `gpu/` | an open adapter, pipelines, transfers, waiting; a plan made real (session); idle sessions (pool) |
-//! | `cpu/` | the CPU device: packed weights, threads, vector code |
+//! | `gpu/` | an open adapter, pipelines, transfers, waiting; a plan's GPU resources (session); idle sessions (pool) |
+//! | `cpu/` | the CPU device: packed weights, threads, SIMD code |
 //! | `model/` | what a user holds: [`Device`], [`Gru`], [`Tape`], [`State`], [`Stream`], [`Network`], [`ForwardPass`], [`Profile`]; the executor |
 //! | `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz`, `.npy`; other frameworks' layouts |
 //! | `training/` | [`Learner`], [`Trainer`], data sets, checkpoints |
-//! | `check/` | [`mod@check`]: a device against the reference |
+//! | `check/` | [`mod@check`]: compares a device with the reference |
 //!
-//! Beside the library: `cli/`, the program `gru`; `examples/`; `benches/`, and what was measured.
+//! Outside the library: `cli/`, the program `gru`; `examples/`; `benches/` with the measurements.
 //!
-//! - **A new kernel**: a file in `shaders/`, a row in `kernels/`, a stage in `plan/`, a twin in
+//! # Where the next feature goes
+//!
+//! - **A kernel**: a file in `shaders/`, a row in `kernels/`, a stage in `plan/`, a reference in
 //!   `reference.rs`, a comparison in `check/`.
-//! - **A new kernel family of the recurrence**: the list at the head of `plan/tiles.rs`.
-//! - **A new format**: a file in `formats/` with a feature of its own, a round trip in
-//!   `tests/roundtrips.rs`, a file by its own framework in `tests/models.rs`, hostile ones in
-//!   `tests/hostile.rs`, and a fuzz target.
-//! - **A new data set**: a [`Dataset`] of your own, outside the library; one that it brings: a file
-//!   beside `training/dataset.rs`. A new table for the program: a file in `cli/src/data/`.
-//! - **A new element type**: `spec/element.rs`, `Data` in `model/executor.rs`, `ELEMENT` in
-//!   `plan/allocate.rs`, the bindings in `kernels/` and the shaders; of a file alone,
+//! - **A kernel family of the recurrence**: follow the list at the top of `plan/tiles.rs`.
+//! - **A file format**: a file in `formats/` with a feature of its own, a fuzz target, and in
+//!   `tests/formats/` a round trip in `roundtrips.rs`, a file written by the format's own framework
+//!   in `models.rs`, and malformed files in `hostile.rs`.
+//! - **A data set**: your own [`Dataset`], outside the library. For one inside the library, a file
+//!   beside `training/dataset.rs`. For a table that the program reads, a file in `cli/src/data/`.
+//! - **An element type**: `spec/element.rs`, `UploadData` in `model/executor.rs`, `ELEMENT` in
+//!   `plan/allocate.rs`, the bindings in `kernels/` and the shaders. For a type in files only,
 //!   `formats/numbers.rs` and the format.
-//! - **A new loss**: `spec/loss.rs` (its CPU twin too), `shaders/loss.wgsl`, its number in
+//! - **A loss**: `spec/loss.rs` (the kernel's reference too), `shaders/loss.wgsl`, its number in
 //!   `kernels/training.rs`, its argument in `plan/head.rs`, its targets in `plan/allocate.rs`.
-//! - **A new optimizer**: `spec/optimizer.rs` (its CPU twin too) and, where the constants of an update
-//!   are not enough, `shaders/optimizer.wgsl` and `plan/update.rs`.
-//! - **A new schedule**: `spec/optimizer.rs`. It, a loss and an optimizer also take a word in
-//!   `training/checkpoint/words.rs`, a case in `tests/serde.rs`, and an option in
-//!   `cli/src/commands/train/config.rs` or `cli/src/ui/training_options.rs`; a loss and an optimizer a
-//!   case in `check/training.rs`.
-//! - **A new command**: a file in `cli/src/commands/`.
+//! - **An optimizer**: `spec/optimizer.rs` (the kernel's reference too). If the constants of an
+//!   update are not enough, also `shaders/optimizer.wgsl` and `plan/update.rs`.
+//! - **A learning-rate schedule**: `spec/optimizer.rs`.
+//! - **A loss, an optimizer or a schedule** also needs a word in `training/checkpoint/words.rs`, a
+//!   case in `tests/formats/serde.rs`, and an option in `cli/src/commands/train/config.rs` or
+//!   `cli/src/ui/training_options.rs`. A loss or an optimizer also needs a case in
+//!   `check/training.rs`.
+//! - **A command**: a file in `cli/src/commands/`.
 //!
 //! # Not supported yet
 //!
-//! - Backward passes over a caller's own buffers; streams of a reverse direction (there is no end
-//!   to start it from).
-//! - Activations with parameters of their own, such as leaky ReLU; different ones in the two directions;
-//!   ONNX's `clip`; f16 on the device (files of it are read).
-//! - On the CPU one row's steps run on one thread unless H is in the hundreds: for less, threads would
-//!   wait for each other longer than they work.
-//! - A run whose x, y or states exceed what the adapter can bind is made in chunks ([`Gru::chunks`]), but
-//!   refused, with the limit named, where it can be cut neither into steps (for it has two directions, or a
-//!   [`Learner`] trains it) nor into rows (for one alone is too much); and so are streams, and passes over a
-//!   caller's own buffers. (The gates, four times as large, are kept in several buffers, or made some steps
-//!   at a time.) A step takes 256 bytes of arguments a dispatch where the host walks over the steps, so what
-//!   cannot be cut into steps ends at some 260,000 of them on WebGPU's default limits.
+//! - Backward passes over a caller's own buffers.
+//! - Streams of a model with a reverse direction, because a stream has no last step to start from.
+//! - Activations with parameters of their own, such as leaky ReLU; different activations in the two
+//!   directions; ONNX's `clip`; f16 on the device (f16 files can be read).
+//! - On the CPU, several threads for the steps of one row unless H is in the hundreds. For a
+//!   smaller H, threads would wait for each other longer than they work.
+//! - Some runs whose x, y or states exceed what the adapter can bind. [`Gru::chunks`] cuts such a
+//!   run into chunks of steps or of rows. [`Error::Limit`] names the limit if a run cannot be cut
+//!   into steps (it has two directions, or a [`Learner`] trains it) and a single row is too large.
+//!   Streams and passes over a caller's own buffers are never cut. (The gates are four times as
+//!   large, but the plan splits them over several buffers or computes some steps at a time.)
+//! - Runs of more than about 260,000 steps on WebGPU's default limits, if they cannot be cut into
+//!   steps and use the step kernels ([`Recurrence::Step`]): each dispatch takes 256 bytes of
+//!   arguments.
 //!
 //! # NaN
 //!
-//! NaN in, NaN out, in the rows concerned and in no other row. A row's y and h_n are NaN from the
-//! step on that first meets NaN, in x or in its state, until a reset cuts the row; other rows are
-//! what they would be without it, bit for bit. A stream's row keeps NaN until
-//! [`Stream::reset_row`]. Backward, NaN in dy or dh_n, or left by the forward pass, goes back
-//! through its own row's dx and dh0; the gradients of the parameters are sums over all rows, and
-//! NaN where one of them is. Past a row's length nothing is looked at, NaN or not. A [`Learner`]
-//! moves nothing by what is not finite: [`Error::Diverged`]. Infinities are numbers like any other,
-//! and may become NaN. (WGSL leaves a driver free to lose a NaN; the kernels' comparisons are
-//! written so that none known does, and `tests/nan.rs` says whether one at hand does.)
+//! A NaN in the input gives NaN in the output, in its own row and in no other row.
+//!
+//! - **Forward**: a row's y and h_n are NaN from the first step that reads NaN, in x or in its
+//!   state, until a reset cuts the row. The other rows' bits do not change. A stream's row keeps
+//!   NaN until [`Stream::reset_row`].
+//! - **Backward**: NaN in dy or dh_n, or from the forward pass, reaches dx and dh0 of its own row.
+//!   Gradients of parameters are sums over all rows, so they are NaN if one row's part is NaN.
+//! - **Padding**: values past a row's length are ignored, NaN or not.
+//! - **Training**: a [`Learner`] makes no update from numbers that are not finite. It returns
+//!   [`Error::Diverged`].
+//!
+//! Infinities are treated like other numbers and may become NaN. WGSL allows a driver to lose a
+//! NaN. The kernels' comparisons are written so that no known driver does; `tests/device/nan.rs`
+//! tests the driver that it runs on.
 //!
 //! # Processes that fork
 //!
-//! What a process opened is of no use in a child that it forks afterwards: the driver's threads and
-//! the CPU's stay with the parent, and whoever waited for them would wait for ever. Calls that
-//! compute are refused there with [`Error::Forked`], on an adapter and on the CPU alike, and what
-//! the child lets go of is left to the parent. Fork before the first use, or run a program of its
-//! own in the child. (Rayon's threads, where only the caller's own code started them before the
-//! fork, are not known of.)
+//! A process cannot use a device that its parent opened before the fork. The threads of the driver
+//! and of the CPU device stay with the parent, so a call that waited for them would never return.
+//! In the child, calls that compute return [`Error::Forked`], on an adapter and on the CPU, and
+//! drops leave the parent's resources alone. Fork before the first use, or run a separate program
+//! in the child. (The library cannot detect rayon threads that only the caller's code started
+//! before the fork.)
 //!
 //! # Features
 //!
-//! None is on by default: the library alone computes and trains.
+//! No feature is on by default. The library computes and trains without any.
 //!
 //! | feature | what it adds |
 //! |---|---|
@@ -231,7 +278,7 @@ pub use model::gru::{Gru, Tape};
 pub use model::interop::{Buffers, ForwardPass};
 pub use model::network::{Evaluation, Network};
 pub use model::output::Output;
-pub use model::profile::{Clock, KernelTime, Profile};
+pub use model::profile::{KernelTime, Profile, TimeSource};
 pub use model::state::State;
 pub use model::stream::Stream;
 pub use spec::batch::{Batch, step_flag};
@@ -250,7 +297,10 @@ pub use training::progress::{BestNetwork, DataFingerprints, Event, Progress, Sto
 pub use training::trainer::Trainer;
 pub use wgpu;
 
-/// README's example is a test.
+// The examples of README and of the guides are tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/models.md")]
+#[doc = include_str!("../docs/training.md")]
+#[doc = include_str!("../docs/wgpu.md")]
+struct Guides;

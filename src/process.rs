@@ -1,28 +1,30 @@
-//! [`ProcessGuard`]: the process that something belongs to. After a fork the child has copies of
-//! its parent's handles and none of its threads: a call that waits for one would wait for ever.
+//! [`ProcessGuard`]: detects use of a resource in a forked child process.
+//!
+//! After a fork the child has copies of its parent's handles but none of its parent's threads. A
+//! call that waits for such a thread would never return.
 
 use crate::error::{Error, Result};
 
-/// The process that something was made in.
+/// The id of the process that created a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessGuard(u32);
 
 impl ProcessGuard {
-    /// This process.
+    /// Returns a guard for the current process.
     pub fn here() -> Self {
-        // A browser has no processes, and nothing there forks.
+        // A browser has no processes and no fork.
         Self(if cfg!(target_family = "wasm") { 0 } else { std::process::id() })
     }
 
-    /// Whether this is another process, forked from the guard's.
+    /// True if the current process is a forked child of the guard's process.
     pub fn is_forked(self) -> bool {
         self != Self::here()
     }
 
-    /// `Ok` in the guard's process alone.
+    /// Checks that the current process is the guard's. `what` names the resource in the error.
     ///
     /// # Errors
-    /// [`Error::Forked`]; `what` belongs to the guard's process.
+    /// [`Error::Forked`] in any other process.
     pub fn check(self, what: &'static str) -> Result<()> {
         match Self::here() {
             here if here == self => Ok(()),

@@ -1,12 +1,12 @@
-"""Holds `gru run` and `gru convert` against ONNX Runtime on random models.
+"""Compares `gru run` and `gru convert` with ONNX Runtime on random models.
 
     python tests/against_onnxruntime.py path/to/gru [DEVICE ...]
 
-DEVICE is cpu, gpu or software; without one, cpu and the adapter that the machine has.
+DEVICE is cpu, gpu or software; by default cpu and the machine's adapter.
 
-Every GRU of ONNX's that the program reads: reset before and after, three directions, with and without a bias, h0,
-lengths, activations, stacks, both layouts. And every definition that it writes: ONNX Runtime must compute from
-`gru convert`'s model what `gru run` computes from the original. Needs numpy, onnx, onnxruntime and safetensors.
+Reading: every ONNX GRU that the program supports: reset before and after, three directions, with and without bias, h0,
+lengths, activations, stacks, both layouts. Writing: every definition; ONNX Runtime must compute from the model of
+`gru convert` what `gru run` computes from the original. Needs numpy, onnx, onnxruntime and safetensors.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 ATOL = RTOL = 1e-5
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
-worst = {}  # by definition and direction, by what was compared
+worst = {}  # by definition and direction, then by compared array
 rng = np.random.default_rng(5)
 
 
@@ -48,7 +48,7 @@ def compare(what, got, expected, case):
 
 
 def variant(case):
-    """Reset, update and direction, in this project's words."""
+    """Returns reset, update and direction under this project's names."""
     if "after" in case:
         words = {"forward": "forward", "reverse": "reverse", "bidirectional": "both"}
         return ("after" if case["after"] else "before", "keeps", words[case["direction"]])
@@ -63,7 +63,7 @@ def run_onnxruntime(path, feeds):
 
 
 def node(case, layer, x, inputs):
-    """A GRU node of one layer and the nodes that bring its Y [T, D, B, H] to [T, B, D·H]; and its initialisers."""
+    """Returns a GRU node of one layer, the nodes that turn its Y [T, D, B, H] into [T, B, D·H], and its initialisers."""
     d, h, i = DIRECTIONS[case["direction"]], case["H"], case["I"] if layer == 0 else case["H"] * DIRECTIONS[case["direction"]]
     bound = 1 / np.sqrt(h)
     held = {f"W{layer}": uniform(d, 3 * h, i, bound=bound), f"R{layer}": uniform(d, 3 * h, h, bound=bound)}
@@ -86,13 +86,13 @@ def node(case, layer, x, inputs):
 
 
 def model_of(case):
-    """The model, its feeds, and what `gru run` takes besides x."""
+    """Returns the model, its feeds, and the options of `gru run` besides x."""
     t, b, d, h, layers = case["T"], case["B"], DIRECTIONS[case["direction"]], case["H"], case["layers"]
     held = {"one": np.array([1])} if d == 1 else {"shape": np.array([0, 0, -1])}
     feeds, inputs = {"x": uniform(t, b, case["I"])}, ["", ""]
     values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None, case["I"]])]
     if case["lengths"]:
-        # ONNX Runtime wants at least 1.
+        # ONNX Runtime requires at least 1.
         feeds["lengths"] = rng.integers(1, t + 1, b).astype(np.int32)
         values.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, [None]))
         inputs[0] = "lengths"
@@ -117,7 +117,7 @@ def model_of(case):
 
 
 def batch_first(model, case, arrays):
-    """The same GRU as a node of layout 1, with its h0 and lengths held by the model."""
+    """Returns the same GRU as a node of layout 1, with h0 and lengths stored in the model."""
     gru_node = next(node for node in model.graph.node if node.op_type == "GRU")
     held = {name: array for name, array in [("h0", arrays.get("h0")), ("lengths", arrays.get("lengths"))] if array is not None}
     if "h0" in held:
@@ -170,7 +170,7 @@ def check_reading(binary, devices, folder):
             compare(f"read, {device}", np.load(folder / "y.npy"), expected_y, case)
             compare(f"read, {device}", np.load(folder / "hn.npy"), expected_h_n, case)
         if case["layers"] == 1:
-            # ONNX Runtime has no layout 1; the numbers are those of layout 0.
+            # ONNX Runtime does not support layout 1; compare with layout 0.
             onnx.save(batch_first(model, case, arrays), folder / "first.onnx")
             gru(binary, "run", folder / "first.onnx", *outputs, "--device", "cpu")
             compare("layout 1, cpu", np.load(folder / "y.npy"), expected_y, case)
@@ -179,7 +179,7 @@ def check_reading(binary, devices, folder):
 
 
 def chains():
-    """Nodes between a GRU's Y [5, D, 3, 4] and the next one's X, and whether they are layers of one stack."""
+    """Returns the nodes between a GRU's Y [5, D, 3, 4] and the next GRU's X, and whether the two are layers of one stack."""
     squeeze = lambda axes: [("Squeeze", ["Y", axes], {})]
     turned = ("Transpose", ["Y"], {"perm": [0, 2, 1, 3]})
     reshape = lambda *shape: [turned, ("Reshape", ["-", np.array(shape)], {})]
@@ -208,7 +208,7 @@ def chains():
 
 
 def check_chains(binary, folder):
-    """Two GRUs are a stack, with ONNX Runtime's numbers, or each alone: never something else."""
+    """Checks that two GRUs load as one stack with ONNX Runtime's numbers, or as two single GRUs, and nothing else."""
     count = 0
     x = uniform(5, 3, 4)
     np.save(folder / "x.npy", x)
@@ -244,7 +244,7 @@ def check_chains(binary, folder):
 
 
 def parameters(case):
-    """PyTorch's tensors of a definition, and the metadata that says which it is."""
+    """Returns PyTorch's tensors for a definition, and the metadata that names the definition."""
     directions = {"forward": [""], "reverse": ["_reverse"], "both": ["", "_reverse"]}[case["direction"]]
     h, bound, tensors = case["H"], 1 / np.sqrt(case["H"]), {}
     for layer, way in itertools.product(range(case["layers"]), directions):
@@ -290,7 +290,7 @@ def check_writing(binary, folder):
         gru(binary, "run", folder / "model.safetensors", *outputs, *options, "--device", "cpu")
         compare("written", y, np.load(folder / "y.npy"), case)
         compare("written", h_n, np.load(folder / "hn.npy"), case)
-        # And back, bit for bit.
+        # Converted back, it must be the same bits.
         gru(binary, "convert", folder / "written.onnx", folder / "back.safetensors")
         assert (folder / "back.safetensors").read_bytes() == rewritten(binary, folder), case
         count += 1
@@ -298,13 +298,13 @@ def check_writing(binary, folder):
 
 
 def rewritten(binary, folder):
-    """The original as the program itself writes it."""
+    """Returns the original model as the program writes it."""
     gru(binary, "convert", folder / "model.safetensors", folder / "again.safetensors")
     return (folder / "again.safetensors").read_bytes()
 
 
 def all_devices(binary):
-    """The CPU and an adapter, a hardware GPU where there is one."""
+    """Returns the CPU and an adapter: a hardware GPU if there is one."""
     info = json.loads(subprocess.run([binary, "info", "--json"], capture_output=True, check=True).stdout)
     software = [adapter["software"] for adapter in info["adapters"]]
     return ["cpu", *(["gpu"] if not all(software) else ["software"] if software else [])]

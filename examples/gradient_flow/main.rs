@@ -1,17 +1,19 @@
-//! Why a GRU works: how much of a gradient is left after going back over many steps.
+//! Measures how much of a gradient is left after many steps backward, in GRUs and in a plain RNN.
 //!
 //! ```sh
 //! cargo run --release --example gradient_flow -- --output gradient_flow.svg
 //! ```
 //!
-//! With z overwrites a step is h' = (1 − z) ⊙ h + z ⊙ n, and so ∂h'/∂h = (1 − z) + z ∂n/∂h and the paths
-//! through r and z. The first term is a straight path: whatever the weights are, it hands on the share
-//! 1 − z of a gradient. A plain RNN, h' = tanh(W_i x + b + W_h h), has the product with W_h and the slope
-//! of tanh alone. It is this GRU's candidate with both gates held at 1, and takes its weights from there.
+//! With "z overwrites" a step is h' = (1 − z) ⊙ h + z ⊙ n, so ∂h'/∂h = (1 − z) + z ∂n/∂h plus the
+//! paths through r and z. The first term is a direct path: for any weights it passes on the
+//! fraction 1 − z of a gradient. A plain RNN, h' = tanh(W_i x + b + W_h h), has only the product
+//! with W_h and the derivative of tanh. It is this GRU's candidate with both gates fixed at 1, and
+//! uses its weights.
 //!
-//! Measured is ‖∂h_T/∂h_t‖_F / √H: by what factor a gradient of random direction at h_T has changed in
-//! length when it arrives at h_t, as a root mean square. It is exact: the product of all steps' Jacobians,
-//! each made by the library's backward pass in f64, one row of it for each one-hot dh_n.
+//! The measured number is ‖∂h_T/∂h_t‖_F / √H: the factor by which the length of a gradient with a
+//! random direction at h_T has changed at h_t, as a root mean square. It is exact: the product of
+//! all steps' Jacobians. The library's backward pass in f64 computes each Jacobian, one row for
+//! each one-hot dh_n.
 
 mod picture;
 
@@ -28,7 +30,7 @@ use rayon::prelude::*;
 
 use picture::Curve;
 
-/// Draws how a gradient fades over the steps of a GRU and of a plain RNN.
+/// Plots how a gradient fades over the steps of GRUs and of a plain RNN.
 #[derive(Parser, Debug)]
 struct CliArgs {
     /// The picture.
@@ -39,7 +41,7 @@ struct CliArgs {
 const SETUP: Setup = Setup { input: 16, hidden: 64, distance: 100 };
 const MODELS: [Model; 5] =
     [Model::Gru(-4.0), Model::Gru(-2.0), Model::Gru(0.0), Model::Gru(2.0), Model::Rnn];
-/// Each with weights and noise of its own.
+/// Each seed has its own weights and noise.
 const SEEDS: std::ops::Range<u64> = 0..8;
 
 #[derive(Clone, Copy)]
@@ -47,13 +49,13 @@ struct Setup {
     /// I, H
     input: usize,
     hidden: usize,
-    /// Over how many steps, the last ones of a run, gradients go back.
+    /// The number of steps, the last ones of a run, over which gradients go back.
     distance: usize,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Model {
-    /// The project's own definition, with this bias in all units' update gate.
+    /// A GRU of this library's default definition, with this bias in all units' update gate.
     Gru(f64),
     Rnn,
 }
@@ -94,7 +96,7 @@ impl Model {
     }
 }
 
-/// ‖∂h_T/∂h_t‖_F / √H for T − t from 0 to `setup.distance`.
+/// Returns ‖∂h_T/∂h_t‖_F / √H for T − t from 0 to `setup.distance`.
 fn left_by_distance(model: Model, setup: Setup, seed: u64) -> Result<Vec<f64>> {
     let (params, x) = weights_and_noise(setup, seed)?;
     let jacobians = match model {
@@ -106,11 +108,13 @@ fn left_by_distance(model: Model, setup: Setup, seed: u64) -> Result<Vec<f64>> {
     Ok(norms_of_products(&jacobians))
 }
 
-/// A GRU's parameters, and x `[T, 1, I]`. The recurrent weights are orthogonal, which is the best start
-/// for a plain RNN: then W_h alone leaves every gradient its length. (From [`Init::Uniform`], PyTorch's
-/// way, the RNN ends 19 orders of magnitude lower, the GRU with a bias of −4 by a fifth.)
+/// Returns a GRU's parameters, and x `[T, 1, I]`. The recurrent weights are orthogonal, the best
+/// start for a plain RNN: then W_h alone does not change a gradient's length. (With
+/// [`Init::Uniform`], as in PyTorch, the RNN ends 19 orders of magnitude lower, and the GRU with a
+/// bias of −4 a fifth lower.)
 fn weights_and_noise(setup: Setup, seed: u64) -> Result<(Params<f64>, Array3<f64>)> {
-    // At a bias of −4 a unit averages over about 1 / z = 56 steps: after 200 it has left its start behind.
+    // At a bias of −4 a unit averages over about 1 / z = 56 steps: after 200 steps its first state
+    // no longer matters.
     let steps = 200 + setup.distance;
     let params = Params::init(&GruConfig::new(setup.input, setup.hidden), Init::Orthogonal, seed)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -127,10 +131,11 @@ fn with_gate_bias(mut params: Params<f64>, gate: usize, bias: f64) -> Result<Par
     Ok(params)
 }
 
-/// ∂h'/∂h of the last `count` steps, `[count, H, H]`.
+/// Returns ∂h'/∂h of the last `count` steps, `[count, H, H]`.
 ///
-/// All at once, as the rows of a batch of a single step: each of the steps is there H times, from the state that
-/// it starts from, and its row i has a dh_n of 1 at i and 0 elsewhere. The gradient of h0 is then row i.
+/// All steps are computed together, as rows of a batch with a single step. Each step has H rows,
+/// which start from its state; its row i has dh_n 1 at i and 0 elsewhere. The gradient of h0 is
+/// then row i of the Jacobian.
 fn gru_jacobians(
     params: &Params<f64>,
     x: ArrayView3<'_, f64>,
@@ -151,7 +156,7 @@ fn gru_jacobians(
     Ok(grads.h0.into_shape_with_order((count, hidden, hidden))?)
 }
 
-/// The same of the plain RNN that the candidate's weights make: diag(1 − h'²) W_h.
+/// Returns the same for the plain RNN with the candidate's weights: diag(1 − h'²) W_h.
 fn rnn_jacobians(
     params: &Params<f64>,
     x: ArrayView3<'_, f64>,
@@ -176,7 +181,7 @@ fn rnn_jacobians(
     Ok(jacobians)
 }
 
-/// ‖J_T J_{T−1} … ‖_F / √H of 0, 1, 2, … factors.
+/// Returns ‖J_T J_{T−1} … ‖_F / √H for 0, 1, 2, … factors.
 fn norms_of_products(jacobians: &Array3<f64>) -> Vec<f64> {
     let hidden = jacobians.dim().1;
     let norm = |m: &Array2<f64>| (m.iter().map(|v| v * v).sum::<f64>() / hidden as f64).sqrt();
@@ -205,7 +210,7 @@ mod tests {
         let steps = x.dim().0;
         let before = reference::forward(&params, Batch::new(x.slice(s![..steps - 1, .., ..])));
         let before = before.unwrap().h_n();
-        // The error is of the order of ε², that of rounding 1e-16 / ε.
+        // The error of the difference is of order ε², the rounding error of order 1e-16 / ε.
         let epsilon = 1e-5;
         for j in 0..SMALL.hidden {
             let moved = |by: f64| {
@@ -240,7 +245,7 @@ mod tests {
         assert_abs_diff_eq!(norms[count], norm, epsilon = 1e-12);
     }
 
-    /// σ(1000) is 1 to the last bit, and its slope 0.
+    /// σ(1000) is 1 to the last bit, and its derivative 0.
     #[test]
     fn a_plain_rnn_is_the_gru_with_both_gates_at_one() {
         let (params, x) = weights_and_noise(SMALL, 2).unwrap();
@@ -260,7 +265,7 @@ mod tests {
         }
         let [closed, nearly, half, open, rnn] = at(100);
         assert!(closed > nearly && nearly > half && half > open, "{:?}", at(100));
-        // The straight path alone: 0.982¹⁰⁰ = 0.16.
+        // The direct path alone: 0.982¹⁰⁰ = 0.16.
         assert!(closed > 0.1 && closed > 1e4 * rnn, "{:?}", at(100));
     }
 }

@@ -1,4 +1,4 @@
-//! The picture, as SVG text: a share of the gradient against distance, on a logarithmic axis.
+//! The picture, as SVG text: the fraction of the gradient against distance, on a logarithmic axis.
 
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::{Model, Setup};
 
 const SIZE: (u32, u32) = (1280, 800);
-/// Powers of ten, the vertical axis' ends. What falls below is past every use.
+/// The lower end of the vertical axis, as a power of ten. Anything smaller is useless.
 const FLOOR: f64 = -12.0;
 const TOP: f64 = 0.4;
 /// Half of the distance from 1 to the next f32, as a power of ten.
@@ -20,17 +20,17 @@ const INK: RGBColor = RGBColor(45, 52, 60);
 const GRID: RGBColor = RGBColor(228, 231, 235);
 const GREY: RGBColor = RGBColor(110, 118, 128);
 const ORANGE: RGBColor = RGBColor(214, 72, 40);
-/// From a closed update gate to an open one: one hue, told apart by lightness.
+/// From a closed update gate to an open one: one hue, in different lightness.
 const BLUES: [RGBColor; 4] =
     [RGBColor(12, 44, 92), RGBColor(32, 92, 160), RGBColor(64, 132, 194), RGBColor(96, 150, 200)];
 
-/// What is left of a model's gradient by distance, as powers of ten.
+/// The fraction of a model's gradient by distance, as powers of ten.
 pub struct Curve {
     pub model: Model,
     pub points: Vec<CurvePoint>,
 }
 
-/// Over all seeds.
+/// The range and the mean over all seeds.
 pub struct CurvePoint {
     pub smallest: f64,
     pub mean: f64,
@@ -38,7 +38,7 @@ pub struct CurvePoint {
 }
 
 impl Curve {
-    /// `runs` has each seed's shares by distance.
+    /// Makes a curve from each seed's fractions by distance.
     pub fn new(model: Model, runs: &[Vec<f64>]) -> Self {
         let point = |d: usize| {
             let powers = || runs.iter().map(|run| run[d].log10());
@@ -51,7 +51,7 @@ impl Curve {
         Self { model, points: (0..runs[0].len()).map(point).collect() }
     }
 
-    /// The means down to where they leave the picture.
+    /// Returns the means, down to where they leave the picture.
     fn line(&self) -> Vec<(f64, f64)> {
         let mut line = Vec::new();
         for (d, point) in self.points.iter().enumerate() {
@@ -65,7 +65,7 @@ impl Curve {
         line
     }
 
-    /// The seeds' range, around the line.
+    /// Returns the seeds' range, around the line.
     fn band(&self) -> Vec<(f64, f64)> {
         let edge = |power: fn(&CurvePoint) -> f64| {
             self.points.iter().enumerate().map(move |(d, p)| (d as f64, power(p).max(FLOOR)))
@@ -86,7 +86,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// The picture of `curves`, each of `seeds` runs.
+/// Draws `curves`, each from `seeds` runs.
 pub fn draw(curves: &[Curve], setup: Setup, seeds: usize) -> Result<String> {
     let mut svg = String::new();
     let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -97,7 +97,7 @@ pub fn draw(curves: &[Curve], setup: Setup, seeds: usize) -> Result<String> {
 }
 
 fn paint(area: &Area, curves: &[Curve], setup: Setup, seeds: usize) -> Drawn {
-    // A sheet of its own: readable on a dark page too.
+    // A white background: readable on a dark page too.
     area.fill(&WHITE)?;
     let Setup { input, hidden, distance } = setup;
     let title = text(34, INK, VPos::Top);
@@ -150,13 +150,13 @@ fn draw_axes(chart: &mut Chart) -> Drawn {
 fn draw_rounding(area: &Area, chart: &mut Chart, distance: f64) -> Drawn {
     let line = [(0.0, F32_ROUNDING), (distance, F32_ROUNDING)];
     chart.draw_series(DashedLineSeries::new(line, 3, 5, GREY.into()))?;
-    // Where no line crosses it: past the GRU whose gate is half open, before the RNN.
+    // Placed where no line crosses it: after the GRU with a half-open gate, before the RNN.
     let (x, y) = chart.backend_coord(&(0.55 * distance, F32_ROUNDING));
     let note = "2⁻²⁴: below, f32 rounds it away beside a 1";
     Ok(area.draw_text(note, &text(19, GREY, VPos::Bottom), (x, y - 4))?)
 }
 
-/// A curve with its name at its end. `blue` is for a GRU; a plain RNN is orange and dashed.
+/// Draws a curve with its name at its end. GRUs are `blue`; a plain RNN is orange and dashed.
 fn draw_curve(area: &Area, chart: &mut Chart, curve: &Curve, blue: RGBColor) -> Drawn {
     let colour = if curve.model == Model::Rnn { ORANGE } else { blue };
     chart.draw_series([Polygon::new(curve.band(), colour.mix(0.2))])?;
@@ -168,7 +168,7 @@ fn draw_curve(area: &Area, chart: &mut Chart, curve: &Curve, blue: RGBColor) -> 
         chart.draw_series(LineSeries::new(line, style))?;
     }
     let Some((x, y)) = end else { return Ok(()) };
-    // A line that leaves the picture has its name above the axis, past its band.
+    // The name of a line that leaves the picture is above the axis, after its band.
     let floor = chart.backend_coord(&(0.0, FLOOR)).1;
     let (x, y) = if y == floor { (x + 26, floor - 36) } else { (x + 12, y) };
     let [name, note] = curve.label();
@@ -176,7 +176,7 @@ fn draw_curve(area: &Area, chart: &mut Chart, curve: &Curve, blue: RGBColor) -> 
     Ok(area.draw_text(&note, &text(20, INK, VPos::Center), (x, y + 15))?)
 }
 
-/// `10⁻⁴`; 1 as itself.
+/// Formats a power of ten: `10⁻⁴`; 1 as itself.
 fn power_of_ten(power: f64) -> String {
     let digit = |c: char| match c {
         '-' => '⁻',

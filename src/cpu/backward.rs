@@ -1,4 +1,20 @@
-//! The steps of a block of rows backward, from the last to the first.
+//! [`Backward`]: the backward steps of a block of rows, from the last to the first.
+//!
+//! Shapes: R rows of the row block, Q = ⌈H / N⌉ blocks of N units. σ' and tanh' stand for the
+//! derivatives of the configured activations.
+//!
+//! ```text
+//! dh += dy ⊙ dropout factor
+//! dh' = (1 − ζ) ⊙ dh                                      ζ: zoneout fraction
+//! z overwrites:  da_n = dh' ⊙ z ⊙ tanh'(n)         da_z = dh' ⊙ (n − h) ⊙ σ'(z)
+//!                dh   = ζ ⊙ dh + dh' ⊙ (1 − z)
+//! z keeps:       da_n = dh' ⊙ (1 − z) ⊙ tanh'(n)   da_z = dh' ⊙ (h − n) ⊙ σ'(z)
+//!                dh   = ζ ⊙ dh + dh' ⊙ z
+//! reset after:   da_r = da_n ⊙ (W_hn h + b_hn) ⊙ σ'(r)
+//!                dh  += W_hrᵀ da_r + W_hzᵀ da_z + W_hnᵀ (da_n ⊙ r)
+//! reset before:  d(r ⊙ h) = W_hnᵀ da_n             da_r = d(r ⊙ h) ⊙ h ⊙ σ'(r)
+//!                dh  += d(r ⊙ h) ⊙ r + W_hrᵀ da_r + W_hzᵀ da_z
+//! ```
 
 use std::ops::Range;
 
@@ -10,20 +26,21 @@ use super::simd::{SimdKernel, SimdVector, derivative, lanes, load, store};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 
-/// A block of rows backward. Arrays are `[T, R, ·]`.
+/// A task of the backward pass: the steps of a block of rows.
 pub(super) struct Backward<'a> {
     pub weights: &'a BackwardWeights,
     pub row_block: RowBlock<'a>,
+    /// The state that each step starts from, `[T, R, H]`.
     pub h: ArrayView3<'a, f32>,
-    /// `[times, R, 4H]`, as [`Forward`](super::forward::Forward) kept them. They become gradients:
-    /// r, z and n those of their pre-activations, the fourth quarter that of `W_hn h + b_hn`, or
-    /// with reset before it stays r ⊙ h.
+    /// The gates that [`Forward`](super::forward::Forward) saved, `[times, R, 4H]`. They become
+    /// gradients: da_r, da_z, da_n, and the gradient of `W_hn h + b_hn`. With reset before, the
+    /// fourth quarter stays r ⊙ h.
     pub gates: ArrayViewMut3<'a, f32>,
-    /// Of what each step puts out; zeros when `None`.
+    /// The gradient of the outputs, `[T, R, H]`; zeros if `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// `[R, H]`: of the last state, which becomes that of the first.
+    /// The gradient of the last state, replaced with that of the first state, `[R, H]`.
     pub dh: ArrayViewMut2<'a, f32>,
-    /// `[R, H]`, added to.
+    /// The gradient of the reset state, `[R, H]`, accumulated.
     pub dreset: ArrayViewMut2<'a, f32>,
 }
 
@@ -33,7 +50,7 @@ impl Backward<'_> {
         let rows = self.h.len_of(Axis(1));
         let hidden = spec.hidden;
         let mut products = try_zeros("a step's gradients", spec.padded() * rows)?;
-        let mut space = Vec::new();
+        let mut scratch = Vec::new();
         for t in self.row_block.context.in_order(self.row_block.times.clone()).rev() {
             if (0..rows).all(|row| self.row_block.is_padding(t, row)) {
                 continue;
@@ -44,17 +61,17 @@ impl Backward<'_> {
             match spec.reset {
                 Reset::After => {
                     let columns = [0..2 * hidden, 3 * hidden..4 * hidden];
-                    self.product(t, columns, 0..3 * hidden, &mut space, &mut products)?;
+                    self.product(t, columns, 0..3 * hidden, &mut scratch, &mut products)?;
                 }
                 Reset::Before => {
-                    let of_n = 2 * hidden..3 * hidden;
-                    let columns = [of_n.clone(), 0..0];
-                    self.product(t, columns, of_n, &mut space, &mut products)?;
+                    let n = 2 * hidden..3 * hidden;
+                    let columns = [n.clone(), 0..0];
+                    self.product(t, columns, n, &mut scratch, &mut products)?;
                     for row in 0..rows {
                         self.reset_backward(t, row, &products);
                     }
                     let columns = [0..2 * hidden, 0..0];
-                    self.product(t, columns, 0..2 * hidden, &mut space, &mut products)?;
+                    self.product(t, columns, 0..2 * hidden, &mut scratch, &mut products)?;
                 }
             }
             for row in 0..rows {
@@ -64,20 +81,20 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// `products [blocks, R, N]` of some columns of the gates' gradients at t with some rows of
-    /// W_hh.
+    /// Computes `products [Q, R, N] = gates[t][.., columns] · W_hh[depth, ..]`. `columns` select
+    /// gate gradients, and `depth` the matching rows of W_hh.
     fn product(
         &self,
         t: usize,
         columns: [Range<usize>; 2],
         depth: Range<usize>,
-        space: &mut Vec<f32>,
+        scratch: &mut Vec<f32>,
         products: &mut [f32],
     ) -> Result<()> {
         let CellSpec { level, hidden, .. } = self.weights.spec;
         let gates = self.gates.index_axis(Axis(0), t - self.row_block.times.start);
         let data = gates.to_slice().expect("all rows of a step are contiguous");
-        let left = PackedLeft::pack(level, data, 4 * hidden, columns, space)?;
+        let left = PackedLeft::pack(level, data, 4 * hidden, columns, scratch)?;
         let block_len = left.rows * level.lanes();
         split_over_threads(
             products,
@@ -93,19 +110,21 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// All of a row's step but what goes through W_hh.
+    /// Computes the elementwise gradients of one row of a step: everything that needs no product
+    /// with W_hh.
     fn elementwise_backward(&mut self, t: usize, row: usize) {
         let spec = self.weights.spec;
-        let (context, of_batch) = (self.row_block.context, self.row_block.rows.start + row);
-        if context.is_padding(t, of_batch) {
+        let (context, batch_row) = (self.row_block.context, self.row_block.rows.start + row);
+        if context.is_padding(t, batch_row) {
             return;
         }
         let draw = |draw: &dyn Fn(usize) -> f32| (0..spec.hidden).map(draw).collect::<Vec<_>>();
-        let zone = context.noise.has_zones().then(|| draw(&context.zone(t, of_batch, spec.hidden)));
+        let zone =
+            context.noise.has_zones().then(|| draw(&context.zone(t, batch_row, spec.hidden)));
         let factor = context
             .noise
             .drops(context.layer)
-            .then(|| draw(&context.dropout(t, of_batch, spec.hidden)));
+            .then(|| draw(&context.dropout(t, batch_row, spec.hidden)));
         let dy = self.dy.as_ref().map(|dy| row_of(dy, t, row));
         spec.level.run(ElementwiseBackward {
             spec,
@@ -118,7 +137,8 @@ impl Backward<'_> {
         });
     }
 
-    /// With reset before: from the gradient of r ⊙ h to those of r and h.
+    /// Computes da_r and adds to dh from the gradient of r ⊙ h in `products`, for one row, with
+    /// reset before the product.
     fn reset_backward(&mut self, t: usize, row: usize, products: &[f32]) {
         let spec = self.weights.spec;
         if self.row_block.is_padding(t, row) {
@@ -126,13 +146,15 @@ impl Backward<'_> {
         }
         spec.level.run(ResetBackward {
             spec,
-            row: ProductRow { products, rows: self.h.len_of(Axis(1)), row },
+            drh: ProductRow { products, rows: self.h.len_of(Axis(1)), row },
             h: row_of(&self.h, t, row),
             r: &mut row_of_mut(&mut self.gates, t - self.row_block.times.start, row)[..spec.hidden],
             dh: self.dh.row_mut(row).into_slice().expect("rows are contiguous"),
         });
     }
 
+    /// Adds one row of `products` to dh. If the row was reset before this step, moves dh to the
+    /// gradient of the reset state.
     fn add_products(&mut self, t: usize, row: usize, products: &[f32]) {
         if self.row_block.is_padding(t, row) {
             return;
@@ -148,6 +170,7 @@ impl Backward<'_> {
     }
 }
 
+/// Loads `N` elements of a slice, or fills them with `otherwise` if there is no slice.
 #[inline(always)]
 fn load_or<const N: usize>(slice: Option<&[f32]>, first: usize, otherwise: f32) -> [f32; N] {
     match slice {
@@ -156,31 +179,40 @@ fn load_or<const N: usize>(slice: Option<&[f32]>, first: usize, otherwise: f32) 
     }
 }
 
-/// One row of products `[blocks, R, N]`.
+/// One row of products.
 #[derive(Clone, Copy)]
 struct ProductRow<'a> {
+    /// `[Q, R, N]`
     products: &'a [f32],
+    /// R
     rows: usize,
+    /// The index of the row.
     row: usize,
 }
 
 impl<'a> ProductRow<'a> {
+    /// Returns block q of the row, `[N]`.
     #[inline(always)]
     fn block<const N: usize>(&self, q: usize) -> &'a [f32; N] {
         lanes(self.products, (q * self.rows + self.row) * N)
     }
 }
 
+/// A kernel for the elementwise gradients of one row of a step; see the equations of this file.
 struct ElementwiseBackward<'a> {
     spec: CellSpec,
+    /// `[H]`; zeros if `None`.
     dy: Option<&'a [f32]>,
-    /// Of dropout.
+    /// The dropout factors, `[H]`; ones if `None`.
     factor: Option<&'a [f32]>,
+    /// The zoneout fractions ζ, `[H]`; zeros if `None`.
     zone: Option<&'a [f32]>,
+    /// The state that the step starts from, `[H]`.
     h: &'a [f32],
-    /// `[4H]`
+    /// r, z, n and the recurrent term of n, replaced with gradients, `[4H]`.
     gates: &'a mut [f32],
-    /// `[H]`: of h' on entry; on return the part of h's that needs no product.
+    /// The gradient of the state after the step, `[H]`. Replaced with the gradient of the state
+    /// before the step, without its product terms.
     dh: &'a mut [f32],
 }
 
@@ -188,59 +220,69 @@ impl SimdKernel for ElementwiseBackward<'_> {
     #[inline(always)]
     fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         let CellSpec { gate, candidate, hidden, .. } = self.spec;
-        let (r_z, n_past) = self.gates.split_at_mut(2 * hidden);
-        let ((all_r, all_z), (all_n, all_past)) =
-            (r_z.split_at_mut(hidden), n_past.split_at_mut(hidden));
+        let (r_z, n_and_recurrent) = self.gates.split_at_mut(2 * hidden);
+        let ((all_r, all_z), (all_n, all_n_recurrent)) =
+            (r_z.split_at_mut(hidden), n_and_recurrent.split_at_mut(hidden));
         for first in (0..hidden).step_by(N) {
             let (r, z) = (load::<N>(all_r, first), load::<N>(all_z, first));
-            let (n, past) = (load::<N>(all_n, first), load::<N>(all_past, first));
+            let (n, n_recurrent) = (load::<N>(all_n, first), load::<N>(all_n_recurrent, first));
             let h = load::<N>(self.h, first);
             let mut dh = load::<N>(self.dh, first);
             if let Some(dy) = self.dy {
                 let dy = load::<N>(dy, first);
                 let factor = load_or::<N>(self.factor, first, 1.0);
+                // dh += dy ⊙ dropout factor
                 for j in 0..N {
                     dh[j] += dy[j] * factor[j];
                 }
             }
             let zone = load_or::<N>(self.zone, first, 0.0);
             let (derivative_z, derivative_n) = (derivative(gate, &z), derivative(candidate, &n));
-            let mut dz = [0.0; N];
-            let mut dn = [0.0; N];
+            let mut da_z = [0.0; N];
+            let mut da_n = [0.0; N];
+            // dh' = (1 − ζ) ⊙ dh
+            // z overwrites: dn = dh' ⊙ z        dz = dh' ⊙ (n − h)  direct = dh' ⊙ (1 − z)
+            // z keeps:      dn = dh' ⊙ (1 − z)  dz = dh' ⊙ (h − n)  direct = dh' ⊙ z
+            // da_n = dn ⊙ tanh'(n)              da_z = dz ⊙ σ'(z)   dh = ζ ⊙ dh + direct
             for j in 0..N {
-                let new = dh[j] * (1.0 - zone[j]);
-                let (to_n, to_z, direct) = match self.spec.update {
-                    Update::Overwrites => (new * z[j], new * (n[j] - h[j]), new * (1.0 - z[j])),
-                    Update::Keeps => (new * (1.0 - z[j]), new * (h[j] - n[j]), new * z[j]),
+                let dnew = dh[j] * (1.0 - zone[j]);
+                let (dn, dz, direct) = match self.spec.update {
+                    Update::Overwrites => (dnew * z[j], dnew * (n[j] - h[j]), dnew * (1.0 - z[j])),
+                    Update::Keeps => (dnew * (1.0 - z[j]), dnew * (h[j] - n[j]), dnew * z[j]),
                 };
-                dn[j] = to_n * derivative_n[j];
-                dz[j] = to_z * derivative_z[j];
+                da_n[j] = dn * derivative_n[j];
+                da_z[j] = dz * derivative_z[j];
                 dh[j] = dh[j] * zone[j] + direct;
             }
-            store(all_z, first, &dz);
-            store(all_n, first, &dn);
+            store(all_z, first, &da_z);
+            store(all_n, first, &da_n);
             store(self.dh, first, &dh);
             if self.spec.reset == Reset::After {
                 let derivative_r = derivative(gate, &r);
-                let (mut dr, mut dpast) = ([0.0; N], [0.0; N]);
+                let (mut da_r, mut dn_recurrent) = ([0.0; N], [0.0; N]);
+                // da_r = da_n ⊙ (W_hn h + b_hn) ⊙ σ'(r)
+                // d(W_hn h + b_hn) = da_n ⊙ r
                 for j in 0..N {
-                    dr[j] = dn[j] * past[j] * derivative_r[j];
-                    dpast[j] = dn[j] * r[j];
+                    da_r[j] = da_n[j] * n_recurrent[j] * derivative_r[j];
+                    dn_recurrent[j] = da_n[j] * r[j];
                 }
-                store(all_r, first, &dr);
-                store(all_past, first, &dpast);
+                store(all_r, first, &da_r);
+                store(all_n_recurrent, first, &dn_recurrent);
             }
         }
     }
 }
 
+/// A kernel for the gradient of r ⊙ h in one row, with reset before the product.
 struct ResetBackward<'a> {
     spec: CellSpec,
-    /// The gradient of r ⊙ h.
-    row: ProductRow<'a>,
+    /// The gradient of r ⊙ h, `[Q, N]`.
+    drh: ProductRow<'a>,
+    /// The state that the step starts from, `[H]`.
     h: &'a [f32],
-    /// r, which becomes the gradient of its pre-activation.
+    /// r, replaced with da_r, `[H]`.
     r: &'a mut [f32],
+    /// The gradient of h, `[H]`, accumulated.
     dh: &'a mut [f32],
 }
 
@@ -248,24 +290,29 @@ impl SimdKernel for ResetBackward<'_> {
     #[inline(always)]
     fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
         for q in 0..self.spec.hidden.div_ceil(N) {
-            let d = self.row.block::<N>(q);
+            let drh = self.drh.block::<N>(q);
             let first = q * N;
             let (h, r) = (load::<N>(self.h, first), load::<N>(self.r, first));
             let mut dh = load::<N>(self.dh, first);
             let derivative = derivative(self.spec.gate, &r);
-            let mut dr = [0.0; N];
+            let mut da_r = [0.0; N];
+            // dh  += d(r ⊙ h) ⊙ r
+            // da_r = d(r ⊙ h) ⊙ h ⊙ σ'(r)
             for j in 0..N {
-                dh[j] += d[j] * r[j];
-                dr[j] = d[j] * h[j] * derivative[j];
+                dh[j] += drh[j] * r[j];
+                da_r[j] = drh[j] * h[j] * derivative[j];
             }
             store(self.dh, first, &dh);
-            store(self.r, first, &dr);
+            store(self.r, first, &da_r);
         }
     }
 }
 
+/// A kernel that adds one row of products.
 struct AddRow<'a> {
+    /// `[Q, N]`
     row: ProductRow<'a>,
+    /// `[H]`
     to: &'a mut [f32],
 }
 

@@ -1,5 +1,7 @@
-//! One cell: what it computes, its weights as steps read them, and the block of rows that a task
-//! takes.
+//! One cell: its configuration, its packed weights, and the block of rows of a task.
+//!
+//! Units are computed in blocks of N, the SIMD lanes of the [`SimdLevel`]. A cell has
+//! Q = ⌈H / N⌉ blocks; "padded H" is Q·N.
 
 use std::ops::Range;
 
@@ -13,7 +15,7 @@ use crate::reference::StepContext;
 use crate::spec::config::{Activation, Reset, Update};
 use crate::spec::params::{CellRanges, Params};
 
-/// What a cell computes, besides its weights.
+/// The configuration of a cell: everything except its weights.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CellSpec {
     pub level: SimdLevel,
@@ -24,26 +26,30 @@ pub(super) struct CellSpec {
     pub hidden: usize,
 }
 
-/// A cell's parameters as its forward steps read them.
+/// A cell's parameters, packed for the forward pass. Panels `3q`, `3q + 1` and `3q + 2` hold the
+/// columns of r, z and n of block q.
 #[derive(Debug)]
 pub(super) struct ForwardWeights {
     pub spec: CellSpec,
-    /// W_ihᵀ and W_hhᵀ. Panels `3q`, `3q + 1` and `3q + 2` are those of r, z and n of block q.
+    /// W_ihᵀ `[I, 3H]`; above the first layer `[D·H, 3H]`.
     pub input: PackedRight,
+    /// W_hhᵀ `[H, 3H]`
     pub recurrent: PackedRight,
-    /// `[3 · blocks, N]`: what is added before any product; b_hh too, where it is not multiplied
-    /// with r.
+    /// `[3Q, N]`, one row for each panel: b_ih + b_hh. With reset after the product, n has b_in
+    /// alone.
     pub bias: Vec<f32>,
-    /// `[blocks, N]`: b_hn where it is.
-    pub past_bias: Vec<f32>,
+    /// `[Q, N]`: b_hn with reset after the product, which multiplies it by r; otherwise zeros.
+    pub bias_hn: Vec<f32>,
 }
 
-/// A cell's parameters as its backward steps read them: W_ih and W_hh themselves, gates along the
-/// depth.
+/// A cell's parameters, packed for the backward pass: W_ih and W_hh, not transposed. The inner axis
+/// of their products are the gates.
 #[derive(Debug)]
 pub(super) struct BackwardWeights {
     pub spec: CellSpec,
+    /// W_ih `[3H, I]`; above the first layer `[3H, D·H]`.
     pub input: PackedRight,
+    /// W_hh `[3H, H]`
     pub recurrent: PackedRight,
 }
 
@@ -60,11 +66,12 @@ impl CellSpec {
         }
     }
 
+    /// Returns Q, the number of blocks.
     pub fn blocks(&self) -> usize {
         self.hidden.div_ceil(self.level.lanes())
     }
 
-    /// H, rounded up to whole blocks.
+    /// Returns padded H: H rounded up to whole blocks.
     pub fn padded(&self) -> usize {
         self.blocks() * self.level.lanes()
     }
@@ -88,7 +95,7 @@ impl ForwardWeights {
             })
         };
         let mut bias = vec![0.0; 3 * blocks * lanes];
-        let mut past_bias = vec![0.0; blocks * lanes];
+        let mut bias_hn = vec![0.0; blocks * lanes];
         for gate in 0..3 {
             for unit in 0..hidden {
                 let at = |range: &Option<Range<usize>>| {
@@ -98,13 +105,13 @@ impl ForwardWeights {
                 let bias = &mut bias[(3 * block + gate) * lanes + lane];
                 *bias = at(&ranges.bias_ih);
                 match (gate, spec.reset) {
-                    (2, Reset::After) => past_bias[unit] = at(&ranges.bias_hh),
+                    (2, Reset::After) => bias_hn[unit] = at(&ranges.bias_hh),
                     _ => *bias += at(&ranges.bias_hh),
                 }
             }
         }
         let (input, recurrent) = (pack(&ranges.weight_ih)?, pack(&ranges.weight_hh)?);
-        Ok(Self { spec, input, recurrent, bias, past_bias })
+        Ok(Self { spec, input, recurrent, bias, bias_hn })
     }
 }
 
@@ -129,15 +136,15 @@ impl BackwardWeights {
     }
 }
 
-/// What a task takes: some rows R of a cell, and some of their steps.
+/// The work of a task: R rows of the batch in one cell, over a range of time steps.
 #[derive(Clone)]
 pub(super) struct RowBlock<'a> {
     pub context: StepContext<'a, f32>,
-    /// Of the batch.
+    /// The R batch rows.
     pub rows: Range<usize>,
-    /// When its steps are.
+    /// The time steps.
     pub times: Range<usize>,
-    /// How many threads share a step.
+    /// The number of threads that share a step.
     pub threads: usize,
 }
 
@@ -151,8 +158,8 @@ impl RowBlock<'_> {
     }
 }
 
-/// Has `threads` threads fill `out`, `count` blocks of `block_len` numbers; `fill` gets the index
-/// of its first block, and its blocks.
+/// Fills `out`, which has `count` blocks of `block_len` elements, on `threads` threads. `fill` is
+/// called with the index of its first block, and with its blocks.
 pub(super) fn split_over_threads(
     out: &mut [f32],
     block_len: usize,
@@ -163,18 +170,18 @@ pub(super) fn split_over_threads(
     if threads == 1 {
         return fill(0, out);
     }
-    let each = count.div_ceil(threads);
-    let parts = out.par_chunks_mut(each * block_len).enumerate();
-    parts.for_each(|(i, out)| fill(i * each, out));
+    let per_thread = count.div_ceil(threads);
+    let chunks = out.par_chunks_mut(per_thread * block_len).enumerate();
+    chunks.for_each(|(i, out)| fill(i * per_thread, out));
 }
 
-/// A row of a step of `[T, R, ·]`.
+/// Returns one row of one step of `[T, R, ·]`.
 pub(super) fn row_of<'a>(array: &'a ArrayView3<'_, f32>, t: usize, row: usize) -> &'a [f32] {
     let step = array.index_axis(Axis(0), t);
     step.index_axis_move(Axis(0), row).to_slice().expect("rows are contiguous")
 }
 
-/// The same, to be written.
+/// Returns one row of one step of `[T, R, ·]`, to write.
 pub(super) fn row_of_mut<'a>(
     array: &'a mut ArrayViewMut3<'_, f32>,
     t: usize,

@@ -1,9 +1,12 @@
-//! The steps of a block of rows forward: what happens one after the other.
+//! [`Forward`]: the forward steps of a block of rows.
 //!
-//! Units come in blocks of `N`. A block's part of a step (its products with all three gates'
-//! weights, the activations, the new state) is computed while it is in the nearest cache, then
-//! written out by rows. Rows know nothing of each other, so threads take rows; only where there are
-//! too few of them for a large state do they share a step, by blocks.
+//! Units are computed in blocks of `N`. One block of a step (the products with the weights of all
+//! three gates, the activations, the new state) is computed while it is in the nearest cache, then
+//! written out by rows. Rows are independent, so each thread takes some rows. If a large state has
+//! too few rows, threads share a step instead, and each takes some blocks.
+//!
+//! Shapes: R rows of the row block, Q = ⌈H / N⌉ blocks of N units, padded H = Q·N. M is the number
+//! of rows computed at once: R, or R for each of several steps if the gates are recomputed.
 
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
@@ -13,64 +16,69 @@ use super::simd::{SimdKernel, SimdVector, activate, lanes, lanes_mut, store};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 
-/// A block of rows forward. Arrays are `[T, R, ·]`.
+/// A task of the forward pass: the steps of a block of rows.
 pub(super) struct Forward<'a> {
     pub weights: &'a ForwardWeights,
     pub row_block: RowBlock<'a>,
+    /// The layer's input, `[T, R, ·]`.
     pub x: ArrayView3<'a, f32>,
     pub states: StepStates<'a>,
-    /// Where they are kept, `[times, R, 4H]`: r, z, n and what n took from the past.
+    /// Receives r, z, n and the recurrent term of n, `[times, R, 4H]`; `None` if they are not
+    /// saved.
     pub gates: Option<ArrayViewMut3<'a, f32>>,
 }
 
 /// The states that steps start from.
 pub(super) enum StepStates<'a> {
-    /// Each is what the step before made.
-    New {
-        /// `[R, H]`: the first state, which becomes the last.
+    /// Each step starts from the state that the previous step computed.
+    Computed {
+        /// The first state, replaced with the last state, `[R, H]`.
         state: ArrayViewMut2<'a, f32>,
+        /// Receives the outputs, `[T, R, H]`.
         y: ArrayViewMut3<'a, f32>,
-        /// While training, the state that each step starts from.
-        kept: Option<ArrayViewMut3<'a, f32>>,
+        /// In training, receives the state that each step starts from, `[T, R, H]`.
+        saved: Option<ArrayViewMut3<'a, f32>>,
     },
-    /// As another run kept them, whose gates alone are made again. No step waits for another.
-    Kept(ArrayView3<'a, f32>),
+    /// The states saved by an earlier run, `[T, R, H]`. Only the gates are computed. Steps are
+    /// independent.
+    Saved(ArrayView3<'a, f32>),
 }
 
-/// How much of a block's step is computed.
+/// The stage of a block's step to compute.
 #[derive(Clone, Copy)]
 enum CellStage {
-    /// r, z, and what n takes from the past.
+    /// r, z and r ⊙ h, with reset before the product.
     Gates,
-    /// n and the new state.
+    /// n and the new state, with reset before the product.
     Candidate,
-    /// Both, for with reset after the product nothing lies between them.
+    /// Everything, with reset after the product.
     Whole,
 }
 
-/// A block's results, `[rows, N]` each, one after the other: r, z, the past's part of n, n and h'.
+/// The number of slots in a block. A slot holds one result of all rows, `[M, N]`: r, z, the
+/// recurrent term of n (`W_hn h + b_hn`, or `r ⊙ h` with reset before), n, and h'.
 const SLOTS: usize = 5;
 const R: usize = 0;
 const Z: usize = 1;
-const PAST: usize = 2;
+const N_RECURRENT: usize = 2;
 const CANDIDATE: usize = 3;
 const NEW: usize = 4;
 
-/// What a chunk of steps works in; rows are those of the steps that are made at once.
+/// Scratch memory for a chunk of C steps.
 struct StepScratch {
-    /// `[rows, padded H]`
+    /// The states h, `[M, padded H]`.
     h: Vec<f32>,
-    /// r ⊙ h, with reset before.
+    /// r ⊙ h, `[M, padded H]`, for reset before the product.
     rh: Vec<f32>,
-    /// `[steps, R, I]`
+    /// A contiguous copy of x, `[C, R, I]`.
     x: Vec<f32>,
-    /// `[3 · blocks, steps, R, N]`: W_ih x + b.
+    /// The input products W_ih x + b, `[3Q, C, R, N]`.
     inputs: Vec<f32>,
-    /// A [`PackedLeft`]'s.
+    /// The memory of a [`PackedLeft`].
     left: Vec<f32>,
-    /// `[blocks, SLOTS, rows, N]`
+    /// The results of a step, `[Q, SLOTS, M, N]`.
     blocks: Vec<f32>,
-    /// `[padded H]`: the fraction of its old state that each unit of a row keeps, where any does.
+    /// The zoneout fractions ζ of one row, `[padded H]`.
     zone: Vec<f32>,
 }
 
@@ -79,24 +87,24 @@ impl Forward<'_> {
         let spec = self.weights.spec;
         let (_, rows, width) = self.x.dim();
         let lanes = spec.level.lanes();
-        // Input products of so many steps at once that tiles are full.
+        // The input products of several steps are computed at once, so that tiles are full.
         let chunk = 48usize.div_ceil(rows).min(self.row_block.times.len());
-        let at_once = match self.states {
-            StepStates::New { .. } => 1,
-            StepStates::Kept(_) => chunk,
+        let steps_at_once = match self.states {
+            StepStates::Computed { .. } => 1,
+            StepStates::Saved(_) => chunk,
         };
         let (blocks, padded) = (spec.blocks(), spec.padded());
-        let made = at_once * rows;
+        let rows_at_once = steps_at_once * rows;
         let mut scratch = StepScratch {
-            h: try_zeros("h [R, H]", made * padded)?,
-            rh: try_zeros("r ⊙ h [R, H]", made * padded)?,
+            h: try_zeros("h [R, H]", rows_at_once * padded)?,
+            rh: try_zeros("r ⊙ h [R, H]", rows_at_once * padded)?,
             x: try_zeros("a chunk's x", chunk * rows * width)?,
             inputs: try_zeros("a chunk's input products", 3 * blocks * chunk * rows * lanes)?,
             left: Vec::new(),
-            blocks: try_zeros("a step's gates", blocks * SLOTS * made * lanes)?,
-            zone: try_zeros("a row's zones", padded)?,
+            blocks: try_zeros("a step's gates", blocks * SLOTS * rows_at_once * lanes)?,
+            zone: try_zeros("a row's zoneout fractions", padded)?,
         };
-        if let StepStates::New { state, .. } = &self.states {
+        if let StepStates::Computed { state, .. } = &self.states {
             for (to, from) in scratch.h.chunks_exact_mut(padded).zip(state.rows()) {
                 to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
             }
@@ -104,11 +112,11 @@ impl Forward<'_> {
         let times: Vec<_> = self.row_block.context.in_order(self.row_block.times.clone()).collect();
         for times in times.chunks(chunk) {
             self.input_products(times, &mut scratch)?;
-            for (i, now) in times.chunks(at_once).enumerate() {
-                self.step(now, i * at_once, times.len(), &mut scratch)?;
+            for (i, now) in times.chunks(steps_at_once).enumerate() {
+                self.step(now, i * steps_at_once, times.len(), &mut scratch)?;
             }
         }
-        if let StepStates::New { state, .. } = &mut self.states {
+        if let StepStates::Computed { state, .. } = &mut self.states {
             for (mut to, from) in state.rows_mut().into_iter().zip(scratch.h.chunks_exact(padded)) {
                 to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
             }
@@ -116,13 +124,14 @@ impl Forward<'_> {
         Ok(())
     }
 
+    /// Computes W_ih x + b for a chunk of steps: `inputs [3Q, C·R, N] = bias + x [C·R, I] · W_ihᵀ`.
     fn input_products(&self, times: &[usize], scratch: &mut StepScratch) -> Result<()> {
         let ForwardWeights { spec, input, bias, .. } = self.weights;
         let (_, rows, width) = self.x.dim();
         let lanes = spec.level.lanes();
-        let mut to = scratch.x.chunks_exact_mut(width);
+        let mut copies = scratch.x.chunks_exact_mut(width);
         for &t in times {
-            for (from, to) in self.x.index_axis(Axis(0), t).rows().into_iter().zip(&mut to) {
+            for (from, to) in self.x.index_axis(Axis(0), t).rows().into_iter().zip(&mut copies) {
                 to.copy_from_slice(from.to_slice().expect("rows are contiguous"));
             }
         }
@@ -141,8 +150,8 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// The steps at some times, of which the first is the i-th of a chunk of `steps`; a row for
-    /// each row of each.
+    /// Computes the steps at `times`: one step, or all steps of a chunk if the states are saved.
+    /// The first is step `i` of a chunk of `steps` steps. The M rows are the R rows of each step.
     fn step(
         &mut self,
         times: &[usize],
@@ -151,35 +160,38 @@ impl Forward<'_> {
         scratch: &mut StepScratch,
     ) -> Result<()> {
         let spec = self.weights.spec;
-        let each = self.x.len_of(Axis(1));
-        let (rows, padded) = (times.len() * each, spec.padded());
-        let positions = || times.iter().flat_map(|&t| (0..each).map(move |row| (t, row)));
+        let step_rows = self.x.len_of(Axis(1));
+        let (rows, padded) = (times.len() * step_rows, spec.padded());
+        let positions = || times.iter().flat_map(|&t| (0..step_rows).map(move |row| (t, row)));
         for ((t, row), h) in positions().zip(scratch.h.chunks_exact_mut(padded)) {
             match &self.states {
-                StepStates::Kept(kept) => h[..spec.hidden].copy_from_slice(row_of(kept, t, row)),
-                StepStates::New { .. } if self.row_block.restarts(t, row) => {
-                    let fresh =
+                StepStates::Saved(saved) => h[..spec.hidden].copy_from_slice(row_of(saved, t, row)),
+                StepStates::Computed { .. } if self.row_block.restarts(t, row) => {
+                    let reset_state =
                         self.row_block.context.reset_state.row(self.row_block.rows.start + row);
-                    h.iter_mut().zip(fresh).for_each(|(h, &fresh)| *h = fresh);
+                    h.iter_mut().zip(reset_state).for_each(|(h, &reset)| *h = reset);
                 }
-                StepStates::New { .. } => {}
+                StepStates::Computed { .. } => {}
             }
         }
         let StepScratch { h, rh, inputs, left, blocks, .. } = &mut *scratch;
-        let block = SLOTS * rows * spec.level.lanes();
+        let block_len = SLOTS * rows * spec.level.lanes();
         let (h, rh) = (&h[..rows * padded], &mut rh[..rows * padded]);
-        let blocks = &mut blocks[..spec.blocks() * block];
-        let mut make = |stage: CellStage, past: &[f32], blocks: &mut [f32]| -> Result<()> {
-            let past = PackedLeft::pack(spec.level, past, padded, [0..spec.hidden, 0..0], left)?;
+        let blocks = &mut blocks[..spec.blocks() * block_len];
+        // `operand [M, padded H]` is h or r ⊙ h.
+        let mut compute = |stage: CellStage, operand: &[f32], blocks: &mut [f32]| -> Result<()> {
+            let operand =
+                PackedLeft::pack(spec.level, operand, padded, [0..spec.hidden, 0..0], left)?;
             let (weights, all) = (self.weights, &inputs[..]);
-            let inputs = StepInputs { all, panel: steps * each, first: i * each };
+            let inputs = StepInputs { all, panel_rows: steps * step_rows, first: i * step_rows };
             split_over_threads(
                 blocks,
-                block,
+                block_len,
                 spec.blocks(),
                 self.row_block.threads,
                 |first, blocks| {
-                    spec.level.run(StepBlocks { weights, stage, h, past, inputs, first, blocks });
+                    let step = StepBlocks { weights, stage, h, operand, inputs, first, blocks };
+                    spec.level.run(step);
                 },
             );
             Ok(())
@@ -187,52 +199,53 @@ impl Forward<'_> {
         let is_idle = positions().all(|(t, row)| self.row_block.is_padding(t, row));
         match spec.reset {
             _ if is_idle => {}
-            Reset::After => make(CellStage::Whole, h, blocks)?,
+            Reset::After => compute(CellStage::Whole, h, blocks)?,
             Reset::Before => {
-                make(CellStage::Gates, h, blocks)?;
-                spec.level.run(Gather { slot: PAST, blocks, rows, to: rh });
-                make(CellStage::Candidate, rh, blocks)?;
+                compute(CellStage::Gates, h, blocks)?;
+                spec.level.run(Gather { slot: N_RECURRENT, blocks, rows, to: rh });
+                compute(CellStage::Candidate, rh, blocks)?;
             }
         }
-        for (made, position) in positions().enumerate() {
-            self.store_outputs(position, (made, rows), scratch);
+        for (block_row, position) in positions().enumerate() {
+            self.store_outputs(position, (block_row, rows), scratch);
         }
         Ok(())
     }
 
-    /// Writes what a step computed for a row to where it belongs: row `made` of the `rows` in the
-    /// blocks.
+    /// Writes the results of one row of a step to the state, y, the saved state and the gates. The
+    /// results are row `block_row` of the `rows` rows in the blocks.
     fn store_outputs(
         &mut self,
         (t, row): (usize, usize),
-        (made, rows): (usize, usize),
+        (block_row, rows): (usize, usize),
         scratch: &mut StepScratch,
     ) {
         let CellSpec { level, hidden, .. } = self.weights.spec;
-        let RowBlock { context, rows: of_batch, times, .. } = &self.row_block;
-        let (of_batch, first) = (of_batch.start + row, times.start);
+        let RowBlock { context, rows: batch_rows, times, .. } = &self.row_block;
+        let (batch_row, first) = (batch_rows.start + row, times.start);
         let mut gates = self.gates.as_mut().map(|gates| row_of_mut(gates, t - first, row));
-        let (mut y, mut kept) = match &mut self.states {
-            StepStates::New { y, kept, .. } => {
-                (Some(row_of_mut(y, t, row)), kept.as_mut().map(|kept| row_of_mut(kept, t, row)))
+        let (mut y, mut saved) = match &mut self.states {
+            StepStates::Computed { y, saved, .. } => {
+                (Some(row_of_mut(y, t, row)), saved.as_mut().map(|saved| row_of_mut(saved, t, row)))
             }
-            StepStates::Kept(_) => (None, None),
+            StepStates::Saved(_) => (None, None),
         };
-        if context.is_padding(t, of_batch) {
-            // Zeros, so that whatever a gradient of 0 is multiplied with here gives 0.
-            for row in [&mut y, &mut kept, &mut gates].into_iter().flatten() {
+        if context.is_padding(t, batch_row) {
+            // Zeros rather than old values, which may be NaN: the backward pass multiplies them
+            // with gradients of 0, and the products must be 0.
+            for row in [&mut y, &mut saved, &mut gates].into_iter().flatten() {
                 row.fill(0.0);
             }
             return;
         }
         let padded = scratch.zone.len();
-        let h = &mut scratch.h[made * padded..][..padded];
-        if let Some(kept) = kept {
-            kept.copy_from_slice(&h[..hidden]);
+        let h = &mut scratch.h[block_row * padded..][..padded];
+        if let Some(saved) = saved {
+            saved.copy_from_slice(&h[..hidden]);
         }
         let has_zones = y.is_some() && context.noise.has_zones();
         if has_zones {
-            let zone = context.zone(t, of_batch, hidden);
+            let zone = context.zone(t, batch_row, hidden);
             scratch.zone[..hidden]
                 .iter_mut()
                 .enumerate()
@@ -241,7 +254,7 @@ impl Forward<'_> {
         level.run(StoreOutputs {
             blocks: &scratch.blocks[..padded * SLOTS * rows],
             rows,
-            row: made,
+            row: block_row,
             zone: has_zones.then_some(&scratch.zone),
             h,
             gates,
@@ -249,58 +262,64 @@ impl Forward<'_> {
         let Some(y) = y else { return };
         y.copy_from_slice(&h[..hidden]);
         if context.noise.drops(context.layer) {
-            let factor = context.dropout(t, of_batch, hidden);
+            let factor = context.dropout(t, batch_row, hidden);
             y.iter_mut().enumerate().for_each(|(j, y)| *y *= factor(j));
         }
     }
 }
 
-/// A step's rows of a chunk's input products.
+/// The input products of a step: some rows of those of a chunk.
 #[derive(Clone, Copy)]
 struct StepInputs<'a> {
+    /// The chunk's input products, `[3Q, panel_rows, N]`.
     all: &'a [f32],
-    /// Rows of a panel.
-    panel: usize,
-    /// The first of the step's.
+    /// The rows of a panel, C·R.
+    panel_rows: usize,
+    /// The step's first row.
     first: usize,
 }
 
 impl<'a> StepInputs<'a> {
-    /// `[R, N]`
-    fn of<const N: usize>(&self, panel: usize, rows: usize) -> &'a [f32] {
-        &self.all[(panel * self.panel + self.first) * N..][..rows * N]
+    /// Returns the step's rows of a panel, `[M, N]`.
+    fn panel<const N: usize>(&self, panel: usize, rows: usize) -> &'a [f32] {
+        &self.all[(panel * self.panel_rows + self.first) * N..][..rows * N]
     }
 }
 
-/// Some blocks' part of a step.
+/// A kernel that computes one stage of a step for some blocks of units.
 struct StepBlocks<'a> {
     weights: &'a ForwardWeights,
     stage: CellStage,
-    /// `[R, padded H]`
+    /// The states h, `[M, padded H]`.
     h: &'a [f32],
-    /// What the recurrent weights are multiplied with: h, or r ⊙ h.
-    past: PackedLeft<'a>,
+    /// The left side of the recurrent products, `[M, H]`: h, or r ⊙ h in
+    /// [`CellStage::Candidate`].
+    operand: PackedLeft<'a>,
     inputs: StepInputs<'a>,
-    /// The first of the blocks.
+    /// The index of the first block.
     first: usize,
+    /// The blocks, `[·, SLOTS, M, N]`.
     blocks: &'a mut [f32],
 }
 
 impl SimdKernel for StepBlocks<'_> {
     #[inline(always)]
     fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
-        let rows = self.past.rows;
+        let rows = self.operand.rows;
         let blocks = std::mem::take(&mut self.blocks);
         for (i, block) in blocks.chunks_exact_mut(SLOTS * rows * N).enumerate() {
             let q = self.first + i;
-            self.start::<N>(q, block);
+            self.init_sums::<N>(q, block);
+            // Whole:     block[r, z, n_recurrent] += h · W_hhᵀ, all three gates
+            // Gates:     block[r, z]              += h · W_hhᵀ, the gates r and z
+            // Candidate: block[n]                 += (r ⊙ h) · W_hnᵀ
             let (slots, panel) = match self.stage {
-                CellStage::Whole => (R..PAST + 1, 3 * q),
-                CellStage::Gates => (R..PAST, 3 * q),
+                CellStage::Whole => (R..N_RECURRENT + 1, 3 * q),
+                CellStage::Gates => (R..N_RECURRENT, 3 * q),
                 CellStage::Candidate => (CANDIDATE..NEW, 3 * q + 2),
             };
             add_product::<V, N, ROWS>(AddProduct {
-                left: self.past,
+                left: self.operand,
                 right: &self.weights.recurrent,
                 depth: 0..self.weights.spec.hidden,
                 first: panel,
@@ -314,25 +333,34 @@ impl SimdKernel for StepBlocks<'_> {
 }
 
 impl StepBlocks<'_> {
-    /// Fills what products are added to: r, z and n with their inputs, the past's part of n with
-    /// b_hn.
+    /// Initialises the sums of block q: r, z and n with their input products, the recurrent term of
+    /// n with b_hn.
     #[inline(always)]
-    fn start<const N: usize>(&self, q: usize, block: &mut [f32]) {
-        let rows = self.past.rows;
+    fn init_sums<const N: usize>(&self, q: usize, block: &mut [f32]) {
+        let rows = self.operand.rows;
         if matches!(self.stage, CellStage::Candidate) {
             return;
         }
         for (slot, gate) in [(R, 0), (Z, 1), (CANDIDATE, 2)] {
-            let inputs = self.inputs.of::<N>(3 * q + gate, rows);
+            let inputs = self.inputs.panel::<N>(3 * q + gate, rows);
             block[slot * rows * N..][..rows * N].copy_from_slice(inputs);
         }
-        let bias = lanes::<N>(&self.weights.past_bias, q * N);
+        let bias = lanes::<N>(&self.weights.bias_hn, q * N);
         for row in 0..rows {
-            *lanes_mut(block, (PAST * rows + row) * N) = *bias;
+            *lanes_mut(block, (N_RECURRENT * rows + row) * N) = *bias;
         }
     }
 
-    /// From sums to r, z, n and the new state, or to r, z and r ⊙ h.
+    /// Applies the activations to the sums of one row of block q, `[N]` per slot. With a_r, a_z and
+    /// a_n the sums:
+    ///
+    /// ```text
+    /// Gates, Whole:      r = σ(a_r), z = σ(a_z)
+    /// Gates:             n_recurrent = r ⊙ h
+    /// Whole:             n = tanh(a_n + r ⊙ n_recurrent), n_recurrent = W_hn h + b_hn
+    /// Candidate:         n = tanh(a_n),                   a_n includes W_hn (r ⊙ h)
+    /// Whole, Candidate:  h' = (1 − z) ⊙ h + z ⊙ n, or z ⊙ h + (1 − z) ⊙ n if z keeps
+    /// ```
     #[inline(always)]
     fn activations<const N: usize, const FMA: bool>(
         &self,
@@ -341,7 +369,7 @@ impl StepBlocks<'_> {
         block: &mut [f32],
     ) {
         let spec = &self.weights.spec;
-        let rows = self.past.rows;
+        let rows = self.operand.rows;
         let at = |slot: usize| (slot * rows + row) * N;
         let h = lanes::<N>(self.h, row * (self.h.len() / rows) + q * N);
         if !matches!(self.stage, CellStage::Candidate) {
@@ -350,18 +378,18 @@ impl StepBlocks<'_> {
         }
         let r = *lanes::<N>(block, at(R));
         if matches!(self.stage, CellStage::Gates) {
-            let past = lanes_mut::<N>(block, at(PAST));
+            let rh = lanes_mut::<N>(block, at(N_RECURRENT));
             for j in 0..N {
-                past[j] = r[j] * h[j];
+                rh[j] = r[j] * h[j];
             }
             return;
         }
         let z = *lanes::<N>(block, at(Z));
         let mut n = *lanes::<N>(block, at(CANDIDATE));
         if matches!(self.stage, CellStage::Whole) {
-            let past = lanes::<N>(block, at(PAST));
+            let n_recurrent = lanes::<N>(block, at(N_RECURRENT));
             for j in 0..N {
-                n[j] += r[j] * past[j];
+                n[j] += r[j] * n_recurrent[j];
             }
         }
         activate::<N, FMA>(spec.candidate, &mut n);
@@ -382,11 +410,14 @@ impl StepBlocks<'_> {
     }
 }
 
-/// A slot of every block, to rows `[R, padded H]`.
+/// A kernel that copies one slot of every block to rows.
 struct Gather<'a> {
     slot: usize,
+    /// `[Q, SLOTS, M, N]`
     blocks: &'a [f32],
+    /// M
     rows: usize,
+    /// `[M, padded H]`
     to: &'a mut [f32],
 }
 
@@ -403,16 +434,19 @@ impl SimdKernel for Gather<'_> {
     }
 }
 
-/// One row's results of a step, from blocks to rows.
+/// A kernel that applies zoneout, `h = ζ ⊙ h + (1 − ζ) ⊙ h'`, and stores the gates of one row.
 struct StoreOutputs<'a> {
+    /// `[Q, SLOTS, M, N]`
     blocks: &'a [f32],
+    /// M
     rows: usize,
+    /// The index of the row.
     row: usize,
-    /// `[padded H]`
+    /// The zoneout fractions ζ, `[padded H]`; `None` without zoneout.
     zone: Option<&'a Vec<f32>>,
-    /// `[padded H]`, the old state, which becomes the new one.
+    /// The old state, replaced with the new state, `[padded H]`.
     h: &'a mut [f32],
-    /// `[4H]`
+    /// Receives r, z, n and the recurrent term of n, `[4H]`.
     gates: Option<&'a mut [f32]>,
 }
 
@@ -433,7 +467,7 @@ impl SimdKernel for StoreOutputs<'_> {
             if let Some(gates) = &mut self.gates {
                 let hidden = gates.len() / 4;
                 let quarters = gates.chunks_exact_mut(hidden);
-                for (quarter, from) in quarters.zip([R, Z, CANDIDATE, PAST]) {
+                for (quarter, from) in quarters.zip([R, Z, CANDIDATE, N_RECURRENT]) {
                     store(quarter, q * N, slot(from));
                 }
             }

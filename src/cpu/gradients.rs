@@ -1,8 +1,20 @@
-//! What is left of some steps of a cell after they went backward: products over all of them, for
-//! the gradients of the weights and of the input.
+//! [`CellProducts`]: the gradients of a cell's weights, biases and input, as matrix products over
+//! many steps at once, after [`Backward`](super::backward::Backward) has run those steps.
 //!
-//! Threads take tasks from one list, so that none waits for another between one product and the
-//! next.
+//! With R rows (steps × batch rows) and the gate gradients da:
+//!
+//! ```text
+//! dx      [R, I]   += [da_r da_z da_n] [R, 3H] · W_ih [3H, I]
+//! dW_ih   [3H, I]  += [da_r da_z da_n]ᵀ · x [R, I]
+//! dW_hr,z [2H, H]  += [da_r da_z]ᵀ · h [R, H]
+//! dW_hn   [H, H]   += (da_n ⊙ r)ᵀ · h        reset after the product
+//!                  += da_nᵀ · (r ⊙ h)        reset before the product
+//! db_ih   [3H]     += column sums of [da_r da_z da_n]
+//! db_hh   [3H]     += column sums of [da_r da_z], and of da_n ⊙ r (reset after) or da_n (before)
+//! ```
+//!
+//! Above the first layer, I stands for D·H. Threads take tasks from one list, so that no thread
+//! waits for another between two products.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,66 +24,71 @@ use super::cell::BackwardWeights;
 use super::product::{
     AddProduct, AddTransposed, PackedLeft, PackedRight, PanelSource, add_product,
 };
-use super::schedule::DEPTH;
+use super::schedule::MAX_PRODUCT_DEPTH;
 use super::simd::{SimdKernel, SimdVector, load, store};
 use crate::error::{Result, try_grow, try_zeros};
 use crate::spec::config::Reset;
 use crate::spec::params::{CellRanges, Params};
 
-/// Rows of a result that a task takes: whole tiles of every level, and gates' gradients that stay
-/// in the cache.
-const ROWS: usize = 48;
+/// Rows of a result per task: a multiple of the tile height of every [`SimdLevel`], small enough
+/// that the gate gradients stay in the cache.
+///
+/// [`SimdLevel`]: super::simd::SimdLevel
+const TASK_ROWS: usize = 48;
 
-/// Some steps of a cell, as [`Backward`](super::backward::Backward) left them; R is steps and rows.
+/// The operands of the products over a range of steps of a cell, with R = steps × batch rows.
 pub(super) struct CellProducts<'a> {
     pub weights: &'a BackwardWeights,
+    /// I, above the first layer D·H.
     pub width: usize,
-    /// `[R, width]`
+    /// The cell's input, `[R, width]`.
     pub input: &'a [f32],
-    /// `[R, H]`
+    /// The state that each step starts from, `[R, H]`.
     pub h: &'a [f32],
-    /// `[R, 4H]`
+    /// The gate gradients: da_r, da_z, da_n, and da_n ⊙ r or, with reset before, r ⊙ h;
+    /// `[R, 4H]`.
     pub gates: &'a [f32],
 }
 
-/// A part of the work that waits for no other.
+/// An independent part of the work.
 enum GradientTask<'a> {
     Weights(GateColumns<'a>),
-    /// `to [·, width] += gates · W_ih`
+    /// `dx [·, width] += gates [·, 3H of 4H] · W_ih [3H, width]`
     Input {
         gates: &'a [f32],
-        to: &'a mut [f32],
+        dx: &'a mut [f32],
     },
 }
 
-/// Some columns of the gates' gradients, and what they are multiplied with.
+/// Some columns of the gate gradients, and the right sides to multiply their transpose with.
 struct GateColumns<'a> {
+    /// The index of the first column.
     first: usize,
-    /// One for each column: its sum is added.
+    /// One element for each column; the column's sum is added.
     sums: &'a mut [f32],
-    /// Right sides, and the rows of a weight's gradient that products with them are added to.
+    /// Right sides, each with the rows of a weight gradient that the product is added to.
     products: Vec<(&'a PackedRight, &'a mut [f32])>,
 }
 
 impl<'a> GateColumns<'a> {
-    /// A few for each task.
-    fn cut(self) -> impl Iterator<Item = Self> {
+    /// Splits the columns into tasks.
+    fn split(self) -> impl Iterator<Item = Self> {
         let Self { mut first, mut sums, mut products } = self;
         std::iter::from_fn(move || {
-            let (all, some) = (sums.len(), ROWS.min(sums.len()));
-            let sums_of = sums.split_off_mut(..some).filter(|sums| !sums.is_empty())?;
+            let (rest, count) = (sums.len(), TASK_ROWS.min(sums.len()));
+            let task_sums = sums.split_off_mut(..count).filter(|sums| !sums.is_empty())?;
             let products = products.iter_mut().map(|(right, to)| {
-                let rows = to.len() / all * some;
-                (*right, to.split_off_mut(..rows).expect("as many rows as columns"))
+                let len = to.len() / rest * count;
+                (*right, to.split_off_mut(..len).expect("one row for each column"))
             });
-            let cut = Self { first, sums: sums_of, products: products.collect() };
-            first += some;
-            Some(cut)
+            let task = Self { first, sums: task_sums, products: products.collect() };
+            first += count;
+            Some(task)
         })
     }
 }
 
-/// What a thread works in.
+/// Scratch memory of a thread.
 #[derive(Default)]
 struct ThreadScratch {
     left: Vec<f32>,
@@ -79,14 +96,14 @@ struct ThreadScratch {
 }
 
 impl CellProducts<'_> {
-    /// Floating-point operations.
+    /// Returns the number of floating-point operations.
     pub fn flops(&self) -> f64 {
         let hidden = self.weights.spec.hidden;
         6.0 * self.h.len() as f64 * (2 * self.width + hidden) as f64
     }
 
-    /// Adds to `dinput [R, width]`, which is empty where nobody asks for it, and to the gradients
-    /// of the cell's parameters.
+    /// Adds to `dinput [R, width]`, which is empty if it is not needed, and to the gradients of the
+    /// cell's parameters.
     pub fn add_to(
         &self,
         mut dinput: &mut [f32],
@@ -95,20 +112,20 @@ impl CellProducts<'_> {
         is_parallel: bool,
     ) -> Result<()> {
         let (width, hidden) = (self.width, self.weights.spec.hidden);
-        // Of the gates' gradients, column by column.
+        // The column sums of the gate gradients, `[4H]`.
         let mut sums = try_zeros("the gradients of biases", 4 * hidden)?;
         let flat = dparams.as_mut_slice();
-        let of_weights = [ranges.weight_ih.clone(), ranges.weight_hh.clone()];
-        let mut of_weights = flat.get_disjoint_mut(of_weights).expect("two parameters");
-        let rows = |width: usize| DEPTH * width;
-        let of_states = self.h.chunks(rows(hidden)).zip(self.gates.chunks(rows(4 * hidden)));
-        for (input, (h, gates)) in self.input.chunks(rows(width)).zip(of_states) {
+        let weight_ranges = [ranges.weight_ih.clone(), ranges.weight_hh.clone()];
+        let mut dweights = flat.get_disjoint_mut(weight_ranges).expect("disjoint parameters");
+        let rows = |width: usize| MAX_PRODUCT_DEPTH * width;
+        let h_and_gates = self.h.chunks(rows(hidden)).zip(self.gates.chunks(rows(4 * hidden)));
+        for (input, (h, gates)) in self.input.chunks(rows(width)).zip(h_and_gates) {
             let block = CellProducts { input, h, gates, ..*self };
             let len = input.len().min(dinput.len());
-            let dinput = dinput.split_off_mut(..len).expect("no more than there is");
-            block.add_block(dinput, &mut of_weights, &mut sums, is_parallel)?;
+            let dinput = dinput.split_off_mut(..len).expect("len is at most its length");
+            block.add_block(dinput, &mut dweights, &mut sums, is_parallel)?;
         }
-        let last = match self.weights.spec.reset {
+        let hn_columns = match self.weights.spec.reset {
             Reset::After => 3 * hidden..4 * hidden,
             Reset::Before => 2 * hidden..3 * hidden,
         };
@@ -119,14 +136,15 @@ impl CellProducts<'_> {
             add(&mut flat[range], &sums[..3 * hidden]);
         }
         if let Some(range) = ranges.bias_hh.clone() {
-            let (of_r_z, of_n) = flat[range].split_at_mut(2 * hidden);
-            add(of_r_z, &sums[..2 * hidden]);
-            add(of_n, &sums[last]);
+            let (db_hr_hz, db_hn) = flat[range].split_at_mut(2 * hidden);
+            add(db_hr_hz, &sums[..2 * hidden]);
+            add(db_hn, &sums[hn_columns]);
         }
         Ok(())
     }
 
-    /// Rows whose packed right sides stay in the cache.
+    /// Adds the products over at most [`MAX_PRODUCT_DEPTH`] rows, whose packed right sides stay in
+    /// the cache.
     fn add_block(
         &self,
         dinput: &mut [f32],
@@ -150,28 +168,30 @@ impl CellProducts<'_> {
         };
         let (ih_r_z, ih_n) = weight_ih.split_at_mut(2 * hidden * width);
         let (hh_r_z, hh_n) = weight_hh.split_at_mut(2 * hidden * hidden);
-        let (of_r_z, of_others) = sums.split_at_mut(2 * hidden);
-        let (of_n, of_past) = of_others.split_at_mut(hidden);
+        let (sums_r_z, other_sums) = sums.split_at_mut(2 * hidden);
+        let (sums_n, sums_n_recurrent) = other_sums.split_at_mut(hidden);
         let columns = |first, sums, products| GateColumns { first, sums, products };
-        let mut all = vec![columns(0, of_r_z, vec![(&input, ih_r_z), (&h, hh_r_z)])];
+        let mut all = vec![columns(0, sums_r_z, vec![(&input, ih_r_z), (&h, hh_r_z)])];
         match &rh {
             None => {
-                all.push(columns(2 * hidden, of_n, vec![(&input, ih_n)]));
-                all.push(columns(3 * hidden, of_past, vec![(&h, hh_n)]));
+                all.push(columns(2 * hidden, sums_n, vec![(&input, ih_n)]));
+                all.push(columns(3 * hidden, sums_n_recurrent, vec![(&h, hh_n)]));
             }
-            Some(rh) => all.push(columns(2 * hidden, of_n, vec![(&input, ih_n), (rh, hh_n)])),
+            Some(rh) => all.push(columns(2 * hidden, sums_n, vec![(&input, ih_n), (rh, hh_n)])),
         }
-        let rows = self.gates.chunks(ROWS * 4 * hidden).zip(dinput.chunks_mut(ROWS * width));
-        let of_input = rows.map(|(gates, to)| GradientTask::Input { gates, to });
-        let of_weights = all.into_iter().flat_map(GateColumns::cut).map(GradientTask::Weights);
-        let tasks = Mutex::new(of_weights.chain(of_input));
-        // Each thread makes room once.
+        let rows =
+            self.gates.chunks(TASK_ROWS * 4 * hidden).zip(dinput.chunks_mut(TASK_ROWS * width));
+        let input_tasks = rows.map(|(gates, dx)| GradientTask::Input { gates, dx });
+        let weight_tasks = all.into_iter().flat_map(GateColumns::split).map(GradientTask::Weights);
+        let tasks = Mutex::new(weight_tasks.chain(input_tasks));
+        // Each thread allocates its scratch memory once.
         let work = |_| {
-            let mut space = ThreadScratch::default();
-            // A panic elsewhere cannot leave the list half cut: what it hands out is already apart.
+            let mut scratch = ThreadScratch::default();
+            // A poisoned lock is safe to use: tasks run after the lock is released, so a task that
+            // panics cannot leave the list in a partial state.
             let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
             while let Some(task) = next() {
-                self.run(task, &mut space)?;
+                self.run(task, &mut scratch)?;
             }
             Ok(())
         };
@@ -182,6 +202,7 @@ impl CellProducts<'_> {
         }
     }
 
+    /// Runs a task.
     fn run(
         &self,
         task: GradientTask<'_>,
@@ -192,47 +213,50 @@ impl CellProducts<'_> {
         match task {
             GradientTask::Weights(GateColumns { first, sums, products }) => {
                 let depth = self.h.len() / hidden;
-                try_grow("a task's gates", left, AddTransposed::space(level, sums.len(), depth))?;
+                let scratch_len = AddTransposed::scratch_len(level, sums.len(), depth);
+                try_grow("a task's gate gradients", left, scratch_len)?;
                 let (stride, gates) = (4 * hidden, self.gates);
-                let space = &mut left[..];
-                level.run(AddTransposed { left: gates, stride, first, sums, products, space });
+                let scratch = &mut left[..];
+                level.run(AddTransposed { left: gates, stride, first, sums, products, scratch });
             }
-            GradientTask::Input { gates, to } => {
+            GradientTask::Input { gates, dx } => {
                 let rows = gates.len() / (4 * hidden);
                 let left = PackedLeft::pack(level, gates, 4 * hidden, [0..3 * hidden, 0..0], left)?;
                 let len = rows * self.width.next_multiple_of(level.lanes());
                 try_grow("a block's dx", sums, len)?;
                 let (right, width, sums) = (&self.weights.input, self.width, &mut sums[..len]);
-                level.run(InputGradient { left, right, width, sums, to });
+                level.run(InputGradient { left, right, width, sums, dx });
             }
         }
         Ok(())
     }
 }
 
-/// Some rows of dx.
+/// A kernel that computes some rows of dx: `dx += left · right`.
 struct InputGradient<'a> {
+    /// The gate gradients, `[rows, 3H]`.
     left: PackedLeft<'a>,
+    /// W_ih `[3H, width]`
     right: &'a PackedRight,
     width: usize,
-    /// `[panels, rows, N]`: room.
+    /// Scratch memory for the product, `[panels, rows, N]`.
     sums: &'a mut [f32],
-    /// `[rows, width]`, added to.
-    to: &'a mut [f32],
+    /// `[rows, width]`, accumulated.
+    dx: &'a mut [f32],
 }
 
 impl SimdKernel for InputGradient<'_> {
     #[inline(always)]
     fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
-        let Self { left, right, width, sums, to } = self;
+        let Self { left, right, width, sums, dx } = self;
         sums.fill(0.0);
         let depth = 0..right.depth;
         add_product::<V, N, ROWS>(AddProduct { left, right, depth, first: 0, out: &mut *sums });
         for (panel, rows) in sums.chunks_exact(left.rows * N).enumerate() {
-            for (to, add) in to.chunks_exact_mut(width).zip(rows.chunks_exact(N)) {
-                let mut sum = load::<N>(to, panel * N);
+            for (dx, add) in dx.chunks_exact_mut(width).zip(rows.chunks_exact(N)) {
+                let mut sum = load::<N>(dx, panel * N);
                 sum.iter_mut().zip(add).for_each(|(sum, add)| *sum += add);
-                store(to, panel * N, &sum);
+                store(dx, panel * N, &sum);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! One layer: its steps, all of them or a span, cut into tasks, forward and backward.
+//! The steps of one layer, cut into tasks, forward and backward.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use super::backward::Backward;
 use super::cell::{BackwardWeights, ForwardWeights, RowBlock};
 use super::forward::{Forward, StepStates};
 use super::gradients::CellProducts;
-use super::schedule::{ThreadLayout, WORTH_THREADS};
+use super::schedule::{MIN_PARALLEL_FLOPS, ThreadLayout};
 use super::trace::CpuCellTrace;
 use super::weights::Weights;
 use crate::error::Result;
@@ -16,7 +16,7 @@ use crate::reference::Run;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
 
-/// Some steps of a layer, each direction's own.
+/// A range of steps of a layer. Steps are counted in each direction's own order.
 #[derive(Clone)]
 pub(super) struct LayerSteps<'a> {
     run: &'a Run<f32>,
@@ -29,37 +29,37 @@ impl<'a> LayerSteps<'a> {
         Self { run, layer, steps: 0..run.shape.steps }
     }
 
-    /// In spans of so many steps, the last one of what is left.
-    pub fn cut(&self, at_once: usize) -> impl DoubleEndedIterator<Item = Self> + use<'a> {
+    /// Cuts the steps into ranges of `len` steps. The last range may be shorter.
+    pub fn chunks(&self, len: usize) -> impl DoubleEndedIterator<Item = Self> + use<'a> {
         let Self { run, layer, steps: Range { start, end } } = self.clone();
-        let firsts = (start..end).step_by(at_once);
-        firsts.map(move |first| Self { run, layer, steps: first..end.min(first + at_once) })
+        let firsts = (start..end).step_by(len);
+        firsts.map(move |first| Self { run, layer, steps: first..end.min(first + len) })
     }
 
-    /// Which of all cells are the layer's.
+    /// Returns the layer's range among all cells.
     pub fn cells(&self) -> Range<usize> {
         let directions = self.run.shape.directions;
         self.layer * directions..(self.layer + 1) * directions
     }
 
-    /// `[T, B, ·]` of the layer's input.
-    pub fn input(&self) -> [usize; 3] {
+    /// Returns the shape of the layer's input: `[T, B, I]`, above the first layer `[T, B, D·H]`.
+    pub fn input_dim(&self) -> [usize; 3] {
         let Shape { steps, batch, input, hidden, directions, .. } = self.run.shape;
         [steps, batch, if self.layer == 0 { input } else { directions * hidden }]
     }
 
-    /// When a direction takes them.
+    /// Returns the time steps of a direction.
     fn times(&self, direction: usize) -> Range<usize> {
         self.run.context(self.layer, direction).times_of(self.steps.clone())
     }
 
-    /// How they are laid out over threads, where a step reads `width` numbers besides the state.
+    /// Returns the thread layout, for steps with `width` input elements.
     fn threads(&self, weights: &Weights, width: usize) -> ThreadLayout {
         (weights.lay_out)(Shape { steps: self.steps.len(), ..self.run.shape }, width)
     }
 
-    /// What each task takes, and of which direction: direction by direction, then by rows, as
-    /// [`split_axis`] cuts arrays.
+    /// Returns the direction and row block of each task, ordered by direction, then by rows. The
+    /// rows are split as [`split_axis`] splits arrays.
     fn row_blocks(&self, threads: ThreadLayout) -> impl Iterator<Item = (usize, RowBlock<'a>)> {
         let Shape { batch, directions, .. } = self.run.shape;
         (0..directions).flat_map(move |direction| {
@@ -68,25 +68,32 @@ impl<'a> LayerSteps<'a> {
                 let rows = first..batch.min(first + threads.rows);
                 (
                     direction,
-                    RowBlock { context, rows, times: times.clone(), threads: threads.sharing },
+                    RowBlock {
+                        context,
+                        rows,
+                        times: times.clone(),
+                        threads: threads.threads_per_step,
+                    },
                 )
             })
         })
     }
 
-    /// From x and the states h_n `[L·D, B, H]`, which become the last, to y `[T, B, D·H]`.
+    /// Runs the steps forward: reads x `[T, B, ·]`, writes y `[T, B, D·H]`, and replaces the
+    /// layer's first states in `h_n [L·D, B, H]` with the last states. Writes to `saved`, the
+    /// layer's cells, for a backward pass.
     pub fn forward(
         &self,
         (weights, packed): (&Weights, &[ForwardWeights]),
         x: ArrayView3<'_, f32>,
         h_n: &mut Array3<f32>,
         y: ArrayViewMut3<'_, f32>,
-        kept: Option<&mut [CpuCellTrace]>,
+        saved: Option<&mut [CpuCellTrace]>,
     ) -> Result<()> {
         let hidden = self.run.shape.hidden;
         let threads = self.threads(weights, x.len_of(Axis(2)));
         let (mut h, mut gates) = (Vec::new(), Vec::new());
-        for cell in kept.into_iter().flatten() {
+        for cell in saved.into_iter().flatten() {
             h.extend(by_rows(cell.h.view_mut(), threads));
             gates.extend(cell.gates.iter_mut().flat_map(|g| by_rows(g.view_mut(), threads)));
         }
@@ -98,7 +105,7 @@ impl<'a> LayerSteps<'a> {
             |((direction, row_block), (y, state))| Forward {
                 weights: &packed[direction],
                 x: x.slice_move(s![.., row_block.rows.clone(), ..]),
-                states: StepStates::New { state, y, kept: h.next() },
+                states: StepStates::Computed { state, y, saved: h.next() },
                 gates: gates.next(),
                 row_block,
             },
@@ -107,51 +114,52 @@ impl<'a> LayerSteps<'a> {
     }
 }
 
-/// An array cut along an axis, the last part of what is left.
+/// Splits an array along an axis into views of length `size`. The last view may be shorter.
 fn split_axis<D: Dimension>(
     array: ArrayViewMut<'_, f32, D>,
     axis: Axis,
     size: usize,
 ) -> Vec<ArrayViewMut<'_, f32, D>> {
-    let (mut parts, mut rest) = (Vec::new(), array);
+    let (mut views, mut rest) = (Vec::new(), array);
     while rest.len_of(axis) > size {
-        let (part, others) = rest.split_at(axis, size);
-        parts.push(part);
+        let (view, others) = rest.split_at(axis, size);
+        views.push(view);
         rest = others;
     }
-    parts.push(rest);
-    parts
+    views.push(rest);
+    views
 }
 
-/// `[T, B, ·]` as tasks take its rows.
+/// Splits `[T, B, ·]` into the rows of the tasks.
 fn by_rows(array: ArrayViewMut3<'_, f32>, threads: ThreadLayout) -> Vec<ArrayViewMut3<'_, f32>> {
     split_axis(array, Axis(1), threads.rows)
 }
 
-/// A layer on the way back, span by span from its last steps to its first.
+/// The backward pass of a layer, which runs span by span from the last steps to the first.
 pub(super) struct LayerBackward<'a> {
     pub weights: (&'a Weights, &'a [BackwardWeights]),
-    /// `[T, B, ·]`
+    /// The layer's input, `[T, B, ·]`.
     pub input: &'a Array3<f32>,
-    /// `[T, B, H]` of each direction, as its [`CpuCellTrace`] has it.
+    /// The state that each step starts from, `[T, B, H]` for each direction; see [`CpuCellTrace`].
     pub h: Vec<&'a Array3<f32>>,
-    /// `[·, B, 4H]` of each direction: those of the span at hand, which become gradients.
+    /// The gates of the current span, `[·, B, 4H]` for each direction. They become gradients.
     pub gates: Vec<&'a mut Array3<f32>>,
-    /// `[T, B, D·H]`, of what the layer puts out; zeros when `None`.
+    /// The gradient of the layer's output, `[T, B, D·H]`; zeros if `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// `[D, B, H]`: of the state after the steps that are still to come, backward.
+    /// The gradient of the state before the steps that have run backward, `[D, B, H]`. In the end,
+    /// the gradient of the first state.
     pub dh: ArrayViewMut3<'a, f32>,
-    /// `[D, B, H]`, added to.
+    /// The gradient of the reset state, `[D, B, H]`, accumulated.
     pub dreset: ArrayViewMut3<'a, f32>,
-    /// `[T, B, ·]`, added to; `None` where nobody asks for it.
+    /// The gradient of the input, `[T, B, ·]`, accumulated; `None` if it is not needed.
     pub dinput: Option<Array3<f32>>,
-    /// Added to.
+    /// The gradients of the parameters, accumulated.
     pub dparams: &'a mut Params,
 }
 
 impl LayerBackward<'_> {
-    /// The gates of a span, from the states that steps start from.
-    pub fn make_gates(
+    /// Recomputes the gates of a span from the saved states that its steps start from.
+    pub fn recompute_gates(
         &mut self,
         span: &LayerSteps<'_>,
         (weights, packed): (&Weights, &[ForwardWeights]),
@@ -162,11 +170,11 @@ impl LayerBackward<'_> {
             .iter_mut()
             .flat_map(|gates| by_rows(gates.slice_mut(s![..span.steps.len(), .., ..]), threads));
         let tasks = span.row_blocks(threads).zip(gates).map(|((direction, row_block), gates)| {
-            let of_rows = s![.., row_block.rows.clone(), ..];
+            let rows = s![.., row_block.rows.clone(), ..];
             Forward {
                 weights: &packed[direction],
-                x: input.slice(of_rows),
-                states: StepStates::Kept(h[direction].slice(of_rows)),
+                x: input.slice(rows),
+                states: StepStates::Saved(h[direction].slice(rows)),
                 gates: Some(gates),
                 row_block,
             }
@@ -174,7 +182,8 @@ impl LayerBackward<'_> {
         threads.run(tasks.collect(), Forward::run)
     }
 
-    /// The steps of a chunk, backward, in all directions; their gates are among those of `span`.
+    /// Runs the steps of a chunk backward in all directions. `self.gates` holds the gates of
+    /// `span`, which contains the chunk.
     pub fn step_backward(&mut self, chunk: &LayerSteps<'_>, span: &LayerSteps<'_>) -> Result<()> {
         let Self { weights: (weights, packed), h, gates, dy, dh, dreset, .. } = self;
         let hidden = chunk.run.shape.hidden;
@@ -201,7 +210,8 @@ impl LayerBackward<'_> {
         threads.run(tasks.collect(), Backward::run)
     }
 
-    /// After [`Self::step_backward`]: the gradients of the input and of the parameters.
+    /// Adds the chunk's gradients of the input and of the parameters, after
+    /// [`Self::step_backward`] has computed the gradients of its gates.
     pub fn add_products(&mut self, chunk: &LayerSteps<'_>, span: &LayerSteps<'_>) -> Result<()> {
         let Shape { batch, hidden, .. } = chunk.run.shape;
         let width = self.input.len_of(Axis(2));
@@ -209,28 +219,29 @@ impl LayerBackward<'_> {
         for direction in 0..self.gates.len() {
             let (times, first) = (chunk.times(direction), span.times(direction).start);
             let rows = |width: usize| times.start * batch * width..times.end * batch * width;
-            let of_gates = rows(4 * hidden);
+            let gate_range = rows(4 * hidden);
             let first = first * batch * 4 * hidden;
             let products = CellProducts {
                 weights: &self.weights.1[direction],
                 width,
-                input: &whole(self.input)[rows(width)],
-                h: &whole(self.h[direction])[rows(hidden)],
-                gates: &whole(self.gates[direction])[of_gates.start - first..of_gates.end - first],
+                input: &as_slice(self.input)[rows(width)],
+                h: &as_slice(self.h[direction])[rows(hidden)],
+                gates: &as_slice(self.gates[direction])
+                    [gate_range.start - first..gate_range.end - first],
             };
             let dinput = match &mut self.dinput {
                 Some(dinput) => &mut dinput.as_slice_mut().expect("standard layout")[rows(width)],
                 None => &mut [],
             };
             let ranges = self.dparams.layout().cell(chunk.layer, direction);
-            // Products over a few steps can be too short for the threads that the steps are worth.
-            let is_parallel = is_parallel && products.flops() > WORTH_THREADS;
+            // Even if the steps use several threads, the products of a chunk may be too small.
+            let is_parallel = is_parallel && products.flops() > MIN_PARALLEL_FLOPS;
             products.add_to(dinput, self.dparams, &ranges, is_parallel)?;
         }
         Ok(())
     }
 }
 
-fn whole(array: &Array3<f32>) -> &[f32] {
+fn as_slice(array: &Array3<f32>) -> &[f32] {
     array.as_slice().expect("standard layout")
 }

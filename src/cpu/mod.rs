@@ -1,21 +1,21 @@
-//! The CPU path: the contract of [`mod@crate::reference`], fast, in f32.
+//! The CPU device: a fast f32 version of [`mod@crate::reference`], with SIMD and threads.
 //!
-//! | file | holds |
+//! | file | contents |
 //! |---|---|
-//! | `cpu/simd.rs` | one source compiled for several sets of instructions; exp, σ and tanh |
-//! | `cpu/product.rs` | packed matrices, and the loops that multiply with them |
-//! | `cpu/schedule.rs` | how many threads and how many steps at a time |
-//! | `cpu/cell.rs` | one cell: what it computes, its weights, the rows that a task takes |
-//! | `cpu/forward.rs`, `cpu/backward.rs` | what happens step by step |
-//! | `cpu/gradients.rs` | after some steps backward, the products over all of them at once |
-//! | `cpu/weights.rs` | the packed weights, of one version of the parameters |
-//! | `cpu/trace.rs` | what a forward pass leaves for the backward pass: its memory |
-//! | `cpu/layer.rs` | a layer's steps, all or some, cut into tasks |
+//! | `cpu/simd.rs` | one source compiled for several instruction sets; exp, σ and tanh |
+//! | `cpu/product.rs` | packed matrices, and the loops that multiply them |
+//! | `cpu/schedule.rs` | the number of threads, and of steps at a time |
+//! | `cpu/cell.rs` | a cell: its configuration, its packed weights, the rows of a task |
+//! | `cpu/forward.rs`, `cpu/backward.rs` | the recurrence, step by step |
+//! | `cpu/gradients.rs` | gradients of weights and input: products over many steps at once |
+//! | `cpu/weights.rs` | the cache of packed weights for one version of the parameters |
+//! | `cpu/trace.rs` | the arrays that a forward pass saves for the backward pass |
+//! | `cpu/layer.rs` | the steps of a layer, cut into tasks |
 //! | this file | whole runs, layer after layer |
 //!
-//! Weights are packed once for each version of the parameters. Threads take batch rows, or share a
-//! step where rows are too few for a large state; nothing depends on how many there are, to the
-//! bit.
+//! Weights are packed once for each version of the parameters. Each thread takes some batch rows
+//! through all steps. If a large state has too few rows, threads share each step instead. The
+//! results are bitwise equal for any number of threads.
 
 mod backward;
 mod cell;
@@ -48,17 +48,19 @@ use trace::untouched;
 pub(crate) use trace::CpuTrace;
 pub(crate) use weights::Weights;
 
-/// `Ok` unless this process was forked from one that had used the CPU before: its threads stayed
-/// there. (Threads of rayon that only the caller's own code used before are not known of.)
+/// Checks that this process was not forked from one that used the CPU device before: the thread
+/// pool would exist only in the parent. (A fork after only the caller's own code used rayon is not
+/// detected.)
 pub(crate) fn check_process() -> Result<()> {
     static FIRST_USE: OnceLock<ProcessGuard> = OnceLock::new();
-    FIRST_USE.get_or_init(ProcessGuard::here).check("the pool of threads that the CPU runs on")
+    FIRST_USE.get_or_init(ProcessGuard::here).check("the thread pool of the CPU device")
 }
 
-/// y `[T, B, D·H]` or `[B, T, D·H]`, h_n `[L·D, B, H]`, and in training what [`backward`] needs.
+/// The output y, `[T, B, D·H]` or `[B, T, D·H]`, and `T`: h_n `[L·D, B, H]` in inference, the
+/// [`CpuTrace`] for [`backward`] in training.
 type ForwardResult<T> = (Array3<f32>, T);
 
-/// As in use: nothing is dropped, zoneout is its expectation, and little memory is taken.
+/// Runs the forward pass for inference: no dropout, zoneout by its expected value, no trace saved.
 pub(crate) fn forward(
     params: &Params,
     (weights, version): (&Weights, u64),
@@ -66,23 +68,23 @@ pub(crate) fn forward(
 ) -> Result<ForwardResult<Array3<f32>>> {
     let (run, mut h_n) = Run::start(params.layout().config(), &batch, Mode::Inference)?;
     let packed = weights.forward(params, version)?;
-    let x = whole_rows("x [T, B, I]", time_major(batch.x, batch.layout))?;
+    let x = with_contiguous_rows("x [T, B, I]", time_major(batch.x, batch.layout))?;
     let Shape { layers, layout, .. } = run.shape;
     let mut input: Option<Array3<f32>> = None;
     for layer in 0..layers {
         let x = input.as_ref().map_or(x.view(), |array| array.view());
         let layout = if layer + 1 < layers { Layout::TimeMajor } else { layout };
         let mut y = untouched("y [T, B, D·H]", run.shape.with_layout(layout).y())?;
-        let to = time_major(y.view_mut(), layout);
+        let y_view = time_major(y.view_mut(), layout);
         let all = LayerSteps::all(&run, layer);
-        all.forward((weights, &packed[all.cells()]), x, &mut h_n, to, None)?;
+        all.forward((weights, &packed[all.cells()]), x, &mut h_n, y_view, None)?;
         input = Some(y);
     }
-    Ok((input.expect("a layer at least"), h_n))
+    Ok((input.expect("at least one layer"), h_n))
 }
 
-/// As [`forward`], while training; in the memory that another such run of the model left, where it
-/// fits.
+/// Runs the forward pass for training: with dropout and zoneout, and with a trace for [`backward`].
+/// Reuses the arrays of the `cached` trace of an earlier run if they have the right shapes.
 pub(crate) fn forward_train(
     params: &Params,
     (weights, version): (&Weights, u64),
@@ -93,7 +95,7 @@ pub(crate) fn forward_train(
     let (run, h0) = Run::start(params.layout().config(), &batch, Mode::Training)?;
     let packed = weights.forward(params, version)?;
     let mut trace = CpuTrace::start(run, h0, options, cached)?;
-    let CpuTrace { run, x, between, h_n, cells, .. } = &mut trace;
+    let CpuTrace { run, x, layer_y, h_n, cells, .. } = &mut trace;
     x.assign(&time_major(batch.x, batch.layout));
     if let Some(lengths) = batch.lengths {
         zero_padding(x, Layout::TimeMajor, lengths);
@@ -101,92 +103,93 @@ pub(crate) fn forward_train(
     let Shape { layers, layout, .. } = run.shape;
     let mut y = untouched("y [T, B, D·H]", run.shape.y())?;
     for layer in 0..layers {
-        let (below, others) = between.split_at_mut(layer);
+        let (below, others) = layer_y.split_at_mut(layer);
         let input = below.last().unwrap_or(x).view();
-        let to = match others.first_mut() {
-            Some(between) => between.view_mut(),
+        let y_view = match others.first_mut() {
+            Some(layer_y) => layer_y.view_mut(),
             None => time_major(y.view_mut(), layout),
         };
         let all = LayerSteps::all(run, layer);
-        let kept = Some(&mut cells[all.cells()]);
-        all.forward((weights, &packed[all.cells()]), input, h_n, to, kept)?;
+        let saved = Some(&mut cells[all.cells()]);
+        all.forward((weights, &packed[all.cells()]), input, h_n, y_view, saved)?;
     }
     Ok((y, trace))
 }
 
-/// What is asked of a backward pass.
+/// The gradients that a backward pass computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GradientsWanted {
     /// Every gradient.
     All,
-    /// All but that of x, which is left without elements.
+    /// Every gradient except that of x, which stays empty.
     AllButX,
 }
 
-/// Carries dy `[T, B, D·H]` and dh_n `[L·D, B, H]` back through a run, whose gates are lost over
-/// it.
+/// Runs the backward pass from dy `[T, B, D·H]` and dh_n `[L·D, B, H]`. Overwrites the gates in
+/// `trace` with their gradients.
 pub(crate) fn backward(
     params: &Params,
     (weights, version): (&Weights, u64),
     trace: &mut CpuTrace,
     dy: Option<ArrayView3<'_, f32>>,
     dh_n: Option<ArrayView3<'_, f32>>,
-    asked: GradientsWanted,
+    wanted: GradientsWanted,
 ) -> Result<Gradients> {
-    let CpuTrace { run, x, between, cells, workspace, .. } = trace;
+    let CpuTrace { run, x, layer_y, cells, workspace, .. } = trace;
     let Shape { steps, batch, hidden, layers, directions, layout, .. } = run.shape;
     check_gradients(&run.shape, dy.map(|d| d.dim()), dh_n.map(|d| d.dim()))?;
     let packed = weights.backward(params, version)?;
-    let layout_of_params = params.layout().clone();
-    let dparams = try_untouched("the parameters' gradients", layout_of_params.flat_len())?;
-    let mut dparams = Params::from_flat(layout_of_params, dparams);
+    let param_layout = params.layout().clone();
+    let dparams = try_untouched("the parameters' gradients", param_layout.flat_len())?;
+    let mut dparams = Params::from_flat(param_layout, dparams);
     let mut dh =
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", run.shape.state()), |d| Ok(standard(d)))?;
     let mut dreset = zeros("the reset state's gradient [L·D, B, H]", run.shape.state())?;
-    // Where gates are to be made again: with what, and room for those of a span of steps.
-    let (mut recomputing, mut at_once) = (None, steps);
+    // If the gates were not saved, they are recomputed for a span of steps at a time. This takes
+    // the forward weights, and room for the gates of one span.
+    let (mut recompute_weights, mut span_steps) = (None, steps);
     if cells.iter().any(|cell| cell.gates.is_none()) {
-        recomputing = Some(weights.forward(params, version)?);
-        at_once = recomputed_at_once(steps);
+        recompute_weights = Some(weights.forward(params, version)?);
+        span_steps = recomputed_at_once(steps);
         while workspace.gates.len() < directions {
-            let size = [at_once, batch, 4 * hidden];
-            workspace.gates.push(untouched("a span's gates [T / 8, B, 4H]", size)?);
+            let size = [span_steps, batch, 4 * hidden];
+            workspace.gates.push(untouched("recomputed gates [T / 8, B, 4H]", size)?);
         }
     }
     let dy = match dy {
         None => None,
-        Some(dy) => Some(whole_rows("dy [T, B, D·H]", time_major(dy, layout))?),
+        Some(dy) => Some(with_contiguous_rows("dy [T, B, D·H]", time_major(dy, layout))?),
     };
     let mut doutput: Option<Array3<f32>> = None;
     for layer in (0..layers).rev() {
         let all = LayerSteps::all(run, layer);
-        let of_layer = &mut cells[all.cells()];
-        let (h, kept): (Vec<_>, Vec<_>) =
-            of_layer.iter_mut().map(|cell| (&cell.h, cell.gates.as_mut())).unzip();
+        let layer_cells = &mut cells[all.cells()];
+        let (h, saved_gates): (Vec<_>, Vec<_>) =
+            layer_cells.iter_mut().map(|cell| (&cell.h, cell.gates.as_mut())).unzip();
         let mut layer_backward = LayerBackward {
             weights: (weights, &packed[all.cells()]),
-            input: if layer == 0 { x } else { &between[layer - 1] },
+            input: if layer == 0 { x } else { &layer_y[layer - 1] },
             h,
-            gates: match &recomputing {
-                None => kept.into_iter().flatten().collect(),
+            gates: match &recompute_weights {
+                None => saved_gates.into_iter().flatten().collect(),
                 Some(_) => workspace.gates.iter_mut().collect(),
             },
             dy: doutput.as_ref().map(|d| d.view()).or(dy.as_ref().map(|d| d.view())),
             dh: dh.slice_mut(s![all.cells(), .., ..]),
             dreset: dreset.slice_mut(s![all.cells(), .., ..]),
-            // dx is the caller's.
+            // dx of the first layer is returned to the caller, so it gets a new array.
             dinput: match workspace.doutputs.pop_if(|_| layer > 0) {
-                _ if layer == 0 && asked == GradientsWanted::AllButX => None,
-                None => Some(untouched("a layer's dx [T, B, ·]", all.input())?),
-                Some(cached) => Some(cleared(cached)),
+                _ if layer == 0 && wanted == GradientsWanted::AllButX => None,
+                None => Some(untouched("a layer's dx [T, B, ·]", all.input_dim())?),
+                Some(cached) => Some(zeroed(cached)),
             },
             dparams: &mut dparams,
         };
-        for span in all.cut(at_once).rev() {
-            if let Some(packed) = &recomputing {
-                layer_backward.make_gates(&span, (weights, &packed[span.cells()]))?;
+        for span in all.chunks(span_steps).rev() {
+            if let Some(packed) = &recompute_weights {
+                layer_backward.recompute_gates(&span, (weights, &packed[span.cells()]))?;
             }
-            for chunk in span.cut((weights.chunk_steps)(run.shape)).rev() {
+            for chunk in span.chunks((weights.chunk_steps)(run.shape)).rev() {
                 layer_backward.step_backward(&chunk, &span)?;
                 layer_backward.add_products(&chunk, &span)?;
             }
@@ -202,8 +205,11 @@ pub(crate) fn backward(
     Ok(Gradients { params: dparams, x, h0: dh, reset_state: dreset })
 }
 
-/// A view of it where each row's numbers lie side by side, or a copy where they do not.
-fn whole_rows<'a>(what: &str, view: ArrayView3<'a, f32>) -> Result<CowArray<'a, f32, Ix3>> {
+/// Returns the view if its rows are contiguous, or else a copy with contiguous rows.
+fn with_contiguous_rows<'a>(
+    what: &str,
+    view: ArrayView3<'a, f32>,
+) -> Result<CowArray<'a, f32, Ix3>> {
     if view.len_of(Axis(2)) == 1 || view.stride_of(Axis(2)) == 1 {
         return Ok(view.into());
     }
@@ -212,8 +218,8 @@ fn whole_rows<'a>(what: &str, view: ArrayView3<'a, f32>) -> Result<CowArray<'a, 
     Ok(rows.into())
 }
 
-/// The same memory, with zeros.
-fn cleared(mut array: Array3<f32>) -> Array3<f32> {
+/// Fills an array with zeros and returns it.
+fn zeroed(mut array: Array3<f32>) -> Array3<f32> {
     array.fill(0.0);
     array
 }

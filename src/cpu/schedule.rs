@@ -1,65 +1,69 @@
-//! How a layer's steps are laid out over threads, and into chunks.
+//! [`ThreadLayout`]: how the steps of a layer are split over threads, and into chunks.
 
 use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::spec::config::Shape;
 
-/// Below so many floating-point operations, some 20 µs, other threads are not worth waking.
-pub(super) const WORTH_THREADS: f64 = 2e6;
+/// The floating-point operations, about 20 µs of work, below which one thread is faster than
+/// several.
+pub(super) const MIN_PARALLEL_FLOPS: f64 = 2e6;
 
-/// So many in one step are worth sharing it, which costs a few µs.
-const WORTH_SHARING: f64 = 4e6;
+/// The floating-point operations of a step above which threads share the step. Sharing costs a few
+/// µs per step.
+const MIN_SHARED_STEP_FLOPS: f64 = 4e6;
 
-/// Steps and rows whose contribution to the weights' gradients is added at once: what stays in the
-/// cache.
-pub(super) const DEPTH: usize = 512;
+/// The longest inner axis (steps × rows) of a product for the weights' gradients. Packed operands
+/// of this size stay in the cache.
+pub(super) const MAX_PRODUCT_DEPTH: usize = 512;
 
-/// Numbers of a layer's gates, 4 MiB of them, that are still in the last cache when the steps that
-/// made gradients of them are done.
-const IN_CACHE: usize = 1 << 20;
+/// The elements (4 MiB) of a layer's gates that are still in the last-level cache after the steps
+/// that computed their gradients.
+const CACHED_GATES: usize = 1 << 20;
 
-/// So many steps go back through a layer before the products over them are made.
+/// Returns the number of steps that run backward through a layer before the products over them are
+/// computed.
 pub(super) fn chunk_steps(shape: Shape) -> usize {
-    let rows = DEPTH.max(IN_CACHE / (4 * shape.hidden));
+    let rows = MAX_PRODUCT_DEPTH.max(CACHED_GATES / (4 * shape.hidden));
     (rows / shape.batch).max(1)
 }
 
-/// How a layer's steps are laid out over threads.
+/// The split of a layer's steps over threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct ThreadLayout {
-    /// The batch rows that a task takes.
+    /// Batch rows per task.
     pub rows: usize,
-    /// The threads that share each of its steps.
-    pub sharing: usize,
-    /// Whether other threads are woken at all.
+    /// Threads that share each step of a task.
+    pub threads_per_step: usize,
+    /// True if more than one thread is used.
     pub is_parallel: bool,
 }
 
 impl ThreadLayout {
-    /// For `threads` threads and a layer that reads `width` numbers.
+    /// Splits the steps of a layer of input size `width` over `threads` threads.
     pub fn new(shape: Shape, width: usize, threads: usize) -> Self {
         let Shape { steps, batch, hidden, directions, .. } = shape;
-        let step = 6.0 * (batch * hidden) as f64 * (hidden + width) as f64;
-        if threads == 1 || step * ((steps * directions) as f64) < WORTH_THREADS {
-            return Self { rows: batch, sharing: 1, is_parallel: false };
+        let step_flops = 6.0 * (batch * hidden) as f64 * (hidden + width) as f64;
+        if threads == 1 || step_flops * ((steps * directions) as f64) < MIN_PARALLEL_FLOPS {
+            return Self { rows: batch, threads_per_step: 1, is_parallel: false };
         }
-        // Fewer rows than eight would leave the weights' way from the cache the longer part.
+        // A task takes at least eight rows. With fewer, loading the weights from the cache takes
+        // longer than multiplying with them.
         let groups = (threads / directions).clamp(1, (batch / 8).max(1));
         let rows = batch.div_ceil(groups);
         let idle = threads / (groups * directions);
-        let share = idle > 1 && 6.0 * (rows * hidden * hidden) as f64 > WORTH_SHARING;
-        Self { rows, sharing: if share { idle } else { 1 }, is_parallel: true }
+        let share = idle > 1 && 6.0 * (rows * hidden * hidden) as f64 > MIN_SHARED_STEP_FLOPS;
+        Self { rows, threads_per_step: if share { idle } else { 1 }, is_parallel: true }
     }
 
-    /// Runs a layer's tasks.
+    /// Runs the tasks of a layer.
     pub fn run<T: Send>(
         self,
         tasks: Vec<T>,
         work: impl Fn(T) -> Result<()> + Send + Sync,
     ) -> Result<()> {
-        if self.is_parallel && (tasks.len() > 1 || self.sharing > 1) {
-            // Also for a single one: inside the pool its steps are shared at less cost.
+        if self.is_parallel && (tasks.len() > 1 || self.threads_per_step > 1) {
+            // A single task also runs inside the pool, where sharing its steps costs less.
             return tasks.into_par_iter().with_max_len(1).try_for_each(work);
         }
         tasks.into_iter().try_for_each(work)

@@ -1,40 +1,41 @@
-//! One source compiled for each set of instructions a machine may have.
+//! SIMD kernels: one source, compiled for each instruction set that the CPU may have.
 //!
-//! A [`SimdKernel`] is inlined whole into a function for which the compiler may use AVX2 or AVX-512,
-//! and [`SimdLevel::run`] calls the best of them that the machine has. What goes over `[f32; N]` number
-//! by number is left to the compiler's vectoriser. The innermost loop of products is not: there it
-//! is right or wrong by a factor of four with every small change, so its registers are [`SimdVector`]s.
+//! A [`SimdKernel`] is inlined into functions compiled for the baseline, AVX2 and AVX-512, and
+//! [`SimdLevel::run`] calls the one for its level. Elementwise loops over `[f32; N]` are vectorised
+//! by the compiler. The innermost loop of products uses [`SimdVector`]s instead: there the
+//! compiler's vectorisation gains or loses a factor of four with every small change.
 
 use crate::spec::config::Activation;
 
-/// Work to be compiled for every [`SimdLevel`]. `run` and all it calls must be `#[inline(always)]`:
-/// what is not inlined is compiled for the target's baseline.
+/// A kernel that is compiled for every [`SimdLevel`]. `run` and all functions it calls must be
+/// `#[inline(always)]`: a function that is not inlined is compiled for the target's baseline.
 pub(super) trait SimdKernel {
-    /// `N`: the numbers of a panel's row, two vectors. `ROWS`: how many rows of `N` the registers
-    /// hold with room to work. `FMA`: whether there is an instruction for a · b + c.
+    /// Runs the kernel. `N` is the width of a panel: the elements of two vectors `V`. `ROWS` is the
+    /// number of rows of `N` that fit into the registers, with registers left to work. `FMA` is
+    /// true if the CPU has an instruction for a · b + c.
     fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self);
 }
 
-/// Some numbers in a register. The kinds of it are this file's own: a [`SimdKernel`] gets one from
-/// [`SimdLevel::run`], on a machine that has its instructions, or none.
+/// A vector register of f32. The types that implement it are private to this file. A [`SimdKernel`]
+/// gets one only from [`SimdLevel::run`], which has checked that the CPU has its instructions.
 pub(super) trait SimdVector: Copy {
-    /// How many numbers.
+    /// The number of elements.
     const WIDTH: usize;
 
-    /// The same number everywhere.
+    /// Returns a vector with all elements equal to `value`.
     fn splat(value: f32) -> Self;
 
-    /// The first numbers of a slice.
+    /// Loads the first `WIDTH` elements of a slice.
     fn load(from: &[f32]) -> Self;
 
-    /// Writes the first numbers of a slice.
+    /// Stores to the first `WIDTH` elements of a slice.
     fn store(self, to: &mut [f32]);
 
-    /// self + a · b
+    /// Returns self + a · b.
     fn add_product(self, a: Self, b: Self) -> Self;
 }
 
-/// For what has no kind of its own: the compiler makes registers of it.
+/// A vector for CPUs without a type of their own. The compiler chooses the registers.
 #[derive(Clone, Copy)]
 struct PortableVector<const FMA: bool>([f32; 8]);
 
@@ -65,43 +66,44 @@ impl<const FMA: bool> SimdVector for PortableVector<FMA> {
     }
 }
 
-/// A [`SimdVector`] over one of x86's registers and the functions that go with it.
+/// Defines a [`SimdVector`] from an x86 register type and its intrinsics.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
     ($name:ident, $register:ident, $width:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
         #[derive(Clone, Copy)]
         struct $name(std::arch::x86_64::$register);
 
-        // SAFETY of each block: the type is private, so it is reached only as the `V` of a kernel,
-        // and `SimdLevel::run` hands it out where the instructions were found. Pointers are those of
-        // arrays as long as the register.
-        #[allow(unsafe_code, reason = "the registers' functions are for machines that have them")]
+        // SAFETY of each block below: the instructions exist, because the type is private and only
+        // used as the `V` of a kernel, and `SimdLevel::run` passes it only on a level whose
+        // instructions were detected. Pointers are valid for the whole register, because they come
+        // from references to arrays of its width. Loads and stores need no alignment.
+        #[allow(unsafe_code, reason = "intrinsics need a CPU that has them")]
         impl SimdVector for $name {
             const WIDTH: usize = $width;
 
             #[inline(always)]
             fn splat(value: f32) -> Self {
-                // SAFETY: above.
+                // SAFETY: see above.
                 Self(unsafe { std::arch::x86_64::$splat(value) })
             }
 
             #[inline(always)]
             fn load(from: &[f32]) -> Self {
                 let from = lanes::<$width>(from, 0);
-                // SAFETY: above.
+                // SAFETY: see above.
                 Self(unsafe { std::arch::x86_64::$load(from.as_ptr()) })
             }
 
             #[inline(always)]
             fn store(self, to: &mut [f32]) {
                 let to = lanes_mut::<$width>(to, 0);
-                // SAFETY: above.
+                // SAFETY: see above.
                 unsafe { std::arch::x86_64::$store(to.as_mut_ptr(), self.0) }
             }
 
             #[inline(always)]
             fn add_product(self, a: Self, b: Self) -> Self {
-                // SAFETY: above.
+                // SAFETY: see above.
                 Self(unsafe { std::arch::x86_64::$fma(a.0, b.0, self.0) })
             }
         }
@@ -111,11 +113,11 @@ macro_rules! x86_vector {
 #[cfg(target_arch = "x86_64")]
 x86_vector!(Avx2, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
 
-/// A set of instructions that this machine has.
+/// An instruction set that was detected on this CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SimdLevel(InstructionSet);
 
-/// Private, so that a [`SimdLevel`] is proof of what was detected.
+/// An instruction set. It is private, so that a [`SimdLevel`] proves that the set was detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InstructionSet {
     Baseline,
@@ -126,12 +128,12 @@ enum InstructionSet {
 }
 
 impl SimdLevel {
-    /// The best this machine has.
+    /// Returns the best level of this CPU.
     pub fn best() -> Self {
-        Self::all().next_back().expect("there is the baseline")
+        Self::all().next_back().expect("at least the baseline")
     }
 
-    /// All that this machine has, the best last.
+    /// Returns all levels of this CPU, the best last.
     pub fn all() -> impl DoubleEndedIterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let others = [
@@ -140,11 +142,11 @@ impl SimdLevel {
         ];
         #[cfg(not(target_arch = "x86_64"))]
         let others: [(InstructionSet, bool); 0] = [];
-        let present = others.into_iter().filter_map(|(kind, is_there)| is_there.then_some(kind));
-        std::iter::once(InstructionSet::Baseline).chain(present).map(Self)
+        let detected = others.into_iter().filter_map(|(set, detected)| detected.then_some(set));
+        std::iter::once(InstructionSet::Baseline).chain(detected).map(Self)
     }
 
-    /// `N` of the kernels it runs.
+    /// Returns `N`, the width of a panel.
     pub fn lanes(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -153,7 +155,7 @@ impl SimdLevel {
         }
     }
 
-    /// `ROWS` of the kernels it runs.
+    /// Returns `ROWS`, the largest number of rows in a tile.
     pub fn rows(self) -> usize {
         match self.0 {
             InstructionSet::Baseline if cfg!(target_arch = "aarch64") => 6,
@@ -165,19 +167,21 @@ impl SimdLevel {
         }
     }
 
-    /// Runs a kernel.
-    #[allow(unsafe_code, reason = "calls functions compiled for instructions found at run time")]
+    /// Runs a kernel at this level.
+    #[allow(unsafe_code, reason = "calls functions compiled for instructions detected at run time")]
     pub fn run(self, kernel: impl SimdKernel) {
         match self.0 {
-            // 16 registers of 4 on x86 without AVX; NEON has 32.
+            // NEON has 32 registers of 4 elements; x86 without AVX has 16.
             InstructionSet::Baseline if cfg!(target_arch = "aarch64") => {
                 kernel.run::<PortableVector<true>, 16, 6, true>()
             }
             InstructionSet::Baseline => kernel.run::<PortableVector<false>, 16, 2, false>(),
-            // SAFETY: `SimdLevel::all`, the only place that makes this level, found avx2 and fma.
+            // SAFETY: `SimdLevel::all` is the only place that creates this level, and only if avx2
+            // and fma were detected. These are the features that `run_avx2` enables.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => unsafe { run_avx2(kernel) },
-            // SAFETY: `SimdLevel::all`, the only place that makes this level, found all of them.
+            // SAFETY: `SimdLevel::all` is the only place that creates this level, and only if avx2,
+            // fma, avx512f, avx512vl and avx512dq were detected. `run_avx512` enables no others.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => unsafe { run_avx512(kernel) },
         }
@@ -189,7 +193,8 @@ fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
-/// Rust 1.89 was the first to compile for AVX-512; before it, AVX2 is the best there is.
+/// Returns true if kernels can use AVX-512. Rust compiles for AVX-512 from version 1.89 on; with an
+/// older compiler, AVX2 is the best level.
 #[cfg(target_arch = "x86_64")]
 fn has_avx512() -> bool {
     rustversion::cfg!(since(1.89))
@@ -198,7 +203,8 @@ fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512dq")
 }
 
-/// 16 registers of 8: 6 rows of two, two for a panel's row, one for what it is multiplied with.
+/// Runs a kernel with AVX2. Of its 16 registers of 8 elements, a tile uses 12 for 6 rows of two
+/// vectors, 2 for a row of the panel, and 1 for the element that multiplies it.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn run_avx2(kernel: impl SimdKernel) {
@@ -228,58 +234,66 @@ mod avx512 {
         _mm512_fmadd_ps
     );
 
-    /// 32 registers of 16: 12 rows of two.
+    /// Runs a kernel with AVX-512. Of its 32 registers of 16 elements, a tile uses 24 for 12 rows
+    /// of two vectors.
     #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
     pub(super) fn run_avx512(kernel: impl SimdKernel) {
         kernel.run::<Avx512, 32, 12, true>();
     }
 }
 
-/// `N` numbers at a place that is known to hold them.
+/// Returns the `N` elements of a slice from `first` on.
+///
+/// # Panics
+/// If the slice has fewer elements.
 #[inline(always)]
 pub(super) fn lanes<const N: usize>(slice: &[f32], first: usize) -> &[f32; N] {
-    slice[first..first + N].try_into().expect("N of them")
+    slice[first..first + N].try_into().expect("a slice of length N")
 }
 
+/// Returns the `N` elements of a slice from `first` on, to write.
+///
+/// # Panics
+/// If the slice has fewer elements.
 #[inline(always)]
 pub(super) fn lanes_mut<const N: usize>(slice: &mut [f32], first: usize) -> &mut [f32; N] {
-    (&mut slice[first..first + N]).try_into().expect("N of them")
+    (&mut slice[first..first + N]).try_into().expect("a slice of length N")
 }
 
-/// `N` numbers, or as many as there are and zeros.
+/// Loads the `N` elements of a slice from `first` on, with zeros past the end of the slice.
 #[inline(always)]
 pub(super) fn load<const N: usize>(slice: &[f32], first: usize) -> [f32; N] {
     match slice.len() - first >= N {
         true => *lanes(slice, first),
         false => {
-            let mut some = [0.0; N];
-            some[..slice.len() - first].copy_from_slice(&slice[first..]);
-            some
+            let mut values = [0.0; N];
+            values[..slice.len() - first].copy_from_slice(&slice[first..]);
+            values
         }
     }
 }
 
-/// Writes `N` numbers, or as many as there is room for.
+/// Stores `N` elements to a slice from `first` on, except those past the end of the slice.
 #[inline(always)]
 pub(super) fn store<const N: usize>(slice: &mut [f32], first: usize, values: &[f32; N]) {
     match slice.len() - first >= N {
         true => *lanes_mut(slice, first) = *values,
         false => {
-            let room = slice.len() - first;
-            slice[first..].copy_from_slice(&values[..room]);
+            let len = slice.len() - first;
+            slice[first..].copy_from_slice(&values[..len]);
         }
     }
 }
 
-/// a · b + c, rounded once where there is an instruction for it. (Where there is none, `mul_add` is
-/// a slow call.)
+/// Returns a · b + c, rounded once if the CPU has an instruction for it. (If it has none, `mul_add`
+/// would be a slow function call.)
 #[inline(always)]
 pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `each` of every number, in place. (A closure that is not inlined would be compiled for the
-/// baseline, and a macro is always inlined.)
+/// Replaces each value with `$each`. This is a macro because a closure that is not inlined would be
+/// compiled for the baseline.
 macro_rules! for_each {
     ($values:expr, |$v:ident| $each:expr) => {
         for value in $values.iter_mut() {
@@ -289,7 +303,7 @@ macro_rules! for_each {
     };
 }
 
-/// The function of every number. Comparisons are such that NaN comes out as NaN.
+/// Applies an activation to every value. The comparisons are written so that NaN stays NaN.
 #[inline(always)]
 pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values: &mut [f32; N]) {
     match kind {
@@ -305,7 +319,7 @@ pub(super) fn activate<const N: usize, const FMA: bool>(kind: Activation, values
     }
 }
 
-/// The derivative at every number, from the function's value.
+/// Returns the derivative of an activation at every element, computed from the activation's values.
 #[inline(always)]
 pub(super) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
     let mut derivatives = *values;
@@ -321,7 +335,7 @@ pub(super) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) ->
     derivatives
 }
 
-/// σ(x), from e^−|x| ≤ 1, so that nothing overflows.
+/// Returns σ(x), computed from e^−|x| ≤ 1 to avoid overflow.
 #[inline(always)]
 fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     let e = exp::<FMA>(-x.abs());
@@ -329,8 +343,9 @@ fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     above / (1.0 + e)
 }
 
-/// tanh(x), from e^−2|x|; below 0.625, where 1 − e would cancel, a polynomial in x² fitted for the
-/// smallest largest relative error, 8e-8. The twin is in `shaders/common.wgsl`.
+/// Returns tanh(x), computed from e^−2|x|. Below |x| = 0.625, where 1 − e would cancel, it is a
+/// polynomial in x² fitted to minimise the maximum relative error, 8e-8. `shaders/common.wgsl` has
+/// the same function.
 #[inline(always)]
 fn tanh<const FMA: bool>(x: f32) -> f32 {
     let a = x.abs();
@@ -346,17 +361,18 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
     magnitude.copysign(x)
 }
 
-/// e^x for x ≤ 0, to 1 unit in the last place, and 0 below −87.7, where e^x is some 8e-39.
+/// Returns e^x for x ≤ 0, accurate to 1 unit in the last place, and 0 below −87.7, where e^x is
+/// about 8e-39.
 ///
-/// x = n ln 2 + r with |r| ≤ ln 2 / 2; the polynomial of e^r is that of Cephes' `expf`.
+/// x = n ln 2 + r with |r| ≤ ln 2 / 2. The polynomial for e^r is from Cephes' `expf`.
 #[inline(always)]
 fn exp<const FMA: bool>(x: f32) -> f32 {
-    // Adding 1.5 · 2^23 rounds to an integer, and leaves it in the lowest bits.
+    // Adding 1.5 · 2^23 rounds to an integer, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts, the first with so few digits that its products with n are exact.
+    // ln 2 = LN2_HIGH + LN2_LOW. LN2_HIGH has so few digits that its products with n are exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // There n is −127, and the bits of 2^n are those of 0.
+    // At −88, n is −127, and the computed bits of 2^n are those of 0.
     let x = if x < -88.0 { -88.0 } else { x };
     let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
@@ -380,15 +396,15 @@ mod tests {
         #[inline(always)]
         fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
             for first in (0..self.1.len()).step_by(N) {
-                let mut some = load::<N>(self.1, first);
-                activate::<N, FMA>(self.0, &mut some);
-                store(self.1, first, &some);
+                let mut values = load::<N>(self.1, first);
+                activate::<N, FMA>(self.0, &mut values);
+                store(self.1, first, &values);
             }
         }
     }
 
     #[test]
-    fn activations_are_right_to_a_few_units_in_the_last_place() {
+    fn activations_are_accurate_to_a_few_units_in_the_last_place() {
         let inputs: Vec<f32> = (-40_000..40_000).map(|i| i as f32 * 5e-4).collect();
         let functions = [
             (Activation::Sigmoid, (|x| 1.0 / (1.0 + (-x).exp())) as fn(f64) -> f64),
@@ -401,16 +417,16 @@ mod tests {
                 for (&x, &value) in inputs.iter().zip(&values) {
                     let expected = exact(f64::from(x));
                     let error = (f64::from(value) - expected).abs() / expected.abs().max(1e-30);
-                    assert!(error < 3e-7, "{level:?} {kind} of {x}: {value}, not {expected}");
+                    assert!(error < 3e-7, "{level:?} {kind} of {x}: {value}, expected {expected}");
                 }
             }
         }
     }
 
-    /// Where a state is infinite, so may be what an activation is taken of, and a σ of −∞ that is
-    /// not 0 would hide it.
+    /// An infinite state can make a pre-activation infinite. If σ(−∞) were not exactly 0, the
+    /// result would differ from the reference.
     #[test]
-    fn activations_of_the_ends_are_the_references() {
+    fn activations_of_extreme_values_match_the_reference() {
         let inputs = [
             f32::INFINITY,
             f32::NEG_INFINITY,
@@ -434,7 +450,7 @@ mod tests {
                 level.run(Activate(kind, &mut values));
                 for (&x, &value) in inputs.iter().zip(&values) {
                     let expected = activate_reference(kind, x);
-                    let what = format!("{level:?} {kind} of {x}: {value}, not {expected}");
+                    let what = format!("{level:?} {kind} of {x}: {value}, expected {expected}");
                     assert_eq!(value.is_nan(), expected.is_nan(), "{what}");
                     if expected.is_infinite() || (!x.is_finite() && !expected.is_nan()) {
                         assert_eq!(value, expected, "{what}");
@@ -442,7 +458,7 @@ mod tests {
                         let error = (value - expected).abs();
                         assert!(error <= 3e-7 * expected.abs() + 1e-37, "{what}");
                     }
-                    // A zero keeps its sign where the reference's does.
+                    // For x = ±0, a zero must have the reference's sign.
                     if expected == 0.0 && x == 0.0 {
                         assert_eq!(value.is_sign_negative(), expected.is_sign_negative(), "{what}");
                     }
@@ -455,20 +471,20 @@ mod tests {
     fn activations_keep_nan_and_stay_in_range() {
         let inputs = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e30, -1e30, 88.8, -88.8];
         for level in SimdLevel::all() {
-            let of = |kind| {
+            let apply = |kind| {
                 let mut values = inputs;
                 level.run(Activate(kind, &mut values));
                 values
             };
             for kind in [Activation::Sigmoid, Activation::Tanh, Activation::HardSigmoid] {
-                let values = of(kind);
+                let values = apply(kind);
                 assert!(values[0].is_nan(), "{level:?} {kind}");
                 assert_eq!(values[1], 1.0, "{level:?} {kind}");
                 let low = if kind == Activation::Tanh { -1.0 } else { 0.0 };
                 assert!((values[2] - low).abs() < 1e-37, "{level:?} {kind}: {}", values[2]);
                 assert!(values[3..].iter().all(|v| v.abs() <= 1.0), "{level:?} {kind}: {values:?}");
             }
-            assert!(of(Activation::Relu)[0].is_nan() && of(Activation::Identity)[0].is_nan());
+            assert!(apply(Activation::Relu)[0].is_nan() && apply(Activation::Identity)[0].is_nan());
         }
     }
 }

@@ -1,6 +1,5 @@
-//! Every level of instructions and every way to lay steps out over threads, against the reference
-//! in f64: what `gru check --device cpu`, which takes this machine's own level and layout, cannot
-//! reach.
+//! Compares every SIMD level and every thread layout with the reference in f64. `gru check --device
+//! cpu` tests only the best level and the default layout of the computer it runs on.
 
 use ndarray::{Array2, Array3, ArrayView, Dimension};
 
@@ -13,13 +12,14 @@ use crate::reference;
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Update};
 use crate::spec::params::Init;
 
-/// Rows of a task, and the threads that share its steps.
+/// Returns a thread layout, given the shape and the input size.
 type LayOut = fn(Shape, usize) -> ThreadLayout;
 
-const ALONE: LayOut = |shape, _| ThreadLayout { rows: shape.batch, sharing: 1, is_parallel: false };
-const BY_ROWS: LayOut = |_, _| ThreadLayout { rows: 3, sharing: 1, is_parallel: true };
+const SINGLE: LayOut =
+    |shape, _| ThreadLayout { rows: shape.batch, threads_per_step: 1, is_parallel: false };
+const BY_ROWS: LayOut = |_, _| ThreadLayout { rows: 3, threads_per_step: 1, is_parallel: true };
 const BY_BLOCKS: LayOut =
-    |shape, _| ThreadLayout { rows: shape.batch, sharing: 2, is_parallel: true };
+    |shape, _| ThreadLayout { rows: shape.batch, threads_per_step: 2, is_parallel: true };
 
 #[derive(Clone, Debug)]
 struct CpuCase {
@@ -28,12 +28,12 @@ struct CpuCase {
     direction: Direction,
     layout: Layout,
     activations: [Activation; 2],
-    /// Of dropout and of zoneout.
+    /// The probabilities of dropout and zoneout.
     noise: [f32; 2],
     has_step_flags: bool,
 }
 
-/// Sizes of 1, primes, and one less and more than panels and tiles are wide and high.
+/// Sizes of 1, primes, and the sizes of panels and tiles ± 1.
 fn cases() -> Vec<CpuCase> {
     let plain = CpuCase {
         sizes: [3, 2, 3, 5, 1],
@@ -76,7 +76,7 @@ fn cases() -> Vec<CpuCase> {
     ]
 }
 
-/// A case's numbers.
+/// The parameters and inputs of a case.
 struct CaseData {
     params: Params,
     layout: Layout,
@@ -123,7 +123,7 @@ impl CaseData {
         data
     }
 
-    /// What stands past a row's length must not matter, whatever it is.
+    /// Fills x and dy past each row's length. The results must not depend on these values.
     fn fill_padding(&mut self, value: f32) {
         let Some(lengths) = &self.lengths else { return };
         for array in [&mut self.x, &mut self.dy] {
@@ -144,7 +144,7 @@ impl CaseData {
             .with_reset_state(self.reset_state.view())
     }
 
-    /// y and h_n in use, y and h_n while training, and all gradients.
+    /// Returns y and h_n of inference, y and h_n of training, and all gradients.
     fn run(
         &self,
         level: SimdLevel,
@@ -155,7 +155,7 @@ impl CaseData {
         self.run_with(&weights, options, None).0
     }
 
-    /// The same, and the memory that the training run leaves.
+    /// Returns the same as [`Self::run`], and the trace of the training run.
     fn run_with(
         &self,
         weights: &Weights,
@@ -178,15 +178,15 @@ impl CaseData {
         let params = self.params.cast::<f64>();
         let [x, h0, reset_state, dy, dh_n] =
             [&self.x, &self.h0, &self.reset_state, &self.dy, &self.dh_n].map(|a| a.mapv(f64::from));
-        let given = self.batch();
+        let source = self.batch();
         let batch = Batch::new(x.view()).with_h0(h0.view()).with_reset_state(reset_state.view());
-        let Batch { layout, lengths, resets, seed, .. } = given;
+        let Batch { layout, lengths, resets, seed, .. } = source;
         let batch = Batch { layout, lengths, resets, seed, ..batch };
-        let in_use = reference::forward(&params, batch).unwrap();
+        let inference = reference::forward(&params, batch).unwrap();
         let trace = reference::forward_train(&params, batch).unwrap();
         let (dy, dh_n) = (Some(dy.view()), Some(dh_n.view()));
         let gradients = reference::backward(&params, x.view(), &trace, dy, dh_n).unwrap();
-        let mut all = named([in_use.y(), in_use.h_n(), trace.y(), trace.h_n()]);
+        let mut all = named([inference.y(), inference.h_n(), trace.y(), trace.h_n()]);
         all.extend(named_gradients(&gradients));
         all
     }
@@ -218,17 +218,16 @@ fn variants(case: &CpuCase) -> Vec<GruConfig> {
 }
 
 #[test]
-fn every_level_and_layout_of_threads_gives_the_references_numbers() {
+fn every_simd_level_and_thread_layout_matches_the_reference() {
     let mut failures = Vec::new();
     for case in cases() {
         for variant in variants(&case) {
             let data = CaseData::new(&case, &variant);
             let expected = data.expected();
-            let plain = Weights::default();
-            let [all_at_once, few_at_once] = [plain.chunk_steps, |_| 2];
-            let cuts = [(ALONE, all_at_once), (BY_ROWS, few_at_once)];
+            let [default_chunks, short_chunks] = [Weights::default().chunk_steps, |_| 2];
+            let schedules = [(SINGLE, default_chunks), (BY_ROWS, short_chunks)];
             for (level, (lay_out, chunk_steps)) in
-                SimdLevel::all().flat_map(|level| cuts.map(|cut| (level, cut)))
+                SimdLevel::all().flat_map(|level| schedules.map(|schedule| (level, schedule)))
             {
                 let weights = Weights::new(level, lay_out, chunk_steps);
                 let (got, _) = data.run_with(&weights, RunOptions::default(), None);
@@ -236,7 +235,7 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
                     assert_eq!(got.dim(), expected.dim(), "{name}");
                     let scale = expected.iter().fold(1.0, |scale, e| f64::max(scale, e.abs()));
                     let error = |(&g, e): (&f32, &f64)| (f64::from(g) - e).abs();
-                    // Each on its own: a largest error would lose a NaN on the way.
+                    // Each element is compared by itself: a maximum of errors would drop a NaN.
                     let is_close = got.iter().zip(expected).all(|pair| error(pair) <= 3e-6 * scale);
                     if !is_close {
                         failures.push(format!("{name}: {level:?} {variant} {case:?}"));
@@ -249,21 +248,21 @@ fn every_level_and_layout_of_threads_gives_the_references_numbers() {
 }
 
 #[test]
-fn the_layout_over_threads_changes_no_bit() {
+fn thread_layouts_give_bitwise_equal_results() {
     for case in cases() {
         for variant in variants(&case) {
             if variant.bias == Bias::One || variant.update == Update::Keeps {
                 continue;
             }
             let data = CaseData::new(&case, &variant);
-            let kept = RunOptions::default();
-            for options in [kept, kept.with_recompute(true)] {
+            let default = RunOptions::default();
+            for options in [default, default.with_recompute(true)] {
                 for level in SimdLevel::all() {
-                    let alone = data.run(level, ALONE, options);
+                    let expected = data.run(level, SINGLE, options);
                     for lay_out in [BY_ROWS, BY_BLOCKS] {
                         let got = data.run(level, lay_out, options);
-                        for ((name, got), (_, alone)) in got.iter().zip(&alone) {
-                            let same = bits(&got.view()) == bits(&alone.view());
+                        for ((name, got), (_, expected)) in got.iter().zip(&expected) {
+                            let same = bits(&got.view()) == bits(&expected.view());
                             assert!(same, "{name} {level:?} {variant} {options:?} {case:?}");
                         }
                     }
@@ -273,9 +272,9 @@ fn the_layout_over_threads_changes_no_bit() {
     }
 }
 
-/// Sizes at which the gates are made again for spans of a step and of several, the last of them
-/// shorter.
-fn cases_again() -> Vec<CpuCase> {
+/// Sizes at which gates are recomputed in spans of one step and of several, with a shorter last
+/// span.
+fn recompute_cases() -> Vec<CpuCase> {
     let [first, .., last] = &cases()[..] else { unreachable!() };
     let plain = CpuCase { activations: first.activations, ..last.clone() };
     let mut cases = Vec::new();
@@ -285,7 +284,7 @@ fn cases_again() -> Vec<CpuCase> {
                 let sizes = [steps, batch, 3, 19, layers];
                 let layout = [Layout::TimeMajor, Layout::BatchFirst][layers - 1];
                 let plain = CpuCase { sizes, direction, layout, ..plain.clone() };
-                // A draw for dropout needs a second layer.
+                // Dropout is between layers, so it needs a second layer.
                 let noise = [if layers == 2 { 0.4 } else { 0.0 }, 0.3];
                 cases.push(CpuCase { noise, has_step_flags: true, ..plain.clone() });
                 cases.push(plain);
@@ -296,19 +295,20 @@ fn cases_again() -> Vec<CpuCase> {
 }
 
 #[test]
-fn gates_made_again_give_the_same_gradients() {
-    let kept = RunOptions::default();
-    for case in cases_again() {
+fn recomputed_gates_give_the_same_gradients() {
+    let default = RunOptions::default();
+    for case in recompute_cases() {
         for variant in variants(&case) {
             if variant.bias == Bias::One {
                 continue;
             }
             let data = CaseData::new(&case, &variant);
             let level = SimdLevel::best();
-            let expected = data.run(level, BY_ROWS, kept);
-            let got = data.run(level, BY_ROWS, kept.with_recompute(true));
+            let expected = data.run(level, BY_ROWS, default);
+            let got = data.run(level, BY_ROWS, default.with_recompute(true));
             for ((name, got), (_, expected)) in got.iter().zip(&expected) {
-                // Those of the parameters are sums over all steps, here span by span.
+                // Gradients of parameters are sums over all steps. Recomputation adds them span by
+                // span, in another order.
                 let is_same = match name.as_str() {
                     "dparams" => {
                         let scale = expected.iter().fold(1.0, |scale, e| f32::max(scale, e.abs()));
@@ -322,65 +322,65 @@ fn gates_made_again_give_the_same_gradients() {
     }
 }
 
-/// Where each array lies.
+/// Returns the address of each array.
 fn addresses(trace: &CpuTrace) -> Vec<*const f32> {
-    let of_cells = trace.cells.iter().flat_map(|cell| [Some(&cell.h), cell.gates.as_ref()]);
+    let cells = trace.cells.iter().flat_map(|cell| [Some(&cell.h), cell.gates.as_ref()]);
     let Workspace { gates, doutputs } = &trace.workspace;
-    let others = [&trace.x].into_iter().chain(&trace.between).chain(gates).chain(doutputs);
-    of_cells.flatten().chain(others).map(|array| array.as_ptr()).collect()
+    let others = [&trace.x].into_iter().chain(&trace.layer_y).chain(gates).chain(doutputs);
+    cells.flatten().chain(others).map(|array| array.as_ptr()).collect()
 }
 
 #[test]
-fn the_gradient_of_x_is_left_out_and_changes_no_other() {
+fn leaving_out_the_gradient_of_x_does_not_change_other_gradients() {
     for case in cases() {
         for variant in variants(&case).into_iter().step_by(5) {
             let data = CaseData::new(&case, &variant);
-            let plain = Weights::default();
-            let weights = Weights::new(plain.level, plain.lay_out, |_| 2);
-            let run = |asked| {
+            let Weights { level, lay_out, .. } = Weights::default();
+            let weights = Weights::new(level, lay_out, |_| 2);
+            let run = |wanted| {
                 let (params, weights, batch) = (&data.params, (&weights, 0), data.batch());
                 let (_, mut trace) =
                     forward_train(params, weights, batch, RunOptions::default(), None).unwrap();
                 let (dy, dh_n) = (Some(data.dy.view()), Some(data.dh_n.view()));
-                backward(params, weights, &mut trace, dy, dh_n, asked).unwrap()
+                backward(params, weights, &mut trace, dy, dh_n, wanted).unwrap()
             };
-            let (all, fewer) = (run(GradientsWanted::All), run(GradientsWanted::AllButX));
-            assert_eq!((all.x.len(), fewer.x.len()), (data.x.len(), 0), "{variant}");
-            let same = fewer.params.as_slice() == all.params.as_slice() && fewer.h0 == all.h0;
-            assert!(same && fewer.reset_state == all.reset_state, "{variant} {case:?}");
+            let (all, but_x) = (run(GradientsWanted::All), run(GradientsWanted::AllButX));
+            assert_eq!((all.x.len(), but_x.x.len()), (data.x.len(), 0), "{variant}");
+            let same = but_x.params.as_slice() == all.params.as_slice() && but_x.h0 == all.h0;
+            assert!(same && but_x.reset_state == all.reset_state, "{variant} {case:?}");
         }
     }
 }
 
 #[test]
-fn what_stood_in_the_memory_of_the_last_run_counts_for_nothing() {
-    let kept = RunOptions::default();
+fn old_contents_of_a_reused_trace_do_not_matter() {
+    let default = RunOptions::default();
     for case in cases() {
         for variant in variants(&case) {
             if variant.bias == Bias::One {
                 continue;
             }
             let data = CaseData::new(&case, &variant);
-            // NaN wherever a run may leave it: in rows of full length, without resets.
-            let mut spoilt =
+            // Leaves NaN in every array of the trace: rows have full length and no resets.
+            let mut nan_data =
                 CaseData::new(&CpuCase { has_step_flags: false, ..case.clone() }, &variant);
-            for array in [&mut spoilt.x, &mut spoilt.h0, &mut spoilt.dy] {
+            for array in [&mut nan_data.x, &mut nan_data.h0, &mut nan_data.dy] {
                 array.fill(f32::NAN);
             }
             let mut longer = case.clone();
             longer.sizes[0] += 1;
             let longer = CaseData::new(&longer, &variant);
-            for options in [kept, kept.with_recompute(true)] {
+            for options in [default, default.with_recompute(true)] {
                 let weights = Weights::default();
                 let (fresh, _) = data.run_with(&weights, options, None);
-                let (_, cached) = spoilt.run_with(&weights, options, None);
+                let (_, cached) = nan_data.run_with(&weights, options, None);
                 let before = addresses(&cached);
                 let (again, cached) = data.run_with(&weights, options, Some(cached));
-                let is_taken = before.iter().all(|address| addresses(&cached).contains(address));
-                assert!(is_taken, "new memory: {variant} {options:?} {case:?}");
+                let is_reused = before.iter().all(|address| addresses(&cached).contains(address));
+                assert!(is_reused, "memory is not reused: {variant} {options:?} {case:?}");
                 let (_, cached) = longer.run_with(&weights, options, Some(cached));
                 let (shorter, cached) = data.run_with(&weights, options, Some(cached));
-                let other = kept.with_recompute(!options.recompute);
+                let other = default.with_recompute(!options.recompute);
                 let (_, cached) = data.run_with(&weights, other, Some(cached));
                 assert_eq!(cached.cells[0].gates.is_none(), other.recompute);
                 for ((name, fresh), ((_, again), (_, shorter))) in
@@ -396,25 +396,25 @@ fn what_stood_in_the_memory_of_the_last_run_counts_for_nothing() {
 }
 
 #[test]
-fn gates_made_again_are_not_kept() {
+fn recomputed_gates_are_not_saved() {
     let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
     let params = Params::init(&config, Init::Uniform, 3).unwrap();
     let x = random3([17, 2, 3], 1);
-    let kept = |options| {
+    let saved_len = |options| {
         let weights = (&Weights::default(), 0);
         let (_, trace) =
             forward_train(&params, weights, Batch::new(x.view()), options, None).unwrap();
-        let of_cell =
+        let cell_len =
             |cell: &CpuCellTrace| cell.h.len() + cell.gates.as_ref().map_or(0, |g| g.len());
-        trace.cells.iter().map(of_cell).sum::<usize>()
+        trace.cells.iter().map(cell_len).sum::<usize>()
     };
     let states = 2 * 2 * 17 * 2 * 5;
-    assert_eq!(kept(RunOptions::default()), 5 * states);
-    assert_eq!(kept(RunOptions::default().with_recompute(true)), states);
+    assert_eq!(saved_len(RunOptions::default()), 5 * states);
+    assert_eq!(saved_len(RunOptions::default().with_recompute(true)), states);
 }
 
 #[test]
-fn nan_stays_in_its_row_and_after_its_step() {
+fn a_nan_affects_only_its_row_from_its_step_on() {
     for variant in GruConfig::all_variants(3, 37) {
         let mut x = random3([5, 14, 3], 1);
         let params = Params::init(&variant, Init::Uniform, 3).unwrap();
@@ -434,7 +434,7 @@ fn nan_stays_in_its_row_and_after_its_step() {
 }
 
 #[test]
-fn packed_weights_are_of_the_parameters_version() {
+fn weights_are_packed_again_for_a_new_version_of_the_parameters() {
     let config = GruConfig::pytorch(3, 5);
     let [old, new] = [1, 2].map(|seed| Params::init(&config, Init::Uniform, seed).unwrap());
     let x = random3([4, 2, 3], 1);
@@ -447,16 +447,17 @@ fn packed_weights_are_of_the_parameters_version() {
 }
 
 #[test]
-fn threads_take_rows_and_share_steps_only_where_it_pays() {
-    let of = |[steps, batch, input, hidden]: [usize; 4], threads| {
+fn thread_layouts_follow_the_amount_of_work() {
+    let layout = |[steps, batch, input, hidden]: [usize; 4], threads| {
         let shape = GruConfig::pytorch(input, hidden).shape(steps, batch).unwrap();
-        let ThreadLayout { rows, sharing, is_parallel } = ThreadLayout::new(shape, input, threads);
-        (rows, sharing, is_parallel)
+        let ThreadLayout { rows, threads_per_step, is_parallel } =
+            ThreadLayout::new(shape, input, threads);
+        (rows, threads_per_step, is_parallel)
     };
-    assert_eq!(of([128, 1, 64, 128], 2), (1, 1, true)); // only the products over all steps
-    assert_eq!(of([4, 2, 8, 8], 2), (2, 1, false));
-    assert_eq!(of([64, 32, 128, 256], 2), (16, 1, true));
-    assert_eq!(of([64, 31, 128, 256], 1), (31, 1, false));
-    assert_eq!(of([25, 1, 1024, 1024], 2), (1, 2, true));
-    assert_eq!(of([25, 16, 1024, 1024], 16), (8, 8, true));
+    assert_eq!(layout([128, 1, 64, 128], 2), (1, 1, true)); // only the products use threads
+    assert_eq!(layout([4, 2, 8, 8], 2), (2, 1, false));
+    assert_eq!(layout([64, 32, 128, 256], 2), (16, 1, true));
+    assert_eq!(layout([64, 31, 128, 256], 1), (31, 1, false));
+    assert_eq!(layout([25, 1, 1024, 1024], 2), (1, 2, true));
+    assert_eq!(layout([25, 16, 1024, 1024], 16), (8, 8, true));
 }

@@ -1,4 +1,4 @@
-//! What a run in training leaves for its backward pass, and its memory for the next.
+//! [`CpuTrace`]: the arrays that a forward pass saves for the backward pass, reused by later runs.
 
 use ndarray::Array3;
 
@@ -7,45 +7,46 @@ use crate::reference::Run;
 use crate::spec::config::Shape;
 use crate::spec::options::RunOptions;
 
-/// What a forward pass leaves for a backward pass, and a backward pass for the next run of the same
-/// shape: its memory. Arrays are time-major, whatever the batch's layout. A run writes all of what
-/// it then reads, so whatever stood there before counts for nothing.
+/// The arrays that a forward pass saves for its backward pass. Later runs of the same shape reuse
+/// their memory. Arrays are time-major for every layout of the batch. A run writes every element
+/// before it reads it, so old contents do not matter.
 #[derive(Debug)]
 pub(crate) struct CpuTrace {
     pub(super) run: Run<f32>,
-    /// `[T, B, I]`, zeros at padding.
+    /// x `[T, B, I]`, zeros at padding.
     pub(super) x: Array3<f32>,
     /// y `[T, B, D·H]` of each layer below the last.
-    pub(super) between: Vec<Array3<f32>>,
-    /// `[L·D, B, H]`
+    pub(super) layer_y: Vec<Array3<f32>>,
+    /// h_n `[L·D, B, H]`
     pub(super) h_n: Array3<f32>,
-    /// Layer-major, forward before reverse.
+    /// One entry for each cell: layer-major, forward before reverse.
     pub(super) cells: Vec<CpuCellTrace>,
     pub(super) workspace: Workspace,
 }
 
-/// What one direction of one layer leaves.
+/// The saved arrays of one cell.
 #[derive(Debug)]
 pub(super) struct CpuCellTrace {
-    /// `[T, B, H]`: the state that each step starts from; 0 at padding.
+    /// The state that each step starts from, `[T, B, H]`; zeros at padding.
     pub h: Array3<f32>,
-    /// `[T, B, 4H]`: r, z, n and the past's part of n; 0 at padding. None where they are made
-    /// again.
+    /// r, z, n and the recurrent term of n (`W_hn h + b_hn`, or `r ⊙ h` with reset before),
+    /// `[T, B, 4H]`; zeros at padding. `None` if the backward pass recomputes them.
     pub gates: Option<Array3<f32>>,
 }
 
-/// What backward passes work in; made by the first that needs it.
+/// Arrays of the backward pass, allocated by the first pass that needs them.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
-    /// `[T / 8, B, 4H]` for each direction, where gates are made again.
+    /// The gates of one span of steps, `[T / 8, B, 4H]` for each direction, if they are recomputed.
     pub gates: Vec<Array3<f32>>,
-    /// `[T, B, D·H]`: gradients of what layers put out, one that is read and one that is written at
-    /// most.
+    /// The gradients of layer outputs, `[T, B, D·H]`: at most one that is read and one that is
+    /// written.
     pub doutputs: Vec<Array3<f32>>,
 }
 
 impl CpuTrace {
-    /// For a run that starts from the states h0: in the memory of the last run, or in new.
+    /// Creates the trace of a run that starts from h0 `[L·D, B, H]`. Reuses the arrays of `cached`
+    /// if they fit.
     pub(super) fn start(
         run: Run<f32>,
         h0: Array3<f32>,
@@ -56,7 +57,7 @@ impl CpuTrace {
             let recomputes = cached.cells.iter().all(|cell| cell.gates.is_none());
             cached.run.shape == run.shape && recomputes == options.recompute
         };
-        // What does not fit is gone before there is anything new.
+        // If `cached` does not fit, it is dropped here, before new memory is allocated.
         if let Some(cached) = cached.filter(fits) {
             return Ok(Self { run, h_n: h0, ..cached });
         }
@@ -66,10 +67,10 @@ impl CpuTrace {
             let gates = || untouched("gates [T, B, 4H]", [steps, batch, 4 * hidden]);
             Ok(CpuCellTrace { h, gates: (!options.recompute).then(gates).transpose()? })
         };
-        let between = |_| untouched("a layer's y [T, B, D·H]", [steps, batch, directions * hidden]);
+        let layer_y = |_| untouched("a layer's y [T, B, D·H]", [steps, batch, directions * hidden]);
         Ok(Self {
             x: untouched("x [T, B, I]", [steps, batch, input])?,
-            between: (1..layers).map(between).collect::<Result<_>>()?,
+            layer_y: (1..layers).map(layer_y).collect::<Result<_>>()?,
             h_n: h0,
             cells: (0..layers * directions).map(cell).collect::<Result<_>>()?,
             workspace: Workspace::default(),
@@ -77,20 +78,20 @@ impl CpuTrace {
         })
     }
 
-    /// Of the run, and of any that may follow in its memory.
+    /// Returns the shape of the run, and of any run that can reuse the arrays.
     #[cfg(test)]
     pub fn shape(&self) -> Shape {
         self.run.shape
     }
 
-    /// h_n `[L·D, B, H]`
+    /// Returns h_n `[L·D, B, H]`.
     pub fn h_n(&self) -> &Array3<f32> {
         &self.h_n
     }
 }
 
-/// Zeros, touched by none yet.
+/// Allocates an array of zeros. The system zeroes each page when a thread first touches it.
 pub(super) fn untouched(what: &str, shape: [usize; 3]) -> Result<Array3<f32>> {
     let zeros = try_untouched(what, shape.iter().product())?;
-    Ok(Array3::from_shape_vec(shape, zeros).expect("as many as the shape holds"))
+    Ok(Array3::from_shape_vec(shape, zeros).expect("the length of the shape"))
 }

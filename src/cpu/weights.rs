@@ -1,22 +1,22 @@
-//! The weights as steps read them, packed once for each version of the parameters.
+//! [`Weights`]: the packed weights of a model, packed once for each version of the parameters.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cell::{BackwardWeights, ForwardWeights};
-use super::schedule::{ThreadLayout, WORTH_THREADS, chunk_steps};
+use super::schedule::{MIN_PARALLEL_FLOPS, ThreadLayout, chunk_steps};
 use super::simd::SimdLevel;
 use crate::error::Result;
 use crate::spec::config::Shape;
 use crate::spec::params::Params;
 
-/// The weights of all cells as forward and backward steps read them, of one version of the
-/// parameters.
+/// The packed weights of all cells, for one version of the parameters, and the functions that
+/// schedule their use.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(super) level: SimdLevel,
-    /// How steps are laid out over threads, for a layer that reads so many numbers.
+    /// Returns the thread layout of a layer, given its shape and input size.
     pub(super) lay_out: fn(Shape, usize) -> ThreadLayout,
-    /// After how many steps backward the products over them are computed.
+    /// Returns the number of steps that run backward before the products over them are computed.
     pub(super) chunk_steps: fn(Shape) -> usize,
     forward: PackedCache<ForwardWeights>,
     backward: PackedCache<BackwardWeights>,
@@ -62,12 +62,12 @@ impl Weights {
     }
 }
 
-/// The weights of all cells that were packed last, and of which version of the parameters they are.
+/// The most recently packed weights of all cells, with their version of the parameters.
 ///
-/// Its lock is held only to read or replace them. Packing wakes rayon's threads and waits for them,
-/// and a thread that waits may take up a call of the caller's that asks for the same weights: with
-/// the lock held it would wait for itself. So two threads that ask at once may both pack, and the
-/// first to finish is kept.
+/// The lock is held only to read or replace the weights, not while packing. Packing waits for
+/// rayon's threads, and rayon may run another task on a waiting thread, such as a call that needs
+/// the same weights. If that thread held the lock, it would wait for itself. So two threads may
+/// pack the same weights at once; the first to finish wins.
 #[derive(Debug)]
 struct PackedCache<W>(Mutex<Option<(u64, Arc<Vec<W>>)>>);
 
@@ -78,8 +78,8 @@ impl<W> Default for PackedCache<W> {
 }
 
 impl<W> PackedCache<W> {
-    /// The cells' weights of this version: those packed before, or new ones. `pack` gets a cell's
-    /// layer and direction, and whether to wake other threads.
+    /// Returns the weights of all cells for this version: the cached ones, or newly packed ones.
+    /// `pack` takes a cell's layer and direction, and whether to use several threads.
     fn get_or_pack(
         &self,
         params: &Params,
@@ -90,7 +90,7 @@ impl<W> PackedCache<W> {
             return Ok(weights);
         }
         let config = params.layout().config();
-        let is_parallel = params.as_slice().len() as f64 > WORTH_THREADS / 10.0;
+        let is_parallel = params.as_slice().len() as f64 > MIN_PARALLEL_FLOPS / 10.0;
         let cells = (0..config.layers)
             .flat_map(|layer| (0..config.directions()).map(move |direction| (layer, direction)));
         let weights = cells.map(|(layer, direction)| pack(layer, direction, is_parallel));
@@ -102,7 +102,7 @@ impl<W> PackedCache<W> {
         cached.as_ref().filter(|(of, _)| *of == version).map(|(_, weights)| weights.clone())
     }
 
-    /// Keeps these, unless another thread was first.
+    /// Caches and returns these weights, or returns those of another thread that was faster.
     fn publish(&self, version: u64, weights: Arc<Vec<W>>) -> Arc<Vec<W>> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match cached.as_ref() {

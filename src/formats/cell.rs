@@ -1,4 +1,5 @@
-//! [`Cell`]: the weights of one direction of one layer, and how other frameworks lay them out.
+//! [`Cell`]: the weights of one direction of one layer, and conversions from and to the layouts of
+//! other frameworks.
 
 use ndarray::{
     Array, Array1, Array2, ArrayD, ArrayView, ArrayView1, ArrayView2, ArrayViewD, Axis,
@@ -9,19 +10,20 @@ use crate::error::{Error, Result, check_shape};
 use crate::spec::config::{Bias, GruConfig, Reset};
 use crate::spec::params::Params;
 
-/// The weights of one direction of one layer, gates stacked r, z, n: PyTorch's layout.
+/// The weights of one direction of one layer in PyTorch's layout: gates stacked r, z, n.
 ///
-/// The conversions only move numbers, so that each there and back gives the same bits; but for
-/// biases that a layout has no place for, which are added to those that do the same, and absent
-/// ones that it has a place for, which become zeros. They say nothing of where the reset gate acts
-/// or what z means: that is the configuration's, and stated with each.
+/// The conversions only move numbers, so a round trip gives the same bits, with two exceptions. If
+/// the other layout has no place for a bias, the bias is added to one with the same effect. If it
+/// has a place for a bias that the cell lacks, zeros are written. A cell does not say where the
+/// reset gate acts or what z means. The configuration does; each conversion states which it needs.
 ///
 /// ```
 /// use gru_wgpu::{GruConfig, Params, Reset, Update, formats::Cell};
 /// use ndarray::{Array1, Array2};
 ///
 /// // A Keras layer, reset_after=False: kernel [I, 3U], recurrent kernel [U, 3U], bias [3U].
-/// let (kernel, recurrent, bias) = (Array2::ones((4, 15)), Array2::ones((5, 15)), Array1::ones(15));
+/// let (kernel, recurrent) = (Array2::ones((4, 15)), Array2::ones((5, 15)));
+/// let bias = Array1::ones(15);
 /// let cell = Cell::from_keras(kernel.view(), recurrent.view(), Some(bias.view().into_dyn()))?;
 /// let config = GruConfig::new(4, 5).with_reset(Reset::Before).with_update(Update::Keeps);
 /// let params = Params::from_cells(&config, &[cell])?;
@@ -30,35 +32,35 @@ use crate::spec::params::Params;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Cell {
-    /// `[3H, I]`, above the first layer `[3H, D·H]`.
+    /// The input weights, `[3H, I]`; above the first layer `[3H, D·H]`.
     pub weight_ih: Array2<f32>,
-    /// `[3H, H]`
+    /// The recurrent weights, `[3H, H]`.
     pub weight_hh: Array2<f32>,
-    /// `[3H]`
+    /// The input bias, `[3H]`.
     pub bias_ih: Option<Array1<f32>>,
-    /// `[3H]`
+    /// The recurrent bias, `[3H]`.
     pub bias_hh: Option<Array1<f32>>,
 }
 
 /// The weights of MLX's `nn.GRU`, gates stacked r, z, n.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlxCell {
-    /// `Wx [3H, I]`
+    /// `Wx [3H, I]`, the input weights.
     pub wx: Array2<f32>,
-    /// `Wh [3H, H]`
+    /// `Wh [3H, H]`, the recurrent weights.
     pub wh: Array2<f32>,
-    /// `b [3H]`
+    /// `b [3H]`, the input bias.
     pub b: Option<Array1<f32>>,
-    /// `bhn [H]`
+    /// `bhn [H]`, the recurrent bias of n.
     pub bhn: Option<Array1<f32>>,
 }
 
-/// The weights of a Flax `nn.GRUCell`: its dense layers `ir`, `iz`, `in`, `hr`, `hz`, `hn`.
+/// The weights of a Flax `nn.GRUCell`, from its dense layers `ir`, `iz`, `in`, `hr`, `hz`, `hn`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FlaxCell {
     /// `kernel` of `ir`, `iz`, `in`: `[I, H]` each.
     pub input_kernels: [Array2<f32>; 3],
-    /// Their `bias`: `[H]` each.
+    /// `bias` of `ir`, `iz`, `in`: `[H]` each.
     pub input_biases: Option<[Array1<f32>; 3]>,
     /// `kernel` of `hr`, `hz`, `hn`: `[H, H]` each.
     pub recurrent_kernels: [Array2<f32>; 3],
@@ -67,10 +69,10 @@ pub struct FlaxCell {
 }
 
 impl Cell {
-    /// From Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, bias `[3U]` or `[2, 3U]`, gates
-    /// stacked z, r, h. A bias of two rows belongs to `reset_after=True` ([`Reset::After`], Keras'
-    /// default), of one row to `reset_after=False` ([`Reset::Before`]). z keeps
-    /// ([`Update::Keeps`]).
+    /// Converts a Keras layer: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, bias `[3U]` or
+    /// `[2, 3U]`, gates stacked z, r, h. A bias with two rows means `reset_after=True`
+    /// ([`Reset::After`], Keras' default), with one row `reset_after=False` ([`Reset::Before`]).
+    /// Keras needs [`Update::Keeps`].
     ///
     /// [`Update::Keeps`]: crate::Update::Keeps
     ///
@@ -105,9 +107,10 @@ impl Cell {
         })
     }
 
-    /// To Keras: kernel `[I, 3U]`, recurrent kernel `[U, 3U]`, and the bias, which is `[2, 3U]` for
-    /// `reset_after=True` ([`Reset::After`]) and `[3U]` for `reset_after=False`
-    /// ([`Reset::Before`]). There two biases do the same, and their sum is written.
+    /// Converts to a Keras layer: kernel `[I, 3U]`, recurrent kernel `[U, 3U]` and bias. The bias
+    /// is `[2, 3U]` for `reset_after=True` ([`Reset::After`]) and `[3U]` for `reset_after=False`
+    /// ([`Reset::Before`]). With `Reset::Before` both biases have the same effect, and their sum is
+    /// returned.
     pub fn to_keras(&self, reset: Reset) -> (Array2<f32>, Array2<f32>, Option<ArrayD<f32>>) {
         let kernel = |weight: &Array2<f32>| swap_first_two(weight.view()).reversed_axes();
         let zeros = || Array1::zeros(self.weight_hh.nrows());
@@ -127,10 +130,10 @@ impl Cell {
         (kernel, recurrent, bias)
     }
 
-    /// From one direction of an ONNX GRU: W `[3H, I]`, R `[3H, H]`, B `[6H]` (the input's half,
-    /// then the recurrent one), gates stacked z, r, h. z keeps
-    /// ([`Update::Keeps`](crate::Update::Keeps)), and `linear_before_reset` is 0 for
-    /// [`Reset::Before`], 1 for [`Reset::After`].
+    /// Converts one direction of an ONNX GRU: W `[3H, I]`, R `[3H, H]`, B `[6H]` (input bias, then
+    /// recurrent bias), gates stacked z, r, h. ONNX needs
+    /// [`Update::Keeps`](crate::Update::Keeps); `linear_before_reset` 0 means [`Reset::Before`], 1
+    /// means [`Reset::After`].
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -151,7 +154,7 @@ impl Cell {
         Ok(Self { weight_ih: swap_first_two(w), weight_hh: swap_first_two(r), bias_ih, bias_hh })
     }
 
-    /// To ONNX: W `[3H, I]`, R `[3H, H]`, B `[6H]`.
+    /// Converts to one direction of an ONNX GRU: W `[3H, I]`, R `[3H, H]`, B `[6H]`.
     pub fn to_onnx(&self) -> (Array2<f32>, Array2<f32>, Option<Array1<f32>>) {
         let zeros = || Array1::zeros(self.weight_hh.nrows());
         let half = |bias: &Option<Array1<f32>>| {
@@ -164,8 +167,9 @@ impl Cell {
         (swap_first_two(self.weight_ih.view()), swap_first_two(self.weight_hh.view()), b)
     }
 
-    /// From MLX's `nn.GRU`: `Wx [3H, I]`, `Wh [3H, H]`, `b [3H]`, `bhn [H]`, gates stacked r, z, n.
-    /// Reset after, z keeps; its r and z have one bias.
+    /// Converts an MLX `nn.GRU`: `Wx [3H, I]`, `Wh [3H, H]`, `b [3H]`, `bhn [H]`, gates stacked r,
+    /// z, n. MLX needs [`Reset::After`] and [`Update::Keeps`](crate::Update::Keeps); its r and z
+    /// have one bias each.
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -195,7 +199,8 @@ impl Cell {
         })
     }
 
-    /// From a Flax `nn.GRUCell`. Reset after, z keeps; its r and z have one bias.
+    /// Converts a Flax `nn.GRUCell`. Flax needs [`Reset::After`] and
+    /// [`Update::Keeps`](crate::Update::Keeps); its r and z have one bias each.
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -212,7 +217,7 @@ impl Cell {
         }
         let stacked = |kernels: &[Array2<f32>; 3]| {
             let [r, z, n] = kernels.each_ref().map(|kernel| kernel.t());
-            let weight = concatenate(Axis(0), &[r, z, n]).expect("of one width");
+            let weight = concatenate(Axis(0), &[r, z, n]).expect("the kernels have the same width");
             weight.as_standard_layout().into_owned()
         };
         let wx = stacked(&cell.input_kernels);
@@ -225,7 +230,8 @@ impl Cell {
         Self::from_mlx(wx.view(), wh.view(), b.as_ref().map(|b| b.view()), hn_bias)
     }
 
-    /// To the dense layers of a Flax `nn.GRUCell`. Biases as in [`Self::to_mlx`].
+    /// Converts to the dense layers of a Flax `nn.GRUCell`. Biases are treated as in
+    /// [`Self::to_mlx`].
     pub fn to_flax(&self) -> FlaxCell {
         let MlxCell { wx, wh, b, bhn } = self.to_mlx();
         let hidden = wh.ncols();
@@ -241,8 +247,8 @@ impl Cell {
         }
     }
 
-    /// To MLX's `Wx`, `Wh`, `b`, `bhn`. The recurrent biases of r and z, which it has no place for,
-    /// are added to those of the input, where they do the same.
+    /// Converts to MLX's `Wx`, `Wh`, `b`, `bhn`. MLX has no recurrent biases of r and z; they are
+    /// added to the input biases, which have the same effect.
     pub fn to_mlx(&self) -> MlxCell {
         let hidden = self.weight_hh.ncols();
         let bhn = self.bias_hh.as_ref().map(|bias| bias.slice(s![2 * hidden..]).to_owned());
@@ -256,44 +262,45 @@ impl Cell {
     }
 }
 
-/// The first two thirds along the first axis exchanged: from z, r, n to r, z, n, or back.
+/// Swaps the first two thirds along the first axis: from z, r, n to r, z, n or back.
 fn swap_first_two<D: ndarray::RemoveAxis>(stacked: ArrayView<'_, f32, D>) -> Array<f32, D> {
     let hidden = stacked.len_of(Axis(0)) / 3;
     let (z, rest) = stacked.split_at(Axis(0), hidden);
     let (r, n) = rest.split_at(Axis(0), hidden);
-    let swapped = concatenate(Axis(0), &[r, z, n]).expect("parts of one array");
+    let swapped = concatenate(Axis(0), &[r, z, n]).expect("the thirds have the same width");
     swapped.as_standard_layout().into_owned()
 }
 
 fn flat(bias: ArrayD<f32>) -> Array1<f32> {
-    bias.into_dimensionality().expect("one axis, as was checked")
+    bias.into_dimensionality().expect("the bias has one axis")
 }
 
 impl Params {
-    /// A model's parameters from its cells: layer-major, forward before reverse.
+    /// Returns the parameters made from a model's cells: layer-major, forward before reverse. A
+    /// bias that `config` has but a cell lacks becomes zeros.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the cells are not as many or not of the shapes that `config` asks for,
-    /// [`Error::Conflict`] when a cell has a bias, other than zeros, that `config` has no place
-    /// for. A bias that `config` has and a cell has not counts as zeros.
+    /// [`Error::Shape`] if the number of cells or their shapes are not those that `config`
+    /// requires; [`Error::Conflict`] if a cell has a bias with nonzero elements that `config` does
+    /// not have; the errors of [`GruConfig::validate`].
     pub fn from_cells(config: &GruConfig, cells: &[Cell]) -> Result<Self> {
         let mut params = Self::zeros(config)?;
         let names: Vec<_> = config.cell_names().collect();
         check_shape("the cells [L·D]", &[names.len()], &[cells.len()])?;
-        let room = (config.bias != Bias::None, config.bias == Bias::Two);
+        let has_bias = (config.bias != Bias::None, config.bias == Bias::Two);
         for (name, cell) in names.iter().zip(cells) {
             params.set(&format!("weight_ih{name}"), cell.weight_ih.view().into_dyn())?;
             params.set(&format!("weight_hh{name}"), cell.weight_hh.view().into_dyn())?;
-            for (kind, bias, room) in
-                [("bias_ih", &cell.bias_ih, room.0), ("bias_hh", &cell.bias_hh, room.1)]
+            for (kind, bias, has_bias) in
+                [("bias_ih", &cell.bias_ih, has_bias.0), ("bias_hh", &cell.bias_hh, has_bias.1)]
             {
                 let Some(bias) = bias else { continue };
-                if room {
+                if has_bias {
                     params.set(&format!("{kind}{name}"), bias.view().into_dyn())?;
                 } else if bias.iter().any(|&b| b != 0.0) {
                     return Err(Error::Conflict {
-                        what: "a configuration without a bias and a cell that has it",
-                        why: "its numbers would be lost",
+                        what: "a configuration without this bias and a cell with it",
+                        why: "the bias would be lost; choose another Bias (GruConfig::with_bias)",
                     });
                 }
             }
@@ -301,13 +308,13 @@ impl Params {
         Ok(params)
     }
 
-    /// The parameters cell by cell: layer-major, forward before reverse.
+    /// Returns the parameters as cells: layer-major, forward before reverse.
     pub fn to_cells(&self) -> Vec<Cell> {
         let config = self.layout().config();
         let array = |kind: &str, name: &str| self.get(&format!("{kind}{name}")).ok();
         let weight = |kind: &str, name: &str| {
-            let weight = array(kind, name).expect("every cell has its weights").to_owned();
-            weight.into_dimensionality().expect("two axes")
+            let weight = array(kind, name).expect("every cell has weights").to_owned();
+            weight.into_dimensionality().expect("weights have two axes")
         };
         let bias = |kind: &str, name: &str| array(kind, name).map(|bias| flat(bias.to_owned()));
         let cell = |name: String| Cell {

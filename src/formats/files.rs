@@ -1,8 +1,7 @@
-//! Reading parts of a file by arithmetic that was checked, and files that appear whole or not at
-//! all.
+//! Bounds-checked reads from a file, and atomic writes: a file appears complete or not at all.
 //!
-//! [`open`] and [`write_whole`] are where the formats meet the file system: what takes a path calls
-//! one of them around what takes a stream.
+//! All access of the formats to the file system goes through [`open`] and [`write_whole`]. A
+//! function that takes a path wraps its stream version in one of them.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -10,16 +9,17 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Cause, Error, Result, quote};
 
-/// `doing` is what could not be done, as `opened`.
+/// Returns the error "cannot be {doing}"; `doing` is a participle, such as `opened`.
 fn io_error(path: &Path, doing: &str, error: io::Error) -> Error {
     let reason = format!("cannot be {doing}: {error}");
     Error::Io { path: quote(&path.to_string_lossy()), reason, source: Some(Cause::new(error)) }
 }
 
-/// Opens a file to be read by `read`, and names it in what `read` finds wrong with its contents.
+/// Opens a file and passes it to `read`. Adds the file's name to the errors that `read` returns.
 pub(crate) fn open<T>(path: &Path, read: impl FnOnce(ByteSource<File>) -> Result<T>) -> Result<T> {
     let name = quote(&path.to_string_lossy());
-    // Looked at first: to open a pipe is to wait for its other end, and a device may have no end.
+    // Check before opening: opening a pipe blocks until the other end opens, and a device may be
+    // endless.
     let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", error))?;
     if !metadata.is_file() {
         let reason = "is not a regular file".to_owned();
@@ -35,11 +35,11 @@ pub(crate) fn open<T>(path: &Path, read: impl FnOnce(ByteSource<File>) -> Result
     ByteSource::named(name.clone(), file).and_then(read).map_err(wrong)
 }
 
-/// Bytes to read by their places, and how many there are.
+/// A seekable source of bytes with a known length.
 pub(crate) struct ByteSource<S> {
     source: S,
     len: u64,
-    /// The file, quoted, or what stands for it.
+    /// The file's quoted name, or `the stream`, for error messages.
     name: String,
 }
 
@@ -53,71 +53,73 @@ impl<S: Read + Seek> ByteSource<S> {
             Ok(len) => Ok(Self { source, len, name }),
             Err(error) => Err(Error::Io {
                 path: name,
-                reason: format!("has no length that can be found: {error}"),
+                reason: format!("cannot seek to its end: {error}"),
                 source: Some(Cause::new(error)),
             }),
         }
     }
 
+    /// The length in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// `len` bytes from `first` on, called `what` where there are not as many.
+    /// Reads `len` bytes at the offset `first`. Errors call these bytes `what`.
     #[cfg(any(feature = "onnx", feature = "safetensors"))]
-    pub fn part(&mut self, what: &str, first: u64, len: u64) -> Result<Vec<u8>> {
+    pub fn read_at(&mut self, what: &str, first: u64, len: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.part_into(what, first, len, |len| {
+        self.read_at_into(what, first, len, |len| {
             bytes.resize(len, 0);
             &mut bytes
         })?;
         Ok(bytes)
     }
 
-    /// The same into the memory that `room` has for so many bytes. It is not asked for more than
-    /// there are in the source.
-    pub fn part_into<'a>(
+    /// Like [`Self::read_at`], into the buffer that `allocate` returns for a number of bytes. Calls
+    /// `allocate` only after a check that the source has that many.
+    pub fn read_at_into<'a>(
         &mut self,
         what: &str,
         first: u64,
         len: u64,
-        room: impl FnOnce(usize) -> &'a mut [u8],
+        allocate: impl FnOnce(usize) -> &'a mut [u8],
     ) -> Result<()> {
-        let all = self.len;
-        let there = first.checked_add(len).is_some_and(|end| end <= all);
-        let Some(len) = usize::try_from(len).ok().filter(|_| there) else {
+        let total = self.len;
+        let is_inside = first.checked_add(len).is_some_and(|end| end <= total);
+        let Some(len) = usize::try_from(len).ok().filter(|_| is_inside) else {
             return Err(Error::format(format!(
-                "{what} would take {len} bytes from byte {first} on, but there are {all}"
+                "{what} takes {len} bytes at offset {first}, but the file has {total}; is it cut short?"
             )));
         };
         let read = self.source.seek(SeekFrom::Start(first));
-        let read = read.and_then(|_| self.source.read_exact(room(len)));
+        let read = read.and_then(|_| self.source.read_exact(allocate(len)));
         read.map_err(|error| Error::Io {
             path: self.name.clone(),
-            reason: format!("cannot be read, {what}: {error}"),
+            reason: format!("cannot be read ({what}): {error}"),
             source: Some(Cause::new(error)),
         })
     }
 
-    /// What the bytes are read from, wherever it stands.
+    /// Returns the underlying reader, at its current position.
     #[cfg(feature = "npy")]
     pub fn into_inner(self) -> S {
         self.source
     }
 }
 
-/// `Ok` when no number is infinite or NaN.
+/// Checks that no number is infinite or NaN.
 pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32>) -> Result<()> {
-    let odd = numbers.enumerate().find(|(_, number)| !number.is_finite());
-    odd.map_or(Ok(()), |(at, number)| {
+    let found = numbers.enumerate().find(|(_, number)| !number.is_finite());
+    found.map_or(Ok(()), |(at, number)| {
         Err(Error::format(format!(
-            "element {at} of {} is {number}, which is refused unless asked for",
+            "element {at} of {} is {number}; expected a finite number (with_non_finite(true), or \
+             --allow-non-finite of the program gru, accepts others)",
             quote(name)
         )))
     })
 }
 
-/// Has `write` fill a stream, through a buffer.
+/// Calls `write` with a buffered writer on the stream and flushes it.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -134,11 +136,11 @@ pub(crate) fn write_stream<W: Write>(
     })
 }
 
-/// Has `write` fill a file beside `path`, flushes it to the disk and gives it its name: `path`
-/// appears whole or not at all. Where `path` is a link, the file behind it is replaced.
+/// Writes a file atomically: `write` fills a temporary file in the same folder, which is flushed to
+/// the disk and then renamed to `path`. If `path` is a symbolic link, its target is replaced.
 ///
 /// # Errors
-/// [`Error::Io`], also where `path` is something else than a file: a folder, a pipe, a device.
+/// [`Error::Io`], also if `path` is not a regular file but a folder, a pipe or a device.
 pub(crate) fn write_whole(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
@@ -146,8 +148,7 @@ pub(crate) fn write_whole(
     replace_whole(path.as_ref(), write, |_| Ok(()))
 }
 
-/// The same, with `keep` called on the place of the file that is about to be replaced, if there is
-/// one.
+/// Like [`write_whole`], but calls `keep` with the path of an existing file before replacing it.
 pub(crate) fn replace_whole(
     path: &Path,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
@@ -158,7 +159,8 @@ pub(crate) fn replace_whole(
         let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
-        // A temporary file is its owner's alone; this one is to become as readable as any other.
+        // Temporary files are readable by their owner only by default; this one gets the usual
+        // mode.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let mut file = builder.tempfile_in(directory)?;
@@ -171,8 +173,8 @@ pub(crate) fn replace_whole(
             keep(&target)?;
         }
         file.persist(&target).map_err(|error| error.error)?;
-        // The name lasts once its directory is on the disk, too. The file is there whether or not
-        // this directory may be opened for that.
+        // The new name survives a crash only once the directory is flushed too. Ignore a failure:
+        // the file is in place even if the directory cannot be opened.
         #[cfg(unix)]
         let _ = File::open(directory).and_then(|directory| directory.sync_all());
         Ok(())
@@ -180,7 +182,7 @@ pub(crate) fn replace_whole(
     write().map_err(|error| io_error(path, "written", error))
 }
 
-/// The file that a path leads to, whether or not it is there yet.
+/// Returns the file that a path leads to, through symbolic links. The file need not exist.
 pub(crate) fn target_of(path: &Path) -> io::Result<PathBuf> {
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
     let target = if metadata.is_symlink() { path.canonicalize()? } else { path.to_owned() };
@@ -194,9 +196,9 @@ pub(crate) fn target_of(path: &Path) -> io::Result<PathBuf> {
 mod tests {
     use super::*;
 
-    /// Ten bytes that can be counted, or not even that, and never read.
+    /// A reader of ten bytes that fails on every read, and on seeks too unless `seeks` is set.
     struct Broken {
-        counts: bool,
+        seeks: bool,
     }
 
     impl Read for Broken {
@@ -207,20 +209,20 @@ mod tests {
 
     impl Seek for Broken {
         fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
-            if self.counts { Ok(10) } else { Err(io::ErrorKind::ConnectionReset.into()) }
+            if self.seeks { Ok(10) } else { Err(io::ErrorKind::ConnectionReset.into()) }
         }
     }
 
     #[test]
-    fn a_stream_that_breaks_is_an_error_of_io_with_its_cause() {
+    fn a_broken_stream_gives_an_io_error_with_its_cause() {
         use std::error::Error as _;
-        let read = |counts| {
+        let read = |seeks| {
             let mut bytes = [0; 4];
-            let mut source = ByteSource::new(Broken { counts })?;
-            source.part_into("the header", 0, 4, |_| &mut bytes)
+            let mut source = ByteSource::new(Broken { seeks })?;
+            source.read_at_into("the header", 0, 4, |_| &mut bytes)
         };
-        for counts in [true, false] {
-            let error = read(counts).unwrap_err();
+        for seeks in [true, false] {
+            let error = read(seeks).unwrap_err();
             assert!(matches!(error, Error::Io { .. }), "{error:?}");
             let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
             assert_eq!(cause.unwrap().kind(), io::ErrorKind::ConnectionReset);
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_leaves_nothing_and_keeps_what_was_there() {
+    fn a_failed_write_keeps_the_old_file_and_leaves_no_temporary() {
         let directory = tempfile::TempDir::new().unwrap();
         let path = directory.path().join("kept");
         std::fs::write(&path, "before").unwrap();

@@ -1,4 +1,4 @@
-//! The metadata of this library's own files: a configuration as `key=value` pairs of text.
+//! The metadata of this crate's own files: a configuration as text in `key=value` pairs.
 
 use std::str::FromStr;
 
@@ -6,10 +6,10 @@ use crate::error::{Error, Result, quote};
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::head::Readout;
 
-/// The metadata entry that holds a model's configuration.
+/// The key of the metadata entry that holds a model's configuration.
 pub(super) const CONFIG_KEY: &str = "gru_wgpu.config";
 
-/// More bytes than [`write_config`] or a checkpoint writes.
+/// The longest accepted text, in bytes. [`write_config`] and checkpoints write less.
 const MAX_LEN: usize = 1000;
 
 const DIRECTIONS: &[(Direction, &str)] =
@@ -28,8 +28,9 @@ const ACTIVATIONS: &[(Activation, &str)] = &[
 const READOUTS: &[(Readout, &str)] =
     &[(Readout::EveryStep, "every-step"), (Readout::LastState, "last")];
 
-/// `input=3 hidden=5 layers=1 direction=forward reset=after update=keeps bias=two gate=sigmoid
-/// candidate=tanh dropout=0 zoneout=0`, and `head=last` or `head=every-step` where there is a head.
+/// Writes a configuration as text: `input=3 hidden=5 layers=1 direction=forward reset=after
+/// update=keeps bias=two gate=sigmoid candidate=tanh dropout=0 zoneout=0`, followed by `head=last`
+/// or `head=every-step` if there is a head.
 pub(crate) fn write_config(config: &GruConfig, readout: Option<Readout>) -> String {
     let head =
         readout.map_or_else(String::new, |readout| format!(" head={}", word(READOUTS, readout)));
@@ -50,10 +51,10 @@ pub(crate) fn write_config(config: &GruConfig, readout: Option<Readout>) -> Stri
     )
 }
 
-/// Reads what [`write_config`] wrote. Every key must be there, once, and no other.
+/// Reads the text that [`write_config`] writes. Requires every key exactly once and no other key.
 ///
 /// # Errors
-/// [`Error::Format`]; those of [`GruConfig::validate`].
+/// [`Error::Format`]; the errors of [`GruConfig::validate`].
 pub(crate) fn read_config(text: &str) -> Result<(GruConfig, Option<Readout>)> {
     let mut pairs = KeyValues::parse(CONFIG_KEY, text)?;
     let readout = if pairs.has("head") { Some(pairs.named("head", READOUTS)?) } else { None };
@@ -71,79 +72,91 @@ pub(crate) fn read_config(text: &str) -> Result<(GruConfig, Option<Readout>)> {
     Ok((config, readout))
 }
 
+/// Returns the word for a value.
 pub(crate) fn word<V: PartialEq>(vocabulary: &[(V, &'static str)], value: V) -> &'static str {
     let found = vocabulary.iter().find(|(known, _)| *known == value);
-    found.expect("every value has its word").1
+    found.expect("the vocabulary has a word for every value").1
 }
 
-/// `key=value` pairs of text, taken one by one.
+/// A parser of `key=value` pairs; each pair is taken once.
 pub(crate) struct KeyValues<'a> {
-    /// Which entry of the metadata they are, for messages.
-    within: &'static str,
+    /// The name of the metadata entry, for error messages.
+    entry: &'static str,
     pairs: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> KeyValues<'a> {
-    pub fn parse(within: &'static str, text: &'a str) -> Result<Self> {
-        let mut all = Self { within, pairs: Vec::new() };
+    /// Splits a text into pairs. Refuses a key that appears twice.
+    pub fn parse(entry: &'static str, text: &'a str) -> Result<Self> {
+        let mut all = Self { entry, pairs: Vec::new() };
         if text.len() > MAX_LEN {
-            return Err(all.wrong(format!("has {} bytes", text.len())));
+            return Err(all.error(format!("has {} bytes; expected at most {MAX_LEN}", text.len())));
         }
         for word in text.split_whitespace() {
             let pair = word.split_once('=');
-            let (key, value) =
-                pair.ok_or_else(|| all.wrong(format!("has the word {}", quote(word))))?;
+            let (key, value) = pair.ok_or_else(|| {
+                all.error(format!("has the word {}; expected key=value pairs", quote(word)))
+            })?;
             if all.has(key) {
-                return Err(all.wrong(format!("has {} twice", quote(key))));
+                return Err(all.error(format!("has {} twice", quote(key))));
             }
             all.pairs.push((key, value));
         }
         Ok(all)
     }
 
+    /// True if the key is there and not taken yet.
     pub fn has(&self, key: &str) -> bool {
         self.pairs.iter().any(|&(known, _)| known == key)
     }
 
     fn take(&mut self, key: &str) -> Result<&'a str> {
         let at = self.pairs.iter().position(|&(known, _)| known == key);
-        let at = at.ok_or_else(|| self.wrong(format!("lacks `{key}`")))?;
+        let at = at.ok_or_else(|| self.error(format!("lacks `{key}`")))?;
         Ok(self.pairs.swap_remove(at).1)
     }
 
+    /// Takes a number.
     pub fn number<T: FromStr>(&mut self, key: &str) -> Result<T> {
         let value = self.take(key)?;
-        value.parse().map_err(|_| self.unknown(key, value))
+        value.parse().map_err(|_| self.invalid(key, value, "a valid number"))
     }
 
-    /// A number, or the word `none`.
+    /// Takes a number, or `None` for the word `none`.
     #[cfg(feature = "safetensors")]
     pub fn option<T: FromStr>(&mut self, key: &str) -> Result<Option<T>> {
         match self.take(key)? {
             "none" => Ok(None),
-            value => value.parse().map(Some).map_err(|_| self.unknown(key, value)),
+            value => {
+                value.parse().map(Some).map_err(|_| self.invalid(key, value, "a number or none"))
+            }
         }
     }
 
+    /// Takes a value that is one of the words of `vocabulary`.
     pub fn named<V: Copy>(&mut self, key: &str, vocabulary: &[(V, &str)]) -> Result<V> {
         let value = self.take(key)?;
         let found = vocabulary.iter().find(|&&(_, word)| word == value);
-        found.map(|&(known, _)| known).ok_or_else(|| self.unknown(key, value))
+        found.map(|&(known, _)| known).ok_or_else(|| {
+            let words: Vec<_> = vocabulary.iter().map(|&(_, word)| word).collect();
+            self.invalid(key, value, &words.join(" or "))
+        })
     }
 
+    /// Checks that every pair is taken.
     pub fn end(&self) -> Result<()> {
         match self.pairs.first() {
             None => Ok(()),
-            Some((key, _)) => Err(self.wrong(format!("has {}, which is unknown", quote(key)))),
+            Some((key, _)) => Err(self.error(format!("has {}, which is unknown", quote(key)))),
         }
     }
 
-    fn unknown(&self, key: &str, value: &str) -> Error {
-        self.wrong(format!("has {} for `{key}`", quote(value)))
+    fn invalid(&self, key: &str, value: &str, expected: &str) -> Error {
+        self.error(format!("has {} for `{key}`; expected {expected}", quote(value)))
     }
 
-    fn wrong(&self, what: String) -> Error {
-        Error::format(format!("its metadata {} {what}", self.within))
+    fn error(&self, reason: String) -> Error {
+        Error::format(format!("its metadata {} {reason}", self.entry))
     }
 }
 
@@ -152,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_configuration_comes_back() {
+    fn every_configuration_round_trips() {
         for config in GruConfig::all_variants(3, 5) {
             for &(direction, _) in DIRECTIONS {
                 for gate in Activation::ALL {
@@ -172,10 +185,10 @@ mod tests {
         }
     }
 
-    /// A model's metadata and a serialised configuration have the same words.
+    /// The metadata and serde use the same words for the values of a configuration.
     #[test]
     #[cfg(feature = "serde")]
-    fn words_are_those_of_serde() {
+    fn words_equal_those_of_serde() {
         fn check<V: serde::Serialize>(vocabulary: &[(V, &str)]) {
             for (value, word) in vocabulary {
                 assert_eq!(serde_json::to_value(value).unwrap(), *word);
@@ -190,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_are_refused() {
+    fn invalid_text_is_refused() {
         let text = write_config(&GruConfig::new(3, 5), Some(Readout::LastState));
         for (from, to, expected) in [
             ("input=3", "", "lacks `input`"),

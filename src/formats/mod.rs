@@ -1,12 +1,13 @@
-//! Models of other frameworks, in and out; arrays in files.
+//! Reading and writing of model files and array files, and conversion from and to the weight
+//! layouts of other frameworks.
 //!
-//! Most wrong numbers come from here: the order of the gates, halves of biases, where the reset
-//! gate acts. Weights from elsewhere become [`Cell`]s of this crate's own layout first, and a
-//! [`Params`](crate::Params) is put together of those.
+//! Conversions are the most likely source of wrong numbers: frameworks differ in the order of the
+//! gates, in the number of biases and in where the reset gate acts. Weights of another framework
+//! first become [`Cell`]s, in this crate's layout; a [`Params`](crate::Params) is made from those.
 //!
-//! | format | feature | a file's path | a stream |
+//! | format | feature | from or to a path | from or to a stream |
 //! |---|---|---|---|
-//! | safetensors: PyTorch's state dicts, our own files | `safetensors` | `safetensors::{load, save}` | `safetensors::{read, write}` |
+//! | safetensors: PyTorch's state dicts, this crate's own files | `safetensors` | `safetensors::{load, save}` | `safetensors::{read, write}` |
 //! | the same with a linear head | `safetensors` | `safetensors::{load_network, save_network}` | `safetensors::{read_network, write_network}` |
 //! | gradients by name | `safetensors` | `safetensors::save_gradients` | `safetensors::write_gradients` |
 //! | ONNX: the GRU nodes of any model | `onnx` | `onnx::{load, save}` | `onnx::{read, write}` |
@@ -14,8 +15,8 @@
 //! | `.npz`: any arrays | `npy` | `npz::{load_arrays, save_arrays}` | `npz::{read_arrays, write_arrays}` |
 //! | `.npy`: data | `npy` | `npy::{load, load_as, load_lengths, save}` | `npy::{read, read_as, read_lengths, write}` |
 //!
-//! `load` and `save` take a path, `read` and `write` a stream, and they do the same. Bytes in
-//! memory, such as an embedded file or what a browser fetched, are a stream too:
+//! `load` and `save` take a path; `read` and `write` do the same with a stream. Bytes in memory,
+//! such as an embedded file or a browser's download, are a stream too:
 //!
 //! ```
 //! # #[cfg(feature = "safetensors")] {
@@ -32,19 +33,21 @@
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```
 //!
-//! The weights of PyTorch, Keras, ONNX, MLX and Flax as arrays go through [`Cell`], in and out. A
-//! network in the middle of training is a `Checkpoint`.
+//! [`Cell`] converts arrays of PyTorch, Keras, ONNX, MLX and Flax in both directions. A
+//! `Checkpoint` stores a network in the middle of training.
 //!
-//! # What is promised of files
+//! # Guarantees
 //!
-//! Nothing read from a file is trusted. A file that is cut short, claims sizes it does not have,
-//! has names twice or holds nothing usable gives one typed error with the reason. No file makes a
-//! reader panic, go on without end, or allocate more than 64 times the file's length (of an `.npz`,
-//! of what its arrays take); a file of use costs two to six times its weights. What is no regular
-//! file, such as a pipe, is not opened. Weights that are infinite or NaN are refused unless asked
-//! for. `tests/hostile.rs` holds the readers to this, and the fuzz targets in `tests/fuzz` look for
-//! more. A file that is written appears under its name whole, flushed to the disk, or not at all;
-//! where the name is a link, the file behind it is replaced.
+//! Readers trust nothing in a file. A file that is cut short, claims sizes it does not have,
+//! repeats a name or holds nothing usable gives one typed error with the reason. No file makes a
+//! reader panic, loop forever, or allocate more than 64 times the file's length (for an `.npz`, 64
+//! times the size of its arrays). A valid file takes two to six times the memory of its weights.
+//! Readers open only regular files, not pipes or devices. They refuse weights that are infinite or
+//! NaN unless an option allows them. `tests/formats/hostile.rs` tests these guarantees, and the
+//! fuzz targets in `tests/fuzz` search for inputs that break them.
+//!
+//! A written file appears under its name complete and flushed to the disk, or not at all. If the
+//! name is a symbolic link, the link's target is replaced.
 
 mod cell;
 #[cfg(feature = "safetensors")]

@@ -1,10 +1,10 @@
-//! Arrays in NumPy's `.npy` form.
+//! Arrays in NumPy's `.npy` format.
 //!
 //! ```no_run
 //! use gru_wgpu::{Device, Gru, GruConfig, Init, formats::npy};
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
-//! // In Python: numpy.save("x.npy", x), x of [T, B, I]
+//! // In Python: numpy.save("x.npy", x), x of shape [T, B, I]
 //! let (x, _) = npy::load_as::<ndarray::Ix3>("x.npy")?;
 //! let gru = Gru::new(GruConfig::pytorch(x.dim().2, 16), Init::Uniform, 1, &Device::auto())?;
 //! npy::save("y.npy", gru.forward(&x)?.y.view())?;
@@ -23,21 +23,21 @@ use py_literal::Value;
 use super::files::{self, ByteSource};
 use crate::error::{Error, Result, quote};
 
-/// NumPy's headers are some 100 bytes; version 1.0 ends at this many.
+/// The longest accepted header, in bytes: the limit of version 1.0. NumPy writes about 100 bytes.
 const MAX_HEADER: usize = 65_535;
 
-/// Bytes of a file besides its numbers, at most.
+/// The most bytes of a file that are not array data.
 pub(super) const MAX_OVERHEAD: u64 = MAX_HEADER as u64 + 12;
 
-/// What the numbers in a file were.
+/// The element type of the array in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NpyElement {
-    /// float16, widened.
+    /// float16, widened to f32.
     F16,
-    /// float32.
+    /// float32, read unchanged.
     F32,
-    /// float64, rounded to single precision.
+    /// float64, rounded to f32.
     F64,
 }
 
@@ -51,55 +51,56 @@ impl fmt::Display for NpyElement {
     }
 }
 
-/// Reads an array of float32, float64 or float16, in C or Fortran order, and tells which it was.
+/// Reads an array of float32, float64 or float16 in C or Fortran order. Returns it with the element
+/// type in the file.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] when the file is no such array.
+/// [`Error::Io`]; [`Error::Format`] if the file is not such an array.
 pub fn load(path: impl AsRef<Path>) -> Result<(ArrayD<f32>, NpyElement)> {
     files::open(path.as_ref(), read_source)
 }
 
-/// As [`load`], of so many axes.
+/// Like [`load`], for an array with the number of axes of `D`.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load`]; [`Error::Format`] for any other number of axes.
 pub fn load_as<D: Dimension>(path: impl AsRef<Path>) -> Result<(Array<f32, D>, NpyElement)> {
     files::open(path.as_ref(), |source| with_axes(read_source(source)?))
 }
 
-/// As [`load`], from a stream.
+/// Like [`load`], from a stream.
 ///
 /// # Errors
-/// [`Error::Format`].
+/// As [`load`].
 pub fn read(from: impl Read + Seek) -> Result<(ArrayD<f32>, NpyElement)> {
     read_source(ByteSource::new(from)?)
 }
 
-/// As [`load_as`], from a stream.
+/// Like [`load_as`], from a stream.
 ///
 /// # Errors
-/// [`Error::Format`].
+/// As [`load_as`].
 pub fn read_as<D: Dimension>(from: impl Read + Seek) -> Result<(Array<f32, D>, NpyElement)> {
     with_axes(read(from)?)
 }
 
-/// Reads lengths: an array `[B]` of int32 or int64, none negative.
+/// Reads row lengths: an array `[B]` of int32 or int64 without negative values.
 ///
 /// # Errors
 /// As [`load`].
 pub fn load_lengths(path: impl AsRef<Path>) -> Result<Vec<usize>> {
-    files::open(path.as_ref(), |source| parse_lengths(Bytes::of_source(source)?))
+    files::open(path.as_ref(), |source| parse_lengths(AlignedBytes::from_source(source)?))
 }
 
-/// As [`load_lengths`], from a stream.
+/// Like [`load_lengths`], from a stream.
 ///
 /// # Errors
-/// [`Error::Format`].
+/// As [`load`].
 pub fn read_lengths(from: impl Read + Seek) -> Result<Vec<usize>> {
-    parse_lengths(Bytes::of_source(ByteSource::new(from)?)?)
+    parse_lengths(AlignedBytes::from_source(ByteSource::new(from)?)?)
 }
 
-/// Writes an array of float32, in C order.
+/// Writes an array as float32 in C order.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -107,7 +108,7 @@ pub fn save<D: Dimension>(path: impl AsRef<Path>, array: ArrayView<'_, f32, D>) 
     files::write_whole(path, |to| put(array, to))
 }
 
-/// As [`save`], to a stream.
+/// Like [`save`], to a stream.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -123,40 +124,41 @@ pub(super) fn put<D: Dimension>(
 }
 
 fn with_axes<D: Dimension>(
-    (array, numbers): (ArrayD<f32>, NpyElement),
+    (array, element): (ArrayD<f32>, NpyElement),
 ) -> Result<(Array<f32, D>, NpyElement)> {
     let (shape, axes) = (array.shape().to_vec(), D::NDIM.unwrap_or(array.ndim()));
     let array = array.into_dimensionality();
     let wrong =
         |error| Error::format_from(format!("its shape is {shape:?}; expected {axes} axes"), error);
-    Ok((array.map_err(wrong)?, numbers))
+    Ok((array.map_err(wrong)?, element))
 }
 
 fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<(ArrayD<f32>, NpyElement)> {
-    parse(Bytes::of_source(source)?)
+    parse(AlignedBytes::from_source(source)?)
 }
 
-/// Bytes that lie as numbers must.
-pub(super) struct Bytes {
+/// Bytes in memory that is aligned for every element type, so that they can be viewed as numbers.
+pub(super) struct AlignedBytes {
     words: Vec<u64>,
-    /// Where they start in the words, and how many they are.
+    /// The offset of the first byte in `words`.
     first: usize,
+    /// The number of bytes.
     len: usize,
 }
 
-impl Bytes {
-    fn of_source<S: Read + Seek>(mut source: ByteSource<S>) -> Result<Self> {
+impl AlignedBytes {
+    fn from_source<S: Read + Seek>(mut source: ByteSource<S>) -> Result<Self> {
         let mut words: Vec<u64> = Vec::new();
         let len = source.len();
-        source.part_into("the file", 0, len, |len| {
+        source.read_at_into("the file", 0, len, |len| {
             words.resize(len.div_ceil(8), 0);
             &mut bytemuck::cast_slice_mut(&mut words)[..len]
         })?;
         Ok(Self { words, first: 0, len: len as usize })
     }
 
-    /// What comes until the end.
-    pub fn of_stream(mut stream: impl Read) -> Result<Self> {
+    /// Reads a stream to its end.
+    pub fn from_stream(mut stream: impl Read) -> Result<Self> {
         let mut bytes = Vec::new();
         let read = stream.read_to_end(&mut bytes);
         read.map_err(|error| Error::format_from(format!("it cannot be read: {error}"), error))?;
@@ -173,8 +175,8 @@ impl Bytes {
         &bytemuck::cast_slice(&self.words)[self.first..self.first + self.len]
     }
 
-    /// The same with a header that was checked and, after it, numbers where they must lie. NumPy
-    /// pads its headers so that they do; other writers need not.
+    /// Checks the header and aligns the array data after it. NumPy pads its headers so that the
+    /// data is aligned already; other writers may not.
     fn checked(self) -> Result<Self> {
         let header = checked_header(self.as_slice())?;
         match header % 8 {
@@ -184,7 +186,7 @@ impl Bytes {
     }
 }
 
-pub(super) fn parse(bytes: Bytes) -> Result<(ArrayD<f32>, NpyElement)> {
+pub(super) fn parse(bytes: AlignedBytes) -> Result<(ArrayD<f32>, NpyElement)> {
     let bytes = bytes.checked()?;
     let bytes = bytes.as_slice();
     if let Some(array) = view::<f32>(bytes)? {
@@ -203,7 +205,7 @@ pub(super) fn parse(bytes: Bytes) -> Result<(ArrayD<f32>, NpyElement)> {
     }
 }
 
-fn parse_lengths(bytes: Bytes) -> Result<Vec<usize>> {
+fn parse_lengths(bytes: AlignedBytes) -> Result<Vec<usize>> {
     let bytes = bytes.checked()?;
     let bytes = bytes.as_slice();
     let wide = match view::<i32>(bytes)? {
@@ -215,15 +217,17 @@ fn parse_lengths(bytes: Bytes) -> Result<Vec<usize>> {
     };
     if wide.ndim() != 1 {
         let shape = wide.shape();
-        return Err(Error::format(format!("its shape is {shape:?}; expected lengths [B]")));
+        return Err(Error::format(format!("its shape is {shape:?}; expected one axis, [B]")));
     }
     let length = |&length: &i64| {
-        usize::try_from(length).map_err(|_| Error::format(format!("it holds the length {length}")))
+        usize::try_from(length).map_err(|_| {
+            Error::format(format!("it holds the length {length}; expected at least 0"))
+        })
     };
     wide.iter().map(length).collect()
 }
 
-/// The array when its numbers are of this type, `None` when they are of another.
+/// Views the array with elements of type `A`. Returns `None` if its elements have another type.
 fn view<A: ViewElement>(bytes: &[u8]) -> Result<Option<ArrayViewD<'_, A>>> {
     match ArrayViewD::<A>::view_npy(bytes) {
         Ok(array) => Ok(Some(array)),
@@ -237,22 +241,26 @@ fn wrong(error: ViewNpyError, expected: &str) -> Error {
         ViewNpyError::WrongDescriptor(found) => {
             let order = if cfg!(target_endian = "little") { "little" } else { "big" };
             let found = quote(found.to_string().trim_matches('\''));
-            format!("its numbers are of type {found}; expected {expected}, {order}-endian")
+            format!("its dtype is {found}; expected {expected}, {order}-endian")
         }
         ViewNpyError::NonNativeEndian => {
-            "its numbers are of the other byte order (in Python: x.astype('<f4'))".to_owned()
+            "its byte order is not this machine's; convert it first (in Python: \
+             x.astype(x.dtype.newbyteorder('=')))"
+                .to_owned()
         }
-        ViewNpyError::ParseHeader(_) => "its header cannot be read".to_owned(),
+        ViewNpyError::ParseHeader(_) => "its header is not valid".to_owned(),
         other => quote(&other.to_string()).trim_matches('`').to_owned(),
     };
     Error::format_from(reason, error)
 }
 
-/// The length of a header of a sane size and depth.
+/// Checks the header's size, nesting and shape, and returns its length in bytes.
 fn checked_header(bytes: &[u8]) -> Result<usize> {
     const MAX_COMMAS: usize = 64;
     if !bytes.starts_with(b"\x93NUMPY") {
-        return Err(Error::format("it does not start as a .npy file does".to_owned()));
+        return Err(Error::format(
+            "it does not start with the magic bytes of .npy; is it a .npy file?".to_owned(),
+        ));
     }
     let len = match (bytes.get(6), bytes.get(8..10), bytes.get(8..12)) {
         (Some(1), Some(len), _) => 10 + usize::from(u16::from_le_bytes([len[0], len[1]])),
@@ -260,24 +268,35 @@ fn checked_header(bytes: &[u8]) -> Result<usize> {
             let len = u32::from_le_bytes([len[0], len[1], len[2], len[3]]);
             usize::try_from(len).unwrap_or(usize::MAX).saturating_add(12)
         }
-        _ => return Err(Error::format("its .npy version is not 1, 2 or 3".to_owned())),
+        _ => {
+            return Err(Error::format(
+                "its .npy version is not 1, 2 or 3, or its header is cut short".to_owned(),
+            ));
+        }
     };
     let header = bytes.get(..len).filter(|_| len <= MAX_HEADER + 12);
     let header = header.ok_or_else(|| {
-        Error::format(format!("its header takes {len} bytes, but there are {}", bytes.len()))
+        Error::format(format!(
+            "its header takes {len} bytes, but the file has {} and the limit is {}",
+            bytes.len(),
+            MAX_HEADER + 12
+        ))
     })?;
-    // One dictionary with one tuple of numbers. The parser of literals takes its time over anything
-    // deeper.
-    let count = |wanted: &[u8]| header[len.min(10)..].iter().filter(|b| wanted.contains(b)).count();
+    // A valid header is one dictionary with one tuple of numbers. The literal parser is slow on
+    // anything more deeply nested.
+    let count = |chars: &[u8]| header[len.min(10)..].iter().filter(|b| chars.contains(b)).count();
     if count(b"{") > 1 || count(b"(") > 1 || count(b"[") > 0 || count(b",") > MAX_COMMAS {
-        return Err(Error::format("its header is not that of an array of numbers".to_owned()));
+        return Err(Error::format(
+            "its header does not describe an array of numbers; structured dtypes are not supported"
+                .to_owned(),
+        ));
     }
     check_shape(&String::from_utf8_lossy(&header[if header[6] == 1 { 10 } else { 12 }..]))?;
     Ok(len)
 }
 
-/// `Ok` unless a header's shape overflows even where its zeros count as ones, which ndarray-npy
-/// takes for impossible. What else is wrong with a header it tells itself.
+/// Refuses a shape that is invalid or overflows even with its zeros counted as ones; ndarray-npy
+/// assumes that such shapes do not occur. It reports all other errors in a header itself.
 fn check_shape(header: &str) -> Result<()> {
     let Ok(Value::Dict(entries)) = header.trim_end_matches('\n').parse() else { return Ok(()) };
     let shape = entries.iter().find(|(key, _)| *key == Value::String("shape".to_owned()));
@@ -289,11 +308,13 @@ fn check_shape(header: &str) -> Result<()> {
     let count = sizes.iter().try_fold(1usize, |count, next| count.checked_mul(size(next)?));
     match count {
         Some(count) if count <= isize::MAX as usize / size_of::<f64>() => Ok(()),
-        _ => Err(Error::format("its shape is impossible".to_owned())),
+        _ => Err(Error::format(
+            "its shape is not valid: a size is negative or the element count overflows".to_owned(),
+        )),
     }
 }
 
-/// A float16's bits.
+/// The bits of a float16.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 struct Float16(u16);
@@ -308,7 +329,7 @@ impl ViewElement for Float16 {
         if *descriptor != Value::String(native.to_owned()) {
             return Err(ViewDataError::WrongDescriptor(descriptor.clone()));
         }
-        // The caller checked that len elements do not overflow.
+        // The caller has checked that the size of `len` elements does not overflow.
         let expected = 2 * len;
         match bytes.len() {
             got if got < expected => Err(ViewDataError::MissingBytes(expected - got)),

@@ -1,4 +1,4 @@
-//! NumPy's `.npz`: arrays by name.
+//! NumPy's `.npz` archives: arrays by name.
 //!
 //! ```no_run
 //! use gru_wgpu::{GruConfig, formats::npz};
@@ -12,8 +12,8 @@
 //! # }
 //! ```
 //!
-//! For layouts other than PyTorch's, [`load_arrays`] and [`save_arrays`] move the arrays as they
-//! are named, and [`Cell`](super::Cell) converts them.
+//! For layouts other than PyTorch's, read and write plain arrays with [`load_arrays`] and
+//! [`save_arrays`], and convert them with [`Cell`](super::Cell).
 
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::Path;
@@ -27,33 +27,33 @@ use crate::error::{Error, Result, quote};
 use crate::spec::config::GruConfig;
 use crate::spec::params::Params;
 
-/// How strictly arrays are read.
+/// Options for reading weights from an `.npz` file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NpzOptions {
-    /// Whether weights that are infinite or NaN are taken.
+    /// True to accept weights that are infinite or NaN.
     pub allow_non_finite: bool,
 }
 
 impl NpzOptions {
-    /// Finite weights.
+    /// Returns the default options: only finite weights.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same, taking weights that are infinite or NaN or not.
+    /// Sets whether weights that are infinite or NaN are accepted.
     #[must_use]
     pub fn with_non_finite(self, allow_non_finite: bool) -> Self {
         Self { allow_non_finite }
     }
 }
 
-/// Reads the parameters of a `config`: each from the array that `name` gives for its name here.
-/// Other arrays are not looked at. float16 and float64 are converted.
+/// Reads the parameters of a model with configuration `config`. `name` maps a parameter's name to
+/// the name of its array in the file. Ignores other arrays. Converts float16 and float64.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] when the file is no archive of arrays, one is missing or has
-/// another shape than `config` asks for; those of [`GruConfig::validate`].
+/// [`Error::Io`]; [`Error::Format`] if the file is not an archive of arrays, or an array is missing
+/// or does not have the shape that `config` requires; the errors of [`GruConfig::validate`].
 pub fn load(
     path: impl AsRef<Path>,
     config: &GruConfig,
@@ -64,10 +64,10 @@ pub fn load(
     files::open(path.as_ref(), |source| Archive::open(source)?.params(config, name, options))
 }
 
-/// As [`load`], from a stream.
+/// Like [`load`], from a stream.
 ///
 /// # Errors
-/// As [`load`], but for [`Error::Io`].
+/// As [`load`].
 pub fn read(
     from: impl Read + Seek,
     config: &GruConfig,
@@ -78,10 +78,10 @@ pub fn read(
     Archive::open(ByteSource::new(from)?)?.params(config, name, options)
 }
 
-/// Reads the arrays of these names, in their order.
+/// Reads the arrays with these names, in the order of the names.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] when the file is no archive of arrays or one is missing.
+/// [`Error::Io`]; [`Error::Format`] if the file is not an archive of arrays or an array is missing.
 pub fn load_arrays<const N: usize>(
     path: impl AsRef<Path>,
     names: [&str; N],
@@ -89,10 +89,10 @@ pub fn load_arrays<const N: usize>(
     files::open(path.as_ref(), |source| Archive::open(source)?.arrays(names))
 }
 
-/// As [`load_arrays`], from a stream.
+/// Like [`load_arrays`], from a stream.
 ///
 /// # Errors
-/// [`Error::Format`].
+/// As [`load_arrays`].
 pub fn read_arrays<const N: usize>(
     from: impl Read + Seek,
     names: [&str; N],
@@ -100,16 +100,16 @@ pub fn read_arrays<const N: usize>(
     Archive::open(ByteSource::new(from)?)?.arrays(names)
 }
 
-/// Writes every parameter as an array under the name that `name` gives it. Not compressed:
-/// `numpy.load` reads it.
+/// Writes every parameter as an array, uncompressed. `name` maps a parameter's name to the name of
+/// its array. `numpy.load` reads the file.
 ///
 /// # Errors
-/// [`Error::Io`], also for a name that comes twice.
+/// [`Error::Io`], also if two arrays have the same name.
 pub fn save(path: impl AsRef<Path>, params: &Params, name: impl Fn(&str) -> String) -> Result<()> {
     save_arrays(path, named(params, name))
 }
 
-/// As [`save`], to a stream: one that seeks, for sizes are filled in after the arrays.
+/// Like [`save`], to a stream. The stream must seek, because sizes are filled in after the arrays.
 ///
 /// # Errors
 /// As [`save`].
@@ -117,10 +117,10 @@ pub fn write(to: impl Write + Seek, params: &Params, name: impl Fn(&str) -> Stri
     write_arrays(to, named(params, name))
 }
 
-/// Writes arrays under their names. Not compressed.
+/// Writes arrays under the given names, uncompressed.
 ///
 /// # Errors
-/// [`Error::Io`], also for a name that comes twice.
+/// [`Error::Io`], also if two arrays have the same name.
 pub fn save_arrays<'a>(
     path: impl AsRef<Path>,
     arrays: impl IntoIterator<Item = (String, ArrayViewD<'a, f32>)>,
@@ -128,7 +128,7 @@ pub fn save_arrays<'a>(
     files::write_whole(path, |to| put(arrays, to))
 }
 
-/// As [`save_arrays`], to a stream, as [`write()`] does.
+/// Like [`save_arrays`], to a stream, which must seek as for [`write()`].
 ///
 /// # Errors
 /// As [`save_arrays`].
@@ -179,7 +179,8 @@ impl<S: Read + Seek> Archive<S> {
         name: impl Fn(&str) -> String,
         options: &NpzOptions,
     ) -> Result<Params> {
-        // Read before the parameters are allocated: a file holds as much as it is long.
+        // Read all arrays before allocating the parameters: the file's length bounds the arrays,
+        // but `config` may require more.
         let mut arrays = Vec::new();
         for (ours, shape) in config.tensors() {
             let theirs = name(&ours);
@@ -201,22 +202,23 @@ impl<S: Read + Seek> Archive<S> {
         Ok(arrays?.try_into().expect("an array for each name"))
     }
 
-    /// What an archive says of sizes is not trusted: more than an array of the shape takes is never
-    /// unpacked, nor, where there is no shape, more than packing can have made of so many bytes.
+    /// Reads an array, and checks its shape if `shape` is given. The sizes in the archive are not
+    /// trusted: this unpacks at most the bytes that an array of the given shape takes, or, without
+    /// a shape, at most what deflate can have packed into the entry's compressed bytes.
     fn array(&mut self, name: &str, shape: Option<&[usize]>) -> Result<ArrayD<f32>> {
-        const DENSEST: u64 = 1032; // deflate's limit
+        const MAX_RATIO: u64 = 1032; // of deflate
         let quoted = quote(name);
         let entry = self.0.by_name(&format!("{name}.npy"));
         let entry = entry.map_err(|error| {
-            Error::format_from(format!("there is no array {quoted} to be read: {error}"), error)
+            Error::format_from(format!("the array {quoted} cannot be read: {error}"), error)
         })?;
-        let numbers = match shape {
+        let max_data = match shape {
             Some(shape) => 8 * shape.iter().product::<usize>() as u64,
-            None => entry.compressed_size().saturating_mul(DENSEST),
+            None => entry.compressed_size().saturating_mul(MAX_RATIO),
         };
         let in_array = |error: Error| error.within(&format!("the array {quoted}"));
-        let most = numbers.saturating_add(npy::MAX_OVERHEAD);
-        let bytes = npy::Bytes::of_stream(entry.take(most)).map_err(in_array)?;
+        let max_len = max_data.saturating_add(npy::MAX_OVERHEAD);
+        let bytes = npy::AlignedBytes::from_stream(entry.take(max_len)).map_err(in_array)?;
         let (array, _) = npy::parse(bytes).map_err(in_array)?;
         match shape {
             Some(expected) if expected != array.shape() => Err(Error::format(format!(

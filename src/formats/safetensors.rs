@@ -1,4 +1,4 @@
-//! safetensors: PyTorch's state dicts, and our own files.
+//! safetensors: PyTorch's state dicts, and this crate's own files.
 //!
 //! ```no_run
 //! use gru_wgpu::{Device, Gru, formats::safetensors};
@@ -8,15 +8,14 @@
 //! let options = safetensors::SafetensorsOptions::new().with_prefix("encoder.gru");
 //! let params = safetensors::load("model.safetensors", &options)?;
 //! let gru = Gru::with_params(params, &Device::auto())?;
-//! safetensors::save("gru.safetensors", gru.params())?; // PyTorch reads it as an nn.GRU's
+//! safetensors::save("gru.safetensors", gru.params())?; // PyTorch loads it into an nn.GRU
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Only the header and the tensors asked for are read, by their places in the file: of a state dict
-//! of gigabytes one GRU costs what it weighs. That is what a memory map would be for, without its
-//! price: a mapped file that somebody shortens meanwhile ends the program, and no code can prove
-//! that nobody does.
+//! Readers read only the header and the tensors that they need, so one GRU of a state dict of
+//! gigabytes costs no more than its own size. A memory map would save as much, but another process
+//! that shortens a mapped file ends the program, and no code can rule that out.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -38,60 +37,61 @@ use crate::spec::config::{Bias, Direction, GruConfig};
 use crate::spec::head::{Head, Readout};
 use crate::spec::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
 
-/// What the crate `safetensors` allows for a header, in bytes.
+/// The longest header that the crate `safetensors` allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Which GRU to take out of a file, and how strictly.
+/// Options for reading a GRU from a safetensors file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SafetensorsOptions {
-    /// What stands in front of `weight_ih_l0` in the names of the GRU's tensors. Without it the
-    /// file must hold a single GRU.
+    /// The prefix of the GRU's tensor names, in front of `weight_ih_l0`. With `None` the file must
+    /// hold exactly one GRU.
     pub prefix: Option<String>,
-    /// Whether weights that are infinite or NaN are taken.
+    /// True to accept weights that are infinite or NaN.
     pub allow_non_finite: bool,
 }
 
 impl SafetensorsOptions {
-    /// The file's only GRU, of finite weights.
+    /// Returns the default options: the file's only GRU, with finite weights.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The GRU under this prefix, with or without its last dot; the only one where it is `None`.
+    /// Sets the GRU's prefix, with or without its last dot. `None` means the file's only GRU.
     #[must_use]
     pub fn with_prefix<'a>(self, prefix: impl Into<Option<&'a str>>) -> Self {
         Self { prefix: prefix.into().map(str::to_owned), ..self }
     }
 
-    /// The same, taking weights that are infinite or NaN or not.
+    /// Sets whether weights that are infinite or NaN are accepted.
     #[must_use]
     pub fn with_non_finite(self, allow_non_finite: bool) -> Self {
         Self { allow_non_finite, ..self }
     }
 }
 
-/// Reads a GRU's parameters. A file of our own says what it computes; any other is taken to be
-/// PyTorch's `nn.GRU` (or `nn.GRUCell`), whose sizes, layers, directions and biases follow from its
-/// tensors' names and shapes. f16 and bf16 are widened, f64 is rounded.
+/// Reads a GRU's parameters. A file written by this crate holds the configuration in its metadata.
+/// Any other file is read as PyTorch's `nn.GRU` (or `nn.GRUCell`): sizes, layers, directions and
+/// biases follow from the names and shapes of the tensors. f16 and bf16 are widened to f32, f64 is
+/// rounded.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
-/// [`Error::Format`] or [`Error::Shape`] when the file is not one, or what it holds is no GRU that
-/// can be used, with the reason.
+/// [`Error::Io`]; [`Error::Choice`] if the file holds no GRU, several, or not the one that the
+/// options name; [`Error::Format`] or [`Error::Shape`] if it is not a safetensors file or its GRU
+/// cannot be used.
 pub fn load(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_source(source, options))
 }
 
-/// As [`load`], from a stream.
+/// Like [`load`], from a stream.
 ///
 /// # Errors
-/// As [`load`], but for [`Error::Io`].
+/// As [`load`].
 pub fn read(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
     read_source(ByteSource::new(from)?, options)
 }
 
-/// What stands in front of the names of every GRU in a file: `""` for one that stands alone.
+/// Returns the prefix of every GRU in a file; `""` for a GRU without a prefix.
 ///
 /// # Errors
 /// As [`load`].
@@ -99,10 +99,10 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
     files::open(path.as_ref(), |source| Ok(Tensors::open(source)?.prefixes()))
 }
 
-/// As [`prefixes`], from a stream.
+/// Like [`prefixes`], from a stream.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`load`].
 pub fn read_prefixes(from: impl Read + Seek) -> Result<Vec<String>> {
     Ok(Tensors::open(ByteSource::new(from)?)?.prefixes())
 }
@@ -113,7 +113,7 @@ fn read_source<S: Read + Seek>(
 ) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
-    let config = match file.own()? {
+    let config = match file.stored_config()? {
         Some((config, _)) => config,
         None => file.infer(&prefix)?,
     };
@@ -121,9 +121,8 @@ fn read_source<S: Read + Seek>(
     file.params(&prefix, ParamLayout::new(&config)?, options.allow_non_finite)
 }
 
-/// Writes a GRU's parameters under PyTorch's names, with the configuration in the file's metadata,
-/// so that every definition loads back bit for bit. A head is left out; [`save_network`] writes it,
-/// too.
+/// Writes a GRU's parameters under PyTorch's names and the configuration in the file's metadata, so
+/// every configuration loads back bit for bit. Does not write a head; [`save_network`] does.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -132,7 +131,7 @@ pub fn save(path: impl AsRef<Path>, params: &Params) -> Result<()> {
     files::write_whole(path, |to| to.write_all(&file))
 }
 
-/// As [`save`], to a stream.
+/// Like [`save`], to a stream.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -143,22 +142,22 @@ pub fn write(to: impl Write, params: &Params) -> Result<()> {
 
 fn encode_gru(params: &Params) -> Result<Vec<u8>> {
     let config = write_config(params.layout().config(), None);
-    let gru = params.iter().filter(|(name, _)| !is_of_head(name));
+    let gru = params.iter().filter(|(name, _)| !is_head_parameter(name));
     encode_tensors(gru, Some((CONFIG_KEY, config)))
 }
 
-/// Writes a network's parameters, which have a head, such that PyTorch's `load_state_dict` takes
-/// them for a module with an `nn.GRU` called `gru` and an `nn.Linear` called `head`. What the head
-/// reads is in the metadata with the configuration.
+/// Writes the parameters of a network: a GRU and its head. PyTorch's `load_state_dict` loads the
+/// file into a module with an `nn.GRU` called `gru` and an `nn.Linear` called `head`. The metadata
+/// holds the configuration and the head's [`Readout`].
 ///
 /// # Errors
-/// [`Error::Conflict`] when there is no head, [`Error::Io`].
+/// [`Error::Conflict`] if there is no head; [`Error::Io`].
 pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
     let file = encode_network(params)?;
     files::write_whole(path, |to| to.write_all(&file))
 }
 
-/// As [`save_network`], to a stream.
+/// Like [`save_network`], to a stream.
 ///
 /// # Errors
 /// As [`save_network`].
@@ -173,20 +172,21 @@ fn encode_network(params: &Params) -> Result<Vec<u8>> {
     encode_tensors(network_tensors("", layout, params.as_slice()), Some((CONFIG_KEY, config)))
 }
 
-/// Reads a network's parameters: what [`save_network`] wrote, also where its tensors were put under
-/// a prefix since, or one of the networks of a [`Checkpoint`](crate::Checkpoint), by its GRU's
-/// prefix. The head's `weight` and `bias` are looked for under `head`, beside the GRU.
+/// Reads a network's parameters from a file of [`save_network`], even if its tensors have been
+/// moved under a prefix since, or from a [`Checkpoint`](crate::Checkpoint). The prefix of the
+/// options is that of the network's GRU. The head's `weight` and `bias` are next to the GRU, under
+/// `head`.
 ///
 /// # Errors
-/// As [`load`], and [`Error::Format`] when there is no head, or it is not said what it reads.
+/// As [`load`]; [`Error::Format`] if there is no head or the metadata has no [`Readout`] for it.
 pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_network_source(source, options))
 }
 
-/// As [`load_network`], from a stream.
+/// Like [`load_network`], from a stream.
 ///
 /// # Errors
-/// As [`load_network`], but for [`Error::Io`].
+/// As [`load_network`].
 pub fn read_network(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
     read_network_source(ByteSource::new(from)?, options)
 }
@@ -197,27 +197,29 @@ fn read_network_source<S: Read + Seek>(
 ) -> Result<Params> {
     let mut file = Tensors::open(source)?;
     let prefix = file.choose(options.prefix.as_deref())?;
-    let Some((config, Some(readout))) = file.own()? else {
-        let reason = "its metadata tells of no GRU with a head; is it a file of save_network?";
+    let Some((config, Some(readout))) = file.stored_config()? else {
+        let reason = "its metadata describes no GRU with a head; expected a file written by \
+                      save_network or a checkpoint";
         return Err(Error::format(reason.to_owned()));
     };
     let layout = file.network_layout(&prefix, &config, readout)?;
     file.params(&prefix, layout, options.allow_non_finite)
 }
 
-fn is_of_head(name: &str) -> bool {
+fn is_head_parameter(name: &str) -> bool {
     [HEAD_WEIGHT, HEAD_BIAS].contains(&name)
 }
 
-/// The name in a file of a network's parameter, whose GRU is under `gru`, such as `model.gru.`: the
-/// head is its neighbour.
+/// Returns a network parameter's name in a file. `gru` is the prefix of the GRU, such as
+/// `model.gru.`; the head has the same parent, such as `model.head.`.
 fn network_name(gru: &str, name: &str) -> String {
     let gru_name = gru.strip_suffix('.').unwrap_or(gru);
     let parent = gru_name.rfind('.').map_or("", |dot| &gru[..=dot]);
-    if is_of_head(name) { format!("{parent}{name}") } else { format!("{gru}{name}") }
+    if is_head_parameter(name) { format!("{parent}{name}") } else { format!("{gru}{name}") }
 }
 
-/// What a flat buffer holds of a network, under the names that a file has for it under `parent`.
+/// Returns the tensors of a network in a flat buffer, with their names in a file under the prefix
+/// `parent`.
 pub(crate) fn network_tensors<'a>(
     parent: &str,
     layout: &'a ParamLayout,
@@ -227,7 +229,8 @@ pub(crate) fn network_tensors<'a>(
     layout.named(flat).map(move |(name, array)| (network_name(&gru, name), array))
 }
 
-/// Writes the gradient of every parameter under its name, of x as `input` and of h0 as `h0`.
+/// Writes the gradient of every parameter under the parameter's name, the gradient of x as `input`
+/// and the gradient of h0 as `h0`.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -236,7 +239,7 @@ pub fn save_gradients(path: impl AsRef<Path>, gradients: &Gradients) -> Result<(
     files::write_whole(path, |to| to.write_all(&file))
 }
 
-/// As [`save_gradients`], to a stream.
+/// Like [`save_gradients`], to a stream.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -250,8 +253,8 @@ fn encode_gradients(gradients: &Gradients) -> Result<Vec<u8>> {
     encode_tensors(gradients.params.iter().chain(others), None)
 }
 
-/// The bytes of a file of these tensors. Its metadata is one entry at most: several would come in
-/// another order in each file.
+/// Returns the bytes of a file with these tensors. The metadata has at most one entry, because the
+/// order of several would differ from file to file.
 pub(crate) fn encode_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
     tensors: impl Iterator<Item = (N, ArrayViewD<'a, f32>)>,
     metadata: Option<(&str, String)>,
@@ -262,7 +265,7 @@ pub(crate) fn encode_tensors<'a, N: AsRef<str> + Ord + fmt::Display>(
         .map_err(|error| Error::format_from(error.to_string(), error))
 }
 
-/// An array as a file holds it: little-endian, row-major.
+/// An array in the file's format: little-endian, row-major.
 struct Tensor<'a> {
     shape: Vec<usize>,
     bytes: Cow<'a, [u8]>,
@@ -298,33 +301,35 @@ impl View for Tensor<'_> {
     }
 }
 
-/// A file's header, checked, and where its tensors come from.
+/// A file with a checked header, from which tensors can be read.
 pub(crate) struct Tensors<S> {
     source: ByteSource<S>,
-    /// Where the first tensor's bytes lie.
+    /// The offset of the tensor data in the file.
     data: u64,
     header: Metadata,
 }
 
 impl<S: Read + Seek> Tensors<S> {
+    /// Reads and checks the header.
     pub fn open(mut source: ByteSource<S>) -> Result<Self> {
-        let len = source.part("the length of its header", 0, 8)?;
-        let len = u64::from_le_bytes(len.try_into().expect("eight bytes asked for"));
+        let len = source.read_at("the length of its header", 0, 8)?;
+        let len = u64::from_le_bytes(len.try_into().expect("eight bytes were read"));
         if len > MAX_HEADER {
             return Err(Error::format(format!(
-                "its header would take {len} bytes; is it a safetensors file?"
+                "its header takes {len} bytes, more than the {MAX_HEADER} allowed; is it a safetensors file?"
             )));
         }
-        let header = source.part("its header", 8, len)?;
+        let header = source.read_at("its header", 8, len)?;
         let header = std::str::from_utf8(&header).map_err(|error| {
-            Error::format_from(format!("its header is no text: {error}"), error)
+            Error::format_from(format!("its header is not UTF-8: {error}"), error)
         })?;
         check_names(header)?;
         let header: Metadata = serde_json::from_str(header).map_err(in_header)?;
         let (data, tensors) = (8 + len, header.data_len() as u64);
         if data.checked_add(tensors) != Some(source.len()) {
             return Err(Error::format(format!(
-                "its header tells of {tensors} bytes of tensors, but there are {}",
+                "its header describes {tensors} bytes of tensors, but the file has {}; the file is \
+                 damaged",
                 source.len() - data
             )));
         }
@@ -335,13 +340,13 @@ impl<S: Read + Seek> Tensors<S> {
         self.header.info(name).map(|info| &info.shape[..])
     }
 
-    /// What stands in front of the names of every GRU in the file.
+    /// Returns the prefix of every GRU in the file, sorted.
     fn prefixes(&self) -> Vec<String> {
         const FIRST: [&str; 3] = ["weight_ih_l0", "weight_ih_l0_reverse", "weight_ih"];
         let names = self.header.offset_keys();
         let firsts = names.iter().filter_map(|name| {
             let prefix = FIRST.iter().find_map(|first| name.strip_suffix(first))?;
-            // What ends there is a name of its own, not the end of another.
+            // The match must be a whole name, not the end of one such as `my_weight_ih_l0`.
             (prefix.is_empty() || prefix.ends_with('.')).then_some(prefix)
         });
         let grus = firsts.filter(|prefix| self.first_cell(prefix).is_some());
@@ -351,8 +356,8 @@ impl<S: Read + Seek> Tensors<S> {
         prefixes
     }
 
-    /// I, H and what the names of the first cell end with, when its shapes are those of three
-    /// gates: an LSTM has four, a plain RNN one.
+    /// Returns I, H and the suffix of the first cell's names, if its shapes are those of three
+    /// gates. (An LSTM has four gates, a plain RNN one.)
     fn first_cell(&self, prefix: &str) -> Option<(usize, usize, &'static str)> {
         ["_l0", "_l0_reverse"].into_iter().find_map(|cell| {
             let shape = |kind: &str| self.shape(&self.full_name(prefix, &format!("{kind}{cell}")));
@@ -367,12 +372,12 @@ impl<S: Read + Seek> Tensors<S> {
         })
     }
 
-    /// The prefix of the GRU that was asked for, or of the only one.
+    /// Returns the prefix of the requested GRU, or of the only one.
     fn choose(&self, asked: Option<&str>) -> Result<String> {
         let found = self.prefixes();
-        let of = |prefix: &str| found.iter().find(|p| p.trim_end_matches('.') == prefix).cloned();
+        let find = |prefix: &str| found.iter().find(|p| p.trim_end_matches('.') == prefix).cloned();
         let chosen = match asked {
-            Some(asked) => of(asked.trim_end_matches('.')),
+            Some(asked) => find(asked.trim_end_matches('.')),
             None if found.len() == 1 => found.first().cloned(),
             None => None,
         };
@@ -385,7 +390,8 @@ impl<S: Read + Seek> Tensors<S> {
         })
     }
 
-    /// The name of a parameter in the file. An `nn.GRUCell` has no layers to number.
+    /// Returns the name of a parameter in the file. The names of an `nn.GRUCell` have no layer
+    /// number.
     fn full_name(&self, prefix: &str, name: &str) -> String {
         let numbered = network_name(prefix, name);
         match name.strip_suffix("_l0") {
@@ -394,19 +400,20 @@ impl<S: Read + Seek> Tensors<S> {
         }
     }
 
-    /// How many there are.
+    /// The number of tensors.
     pub fn count(&self) -> usize {
         self.header.offset_keys().len()
     }
 
-    /// What the metadata holds under a key.
+    /// Returns the metadata entry under a key.
     pub fn entry(&self, key: &str) -> Option<&str> {
         Some(self.header.metadata().as_ref()?.get(key)?.as_str())
     }
 
-    /// What a file of our own says of its GRU, and of what its head reads, also where its tensors
-    /// were put under a prefix since. A checkpoint's GRUs are all of one configuration.
-    fn own(&self) -> Result<Option<(GruConfig, Option<Readout>)>> {
+    /// Returns the configuration and the head's readout that this crate stored in the metadata, or
+    /// `None` for a file of another writer. The tensors may have been moved under a prefix since.
+    /// All GRUs of a checkpoint have the same configuration.
+    fn stored_config(&self) -> Result<Option<(GruConfig, Option<Readout>)>> {
         if let Some(entry) = self.entry(CHECKPOINT_KEY) {
             return read_config(CheckpointMetadata::parse(entry)?.model()?).map(Some);
         }
@@ -414,12 +421,12 @@ impl<S: Read + Seek> Tensors<S> {
         match self.prefixes().len() {
             1 => read_config(config).map(Some),
             count => Err(Error::format(format!(
-                "its metadata tells of one GRU, but it holds {count}: which of them is not known"
+                "its metadata describes one GRU, but it holds {count}; save each GRU to its own file"
             ))),
         }
     }
 
-    /// The layout of the network whose GRU is under `prefix`, when its tensors are there.
+    /// Returns the layout of the network whose GRU is under `prefix`, after checking its tensors.
     pub fn network_layout(
         &self,
         prefix: &str,
@@ -428,15 +435,17 @@ impl<S: Read + Seek> Tensors<S> {
     ) -> Result<ParamLayout> {
         self.expect_tensors(prefix, config)?;
         let [weight, bias] = [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.full_name(prefix, name));
-        let &[outputs] = self.shape(&bias).ok_or_else(|| missing(&bias))? else {
-            return Err(Error::format(format!("{} has not one axis", quote(&bias))));
+        let shape = self.shape(&bias).ok_or_else(|| missing(&bias))?;
+        let &[outputs] = shape else {
+            let reason = format!("{} has shape {shape:?}, expected one axis", quote(&bias));
+            return Err(Error::format(reason));
         };
         self.expect_shape(&weight, &[outputs, config.directions() * config.hidden_size])?;
         ParamLayout::with_head(config, Head { outputs, readout })
     }
 
-    /// The parameters under `prefix`, whose tensors are known to be there in the shapes of
-    /// `layout`.
+    /// Reads the parameters under `prefix`. The caller has checked that the tensors exist with the
+    /// shapes of `layout`.
     pub fn params(
         &mut self,
         prefix: &str,
@@ -454,19 +463,19 @@ impl<S: Read + Seek> Tensors<S> {
         Ok(params)
     }
 
-    /// The `nn.GRU` that has these tensors.
+    /// Infers the configuration of a PyTorch `nn.GRU` from its tensors.
     fn infer(&self, prefix: &str) -> Result<GruConfig> {
         let has = |tensor: &str| self.shape(&self.full_name(prefix, tensor)).is_some();
         let first = self.first_cell(prefix);
-        let (input, hidden, cell) = first.expect("what was chosen has its first cell");
+        let (input, hidden, cell) = first.expect("a chosen GRU has its first cell");
         let bias = match ["ih", "hh"].map(|side| has(&format!("bias_{side}{cell}"))) {
             [true, true] => Bias::Two,
             [false, false] => Bias::None,
             [ih, _] => {
-                let (there, missing) = if ih { ("ih", "hh") } else { ("hh", "ih") };
+                let (present, missing) = if ih { ("ih", "hh") } else { ("hh", "ih") };
                 return Err(Error::format(format!(
-                    "there is bias_{there}{cell} but no bias_{missing}{cell}; PyTorch has both or none, \
-                     and where its one bias acts cannot be told"
+                    "there is bias_{present}{cell} but no bias_{missing}{cell}; expected both or neither, \
+                     as in PyTorch (a missing bias can be added as zeros)"
                 )));
             }
         };
@@ -484,7 +493,8 @@ impl<S: Read + Seek> Tensors<S> {
         Ok(config.with_layers(layers).with_direction(direction))
     }
 
-    /// `Ok` when the tensors are those of `config`: before anything of its size is allocated.
+    /// Checks that the tensors are exactly those of `config`, before anything of that size is
+    /// allocated.
     fn expect_tensors(&self, prefix: &str, config: &GruConfig) -> Result<()> {
         config.validate()?;
         let mut known = HashSet::new();
@@ -493,7 +503,7 @@ impl<S: Read + Seek> Tensors<S> {
             self.expect_shape(&name, &expected)?;
             known.insert(name);
         }
-        // A projection or a further layer would change what the GRU computes.
+        // A projection or another layer would change what the GRU computes.
         let unknown = self.header.offset_keys().into_iter().find(|name| {
             let kind = name.strip_prefix(prefix).unwrap_or("");
             let ours = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"];
@@ -501,7 +511,10 @@ impl<S: Read + Seek> Tensors<S> {
         });
         match unknown {
             None => Ok(()),
-            Some(name) => Err(Error::format(format!("a {config} has no tensor {}", quote(&name)))),
+            Some(name) => Err(Error::format(format!(
+                "there is an unexpected tensor: a {config} has no tensor {}",
+                quote(&name)
+            ))),
         }
     }
 
@@ -520,14 +533,14 @@ impl<S: Read + Seek> Tensors<S> {
         let info = self.header.info(name).ok_or_else(|| missing(name))?.clone();
         let (first, end) = info.data_offsets;
         let what = quote(name);
-        let bytes = self.source.part(&what, self.data + first as u64, (end - first) as u64)?;
+        let bytes = self.source.read_at(&what, self.data + first as u64, (end - first) as u64)?;
         let numbers: Vec<f32> = match info.dtype {
             Dtype::F32 => arrays(&bytes).map(f32::from_le_bytes).collect(),
             Dtype::F64 => arrays(&bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
             Dtype::F16 => widen_f16(&bytes),
             Dtype::BF16 => widen_bf16(&bytes),
             other => {
-                let reason = format!("{what} is of {other:?}; expected F32, F64, F16 or BF16");
+                let reason = format!("{what} has dtype {other:?}; expected F32, F64, F16 or BF16");
                 return Err(Error::format(reason));
             }
         };
@@ -540,10 +553,10 @@ fn missing(name: &str) -> Error {
 }
 
 fn in_header(error: serde_json::Error) -> Error {
-    Error::format_from(format!("its header: {}", quote(&error.to_string())), error)
+    Error::format_from(format!("its header is not valid: {}", quote(&error.to_string())), error)
 }
 
-/// What the crate `safetensors` does not refuse: names that come twice.
+/// Refuses a header with duplicate names, which the crate `safetensors` accepts.
 fn check_names(header: &str) -> Result<()> {
     let mut parser = serde_json::Deserializer::from_str(header);
     parser.deserialize_map(UniqueNames).and_then(|()| parser.end()).map_err(in_header)
@@ -555,7 +568,7 @@ impl<'de> Visitor<'de> for UniqueNames {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of tensors")
+        f.write_str("a JSON object of tensors")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
@@ -563,7 +576,7 @@ impl<'de> Visitor<'de> for UniqueNames {
         while let Some(name) = map.next_key::<String>()? {
             map.next_value::<IgnoredAny>()?;
             if let Some(name) = seen.replace(name) {
-                return Err(serde::de::Error::custom(format!("`{name}` comes twice")));
+                return Err(serde::de::Error::custom(format!("the name `{name}` appears twice")));
             }
         }
         Ok(())

@@ -1,30 +1,30 @@
-//! The adapters of this machine, and [`AdapterInfo`]: what this library tells of one.
+//! The adapters of this computer, and [`AdapterInfo`], their description.
 
 use std::fmt;
 
 use crate::kernels::LOOP_BUDGET;
 use crate::plan::{DeviceCaps, Limits};
 
-/// An adapter of this machine, open or not.
+/// A description of an adapter of this computer, open or not.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AdapterInfo {
-    /// Its name, as the driver gives it.
+    /// The adapter's name, as the driver reports it.
     pub name: String,
-    /// The API that it is driven by.
+    /// The graphics API that wgpu uses for the adapter.
     pub backend: Backend,
-    /// What kind of hardware it is, if any.
+    /// The kind of hardware, or software.
     pub kind: AdapterKind,
     /// The driver's name and version.
     pub driver: String,
-    /// Its limits, as far as a plan has to keep them.
+    /// The limits that a plan must keep.
     pub limits: Limits,
-    /// Its optional features that matter to compute.
+    /// The supported optional features that matter to compute.
     pub features: Vec<AdapterFeature>,
 }
 
 impl AdapterInfo {
-    /// Whether it computes on the CPU. Such an adapter is never called a GPU.
+    /// True if the adapter computes on the CPU. This library never calls such an adapter a GPU.
     pub fn is_software(&self) -> bool {
         self.kind == AdapterKind::Software
     }
@@ -36,7 +36,7 @@ impl fmt::Display for AdapterInfo {
     }
 }
 
-/// The API that an adapter is driven by.
+/// A graphics API through which wgpu uses an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
@@ -48,9 +48,9 @@ pub enum Backend {
     DirectX12,
     /// OpenGL, OpenGL ES or WebGL.
     Gl,
-    /// A browser's WebGPU.
+    /// WebGPU in a browser.
     BrowserWebGpu,
-    /// wgpu's own that computes nothing.
+    /// wgpu's test backend, which computes nothing.
     Noop,
 }
 
@@ -81,19 +81,19 @@ impl fmt::Display for Backend {
     }
 }
 
-/// What kind of hardware an adapter is, if any. Lesser ones are taken first.
+/// The kind of hardware of an adapter. Kinds are ordered by preference: the least is taken first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum AdapterKind {
-    /// A GPU with memory of its own.
+    /// A GPU with its own memory.
     DiscreteGpu,
     /// A GPU that shares the CPU's memory.
     IntegratedGpu,
-    /// A GPU that a virtual machine is given.
+    /// A GPU inside a virtual machine.
     VirtualGpu,
-    /// The driver does not say. Counts as hardware.
+    /// Not reported by the driver. Counts as hardware.
     Unknown,
-    /// The CPU, such as Mesa's lavapipe or Windows' WARP.
+    /// A software adapter, which computes on the CPU: Mesa's lavapipe, Windows' WARP.
     Software,
 }
 
@@ -126,13 +126,13 @@ impl fmt::Display for AdapterKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AdapterFeature {
-    /// Half precision in shaders.
+    /// Half-precision floats (f16) in shaders.
     ShaderF16,
-    /// Operations over a subgroup.
+    /// Subgroup operations.
     Subgroup,
-    /// Timestamps around compute passes.
+    /// Timestamps at the beginning and end of compute passes.
     TimestampQuery,
-    /// Small arguments without a buffer.
+    /// Immediates: small arguments without a buffer (push constants).
     Immediates,
 }
 
@@ -140,7 +140,7 @@ impl AdapterFeature {
     const ALL: [Self; 4] =
         [Self::ShaderF16, Self::Subgroup, Self::TimestampQuery, Self::Immediates];
 
-    fn in_wgpu(self) -> wgpu::Features {
+    fn to_wgpu(self) -> wgpu::Features {
         match self {
             Self::ShaderF16 => wgpu::Features::SHADER_F16,
             Self::Subgroup => wgpu::Features::SUBGROUP,
@@ -151,7 +151,7 @@ impl AdapterFeature {
 }
 
 impl fmt::Display for AdapterFeature {
-    /// As wgpu names it: `SHADER_F16`, …
+    /// Writes wgpu's name: `SHADER_F16`, …
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::ShaderF16 => "SHADER_F16",
@@ -162,7 +162,7 @@ impl fmt::Display for AdapterFeature {
     }
 }
 
-/// Every adapter of this machine, the best kind first, and as wgpu lists them within a kind.
+/// Lists the adapters of this computer, the best kind first, in wgpu's order within a kind.
 pub(crate) async fn adapters() -> Vec<(AdapterInfo, wgpu::Adapter)> {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
@@ -176,11 +176,11 @@ pub(crate) async fn adapters() -> Vec<(AdapterInfo, wgpu::Adapter)> {
     adapters
 }
 
-/// What this library tells of an adapter.
+/// Describes an adapter.
 pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     let info = adapter.get_info();
     let features = adapter.features();
-    let has = |feature: &AdapterFeature| features.contains(feature.in_wgpu());
+    let has = |feature: &AdapterFeature| features.contains(feature.to_wgpu());
     AdapterInfo {
         backend: info.backend.into(),
         kind: info.device_type.into(),
@@ -191,10 +191,10 @@ pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     }
 }
 
-/// An adapter's or a device's limits as a plan reads them.
+/// Returns the limits of an adapter or device that a plan must keep.
 fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
-    // lavapipe ends loops after LOOP_BUDGET iterations without an error.
-    let counts_loops = info.name.contains("llvmpipe") || info.driver.contains("llvmpipe");
+    // lavapipe silently stops loops after LOOP_BUDGET iterations.
+    let limits_loops = info.name.contains("llvmpipe") || info.driver.contains("llvmpipe");
     Limits {
         max_buffer_size: limits.max_buffer_size,
         max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
@@ -202,12 +202,12 @@ fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
         max_compute_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension.into(),
         max_compute_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup.into(),
         max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size.into(),
-        max_loop_iterations: if counts_loops { LOOP_BUDGET as u64 } else { u64::MAX },
+        max_loop_iterations: if limits_loops { LOOP_BUDGET as u64 } else { u64::MAX },
     }
 }
 
-/// What a plan knows of a device: what it was opened with. A kernel that is to use an optional
-/// feature needs it among those that devices are opened with, too.
+/// Returns the capabilities that a device was opened with, for planning. A kernel can use an
+/// optional feature only if devices are also opened with that feature.
 pub(crate) fn device_caps(
     info: &wgpu::AdapterInfo,
     limits: &wgpu::Limits,
@@ -225,9 +225,10 @@ pub(crate) fn device_caps(
     }
 }
 
+/// Returns the limits that this library needs at least; see
 /// [`Device::needed_limits`](crate::Device::needed_limits).
 pub(crate) fn needed_limits() -> wgpu::Limits {
-    let of_webgpu = wgpu::Limits::default();
+    let webgpu = wgpu::Limits::default();
     wgpu::Limits {
         max_texture_dimension_1d: 0,
         max_texture_dimension_2d: 0,
@@ -235,7 +236,7 @@ pub(crate) fn needed_limits() -> wgpu::Limits {
         max_texture_array_layers: 0,
         max_bind_groups: 1,
         max_bind_groups_plus_vertex_buffers: 1,
-        max_bindings_per_bind_group: of_webgpu.max_storage_buffers_per_shader_stage,
+        max_bindings_per_bind_group: webgpu.max_storage_buffers_per_shader_stage,
         max_dynamic_uniform_buffers_per_pipeline_layout: 0,
         max_dynamic_storage_buffers_per_pipeline_layout: 1,
         max_sampled_textures_per_shader_stage: 0,
@@ -253,6 +254,6 @@ pub(crate) fn needed_limits() -> wgpu::Limits {
         max_color_attachment_bytes_per_sample: 0,
         max_compute_workgroup_size_y: 16,
         max_compute_workgroup_size_z: 1,
-        ..of_webgpu
+        ..webgpu
     }
 }

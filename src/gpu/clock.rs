@@ -1,9 +1,9 @@
-//! The host's clock. WebAssembly in a browser has none that `std` can read: there no time passes,
-//! so no wait has a limit, and submits are never measured.
+//! The host's clock. In a browser, `std` has no clock for WebAssembly: elapsed times are zero
+//! there, so waits have no time limit and submits are not measured.
 
 use std::time::Duration;
 
-/// A moment of the host's clock.
+/// A point in time of the host's clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Instant {
     #[cfg(not(target_arch = "wasm32"))]
@@ -18,7 +18,7 @@ impl Instant {
         }
     }
 
-    /// The time since then; zero where there is no clock.
+    /// Returns the time since this instant, or zero without a clock.
     pub fn elapsed(self) -> Duration {
         #[cfg(not(target_arch = "wasm32"))]
         return self.std.elapsed();

@@ -1,4 +1,4 @@
-//! One open adapter: device, queue, pipelines, and what can go wrong with them.
+//! [`Gpu`]: an open adapter with its device, queue and pipelines, and the handling of their errors.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -18,11 +18,12 @@ use crate::lock::lock;
 use crate::plan::{DeviceCaps, Limits};
 use crate::process::ProcessGuard;
 
-/// Features that a device is opened with where the adapter has them. Timestamps cost nothing until
-/// a pass writes one.
+/// The features that a device is opened with if the adapter supports them. Timestamps cost nothing
+/// until a pass writes one.
 const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
 
-/// An error of wgpu to be kept. In a browser such an error cannot leave its thread.
+/// Wraps a wgpu error as an error's source. In a browser a wgpu error is not `Send`, so it has to
+/// be dropped.
 #[cfg(not(target_arch = "wasm32"))]
 fn cause(error: impl std::error::Error + Send + Sync + 'static) -> Option<Cause> {
     Some(Cause::new(error))
@@ -33,23 +34,23 @@ fn cause(_: impl std::error::Error) -> Option<Cause> {
     None
 }
 
-/// An open adapter. Clones share it.
+/// An open adapter. Clones share the device.
 #[derive(Clone)]
 pub(crate) struct Gpu {
     inner: Arc<GpuShared>,
-    /// How long one wait for it may last.
+    /// The time limit of one wait for the device; `None` for no limit.
     wait_limit: Option<Duration>,
 }
 
-/// A device's compiled kernels, by name and override constants.
+/// A device's compute pipelines, by kernel name and override constants.
 type Pipelines = HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>;
 
-/// What the clones of a [`Gpu`] share.
+/// The state that the clones of a [`Gpu`] share.
 struct GpuShared {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
     caps: DeviceCaps,
-    /// Where it was opened, or adopted.
+    /// The process that opened the device, or passed it to this library.
     process: ProcessGuard,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -63,7 +64,7 @@ struct GpuShared {
 }
 
 impl Gpu {
-    /// Opens `adapter` with all that it has of limits and of the features in use here.
+    /// Opens `adapter` with all its limits and those of [`FEATURES`] that it supports.
     pub async fn open(adapter: wgpu::Adapter) -> Result<Self> {
         let (limits, features) = (adapter.limits(), adapter.features() & FEATURES);
         Self::open_with(adapter, limits, features).await
@@ -87,19 +88,22 @@ impl Gpu {
             source: cause(error),
         })?;
         let lost = DeviceLostDetector::by_callback(&device);
-        // Every call is made inside `guard`, whose scopes catch its errors. One that still comes
-        // here belongs to no call (wgpu panics where there is no handler).
+        // Every call is made inside `guard`, whose scopes catch its errors. Other errors belong to
+        // no call, so they are dropped. (Without a handler, wgpu would panic.)
         device.on_uncaptured_error(Arc::new(|_: wgpu::Error| {}));
         Ok(Self::new(adapter, device, queue, lost))
     }
 
-    /// A device that somebody else opened. Its callbacks are theirs.
+    /// Wraps a device that the caller opened. Leaves the device's callbacks to the caller.
+    ///
+    /// # Errors
+    /// [`Error::OpenDevice`] if the adapter does not support compute shaders.
     pub fn adopt(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         let flags = adapter.get_downlevel_capabilities().flags;
         if !flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
             return Err(Error::OpenDevice {
                 adapter: adapter.get_info().name,
-                reason: "it has no compute shaders".to_owned(),
+                reason: "the adapter does not support compute shaders".to_owned(),
                 source: None,
             });
         }
@@ -133,30 +137,32 @@ impl Gpu {
         Self { inner: Arc::new(inner), wait_limit: None }
     }
 
-    /// The same, with waits of at most so long.
+    /// Sets the time limit of each wait.
     pub fn with_wait_limit(self, limit: Duration) -> Self {
         Self { wait_limit: Some(limit), ..self }
     }
 
-    /// Gives the device while it is open, without keeping it so.
+    /// Returns a weak handle: a function that returns the device while it is open, and does not
+    /// keep it open.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn while_open(&self) -> impl Fn() -> Option<Self> + Send + 'static {
+    pub fn downgrade(&self) -> impl Fn() -> Option<Self> + Send + 'static {
         let inner = Arc::downgrade(&self.inner);
         move || inner.upgrade().map(|inner| Self { inner, wait_limit: None })
     }
 
-    /// Whether both are the same open device.
-    pub fn is(&self, other: &Self) -> bool {
+    /// True if both are clones of the same open device.
+    pub fn is_same_device(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    /// Calls `work` at once, and gives in time the first error that wgpu reports during it, or that
-    /// `work` returns. (Only a browser takes time for it.)
+    /// Calls `work` at once, inside error scopes. Returns a future of the first error that wgpu
+    /// reported during `work`, or of the result of `work`. The future is ready at once, except in a
+    /// browser.
     ///
-    /// Scopes belong to a thread, so where threads share the device each gets its own errors.
+    /// Error scopes belong to a thread, so threads that share the device each get their own errors.
     ///
-    /// Of a device that somebody else opened, a loss shows in waits and results; see
-    /// [`Self::check_lost`].
+    /// The loss of a device that the caller opened is not detected here, but by waits and reads of
+    /// results; see [`Self::check_lost`].
     pub fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> impl Future<Output = Result<T>> {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
         let device = &self.inner.device;
@@ -173,7 +179,7 @@ impl Gpu {
                     return Err(self.classify(error));
                 }
             }
-            // On a lost device wgpu's calls do not fail, but what is made of their results may.
+            // On a lost device, wgpu's calls succeed, but later steps of `work` may fail.
             match result {
                 Ok(value) => self.inner.lost.check_known().map(|()| value),
                 Err(error) => Err(self.check_lost().err().unwrap_or(error)),
@@ -181,8 +187,8 @@ impl Gpu {
         }
     }
 
-    /// As [`Self::guard`], for work that cannot be waited for. In a browser, which takes its time
-    /// to tell of errors, they go unheard.
+    /// Works like [`Self::guard`] for callers that cannot await. In a browser, which reports errors
+    /// later, the errors of wgpu are discarded.
     pub fn guard_now(&self, work: impl FnOnce()) -> Result<()> {
         let work = || {
             work();
@@ -195,84 +201,86 @@ impl Gpu {
         }
     }
 
-    /// What an error of wgpu means: after a loss, calls fail with all kinds of errors.
+    /// Converts an error of wgpu. Checks for a lost device first: after a loss, calls fail with all
+    /// kinds of errors.
     fn classify(&self, error: wgpu::Error) -> Error {
-        // Polls once, so that the callback of a lost device is called even if nobody else polls.
+        // The poll lets wgpu call the callback of a lost device even if no other thread polls.
         let polled = self.poll(wgpu::PollType::Poll);
         if let Err(lost @ Error::DeviceLost(_)) = polled.and_then(|()| self.check_lost()) {
             return lost;
         }
-        let source = |error: &wgpu::Error| match error {
-            // wgpu's own words are no more than `Out of Memory`.
-            wgpu::Error::OutOfMemory { source } => one_line(&source.to_string()),
-            other => one_line(&other.to_string()),
-        };
-        let reason = source(&error);
+        let reason = one_line(&match &error {
+            // wgpu's own message is only `Out of Memory`.
+            wgpu::Error::OutOfMemory { source } => source.to_string(),
+            other => other.to_string(),
+        });
         match error {
             wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { reason, source: cause(error) },
             other => Error::Gpu { reason, source: cause(other) },
         }
     }
 
-    /// Frees what was dropped and is no longer in use.
-    pub fn collect(&self) -> Result<()> {
+    /// Frees the memory of dropped resources that no queued work uses.
+    pub fn free_dropped(&self) -> Result<()> {
         self.poll(wgpu::PollType::Poll)?;
         self.check_lost()
     }
 
-    /// For a wait that starts now.
+    /// Returns the deadline of a wait that starts now. `what` names the awaited thing.
     pub fn deadline(&self, what: &'static str) -> Deadline {
         Deadline::new(what, self.wait_limit)
     }
 
-    /// Whether a wait has a limit.
+    /// True if waits have a time limit.
     pub fn is_limited(&self) -> bool {
         self.wait_limit.is_some()
     }
 
-    /// Waits, without a limit, for all work queued.
+    /// Blocks until all queued work is done, without a time limit.
     pub fn wait(&self) -> Result<()> {
         self.poll(wgpu::PollType::wait_indefinitely())?;
         self.check_lost()?;
-        self.throttle().done();
+        self.throttle().record_done();
         Ok(())
     }
 
-    /// Has the callbacks called that are due: after all work queued where the call may block, or
-    /// else at once.
+    /// Polls the device once, which calls the callbacks that are due. If `may_block` is true, first
+    /// blocks until all queued work is done.
     ///
-    /// wgpu's own wait with a limit is of no use: it panics where it runs out just as another
-    /// thread hears that the work is done (`Device::maintain` of wgpu-core 30, "If the queue is
+    /// wgpu's own wait with a timeout cannot be used: it panics if the timeout ends just as another
+    /// thread learns that the work is done (`Device::maintain` of wgpu-core 30, "If the queue is
     /// empty").
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
-    pub fn poll_once(&self, blocks: bool) -> Result<()> {
-        self.poll(match blocks {
+    pub fn poll_once(&self, may_block: bool) -> Result<()> {
+        self.poll(match may_block {
             true => wgpu::PollType::wait_indefinitely(),
             false => wgpu::PollType::Poll,
         })?;
         self.inner.lost.check_known()
     }
 
-    /// Polls the device for whoever awaits `oneshot`. A browser does by itself.
+    /// Lets the polling thread poll the device until `oneshot` has a value. A browser polls by
+    /// itself.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the system starts no thread.
+    /// [`Error::OutOfMemory`] if the system cannot start the thread.
     pub fn poll_for(&self, oneshot: &Arc<Oneshot>, deadline: Deadline) -> Result<()> {
         #[cfg(not(target_arch = "wasm32"))]
-        return self.inner.poller.wait(self.while_open(), oneshot, deadline);
+        return self.inner.poller.wait(self.downgrade(), oneshot, deadline);
         #[cfg(target_arch = "wasm32")]
         return Ok(drop((oneshot, deadline)));
     }
 
-    /// Remembers a loss that showed in a result which did not arrive.
-    pub fn lose(&self, reason: &str) -> Error {
-        self.inner.lost.lose(reason)
+    /// Marks the device as lost, after a result could not be read, and returns the error.
+    pub fn mark_lost(&self, reason: &str) -> Error {
+        self.inner.lost.mark_lost(reason)
     }
 
-    /// `Ok` unless the device is lost. Where somebody else opened it, this maps a buffer, so it is
-    /// for waits, for what is made once, and after errors; not for what a caller does every frame.
+    /// Checks that the device is not lost. For a device that the caller opened, this maps a buffer.
+    /// Call it in waits, after errors and when creating objects, not in calls that a program makes
+    /// every frame.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -280,12 +288,11 @@ impl Gpu {
         self.inner.lost.check(&self.inner.device)
     }
 
-    /// `Ok` unless this process was forked from the one that opened the device.
+    /// Checks that this process opened the device, rather than a parent that it was forked from.
     pub fn check_process(&self) -> Result<()> {
         self.inner.process.check("the open device")
     }
 
-    /// Polls the device.
     fn poll(&self, kind: wgpu::PollType) -> Result<()> {
         self.check_process()?;
         let polled = self.inner.lost.catch(|| self.inner.device.poll(kind))?;
@@ -295,7 +302,7 @@ impl Gpu {
         })
     }
 
-    /// The same adapter, opened anew with these limits and no feature.
+    /// Opens the same adapter again with these limits and no optional features.
     pub async fn reopen(&self, limits: wgpu::Limits) -> Result<Self> {
         self.check_process()?;
         let none = wgpu::Features::empty();
@@ -303,7 +310,7 @@ impl Gpu {
         Ok(Self { wait_limit: self.wait_limit, ..gpu })
     }
 
-    /// The adapter; its limits are those that the device was opened with.
+    /// Describes the adapter, with the limits that the device was opened with.
     pub fn describe(&self) -> AdapterInfo {
         self.inner.info.clone()
     }
@@ -312,23 +319,23 @@ impl Gpu {
         &self.inner.caps.limits
     }
 
-    /// What a plan for it has to know.
+    /// Returns the device's capabilities, for planning.
     pub fn caps(&self) -> DeviceCaps {
         self.inner.caps
     }
 
-    /// Nanoseconds of a tick of the adapter's clock, where the device can write down its time.
-    pub fn tick(&self) -> Option<f64> {
+    /// Returns the nanoseconds per timestamp tick, or `None` if the device has no timestamps.
+    pub fn timestamp_period(&self) -> Option<f64> {
         let has = self.inner.device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         has.then(|| f64::from(self.inner.queue.get_timestamp_period()))
     }
 
-    /// How long its submits take.
+    /// Locks and returns the submit throttle.
     pub fn throttle(&self) -> MutexGuard<'_, SubmitThrottle> {
         lock(&self.inner.throttle)
     }
 
-    /// The kernels compiled so far.
+    /// Returns the pipelines compiled so far.
     pub fn pipelines(&self) -> &Mutex<Pipelines> {
         &self.inner.pipelines
     }
@@ -341,7 +348,8 @@ impl Gpu {
         &self.inner.queue
     }
 
-    /// A buffer of `size` bytes, zeroed, that kernels and both copies can use.
+    /// Creates a zeroed buffer of `size` bytes that kernels can bind, and that can be copied from
+    /// and to.
     pub fn buffer(&self, name: &str, size: u64) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
         self.create_buffer(&wgpu::BufferDescriptor {
@@ -370,18 +378,18 @@ impl Gpu {
         self.inner.created.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Buffers, bind groups and pipelines made so far.
+    /// Returns the number of buffers, bind groups and pipelines created so far.
     #[cfg(test)]
     pub fn created(&self) -> usize {
         self.inner.created.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Queues commands.
+    /// Submits a command buffer.
     pub fn submit(&self, commands: wgpu::CommandBuffer) {
         self.inner.queue.submit([commands]);
     }
 
-    /// A new encoder.
+    /// Creates a command encoder.
     pub fn encoder(&self, name: &str) -> wgpu::CommandEncoder {
         let label = format!("gru.{name}");
         let descriptor = wgpu::CommandEncoderDescriptor { label: Some(&label) };
@@ -391,8 +399,8 @@ impl Gpu {
 
 #[cfg(not(target_arch = "wasm32"))]
 impl PolledDevice for Gpu {
-    fn poll_once(&self, blocks: bool) -> Result<()> {
-        self.poll_once(blocks)
+    fn poll_once(&self, may_block: bool) -> Result<()> {
+        self.poll_once(may_block)
     }
 
     fn check_lost(&self) -> Result<()> {
@@ -403,9 +411,9 @@ impl PolledDevice for Gpu {
 impl Drop for GpuShared {
     fn drop(&mut self) {
         if self.process.is_forked() {
-            // A forked child leaves the device to its parent: closing it would wait for the
-            // driver's threads. The poller's thread is not here either, but may have left its lock
-            // taken.
+            // A forked child must not close its parent's device: closing waits for the driver's
+            // threads, which do not exist in the child. Nor must it close the poller: its thread
+            // does not exist here either, and may have held the lock during the fork.
             std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));
         } else {
             #[cfg(not(target_arch = "wasm32"))]
@@ -430,10 +438,10 @@ mod tests {
     use crate::spec::element::ElementType::F32;
     use crate::spec::params::Init;
 
-    /// A device that somebody else opened is asked whether it is lost by mapping a buffer. What a
-    /// program does every frame does not pay for that.
+    /// The loss of a device that the caller opened is detected by mapping a buffer. Calls that a
+    /// program makes every frame must not pay for that.
     #[test]
-    fn commands_are_encoded_without_asking_whether_the_device_is_lost() {
+    fn encoding_commands_does_not_probe_for_a_lost_device() {
         let (_, own) = test_device();
         let [device, queue] = [(); 2].map(|()| own.clone());
         let (device, queue) = (device.device().clone(), queue.queue().clone());
@@ -447,19 +455,19 @@ mod tests {
         let mut stream = gru.stream_over(4, &[1], &buffers).unwrap();
         let x = ndarray::Array3::ones((1, 4, 3));
         gru.forward(&x).unwrap();
-        let probed = || gpu.inner.lost.probed();
+        let probes = || gpu.inner.lost.probes();
 
-        let before = probed();
+        let before = probes();
         for _ in 0..10 {
             let mut encoder = gpu.encoder("test");
             gru.encode_step(&mut stream, 1, &mut encoder).unwrap();
             gru.encode(&mut pass, &mut encoder).unwrap();
             gpu.submit(encoder.finish());
         }
-        assert_eq!(probed(), before);
-        // A call that gives results asks once.
+        assert_eq!(probes(), before);
+        // A call that returns results probes once.
         gru.forward(&x).unwrap();
-        assert_eq!(probed(), before + 1);
+        assert_eq!(probes(), before + 1);
         device.destroy();
         assert!(matches!(gru.forward(&x), Err(Error::DeviceLost(_))));
         let mut encoder = gpu.encoder("test");
@@ -468,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_keep_what_wgpu_reported() {
+    fn errors_keep_the_wgpu_error_as_their_source() {
         use std::error::Error as _;
 
         let (_, gpu) = test_device();
@@ -490,10 +498,10 @@ mod tests {
         assert!(error.source().is_some_and(|source| source.is::<wgpu::Error>()));
     }
 
-    /// wgpu panics where a driver tells it of a loss while it is polled. No driver here can be made
-    /// to; a callback can, in the same call.
+    /// wgpu panics if a driver reports a loss during a poll. The test cannot make a driver do that,
+    /// but a callback can panic in the same call.
     #[test]
-    fn a_panic_inside_a_poll_is_a_lost_device() {
+    fn a_panic_during_a_poll_is_a_lost_device() {
         let (device, gpu) = test_device();
         let gru = Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, &device).unwrap();
         let x = ndarray::Array3::ones((1, 1, 1));
@@ -507,16 +515,16 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_knows_of_the_features_that_a_device_was_opened_with() {
+    fn device_caps_report_the_features_that_a_device_was_opened_with() {
         let (_, gpu) = test_device();
         let info = gpu.inner.adapter.get_info();
-        let of = |features| device_caps(&info, &gpu.device().limits(), features);
-        let none = of(wgpu::Features::empty());
+        let caps = |features| device_caps(&info, &gpu.device().limits(), features);
+        let none = caps(wgpu::Features::empty());
         assert_eq!(none, DeviceCaps::new(*gpu.limits(), gpu.describe().is_software()));
-        let some = of(wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
+        let some = caps(wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
         assert_eq!((some.f16, some.cooperative_matrices), (true, false));
         let sizes = some.subgroups.unwrap();
         assert_eq!((sizes.min, sizes.max), (info.subgroup_min_size, info.subgroup_max_size));
-        assert_eq!(gpu.caps(), of(gpu.device().features()));
+        assert_eq!(gpu.caps(), caps(gpu.device().features()));
     }
 }

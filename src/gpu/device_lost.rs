@@ -1,4 +1,4 @@
-//! [`DeviceLostDetector`]: whether an open device is lost, and why.
+//! [`DeviceLostDetector`]: detects that an open device is lost, and keeps the reason.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,29 +8,30 @@ use crate::error::{Error, Result};
 use crate::gpu::report::{one_line, without_errors};
 use crate::lock::lock;
 
-/// Whether a device is lost, and why. It stays lost.
+/// The state of a device: usable, or lost with a reason. A lost device stays lost.
 #[derive(Debug)]
 pub(crate) struct DeviceLostDetector {
     reason: Arc<Mutex<Option<String>>>,
-    /// Where somebody else opened the device: only their callback is called when it is
-    /// lost, and wgpu's calls on a lost device do not fail. Mapping a buffer does, at once.
+    /// A buffer to map as a test, for a device that the caller opened. wgpu reports a loss only to
+    /// the caller's callback, and most calls on a lost device do not fail. Mapping a buffer fails
+    /// at once.
     probe: Option<Mutex<wgpu::Buffer>>,
     #[cfg(test)]
-    probed: std::sync::atomic::AtomicUsize,
+    probes: std::sync::atomic::AtomicUsize,
 }
 
 impl DeviceLostDetector {
-    /// For a device of this library's own, which calls back.
+    /// Creates the detector of a device that this library opened. Sets the device's lost callback.
     pub fn by_callback(device: &wgpu::Device) -> Self {
         let reason = Arc::<Mutex<Option<String>>>::default();
-        let kept = Arc::clone(&reason);
+        let shared = Arc::clone(&reason);
         device.set_device_lost_callback(move |kind, message| {
-            lock(&kept).get_or_insert(one_line(&format!("{kind:?}: {message}")));
+            lock(&shared).get_or_insert(one_line(&format!("{kind:?}: {message}")));
         });
         Self::new(reason, None)
     }
 
-    /// For a device whose callbacks are somebody else's.
+    /// Creates the detector of a device that the caller opened. Sets no callback.
     pub fn by_probe(device: &wgpu::Device) -> Self {
         Self::new(Arc::default(), Some(Mutex::new(new_probe(device))))
     }
@@ -40,16 +41,16 @@ impl DeviceLostDetector {
             reason,
             probe,
             #[cfg(test)]
-            probed: Default::default(),
+            probes: Default::default(),
         }
     }
 
-    /// Remembers a loss. The first reason counts.
-    pub fn lose(&self, reason: &str) -> Error {
+    /// Marks the device as lost and returns the error. Only the first reason is kept.
+    pub fn mark_lost(&self, reason: &str) -> Error {
         Error::DeviceLost(lock(&self.reason).get_or_insert(one_line(reason)).clone())
     }
 
-    /// `Ok` unless the device is known to be lost. Costs nothing.
+    /// Checks that the device is not known to be lost. Makes no call to wgpu.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -60,7 +61,7 @@ impl DeviceLostDetector {
         }
     }
 
-    /// `Ok` unless the device is lost. Maps a buffer where no callback of ours reports a loss,
+    /// Checks that the device is not lost. For a device that the caller opened, this maps a buffer,
     /// which takes some microseconds.
     ///
     /// # Errors
@@ -68,40 +69,40 @@ impl DeviceLostDetector {
     pub fn check(&self, device: &wgpu::Device) -> Result<()> {
         self.check_known()?;
         #[cfg(test)]
-        self.probed.fetch_add(1, Ordering::Relaxed);
+        self.probes.fetch_add(1, Ordering::Relaxed);
         match &self.probe {
-            // While another thread polls, wgpu may find the kept buffer still mapped and refuse it;
-            // a new one has no past.
+            // While another thread polls, wgpu may still count the kept buffer as mapped and refuse
+            // to map it. A new buffer has no such state, so it decides.
             Some(probe)
                 if refuses_to_map(device, &lock(probe))
                     && refuses_to_map(device, &new_probe(device)) =>
             {
-                Err(self.lose("the caller's device was lost or destroyed"))
+                Err(self.mark_lost("the caller's device was lost or destroyed"))
             }
             _ => Ok(()),
         }
     }
 
-    /// How often the device was asked.
+    /// Returns how often [`Self::check`] tested the device.
     #[cfg(test)]
-    pub fn probed(&self) -> usize {
-        self.probed.load(Ordering::Relaxed)
+    pub fn probes(&self) -> usize {
+        self.probes.load(Ordering::Relaxed)
     }
 
-    /// Calls `poll`, which polls the device.
+    /// Calls `poll`, which polls the device, and catches its panics.
     ///
-    /// wgpu panics where the driver reports a loss while the device is polled, and has no call that
-    /// returns it instead: there is no other way than to catch the panic.
+    /// wgpu panics if the driver reports a loss during a poll. It has no call that returns an error
+    /// instead, so the panic must be caught.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] after a panic.
     pub fn catch<T>(&self, poll: impl FnOnce() -> T) -> Result<T> {
         std::panic::catch_unwind(AssertUnwindSafe(poll))
-            .map_err(|_| self.lose("the driver failed while it was waited for"))
+            .map_err(|_| self.mark_lost("wgpu panicked while the device was polled"))
     }
 }
 
-/// A buffer to map.
+/// Creates a buffer to map.
 fn new_probe(device: &wgpu::Device) -> wgpu::Buffer {
     without_errors(device, || {
         device.create_buffer(&wgpu::BufferDescriptor {
@@ -113,7 +114,7 @@ fn new_probe(device: &wgpu::Device) -> wgpu::Buffer {
     })
 }
 
-/// Whether mapping a buffer fails at once.
+/// Returns true if mapping a buffer fails at once.
 fn refuses_to_map(device: &wgpu::Device, buffer: &wgpu::Buffer) -> bool {
     let refused = Arc::new(AtomicBool::new(false));
     let by_callback = Arc::clone(&refused);
@@ -122,7 +123,8 @@ fn refuses_to_map(device: &wgpu::Device, buffer: &wgpu::Buffer) -> bool {
             by_callback.store(mapped.is_err(), Ordering::Relaxed);
         });
         let refused = refused.load(Ordering::Relaxed);
-        // Where mapping was not refused, this cancels it, which the callback hears as an error.
+        // This cancels a mapping that was not refused. The callback then gets an error, too, but
+        // the result was read before.
         buffer.unmap();
         refused
     })

@@ -1,6 +1,6 @@
-//! One open adapter: device and pipelines, transfers, and plans made real and run.
+//! An open wgpu adapter: device, pipelines, transfers, and the sessions that run a plan.
 //!
-//! Besides `model/interop.rs`, this is the only place that calls wgpu.
+//! Only this module and `model/interop.rs` call wgpu.
 
 pub(crate) mod adapter;
 pub(crate) mod clock;

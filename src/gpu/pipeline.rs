@@ -1,4 +1,4 @@
-//! Compiled kernels: one for each kernel and its override constants, compiled at its first use.
+//! Compute pipelines: one for each kernel and set of override constants, compiled at first use.
 
 use crate::error::Result;
 use crate::gpu::context::Gpu;
@@ -6,23 +6,24 @@ use crate::kernels::{Access, Kernel};
 use crate::lock::lock;
 
 impl Gpu {
-    /// The compiled kernel with these override constants, compiled at its first use on this device:
-    /// a dropped pipeline leaks memory in wgpu, and compiling takes long.
+    /// Returns the pipeline of a kernel with these override constants, and compiles it at its first
+    /// use on this device. Pipelines are kept as long as the device: compilation is slow, and wgpu
+    /// leaks the memory of a dropped pipeline.
     ///
     /// # Errors
-    /// What the driver says of the kernel; it is tried again at the next call.
+    /// The driver's compilation error. The next call tries again.
     pub async fn pipeline(
         &self,
         kernel: &'static Kernel,
         constants: &[u32],
     ) -> Result<wgpu::ComputePipeline> {
         let key = (kernel.name, constants.to_vec());
-        let known = lock(self.pipelines()).get(&key).cloned();
-        if let Some(pipeline) = known {
+        let cached = lock(self.pipelines()).get(&key).cloned();
+        if let Some(pipeline) = cached {
             return Ok(pipeline);
         }
         let pipeline = self.guard(|| Ok(self.compile(kernel, constants))).await?;
-        // Where another thread was faster, its pipeline stays.
+        // If another thread was faster, its pipeline is kept.
         Ok(lock(self.pipelines()).entry(key).or_insert(pipeline).clone())
     }
 
@@ -66,16 +67,16 @@ impl Gpu {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
         };
-        // With a counter in every loop a compiler does not unroll any: up to a third of a kernel's
-        // time.
+        // Loop bounding adds a counter to every loop, which keeps compilers from unrolling it. That
+        // costs up to a third of a kernel's time.
         let mut checks = wgpu::ShaderRuntimeChecks::checked();
         checks.force_loop_bounding = false;
-        // SAFETY: what is not checked is that loops end, and all of them do. The sources are this
-        // crate's own; each of their loops is a `for` whose counter nothing else writes, which goes
-        // by a stride of at least 1 (a constant, or a product of workgroup sizes, which are not 0)
-        // up to a bound that does not change meanwhile. The bound is below 2³¹ plus a stride, for
-        // no binding has as many elements, so no counter wraps. Accesses stay checked.
-        // (`kernels/tests.rs` holds the sources to the form.)
+        // SAFETY: the only check turned off is the one that loops end. All loops end. The sources
+        // are this crate's own. Each loop is a `for` whose counter is written by the loop header
+        // alone. The counter grows by a stride of at least 1 (a constant, or a product of workgroup
+        // sizes, which are not 0) up to a bound that does not change during the loop. The bound is
+        // below 2³¹ plus a stride, because no binding has that many elements, so no counter wraps.
+        // Memory accesses stay checked. `kernels/tests.rs` tests that the sources have this form.
         #[allow(unsafe_code, reason = "the sources are this crate's own")]
         let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let constants: Vec<_> =

@@ -1,8 +1,8 @@
-//! [`Poller`]: the one thread that polls a device for all who await it.
+//! [`Poller`]: a thread that polls a device for all async waiters.
 //!
-//! wgpu calls back from inside a poll, and where a task awaits, nobody else may be polling. The
-//! thread starts with the first wait, sleeps while nobody waits, and ends when its device is
-//! closed. A browser polls its devices itself, so there is no thread.
+//! wgpu calls callbacks only during a poll, and while a task awaits a callback, no other thread may
+//! be polling. The polling thread starts with the first wait, sleeps while there are no waiters,
+//! and ends when its device is closed. A browser polls by itself and needs no thread.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,58 +11,61 @@ use crate::error::{Cause, Error, Result};
 use crate::gpu::wait::{Deadline, Oneshot};
 use crate::lock::lock;
 
-/// An open device, as the poller's thread sees it.
+/// An open device that the polling thread polls.
 pub(crate) trait PolledDevice {
-    /// Has the callbacks called that are due: after all work queued where it may block.
-    fn poll_once(&self, blocks: bool) -> Result<()>;
+    /// Polls the device once, which calls the callbacks that are due. If `may_block` is true, first
+    /// blocks until all queued work is done.
+    fn poll_once(&self, may_block: bool) -> Result<()>;
 
-    /// `Ok` unless the device is lost.
+    /// Checks that the device is not lost.
     fn check_lost(&self) -> Result<()>;
 }
 
-/// A device's waiters and the thread that polls for them.
+/// The waiters of a device and the thread that polls for them.
 #[derive(Debug, Default)]
 pub(crate) struct Poller(Arc<PollerShared>);
 
 #[derive(Debug, Default)]
 struct PollerShared {
     state: Mutex<PollerState>,
-    /// There is a new waiter, or the device is closed.
+    /// Signals a new waiter, or that the device is closed.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct PollerState {
     waiters: Vec<Waiter>,
-    /// Waiters so far.
+    /// Number of waiters added so far.
     arrivals: u64,
     thread: Option<PollerThread>,
-    /// Threads so far.
+    /// Number of threads started so far.
     threads: u64,
     closed: bool,
 }
 
-/// Somebody who awaits a callback.
+/// A task that awaits a callback.
 #[derive(Debug)]
 struct Waiter {
     oneshot: Arc<Oneshot>,
     deadline: Deadline,
 }
 
-/// The thread that polls.
+/// The current polling thread.
 #[derive(Clone, Copy, Debug)]
 struct PollerThread {
     id: u64,
-    /// It sleeps in the driver until all that was queued is done, and cannot be woken.
+    /// True while the thread blocks in the driver until all queued work is done. It cannot be woken
+    /// then.
     blocked: bool,
 }
 
 impl Poller {
-    /// Polls the device until a value is sent to `oneshot`, and sends an error where that fails.
-    /// `open` gives the device while it is open, without keeping it so.
+    /// Adds a waiter: the polling thread polls the device until a value is sent to `oneshot`. If
+    /// polling fails or the deadline passes, the thread sends the error. `open` is a weak handle:
+    /// it returns the device while it is open, and does not keep it open.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the system starts no thread.
+    /// [`Error::OutOfMemory`] if the system cannot start the thread.
     pub fn wait<D: PolledDevice>(
         &self,
         open: impl Fn() -> Option<D> + Send + 'static,
@@ -70,7 +73,7 @@ impl Poller {
         deadline: Deadline,
     ) -> Result<()> {
         let mut state = lock(&self.0.state);
-        // A thread that is blocked would keep no deadline; its successor takes all its waiters.
+        // A blocked thread cannot keep a deadline. A new thread replaces it and takes all waiters.
         let serves = |thread: PollerThread| !(thread.blocked && deadline.is_limited());
         if !state.thread.is_some_and(serves) {
             let thread = PollerThread { id: state.threads, blocked: false };
@@ -79,7 +82,7 @@ impl Poller {
                 .name("gru-wait".to_owned())
                 .spawn(move || shared.run(thread.id, open))
                 .map_err(|error| Error::OutOfMemory {
-                    reason: format!("no thread to wait: {error}"),
+                    reason: format!("cannot start the thread that polls the device: {error}"),
                     source: Some(Cause::new(error)),
                 })?;
             state.thread = Some(thread);
@@ -91,7 +94,7 @@ impl Poller {
         Ok(())
     }
 
-    /// Ends the thread: the device is closed.
+    /// Ends the thread, when the device is closed.
     pub fn close(&self) {
         lock(&self.0.state).closed = true;
         self.0.changed.notify_all();
@@ -99,14 +102,14 @@ impl Poller {
 }
 
 impl PollerShared {
-    /// The thread.
+    /// Runs the polling thread with this id.
     fn run<D: PolledDevice>(&self, id: u64, open: impl Fn() -> Option<D>) {
-        // However this thread ends, by a panic too, the next wait must start another one.
+        // When this thread ends, even by a panic, the next wait must start a new one.
         let _guard = ThreadGuard { shared: self, id };
-        while let Some((arrivals, blocks)) = self.next(id) {
+        while let Some((arrivals, may_block)) = self.next(id) {
             let Some(device) = open() else { return };
-            let polled = device.poll_once(blocks);
-            // Who has a result needs no other word of the device.
+            let polled = device.poll_once(may_block);
+            // If every waiter has its result, the check for a lost device is not needed.
             let polled =
                 polled.and_then(|()| if self.is_awaited() { device.check_lost() } else { Ok(()) });
             drop(device);
@@ -114,15 +117,15 @@ impl PollerShared {
         }
     }
 
-    /// Sleeps until somebody waits; how many have so far, and whether to block in the driver for
-    /// them. `None` where this thread is to end.
+    /// Sleeps until there is a waiter. Returns the number of waiters added so far, and whether the
+    /// poll may block in the driver. Returns `None` if this thread must end.
     fn next(&self, id: u64) -> Option<(u64, bool)> {
-        let serves =
+        let is_current =
             |state: &PollerState| !state.closed && state.thread.is_some_and(|now| now.id == id);
-        let idle = |state: &mut PollerState| serves(state) && !state.is_awaited();
-        let state = self.changed.wait_while(lock(&self.state), idle);
+        let is_idle = |state: &mut PollerState| is_current(state) && !state.is_awaited();
+        let state = self.changed.wait_while(lock(&self.state), is_idle);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
-        if !serves(&state) {
+        if !is_current(&state) {
             return None;
         }
         let blocked = !state.waiters.iter().any(|waiter| waiter.deadline.is_limited());
@@ -134,9 +137,9 @@ impl PollerShared {
         lock(&self.state).is_awaited()
     }
 
-    /// Tells the waiters of a failed poll, or of a deadline that has passed. Then pauses for a
-    /// callback that another thread has taken, or for less where a deadline asks for it. A new
-    /// waiter ends the pause.
+    /// Sends the error of a failed poll to all waiters, and a timeout to those whose deadline has
+    /// passed. Without errors, pauses: another thread may have taken a callback and be about to
+    /// call it. Deadlines shorten the pause, and a new waiter ends it.
     fn notify(&self, id: u64, polled: &Result<()>, arrivals: u64) {
         let mut state = lock(&self.state);
         if let Some(thread) = state.thread.as_mut().filter(|thread| thread.id == id) {
@@ -156,7 +159,7 @@ impl PollerShared {
             });
         }
         if !failed.is_empty() {
-            // A waker may run a task that waits again, for which it takes the lock.
+            // A waker may run a task that waits again, which takes the lock.
             drop(state);
             failed.into_iter().for_each(|(oneshot, error)| oneshot.send(Err(error)));
         } else if !state.waiters.is_empty() {
@@ -166,7 +169,7 @@ impl PollerShared {
     }
 }
 
-/// Forgets a thread when it ends, unless it has a successor.
+/// Removes a thread from the state when it ends, unless another thread has replaced it.
 struct ThreadGuard<'a> {
     shared: &'a PollerShared,
     id: u64,
@@ -180,8 +183,8 @@ impl Drop for ThreadGuard<'_> {
 }
 
 impl PollerState {
-    /// Whether there is a waiter. Forgets those whose value was sent, and those whose future and
-    /// callback are both gone.
+    /// Returns true if there is a waiter. First removes waiters whose value was sent, and those
+    /// whose future and callback were both dropped.
     fn is_awaited(&mut self) -> bool {
         let awaits = |oneshot: &Arc<Oneshot>| !oneshot.is_sent() && Arc::strong_count(oneshot) > 1;
         self.waiters.retain(|waiter| awaits(&waiter.oneshot));
@@ -197,9 +200,9 @@ mod tests {
     use super::*;
     use crate::model::device::test_device;
 
-    /// A thread that sleeps in the driver cannot be woken, and the driver may be what hangs.
+    /// A thread that blocks in the driver cannot be woken, and the driver may hang.
     #[test]
-    fn a_blocked_thread_leaves_deadlines_to_a_successor() {
+    fn a_blocked_thread_is_replaced_for_a_wait_with_a_deadline() {
         let (_, gpu) = test_device();
         let poller = Poller::default();
         {
@@ -208,17 +211,17 @@ mod tests {
         }
         let wait = |limit| {
             let oneshot = Arc::new(Oneshot::default());
-            poller.wait(gpu.while_open(), &oneshot, Deadline::new("results", limit)).unwrap();
+            poller.wait(gpu.downgrade(), &oneshot, Deadline::new("results", limit)).unwrap();
             (oneshot, lock(&poller.0.state).threads)
         };
         let (unlimited, threads) = wait(None);
-        assert_eq!(threads, 1, "that one returns some day");
+        assert_eq!(threads, 1, "a wait without a deadline starts no second thread");
         let (limited, threads) = wait(Some(Duration::ZERO));
         assert_eq!(threads, 2);
         let result = pollster::block_on(std::future::poll_fn(|context| limited.poll(context)));
         assert!(matches!(result, Err(Error::Timeout { what: "results", .. })), "{result:?}");
         assert!(!unlimited.is_sent());
-        // The successor serves them all from then on.
+        // From then on the new thread serves all waiters.
         let (_, threads) = wait(None);
         assert_eq!(threads, 2);
         poller.close();
@@ -229,46 +232,46 @@ mod tests {
     impl Wake for PanickingWaker {
         fn wake(self: Arc<Self>) {
             self.0.store(true, Ordering::Relaxed);
-            panic!("a caller's waker");
+            panic!("the caller's waker panics");
         }
     }
 
-    /// Waits for `is_true`, or fails.
-    fn wait_until(what: &str, is_true: impl Fn() -> bool) {
+    /// Waits until `condition` is true. Panics after ten seconds.
+    fn wait_until(what: &str, condition: impl Fn() -> bool) {
         for _ in 0..10_000 {
-            if is_true() {
+            if condition() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        panic!("{what}: still not so after ten seconds");
+        panic!("{what}: not true after ten seconds");
     }
 
-    /// It is called by the thread that polls for everybody, after a timeout.
+    /// After a timeout, the polling thread itself calls the waker.
     #[test]
-    fn a_panicking_waker_ends_no_thread() {
+    fn a_panicking_waker_does_not_end_the_polling_thread() {
         let (_, gpu) = test_device();
         let poller = Poller::default();
         let limit = Some(Duration::from_millis(20));
         let wait = |waker: &Waker| {
             let oneshot = Arc::new(Oneshot::default());
             assert!(oneshot.poll(&mut Context::from_waker(waker)).is_pending());
-            poller.wait(gpu.while_open(), &oneshot, Deadline::new("results", limit)).unwrap();
+            poller.wait(gpu.downgrade(), &oneshot, Deadline::new("results", limit)).unwrap();
             oneshot
         };
         let panicking = Arc::new(PanickingWaker(AtomicBool::new(false)));
         let first = wait(&Arc::clone(&panicking).into());
         wait_until("the waker was called", || panicking.0.load(Ordering::Relaxed));
-        assert!(first.is_sent(), "the value stays");
+        assert!(first.is_sent(), "the value is kept");
         let second = wait(Waker::noop());
         wait_until("the next waiter is served", || second.is_sent());
         assert_eq!(lock(&poller.0.state).threads, 1, "by the same thread");
         poller.close();
     }
 
-    /// wgpu calls the waker inside a poll, where a panic would be taken for a lost device.
+    /// wgpu calls the waker during a poll, where a panic would be taken for a lost device.
     #[test]
-    fn a_panicking_waker_loses_no_device() {
+    fn a_panicking_waker_is_not_a_lost_device() {
         let (_, gpu) = test_device();
         let oneshot = Arc::new(Oneshot::default());
         let panicking = Arc::new(PanickingWaker(AtomicBool::new(false)));
@@ -285,7 +288,7 @@ mod tests {
 
     impl PolledDevice for PanickingDevice {
         fn poll_once(&self, _: bool) -> Result<()> {
-            panic!("while it is polled");
+            panic!("the poll panics");
         }
 
         fn check_lost(&self) -> Result<()> {
@@ -300,29 +303,29 @@ mod tests {
         let deadline = Deadline::new("results", Some(Duration::ZERO));
         let first = Arc::new(Oneshot::default());
         poller.wait(|| Some(PanickingDevice), &first, deadline).unwrap();
-        wait_until("its thread is forgotten", || lock(&poller.0.state).thread.is_none());
+        wait_until("the thread is removed", || lock(&poller.0.state).thread.is_none());
         let second = Arc::new(Oneshot::default());
-        poller.wait(gpu.while_open(), &second, deadline).unwrap();
+        poller.wait(gpu.downgrade(), &second, deadline).unwrap();
         wait_until("both waiters are served", || first.is_sent() && second.is_sent());
         assert_eq!(lock(&poller.0.state).threads, 2);
         poller.close();
     }
 
-    /// A callback that was dropped with its future sends nothing, and nobody is left to be told.
+    /// A dropped callback sends nothing, and with a dropped future there is no task to wake.
     #[test]
-    fn whoever_went_away_is_forgotten() {
+    fn abandoned_and_finished_waiters_are_removed() {
         let mut state = PollerState::default();
         let deadline = Deadline::new("results", None);
         let oneshots = [(); 3].map(|()| Arc::new(Oneshot::default()));
         for oneshot in &oneshots {
             state.waiters.push(Waiter { oneshot: Arc::clone(oneshot), deadline });
         }
-        let [here, gone, done] = oneshots;
-        drop(gone);
+        let [waiting, abandoned, done] = oneshots;
+        drop(abandoned);
         done.send(Ok(Ok(())));
         assert!(state.is_awaited());
         assert_eq!(state.waiters.len(), 1);
-        drop(here);
+        drop(waiting);
         assert!(!state.is_awaited());
     }
 }

@@ -1,4 +1,5 @@
-//! [`SessionPool`]: what the sessions of one model share, and the idle sessions.
+//! [`SessionPool`]: the idle sessions of one model, and the parameter buffer that all its sessions
+//! share.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -14,51 +15,56 @@ use crate::spec::element::ElementType::F32;
 use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 
-/// Idle sessions that a model keeps for the next run of the same shape, whatever they hold.
-const IDLE_AT_LEAST: usize = 2;
+/// The number of idle sessions that a pool keeps whatever their size, for later runs of the same
+/// shape.
+const MIN_IDLE_SESSIONS: usize = 2;
 
-/// And at most, as long as all of them together hold no more than [`IDLE_BYTES`]: sequences of
-/// unequal lengths make a shape of every eighth length.
-const IDLE_SESSIONS: usize = 32;
+/// The most idle sessions that a pool keeps, while they hold at most [`MAX_IDLE_BYTES`] together.
+/// Training on sequences of different lengths needs many shapes: one for every eighth length.
+const MAX_IDLE_SESSIONS: usize = 32;
 
-/// What they may hold on the device: a part of the memory that any GPU has.
-const IDLE_BYTES: u64 = 512 << 20;
+/// The most device memory of idle sessions beyond [`MIN_IDLE_SESSIONS`]: a fraction of any GPU's
+/// memory.
+const MAX_IDLE_BYTES: u64 = 512 << 20;
 
-/// What the sessions of one model share.
+/// The sessions of one model on one device, and the parameter buffer that they share.
 #[derive(Debug)]
 pub(crate) struct SessionPool {
     gpu: Gpu,
     params: wgpu::Buffer,
     residency: Mutex<Residency>,
-    /// Those idle for longest come first.
+    /// Idle sessions, the one idle for longest first.
     idle: Arc<Mutex<Vec<PoolEntry>>>,
+    /// Number of sessions created.
     #[cfg(test)]
-    made: std::sync::atomic::AtomicUsize,
+    created: std::sync::atomic::AtomicUsize,
+    /// Number of plans made.
     #[cfg(test)]
     planned: std::sync::atomic::AtomicUsize,
 }
 
-/// A chunk of a run, with the plan that was made to see whether it fits: making one takes long.
+/// A chunk of a run, with the plan that was made to check that the chunk fits. Planning is slow, so
+/// the plan is kept.
 #[derive(Debug)]
 pub(crate) struct PlannedChunk {
     pub chunk: Chunk,
-    /// `None` where a session was idle.
+    /// `None` if the pool has an idle session for the run.
     pub plan: Option<Arc<Plan>>,
 }
 
-/// Which parameters the device holds.
+/// The state of the parameter buffer on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Residency {
-    /// None that are known to be whole.
+    /// The content is stale or unknown.
     #[default]
-    Nothing,
-    /// This version of the model's.
+    Stale,
+    /// The buffer holds this version of the model's parameters.
     Version(u64),
-    /// Those of a learner, which updates them on the device.
+    /// A learner updates the parameters on the device. They are not uploaded.
     Acquired,
 }
 
-/// What a session is for: two runs of one key can use the same session.
+/// The key of a session: runs with equal keys can use the same session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SessionKey {
     pub shape: Shape,
@@ -67,29 +73,30 @@ pub(crate) struct SessionKey {
     pub purpose: RunPurpose,
 }
 
-/// What the runs of an update's batches add their gradients and losses to.
+/// Buffers for gradient accumulation: all batches of an update add their gradients and losses to
+/// them.
 #[derive(Debug)]
 pub(crate) struct GradientAccumulator {
-    /// Laid out as the parameters.
+    /// The gradient, in the layout of the parameters.
     pub gradient: wgpu::Buffer,
-    /// `[1]`
+    /// The sum of the losses, `[1]`.
     pub loss: wgpu::Buffer,
 }
 
 impl GradientAccumulator {
-    /// For models of `len` parameters.
+    /// Creates the buffers for a model of `len` parameters.
     pub async fn new(gpu: &Gpu, len: usize) -> Result<Self> {
-        let make = || {
+        let create = || {
             Ok(Self {
                 gradient: gpu.buffer("dparams", F32.bytes(len)),
                 loss: gpu.buffer("loss", F32.size()),
             })
         };
-        gpu.guard(make).await
+        gpu.guard(create).await
     }
 
-    /// Where a plan of a loss has them.
-    fn bound(&self, plan: &Plan) -> Vec<(BufferId, BufferBinding)> {
+    /// Returns the bindings for a plan that computes a loss.
+    fn bindings(&self, plan: &Plan) -> Vec<(BufferId, BufferBinding)> {
         let training = plan.run_buffers().training.as_ref().expect("a training plan");
         let loss = plan.loss_buffers();
         vec![
@@ -103,11 +110,11 @@ impl GradientAccumulator {
 struct PoolEntry {
     key: SessionKey,
     session: Session,
-    /// On the device, and its own.
+    /// Device memory of the session's own buffers.
     bytes: u64,
 }
 
-/// A session in use. Goes back to its model's pool when dropped.
+/// A session in use. Returns to its pool when dropped.
 #[derive(Debug)]
 pub(crate) struct PooledSession {
     entry: Option<PoolEntry>,
@@ -115,12 +122,12 @@ pub(crate) struct PooledSession {
 }
 
 impl SessionPool {
-    /// For a model of this layout.
+    /// Creates the pool of a model with this parameter layout.
     ///
     /// # Errors
-    /// As [`Self::allow`].
+    /// As [`Self::check_limits`].
     pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
-        Self::allow(gpu, layout.config())?;
+        Self::check_limits(gpu, layout.config())?;
         let params = gpu.guard(|| Ok(gpu.buffer("params", F32.bytes(layout.flat_len())))).await?;
         gpu.check_lost()?;
         let (residency, idle) = Default::default();
@@ -130,17 +137,18 @@ impl SessionPool {
             residency,
             idle,
             #[cfg(test)]
-            made: Default::default(),
+            created: Default::default(),
             #[cfg(test)]
             planned: Default::default(),
         })
     }
 
-    /// `Ok` when the smallest run fits the device: whatever it asks too much of, every run does.
+    /// Checks that the smallest run, of one step and one row, fits the device's limits. If it does
+    /// not fit, no run does.
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) with the limit that is too low.
-    pub fn allow(gpu: &Gpu, config: &GruConfig) -> Result<()> {
+    pub fn check_limits(gpu: &Gpu, config: &GruConfig) -> Result<()> {
         Plan::new(config, config.shape(1, 1)?, Mode::Inference)?.check(gpu.limits())
     }
 
@@ -148,11 +156,12 @@ impl SessionPool {
         &self.gpu
     }
 
-    /// The chunks that a run is made of. States can be carried from one to the next unless the
-    /// gradient, which a loss starts, would have to be carried back.
+    /// Cuts a run into the chunks that fit the device. A run can be cut along time if states can be
+    /// carried from one chunk to the next. They cannot if the run computes the gradient of a loss,
+    /// because the gradient would have to be carried back.
     ///
     /// # Errors
-    /// [`Error::Limit`] when not the smallest chunk fits the device.
+    /// [`Error::Limit`] if not even the smallest chunk fits the device.
     pub fn chunks(&self, layout: &ParamLayout, key: SessionKey) -> Result<Vec<PlannedChunk>> {
         if lock(&self.idle).iter().any(|entry| entry.key == key) {
             return Ok(vec![PlannedChunk { chunk: Chunk::whole(key.shape), plan: None }]);
@@ -176,7 +185,7 @@ impl SessionPool {
             let known = plans.iter().find(|(other, _)| *other == shape);
             let plan = match known.map(|(_, plan)| Arc::clone(plan)) {
                 Some(plan) => plan,
-                // Smaller than the largest that fits.
+                // Not checked: it is smaller than the largest chunk, which fits.
                 None => {
                     let plan = self.plan(layout, SessionKey { shape, ..key })?;
                     plans.push((shape, Arc::clone(&plan)));
@@ -196,8 +205,9 @@ impl SessionPool {
         Ok(Arc::new(plan))
     }
 
-    /// A session for a run, with `params` of this `version` on the device: an idle one, or one made
-    /// of `plan`, or else planned here. That of a loss adds to the `accumulator`.
+    /// Returns a session for a run, with this `version` of `params` on the device. Takes an idle
+    /// session, or creates one from `plan`, or plans and creates one. A session that computes the
+    /// gradient of a loss adds to the `accumulator`.
     pub async fn session(
         &self,
         params: &Params,
@@ -213,41 +223,45 @@ impl SessionPool {
         };
         let entry = match (idle, plan) {
             (Some(entry), _) => entry,
-            (None, Some(plan)) => self.entry(key, plan, accumulator).await?,
-            (None, None) => self.entry(key, self.plan(params.layout(), key)?, accumulator).await?,
+            (None, Some(plan)) => self.create_entry(key, plan, accumulator).await?,
+            (None, None) => {
+                self.create_entry(key, self.plan(params.layout(), key)?, accumulator).await?
+            }
         };
         self.with_parameters(params, version, || Ok(())).await?;
         Ok(PooledSession { entry: Some(entry), idle: Arc::clone(&self.idle) })
     }
 
-    async fn entry(
+    async fn create_entry(
         &self,
         key: SessionKey,
         plan: Arc<Plan>,
         accumulator: Option<&GradientAccumulator>,
     ) -> Result<PoolEntry> {
         #[cfg(test)]
-        self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let bound = accumulator.map(|to| to.bound(&plan)).unwrap_or_default();
+        self.created.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let bound = accumulator.map(|to| to.bindings(&plan)).unwrap_or_default();
         let shared = bound.iter().map(|(id, _)| *id).chain([plan.run_buffers().params]);
         let shared = shared.map(|id| plan.buffers()[id.index()].bytes());
         let bytes = plan.bytes() - shared.sum::<u64>();
-        Ok(PoolEntry { key, session: self.make(plan, &bound).await?, bytes })
+        Ok(PoolEntry { key, session: self.create_session(plan, &bound).await?, bytes })
     }
 
-    /// A session of its own for `plan`, with the model's parameters bound and others besides.
-    pub async fn make(
+    /// Creates a session for `plan` outside the pool, with the model's parameters and the `bound`
+    /// buffers.
+    pub async fn create_session(
         &self,
         plan: impl Into<Arc<Plan>>,
         bound: &[(BufferId, BufferBinding)],
     ) -> Result<Session> {
         let plan = plan.into();
         let params = plan.run_buffers().params;
-        self.make_with(plan, params, bound).await
+        self.create_session_with(plan, params, bound).await
     }
 
-    /// The same for a plan of another kind, whose parameters are this buffer.
-    pub async fn make_with(
+    /// Creates a session like [`Self::create_session`], for a plan of another kind whose parameters
+    /// are the buffer `params`.
+    pub async fn create_session_with(
         &self,
         plan: impl Into<Arc<Plan>>,
         params: BufferId,
@@ -257,18 +271,18 @@ impl SessionPool {
         let params = (params, BufferBinding::from(&self.params));
         let bound: Vec<_> = bound.iter().cloned().chain([params]).collect();
         match Session::new(&self.gpu, Arc::clone(&plan), &bound).await {
-            // Idle sessions may hold what is missing.
+            // Free the memory of the idle sessions and try again.
             Err(Error::OutOfMemory { .. }) => {
-                // Dropped after the lock is released.
+                // The sessions are dropped after the lock is released.
                 drop(std::mem::take(&mut *lock(&self.idle)));
-                self.gpu.collect()?;
+                self.gpu.free_dropped()?;
                 Session::new(&self.gpu, plan, &bound).await
             }
-            made => made,
+            created => created,
         }
     }
 
-    /// Calls `work` after `params` of this `version` went to the device, if it held others.
+    /// Uploads `params` unless the device already holds this `version`, then calls `work`.
     pub async fn with_parameters<T>(
         &self,
         params: &Params,
@@ -279,10 +293,10 @@ impl SessionPool {
             self.upload(params, version);
             work()
         };
-        self.gpu.guard(work).await.inspect_err(|_| self.forget())
+        self.gpu.guard(work).await.inspect_err(|_| self.invalidate_params())
     }
 
-    /// The same where it cannot be waited for.
+    /// Does the same as [`Self::with_parameters`] for callers that cannot await.
     pub fn with_parameters_now(
         &self,
         params: &Params,
@@ -293,19 +307,20 @@ impl SessionPool {
             self.upload(params, version);
             work();
         };
-        self.gpu.guard_now(work).inspect_err(|_| self.forget())
+        self.gpu.guard_now(work).inspect_err(|_| self.invalidate_params())
     }
 
-    /// Uploads `params` and leaves them to what moves them on the device.
+    /// Uploads `params` and lets a learner update them on the device. Until
+    /// [`Self::release_params`], no call uploads parameters.
     pub async fn acquire_params(&self, params: &Params, version: u64) -> Result<()> {
         self.with_parameters(params, version, || Ok(())).await?;
         *lock(&self.residency) = Residency::Acquired;
         Ok(())
     }
 
-    /// What the device holds is old.
+    /// Marks the device's parameters as stale, so that the next run uploads them.
     pub fn release_params(&self) {
-        *lock(&self.residency) = Residency::Nothing;
+        *lock(&self.residency) = Residency::Stale;
     }
 
     fn upload(&self, params: &Params, version: u64) {
@@ -316,11 +331,11 @@ impl SessionPool {
         }
     }
 
-    /// An upload may not have arrived whole.
-    fn forget(&self) {
+    /// Marks the device's parameters as stale after an error: an upload may be incomplete.
+    fn invalidate_params(&self) {
         let mut residency = lock(&self.residency);
         if *residency != Residency::Acquired {
-            *residency = Residency::Nothing;
+            *residency = Residency::Stale;
         }
     }
 }
@@ -350,19 +365,21 @@ impl Drop for PooledSession {
             let surplus = surplus(idle.iter().map(|entry| entry.bytes));
             idle.drain(..surplus).collect()
         };
-        // Freeing sessions takes long, and other threads need the lock to start a run.
+        // Dropped without the lock: freeing sessions is slow, and other threads need the lock to
+        // start a run.
         drop(surplus);
     }
 }
 
-/// How many of the idle sessions are dropped, those first that have been idle for longest.
+/// Returns how many idle sessions to drop, from those idle for longest. `bytes` are the sessions'
+/// sizes, the one idle for longest first.
 fn surplus(bytes: impl DoubleEndedIterator<Item = u64> + ExactSizeIterator) -> usize {
     let (len, mut total) = (bytes.len(), 0);
-    let stays = |&(newer, bytes): &(usize, u64)| {
+    let keep = |&(newer, bytes): &(usize, u64)| {
         total += bytes;
-        newer < IDLE_AT_LEAST || (newer < IDLE_SESSIONS && total <= IDLE_BYTES)
+        newer < MIN_IDLE_SESSIONS || (newer < MAX_IDLE_SESSIONS && total <= MAX_IDLE_BYTES)
     };
-    len - bytes.rev().enumerate().take_while(stays).count()
+    len - bytes.rev().enumerate().take_while(keep).count()
 }
 
 #[cfg(test)]
@@ -380,17 +397,17 @@ mod tests {
         Trainer, TrainerConfig,
     };
 
-    /// A call that fails, or whose future is dropped, may have queued zeros and copies that nothing
-    /// ran.
+    /// A call that fails, or whose future is dropped, may leave clears and copies queued that never
+    /// run.
     #[test]
-    fn a_session_in_the_pool_keeps_nothing_of_its_last_call() {
+    fn an_idle_session_keeps_no_queued_work_of_its_last_call() {
         let (device, gpu) = test_device();
         let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
         let x = Array3::from_shape_fn((4, 2, 3), |(t, b, i)| ((t + 2 * b + 3 * i) as f32).sin());
         let expected = gru.forward(&x).unwrap();
         let pool = gru.session_pool().unwrap();
-        let made = || pool.made.load(Ordering::Relaxed);
-        let before = made();
+        let created = || pool.created.load(Ordering::Relaxed);
+        let before = created();
         let other = gpu.buffer("other", F32.bytes(x.len()));
         gpu.upload(&other, 0, &[7.0_f32; 24]);
         for copies in [false, true] {
@@ -407,7 +424,7 @@ mod tests {
             drop(session);
             assert_eq!(gru.forward(&x).unwrap(), expected, "copies: {copies}");
         }
-        assert_eq!(made(), before, "the same session");
+        assert_eq!(created(), before, "the pool created a session instead of reusing one");
     }
 
     #[test]
@@ -429,10 +446,10 @@ mod tests {
         }
     }
 
-    /// Words as long as those of data/phonemes_train.csv: 200 updates in two epochs. The second one
-    /// makes nothing that the first has made.
+    /// Trains on sequences as long as those of data/phonemes_train.csv: 200 updates in two epochs.
+    /// The second epoch creates no session.
     #[test]
-    fn shapes_that_come_again_need_no_new_session() {
+    fn sessions_are_reused_for_shapes_seen_before() {
         let example = |i: usize| {
             let steps = [5, 7, 6, 8, 9, 7, 4, 11, 8, 6, 10, 19][i * 7 % 12];
             let x = Array2::from_shape_fn((steps, 3), |(t, j)| ((i + 5 * t + j) as f32).sin());
@@ -446,21 +463,21 @@ mod tests {
         let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
         let learner = Learner::new(params, training, &device).unwrap();
         let mut trainer = Trainer::new(learner, TrainerConfig::new(2, 4)).unwrap();
-        let mut made = Vec::new();
+        let mut created = Vec::new();
         let listen = |trainer: &mut Trainer, event: &Event<'_>| {
             let pool = trainer.learner().network().gru().session_pool()?;
             if matches!(event, Event::Epoch { .. }) {
-                made.push(pool.made.load(Ordering::Relaxed));
+                created.push(pool.created.load(Ordering::Relaxed));
             }
             Ok(ControlFlow::Continue(()))
         };
         trainer.run(train, valid, listen).unwrap();
         assert_eq!(trainer.learner().updates(), 200);
-        // Training: 8, 16 and 24 steps. Validation: 16 and 24, and a batch that is smaller.
-        assert_eq!(made, [6, 6]);
+        // Training: 8, 16 and 24 steps. Validation: 16 and 24 steps, and one smaller batch.
+        assert_eq!(created, [6, 6]);
     }
 
-    /// Plans that it takes to see what of a run fits, and how many chunks it then has.
+    /// Returns the number of plans needed to cut a run into chunks, and the number of chunks.
     fn plans_needed(gru: &Gru, shape: Shape, mode: Mode, purpose: RunPurpose) -> (usize, usize) {
         let pool = gru.session_pool().unwrap();
         let before = planned(gru);
@@ -473,9 +490,9 @@ mod tests {
         gru.session_pool().unwrap().planned.load(Ordering::Relaxed)
     }
 
-    /// Of every kind of run, whole and in chunks.
+    /// Covers every kind of run, whole and in chunks.
     #[test]
-    fn what_is_new_is_planned_once() {
+    fn a_run_is_planned_once() {
         for (device, steps) in [(test_device().0, 5), (test_device_with_bindings(16 << 10), 61)] {
             let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 7), Head::every_step(2));
             let params = Params::init_of(layout.unwrap(), Init::Uniform, 1).unwrap();

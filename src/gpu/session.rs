@@ -1,4 +1,4 @@
-//! [`Session`]: a plan made real, and run.
+//! [`Session`]: the buffers, pipelines and bind groups of a plan on a device, and its runs.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,10 +20,10 @@ mod timed;
 use timed::PassTimestamps;
 pub(crate) use timed::Timing;
 
-/// Dispatches of one submit: bounds what wgpu holds while it encodes.
+/// The most dispatches in one submit. Limits the memory that wgpu uses while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
 
-/// A buffer that is not the session's own, from this byte on.
+/// A buffer, and the byte offset at which bindings to it start.
 #[derive(Clone, Debug)]
 pub(crate) struct BufferBinding {
     pub buffer: wgpu::Buffer,
@@ -36,8 +36,8 @@ impl From<&wgpu::Buffer> for BufferBinding {
     }
 }
 
-/// A plan made real on a device: its buffers, bind groups and arguments, made once and used for any
-/// number of runs of that shape.
+/// A plan's buffers, pipelines, bind groups and kernel arguments on a device. A session is created
+/// once and runs its plan any number of times.
 #[derive(Debug)]
 pub(crate) struct Session {
     gpu: Gpu,
@@ -45,17 +45,18 @@ pub(crate) struct Session {
     buffers: Vec<BufferBinding>,
     forward: Vec<PreparedStage>,
     backward: Vec<PreparedStage>,
-    /// Argument blocks of each of the plan's parities.
+    /// The number of argument blocks for each of the plan's parities.
     parity_blocks: usize,
-    /// What the call at work wants done ahead of its next pass.
+    /// Clears and copies that the current call queued to run before its next pass.
     prologue: Vec<Prologue>,
-    /// Ranges of input buffers that are zero already: no kernel writes an input.
+    /// Ranges of input buffers that are known to be zero. Kernels never write inputs.
     zeros: Vec<(BufferId, Range<usize>)>,
-    /// The device reported an error during a run: the contents cannot be relied on.
+    /// True after the device reported an error during a run: the contents of the buffers are
+    /// undefined.
     broken: bool,
 }
 
-/// What happens to elements of a buffer ahead of a pass.
+/// A clear or copy of a buffer's elements before a pass.
 #[derive(Debug)]
 enum Prologue {
     Zero(BufferId, Range<usize>),
@@ -66,8 +67,9 @@ enum Prologue {
 #[derive(Debug)]
 struct PreparedStage {
     dispatches: Vec<PreparedDispatch>,
+    /// How often the stage runs its dispatches.
     times: usize,
-    /// Where the arguments of its first dispatch lie; the others follow in order.
+    /// The argument block of the first dispatch. The blocks of the others follow in order.
     first_block: usize,
 }
 
@@ -80,10 +82,10 @@ struct PreparedDispatch {
 }
 
 impl Session {
-    /// Makes everything that `plan` asks for, but the buffers that are `bound` to it.
+    /// Creates a session for `plan`. The session uses the `bound` buffers and creates all others.
     ///
     /// # Errors
-    /// As [`Plan::check`], and the device's own.
+    /// As [`Plan::check`], and errors of the device.
     pub async fn new(
         gpu: &Gpu,
         plan: impl Into<Arc<Plan>>,
@@ -111,19 +113,19 @@ impl Session {
         pipelines: &HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
         bound: &[(BufferId, BufferBinding)],
     ) -> Self {
-        let make =
+        let buffer =
             |(i, spec): (usize, &BufferSpec)| match bound.iter().find(|(id, _)| id.index() == i) {
                 Some((_, bound)) => bound.clone(),
                 None => BufferBinding::from(&gpu.buffer(&spec.name, spec.bytes())),
             };
-        let buffers: Vec<_> = plan.buffers().iter().enumerate().map(make).collect();
+        let buffers: Vec<_> = plan.buffers().iter().enumerate().map(buffer).collect();
         let blocks: Vec<u32> =
             (0..plan.parities()).flat_map(|parity| argument_blocks(&plan, parity)).collect();
         let args = gpu.buffer("args", ElementType::U32.bytes(blocks.len()));
         gpu.upload(&args, 0, &blocks);
 
         let (bind_groups, next_block) = Default::default();
-        let mut preparation = SessionBuilder {
+        let mut builder = SessionBuilder {
             gpu,
             pipelines,
             buffers: &buffers,
@@ -131,10 +133,10 @@ impl Session {
             bind_groups,
             next_block,
         };
-        let forward = plan.forward().iter().map(|stage| preparation.stage(stage)).collect();
-        let backward = plan.backward().iter().map(|stage| preparation.stage(stage)).collect();
-        let parity_blocks = preparation.next_block;
-        // wgpu gives out memory that is zero; a caller's buffers hold what they hold.
+        let forward = plan.forward().iter().map(|stage| builder.stage(stage)).collect();
+        let backward = plan.backward().iter().map(|stage| builder.stage(stage)).collect();
+        let parity_blocks = builder.next_block;
+        // wgpu zeroes new buffers. Bound buffers may hold other values.
         let is_own = |id: &BufferId| bound.iter().all(|(other, _)| other != id);
         let inputs = plan.buffers().iter().enumerate().filter(|(_, spec)| spec.role == Role::Input);
         let zeros = inputs.map(|(i, spec)| (BufferId(i), 0..spec.len));
@@ -144,8 +146,8 @@ impl Session {
         Self { gpu, plan, buffers, forward, backward, parity_blocks, prologue, zeros, broken }
     }
 
-    /// The session as its next call is to have it: whatever this call queued ahead of a pass and
-    /// did not run is gone. `None` where the contents cannot be relied on.
+    /// Returns the session for the next call, without queued clears and copies that never ran.
+    /// Returns `None` if the contents of its buffers are undefined.
     pub fn into_idle(self) -> Option<Self> {
         let idle = Self { prologue: Vec::new(), ..self };
         (!idle.broken).then_some(idle)
@@ -163,7 +165,7 @@ impl Session {
         &self.buffers[id.index()].buffer
     }
 
-    /// Writes `data` to `buffer` from its element `first`.
+    /// Writes `data` to `buffer`, starting at element `first`.
     pub async fn write<T: BufferElement>(
         &mut self,
         buffer: BufferId,
@@ -180,33 +182,34 @@ impl Session {
         self.gpu.guard(upload).await.inspect_err(|_| self.broken = true)
     }
 
-    /// Writes zeros to a range of a buffer, ahead of the next pass.
+    /// Queues a clear of a range of a buffer, to run before the next pass.
     pub fn clear(&mut self, buffer: BufferId, range: Range<usize>) {
         if !self.is_zero(buffer, &range) {
             self.prologue.push(Prologue::Zero(buffer, range));
         }
     }
 
-    /// Whether a range of an input buffer is zero already.
+    /// True if a range of an input buffer is known to be zero.
     fn is_zero(&self, buffer: BufferId, range: &Range<usize>) -> bool {
         let holds = |zero: &Range<usize>| zero.start <= range.start && range.end <= zero.end;
         self.zeros.iter().any(|(id, zero)| *id == buffer && holds(zero))
     }
 
-    /// A wrong type or range is a mistake of this crate's own.
+    /// Panics unless the buffer has elements of type `T` and holds `range`. A wrong type or range
+    /// is a bug in this crate.
     fn assert_holds<T: BufferElement>(&self, buffer: BufferId, range: &Range<usize>) {
         let BufferSpec { name, element, len, .. } = self.plan.spec(buffer);
-        assert_eq!(*element, T::TYPE, "the elements of {name}");
-        assert!(range.end <= *len, "{range:?} of the {len} elements of {name}");
+        assert_eq!(*element, T::TYPE, "the element type of {name}");
+        assert!(range.end <= *len, "{range:?} is out of range for the {len} elements of {name}");
     }
 
-    /// Copies all of `from` to a range of a buffer, ahead of the next pass.
+    /// Queues a copy of all of `from` to a range of a buffer, to run before the next pass.
     pub fn copy_in(&mut self, from: &wgpu::Buffer, to: BufferId, range: Range<usize>) {
         self.zeros.retain(|(id, zero)| *id != to || !overlap(zero, &range));
         self.prologue.push(Prologue::Copy(from.clone(), to, range));
     }
 
-    /// Queues a copy of a range of a buffer into one of its own.
+    /// Queues a copy of a range of a buffer into a new buffer, and returns the new buffer.
     pub async fn copy_out(
         &self,
         name: &str,
@@ -224,7 +227,7 @@ impl Session {
         self.gpu.guard(copy).await
     }
 
-    /// Queues one of the plan's schedules. Returns before it has run.
+    /// Queues one of the plan's schedules. Returns before the schedule has run.
     pub async fn run(&mut self, pass: Pass) -> Result<()> {
         let prologue = self.take_prologue(pass);
         let queue = || {
@@ -234,8 +237,9 @@ impl Session {
         self.gpu.guard(queue).await.inspect_err(|_| self.broken = true)
     }
 
-    /// What is to be done ahead of a pass, once. A session whose pass then fails is used no more,
-    /// so what is zero after it may be noted here.
+    /// Takes the clears and copies to run before a pass, and records the ranges that the clears
+    /// make zero. Recording them before they run is safe: a session whose pass fails is not used
+    /// again.
     fn take_prologue(&mut self, pass: Pass) -> Vec<Prologue> {
         let mut prologue = std::mem::take(&mut self.prologue);
         for cleared in &prologue {
@@ -253,9 +257,9 @@ impl Session {
         prologue
     }
 
-    /// Queues a schedule; its compute passes write `stamps`.
-    fn queue(&self, pass: Pass, prologue: &[Prologue], stamps: Option<PassTimestamps<'_>>) {
-        self.queue_dispatches(pass, prologue, self.dispatches(pass, 0), stamps);
+    /// Queues a schedule. Its compute passes write `timestamps`.
+    fn queue(&self, pass: Pass, prologue: &[Prologue], timestamps: Option<PassTimestamps<'_>>) {
+        self.queue_dispatches(pass, prologue, self.dispatches(pass, 0), timestamps);
     }
 
     fn queue_dispatches<'a>(
@@ -263,20 +267,20 @@ impl Session {
         pass: Pass,
         prologue: &[Prologue],
         dispatches: impl Iterator<Item = (&'a PreparedDispatch, usize)>,
-        mut stamps: Option<PassTimestamps<'_>>,
+        mut timestamps: Option<PassTimestamps<'_>>,
     ) {
         let mut prologue = prologue.iter();
         let mut dispatches = dispatches.peekable();
-        let most = self.plan.submit_flops().min(self.gpu.throttle().most());
+        let max_flops = self.plan.submit_flops().min(self.gpu.throttle().max_flops());
         while dispatches.peek().is_some() {
             let mut encoder = self.gpu.encoder(pass.name());
-            // All of it ahead of the first pass.
+            // The first encoder takes the whole prologue.
             prologue.by_ref().for_each(|prologue| self.encode_prologue(prologue, &mut encoder));
             let (mut flops, mut count) = (0, 0);
-            let within = std::iter::from_fn(|| {
-                // One dispatch at least, however large.
+            let submitted = std::iter::from_fn(|| {
+                // A submit has at least one dispatch, whatever its size.
                 let fits = |dispatch: &PreparedDispatch| {
-                    flops + dispatch.flops <= most && count < SUBMIT_DISPATCHES
+                    flops + dispatch.flops <= max_flops && count < SUBMIT_DISPATCHES
                 };
                 let (dispatch, block) =
                     dispatches.next_if(|(dispatch, _)| count == 0 || fits(dispatch))?;
@@ -284,10 +288,10 @@ impl Session {
                 count += 1;
                 Some((dispatch, block))
             });
-            let writes = stamps.as_mut().map(PassTimestamps::next_pass);
-            encode_dispatches(&mut encoder, pass, within, writes);
+            let writes = timestamps.as_mut().map(PassTimestamps::next_pass);
+            encode_dispatches(&mut encoder, pass, submitted, writes);
             self.gpu.submit(encoder.finish());
-            self.gpu.throttle().queued(flops);
+            self.gpu.throttle().record_submit(flops);
         }
     }
 
@@ -304,7 +308,8 @@ impl Session {
         }
     }
 
-    /// The forward schedule in one pass of somebody's encoder, in one of the plan's parities.
+    /// Encodes the forward schedule, with the arguments of one parity, as one compute pass of the
+    /// caller's encoder.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, parity: usize) {
         encode_dispatches(encoder, Pass::Forward, self.dispatches(Pass::Forward, parity), None);
     }
@@ -316,7 +321,7 @@ impl Session {
         }
     }
 
-    /// The dispatches of a schedule in order, each with the block of its arguments.
+    /// Returns the dispatches of a schedule in order, each with the index of its argument block.
     fn dispatches(
         &self,
         pass: Pass,
@@ -329,20 +334,20 @@ impl Session {
             .map(move |(dispatch, block)| (dispatch, first + block))
     }
 
-    /// Waits for all that was queued and reads parts of buffers, all of one type.
+    /// Waits for all queued work and reads ranges of buffers, all of one element type.
     pub async fn read<T: BufferElement>(
         &mut self,
-        parts: &[(BufferId, Range<usize>)],
+        ranges: &[(BufferId, Range<usize>)],
         wait: Wait,
     ) -> Result<Vec<Vec<T>>> {
-        parts.iter().for_each(|(id, range)| self.assert_holds::<T>(*id, range));
-        let parts: Vec<_> = parts
+        ranges.iter().for_each(|(id, range)| self.assert_holds::<T>(*id, range));
+        let ranges: Vec<_> = ranges
             .iter()
             .map(|(id, range)| (&self.buffers[id.index()].buffer, range.start, range.len()))
             .collect();
-        // A caller may drop this before it is done.
+        // The session stays broken if the caller drops this future before it completes.
         let broken = std::mem::replace(&mut self.broken, true);
-        let read = self.gpu.download(&parts, wait).await?;
+        let read = self.gpu.download(&ranges, wait).await?;
         self.broken = broken;
         Ok(read)
     }
@@ -374,20 +379,21 @@ fn encode_dispatches<'a>(
 }
 
 impl PreparedStage {
-    /// Its dispatches in order, each with the block of its arguments.
+    /// Returns the stage's dispatches in order, each with the index of its argument block.
     fn dispatches(&self) -> impl Iterator<Item = (&PreparedDispatch, usize)> {
         let body = self.dispatches.len();
         (0..self.times * body).map(move |i| (&self.dispatches[i % body], self.first_block + i))
     }
 }
 
-/// What the stages of a session share while it is made.
+/// Prepares the stages of a session.
 struct SessionBuilder<'a> {
     gpu: &'a Gpu,
     pipelines: &'a HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
     buffers: &'a [BufferBinding],
     args: &'a wgpu::Buffer,
-    /// One for each kernel, variant and set of slices; the arguments differ by offset alone.
+    /// One bind group for each kernel, set of override constants and list of buffer slices.
+    /// Dispatches of the same bind group select their arguments by a dynamic offset.
     bind_groups: HashMap<(&'static str, Vec<u32>, Vec<BufferSlice>), wgpu::BindGroup>,
     next_block: usize,
 }
@@ -412,7 +418,7 @@ impl SessionBuilder<'_> {
                 group
             }
         };
-        // Plan::check held them against the adapter's limit, which is a u32.
+        // Plan::check compared them with the adapter's limit, which is a u32.
         let workgroups = dispatch.workgroups.map(|n| n as u32);
         PreparedDispatch {
             pipeline: pipeline.clone(),
@@ -423,17 +429,18 @@ impl SessionBuilder<'_> {
     }
 
     fn bind(&self, dispatch: &Dispatch, pipeline: &wgpu::ComputePipeline) -> wgpu::BindGroup {
-        let part = |buffer, offset, size| {
+        let binding_of = |buffer, offset, size| {
             wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                 buffer,
                 offset,
                 size: wgpu::BufferSize::new(size),
             })
         };
-        let args = wgpu::BindGroupEntry { binding: 0, resource: part(self.args, 0, ARGS_BLOCK) };
+        let args =
+            wgpu::BindGroupEntry { binding: 0, resource: binding_of(self.args, 0, ARGS_BLOCK) };
         let slices = dispatch.bindings.iter().zip(1..).map(|(slice, binding)| {
             let BufferBinding { buffer, offset } = &self.buffers[slice.buffer.index()];
-            let resource = part(buffer, offset + slice.offset(), slice.bytes());
+            let resource = binding_of(buffer, offset + slice.offset(), slice.bytes());
             wgpu::BindGroupEntry { binding, resource }
         });
         let entries: Vec<_> = std::iter::once(args).chain(slices).collect();
@@ -445,8 +452,8 @@ impl SessionBuilder<'_> {
     }
 }
 
-/// The arguments of every dispatch in the order they run, a block each, the loops' steps filled in.
-/// In runs of odd parity the last states are where the first ones were, and the other way round.
+/// Returns the arguments of every dispatch, one block each, in the order they run, with the step of
+/// each loop iteration filled in. Parity 1 swaps the positions of the first and last states.
 fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
     const BLOCK: usize = ARGS_BLOCK as usize / size_of::<u32>();
     let mut blocks = Vec::new();

@@ -1,4 +1,4 @@
-//! Numbers up to an adapter and down from it.
+//! Uploads to buffers of a device, and downloads from them.
 
 use std::sync::Arc;
 
@@ -8,12 +8,13 @@ use crate::gpu::report::one_line;
 use crate::gpu::wait::{Oneshot, Wait};
 use crate::spec::element::{BufferElement, ElementType};
 
-/// Bytes uploaded between two submits, and bytes of a download's staging buffer. wgpu keeps all
-/// that is written between two submits in staging memory, and running out of it loses the device.
+/// The most bytes uploaded between two submits, and the most in a download's staging buffer. wgpu
+/// keeps everything written between two submits in staging memory, and running out of staging
+/// memory loses the device.
 const CHUNK_BYTES: usize = 32 << 20;
 
 impl Gpu {
-    /// Copies `data` to `buffer` from its element `first`.
+    /// Writes `data` to `buffer`, starting at element `first`.
     pub fn upload<T: BufferElement>(&self, buffer: &wgpu::Buffer, first: usize, data: &[T]) {
         let mut at = T::TYPE.bytes(first);
         for chunk in bytemuck::cast_slice::<T, u8>(data).chunks(CHUNK_BYTES) {
@@ -25,41 +26,42 @@ impl Gpu {
         }
     }
 
-    /// Waits for all work queued and reads the elements `first..first + len` of each buffer.
+    /// Waits for all queued work and reads ranges of buffers. A range is a buffer, its first
+    /// element `first`, and `len`: it covers the elements `first..first + len`.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when the work or the copy did not arrive.
+    /// [`Error::DeviceLost`] if the device is lost before the copy is done.
     pub async fn download<T: BufferElement>(
         &self,
-        parts: &[(&wgpu::Buffer, usize, usize)],
+        ranges: &[(&wgpu::Buffer, usize, usize)],
         wait: Wait,
     ) -> Result<Vec<Vec<T>>> {
-        let most = CHUNK_BYTES / size_of::<T>();
-        let total: usize = parts.iter().map(|&(_, _, len)| len).sum();
-        let size = T::TYPE.bytes(total.clamp(1, most));
-        let make = || Ok(self.staging("download", size, wgpu::MapMode::Read));
-        let staging = self.guard(make).await?;
+        let max_len = CHUNK_BYTES / size_of::<T>();
+        let total: usize = ranges.iter().map(|&(_, _, len)| len).sum();
+        let size = T::TYPE.bytes(total.clamp(1, max_len));
+        let create = || Ok(self.staging("download", size, wgpu::MapMode::Read));
+        let staging = self.guard(create).await?;
         let room = |&(_, _, len): &(_, usize, usize)| try_room("results", len);
-        let mut results: Vec<Vec<T>> = parts.iter().map(room).collect::<Result<_>>()?;
-        // Fill the staging buffer, read it, and again until every part is whole.
-        let mut part = 0;
-        while part < parts.len() {
+        let mut results: Vec<Vec<T>> = ranges.iter().map(room).collect::<Result<_>>()?;
+        // Fill the staging buffer and read it, until every range is complete.
+        let mut index = 0;
+        while index < ranges.len() {
             let mut staged: Vec<(usize, usize)> = Vec::new();
             let mut used = 0;
             let submit = || {
                 let mut encoder = self.encoder("download");
-                while part < parts.len() && used < most {
-                    let (buffer, first, len) = parts[part];
-                    let done: usize = results[part].len();
-                    let take = (len - done).min(most - used);
-                    let [from, to, size] = [first + done, used, take].map(|n| T::TYPE.bytes(n));
+                while index < ranges.len() && used < max_len {
+                    let (buffer, first, len) = ranges[index];
+                    let done: usize = results[index].len();
+                    let count = (len - done).min(max_len - used);
+                    let [from, to, size] = [first + done, used, count].map(|n| T::TYPE.bytes(n));
                     encoder.copy_buffer_to_buffer(buffer, from, &staging, to, size);
-                    staged.push((part, take));
-                    used += take;
-                    if done + take < len {
+                    staged.push((index, count));
+                    used += count;
+                    if done + count < len {
                         break;
                     }
-                    part += 1;
+                    index += 1;
                 }
                 self.submit(encoder.finish());
                 Ok(())
@@ -69,9 +71,9 @@ impl Gpu {
             self.map(&staging, wgpu::MapMode::Read, size, "results", wait).await?;
             self.read_mapped(&staging, used, |values: &[T]| {
                 let mut values = values;
-                for &(part, take) in &staged {
-                    let (chunk, rest) = values.split_at(take);
-                    results[part].extend_from_slice(chunk);
+                for &(index, count) in &staged {
+                    let (chunk, rest) = values.split_at(count);
+                    results[index].extend_from_slice(chunk);
                     values = rest;
                 }
             })?;
@@ -79,16 +81,16 @@ impl Gpu {
         Ok(results)
     }
 
-    /// Sends what is written and waits for all work queued.
+    /// Submits pending writes and waits for all queued work.
     pub async fn sync(&self, wait: Wait) -> Result<()> {
-        let send = || {
+        let flush = || {
             self.queue().submit([]);
             Ok(())
         };
-        self.guard(send).await?;
+        self.guard(flush).await?;
         match wait {
             Wait::Block if !self.is_limited() => self.wait(),
-            // A result that has arrived says the same.
+            // A download has a time limit and an async version. It ends after all queued work.
             Wait::Block | Wait::Async => {
                 let size = ElementType::U32.size();
                 let probe = self.guard(|| Ok(self.buffer("probe", size))).await?;
@@ -97,8 +99,8 @@ impl Gpu {
         }
     }
 
-    /// A buffer of `size` bytes that the host maps to read what kernels made, or to write what they
-    /// need.
+    /// Creates a staging buffer of `size` bytes, which the host maps to read results or to write
+    /// inputs.
     pub fn staging(&self, name: &str, size: u64, mode: wgpu::MapMode) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
         let usage = match mode {
@@ -113,8 +115,8 @@ impl Gpu {
         })
     }
 
-    /// Waits until `buffer`'s first `size` bytes are mapped, which is after all work queued that
-    /// uses it.
+    /// Maps the first `size` bytes of `buffer` and waits until they are mapped, which is after all
+    /// queued work that uses the buffer. `what` names the awaited thing in a timeout's message.
     pub async fn map(
         &self,
         buffer: &wgpu::Buffer,
@@ -126,26 +128,26 @@ impl Gpu {
         let oneshot = Arc::new(Oneshot::default());
         let callback = Arc::clone(&oneshot);
         let deadline = self.deadline(what);
-        let part = buffer.slice(..size);
-        self.guard_now(|| part.map_async(mode, move |mapped| callback.send(Ok(mapped))))?;
+        let slice = buffer.slice(..size);
+        self.guard_now(|| slice.map_async(mode, move |mapped| callback.send(Ok(mapped))))?;
         match wait {
-            Wait::Block => oneshot.block(&deadline, |blocks| self.poll_once(blocks))?,
+            Wait::Block => oneshot.block(&deadline, |may_block| self.poll_once(may_block))?,
             Wait::Async => self.poll_for(&oneshot, deadline)?,
         }
-        // After a lost device, mapping is the one call that says so. (It also fails where the
-        // buffer is dropped meanwhile, with this future: then nobody is here to hear of it.)
+        // An error here means a lost device. (Mapping also fails if the buffer is dropped, but the
+        // buffer lives as long as this future.)
         let mapped = std::future::poll_fn(|context| oneshot.poll(context)).await?;
-        mapped.map_err(|error| self.lose(&error.to_string()))?;
-        // What this waited for is queued behind all that came before.
-        self.throttle().done();
+        mapped.map_err(|error| self.mark_lost(&error.to_string()))?;
+        // The mapped buffer's work was queued after all other work, so all work is done.
+        self.throttle().record_done();
         Ok(())
     }
 
-    /// Shows `work` the first `len` elements of a mapped staging buffer, and unmaps it.
+    /// Calls `work` with the first `len` elements of a mapped staging buffer, then unmaps it.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when the device was lost meanwhile: wgpu may have freed what `work`
-    /// was shown.
+    /// [`Error::DeviceLost`] if the device was lost during `work`: wgpu may have freed the elements
+    /// that `work` read.
     pub fn read_mapped<T: BufferElement>(
         &self,
         staging: &wgpu::Buffer,
@@ -170,19 +172,19 @@ mod tests {
     use super::*;
     use crate::model::device::test_device;
 
-    /// More than one staging buffer holds, in parts that end inside and across its chunks.
+    /// The ranges exceed one staging buffer. Some end inside a chunk, some cross its end.
     #[test]
-    fn large_transfers_arrive_whole_and_in_order() {
+    fn large_transfers_are_complete_and_in_order() {
         let (_, gpu) = test_device();
         let len = CHUNK_BYTES / 4 * 3 / 2 + 12_345;
         let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
         let buffer = gpu.buffer("test", ElementType::F32.bytes(len));
         gpu.upload(&buffer, 0, &data);
-        let parts = [(0, 7), (5, len - 9), (len - 3, 3), (1, CHUNK_BYTES / 4)];
-        let views = parts.map(|(first, len)| (&buffer, first, len));
+        let ranges = [(0, 7), (5, len - 9), (len - 3, 3), (1, CHUNK_BYTES / 4)];
+        let slices = ranges.map(|(first, len)| (&buffer, first, len));
         let got: Vec<Vec<f32>> =
-            pollster::block_on(gpu.download(&views, Wait::Block)).expect("downloads");
-        for ((first, len), got) in parts.into_iter().zip(got) {
+            pollster::block_on(gpu.download(&slices, Wait::Block)).expect("downloads");
+        for ((first, len), got) in ranges.into_iter().zip(got) {
             assert!(got == data[first..first + len], "{len} elements from {first}");
         }
     }

@@ -1,4 +1,4 @@
-//! Waiting for a device: how, for how long, and for what.
+//! Waiting for a device: blocking or async, with a deadline, for a callback of wgpu.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex};
@@ -12,24 +12,24 @@ use crate::lock::lock;
 /// How a call waits for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// The calling thread sleeps in the driver.
+    /// The calling thread blocks in the driver.
     Block,
-    /// The caller's executor does something else.
+    /// The call is a future; the caller's executor can run other tasks meanwhile.
     Async,
 }
 
-/// How long a wait may last.
+/// The time limit of one wait, if it has one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
-    /// What is waited for.
+    /// The awaited thing, for the error message.
     what: &'static str,
     start: Instant,
-    /// `None` for a wait without an end.
+    /// `None` for a wait without a limit.
     limit: Option<Duration>,
 }
 
 impl Deadline {
-    /// For a wait that starts now.
+    /// Creates the deadline of a wait that starts now.
     pub fn new(what: &'static str, limit: Option<Duration>) -> Self {
         Self { what, start: Instant::now(), limit }
     }
@@ -38,13 +38,14 @@ impl Deadline {
         self.limit.is_some()
     }
 
-    /// How long to wait for a callback before the device is polled again.
+    /// Returns the time to wait for a callback before the device is polled again.
     ///
     /// # Errors
     /// [`Error::Timeout`] once the limit is reached.
     pub fn pause(&self) -> Result<Duration> {
         const LONGEST: Duration = Duration::from_millis(1);
-        // The driver was waited for, so another thread has the callback and is about to call it.
+        // Without a limit the poll blocks until the work is done. If the callback has not been
+        // called by then, another thread took it and is about to call it.
         const CALLBACK: Duration = Duration::from_millis(5);
         let Some(limit) = self.limit else { return Ok(CALLBACK) };
         let elapsed = self.start.elapsed();
@@ -52,15 +53,16 @@ impl Deadline {
         if left.is_zero() {
             return Err(Error::Timeout { what: self.what, limit });
         }
-        // The longer it took, the less a moment more matters.
+        // Poll less often as the wait gets longer: a pause is at most 1/8 of the time so far.
         Ok((elapsed / 8).clamp(Duration::from_micros(20), LONGEST).min(left))
     }
 }
 
-/// What a wait ends with: how polling went, and what the callback then said of mapping a buffer.
-pub(crate) type Mapped = Result<Result<(), wgpu::BufferAsyncError>>;
+/// The result of waiting for a mapped buffer. Outer: an error of polling. Inner: the result that
+/// wgpu passes to the callback of `map_async`.
+pub(crate) type MapResult = Result<Result<(), wgpu::BufferAsyncError>>;
 
-/// A oneshot channel, from a callback of wgpu to whoever waits for it, on a thread or as a task.
+/// A oneshot channel from a callback of wgpu to a waiting thread or task.
 #[derive(Debug, Default)]
 pub(crate) struct Oneshot {
     state: Mutex<OneshotState>,
@@ -69,36 +71,36 @@ pub(crate) struct Oneshot {
 
 #[derive(Debug, Default)]
 struct OneshotState {
-    value: Option<Mapped>,
+    value: Option<MapResult>,
     waker: Option<Waker>,
 }
 
 impl Oneshot {
-    /// Sends a value. The first one counts.
-    pub fn send(&self, value: Mapped) {
+    /// Sends a value. Only the first value sent is kept.
+    pub fn send(&self, value: MapResult) {
         let mut state = lock(&self.state);
         state.value.get_or_insert(value);
         self.sent.notify_all();
         let waker = state.waker.take();
-        // A waker may run the task at once, and the task polls this.
+        // A waker may run the task at once, and the task locks this state to poll it.
         drop(state);
         if let Some(waker) = waker {
-            // The waker is the caller's code, which may panic. A panic must not unwind from here:
-            // it would end the thread that polls for all other waiters, or cross a callback of
-            // wgpu, where it looks like a lost device. It is dropped, since no caller is on this
-            // stack to receive it; the panic hook has already reported it. The value stays in
-            // place.
+            // The waker is the caller's code and may panic. A panic must not unwind from here: it
+            // would end the thread that polls for all other waiters, or cross a callback of wgpu,
+            // where it would be taken for a lost device. The panic is discarded: no caller is on
+            // this stack to receive it, and the panic hook has already reported it. The value
+            // stays in place.
             drop(catch_unwind(AssertUnwindSafe(|| waker.wake())));
         }
     }
 
-    /// Whether a value was sent.
+    /// True once a value was sent.
     pub fn is_sent(&self) -> bool {
         lock(&self.state).value.is_some()
     }
 
-    /// The value, for a task.
-    pub fn poll(&self, context: &mut Context<'_>) -> Poll<Mapped> {
+    /// Polls for the value and registers the task's waker.
+    pub fn poll(&self, context: &mut Context<'_>) -> Poll<MapResult> {
         let mut state = lock(&self.state);
         match &state.value {
             Some(value) => Poll::Ready(value.clone()),
@@ -109,11 +111,11 @@ impl Oneshot {
         }
     }
 
-    /// Returns when a value was sent, on a thread that polls the device itself: `poll_once` says
-    /// by its argument whether it may block until all work is done.
+    /// Blocks until a value was sent. This thread polls the device itself: `poll_once` polls it,
+    /// and may block until all queued work is done if its argument is true.
     ///
-    /// Polling once is not enough: when threads share the device, another one's poll may have taken
-    /// the callback and not yet called it when our own poll returns.
+    /// One poll is not enough. When threads share the device, another thread's poll may have taken
+    /// the callback and not yet called it when this thread's poll returns.
     ///
     /// # Errors
     /// [`Error::DeviceLost`], [`Error::Timeout`].

@@ -1,21 +1,21 @@
 //! One row per WGSL kernel: its source, bindings, constants, arguments and workgroup.
 //!
-//! This is the Rust mirror of `shaders/`. `kernels/tests.rs` holds every line of it against the
-//! WGSL by naga's reflection, so the two cannot drift apart.
+//! This is the Rust mirror of `shaders/`. `kernels/tests.rs` compares every line with the WGSL by
+//! naga's reflection.
 
 use crate::spec::element::ElementType;
 
-/// Loop iterations that a kernel asks of one invocation at most on lavapipe, which ends every loop,
-/// without an error, once all loops of an invocation have used up 65,535 iterations together.
-/// Longer sums and sequences are cut into dispatches.
+/// The most loop iterations that a kernel makes in one invocation on lavapipe. lavapipe silently
+/// ends all loops of an invocation after 65,535 iterations in total. Longer sums and sequences are
+/// split into several dispatches.
 pub const LOOP_BUDGET: usize = 65_535;
 
-/// How a kernel uses a storage binding.
+/// How a kernel accesses a storage binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// `var<storage, read>`
     Read,
-    /// The same of vec4: what is bound must be whole quads.
+    /// `var<storage, read>` of vec4: the bound range must be whole quads.
     ReadQuads,
     /// `var<storage, read_write>`
     ReadWrite,
@@ -27,7 +27,7 @@ pub struct Binding {
     /// The variable's name in WGSL.
     pub name: &'static str,
     pub access: Access,
-    /// What the kernel takes the buffer's elements for.
+    /// The element type that the kernel reads.
     pub element: ElementType,
 }
 
@@ -44,7 +44,8 @@ impl Binding {
         Self { name, access: Access::ReadWrite, element }
     }
 
-    /// Bytes that the kernel reads or writes at once: the least that can be bound.
+    /// Returns the bytes that the kernel reads or writes at once, the smallest range that can be
+    /// bound.
     pub fn min_size(&self) -> u64 {
         match self.access {
             Access::Read | Access::ReadWrite => self.element.size(),
@@ -53,52 +54,52 @@ impl Binding {
     }
 }
 
-/// A kernel as the schedule and the executor see it. Binding 0 is always `Args`, the others follow
-/// from 1 in the order of `bindings`.
+/// A kernel's interface to the schedule and the executor. Binding 0 is always `Args`; the others
+/// follow from 1 in the order of `bindings`.
 ///
 /// `Args` is a read-only storage binding at a dynamic offset, not a uniform: Mesa's lavapipe
-/// compiles a kernel anew for each value of a uniform that its branches depend on.
+/// compiles a kernel again for each value of a uniform that its branches depend on.
 #[derive(Debug)]
 pub struct Kernel {
-    /// The file's name in `shaders/`, without its ending.
+    /// The file's name in `shaders/`, without its extension.
     pub name: &'static str,
-    /// `common.wgsl` and the kernel's own file. The entry point is `main`.
+    /// The source: `common.wgsl` and the kernel's own file. The entry point is `main`.
     pub source: &'static str,
-    /// The bindings besides `Args`, in order.
+    /// The bindings after `Args`, in order.
     pub bindings: &'static [Binding],
     /// The members of `Args`, each a u32, in order.
     pub args: &'static [&'static str],
     /// The override constants, each a bool or a u32.
     pub constants: &'static [&'static str],
-    /// What a workgroup takes and makes, by the constants' values.
+    /// Returns the workgroup's resources and its tile, from the constants' values.
     pub workgroup: fn(&[u32]) -> Workgroup,
 }
 
 impl Kernel {
-    /// Storage buffers that the kernel binds, `Args` included.
+    /// Returns the number of storage buffers that the kernel binds, including `Args`.
     pub fn storage_buffers(&self) -> usize {
         1 + self.bindings.len()
     }
 
-    /// Bytes of `Args`.
+    /// Returns the bytes of `Args`.
     pub fn args_size(&self) -> u64 {
         ElementType::U32.bytes(self.args.len())
     }
 
-    /// Which of its arguments is called `name`.
+    /// Returns the index of the argument `name`.
     pub fn argument(&self, name: &str) -> Option<usize> {
         self.args.iter().position(|&arg| arg == name)
     }
 }
 
-/// What a workgroup of a kernel takes and makes.
+/// The resources that a kernel's workgroup uses, and its tile of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workgroup {
-    /// Its threads.
+    /// Threads.
     pub threads: u64,
-    /// Bytes of its own memory.
+    /// Bytes of workgroup memory.
     pub bytes: u64,
-    /// Columns and rows of the output that it makes.
+    /// Columns and rows of the output that the workgroup computes.
     pub tile: [u32; 2],
 }
 
@@ -111,7 +112,7 @@ macro_rules! kernel_source {
     };
 }
 
-/// A kernel's `Args` or constants: a struct of u32 with the names of its fields.
+/// Defines a kernel's `Args` or constants: a struct of u32 fields with their names.
 macro_rules! args {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
         $(#[$doc])*
@@ -120,11 +121,11 @@ macro_rules! args {
         pub struct $name { $($(#[$field_doc])* pub $field: u32),* }
 
         impl $name {
-            /// The fields' names, in order.
+            /// The names of the fields, in order.
             #[allow(dead_code, reason = "of constants, whose names in WGSL are written out")]
             pub const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
 
-            /// The fields, in order.
+            /// Returns the fields, in order.
             pub fn as_u32s(&self) -> &[u32] {
                 bytemuck::cast_slice(std::slice::from_ref(self))
             }

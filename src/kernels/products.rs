@@ -1,4 +1,4 @@
-//! The kernels of products and of sums over rows.
+//! The kernels for matrix products and for sums over rows.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,15 +12,15 @@ args! {
         m,
         /// Columns of C.
         n,
-        /// Length of the sum.
+        /// Length of the sum over k.
         k,
-        /// As much of it as a workgroup takes.
+        /// The part of the sum that one workgroup computes.
         k_part,
         /// Index of A's first element.
         a_first,
         /// Distance between A's rows.
         a_stride,
-        /// Which row of its first run A's first element stands before.
+        /// The row of its first run at which A's first element is.
         a_row,
         /// Rows of a run of A.
         a_run,
@@ -30,7 +30,7 @@ args! {
         b_first,
         /// Distance between B's rows.
         b_stride,
-        /// Which row of its first run B's first element stands before.
+        /// The row of its first run at which B's first element is.
         b_row,
         /// Rows of a run of B.
         b_run,
@@ -40,25 +40,25 @@ args! {
         c_first,
         /// Distance between C's rows.
         c_stride,
-        /// Which row of its first run C's first element stands before.
+        /// The row of its first run at which C's first element is.
         c_row,
         /// Rows of a run of C.
         c_run,
         /// Distance between C's runs.
         c_skip,
-        /// Distance between the parts' C.
+        /// Distance between the partial results in C.
         part_apart,
-        /// Index of the bias of C's first column.
+        /// Index of the bias for C's first column.
         bias_first,
-        /// 1: add the bias to every row.
+        /// 1: adds the bias to every row.
         add_bias,
-        /// 1: add to what C holds.
+        /// 1: adds to the contents of C.
         accumulate,
     }
 }
 
 args! {
-    /// [`MATMUL`]'s override constants, in the order of their names in WGSL.
+    /// The override constants of [`MATMUL`], in the order of their names in WGSL.
     MatmulConstants {
         /// 1: A's rows in memory are its columns.
         a_transposed,
@@ -70,13 +70,13 @@ args! {
         m_threads,
         /// Threads along C's columns.
         n_threads,
-        /// Rows of a thread, four each.
+        /// Quads of rows per thread.
         m_quads,
-        /// Columns of a thread, four each.
+        /// Quads of columns per thread.
         n_quads,
-        /// Of k at once.
+        /// Elements along k staged at once.
         depth,
-        /// 1: operands go through the workgroup's memory.
+        /// 1: operands are staged in workgroup memory.
         staged,
     }
 }
@@ -93,7 +93,7 @@ const MATMUL_CONSTANTS: &[&str] = &[
     "STAGED",
 ];
 
-/// The three arrays of `shaders/matmul.wgsl`: slices of A and B and the threads' blocks, all of
+/// The three arrays of `shaders/matmul.wgsl`: slices of A and B, and the threads' blocks, all of
 /// vec4.
 fn matmul_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; MATMUL_CONSTANTS.len()] = constants.try_into().expect("one a name");
@@ -106,7 +106,7 @@ fn matmul_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads: threads.into(), bytes, tile }
 }
 
-/// `C = A · B`, either operand transposed, with an optional bias: every large product.
+/// `C = A · B`, with either operand transposed and an optional bias. Computes every large product.
 pub static MATMUL: Kernel = Kernel {
     name: "matmul",
     source: kernel_source!("matmul"),
@@ -126,9 +126,9 @@ args! {
     ColumnSumArgs {
         /// Rows to sum.
         rows,
-        /// As many of them as a workgroup takes.
+        /// The rows that one workgroup sums.
         rows_part,
-        /// Columns, each with a sum of its own.
+        /// Columns; each has its own sum.
         columns,
         /// Index of the first element.
         first,
@@ -136,14 +136,14 @@ args! {
         stride,
         /// Index of the first sum in the output.
         out_first,
-        /// Distance between the parts' sums.
+        /// Distance between the partial sums.
         part_apart,
-        /// 1: add to what the output holds.
+        /// 1: adds to the contents of the output.
         accumulate,
     }
 }
 
-/// Sums over rows: the biases' gradients.
+/// Sums over rows, for the gradients of the biases.
 pub static COLUMN_SUM: Kernel = Kernel {
     name: "column_sum",
     source: kernel_source!("column_sum"),

@@ -7,7 +7,7 @@ use crate::spec::element::ElementType;
 use crate::spec::element::ElementType::{F32, U32};
 
 args! {
-    /// Arguments of [`FORWARD`] and of [`BACKWARD`].
+    /// Arguments of [`FORWARD`] and [`BACKWARD`].
     StepArgs {
         /// T.
         steps,
@@ -17,33 +17,33 @@ args! {
         hidden,
         /// D.
         directions,
-        /// The directions from this one on run from the last time to the first.
+        /// The first direction that runs from the last time to the first.
         reverse_from,
         /// The first batch row of this dispatch.
         row_first,
-        /// Rows of x and y from a step to the next.
+        /// Distance in rows of x and y from one step to the next.
         time_stride,
-        /// Rows of x and y from a batch row to the next.
+        /// Distance in rows of x and y from one batch row to the next.
         row_stride,
-        /// States of each batch row that h holds.
+        /// The number of states per batch row that h holds.
         h_times,
-        /// Rows of h from a step to the next.
+        /// Distance in rows of h from one step to the next.
         h_time_stride,
-        /// Rows of h from a batch row to the next.
+        /// Distance in rows of h from one batch row to the next.
         h_row_stride,
-        /// The direction's own step that gates starts at.
+        /// The step, in the direction's own order, at which gates starts.
         gates_first,
-        /// How many steps from there on it holds.
+        /// The number of steps from there on that gates holds.
         gates_times,
-        /// How many it has room for.
+        /// The number of steps that gates has room for.
         gates_room,
-        /// Rows of gates from a step to the next.
+        /// Distance in rows of gates from one step to the next.
         gates_time_stride,
-        /// Rows of gates from a batch row to the next.
+        /// Distance in rows of gates from one batch row to the next.
         gates_row_stride,
-        /// Elements from a recurrent weight to the same one of the other direction.
+        /// Distance in elements from a recurrent weight to that of the other direction.
         weight_apart,
-        /// Elements from a hidden bias to the same one of the other direction.
+        /// Distance in elements from a hidden bias to that of the other direction.
         bias_apart,
         /// Index of the layer's first states `[D, B, H]` (backward: of their gradients).
         first_state,
@@ -51,58 +51,59 @@ args! {
         reset_state,
         /// Index of the layer's last states.
         last_state,
-        /// The layer, for draws.
+        /// The layer's index, for the random draws.
         layer,
-        /// Draws below this drop an output.
+        /// An output is dropped if its draw is below this.
         drop_below,
-        /// What kept outputs are multiplied with, an f32.
+        /// Factor of the outputs that are not dropped, an f32.
         drop_scale,
-        /// Draws below this keep a unit's state.
+        /// A unit keeps its state if its draw is below this.
         zone_below,
-        /// The fraction of its state that a unit keeps at inference, an f32.
+        /// The fraction of its state that a unit keeps in inference, an f32.
         zone_fraction,
-        /// How many steps this dispatch takes.
+        /// The number of steps in this dispatch.
         count,
-        /// The first of them (backward: the state whose gradient is made first), each direction's
-        /// own, set by the loop.
+        /// The first step, in the direction's own order (backward: the state whose gradient is
+        /// computed first). The loop sets it.
         step,
     }
 }
 
 args! {
-    /// [`FORWARD`]'s and [`BACKWARD`]'s override constants, in the order of their names in WGSL.
+    /// The override constants of [`FORWARD`] and [`BACKWARD`], in the order of their names in WGSL.
     StepConstants {
-        /// 1: make r and z.
+        /// 1: computes r and z.
         gates_rz,
-        /// 1: make n.
+        /// 1: computes n.
         gate_n,
-        /// 1: n needs every r first.
+        /// 1: reset before the product, so n needs every r first.
         reset_before,
-        /// 1: z keeps the past.
+        /// 1: z keeps the state.
         z_keeps,
-        /// The code of r's and z's activation.
+        /// The code of the activation of r and z.
         gate_activation,
-        /// The code of n's.
+        /// The code of the activation of n.
         candidate_activation,
-        /// 1: what is put out goes through dropout.
+        /// 1: applies dropout to the output.
         dropout,
-        /// The code of what zoneout does.
+        /// The code of zoneout's mode.
         zoneout,
-        /// 1: gates are for a backward pass.
+        /// 1: stores the gates for a backward pass.
         keeps,
         /// 1: H is a multiple of 4.
         aligned,
-        /// Threads along the units, four units each.
+        /// Threads along the units, one quad of units each.
         unit_quads,
         /// Split-K lanes: threads along k.
         split_k,
-        /// Rows of a thread, four each.
+        /// Quads of rows per thread.
         row_quads,
-        /// Of k, four each, that the workgroup's memory holds.
+        /// Quads along k that workgroup memory holds.
         depth_quads,
-        /// Sums of each unit and row that the workgroup's memory holds.
+        /// Sums per unit and row that workgroup memory holds.
         accumulators,
-        /// 1: operands stay in the workgroup's memory from step to step: it makes all units.
+        /// 1: operands stay in workgroup memory from step to step, because the workgroup computes
+        /// all units.
         resident,
     }
 }
@@ -126,7 +127,7 @@ const STEP_CONSTANTS: &[&str] = &[
     "RESIDENT",
 ];
 
-/// The arrays of `shaders/step.wgsl`: operands of k and each lane's sums, four rows to a vec4;
+/// The arrays of `shaders/step.wgsl`: operands along k and each lane's sums, four rows to a vec4;
 /// accumulators of each unit and row.
 fn step_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; STEP_CONSTANTS.len()] = constants.try_into().expect("one a name");
@@ -139,7 +140,7 @@ fn step_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads, bytes, tile: [4 * unit_quads, 4 * row_quads] }
 }
 
-/// Steps forward: recurrent products and elementwise update.
+/// Forward steps: recurrent products and elementwise update.
 pub static FORWARD: Kernel = Kernel {
     name: "forward",
     source: kernel_source!("step", "forward"),
@@ -157,7 +158,7 @@ pub static FORWARD: Kernel = Kernel {
     workgroup: step_workgroup,
 };
 
-/// States backward: recurrent products of the gradients and the elementwise gradients.
+/// Backward steps: recurrent products of the gradients, and the elementwise gradients.
 pub static BACKWARD: Kernel = Kernel {
     name: "backward",
     source: kernel_source!("step", "backward"),

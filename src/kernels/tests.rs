@@ -1,4 +1,4 @@
-//! Every line of `src/kernels/` against the WGSL it mirrors, by naga's reflection. No GPU needed.
+//! Compares every line of `src/kernels/` with the WGSL, by naga's reflection. Needs no GPU.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ fn modules() -> Vec<(&'static Kernel, Module)> {
     ALL.map(parse).into()
 }
 
-/// Whole WebGPU without any optional capability.
+/// All of WebGPU without any optional capability.
 #[test]
 fn every_kernel_is_valid_wgsl_without_extensions() {
     for (kernel, module) in modules() {
@@ -29,8 +29,8 @@ fn every_kernel_is_valid_wgsl_without_extensions() {
     }
 }
 
-/// Kernels are made without wgpu's guard against endless loops, on the promise that each loop ends:
-/// a `for` with a counter that only its head changes, upwards by a stride or downwards by halves.
+/// Kernels are compiled without wgpu's guard against endless loops, so each loop must end: a `for`
+/// whose counter is changed only in its head, upwards by a stride or downwards by halves.
 #[test]
 fn every_loop_is_counted() {
     let mut loops = 0;
@@ -49,7 +49,7 @@ fn every_loop_is_counted() {
     assert!(loops > 20, "{loops}");
 }
 
-/// The lines between the first one's brace and its twin.
+/// Returns the lines between the first line's brace and its closing brace.
 fn body<'a>(lines: &'a [&'a str]) -> &'a [&'a str] {
     let count = |line: &str, brace| line.matches(brace).count() as isize;
     let depths = lines.iter().scan(0, |depth, line| {
@@ -79,7 +79,7 @@ fn is_counted(head: &str, body: &[&str]) -> bool {
     (upwards || halves) && !body.iter().any(writes)
 }
 
-/// A file with an entry point is a kernel; any other is a part of some.
+/// A file with an entry point is a kernel; any other file is included in one.
 #[test]
 fn every_shader_is_used() {
     let mut kernels: Vec<_> = ALL.iter().map(|kernel| format!("{}.wgsl", kernel.name)).collect();
@@ -95,7 +95,7 @@ fn every_shader_is_used() {
     assert_eq!(kernels, [""; 0]);
 }
 
-/// Each kernel with the constants that plans of all kinds give it.
+/// Returns each kernel with the constants that plans of all kinds give it.
 fn variants() -> Vec<(&'static Kernel, Vec<u32>)> {
     let software = DeviceCaps::new(Limits::WEBGPU_DEFAULT, true);
     let roomy = Limits { max_compute_workgroup_storage_size: 48 << 10, ..Limits::WEBGPU_DEFAULT };
@@ -177,7 +177,7 @@ fn bindings_have_the_stated_names_order_access_and_elements() {
                     TypeInner::Vector { size, scalar } => (scalar, size as u32),
                     ref other => panic!("{}: {name} is an array of {other:?}", kernel.name),
                 },
-                // Args, whose members another test looks at.
+                // Another test checks the members of Args.
                 _ => (naga::Scalar::U32, 1),
             };
             let element = match (scalar.kind, scalar.width) {
@@ -232,7 +232,7 @@ fn override_constants_have_the_stated_names() {
         let found: Vec<_> = module
             .overrides
             .iter()
-            // What array sizes are computed with has no name.
+            // The constants used in array sizes have no name.
             .filter_map(|(_, o)| {
                 let scalar = module.types[o.ty].inner.scalar().unwrap();
                 assert!(
@@ -281,7 +281,7 @@ fn step_flags_have_the_stated_bits() {
     }
 }
 
-/// The other kernels' tiles are override constants, which the plan itself sets.
+/// The other kernels' tiles are override constants, which the plan sets.
 #[test]
 fn the_column_sums_tile_is_the_shaders_constant() {
     let modules = modules();

@@ -1,4 +1,4 @@
-//! The kernels of losses and updates.
+//! The kernels for losses and updates.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -19,19 +19,18 @@ args! {
 }
 
 args! {
-    /// [`LOSS`]'s override constants, in the order of their names in WGSL.
+    /// The override constants of [`LOSS`], in the order of their names in WGSL.
     LossConstants {
         /// The code of the loss.
         loss,
-        /// Threads of a row.
+        /// Threads per row.
         lanes,
-        /// Whether the gradient takes the outputs' place; or else the outputs stay, and rows that
-        /// are correct are counted.
+        /// 1: the gradient replaces the outputs. 0: the outputs stay, and correct rows are counted.
         differentiate,
     }
 }
 
-/// The code that the shader knows a loss by.
+/// Returns the shader's code of a loss.
 pub fn loss_kind(loss: &Loss) -> u32 {
     match loss {
         Loss::MeanSquared => 0,
@@ -44,7 +43,8 @@ fn loss_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads: 64, bytes: F32.bytes(64), tile: [1, 64 / constants[1]] }
 }
 
-/// Losses of rows of outputs, and their gradients in the outputs' place, or which rows are correct.
+/// The loss of each row of outputs. Replaces the outputs by their gradients, or counts the correct
+/// rows.
 pub static LOSS: Kernel = Kernel {
     name: "loss",
     source: kernel_source!("loss"),
@@ -62,16 +62,16 @@ pub static LOSS: Kernel = Kernel {
 args! {
     /// Arguments of [`GRADIENT_NORM`].
     GradientNormArgs {
-        /// Elements of the gradient, or parts.
+        /// Elements of the gradient, or the number of partial results.
         length,
-        /// Of a workgroup.
+        /// Elements per workgroup.
         part,
         /// Updates that `reports` has slots for.
         slots,
     }
 }
 
-/// The norm of a gradient and its largest element, in parts and then of all together.
+/// The norm of a gradient and its largest element: partial results first, then their combination.
 pub static GRADIENT_NORM: Kernel = Kernel {
     name: "gradient_norm",
     source: kernel_source!("gradient_norm"),
@@ -92,14 +92,14 @@ args! {
     OptimizerArgs {
         /// Parameters, padding included.
         length,
-        /// Threads of all workgroups.
+        /// Threads in all workgroups.
         threads,
         /// Updates that `reports` has slots for.
         slots,
     }
 }
 
-/// One update of all parameters, or a check whether all would be finite after it.
+/// One update of all parameters, or a check that all of them stay finite.
 pub static OPTIMIZER: Kernel = Kernel {
     name: "optimizer",
     source: kernel_source!("optimizer"),

@@ -1,10 +1,11 @@
-//! [`blocking_and_async!`]: a public call that waits for the device, and its async twin, written once.
+//! [`blocking_and_async!`]: declares a blocking call and its async version together.
 
-/// Makes a blocking call and its async twin of one signature, one documentation and one future.
+/// Declares a blocking call and its async version from one signature, one doc comment and one
+/// future.
 ///
-/// The future says how it waits by the name between the bars; a future that never waits for the
-/// device takes `_`. It is evaluated inside each of the two calls, so that arguments are taken as
-/// they are.
+/// The name between the bars is the [`Wait`](crate::gpu::wait::Wait) of the call; a future that
+/// never waits for the device takes `_`. Each of the two calls contains the future's expression, so
+/// the expression can use the arguments by name.
 ///
 /// ```ignore
 /// blocking_and_async! {
@@ -33,9 +34,9 @@ macro_rules! blocking_and_async {
         }
 
         #[doc = concat!(
-            "[`", stringify!($name), "`](Self::", stringify!($name), ") as a future, which never ",
-            "blocks its thread while an adapter computes; its results and errors are the same. ",
-            "(The CPU computes in the first poll.)"
+            "The async version of [`", stringify!($name), "`](Self::", stringify!($name), "), with ",
+            "the same results and errors. The future never blocks its thread while an adapter ",
+            "computes. (On the CPU device the first poll computes everything.)"
         )]
         $vis async fn $name_async $(<$($lifetime),+>)? ($($args)*)
             -> $output

@@ -1,4 +1,4 @@
-//! Where a model runs: the CPU or an open adapter.
+//! [`Device`]: the CPU or an open adapter, where a model runs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,12 +10,16 @@ use crate::gpu::adapter::{self, AdapterInfo};
 use crate::gpu::context::Gpu;
 use crate::model::blocking::blocking_and_async;
 
-/// Where a model runs. Cheap to clone; clones of a GPU device share the open adapter.
+/// The [`Device::reason`] of a device that the caller chose.
+const REQUESTED: &str = "requested by the caller";
+
+/// A device that models run on: the CPU or an open adapter. Cheap to clone. Clones share the open
+/// adapter.
 ///
 /// ```no_run
 /// use gru_wgpu::Device;
 ///
-/// let device = Device::auto(); // a hardware GPU, or the CPU where there is none
+/// let device = Device::auto(); // a hardware GPU, or the CPU if there is none
 /// println!("{device}: {}", device.reason());
 /// let ci = Device::software()?; // a software adapter, for tests without a GPU
 /// # Ok::<(), gru_wgpu::Error>(())
@@ -34,8 +38,8 @@ pub(crate) enum DeviceTarget {
 
 impl Device {
     blocking_and_async! {
-        /// A hardware GPU where there is one that opens, the CPU otherwise; [`Self::reason`] says
-        /// why. Never a software adapter.
+        /// Opens a hardware GPU, or returns the CPU if none opens. Never opens a software adapter.
+        /// [`Self::reason`] explains the choice.
         pub fn auto, auto_async() -> Self {
             |_| Self::find_auto()
         }
@@ -43,40 +47,40 @@ impl Device {
 
     async fn find_auto() -> Self {
         match Self::find_gpu().await {
-            Ok(device) => {
-                Self { reason: "auto takes a hardware GPU where there is one".to_owned(), ..device }
-            }
-            Err(error) => {
-                Self { target: DeviceTarget::Cpu, reason: format!("auto takes the CPU: {error}") }
-            }
+            Ok(device) => Self { reason: "auto prefers a hardware GPU".to_owned(), ..device },
+            Err(error) => Self {
+                target: DeviceTarget::Cpu,
+                reason: format!("auto falls back to the CPU: {error}"),
+            },
         }
     }
 
-    /// The CPU.
+    /// Returns the CPU.
     pub fn cpu() -> Self {
-        Self { target: DeviceTarget::Cpu, reason: "asked for by name".to_owned() }
+        Self { target: DeviceTarget::Cpu, reason: REQUESTED.to_owned() }
     }
 
     blocking_and_async! {
-        /// The first hardware GPU that opens: discrete before integrated before virtual ones.
+        /// Opens a hardware GPU. Tries discrete GPUs, then integrated GPUs, then virtual GPUs, and
+        /// returns the first that opens.
         ///
         /// # Errors
-        /// [`Error::NoAdapter`], which lists what there is, or [`Error::OpenDevice`] where none
-        /// opens.
+        /// [`Error::NoAdapter`], which lists the adapters found, or [`Error::OpenDevice`] if no
+        /// hardware GPU opens.
         pub fn gpu, gpu_async() -> Result<Self> {
             |_| Self::find_gpu()
         }
     }
 
     async fn find_gpu() -> Result<Self> {
-        const HINT: &str = "a GPU needs its Vulkan, Metal or DirectX 12 driver";
+        const HINT: &str = "install the GPU's Vulkan, Metal or DirectX 12 driver";
         Self::open_first("hardware GPU", HINT, |info| !info.is_software()).await
     }
 
     blocking_and_async! {
-        /// The hardware GPU of this index, from 0: those of [`Self::adapters`] that are not
-        /// software, in their order. Of a GPU with two drivers, say Vulkan and DirectX 12, each
-        /// driver counts.
+        /// Opens the hardware GPU with this index. Indices start at 0 and count the hardware GPUs
+        /// in the order of [`Self::adapters`]. A GPU with two drivers, for example Vulkan and
+        /// DirectX 12, has an index for each driver.
         ///
         /// ```no_run
         /// use gru_wgpu::Device;
@@ -86,7 +90,7 @@ impl Device {
         /// ```
         ///
         /// # Errors
-        /// [`Error::NoGpuAt`], which lists what there is, or [`Error::OpenDevice`].
+        /// [`Error::NoGpuAt`], which lists the adapters found, or [`Error::OpenDevice`].
         pub fn gpu_at, gpu_at_async(index: usize) -> Result<Self> {
             |_| Self::open_gpu_at(index)
         }
@@ -101,29 +105,30 @@ impl Device {
             }
             _ => {
                 let infos: Vec<_> = adapters.into_iter().map(|(info, _)| info).collect();
-                Err(Error::NoGpuAt { index, found: indexed(&infos) })
+                Err(Error::NoGpuAt { index, found: describe_with_index(&infos) })
             }
         }
     }
 
     blocking_and_async! {
-        /// A software adapter such as Mesa's lavapipe: the same kernels, computed on the CPU.
+        /// Opens a software adapter such as Mesa's lavapipe, which runs the GPU's kernels on the
+        /// CPU.
         ///
         /// # Errors
-        /// [`Error::NoAdapter`], which says what to install, or [`Error::OpenDevice`].
+        /// [`Error::NoAdapter`], which names a package to install, or [`Error::OpenDevice`].
         pub fn software, software_async() -> Result<Self> {
             |_| Self::find_software()
         }
     }
 
     async fn find_software() -> Result<Self> {
-        const HINT: &str = "Mesa's lavapipe is one: `apt-get install mesa-vulkan-drivers` on \
+        const HINT: &str = "install Mesa's lavapipe: `apt-get install mesa-vulkan-drivers` on \
             Debian and Ubuntu, `dnf install mesa-vulkan-drivers` on Fedora";
         Self::open_first("software", HINT, |info| info.is_software()).await
     }
 
     blocking_and_async! {
-        /// The CPU, and every adapter that opens, hardware and software, in the order of
+        /// Returns the CPU and every adapter that opens, hardware and software, in the order of
         /// [`Self::adapters`].
         pub fn all, all_async() -> Vec<Self> {
             |_| Self::open_all()
@@ -138,15 +143,16 @@ impl Device {
         all
     }
 
-    /// A device that the caller's program already owns. Nothing of it is changed: its limits,
-    /// features and callbacks stay the caller's. Work goes to `queue` in the order of the calls.
+    /// Uses a wgpu device that the caller's program owns. The device's limits, features and
+    /// callbacks do not change. Work goes to `queue` in the order of the calls.
     ///
-    /// A loss is [`Error::DeviceLost`] here too, though the callback that tells of it is the
-    /// caller's: every call that waits, gives results or makes a model or a stream finds out
-    /// whether the device still maps a buffer. What only records commands, as
-    /// [`Gru::encode`](crate::Gru::encode) does, knows of a loss that another call found. Let no
-    /// other thread poll a device that you destroyed before the calls under way on it have
-    /// returned: wgpu frees memory then that it has given out to be read.
+    /// The device-lost callback stays the caller's. Even so, calls return [`Error::DeviceLost`]
+    /// after a loss: every call that waits, returns results, or makes a model or a stream tests
+    /// whether the device still maps a buffer. A call that only records commands, such as
+    /// [`Gru::encode`](crate::Gru::encode), notices a loss only if another call has found it.
+    ///
+    /// If you destroy the device, let no other thread poll it until all calls that run on it have
+    /// returned. Otherwise wgpu frees mapped memory that a call is still reading.
     ///
     /// ```no_run
     /// use gru_wgpu::{Device, Gru, GruConfig, Init, wgpu};
@@ -162,23 +168,24 @@ impl Device {
     /// ```
     ///
     /// # Errors
-    /// [`Error::OpenDevice`] when the adapter has no compute shaders.
+    /// [`Error::OpenDevice`] if the adapter has no compute shaders.
     pub fn from_wgpu(
         adapter: &wgpu::Adapter,
         device: &wgpu::Device,
         queue: &wgpu::Queue,
     ) -> Result<Self> {
         let gpu = Gpu::adopt(adapter.clone(), device.clone(), queue.clone())?;
-        Ok(Self { target: DeviceTarget::Gpu(gpu), reason: "the caller's own".to_owned() })
+        Ok(Self { target: DeviceTarget::Gpu(gpu), reason: "provided by the caller".to_owned() })
     }
 
-    /// The same, with waits for it of at most `limit`: what takes longer is an [`Error::Timeout`].
-    /// It holds for what is made with this device and its clones from now on. No limit is set at
-    /// first: a wait lasts until the device is done or lost, and drivers themselves end work that
-    /// hangs. (The CPU is never waited for.)
+    /// Limits each wait for the device to `limit`. A longer wait returns [`Error::Timeout`].
     ///
-    /// A wait is for everything queued ahead of it too. How long a drop takes has no limit: wgpu
-    /// lets go of a device only once it is done.
+    /// The limit applies to everything made with the returned device and its clones. By default
+    /// there is no limit: a wait lasts until the device is done or lost, and drivers end work that
+    /// hangs. (Calls never wait for the CPU device.)
+    ///
+    /// A wait includes all work queued before it. A drop has no time limit, because wgpu frees a
+    /// device only when its work is done.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -197,8 +204,9 @@ impl Device {
     }
 
     blocking_and_async! {
-        /// The same adapter opened anew with WebGPU's default limits and nothing more, as a browser
-        /// would: for testing that work fits everywhere. The CPU has no limits and stays as it is.
+        /// Opens the same adapter again with WebGPU's default limits and no features, as a browser
+        /// would. Use it to test that work fits every adapter. The CPU has no limits and does not
+        /// change.
         ///
         /// # Errors
         /// [`Error::OpenDevice`].
@@ -217,10 +225,11 @@ impl Device {
 
     async fn open(adapter: wgpu::Adapter) -> Result<Self> {
         let gpu = Gpu::open(adapter).await?;
-        Ok(Self { target: DeviceTarget::Gpu(gpu), reason: "asked for by name".to_owned() })
+        Ok(Self { target: DeviceTarget::Gpu(gpu), reason: REQUESTED.to_owned() })
     }
 
-    /// Opens the first adapter that `accepts` and that opens, the best kind of them first.
+    /// Opens the first adapter that `accepts` returns true for and that opens, in the order of
+    /// [`Self::adapters`].
     async fn open_first(
         asked: &'static str,
         hint: &'static str,
@@ -241,19 +250,21 @@ impl Device {
         Err(failure)
     }
 
-    /// The least that a device of a caller's own has to have, with no feature at all: what a
-    /// [`wgpu::DeviceDescriptor`] asks for. Storage buffers, workgroups and their memory as every
-    /// WebGPU implementation has them; nothing of textures, uniforms or drawing. The sizes of
-    /// buffers, 64 MiB and 32 MiB of one at a time, are for small models: raise them to what
-    /// [`Plan::check`](crate::plan::Plan::check) asks for, or to those of the adapter.
+    /// Returns the minimum limits of a device for [`Self::from_wgpu`]. Pass them in a
+    /// [`wgpu::DeviceDescriptor`]. No features are needed.
+    ///
+    /// The limits for storage buffers, workgroups and workgroup memory are WebGPU's defaults, which
+    /// every implementation has. Textures, uniforms and drawing are not needed. The buffer size of
+    /// 64 MiB and the binding size of 32 MiB suit small models. For larger models raise them to the
+    /// sizes that [`Plan::check`](crate::plan::Plan::check) requires, or to the adapter's limits.
     pub fn needed_limits() -> wgpu::Limits {
         adapter::needed_limits()
     }
 
     blocking_and_async! {
-        /// Every adapter of this machine, without opening one: discrete GPUs before integrated
-        /// before virtual ones, software adapters last. The hardware GPUs' places are the indices
-        /// of [`Self::gpu_at`].
+        /// Lists every adapter of this computer without opening any: discrete GPUs, integrated
+        /// GPUs, virtual GPUs, then software adapters. A hardware GPU's position in the list is its
+        /// index in [`Self::gpu_at`].
         pub fn adapters, adapters_async() -> Vec<AdapterInfo> {
             |_| Self::list_adapters()
         }
@@ -263,17 +274,17 @@ impl Device {
         adapter::adapters().await.into_iter().map(|(info, _)| info).collect()
     }
 
-    /// Why this device was taken.
+    /// Returns the reason why this device was chosen.
     pub fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// Whether kernels run on an adapter, be it hardware or software.
+    /// True on an adapter, hardware or software; false on the CPU.
     pub fn is_adapter(&self) -> bool {
         matches!(self.target, DeviceTarget::Gpu(_))
     }
 
-    /// The adapter, where there is one.
+    /// Returns a description of the adapter, `None` on the CPU.
     pub fn adapter(&self) -> Option<AdapterInfo> {
         match &self.target {
             DeviceTarget::Cpu => None,
@@ -281,7 +292,7 @@ impl Device {
         }
     }
 
-    /// `Ok` unless this process was forked from the one whose device or threads these are.
+    /// Checks that this process is not a forked child of the process that opened the device.
     pub(crate) fn check_process(&self) -> Result<()> {
         match &self.target {
             DeviceTarget::Cpu => cpu::check_process(),
@@ -289,7 +300,7 @@ impl Device {
         }
     }
 
-    /// `Ok` unless the adapter is known to be lost.
+    /// Checks that no call has found the adapter lost.
     pub(crate) fn check_lost(&self) -> Result<()> {
         match &self.target {
             DeviceTarget::Cpu => Ok(()),
@@ -303,7 +314,7 @@ impl Device {
 }
 
 impl fmt::Display for Device {
-    /// `cpu`, `gpu (NVIDIA H200, Vulkan)` or `software adapter (llvmpipe, Vulkan)`.
+    /// Writes `cpu`, `gpu (NVIDIA H200, Vulkan)` or `software adapter (llvmpipe, Vulkan)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.adapter() {
             None => write!(f, "cpu"),
@@ -315,8 +326,8 @@ impl fmt::Display for Device {
     }
 }
 
-/// Each GPU after its index, then the other adapters.
-fn indexed(adapters: &[AdapterInfo]) -> Vec<String> {
+/// Describes the adapters, each hardware GPU with its index.
+fn describe_with_index(adapters: &[AdapterInfo]) -> Vec<String> {
     let describe = |(index, info): (usize, &AdapterInfo)| match info.is_software() {
         true => info.to_string(),
         false => format!("gpu:{index} = {info}"),
@@ -324,7 +335,7 @@ fn indexed(adapters: &[AdapterInfo]) -> Vec<String> {
     adapters.iter().enumerate().map(describe).collect()
 }
 
-/// Which device is asked for, as the command line and the variable GRU_DEVICE spell it.
+/// A device choice, spelled as on the command line and in the variable GRU_DEVICE.
 ///
 /// ```
 /// use gru_wgpu::{Device, DeviceKind};
@@ -339,15 +350,15 @@ fn indexed(adapters: &[AdapterInfo]) -> Vec<String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeviceKind {
-    /// [`Device::auto`], `auto`.
+    /// `auto`: [`Device::auto`].
     Auto,
-    /// [`Device::cpu`], `cpu`.
+    /// `cpu`: [`Device::cpu`].
     Cpu,
-    /// [`Device::gpu`], `gpu`.
+    /// `gpu`: [`Device::gpu`].
     Gpu,
-    /// [`Device::gpu_at`] this index, `gpu:1`.
+    /// `gpu:1`: [`Device::gpu_at`] with this index.
     GpuAt(usize),
-    /// [`Device::software`], `software`.
+    /// `software`: [`Device::software`].
     Software,
 }
 
@@ -356,7 +367,7 @@ impl DeviceKind {
         /// Opens a device of this kind.
         ///
         /// # Errors
-        /// As [`Device::gpu`], [`Device::gpu_at`] and [`Device::software`].
+        /// The errors of [`Device::gpu`], [`Device::gpu_at`] and [`Device::software`].
         pub fn open, open_async(self) -> Result<Device> {
             |_| self.open_device()
         }
@@ -374,7 +385,7 @@ impl DeviceKind {
 }
 
 impl fmt::Display for DeviceKind {
-    /// As [`FromStr`] takes it.
+    /// Writes the word that [`FromStr`] reads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.pad("auto"),
@@ -389,7 +400,7 @@ impl fmt::Display for DeviceKind {
 impl FromStr for DeviceKind {
     type Err = Error;
 
-    /// From `auto`, `cpu`, `gpu`, `gpu:0` and so on, or `software`. Opens nothing.
+    /// Parses `auto`, `cpu`, `gpu`, `gpu:0` (or another index) or `software`. Opens nothing.
     fn from_str(word: &str) -> Result<Self> {
         let unknown = || Error::UnknownDevice(word.to_owned());
         match word {
@@ -399,7 +410,7 @@ impl FromStr for DeviceKind {
             "software" => Ok(Self::Software),
             other => {
                 let digits = other.strip_prefix("gpu:").ok_or_else(unknown)?;
-                // A sign is no part of an index.
+                // `parse` would accept a sign.
                 let digits = digits.bytes().all(|c| c.is_ascii_digit()).then_some(digits);
                 let index = digits.and_then(|digits| digits.parse().ok());
                 index.map(Self::GpuAt).ok_or_else(unknown)
@@ -410,7 +421,7 @@ impl FromStr for DeviceKind {
 
 #[cfg(feature = "serde")]
 impl serde::Serialize for DeviceKind {
-    /// As its word.
+    /// Writes the word of [`Display`](fmt::Display).
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -418,15 +429,15 @@ impl serde::Serialize for DeviceKind {
 
 #[cfg(feature = "serde")]
 impl<'de> serde::Deserialize<'de> for DeviceKind {
-    /// From its word.
+    /// Parses the word with [`FromStr`].
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let word = String::deserialize(deserializer)?;
         word.parse().map_err(serde::de::Error::custom)
     }
 }
 
-/// The adapter that unit tests run on, open anew: what GRU_DEVICE says, or else a hardware GPU, or
-/// else a software adapter.
+/// Opens the adapter for unit tests: the one that GRU_DEVICE names, or else a hardware GPU, or else
+/// a software adapter.
 #[cfg(test)]
 pub(crate) fn test_device() -> (Device, Gpu) {
     let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
@@ -436,27 +447,27 @@ pub(crate) fn test_device() -> (Device, Gpu) {
     };
     let device: Device = opened.expect("this test needs a GPU or a software adapter");
     let DeviceTarget::Gpu(gpu) = device.target().clone() else {
-        panic!("GRU_DEVICE={device} is no adapter; this test needs one");
+        panic!("GRU_DEVICE={device} is not an adapter; set it to gpu or software for this test");
     };
-    // As `tests/common` has it.
+    // `tests/common` reads the same variable.
     match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
         "" => (device, gpu),
-        "default" => reopened(&device, &gpu, wgpu::Limits::default()),
-        "needed" => reopened(&device, &gpu, Device::needed_limits()),
-        other => panic!("GRU_LIMITS={other} is neither default nor needed"),
+        "default" => reopen(&device, &gpu, wgpu::Limits::default()),
+        "needed" => reopen(&device, &gpu, Device::needed_limits()),
+        other => panic!("GRU_LIMITS={other} is unknown; expected default or needed"),
     }
 }
 
 #[cfg(test)]
-fn reopened(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
-    let gpu = pollster::block_on(gpu.reopen(limits)).expect("any adapter can less");
+fn reopen(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
+    let gpu = pollster::block_on(gpu.reopen(limits)).expect("every adapter supports lower limits");
     (Device { target: DeviceTarget::Gpu(gpu.clone()), ..device.clone() }, gpu)
 }
 
-/// The same adapter with bindings of so many bytes at most.
+/// Opens the test adapter with storage buffer bindings of at most `bytes` bytes.
 #[cfg(test)]
 pub(crate) fn test_device_with_bindings(bytes: u64) -> Device {
     let (device, gpu) = test_device();
     let limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..Default::default() };
-    reopened(&device, &gpu, limits).0
+    reopen(&device, &gpu, limits).0
 }

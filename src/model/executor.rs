@@ -1,12 +1,12 @@
-//! [`Executor`]: a run on an adapter, chunk after chunk.
+//! [`Executor`]: executes a run on an adapter, chunk by chunk.
 //!
-//! A run that no plan can hold whole is made of several chunks, one after the other. A
-//! [`ChunkedRun`] says as plain data what goes up for each of them, which schedules run, what comes
-//! down and where that belongs in the whole; the executor finds the chunks and their sessions, and
-//! does it. All runs go this way, those in one chunk too:
+//! A run that is too large for one session is cut into chunks, which run one after the other. A
+//! [`ChunkedRun`] describes, as plain data, the uploads, schedules and reads of each chunk, and
+//! collects the results. The executor finds the chunks and their sessions and does the work. A run
+//! in one chunk takes the same path:
 //!
 //! ```text
-//! SessionKey ─▶ chunks, planned ─▶ for each: session ─▶ uploads ─▶ passes ─▶ reads ─▶ collect
+//! SessionKey ─▶ planned chunks ─▶ for each: session ─▶ uploads ─▶ passes ─▶ reads ─▶ collect
 //! ```
 
 use std::borrow::Cow;
@@ -34,68 +34,69 @@ mod tests;
 pub(crate) use input::RunInput;
 pub(crate) use states::{BackwardRun, ForwardRun, RecordedRun};
 
-/// A kind of run: what each of its chunks takes and gives.
+/// A kind of run: the uploads, schedules, reads and results of each chunk.
 pub(crate) trait ChunkedRun {
-    /// The schedules of a chunk, in order.
+    /// Returns the schedules of a chunk, in order.
     fn passes(&self) -> &'static [Pass] {
         &[Pass::Forward]
     }
 
-    /// What goes up ahead of a chunk's passes.
+    /// Returns the uploads before a chunk's passes.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where the host has no memory for a copy.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if the host has no memory for a copy.
     fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>>;
 
-    /// What comes down after them; where that is nothing, nobody waits for the device.
+    /// Returns the buffer ranges to read after the passes. Without reads the executor does not wait
+    /// for the device.
     fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)>;
 
-    /// Takes what came down, in the order of [`Self::reads`].
+    /// Stores the results of a chunk, in the order of [`Self::reads`].
     ///
     /// # Errors
-    /// What the run says of it.
+    /// The run's own errors.
     fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()>;
 }
 
-/// The chunk that a run is at.
+/// The position of a chunk in its run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChunkPosition<'a> {
     pub chunk: &'a Chunk,
-    /// The chunk's own sizes.
+    /// The chunk's shape.
     pub shape: Shape,
-    /// The chunk that ran before it.
+    /// The chunk that ran before.
     pub previous: Option<&'a Chunk>,
-    /// Whether the chunk is the whole run.
+    /// True if the run has only this chunk.
     pub is_whole: bool,
 }
 
 impl ChunkPosition<'_> {
-    /// Whether the chunk goes on with the rows, and so the states, of the one that ran before it.
+    /// True if this chunk continues the rows of the previous chunk and starts from their states.
     pub fn continues(&self) -> bool {
         self.chunk.has_rows_of(self.previous)
     }
 }
 
-/// Elements of a session's buffer, and what they are to hold ahead of its next pass.
+/// Data to write to elements of a session's buffer before the next pass.
 pub(crate) struct Upload<'a> {
     pub buffer: BufferId,
     pub range: Range<usize>,
     pub data: UploadData<'a>,
 }
 
-/// What an [`Upload`] writes.
+/// The data of an [`Upload`].
 pub(crate) enum UploadData<'a> {
     Zeros,
     F32(Cow<'a, [f32]>),
     U32(Cow<'a, [u32]>),
-    /// Of any strides.
+    /// An array with any strides.
     Array(CowArray<'a, f32, Ix3>),
-    /// All of a buffer on the same device.
+    /// A whole buffer on the same device.
     Buffer(&'a wgpu::Buffer),
 }
 
 impl UploadData<'_> {
-    /// Bytes that travel from the host to the device.
+    /// Returns the number of bytes to transfer from the host to the device.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Zeros | Self::Buffer(_) => 0,
@@ -115,9 +116,9 @@ impl Upload<'_> {
             UploadData::F32(numbers) => session.write(buffer, first, numbers).await?,
             UploadData::U32(numbers) => session.write(buffer, first, numbers).await?,
             UploadData::Array(array) => match array.as_slice() {
-                Some(in_order) => session.write(buffer, first, in_order).await?,
+                Some(contiguous) => session.write(buffer, first, contiguous).await?,
                 None => {
-                    let copy = input::try_owned("an array in order", array.view())?;
+                    let copy = input::try_owned("a contiguous copy of an array", array.view())?;
                     session.write(buffer, first, copy.as_slice().expect("standard layout")).await?;
                 }
             },
@@ -126,46 +127,46 @@ impl Upload<'_> {
     }
 }
 
-/// What else happens around a chunk's transfers and passes.
+/// Hooks around a chunk's transfers and passes.
 pub(crate) trait Hooks {
-    /// Ahead of uploads of so many bytes.
+    /// Runs before the uploads, which transfer `_bytes` bytes.
     async fn before_upload(&mut self, _session: &Session, _bytes: u64, _wait: Wait) -> Result<()> {
         Ok(())
     }
 
-    /// After the uploads are queued, ahead of the first pass.
+    /// Runs after the uploads are queued and before the first pass.
     async fn after_upload(&mut self, _session: &Session, _wait: Wait) -> Result<()> {
         Ok(())
     }
 
-    /// Queues a schedule.
+    /// Queues a pass's schedule.
     async fn run(&mut self, session: &mut Session, pass: Pass, _wait: Wait) -> Result<()> {
         session.run(pass).await
     }
 
-    /// Ahead of what comes down.
+    /// Runs before the reads.
     fn before_read(&mut self) {}
 
-    /// After it has.
+    /// Runs after the reads.
     fn after_read(&mut self) {}
 }
 
-/// Nothing else happens.
+/// [`Hooks`] that do nothing.
 pub(crate) struct NoHooks;
 
 impl Hooks for NoHooks {}
 
-/// A model on an adapter, as its runs need it.
+/// The parts of a model that a run on an adapter needs.
 #[derive(Clone, Copy)]
 pub(crate) struct AdapterModel<'a> {
     pub pool: &'a SessionPool,
     pub params: &'a Params,
-    /// Counts changes of the parameters.
+    /// The number of changes of the parameters.
     pub version: u64,
     pub options: RunOptions,
 }
 
-/// The chunks of one run, and what runs them.
+/// Executes the chunks of one run.
 pub(crate) struct Executor<'a> {
     model: AdapterModel<'a>,
     key: SessionKey,
@@ -178,7 +179,7 @@ pub(crate) struct Executor<'a> {
 struct ExecutorChunk {
     chunk: Chunk,
     plan: Option<Arc<Plan>>,
-    /// Where it is held from before the run until after it.
+    /// `Some` if the run holds its session from before the run until after it.
     session: Option<PooledSession>,
 }
 
@@ -186,7 +187,7 @@ impl<'a> Executor<'a> {
     /// Finds the chunks of a run of `shape`.
     ///
     /// # Errors
-    /// [`Error::Limit`](crate::Error::Limit) where not the smallest chunk fits the device.
+    /// [`Error::Limit`](crate::Error::Limit) if not even the smallest chunk fits the device.
     pub fn new(
         model: AdapterModel<'a>,
         shape: Shape,
@@ -204,12 +205,12 @@ impl<'a> Executor<'a> {
         Ok(Self { model, key, chunks: chunks.collect(), accumulator: None, wait })
     }
 
-    /// The same with the gradient and the loss of each chunk added to `accumulator`.
+    /// Adds the gradient and the loss of each chunk to `accumulator`.
     pub fn with_accumulator(self, accumulator: &'a GradientAccumulator) -> Self {
         Self { accumulator: Some(accumulator), ..self }
     }
 
-    /// The sizes of the whole run.
+    /// Returns the shape of the whole run.
     pub fn shape(&self) -> Shape {
         self.key.shape
     }
@@ -222,21 +223,21 @@ impl<'a> Executor<'a> {
         self.wait
     }
 
-    /// Whether there are several chunks.
+    /// True if the run has several chunks.
     pub fn is_chunked(&self) -> bool {
         self.chunks.len() > 1
     }
 
-    /// In the order in which they run.
+    /// Iterates over the chunks in the order in which they run.
     pub fn chunks(&self) -> impl Iterator<Item = &Chunk> {
-        self.chunks.iter().map(|held| &held.chunk)
+        self.chunks.iter().map(|entry| &entry.chunk)
     }
 
-    /// Takes a session for every chunk, and keeps them: for a tape, which needs all of them later.
-    /// Where the device has no memory for them, nothing is computed in vain.
+    /// Acquires a session for every chunk and holds them until after the run, for a tape. If the
+    /// device has no memory for all of them, this fails before anything is computed.
     pub async fn hold_sessions(&mut self) -> Result<()> {
-        for at in 0..self.chunks.len() {
-            self.chunks[at].session = Some(self.acquire(at).await?);
+        for index in 0..self.chunks.len() {
+            self.chunks[index].session = Some(self.acquire(index).await?);
         }
         Ok(())
     }
@@ -246,34 +247,34 @@ impl<'a> Executor<'a> {
         self.run_with(run, &mut NoHooks).await
     }
 
-    /// The same with `hooks` around each chunk.
+    /// Runs all chunks in order, with `hooks` around each.
     pub async fn run_with(
         &mut self,
         run: &mut impl ChunkedRun,
         hooks: &mut impl Hooks,
     ) -> Result<()> {
-        for at in 0..self.chunks.len() {
-            let held = self.chunks[at].session.take();
+        for index in 0..self.chunks.len() {
+            let held = self.chunks[index].session.take();
             let is_held = held.is_some();
             let mut session = match held {
                 Some(session) => session,
-                None => self.acquire(at).await?,
+                None => self.acquire(index).await?,
             };
-            self.run_chunk(at, &mut session, run, hooks).await?;
-            // Where it is not held, the next chunk can have it.
-            self.chunks[at].session = is_held.then_some(session);
+            self.run_chunk(index, &mut session, run, hooks).await?;
+            // A session that is not held returns to the pool, where the next chunk can acquire it.
+            self.chunks[index].session = is_held.then_some(session);
         }
         Ok(())
     }
 
     async fn run_chunk(
         &self,
-        at: usize,
+        index: usize,
         session: &mut Session,
         run: &mut impl ChunkedRun,
         hooks: &mut impl Hooks,
     ) -> Result<()> {
-        let position = self.position(at);
+        let position = self.position(index);
         let uploads = run.uploads(&position, session.plan())?;
         let bytes = uploads.iter().map(|upload| upload.data.bytes()).sum();
         hooks.before_upload(session, bytes, self.wait).await?;
@@ -295,16 +296,16 @@ impl<'a> Executor<'a> {
         run.collect(&position, results)
     }
 
-    fn position(&self, at: usize) -> ChunkPosition<'_> {
-        let chunk = &self.chunks[at].chunk;
-        let previous = at.checked_sub(1).map(|before| &self.chunks[before].chunk);
+    fn position(&self, index: usize) -> ChunkPosition<'_> {
+        let chunk = &self.chunks[index].chunk;
+        let previous = index.checked_sub(1).map(|previous| &self.chunks[previous].chunk);
         let shape = chunk.shape(self.key.shape);
         ChunkPosition { chunk, shape, previous, is_whole: self.chunks.len() == 1 }
     }
 
-    /// A session for a chunk, with the model's parameters there.
-    async fn acquire(&mut self, at: usize) -> Result<PooledSession> {
-        let ExecutorChunk { chunk, plan, .. } = &mut self.chunks[at];
+    /// Acquires a session for a chunk, with the model's parameters on the device.
+    async fn acquire(&mut self, index: usize) -> Result<PooledSession> {
+        let ExecutorChunk { chunk, plan, .. } = &mut self.chunks[index];
         let key = SessionKey { shape: chunk.shape(self.key.shape), ..self.key };
         let (plan, AdapterModel { pool, params, version, .. }) = (plan.take(), self.model);
         pool.session(params, version, key, plan, self.accumulator).await

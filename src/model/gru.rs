@@ -1,4 +1,4 @@
-//! [`Gru`]: what a user holds, a configuration with parameters on a device.
+//! [`Gru`]: a configuration with its parameters on a device.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,16 +25,20 @@ use crate::spec::params::{Gradients, Init, Params};
 #[cfg(test)]
 mod tests;
 
-/// What [`Gru::forward_train`] keeps for [`Gru::backward`], on the model's device.
+/// The intermediate results that [`Gru::forward_train`] keeps for [`Gru::backward`], on the model's
+/// device.
 ///
-/// Backward overwrites it with gradients in place, which halves the memory of training; so it takes
-/// the tape by value, and a tape serves one backward pass. Dropping it unused is fine.
+/// [`Gru::backward`] overwrites the tape with gradients in place, which halves the memory of
+/// training. So it takes the tape by value, and a tape serves one backward pass. You may drop a
+/// tape unused.
 ///
-/// After a backward pass the model keeps the tape's memory for its next training run of the same
-/// shape, which then need not ask for it again. On the CPU that is the memory of one run at most;
-/// it is freed when a run of another shape is trained, and with the model. On an adapter it is that
-/// of the last two runs of different shapes, and of the last 32 of them, in inference and in
-/// training, while all of it is 512 MiB at most.
+/// After a backward pass the model keeps the tape's memory and reuses it in the next training run
+/// of the same shape:
+///
+/// - On the CPU the model keeps the memory of one run. It frees the memory when a run of another
+///   shape is trained, or with the model.
+/// - On an adapter the model keeps the memory of its last two runs of different shapes, in
+///   inference and in training. It keeps up to 32 as long as together they hold at most 512 MiB.
 #[derive(Debug)]
 #[must_use = "a tape holds the memory of its run until it is dropped"]
 pub struct Tape {
@@ -52,11 +56,11 @@ enum TapeRecord {
 
 impl Tape {
     blocking_and_async! {
-        /// The states after the run's last steps, for the next chunk of the same sequences; a copy,
-        /// on the model's device.
+        /// Copies the states after the run's last steps, on the model's device. The next chunk of
+        /// the same sequences can start from them.
         ///
         /// # Errors
-        /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+        /// [`Error::OutOfMemory`] or [`Error::DeviceLost`].
         pub fn state, state_async(&self) -> Result<State> {
             |wait| self.copy_state(wait)
         }
@@ -64,17 +68,17 @@ impl Tape {
 
     async fn copy_state(&self, wait: Wait) -> Result<State> {
         match &self.record {
-            TapeRecord::Cpu(trace) => Ok(State::of_array(trace.h_n().clone())),
+            TapeRecord::Cpu(trace) => Ok(State::from_array(trace.h_n().clone())),
             TapeRecord::Gpu(recorded) => recorded.state(wait).await,
         }
     }
 }
 
-/// A gated recurrent unit: configuration, parameters and the device it runs on.
+/// A gated recurrent unit (GRU): a configuration, its parameters and the device it runs on.
 ///
 /// The calls are the same on every device. Arrays are time-major: x `[T, B, I]`, y `[T, B, D·H]`,
-/// the first and last states `[L·D, B, H]`. On an adapter only x, h0, dy, dh_n go up and y and the
-/// gradients come down, and the parameters go up when they have changed.
+/// the first and last states `[L·D, B, H]`. On an adapter a run uploads only x, h0, dy and dh_n,
+/// and the parameters if they have changed. It downloads only y, h_n and the gradients.
 ///
 /// ```
 /// use gru_wgpu::{Device, Gru, GruConfig, Init};
@@ -86,36 +90,37 @@ impl Tape {
 /// assert_eq!(out.y.dim(), (10, 2, 8));
 ///
 /// let (out, tape) = gru.forward_train(&x)?;
-/// let grads = gru.backward(tape, None, Some(out.h_n.view()))?; // of Σ h_n² / 2
+/// let grads = gru.backward(tape, None, Some(out.h_n.view()))?; // the gradients of Σ h_n² / 2
 /// assert_eq!(grads.params.get("weight_hh_l0")?.shape(), [24, 8]);
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Gru {
-    /// What `params` must stay laid out for: a user may assign to them whole.
+    /// The configuration that `params` must keep: a user may replace `params` as a whole.
     config: GruConfig,
     params: Params,
     device: Device,
     options: RunOptions,
-    /// There on an adapter.
+    /// `Some` on an adapter.
     pool: Option<SessionPool>,
-    /// Of the CPU.
+    /// The CPU device's packed parameters.
     weights: cpu::Weights,
-    /// Of the CPU: the memory of the last training run, for the next of its shape.
+    /// The memory of the last training run on the CPU, for the next run of its shape.
     cached_trace: Mutex<Option<cpu::CpuTrace>>,
-    /// Tells this model's tapes from another's.
+    /// Distinguishes this model's tapes from those of other models.
     id: u64,
-    /// Counts changes of the parameters.
+    /// The number of changes of the parameters.
     version: u64,
 }
 
 impl Gru {
     blocking_and_async! {
-        /// A model with fresh parameters, the same for the same seed on every machine and device.
+        /// Makes a model with newly drawn parameters. The same seed gives the same parameters on
+        /// every computer and device.
         ///
         /// # Errors
         /// [`Error::ZeroSize`] or [`Error::Overflow`] for an impossible configuration,
-        /// [`Error::Limit`] when the parameters do not fit the device.
+        /// [`Error::Limit`] if the parameters do not fit the device.
         pub fn new, new_async(
             config: GruConfig,
             init: Init,
@@ -128,23 +133,23 @@ impl Gru {
 
     async fn create(config: GruConfig, init: Init, seed: u64, device: &Device) -> Result<Self> {
         if let DeviceTarget::Gpu(gpu) = device.target() {
-            // Before memory is taken for what would be refused.
-            SessionPool::allow(gpu, &config)?;
+            // Checks the limits before the host allocates the parameters.
+            SessionPool::check_limits(gpu, &config)?;
         }
         Self::with_params_async(Params::init(&config, init, seed)?, device).await
     }
 
     blocking_and_async! {
-        /// A model with these parameters; they carry their configuration.
+        /// Makes a model with these parameters, which contain their configuration.
         ///
         /// # Errors
-        /// [`Error::Limit`] when the parameters do not fit the device.
+        /// [`Error::Limit`] if the parameters do not fit the device.
         pub fn with_params, with_params_async(params: Params, device: &Device) -> Result<Self> {
-            |_| Self::of_params(params, device)
+            |_| Self::from_params(params, device)
         }
     }
 
-    async fn of_params(params: Params, device: &Device) -> Result<Self> {
+    async fn from_params(params: Params, device: &Device) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let pool = match device.target() {
             DeviceTarget::Cpu => None,
@@ -164,39 +169,42 @@ impl Gru {
     }
 
     blocking_and_async! {
-        /// The same model on another device: its parameters and options. Also where its own device
-        /// is lost: the host has the parameters.
+        /// Copies the model, with its parameters and options, to another device. Works even if the
+        /// model's own device is lost, because the host has the parameters.
         ///
         /// # Errors
-        /// As [`Self::with_params`].
+        /// The errors of [`Self::with_params`].
         pub fn to, to_async(&self, device: &Device) -> Result<Self> {
-            |_| self.moved_to(device)
+            |_| self.copy_to(device)
         }
     }
 
-    async fn moved_to(&self, device: &Device) -> Result<Self> {
-        let moved = Self::with_params_async(self.params.clone(), device).await?;
-        Ok(moved.with_options(self.options))
+    async fn copy_to(&self, device: &Device) -> Result<Self> {
+        let copy = Self::with_params_async(self.params.clone(), device).await?;
+        Ok(copy.with_options(self.options))
     }
 
-    /// The same model run another way. Streams, forward passes and tapes made before stay as they
-    /// are.
+    /// Sets the run options. Streams, forward passes and tapes made before keep the options that
+    /// they were made with.
     #[must_use]
     pub fn with_options(self, options: RunOptions) -> Self {
         Self { options, ..self }
     }
 
-    /// How it runs.
+    /// Returns the run options.
     pub fn options(&self) -> RunOptions {
         self.options
     }
 
-    /// The schedule that a run of `shape` takes on the model's device, without making anything of
-    /// it. For the CPU device, which follows none, that of [`DeviceCaps::WEBGPU`]. Where the device
-    /// cannot bind one of its buffers, [`Self::chunks`] says what runs instead.
+    /// Computes the plan of a run of `shape` on the model's device. Allocates nothing on the
+    /// device.
+    ///
+    /// The CPU device follows no plan; for it, the plan is for [`DeviceCaps::WEBGPU`]. If the
+    /// device cannot bind one of the plan's buffers, [`Self::chunks`] returns the runs that take
+    /// its place.
     ///
     /// # Errors
-    /// As [`Plan::with_options`].
+    /// The errors of [`Plan::with_options`].
     pub fn plan(&self, shape: Shape, mode: Mode) -> Result<Plan> {
         let caps = match self.device.target() {
             DeviceTarget::Cpu => DeviceCaps::WEBGPU,
@@ -205,11 +213,18 @@ impl Gru {
         Plan::with_options(&self.config, shape, mode, self.options, &caps)
     }
 
-    /// The sizes of the runs that a run of `shape` is made of, one after the other: its own alone,
-    /// as long as [`Plan::check`] lets it pass. A larger one is cut into as many steps of all rows
-    /// each as fit, where there is one direction, for that takes no more steps one after the other
-    /// than the whole would; or else into rows. What comes out is the same to rounding, and so is
-    /// what is drawn while training. (A learner's batch is cut into rows alone.)
+    /// Returns the sizes of the chunks of a run of `shape`, in the order in which they run.
+    ///
+    /// There is one chunk, `shape` itself, if its plan passes [`Plan::check`]. Otherwise:
+    ///
+    /// - With one direction, each chunk has all rows and some steps. This runs no more steps one
+    ///   after the other than a single run would.
+    /// - With two directions, or if no such chunk fits, each chunk has all steps and some rows.
+    ///
+    /// There are as few chunks as possible. They have equal sizes, except that one may be smaller.
+    ///
+    /// Chunks do not change the results, to rounding, nor the draws of dropout and zoneout. (A
+    /// learner's batch is cut into rows only.)
     ///
     /// ```
     /// use gru_wgpu::{Device, Gru, GruConfig, Init, plan::Mode};
@@ -221,9 +236,9 @@ impl Gru {
     /// ```
     ///
     /// # Errors
-    /// As [`Plan::with_options`], and [`Error::Limit`] where not even one row fits.
+    /// The errors of [`Plan::with_options`], and [`Error::Limit`] if not even one row fits.
     pub fn chunks(&self, shape: Shape, mode: Mode) -> Result<Vec<Shape>> {
-        // Which tells of a shape that is another model's.
+        // Refuses a shape that belongs to another model.
         self.plan(shape, mode)?;
         if self.pool.is_none() {
             return Ok(vec![shape]);
@@ -233,60 +248,63 @@ impl Gru {
         Ok(executor.chunks().map(|chunk| chunk.shape(shape)).collect())
     }
 
-    /// What the model computes.
+    /// Returns the model's configuration.
     pub fn config(&self) -> &GruConfig {
         &self.config
     }
 
-    /// Where it runs.
+    /// Returns the device that the model runs on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Its parameters.
+    /// Returns the parameters.
     pub fn params(&self) -> &Params {
         &self.params
     }
 
-    /// Its parameters, to be changed, or replaced by others of the same configuration. The next run
-    /// uses the new ones; a tape recorded before can no longer be used.
+    /// Returns the parameters mutably. You may change them, or replace them by parameters of the
+    /// same configuration. The next run uses the new parameters. Tapes recorded before become
+    /// invalid.
     pub fn params_mut(&mut self) -> &mut Params {
         self.version += 1;
         &mut self.params
     }
 
     blocking_and_async! {
-        /// Runs the model over a [`Batch`], in the simplest case just `&x` of `[T, B, I]`.
+        /// Runs the model over a [`Batch`]. The simplest batch is `&x`, an array `[T, B, I]`.
         ///
         /// # Errors
         /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`]
-        /// when the batch or the parameters do not fit the model, [`Error::Limit`] when the work
-        /// does not fit the device, and the device's own: [`Error::OutOfMemory`],
+        /// if the batch or the parameters do not fit the model, [`Error::Limit`] if the run does
+        /// not fit the device, and errors of the device: [`Error::OutOfMemory`],
         /// [`Error::DeviceLost`], [`Error::Gpu`].
         pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
             |wait| self.run_forward(None, batch.into(), wait)
         }
 
-        /// As [`Self::forward`], from the states that another run left on the device.
+        /// Runs like [`Self::forward`], but starts from a state that an earlier run left on the
+        /// device.
         ///
         /// # Errors
-        /// As [`Self::forward`], and [`Error::Conflict`] when the batch has an h0 of its own or the
-        /// state is another device's.
+        /// The errors of [`Self::forward`], and [`Error::Conflict`] if the batch has an h0 of its
+        /// own or the state is on another device.
         pub fn forward_from, forward_from_async<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
             |wait| self.run_forward(Some(state), batch.into(), wait)
         }
 
-        /// As [`Self::forward`], while training: dropout and zoneout draw from the batch's seed,
-        /// and what [`Self::backward`] needs is kept.
+        /// Runs the forward pass for training. Dropout and zoneout draw from the batch's seed, and
+        /// the tape keeps the intermediate results for [`Self::backward`].
         ///
         /// # Errors
-        /// As [`Self::forward`], and [`Error::NoSeed`].
+        /// The errors of [`Self::forward`], and [`Error::NoSeed`].
         pub fn forward_train, forward_train_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
             |wait| self.run_forward_train(None, batch.into(), wait)
         }
 
-        /// As [`Self::forward_train`], from the states that another run left on the device:
-        /// truncated backpropagation through time. No gradient flows into the earlier run.
+        /// Runs like [`Self::forward_train`], but starts from a state that an earlier run left on
+        /// the device. Use it for truncated backpropagation through time: no gradient flows into
+        /// the earlier run.
         ///
         /// ```
         /// use gru_wgpu::{Device, Gru, GruConfig, Init};
@@ -307,7 +325,7 @@ impl Gru {
         /// ```
         ///
         /// # Errors
-        /// As [`Self::forward_train`] and [`Self::forward_from`].
+        /// The errors of [`Self::forward_train`] and [`Self::forward_from`].
         pub fn forward_train_from, forward_train_from_async<'a>(
             &self,
             state: &State,
@@ -316,14 +334,16 @@ impl Gru {
             |wait| self.run_forward_train(Some(state), batch.into(), wait)
         }
 
-        /// The gradient of every parameter, of x, of h0 and of the reset state, from dy `[T, B,
-        /// D·H]` (of y) and dh_n `[L·D, B, H]` (of the last states; they count besides what dy says
-        /// of them). At least one must be given. What dy says of padding is not looked at. After a
-        /// batch-first run dy and dx are batch-first too.
+        /// Computes the gradients of the parameters, x, h0 and the reset state.
+        ///
+        /// `dy [T, B, D·H]` is the gradient of y and `dh_n [L·D, B, H]` the gradient of the last
+        /// states. At least one of them is required. With both, dh_n adds to the gradient of the
+        /// last states that dy contains. dy at padding is ignored. After a batch-first run dy and
+        /// dx are batch-first too.
         ///
         /// # Errors
-        /// [`Error::Tape`] when the tape is another model's or the parameters changed since,
-        /// [`Error::Shape`], [`Error::NoGradient`], and the device's own errors.
+        /// [`Error::Tape`] if another model recorded the tape or the parameters changed since,
+        /// [`Error::Shape`], [`Error::NoGradient`], and errors of the device.
         pub fn backward, backward_async(
             &self,
             tape: Tape,
@@ -382,13 +402,13 @@ impl Gru {
         Ok((output, Tape { model, version, shape, record }))
     }
 
-    /// On an adapter all of it, whatever is asked for.
+    /// Computes the gradients that `wanted` names. An adapter always computes all of them.
     pub(crate) async fn run_backward(
         &self,
         tape: Tape,
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
-        asked: GradientsWanted,
+        wanted: GradientsWanted,
         wait: Wait,
     ) -> Result<Gradients> {
         self.device.check_process()?;
@@ -402,7 +422,7 @@ impl Gru {
         match tape.record {
             TapeRecord::Cpu(mut trace) => {
                 let weights = self.cpu_weights();
-                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, asked)?;
+                let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, wanted)?;
                 *lock(&self.cached_trace) = Some(*trace);
                 Ok(gradients)
             }
@@ -412,8 +432,8 @@ impl Gru {
         }
     }
 
-    /// The batch, on the CPU with the state as its h0, and the shape of the run, when everything
-    /// fits the model.
+    /// Checks that the batch and the state fit the model. Returns the batch and the shape of the
+    /// run. On the CPU the returned batch has the state as its h0.
     pub(crate) fn check<'a>(
         &self,
         state: Option<&'a State>,
@@ -425,43 +445,46 @@ impl Gru {
         if batch.h0.is_some() {
             return Err(Error::Conflict {
                 what: "a state to start from and an h0",
-                why: "a run starts from one of them",
+                why: "a run starts from only one of them; leave out one",
             });
         }
-        let h0 = state.on(&self.device, shape)?;
+        let h0 = state.check(&self.device, shape)?;
         Ok((batch.with_h0(h0), shape))
     }
 
-    /// Tells this model from another.
+    /// Returns a number that no other model of this process has.
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
-    /// What runs it on an adapter.
+    /// Returns the model's session pool.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] on the CPU device.
     pub(crate) fn session_pool(&self) -> Result<&SessionPool> {
         self.pool.as_ref().ok_or(Error::Conflict {
-            what: "a model on the CPU and buffers or encoders of wgpu",
-            why: "its device must be one of wgpu's",
+            what: "a model on the CPU device and wgpu buffers or encoders",
+            why: "make the model on a GPU or a software adapter",
         })
     }
 
-    /// The model as its runs on an adapter need it.
+    /// Returns the parts of the model that a run on an adapter needs.
     pub(crate) fn on_adapter(&self) -> Result<AdapterModel<'_>> {
         let (pool, options) = (self.session_pool()?, self.options);
         Ok(AdapterModel { pool, params: &self.params, version: self.version, options })
     }
 
-    /// What the CPU reads the parameters from, and of which version they must be.
+    /// Returns the CPU device's packed parameters, and the version that they must have.
     pub(crate) fn cpu_weights(&self) -> (&cpu::Weights, u64) {
         (&self.weights, self.version)
     }
 
-    /// Counts changes of the parameters.
+    /// Returns the number of changes of the parameters.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
-    /// `Ok` unless the parameters were replaced by those of another configuration, or the process
+    /// Checks that the parameters still have the model's configuration and that the process has not
     /// forked.
     pub(crate) fn check_usable(&self) -> Result<()> {
         self.device.check_process()?;
@@ -473,13 +496,12 @@ impl Gru {
         Err(Error::ParameterLayout { expected, got })
     }
 
-    /// Leaves the parameters on the adapter to what moves them there: from now on those here are
-    /// old.
+    /// Lets a learner update the parameters on the adapter. The host's copy is stale from now on.
     pub(crate) async fn acquire_params(&self) -> Result<()> {
         self.session_pool()?.acquire_params(&self.params, self.version).await
     }
 
-    /// Takes these for the model's parameters, wherever those were.
+    /// Replaces the model's parameters, and ends a learner's updates on the adapter.
     pub(crate) fn replace_params(&mut self, params: Params) {
         *self.params_mut() = params;
         if let Some(pool) = &self.pool {

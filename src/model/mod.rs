@@ -1,4 +1,4 @@
-//! What a user holds: devices, models, streams, and runs inside a caller's own program.
+//! What a user holds: devices, models, streams and forward passes. Also the executor of runs.
 
 pub(crate) mod blocking;
 pub(crate) mod device;

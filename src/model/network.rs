@@ -1,4 +1,4 @@
-//! [`Network`]: a GRU with a linear head, to predict with.
+//! [`Network`]: a GRU with a linear head, for inference.
 
 use std::ops::Range;
 
@@ -21,8 +21,8 @@ use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
 use crate::spec::sequences::{check_sequence, in_order, pad};
 
-/// A [`Gru`] with a linear [`Head`]: from sequences to outputs. On an adapter only x goes up and
-/// the outputs come down.
+/// A [`Gru`] with a linear [`Head`], which maps sequences to outputs. On an adapter a run uploads
+/// only x and downloads only the outputs.
 ///
 /// ```
 /// use gru_wgpu::{Device, GruConfig, Head, Init, Network, ParamLayout, Params};
@@ -42,66 +42,68 @@ pub struct Network {
 
 impl Network {
     blocking_and_async! {
-        /// With these parameters, whose layout has a head.
+        /// Makes a network with these parameters. Their layout must have a head.
         ///
         /// # Errors
-        /// [`Error::Conflict`] when it has none; as [`Gru::with_params`].
+        /// [`Error::Conflict`] without a head, and the errors of [`Gru::with_params`].
         ///
         /// [`Error::Conflict`]: crate::Error::Conflict
         pub fn new, new_async(params: Params, device: &Device) -> Result<Self> {
-            |_| Self::of_params(params, device)
+            |_| Self::from_params(params, device)
         }
     }
 
-    async fn of_params(params: Params, device: &Device) -> Result<Self> {
+    async fn from_params(params: Params, device: &Device) -> Result<Self> {
         let head = params.layout().required_head()?;
         Ok(Self { gru: Gru::with_params_async(params, device).await?, head })
     }
 
-    /// The same network run another way.
+    /// Sets the run options.
     #[must_use]
     pub fn with_options(self, options: RunOptions) -> Self {
         Self { gru: self.gru.with_options(options), ..self }
     }
 
-    /// Its GRU, whose parameters are the whole network's.
+    /// Returns the GRU. Its parameters include the head's.
     pub fn gru(&self) -> &Gru {
         &self.gru
     }
 
-    /// The same, to be changed.
+    /// Returns the GRU mutably.
     pub(crate) fn gru_mut(&mut self) -> &mut Gru {
         &mut self.gru
     }
 
-    /// Its head.
+    /// Returns the head.
     pub fn head(&self) -> Head {
         self.head
     }
 
-    /// All its parameters.
+    /// Returns all parameters, the head's included.
     pub fn params(&self) -> &Params {
         self.gru.params()
     }
 
     blocking_and_async! {
-        /// The outputs `[T, B, C]` (`[B, T, C]` of a batch-first run) or `[B, C]`, as the head
-        /// says. Those of padding are the bias.
+        /// Computes the outputs of a batch.
+        ///
+        /// The shape is `[T, B, C]` (`[B, T, C]` for a batch-first run) for [`Readout::EveryStep`]
+        /// and `[B, C]` for [`Readout::LastState`]. The output at padding is the head's bias.
         ///
         /// # Errors
-        /// As [`Gru::forward`].
+        /// The errors of [`Gru::forward`].
         pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
             |wait| self.run(batch.into(), wait)
         }
     }
 
     blocking_and_async! {
-        /// The outputs of sequences `[T, I]` of unequal lengths, `batch` of them at a time: of each
-        /// `[T, C]`, or `[1, C]` where the head is over the last states.
+        /// Computes the outputs of sequences `[T, I]` of unequal lengths, `batch` sequences at a
+        /// time. The output of each sequence is `[T, C]`, or `[1, C]` for [`Readout::LastState`].
         ///
         /// # Errors
-        /// [`Error::ZeroSize`] when a sequence has no step, [`Error::Shape`] when one has another
-        /// number of inputs, and as [`Self::forward`].
+        /// [`Error::ZeroSize`] if a sequence has no steps, [`Error::Shape`] if a sequence has
+        /// another number of inputs than the model, and the errors of [`Self::forward`].
         ///
         /// [`Error::ZeroSize`]: crate::Error::ZeroSize
         /// [`Error::Shape`]: crate::Error::Shape
@@ -113,12 +115,12 @@ impl Network {
             |wait| self.run_each(sequences, batch, wait)
         }
 
-        /// How its outputs for a batch do against these targets, without dropout. On an adapter the
-        /// targets go up, and two numbers come down.
+        /// Computes the loss and the accuracy of the outputs of a batch, without dropout. On an
+        /// adapter the targets are uploaded and two numbers are downloaded.
         ///
         /// # Errors
-        /// As [`Self::forward`], and [`Error::Shape`], [`Error::Class`], [`Error::Conflict`] or
-        /// [`Error::NoTarget`] when the targets do not fit.
+        /// The errors of [`Self::forward`], and [`Error::Shape`], [`Error::Class`],
+        /// [`Error::Conflict`] or [`Error::NoTarget`] if the targets do not fit.
         ///
         /// [`Error::Shape`]: crate::Error::Shape
         /// [`Error::Class`]: crate::Error::Class
@@ -168,7 +170,7 @@ impl Network {
         let (batch, shape) = self.gru.check(None, batch.reborrow())?;
         let targets = PreparedTargets::new(&self.head, loss, shape, batch.lengths, &targets, 1.0)?;
         if self.gru.device().is_adapter() {
-            return self.evaluate_on(loss, shape, batch, &targets, wait).await;
+            return self.evaluate_on_adapter(loss, shape, batch, &targets, wait).await;
         }
         let mut outputs = self.run(batch, wait).await?;
         let outputs = outputs.as_slice_mut().expect("standard layout");
@@ -180,27 +182,33 @@ impl Network {
     pub(crate) async fn run(&self, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
         let (batch, shape) = self.gru.check(None, batch.reborrow())?;
         if self.gru.device().is_adapter() {
-            return self.run_on(shape, batch, wait).await;
+            return self.run_on_adapter(shape, batch, wait).await;
         }
         let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
         let features = self.head.features(shape, &y, &h_n);
         let outputs = Linear::of(self.params()).forward(features.view());
-        Ok(self.outputs(shape, outputs.into_raw_vec_and_offset().0))
+        Ok(self.shape_outputs(shape, outputs.into_raw_vec_and_offset().0))
     }
 
-    async fn run_on(&self, shape: Shape, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
+    async fn run_on_adapter(
+        &self,
+        shape: Shape,
+        batch: Batch<'_>,
+        wait: Wait,
+    ) -> Result<ArrayD<f32>> {
         let (mode, purpose) = (Mode::Inference, RunPurpose::Outputs);
         let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
         let input = CarriedInput::new(&executor, batch).await?;
         let len = self.head.rows(shape) * self.head.outputs;
-        let whole = if executor.is_chunked() { len } else { 0 };
-        let outputs = try_untouched("the outputs", whole)?;
+        // A run in one chunk needs no array of its own: `collect` stores the chunk's outputs.
+        let allocated = if executor.is_chunked() { len } else { 0 };
+        let outputs = try_untouched("the outputs", allocated)?;
         let mut run = OutputRun { input, head: self.head, shape, outputs };
         executor.run(&mut run).await?;
-        Ok(self.outputs(shape, run.outputs))
+        Ok(self.shape_outputs(shape, run.outputs))
     }
 
-    async fn evaluate_on(
+    async fn evaluate_on_adapter(
         &self,
         loss: &Loss,
         shape: Shape,
@@ -219,18 +227,18 @@ impl Network {
         Ok(Evaluation { counted: targets.counted(), loss: sum(0), correct })
     }
 
-    /// Row by row.
-    fn outputs(&self, shape: Shape, outputs: Vec<f32>) -> ArrayD<f32> {
+    /// Gives the outputs of all rows the head's shape.
+    fn shape_outputs(&self, shape: Shape, outputs: Vec<f32>) -> ArrayD<f32> {
         let mut axes = self.head.row_axes(shape);
         axes.push(self.head.outputs);
-        ArrayD::from_shape_vec(axes, outputs).expect("C numbers a row")
+        ArrayD::from_shape_vec(axes, outputs).expect("a row has C outputs")
     }
 }
 
-/// What a network's run starts from, with the states that go from one chunk to the next.
+/// A network's input, and the states that are carried from one chunk to the next.
 struct CarriedInput<'a> {
     input: RunInput<'a>,
-    /// `[L·D, b, H]`: those that the last chunk ended with.
+    /// `[L·D, b, H]`: the last states of the previous chunk, which has b rows.
     h_n: Option<Array3<f32>>,
 }
 
@@ -244,20 +252,20 @@ impl<'a> CarriedInput<'a> {
         self.input.uploads(at, plan, carried.map(|h_n| h_n.view()))
     }
 
-    /// The last states, where another chunk may go on from them.
+    /// Returns the range of the last states to read if another chunk may start from them.
     fn read(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Option<(BufferId, Range<usize>)> {
-        let states = (plan.run_buffers().states, StateSlot::Last.range(at.shape));
-        (!at.is_whole).then_some(states)
+        let last = (plan.run_buffers().states, StateSlot::Last.range(at.shape));
+        (!at.is_whole).then_some(last)
     }
 
     fn collect(&mut self, at: &ChunkPosition<'_>, h_n: Option<Vec<f32>>) {
-        let array =
-            |h_n| Array3::from_shape_vec(at.shape.state(), h_n).expect("as many as it holds");
-        self.h_n = h_n.map(array);
+        let to_array =
+            |h_n| Array3::from_shape_vec(at.shape.state(), h_n).expect("the length matches");
+        self.h_n = h_n.map(to_array);
     }
 }
 
-/// From x to the outputs of the head.
+/// A run that reads x and returns the head's outputs.
 struct OutputRun<'a> {
     input: CarriedInput<'a>,
     head: Head,
@@ -278,7 +286,7 @@ impl ChunkedRun for OutputRun<'_> {
 
     fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
         let mut results = results.into_iter();
-        let outputs = results.next().expect("the outputs were asked for");
+        let outputs = results.next().expect("the outputs were read");
         self.input.collect(at, results.next());
         if at.is_whole {
             self.outputs = outputs;
@@ -287,20 +295,20 @@ impl ChunkedRun for OutputRun<'_> {
         let width = self.head.outputs;
         let rows = self.head.rows_of(at.chunk, self.shape).into_iter();
         for (row, numbers) in rows.zip(outputs.chunks(width)) {
-            // Where several chunks have the same row, the last one counts.
+            // Of several chunks with the same row, the last one has the row's output.
             self.outputs[width * row..][..width].copy_from_slice(numbers);
         }
         Ok(())
     }
 }
 
-/// From x and targets to the loss of the outputs, and how many rows of classes are correct.
+/// A run that reads x and targets and returns the loss, and the number of correct rows for classes.
 struct EvaluationRun<'a> {
     input: CarriedInput<'a>,
     head: Head,
     shape: Shape,
     targets: &'a PreparedTargets,
-    /// Of each chunk that counts.
+    /// Loss and number of correct rows, for each chunk that counts.
     sums: Vec<[f32; 2]>,
 }
 
@@ -318,10 +326,10 @@ impl ChunkedRun for EvaluationRun<'_> {
 
     fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
         let mut results = results.into_iter();
-        let sums = results.next().expect("the sums were asked for");
+        let sums = results.next().expect("the sums were read");
         self.input.collect(at, results.next());
         if at.continues() && self.head.readout == Readout::LastState {
-            // What was taken for the last states is not.
+            // The previous chunk's states were not the last states, so its sums do not count.
             self.sums.pop();
         }
         self.sums.push([sums[0], sums[1]]);
@@ -329,7 +337,7 @@ impl ChunkedRun for EvaluationRun<'_> {
     }
 }
 
-/// Targets and weights of a chunk's rows of outputs.
+/// Returns the uploads of the targets and weights of a chunk's rows of outputs.
 pub(crate) fn target_uploads<'s>(
     targets: &'s PreparedTargets,
     head: &Head,
@@ -362,36 +370,36 @@ pub(crate) fn target_uploads<'s>(
     ]
 }
 
-/// How a network does on some targets.
+/// The loss and accuracy of a network's outputs against targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Evaluation {
-    /// Rows of outputs that count.
+    /// The number of rows of outputs that count.
     pub counted: usize,
-    /// Their mean loss.
+    /// The mean loss of the rows that count.
     pub loss: f64,
-    /// Of classes, how many rows' largest output is that of their class.
+    /// For classes: the number of rows whose largest output is the target class's.
     pub correct: Option<usize>,
 }
 
 impl Evaluation {
-    /// The fraction of rows that are correct, of classes.
+    /// Returns the fraction of correct rows, for classes.
     pub fn accuracy(&self) -> Option<f64> {
         self.correct.map(|correct| correct as f64 / self.counted as f64)
     }
 
-    /// By accuracy where there is one, then by loss.
+    /// True if the accuracy is higher, or the accuracy is equal (or absent) and the loss is lower.
     pub fn is_better_than(&self, other: &Self) -> bool {
-        let (now, then) = (self.accuracy(), other.accuracy());
-        now > then || (now == then && self.loss < other.loss)
+        let (own, others) = (self.accuracy(), other.accuracy());
+        own > others || (own == others && self.loss < other.loss)
     }
 }
 
-/// Of all rows together.
+/// Merges two evaluations into the evaluation of all their rows.
 impl std::ops::AddAssign for Evaluation {
     fn add_assign(&mut self, more: Self) {
         let sum = self.loss * self.counted as f64 + more.loss * more.counted as f64;
-        // The first ones say whether there are classes.
+        // An empty evaluation takes its kind of targets from `more`.
         self.correct = match (self.counted, self.correct) {
             (0, _) => more.correct,
             (_, correct) => correct.zip(more.correct).map(|(a, b)| a + b),

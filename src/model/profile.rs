@@ -1,4 +1,4 @@
-//! [`Profile`]: where the time of a run goes, by the clocks of the host and the device.
+//! [`Profile`]: the time of each part of a run, by the clocks of the host and the adapter.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,90 +24,90 @@ use crate::spec::config::Shape;
 #[cfg(test)]
 mod tests;
 
-/// Which clock said how long the device was computing.
+/// The clock that measured the computing time in a [`Profile`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Clock {
-    /// The adapter's own, by timestamps.
+pub enum TimeSource {
+    /// The adapter's timestamps.
     Adapter,
-    /// The host's, which sees the way there and back too.
+    /// The host's clock. The time includes the latency between host and device.
     Host,
 }
 
-/// Where the time of a run went; see [`Gru::time`] and [`Gru::profile`].
+/// The time of each part of a run, from [`Gru::time`] or [`Gru::profile`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Profile {
-    /// Inputs on their way to the device, by the host's clock. Nothing on the CPU.
+    /// The upload of the inputs, by the host's clock. Zero on the CPU.
     pub upload: Duration,
     /// The forward schedule.
     pub forward: Duration,
-    /// The backward schedule, where there was one.
+    /// The backward schedule. Zero without one.
     pub backward: Duration,
-    /// Results on their way back, by the host's clock. Nothing on the CPU.
+    /// The download of the results, by the host's clock. Zero on the CPU.
     pub download: Duration,
-    /// What `forward`, `backward` and `kernels` were measured with.
-    pub clock: Clock,
-    /// The kernels, the one that took longest first. Of [`Gru::profile`] on an adapter alone.
+    /// The clock that measured `forward`, `backward` and `kernels`.
+    pub time_source: TimeSource,
+    /// The kernels, slowest first. Empty except after [`Gru::profile`] on an adapter.
     pub kernels: Vec<KernelTime>,
 }
 
 impl Profile {
-    /// Forward and backward: the time with all data on the device.
+    /// Returns the time of forward and backward, with all data on the device.
     pub fn compute(&self) -> Duration {
         self.forward + self.backward
     }
 
-    /// Everything.
+    /// Returns the total time.
     pub fn total(&self) -> Duration {
         self.upload + self.compute() + self.download
     }
 }
 
-/// What all dispatches of a kernel for one purpose took together, over all steps, layers and
-/// directions.
+/// The total time of a kernel's dispatches with one label, over all steps, layers and directions.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct KernelTime {
     /// The kernel's name.
     pub kernel: String,
-    /// What it computes, for people, as in the plan: `dx = da · W_ih`.
+    /// The formula that the kernel computes, as the plan labels it: `dx = da · W_ih`.
     pub label: String,
-    /// How many dispatches there were.
+    /// The number of dispatches.
     pub calls: usize,
-    /// How long they took.
+    /// The time of all dispatches together.
     pub time: Duration,
-    /// Multiplications and additions of their products.
+    /// The multiplications and additions in the dispatches' products.
     pub flops: u64,
-    /// Bytes they had to move at least.
+    /// The bytes that the dispatches must move at least.
     pub bytes: u64,
 }
 
 impl KernelTime {
-    /// Billions of operations a second.
+    /// Returns the rate in billions of operations per second.
     pub fn gflops(&self) -> f64 {
-        rate(self.flops, self.time)
+        giga_per_second(self.flops, self.time)
     }
 
-    /// Billions of bytes a second that had to be moved; caches may have moved fewer.
+    /// Returns the rate in billions of bytes per second, from `bytes`. The memory may have moved
+    /// fewer, because of caches.
     pub fn gbytes(&self) -> f64 {
-        rate(self.bytes, self.time)
+        giga_per_second(self.bytes, self.time)
     }
 }
 
-fn rate(amount: u64, time: Duration) -> f64 {
+fn giga_per_second(amount: u64, time: Duration) -> f64 {
     let seconds = time.as_secs_f64();
     if seconds > 0.0 { amount as f64 / seconds / 1e9 } else { 0.0 }
 }
 
 impl Gru {
     blocking_and_async! {
-        /// Runs the model once, for its time: forward, and with `dy` training, that is forward and
-        /// backward.
+        /// Runs the model once and measures the time. With `dy` the run is a training run: forward
+        /// and backward. Without, it is forward only.
         ///
-        /// The device computes exactly as in [`Self::forward`] or [`Self::forward_train`] and
-        /// [`Self::backward`], with a wait between upload, computing and download so that each can
-        /// be told. The parameters are on the device before, and so is whatever a first run makes:
-        /// run once to warm up.
+        /// The device does the same work as in [`Self::forward`], or in [`Self::forward_train`] and
+        /// [`Self::backward`]. A wait between upload, computing and download separates their times.
+        /// On an adapter the times include neither the upload of the parameters nor the setup of a
+        /// first run. Run once before, to warm up.
         ///
         /// ```
         /// use gru_wgpu::{Device, Gru, GruConfig, Init};
@@ -122,7 +122,7 @@ impl Gru {
         /// ```
         ///
         /// # Errors
-        /// As the calls that it stands for.
+        /// The errors of [`Self::forward`], or of [`Self::forward_train`] and [`Self::backward`].
         pub fn time, time_async<'a>(
             &self,
             batch: impl Into<Batch<'a>>,
@@ -131,13 +131,14 @@ impl Gru {
             |wait| self.run_timed(batch.into(), dy, false, wait)
         }
 
-        /// As [`Self::time`], with each kernel timed for itself: every dispatch begins when the one
-        /// before has ended, so the sum may be more than [`Self::time`] says. Without timestamps a
-        /// row is a stage of the plan, all steps of a loop together, with the way to the device and
-        /// back.
+        /// Runs like [`Self::time`] and measures the time of each kernel.
+        ///
+        /// Each dispatch starts after the previous one has ended, so the sum may exceed the time of
+        /// [`Self::time`]. Without timestamps, each [`KernelTime`] is for a stage of the plan: all
+        /// steps of a loop together, and the latency between host and device.
         ///
         /// # Errors
-        /// As [`Self::time`].
+        /// The errors of [`Self::time`].
         pub fn profile, profile_async<'a>(
             &self,
             batch: impl Into<Batch<'a>>,
@@ -160,12 +161,12 @@ impl Gru {
             reference::check_gradients(&shape, dy.map(|d| d.dim()), None)?;
         }
         match self.device().is_adapter() {
-            true => self.timed_on(shape, batch, dy, by_kernel, wait).await,
-            false => self.timed_on_cpu(batch, dy, wait).await,
+            true => self.time_on_adapter(shape, batch, dy, by_kernel, wait).await,
+            false => self.time_on_cpu(batch, dy, wait).await,
         }
     }
 
-    async fn timed_on_cpu(
+    async fn time_on_cpu(
         &self,
         batch: Batch<'_>,
         dy: Option<ArrayView3<'_, f32>>,
@@ -189,13 +190,14 @@ impl Gru {
             forward,
             backward: if dy.is_some() { end - forward } else { Duration::ZERO },
             download: Duration::ZERO,
-            clock: Clock::Host,
+            time_source: TimeSource::Host,
             kernels: Vec::new(),
         })
     }
 
-    /// Chunk after chunk, where there are several; each from its own start, which takes as long.
-    async fn timed_on(
+    /// Times the chunks one after the other. Each chunk starts from the batch's first states, not
+    /// from the previous chunk's last states, which takes equally long.
+    async fn time_on_adapter(
         &self,
         shape: Shape,
         batch: Batch<'_>,
@@ -210,17 +212,17 @@ impl Gru {
         let forward = ForwardRun::new(&executor, input)?;
         let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None);
         let backward = dy.map(backward).transpose()?;
-        let mut stopwatch = PhaseTimer::new(by_kernel);
-        executor.run_with(&mut TimedRun { forward, backward }, &mut stopwatch).await?;
-        let has_clock = self.session_pool()?.gpu().tick().is_some();
-        let clock = if has_clock { Clock::Adapter } else { Clock::Host };
-        let PhaseTimer { upload, forward, backward, download, kernels, .. } = stopwatch;
-        let kernels = kernels.map(KernelTimes::sorted).unwrap_or_default();
-        Ok(Profile { upload, forward, backward, download, clock, kernels })
+        let mut timer = PhaseTimer::new(by_kernel);
+        executor.run_with(&mut TimedRun { forward, backward }, &mut timer).await?;
+        let has_timestamps = self.session_pool()?.gpu().timestamp_period().is_some();
+        let time_source = if has_timestamps { TimeSource::Adapter } else { TimeSource::Host };
+        let PhaseTimer { upload, forward, backward, download, kernels, .. } = timer;
+        let kernels = kernels.map(KernelTimes::into_sorted).unwrap_or_default();
+        Ok(Profile { upload, forward, backward, download, time_source, kernels })
     }
 }
 
-/// Forward, and in training backward at once, for its time alone.
+/// A run whose results are discarded: forward, then in training backward.
 struct TimedRun<'a> {
     forward: ForwardRun<'a>,
     backward: Option<BackwardRun<'a>>,
@@ -241,8 +243,8 @@ impl ChunkedRun for TimedRun<'_> {
     }
 
     fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
-        let of_backward = self.backward.iter().flat_map(|backward| backward.reads(at, plan));
-        self.forward.reads(at, plan).into_iter().chain(of_backward).collect()
+        let backward = self.backward.iter().flat_map(|backward| backward.reads(at, plan));
+        self.forward.reads(at, plan).into_iter().chain(backward).collect()
     }
 
     fn collect(&mut self, _: &ChunkPosition<'_>, _: Vec<Vec<f32>>) -> Result<()> {
@@ -250,15 +252,15 @@ impl ChunkedRun for TimedRun<'_> {
     }
 }
 
-/// Measures the phases of each chunk, with a wait between them.
+/// Measures the phases of each chunk and waits for the device between them.
 struct PhaseTimer {
-    /// When the present phase began.
-    begun: Instant,
+    /// The start of the current phase.
+    start: Instant,
     upload: Duration,
     forward: Duration,
     backward: Duration,
     download: Duration,
-    /// Where each kernel is timed for itself.
+    /// `Some` to time each kernel.
     kernels: Option<KernelTimes>,
 }
 
@@ -266,20 +268,20 @@ impl PhaseTimer {
     fn new(by_kernel: bool) -> Self {
         let [upload, forward, backward, download] = [Duration::ZERO; 4];
         let kernels = by_kernel.then(KernelTimes::default);
-        Self { begun: Instant::now(), upload, forward, backward, download, kernels }
+        Self { start: Instant::now(), upload, forward, backward, download, kernels }
     }
 }
 
 impl Hooks for PhaseTimer {
     async fn before_upload(&mut self, session: &Session, _: u64, wait: Wait) -> Result<()> {
         session.gpu().sync(wait).await?;
-        self.begun = Instant::now();
+        self.start = Instant::now();
         Ok(())
     }
 
     async fn after_upload(&mut self, session: &Session, wait: Wait) -> Result<()> {
         session.gpu().sync(wait).await?;
-        self.upload += self.begun.elapsed();
+        self.upload += self.start.elapsed();
         Ok(())
     }
 
@@ -296,26 +298,26 @@ impl Hooks for PhaseTimer {
     }
 
     fn before_read(&mut self) {
-        self.begun = Instant::now();
+        self.start = Instant::now();
     }
 
     fn after_read(&mut self) {
-        self.download += self.begun.elapsed();
+        self.download += self.start.elapsed();
     }
 }
 
-/// What has been timed so far.
+/// The times of the kernels that have run so far.
 #[derive(Default)]
 struct KernelTimes {
-    rows: Vec<KernelTime>,
-    /// The index in `rows` of a kernel with a label.
+    times: Vec<KernelTime>,
+    /// Kernel and label → the index in `times`.
     indices: HashMap<(String, String), usize>,
 }
 
 impl KernelTimes {
-    /// Runs a schedule part by part, and gives the sum of their times.
+    /// Runs a schedule, times each dispatch or stage, and returns the sum of the times.
     async fn time(&mut self, session: &mut Session, pass: Pass, wait: Wait) -> Result<Duration> {
-        let timing = session.time_parts(pass, wait).await?;
+        let timing = session.time_each(pass, wait).await?;
         let stages = session.plan().stages(pass);
         let times = match timing {
             Timing::Dispatches(times) => {
@@ -339,57 +341,58 @@ impl KernelTimes {
         Ok(times.iter().sum())
     }
 
-    /// Adds what the dispatches of `body` took together, each of them called `count` times.
+    /// Adds the total `time` of `count` runs of the dispatches in `body`.
     fn add(&mut self, body: &[Dispatch], count: usize, time: Duration) {
-        let kernel = joined(body.iter().map(|dispatch| dispatch.kernel_name()));
-        let label = joined(body.iter().map(|dispatch| without_cell(&dispatch.label)));
+        let kernel = join_distinct(body.iter().map(|dispatch| dispatch.kernel_name()));
+        let label = join_distinct(body.iter().map(|dispatch| strip_cell(&dispatch.label)));
         let key = (kernel, label);
         let index = match self.indices.get(&key) {
             Some(&index) => index,
             None => {
                 let (kernel, label) = key.clone();
                 let (calls, time, flops, bytes) = Default::default();
-                self.rows.push(KernelTime { kernel, label, calls, time, flops, bytes });
-                self.indices.insert(key, self.rows.len() - 1);
-                self.rows.len() - 1
+                self.times.push(KernelTime { kernel, label, calls, time, flops, bytes });
+                self.indices.insert(key, self.times.len() - 1);
+                self.times.len() - 1
             }
         };
-        let row = &mut self.rows[index];
-        row.calls += body.len() * count;
-        row.time += time;
-        row.flops += count as u64 * body.iter().map(|dispatch| dispatch.flops).sum::<u64>();
-        row.bytes += count as u64 * body.iter().map(|dispatch| dispatch.bytes).sum::<u64>();
+        let total = &mut self.times[index];
+        total.calls += body.len() * count;
+        total.time += time;
+        total.flops += count as u64 * body.iter().map(|dispatch| dispatch.flops).sum::<u64>();
+        total.bytes += count as u64 * body.iter().map(|dispatch| dispatch.bytes).sum::<u64>();
     }
 
-    fn sorted(self) -> Vec<KernelTime> {
-        let mut rows = self.rows;
-        rows.sort_by_key(|row| std::cmp::Reverse(row.time));
-        rows
+    /// Returns the times, longest first.
+    fn into_sorted(self) -> Vec<KernelTime> {
+        let mut times = self.times;
+        times.sort_by_key(|kernel| std::cmp::Reverse(kernel.time));
+        times
     }
 }
 
-/// The different ones of `words`, in order.
-fn joined<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    let mut seen: Vec<&str> = Vec::new();
-    for word in words {
-        if !seen.contains(&word) {
-            seen.push(word);
+/// Joins the distinct names in order: `a + b`.
+fn join_distinct<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut distinct: Vec<&str> = Vec::new();
+    for name in names {
+        if !distinct.contains(&name) {
+            distinct.push(name);
         }
     }
-    seen.join(" + ")
+    distinct.join(" + ")
 }
 
-/// A dispatch's label without its steps, layer and direction: `dx = da · W_ih` of `l1: reverse: dx
-/// = …`.
-fn without_cell(mut label: &str) -> &str {
-    let number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
-    let is_place = |word: &str| {
+/// Removes the steps, the layer and the direction from a dispatch's label:
+/// `l1: reverse: dx = da · W_ih` becomes `dx = da · W_ih`.
+fn strip_cell(mut label: &str) -> &str {
+    let is_number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let is_prefix = |word: &str| {
         let span = word.split_once(" down to ").or_else(|| word.split_once(" to "));
         word == "reverse"
-            || word.strip_prefix('l').is_some_and(number)
-            || span.is_some_and(|(first, last)| number(first) && number(last))
+            || word.strip_prefix('l').is_some_and(is_number)
+            || span.is_some_and(|(first, last)| is_number(first) && is_number(last))
     };
-    while let Some((_, rest)) = label.split_once(": ").filter(|(word, _)| is_place(word)) {
+    while let Some((_, rest)) = label.split_once(": ").filter(|(word, _)| is_prefix(word)) {
         label = rest;
     }
     label

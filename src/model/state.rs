@@ -1,4 +1,4 @@
-//! [`State`]: states that stay on the device between runs.
+//! [`State`]: a model's states, kept on the device between runs.
 
 use ndarray::{Array3, ArrayView3};
 
@@ -11,9 +11,9 @@ use crate::spec::config::Shape;
 
 /// The states of all cells, `[L·D, B, H]`, on the device that computed them.
 ///
-/// [`Tape::state`](crate::Tape::state) gives one,
-/// [`Gru::forward_train_from`](crate::Gru::forward_train_from) takes it. Cheap to clone; it never
-/// changes.
+/// [`Tape::state`](crate::Tape::state) returns a state, and
+/// [`Gru::forward_train_from`](crate::Gru::forward_train_from) starts from it. A state is immutable
+/// and cheap to clone.
 #[derive(Clone, Debug)]
 pub struct State {
     shape: [usize; 3],
@@ -27,24 +27,24 @@ enum StateStorage {
 }
 
 impl State {
-    pub(crate) fn of_array(array: Array3<f32>) -> Self {
+    pub(crate) fn from_array(array: Array3<f32>) -> Self {
         Self { shape: array.dim().into(), storage: StateStorage::Host(array) }
     }
 
-    pub(crate) fn of_buffer(gpu: &Gpu, buffer: wgpu::Buffer, shape: [usize; 3]) -> Self {
+    pub(crate) fn from_buffer(gpu: &Gpu, buffer: wgpu::Buffer, shape: [usize; 3]) -> Self {
         Self { shape, storage: StateStorage::Device(gpu.clone(), buffer) }
     }
 
-    /// `[L·D, B, H]`
+    /// Returns the shape `[L·D, B, H]`.
     pub fn shape(&self) -> [usize; 3] {
         self.shape
     }
 
     blocking_and_async! {
-        /// The numbers, read from the device.
+        /// Reads the states from the device, `[L·D, B, H]`.
         ///
         /// # Errors
-        /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+        /// [`Error::OutOfMemory`] or [`Error::DeviceLost`].
         pub fn to_array, to_array_async(&self) -> Result<Array3<f32>> {
             |wait| self.read(wait)
         }
@@ -56,12 +56,12 @@ impl State {
             StateStorage::Device(gpu, buffer) => {
                 let len = self.shape.iter().product();
                 let read = gpu.download(&[(buffer, 0, len)], wait).await?.swap_remove(0);
-                Ok(Array3::from_shape_vec(self.shape, read).expect("as many as the shape holds"))
+                Ok(Array3::from_shape_vec(self.shape, read).expect("the length matches the shape"))
             }
         }
     }
 
-    /// The buffer, on an adapter.
+    /// Returns the buffer of a state on an adapter, `None` on the CPU.
     pub(crate) fn buffer(&self) -> Option<&wgpu::Buffer> {
         match &self.storage {
             StateStorage::Host(_) => None,
@@ -69,16 +69,27 @@ impl State {
         }
     }
 
-    /// The numbers on the CPU, `None` on an adapter, when a run of `shape` on `device` can start
-    /// here.
-    pub(crate) fn on(&self, device: &Device, shape: Shape) -> Result<Option<ArrayView3<'_, f32>>> {
+    /// Checks that a run of `shape` on `device` can start from this state. Returns the states if
+    /// they are on the host, `None` if they are on an adapter.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], or [`Error::Conflict`] if another device holds the state.
+    pub(crate) fn check(
+        &self,
+        device: &Device,
+        shape: Shape,
+    ) -> Result<Option<ArrayView3<'_, f32>>> {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
         match (&self.storage, device.target()) {
             (StateStorage::Host(array), DeviceTarget::Cpu) => Ok(Some(array.view())),
-            (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other)) if gpu.is(other) => Ok(None),
+            (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other))
+                if gpu.is_same_device(other) =>
+            {
+                Ok(None)
+            }
             _ => Err(Error::Conflict {
-                what: "a state and a model on another device",
-                why: "a state stays on the device that computed it; take it along as an h0",
+                what: "a state of one device and a model on another",
+                why: "read the state with State::to_array and pass the array as Batch::h0",
             }),
         }
     }

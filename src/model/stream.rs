@@ -1,4 +1,4 @@
-//! [`Stream`]: sequences that arrive step by step, their states kept on the device.
+//! [`Stream`]: sequences that arrive step by step, with their states kept on the device.
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, s};
 
@@ -18,17 +18,18 @@ mod tests;
 
 use adapter::AdapterStream;
 
-/// Many sequences that arrive a step or a chunk at a time, their states kept on the device.
+/// A batch of sequences that arrive one step or several steps at a time, with their states kept on
+/// the device.
 ///
-/// Everything a step needs is made with the stream: a step makes no pipeline, no buffer and no bind
-/// group. Nothing is drawn: dropout and zoneout are as in [`Gru::forward`].
+/// The stream makes its pipelines, buffers and bind groups in advance; a step makes none. A stream
+/// runs for inference: no dropout, zoneout by its expected value, as in [`Gru::forward`].
 ///
 /// ```
 /// use gru_wgpu::{Device, Gru, GruConfig, Init};
 /// use ndarray::Array3;
 ///
 /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
-/// let mut stream = gru.stream(100, &[1, 16])?; // 100 rows, one step or sixteen at a time
+/// let mut stream = gru.stream(100, &[1, 16])?; // 100 rows, chunks of 1 or 16 steps
 /// let mut y = Array3::zeros((1, 100, 8));
 /// gru.step(&mut stream, Array3::ones((1, 100, 3)).view(), y.view_mut())?;
 /// stream.reset_row(7)?; // row 7's next step starts from zeros
@@ -38,10 +39,10 @@ use adapter::AdapterStream;
 #[derive(Debug)]
 pub struct Stream {
     model: u64,
-    /// Of one step.
+    /// The shape of one step.
     shape: Shape,
     chunks: Vec<usize>,
-    /// Rows that start afresh at the next step.
+    /// `[B]`: true for rows that start from the reset state at the next step.
     resets: Vec<bool>,
     storage: StreamStorage,
 }
@@ -53,38 +54,40 @@ enum StreamStorage {
 }
 
 impl Stream {
-    /// B, the rows.
+    /// Returns the number of rows B.
     pub fn rows(&self) -> usize {
         self.shape.batch
     }
 
-    /// The lengths of chunks it was made for.
+    /// Returns the chunk lengths, in steps, that the stream was made for.
     pub fn chunks(&self) -> &[usize] {
         &self.chunks
     }
 
-    /// Has a row's next step start afresh.
+    /// Resets a row: its next step starts from the reset state.
     ///
     /// # Errors
-    /// [`Error::Row`] when there is no such row.
+    /// [`Error::Row`] if the stream has no such row.
     pub fn reset_row(&mut self, row: usize) -> Result<()> {
         let rows = self.rows();
         *self.resets.get_mut(row).ok_or(Error::Row { row, rows })? = true;
         Ok(())
     }
 
-    /// Has every row's next step start afresh.
+    /// Resets every row: the next step starts from the reset state.
     pub fn reset(&mut self) {
         self.resets.fill(true);
     }
 
     blocking_and_async! {
-        /// Has resets go back to these states `[L, B, H]` from now on, instead of zeros: those of
-        /// [`Self::reset_row`] and those in a caller's marks. Submit steps that are encoded already
-        /// first: the queue writes ahead of the next submit.
+        /// Sets the reset state `[L, B, H]`, which is zeros at first. Resets by
+        /// [`Self::reset_row`] and by a caller's step flags restore it from now on.
+        ///
+        /// Before this call, submit all steps that are already encoded: the queue writes the states
+        /// before the next submit.
         ///
         /// # Errors
-        /// [`Error::Shape`], and the device's own.
+        /// [`Error::Shape`], and errors of the device.
         pub fn set_reset_state, set_reset_state_async(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
             |_| self.write_reset_state(given)
         }
@@ -100,11 +103,13 @@ impl Stream {
     }
 
     blocking_and_async! {
-        /// Goes on from these states `[L, B, H]`. Resets asked for before are forgotten. Submit
-        /// steps that are encoded already first: the queue writes ahead of the next submit.
+        /// Sets the states `[L, B, H]` that the next step starts from, and cancels pending resets.
+        ///
+        /// Before this call, submit all steps that are already encoded: the queue writes the states
+        /// before the next submit.
         ///
         /// # Errors
-        /// [`Error::Shape`], and the device's own.
+        /// [`Error::Shape`], and errors of the device.
         pub fn set_state, set_state_async(&mut self, given: ArrayView3<'_, f32>) -> Result<()> {
             |_| self.write_state(given)
         }
@@ -121,10 +126,10 @@ impl Stream {
     }
 
     blocking_and_async! {
-        /// The states `[L, B, H]`, read from the device after all work queued.
+        /// Reads the states `[L, B, H]` from the device, after all queued work and pending resets.
         ///
         /// # Errors
-        /// The device's own.
+        /// Errors of the device.
         pub fn state, state_async(&mut self) -> Result<Array3<f32>> {
             |wait| self.read_state(wait)
         }
@@ -141,32 +146,32 @@ impl Stream {
         }
     }
 
-    /// Which of the chunks is `steps` long.
-    fn chunk(&self, steps: usize) -> Result<usize> {
-        let known = || self.chunks.clone();
-        let found = self.chunks.iter().position(|&chunk| chunk == steps);
-        found.ok_or_else(|| Error::Chunk { steps, known: known() })
+    /// Returns the index in `chunks` of the length `steps`.
+    fn chunk_index(&self, steps: usize) -> Result<usize> {
+        let index = self.chunks.iter().position(|&chunk| chunk == steps);
+        index.ok_or_else(|| Error::Chunk { steps, known: self.chunks.clone() })
     }
 }
 
-/// The CPU's [`AdapterStream::encode_resets`].
-fn reset_rows(resets: &mut [bool], state: &mut Array3<f32>, fresh: &Array3<f32>) {
+/// Writes the reset state to the rows to reset, and clears `resets`. The CPU version of
+/// [`AdapterStream::encode_resets`].
+fn reset_rows(resets: &mut [bool], state: &mut Array3<f32>, reset_state: &Array3<f32>) {
     for (row, reset) in resets.iter_mut().enumerate() {
         if std::mem::take(reset) {
-            state.slice_mut(s![.., row, ..]).assign(&fresh.index_axis(Axis(1), row));
+            state.slice_mut(s![.., row, ..]).assign(&reset_state.index_axis(Axis(1), row));
         }
     }
 }
 
 impl Gru {
     blocking_and_async! {
-        /// Prepares a stream of `rows` sequences, all from zeros, that arrive in chunks of any of
-        /// these lengths: `&[1]` for step by step.
+        /// Makes a stream of `rows` sequences, which start from zeros. `chunks` lists the numbers
+        /// of steps that may arrive at once; `&[1]` means one step at a time.
         ///
         /// # Errors
-        /// [`Error::Conflict`] for a model with a reverse direction: that one starts at a
-        /// sequence's end, which a stream does not have. [`Error::ZeroSize`], [`Error::Limit`], and
-        /// the device's own.
+        /// [`Error::Conflict`] for a model with a reverse direction, which starts at the end of a
+        /// sequence: a stream has no end. [`Error::ZeroSize`], [`Error::Limit`], and errors of the
+        /// device.
         pub fn stream, stream_async(&self, rows: usize, chunks: &[usize]) -> Result<Stream> {
             |_| self.open_stream(rows, chunks)
         }
@@ -177,20 +182,20 @@ impl Gru {
         let Ok(pool) = self.session_pool() else {
             let state = reference::zeros("a stream's states", shapes[0].state())?;
             let reset_state = state.clone();
-            return Ok(self.stream_at(&shapes, StreamStorage::Host { state, reset_state }));
+            return Ok(self.make_stream(&shapes, StreamStorage::Host { state, reset_state }));
         };
         let adapter = AdapterStream::new(pool, self, &shapes, None).await?;
-        Ok(self.stream_at(&shapes, StreamStorage::Adapter(Box::new(adapter))))
+        Ok(self.make_stream(&shapes, StreamStorage::Adapter(Box::new(adapter))))
     }
 
     blocking_and_async! {
-        /// Prepares a stream over a caller's own buffers, to be encoded with [`Self::encode_step`]:
-        /// a chunk is read from x and its outputs go to y. Chunks shorter than the longest use the
-        /// front of them.
+        /// Makes a stream over a caller's own buffers, for [`Self::encode_step`]. A step reads a
+        /// chunk from x and writes its outputs to y. A chunk shorter than the longest uses the
+        /// first elements of the buffers.
         ///
         /// # Errors
-        /// As [`Self::stream`] and [`Gru::forward_pass`]; [`Error::Conflict`] when an h0, a reset
-        /// state or an h_n is among the buffers: a stream keeps its states itself.
+        /// The errors of [`Self::stream`] and [`Gru::forward_pass`], and [`Error::Conflict`] if the
+        /// buffers include h0, reset_state or h_n: a stream keeps its states itself.
         pub fn stream_over, stream_over_async(
             &self,
             rows: usize,
@@ -212,23 +217,23 @@ impl Gru {
         if buffers.h0.is_some() || buffers.h_n.is_some() || buffers.reset_state.is_some() {
             return Err(Error::Conflict {
                 what: "a stream and buffers for its states",
-                why: "a stream keeps them itself; see Stream::set_state and set_reset_state",
+                why: "a stream keeps its states itself; use Stream::set_state and set_reset_state",
             });
         }
         for &shape in &shapes {
             buffers.check(pool.gpu(), shape)?;
         }
         let adapter = AdapterStream::new(pool, self, &shapes, Some(buffers)).await?;
-        Ok(self.stream_at(&shapes, StreamStorage::Adapter(Box::new(adapter))))
+        Ok(self.make_stream(&shapes, StreamStorage::Adapter(Box::new(adapter))))
     }
 
     blocking_and_async! {
-        /// Takes a chunk x `[T, B, I]` of every row and writes y `[T, B, H]`.
+        /// Runs all rows through a chunk x `[T, B, I]` and writes y `[T, B, H]`.
         ///
         /// # Errors
-        /// [`Error::Chunk`] when the stream was not made for chunks of this length,
-        /// [`Error::Shape`], [`Error::OtherModel`], [`Error::Interrupted`] after a step that failed
-        /// on the device or whose future was dropped, and the device's own.
+        /// [`Error::Chunk`] if the stream was not made for chunks of T steps, [`Error::Shape`],
+        /// [`Error::OtherModel`], [`Error::Interrupted`] after a step that failed on the device or
+        /// whose future was dropped, and errors of the device.
         pub fn step, step_async(
             &self,
             stream: &mut Stream,
@@ -248,7 +253,7 @@ impl Gru {
     ) -> Result<()> {
         self.check_stream(stream)?;
         let steps = x.dim().0;
-        let chunk = stream.chunk(steps)?;
+        let chunk = stream.chunk_index(steps)?;
         let shape = Shape { steps, ..stream.shape };
         check_shape("x [T, B, I]", &shape.x(), x.shape())?;
         check_shape("y [T, B, H]", &shape.y(), y.shape())?;
@@ -269,12 +274,12 @@ impl Gru {
         }
     }
 
-    /// Puts the next chunk of `steps` steps into `encoder`, with the model's present parameters:
-    /// resets that were asked for, and one compute pass from the caller's x to the caller's y.
-    /// Submit encoders in the order they were made, each once: the stream counts on it.
+    /// Encodes the next chunk of `steps` steps into `encoder`, with the model's current parameters.
+    /// The commands are the pending resets and one compute pass from the caller's x to the caller's
+    /// y. The stream requires that you submit each encoder once, in the order of these calls.
     ///
     /// # Errors
-    /// [`Error::Chunk`], [`Error::OtherModel`], [`Error::Conflict`] when the stream was not made
+    /// [`Error::Chunk`], [`Error::OtherModel`], and [`Error::Conflict`] if the stream was not made
     /// with [`Self::stream_over`].
     pub fn encode_step(
         &self,
@@ -283,7 +288,7 @@ impl Gru {
         encoder: &mut wgpu::CommandEncoder,
     ) -> Result<()> {
         self.check_stream(stream)?;
-        let chunk = stream.chunk(steps)?;
+        let chunk = stream.chunk_index(steps)?;
         match &mut stream.storage {
             StreamStorage::Adapter(adapter) if adapter.is_over_buffers() => {
                 let (shape, resets) = (stream.shape, &mut stream.resets);
@@ -292,7 +297,7 @@ impl Gru {
             }
             _ => Err(Error::Conflict {
                 what: "a stream over arrays and an encoder",
-                why: "encoding needs buffers of the caller's; make it with stream_over",
+                why: "make the stream with Gru::stream_over to encode its steps",
             }),
         }
     }
@@ -305,12 +310,12 @@ impl Gru {
         }
     }
 
-    /// The shape of each chunk.
+    /// Returns the shape of each chunk.
     fn stream_shapes(&self, rows: usize, chunks: &[usize]) -> Result<Vec<Shape>> {
         if self.config().direction != Direction::Forward {
             return Err(Error::Conflict {
                 what: "a stream and a reverse direction",
-                why: "that one starts at a sequence's end, which a stream does not have",
+                why: "a reverse direction starts at the end of a sequence, and a stream has no end",
             });
         }
         if chunks.is_empty() {
@@ -319,7 +324,7 @@ impl Gru {
         chunks.iter().map(|&steps| self.config().shape(steps, rows)).collect()
     }
 
-    fn stream_at(&self, shapes: &[Shape], storage: StreamStorage) -> Stream {
+    fn make_stream(&self, shapes: &[Shape], storage: StreamStorage) -> Stream {
         Stream {
             model: self.id(),
             shape: Shape { steps: 1, ..shapes[0] },

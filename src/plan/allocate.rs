@@ -12,49 +12,50 @@ use crate::spec::noise::DRAW_SEED_LEN;
 use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
 
-/// What the elements of parameters and of their gradients are. Training adds small updates to them.
+/// The element type of parameters and of their gradients. Training adds small updates to them.
 const PARAMETER: ElementType = ElementType::F32;
 
-/// What the elements of states, gates and sequences are, in every plan so far. Half precision is to
-/// be chosen here.
+/// The element type of states, gates and sequences, in every plan so far. Half precision would be
+/// chosen here.
 pub(super) const ELEMENT: ElementType = ElementType::F32;
 
-/// What losses and the weights of their rows are.
+/// The element type of losses and of the weights of their rows.
 const LOSS: ElementType = ElementType::F32;
 
-/// How a run holds its gates.
+/// How a run stores its gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct GateStorage {
-    /// Steps of each batch row that one buffer has room for.
+    /// Steps per batch row that one buffer holds.
     pub times: usize,
-    /// Whether those of a forward pass are there for the backward pass, in as many buffers as they
-    /// need.
+    /// True if the gates of a forward pass are kept for the backward pass, in as many buffers as
+    /// they need.
     pub kept: bool,
 }
 
-/// The buffers of a run, all but the partial results of products.
+/// The buffers of a run, except the partial results of products.
 pub(super) struct Allocation {
     pub buffers: BufferList,
     pub run: RunBuffers,
-    /// A layer each, or in inference one for all.
+    /// One entry per layer; in inference one entry for all.
     pub layers: Vec<LayerBuffers>,
-    /// `[3H]` of zeros: the hidden bias of a model without one.
+    /// `[3H]` of zeros: the hidden bias of a model that has none.
     pub zeros: BufferId,
 }
 
-/// What the steps of a layer read and write.
+/// The buffers that a layer's steps read and write.
 #[derive(Clone, Copy)]
 pub(super) struct LayerBuffers {
-    /// `[D, T, B, 4H]`: r, z, n, past; in backward their gradients. Where they are kept and one
-    /// buffer cannot hold them, the first of several of some steps each.
+    /// `[D, T, B, 4H]`: r, z, n and the recurrent part of n; in the backward pass their gradients.
+    /// If they are kept and do not fit into one buffer, the first of several buffers of some steps
+    /// each.
     pub gates: BufferId,
-    /// `[D, T, B, H]`: the state that each step starts from. In inference the last two suffice.
+    /// `[D, T, B, H]`: the state that each step starts from. Inference needs only the last two.
     pub h: BufferId,
-    /// `[T, B, D·H]`: the layer's output, of the last one y.
+    /// `[T, B, D·H]`: the layer's output; y for the last layer.
     pub y: BufferId,
 }
 
-/// The buffers so far, and what decides on their number and sizes.
+/// The buffers so far, and the values that determine their number and sizes.
 struct Allocator<'a> {
     layout: &'a ParamLayout,
     shape: Shape,
@@ -126,7 +127,7 @@ impl Allocator<'_> {
                 Loss::CrossEntropy { .. } => (&each, ElementType::U32, rows),
                 Loss::MeanSquared | Loss::Huber { .. } => (&axes, ELEMENT, len),
             };
-            // Besides each row's loss, whether it is correct.
+            // In evaluation each row has a second column: 1 if it is correct.
             let (loss_axes, columns) = match self.purpose {
                 RunPurpose::Evaluation(_) => (format!("[{row_axes}, 2]"), 2),
                 _ => (each.clone(), 1),
@@ -142,8 +143,8 @@ impl Allocator<'_> {
         Some(HeadBuffers { outputs, loss })
     }
 
-    /// A layer's input is spent before its steps put anything out in its place: all have the same
-    /// buffers.
+    /// In inference all layers share their buffers: a layer has read its input before its steps
+    /// overwrite it with outputs.
     fn inference_layers(&mut self, run: &RunBuffers) -> Vec<LayerBuffers> {
         let gates = self.gates("");
         let h = self.h("");
@@ -157,7 +158,7 @@ impl Allocator<'_> {
         TrainingBuffers { dy, dstates, dx, dparams: self.flat("dparams", Role::Output) }
     }
 
-    /// Who writes dy: the host, the head over every step, or nobody.
+    /// Returns who writes dy: the host, the head over every step, or nobody.
     fn dy_role(&self) -> Role {
         match (self.purpose, self.layout.head().map(|head| head.readout)) {
             (RunPurpose::Loss(_), Some(Readout::EveryStep)) => Role::Scratch,
@@ -178,12 +179,12 @@ impl Allocator<'_> {
     }
 
     fn training_layers(&mut self, run: &RunBuffers) -> Vec<LayerBuffers> {
-        // Made again when they are needed, they need not outlast their layer.
+        // Gates that are computed again need not outlast their layer.
         let shared = (!self.gates.kept).then(|| self.gates(""));
         let layers = self.shape.layers;
         let mut all = Vec::with_capacity(layers);
         for layer in 0..layers {
-            // One layer's buffers need no number to tell them apart.
+            // With one layer, the buffers' names need no number.
             let number = if layers == 1 { String::new() } else { format!("_l{layer}") };
             let y = match layer + 1 < layers {
                 true => {
@@ -198,7 +199,7 @@ impl Allocator<'_> {
         all
     }
 
-    /// The first of a layer's buffers of gates.
+    /// Returns the first of a layer's buffers of gates.
     fn kept_gates(&mut self, number: &str) -> BufferId {
         let steps = self.shape.steps;
         if self.gates.times == steps {
@@ -254,7 +255,7 @@ impl Allocator<'_> {
         self.shape.y().iter().product()
     }
 
-    /// Axes and length of an array `[D, times, B, width]`, in the run's layout.
+    /// Returns the axes and the length of an array `[D, times, B, width]`, in the run's layout.
     fn of_cells(&self, times: usize, width: &str, width_len: usize) -> (String, usize) {
         let Shape { steps, batch, directions, layout, .. } = self.shape;
         let count = if times == steps { "T".to_owned() } else { times.to_string() };
@@ -278,8 +279,8 @@ impl GateStorage {
     }
 }
 
-/// Backward needs every state that a step started from; forward alone, one to read and one to
-/// write.
+/// Returns how many states per row h holds. Backward needs every state that a step started from;
+/// forward alone needs one to read and one to write.
 pub(super) fn h_times(mode: Mode, steps: usize) -> usize {
     match mode {
         Mode::Inference => steps.min(2),
@@ -287,15 +288,15 @@ pub(super) fn h_times(mode: Mode, steps: usize) -> usize {
     }
 }
 
-/// Steps whose gates are made again at once. An eighth of 4H and the other arrays of training, h, y
-/// and dy of H each, are half of what they are with all of 4H.
+/// Returns the steps whose gates are computed again at once. With an eighth of the gates (4H), the
+/// arrays of training (gates, h, y and dy of H each) take half of their memory.
 pub(crate) fn recomputed_at_once(steps: usize) -> usize {
     steps.div_ceil(8)
 }
 
-/// Steps of an inference whose gates are there at once: all of them, or as many as the adapter can
-/// bind. Between layers of two directions it must be all: there the reverse direction's first steps
-/// overwrite y where the forward direction has yet to read what the layer below put out.
+/// Returns the steps of an inference run whose gates exist at once: all, or as many as the adapter
+/// can bind. Between layers of two directions it must be all: there the reverse direction's first
+/// steps overwrite parts of y that the forward direction has not read yet.
 fn used_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     let Shape { steps, layers, directions, .. } = shape;
     if layers > 1 && directions > 1 {
@@ -304,11 +305,11 @@ fn used_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     steps_bound(shape, caps)
 }
 
-/// Steps of a training run whose gates one buffer holds, of as few buffers as there can be, alike
-/// in size.
+/// Returns the steps of a training run whose gates one buffer holds, for as few buffers as
+/// possible, of similar size.
 fn bound_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
-    /// h and y, a quarter of the gates each, are bound whole: where these need many more buffers,
-    /// the plan will be refused.
+    /// h and y have a quarter of the gates' size and are bound whole. If the gates need many more
+    /// buffers, the plan will be refused.
     const MOST: usize = 8;
     let Shape { steps, .. } = shape;
     match steps.div_ceil(steps_bound(shape, caps)) {
@@ -317,7 +318,7 @@ fn bound_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     }
 }
 
-/// Steps whose gates fit a buffer and a binding, or one where none do.
+/// Returns the steps whose gates fit into a buffer and a binding, at least one.
 fn steps_bound(shape: Shape, caps: &DeviceCaps) -> usize {
     let Shape { steps, batch, hidden, directions, .. } = shape;
     let step = ELEMENT.size() * product([directions, batch, 4, hidden]);

@@ -1,94 +1,94 @@
-//! The buffers that a plan asks for, and the parts of them that dispatches bind.
+//! The buffers that a plan needs, and the ranges of them that dispatches bind.
 
 use std::ops::Range;
 
 use super::BINDING_ALIGNMENT;
 use crate::spec::element::ElementType;
 
-/// Which buffer of a plan: an index into [`Plan::buffers`](super::Plan::buffers).
+/// A buffer of a plan: an index into [`Plan::buffers`](super::Plan::buffers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BufferId(pub(crate) usize);
 
 impl BufferId {
-    /// Where it stands in [`Plan::buffers`](super::Plan::buffers).
+    /// Returns its index in [`Plan::buffers`](super::Plan::buffers).
     pub fn index(self) -> usize {
         self.0
     }
 }
 
-/// What a buffer is for.
+/// The purpose of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Written by the host before a run.
     Input,
-    /// The model's parameters: shared by every run of a model, not the plan's own.
+    /// The model's parameters. All runs of a model share them, so the plan does not own the buffer.
     Parameters,
     /// Read by the host after a run.
     Output,
     /// Written before a run and read after it.
     InputOutput,
-    /// Never leaves the device.
+    /// Used only on the device.
     Scratch,
-    /// Zero from the start and never written.
+    /// Zero from the start, never written.
     Zeros,
 }
 
-/// A buffer that a plan asks for.
+/// A buffer that a plan needs.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BufferSpec {
     /// Its name, as the shaders' comments use it.
     pub name: String,
-    /// Its axes, for people: `[T, B, I]`.
+    /// Its axes as text: `[T, B, I]`.
     pub axes: String,
-    /// What its elements are.
+    /// The type of its elements.
     pub element: ElementType,
-    /// How many elements it has.
+    /// The number of elements.
     pub len: usize,
-    /// What it is for.
+    /// Its purpose.
     pub role: Role,
 }
 
 impl BufferSpec {
-    /// Bytes of all elements.
+    /// Returns the bytes of all elements.
     pub fn bytes(&self) -> u64 {
         self.element.bytes(self.len)
     }
 
-    /// Where a range of elements starts, and how long it is, in bytes.
+    /// Returns the start and the length of a range of elements, in bytes.
     pub(crate) fn byte_range(&self, range: &Range<usize>) -> (u64, u64) {
         (self.element.bytes(range.start), self.element.bytes(range.len()))
     }
 }
 
-/// The part of a buffer that a dispatch binds. It starts at a multiple of 256 bytes, whatever its
-/// elements: see [`Self::offset`].
+/// A range of a buffer that a dispatch binds. It starts at a multiple of 256 bytes for any element
+/// type: see [`Self::offset`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct BufferSlice {
     /// The buffer.
     pub buffer: BufferId,
-    /// What its elements are.
+    /// The type of its elements.
     pub element: ElementType,
-    /// Its first element bound.
+    /// The first bound element.
     pub first: usize,
-    /// How many elements are bound.
+    /// The number of bound elements.
     pub len: usize,
 }
 
 impl BufferSlice {
-    /// Bytes of the buffer ahead of the slice, a multiple of 256.
+    /// Returns the bytes of the buffer before the slice, a multiple of 256.
     pub fn offset(&self) -> u64 {
         self.element.bytes(self.first)
     }
 
-    /// Bytes bound.
+    /// Returns the bytes of the slice.
     pub fn bytes(&self) -> u64 {
         self.element.bytes(self.len)
     }
 }
 
-/// The buffers asked for so far.
+/// The list of buffers while a plan is made.
 #[derive(Default)]
 pub(crate) struct BufferList {
     specs: Vec<BufferSpec>,
@@ -108,17 +108,17 @@ impl BufferList {
         BufferId(self.specs.len() - 1)
     }
 
-    /// What the next buffer will be known by.
+    /// Returns the id of the next buffer.
     pub fn next_id(&self) -> BufferId {
         BufferId(self.specs.len())
     }
 
-    /// All of a buffer.
+    /// Returns a slice of the whole buffer.
     pub fn whole(&self, buffer: BufferId) -> BufferSlice {
         self.slice(buffer, 0..self.specs[buffer.0].len)
     }
 
-    /// A range of a buffer's elements.
+    /// Returns a slice of a range of elements.
     ///
     /// # Panics
     /// If it does not start at a multiple of [`BINDING_ALIGNMENT`] bytes.

@@ -72,7 +72,7 @@ fn write_dispatch(f: &mut fmt::Formatter<'_>, indent: &str, dispatch: &Dispatch)
     writeln!(f, "{indent}{name:<13} {label:<width$} {groups:>16} {flops:>12} {bytes:>10}")
 }
 
-/// `12.3 MFLOP`: an amount, which has no fractions, in three figures and with a decimal prefix.
+/// Formats an integer amount with three significant digits and a decimal prefix: `12.3 MFLOP`.
 fn format_si(value: f64, unit: &str) -> String {
     let prefixes = ["", "k", "M", "G", "T", "P", "E"];
     let mut scaled = value;
@@ -85,7 +85,8 @@ fn format_si(value: f64, unit: &str) -> String {
     format!("{scaled} {}{unit}", prefixes[prefix])
 }
 
-/// `0.123`, `12.3`, `1230`: a measured number in three figures, and all that are before the point.
+/// Formats a measured number with three significant digits, and all digits before the point:
+/// `0.123`, `12.3`, `1230`.
 fn format_sig3(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 0.0995 => 4,
@@ -124,7 +125,7 @@ mod tests {
         ] {
             assert_eq!(format_sig3(value), expected, "{value}");
         }
-        // Any number has a text.
+        // Every number has a text.
         for value in [f64::NAN, f64::NEG_INFINITY, -0.0, f64::MAX, f64::MIN_POSITIVE] {
             assert!(!format_si(value, "B").is_empty() && !format_sig3(value).is_empty());
         }

@@ -1,4 +1,4 @@
-//! The stages of a linear head and of a loss of its outputs.
+//! The stages of a linear head and of a loss on its outputs.
 
 use super::planner::Planner;
 use super::products::{ColumnSum, Epilogue, MAX_WORKGROUPS, Operand};
@@ -10,18 +10,18 @@ use crate::spec::config::Shape;
 use crate::spec::head::{Head, Readout};
 use crate::spec::loss::Loss;
 
-/// Some of a head's features: all of them, or those of one direction.
+/// The features that a head reads: all of them, or those of one direction.
 struct Features {
     values: Operand,
     /// Their gradient.
     gradient: Option<Operand>,
-    /// The first one's column of the head's weight.
+    /// The column of the head's weight for the first feature.
     column: usize,
     width: usize,
 }
 
 impl Planner<'_> {
-    /// The head's outputs, of a run that is asked for them.
+    /// Returns the stages that compute the head's outputs.
     pub fn outputs(&self) -> Vec<Stage> {
         let Some(HeadBuffers { outputs, .. }) = self.run.head else { return Vec::new() };
         let head = self.head();
@@ -43,7 +43,7 @@ impl Planner<'_> {
         self.features(head).into_iter().flat_map(product).collect()
     }
 
-    /// The loss, and how many rows are correct.
+    /// Returns the stages that compute the loss and count the correct rows.
     pub fn evaluation(&self) -> Vec<Stage> {
         let RunPurpose::Evaluation(loss) = self.purpose else { return Vec::new() };
         let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss is of outputs");
@@ -58,7 +58,8 @@ impl Planner<'_> {
         std::iter::once(loss).chain(sums).collect()
     }
 
-    /// The loss, and what flows from it into the head's parameters and the GRU.
+    /// Returns the stages that compute the loss and its gradients with respect to the head's
+    /// parameters and the GRU's states.
     pub fn head_backward(&self, t: &TrainingBuffers) -> Vec<Stage> {
         let RunPurpose::Loss(loss) = self.purpose else { return Vec::new() };
         let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss is of outputs");
@@ -107,7 +108,7 @@ impl Planner<'_> {
         };
         let args =
             LossArgs { rows: rows as u32, width: head.outputs as u32, delta: delta.to_bits() };
-        // A thread takes four outputs or more, where there are as many.
+        // A thread computes at least four outputs, if there are that many.
         let lanes = head.outputs.div_ceil(4).next_power_of_two().min(64);
         let differentiates = matches!(self.purpose, RunPurpose::Loss(_));
         let constants = LossConstants {
@@ -137,7 +138,7 @@ impl Planner<'_> {
         self.layout.head().expect("a network's layout has a head")
     }
 
-    /// The head's weight and bias in a buffer that is laid out as the parameters.
+    /// Returns the head's weight and bias in a buffer with the layout of the parameters.
     fn head_parameters(&self, buffer: super::BufferId) -> [BufferSlice; 2] {
         self.layout.head_ranges().map(|range| self.parameter(buffer, range))
     }
@@ -146,7 +147,7 @@ impl Planner<'_> {
         self.shape.directions * self.shape.hidden
     }
 
-    /// What the head reads.
+    /// Returns the features that the head reads.
     fn features(&self, head: Head) -> Vec<Features> {
         let Shape { batch, hidden, layers, directions, .. } = self.shape;
         let training = self.run.training.as_ref().filter(|_| self.mode == Mode::Training);
@@ -174,7 +175,7 @@ impl Planner<'_> {
     }
 }
 
-/// So many workgroups over x and y, the last ones of which may be too many.
+/// Distributes workgroups over x and y. The last ones may be superfluous.
 pub(super) fn over_two_axes(groups: usize) -> [u64; 3] {
     let x = groups.min(MAX_WORKGROUPS);
     [x as u64, groups.div_ceil(x) as u64, 1]

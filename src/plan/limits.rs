@@ -1,38 +1,38 @@
-//! What an adapter allows, as plain numbers.
+//! [`Limits`]: the limits of an adapter, as plain numbers.
 
 use super::{BufferSpec, Plan, Role, Stage};
 use crate::error::{Error, Result};
 use crate::kernels::LOOP_BUDGET;
 
-/// Every binding starts at a multiple of this many bytes of its buffer: the largest offset
-/// alignment that WebGPU lets a device ask for.
+/// The alignment in bytes of every binding's start: the largest offset alignment that WebGPU allows
+/// a device to require.
 pub(crate) const BINDING_ALIGNMENT: u64 = 256;
 
-/// Bytes between two dispatches' arguments in the buffer that holds them.
+/// The distance in bytes between the arguments of two dispatches.
 pub(crate) const ARGS_BLOCK: u64 = BINDING_ALIGNMENT;
 
-/// The limits of an adapter that a plan has to keep, under WebGPU's names.
+/// The limits of an adapter that a plan must keep, under WebGPU's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one buffer.
+    /// Bytes of a buffer.
     pub max_buffer_size: u64,
-    /// Bytes of one buffer that a kernel can see at once.
+    /// Bytes of a buffer that one binding can cover.
     pub max_storage_buffer_binding_size: u64,
-    /// Buffers that a kernel can see at once.
+    /// Storage buffers that a kernel can bind.
     pub max_storage_buffers_per_shader_stage: u64,
-    /// Workgroups of a dispatch along x, y or z.
+    /// Workgroups of a dispatch along each of x, y and z.
     pub max_compute_workgroups_per_dimension: u64,
     /// Threads of a workgroup.
     pub max_compute_invocations_per_workgroup: u64,
-    /// Bytes of a workgroup's own memory.
+    /// Bytes of workgroup memory.
     pub max_compute_workgroup_storage_size: u64,
-    /// Not WebGPU's: loop iterations that one invocation can make. 65,535 on lavapipe, which past
-    /// it ends loops without an error; unlimited elsewhere.
+    /// The loop iterations that one invocation can make; not a limit of WebGPU. 65,535 on lavapipe,
+    /// which silently ends loops after that; unlimited elsewhere.
     pub max_loop_iterations: u64,
 }
 
 impl Limits {
-    /// What every WebGPU implementation allows.
+    /// The limits of every WebGPU implementation.
     pub const WEBGPU_DEFAULT: Self = Self {
         max_buffer_size: 256 << 20,
         max_storage_buffer_binding_size: 128 << 20,
@@ -44,8 +44,8 @@ impl Limits {
     };
 
     pub(super) fn allow(&self, plan: &Plan) -> Result<()> {
-        // The parameters are to tell of first, which no shorter sequence makes smaller, and then
-        // the largest.
+        // Report the parameters first, because a shorter sequence does not make them smaller, then
+        // the largest buffer.
         let parameters = plan.buffers().iter().find(|buffer| buffer.role == Role::Parameters);
         let largest = plan.buffers().iter().max_by_key(|buffer| buffer.bytes());
         for buffer in parameters.into_iter().chain(largest) {
@@ -111,7 +111,7 @@ impl Limits {
     }
 }
 
-/// `Ok` when every element of the buffers has an index in u32, as the kernels count.
+/// Checks that the kernels' u32 indices can address every element.
 pub(super) fn check_indices(buffers: &[BufferSpec]) -> Result<()> {
     let (limit, allowed) = ("the largest index in u32", u64::from(u32::MAX));
     buffers.iter().try_for_each(|spec| {

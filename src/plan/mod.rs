@@ -1,8 +1,8 @@
-//! The schedule as data: which buffers a run needs and which kernels it dispatches, in which order.
+//! The schedule as data: the buffers that a run needs and the kernels that it dispatches, in order.
 //!
-//! A [`Plan`] is plain arithmetic on a configuration and a shape. It names no wgpu type, so it is
-//! made, checked against an adapter's [`Limits`], printed and tested without a GPU; a session
-//! (`gpu/`) executes it. Its `Display` reads like a database's EXPLAIN:
+//! A [`Plan`] is computed from a configuration and a shape by plain arithmetic. It uses no wgpu
+//! type, so it can be made, checked against an adapter's [`Limits`], printed and tested without a
+//! GPU. A session (`gpu/`) executes it. Its `Display` is like a database's EXPLAIN:
 //!
 //! ```
 //! use gru_wgpu::{GruConfig, plan::{Limits, Mode, Plan}};
@@ -51,20 +51,21 @@ pub use crate::spec::options::Mode;
 use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
 
-/// What of a run is asked for.
+/// What a run computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum RunPurpose {
-    /// States, and gradients of all that they depend on.
+    /// States, and in training the gradients of everything that they depend on.
     States,
-    /// The outputs of the head. In inference.
+    /// In inference: the outputs of the head.
     Outputs,
-    /// The loss of the outputs, and how many rows of classes are correct. In inference.
+    /// In inference: the loss of the outputs, and the number of correct rows for classes.
     Evaluation(Loss),
-    /// The loss of the outputs, and the parameters' gradient, added to what is there. In training.
+    /// In training: the loss of the outputs, and the gradient of the parameters, added to the
+    /// accumulated one.
     Loss(Loss),
 }
 
-/// Which of a plan's two schedules.
+/// One of a plan's two schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
     Forward,
@@ -80,14 +81,14 @@ impl Pass {
     }
 }
 
-/// The whole schedule of a run.
+/// The complete schedule of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     title: String,
     buffers: Vec<BufferSpec>,
     forward: Vec<Stage>,
     backward: Vec<Stage>,
-    /// Buffers that must be zero ahead of the backward schedule.
+    /// Buffers that must be zero before the backward schedule.
     accumulators: Vec<BufferId>,
     run: Option<RunBuffers>,
     carries: bool,
@@ -95,21 +96,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The schedule of a run of `config` over `shape`, for [`DeviceCaps::WEBGPU`].
+    /// Makes the schedule of a run of `config` over `shape`, for [`DeviceCaps::WEBGPU`].
     ///
     /// # Errors
-    /// As [`Self::with_options`].
+    /// The errors of [`Self::with_options`].
     pub fn new(config: &GruConfig, shape: Shape, mode: Mode) -> Result<Self> {
         Self::with_options(config, shape, mode, RunOptions::default(), &DeviceCaps::WEBGPU)
     }
 
-    /// The schedule of a run of `config` over `shape` on `caps`.
+    /// Makes the schedule of a run of `config` over `shape` on a device with `caps`.
     ///
     /// # Errors
     /// [`Error::ZeroSize`](crate::Error::ZeroSize) or [`Error::Overflow`](crate::Error::Overflow)
-    /// when `config` is not valid, [`Error::Limit`](crate::Error::Limit) when a buffer has more
-    /// elements than a u32 can index, [`Error::Shape`](crate::Error::Shape) when another
-    /// configuration made `shape`. Whether an adapter can run it is for [`Plan::check`] to say.
+    /// if `config` is not valid, [`Error::Limit`](crate::Error::Limit) if a buffer has more
+    /// elements than a u32 can index, [`Error::Shape`](crate::Error::Shape) if another
+    /// configuration made `shape`. [`Plan::check`] checks whether an adapter can run the plan.
     pub fn with_options(
         config: &GruConfig,
         shape: Shape,
@@ -118,15 +119,15 @@ impl Plan {
         caps: &DeviceCaps,
     ) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        // Its fields are public; what follows relies on what `GruConfig::shape` checked. Any layout
-        // is as good as another.
+        // The fields of a shape are public. The rest relies on what `GruConfig::shape` checks. Any
+        // layout is fine.
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
         Self::of_run(&layout, shape, mode, options, RunPurpose::States, caps)
     }
 
-    /// A plan of stages put together by hand, for a kernel's own check.
+    /// Makes a plan from stages assembled by hand, to check a single kernel.
     pub(crate) fn of_stages(
         title: &str,
         buffers: Vec<BufferSpec>,
@@ -138,41 +139,40 @@ impl Plan {
         Self { title, buffers, forward, backward, accumulators, run, carries, submit_flops }
     }
 
-    /// The same for runs that each start from the last one's states: from one run to the next, the
-    /// first and the last third of `states` change places, and nothing is copied.
+    /// Changes the plan so that each run starts from the last states of the previous run: the first
+    /// and the last third of `states` exchange places after each run, and nothing is copied.
     pub(crate) fn carrying(self) -> Self {
         Self { carries: true, ..self }
     }
 
-    /// Buffers that must be zero ahead of the backward schedule.
+    /// Returns the buffers that must be zero before the backward schedule.
     pub(crate) fn accumulators(&self) -> &[BufferId] {
         &self.accumulators
     }
 
-    /// Work after which commands are handed to the device, so that it never runs long without a
-    /// pause.
+    /// Returns the FLOPs after which commands are submitted, so that no submit runs long.
     pub(crate) fn submit_flops(&self) -> u64 {
         self.submit_flops
     }
 
-    /// Runs of a plan that carries states alternate between two parities, each with arguments of
-    /// its own: in runs of odd parity the first and the last third of `states` are exchanged. Other
-    /// plans have one.
+    /// Returns the number of parities. Runs of a plan that carries states alternate between two
+    /// parities, each with its own arguments: in runs of odd parity the first and the last third of
+    /// `states` are exchanged. Other plans have one.
     pub(crate) fn parities(&self) -> usize {
         if self.carries { 2 } else { 1 }
     }
 
-    /// The buffer called `name`.
+    /// Returns the buffer called `name`.
     pub fn buffer(&self, name: &str) -> Option<BufferId> {
         self.buffers.iter().position(|spec| spec.name == name).map(BufferId)
     }
 
-    /// One of the buffers.
+    /// Returns the description of a buffer.
     pub(crate) fn spec(&self, buffer: BufferId) -> &BufferSpec {
         &self.buffers[buffer.0]
     }
 
-    /// The schedule of a pass.
+    /// Returns the schedule of a pass.
     pub(crate) fn stages(&self, pass: Pass) -> &[Stage] {
         match pass {
             Pass::Forward => &self.forward,
@@ -180,54 +180,55 @@ impl Plan {
         }
     }
 
-    /// The buffers, in the order that [`BufferId`] counts.
+    /// Returns the buffers, indexed by [`BufferId`].
     pub fn buffers(&self) -> &[BufferSpec] {
         &self.buffers
     }
 
-    /// The forward schedule.
+    /// Returns the forward schedule.
     pub fn forward(&self) -> &[Stage] {
         &self.forward
     }
 
-    /// The backward schedule; empty for [`Mode::Inference`].
+    /// Returns the backward schedule; empty for [`Mode::Inference`].
     pub fn backward(&self) -> &[Stage] {
         &self.backward
     }
 
-    /// How many dispatches the forward schedule makes.
+    /// Returns the number of dispatches in the forward schedule.
     pub fn forward_dispatches(&self) -> usize {
         count(&self.forward)
     }
 
-    /// How many dispatches the backward schedule makes.
+    /// Returns the number of dispatches in the backward schedule.
     pub fn backward_dispatches(&self) -> usize {
         count(&self.backward)
     }
 
-    /// Multiplications and additions of the forward schedule's products.
+    /// Returns the multiplications and additions of the forward schedule's products.
     pub fn forward_flops(&self) -> u64 {
         flops(&self.forward)
     }
 
-    /// Multiplications and additions of the backward schedule's products.
+    /// Returns the multiplications and additions of the backward schedule's products.
     pub fn backward_flops(&self) -> u64 {
         flops(&self.backward)
     }
 
-    /// Bytes held on the device: all buffers, the parameters' included, and the arguments.
+    /// Returns the bytes held on the device: all buffers, including the parameters', and the
+    /// arguments.
     pub fn bytes(&self) -> u64 {
         self.buffers.iter().map(BufferSpec::bytes).sum::<u64>() + self.argument_bytes()
     }
 
-    /// Bytes of the arguments of all dispatches. They are laid out once for every step of a loop,
-    /// so that a run uploads none.
+    /// Returns the bytes of the arguments of all dispatches. They are stored once for every step of
+    /// a loop, so a run uploads none.
     pub fn argument_bytes(&self) -> u64 {
         let dispatches = self.forward_dispatches() + self.backward_dispatches();
         (dispatches * self.parities()) as u64 * ARGS_BLOCK
     }
 
-    /// `Ok` when an adapter with `limits` can run this plan.
+    /// Checks that an adapter with `limits` can run this plan.
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) with the first limit that is too low.

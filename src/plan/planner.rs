@@ -1,4 +1,4 @@
-//! [`Planner`]: what every stage of a run draws on, the buffers and where things lie in them.
+//! [`Planner`]: the context of all stages of a run: its buffers and the positions of data in them.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::spec::config::{Layout, Shape};
 use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
 
-/// What every stage of a run draws on.
+/// The context of all stages of a run.
 pub(super) struct Planner<'a> {
     pub layout: &'a ParamLayout,
     pub shape: Shape,
@@ -21,25 +21,25 @@ pub(super) struct Planner<'a> {
     pub purpose: RunPurpose,
     pub caps: &'a DeviceCaps,
     pub recurrence: RecurrenceKernels,
-    /// What the elements of states, gates and sequences are.
+    /// The element type of states, gates and sequences.
     pub element: ElementType,
     pub gates: GateStorage,
     pub buffers: BufferList,
     pub run: RunBuffers,
-    /// A layer each, or in inference one for all.
+    /// One entry per layer; in inference one entry for all.
     pub layers: Vec<LayerBuffers>,
-    /// `[3H]` of zeros: the hidden bias of a model without one.
+    /// `[3H]` of zeros: the hidden bias of a model that has none.
     pub zeros: BufferId,
     pub products: ProductPlanner<'a>,
 }
 
-/// How the rows of a matrix of sequences follow one another.
+/// The distances between the rows of a matrix of sequences.
 pub(super) struct RowStrides {
     pub time: usize,
     pub row: usize,
 }
 
-/// Some steps of a direction, counted as it goes: those whose gates are at hand.
+/// A range of steps in a direction's own order, whose gates are in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StepRange {
     pub first: usize,
@@ -85,7 +85,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// The steps in spans whose gates a buffer has room for.
+    /// Returns the steps in spans whose gates fit into a buffer.
     pub fn spans(&self) -> impl DoubleEndedIterator<Item = StepRange> + use<> {
         let (steps, most) = (self.shape.steps, self.gates.times);
         (0..steps.div_ceil(most)).map(move |i| {
@@ -94,12 +94,12 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// States of each batch row that a layer's `h` holds.
+    /// Returns the states per batch row that a layer's `h` holds.
     pub fn h_times(&self) -> usize {
         h_times(self.mode, self.shape.steps)
     }
 
-    /// How rows follow one another in arrays that hold `times` steps of each batch row.
+    /// Returns the distances between rows in arrays that hold `times` steps of each batch row.
     pub fn strides(&self, times: usize) -> RowStrides {
         match self.shape.layout {
             Layout::TimeMajor => RowStrides { time: self.shape.batch, row: 1 },
@@ -107,13 +107,14 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Where a layer's `[D, B, H]` lie in states: of the first, the reset or the last ones.
+    /// Returns the index of a layer's `[D, B, H]` in states: of the first, the reset or the last
+    /// states.
     pub fn states_at(&self, layer: usize, section: usize) -> usize {
         let Shape { batch, hidden, directions, layers, .. } = self.shape;
         (section * layers + layer) * directions * batch * hidden
     }
 
-    /// A layer's input, and where its gradient goes.
+    /// Returns a layer's input. In training its gradient has the same shape.
     pub fn input(&self, layer: usize) -> BufferSlice {
         self.buffers.whole(match layer {
             0 => self.run.x,
@@ -121,8 +122,8 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// A span's rows of a sequence `[T, B, width]`, in the run's layout, from element `first` of
-    /// the slice.
+    /// Returns a span's rows of a sequence `[T, B, width]`, in the run's layout, from element
+    /// `first` of the slice.
     pub fn rows(
         &self,
         (slice, first): (BufferSlice, usize),
@@ -140,7 +141,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A span's rows of the states that a direction's steps start from. Of a training plan.
+    /// Returns a span's rows of the states that a direction's steps start from, in a training plan.
     pub fn states(&self, layer: usize, direction: usize, span: StepRange) -> Operand {
         let Shape { steps, batch, hidden, .. } = self.shape;
         let first = direction * steps * batch * hidden;
@@ -148,25 +149,25 @@ impl<'a> Planner<'a> {
         self.rows((h, first), hidden, direction, span)
     }
 
-    /// The gates of a span's steps.
+    /// Returns the gates of a span's steps.
     pub fn gates_of(&self, layer: usize, span: StepRange) -> BufferSlice {
         let BufferId(first) = self.layers[layer].gates;
         let nth = if self.gates.kept { span.first / self.gates.times } else { 0 };
         self.buffers.whole(BufferId(first + nth))
     }
 
-    /// Where a direction's gates start, from their column `column`.
+    /// Returns the index of a direction's gates, from column `column` on.
     pub fn gates_at(&self, direction: usize, column: usize) -> usize {
         let Shape { batch, hidden, .. } = self.shape;
         direction * self.gates.times * batch * 4 * hidden + column
     }
 
-    /// A named range of a buffer that is laid out as the parameters.
+    /// Returns a named range of a buffer with the layout of the parameters.
     pub fn parameter(&self, buffer: BufferId, range: Range<usize>) -> BufferSlice {
         self.buffers.slice(buffer, range)
     }
 
-    /// What a dispatch of a layer does, and of which where there are several.
+    /// Returns the label of a layer's dispatch, with the layer's number if there are several.
     pub fn label(&self, layer: usize, what: &str) -> String {
         match self.shape.layers {
             1 => what.to_owned(),
@@ -174,7 +175,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The same for one direction.
+    /// Returns the label of a dispatch of one direction.
     pub fn cell_label(&self, layer: usize, direction: usize, what: &str) -> String {
         let reverse =
             if self.layout.config().direction.is_reverse(direction) { "reverse: " } else { "" };

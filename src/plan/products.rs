@@ -1,4 +1,4 @@
-//! The stages that are plain linear algebra: products and column sums of matrices inside buffers.
+//! The linear-algebra stages: products and column sums of matrices inside buffers.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -7,23 +7,23 @@ use super::tiles::ProductTile;
 use super::{BufferId, BufferList, BufferSlice, DeviceCaps, Dispatch, ElementType, Role, Stage};
 use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
 
-/// Workgroups a dispatch may have along one axis: WebGPU's default, which every adapter allows.
+/// Workgroups of a dispatch along one axis: WebGPU's default, which every adapter allows.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// Depth of one product's sum in one workgroup. Every 16 of it cost a slice of 16 iterations and
-/// more around them, so this stays below [`crate::kernels::LOOP_BUDGET`].
+/// The longest sum that one workgroup computes. Every 16 elements cost a slice of 16 iterations and
+/// a few more, so this stays below [`crate::kernels::LOOP_BUDGET`].
 const MATMUL_MAX_DEPTH: usize = 16_384;
 
-/// Depth of one product's sum that is worth a workgroup of its own.
+/// The shortest sum that is worth its own workgroup.
 const MATMUL_MIN_DEPTH: usize = 512;
 
-/// Rows that one workgroup sums, 16 lanes taking turns.
+/// The most rows that one workgroup sums, with 16 lanes.
 const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
 
-/// Rows that are worth a workgroup of its own.
+/// The fewest rows that are worth their own workgroup.
 const COLUMN_SUM_MIN_ROWS: usize = 1024;
 
-/// What the elements of partial results are.
+/// The element type of partial results.
 const PARTIAL: ElementType = ElementType::F32;
 
 /// A matrix inside a bound slice.
@@ -33,27 +33,29 @@ pub(crate) struct Operand {
     first: usize,
     stride: usize,
     transposed: bool,
-    /// Where rows in memory come in runs: rows of a run, and elements from a run to the next.
+    /// If the rows in memory are grouped in runs: rows per run, and elements from one run to the
+    /// next.
     runs: Option<(usize, usize)>,
 }
 
 impl Operand {
-    /// Rows of the matrix are rows in memory, `stride` apart, from element `first` of the slice.
+    /// Makes a matrix whose rows are rows in memory, `stride` apart, from element `first` of the
+    /// slice.
     pub fn plain(slice: BufferSlice, first: usize, stride: usize) -> Self {
         Self { slice, first, stride, transposed: false, runs: None }
     }
 
-    /// Rows in memory are the matrix's columns.
+    /// Makes a matrix whose columns are rows in memory.
     pub fn transposed(slice: BufferSlice, first: usize, stride: usize) -> Self {
         Self { transposed: true, ..Self::plain(slice, first, stride) }
     }
 
-    /// The same with rows in memory in runs of `rows`, each `skip` elements after the last.
+    /// Groups the rows in memory in runs of `rows`, with `skip` elements from one run to the next.
     pub fn in_runs(self, rows: usize, skip: usize) -> Self {
         Self { runs: Some((rows, skip)), ..self }
     }
 
-    /// The matrix from its element (row, column) on, as a kernel reads it.
+    /// Returns the kernel's arguments for the matrix from element (row, column) on.
     fn from(&self, row: usize, column: usize) -> [u32; 5] {
         let (major, minor) = if self.transposed { (column, row) } else { (row, column) };
         let args = match self.runs {
@@ -66,36 +68,36 @@ impl Operand {
         args.map(|arg| arg as u32)
     }
 
-    /// Bytes of so many of its elements.
+    /// Returns the bytes of `len` of its elements.
     fn bytes(&self, len: u64) -> u64 {
         self.slice.element.size() * len
     }
 }
 
-/// What a product is added to on its way to the result.
+/// What is added to a product before it is stored.
 #[derive(Clone, Copy)]
 pub(crate) enum Epilogue {
     /// Nothing.
     Zero,
-    /// These `n` numbers, for every row.
+    /// These `n` numbers, to every row.
     Bias(BufferSlice),
-    /// What the result's place holds.
+    /// The current contents of the result.
     Present,
 }
 
-/// Columns of a matrix to be summed.
+/// Columns of a matrix to sum.
 #[derive(Clone)]
 pub(crate) struct ColumnSum {
     pub slice: BufferSlice,
     pub rows: usize,
     /// Distance between rows.
     pub stride: usize,
-    /// Of each row, or elements from the slice's first on.
+    /// A range of columns; or of elements from the slice's first on.
     pub range: Range<usize>,
 }
 
-/// Makes the stages of products and sums. Those with few results and long sums are made in parts,
-/// which lie in one buffer that all of them share, until they are added up.
+/// Makes the stages of products and sums. Products with few results and long sums are computed in
+/// parts; the partial results share one buffer until they are added up.
 pub(crate) struct ProductPlanner<'a> {
     caps: &'a DeviceCaps,
     partials: BufferId,
@@ -103,13 +105,14 @@ pub(crate) struct ProductPlanner<'a> {
 }
 
 impl<'a> ProductPlanner<'a> {
-    /// With the parts in the next of `buffers`, to be added by [`Self::add_partials`] once all
-    /// stages are made.
+    /// Makes a planner that puts partial results into the next of `buffers`. Call
+    /// [`Self::add_partials`] after all stages are made.
     pub fn new(caps: &'a DeviceCaps, buffers: &BufferList) -> Self {
         Self { caps, partials: buffers.next_id(), partials_len: Cell::new(0) }
     }
 
-    /// Adds the buffer of the parts, if there are any: as long as the parts of the largest product.
+    /// Adds the buffer of partial results if there are any, as long as those of the largest
+    /// product.
     pub fn add_partials(&self, buffers: &mut BufferList) {
         let len = self.partials_len.get();
         if len > 0 {
@@ -122,17 +125,16 @@ impl<'a> ProductPlanner<'a> {
         BufferSlice { buffer: self.partials, element: PARTIAL, first: 0, len }
     }
 
-    /// In how many parts to make what takes `groups` workgroups, where no more than `most` are
-    /// worth it.
+    /// Returns the number of parts for a product of `groups` workgroups, at most `most`.
     fn parts(&self, groups: u64, most: usize) -> usize {
-        // Enough workgroups to fill the device a few times over.
+        // Enough workgroups to fill the device several times.
         let enough = if self.caps.software { 4 } else { 512 };
         let parts = (enough / groups.max(1)).min(most as u64);
         if parts < 2 { 1 } else { parts as usize }
     }
 
-    /// `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several that each make as
-    /// large a part of it as one may.
+    /// `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several of the largest allowed
+    /// size.
     pub fn matmul(
         &self,
         label: &str,
@@ -153,7 +155,8 @@ impl<'a> ProductPlanner<'a> {
         self.matmul_split_k(label, mnk, parts, a, b, epilogue, c)
     }
 
-    /// Split-K: the same with k in parts, a workgroup's z each, that are added up after.
+    /// Split-K: computes the product with k in parts, one workgroup along z per part, and adds them
+    /// up.
     #[allow(clippy::too_many_arguments, reason = "matmul's, and how many parts")]
     fn matmul_split_k(
         &self,
@@ -185,7 +188,7 @@ impl<'a> ProductPlanner<'a> {
         stages
     }
 
-    /// A product in dispatches of at most `most_m` × `most_n` × `most_k`.
+    /// Computes a product in dispatches of at most `most_m` × `most_n` × `most_k`.
     #[allow(clippy::too_many_arguments, reason = "matmul's, and how large a dispatch may be")]
     pub fn matmul_in_dispatches(
         &self,
@@ -212,8 +215,8 @@ impl<'a> ProductPlanner<'a> {
         stages
     }
 
-    /// The largest part of an m × n × k product that one dispatch makes: limited by its workgroups,
-    /// by the length of its loops and by its work.
+    /// Returns the largest part of an m × n × k product that one dispatch may compute, limited by
+    /// its workgroups, its loops and its work.
     fn largest_dispatch(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
         let tile = ProductTile::choose([m, n, k], self.caps);
         let (tile_n, tile_m) = (tile.columns(), tile.rows());
@@ -229,7 +232,7 @@ impl<'a> ProductPlanner<'a> {
         [m, n, k]
     }
 
-    /// `out[to..] = Σ over rows` of columns, added to what is there where `accumulate` says so.
+    /// `out[to..] = Σ over rows` of columns. Adds to the contents if `accumulate` is set.
     pub fn column_sum(
         &self,
         label: &str,
@@ -256,9 +259,10 @@ impl<'a> ProductPlanner<'a> {
     }
 }
 
-/// The part of a product that one dispatch makes, its k in parts of `k_part`, a workgroup's z each.
+/// The part of a product that one dispatch computes, its k in parts of `k_part`, one workgroup
+/// along z per part.
 struct SubProduct {
-    /// The first of its m, n and k.
+    /// The start along m, n and k.
     first: [usize; 3],
     mnk: [usize; 3],
     k_part: usize,
@@ -266,7 +270,7 @@ struct SubProduct {
 }
 
 impl SubProduct {
-    /// `c` holds the parts' results one after another where there are several.
+    /// With several parts, `c` holds their results one after another.
     fn stage(&self, label: &str, a: Operand, b: Operand, epilogue: Epilogue, c: Operand) -> Stage {
         let Self { first: [m0, n0, k0], mnk: [m, n, k], k_part, tile } = *self;
         let bias = match epilogue {
@@ -314,7 +318,7 @@ impl SubProduct {
             label: label.to_owned(),
             kernel: &MATMUL,
             constants: constants.as_u32s().to_vec(),
-            // A binding cannot stay empty: where there is no bias, b is bound and not read.
+            // Every binding needs a buffer: without a bias, b is bound and not read.
             bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
             args: args.as_u32s().to_vec(),
             workgroups: [x, y, parts],
@@ -328,7 +332,7 @@ impl SubProduct {
     }
 }
 
-/// One dispatch that sums columns, its rows in parts whose sums follow one another.
+/// One dispatch that sums columns, its rows in parts; the partial sums follow one another.
 fn sum_stage(
     label: &str,
     columns: &ColumnSum,
@@ -366,12 +370,12 @@ fn sum_stage(
     })
 }
 
-/// `0..total` in ranges of at most `most`: (start, length).
+/// Splits `0..total` into ranges of at most `most`: (start, length).
 pub(super) fn split(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..total).step_by(most).map(move |start| (start, most.min(total - start)))
 }
 
-/// A product of sizes that may not fit a usize of 32 bits.
+/// Multiplies sizes whose product may not fit into a 32-bit usize.
 pub(super) fn product<const N: usize>(sizes: [usize; N]) -> u64 {
     sizes.into_iter().map(|size| size as u64).product()
 }

@@ -1,50 +1,51 @@
-//! The buffers of a run, by meaning: what a caller writes, reads and binds.
+//! The buffers of a run by meaning: those that a caller writes, reads or binds.
 
 use std::ops::Range;
 
 use super::BufferId;
 use crate::spec::config::Shape;
 
-/// The buffers of a run, by meaning. Sequences have their axes T and B as the shape's layout says.
+/// The buffers of a run by meaning. Sequences have their axes T and B in the shape's layout.
 #[derive(Clone, Debug)]
 pub(crate) struct RunBuffers {
     /// `[T, B, I]`
     pub x: BufferId,
-    /// `[T, B]` of u32: bits of [`step_flag`](mod@crate::step_flag). While training four more,
-    /// what is drawn from.
+    /// `[T, B]` of u32: bits of [`step_flag`](mod@crate::step_flag). In training four more elements
+    /// follow, the seed of the random draws.
     pub step_flags: BufferId,
-    /// `[3, L·D, B, H]`: the first states, those that resets go back to, and the last.
+    /// `[3, L·D, B, H]`: the first states, the reset states and the last states.
     pub states: BufferId,
     /// `[T, B, D·H]`
     pub y: BufferId,
     /// The flat parameters.
     pub params: BufferId,
-    /// What only training has.
+    /// Only in training.
     pub training: Option<TrainingBuffers>,
-    /// What only a network's runs have.
+    /// Only in runs of a network.
     pub head: Option<HeadBuffers>,
 }
 
-/// The buffers of a backward pass, by meaning.
+/// The buffers of a backward pass by meaning.
 #[derive(Clone, Debug)]
 pub(crate) struct TrainingBuffers {
     /// `[T, B, D·H]`
     pub dy: BufferId,
-    /// The gradients of states, in their places: dh_n in; dh0 and the reset states' out.
+    /// The gradients of `states`, in the same places: dh_n in; dh0 and the gradient of the reset
+    /// states out.
     pub dstates: BufferId,
-    /// Of each layer's input: `[T, B, I]`, then `[T, B, D·H]`. Where only the parameters' gradient
-    /// is asked for, there is none of x.
+    /// The gradient of each layer's input: `[T, B, I]`, then `[T, B, D·H]`. If only the gradient of
+    /// the parameters is needed, x has none.
     pub dx: Vec<Option<BufferId>>,
-    /// Laid out as the parameters.
+    /// The gradient of the parameters, in their layout.
     pub dparams: BufferId,
 }
 
-/// The buffers of a linear head, by meaning, row by row.
+/// The buffers of a linear head by meaning, row by row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadBuffers {
-    /// `[rows, C]`; of a loss, their gradient in the end.
+    /// `[rows, C]`; with a loss, finally their gradient.
     pub outputs: BufferId,
-    /// What a loss needs besides.
+    /// Only with a loss.
     pub loss: Option<LossBuffers>,
 }
 
@@ -53,11 +54,11 @@ pub(crate) struct HeadBuffers {
 pub(crate) struct LossBuffers {
     /// `[rows, C]` of f32 or `[rows]` of u32.
     pub targets: BufferId,
-    /// `[rows]`: what each row counts.
+    /// `[rows]`: the weight of each row.
     pub weights: BufferId,
-    /// `[rows]`: each row's loss. In evaluation `[rows, 2]`, with 1 where the row is correct.
+    /// `[rows]`: each row's loss. In evaluation `[rows, 2]`, with 1 if the row is correct.
     pub each: BufferId,
-    /// `[1]`: added to. In evaluation `[2]`: written.
+    /// `[1]`: the loss, added to. In evaluation `[2]`: written.
     pub sum: BufferId,
 }
 
@@ -70,7 +71,7 @@ pub(crate) enum StateSlot {
 }
 
 impl StateSlot {
-    /// Its elements in a run of `shape`.
+    /// Returns its range of elements in a run of `shape`.
     pub fn range(self, shape: Shape) -> Range<usize> {
         let len = shape.state().iter().product::<usize>();
         self as usize * len..(self as usize + 1) * len

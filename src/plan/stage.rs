@@ -1,46 +1,46 @@
-//! What a plan does: dispatches of kernels, one after another or in a loop over steps.
+//! The contents of a schedule: dispatches of kernels, one after another or in a loop over steps.
 
 use super::BufferSlice;
 use crate::kernels::Kernel;
 
-/// One dispatch of one kernel.
+/// One dispatch of a kernel.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Dispatch {
-    /// What it computes, for people: `gates[r z n] = x · W_ihᵀ + b_ih`.
+    /// What it computes, as text: `gates[r z n] = x · W_ihᵀ + b_ih`.
     pub label: String,
     pub(crate) kernel: &'static Kernel,
-    /// Values of the kernel's override constants, in its order; a bool is 0 or 1.
+    /// The values of the kernel's override constants, in order; a bool is 0 or 1.
     pub(crate) constants: Vec<u32>,
-    /// What each storage binding gets, in the kernel's order.
+    /// The slice for each storage binding, in the kernel's order.
     pub(crate) bindings: Vec<BufferSlice>,
-    /// The kernel's arguments, in its order. A loop sets the one named `step`.
+    /// The kernel's arguments, in order. A loop sets the one named `step`.
     pub(crate) args: Vec<u32>,
     /// Workgroups along x, y, z.
     pub workgroups: [u64; 3],
-    /// Multiplications and additions of its products (elementwise work not counted).
+    /// Multiplications and additions of its products (without elementwise work).
     pub flops: u64,
-    /// The same with those that its threads make for tiles' padding.
+    /// The same, including the padding of tiles.
     pub padded_flops: u64,
-    /// Bytes it must move at least, each element once.
+    /// The fewest bytes that it must move, each element once.
     pub bytes: u64,
-    /// An upper bound of the loop iterations of one invocation.
+    /// An upper bound on the loop iterations of one invocation.
     pub iterations: u64,
 }
 
 impl Dispatch {
-    /// The name of its kernel, which is that of the file in `shaders/`.
+    /// Returns its kernel's name, which is that of the file in `shaders/`.
     pub fn kernel_name(&self) -> &'static str {
         self.kernel.name
     }
 
-    /// What its storage bindings get, in the kernel's order.
+    /// Returns the slice for each storage binding, in the kernel's order.
     pub fn bindings(&self) -> &[BufferSlice] {
         &self.bindings
     }
 
-    /// Steps, or states of a backward pass, that a kernel of the recurrence takes one after
-    /// another; `None` of any other kernel.
+    /// Returns the steps that a recurrence kernel runs one after another (backward: states); `None`
+    /// for any other kernel.
     pub fn recurrent_steps(&self) -> Option<usize> {
         self.kernel.argument("count").map(|count| self.args[count] as usize)
     }
@@ -53,17 +53,17 @@ pub enum Stage {
     Once(Dispatch),
     /// `body` for each step from `first` to `last`, both included, upwards or downwards.
     Steps {
-        /// The first step (forward) or state (backward).
+        /// The first step (backward: state).
         first: usize,
-        /// The last one.
+        /// The last step (backward: state).
         last: usize,
-        /// What is dispatched for each, in order.
+        /// The dispatches of each step, in order.
         body: Vec<Dispatch>,
     },
 }
 
 impl Stage {
-    /// The stage's dispatches, each as it stands in the schedule, and how often each runs.
+    /// Returns the stage's dispatches, and how often each runs.
     pub fn dispatches(&self) -> (&[Dispatch], usize) {
         match self {
             Stage::Once(dispatch) => (std::slice::from_ref(dispatch), 1),
@@ -71,7 +71,7 @@ impl Stage {
         }
     }
 
-    /// The steps that the stage runs its dispatches for, in order.
+    /// Returns the steps for which the stage runs its dispatches, in order.
     pub(crate) fn steps(&self) -> Box<dyn Iterator<Item = Option<u32>>> {
         match *self {
             Stage::Once(_) => Box::new(std::iter::once(None)),

@@ -1,4 +1,4 @@
-//! One short function a stage: which kernel, over what, how often.
+//! One short function per stage: its kernel, its operands, its count.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
 
 impl Plan {
-    /// The schedule of a run that `layout`'s configuration made the shape of.
+    /// Makes the schedule of a run. `layout`'s configuration made the shape.
     pub(crate) fn of_run(
         layout: &ParamLayout,
         shape: Shape,
@@ -27,7 +27,7 @@ impl Plan {
             limits::within(what, limit, head.rows(shape) as u64, allowed)?;
         }
         let mut planner = Planner::new(layout, shape, mode, options, purpose, caps)?;
-        // Before the stages are made: it bounds how many dispatches a product is split into.
+        // Before the stages are made: this bounds the number of dispatches of a product.
         check_indices(planner.buffers.specs())?;
         let forward = planner.forward();
         let training = planner.run.training.as_ref();
@@ -62,7 +62,7 @@ impl Planner<'_> {
             .collect()
     }
 
-    /// A layer's steps of a span, in all directions.
+    /// Returns the stages of a layer for a span of steps, in all directions.
     fn layer(&self, layer: usize, span: StepRange) -> Vec<Stage> {
         let directions = 0..self.shape.directions;
         let products = directions.flat_map(|direction| self.input_product(layer, direction, span));
@@ -73,7 +73,7 @@ impl Planner<'_> {
         let mut stages = self.head_backward(t);
         for layer in (0..self.shape.layers).rev() {
             for span in self.spans().rev() {
-                // The last layer's last gates are still there.
+                // The gates of the last layer's last steps are still in memory.
                 let kept = layer + 1 == self.shape.layers && span.end() == self.shape.steps;
                 if !kept && !self.gates.kept {
                     stages.extend(self.layer(layer, span));
@@ -90,21 +90,21 @@ impl Planner<'_> {
         stages
     }
 
-    /// Buffers to which a backward pass adds from the first, so that they must be zero ahead of it:
-    /// each direction's spans reach a step's dx at another time.
+    /// Returns the buffers that a backward pass only adds to, so that they must be zero before it:
+    /// each direction's spans reach a step's dx at a different time.
     fn accumulators(&self, t: &TrainingBuffers) -> Vec<BufferId> {
         let adds = self.shape.directions > 1 && self.gates.times < self.shape.steps;
         if adds { t.dx.iter().copied().flatten().collect() } else { Vec::new() }
     }
 
-    /// What the parameters' gradients of a span are added to: nothing yet, for the first span of
-    /// the backward pass, unless batches add theirs up.
+    /// Returns what the parameters' gradients of a span are added to: nothing for the first span of
+    /// the backward pass, unless the gradients of several batches are accumulated.
     fn epilogue(&self, span: StepRange) -> Epilogue {
         let first = span.end() == self.shape.steps && !matches!(self.purpose, RunPurpose::Loss(_));
         if first { Epilogue::Zero } else { Epilogue::Present }
     }
 
-    /// The input's part of the gates of a span's steps, outside the loop.
+    /// The input product for the gates of a span's steps, outside the loop.
     fn input_product(&self, layer: usize, direction: usize, span: StepRange) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
@@ -167,8 +167,8 @@ impl Planner<'_> {
         )
     }
 
-    /// The r and z rows from h; the n rows from h with the gradient of `W_hn h` (reset after), or
-    /// from `r ⊙ h` with that of n's pre-activation (reset before).
+    /// The rows of r and z from h. The rows of n from h with the gradient of `W_hn h` (reset
+    /// after), or from `r ⊙ h` with the gradient of n's pre-activation (reset before).
     fn weight_hh_gradient(
         &self,
         t: &TrainingBuffers,
@@ -219,7 +219,7 @@ impl Planner<'_> {
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
-        // Sums gates `first..first + count` into those of a bias from its gate `to`.
+        // Sums gates `first..first + count` into the gradient of a bias, from its gate `to` on.
         let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
             let from = self.gates_at(direction, first * hidden);
             let columns = ColumnSum {

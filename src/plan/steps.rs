@@ -9,7 +9,7 @@ use crate::spec::config::{Reset, Shape, Update};
 use crate::spec::noise::{self, Zoneout};
 use crate::spec::params::CellRanges;
 
-/// The gates whose recurrent products a dispatch makes.
+/// The gates whose recurrent products a dispatch computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gates {
     /// r, z and n.
@@ -31,7 +31,7 @@ impl Gates {
 }
 
 impl Planner<'_> {
-    /// All steps of a span forward: a dispatch or two each, or one for many of them.
+    /// All forward steps of a span: one or two dispatches per step, or one for many steps.
     pub(super) fn forward_steps(&self, layer: usize, span: StepRange) -> Vec<Stage> {
         match self.recurrence.forward {
             RecurrenceKernel::Sequence(_) => {
@@ -53,8 +53,8 @@ impl Planner<'_> {
         }
     }
 
-    /// All states of a span backward, from its end to its start: a dispatch or two each, or one for
-    /// many of them.
+    /// All backward steps of a span, from its end to its start: one or two dispatches per state, or
+    /// one for many.
     pub(super) fn backward_steps(
         &self,
         t: &TrainingBuffers,
@@ -87,8 +87,8 @@ impl Planner<'_> {
         }
     }
 
-    /// One dispatch, or several that each take a part of the batch, of `count` steps from `step`
-    /// on.
+    /// `count` steps from `step` on: one dispatch, or several that each take some rows of the
+    /// batch.
     fn forward_step(
         &self,
         layer: usize,
@@ -100,7 +100,7 @@ impl Planner<'_> {
         let Shape { hidden, directions, .. } = self.shape;
         let (weight, _) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let (bias, bias_apart) = self.of_both(layer, |cell| cell.bias_hh.as_ref());
-        // What a unit of a row reads and writes: columns of gates, h and its successor, y.
+        // What a unit of a row reads and writes: columns of gates, h and the next h, y.
         let (label, moved) = match gates {
             Gates::All => ("r, z, n from h; h'", 3 + 4 + 2 + 1),
             Gates::ResetUpdate => ("r, z from h; r ⊙ h", 2 + 3 + 1),
@@ -113,7 +113,7 @@ impl Planner<'_> {
                 step: step as u32,
                 ..self.step_args(layer, row_first, span)
             };
-            // Weights and biases besides.
+            // Plus weights and biases.
             let moved = gates.count() * (hidden + 1) + moved * rows * count;
             Dispatch {
                 label: self.step_label(Pass::Forward, layer, gates, label, [step, count]),
@@ -133,8 +133,8 @@ impl Planner<'_> {
         self.parts(Pass::Forward, gates).map(part).collect()
     }
 
-    /// One dispatch, or several that each take a part of the batch, of `count` states from `state`
-    /// down.
+    /// `count` states from `state` down: one dispatch, or several that each take some rows of the
+    /// batch.
     fn backward_step(
         &self,
         t: &TrainingBuffers,
@@ -152,7 +152,7 @@ impl Planner<'_> {
             (Gates::ResetUpdate, _) => "dh; da_z, da_n",
             (Gates::Candidate, _) => "d(r ⊙ h); da_r",
         };
-        // What the layer above made of its input is this layer's output.
+        // This layer's dy is the gradient of the next layer's input.
         let dy = t.dx.get(layer + 1).copied().flatten().unwrap_or(t.dy);
         let part = |(row_first, rows): (usize, usize)| {
             let args = StepArgs {
@@ -160,7 +160,8 @@ impl Planner<'_> {
                 step: state as u32,
                 ..self.step_args(layer, row_first, span)
             };
-            // Weights, the columns of gates read and written, h, dy, and carry twice.
+            // Weights, the columns of gates read and written, h, dy, and the carried gradient
+            // twice.
             let moved = gates.count() * (hidden + 3 * rows * count) + 4 * rows * count;
             Dispatch {
                 label: self.step_label(Pass::Backward, layer, gates, label, [state, count]),
@@ -179,7 +180,7 @@ impl Planner<'_> {
         self.parts(Pass::Backward, gates).map(part).collect()
     }
 
-    /// The arguments that both kernels get.
+    /// Returns the arguments that both kernels share.
     fn step_args(&self, layer: usize, row_first: usize, span: StepRange) -> StepArgs {
         let Shape { steps, batch, hidden, directions, .. } = self.shape;
         let config = self.layout.config();
@@ -219,7 +220,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether a run draws for dropout or zoneout.
+    /// Returns true if a run draws random numbers for dropout or zoneout.
     fn draws(&self) -> bool {
         self.mode == Mode::Training && self.layout.config().draws()
     }
@@ -229,8 +230,8 @@ impl Planner<'_> {
         self.mode == Mode::Training && dropout && layer + 1 < self.shape.layers
     }
 
-    /// What a dispatch does, zoneout of h' and dropout of y included, and in which steps or states
-    /// where it takes them one after another.
+    /// Returns the label of a dispatch, with zoneout of h' and dropout of y, and its range of steps
+    /// or states if it runs several.
     fn step_label(
         &self,
         pass: Pass,
@@ -257,14 +258,15 @@ impl Planner<'_> {
         }
     }
 
-    /// Multiplications and additions that a workgroup's rows take in one step, padding included.
+    /// Returns the multiplications and additions of a workgroup's rows in one step, including
+    /// padding.
     fn padded_flops(&self, kernel: RecurrenceKernel, gates: Gates) -> u64 {
         let Shape { hidden, directions, .. } = self.shape;
         let units = hidden.next_multiple_of(kernel.units());
         2 * product([directions, gates.count(), kernel.rows(), units, hidden])
     }
 
-    /// The batch in parts that a dispatch may take: as many rows as its work and its grid allow.
+    /// Splits the batch into dispatches: as many rows each as work and grid allow.
     fn parts(&self, pass: Pass, gates: Gates) -> impl Iterator<Item = (usize, usize)> + use<> {
         let kernel = self.recurrence.of(pass);
         let flops = self.padded_flops(kernel, gates).max(1);
@@ -272,8 +274,8 @@ impl Planner<'_> {
         split(self.shape.batch, kernel.rows() * groups as usize)
     }
 
-    /// How many steps a workgroup that makes all units may walk over in one dispatch: as many as
-    /// its loops and the work allow.
+    /// Returns how many steps a workgroup that computes all units may run in one dispatch, limited
+    /// by its loops and its work.
     fn steps_a_dispatch(&self, pass: Pass) -> usize {
         let kernel = self.recurrence.of(pass);
         let iterations = self.iterations(pass, Gates::All, 1);
@@ -281,12 +283,12 @@ impl Planner<'_> {
         let groups = self.shape.batch.div_ceil(kernel.rows()) as u64;
         let flops = self.padded_flops(kernel, Gates::All).max(1);
         let by_work = self.caps.dispatch_flops() / (flops * groups);
-        // A workgroup has a small part of the device for itself.
+        // A workgroup uses a small part of the device.
         let by_group = self.caps.group_flops() / flops;
         by_loops.min(by_work).min(by_group).clamp(1, self.shape.steps as u64 + 1) as usize
     }
 
-    /// An upper bound of the loop iterations of one thread in `count` steps.
+    /// Returns an upper bound on the loop iterations of one thread in `count` steps.
     fn iterations(&self, pass: Pass, gates: Gates, count: usize) -> u64 {
         let StepConstants { unit_quads, split_k, row_quads, depth_quads, resident, .. } =
             self.recurrence.of(pass).constants();
@@ -300,8 +302,8 @@ impl Planner<'_> {
         let threads = unit_quads * split_k;
         let staged = (4 * depth_quads * row_quads).div_ceil(threads) + 1;
         let slices = depth.div_ceil(depth_quads);
-        // Two passes at most, each with its slices, quads of k, items that add up the lanes' sums
-        // of each product, and then draw, two draws of ten rounds each; and the gates' operands.
+        // At most two passes, each with its slices, its quads along k, the items that add up the
+        // lanes' sums of each product, and two draws of ten rounds each; plus the gates' operands.
         let items = (16 * unit_quads * row_quads).div_ceil(threads);
         let draws = if self.draws() { 2 * 11 } else { 0 };
         let stored = if resident == 1 { 3 * (2 + items) } else { 0 };
@@ -311,7 +313,7 @@ impl Planner<'_> {
         (step * count + staged) as u64
     }
 
-    /// What the two kernels' dispatches have in common.
+    /// The common part of the two kernels' dispatches.
     fn step(
         &self,
         pass: Pass,
@@ -352,7 +354,8 @@ impl Planner<'_> {
         }
     }
 
-    /// A parameter of all directions of a layer as one slice, and how far apart they lie in it.
+    /// Returns the slice of a parameter for all directions of a layer, and the distance between
+    /// directions.
     fn of_both(
         &self,
         layer: usize,

@@ -1,4 +1,4 @@
-//! What every dispatch of every plan keeps of its kernel's interface.
+//! Checks every dispatch of every plan against its kernel's interface.
 
 use super::*;
 use crate::kernels::Access;
@@ -6,7 +6,7 @@ use crate::spec::config::Direction;
 use crate::spec::head::Head;
 use crate::spec::optimizer::Clip;
 
-/// Plans of all kinds: each variant, with its head and loss in training, and updates.
+/// Returns plans of all kinds: each variant, with its head and loss in training, and updates.
 fn plans() -> Vec<Plan> {
     let caps = DeviceCaps::WEBGPU;
     let options = RunOptions::default();
@@ -49,7 +49,7 @@ fn a_dispatch_gives_its_kernel_all_that_it_takes() {
     }
 }
 
-/// A kernel that took f16 for f32, or flags for numbers, would compute nonsense without an error.
+/// A kernel that read f16 as f32, or flags as numbers, would compute nonsense without an error.
 #[test]
 fn what_is_bound_has_the_elements_that_the_kernel_reads() {
     let mut u32s = 0;
@@ -101,7 +101,7 @@ fn bytes_are_those_of_the_elements() {
     }
 }
 
-/// 64 elements are 256 bytes of f32, and only half as many of f16.
+/// 64 elements are 256 bytes of f32, but only 128 bytes of f16.
 #[test]
 fn slices_are_aligned_in_bytes() {
     for (element, first, is_aligned) in [

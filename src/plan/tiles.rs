@@ -1,28 +1,27 @@
-//! Which kernel a product or a recurrence takes, and how its work is laid out over the threads of a
-//! workgroup: [`ProductTile`] of the products, [`RecurrenceKernel`] of the recurrence.
+//! The choice of the kernel for a product or a recurrence, and the layout of its work over the
+//! threads of a workgroup: [`ProductTile`] for products, [`RecurrenceKernel`] for the recurrence.
 //!
 //! # Kernel families
 //!
-//! The recurrence has two families of kernels, each with a tile type of its own: [`StepTile`], one
-//! step a dispatch, spread over the whole device; [`SequenceTile`], many steps a dispatch, each
-//! workgroup taking a few rows through them. [`RecurrenceKernels::choose`] is the one place that
-//! chooses between them, from the configuration, the batch and [`DeviceCaps`];
-//! `RunOptions::recurrence` (`gru bench --kernel`) can force one. A new family (weights held in
-//! registers, say) is
+//! The recurrence has two families of kernels, each with its own tile type. [`StepTile`]: one step
+//! per dispatch, spread over the whole device. [`SequenceTile`]: many steps per dispatch; each
+//! workgroup takes a few rows through them. Only [`RecurrenceKernels::choose`] chooses between
+//! them, from the configuration, the batch and [`DeviceCaps`]; `RunOptions::recurrence` (`gru bench
+//! --kernel`) can force one. A new family (for example with the weights in registers) needs:
 //!
-//! 1. a WGSL file or a variant of one, in `shaders/`;
-//! 2. its row in `kernels/recurrence.rs`, or a constant of an existing one;
-//! 3. a tile type here, with an arm in [`RecurrenceKernel`], whose methods are all that the stages
-//!    ask of a family;
+//! 1. a WGSL file in `shaders/`, or a variant of one;
+//! 2. a row in `kernels/recurrence.rs`, or a constant of an existing one;
+//! 3. a tile type here, with an arm in [`RecurrenceKernel`], whose methods are everything that the
+//!    stages use;
 //! 4. a line in the rule, [`RecurrenceKernels::choose`];
-//! 5. a value of [`Recurrence`], in [`Recurrence::ALL`] too, so that it can be forced, measured and
-//!    checked: `check/steps.rs` runs all of them against the reference;
-//! 6. how its dispatches walk over the steps: the two `match`es of `plan/steps.rs`, unless it does
-//!    as one of the others;
+//! 5. a value of [`Recurrence`], also in [`Recurrence::ALL`], so that it can be forced, measured
+//!    and checked: `check/steps.rs` runs all of them against the reference;
+//! 6. its loop over the steps: the two `match`es of `plan/steps.rs`, unless it loops like another
+//!    family;
 //! 7. the wgpu features that it needs, in `FEATURES` of `gpu/context.rs`: a device is opened with
-//!    no others, so until then [`DeviceCaps`] says that it lacks them, whatever the adapter has.
+//!    no others, so until then [`DeviceCaps`] reports them as missing on any adapter.
 //!
-//! `tiles/tests.rs` pins what the rules choose.
+//! `tiles/tests.rs` pins the choices of the rules.
 
 use super::limits::within;
 use super::{DeviceCaps, Pass};
@@ -31,59 +30,59 @@ use crate::kernels::{BACKWARD, FORWARD, Kernel, MATMUL, MatmulConstants, StepCon
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
 
-/// H up to which a workgroup takes rows through the whole sequence, unless told otherwise. Beyond
-/// it the weights, which each workgroup reads anew at every step, come through one multiprocessor's
-/// cache more slowly than a dispatch a step can spread them over the device.
+/// The largest H for which a workgroup runs the whole sequence, unless it is forced. For larger H,
+/// each workgroup reads the weights at every step through one multiprocessor's cache, which is
+/// slower than spreading each step over the device.
 const SEQUENCE_HIDDEN: usize = 128;
 
-/// The same where a batch is large enough for every part of a device to have rows, and on software
-/// adapters, whose processors share one cache.
+/// The same for batches that give every part of a device some rows, and for software adapters,
+/// whose processors share one cache.
 const SEQUENCE_HIDDEN_OF_MANY: usize = 256;
 
-/// So many rows are many.
+/// The rows from which a batch counts as large.
 const MANY_ROWS: usize = 128;
 
-/// Of k, four each, that a workgroup stages at once where it walks over a single step.
+/// Quads along k that a workgroup stages at once if it runs a single step.
 const STAGED_QUADS: usize = 32;
 
-/// So many large tiles of a product, or more, give every part of a large GPU one.
+/// The number of large tiles of a product that gives every part of a large GPU one.
 const LARGE_TILES: u64 = 96;
 
-/// The kernel of a pass through the recurrence: its family, and the family's tile.
+/// The kernel of one pass through the recurrence: its family, and the family's tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecurrenceKernel {
     Step(StepTile),
     Sequence(SequenceTile),
 }
 
-/// A workgroup makes some units of its rows, for one step.
+/// A workgroup computes some units of its rows, for one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StepTile {
-    /// Threads along the units, four units each.
+    /// Threads along the units, one quad of units each.
     unit_quads: usize,
     /// Split-K lanes: threads along k.
     split_k: usize,
-    /// Rows of a thread, four each.
+    /// Quads of rows per thread.
     row_quads: usize,
-    /// Of k, four each, that the workgroup stages at once.
+    /// Quads along k that the workgroup stages at once.
     staged_quads: usize,
-    /// Sums of each unit and row that the workgroup's memory holds.
+    /// Sums per unit and row that workgroup memory holds.
     accumulators: usize,
 }
 
-/// A workgroup makes all units of its rows, for any number of steps. What it multiplies with the
-/// weights stays in its own memory from step to step.
+/// A workgroup computes all units of its rows, for any number of steps. The operands of the weights
+/// stay in workgroup memory from step to step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SequenceTile {
-    /// Threads along the units, four units each: all units.
+    /// Threads along the units, one quad of units each: all units.
     unit_quads: usize,
     /// Split-K lanes: threads along k.
     split_k: usize,
-    /// Rows of a thread, four each.
+    /// Quads of rows per thread.
     row_quads: usize,
-    /// Of k, four each: all of it.
+    /// Quads along k: all of it.
     operand_quads: usize,
-    /// Sums of each unit and row that the workgroup's memory holds.
+    /// Sums per unit and row that workgroup memory holds.
     accumulators: usize,
 }
 
@@ -95,12 +94,11 @@ pub(super) struct RecurrenceKernels {
 }
 
 impl RecurrenceKernels {
-    /// The rule: whole sequences where H is small, as [`sequence_pays`] has it, and a workgroup's
-    /// memory suffices in both passes, or where `recurrence` asks for them; or else one step a
-    /// dispatch.
+    /// The rule. Whole sequences if H is small ([`sequence_pays`]) and workgroup memory suffices in
+    /// both passes, or if `recurrence` forces them. Otherwise one step per dispatch.
     ///
     /// # Errors
-    /// [`Error::Limit`](crate::Error::Limit) when whole sequences are asked for and do not fit.
+    /// [`Error::Limit`](crate::Error::Limit) if whole sequences are forced and do not fit.
     pub fn choose(
         config: &GruConfig,
         batch: usize,
@@ -138,21 +136,21 @@ impl RecurrenceKernels {
     }
 }
 
-/// Whether whole sequences are faster than a dispatch a step.
+/// Returns true if whole sequences are faster than one dispatch per step.
 fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
     let many = caps.software || batch >= MANY_ROWS;
     config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN }
 }
 
 impl RecurrenceKernel {
-    /// The WGSL kernel of a pass.
+    /// Returns the WGSL kernel of a pass.
     pub fn kernel(self, pass: Pass) -> &'static Kernel {
         match self {
             Self::Step(_) | Self::Sequence(_) => kernel_of(pass),
         }
     }
 
-    /// The kernel's constants that lay out its threads; the others are 0.
+    /// Returns the kernel's constants that lay out its threads; the others are 0.
     pub fn constants(self) -> StepConstants {
         match self {
             Self::Step(tile) => tile.constants(),
@@ -160,7 +158,7 @@ impl RecurrenceKernel {
         }
     }
 
-    /// Batch rows of a workgroup.
+    /// Returns the batch rows of a workgroup.
     pub fn rows(self) -> usize {
         match self {
             Self::Step(StepTile { row_quads, .. })
@@ -168,7 +166,7 @@ impl RecurrenceKernel {
         }
     }
 
-    /// Hidden units of a workgroup.
+    /// Returns the hidden units of a workgroup.
     pub fn units(self) -> usize {
         match self {
             Self::Step(StepTile { unit_quads, .. })
@@ -178,7 +176,7 @@ impl RecurrenceKernel {
 }
 
 impl StepTile {
-    /// The weights of a step pass through once, so many lanes read them side by side.
+    /// Each weight is read only once per step, so many lanes read weights side by side.
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Self {
         let quads = config.hidden_size.div_ceil(4);
         let depth = depth_quads(quads, pass);
@@ -193,8 +191,8 @@ impl StepTile {
             },
         };
         if caps.software {
-            // A thread is a lane of a vector unit there, and adding up lanes' sums costs loads;
-            // more rows to a weight are more work to a load.
+            // There, a thread is a lane of a vector unit, and adding up the lanes' sums costs
+            // loads. More rows per weight are more work per load.
             return make(16, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS);
         }
         let best = match pass {
@@ -207,7 +205,7 @@ impl StepTile {
         let what = "a workgroup of some units of its rows";
         let fits =
             |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps).is_ok();
-        // Where none fits, the plan's check says so.
+        // If none fits, the plan's check reports it.
         tiles.into_iter().find(fits).unwrap_or(tiles[tiles.len() - 1])
     }
 
@@ -226,7 +224,7 @@ impl StepTile {
 
 impl SequenceTile {
     /// # Errors
-    /// [`Error::Limit`](crate::Error::Limit) when all units of four rows are too much for a
+    /// [`Error::Limit`](crate::Error::Limit) if all units of four rows are too much for a
     /// workgroup.
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Self> {
         let unit_quads = config.hidden_size.div_ceil(4);
@@ -238,11 +236,11 @@ impl SequenceTile {
             operand_quads,
             accumulators: match pass {
                 Pass::Forward => products(config),
-                // What the next step needs of each gate stays there too.
+                // The gates' operands for the next step stay there too.
                 Pass::Backward => 3,
             },
         };
-        // On a GPU many small workgroups, with enough of k for each lane to be worth its sums.
+        // On a GPU: many small workgroups, with enough of k per lane to be worth its sums.
         let sizes = match (caps.software, pass) {
             (true, _) if batch >= 16 => vec![(1, 2), (1, 1)],
             (true, _) => vec![(1, 1)],
@@ -273,7 +271,7 @@ impl SequenceTile {
     }
 }
 
-/// One for both families, which the constant RESIDENT tells apart.
+/// Both families use one kernel; the constant RESIDENT selects the family.
 fn kernel_of(pass: Pass) -> &'static Kernel {
     match pass {
         Pass::Forward => &FORWARD,
@@ -281,7 +279,7 @@ fn kernel_of(pass: Pass) -> &'static Kernel {
     }
 }
 
-/// Of k, four each: H forward; backward that of each gate, filled up to whole quads.
+/// Returns the quads along k: H forward; backward the H of each gate, padded to whole quads.
 fn depth_quads(unit_quads: usize, pass: Pass) -> usize {
     match pass {
         Pass::Forward => unit_quads,
@@ -289,8 +287,8 @@ fn depth_quads(unit_quads: usize, pass: Pass) -> usize {
     }
 }
 
-/// Products of a unit with the past that are there at once forward: of each gate where none waits
-/// for another.
+/// Returns the products of a unit with the state that exist at once forward: one per gate if no
+/// gate waits for another.
 fn products(config: &GruConfig) -> usize {
     match config.reset {
         Reset::After => 3,
@@ -298,7 +296,7 @@ fn products(config: &GruConfig) -> usize {
     }
 }
 
-/// `Ok` when a device can run the workgroups of `kernel` with these constants.
+/// Checks that a device can run the workgroups of `kernel` with these constants.
 fn allow(what: &str, kernel: &Kernel, constants: &[u32], caps: &DeviceCaps) -> Result<()> {
     let (limits, workgroup) = (&caps.limits, (kernel.workgroup)(constants));
     for (limit, asked, allowed) in [
@@ -318,24 +316,24 @@ fn allow(what: &str, kernel: &Kernel, constants: &[u32], caps: &DeviceCaps) -> R
     Ok(())
 }
 
-/// The shape of a product's workgroups.
+/// The layout of a product's workgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProductTile {
     /// Threads along the result's rows.
     m_threads: usize,
     /// Threads along the result's columns.
     n_threads: usize,
-    /// Rows of a thread, four each: 2 or 4.
+    /// Quads of rows per thread: 2 or 4.
     m_quads: usize,
-    /// Columns of a thread, four each: 1, 2 or 4.
+    /// Quads of columns per thread: 1, 2 or 4.
     n_quads: usize,
-    /// Of k that the workgroup's memory holds, or `None`: threads read for themselves.
+    /// Elements along k in workgroup memory, or `None` if threads read from the buffers.
     staged: Option<usize>,
 }
 
 impl ProductTile {
-    /// For an m × n × k product. Narrow results take narrow tiles, and short sums short slices, so
-    /// that little is multiplied in vain.
+    /// Chooses the tile of an m × n × k product. Narrow results get narrow tiles, and short sums
+    /// short slices, so that little padding is multiplied.
     pub fn choose([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Self {
         if let Some(large) = Self::large([m, n, k], caps) {
             return large;
@@ -345,8 +343,8 @@ impl ProductTile {
             (..=8, _) => (1, 32, 2, 8),
             (_, ..=4) => (32, 1, 1, 8),
             (_, ..=16) => (32, 2, 2, 8),
-            // Where a processor computes, a load costs as much as its arithmetic, from the
-            // workgroup's memory as from any other: there larger tiles pay, and staging does not.
+            // On a software adapter a load costs as much as several multiplications, from workgroup
+            // memory as from any other. Larger tiles pay off there, staging does not.
             (65.., _) if caps.software => {
                 return Self { m_threads: 8, n_threads: 8, m_quads: 4, n_quads: 4, staged: None };
             }
@@ -356,8 +354,8 @@ impl ProductTile {
         Self { m_threads, n_threads, m_quads: 2, n_quads, staged }
     }
 
-    /// Tiles of 128 × 128 halve what is read from memory. They are for GPUs whose workgroups can
-    /// hold them, and for results that give each of its parts some.
+    /// Tiles of 128 × 128 halve the reads from memory. They are for GPUs whose workgroups can hold
+    /// them, and for results with enough tiles for every part of such a GPU.
     fn large([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Option<Self> {
         let tile = |depth| Self {
             m_threads: 16,
@@ -386,25 +384,26 @@ impl ProductTile {
         4 * self.n_quads * self.n_threads
     }
 
-    /// Workgroups along x and y that make m × n results.
+    /// Returns the workgroups along x and y for m × n results.
     pub fn groups(&self, m: usize, n: usize) -> [u64; 2] {
         [n.div_ceil(self.columns()) as u64, m.div_ceil(self.rows()) as u64]
     }
 
-    /// Of k that the kernel walks over at once.
+    /// Returns the elements along k that the kernel processes at once.
     pub fn depth(&self) -> usize {
         self.staged.unwrap_or(1)
     }
 
-    /// Iterations of a thread's loops for `k` of a sum. A slice: its k, what a thread stages of it,
-    /// one of its own. In the end the blocks, one after another.
+    /// Returns the iterations of a thread's loops for a sum of length `k`. Per slice: its k, the
+    /// thread's staged elements, and the slice itself. Finally the blocks, one after another.
     pub fn iterations(&self, k: usize) -> usize {
         let staging = if self.staged.is_some() { 2 * self.depth() + 2 } else { 0 };
         let slice = self.depth() + staging + 1;
         k.div_ceil(self.depth()) * slice + self.m_quads * self.n_quads * 17
     }
 
-    /// [`MATMUL`](crate::kernels::MATMUL)'s constants that lay out its threads; the others are 0.
+    /// Returns [`MATMUL`](crate::kernels::MATMUL)'s constants that lay out its threads; the others
+    /// are 0.
     pub fn constants(&self) -> MatmulConstants {
         MatmulConstants {
             m_threads: self.m_threads as u32,

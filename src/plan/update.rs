@@ -1,5 +1,5 @@
-//! The schedule of an update: what is to be known of the gradient, whether all would be finite
-//! after it, then the optimizer.
+//! The schedule of an update: the norm of the gradient, a check that all parameters stay finite,
+//! then the optimizer.
 
 use super::ElementType::{F32, U32};
 use super::limits::check_indices;
@@ -9,40 +9,42 @@ use crate::error::Result;
 use crate::kernels::{GRADIENT_NORM, GradientNormArgs, Kernel, OPTIMIZER, OptimizerArgs};
 use crate::spec::optimizer::{Clip, UpdateConstants};
 
-/// Updates whose reports the device keeps until the host reads them.
+/// The updates whose reports the device keeps until the host reads them.
 pub(crate) const SLOTS: usize = 64;
 
-/// u32 words of a report, and of what stands before the first one: the loss, the norm and the
-/// largest magnitude as bits of f32, where that one is, and 1 where the update was stopped.
+/// u32 words of a report, and of the header before the first one. A report: the loss, the norm and
+/// the largest magnitude as bits of f32, the index of that element, and 1 if the update was
+/// stopped.
 pub(crate) const REPORT: usize = 5;
 
-/// Elements of the gradient that a workgroup takes the norm of.
+/// Elements of the gradient per workgroup of the norm.
 const PART: usize = 16_384;
 
-/// u32 words that `shaders/optimizer.wgsl` takes for an update.
+/// u32 words that `shaders/optimizer.wgsl` reads for an update.
 const NUMBERS: usize = 11;
 
-/// The buffers of an update, by meaning. All but the last three are the learner's or the model's.
+/// The buffers of an update by meaning. All except the last three belong to the learner or the
+/// model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UpdateBuffers {
-    /// Laid out as the parameters: theirs.
+    /// The parameters.
     pub params: BufferId,
-    /// Their gradient.
+    /// The gradient of the parameters.
     pub gradient: BufferId,
     /// `[1]`
     pub loss: BufferId,
-    /// The optimizer's.
+    /// The optimizer's first moments.
     pub first_moment: BufferId,
-    /// The optimizer's.
+    /// The optimizer's second moments.
     pub second_moment: BufferId,
-    /// [`numbers`].
+    /// The [`numbers`] of the update.
     pub update: BufferId,
-    /// u32 words: whether to stop, then a report a slot.
+    /// u32 words: 1 to stop, then one report per slot.
     pub reports: BufferId,
 }
 
-/// What the kernel takes for an update whose report goes to `slot`: `slot` itself, then the bits of
-/// f32 numbers.
+/// Returns the kernel's input for an update whose report goes to `slot`: `slot` itself, then the
+/// bits of f32 numbers.
 pub(crate) fn numbers(slot: usize, clip: Clip, c: &UpdateConstants) -> [u32; NUMBERS] {
     let bound = match clip {
         Clip::None => 0.0,
@@ -64,7 +66,7 @@ pub(crate) fn numbers(slot: usize, clip: Clip, c: &UpdateConstants) -> [u32; NUM
 }
 
 impl Plan {
-    /// The schedule of an update of `length` parameters, by Adam or without second moments.
+    /// Makes the schedule of an update of `length` parameters, with Adam or without second moments.
     pub(crate) fn of_update(
         length: usize,
         adam: bool,
@@ -110,7 +112,8 @@ impl Plan {
     }
 }
 
-/// The norm of `length` elements in so many parts, or of `length` parts together.
+/// The norm of `length` elements as that many partial results, or of `length` partial results
+/// together.
 fn gradient_norm(
     label: &str,
     finish: bool,
@@ -126,7 +129,7 @@ fn gradient_norm(
     dispatch(label, &GRADIENT_NORM, vec![finish.into()], bindings, args, groups, iterations)
 }
 
-/// Moves the parameters, or only `checks` whether all would be finite then.
+/// Updates the parameters, or only `checks` that all would be finite.
 fn optimize(
     checks: bool,
     length: usize,

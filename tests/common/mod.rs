@@ -23,9 +23,7 @@ pub fn adapter() -> &'static Device {
     ADAPTER.get_or_init(open_adapter)
 }
 
-/// Opens another device on the adapter of [`adapter`]. lavapipe compiles on one thread per device,
-/// and finds in Mesa's cache what another device has compiled: two tests with many kernels take
-/// half the time on two devices.
+/// Opens another device on the adapter of [`adapter`].
 pub fn open_adapter() -> Device {
     let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
     let opened = match word {
@@ -35,12 +33,15 @@ pub fn open_adapter() -> Device {
     let device = opened.unwrap_or_else(|error| {
         panic!("this test needs a GPU or a software adapter: {error}");
     });
-    assert!(device.is_adapter(), "GRU_DEVICE={device} is no adapter; this test needs one");
+    assert!(
+        device.is_adapter(),
+        "GRU_DEVICE={device} is not an adapter; set it to gpu or software for this test"
+    );
     match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
         "" => device,
         "default" => share(&device, wgpu::Limits::default()),
         "needed" => share(&device, Device::needed_limits()),
-        other => panic!("GRU_LIMITS={other} is neither default nor needed"),
+        other => panic!("GRU_LIMITS={other} is unknown; expected default or needed"),
     }
 }
 

@@ -247,7 +247,7 @@ fn buffers_that_do_not_serve_are_refused_with_the_reason() {
         ),
         (
             all().with_step_flags(part(&y, 64)),
-            "step flags and y in one buffer cannot be combined: a kernel reads the one while it writes the other",
+            "step flags and y in one buffer cannot be combined: a kernel reads the step flags while it writes y; use two buffers",
         ),
         (
             all().with_step_flags(part(&plain, 0)),

@@ -22,3 +22,4 @@ mod properties;
 mod rayon;
 mod resets;
 mod stream;
+mod whole_models;

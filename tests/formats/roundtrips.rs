@@ -122,7 +122,7 @@ fn metadata_goes_with_the_only_gru() {
     };
     assert_eq!(under(&["a."]).unwrap(), params);
     let error = under(&["a.", "b."]).unwrap_err().to_string();
-    assert!(error.starts_with("its metadata tells of one GRU, but it holds 2"), "{error}");
+    assert!(error.starts_with("its metadata describes one GRU, but it holds 2"), "{error}");
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn what_onnx_has_no_words_for_is_refused() {
     let error = encode(GruConfig::pytorch(2, 3).with_zoneout(0.1));
     assert!(error.starts_with("zoneout and ONNX cannot be combined"), "{error}");
     let config = GruConfig::new(2, 3).with_activations(Activation::Relu, Activation::Tanh);
-    assert!(encode(config.clone()).contains("z overwrites and ONNX"));
+    assert!(encode(config.clone()).contains("Update::Overwrites and ONNX"));
     // Where z keeps there is nothing to turn.
     let keeps = Params::init(&config.with_update(Update::Keeps), Init::Uniform, 1).unwrap();
     onnx_bytes(&keeps, &onnx::Inputs::new()).unwrap();

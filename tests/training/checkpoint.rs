@@ -273,7 +273,7 @@ fn what_was_cut_short_or_changed_is_refused_and_the_one_before_taken() {
         fs::write(path, &bytes[..99]).unwrap();
     }
     let error = Checkpoint::load_last(&path).unwrap_err().to_string();
-    assert!(error.contains("run.safetensors`: its header would take"), "{error}");
+    assert!(error.contains("run.safetensors`: its header takes"), "{error}");
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn what_is_no_checkpoint_of_this_version_is_refused_with_the_reason() {
     let (header, data) = bytes[8..].split_at(len);
     let header = std::str::from_utf8(header).unwrap();
     for (from, to, expected) in [
-        (r#"\"version\":1"#, r#"\"version\":2"#, "is of version `2`; this program reads version 1"),
+        (r#"\"version\":1"#, r#"\"version\":2"#, "is of version `2`; this library reads version 1"),
         (r#"\"version\":1"#, r#"\"versoin\":1"#, "has no version"),
         ("hidden=3", "hidden=7", "shape [9, 2], expected [21, 2]"),
         ("direction=both", "direction=reverse", "has shape [9, 6], expected [9, 3]"),
@@ -484,7 +484,7 @@ fn a_network_comes_back_from_its_file_and_from_a_checkpoint() {
     safetensors::save(&path, params).unwrap();
     assert_eq!(safetensors::load(&path, &options()).unwrap(), gru);
     let error = safetensors::load_network(&path, &options()).unwrap_err().to_string();
-    assert!(error.contains("tells of no GRU with a head"), "{error}");
+    assert!(error.contains("describes no GRU with a head"), "{error}");
     assert!(matches!(safetensors::save_network(&path, &gru), Err(Error::Conflict { .. })));
 
     checkpoint.save(&path).unwrap();

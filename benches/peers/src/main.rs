@@ -1,9 +1,9 @@
-//! Times the GRUs of Burn and Candle: `peers burn-wgpu|burn-flex|candle`, then a line
-//! `forward|train T,B,I,H REPEATS` on stdin gives a line of milliseconds on stdout, as `peer_times` of
-//! gru-wgpu does. `benches/against_peers.py` asks both in turn.
+//! Times the GRUs of Burn and Candle. `peers burn-wgpu|burn-flex|candle` reads lines `forward|train
+//! T,B,I,H REPEATS` on stdin and writes a line of milliseconds for each on stdout, like
+//! `peer_times` of gru-wgpu. `benches/against_peers.py` calls both in turn.
 //!
-//! A call ends with its results in host memory: y, or the gradient of a recurrent weight, which no other
-//! gradient can come after. Training is a forward pass and the backward pass of the sum of y.
+//! A call ends with its results in host memory: y, or the gradient of a recurrent weight, which is
+//! computed last. Training is a forward pass and the backward pass of the sum of y.
 
 use std::io::BufRead;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use candle_nn::{RNN, VarBuilder, VarMap, rnn};
 /// T, B, I, H.
 type Sizes = [usize; 4];
 
-/// Makes a call of its own for each line.
+/// Returns the function to time for a line.
 fn prepare(peer: &str, is_training: bool, sizes: Sizes) -> Box<dyn FnMut()> {
     match peer {
         "burn-wgpu" => burn(Device::wgpu(Default::default()), is_training, sizes),

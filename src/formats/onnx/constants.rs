@@ -1,8 +1,8 @@
-//! Values that can be known without running a model: what it holds, and what exporters make of that
-//! by cutting, joining and rearranging.
+//! Constant folding: the values that are known without running a model. These are its constants,
+//! and what nodes make of them by slicing, concatenating and rearranging.
 //!
-//! PyTorch's exporter, for one, leaves weights as they were, and lets nodes put the gates in ONNX's
-//! order.
+//! Exporters need this: PyTorch's, for example, keeps the weights unchanged and adds nodes that
+//! bring the gates into ONNX's order.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,40 +11,43 @@ use std::rc::Rc;
 use ndarray::{ArrayD, IxDyn};
 
 use super::graph::{Graph, Producer};
-use super::operations::{Operation, part};
+use super::operations::{Operation, slice};
 use super::proto::{NodeProto, TensorHead, TensorProto, in_part};
 use super::tensor::{self, Value};
 use crate::error::{Error, Result, quote};
 
-/// Deeper than any exporter nests, and far from what a stack holds.
-const DEEPEST: usize = 64;
+/// The longest chain of nodes that is followed: longer than any exporter's, and short enough for
+/// the call stack.
+const MAX_DEPTH: usize = 64;
 
-/// What is known of a value.
+/// A value, as far as it is known without running the model.
 #[derive(Clone)]
 pub(super) enum KnownValue {
+    /// The value is a constant.
     Constant(Rc<Value>),
-    /// It depends on this, in words, which is known when the model runs.
+    /// The value is known only when the model runs. The text names what it depends on.
     AtRun(String),
 }
 
-/// A graph, and what was found out about its values so far.
+/// Folds the constants of a graph. Caches the values found so far.
 pub(super) struct ConstantFolding<'a> {
     pub graph: &'a Graph,
-    /// `None` while a value is being computed.
+    /// The values found so far, by name. `None` marks a value that is being computed.
     known: RefCell<HashMap<String, Option<KnownValue>>>,
 }
 
 impl<'a> ConstantFolding<'a> {
-    pub fn of(graph: &'a Graph) -> Self {
+    pub fn new(graph: &'a Graph) -> Self {
         Self { graph, known: RefCell::default() }
     }
 
-    /// What is known of a value.
+    /// Returns a value, as far as it is known.
     pub fn known(&self, value: &str) -> Result<KnownValue> {
         self.known_at(value, 0)
     }
 
-    /// Whole numbers, where they are known and no input's default.
+    /// Returns the integers of a value, or `None` if they are not known. A model input is not
+    /// known, even if it has a default value.
     pub fn integers(&self, value: &str) -> Result<Option<Vec<i64>>> {
         if matches!(self.graph.producer(value)?, Producer::Input) {
             return Ok(None);
@@ -58,26 +61,30 @@ impl<'a> ConstantFolding<'a> {
     }
 
     fn known_at(&self, value: &str, depth: usize) -> Result<KnownValue> {
-        let cyclic = || Error::format(format!("{} is made of itself", quote(value)));
+        let cyclic = || Error::format(format!("{} depends on itself", quote(value)));
         match self.known.borrow().get(value) {
             Some(Some(known)) => return Ok(known.clone()),
             Some(None) => return Err(cyclic()),
-            None if depth == DEEPEST => {
-                return Err(Error::format(format!("{} is made of too much", quote(value))));
+            None if depth == MAX_DEPTH => {
+                let value = quote(value);
+                return Err(Error::format(format!(
+                    "{value} is the result of more than {MAX_DEPTH} nodes in a row; expected fewer"
+                )));
             }
             None => {}
         }
         self.known.borrow_mut().insert(value.to_owned(), None);
-        let known = self.make(value, depth);
+        let known = self.fold(value, depth);
         match &known {
             Ok(known) => self.known.borrow_mut().insert(value.to_owned(), Some(known.clone())),
-            // What else asks for it is told the same.
+            // The next request computes the value again and gets the same error.
             Err(_) => self.known.borrow_mut().remove(value),
         };
         known
     }
 
-    fn make(&self, value: &str, depth: usize) -> Result<KnownValue> {
+    /// Computes a value from its producer.
+    fn fold(&self, value: &str, depth: usize) -> Result<KnownValue> {
         match self.graph.producer(value)? {
             Producer::Input => Ok(KnownValue::AtRun(format!("the input {}", quote(value)))),
             Producer::Initializer(tensor) => self.tensor(&self.graph.decode(&tensor)?),
@@ -90,7 +97,7 @@ impl<'a> ConstantFolding<'a> {
                 }
                 let Some(operation) = Operation::of(&node) else {
                     let (value, op) = (quote(value), quote(&node.op_type));
-                    return Ok(KnownValue::AtRun(format!("{value}, which a node {op} makes")));
+                    return Ok(KnownValue::AtRun(format!("{value}, the output of a node {op}")));
                 };
                 let mut inputs = Vec::new();
                 for name in &node.input {
@@ -102,10 +109,10 @@ impl<'a> ConstantFolding<'a> {
                         },
                     });
                 }
-                let made = operation.run(&node, &inputs, output);
-                let made = made.map_err(|error| in_part(&quote(value), error))?;
-                self.graph.storage.spend(made.floats_worth())?;
-                Ok(KnownValue::Constant(Rc::new(made)))
+                let result = operation.run(&node, &inputs, output);
+                let result = result.map_err(|error| in_part(&quote(value), error))?;
+                self.graph.storage.spend_budget(result.len_in_f32())?;
+                Ok(KnownValue::Constant(Rc::new(result)))
             }
         }
     }
@@ -114,22 +121,25 @@ impl<'a> ConstantFolding<'a> {
         tensor::value(tensor, &self.graph.storage).map(|value| KnownValue::Constant(Rc::new(value)))
     }
 
-    /// A part of the shape of a value, where the model tells all of it.
+    /// Evaluates a Shape node, if the model states all sizes that it returns.
     fn shape(&self, node: &NodeProto) -> Result<KnownValue> {
-        let of = node.connected(0).unwrap_or_default();
-        let sizes = self.graph.stated_shape(of).unwrap_or_default();
+        let input = node.connected(0).unwrap_or_default();
+        let sizes = self.graph.stated_shape(input).unwrap_or_default();
         let (start, end) = (node.integer("start", 0)?, node.integer("end", i64::MAX)?);
-        let part: Option<Vec<_>> = part(&sizes, start, end).into_iter().collect();
-        Ok(match part.filter(|part| !part.is_empty()) {
-            Some(part) => KnownValue::Constant(Rc::new(Value::Integers(shaped(part, false)))),
-            None => KnownValue::AtRun(format!("the shape of {}", quote(of))),
+        let shape: Option<Vec<_>> = slice(&sizes, start, end).into_iter().collect();
+        Ok(match shape.filter(|shape| !shape.is_empty()) {
+            Some(shape) => KnownValue::Constant(Rc::new(Value::Integers(shaped(shape, false)))),
+            None => KnownValue::AtRun(format!("the shape of {}", quote(input))),
         })
     }
 
+    /// Evaluates a Constant node.
     fn constant(&self, node: &NodeProto) -> Result<KnownValue> {
         let known = |value| Ok(KnownValue::Constant(Rc::new(value)));
         if let Some(attribute) = node.attribute("value")? {
-            let empty = || Error::format("a constant holds no tensor".to_owned());
+            let empty = || {
+                Error::format("the attribute value of a Constant node holds no tensor".to_owned())
+            };
             return self.tensor(&self.graph.decode(&attribute.t.ok_or_else(empty)?)?);
         }
         for (name, scalar) in [("value_int", true), ("value_ints", false)] {
@@ -145,11 +155,11 @@ impl<'a> ConstantFolding<'a> {
             }
         }
         let output = node.output.first().map_or("", String::as_str);
-        Err(Error::format(format!("the constant {} holds no numbers", quote(output))))
+        Err(Error::format(format!("the Constant node of {} holds no numbers", quote(output))))
     }
 
-    /// The shape of a value that must be known, without reading the numbers of one that is simply
-    /// held.
+    /// Returns the shape of a constant, or the source of a value that is not constant. Does not
+    /// read the elements of an initializer.
     pub fn known_shape(&self, value: &str) -> Result<std::result::Result<Vec<usize>, String>> {
         if let Producer::Initializer(tensor) = self.graph.producer(value)? {
             let head: TensorHead = self.graph.decode(&tensor)?;
@@ -157,17 +167,18 @@ impl<'a> ConstantFolding<'a> {
         }
         Ok(match self.known(value)? {
             KnownValue::Constant(value) => Ok(value.shape().to_vec()),
-            KnownValue::AtRun(words) => Err(words),
+            KnownValue::AtRun(source) => Err(source),
         })
     }
 
-    /// Whether a value is zeros, of whatever shape: exporters expand them to the batch at hand.
+    /// True if a value is all zeros, even if its shape is not known: exporters expand zeros to the
+    /// batch size at run time.
     pub fn is_zeros(&self, value: &str) -> Result<bool> {
         self.is_zeros_at(value, 0)
     }
 
     fn is_zeros_at(&self, value: &str, depth: usize) -> Result<bool> {
-        if depth == DEEPEST {
+        if depth == MAX_DEPTH {
             return Ok(false);
         }
         if let Some((_, node)) = self.graph.produced_by(value)? {
@@ -196,7 +207,7 @@ impl<'a> ConstantFolding<'a> {
         }
         match self.known(value)? {
             KnownValue::Constant(value) => {
-                self.graph.spend_effort(value.floats_worth() as u64)?;
+                self.graph.spend_budget(value.len_in_f32() as u64)?;
                 Ok(value.is_zeros())
             }
             KnownValue::AtRun(_) => Ok(false),
@@ -204,8 +215,8 @@ impl<'a> ConstantFolding<'a> {
     }
 }
 
-/// One number without an axis, or all along one.
+/// Makes an array without axes from one number, or with one axis from several.
 fn shaped<T>(numbers: Vec<T>, scalar: bool) -> ArrayD<T> {
     let shape = if scalar { IxDyn(&[]) } else { IxDyn(&[numbers.len()]) };
-    ArrayD::from_shape_vec(shape, numbers).expect("as many as the shape holds")
+    ArrayD::from_shape_vec(shape, numbers).expect("the shape has the numbers' length")
 }

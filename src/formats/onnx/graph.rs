@@ -1,4 +1,4 @@
-//! A model's graph: its nodes, and what makes each value.
+//! A model's graph: its nodes, and the producer of each value.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -16,37 +16,41 @@ use super::tensor::TensorReader;
 use crate::error::{Error, Result, quote};
 use crate::formats::metadata::CONFIG_KEY;
 
+/// The top-level graph of a model.
 pub(super) struct Graph {
-    /// Of [`NodeProto`], in the model's order.
+    /// Encoded [`NodeProto`]s, in the model's order.
     nodes: Vec<Bytes>,
+    /// The producer of each value, by the value's name.
     producers: HashMap<String, Producer>,
-    /// Of [`ValueInfoProto`], where the model tells a value's shape.
+    /// The encoded [`ValueInfoProto`] of each value whose shape the model states.
     infos: HashMap<String, Bytes>,
-    /// Bytes that may still be decoded. Nodes that lead to each other over and over must end.
-    effort: Cell<u64>,
+    /// The bytes that may still be decoded. This ends the evaluation of nodes that refer to each
+    /// other again and again.
+    decode_budget: Cell<u64>,
+    /// Reads the tensors' data.
     pub storage: TensorReader,
-    /// What a model of our own says of itself.
+    /// The configuration that a model written by this crate stores in its metadata.
     pub config_text: Option<String>,
 }
 
-/// What makes a value.
+/// The producer of a value.
 #[derive(Clone)]
 pub(super) enum Producer {
-    /// A [`TensorProto`](super::proto::TensorProto).
+    /// An encoded [`TensorProto`](super::proto::TensorProto).
     Initializer(Bytes),
-    /// The output of this number of the node of this index.
+    /// Output `output` of node `index`.
     Node { index: usize, output: usize },
-    /// The model's caller.
+    /// An input of the model.
     Input,
 }
 
 impl Graph {
-    /// Of a model's bytes, and its path where it is a file.
+    /// Parses a model. `path` is the model's file, if it has one.
     pub fn parse(bytes: Bytes, path: Option<&Path>) -> Result<Self> {
-        /// Each byte may be decoded so often.
-        const LOOKS: u64 = 64;
+        /// How many times each byte may be decoded.
+        const MAX_DECODES: u64 = 64;
         let storage = TensorReader::new(bytes.len(), path);
-        let effort = Cell::new((bytes.len() as u64).saturating_mul(LOOKS) + (1 << 20));
+        let decode_budget = Cell::new((bytes.len() as u64).saturating_mul(MAX_DECODES) + (1 << 20));
         let model: ModelProto = decode(&bytes)?;
         let no_graph = || Error::format("it has no graph; is it an ONNX model?".to_owned());
         let graph: GraphProto = decode(&model.graph.ok_or_else(no_graph)?)?;
@@ -61,39 +65,46 @@ impl Graph {
             let entry: StringStringEntryProto = decode(entry)?;
             config_text = (entry.key == CONFIG_KEY).then_some(entry.value).or(config_text);
         }
-        Ok(Self { nodes: graph.node, producers, infos, effort, storage, config_text })
+        Ok(Self { nodes: graph.node, producers, infos, decode_budget, storage, config_text })
     }
 
-    /// How many nodes there are.
+    /// The number of nodes.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
+    /// Decodes a node.
     pub fn node(&self, index: usize) -> Result<NodeProto> {
         self.decode(&self.nodes[index])
     }
 
-    /// A message out of the model, which counts as effort.
+    /// Decodes a message and charges its size to the budget.
     pub fn decode<M: Message + Default>(&self, bytes: &Bytes) -> Result<M> {
-        self.spend_effort(bytes.len() as u64)?;
+        self.spend_budget(bytes.len() as u64)?;
         decode(bytes)
     }
 
-    /// `Ok` while so much more effort may be made.
-    pub fn spend_effort(&self, effort: u64) -> Result<()> {
-        let left = self.effort.get().checked_sub(effort + 1);
-        let exhausted = || Error::format("its nodes lead to each other too often".to_owned());
-        self.effort.set(left.ok_or_else(exhausted)?);
+    /// Charges `bytes` and one more to the budget. Fails if the budget is used up.
+    pub fn spend_budget(&self, bytes: u64) -> Result<()> {
+        let left = self.decode_budget.get().checked_sub(bytes + 1);
+        let exhausted = || {
+            Error::format("its nodes refer to each other too often; simplify the model".to_owned())
+        };
+        self.decode_budget.set(left.ok_or_else(exhausted)?);
         Ok(())
     }
 
-    /// What makes a value.
+    /// Returns the producer of a value.
     pub fn producer(&self, value: &str) -> Result<Producer> {
         let found = self.producers.get(value).cloned();
-        found.ok_or_else(|| Error::format(format!("nothing in the model makes {}", quote(value))))
+        found.ok_or_else(|| {
+            let value = quote(value);
+            Error::format(format!("no node, initializer or input of the model produces {value}"))
+        })
     }
 
-    /// The node that makes a value, and as which of its outputs.
+    /// Returns the node that produces a value and the index of the output, or `None` if no node
+    /// does.
     pub fn produced_by(&self, value: &str) -> Result<Option<(usize, NodeProto)>> {
         match self.producers.get(value) {
             Some(&Producer::Node { index, output }) => Ok(Some((output, self.node(index)?))),
@@ -101,7 +112,7 @@ impl Graph {
         }
     }
 
-    /// The sizes of a value's axes that the model tells.
+    /// Returns the sizes of a value's axes as the model states them; `None` for an unknown size.
     pub fn stated_shape(&self, value: &str) -> Option<Vec<Option<i64>>> {
         let info: ValueInfoProto = self.decode(self.infos.get(value)?).ok()?;
         let dims = info.r#type?.tensor_type?.shape?.dim;
@@ -116,11 +127,12 @@ impl Graph {
     }
 }
 
+/// Returns the producer of each value.
 fn producers(graph: &GraphProto) -> Result<HashMap<String, Producer>> {
     let mut producers = HashMap::new();
     let mut add = |name: String, producer| match producers.entry(name) {
         Entry::Occupied(entry) => {
-            Err(Error::format(format!("{} is made twice", quote(entry.key()))))
+            Err(Error::format(format!("{} is produced twice", quote(entry.key()))))
         }
         Entry::Vacant(entry) => {
             entry.insert(producer);
@@ -134,7 +146,7 @@ fn producers(graph: &GraphProto) -> Result<HashMap<String, Producer>> {
     for (index, node) in graph.node.iter().enumerate() {
         let node: NodeProto = decode(node)?;
         for (output, name) in node.output.into_iter().enumerate() {
-            // An empty name is an output that nobody asks for.
+            // An empty name means an output that is not used.
             if !name.is_empty() {
                 add(name, Producer::Node { index, output })?;
             }
@@ -142,24 +154,24 @@ fn producers(graph: &GraphProto) -> Result<HashMap<String, Producer>> {
     }
     for input in &graph.input {
         let ValueInfoProto { name, .. } = decode(input)?;
-        // An initializer under the same name is the input's default.
+        // An initializer with the same name is the input's default value.
         producers.entry(name).or_insert(Producer::Input);
     }
     Ok(producers)
 }
 
 impl NodeProto {
-    /// The operator's name among ONNX's own; nothing for one of another domain.
+    /// Returns the name of an operator of ONNX's own domain; `""` for other domains.
     pub fn op(&self) -> &str {
         if matches!(self.domain.as_str(), "" | "ai.onnx") { &self.op_type } else { "" }
     }
 
-    /// The name of an input, where it is connected.
+    /// Returns the name of an input, or `None` if it is not connected.
     pub fn connected(&self, index: usize) -> Option<&str> {
         self.input.get(index).map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    /// An attribute, where it is given.
+    /// Returns an attribute, or `None` if it is not given.
     pub fn attribute(&self, name: &str) -> Result<Option<AttributeProto>> {
         for attribute in &self.attribute {
             let attribute: AttributeProto = decode(attribute)?;
@@ -170,12 +182,12 @@ impl NodeProto {
         Ok(None)
     }
 
-    /// An attribute of a whole number.
-    pub fn integer(&self, name: &str, otherwise: i64) -> Result<i64> {
-        Ok(self.attribute(name)?.map_or(otherwise, |attribute| attribute.i))
+    /// Returns an integer attribute, or `default` if it is not given.
+    pub fn integer(&self, name: &str, default: i64) -> Result<i64> {
+        Ok(self.attribute(name)?.map_or(default, |attribute| attribute.i))
     }
 
-    /// An attribute of whole numbers.
+    /// Returns an attribute that is a list of integers.
     pub fn integers(&self, name: &str) -> Result<Option<Vec<i64>>> {
         Ok(self.attribute(name)?.map(|attribute| attribute.ints))
     }

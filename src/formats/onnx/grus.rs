@@ -1,4 +1,4 @@
-//! The GRU nodes of a model, and which of them are asked for.
+//! The GRU nodes of a model, and the choice among them by name.
 
 use std::collections::HashMap;
 
@@ -8,27 +8,31 @@ use super::proto::NodeProto;
 use super::stack;
 use crate::error::{Error, Result};
 
-/// The GRU nodes of a graph, in its order.
+/// The GRU nodes of a graph, in the graph's order.
 pub(super) struct GruNodes {
+    /// The name of each node.
     names: Vec<String>,
-    /// What is wrong with a node matters only where it is asked for.
+    /// The nodes. The error of a node is returned only if that node is chosen.
     pub nodes: Vec<Result<GruNode>>,
-    /// Numbers of nodes, layer by layer.
+    /// The indices of the nodes of each stack, layer by layer.
     stacks: Vec<Vec<usize>>,
 }
 
 impl GruNodes {
-    pub fn of(constants: &ConstantFolding<'_>) -> Result<Self> {
-        /// Far more than a model of use has: looking through them must end.
-        const MOST: usize = 256;
+    /// Reads all GRU nodes and groups them into stacks.
+    pub fn read(constants: &ConstantFolding<'_>) -> Result<Self> {
+        /// Far more than any real model has. Bounds the time to read a model.
+        const MAX_NODES: usize = 256;
         let mut protos = Vec::new();
         for index in 0..constants.graph.len() {
             let node = constants.graph.node(index)?;
             if GruNode::is_gru(&node) {
                 protos.push(node);
             }
-            if protos.len() > MOST {
-                return Err(Error::format(format!("it has more than {MOST} GRU nodes")));
+            if protos.len() > MAX_NODES {
+                return Err(Error::format(format!(
+                    "it has more than {MAX_NODES} GRU nodes, which is not supported"
+                )));
             }
         }
         let names = names(&protos);
@@ -39,7 +43,7 @@ impl GruNodes {
         Ok(Self { names, nodes, stacks })
     }
 
-    /// What each stack is called.
+    /// Returns the name of each stack.
     pub fn stack_names(&self) -> Vec<String> {
         self.stacks.iter().map(|stack| self.stack_name(stack)).collect()
     }
@@ -48,11 +52,11 @@ impl GruNodes {
         match stack {
             [only] => self.names[*only].clone(),
             [first, .., last] => format!("{}..{}", self.names[*first], self.names[*last]),
-            [] => unreachable!("a stack starts with a node"),
+            [] => unreachable!("a stack has at least one node"),
         }
     }
 
-    /// The nodes asked for, layer by layer.
+    /// Returns the indices of the requested nodes, or of the only stack, layer by layer.
     pub fn choose(&self, asked: Option<&str>) -> Result<Vec<usize>> {
         let chosen = match asked {
             Some(asked) => self.find(asked),
@@ -60,7 +64,7 @@ impl GruNodes {
             None => None,
         };
         chosen.ok_or_else(|| Error::Choice {
-            within: "its outermost graph".to_owned(),
+            within: "its top-level graph".to_owned(),
             of: "GRU",
             asked: asked.map(str::to_owned),
             found: self.stack_names(),
@@ -68,35 +72,36 @@ impl GruNodes {
         })
     }
 
+    /// Finds a node by its name, or consecutive layers of a stack by `first..last`.
     fn find(&self, asked: &str) -> Option<Vec<usize>> {
-        if let Some(number) = self.names.iter().position(|name| name == asked) {
-            return Some(vec![number]);
+        if let Some(index) = self.names.iter().position(|name| name == asked) {
+            return Some(vec![index]);
         }
-        // A name may have dots of its own.
+        // The names themselves may contain dots, so try every `..`.
         asked.match_indices("..").find_map(|(at, dots)| {
             let (first, last) = (&asked[..at], &asked[at + dots.len()..]);
             self.stacks.iter().find_map(|stack| {
-                let place = |name| stack.iter().position(|&number| self.names[number] == name);
-                let part = stack.get(place(first)?..=place(last)?)?;
-                (!part.is_empty()).then(|| part.to_vec())
+                let layer = |name| stack.iter().position(|&index| self.names[index] == name);
+                let layers = stack.get(layer(first)?..=layer(last)?)?;
+                (!layers.is_empty()).then(|| layers.to_vec())
             })
         })
     }
 }
 
-/// What each node is called: by its own name, where it has one that no other has, or by its first
-/// output's.
+/// Returns a name for each node: the node's own if it is not empty and unique, else the name of its
+/// first output, else `#` and its index.
 fn names(nodes: &[NodeProto]) -> Vec<String> {
     let mut counts = HashMap::new();
     for node in nodes {
         *counts.entry(node.name.as_str()).or_insert(0) += 1;
     }
-    let name = |(number, node): (usize, &NodeProto)| {
+    let name = |(index, node): (usize, &NodeProto)| {
         let output = node.output.iter().find(|output| !output.is_empty());
         match output {
             _ if !node.name.is_empty() && counts[node.name.as_str()] == 1 => node.name.clone(),
             Some(output) => output.clone(),
-            None => format!("#{number}"),
+            None => format!("#{index}"),
         }
     };
     nodes.iter().enumerate().map(name).collect()

@@ -1,29 +1,31 @@
-//! ONNX: the GRU nodes of any model, and a GRU as a model.
+//! ONNX: reads the GRU nodes of any model, and writes a GRU as a model.
 //!
 //! ```no_run
 //! use gru_wgpu::{Batch, Device, Gru, formats::onnx};
 //! # use ndarray::Array3;
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
-//! let model = onnx::load("denoiser.onnx", &onnx::OnnxOptions::new())?; // its only GRU, or stack of them
+//! let options = onnx::OnnxOptions::new(); // the model's only GRU or stack of GRUs
+//! let model = onnx::load("denoiser.onnx", &options)?;
 //! let gru = Gru::with_params(model.params, &Device::auto())?;
 //! # let x = Array3::zeros((1, 1, 1));
-//! let y = gru.forward(&x)?.y; // [T, B, D·H], whatever the node's own layout
+//! let y = gru.forward(&x)?.y; // [T, B, D·H], for any layout of the node
 //!
-//! onnx::save("gru.onnx", gru.params(), &onnx::Inputs::new().with_h0(true))?; // ONNX Runtime runs it
+//! // ONNX Runtime runs this file:
+//! onnx::save("gru.onnx", gru.params(), &onnx::Inputs::new().with_h0(true))?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Of the operator GRU up to opset 22 everything is read but `clip`, activations that
-//! [`Activation`] does not have, and different ones in the two directions, which are refused by
-//! name. W, R and B must be in the model: initialisers, constants or external data in the model's
-//! folder, as they are or cut, joined and rearranged by nodes, as exporters leave them. Only the
-//! model's outermost graph is looked at.
+//! The reader supports the operator GRU up to opset 22, except `clip`, activations that
+//! [`Activation`] does not have, and different activations in the two directions. An error names
+//! each of these. W, R and B must be constants of the model: initializers, Constant nodes, or
+//! external data in the model's folder. Nodes may slice, concatenate and rearrange them, as
+//! exporters do. Only the model's top-level graph is read.
 //!
-//! GRU nodes are layers of one stack where all that lies between them is sure to bring each number
-//! of one's Y to its time, row and feature of the next one's X, where they have the same lengths,
-//! and where none starts from another one's states.
+//! GRU nodes are layers of one stack under three conditions. The nodes between them provably move
+//! every element of one Y to the same time step, row and feature of the next X. The GRUs have the
+//! same lengths. No GRU starts from the states of another.
 //!
 //! [`Activation`]: crate::Activation
 
@@ -47,7 +49,7 @@ use self::constants::ConstantFolding;
 use self::graph::Graph;
 use self::grus::GruNodes;
 use self::proto::MAX_MODEL;
-use self::write::{expressed, with_z_negated};
+use self::write::{onnx_config, with_z_negated};
 use super::files::{self, ByteSource};
 use super::metadata::read_config;
 use crate::error::{Error, Result};
@@ -58,75 +60,75 @@ use crate::spec::params::Params;
 pub use self::node::OptionalInput;
 pub use self::write::{Inputs, save, write};
 
-/// Which GRU to take out of a model, and how strictly.
+/// Options for reading a GRU from an ONNX model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OnnxOptions {
-    /// The node's name, or `first..last` for a part of a stack; an unnamed node goes by its first
-    /// output. Without it the model must hold a single GRU, or a single stack of them.
+    /// The name of the GRU node, or `first..last` for consecutive layers of a stack. The name of an
+    /// unnamed node is its first output. With `None` the model must hold exactly one GRU or stack.
     pub node: Option<String>,
-    /// Whether weights that are infinite or NaN are taken.
+    /// True to accept weights and initial states that are infinite or NaN.
     pub allow_non_finite: bool,
 }
 
 impl OnnxOptions {
-    /// The model's only GRU, of finite weights.
+    /// Returns the default options: the model's only GRU, with finite weights.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The GRU of this name, or of these names: `first..last`; the only one where it is `None`.
+    /// Sets the node's name, or `first..last`. `None` means the model's only GRU.
     #[must_use]
     pub fn with_node<'a>(self, node: impl Into<Option<&'a str>>) -> Self {
         Self { node: node.into().map(str::to_owned), ..self }
     }
 
-    /// The same, taking weights that are infinite or NaN or not.
+    /// Sets whether weights that are infinite or NaN are accepted.
     #[must_use]
     pub fn with_non_finite(self, allow_non_finite: bool) -> Self {
         Self { allow_non_finite, ..self }
     }
 }
 
-/// A GRU out of a model.
+/// A GRU read from an ONNX model.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct OnnxModel {
-    /// Its parameters, gates stacked r, z, n as everywhere in this crate.
+    /// The parameters, gates stacked r, z, n as everywhere in this crate.
     pub params: Params,
-    /// The names of its nodes, one a layer.
+    /// The names of the GRU nodes, one for each layer.
     pub nodes: Vec<String>,
-    /// The order of the axes T and B of the first node's X. It says how the model's other nodes
-    /// hold the data; a [`Batch`](crate::Batch) may have either.
+    /// The order of the axes T and B of the first node's X, and so the layout of the data around
+    /// the GRU in the model. A [`Batch`](crate::Batch) may have either layout.
     pub layout: Layout,
-    /// The states `[L·D, B, H]` that it starts from: `initial_h`. Zeros are [`OptionalInput::Nothing`].
+    /// The first states `initial_h`, `[L·D, B, H]`; [`OptionalInput::Nothing`] for zeros.
     pub h0: OptionalInput<Array3<f32>>,
-    /// The length of each row: `sequence_lens`.
+    /// The row lengths `sequence_lens`, `[B]`.
     pub lengths: OptionalInput<Vec<usize>>,
-    /// The files besides the model's own that something was read from.
+    /// The files of external data that were read.
     pub external_data: Vec<PathBuf>,
 }
 
-/// Reads a GRU: a node, or several whose outputs are each other's inputs as one stack of layers.
+/// Reads a GRU: one node, or a stack of nodes in which each reads the output of the one before.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Choice`] when there is no GRU or several, with what there is;
-/// [`Error::Format`] when the file is no model, or the GRU cannot be used, with the reason.
+/// [`Error::Io`]; [`Error::Choice`] if the model holds no GRU, several, or not the one that the
+/// options name; [`Error::Format`] if the file is not an ONNX model or the GRU cannot be used.
 pub fn load(path: impl AsRef<Path>, options: &OnnxOptions) -> Result<OnnxModel> {
     let path = path.as_ref();
     files::open(path, |source| parse(source, Some(path), |graph| read_graph(graph, options)))
 }
 
-/// As [`load`], from a stream. There is no folder for external data then.
+/// Like [`load`], from a stream. A stream has no folder, so external data cannot be read.
 ///
 /// # Errors
-/// As [`load`], but for [`Error::Io`].
+/// As [`load`].
 pub fn read(from: impl Read + Seek, options: &OnnxOptions) -> Result<OnnxModel> {
     parse(ByteSource::new(from)?, None, |graph| read_graph(graph, options))
 }
 
-/// The names of a model's GRUs, as [`OnnxOptions::with_node`] takes them: of a node, or
-/// `first..last` of several that are layers of one stack.
+/// Returns the names of a model's GRUs, in the form that [`OnnxOptions::with_node`] takes: a node's
+/// name, or `first..last` for a stack.
 ///
 /// # Errors
 /// As [`load`].
@@ -135,15 +137,15 @@ pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
     files::open(path, |source| parse(source, Some(path), stack_names))
 }
 
-/// As [`names`], from a stream.
+/// Like [`names`], from a stream.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`load`].
 pub fn read_names(from: impl Read + Seek) -> Result<Vec<String>> {
     parse(ByteSource::new(from)?, None, stack_names)
 }
 
-/// Has `read` look into the graph of a model that lies at `path`, if anywhere.
+/// Parses a model and passes its graph to `read`. `path` is the model's file, if it has one.
 fn parse<S: Read + Seek, T>(
     mut source: ByteSource<S>,
     path: Option<&Path>,
@@ -151,19 +153,19 @@ fn parse<S: Read + Seek, T>(
 ) -> Result<T> {
     let len = source.len();
     if len > MAX_MODEL {
-        let reason = format!("it has {len} bytes; a model ends at {MAX_MODEL}");
+        let reason = format!("it has {len} bytes; expected an ONNX model of at most {MAX_MODEL}");
         return Err(Error::format(reason));
     }
-    let bytes = source.part("the model", 0, len)?;
-    read(&ConstantFolding::of(&Graph::parse(bytes.into(), path)?))
+    let bytes = source.read_at("the model", 0, len)?;
+    read(&ConstantFolding::new(&Graph::parse(bytes.into(), path)?))
 }
 
 fn stack_names(constants: &ConstantFolding<'_>) -> Result<Vec<String>> {
-    Ok(GruNodes::of(constants)?.stack_names())
+    Ok(GruNodes::read(constants)?.stack_names())
 }
 
 fn read_graph(constants: &ConstantFolding<'_>, options: &OnnxOptions) -> Result<OnnxModel> {
-    let grus = GruNodes::of(constants)?;
+    let grus = GruNodes::read(constants)?;
     let chosen = grus.choose(options.node.as_deref())?;
     let nodes: Result<Vec<_>, &Error> = chosen.iter().map(|&i| grus.nodes[i].as_ref()).collect();
     let nodes = nodes.map_err(Error::clone)?;
@@ -175,8 +177,8 @@ fn read_graph(constants: &ConstantFolding<'_>, options: &OnnxOptions) -> Result<
     let first = nodes[0];
     let bias = if cells.iter().any(|cell| cell.bias_ih.is_some()) { Bias::Two } else { Bias::None };
     let config = first.config.clone().with_layers(nodes.len()).with_bias(bias);
-    let own = constants.graph.config_text.as_deref();
-    let params = match own.and_then(|text| own_params(text, &config, &cells)) {
+    let stored = constants.graph.config_text.as_deref();
+    let params = match stored.and_then(|text| stored_params(text, &config, &cells)) {
         Some(params) => params,
         None => Params::from_cells(&config, &cells)?,
     };
@@ -192,49 +194,53 @@ fn read_graph(constants: &ConstantFolding<'_>, options: &OnnxOptions) -> Result<
     })
 }
 
-/// A model of our own, as it was before it was put in ONNX's terms. `None` when the metadata tells
-/// of another model than the nodes are: then somebody changed it, and the nodes count.
-fn own_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
-    let (own, _) = read_config(text).ok()?;
-    if expressed(&own).ok()? != *config {
+/// Returns the parameters of a model written by this crate, in the configuration they had before
+/// the conversion to ONNX. Returns `None` if the metadata does not match the nodes: the model was
+/// edited since, and the nodes take precedence.
+fn stored_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Params> {
+    let (stored, _) = read_config(text).ok()?;
+    if onnx_config(&stored).ok()? != *config {
         return None;
     }
-    let cells: Vec<_> = match own.update {
+    let cells: Vec<_> = match stored.update {
         Update::Keeps => cells.to_vec(),
         Update::Overwrites => cells.iter().map(with_z_negated).collect(),
     };
-    Params::from_cells(&own, &cells).ok()
+    Params::from_cells(&stored, &cells).ok()
 }
 
-/// The first states of all layers, from those of each.
+/// Joins the first states of the layers. If the value of any is known only at run time, names the
+/// sources of all such states.
 fn joined_h0(
-    of_layers: Vec<OptionalInput<Array3<f32>>>,
+    per_layer: Vec<OptionalInput<Array3<f32>>>,
     config: &GruConfig,
 ) -> Result<OptionalInput<Array3<f32>>> {
     let mut batch = None;
-    let mut words = Vec::new();
-    for given in &of_layers {
-        match given {
+    let mut sources = Vec::new();
+    for layer in &per_layer {
+        match layer {
             OptionalInput::Nothing => {}
             OptionalInput::Constant(h0) if batch.is_none_or(|batch| batch == h0.dim().1) => {
                 batch = Some(h0.dim().1);
             }
             OptionalInput::Constant(_) => {
-                let reason = "its layers' initial_h are of different batches".to_owned();
+                let reason = "the initial_h of its layers have different batch sizes".to_owned();
                 return Err(Error::format(reason));
             }
-            OptionalInput::AtRun(of_layer) if words.contains(&of_layer.as_str()) => {}
-            OptionalInput::AtRun(of_layer) => words.push(of_layer.as_str()),
+            OptionalInput::AtRun(source) if sources.contains(&source.as_str()) => {}
+            OptionalInput::AtRun(source) => sources.push(source.as_str()),
         }
     }
-    if !words.is_empty() {
-        return Ok(OptionalInput::AtRun(words.join(", ")));
+    if !sources.is_empty() {
+        return Ok(OptionalInput::AtRun(sources.join(", ")));
     }
     let Some(batch) = batch else { return Ok(OptionalInput::Nothing) };
     let zeros = Array3::zeros([config.directions(), batch, config.hidden_size]);
-    let layers: Vec<_> = of_layers
+    let layers: Vec<_> = per_layer
         .iter()
-        .map(|given| if let OptionalInput::Constant(h0) = given { h0.view() } else { zeros.view() })
+        .map(|layer| if let OptionalInput::Constant(h0) = layer { h0.view() } else { zeros.view() })
         .collect();
-    Ok(OptionalInput::Constant(concatenate(Axis(0), &layers).expect("all of one batch and width")))
+    Ok(OptionalInput::Constant(
+        concatenate(Axis(0), &layers).expect("all layers have one batch size and width"),
+    ))
 }

@@ -1,4 +1,4 @@
-//! A GRU node: what it computes, and its weights as cells.
+//! A GRU node: its configuration, and its weights as cells.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use crate::formats::cell::Cell;
 use crate::formats::files::check_finite;
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Layout, Reset};
 
-/// The indices of a node's inputs.
+/// The indices of the inputs of a GRU node.
 pub(super) mod input {
     pub const X: usize = 0;
     pub const W: usize = 1;
@@ -22,41 +22,44 @@ pub(super) mod input {
     pub const H0: usize = 5;
 }
 
-/// What messages call the input of each index: the operator's own names.
+/// The operator's names of its inputs, by index, for error messages.
 const INPUTS: [&str; 6] = ["X", "W", "R", "B", "sequence_lens", "initial_h"];
 
-/// An optional input of a node.
+/// The value of an optional input of a GRU node.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum OptionalInput<T> {
-    /// Not connected: zeros for a state, every step for a length.
+    /// The input is not connected. This means zeros for a state and all steps for a length.
     Nothing,
-    /// The model holds it.
+    /// The value is a constant of the model.
     Constant(T),
-    /// It comes from elsewhere when the model runs, as these words say.
+    /// The value is known only when the model runs. The text says where it comes from, such as
+    /// "the input `h0`".
     AtRun(String),
 }
 
+/// A GRU node whose attributes and shapes are checked.
 pub(super) struct GruNode {
     pub name: String,
     proto: NodeProto,
-    /// Of one layer, z keeps.
+    /// The configuration of this one layer, with [`Update::Keeps`](crate::Update::Keeps).
     pub config: GruConfig,
+    /// The order of the axes T and B of X, Y and the states.
     pub layout: Layout,
 }
 
 impl GruNode {
-    /// Whether a node is one of ONNX's own GRUs.
+    /// True if a node is a GRU of ONNX's own domain.
     pub fn is_gru(node: &NodeProto) -> bool {
         node.op() == "GRU"
     }
 
-    /// Reads everything but the weights' numbers.
+    /// Reads everything except the elements of the weights.
     pub fn read(constants: &ConstantFolding<'_>, name: &str, proto: NodeProto) -> Result<Self> {
-        Self::read_parts(constants, name, proto).map_err(|error| in_node(name, error))
+        Self::read_inner(constants, name, proto).map_err(|error| in_node(name, error))
     }
 
-    fn read_parts(constants: &ConstantFolding<'_>, name: &str, proto: NodeProto) -> Result<Self> {
+    fn read_inner(constants: &ConstantFolding<'_>, name: &str, proto: NodeProto) -> Result<Self> {
         let attributes = Attributes::read(&proto)?;
         let d = attributes.direction.count();
         let w = required(weight_shape(constants, &proto, input::W)?, "W")?;
@@ -86,17 +89,17 @@ impl GruNode {
         Ok(Self { name: name.to_owned(), proto, config, layout: attributes.layout })
     }
 
-    /// The name of all its states, where somebody asks for them.
+    /// Returns the name of Y, or `None` if that output is not used.
     pub fn y(&self) -> Option<&str> {
         self.proto.output.first().map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    /// The name of an input, where it is connected.
+    /// Returns the name of an input, or `None` if it is not connected.
     pub fn input(&self, index: usize) -> Option<&str> {
         self.proto.connected(index)
     }
 
-    /// The weights of each direction.
+    /// Reads the weights of each direction.
     pub fn cells(
         &self,
         constants: &ConstantFolding<'_>,
@@ -111,10 +114,10 @@ impl GruNode {
         allow_non_finite: bool,
     ) -> Result<Vec<Cell>> {
         let array = |index: usize| weight(constants, &self.proto, index, allow_non_finite);
-        let three =
+        let to_3d =
             |array: ArrayD<f32>| array.into_dimensionality::<Ix3>().expect("its shape was checked");
-        let w = three(required(array(input::W)?, "W")?);
-        let r = three(required(array(input::R)?, "R")?);
+        let w = to_3d(required(array(input::W)?, "W")?);
+        let r = to_3d(required(array(input::R)?, "R")?);
         let b = array(input::B)?;
         let b = b.map(|b| b.into_dimensionality::<Ix2>().expect("its shape was checked"));
         (0..self.config.directions())
@@ -125,13 +128,13 @@ impl GruNode {
             .collect()
     }
 
-    /// The states that the node starts from, `[D, B, H]`.
+    /// Reads the first states, `[D, B, H]`.
     pub fn h0(
         &self,
         constants: &ConstantFolding<'_>,
         allow_non_finite: bool,
     ) -> Result<OptionalInput<Array3<f32>>> {
-        self.given(constants, input::H0, |value| {
+        self.optional_input(constants, input::H0, |value| {
             let h0 = floats(value)?;
             if !allow_non_finite {
                 check_finite(INPUTS[input::H0], h0.iter())?;
@@ -145,46 +148,49 @@ impl GruNode {
             };
             let (_, batch, _) = h0.dim();
             let expected = [self.config.directions(), batch, self.config.hidden_size];
-            expect_shape("its [D, B, H]", h0.shape(), &expected)?;
+            expect_shape("the array [D, B, H]", h0.shape(), &expected)?;
             Ok(h0.as_standard_layout().into_owned())
         })
     }
 
-    /// The lengths of the rows, `[B]`.
+    /// Reads the row lengths, `[B]`.
     pub fn lengths(&self, constants: &ConstantFolding<'_>) -> Result<OptionalInput<Vec<usize>>> {
-        self.given(constants, input::LENGTHS, |value| {
+        self.optional_input(constants, input::LENGTHS, |value| {
             let integers = value.integers();
-            let not_whole = || Error::format("its numbers are not whole".to_owned());
+            let not_integers =
+                || Error::format("its elements are floats; expected integers".to_owned());
             let length = |&length: &i64| {
-                let wrong = |_| Error::format(format!("it holds the length {length}"));
+                let wrong =
+                    |_| Error::format(format!("it holds the length {length}; expected at least 0"));
                 usize::try_from(length).map_err(wrong)
             };
-            integers.ok_or_else(not_whole)?.iter().map(length).collect()
+            integers.ok_or_else(not_integers)?.iter().map(length).collect()
         })
     }
 
-    fn given<T>(
+    /// Reads an optional input with `read` if its value is a constant.
+    fn optional_input<T>(
         &self,
         constants: &ConstantFolding<'_>,
         index: usize,
         read: impl FnOnce(&Value) -> Result<T>,
     ) -> Result<OptionalInput<T>> {
         let Some(value) = self.input(index) else { return Ok(OptionalInput::Nothing) };
-        let given = || {
-            // Zeros are what there is without a state, for any batch.
+        let read_value = || {
+            // Zeros have the same effect as no state, and fit any batch.
             if index == input::H0 && constants.is_zeros(value)? {
                 return Ok(OptionalInput::Nothing);
             }
             match constants.known(value)? {
                 KnownValue::Constant(value) => read(&value).map(OptionalInput::Constant),
-                KnownValue::AtRun(words) => Ok(OptionalInput::AtRun(words)),
+                KnownValue::AtRun(source) => Ok(OptionalInput::AtRun(source)),
             }
         };
-        given().map_err(|error| in_node(&self.name, in_input(index, error)))
+        read_value().map_err(|error| in_node(&self.name, in_input(index, error)))
     }
 }
 
-/// A node's attributes, all of them known and possible.
+/// A node's attributes, all checked and supported.
 struct Attributes {
     direction: Direction,
     reset: Reset,
@@ -225,15 +231,15 @@ impl Attributes {
                 "activations" => functions = Some(attribute.strings),
                 "activation_alpha" => alphas = attribute.floats,
                 "activation_beta" => betas = attribute.floats,
-                // So far out that nothing is clipped.
+                // At this bound nothing is clipped.
                 "clip" if attribute.f >= 1e38 => {}
                 "clip" => return Err(unsupported(&format!("a clip ({:e})", attribute.f))),
-                // Of opsets before 7: whether Y is wanted.
+                // Only in opsets before 7, where it says if Y is used.
                 "output_sequence" => {}
                 other => return Err(unsupported(&format!("the attribute {}", quote(other)))),
             }
         }
-        // An empty list is none.
+        // An empty list means the defaults.
         if let Some(functions) = functions.filter(|functions| !functions.is_empty()) {
             let expected = 2 * read.direction.count();
             if functions.len() != expected {
@@ -243,7 +249,7 @@ impl Attributes {
             }
             let all = activations(&functions, &alphas, &betas)?;
             if all[..2] != all[all.len() - 2..] {
-                return Err(unsupported("an activation of one direction alone"));
+                return Err(unsupported("an activation that differs between the directions"));
             }
             (read.gate, read.candidate) = (all[0], all[1]);
         }
@@ -256,7 +262,10 @@ fn direction(word: &str) -> Result<Direction> {
         "forward" => Ok(Direction::Forward),
         "reverse" => Ok(Direction::Reverse),
         "bidirectional" => Ok(Direction::Both),
-        other => Err(Error::format(format!("it has the direction {}", quote(other)))),
+        other => Err(Error::format(format!(
+            "it has the direction {}; expected forward, reverse or bidirectional",
+            quote(other)
+        ))),
     }
 }
 
@@ -264,11 +273,11 @@ fn layout(number: i64) -> Result<Layout> {
     match number {
         0 => Ok(Layout::TimeMajor),
         1 => Ok(Layout::BatchFirst),
-        other => Err(Error::format(format!("it has the layout {other}"))),
+        other => Err(Error::format(format!("it has the layout {other}; expected 0 or 1"))),
     }
 }
 
-/// `Ok` when an attribute is of the type that ONNX has for it. Some writers leave the type out.
+/// Checks that an attribute has the type that ONNX requires. Some writers leave the type out.
 fn check_type(attribute: &AttributeProto) -> Result<()> {
     let expected = match attribute.name.as_str() {
         "direction" => attribute_type::STRING,
@@ -281,13 +290,14 @@ fn check_type(attribute: &AttributeProto) -> Result<()> {
         0 => Ok(()),
         got if got == expected => Ok(()),
         got => Err(Error::format(format!(
-            "its attribute {} is of ONNX's type {got}, expected {expected}",
+            "its attribute {} has the ONNX type {got}, expected {expected}",
             quote(&attribute.name)
         ))),
     }
 }
 
-/// Each activation of a node, with the α and β that those before it have left.
+/// Reads the activations of a node. Each takes its α and β from the front of what remains of the
+/// two lists.
 fn activations(
     functions: &[prost::bytes::Bytes],
     alphas: &[f32],
@@ -296,9 +306,9 @@ fn activations(
     let (mut alphas, mut betas) = (alphas.iter().copied(), betas.iter().copied());
     let activation = |function: &prost::bytes::Bytes| {
         let name = text(function)?;
-        // As ONNX Runtime does, in any case of letters. What α and β are where they are not given,
-        // ONNX says of hard sigmoids alone.
-        let (activation, plain) = match name.to_ascii_lowercase().as_str() {
+        // Names are case-insensitive, as in ONNX Runtime. ONNX defines default values of α and β
+        // only for the hard sigmoid.
+        let (activation, supported) = match name.to_ascii_lowercase().as_str() {
             "sigmoid" => return Ok(Activation::Sigmoid),
             "tanh" => return Ok(Activation::Tanh),
             "relu" => return Ok(Activation::Relu),
@@ -307,30 +317,31 @@ fn activations(
             "scaledtanh" => (Activation::Tanh, (1.0, 1.0)),
             _ => return Err(unsupported(&format!("the activation {}", quote(&name)))),
         };
-        let otherwise = (activation == Activation::HardSigmoid).then_some(plain);
+        let default = (activation == Activation::HardSigmoid).then_some(supported);
         let given = (
-            alphas.next().or(otherwise.map(|plain| plain.0)),
-            betas.next().or(otherwise.map(|plain| plain.1)),
+            alphas.next().or(default.map(|default| default.0)),
+            betas.next().or(default.map(|default| default.1)),
         );
         match given {
-            given if given == (Some(plain.0), Some(plain.1)) => Ok(activation),
+            given if given == (Some(supported.0), Some(supported.1)) => Ok(activation),
             (Some(alpha), Some(beta)) => {
-                let what = format!("the activation {name} of alpha {alpha} and beta {beta}");
+                let what = format!("the activation {name} with alpha {alpha} and beta {beta}");
                 Err(unsupported(&what))
             }
-            _ => Err(unsupported(&format!("the activation {name} without its alpha and beta"))),
+            _ => Err(unsupported(&format!("the activation {name} without alpha and beta"))),
         }
     };
     functions.iter().map(activation).collect()
 }
 
+/// Decodes the UTF-8 of a string attribute.
 fn text(bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes);
-    let text = text.map_err(|error| Error::format_from("an attribute's text is no text", error))?;
+    let text = text.map_err(|error| Error::format_from("an attribute is not UTF-8", error))?;
     Ok(text.to_owned())
 }
 
-/// The shape of a weight, where the input is connected.
+/// Returns the shape of a weight, or `None` if the input is not connected.
 fn weight_shape(
     constants: &ConstantFolding<'_>,
     node: &NodeProto,
@@ -338,10 +349,10 @@ fn weight_shape(
 ) -> Result<Option<Vec<usize>>> {
     let Some(value) = node.connected(index) else { return Ok(None) };
     let shape = constants.known_shape(value).map_err(|error| in_input(index, error))?;
-    shape.map(Some).map_err(|words| not_held(index, &words))
+    shape.map(Some).map_err(|source| not_constant(index, &source))
 }
 
-/// A weight, where the input is connected.
+/// Reads a weight. Returns `None` if the input is not connected.
 fn weight(
     constants: &ConstantFolding<'_>,
     node: &NodeProto,
@@ -350,25 +361,29 @@ fn weight(
 ) -> Result<Option<ArrayD<f32>>> {
     let Some(value) = node.connected(index) else { return Ok(None) };
     let known = constants.known(value).map_err(|error| in_input(index, error))?;
-    let KnownValue::Constant(value) = known else { return Err(not_held(index, "not known")) };
+    let value = match known {
+        KnownValue::Constant(value) => value,
+        KnownValue::AtRun(source) => return Err(not_constant(index, &source)),
+    };
     let array = floats(&value).map_err(|error| in_input(index, error))?;
-    constants.graph.storage.spend(array.len())?;
+    constants.graph.storage.spend_budget(array.len())?;
     if !allow_non_finite {
         check_finite(INPUTS[index], array.iter())?;
     }
     Ok(Some(array.clone()))
 }
 
-fn not_held(index: usize, words: &str) -> Error {
+fn not_constant(index: usize, source: &str) -> Error {
     Error::format(format!(
-        "its {} depends on {words}; weights must be in the model, at most rearranged",
+        "its {} depends on {source}; weights must be constants in the model, at most sliced, \
+         joined or reordered",
         INPUTS[index]
     ))
 }
 
 fn floats(value: &Value) -> Result<&ArrayD<f32>> {
-    let whole = || Error::format("its numbers are whole; expected floats".to_owned());
-    value.floats().ok_or_else(whole)
+    let not_floats = || Error::format("its elements are integers; expected floats".to_owned());
+    value.floats().ok_or_else(not_floats)
 }
 
 fn required<T>(found: Option<T>, name: &str) -> Result<T> {

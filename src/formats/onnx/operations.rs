@@ -1,4 +1,4 @@
-//! The operators by which exporters cut, join and rearrange weights, on arrays.
+//! The operators with which exporters slice, concatenate and rearrange weights, on arrays.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -9,11 +9,8 @@ use super::proto::{NodeProto, data_type};
 use super::tensor::{MAX_AXES, Value};
 use crate::error::{Error, Result};
 
-fn misfit(what: &str) -> Error {
-    Error::format(format!("{what} does not fit"))
-}
-
-/// The operators that only move numbers, and the one by which exporters find chosen.
+/// The supported operators. All of them only move elements, except Cast, and Mul, with which
+/// exporters compute indices.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Operation {
     Identity,
@@ -25,15 +22,15 @@ pub(super) enum Operation {
     Transpose,
     Reshape,
     Split,
-    /// Of whole numbers.
+    /// Mul of integers.
     Mul,
 }
 
-/// A node's inputs, `None` where one is not connected.
+/// The values of a node's inputs; `None` for an input that is not connected.
 pub(super) type NodeInputs<'a> = &'a [Option<Rc<Value>>];
 
 impl Operation {
-    /// The operation of a node, or `None` for one that is not known here.
+    /// Returns the operation of a node, or `None` if it is not supported.
     pub fn of(node: &NodeProto) -> Option<Self> {
         Some(match node.op() {
             "Identity" => Self::Identity,
@@ -50,26 +47,29 @@ impl Operation {
         })
     }
 
-    /// The node's output of this index.
+    /// Computes the node's output with index `output`.
     pub fn run(self, node: &NodeProto, inputs: NodeInputs<'_>, output: usize) -> Result<Value> {
-        let first = inputs.first().and_then(Option::as_ref).ok_or_else(|| misfit("no input"))?;
+        let first = inputs
+            .first()
+            .and_then(Option::as_ref)
+            .ok_or_else(|| Error::format("its first input is not connected"))?;
         match (&**first, self) {
             (value, Self::Cast) => cast(value, node.integer("to", 0)?),
             (value, Self::Mul) => multiplied(value, inputs.get(1).and_then(Option::as_ref)),
             (Value::Floats(_), _) => {
                 let arrays: Option<Vec<_>> = inputs.iter().map(|i| i.as_ref()?.floats()).collect();
-                self.moved(node, first.floats(), arrays, inputs, output).map(Value::Floats)
+                self.rearranged(node, first.floats(), arrays, inputs, output).map(Value::Floats)
             }
             (Value::Integers(_), _) => {
                 let arrays: Option<Vec<_>> =
                     inputs.iter().map(|i| i.as_ref()?.integers()).collect();
-                self.moved(node, first.integers(), arrays, inputs, output).map(Value::Integers)
+                self.rearranged(node, first.integers(), arrays, inputs, output).map(Value::Integers)
             }
         }
     }
 
-    /// The first input's numbers in other places; with [`Self::Concat`] those of all.
-    fn moved<T: Copy>(
+    /// Rearranges the elements of the first input, or of all inputs with [`Self::Concat`].
+    fn rearranged<T: Copy>(
         self,
         node: &NodeProto,
         first: Option<&ArrayD<T>>,
@@ -77,27 +77,31 @@ impl Operation {
         inputs: NodeInputs<'_>,
         output: usize,
     ) -> Result<ArrayD<T>> {
-        let array = first.ok_or_else(|| misfit("an input"))?;
+        let array = first.ok_or_else(|| Error::format("its first input has another type"))?;
         let moved = match self {
             Self::Identity | Self::Cast | Self::Mul => array.clone(),
             Self::Slice => sliced(array, node, inputs)?,
             Self::Concat => {
-                let all = all.ok_or_else(|| misfit("a part of another type"))?;
+                let all = all.ok_or_else(|| {
+                    Error::format("the inputs to join have different types or are not connected")
+                })?;
                 let axis = axis_of(node.integer("axis", 0)?, array.ndim())?;
-                // ndarray counts on this.
+                let misfit = || Error::format("the inputs to join have shapes that do not fit");
+                // ndarray panics if the number of axes differs or the length overflows.
                 let len = all.iter().try_fold(0usize, |len, part| {
-                    let alike = part.ndim() == array.ndim();
-                    alike.then(|| len.checked_add(part.len_of(axis))).flatten()
+                    let same_axes = part.ndim() == array.ndim();
+                    same_axes.then(|| len.checked_add(part.len_of(axis))).flatten()
                 });
-                len.ok_or_else(|| misfit("a part to be joined"))?;
+                len.ok_or_else(misfit)?;
                 let views: Vec<_> = all.iter().map(|array| array.view()).collect();
-                concatenate(axis, &views).map_err(|_| misfit("a part to be joined"))?
+                concatenate(axis, &views).map_err(|_| misfit())?
             }
             Self::Unsqueeze => unsqueezed(array, &operand(node, "axes", inputs, 1)?)?,
             Self::Squeeze => squeezed(array, &operand(node, "axes", inputs, 1)?)?,
             Self::Transpose => transposed(array, node.integers("perm")?)?,
-            // Where 0 is a size like any other there is nothing of that size.
-            Self::Reshape if node.integer("allowzero", 0)? != 0 => return Err(misfit("a shape")),
+            Self::Reshape if node.integer("allowzero", 0)? != 0 => {
+                return Err(Error::format("Reshape with allowzero is not supported"));
+            }
             Self::Reshape => reshaped(array, &operand(node, "shape", inputs, 1)?)?,
             Self::Split => split(array, node, inputs, output)?,
         };
@@ -105,7 +109,7 @@ impl Operation {
     }
 }
 
-/// Whole numbers that old opsets have as an attribute and new ones as an input.
+/// Returns integers that are an attribute in old opsets and an input in new ones.
 fn optional_operand(
     node: &NodeProto,
     name: &str,
@@ -114,7 +118,9 @@ fn optional_operand(
 ) -> Result<Option<Vec<i64>>> {
     match inputs.get(index).and_then(Option::as_ref) {
         Some(value) => {
-            let integers = value.integers().ok_or_else(|| misfit("an operand's type"))?;
+            let integers = value.integers().ok_or_else(|| {
+                Error::format(format!("its input {name} has floats; expected integers"))
+            })?;
             Ok(Some(integers.iter().copied().collect()))
         }
         None => node.integers(name),
@@ -126,11 +132,21 @@ fn operand(node: &NodeProto, name: &str, inputs: NodeInputs<'_>, index: usize) -
     found.ok_or_else(|| Error::format(format!("its {name} is missing")))
 }
 
-/// An axis that may be counted from the end.
-fn axis_of(axis: i64, axes: usize) -> Result<Axis> {
-    let axis = if axis < 0 { axis.saturating_add(axes as i64) } else { axis };
+/// Returns the axis of an index, which counts from the end if it is negative.
+fn axis_of(index: i64, axes: usize) -> Result<Axis> {
+    let axis = if index < 0 { index.saturating_add(axes as i64) } else { index };
     let axis = usize::try_from(axis).ok().filter(|&axis| axis < axes);
-    axis.map(Axis).ok_or_else(|| misfit("an axis"))
+    axis.map(Axis).ok_or_else(|| {
+        Error::format(format!("axis {index} does not exist in an array of {axes} axes"))
+    })
+}
+
+fn repeated_axis(axis: i64) -> Error {
+    Error::format(format!("axis {axis} is given twice"))
+}
+
+fn too_many_axes(axes: usize) -> Error {
+    Error::format(format!("it has {axes} axes; expected at most {MAX_AXES}"))
 }
 
 fn sliced<T: Copy>(
@@ -145,7 +161,9 @@ fn sliced<T: Copy>(
     let steps = optional_operand(node, "steps", inputs, 4)?;
     let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
     if ends.len() != starts.len() || axes.len() != starts.len() || steps.iter().any(|&s| s != 1) {
-        return Err(misfit("a cut"));
+        return Err(Error::format(
+            "its starts, ends and axes differ in number, or its steps are not all 1",
+        ));
     }
     let mut view = array.view();
     for ((&start, &end), &axis) in starts.iter().zip(&ends).zip(&axes) {
@@ -159,13 +177,13 @@ fn sliced<T: Copy>(
 fn unsqueezed<T: Copy>(array: &ArrayD<T>, axes: &[i64]) -> Result<ArrayD<T>> {
     let count = array.ndim() + axes.len();
     if count > MAX_AXES {
-        return Err(misfit("the number of axes"));
+        return Err(too_many_axes(count));
     }
     let mut chosen = Vec::new();
-    for &axis in axes {
-        let axis = axis_of(axis, count)?;
+    for &index in axes {
+        let axis = axis_of(index, count)?;
         if chosen.contains(&axis) {
-            return Err(misfit("an axis"));
+            return Err(repeated_axis(index));
         }
         chosen.push(axis);
     }
@@ -173,15 +191,22 @@ fn unsqueezed<T: Copy>(array: &ArrayD<T>, axes: &[i64]) -> Result<ArrayD<T>> {
     let unsqueezed = chosen.iter().try_fold(array.view(), |view, &axis| {
         (axis.index() <= view.ndim()).then(|| view.insert_axis(axis))
     });
-    Ok(unsqueezed.ok_or_else(|| misfit("an axis"))?.to_owned())
+    let wrong = || Error::format(format!("its axes {axes:?} leave a gap"));
+    Ok(unsqueezed.ok_or_else(wrong)?.to_owned())
 }
 
 fn squeezed<T: Copy>(array: &ArrayD<T>, axes: &[i64]) -> Result<ArrayD<T>> {
     let mut chosen = Vec::new();
-    for &axis in axes {
-        let axis = axis_of(axis, array.ndim())?;
-        if array.len_of(axis) != 1 || chosen.contains(&axis) {
-            return Err(misfit("an axis"));
+    for &index in axes {
+        let axis = axis_of(index, array.ndim())?;
+        if array.len_of(axis) != 1 {
+            let size = array.len_of(axis);
+            return Err(Error::format(format!(
+                "axis {index} to squeeze has size {size}, expected 1"
+            )));
+        }
+        if chosen.contains(&axis) {
+            return Err(repeated_axis(index));
         }
         chosen.push(axis);
     }
@@ -194,37 +219,42 @@ fn transposed<T: Copy>(array: &ArrayD<T>, order: Option<Vec<i64>>) -> Result<Arr
     let axes = array.ndim();
     let order = order.unwrap_or_else(|| (0..axes as i64).rev().collect());
     let mut chosen = Vec::new();
-    for &axis in &order {
-        let axis = axis_of(axis, axes)?.index();
+    for &index in &order {
+        let axis = axis_of(index, axes)?.index();
         if chosen.contains(&axis) {
-            return Err(misfit("an order of axes"));
+            return Err(repeated_axis(index));
         }
         chosen.push(axis);
     }
     if chosen.len() != axes {
-        return Err(misfit("an order of axes"));
+        let count = chosen.len();
+        return Err(Error::format(format!("its perm has {count} axes, expected {axes}")));
     }
     Ok(array.view().permuted_axes(IxDyn(&chosen)).to_owned())
 }
 
 fn reshaped<T: Copy>(array: &ArrayD<T>, shape: &[i64]) -> Result<ArrayD<T>> {
     if shape.len() > MAX_AXES {
-        return Err(misfit("the number of axes"));
+        return Err(too_many_axes(shape.len()));
     }
+    let misfit = || {
+        let from = array.shape();
+        Error::format(format!("an array of shape {from:?} cannot be reshaped to {shape:?}"))
+    };
     let size = |(axis, &size): (usize, &i64)| match size {
         0 => array.shape().get(axis).copied(),
-        -1 => Some(1), // found below
+        -1 => Some(1), // replaced below
         size => usize::try_from(size).ok(),
     };
     let sizes: Option<Vec<usize>> = shape.iter().enumerate().map(size).collect();
-    let mut sizes = sizes.ok_or_else(|| misfit("a shape"))?;
-    if let Some(open) = shape.iter().position(|&size| size == -1) {
+    let mut sizes = sizes.ok_or_else(misfit)?;
+    if let Some(inferred) = shape.iter().position(|&size| size == -1) {
         let rest = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
         let found = rest.filter(|&rest| rest > 0).map(|rest| array.len() / rest);
-        sizes[open] = found.ok_or_else(|| misfit("a shape"))?;
+        sizes[inferred] = found.ok_or_else(misfit)?;
     }
     let standard = array.as_standard_layout().into_owned();
-    standard.into_shape_with_order(IxDyn(&sizes)).map_err(|_| misfit("a shape"))
+    standard.into_shape_with_order(IxDyn(&sizes)).map_err(|_| misfit())
 }
 
 fn split<T: Copy>(
@@ -237,7 +267,7 @@ fn split<T: Copy>(
     let (len, parts) = (array.len_of(axis), node.output.len());
     let sizes = match optional_operand(node, "split", inputs, 1)? {
         Some(sizes) => sizes,
-        // As even as it goes, the last one shorter.
+        // Equal sizes; the last one may be smaller.
         None => {
             let each = len.div_ceil(parts.max(1)) as i64;
             (0..parts as i64).map(|i| each.min(len as i64 - i * each).max(0)).collect()
@@ -246,26 +276,31 @@ fn split<T: Copy>(
     let mut first = 0usize;
     for (part, size) in sizes.into_iter().enumerate() {
         let end = usize::try_from(size).ok().and_then(|size| first.checked_add(size));
-        let end = end.filter(|&end| end <= len).ok_or_else(|| misfit("a part"))?;
+        let end = end.filter(|&end| end <= len).ok_or_else(|| {
+            Error::format(format!("its split does not fit an axis of size {len}"))
+        })?;
         if part == output {
             return Ok(array.slice_axis(axis, Slice::from(first..end)).to_owned());
         }
         first = end;
     }
-    Err(misfit("the number of parts"))
+    Err(Error::format(format!("its split has no size for output {output}")))
 }
 
-/// Whole numbers by whole numbers, of which one may be alone.
+/// Multiplies integers elementwise by a single integer.
 fn multiplied(value: &Value, by: Option<&Rc<Value>>) -> Result<Value> {
     let weights = || Error::format("weights that are multiplied are not supported".to_owned());
     let by = by.and_then(|by| by.integers());
     let (a, b) = value.integers().zip(by).ok_or_else(weights)?;
     let (many, one) = if a.len() >= b.len() { (a, b) } else { (b, a) };
-    let factor = one.first().filter(|_| one.len() == 1).ok_or_else(|| misfit("a factor"))?;
+    let factor = one
+        .first()
+        .filter(|_| one.len() == 1)
+        .ok_or_else(|| Error::format("neither factor of Mul is a single number"))?;
     Ok(Value::Integers(many.mapv(|number| number.saturating_mul(*factor))))
 }
 
-/// The numbers as another type would hold them.
+/// Casts the elements to an ONNX data type and keeps them as f32 or i64.
 fn cast(value: &Value, to: i64) -> Result<Value> {
     let through = |round: fn(f32) -> f32| match value {
         Value::Floats(floats) => Value::Floats(floats.mapv(round)),
@@ -275,7 +310,7 @@ fn cast(value: &Value, to: i64) -> Result<Value> {
         data_type::FLOAT | data_type::DOUBLE => Ok(through(|number| number)),
         data_type::FLOAT16 => Ok(through(|number| half::f16::from_f32(number).to_f32())),
         data_type::BFLOAT16 => Ok(through(|number| half::bf16::from_f32(number).to_f32())),
-        // In 32 bits numbers go round.
+        // Casts to 32 bits wrap around.
         data_type::INT32 => cast(value, data_type::INT64.into()).map(|value| match value {
             Value::Integers(integers) => Value::Integers(integers.mapv(|i| i64::from(i as i32))),
             floats => floats,
@@ -284,20 +319,20 @@ fn cast(value: &Value, to: i64) -> Result<Value> {
             Value::Floats(floats) => floats.mapv(|number| number as i64),
             Value::Integers(integers) => integers.clone(),
         })),
-        _ => Err(Error::format(format!("a cast to ONNX's type {to} is not supported"))),
+        _ => Err(Error::format(format!("a Cast to the ONNX data type {to} is not supported"))),
     }
 }
 
-/// The numbers of [`range`].
-pub(super) fn part<T: Copy>(sizes: &[T], start: i64, end: i64) -> Vec<T> {
+/// Returns the elements in [`range`].
+pub(super) fn slice<T: Copy>(sizes: &[T], start: i64, end: i64) -> Vec<T> {
     sizes[range(sizes.len(), start, end)].to_vec()
 }
 
-/// From one place to before another, either counted from the end where it is negative; past either
-/// end means that end.
+/// Returns the indices from `start` to before `end`, as ONNX's Slice does: a negative index counts
+/// from the end, and an index past either end is clamped to it.
 pub(super) fn range(len: usize, start: i64, end: i64) -> Range<usize> {
     let len = len as i64;
-    let place = |at: i64| (if at < 0 { at.saturating_add(len) } else { at }).clamp(0, len) as usize;
-    let (start, end) = (place(start), place(end));
+    let clamp = |at: i64| (if at < 0 { at.saturating_add(len) } else { at }).clamp(0, len) as usize;
+    let (start, end) = (clamp(start), clamp(end));
     start..end.max(start)
 }

@@ -1,27 +1,27 @@
-//! The part of `onnx.proto` that a GRU needs, under ONNX's names and numbers.
+//! The subset of `onnx.proto` that a GRU needs, with ONNX's names and field numbers.
 //!
-//! Written by hand instead of generated from the 900 lines of the whole: protocol buffers skip
-//! fields that a message does not know, so a reader needs no others. What lies inside another
-//! message stays bytes, a view into the file, until it is looked at: a file of millions of empty
-//! messages cannot become millions of structs, and nested graphs are never entered.
+//! It is written by hand instead of generated from the 900 lines of the whole file: protocol
+//! buffers skip unknown fields, so a reader needs only the fields it uses. A nested message stays
+//! undecoded bytes, a view into the file, until it is used. So a file of millions of empty messages
+//! does not become millions of structs, and nested graphs are never decoded.
 
 use prost::Message;
 use prost::bytes::Bytes;
 
 use crate::error::{Error, Result};
 
-/// The most bytes that a message of protocol buffers may have.
+/// The largest size of a protocol buffer message, in bytes.
 pub const MAX_MODEL: u64 = i32::MAX as u64;
 
-/// A message that lies in another one's bytes.
+/// Decodes a message.
 pub fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
     let wrong = |error: prost::DecodeError| {
-        Error::format_from(format!("it is no ONNX model: {error}"), error)
+        Error::format_from(format!("it is not a valid ONNX model: {error}"), error)
     };
     M::decode(bytes.clone()).map_err(wrong)
 }
 
-/// Names the part of a model in what is wrong with it.
+/// Puts the name of a part of the model in front of an error.
 pub fn in_part(part: &str, error: Error) -> Error {
     error.within(part)
 }
@@ -34,12 +34,12 @@ pub struct ModelProto {
     pub producer_name: String,
     #[prost(string, tag = "3")]
     pub producer_version: String,
-    /// A [`GraphProto`].
+    /// An encoded [`GraphProto`].
     #[prost(bytes = "bytes", optional, tag = "7")]
     pub graph: Option<Bytes>,
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSetIdProto>,
-    /// Of [`StringStringEntryProto`].
+    /// Encoded [`StringStringEntryProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "14")]
     pub metadata_props: Vec<Bytes>,
 }
@@ -62,21 +62,21 @@ pub struct StringStringEntryProto {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct GraphProto {
-    /// Of [`NodeProto`].
+    /// Encoded [`NodeProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub node: Vec<Bytes>,
     #[prost(string, tag = "2")]
     pub name: String,
-    /// Of [`TensorProto`].
+    /// Encoded [`TensorProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "5")]
     pub initializer: Vec<Bytes>,
-    /// Of [`ValueInfoProto`].
+    /// Encoded [`ValueInfoProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "11")]
     pub input: Vec<Bytes>,
-    /// Of [`ValueInfoProto`].
+    /// Encoded [`ValueInfoProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "12")]
     pub output: Vec<Bytes>,
-    /// Of [`ValueInfoProto`]: the shapes of values in between.
+    /// Encoded [`ValueInfoProto`]s: the shapes of intermediate values.
     #[prost(bytes = "bytes", repeated, tag = "13")]
     pub value_info: Vec<Bytes>,
 }
@@ -91,7 +91,7 @@ pub struct NodeProto {
     pub name: String,
     #[prost(string, tag = "4")]
     pub op_type: String,
-    /// Of [`AttributeProto`].
+    /// Encoded [`AttributeProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "5")]
     pub attribute: Vec<Bytes>,
     #[prost(string, tag = "7")]
@@ -108,7 +108,7 @@ pub struct AttributeProto {
     pub i: i64,
     #[prost(bytes = "bytes", tag = "4")]
     pub s: Bytes,
-    /// A [`TensorProto`].
+    /// An encoded [`TensorProto`].
     #[prost(bytes = "bytes", optional, tag = "5")]
     pub t: Option<Bytes>,
     #[prost(float, repeated, packed = "false", tag = "7")]
@@ -117,7 +117,7 @@ pub struct AttributeProto {
     pub ints: Vec<i64>,
     #[prost(bytes = "bytes", repeated, tag = "9")]
     pub strings: Vec<Bytes>,
-    /// Of [`attribute_type`].
+    /// One of [`attribute_type`], or 0 if absent.
     #[prost(int32, tag = "20")]
     pub r#type: i32,
 }
@@ -132,7 +132,7 @@ pub mod attribute_type {
     pub const STRINGS: i32 = 8;
 }
 
-/// A [`TensorProto`] whose numbers are skipped.
+/// A [`TensorProto`] without its data.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorHead {
     #[prost(int64, repeated, tag = "1")]
@@ -145,7 +145,7 @@ pub struct TensorHead {
 pub struct TensorProto {
     #[prost(int64, repeated, tag = "1")]
     pub dims: Vec<i64>,
-    /// Of [`data_type`].
+    /// One of [`data_type`].
     #[prost(int32, tag = "2")]
     pub data_type: i32,
     #[prost(float, repeated, tag = "4")]
@@ -160,7 +160,7 @@ pub struct TensorProto {
     pub raw_data: Bytes,
     #[prost(double, repeated, tag = "10")]
     pub double_data: Vec<f64>,
-    /// Of [`StringStringEntryProto`].
+    /// Encoded [`StringStringEntryProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "13")]
     pub external_data: Vec<Bytes>,
     /// [`EXTERNAL`] or 0.

@@ -1,5 +1,5 @@
-//! Which GRU nodes are the layers of one stack: where one's Y, its axes only rearranged, is the
-//! next one's X.
+//! Groups GRU nodes into stacks. A GRU is the layer above another if its X is the other's Y with
+//! only the axes rearranged.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,50 +10,47 @@ use super::sizes::{Axis, ShapeInference};
 use crate::error::Result;
 use crate::spec::config::{GruConfig, Layout};
 
-/// More nodes than exporters put between two layers.
+/// The most nodes between two layers: more than exporters write.
 const MAX_PATH: usize = 16;
 
-/// The GRUs, by their numbers, in stacks: each a layer of its own, or several that follow each
-/// other.
+/// Groups the GRUs, by index, into stacks of one or more layers, first layer first.
 pub(super) fn stacks(constants: &ConstantFolding<'_>, grus: &[Result<GruNode>]) -> Vec<Vec<usize>> {
-    // By each GRU, the one whose outputs it reads.
-    let makers: HashMap<_, _> = (grus.iter().enumerate())
-        .filter_map(|(number, gru)| Some((gru.as_ref().ok()?.y()?, number)))
+    // The GRU that produces each Y, by the Y's name.
+    let producers: HashMap<_, _> = (grus.iter().enumerate())
+        .filter_map(|(index, gru)| Some((gru.as_ref().ok()?.y()?, index)))
         .collect();
     let mut below = vec![None; grus.len()];
     let mut readers = vec![0; grus.len()];
-    for (number, gru) in grus.iter().enumerate() {
+    for (index, gru) in grus.iter().enumerate() {
         let Ok(gru) = gru else { continue };
-        // What cannot be followed is no stack; whoever asks for the node is told what is wrong with
-        // it.
+        // A path that cannot be followed makes no stack. Its error is returned if the node is read.
         let Ok(Some((path, y))) = path_back(constants, gru) else { continue };
-        let Some(&maker) = makers.get(y.as_str()) else { continue };
-        let Ok(other) = &grus[maker] else { continue };
+        let Some(&producer) = producers.get(y.as_str()) else { continue };
+        let Ok(other) = &grus[producer] else { continue };
         if is_layer_below(constants, other, gru, &path).unwrap_or(false) {
-            below[number] = Some(maker);
-            readers[maker] += 1;
+            below[index] = Some(producer);
+            readers[producer] += 1;
         }
     }
-    // A GRU that several others read is no layer of one of them.
-    let follows = |number: usize| below[number].filter(|&below| readers[below] == 1);
+    // A GRU that several others read is not in a stack with any of them.
+    let layer_below = |index: usize| below[index].filter(|&below| readers[below] == 1);
     let mut next = vec![None; grus.len()];
-    for number in 0..grus.len() {
-        if let Some(below) = follows(number) {
-            next[below] = Some(number);
+    for index in 0..grus.len() {
+        if let Some(below) = layer_below(index) {
+            next[below] = Some(index);
         }
     }
-    let firsts = (0..grus.len()).filter(|&number| follows(number).is_none());
-    let stack = |first| std::iter::successors(Some(first), |&number: &usize| next[number]);
+    let firsts = (0..grus.len()).filter(|&index| layer_below(index).is_none());
+    let stack = |first| std::iter::successors(Some(first), |&index: &usize| next[index]);
     let mut stacks: Vec<Vec<_>> = firsts.map(|first| stack(first).collect()).collect();
-    // GRUs that read each other in a circle have no first one.
+    // GRUs in a cycle have no first layer. Each becomes a stack of its own.
     let mut is_in_stack = vec![false; grus.len()];
-    stacks.iter().flatten().for_each(|&number| is_in_stack[number] = true);
-    stacks
-        .extend((0..grus.len()).filter(|&number| !is_in_stack[number]).map(|number| vec![number]));
+    stacks.iter().flatten().for_each(|&index| is_in_stack[index] = true);
+    stacks.extend((0..grus.len()).filter(|&index| !is_in_stack[index]).map(|index| vec![index]));
     stacks
 }
 
-/// Whether a GRU whose Y takes this path to another one's X is a layer of the same GRU.
+/// True if `below` is the layer below `gru` in one stack. `path` leads from its Y to `gru`'s X.
 fn is_layer_below(
     constants: &ConstantFolding<'_>,
     below: &GruNode,
@@ -62,16 +59,16 @@ fn is_layer_below(
 ) -> Result<bool> {
     let GruConfig { input_size, bias, .. } = gru.config;
     let width = below.config.directions() * below.config.hidden_size;
-    // A bias that one of them lacks counts as zeros.
-    let alike = GruConfig { input_size, bias, ..below.config.clone() } == gru.config;
-    Ok(alike
+    // If only one of them has a bias, the other's counts as zeros.
+    let same_config = GruConfig { input_size, bias, ..below.config.clone() } == gru.config;
+    Ok(same_config
         && input_size == width
         && same_lengths(constants, below, gru)?
         && !starts_from_a_gru(constants, gru)?
-        && arrives(constants, below, gru, path)?)
+        && preserves_elements(constants, below, gru, path)?)
 }
 
-/// Whether two GRUs have the same value for their lengths, or the same numbers.
+/// True if two GRUs read the same value as lengths, or equal constants.
 fn same_lengths(constants: &ConstantFolding<'_>, one: &GruNode, other: &GruNode) -> Result<bool> {
     match (one.input(input::LENGTHS), other.input(input::LENGTHS)) {
         (None, None) => Ok(true),
@@ -86,7 +83,8 @@ fn same_lengths(constants: &ConstantFolding<'_>, one: &GruNode, other: &GruNode)
     }
 }
 
-/// Whether a GRU's first state comes of what a GRU puts out, as a decoder's from its encoder.
+/// True if a GRU's first state depends on the output of a recurrent node, as a decoder's on its
+/// encoder.
 fn starts_from_a_gru(constants: &ConstantFolding<'_>, gru: &GruNode) -> Result<bool> {
     let mut values: Vec<_> = gru.input(input::H0).map(str::to_owned).into_iter().collect();
     let mut seen = HashSet::new();
@@ -97,9 +95,9 @@ fn starts_from_a_gru(constants: &ConstantFolding<'_>, gru: &GruNode) -> Result<b
         }
         match node.op() {
             "GRU" | "LSTM" | "RNN" => return Ok(true),
-            // What their graphs read of this one is not looked at.
+            // Their inner graphs are not read and may use any value.
             "If" | "Loop" | "Scan" => return Ok(true),
-            // How many rows there are says nothing of what is in them.
+            // A shape does not depend on the elements.
             "Shape" | "Size" => {}
             _ => values.extend(node.input),
         }
@@ -107,14 +105,14 @@ fn starts_from_a_gru(constants: &ConstantFolding<'_>, gru: &GruNode) -> Result<b
     Ok(false)
 }
 
-/// A node between two GRUs, and the value that it rearranges.
+/// A node between two GRUs, and the name of the value that it rearranges.
 struct PathNode {
     node: NodeProto,
     from: String,
 }
 
-/// The nodes between a GRU's X and the GRU that it comes from, the first one first, and that GRU's
-/// output.
+/// Follows a GRU's X back to the GRU that it comes from. Returns the nodes between them, in the
+/// order of the data flow, and the name of that GRU's output.
 fn path_back(
     constants: &ConstantFolding<'_>,
     gru: &GruNode,
@@ -136,8 +134,8 @@ fn path_back(
     Ok(None)
 }
 
-/// Whether a Y that takes this path is an X: every number at its time, row and feature.
-fn arrives(
+/// True if the path turns Y into X with every element at the same time step, row and feature.
+fn preserves_elements(
     constants: &ConstantFolding<'_>,
     from: &GruNode,
     to: &GruNode,
@@ -160,7 +158,7 @@ fn arrives(
     Ok(single || axes == [first, second, Axis::Features])
 }
 
-/// The axes after a node, or `None` when it does more than rearrange them.
+/// Returns the axes after a node, or `None` if the node does more than rearrange them.
 fn rearranged(
     constants: &ConstantFolding<'_>,
     node: &NodeProto,
@@ -169,14 +167,14 @@ fn rearranged(
 ) -> Result<Option<Vec<Axis>>> {
     Ok(match node.op() {
         "Identity" => Some(axes.to_vec()),
-        "Dropout" if !drops(constants, node)? => Some(axes.to_vec()),
+        "Dropout" if !is_training(constants, node)? => Some(axes.to_vec()),
         "Transpose" => transposed(axes, &node.integers("perm")?.unwrap_or_default()),
         "Squeeze" => {
-            let gone = match node.connected(1) {
+            let removed = match node.connected(1) {
                 Some(operand) => constants.integers(operand)?,
                 None => node.integers("axes")?,
             };
-            gone.and_then(|gone| squeezed(axes, &gone, sizes.directions()))
+            removed.and_then(|removed| squeezed(axes, &removed, sizes.directions()))
         }
         "Reshape" if node.integer("allowzero", 0)? == 0 => match node.connected(1) {
             Some(operand) => {
@@ -189,8 +187,8 @@ fn rearranged(
     })
 }
 
-/// In use a dropout passes everything on; while training only where it is told so.
-fn drops(constants: &ConstantFolding<'_>, node: &NodeProto) -> Result<bool> {
+/// True if a Dropout node may be in training mode. In inference, the default, it changes nothing.
+fn is_training(constants: &ConstantFolding<'_>, node: &NodeProto) -> Result<bool> {
     let Some(training) = node.connected(2) else { return Ok(false) };
     match constants.known(training)? {
         KnownValue::Constant(value) => Ok(!value.is_zeros()),
@@ -207,12 +205,12 @@ fn transposed(axes: &[Axis], order: &[i64]) -> Option<Vec<Axis>> {
     after.collect::<Option<Vec<_>>>().filter(|after| after.len() == axes.len())
 }
 
-/// Without the axis of a single direction.
-fn squeezed(axes: &[Axis], gone: &[i64], directions: usize) -> Option<Vec<Axis>> {
-    let &[gone] = gone else { return None };
-    let gone = if gone < 0 { gone.checked_add(axes.len() as i64)? } else { gone };
-    let gone = usize::try_from(gone).ok()?;
-    let is_single = axes.get(gone) == Some(&Axis::Direction) && directions == 1;
+/// Returns the axes without that of a single direction, or `None` if another one is removed.
+fn squeezed(axes: &[Axis], removed: &[i64], directions: usize) -> Option<Vec<Axis>> {
+    let &[removed] = removed else { return None };
+    let removed = if removed < 0 { removed.checked_add(axes.len() as i64)? } else { removed };
+    let removed = usize::try_from(removed).ok()?;
+    let is_single = axes.get(removed) == Some(&Axis::Direction) && directions == 1;
     let rest = || axes.iter().copied().filter(|&axis| axis != Axis::Direction).collect();
     is_single.then(rest)
 }

@@ -1,4 +1,4 @@
-//! A tensor's numbers: in the model's own bytes, or in a file beside it.
+//! A tensor's data, in the model's own bytes or in a file of external data.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -12,99 +12,105 @@ use crate::error::{Error, Result, quote};
 use crate::formats::files;
 use crate::formats::numbers::{arrays, widen_bf16, widen_f16};
 
-/// Where a model's numbers may come from, and how many may be read.
+/// Reads tensor data from a model's files, within a memory budget.
 #[derive(Debug)]
 pub(super) struct TensorReader {
-    /// The folders that external data may lie in: the model's own, and, where the model is a link,
-    /// that of the file behind it.
+    /// The folders that may hold external data: the model's own and, if the model is a symbolic
+    /// link, its target's.
     folders: Vec<PathBuf>,
-    /// The files read from.
+    /// The files of external data read so far.
     files: RefCell<HashSet<PathBuf>>,
-    /// Bytes of f32 that may still be made.
-    left: Cell<u64>,
+    /// The bytes of memory that tensors may still take.
+    budget: Cell<u64>,
 }
 
-/// Bytes of f32 that a byte of a file may become: a number of 16 bits becomes one of 32, exporters'
-/// nodes rearrange it several times, and a few layers may share it; but a thousand may not.
-const MULTIPLE: u64 = 16;
+/// The bytes of tensors in memory that one byte of a file may become. 16-bit numbers become 32-bit
+/// ones, exporters' nodes rearrange them several times, and a few layers may share one tensor; a
+/// thousand layers may not.
+const MAX_EXPANSION: u64 = 16;
 
 impl TensorReader {
-    /// Of a model of so many bytes, at a path where it is a file.
+    /// Returns a reader for a model of `len` bytes. `path` is the model's file, if it has one.
     pub fn new(len: usize, path: Option<&Path>) -> Self {
         let folder = |path: &Path| {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             parent.unwrap_or(Path::new(".")).canonicalize().ok()
         };
-        let behind = path.and_then(|path| path.canonicalize().ok());
-        let folders = [path, behind.as_deref()].into_iter().flatten().filter_map(folder);
+        let target = path.and_then(|path| path.canonicalize().ok());
+        let folders = [path, target.as_deref()].into_iter().flatten().filter_map(folder);
         Self {
             folders: folders.collect(),
             files: RefCell::default(),
-            left: Cell::new((len as u64).saturating_mul(MULTIPLE)),
+            budget: Cell::new((len as u64).saturating_mul(MAX_EXPANSION)),
         }
     }
 
-    /// The file at a location that a tensor names, links followed, if it lies in one of the
-    /// folders.
+    /// Returns the file at a tensor's location. Resolves symbolic links, and refuses a file outside
+    /// the allowed folders.
     fn find(&self, location: &str) -> Result<PathBuf> {
-        let refused = |why: &str| {
-            Error::format(format!("external data at {} is refused: {why}", quote(location)))
+        let refused = |reason: &str| {
+            Error::format(format!("external data at {} is refused: {reason}", quote(location)))
         };
-        let plain = Path::new(location).components().all(|c| matches!(c, Component::Normal(_)));
-        if location.is_empty() || !plain {
-            return Err(refused("a location is a path inside the model's folder"));
+        let is_plain = Path::new(location).components().all(|c| matches!(c, Component::Normal(_)));
+        if location.is_empty() || !is_plain {
+            return Err(refused("expected a relative path inside the model's folder"));
         }
         let Some(own) = self.folders.first() else {
-            return Err(refused("a model that is no file has no folder"));
+            return Err(refused("a model from a stream has no folder; load it by its path"));
         };
         let file = own.join(location).canonicalize();
         let file = file
             .map_err(|error| Error::format_from(refused(&error.to_string()).to_string(), error))?;
         if !self.folders.iter().any(|folder| file.starts_with(folder)) {
-            return Err(refused("it lies outside the model's folder"));
+            return Err(refused("it is outside the model's folder"));
         }
         Ok(file)
     }
 
-    /// Bytes of a file that was found.
+    /// Reads bytes of a file that [`Self::find`] returned. A file read for the first time adds to
+    /// the budget.
     fn read(&self, file: PathBuf, offset: u64, len: usize) -> Result<Vec<u8>> {
         files::open(&file, |mut source| {
-            let bytes = source.part("external data", offset, len as u64)?;
+            let bytes = source.read_at("external data", offset, len as u64)?;
             if self.files.borrow_mut().insert(file.clone()) {
-                let more = source.len().saturating_mul(MULTIPLE);
-                self.left.set(self.left.get().saturating_add(more));
+                let more = source.len().saturating_mul(MAX_EXPANSION);
+                self.budget.set(self.budget.get().saturating_add(more));
             }
             Ok(bytes)
         })
     }
 
-    /// The files read from so far.
+    /// Returns the files of external data read so far, sorted.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<_> = self.files.borrow().iter().cloned().collect();
         files.sort();
         files
     }
 
-    /// `Ok` while all numbers together are no more than the files can hold.
-    pub fn spend(&self, count: usize) -> Result<()> {
-        let left = self.left.get().checked_sub(4 * count as u64);
-        let too_many = || {
-            let reason = "all weights together are more than the model's files hold";
-            Error::format(reason.to_owned())
+    /// Charges the memory of `count` f32 to the budget. Fails if the budget is used up.
+    pub fn spend_budget(&self, count: usize) -> Result<()> {
+        let left = self.budget.get().checked_sub(4 * count as u64);
+        let exhausted = || {
+            Error::format(format!(
+                "its weights take more than {MAX_EXPANSION} times the size of the model's files"
+            ))
         };
-        self.left.set(left.ok_or_else(too_many)?);
+        self.budget.set(left.ok_or_else(exhausted)?);
         Ok(())
     }
 }
 
-/// More axes than any weight has on its way.
+/// The most axes of an array: more than any weight has at any stage.
 pub(super) const MAX_AXES: usize = 8;
 
-/// The sizes of a tensor's axes, and their product.
+/// Returns the sizes of a tensor's axes, and their product.
 pub(super) fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize)> {
     let wrong = || {
         let shown = &dims[..dims.len().min(MAX_AXES)];
-        Error::format(format!("a tensor has the impossible shape {shown:?}"))
+        Error::format(format!(
+            "a tensor has the invalid shape {shown:?}; expected at most {MAX_AXES} axes, no negative \
+             size and a size in bytes that does not overflow"
+        ))
     };
     if dims.len() > MAX_AXES {
         return Err(wrong());
@@ -112,17 +118,17 @@ pub(super) fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize)> {
     let sizes: Option<Vec<usize>> = dims.iter().map(|&dim| usize::try_from(dim).ok()).collect();
     let sizes = sizes.ok_or_else(wrong)?;
     let count = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    // Bytes of its numbers are counted too.
+    // The size in bytes must not overflow either.
     let count = count.filter(|&count| count <= isize::MAX as usize / 8).ok_or_else(wrong)?;
     Ok((sizes, count))
 }
 
-/// Numbers that are known.
+/// The elements of a constant.
 #[derive(Debug)]
 pub(super) enum Value {
-    /// Of float, float16, bfloat16 and double.
+    /// Elements of the types float, float16, bfloat16 and double.
     Floats(ArrayD<f32>),
-    /// Of int64, int32 and bool.
+    /// Elements of the types int64, int32 and bool.
     Integers(ArrayD<i64>),
 }
 
@@ -142,8 +148,8 @@ impl Value {
         }
     }
 
-    /// As many f32 as take its memory.
-    pub fn floats_worth(&self) -> usize {
+    /// The number of f32 that take the same memory.
+    pub fn len_in_f32(&self) -> usize {
         match self {
             Self::Floats(floats) => floats.len(),
             Self::Integers(integers) => 2 * integers.len(),
@@ -158,12 +164,12 @@ impl Value {
     }
 }
 
-/// A tensor's numbers.
+/// Reads a tensor's elements.
 pub(super) fn value(tensor: &TensorProto, storage: &TensorReader) -> Result<Value> {
     let (shape, count) = shape(&tensor.dims)?;
     let raw = |width: usize| raw(tensor, count, width, storage);
     let halves = |widen: fn(&[u8]) -> Vec<f32>| {
-        // Where they are not raw, each lies in 32 bits of its own.
+        // Without raw data, int32_data holds one 16-bit number in each element.
         let bits = tensor.int32_data.iter().flat_map(|&word| (word as u16).to_le_bytes());
         let raw = raw(2)?;
         Ok::<_, Error>(raw.map_or_else(|| widen(&bits.collect::<Vec<_>>()), |raw| widen(&raw)))
@@ -213,10 +219,11 @@ pub(super) fn value(tensor: &TensorProto, storage: &TensorReader) -> Result<Valu
         )
         .map(Value::Integers),
         other => Err(Error::format(format!(
-            "its numbers are of ONNX's type {other}, which is not supported"
+            "it has the ONNX data type {other}, which is not supported; expected float, double, \
+             float16, bfloat16, int64, int32 or bool"
         ))),
     }?;
-    storage.spend(value.floats_worth())?;
+    storage.spend_budget(value.len_in_f32())?;
     Ok(value)
 }
 
@@ -224,12 +231,12 @@ fn shaped<T>(shape: &[usize], numbers: Vec<T>) -> Result<ArrayD<T>> {
     let got = numbers.len();
     let array = ArrayD::from_shape_vec(IxDyn(shape), numbers);
     array.map_err(|error| {
-        Error::format_from(format!("it has {got} numbers, but the shape {shape:?}"), error)
+        Error::format_from(format!("it has {got} elements, but the shape {shape:?}"), error)
     })
 }
 
-/// The bytes of `count` numbers of `width` bytes each, unless they lie in a field of their own
-/// type.
+/// Returns the bytes of `count` numbers of `width` bytes each, or `None` if the tensor holds them
+/// in the field of their type instead of as raw data.
 fn raw(
     tensor: &TensorProto,
     count: usize,
@@ -243,10 +250,11 @@ fn raw(
     match tensor.raw_data.len() {
         got if got == expected => Ok(Some(tensor.raw_data.clone())),
         0 => Ok(None),
-        got => Err(Error::format(format!("it has {got} bytes, its shape takes {expected}"))),
+        got => Err(Error::format(format!("it has {got} bytes, but its shape takes {expected}"))),
     }
 }
 
+/// Reads a tensor's external data.
 fn external(tensor: &TensorProto, expected: usize, storage: &TensorReader) -> Result<Vec<u8>> {
     let (mut location, mut offset, mut length) = (None, 0, None);
     for entry in &tensor.external_data {
@@ -254,7 +262,13 @@ fn external(tensor: &TensorProto, expected: usize, storage: &TensorReader) -> Re
         let number = || {
             let shown = quote(&entry.value);
             let wrong = |error| {
-                Error::format_from(format!("external data has the {} {shown}", entry.key), error)
+                Error::format_from(
+                    format!(
+                        "external data has the {} {shown}, expected a number of bytes",
+                        entry.key
+                    ),
+                    error,
+                )
             };
             entry.value.parse::<u64>().map_err(wrong)
         };
@@ -268,7 +282,7 @@ fn external(tensor: &TensorProto, expected: usize, storage: &TensorReader) -> Re
     let location =
         location.ok_or_else(|| Error::format("external data has no location".to_owned()))?;
     if let Some(length) = length.filter(|&length| length != expected as u64) {
-        let reason = format!("external data has {length} bytes, its shape takes {expected}");
+        let reason = format!("external data has {length} bytes, but its shape takes {expected}");
         return Err(Error::format(reason));
     }
     storage.read(storage.find(&location)?, offset, expected)

@@ -1,4 +1,4 @@
-//! A GRU as an ONNX model.
+//! Writes a GRU as an ONNX model.
 
 use std::io::Write;
 use std::path::Path;
@@ -19,57 +19,59 @@ use crate::formats::metadata::{CONFIG_KEY, write_config};
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::params::Params;
 
-/// The first that has all that is used here, so that old runtimes read it too.
+/// The lowest opset with everything that is used here, so that old runtimes read the model too.
 const OPSET: i64 = 14;
 const IR_VERSION: i64 = 7;
 
-/// Which inputs a written model has besides `x`. ONNX's are not optional: who runs the model must
-/// give each of them.
+/// The inputs of a written model in addition to `x`. Inputs of an ONNX model are not optional: each
+/// must be given to run it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Inputs {
-    /// The states `h0 [L·D, B, H]` to start from; zeros otherwise.
+    /// True for the input `h0 [L·D, B, H]`, the first states. Without it they are zeros.
     pub h0: bool,
-    /// The length of each row, `lengths [B]` of int32; every step otherwise.
+    /// True for the input `lengths [B]` of int32, the row lengths. Without it every row has T
+    /// steps.
     pub lengths: bool,
 }
 
 impl Inputs {
-    /// `x` alone.
+    /// Returns the default: only `x`.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same with `h0`, or without.
+    /// Sets whether the model has the input `h0`.
     #[must_use]
     pub fn with_h0(self, h0: bool) -> Self {
         Self { h0, ..self }
     }
 
-    /// The same with `lengths`, or without.
+    /// Sets whether the model has the input `lengths`.
     #[must_use]
     pub fn with_lengths(self, lengths: bool) -> Self {
         Self { lengths, ..self }
     }
 }
 
-/// Writes a GRU as an ONNX model of opset 14: x `[T, B, I]` to y `[T, B, D·H]` and h_n
-/// `[L·D, B, H]`, T and B open.
+/// Writes a GRU as an ONNX model of opset 14. It maps x `[T, B, I]` to y `[T, B, D·H]` and h_n
+/// `[L·D, B, H]`, with dynamic T and B.
 ///
-/// In ONNX z keeps. Where it overwrites, its weights are written with their signs turned, which
-/// computes the same: 1 − σ(a) = σ(−a). The configuration goes into the metadata, so that
-/// [`load`](super::load) gives back the same bits, dropout's probability too, which does nothing in
-/// use.
+/// ONNX's update is [`Update::Keeps`]. For [`Update::Overwrites`] the weights and biases of z are
+/// written with the opposite sign, which gives the same results: 1 − σ(a) = σ(−a). The metadata
+/// holds the configuration, so [`load`](super::load) returns the same bits, and the dropout
+/// probability too, which has no effect in inference.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Conflict`] for what ONNX has no words for: zoneout, and gates that end
-/// in tanh, ReLU or nothing where z overwrites.
+/// [`Error::Io`]; [`Error::Conflict`] for configurations that ONNX cannot express: zoneout, and
+/// gates with tanh, ReLU or identity activation together with [`Update::Overwrites`];
+/// [`Error::Format`] if the model is larger than an ONNX file can be.
 pub fn save(path: impl AsRef<Path>, params: &Params, inputs: &Inputs) -> Result<()> {
     let model = encode(params, inputs)?;
     files::write_whole(path, |to| to.write_all(&model))
 }
 
-/// As [`save`], to a stream.
+/// Like [`save`], to a stream.
 ///
 /// # Errors
 /// As [`save`].
@@ -78,15 +80,15 @@ pub fn write(to: impl Write, params: &Params, inputs: &Inputs) -> Result<()> {
     files::write_stream(to, |to| to.write_all(&model))
 }
 
-/// The bytes of a model.
+/// Returns the bytes of the model.
 fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
     let config = params.layout().config();
-    let expressed = expressed(config)?;
+    let onnx_config = onnx_config(config)?;
     let mut cells = params.to_cells();
     if config.update == Update::Overwrites {
         cells = cells.iter().map(with_z_negated).collect();
     }
-    let mut graph = GraphBuilder::new(&expressed, inputs);
+    let mut graph = GraphBuilder::new(&onnx_config, inputs);
     for (layer, cells) in cells.chunks(config.directions()).enumerate() {
         graph.add_layer(layer, cells);
     }
@@ -104,30 +106,34 @@ fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
     match model.encoded_len() as u64 {
         len if len <= MAX_MODEL => Ok(model.encode_to_vec()),
         len => Err(Error::format(format!(
-            "the model would have {len} bytes; ONNX's files end at {}",
-            MAX_MODEL
+            "the model takes {len} bytes, but an ONNX file holds at most {MAX_MODEL}"
         ))),
     }
 }
 
-/// The same model in ONNX's terms, or what it has no words for.
-pub(super) fn expressed(config: &GruConfig) -> Result<GruConfig> {
+/// Returns the configuration of the equivalent ONNX model, or an error if there is none.
+pub(super) fn onnx_config(config: &GruConfig) -> Result<GruConfig> {
     let refused = |what, why| Err(Error::Conflict { what, why });
     if config.zoneout > 0.0 {
-        return refused("zoneout and ONNX", "its GRU has no share of the old state to keep");
-    }
-    let turns = matches!(config.gate_activation, Activation::Sigmoid | Activation::HardSigmoid);
-    if config.update == Update::Overwrites && !turns {
         return refused(
-            "gates of this activation, z overwrites and ONNX",
-            "in ONNX z keeps, and only a (hard) sigmoid's 1 − f(a) is f(−a)",
+            "zoneout and ONNX",
+            "ONNX's GRU has no zoneout; set it to 0 to export the model",
+        );
+    }
+    let is_symmetric =
+        matches!(config.gate_activation, Activation::Sigmoid | Activation::HardSigmoid);
+    if config.update == Update::Overwrites && !is_symmetric {
+        return refused(
+            "gates of this activation, Update::Overwrites and ONNX",
+            "ONNX's update is Update::Keeps, and only a sigmoid or hard sigmoid can be converted, \
+             because 1 − f(a) = f(−a)",
         );
     }
     let bias = if config.bias == Bias::None { Bias::None } else { Bias::Two };
     Ok(config.clone().with_update(Update::Keeps).with_bias(bias).with_dropout(0.0))
 }
 
-/// The cell with the signs of z's weights and biases turned.
+/// Returns the cell with the weights and biases of z negated.
 pub(super) fn with_z_negated(cell: &Cell) -> Cell {
     let mut cell = cell.clone();
     let hidden = cell.weight_hh.ncols();
@@ -150,21 +156,21 @@ struct GraphBuilder<'a> {
 impl<'a> GraphBuilder<'a> {
     fn new(config: &'a GruConfig, inputs: &'a Inputs) -> Self {
         let GruConfig { input_size, hidden_size: hidden, layers, .. } = *config;
-        let (known, open) = (
+        let (fixed, dynamic) = (
             |size: usize| Size::DimValue(size as i64),
             |name: &str| Size::DimParam(name.to_owned()),
         );
         let (directions, float) = (config.directions(), data_type::FLOAT);
-        let states = || vec![known(layers * directions), open("B"), known(hidden)];
+        let states = || vec![fixed(layers * directions), dynamic("B"), fixed(hidden)];
         let mut graph_inputs =
-            vec![value("x", float, vec![open("T"), open("B"), known(input_size)])];
+            vec![value("x", float, vec![dynamic("T"), dynamic("B"), fixed(input_size)])];
         if inputs.h0 {
             graph_inputs.push(value("h0", float, states()));
         }
         if inputs.lengths {
-            graph_inputs.push(value("lengths", data_type::INT32, vec![open("B")]));
+            graph_inputs.push(value("lengths", data_type::INT32, vec![dynamic("B")]));
         }
-        let y = vec![open("T"), open("B"), known(directions * hidden)];
+        let y = vec![dynamic("T"), dynamic("B"), fixed(directions * hidden)];
         let proto = GraphProto {
             name: "gru".to_owned(),
             input: graph_inputs,
@@ -173,12 +179,12 @@ impl<'a> GraphBuilder<'a> {
         };
         let mut graph = Self { config, inputs, proto };
         if directions == 1 {
-            graph.hold_integers("direction_axis", &[1]);
+            graph.add_integers("direction_axis", &[1]);
         } else {
-            graph.hold_integers("joined_shape", &[0, 0, -1]);
+            graph.add_integers("joined_shape", &[0, 0, -1]);
         }
         if inputs.h0 && layers > 1 {
-            graph.hold_integers("h0_sizes", &vec![directions as i64; layers]);
+            graph.add_integers("h0_sizes", &vec![directions as i64; layers]);
             let names: Vec<_> = (0..layers).map(|layer| format!("h0_l{layer}")).collect();
             let attributes = [integer("axis", 0)];
             graph.add("Split", "split_h0", &["h0", "h0_sizes"], &names, &attributes);
@@ -186,6 +192,7 @@ impl<'a> GraphBuilder<'a> {
         graph
     }
 
+    /// Adds the weights and nodes of a layer.
     fn add_layer(&mut self, layer: usize, cells: &[Cell]) {
         let is_only = self.config.layers == 1;
         let named = |name: &str| format!("{name}_l{layer}");
@@ -196,10 +203,10 @@ impl<'a> GraphBuilder<'a> {
             r.push(onnx.1);
             b.extend(onnx.2);
         }
-        self.hold(&named("W"), stacked(&w).view());
-        self.hold(&named("R"), stacked(&r).view());
+        self.add_floats(&named("W"), stacked(&w).view());
+        self.add_floats(&named("R"), stacked(&r).view());
         if !b.is_empty() {
-            self.hold(&named("B"), stacked(&b).view());
+            self.add_floats(&named("B"), stacked(&b).view());
         }
         let x = if layer == 0 { "x".to_owned() } else { format!("y_l{}", layer - 1) };
         let b = if b.is_empty() { String::new() } else { named("B") };
@@ -217,27 +224,27 @@ impl<'a> GraphBuilder<'a> {
         self.join_directions(layer, &states, y);
     }
 
-    /// `[T, D, B, H]` to `[T, B, D·H]`.
+    /// Adds the nodes from Y `[T, D, B, H]` to y `[T, B, D·H]`.
     fn join_directions(&mut self, layer: usize, states: &str, y: String) {
         let named = |name: &str| format!("{name}_l{layer}");
         if self.config.directions() == 1 {
             self.add("Squeeze", &named("squeeze"), &[states, "direction_axis"], &[y], &[]);
             return;
         }
-        let turned = named("turned");
+        let transposed = named("turned");
         let order =
             AttributeProto { ints: vec![0, 2, 1, 3], ..attribute("perm", attribute_type::INTS) };
         self.add(
             "Transpose",
             &named("transpose"),
             &[states],
-            std::slice::from_ref(&turned),
+            std::slice::from_ref(&transposed),
             &[order],
         );
-        self.add("Reshape", &named("reshape"), &[&turned, "joined_shape"], &[y], &[]);
+        self.add("Reshape", &named("reshape"), &[&transposed, "joined_shape"], &[y], &[]);
     }
 
-    /// The last states of all layers.
+    /// Adds the node that joins the last states of all layers.
     fn join_states(&mut self) {
         if self.config.layers > 1 {
             let names: Vec<_> = (0..self.config.layers).map(|l| format!("h_n_l{l}")).collect();
@@ -246,6 +253,7 @@ impl<'a> GraphBuilder<'a> {
         }
     }
 
+    /// Adds a node.
     fn add(
         &mut self,
         op: &str,
@@ -254,7 +262,7 @@ impl<'a> GraphBuilder<'a> {
         outputs: &[String],
         attributes: &[AttributeProto],
     ) {
-        // Trailing inputs that are not connected need not be said.
+        // Trailing inputs that are not connected can be left out.
         let connected = inputs.iter().rposition(|input| !input.is_empty()).map_or(0, |i| i + 1);
         let node = NodeProto {
             op_type: op.to_owned(),
@@ -267,17 +275,17 @@ impl<'a> GraphBuilder<'a> {
         self.proto.node.push(bytes(&node));
     }
 
-    fn hold<D: Dimension>(&mut self, name: &str, array: ArrayView<'_, f32, D>) {
+    fn add_floats<D: Dimension>(&mut self, name: &str, array: ArrayView<'_, f32, D>) {
         let raw = array.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>();
-        self.hold_tensor(name, data_type::FLOAT, array.shape(), raw);
+        self.add_tensor(name, data_type::FLOAT, array.shape(), raw);
     }
 
-    fn hold_integers(&mut self, name: &str, integers: &[i64]) {
+    fn add_integers(&mut self, name: &str, integers: &[i64]) {
         let raw = integers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        self.hold_tensor(name, data_type::INT64, &[integers.len()], raw);
+        self.add_tensor(name, data_type::INT64, &[integers.len()], raw);
     }
 
-    fn hold_tensor(&mut self, name: &str, data_type: i32, shape: &[usize], raw: Vec<u8>) {
+    fn add_tensor(&mut self, name: &str, data_type: i32, shape: &[usize], raw: Vec<u8>) {
         let tensor = TensorProto {
             name: name.to_owned(),
             data_type,
@@ -289,15 +297,16 @@ impl<'a> GraphBuilder<'a> {
     }
 }
 
-/// The same of each direction, as `[D, ..]`.
+/// Stacks the arrays of each direction as `[D, ..]`.
 fn stacked<D: Dimension>(each: &[Array<f32, D>]) -> Array<f32, D::Larger>
 where
     D::Larger: ndarray::RemoveAxis,
 {
     let views: Vec<_> = each.iter().map(|array| array.view()).collect();
-    stack(Axis(0), &views).expect("directions are alike")
+    stack(Axis(0), &views).expect("directions have the same shapes")
 }
 
+/// Returns the attributes of a layer's GRU node.
 fn attributes(config: &GruConfig) -> Vec<AttributeProto> {
     let direction = match config.direction {
         Direction::Forward => "forward",
@@ -306,7 +315,7 @@ fn attributes(config: &GruConfig) -> Vec<AttributeProto> {
     };
     let pair = [config.gate_activation, config.candidate_activation];
     let all = pair.repeat(config.directions());
-    // α and β of those that have them, in their order.
+    // α and β of the activations that have them, in order.
     let parameters = all.iter().filter_map(|activation| match activation {
         Activation::HardSigmoid => Some((0.2, 0.5)),
         Activation::Identity => Some((1.0, 0.0)),
@@ -348,7 +357,7 @@ fn integer(name: &str, value: i64) -> AttributeProto {
     AttributeProto { i: value, ..attribute(name, attribute_type::INT) }
 }
 
-/// A graph's input or output.
+/// Returns the description of a graph's input or output.
 fn value(name: &str, elem_type: i32, sizes: Vec<Size>) -> Bytes {
     let dim = sizes.into_iter().map(|size| DimensionProto { value: Some(size) }).collect();
     let tensor = TensorTypeProto { elem_type, shape: Some(TensorShapeProto { dim }) };

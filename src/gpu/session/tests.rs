@@ -15,7 +15,7 @@ fn session() -> Session {
 }
 
 #[test]
-fn flags_and_numbers_are_written_and_read_as_what_they_are() {
+fn integers_and_floats_survive_a_write_and_a_read() {
     let mut session = session();
     let [flags, x] = ["step_flags", "x"].map(|name| session.plan().buffer(name).unwrap());
     pollster::block_on(session.write(flags, 1, &[7_u32, 5])).unwrap();
@@ -27,16 +27,16 @@ fn flags_and_numbers_are_written_and_read_as_what_they_are() {
 }
 
 #[test]
-#[should_panic(expected = "the elements of step_flags")]
-fn flags_cannot_be_written_as_numbers() {
+#[should_panic(expected = "the element type of step_flags")]
+fn floats_cannot_be_written_to_a_buffer_of_integers() {
     let mut session = session();
     let flags = session.plan().buffer("step_flags").unwrap();
     drop(pollster::block_on(session.write(flags, 0, &[0.0_f32])));
 }
 
 #[test]
-#[should_panic(expected = "1..9 of the 8 elements of step_flags")]
-fn nothing_is_written_past_a_buffers_end() {
+#[should_panic(expected = "1..9 is out of range for the 8 elements of step_flags")]
+fn a_write_past_the_end_of_a_buffer_panics() {
     let mut session = session();
     let flags = session.plan().buffer("step_flags").unwrap();
     drop(pollster::block_on(session.write(flags, 1, &[0_u32; 8])));
@@ -65,20 +65,20 @@ fn an_input_that_is_zero_is_not_cleared_again() {
         let read = pollster::block_on(session.read::<f32>(&whole, Wait::Block));
         (queued, read.unwrap().swap_remove(0)[0])
     };
-    // New memory is zero.
+    // New buffers are zero.
     assert_eq!(write(dy, None), (0, 0.0));
     assert_eq!(write(dy, Some(1.0)), (0, 1.0));
     assert_eq!(write(dy, None), (1, 0.0));
     assert_eq!(write(dy, None), (0, 0.0));
-    // Kernels write the gradients of states.
+    // Kernels write the gradients of the states, so they are cleared each time.
     for _ in 0..2 {
         assert_eq!(write(dstates, None).0, 1);
     }
 }
 
-/// What nobody writes need not be cleared, and what a kernel writes is no input.
+/// A buffer that nothing writes needs no clear, and a buffer that a kernel writes is not an input.
 #[test]
-fn dy_of_a_loss_is_written_by_the_head_or_by_nobody() {
+fn the_head_writes_dy_or_dy_stays_zero() {
     for (head, role) in [(Head::last(2), Role::Zeros), (Head::every_step(2), Role::Scratch)] {
         let layout = ParamLayout::with_head(&GruConfig::pytorch(2, 3), head).unwrap();
         let shape = layout.config().shape(4, 2).unwrap();

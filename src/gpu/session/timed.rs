@@ -1,4 +1,4 @@
-//! A schedule run to be timed: as a whole, or a dispatch at a time.
+//! Timed runs of a schedule: as a whole, or each dispatch or stage by itself.
 
 use std::time::Duration;
 
@@ -9,28 +9,29 @@ use crate::gpu::context::Gpu;
 use crate::gpu::wait::Wait;
 use crate::plan::Pass;
 
-/// Dispatches that one set of queries times: WebGPU allows it 4096 queries, and each takes two.
+/// Dispatches timed by one query set. WebGPU allows 4096 queries per set; a dispatch takes two.
 const TIMED_DISPATCHES: usize = 2048;
 
-/// How long the parts of a schedule took, by the finest clock there was.
+/// Durations measured within a schedule, in the order in which its work ran.
 #[derive(Debug)]
 pub(crate) enum Timing {
-    /// By the adapter's timestamps: each dispatch, in the order they ran.
+    /// The duration of each dispatch, by the adapter's timestamps.
     Dispatches(Vec<Duration>),
-    /// By the host's clock, around a submit and the wait for it: each stage.
+    /// The duration of each stage, by the host's clock: the time to submit it and wait for it. Used
+    /// if the device has no timestamps.
     Stages(Vec<Duration>),
 }
 
-/// Where a schedule's compute passes leave the time: query 0 gets the first one's beginning, query
-/// 1 the end of each, so that in the end it holds the last one's.
+/// The timestamp queries of a schedule's compute passes. The first pass writes its beginning to
+/// query 0. Every pass writes its end to query 1, which in the end holds the last pass's.
 pub(super) struct PassTimestamps<'a> {
     queries: &'a wgpu::QuerySet,
-    begun: bool,
+    started: bool,
 }
 
 impl<'a> PassTimestamps<'a> {
     pub fn next_pass(&mut self) -> wgpu::ComputePassTimestampWrites<'a> {
-        let first = !std::mem::replace(&mut self.begun, true);
+        let first = !std::mem::replace(&mut self.started, true);
         wgpu::ComputePassTimestampWrites {
             query_set: self.queries,
             beginning_of_pass_write_index: first.then_some(0),
@@ -39,20 +40,20 @@ impl<'a> PassTimestamps<'a> {
     }
 }
 
-/// A set of queries and where they are read from.
+/// A query set of timestamps, and the buffer that they are resolved to.
 struct TimestampQueries {
     queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
-    /// Nanoseconds of a tick.
-    tick: f64,
+    /// Nanoseconds per tick.
+    period: f64,
 }
 
 impl TimestampQueries {
-    /// Of `count` timestamps; `None` where the device cannot write any.
+    /// Creates queries for `count` timestamps, or returns `None` if the device has no timestamps.
     async fn new(gpu: &Gpu, count: usize) -> Result<Option<Self>> {
         use wgpu::BufferUsages as Usage;
-        let Some(tick) = gpu.tick() else { return Ok(None) };
-        let make = || {
+        let Some(period) = gpu.timestamp_period() else { return Ok(None) };
+        let create = || {
             let queries = gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("gru.timestamps"),
                 ty: wgpu::QueryType::Timestamp,
@@ -64,12 +65,12 @@ impl TimestampQueries {
                 usage: Usage::QUERY_RESOLVE | Usage::COPY_SRC,
                 mapped_at_creation: false,
             });
-            Ok(Self { queries, resolved, tick })
+            Ok(Self { queries, resolved, period })
         };
-        gpu.guard(make).await.map(Some)
+        gpu.guard(create).await.map(Some)
     }
 
-    /// Waits for the work queued and gives the time from each even query to the one after it.
+    /// Waits for all queued work and returns the time from each even query to the next odd query.
     async fn read(&self, gpu: &Gpu, count: usize, wait: Wait) -> Result<Vec<Duration>> {
         let resolve = || {
             let mut encoder = gpu.encoder("timestamps");
@@ -78,22 +79,22 @@ impl TimestampQueries {
             Ok(())
         };
         gpu.guard(resolve).await?;
-        // Each a u64, of which an adapter knows nothing: its low half, then its high one.
+        // A timestamp is a u64, read as two u32: the low half, then the high half.
         let halves: Vec<u32> =
             gpu.download(&[(&self.resolved, 0, 2 * count)], wait).await?.swap_remove(0);
-        let stamp = |low: usize| u64::from(halves[low + 1]) << 32 | u64::from(halves[low]);
-        let between = |pair: usize| stamp(4 * pair + 2).saturating_sub(stamp(4 * pair));
-        let time = |ticks: u64| Duration::from_nanos((ticks as f64 * self.tick) as u64);
-        Ok((0..count / 2).map(between).map(time).collect())
+        let timestamp = |low: usize| u64::from(halves[low + 1]) << 32 | u64::from(halves[low]);
+        let ticks = |pair: usize| timestamp(4 * pair + 2).saturating_sub(timestamp(4 * pair));
+        let duration = |ticks: u64| Duration::from_nanos((ticks as f64 * self.period) as u64);
+        Ok((0..count / 2).map(ticks).map(duration).collect())
     }
 }
 
 impl Session {
-    /// Runs one of the plan's schedules as [`Self::run`] does, waits for it, and says how long it
-    /// took: by the adapter's timestamps from the beginning of its first compute pass to the end of
-    /// its last, or by the host's clock where there are none.
+    /// Runs one of the plan's schedules as [`Self::run`] does, waits for it, and returns its
+    /// duration: from the beginning of the first compute pass to the end of the last by the
+    /// adapter's timestamps, or by the host's clock if the device has no timestamps.
     pub async fn time(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
-        // A caller may drop this before it is done.
+        // The session stays broken if the caller drops this future before it completes.
         let broken = std::mem::replace(&mut self.broken, true);
         let time = self.time_once(pass, wait).await?;
         self.broken = broken;
@@ -101,19 +102,19 @@ impl Session {
     }
 
     async fn time_once(&mut self, pass: Pass, wait: Wait) -> Result<Duration> {
-        let clock = TimestampQueries::new(&self.gpu, 2).await?;
+        let queries = TimestampQueries::new(&self.gpu, 2).await?;
         self.gpu.sync(wait).await?;
         let start = Instant::now();
         let prologue = self.take_prologue(pass);
         let queue = || {
-            let stamps =
-                clock.as_ref().map(|c| PassTimestamps { queries: &c.queries, begun: false });
-            self.queue(pass, &prologue, stamps);
+            let timestamps =
+                queries.as_ref().map(|q| PassTimestamps { queries: &q.queries, started: false });
+            self.queue(pass, &prologue, timestamps);
             Ok(())
         };
         self.gpu.guard(queue).await?;
-        match clock {
-            Some(clock) => Ok(clock.read(&self.gpu, 2, wait).await?.remove(0)),
+        match queries {
+            Some(queries) => Ok(queries.read(&self.gpu, 2, wait).await?.remove(0)),
             None => {
                 self.gpu.sync(wait).await?;
                 Ok(start.elapsed())
@@ -121,14 +122,15 @@ impl Session {
         }
     }
 
-    /// Runs one of the plan's schedules in parts, each timed for itself.
-    pub async fn time_parts(&mut self, pass: Pass, wait: Wait) -> Result<Timing> {
-        // A caller may drop this before it is done.
+    /// Runs one of the plan's schedules and times each dispatch, or each stage if the device has no
+    /// timestamps.
+    pub async fn time_each(&mut self, pass: Pass, wait: Wait) -> Result<Timing> {
+        // The session stays broken if the caller drops this future before it completes.
         let broken = std::mem::replace(&mut self.broken, true);
         let prologue = self.take_prologue(pass);
         self.run_prologue(&prologue).await?;
         let timing = match TimestampQueries::new(&self.gpu, 2 * TIMED_DISPATCHES).await? {
-            Some(clock) => Timing::Dispatches(self.time_dispatches(pass, &clock, wait).await?),
+            Some(queries) => Timing::Dispatches(self.time_dispatches(pass, &queries, wait).await?),
             None => Timing::Stages(self.time_stages(pass, wait).await?),
         };
         self.broken = broken;
@@ -137,7 +139,7 @@ impl Session {
 
     async fn run_prologue(&self, prologue: &[Prologue]) -> Result<()> {
         let queue = || {
-            let mut encoder = self.gpu.encoder("ahead");
+            let mut encoder = self.gpu.encoder("prologue");
             prologue.iter().for_each(|prologue| self.encode_prologue(prologue, &mut encoder));
             self.gpu.submit(encoder.finish());
             Ok(())
@@ -145,20 +147,20 @@ impl Session {
         self.gpu.guard(queue).await
     }
 
-    /// Each dispatch in a compute pass of its own.
+    /// Runs and times each dispatch in its own compute pass.
     async fn time_dispatches(
         &self,
         pass: Pass,
-        clock: &TimestampQueries,
+        queries: &TimestampQueries,
         wait: Wait,
     ) -> Result<Vec<Duration>> {
-        let most = self.plan.submit_flops();
+        let max_flops = self.plan.submit_flops();
         let mut times = Vec::new();
         let mut dispatches = self.dispatches(pass, 0).peekable();
         while dispatches.peek().is_some() {
             let (mut flops, mut batch): (u64, Vec<(&PreparedDispatch, usize)>) = Default::default();
             while let Some((dispatch, block)) =
-                dispatches.next_if(|_| flops < most && batch.len() < TIMED_DISPATCHES)
+                dispatches.next_if(|_| flops < max_flops && batch.len() < TIMED_DISPATCHES)
             {
                 flops += dispatch.flops;
                 batch.push((dispatch, block));
@@ -167,7 +169,7 @@ impl Session {
                 let mut encoder = self.gpu.encoder(pass.name());
                 for (&dispatch, query) in batch.iter().zip((0..).step_by(2)) {
                     let writes = wgpu::ComputePassTimestampWrites {
-                        query_set: &clock.queries,
+                        query_set: &queries.queries,
                         beginning_of_pass_write_index: Some(query),
                         end_of_pass_write_index: Some(query + 1),
                     };
@@ -177,12 +179,12 @@ impl Session {
                 Ok(())
             };
             self.gpu.guard(queue).await?;
-            times.extend(clock.read(&self.gpu, 2 * batch.len(), wait).await?);
+            times.extend(queries.read(&self.gpu, 2 * batch.len(), wait).await?);
         }
         Ok(times)
     }
 
-    /// Each stage in a submit of its own, or in several where it is long.
+    /// Runs and times each stage in its own submit, or in several submits if it is long.
     async fn time_stages(&self, pass: Pass, wait: Wait) -> Result<Vec<Duration>> {
         let mut times = Vec::new();
         for stage in self.stages(pass) {

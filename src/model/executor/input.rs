@@ -1,4 +1,4 @@
-//! [`RunInput`]: what a run starts from, and what goes up of it for each chunk.
+//! [`RunInput`]: the input of a run, and its uploads for each chunk.
 
 use std::borrow::Cow;
 
@@ -12,26 +12,27 @@ use crate::spec::batch::{Batch, zero_padding};
 use crate::spec::chunk::Chunk;
 use crate::spec::noise;
 
-/// What a run starts from: of a batch, and a state, that fit it.
+/// The input of a run: a batch and its first states, both checked against the model.
 pub(crate) struct RunInput<'a> {
     mode: Mode,
     batch: Batch<'a>,
-    /// `[T, B]`
+    /// `[T, B]`; `None` if no step has a flag.
     step_flags: Option<Array2<u32>>,
     first: FirstStates<'a>,
 }
 
-/// Where a run's first states are.
+/// The source of a run's first states.
 enum FirstStates<'a> {
-    /// The batch's h0, or zeros.
+    /// The batch's h0, or zeros without one.
     Batch,
-    /// On the device, for a run in one chunk.
+    /// A buffer on the device, for a run in one chunk.
     Device(&'a wgpu::Buffer),
-    /// Read from there, for a run in several.
+    /// States read from the device, for a run in several chunks.
     Host(Array3<f32>),
 }
 
 impl<'a> RunInput<'a> {
+    /// Makes the input of the executor's run. The run starts from `state` if there is one.
     pub async fn new(
         executor: &Executor<'_>,
         state: Option<&'a State>,
@@ -48,7 +49,8 @@ impl<'a> RunInput<'a> {
         Ok(Self { mode: executor.mode(), batch, step_flags, first })
     }
 
-    /// What a chunk starts from: of states, from those `carried` `[L·D, b, H]` where there are any.
+    /// Returns the uploads of a chunk. The chunk starts from the states `carried` `[L·D, b, H]` if
+    /// given, otherwise from the run's first states.
     pub fn uploads<'s>(
         &'s self,
         at: &ChunkPosition<'_>,
@@ -69,7 +71,7 @@ impl<'a> RunInput<'a> {
             uploads.push(Upload { buffer: step_flags, range, data: UploadData::U32(seed.into()) });
         }
         let reset_state = self.batch.reset_state.as_ref().map(|state| state.reborrow());
-        let data = states_data(reset_state.map(|state| chunk.of_states(state)));
+        let data = array_or_zeros(reset_state.map(|state| chunk.of_states(state)));
         uploads.push(Upload { buffer: states, range: reset, data });
         let data = self.first_states(chunk, carried);
         uploads.push(Upload { buffer: states, range: StateSlot::First.range(shape), data });
@@ -79,7 +81,7 @@ impl<'a> RunInput<'a> {
     fn x(&self, chunk: &Chunk) -> Result<UploadData<'_>> {
         let x = chunk.of_sequence(self.batch.x.reborrow(), self.batch.layout);
         let Some(lengths) = self.batch.lengths else { return Ok(UploadData::Array(x.into())) };
-        // Whatever padding holds, a product with a gradient of 0 must be 0.
+        // Padding may hold NaN or infinity, but its product with a gradient of 0 must be 0.
         let mut clean = try_owned("x", x)?;
         zero_padding(&mut clean, self.batch.layout, &chunk.lengths(lengths));
         Ok(UploadData::Array(clean.into()))
@@ -87,9 +89,9 @@ impl<'a> RunInput<'a> {
 
     fn step_flags(&self, chunk: &Chunk) -> UploadData<'_> {
         let Some(flags) = &self.step_flags else { return UploadData::Zeros };
-        let own = flags.slice(s![chunk.steps.clone(), chunk.rows.clone()]);
-        let copy = || own.iter().copied().collect::<Vec<_>>();
-        UploadData::U32(own.to_slice().map_or_else(|| copy().into(), Cow::Borrowed))
+        let flags = flags.slice(s![chunk.steps.clone(), chunk.rows.clone()]);
+        let copy = || flags.iter().copied().collect::<Vec<_>>();
+        UploadData::U32(flags.to_slice().map_or_else(|| copy().into(), Cow::Borrowed))
     }
 
     fn first_states<'s>(
@@ -104,21 +106,21 @@ impl<'a> RunInput<'a> {
                 self.batch.h0.as_ref().map(|h0| h0.reborrow())
             }
         };
-        states_data(carried.or(given.map(|given| chunk.of_states(given))))
+        array_or_zeros(carried.or(given.map(|given| chunk.of_states(given))))
     }
 }
 
-/// These states, or zeros.
-pub(super) fn states_data(states: Option<ArrayView3<'_, f32>>) -> UploadData<'_> {
-    states.map_or(UploadData::Zeros, |states| UploadData::Array(states.into()))
+/// Returns the upload data of `array`, or zeros without one.
+pub(super) fn array_or_zeros(array: Option<ArrayView3<'_, f32>>) -> UploadData<'_> {
+    array.map_or(UploadData::Zeros, |array| UploadData::Array(array.into()))
 }
 
-/// An array of `shape` with what was read for it.
-pub(super) fn array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
-    Array3::from_shape_vec(shape, data).expect("the plan's sizes are the shape's")
+/// Makes an array of `shape` from the data that was read for it.
+pub(super) fn to_array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
+    Array3::from_shape_vec(shape, data).expect("the plan and the shape have the same sizes")
 }
 
-/// A copy in standard layout.
+/// Copies an array into standard layout. `what` names the copy in an error.
 pub(super) fn try_owned(what: &'static str, view: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
     let mut copy: Array3<f32> = try_array(what, view.dim())?;
     copy.assign(&view);

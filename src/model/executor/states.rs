@@ -1,11 +1,10 @@
-//! [`ForwardRun`] and [`BackwardRun`]: a GRU's states, and the gradients of all that they depend
-//! on.
+//! [`ForwardRun`] and [`BackwardRun`]: a GRU's forward and backward pass in chunks.
 
 use std::ops::Range;
 
 use ndarray::{Array3, ArrayView3};
 
-use super::input::{array, states_data};
+use super::input::{array_or_zeros, to_array};
 use super::{
     AdapterModel, ChunkPosition, ChunkedRun, Executor, ExecutorChunk, RunInput, Upload, UploadData,
 };
@@ -22,8 +21,8 @@ use crate::spec::config::{Layout, Shape};
 use crate::spec::element::ElementType::F32;
 use crate::spec::params::{Gradients, ParamLayout, Params};
 
-/// A training run, for the way back: its chunks in the order in which they ran, with their
-/// sessions.
+/// A forward pass in training, kept for the backward pass: its chunks in the order in which they
+/// ran, with their sessions.
 #[derive(Debug)]
 pub(crate) struct RecordedRun {
     key: SessionKey,
@@ -31,49 +30,51 @@ pub(crate) struct RecordedRun {
 }
 
 impl RecordedRun {
-    /// Each chunk's last states, on the device.
+    /// Iterates over the chunks with their sessions and the range of their last states in the
+    /// buffer `states`.
     fn last_states(&self) -> impl Iterator<Item = (&Chunk, &Session, BufferId, Range<usize>)> {
         self.chunks.iter().map(|ExecutorChunk { chunk, session, .. }| {
-            let session: &Session = session.as_ref().expect("held since the forward pass");
+            let session: &Session = session.as_ref().expect("a recorded chunk keeps its session");
             let range = StateSlot::Last.range(chunk.shape(self.key.shape));
             (chunk, session, session.plan().run_buffers().states, range)
         })
     }
 
-    /// The states after the last steps, a copy.
+    /// Copies the states after the last steps.
     pub async fn state(&self, wait: Wait) -> Result<State> {
         let shape = self.key.shape.state();
-        let (_, session, states, range) = self.last_states().next().expect("a chunk at least");
+        let (_, session, states, range) =
+            self.last_states().next().expect("a run has at least one chunk");
         let gpu = session.gpu();
         if self.chunks.len() == 1 {
             let buffer = session.copy_out("state", states, range).await?;
-            return Ok(State::of_buffer(gpu, buffer, shape));
+            return Ok(State::from_buffer(gpu, buffer, shape));
         }
         let mut all: Array3<f32> = try_array("the states", shape)?;
-        // Where several have the same rows, the last one counts.
+        // Of several chunks with the same rows, the last one has the last states.
         for (chunk, session, states, range) in self.last_states() {
-            let part = (session.buffer(states), range.start, range.len());
-            let read = gpu.download(&[part], wait).await?.swap_remove(0);
+            let source = (session.buffer(states), range.start, range.len());
+            let read = gpu.download(&[source], wait).await?.swap_remove(0);
             let shape = chunk.shape(self.key.shape).state();
-            chunk.of_states(all.view_mut()).assign(&array(shape, read));
+            chunk.of_states(all.view_mut()).assign(&to_array(shape, read));
         }
         let make = || {
             let buffer = gpu.buffer("state", F32.bytes(all.len()));
             gpu.upload(&buffer, 0, all.as_slice().expect("standard layout"));
             Ok(buffer)
         };
-        Ok(State::of_buffer(gpu, gpu.guard(make).await?, shape))
+        Ok(State::from_buffer(gpu, gpu.guard(make).await?, shape))
     }
 }
 
 impl<'a> Executor<'a> {
-    /// What ran, with the sessions that were held.
+    /// Converts into a recorded run, which keeps the held sessions.
     fn into_recorded(self) -> RecordedRun {
         RecordedRun { key: self.key, chunks: self.chunks }
     }
 
-    /// The chunks of a recorded run, on the way back.
-    fn of_recorded(model: AdapterModel<'a>, recorded: RecordedRun, wait: Wait) -> Self {
+    /// Makes an executor of a recorded run's chunks in reverse order, for the backward pass.
+    fn from_recorded(model: AdapterModel<'a>, recorded: RecordedRun, wait: Wait) -> Self {
         let RecordedRun { key, mut chunks } = recorded;
         chunks.reverse();
         Self { model, key, chunks, accumulator: None, wait }
@@ -81,7 +82,7 @@ impl<'a> Executor<'a> {
 }
 
 impl AdapterModel<'_> {
-    /// Runs forward; in training with all that the way back needs.
+    /// Runs the forward pass. In training the returned run holds what the backward pass needs.
     pub(in crate::model) async fn forward<'a>(
         self,
         shape: Shape,
@@ -107,14 +108,14 @@ impl AdapterModel<'_> {
         dh_n: Option<ArrayView3<'_, f32>>,
         wait: Wait,
     ) -> Result<Gradients> {
-        let mut executor = Executor::of_recorded(self, recorded, wait);
+        let mut executor = Executor::from_recorded(self, recorded, wait);
         let mut run = BackwardRun::new(&executor, dy, dh_n)?;
         executor.run(&mut run).await?;
         Ok(run.into_gradients())
     }
 }
 
-/// From x and the first states to y and the last ones.
+/// A forward pass: reads x and the first states, returns y and the last states.
 pub(crate) struct ForwardRun<'a> {
     input: RunInput<'a>,
     layout: Layout,
@@ -129,7 +130,7 @@ impl<'a> ForwardRun<'a> {
     }
 
     fn into_output(self) -> Output {
-        self.output.expect("a run has a chunk at least")
+        self.output.expect("a run has at least one chunk")
     }
 }
 
@@ -146,18 +147,18 @@ impl ChunkedRun for ForwardRun<'_> {
     }
 
     fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
-        let [y, h_n] = results.try_into().expect("two parts asked for");
-        let part = Output { y: array(at.shape.y(), y), h_n: array(at.shape.state(), h_n) };
+        let [y, h_n] = results.try_into().expect("two reads were queued");
+        let output = Output { y: to_array(at.shape.y(), y), h_n: to_array(at.shape.state(), h_n) };
         match &mut self.output {
-            Some(whole) => whole.insert(&part, at.chunk, self.layout),
-            whole => *whole = Some(part),
+            Some(whole) => whole.insert(&output, at.chunk, self.layout),
+            whole => *whole = Some(output),
         }
         Ok(())
     }
 }
 
-/// From dy and dh_n to the gradients of the parameters, of x and of the states. The chunks come in
-/// the reverse of the order in which they ran forward.
+/// A backward pass: reads dy and dh_n, returns the gradients of the parameters, x and the states.
+/// The chunks run in the reverse of their forward order.
 pub(crate) struct BackwardRun<'a> {
     layout: ParamLayout,
     shape: Shape,
@@ -179,7 +180,7 @@ impl<'a> BackwardRun<'a> {
     }
 
     fn into_gradients(self) -> Gradients {
-        self.gradients.expect("a run has a chunk at least")
+        self.gradients.expect("a run has at least one chunk")
     }
 }
 
@@ -197,9 +198,9 @@ impl ChunkedRun for BackwardRun<'_> {
         let given = given.map(|dy| at.chunk.of_sequence(dy, self.shape.layout));
         let range = 0..at.shape.y().iter().product();
         let reset = StateSlot::Reset.range(at.shape);
-        let last = states_data(dh_n.map(|dh_n| at.chunk.of_states(dh_n)));
+        let last = array_or_zeros(dh_n.map(|dh_n| at.chunk.of_states(dh_n)));
         Ok(vec![
-            Upload { buffer: dy, range, data: states_data(given) },
+            Upload { buffer: dy, range, data: array_or_zeros(given) },
             Upload { buffer: dstates, range: reset, data: UploadData::Zeros },
             Upload { buffer: dstates, range: StateSlot::Last.range(at.shape), data: last },
         ])
@@ -209,48 +210,51 @@ impl ChunkedRun for BackwardRun<'_> {
         let t = training_buffers(plan);
         vec![
             (t.dparams, 0..self.layout.flat_len()),
-            (t.dx[0].expect("a run of states"), 0..at.shape.x().iter().product()),
+            (
+                t.dx[0].expect("a run with the purpose States has dx"),
+                0..at.shape.x().iter().product(),
+            ),
             (t.dstates, StateSlot::First.range(at.shape)),
             (t.dstates, StateSlot::Reset.range(at.shape)),
         ]
     }
 
     fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
-        let [params, x, h0, reset_state] = results.try_into().expect("four parts asked for");
-        let part = Gradients {
+        let [params, x, h0, reset_state] = results.try_into().expect("four reads were queued");
+        let gradients = Gradients {
             params: Params::from_flat(self.layout.clone(), params),
-            x: array(at.shape.x(), x),
-            h0: array(at.shape.state(), h0),
-            reset_state: array(at.shape.state(), reset_state),
+            x: to_array(at.shape.x(), x),
+            h0: to_array(at.shape.state(), h0),
+            reset_state: to_array(at.shape.state(), reset_state),
         };
         match &mut self.gradients {
-            Some(whole) => whole.insert(&part, at.chunk, self.shape.layout),
-            whole => *whole = Some(part),
+            Some(whole) => whole.insert(&gradients, at.chunk, self.shape.layout),
+            whole => *whole = Some(gradients),
         }
         Ok(())
     }
 }
 
 fn training_buffers(plan: &Plan) -> &TrainingBuffers {
-    plan.run_buffers().training.as_ref().expect("a tape's plan is a training plan")
+    plan.run_buffers().training.as_ref().expect("a backward pass has a training plan")
 }
 
 impl Output {
-    /// For the outputs of several chunks.
+    /// Allocates the output of a run in several chunks.
     fn zeros(shape: Shape) -> Result<Self> {
         Ok(Self { y: try_array("y", shape.y())?, h_n: try_array("h_n", shape.state())? })
     }
 
-    /// Writes a chunk's part of it.
-    fn insert(&mut self, part: &Self, chunk: &Chunk, layout: Layout) {
-        chunk.of_sequence(self.y.view_mut(), layout).assign(&part.y);
-        // Of several with the same rows the last one counts.
-        chunk.of_states(self.h_n.view_mut()).assign(&part.h_n);
+    /// Writes the output of one chunk.
+    fn insert(&mut self, output: &Self, chunk: &Chunk, layout: Layout) {
+        chunk.of_sequence(self.y.view_mut(), layout).assign(&output.y);
+        // Of several chunks with the same rows, the last one has the run's last states.
+        chunk.of_states(self.h_n.view_mut()).assign(&output.h_n);
     }
 }
 
 impl Gradients {
-    /// For those of several chunks.
+    /// Allocates the gradients of a run in several chunks.
     fn zeros(layout: &ParamLayout, shape: Shape) -> Result<Self> {
         Ok(Self {
             params: Params::zeros_of(layout.clone())?,
@@ -260,14 +264,14 @@ impl Gradients {
         })
     }
 
-    /// Writes a chunk's part of it, or adds what is a sum over all chunks.
-    fn insert(&mut self, part: &Self, chunk: &Chunk, layout: Layout) {
+    /// Writes one chunk's dx and dh0, and adds its gradients of the parameters and the reset state.
+    fn insert(&mut self, gradients: &Self, chunk: &Chunk, layout: Layout) {
         let sum = self.params.as_mut_slice().iter_mut();
-        sum.zip(part.params.as_slice()).for_each(|(sum, &more)| *sum += more);
-        chunk.of_sequence(self.x.view_mut(), layout).assign(&part.x);
-        // Of several with the same rows the first one counts, which comes last.
-        chunk.of_states(self.h0.view_mut()).assign(&part.h0);
+        sum.zip(gradients.params.as_slice()).for_each(|(sum, &more)| *sum += more);
+        chunk.of_sequence(self.x.view_mut(), layout).assign(&gradients.x);
+        // Of several chunks with the same rows, the first one has the run's dh0. It runs last here.
+        chunk.of_states(self.h0.view_mut()).assign(&gradients.h0);
         let mut sum = chunk.of_states(self.reset_state.view_mut());
-        sum += &part.reset_state;
+        sum += &gradients.reset_state;
     }
 }

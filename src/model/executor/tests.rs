@@ -1,4 +1,4 @@
-//! Runs in chunks give the numbers of runs in one.
+//! Runs in several chunks give the results of runs in one chunk.
 
 use ndarray::{Array2, Array3, ArrayD, Axis, Dimension};
 
@@ -16,7 +16,8 @@ use crate::spec::options::RunOptions;
 use crate::spec::params::{Init, ParamLayout, Params};
 use crate::training::learner::{Learner, LearnerConfig};
 
-/// So few that a run of [`STEPS`] and [`ROWS`] has two chunks at least: y alone takes 18 KiB.
+/// Bytes of a storage buffer binding. A run of [`STEPS`] and [`ROWS`] needs at least two chunks,
+/// because y alone takes 18 KiB.
 const BINDING: u64 = 16 << 10;
 const STEPS: usize = 61;
 const ROWS: usize = 11;
@@ -34,36 +35,38 @@ fn assert_close<'a>(
 ) {
     for (at, (got, expected)) in got.into_iter().zip(expected).enumerate() {
         let bound = 1e-4 * (1.0 + expected.abs());
-        assert!((got - expected).abs() < bound, "{case}: {got} for {expected} at {at}");
+        assert!((got - expected).abs() < bound, "{case}: {got}, expected {expected}, at {at}");
     }
 }
 
-/// Everything that a batch can have. Two runs, the second from the states of the first.
-fn run(gru: &Gru, shape: Shape) -> Vec<Array3<f32>> {
+/// Runs a model forward and backward over a batch with all options, twice: the second run starts
+/// from the states of the first. Returns all results.
+fn run_all(gru: &Gru, shape: Shape) -> Vec<Array3<f32>> {
     let [h0, reset_state] = [1, 2].map(|salt| random3(shape.state(), salt));
     let lengths: Vec<_> = (0..ROWS).map(|row| [STEPS, 0, 1, STEPS / 2, 50][row % 5]).collect();
     let mut x = random3(shape.x(), 0);
     for ((i, j, _), x) in x.indexed_iter_mut() {
         let [step, row] = shape.layout.order(i, j);
-        // Padding, which nothing looks at.
+        // Padding is ignored.
         *x = if step < lengths[row] { *x } else { f32::NAN };
     }
     let [outer, inner] = shape.layout.order(STEPS, ROWS);
     let resets = Array2::from_shape_fn((outer, inner), |at| {
         let [step, row] = shape.layout.order(at.0, at.1);
-        // Some of them where chunks meet.
+        // Some resets are at the borders of chunks.
         step % 7 == row || step == 0 && row == 3 || (28..34).contains(&step) && row % 2 == 0
     });
     let batch = Batch::new(x.view()).with_layout(shape.layout).with_lengths(&lengths);
     let batch = batch.with_resets(resets.view()).with_reset_state(reset_state.view());
     let batch = batch.with_seed(7);
-    let used = gru.forward(batch.with_h0(h0.view())).unwrap();
+    let inference = gru.forward(batch.with_h0(h0.view())).unwrap();
     let (first, tape) = gru.forward_train(batch.with_h0(h0.view())).unwrap();
     let state = tape.state().unwrap();
-    let on = gru.forward_from(&state, batch).unwrap();
+    let inference_from = gru.forward_from(&state, batch).unwrap();
     let (second, next) = gru.forward_train_from(&state, batch).unwrap();
     let (dy, dh_n) = (random3(shape.y(), 3), random3(shape.state(), 4));
-    let mut all = vec![used.y, used.h_n, first.y, first.h_n, on.y, on.h_n, second.y, second.h_n];
+    let outputs = [inference, first, inference_from, second];
+    let mut all: Vec<_> = outputs.into_iter().flat_map(|output| [output.y, output.h_n]).collect();
     all.push(state.to_array().unwrap());
     for (tape, dh_n) in [(tape, Some(dh_n.view())), (next, None)] {
         let grads = gru.backward(tape, Some(dy.view()), dh_n).unwrap();
@@ -96,7 +99,9 @@ fn a_run_in_chunks_gives_the_same_numbers() {
             assert!(chunks.len() > 1 && by_steps == (direction != Direction::Both));
         }
         let case = format!("{config}, {layout:?}");
-        for (at, (got, expected)) in run(&gru, shape).iter().zip(run(&cpu, shape)).enumerate() {
+        for (at, (got, expected)) in
+            run_all(&gru, shape).iter().zip(run_all(&cpu, shape)).enumerate()
+        {
             assert_eq!(got.dim(), expected.dim());
             assert_close(got, &expected, &format!("{case}, array {at}"));
         }
@@ -104,7 +109,7 @@ fn a_run_in_chunks_gives_the_same_numbers() {
 }
 
 #[test]
-fn a_network_is_used_and_trained_in_chunks() {
+fn a_network_runs_and_trains_in_chunks() {
     let device = test_device_with_bindings(BINDING);
     for (direction, layout, head) in [
         (Direction::Forward, Layout::TimeMajor, Head::every_step(2)),
@@ -157,9 +162,9 @@ fn a_network_is_used_and_trained_in_chunks() {
     }
 }
 
-/// The chunks of a profile's run, and a run that no chunks make possible.
+/// A profile of a run in chunks works. A run that does not fit in chunks is refused.
 #[test]
-fn what_cannot_be_cut_is_refused() {
+fn a_run_that_cannot_be_cut_is_refused() {
     let device = test_device_with_bindings(BINDING);
     let config = GruConfig::pytorch(3, 7).with_direction(Direction::Both);
     let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();

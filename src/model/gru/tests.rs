@@ -1,4 +1,4 @@
-//! Runs on adapters span by span, lost devices, kept memory.
+//! Runs with gates of a few steps at a time, lost devices, kept memory.
 
 use ndarray::Array3;
 
@@ -9,7 +9,7 @@ use crate::spec::config::{Direction, Layout, Reset};
 use crate::spec::options::Recurrence;
 
 #[test]
-fn a_lost_device_is_said_to_be_lost_by_every_call() {
+fn every_call_reports_a_lost_device() {
     let (device, gpu) = test_device();
     let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
     let x = Array3::ones((4, 2, 2));
@@ -37,7 +37,7 @@ fn a_lost_device_is_said_to_be_lost_by_every_call() {
 }
 
 #[test]
-fn an_error_goes_to_the_thread_that_caused_it() {
+fn an_error_is_reported_to_the_thread_that_caused_it() {
     let (device, gpu) = test_device();
     let gru = Gru::new(GruConfig::new(2, 3), Init::Uniform, 1, &device).unwrap();
     let x = Array3::ones((4, 2, 2));
@@ -59,15 +59,15 @@ fn an_error_goes_to_the_thread_that_caused_it() {
         });
         scope.spawn(|| {
             for _ in 0..20 {
-                gru.forward(x.view()).expect("another thread's error");
+                gru.forward(x.view()).expect("no error of another thread");
             }
         });
     });
 }
 
-/// Some 800 bytes of gates a step, and room for 5 to 20 of them.
+/// The gates of a step take about 800 bytes, and a binding has room for 5 to 20 steps.
 #[test]
-fn inference_span_by_span_gives_the_same_numbers() {
+fn inference_with_gates_of_a_few_steps_at_a_time_gives_the_same_numbers() {
     let device = test_device_with_bindings(16 << 10);
     for (direction, layers) in [
         (Direction::Forward, 1),
@@ -87,7 +87,7 @@ fn inference_span_by_span_gives_the_same_numbers() {
                     let plan = gru.plan(shape, Mode::Inference).unwrap();
                     let gates = plan.buffer("gates").unwrap();
                     let all = shape.directions * 41 * 7 * 4 * 7;
-                    assert!(plan.buffers()[gates.index()].len < all, "all at once");
+                    assert!(plan.buffers()[gates.index()].len < all, "the gates of all steps fit");
                     let x = Array3::from_shape_fn(shape.x(), |(i, j, k)| {
                         ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
                     });
@@ -105,10 +105,10 @@ fn inference_span_by_span_gives_the_same_numbers() {
     }
 }
 
-/// The same bindings: two or three buffers of gates a layer, kept for the backward pass or made
-/// again.
+/// With the same bindings a layer has two or three buffers of gates, which the backward pass reads,
+/// or one buffer with recomputed gates.
 #[test]
-fn training_span_by_span_gives_the_same_numbers() {
+fn training_with_gates_of_a_few_steps_at_a_time_gives_the_same_numbers() {
     let device = test_device_with_bindings(16 << 10);
     for (direction, layers) in
         [(Direction::Forward, 2), (Direction::Reverse, 1), (Direction::Both, 2)]
@@ -128,10 +128,13 @@ fn training_span_by_span_gives_the_same_numbers() {
                 gru.with_options(options.with_recompute(recompute))
             });
             let plan = gru.plan(shape, Mode::Training).unwrap();
-            let of_gates = |b: &&BufferSpec| b.name.starts_with("gates");
+            let is_gates = |b: &&BufferSpec| b.name.starts_with("gates");
             let (buffers, all) = (plan.buffers(), shape.directions * 41 * 7 * 4 * 7);
-            assert!(buffers.iter().filter(of_gates).all(|b| b.len < all), "all at once");
-            assert_eq!(buffers.iter().filter(of_gates).count() == 1, recompute);
+            assert!(
+                buffers.iter().filter(is_gates).all(|b| b.len < all),
+                "the gates of all steps fit"
+            );
+            assert_eq!(buffers.iter().filter(is_gates).count() == 1, recompute);
             let numbers = |shape: [usize; 3]| {
                 Array3::from_shape_fn(shape, |(i, j, k)| {
                     ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
@@ -154,9 +157,9 @@ fn training_span_by_span_gives_the_same_numbers() {
     }
 }
 
-/// That what stood there counts for nothing is tested in `cpu/tests.rs`.
+/// `cpu/tests.rs` tests that the old contents of the memory do not change the results.
 #[test]
-fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
+fn a_training_run_reuses_the_memory_of_the_last_run_of_its_shape() {
     let config = GruConfig::pytorch(3, 5).with_layers(2).with_zoneout(0.2);
     let new = || Gru::new(config.clone(), Init::Uniform, 1, &Device::cpu()).unwrap();
     let run = |gru: &Gru, steps: usize, value: f32| {
@@ -164,7 +167,7 @@ fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
         let lengths = [steps, 0, 1, steps - 1];
         let batch = Batch::new(x.view()).with_lengths(&lengths).with_seed(3);
         let (output, tape) = gru.forward_train(batch).unwrap();
-        assert!(lock(&gru.cached_trace).is_none(), "a tape holds the memory, or nobody");
+        assert!(lock(&gru.cached_trace).is_none(), "the tape holds the memory");
         let dh_n = Array3::ones((2, 4, 5));
         (output, gru.backward(tape, None, Some(dh_n.view())).unwrap())
     };
@@ -178,7 +181,7 @@ fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
             assert_eq!(got, run(&new(), steps, value), "{steps} {value}");
         }
     }
-    // Two tapes at once: the memory of one of them is kept.
+    // With two tapes at once, the model keeps the memory of one.
     let x = Array3::ones((7, 4, 3));
     let tapes = [1, 2].map(|seed| gru.forward_train(Batch::new(x.view()).with_seed(seed)));
     for tape in tapes {
@@ -186,7 +189,7 @@ fn the_memory_of_one_training_run_is_kept_for_the_next_of_its_shape() {
         gru.backward(tape.unwrap().1, None, Some(dh_n.view())).unwrap();
     }
     assert_eq!(kept(&gru), Some(config.shape(7, 4).unwrap()));
-    // A tape that is dropped takes its memory along.
+    // Dropping a tape frees its memory.
     drop(gru.forward_train(Batch::new(x.view()).with_seed(1)).unwrap());
     assert_eq!(kept(&gru), None);
 }

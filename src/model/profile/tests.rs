@@ -1,4 +1,4 @@
-//! A profile holds every dispatch once, and changes no number.
+//! A profile contains every dispatch once. A profiled run does not change the next run's results.
 
 use super::*;
 use crate::model::device::{Device, test_device};
@@ -7,7 +7,7 @@ use crate::spec::options::{Recurrence, RunOptions};
 use crate::spec::params::Init;
 use ndarray::Array3;
 
-/// Of a model of two layers in both directions.
+/// Profiles a model of two layers in both directions. Returns the profile and the plan's stages.
 fn profile(
     device: &Device,
     config: GruConfig,
@@ -23,7 +23,7 @@ fn profile(
     (profile, [plan.forward(), plan.backward()].concat())
 }
 
-/// Calls, FLOPs and bytes of the plan's dispatches.
+/// Returns the calls, FLOPs and bytes of all dispatches.
 fn sums(stages: &[Stage]) -> [u64; 3] {
     let mut sums = [0; 3];
     for (body, times) in stages.iter().map(Stage::dispatches) {
@@ -36,7 +36,7 @@ fn sums(stages: &[Stage]) -> [u64; 3] {
 }
 
 #[test]
-fn every_dispatch_of_the_plan_is_in_the_profile_once() {
+fn a_profile_contains_every_dispatch_of_the_plan_once() {
     let (device, _) = test_device();
     let plain = RunOptions::default();
     let others = [
@@ -47,59 +47,59 @@ fn every_dispatch_of_the_plan_is_in_the_profile_once() {
     for options in [plain].into_iter().chain(others) {
         for config in [GruConfig::new(4, 5), GruConfig::pytorch(4, 5)] {
             for train in [false, true] {
-                assert_whole(&device, config.clone(), train, options);
+                check_profile(&device, config.clone(), train, options);
             }
         }
     }
-    // And without timestamps.
-    assert_whole(&device.with_default_limits().unwrap(), GruConfig::new(4, 5), true, plain);
+    // Default limits come without timestamps.
+    check_profile(&device.with_default_limits().unwrap(), GruConfig::new(4, 5), true, plain);
 }
 
-fn assert_whole(device: &Device, config: GruConfig, train: bool, options: RunOptions) {
+fn check_profile(device: &Device, config: GruConfig, train: bool, options: RunOptions) {
     let (profile, stages) = profile(device, config, train, options);
-    let rows = &profile.kernels;
-    let of_rows = [
-        rows.iter().map(|row| row.calls as u64).sum(),
-        rows.iter().map(|row| row.flops).sum(),
-        rows.iter().map(|row| row.bytes).sum::<u64>(),
+    let kernels = &profile.kernels;
+    let profiled = [
+        kernels.iter().map(|kernel| kernel.calls as u64).sum(),
+        kernels.iter().map(|kernel| kernel.flops).sum(),
+        kernels.iter().map(|kernel| kernel.bytes).sum::<u64>(),
     ];
-    assert_eq!(of_rows, sums(&stages), "{rows:?}");
-    assert!(rows.is_sorted_by_key(|row| std::cmp::Reverse(row.time)));
-    let time: Duration = rows.iter().map(|row| row.time).sum();
+    assert_eq!(profiled, sums(&stages), "{kernels:?}");
+    assert!(kernels.is_sorted_by_key(|kernel| std::cmp::Reverse(kernel.time)));
+    let time: Duration = kernels.iter().map(|kernel| kernel.time).sum();
     assert_eq!(time, profile.compute());
     assert!(train || profile.backward == Duration::ZERO);
-    let labels = rows.iter().map(|row| &row.label);
+    let labels = kernels.iter().map(|kernel| &kernel.label);
     let named = |word: &str| labels.clone().any(|label| label.contains(word));
-    assert!(!named("l0") && !named("l1") && !named("reverse"), "{rows:?}");
+    assert!(!named("l0") && !named("l1") && !named("reverse"), "{kernels:?}");
 }
 
 #[test]
-fn a_label_says_what_and_not_where() {
+fn labels_lose_their_steps_layer_and_direction() {
     for label in ["dx = da", "l1: dx = da", "l0: reverse: dx = da", "reverse: dx = da"] {
-        assert_eq!(without_cell(label), "dx = da");
+        assert_eq!(strip_cell(label), "dx = da");
     }
     for label in ["0 to 15: l0: r, z; h'", "16 down to 0: r, z; h'", "r, z; h'"] {
-        assert_eq!(without_cell(label), "r, z; h'");
+        assert_eq!(strip_cell(label), "r, z; h'");
     }
-    assert_eq!(without_cell("other: dx = da"), "other: dx = da");
+    assert_eq!(strip_cell("other: dx = da"), "other: dx = da");
 }
 
 #[test]
-fn more_dispatches_than_a_query_set_holds_are_all_timed() {
+fn a_run_of_more_dispatches_than_a_query_set_holds_is_timed_whole() {
     let (device, gpu) = test_device();
     let gru = Gru::new(GruConfig::pytorch(1, 1), Init::Uniform, 1, &device).unwrap();
     let x = Array3::ones((2100, 1, 1));
-    let step = crate::spec::options::RunOptions::default()
-        .with_recurrence(crate::spec::options::Recurrence::Step);
-    let profile = gru.with_options(step).profile(&x, None).unwrap();
-    let calls: usize = profile.kernels.iter().map(|row| row.calls).sum();
+    let options = RunOptions::default().with_recurrence(Recurrence::Step);
+    let profile = gru.with_options(options).profile(&x, None).unwrap();
+    let calls: usize = profile.kernels.iter().map(|kernel| kernel.calls).sum();
     assert_eq!(calls, 2101);
-    let clock = if gpu.tick().is_some() { Clock::Adapter } else { Clock::Host };
-    assert_eq!(profile.clock, clock);
+    let expected =
+        if gpu.timestamp_period().is_some() { TimeSource::Adapter } else { TimeSource::Host };
+    assert_eq!(profile.time_source, expected);
 }
 
 #[test]
-fn a_timed_run_leaves_the_next_ones_numbers_as_they_were() {
+fn a_timed_run_does_not_change_the_next_runs_results() {
     let (device, _) = test_device();
     let gru = Gru::new(GruConfig::new(4, 5), Init::Uniform, 1, &device).unwrap();
     let gru = gru.with_options(RunOptions::default().with_recompute(true));
@@ -119,15 +119,15 @@ fn a_timed_run_leaves_the_next_ones_numbers_as_they_were() {
 }
 
 #[test]
-fn the_cpu_has_one_time_and_no_kernels() {
+fn a_profile_on_the_cpu_has_no_kernels_and_no_transfers() {
     let plain = RunOptions::default();
     let (profile, _) = profile(&Device::cpu(), GruConfig::new(4, 5), true, plain);
-    assert!(profile.kernels.is_empty() && profile.clock == Clock::Host);
+    assert!(profile.kernels.is_empty() && profile.time_source == TimeSource::Host);
     assert_eq!((profile.upload, profile.download), (Duration::ZERO, Duration::ZERO));
 }
 
 #[test]
-fn what_cannot_run_cannot_be_timed() {
+fn timing_refuses_a_gradient_of_the_wrong_shape() {
     let (device, _) = test_device();
     for device in [Device::cpu(), device] {
         let gru = Gru::new(GruConfig::new(4, 5), Init::Uniform, 1, &device).unwrap();

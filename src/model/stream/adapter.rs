@@ -1,4 +1,4 @@
-//! [`AdapterStream`]: a stream's sessions over one buffer of states.
+//! [`AdapterStream`]: a stream on an adapter, with sessions that share one buffer of states.
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut3};
 
@@ -18,44 +18,47 @@ use crate::spec::element::ElementType::F32;
 #[derive(Debug)]
 pub(super) struct AdapterStream {
     gpu: Gpu,
-    /// One for each length of chunk, all over the same states.
+    /// One session for each chunk length. All use the same states.
     sessions: Vec<Session>,
-    /// `[3, L, B, H]`; from step to step the first and the last third change places.
+    /// `[3, L, B, H]`. The first and the last third swap roles after each step.
     states: wgpu::Buffer,
-    /// Which third the next step starts from: the first (0) or the last (1).
+    /// The third that the next step starts from: the first (0) or the last (1).
     parity: usize,
-    /// `[L, B, H]`, where resets do not go back to zeros.
+    /// `[L, B, H]`; `None` if resets restore zeros.
     reset_state: Option<wgpu::Buffer>,
     /// `None` over a caller's own buffers.
     staging: Option<Staging>,
-    /// A step was not waited for to its end, or failed in it.
+    /// True if a step failed on the device or its future was dropped.
     interrupted: bool,
 }
 
-/// What a step's x and y go through, on the host's side.
+/// The staging buffers, which the host maps, for a step's x and y.
 #[derive(Debug)]
 struct Staging {
-    up: wgpu::Buffer,
-    down: wgpu::Buffer,
+    upload: wgpu::Buffer,
+    download: wgpu::Buffer,
 }
 
 impl Staging {
-    /// For the longest chunk.
+    /// Makes staging buffers for the longest chunk.
     async fn new(gpu: &Gpu, shapes: &[Shape]) -> Result<Self> {
-        let longest = shapes.iter().max_by_key(|shape| shape.steps).expect("at least one");
+        let longest = shapes
+            .iter()
+            .max_by_key(|shape| shape.steps)
+            .expect("a stream has at least one chunk length");
         let [x, y] = [longest.x(), longest.y()].map(|shape| F32.bytes(shape.iter().product()));
         let make = || {
-            let up = gpu.staging("stream.up", x, wgpu::MapMode::Write);
-            let down = gpu.staging("stream.down", y, wgpu::MapMode::Read);
-            Ok(Self { up, down })
+            let upload = gpu.staging("stream.upload", x, wgpu::MapMode::Write);
+            let download = gpu.staging("stream.download", y, wgpu::MapMode::Read);
+            Ok(Self { upload, download })
         };
         gpu.guard(make).await
     }
 }
 
 impl AdapterStream {
-    /// Over the caller's `buffers`, or over buffers of its own, which arrays are copied to and
-    /// from.
+    /// Makes a stream over the caller's `buffers`. Without them the stream has its own buffers and
+    /// copies arrays to and from them.
     pub async fn new(
         pool: &SessionPool,
         gru: &Gru,
@@ -74,9 +77,9 @@ impl AdapterStream {
         let mut sessions = Vec::new();
         for plan in plans {
             let run = plan.run_buffers();
-            let mut bound = vec![(run.states, BufferBinding::from(&states))];
-            bound.extend(buffers.iter().flat_map(|buffers| buffers.bound(run)));
-            sessions.push(pool.make(plan, &bound).await?);
+            let mut bindings = vec![(run.states, BufferBinding::from(&states))];
+            bindings.extend(buffers.iter().flat_map(|buffers| buffers.bindings(run)));
+            sessions.push(pool.create_session(plan, &bindings).await?);
         }
         let staging = match buffers {
             Some(_) => None,
@@ -86,7 +89,7 @@ impl AdapterStream {
         Ok(Self { gpu, sessions, states, parity, reset_state, staging, interrupted })
     }
 
-    /// Whether it is over a caller's own buffers.
+    /// True if the stream is over a caller's own buffers.
     pub fn is_over_buffers(&self) -> bool {
         self.staging.is_none()
     }
@@ -96,12 +99,12 @@ impl AdapterStream {
         shape: Shape,
         given: ArrayView3<'_, f32>,
     ) -> Result<()> {
-        let third = StateSlot::Reset.range(shape).start;
+        let first = StateSlot::Reset.range(shape).start;
         let make = || {
             let buffer = self.gpu.buffer("reset_state", F32.bytes(given.len()));
             upload(&self.gpu, &buffer, 0, given);
-            // Where a caller's step flags have the kernels look for it.
-            upload(&self.gpu, &self.states, third, given);
+            // Kernels read the reset state here, for resets in a caller's step flags.
+            upload(&self.gpu, &self.states, first, given);
             Ok(buffer)
         };
         self.reset_state = Some(self.gpu.guard(make).await?);
@@ -109,7 +112,7 @@ impl AdapterStream {
     }
 
     pub async fn set_state(&mut self, shape: Shape, given: ArrayView3<'_, f32>) -> Result<()> {
-        let first = self.now().range(shape).start;
+        let first = self.current_slot().range(shape).start;
         let write = || {
             upload(&self.gpu, &self.states, first, given);
             Ok(())
@@ -117,7 +120,7 @@ impl AdapterStream {
         self.gpu.guard(write).await
     }
 
-    /// The states `[L, B, H]`, with the resets that were asked for.
+    /// Applies the pending resets and reads the states `[L, B, H]`.
     pub async fn read_state(
         &mut self,
         shape: Shape,
@@ -131,32 +134,32 @@ impl AdapterStream {
             Ok(())
         };
         self.gpu.guard(submit).await?;
-        let range = self.now().range(shape);
-        let parts = [(&self.states, range.start, range.len())];
-        let read = self.gpu.download(&parts, wait).await?.swap_remove(0);
-        Ok(Array3::from_shape_vec(shape.state(), read).expect("as many as it holds"))
+        let range = self.current_slot().range(shape);
+        let sources = [(&self.states, range.start, range.len())];
+        let read = self.gpu.download(&sources, wait).await?.swap_remove(0);
+        Ok(Array3::from_shape_vec(shape.state(), read).expect("the length matches"))
     }
 
-    /// The third of `states` that the next step starts from.
-    fn now(&self) -> StateSlot {
+    /// Returns the third of `states` that the next step starts from.
+    fn current_slot(&self) -> StateSlot {
         if self.parity == 0 { StateSlot::First } else { StateSlot::Last }
     }
 
-    /// Writes fresh states to the rows that ask for them, and forgets that they asked.
+    /// Encodes writes of the reset state to the rows to reset, and clears `resets`.
     fn encode_resets(&self, shape: Shape, resets: &mut [bool], encoder: &mut wgpu::CommandEncoder) {
         let Shape { batch, hidden, layers, .. } = shape;
-        let now = self.now().range(shape).start;
+        let current = self.current_slot().range(shape).start;
         let mut row = 0;
         while let Some(skipped) = resets[row..].iter().position(|&reset| reset) {
             let first = row + skipped;
             let rows = resets[first..].iter().take_while(|&&reset| reset).count();
             for layer in 0..layers {
                 let from = (layer * batch + first) * hidden;
-                let [from, to, len] = [from, now + from, rows * hidden].map(|n| F32.bytes(n));
+                let [from, to, len] = [from, current + from, rows * hidden].map(|n| F32.bytes(n));
                 match &self.reset_state {
                     None => encoder.clear_buffer(&self.states, to, Some(len)),
-                    Some(fresh) => {
-                        encoder.copy_buffer_to_buffer(fresh, from, &self.states, to, len);
+                    Some(reset_state) => {
+                        encoder.copy_buffer_to_buffer(reset_state, from, &self.states, to, len);
                     }
                 }
             }
@@ -165,7 +168,7 @@ impl AdapterStream {
         resets.fill(false);
     }
 
-    /// Puts the resets that were asked for and a chunk's pass into `encoder`.
+    /// Encodes the pending resets and a chunk's pass into `encoder`.
     pub fn encode(
         &mut self,
         chunk: usize,
@@ -178,7 +181,7 @@ impl AdapterStream {
         self.parity = 1 - self.parity;
     }
 
-    /// Takes x of a chunk and writes its y.
+    /// Runs a chunk: uploads x, waits, and writes y.
     pub async fn step(
         &mut self,
         chunk: usize,
@@ -188,36 +191,37 @@ impl AdapterStream {
         mut y: ArrayViewMut3<'_, f32>,
         wait: Wait,
     ) -> Result<()> {
-        let Some(Staging { up, down }) = &self.staging else {
+        let Some(Staging { upload, download }) = &self.staging else {
             return Err(Error::Conflict {
                 what: "a stream over a caller's buffers and a step over arrays",
-                why: "encode its steps instead",
+                why: "use Gru::encode_step",
             });
         };
-        let (up, down) = (up.clone(), down.clone());
+        let (upload, download) = (upload.clone(), download.clone());
         if self.interrupted {
             return Err(Error::Interrupted { what: "stream" });
         }
         self.interrupted = true;
         let gpu = self.gpu.clone();
         let submit = || {
-            write_mapped(&up, x)?;
-            up.unmap();
+            write_mapped(&upload, x)?;
+            upload.unmap();
             let run = self.sessions[chunk].plan().run_buffers();
             let [run_x, run_y] = [run.x, run.y].map(|id| self.sessions[chunk].buffer(id).clone());
             let mut encoder = gpu.encoder("stream");
-            encoder.copy_buffer_to_buffer(&up, 0, &run_x, 0, F32.bytes(x.len()));
+            encoder.copy_buffer_to_buffer(&upload, 0, &run_x, 0, F32.bytes(x.len()));
             self.encode(chunk, shape, resets, &mut encoder);
-            encoder.copy_buffer_to_buffer(&run_y, 0, &down, 0, F32.bytes(y.len()));
+            encoder.copy_buffer_to_buffer(&run_y, 0, &download, 0, F32.bytes(y.len()));
             gpu.submit(encoder.finish());
             Ok(())
         };
         gpu.guard(submit).await?;
-        gpu.map(&down, wgpu::MapMode::Read, F32.bytes(y.len()), "a step of a stream", wait).await?;
-        gpu.read_mapped(&down, y.len(), |read| {
+        gpu.map(&download, wgpu::MapMode::Read, F32.bytes(y.len()), "a step of a stream", wait)
+            .await?;
+        gpu.read_mapped(&download, y.len(), |read| {
             y.iter_mut().zip(read).for_each(|(y, &read)| *y = read);
         })?;
-        gpu.map(&up, wgpu::MapMode::Write, up.size(), "a step of a stream", wait).await?;
+        gpu.map(&upload, wgpu::MapMode::Write, upload.size(), "a step of a stream", wait).await?;
         self.interrupted = false;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A step makes nothing.
+//! A stream's step makes no GPU resources.
 
 use super::*;
 use crate::gpu::context::Gpu;
@@ -7,8 +7,8 @@ use crate::spec::config::GruConfig;
 use crate::spec::element::ElementType::F32;
 use crate::spec::params::Init;
 
-/// What is alive on a device, and how many allocations hold it.
-fn alive(gpu: &Gpu) -> [isize; 6] {
+/// Counts the live resources and memory allocations of a device.
+fn count_resources(gpu: &Gpu) -> [isize; 6] {
     let counters = gpu.device().get_internal_counters().hal;
     [
         counters.buffers.read(),
@@ -29,41 +29,41 @@ fn a_step_makes_no_buffer_no_bind_group_and_no_pipeline() {
     stream.set_reset_state(Array3::ones((2, 4, 5)).view()).unwrap();
     let mut y = Array3::zeros((3, 4, 5));
     let x = Array3::ones((3, 4, 3));
-    let mut take = |steps: usize, row: usize| {
+    let mut run_step = |steps: usize, row: usize| {
         stream.reset_row(row).unwrap();
         let x = x.slice(s![..steps, .., ..]);
         gru.step(&mut stream, x, y.slice_mut(s![..steps, .., ..])).unwrap();
     };
-    // The parameters go up with the first step.
-    take(1, 0);
+    // The first step uploads the parameters.
+    run_step(1, 0);
     gpu.wait().unwrap();
-    let (made, before) = (gpu.created(), alive(&gpu));
+    let (made, before) = (gpu.created(), count_resources(&gpu));
     assert!(before[0] > 0 && before[3] > 0, "{before:?}");
     for step in 0..100 {
-        take(if step % 2 == 0 { 1 } else { 3 }, step % 4);
-        // Between two steps nothing new is alive, and nothing was made to be dropped again.
-        assert_eq!((gpu.created(), alive(&gpu)), (made, before), "step {step}");
+        run_step(if step % 2 == 0 { 1 } else { 3 }, step % 4);
+        // A step adds no live resource, and makes none that it drops again.
+        assert_eq!((gpu.created(), count_resources(&gpu)), (made, before), "step {step}");
     }
 }
 
 #[test]
-fn encoding_a_step_makes_nothing_either() {
+fn encoding_a_step_makes_no_resources() {
     let (device, gpu) = test_device();
     let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &device).unwrap();
     let [x, y] = [("x", 12), ("y", 20)].map(|(name, len)| gpu.buffer(name, F32.bytes(len)));
     let buffers = Buffers::new(x.as_entire_buffer_binding(), y.as_entire_buffer_binding());
     let mut stream = gru.stream_over(4, &[1], &buffers).unwrap();
-    let mut take = || {
+    let mut run_step = || {
         stream.reset_row(2).unwrap();
         let mut encoder = gpu.encoder("test");
         gru.encode_step(&mut stream, 1, &mut encoder).unwrap();
         gpu.submit(encoder.finish());
         gpu.wait().unwrap();
     };
-    take();
-    let (made, before) = (gpu.created(), alive(&gpu));
+    run_step();
+    let (made, before) = (gpu.created(), count_resources(&gpu));
     for _ in 0..100 {
-        take();
-        assert_eq!((gpu.created(), alive(&gpu)), (made, before));
+        run_step();
+        assert_eq!((gpu.created(), count_resources(&gpu)), (made, before));
     }
 }

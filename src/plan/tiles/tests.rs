@@ -1,5 +1,5 @@
-//! The tiles that the rules choose, for shapes and adapters of all kinds. A change here is a change
-//! of performance: measure it.
+//! The tiles that the rules choose, for shapes and adapters of all kinds. A change here changes
+//! performance: measure it.
 
 use Recurrence::{Auto, Sequence, Step};
 use Reset::{After, Before};
@@ -22,8 +22,8 @@ const TIGHT: DeviceCaps = caps(8, 64, false);
 const SOFTWARE: DeviceCaps = caps(32, 1024, true);
 const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true);
 
-/// Of the forward and of the backward kernel: quads of units, split-K lanes, quads of rows, quads
-/// of k in the workgroup's memory, accumulators, and 1 for whole sequences.
+/// Returns for the forward and the backward kernel: quads of units, split-K lanes, quads of rows,
+/// quads along k in workgroup memory, accumulators, and 1 for whole sequences.
 fn chosen(
     caps: &DeviceCaps,
     recurrence: Recurrence,

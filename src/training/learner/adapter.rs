@@ -59,7 +59,7 @@ impl AdapterBackend {
             (buffers.loss, BufferBinding::from(&accumulator.loss)),
         ];
         network.gru().acquire_params().await?;
-        let mut update = pool.make_with(plan, buffers.params, &bound).await?;
+        let mut update = pool.create_session_with(plan, buffers.params, &bound).await?;
         for (buffer, data) in
             [(buffers.first_moment, &moments.first), (buffers.second_moment, &moments.second)]
         {

@@ -1,4 +1,4 @@
-//! Arrays whose headers nearly fit.
+//! Fuzzes the `.npy` reader with arrays whose headers are nearly valid.
 #![no_main]
 
 use std::io::Cursor;
@@ -66,7 +66,7 @@ fn made(input: &Input<'_>) -> Vec<u8> {
 
 fuzz_target!(|input: Input<'_>| {
     let bytes = made(&input);
-    // For the seeds that tests/fuzzed.rs reads.
+    // Writes a seed file for tests/formats/fuzzed.rs.
     if let Ok(path) = std::env::var("FUZZ_WRITE_FILE") {
         std::fs::write(path, &bytes).unwrap();
     }

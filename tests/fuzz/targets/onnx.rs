@@ -1,4 +1,4 @@
-//! Models whose nodes nearly make a GRU, or a stack of them.
+//! Fuzzes the ONNX reader with models whose nodes are nearly a GRU or a stack of GRUs.
 #![no_main]
 
 #[path = "../../common/proto.rs"]
@@ -56,7 +56,7 @@ enum Dim {
 
 #[derive(Arbitrary, Debug)]
 enum Data<'a> {
-    /// As many bytes as the shape takes.
+    /// The number of bytes that the shape takes, all of this value.
     Fitting(u8),
     Raw(&'a [u8]),
     Floats(Vec<f32>),
@@ -65,17 +65,18 @@ enum Data<'a> {
     External(&'a str, &'a str, u64),
 }
 
-/// Layers that follow each other.
+/// A stack of GRU layers.
 #[derive(Arbitrary, Debug)]
 struct Stack {
-    /// Weights that nodes cut and join.
+    /// True to pass the weights through nodes that split and join them.
     rearranged: bool,
     input: u8,
     hidden: u8,
     layers: u8,
     both: bool,
     bias: bool,
-    way: u8,
+    /// Selects the nodes between two layers: Squeeze, or Transpose and Reshape.
+    joint: u8,
     attributes: u8,
 }
 
@@ -245,7 +246,7 @@ fn stack(of: &Stack) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         nodes.push(node("GRU", &inputs, &[&all], &attributes));
         let order =
             attribute("perm", [0, 2, 1, 3].into_iter().flat_map(|axis| int(8, axis)).collect());
-        match of.way % 3 {
+        match of.joint % 3 {
             0 => nodes.push(node("Squeeze", &[&all, "one"], &[&y], &[])),
             _ => {
                 nodes.push(node("Transpose", &[&all], &[&turned], &[order]));
@@ -281,7 +282,7 @@ fn made(input: &Input<'_>) -> Vec<u8> {
 
 fuzz_target!(|input: Input<'_>| {
     let file = made(&input);
-    // For the seeds that tests/fuzzed.rs reads.
+    // Writes a seed file for tests/formats/fuzzed.rs.
     if let Ok(path) = std::env::var("FUZZ_WRITE_FILE") {
         std::fs::write(path, &file).unwrap();
     }
@@ -291,7 +292,7 @@ fuzz_target!(|input: Input<'_>| {
             assert!(read.params.as_slice().iter().all(|number| number.is_finite()));
             let config = read.params.layout().config();
             assert_eq!(read.nodes.len(), config.layers);
-            // What was read can be written, but for what ONNX has no words for, and read again.
+            // A model that was read can be written, unless ONNX cannot express it, and read again.
             let mut written = Vec::new();
             if onnx::write(&mut written, &read.params, &onnx::Inputs::new()).is_ok() {
                 let again = onnx::read(Cursor::new(&written), &onnx::OnnxOptions::new()).unwrap();

@@ -1,4 +1,4 @@
-//! Files with a header of tensors that nearly make a GRU.
+//! Fuzzes the safetensors readers with files whose tensors are nearly a GRU.
 #![no_main]
 
 use std::fmt::Write;
@@ -31,7 +31,7 @@ enum Size {
     Any(u64),
 }
 
-/// A whole GRU's tensors.
+/// The tensors of a complete GRU.
 #[derive(Arbitrary, Debug)]
 struct Gru {
     input: u8,
@@ -43,7 +43,7 @@ struct Gru {
     prefix: u8,
 }
 
-/// Of one tensor of a GRU.
+/// A change to one tensor of a GRU.
 #[derive(Arbitrary, Debug)]
 enum Change {
     Drop(u8),
@@ -61,10 +61,12 @@ enum Metadata<'a> {
     Words { input: u8, hidden: u8, layers: u8, direction: u8, variant: u8, odd: Option<&'a str> },
 }
 
-/// How the bytes after the header differ from what it tells.
+/// The tensor data after the header.
 #[derive(Arbitrary, Debug)]
 struct Data {
+    /// Bytes more or fewer than the header describes.
     more: i8,
+    /// The value of every byte.
     value: u8,
 }
 
@@ -111,13 +113,13 @@ fn tensors(made: &[Tensor]) -> Vec<Entry> {
 
 fn gru(gru: &Gru) -> Vec<Entry> {
     let (input, hidden) = (u64::from(gru.input % 5), u64::from(gru.hidden % 5));
-    let ways = if gru.both { &["", "_reverse"][..] } else { &[""] };
+    let suffixes = if gru.both { &["", "_reverse"][..] } else { &[""] };
     let (dtype, width) = *pick(&DTYPES[..3], gru.dtype);
     let mut entries = Vec::new();
     let mut end = 0;
     for layer in 0..u64::from(gru.layers % 4) {
-        for way in ways {
-            let wide = if layer == 0 { input } else { hidden * ways.len() as u64 };
+        for suffix in suffixes {
+            let wide = if layer == 0 { input } else { hidden * suffixes.len() as u64 };
             for (kind, shape) in [
                 ("weight_ih", vec![3 * hidden, wide]),
                 ("weight_hh", vec![3 * hidden, hidden]),
@@ -129,7 +131,7 @@ fn gru(gru: &Gru) -> Vec<Entry> {
             {
                 let first = end;
                 end += width * shape.iter().product::<u64>();
-                let name = format!("{}{kind}_l{layer}{way}", pick(&PREFIXES, gru.prefix));
+                let name = format!("{}{kind}_l{layer}{suffix}", pick(&PREFIXES, gru.prefix));
                 entries.push((name, dtype, shape, [first, end]));
             }
         }
@@ -205,8 +207,9 @@ fn file(entries: &[Entry], words: Option<String>, data: &Data) -> Vec<u8> {
         write!(header, r#""{name}":{{{entry}}},"#).unwrap();
     }
     let header = format!("{}}}", header.trim_end_matches(','));
-    let told = entries.iter().map(|entry| entry.3[1]).max().unwrap_or(0).min(1 << 16);
-    let len = told.saturating_add_signed(if data.more % 4 == 0 { 0 } else { data.more.into() });
+    let described = entries.iter().map(|entry| entry.3[1]).max().unwrap_or(0).min(1 << 16);
+    let len =
+        described.saturating_add_signed(if data.more % 4 == 0 { 0 } else { data.more.into() });
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
     bytes.resize(bytes.len() + len as usize, data.value);
@@ -232,7 +235,7 @@ fn made(input: &Input<'_>) -> Vec<u8> {
 
 fuzz_target!(|input: Input<'_>| {
     let bytes = made(&input);
-    // For the seeds that tests/fuzzed.rs reads.
+    // Writes a seed file for tests/formats/fuzzed.rs.
     if let Ok(path) = std::env::var("FUZZ_WRITE_FILE") {
         std::fs::write(path, &bytes).unwrap();
     }
@@ -247,7 +250,7 @@ fuzz_target!(|input: Input<'_>| {
             assert!(params.layout().head().is_some());
         }
     }
-    // The checksum stands in the way of all but what was written.
+    // The checksum refuses nearly every file that this crate did not write.
     if let Ok(checkpoint) = Checkpoint::read(Cursor::new(&bytes)) {
         assert!(checkpoint.learner_config.validate().is_ok());
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use gru_wgpu::{Clock, Device, DeviceKind, Gru, KernelTime, Profile};
+use gru_wgpu::{Device, DeviceKind, Gru, KernelTime, Profile, TimeSource};
 use ndarray::Array3;
 
 use super::memory;
@@ -58,7 +58,7 @@ pub struct Measurement {
     pub backward: f64,
     pub compute: f64,
     pub download: f64,
-    pub clock: Clock,
+    pub time_source: TimeSource,
     /// The dispatches of a run and the bytes of its buffers, from the plan. `None` on the CPU.
     pub planned: Option<(usize, u64)>,
     /// With `--profile`.
@@ -111,7 +111,7 @@ fn measure(
         backward: of(|t| t.backward),
         compute: of(Profile::compute),
         download: of(|t| t.download),
-        clock: times[0].clock,
+        time_source: times[0].time_source,
         planned,
         profile: profile
             .then(|| runs.profile(repeats.unwrap_or(MIN_CALLS).min(MIN_CALLS)))

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use gru_wgpu::plan::Mode;
-use gru_wgpu::{Clock, DeviceKind, KernelTime, Reset};
+use gru_wgpu::{DeviceKind, KernelTime, Reset, TimeSource};
 use serde_json::{Value, json};
 
 use super::measure::{BenchDevice, KernelProfile, Measurement, ms};
@@ -63,9 +63,9 @@ pub fn legend(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -
     )?;
     let mut written: Vec<String> = Vec::new();
     for row in rows.iter().filter(|row| row.planned.is_some()) {
-        let clock = match row.clock {
-            Clock::Adapter => "the adapter's timestamps",
-            Clock::Host => "the host's clock: it has no timestamps",
+        let clock = match row.time_source {
+            TimeSource::Adapter => "the adapter's timestamps",
+            TimeSource::Host => "the host's clock: it has no timestamps",
         };
         let line = format!("compute on the {} is by {clock}", device_name(&row.device));
         if !written.contains(&line) {
@@ -125,9 +125,9 @@ fn write_profile(row: &Measurement, profile: &KernelProfile, out: &mut impl Writ
             format_sig3(kernel.gbytes()),
         ]);
     }
-    let method = match row.clock {
-        Clock::Adapter => "each dispatch in a pass of its own, by the adapter's timestamps",
-        Clock::Host => "each stage submitted and waited for, by the host's clock",
+    let method = match row.time_source {
+        TimeSource::Adapter => "each dispatch in a pass of its own, by the adapter's timestamps",
+        TimeSource::Host => "each stage submitted and waited for, by the host's clock",
     };
     let of = if *runs == 1 { "one run".to_owned() } else { format!("the fastest of {runs} runs") };
     write!(out, "\nkernels on the {}, {of}: {method}\n{table}", device_name(&row.device))?;
@@ -187,7 +187,7 @@ fn row_json(workload: &Workload, row: &Measurement) -> Value {
         "backward_ms": row.backward,
         "download_ms": row.download,
         "compute_ms": row.compute,
-        "compute_clock": if row.clock == Clock::Adapter { "adapter" } else { "host" },
+        "compute_clock": if row.time_source == TimeSource::Adapter { "adapter" } else { "host" },
         "compute_gflops": gflops(workload, row.compute),
         "us_per_step": us_per_step(workload, row),
         "dispatches": row.planned.map(|(dispatches, _)| dispatches),
