@@ -1,4 +1,5 @@
-//! What the tests share.
+//! Helpers of all test programs. `tests/README.md` says what each program proves.
+
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod proto;

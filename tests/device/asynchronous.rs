@@ -1,5 +1,5 @@
-//! Every call that waits has an async twin that gives the same, can move between threads, and may
-//! be dropped before it is done.
+//! Every blocking call has an async version with the same results. Its future can move between
+//! threads and can be dropped before it completes.
 
 use std::future::Future;
 use std::pin::pin;
@@ -25,7 +25,7 @@ fn gru(device: &Device) -> Gru {
 }
 
 #[test]
-fn async_calls_give_what_blocking_calls_give() {
+fn async_calls_equal_blocking_calls() {
     let x = random3([4, 2, 3], 1);
     let chunk = Array3::ones((1, 2, 3));
     for device in devices() {
@@ -93,8 +93,8 @@ fn waiting_threads() -> Vec<String> {
 /// In a process of its own, in which no other test waits for a device.
 #[cfg(target_os = "linux")]
 #[test]
-fn all_who_await_a_device_share_one_thread_that_ends_with_it() {
-    let name = "all_who_await_a_device_share_one_thread_that_ends_with_it";
+fn futures_of_a_device_share_one_waiting_thread() {
+    let name = "futures_of_a_device_share_one_waiting_thread";
     if !crate::common::in_own_process(module_path!(), name, &[]) {
         return;
     }
@@ -149,7 +149,7 @@ impl Wake for NoWaker {
 }
 
 #[test]
-fn a_future_may_be_dropped_before_it_is_done() {
+fn a_future_may_be_dropped_before_it_completes() {
     let gru = gru(crate::common::adapter());
     let waker = Waker::from(Arc::new(NoWaker));
     let mut context = Context::from_waker(&waker);
@@ -191,7 +191,7 @@ fn learner_parts() -> (Params, LearnerConfig) {
 }
 
 #[test]
-fn a_learner_is_the_same_either_way() {
+fn an_async_learner_equals_a_blocking_one() {
     let (x, targets) = (random3([4, 2, 3], 1), random3([4, 2, 2], 2));
     for device in devices() {
         let (params, training) = learner_parts();
@@ -246,7 +246,7 @@ fn a_learner_is_the_same_either_way() {
 /// Steps may be dropped before they are done: their update is then the next batches', or the
 /// learner says that it cannot be relied on.
 #[test]
-fn a_step_of_a_learner_may_be_dropped() {
+fn the_future_of_a_learner_step_may_be_dropped() {
     let (params, training) = learner_parts();
     let mut learner = Learner::new(params, training, crate::common::adapter()).unwrap();
     let (x, targets) = (random3([40, 20, 3], 1), random3([40, 20, 2], 2));

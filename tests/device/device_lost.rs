@@ -1,7 +1,6 @@
-//! Devices destroyed at any moment of any kind of call, and waits that reach their limit.
+//! Devices destroyed during every kind of call, and waits that reach their limit.
 //!
-//! `GRU_FAULTS` says how many devices of each kind of call are destroyed; a few, where it is not
-//! set.
+//! `GRU_FAULTS` sets how many devices of each kind are destroyed. The default is 12.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -214,7 +213,7 @@ fn finish(mut learner: Learner, x: &Array3<f32>) -> Result<Params, Error> {
 }
 
 #[test]
-fn training_goes_on_from_its_last_state_on_another_device() {
+fn training_continues_from_its_last_state_on_another_device() {
     let x = random3([20, 8, 24], 1);
     let expected = finish(learner(adapter()), &x).unwrap();
     let begin = |device: &Device| (learner(device), x.clone(), expected.clone());
@@ -247,7 +246,7 @@ fn training_goes_on_from_its_last_state_on_another_device() {
 /// A step of a stream is one submit, so none waits for another in a driver, and this one takes
 /// long.
 #[test]
-fn a_wait_ends_at_its_limit_and_the_model_works_on() {
+fn a_wait_ends_at_its_limit_and_the_model_stays_usable() {
     // No other test's submits are ahead of its own.
     let (own, _) = open();
     let device = own.clone().with_wait_limit(Duration::ZERO);

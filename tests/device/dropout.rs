@@ -1,5 +1,5 @@
-//! Dropout and zoneout: the same seed draws the same on every device, another one others; in use
-//! nothing is drawn. Their numbers are those of tests/reference/expected.rs, tests/reference/gradients.rs and `check`.
+//! Dropout and zoneout: a seed draws the same bits on every device, and inference draws nothing.
+//! The reference tests and `check` compare the numbers.
 
 use crate::common::{assert_close, devices, random3, within};
 use gru_wgpu::{Batch, Device, Gradients, Gru, GruConfig, Init, Layout, Output};
@@ -20,7 +20,7 @@ fn on(device: &Device) -> Gru {
 }
 
 #[test]
-fn a_seed_decides_what_is_drawn() {
+fn equal_seeds_draw_equal_masks() {
     let x = random3([5, 18, 3], 1);
     for device in devices() {
         let gru = on(&device);
@@ -38,7 +38,7 @@ fn a_seed_decides_what_is_drawn() {
 }
 
 #[test]
-fn draws_are_the_same_in_every_layout() {
+fn masks_do_not_depend_on_the_layout() {
     let x = random3([5, 18, 3], 1);
     let turned = x.view().permuted_axes([1, 0, 2]);
     for device in devices() {
@@ -58,7 +58,7 @@ fn draws_are_the_same_in_every_layout() {
 /// The very bits: with zoneout alone a unit that draws keeps its state exactly, so the pattern of
 /// units that stay is the pattern of draws.
 #[test]
-fn devices_draw_the_same_bits() {
+fn all_devices_draw_the_same_bits() {
     let config = GruConfig::pytorch(3, 17).with_zoneout(0.5);
     let x = random3([6, 35, 3], 1);
     let kept = |device: &Device| {

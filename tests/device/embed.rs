@@ -1,4 +1,4 @@
-//! Inside a caller's own wgpu program: their device, their buffers, their encoder.
+//! The library inside a program that has its own wgpu device, buffers and command encoder.
 
 use std::sync::{Arc, Mutex};
 
@@ -67,7 +67,7 @@ fn part(buffer: &wgpu::Buffer, first: usize) -> wgpu::BufferBinding<'_> {
 }
 
 #[test]
-fn a_forward_pass_goes_into_the_callers_encoder() {
+fn a_forward_pass_is_encoded_into_the_callers_encoder() {
     let program = Program::new();
     let shared = program.shared();
     assert!(shared.is_adapter());
@@ -149,7 +149,7 @@ fn the_next_encoding_uses_changed_parameters() {
 }
 
 #[test]
-fn steps_of_a_stream_go_into_the_callers_encoder() {
+fn stream_steps_are_encoded_into_the_callers_encoder() {
     let program = Program::new();
     let gru =
         Gru::new(GruConfig::pytorch(3, 5).with_layers(2), Init::Uniform, 1, &program.shared());
@@ -188,7 +188,7 @@ fn steps_of_a_stream_go_into_the_callers_encoder() {
 
 /// Marks that the caller writes, on the device too, reset rows inside a chunk.
 #[test]
-fn marks_of_a_stream_go_back_to_its_reset_state() {
+fn reset_flags_return_a_stream_to_its_reset_state() {
     let program = Program::new();
     let gru = Gru::new(GruConfig::new(3, 5), Init::Uniform, 1, &program.shared()).unwrap();
     let (x, fresh) = (random3([4, 2, 3], 1), random3([1, 2, 5], 2));
@@ -210,7 +210,7 @@ fn marks_of_a_stream_go_back_to_its_reset_state() {
 }
 
 #[test]
-fn buffers_that_do_not_serve_are_refused_with_the_reason() {
+fn unsuitable_buffers_are_refused_with_the_reason() {
     let program = Program::new();
     let gru = Gru::new(GruConfig::pytorch(3, 5), Init::Uniform, 1, &program.shared()).unwrap();
     let shape = gru.config().shape(4, 2).unwrap();
@@ -314,7 +314,7 @@ fn buffers_that_do_not_serve_are_refused_with_the_reason() {
 
 /// The callbacks stay the caller's, and a loss is told to both.
 #[test]
-fn a_callers_device_that_is_lost_is_said_to_be_lost() {
+fn a_lost_device_of_the_caller_is_reported_as_lost() {
     let program = Program::new();
     let shared = program.shared();
     let gru = Gru::new(GruConfig::pytorch(3, 5), Init::Uniform, 1, &shared).unwrap();

@@ -1,4 +1,4 @@
-//! Wrong calls give one typed error with what was expected and what came, on every device.
+//! Wrong calls give one typed error with the expected and the actual value, on every device.
 
 use std::error::Error as _;
 
@@ -11,7 +11,7 @@ fn zeros(shape: [usize; 3]) -> Array3<f32> {
 }
 
 #[test]
-fn arrays_of_another_shape_are_refused_by_name() {
+fn arrays_of_a_wrong_shape_are_refused_by_name() {
     for device in devices() {
         let gru = Gru::new(GruConfig::pytorch(3, 5), Init::Uniform, 1, &device).unwrap();
         let x = zeros([4, 2, 3]);
@@ -98,7 +98,7 @@ fn arrays_of_another_shape_are_refused_by_name() {
 }
 
 #[test]
-fn a_state_serves_only_where_it_fits() {
+fn a_state_is_refused_by_a_model_it_does_not_fit() {
     for device in devices() {
         let make = |layers: usize, device: &Device| {
             let config = GruConfig::pytorch(3, 5).with_layers(layers);
@@ -135,7 +135,7 @@ fn a_state_serves_only_where_it_fits() {
 }
 
 #[test]
-fn dropout_and_zoneout_ask_for_what_they_need() {
+fn dropout_and_zoneout_require_a_seed_and_valid_rates() {
     for device in devices() {
         let error = |config| Gru::new(config, Init::Uniform, 1, &device).unwrap_err();
         let stacked = GruConfig::new(3, 5).with_layers(2);
@@ -194,7 +194,7 @@ fn names_and_devices_that_do_not_exist_are_refused() {
 }
 
 #[test]
-fn devices_are_named_by_words_and_opened_by_index() {
+fn device_kinds_parse_and_adapters_open_by_index() {
     for word in ["auto", "cpu", "gpu", "gpu:0", "gpu:17", "software"] {
         assert_eq!(word.parse::<DeviceKind>().unwrap().to_string(), word);
     }
@@ -224,7 +224,7 @@ fn devices_are_named_by_words_and_opened_by_index() {
 }
 
 #[test]
-fn errors_keep_the_error_that_they_come_from() {
+fn errors_keep_their_source() {
     let error = gru_wgpu::formats::npy::load("no such file.npy").unwrap_err();
     let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
     let source = source.expect("the system's error");
@@ -244,7 +244,7 @@ fn errors_keep_the_error_that_they_come_from() {
 }
 
 #[test]
-fn the_types_may_cross_threads() {
+fn public_types_are_send_and_sync() {
     fn check<T: Send + Sync>() {}
     check::<Gru>();
     check::<gru_wgpu::Tape>();

@@ -1,5 +1,6 @@
-//! A process that forks: what its parent opened is refused in the child by an error that says so,
-//! and the child ends without waiting for threads that are not there.
+//! A process that forks. In the child, objects of the parent give [`Error::Forked`], and the child
+//! ends without waiting for the parent's threads.
+
 #![cfg(unix)]
 
 #[path = "../common/mod.rs"]
@@ -122,7 +123,7 @@ fn refuses(device: &Device) {
 
 /// One test: what has been used when a process forks is the whole process' matter.
 #[test]
-fn a_forked_child_is_told_what_belongs_to_its_parent() {
+fn a_forked_child_gets_an_error_for_its_parents_objects() {
     let on = |device: &Device| match forward(device) {
         Ok(y) if y.iter().all(|y| y.is_finite()) => 0,
         _ => 1,

@@ -28,7 +28,7 @@ fn every_kernel_agrees_with_its_reference_at_odd_sizes() {
 }
 
 #[test]
-fn what_goes_on_from_run_to_run_agrees_with_the_reference() {
+fn streams_chunks_and_encoded_passes_agree_with_the_reference() {
     // y and states of a stream, y and gradients in chunks, y and h_n of an encoded pass.
     assert_all_passed(&Section::Flows.run(adapter()).unwrap(), 6);
 }
@@ -130,7 +130,7 @@ fn a_tape_serves_only_the_parameters_that_recorded_it() {
 }
 
 #[test]
-fn views_of_any_strides_are_read_as_they_look() {
+fn views_of_any_strides_equal_their_copies() {
     let config = GruConfig::pytorch(3, 5).with_direction(Direction::Both);
     let shape = config.shape(4, 2).unwrap();
     let copy = |view: ArrayView3<f32>| {
@@ -159,7 +159,7 @@ fn views_of_any_strides_are_read_as_they_look() {
 }
 
 #[test]
-fn rows_do_not_touch_each_other() {
+fn rows_do_not_influence_each_other() {
     let gru = pytorch(3, 17);
     let x = random3([6, 18, 3], 1);
     let whole = gru.forward(x.view()).unwrap();
@@ -245,7 +245,7 @@ fn threads_may_share_a_model() {
 }
 
 #[test]
-fn work_past_a_limit_is_refused_with_the_limit_named() {
+fn work_past_a_limit_is_refused_and_names_the_limit() {
     // Two directions cannot be cut into steps, nor one row into rows.
     let config = GruConfig::pytorch(1, 1).with_direction(Direction::Both);
     let gru = Gru::new(config, Init::Uniform, 1, adapter()).unwrap();

@@ -1,5 +1,4 @@
-//! Rows of different lengths: padding is never looked at, and a row alone at its own length gives
-//! the same numbers.
+//! Rows of different lengths: padding is ignored, and each row equals the row run alone.
 
 use crate::common::{assert_close, devices, random3, within};
 use gru_wgpu::{Batch, Direction, Gradients, Gru, GruConfig, Init, Output};
@@ -45,7 +44,7 @@ fn run(gru: &Gru, a: &Arrays) -> (Output, Gradients) {
 }
 
 #[test]
-fn padding_influences_nothing_and_gets_nothing() {
+fn padding_has_no_influence_and_no_gradient() {
     for device in devices() {
         let gru = Gru::new(config(), Init::Uniform, 1, &device).unwrap();
         let zeros = run(&gru, &arrays(0.0));
@@ -62,7 +61,7 @@ fn padding_influences_nothing_and_gets_nothing() {
 }
 
 #[test]
-fn a_row_alone_at_its_own_length_gives_the_same() {
+fn a_padded_row_equals_the_row_run_alone() {
     for device in devices() {
         let gru = Gru::new(config(), Init::Uniform, 1, &device).unwrap();
         let a = arrays(f32::NAN);
@@ -96,7 +95,7 @@ fn a_row_alone_at_its_own_length_gives_the_same() {
 
 /// Lengths of one run must not be left over for the next of the same shape.
 #[test]
-fn lengths_belong_to_one_run() {
+fn lengths_are_not_kept_for_the_next_run() {
     for device in devices() {
         let gru = Gru::new(config(), Init::Uniform, 1, &device).unwrap();
         let x = random3([T, LENGTHS.len(), 3], 1);

@@ -1,10 +1,10 @@
-//! What a device must have at least. `GRU_LIMITS` runs every other test on such a device too.
+//! The smallest limits that a device must have. With `GRU_LIMITS` all tests run on such a device.
 
 use crate::common::{assert_close, open_wgpu, random3, within};
 use gru_wgpu::{Bias, Device, Direction, Gru, GruConfig, Init, Recurrence, Reset, RunOptions};
 
 #[test]
-fn the_limits_that_are_needed_suffice() {
+fn the_needed_limits_are_enough() {
     let (adapter, device, queue) = open_wgpu(|_| Device::needed_limits());
     let device = Device::from_wgpu(&adapter, &device, &queue).unwrap();
     let x = random3([5, 3, 7], 2);

@@ -1,6 +1,5 @@
-//! The CPU device and the adapter compute what the reference computes, for every kernel, model,
-//! layout and way to run; and they keep what the documentation promises on wrong calls, limits,
-//! memory, NaN, threads and lost devices.
+//! The CPU device and the adapter compute what the reference computes, and they keep the promises
+//! on limits, memory, NaN, threads and lost devices. `tests/README.md` has the whole.
 
 #[path = "../common/mod.rs"]
 mod common;

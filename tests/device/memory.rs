@@ -1,4 +1,4 @@
-//! What a plan says it holds on the device, against what wgpu counts there.
+//! The memory that a plan states against the memory that wgpu counts.
 
 use crate::common::assert_close;
 use gru_wgpu::check::Tolerance;
@@ -23,7 +23,7 @@ fn held(device: &wgpu::Device) -> [u64; 2] {
 
 /// x and dx of 17 MB, where a device binds 16 MiB.
 #[test]
-fn what_is_larger_than_a_binding_runs_in_pieces() {
+fn a_run_larger_than_a_binding_is_split_into_chunks() {
     let (adapter, device, queue) = crate::common::open_wgpu(|_| wgpu::Limits {
         max_storage_buffer_binding_size: 16 << 20,
         ..Default::default()
@@ -60,7 +60,7 @@ fn what_is_larger_than_a_binding_runs_in_pieces() {
 }
 
 #[test]
-fn a_plan_predicts_the_memory_that_a_run_takes() {
+fn a_plan_predicts_the_memory_of_a_run() {
     let (device, counted) = open();
     // wgpu's own buffers have come and gone, and the kernels' are there.
     let first = Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, &device).unwrap();
@@ -112,14 +112,14 @@ fn a_plan_predicts_the_memory_that_a_run_takes() {
 /// that limit says nothing of.)
 #[cfg(target_os = "linux")]
 #[test]
-fn without_memory_a_run_fails_and_the_next_smaller_one_does_not() {
+fn a_smaller_run_succeeds_after_out_of_memory() {
     use std::process::Command;
     /// What the process may grow by, and less than half of what the large run takes.
     const ROOM: u64 = 1 << 30;
     if !crate::common::adapter().adapter().unwrap().is_software() {
         return;
     }
-    let name = "without_memory_a_run_fails_and_the_next_smaller_one_does_not";
+    let name = "a_smaller_run_succeeds_after_out_of_memory";
     if !crate::common::in_own_process(module_path!(), name, &[]) {
         return;
     }

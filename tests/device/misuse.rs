@@ -1,9 +1,8 @@
-//! Every public function, called wrongly: with other shapes, of another device, with nothing and
-//! with far too much, with NaN, in the wrong order. Each gives an error or a result, and none
-//! panics.
+//! Every public function, called wrongly: with wrong shapes, with objects of another device, with
+//! empty and with huge arguments, with NaN, in the wrong order. Each call returns an error or a
+//! result; none panics.
 //!
-//! The table's rows are counted against the sources: a public function without a row fails the
-//! test.
+//! The test compares the table with the sources and fails if a public function has no row.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -1394,7 +1393,7 @@ fn exported(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn no_public_function_panics_however_it_is_called() {
+fn no_public_function_panics_on_wrong_calls() {
     // Panics of this test's thread are counted, not printed. Other tests run meanwhile.
     let (own, print) = (std::thread::current().id(), std::panic::take_hook());
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,5 +1,5 @@
-//! What NaN in a run means: NaN in the rows that it is in, from its step on, and in no other row.
-//! The crate's documentation promises it.
+//! A NaN in a run makes its own row NaN from its step on, and no other row, as the crate
+//! documentation promises.
 
 use crate::common::{devices, random3};
 use gru_wgpu::{
@@ -53,7 +53,7 @@ fn assert_others_are(what: &str, got: &Array3<f32>, expected: &Array3<f32>) {
 }
 
 #[test]
-fn nan_in_x_or_h0_comes_out_in_its_own_row_alone() {
+fn nan_in_x_or_h0_stays_in_its_row() {
     let clean = x();
     let h0 = random3([2, SIZES[1], SIZES[3]], 2);
     for (what, gru) in models(Direction::Forward) {
@@ -134,7 +134,7 @@ fn a_reset_or_padding_ends_nan() {
 }
 
 #[test]
-fn nan_goes_back_through_its_own_row_alone() {
+fn nan_gradients_stay_in_their_row() {
     let clean = x();
     for direction in [Direction::Forward, Direction::Both] {
         let width = direction.count() * SIZES[3];
@@ -171,7 +171,7 @@ fn nan_goes_back_through_its_own_row_alone() {
 }
 
 #[test]
-fn a_streams_row_keeps_nan_until_it_is_reset() {
+fn a_stream_row_keeps_nan_until_it_is_reset() {
     for (what, gru) in models(Direction::Forward) {
         let rows = SIZES[1];
         let [mut given, mut clean] = [0, 1].map(|_| gru.stream(rows, &[1]).unwrap());

@@ -1,4 +1,4 @@
-//! `Network`: outputs of many sequences, and how it does on targets.
+//! `Network`: outputs of many sequences, and losses against targets.
 
 use crate::common::{devices, random3};
 use gru_wgpu::{
@@ -8,7 +8,7 @@ use gru_wgpu::{
 use ndarray::{Array2, ArrayD, Axis, Dimension, Ix2, Ix3, IxDyn};
 
 #[test]
-fn sequences_of_any_lengths_come_out_as_each_alone() {
+fn sequences_of_any_lengths_equal_each_run_alone() {
     let sequences: Vec<Array2<f32>> = [3, 9, 1, 8, 17]
         .map(|steps| random3([steps, 1, 2], steps as u64).index_axis_move(Axis(1), 0))
         .to_vec();

@@ -1,4 +1,4 @@
-//! The schedule and its limits, by arithmetic alone. No GPU needed.
+//! The schedule and its limits. This needs no GPU.
 
 use gru_wgpu::plan::{DeviceCaps, Limits, Mode, Plan, Stage};
 use gru_wgpu::{Direction, Error, GruConfig, Layout, ParamLayout, Recurrence, Reset, RunOptions};
@@ -42,7 +42,7 @@ fn a_step_is_one_dispatch_with_reset_after_and_two_with_reset_before() {
 /// Forward 6·T·B·H·(I + H); backward twice that. The first state backward has no product behind it
 /// and the last has one in front, so the number of products is the same.
 #[test]
-fn the_work_is_what_the_equations_ask_for() {
+fn the_work_is_the_work_of_the_equations() {
     let (t, b, i, h) = (7, 5, 3, 11);
     for config in GruConfig::all_variants(i, h) {
         let plan = plan(&config, t, b, Mode::Training);
@@ -82,7 +82,7 @@ fn both_directions_of_a_layer_share_their_dispatches() {
 }
 
 #[test]
-fn inference_asks_for_no_gradient_buffers() {
+fn inference_plans_no_gradient_buffers() {
     let config = GruConfig::pytorch(3, 5);
     let inference = plan(&config, 4, 2, Mode::Inference);
     let training = plan(&config, 4, 2, Mode::Training);
@@ -92,7 +92,7 @@ fn inference_asks_for_no_gradient_buffers() {
 }
 
 #[test]
-fn every_binding_lies_in_its_buffer_and_is_aligned() {
+fn every_binding_is_inside_its_buffer_and_aligned() {
     let directions = [Direction::Forward, Direction::Both, Direction::Reverse];
     for (i, config) in (0..).zip(GruConfig::all_variants(7, 17)) {
         let config = config.with_layers(1 + i % 2).with_direction(directions[i % 3]);
@@ -112,7 +112,7 @@ fn every_binding_lies_in_its_buffer_and_is_aligned() {
 /// H up to 128, or 256 with many rows, is a workgroup's own where its memory holds it; above, and
 /// where told to, the host walks.
 #[test]
-fn whole_sequences_are_walked_by_the_device_where_they_fit() {
+fn whole_sequences_run_in_one_dispatch_if_they_fit() {
     let of = |kib: u64, software| {
         let limits =
             Limits { max_compute_workgroup_storage_size: kib << 10, ..Limits::WEBGPU_DEFAULT };
@@ -158,7 +158,7 @@ fn whole_sequences_are_walked_by_the_device_where_they_fit() {
 /// Whatever the length, no dispatch walks over more than its loops and its time allow; together
 /// they walk over every step and every state once.
 #[test]
-fn long_sequences_are_cut() {
+fn long_sequences_are_split() {
     // Whose gates are there at once: a state between two buffers is walked over for both.
     let machine = DeviceCaps::new(GENEROUS, true);
     for (t, b, h) in [(40_001, 1, 3), (9_999, 33, 64), (700, 70, 128)] {
@@ -186,7 +186,7 @@ fn long_sequences_are_cut() {
 
 /// Only what has to last does: the gates of an inference come span by span where all are too many.
 #[test]
-fn an_inference_binds_no_more_gates_than_any_adapter_can() {
+fn inference_never_binds_more_gates_than_an_adapter_allows() {
     for (t, b, h, direction) in
         [(1500, 32, 2816, Direction::Forward), (3001, 17, 1024, Direction::Both)]
     {
@@ -205,7 +205,7 @@ fn an_inference_binds_no_more_gates_than_any_adapter_can() {
 
 /// x and dx besides, which nothing can spare.
 #[test]
-fn gates_made_again_take_half_the_memory_and_a_third_more_work() {
+fn recomputing_gates_halves_memory_and_adds_a_third_of_the_work() {
     for config in GruConfig::all_variants(1, 128) {
         let plan = |recompute: bool| {
             let options = RunOptions::default().with_recompute(recompute);
@@ -232,7 +232,7 @@ const GENEROUS: Limits = Limits {
 };
 
 #[test]
-fn each_limit_is_named_with_what_was_asked_and_allowed() {
+fn each_limit_error_names_the_limit_the_request_and_the_maximum() {
     let default = Limits::WEBGPU_DEFAULT;
     let cases = [
         // 4 · 300 · 300 · 1024 · 4 bytes of gates.
@@ -291,7 +291,7 @@ fn each_limit_is_named_with_what_was_asked_and_allowed() {
 
 /// A shorter run would not help.
 #[test]
-fn parameters_that_fit_no_buffer_are_named_before_what_is_larger() {
+fn parameters_too_large_for_a_buffer_are_reported_first() {
     let plan = plan(&GruConfig::pytorch(1, 6000), 300, 300, Mode::Training);
     let Err(Error::Limit { what, limit, asked, .. }) = plan.check(&Limits::WEBGPU_DEFAULT) else {
         panic!("gates of 8.6 GB fit")
@@ -302,7 +302,7 @@ fn parameters_that_fit_no_buffer_are_named_before_what_is_larger() {
 
 /// Long sums and tall products are cut so that any adapter's loops and grids hold them.
 #[test]
-fn long_sums_and_tall_products_are_cut() {
+fn long_sums_and_tall_products_are_split() {
     for ([t, b, i, h], cut) in [
         ([3, 1_000_000, 1, 1], "dW_ih = daᵀ · x"),
         ([1500, 64, 1, 8], "dW_ih = daᵀ · x"),
@@ -354,7 +354,7 @@ fn impossible_sizes_are_refused_when_the_shape_is_made() {
 /// The gates that training keeps, at the longest of DeepBench's shapes and the largest binding
 /// there is: 2.16 GB in two buffers.
 #[test]
-fn gates_past_a_binding_are_kept_in_several_buffers() {
+fn gates_larger_than_a_binding_use_several_buffers() {
     let limits = Limits {
         max_buffer_size: 1 << 40,
         max_storage_buffer_binding_size: (2 << 30) - 4,
@@ -379,7 +379,7 @@ fn gates_past_a_binding_are_kept_in_several_buffers() {
 
 /// More layers than any model has, of which a list would be made.
 #[test]
-fn layers_without_end_are_refused_before_any_is_looked_at() {
+fn absurd_layer_counts_are_refused_at_once() {
     for layers in [1025, 100_000_000] {
         let config = GruConfig::new(1, 1).with_layers(layers);
         let error = ParamLayout::new(&config).map(|_| ()).unwrap_err();
@@ -392,7 +392,7 @@ fn layers_without_end_are_refused_before_any_is_looked_at() {
 
 /// Sizes that fit the address space but no kernel's index are refused at once.
 #[test]
-fn sizes_past_a_32_bit_index_are_refused_before_any_stage_is_made() {
+fn sizes_past_a_32_bit_index_are_refused_before_planning() {
     for (i, h, t, b) in
         [(1, 1, 1 << 57, 1), (1, 1, 1, 1 << 56), (1 << 40, 1, 1, 1), (1, 1 << 17, 1, 1)]
     {

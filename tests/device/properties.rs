@@ -1,9 +1,10 @@
-//! Any model, any run: the CPU and the adapter against the reference in f64, forward and backward.
+//! Random models and runs: the CPU device and the adapter against the reference in f64, forward and
+//! backward.
 //!
-//! Cases are drawn by proptest from a fixed seed. `PROPTEST_CASES` says how many (40 by themselves;
-//! a nightly run takes thousands, `PROPTEST_CASES=2000 cargo test --release --test properties`),
-//! and `PROPTEST_RNG_SEED` takes others. A case that fails is made small and printed as Rust: put
-//! it among `KNOWN` to try it alone.
+//! proptest draws the cases from a fixed seed. `PROPTEST_CASES` sets their number (default 40; for
+//! a long run `PROPTEST_CASES=2000 cargo test --release --test device properties`), and
+//! `PROPTEST_RNG_SEED` another seed. A failing case is shrunk and printed as Rust code: add it to
+//! `KNOWN` to run it alone.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;

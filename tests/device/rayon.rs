@@ -1,8 +1,8 @@
-//! Models called from inside the caller's own parallel loops, on the CPU: the library's work and
-//! the caller's share rayon's threads, and a thread that waits takes whatever work there is, so no
-//! lock may be held meanwhile.
+//! Models called from the caller's own parallel loops, on the CPU. The library and the caller share
+//! rayon's threads, and a waiting thread may start any other work, so the library must hold no lock
+//! while it waits.
 //!
-//! Each case runs in a process of its own, which is killed when it hangs.
+//! Each case runs in a process of its own, which is killed if it hangs.
 
 use crate::common::in_own_process;
 use gru_wgpu::{Batch, Device, Gru, GruConfig, Head, Network, ParamLayout, Params};

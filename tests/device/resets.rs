@@ -1,4 +1,4 @@
-//! Rows cut in mid-sequence: each piece is as if it ran alone.
+//! Rows with resets: each part between two resets equals the same steps run alone.
 
 use crate::common::{assert_close, devices, random3, within};
 use gru_wgpu::{Batch, Direction, Gradients, Gru, GruConfig, Init, Output};
@@ -28,7 +28,7 @@ fn run(gru: &Gru, batch: Batch<'_>, dy: &Array3<f32>) -> (Output, Gradients) {
 }
 
 #[test]
-fn documents_packed_into_a_row_are_as_if_alone() {
+fn packed_sequences_equal_each_run_alone() {
     let shape = config().shape(T, B).unwrap();
     let [x, dy] = [(shape.x(), 1), (shape.y(), 2)].map(|(shape, seed)| random3(shape, seed));
     let resets = resets();
@@ -53,7 +53,7 @@ fn documents_packed_into_a_row_are_as_if_alone() {
 
 /// Neither numbers nor gradients cross a cut, not even those that are none.
 #[test]
-fn nothing_crosses_a_cut() {
+fn nothing_crosses_a_reset() {
     let config = config().with_direction(Direction::Forward);
     let shape = config.shape(T, B).unwrap();
     let x = random3(shape.x(), 1);
@@ -91,7 +91,7 @@ fn nothing_crosses_a_cut() {
 
 /// Resets of one run must not be left over for the next of the same shape.
 #[test]
-fn resets_belong_to_one_run() {
+fn resets_are_not_kept_for_the_next_run() {
     let x = random3([T, B, 3], 1);
     let resets = resets();
     let fresh = random3([4, B, 5], 2);

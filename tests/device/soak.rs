@@ -1,11 +1,11 @@
-//! The same over and over, on the CPU and on the adapter: memory, handles and threads stay what
-//! they were.
+//! Many repetitions, on the CPU and on the adapter, do not increase memory, handles or threads.
 //!
-//! By themselves the tests do a hundredth of it; `GRU_SOAK=1` does all of it, 100,000 steps of a
-//! stream, 10,000 runs forward and backward, 1,000 creations of everything:
-//! `GRU_SOAK=1 cargo test --release --test soak -- --nocapture`. On Linux memory is what /proc says
-//! is resident, and handles are the files that the process has open; elsewhere the work alone is
-//! tested.
+//! By default the tests do a hundredth of the work. `GRU_SOAK=1` does all of it: 100,000 steps of a
+//! stream, 10,000 runs forward and backward, 1,000 creations of everything: `GRU_SOAK=1 cargo test
+//! --release --test soak -- --nocapture`. On Linux, memory is the resident size and handles are the
+//! open files, both from /proc. On other systems the tests only do the work.
+//!
+//! A test program of its own, because it measures its process.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -196,7 +196,7 @@ fn go_on(mut learner: Learner, device: &Device) -> Learner {
 }
 
 #[test]
-fn what_is_made_and_let_go_leaves_nothing() {
+fn dropped_objects_leave_nothing() {
     let _alone = alone();
     for device in devices() {
         let what = format!("creations of everything on {device}");
@@ -208,7 +208,7 @@ fn what_is_made_and_let_go_leaves_nothing() {
 const KEPT_BY_THE_DRIVER: u64 = 256 << 10;
 
 #[test]
-fn devices_that_are_opened_and_let_go_leave_no_handle() {
+fn dropped_devices_leave_no_handle() {
     let _alone = alone();
     let kind = match common::adapter().adapter().unwrap().is_software() {
         true => DeviceKind::Software,
@@ -224,7 +224,7 @@ fn devices_that_are_opened_and_let_go_leave_no_handle() {
 
 /// Each thread does what no other does, with models of its own and one that all share.
 #[test]
-fn eight_threads_on_one_device_get_what_each_would_get_alone() {
+fn eight_threads_on_one_device_get_the_results_of_each_alone() {
     let _alone = alone();
     for device in devices() {
         let shared = gru(&device);

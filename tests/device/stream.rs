@@ -1,4 +1,4 @@
-//! Sequences that arrive step by step give what one run over the whole gives, on every device.
+//! Sequences in steps or chunks equal one run over the whole sequence, on every device.
 
 use crate::common::{devices, random3};
 use gru_wgpu::{Batch, Direction, Error, Gru, GruConfig, Init, Stream};
@@ -29,7 +29,7 @@ fn take(gru: &Gru, stream: &mut Stream, x: &Array3<f32>, chunks: &[usize]) -> Ar
 }
 
 #[test]
-fn chunks_of_any_prepared_length_are_one_run() {
+fn chunks_of_any_prepared_length_equal_one_run() {
     let x = random3([T, B, 3], 2);
     for device in devices() {
         let gru = gru(&device);
@@ -80,7 +80,7 @@ fn rows_are_reset_one_by_one() {
 }
 
 #[test]
-fn states_can_be_taken_out_and_put_back() {
+fn states_can_be_read_and_restored() {
     let x = random3([T, B, 3], 2);
     for device in devices() {
         let gru = gru(&device);
@@ -98,7 +98,7 @@ fn states_can_be_taken_out_and_put_back() {
 }
 
 #[test]
-fn a_step_uses_the_models_present_parameters() {
+fn a_step_uses_the_current_parameters() {
     let x = random3([1, B, 3], 2);
     for device in devices() {
         let mut gru = gru(&device);
@@ -112,7 +112,7 @@ fn a_step_uses_the_models_present_parameters() {
 
 /// Arrays of any strides, on their way in and out.
 #[test]
-fn views_of_any_strides_are_taken_as_they_look() {
+fn stream_views_of_any_strides_equal_their_copies() {
     let x = random3([3, B, 1], 2); // [I, B, T] of one step
     for device in devices() {
         let gru = gru(&device);
@@ -126,7 +126,7 @@ fn views_of_any_strides_are_taken_as_they_look() {
 }
 
 #[test]
-fn wrong_calls_say_what_is_wrong_and_change_nothing() {
+fn wrong_calls_are_refused_and_change_nothing() {
     for device in devices() {
         let gru = gru(&device);
         let error = gru.stream(0, &[1]).unwrap_err();

@@ -1,5 +1,5 @@
-//! Files that the fuzzers kept for what they reach, or for what they found: each is read or
-//! refused. How they were made is in `tests/fuzz/README.md`.
+//! Files that the fuzzers kept because they reach new code or found a bug. Each is read or refused.
+//! `tests/fuzz/README.md` says how they were made.
 
 use std::io::Cursor;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Files that are cut short, changed, or lie: every one gives a typed error with the reason, no
-//! panic, and no allocation beyond a small multiple of its own length.
+//! Truncated, changed and inconsistent files. Each gives a typed error with the reason, no panic,
+//! and no allocation larger than a small multiple of the file's length.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -208,7 +208,7 @@ fn damaged_checkpoints_are_refused() {
 
 /// What a checkpoint's reader is told takes no memory and no time before it is known to be there.
 #[test]
-fn checkpoints_that_lie() {
+fn inconsistent_checkpoints_are_refused() {
     let bytes = saved(|path| small_checkpoint().save(path).unwrap());
     let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let (header, data) = bytes[8..].split_at(len);
@@ -275,7 +275,7 @@ fn damaged_arrays_are_read_or_refused() {
 }
 
 #[test]
-fn safetensors_that_lie() {
+fn inconsistent_safetensors_are_refused() {
     let one = |name: &str, dtype: &str, shape: &str, offsets: &str| {
         format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
     };
@@ -407,7 +407,7 @@ fn safetensors_that_lie() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_are_refused_unless_asked_for() {
+fn weights_that_are_not_finite_are_refused_unless_allowed() {
     for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut params = params();
         params.get_mut("bias_hh_l1_reverse").unwrap()[[4]] = odd;
@@ -457,7 +457,7 @@ fn with_tensor(changed: Vec<u8>, number: usize) -> Vec<u8> {
 }
 
 #[test]
-fn onnx_that_lies() {
+fn inconsistent_onnx_is_refused() {
     read_onnx(&model(&[gru_node(&[])], &weights())).unwrap();
     let strings = |name: &str, words: &[&str]| {
         attribute(name, words.iter().flat_map(|word| bytes(9, word.as_bytes())).collect())
@@ -666,7 +666,7 @@ fn layers_that_share_their_weights() {
 /// External data lies in the model's folder, wherever links and dots lead.
 #[cfg(unix)]
 #[test]
-fn external_data_stays_in_the_models_folder() {
+fn external_data_outside_the_models_folder_is_refused() {
     let directory = TempDir::new().unwrap();
     let folder = directory.path().join("model");
     std::fs::create_dir_all(folder.join("data")).unwrap();
@@ -723,7 +723,7 @@ fn external_data_stays_in_the_models_folder() {
 }
 
 #[test]
-fn arrays_that_lie() {
+fn inconsistent_arrays_are_refused() {
     let file = |header: &str, data: usize| {
         let padded = format!("{header:<117}\n");
         let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -796,7 +796,7 @@ fn arrays_that_lie() {
 /// An archive that says it unpacks to little, and does to much, is not unpacked further than its
 /// array goes.
 #[test]
-fn archives_that_lie() {
+fn inconsistent_archives_are_refused() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("bomb.npz");
     let config = GruConfig::pytorch(3, 5);
@@ -826,7 +826,7 @@ fn archives_that_lie() {
 
 /// What is no file, or not there, is told with the system's words.
 #[test]
-fn files_that_cannot_be_opened() {
+fn errors_name_files_that_cannot_be_opened() {
     let directory = TempDir::new().unwrap();
     let missing = directory.path().join("missing");
     for path in [&missing, &directory.path().to_owned()] {

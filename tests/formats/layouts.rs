@@ -1,5 +1,5 @@
-//! Weights in other frameworks' layouts: there and back gives the same bits, and what they compute
-//! is what that framework's own statement of a GRU computes from them.
+//! Weights in other frameworks' layouts: round trips are exact, and the outputs equal each
+//! framework's own equations.
 
 use crate::common::{assert_close, random3, within};
 use gru_wgpu::formats::{Cell, MlxCell};
@@ -20,7 +20,7 @@ fn models() -> Vec<Params> {
 }
 
 #[test]
-fn every_layout_gives_the_same_bits_there_and_back() {
+fn every_layout_round_trips_bit_for_bit() {
     for params in models() {
         let config = params.layout().config();
         let cells = params.to_cells();
@@ -97,7 +97,7 @@ fn keras_weights_compute_what_keras_computes() {
 }
 
 #[test]
-fn mlx_and_flax_weights_find_their_places() {
+fn mlx_and_flax_weights_map_to_the_right_gates() {
     let params = Params::init(&GruConfig::pytorch(4, 5), Init::Uniform, 1).unwrap();
     let cell = params.to_cells().remove(0);
     let MlxCell { wx, wh, b, bhn } = cell.to_mlx();

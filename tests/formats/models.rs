@@ -1,5 +1,5 @@
-//! Model files that other frameworks wrote, run on every device, against what those frameworks make
-//! of them. `tests/data/models.py` made both.
+//! Model files written by other frameworks, run on every device and compared with the outputs of
+//! those frameworks. `tests/data/models.py` made both.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Models by hand: what ONNX allows and no exporter of `tests/formats/models.rs` writes.
+//! ONNX models written by hand: valid graphs that no exporter in `models.rs` writes.
 
 use crate::common::proto::{attribute, bytes, float, graph, int, model, node, tensor, zeros};
 use gru_wgpu::formats::onnx::{self, OptionalInput};
@@ -23,7 +23,7 @@ fn weights() -> Vec<Vec<u8>> {
 
 /// An initial state by its layout: `[D, B, H]` or `[B, D, H]`.
 #[test]
-fn held_states_go_by_the_layout() {
+fn constant_states_follow_the_layout() {
     let read = |layout: i64, dims: &[i64], values: &[f32]| {
         let h0 = floats("h0", dims, values);
         let attributes = [attribute("layout", int(3, layout))];
@@ -51,7 +51,7 @@ fn held_states_go_by_the_layout() {
 }
 
 #[test]
-fn held_lengths_are_given() {
+fn constant_lengths_are_returned() {
     let lengths = |data_type: i64, data: Vec<u8>| tensor("n", &[2], data_type, data);
     let read = |lengths: Vec<u8>| {
         let gru = node("GRU", &["x", "W", "R", "", "n"], &["y"], &[]);
@@ -120,7 +120,7 @@ fn weights_in_every_place() {
 
 /// α and β belong to the functions that have some, in their order.
 #[test]
-fn activations_take_what_is_theirs() {
+fn activations_take_their_own_alpha_and_beta() {
     let read = |names: &[&str], alphas: &[f32], betas: &[f32]| {
         let names = names.iter().flat_map(|name| bytes(9, name.as_bytes())).collect();
         let all = |values: &[f32]| values.iter().flat_map(|&value| float(7, value)).collect();
@@ -159,7 +159,7 @@ fn activations_take_what_is_theirs() {
 
 /// GRUs that read each other in a circle are each alone; those that a third one follows, too.
 #[test]
-fn stacks_are_layers_that_only_follow_each_other() {
+fn a_stack_is_layers_connected_only_to_each_other() {
     let gru = |x: &str, y: &str| node("GRU", &[x, "W", "R"], &[y], &[]);
     let squeeze = |from: &str, to: &str| node("Squeeze", &[from, "one"], &[to], &[]);
     let one = tensor("one", &[1], 7, bytes(9, &1i64.to_le_bytes()));
@@ -206,7 +206,7 @@ fn stacks_are_layers_that_only_follow_each_other() {
 /// Layers of one stack have the same lengths, and read what the one below puts out, not its last
 /// state.
 #[test]
-fn other_layers_are_each_alone() {
+fn other_connections_make_separate_models() {
     let one = tensor("one", &[1], 7, bytes(9, &1i64.to_le_bytes()));
     let weights = [zeros("W", &[1, 3, 1]), zeros("R", &[1, 3, 1]), one];
     let squeeze = |from: &str, to: &str| node("Squeeze", &[from, "one"], &[to], &[]);
@@ -257,7 +257,7 @@ fn squeeze(from: &str, to: &str) -> Vec<u8> {
 
 /// Operators of another domain may do anything.
 #[test]
-fn operators_are_onnxs_own() {
+fn operators_of_other_domains_are_refused() {
     let foreign = |node: Vec<u8>| [node, bytes(7, b"com.acme")].concat();
     let own = |node: Vec<u8>| [node, bytes(7, b"ai.onnx")].concat();
     assert_eq!(listed(&two_layers(&[own(squeeze("a", "b"))], &[])), ["2 layers"]);
@@ -289,7 +289,7 @@ fn operators_are_onnxs_own() {
 
 /// Sizes that a Reshape names, and that the model tells of the value it reshapes: [T, D, B, H].
 #[test]
-fn sizes_that_are_told_are_sizes_that_are_known() {
+fn declared_sizes_are_known_sizes() {
     let dimension = |size: i64| bytes(1, &int(1, size));
     let told = |sizes: [i64; 4]| {
         let shape: Vec<u8> = sizes.into_iter().flat_map(dimension).collect();
@@ -356,7 +356,7 @@ fn stacks_share_their_lengths_and_start_from_no_gru() {
 
 /// A dropout that a constant tells to train drops; one that it tells not to does not.
 #[test]
-fn dropout_passes_everything_on_in_use() {
+fn dropout_is_the_identity_at_inference() {
     let way = |training: u8| {
         let flag = tensor("flag", &[], 9, bytes(9, &[training]));
         let dropout = node("Dropout", &["s", "", "flag"], &["b"], &[]);
@@ -369,7 +369,7 @@ fn dropout_passes_everything_on_in_use() {
 /// What is wrong with a node that is not needed, or with one GRU, does not keep others from being
 /// read.
 #[test]
-fn what_is_not_asked_for_may_be_wrong() {
+fn errors_in_unrequested_nodes_are_ignored() {
     let odd = node(
         "Constant",
         &[],
@@ -401,7 +401,7 @@ fn what_is_not_asked_for_may_be_wrong() {
 
 /// An attribute of another type than ONNX has for it would be read as 0.
 #[test]
-fn attributes_are_of_their_types_and_come_once() {
+fn attributes_have_their_types_and_are_unique() {
     let read = |attributes: &[Vec<u8>]| {
         let gru = node("GRU", &["x", "W", "R"], &["y"], attributes);
         onnx::read(Cursor::new(&model(&[gru], &weights())), &onnx::OnnxOptions::new())
@@ -505,7 +505,7 @@ fn weights_that_nodes_rearrange() {
 
 /// Zeros that are expanded to the batch at hand are no state at all.
 #[test]
-fn expanded_zeros_are_no_state() {
+fn expanded_zeros_count_as_no_state() {
     let read = |value: f32| {
         let zero = floats("zero", &[1], &[value]);
         let nodes = [
@@ -524,7 +524,7 @@ fn expanded_zeros_are_no_state() {
 
 /// Sizes that would put numbers elsewhere, or that nobody can be sure of.
 #[test]
-fn reshapes_that_are_not_sure() {
+fn ambiguous_reshapes_end_a_stack() {
     let way = |shape: &[i64], attributes: &[Vec<u8>]| {
         let reshape = node("Reshape", &["a", "shape"], &["b"], attributes);
         listed(&two_layers(&[reshape], &[integers("shape", shape)]))
@@ -589,7 +589,7 @@ fn joined_and_shaped_zeros_are_zeros() {
 
 /// Axes in any order, and one that is no single one.
 #[test]
-fn axes_come_and_go() {
+fn inserted_and_removed_axes_are_followed() {
     let read = |op: &str, axes: &[i64], dims: &[i64]| {
         let gru = node("GRU", &["x", "W", "R"], &["y"], &[]);
         let held = floats("f", dims, &[0.5; 6]);

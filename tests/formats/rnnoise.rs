@@ -1,12 +1,12 @@
 //! A real model: RNNoise's network as the crate `nnnoiseless` ships it, with 8-bit weights and
-//! three GRUs of their own definition (reset before, z keeps, ReLU candidates). Over a second of
-//! speech-like sound, every state of every unit is on every device what the crate makes it, and so
-//! is the probability of speech in the end.
+//! three GRUs of its own definition (reset before, z keeps, ReLU candidates). Over a second of
+//! speech-like sound, the states of all units and the final speech probability equal the crate's on
+//! every device.
 //!
-//! The crate keeps its states to itself. It lets out the probability of speech, made of the first
-//! GRU's states, and the sound after the gains of 22 bands, made of the third's. So the states are
-//! read through probes: networks of the same weights whose outputs let one unit through, and in
-//! whose third GRU's place there can be one that repeats what it reads of the second.
+//! The crate does not expose its states. It exposes the speech probability, computed from the first
+//! GRU's states, and the sound after 22 band gains, computed from the third's. The test therefore
+//! reads the states through probes: networks with the same weights whose output layer passes one
+//! unit. For the second GRU's states, a probe's third GRU repeats its input.
 
 use std::f32::consts::TAU;
 use std::path::{Path, PathBuf};
@@ -332,7 +332,7 @@ fn worst<D: Dimension>(got: &Array<f32, D>, expected: &Array<f64, D>) -> (f64, D
 /// up to 7e-5 and 4e-5, mostly the rounding of the crate's Fourier transforms. Each tolerance is
 /// some four times what was measured in all; another definition of the GRU is off by 1 and more.
 #[test]
-fn every_state_is_the_crates() {
+fn every_state_equals_the_crates() {
     let (network, audio) = (RnnoiseNetwork::rnnoise(), audio());
     let features = features(&audio);
     let expected = [
@@ -357,7 +357,7 @@ fn every_state_is_the_crates() {
 
 /// Of RNNoise's network as it is, end to end. The tolerance is four times what was measured.
 #[test]
-fn the_probability_of_speech_is_the_crates() {
+fn the_speech_probability_equals_the_crates() {
     let (network, audio) = (RnnoiseNetwork::rnnoise(), audio());
     let features = features(&audio);
     let mut state = DenoiseState::new();

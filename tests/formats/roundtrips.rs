@@ -1,5 +1,5 @@
-//! Every format × variant × direction × layers: what is written loads back bit for bit, and what
-//! loads computes the same.
+//! Every format × variant × direction × layers: a saved model loads back bit for bit and computes
+//! the same numbers.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -86,7 +86,7 @@ fn check(
 }
 
 #[test]
-fn safetensors_gives_back_every_bit() {
+fn safetensors_round_trips_bit_for_bit() {
     let options = SafetensorsOptions::new();
     check(
         "safetensors",
@@ -102,7 +102,7 @@ fn safetensors_gives_back_every_bit() {
 /// A file of ours whose tensors somebody put under a prefix says of them what it said before; where
 /// another GRU was put beside them, nobody knows which is meant.
 #[test]
-fn metadata_goes_with_the_only_gru() {
+fn metadata_applies_to_a_single_gru() {
     let params = Params::init(&GruConfig::new(3, 5), Init::Uniform, 1).unwrap();
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("gru.safetensors");
@@ -126,7 +126,7 @@ fn metadata_goes_with_the_only_gru() {
 }
 
 #[test]
-fn onnx_gives_back_every_bit() {
+fn onnx_round_trips_bit_for_bit() {
     for inputs in [onnx::Inputs::new(), onnx::Inputs::new().with_h0(true).with_lengths(true)] {
         let options = onnx::OnnxOptions::new();
         check(
@@ -147,7 +147,7 @@ fn onnx_gives_back_every_bit() {
 }
 
 #[test]
-fn npz_gives_back_every_bit() {
+fn npz_round_trips_bit_for_bit() {
     let (name, options) = (|ours: &str| format!("layers/{ours}"), npz::NpzOptions::new());
     check(
         "npz",
@@ -163,7 +163,7 @@ fn npz_gives_back_every_bit() {
 /// Networks, gradients and arrays, too, are the same in memory as in a file; names are read from
 /// both.
 #[test]
-fn every_other_function_of_a_path_has_one_of_a_stream() {
+fn path_functions_and_stream_functions_agree() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("file");
     let file = || std::fs::read(&path).unwrap();
@@ -234,7 +234,7 @@ impl std::io::Write for Full {
 }
 
 #[test]
-fn a_stream_that_is_full_is_an_error() {
+fn writing_to_a_full_stream_is_an_error() {
     let params = Params::init(&GruConfig::pytorch(3, 5), Init::Uniform, 1).unwrap();
     let view = params.get("weight_hh_l0").unwrap();
     for room in [0, 9, 100] {
@@ -252,7 +252,7 @@ fn a_stream_that_is_full_is_an_error() {
 /// Without the metadata of its own the file is any ONNX model: what its nodes compute is the same,
 /// be it by other weights.
 #[test]
-fn onnx_nodes_compute_what_was_written() {
+fn written_onnx_nodes_compute_the_same_numbers() {
     for params in models() {
         let config = params.layout().config();
         let bytes = onnx_bytes(&params, &onnx::Inputs::new()).unwrap();
@@ -301,7 +301,7 @@ fn parts_of_a_stack_have_their_names() {
 }
 
 #[test]
-fn what_onnx_has_no_words_for_is_refused() {
+fn models_that_onnx_cannot_express_are_refused() {
     let encode = |config: GruConfig| {
         let params = Params::init(&config, Init::Uniform, 1).unwrap();
         onnx_bytes(&params, &onnx::Inputs::new()).map(|_| ()).unwrap_err().to_string()
@@ -316,7 +316,7 @@ fn what_onnx_has_no_words_for_is_refused() {
 }
 
 #[test]
-fn arrays_come_back_in_any_order_of_memory() {
+fn arrays_of_any_memory_order_round_trip() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("x.npy");
     let x = random3([4, 3, 5], 1);
@@ -333,7 +333,7 @@ fn arrays_come_back_in_any_order_of_memory() {
 }
 
 #[test]
-fn gradients_are_under_their_parameters_names() {
+fn gradients_are_stored_under_their_parameters_names() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("grads.safetensors");
     let config = GruConfig::new(3, 5).with_reset(Reset::After).with_direction(Direction::Both);

@@ -1,5 +1,5 @@
-//! Configurations through JSON: every variant comes back, under the words that metadata has for
-//! them, and what is not known is refused.
+//! Configurations as JSON: every variant round trips, with the same words as in file metadata, and
+//! unknown words are refused.
 
 use std::fmt::Debug;
 
@@ -136,7 +136,7 @@ fn structures() {
 
 /// What is left out is as in the constructors; but a definition of a GRU is never guessed.
 #[test]
-fn what_may_be_left_out() {
+fn optional_fields_may_be_missing() {
     let least = json!({
         "input_size": 3, "hidden_size": 5, "reset": "after", "update": "keeps", "bias": "two"
     });
@@ -192,7 +192,7 @@ fn unknown_fields_are_refused() {
 
 /// To read a configuration is not to check it: that happens where it is used, as always.
 #[test]
-fn what_makes_no_sense_is_refused_where_it_is_used() {
+fn invalid_values_are_refused_at_their_use() {
     let mut config = there_and_back(&GruConfig::new(3, 5));
     config["dropout"] = json!(2.0);
     config["layers"] = json!(2);

@@ -1,8 +1,7 @@
-//! The layers of the library and of the program: imports go downwards only, no files import each
-//! other in a circle, and what belongs to one place (the adapter, threads, clocks, files) is named
-//! nowhere else.
+//! The layers of the library and of the program: a file imports only lower layers, imports have no
+//! cycles, and the adapter, threads, clocks and files are used only in their own modules.
 //!
-//! The test reads the sources: `use` lines and paths in between, but for comments, text and tests.
+//! The tests read the sources: `use` lines and paths, without comments, strings and tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -340,19 +339,19 @@ fn assert_none(what: &str, wrong: &[String]) {
 }
 
 #[test]
-fn imports_go_downwards() {
+fn imports_only_go_to_lower_layers() {
     assert_none("the library's layers", &upward(&sources(&root("src")), LIBRARY));
     assert_none("the program's layers", &upward(&sources(&root("cli/src")), PROGRAM));
 }
 
 #[test]
-fn no_files_import_each_other_in_a_circle() {
+fn no_files_import_each_other_in_a_cycle() {
     assert_none("circles in the library", &circles(&sources(&root("src")), SHARED_ROOTS));
     assert_none("circles in the program", &circles(&sources(&root("cli/src")), &[]));
 }
 
 #[test]
-fn adapters_threads_clocks_and_files_have_their_places() {
+fn adapters_threads_clocks_and_files_are_used_only_in_their_modules() {
     const FOLDERS: [&str; 8] =
         ["spec", "kernels", "plan", "reference.rs", "gpu", "model", "formats", "training"];
     let sources = sources(&root("src"));
@@ -376,7 +375,7 @@ fn made(files: &[(&str, &str)]) -> Vec<Source> {
 }
 
 #[test]
-fn what_breaks_the_rules_is_found() {
+fn violations_of_the_rules_are_found() {
     let spec = ("spec/mod.rs", "");
     let breaking = [
         "use crate::plan::{self, Plan};",

@@ -1,5 +1,5 @@
-//! The manifests keep their promises: the lowest Rust that the dependencies allow, a library of few
-//! packages, and a small one to download.
+//! The manifests: the lowest Rust version that the dependencies allow, few packages, and a small
+//! download.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -74,7 +74,7 @@ fn packages(features: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_library_draws_in_no_part_of_the_program() {
+fn the_library_does_not_depend_on_the_programs_packages() {
     // README states the numbers.
     for (features, at_most) in [("", 80), ("safetensors", 95)] {
         let packages = packages(features);
@@ -108,7 +108,7 @@ fn no_feature_is_on_by_default() {
 
 /// The package that crates.io would have: all that the library is built from, and no data.
 #[test]
-fn the_package_is_small_and_whole() {
+fn the_package_is_small_and_complete() {
     const MOST: u64 = 1_500_000;
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().to_str().unwrap();

@@ -1,5 +1,5 @@
-//! Ring one: numbers that this project did not compute. PyTorch's where PyTorch has the variant, a
-//! statement of the equations in NumPy elsewhere; `tests/data/generate.py` made both.
+//! Numbers that this project did not compute: PyTorch's where PyTorch has the variant, and
+//! otherwise those of the equations in NumPy. `tests/data/generate.py` made both.
 
 use crate::common::assert_close;
 use gru_wgpu::check::{TOLERANCE, Tolerance};

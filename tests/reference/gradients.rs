@@ -1,8 +1,7 @@
-//! Ring two: every gradient of the reference against central differences, in f64, for every
-//! variant.
+//! Every gradient of the reference against central differences, in f64, for every variant.
 //!
 //! With a step of 1e-5 the truncation error is of order 1e-10 (the third derivatives are of order
-//! 1) and the rounding error 1e-16 / 1e-5 = 1e-11; a wrong term would be of order 1e-2.
+//! 1) and the rounding error 1e-16 / 1e-5 = 1e-11. A wrong term would be of order 1e-2.
 
 use crate::common::random3;
 use gru_wgpu::{Activation, Batch, Direction, GruConfig, Init, Params, reference};
@@ -52,7 +51,7 @@ impl Problem {
 }
 
 #[test]
-fn every_gradient_is_a_central_difference() {
+fn every_gradient_agrees_with_central_differences() {
     for ([steps, batch, input, hidden, layers], direction) in [
         ([1, 1, 1, 1, 1], Direction::Forward),
         ([3, 2, 3, 5, 1], Direction::Forward),

@@ -1,6 +1,4 @@
-//! The reference is right: its numbers are PyTorch's (or those of the equations in NumPy, where
-//! PyTorch lacks the variant), its gradients are central differences, and its gates do what the
-//! equations say.
+//! The reference is right. `tests/README.md` says how.
 
 #[path = "../common/mod.rs"]
 mod common;

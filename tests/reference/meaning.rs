@@ -1,4 +1,4 @@
-//! The gates mean what the equations say, on the CPU and on an adapter, for every variant.
+//! The gates do what the equations say, on the CPU and on an adapter, for every variant.
 
 use crate::common::{assert_close, devices, random3, within};
 use gru_wgpu::{Batch, Bias, Gru, GruConfig, Init, Params, Update, reference};
@@ -33,7 +33,7 @@ fn params(config: &GruConfig) -> Params {
 }
 
 #[test]
-fn a_shut_update_gate_keeps_the_state_and_its_gradient() {
+fn a_closed_update_gate_keeps_the_state_and_its_gradient() {
     for_each_model(|config, make| {
         let mut params = params(&config);
         drive(&mut params, Z, z_for(&config, false));
@@ -67,7 +67,7 @@ fn an_open_update_gate_replaces_the_state_by_the_candidate() {
 }
 
 #[test]
-fn a_shut_reset_gate_makes_the_candidate_blind_to_the_state() {
+fn a_closed_reset_gate_hides_the_state_from_the_candidate() {
     for_each_model(|config, make| {
         // With the update gate open the state is the candidate, so all of the past is gone.
         let mut params = params(&config);
@@ -87,7 +87,7 @@ fn a_shut_reset_gate_makes_the_candidate_blind_to_the_state() {
 }
 
 #[test]
-fn no_h0_is_zeros_with_the_hidden_bias_applied() {
+fn a_missing_h0_counts_as_zeros() {
     for_each_model(|config, make| {
         let gru = make(params(&config));
         let x = random3([3, 2, 3], 1);

@@ -1,5 +1,4 @@
-//! Training that stops, is killed, diverges or finds its file damaged, and goes on to the same
-//! bits.
+//! Training that stops, is killed, diverges or finds a damaged checkpoint resumes to the same bits.
 
 use std::collections::HashSet;
 use std::fs;
@@ -86,7 +85,7 @@ fn before(path: &Path) -> PathBuf {
 /// Stopped at every event, of a validation once, and made anew from its file, on both devices.
 /// However often it is looked at, the bits are the same.
 #[test]
-fn a_run_goes_on_from_its_file_bit_for_bit() {
+fn a_run_resumes_from_its_file_bit_for_bit() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
     for device in devices() {
         let mut whole = trainer(regime(), &device);
@@ -137,7 +136,7 @@ fn loss_of(event: &Event<'_>) -> Option<f32> {
 }
 
 #[test]
-fn odd_numbers_and_notes_come_back() {
+fn unusual_numbers_and_notes_round_trip() {
     let mut odd = checkpoint();
     odd.state.params.as_mut_slice()[..4].copy_from_slice(&[
         -0.0,
@@ -164,7 +163,7 @@ fn odd_numbers_and_notes_come_back() {
 }
 
 #[test]
-fn a_checkpoint_goes_through_memory_as_through_a_file() {
+fn checkpoints_in_memory_equal_checkpoints_in_files() {
     let checkpoint = checkpoint();
     let (_folder, path) = place();
     checkpoint.save(&path).unwrap();
@@ -187,7 +186,7 @@ fn a_checkpoint_goes_through_memory_as_through_a_file() {
 
 /// A caller that cannot wait takes, keeps and goes on from the same bits.
 #[test]
-fn checkpoints_are_the_same_where_blocking_is_not_possible() {
+fn async_checkpoints_equal_blocking_ones() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
     for device in devices() {
         let mut whole = trainer(regime(), &device);
@@ -214,7 +213,7 @@ fn checkpoints_are_the_same_where_blocking_is_not_possible() {
 }
 
 #[test]
-fn what_does_not_belong_together_is_not_written() {
+fn inconsistent_checkpoints_are_not_written() {
     let (_folder, path) = place();
     let mut short = checkpoint();
     short.state.moments.second.pop();
@@ -227,7 +226,7 @@ fn what_does_not_belong_together_is_not_written() {
 }
 
 #[test]
-fn what_was_cut_short_or_changed_is_refused_and_the_one_before_taken() {
+fn a_damaged_checkpoint_is_refused_and_the_previous_one_used() {
     let (_folder, path) = place();
     let first = checkpoint();
     let mut second = first.clone();
@@ -277,7 +276,7 @@ fn what_was_cut_short_or_changed_is_refused_and_the_one_before_taken() {
 }
 
 #[test]
-fn what_is_no_checkpoint_of_this_version_is_refused_with_the_reason() {
+fn other_files_and_versions_are_refused_with_the_reason() {
     let (_folder, path) = place();
     let checkpoint = checkpoint();
     safetensors::save_network(&path, &checkpoint.state.params).unwrap();
@@ -319,7 +318,7 @@ fn what_is_no_checkpoint_of_this_version_is_refused_with_the_reason() {
 /// An example that is not a number: named, with the place it came in; what is kept goes on, once
 /// the example is mended, to the bits of a run that never met it.
 #[test]
-fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
+fn a_diverging_run_names_the_batch_and_keeps_the_last_finite_state() {
     let train = examples(EXAMPLES, 1);
     for device in devices() {
         let mut whole = trainer(TrainerConfig::new(1, 1), &device);
@@ -356,7 +355,7 @@ fn a_run_that_diverges_names_the_batch_and_keeps_what_was_good() {
 /// A rate that throws the parameters out of f32's range in the last update that there is: what is
 /// kept is from before it.
 #[test]
-fn what_the_last_update_would_make_infinite_is_not_kept() {
+fn a_last_update_to_infinite_parameters_is_not_kept() {
     let (train, valid) = (examples(30, 1), examples(9, 2));
     for device in devices() {
         let mut now = trainer(TrainerConfig::new(2, 10), &device);
@@ -388,7 +387,7 @@ fn what_the_last_update_would_make_infinite_is_not_kept() {
 
 /// Parameters that are finite, and outputs that are not numbers.
 #[test]
-fn a_validation_that_is_not_finite_is_told_of() {
+fn a_validation_loss_that_is_not_finite_is_reported() {
     let train = examples(30, 1);
     let mut valid = examples(9, 2);
     valid[4].x[[0, 0]] = f32::NAN;
@@ -408,7 +407,7 @@ fn a_validation_that_is_not_finite_is_told_of() {
 /// Every change but none: fewer, more, another order, another number, another class, on either
 /// side.
 #[test]
-fn a_run_does_not_go_on_over_other_examples() {
+fn a_run_does_not_resume_on_other_examples() {
     let (train, valid) = (examples(30, 1), examples(9, 2));
     let mut first = trainer(TrainerConfig::new(2, 10), &Device::cpu());
     assert_eq!(first.data(), None);
@@ -446,7 +445,7 @@ fn a_run_does_not_go_on_over_other_examples() {
 
 /// An error that no update hears of: a class that there is not, in the second batch of an update.
 #[test]
-fn a_run_that_is_refused_a_batch_stands_before_it() {
+fn a_refused_batch_leaves_the_position_before_it() {
     let train = examples(EXAMPLES, 1);
     let mut whole = trainer(TrainerConfig::new(1, 1), &Device::cpu());
     whole.run(&train, &[], go_on).unwrap();
@@ -463,7 +462,7 @@ fn a_run_that_is_refused_a_batch_stands_before_it() {
 }
 
 #[test]
-fn a_network_comes_back_from_its_file_and_from_a_checkpoint() {
+fn a_network_loads_from_its_file_and_from_a_checkpoint() {
     let (_folder, path) = place();
     let checkpoint = checkpoint();
     let params = &checkpoint.state.params;
@@ -528,14 +527,14 @@ fn child(path: &Path) {
 
 /// The program is this one, run again for this test alone.
 #[test]
-fn a_run_that_is_killed_again_and_again_comes_to_the_same_bits() {
+fn a_run_killed_many_times_ends_with_the_same_bits() {
     const KILLS: usize = 10;
     if let Some(path) = std::env::var_os(CHILD) {
         return child(Path::new(&path));
     }
     let (_folder, path) = place();
     let start = || {
-        let name = "a_run_that_is_killed_again_and_again_comes_to_the_same_bits";
+        let name = "a_run_killed_many_times_ends_with_the_same_bits";
         rerun(module_path!(), name).env(CHILD, &path).stdout(Stdio::piped()).spawn().unwrap()
     };
     let mut rng = rng(1);

@@ -1,4 +1,4 @@
-//! Training: every loss, optimizer and way to clip, on the adapter as on the CPU.
+//! Every loss, optimizer and kind of clipping: the adapter equals the CPU, and the CPU PyTorch.
 
 use crate::common::{adapter, devices, random3};
 use gru_wgpu::{
@@ -134,7 +134,7 @@ fn tasks() -> Vec<(&'static str, TrainingTask)> {
 }
 
 #[test]
-fn the_adapter_trains_as_the_cpu() {
+fn the_adapter_trains_like_the_cpu() {
     let device = adapter();
     for (name, task) in tasks() {
         let [mut adapter, mut cpu] = [device, &Device::cpu()].map(|device| task.learner(device));
@@ -175,7 +175,7 @@ fn the_adapter_trains_as_the_cpu() {
 
 /// On both devices: what goes on from a state is the same to the bit as what was not interrupted.
 #[test]
-fn what_is_resumed_is_as_if_it_had_not_been_interrupted() {
+fn a_resumed_learner_equals_an_uninterrupted_one() {
     for device in devices() {
         let (_, task) = tasks().swap_remove(3);
         let mut whole = task.learner(&device);
@@ -199,7 +199,7 @@ fn what_is_resumed_is_as_if_it_had_not_been_interrupted() {
 }
 
 #[test]
-fn parameters_alone_are_those_of_the_state() {
+fn parameters_equal_the_parameters_of_the_state() {
     for device in devices() {
         let (_, task) = tasks().swap_remove(3);
         let mut learner = task.learner(&device);
@@ -219,7 +219,7 @@ fn parameters_alone_are_those_of_the_state() {
 /// Two machines with half of the batch each, whose gradients are summed, make the update of one
 /// machine with all of it.
 #[test]
-fn two_learners_on_two_halves_are_one_on_the_whole() {
+fn two_learners_on_two_halves_equal_one_on_all() {
     let [steps, batch, ..] = SIZES;
     let batch = 2 * (batch / 2);
     let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
@@ -273,7 +273,7 @@ fn two_learners_on_two_halves_are_one_on_the_whole() {
 
 /// By hand and by `step`: the same, to the bit.
 #[test]
-fn a_step_is_accumulate_and_apply() {
+fn a_step_equals_accumulate_and_apply() {
     for device in devices() {
         let (_, task) = tasks().swap_remove(4);
         let (mut steps, mut halves) = (task.learner(&device), task.learner(&device));
@@ -308,7 +308,7 @@ fn a_step_is_accumulate_and_apply() {
 
 /// Of every batch: those of an update have their mean in its metrics.
 #[test]
-fn a_step_gives_its_loss_when_asked() {
+fn a_step_returns_its_loss_on_request() {
     for device in devices() {
         for (name, task) in tasks() {
             let (mut asked, mut unasked) = (task.learner(&device), task.learner(&device));
@@ -331,7 +331,7 @@ fn a_step_gives_its_loss_when_asked() {
 
 /// However large the loss of the batch before it is.
 #[test]
-fn a_batchs_loss_is_its_own() {
+fn a_batch_loss_covers_only_that_batch() {
     for device in devices() {
         let (_, mut task) = tasks().swap_remove(0);
         task.training = task.training.with_accumulation(2);
@@ -348,7 +348,7 @@ fn a_batchs_loss_is_its_own() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_diverges_at_once_where_it_is_asked_for() {
+fn a_requested_loss_that_is_not_finite_is_an_error_at_once() {
     for device in devices() {
         let (_, task) = tasks().swap_remove(0);
         let mut learner = task.learner(&device);
@@ -394,7 +394,7 @@ fn batches_beyond_a_full_update_are_refused() {
 
 /// More updates than the device keeps reports of, and then all of them are told of in order.
 #[test]
-fn reports_need_not_be_asked_for() {
+fn metrics_need_not_be_read() {
     let (_, task) = tasks().swap_remove(0);
     let mut learner = task.learner(adapter());
     for seed in 0..70 {
@@ -405,7 +405,7 @@ fn reports_need_not_be_asked_for() {
 }
 
 #[test]
-fn what_is_not_finite_moves_nothing_and_is_named() {
+fn gradients_that_are_not_finite_change_nothing_and_are_named() {
     for device in devices() {
         let (_, task) = tasks().swap_remove(2);
         let mut learner = task.learner(&device);
@@ -441,7 +441,7 @@ fn what_is_not_finite_moves_nothing_and_is_named() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_and_changes_nothing() {
+fn wrong_shapes_are_refused_and_change_nothing() {
     let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::sgd(), 0.1);
     let task = TrainingTask::new(Head::last(SIZES[3]), training);
     let mut learner = task.learner(&Device::cpu());
@@ -603,7 +603,7 @@ fn array<A: FromF64>(tensor: &serde_json::Value) -> ArrayD<A> {
 
 /// The losses, the norms and the parameters after ten updates, on both devices.
 #[test]
-fn pytorch_takes_the_same_ten_steps() {
+fn ten_updates_equal_pytorchs() {
     for case in Expected::all() {
         let name = case.0["name"].as_str().unwrap();
         let training = case.training();
@@ -640,7 +640,7 @@ fn pytorch_takes_the_same_ten_steps() {
 /// Matrices of one column or one row lie by rows and by columns alike; what is made of them must
 /// not.
 #[test]
-fn a_single_hidden_unit_is_as_good_as_many() {
+fn a_single_hidden_unit_trains_too() {
     let entropy = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
     for (head, layout) in [
         (Head::last(SIZES[3]), Layout::TimeMajor),
@@ -662,7 +662,7 @@ fn a_single_hidden_unit_is_as_good_as_many() {
 
 /// An update of one batch where three make one: a third of the gradient, but the batch's own loss.
 #[test]
-fn an_update_of_fewer_batches_tells_their_loss() {
+fn an_update_of_fewer_batches_reports_their_loss() {
     let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), 0.1);
     let whole = TrainingTask::new(Head::last(SIZES[3]), training);
     let part = TrainingTask::new(Head::last(SIZES[3]), training.with_accumulation(3));
@@ -680,7 +680,7 @@ fn an_update_of_fewer_batches_tells_their_loss() {
 
 /// An update after which a parameter or a moment would be infinite, and that no other follows.
 #[test]
-fn what_would_not_be_finite_after_an_update_is_not_made() {
+fn updates_to_infinite_parameters_are_not_made() {
     let [every, last] = [Head::every_step(SIZES[3]), Head::last(SIZES[3])];
     let of = |optimizer, rate| LearnerConfig::new(Loss::MeanSquared, optimizer, rate);
     // Of a gradient of 1e25, whose square is infinite; of one of 1e3 times 1e38; of Adam's rate

@@ -1,5 +1,4 @@
-//! Training over data sets of every kind: what a batch may carry, what an epoch reports, and the
-//! calls for where blocking is not possible.
+//! Training over all kinds of data sets: batches, the loss of an epoch, and the async calls.
 
 use std::ops::ControlFlow;
 
@@ -88,7 +87,7 @@ fn trained<D: Dataset + ?Sized>(data: &D, order: Order, device: &Device) -> (Vec
 }
 
 #[test]
-fn a_data_set_of_ones_own_trains_as_the_same_examples_do() {
+fn a_custom_data_set_trains_like_the_same_examples() {
     for device in devices() {
         for order in [Order::Bucketed, Order::Shuffled] {
             let (losses, params) = trained(&Rows, order, &device);
@@ -131,7 +130,7 @@ impl Dataset for Everything {
 }
 
 #[test]
-fn a_batch_carries_whatever_a_learner_takes() {
+fn a_batch_supports_every_learner_input() {
     let made = Everything.batch(&[0, 1]).unwrap();
     let plain = TrainingBatch::new(made.x.clone(), random3([STEPS, 2, 2], 2));
     for device in devices() {
@@ -175,7 +174,7 @@ fn the_loss_of_an_epoch_is_the_mean_over_its_examples() {
 }
 
 #[test]
-fn the_calls_that_do_not_block_come_to_the_same_bits() {
+fn async_training_ends_with_the_same_bits() {
     let (examples, valid) = (Rows.examples(), &Rows.examples()[..7]);
     for device in devices() {
         let config = TrainerConfig::new(3, 4);
@@ -258,7 +257,7 @@ fn a_batch_has_a_row_for_each_example() {
 }
 
 #[test]
-fn a_run_cannot_stand_past_the_batches_of_an_epoch() {
+fn a_position_past_the_epoch_is_refused() {
     let mut trainer = trainer(TrainerConfig::new(2, 4), &Device::cpu());
     let mut progress = trainer.progress();
     progress.batch = 77;

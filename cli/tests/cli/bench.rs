@@ -1,4 +1,4 @@
-//! `gru bench`, called as a user calls it. Nothing here depends on how long anything takes.
+//! `gru bench`. No test depends on a measured time.
 
 use std::path::Path;
 
@@ -74,7 +74,7 @@ fn assert_consistent(object: &Value) {
 }
 
 #[test]
-fn json_has_what_was_asked_for_and_what_came_out() {
+fn json_contains_the_settings_and_the_results() {
     let directory = TempDir::new().unwrap();
     for device in ["cpu", adapter().0] {
         let shape = ["--device", device, "--shape", "5,3,2,7"];
@@ -101,7 +101,7 @@ fn json_has_what_was_asked_for_and_what_came_out() {
 }
 
 #[test]
-fn gates_made_again_take_less_memory() {
+fn recomputing_gates_takes_less_memory() {
     let directory = TempDir::new().unwrap();
     let train = ["--device", adapter().0, "--shape", "300,4,3,32", "--mode", "train"];
     let kept = json(directory.path(), &train);
@@ -113,7 +113,7 @@ fn gates_made_again_take_less_memory() {
 }
 
 #[test]
-fn devices_stand_side_by_side() {
+fn devices_are_compared_side_by_side() {
     let directory = TempDir::new().unwrap();
     let (word, software) = adapter();
     let devices = format!("cpu,{word}");
@@ -162,7 +162,7 @@ fn a_profile_has_every_dispatch() {
 }
 
 #[test]
-fn a_sweep_writes_a_table_and_a_picture() {
+fn a_sweep_writes_a_table_and_a_plot() {
     let directory = TempDir::new().unwrap();
     let (word, software) = adapter();
     let devices = format!("cpu,{word}");
@@ -196,7 +196,7 @@ fn a_sweep_writes_a_table_and_a_picture() {
 }
 
 #[test]
-fn a_size_that_fails_takes_nothing_from_the_others() {
+fn a_failing_size_does_not_affect_the_others() {
     let directory = TempDir::new().unwrap();
     let (word, _) = adapter();
     let few = "--repeats=1";
@@ -285,7 +285,7 @@ fn a_plan_is_printed_and_nothing_runs() {
 }
 
 #[test]
-fn bad_input_gives_one_line_and_no_file() {
+fn bad_input_prints_one_error_line_and_writes_no_file() {
     let directory = TempDir::new().unwrap();
     std::fs::create_dir(directory.path().join("folder.svg")).unwrap();
     let huge = "1000000,1000000,8,8";

@@ -1,4 +1,4 @@
-//! `gru run`, `grad`, `convert` and `check MODEL`, called as a user calls them.
+//! `gru run`, `grad`, `convert` and `check MODEL`.
 
 use std::path::Path;
 
@@ -174,7 +174,7 @@ fn grad_of_a_model_with_dropout_takes_a_seed() {
 }
 
 #[test]
-fn convert_goes_round() {
+fn convert_round_trips() {
     let scene = Scene::new();
     let original = std::fs::read(scene.path().join("model.safetensors")).unwrap();
     scene.run(&["convert", "model.safetensors", "a.onnx", "--with-h0", "--with-lengths"]);
@@ -228,7 +228,7 @@ fn check_takes_a_model() {
 
 /// Whatever is wrong, nothing is written and nothing is lost.
 #[test]
-fn wrong_input_is_told_and_leaves_no_file() {
+fn wrong_input_is_reported_and_writes_no_file() {
     let scene = Scene::new();
     let path = scene.path();
     let write = |name: &str, bytes: &[u8]| std::fs::write(path.join(name), bytes).unwrap();
@@ -321,7 +321,7 @@ fn wrong_input_is_told_and_leaves_no_file() {
 
 /// An initial state that the model holds is used; one for another number of rows is told.
 #[test]
-fn a_state_that_the_model_holds_is_used() {
+fn a_constant_state_of_the_model_is_used() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models");
     let directory = TempDir::new().unwrap();
     let model = models.join("onnx_after.onnx");

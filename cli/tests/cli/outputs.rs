@@ -1,5 +1,5 @@
-//! No command writes over a file that it reads, over another output, or over a file of a run. Files
-//! that are not regular stay what they are.
+//! No command overwrites its inputs, another output or a file of a run, or replaces a file that is
+//! not regular.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ fn other_names(scene: &Scene, file: &str, kind: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_command_writes_over_what_it_reads() {
+fn no_command_overwrites_its_inputs() {
     let scene = Scene::new();
     std::fs::create_dir(scene.path().join("folder")).unwrap();
     let input = ["--input", "x.npy", "--h0", "h0.npy", "--lengths", "n.npy", "--device", "cpu"];
@@ -119,7 +119,7 @@ fn no_command_writes_two_outputs_to_one_file() {
 
 /// What `gru train` keeps in its folder, existing or not.
 #[test]
-fn no_command_writes_over_a_file_of_a_run() {
+fn no_command_overwrites_a_file_of_a_run() {
     let scene = Scene::new();
     let run = scene.path().join("run");
     std::fs::create_dir(&run).unwrap();
@@ -147,7 +147,7 @@ fn no_command_writes_over_a_file_of_a_run() {
 /// What is no file is neither read nor replaced; a link is followed.
 #[cfg(unix)]
 #[test]
-fn pipes_devices_and_links_stay_what_they_are() {
+fn pipes_devices_and_links_are_not_replaced() {
     let scene = Scene::new();
     let path = scene.path();
     let pipe = |name: &str| {
@@ -188,7 +188,7 @@ fn pipes_devices_and_links_stay_what_they_are() {
 
 /// Neither may the weights be, where they lie beside their model.
 #[test]
-fn external_data_is_no_output() {
+fn external_data_is_not_overwritten() {
     let scene = Scene::new();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models");
     for name in ["torch_new_denoiser.onnx", "torch_new_denoiser.onnx.data"] {

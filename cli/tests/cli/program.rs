@@ -1,4 +1,4 @@
-//! The program `gru`, called as a user calls it: what it prints, writes and returns.
+//! `gru forecast`, `check` and `info`, and what all commands share: usage, errors and devices.
 
 use std::process::Command;
 
@@ -37,7 +37,7 @@ fn forecast<'a>(csv: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn forecast_prints_a_table_and_writes_two_pictures() {
+fn forecast_prints_a_table_and_writes_two_plots() {
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
     let output = gru(directory.path(), &forecast(csv, &["--device", "cpu"]));
@@ -75,7 +75,7 @@ fn forecast_prints_a_table_and_writes_two_pictures() {
 }
 
 #[test]
-fn forecast_takes_other_columns_as_inputs_besides() {
+fn forecast_accepts_more_input_columns() {
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
     let run = |columns: &str| {
@@ -108,7 +108,7 @@ fn succeeded(directory: &TempDir, arguments: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn a_forecast_run_says_the_same_and_leaves_a_folder_that_predict_reads() {
+fn a_forecast_run_prints_the_same_and_predict_reads_its_folder() {
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
     let columns = ["--device", "cpu", "--column", "value,other"];
@@ -163,7 +163,7 @@ fn a_forecast_run_says_the_same_and_leaves_a_folder_that_predict_reads() {
 /// against one that was left alone.
 #[cfg(unix)]
 #[test]
-fn a_forecast_run_that_was_interrupted_goes_on_to_the_same_bytes() {
+fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
     use crate::common::program::end_after_an_epoch;
 
     let directory = TempDir::new().unwrap();
@@ -229,7 +229,7 @@ fn a_forecast_run_that_was_interrupted_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
+fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
     let directory = TempDir::new().unwrap();
     let (csv, path) = (series(&directory), directory.path());
     let kept = ["--device", "cpu", "--run", "it"];
@@ -287,7 +287,7 @@ fn a_forecast_run_in_a_folder_is_not_overwritten_or_mixed_up() {
 
 /// As a run of `gru train`: what may be others, what is noted, and where the data are.
 #[test]
-fn a_forecast_run_goes_on_with_other_settings_and_data_that_have_moved() {
+fn a_forecast_run_resumes_with_other_settings_and_moved_data() {
     let directory = TempDir::new().unwrap();
     let (csv, path) = (series(&directory), directory.path());
     let resume = |more: &[&'static str]| {
@@ -338,7 +338,7 @@ fn a_forecast_run_goes_on_with_other_settings_and_data_that_have_moved() {
 
 /// What is no number is refused, and what is far from everything is told.
 #[test]
-fn forecasts_of_a_model_that_exploded_are_told() {
+fn forecasts_that_are_not_finite_are_reported() {
     use gru_wgpu::formats::safetensors;
 
     let directory = TempDir::new().unwrap();
@@ -383,7 +383,7 @@ fn forecast_runs_the_same_job_on_an_adapter() {
 }
 
 #[test]
-fn bad_input_gives_one_line_that_says_what_was_expected() {
+fn bad_input_prints_one_line_with_the_expected_value() {
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
     let write = |name: &str, content: &[u8]| {
@@ -433,7 +433,7 @@ fn bad_input_gives_one_line_that_says_what_was_expected() {
 
 /// Once squares of such values overflow, and an axis without end would never be drawn.
 #[test]
-fn huge_and_tiny_values_are_forecast_and_drawn() {
+fn huge_and_tiny_values_are_forecast_and_plotted() {
     let directory = TempDir::new().unwrap();
     for (name, unit) in [("huge.csv", "e200"), ("tiny.csv", "e-200"), ("flat.csv", "e-400")] {
         let rows: String = (0..120).map(|i| format!("{}.5{unit}\n", i % 7)).collect();
@@ -478,7 +478,7 @@ fn check_passes_on_the_cpu() {
 }
 
 #[test]
-fn the_variable_gru_device_is_read_and_the_option_wins() {
+fn the_device_option_overrides_gru_device() {
     let directory = TempDir::new().unwrap();
     let info = |variable: &str, arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
@@ -499,7 +499,7 @@ fn the_variable_gru_device_is_read_and_the_option_wins() {
 /// A reader that has seen enough ends the program quietly; a full disk is an error, not a panic.
 #[cfg(target_os = "linux")]
 #[test]
-fn output_that_cannot_be_written_is_no_panic() {
+fn a_failing_write_to_stdout_does_not_panic() {
     use std::process::Stdio;
     let directory = TempDir::new().unwrap();
     let csv = series(&directory);
@@ -537,7 +537,7 @@ fn output_that_cannot_be_written_is_no_panic() {
 
 /// An error of the library names its cause and keeps it: the program says it once.
 #[test]
-fn an_error_says_each_cause_once() {
+fn an_error_prints_each_cause_once() {
     let directory = TempDir::new().unwrap();
     let output = gru(directory.path(), &["convert", "missing.safetensors", "out.onnx"]);
     let stderr = text(&output.stderr);
@@ -546,7 +546,7 @@ fn an_error_says_each_cause_once() {
 
 /// `{error:#}` would say the cause of a library's error twice: `ui::output::causes` says each once.
 #[test]
-fn no_source_says_causes_by_the_alternate_format() {
+fn no_source_prints_causes_with_the_alternate_format() {
     let files =
         crate::common::files_in(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     for path in &files {

@@ -1,4 +1,4 @@
-//! Runs of `gru train` that end early and go on, called as a user calls them.
+//! Runs of `gru train` that end early and resume.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
@@ -34,7 +34,7 @@ fn resume<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 /// against one that was left alone.
 #[cfg(unix)]
 #[test]
-fn a_run_that_was_interrupted_goes_on_to_the_same_bytes() {
+fn an_interrupted_run_resumes_to_the_same_bytes() {
     let directory = folder_with(&[("train.csv", &labelled(0..60))]);
     let path = directory.path();
     let arguments = |run| {
@@ -90,7 +90,7 @@ fn a_run_that_was_interrupted_goes_on_to_the_same_bytes() {
 
 /// The learning rate is another one, then one that diverges, then a good one again.
 #[test]
-fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
+fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "2"]));
@@ -170,7 +170,7 @@ fn a_run_goes_on_with_other_settings_and_notes_what_they_were() {
 }
 
 #[test]
-fn a_run_goes_on_without_its_metrics() {
+fn a_run_resumes_without_its_metrics() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "3"]));
@@ -202,7 +202,7 @@ fn a_run_goes_on_without_its_metrics() {
 }
 
 #[test]
-fn data_that_have_moved_are_named_again_and_must_be_the_same() {
+fn moved_data_are_given_again_and_must_be_the_same() {
     let files = [
         ("train.csv", &*table(0..40)),
         ("valid.csv", &table(40..60)),
@@ -267,7 +267,7 @@ fn one_run_at_a_time_writes_to_a_folder() {
 
 /// Files that a killed run may leave before there is a config.toml make no run.
 #[test]
-fn what_a_killed_start_leaves_is_no_obstacle() {
+fn leftovers_of_a_killed_start_are_ignored() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     fs::create_dir(path.join("run")).unwrap();
@@ -281,7 +281,7 @@ fn what_a_killed_start_leaves_is_no_obstacle() {
 /// Eight updates make an epoch, and each takes a while: the run does not wait for the last.
 #[cfg(unix)]
 #[test]
-fn a_run_of_slow_updates_ends_between_two_of_them() {
+fn a_run_with_slow_updates_stops_between_two_of_them() {
     let directory = folder_with(&[("train.csv", &labelled(0..40))]);
     let path = directory.path();
     let slow = ["--hidden", "256", "--layers", "2", "--epochs", "2", "--holdout", "0.2"];
@@ -298,7 +298,7 @@ fn a_run_of_slow_updates_ends_between_two_of_them() {
 /// against a run that was left alone. GRU_DEVICE says on what device.
 #[cfg(unix)]
 #[test]
-fn runs_that_are_killed_again_and_again_come_to_the_same_bytes() {
+fn runs_killed_many_times_end_with_the_same_bytes() {
     use rand::RngExt;
     use std::time::Duration;
 
@@ -360,7 +360,7 @@ fn runs_that_are_killed_again_and_again_come_to_the_same_bytes() {
 /// A folder stands where the checkpoint is to be: a full disk is as transient.
 #[cfg(unix)]
 #[test]
-fn a_checkpoint_that_cannot_be_written_ends_no_run() {
+fn a_failed_checkpoint_write_does_not_end_the_run() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "2"]));
@@ -389,7 +389,7 @@ fn a_checkpoint_that_cannot_be_written_ends_no_run() {
 /// A rate that ruins the model before it diverges: what is there to go on from is named, what was
 /// told of the model before is gone, and what cannot be written is said once.
 #[test]
-fn what_a_bad_change_of_settings_leaves_is_told() {
+fn a_bad_change_of_settings_is_reported() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "2"]));
@@ -414,7 +414,7 @@ fn what_a_bad_change_of_settings_leaves_is_told() {
 
 /// The last checkpoint has the model, too.
 #[test]
-fn a_model_that_was_deleted_is_predicted_with_all_the_same() {
+fn predict_works_after_the_model_file_was_deleted() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "3"]));
@@ -457,7 +457,7 @@ fn a_model_that_was_deleted_is_predicted_with_all_the_same() {
 
 /// Neither the data nor what a run keeps, by whatever name.
 #[test]
-fn no_run_and_no_prediction_overwrites_what_it_reads_or_a_run_keeps() {
+fn train_and_predict_never_overwrite_inputs_or_run_files() {
     let directory = folder_with(&[("train.csv", &table(0..40)), ("tt.csv", &table(40..60))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "1"]));
@@ -540,7 +540,7 @@ fn data_with_the_name_of_a_temporary_file_are_refused() {
 
 /// A folder of something else that has a config.toml, too.
 #[test]
-fn a_folder_of_something_else_is_not_taken() {
+fn a_folder_with_other_files_is_refused() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     fs::create_dir(path.join("hugo")).unwrap();
@@ -561,7 +561,7 @@ fn a_folder_of_something_else_is_not_taken() {
 /// Files elsewhere that a run's own files link to.
 #[cfg(unix)]
 #[test]
-fn a_run_writes_through_no_link() {
+fn a_run_does_not_write_through_links() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "classify", &["--epochs", "2"]));

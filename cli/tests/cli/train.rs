@@ -1,10 +1,10 @@
-//! `gru train` and `gru predict`, called as a user calls them.
+//! `gru train` and `gru predict`.
 
 use crate::common::program::{assert_refused, gru, text};
 use crate::common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
 
 #[test]
-fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
+fn training_lowers_the_loss_and_predict_reads_its_folder() {
     for (task, train_csv, test_csv) in
         [("classify", table(0..60), table(60..90)), ("label", labelled(0..60), labelled(60..90))]
     {
@@ -72,7 +72,7 @@ fn training_lowers_the_loss_and_leaves_a_folder_that_predict_reads() {
 }
 
 #[test]
-fn predictions_are_rows_and_need_no_label_and_no_known_word() {
+fn predictions_are_rows_without_labels_or_known_words() {
     let directory = folder_with(&[("train.csv", &labelled(0..40))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "label", &[]));
@@ -101,7 +101,7 @@ fn predictions_are_rows_and_need_no_label_and_no_known_word() {
 }
 
 #[test]
-fn a_run_trains_on_an_adapter_as_on_the_cpu() {
+fn a_run_trains_on_an_adapter_like_on_the_cpu() {
     let software = crate::common::adapter().adapter().unwrap().is_software();
     let word = if software { "software" } else { "gpu" };
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -114,7 +114,7 @@ fn a_run_trains_on_an_adapter_as_on_the_cpu() {
 }
 
 #[test]
-fn what_diverges_is_named_and_what_was_good_is_kept() {
+fn divergence_is_reported_and_the_last_finite_state_kept() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let more = ["--learning-rate", "1e38", "--clip", "1e30", "--optimizer", "sgd"];
     let words = ["diverged: loss", "its largest element", "sequences `s", "of 9", "is in `run`"];
@@ -123,7 +123,7 @@ fn what_diverges_is_named_and_what_was_good_is_kept() {
 }
 
 #[test]
-fn a_file_without_names_is_read_by_numbers_and_numbers_may_be_words() {
+fn files_without_a_header_use_column_numbers() {
     let headless = table(0..40).split_once('\n').unwrap().1.replace("go", "7").replace("stop", "8");
     let headless = headless.replace(',', ";");
     let directory = folder_with(&[("train.csv", &headless)]);
@@ -140,7 +140,7 @@ fn a_file_without_names_is_read_by_numbers_and_numbers_may_be_words() {
 }
 
 #[test]
-fn what_cannot_be_trained_on_is_refused_in_one_line() {
+fn data_that_cannot_be_trained_on_is_refused_in_one_line() {
     let files = [
         ("good.csv", &*table(0..40)),
         ("changes.csv", "id,x,class\na,1,up\na,2,down\nb,1,up\n"),
@@ -255,7 +255,7 @@ fn what_cannot_be_trained_on_is_refused_in_one_line() {
 /// Numbers are numbers though the first is missing, codes are words though the first is a number,
 /// which is said.
 #[test]
-fn columns_are_told_from_all_their_cells_and_missing_numbers_take_the_mean() {
+fn column_types_use_all_cells_and_missing_numbers_become_the_mean() {
     let table = table(0..40);
     let mut lines = table.lines();
     let mut csv = format!("{},code\n", lines.next().unwrap().replace("class", "grade"));
@@ -298,7 +298,7 @@ fn columns_are_told_from_all_their_cells_and_missing_numbers_take_the_mean() {
 
 /// Before the memory is taken: this takes no GiB.
 #[test]
-fn words_that_would_take_too_much_memory_are_refused_by_their_column() {
+fn word_columns_that_need_too_much_memory_are_refused() {
     let words = |rows: usize, words: usize| {
         let rows =
             (0..rows).map(|i| format!("s{},w{},{},{}\n", i / 4, i % words, i % 3, i / 4 % 2));
@@ -323,7 +323,7 @@ fn words_that_would_take_too_much_memory_are_refused_by_their_column() {
 /// One in three is of class `up`, also of what is held out; and of a class that comes once nothing
 /// is.
 #[test]
-fn each_class_gives_its_share_to_what_is_held_out() {
+fn the_validation_set_is_stratified_by_class() {
     let csv = format!("{}once,50,go,else\n", table(0..60));
     let directory = folder_with(&[("train.csv", &csv)]);
     let path = directory.path();
@@ -341,7 +341,7 @@ fn each_class_gives_its_share_to_what_is_held_out() {
 }
 
 #[test]
-fn labels_that_are_numbers_of_a_series_are_refused_unless_they_are_insisted_on() {
+fn numeric_labels_are_refused_unless_forced() {
     let mut csv = "id,x,y\n".to_owned();
     for i in 0..60 {
         csv += &format!("s{},{i},{:.3}\n", i / 3, (f64::from(i) * 0.7).sin() * 9.0);
@@ -354,7 +354,7 @@ fn labels_that_are_numbers_of_a_series_are_refused_unless_they_are_insisted_on()
 }
 
 #[test]
-fn a_run_in_a_folder_is_not_overwritten_or_mixed_up() {
+fn a_run_folder_is_not_overwritten_or_mixed_up() {
     let directory = folder_with(&[("train.csv", &table(0..40)), ("other.csv", "id,level\na,1\n")]);
     let path = directory.path();
     let short = ["--epochs", "1"];
@@ -402,7 +402,7 @@ fn a_run_in_a_folder_is_not_overwritten_or_mixed_up() {
 
 /// How an update is made, and what the learning rate is at the end of each epoch.
 #[test]
-fn schedules_clipping_momentum_and_accumulation_are_as_they_are_asked_for() {
+fn schedules_clipping_momentum_and_accumulation_take_effect() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let path = directory.path();
     let rates = |more: &[&str]| {
@@ -496,7 +496,7 @@ fn probabilities_of_all_classes_are_columns() {
 
 /// Nothing is written where a model says what is no number.
 #[test]
-fn a_model_that_says_no_numbers_predicts_nothing() {
+fn a_model_without_finite_outputs_predicts_nothing() {
     use gru_wgpu::formats::safetensors;
 
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -518,7 +518,7 @@ fn a_model_that_says_no_numbers_predicts_nothing() {
 }
 
 #[test]
-fn columns_of_the_same_name_are_chosen_by_their_numbers() {
+fn columns_of_equal_names_are_chosen_by_number() {
     let twice = table(0..40).replace("id,level,sign,class", "x,x,sign,x");
     let directory = folder_with(&[("train.csv", &twice)]);
     let path = directory.path();
@@ -542,7 +542,7 @@ fn columns_of_the_same_name_are_chosen_by_their_numbers() {
 
 /// NA is a word like any other where words are labels, which is said; an empty cell is no label.
 #[test]
-fn words_for_what_is_missing_may_be_labels() {
+fn words_for_missing_values_may_be_labels() {
     let labels = labelled(0..40).replace(",inner\n", ",none\n");
     let directory = folder_with(&[("train.csv", &labels)]);
     let path = directory.path();
@@ -553,7 +553,7 @@ fn words_for_what_is_missing_may_be_labels() {
 }
 
 #[test]
-fn names_that_are_numbers_are_names_and_predict_says_what_it_can_do() {
+fn column_names_that_are_numbers_are_names() {
     let train_csv = table(0..40).replacen("level", "1", 1).replacen("sign", "2", 1);
     let numbers = train_csv.replace("go", "7").replace("stop", "8");
     let directory = folder_with(&[("train.csv", &numbers)]);

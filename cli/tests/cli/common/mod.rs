@@ -1,4 +1,5 @@
-//! What the program's tests share, with the library's.
+//! Helpers of the tests of `gru`, and the helpers of the library's tests.
+
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 #[path = "../../../../tests/common/mod.rs"]

@@ -1,4 +1,4 @@
-//! The program `gru`, as a user calls it.
+//! Runs the program `gru`.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
