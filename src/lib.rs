@@ -157,7 +157,7 @@
 //! # The layers
 //!
 //! A file imports from its own folder and from folders above it in this table, never from one below
-//! (`tests/layers.rs` checks this):
+//! (`tests/project/layers.rs` checks this):
 //!
 //! | layer | contents |
 //! |---|---|
@@ -180,9 +180,9 @@
 //! - **A kernel**: a file in `shaders/`, a row in `kernels/`, a stage in `plan/`, a reference in
 //!   `reference.rs`, a comparison in `check/`.
 //! - **A kernel family of the recurrence**: follow the list at the top of `plan/tiles.rs`.
-//! - **A file format**: a file in `formats/` with a feature of its own, a round trip in
-//!   `tests/roundtrips.rs`, a file written by the format's own framework in `tests/models.rs`,
-//!   malformed files in `tests/hostile.rs`, and a fuzz target.
+//! - **A file format**: a file in `formats/` with a feature of its own, a fuzz target, and in
+//!   `tests/formats/` a round trip in `roundtrips.rs`, a file written by the format's own framework
+//!   in `models.rs`, and malformed files in `hostile.rs`.
 //! - **A data set**: your own [`Dataset`], outside the library. For one inside the library, a file
 //!   beside `training/dataset.rs`. For a table that the program reads, a file in `cli/src/data/`.
 //! - **An element type**: `spec/element.rs`, `UploadData` in `model/executor.rs`, `ELEMENT` in
@@ -194,7 +194,7 @@
 //!   update are not enough, also `shaders/optimizer.wgsl` and `plan/update.rs`.
 //! - **A learning-rate schedule**: `spec/optimizer.rs`.
 //! - **A loss, an optimizer or a schedule** also needs a word in `training/checkpoint/words.rs`, a
-//!   case in `tests/serde.rs`, and an option in `cli/src/commands/train/config.rs` or
+//!   case in `tests/formats/serde.rs`, and an option in `cli/src/commands/train/config.rs` or
 //!   `cli/src/ui/training_options.rs`. A loss or an optimizer also needs a case in
 //!   `check/training.rs`.
 //! - **A command**: a file in `cli/src/commands/`.
@@ -230,8 +230,8 @@
 //!   [`Error::Diverged`].
 //!
 //! Infinities are treated like other numbers and may become NaN. WGSL allows a driver to lose a
-//! NaN. The kernels' comparisons are written so that no known driver does; `tests/nan.rs` tests the
-//! driver that it runs on.
+//! NaN. The kernels' comparisons are written so that no known driver does; `tests/device/nan.rs`
+//! tests the driver that it runs on.
 //!
 //! # Processes that fork
 //!

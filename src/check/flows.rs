@@ -3,7 +3,7 @@
 
 use ndarray::{Array2, Array3, Axis, concatenate, s};
 
-use super::{Findings, random};
+use super::{Findings, random3};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::wait::Wait;
@@ -36,10 +36,6 @@ impl FlowCase {
     async fn new(device: &Device, config: &GruConfig, seed: u64) -> Result<Self> {
         let shape = config.shape(STEPS, BATCH)?;
         let params = Params::init(config, Init::Uniform, seed)?;
-        let random3 = |shape: [usize; 3], seed| {
-            let data = random(shape.iter().product(), 1.0, seed);
-            Array3::from_shape_vec(shape, data).expect("the length is the product of the shape")
-        };
         Ok(Self {
             params: params.cast(),
             gru: Gru::with_params_async(params, device).await?,

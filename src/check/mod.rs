@@ -14,7 +14,7 @@ mod products;
 mod steps;
 mod training;
 
-use ndarray::{ArrayView, Dimension};
+use ndarray::{Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::error::Result;
@@ -395,6 +395,12 @@ fn describe_variant(config: &GruConfig) -> String {
 fn random(len: usize, bound: f32, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| rng.random_range(-bound..bound)).collect()
+}
+
+/// An array uniform in ±1.
+pub(crate) fn random3(shape: [usize; 3], seed: u64) -> Array3<f32> {
+    let data = random(shape.iter().product(), 1.0, seed);
+    Array3::from_shape_vec(shape, data).expect("as many as the shape holds")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Array3, ArrayView, Axis, IxDyn, s};
 
-use super::{Findings, ModelCase, describe_variant, random};
+use super::{Findings, ModelCase, describe_variant, random3};
 use crate::error::Result;
 use crate::model::device::Device;
 use crate::model::gru::Gru;
@@ -123,9 +123,4 @@ async fn poison(gru: &Gru, run: Batch<'_>) -> Result<()> {
     let (_, tape) = gru.forward_train_async(run).await?;
     gru.backward_async(tape, Some(y.view()), None).await?;
     Ok(())
-}
-
-fn random3(shape: [usize; 3], seed: u64) -> Array3<f32> {
-    let data = random(shape.iter().product(), 1.0, seed);
-    Array3::from_shape_vec(shape, data).expect("the length is the product of the shape")
 }

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, s};
 
-use super::{Findings, ModelCase, describe_variant, random};
+use super::{Findings, ModelCase, describe_variant, random3};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::session::Session;
@@ -58,10 +58,6 @@ pub(super) async fn check(
     let step_flags = Array2::from_shape_fn((STEPS, batch), |(t, row)| flags[(2 * t + 3 * row) % 5]);
     let run = StepCase { config, shape, params: &params, step_flags, seed };
 
-    let random3 = |shape: [usize; 3], seed| {
-        let data = random(shape.iter().product(), 1.0, seed);
-        Array3::from_shape_vec(shape, data).expect("the length is the product of the shape")
-    };
     let each = |width, seed| {
         (0..directions as u64).map(|d| random3([STEPS, batch, width], seed + 10 * d)).collect()
     };

@@ -2,12 +2,12 @@
 //! cpu` tests only the best level and the default layout of the computer it runs on.
 
 use ndarray::{Array2, Array3, ArrayView, Dimension};
-use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use super::schedule::{ThreadLayout, chunk_steps};
 use super::simd::SimdLevel;
 use super::trace::{CpuCellTrace, Workspace};
 use super::*;
+use crate::check::random3;
 use crate::reference;
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Update};
 use crate::spec::params::Init;
@@ -20,7 +20,6 @@ const SINGLE: LayOut =
 const BY_ROWS: LayOut = |_, _| ThreadLayout { rows: 3, threads_per_step: 1, is_parallel: true };
 const BY_BLOCKS: LayOut =
     |shape, _| ThreadLayout { rows: shape.batch, threads_per_step: 2, is_parallel: true };
-const LAY_OUTS: [LayOut; 3] = [SINGLE, BY_ROWS, BY_BLOCKS];
 
 #[derive(Clone, Debug)]
 struct CpuCase {
@@ -77,11 +76,6 @@ fn cases() -> Vec<CpuCase> {
     ]
 }
 
-fn random(shape: [usize; 3], seed: u64) -> Array3<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    Array3::from_shape_simple_fn(shape, || rng.random_range(-1.0..1.0))
-}
-
 /// The parameters and inputs of a case.
 struct CaseData {
     params: Params,
@@ -111,11 +105,11 @@ impl CaseData {
         let mut data = Self {
             params: Params::init(&config, Init::Uniform, 3).unwrap(),
             layout: case.layout,
-            x: random(shape.x(), 1),
-            h0: random(shape.state(), 2),
-            reset_state: random(shape.state(), 3),
-            dy: random(shape.y(), 4),
-            dh_n: random(shape.state(), 5),
+            x: random3(shape.x(), 1),
+            h0: random3(shape.state(), 2),
+            reset_state: random3(shape.state(), 3),
+            dy: random3(shape.y(), 4),
+            dh_n: random3(shape.state(), 5),
             lengths: case
                 .has_step_flags
                 .then(|| (0..batch).map(|row| (5 * row + 3) % (steps + 1)).collect()),
@@ -265,7 +259,7 @@ fn thread_layouts_give_bitwise_equal_results() {
             for options in [default, default.with_recompute(true)] {
                 for level in SimdLevel::all() {
                     let expected = data.run(level, SINGLE, options);
-                    for lay_out in LAY_OUTS {
+                    for lay_out in [BY_ROWS, BY_BLOCKS] {
                         let got = data.run(level, lay_out, options);
                         for ((name, got), (_, expected)) in got.iter().zip(&expected) {
                             let same = bits(&got.view()) == bits(&expected.view());
@@ -405,7 +399,7 @@ fn old_contents_of_a_reused_trace_do_not_matter() {
 fn recomputed_gates_are_not_saved() {
     let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
     let params = Params::init(&config, Init::Uniform, 3).unwrap();
-    let x = random([17, 2, 3], 1);
+    let x = random3([17, 2, 3], 1);
     let saved_len = |options| {
         let weights = (&Weights::default(), 0);
         let (_, trace) =
@@ -422,7 +416,7 @@ fn recomputed_gates_are_not_saved() {
 #[test]
 fn a_nan_affects_only_its_row_from_its_step_on() {
     for variant in GruConfig::all_variants(3, 37) {
-        let mut x = random([5, 14, 3], 1);
+        let mut x = random3([5, 14, 3], 1);
         let params = Params::init(&variant, Init::Uniform, 3).unwrap();
         let run = |x: &Array3<f32>| {
             forward(&params, (&Weights::default(), 0), Batch::new(x.view())).unwrap().0
@@ -443,7 +437,7 @@ fn a_nan_affects_only_its_row_from_its_step_on() {
 fn weights_are_packed_again_for_a_new_version_of_the_parameters() {
     let config = GruConfig::pytorch(3, 5);
     let [old, new] = [1, 2].map(|seed| Params::init(&config, Init::Uniform, seed).unwrap());
-    let x = random([4, 2, 3], 1);
+    let x = random3([4, 2, 3], 1);
     let weights = Weights::default();
     let run = |weights: &Weights, params: &Params, version: u64| {
         forward(params, (weights, version), Batch::new(x.view())).unwrap().0

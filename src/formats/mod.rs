@@ -43,8 +43,8 @@
 //! reader panic, loop forever, or allocate more than 64 times the file's length (for an `.npz`, 64
 //! times the size of its arrays). A valid file takes two to six times the memory of its weights.
 //! Readers open only regular files, not pipes or devices. They refuse weights that are infinite or
-//! NaN unless an option allows them. `tests/hostile.rs` tests these guarantees, and the fuzz
-//! targets in `tests/fuzz` search for inputs that break them.
+//! NaN unless an option allows them. `tests/formats/hostile.rs` tests these guarantees, and the
+//! fuzz targets in `tests/fuzz` search for inputs that break them.
 //!
 //! A written file appears under its name complete and flushed to the disk, or not at all. If the
 //! name is a symbolic link, the link's target is replaced.

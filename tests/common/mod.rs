@@ -1,40 +1,49 @@
-//! What the tests share.
+//! Helpers of all test programs. `tests/README.md` says what each program proves.
+
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+pub mod proto;
 
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use gru_wgpu::check::Tolerance;
 use gru_wgpu::{Device, DeviceKind, wgpu};
-use ndarray::{Array, Array3, Dimension};
+use ndarray::{Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-/// The adapter that GPU tests run on: what GRU_DEVICE says, or else a hardware GPU, or else a
-/// software adapter. A machine with none fails the test; it is never skipped. GRU_LIMITS has it
-/// opened with the `default` limits of WebGPU, or those that the library says are `needed`, and no
-/// feature.
+/// The device of a process' GPU tests, opened once so that each kernel is compiled once:
+/// GRU_DEVICE if it is set, or else a hardware GPU, or else a software adapter. Without any
+/// adapter the test fails; it is never skipped. With GRU_LIMITS the device has no optional feature
+/// and only the limits that WebGPU guarantees (`default`) or that the library needs (`needed`).
 pub fn adapter() -> &'static Device {
     static ADAPTER: OnceLock<Device> = OnceLock::new();
-    ADAPTER.get_or_init(|| {
-        let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
-        let opened = match word {
-            Some(word) => word.parse::<DeviceKind>().and_then(DeviceKind::open),
-            None => Device::gpu().or_else(|_| Device::software()),
-        };
-        let device = opened.unwrap_or_else(|error| {
-            panic!("this test needs a GPU or a software adapter: {error}");
-        });
-        assert!(
-            device.is_adapter(),
-            "GRU_DEVICE={device} is not an adapter; set it to gpu or software for this test"
-        );
-        match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
-            "" => device,
-            "default" => share(&device, wgpu::Limits::default()),
-            "needed" => share(&device, Device::needed_limits()),
-            other => panic!("GRU_LIMITS={other} is unknown; expected default or needed"),
-        }
-    })
+    ADAPTER.get_or_init(open_adapter)
+}
+
+/// Opens another device on the adapter of [`adapter`].
+pub fn open_adapter() -> Device {
+    let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
+    let opened = match word {
+        Some(word) => word.parse::<DeviceKind>().and_then(DeviceKind::open),
+        None => Device::gpu().or_else(|_| Device::software()),
+    };
+    let device = opened.unwrap_or_else(|error| {
+        panic!("this test needs a GPU or a software adapter: {error}");
+    });
+    assert!(
+        device.is_adapter(),
+        "GRU_DEVICE={device} is not an adapter; set it to gpu or software for this test"
+    );
+    match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
+        "" => device,
+        "default" => share(&device, wgpu::Limits::default()),
+        "needed" => share(&device, Device::needed_limits()),
+        other => panic!("GRU_LIMITS={other} is unknown; expected default or needed"),
+    }
 }
 
 /// A device with these limits that is the test's own.
@@ -68,6 +77,59 @@ pub fn devices() -> [Device; 2] {
     [Device::cpu(), adapter().clone()]
 }
 
+/// A command that runs this test program again, with one of its tests alone. `module` is the
+/// `module_path!()` of the test.
+pub fn rerun(module: &str, test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([&name_of(module, test), "--exact", "--nocapture"]);
+    command
+}
+
+fn name_of(module: &str, test: &str) -> String {
+    // The first is the crate.
+    module.split("::").skip(1).chain([test]).collect::<Vec<_>>().join("::")
+}
+
+/// Gives a test a process of its own, with these environment variables. Returns true in that
+/// process. In the process that called, returns false when the other one has passed, and panics
+/// when it has failed or hangs.
+pub fn in_own_process(module: &str, test: &str, variables: &[(&str, &str)]) -> bool {
+    /// Names the test that a process runs.
+    const RUNNING: &str = "GRU_TEST_PROCESS";
+    /// Far longer than any of these tests takes, on a busy machine too.
+    const HANGS_AFTER: Duration = Duration::from_secs(180);
+    let name = name_of(module, test);
+    if std::env::var(RUNNING).is_ok_and(|running| running == name) {
+        return true;
+    }
+    // A file, as a full pipe would block the process.
+    let mut stderr = tempfile::tempfile().unwrap();
+    let mut child = rerun(module, test)
+        .env(RUNNING, &name)
+        .envs(variables.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(stderr.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > HANGS_AFTER {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{name} hangs");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut text = Vec::new();
+    stderr.rewind().unwrap();
+    stderr.read_to_end(&mut text).unwrap();
+    assert!(status.success(), "{name}: {status}\n{}", String::from_utf8_lossy(&text));
+    false
+}
+
 /// What cargo knows of this package and those it depends on.
 pub fn metadata() -> serde_json::Value {
     // Of this platform alone: a fresh machine has fetched no other's packages.
@@ -97,26 +159,52 @@ pub fn files_in(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Uniform in ±1, the same for the same seed.
+/// The tests' one random generator. Equal seeds give equal numbers.
+pub fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
+
+/// Returns an array uniform in ±1.
 pub fn random3(shape: [usize; 3], seed: u64) -> Array3<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = rng(seed);
     Array3::from_shape_simple_fn(shape, || rng.random_range(-1.0..1.0))
 }
 
-/// Fails with every element that is further from the expected one than allowed.
-pub fn assert_close<D: Dimension>(
+/// A tolerance of this absolute difference, whatever the expected value is.
+pub const fn within(atol: f64) -> Tolerance {
+    Tolerance { atol, rtol: 0.0 }
+}
+
+/// Fails if a shape differs or if an element is further from the expected one than
+/// `atol + rtol · |expected|`. Names the first such element, the worst and how many there are.
+#[track_caller]
+pub fn assert_close<'a, A, E, D: Dimension>(
     what: &str,
-    got: &Array<f64, D>,
-    expected: &Array<f64, D>,
-    tolerance: gru_wgpu::check::Tolerance,
-) {
-    assert_eq!(got.shape(), expected.shape(), "{what}");
+    got: impl Into<ArrayView<'a, A, D>>,
+    expected: impl Into<ArrayView<'a, E, D>>,
+    tolerance: Tolerance,
+) where
+    A: Copy + Into<f64> + 'a,
+    E: Copy + Into<f64> + 'a,
+{
+    let (got, expected) = (got.into(), expected.into());
+    assert_eq!(got.shape(), expected.shape(), "{what}: shape");
     let wrong: Vec<_> = got
-        .iter()
-        .zip(expected)
-        .enumerate()
-        .filter(|&(_, (&g, &e))| tolerance.fraction(g, e) > 1.0)
-        .map(|(i, (g, e))| format!("  element {i}: {g:e}, expected {e:e}"))
+        .indexed_iter()
+        .zip(&expected)
+        .map(|((index, &got), &expected)| (index, got.into(), expected.into()))
+        .filter(|&(_, got, expected)| tolerance.fraction(got, expected) > 1.0)
         .collect();
-    assert!(wrong.is_empty(), "{what}: {} wrong\n{}", wrong.len(), wrong.join("\n"));
+    let Some((index, first, first_expected)) = wrong.first() else { return };
+    let excess = |&(_, got, expected): &(_, f64, f64)| tolerance.fraction(got, expected);
+    let worst = wrong.iter().max_by(|a, b| excess(a).total_cmp(&excess(b))).unwrap();
+    panic!(
+        "{what}: {} of {} elements are wrong; {index:?} is {first:e}, expected {first_expected:e}; \
+         the worst, {:?}, is {:e}, expected {:e}",
+        wrong.len(),
+        got.len(),
+        worst.0,
+        worst.1,
+        worst.2
+    );
 }

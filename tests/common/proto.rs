@@ -1,4 +1,5 @@
-//! Protocol buffers by hand: models that no exporter writes.
+//! Writes protocol buffers, for ONNX models that no exporter writes.
+
 #![allow(dead_code, reason = "a fuzz target uses a part of it")]
 
 pub fn varint(mut value: u64) -> Vec<u8> {

@@ -1,4 +1,4 @@
-"""Writes the expected numbers that tests/expected.rs holds the reference, the CPU and the GPU against.
+"""Writes the expected numbers that tests/reference/expected.rs holds the reference, the CPU and the GPU against.
 
     pip install numpy torch && python tests/data/generate.py
 

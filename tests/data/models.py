@@ -1,4 +1,4 @@
-"""Writes the model files of tests/data/models that tests/models.rs reads, each with what its framework makes of it.
+"""Writes the model files of tests/data/models that tests/formats/models.rs reads, each with what its framework makes of it.
 
     pip install numpy torch onnx onnxscript safetensors keras scipy flax "mlx[cpu]" && python tests/data/models.py
 

@@ -3,6 +3,7 @@
 use ndarray::{Array2, Array3, ArrayD, Axis, Dimension};
 
 use super::*;
+use crate::check::random3;
 use crate::model::device::{Device, test_device_with_bindings};
 use crate::model::gru::Gru;
 use crate::model::network::Network;
@@ -27,12 +28,6 @@ fn chunks_of(gru: &Gru, shape: Shape, mode: Mode, purpose: RunPurpose) -> Vec<Ch
     executor.chunks().cloned().collect()
 }
 
-fn numbers(shape: [usize; 3], salt: usize) -> Array3<f32> {
-    Array3::from_shape_fn(shape, |(i, j, k)| {
-        ((5 * i + 3 * j + 7 * k + salt) % 11) as f32 * 0.2 - 1.0
-    })
-}
-
 fn assert_close<'a>(
     got: impl IntoIterator<Item = &'a f32>,
     expected: impl IntoIterator<Item = &'a f32>,
@@ -47,9 +42,9 @@ fn assert_close<'a>(
 /// Runs a model forward and backward over a batch with all options, twice: the second run starts
 /// from the states of the first. Returns all results.
 fn run_all(gru: &Gru, shape: Shape) -> Vec<Array3<f32>> {
-    let [h0, reset_state] = [1, 2].map(|salt| numbers(shape.state(), salt));
+    let [h0, reset_state] = [1, 2].map(|salt| random3(shape.state(), salt));
     let lengths: Vec<_> = (0..ROWS).map(|row| [STEPS, 0, 1, STEPS / 2, 50][row % 5]).collect();
-    let mut x = numbers(shape.x(), 0);
+    let mut x = random3(shape.x(), 0);
     for ((i, j, _), x) in x.indexed_iter_mut() {
         let [step, row] = shape.layout.order(i, j);
         // Padding is ignored.
@@ -69,7 +64,7 @@ fn run_all(gru: &Gru, shape: Shape) -> Vec<Array3<f32>> {
     let state = tape.state().unwrap();
     let inference_from = gru.forward_from(&state, batch).unwrap();
     let (second, next) = gru.forward_train_from(&state, batch).unwrap();
-    let (dy, dh_n) = (numbers(shape.y(), 3), numbers(shape.state(), 4));
+    let (dy, dh_n) = (random3(shape.y(), 3), random3(shape.state(), 4));
     let outputs = [inference, first, inference_from, second];
     let mut all: Vec<_> = outputs.into_iter().flat_map(|output| [output.y, output.h_n]).collect();
     all.push(state.to_array().unwrap());
@@ -124,7 +119,7 @@ fn a_network_runs_and_trains_in_chunks() {
     ] {
         let config = GruConfig::pytorch(3, 7).with_direction(direction);
         let shape = config.shape(STEPS, ROWS).unwrap().with_layout(layout);
-        let x = numbers(shape.x(), 0);
+        let x = random3(shape.x(), 0);
         let lengths: Vec<_> = (0..ROWS).map(|row| [STEPS, 1, 40, 50][row % 4]).collect();
         let batch = Batch::new(x.view()).with_layout(layout).with_lengths(&lengths);
         let axes = head.row_axes(shape);
@@ -174,8 +169,8 @@ fn a_run_that_cannot_be_cut_is_refused() {
     let config = GruConfig::pytorch(3, 7).with_direction(Direction::Both);
     let gru = Gru::new(config, Init::Uniform, 5, &device).unwrap();
     let gru = gru.with_options(RunOptions::default().with_recompute(true));
-    let x = numbers([STEPS, ROWS, 3], 0);
-    let dy = numbers([STEPS, ROWS, 14], 0);
+    let x = random3([STEPS, ROWS, 3], 0);
+    let dy = random3([STEPS, ROWS, 14], 0);
     let profile = gru.profile(x.view(), Some(dy.view())).unwrap();
     assert!(!profile.kernels.is_empty() && !profile.backward.is_zero());
     let long = Array3::zeros((1000, 1, 3));

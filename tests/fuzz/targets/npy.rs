@@ -66,7 +66,7 @@ fn made(input: &Input<'_>) -> Vec<u8> {
 
 fuzz_target!(|input: Input<'_>| {
     let bytes = made(&input);
-    // Writes a seed file for tests/fuzzed.rs.
+    // Writes a seed file for tests/formats/fuzzed.rs.
     if let Ok(path) = std::env::var("FUZZ_WRITE_FILE") {
         std::fs::write(path, &bytes).unwrap();
     }

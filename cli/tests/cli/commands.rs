@@ -1,0 +1,347 @@
+//! `gru run`, `grad`, `convert` and `check MODEL`.
+
+use std::path::Path;
+
+use crate::common::program::{assert_refused, gru, text};
+use crate::common::{assert_close, within};
+use crate::scene::Scene;
+use gru_wgpu::formats::{npy, safetensors};
+use gru_wgpu::{Gradients, Init, Params};
+use ndarray::{Array1, Array3, Ix3};
+use tempfile::TempDir;
+
+/// The words of a device, for the CPU and for the adapter that the tests run on.
+fn device_words() -> [&'static str; 2] {
+    let software = crate::common::adapter().adapter().unwrap().is_software();
+    ["cpu", if software { "software" } else { "gpu" }]
+}
+
+#[test]
+fn run_writes_what_the_library_computes() {
+    let scene = Scene::new();
+    let expected = scene.gru.forward(scene.batch()).unwrap();
+    for device in device_words() {
+        for model in ["model.safetensors", "model.onnx"] {
+            let stderr = scene.run(&[
+                "run",
+                model,
+                "--input",
+                "x.npy",
+                "--h0",
+                "h0.npy",
+                "--lengths",
+                "n.npy",
+                "--output",
+                "y.npy",
+                "--hn",
+                "hn.npy",
+                "--device",
+                device,
+            ]);
+            assert!(
+                stderr.contains("model: GRU 4→5, reset after, z keeps, two biases, 2 layers, both")
+            );
+            assert!(stderr.contains("wrote `y.npy` [6, 3, 10]"), "{stderr}");
+            assert_close("y", &scene.array("y.npy"), &expected.y, within(2e-6));
+            assert_close("hn", &scene.array("hn.npy"), &expected.h_n, within(2e-6));
+            scene.run(&[
+                "run",
+                model,
+                "--input",
+                "xb.npy",
+                "--h0",
+                "h0.npy",
+                "--lengths",
+                "n.npy",
+                "--output",
+                "yb.npy",
+                "--batch-first",
+                "--device",
+                device,
+            ]);
+            assert_close(
+                "yb",
+                &scene.array("yb.npy").permuted_axes([1, 0, 2]),
+                &expected.y,
+                within(2e-6),
+            );
+        }
+    }
+    // From zeros, every row of length T.
+    scene.run(&["run", "model.onnx", "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
+    assert_close("y", &scene.array("y.npy"), &scene.gru.forward(&scene.x).unwrap().y, within(2e-6));
+}
+
+fn load_gradients(scene: &Scene, name: &str) -> Vec<(String, Vec<f32>)> {
+    let bytes = std::fs::read(scene.path().join(name)).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.iter().map(|(name, tensor)| {
+        (name.to_owned(), bytemuck::pod_collect_to_vec::<u8, f32>(tensor.data()))
+    });
+    tensors.collect()
+}
+
+fn assert_gradients(got: &[(String, Vec<f32>)], expected: &Gradients) {
+    assert_eq!(got.len(), expected.params.layout().entries().len() + 2);
+    for (name, got) in got {
+        let expected: Vec<f32> = match name.as_str() {
+            "input" => expected.x.iter().copied().collect(),
+            "h0" => expected.h0.iter().copied().collect(),
+            name => expected.params.get(name).unwrap().iter().copied().collect(),
+        };
+        assert_close("gradients", got.as_slice(), expected.as_slice(), within(1e-5));
+    }
+}
+
+#[test]
+fn grad_writes_every_gradient_under_its_name() {
+    let scene = Scene::new();
+    let backward = |dh_n: Option<&Array3<f32>>| {
+        let (_, tape) = scene.gru.forward_train(scene.batch()).unwrap();
+        scene.gru.backward(tape, Some(scene.dy.view()), dh_n.map(|d| d.view())).unwrap()
+    };
+    for device in device_words() {
+        let common = [
+            "--h0",
+            "h0.npy",
+            "--lengths",
+            "n.npy",
+            "--output",
+            "g.safetensors",
+            "--device",
+            device,
+        ];
+        let run = |more: &[&str]| scene.run(&[&["grad"], more, &common].concat());
+        run(&["model.onnx", "--input", "x.npy", "--dy", "dy.npy", "--hn", "hn.npy"]);
+        assert_gradients(&load_gradients(&scene, "g.safetensors"), &backward(None));
+        assert_close(
+            "hn",
+            &scene.array("hn.npy"),
+            &scene.gru.forward(scene.batch()).unwrap().h_n,
+            within(2e-6),
+        );
+        run(&["model.safetensors", "--input", "x.npy", "--dy", "dy.npy", "--dhn", "h0.npy"]);
+        assert_gradients(&load_gradients(&scene, "g.safetensors"), &backward(Some(&scene.h0)));
+    }
+    scene.run(&[
+        "grad",
+        "model.onnx",
+        "--input",
+        "xb.npy",
+        "--dy",
+        "dyb.npy",
+        "--batch-first",
+        "--h0",
+        "h0.npy",
+        "--lengths",
+        "n.npy",
+        "--output",
+        "gb.safetensors",
+        "--device",
+        "cpu",
+    ]);
+    let mut expected = backward(None);
+    expected.x = expected.x.permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
+    assert_gradients(&load_gradients(&scene, "gb.safetensors"), &expected);
+}
+
+/// A model that draws needs a seed, and the same seed draws the same.
+#[test]
+fn grad_of_a_model_with_dropout_takes_a_seed() {
+    let scene = Scene::new();
+    let config = scene.gru.config().clone().with_dropout(0.5);
+    let params = Params::init(&config, Init::Uniform, 1).unwrap();
+    safetensors::save(scene.path().join("drops.safetensors"), &params).unwrap();
+    let arguments = [
+        "grad",
+        "drops.safetensors",
+        "--input",
+        "x.npy",
+        "--dy",
+        "dy.npy",
+        "--output",
+        "g.safetensors",
+        "--device",
+        "cpu",
+    ];
+    assert_refused(scene.path(), &arguments, &["random numbers", "--seed"]);
+    let seeded = |seed| {
+        scene.run(&[&arguments[..], &["--seed", seed]].concat());
+        std::fs::read(scene.path().join("g.safetensors")).unwrap()
+    };
+    assert_eq!(seeded("7"), seeded("7"));
+    assert_ne!(seeded("7"), seeded("8"));
+}
+
+#[test]
+fn convert_round_trips() {
+    let scene = Scene::new();
+    let original = std::fs::read(scene.path().join("model.safetensors")).unwrap();
+    scene.run(&["convert", "model.safetensors", "a.onnx", "--with-h0", "--with-lengths"]);
+    let stderr = scene.run(&["convert", "a.onnx", "b.safetensors"]);
+    assert!(stderr.contains("nodes: `gru_l0`, `gru_l1`"), "{stderr}");
+    assert_eq!(std::fs::read(scene.path().join("b.safetensors")).unwrap(), original);
+    scene.run(&["convert", "a.onnx", "c.npz"]);
+    // What the model takes from its caller is said, and what is taken instead.
+    let stderr =
+        scene.run(&["run", "a.onnx", "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
+    assert!(stderr.contains("h0: the model takes it from the input `h0`; zeros"), "{stderr}");
+    assert!(stderr.contains("zeros are taken (--h0 gives it)"), "{stderr}");
+    assert!(
+        stderr.contains("lengths: the model takes it from the input `lengths`; every row"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn numbers_of_other_types_are_converted_with_a_note() {
+    let scene = Scene::new();
+    let wide = scene.x.mapv(f64::from);
+    ndarray_npy::write_npy(scene.path().join("wide.npy"), &wide).unwrap();
+    let run = |input: &str| {
+        scene.run(&["run", "model.onnx", "--input", input, "--output", "y.npy", "--device", "cpu"])
+    };
+    let note = "`wide.npy`: float64, converted to float32";
+    assert!(run("wide.npy").contains(note));
+    let from_wide = scene.array("y.npy");
+    assert!(!run("x.npy").contains("converted"));
+    assert_eq!(scene.array("y.npy"), from_wide);
+    // Fortran order.
+    let turned = Array3::from_shape_fn(ndarray::ShapeBuilder::f((6, 3, 4)), |at| scene.x[at]);
+    ndarray_npy::write_npy(scene.path().join("turned.npy"), &turned).unwrap();
+    run("turned.npy");
+    assert_eq!(scene.array("y.npy"), from_wide);
+}
+
+#[test]
+fn check_takes_a_model() {
+    let scene = Scene::new();
+    for device in device_words() {
+        let output = gru(scene.path(), &["check", "model.onnx", "--device", device]);
+        let stdout = text(&output.stdout);
+        assert!(output.status.success(), "{stdout}{}", text(&output.stderr));
+        assert!(stdout.contains("all 9 results are within bounds"), "{stdout}");
+        assert!(stdout.contains("dweight_hh"), "{stdout}");
+    }
+    assert_refused(scene.path(), &["check", "--node", "a"], &["no MODEL to choose"]);
+}
+
+/// Whatever is wrong, nothing is written and nothing is lost.
+#[test]
+fn wrong_input_is_reported_and_writes_no_file() {
+    let scene = Scene::new();
+    let path = scene.path();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(path.join(name), bytes).unwrap();
+    write("no.npy", b"numbers");
+    write("no.onnx", b"a model");
+    write("no.safetensors", b"this is no model");
+    npy::save(path.join("two.npy"), scene.x.index_axis(ndarray::Axis(0), 0)).unwrap();
+    ndarray_npy::write_npy(path.join("long.npy"), &Array1::from(vec![7i32, 1, 2])).unwrap();
+    ndarray_npy::write_npy(path.join("below.npy"), &Array1::from(vec![-1i64, 1, 2])).unwrap();
+    std::fs::create_dir(path.join("folder")).unwrap();
+    let speech =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models/torch_speech.safetensors");
+    std::fs::copy(speech, path.join("speech.safetensors")).unwrap();
+    let files = scene.files();
+    let run = |model: &'static str, input: &'static str| {
+        vec!["run", model, "--input", input, "--output", "y.npy", "--device", "cpu"]
+    };
+    let with = |more: &[&'static str]| [&run("model.onnx", "x.npy")[..], more].concat();
+    let dy = |dy: &'static str| {
+        vec![
+            "grad",
+            "model.onnx",
+            "--input",
+            "x.npy",
+            "--dy",
+            dy,
+            "--output",
+            "g.safetensors",
+            "--device",
+            "cpu",
+        ]
+    };
+    for (arguments, words) in [
+        (
+            run("model.txt", "x.npy"),
+            &["`model.txt`", "no .safetensors or .onnx file by its name"][..],
+        ),
+        (run("missing.onnx", "x.npy"), &["`missing.onnx` cannot be opened: No such file"]),
+        (run("no.onnx", "x.npy"), &["`no.onnx`: it is not a valid ONNX model"]),
+        (run("no.safetensors", "x.npy"), &["`no.safetensors`: ", "is it a safetensors file?"]),
+        (
+            run("speech.safetensors", "x.npy"),
+            &[
+                "`speech.safetensors`: the file holds 3 GRUs; choose one by its prefix: `decoder.`, `encoder.gru.`, `small.`",
+            ],
+        ),
+        (
+            run("model.onnx", "no.npy"),
+            &["`no.npy`: it does not start with the magic bytes of .npy"],
+        ),
+        (run("model.onnx", "two.npy"), &["`two.npy`: its shape is [3, 4]; expected 3 axes"]),
+        (run("model.onnx", "h0.npy"), &["x [T, B, I] has shape [4, 3, 5], expected [4, 3, 4]"]),
+        (with(&["--h0", "x.npy"]), &["h0 [L·D, B, H] has shape [6, 3, 4], expected [4, 3, 5]"]),
+        (
+            with(&["--lengths", "x.npy"]),
+            &["`x.npy`: its dtype is `<f4`; expected lengths of int32 or int64"],
+        ),
+        (with(&["--lengths", "long.npy"]), &["the length of row 0 is 7, but x has 6 steps"]),
+        (with(&["--lengths", "below.npy"]), &["`below.npy`: it holds the length -1"]),
+        (
+            with(&["--node", "gru_l7"]),
+            &[
+                "`model.onnx`: its top-level graph holds no GRU `gru_l7`; choose one by its node: `gru_l0..gru_l1`",
+            ],
+        ),
+        (with(&["--prefix", "a"]), &["--prefix is for .safetensors files"]),
+        (with(&["--hn", "y.npy"]), &["--hn `y.npy` is the same file as --output `y.npy`"]),
+        (with(&["--hn", "./folder/../y.npy"]), &["is the same file as --output"]),
+        (with(&["--hn", "x.npy"]), &["is the same file as the input `x.npy`"]),
+        (with(&["--hn", "model.onnx"]), &["`model.onnx` is to be a .npy file by its name"]),
+        (with(&["--hn", "folder"]), &["`folder` is to be a .npy file by its name"]),
+        (with(&["--hn", "nowhere/hn.npy"]), &["`nowhere` does not exist"]),
+        (
+            [&run("model.safetensors", "x.npy")[..], &["--node", "a"]].concat(),
+            &["--node is for .onnx files"],
+        ),
+        (dy("x.npy"), &["dy [T, B, D·H] has shape [6, 3, 4], expected [6, 3, 10]"]),
+        (
+            vec!["convert", "model.onnx", "model.txt"],
+            &["`model.txt` is no .safetensors, .onnx or .npz file"],
+        ),
+        (
+            vec!["convert", "model.onnx", "a.npz", "--with-h0"],
+            &["--with-h0 and --with-lengths are for .onnx files"],
+        ),
+        (vec!["convert", "model.onnx", "model.onnx"], &["OUTPUT `model.onnx` is the same file"]),
+    ] {
+        assert_refused(path, &arguments, words);
+        assert_eq!(scene.files(), files, "{arguments:?}");
+    }
+}
+
+/// An initial state that the model holds is used; one for another number of rows is told.
+#[test]
+fn a_constant_state_of_the_model_is_used() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models");
+    let directory = TempDir::new().unwrap();
+    let model = models.join("onnx_after.onnx");
+    let model = model.to_str().unwrap();
+    let load = |name| {
+        let [array] =
+            gru_wgpu::formats::npz::load_arrays(models.join("onnx_after.expected.npz"), [name])
+                .unwrap();
+        array.into_dimensionality::<Ix3>().unwrap()
+    };
+    npy::save(directory.path().join("x.npy"), load("x").view()).unwrap();
+    let arguments = ["run", model, "--input", "x.npy", "--output", "y.npy", "--device", "cpu"];
+    let output = gru(directory.path(), &arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("h0: what the model holds"));
+    let (y, _) = npy::load_as::<Ix3>(directory.path().join("y.npy")).unwrap();
+    assert_close("y", &y, &load("y"), within(2e-6));
+    npy::save(directory.path().join("x.npy"), Array3::<f32>::zeros((6, 2, 3)).view()).unwrap();
+    let words = "the model holds h0 of 3 rows, x has 2 (--h0 gives others)";
+    assert_refused(directory.path(), &arguments, &[words]);
+}

@@ -1,0 +1,11 @@
+//! The program `gru`, called as a user calls it: what it prints, writes and returns.
+
+mod common;
+
+mod bench;
+mod commands;
+mod outputs;
+mod program;
+mod resume;
+mod scene;
+mod train;

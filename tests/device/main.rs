@@ -1,0 +1,24 @@
+//! The CPU device and the adapter compute what the reference computes, and they keep the promises
+//! on limits, memory, NaN, threads and lost devices. `tests/README.md` has the whole.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod asynchronous;
+mod device_lost;
+mod dropout;
+mod embed;
+mod errors;
+mod kernels;
+mod lengths;
+mod limits;
+mod memory;
+mod misuse;
+mod nan;
+mod network;
+mod plan;
+mod properties;
+mod rayon;
+mod resets;
+mod stream;
+mod whole_models;

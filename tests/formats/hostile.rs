@@ -1,0 +1,845 @@
+//! Truncated, changed and inconsistent files. Each gives a typed error with the reason, no panic,
+//! and no allocation larger than a small multiple of the file's length.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::Cursor;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use gru_wgpu::formats::{npy, npz, onnx, safetensors};
+use gru_wgpu::{
+    Checkpoint, Device, Direction, Error, Example, GruConfig, Head, Init, Learner, LearnerConfig,
+    Loss, Optimizer, ParamLayout, Params, Target, Trainer, TrainerConfig,
+};
+use ndarray::Array2;
+use tempfile::TempDir;
+
+use crate::common::proto::{self, attribute, bytes, float, int, model, node, tensor, zeros};
+
+/// Counts what each thread holds, and the most it held.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<usize> = const { Cell::new(0) };
+    static MOST: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes on to the system's allocator with the very arguments that came. The
+// counters are constants at first and have no destructor, so touching them allocates nothing, at
+// any time of a thread.
+#[allow(unsafe_code, reason = "an allocator is unsafe by its trait; the proof is above")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        HELD.set(HELD.get().wrapping_add(layout.size()));
+        // What another thread made and this one freed makes it wrap; then there is nothing to
+        // compare.
+        if HELD.get() < usize::MAX / 2 {
+            MOST.set(MOST.get().max(HELD.get()));
+        }
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.set(HELD.get().wrapping_sub(layout.size()));
+        // SAFETY: the pointer came from `alloc` above, so from the system's allocator, with this
+        // layout.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Runs a reader over bytes, and fails when it takes more memory than it may.
+fn bounded<T>(len: usize, read: impl FnOnce() -> T) -> T {
+    /// Of the file's length: an empty message of two bytes becomes a view of 32, in a vector that
+    /// doubled.
+    const MULTIPLE: usize = 64;
+    /// Buffers, messages, the least of a model.
+    const BESIDES: usize = 256 << 10;
+    let before = HELD.get();
+    MOST.set(before);
+    let result = read();
+    let most = MOST.get() - before;
+    assert!(most <= MULTIPLE * len + BESIDES, "{most} bytes for a file of {len}");
+    result
+}
+
+fn read_safetensors(bytes: &[u8]) -> Result<Params, Error> {
+    bounded(bytes.len(), || {
+        safetensors::read(Cursor::new(bytes), &safetensors::SafetensorsOptions::new())
+    })
+}
+
+/// The bytes of an ONNX model.
+fn onnx_bytes(params: &Params, inputs: &onnx::Inputs) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    onnx::write(&mut bytes, params, inputs)?;
+    Ok(bytes)
+}
+
+fn read_onnx(bytes: &[u8]) -> Result<onnx::OnnxModel, Error> {
+    bounded(bytes.len(), || onnx::read(Cursor::new(bytes), &onnx::OnnxOptions::new()))
+}
+
+/// The reason for which a file is refused, on one line.
+fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+    let error = result.unwrap_err();
+    let kind = matches!(
+        error,
+        Error::Format { .. }
+            | Error::Choice { .. }
+            | Error::ZeroSize { .. }
+            | Error::Overflow { .. }
+            | Error::Probability { .. }
+            | Error::Conflict { .. }
+            | Error::Setting { .. }
+            | Error::Io { .. }
+    );
+    assert!(kind, "{error:?}");
+    let message = error.to_string();
+    assert!(message.lines().count() == 1 && message.len() < 2000, "{message}");
+    message
+}
+
+fn params() -> Params {
+    let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
+    Params::init(&config, Init::Uniform, 1).unwrap()
+}
+
+/// Every kind of tensor, few numbers: each byte of its file is changed.
+fn small() -> Params {
+    let config = GruConfig::pytorch(1, 1).with_layers(2).with_direction(Direction::Both);
+    Params::init(&config, Init::Uniform, 1).unwrap()
+}
+
+/// A file of a header and as many bytes of tensors.
+fn safetensors_file(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+fn saved(save: impl FnOnce(&Path)) -> Vec<u8> {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("file");
+    save(&path);
+    std::fs::read(path).unwrap()
+}
+
+/// Every beginning of a file, and every single byte changed in several ways.
+fn damaged(bytes: &[u8], mut read: impl FnMut(&[u8])) {
+    for len in 0..bytes.len() {
+        read(&bytes[..len]);
+    }
+    let mut changed = bytes.to_vec();
+    for at in 0..bytes.len() {
+        for value in [0, 0xFF, bytes[at] ^ 1, bytes[at].wrapping_add(1)] {
+            changed[at] = value;
+            read(&changed);
+        }
+        changed[at] = bytes[at];
+    }
+    read(&[bytes, b"\0"].concat());
+}
+
+#[test]
+fn damaged_safetensors_are_read_or_refused() {
+    let bytes = saved(|path| safetensors::save(path, &small()).unwrap());
+    let mut refusals = 0;
+    damaged(&bytes, |bytes| match read_safetensors(bytes) {
+        Ok(_) => {}
+        error => refusals += usize::from(!refused(error).is_empty()),
+    });
+    // All that are cut short, at least.
+    assert!(refusals > bytes.len(), "{refusals}");
+}
+
+/// The smallest network, trained for an update.
+fn small_checkpoint() -> Checkpoint {
+    let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 1), Head::last(1)).unwrap();
+    let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
+    let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.1);
+    let learner = Learner::new(params, training, &Device::cpu()).unwrap();
+    let mut trainer = Trainer::new(learner, TrainerConfig::new(1, 1)).unwrap();
+    let example = [Example::new(Array2::ones((1, 1)), Target::Values(vec![1.0]))];
+    trainer.run(&example, &example, |_, _| Ok(ControlFlow::Continue(()))).unwrap();
+    trainer.checkpoint().unwrap()
+}
+
+/// Of a network some changes cannot be seen: those of its numbers.
+#[test]
+fn damaged_networks_are_read_or_refused() {
+    let params = small_checkpoint().state.params;
+    let bytes = saved(|path| safetensors::save_network(path, &params).unwrap());
+    let options = safetensors::SafetensorsOptions::new();
+    let read = |bytes: &[u8]| {
+        bounded(bytes.len(), || safetensors::read_network(Cursor::new(bytes), &options))
+    };
+    assert_eq!(read(&bytes).unwrap(), params);
+    let mut refusals = 0;
+    damaged(&bytes, |bytes| match read(bytes) {
+        Ok(_) => {}
+        error => refusals += usize::from(!refused(error).is_empty()),
+    });
+    assert!(refusals > bytes.len(), "{refusals}");
+}
+
+/// Of a checkpoint none goes unseen that changes anything.
+#[test]
+fn damaged_checkpoints_are_refused() {
+    let checkpoint = small_checkpoint();
+    let bytes = saved(|path| checkpoint.save(path).unwrap());
+    let read = |bytes: &[u8]| bounded(bytes.len(), || Checkpoint::read(Cursor::new(bytes)));
+    let (mut refusals, mut reads) = (0, 0);
+    damaged(&bytes, |bytes| match read(bytes) {
+        Ok(read) => {
+            assert_eq!(read, checkpoint);
+            reads += 1;
+        }
+        error => refusals += usize::from(!refused(error).is_empty()),
+    });
+    // Also those that change nothing: a value that is the same, a space that becomes another.
+    assert!(refusals > 20 * reads, "{refusals} refused, {reads} read");
+}
+
+/// What a checkpoint's reader is told takes no memory and no time before it is known to be there.
+#[test]
+fn inconsistent_checkpoints_are_refused() {
+    let bytes = saved(|path| small_checkpoint().save(path).unwrap());
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, data) = bytes[8..].split_at(len);
+    let header = std::str::from_utf8(header).unwrap();
+    for (from, to, expected) in [
+        ("layers=1", "layers=9999999999", "expected at most 1024"),
+        ("layers=1", "layers=1024", "there is no tensor"),
+        ("hidden=1", "hidden=99999999", "has shape [3, 1], expected"),
+        ("batch=1 seed", "batch=18446744073709551615 seed", "checksum is another"),
+        ("epoch=1", "epoch=18446744073709551616", "for `epoch`"),
+        ("steps=1", "steps=18446744073709551615", "none that a run can come to"),
+        ("mean=", "mean=NaN more=", "has `more`, which is unknown"),
+        (
+            r#""first_moment.head.bias":{"dtype":"F32""#,
+            r#""first_moment.head.bias":{"dtype":"I32""#,
+            "has dtype I32",
+        ),
+        (r#""best.head.weight""#, r#""west.head.weight""#, "there is no tensor `best.head.weight`"),
+        (r#"\"version\":1"#, r#"\"version\":1e300"#, "is of version `1e+300`"),
+        (r#"\"version\":1"#, r#"\"version\":[[[[[[]]]]]]"#, "is of version"),
+    ] {
+        assert!(header.contains(from), "{header}");
+        let header = header.replacen(from, to, 1);
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat();
+        let read = bounded(file.len(), || Checkpoint::read(Cursor::new(&file)));
+        let message = refused(read);
+        assert!(message.contains(expected), "{from} → {to}: {message}");
+    }
+}
+
+#[test]
+fn damaged_onnx_is_read_or_refused() {
+    let bytes = onnx_bytes(&small(), &onnx::Inputs::new().with_h0(true)).unwrap();
+    let mut refusals = 0;
+    damaged(&bytes, |bytes| match read_onnx(bytes) {
+        Ok(_) => {}
+        error => refusals += usize::from(!refused(error).is_empty()),
+    });
+    assert!(refusals > bytes.len() / 2, "{refusals}");
+}
+
+#[test]
+fn damaged_arrays_are_read_or_refused() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("lengths.npy");
+    let bytes = saved(|path| npy::save(path, ndarray::Array2::<f32>::ones((3, 5)).view()).unwrap());
+    damaged(&bytes, |bytes| {
+        if let Err(error) = bounded(bytes.len(), || npy::read(Cursor::new(bytes))) {
+            refused::<()>(Err(error));
+        }
+    });
+    // As lengths, of another type of numbers.
+    std::fs::write(&path, &bytes).unwrap();
+    let error = refused(npy::load_lengths(&path));
+    assert!(error.contains("`<f4`; expected lengths of int32 or int64"), "{error}");
+    // As an archive.
+    let config = params().layout().config().clone();
+    let whole = saved(|path| npz::save(path, &params(), str::to_owned).unwrap());
+    for len in (0..whole.len()).step_by(7) {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        let options = npz::NpzOptions::new();
+        refused(bounded(len, || npz::load(&path, &config, str::to_owned, &options)));
+    }
+}
+
+#[test]
+fn inconsistent_safetensors_are_refused() {
+    let one = |name: &str, dtype: &str, shape: &str, offsets: &str| {
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
+    };
+    let gru = |dtype: &str| {
+        let ih = one("weight_ih_l0", dtype, "[3,1]", "[0,12]");
+        let hh = one("weight_hh_l0", dtype, "[3,1]", "[12,24]");
+        (ih, hh)
+    };
+    let (ih, hh) = gru("F32");
+    let file =
+        |tensors: &[&str], data| safetensors_file(&format!("{{{}}}", tensors.join(",")), data);
+    read_safetensors(&file(&[&ih, &hh], 24)).unwrap();
+    let with = |tensor: String| file(&[&ih, &hh, &tensor], 24);
+    let max = u64::MAX;
+    let (i32_ih, i32_hh) = gru("I32");
+    let meta = |words: &str| {
+        file(&[&format!(r#""__metadata__":{{"gru_wgpu.config":"{words}"}}"#), &ih, &hh], 24)
+    };
+    let own = "layers=1 direction=forward reset=after update=keeps gate=sigmoid candidate=tanh dropout=0 zoneout=0";
+    for (what, bytes, reason) in [
+        ("empty", vec![], "takes 8 bytes"),
+        (
+            "a length of 2 GB in 1 KB",
+            [(2u64 << 30).to_le_bytes().to_vec(), vec![0; 1000]].concat(),
+            "is it a safetensors file?",
+        ),
+        ("the longest length", vec![255; 1000], "is it a safetensors file?"),
+        (
+            "a header past the end",
+            [50_000_000u64.to_le_bytes().to_vec(), vec![b' '; 1000]].concat(),
+            "its header takes 50000000 bytes",
+        ),
+        ("no JSON", safetensors_file("weights", 0), "its header"),
+        ("no text", [&2u64.to_le_bytes()[..], &[0xFF, 0xFE]].concat(), "its header is not utf-8"),
+        ("deep JSON", safetensors_file(&"[".repeat(100_000), 0), "its header"),
+        (
+            "deep JSON in a name's place",
+            safetensors_file(&format!("{{\"a\":{}", "[".repeat(100_000)), 0),
+            "its header",
+        ),
+        ("data cut short", file(&[&ih, &hh], 23), "24 bytes of tensors, but the file has 23"),
+        ("data too long", file(&[&ih, &hh], 25), "24 bytes of tensors, but the file has 25"),
+        ("overlapping", file(&[&ih, &one("weight_hh_l0", "F32", "[3,1]", "[8,20]")], 20), "offset"),
+        ("a hole", file(&[&ih, &one("weight_hh_l0", "F32", "[3,1]", "[16,28]")], 28), "offset"),
+        ("names twice", file(&[&ih, &hh, &hh], 24), "`weight_hh_l0` appears twice"),
+        (
+            "metadata twice",
+            safetensors_file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0),
+            "appears twice",
+        ),
+        ("ends before it starts", with(one("a", "F32", "[1]", "[24,20]")), "offset"),
+        ("an end that overflows", with(one("a", "F32", "[1]", &format!("[24,{max}]"))), "header"),
+        (
+            "sizes that overflow",
+            with(one("a", "F32", &format!("[{max},{max}]"), "[24,24]")),
+            "overflow",
+        ),
+        (
+            "sizes whose sum overflows",
+            file(&[&one("a", "U8", &format!("[{}]", max - 7), &format!("[0,{}]", max - 7))], 0),
+            "overflow",
+        ),
+        ("negative sizes", with(one("a", "F32", "[-1]", "[24,28]")), "its header"),
+        ("a shape that does not fit", with(one("a", "F32", "[2]", "[24,28]")), "header"),
+        ("an unknown type", with(one("a", "F33", "[]", "[24,28]")), "its header"),
+        (
+            "whole numbers",
+            file(&[&i32_ih, &i32_hh], 24),
+            "has dtype I32; expected F32, F64, F16 or BF16",
+        ),
+        ("no tensors", safetensors_file("{}", 0), "the file holds no GRU"),
+        ("one weight", file(&[&ih], 12), "the file holds no GRU"),
+        (
+            "names that only end like a GRU's",
+            file(&[&ih.replace("weight", "my_weight"), &hh.replace("weight", "my_weight")], 24),
+            "the file holds no GRU",
+        ),
+        (
+            "one bias",
+            file(&[&ih, &hh, &one("bias_ih_l0", "F32", "[3]", "[24,36]")], 36),
+            "no bias_hh_l0",
+        ),
+        (
+            "a layer left out",
+            file(&[&ih, &hh, &one("weight_ih_l2", "F32", "[3,1]", "[24,36]")], 36),
+            "has no tensor `weight_ih_l2`",
+        ),
+        (
+            "an odd bias",
+            file(
+                &[
+                    &ih,
+                    &hh,
+                    &one("bias_ih_l0", "F32", "[6]", "[24,48]"),
+                    &one("bias_hh_l0", "F32", "[6]", "[48,72]"),
+                ],
+                72,
+            ),
+            "has shape [6], expected [3]",
+        ),
+        (
+            "metadata of another model",
+            meta(&format!("input=1 hidden=2 bias=none {own}")),
+            "has shape [3, 1], expected [6, 1]",
+        ),
+        (
+            "metadata of a vast model",
+            meta(
+                &format!("input=1 hidden=1 bias=none {own}")
+                    .replace("layers=1", "layers=999999999"),
+            ),
+            "expected at most 1024",
+        ),
+        (
+            "metadata of more layers than there are",
+            meta(&format!("input=1 hidden=1 bias=none {own}").replace("layers=1", "layers=1024")),
+            "there is no tensor `weight_ih_l1`",
+        ),
+        (
+            "metadata of an impossible model",
+            meta(&format!("input={max} hidden={max} bias=none {own}")),
+            "overflows",
+        ),
+        ("metadata that is cut short", meta("input=1 hidden"), "has the word `hidden`"),
+    ] {
+        let message = refused(read_safetensors(&bytes));
+        assert!(message.to_lowercase().contains(&reason.to_lowercase()), "{what}: {message}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_unless_allowed() {
+    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut params = params();
+        params.get_mut("bias_hh_l1_reverse").unwrap()[[4]] = odd;
+        let bits =
+            |params: &Params| params.as_slice().iter().map(|n| n.to_bits()).collect::<Vec<_>>();
+        let bytes = saved(|path| safetensors::save(path, &params).unwrap());
+        let message = refused(read_safetensors(&bytes));
+        assert!(
+            message.contains(&format!("element 4 of `bias_hh_l1_reverse` is {odd}")),
+            "{message}"
+        );
+        let options = safetensors::SafetensorsOptions::new().with_non_finite(true);
+        let back = safetensors::read(Cursor::new(&bytes), &options).unwrap();
+        assert_eq!(bits(&back), bits(&params));
+
+        let bytes = onnx_bytes(&params, &onnx::Inputs::new()).unwrap();
+        let message = refused(read_onnx(&bytes));
+        assert!(message.contains("the GRU node `gru_l1`: element 54 of `B` is"), "{message}");
+        let options = onnx::OnnxOptions::new().with_non_finite(true);
+        assert_eq!(bits(&onnx::read(Cursor::new(&bytes), &options).unwrap().params), bits(&params));
+
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("odd.npz");
+        npz::save(&path, &params, str::to_owned).unwrap();
+        let config = params.layout().config();
+        let load = |options: &npz::NpzOptions| npz::load(&path, config, str::to_owned, options);
+        assert!(refused(load(&npz::NpzOptions::new())).contains("element 4 of"));
+        let back = load(&npz::NpzOptions::new().with_non_finite(true)).unwrap();
+        assert_eq!(bits(&back), bits(&params));
+    }
+}
+
+/// A GRU node of I 2 and H 1, with these attributes.
+fn gru_node(attributes: &[Vec<u8>]) -> Vec<u8> {
+    node("GRU", &["x", "W", "R", "B"], &["y"], attributes)
+}
+
+fn weights() -> Vec<Vec<u8>> {
+    vec![zeros("W", &[1, 3, 2]), zeros("R", &[1, 3, 1]), zeros("B", &[1, 6])]
+}
+
+/// The model of one GRU node whose weights are those with one in another's place.
+fn with_tensor(changed: Vec<u8>, number: usize) -> Vec<u8> {
+    let mut weights = weights();
+    weights[number] = changed;
+    model(&[gru_node(&[])], &weights)
+}
+
+#[test]
+fn inconsistent_onnx_is_refused() {
+    read_onnx(&model(&[gru_node(&[])], &weights())).unwrap();
+    let strings = |name: &str, words: &[&str]| {
+        attribute(name, words.iter().flat_map(|word| bytes(9, word.as_bytes())).collect())
+    };
+    let with = |attributes: &[Vec<u8>]| model(&[gru_node(attributes)], &weights());
+    let identity = |from: &str, to: &str| node("Identity", &[from], &[to], &[]);
+    let without_w = weights()[1..].to_vec();
+    let max = i64::MAX;
+    let claim = |dims: &[i64]| with_tensor(tensor("W", dims, 1, bytes(9, &[0; 24])), 0);
+    for (what, file, reason) in [
+        ("empty", vec![], "it has no graph"),
+        ("no protocol buffers", vec![0xFF; 100], "not a valid ONNX model"),
+        ("a text", b"import torch; torch.onnx.export()".to_vec(), "not a valid ONNX model"),
+        (
+            "a claim of 2 GB in a few bytes",
+            [proto::varint(7 << 3 | 2), proto::varint(1 << 31), vec![0; 100]].concat(),
+            "not a valid ONNX model",
+        ),
+        ("deep groups", vec![0x0B; 100_000], "not a valid ONNX model"),
+        ("no nodes", model(&[], &weights()), "its top-level graph holds no GRU"),
+        (
+            "another operator",
+            model(&[node("LSTM", &["x", "W", "R"], &["y"], &[])], &weights()),
+            "its top-level graph holds no GRU",
+        ),
+        ("a name that is no text", model(&[bytes(4, &[0xFF])], &[]), "not a valid ONNX model"),
+        (
+            "a weight that nothing makes",
+            model(&[gru_node(&[])], &without_w),
+            "its W: no node, initializer or input of the model produces `W`",
+        ),
+        (
+            "a weight that is computed",
+            model(&[gru_node(&[]), node("MatMul", &["R", "R"], &["W"], &[])], &without_w),
+            "its W depends on `W`, the output of a node `MatMul`; weights must be constants in the model",
+        ),
+        (
+            "a weight that is made of itself",
+            model(&[gru_node(&[]), identity("V", "W"), identity("W", "V")], &without_w),
+            "its W: `W` depends on itself",
+        ),
+        (
+            "a weight that is made twice",
+            model(&[gru_node(&[]), identity("x", "W")], &weights()),
+            "`W` is produced twice",
+        ),
+        (
+            "a constant without a tensor",
+            model(&[gru_node(&[]), node("Constant", &[], &["W"], &[])], &without_w),
+            "the Constant node of `W` holds no numbers",
+        ),
+        (
+            "a node without weights",
+            model(&[node("GRU", &["x"], &["y"], &[])], &[]),
+            "its W is not connected",
+        ),
+        ("negative sizes", claim(&[1, 3, -2]), "invalid shape [1, 3, -2]"),
+        ("sizes that overflow", claim(&[max, max, max]), "invalid shape"),
+        ("bytes that overflow", claim(&[1, 3, max / 8]), "invalid shape"),
+        (
+            "2 GB of weights in 24 bytes",
+            claim(&[1, 3, 1 << 29]),
+            "it has 24 bytes, but its shape takes 6442450944",
+        ),
+        (
+            "an hour of units",
+            with_tensor(tensor("R", &[1, 3 << 29, 1 << 29], 1, vec![]), 1),
+            "expected [1, 1610612736, 2]",
+        ),
+        ("too many axes", claim(&[1; 1000]), "invalid shape"),
+        ("another number of axes", claim(&[3, 2]), "expected three axes each"),
+        ("no inputs", claim(&[1, 3, 0]), "input size I is 0"),
+        (
+            "weights that do not fit each other",
+            claim(&[1, 6, 1]),
+            "W [D, 3H, I] has shape [1, 6, 1], expected [1, 3, 1]",
+        ),
+        (
+            "a bias that does not fit",
+            with_tensor(zeros("B", &[1, 3]), 2),
+            "B [D, 6H] has shape [1, 3], expected [1, 6]",
+        ),
+        (
+            "weights cut short",
+            with_tensor(tensor("W", &[1, 3, 2], 1, bytes(9, &[0; 23])), 0),
+            "it has 23 bytes, but its shape takes 24",
+        ),
+        (
+            "weights left out",
+            with_tensor(tensor("W", &[1, 3, 2], 1, vec![]), 0),
+            "its W: it has 0 elements",
+        ),
+        (
+            "whole numbers",
+            with_tensor(tensor("W", &[1, 3, 2], 7, bytes(9, &[0; 48])), 0),
+            "its elements are integers; expected floats",
+        ),
+        ("a clip", with(&[attribute("clip", float(2, 3.0))]), "a clip (3e0) is not supported"),
+        (
+            "an attribute of another time",
+            with(&[attribute("zoom", int(3, 1))]),
+            "the attribute `zoom` is not supported",
+        ),
+        (
+            "another direction",
+            with(&[attribute("direction", bytes(4, b"sideways"))]),
+            "it has the direction `sideways`",
+        ),
+        (
+            "a direction that is no text",
+            with(&[attribute("direction", bytes(4, &[0xFF]))]),
+            "is not UTF-8",
+        ),
+        (
+            "two directions, weights of one",
+            with(&[attribute("direction", bytes(4, b"bidirectional"))]),
+            "expected [2, 3, 2]",
+        ),
+        ("another layout", with(&[attribute("layout", int(3, 2))]), "it has the layout 2"),
+        (
+            "another hidden size",
+            with(&[attribute("hidden_size", int(3, -1))]),
+            "its hidden_size is -1",
+        ),
+        (
+            "an activation",
+            with(&[strings("activations", &["Sigmoid", "Softsign"])]),
+            "the activation `Softsign` is not supported",
+        ),
+        (
+            "one activation",
+            with(&[strings("activations", &["Sigmoid"])]),
+            "it has 1 activations; expected 2",
+        ),
+        (
+            "many activations",
+            with(&[strings("activations", &["Tanh"; 1000])]),
+            "activations; expected 2",
+        ),
+        (
+            "a slope",
+            with(&[
+                strings("activations", &["HardSigmoid", "Tanh"]),
+                attribute("activation_alpha", float(7, 0.25)),
+            ]),
+            "hardsigmoid with alpha 0.25 and beta 0.5 is not supported",
+        ),
+        (
+            "external data of no file",
+            with_tensor(
+                tensor(
+                    "W",
+                    &[1, 3, 2],
+                    1,
+                    [int(14, 1), bytes(13, &[bytes(1, b"location"), bytes(2, b"w")].concat())]
+                        .concat(),
+                ),
+                0,
+            ),
+            "a model from a stream has no folder",
+        ),
+        (
+            "external data of no place",
+            with_tensor(tensor("W", &[1, 3, 2], 1, int(14, 1)), 0),
+            "external data has no location",
+        ),
+        (
+            "hundreds of GRUs",
+            model(&vec![node("GRU", &[], &[], &[]); 257], &[]),
+            "more than 256 GRU nodes",
+        ),
+        (
+            "a million empty nodes",
+            bytes(7, &[0x0A, 0].repeat(1_000_000)),
+            "its top-level graph holds no GRU",
+        ),
+        ("a million empty tensors", bytes(7, &[0x2A, 0].repeat(1_000_000)), "`` is produced twice"),
+        (
+            "a million empty attributes",
+            model(&[[bytes(4, b"GRU"), [0x2A, 0].repeat(1_000_000)].concat()], &weights()),
+            "is not supported",
+        ),
+    ] {
+        let message = refused(read_onnx(&file));
+        assert!(message.to_lowercase().contains(&reason.to_lowercase()), "{what}: {message}");
+    }
+}
+
+/// Layers may share their weights, but not so that a short file becomes a vast model.
+#[test]
+fn layers_that_share_their_weights() {
+    let one = tensor("one", &[1], 7, bytes(9, &1i64.to_le_bytes()));
+    let weights = [zeros("W", &[1, 60, 20]), zeros("R", &[1, 60, 20]), one];
+    let stack = |layers: usize| {
+        let layer = |l: usize| {
+            let (x, y, next) = (format!("x{l}"), format!("y{l}"), format!("x{}", l + 1));
+            [node("GRU", &[&x, "W", "R"], &[&y], &[]), node("Squeeze", &[&y, "one"], &[&next], &[])]
+        };
+        model(&(0..layers).flat_map(layer).collect::<Vec<_>>(), &weights)
+    };
+    assert_eq!(read_onnx(&stack(3)).unwrap().nodes.len(), 3);
+    let message = refused(read_onnx(&stack(100)));
+    assert!(message.contains("its weights take more than 16 times the size of the model's files"));
+}
+
+/// External data lies in the model's folder, wherever links and dots lead.
+#[cfg(unix)]
+#[test]
+fn external_data_outside_the_models_folder_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let folder = directory.path().join("model");
+    std::fs::create_dir_all(folder.join("data")).unwrap();
+    let file = |name: &str, len: usize| std::fs::write(directory.path().join(name), vec![0u8; len]);
+    for (name, len) in [("secret", 24), ("model/w", 24), ("model/data/w", 32), ("model/short", 23)]
+    {
+        file(name, len).unwrap();
+    }
+    std::os::unix::fs::symlink("../secret", folder.join("link")).unwrap();
+    std::os::unix::fs::symlink("..", folder.join("up")).unwrap();
+    std::os::unix::fs::symlink("data/w", folder.join("inside")).unwrap();
+    let entry = |key: &str, value: &str| {
+        bytes(13, &[bytes(1, key.as_bytes()), bytes(2, value.as_bytes())].concat())
+    };
+    let load = |location: &str, more: &[(&str, &str)]| {
+        let more = more.iter().flat_map(|(key, value)| entry(key, value)).collect();
+        let external = [int(14, 1), entry("location", location), more].concat();
+        let path = folder.join("model.onnx");
+        std::fs::write(&path, with_tensor(tensor("W", &[1, 3, 2], 1, external), 0)).unwrap();
+        onnx::load(&path, &onnx::OnnxOptions::new()).map(|_| ())
+    };
+    for location in ["w", "data/w", "inside"] {
+        load(location, &[]).unwrap();
+    }
+    load("data/w", &[("offset", "8"), ("length", "24"), ("checksum", "0")]).unwrap();
+    let secret = directory.path().join("secret");
+    for (location, more, reason) in [
+        ("../secret", vec![], "expected a relative path inside the model's folder"),
+        ("data/../../secret", vec![], "expected a relative path inside the model's folder"),
+        (secret.to_str().unwrap(), vec![], "expected a relative path inside the model's folder"),
+        ("", vec![], "expected a relative path inside the model's folder"),
+        ("link", vec![], "is outside the model's folder"),
+        ("up/secret", vec![], "is outside the model's folder"),
+        ("nothing", vec![], "No such file"),
+        ("w\0", vec![], "NUL byte"),
+        ("data", vec![], "is not a regular file"),
+        ("short", vec![], "takes 24 bytes at offset 0, but the file has 23"),
+        ("data/w", vec![("offset", "9")], "takes 24 bytes at offset 9, but the file has 32"),
+        ("w", vec![("offset", "18446744073709551615")], "but the file has 24"),
+        ("w", vec![("offset", "-1")], "external data has the offset `-1`"),
+        ("w", vec![("length", "23")], "external data has 23 bytes, but its shape takes 24"),
+    ] {
+        let message = refused(load(location, &more));
+        assert!(message.contains(reason), "{location:?}: {message}");
+        assert!(message.contains("model.onnx") || message.contains("not a regular"), "{message}");
+    }
+    // A link to a model elsewhere, as download caches make them: its data may lie with either.
+    let linked = directory.path().join("linked.onnx");
+    std::os::unix::fs::symlink("model/model.onnx", &linked).unwrap();
+    load("w", &[]).unwrap();
+    assert!(onnx::load(&linked, &onnx::OnnxOptions::new()).is_err(), "`w` is not beside the link");
+    std::os::unix::fs::symlink("model/w", directory.path().join("w")).unwrap();
+    onnx::load(&linked, &onnx::OnnxOptions::new()).unwrap();
+}
+
+#[test]
+fn inconsistent_arrays_are_refused() {
+    let file = |header: &str, data: usize| {
+        let padded = format!("{header:<117}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend_from_slice(&(padded.len() as u16).to_le_bytes());
+        bytes.extend_from_slice(padded.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    };
+    let array = |kind: &str, shape: &str, data: usize| {
+        let header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}");
+        file(&header, data)
+    };
+    let read = |bytes: &[u8]| bounded(bytes.len(), || npy::read(Cursor::new(bytes)));
+    assert_eq!(read(&array("<f2", "(2, 3)", 12)).unwrap().1, npy::NpyElement::F16);
+    assert_eq!(read(&array("<f8", "(2, 3)", 48)).unwrap().1, npy::NpyElement::F64);
+    read(&array("<f4", "()", 4)).unwrap();
+    // Headers that NumPy would have padded.
+    for len in 60..76 {
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}";
+        let head = [b"\x93NUMPY\x01\x00", &(len as u16).to_le_bytes()[..]].concat();
+        let text = format!("{header:<width$}\n", width = len - 1);
+        let numbers = [1.0f32, 2.0].map(f32::to_le_bytes).concat();
+        let (array, _) = read(&[head, text.into_bytes(), numbers].concat()).unwrap();
+        assert_eq!(array, ndarray::array![1.0, 2.0].into_dyn());
+    }
+    read(&array("<f4", "(0, 3)", 0)).unwrap();
+    let max = u64::MAX;
+    for (what, bytes, reason) in [
+        ("empty", vec![], "does not start with the magic bytes of .npy"),
+        ("another file", b"PK\x03\x04".to_vec(), "does not start with the magic bytes of .npy"),
+        ("another version", b"\x93NUMPY\x09\x00".to_vec(), "version is not 1, 2 or 3"),
+        (
+            "a header of 4 GB",
+            b"\x93NUMPY\x02\x00\xFF\xFF\xFF\xFF{}".to_vec(),
+            "its header takes 4294967307 bytes",
+        ),
+        ("2 GB of numbers in 40 bytes", array("<f4", "(536870912,)", 40), "missing"),
+        (
+            "numbers whose count overflows",
+            array("<f4", &format!("({max}, {max})"), 0),
+            "its shape is not valid",
+        ),
+        ("a size that overflows", array("<f4", &format!("({max}0,)"), 0), "its shape is not valid"),
+        ("negative sizes", array("<f4", "(-1,)", 4), "its shape is not valid"),
+        ("sizes that cancel", array("<f4", &format!("(0, {max})"), 0), "its shape is not valid"),
+        ("too much", array("<f4", "(1,)", 8), "extra"),
+        ("half too much", array("<f2", "(1,)", 3), "extra"),
+        ("half missing", array("<f2", "(2,)", 3), "missing"),
+        ("objects", array("|O", "(1,)", 8), "expected float32, float64 or float16"),
+        ("the other byte order", array(">f4", "(1,)", 4), "its byte order is not this machine's"),
+        ("no dictionary", file("weights", 0), ""),
+        ("deep brackets", file(&"(".repeat(117), 0), "does not describe an array of numbers"),
+        (
+            "braces that a parser tries over and over",
+            file(&"{".repeat(16), 0),
+            "does not describe an array",
+        ),
+        ("a tuple of thousands", file(&format!("({})", "1,".repeat(70)), 0), "header"),
+        (
+            "a header past the end",
+            b"\x93NUMPY\x01\x00\xFF\x00{}".to_vec(),
+            "its header takes 265 bytes, but the file has 12",
+        ),
+    ] {
+        let message = refused(read(&bytes));
+        assert!(message.to_lowercase().contains(reason), "{what}: {message}");
+    }
+}
+
+/// An archive that says it unpacks to little, and does to much, is not unpacked further than its
+/// array goes.
+#[test]
+fn inconsistent_archives_are_refused() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("bomb.npz");
+    let config = GruConfig::pytorch(3, 5);
+    let load = || npz::load(&path, &config, str::to_owned, &npz::NpzOptions::new());
+    let write = |name: &str, bytes: &[u8]| {
+        let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        let options = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Deflated);
+        archive.start_file(name, options).unwrap();
+        std::io::Write::write_all(&mut archive, bytes).unwrap();
+        archive.finish().unwrap();
+    };
+    write(
+        "weight_ih_l0.npy",
+        &[b"\x93NUMPY\x01\x00\x02\x00{}".to_vec(), vec![b' '; 16 << 20]].concat(),
+    );
+    let len = std::fs::metadata(&path).unwrap().len() as usize;
+    assert!(len < 100_000, "{len}");
+    let message = refused(bounded(len, load));
+    assert!(message.contains("the array `weight_ih_l0`"), "{message}");
+    write("weights.npy", b"");
+    assert!(refused(load()).contains("there is no array `weight_ih_l0`"));
+    let vast = GruConfig::pytorch(1 << 20, 1 << 20);
+    let load_vast = || npz::load(&path, &vast, |_| "weights".to_owned(), &npz::NpzOptions::new());
+    refused(bounded(len, load_vast));
+}
+
+/// What is no file, or not there, is told with the system's words.
+#[test]
+fn errors_name_files_that_cannot_be_opened() {
+    let directory = TempDir::new().unwrap();
+    let missing = directory.path().join("missing");
+    for path in [&missing, &directory.path().to_owned()] {
+        for message in [
+            refused(safetensors::load(path, &safetensors::SafetensorsOptions::new())),
+            refused(onnx::load(path, &onnx::OnnxOptions::new())),
+            refused(npy::load(path)),
+            refused(npz::load_arrays(path, ["x"])),
+        ] {
+            let known = ["No such file", "cannot find", "not a regular file", "denied"];
+            assert!(known.iter().any(|words| message.contains(words)), "{message}");
+        }
+    }
+    let error = refused(npy::save(missing.join("x.npy"), ndarray::Array1::zeros(3).view()));
+    assert!(error.contains("cannot be written"), "{error}");
+}

@@ -1,0 +1,14 @@
+//! Model files: files of other frameworks compute what those frameworks compute, written files load
+//! back bit for bit, and damaged or hostile files are refused with the reason.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod fuzzed;
+mod hostile;
+mod layouts;
+mod models;
+mod onnx;
+mod rnnoise;
+mod roundtrips;
+mod serde;
