@@ -45,7 +45,7 @@ pub fn run(arguments: &ConvertArgs) -> Result<()> {
         "--with-h0 and --with-lengths are for .onnx files"
     );
     if !["safetensors", "onnx", "npz"].contains(&format.as_str()) {
-        bail!("{} is no .safetensors, .onnx or .npz file by its name", quote_path(output));
+        bail!("{} must have the extension .safetensors, .onnx or .npz", quote_path(output));
     }
     let outputs = OutputFiles::check([("OUTPUT", &**output, &*format)], [&*model.path])?;
     let params = model.load(&outputs)?.params;

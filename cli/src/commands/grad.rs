@@ -61,7 +61,7 @@ pub fn run(arguments: &GradArgs, kind: DeviceKind) -> Result<()> {
     let run = gru.forward_train(batch);
     let (out, tape) = run.map_err(|error| match error {
         Error::NoSeed => {
-            anyhow!("this model draws random numbers while training; --seed gives it a seed")
+            anyhow!("this model has dropout or zoneout, which draw random numbers; give --seed")
         }
         other => other.into(),
     })?;

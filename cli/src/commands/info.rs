@@ -43,7 +43,7 @@ pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Resu
         Err(error) => writeln!(out, "--device {word} takes none: {error}")?,
     }
     if adapters.is_empty() {
-        writeln!(out, "no adapters: the CPU device works all the same")?;
+        writeln!(out, "no adapters; the CPU device works without one")?;
     }
     for (i, adapter) in adapters.iter().enumerate() {
         writeln!(out, "\nadapter {i}: {}", adapter.name)?;

@@ -60,7 +60,7 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
     if config::is_forecast(&folder.config())? {
         ensure!(
             !probabilities,
-            "--probabilities are those of classes, and {shown} is a run of `gru forecast`, whose model says numbers"
+            "--probabilities needs a run of `gru train`, but {shown} is a run of `gru forecast`"
         );
         return write_output(
             &forecast::predict::forecast(&folder, csv, &outputs, kind)?,
@@ -73,7 +73,7 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
     let params = folder.read_model(SequenceRun::KEPT, config::TRAIN)?;
     ensure!(
         *params.layout() == config.layout()?,
-        "the model in {shown} is another one than its config.toml says"
+        "the model in {shown} does not match its config.toml"
     );
     let table = SequenceTable::read(csv, config.data.options(), Some(&config.columns.sequence))?;
     let table = SequenceTable { advice: CellAdvice::PREDICT, ..table };
@@ -93,7 +93,7 @@ fn check_finite(table: &SequenceTable, outputs: &[Array2<f32>]) -> Result<()> {
     let odd = table.sequences.iter().zip(outputs).find(|(_, outputs)| is_odd(outputs));
     odd.map_or(Ok(()), |(sequence, _)| {
         bail!(
-            "what the model says of sequence {} in {} is not finite: it has diverged, or the sequence is far from \
+            "the predictions for sequence {} in {} are not finite: the model has diverged, or the sequence is far from \
              those that it was trained on",
             quote(table.name(sequence)),
             table.shown
@@ -202,7 +202,7 @@ fn report_accuracy(
     if !changing.is_empty() {
         let names = some_of(changing.iter().map(|sequence| quote(table.name(sequence))));
         log(format_args!(
-            "{}: the label in column {name} changes inside sequences {names}: they count in no accuracy",
+            "{}: the label in column {name} changes inside sequences {names}; the accuracy leaves them out",
             table.shown
         ));
     }

@@ -137,7 +137,7 @@ impl SequenceTable {
         let values = rows.map(|row| self.value(row, column));
         let values: Vec<_> = values.filter_map(Result::transpose).collect::<Result<_>>()?;
         let name = quote(&self.csv.names[column]);
-        ensure!(!values.is_empty(), "column {name} holds no number in the training part");
+        ensure!(!values.is_empty(), "column {name} holds no number in the training set");
         // As shares of the largest, so that squares do not overflow.
         let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
         let unit = if largest > 0.0 { largest } else { 1.0 };

@@ -49,9 +49,9 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.trim().parse::<usize>() {
         Ok(size) if size > 0 => Ok(size),
         Err(error) if *error.kind() == IntErrorKind::PosOverflow => {
-            Err(format!("`{text}` is too large a number"))
+            Err(format!("`{text}` is too large"))
         }
-        _ => Err(format!("`{text}` is no whole number of at least 1")),
+        _ => Err(format!("expected a whole number of at least 1, got `{text}`")),
     }
 }
 

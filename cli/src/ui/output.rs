@@ -133,7 +133,7 @@ pub fn check_directory(directory: &Path) -> Result<()> {
 pub fn check_output(path: &Path, kind: &str) -> Result<()> {
     let shown = quote_path(path);
     let is_kind = path.extension().is_some_and(|end| end.eq_ignore_ascii_case(kind));
-    ensure!(is_kind, "{shown} is to be a .{kind} file by its name");
+    ensure!(is_kind, "{shown} must have the extension .{kind}");
     let there = std::fs::symlink_metadata(path).is_ok();
     ensure!(!there || path.is_file(), "{shown} is not a regular file");
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -264,7 +264,7 @@ fn a_plan_is_printed_and_nothing_runs() {
     // The CPU has none, and shows another's. More than anybody would wait for.
     let arguments = ["--plan", "--shape", "50000,8,64,512", "--mode", "train", "--device", "cpu"];
     let plan = bench(directory.path(), &arguments);
-    let own = "no dispatches: threads walk over the steps, in at least ";
+    let own = "the CPU has no dispatches; it needs at least ";
     for words in
         ["cpu: training, GRU 64→512, reset after", own, "T 50000", "backward", "total: ", " held"]
     {
@@ -312,18 +312,18 @@ fn bad_input_prints_one_error_line_and_writes_no_file() {
     }
     for (arguments, words) in [
         (&["--shape", "1,2,3"][..], "the 4 sizes T,B,I,H, got 3"),
-        (&["--shape", "1,0,1,1"], "`0` is no whole number of at least 1"),
-        (&["--shape", "1,x,1,1"], "`x` is no whole number"),
-        (&["--shape", "1,,1,1"], "`` is no whole number"),
+        (&["--shape", "1,0,1,1"], "expected a whole number of at least 1, got `0`"),
+        (&["--shape", "1,x,1,1"], "at least 1, got `x`"),
+        (&["--shape", "1,,1,1"], "at least 1, got ``"),
         (&["--shape", "1,1,1,99999999999999999999"], "too large"),
         (&["--mode", "backward"], "forward, train"),
         (&["--reset", "never"], "after, before"),
         (&["--kernel", "fast"], "auto, step or sequence"),
-        (&["--repeats", "0"], "`0` is no whole number"),
-        (&["--layers", "0"], "`0` is no whole number"),
+        (&["--repeats", "0"], "at least 1, got `0`"),
+        (&["--layers", "0"], "at least 1, got `0`"),
         (&["--sweep", "I"], "T, B or H"),
-        (&["--sweep", "T="], "`` is no whole number"),
-        (&["--sweep", "T=0"], "`0` is no whole number"),
+        (&["--sweep", "T="], "at least 1, got ``"),
+        (&["--sweep", "T=0"], "at least 1, got `0`"),
         (&["--output", "x.svg"], "--sweep"),
         (&["--plan", "--json"], "--json"),
         (&["extra"], "extra"),

@@ -223,7 +223,7 @@ fn check_takes_a_model() {
         assert!(stdout.contains("all 9 results are within bounds"), "{stdout}");
         assert!(stdout.contains("dweight_hh"), "{stdout}");
     }
-    assert_refused(scene.path(), &["check", "--node", "a"], &["no MODEL to choose"]);
+    assert_refused(scene.path(), &["check", "--node", "a"], &["need a MODEL"]);
 }
 
 /// Whatever is wrong, nothing is written and nothing is lost.
@@ -264,7 +264,7 @@ fn wrong_input_is_reported_and_writes_no_file() {
     for (arguments, words) in [
         (
             run("model.txt", "x.npy"),
-            &["`model.txt`", "no .safetensors or .onnx file by its name"][..],
+            &["`model.txt`", "must have the extension .safetensors or .onnx"][..],
         ),
         (run("missing.onnx", "x.npy"), &["`missing.onnx` cannot be opened: No such file"]),
         (run("no.onnx", "x.npy"), &["`no.onnx`: it is not a valid ONNX model"]),
@@ -298,8 +298,8 @@ fn wrong_input_is_reported_and_writes_no_file() {
         (with(&["--hn", "y.npy"]), &["--hn `y.npy` is the same file as --output `y.npy`"]),
         (with(&["--hn", "./folder/../y.npy"]), &["is the same file as --output"]),
         (with(&["--hn", "x.npy"]), &["is the same file as the input `x.npy`"]),
-        (with(&["--hn", "model.onnx"]), &["`model.onnx` is to be a .npy file by its name"]),
-        (with(&["--hn", "folder"]), &["`folder` is to be a .npy file by its name"]),
+        (with(&["--hn", "model.onnx"]), &["`model.onnx` must have the extension .npy"]),
+        (with(&["--hn", "folder"]), &["`folder` must have the extension .npy"]),
         (with(&["--hn", "nowhere/hn.npy"]), &["`nowhere` does not exist"]),
         (
             [&run("model.safetensors", "x.npy")[..], &["--node", "a"]].concat(),

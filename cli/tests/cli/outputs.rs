@@ -170,7 +170,7 @@ fn pipes_devices_and_links_are_not_replaced() {
         (run("model.onnx", "x.npy", "pipe.npy"), "`pipe.npy` is not a regular file"),
         (run("model.onnx", "x.npy", "null.npy"), "`null.npy` is not a regular file"),
         (run("model.onnx", "x.npy", "dangling.npy"), "`dangling.npy` is not a regular file"),
-        (run("model.onnx", "x.npy", "/dev/null"), "`/dev/null` is to be a .npy file by its name"),
+        (run("model.onnx", "x.npy", "/dev/null"), "`/dev/null` must have the extension .npy"),
     ] {
         assert_refused(path, &arguments, &[words]);
     }

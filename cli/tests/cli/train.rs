@@ -378,14 +378,14 @@ fn a_run_folder_is_not_overwritten_or_mixed_up() {
     };
     for (from, to, words) in [
         ("hidden = 6", "hidden = \"six\"", "config.toml`, line"),
-        ("hidden = 6", "hidden = 7", "another one than its config.toml says"),
+        ("hidden = 6", "hidden = 7", "does not match its config.toml"),
         (
             "classes = [\"down\", \"up\"]",
             "classes = [\"up\", \"down\"]",
             "two words or more, sorted",
         ),
         ("task = \"classify\"", "task = \"classify\"\nmore = 1", "unknown field `more`"),
-        ("deviation = ", "deviation = -", "make no scale"),
+        ("deviation = ", "deviation = -", "has no valid scale"),
         ("delimiter = \",\"", "delimiter = \"ł\"", "data.delimiter: expected one of"),
     ] {
         change(from, to);
@@ -450,7 +450,7 @@ fn schedules_clipping_momentum_and_accumulation_take_effect() {
     succeeded(path, &["train", "--resume", "run", "--device", "cpu"]);
 
     for (more, words) in [
-        (["--momentum", "0.5"], "a momentum is a part of the optimizer sgd"),
+        (["--momentum", "0.5"], "--momentum needs --optimizer sgd"),
         (["--schedule", "step:2:nan"], ""),
         (["--schedule", "cosine:2"], ""),
         (["--clip", "value:0"], ""),
@@ -465,7 +465,7 @@ fn schedules_clipping_momentum_and_accumulation_take_effect() {
         }
     }
     let more = ["--warmup", "0.1", "--schedule", "constant", "--force"];
-    let words = ["a warm-up is a part of the schedule cosine, and the schedule is constant"];
+    let words = ["--warmup needs --schedule cosine, not constant"];
     assert_refused(path, &train("train.csv", "classify", &more), &words);
 }
 
@@ -511,7 +511,7 @@ fn a_model_without_finite_outputs_predicts_nothing() {
     weight.index_axis_mut(ndarray::Axis(0), 1).fill(-3e38);
     safetensors::save_network(&model, &params).unwrap();
     let arguments = ["predict", "run", "train.csv", "--device", "cpu", "--output", "p.csv"];
-    let words = ["what the model says of sequence `s", "in `train.csv` is not finite"];
+    let words = ["the predictions for sequence `s", "in `train.csv` are not finite"];
     assert_refused(path, &arguments, &words);
     assert_refused(path, &arguments[..5], &words);
     assert!(!path.join("p.csv").exists());
@@ -578,6 +578,6 @@ fn column_names_that_are_numbers_are_names() {
     std::fs::write(path.join("new.csv"), csv).unwrap();
     let (rows, told) = succeeded(path, &["predict", "run", "new.csv", "--device", "cpu"]);
     assert_eq!(rows.lines().count(), 3, "{rows}");
-    assert!(told.contains("changes inside sequences `a`: they count in no accuracy"), "{told}");
+    assert!(told.contains("changes inside sequences `a`; the accuracy leaves them out"), "{told}");
     assert!(told.contains("of 1 labels in column `class`"), "{told}");
 }

@@ -95,7 +95,7 @@ pub fn run(arguments: &BenchArgs, kinds: &[DeviceKind], out: &mut impl Write) ->
     // Refuses bad arguments before any work.
     ensure!(
         !arguments.recompute || matches!(arguments.mode, ModeArg::Train),
-        "--recompute is about the backward pass; it needs --mode train"
+        "--recompute needs --mode train"
     );
     if sweep.is_some() {
         OutputFiles::check([("--output", &*picture, "svg")], [])?;
@@ -126,7 +126,7 @@ fn write_plan(workload: &Workload, device: &BenchDevice, out: &mut impl Write) -
     }
     let memory = format_si(memory::on_cpu(workload), "B");
     writeln!(out, "{device}: {}", workload.title())?;
-    writeln!(out, "no dispatches: threads walk over the steps, in at least {memory} of memory")?;
+    writeln!(out, "the CPU has no dispatches; it needs at least {memory} of memory")?;
     match workload.plan(&DeviceCaps::WEBGPU) {
         Ok(plan) => write!(out, "\nan adapter of WebGPU's default limits: {plan}")?,
         Err(error) => writeln!(

@@ -109,7 +109,7 @@ pub fn text(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> 
 fn write_profile(row: &Measurement, profile: &KernelProfile, out: &mut impl Write) -> Result<()> {
     let KernelProfile { times: kernels, runs } = profile;
     if kernels.is_empty() {
-        writeln!(out, "\n{}: it has no kernels to profile", device_name(&row.device))?;
+        writeln!(out, "\n{}: no kernels to profile", device_name(&row.device))?;
         return Ok(());
     }
     let total: f64 = kernels.iter().map(|kernel| ms(kernel.time)).sum();

@@ -106,7 +106,7 @@ impl RunConfig for ForecastConfig {
         ensure!(!self.columns.is_empty(), "there are no [[columns]]");
         for ScaledColumn { name, scale } in &self.columns {
             let is_sound = scale.is_finite() && *scale > 0.0;
-            ensure!(is_sound, "the scale of column {name} is no finite number above 0");
+            ensure!(is_sound, "the scale of column {name} is not a finite number above 0");
         }
         check_delimiter(self.data.delimiter)?;
         self.training.trainer_config().validate()?;

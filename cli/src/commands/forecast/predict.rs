@@ -29,7 +29,7 @@ pub fn forecast(
     let params = folder.read_model(ForecastRun::KEPT, FORECAST)?;
     ensure!(
         *params.layout() == config.layout()?,
-        "the model in {} is another one than its config.toml says",
+        "the model in {} does not match its config.toml",
         quote_path(folder.path())
     );
     let series = config.series(csv)?;

@@ -113,7 +113,7 @@ fn print_errors(run: &ForecastRun, errors: &Errors, out: &mut impl Write) -> Res
     // With an exact baseline there is no ratio.
     if best.2 > 1e-9 * errors.0[0].2 {
         let share = errors.0[0].2 / best.2;
-        writeln!(out, "the GRU's error is {share:.2} × that of the best rule, {}", best.0)?;
+        writeln!(out, "the GRU's error is {share:.2} × that of the best baseline, {}", best.0)?;
     }
     Ok(())
 }

@@ -166,12 +166,12 @@ impl RunConfig for TrainConfig {
         let is_sorted = |words: &[String]| words.windows(2).all(|pair| pair[0] < pair[1]);
         let LabelColumns { classes, .. } = &self.columns;
         let are_classes = classes.len() >= 2 && is_sorted(classes);
-        ensure!(are_classes, "columns.classes are to be two words or more, sorted");
+        ensure!(are_classes, "columns.classes must have at least two classes, sorted");
         for feature in &self.features {
             match feature {
                 Feature::Number { column, mean, deviation } => {
                     let is_sound = mean.is_finite() && deviation.is_finite() && *deviation > 0.0;
-                    ensure!(is_sound, "the numbers of feature {column} make no scale");
+                    ensure!(is_sound, "feature {column} has no valid scale");
                 }
                 Feature::Words { column, words } => {
                     ensure!(is_sorted(words), "the words of feature {column} are not sorted");
@@ -229,12 +229,12 @@ impl TrainSettings {
         let is_cosine = matches!(self.schedule, ScheduleArg::Cosine { .. });
         ensure!(
             is_cosine || self.warmup.is_none(),
-            "a warm-up is a part of the schedule cosine, and the schedule is {}",
+            "--warmup needs --schedule cosine, not {}",
             self.schedule
         );
         ensure!(
             self.optimizer == OptimizerArg::Sgd || self.momentum.is_none(),
-            "a momentum is a part of the optimizer sgd, and another one is chosen"
+            "--momentum needs --optimizer sgd"
         );
         Ok(())
     }

@@ -134,7 +134,7 @@ impl MajorityBaseline {
         let present = trained.iter().filter(|&&count| count > 0).count();
         ensure!(
             present > 1,
-            "the training part has labels of {present} class, and needs two; another --seed or a smaller \
+            "the training set has {present} class and needs two; use another --seed or a smaller \
              --holdout holds out others"
         );
         let most = (0..classes.len()).rev().max_by_key(|&class| trained[class]);
