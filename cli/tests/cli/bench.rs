@@ -291,7 +291,7 @@ fn bad_input_prints_one_error_line_and_writes_no_file() {
     let huge = "1000000,1000000,8,8";
     let (word, _) = adapter();
     let cases: [(&[&str], &[&str]); 12] = [
-        (&["bench", "--device", "cpu,tpu"], &["`tpu`", "auto, cpu, gpu or software"]),
+        (&["bench", "--device", "cpu,tpu"], &["`tpu`", "expected auto, cpu, gpu, software"]),
         (&["bench", "--device", "cpu,"], &["unknown device ``"]),
         (&["bench", "--device", word, "--shape", huge], &["x [T, B, I]", "u32"]),
         (&["bench", "--device", "cpu", "--shape", "1,1,1,18446744073709551615"], &["too large"]),

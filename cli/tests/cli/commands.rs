@@ -308,7 +308,7 @@ fn wrong_input_is_reported_and_writes_no_file() {
         (dy("x.npy"), &["dy [T, B, D·H] has shape [6, 3, 4], expected [6, 3, 10]"]),
         (
             vec!["convert", "model.onnx", "model.txt"],
-            &["`model.txt` is no .safetensors, .onnx or .npz file"],
+            &["`model.txt` must have the extension .safetensors, .onnx or .npz"],
         ),
         (
             vec!["convert", "model.onnx", "a.npz", "--with-h0"],

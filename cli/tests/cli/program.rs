@@ -255,7 +255,7 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
     assert_refused(path, &forecast(csv, &wild), &words);
     assert!(path.join("wild/checkpoint.safetensors").is_file());
 
-    let words = ["--probabilities are those of classes, and `it` is a run of `gru forecast`"];
+    let words = ["--probabilities needs a run of `gru train`, but `it` is a run of `gru forecast`"];
     assert_refused(path, &["predict", "it", csv, "--probabilities"], &words);
     let words = ["config.toml` is that of a run of `gru forecast`, not of `gru train`"];
     assert_refused(path, &["train", "--resume", "it"], &words);
@@ -408,14 +408,14 @@ fn bad_input_prints_one_line_with_the_expected_value() {
         (forecast(csv, &["--column", "nope"]), &["`nope`", "`day`, `other`, `value`"]),
         (forecast(csv, &["--column", "day"]), &["line 2", "`row 0`"]),
         (forecast(csv, &["--output", "nowhere"]), &["nowhere", "does not exist"]),
-        (forecast(csv, &["--device", "tpu"]), &["`tpu`", "auto, cpu, gpu or software"]),
+        (forecast(csv, &["--device", "tpu"]), &["`tpu`", "expected auto, cpu, gpu, software"]),
         (vec!["forecast", csv], &["160 rows", "104 + 52", "--input"]),
         (
             vec!["forecast", csv, "--input", "9", "--horizon", "3", "--season", "999"],
             &["999", "--season"],
         ),
         (vec!["check", "--device", ""], &["unknown device ``"]),
-        (vec!["info", "--device", "tpu"], &["`tpu`", "auto, cpu, gpu or software"]),
+        (vec!["info", "--device", "tpu"], &["`tpu`", "expected auto, cpu, gpu, software"]),
         (forecast(csv, &["--output", csv]), &["is not a directory"]),
         (forecast(csv, &["--hidden", "1000000"]), &["out of memory"]),
         (forecast(csv, &["--hidden", "18446744073709551615"]), &["too large"]),
@@ -580,7 +580,7 @@ fn info_lists_adapters_and_what_auto_takes() {
     let csv = series(&directory);
     assert_refused(directory.path(), &forecast(csv, &["--device", "gpu:4000"]), &["no gpu:4000"]);
     let huge = ["info", "--device", "gpu:99999999999999999999"];
-    assert_refused(directory.path(), &huge, &["has too large an index"]);
+    assert_refused(directory.path(), &huge, &["is too large; the first GPU is gpu:0"]);
     let adapters = json["adapters"].as_array().unwrap();
     if !adapters.is_empty() && adapters.iter().all(|adapter| adapter["software"] == true) {
         assert!(refused.contains("--device software takes a software adapter"), "{refused}");

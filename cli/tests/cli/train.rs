@@ -370,7 +370,7 @@ fn a_run_folder_is_not_overwritten_or_mixed_up() {
         &["predict", "run", "other.csv"],
         &["`other.csv`: no column is named `sign`"],
     );
-    assert_refused(path, &["predict", "run", "train.csv", "--output", "p.txt"], &["a .csv file"]);
+    assert_refused(path, &["predict", "run", "train.csv", "--output", "p.txt"], &["must have the extension .csv"]);
 
     let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
     let change = |from: &str, to: &str| {
