@@ -818,7 +818,8 @@ fn inconsistent_archives_are_refused() {
     let message = refused(bounded(len, load));
     assert!(message.contains("the array `weight_ih_l0`"), "{message}");
     write("weights.npy", b"");
-    assert!(refused(load()).contains("there is no array `weight_ih_l0`"));
+    let message = refused(load());
+    assert!(message.contains("the array `weight_ih_l0` cannot be read"), "{message}");
     let vast = GruConfig::pytorch(1 << 20, 1 << 20);
     let load_vast = || npz::load(&path, &vast, |_| "weights".to_owned(), &npz::NpzOptions::new());
     refused(bounded(len, load_vast));
