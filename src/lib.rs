@@ -154,7 +154,7 @@
 //! - **A new optimizer**: `spec/optimizer.rs` (its CPU twin too) and, where the constants of an update
 //!   are not enough, `shaders/optimizer.wgsl` and `plan/update.rs`.
 //! - **A new schedule**: `spec/optimizer.rs`. It, a loss and an optimizer also take a word in
-//!   `training/checkpoint/words.rs`, a case in `tests/serde.rs`, and an option in
+//!   `training/checkpoint/encoding.rs`, a case in `tests/serde.rs`, and an option in
 //!   `cli/src/commands/train/config.rs` or `cli/src/ui/training_options.rs`; a loss and an optimizer a
 //!   case in `check/training.rs`.
 //! - **A new command**: a file in `cli/src/commands/`.
