@@ -1,9 +1,9 @@
 //! [`Checkpoint`]: the state from which a [`Trainer`] resumes, in a file or in memory.
 //!
 //! The file holds the network's tensors under the names that `save_network` uses, then tensors of
-//! the same names with the prefixes `first_moment.`, `second_moment.` and, after a first validation,
-//! `best.`. One metadata entry holds everything else: a hexadecimal checksum, a space, and a JSON
-//! object.
+//! the same names with the prefixes `first_moment.`, `second_moment.` and, after a first
+//! validation, `best.`. One metadata entry holds everything else: a hexadecimal checksum, a space,
+//! and a JSON object.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -107,9 +107,9 @@ impl Counters {
 
 impl Learner {
     blocking_and_async! {
-        /// Returns a checkpoint of a training loop of your own, which is at `progress` and uses this
-        /// configuration. Pass its state to [`Self::resume`] to continue. With a [`Trainer`], use
-        /// [`Trainer::checkpoint`].
+        /// Returns a checkpoint of a training loop of your own, which is at `progress` and uses
+        /// this configuration. Pass its state to [`Self::resume`] to continue. With a [`Trainer`],
+        /// use [`Trainer::checkpoint`].
         ///
         /// # Errors
         /// The errors of [`Self::state`].

@@ -58,11 +58,12 @@ pub trait Dataset {
         self.len() == 0
     }
 
-    /// Returns the number of time steps of example `index`. [`Order::Bucketed`](crate::Order) groups
-    /// examples of similar lengths into a batch.
+    /// Returns the number of time steps of example `index`. [`Order::Bucketed`](crate::Order)
+    /// groups examples of similar lengths into a batch.
     fn steps(&self, index: usize) -> usize;
 
-    /// Returns these examples and their targets as one batch, with one row per index, in this order.
+    /// Returns these examples and their targets as one batch, with one row per index, in this
+    /// order.
     ///
     /// # Errors
     /// Defined by the data set.
@@ -80,8 +81,8 @@ pub trait Dataset {
     }
 
     /// Checks that all examples fit a network with this configuration and head. A run calls it
-    /// before its first update. [`Learner::step`](crate::Learner::step) refuses a mismatch that this
-    /// check misses.
+    /// before its first update. [`Learner::step`](crate::Learner::step) refuses a mismatch that
+    /// this check misses.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::ZeroSize`] or [`Error::Conflict`] for the first example that does
