@@ -189,10 +189,10 @@ fn convert_goes_round() {
     // What the model takes from its caller is said, and what is taken instead.
     let stderr =
         scene.run(&["run", "a.onnx", "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
-    assert!(stderr.contains("h0: the model takes it from the input `h0`; zeros"), "{stderr}");
-    assert!(stderr.contains("zeros are taken (--h0 gives it)"), "{stderr}");
+    assert!(stderr.contains("h0: the model takes it from the input `h0`; using zeros"), "{stderr}");
+    assert!(stderr.contains("using zeros (set it with --h0)"), "{stderr}");
     assert!(
-        stderr.contains("lengths: the model takes it from the input `lengths`; every row"),
+        stderr.contains("lengths: the model takes it from the input `lengths`; using length T"),
         "{stderr}"
     );
 }
@@ -266,10 +266,7 @@ fn wrong_input_is_told_and_leaves_no_file() {
         ]
     };
     for (arguments, words) in [
-        (
-            run("model.txt", "x.npy"),
-            &["`model.txt`", "no .safetensors or .onnx file by its name"][..],
-        ),
+        (run("model.txt", "x.npy"), &["`model.txt`", "expected .safetensors or .onnx"][..]),
         (run("missing.onnx", "x.npy"), &["`missing.onnx` cannot be opened: No such file"]),
         (run("no.onnx", "x.npy"), &["`no.onnx`: it is no ONNX model"]),
         (run("no.safetensors", "x.npy"), &["`no.safetensors`: ", "is it a safetensors file?"]),
@@ -337,10 +334,10 @@ fn a_state_that_the_model_holds_is_used() {
     let arguments = ["run", model, "--input", "x.npy", "--output", "y.npy", "--device", "cpu"];
     let output = gru(directory.path(), &arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("h0: what the model holds"));
+    assert!(text(&output.stderr).contains("h0: using the value stored in the model"));
     let (y, _) = npy::load_as::<Ix3>(directory.path().join("y.npy")).unwrap();
     assert_near(&y, &load("y"));
     npy::save(directory.path().join("x.npy"), Array3::<f32>::zeros((6, 2, 3)).view()).unwrap();
-    let words = "the model holds h0 of 3 rows, x has 2 (--h0 gives others)";
+    let words = "the model stores h0 for 3 rows, but x has 2; give others with --h0";
     assert_refused(directory.path(), &arguments, &[words]);
 }

@@ -174,11 +174,11 @@ impl RunConfig for TrainConfig {
         ensure!(are_classes, "columns.classes are to be two words or more, sorted");
         for feature in &self.features {
             match feature {
-                Feature::Number { column, mean, deviation } => {
+                Feature::Numeric { column, mean, deviation } => {
                     let is_sound = mean.is_finite() && deviation.is_finite() && *deviation > 0.0;
                     ensure!(is_sound, "the numbers of feature {column} make no scale");
                 }
-                Feature::Words { column, words } => {
+                Feature::Categorical { column, words } => {
                     ensure!(is_sorted(words), "the words of feature {column} are not sorted");
                 }
             }
@@ -194,8 +194,8 @@ impl TrainConfig {
     /// The columns that are read as words, and how many different ones each has.
     pub fn words(&self) -> impl Iterator<Item = (&str, usize)> {
         self.features.iter().filter_map(|feature| match feature {
-            Feature::Words { column, words } => Some((&column[..], words.len())),
-            Feature::Number { .. } => None,
+            Feature::Categorical { column, words } => Some((&column[..], words.len())),
+            Feature::Numeric { .. } => None,
         })
     }
 
