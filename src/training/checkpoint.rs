@@ -1,8 +1,9 @@
-//! [`Checkpoint`]: all that a [`Trainer`] goes on from, in a file or in memory.
+//! [`Checkpoint`]: the state from which a [`Trainer`] resumes, in a file or in memory.
 //!
-//! The tensors are those of the network under the names of `save_network`, and the same again under
-//! `first_moment.`, `second_moment.` and, once there was a validation, `best.`. One entry of the
-//! metadata holds the rest: a checksum in hexadecimal, a space, and an object of JSON.
+//! The file holds the network's tensors under the names that `save_network` uses, then tensors of
+//! the same names with the prefixes `first_moment.`, `second_moment.` and, after a first
+//! validation, `best.`. One metadata entry holds everything else: a hexadecimal checksum, a space,
+//! and a JSON object.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -30,15 +31,18 @@ use crate::training::learner::{Learner, LearnerConfig, LearnerState};
 use crate::training::progress::{BestNetwork, DataFingerprints, Progress};
 use crate::training::trainer::Trainer;
 
-mod words;
+mod encoding;
 
-/// What stands in front of the names of each of the networks that are in the file.
-const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
+/// Prefix of the tensor names for each network in the file: parameters, first moments, second
+/// moments, best parameters.
+const PREFIXES: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 
-/// All that a [`Trainer`] goes on from: the parameters, the optimizer's moments and its count of
-/// updates (which the schedule goes by), the seed and the progress in the epoch (which the order of
-/// the examples and the random numbers of dropout follow from), and the network that did best on
-/// validation.
+/// The state of a training run, from which a [`Trainer`] resumes.
+///
+/// It holds the parameters, the optimizer state with the number of updates (the schedule depends on
+/// it), the configurations with the seed, the progress within the epoch (the order of the examples
+/// and the random numbers of dropout depend on both), and the network with the best validation
+/// result.
 ///
 /// ```
 /// use gru_wgpu::{
@@ -53,45 +57,45 @@ const PARENTS: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
 /// let mut trainer = Trainer::new(learner, TrainerConfig::new(20, 16))?;
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("run.safetensors");
-/// // While it trains: what Trainer::run calls may do this at any event.
+/// // During training: the listener of Trainer::run may save a checkpoint at any event.
 /// trainer.checkpoint()?.save(&path)?;
-/// // Another day:
+/// // Later, in another process:
 /// let (checkpoint, refused) = Checkpoint::load_last(&path)?;
-/// assert_eq!(refused, None); // the file was whole, so not the one before it
+/// assert_eq!(refused, None); // the last file is intact, so no fallback to the one before it
 /// let trainer = Trainer::from_checkpoint(checkpoint, &Device::cpu())?;
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Checkpoint {
-    /// The parameters and the optimizer's moments.
+    /// The parameters and the optimizer state.
     pub state: LearnerState,
-    /// How they are trained.
+    /// The learner's settings: loss, optimizer, learning rate.
     pub learner_config: LearnerConfig,
-    /// How long, and from which seed.
+    /// The trainer's settings: epochs, batch size, seed.
     pub trainer_config: TrainerConfig,
-    /// Where the run stood.
+    /// The position of the run.
     pub progress: Progress,
-    /// The network that did best on validation so far.
+    /// The network with the best validation result so far.
     pub best: Option<BestNetwork>,
-    /// Which data sets it was trained and validated on, once it was.
+    /// Fingerprints of the training and validation sets. `None` before the first run.
     pub data: Option<DataFingerprints>,
-    /// Whatever the program wants to find again, by names of its own.
+    /// Entries of the calling program, under names of its own choice.
     pub notes: BTreeMap<String, String>,
 }
 
-/// The numbers that are neither tensors nor settings.
+/// The counters and results that are neither tensors nor settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Counters {
-    /// Updates so far.
+    /// Number of updates so far.
     steps: u64,
     progress: Progress,
-    /// When the best network was found, and how it does.
+    /// The epoch and the validation result of the best network.
     best: Option<(usize, Evaluation)>,
 }
 
 impl Counters {
-    /// Whether a run can come to them, and can count on from them.
+    /// Returns true if a run can reach these counters and continue from them without overflow.
     fn are_possible(&self) -> bool {
         let Progress { epoch, loss: (_, updates), stale, .. } = self.progress;
         let best = self.best.is_none_or(|(found, validation)| {
@@ -103,11 +107,12 @@ impl Counters {
 
 impl Learner {
     blocking_and_async! {
-        /// As [`Trainer::checkpoint`], of a loop of one's own that stands at `progress` with this
-        /// configuration: [`Self::resume`] goes on from its state.
+        /// Returns a checkpoint of a training loop of your own, which is at `progress` and uses
+        /// this configuration. Pass its state to [`Self::resume`] to continue. With a [`Trainer`],
+        /// use [`Trainer::checkpoint`].
         ///
         /// # Errors
-        /// The device's own.
+        /// The errors of [`Self::state`].
         pub fn checkpoint, checkpoint_async(
             &mut self,
             trainer_config: TrainerConfig,
@@ -132,22 +137,22 @@ impl Learner {
 
 impl Trainer {
     blocking_and_async! {
-        /// Waits for all that was queued and takes all that training goes on from.
+        /// Waits for all queued work and returns the state from which training can resume.
         ///
         /// # Errors
-        /// The device's own.
+        /// The errors of [`Learner::state`].
         pub fn checkpoint, checkpoint_async(&mut self) -> Result<Checkpoint> {
             |wait| self.run_checkpoint(wait)
         }
 
-        /// Goes on from where [`Self::checkpoint`] was taken: over the same data sets, and
-        /// [`Self::run`] takes no others, on the same device to the same bits as if it had not been
-        /// interrupted. A run with [`RunOptions`](crate::RunOptions) of its own goes on by
+        /// Resumes a run from a checkpoint. On the same device the results have the same bits as
+        /// without the interruption. [`Self::run`] then accepts only the data sets of the
+        /// checkpoint. For a run with its own [`RunOptions`](crate::RunOptions), call
         /// [`Learner::resume`], [`Learner::with_options`], [`Self::resume`] and
-        /// [`Self::with_data`].
+        /// [`Self::with_data`] instead.
         ///
         /// # Errors
-        /// As [`Learner::resume`] and [`Self::resume`].
+        /// The errors of [`Learner::resume`] and [`Self::resume`].
         pub fn from_checkpoint, from_checkpoint_async(
             checkpoint: Checkpoint,
             device: &Device
@@ -172,73 +177,76 @@ impl Trainer {
 }
 
 impl Checkpoint {
-    /// Writes it as a safetensors file: whole, flushed to the disk, or not at all. What was at
-    /// `path` before stays beside it, as `<path>.before`, unless [`Self::load`] would refuse it:
-    /// then the one before it stays. At every moment at least one of the two is whole.
+    /// Writes the checkpoint as a safetensors file. The write is atomic: the file is complete and
+    /// flushed to disk, or it does not change. The previous file is kept as `<path>.before` if
+    /// [`Self::load`] accepts it; otherwise an older `<path>.before` stays. At least one of the two
+    /// files is complete at any time.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Shape`] or [`Error::ParameterLayout`] when the moments or the best
-    /// network were replaced by those of another.
+    /// [`Error::Io`]; [`Error::Shape`] or [`Error::ParameterLayout`] if the moments or the best
+    /// network belong to another model.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let bytes = self.to_bytes()?;
-        let keep_whole = |last: &Path| if Self::load(last).is_ok() { keep(last) } else { Ok(()) };
-        files::replace_whole(path.as_ref(), |to| to.write_all(&bytes), keep_whole)
+        let keep_if_valid =
+            |last: &Path| if Self::load(last).is_ok() { keep_previous(last) } else { Ok(()) };
+        files::replace_whole(path.as_ref(), |to| to.write_all(&bytes), keep_if_valid)
     }
 
-    /// The same to any stream, which keeps no copy of the one before.
+    /// Writes the checkpoint to a stream. No previous checkpoint is kept.
     ///
     /// # Errors
-    /// As [`Self::save`].
+    /// The errors of [`Self::save`].
     pub fn write(&self, to: impl Write) -> Result<()> {
         let bytes = self.to_bytes()?;
         files::write_stream(to, |to| to.write_all(&bytes))
     }
 
-    /// The bytes of the file that [`Self::save`] writes, for wherever else they are kept.
+    /// Returns the bytes of the file that [`Self::save`] writes, for other kinds of storage.
     ///
     /// # Errors
-    /// As [`Self::save`], but for [`Error::Io`].
+    /// The errors of [`Self::save`], except [`Error::Io`].
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let layout = self.state.params.layout();
         let networks = self.networks()?;
         let json = self.json()?;
         let checksum = write_checksum(checksum(&json, layout, &networks));
         let entry = format!("{checksum} {json}");
-        let tensors = PARENTS.iter().zip(networks);
-        let tensors = tensors.flat_map(|(parent, flat)| network_tensors(parent, layout, flat));
+        let tensors = PREFIXES.iter().zip(networks);
+        let tensors = tensors.flat_map(|(prefix, flat)| network_tensors(prefix, layout, flat));
         encode_tensors(tensors, Some((CHECKPOINT_KEY, entry)))
     }
 
-    /// Reads what [`Self::to_bytes`] gave, or the bytes of a file.
+    /// Reads a checkpoint from the bytes of [`Self::to_bytes`] or of a file.
     ///
     /// # Errors
-    /// As [`Self::load`], but for [`Error::Io`].
+    /// The errors of [`Self::load`], except [`Error::Io`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         Self::read(Cursor::new(bytes))
     }
 
-    /// Reads a file.
+    /// Reads a checkpoint file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] when it is cut short, was changed, or is none; and those of
-    /// what it holds that makes no sense, as [`LearnerConfig::validate`].
+    /// [`Error::Io`]; [`Error::Format`] if the file is truncated, was changed or is no checkpoint;
+    /// and the errors of settings that are not valid, such as those of
+    /// [`LearnerConfig::validate`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         files::open(path.as_ref(), read_source)
     }
 
-    /// As [`Self::load`], from any source.
+    /// Reads a checkpoint from a seekable stream.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// The errors of [`Self::load`].
     pub fn read(source: impl Read + Seek) -> Result<Self> {
         read_source(ByteSource::new(source)?)
     }
 
-    /// Loads the last one saved to `path`, or where that is refused the one before it, with the
-    /// reason why the last was refused.
+    /// Loads the last checkpoint saved to `path`. If that file is refused, loads the previous one
+    /// (`<path>.before`) and returns the error of the last one with it.
     ///
     /// # Errors
-    /// As [`Self::load`], when both are refused: that of the last.
+    /// The errors of [`Self::load`] for the last checkpoint, if both are refused.
     pub fn load_last(path: impl AsRef<Path>) -> Result<(Self, Option<Error>)> {
         let path = path.as_ref();
         let refused = match Self::load(path) {
@@ -246,13 +254,13 @@ impl Checkpoint {
             Err(refused) => refused,
         };
         let target = files::target_of(path).unwrap_or_else(|_| path.to_owned());
-        match Self::load(before(&target)) {
-            Ok(before) => Ok((before, Some(refused))),
+        match Self::load(previous_path(&target)) {
+            Ok(previous) => Ok((previous, Some(refused))),
             Err(_) => Err(refused),
         }
     }
 
-    /// The flat buffers that become tensors, in the order of [`PARENTS`].
+    /// Returns the flat buffers that become tensors, in the order of [`PREFIXES`].
     fn networks(&self) -> Result<Vec<&[f32]>> {
         let LearnerState { params, moments } = &self.state;
         let len = [params.layout().flat_len()];
@@ -270,7 +278,7 @@ impl Checkpoint {
         Ok(networks)
     }
 
-    /// What is no tensor.
+    /// Returns everything except the tensors, as JSON.
     fn json(&self) -> Result<String> {
         let layout = self.state.params.layout();
         let counters = Counters {
@@ -282,13 +290,13 @@ impl Checkpoint {
         let mut entries = json!({
             "version": VERSION,
             "model": model,
-            "learner": words::write_learner(&self.learner_config),
-            "trainer": words::write_trainer(&self.trainer_config),
-            "progress": words::write_counters(&counters),
+            "learner": encoding::write_learner(&self.learner_config),
+            "trainer": encoding::write_trainer(&self.trainer_config),
+            "progress": encoding::write_counters(&counters),
             "notes": self.notes,
         });
         if let Some(data) = &self.data {
-            entries["data"] = words::write_data(data).into();
+            entries["data"] = encoding::write_data(data).into();
         }
         Ok(entries.to_string())
     }
@@ -297,41 +305,45 @@ impl Checkpoint {
 fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<Checkpoint> {
     let mut file = Tensors::open(source)?;
     let entry = file.entry(CHECKPOINT_KEY).ok_or_else(|| {
-        Error::format(
-            "its metadata does not say that it is a checkpoint of a training run".to_owned(),
-        )
+        Error::format(format!(
+            "it is not a training checkpoint; its metadata has no entry {CHECKPOINT_KEY}"
+        ))
     })?;
     let entry = CheckpointMetadata::parse(entry)?;
-    let learner_config = words::read_learner(entry.text("learner")?)?;
-    let trainer_config = words::read_trainer(entry.text("trainer")?)?;
-    let counters = words::read_counters(entry.text("progress")?)?;
+    let learner_config = encoding::read_learner(entry.text("learner")?)?;
+    let trainer_config = encoding::read_trainer(entry.text("trainer")?)?;
+    let counters = encoding::read_counters(entry.text("progress")?)?;
     let has_data = entry.values.contains_key("data");
-    let data = has_data.then(|| words::read_data(entry.text("data")?)).transpose()?;
-    let (config, over) = read_config(entry.model()?)?;
-    let over = over.ok_or_else(|| wrong("tells of no head"))?;
-    let parents = &PARENTS[..if counters.best.is_some() { 4 } else { 3 }];
+    let data = has_data.then(|| encoding::read_data(entry.text("data")?)).transpose()?;
+    let (config, readout) = read_config(entry.model()?)?;
+    let readout = readout.ok_or_else(|| wrong("describes a model without a head"))?;
+    let prefixes = &PREFIXES[..if counters.best.is_some() { 4 } else { 3 }];
     let mut networks = Vec::new();
     let mut tensors = 0;
-    for parent in parents {
-        let gru = format!("{parent}gru.");
-        let layout = file.network_layout(&gru, &config, over)?;
+    for prefix in prefixes {
+        let gru = format!("{prefix}gru.");
+        let layout = file.network_layout(&gru, &config, readout)?;
         tensors += layout.entries().len();
-        // What comes back is what was written, whatever a caller put there.
+        // Accept NaN and infinities: loading returns what was saved, even if the caller changed it.
         networks.push(file.params(&gru, layout, true)?);
     }
     let layout = networks[0].layout();
     if networks.iter().any(|network| network.layout() != layout) || tensors != file.count() {
-        return Err(Error::format("it holds tensors that are none of its networks'".to_owned()));
+        return Err(Error::format(
+            "it holds tensors that do not belong to its networks".to_owned(),
+        ));
     }
     let flat: Vec<_> = networks.iter().map(Params::as_slice).collect();
     if checksum(&entry.json, layout, &flat) != entry.checksum {
-        return Err(Error::format("its contents were changed: the checksum is another".to_owned()));
+        return Err(Error::format(
+            "its checksum does not match; the file was changed after it was saved".to_owned(),
+        ));
     }
     let best = counters.best.and_then(|(epoch, validation)| {
         Some(BestNetwork { epoch, validation, params: networks.pop()? })
     });
     let [second, first, params] = [networks.pop(), networks.pop(), networks.pop()]
-        .map(|network| network.expect("three were read"));
+        .map(|network| network.expect("three networks were read"));
     let [first, second] = [first, second].map(Params::into_flat);
     let moments = OptimizerState { first, second, steps: counters.steps };
     Ok(Checkpoint {
@@ -345,16 +357,16 @@ fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<Checkpoint> {
     })
 }
 
-/// The program's own entries, by their names.
+/// Returns the calling program's entries.
 fn notes(entry: &CheckpointMetadata) -> Result<BTreeMap<String, String>> {
     let notes = entry.values.get("notes").and_then(Value::as_object);
     let notes = notes.ok_or_else(|| wrong("lacks `notes`"))?;
     let note = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
     let notes: Option<_> = notes.iter().map(note).collect();
-    notes.ok_or_else(|| wrong("has notes that are no text"))
+    notes.ok_or_else(|| wrong("has a note that is not a string"))
 }
 
-/// Over every byte.
+/// Returns the checksum of the JSON and of every byte of the tensors.
 fn checksum(json: &str, layout: &ParamLayout, networks: &[&[f32]]) -> u64 {
     let mut hash = Fnv1a::default();
     let mut add = |bytes: &[u8]| bytes.iter().for_each(|&byte| hash.add(byte.into()));
@@ -364,20 +376,21 @@ fn checksum(json: &str, layout: &ParamLayout, networks: &[&[f32]]) -> u64 {
     hash.0
 }
 
-/// Where the one before is.
-fn before(path: &Path) -> PathBuf {
+/// Returns the path of the previous checkpoint.
+fn previous_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".before");
     name.into()
 }
 
-/// Gives a file, which is whole, the name of the one before as well.
-fn keep(last: &Path) -> std::io::Result<()> {
-    let before = before(last);
-    match std::fs::remove_file(&before) {
+/// Keeps an intact file under the name of the previous checkpoint too.
+fn keep_previous(last: &Path) -> std::io::Result<()> {
+    let previous = previous_path(last);
+    match std::fs::remove_file(&previous) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // A second name, so that the first one is there all the time; not every file system has those.
-    std::fs::hard_link(last, &before).or_else(|_| std::fs::rename(last, &before))
+    // A hard link keeps the file under its own name all the time. Rename on file systems without
+    // hard links.
+    std::fs::hard_link(last, &previous).or_else(|_| std::fs::rename(last, &previous))
 }

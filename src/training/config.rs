@@ -1,69 +1,70 @@
-//! [`TrainerConfig`]: how long to train, on how much at a time, in which order.
+//! [`TrainerConfig`]: the epochs, batch size, seed, patience and example order of a run.
 
 use crate::error::{Error, Result};
 
-/// How long to train, on how much at a time.
+/// The settings of a training run: epochs, batch size, seed, patience and example order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct TrainerConfig {
-    /// Passes over the examples.
+    /// Number of passes over the training set.
     pub epochs: usize,
-    /// Examples of a batch.
+    /// Batch size: examples per batch. The last batch of an epoch may be smaller.
     pub batch: usize,
-    /// The seed of the order of the examples, and of dropout.
-    #[cfg_attr(feature = "serde", serde(default = "first_seed"))]
+    /// Seed of the example order and of dropout.
+    #[cfg_attr(feature = "serde", serde(default = "default_seed"))]
     pub seed: u64,
-    /// Epochs without a better validation after which to stop.
+    /// Early stopping: epochs without a better validation result after which the run stops. `None`
+    /// never stops early.
     #[cfg_attr(feature = "serde", serde(default))]
     pub patience: Option<usize>,
-    /// In which order an epoch takes the examples.
+    /// Order of the examples within an epoch.
     #[cfg_attr(feature = "serde", serde(default))]
     pub order: Order,
 }
 
-/// What a serialised configuration need not say, as [`TrainerConfig::new`] has it.
+/// The default of `seed` when deserializing, as in [`TrainerConfig::new`].
 #[cfg(feature = "serde")]
-fn first_seed() -> u64 {
+fn default_seed() -> u64 {
     1
 }
 
 impl TrainerConfig {
-    /// So many passes in batches of so many examples, with seed 1, examples of like lengths
-    /// together.
+    /// Creates a configuration with this number of epochs and this batch size, seed 1, no early
+    /// stopping and [`Order::Bucketed`].
     pub fn new(epochs: usize, batch: usize) -> Self {
         Self { epochs, batch, seed: 1, patience: None, order: Order::Bucketed }
     }
 
-    /// The same with another seed.
+    /// Sets the seed.
     #[must_use]
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
-    /// The same, ended after so many epochs without a better validation.
+    /// Stops the run after this many epochs without a better validation result.
     #[must_use]
     pub fn with_patience(self, patience: impl Into<Option<usize>>) -> Self {
         Self { patience: patience.into(), ..self }
     }
 
-    /// The same with the examples in this order.
+    /// Sets the order of the examples.
     #[must_use]
     pub fn with_order(self, order: Order) -> Self {
         Self { order, ..self }
     }
 
-    /// `Ok` when every number makes sense.
+    /// Checks that every size is at least 1.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`].
+    /// [`Error::ZeroSize`] if `epochs`, `batch` or `patience` is 0.
     pub fn validate(&self) -> Result<()> {
         let Self { epochs, batch, patience, .. } = *self;
         for (what, size) in [
             ("the number of epochs", epochs),
-            ("the number of examples of a batch", batch),
-            ("the number of epochs to be patient for", patience.unwrap_or(1)),
+            ("the batch size", batch),
+            ("the patience in epochs", patience.unwrap_or(1)),
         ] {
             if size == 0 {
                 return Err(Error::ZeroSize { what });
@@ -72,23 +73,25 @@ impl TrainerConfig {
         Ok(())
     }
 
-    /// Updates of an epoch over so many examples, `accumulation` batches each.
+    /// Returns the number of updates in an epoch of `examples` examples, with `accumulation`
+    /// batches per update.
     pub fn updates(&self, examples: usize, accumulation: usize) -> u64 {
         examples.div_ceil(self.batch.max(1)).div_ceil(accumulation.max(1)) as u64
     }
 }
 
-/// In which order an epoch takes its examples.
+/// The order of the examples within an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Order {
-    /// Shuffled, then sorted by length within 16 batches at a time, and those batches shuffled:
-    /// examples of unequal lengths need little padding. The order of an epoch follows from the seed
-    /// and the epoch.
+    /// Shuffles the examples, sorts them by length within groups of 16 batches, then shuffles the
+    /// batches. Examples in a batch have similar lengths, so batches need little padding. The order
+    /// depends only on the seed and the epoch.
     #[default]
     Bucketed,
-    /// Shuffled, each epoch from the order of the one before; the last batch may be smaller.
+    /// Shuffles the previous epoch's order again in each epoch. Examples of all lengths share a
+    /// batch.
     Shuffled,
 }

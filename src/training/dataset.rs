@@ -1,4 +1,5 @@
-//! [`Dataset`]: what a [`Trainer`](crate::Trainer) trains on, and [`Example`]s, the one in memory.
+//! [`Dataset`], the trait that a [`Trainer`](crate::Trainer) reads examples from, and [`Example`],
+//! which implements it in memory.
 
 use std::sync::Arc;
 
@@ -12,17 +13,20 @@ use crate::spec::head::{Head, Readout};
 use crate::spec::loss::{Loss, Targets};
 use crate::spec::sequences::{check_sequence, pad};
 
-/// Examples to train on or to validate on, of which a [`Trainer`](crate::Trainer) asks for some at
-/// a time: sequences in memory, windows of a series, rows of a file.
+/// A source of training or validation examples: sequences in memory, windows of a series, rows of a
+/// file. A [`Trainer`](crate::Trainer) reads it batch by batch.
 ///
-/// Slices, arrays and vectors of [`Example`]s are data sets, and so are `&D`, `Box<D>` and `Arc<D>`
-/// of any data set D.
+/// Like PyTorch's map-style `Dataset`, it has a length and returns examples by index. It builds
+/// whole batches, so it also does the work of a `collate_fn`.
+///
+/// Slices, arrays and vectors of [`Example`]s implement it, and so do `&D`, `Box<D>` and `Arc<D>`
+/// for any data set D.
 ///
 /// ```
 /// use gru_wgpu::{DataFingerprint, Dataset, Result, TrainingBatch};
 /// use ndarray::{Array2, Array3};
 ///
-/// /// Every window of 8 numbers of a series, with the number after it as its target.
+/// /// All windows of 8 values of a series. The target is the value after the window.
 /// struct Windows(Vec<f32>);
 ///
 /// impl Dataset for Windows {
@@ -46,75 +50,77 @@ use crate::spec::sequences::{check_sequence, pad};
 /// }
 /// ```
 pub trait Dataset {
-    /// How many examples there are.
+    /// Returns the number of examples.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Returns true if there are no examples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many steps example `index` has. [`Order::Bucketed`](crate::Order) puts examples of like
-    /// lengths into a batch.
+    /// Returns the number of time steps of example `index`. [`Order::Bucketed`](crate::Order)
+    /// groups examples of similar lengths into a batch.
     fn steps(&self, index: usize) -> usize;
 
-    /// Some of the examples, a row each in this order, with their targets.
+    /// Returns these examples and their targets as one batch, with one row per index, in this
+    /// order.
     ///
     /// # Errors
-    /// The data set's own.
+    /// Defined by the data set.
     fn batch(&self, examples: &[usize]) -> Result<TrainingBatch>;
 
-    /// What tells this data set from any other: a run goes on with the one it was started with.
+    /// Returns a fingerprint of the contents. A run refuses to resume with other data than it
+    /// started with.
     fn fingerprint(&self) -> DataFingerprint;
 
-    /// Whether example `index` has a target that `loss` counts. Training leaves out those that have
-    /// none: a batch of them alone would have no loss.
+    /// Returns true if example `index` has a target that `loss` counts. Training skips the other
+    /// examples, because a batch without any target has no loss.
     fn has_target(&self, index: usize, loss: &Loss) -> bool {
         let _ = (index, loss);
         true
     }
 
-    /// `Ok` when all examples fit a network with this configuration and head. A run asks before its
-    /// first update; what is not refused here is refused by
-    /// [`Learner::step`](crate::Learner::step).
+    /// Checks that all examples fit a network with this configuration and head. A run calls it
+    /// before its first update. [`Learner::step`](crate::Learner::step) refuses a mismatch that
+    /// this check misses.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::ZeroSize`] or [`Error::Conflict`], by the example that does not
-    /// fit.
+    /// [`Error::Shape`], [`Error::ZeroSize`] or [`Error::Conflict`] for the first example that does
+    /// not fit.
     fn check(&self, config: &GruConfig, head: &Head) -> Result<()> {
         let _ = (config, head);
         Ok(())
     }
 }
 
-/// Examples of a [`Dataset`] side by side, with their targets: what a [`Batch`] and [`Targets`]
-/// borrow.
+/// A batch of examples and their targets, as a [`Dataset`] returns it. It owns the arrays that
+/// [`Batch`] and [`Targets`] borrow.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TrainingBatch {
-    /// `[T, B, I]`, or `[B, T, I]` where the layout says so.
+    /// Inputs `[T, B, I]`, or `[B, T, I]` in the batch-first layout.
     pub x: Array3<f32>,
-    /// The order of the axes T and B in x, the resets and the targets.
+    /// Order of the axes T and B in x, the resets and the targets.
     pub layout: Layout,
-    /// `[L·D, B, H]`; zeros when `None`.
+    /// First states `[L·D, B, H]`; zeros if `None`.
     pub h0: Option<Array3<f32>>,
-    /// `[B]`; all T when `None`.
+    /// Length of each row `[B]`; T for all rows if `None`.
     pub lengths: Option<Vec<usize>>,
-    /// `[T, B]` or `[B, T]`, as [`Batch::resets`].
+    /// Steps before which a row's state is reset, `[T, B]` or `[B, T]`; see [`Batch::resets`].
     pub resets: Option<Array2<bool>>,
-    /// `[L·D, B, H]`: the state that resets go back to; zeros when `None`.
+    /// State after a reset `[L·D, B, H]`; zeros if `None`.
     pub reset_state: Option<Array3<f32>>,
-    /// As the head and the loss take them.
+    /// Targets that fit the head and the loss.
     pub targets: TargetArray,
 }
 
-/// Targets of a [`TrainingBatch`]: as [`Targets`], in memory of their own.
+/// The targets of a [`TrainingBatch`]: [`Targets`] that own their array.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum TargetArray {
-    /// Numbers `[T, B, C]` (`[B, T, C]` of a batch-first batch) or `[B, C]`.
+    /// Values: `[T, B, C]` (batch-first: `[B, T, C]`) for each step, or `[B, C]` for each row.
     Values(ArrayD<f32>),
-    /// Classes `[T, B]` (`[B, T]`) or `[B]`.
+    /// Class indices: `[T, B]` (batch-first: `[B, T]`) for each step, or `[B]` for each row.
     Classes(ArrayD<i32>),
 }
 
@@ -131,44 +137,46 @@ impl<D: Dimension> From<Array<i32, D>> for TargetArray {
 }
 
 impl TrainingBatch {
-    /// x `[T, B, I]` with its targets, from zeros, every row of length T.
+    /// Creates a batch from x `[T, B, I]` and its targets. The first states are zeros and every row
+    /// has length T.
     pub fn new(x: Array3<f32>, targets: impl Into<TargetArray>) -> Self {
         let targets = targets.into();
         let layout = Layout::TimeMajor;
         Self { x, layout, h0: None, lengths: None, resets: None, reset_state: None, targets }
     }
 
-    /// The same with x, the resets and the targets in this layout.
+    /// Sets the layout of x, the resets and the targets.
     #[must_use]
     pub fn with_layout(self, layout: Layout) -> Self {
         Self { layout, ..self }
     }
 
-    /// The same from the states h0 `[L·D, B, H]`, or from zeros.
+    /// Sets the first states h0 `[L·D, B, H]`. `None` stands for zeros.
     #[must_use]
     pub fn with_h0(self, h0: impl Into<Option<Array3<f32>>>) -> Self {
         Self { h0: h0.into(), ..self }
     }
 
-    /// The same with a length for each row `[B]`.
+    /// Sets the length of each row `[B]`.
     #[must_use]
     pub fn with_lengths(self, lengths: Vec<usize>) -> Self {
         Self { lengths: Some(lengths), ..self }
     }
 
-    /// The same with rows cut before the steps where `resets [T, B]` (or `[B, T]`, as x) is true.
+    /// Resets a row's state before each step where `resets` is true. Its shape is `[T, B]`, or
+    /// `[B, T]` in the batch-first layout.
     #[must_use]
     pub fn with_resets(self, resets: Array2<bool>) -> Self {
         Self { resets: Some(resets), ..self }
     }
 
-    /// The same with resets going back to these states `[L·D, B, H]`, or to zeros.
+    /// Sets the state after a reset `[L·D, B, H]`. `None` stands for zeros.
     #[must_use]
     pub fn with_reset_state(self, state: impl Into<Option<Array3<f32>>>) -> Self {
         Self { reset_state: state.into(), ..self }
     }
 
-    /// Its sequences, as a run takes them.
+    /// Borrows the sequences as a [`Batch`].
     pub fn batch(&self) -> Batch<'_> {
         let mut batch = Batch::new(self.x.view())
             .with_layout(self.layout)
@@ -179,7 +187,7 @@ impl TrainingBatch {
         batch
     }
 
-    /// Its targets, as a loss takes them.
+    /// Borrows the targets as [`Targets`].
     pub fn targets(&self) -> Targets<'_> {
         match &self.targets {
             TargetArray::Values(values) => Targets::Values(values.view()),
@@ -188,31 +196,31 @@ impl TrainingBatch {
     }
 }
 
-/// A sequence and its target.
+/// One sequence and its target.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Example {
-    /// `[T, I]`, T at least 1.
+    /// Inputs `[T, I]`, T at least 1.
     pub x: Array2<f32>,
-    /// The same kind for all examples of a set.
+    /// The target. All examples of a data set have targets of the same kind.
     pub target: Target,
 }
 
-/// The target of a sequence.
+/// The target of one sequence.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Target {
-    /// A class, of a head over the last states.
+    /// One class index per sequence, for a head with [`Readout::LastState`].
     Class(i32),
-    /// C numbers, of a head over the last states.
+    /// C values per sequence, for a head with [`Readout::LastState`].
     Values(Vec<f32>),
-    /// A class a step, of a head over every step.
+    /// One class index per time step `[T]`, for a head with [`Readout::EveryStep`].
     Classes(Vec<i32>),
-    /// C numbers a step `[T, C]`, of a head over every step.
+    /// C values per time step `[T, C]`, for a head with [`Readout::EveryStep`].
     Series(Array2<f32>),
 }
 
-/// A batch of examples is padded with zeros.
+/// Batches are padded with zeros.
 impl Dataset for [Example] {
     fn len(&self) -> usize {
         <[Example]>::len(self)
@@ -245,8 +253,8 @@ impl Dataset for [Example] {
             let kind = std::mem::discriminant::<Target>;
             if kind(&example.target) != kind(&self[0].target) {
                 return Err(Error::Conflict {
-                    what: "classes and numbers as targets of one set",
-                    why: "one loss takes one kind",
+                    what: "examples of one data set with different kinds of targets",
+                    why: "the loss needs targets of one kind: all classes or all values",
                 });
             }
         }
@@ -254,7 +262,8 @@ impl Dataset for [Example] {
     }
 }
 
-/// Implements [`Dataset`] for a type by the data set `$inner` that it holds or points to.
+/// Implements [`Dataset`] for a type by forwarding every call to `$inner`, the data set that it
+/// holds or points to.
 macro_rules! forward_dataset {
     ([$($generics:tt)*] $type:ty, |$this:ident| $inner:expr) => {
         impl<$($generics)*> Dataset for $type {
@@ -263,7 +272,7 @@ macro_rules! forward_dataset {
                 Dataset::len($inner)
             }
 
-            // Forwarded too: a data set may have its own.
+            // Forward this default method too, because `$inner` may override it.
             fn is_empty(&self) -> bool {
                 let $this = self;
                 Dataset::is_empty($inner)
@@ -304,12 +313,12 @@ forward_dataset!([D: Dataset + ?Sized] Box<D>, |this| &**this);
 forward_dataset!([D: Dataset + ?Sized] Arc<D>, |this| &**this);
 
 impl Example {
-    /// A sequence `[T, I]` with its target.
+    /// Creates an example from a sequence `[T, I]` and its target.
     pub fn new(x: Array2<f32>, target: Target) -> Self {
         Self { x, target }
     }
 
-    /// Whether it has a target that counts.
+    /// Returns true if `loss` counts at least one target of the example.
     fn has_target(&self, loss: &Loss) -> bool {
         let ignored = loss.ignored();
         match &self.target {
@@ -319,7 +328,7 @@ impl Example {
         }
     }
 
-    /// `Ok` when it fits a model of so many inputs with this head.
+    /// Checks that example number `at` fits a model with this input size and head.
     fn check(&self, at: usize, inputs: usize, head: &Head) -> Result<()> {
         let what = |what: &str| format!("{what} of example {at}");
         check_sequence(&what("x"), &self.x, inputs)?;
@@ -336,19 +345,19 @@ impl Example {
                 check_shape(&what("the target [T, C]"), &[steps, head.outputs], v.shape())
             }
             (_, Readout::LastState) => Err(Error::Conflict {
-                what: "a target a step and a head over the last states",
-                why: "such a head puts out one row a sequence",
+                what: "a target per time step and a head over the last state",
+                why: "such a head returns one output row per sequence",
             }),
             (_, Readout::EveryStep) => Err(Error::Conflict {
-                what: "one target a sequence and a head over every step",
-                why: "such a head puts out a row a step",
+                what: "one target per sequence and a head over every step",
+                why: "such a head returns one output row per time step",
             }),
         }
     }
 }
 
 impl DataFingerprint {
-    /// That of `examples`. Takes a few milliseconds for each million numbers.
+    /// Returns the fingerprint of `examples`. Takes a few milliseconds per million values.
     pub fn of(examples: &[Example]) -> Self {
         let mut hash = Fnv1a::default();
         for Example { x, target } in examples {
@@ -356,7 +365,8 @@ impl DataFingerprint {
             hash.add(x.ncols() as u64);
             x.iter().for_each(|number| hash.add(number.to_bits().into()));
             let mut add = |number: u32| hash.add(number.into());
-            // One kind a set; how much each holds follows from the steps and the model.
+            // The kind and the length need no hash: a data set has targets of one kind, and the
+            // length follows from the steps and the model.
             match target {
                 Target::Class(class) => add(*class as u32),
                 Target::Values(all) => all.iter().for_each(|number| add(number.to_bits())),
@@ -368,16 +378,17 @@ impl DataFingerprint {
     }
 }
 
-/// Examples side by side, padded with zeros.
+/// Pads the examples with zeros and stacks them into one batch.
 ///
 /// # Errors
-/// As [`pad`], and [`Error::Shape`] when the targets do not fit the sequences or each other.
+/// Those of [`pad`], and [`Error::Shape`] if the targets do not fit the sequences or each other.
 fn pad_examples(examples: &[&Example]) -> Result<TrainingBatch> {
     let (x, lengths) = pad(examples.iter().map(|example| &example.x))?;
     let targets = pad_targets(examples, &lengths, x.dim().0)?;
     Ok(TrainingBatch::new(x, targets).with_lengths(lengths))
 }
 
+/// Pads the targets of the examples with zeros to `steps` and stacks them.
 fn pad_targets(examples: &[&Example], lengths: &[usize], steps: usize) -> Result<TargetArray> {
     let rows = lengths.len();
     let (mut classes, mut values) = (ArrayD::zeros(IxDyn(&[0])), ArrayD::zeros(IxDyn(&[0])));
@@ -385,21 +396,21 @@ fn pad_targets(examples: &[&Example], lengths: &[usize], steps: usize) -> Result
         let length = lengths[row];
         match target {
             Target::Class(class) => {
-                grow(&mut classes, &[rows])?;
+                allocate_once(&mut classes, &[rows])?;
                 classes[[row]] = *class;
             }
             Target::Values(numbers) => {
-                grow(&mut values, &[rows, numbers.len()])?;
+                allocate_once(&mut values, &[rows, numbers.len()])?;
                 check_shape("a target [C]", &values.shape()[1..], &[numbers.len()])?;
                 values.index_axis_mut(Axis(0), row).assign(&ndarray::aview1(numbers));
             }
             Target::Classes(all) => {
-                grow(&mut classes, &[steps, rows])?;
+                allocate_once(&mut classes, &[steps, rows])?;
                 check_shape("a target [T]", &[length], &[all.len()])?;
                 classes.slice_mut(s![..length, row]).assign(&ndarray::aview1(all));
             }
             Target::Series(series) => {
-                grow(&mut values, &[steps, rows, series.ncols()])?;
+                allocate_once(&mut values, &[steps, rows, series.ncols()])?;
                 check_shape("a target [T, C]", &[length, values.shape()[2]], series.shape())?;
                 values.slice_mut(s![..length, row, ..]).assign(series);
             }
@@ -411,8 +422,8 @@ fn pad_targets(examples: &[&Example], lengths: &[usize], steps: usize) -> Result
     })
 }
 
-/// Gives the array this shape unless it has one.
-fn grow<A: bytemuck::Zeroable>(array: &mut ArrayD<A>, shape: &[usize]) -> Result<()> {
+/// Allocates the array with this shape if it is still empty.
+fn allocate_once<A: bytemuck::Zeroable>(array: &mut ArrayD<A>, shape: &[usize]) -> Result<()> {
     if array.is_empty() {
         *array = try_array("the targets of a batch of padded sequences", shape)?;
     }
@@ -423,7 +434,7 @@ fn grow<A: bytemuck::Zeroable>(array: &mut ArrayD<A>, shape: &[usize]) -> Result
 pub(super) mod tests {
     use super::*;
 
-    /// Sequences of these lengths, whose numbers and classes are their length.
+    /// Returns sequences of these lengths. All inputs and classes of a sequence equal its length.
     pub fn examples(lengths: &[usize]) -> Vec<Example> {
         let make = |&steps: &usize| {
             let x = Array2::from_elem((steps, 2), steps as f32);
@@ -432,9 +443,9 @@ pub(super) mod tests {
         lengths.iter().map(make).collect()
     }
 
-    /// A release in which this fails refuses the runs of the one before.
+    /// If this fails, the release refuses to resume older runs.
     #[test]
-    fn the_fingerprint_of_a_set_is_the_one_that_it_was() {
+    fn fingerprint_of_a_data_set_stays_the_same_across_releases() {
         let all = examples(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]);
         assert_eq!(
             DataFingerprint::of(&all),
@@ -442,7 +453,7 @@ pub(super) mod tests {
         );
     }
 
-    /// A data set of which everything that has a default is its own.
+    /// A data set that overrides every default method.
     struct Odd;
 
     impl Dataset for Odd {
@@ -476,7 +487,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_points_to_a_data_set_is_that_data_set() {
+    fn references_and_pointers_forward_every_method() {
         fn check(data: impl Dataset) {
             let loss = Loss::MeanSquared;
             assert_eq!((data.len(), data.is_empty(), data.steps(4)), (7, true, 5));
@@ -494,7 +505,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn examples_are_a_data_set_however_they_are_held() {
+    fn every_container_of_examples_is_a_data_set() {
         fn check(data: impl Dataset) {
             assert_eq!((data.len(), data.is_empty()), (2, false));
             assert_eq!((data.steps(0), data.steps(1), data.steps(2)), (3, 9, 0));
@@ -511,7 +522,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_batch_is_padded_to_a_length_that_recurs() {
+    fn a_batch_is_padded_to_a_multiple_of_8_steps() {
         let all = examples(&[3, 9, 1]);
         let padded = all.batch(&[0, 1, 2]).unwrap();
         assert_eq!((padded.x.dim(), padded.lengths.as_deref()), ((16, 3, 2), Some(&[3, 9, 1][..])));

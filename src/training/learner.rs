@@ -1,4 +1,4 @@
-//! [`Learner`]: a network that is being trained, step after step.
+//! [`Learner`]: a network in training, with its gradients and optimizer state.
 
 use ndarray::ArrayD;
 
@@ -30,34 +30,37 @@ pub use gradient::LossGradient;
 use gradient::check_layout;
 use host::HostBackend;
 
-/// How an update went.
+/// The metrics of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StepMetrics {
-    /// Which one, from 0.
+    /// The update, counted from 0.
     pub step: u64,
-    /// The mean loss of its batches, before it.
+    /// Mean loss of its batches, measured before the update.
     pub loss: f32,
-    /// The Euclidean norm of its gradient, before clipping.
+    /// Euclidean norm of its gradient, before clipping.
     pub norm: f32,
 }
 
-/// All that training goes on from: put it in a file to go on another day.
+/// The state from which a [`Learner`] resumes: parameters and optimizer state. A `Checkpoint` saves
+/// it to a file.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LearnerState {
     /// The parameters.
     pub params: Params,
-    /// The optimizer's moments and its count of updates.
+    /// The optimizer state: moments and number of updates.
     pub moments: OptimizerState,
 }
 
-/// A [`Network`] that is being trained. Parameters, moments and gradients stay on its device: a
-/// step takes a batch up, and 20 bytes of metrics come down when they are asked for.
+/// A [`Network`] in training, together with its gradients and its optimizer. All of them stay on
+/// the device: a step uploads a batch, and [`Self::metrics`] downloads 20 bytes per update.
 ///
-/// [`Self::step`] is all that most programs need. It is made of two halves, which are public:
-/// [`Self::accumulate`] adds a batch's gradient, [`Self::apply`] updates the parameters by it.
-/// Between them several machines may sum their gradients; [`Self::gradient`] has an example.
+/// Most programs only need [`Self::step`], which does the work of PyTorch's `loss.backward()`,
+/// `optimizer.step()` and `optimizer.zero_grad()`. Its two halves are public:
+/// [`Self::accumulate`] adds a batch's gradient, [`Self::apply`] updates the parameters. Between
+/// them, data-parallel training can sum the gradients of several machines; see
+/// [`Self::gradient`].
 ///
 /// ```
 /// use gru_wgpu::{
@@ -71,7 +74,7 @@ pub struct LearnerState {
 /// let mut learner = Learner::new(params, config, &Device::cpu())?;
 /// let x = Array3::from_shape_fn((20, 2, 1), |(t, b, _)| ((t + 5 * b) as f32 * 0.3).sin());
 /// for _ in 0..20 {
-///     learner.step(&x, x.view())?; // to say again what it hears
+///     learner.step(&x, x.view())?; // the target is the input itself
 /// }
 /// let metrics = learner.metrics()?;
 /// assert!(metrics[19].loss < metrics[0].loss);
@@ -82,42 +85,44 @@ pub struct LearnerState {
 pub struct Learner {
     network: Network,
     config: LearnerConfig,
-    /// Batches in the accumulated gradient.
+    /// Number of batches in the accumulated gradient.
     accumulated: usize,
-    /// Updates, those in flight included.
+    /// Number of updates, including those in flight.
     updates: u64,
-    /// Read, but not yet asked for.
+    /// Metrics read from the device but not yet returned to the caller.
     metrics: Vec<StepMetrics>,
-    /// Updates of another number of batches than make one, whose metrics are not read yet, and the
-    /// factor that makes the mean of their losses out of the accumulated one.
+    /// Pending updates with fewer than `accumulation` batches: the update, and the factor that
+    /// turns its accumulated loss into the mean over its batches.
     loss_factors: Vec<(u64, f32)>,
-    /// An update was begun on the device and not brought to its end.
-    broken: bool,
+    /// True if an update started on the device but did not finish.
+    interrupted: bool,
     backend: AnyBackend,
-    /// How often its whole state was taken.
+    /// How often the whole state was downloaded.
     #[cfg(test)]
-    pub(super) states: usize,
+    pub(super) state_downloads: usize,
 }
 
 impl Learner {
     blocking_and_async! {
-        /// Trains a network with these parameters, whose layout has a head.
+        /// Creates a learner for a network with these parameters. Their layout must have a head.
         ///
         /// # Errors
-        /// [`Error::Setting`] when a number of `config` makes no sense, and as [`Network::new`].
+        /// [`Error::Setting`] if a number in `config` is not valid, and the errors of
+        /// [`Network::new`].
         pub fn new, new_async(
             params: Params,
             config: LearnerConfig,
             device: &Device
         ) -> Result<Self> {
-            |_| Self::begin(params, config, device)
+            |_| Self::create(params, config, device)
         }
 
-        /// Goes on from where [`Self::state`] was taken. The same device gives the same bits as if
-        /// it had not been interrupted.
+        /// Resumes from the result of [`Self::state`]. On the same device the results have the same
+        /// bits as without the interruption.
         ///
         /// # Errors
-        /// As [`Self::new`], and [`Error::Shape`] when the moments do not belong to the parameters.
+        /// The errors of [`Self::new`], and [`Error::Shape`] if the moments do not fit the
+        /// parameters.
         pub fn resume, resume_async(
             state: LearnerState,
             config: LearnerConfig,
@@ -127,7 +132,7 @@ impl Learner {
         }
     }
 
-    async fn begin(params: Params, config: LearnerConfig, device: &Device) -> Result<Self> {
+    async fn create(params: Params, config: LearnerConfig, device: &Device) -> Result<Self> {
         let moments = OptimizerState::zeros(params.layout().flat_len())?;
         Self::restore(LearnerState { params, moments }, config, device).await
     }
@@ -147,7 +152,7 @@ impl Learner {
             AnyBackend::Host(Box::new(HostBackend::new(&network, moments)?))
         };
         let (metrics, loss_factors) = Default::default();
-        let (accumulated, broken) = (0, false);
+        let (accumulated, interrupted) = (0, false);
         Ok(Self {
             network,
             config,
@@ -155,45 +160,45 @@ impl Learner {
             updates,
             metrics,
             loss_factors,
-            broken,
+            interrupted,
             backend,
             #[cfg(test)]
-            states: 0,
+            state_downloads: 0,
         })
     }
 
-    /// The same run another way.
+    /// Sets the run options.
     #[must_use]
     pub fn with_options(self, options: RunOptions) -> Self {
         Self { network: self.network.with_options(options), ..self }
     }
 
-    /// What is trained. On an adapter its parameters are those that training started from.
+    /// Returns the network. On an adapter, its host parameters are those from before training.
     pub(crate) fn network(&self) -> &Network {
         &self.network
     }
 
-    /// How it is trained.
+    /// Returns the configuration.
     pub fn config(&self) -> &LearnerConfig {
         &self.config
     }
 
-    /// Updates so far, those in flight included.
+    /// Returns the number of updates so far, including those in flight.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
     blocking_and_async! {
-        /// One batch: its loss, the gradient of all parameters, and, when as many batches as make
-        /// an update have come, the update. Returns when the work is queued; [`Self::metrics`]
-        /// tells how it went.
+        /// Trains on one batch: computes the loss and the gradient of all parameters. Every
+        /// [`LearnerConfig::accumulation`] batches, it updates the parameters. Returns as soon as
+        /// the work is queued; [`Self::metrics`] returns the loss.
         ///
         /// # Errors
-        /// [`Error::Shape`], [`Error::Class`], [`Error::NoTarget`] or [`Error::Conflict`] when the
-        /// targets do not fit, as [`Gru::forward_train`](crate::Gru::forward_train),
-        /// [`Error::Diverged`] of an earlier update, and [`Error::Interrupted`] after an update
-        /// that failed on the device or whose future was dropped. What is refused leaves the
-        /// learner as it was; after another error, no batch of the present update counts.
+        /// [`Error::Shape`], [`Error::Class`], [`Error::NoTarget`] or [`Error::Conflict`] if the
+        /// targets do not fit; the errors of [`Gru::forward_train`](crate::Gru::forward_train);
+        /// [`Error::Diverged`] for an earlier update; [`Error::Interrupted`] after an update that
+        /// failed on the device or whose future was dropped. A refused batch does not change the
+        /// learner. After any other error, the batches of the current update are discarded.
         pub fn step, step_async<'b, 't>(
             &mut self,
             batch: impl Into<Batch<'b>>,
@@ -202,8 +207,8 @@ impl Learner {
             |wait| self.run_step(batch.into(), targets.into(), wait)
         }
 
-        /// As [`Self::step`], but waits for this batch's mean loss, as it was before any update
-        /// that the batch completes.
+        /// Trains on one batch like [`Self::step`], waits for it and returns its mean loss,
+        /// measured before the update.
         ///
         /// ```
         /// # use gru_wgpu::{
@@ -221,8 +226,8 @@ impl Learner {
         /// ```
         ///
         /// # Errors
-        /// As [`Self::step`], and [`Error::Diverged`] where the loss is not finite and the batch
-        /// completes an update.
+        /// The errors of [`Self::step`], and [`Error::Diverged`] if the loss is not finite and the
+        /// batch completes an update.
         pub fn step_with_loss, step_with_loss_async<'b, 't>(
             &mut self,
             batch: impl Into<Batch<'b>>,
@@ -231,11 +236,11 @@ impl Learner {
             |wait| self.run_step_with_loss(batch.into(), targets.into(), wait)
         }
 
-        /// The first half of [`Self::step`]: adds a batch's loss and gradient to those of the
-        /// present update. Returns when the work is queued.
+        /// Adds a batch's loss and gradient to those of the current update: the first half of
+        /// [`Self::step`]. Returns as soon as the work is queued.
         ///
         /// # Errors
-        /// As [`Self::step`].
+        /// The errors of [`Self::step`].
         pub fn accumulate, accumulate_async<'b, 't>(
             &mut self,
             batch: impl Into<Batch<'b>>,
@@ -244,9 +249,9 @@ impl Learner {
             |wait| self.run_accumulate(batch.into(), targets.into(), wait)
         }
 
-        /// Waits for all that was queued and takes the gradient of the present update, zeros where
-        /// no batch has come. The sum over machines, put back with [`Self::set_gradient`], has each
-        /// of them make the same update:
+        /// Waits for all queued work and returns the accumulated gradient of the current update, or
+        /// zeros if it has no batch yet. For data-parallel training, sum it over all machines and
+        /// pass the sum to [`Self::set_gradient`], so that each machine makes the same update:
         ///
         /// ```
         /// use gru_wgpu::{
@@ -256,7 +261,7 @@ impl Learner {
         ///
         /// let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::every_step(1))?;
         /// let params = Params::init_of(layout, Init::Uniform, 1)?;
-        /// // Two halves of a batch make an update.
+        /// // An update has two batches, one from each machine.
         /// let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01).with_accumulation(2);
         /// let new = || Learner::new(params.clone(), config, &Device::cpu());
         /// let mut machines = [new()?, new()?];
@@ -265,7 +270,7 @@ impl Learner {
         /// machines[0].accumulate(left, left)?;
         /// machines[1].accumulate(right, right)?;
         ///
-        /// let mut sum = machines[0].gradient()?; // an all-reduce over the network
+        /// let mut sum = machines[0].gradient()?; // in practice, an all-reduce over the network
         /// sum.add(&machines[1].gradient()?)?;
         /// for machine in &mut machines {
         ///     machine.set_gradient(&sum)?;
@@ -276,28 +281,29 @@ impl Learner {
         /// ```
         ///
         /// # Errors
-        /// [`Error::Interrupted`] as [`Self::step`], and the device's own.
+        /// [`Error::Interrupted`] as in [`Self::step`], and errors of the device.
         pub fn gradient, gradient_async(&mut self) -> Result<LossGradient> {
             |wait| self.run_gradient(wait)
         }
 
-        /// Replaces the gradient of the present update, its loss and the number of its batches.
+        /// Replaces the accumulated gradient of the current update, its loss and its number of
+        /// batches.
         ///
         /// # Errors
-        /// [`Error::ParameterLayout`] when it is that of another model, [`Error::Setting`] when it
-        /// has more batches than make an update, [`Error::Interrupted`] as
-        /// [`Self::step`], and the device's own.
+        /// [`Error::ParameterLayout`] if the gradient belongs to another model, [`Error::Setting`]
+        /// if it has more than [`LearnerConfig::accumulation`] batches, [`Error::Interrupted`] as
+        /// in [`Self::step`], and errors of the device.
         pub fn set_gradient, set_gradient_async(&mut self, gradient: &LossGradient) -> Result<()> {
             |_| self.write_gradient(gradient)
         }
 
-        /// The second half of [`Self::step`]: the update of the batches that have come, its
-        /// gradient clipped. Where they are fewer than make one, their gradients count as if the
-        /// missing ones' were 0; where none has come, nothing happens. Returns when the work is
-        /// queued.
+        /// Clips the accumulated gradient and updates the parameters: the second half of
+        /// [`Self::step`]. With fewer than [`LearnerConfig::accumulation`] batches, the gradients
+        /// of the missing ones count as 0. Without any batch it does nothing. Returns as soon as
+        /// the work is queued.
         ///
         /// # Errors
-        /// As [`Self::step`].
+        /// The errors of [`Self::step`].
         pub fn apply, apply_async(&mut self) -> Result<()> {
             |wait| self.run_apply(wait)
         }
@@ -320,9 +326,10 @@ impl Learner {
         wait: Wait,
     ) -> Result<f32> {
         let (batch, shape, targets) = self.prepare(batch, &targets)?;
-        // Until this batch is in: after an error none is.
+        // The count stays 0 until this batch is added, so that an error discards the whole update.
         let batches = std::mem::take(&mut self.accumulated);
-        // What has come so far is taken out, so that the batch's own loss is not rounded by it.
+        // Set the loss of the earlier batches aside, so that adding to it does not round this
+        // one's.
         let mut before = 0.0;
         if batches > 0 {
             before = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
@@ -350,22 +357,22 @@ impl Learner {
         wait: Wait,
     ) -> Result<()> {
         let (batch, shape, targets) = self.prepare(batch, &targets)?;
-        // Until this batch is in: after an error none is.
+        // The count stays 0 until this batch is added, so that an error discards the whole update.
         let batches = std::mem::take(&mut self.accumulated);
         self.accumulate_prepared(&batch, shape, &targets, batches, wait).await
     }
 
-    /// What is refused is refused here, before anything changes.
+    /// Checks a batch and prepares its targets. All refusals happen here, before anything changes.
     fn prepare<'b>(
         &self,
         batch: Batch<'b>,
         targets: &Targets<'_>,
     ) -> Result<(Batch<'b>, Shape, PreparedTargets)> {
-        self.check_whole()?;
+        self.check_usable()?;
         let Self { network, config, accumulated, .. } = self;
         if *accumulated >= config.accumulation {
             return Err(Error::Conflict {
-                what: "another batch and an update that has all of its batches",
+                what: "another batch and an update that already has all its batches",
                 why: "call Learner::apply first",
             });
         }
@@ -377,7 +384,7 @@ impl Learner {
         Ok((batch, shape, targets))
     }
 
-    /// Adds a batch to the `batches` that have come.
+    /// Adds a batch to the accumulated gradient, which already has `batches` batches.
     async fn accumulate_prepared<'b>(
         &mut self,
         batch: &'b Batch<'_>,
@@ -398,12 +405,12 @@ impl Learner {
         if self.accumulated < self.config.accumulation {
             return Ok(());
         }
-        // One machine has nothing to reduce; several call `accumulate` and `apply` themselves.
+        // No all-reduce happens here: data-parallel callers use `accumulate` and `apply` directly.
         self.run_apply(wait).await
     }
 
     async fn run_gradient(&mut self, wait: Wait) -> Result<LossGradient> {
-        self.check_whole()?;
+        self.check_usable()?;
         let (layout, batches) = (self.network.params().layout().clone(), self.accumulated);
         if batches == 0 {
             return Ok(LossGradient { params: Params::zeros_of(layout)?, loss: 0.0, batches });
@@ -413,16 +420,16 @@ impl Learner {
     }
 
     async fn write_gradient(&mut self, gradient: &LossGradient) -> Result<()> {
-        self.check_whole()?;
+        self.check_usable()?;
         let LossGradient { params, loss, batches } = gradient;
         check_layout(self.network.params().layout(), params.layout())?;
         let flat = params.as_slice();
-        let is_nothing = || *loss == 0.0 && flat.iter().all(|&g| g == 0.0);
-        if *batches > self.config.accumulation || (*batches == 0 && !is_nothing()) {
+        let is_zero = || *loss == 0.0 && flat.iter().all(|&g| g == 0.0);
+        if *batches > self.config.accumulation || (*batches == 0 && !is_zero()) {
             let expected = "from 1 to LearnerConfig::accumulation";
             return Err(Error::setting("the number of batches of a gradient", batches, expected));
         }
-        // Until all of it is there.
+        // The count stays 0 if the upload fails.
         self.accumulated = 0;
         on_backend!(&mut self.backend, backend => backend.set_gradient(flat, *loss).await)?;
         self.accumulated = *batches;
@@ -440,46 +447,46 @@ impl Learner {
                 self.loss_factors.push((step, factor));
             }
         }
-        // A caller may drop this before it is done.
-        self.broken = true;
+        // Stays true if the caller drops this future before it finishes.
+        self.interrupted = true;
         let Self { network, config, backend, .. } = self;
         let constants = config.optimizer.constants(config.rate(step), step);
         let clip = config.clip;
         let must_collect =
             on_backend!(backend, backend => backend.apply(network, clip, &constants).await)?;
         self.updates += 1;
-        self.broken = false;
+        self.interrupted = false;
         if must_collect { self.collect(wait).await } else { Ok(()) }
     }
 
-    /// Leaves out the batches of an update that is not yet full.
-    pub(crate) fn forget(&mut self) {
+    /// Discards the accumulated batches of the current update.
+    pub(super) fn discard_gradient(&mut self) {
         self.accumulated = 0;
     }
 
-    /// `Ok` unless the device is lost or an update was interrupted. Of a caller's device this maps
-    /// a buffer, so it is asked once a step.
-    fn check_whole(&self) -> Result<()> {
-        // A loss says more than what it interrupted.
+    /// Checks that the device is not lost and that no update was interrupted. On a wgpu device of
+    /// the caller this maps a buffer, so call it once per step.
+    fn check_usable(&self) -> Result<()> {
+        // Check the device first: a lost device is the cause of an interrupted update.
         self.network.gru().device().check_lost()?;
         self.check_uninterrupted()
     }
 
     fn check_uninterrupted(&self) -> Result<()> {
-        if self.broken { Err(Error::Interrupted { what: "learner" }) } else { Ok(()) }
+        if self.interrupted { Err(Error::Interrupted { what: "learner" }) } else { Ok(()) }
     }
 
-    /// Reads what is known of the updates since the last time.
+    /// Reads the metrics of the updates since the last call.
     async fn collect(&mut self, wait: Wait) -> Result<()> {
-        self.check_whole()?;
+        self.check_usable()?;
         let raw = on_backend!(&mut self.backend, backend => backend.take_metrics(wait).await)?;
         let factors = std::mem::take(&mut self.loss_factors);
         for (step, raw) in (self.updates - raw.len() as u64..).zip(raw) {
-            let RawMetrics { loss, norm, largest, index, moved } = raw;
+            let RawMetrics { loss, norm, largest, index, applied } = raw;
             let factor = factors.iter().find(|&&(at, _)| at == step).map_or(1.0, |&(_, f)| f);
             let loss = loss * factor;
-            if !moved {
-                // None of those after it moved anything.
+            if !applied {
+                // No later update was applied either.
                 self.updates = step;
                 let name = self.network.params().layout().name_at(index);
                 let parameter = name.unwrap_or("no parameter").to_owned();
@@ -492,22 +499,23 @@ impl Learner {
     }
 
     blocking_and_async! {
-        /// Waits for all that was queued, and says how each update went that was not told of
-        /// before, in order.
+        /// Waits for all queued work and returns the metrics of all updates since the last call, in
+        /// order.
         ///
         /// # Errors
-        /// [`Error::Diverged`] when a loss or the norm of a gradient was not finite, or a parameter
-        /// or a moment would not be after an update: from that update on nothing has moved, and the
-        /// next step takes its place. What went before it is told by the next call. And the
-        /// device's own errors.
+        /// [`Error::Diverged`] if a loss or a gradient norm is not finite, or if an update would
+        /// make a parameter or a moment not finite. That update and the queued ones after it are
+        /// dropped, and the next step takes its number. The next call returns the metrics of the
+        /// updates before it. Also errors of the device.
         pub fn metrics, metrics_async(&mut self) -> Result<Vec<StepMetrics>> {
             |wait| self.run_metrics(wait)
         }
 
-        /// The outputs of the network as it is now, without dropout: as [`Network::forward`].
+        /// Runs the current network on a batch for inference, without dropout, and returns its
+        /// outputs; see [`Network::forward`].
         ///
         /// # Errors
-        /// As [`Network::forward`].
+        /// The errors of [`Network::forward`].
         pub fn forward, forward_async<'a>(
             &self,
             batch: impl Into<Batch<'a>>
@@ -515,10 +523,10 @@ impl Learner {
             |wait| self.network.run(batch.into(), wait)
         }
 
-        /// How the network as it is now does on a batch, without dropout: as [`Network::evaluate`].
+        /// Evaluates the current network on a batch, without dropout; see [`Network::evaluate`].
         ///
         /// # Errors
-        /// As [`Network::evaluate`].
+        /// The errors of [`Network::evaluate`].
         pub fn evaluate, evaluate_async<'b, 't>(
             &self,
             batch: impl Into<Batch<'b>>,
@@ -527,28 +535,28 @@ impl Learner {
             |wait| self.run_evaluation(batch.into(), targets.into(), wait)
         }
 
-        /// Waits for all that was queued and takes the parameters alone: less comes down than for
-        /// [`Self::state`]. Batches of an update that is not yet full are not in them.
+        /// Waits for all queued work and returns the parameters. The download is smaller than that
+        /// of [`Self::state`]. Batches of an incomplete update are not included.
         ///
         /// # Errors
-        /// As [`Self::metrics`].
+        /// The errors of [`Self::metrics`].
         pub fn params, params_async(&mut self) -> Result<Params> {
             |wait| self.run_params(wait)
         }
 
-        /// Waits for all that was queued and takes what training can go on from. Batches of an
-        /// update that is not yet full are not in it.
+        /// Waits for all queued work and returns the state from which training can resume. Batches
+        /// of an incomplete update are not included.
         ///
         /// # Errors
-        /// As [`Self::metrics`].
+        /// The errors of [`Self::metrics`].
         pub fn state, state_async(&mut self) -> Result<LearnerState> {
             |wait| self.run_state(wait)
         }
 
-        /// Waits for all that was queued and gives the network as it is then.
+        /// Waits for all queued work and returns the trained network.
         ///
         /// # Errors
-        /// As [`Self::metrics`].
+        /// The errors of [`Self::metrics`].
         pub fn into_network, into_network_async(self) -> Result<Network> {
             |wait| self.finish(wait)
         }
@@ -569,7 +577,7 @@ impl Learner {
     }
 
     pub(super) async fn run_params(&mut self, wait: Wait) -> Result<Params> {
-        // What an update that is not finite was to make of them is not in them either.
+        // Return the error of a diverged update, which the parameters do not include.
         self.collect(wait).await?;
         let Self { network, backend, .. } = self;
         on_backend!(backend, backend => backend.params(network, wait).await)
@@ -578,9 +586,9 @@ impl Learner {
     pub(super) async fn run_state(&mut self, wait: Wait) -> Result<LearnerState> {
         #[cfg(test)]
         {
-            self.states += 1;
+            self.state_downloads += 1;
         }
-        // An update that is not finite is no update: the count is right after this.
+        // A diverged update does not count: `collect` corrects `updates`.
         self.collect(wait).await?;
         let Self { network, backend, updates, .. } = self;
         let (params, [first, second]) =

@@ -1,4 +1,4 @@
-//! Training: one update after the other, epochs over a data set, checkpoints.
+//! Training: the optimizer loop, epochs over a data set, validation and checkpoints.
 
 #[cfg(feature = "safetensors")]
 pub(crate) mod checkpoint;

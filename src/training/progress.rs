@@ -1,4 +1,4 @@
-//! [`Progress`]: where a run stands, what it reports, and why it ended.
+//! [`Progress`]: the position of a training run, its events and its reasons to stop.
 
 use crate::error::{Error, Result};
 use crate::fingerprint::DataFingerprint;
@@ -6,53 +6,54 @@ use crate::model::network::Evaluation;
 use crate::spec::params::Params;
 use crate::training::learner::StepMetrics;
 
-/// Where a run stands, between two updates.
+/// The position of a training run between two updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// The epoch, from 0.
+    /// The current epoch, from 0.
     pub epoch: usize,
-    /// Its batches that are done.
+    /// Batches of this epoch that are done.
     pub batch: usize,
-    /// The examples of those.
+    /// Examples in those batches.
     pub examples: usize,
-    /// The sum of the losses of their updates, each times its examples, and how many updates those
-    /// were.
+    /// The epoch's updates so far: the sum of loss × examples over the updates, and the number of
+    /// updates.
     pub loss: (f64, usize),
-    /// Epochs since the best validation.
+    /// Epochs since the best validation result.
     pub stale: usize,
 }
 
 impl Progress {
-    /// The mean loss of the epoch's examples that are done, 0 where none is.
+    /// Returns the mean loss over the examples of this epoch so far, or 0 if there are none.
     pub fn mean_loss(&self) -> f64 {
         self.loss.0 / self.examples.max(1) as f64
     }
 }
 
-/// The network that did best on validation.
+/// The network with the best validation result so far: the highest accuracy if there are classes,
+/// then the lowest loss.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BestNetwork {
-    /// After which epoch, from 0.
+    /// The epoch it comes from, from 0.
     pub epoch: usize,
-    /// Its validation.
+    /// Its results on the validation set.
     pub validation: Evaluation,
     /// Its parameters.
     pub params: Params,
 }
 
-/// Which data sets a run is over.
+/// Fingerprints of a run's training set and validation set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataFingerprints {
-    /// Those that it trains on.
+    /// The training set.
     pub train: DataFingerprint,
-    /// Those that it is validated on.
+    /// The validation set.
     pub valid: DataFingerprint,
 }
 
 impl DataFingerprints {
-    /// `Ok` when these are `expected`.
+    /// Checks that both fingerprints equal those in `expected`.
     pub(super) fn check(&self, expected: &Self) -> Result<()> {
         for (what, expected, got) in
             [("train on", expected.train, self.train), ("validate on", expected.valid, self.valid)]
@@ -65,38 +66,39 @@ impl DataFingerprints {
     }
 }
 
-/// What a run reports, always between two updates.
+/// A report of a training run. Events arrive between two updates.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Updates were made: every 16 unless [`Trainer::metrics_every`](crate::Trainer::metrics_every)
-    /// says otherwise, and at the end of an epoch.
+    /// Metrics of the updates since the last report. Sent every 16 updates, or as set by
+    /// [`Trainer::metrics_every`](crate::Trainer::metrics_every), and at the end of an epoch.
     Updates(&'a [StepMetrics]),
-    /// So many examples of the validation after an epoch are done. A run that is stopped here goes
-    /// on with the whole validation.
+    /// Number of validation examples evaluated so far after an epoch. A run that stops here starts
+    /// this validation again when it resumes.
     Validating(usize),
-    /// An epoch is over.
+    /// An epoch has ended.
     Epoch {
-        /// Which one, from 0.
+        /// The epoch, from 0.
         epoch: usize,
-        /// The mean loss of its examples, each at the update that it was in.
+        /// Mean training loss over the epoch's examples, each measured during its own update.
         loss: f32,
-        /// On the examples kept for it, if there are any.
+        /// Results on the validation set. `None` if that set is empty.
         validation: Option<Evaluation>,
-        /// Whether no epoch before was better.
+        /// True if this epoch has the best validation result so far.
         is_best: bool,
     },
 }
 
-/// Why a run ended.
+/// The reason why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// All epochs are over.
+    /// All epochs are done.
     Completed,
-    /// Validation did not get better for as many epochs as
-    /// [`TrainerConfig::patience`](crate::TrainerConfig::patience) says.
+    /// The validation result did not improve for
+    /// [`TrainerConfig::patience`](crate::TrainerConfig::patience) epochs.
     EarlyStopping,
-    /// The caller asked for it. [`Trainer::run`](crate::Trainer::run) goes on from there.
+    /// The caller's listener stopped the run. Call [`Trainer::run`](crate::Trainer::run) again to
+    /// continue it.
     Requested,
 }

@@ -1,4 +1,4 @@
-//! [`BatchSampler`]: which examples of an epoch come when, and in which batches.
+//! [`BatchSampler`]: splits the examples of each epoch into batches.
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -7,22 +7,23 @@ use crate::spec::loss::Loss;
 use crate::training::config::{Order, TrainerConfig};
 use crate::training::dataset::Dataset;
 
-/// Batches whose examples are sorted by length together, so that little is padded.
+/// Batches per bucket. Examples are sorted by length within a bucket, so that batches need little
+/// padding.
 const BUCKET: usize = 16;
 
-/// Sets the numbers that shuffle examples apart from those that fresh parameters take from the same
-/// seed.
+/// Mixed into the seed, so that shuffling and parameter initialization draw different numbers from
+/// the same seed.
 const SHUFFLE_STREAM: u64 = 0x6f72_6465;
 
-/// Makes the batches of one epoch after the other, as indices of examples.
+/// Creates the batches of each epoch as lists of example indices.
 pub(super) struct BatchSampler {
     order: Order,
     batch: usize,
     seed: u64,
-    /// Those that have a target that counts: of [`Order::Shuffled`] in the order of the last epoch
-    /// that was made.
+    /// Indices of the examples that have a target for the loss. With [`Order::Shuffled`], in the
+    /// order of the last epoch created.
     examples: Vec<usize>,
-    /// Of [`Order::Shuffled`], with how many epochs were made.
+    /// [`Order::Shuffled`] only: the generator, and the number of epochs created.
     rng: ChaCha8Rng,
     epochs: usize,
 }
@@ -35,12 +36,13 @@ impl BatchSampler {
         Self { order, batch, seed, examples, rng, epochs: 0 }
     }
 
-    /// Whether there is nothing to train on.
+    /// Returns true if no example has a target to train on.
     pub fn is_empty(&self) -> bool {
         self.examples.is_empty()
     }
 
-    /// The batches of an epoch, the same whatever came before. Epochs come in ascending order.
+    /// Returns the batches of an epoch. They depend on the seed and the epoch only, not on the
+    /// epochs requested before. Request epochs in ascending order.
     pub fn batches(&mut self, data: &(impl Dataset + ?Sized), epoch: usize) -> Vec<Vec<usize>> {
         match self.order {
             Order::Bucketed => self.bucketed(data, epoch),
@@ -70,7 +72,7 @@ impl BatchSampler {
     }
 }
 
-/// The seed of the dropout of an epoch's batch.
+/// Returns the dropout seed of one batch of an epoch.
 pub(super) fn noise_seed(seed: u64, epoch: usize, batch: usize) -> u64 {
     let mut rng = ChaCha8Rng::seed_from_u64(!seed);
     rng.set_stream(epoch as u64);
@@ -84,7 +86,7 @@ mod tests {
     use crate::training::dataset::Example;
     use crate::training::dataset::tests::examples;
 
-    /// The batches of an epoch, by a sampler that has made `before` others.
+    /// Returns the batches of an epoch from a sampler that created the epochs `before` first.
     fn batches(
         all: &[Example],
         config: TrainerConfig,
@@ -97,10 +99,9 @@ mod tests {
         sampler.batches(all, epoch)
     }
 
-    /// A release in which this fails does not go on with the runs of the one before to the same
-    /// bits.
+    /// If this fails, the release cannot resume older runs with the same bits.
     #[test]
-    fn the_order_of_a_seed_is_the_one_that_it_was() {
+    fn example_order_of_a_seed_stays_the_same_across_releases() {
         let all = examples(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]);
         let orders = |order| {
             [(1, 0), (1, 1), (7, 0)].map(|(seed, epoch)| {
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_has_every_example_once_and_orders_by_seed_and_epoch() {
+    fn an_epoch_has_every_example_once_in_an_order_by_seed_and_epoch() {
         let all = examples(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]);
         let loss = Loss::CrossEntropy { ignore: Some(9) };
         for order in [Order::Bucketed, Order::Shuffled] {
@@ -146,12 +147,12 @@ mod tests {
                 assert!(order.iter().all(|batch| batch.len() <= 3));
                 let mut seen: Vec<_> = order.iter().flatten().copied().collect();
                 seen.sort_unstable();
-                // All but the one whose class is the ignored one.
+                // All examples except the one with the ignored class.
                 assert_eq!(seen, (0..11).filter(|&at| at != 5).collect::<Vec<_>>());
             }
             assert_eq!(orders[0], orders[3]);
             assert!(orders[0] != orders[1] && orders[0] != orders[2]);
-            // A run that goes on makes the same as one that was never interrupted.
+            // A resumed run creates the same batches as one that was never interrupted.
             assert_eq!(orders[1], orders[4]);
         }
     }

@@ -1,4 +1,4 @@
-//! [`Trainer`]: epochs over a data set, with validation, until it no longer helps.
+//! [`Trainer`]: trains for several epochs over a data set, with validation and early stopping.
 
 use std::ops::{AsyncFnMut, ControlFlow, Range};
 
@@ -14,10 +14,11 @@ use crate::training::learner::{Learner, StepMetrics};
 use crate::training::progress::{BestNetwork, DataFingerprints, Event, Progress, StopReason};
 use crate::training::sampler::{BatchSampler, noise_seed};
 
-/// Updates between two reports, unless the caller says otherwise.
+/// Default number of updates between two reports.
 const METRICS_EVERY: usize = 16;
 
-/// Trains a [`Learner`] for some epochs. A loop of one's own needs no more than [`Learner::step`].
+/// A training loop: trains a [`Learner`] for several epochs, validates after each one and keeps the
+/// best network. To write your own loop, call [`Learner::step`] instead.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -27,7 +28,7 @@ const METRICS_EVERY: usize = 16;
 /// };
 /// use ndarray::Array2;
 ///
-/// // Whether a sequence's first number is above 0, of sequences of 1 to 7 steps.
+/// // Sequences of 1 to 7 steps. The class is 1 if the first number is above 0.
 /// let example = |i: usize| {
 ///     let x = Array2::from_shape_fn((1 + i % 7, 1), |(t, _)| ((i * 7 + t * 3) as f32).sin());
 ///     let class = i32::from(x[[0, 0]] > 0.0);
@@ -47,7 +48,7 @@ const METRICS_EVERY: usize = 16;
 ///     }
 ///     Ok(ControlFlow::Continue(()))
 /// })?;
-/// assert!(trainer.best().expect("it was validated").validation.accuracy() > Some(0.9));
+/// assert!(trainer.best().expect("there is a validation set").validation.accuracy() > Some(0.9));
 /// # Ok::<(), gru_wgpu::Error>(())
 /// ```
 #[derive(Debug)]
@@ -62,18 +63,19 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Before the first epoch.
+    /// Creates a trainer at the start of the first epoch.
     ///
     /// # Errors
-    /// As [`TrainerConfig::validate`].
+    /// The errors of [`TrainerConfig::validate`].
     pub fn new(learner: Learner, config: TrainerConfig) -> Result<Self> {
         Self::resume(learner, config, Progress::default(), None)
     }
 
-    /// Where another one stood, over any data sets.
+    /// Creates a trainer that resumes from the progress and the best network of another one. It
+    /// accepts any data sets; [`Self::with_data`] restricts them.
     ///
     /// # Errors
-    /// As [`TrainerConfig::validate`].
+    /// The errors of [`TrainerConfig::validate`].
     pub fn resume(
         learner: Learner,
         config: TrainerConfig,
@@ -84,55 +86,55 @@ impl Trainer {
         Ok(Self { learner, config, progress, best, data: None, metrics_every: METRICS_EVERY })
     }
 
-    /// The same over these data sets: [`Self::run`] refuses others. `None` takes any, such as those
-    /// of before with a mistake mended.
+    /// Sets the data sets of the run: [`Self::run`] refuses any others. With `None` it accepts any,
+    /// for example a corrected version of the earlier ones.
     #[must_use]
     pub fn with_data(self, data: Option<DataFingerprints>) -> Self {
         Self { data, ..self }
     }
 
-    /// Which data sets it is over, once it has run.
+    /// Returns the fingerprints of the data sets, or `None` before the first run.
     pub fn data(&self) -> Option<DataFingerprints> {
         self.data
     }
 
-    /// The network in training.
+    /// Returns the learner, which holds the network in training.
     pub fn learner(&mut self) -> &mut Learner {
         &mut self.learner
     }
 
-    /// Has the run report its updates after each so many of them, at least one, from the next
-    /// report on: fewer where they take long, so that the listener can stop it soon. What is
-    /// computed stays the same, bit for bit.
+    /// Sets the number of updates between two reports, at least 1 and 16 by default. It takes
+    /// effect from the next report on. If updates are slow, use a small number, so that the
+    /// listener can stop the run soon. The results keep the same bits.
     pub fn metrics_every(&mut self, updates: usize) {
         self.metrics_every = updates.max(1);
     }
 
-    /// How long it trains, on how much at a time.
+    /// Returns the configuration.
     pub fn config(&self) -> &TrainerConfig {
         &self.config
     }
 
-    /// Where it stands.
+    /// Returns the position of the run.
     pub fn progress(&self) -> Progress {
         self.progress
     }
 
-    /// The network that did best on validation so far.
+    /// Returns the network with the best validation result so far.
     pub fn best(&self) -> Option<&BestNetwork> {
         self.best.as_ref()
     }
 
-    /// Trains on `train` from where it stands, validating on `valid` after each epoch unless that
-    /// is empty. `listen` gets every event and may stop the run, at a place from which it can go
-    /// on; it may ask the trainer for all that training goes on from.
+    /// Trains on `train` from the current position and evaluates on `valid` after each epoch,
+    /// unless `valid` is empty. `listen` receives every event and may stop the run; a second call
+    /// continues it. `listen` may also save a checkpoint.
     ///
     /// # Errors
-    /// [`Error::NoExamples`] when no example of `train` has a target, those of [`Dataset::check`],
-    /// [`Error::OtherData`] when the data sets are not those of the run so far, [`Error::Diverged`]
-    /// with the batch that did, whatever `listen` returns, [`Error::DivergedValidation`], and as
-    /// [`Learner::step`]. After an error the trainer stands where the last good update left it, and
-    /// may be asked for what training goes on from.
+    /// [`Error::NoExamples`] if no example of `train` has a target; the errors of
+    /// [`Dataset::check`]; [`Error::OtherData`] if the data sets differ from those of the run so
+    /// far; [`Error::Diverged`] with the batch that diverged; [`Error::DivergedValidation`]; any
+    /// error that `listen` returns; and the errors of [`Learner::step`]. After an error the trainer
+    /// is in the state after the last good update, and can save a checkpoint.
     pub fn run<T: Dataset + ?Sized, V: Dataset + ?Sized>(
         &mut self,
         train: &T,
@@ -143,10 +145,10 @@ impl Trainer {
         pollster::block_on(self.run_epochs(train, valid, listen, Wait::Block))
     }
 
-    /// [`Self::run`] as a future, whose `listen` may wait as well.
+    /// The async version of [`Self::run`]. `listen` is async too.
     ///
     /// # Errors
-    /// As [`Self::run`].
+    /// The errors of [`Self::run`].
     pub async fn run_async<T: Dataset + ?Sized, V: Dataset + ?Sized>(
         &mut self,
         train: &T,
@@ -177,8 +179,8 @@ impl Trainer {
             }
             let batches = sampler.batches(train, self.progress.epoch);
             if self.progress.batch > batches.len() {
-                let expected = "no more than the batches of an epoch";
-                let what = "the batch that a run stands at";
+                let expected = "at most the number of batches in an epoch";
+                let what = "the batch of the run's progress";
                 return Err(Error::setting(what, self.progress.batch, expected));
             }
             if self.train_epoch(train, &batches, &mut listen, wait).await?.is_break() {
@@ -196,7 +198,7 @@ impl Trainer {
         Ok(StopReason::Completed)
     }
 
-    /// The rest of an epoch's batches.
+    /// Trains on the remaining batches of an epoch.
     async fn train_epoch<T: Dataset + ?Sized>(
         &mut self,
         train: &T,
@@ -216,9 +218,8 @@ impl Trainer {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The updates of an epoch's batches up to `end`. After an error the progress is that of the
-    /// first batch of the update that it stopped: what went before has moved the parameters and
-    /// counts.
+    /// Trains on the epoch's batches up to `end`. After an error, the progress points to the first
+    /// batch of the update that failed. The updates before it changed the parameters and count.
     async fn update<T: Dataset + ?Sized>(
         &mut self,
         train: &T,
@@ -230,23 +231,23 @@ impl Trainer {
         let stepped = self.step(train, batches, end, wait).await;
         let (reported, metrics) = match self.learner.run_metrics(wait).await {
             Ok(metrics) => (Ok(()), metrics),
-            // Those before it.
+            // The metrics of the updates before the failed one.
             Err(error) => (Err(error), self.learner.run_metrics(wait).await.unwrap_or_default()),
         };
-        self.learner.forget();
-        let made =
+        self.learner.discard_gradient();
+        let updates =
             usize::try_from(self.learner.updates().saturating_sub(before)).unwrap_or(usize::MAX);
         let accumulation = self.learner.config().accumulation;
-        let done = made.saturating_mul(accumulation).saturating_add(first).min(end);
+        let done = updates.saturating_mul(accumulation).saturating_add(first).min(end);
         let examples = |batches: &[Vec<usize>]| batches.iter().map(Vec::len).sum::<usize>();
-        // One by one: the sum is the same however many there are between two reports.
+        // Add one update at a time, so that the sum does not depend on the report interval.
         for (of_update, metrics) in batches[first..done].chunks(accumulation).zip(&metrics) {
             self.progress.loss.0 += f64::from(metrics.loss) * examples(of_update) as f64;
         }
         self.progress.loss.1 += metrics.len();
         self.progress.examples += examples(&batches[first..done]);
         self.progress.batch = done;
-        // An update that diverged came before whatever else went wrong.
+        // A diverged update happened before any error in `stepped`, so report it first.
         match reported.and(stepped) {
             Ok(()) => Ok(metrics),
             Err(Error::Diverged { step, loss, norm, largest, parameter, .. }) => {
@@ -257,7 +258,7 @@ impl Trainer {
         }
     }
 
-    /// Queues an epoch's batches up to `end`.
+    /// Queues the epoch's batches up to `end`.
     async fn step<T: Dataset + ?Sized>(
         &mut self,
         train: &T,
@@ -267,21 +268,22 @@ impl Trainer {
     ) -> Result<()> {
         let Progress { epoch, batch: first, .. } = self.progress;
         for (at, examples) in (first..end).zip(&batches[first..end]) {
-            let made = batch_of(train, examples)?;
+            let batch = load_batch(train, examples)?;
             let seed = noise_seed(self.config.seed, epoch, at);
-            self.learner.run_step(made.batch().with_seed(seed), made.targets(), wait).await?;
+            self.learner.run_step(batch.batch().with_seed(seed), batch.targets(), wait).await?;
         }
         if end == batches.len() { self.learner.run_apply(wait).await } else { Ok(()) }
     }
 
-    /// The batches and examples of the update that comes next.
+    /// Returns the batches and examples of the next update.
     fn made_from(&self, batches: &[Vec<usize>]) -> MadeFrom {
         let Progress { epoch, batch: first, .. } = self.progress;
         let end = first.saturating_add(self.learner.config().accumulation).min(batches.len());
         MadeFrom { epoch, batches: first..end, examples: batches[first..end].concat() }
     }
 
-    /// How the network does on the data set kept for validation, unless that is empty.
+    /// Evaluates the network on the validation set. Returns `None` in `Continue` if the set is
+    /// empty, and `Break` if the listener stops the run.
     async fn validate<V: Dataset + ?Sized>(
         &mut self,
         valid: &V,
@@ -322,18 +324,19 @@ impl Trainer {
     }
 
     blocking_and_async! {
-        /// How the network does on a data set as it is now.
+        /// Evaluates the current network on a data set, without dropout.
         ///
         /// # Errors
-        /// Those of [`Dataset::check`], and as [`Learner::evaluate`].
+        /// The errors of [`Dataset::check`] and [`Learner::evaluate`].
         pub fn evaluate, evaluate_async(&self, data: &(impl Dataset + ?Sized)) -> Result<Evaluation> {
             |wait| self.evaluate_all(data, wait)
         }
 
-        /// The network that did best on validation, or where there was none the network as it is.
+        /// Returns the network with the best validation result, or the current network if there was
+        /// no validation.
         ///
         /// # Errors
-        /// As [`Learner::params`] and [`Network::new`].
+        /// The errors of [`Learner::params`] and [`Network::new`].
         pub fn into_network, into_network_async(self, device: &Device) -> Result<Network> {
             |wait| self.take_network(device, wait)
         }
@@ -355,9 +358,9 @@ impl Trainer {
         all: &mut Evaluation,
         wait: Wait,
     ) -> Result<()> {
-        let made = batch_of(data, &examples.collect::<Vec<_>>())?;
-        match self.learner.run_evaluation(made.batch(), made.targets(), wait).await {
-            // All of a batch's targets may be of the ignored class.
+        let batch = load_batch(data, &examples.collect::<Vec<_>>())?;
+        match self.learner.run_evaluation(batch.batch(), batch.targets(), wait).await {
+            // A batch may hold the ignored class only. It adds nothing.
             Err(Error::NoTarget) => Ok(()),
             evaluation => {
                 *all += evaluation?;
@@ -380,16 +383,16 @@ impl Trainer {
     }
 }
 
-/// A batch of these examples, with a row for each.
+/// Requests a batch of these examples and checks that it has one row per example.
 ///
 /// # Errors
-/// The data set's own, and [`Error::Shape`] when it gives another number of rows.
-fn batch_of<D: Dataset + ?Sized>(data: &D, examples: &[usize]) -> Result<TrainingBatch> {
-    let made = data.batch(examples)?;
-    let (first, second, _) = made.x.dim();
-    let [_, rows] = made.layout.order(first, second);
-    check_shape("the rows of a data set's batch", &[examples.len()], &[rows])?;
-    Ok(made)
+/// The errors of the data set, and [`Error::Shape`] if the number of rows is different.
+fn load_batch<D: Dataset + ?Sized>(data: &D, examples: &[usize]) -> Result<TrainingBatch> {
+    let batch = data.batch(examples)?;
+    let (first, second, _) = batch.x.dim();
+    let [_, rows] = batch.layout.order(first, second);
+    check_shape("the batch that Dataset::batch returned [B]", &[examples.len()], &[rows])?;
+    Ok(batch)
 }
 
 #[cfg(test)]
@@ -406,9 +409,9 @@ mod tests {
     use crate::training::dataset::{Example, Target};
     use crate::training::learner::LearnerConfig;
 
-    /// The moments, twice as large, stay where they are.
+    /// The moments, which are twice as large, are not downloaded.
     #[test]
-    fn the_best_epoch_takes_the_parameters_alone() {
+    fn a_best_epoch_downloads_the_parameters_only() {
         let example = |i: usize| {
             let x = Array2::from_elem((3, 1), (i as f32).sin());
             Example::new(x, Target::Values(vec![(i as f32).sin()]))
@@ -426,7 +429,7 @@ mod tests {
                 Ok(ControlFlow::Continue(()))
             };
             trainer.run(&examples, &examples, listen).unwrap();
-            assert_eq!((best, trainer.learner.states), (3, 0), "on {device}");
+            assert_eq!((best, trainer.learner.state_downloads), (3, 0), "on {device}");
             let params = trainer.best().map(|best| best.params.clone());
             assert_eq!(params, Some(trainer.learner.state().unwrap().params));
         }

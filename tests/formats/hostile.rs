@@ -217,9 +217,9 @@ fn inconsistent_checkpoints_are_refused() {
         ("layers=1", "layers=9999999999", "expected at most 1024"),
         ("layers=1", "layers=1024", "there is no tensor"),
         ("hidden=1", "hidden=99999999", "has shape [3, 1], expected"),
-        ("batch=1 seed", "batch=18446744073709551615 seed", "checksum is another"),
+        ("batch=1 seed", "batch=18446744073709551615 seed", "checksum does not match"),
         ("epoch=1", "epoch=18446744073709551616", "for `epoch`"),
-        ("steps=1", "steps=18446744073709551615", "none that a run can come to"),
+        ("steps=1", "steps=18446744073709551615", "that no run can reach"),
         ("mean=", "mean=NaN more=", "has `more`, which is unknown"),
         (
             r#""first_moment.head.bias":{"dtype":"F32""#,

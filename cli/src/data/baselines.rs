@@ -1,11 +1,12 @@
-//! Baselines: forecasts that need no model; and the error that all forecasts are judged by.
+//! Baselines (forecasts that need no model), and the RMSE of forecasts.
 
 use ndarray::{Array2, ArrayView2};
 
-/// The value that a baseline forecasts so many rows after the origin.
+/// A baseline: returns the forecast for `ahead` rows after the origin, the first target row.
 pub type Baseline = fn(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64;
 
-/// The baselines, weakest first, each with its name where a season is called `season`.
+/// Returns the baselines with their names, weakest first. `season` is the word for a season in the
+/// names.
 pub fn baselines(season: &str) -> [(String, Baseline); 3] {
     [
         ("last value".to_owned(), last_value),
@@ -18,20 +19,20 @@ fn last_value(series: &[f64], origin: usize, _: usize, _: usize) -> f64 {
     series[origin - 1]
 }
 
-/// The value at the same place of the last season that is whole before the origin.
+/// Returns the value at the same place in the last complete season before the origin.
 fn season_before(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64 {
     series[origin + ahead % season - season]
 }
 
-/// The same, plus what the last value gained on the value a season before it, for each season
-/// ahead.
+/// Adds a drift to [`season_before`]: for each season ahead, the difference between the last value
+/// and the value one season before it.
 fn season_before_plus_drift(series: &[f64], origin: usize, season: usize, ahead: usize) -> f64 {
     let drift = series[origin - 1] - series[origin - 1 - season];
     let seasons = (ahead / season + 1) as f64;
     season_before(series, origin, season, ahead) + seasons * drift
 }
 
-/// A baseline's forecasts `[windows, horizon]`.
+/// Returns a baseline's forecasts `[windows, horizon]`.
 pub fn forecast(
     baseline: Baseline,
     series: &[f64],
@@ -44,14 +45,14 @@ pub fn forecast(
     })
 }
 
-/// The root mean squared error of forecasts `[windows, horizon]`: of each distance ahead, and of
-/// all together.
+/// Returns the root mean squared error of forecasts `[windows, horizon]`: for each distance ahead,
+/// and for all together.
 pub fn rmse(series: &[f64], origins: &[usize], forecasts: ArrayView2<'_, f64>) -> (Vec<f64>, f64) {
     let error = |((i, ahead), forecast): ((usize, usize), &f64)| {
         (ahead, forecast - series[origins[i] + ahead])
     };
     let errors = || forecasts.indexed_iter().map(error);
-    // As shares of the largest, so that squares neither overflow nor vanish.
+    // Divide by the largest error, so that squares neither overflow nor underflow.
     let largest = errors().map(|(_, e)| e.abs()).fold(0.0, f64::max);
     if largest == 0.0 {
         return (vec![0.0; forecasts.ncols()], 0.0);

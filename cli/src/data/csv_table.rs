@@ -1,4 +1,4 @@
-//! CSV files as a table of text, with the line of each row.
+//! [`CsvTable`]: a CSV file as a table of text, with the line number of each row.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -9,20 +9,21 @@ use chrono::NaiveDate;
 
 use crate::ui::output::{log, quote, quote_path};
 
-/// Cells that mean "no value", whatever their case.
+/// Cells that stand for a missing value, in upper or lower case.
 const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
 
-/// Values beyond this are refused: their differences, and the pictures' margins, would overflow.
-const LARGEST: f64 = 1e300;
+/// The largest accepted magnitude. Beyond it, differences of values and plot margins would
+/// overflow.
+const MAX_MAGNITUDE: f64 = 1e300;
 
-/// How to read a CSV file.
+/// The options for reading a CSV file.
 #[derive(Clone)]
 pub struct CsvOptions {
-    /// The character between cells.
+    /// The delimiter between cells.
     pub delimiter: u8,
-    /// More cells that mean "no value".
+    /// More cells that stand for a missing value, from `--missing`.
     pub missing: Vec<String>,
-    /// Whether the first row names the columns. `None` decides by its looks.
+    /// True if the first row is a header. `None` detects it.
     pub header: Option<bool>,
 }
 
@@ -33,44 +34,44 @@ impl CsvOptions {
     }
 }
 
-/// A CSV file, its cells as text.
+/// A CSV file with its cells as text.
 pub struct CsvTable {
     options: CsvOptions,
     pub names: Vec<String>,
-    /// Whether the file names its columns. They are numbered otherwise.
+    /// True if the file has a header. Without one the names are the column numbers, from 1.
     pub has_header: bool,
     cells: CellTexts,
 }
 
-/// The cells of a file without the white space around them, in one buffer: a file has millions of
-/// cells, and a `String` for each takes several times their text.
+/// The cells of a file, trimmed, in one buffer. A file can have millions of cells, and one `String`
+/// per cell would take several times the memory of the text.
 #[derive(Default)]
 struct CellTexts {
-    /// Cells of each row.
+    /// Cells per row.
     columns: usize,
     text: String,
-    /// Where each cell ends in `text`, row by row. It starts where the one before it ends.
+    /// End of each cell in `text`, row by row. A cell starts where the previous one ends.
     ends: Vec<usize>,
-    /// The line of each row.
+    /// Line number of each row.
     lines: Vec<u64>,
-    /// Rows before the first one with values: 1 with a header.
+    /// Header rows: 1 with a header, else 0.
     header_rows: usize,
 }
 
-/// A row of a [`CsvTable`].
+/// One row of a [`CsvTable`].
 #[derive(Clone, Copy)]
 pub struct CsvRow<'a> {
-    /// The line that the row starts on.
+    /// The line on which the row starts, from 1.
     pub line: u64,
     cells: &'a CellTexts,
-    /// The number of its first cell.
+    /// Index of its first cell.
     first: usize,
 }
 
 impl<'a> CsvRow<'a> {
-    /// A cell without the white space around it.
+    /// Returns a cell, trimmed.
     pub fn cell(&self, column: usize) -> &'a str {
-        debug_assert!(column < self.cells.columns, "a cell of another row");
+        debug_assert!(column < self.cells.columns, "the column is out of range");
         let cell = self.first + column;
         let start = cell.checked_sub(1).map_or(0, |before| self.cells.ends[before]);
         &self.cells.text[start..self.cells.ends[cell]]
@@ -82,7 +83,7 @@ impl<'a> CsvRow<'a> {
 }
 
 impl CellTexts {
-    /// Of a text in which at least one row has several cells, or quotes.
+    /// Parses text that contains the delimiter or quotes.
     fn parse(text: &str, delimiter: u8) -> Result<Self> {
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
@@ -92,7 +93,7 @@ impl CellTexts {
         let mut cells = Self { text: String::with_capacity(text.len()), ..Self::default() };
         let mut record = csv::StringRecord::new();
         while reader.read_record(&mut record)? {
-            // The reader's own count stops before empty lines; a row starts after them.
+            // The reader's position is before any empty lines; the row starts after them.
             let start = record.position().map_or(0, |position| position.byte() as usize);
             let start =
                 text[start..].find(|c| c != '\n' && c != '\r').map_or(start, |at| start + at);
@@ -103,8 +104,8 @@ impl CellTexts {
         Ok(cells)
     }
 
-    /// Of a text that is one column: an empty line is a missing value, which a CSV reader would
-    /// skip.
+    /// Parses text with a single column. An empty line is a missing value here, but a CSV reader
+    /// would skip it.
     fn parse_column(text: &str) -> Self {
         let mut cells = Self::default();
         for (line, cell) in (1..).zip(text.trim_end().lines()) {
@@ -113,7 +114,7 @@ impl CellTexts {
         cells
     }
 
-    /// Adds a row. All rows have the same number of cells.
+    /// Appends a row. All rows have the same number of cells.
     fn push<'a>(&mut self, line: u64, row: impl Iterator<Item = &'a str>) {
         for cell in row {
             self.text.push_str(cell.trim());
@@ -123,12 +124,12 @@ impl CellTexts {
         self.columns = self.ends.len() / self.lines.len();
     }
 
-    /// The number of rows with values.
+    /// Returns the number of rows, without the header.
     fn len(&self) -> usize {
         self.lines.len() - self.header_rows
     }
 
-    /// A row with values, from 0.
+    /// Returns row `index`, from 0 after the header.
     fn row(&self, index: usize) -> CsvRow<'_> {
         let row = self.header_rows + index;
         CsvRow { line: self.lines[row], cells: self, first: row * self.columns }
@@ -140,16 +141,16 @@ impl CellTexts {
 }
 
 impl CsvTable {
-    /// Reads a file.
+    /// Reads a CSV file.
     ///
     /// # Errors
-    /// When it cannot be opened, is not UTF-8 text, has rows of different lengths, or no row of
-    /// values.
+    /// If the file cannot be opened, is not UTF-8, has rows of different lengths, or has no rows
+    /// after the header.
     pub fn read(path: &Path, options: CsvOptions) -> Result<Self> {
         let shown = quote_path(path);
         let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
         let text = std::str::from_utf8(&bytes)
-            .with_context(|| format!("cannot read {shown}: it is not UTF-8 text"))?;
+            .with_context(|| format!("cannot read {shown}: expected UTF-8 text"))?;
         let text = text.trim_start_matches('\u{feff}');
         let mut cells = match text.contains([char::from(options.delimiter), '"']) {
             true => CellTexts::parse(text, options.delimiter)
@@ -160,9 +161,9 @@ impl CsvTable {
         let has_header = options.header.unwrap_or_else(|| {
             let (has_header, is_sure) = has_header(&cells, &options);
             if !is_sure {
-                let (taken, other) = if has_header { ("names", "no") } else { ("values", "yes") };
+                let (taken, other) = if has_header { ("header", "no") } else { ("data", "yes") };
                 log(format_args!(
-                    "{shown}: the first row is taken for {taken}; --header {other} says otherwise"
+                    "{shown}: using the first row as {taken}; pass --header {other} if that is wrong"
                 ));
             }
             has_header
@@ -172,26 +173,26 @@ impl CsvTable {
             false => (1..=cells.columns).map(|i| i.to_string()).collect(),
         };
         cells.header_rows = usize::from(has_header);
-        ensure!(cells.len() > 0, "{shown} has a header and no rows");
+        ensure!(cells.len() > 0, "{shown} has a header but no rows");
         Ok(Self { options, names, has_header, cells })
     }
 
-    /// A row, from 0.
+    /// Returns row `index`, from 0 after the header.
     pub fn row(&self, index: usize) -> CsvRow<'_> {
         self.cells.row(index)
     }
 
-    /// All rows, at least one.
+    /// Returns all rows, at least one.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
         self.rows_in(0..self.cells.len())
     }
 
-    /// Some of the rows.
+    /// Returns a range of rows.
     pub fn rows_in(&self, rows: Range<usize>) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
         self.cells.rows(rows)
     }
 
-    /// A column by its name, or by its number from 1, as `3` or `#3`.
+    /// Returns the index of a column, given its name or its number from 1, as `3` or `#3`.
     pub fn find(&self, name: &str) -> Result<usize> {
         let columns = 0..self.names.len();
         let named: Vec<_> = columns.filter(|&column| self.names[column] == name).collect();
@@ -199,10 +200,14 @@ impl CsvTable {
             [column] => Ok(column),
             [] => match name.strip_prefix('#').unwrap_or(name).parse::<usize>() {
                 Ok(number) if (1..=self.names.len()).contains(&number) => Ok(number - 1),
-                _ => bail!("no column is named {}; the file has {}", quote(name), self.listed()),
+                _ => bail!(
+                    "there is no column {}; the file has the columns {}",
+                    quote(name),
+                    self.column_list()
+                ),
             },
             _ => bail!(
-                "{} columns are named {}; say which by its number: {}",
+                "{} columns are named {}; choose one by its number: {}",
                 named.len(),
                 quote(name),
                 named.iter().map(|c| format!("#{}", c + 1)).collect::<Vec<_>>().join(" or ")
@@ -210,55 +215,60 @@ impl CsvTable {
         }
     }
 
-    /// What [`Self::find`] finds a column by: its name, or where several have that name its number.
-    pub fn reference(&self, column: usize) -> String {
+    /// Returns a key with which [`Self::find`] finds a column: its name, or its number if the name
+    /// is not unique.
+    pub fn column_key(&self, column: usize) -> String {
         let name = &self.names[column];
         let number = column + 1;
-        let is_found = |word: &String| self.find(word).is_ok_and(|found| found == column);
-        // Other columns may have such names.
-        let words = [name.clone(), format!("#{number}"), number.to_string()];
-        words.into_iter().find(is_found).unwrap_or_else(|| name.clone())
+        let is_found = |key: &String| self.find(key).is_ok_and(|found| found == column);
+        // A name may look like the number of another column, so check each key.
+        let keys = [name.clone(), format!("#{number}"), number.to_string()];
+        keys.into_iter().find(is_found).unwrap_or_else(|| name.clone())
     }
 
-    /// The columns that `words` names: a single one, whose name may have commas in it, or several.
-    pub fn find_all(&self, words: &str) -> Result<Vec<usize>> {
-        if self.names.iter().any(|name| name == words) || !words.contains(',') {
-            return Ok(vec![self.find(words)?]);
+    /// Returns the indices of the columns in a comma-separated list. A single column may have
+    /// commas in its name.
+    pub fn find_all(&self, list: &str) -> Result<Vec<usize>> {
+        if self.names.iter().any(|name| name == list) || !list.contains(',') {
+            return Ok(vec![self.find(list)?]);
         }
         let mut columns = Vec::new();
-        for word in words.split(',').map(str::trim) {
-            let column = self.find(word)?;
-            ensure!(!columns.contains(&column), "column {} is named twice", quote(word));
+        for name in list.split(',').map(str::trim) {
+            let column = self.find(name)?;
+            ensure!(!columns.contains(&column), "column {} is listed twice", quote(name));
             columns.push(column);
         }
         Ok(columns)
     }
 
-    /// The names of its columns, for a message.
-    pub fn listed(&self) -> String {
+    /// Returns the names of the columns, for messages.
+    pub fn column_list(&self) -> String {
         self.names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
     }
 
-    /// Where there is but one column: what may be wrong.
-    pub fn hint(&self) -> &'static str {
+    /// Returns a hint for messages if the file seems to use another delimiter.
+    pub fn delimiter_hint(&self) -> &'static str {
         match &self.names[..] {
-            [name] if name.contains([';', '\t', '|']) => "; is another --delimiter meant?",
+            [name] if name.contains([';', '\t', '|']) => {
+                "; set --delimiter if the file uses another one"
+            }
             _ => "",
         }
     }
 
+    /// Returns true if a cell stands for a missing value.
     pub fn is_missing(&self, cell: &str) -> bool {
         self.options.is_missing(cell)
     }
 
-    /// Whether the first cell of a column that is not missing is a number.
+    /// Returns true if the first value of a column that is not missing is a number.
     pub fn is_numeric(&self, column: usize) -> bool {
         let mut cells = self.rows().map(|row| row.cell(column));
         let first = cells.find(|cell| !self.is_missing(cell));
         first.is_some_and(|cell| cell.parse::<f64>().is_ok())
     }
 
-    /// Whether more than half of a column's cells that are not missing are numbers.
+    /// Returns true if more than half of a column's values that are not missing are numbers.
     pub fn is_mostly_numeric(&self, column: usize) -> bool {
         let cells = self.rows().map(|row| row.cell(column));
         let (mut numbers, mut all) = (0, 0);
@@ -269,23 +279,23 @@ impl CsvTable {
         2 * numbers > all
     }
 
-    /// Whether more words that mean "no value" were given.
-    pub fn names_missing(&self) -> bool {
+    /// Returns true if `--missing` was given.
+    pub fn has_missing_option(&self) -> bool {
         !self.options.missing.is_empty()
     }
 
-    /// The number in a row's column, `None` where it is missing. `advice` says what may be done
-    /// about a word.
+    /// Returns the number in a cell, or `None` if it is missing. `advice` becomes part of the error
+    /// about a cell that is not a number.
     pub fn number(&self, row: CsvRow<'_>, column: usize, advice: &str) -> Result<Option<f64>> {
         let cell = row.cell(column);
         if self.is_missing(cell) {
             return Ok(None);
         }
         match cell.parse::<f64>() {
-            Ok(value) if value.abs() <= LARGEST => Ok(Some(value)),
+            Ok(value) if value.abs() <= MAX_MAGNITUDE => Ok(Some(value)),
             Ok(value) if value.is_finite() => {
                 bail!(
-                    "line {}: {} in column {} is larger than {LARGEST:e}",
+                    "line {}: {} in column {} is larger than {MAX_MAGNITUDE:e}",
                     row.line,
                     quote(cell),
                     quote(&self.names[column])
@@ -300,24 +310,24 @@ impl CsvTable {
         }
     }
 
-    /// A column of dates, `None` unless every cell is one.
+    /// Returns a column's dates, or `None` if any cell is not a date.
     pub fn dates(&self, column: usize) -> Option<Vec<NaiveDate>> {
         self.rows().map(|row| date(row.cell(column))).collect()
     }
 }
 
-/// What a column says of whether its first cell is a name.
+/// What a column shows about whether its first cell is a header.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum HeaderHint {
-    /// Nothing: no word stands there.
+    /// The first cell is a value or missing, so it shows nothing.
     None,
-    /// It is a word that comes again below.
-    Again,
-    /// It is a word, and what is below are others that do not come again either.
-    Alone,
-    /// It is a word that does not come again, and those below do.
+    /// The first cell is a word that occurs again below.
+    Repeated,
+    /// The first cell is a word that occurs once, and the words below rarely repeat.
+    Unique,
+    /// The first cell is a word that occurs once, above words that repeat.
     AboveRepeated,
-    /// It is a word above numbers or dates.
+    /// The first cell is a word above numbers or dates.
     AboveNumbers,
 }
 
@@ -330,42 +340,42 @@ impl HeaderHint {
         }
         let below = cells.rows(1..cells.len()).map(|row| row.cell(column));
         let mut below = below.filter(|cell| !options.is_missing(cell));
-        let Some(next) = below.next() else { return Self::Alone };
+        let Some(next) = below.next() else { return Self::Unique };
         let (mut words, mut count) = (HashSet::from([next]), 1);
         for cell in below {
             words.insert(cell);
             count += 1;
         }
         match () {
-            () if words.contains(first) => Self::Again,
+            () if words.contains(first) => Self::Repeated,
             () if is_value(next) => Self::AboveNumbers,
             () if 2 * words.len() <= count => Self::AboveRepeated,
-            () => Self::Alone,
+            () => Self::Unique,
         }
     }
 }
 
-/// Whether the first row names the columns, and whether that is sure. It does where it holds a word
-/// above numbers or dates, words alone, or words none of which comes again in their columns, one of
-/// them above words that do.
+/// Detects whether the first row is a header, and whether that is certain. It is a header if it has
+/// a word above numbers or dates, if all its cells are words, or if none of its words occurs again
+/// in its column and one of them stands above words that repeat.
 fn has_header(cells: &CellTexts, options: &CsvOptions) -> (bool, bool) {
     let columns: Vec<_> =
         (0..cells.columns).map(|column| HeaderHint::of(cells, column, options)).collect();
     let any = |looks| columns.contains(&looks);
     match () {
-        () if any(HeaderHint::AboveNumbers) => (true, !any(HeaderHint::Again)),
-        // A name may be one of its column's words by chance.
-        () if !any(HeaderHint::None) && any(HeaderHint::Again) => {
+        () if any(HeaderHint::AboveNumbers) => (true, !any(HeaderHint::Repeated)),
+        // A column name may occur among its column's words by chance.
+        () if !any(HeaderHint::None) && any(HeaderHint::Repeated) => {
             (any(HeaderHint::AboveRepeated), false)
         }
         () if !any(HeaderHint::None) => (true, true),
-        () if any(HeaderHint::Again) => (false, !any(HeaderHint::AboveRepeated)),
+        () if any(HeaderHint::Repeated) => (false, !any(HeaderHint::AboveRepeated)),
         () if any(HeaderHint::AboveRepeated) => (true, false),
         () => (false, !counts_up(cells.row(0))),
     }
 }
 
-/// Whether a row's cells after the first count up as programs call columns without names.
+/// Returns true if a row's cells after the first count up, as some programs number unnamed columns.
 fn counts_up(row: CsvRow<'_>) -> bool {
     let cells = row.cells().skip(1);
     let numbers: Option<Vec<u32>> = cells.map(|cell| cell.parse().ok()).collect();
@@ -375,14 +385,14 @@ fn counts_up(row: CsvRow<'_>) -> bool {
     })
 }
 
-/// A name without what a terminal or an SVG file could not hold.
+/// Replaces characters that a terminal or an SVG file cannot show by spaces.
 pub fn printable(name: &str) -> String {
     name.chars()
         .map(|c| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { ' ' } else { c })
         .collect()
 }
 
-/// A date as YYYY-MM-DD, YYYY/MM/DD or YYYYMMDD, anything after a `T` or a space left out.
+/// Parses a date as YYYY-MM-DD, YYYY/MM/DD or YYYYMMDD. Ignores everything after a `T` or a space.
 fn date(cell: &str) -> Option<NaiveDate> {
     let day = cell.split(['T', ' ']).next()?;
     ["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d"]
@@ -396,20 +406,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_told_by_their_looks() {
+    fn headers_are_detected() {
         for (text, expected) in [
             ("id,level,class\na,1,up\na,2,up\nb,3,up", (true, true)),
             ("date,1,2,3\n2020-01-01,4,5,6\n2020-01-02,4,5,6", (true, true)),
             ("id,sign,class\na,go,up\na,stop,up", (true, true)),
             ("value\n1\n2", (true, true)),
-            // Names that are numbers, beside words that come but once.
+            // Column names that are numbers, next to words that occur once.
             ("id,1,2,class\na,1,2,up\na,3,4,up\nb,5,6,down\nb,5,6,down", (true, false)),
             ("a,1,2,up\na,3,4,up\nb,5,6,down\nb,5,6,down", (false, true)),
             ("s,1,2,up\na,3,4,up\na,5,6,down\nb,5,6,down\nb,5,6,up", (false, false)),
             ("row 0,1\nrow 1,2\nrow 2,3", (false, true)),
             ("a,go,up\na,stop,up\nb,go,down", (false, false)),
             ("word,class\nword,up\nother,down\nmore,up\nyet,down", (true, false)),
-            // A word for a missing number may be a name, and what is no name comes again.
+            // A word for a missing number may be a column name, unless it occurs again.
             ("a,?,up\na,3,up\nb,4,up", (true, false)),
             ("a,?,up\na,3,up\nb,?,up", (false, false)),
             (",0,1\n0,1.5,2\n1,2.5,2", (false, false)),
@@ -423,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_know_their_line_and_cells_lose_white_space() {
+    fn rows_have_line_numbers_and_cells_are_trimmed() {
         let read = |cells: CellTexts| -> Vec<(u64, Vec<String>)> {
             let rows = cells.rows(0..cells.len());
             rows.map(|row| (row.line, row.cells().map(str::to_owned).collect())).collect()

@@ -1,4 +1,4 @@
-//! Which sequences of a table are held out to validate on.
+//! [`HoldOut`]: draws the validation set from the sequences of a table.
 
 use anyhow::{Result, ensure};
 use gru_wgpu::Target;
@@ -8,82 +8,83 @@ use rand::{SeedableRng, rngs::ChaCha8Rng};
 use crate::data::features::{LabelColumns, Task};
 use crate::data::table::SequenceTable;
 
-/// A fraction of a table's sequences, drawn by a seed.
+/// A fraction of a table's sequences to hold out, and the seed that draws them.
 pub struct HoldOut {
     pub fraction: f64,
     pub seed: u64,
 }
 
-/// The indices of the sequences to train on and of those held out, in order.
+/// The indices of the training set and of the validation set, each in ascending order.
 type HoldOutSplit = (Vec<usize>, Vec<usize>);
 
 impl HoldOut {
-    /// Of all sequences together.
+    /// Draws from all sequences together.
     pub fn of_all(&self, table: &SequenceTable) -> Result<HoldOutSplit> {
         let count = table.sequences.len();
         ensure!(
             count >= 2,
-            "{} holds a single sequence, of which no part can be held out; name a file to validate on by --valid",
+            "{} holds a single sequence, so none can be held out; give a validation file with --valid",
             table.shown
         );
         Ok(self.draw(&mut [(0..count).collect()], &[self.size(count).clamp(1, count - 1)]))
     }
 
-    /// The same share of each class's, as far as whole sequences go. One of each stays to be
-    /// trained on.
+    /// Draws the same fraction of each class, up to rounding. At least one sequence of each class
+    /// stays in the training set.
     pub fn by_class(&self, table: &SequenceTable, columns: &LabelColumns) -> Result<HoldOutSplit> {
         let label = table.find(&columns.label)?;
         let mut strata = vec![Vec::new(); columns.classes.len()];
         for (at, sequence) in table.sequences.iter().enumerate() {
             let target = table.target(Task::Classify, label, &columns.classes, sequence)?;
-            let Target::Class(class) = target else { unreachable!("a class a sequence") };
+            let Target::Class(class) = target else { unreachable!("one class per sequence") };
             strata[class as usize].push(at);
         }
         let sizes: Vec<_> = strata.iter().map(Vec::len).collect();
         let counts = self.counts(&sizes);
         ensure!(
             counts.iter().any(|&count| count > 0),
-            "{} holds a single sequence of each class, of which none can be held out; name a file to validate on \
-             by --valid",
+            "{} holds a single sequence of each class, so none can be held out; give a validation file with \
+             --valid",
             table.shown
         );
         Ok(self.draw(&mut strata, &counts))
     }
 
-    /// How many of so many.
+    /// Returns the number of sequences to hold out of `count`.
     fn size(&self, count: usize) -> usize {
         (self.fraction * count as f64).round() as usize
     }
 
-    /// How many of each class: whole parts of its share first, and what is missing of the whole
-    /// share from those classes that are left with the most.
+    /// Returns the number of sequences to hold out of each class (largest remainder method). Each
+    /// class first gives its exact number rounded down. The rest comes from the classes with the
+    /// largest remainders.
     fn counts(&self, sizes: &[usize]) -> Vec<usize> {
-        let share = |size: usize| self.fraction * size as f64;
-        let most = |size: usize| size.saturating_sub(1);
+        let exact = |size: usize| self.fraction * size as f64;
+        let limit = |size: usize| size.saturating_sub(1);
         let mut counts: Vec<_> =
-            sizes.iter().map(|&size| (share(size) as usize).min(most(size))).collect();
+            sizes.iter().map(|&size| (exact(size) as usize).min(limit(size))).collect();
         let all: usize = sizes.iter().sum();
-        let room: usize = sizes.iter().map(|&size| most(size)).sum();
+        let room: usize = sizes.iter().map(|&size| limit(size)).sum();
         let size = self.size(all).max(1).min(room);
-        // Of classes that are left with as much, the seed says which come first.
+        // The seed decides the order of classes with equal remainders.
         let mut order: Vec<_> = (0..sizes.len()).collect();
         order.shuffle(&mut self.rng());
         order.reverse();
-        let left: Vec<_> =
-            sizes.iter().zip(&counts).map(|(&size, &count)| share(size) - count as f64).collect();
-        order.sort_by(|&a, &b| left[b].total_cmp(&left[a]));
+        let remainders: Vec<_> =
+            sizes.iter().zip(&counts).map(|(&size, &count)| exact(size) - count as f64).collect();
+        order.sort_by(|&a, &b| remainders[b].total_cmp(&remainders[a]));
         let mut missing = size.saturating_sub(counts.iter().sum());
-        // Those that can give more are left with less than one: none gives a second before each has
-        // given one.
+        // The remainder of a class below its limit is less than 1, so each class gives one more
+        // sequence before any gives a second.
         while missing > 0 {
-            order.retain(|&class| counts[class] < most(sizes[class]));
+            order.retain(|&class| counts[class] < limit(sizes[class]));
             order.iter().take(missing).for_each(|&class| counts[class] += 1);
             missing -= order.len().min(missing);
         }
         counts
     }
 
-    /// So many of each of these.
+    /// Draws `counts` sequences of each stratum.
     fn draw(&self, strata: &mut [Vec<usize>], counts: &[usize]) -> HoldOutSplit {
         let (mut rest, mut held_out, mut rng) = (Vec::new(), Vec::new(), self.rng());
         for (stratum, &count) in strata.iter_mut().zip(counts) {
@@ -97,7 +98,7 @@ impl HoldOut {
     }
 
     fn rng(&self) -> ChaCha8Rng {
-        /// Told apart from the parameters' random numbers, which the seed itself gives.
+        /// Makes the random numbers differ from those of the parameters, which use the seed itself.
         const STREAM: u64 = 0x686f_6c64;
         ChaCha8Rng::seed_from_u64(self.seed ^ STREAM)
     }
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_class_gives_its_share_and_keeps_one() {
+    fn each_class_gives_its_fraction_and_keeps_one() {
         for (fraction, sizes, expected) in [
             (0.1, &[30, 30, 30][..], &[3, 3, 3][..]),
             (0.1, &[96, 4, 1], &[10, 0, 0]),
@@ -120,7 +121,7 @@ mod tests {
             let counts = HoldOut { fraction, seed: 1 }.counts(sizes);
             assert_eq!(counts, expected, "{fraction} of {sizes:?}");
         }
-        // A tenth of fifty pairs is one of ten of them, as the seed says.
+        // A tenth of 50 pairs is 10 sequences, one each from 10 classes that the seed chooses.
         let counts = |seed| HoldOut { fraction: 0.1, seed }.counts(&[2; 50]);
         assert_eq!(counts(1).iter().filter(|&&count| count == 1).count(), 10);
         assert_eq!(counts(1), counts(1));
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_in_order_and_miss_nothing() {
+    fn sets_are_in_order_and_complete() {
         let draw = |seed| {
             let strata = &mut [(0..40).collect(), (40..60).collect::<Vec<_>>()];
             HoldOut { fraction: 0.1, seed }.draw(strata, &[4, 2])

@@ -1,4 +1,4 @@
-//! Tables and models as they come from files, and what a model sees of them.
+//! Reads CSV tables and model files, and turns table columns into model inputs.
 
 pub mod baselines;
 pub mod csv_table;

@@ -1,4 +1,4 @@
-//! Model files and input arrays, as several commands take them.
+//! The arguments for model files and input arrays that several commands share.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,11 @@ use ndarray::{Array3, Ix3};
 use crate::ui::output::{log, open, quote, quote_path};
 use crate::ui::outputs::OutputFiles;
 
-/// A model file, and which of its GRUs.
+/// A model file and the choice of one of its GRUs.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// The model: a .safetensors file (a state dict of PyTorch's, or one of this program's own) or
-    /// an .onnx file.
+    /// The model: a .safetensors file (a PyTorch state dict or a file of this program) or an .onnx
+    /// file.
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
 
@@ -23,37 +23,38 @@ pub struct ModelArgs {
     selection: ModelSelection,
 }
 
-/// Which GRU of a model file, and whether its weights must be finite.
+/// The choice of a GRU in a model file, and whether its weights must be finite.
 #[derive(clap::Args, Debug)]
 pub struct ModelSelection {
-    /// What stands in front of `weight_ih_l0` in the names of a .safetensors file with several
-    /// GRUs.
+    /// For a .safetensors file with several GRUs: the prefix of the GRU's tensor names, in front of
+    /// `weight_ih_l0`.
     #[arg(long, value_name = "P")]
     prefix: Option<String>,
 
-    /// The GRU node of an .onnx file with several; `first..last` for layers of a stack.
+    /// For an .onnx file with several GRUs: the name of the GRU node, or `first..last` for the
+    /// layers of a stack.
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
 
-    /// Take weights that are infinite or NaN.
+    /// Accept weights that are infinite or NaN.
     #[arg(long)]
     allow_non_finite: bool,
 }
 
-/// A GRU from a file, and the initial states and lengths that the file gives it.
+/// A GRU from a file, with the initial states and lengths that the file stores.
 pub struct LoadedModel {
     pub params: Params,
     pub h0: OptionalInput<Array3<f32>>,
     pub lengths: OptionalInput<Vec<usize>>,
-    /// The files besides MODEL that hold its weights.
+    /// Other files that hold its weights.
     external_data: Vec<PathBuf>,
 }
 
 impl ModelArgs {
-    /// Reads the model and prints its configuration on stderr.
+    /// Reads the model and logs its configuration.
     ///
     /// # Errors
-    /// Also when one of its files is one of `outputs`.
+    /// Also if one of its files is one of `outputs`.
     pub fn load(&self, outputs: &OutputFiles) -> Result<LoadedModel> {
         let model = self.selection.load(&self.path)?;
         model.external_data.iter().try_for_each(|file| outputs.check_input(file))?;
@@ -62,7 +63,7 @@ impl ModelArgs {
 }
 
 impl ModelSelection {
-    /// Reads a model and prints its configuration on stderr.
+    /// Reads a model and logs its configuration.
     pub fn load(&self, path: &Path) -> Result<LoadedModel> {
         let model = match extension(path).as_str() {
             "safetensors" => self.load_safetensors(path)?,
@@ -73,7 +74,7 @@ impl ModelSelection {
         Ok(model)
     }
 
-    /// Whether no option was given.
+    /// Returns true if no option was given.
     pub fn is_empty(&self) -> bool {
         self.prefix.is_none() && self.node.is_none() && !self.allow_non_finite
     }
@@ -81,7 +82,7 @@ impl ModelSelection {
     fn load_safetensors(&self, path: &Path) -> Result<LoadedModel> {
         ensure!(
             self.node.is_none(),
-            "--node is for .onnx files; a GRU of a .safetensors file goes by --prefix"
+            "--node is for .onnx files; choose a GRU of a .safetensors file with --prefix"
         );
         let options = safetensors::SafetensorsOptions::new()
             .with_prefix(self.prefix.as_deref())
@@ -94,7 +95,7 @@ impl ModelSelection {
     fn load_onnx(&self, path: &Path) -> Result<LoadedModel> {
         ensure!(
             self.prefix.is_none(),
-            "--prefix is for .safetensors files; a GRU of an .onnx file goes by --node"
+            "--prefix is for .safetensors files; choose a GRU of an .onnx file with --node"
         );
         let options = onnx::OnnxOptions::new()
             .with_node(self.node.as_deref())
@@ -107,22 +108,22 @@ impl ModelSelection {
     }
 }
 
-/// The input arrays of a run.
+/// The arguments for the input arrays of a run.
 #[derive(clap::Args, Debug)]
 pub struct InputArgs {
-    /// x: an .npy file of float32 [T, B, I]; float64 and float16 are converted.
+    /// The input x: an .npy file of float32 [T, B, I]; float64 and float16 are converted.
     #[arg(long, value_name = "x.npy")]
     input: PathBuf,
 
-    /// The states to start from, [L·D, B, H] [default: those that the model holds, or zeros].
+    /// The first states, [L·D, B, H] [default: those stored in the model, or zeros].
     #[arg(long, value_name = "f.npy")]
     h0: Option<PathBuf>,
 
-    /// The length of each row, int32 or int64 `[B]` [default: those that the model holds, or T].
+    /// The length of each row, int32 or int64 `[B]` [default: those stored in the model, or T].
     #[arg(long, value_name = "n.npy")]
     lengths: Option<PathBuf>,
 
-    /// x and y, and their gradients, are [B, T, ·].
+    /// Use the layout [B, T, ·] for x, y and their gradients.
     #[arg(long)]
     batch_first: bool,
 }
@@ -136,7 +137,7 @@ pub struct InputArrays {
 }
 
 impl InputArgs {
-    /// Reads the arrays. Without `--h0` and `--lengths`, those stored in the model are taken.
+    /// Reads the arrays. Without `--h0` and `--lengths`, uses those stored in the model.
     pub fn load(&self, model: &LoadedModel) -> Result<InputArrays> {
         let x = load_array(&self.input)?;
         let (layout, rows) = match self.batch_first {
@@ -146,7 +147,7 @@ impl InputArgs {
         let h0 = match &self.h0 {
             Some(path) => Some(load_array(path)?),
             None => {
-                let stored = stored_input("h0", "zeros are taken", &model.h0);
+                let stored = stored_input("h0", "using zeros", &model.h0);
                 check_rows("h0", stored.as_ref().map(|h0| h0.dim().1), rows)?;
                 stored
             }
@@ -154,7 +155,7 @@ impl InputArgs {
         let lengths = match &self.lengths {
             Some(path) => Some(npy::load_lengths(path)?),
             None => {
-                let default = "every row is taken to be of length T";
+                let default = "using length T for every row";
                 let stored = stored_input("lengths", default, &model.lengths);
                 check_rows("lengths", stored.as_ref().map(Vec::len), rows)?;
                 stored
@@ -163,7 +164,7 @@ impl InputArgs {
         Ok(InputArrays { x, layout, h0, lengths })
     }
 
-    /// The files that are read.
+    /// Returns the paths of the files.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         [Some(&self.input), self.h0.as_ref(), self.lengths.as_ref()]
             .into_iter()
@@ -173,7 +174,7 @@ impl InputArgs {
 }
 
 impl InputArrays {
-    /// The arrays as a batch.
+    /// Borrows the arrays as a batch.
     pub fn batch(&self) -> Batch<'_> {
         let batch = Batch::new(self.x.view()).with_layout(self.layout);
         let batch = batch.with_h0(self.h0.as_ref().map(|h0| h0.view()));
@@ -184,17 +185,17 @@ impl InputArrays {
     }
 }
 
-/// The value that the model stores for an input that was not given. A value that the model takes
-/// from elsewhere is not known here, and a line on stderr says what is taken instead.
+/// Returns the value that the model stores for an optional input, if any, and logs it. If the model
+/// computes the input at run time, its value is unknown here; logs `default` instead.
 fn stored_input<T: Clone>(option: &str, default: &str, given: &OptionalInput<T>) -> Option<T> {
     match given {
         OptionalInput::Constant(stored) => {
-            log(format_args!("{option}: what the model holds"));
+            log(format_args!("{option}: using the value stored in the model"));
             Some(stored.clone())
         }
         OptionalInput::AtRun(words) => {
             log(format_args!(
-                "{option}: the model takes it from {words}; {default} (--{option} gives it)"
+                "{option}: the model takes it from {words}; {default} (set it with --{option})"
             ));
             None
         }
@@ -202,15 +203,15 @@ fn stored_input<T: Clone>(option: &str, default: &str, given: &OptionalInput<T>)
     }
 }
 
-/// `Ok` when the stored value is for the batch rows of x.
+/// Checks that the stored value has as many rows as x.
 fn check_rows(option: &str, stored: Option<usize>, rows: usize) -> Result<()> {
     let other = stored.filter(|&stored| stored != rows);
     other.map_or(Ok(()), |other| {
-        bail!("the model holds {option} of {other} rows, x has {rows} (--{option} gives others)")
+        bail!("the model stores {option} for {other} rows, but x has {rows}; give others with --{option}")
     })
 }
 
-/// Reads an array of three axes. A line on stderr says when its numbers were converted.
+/// Reads an array of three axes. Logs a note if its numbers were converted.
 pub fn load_array(path: &Path) -> Result<Array3<f32>> {
     let (array, numbers) = npy::load_as::<Ix3>(path)?;
     if numbers != npy::NpyElement::F32 {
@@ -219,14 +220,14 @@ pub fn load_array(path: &Path) -> Result<Array3<f32>> {
     Ok(array)
 }
 
-/// Writes an array and a line on stderr.
+/// Writes an array and logs its path and shape.
 pub fn save_array(path: &Path, array: &Array3<f32>) -> Result<()> {
     npy::save(path, array.view())?;
     log(format_args!("wrote {} {:?}", quote_path(path), array.shape()));
     Ok(())
 }
 
-/// A file name's extension in lower case.
+/// Returns a file name's extension in lower case.
 pub fn extension(path: &Path) -> String {
     path.extension().map_or(String::new(), |end| end.to_string_lossy().to_ascii_lowercase())
 }

@@ -1,4 +1,4 @@
-//! The sequences that a run trains on and validates on, from one table or two.
+//! The training set and the validation set of a run, from one table or two.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -13,65 +13,67 @@ use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::holdout::HoldOut;
 use crate::data::table::SequenceTable;
 
-/// The files of the sequences, how they are read, and what is held out.
+/// The files of the sequences, their CSV options, and the fraction to hold out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SequenceSource {
     pub train: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid: Option<PathBuf>,
-    /// The fraction of the sequences held out, where there is no other file to validate on.
+    /// Fraction of the sequences to hold out. `None` with a validation file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout: Option<f64>,
     pub delimiter: char,
     pub header: bool,
-    /// Words that mean a missing number.
+    /// Cells that stand for a missing value.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
-    /// Of the files' bytes.
+    /// Fingerprint of the files' bytes.
     pub fingerprint: String,
 }
 
 impl SequenceSource {
-    /// How its files are read, and those to be predicted.
+    /// Returns the CSV options for its files and for files to predict.
     pub fn options(&self) -> CsvOptions {
         let Self { delimiter, header, missing, .. } = self;
         CsvOptions { delimiter: *delimiter as u8, missing: missing.clone(), header: Some(*header) }
     }
 
-    /// The files.
+    /// Returns the paths of the files.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         [Some(&self.train), self.valid.as_ref()].into_iter().flatten().map(PathBuf::as_path)
     }
 
-    /// The same files where they are now.
+    /// Sets the new paths of files that have moved.
     ///
     /// # Errors
-    /// When there is no file to validate on, and when they are not the same byte for byte.
-    pub fn moved(&mut self, train: Option<&Path>, valid: Option<&Path>) -> Result<()> {
+    /// If `valid` is given but the run has no validation file, or if the bytes differ.
+    pub fn set_paths(&mut self, train: Option<&Path>, valid: Option<&Path>) -> Result<()> {
         if let Some(path) = train {
             self.train = canonical(path)?;
         }
         match (valid, &mut self.valid) {
             (Some(path), Some(before)) => *before = canonical(path)?,
-            (Some(_), None) => bail!("the run holds out a part of its file, and takes no --valid"),
+            (Some(_), None) => bail!(
+                "the run holds out sequences of its training file and has no validation file; leave out --valid"
+            ),
             (None, _) => {}
         }
         check_fingerprint([Some(&self.train), self.valid.as_deref()], &self.fingerprint)
     }
 }
 
-/// The rows of the sequences to train on and to validate on.
+/// The tables, and the rows of each sequence in the training set and the validation set.
 pub struct SequenceSplit {
     pub train: SequenceTable,
     pub train_sequences: Vec<Range<usize>>,
-    /// `None` where a part of the same table is held out.
+    /// The validation table. `None` if sequences of `train` are held out.
     valid: Option<SequenceTable>,
     valid_sequences: Vec<Range<usize>>,
 }
 
 impl SequenceSplit {
-    /// Reads the files and splits them. `seed` draws what is held out.
+    /// Reads the files and splits them. `seed` draws the held-out sequences.
     pub fn read(
         source: &SequenceSource,
         task: Task,
@@ -82,7 +84,7 @@ impl SequenceSplit {
         Self::new(train, source, task, columns, seed)
     }
 
-    /// Splits a table that is read already.
+    /// Splits a table that is already in memory.
     pub fn new(
         train: SequenceTable,
         source: &SequenceSource,
@@ -107,8 +109,8 @@ impl SequenceSplit {
         Ok(Self { train, train_sequences, valid: None, valid_sequences })
     }
 
-    /// The sequences as examples. The tables end here: every cell is text of its own, many times
-    /// the numbers that it becomes.
+    /// Converts the sequences to examples and drops the tables, whose text takes much more memory
+    /// than the numbers.
     pub fn into_examples(
         self,
         task: Task,
@@ -124,10 +126,10 @@ impl SequenceSplit {
     }
 }
 
-/// The sequences to train on and to validate on.
+/// The training set and the validation set.
 pub struct SequenceExamples {
     pub train: Vec<Example>,
-    /// The names of those to train on.
+    /// Names of the training sequences.
     pub names: Vec<String>,
     pub valid: Vec<Example>,
 }

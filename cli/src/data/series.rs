@@ -1,4 +1,4 @@
-//! A numeric column of a CSV file as an evenly spaced series, and others beside it.
+//! [`Series`]: numeric columns of a CSV file as evenly spaced time series.
 
 use std::path::{Path, PathBuf};
 
@@ -9,26 +9,25 @@ use serde::{Deserialize, Serialize};
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
 use crate::ui::output::{log, quote, quote_path};
 
-/// What to do about a cell that is no number.
-const ADVICE: &str = "leave the cell empty where a value is missing, or name the word that means so with \
-                      --missing";
+/// Advice for a cell that is not a number.
+const ADVICE: &str = "if the value is missing, leave the cell empty or pass its text to --missing";
 
-/// The file of a series, and how it is read.
+/// The file of a series and its CSV options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeriesSource {
     pub csv: PathBuf,
     pub delimiter: char,
     pub header: bool,
-    /// A word that means a missing value.
+    /// A cell that stands for a missing value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
-    /// Of the file's bytes.
+    /// Fingerprint of the file's bytes.
     pub fingerprint: String,
 }
 
 impl SeriesSource {
-    /// How its file is read, and those to be predicted from.
+    /// Returns the CSV options for its file and for files to predict from.
     pub fn options(&self) -> CsvOptions {
         let Self { delimiter, header, missing, .. } = self;
         let delimiter = *delimiter as u8;
@@ -36,25 +35,25 @@ impl SeriesSource {
     }
 }
 
-/// Columns of numbers, evenly spaced.
+/// Evenly spaced numeric columns. The first is the target, the others are more inputs.
 pub struct Series {
-    /// The names of the columns, that of the series itself first.
+    /// Names of the columns, the target first.
     pub names: Vec<String>,
-    /// What they are found by: their names, or their numbers.
+    /// Keys that find the columns again: names, or numbers if a name is not unique.
     pub keys: Vec<String>,
-    /// Whether the file names its columns.
+    /// True if the file has a header.
     pub has_header: bool,
-    /// Their values, gaps filled by straight lines: of each as many.
+    /// Values of each column, all of the same length. Missing values are interpolated.
     pub columns: Vec<Vec<f64>>,
-    /// How many were missing.
+    /// Number of missing values.
     pub filled: usize,
-    /// Each row's date as a fractional year, where a column holds dates.
+    /// Date of each row as a fractional year, if a column holds dates.
     pub years: Option<Vec<f64>>,
 }
 
 impl Series {
-    /// Reads columns of the file at `path`: by names or numbers from 1, between commas, the first
-    /// of which is the series itself; the last numeric one when `None`.
+    /// Reads columns of a CSV file. `columns` lists names or numbers from 1, separated by commas,
+    /// the target first. `None` selects the last numeric column.
     pub fn read(path: &Path, columns: Option<&str>, options: CsvOptions) -> Result<Self> {
         Self::read_columns(path, options, |csv| match columns {
             Some(words) => csv.find_all(words),
@@ -62,7 +61,7 @@ impl Series {
         })
     }
 
-    /// Reads the columns that `choose` chooses, the series itself first.
+    /// Reads the columns that `choose` returns, the target first.
     pub fn read_columns(
         path: &Path,
         options: CsvOptions,
@@ -89,21 +88,22 @@ impl Series {
             None => None,
         };
         let names = chosen.iter().map(|&column| csv.names[column].clone()).collect();
-        let keys = chosen.iter().map(|&column| csv.reference(column)).collect();
+        let keys = chosen.iter().map(|&column| csv.column_key(column)).collect();
         Ok(Self { names, keys, has_header: csv.has_header, columns, filled, years })
     }
 
-    /// The name of the series itself.
+    /// Returns the name of the target column.
     pub fn name(&self) -> String {
         printable(&self.names[0])
     }
 
-    /// The values of the series itself.
+    /// Returns the values of the target column.
     pub fn values(&self) -> &[f64] {
         &self.columns[0]
     }
 
-    /// What to call a season of so many rows: a year where the dates say so.
+    /// Returns the word for a season of this many rows: `year` if the dates show one, else
+    /// `season`.
     pub fn season_name(&self, season: usize) -> &'static str {
         let span = self.years.as_ref().and_then(|years| Some(years.get(season)? - years[0]));
         match span {
@@ -117,17 +117,26 @@ fn last_numeric(csv: &CsvTable) -> Result<usize> {
     let mut columns = (0..csv.names.len()).rev();
     let found = columns.find(|&column| csv.is_numeric(column) && csv.dates(column).is_none());
     found.with_context(|| {
-        format!("none of the columns {} starts with a number{}", csv.listed(), csv.hint())
+        format!(
+            "expected a numeric column, but none of {} starts with a number{}",
+            csv.column_list(),
+            csv.delimiter_hint()
+        )
     })
 }
 
-/// Dates as fractional years; `None` where rows share a day, so that they are no axis. Refuses
-/// dates that run backwards, and tells of gaps.
+/// Converts dates to fractional years. Returns `None` if rows share a day, because the dates are
+/// then no time axis. Logs a note about gaps.
+///
+/// # Errors
+/// If the dates are not in ascending order.
 fn years(csv: &CsvTable, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
     let mut days: Vec<i64> = dates.windows(2).map(|pair| (pair[1] - pair[0]).num_days()).collect();
     if let Some(row) = days.iter().position(|&days| days < 0) {
         let (line, date, before) = (csv.row(row + 1).line, dates[row + 1], dates[row]);
-        bail!("line {line}: {date} comes after {before}; rows must run forwards in time");
+        bail!(
+            "line {line}: {date} comes after {before}; expected rows sorted by date, oldest first"
+        );
     }
     if days.contains(&0) {
         return Ok(None);
@@ -138,16 +147,16 @@ fn years(csv: &CsvTable, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
     if gaps > 0 {
         let longest = days.last().copied().unwrap_or(0);
         log(format_args!(
-            "note: {gaps} gaps between dates, up to {longest} days where {usual} are usual; rows \
-             are taken as evenly spaced"
+            "note: the dates have {gaps} gaps of up to {longest} days, where {usual} are usual; the rows \
+             are treated as evenly spaced"
         ));
     }
     let year = |d: &NaiveDate| f64::from(d.year()) + f64::from(d.ordinal0()) / 365.25;
     Ok(Some(dates.iter().map(year).collect()))
 }
 
-/// Fills gaps by straight lines, and those at the ends with the nearest value. `None` when there is
-/// no value at all.
+/// Fills missing values by linear interpolation, and at both ends with the nearest value. Returns
+/// `None` if all values are missing.
 fn interpolate(values: &[Option<f64>]) -> Option<Vec<f64>> {
     let known: Vec<(usize, f64)> =
         values.iter().enumerate().filter_map(|(i, v)| v.map(|v| (i, v))).collect();
@@ -155,8 +164,8 @@ fn interpolate(values: &[Option<f64>]) -> Option<Vec<f64>> {
     let mut filled = vec![first_value; first];
     for pair in known.windows(2) {
         let [(i, a), (j, b)] = pair else { unreachable!("windows of two") };
-        let slope = (b - a) / (j - i) as f64;
-        filled.extend((0..j - i).map(|k| a + slope * k as f64));
+        let difference = (b - a) / (j - i) as f64;
+        filled.extend((0..j - i).map(|k| a + difference * k as f64));
     }
     filled.extend(vec![last_value; values.len() - last]);
     Some(filled)
@@ -187,11 +196,11 @@ mod tests {
         assert_eq!((&*series.name(), &series.columns[1][..]), ("b", &[1.0, 3.0][..]));
         assert_eq!((series.values(), series.filled), (&[2.0, 2.0][..], 1));
         assert_eq!(read(text, Some("c,d")).unwrap().values(), [5.0, 6.0]);
-        assert!(error(text, Some("a,1")).contains("column `1` is named twice"));
+        assert!(error(text, Some("a,1")).contains("column `1` is listed twice"));
     }
 
     #[test]
-    fn gaps_are_filled_by_straight_lines() {
+    fn missing_values_are_interpolated_linearly() {
         let series = read(
             "d,v\n20200101,\n20200102,1\n20200103,NA\n20200104,-99\n20200105,4\n20200106,\n",
             None,
@@ -204,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_go_by_name_number_or_default() {
+    fn columns_are_found_by_name_number_or_default() {
         let text = "\u{feff}a,b,c\n1,2,x\n3,4,y\n";
         assert_eq!(read(text, None).unwrap().values(), [2.0, 4.0]);
         assert_eq!(read(text, Some("a")).unwrap().values(), [1.0, 3.0]);
@@ -214,14 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named_with_its_line() {
+    fn errors_name_the_line() {
         assert!(error("a,b\n1,2\n3,four\n", None).contains("line 3: `four` in column `b`"));
         for odd in ["NaN", "inf", "1e999", "1,5"] {
             let text = format!("a\n1\n2\n\"{odd}\"\n");
             assert!(error(&text, None).contains(&format!(": line 4: `{odd}`")), "{odd}");
         }
-        assert!(error("a,b\n1,2\n", Some("z")).contains("the file has `a`, `b`"));
-        assert!(error("a,b\n1,2\n", Some("3")).contains("the file has `a`, `b`"));
+        assert!(error("a,b\n1,2\n", Some("z")).contains("the file has the columns `a`, `b`"));
+        assert!(error("a,b\n1,2\n", Some("3")).contains("the file has the columns `a`, `b`"));
         assert!(error("a,b\n1,2\n3\n", None).contains("cannot read"));
         assert!(error("a,b\nx,y\n", None).contains("starts with a number"));
         assert!(error("a\n\"\"\nNA\n", Some("a")).contains("holds no number"));
@@ -232,12 +241,12 @@ mod tests {
         let text = "d,v\n2020-01-02,1\n2020-01-01,2\n";
         assert_eq!(
             error(text, None),
-            "line 3: 2020-01-01 comes after 2020-01-02; rows must run forwards in time"
+            "line 3: 2020-01-01 comes after 2020-01-02; expected rows sorted by date, oldest first"
         );
     }
 
     #[test]
-    fn a_message_stays_on_one_line_whatever_a_cell_holds() {
+    fn messages_stay_on_one_line_for_any_cell() {
         for odd in ["\"a\nerror: b\"", "\"\u{1b}[31m\"", &"x".repeat(500)] {
             let message = error(&format!("v\n1\n{odd}\n"), None);
             assert!(!message.contains(char::is_control) && message.len() < 300, "{message:?}");

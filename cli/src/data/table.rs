@@ -1,4 +1,5 @@
-//! Sequences in long tables: a row a step, the rows of a sequence together.
+//! [`SequenceTable`]: sequences in a long-format table. Each row is a time step, and the rows of a
+//! sequence are in one block.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
@@ -12,56 +13,57 @@ use crate::data::csv_table::{CsvOptions, CsvRow, CsvTable};
 use crate::data::features::{Feature, Task};
 use crate::ui::output::{log, quote, quote_path};
 
-/// What to do about a cell that the model cannot be shown.
+/// The advice in error messages about cells that cannot become model inputs.
 pub struct CellAdvice {
-    /// One that is no number.
-    stray: &'static str,
-    /// An empty one among numbers, and one among words.
-    missing: &'static str,
-    empty: &'static str,
+    /// For a cell of a numeric column that is not a number.
+    not_a_number: &'static str,
+    /// For a missing value in a numeric column.
+    missing_number: &'static str,
+    /// For an empty cell in a categorical column.
+    empty_category: &'static str,
 }
 
 impl CellAdvice {
     const TRAIN: Self = Self {
-        stray: "most cells of the column are numbers: mend this one, name it with --missing to have the \
-                column's mean there, or the column with --categorical where its cells are words",
-        missing: ", say --missing NA to have the column's mean there, or leave the column out by --features",
-        empty: ", or leave the column out by --features",
+        not_a_number: "most cells of the column are numbers: fix this cell, pass its text to --missing to use \
+                       the column's mean, or pass the column to --categorical if its cells are categories",
+        missing_number: ", pass --missing NA to use the column's mean, or exclude the column with --features",
+        empty_category: ", or exclude the column with --features",
     };
 
-    /// Where the model is there, and takes what it was trained on.
+    /// For prediction, where the trained model fixes the columns.
     pub const PREDICT: Self = Self {
-        stray: "the model was trained on numbers there: mend this one, or train with --missing to have the \
-                column's mean where a number is missing",
-        missing: ", or train with --missing to have the column's mean there",
-        empty: "",
+        not_a_number: "the model was trained on numbers in this column: fix this cell, or train again with \
+                       --missing to use the column's mean for missing values",
+        missing_number: ", or train again with --missing to use the column's mean",
+        empty_category: "",
     };
 }
 
-/// Words that a column of words may have.
-const MOST_WORDS: usize = 4096;
+/// Maximum number of categories in a categorical column.
+const MAX_CATEGORIES: usize = 4096;
 
-/// Bytes that inputs with columns of words among them may take: an input a word of every row is not
-/// what a column of many words is best shown by.
-const MOST_BYTES: usize = 1 << 30;
+/// Maximum bytes of inputs if some columns are categorical. One-hot inputs are a poor encoding for
+/// a column with many categories.
+const MAX_INPUT_BYTES: usize = 1 << 30;
 
-/// What the loss and the accuracy leave out.
+/// The class index that the loss and the accuracy ignore.
 const NO_CLASS: i32 = -100;
 
+/// A CSV table whose rows are the time steps of sequences.
 pub struct SequenceTable {
-    /// The file, for messages.
+    /// The quoted path, for messages.
     pub shown: String,
     pub csv: CsvTable,
-    /// The column that names the sequences.
+    /// Index of the sequence column, which names the sequence of each row.
     pub sequence: usize,
-    /// The rows of each.
+    /// Rows of each sequence.
     pub sequences: Vec<Range<usize>>,
     pub advice: CellAdvice,
 }
 
 impl SequenceTable {
-    /// Reads a file, whose column `sequence` (the first where it is `None`) says what belongs
-    /// together.
+    /// Reads a file. The column `sequence`, by default the first, names the sequence of each row.
     pub fn read(path: &Path, options: CsvOptions, sequence: Option<&str>) -> Result<Self> {
         let shown = quote_path(path);
         let csv = CsvTable::read(path, options)?;
@@ -71,18 +73,18 @@ impl SequenceTable {
         Ok(Self { shown, csv, sequence, sequences, advice: CellAdvice::TRAIN })
     }
 
-    /// A column by name or number; an error names the file.
+    /// Returns the index of a column by name or number. Errors name the file.
     pub fn find(&self, name: &str) -> Result<usize> {
         self.csv.find(name).with_context(|| self.shown.clone())
     }
 
-    /// The same of several, between commas.
+    /// Returns the indices of several columns, separated by commas. Errors name the file.
     pub fn find_all(&self, names: &str) -> Result<Vec<usize>> {
         self.csv.find_all(names).with_context(|| self.shown.clone())
     }
 
-    /// Which columns are features and which one is the label, each `None` where the defaults are
-    /// meant: the last is the label, what is left the features.
+    /// Returns the label column and the feature columns. By default the label is the last column,
+    /// and the features are all others except the sequence column.
     pub fn choose(
         &self,
         label: Option<&str>,
@@ -94,19 +96,33 @@ impl SequenceTable {
             Some(names) => self.find_all(names)?,
             None => (0..count).filter(|&c| c != self.sequence && c != label).collect(),
         };
-        let listed =
-            || format!("{}: the file has {}{}", self.shown, self.csv.listed(), self.csv.hint());
+        let listed = || {
+            format!(
+                "{}: the file has the columns {}{}",
+                self.shown,
+                self.csv.column_list(),
+                self.csv.delimiter_hint()
+            )
+        };
         ensure!(
             !features.is_empty(),
-            "{}; expected a sequence's name, features and a label",
+            "{}; expected a sequence column, feature columns and a label column",
             listed()
         );
-        ensure!(label != self.sequence, "{}; the label cannot be the sequence's name", listed());
-        ensure!(!features.contains(&label), "{}; the label cannot be a feature, too", listed());
+        ensure!(
+            label != self.sequence,
+            "{}; the label column cannot also be the sequence column",
+            listed()
+        );
+        ensure!(
+            !features.contains(&label),
+            "{}; the label column cannot also be a feature",
+            listed()
+        );
         Ok((label, features))
     }
 
-    /// What a sequence is called.
+    /// Returns the name of a sequence.
     pub fn name(&self, rows: &Range<usize>) -> &str {
         self.csv.row(rows.start).cell(self.sequence)
     }
@@ -115,8 +131,8 @@ impl SequenceTable {
         self.csv.rows_in(rows.clone())
     }
 
-    /// How to show the model these columns, judged by some of the sequences. Those named in
-    /// `categorical`, and those most of whose cells are no numbers, hold words.
+    /// Describes how these columns become model inputs, based on the given sequences. A column is
+    /// categorical if it is in `categorical` or if at most half of its cells are numbers.
     pub fn features(
         &self,
         columns: &[usize],
@@ -126,74 +142,82 @@ impl SequenceTable {
         let feature = |&column: &usize| {
             let rows = sequences.iter().flat_map(|sequence| self.rows(sequence));
             match categorical.contains(&column) || !self.csv.is_mostly_numeric(column) {
-                true => self.words(column, rows),
-                false => self.number(column, rows),
+                true => self.categorical(column, rows),
+                false => self.numeric(column, rows),
             }
         };
         columns.iter().map(feature).collect::<Result<_>>().with_context(|| self.shown.clone())
     }
 
-    fn number<'a>(&self, column: usize, rows: impl Iterator<Item = CsvRow<'a>>) -> Result<Feature> {
+    fn numeric<'a>(
+        &self,
+        column: usize,
+        rows: impl Iterator<Item = CsvRow<'a>>,
+    ) -> Result<Feature> {
         let values = rows.map(|row| self.value(row, column));
         let values: Vec<_> = values.filter_map(Result::transpose).collect::<Result<_>>()?;
         let name = quote(&self.csv.names[column]);
-        ensure!(!values.is_empty(), "column {name} holds no number in the training set");
-        // As shares of the largest, so that squares do not overflow.
+        ensure!(!values.is_empty(), "column {name} has no number in the training set");
+        // Divide by the largest value, so that squares do not overflow.
         let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
         let unit = if largest > 0.0 { largest } else { 1.0 };
         let count = values.len() as f64;
         let mean = values.iter().map(|value| value / unit).sum::<f64>() / count;
         let squares: f64 = values.iter().map(|value| (value / unit - mean).powi(2)).sum();
         let deviation = unit * (squares / count).sqrt();
-        // What is the same everywhere but for rounding says nothing, and is left at its size.
+        // A constant column (up to rounding) is not scaled.
         let deviation = if deviation > 1e-12 * largest { deviation } else { 1.0 };
-        let column = self.csv.reference(column);
-        Ok(Feature::Number { column, mean: unit * mean, deviation })
+        let column = self.csv.column_key(column);
+        Ok(Feature::Numeric { column, mean: unit * mean, deviation })
     }
 
-    fn words<'a>(&self, column: usize, rows: impl Iterator<Item = CsvRow<'a>>) -> Result<Feature> {
+    fn categorical<'a>(
+        &self,
+        column: usize,
+        rows: impl Iterator<Item = CsvRow<'a>>,
+    ) -> Result<Feature> {
         let name = &self.csv.names[column];
         let mut words = BTreeSet::new();
         for row in rows {
-            words.insert(self.word(row, column)?);
+            words.insert(self.category(row, column)?);
         }
         ensure!(
-            words.len() <= MOST_WORDS,
-            "column {} holds {} words, more than {MOST_WORDS}; leave it out by --features where it only \
-             names its rows",
+            words.len() <= MAX_CATEGORIES,
+            "column {} has {} categories, more than {MAX_CATEGORIES}; exclude it with --features if it only \
+             identifies rows",
             quote(name),
             words.len()
         );
         let words = words.into_iter().map(str::to_owned).collect();
-        Ok(Feature::Words { column: self.csv.reference(column), words })
+        Ok(Feature::Categorical { column: self.csv.column_key(column), words })
     }
 
-    /// `None` where it is missing, and may be.
+    /// Returns the number in a cell, or `None` if it is missing and missing values are allowed.
     fn value(&self, row: CsvRow<'_>, column: usize) -> Result<Option<f64>> {
-        let value = self.csv.number(row, column, self.advice.stray)?;
+        let value = self.csv.number(row, column, self.advice.not_a_number)?;
         ensure!(
-            value.is_some() || self.csv.names_missing(),
+            value.is_some() || self.csv.has_missing_option(),
             "{}{}",
-            self.empty(row, column),
-            self.advice.missing
+            self.describe_empty(row, column),
+            self.advice.missing_number
         );
         Ok(value)
     }
 
-    fn word<'a>(&self, row: CsvRow<'a>, column: usize) -> Result<&'a str> {
+    fn category<'a>(&self, row: CsvRow<'a>, column: usize) -> Result<&'a str> {
         match row.cell(column) {
-            "" => bail!("{}{}", self.empty(row, column), self.advice.empty),
+            "" => bail!("{}{}", self.describe_empty(row, column), self.advice.empty_category),
             word => Ok(word),
         }
     }
 
-    fn empty(&self, row: CsvRow<'_>, column: usize) -> String {
+    fn describe_empty(&self, row: CsvRow<'_>, column: usize) -> String {
         let name = quote(&self.csv.names[column]);
-        format!("line {}: there is no value in column {name}; fill it in", row.line)
+        format!("line {}: the value in column {name} is missing; fill it in", row.line)
     }
 
-    /// What the model sees of each sequence: `[T, I]`. Words that are not known are all zeros,
-    /// which is said.
+    /// Encodes each sequence as model inputs `[T, I]`. Logs the number of unknown categories, which
+    /// become all zeros, and of missing numbers.
     pub fn inputs(
         &self,
         features: &[Feature],
@@ -203,7 +227,7 @@ impl SequenceTable {
         let columns: Vec<_> =
             columns.zip(features).map(|(c, f)| Ok((c?, f))).collect::<Result<_>>()?;
         let width = features.iter().map(Feature::inputs).sum();
-        self.check_room(features, sequences.iter().map(Range::len).sum(), width)?;
+        self.check_size(features, sequences.iter().map(Range::len).sum(), width)?;
         let mut unknown = UnknownCells::default();
         let encode = |sequence: &Range<usize>| {
             let mut x = Vec::with_capacity(sequence.len() * width);
@@ -212,42 +236,46 @@ impl SequenceTable {
                     self.encode(row, column, feature, &mut x, &mut unknown)?;
                 }
             }
-            Ok(Array2::from_shape_vec((sequence.len(), width), x).expect("a row a step"))
+            Ok(Array2::from_shape_vec((sequence.len(), width), x).expect("one row per step"))
         };
         let inputs = sequences.iter().map(encode).collect::<Result<_>>();
         let inputs = inputs.with_context(|| self.shown.clone())?;
         if let Some(first) = unknown.first {
             let count = unknown.count;
             log(format_args!(
-                "{}: cells with words that training did not see: {count}, the first is {first}; the model \
-                 sees none of its words there",
+                "{}: cells with categories that training did not see: {count}, the first is {first}; they are encoded \
+                 as all zeros",
                 self.shown
             ));
         }
         if unknown.missing > 0 {
             log(format_args!(
-                "{}: cells without a number, which take their column's mean: {}",
+                "{}: missing numbers, replaced by their column's mean: {}",
                 self.shown, unknown.missing
             ));
         }
         Ok(inputs)
     }
 
-    /// `Ok` when so many rows of inputs, `width` each, take no more memory than words are worth.
-    fn check_room(&self, features: &[Feature], rows: usize, width: usize) -> Result<()> {
-        let words = features.iter().filter(|feature| matches!(feature, Feature::Words { .. }));
-        let Some(most) = words.max_by_key(|feature| feature.inputs()) else { return Ok(()) };
+    /// Checks that `rows` rows of `width` inputs stay below [`MAX_INPUT_BYTES`] if some columns are
+    /// categorical.
+    fn check_size(&self, features: &[Feature], rows: usize, width: usize) -> Result<()> {
+        let categorical =
+            features.iter().filter(|feature| matches!(feature, Feature::Categorical { .. }));
+        let Some(largest) = categorical.max_by_key(|feature| feature.inputs()) else {
+            return Ok(());
+        };
         let bytes = rows.saturating_mul(width).saturating_mul(size_of::<f32>());
         let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
         ensure!(
-            bytes <= MOST_BYTES,
-            "{}: {rows} rows of {width} inputs would take {:.1} GiB, more than {} GiB; column {} has {} of the inputs, \
-             one for each of its words: leave it out by --features, or take fewer rows",
+            bytes <= MAX_INPUT_BYTES,
+            "{}: {rows} rows of {width} inputs would take {:.1} GiB, more than {} GiB; column {} takes {} of the inputs, \
+             one per category; exclude it with --features, or use fewer rows",
             self.shown,
             gib(bytes),
-            gib(MOST_BYTES),
-            quote(most.column()),
-            most.inputs()
+            gib(MAX_INPUT_BYTES),
+            quote(largest.column()),
+            largest.inputs()
         );
         Ok(())
     }
@@ -261,21 +289,21 @@ impl SequenceTable {
         unknown: &mut UnknownCells,
     ) -> Result<()> {
         match feature {
-            Feature::Number { mean, deviation, .. } => {
+            Feature::Numeric { mean, deviation, .. } => {
                 let value = self.value(row, column)?;
                 unknown.missing += usize::from(value.is_none());
                 let scaled = value.map_or(0.0, |value| ((value - mean) / deviation) as f32);
                 ensure!(
                     scaled.is_finite(),
-                    "line {}: {} is too far from what training saw in column {}",
+                    "line {}: {} is too far from the training values of column {}",
                     row.line,
                     quote(row.cell(column)),
                     quote(&self.csv.names[column])
                 );
                 x.push(scaled);
             }
-            Feature::Words { words, .. } => {
-                let word = self.word(row, column)?;
+            Feature::Categorical { words, .. } => {
+                let word = self.category(row, column)?;
                 let first = x.len();
                 x.resize(first + words.len(), 0.0);
                 match words.binary_search_by(|known| known.as_str().cmp(word)) {
@@ -287,16 +315,16 @@ impl SequenceTable {
         Ok(())
     }
 
-    /// The words of the labels, sorted. What means "no value" elsewhere is a word here: whoever
-    /// asks what a row is may well be told `none`. An empty cell is no label.
+    /// Returns the different labels, sorted. Words such as `none`, which mean a missing value in
+    /// other columns, are valid labels. An empty cell is no label.
     pub fn classes(&self, label: usize) -> Result<Vec<String>> {
         let words: BTreeSet<_> = self.csv.rows().map(|row| row.cell(label)).collect();
         let classes: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
         let column = quote(&self.csv.names[label]);
         match classes[..] {
-            [] => bail!("{}: the label's column {column} is empty", self.shown),
+            [] => bail!("{}: the label column {column} is empty", self.shown),
             [one] => bail!(
-                "{}: every label in column {column} is {}; there is nothing to tell apart",
+                "{}: every label in column {column} is {}; expected at least two different labels",
                 self.shown,
                 quote(one)
             ),
@@ -305,31 +333,32 @@ impl SequenceTable {
         for class in classes.iter().filter(|class| self.csv.is_missing(class)) {
             let class = quote(class);
             log(format_args!(
-                "{class} in column {column} is a class like any other; an empty cell is no label"
+                "{class} in column {column} is used as a class; leave a cell empty if it has no label"
             ));
         }
         Ok(classes.into_iter().map(str::to_owned).collect())
     }
 
-    /// `Ok` unless the labels look like numbers to be forecast.
+    /// Refuses labels that look like numbers to predict rather than classes.
     pub fn check_classes(&self, label: usize, classes: &[String]) -> Result<()> {
-        const FEW: usize = 20;
+        const MAX_NUMERIC_CLASSES: usize = 20;
         let is_fraction = |class: &&String| {
             class.parse::<f64>().is_ok_and(|value| value.is_finite() && value.fract() != 0.0)
         };
         let (fractions, all) = (classes.iter().filter(is_fraction).count(), classes.len());
         ensure!(
-            all <= FEW || 10 * fractions < 9 * all,
-            "{}: the label's column {column} holds {all} different labels, {fractions} of them numbers with a \
-             fraction; this learns classes, and `gru forecast` learns numbers of a series (--categorical \
-             {column} takes each as a class all the same)",
+            all <= MAX_NUMERIC_CLASSES || 10 * fractions < 9 * all,
+            "{}: the label column {column} has {all} different labels, {fractions} of them numbers with a \
+             fraction; `gru train` learns classes, `gru forecast` predicts numbers of a series (pass \
+             --categorical {column} to use each label as a class)",
             self.shown,
             column = quote(&self.csv.names[label])
         );
         Ok(())
     }
 
-    /// The labels of a sequence: one, or one a row, `\"\"` where there is none.
+    /// Returns the labels of a sequence: one for the sequence, or one per row, with `\"\"` for no
+    /// label.
     pub fn labels(&self, task: Task, label: usize, sequence: &Range<usize>) -> Result<Vec<&str>> {
         let rows = self.rows(sequence);
         match task {
@@ -340,8 +369,8 @@ impl SequenceTable {
                 match other {
                     None => Ok(vec![first]),
                     Some(other) => bail!(
-                        "{}: line {}: the label of sequence {} changes from {} to {}; with --task classify \
-                         it is the same in all rows of a sequence (--task label takes one a row)",
+                        "{}: line {}: the label of sequence {} changes from {} to {}; --task classify needs \
+                         the same label in all rows of a sequence, --task label takes one per row",
                         self.shown,
                         other.line,
                         quote(self.name(sequence)),
@@ -353,7 +382,7 @@ impl SequenceTable {
         }
     }
 
-    /// The same as the model's targets.
+    /// Returns the labels of a sequence as a training target.
     pub fn target(
         &self,
         task: Task,
@@ -370,7 +399,7 @@ impl SequenceTable {
             found.map(|class| class as i32).map_err(|_| match word {
                 "" => anyhow!("{}: line {}: the label is empty", self.shown, row.line),
                 _ => anyhow!(
-                    "{}: line {}: training saw no label {}",
+                    "{}: line {}: label {} does not occur in the training data",
                     self.shown,
                     row.line,
                     quote(word)
@@ -378,13 +407,13 @@ impl SequenceTable {
             })
         });
         match task {
-            Task::Classify => targets.next().expect("one label a sequence").map(Target::Class),
+            Task::Classify => targets.next().expect("one label per sequence").map(Target::Class),
             Task::Label => targets.collect::<Result<_>>().map(Target::Classes),
         }
     }
 }
 
-/// Cells that say nothing: words that were not seen in training, and numbers that are missing.
+/// Counts cells without information: categories that training did not see, and missing numbers.
 #[derive(Default)]
 struct UnknownCells {
     missing: usize,
@@ -399,7 +428,7 @@ impl UnknownCells {
     }
 }
 
-/// The rows of each sequence.
+/// Returns the rows of each sequence.
 fn sequences(csv: &CsvTable, column: usize) -> Result<Vec<Range<usize>>> {
     let mut sequences: Vec<Range<usize>> = Vec::new();
     let mut seen = HashSet::new();
@@ -408,7 +437,7 @@ fn sequences(csv: &CsvTable, column: usize) -> Result<Vec<Range<usize>>> {
         let name = row.cell(column);
         ensure!(
             !name.is_empty(),
-            "line {}: the row names no sequence in column {}",
+            "line {}: the sequence column {} is empty",
             row.line,
             quote(&csv.names[column])
         );
@@ -417,8 +446,8 @@ fn sequences(csv: &CsvTable, column: usize) -> Result<Vec<Range<usize>>> {
             _ => {
                 ensure!(
                     seen.insert(name),
-                    "line {}: sequence {} goes on after another one; the rows of a sequence are to stand \
-                     together",
+                    "line {}: sequence {} continues after another sequence; expected all its rows in one \
+                     block",
                     row.line,
                     quote(name)
                 );

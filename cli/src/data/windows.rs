@@ -1,4 +1,4 @@
-//! A series cut into windows, each told relative to its own last value.
+//! [`Windows`]: windows of a series, with values relative to the last input value of each window.
 
 use std::ops::Range;
 
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use crate::ui::arguments::{at_least_one, fraction};
 use crate::ui::output::warn;
 
-/// A forecast so many usual changes away from the last value is not to be believed.
+/// Warn about forecasts further than this many usual changes from the last value.
 const FAR: f64 = 1e6;
 
-/// How a series is cut.
+/// The sizes of the windows of a series.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WindowSizes {
-    /// Rows that a window shows the model.
+    /// Input rows of a window.
     #[arg(long, value_name = "ROWS", default_value_t = 104, value_parser = at_least_one)]
     pub input: usize,
     /// Rows to forecast.
@@ -26,21 +26,22 @@ pub struct WindowSizes {
     /// Rows of a season, for the baselines.
     #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
     pub season: usize,
-    /// The share of the series held out at its end.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = fraction)]
+    /// Fraction of the series to hold out, at its end.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
     pub holdout: f64,
 }
 
-/// Where the held-out part of a series starts, and the origins of the windows on either side.
+/// The split of a series into training rows and held-out rows, with the origins of the windows in
+/// each.
 pub struct WindowSplit {
-    /// The first row of the held-out part.
+    /// The first held-out row.
     pub row: usize,
     pub training: Vec<usize>,
     pub testing: Vec<usize>,
 }
 
 impl WindowSplit {
-    /// Of a series of so many rows.
+    /// Splits a series of `rows` rows.
     pub fn new(sizes: &WindowSizes, rows: usize) -> Result<Self> {
         let WindowSizes { input, horizon, season, holdout } = *sizes;
         let row = ((1.0 - holdout) * rows as f64).round() as usize;
@@ -49,34 +50,35 @@ impl WindowSplit {
         if training.is_empty() || testing.is_empty() {
             bail!(
                 "{rows} rows are too few: the first {row} must hold a window of {input} + {horizon} \
-                 rows (--input, --horizon), and the {} held out (--holdout) at least {horizon}",
+                 rows (--input, --horizon), and the last {}, held out by --holdout, at least {horizon}",
                 rows - row
             );
         }
         ensure!(
             season < testing[0],
-            "a season of {season} rows (--season) leaves nothing before the held-out part, which \
-             starts after {} rows",
+            "a season of {season} rows (--season) is too long; expected fewer than the {} rows before the first \
+             held-out forecast",
             testing[0]
         );
         Ok(Self { row, training, testing })
     }
 }
 
-/// Windows of a series: `input` values of every column in, `horizon` values of the first one to be
-/// forecast. A window is named by its origin, the index of its first target.
+/// Windows of a series: `input` rows of every column are the inputs, the next `horizon` values of
+/// the first column are the targets. A window is identified by its origin, the row of its first
+/// target.
 pub struct Windows<'a> {
-    /// The series itself, and what else the model sees: of each as many values.
+    /// The target column, then the other input columns, all of the same length.
     pub columns: &'a [Vec<f64>],
     pub input: usize,
     pub horizon: usize,
-    /// What a change of 1 means to the model, of each column: the usual size of a value's distance
-    /// from that before the origin, up to `horizon` rows later, over the training part.
+    /// Scale of each column: the root mean square, over the training rows, of the changes from the
+    /// last value before an origin to the `horizon` values after it.
     pub scales: Vec<f64>,
 }
 
 impl<'a> Windows<'a> {
-    /// Windows scaled to the first `training` values of each column.
+    /// Creates windows with scales from the first `training` values of each column.
     pub fn new(
         columns: &'a [Vec<f64>],
         training: usize,
@@ -89,12 +91,12 @@ impl<'a> Windows<'a> {
         Ok(Self::scaled(columns, input, horizon, scales))
     }
 
-    /// Windows of these scales.
+    /// Creates windows with these scales.
     pub fn scaled(columns: &'a [Vec<f64>], input: usize, horizon: usize, scales: Vec<f64>) -> Self {
         Self { columns, input, horizon, scales }
     }
 
-    /// What the model sees: `[T, B, I]`, relative to each window's last values.
+    /// Returns the model inputs `[T, B, I]`, relative to each window's last values and scaled.
     pub fn inputs(&self, origins: &[usize]) -> Array3<f32> {
         let shape = (self.input, origins.len(), self.columns.len());
         Array3::from_shape_fn(shape, |(t, b, i)| {
@@ -102,7 +104,7 @@ impl<'a> Windows<'a> {
         })
     }
 
-    /// What it should say: `[B, horizon]`, relative likewise.
+    /// Returns the targets `[B, horizon]`, relative to each window's last value and scaled.
     pub fn targets(&self, origins: &[usize]) -> Array2<f32> {
         let shape = (origins.len(), self.horizon);
         Array2::from_shape_fn(shape, |(b, k)| self.relative(0, origins[b], origins[b] + k))
@@ -113,20 +115,21 @@ impl<'a> Windows<'a> {
         ((values[row] - values[origin - 1]) / self.scales[column]) as f32
     }
 
-    /// The model's word for a window, back in the series' units.
+    /// Converts a model output for a window back to the series' units.
     fn absolute(&self, origin: usize, relative: f32) -> f64 {
         self.columns[0][origin - 1] + f64::from(relative) * self.scales[0]
     }
 
-    /// `Ok` when forecasts from `origins` are numbers; says where they make no sense.
+    /// Checks that forecasts from `origins` are finite. Warns if they are implausibly far from the
+    /// last values.
     pub fn check(&self, origins: &[usize], forecasts: &Array2<f64>) -> Result<()> {
         ensure!(
             forecasts.iter().all(|value| value.is_finite()),
-            "the model forecasts values that are not finite: it has diverged, or the rows are far from those \
-             that it was trained on; try a lower --learning-rate"
+            "the forecasts are not finite: the model has diverged, or the rows are far from its training \
+             data; try a lower --learning-rate"
         );
         let away = |((b, _), value): ((usize, usize), &f64)| {
-            // Each by itself: their difference may be too large for a number.
+            // Scale both first, because their difference may overflow.
             let [value, last] =
                 [*value, self.columns[0][origins[b] - 1]].map(|v| v / self.scales[0]);
             (value - last).abs()
@@ -134,15 +137,15 @@ impl<'a> Windows<'a> {
         let farthest = forecasts.indexed_iter().map(away).fold(0.0, f64::max);
         if farthest > FAR {
             warn(format_args!(
-                "the model forecasts changes of up to {farthest:.0e} times the usual one of its \
-                 training part: it has diverged, or the rows are far from those that it was trained on"
+                "the model forecasts changes of up to {farthest:.0e} times the usual change in its \
+                 training data: it has diverged, or the rows are far from that data"
             ));
         }
         Ok(())
     }
 
-    /// Forecasts `[windows, horizon]` in the series' units by a model's `forward`, `batch` windows
-    /// at a time.
+    /// Returns forecasts `[windows, horizon]` in the series' units. Calls a model's `forward` with
+    /// `batch` windows at a time.
     pub fn forecast(
         &self,
         origins: &[usize],
@@ -162,8 +165,8 @@ impl<'a> Windows<'a> {
     }
 }
 
-/// Some of a series' windows as examples. They are made batch by batch: as a list of examples they
-/// would take the series' memory as many times as a window has rows.
+/// Windows of a series as a data set. Batches are built on demand: a list of examples would take
+/// the series' memory once for each row of a window.
 pub struct WindowSet<'a> {
     pub windows: Windows<'a>,
     pub origins: &'a [usize],
@@ -192,12 +195,12 @@ impl Dataset for WindowSet<'_> {
     }
 }
 
-/// The origins of all windows whose targets lie in `first..end`.
+/// Returns the origins of all windows whose targets are in `first..end`.
 pub fn origins(input: usize, horizon: usize, first: usize, end: usize) -> Range<usize> {
     first.max(input)..(end + 1).saturating_sub(horizon)
 }
 
-/// The usual size of a change from before an origin.
+/// Returns the root mean square of the changes from the last value before each origin.
 fn scale(values: &[f64], origins: Range<usize>, horizon: usize) -> Result<f64> {
     let changes = || {
         origins.clone().flat_map(|origin| {
@@ -205,11 +208,14 @@ fn scale(values: &[f64], origins: Range<usize>, horizon: usize) -> Result<f64> {
             values[origin..origin + horizon].iter().map(move |value| value - last)
         })
     };
-    // As shares of the largest, so that squares neither overflow nor vanish.
+    // Divide by the largest change, so that squares neither overflow nor underflow.
     let largest = changes().map(f64::abs).fold(0.0, f64::max);
-    ensure!(largest.is_finite(), "the series' values are too far apart for a 64-bit number");
+    ensure!(
+        largest.is_finite(),
+        "the differences between the series' values overflow a 64-bit float"
+    );
     if largest == 0.0 {
-        return Ok(1.0); // A constant series has no scale; 1 does.
+        return Ok(1.0); // Any scale works for a constant series.
     }
     let squares: f64 = changes().map(|change| (change / largest).powi(2)).sum();
     Ok(largest * (squares / changes().count() as f64).sqrt())
@@ -235,10 +241,10 @@ mod tests {
         Trainer::new(learner, config).expect("small")
     }
 
-    /// On a wave the loss falls far, and by the GRU's learning, not the head's alone. A run that is
-    /// ended at any event goes on from a checkpoint to the same bits.
+    /// On a sine wave the loss falls far, and the GRU learns as well as the head. A run stopped at
+    /// any event resumes from a checkpoint with the same bits.
     #[test]
-    fn training_lowers_the_loss_moves_both_parts_and_goes_on_from_anywhere() {
+    fn training_lowers_the_loss_updates_gru_and_head_and_resumes_from_any_event() {
         let columns = [(0..200).map(|i| (f64::from(i) * 0.7).sin()).collect()];
         let origins: Vec<usize> = origins(12, 3, 0, 200).collect();
         let set = |origins| WindowSet {
@@ -262,7 +268,7 @@ mod tests {
         let whole = model.checkpoint().expect("on the CPU");
         let params = |of: &Params| of.as_slice().to_vec();
         let (before, after) = (params(&before), params(&whole.state.params));
-        // The flat buffer has gaps between its parts.
+        // The flat buffer has gaps between the parameters.
         let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
         assert_eq!(moved, whole.state.params.layout().parameter_count());
 
@@ -281,9 +287,9 @@ mod tests {
         }
     }
 
-    /// A run that goes on is refused another series, other windows of it and other scales.
+    /// A resumed run refuses another series, other windows and other scales.
     #[test]
-    fn sets_of_other_windows_have_other_fingerprints() {
+    fn different_windows_have_different_fingerprints() {
         let columns = [vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0]];
         let other = [vec![1.0, 2.0, 4.0, 8.0, 16.0, 33.0]];
         let of = |columns, origins, input, scale| {
@@ -303,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scale_is_the_usual_change_whatever_the_unit() {
+    fn the_scale_is_the_rms_change_in_any_unit() {
         for unit in [1.0, 1e300, 1e-300] {
             let series = [0.0, 3.0, -1.0, 3.0, 0.0].map(|v| v * unit);
             let scale = scale(&series, 1..5, 1).expect("finite changes");
@@ -315,16 +321,16 @@ mod tests {
     }
 
     #[test]
-    fn windows_never_reach_past_their_part() {
+    fn windows_stay_within_their_rows() {
         let slope = |step: f64| (0..20).map(|i| step * f64::from(i)).collect();
         let columns = [slope(1.0), slope(-7.0)];
-        let windows = Windows::new(&columns, 12, 4, 3).expect("slopes");
+        let windows = Windows::new(&columns, 12, 4, 3).expect("linear series");
         assert_eq!(origins(4, 3, 0, 12), 4..10); // targets 9, 10, 11 are the last
         assert_eq!(origins(4, 3, 12, 20), 12..18);
         assert!(origins(4, 3, 0, 6).is_empty() && origins(4, 3, 0, 1).is_empty());
         let x = windows.inputs(&[4, 17]);
         assert_eq!((x.dim(), x[[3, 0, 0]], x[[3, 1, 0]]), ((4, 2, 2), 0.0, 0.0));
-        // Each by its own scale.
+        // Each column has its own scale.
         assert_eq!(x[[0, 1, 0]], -x[[0, 1, 1]]);
         let y = windows.targets(&[17]);
         assert!((windows.absolute(17, y[[0, 2]]) - 19.0).abs() < 1e-6);

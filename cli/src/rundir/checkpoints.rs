@@ -1,4 +1,4 @@
-//! When a run's checkpoint is written, what it notes, and whether a run may go on from it.
+//! [`CheckpointWriter`]: writes a run's checkpoints. Also checks whether a run can resume from one.
 
 use std::time::{Duration, Instant};
 
@@ -8,17 +8,16 @@ use gru_wgpu::{Checkpoint, Device, Progress};
 use crate::rundir::folder::RunDir;
 use crate::ui::output::{causes, log, quote, quote_path, warn};
 
-/// How often a checkpoint is written.
+/// The interval between two checkpoints.
 #[derive(Clone, Copy, Debug)]
 pub enum CheckpointInterval {
     Updates(u64),
     Time(Duration),
 }
 
-/// `500`, `90s`, `10m` or `2h`.
+/// Parses an interval: `500` (updates), `90s`, `10m` or `2h`.
 pub fn interval(text: &str) -> Result<CheckpointInterval> {
-    let expected =
-        "expected a number of updates, or of seconds, minutes or hours as in 90s, 10m or 2h";
+    let expected = "expected a number of updates such as 500, or a time such as 90s, 10m or 2h";
     let (number, seconds) = match text.char_indices().last() {
         Some((at, 's')) => (&text[..at], Some(1)),
         Some((at, 'm')) => (&text[..at], Some(60)),
@@ -32,7 +31,7 @@ pub fn interval(text: &str) -> Result<CheckpointInterval> {
     })
 }
 
-/// What a checkpoint notes: the data, the device, and the seconds that training took.
+/// Keys of a checkpoint's notes: the data, the device, and the seconds of training.
 const DATA: &str = "data";
 const DEVICE: &str = "device";
 const SECONDS: &str = "seconds";
@@ -42,23 +41,23 @@ pub struct CheckpointWriter<'a> {
     folder: &'a RunDir,
     interval: CheckpointInterval,
     device: String,
-    /// What it is trained and validated on, to be held against another time's.
+    /// Identifies the training and validation data, to compare when the run resumes.
     data: String,
-    /// Seconds of training before this part.
+    /// Seconds of training before this session.
     earlier: f64,
-    /// When the last checkpoint was written, or this part begun, and after how many updates.
+    /// The time and the number of updates at the last checkpoint or at the start of this session.
     saved: (Instant, u64),
-    /// After how many updates, and where, the folder's last checkpoint was taken, if there is one.
+    /// The number of updates and the progress of the folder's last checkpoint, if there is one.
     last: Option<(u64, Progress)>,
-    /// Whether this part has come to where that was or further.
+    /// True after this session has written a checkpoint, or found an identical one in the folder.
     has_saved: bool,
-    /// Whether it was said that files cannot be written.
+    /// True after a warning that files cannot be written.
     has_warned: bool,
 }
 
 impl<'a> CheckpointWriter<'a> {
-    /// Of a new run, or of one that goes on from `checkpoint`: says so where that was on another
-    /// device.
+    /// Creates a writer for a new run, or for one that resumes from `checkpoint`. Logs a note if
+    /// that checkpoint was made on another device.
     pub fn new(
         folder: &'a RunDir,
         interval: CheckpointInterval,
@@ -71,7 +70,7 @@ impl<'a> CheckpointWriter<'a> {
         let device = device.to_string();
         if let Some(other) = note_of(DEVICE).filter(|other| **other != device) {
             log(format_args!(
-                "it was trained on {} before; the last bits will be others",
+                "the run was trained on {} before; results may differ in the last bits",
                 quote(other)
             ));
         }
@@ -85,14 +84,14 @@ impl<'a> CheckpointWriter<'a> {
         self.folder
     }
 
-    /// Training begins, or goes on after so many updates.
+    /// Starts measuring the interval. `updates` updates were made before.
     pub fn start(&mut self, updates: u64) {
         self.saved = (Instant::now(), updates);
     }
 
-    /// Whether it is time for a checkpoint after so many updates: soon for the first of this part,
-    /// however seldom they are asked for. Where it cannot be written it is tried again when the
-    /// next is due.
+    /// Returns true if a checkpoint is due after `updates` updates. The first one of a session is
+    /// due after its first epoch at the latest. If writing fails, the next attempt is at the next
+    /// due time.
     pub fn is_due(&mut self, updates: u64, is_epoch_over: bool) -> bool {
         let (time, before) = self.saved;
         let is_time = match self.interval {
@@ -106,44 +105,44 @@ impl<'a> CheckpointWriter<'a> {
         is_time || (is_epoch_over && !self.has_saved)
     }
 
-    /// Has a run go on though its files could not be written, and says so: once until they are, or
-    /// until the next checkpoint is due.
+    /// Turns a failure to write files into a warning, so that the run continues. Warns once until a
+    /// write succeeds or the next checkpoint is due.
     ///
     /// # Errors
-    /// What else went wrong.
+    /// Returns any other error.
     pub fn tolerate(&mut self, saved: Result<()>) -> Result<()> {
         let Some(why) = unsaved(saved)? else { return Ok(()) };
         if !self.has_warned {
-            warn(format_args!("the run goes on, but was not saved: {}", causes(&why)));
+            warn(format_args!("the run continues, but was not saved: {}", causes(&why)));
             self.has_warned = true;
         }
         Ok(())
     }
 
-    /// Seconds of training, of which this part took so long.
+    /// Returns the seconds of training of the whole run. `elapsed` is the time of this session.
     pub fn seconds(&self, elapsed: Duration) -> f64 {
         self.earlier + elapsed.as_secs_f64()
     }
 
-    /// What to say of the checkpoints that are there when a run diverges.
+    /// Describes the existing checkpoints for the message of a run that diverged.
     pub fn kept(&self) -> Option<String> {
         let shown = quote_path(self.folder.path());
         match (self.has_saved, self.last) {
-            // After a bad change of settings the last one may be finite and ruined all the same.
-            (true, _) if self.folder.before().exists() => Some(format!(
-                "the last checkpoint before that is in {shown}, and the one before it, \
-                 checkpoint.safetensors.before, too, to be put in its place where the last is of no use"
+            // After a bad change of settings the last checkpoint may be finite and still useless.
+            (true, _) if self.folder.previous_checkpoint().exists() => Some(format!(
+                "the last checkpoint before that is in {shown}; if it is useless, replace it by the previous one, \
+                 checkpoint.safetensors.before"
             )),
             (true, _) => Some(format!("the last checkpoint before that is in {shown}")),
-            (false, Some(_)) => {
-                Some(format!("the checkpoints in {shown} stay those that it went on from"))
-            }
+            (false, Some(_)) => Some(format!(
+                "the checkpoints in {shown} are still those that the run resumed from"
+            )),
             (false, None) => None,
         }
     }
 
-    /// Writes a checkpoint, when what it goes on from is there. One of where the last one was taken
-    /// is not written again: the one before that is worth more.
+    /// Writes a checkpoint, unless the last one has the same position. Writing that one again would
+    /// replace the previous checkpoint by a copy.
     pub fn write(&mut self, mut checkpoint: Checkpoint, elapsed: Duration) -> Result<()> {
         let position = position_of(&checkpoint);
         if self.last != Some(position) {
@@ -162,35 +161,35 @@ impl<'a> CheckpointWriter<'a> {
     }
 }
 
-/// Why files of a run could not be written, if so: the run itself is as good as before. What else
-/// went wrong is an error.
+/// Returns the reason if files of a run could not be written, which does not harm the run itself.
+/// Any other error stays an error.
 pub fn unsaved(saved: Result<()>) -> Result<Option<anyhow::Error>> {
     let Err(error) = saved else { return Ok(None) };
     let of_library = error.chain().find_map(|cause| cause.downcast_ref::<gru_wgpu::Error>());
     let is_io = match of_library {
-        // Its other errors keep the system's error as their source, too.
+        // Other library errors can have a system error as their source too.
         Some(error) => matches!(error, gru_wgpu::Error::Io { .. }),
         None => error.root_cause().is::<std::io::Error>(),
     };
     if is_io { Ok(Some(error)) } else { Err(error) }
 }
 
-/// Keeps what a run that diverged can be gone on from, and says what that is: the checkpoints that
-/// are there, of which `kept` tells, or else what `save` writes. They stay: what it came to since
-/// may be finite and of no use, and would take their place.
+/// Keeps a checkpoint from which a diverged run can resume, and describes it. Existing checkpoints,
+/// described by `kept`, stay: the later state may be finite but useless, and must not replace them.
+/// Without any, calls `save`.
 pub fn keep_good(
     folder: &RunDir,
     kept: Option<String>,
     save: impl FnOnce() -> Result<()>,
 ) -> String {
     kept.unwrap_or_else(|| match save() {
-        Ok(()) => format!("what was good until then is in {}", quote_path(folder.path())),
-        Err(error) => format!("and the updates before it were not saved: {}", causes(&error)),
+        Ok(()) => format!("the last good update is saved in {}", quote_path(folder.path())),
+        Err(error) => format!("the updates before it could not be saved: {}", causes(&error)),
     })
 }
 
-/// What ended a run, in words. Of an update that diverged `made_from` tells what it was made from.
-/// `kept` tells what there is to go on from, where the run has a folder.
+/// Describes the error that ended a run. `made_from` describes the examples of a diverged update,
+/// `kept` the checkpoint to resume from if the run has a folder.
 pub fn explain(error: &gru_wgpu::Error, made_from: &str, kept: Option<&str>) -> anyhow::Error {
     let kept = kept.map_or_else(String::new, |kept| format!("; {kept}"));
     let gru_wgpu::Error::Diverged { step, loss, norm, largest, parameter, .. } = error else {
@@ -198,33 +197,34 @@ pub fn explain(error: &gru_wgpu::Error, made_from: &str, kept: Option<&str>) -> 
     };
     let from = if made_from.is_empty() { String::new() } else { format!(" ({made_from})") };
     let outcome = match loss.is_finite() && norm.is_finite() {
-        true => ", and what it would make of the parameters is not finite",
+        true => ", and the updated parameters would not be finite",
         false => "",
     };
-    let resumed = if kept.is_empty() { "" } else { ", with --resume, too" };
+    let resumed = if kept.is_empty() { "" } else { " with --resume" };
     anyhow!(
-        "update {}{from} diverged: loss {loss}, the gradient's norm {norm}, its largest element {largest} in \
-         {parameter}{outcome}{kept}; a lower --learning-rate or --clip may help{resumed}",
+        "update {}{from} diverged: loss {loss}, gradient norm {norm}, largest gradient element {largest} in \
+         {parameter}{outcome}{kept}; try a lower --learning-rate or --clip{resumed}",
         step + 1
     )
 }
 
-/// After how many updates, and where.
+/// Returns the number of updates and the progress of a checkpoint.
 fn position_of(checkpoint: &Checkpoint) -> (u64, Progress) {
     (checkpoint.state.moments.steps, checkpoint.progress)
 }
 
-/// Whether a checkpoint's run was on this data.
+/// Returns true if the checkpoint's run used this data.
 pub fn is_of(checkpoint: &Checkpoint, data: &str) -> bool {
     checkpoint.notes.get(DATA).is_none_or(|noted| noted == data)
 }
 
-/// `Ok` when the tables of a folder's configuration are all those of its checkpoint.
+/// Checks that the tables of a folder's configuration are the same as in its checkpoint.
 pub fn check_same(tables: &[(&str, bool)]) -> Result<()> {
     for (what, is_same) in tables {
         ensure!(
             is_same,
-            "{what} in config.toml is not what the run was started with; a run goes on with its own settings"
+            "{what} in config.toml has changed since the run started; restore it, because a run resumes only with its \
+             own settings"
         );
     }
     Ok(())
@@ -236,7 +236,7 @@ mod tests {
 
     use super::*;
 
-    /// Other errors of the library may come from the system, too, and end the run all the same.
+    /// Other library errors may have a system error as their source. They still end the run.
     #[test]
     fn only_files_that_cannot_be_written_are_tolerated() {
         let system = || io::Error::other("no space left");

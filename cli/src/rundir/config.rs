@@ -1,5 +1,4 @@
-//! `config.toml` of a run: written with comments above its tables, read with the line of what is
-//! wrong.
+//! `config.toml` of a run. Comments stand above its tables, and errors name the line.
 
 use std::path::Path;
 
@@ -14,24 +13,25 @@ use crate::ui::output::quote_path;
 pub const TRAIN: &str = "gru train";
 pub const FORECAST: &str = "gru forecast";
 
-/// All that a run is made of but its data: what `gru predict` and `--resume` need.
+/// All settings of a run, as `gru predict` and `--resume` read them. The data stays in its own
+/// files.
 pub trait RunConfig: Serialize + DeserializeOwned {
-    /// The command whose run it is.
+    /// The command that created the run.
     const COMMAND: &'static str;
 
-    /// Heads of the file in order, and the comment above each.
+    /// Table headers of the file in order, with the comment above each.
     const COMMENTS: &'static [(&'static str, &'static str)];
 
-    /// `Ok` when every number makes sense.
+    /// Checks that every number is in its valid range.
     fn check(&self) -> Result<()>;
 
-    /// Writes it, whole or not at all.
+    /// Writes the file atomically.
     fn write(&self, path: &Path) -> Result<()> {
-        let text = toml::to_string(self).context("the settings do not go into a TOML file")?;
+        let text = toml::to_string(self).context("cannot write the settings as TOML")?;
         let command = Self::COMMAND;
         let mut comments = Self::COMMENTS.iter().peekable();
         let mut commented = format!(
-            "# A run of `{command}`. `gru predict` reads it, and `{command} --resume` goes on from it.\n"
+            "# A run of `{command}`. `gru predict` and `{command} --resume` read this file.\n"
         );
         for line in text.lines() {
             if let Some((_, comment)) = comments.next_if(|(head, _)| *head == line) {
@@ -42,18 +42,18 @@ pub trait RunConfig: Serialize + DeserializeOwned {
         write_file(path, commented.as_bytes())
     }
 
-    /// Reads and checks it.
+    /// Reads and checks the file.
     fn read(path: &Path) -> Result<Self> {
         let (shown, text) = (quote_path(path), read_text(path)?);
         let (own, command) = (command_of(path, &text)?, Self::COMMAND);
-        ensure!(own == command, "{shown} is that of a run of `{own}`, not of `{command}`");
+        ensure!(own == command, "{shown} belongs to a run of `{own}`, not of `{command}`");
         let config: Self = parse(path, &text)?;
         config.check().with_context(|| shown)?;
         Ok(config)
     }
 }
 
-/// Whether it is that of a run of `gru forecast`, not of `gru train`.
+/// Returns true if the file belongs to a run of `gru forecast`, false if to one of `gru train`.
 pub fn is_forecast(path: &Path) -> Result<bool> {
     Ok(command_of(path, &read_text(path)?)? == FORECAST)
 }

@@ -1,4 +1,4 @@
-//! `metrics.csv` of a run: a row an epoch.
+//! `metrics.csv` of a run: one row per epoch.
 
 use std::path::Path;
 
@@ -7,21 +7,21 @@ use anyhow::{Context, Result};
 use crate::ui::files::write_file;
 use crate::ui::output::{log, quote_path};
 
-/// An epoch's row in `metrics.csv`.
+/// The row of one epoch in `metrics.csv`.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct EpochMetrics {
-    /// From 1.
+    /// The epoch, from 1.
     pub epoch: usize,
-    /// Since the start.
+    /// Updates since the start of the run.
     pub updates: u64,
-    /// Of the last of them.
+    /// Learning rate of the last update.
     pub learning_rate: f64,
     pub train_loss: f32,
     pub valid_loss: f64,
-    /// Where there are classes.
+    /// `None` if the targets are not classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_accuracy: Option<f64>,
-    /// Of training, since the start.
+    /// Seconds of training since the start of the run.
     pub seconds: f64,
 }
 
@@ -29,11 +29,11 @@ impl EpochMetrics {
     pub fn write_all(epochs: &[Self], path: &Path) -> Result<()> {
         let mut csv = csv::Writer::from_writer(Vec::new());
         epochs.iter().try_for_each(|epoch| csv.serialize(epoch))?;
-        let csv = csv.into_inner().context("the metrics do not go into a file")?;
+        let csv = csv.into_inner().context("cannot write the metrics as CSV")?;
         write_file(path, &csv)
     }
 
-    /// How many epochs are over by the file: 0 where it is missing.
+    /// Returns the number of finished epochs in the file, or 0 if the file is missing.
     pub fn count(path: &Path) -> usize {
         let Ok(mut csv) = csv::ReaderBuilder::new().flexible(true).from_path(path) else {
             return 0;
@@ -41,8 +41,8 @@ impl EpochMetrics {
         csv.deserialize::<Self>().flatten().map(|row| row.epoch).max().unwrap_or(0)
     }
 
-    /// Those of the first `count` epochs, as far as the file still has them. A run goes on without
-    /// the others, and says so.
+    /// Reads the rows of the first `count` epochs. Logs a note if some of them are missing; the run
+    /// continues without them.
     pub fn read(path: &Path, count: usize) -> Vec<Self> {
         let mut epochs: Vec<Self> = Vec::new();
         if let Ok(mut csv) = csv::ReaderBuilder::new().flexible(true).from_path(path) {
@@ -55,7 +55,7 @@ impl EpochMetrics {
         }
         if epochs.len() < count {
             log(format_args!(
-                "{} has {} of the {count} epochs that are over; it goes on without the others",
+                "{} has only {} of the {count} finished epochs; the others are missing from its curves",
                 quote_path(path),
                 epochs.len()
             ));

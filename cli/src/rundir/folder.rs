@@ -1,4 +1,4 @@
-//! The folder of a run: its files, and which files it must not overwrite.
+//! [`RunDir`]: the folder of a run, its files and its lock.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,19 +13,20 @@ use crate::ui::files::replace_link;
 use crate::ui::output::{causes, check_directory, log, quote_path, shell_word, warn};
 use crate::ui::outputs::{is_kept, is_run, parent_of, run_file};
 
-/// Held by the run that writes to the folder. It stays there: whoever removed it could not know who
-/// waits.
+/// The lock file, held by the run that writes to the folder. It is never removed, because another
+/// run may already wait for the same file.
 const LOCK: &str = ".lock";
 
+/// The folder of a run.
 pub struct RunDir(PathBuf);
 
-/// Keeps other runs out of a folder until it is dropped, or the program ends in whatever way.
+/// Locks a folder against other runs until it is dropped or the process ends.
 #[must_use]
-pub struct RunLock(#[expect(dead_code, reason = "it is held open")] File);
+pub struct RunLock(#[expect(dead_code, reason = "the open file holds the lock")] File);
 
 impl RunDir {
-    /// A folder for a new run: one that is not there yet, an empty one, or with `force` another
-    /// run's.
+    /// Checks that a path can become the folder of a new run: it does not exist, is empty or, with
+    /// `force`, holds another run.
     pub fn claim(path: &Path, force: bool) -> Result<Self> {
         let (folder, shown) = (Self(path.to_owned()), quote_path(path));
         if fs::symlink_metadata(path).is_err() {
@@ -37,33 +38,33 @@ impl RunDir {
         let is_run = is_run(path);
         ensure!(
             force || !is_run,
-            "{shown} holds a run already: --resume {shown} goes on with it, --force starts anew in its \
-             place, --run puts this one elsewhere"
+            "{shown} already holds a run; continue it with --resume {shown}, replace it with --force, or \
+             choose another folder with --run"
         );
         let is_empty = fs::read_dir(path)
             .with_context(|| format!("cannot read {shown}"))?
             .all(|entry| entry.is_ok_and(|entry| is_own(&entry.file_name().to_string_lossy())));
         ensure!(
             is_run || !folder.config().exists(),
-            "{shown} holds files of something else: its config.toml is not that of a run"
+            "{shown} is not a run folder: its config.toml does not belong to a run; choose another folder with --run"
         );
-        ensure!(is_run || is_empty, "{shown} is not empty, and what it holds is no run");
+        ensure!(
+            is_run || is_empty,
+            "{shown} is not empty and holds no run; choose another folder with --run"
+        );
         Ok(folder)
     }
 
-    /// The folder of a run.
+    /// Opens the folder of an existing run.
     pub fn open(path: &Path) -> Result<Self> {
         let folder = Self(path.to_owned());
         let shown = quote_path(path);
-        ensure!(path.is_dir(), "{shown} is no folder of a run: there is no such folder");
-        ensure!(
-            folder.config().is_file(),
-            "{shown} is no folder of a run: it holds no config.toml"
-        );
+        ensure!(path.is_dir(), "{shown} is not a run folder: it does not exist");
+        ensure!(folder.config().is_file(), "{shown} is not a run folder: it has no config.toml");
         Ok(folder)
     }
 
-    /// `Ok` when a run in this folder would overwrite none of the files that it reads.
+    /// Checks that a run in this folder does not overwrite any of its input files.
     pub fn check_inputs<'a>(&self, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
         for input in inputs {
             let (shown, folder) = (quote_path(input), quote_path(&self.0));
@@ -73,14 +74,14 @@ impl RunDir {
             );
             ensure!(
                 !self.holds_as_temporary(input),
-                "{shown} has the name of a temporary file of the run in {folder}; it would be removed: copy \
+                "{shown} is named like a temporary file of the run in {folder}; it would be removed: copy \
                  it elsewhere first"
             );
         }
         Ok(())
     }
 
-    /// Whether `file`, or what it links to, is in the folder under a name that [`Self::clean`]
+    /// Returns true if `file` or its link target is in the folder under a name that [`Self::clean`]
     /// removes.
     fn holds_as_temporary(&self, file: &Path) -> bool {
         let Ok(folder) = self.0.canonicalize() else { return false };
@@ -91,12 +92,12 @@ impl RunDir {
         is_there(file) || file.canonicalize().is_ok_and(|target| is_there(&target))
     }
 
-    /// The files that it keeps, whether or not they are there.
+    /// Returns the paths of all files of a run, existing or not.
     pub fn files(&self) -> [PathBuf; run_file::ALL.len()] {
         run_file::ALL.map(|name| self.0.join(name))
     }
 
-    /// Keeps other runs out from now on.
+    /// Locks the folder against other runs.
     pub fn lock(&self) -> Result<RunLock> {
         let shown = quote_path(&self.0);
         let file = File::options().create(true).truncate(false).write(true).open(self.0.join(LOCK));
@@ -104,17 +105,16 @@ impl RunDir {
         match fs4::FileExt::try_lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => bail!("another run is writing to {shown}"),
-            // Not every file system has locks.
+            // Not every file system supports locks.
             Err(TryLockError::Error(error)) => log(format_args!(
-                "{shown} cannot be locked ({error}): no other run may write there meanwhile"
+                "{shown} cannot be locked ({error}); do not start another run in this folder"
             )),
         }
         Ok(RunLock(file))
     }
 
-    /// Prepares a locked folder for what a run writes: removes what a killed run was about to
-    /// write, and replaces links, which would lead writes to files elsewhere, by copies of their
-    /// files.
+    /// Prepares a locked folder for a run. Removes the temporary files of a killed run. Replaces
+    /// links by copies of their targets, so that the run does not write to files elsewhere.
     pub fn clean(&self) -> Result<()> {
         let shown = quote_path(&self.0);
         let entries = fs::read_dir(&self.0).with_context(|| format!("cannot read {shown}"))?;
@@ -127,15 +127,15 @@ impl RunDir {
         links.try_for_each(|link| if link.exists() { replace_link(&link) } else { remove(&link) })
     }
 
-    /// Makes it where it is not there, keeps others out, and takes an earlier run's files away,
-    /// which are there only with `force`.
+    /// Creates the folder if needed, locks it and removes the files of an earlier run. (An earlier
+    /// run is present only with `force`.)
     pub fn take(&self, force: bool) -> Result<RunLock> {
-        let shown = || format!("cannot make the folder {}", quote_path(&self.0));
+        let shown = || format!("cannot create the folder {}", quote_path(&self.0));
         fs::create_dir_all(&self.0).with_context(shown)?;
         let lock = self.lock()?;
-        // Another run may have come and gone since it was claimed.
+        // Another run may have written here between `claim` and `lock`.
         Self::claim(&self.0, force)?;
-        // The configuration is replaced in its place: until then the folder is a run's.
+        // Keep the configuration until it is overwritten, so that the folder stays a run folder.
         let mut files = self.files().into_iter().filter(|file| *file != self.config());
         let is_there = |file: &Path| file.exists() || file.is_symlink();
         files.try_for_each(|file| if is_there(&file) { remove(&file) } else { Ok(()) })?;
@@ -155,8 +155,8 @@ impl RunDir {
         self.0.join(run_file::CHECKPOINT)
     }
 
-    /// The checkpoint before the last one.
-    pub fn before(&self) -> PathBuf {
+    /// Returns the path of the checkpoint before the last one.
+    pub fn previous_checkpoint(&self) -> PathBuf {
         self.0.join(run_file::CHECKPOINT_BEFORE)
     }
 
@@ -172,36 +172,41 @@ impl RunDir {
         self.0.join(run_file::CURVES)
     }
 
-    /// Of a run of `gru train` that came to its end.
+    /// Returns the path of the per-class results, which a finished `gru train` run writes.
     pub fn classes(&self) -> PathBuf {
         self.0.join(run_file::CLASSES)
     }
 
-    /// Of a run of `gru forecast`.
+    /// Returns the path of the forecast, which a `gru forecast` run writes.
     pub fn forecast(&self) -> PathBuf {
         self.0.join(run_file::FORECAST)
     }
 
-    /// Takes away what was told of an earlier end of a run that goes on. What cannot be is said.
+    /// Removes the results of an earlier end of a resumed run. Warns about files that cannot be
+    /// removed.
     pub fn remove_results(&self) {
         for file in [self.forecast(), self.classes()].iter().filter(|file| file.exists()) {
             if let Err(error) = remove(file) {
-                warn(format_args!("{}; it tells of the run as it was before", causes(&error)));
+                warn(format_args!(
+                    "{}; it holds the results from before the run resumed",
+                    causes(&error)
+                ));
             }
         }
     }
 
-    /// The model that the run keeps. Where its file was deleted the last checkpoint has it, too.
+    /// Reads the model that the run keeps, from the last checkpoint if the model's file was
+    /// deleted.
     ///
     /// # Errors
-    /// Also when no epoch is over.
+    /// Also if no epoch has finished yet.
     pub fn read_model(&self, kept: KeptModel, command: &str) -> Result<Params> {
         let path = self.model();
         if path.exists() {
             return Ok(safetensors::load_network(path, &safetensors::SafetensorsOptions::new())?);
         }
         let shown = quote_path(&self.0);
-        let none = || format!("{shown} holds no model yet: none of its epochs is over");
+        let none = || format!("{shown} holds no model yet: no epoch has finished");
         if !self.has_checkpoint() {
             self.check_not_lost("model.safetensors and the checkpoints")?;
             bail!(none());
@@ -209,7 +214,7 @@ impl RunDir {
         let checkpoint = self.read_checkpoint()?;
         let params = kept.of(&checkpoint).cloned().with_context(none)?;
         log(format_args!(
-            "{} is missing: the model is taken from the checkpoint; `{command} --resume {}` writes it \
+            "{} is missing; using the model in the checkpoint. `{command} --resume {}` writes the file \
              again",
             quote_path(&path),
             shell_word(&self.0)
@@ -218,21 +223,21 @@ impl RunDir {
     }
 
     fn has_checkpoint(&self) -> bool {
-        self.checkpoint().exists() || self.before().exists()
+        self.checkpoint().exists() || self.previous_checkpoint().exists()
     }
 
-    /// `Ok` unless metrics.csv says that epochs are over, after which there were `files`.
+    /// Refuses a folder whose metrics.csv has finished epochs but whose `files` are missing.
     fn check_not_lost(&self, files: &str) -> Result<()> {
-        let (over, shown) = (EpochMetrics::count(&self.metrics()), quote_path(&self.0));
+        let (finished, shown) = (EpochMetrics::count(&self.metrics()), quote_path(&self.0));
         ensure!(
-            over == 0,
-            "{files} of {shown} are missing, though {over} of its epochs are over; train it again with \
+            finished == 0,
+            "{files} of {shown} are missing, although {finished} epochs have finished; train again with \
              --force"
         );
         Ok(())
     }
 
-    /// The last checkpoint that can be read.
+    /// Reads the last checkpoint that is intact.
     pub fn read_checkpoint(&self) -> Result<Checkpoint> {
         let (path, shown) = (self.checkpoint(), quote_path(&self.0));
         if !self.has_checkpoint() {
@@ -240,33 +245,34 @@ impl RunDir {
                 true => "the checkpoints",
                 false => "model.safetensors and the checkpoints",
             })?;
-            bail!("{shown} holds no checkpoint yet; start the run again with --force");
+            bail!("{shown} holds no checkpoint yet; start the run from the beginning with --force");
         }
         let (checkpoint, refused) =
-            Checkpoint::load_last(&path).or_else(|last| match Checkpoint::load(self.before()) {
-                Ok(before) => Ok((before, Some(last))),
-                Err(before) => Err(anyhow!(
-                    "{last}; {before}; there is no other checkpoint to go on from, and --force starts anew"
+            Checkpoint::load_last(&path).or_else(|last| match Checkpoint::load(self.previous_checkpoint()) {
+                Ok(previous) => Ok((previous, Some(last))),
+                Err(previous) => Err(anyhow!(
+                    "{last}; {previous}; there is no other checkpoint to resume from; start from the beginning with --force"
                 )),
             })?;
         if let Some(error) = refused {
-            log(format_args!("{error}; the checkpoint before it is taken"));
+            log(format_args!("{error}; using the previous checkpoint"));
         }
         Ok(checkpoint)
     }
 }
 
-/// Which of its networks a run keeps as its model.
+/// The network that a run keeps as its model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeptModel {
-    /// The one that did best on the held-out part.
+    /// The network with the best validation result.
     Best,
-    /// The one after the last update.
+    /// The network after the last update.
     Last,
 }
 
 impl KeptModel {
-    /// Its parameters; `None` where no epoch was validated.
+    /// Returns its parameters, or `None` if the best network is kept and no epoch was validated
+    /// yet.
     pub fn of(self, checkpoint: &Checkpoint) -> Option<&Params> {
         match self {
             Self::Best => checkpoint.best.as_ref().map(|best| &best.params),
@@ -279,13 +285,13 @@ fn remove(file: &Path) -> Result<()> {
     fs::remove_file(file).with_context(|| format!("cannot remove {}", quote_path(file)))
 }
 
-/// What is in a folder without its holding anything.
+/// Returns true for names that do not count as contents: the lock and temporary files.
 fn is_own(name: &str) -> bool {
     name == LOCK || is_temporary(name)
 }
 
-/// Whether `write_file` may have left it behind where the program was killed: `.tmp` and six
-/// letters or digits.
+/// Returns true for the name of a temporary file of `write_file`, which a killed process leaves
+/// behind: `.tmp` and six letters or digits.
 fn is_temporary(name: &str) -> bool {
     name.strip_prefix(".tmp").is_some_and(|rest| {
         rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())

@@ -1,5 +1,5 @@
-//! Ctrl-C: the first asks a run to end where it can go on from, the second ends it at once. And how
-//! often a run checks for it.
+//! Ctrl-C handling, and how often a run checks for it. The first Ctrl-C ends a run where it can
+//! resume, the second exits at once.
 
 use std::process::{self, ExitCode};
 use std::sync::Arc;
@@ -11,13 +11,14 @@ use anyhow::Result;
 use crate::rundir::folder::RunDir;
 use crate::ui::output::{log, shell_word};
 
-/// The exit status of what was interrupted, as shells have it.
+/// Exit status after an interrupt: 128 + SIGINT, as in shells.
 pub const STATUS: u8 = 130;
 
+/// A flag that Ctrl-C sets.
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Listens from now on.
+    /// Installs the Ctrl-C handler.
     pub fn listen() -> Result<Self> {
         let requested = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&requested);
@@ -25,7 +26,9 @@ impl Interrupt {
             if flag.swap(true, Ordering::Relaxed) {
                 process::exit(STATUS.into());
             }
-            log(format_args!("ending after the updates under way (Ctrl-C again: at once)"));
+            log(format_args!(
+                "stopping after the current updates (press Ctrl-C again to exit at once)"
+            ));
         })?;
         Ok(Self(requested))
     }
@@ -35,7 +38,7 @@ impl Interrupt {
     }
 }
 
-/// Says that a run of `command` was interrupted, and how it goes on where it was saved in a folder.
+/// Logs that a run of `command` was interrupted, and how to resume it if it was saved in a folder.
 pub fn report_interrupted(
     command: &str,
     saved: Option<&RunDir>,
@@ -43,29 +46,31 @@ pub fn report_interrupted(
     (epochs, all): (usize, usize),
 ) -> ExitCode {
     let how = saved.map_or_else(String::new, |folder| {
-        format!("; `{command} --resume {}` goes on", shell_word(folder.path()))
+        format!("; resume with `{command} --resume {}`", shell_word(folder.path()))
     });
     log(format_args!("interrupted after {updates} updates, {epochs} of {all} epochs{how}"));
     ExitCode::from(STATUS)
 }
 
-/// Between two checks: this long, and no more than so many updates.
+/// Target time between two checks.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
-const MOST_UPDATES: f64 = 16.0;
+/// Maximum number of updates between two checks.
+const MAX_UPDATES: f64 = 16.0;
 
-/// Paces the checks of a run for an interrupt or a due checkpoint. The first is to come after one
-/// update: nobody knows yet how long it takes.
+/// Decides how often a run checks for an interrupt or a due checkpoint. The first check comes after
+/// one update, because the duration of an update is not known yet.
 pub struct CheckTimer(Instant);
 
 impl CheckTimer {
-    /// Starts at a check.
+    /// Starts the timer at a check.
     pub fn start() -> Self {
         Self(Instant::now())
     }
 
-    /// How many updates to make until the next check, after so many since this one: one at least.
+    /// Returns the number of updates until the next check, at least 1, given that `updates` were
+    /// made since the last check.
     pub fn until_next(&self, updates: usize) -> usize {
         let each = self.0.elapsed().as_secs_f64() / updates.max(1) as f64;
-        (CHECK_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MOST_UPDATES) as usize
+        (CHECK_EVERY.as_secs_f64() / each.max(1e-9)).clamp(1.0, MAX_UPDATES) as usize
     }
 }

@@ -1,4 +1,4 @@
-//! A run's folder: its files, its settings, and what a run that goes on may change.
+//! Run folders: their files, their settings, and the settings that a resumed run may change.
 
 pub mod checkpoints;
 pub mod config;

@@ -1,4 +1,5 @@
-//! The settings that a run may change where it goes on: how long and how fast it trains.
+//! The settings that a run may change when it resumes: epochs, learning rate, clipping and
+//! patience.
 
 use anyhow::{Result, ensure};
 use gru_wgpu::{Checkpoint, LearnerConfig, TrainerConfig};
@@ -8,33 +9,33 @@ use crate::ui::arguments::{at_least_one, positive};
 use crate::ui::output::log;
 use crate::ui::training_options::ClipArg;
 
-/// The settings that a run may change where it goes on.
+/// The settings that a run may change when it resumes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ResumableSettings {
     pub epochs: usize,
     pub learning_rate: f64,
     pub clip: ClipArg,
-    /// `None` of a run that does not end early.
+    /// Epochs without improvement before early stopping. `None` without early stopping.
     pub patience: Option<usize>,
 }
 
-/// The same on the command line; with --resume for what is left of the run.
+/// [`ResumableSettings`] on the command line. With --resume they apply to the rest of the run.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct ResumeOverrides {
-    /// Passes over the training part [default: 40, of gru forecast 30].
+    /// Passes over the training set [default: 40, gru forecast: 30].
     #[arg(long, value_name = "TIMES", value_parser = at_least_one)]
     epochs: Option<usize>,
-    /// The learning rate at its height [default: 0.003, of gru forecast 0.01].
+    /// Peak learning rate [default: 0.003, gru forecast: 0.01].
     #[arg(long, value_name = "RATE", value_parser = positive::<f64>)]
     learning_rate: Option<f64>,
-    /// How an update's gradient is bounded: norm:X, all of it scaled together where its norm is
-    /// larger (X alone says the same); value:X, each of its elements; none [default: norm:1].
-    #[arg(long, value_name = "WORD")]
+    /// Gradient clipping: norm:X (or just X) scales the gradient down to norm X, value:X clips each
+    /// element to ±X, none turns it off [default: norm:1].
+    #[arg(long, value_name = "CLIP")]
     clip: Option<ClipArg>,
 }
 
 impl ResumeOverrides {
-    /// The given ones in place of those `before`.
+    /// Returns `before` with the settings given on the command line replaced.
     pub fn apply_to(&self, before: ResumableSettings) -> ResumableSettings {
         ResumableSettings {
             epochs: self.epochs.unwrap_or(before.epochs),
@@ -45,11 +46,12 @@ impl ResumeOverrides {
     }
 }
 
-/// The settings of a run until it went on with others: `[[changes]]` in its config.toml.
+/// Earlier settings of a run, up to the update at which it resumed with others: one `[[changes]]`
+/// entry in its config.toml.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SettingsChange {
-    /// Updates by then, since the start.
+    /// Number of updates made before the change.
     updates: u64,
     epochs: usize,
     learning_rate: f64,
@@ -58,10 +60,10 @@ pub struct SettingsChange {
     patience: Option<usize>,
 }
 
-/// The comment above them in the file.
+/// The table header in config.toml and the comment above it.
 pub const COMMENT: (&str, &str) = (
     "[[changes]]",
-    "What [training] said for the first so many updates, before the run went on with other settings.",
+    "Earlier values in [training], used for the first `updates` updates, before the run resumed with other settings.",
 );
 
 impl SettingsChange {
@@ -76,23 +78,24 @@ impl SettingsChange {
     }
 }
 
-/// How a run is trained.
+/// The training settings of a run.
 pub trait TrainingSettings: Clone {
-    /// Those that may change where it goes on.
+    /// Returns the settings that may change when the run resumes.
     fn resumable(&self) -> ResumableSettings;
 
-    /// The same with others of those.
+    /// Replaces those settings.
     fn with_resumable(&self, settings: ResumableSettings) -> Self;
 
-    /// The seed of the fresh parameters.
+    /// Returns the seed of the initial parameters.
     fn seed(&self) -> u64;
 
     fn trainer_config(&self) -> TrainerConfig;
 
-    /// Over so many examples.
+    /// Returns the learner's configuration for a training set of this many examples.
     fn learner_config(&self, examples: usize) -> LearnerConfig;
 
-    /// Whether these, or what they were before one of the changes, are those of a checkpoint.
+    /// Returns true if a checkpoint was made with these settings, or with those from before one of
+    /// the changes.
     fn match_checkpoint(
         &self,
         checkpoint: &Checkpoint,
@@ -106,11 +109,11 @@ pub trait TrainingSettings: Clone {
         })
     }
 
-    /// Has a run over so many examples go on from `last` with the settings `now`: notes in
-    /// `changes` what they were, and says what is new.
+    /// Resumes a run from the checkpoint `last` with the settings `now`. Adds the earlier settings
+    /// to `changes` and logs the differences.
     ///
     /// # Errors
-    /// When its epochs are over.
+    /// If the run has already started more epochs than `now` allows.
     fn resume(
         &mut self,
         changes: &mut Vec<SettingsChange>,
@@ -122,11 +125,12 @@ pub trait TrainingSettings: Clone {
         let before = self.resumable();
         if now != before {
             let updates = last.state.moments.steps;
-            // A change after which nothing was saved is not noted: the one before it is.
+            // If no checkpoint was saved since the last change, that change's settings were never
+            // used: keep the earlier ones on record.
             if changes.last().is_none_or(|change| change.updates != updates) {
                 changes.push(SettingsChange::new(updates, before));
             }
-            log(format_args!("it goes on with {}", changed(before, now)));
+            log(format_args!("resuming with {}", changed(before, now)));
         }
         *self = self.with_resumable(now);
         last.learner_config = self.learner_config(examples);
@@ -135,18 +139,19 @@ pub trait TrainingSettings: Clone {
     }
 }
 
-/// `Ok` unless a run has begun more epochs than so many.
+/// Checks that the run has not started more epochs than `epochs`.
 fn check_epochs(last: &Checkpoint, epochs: usize) -> Result<()> {
-    let (over, has_begun) = (last.progress.epoch, last.progress.batch > 0);
-    let begun = if has_begun { " and the next has begun" } else { "" };
+    let (finished, has_started) = (last.progress.epoch, last.progress.batch > 0);
+    let next = if has_started { " and has started the next" } else { "" };
+    let started = finished + usize::from(has_started);
     ensure!(
-        over + usize::from(has_begun) <= epochs,
-        "{over} epochs are over{begun}, and --epochs {epochs} are all of them"
+        started <= epochs,
+        "the run has finished {finished} epochs{next}; expected --epochs of at least {started}, got {epochs}"
     );
     Ok(())
 }
 
-/// The options that differ, in words.
+/// Describes the options that differ.
 fn changed(before: ResumableSettings, now: ResumableSettings) -> String {
     let patience = |of: ResumableSettings| {
         of.patience.map_or_else(|| "none".to_owned(), |epochs| epochs.to_string())

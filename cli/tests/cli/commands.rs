@@ -185,10 +185,10 @@ fn convert_round_trips() {
     // What the model takes from its caller is said, and what is taken instead.
     let stderr =
         scene.run(&["run", "a.onnx", "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
-    assert!(stderr.contains("h0: the model takes it from the input `h0`; zeros"), "{stderr}");
-    assert!(stderr.contains("zeros are taken (--h0 gives it)"), "{stderr}");
+    assert!(stderr.contains("h0: the model takes it from the input `h0`; using zeros"), "{stderr}");
+    assert!(stderr.contains("using zeros (set it with --h0)"), "{stderr}");
     assert!(
-        stderr.contains("lengths: the model takes it from the input `lengths`; every row"),
+        stderr.contains("lengths: the model takes it from the input `lengths`; using length T"),
         "{stderr}"
     );
 }
@@ -338,10 +338,10 @@ fn a_constant_state_of_the_model_is_used() {
     let arguments = ["run", model, "--input", "x.npy", "--output", "y.npy", "--device", "cpu"];
     let output = gru(directory.path(), &arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("h0: what the model holds"));
+    assert!(text(&output.stderr).contains("h0: using the value stored in the model"));
     let (y, _) = npy::load_as::<Ix3>(directory.path().join("y.npy")).unwrap();
     assert_close("y", &y, &load("y"), within(2e-6));
     npy::save(directory.path().join("x.npy"), Array3::<f32>::zeros((6, 2, 3)).view()).unwrap();
-    let words = "the model holds h0 of 3 rows, x has 2 (--h0 gives others)";
+    let words = "the model stores h0 for 3 rows, but x has 2; give others with --h0";
     assert_refused(directory.path(), &arguments, &[words]);
 }

@@ -96,7 +96,7 @@ fn forecast_accepts_more_input_columns() {
     assert!(alone.1.contains("training 229 parameters"), "{}", alone.1);
     assert!(beside.1.contains("training 250 parameters"), "{}", beside.1);
     let twice = forecast(csv, &["--column", "value,other,3"]);
-    assert_refused(directory.path(), &twice, &["column `3` is named twice"]);
+    assert_refused(directory.path(), &twice, &["column `3` is listed twice"]);
 }
 
 /// Runs the program, which must succeed, and gives what it prints on stdout and stderr.
@@ -185,7 +185,7 @@ fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
         assert_eq!(got, status, "{signal}: {rest:?}");
         if signal == "INT" {
             assert!(
-                rest.last().unwrap().contains("`gru forecast --resume INT` goes on"),
+                rest.last().unwrap().contains("resume with `gru forecast --resume INT`"),
                 "{rest:?}"
             );
         }
@@ -208,7 +208,7 @@ fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(text(&output.stdout).contains("held-out RMSE"), "{}", text(&output.stdout));
-    let warning = "warning: the run goes on, but was not saved: `KILL/curves.svg` ";
+    let warning = "warning: the run continues, but was not saved: `KILL/curves.svg` ";
     assert!(told.matches(warning).count() == 1 && !told.contains("all is in"), "{told}");
     let error = "error: the run was not saved: `KILL/curves.svg` ";
     assert!(told.lines().last().unwrap().starts_with(error), "{told}");
@@ -223,7 +223,7 @@ fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
     ] {
         assert!(config.contains(from), "{config}");
         std::fs::write(directory.path().join("INT/config.toml"), config.replace(from, to)).unwrap();
-        let words = [part, "in config.toml is not what the run was started with"];
+        let words = [part, "in config.toml has changed since the run started"];
         assert_refused(directory.path(), &["forecast", "--resume", "INT"], &words);
     }
 }
@@ -234,11 +234,11 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
     let (csv, path) = (series(&directory), directory.path());
     let kept = ["--device", "cpu", "--run", "it"];
     succeeded(&directory, &forecast(csv, &kept));
-    assert_refused(path, &forecast(csv, &kept), &["`it` holds a run already", "--force"]);
+    assert_refused(path, &forecast(csv, &kept), &["`it` already holds a run", "--force"]);
     succeeded(&directory, &forecast(csv, &[&kept[..], &["--force"]].concat()));
     for (file, content, word) in [
         ("short.csv", "value\n1\n2\n", "has 2 rows, and the model forecasts from the last 16"),
-        ("others.csv", "a,b\n1,2\n", "no column is named `value`"),
+        ("others.csv", "a,b\n1,2\n", "there is no column `value`"),
     ] {
         std::fs::write(path.join(file), content).unwrap();
         assert_refused(path, &["predict", "it", file, "--device", "cpu"], &[word]);
@@ -248,16 +248,16 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
     let words = [
         "error: update 1 (epoch 1, batch 1 of 7: the windows before rows ",
         ", 9 more) diverged: loss",
-        "its largest element",
-        "what was good until then is in `wild`",
-        "a lower --learning-rate or --clip may help, with --resume, too",
+        "largest gradient element",
+        "the last good update is saved in `wild`",
+        "try a lower --learning-rate or --clip with --resume",
     ];
     assert_refused(path, &forecast(csv, &wild), &words);
     assert!(path.join("wild/checkpoint.safetensors").is_file());
 
     let words = ["--probabilities needs a run of `gru train`, but `it` is a run of `gru forecast`"];
     assert_refused(path, &["predict", "it", csv, "--probabilities"], &words);
-    let words = ["config.toml` is that of a run of `gru forecast`, not of `gru train`"];
+    let words = ["config.toml` belongs to a run of `gru forecast`, not of `gru train`"];
     assert_refused(path, &["train", "--resume", "it"], &words);
 
     let config = std::fs::read_to_string(path.join("it/config.toml")).unwrap();
@@ -281,7 +281,7 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
     let (_, told) = succeeded(&directory, &["forecast", "--resume", "it", "--device", "cpu"]);
     assert!(told.contains("trained in ") && !told.contains("NaN"), "{told}");
     std::fs::write(path.join(csv), "value\n1\n2\n").unwrap();
-    let words = ["series.csv` is not what the run was started with"];
+    let words = ["series.csv` has changed since the run started"];
     assert_refused(path, &["forecast", "--resume", "it"], &words);
 }
 
@@ -297,7 +297,7 @@ fn a_forecast_run_resumes_with_other_settings_and_moved_data() {
     succeeded(&directory, &forecast(csv, &["--device", "cpu", "--run", "it"]));
     let (good, config) = (read("checkpoint.safetensors"), read("config.toml"));
     let wild = ["--epochs", "6", "--learning-rate", "1e38", "--clip", "none"];
-    let told = "the checkpoints in `it` stay those that it went on from";
+    let told = "the checkpoints in `it` are still those that the run resumed from";
     assert_refused(path, &resume(&wild), &["diverged: loss", told]);
     assert!(good == read("checkpoint.safetensors"));
 
@@ -314,7 +314,11 @@ fn a_forecast_run_resumes_with_other_settings_and_moved_data() {
     ]) {
         words.iter().for_each(|word| assert!(part.contains(word), "{word}: {noted}"));
     }
-    assert_refused(path, &resume(&["--epochs", "5"]), &["6 epochs are over, and --epochs 5"]);
+    assert_refused(
+        path,
+        &resume(&["--epochs", "5"]),
+        &["has finished 6 epochs; expected --epochs of at least 6, got 5"],
+    );
 
     // Had it gone on from the start at the second pace, it would be at the same bits.
     let model = read("model.safetensors");
@@ -326,9 +330,9 @@ fn a_forecast_run_resumes_with_other_settings_and_moved_data() {
     let tame = ["--epochs", "6", "--learning-rate", "0.002", "--clip", "0.5"];
     let at = |csv: &'static str| resume(&[&tame[..], &[csv]].concat());
     let words =
-        ["cannot open `", "series.csv`", "where the data have moved, name them after --resume"];
+        ["cannot open `", "series.csv`", "if the data has moved, give its new path after --resume"];
     assert_refused(path, &resume(&tame), &words);
-    let words = ["other.csv` is not what the run was started with"];
+    let words = ["other.csv` has changed since the run started"];
     assert_refused(path, &at("other.csv"), &words);
     succeeded(&directory, &at("moved/there.csv"));
     assert!(model == read("model.safetensors"));
@@ -353,7 +357,7 @@ fn forecasts_that_are_not_finite_are_reported() {
     params.get_mut("head.bias").unwrap().fill(-1e20);
     safetensors::save_network(&model, &params).unwrap();
     let (_, told) = succeeded(&directory, &arguments);
-    let warning = "warning: the model forecasts changes of up to 1e20 times the usual one";
+    let warning = "warning: the model forecasts changes of up to 1e20 times the usual change";
     assert!(told.contains(warning), "{told}");
     std::fs::remove_file(path.join("p.csv")).unwrap();
 
@@ -361,7 +365,7 @@ fn forecasts_that_are_not_finite_are_reported() {
     let scale = config.lines().find(|line| line.starts_with("scale = ")).unwrap();
     std::fs::write(path.join("it/config.toml"), config.replacen(scale, "scale = 1e300", 1))
         .unwrap();
-    assert_refused(path, &arguments, &["the model forecasts values that are not finite"]);
+    assert_refused(path, &arguments, &["the forecasts are not finite"]);
     assert!(!path.join("p.csv").exists());
 }
 

@@ -50,11 +50,11 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
         assert_eq!(got, status, "{word}: {rest:?}");
         if word == "INT" {
             let last = rest.last().unwrap();
-            assert!(last.contains("`gru train --resume INT` goes on"), "{rest:?}");
+            assert!(last.contains("resume with `gru train --resume INT`"), "{rest:?}");
             let words: Vec<_> = last.split(' ').collect();
             let (updates, epochs): (usize, _) = (words[2].parse().unwrap(), words[4]);
             if updates % 27 > 0 {
-                let said = ["epochs are over and the next has begun"];
+                let said = ["epochs and has started the next"];
                 assert_refused(path, &resume(word, &["--epochs", epochs]), &said);
             }
         }
@@ -83,7 +83,7 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
     ] {
         assert!(text.contains(from), "{text}");
         std::fs::write(&config, text.replace(from, to)).unwrap();
-        let message = format!("{part} in config.toml is not what the run was started with");
+        let message = format!("{part} in config.toml has changed since the run started");
         assert_refused(path, &["train", "--resume", "INT", "--device", "cpu"], &[&message]);
     }
 }
@@ -103,7 +103,7 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
 
     // What diverges before it has written a checkpoint leaves those that it went on from.
     let wild = ["--learning-rate", "1e38", "--clip", "none", "--epochs", "5"];
-    let told = "the checkpoints in `run` stay those that it went on from";
+    let told = "the checkpoints in `run` are still those that the run resumed from";
     assert_refused(path, &resume("run", &wild), &["diverged: loss", told]);
     assert_refused(path, &resume("run", &[]), &["diverged: loss", told]);
     assert_eq!(fs::read_to_string(&before).unwrap(), "the one before");
@@ -139,7 +139,7 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
     // Where the last checkpoint is away, the one before it is taken.
     fs::remove_file(&last).unwrap();
     let (_, told) = succeeded(path, &resume("run", &[]));
-    assert!(told.contains("the checkpoint before it is taken"), "{told}");
+    assert!(told.contains("using the previous checkpoint"), "{told}");
 
     // Where both are damaged, of each is said how.
     let [kept, cut] = [&last, &before].map(|file| fs::read(file).unwrap());
@@ -148,7 +148,7 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
     let words = [
         "error: `run/checkpoint.safetensors`: ",
         "; `run/checkpoint.safetensors.before`: ",
-        "no other checkpoint to go on from",
+        "no other checkpoint to resume from",
     ];
     assert_refused(path, &resume("run", &[]), &words);
     fs::write(&last, kept).unwrap();
@@ -157,7 +157,7 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
     assert_refused(
         path,
         &resume("run", &["--epochs", "4"]),
-        &["5 epochs are over, and --epochs 4"],
+        &["has finished 5 epochs; expected --epochs of at least 5, got 4"],
     );
     for (option, value) in
         [("--batch", "8"), ("--seed", "2"), ("--hidden", "8"), ("--task", "label")]
@@ -166,7 +166,7 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
         assert_eq!(output.status.code(), Some(2), "{option}: {}", text(&output.stderr));
     }
     fs::write(run.join("config.toml"), noted.replace("_rate = 0.02", "_rate = 0.01")).unwrap();
-    assert_refused(path, &resume("run", &[]), &["[training] in config.toml is not what"]);
+    assert_refused(path, &resume("run", &[]), &["[training] in config.toml has changed"]);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_run_resumes_without_its_metrics() {
         let config = path.join("run/config.toml");
         let kept = [&checkpoint, &config].map(|file| fs::read(file).unwrap());
         let (_, told) = succeeded(path, &resume("run", &["--epochs", &epochs]));
-        let has = format!("metrics.csv` has {} of the 3 epochs that are over", left.len());
+        let has = format!("metrics.csv` has only {} of the 3 finished epochs", left.len());
         assert!(told.contains(&has), "{content:?}: {told}");
         let expected: Vec<_> = left.into_iter().chain([4.0]).collect();
         assert_eq!(metric(&path.join("run"), "epoch")[..expected.len()], expected, "{content:?}");
@@ -217,12 +217,12 @@ fn moved_data_are_given_again_and_must_be_the_same() {
         fs::rename(path.join(name), path.join("moved").join(name)).unwrap();
     }
     let words =
-        ["cannot open `", "train.csv`", "where the data have moved, name them after --resume"];
+        ["cannot open `", "train.csv`", "if the data has moved, give its new path after --resume"];
     assert_refused(path, &resume("run", &[]), &words);
     let valid = ["--valid", "moved/valid.csv"];
     for (train, words) in [
         ("other.csv", "other.csv` or `"),
-        ("moved/valid.csv", "valid.csv` is not what the run was started with"),
+        ("moved/valid.csv", "valid.csv` has changed since the run started"),
         ("none.csv", "cannot open `none.csv`"),
     ] {
         assert_refused(path, &resume("run", &[&valid[..], &[train]].concat()), &[words]);
@@ -232,7 +232,7 @@ fn moved_data_are_given_again_and_must_be_the_same() {
     succeeded(path, &resume("run", &["--epochs", "2"]));
     let one = ["--epochs", "1", "--run", "one"];
     succeeded(path, &train("other.csv", "classify", &one));
-    assert_refused(path, &resume("one", &valid), &["holds out a part of its file"]);
+    assert_refused(path, &resume("one", &valid), &["holds out sequences of its training file"]);
 }
 
 #[cfg(unix)]
@@ -370,7 +370,7 @@ fn a_failed_checkpoint_write_does_not_end_the_run() {
     let output = gru(path, &resume("run", &["--epochs", "4", "--checkpoint-every", "1"]));
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");
-    let warning = "warning: the run goes on, but was not saved: `run/checkpoint.safetensors` ";
+    let warning = "warning: the run continues, but was not saved: `run/checkpoint.safetensors` ";
     assert!(told.matches(warning).count() > 2 && !told.contains("all is in"), "{told}");
     let error = "error: the run was not saved: `run/checkpoint.safetensors` ";
     assert!(told.lines().last().unwrap().starts_with(error), "{told}");
@@ -398,7 +398,7 @@ fn a_bad_change_of_settings_is_reported() {
     let kept = ["checkpoint.safetensors", "config.toml"].map(|name| run.join(name));
     let good = kept.each_ref().map(|file| fs::read(file).unwrap());
     let wild = ["--learning-rate", "1e3", "--epochs", "60", "--clip", "none"];
-    let words = ["diverged", "and the one before it, checkpoint.safetensors.before"];
+    let words = ["diverged", "replace it by the previous one, checkpoint.safetensors.before"];
     assert_refused(path, &resume("run", &wild), &words);
     assert!(!run.join("classes.csv").exists());
     assert!(good[0] == fs::read(run.join("checkpoint.safetensors.before")).unwrap());
@@ -409,7 +409,7 @@ fn a_bad_change_of_settings_is_reported() {
     let output = gru(path, &resume("run", &["--epochs", "9"]));
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");
-    assert_eq!(told.matches("warning: the run goes on, but was not saved").count(), 1, "{told}");
+    assert_eq!(told.matches("warning: the run continues, but was not saved").count(), 1, "{told}");
 }
 
 /// The last checkpoint has the model, too.
@@ -432,7 +432,8 @@ fn predict_works_after_the_model_file_was_deleted() {
         fs::remove_file(&model).unwrap();
         let (rows, told) = succeeded(path, &predict);
         assert_eq!(rows, expected, "{command}");
-        let missing = format!("`{run}/model.safetensors` is missing: the model is taken from the");
+        let missing =
+            format!("`{run}/model.safetensors` is missing; using the model in the checkpoint");
         let again = format!("`gru {command} --resume {run}` writes it again");
         assert!(told.contains(&missing) && told.contains(&again), "{told}");
         succeeded(path, &[command, "--resume", run, "--device", "cpu"]);
@@ -444,13 +445,13 @@ fn predict_works_after_the_model_file_was_deleted() {
         }
         let epochs = if command == "train" { 3 } else { 2 };
         let lost = format!(
-            "model.safetensors and the checkpoints of `{run}` are missing, though {epochs} of its epochs \
-             are over; train it again with --force"
+            "model.safetensors and the checkpoints of `{run}` are missing, although {epochs} epochs have \
+             finished; train again with --force"
         );
         assert_refused(path, &predict, &[&lost]);
         assert_refused(path, &[command, "--resume", run, "--device", "cpu"], &[&lost]);
         fs::remove_file(path.join(run).join("metrics.csv")).unwrap();
-        let words = [&*format!("`{run}` holds no model yet: none of its epochs is over")];
+        let words = [&*format!("`{run}` holds no model yet: no epoch has finished")];
         assert_refused(path, &predict, &words);
     }
 }
@@ -525,7 +526,7 @@ fn data_with_the_name_of_a_temporary_file_are_refused() {
     fs::create_dir(path.join("it")).unwrap();
     let data = path.join("it/.tmpabc123");
     fs::copy(path.join("train.csv"), &data).unwrap();
-    let words = ["`it/.tmpabc123` has the name of a temporary file of the run in `it`"];
+    let words = ["`it/.tmpabc123` is named like a temporary file of the run in `it`"];
     assert_refused(path, &train("it/.tmpabc123", "classify", &["--run", "it"]), &words);
     let valid = ["--run", "it", "--valid", "it/.tmpabc123"];
     assert_refused(path, &train("train.csv", "classify", &valid), &words);
@@ -533,7 +534,7 @@ fn data_with_the_name_of_a_temporary_file_are_refused() {
     succeeded(path, &train("train.csv", "classify", &["--run", "it", "--epochs", "1"]));
     assert!(!data.exists());
     fs::copy(path.join("train.csv"), &data).unwrap();
-    let words = ["has the name of a temporary file"];
+    let words = ["is named like a temporary file"];
     assert_refused(path, &resume("it", &["it/.tmpabc123"]), &words);
     assert!(data.exists());
 }
@@ -550,7 +551,7 @@ fn a_folder_with_other_files_is_refused() {
         fs::write(file, "title = \"a page\"\n").unwrap();
     }
     for more in [&["--run", "hugo"][..], &["--run", "hugo", "--force"]] {
-        let words = ["`hugo` holds files of something else: its config.toml is not that of a run"];
+        let words = ["`hugo` is not a run folder: its config.toml does not belong to a run"];
         assert_refused(path, &train("train.csv", "classify", more), &words);
     }
     for file in &files {

@@ -92,11 +92,9 @@ fn predictions_are_rows_without_labels_or_known_words() {
         let probability: f64 = row[3].parse().unwrap();
         assert!((0.5..=1.0).contains(&probability), "{row:?}");
     }
-    assert!(
-        told.contains(
-            "cells with words that training did not see: 1, the first is `wait` in line 4"
-        )
-    );
+    assert!(told.contains(
+        "cells with categories that training did not see: 1, the first is `wait` in line 4"
+    ));
     assert!(!told.contains("accuracy"), "{told}");
 }
 
@@ -117,7 +115,8 @@ fn a_run_trains_on_an_adapter_like_on_the_cpu() {
 fn divergence_is_reported_and_the_last_finite_state_kept() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
     let more = ["--learning-rate", "1e38", "--clip", "1e30", "--optimizer", "sgd"];
-    let words = ["diverged: loss", "its largest element", "sequences `s", "of 9", "is in `run`"];
+    let words =
+        ["diverged: loss", "largest gradient element", "sequences `s", "of 9", "saved in `run`"];
     assert_refused(directory.path(), &train("train.csv", "classify", &more), &words);
     assert!(directory.path().join("run/checkpoint.safetensors").is_file());
 }
@@ -185,7 +184,7 @@ fn data_that_cannot_be_trained_on_is_refused_in_one_line() {
             "hole.csv",
             "classify",
             &[],
-            &["`hole.csv`: line 3: there is no value in column `x`; fill it in, say --missing"],
+            &["`hole.csv`: line 3: the value in column `x` is missing; fill it in, pass --missing"],
         ),
         // Not by what its first cell is.
         (
@@ -199,26 +198,41 @@ fn data_that_cannot_be_trained_on_is_refused_in_one_line() {
             "apart.csv",
             "classify",
             &[],
-            &["`apart.csv`: line 4: sequence `a` goes on after another one"],
+            &["`apart.csv`: line 4: sequence `a` continues after another sequence"],
         ),
         ("each.csv", "classify", &[], &["`each.csv` holds a single sequence of each class"]),
         ("single.csv", "label", &[], &["`single.csv` holds a single sequence"]),
         ("unlabelled.csv", "classify", &[], &["`unlabelled.csv`: line 3: the label is empty"]),
-        ("nameless.csv", "classify", &[], &["`nameless.csv`: line 3: the row names no sequence"]),
-        ("narrow.csv", "classify", &[], &["`narrow.csv`: the file has `id`, `class`"]),
+        (
+            "nameless.csv",
+            "classify",
+            &[],
+            &["`nameless.csv`: line 3: the sequence column `id` is empty"],
+        ),
+        ("narrow.csv", "classify", &[], &["`narrow.csv`: the file has the columns `id`, `class`"]),
         (
             "good.csv",
             "classify",
             &["--label", "klass"],
-            &["`good.csv`: no column is named `klass`"],
+            &["`good.csv`: there is no column `klass`"],
         ),
-        ("good.csv", "classify", &["--label", "id"], &["the label cannot be the sequence's name"]),
-        ("good.csv", "classify", &["--features", "class"], &["the label cannot be a feature"]),
+        (
+            "good.csv",
+            "classify",
+            &["--label", "id"],
+            &["the label column cannot also be the sequence column"],
+        ),
+        (
+            "good.csv",
+            "classify",
+            &["--features", "class"],
+            &["the label column cannot also be a feature"],
+        ),
         (
             "good.csv",
             "classify",
             &["--features", "sign,3"],
-            &["`good.csv`: column `3` is named twice"],
+            &["`good.csv`: column `3` is listed twice"],
         ),
         (
             "good.csv",
@@ -230,16 +244,11 @@ fn data_that_cannot_be_trained_on_is_refused_in_one_line() {
             "good.csv",
             "classify",
             &["--valid", "strange.csv"],
-            &["line 2: training saw no label `sideways`"],
+            &["line 2: label `sideways` does not occur in the training data"],
         ),
         ("good.csv", "classify", &["--dropout", "0.5"], &["dropout"]),
         ("good.csv", "classify", &["--run", "none/run"], &["directory `none` does not exist"]),
-        (
-            "good.csv",
-            "classify",
-            &["--run", "."],
-            &["`.` is not empty, and what it holds is no run"],
-        ),
+        ("good.csv", "classify", &["--run", "."], &["`.` is not empty and holds no run"]),
     ];
     for (csv, task, more, words) in cases {
         assert_refused(path, &train(csv, task, more), words);
@@ -279,7 +288,7 @@ fn column_types_use_all_cells_and_missing_numbers_become_the_mean() {
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(said["words"], serde_json::json!({ "sign": 2, "code": 3 }));
     assert!(told.contains("column `code` is read as words, of which there are 3\n"), "{told}");
-    assert!(told.contains("cells without a number, which take their column's mean: "), "{told}");
+    assert!(told.contains("missing numbers, replaced by their column's mean: "), "{told}");
 
     // Cells that are missing say the same as the mean itself, and count in no mean.
     let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
@@ -311,10 +320,10 @@ fn word_columns_that_need_too_much_memory_are_refused() {
         (
             "rows.csv",
             &[
-                "`rows.csv`: 72000 rows of 4003 inputs would take 1.1 GiB, more than 1 GiB; column `word` has 4000",
+                "`rows.csv`: 72000 rows of 4003 inputs would take 1.1 GiB, more than 1 GiB; column `word` takes 4000",
             ][..],
         ),
-        ("words.csv", &["words, more than 4096; leave it out by --features"]),
+        ("words.csv", &["categories, more than 4096; exclude it with --features"]),
     ] {
         assert_refused(directory.path(), &train(csv, "classify", &few), told);
     }
@@ -348,7 +357,7 @@ fn numeric_labels_are_refused_unless_forced() {
     }
     let directory = folder_with(&[("train.csv", &csv)]);
     let path = directory.path();
-    let words = ["`train.csv`: the label's column `y` holds 60 different labels", "`gru forecast`"];
+    let words = ["`train.csv`: the label column `y` has 60 different labels", "`gru forecast`"];
     assert_refused(path, &train("train.csv", "label", &[]), &words);
     succeeded(path, &train("train.csv", "label", &["--categorical", "y", "--epochs", "1"]));
 }
@@ -358,19 +367,23 @@ fn a_run_folder_is_not_overwritten_or_mixed_up() {
     let directory = folder_with(&[("train.csv", &table(0..40)), ("other.csv", "id,level\na,1\n")]);
     let path = directory.path();
     let short = ["--epochs", "1"];
-    assert_refused(path, &["train", "--resume", "run"], &["there is no such folder"]);
-    assert_refused(path, &["predict", "run", "train.csv"], &["there is no such folder"]);
-    assert_refused(path, &["predict", ".", "train.csv"], &["it holds no config.toml"]);
+    assert_refused(path, &["train", "--resume", "run"], &["it does not exist"]);
+    assert_refused(path, &["predict", "run", "train.csv"], &["it does not exist"]);
+    assert_refused(path, &["predict", ".", "train.csv"], &["it has no config.toml"]);
     succeeded(path, &train("train.csv", "classify", &short));
-    let words = ["`run` holds a run already", "--resume", "--force"];
+    let words = ["`run` already holds a run", "--resume", "--force"];
     assert_refused(path, &train("train.csv", "classify", &short), &words);
     succeeded(path, &train("train.csv", "classify", &["--epochs", "1", "--force"]));
     assert_refused(
         path,
         &["predict", "run", "other.csv"],
-        &["`other.csv`: no column is named `sign`"],
+        &["`other.csv`: there is no column `sign`"],
     );
-    assert_refused(path, &["predict", "run", "train.csv", "--output", "p.txt"], &["must have the extension .csv"]);
+    assert_refused(
+        path,
+        &["predict", "run", "train.csv", "--output", "p.txt"],
+        &["must have the extension .csv"],
+    );
 
     let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
     let change = |from: &str, to: &str| {
@@ -525,7 +538,7 @@ fn columns_of_equal_names_are_chosen_by_number() {
     assert_refused(
         path,
         &train("train.csv", "classify", &["--label", "x"]),
-        &["3 columns are named `x`; say which by its number: #1 or #2 or #4"],
+        &["3 columns are named `x`; choose one by its number: #1 or #2 or #4"],
     );
     let named = ["--sequence", "#1", "--label", "#4", "--features", "sign,#2"];
     for more in [&named[..], &["--force"]] {
@@ -547,7 +560,7 @@ fn words_for_missing_values_may_be_labels() {
     let directory = folder_with(&[("train.csv", &labels)]);
     let path = directory.path();
     let (_, told) = succeeded(path, &train("train.csv", "label", &["--epochs", "1"]));
-    assert!(told.contains("`none` in column `part` is a class like any other"), "{told}");
+    assert!(told.contains("`none` in column `part` is used as a class"), "{told}");
     let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
     assert!(config.contains("classes = [\"end\", \"none\"]"), "{config}");
 }
@@ -560,15 +573,15 @@ fn column_names_that_are_numbers_are_names() {
     let path = directory.path();
     let (_, told) = succeeded(path, &train("train.csv", "classify", &[]));
     assert!(
-        told.contains("the first row is taken for names; --header no says otherwise"),
+        told.contains("using the first row as header; pass --header no if that is wrong"),
         "{told}"
     );
     let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
     assert!(config.contains("header = true") && config.contains("label = \"class\""), "{config}");
 
     for (cell, advice) in [
-        ("x", "mend this one, or train with --missing"),
-        ("", "fill it in, or train with --missing"),
+        ("x", "fix this cell, or train again with --missing"),
+        ("", "fill it in, or train again with --missing"),
     ] {
         let csv = format!("id,1,2,class\na,50,7,up\na,{cell},7,up\n");
         std::fs::write(path.join("new.csv"), csv).unwrap();

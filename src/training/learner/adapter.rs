@@ -1,4 +1,4 @@
-//! Training on an adapter.
+//! [`AdapterBackend`]: training on an adapter.
 
 use std::ops::Range;
 
@@ -20,20 +20,20 @@ use crate::spec::loss::PreparedTargets;
 use crate::spec::optimizer::{Clip, OptimizerState, UpdateConstants};
 use crate::spec::params::Params;
 
-/// Bytes of batches on their way to the device, which wgpu holds until they have arrived.
+/// Limit on the bytes of uploads in flight. wgpu holds their memory until they finish.
 const MAX_IN_FLIGHT: u64 = 128 << 20;
 
-/// What a learner on an adapter holds besides its network, whose parameters it updates where they
-/// are.
+/// The gradients and moments of a learner on an adapter. It updates the network's parameters in
+/// place, on the adapter.
 #[derive(Debug)]
 pub(super) struct AdapterBackend {
-    /// The sum of the gradients and losses of an update's batches, which every run adds to.
+    /// Sum of the gradients and losses of an update's batches. Every run adds to it.
     accumulator: GradientAccumulator,
     update: Session,
     buffers: UpdateBuffers,
-    /// Updates whose metrics are still on the device.
+    /// Number of updates whose metrics are still on the device.
     pending: usize,
-    /// Updates queued since this was made.
+    /// Number of updates queued since creation.
     queued: usize,
     in_flight: InFlight,
 }
@@ -70,7 +70,7 @@ impl AdapterBackend {
         Ok(Self { accumulator, update, buffers, pending, queued, in_flight })
     }
 
-    /// Waits for all that was queued and reads whole buffers.
+    /// Waits for all queued work and reads whole buffers.
     async fn download<T: BufferElement>(
         &mut self,
         buffers: &[BufferId],
@@ -83,8 +83,8 @@ impl AdapterBackend {
 }
 
 impl LearnerBackend for AdapterBackend {
-    /// Queues a batch, whose loss and gradient are added to those of the update: those of each
-    /// chunk, where it is made of several.
+    /// Queues a batch. It adds its loss and gradient to those of the update, chunk by chunk if the
+    /// batch is split into chunks.
     async fn accumulate(
         &mut self,
         network: &Network,
@@ -102,7 +102,7 @@ impl LearnerBackend for AdapterBackend {
 
     async fn gradient(&mut self, wait: Wait) -> Result<(Vec<f32>, f32)> {
         let read = self.download(&[self.buffers.gradient, self.buffers.loss], wait).await?;
-        let [gradient, loss] = read.try_into().expect("two buffers asked for");
+        let [gradient, loss] = read.try_into().expect("two buffers were read");
         Ok((gradient, loss[0]))
     }
 
@@ -138,18 +138,18 @@ impl LearnerBackend for AdapterBackend {
         if self.pending == 0 {
             return Ok(Vec::new());
         }
-        let words = self.download::<u32>(&[self.buffers.reports], wait).await?.swap_remove(0);
+        let reports = self.download::<u32>(&[self.buffers.reports], wait).await?.swap_remove(0);
         let metrics = |queued: usize| {
             let at = REPORT * (1 + queued % SLOTS);
-            let [loss, norm, largest, index, stopped] = [0, 1, 2, 3, 4].map(|i| words[at + i]);
+            let [loss, norm, largest, index, stopped] = [0, 1, 2, 3, 4].map(|i| reports[at + i]);
             let [loss, norm, largest] = [loss, norm, largest].map(f32::from_bits);
-            RawMetrics { loss, norm, largest, index: index as usize, moved: stopped == 0 }
+            RawMetrics { loss, norm, largest, index: index as usize, applied: stopped == 0 }
         };
         let metrics: Vec<_> = (self.queued - self.pending..self.queued).map(metrics).collect();
         self.pending = 0;
         self.in_flight = InFlight::default();
-        if metrics.iter().any(|metrics| !metrics.moved) {
-            // The next update may move the parameters again.
+        if metrics.iter().any(|metrics| !metrics.applied) {
+            // Clear the stop flag, so that the next update can be applied.
             self.update.clear(self.buffers.reports, 0..1);
         }
         Ok(metrics)
@@ -163,18 +163,19 @@ impl LearnerBackend for AdapterBackend {
     async fn state(&mut self, network: &Network, wait: Wait) -> Result<(Params, [Vec<f32>; 2])> {
         let UpdateBuffers { params, first_moment, second_moment, .. } = self.buffers;
         let read = self.download(&[params, first_moment, second_moment], wait).await?;
-        let [flat, first, second] = read.try_into().expect("three buffers asked for");
+        let [flat, first, second] = read.try_into().expect("three buffers were read");
         Ok((Params::from_flat(network.params().layout().clone(), flat), [first, second]))
     }
 }
 
-/// From x and targets to the loss and the gradient of the parameters, which stay on the device.
+/// The run of one batch: from x and targets to the loss and the parameters' gradient, which stay on
+/// the device.
 struct LossRun<'a> {
     input: RunInput<'a>,
     head: Head,
     shape: Shape,
     targets: &'a PreparedTargets,
-    /// Of its update: what is there is not added to.
+    /// True for the first batch of an update: clears the accumulated loss and gradient first.
     is_first: bool,
 }
 
@@ -184,7 +185,8 @@ impl ChunkedRun for LossRun<'_> {
     }
 
     fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
-        let training = plan.run_buffers().training.as_ref().expect("a training plan");
+        let training =
+            plan.run_buffers().training.as_ref().expect("a training plan has training buffers");
         let zeros = |buffer: BufferId| {
             let range = 0..plan.spec(buffer).len;
             Upload { buffer, range, data: UploadData::Zeros }
@@ -208,7 +210,7 @@ impl ChunkedRun for LossRun<'_> {
 }
 
 impl Hooks for InFlight {
-    /// Waits, where more would be in flight than may be, for what is.
+    /// Waits for the uploads in flight if this one would exceed the limit.
     async fn before_upload(&mut self, session: &Session, bytes: u64, wait: Wait) -> Result<()> {
         let Self(in_flight) = self;
         if *in_flight > 0 && *in_flight + bytes > MAX_IN_FLIGHT {

@@ -1,4 +1,4 @@
-//! [`LearnerBackend`]: where a learner's numbers are, and what is done with them there.
+//! [`LearnerBackend`]: the operations of a learner that each kind of device implements.
 
 use crate::error::Result;
 use crate::gpu::wait::Wait;
@@ -9,13 +9,13 @@ use crate::spec::loss::{Loss, PreparedTargets};
 use crate::spec::optimizer::{Clip, UpdateConstants};
 use crate::spec::params::Params;
 
-/// The memory that holds gradients and moments, and computes there.
+/// The device side of a learner. It holds the gradients and moments and computes the updates.
 ///
-/// An update is `accumulate` for each of its batches, then `apply`. Between the two an all-reduce
-/// may take the `gradient` and put back that of all machines.
+/// An update calls `accumulate` for each batch, then `apply`. Between them, an all-reduce may read
+/// the `gradient` and replace it by the sum over all machines with `set_gradient`.
 pub(super) trait LearnerBackend {
-    /// Adds a batch's loss and gradient to the accumulated ones, or to nothing for an update's
-    /// first.
+    /// Adds a batch's loss and gradient to the accumulated ones. The first batch of an update
+    /// replaces them.
     async fn accumulate(
         &mut self,
         network: &Network,
@@ -23,10 +23,10 @@ pub(super) trait LearnerBackend {
         wait: Wait,
     ) -> Result<()>;
 
-    /// The accumulated gradient, flat, and loss.
+    /// Returns the accumulated gradient as a flat buffer, and the accumulated loss.
     async fn gradient(&mut self, wait: Wait) -> Result<(Vec<f32>, f32)>;
 
-    /// The accumulated loss.
+    /// Returns the accumulated loss.
     async fn loss(&mut self, wait: Wait) -> Result<f64>;
 
     /// Replaces the accumulated loss.
@@ -35,8 +35,8 @@ pub(super) trait LearnerBackend {
     /// Replaces the accumulated gradient and loss.
     async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()>;
 
-    /// Clips the accumulated gradient and updates the parameters by it, unless something is not
-    /// finite. Returns whether the metrics must be taken before the next update.
+    /// Clips the accumulated gradient and updates the parameters, unless a value is not finite.
+    /// Returns true if the metrics must be taken before the next update.
     async fn apply(
         &mut self,
         network: &mut Network,
@@ -44,35 +44,35 @@ pub(super) trait LearnerBackend {
         constants: &UpdateConstants,
     ) -> Result<bool>;
 
-    /// Waits for all that was queued; the metrics of the updates since the last time.
+    /// Waits for all queued work. Returns the metrics of the updates since the last call.
     async fn take_metrics(&mut self, wait: Wait) -> Result<Vec<RawMetrics>>;
 
-    /// Waits for all that was queued; the parameters.
+    /// Waits for all queued work. Returns the parameters.
     async fn params(&mut self, network: &Network, wait: Wait) -> Result<Params>;
 
-    /// Waits for all that was queued; the parameters, and the first and second moments.
+    /// Waits for all queued work. Returns the parameters, and the first and second moments.
     async fn state(&mut self, network: &Network, wait: Wait) -> Result<(Params, [Vec<f32>; 2])>;
 }
 
-/// A batch of an update, checked.
+/// A checked batch of an update.
 pub(super) struct PreparedBatch<'a> {
     pub loss: Loss,
     pub shape: Shape,
     pub batch: Batch<'a>,
     pub targets: &'a PreparedTargets,
-    /// Of its update.
+    /// True for the first batch of an update.
     pub is_first: bool,
 }
 
-/// An update's metrics, as a device leaves them.
+/// The metrics of one update as the device reports them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RawMetrics {
     pub loss: f32,
     pub norm: f32,
-    /// The gradient's largest element, by magnitude, and its index in the flat buffer.
+    /// The gradient element with the largest magnitude: its magnitude.
     pub largest: f32,
+    /// The index of that element in the flat buffer.
     pub index: usize,
-    /// Whether all of it was finite, and what it makes of the parameters and moments: nothing moves
-    /// else.
-    pub moved: bool,
+    /// True if the update was applied: loss, norm, new parameters and new moments are all finite.
+    pub applied: bool,
 }

@@ -1,10 +1,11 @@
-//! [`LearnerConfig`]: how a network is trained.
+//! [`LearnerConfig`]: the loss, optimizer, learning rate, schedule, clipping and accumulation.
 
 use crate::error::{Error, Result};
 use crate::spec::loss::Loss;
 use crate::spec::optimizer::{Clip, Optimizer, Schedule};
 
-/// How a network is trained.
+/// The training settings of a [`Learner`](super::Learner): loss, optimizer, learning rate,
+/// schedule, gradient clipping and gradient accumulation.
 ///
 /// ```
 /// use gru_wgpu::{Clip, Loss, Optimizer, Schedule, LearnerConfig};
@@ -18,61 +19,61 @@ use crate::spec::optimizer::{Clip, Optimizer, Schedule};
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct LearnerConfig {
-    /// What is made small.
+    /// The loss to minimize.
     pub loss: Loss,
-    /// What a gradient does to the parameters.
+    /// The optimizer.
     pub optimizer: Optimizer,
-    /// η, before the schedule.
+    /// The learning rate η, before the schedule's factor.
     pub learning_rate: f64,
-    /// How it changes.
+    /// The learning rate schedule.
     #[cfg_attr(feature = "serde", serde(default))]
     pub schedule: Schedule,
-    /// How the gradient is bounded.
+    /// The gradient clipping.
     #[cfg_attr(feature = "serde", serde(default))]
     pub clip: Clip,
-    /// Batches to an update, whose gradients are averaged. At least 1.
+    /// Gradient accumulation: batches per update, at least 1. Their gradients are averaged.
     #[cfg_attr(feature = "serde", serde(default = "one_batch"))]
     pub accumulation: usize,
 }
 
-/// What a serialised configuration need not say, as [`LearnerConfig::new`] has it.
+/// The default of `accumulation` when deserializing, as in [`LearnerConfig::new`].
 #[cfg(feature = "serde")]
 fn one_batch() -> usize {
     1
 }
 
 impl LearnerConfig {
-    /// At a constant rate, with the gradient as it is, an update a batch.
+    /// Creates a configuration with a constant learning rate, no clipping and one batch per update.
     pub fn new(loss: Loss, optimizer: Optimizer, learning_rate: f64) -> Self {
         let (schedule, clip) = Default::default();
         Self { loss, optimizer, learning_rate, schedule, clip, accumulation: 1 }
     }
 
-    /// The same with the learning rate on this schedule.
+    /// Sets the learning rate schedule.
     #[must_use]
     pub fn with_schedule(self, schedule: Schedule) -> Self {
         Self { schedule, ..self }
     }
 
-    /// The same with the gradient bounded.
+    /// Sets the gradient clipping.
     #[must_use]
     pub fn with_clip(self, clip: Clip) -> Self {
         Self { clip, ..self }
     }
 
-    /// The same with so many batches to an update.
+    /// Sets the number of batches per update.
     #[must_use]
     pub fn with_accumulation(self, accumulation: usize) -> Self {
         Self { accumulation, ..self }
     }
 
-    /// `Ok` when every number makes sense.
+    /// Checks that every number is in its valid range.
     ///
     /// # Errors
     /// [`Error::Setting`].
     pub fn validate(&self) -> Result<()> {
         if self.accumulation == 0 {
-            return Err(Error::setting("the number of batches to an update", 0, "at least 1"));
+            return Err(Error::setting("the number of batches per update", 0, "at least 1"));
         }
         if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
             let expected = "a finite number above 0";
@@ -84,7 +85,7 @@ impl LearnerConfig {
         self.schedule.validate()
     }
 
-    /// The learning rate of update `step`, from 0.
+    /// Returns the learning rate of update `step`, counted from 0.
     pub fn rate(&self, step: u64) -> f64 {
         self.learning_rate * self.schedule.factor(step)
     }

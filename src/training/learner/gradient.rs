@@ -1,31 +1,31 @@
-//! [`LossGradient`]: what the batches of an update come to.
+//! [`LossGradient`]: the accumulated gradient of an update's batches.
 
 use crate::error::{Error, Result};
 use crate::spec::params::{ParamLayout, Params};
 
-/// The gradient of the batches of an update, as far as they have come:
-/// [`Learner::gradient`](super::Learner::gradient) gives it.
+/// The accumulated loss and gradient of the current update, from
+/// [`Learner::gradient`](super::Learner::gradient).
 ///
-/// Each batch's loss and gradient count 1 /
+/// Each batch's loss and gradient are scaled by 1 /
 /// [`LearnerConfig::accumulation`](super::LearnerConfig::accumulation), so the sum over all batches
 /// of an update is their mean.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LossGradient {
-    /// The sum of the gradients, laid out as the parameters.
+    /// The sum of the scaled gradients, in the layout of the parameters.
     pub params: Params,
-    /// The sum of the losses.
+    /// The sum of the scaled losses.
     pub loss: f32,
-    /// How many batches there were.
+    /// The number of batches.
     pub batches: usize,
 }
 
 impl LossGradient {
-    /// Adds that of other batches, element by element, as an all-reduce does over machines.
+    /// Adds the gradient of other batches, element by element, as an all-reduce over machines does.
     ///
     /// # Errors
-    /// [`Error::ParameterLayout`] when it is that of another model, [`Error::Overflow`] when both
-    /// have more batches than can be counted. Nothing is added then.
+    /// [`Error::ParameterLayout`] if `other` belongs to another model; [`Error::Overflow`] if the
+    /// number of batches overflows. On error nothing is added.
     pub fn add(&mut self, other: &Self) -> Result<()> {
         check_layout(self.params.layout(), other.params.layout())?;
         let batches = self.batches.checked_add(other.batches);
@@ -38,7 +38,7 @@ impl LossGradient {
     }
 }
 
-/// `Ok` when both are laid out for the same model.
+/// Checks that both layouts belong to the same model.
 pub(super) fn check_layout(expected: &ParamLayout, got: &ParamLayout) -> Result<()> {
     if expected == got {
         return Ok(());

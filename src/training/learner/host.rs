@@ -1,4 +1,4 @@
-//! Training on the CPU.
+//! [`HostBackend`]: training on the CPU.
 
 use ndarray::Axis;
 
@@ -11,10 +11,10 @@ use crate::spec::linear::Linear;
 use crate::spec::optimizer::{Clip, OptimizerState, UpdateConstants};
 use crate::spec::params::Params;
 
-/// What a learner on the CPU holds besides its network.
+/// The gradients and moments of a learner on the CPU.
 #[derive(Debug)]
 pub(super) struct HostBackend {
-    /// Of the present update's batches.
+    /// Accumulated gradient of the current update.
     gradient: Params,
     loss: f64,
     moments: OptimizerState,
@@ -51,15 +51,15 @@ impl LearnerBackend for HostBackend {
         let (dy, dh_n) = (dy.as_ref().map(|dy| dy.view()), dh_n.as_ref().map(|dh_n| dh_n.view()));
         let grads =
             network.gru().run_backward(tape, dy, dh_n, GradientsWanted::AllButX, wait).await?;
-        // The GRU's parameters come first.
+        // The GRU's parameters come first in the flat buffer, then those of the head.
         let sum = self.gradient.as_mut_slice().iter_mut();
         sum.zip(grads.params.as_slice()).for_each(|(sum, &g)| *sum += g);
         let [dweight, dbias] = self.gradient.layout().head_ranges();
         let flat = self.gradient.as_mut_slice();
-        let more = doutputs.t().dot(&features);
-        flat[dweight].iter_mut().zip(&more).for_each(|(sum, &g)| *sum += g);
-        let more = doutputs.sum_axis(Axis(0));
-        flat[dbias].iter_mut().zip(&more).for_each(|(sum, &g)| *sum += g);
+        let of_batch = doutputs.t().dot(&features);
+        flat[dweight].iter_mut().zip(&of_batch).for_each(|(sum, &g)| *sum += g);
+        let of_batch = doutputs.sum_axis(Axis(0));
+        flat[dbias].iter_mut().zip(&of_batch).for_each(|(sum, &g)| *sum += g);
         Ok(())
     }
 
@@ -98,9 +98,9 @@ impl LearnerBackend for HostBackend {
         let OptimizerState { first, second, .. } = &mut self.moments;
         let stays_finite =
             || constants.keep_finite(network.params().as_slice(), gradient, [first, second]);
-        let moved = loss.is_finite() && norm.is_finite() && stays_finite();
-        self.metrics.push(RawMetrics { loss, norm, largest, index, moved });
-        if moved {
+        let applied = loss.is_finite() && norm.is_finite() && stays_finite();
+        self.metrics.push(RawMetrics { loss, norm, largest, index, applied });
+        if applied {
             let params = network.gru_mut().params_mut().as_mut_slice();
             constants.apply(params, gradient, [first, second]);
         }

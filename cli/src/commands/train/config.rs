@@ -169,11 +169,11 @@ impl RunConfig for TrainConfig {
         ensure!(are_classes, "columns.classes must have at least two classes, sorted");
         for feature in &self.features {
             match feature {
-                Feature::Number { column, mean, deviation } => {
+                Feature::Numeric { column, mean, deviation } => {
                     let is_sound = mean.is_finite() && deviation.is_finite() && *deviation > 0.0;
                     ensure!(is_sound, "feature {column} has no valid scale");
                 }
-                Feature::Words { column, words } => {
+                Feature::Categorical { column, words } => {
                     ensure!(is_sorted(words), "the words of feature {column} are not sorted");
                 }
             }
@@ -189,8 +189,8 @@ impl TrainConfig {
     /// Returns the categorical columns, with the number of categories of each.
     pub fn words(&self) -> impl Iterator<Item = (&str, usize)> {
         self.features.iter().filter_map(|feature| match feature {
-            Feature::Words { column, words } => Some((&column[..], words.len())),
-            Feature::Number { .. } => None,
+            Feature::Categorical { column, words } => Some((&column[..], words.len())),
+            Feature::Numeric { .. } => None,
         })
     }
 

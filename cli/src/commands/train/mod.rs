@@ -134,7 +134,7 @@ pub fn run(arguments: &TrainArgs, kind: DeviceKind, out: &mut impl Write) -> Res
 /// Reads a run's configuration and its data, from where they are or have moved to.
 fn read_again(folder: &RunDir, csv: Option<&Path>, valid: Option<&Path>) -> Result<SequenceRun> {
     let mut config = TrainConfig::read(&folder.config())?;
-    config.data.moved(csv, valid)?;
+    config.data.set_paths(csv, valid)?;
     folder.check_inputs(config.data.files())?;
     let TrainConfig { task, data, columns, training, .. } = &config;
     let split = SequenceSplit::read(data, *task, columns, training.seed)?;
@@ -157,7 +157,7 @@ impl TrainArgs {
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
         let categorical = categorical.transpose()?.unwrap_or_default();
-        let name = |column: usize| train.csv.reference(column);
+        let name = |column: usize| train.csv.column_key(column);
         let is_known = |column: &usize| features.contains(column) || *column == label;
         if let Some(&column) = categorical.iter().find(|column| !is_known(column)) {
             let column = quote(&name(column));

@@ -1,7 +1,7 @@
-//! Everything of a checkpoint but its tensors and the program's notes, as `key=value` words.
+//! Encodes the settings and counters of a checkpoint as `key=value` text. (Tensors and notes are
+//! stored elsewhere in the file.)
 //!
-//! A float is written with as few digits as bring back the same bits, and a whole number with all
-//! of them.
+//! Floats are written with the fewest digits that restore the same bits, integers with all digits.
 
 use std::fmt::Display;
 
@@ -17,9 +17,9 @@ use crate::training::config::TrainerConfig;
 use crate::training::learner::LearnerConfig;
 use crate::training::progress::{DataFingerprints, Progress};
 
-/// The kinds, whose numbers follow.
+/// The kind of a loss, optimizer, schedule or clip. The kind's own numbers follow it in the text.
 #[derive(Clone, Copy, PartialEq)]
-enum WordKind {
+enum SettingKind {
     MeanSquared,
     Huber,
     CrossEntropy,
@@ -34,29 +34,32 @@ enum WordKind {
     Value,
 }
 
-const LOSSES: &[(WordKind, &str)] = &[
-    (WordKind::MeanSquared, "mean-squared"),
-    (WordKind::Huber, "huber"),
-    (WordKind::CrossEntropy, "cross-entropy"),
+const LOSSES: &[(SettingKind, &str)] = &[
+    (SettingKind::MeanSquared, "mean-squared"),
+    (SettingKind::Huber, "huber"),
+    (SettingKind::CrossEntropy, "cross-entropy"),
 ];
-const OPTIMIZERS: &[(WordKind, &str)] =
-    &[(WordKind::Sgd, "sgd"), (WordKind::Adam, "adam"), (WordKind::AdamW, "adamw")];
-const SCHEDULES: &[(WordKind, &str)] =
-    &[(WordKind::Constant, "constant"), (WordKind::Cosine, "cosine"), (WordKind::Steps, "steps")];
-const CLIPS: &[(WordKind, &str)] =
-    &[(WordKind::None, "none"), (WordKind::Norm, "norm"), (WordKind::Value, "value")];
+const OPTIMIZERS: &[(SettingKind, &str)] =
+    &[(SettingKind::Sgd, "sgd"), (SettingKind::Adam, "adam"), (SettingKind::AdamW, "adamw")];
+const SCHEDULES: &[(SettingKind, &str)] = &[
+    (SettingKind::Constant, "constant"),
+    (SettingKind::Cosine, "cosine"),
+    (SettingKind::Steps, "steps"),
+];
+const CLIPS: &[(SettingKind, &str)] =
+    &[(SettingKind::None, "none"), (SettingKind::Norm, "norm"), (SettingKind::Value, "value")];
 
 const ORDERS: &[(Order, &str)] = &[(Order::Bucketed, "bucketed"), (Order::Shuffled, "shuffled")];
 
-/// `loss=huber delta=1e0 optimizer=adam beta1=9e-1 …`
+/// Encodes a configuration as `loss=huber delta=1e0 optimizer=adam beta1=9e-1 …`.
 pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
     let LearnerConfig { loss, optimizer, learning_rate, schedule, clip, accumulation } =
         learner_config;
     let loss = match loss {
-        Loss::MeanSquared => word(LOSSES, WordKind::MeanSquared).to_owned(),
-        Loss::Huber { delta } => format!("{} delta={delta:e}", word(LOSSES, WordKind::Huber)),
+        Loss::MeanSquared => word(LOSSES, SettingKind::MeanSquared).to_owned(),
+        Loss::Huber { delta } => format!("{} delta={delta:e}", word(LOSSES, SettingKind::Huber)),
         Loss::CrossEntropy { ignore } => {
-            format!("{} ignore={}", word(LOSSES, WordKind::CrossEntropy), write_option(ignore))
+            format!("{} ignore={}", word(LOSSES, SettingKind::CrossEntropy), write_option(ignore))
         }
     };
     let adam = |kind, Adam { beta1, beta2, epsilon, weight_decay }: &Adam| {
@@ -65,26 +68,26 @@ pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
     };
     let optimizer = match optimizer {
         Optimizer::Sgd { momentum, weight_decay } => {
-            let kind = word(OPTIMIZERS, WordKind::Sgd);
+            let kind = word(OPTIMIZERS, SettingKind::Sgd);
             format!("{kind} momentum={momentum:e} decay={weight_decay:e}")
         }
-        Optimizer::Adam(constants) => adam(WordKind::Adam, constants),
-        Optimizer::AdamW(constants) => adam(WordKind::AdamW, constants),
+        Optimizer::Adam(constants) => adam(SettingKind::Adam, constants),
+        Optimizer::AdamW(constants) => adam(SettingKind::AdamW, constants),
     };
     let schedule = match schedule {
-        Schedule::Constant => word(SCHEDULES, WordKind::Constant).to_owned(),
+        Schedule::Constant => word(SCHEDULES, SettingKind::Constant).to_owned(),
         Schedule::Cosine { warmup, updates, last } => {
-            let kind = word(SCHEDULES, WordKind::Cosine);
+            let kind = word(SCHEDULES, SettingKind::Cosine);
             format!("{kind} warmup={warmup} updates={updates} last={last:e}")
         }
         Schedule::Steps { every, factor } => {
-            format!("{} every={every} factor={factor:e}", word(SCHEDULES, WordKind::Steps))
+            format!("{} every={every} factor={factor:e}", word(SCHEDULES, SettingKind::Steps))
         }
     };
     let clip = match clip {
-        Clip::None => word(CLIPS, WordKind::None).to_owned(),
-        Clip::Norm(bound) => format!("{} bound={bound:e}", word(CLIPS, WordKind::Norm)),
-        Clip::Value(bound) => format!("{} bound={bound:e}", word(CLIPS, WordKind::Value)),
+        Clip::None => word(CLIPS, SettingKind::None).to_owned(),
+        Clip::Norm(bound) => format!("{} bound={bound:e}", word(CLIPS, SettingKind::Norm)),
+        Clip::Value(bound) => format!("{} bound={bound:e}", word(CLIPS, SettingKind::Value)),
     };
     format!(
         "loss={loss} optimizer={optimizer} rate={learning_rate:e} schedule={schedule} clip={clip} \
@@ -92,36 +95,36 @@ pub(super) fn write_learner(learner_config: &LearnerConfig) -> String {
     )
 }
 
-/// Back from [`write_learner`].
-pub(super) fn read_learner(words: &str) -> Result<LearnerConfig> {
-    let mut pairs = KeyValues::parse("learner", words)?;
+/// Decodes the text of [`write_learner`].
+pub(super) fn read_learner(text: &str) -> Result<LearnerConfig> {
+    let mut pairs = KeyValues::parse("learner", text)?;
     let loss = match pairs.named("loss", LOSSES)? {
-        WordKind::Huber => Loss::Huber { delta: pairs.number("delta")? },
-        WordKind::CrossEntropy => Loss::CrossEntropy { ignore: pairs.option("ignore")? },
+        SettingKind::Huber => Loss::Huber { delta: pairs.number("delta")? },
+        SettingKind::CrossEntropy => Loss::CrossEntropy { ignore: pairs.option("ignore")? },
         _ => Loss::MeanSquared,
     };
     let optimizer = match pairs.named("optimizer", OPTIMIZERS)? {
-        WordKind::Adam => Optimizer::Adam(read_adam(&mut pairs)?),
-        WordKind::AdamW => Optimizer::AdamW(read_adam(&mut pairs)?),
+        SettingKind::Adam => Optimizer::Adam(read_adam(&mut pairs)?),
+        SettingKind::AdamW => Optimizer::AdamW(read_adam(&mut pairs)?),
         _ => Optimizer::Sgd {
             momentum: pairs.number("momentum")?,
             weight_decay: pairs.number("decay")?,
         },
     };
     let schedule = match pairs.named("schedule", SCHEDULES)? {
-        WordKind::Cosine => Schedule::Cosine {
+        SettingKind::Cosine => Schedule::Cosine {
             warmup: pairs.number("warmup")?,
             updates: pairs.number("updates")?,
             last: pairs.number("last")?,
         },
-        WordKind::Steps => {
+        SettingKind::Steps => {
             Schedule::Steps { every: pairs.number("every")?, factor: pairs.number("factor")? }
         }
         _ => Schedule::Constant,
     };
     let clip = match pairs.named("clip", CLIPS)? {
-        WordKind::Norm => Clip::Norm(pairs.number("bound")?),
-        WordKind::Value => Clip::Value(pairs.number("bound")?),
+        SettingKind::Norm => Clip::Norm(pairs.number("bound")?),
+        SettingKind::Value => Clip::Value(pairs.number("bound")?),
         _ => Clip::None,
     };
     let learner_config = LearnerConfig::new(loss, optimizer, pairs.number("rate")?)
@@ -142,16 +145,16 @@ fn read_adam(pairs: &mut KeyValues<'_>) -> Result<Adam> {
     })
 }
 
-/// `epochs=20 batch=16 seed=1 patience=none order=bucketed`
+/// Encodes a configuration as `epochs=20 batch=16 seed=1 patience=none order=bucketed`.
 pub(super) fn write_trainer(trainer_config: &TrainerConfig) -> String {
     let TrainerConfig { epochs, batch, seed, patience, order } = trainer_config;
     let (patience, order) = (write_option(patience), word(ORDERS, *order));
     format!("epochs={epochs} batch={batch} seed={seed} patience={patience} order={order}")
 }
 
-/// Back from [`write_trainer`].
-pub(super) fn read_trainer(words: &str) -> Result<TrainerConfig> {
-    let mut pairs = KeyValues::parse("trainer", words)?;
+/// Decodes the text of [`write_trainer`].
+pub(super) fn read_trainer(text: &str) -> Result<TrainerConfig> {
+    let mut pairs = KeyValues::parse("trainer", text)?;
     let trainer_config = TrainerConfig::new(pairs.number("epochs")?, pairs.number("batch")?)
         .with_seed(pairs.number("seed")?)
         .with_patience(pairs.option::<usize>("patience")?)
@@ -161,8 +164,8 @@ pub(super) fn read_trainer(words: &str) -> Result<TrainerConfig> {
     Ok(trainer_config)
 }
 
-/// `steps=12 epoch=0 batch=12 examples=48 loss=7.2e1 updates=12 stale=0`, and where there is a best
-/// network `best=3 counted=100 mean=5e-1 correct=90`.
+/// Encodes counters as `steps=12 epoch=0 batch=12 examples=48 loss=7.2e1 updates=12 stale=0`. If
+/// there is a best network, ` best=3 counted=100 mean=5e-1 correct=90` follows.
 pub(super) fn write_counters(counters: &Counters) -> String {
     let Counters { steps, progress, best } = counters;
     let Progress { epoch, batch, examples, loss: (loss, updates), stale } = progress;
@@ -176,9 +179,9 @@ pub(super) fn write_counters(counters: &Counters) -> String {
     )
 }
 
-/// Back from [`write_counters`].
-pub(super) fn read_counters(words: &str) -> Result<Counters> {
-    let mut pairs = KeyValues::parse("progress", words)?;
+/// Decodes the text of [`write_counters`].
+pub(super) fn read_counters(text: &str) -> Result<Counters> {
+    let mut pairs = KeyValues::parse("progress", text)?;
     let steps = pairs.number("steps")?;
     let progress = Progress {
         epoch: pairs.number("epoch")?,
@@ -199,10 +202,10 @@ pub(super) fn read_counters(words: &str) -> Result<Counters> {
     if counters.are_possible() {
         return Ok(counters);
     }
-    Err(Error::format("its metadata progress is none that a run can come to".to_owned()))
+    Err(Error::format("its metadata progress has counters that no run can reach".to_owned()))
 }
 
-/// `train=150 hash=123 valid=50 valid_hash=456`
+/// Encodes fingerprints as `train=150 hash=123 valid=50 valid_hash=456`.
 pub(super) fn write_data(data: &DataFingerprints) -> String {
     let DataFingerprints { train, valid } = data;
     format!(
@@ -211,9 +214,9 @@ pub(super) fn write_data(data: &DataFingerprints) -> String {
     )
 }
 
-/// Back from [`write_data`].
-pub(super) fn read_data(words: &str) -> Result<DataFingerprints> {
-    let mut pairs = KeyValues::parse("data", words)?;
+/// Decodes the text of [`write_data`].
+pub(super) fn read_data(text: &str) -> Result<DataFingerprints> {
+    let mut pairs = KeyValues::parse("data", text)?;
     let data = DataFingerprints {
         train: DataFingerprint { count: pairs.number("train")?, hash: pairs.number("hash")? },
         valid: DataFingerprint { count: pairs.number("valid")?, hash: pairs.number("valid_hash")? },
@@ -230,9 +233,9 @@ fn write_option(value: &Option<impl Display>) -> String {
 mod tests {
     use super::*;
 
-    /// Floats that another number of digits would change, the largest and the smallest.
+    /// Includes the largest and the smallest floats, and floats that need all of their digits.
     #[test]
-    fn what_is_written_comes_back_bit_for_bit() {
+    fn values_round_trip_bit_for_bit() {
         let odd = 0.1 + 0.2;
         let adam =
             Adam { beta1: odd, beta2: 1.0 - f64::EPSILON, epsilon: 5e-324, weight_decay: 0.0 };
@@ -261,8 +264,8 @@ mod tests {
                             .with_schedule(schedule)
                             .with_clip(clip)
                             .with_accumulation(usize::MAX);
-                        let words = write_learner(&learner_config);
-                        assert_eq!(read_learner(&words).unwrap(), learner_config, "{words}");
+                        let text = write_learner(&learner_config);
+                        assert_eq!(read_learner(&text).unwrap(), learner_config, "{text}");
                     }
                 }
             }
@@ -273,8 +276,8 @@ mod tests {
                     .with_seed(u64::MAX)
                     .with_patience(patience)
                     .with_order(order);
-                let words = write_trainer(&trainer_config);
-                assert_eq!(read_trainer(&words).unwrap(), trainer_config, "{words}");
+                let text = write_trainer(&trainer_config);
+                assert_eq!(read_trainer(&text).unwrap(), trainer_config, "{text}");
             }
         }
         let [train, valid] = [u64::MAX, 0].map(|hash| DataFingerprint { count: usize::MAX, hash });
@@ -291,8 +294,8 @@ mod tests {
     }
 
     #[test]
-    fn what_no_run_writes_is_refused() {
-        let words = write_learner(&LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.1));
+    fn values_that_no_run_writes_are_refused() {
+        let text = write_learner(&LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.1));
         for (from, to, expected) in [
             ("rate=1e-1", "rate=NaN", "learning rate is NaN"),
             ("rate=1e-1", "", "its metadata learner lacks `rate`"),
@@ -301,19 +304,19 @@ mod tests {
             ("clip=none", "clip=norm", "lacks `bound`"),
             ("accumulation=1", "accumulation=0", "is 0; expected at least 1"),
         ] {
-            assert!(words.contains(from), "{words}");
-            let error = read_learner(&words.replace(from, to)).unwrap_err().to_string();
+            assert!(text.contains(from), "{text}");
+            let error = read_learner(&text.replace(from, to)).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        for words in [
+        for text in [
             "steps=18446744073709551615 epoch=0 batch=0 examples=0 loss=0 updates=0 stale=0",
             "steps=1 epoch=0 batch=2 examples=0 loss=0 updates=2 stale=0",
             "steps=1 epoch=1 batch=0 examples=0 loss=0 updates=0 stale=2",
             "steps=1 epoch=1 batch=0 examples=0 loss=0 updates=0 stale=0 best=1 counted=1 mean=0 correct=none",
             "steps=1 epoch=1 batch=0 examples=0 loss=0 updates=0 stale=0 best=0 counted=1 mean=0 correct=2",
         ] {
-            let error = read_counters(words).unwrap_err().to_string();
-            assert!(error.contains("none that a run can come to"), "{words}: {error}");
+            let error = read_counters(text).unwrap_err().to_string();
+            assert!(error.contains("that no run can reach"), "{text}: {error}");
         }
         assert!(read_trainer("epochs=0 batch=1 seed=1 patience=none order=bucketed").is_err());
     }
