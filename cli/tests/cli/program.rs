@@ -266,7 +266,7 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
         ("hidden = 7", "hidden = \"7\"", "config.toml`, line"),
         ("input = 16", "input = 0", "a size of 0"),
         ("holdout = 0.2", "holdout = 1.5", "not between 0 and 1"),
-        ("scale = ", "scale = -", "no finite number above 0"),
+        ("scale = ", "scale = -", "not a finite number above 0"),
         ("epochs = 3", "epochs = 0", "the number of epochs"),
         ("delimiter = \",\"", "delimiter = \"λ\"", "data.delimiter: expected one of"),
         ("learning_rate = 0.01", "learning_rate = nan", "learning rate"),
@@ -422,7 +422,7 @@ fn bad_input_prints_one_line_with_the_expected_value() {
         (vec!["info", "--device", "tpu"], &["`tpu`", "expected auto, cpu, gpu, software"]),
         (forecast(csv, &["--output", csv]), &["is not a directory"]),
         (forecast(csv, &["--hidden", "1000000"]), &["out of memory"]),
-        (forecast(csv, &["--hidden", "18446744073709551615"]), &["too large"]),
+        (forecast(csv, &["--hidden", "18446744073709551615"]), &["the size overflows"]),
         (forecast(csv, &["--batch", "18446744073709551615", "--horizon", "9999999"]), &["too few"]),
     ];
     for (arguments, words) in cases {
@@ -587,7 +587,7 @@ fn info_lists_adapters_and_what_auto_takes() {
     assert_refused(directory.path(), &huge, &["is too large; the first GPU is gpu:0"]);
     let adapters = json["adapters"].as_array().unwrap();
     if !adapters.is_empty() && adapters.iter().all(|adapter| adapter["software"] == true) {
-        assert!(refused.contains("--device software takes a software adapter"), "{refused}");
+        assert!(refused.contains("use Device::software (--device software)"), "{refused}");
     }
     assert_refused(directory.path(), &forecast(csv, &["--device", "gpu:-1"]), &["`gpu:-1`"]);
     // Auto never takes a software adapter.

@@ -434,7 +434,7 @@ fn predict_works_after_the_model_file_was_deleted() {
         assert_eq!(rows, expected, "{command}");
         let missing =
             format!("`{run}/model.safetensors` is missing; using the model in the checkpoint");
-        let again = format!("`gru {command} --resume {run}` writes it again");
+        let again = format!("`gru {command} --resume {run}` writes the file again");
         assert!(told.contains(&missing) && told.contains(&again), "{told}");
         succeeded(path, &[command, "--resume", run, "--device", "cpu"]);
         assert!(bytes == fs::read(&model).unwrap(), "{command}");

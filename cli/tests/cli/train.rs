@@ -395,7 +395,7 @@ fn a_run_folder_is_not_overwritten_or_mixed_up() {
         (
             "classes = [\"down\", \"up\"]",
             "classes = [\"up\", \"down\"]",
-            "two words or more, sorted",
+            "at least two classes, sorted",
         ),
         ("task = \"classify\"", "task = \"classify\"\nmore = 1", "unknown field `more`"),
         ("deviation = ", "deviation = -", "has no valid scale"),
