@@ -170,7 +170,7 @@ pub fn random3(shape: [usize; 3], seed: u64) -> Array3<f32> {
     Array3::from_shape_simple_fn(shape, || rng.random_range(-1.0..1.0))
 }
 
-/// A tolerance of this absolute difference, whatever the expected value is.
+/// Returns a tolerance of this absolute difference.
 pub const fn within(atol: f64) -> Tolerance {
     Tolerance { atol, rtol: 0.0 }
 }

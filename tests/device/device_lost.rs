@@ -99,7 +99,7 @@ fn forwards() {
         assert_lost(&gru.forward_train(&x).unwrap_err());
         assert_lost(&gru.stream(2, &[1]).unwrap_err());
         assert_lost(&Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, gru.device()).unwrap_err());
-        // The model goes on elsewhere.
+        // The model continues on another device.
         assert_eq!(gru.to(adapter()).unwrap().forward(&x).unwrap(), expected);
         error
     });

@@ -125,7 +125,7 @@ fn a_forward_pass_is_encoded_into_the_callers_encoder() {
                 assert_eq!(&program.read(&h_n)[1..], expected.h_n.as_slice().unwrap());
             }
         }
-        // What lies in front is untouched.
+        // The elements before the slice are unchanged.
         assert_eq!(program.read(&xy)[..64], [0.0; 64]);
     }
 }
@@ -273,7 +273,7 @@ fn unsuitable_buffers_are_refused_with_the_reason() {
         let error = gru.forward_pass(shape, &buffers).unwrap_err();
         assert_eq!(error.to_string(), expected);
     }
-    // The stream asks for the same, and keeps its states itself.
+    // A stream needs the same buffers, and keeps its own states.
     let error = gru.stream_over(2, &[4], &Buffers::new(part(&plain, 0), part(&y, 0))).unwrap_err();
     assert!(matches!(error, Error::Buffer { what: "x", .. }), "{error}");
     let error = gru.stream_over(2, &[4], &all().with_h0(part(&plain, 0))).unwrap_err();
@@ -312,7 +312,7 @@ fn unsuitable_buffers_are_refused_with_the_reason() {
     assert!(matches!(gru.forward_pass(shape, &all()).unwrap_err(), Error::Shape { .. }));
 }
 
-/// The callbacks stay the caller's, and a loss is told to both.
+/// The caller's callbacks stay in place, and both sides learn of the loss.
 #[test]
 fn a_lost_device_of_the_caller_is_reported_as_lost() {
     let program = Program::new();

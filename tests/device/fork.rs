@@ -65,7 +65,8 @@ fn forward(device: &Device) -> Result<Array3<f32>, Error> {
     Ok(gru.forward(&random3([4, 2, 3], 1))?.y)
 }
 
-/// Everything that a parent may hold is of no use in the child, and the parent goes on with it.
+/// Checks that the child gets an error for every kind of object of the parent, and that the parent
+/// can still use them.
 fn refuses(device: &Device) {
     let layout = ParamLayout::with_head(&config(), Head::last(2)).unwrap();
     let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
@@ -82,7 +83,7 @@ fn refuses(device: &Device) {
     let state = tape.state().unwrap();
     gru.step(&mut stream, one.view(), y.view_mut()).unwrap();
     learner.step(&x, &classes[..]).unwrap();
-    // From here on a thread of the parent's polls an adapter for whoever awaits it.
+    // From here on a thread of the parent polls the adapter for waiting futures.
     pollster::block_on(gru.forward_async(&x)).unwrap();
     let in_the_child = in_child(|| {
         let (_, other) = match gru.forward_train(&x) {
@@ -110,7 +111,7 @@ fn refuses(device: &Device) {
             forward(device).map(drop),
         ];
         let first = first_not_refused(outcomes);
-        // And it can let go of all it has.
+        // The child can drop all of them.
         drop((stream, learner, network, state, gru));
         first
     });

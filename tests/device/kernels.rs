@@ -7,7 +7,7 @@ use gru_wgpu::{
 };
 use ndarray::{Array3, ArrayView3, Axis, s};
 
-pub fn assert_all_passed(findings: &[Finding], subjects: usize) {
+fn assert_all_passed(findings: &[Finding], subjects: usize) {
     assert_eq!(findings.len(), subjects, "subjects checked");
     let wrong: Vec<_> = findings
         .iter()
@@ -17,14 +17,22 @@ pub fn assert_all_passed(findings: &[Finding], subjects: usize) {
     assert!(wrong.is_empty(), "on {}:\n{}", adapter(), wrong.join("\n"));
 }
 
-/// On a device of its own: this test compiles most of the kernels, and lavapipe has one thread per
-/// device for that. All other tests run meanwhile.
+/// This test and the next have a device each. They compile most of the kernels, few of them both,
+/// and lavapipe compiles on one thread per device.
 #[test]
 fn every_kernel_agrees_with_its_reference_at_odd_sizes() {
     // Four products, a sum, and the recurrence forward and backward, by step and by sequence, for
     // each of 12 variants.
     let findings = Section::Kernels.run(&open_adapter()).unwrap();
     assert_all_passed(&findings, 4 + 1 + 2 * 2 * 12);
+}
+
+#[test]
+fn every_variant_agrees_with_the_reference_at_odd_sizes() {
+    // y, h_n, dx, dh0, dreset_state and both weights for each of 12 variants; one bias for eight of
+    // them, another for four.
+    let findings = Section::Models.run(&open_adapter()).unwrap();
+    assert_all_passed(&findings, 7 * 12 + 8 + 4);
 }
 
 #[test]

@@ -21,4 +21,3 @@ mod properties;
 mod rayon;
 mod resets;
 mod stream;
-mod whole_models;

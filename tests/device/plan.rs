@@ -203,7 +203,7 @@ fn inference_never_binds_more_gates_than_an_adapter_allows() {
     }
 }
 
-/// x and dx besides, which nothing can spare.
+/// x and dx are always needed.
 #[test]
 fn recomputing_gates_halves_memory_and_adds_a_third_of_the_work() {
     for config in GruConfig::all_variants(1, 128) {

@@ -6,7 +6,7 @@ use ndarray::{Array2, Array3, s};
 
 const T: usize = 9;
 const B: usize = 2;
-/// Where the rows are cut, each into three pieces.
+/// The steps with a reset, which split each row into three parts.
 const CUTS: [[usize; 2]; B] = [[2, 6], [1, 8]];
 
 fn config() -> GruConfig {

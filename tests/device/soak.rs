@@ -22,19 +22,19 @@ use gru_wgpu::{
 use gru_wgpu::{Checkpoint, Trainer, TrainerConfig};
 use ndarray::{Array2, Array3};
 
-/// How often, of what takes `all` times in a whole soak.
+/// Returns how many of the `all` repetitions of a full soak to do.
 fn times(all: usize) -> usize {
     let share = std::env::var("GRU_SOAK").map_or(0.01, |share| share.parse().expect("a number"));
     ((all as f64 * share) as usize).max(5)
 }
 
-/// What is measured is the process', so one test at a time.
+/// The tests measure the process, so they run one at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a process has of its system.
+/// Resources of this process.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     /// Bytes resident.
@@ -155,7 +155,7 @@ fn many_shapes_take_no_more_memory() {
     }
 }
 
-/// All that a user holds, made on a device, used once and let go.
+/// Makes every kind of object on a device, uses each once and drops it.
 fn make_everything(device: &Device) {
     let gru = gru(device);
     let x = random3([5, 4, 3], 1);
@@ -178,7 +178,7 @@ fn make_everything(device: &Device) {
     go_on(learner, device).into_network().unwrap();
 }
 
-/// A checkpoint in a file, and training that goes on from it.
+/// Saves a checkpoint and resumes training from it.
 fn go_on(learner: Learner, device: &Device) -> Learner {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");

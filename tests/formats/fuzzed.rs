@@ -7,8 +7,7 @@ use std::path::Path;
 use gru_wgpu::formats::{npy, onnx, safetensors};
 use gru_wgpu::{Error, Params};
 
-/// Reads every file of a target, and gives how many there were and how many held what was looked
-/// for.
+/// Reads every file of a target. Returns the number of files and of successful reads.
 fn read_all(target: &str, read: impl Fn(&Path) -> Result<(), Error>) -> (usize, usize) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fuzzed").join(target);
     let (mut files, mut good) = (0, 0);

@@ -25,7 +25,7 @@ thread_local! {
     static MOST: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes on to the system's allocator with the very arguments that came. The
+// SAFETY: every call is passed to the system's allocator with the same arguments. The
 // counters are constants at first and have no destructor, so touching them allocates nothing, at
 // any time of a thread.
 #[allow(unsafe_code, reason = "an allocator is unsafe by its trait; the proof is above")]
@@ -37,7 +37,7 @@ unsafe impl GlobalAlloc for Counting {
         if HELD.get() < usize::MAX / 2 {
             MOST.set(MOST.get().max(HELD.get()));
         }
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc`, which is the system allocator's.
         unsafe { System.alloc(layout) }
     }
 
@@ -206,7 +206,7 @@ fn damaged_checkpoints_are_refused() {
     assert!(refusals > 20 * reads, "{refusals} refused, {reads} read");
 }
 
-/// What a checkpoint's reader is told takes no memory and no time before it is known to be there.
+/// Sizes in a checkpoint's header cost no memory and no time before the data is known to exist.
 #[test]
 fn inconsistent_checkpoints_are_refused() {
     let bytes = saved(|path| small_checkpoint().save(path).unwrap());
@@ -663,7 +663,7 @@ fn layers_that_share_their_weights() {
     assert!(message.contains("its weights take more than 16 times the size of the model's files"));
 }
 
-/// External data lies in the model's folder, wherever links and dots lead.
+/// External data outside the model's folder is refused, also through links and `..`.
 #[cfg(unix)]
 #[test]
 fn external_data_outside_the_models_folder_is_refused() {
@@ -825,7 +825,7 @@ fn inconsistent_archives_are_refused() {
     refused(bounded(len, load_vast));
 }
 
-/// What is no file, or not there, is told with the system's words.
+/// The error for a missing file or a folder contains the system's message.
 #[test]
 fn errors_name_files_that_cannot_be_opened() {
     let directory = TempDir::new().unwrap();

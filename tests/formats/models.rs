@@ -79,7 +79,7 @@ fn grus_of_torch_state_dicts() {
     }
 }
 
-/// An LSTM and a plain RNN are no GRUs, whatever their tensors' names.
+/// An LSTM and a plain RNN are not taken for GRUs, although their tensors have similar names.
 #[test]
 fn several_grus_are_listed() {
     let file = path("torch_speech.safetensors");

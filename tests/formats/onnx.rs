@@ -180,7 +180,7 @@ fn a_stack_is_layers_connected_only_to_each_other() {
     assert_eq!(listed(&own), ["1 layers"]);
     let fork = [&chain[..], &[gru("b", "e")]].concat();
     assert_eq!(listed(&fork), ["a", "c", "e"]);
-    // What lies between must only rearrange.
+    // Nodes between the layers may only rearrange.
     for op in ["Relu", "Dropout", "Identity"] {
         let way = [gru("x", "a"), squeeze("a", "b"), node(op, &["b"], &["c"], &[]), gru("c", "d")];
         let expected = if op == "Relu" { vec!["a", "d"] } else { vec!["2 layers"] };
@@ -316,7 +316,7 @@ fn graph_length(model: &[u8]) -> usize {
     model.len() - head
 }
 
-/// What decides between a stack and two GRUs, besides the way from one to the other.
+/// Conditions for a stack, other than the connection between the layers.
 #[test]
 fn stacks_share_their_lengths_and_start_from_no_gru() {
     let weights = [zeros("W", &[1, 3, 1]), zeros("R", &[1, 3, 1]), integers("one", &[1])];
@@ -482,7 +482,7 @@ fn weights_that_nodes_rearrange() {
     let held = floats("f", &[1, 6, 1], &[0.1; 6]);
     assert_eq!(read(held.clone(), &[cast(1)], &[]).unwrap(), [0.1; 6]);
     assert_eq!(read(held, &[cast(10)], &[]).unwrap(), [half::f16::from_f32(0.1).to_f32(); 6]);
-    // What does not fit is told where it is.
+    // The error names the place of the wrong node.
     let bad = node("Slice", &["f", "zero", "ends"], &["W"], &[]);
     let error = read(flat(), &[bad], &[integers("zero", &[0]), ends()]).unwrap_err().to_string();
     assert!(
@@ -522,7 +522,7 @@ fn expanded_zeros_count_as_no_state() {
     assert!(matches!(read(1.0).unwrap(), OptionalInput::AtRun(words) if words.contains("Expand")));
 }
 
-/// Sizes that would put numbers elsewhere, or that nobody can be sure of.
+/// A Reshape that would move numbers, or whose sizes are ambiguous, ends a stack.
 #[test]
 fn ambiguous_reshapes_end_a_stack() {
     let way = |shape: &[i64], attributes: &[Vec<u8>]| {

@@ -23,9 +23,9 @@ const FRAMES: usize = 100;
 const FEATURES: usize = 42;
 const BANDS: usize = 22;
 
-/// What a weight of 1 in a file stands for.
+/// The value of the stored weight 1.
 const SCALE: f32 = 1.0 / 256.0;
-/// What the largest, `i8::MAX`, stands for.
+/// The value of the largest stored weight, `i8::MAX`.
 const WEIGHT: f64 = 127.0 / 256.0;
 
 // A file's codes of activations.

@@ -218,7 +218,7 @@ fn path_functions_and_stream_functions_agree() {
     assert!(npy::read_lengths(Cursor::new(&bytes)).is_err());
 }
 
-/// A stream that takes no more than so many bytes.
+/// A stream that accepts a limited number of bytes.
 struct Full(usize);
 
 impl std::io::Write for Full {

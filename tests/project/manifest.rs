@@ -14,8 +14,8 @@ fn version(text: &str) -> Vec<u32> {
     numbers
 }
 
-/// No dependency asks for a newer Rust than the manifest states, and one asks for just that. That
-/// the code itself asks for no more is clippy's `incompatible_msrv` and the next test.
+/// No dependency needs a newer Rust than the manifest states, and one needs exactly that version.
+/// Clippy's `incompatible_msrv` and the next test check the code itself.
 #[test]
 fn rust_version_is_the_highest_of_the_dependencies() {
     let metadata = metadata();

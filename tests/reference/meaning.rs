@@ -79,7 +79,7 @@ fn a_closed_reset_gate_hides_the_state_from_the_candidate() {
             |h0: &Array3<f32>| gru.forward_train(Batch::new(x.view()).with_h0(h0.view())).unwrap();
         let (one, tape) = run(&random3([1, 2, H], 2));
         let (other, _) = run(&random3([1, 2, H], 3));
-        // Exactly, but for the 2.5 units in the last place that WGSL allows a division.
+        // Exact, except for the 2.5 units in the last place that WGSL allows for a division.
         assert!((&one.y - &other.y).iter().all(|v| v.abs() < 1e-5), "{config}");
         let grads = gru.backward(tape, Some(one.y.view()), None).unwrap();
         assert!(grads.h0.iter().all(|&v| v.abs() < 1e-5), "{config}: dh0 {}", grads.h0);

@@ -82,8 +82,8 @@ fn before(path: &Path) -> PathBuf {
     path.with_extension("safetensors.before")
 }
 
-/// Stopped at every event, of a validation once, and made anew from its file, on both devices.
-/// However often it is looked at, the bits are the same.
+/// Stops a run at every event and resumes it from its file, on both devices. The bits stay the
+/// same.
 #[test]
 fn a_run_resumes_from_its_file_bit_for_bit() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
@@ -184,7 +184,7 @@ fn checkpoints_in_memory_equal_checkpoints_in_files() {
     assert!(error.contains("checksum does not match"), "{error}");
 }
 
-/// A caller that cannot wait takes, keeps and goes on from the same bits.
+/// The async calls write and resume from the same bits.
 #[test]
 fn async_checkpoints_equal_blocking_ones() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));

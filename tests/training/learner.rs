@@ -173,7 +173,7 @@ fn the_adapter_trains_like_the_cpu() {
     }
 }
 
-/// On both devices: what goes on from a state is the same to the bit as what was not interrupted.
+/// On both devices a resumed learner equals an uninterrupted one bit for bit.
 #[test]
 fn a_resumed_learner_equals_an_uninterrupted_one() {
     for device in devices() {
@@ -432,7 +432,7 @@ fn gradients_that_are_not_finite_change_nothing_and_are_named() {
         assert_eq!(learner.updates(), 1);
         assert_eq!(learner.metrics().unwrap().len(), 1);
         assert_eq!(learner.state().unwrap(), before);
-        // It goes on, as a learner that never saw that batch.
+        // It continues like a learner that never had that batch.
         task.step(&mut learner, 4).unwrap();
         let mut other = Learner::resume(before, task.training, &device).unwrap();
         task.step(&mut other, 4).unwrap();
@@ -717,7 +717,7 @@ fn updates_to_infinite_parameters_are_not_made() {
             assert!(error.to_string().contains("would not be finite after it"), "{error}");
             assert_eq!(learner.updates(), 0);
             assert_eq!(learner.state().unwrap(), before);
-            // One that is as bad is told of as well, and a better one counts.
+            // An equally bad one is reported too, and a better one counts.
             assert!(step(&mut learner).and_then(|()| learner.metrics()).is_err());
             let better = of(Optimizer::sgd(), 1e-3).with_clip(Clip::Norm(1e-6));
             let mut learner = Learner::resume(learner.state().unwrap(), better, &device).unwrap();

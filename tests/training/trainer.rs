@@ -223,7 +223,7 @@ fn targets_that_do_not_fit_are_refused_by_every_call() {
     assert!(long.batch(&[]).unwrap().x.is_empty());
 }
 
-/// A row more than it was asked for.
+/// Returns one row too many.
 struct Lies;
 
 impl Dataset for Lies {

@@ -250,7 +250,7 @@ fn what_the_host_has_no_memory_for_is_refused() {
             ["on cpu: out of memory: ", " takes at least ", " TB of the host's memory, of which "];
         assert_refused(directory.path(), &arguments, &words);
     }
-    // And a sweep goes on past it.
+    // A sweep continues with the next size.
     let arguments =
         ["bench", "--device", "cpu", "--shape", "2,1,1,1", "--sweep", "B=1,1000000000000"];
     let output = gru(directory.path(), &arguments);

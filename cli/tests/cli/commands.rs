@@ -182,7 +182,7 @@ fn convert_round_trips() {
     assert!(stderr.contains("nodes: `gru_l0`, `gru_l1`"), "{stderr}");
     assert_eq!(std::fs::read(scene.path().join("b.safetensors")).unwrap(), original);
     scene.run(&["convert", "a.onnx", "c.npz"]);
-    // What the model takes from its caller is said, and what is taken instead.
+    // The program names the inputs that the model expects and their defaults.
     let stderr =
         scene.run(&["run", "a.onnx", "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
     assert!(stderr.contains("h0: the model takes it from the input `h0`; using zeros"), "{stderr}");
@@ -321,7 +321,7 @@ fn wrong_input_is_reported_and_writes_no_file() {
     }
 }
 
-/// An initial state that the model holds is used; one for another number of rows is told.
+/// A constant initial state in the model is used. One for another number of rows is an error.
 #[test]
 fn a_constant_state_of_the_model_is_used() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models");

@@ -213,7 +213,7 @@ fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
     let error = "error: the run was not saved: `KILL/curves.svg` ";
     assert!(told.lines().last().unwrap().starts_with(error), "{told}");
 
-    // It goes on as it was begun, or not at all.
+    // It resumes with the settings it started with, or is refused.
     let config = text(&read("INT", "config.toml"));
     for (part, from, to) in [
         ("[windows]", "input = 16", "input = 17"),
@@ -243,7 +243,7 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
         std::fs::write(path.join(file), content).unwrap();
         assert_refused(path, &["predict", "it", file, "--device", "cpu"], &[word]);
     }
-    // What was good is kept whatever ends a run.
+    // The last finite state is kept in every case.
     let wild = ["--run", "wild", "--learning-rate", "1e38", "--clip", "1e30", "--device", "cpu"];
     let words = [
         "error: update 1 (epoch 1, batch 1 of 7: the windows before rows ",
@@ -340,7 +340,7 @@ fn a_forecast_run_resumes_with_other_settings_and_moved_data() {
     succeeded(&directory, &resume(&[]));
 }
 
-/// What is no number is refused, and what is far from everything is told.
+/// Cells that are not numbers are refused, and outliers are reported.
 #[test]
 fn forecasts_that_are_not_finite_are_reported() {
     use gru_wgpu::formats::safetensors;
@@ -493,7 +493,7 @@ fn the_device_option_overrides_gru_device() {
     assert!(info("cpu", &[]).1.contains("--device cpu takes: cpu"));
     assert!(info("", &[]).1.contains("--device auto takes: "));
     assert!(info("nonsense", &["--device", "cpu"]).1.contains("--device cpu takes: cpu"));
-    // A device that is not there is told of beside those that are.
+    // A missing device is reported next to the existing ones.
     let broken = info("gpu", &["--json"]);
     assert!(broken.1.contains("\"error\"") || broken.1.contains("\"reason\""), "{broken:?}");
     let (status, _, stderr) = info("nonsense", &[]);

@@ -73,7 +73,7 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
     assert_eq!(again["updates"], 27 * 12);
     assert!(bytes(&whole) == bytes(&path.join("INT")));
 
-    // It goes on as it was begun, or not at all.
+    // It resumes with the settings it started with, or is refused.
     let config = path.join("INT").join("config.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     for (part, from, to) in [
@@ -101,7 +101,7 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
     fs::write(&before, "the one before").unwrap();
     let good = fs::read(&last).unwrap();
 
-    // What diverges before it has written a checkpoint leaves those that it went on from.
+    // A run that diverges before its first checkpoint keeps the ones it resumed from.
     let wild = ["--learning-rate", "1e38", "--clip", "none", "--epochs", "5"];
     let told = "the checkpoints in `run` are still those that the run resumed from";
     assert_refused(path, &resume("run", &wild), &["diverged: loss", told]);
@@ -141,7 +141,7 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
     let (_, told) = succeeded(path, &resume("run", &[]));
     assert!(told.contains("using the previous checkpoint"), "{told}");
 
-    // Where both are damaged, of each is said how.
+    // If both are damaged, the error says how for each.
     let [kept, cut] = [&last, &before].map(|file| fs::read(file).unwrap());
     fs::write(&last, "no checkpoint").unwrap();
     fs::write(&before, &cut[..cut.len() - 1]).unwrap();
@@ -357,7 +357,7 @@ fn runs_killed_many_times_end_with_the_same_bytes() {
     println!("{done} kills on {device}, {afresh} beginnings, {} ends", ended + 1);
 }
 
-/// A folder stands where the checkpoint is to be: a full disk is as transient.
+/// A folder has the name of the checkpoint. Like a full disk, this may be temporary.
 #[cfg(unix)]
 #[test]
 fn a_failed_checkpoint_write_does_not_end_the_run() {
@@ -374,7 +374,7 @@ fn a_failed_checkpoint_write_does_not_end_the_run() {
     assert!(told.matches(warning).count() > 2 && !told.contains("all is in"), "{told}");
     let error = "error: the run was not saved: `run/checkpoint.safetensors` ";
     assert!(told.lines().last().unwrap().starts_with(error), "{told}");
-    // What it came to is told all the same.
+    // The result is printed nevertheless.
     assert!(text(&output.stdout).contains("GRU after epoch "), "{}", text(&output.stdout));
 
     // Once there is room again it is saved, which is all that counts in the end.
@@ -386,8 +386,8 @@ fn a_failed_checkpoint_write_does_not_end_the_run() {
     succeeded(path, &resume("run", &[]));
 }
 
-/// A rate that ruins the model before it diverges: what is there to go on from is named, what was
-/// told of the model before is gone, and what cannot be written is said once.
+/// A learning rate that makes the run diverge: the error names the checkpoints to resume from, the
+/// outdated results are removed, and a failed write is reported once.
 #[test]
 fn a_bad_change_of_settings_is_reported() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -456,7 +456,7 @@ fn predict_works_after_the_model_file_was_deleted() {
     }
 }
 
-/// Neither the data nor what a run keeps, by whatever name.
+/// Neither the data nor the files of a run, under any name.
 #[test]
 fn train_and_predict_never_overwrite_inputs_or_run_files() {
     let directory = folder_with(&[("train.csv", &table(0..40)), ("tt.csv", &table(40..60))]);
@@ -501,7 +501,7 @@ fn train_and_predict_never_overwrite_inputs_or_run_files() {
     assert_refused(path, &resume("run", &["run/classes.csv"]), &words);
     assert!(fs::read(path.join("run/classes.csv")).unwrap() == table(0..40).into_bytes());
 
-    // What the run needs to go on is no output of a prediction, either.
+    // A prediction does not overwrite the files that the run needs to resume.
     fs::write(path.join("train.csv"), table(0..40)).unwrap();
     let predict = ["predict", "run", "tt.csv", "--device", "cpu", "--output", "train.csv"];
     assert_refused(path, &predict, &["--output `train.csv` is the same", "the run needs to go on"]);
@@ -518,7 +518,7 @@ fn train_and_predict_never_overwrite_inputs_or_run_files() {
     );
 }
 
-/// Data under a name that a run removes from its folder, in a new run and in one that goes on.
+/// Data under a name that a run removes from its folder, in a new run and in a resumed one.
 #[test]
 fn data_with_the_name_of_a_temporary_file_are_refused() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);

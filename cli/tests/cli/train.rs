@@ -452,7 +452,7 @@ fn schedules_clipping_momentum_and_accumulation_take_effect() {
     let last = rates(&["--schedule", "cosine:0.5"])[4];
     assert!((0.015..0.016).contains(&last), "{last}");
 
-    // A run of before there were such settings goes on.
+    // A run from before these settings existed resumes.
     rates(&[]);
     let left_out = ["accumulate", "schedule"];
     let old = config().replace("clip = \"norm:1\"", "clip = 1.0");
@@ -553,7 +553,7 @@ fn columns_of_equal_names_are_chosen_by_number() {
     }
 }
 
-/// NA is a word like any other where words are labels, which is said; an empty cell is no label.
+/// NA is an ordinary label if labels are words, and a note says so; an empty cell is no label.
 #[test]
 fn words_for_missing_values_may_be_labels() {
     let labels = labelled(0..40).replace(",inner\n", ",none\n");
