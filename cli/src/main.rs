@@ -30,7 +30,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    #[arg(long, global = true, value_name = "DEVICE")]
+    #[arg(long, global = true)]
     device: Option<String>,
 }
 

@@ -20,19 +20,19 @@ pub struct GradArgs {
     #[command(flatten)]
     input: InputArgs,
 
-    #[arg(long, value_name = "dy.npy")]
+    #[arg(long)]
     dy: PathBuf,
 
-    #[arg(long, value_name = "f.npy")]
+    #[arg(long)]
     dhn: Option<PathBuf>,
 
-    #[arg(long, value_name = "N")]
+    #[arg(long)]
     seed: Option<u64>,
 
-    #[arg(long, value_name = "grads.safetensors")]
+    #[arg(long)]
     output: PathBuf,
 
-    #[arg(long, value_name = "f.npy")]
+    #[arg(long)]
     hn: Option<PathBuf>,
 }
 

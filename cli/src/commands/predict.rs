@@ -28,7 +28,7 @@ pub struct PredictArgs {
     run: PathBuf,
     /// The CSV file with the sequences, or with the series.
     csv: PathBuf,
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long)]
     output: Option<PathBuf>,
     #[arg(long)]
     probabilities: bool,
@@ -69,7 +69,7 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
         );
     }
     let config = TrainConfig::read(&folder.config())?;
-    config.data.files().try_for_each(|file| outputs.check_kept(file, "the run needs to go on"))?;
+    config.data.files().try_for_each(|file| outputs.check_kept(file, "the run needs to resume"))?;
     let params = folder.read_model(SequenceRun::KEPT, config::TRAIN)?;
     ensure!(
         *params.layout() == config.layout()?,

@@ -18,10 +18,10 @@ pub struct RunArgs {
     #[command(flatten)]
     input: InputArgs,
 
-    #[arg(long, value_name = "y.npy")]
+    #[arg(long)]
     output: PathBuf,
 
-    #[arg(long, value_name = "f.npy")]
+    #[arg(long)]
     hn: Option<PathBuf>,
 }
 

@@ -28,12 +28,12 @@ pub struct ModelArgs {
 pub struct ModelSelection {
     /// For a .safetensors file with several GRUs: the prefix of the GRU's tensor names, in front of
     /// `weight_ih_l0`.
-    #[arg(long, value_name = "P")]
+    #[arg(long)]
     prefix: Option<String>,
 
     /// For an .onnx file with several GRUs: the name of the GRU node, or `first..last` for the
     /// layers of a stack.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long)]
     node: Option<String>,
 
     /// Accept weights that are infinite or NaN.
@@ -112,15 +112,15 @@ impl ModelSelection {
 #[derive(clap::Args, Debug)]
 pub struct InputArgs {
     /// The input x: an .npy file of float32 [T, B, I]; float64 and float16 are converted.
-    #[arg(long, value_name = "x.npy")]
+    #[arg(long)]
     input: PathBuf,
 
     /// The first states, [L·D, B, H] [default: those stored in the model, or zeros].
-    #[arg(long, value_name = "f.npy")]
+    #[arg(long)]
     h0: Option<PathBuf>,
 
     /// The length of each row, int32 or int64 `[B]` [default: those stored in the model, or T].
-    #[arg(long, value_name = "n.npy")]
+    #[arg(long)]
     lengths: Option<PathBuf>,
 
     /// Use the layout [B, T, ·] for x, y and their gradients.

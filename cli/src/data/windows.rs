@@ -18,16 +18,16 @@ const FAR: f64 = 1e6;
 #[serde(deny_unknown_fields)]
 pub struct WindowSizes {
     /// Input rows of a window.
-    #[arg(long, value_name = "ROWS", default_value_t = 104, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 104, value_parser = at_least_one)]
     pub input: usize,
     /// Rows to forecast.
-    #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 52, value_parser = at_least_one)]
     pub horizon: usize,
     /// Rows of a season, for the baselines.
-    #[arg(long, value_name = "ROWS", default_value_t = 52, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 52, value_parser = at_least_one)]
     pub season: usize,
     /// Fraction of the series to hold out, at its end.
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
+    #[arg(long, default_value_t = 0.2, value_parser = fraction)]
     pub holdout: f64,
 }
 

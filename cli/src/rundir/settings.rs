@@ -23,14 +23,14 @@ pub struct ResumableSettings {
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct ResumeOverrides {
     /// Passes over the training set [default: 40, gru forecast: 30].
-    #[arg(long, value_name = "TIMES", value_parser = at_least_one)]
+    #[arg(long, value_parser = at_least_one)]
     epochs: Option<usize>,
     /// Peak learning rate [default: 0.003, gru forecast: 0.01].
-    #[arg(long, value_name = "RATE", value_parser = positive::<f64>)]
+    #[arg(long, value_parser = positive::<f64>)]
     learning_rate: Option<f64>,
     /// Gradient clipping: norm:X (or just X) scales the gradient down to norm X, value:X clips each
     /// element to ±X, none turns it off [default: norm:1].
-    #[arg(long, value_name = "CLIP")]
+    #[arg(long)]
     clip: Option<ClipArg>,
 }
 

@@ -294,7 +294,10 @@ fn bad_input_prints_one_error_line_and_writes_no_file() {
         (&["bench", "--device", "cpu,tpu"], &["`tpu`", "expected auto, cpu, gpu, software"]),
         (&["bench", "--device", "cpu,"], &["unknown device ``"]),
         (&["bench", "--device", word, "--shape", huge], &["x [T, B, I]", "u32"]),
-        (&["bench", "--device", "cpu", "--shape", "1,1,1,18446744073709551615"], &["the size overflows"]),
+        (
+            &["bench", "--device", "cpu", "--shape", "1,1,1,18446744073709551615"],
+            &["the size overflows"],
+        ),
         (&["bench", "--device", word, "--shape", "1,1,99999,99999"], &["the buffer params"]),
         (&["bench", "--device", "cpu", "--sweep", "T", "--output", "x.png"], &["x.png", ".svg"]),
         (&["bench", "--device", "cpu", "--sweep", "T", "--output", "no/x.svg"], &["`no`"]),

@@ -382,7 +382,7 @@ fn a_failed_checkpoint_write_does_not_end_the_run() {
     fs::remove_dir(&last).unwrap();
     let rest: Vec<_> = lines.map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(0), "{rest:?}");
-    assert!(rest.last().unwrap().contains("300 of 300 epochs; all is in `run`"), "{rest:?}");
+    assert!(rest.last().unwrap().contains("300 of 300 epochs; all files are in `run`"), "{rest:?}");
     succeeded(path, &resume("run", &[]));
 }
 
@@ -504,7 +504,7 @@ fn train_and_predict_never_overwrite_inputs_or_run_files() {
     // A prediction does not overwrite the files that the run needs to resume.
     fs::write(path.join("train.csv"), table(0..40)).unwrap();
     let predict = ["predict", "run", "tt.csv", "--device", "cpu", "--output", "train.csv"];
-    assert_refused(path, &predict, &["--output `train.csv` is the same", "the run needs to go on"]);
+    assert_refused(path, &predict, &["--output `train.csv` is the same", "the run needs to resume"]);
 
     // Pictures over their own data, or over a run's.
     fs::rename(path.join("run/classes.csv"), path.join("forecast.svg")).unwrap();

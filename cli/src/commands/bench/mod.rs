@@ -28,27 +28,27 @@ use workload::Workload;
 #[derive(clap::Args, Debug)]
 #[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct BenchArgs {
-    #[arg(long, value_name = "T,B,I,H", default_value = "64,32,128,256", value_parser = shape)]
+    #[arg(long, default_value = "64,32,128,256", value_parser = shape)]
     shape: ShapeArg,
     #[arg(long, value_enum, default_value_t = ModeArg::Forward)]
     mode: ModeArg,
     #[arg(long, value_enum, default_value_t = ResetArg::After)]
     reset: ResetArg,
-    #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     layers: usize,
     #[arg(long)]
     bidirectional: bool,
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_parser = at_least_one)]
     repeats: Option<usize>,
-    #[arg(long, value_name = "WORD", default_value_t = Recurrence::Auto)]
+    #[arg(long, default_value_t = Recurrence::Auto)]
     kernel: Recurrence,
     #[arg(long)]
     recompute: bool,
     #[arg(long)]
     profile: bool,
-    #[arg(long, value_name = "AXIS[=SIZES]", conflicts_with = "profile")]
+    #[arg(long, conflicts_with = "profile")]
     sweep: Option<Sweep>,
-    #[arg(long, value_name = "FILE.svg", requires = "sweep")]
+    #[arg(long, requires = "sweep")]
     output: Option<PathBuf>,
     #[arg(long, conflicts_with_all = ["json", "profile", "sweep"])]
     plan: bool,

@@ -55,7 +55,7 @@ pub struct ScaledColumn {
 #[serde(deny_unknown_fields)]
 pub struct ForecastModelSettings {
     /// Hidden units.
-    #[arg(long, value_name = "UNITS", default_value_t = 32, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
     pub hidden: usize,
     /// Where the reset gate acts. PyTorch can load the model only with `after`.
     #[arg(long, value_enum, default_value_t = ResetArg::Before)]
@@ -72,7 +72,7 @@ pub struct ForecastSettings {
     #[arg(skip = 30_usize)]
     pub epochs: usize,
     /// Windows per batch.
-    #[arg(long, value_name = "WINDOWS", default_value_t = 64, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
     pub batch: usize,
     /// The learning rate at the start; it falls to 0 along half a cosine.
     #[arg(skip = 0.01_f64)]
@@ -80,7 +80,7 @@ pub struct ForecastSettings {
     #[arg(skip = ClipArg(Clip::Norm(1.0)))]
     pub clip: ClipArg,
     /// The seed of the initial parameters and of the order of windows.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 

@@ -45,17 +45,17 @@ pub struct ForecastArgs {
     settings: ForecastSettings,
     #[command(flatten)]
     overrides: ResumeOverrides,
-    #[arg(long, value_name = "DIR", default_value = ".")]
+    #[arg(long, default_value = ".")]
     output: PathBuf,
-    #[arg(long, value_name = "FOLDER", conflicts_with = "output", group = "kept")]
+    #[arg(long, conflicts_with = "output", group = "kept")]
     run: Option<PathBuf>,
     #[arg(long, requires = "run")]
     force: bool,
-    #[arg(long, value_name = "FOLDER", group = "kept",
+    #[arg(long, group = "kept",
         conflicts_with_all = ["run", "force", "output", "SeriesColumnArgs", "WindowSizes", "ForecastModelSettings",
             "ForecastSettings"])]
     resume: Option<PathBuf>,
-    #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = interval,
+    #[arg(long, default_value = "10m", value_parser = interval,
         requires = "kept")]
     checkpoint_every: CheckpointInterval,
 }
@@ -63,13 +63,13 @@ pub struct ForecastArgs {
 /// The columns of the series.
 #[derive(clap::Args, Debug)]
 struct SeriesColumnArgs {
-    #[arg(long, value_name = "NAME[,NAME…]")]
+    #[arg(long)]
     column: Option<String>,
-    #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
+    #[arg(long, default_value = ",", value_parser = delimiter)]
     delimiter: u8,
-    #[arg(long, value_name = "WORD")]
+    #[arg(long)]
     missing: Option<String>,
-    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    #[arg(long, value_parser = yes_or_no)]
     header: Option<bool>,
 }
 

@@ -25,7 +25,7 @@ pub fn forecast(
     kind: DeviceKind,
 ) -> Result<Vec<u8>> {
     let config = ForecastConfig::read(&folder.config())?;
-    outputs.check_kept(&config.data.csv, "the run needs to go on")?;
+    outputs.check_kept(&config.data.csv, "the run needs to resume")?;
     let params = folder.read_model(ForecastRun::KEPT, FORECAST)?;
     ensure!(
         *params.layout() == config.layout()?,

@@ -51,7 +51,7 @@ pub fn report(
     match folder {
         Some(folder) => {
             write_picture(folder.forecast(), &forecast)?;
-            log(format_args!("all is in {}", quote_path(folder.path())));
+            log(format_args!("all files are in {}", quote_path(folder.path())));
         }
         None => {
             let [forecast_path, loss_path] = PICTURES.map(|name| output.join(name));

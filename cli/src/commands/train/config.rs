@@ -39,10 +39,10 @@ pub struct TrainConfig {
 #[serde(deny_unknown_fields)]
 pub struct SequenceModelSettings {
     /// Hidden units per layer and direction.
-    #[arg(long, value_name = "UNITS", default_value_t = 64, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
     pub hidden: usize,
     /// Stacked layers.
-    #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub layers: usize,
     /// The direction in which sequences are read.
     #[arg(long, value_enum, default_value_t = DirectionArg::Forward)]
@@ -51,7 +51,7 @@ pub struct SequenceModelSettings {
     #[arg(long, value_enum, default_value_t = ResetArg::After)]
     pub reset: ResetArg,
     /// The probability of dropout between layers.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = fraction_or_zero::<f32>)]
+    #[arg(long, default_value_t = 0.0, value_parser = fraction_or_zero::<f32>)]
     pub dropout: f32,
 }
 
@@ -70,31 +70,31 @@ pub struct TrainSettings {
     #[arg(skip = 40_usize)]
     pub epochs: usize,
     /// Sequences per batch.
-    #[arg(long, value_name = "SEQUENCES", default_value_t = 32, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
     pub batch: usize,
     /// Batches per update, whose gradients are averaged.
-    #[arg(long, value_name = "BATCHES", default_value_t = 1, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     #[serde(default = "one")]
     pub accumulate: usize,
     #[arg(skip = 3e-3_f64)]
     pub learning_rate: f64,
     /// The learning-rate schedule.
-    #[arg(long, value_name = "WORD", default_value_t = ScheduleArg::default())]
+    #[arg(long, default_value_t = ScheduleArg::default())]
     #[serde(default)]
     pub schedule: ScheduleArg,
     /// The fraction of all updates in the cosine's warm-up; [`WARMUP`] if `None`.
-    #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
+    #[arg(long, value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<f64>,
     /// The optimizer.
     #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw)]
     pub optimizer: OptimizerArg,
     /// The momentum of SGD; 0.9 if `None`.
-    #[arg(long, value_name = "SHARE", value_parser = fraction_or_zero::<f64>)]
+    #[arg(long, value_parser = fraction_or_zero::<f64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
     /// The weight decay λ.
-    #[arg(long, value_name = "λ", default_value_t = 0.01, value_parser = at_least_zero)]
+    #[arg(long, default_value_t = 0.01, value_parser = at_least_zero)]
     pub weight_decay: f64,
     #[arg(skip = ClipArg(Clip::Norm(1.0)))]
     pub clip: ClipArg,
@@ -103,7 +103,7 @@ pub struct TrainSettings {
     pub patience: Option<usize>,
     /// The seed of the initial parameters, of the held-out sequences, of the order of sequences,
     /// and of dropout.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 
@@ -113,7 +113,7 @@ pub struct TrainOverrides {
     #[command(flatten)]
     overrides: ResumeOverrides,
     /// Epochs without improvement after which the run stops.
-    #[arg(long, value_name = "EPOCHS|none", value_parser = patience)]
+    #[arg(long, value_parser = patience)]
     patience: Option<PatienceArg>,
 }
 

@@ -37,7 +37,7 @@ pub struct TrainArgs {
     csv: Option<PathBuf>,
     #[command(flatten)]
     columns: SequenceColumnArgs,
-    #[arg(long, value_name = "CSV", conflicts_with = "holdout")]
+    #[arg(long, conflicts_with = "holdout")]
     valid: Option<PathBuf>,
     #[command(flatten)]
     model: SequenceModelSettings,
@@ -45,14 +45,14 @@ pub struct TrainArgs {
     settings: TrainSettings,
     #[command(flatten)]
     overrides: TrainOverrides,
-    #[arg(long, value_name = "FOLDER", default_value = "run")]
+    #[arg(long, default_value = "run")]
     run: PathBuf,
     #[arg(long)]
     force: bool,
-    #[arg(long, value_name = "FOLDER",
+    #[arg(long,
         conflicts_with_all = ["run", "force", "SequenceColumnArgs", "SequenceModelSettings", "TrainSettings"])]
     resume: Option<PathBuf>,
-    #[arg(long, value_name = "UPDATES|TIME", default_value = "10m", value_parser = interval)]
+    #[arg(long, default_value = "10m", value_parser = interval)]
     checkpoint_every: CheckpointInterval,
     #[arg(long)]
     json: bool,
@@ -63,23 +63,23 @@ pub struct TrainArgs {
 /// The task and its columns.
 #[derive(clap::Args, Debug)]
 struct SequenceColumnArgs {
-    #[arg(long, value_name = "classify|label", value_enum, required_unless_present = "resume")]
+    #[arg(long, value_enum, required_unless_present = "resume")]
     task: Option<Task>,
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
+    #[arg(long, default_value_t = 0.1, value_parser = fraction)]
     holdout: f64,
-    #[arg(long, value_name = "COLUMN")]
+    #[arg(long)]
     sequence: Option<String>,
-    #[arg(long, value_name = "COLUMN")]
+    #[arg(long)]
     label: Option<String>,
-    #[arg(long, value_name = "COLUMN,…")]
+    #[arg(long)]
     features: Option<String>,
-    #[arg(long, value_name = "COLUMN,…")]
+    #[arg(long)]
     categorical: Option<String>,
-    #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',')]
     missing: Vec<String>,
-    #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
+    #[arg(long, default_value = ",", value_parser = delimiter)]
     delimiter: u8,
-    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    #[arg(long, value_parser = yes_or_no)]
     header: Option<bool>,
 }
 

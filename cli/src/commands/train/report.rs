@@ -42,7 +42,7 @@ pub fn report(
     let (epochs, all) = (outcome.trainer.progress().epoch, outcome.trainer.config().epochs);
     let time = HumanDuration(std::time::Duration::from_secs_f64(outcome.seconds));
     let kept = match outcome.unsaved {
-        None => format!("; all is in {}", quote_path(folder.path())),
+        None => format!("; all files are in {}", quote_path(folder.path())),
         Some(_) => String::new(),
     };
     let early = if outcome.ended == StopReason::EarlyStopping { ", ended early" } else { "" };
