@@ -504,7 +504,11 @@ fn train_and_predict_never_overwrite_inputs_or_run_files() {
     // A prediction does not overwrite the files that the run needs to resume.
     fs::write(path.join("train.csv"), table(0..40)).unwrap();
     let predict = ["predict", "run", "tt.csv", "--device", "cpu", "--output", "train.csv"];
-    assert_refused(path, &predict, &["--output `train.csv` is the same", "the run needs to resume"]);
+    assert_refused(
+        path,
+        &predict,
+        &["--output `train.csv` is the same", "the run needs to resume"],
+    );
 
     // Pictures over their own data, or over a run's.
     fs::rename(path.join("run/classes.csv"), path.join("forecast.svg")).unwrap();
