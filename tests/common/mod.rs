@@ -15,10 +15,10 @@ use gru_wgpu::{Device, DeviceKind, wgpu};
 use ndarray::{Array3, ArrayView, Dimension};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-/// The device of a process' GPU tests, opened once so that each kernel is compiled once:
-/// GRU_DEVICE if it is set, or else a hardware GPU, or else a software adapter. Without any
-/// adapter the test fails; it is never skipped. With GRU_LIMITS the device has no optional feature
-/// and only the limits that WebGPU guarantees (`default`) or that the library needs (`needed`).
+/// Returns the device of a process' GPU tests, opened once so that each kernel is compiled once:
+/// GRU_DEVICE if it is set, or a hardware GPU, or a software adapter. Without any adapter the test
+/// fails; it is never skipped. With GRU_LIMITS the device has no optional feature and only the
+/// limits that WebGPU guarantees (`default`) or that the library needs (`needed`).
 pub fn adapter() -> &'static Device {
     static ADAPTER: OnceLock<Device> = OnceLock::new();
     ADAPTER.get_or_init(open_adapter)
@@ -46,13 +46,13 @@ pub fn open_adapter() -> Device {
     }
 }
 
-/// A device with these limits that is the test's own.
+/// Opens a separate device with these limits.
 fn share(found: &Device, limits: wgpu::Limits) -> Device {
     let (adapter, device, queue) = open_named(&found.adapter().unwrap().name, |_| limits.clone());
     Device::from_wgpu(&adapter, &device, &queue).unwrap()
 }
 
-/// That adapter opened by the test itself, as a program of its own would, with these of its limits.
+/// Opens that adapter like a program of its own, with limits chosen from the adapter's.
 pub fn open_wgpu(
     limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits,
 ) -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
@@ -72,13 +72,13 @@ fn open_named(
     (adapter, device, queue)
 }
 
-/// The CPU and the adapter.
+/// Returns the CPU and the adapter.
 pub fn devices() -> [Device; 2] {
     [Device::cpu(), adapter().clone()]
 }
 
-/// A command that runs this test program again, with one of its tests alone. `module` is the
-/// `module_path!()` of the test.
+/// Returns a command that runs a single test of this test program. `module` is the test's
+/// `module_path!()`.
 pub fn rerun(module: &str, test: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([&name_of(module, test), "--exact", "--nocapture"]);
@@ -90,19 +90,19 @@ fn name_of(module: &str, test: &str) -> String {
     module.split("::").skip(1).chain([test]).collect::<Vec<_>>().join("::")
 }
 
-/// Gives a test a process of its own, with these environment variables. Returns true in that
-/// process. In the process that called, returns false when the other one has passed, and panics
-/// when it has failed or hangs.
+/// Runs a test in its own process, with these environment variables. Returns true in that process.
+/// In the calling process, returns false if the other one has passed, and panics if it has failed
+/// or hangs.
 pub fn in_own_process(module: &str, test: &str, variables: &[(&str, &str)]) -> bool {
     /// Names the test that a process runs.
     const RUNNING: &str = "GRU_TEST_PROCESS";
-    /// Far longer than any of these tests takes, on a busy machine too.
+    /// Far longer than any of these tests takes, also on a busy machine.
     const HANGS_AFTER: Duration = Duration::from_secs(180);
     let name = name_of(module, test);
     if std::env::var(RUNNING).is_ok_and(|running| running == name) {
         return true;
     }
-    // A file, as a full pipe would block the process.
+    // A file, because a full pipe would block the process.
     let mut stderr = tempfile::tempfile().unwrap();
     let mut child = rerun(module, test)
         .env(RUNNING, &name)
@@ -130,9 +130,9 @@ pub fn in_own_process(module: &str, test: &str, variables: &[(&str, &str)]) -> b
     false
 }
 
-/// What cargo knows of this package and those it depends on.
+/// Returns what cargo knows of this package and its dependencies.
 pub fn metadata() -> serde_json::Value {
-    // Of this platform alone: a fresh machine has fetched no other's packages.
+    // For this platform only: a new machine has not fetched other platforms' packages.
     let rustc = Command::new("rustc").arg("-vV").output().unwrap();
     let rustc = String::from_utf8(rustc.stdout).unwrap();
     let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
@@ -146,7 +146,7 @@ pub fn metadata() -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Every file in a folder and in the folders in it, sorted.
+/// Returns every file in a folder and its subfolders, sorted.
 pub fn files_in(folder: &Path) -> Vec<PathBuf> {
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {

@@ -24,19 +24,19 @@ pub fn bytes(field: u64, bytes: &[u8]) -> Vec<u8> {
     [varint(field << 3 | 2), varint(bytes.len() as u64), bytes.to_vec()].concat()
 }
 
-/// TensorProto
+/// Encodes a TensorProto.
 pub fn tensor(name: &str, dims: &[i64], data_type: i64, rest: Vec<u8>) -> Vec<u8> {
     let dims = dims.iter().flat_map(|&dim| int(1, dim)).collect();
     [dims, int(2, data_type), bytes(8, name.as_bytes()), rest].concat()
 }
 
-/// A TensorProto of floats, all 0.
+/// Encodes a TensorProto of floats that are all 0.
 pub fn zeros(name: &str, dims: &[i64]) -> Vec<u8> {
     let count: i64 = dims.iter().product();
     tensor(name, dims, 1, bytes(9, &vec![0; 4 * count as usize]))
 }
 
-/// NodeProto
+/// Encodes a NodeProto.
 pub fn node(op: &str, inputs: &[&str], outputs: &[&str], attributes: &[Vec<u8>]) -> Vec<u8> {
     let inputs = inputs.iter().flat_map(|name| bytes(1, name.as_bytes())).collect();
     let outputs = outputs.iter().flat_map(|name| bytes(2, name.as_bytes())).collect();
@@ -44,19 +44,19 @@ pub fn node(op: &str, inputs: &[&str], outputs: &[&str], attributes: &[Vec<u8>])
     [inputs, outputs, bytes(4, op.as_bytes()), attributes].concat()
 }
 
-/// AttributeProto
+/// Encodes an AttributeProto.
 pub fn attribute(name: &str, value: Vec<u8>) -> Vec<u8> {
     [bytes(1, name.as_bytes()), value].concat()
 }
 
-/// GraphProto
+/// Encodes a GraphProto.
 pub fn graph(nodes: &[Vec<u8>], tensors: &[Vec<u8>]) -> Vec<u8> {
     let nodes: Vec<u8> = nodes.iter().flat_map(|node| bytes(1, node)).collect();
     let tensors = tensors.iter().flat_map(|tensor| bytes(5, tensor)).collect();
     [nodes, tensors].concat()
 }
 
-/// ModelProto
+/// Encodes a ModelProto.
 pub fn model(nodes: &[Vec<u8>], tensors: &[Vec<u8>]) -> Vec<u8> {
     bytes(7, &graph(nodes, tensors))
 }

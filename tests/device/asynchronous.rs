@@ -14,7 +14,7 @@ use gru_wgpu::{
 use ndarray::{Array2, Array3};
 use pollster::block_on;
 
-/// For an executor that moves futures between threads.
+/// Requires a future that can move between threads.
 fn sendable<F: Future + Send>(future: F) -> F {
     future
 }
@@ -78,19 +78,19 @@ fn devices_open_and_are_checked_asynchronously() {
     drop((sendable(check::run_async(device)), sendable(check::Section::Models.run_async(device))));
 }
 
-/// The threads of this process that wait for a device, by their numbers.
+/// Returns the ids of this process' threads that wait for a device.
 #[cfg(target_os = "linux")]
 fn waiting_threads() -> Vec<String> {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let named = |task: &std::path::Path| {
-        // One that has ended meanwhile has no name any more.
+        // A thread that has ended has no name.
         std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "gru-wait")
     };
     let waiting = tasks.filter(|task| named(&task.path()));
     waiting.map(|task| task.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// In a process of its own, in which no other test waits for a device.
+/// Runs in its own process, in which no other test waits for a device.
 #[cfg(target_os = "linux")]
 #[test]
 fn futures_of_a_device_share_one_waiting_thread() {
@@ -123,7 +123,7 @@ fn futures_of_a_device_share_one_waiting_thread() {
     for (output, expected) in outputs.iter().zip(&expected) {
         assert_eq!(output.as_ref(), Some(expected));
     }
-    // One after the other, too.
+    // Also one after another.
     for (x, expected) in inputs.iter().zip(&expected) {
         assert_eq!(&block_on(gru.forward_async(x)).unwrap(), expected);
         seen.extend(waiting_threads());
@@ -136,7 +136,7 @@ fn futures_of_a_device_share_one_waiting_thread() {
     let others: Vec<_> = others.collect();
     assert!(others.len() <= 1, "{others:?}");
     drop(own);
-    // A thread that has ended is still listed for a moment.
+    // A thread that has ended stays listed for a moment.
     while others.iter().any(|thread| waiting_threads().contains(thread)) {
         std::thread::yield_now();
     }
@@ -156,14 +156,14 @@ fn a_future_may_be_dropped_before_it_completes() {
     let x = random3([40, 20, 3], 1);
     let expected = gru.forward(&x).unwrap();
     let other = random3([40, 20, 3], 2);
-    // An adapter may be so fast that a call is done at once; not every time.
+    // On a fast adapter a call may complete immediately, but not every time.
     let mut dropped = 0;
     for _ in 0..20 {
         let mut future = pin!(gru.forward_async(&other));
         dropped += usize::from(future.as_mut().poll(&mut context).is_pending());
     }
     assert!(dropped > 0);
-    // What they had begun is in nobody's way.
+    // The calls that they had begun do not disturb others.
     assert_eq!(gru.forward(&x).unwrap(), expected);
 
     let mut stream = gru.stream(20, &[40]).unwrap();
@@ -243,8 +243,8 @@ fn an_async_learner_equals_a_blocking_one() {
     }
 }
 
-/// Steps may be dropped before they are done: their update is then the next batches', or the
-/// learner says that it cannot be relied on.
+/// Steps may be dropped before they are done. Then their update includes the next batches, or the
+/// learner reports that it is interrupted.
 #[test]
 fn the_future_of_a_learner_step_may_be_dropped() {
     let (params, training) = learner_parts();

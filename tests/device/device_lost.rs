@@ -13,7 +13,7 @@ use gru_wgpu::{
 use ndarray::{Array3, s};
 use rand::RngExt;
 
-/// What counts as a hang.
+/// A longer wait counts as a hang.
 const HANG: Duration = Duration::from_secs(120);
 
 fn faults() -> u64 {
@@ -21,7 +21,7 @@ fn faults() -> u64 {
     if word.is_empty() { 12 } else { word.parse().expect("GRU_FAULTS is a number") }
 }
 
-/// A device of the test's own, which panics at any error that it did not ask for.
+/// Opens a device for one test. It panics at any error that the test does not expect.
 fn open() -> (Device, wgpu::Device) {
     let (adapter, device, queue) = open_wgpu(|_| wgpu::Limits::default());
     device.on_uncaptured_error(std::sync::Arc::new(|error| panic!("uncaptured: {error}")));
@@ -32,8 +32,8 @@ fn assert_lost(error: &Error) {
     assert!(matches!(error, Error::DeviceLost(reason) if !reason.is_empty()), "{error:?}");
 }
 
-/// Calls `work`, which is to call the library until that fails, on many devices, destroyed by
-/// another thread at a random moment of the time that a call takes, or before the first call.
+/// Calls `work`, which calls the library until that fails, on many devices. Another thread destroys
+/// each device at a random moment of a call, or before the first call.
 fn destroy_during<T: Send + 'static>(
     kind: &str,
     begin: impl Fn(&Device) -> T,
@@ -63,7 +63,7 @@ fn destroy_during<T: Send + 'static>(
         let (error, returned) = match told.recv_timeout(HANG) {
             Ok(told) => told,
             Err(mpsc::RecvTimeoutError::Timeout) => panic!("{kind}, fault {fault}: hangs"),
-            // It panicked, and says why.
+            // The thread panicked, and printed why.
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 std::panic::resume_unwind(worker.join().unwrap_err())
             }
@@ -171,7 +171,7 @@ fn streams() {
     });
 }
 
-/// Three threads on one device, each of which hears of the loss.
+/// Three threads share one device; each gets the loss as an error.
 #[test]
 fn threads_that_share_a_device() {
     let (x, expected) = (random3(SHAPE, 1), model(adapter()).forward(&random3(SHAPE, 1)).unwrap());
@@ -204,7 +204,7 @@ fn learner(device: &Device) -> Learner {
 
 const UPDATES: u64 = 12;
 
-/// Trains to the last update, and gives the network's parameters.
+/// Trains until the last update, and returns the network's parameters.
 fn finish(mut learner: Learner, x: &Array3<f32>) -> Result<Params, Error> {
     while learner.updates() < UPDATES {
         learner.step(x, x.view())?;
@@ -243,11 +243,11 @@ fn training_continues_from_its_last_state_on_another_device() {
     });
 }
 
-/// A step of a stream is one submit, so none waits for another in a driver, and this one takes
-/// long.
+/// A step of a stream is one submit, so it does not wait for another one in a driver, and this one
+/// takes long.
 #[test]
 fn a_wait_ends_at_its_limit_and_the_model_stays_usable() {
-    // No other test's submits are ahead of its own.
+    // A separate device, so that no other test's submits come first.
     let (own, _) = open();
     let device = own.clone().with_wait_limit(Duration::ZERO);
     let new = |device: &Device| Gru::new(GruConfig::pytorch(24, 64), Init::Uniform, 1, device);
@@ -272,12 +272,12 @@ fn a_wait_ends_at_its_limit_and_the_model_stays_usable() {
         let again = gru.step(stream, x.view(), y.view_mut());
         assert_eq!(again, Err(Error::Interrupted { what: "stream" }));
     }
-    // Here a driver that lets submits wait may be done by the time that the library begins to.
+    // A driver that blocks in a submit may have finished when the library begins to wait.
     match gru.forward(&x) {
         Ok(output) => assert_eq!(output, expected),
         Err(error) => assert!(matches!(error, Error::Timeout { what: "results", .. }), "{error}"),
     }
-    // The same device, waited for: right results after all that.
+    // The same device without a limit gives the right results afterwards.
     assert_eq!(unlimited.forward(&x).unwrap(), expected);
     let longest = own.with_wait_limit(Duration::MAX);
     assert_eq!(gru.to(&longest).unwrap().forward(&x).unwrap(), expected);

@@ -30,7 +30,7 @@ fn equal_seeds_draw_equal_masks() {
             assert_ne!(run(&gru, batch.with_seed(seed)), first, "seed {seed} on {device}");
         }
         assert_eq!(run(&gru, batch.with_seed(1)), first, "{device}");
-        // In use nothing is drawn, so the seed is nothing to it.
+        // Inference draws nothing, so it ignores the seed.
         let in_use = gru.forward(&x).unwrap();
         assert_ne!(in_use, first.0);
         assert_eq!(gru.forward(batch.with_seed(1)).unwrap(), in_use);
@@ -55,8 +55,8 @@ fn masks_do_not_depend_on_the_layout() {
     }
 }
 
-/// The very bits: with zoneout alone a unit that draws keeps its state exactly, so the pattern of
-/// units that stay is the pattern of draws.
+/// Compares the bits: with zoneout alone, a unit either keeps its state exactly or not, so the
+/// pattern of kept units is the pattern of draws.
 #[test]
 fn all_devices_draw_the_same_bits() {
     let config = GruConfig::pytorch(3, 17).with_zoneout(0.5);
@@ -76,10 +76,10 @@ fn all_devices_draw_the_same_bits() {
     assert!((share - 0.5).abs() < 0.04, "{share}"); // four standard deviations of 2975 draws
 }
 
-/// What reaches the next layer keeps its expectation.
+/// Dropout keeps the expected value of the next layer's input.
 #[test]
 fn dropout_keeps_the_expectation() {
-    // Over a linear layer: the mean over many seeds is the run that drops nothing.
+    // With a linear layer, the mean over many seeds is the run without dropout.
     let config = GruConfig::new(2, 3)
         .with_layers(2)
         .with_dropout(0.3)
@@ -90,7 +90,7 @@ fn dropout_keeps_the_expectation() {
     let expected = gru.forward(&x).unwrap().y;
     let mean = drawn.mean_axis(Axis(1)).unwrap();
     for (mean, expected) in mean.iter().zip(&expected.index_axis(Axis(1), 0)) {
-        // The gates of the second layer are not linear, nearly so for states this small.
+        // The gates of the second layer are not linear, but almost, for states this small.
         assert!((mean - expected).abs() < 0.02 * expected.abs() + 2e-3, "{mean}, {expected}");
     }
 }

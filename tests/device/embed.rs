@@ -7,8 +7,8 @@ use gru_wgpu::wgpu::{self, BufferUsages as Usage};
 use gru_wgpu::{Batch, Buffers, Device, Direction, Error, Gru, GruConfig, Init, Layout};
 use ndarray::{Array2, Array3, s};
 
-/// A program with a device of its own, of WebGPU's default limits. It panics at any error that it
-/// did not ask for.
+/// A program with its own device, with WebGPU's default limits. It panics at any error that it does
+/// not expect.
 struct Program {
     adapter: wgpu::Adapter,
     device: wgpu::Device,
@@ -61,7 +61,7 @@ impl Program {
     }
 }
 
-/// A part of a buffer from this f32 on.
+/// Binds a part of a buffer, from this f32 on.
 fn part(buffer: &wgpu::Buffer, first: usize) -> wgpu::BufferBinding<'_> {
     wgpu::BufferBinding { buffer, offset: 4 * first as u64, size: None }
 }
@@ -85,7 +85,8 @@ fn a_forward_pass_is_encoded_into_the_callers_encoder() {
         resets[[2, 0]] = true;
         resets[[1, 2]] = true;
 
-        // x and y in one buffer, apart; the rest from the front of buffers that are too large.
+        // x and y in separate parts of one buffer; the others at the start of buffers that are too
+        // large.
         let xy = program.buffer(64 + x.len() + 1024, Usage::STORAGE);
         let y_first = (64 + x.len()).next_multiple_of(64);
         program.write(&xy, 64, x.as_slice().unwrap());
@@ -114,7 +115,7 @@ fn a_forward_pass_is_encoded_into_the_callers_encoder() {
         let mut pass = gru.forward_pass(shape, &buffers).unwrap();
         assert_eq!(pass.shape(), shape);
         assert!(pass.flops() > 0);
-        // Twice, to see that nothing of the first run is left over.
+        // Twice, so that leftovers of the first run would show.
         for _ in 0..2 {
             let mut encoder = program.encoder();
             gru.encode(&mut pass, &mut encoder).unwrap();
@@ -186,7 +187,7 @@ fn stream_steps_are_encoded_into_the_callers_encoder() {
     assert_eq!(stream.state().unwrap().slice(s![1, .., ..]), last);
 }
 
-/// Marks that the caller writes, on the device too, reset rows inside a chunk.
+/// Step flags that the caller writes, also on the device, reset rows inside a chunk.
 #[test]
 fn reset_flags_return_a_stream_to_its_reset_state() {
     let program = Program::new();
@@ -273,7 +274,7 @@ fn unsuitable_buffers_are_refused_with_the_reason() {
         let error = gru.forward_pass(shape, &buffers).unwrap_err();
         assert_eq!(error.to_string(), expected);
     }
-    // A stream needs the same buffers, and keeps its own states.
+    // A stream needs the same buffers except for the states.
     let error = gru.stream_over(2, &[4], &Buffers::new(part(&plain, 0), part(&y, 0))).unwrap_err();
     assert!(matches!(error, Error::Buffer { what: "x", .. }), "{error}");
     let error = gru.stream_over(2, &[4], &all().with_h0(part(&plain, 0))).unwrap_err();
@@ -305,7 +306,7 @@ fn unsuitable_buffers_are_refused_with_the_reason() {
     ] {
         assert!(matches!(error, Err(Error::Conflict { .. })), "{error:?}");
     }
-    // None of it went into the encoder.
+    // Nothing of the refused calls is in the encoder.
     program.queue.submit([encoder.finish()]);
     let mut shape = shape;
     shape.hidden = 6;

@@ -92,7 +92,7 @@ fn arrays_of_a_wrong_shape_are_refused_by_name() {
         );
         let (_, tape) = gru.forward_train(x.view()).unwrap();
         assert_eq!(gru.backward(tape, None, None).unwrap_err(), Error::NoGradient);
-        // The model works on.
+        // The model still works.
         gru.forward(x.view()).unwrap();
     }
 }
@@ -118,7 +118,7 @@ fn a_state_is_refused_by_a_model_it_does_not_fit() {
         assert!(error.starts_with("a state to start from and an h0 cannot"), "{error}");
         let error = errors(&make(2, &device), (&x).into()).to_string();
         assert_eq!(error, "the state [L·D, B, H] has shape [1, 2, 5], expected [2, 2, 5]");
-        // Another device, be it of the same adapter.
+        // Another device, possibly of the same adapter.
         let other = match device.is_adapter() {
             true => device.with_default_limits().unwrap(),
             false => crate::common::adapter().clone(),
@@ -129,7 +129,7 @@ fn a_state_is_refused_by_a_model_it_does_not_fit() {
                 assert!(matches!(error, Error::Conflict { .. }), "{error}");
             }
         }
-        // Another model on the same device is welcome to it.
+        // Another model on the same device may use the state.
         make(1, &device).forward_from(&state, &x).unwrap();
     }
 }
@@ -174,7 +174,7 @@ fn impossible_models_are_refused() {
         assert!(matches!(error(GruConfig::new(usize::MAX, 5)), Error::Overflow { .. }));
         assert!(matches!(error(GruConfig::new(5, usize::MAX)), Error::Overflow { .. }));
     }
-    // Before memory is taken for parameters that no adapter could bind.
+    // Refused before the memory of parameters that no adapter could bind is allocated.
     let error = Gru::new(GruConfig::new(1, 1 << 20), Init::Uniform, 1, crate::common::adapter());
     assert!(matches!(error.unwrap_err(), Error::Limit { .. }));
 }
@@ -234,7 +234,7 @@ fn errors_keep_their_source() {
     assert_eq!(error.clone(), error);
     assert!(error.clone().source().is_some());
 
-    // No address space is as large.
+    // Larger than any address space.
     let error = Params::<f32>::zeros(&GruConfig::new(1 << 20, 1 << 24)).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     let source = error.source().map(|source| source.is::<std::collections::TryReserveError>());
@@ -257,7 +257,7 @@ fn public_types_are_send_and_sync() {
     check::<Error>();
 }
 
-/// What a parser refused keeps the parser's error.
+/// An error of a parser is the source of the error.
 #[test]
 fn a_broken_file_has_the_error_of_its_parser_as_its_source() {
     use gru_wgpu::formats::{npy, npz, onnx, safetensors};
@@ -279,12 +279,12 @@ fn a_broken_file_has_the_error_of_its_parser_as_its_source() {
     let junk = || Cursor::new(vec![255; 64]);
     assert!(error(npz::read_arrays(junk(), ["a"]).map(drop)).source().is_some());
     assert!(error(onnx::read(junk(), &onnx::OnnxOptions::new()).map(drop)).source().is_some());
-    // Through the name of a file, too.
+    // Also through a file's name.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broken.onnx");
     std::fs::write(&path, [255; 64]).unwrap();
     let broken = error(onnx::load(&path, &onnx::OnnxOptions::new()).map(drop));
     assert!(broken.source().is_some() && broken.to_string().contains("broken.onnx`: "), "{broken}");
-    // What this library itself found wrong has none.
+    // An error that this library detected has no source.
     assert!(error(npy::read(junk()).map(drop)).source().is_none());
 }

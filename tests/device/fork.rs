@@ -15,8 +15,7 @@ use gru_wgpu::{
 };
 use ndarray::Array3;
 
-/// Runs `work` in a forked child, and gives what it returns; 99 after a panic, `None` when it
-/// hangs.
+/// Runs `work` in a forked child. Returns its result, 99 after a panic, or `None` if it hangs.
 #[allow(unsafe_code, reason = "fork has no safe form")]
 fn in_child(work: impl FnOnce() -> i32) -> Option<i32> {
     const TIME_LIMIT: Duration = Duration::from_secs(60);
@@ -50,7 +49,8 @@ fn in_child(work: impl FnOnce() -> i32) -> Option<i32> {
     }
 }
 
-/// 0 when all were refused because of the fork, or which call was not, counted from 1.
+/// Returns 0 if all calls were refused because of the fork, or else the number of the first that
+/// was not, from 1.
 fn first_not_refused(outcomes: Vec<Result<(), Error>>) -> i32 {
     let refused = |outcome: &Result<(), Error>| matches!(outcome, Err(Error::Forked { .. }));
     outcomes.iter().position(|outcome| !refused(outcome)).map_or(0, |at| at as i32 + 1)
@@ -100,7 +100,7 @@ fn refuses(device: &Device) {
             gru.time(&x, None).map(drop),
             network.forward(&x).map(drop),
             learner.step(&x, &classes[..]),
-            // What needs only the host's memory may also succeed, on the CPU.
+            // Calls that need only the host's memory may succeed on the CPU.
             if device.is_adapter() { stream.state().map(drop) } else { gru.forward(&x).map(drop) },
             if device.is_adapter() {
                 state.to_array().map(drop)
@@ -122,7 +122,7 @@ fn refuses(device: &Device) {
     );
 }
 
-/// One test: what has been used when a process forks is the whole process' matter.
+/// One test, because the state at a fork belongs to the whole process.
 #[test]
 fn a_forked_child_gets_an_error_for_its_parents_objects() {
     let on = |device: &Device| match forward(device) {
@@ -142,7 +142,7 @@ fn a_forked_child_gets_an_error_for_its_parents_objects() {
         assert_eq!(error, Some(0), "{device}");
         assert_eq!(forward(&device).unwrap(), before, "the parent goes on");
     }
-    // The last handle of a device goes in the child.
+    // The last handle of a device is dropped in the child.
     let last = adapter().with_default_limits().unwrap();
     forward(&last).unwrap();
     let gru = Gru::new(config(), Init::Uniform, 1, &last).unwrap();

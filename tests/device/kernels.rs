@@ -1,4 +1,4 @@
-//! The kernels, each alone and all together, against the reference. Needs an adapter.
+//! The kernels, alone and together, compared with the reference. Needs an adapter.
 
 use crate::common::{adapter, assert_close, open_adapter, random3, within};
 use gru_wgpu::check::{Finding, Section};
@@ -17,7 +17,7 @@ fn assert_all_passed(findings: &[Finding], subjects: usize) {
     assert!(wrong.is_empty(), "on {}:\n{}", adapter(), wrong.join("\n"));
 }
 
-/// This test and the next have a device each. They compile most of the kernels, few of them both,
+/// This test and the next one open a device each: both compile many kernels, few of them the same,
 /// and lavapipe compiles on one thread per device.
 #[test]
 fn every_kernel_agrees_with_its_reference_at_odd_sizes() {
@@ -92,7 +92,7 @@ fn tapes_are_independent_and_shapes_may_alternate() {
             gru.backward(tape, Some(output.y.view()), None).unwrap()
         })
         .collect();
-    // The same again with all tapes, and two of one shape, alive at once; undone in another order.
+    // The same with all tapes, and two of one shape, alive at once; dropped in another order.
     let mut tapes: Vec<_> = shapes
         .iter()
         .chain(&shapes[..1])
@@ -150,7 +150,7 @@ fn views_of_any_strides_equal_their_copies() {
             let (output, tape) = gru.forward_train(Batch::new(x).with_h0(h0)).unwrap();
             (output, gru.backward(tape, Some(dy), Some(dh_n)).unwrap())
         };
-        // Arrays whose axes lie in memory in another order, and read backwards.
+        // Arrays with their axes in another memory order, and reversed.
         let arrays = [shape.x(), shape.state(), shape.y(), shape.state()];
         for order in [[0, 2, 1], [1, 0, 2], [2, 1, 0]] {
             let stored = arrays.map(|shape| random3(order.map(|axis| shape[axis]), 1));
@@ -198,8 +198,8 @@ fn huge_preactivations_give_no_nan() {
     }
 }
 
-/// The activations over the whole range of f32 through a GRU of one unit whose state is the
-/// candidate: z overwrites with z = 1, so h' = tanh(x).
+/// Evaluates the activations over the whole range of f32, through a GRU of one unit whose state is
+/// the candidate: z overwrites with z = 1, so h' = tanh(x).
 #[test]
 fn activations_are_accurate_over_the_whole_range() {
     let config = GruConfig::new(1, 1).with_update(Update::Overwrites);
@@ -254,7 +254,7 @@ fn threads_may_share_a_model() {
 
 #[test]
 fn work_past_a_limit_is_refused_and_names_the_limit() {
-    // Two directions cannot be cut into steps, nor one row into rows.
+    // Two directions cannot be split into steps, and one row cannot be split into rows.
     let config = GruConfig::pytorch(1, 1).with_direction(Direction::Both);
     let gru = Gru::new(config, Init::Uniform, 1, adapter()).unwrap();
     let limits = adapter().adapter().unwrap().limits;
@@ -264,7 +264,7 @@ fn work_past_a_limit_is_refused_and_names_the_limit() {
     let x = one.broadcast((steps, 1, 1)).unwrap();
     match gru.forward(x).unwrap_err() {
         Error::Limit { limit, asked, allowed, .. } => {
-            // Where an adapter has the same limit for both, a whole buffer is what is too large.
+            // On an adapter with one limit for both, the whole buffer is too large.
             let expected = match limits.max_buffer_size > limits.max_storage_buffer_binding_size {
                 true => ("max_storage_buffer_binding_size", limits.max_storage_buffer_binding_size),
                 false => ("max_buffer_size", limits.max_buffer_size),
@@ -274,6 +274,6 @@ fn work_past_a_limit_is_refused_and_names_the_limit() {
         }
         other => panic!("{other}"),
     }
-    // The model works on.
+    // The model still works.
     gru.forward(Array3::ones((2, 1, 1)).view()).unwrap();
 }

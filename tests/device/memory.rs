@@ -1,4 +1,4 @@
-//! The memory that a plan states against the memory that wgpu counts.
+//! Compares the memory that a plan states with the memory that wgpu counts.
 
 use crate::common::assert_close;
 use gru_wgpu::check::Tolerance;
@@ -6,14 +6,13 @@ use gru_wgpu::plan::Mode;
 use gru_wgpu::{Batch, Device, Direction, Gru, GruConfig, Init, RunOptions, wgpu};
 use ndarray::{Array3, ArrayView1, s};
 
-/// The adapter that the tests run on, opened by the test itself: its counters are the caller's to
-/// read.
+/// Opens the adapter of the tests separately, because its counters can be read only by their owner.
 fn open() -> (Device, wgpu::Device) {
     let (adapter, device, queue) = crate::common::open_wgpu(wgpu::Adapter::limits);
     (Device::from_wgpu(&adapter, &device, &queue).unwrap(), device)
 }
 
-/// Buffers alive, and the bytes of memory that they take.
+/// Returns the number of buffers and their bytes.
 fn held(device: &wgpu::Device) -> [u64; 2] {
     // Frees what was dropped.
     device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
@@ -21,7 +20,7 @@ fn held(device: &wgpu::Device) -> [u64; 2] {
     [counters.buffers.read(), counters.buffer_memory.read()].map(|count| count as u64)
 }
 
-/// x and dx of 17 MB, where a device binds 16 MiB.
+/// x and dx of 17 MB on a device that binds at most 16 MiB.
 #[test]
 fn a_run_larger_than_a_binding_is_split_into_chunks() {
     let (adapter, device, queue) = crate::common::open_wgpu(|_| wgpu::Limits {
@@ -52,7 +51,7 @@ fn a_run_larger_than_a_binding_is_split_into_chunks() {
     close("dh0", grads.h0.flatten().view(), grads_on_cpu.h0.flatten().view(), 1e-5);
     // Sums of 2,500 terms.
     close("dparams", grads.params.as_slice().into(), grads_on_cpu.params.as_slice().into(), 1e-3);
-    // Of the 4 million numbers some of each step.
+    // Compares some of the 4 million numbers of each step.
     for at in (0..20 * 125).step_by(33) {
         let row = s![at / 125, at % 125, ..];
         close("dx", grads.x.slice(row), grads_on_cpu.x.slice(row), 1e-5);
@@ -62,7 +61,7 @@ fn a_run_larger_than_a_binding_is_split_into_chunks() {
 #[test]
 fn a_plan_predicts_the_memory_of_a_run() {
     let (device, counted) = open();
-    // wgpu's own buffers have come and gone, and the kernels' are there.
+    // wgpu's own buffers have been freed, and the kernels exist.
     let first = Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, &device).unwrap();
     first.forward(&Array3::ones((1, 1, 1))).unwrap();
     drop(first);
@@ -94,7 +93,7 @@ fn a_plan_predicts_the_memory_of_a_run() {
             let what = format!(
                 "{config}, {shape}, {mode:?}, {recompute}: {buffers} buffers, {bytes} bytes"
             );
-            // The arguments are one more. A buffer takes whole blocks of memory.
+            // The arguments are one more buffer. A buffer takes whole blocks of memory.
             assert_eq!(buffers, plan.buffers().len() as u64 + 1, "{what}");
             let blocks = 256 * buffers;
             assert!(
@@ -108,13 +107,13 @@ fn a_plan_predicts_the_memory_of_a_run() {
     }
 }
 
-/// In a process of its own, whose memory is limited once all is open. (What a GPU has of memory,
-/// that limit says nothing of.)
+/// Runs in its own process, whose memory is limited once everything is open. (The limit does not
+/// cover a GPU's memory.)
 #[cfg(target_os = "linux")]
 #[test]
 fn a_smaller_run_succeeds_after_out_of_memory() {
     use std::process::Command;
-    /// What the process may grow by, and less than half of what the large run takes.
+    /// The process may grow by this much, less than half of what the large run needs.
     const ROOM: u64 = 1 << 30;
     if !crate::common::adapter().adapter().unwrap().is_software() {
         return;

@@ -25,14 +25,14 @@ use gru_wgpu::{
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn};
 use pollster::block_on;
 
-/// What a call should come to.
+/// The expected result of a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Wanted {
-    /// A result: there is nothing wrong with the call.
+    /// A result: the call is correct.
     Fine,
     /// An error.
     Refused,
-    /// Either: what matters is that it comes back.
+    /// Either: the call must return.
     Back,
 }
 use Wanted::{Back, Fine, Refused};
@@ -47,7 +47,7 @@ struct Table {
 }
 
 impl Table {
-    /// One call of the functions named, parted by blanks.
+    /// Adds a call of these functions, separated by blanks.
     fn row<T>(
         &mut self,
         names: &str,
@@ -74,7 +74,7 @@ impl Table {
         writeln!(self.text, "{mark} {names} | {case} | wanted {wanted:?} | {words}").unwrap();
     }
 
-    /// The same of a function that cannot fail.
+    /// Adds a call of a function that cannot fail.
     fn plain<T>(&mut self, names: &str, case: &str, call: impl FnOnce() -> T) {
         self.row(names, case, Fine, || Ok(call()));
     }
@@ -98,7 +98,7 @@ fn training() -> LearnerConfig {
     LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01)
 }
 
-/// Configurations, shapes, layouts, parameters: what needs no device.
+/// Configurations, shapes, layouts, parameters: everything that needs no device.
 fn values(t: &mut Table) {
     for size in [0, 1, HUGE] {
         let wrong = GruConfig::new(size, size).with_layers(size);
@@ -288,7 +288,7 @@ fn batches(t: &mut Table) {
     });
 }
 
-/// Optimisers, schedules, losses: settings that make no sense.
+/// Optimizers, schedules, losses: invalid settings.
 fn settings(t: &mut Table) {
     t.row("OptimizerState::zeros", "no memory for it", Refused, || OptimizerState::zeros(HUGE / 8));
     t.plain("Optimizer::sgd Optimizer::adam", "as they are", || {
@@ -644,7 +644,7 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
         (gru.config().clone(), gru.device().clone(), gru.params().clone())
     });
     streams(t, device, &gru, &other);
-    // After all that it works as before.
+    // It still works afterwards.
     t.row("Gru::forward", "after all errors", Fine, || {
         assert_eq!(gru.forward(&x)?, output);
         Ok(())
@@ -719,7 +719,7 @@ fn streams(t: &mut Table, device: &Device, gru: &Gru, other: &Gru) {
     );
 }
 
-/// A caller's own device and buffers. On the CPU, all of it is refused.
+/// The caller's own device and buffers. The CPU refuses all of it.
 fn embedding(t: &mut Table) {
     let name = adapter().adapter().unwrap().name;
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
@@ -1095,7 +1095,7 @@ fn trainers(t: &mut Table, device: &Device) {
     });
 }
 
-/// Files that are not there, are no files, hold nothing or too little.
+/// Files that do not exist, are no files, or are empty or too short.
 fn files(t: &mut Table) {
     let folder = tempfile::tempdir().unwrap();
     let (missing, short) = (folder.path().join("missing"), folder.path().join("short"));
@@ -1289,14 +1289,14 @@ fn checks(t: &mut Table) {
             Ok(check::model(&cpu, &params)?.iter().all(check::Finding::passed))
         },
     );
-    // All sections, and long: the tests of the adapter run them.
+    // All sections, which take long: the tests of the adapter run them.
     t.functions.extend(["check::run", "check::run_async"].map(str::to_owned));
 }
 
-/// The public functions of the sources: `Type::name`, with the module before it where that is
-/// public.
+/// Returns the public functions in the sources: `Type::name`, with the module before it if the
+/// module is public.
 fn public_functions() -> BTreeSet<String> {
-    /// The files of public modules that have public items, and the path that those are known by.
+    /// The files of public modules that have public items, and their public paths.
     const MODULES: [(&str, &str); 16] = [
         ("check/mod", "check::"),
         ("plan/mod", "plan::"),
@@ -1315,10 +1315,10 @@ fn public_functions() -> BTreeSet<String> {
         ("formats/onnx/write", "formats::onnx::"),
         ("formats/safetensors", "formats::safetensors::"),
     ];
-    /// How a type that is not public is declared.
+    /// Declarations of types that are not public.
     const KEPT: [&str; 5] =
         ["struct ", "enum ", "pub(crate) struct ", "pub(crate) enum ", "pub(super) struct "];
-    /// The private modules, whose types lib.rs exports.
+    /// The private modules whose types lib.rs exports.
     const PRIVATE: [&str; 4] = ["spec", "gpu", "model", "training"];
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let exported = exported(&std::fs::read_to_string(source.join("lib.rs")).unwrap());
@@ -1340,7 +1340,7 @@ fn public_functions() -> BTreeSet<String> {
                     .filter(|_| rest.starts_with('<'))
                     .map_or(rest, |(_, after)| after);
                 let name = identifier(rest.trim_start());
-                // Types of the file alone, or of the crate, may have an exported one's name.
+                // A private type may have the name of an exported one.
                 let is_kept = is_declared(&KEPT, &name);
                 of = match module {
                     _ if is_kept => None,
@@ -1359,7 +1359,7 @@ fn public_functions() -> BTreeSet<String> {
                 continue;
             };
             let name = identifier(function);
-            // `pub fn forward, forward_async(` makes both.
+            // `pub fn forward, forward_async(` declares both.
             let twin = function[name.len()..].starts_with(", ").then(|| format!("{name}_async"));
             for name in std::iter::once(name).chain(twin) {
                 match (line.starts_with("    "), &of, module) {
@@ -1379,12 +1379,12 @@ fn public_functions() -> BTreeSet<String> {
     found
 }
 
-/// The letters, digits and underscores that a text starts with.
+/// Returns the letters, digits and underscores at the start of a text.
 fn identifier(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// The names in the `pub use` lines of lib.rs.
+/// Returns the names in the `pub use` lines of lib.rs.
 fn exported(text: &str) -> BTreeSet<String> {
     let uses = text.split("pub use ").skip(1).map(|rest| rest.split(';').next().unwrap());
     uses.flat_map(|names| names.split(|c: char| !c.is_alphanumeric() && c != '_'))
@@ -1394,7 +1394,7 @@ fn exported(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn no_public_function_panics_on_wrong_calls() {
-    // Panics of this test's thread are counted, not printed. Other tests run meanwhile.
+    // Panics of this test's thread are counted, not printed. Other tests run at the same time.
     let (own, print) = (std::thread::current().id(), std::panic::take_hook());
     std::panic::set_hook(Box::new(move |panic| {
         if std::thread::current().id() != own {

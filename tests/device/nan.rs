@@ -8,12 +8,12 @@ use gru_wgpu::{
 };
 use ndarray::{Array2, Array3, Axis, s};
 
-/// T, B, I and H, and where NaN is.
+/// T, B, I and H, and the position of the NaN.
 const SIZES: [usize; 4] = [6, 19, 3, 9];
 const ROW: usize = 17;
 const STEP: usize = 2;
 
-/// Models of both definitions, on each device, one walked each way.
+/// Returns models of both definitions on each device, one with each kernel family.
 fn models(direction: Direction) -> Vec<(String, Gru)> {
     let mut models = Vec::new();
     for device in devices() {
@@ -43,7 +43,7 @@ fn assert_all_nan<'a>(what: &str, numbers: impl IntoIterator<Item = &'a f32>) {
     assert!(numbers.into_iter().all(|v| v.is_nan()), "{what}: not all NaN");
 }
 
-/// All rows but one, bit for bit.
+/// Compares all rows except one, bit for bit.
 fn assert_others_are(what: &str, got: &Array3<f32>, expected: &Array3<f32>) {
     for (row, (got, expected)) in
         got.axis_iter(Axis(1)).zip(expected.axis_iter(Axis(1))).enumerate()
@@ -66,7 +66,7 @@ fn nan_in_x_or_h0_stays_in_its_row() {
         let got = run(&x, &h0);
         assert_others_are(&what, &got.y, &y);
         assert_others_are(&what, &got.h_n, &h_n);
-        // Before its step nothing is known of it.
+        // Before its step the NaN has no effect.
         assert_eq!(got.y.slice(s![..STEP, ROW, ..]), y.slice(s![..STEP, ROW, ..]), "{what}");
         assert_all_nan(&what, got.y.slice(s![STEP.., ROW, ..]));
         assert_all_nan(&what, got.h_n.slice(s![.., ROW, ..]));
@@ -77,8 +77,8 @@ fn nan_in_x_or_h0_stays_in_its_row() {
     }
 }
 
-/// An infinite state meets gates that are 0 or 1: what is 0 · ∞ is NaN and what is not is infinite
-/// or a number, in the same places as in the reference.
+/// An infinite state meets gates that are 0 or 1: 0 · ∞ is NaN, other results are infinite or
+/// finite, at the same positions as in the reference.
 #[test]
 fn an_infinite_h0_gives_the_references_numbers() {
     let x = x();
@@ -145,8 +145,8 @@ fn nan_gradients_stay_in_their_row() {
                 gru.backward(tape, Some(dy.view()), None).unwrap()
             };
             let expected = run(&clean, &dy);
-            // In x: the parameters' gradients are sums over all rows, so they are lost; other rows'
-            // are not.
+            // In x: the parameters' gradients are sums over all rows, so they are NaN; other rows'
+            // gradients are not.
             let mut x = clean.clone();
             x[[STEP, ROW, 1]] = f32::NAN;
             let got = run(&x, &dy);

@@ -41,8 +41,8 @@ fn sequences_of_any_lengths_equal_each_run_alone() {
     }
 }
 
-/// On the adapter as on the CPU, which is the specification: every loss, both kinds of head,
-/// padding, an ignored class, ties, and NaN in a row.
+/// The adapter computes what the CPU computes: every loss, both kinds of head, padding, an ignored
+/// class, ties, and NaN in a row.
 #[test]
 fn the_adapter_evaluates_as_the_cpu() {
     const LENGTHS: [usize; 5] = [9, 0, 4, 1, 9];
@@ -61,7 +61,7 @@ fn the_adapter_evaluates_as_the_cpu() {
         for head in [Head::last(outputs), Head::every_step(outputs)] {
             let params = ParamLayout::with_head(&config, head).unwrap();
             let mut params = Params::init_of(params, Init::Uniform, 4).unwrap();
-            // Outputs that are equal in every row: the first of them is the largest.
+            // Outputs that are equal in every row: the first one counts as the largest.
             let mut weight = params.get_mut("head.weight").unwrap();
             let tied = weight.index_axis(Axis(0), 0).to_owned();
             weight.index_axis_mut(Axis(0), outputs - 1).assign(&tied);

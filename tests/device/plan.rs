@@ -3,7 +3,7 @@
 use gru_wgpu::plan::{DeviceCaps, Limits, Mode, Plan, Stage};
 use gru_wgpu::{Direction, Error, GruConfig, Layout, ParamLayout, Recurrence, Reset, RunOptions};
 
-/// A plan that walks over the steps from the host.
+/// Returns a plan with one or two dispatches per step.
 fn plan(config: &GruConfig, steps: usize, batch: usize, mode: Mode) -> Plan {
     plan_by(Recurrence::Step, config, steps, batch, mode)
 }
@@ -39,8 +39,8 @@ fn a_step_is_one_dispatch_with_reset_after_and_two_with_reset_before() {
     }
 }
 
-/// Forward 6·T·B·H·(I + H); backward twice that. The first state backward has no product behind it
-/// and the last has one in front, so the number of products is the same.
+/// Forward 6·T·B·H·(I + H); backward twice that. The first state backward has no product after it
+/// and the last has one before it, so the number of products is the same.
 #[test]
 fn the_work_is_the_work_of_the_equations() {
     let (t, b, i, h) = (7, 5, 3, 11);
@@ -48,7 +48,7 @@ fn the_work_is_the_work_of_the_equations() {
         let plan = plan(&config, t, b, Mode::Training);
         let forward = (6 * t * b * h * (i + h)) as u64;
         assert_eq!(flops(plan.forward()), forward, "{config}");
-        // What the bias sums add, and the first state's dispatch, which finds nothing to multiply.
+        // The additions of the bias sums, and the first state's dispatch, which multiplies nothing.
         let sums = match config.bias {
             gru_wgpu::Bias::None => 0,
             gru_wgpu::Bias::One => 3 * t * b * h,
@@ -62,7 +62,7 @@ fn the_work_is_the_work_of_the_equations() {
     }
 }
 
-/// The directions of a layer share each step's dispatches; layers follow one another.
+/// The directions of a layer share each step's dispatches; layers run one after another.
 #[test]
 fn both_directions_of_a_layer_share_their_dispatches() {
     let (t, b, i, h) = (7, 5, 3, 11);
@@ -109,8 +109,8 @@ fn every_binding_is_inside_its_buffer_and_aligned() {
     }
 }
 
-/// H up to 128, or 256 with many rows, is a workgroup's own where its memory holds it; above, and
-/// where told to, the host walks.
+/// Up to H 128, or 256 with many rows, a workgroup runs whole sequences if its memory suffices.
+/// Above, or if forced, one dispatch per step.
 #[test]
 fn whole_sequences_run_in_one_dispatch_if_they_fit() {
     let of = |kib: u64, software| {
@@ -155,11 +155,11 @@ fn whole_sequences_run_in_one_dispatch_if_they_fit() {
     }
 }
 
-/// Whatever the length, no dispatch walks over more than its loops and its time allow; together
-/// they walk over every step and every state once.
+/// For any length, no dispatch runs more steps than its loops and its work allow; together they run
+/// every step and every state once.
 #[test]
 fn long_sequences_are_split() {
-    // Whose gates are there at once: a state between two buffers is walked over for both.
+    // A state between two buffers of gates is processed for both.
     let machine = DeviceCaps::new(GENEROUS, true);
     for (t, b, h) in [(40_001, 1, 3), (9_999, 33, 64), (700, 70, 128)] {
         for config in GruConfig::all_variants(2, h) {
@@ -184,7 +184,8 @@ fn long_sequences_are_split() {
     }
 }
 
-/// Only what has to last does: the gates of an inference come span by span where all are too many.
+/// Only what must last is kept: the gates of an inference run come span by span if all are too
+/// many.
 #[test]
 fn inference_never_binds_more_gates_than_an_adapter_allows() {
     for (t, b, h, direction) in
@@ -219,12 +220,12 @@ fn recomputing_gates_halves_memory_and_adds_a_third_of_the_work() {
         assert_eq!(again.forward_flops(), kept.forward_flops());
         let more = again.backward_flops() - kept.backward_flops();
         let share = more as f64 / kept.forward_flops() as f64;
-        // Each span but the last is gone through forward again.
+        // Each span except the last runs forward again.
         assert!((0.85..1.0).contains(&share), "{config}: {share}");
     }
 }
 
-/// Limits that let only what a test is about be too large.
+/// Limits that allow everything except what a test is about.
 const GENEROUS: Limits = Limits {
     max_buffer_size: u64::MAX,
     max_storage_buffer_binding_size: u64::MAX,
@@ -300,7 +301,7 @@ fn parameters_too_large_for_a_buffer_are_reported_first() {
     assert!(asked / 4 >= 3 * 6000 * 6000 && asked / 4 < 3 * 6000 * 6010, "{asked}");
 }
 
-/// Long sums and tall products are cut so that any adapter's loops and grids hold them.
+/// Long sums and tall products are split so that any adapter's loops and grids hold them.
 #[test]
 fn long_sums_and_tall_products_are_split() {
     for ([t, b, i, h], cut) in [
@@ -351,8 +352,8 @@ fn impossible_sizes_are_refused_when_the_shape_is_made() {
     }
 }
 
-/// The gates that training keeps, at the longest of DeepBench's shapes and the largest binding
-/// there is: 2.16 GB in two buffers.
+/// The gates that training keeps, at the longest of DeepBench's shapes and the largest binding:
+/// 2.16 GB in two buffers.
 #[test]
 fn gates_larger_than_a_binding_use_several_buffers() {
     let limits = Limits {
@@ -371,13 +372,13 @@ fn gates_larger_than_a_binding_use_several_buffers() {
         assert_eq!((gates.axes.as_str(), gates.len), ("[750, B, 4H]", 750 * 32 * 4 * 2816));
     }
     assert!(plan.buffer("gates").is_none() && plan.buffer("gates_s2").is_none());
-    // No work more: what is kept is not made again.
+    // No additional work: gates that are kept are not computed again.
     let forward = 6 * 1500 * 32 * 2816 * (2816 + 2816);
     assert_eq!(plan.forward_flops(), forward);
     assert!(plan.backward_flops() < 2 * forward + forward / 100);
 }
 
-/// More layers than any model has, of which a list would be made.
+/// More layers than any model has, refused before a list of them is made.
 #[test]
 fn absurd_layer_counts_are_refused_at_once() {
     for layers in [1025, 100_000_000] {

@@ -21,13 +21,13 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 use rand::RngExt;
 
-/// A model and a run of it.
+/// A model and a run.
 #[derive(Clone, Copy)]
 struct RandomCase {
     reset: Reset,
     update: Update,
     bias: Bias,
-    /// Of the gates and of the candidate.
+    /// Activations of the gates and of the candidate.
     activations: [Activation; 2],
     layers: usize,
     direction: Direction,
@@ -38,17 +38,17 @@ struct RandomCase {
     layout: Layout,
     lengths: bool,
     resets: bool,
-    /// Whether h0, the reset state, dy and dh_n are given; else they count as zeros.
+    /// True if h0, the reset state, dy and dh_n are given; otherwise they count as zeros.
     given: [bool; 4],
     recurrence: Recurrence,
     recompute: bool,
-    /// Whether the model has run over NaN before, in the memory that it runs in.
+    /// True if the model has run over NaN before, in the same memory.
     poisoned: bool,
-    /// What parameters, numbers, lengths and resets are drawn from.
+    /// The seed of parameters, inputs, lengths and resets.
     seed: u64,
 }
 
-/// Cases that are tried one by one: one of each kind of adapter walk, and any that once failed.
+/// Cases that always run: one per kernel family, and any that once failed.
 const KNOWN: [RandomCase; 2] = [
     RandomCase {
         reset: Reset::Before,
@@ -90,7 +90,7 @@ const KNOWN: [RandomCase; 2] = [
     },
 ];
 
-/// As [`KNOWN`] has it, on one line.
+/// Prints the case as in [`KNOWN`], on one line.
 impl fmt::Debug for RandomCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { reset, update, bias, activations: [gate, candidate], .. } = self;
@@ -114,8 +114,8 @@ impl fmt::Debug for RandomCase {
     }
 }
 
-/// Any case. An adapter compiles kernels for each variant and each kind of size, so the usual ones
-/// come often; but nothing never.
+/// Any case. An adapter compiles kernels for each variant and each kind of size, so common ones
+/// come often, but every one can come.
 fn cases() -> impl Strategy<Value = RandomCase> {
     let variant = (
         select(&[Reset::Before, Reset::After][..]),
@@ -155,14 +155,14 @@ fn cases() -> impl Strategy<Value = RandomCase> {
         let (layers, direction, dropout, zoneout) = form;
         let ([mut steps, batch, input], hidden, layout, [lengths, resets], mut given) = run;
         let (recurrence, [recompute, poisoned], seed) = way;
-        // What the reference takes a moment for, and sums of order 1 where nothing bounds the
-        // state.
+        // Sizes that the reference can compute quickly, and sums of order 1 if the state is not
+        // bounded.
         let step = batch * hidden * (input + hidden) * layers * direction.count();
         steps = steps.min((100_000 / step).max(1));
         if activations.iter().any(|a| matches!(a, Activation::Relu | Activation::Identity)) {
             steps = steps.min(5);
         }
-        // A backward pass starts from something.
+        // A backward pass needs a gradient to start from.
         given[2] |= !given[3];
         RandomCase {
             reset,
@@ -186,17 +186,17 @@ fn cases() -> impl Strategy<Value = RandomCase> {
     })
 }
 
-/// The largest share of the tolerance that any number took, and what is wrong.
+/// The largest fraction of the tolerance, and what is wrong.
 #[derive(Default)]
 struct Verdict {
     share: f64,
     wrong: Vec<String>,
-    /// The numbers are beyond what f32 can be held to, and were not compared.
+    /// True if numbers are too large for f32 and were not compared.
     beyond: bool,
 }
 
 impl Verdict {
-    /// An array's largest number, where it is more than 1, is the scale of its errors.
+    /// Errors are relative to an array's largest number, if that is above 1.
     fn compare(&mut self, what: &str, got: ArrayViewD<'_, f32>, expected: ArrayViewD<'_, f64>) {
         assert_eq!(got.shape(), expected.shape(), "{what}");
         let largest = expected.iter().fold(1.0, |largest, value| f64::max(largest, value.abs()));
@@ -215,7 +215,7 @@ impl Verdict {
     }
 }
 
-/// Everything that a run is given.
+/// The input arrays of a run.
 struct RunArrays {
     x: Array3<f32>,
     states: [Array3<f32>; 2],
@@ -298,7 +298,7 @@ impl RandomCase {
         let (dy64, dh_n64) = (with_dy.then_some(dy64.view()), with_dh_n.then_some(dh_n64.view()));
         let expected = reference::backward(&params64, x64.view(), &trace, dy64, dh_n64)?;
         let expected_in_use = reference::forward(&params64, batch64)?;
-        // Where nothing bounds the state, sums may leave what f32 holds.
+        // If the state is not bounded, sums may be too large for f32.
         let all = trace.y().into_iter().chain(expected.x.iter().chain(&expected.h0).copied());
         let all = all.chain(expected.params.as_slice().iter().copied());
         if all.fold(0.0, |largest, v| f64::max(largest, v.abs())) > 1e6 {
@@ -335,7 +335,7 @@ impl RandomCase {
         Ok(verdict)
     }
 
-    /// Leaves NaN in the memory of the model's runs of this shape.
+    /// Fills the memory of the model's runs of this shape with NaN.
     fn poison(&self, gru: &Gru, given: &RunArrays) -> Result<(), Error> {
         let nan = |like: &Array3<f32>| Array3::from_elem(like.dim(), f32::NAN);
         let (x, dy) = (nan(&given.x), nan(&given.dy));

@@ -9,8 +9,8 @@ use gru_wgpu::{Batch, Device, Gru, GruConfig, Head, Network, ParamLayout, Params
 use ndarray::{Array3, ArrayView3};
 use rayon::prelude::*;
 
-/// Callers at a time, and models one after the other: each fresh, so that its weights are not
-/// packed yet.
+/// The number of simultaneous callers, and of models one after another. Each model is new, so that
+/// its weights are not packed yet.
 const CALLERS: usize = 16;
 const MODELS: usize = 8;
 
@@ -22,7 +22,7 @@ fn x() -> Array3<f32> {
     Array3::from_elem((1, 1, 256), 0.5)
 }
 
-/// Does `work` in a process of its own with eight threads.
+/// Runs `work` in its own process with eight threads.
 fn in_a_process(case: &str, work: impl Fn()) {
     if in_own_process(module_path!(), case, &[("RAYON_NUM_THREADS", "8")]) {
         work();

@@ -51,7 +51,7 @@ fn packed_sequences_equal_each_run_alone() {
     }
 }
 
-/// Neither numbers nor gradients cross a cut, not even those that are none.
+/// Neither numbers nor gradients cross a reset, not even NaN.
 #[test]
 fn nothing_crosses_a_reset() {
     let config = config().with_direction(Direction::Forward);
@@ -66,7 +66,7 @@ fn nothing_crosses_a_reset() {
             x.slice_mut(s![3, 0, ..]).fill(bad);
             let batch = Batch::new(x.view()).with_resets(resets.view());
             let y = gru.forward(batch).unwrap().y;
-            // It spoils what follows up to the cut before step 6, and nothing else.
+            // It affects the steps until the reset before step 6, and nothing else.
             for (t, row) in (0..T).flat_map(|t| [(t, 0), (t, 1)]) {
                 let (y, clean) = (y.slice(s![t, row, ..]), clean.y.slice(s![t, row, ..]));
                 let spoilt = row == 0 && (3..6).contains(&t);
@@ -77,7 +77,7 @@ fn nothing_crosses_a_reset() {
                 }
             }
         }
-        // A gradient of y at step 6 reaches x there and not before.
+        // A gradient of y at step 6 reaches x at that step and not before.
         let mut dy = Array3::zeros(shape.y());
         dy.slice_mut(s![7, 0, ..]).fill(1.0);
         let (_, grads) = run(&gru, Batch::new(x.view()).with_resets(resets.view()), &dy);

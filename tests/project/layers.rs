@@ -32,7 +32,7 @@ const PROGRAM: &[&[&str]] = &[&["ui"], &["rundir", "data"], &["commands"]];
 /// them.
 const SHARED_ROOTS: &[&str] = &["check", "kernels", "plan"];
 
-/// What only some files may name: the start of a path, and the files and folders that may.
+/// Names that only some files may use: the start of a path, and the files and folders that may.
 const NAMED_IN: &[(&str, &[&str])] = &[
     (
         "wgpu",
@@ -53,17 +53,17 @@ const NAMED_IN: &[(&str, &[&str])] = &[
     ("std::fs", &["formats/files.rs", "training/checkpoint.rs"]),
 ];
 
-/// A file of a crate, read.
+/// A source file of a crate.
 struct Source {
-    /// From `src/` on.
+    /// The path from `src/` on.
     file: String,
     /// Its module: `["formats", "onnx"]` of `formats/onnx/mod.rs`.
     module: Vec<String>,
-    /// The paths that it names, from the crate's root on, or from another crate's.
+    /// The paths that it uses, from the crate's root on, or from another crate's.
     paths: BTreeSet<Vec<String>>,
 }
 
-/// Every source of a crate but those of tests, its root under the name of the file.
+/// Returns every source file of a crate except tests. Its root has the file's name.
 fn sources(root: &Path) -> Vec<Source> {
     let files = files_in(root);
     let is_source = |path: &&PathBuf| {
@@ -99,13 +99,13 @@ fn read(texts: &[(impl AsRef<Path>, String)]) -> Vec<Source> {
         .collect()
 }
 
-/// A text without its tests, comments and strings.
+/// Returns a text without its tests, comments and strings.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let mut code = String::new();
     let mut is_inline = false;
     for line in text.lines() {
-        // In a module within the file `super` is the file itself.
+        // In a module inside the file, `super` is the file itself.
         is_inline = match line {
             "}" => false,
             line => is_inline || (line.starts_with("mod ") && line.ends_with('{')),
@@ -113,8 +113,7 @@ fn code(text: &str) -> String {
         let line = if is_inline { line.replace("super::", "self::") } else { line.to_owned() };
         let mut rest = line.as_str();
         loop {
-            // Whichever comes first: a comment, which takes the line, or a string, up to its other
-            // end.
+            // The first of a comment, which takes the rest of the line, or a string, up to its end.
             let (comment, string) = (rest.find("//"), rest.find('"'));
             match (comment, string) {
                 (Some(at), string) if string.is_none_or(|string| at < string) => {
@@ -140,8 +139,8 @@ fn code(text: &str) -> String {
     code
 }
 
-/// The paths of two names and more: those of `use`, each branch of a tree on its own, and those in
-/// between.
+/// Returns all paths of two or more names: those of `use`, each branch of a tree separately, and
+/// those in code.
 fn paths(code: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     let mut rest = code;
@@ -155,7 +154,7 @@ fn paths(code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Reads a path and, where a brace follows, each of its branches; gives what comes after.
+/// Reads a path and, before a brace, each of its branches. Returns the rest of the text.
 fn branches<'a>(
     mut rest: &'a str,
     path: &mut Vec<String>,
@@ -175,7 +174,7 @@ fn branches<'a>(
                     break;
                 }
                 if !inner.starts_with(|c: char| c.is_alphabetic() || c == '_') {
-                    // `*`, or what is no `use` at all.
+                    // `*`, or something that is not a `use`.
                     inner = &inner[inner.chars().next().map_or(0, char::len_utf8)..];
                     continue;
                 }
@@ -202,7 +201,7 @@ fn branches<'a>(
     rest
 }
 
-/// A path as the crate's root sees it.
+/// Returns a path from the crate's root.
 fn absolute(path: Vec<String>, module: &[String], modules: &BTreeSet<Vec<String>>) -> Vec<String> {
     let mut from = module.to_vec();
     let mut names = path.iter();
@@ -211,7 +210,7 @@ fn absolute(path: Vec<String>, module: &[String], modules: &BTreeSet<Vec<String>
         "self" => {}
         "super" => drop(from.pop()),
         first => {
-            // A module beside, or one of another crate.
+            // A child module, or a name of another crate.
             let child = [module, &[first.to_owned()]].concat();
             if !modules.contains(&child) {
                 return [vec![String::new()], path].concat();
@@ -230,7 +229,7 @@ fn absolute(path: Vec<String>, module: &[String], modules: &BTreeSet<Vec<String>
     from
 }
 
-/// The imports of a file, and the file that each leads to.
+/// Returns the imports of a file, with the file that each leads to.
 fn imports<'a>(source: &'a Source, sources: &'a [Source]) -> Vec<(&'a Source, &'a [String])> {
     let of = |path: &'a Vec<String>| {
         let is_own = path.first().is_some_and(|first| !first.is_empty());
@@ -241,7 +240,7 @@ fn imports<'a>(source: &'a Source, sources: &'a [Source]) -> Vec<(&'a Source, &'
     source.paths.iter().filter_map(of).collect()
 }
 
-/// What breaks the order of the layers.
+/// Returns the imports that break the order of the layers.
 fn upward(sources: &[Source], layers: &[&[&str]]) -> Vec<String> {
     let rank = |module: &[String]| match module.first() {
         None => Some(layers.len()),
@@ -263,15 +262,15 @@ fn upward(sources: &[Source], layers: &[&[&str]]) -> Vec<String> {
     wrong
 }
 
-/// Circles of files, each from its first name on. A file and the folder of its name are one module,
-/// whose parts may import what the file declares.
+/// Returns circles of files, each from its first name on. A file and the folder of its name are one
+/// module, whose parts may import what the file declares.
 fn circles(sources: &[Source], shared_roots: &[&str]) -> Vec<String> {
     let is_part = |source: &Source, of: &Source| {
         let is_root = of.file.ends_with("/mod.rs");
         let may_share = !is_root || shared_roots.contains(&of.module.join("/").as_str());
         may_share && source.module.len() > of.module.len() && source.module.starts_with(&of.module)
     };
-    // The crate's root knows all, and is known by none.
+    // The crate's root imports all files, and no file imports it.
     let edges: BTreeMap<&str, BTreeSet<&str>> = sources
         .iter()
         .filter(|source| !source.module.is_empty())
@@ -283,7 +282,7 @@ fn circles(sources: &[Source], shared_roots: &[&str]) -> Vec<String> {
         .collect();
     let mut found = Vec::new();
     for &start in edges.keys() {
-        // The shortest way back, by files that come after, so that each circle is found once.
+        // The shortest way back through files that come after, so that each circle is found once.
         let mut ways = vec![vec![start]];
         let mut seen = BTreeSet::new();
         let mut next = 0;
@@ -305,7 +304,7 @@ fn circles(sources: &[Source], shared_roots: &[&str]) -> Vec<String> {
     found
 }
 
-/// What is named outside of where it belongs.
+/// Returns names that are used outside the files that may use them.
 fn misplaced(sources: &[Source], named_in: &[(&str, &[&str])], folders: &[&str]) -> Vec<String> {
     let mut wrong = Vec::new();
     for source in sources {
@@ -356,7 +355,7 @@ fn adapters_threads_clocks_and_files_are_used_only_in_their_modules() {
         ["spec", "kernels", "plan", "reference.rs", "gpu", "model", "formats", "training"];
     let sources = sources(&root("src"));
     assert_none("named elsewhere", &misplaced(&sources, NAMED_IN, &FOLDERS));
-    // A place that no longer needs what it may name has no exception.
+    // An exception that is no longer needed is an error.
     for (name, places) in NAMED_IN {
         for place in places.iter().filter(|place| place.ends_with(".rs")) {
             let source = sources.iter().find(|source| source.file == *place);
@@ -368,7 +367,7 @@ fn adapters_threads_clocks_and_files_are_used_only_in_their_modules() {
     }
 }
 
-/// A crate of these files.
+/// Makes a crate from these files.
 fn made(files: &[(&str, &str)]) -> Vec<Source> {
     let texts: Vec<_> = files.iter().map(|&(file, text)| (file, text.to_owned())).collect();
     read(&texts)

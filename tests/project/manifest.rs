@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::common::{files_in, metadata};
 
-/// `1.87` or `1.87.0` as numbers.
+/// Parses `1.87` or `1.87.0`.
 fn version(text: &str) -> Vec<u32> {
     let mut numbers: Vec<u32> = text.split('.').map(|n| n.parse().unwrap()).collect();
     numbers.resize(3, 0);
@@ -20,7 +20,7 @@ fn version(text: &str) -> Vec<u32> {
 fn rust_version_is_the_highest_of_the_dependencies() {
     let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
-    // Those of this workspace come from no registry.
+    // Packages of this workspace come from no registry.
     let (own, others): (Vec<_>, Vec<_>) =
         packages.iter().partition(|package| package["source"].is_null());
     let asked = others.iter().filter_map(|package| {
@@ -33,7 +33,7 @@ fn rust_version_is_the_highest_of_the_dependencies() {
     }
 }
 
-/// Chains of `let` in conditions came with Rust 1.88, and no lint knows that.
+/// Chains of `let` in conditions need Rust 1.88, and no lint checks that.
 #[test]
 fn no_let_chains_are_used() {
     for path in ["src", "cli/src"].into_iter().flat_map(|folder| files_in(Path::new(folder))) {
@@ -47,7 +47,7 @@ fn no_let_chains_are_used() {
     }
 }
 
-/// What cargo prints.
+/// Returns cargo's output.
 fn cargo(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
         .args(arguments)
@@ -59,7 +59,7 @@ fn cargo(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The packages that a user of the library compiles, itself among them.
+/// Returns the packages that a user of the library compiles, including itself.
 fn packages(features: &str) -> BTreeSet<String> {
     let tree = cargo(&[
         "tree",
@@ -75,13 +75,13 @@ fn packages(features: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_library_does_not_depend_on_the_programs_packages() {
-    // README states the numbers.
+    // docs and NOTES state the numbers.
     for (features, at_most) in [("", 80), ("safetensors", 95)] {
         let packages = packages(features);
         let names: Vec<_> =
             packages.iter().filter_map(|line| line.split_whitespace().next()).collect();
         assert!(names.contains(&"wgpu"), "{names:?}");
-        // Other systems' adapters take others.
+        // Other systems use other wgpu backends.
         if cfg!(target_os = "linux") {
             assert!(packages.len() <= at_most, "{} packages with `{features}`", packages.len());
         }
@@ -96,7 +96,7 @@ fn the_library_does_not_depend_on_the_programs_packages() {
     }
 }
 
-/// Without features there is no more than with the default ones.
+/// No features and the default features give the same packages.
 #[test]
 fn no_feature_is_on_by_default() {
     let metadata = metadata();
@@ -106,7 +106,7 @@ fn no_feature_is_on_by_default() {
     assert_eq!(features, ["npy", "onnx", "safetensors", "serde"]);
 }
 
-/// The package that crates.io would have: all that the library is built from, and no data.
+/// The package for crates.io: everything that the library is built from, and no data.
 #[test]
 fn the_package_is_small_and_complete() {
     const MOST: u64 = 1_500_000;

@@ -104,7 +104,7 @@ impl ExpectedCase {
         self.json["training"].as_bool().unwrap()
     }
 
-    /// The whole sequence, or chunks of it through which no gradient flows.
+    /// Returns the whole sequence, or chunks of it through which no gradient flows.
     fn chunks(&self) -> Vec<Range<usize>> {
         let steps = self.array("inputs", "x").shape()[0];
         let chunk = match self.json["chunk"].as_u64().unwrap() as usize {
@@ -153,16 +153,16 @@ fn activation(name: &Value) -> Activation {
     *Activation::ALL.iter().find(|activation| *name == activation.to_string()).unwrap()
 }
 
-/// What one chunk of a case gives.
+/// The results for one chunk of a case.
 struct Ran<F> {
     y: Array3<F>,
     h_n: Array3<F>,
     grads: Option<Gradients<F>>,
 }
 
-/// Runs a case with `run`, chunk by chunk, time-major and batch-first, and holds what comes out
-/// against the expected numbers. `run` takes a batch, dy and dh_n, and whether the chunk is the
-/// first, whose h0 counts; any other goes on where the one before ended.
+/// Runs a case with `run`, chunk by chunk, time-major and batch-first, and compares the results
+/// with the expected numbers. `run` gets a batch, dy and dh_n, and true for the first chunk, which
+/// starts from h0; the others start where the previous one ended.
 fn check_case<F: NdFloat + Into<f64>>(
     who: &str,
     case: &ExpectedCase,
@@ -223,7 +223,7 @@ fn check_case<F: NdFloat + Into<f64>>(
     }
 }
 
-/// From `[T, B, ·]` to an array of `layout`, or back.
+/// Converts `[T, B, ·]` to an array of `layout`, or back.
 fn in_layout<F: NdFloat>(array: ArrayView3<'_, F>, layout: Layout) -> Array3<F> {
     match layout {
         Layout::TimeMajor => array.to_owned(),

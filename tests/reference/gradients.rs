@@ -32,13 +32,13 @@ impl Problem {
         reference::forward_train(&self.params, batch).unwrap()
     }
 
-    /// A scalar whose gradients are what a backward pass from dy and dh_n gives.
+    /// Returns a scalar whose gradients are those of a backward pass from dy and dh_n.
     fn loss(&self) -> f64 {
         let trace = self.forward();
         (&self.dy * &trace.y()).sum() + (&self.dh_n * &trace.h_n()).sum()
     }
 
-    /// The central difference by the number that `pick` points at.
+    /// Returns the central difference with respect to the number that `pick` selects.
     fn slope(&mut self, pick: impl Fn(&mut Self) -> &mut f64) -> f64 {
         let value = *pick(self);
         *pick(self) = value + STEP;
@@ -75,12 +75,12 @@ fn every_gradient_agrees_with_central_differences() {
             let [x, h0, dy, dh_n, reset_state] =
                 [(shape.x(), 1), (state, 2), (shape.y(), 3), (state, 4), (state, 5)]
                     .map(|(shape, i)| random3(shape, 10 * seed + i).mapv(f64::from));
-            // A cut in the middle of the first row, one at the start of the last.
+            // A reset in the middle of the first row, and one at the start of the last row.
             let mut resets = Array2::from_elem((steps, batch), false);
             resets[[steps / 2, 0]] = true;
             resets[[0, batch - 1]] = true;
             let params = Params::init(&config, Init::Uniform, seed).unwrap().cast();
-            // The last row of a larger batch is a step shorter.
+            // The last row of a larger batch is one step shorter.
             let mut lengths = vec![steps; batch];
             lengths[batch - 1] -= usize::from(batch > 1);
             let mut problem = Problem { params, x, h0, dy, dh_n, reset_state, resets, lengths };

@@ -12,7 +12,7 @@ fn drive(params: &mut Params, gate: usize, to: f32) {
     bias.slice_each_axis_mut(|_| (gate * H..(gate + 1) * H).into()).fill((2.0 * to - 1.0) * 1e4);
 }
 
-/// What z is driven to so that the state is overwritten wholly (1) or kept (0).
+/// Returns the target of z that overwrites the state completely (1) or keeps it (0).
 fn z_for(config: &GruConfig, overwrite: bool) -> f32 {
     f32::from(u8::from(overwrite == (config.update == Update::Overwrites)))
 }
@@ -69,7 +69,7 @@ fn an_open_update_gate_replaces_the_state_by_the_candidate() {
 #[test]
 fn a_closed_reset_gate_hides_the_state_from_the_candidate() {
     for_each_model(|config, make| {
-        // With the update gate open the state is the candidate, so all of the past is gone.
+        // With the update gate open the state is the candidate, so nothing of the past is left.
         let mut params = params(&config);
         drive(&mut params, R, 0.0);
         drive(&mut params, Z, z_for(&config, true));
@@ -91,7 +91,7 @@ fn a_missing_h0_counts_as_zeros() {
     for_each_model(|config, make| {
         let gru = make(params(&config));
         let x = random3([3, 2, 3], 1);
-        // A state left over from an earlier run must not show.
+        // A state left over from an earlier run would show.
         gru.forward(Batch::new(x.view()).with_h0(random3([1, 2, H], 2).view())).unwrap();
         let none = gru.forward(x.view()).unwrap();
         let zeros =

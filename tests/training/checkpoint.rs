@@ -19,8 +19,8 @@ use ndarray::{Array2, Array3};
 use rand::RngExt;
 use tempfile::TempDir;
 
-/// Sequences of 1 to 8 steps, each with a class that has nothing to do with it: validation soon
-/// stops getting better.
+/// Returns sequences of 1 to 8 steps, each with an unrelated class, so that validation soon stops
+/// improving.
 fn examples(count: usize, seed: u64) -> Vec<Example> {
     let mut rng = rng(seed);
     let mut example = || {
@@ -31,7 +31,8 @@ fn examples(count: usize, seed: u64) -> Vec<Example> {
     (0..count).map(|_| example()).collect()
 }
 
-/// Two batches an update, dropout, two layers of both directions, a schedule: all that has a state.
+/// Two batches per update, dropout, two layers of both directions, a schedule: everything that has
+/// a state.
 fn trainer(regime: TrainerConfig, device: &Device) -> Trainer {
     let config = GruConfig::pytorch(2, 3).with_layers(2).with_direction(Direction::Both);
     let layout = ParamLayout::with_head(&config.with_dropout(0.2), Head::last(3)).unwrap();
@@ -43,7 +44,8 @@ fn trainer(regime: TrainerConfig, device: &Device) -> Trainer {
     Trainer::new(Learner::new(params, training, device).unwrap(), regime).unwrap()
 }
 
-/// 71 batches an epoch, so events after 32, 64 and 71 of them, in validation and after it.
+/// 71 batches per epoch, so that events come after 32, 64 and 71 of them, during validation and
+/// after it.
 const EXAMPLES: usize = 71;
 
 fn regime() -> TrainerConfig {
@@ -58,20 +60,20 @@ fn bits(params: &Params) -> Vec<u32> {
     params.as_slice().iter().map(|number| number.to_bits()).collect()
 }
 
-/// Equal to the last bit.
+/// Checks that two checkpoints are equal to the last bit.
 fn assert_same(got: &Checkpoint, expected: &Checkpoint) {
     assert_eq!(bits(&got.state.params), bits(&expected.state.params));
     assert_eq!(got, expected);
 }
 
-/// A checkpoint of a run of one epoch.
+/// Returns the checkpoint of a run of one epoch.
 fn checkpoint() -> Checkpoint {
     let mut trainer = trainer(TrainerConfig::new(1, 10), &Device::cpu());
     trainer.run(&examples(30, 1), &examples(9, 2), go_on).unwrap();
     trainer.checkpoint().unwrap()
 }
 
-/// A folder and a path in it.
+/// Returns a folder and a path in it.
 fn place() -> (TempDir, PathBuf) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("run.safetensors");
@@ -251,7 +253,7 @@ fn a_damaged_checkpoint_is_refused_and_the_previous_one_used() {
         fs::write(&path, &bytes[..len]).unwrap();
         takes_first(&format!("cut to {len} bytes"));
     }
-    // Numbers of the tensors: nothing but the checksum tells.
+    // In the tensors' numbers only the checksum shows the damage.
     let tensors = bytes.len() - 4 * first.state.params.layout().parameter_count();
     for at in (tensors..bytes.len()).step_by(211) {
         let mut changed = bytes.clone();
@@ -262,7 +264,7 @@ fn a_damaged_checkpoint_is_refused_and_the_previous_one_used() {
     fs::remove_file(&path).unwrap();
     takes_first("gone");
 
-    // A damaged file does not take the place of the whole one.
+    // A damaged file does not replace the complete one.
     fs::write(&path, &bytes[..99]).unwrap();
     second.save(&path).unwrap();
     assert_same(&Checkpoint::load(&path).unwrap(), &second);
@@ -315,8 +317,8 @@ fn other_files_and_versions_are_refused_with_the_reason() {
     }
 }
 
-/// An example that is not a number: named, with the place it came in; what is kept goes on, once
-/// the example is mended, to the bits of a run that never met it.
+/// An example with NaN is named, with the batch that contains it. After it is corrected, the kept
+/// state continues to the same bits as a run that never had it.
 #[test]
 fn a_diverging_run_names_the_batch_and_keeps_the_last_finite_state() {
     let train = examples(EXAMPLES, 1);
@@ -352,8 +354,8 @@ fn a_diverging_run_names_the_batch_and_keeps_the_last_finite_state() {
     }
 }
 
-/// A rate that throws the parameters out of f32's range in the last update that there is: what is
-/// kept is from before it.
+/// A learning rate that makes the parameters infinite in the very last update: the kept state is
+/// from before it.
 #[test]
 fn a_last_update_to_infinite_parameters_is_not_kept() {
     let (train, valid) = (examples(30, 1), examples(9, 2));
@@ -385,7 +387,7 @@ fn a_last_update_to_infinite_parameters_is_not_kept() {
     }
 }
 
-/// Parameters that are finite, and outputs that are not numbers.
+/// Finite parameters with outputs that are not finite.
 #[test]
 fn a_validation_loss_that_is_not_finite_is_reported() {
     let train = examples(30, 1);
@@ -405,8 +407,8 @@ fn a_validation_loss_that_is_not_finite_is_reported() {
     }
 }
 
-/// Every change but none: fewer, more, another order, another number, another class, on either
-/// side.
+/// Every change is detected: fewer, more, another order, another number, another class, in either
+/// set.
 #[test]
 fn a_run_does_not_resume_on_other_examples() {
     let (train, valid) = (examples(30, 1), examples(9, 2));
@@ -444,7 +446,7 @@ fn a_run_does_not_resume_on_other_examples() {
     Trainer::from_checkpoint(kept, &Device::cpu()).unwrap().run(&train, &valid, go_on).unwrap();
 }
 
-/// An error that no update hears of: a class that there is not, in the second batch of an update.
+/// An error before any update: an invalid class in the second batch of an update.
 #[test]
 fn a_refused_batch_leaves_the_position_before_it() {
     let train = examples(EXAMPLES, 1);
@@ -498,15 +500,15 @@ fn a_network_loads_from_its_file_and_from_a_checkpoint() {
     assert_eq!(network.forward(&Array3::ones((4, 2, 2))).unwrap().shape(), [2, 3]);
 }
 
-/// Where the child writes.
+/// The path that the child writes to.
 const CHILD: &str = "GRU_WGPU_TEST_CHECKPOINT";
 
-/// Long enough for all that is done to it.
+/// Long enough to be killed many times.
 fn killed_regime() -> TrainerConfig {
     TrainerConfig::new(14, 1).with_seed(9)
 }
 
-/// Trains from the last checkpoint there is, writes one at every event, and says so.
+/// Trains from the last checkpoint, writes a checkpoint at every event, and prints it.
 fn child(path: &Path) {
     let mut trainer = match Checkpoint::load_last(path) {
         Ok((last, _)) => Trainer::from_checkpoint(last, &Device::cpu()).unwrap(),
@@ -526,7 +528,7 @@ fn child(path: &Path) {
         .unwrap();
 }
 
-/// The program is this one, run again for this test alone.
+/// The child is this program, run again for this test only.
 #[test]
 fn a_run_killed_many_times_ends_with_the_same_bits() {
     const KILLS: usize = 10;
@@ -544,7 +546,7 @@ fn a_run_killed_many_times_ends_with_the_same_bits() {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut events = lines.map_while(Result::ok).filter(|line| line == "event");
         let wanted = rng.random_range(1..5);
-        // Its end of the pipe stays open: the kill is what ends it.
+        // The child's end of the pipe stays open: only the kill ends it.
         let seen = events.by_ref().take(wanted).count();
         std::thread::sleep(Duration::from_micros(rng.random_range(0..20_000)));
         child.kill().unwrap();

@@ -84,7 +84,7 @@ impl TrainingTask {
     }
 }
 
-/// Every loss over both kinds of head, every optimizer, every way to clip, some of it in other
+/// Every loss with both kinds of head, every optimizer, every kind of clipping, some in other
 /// layouts.
 fn tasks() -> Vec<(&'static str, TrainingTask)> {
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.01 };
@@ -216,8 +216,8 @@ fn parameters_equal_the_parameters_of_the_state() {
     }
 }
 
-/// Two machines with half of the batch each, whose gradients are summed, make the update of one
-/// machine with all of it.
+/// Two machines with half of the batch each, whose gradients are summed, make the same update as
+/// one machine with the whole batch.
 #[test]
 fn two_learners_on_two_halves_equal_one_on_all() {
     let [steps, batch, ..] = SIZES;
@@ -271,7 +271,7 @@ fn two_learners_on_two_halves_equal_one_on_all() {
     }
 }
 
-/// By hand and by `step`: the same, to the bit.
+/// `accumulate` and `apply` equal `step`, to the bit.
 #[test]
 fn a_step_equals_accumulate_and_apply() {
     for device in devices() {
@@ -306,7 +306,7 @@ fn a_step_equals_accumulate_and_apply() {
     }
 }
 
-/// Of every batch: those of an update have their mean in its metrics.
+/// For every batch; the metrics of an update have their mean.
 #[test]
 fn a_step_returns_its_loss_on_request() {
     for device in devices() {
@@ -329,7 +329,7 @@ fn a_step_returns_its_loss_on_request() {
     }
 }
 
-/// However large the loss of the batch before it is.
+/// For any loss of the batch before it.
 #[test]
 fn a_batch_loss_covers_only_that_batch() {
     for device in devices() {
@@ -376,7 +376,7 @@ fn batches_beyond_a_full_update_are_refused() {
         let full = learner.gradient().unwrap();
         assert!(matches!(accumulate(&mut learner, 2), Err(Error::Conflict { .. })));
         assert!(matches!(task.step(&mut learner, 2), Err(Error::Conflict { .. })));
-        // What is refused changes nothing.
+        // A refused gradient changes nothing.
         assert_eq!(learner.gradient().unwrap(), full);
         let mut other = full.clone();
         for batches in [0, 3, usize::MAX] {
@@ -392,7 +392,7 @@ fn batches_beyond_a_full_update_are_refused() {
     }
 }
 
-/// More updates than the device keeps reports of, and then all of them are told of in order.
+/// More updates than the device keeps reports for; all are returned in order.
 #[test]
 fn metrics_need_not_be_read() {
     let (_, task) = tasks().swap_remove(0);
@@ -416,7 +416,8 @@ fn gradients_that_are_not_finite_change_nothing_and_are_named() {
         let values = random3([SIZES[1], SIZES[0], SIZES[3]], 5);
         let batch = Batch::batch_first(x.view());
         let bad = learner.step(batch, values.view());
-        // An adapter has not heard of it yet, and takes another batch, which moves nothing either.
+        // The adapter has not reported it yet, and takes another batch, which changes nothing
+        // either.
         let error = match bad {
             Err(error) => error,
             Ok(()) => {
@@ -561,7 +562,7 @@ impl Expected {
             .with_accumulation(self.size("accumulate"))
     }
 
-    /// Ten updates.
+    /// Runs ten updates.
     fn train(&self, learner: &mut Learner) {
         let batches = self.0["batches"].as_array().unwrap();
         for at in 0..10 * self.size("accumulate") {
@@ -641,8 +642,8 @@ fn ten_updates_equal_pytorchs() {
     }
 }
 
-/// Matrices of one column or one row lie by rows and by columns alike; what is made of them must
-/// not.
+/// Matrices of one column or one row are both row-major and column-major; results must not depend
+/// on that.
 #[test]
 fn a_single_hidden_unit_trains_too() {
     let entropy = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
@@ -664,7 +665,7 @@ fn a_single_hidden_unit_trains_too() {
     }
 }
 
-/// An update of one batch where three make one: a third of the gradient, but the batch's own loss.
+/// An update of one batch instead of three: a third of the gradient, but the batch's own loss.
 #[test]
 fn an_update_of_fewer_batches_reports_their_loss() {
     let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), 0.1);
@@ -682,13 +683,12 @@ fn an_update_of_fewer_batches_reports_their_loss() {
     }
 }
 
-/// An update after which a parameter or a moment would be infinite, and that no other follows.
+/// An update that would make a parameter or a moment infinite, without a following update.
 #[test]
 fn updates_to_infinite_parameters_are_not_made() {
     let [every, last] = [Head::every_step(SIZES[3]), Head::last(SIZES[3])];
     let of = |optimizer, rate| LearnerConfig::new(Loss::MeanSquared, optimizer, rate);
-    // Of a gradient of 1e25, whose square is infinite; of one of 1e3 times 1e38; of Adam's rate
-    // over 1 − β₁.
+    // A gradient of 1e25, whose square is infinite; 1e3 times 1e38; Adam's rate over 1 − β₁.
     let steep = TrainingTask::new(last, of(Optimizer::adam(), 1e-3));
     let far = TrainingTask::new(every, of(Optimizer::sgd(), 1e38).with_clip(Clip::Norm(1e6)));
     let adam = TrainingTask::new(every, of(Optimizer::adam(), 1e38).with_clip(Clip::Value(1.0)));
@@ -717,7 +717,7 @@ fn updates_to_infinite_parameters_are_not_made() {
             assert!(error.to_string().contains("would not be finite after it"), "{error}");
             assert_eq!(learner.updates(), 0);
             assert_eq!(learner.state().unwrap(), before);
-            // An equally bad one is reported too, and a better one counts.
+            // Another bad batch is reported too, and a good one counts.
             assert!(step(&mut learner).and_then(|()| learner.metrics()).is_err());
             let better = of(Optimizer::sgd(), 1e-3).with_clip(Clip::Norm(1e-6));
             let mut learner = Learner::resume(learner.state().unwrap(), better, &device).unwrap();
@@ -727,7 +727,7 @@ fn updates_to_infinite_parameters_are_not_made() {
     }
 }
 
-/// All zeros but the head's weight: states are 0, and what flows back is as large as that weight.
+/// Zeros except for the head's weight: states are 0, and the gradient is as large as that weight.
 fn flat_start(weight: f32) -> Params {
     let task = TrainingTask::new(
         Head::last(SIZES[3]),
@@ -739,7 +739,7 @@ fn flat_start(weight: f32) -> Params {
     params
 }
 
-/// Gradients whose squares no f32 holds, and what is made of them by their norm.
+/// Gradients whose squares do not fit f32, and their clipping by norm.
 #[test]
 fn the_norm_of_very_large_and_very_small_gradients_is_right() {
     let training = LearnerConfig::new(Loss::MeanSquared, Optimizer::sgd(), 1.0);

@@ -14,7 +14,7 @@ use pollster::block_on;
 const EXAMPLES: usize = 21;
 const STEPS: usize = 5;
 
-/// Sequences of one length with a target a step: as examples in memory, and as rows of an array.
+/// Sequences of one length with a target per step: as examples in memory, and as rows of an array.
 struct Rows;
 
 impl Rows {
@@ -71,7 +71,7 @@ fn go_on(_: &mut Trainer, _: &Event<'_>) -> Result<ControlFlow<()>> {
     Ok(ControlFlow::Continue(()))
 }
 
-/// The losses of epochs, and the parameters after them.
+/// Returns the losses of the epochs, and the final parameters.
 fn trained<D: Dataset + ?Sized>(data: &D, order: Order, device: &Device) -> (Vec<f32>, Vec<f32>) {
     let mut trainer = trainer(TrainerConfig::new(3, 4).with_order(order), device);
     let mut losses = Vec::new();
@@ -95,13 +95,13 @@ fn a_custom_data_set_trains_like_the_same_examples() {
             assert!(losses.len() == 3 && losses[2] < losses[0], "{losses:?}");
             let pairs = losses.iter().zip(&expected).chain(params.iter().zip(&expected_params));
             let farthest = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            // Padded examples take three steps more: other tiles, other roundings.
+            // Padded examples have three more steps: other tiles, other rounding.
             assert!(farthest < 1e-4, "{farthest} on {device}");
         }
     }
 }
 
-/// A batch with everything that a batch may have, and the same given to a learner by hand.
+/// A batch with every optional part, and the same batch passed to a learner directly.
 struct Everything;
 
 impl Dataset for Everything {
@@ -140,19 +140,19 @@ fn a_batch_supports_every_learner_input() {
         let mut now = trainer(TrainerConfig::new(1, 2), &device);
         now.run(&Everything, &[], go_on).unwrap();
         assert_eq!(now.learner().params().unwrap(), expected);
-        // Each of them counts.
+        // Each of them has an effect.
         let mut without = trainer(TrainerConfig::new(1, 2), &device);
         without.learner().step(plain.batch(), plain.targets()).unwrap();
         assert_ne!(without.learner().params().unwrap(), expected);
     }
 }
 
-/// Each example counts the same, also in the last batch, which is smaller.
+/// Each example has the same weight, also in the last, smaller batch.
 #[test]
 fn the_loss_of_an_epoch_is_the_mean_over_its_examples() {
     let examples = Rows.examples();
     let mut learner = learner(Head::every_step(2), Loss::MeanSquared, &Device::cpu());
-    // So slow that the network stays what it is.
+    // So slow that the network hardly changes.
     let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 1e-12);
     learner = Learner::resume(learner.state().unwrap(), config, &Device::cpu()).unwrap();
     let mut trainer = Trainer::new(learner, TrainerConfig::new(1, 4)).unwrap();
@@ -185,7 +185,7 @@ fn async_training_ends_with_the_same_bits() {
         let other = block_on(async {
             let mut now = trainer(config, &device);
             let mut events = 0;
-            // The listener may wait, too.
+            // The listener may be async too.
             let listen = async |now: &mut Trainer, event: &Event<'_>| {
                 events += 1;
                 assert_eq!(now.learner().state_async().await?.params.layout().entries().len(), 6);
@@ -207,7 +207,7 @@ fn async_training_ends_with_the_same_bits() {
     }
 }
 
-/// What an example's target does not fit is an error, by whichever call it comes.
+/// A target that does not fit its example is an error in every call.
 #[test]
 fn targets_that_do_not_fit_are_refused_by_every_call() {
     let target = Target::Series(Array2::zeros((9, 2)));

@@ -6,7 +6,7 @@ use crate::common::program::{assert_refused, gru, text};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The adapter's word, and whether it is a software one.
+/// Returns the value of `--device` for the adapter, and true if it is a software adapter.
 fn adapter() -> (&'static str, bool) {
     let software = crate::common::adapter().adapter().unwrap().is_software();
     (if software { "software" } else { "gpu" }, software)
@@ -18,7 +18,7 @@ fn bench(directory: &Path, arguments: &[&str]) -> String {
     text(&output.stdout)
 }
 
-/// One object on one line, and nothing else.
+/// Runs the command, which must print one JSON object on one line and nothing else.
 fn json(directory: &Path, arguments: &[&str]) -> Value {
     let stdout = bench(directory, &[arguments, &["--json"]].concat());
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
@@ -29,12 +29,12 @@ fn number(object: &Value, name: &str) -> f64 {
     object[name].as_f64().unwrap_or_else(|| panic!("no number {name} in {object}"))
 }
 
-/// What was held against the reference, by name.
+/// Returns the names of the compared results.
 fn results(object: &Value) -> Vec<&str> {
     object["checked"]["results"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
 }
 
-/// What holds for every measurement.
+/// Checks what holds for every measurement.
 fn assert_consistent(object: &Value) {
     let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} and {b}: {object}");
     let [median, min] = ["median_ms", "min_ms"].map(|name| number(object, name));
@@ -94,7 +94,7 @@ fn json_contains_the_settings_and_the_results() {
         assert_consistent(&train);
         assert_eq!((&train["mode"], &train["reset"]), (&"train".into(), &"before".into()));
         assert_eq!((&train["layers"], &train["bidirectional"]), (&2.into(), &true.into()));
-        // Four cells; the second layer's read 14.
+        // Four cells; those of the second layer read 14 inputs.
         let gflop = 3.0 * 2.0 * 6.0 * 5.0 * 3.0 * 7.0 * (9.0 + 21.0) / 1e9;
         assert!((number(&train, "gflop") - gflop).abs() < 1e-15);
     }
@@ -139,7 +139,7 @@ fn devices_are_compared_side_by_side() {
         assert!(table.contains(kernel), "{kernel}: {table}");
     }
     if software {
-        // In its row, in what was checked, in what the columns mean; and nowhere is it a GPU.
+        // In its row, in the verification and in the legend; and it is never called a GPU.
         assert!(table.matches("software adapter").count() >= 4, "{table}");
         assert!(!table.to_lowercase().replace("gru", "").contains("gpu"), "{table}");
     }
@@ -156,7 +156,7 @@ fn a_profile_has_every_dispatch() {
     assert!((sum("share") - 1.0).abs() < 1e-9, "{object}");
     assert_eq!(object["profile_runs"], 2);
     assert!(rows.is_sorted_by(|a, b| number(a, "ms") >= number(b, "ms")), "{object}");
-    // The CPU has none.
+    // The CPU has no kernels.
     let object = json(directory.path(), &["--device", "cpu", "--shape", "2,1,1,1", "--profile"]);
     assert_eq!(object["profile"], serde_json::json!([]));
 }
@@ -186,7 +186,7 @@ fn a_sweep_writes_a_table_and_a_plot() {
     }
     assert!(object["crossings"].is_array());
     assert_eq!(object["failed"], serde_json::json!([]));
-    // And nothing else is left behind.
+    // No other file is left behind.
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
     for axis in ["T=2,3", "H=2,3"] {
         let object =
@@ -235,7 +235,7 @@ fn a_failing_size_does_not_affect_the_others() {
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
 }
 
-/// Linux would give the memory, and end the program that uses it.
+/// Linux would grant the memory, and kill the program that uses it.
 #[test]
 #[cfg(target_os = "linux")]
 fn what_the_host_has_no_memory_for_is_refused() {
@@ -261,7 +261,7 @@ fn what_the_host_has_no_memory_for_is_refused() {
 #[test]
 fn a_plan_is_printed_and_nothing_runs() {
     let directory = TempDir::new().unwrap();
-    // The CPU has none, and shows another's. More than anybody would wait for.
+    // The CPU has no plan and shows an adapter's. The size would take far too long to run.
     let arguments = ["--plan", "--shape", "50000,8,64,512", "--mode", "train", "--device", "cpu"];
     let plan = bench(directory.path(), &arguments);
     let own = "the CPU has no dispatches; it needs at least ";
@@ -270,7 +270,7 @@ fn a_plan_is_printed_and_nothing_runs() {
     {
         assert!(plan.contains(words), "{words}: {plan}");
     }
-    // Nor is it bound by what an adapter can count.
+    // The CPU is not limited by an adapter's indices.
     let plan =
         bench(directory.path(), &["--plan", "--shape", "1000000,1000000,8,8", "--device", "cpu"]);
     assert!(

@@ -10,7 +10,7 @@ use gru_wgpu::{Gradients, Init, Params};
 use ndarray::{Array1, Array3, Ix3};
 use tempfile::TempDir;
 
-/// The words of a device, for the CPU and for the adapter that the tests run on.
+/// Returns the values of `--device` for the CPU and for the adapter of the tests.
 fn device_words() -> [&'static str; 2] {
     let software = crate::common::adapter().adapter().unwrap().is_software();
     ["cpu", if software { "software" } else { "gpu" }]
@@ -145,7 +145,7 @@ fn grad_writes_every_gradient_under_its_name() {
     assert_gradients(&load_gradients(&scene, "gb.safetensors"), &expected);
 }
 
-/// A model that draws needs a seed, and the same seed draws the same.
+/// A model with dropout needs a seed, and the same seed gives the same draws.
 #[test]
 fn grad_of_a_model_with_dropout_takes_a_seed() {
     let scene = Scene::new();
@@ -226,7 +226,7 @@ fn check_takes_a_model() {
     assert_refused(scene.path(), &["check", "--node", "a"], &["need a MODEL"]);
 }
 
-/// Whatever is wrong, nothing is written and nothing is lost.
+/// For any bad input, no file is written and no file is lost.
 #[test]
 fn wrong_input_is_reported_and_writes_no_file() {
     let scene = Scene::new();

@@ -10,20 +10,20 @@ use crate::common::program::assert_refused;
 use crate::common::{assert_close, random3, within};
 use crate::scene::Scene;
 
-/// Every file of the folder and its contents.
+/// Returns every file of the folder with its contents.
 fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.is_file()).map(|p| (p.clone(), std::fs::read(p).unwrap())).collect()
 }
 
-/// Refused in one line that holds `words`, with nothing changed on the disk.
+/// Checks that the command is refused with a message that contains `words`, and changes no file.
 fn assert_kept(scene: &Scene, arguments: &[&str], words: &[&str]) {
     let before = snapshot(scene.path());
     assert_refused(scene.path(), arguments, words);
     assert!(snapshot(scene.path()) == before, "{arguments:?} changed a file");
 }
 
-/// Other names of `file` that an output of this kind may have. The folder `folder` exists.
+/// Returns other paths to `file` that an output of this kind may have. The folder `folder` exists.
 fn other_names(scene: &Scene, file: &str, kind: &str) -> Vec<String> {
     let mut names = Vec::new();
     let at = |name: &str| scene.path().join(name);
@@ -86,7 +86,7 @@ fn no_command_writes_two_outputs_to_one_file() {
     std::fs::create_dir(scene.path().join("folder")).unwrap();
     let input = ["--input", "x.npy", "--device", "cpu"];
     let run = [&["run", "model.onnx"], &input[..]].concat();
-    // Whether or not the file exists yet.
+    // For files that exist and files that do not.
     std::fs::write(scene.path().join("there.npy"), "before").unwrap();
     other_names(&scene, "there.npy", "npy");
     let mut pairs = vec![("y.npy", "./y.npy"), ("y.npy", "folder/../y.npy")];
@@ -117,7 +117,7 @@ fn no_command_writes_two_outputs_to_one_file() {
     }
 }
 
-/// What `gru train` keeps in its folder, existing or not.
+/// The files of a run's folder, existing or not.
 #[test]
 fn no_command_overwrites_a_file_of_a_run() {
     let scene = Scene::new();
@@ -137,14 +137,14 @@ fn no_command_overwrites_a_file_of_a_run() {
         assert_kept(&scene, &[arguments, &[output]].concat(), &[&said]);
         assert!(snapshot(&run) == before, "{arguments:?}");
     }
-    // Other names in its folder are free.
+    // Other names in its folder are allowed.
     scene.run(&["convert", "model.onnx", "run/other.safetensors"]);
-    // And any name beside a config.toml of something else.
+    // So is any name beside another program's config.toml.
     std::fs::write(run.join("config.toml"), "baseURL = \"https://example.org/\"\n").unwrap();
     scene.run(&["convert", "model.onnx", "run/model.safetensors"]);
 }
 
-/// What is no file is neither read nor replaced; a link is followed.
+/// Special files are neither read nor replaced; a link is followed.
 #[cfg(unix)]
 #[test]
 fn pipes_devices_and_links_are_not_replaced() {
@@ -179,14 +179,14 @@ fn pipes_devices_and_links_are_not_replaced() {
     assert!(path.join("link.npy").symlink_metadata().unwrap().is_symlink());
     let expected = scene.gru.forward(&scene.x).unwrap().y;
     assert_close("y", &scene.array("real.npy"), &expected, within(2e-6));
-    // The file behind a link is as little an output as the file itself.
+    // The file behind a link counts as the same output.
     let arguments = [&run("model.onnx", "x.npy", "link.npy")[..], &["--hn", "real.npy"]].concat();
     assert_refused(path, &arguments, &["--hn `real.npy` is the same file as --output `link.npy`"]);
     let error = npy::save(path.join("pipe.npy"), scene.x.view()).unwrap_err().to_string();
     assert!(error.ends_with("pipe.npy` cannot be written: it is not a regular file"), "{error}");
 }
 
-/// Neither may the weights be, where they lie beside their model.
+/// The weights beside their model are protected too.
 #[test]
 fn external_data_is_not_overwritten() {
     let scene = Scene::new();
@@ -194,7 +194,7 @@ fn external_data_is_not_overwritten() {
     for name in ["torch_new_denoiser.onnx", "torch_new_denoiser.onnx.data"] {
         std::fs::copy(models.join(name), scene.path().join(name)).unwrap();
     }
-    // Under a name that an output may have.
+    // Under a name that an output could have.
     let model = std::fs::read(scene.path().join("torch_new_denoiser.onnx")).unwrap();
     let name = b"torch_new_denoiser.onnx.data";
     let renamed: Vec<u8> = {

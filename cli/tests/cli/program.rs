@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::common::program::{assert_refused, gru, text};
 use tempfile::TempDir;
 
-/// A wave of eight rows a season on a slope, 160 rows, two cells missing.
+/// Writes a series: a wave with eight rows per season on a slope, 160 rows, two cells missing.
 fn series(directory: &TempDir) -> &'static str {
     let mut csv = "day,other,value\n".to_owned();
     for i in 0..160 {
@@ -51,14 +51,14 @@ fn forecast_prints_a_table_and_writes_two_plots() {
         let svg = std::fs::read_to_string(directory.path().join(name)).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{name}");
     }
-    // The same seed gives the same numbers and pictures, another seed others.
+    // The same seed gives the same numbers and pictures, another seed gives others.
     let picture = std::fs::read(directory.path().join("forecast.svg")).unwrap();
     let again = gru(directory.path(), &forecast(csv, &["--device", "cpu"]));
     assert_eq!(text(&again.stdout), stdout);
     assert_eq!(std::fs::read(directory.path().join("forecast.svg")).unwrap(), picture);
     let other = gru(directory.path(), &forecast(csv, &["--device", "cpu", "--seed", "2"]));
     assert_ne!(text(&other.stdout), stdout);
-    // And nothing else is left behind.
+    // No other file is left behind.
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
     // A picture that cannot be written is refused before the training.
     let picture = directory.path().join("loss.svg");
@@ -86,7 +86,7 @@ fn forecast_accepts_more_input_columns() {
     };
     let (alone, beside) = (run("value"), run("value,2"));
     assert!(beside.1.contains("columns `value`, `other`, 160 rows, 2 missing"), "{}", beside.1);
-    // The rules see the series alone, and the model's parameters are 3 · 7 more for an input.
+    // The baselines use only the series, and the model has 3 · 7 more parameters per input.
     let row = |stdout: &str, name: &str| {
         let row = stdout.lines().find(|line| line.trim().starts_with(name));
         row.unwrap().to_owned()
@@ -99,7 +99,7 @@ fn forecast_accepts_more_input_columns() {
     assert_refused(directory.path(), &twice, &["column `3` is listed twice"]);
 }
 
-/// Runs the program, which must succeed, and gives what it prints on stdout and stderr.
+/// Runs the program, which must succeed. Returns its stdout and stderr.
 fn succeeded(directory: &TempDir, arguments: &[&str]) -> (String, String) {
     let output = gru(directory.path(), arguments);
     let stderr = text(&output.stderr);
@@ -127,8 +127,8 @@ fn a_forecast_run_prints_the_same_and_predict_reads_its_folder() {
     let (_, told) = succeeded(&directory, &["convert", "it/model.safetensors", "gru.npz"]);
     assert!(told.contains("GRU 2→7"), "{told}");
 
-    // Forecasts of the same rows, and of rows a thousand higher, its columns elsewhere, as many as
-    // a window has.
+    // Forecasts the same rows, and rows a thousand higher, with its columns in other places, as
+    // many as a window has.
     let cells = std::fs::read_to_string(directory.path().join(csv)).unwrap();
     let mut moved = "value,more,other\n".to_owned();
     for row in cells.lines().skip(161 - 16) {
@@ -159,8 +159,8 @@ fn a_forecast_run_prints_the_same_and_predict_reads_its_folder() {
     assert!(predicted(csv).iter().zip(&same).all(|(a, b)| a != b));
 }
 
-/// Ends runs after their first epoch, by Ctrl-C and without any warning, goes on, and holds them
-/// against one that was left alone.
+/// Stops runs after their first epoch, by Ctrl-C and by a kill, resumes them, and compares them
+/// with a run that was not stopped.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
@@ -175,7 +175,7 @@ fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
     let (whole, _) = succeeded(&directory, &arguments("whole"));
     let read =
         |run: &str, name: &str| std::fs::read(directory.path().join(run).join(name)).unwrap();
-    // All but the seconds.
+    // All columns except the seconds.
     let metrics = |run: &str| -> Vec<String> {
         let lines = text(&read(run, "metrics.csv"));
         lines.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned()).collect()
@@ -196,11 +196,11 @@ fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
             assert!(read(signal, name) == read("whole", name), "{signal}: {name}");
         }
         assert_eq!(metrics(signal), metrics("whole"), "{signal}");
-        // There is nothing left to do, and it says the same again.
+        // Nothing is left to train, and the output is the same again.
         assert_eq!(succeeded(&directory, &resume).0, whole, "{signal}");
     }
 
-    // What cannot be written ends no run, and is an error in the end.
+    // A file that cannot be written does not stop the run, but is an error at the end.
     std::fs::remove_file(directory.path().join("KILL/curves.svg")).unwrap();
     std::fs::create_dir(directory.path().join("KILL/curves.svg")).unwrap();
     let resume = ["forecast", "--resume", "KILL", "--epochs", "14", "--device", "cpu"];
@@ -276,7 +276,7 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
         assert_refused(path, &["forecast", "--resume", "it", "--device", "cpu"], &[word]);
     }
     std::fs::write(path.join("it/config.toml"), &config).unwrap();
-    // No epoch is left to train, and none is known.
+    // No epoch is left to train, and none is recorded.
     std::fs::remove_file(path.join("it/metrics.csv")).unwrap();
     let (_, told) = succeeded(&directory, &["forecast", "--resume", "it", "--device", "cpu"]);
     assert!(told.contains("trained in ") && !told.contains("NaN"), "{told}");
@@ -285,7 +285,7 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
     assert_refused(path, &["forecast", "--resume", "it"], &words);
 }
 
-/// As a run of `gru train`: what may be others, what is noted, and where the data are.
+/// Like a run of `gru train`: which settings may change, what is recorded, and where the data are.
 #[test]
 fn a_forecast_run_resumes_with_other_settings_and_moved_data() {
     let directory = TempDir::new().unwrap();
@@ -320,7 +320,7 @@ fn a_forecast_run_resumes_with_other_settings_and_moved_data() {
         &["has finished 6 epochs; expected --epochs of at least 6, got 5"],
     );
 
-    // Had it gone on from the start at the second pace, it would be at the same bits.
+    // A run from the start with the second learning rate would give other bits.
     let model = read("model.safetensors");
     std::fs::write(path.join("it/checkpoint.safetensors"), good).unwrap();
     std::fs::write(path.join("it/config.toml"), config).unwrap();
@@ -336,7 +336,7 @@ fn a_forecast_run_resumes_with_other_settings_and_moved_data() {
     assert_refused(path, &at("other.csv"), &words);
     succeeded(&directory, &at("moved/there.csv"));
     assert!(model == read("model.safetensors"));
-    // It is noted where they are now.
+    // Their new location is recorded.
     succeeded(&directory, &resume(&[]));
 }
 
@@ -435,7 +435,7 @@ fn bad_input_prints_one_line_with_the_expected_value() {
     assert!(!directory.path().join("forecast.svg").exists());
 }
 
-/// Once squares of such values overflow, and an axis without end would never be drawn.
+/// Squares of such values overflow. An infinite axis would never be drawn.
 #[test]
 fn huge_and_tiny_values_are_forecast_and_plotted() {
     let directory = TempDir::new().unwrap();
@@ -500,7 +500,7 @@ fn the_device_option_overrides_gru_device() {
     assert_eq!((status, stderr.lines().count()), (Some(1), 1), "{stderr}");
 }
 
-/// A reader that has seen enough ends the program quietly; a full disk is an error, not a panic.
+/// A closed reader ends the program quietly; a full disk is an error, not a panic.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_failing_write_to_stdout_does_not_panic() {
@@ -535,11 +535,11 @@ fn a_failing_write_to_stdout_does_not_panic() {
         assert!(!stderr.contains("error: "), "{arguments:?}: {stderr}");
         assert_eq!(run(Stdio::null(), full()).0, Some(0), "{arguments:?}");
     }
-    // The pictures were written before the table could not be.
+    // The pictures were written before the table failed.
     assert!(directory.path().join("forecast.svg").exists());
 }
 
-/// An error of the library names its cause and keeps it: the program says it once.
+/// An error of the library has its cause as its source. The program prints the cause once.
 #[test]
 fn an_error_prints_each_cause_once() {
     let directory = TempDir::new().unwrap();
@@ -548,7 +548,8 @@ fn an_error_prints_each_cause_once() {
     assert_eq!(stderr.matches("os error 2").count(), 1, "{stderr}");
 }
 
-/// `{error:#}` would say the cause of a library's error twice: `ui::output::causes` says each once.
+/// `{error:#}` would print the cause of a library's error twice; `ui::output::causes` prints it
+/// once.
 #[test]
 fn no_source_prints_causes_with_the_alternate_format() {
     let files =
@@ -568,7 +569,7 @@ fn info_lists_adapters_and_what_auto_takes() {
     let json = gru(directory.path(), &["info", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     for (index, adapter) in json["adapters"].as_array().unwrap().iter().enumerate() {
-        // What `--device` takes for it.
+        // The value of `--device` for this adapter.
         let word = match adapter["software"].as_bool().unwrap() {
             true => "software".to_owned(),
             false => format!("gpu:{index}"),
@@ -578,7 +579,7 @@ fn info_lists_adapters_and_what_auto_takes() {
         assert!(adapter["limits"]["max_buffer_size"].as_u64().unwrap() >= 256 << 20);
     }
     assert!(json["device"]["reason"].is_string());
-    // An index that no machine has is refused with what there is.
+    // An index that no machine has is refused, with the existing adapters.
     let refused = text(&gru(directory.path(), &["info", "--device", "gpu:4000"]).stdout);
     assert!(refused.contains("--device gpu:4000 takes none: there is no gpu:4000 ("), "{refused}");
     let csv = series(&directory);

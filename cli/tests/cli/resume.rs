@@ -8,7 +8,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use crate::common::program::{assert_refused, end_after_an_epoch, gru, text};
 use crate::common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
 
-/// Starts the program and waits for a line on stderr that starts so. What it says after that can be
+/// Starts the program and waits for a line on stderr with this start. The lines after it can be
 /// read.
 fn start(path: &Path, arguments: &[&str], line: &str) -> (Child, Lines<BufReader<ChildStderr>>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
@@ -30,8 +30,8 @@ fn resume<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["train", "--resume", run, "--device", "cpu"], more].concat()
 }
 
-/// Ends runs after their first epoch, by Ctrl-C and without any warning, goes on, and holds them
-/// against one that was left alone.
+/// Stops runs after their first epoch, by Ctrl-C and by a kill, resumes them, and compares them
+/// with a run that was not stopped.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_resumes_to_the_same_bytes() {
@@ -68,7 +68,7 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
             assert_eq!(metric(&whole, name), metric(&run, name), "{word}: {name}");
         }
     }
-    // There is nothing left to do, and it says the same again.
+    // Nothing is left to train, and the output is the same again.
     let again = json(path, &["train", "--resume", "INT", "--device", "cpu", "--json"]);
     assert_eq!(again["updates"], 27 * 12);
     assert!(bytes(&whole) == bytes(&path.join("INT")));
@@ -88,7 +88,7 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
     }
 }
 
-/// The learning rate is another one, then one that diverges, then a good one again.
+/// The learning rate changes, then diverges, then is good again.
 #[test]
 fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -123,20 +123,19 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
     ] {
         words.iter().for_each(|word| assert!(part(at).contains(word), "{word} in {at}: {noted}"));
     }
-    // What ends a run early can be taken back.
+    // Early stopping can be turned off again.
     succeeded(path, &resume("run", &["--patience", "none"]));
     assert!(!part_of(&config(), 0).contains("patience"), "{}", config());
     succeeded(path, &resume("run", &["--patience", "9"]));
     fs::write(run.join("config.toml"), &noted).unwrap();
 
-    // Had it been killed before its first checkpoint, it would go on with the new settings all the
-    // same.
+    // A run that was killed before its first checkpoint continues with the new settings too.
     let model = fs::read(run.join("model.safetensors")).unwrap();
     fs::write(&last, &good).unwrap();
     succeeded(path, &resume("run", &["--learning-rate", "0.02"]));
     assert!(model == fs::read(run.join("model.safetensors")).unwrap());
     assert_eq!(noted, config());
-    // Where the last checkpoint is away, the one before it is taken.
+    // If the last checkpoint is missing, the one before it is used.
     fs::remove_file(&last).unwrap();
     let (_, told) = succeeded(path, &resume("run", &[]));
     assert!(told.contains("using the previous checkpoint"), "{told}");
@@ -228,7 +227,7 @@ fn moved_data_are_given_again_and_must_be_the_same() {
         assert_refused(path, &resume("run", &[&valid[..], &[train]].concat()), &[words]);
     }
     succeeded(path, &resume("run", &["moved/train.csv", "--valid", "moved/valid.csv"]));
-    // It is noted where they are now.
+    // Their new location is recorded.
     succeeded(path, &resume("run", &["--epochs", "2"]));
     let one = ["--epochs", "1", "--run", "one"];
     succeeded(path, &train("other.csv", "classify", &one));
@@ -245,12 +244,12 @@ fn one_run_at_a_time_writes_to_a_folder() {
     let message = "another run is writing to `run`";
     assert_refused(path, &resume("run", &[]), &[message]);
     assert_refused(path, &train("train.csv", "label", &["--force"]), &[message]);
-    // To read is no harm.
+    // Reading is allowed.
     succeeded(path, &["predict", "run", "train.csv", "--device", "cpu", "--output", "said.csv"]);
     signal(&child, "KILL");
     child.wait().unwrap();
 
-    // What it was about to write is taken away, and nothing else.
+    // Only the file that it was writing is removed.
     let run = path.join("run");
     for name in [".tmpAb3dEf", ".tmp", ".tmpAb3dEfg", "notes.txt"] {
         fs::write(run.join(name), "a part").unwrap();
@@ -265,7 +264,7 @@ fn one_run_at_a_time_writes_to_a_folder() {
     }
 }
 
-/// Files that a killed run may leave before there is a config.toml make no run.
+/// Files that a killed run may leave before config.toml exists do not count as a run.
 #[test]
 fn leftovers_of_a_killed_start_are_ignored() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -278,7 +277,7 @@ fn leftovers_of_a_killed_start_are_ignored() {
     assert!(!path.join("run/.tmpAb3dEf").exists());
 }
 
-/// Eight updates make an epoch, and each takes a while: the run does not wait for the last.
+/// An epoch has eight slow updates; the run does not wait for the last one.
 #[cfg(unix)]
 #[test]
 fn a_run_with_slow_updates_stops_between_two_of_them() {
@@ -294,8 +293,8 @@ fn a_run_with_slow_updates_stops_between_two_of_them() {
     assert!(said.starts_with("interrupted after") && updates < 8, "{rest:?}");
 }
 
-/// Kills runs at any moment, as often as the variable GRU_KILLS says, and holds what they come to
-/// against a run that was left alone. GRU_DEVICE says on what device.
+/// Kills runs at random moments, GRU_KILLS times, and compares the results with a run that was not
+/// killed. GRU_DEVICE chooses the device.
 #[cfg(unix)]
 #[test]
 fn runs_killed_many_times_end_with_the_same_bytes() {
@@ -377,7 +376,7 @@ fn a_failed_checkpoint_write_does_not_end_the_run() {
     // The result is printed nevertheless.
     assert!(text(&output.stdout).contains("GRU after epoch "), "{}", text(&output.stdout));
 
-    // Once there is room again it is saved, which is all that counts in the end.
+    // When there is space again the run is saved, and the final status is success.
     let (mut child, lines) = start(path, &resume("run", &["--epochs", "300"]), "warning: the run");
     fs::remove_dir(&last).unwrap();
     let rest: Vec<_> = lines.map(Result::unwrap).collect();
@@ -412,7 +411,7 @@ fn a_bad_change_of_settings_is_reported() {
     assert_eq!(told.matches("warning: the run continues, but was not saved").count(), 1, "{told}");
 }
 
-/// The last checkpoint has the model, too.
+/// The last checkpoint also contains the model.
 #[test]
 fn predict_works_after_the_model_file_was_deleted() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -487,7 +486,7 @@ fn train_and_predict_never_overwrite_inputs_or_run_files() {
     succeeded(path, &["predict", "run", "tt.csv", "--device", "cpu", "--output", "run/new.csv"]);
     fs::remove_file(path.join("run/new.csv")).unwrap();
 
-    // Its own data, which a new run in its folder would take away before it reads them again.
+    // A run's own data, which a new run in its folder would remove before reading them.
     let words = ["`run/classes.csv` is a file of the run in `run`; it would be overwritten"];
     let again = ["--force", "--run", "run"];
     assert_refused(path, &train("run/classes.csv", "classify", &again), &words);
@@ -510,7 +509,7 @@ fn train_and_predict_never_overwrite_inputs_or_run_files() {
         &["--output `train.csv` is the same", "the run needs to resume"],
     );
 
-    // Pictures over their own data, or over a run's.
+    // Pictures that would replace their own data, or another run's.
     fs::rename(path.join("run/classes.csv"), path.join("forecast.svg")).unwrap();
     let forecast = ["forecast", "forecast.svg", "--device", "cpu"];
     assert_refused(path, &forecast, &["is the same file as the input `forecast.svg`"]);
@@ -522,7 +521,8 @@ fn train_and_predict_never_overwrite_inputs_or_run_files() {
     );
 }
 
-/// Data under a name that a run removes from its folder, in a new run and in a resumed one.
+/// Data with the name of a file that a run removes from its folder, in a new run and in a resumed
+/// one.
 #[test]
 fn data_with_the_name_of_a_temporary_file_are_refused() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -543,7 +543,7 @@ fn data_with_the_name_of_a_temporary_file_are_refused() {
     assert!(data.exists());
 }
 
-/// A folder of something else that has a config.toml, too.
+/// A folder with a config.toml of another program.
 #[test]
 fn a_folder_with_other_files_is_refused() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -563,7 +563,7 @@ fn a_folder_with_other_files_is_refused() {
     }
 }
 
-/// Files elsewhere that a run's own files link to.
+/// Files elsewhere that a run's files link to.
 #[cfg(unix)]
 #[test]
 fn a_run_does_not_write_through_links() {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::common::program::{gru, text};
 use crate::common::random3;
 
-/// A model, arrays for it, and what the library makes of them.
+/// A model, arrays for it, and the library's results.
 pub struct Scene {
     directory: TempDir,
     pub gru: Gru,
@@ -21,8 +21,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// model.safetensors, model.onnx, x.npy, h0.npy, dy.npy, n.npy, and `xb.npy` and `dyb.npy` with
-    /// B first.
+    /// Writes model.safetensors, model.onnx, x.npy, h0.npy, dy.npy, n.npy, and batch-first `xb.npy`
+    /// and `dyb.npy`.
     pub fn new() -> Self {
         let directory = TempDir::new().unwrap();
         let config = GruConfig::pytorch(4, 5).with_layers(2).with_direction(Direction::Both);
@@ -51,7 +51,7 @@ impl Scene {
         Batch::new(self.x.view()).with_h0(self.h0.view()).with_lengths(&self.lengths)
     }
 
-    /// Runs the program, which must succeed and print nothing on stdout, and gives its stderr.
+    /// Runs the program, which must succeed and print nothing on stdout. Returns its stderr.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = gru(self.path(), arguments);
         let stderr = text(&output.stderr);

@@ -37,7 +37,7 @@ fn training_lowers_the_loss_and_predict_reads_its_folder() {
         // The best epoch's model is the one that was kept.
         let best = said["best_epoch"].as_u64().unwrap() as usize - 1;
         assert_eq!(metric(&run, "valid_accuracy")[best], accuracy);
-        // How it does on each class comes to the same.
+        // The metrics of each class add up to the same.
         let classes = std::fs::read_to_string(run.join("classes.csv")).unwrap();
         let mut lines = classes.lines();
         assert_eq!(lines.next(), Some("class,count,correct,precision,recall"));
@@ -62,7 +62,7 @@ fn training_lowers_the_loss_and_predict_reads_its_folder() {
             &["predict", "it", "test.csv", "--output", "p.csv", "--device", "cpu"],
         );
         assert!(told.contains(&format!("accuracy {accuracy:.4}: ")), "{said}: {told}");
-        // Its GRU is one for the other commands, too.
+        // Other commands can read its GRU too.
         let (_, told) =
             succeeded(directory.path(), &["convert", "it/model.safetensors", "gru.npz"]);
         assert!(told.contains("GRU 3→6"), "{told}");
@@ -76,7 +76,8 @@ fn predictions_are_rows_without_labels_or_known_words() {
     let directory = folder_with(&[("train.csv", &labelled(0..40))]);
     let path = directory.path();
     succeeded(path, &train("train.csv", "label", &[]));
-    // Columns in another order, one more, no label, a word that training did not see.
+    // Columns in another order, an additional column, no label, and a word that is not in the
+    // training set.
     std::fs::write(
         path.join("new.csv"),
         "sign,more,id,level\ngo,x,a,49\nstop,x,a,51\nwait,x,a,51\ngo,x,b,50\n",
@@ -186,7 +187,7 @@ fn data_that_cannot_be_trained_on_is_refused_in_one_line() {
             &[],
             &["`hole.csv`: line 3: the value in column `x` is missing; fill it in, pass --missing"],
         ),
-        // Not by what its first cell is.
+        // Not detected by the first cell.
         (
             "first.csv",
             "classify",
@@ -254,15 +255,15 @@ fn data_that_cannot_be_trained_on_is_refused_in_one_line() {
         assert_refused(path, &train(csv, task, more), words);
         assert!(!path.join("run").exists(), "{csv} left a folder");
     }
-    // What the command line itself forbids is another status.
+    // What clap itself refuses has another exit status.
     for more in [&["--task", "guess"][..], &["--checkpoint-every", "5x"], &["--holdout", "1"]] {
         let output = gru(path, &train("good.csv", "classify", more));
         assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     }
 }
 
-/// Numbers are numbers though the first is missing, codes are words though the first is a number,
-/// which is said.
+/// A column is numeric even if its first cell is missing, and categorical even if its first cell is
+/// a number, which a note reports.
 #[test]
 fn column_types_use_all_cells_and_missing_numbers_become_the_mean() {
     let table = table(0..40);
@@ -290,7 +291,7 @@ fn column_types_use_all_cells_and_missing_numbers_become_the_mean() {
     assert!(told.contains("column `code` is read as words, of which there are 3\n"), "{told}");
     assert!(told.contains("missing numbers, replaced by their column's mean: "), "{told}");
 
-    // Cells that are missing say the same as the mean itself, and count in no mean.
+    // Missing cells have the effect of the mean, and are not part of the mean.
     let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
     assert!(config.contains("missing = [\"?\"]"), "{config}");
     let mean = config.lines().find(|line| line.starts_with("mean = ")).unwrap();
@@ -305,7 +306,7 @@ fn column_types_use_all_cells_and_missing_numbers_become_the_mean() {
     assert_refused(path, &["train", "--resume", "run", "--device", "cpu"], &words);
 }
 
-/// Before the memory is taken: this takes no GiB.
+/// Refused before the memory is allocated: this test does not use a GiB.
 #[test]
 fn word_columns_that_need_too_much_memory_are_refused() {
     let words = |rows: usize, words: usize| {
@@ -329,8 +330,8 @@ fn word_columns_that_need_too_much_memory_are_refused() {
     }
 }
 
-/// One in three is of class `up`, also of what is held out; and of a class that comes once nothing
-/// is.
+/// One in three sequences is of class `up`, also in the validation set. A class with one sequence
+/// is not held out.
 #[test]
 fn the_validation_set_is_stratified_by_class() {
     let csv = format!("{}once,50,go,else\n", table(0..60));
@@ -413,7 +414,7 @@ fn a_run_folder_is_not_overwritten_or_mixed_up() {
     );
 }
 
-/// How an update is made, and what the learning rate is at the end of each epoch.
+/// Checks how an update is made, and the learning rate at the end of each epoch.
 #[test]
 fn schedules_clipping_momentum_and_accumulation_take_effect() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);
@@ -439,7 +440,7 @@ fn schedules_clipping_momentum_and_accumulation_take_effect() {
     for word in ["momentum = 0.5", "accumulate = 2", "\"step:2:0.1\"", "clip = \"value:0.01\""] {
         assert!(config().contains(word), "{}", config());
     }
-    // Each of them counts.
+    // Each option has an effect.
     for (option, value) in [
         ("--momentum", "0.9"),
         ("--clip", "value:0.001"),
@@ -507,7 +508,7 @@ fn probabilities_of_all_classes_are_columns() {
     }
 }
 
-/// Nothing is written where a model says what is no number.
+/// No file is written if a prediction is not finite.
 #[test]
 fn a_model_without_finite_outputs_predicts_nothing() {
     use gru_wgpu::formats::safetensors;
@@ -553,7 +554,7 @@ fn columns_of_equal_names_are_chosen_by_number() {
     }
 }
 
-/// NA is an ordinary label if labels are words, and a note says so; an empty cell is no label.
+/// NA is an ordinary label if labels are words, which a note reports; an empty cell is no label.
 #[test]
 fn words_for_missing_values_may_be_labels() {
     let labels = labelled(0..40).replace(",inner\n", ",none\n");

@@ -4,19 +4,20 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// Runs the program in a directory.
+/// Runs the program in a directory and waits for it.
 pub fn gru(directory: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
     command.current_dir(directory).env_remove("GRU_DEVICE").args(arguments);
     command.output().unwrap()
 }
 
-/// What was printed.
+/// Converts the program's output to text.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Status 1, nothing on stdout, one line `error: …` on stderr that holds all of `words`, no panic.
+/// Checks that the program was refused: status 1, nothing on stdout, one line `error: …` on stderr
+/// that contains all of `words`, no panic.
 pub fn assert_refused(directory: &Path, arguments: &[&str], words: &[&str]) {
     let output = gru(directory, arguments);
     let stderr = text(&output.stderr);
@@ -30,8 +31,8 @@ pub fn assert_refused(directory: &Path, arguments: &[&str], words: &[&str]) {
     }
 }
 
-/// Runs the program in a directory until it has told of an epoch, then sends it a signal, as
-/// `kill -s` calls it. Gives its exit status and what it said on stderr after that epoch.
+/// Runs the program in a directory until it reports an epoch, then sends it a signal (a name that
+/// `kill -s` takes). Returns its exit status, and its stderr after that epoch.
 #[cfg(unix)]
 pub fn end_after_an_epoch(
     directory: &Path,

@@ -1,4 +1,4 @@
-//! Long tables of sequences, and `gru train` on them.
+//! CSV tables of sequences, and `gru train` on them.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::program::{gru, text};
 
-/// Sequences of 2 to 6 rows, with a number that is high in those of class `up` and low in those of
-/// `down`, and a word that says whether the next row is the last one.
+/// Returns sequences of 2 to 6 rows with a number that is high in class `up` and low in class
+/// `down`, and a word that tells if the next row is the last one.
 pub fn table(sequences: std::ops::Range<usize>) -> String {
     let mut csv = "id,level,sign,class\n".to_owned();
     for i in sequences {
@@ -25,7 +25,7 @@ pub fn table(sequences: std::ops::Range<usize>) -> String {
     csv
 }
 
-/// The same with a label a row: the row after a `stop` is the end. Of some rows nothing is known.
+/// Returns the same with a label per row: the row after a `stop` is `end`. Some rows have no label.
 pub fn labelled(sequences: std::ops::Range<usize>) -> String {
     let mut after_stop = false;
     let label = |(at, line): (usize, &str)| {
@@ -68,7 +68,7 @@ pub fn json(directory: &Path, arguments: &[&str]) -> Value {
     serde_json::from_str(&succeeded(directory, arguments).0).unwrap()
 }
 
-/// A column of metrics.csv.
+/// Returns a column of metrics.csv.
 pub fn metric(run: &Path, name: &str) -> Vec<f64> {
     let text = std::fs::read_to_string(run.join("metrics.csv")).unwrap();
     let at = text.lines().next().unwrap().split(',').position(|column| column == name).unwrap();
