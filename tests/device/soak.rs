@@ -55,8 +55,8 @@ impl Held {
     }
 }
 
-/// Does `work` so often, after a tenth as often to fill what is kept on purpose. Then the process
-/// has no more files and threads than before, and at most `growth` more bytes.
+/// Runs `work` `count` times, after a tenth as many runs that fill the caches. Afterwards the
+/// process must have no more files and threads than before, and at most `growth` more bytes.
 fn soak(what: &str, count: usize, growth: u64, mut work: impl FnMut(usize)) {
     let start = Instant::now();
     let warm = (count / 10).max(2);
@@ -65,7 +65,7 @@ fn soak(what: &str, count: usize, growth: u64, mut work: impl FnMut(usize)) {
     (warm..warm + count).for_each(&mut work);
     let seconds = start.elapsed().as_secs_f64();
     let (Some(before), Some(mut after)) = (before, Held::now()) else { return };
-    // A thread that is gone is still listed for a moment.
+    // A thread that has ended stays listed for a moment.
     for _ in 0..1000 {
         if after.threads <= before.threads {
             break;
@@ -88,7 +88,7 @@ fn soak(what: &str, count: usize, growth: u64, mut work: impl FnMut(usize)) {
     assert!(after.threads <= before.threads, "{what}: {before:?}, then {after:?}");
 }
 
-/// What an allocator may keep back.
+/// The memory that an allocator may keep.
 const SLACK: u64 = 8 << 20;
 
 fn gru(device: &Device) -> Gru {
@@ -109,7 +109,7 @@ fn a_stream_of_many_steps_takes_no_more_memory() {
             }
             gru.step(&mut stream, x.view(), y.view_mut()).unwrap();
         });
-        // 100 steps from a reset are what they are at first.
+        // 100 steps from a reset equal the first ones.
         let whole = Array3::from_shape_fn((7, 4, 3), |(_, row, i)| x[[0, row, i]]);
         let expected = gru.forward(&whole).unwrap();
         stream.reset();
@@ -146,7 +146,7 @@ fn many_shapes_take_no_more_memory() {
     let _alone = alone();
     for device in devices() {
         let gru = gru(&device);
-        // More of them than a model keeps sessions for.
+        // More shapes than a model keeps sessions for.
         soak(&format!("runs of changing shapes on {device}"), times(10_000), SLACK, |i| {
             let x = random3([1 + i % 7, 1 + i % 5, 3], 1);
             let (output, tape) = gru.forward_train(&x).unwrap();
@@ -204,7 +204,7 @@ fn dropped_objects_leave_nothing() {
     }
 }
 
-/// The driver keeps some of each device, and of each kernel that it compiled for it.
+/// The driver keeps some memory of each device, and of each kernel that it compiled for it.
 const KEPT_BY_THE_DRIVER: u64 = 256 << 10;
 
 #[test]
@@ -222,7 +222,7 @@ fn dropped_devices_leave_no_handle() {
     });
 }
 
-/// Each thread does what no other does, with models of its own and one that all share.
+/// Each thread does different work, with its own models and one that all share.
 #[test]
 fn eight_threads_on_one_device_get_the_results_of_each_alone() {
     let _alone = alone();

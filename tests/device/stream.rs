@@ -15,7 +15,7 @@ fn gru(device: &gru_wgpu::Device) -> Gru {
     Gru::new(config(), Init::Uniform, 1, device).unwrap()
 }
 
-/// Takes `x` in chunks of these lengths.
+/// Runs `x` in chunks of these lengths.
 fn take(gru: &Gru, stream: &mut Stream, x: &Array3<f32>, chunks: &[usize]) -> Array3<f32> {
     let (mut first, mut ys) = (0, Vec::new());
     for &steps in chunks {
@@ -49,7 +49,7 @@ fn rows_are_reset_one_by_one() {
     let fresh = random3([2, B, 5], 3);
     for device in devices() {
         let gru = gru(&device);
-        // What the same cuts do to one run.
+        // The same resets in one run.
         let mut resets = Array2::from_elem((T, B), false);
         for (t, row) in [(0, 4), (2, 0), (2, 1), (2, 17), (2, 18), (5, 0), (6, 9)] {
             resets[[t, row]] = true;
@@ -70,7 +70,7 @@ fn rows_are_reset_one_by_one() {
                 let expected = expected.y.slice(s![t..t + 1, .., ..]);
                 assert_eq!(y, expected, "step {t} on {device}");
             }
-            // All of them, and before any step is taken it shows in the states.
+            // Reset all rows: the states show it before the next step.
             stream.reset();
             let zeros = Array3::zeros((2, B, 5));
             let now = fresh.map_or(zeros, |fresh| fresh.to_owned());
@@ -110,7 +110,7 @@ fn a_step_uses_the_current_parameters() {
     }
 }
 
-/// Arrays of any strides, on their way in and out.
+/// Arrays of any strides, as inputs and outputs.
 #[test]
 fn stream_views_of_any_strides_equal_their_copies() {
     let x = random3([3, B, 1], 2); // [I, B, T] of one step

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::common::proto::{self, attribute, bytes, float, int, model, node, tensor, zeros};
 
-/// Counts what each thread holds, and the most it held.
+/// An allocator that counts the bytes of each thread, and their maximum.
 struct Counting;
 
 thread_local! {
@@ -32,8 +32,8 @@ thread_local! {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         HELD.set(HELD.get().wrapping_add(layout.size()));
-        // What another thread made and this one freed makes it wrap; then there is nothing to
-        // compare.
+        // Memory that another thread allocated and this one frees makes the counter wrap; then
+        // there is nothing to compare.
         if HELD.get() < usize::MAX / 2 {
             MOST.set(MOST.get().max(HELD.get()));
         }
@@ -52,12 +52,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Runs a reader over bytes, and fails when it takes more memory than it may.
+/// Runs a reader over bytes, and fails if it takes more memory than allowed.
 fn bounded<T>(len: usize, read: impl FnOnce() -> T) -> T {
-    /// Of the file's length: an empty message of two bytes becomes a view of 32, in a vector that
-    /// doubled.
+    /// A multiple of the file's length: an empty message of two bytes becomes a view of 32, in a
+    /// vector that has doubled.
     const MULTIPLE: usize = 64;
-    /// Buffers, messages, the least of a model.
+    /// Buffers, messages, and the smallest model.
     const BESIDES: usize = 256 << 10;
     let before = HELD.get();
     MOST.set(before);
@@ -73,7 +73,7 @@ fn read_safetensors(bytes: &[u8]) -> Result<Params, Error> {
     })
 }
 
-/// The bytes of an ONNX model.
+/// Returns the bytes of an ONNX model.
 fn onnx_bytes(params: &Params, inputs: &onnx::Inputs) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     onnx::write(&mut bytes, params, inputs)?;
@@ -84,7 +84,7 @@ fn read_onnx(bytes: &[u8]) -> Result<onnx::OnnxModel, Error> {
     bounded(bytes.len(), || onnx::read(Cursor::new(bytes), &onnx::OnnxOptions::new()))
 }
 
-/// The reason for which a file is refused, on one line.
+/// Returns the reason why a file is refused, on one line.
 fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     let error = result.unwrap_err();
     let kind = matches!(
@@ -109,13 +109,14 @@ fn params() -> Params {
     Params::init(&config, Init::Uniform, 1).unwrap()
 }
 
-/// Every kind of tensor, few numbers: each byte of its file is changed.
+/// Returns a model with every kind of tensor and few numbers, because each byte of its file is
+/// changed.
 fn small() -> Params {
     let config = GruConfig::pytorch(1, 1).with_layers(2).with_direction(Direction::Both);
     Params::init(&config, Init::Uniform, 1).unwrap()
 }
 
-/// A file of a header and as many bytes of tensors.
+/// Returns a file with this header and as many bytes of tensors.
 fn safetensors_file(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
@@ -130,7 +131,7 @@ fn saved(save: impl FnOnce(&Path)) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// Every beginning of a file, and every single byte changed in several ways.
+/// Tries every truncation of a file, and every single byte changed in several ways.
 fn damaged(bytes: &[u8], mut read: impl FnMut(&[u8])) {
     for len in 0..bytes.len() {
         read(&bytes[..len]);
@@ -154,11 +155,11 @@ fn damaged_safetensors_are_read_or_refused() {
         Ok(_) => {}
         error => refusals += usize::from(!refused(error).is_empty()),
     });
-    // All that are cut short, at least.
+    // At least all truncated files.
     assert!(refusals > bytes.len(), "{refusals}");
 }
 
-/// The smallest network, trained for an update.
+/// Returns a checkpoint of the smallest network, after one update.
 fn small_checkpoint() -> Checkpoint {
     let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 1), Head::last(1)).unwrap();
     let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
@@ -170,7 +171,7 @@ fn small_checkpoint() -> Checkpoint {
     trainer.checkpoint().unwrap()
 }
 
-/// Of a network some changes cannot be seen: those of its numbers.
+/// A network's file has no checksum: changed numbers cannot be detected.
 #[test]
 fn damaged_networks_are_read_or_refused() {
     let params = small_checkpoint().state.params;
@@ -188,7 +189,7 @@ fn damaged_networks_are_read_or_refused() {
     assert!(refusals > bytes.len(), "{refusals}");
 }
 
-/// Of a checkpoint none goes unseen that changes anything.
+/// A checkpoint's file has one: every change that matters is detected.
 #[test]
 fn damaged_checkpoints_are_refused() {
     let checkpoint = small_checkpoint();
@@ -202,7 +203,7 @@ fn damaged_checkpoints_are_refused() {
         }
         error => refusals += usize::from(!refused(error).is_empty()),
     });
-    // Also those that change nothing: a value that is the same, a space that becomes another.
+    // Includes changes without effect: the same value again, another white space.
     assert!(refusals > 20 * reads, "{refusals} refused, {reads} read");
 }
 
@@ -260,11 +261,11 @@ fn damaged_arrays_are_read_or_refused() {
             refused::<()>(Err(error));
         }
     });
-    // As lengths, of another type of numbers.
+    // Read as lengths, which have another type.
     std::fs::write(&path, &bytes).unwrap();
     let error = refused(npy::load_lengths(&path));
     assert!(error.contains("`<f4`; expected lengths of int32 or int64"), "{error}");
-    // As an archive.
+    // Read as an archive.
     let config = params().layout().config().clone();
     let whole = saved(|path| npz::save(path, &params(), str::to_owned).unwrap());
     for len in (0..whole.len()).step_by(7) {
@@ -440,7 +441,7 @@ fn weights_that_are_not_finite_are_refused_unless_allowed() {
     }
 }
 
-/// A GRU node of I 2 and H 1, with these attributes.
+/// Returns a GRU node of I 2 and H 1 with these attributes.
 fn gru_node(attributes: &[Vec<u8>]) -> Vec<u8> {
     node("GRU", &["x", "W", "R", "B"], &["y"], attributes)
 }
@@ -449,7 +450,7 @@ fn weights() -> Vec<Vec<u8>> {
     vec![zeros("W", &[1, 3, 2]), zeros("R", &[1, 3, 1]), zeros("B", &[1, 6])]
 }
 
-/// The model of one GRU node whose weights are those with one in another's place.
+/// Returns a model of one GRU node, with one of its weights replaced.
 fn with_tensor(changed: Vec<u8>, number: usize) -> Vec<u8> {
     let mut weights = weights();
     weights[number] = changed;
@@ -646,7 +647,7 @@ fn inconsistent_onnx_is_refused() {
     }
 }
 
-/// Layers may share their weights, but not so that a short file becomes a vast model.
+/// Layers may share their weights, but a short file must not become a huge model.
 #[test]
 fn layers_that_share_their_weights() {
     let one = tensor("one", &[1], 7, bytes(9, &1i64.to_le_bytes()));
@@ -713,7 +714,7 @@ fn external_data_outside_the_models_folder_is_refused() {
         assert!(message.contains(reason), "{location:?}: {message}");
         assert!(message.contains("model.onnx") || message.contains("not a regular"), "{message}");
     }
-    // A link to a model elsewhere, as download caches make them: its data may lie with either.
+    // A link to a model elsewhere, as in download caches: its data may be beside either.
     let linked = directory.path().join("linked.onnx");
     std::os::unix::fs::symlink("model/model.onnx", &linked).unwrap();
     load("w", &[]).unwrap();
@@ -740,7 +741,7 @@ fn inconsistent_arrays_are_refused() {
     assert_eq!(read(&array("<f2", "(2, 3)", 12)).unwrap().1, npy::NpyElement::F16);
     assert_eq!(read(&array("<f8", "(2, 3)", 48)).unwrap().1, npy::NpyElement::F64);
     read(&array("<f4", "()", 4)).unwrap();
-    // Headers that NumPy would have padded.
+    // Headers of lengths that NumPy would have padded.
     for len in 60..76 {
         let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}";
         let head = [b"\x93NUMPY\x01\x00", &(len as u16).to_le_bytes()[..]].concat();
@@ -793,8 +794,7 @@ fn inconsistent_arrays_are_refused() {
     }
 }
 
-/// An archive that says it unpacks to little, and does to much, is not unpacked further than its
-/// array goes.
+/// An archive whose entry unpacks to more than it declares is not unpacked beyond its array.
 #[test]
 fn inconsistent_archives_are_refused() {
     let directory = TempDir::new().unwrap();

@@ -10,7 +10,7 @@ fn sigmoid(a: Array1<f32>) -> Array1<f32> {
     a.mapv(|a| 1.0 / (1.0 + (-a).exp()))
 }
 
-/// Every variant, stacked, in both directions.
+/// Returns every variant, with several layers, in both directions.
 fn models() -> Vec<Params> {
     GruConfig::all_variants(3, 5)
         .into_iter()
@@ -40,7 +40,7 @@ fn every_layout_round_trips_bit_for_bit() {
                 (Reset::After, ih, hh) => {
                     assert_eq!((back.bias_ih, back.bias_hh), (both_or_none(ih), both_or_none(hh)));
                 }
-                // One row, in which two that do the same are added.
+                // Two biases with the same effect are added into one.
                 (Reset::Before, Some(ih), Some(hh)) => assert_eq!(back.bias_ih, Some(ih + hh)),
                 (Reset::Before, ih, _) => {
                     assert_eq!((back.bias_ih, back.bias_hh), (ih.clone(), None))
@@ -51,14 +51,14 @@ fn every_layout_round_trips_bit_for_bit() {
             let back = Cell::from_onnx(w.view(), r.view(), b.as_ref().map(|b| b.view())).unwrap();
             assert_eq!((&back.weight_ih, &back.weight_hh), (&cell.weight_ih, &cell.weight_hh));
             assert_eq!(back.bias_ih, cell.bias_ih);
-            // ONNX has both halves or none.
+            // ONNX has both halves of the bias or none.
             let zeros = || cell.bias_ih.as_ref().map(|bias| Array1::zeros(bias.len()));
             assert_eq!(back.bias_hh, cell.bias_hh.clone().or_else(zeros));
         }
     }
 }
 
-/// The state after one step, by Keras' own statement.
+/// Computes the state after one step from Keras' documented equations.
 #[test]
 fn keras_weights_compute_what_keras_computes() {
     let (kernel, recurrent) = (random3([1, 4, 15], 1), random3([1, 5, 15], 2));
@@ -104,7 +104,7 @@ fn mlx_and_flax_weights_map_to_the_right_gates() {
     let (b, bhn) = (b.unwrap(), bhn.unwrap());
     let mlx = Cell::from_mlx(wx.view(), wh.view(), Some(b.view()), Some(bhn.view())).unwrap();
     assert_eq!(Cell::from_flax(&cell.to_flax()).unwrap(), mlx);
-    // The same numbers from fewer biases.
+    // The same numbers with fewer biases.
     let x = random3([6, 2, 4], 2);
     let run =
         |params: Params| Gru::with_params(params, &Device::cpu()).unwrap().forward(&x).unwrap().y;

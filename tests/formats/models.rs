@@ -14,7 +14,7 @@ fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(name)
 }
 
-/// What a framework started from and made of it.
+/// A framework's input and its results.
 struct ExpectedFile {
     x: Array3<f32>,
     h0: Option<Array3<f32>>,
@@ -35,7 +35,7 @@ impl ExpectedFile {
         Self { x, h0: optional("h0").map(three), lengths, y, h_n }
     }
 
-    /// Holds a model against it on every device.
+    /// Compares a model with the expected results on every device.
     fn check(&self, name: &str, params: &Params) {
         let batch = Batch::new(self.x.view()).with_h0(self.h0.as_ref().map(|h0| h0.view()));
         let batch = match &self.lengths {
@@ -65,7 +65,7 @@ fn grus_of_torch_state_dicts() {
     let expected = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
     assert_eq!(*params.layout().config(), expected);
     ExpectedFile::load("torch_speech.encoder").check("nn.GRU, packed", &params);
-    // With its dot, too.
+    // Also with the dot.
     assert_eq!(load("torch_speech.safetensors", "encoder.gru."), params);
     let params = load("torch_speech.safetensors", "decoder");
     ExpectedFile::load("torch_speech.decoder").check("nn.GRUCell", &params);
@@ -95,8 +95,8 @@ fn several_grus_are_listed() {
     }
 }
 
-/// torch's exporters make a node of each layer, and of two GRUs in a row as many: a stack, either
-/// way, whether they put the gates in ONNX's order themselves or leave that to nodes of the model.
+/// torch's exporters make one node per layer. Two GRUs in sequence also give two nodes. Both load
+/// as a stack, whether the exporter reorders the gates or leaves that to nodes of the model.
 #[test]
 fn stacks_of_torch_exports() {
     for exporter in ["old", "new", "old_unfolded", "new_dynamic"] {
@@ -107,11 +107,11 @@ fn stacks_of_torch_exports() {
         let (model, name) = load("denoiser");
         assert_eq!(*model.params.layout().config(), GruConfig::pytorch(3, 5).with_layers(2));
         assert_eq!(model.nodes.len(), 2);
-        // The old exporter expands zeros to the batch, the new one holds them for the one it was
-        // shown.
+        // The old exporter expands zeros to the batch, the new one stores zeros for the example
+        // batch.
         assert_eq!(model.h0, OptionalInput::Nothing);
         ExpectedFile::load(&name).check(&name, &model.params);
-        // A part of the stack, by its nodes' names.
+        // A part of the stack, by the names of its nodes.
         let whole = format!("{}..{}", model.nodes[0], model.nodes[1]);
         let file = path(&format!("{name}.onnx"));
         assert_eq!(onnx::names(&file).unwrap(), [whole.as_str()]);
@@ -149,7 +149,7 @@ fn nodes_of_onnx() {
         assert_eq!(model.lengths, OptionalInput::Nothing);
         let is_layout = name == "onnx_layout";
         assert_eq!(model.layout == Layout::BatchFirst, is_layout);
-        // A node without a name goes by its output's.
+        // A node without a name has the name of its output.
         assert_eq!(model.nodes, [if bias == Bias::None { "Y" } else { "the_gru" }]);
         expected.check(name, &model.params);
     }

@@ -10,7 +10,7 @@ fn read(model: &[u8]) -> onnx::OnnxModel {
     onnx::read(Cursor::new(model), &onnx::OnnxOptions::new()).unwrap()
 }
 
-/// A TensorProto of these floats.
+/// Encodes a TensorProto of these floats.
 fn floats(name: &str, dims: &[i64], values: &[f32]) -> Vec<u8> {
     let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     tensor(name, dims, 1, bytes(9, &raw))
@@ -39,7 +39,7 @@ fn constant_states_follow_the_layout() {
     assert_eq!((time_major.h0, time_major.layout), (expected.clone(), Layout::TimeMajor));
     let batch_first = read(1, &[3, 1, 2], &numbers).unwrap();
     assert_eq!((batch_first.h0, batch_first.layout), (expected, Layout::BatchFirst));
-    // Zeros serve any batch, as nothing does.
+    // Zeros fit any batch, as does no state.
     assert_eq!(read(0, &[1, 3, 2], &[0.0; 6]).unwrap().h0, OptionalInput::Nothing);
     let error = read(0, &[3, 1, 2], &numbers).unwrap_err().to_string();
     assert!(
@@ -59,7 +59,7 @@ fn constant_lengths_are_returned() {
         onnx::read(Cursor::new(&model), &onnx::OnnxOptions::new()).map(|model| model.lengths)
     };
     let expected = OptionalInput::Constant(vec![3, 0]);
-    // In a field of their own, and raw.
+    // In the field for the type, and as raw bytes.
     assert_eq!(read(lengths(6, [int(5, 3), int(5, 0)].concat())).unwrap(), expected);
     assert_eq!(read(lengths(6, bytes(9, &[3, 0, 0, 0, 0, 0, 0, 0]))).unwrap(), expected);
     assert_eq!(read(lengths(7, [int(7, 3), int(7, 0)].concat())).unwrap(), expected);
@@ -69,7 +69,7 @@ fn constant_lengths_are_returned() {
     assert!(error.contains("its elements are floats; expected integers"), "{error}");
 }
 
-/// Numbers in each place that a tensor may have them.
+/// Numbers in each field where a tensor may store them.
 #[test]
 fn weights_of_every_type() {
     let half = half::f16::from_f32(0.1).to_bits();
@@ -118,7 +118,7 @@ fn weights_in_every_place() {
     read(&bytes(7, &[graph(&[gru()], &weights()), bytes(11, &value_info)].concat()));
 }
 
-/// α and β belong to the functions that have some, in their order.
+/// α and β belong, in order, to the functions that have them.
 #[test]
 fn activations_take_their_own_alpha_and_beta() {
     let read = |names: &[&str], alphas: &[f32], betas: &[f32]| {
@@ -147,7 +147,7 @@ fn activations_take_their_own_alpha_and_beta() {
         (["HardSigmoid", "Affine"], &[1.0, 0.2][..], &[0.0, 0.5][..]),
         (["Sigmoid", "ScaledTanh"], &[1.7159], &[0.6667]),
         (["HardSigmoid", "Tanh"], &[0.2], &[0.6]),
-        // ONNX does not say what they are where they are not given.
+        // ONNX does not define defaults for these.
         (["HardSigmoid", "Affine"], &[], &[]),
         (["Sigmoid", "ScaledTanh"], &[], &[]),
         (["Sigmoid", "LeakyRelu"], &[0.1], &[]),
@@ -157,7 +157,7 @@ fn activations_take_their_own_alpha_and_beta() {
     }
 }
 
-/// GRUs that read each other in a circle are each alone; those that a third one follows, too.
+/// GRUs that read each other in a circle are separate; so are those that a third GRU also reads.
 #[test]
 fn a_stack_is_layers_connected_only_to_each_other() {
     let gru = |x: &str, y: &str| node("GRU", &[x, "W", "R"], &[y], &[]);
@@ -196,14 +196,14 @@ fn a_stack_is_layers_connected_only_to_each_other() {
         ]
     };
     assert_eq!(listed(&turned([0, 1, 2])), ["2 layers"]);
-    // Rows as steps.
+    // Rows become steps.
     assert_eq!(listed(&turned([1, 0, 2])), ["a", "d"]);
     for order in [[0, 0, 2], [0, 1, 3], [-1, 1, 2]] {
         assert_eq!(listed(&turned(order)), ["a", "d"]);
     }
 }
 
-/// Layers of one stack have the same lengths, and read what the one below puts out, not its last
+/// Layers of one stack have the same lengths, and read the output of the one below, not its last
 /// state.
 #[test]
 fn other_connections_make_separate_models() {
@@ -234,7 +234,7 @@ fn integers(name: &str, values: &[i64]) -> Vec<u8> {
     tensor(name, &[values.len() as i64], 7, bytes(9, &raw))
 }
 
-/// The names of the GRUs that a model holds, or how many layers its only one has.
+/// Returns the names of the GRUs in a model, or the number of layers if it has one.
 fn listed(model: &[u8]) -> Vec<String> {
     match onnx::read(Cursor::new(model), &onnx::OnnxOptions::new()) {
         Ok(model) => vec![format!("{} layers", model.nodes.len())],
@@ -243,7 +243,7 @@ fn listed(model: &[u8]) -> Vec<String> {
     }
 }
 
-/// Two GRUs of H 1, `a` and `c`, the second one reading `b`, and these nodes and tensors.
+/// Returns two GRUs of H 1, `a` and `c`; the second one reads `b`. Adds these nodes and tensors.
 fn two_layers(more: &[Vec<u8>], tensors: &[Vec<u8>]) -> Vec<u8> {
     let layers =
         [node("GRU", &["x", "W", "R"], &["a"], &[]), node("GRU", &["b", "W", "R"], &["c"], &[])];
@@ -287,7 +287,7 @@ fn operators_of_other_domains_are_refused() {
     );
 }
 
-/// Sizes that a Reshape names, and that the model tells of the value it reshapes: [T, D, B, H].
+/// Sizes in a Reshape, and sizes that the model declares for the reshaped value: [T, D, B, H].
 #[test]
 fn declared_sizes_are_known_sizes() {
     let dimension = |size: i64| bytes(1, &int(1, size));
@@ -336,25 +336,25 @@ fn stacks_share_their_lengths_and_start_from_no_gru() {
         listed(&model(&[&layers, more].concat(), &tensors))
     };
     assert_eq!(layers(["", ""], "", &[]), ["2 layers"]);
-    // The same by name, by numbers, and not.
+    // The same lengths by name, by value, and different ones.
     assert_eq!(layers(["n", "n"], "", &[]), ["2 layers"]);
     assert_eq!(layers(["n", "m"], "", &[]), ["2 layers"]);
     assert_eq!(layers(["n", "k"], "", &[]), ["a", "c"]);
     assert_eq!(layers(["n", ""], "", &[]), ["a", "c"]);
-    // A decoder starts where its encoder ended, however that comes to it.
+    // A decoder starts from its encoder's last state, on any path.
     assert_eq!(layers(["", ""], "zeros", &[]), ["2 layers"]);
     assert_eq!(layers(["", ""], "h", &[]), ["a", "c"]);
     let tanh = node("Tanh", &["h"], &["t"], &[]);
     assert_eq!(layers(["", ""], "t", &[tanh]), ["a", "c"]);
-    // Whatever a nested graph reads.
+    // A nested graph reads it too.
     let nested = node("If", &["x"], &["t"], &[]);
     assert_eq!(layers(["", ""], "t", &[nested]), ["a", "c"]);
-    // How many rows there are is no state.
+    // The number of rows is not a state.
     let expand = [node("Shape", &["h"], &["s"], &[]), node("Expand", &["zeros", "s"], &["t"], &[])];
     assert_eq!(layers(["", ""], "t", &expand), ["2 layers"]);
 }
 
-/// A dropout that a constant tells to train drops; one that it tells not to does not.
+/// A dropout with a constant training mode drops; one in inference mode does not.
 #[test]
 fn dropout_is_the_identity_at_inference() {
     let way = |training: u8| {
@@ -366,8 +366,7 @@ fn dropout_is_the_identity_at_inference() {
     assert_eq!(way(1), ["a", "c"]);
 }
 
-/// What is wrong with a node that is not needed, or with one GRU, does not keep others from being
-/// read.
+/// Errors in a node that is not needed, or in one GRU, do not prevent the others from being read.
 #[test]
 fn errors_in_unrequested_nodes_are_ignored() {
     let odd = node(
@@ -399,7 +398,7 @@ fn errors_in_unrequested_nodes_are_ignored() {
     assert!(error.contains("the GRU node `d`: a clip (1e0) is not supported"), "{error}");
 }
 
-/// An attribute of another type than ONNX has for it would be read as 0.
+/// An attribute of another type than in ONNX would be read as 0.
 #[test]
 fn attributes_have_their_types_and_are_unique() {
     let read = |attributes: &[Vec<u8>]| {
@@ -415,11 +414,11 @@ fn attributes_have_their_types_and_are_unique() {
     assert!(error.contains("its attribute `linear_before_reset` has the ONNX type 1, expected 2"));
     let error = read(&[after(int(3, 1), 2), after(int(3, 0), 2)]).unwrap_err().to_string();
     assert!(error.contains("it has the attribute `linear_before_reset` twice"), "{error}");
-    // No activations are the usual ones.
+    // Without activations, the defaults apply.
     read(&[attribute("activations", int(20, 8))]).unwrap();
 }
 
-/// W `[1, 6, 1]` as what nodes make of held numbers: 0 to 5 in some order.
+/// W `[1, 6, 1]` computed by nodes from stored numbers: 0 to 5 in some order.
 #[test]
 fn weights_that_nodes_rearrange() {
     let ascending: Vec<f32> = (0..6u8).map(f32::from).collect();
@@ -441,11 +440,11 @@ fn weights_that_nodes_rearrange() {
     let unsqueeze = |from: &str| node("Unsqueeze", &[from, "ends"], &["W"], &[]);
     let ends = || integers("ends", &[0, 2]);
     let identity: Vec<f32> = ascending.clone();
-    // Unsqueeze by an operand, and by an attribute as before opset 13.
+    // Unsqueeze with an operand, and with an attribute as before opset 13.
     assert_eq!(read(flat(), &[unsqueeze("f")], &[ends()]).unwrap(), identity);
     let old = node("Unsqueeze", &["f"], &["W"], &[ints("axes", &[0, -1])]);
     assert_eq!(read(flat(), &[old], &[]).unwrap(), identity);
-    // Cut in three and joined in another order; ends past the end, places from the end.
+    // Split in three and joined in another order; ends past the end, indices from the end.
     let slice = |first: &str, last: &str, to: &str| node("Slice", &["f", first, last], &[to], &[]);
     let cuts = [slice("two", "four", "r"), slice("zero", "two", "z"), slice("minus2", "max", "n")];
     let joined = node("Concat", &["z", "n", "r"], &["c"], &[attribute("axis", int(3, 0))]);
@@ -459,7 +458,7 @@ fn weights_that_nodes_rearrange() {
     ];
     let nodes = [&cuts[..], &[joined.clone(), unsqueeze("c")]].concat();
     assert_eq!(read(flat(), &nodes, &places).unwrap(), [0.0, 1.0, 4.0, 5.0, 2.0, 3.0]);
-    // The same by a Split, even and of given sizes.
+    // The same with a Split, even and with given sizes.
     let even = node("Split", &["f"], &["z", "r", "n"], &[]);
     let nodes = [even, joined.clone(), unsqueeze("c")];
     assert_eq!(read(flat(), &nodes, &[ends()]).unwrap(), [0.0, 1.0, 4.0, 5.0, 2.0, 3.0]);
@@ -467,7 +466,7 @@ fn weights_that_nodes_rearrange() {
     let uneven = node("Split", &["f", "sizes"], &["z", "r", "n"], &[]);
     let nodes = [uneven, joined, unsqueeze("c")];
     assert_eq!(read(flat(), &nodes, &[sizes, ends()]).unwrap(), [0.0, 4.0, 5.0, 1.0, 2.0, 3.0]);
-    // Turned, reshaped, squeezed.
+    // Transposed, reshaped, squeezed.
     let turned = node("Transpose", &["f"], &["t"], &[ints("perm", &[1, 0])]);
     let reshape = node("Reshape", &["t", "shape"], &["W"], &[]);
     let nodes = [turned, reshape];
@@ -477,7 +476,7 @@ fn weights_that_nodes_rearrange() {
     let squeezed = node("Squeeze", &["f", "first"], &["W"], &[]);
     let held = floats("f", &[1, 1, 6, 1], &ascending);
     assert_eq!(read(held, &[squeezed], &[integers("first", &[0])]).unwrap(), identity);
-    // From halves, and rounded to them.
+    // From half precision, and rounded to it.
     let cast = |to: i64| node("Cast", &["f"], &["W"], &[attribute("to", int(3, to))]);
     let held = floats("f", &[1, 6, 1], &[0.1; 6]);
     assert_eq!(read(held.clone(), &[cast(1)], &[]).unwrap(), [0.1; 6]);
@@ -503,7 +502,7 @@ fn weights_that_nodes_rearrange() {
     assert!(error.ends_with("weights that are multiplied are not supported"), "{error}");
 }
 
-/// Zeros that are expanded to the batch at hand are no state at all.
+/// Zeros that are expanded to the batch count as no state.
 #[test]
 fn expanded_zeros_count_as_no_state() {
     let read = |value: f32| {
@@ -529,15 +528,14 @@ fn ambiguous_reshapes_end_a_stack() {
         let reshape = node("Reshape", &["a", "shape"], &["b"], attributes);
         listed(&two_layers(&[reshape], &[integers("shape", shape)]))
     };
-    // Of [T, 1, B, H]: T stays, and what is left is B.
+    // Of [T, 1, B, H]: T stays, and −1 becomes B.
     assert_eq!(way(&[0, -1, 1], &[]), ["2 layers"]);
-    // The second size that there was is 1, not B.
+    // The second size is 1, not B.
     assert_eq!(way(&[0, 0, -1], &[]), ["a", "c"]);
     assert_eq!(way(&[-1, -1, 1], &[]), ["a", "c"]);
     assert_eq!(way(&[0, -1], &[]), ["a", "c"]);
     assert_eq!(way(&[0, -1, 1, 1], &[]), ["a", "c"]);
-    // What computes the sizes: an input that is not connected keeps its place, and a truth is no
-    // size.
+    // Computed sizes: an input that is not connected keeps its index, and a boolean is not a size.
     let computed = |nodes: &[Vec<u8>]| {
         let reshape = node("Reshape", &["t", "shape"], &["b"], &[]);
         let order =
@@ -560,11 +558,11 @@ fn ambiguous_reshapes_end_a_stack() {
     };
     assert_eq!(cast(7), ["2 layers"]);
     assert_eq!(cast(9), ["a", "c"]);
-    // Where 0 is a size like any other.
+    // With `allowzero`, 0 is an ordinary size.
     assert_eq!(way(&[0, -1, 1], &[attribute("allowzero", int(3, 1))]), ["a", "c"]);
 }
 
-/// A state is zeros only where all of it is.
+/// A state counts as zeros only if all of it is zero.
 #[test]
 fn joined_and_shaped_zeros_are_zeros() {
     let read = |values: [f32; 2], fill: f32| {
@@ -587,7 +585,7 @@ fn joined_and_shaped_zeros_are_zeros() {
     assert!(matches!(read([0.0, 0.0], 1.0), OptionalInput::AtRun(_)));
 }
 
-/// Axes in any order, and one that is no single one.
+/// Axes in any order, and an operand with several axes.
 #[test]
 fn inserted_and_removed_axes_are_followed() {
     let read = |op: &str, axes: &[i64], dims: &[i64]| {

@@ -33,11 +33,12 @@ const TANH: u8 = 0;
 const SIGMOID: u8 = 1;
 const RELU: u8 = 2;
 
-/// A layer as a file has it. N is its neurons, or three times as many in a GRU: z, r, candidate.
+/// A layer of the file. N is the number of neurons, or three times as many in a GRU: z, r,
+/// candidate.
 #[derive(Clone)]
 struct Layer {
     neurons: usize,
-    /// A GRU's is that of its candidate.
+    /// The activation; in a GRU the candidate's.
     activation: u8,
     /// `[inputs, N]`
     weights: Array2<i8>,
@@ -63,7 +64,7 @@ impl Layer {
         Self { neurons, recurrent, ..Self::dense(inputs, 3 * neurons) }
     }
 
-    /// The first layer in `file`, which is left with the others.
+    /// Reads the first layer of `file`, and leaves the others.
     fn read(file: &mut &[i8], zeros: fn(usize, usize) -> Self) -> Self {
         let mut take = |len: usize| {
             let (taken, rest) = file.split_at(len);
@@ -86,8 +87,8 @@ impl Layer {
         file.extend(weights.map(|&weight| weight as u8));
     }
 
-    /// This GRU filled up to 127 neurons, the most there can be. Those added read nothing and are
-    /// read by none of the others; after t steps from 0 their states are `WEIGHT · (1 − keep()ᵗ)`.
+    /// Returns this GRU with 127 neurons, the maximum. The added neurons read nothing and no other
+    /// neuron reads them; after t steps from 0 their states are `WEIGHT · (1 − keep()ᵗ)`.
     fn with_constants(&self) -> Self {
         let (n, all) = (self.neurons, 127);
         let mut more = Self::gru(self.weights.nrows(), all);
@@ -104,7 +105,7 @@ impl Layer {
     }
 }
 
-/// σ(−1/2): the lowest z that a neuron without weights can have, by a bias of −128.
+/// σ(−1/2): the smallest z of a neuron without weights, with a bias of −128.
 fn keep() -> f64 {
     1.0 / (1.0 + 0.5_f64.exp())
 }
@@ -112,11 +113,11 @@ fn keep() -> f64 {
 #[derive(Clone)]
 struct RnnoiseNetwork {
     input_dense: Layer,
-    /// Reads what `input_dense` gives.
+    /// Reads the output of `input_dense`.
     vad_gru: Layer,
-    /// Reads what `input_dense` and `vad_gru` give, and the features.
+    /// Reads the outputs of `input_dense` and `vad_gru`, and the features.
     noise_gru: Layer,
-    /// Reads what `vad_gru` and `noise_gru` give, and the features.
+    /// Reads the outputs of `vad_gru` and `noise_gru`, and the features.
     denoise_gru: Layer,
     /// The gains of the bands, from `denoise_gru`.
     denoise_output: Layer,
@@ -125,7 +126,7 @@ struct RnnoiseNetwork {
 }
 
 impl RnnoiseNetwork {
-    /// RNNoise's, from the file in the crate's folder.
+    /// Reads RNNoise's network from the file in the crate's folder.
     fn rnnoise() -> Self {
         let bytes = std::fs::read(crate_folder().join("src/weights.rnn")).unwrap();
         let file = &mut bytemuck::cast_slice(&bytes);
@@ -143,16 +144,16 @@ impl RnnoiseNetwork {
         network
     }
 
-    /// In the file's order.
+    /// Returns the layers in the file's order.
     fn layers(&self) -> [&Layer; 6] {
         let [input, vad, noise] = [&self.input_dense, &self.vad_gru, &self.noise_gru];
         [input, vad, noise, &self.denoise_gru, &self.denoise_output, &self.vad_output]
     }
 }
 
-/// What the crate computes.
+/// The crate's computation.
 impl RnnoiseNetwork {
-    /// What the crate makes of `audio`: sound `[T, 480]` and probabilities of speech `[T]`.
+    /// Returns the crate's results for `audio`: sound `[T, 480]` and speech probabilities `[T]`.
     fn run(&self, audio: &[f32]) -> (Array2<f64>, Array1<f64>) {
         let mut file = Vec::new();
         self.layers().iter().for_each(|layer| layer.write(&mut file));
@@ -165,8 +166,8 @@ impl RnnoiseNetwork {
         (sound.mapv(f64::from), speech)
     }
 
-    /// `[T, H]`: the crate's states of `vad_gru`, exactly. A ReLU lets them through: none is below
-    /// 0, as each is a mean of the one before and of a ReLU.
+    /// Returns `[T, H]`: the crate's states of `vad_gru`, exactly. A ReLU output passes them
+    /// unchanged, because none is below 0: each is a mean of the previous one and of a ReLU.
     fn vad_states(&self, audio: &[f32]) -> Array2<f64> {
         let units = self.vad_gru.neurons;
         let mut states = Array2::zeros((FRAMES, units));
@@ -179,14 +180,14 @@ impl RnnoiseNetwork {
         states
     }
 
-    /// `[T, H]`: the crate's states of `denoise_gru`, out of the sound.
+    /// Returns `[T, H]`: the crate's states of `denoise_gru`, computed from the sound.
     ///
-    /// A probe gives all bands one gain: a level, which constant neurons make, plus one unit. No
-    /// gain of 1 or more lets the crate's pitch filter act, so the sound is linear in the gains.
-    /// What comes out at a frame is the frame's own first half fading in, by its gain, and the
-    /// second half of the one before fading out, by that one's. At the frame's end the latter is
-    /// down to 1e-5, so there the sound goes by this frame's gain alone, and the sound of the bare
-    /// level says of how much.
+    /// A probe gives all bands one gain: a constant level, made by constant neurons, plus one unit.
+    /// With gains below 1 the crate's pitch filter does nothing, so the sound is linear in the
+    /// gains. The output of a frame is the first half of the frame fading in, times its gain, plus
+    /// the second half of the previous frame fading out, times that one's gain. At the end of the
+    /// frame the latter is down to 1e-5, so the sound there depends on this frame's gain alone. The
+    /// sound of the constant level gives the factor.
     fn denoise_states(&self, audio: &[f32]) -> Array2<f64> {
         const LAST: usize = 12; // more see the frame before, fewer the rounding
         let units = self.denoise_gru.neurons;
@@ -208,15 +209,16 @@ impl RnnoiseNetwork {
         let mut states = Array2::zeros((FRAMES, units));
         for (unit, mut states) in states.columns_mut().into_iter().enumerate() {
             let gains = along_plain(&sound(Some(unit))) / along_plain(&plain) * &level;
-            // The crate lets no gain fall below 0.6 of the one before, which would hide the unit's.
+            // The crate limits a gain to at least 0.6 of the previous one, which would hide the
+            // unit's gain.
             assert!(gains.windows(2).into_iter().all(|pair| pair[1] > 0.65 * pair[0]));
             states.assign(&((gains - &level) / WEIGHT));
         }
         states
     }
 
-    /// `[T, H]`: the crate's states of `noise_gru`, as a GRU in the third's place repeats them:
-    /// each of its candidates is one unit by [`WEIGHT`], and its z is a constant.
+    /// Returns `[T, H]`: the crate's states of `noise_gru`, as a GRU in the third one's place
+    /// repeats them: each of its candidates is one unit times [`WEIGHT`], and its z is constant.
     fn noise_states(&self, audio: &[f32]) -> Array2<f64> {
         let (first, units) = (self.vad_gru.neurons, self.noise_gru.neurons);
         let mut denoise_gru = Layer::gru(self.denoise_gru.weights.nrows(), units);
@@ -231,7 +233,7 @@ impl RnnoiseNetwork {
     }
 }
 
-/// `[T, H]`: what a dense layer gives before its activation.
+/// Returns `[T, H]`: the output of a dense layer before its activation.
 fn dense(layer: &Layer, x: &Array2<f32>) -> Array2<f32> {
     x.dot(&layer.weights.mapv(scaled)) + layer.bias.mapv(scaled)
 }
@@ -244,11 +246,11 @@ fn sigmoid(a: f32) -> f32 {
     1.0 / (1.0 + (-a).exp())
 }
 
-/// `[T, H]`: the states that this library's GRU goes through on `device`.
+/// Returns `[T, H]`: the states of this library's GRU on `device`.
 fn gru(layer: &Layer, x: &Array2<f32>, device: &Device) -> Array2<f32> {
     let [kernel, recurrent] = [&layer.weights, &layer.recurrent].map(|array| array.mapv(scaled));
     let bias = layer.bias.mapv(scaled).into_dyn();
-    // The file's layout is Keras'.
+    // The file has Keras' layout.
     let cell = Cell::from_keras(kernel.view(), recurrent.view(), Some(bias.view())).unwrap();
     let config = GruConfig::new(x.ncols(), layer.neurons)
         .with_reset(Reset::Before)
@@ -260,7 +262,7 @@ fn gru(layer: &Layer, x: &Array2<f32>, device: &Device) -> Array2<f32> {
     Gru::with_params(params, device).unwrap().forward(x).unwrap().y.remove_axis(Axis(1))
 }
 
-/// The states of `vad_gru`, `noise_gru` and `denoise_gru`, `[T, H]` each, by this library.
+/// Returns this library's states of `vad_gru`, `noise_gru` and `denoise_gru`, each `[T, H]`.
 fn our_states(
     network: &RnnoiseNetwork,
     features: &Array2<f32>,
@@ -275,8 +277,8 @@ fn our_states(
     [vad, noise, denoise]
 }
 
-/// A second of 16-bit sound at 48 kHz: vowels of a gliding voice, four syllables, in noise that
-/// never stops. (In silence the crate stops its network.)
+/// Returns a second of 16-bit sound at 48 kHz: vowels of a gliding voice, four syllables, in
+/// constant noise. (In silence the crate stops its network.)
 fn audio() -> Vec<f32> {
     let mut rng = rng(1);
     let mut phase = 0.0;
@@ -297,7 +299,7 @@ fn audio() -> Vec<f32> {
     (0..FRAMES * FRAME).map(sample).collect()
 }
 
-/// `[T, 42]`: what the network reads of it.
+/// Returns `[T, 42]`: the network's features of the sound.
 fn features(audio: &[f32]) -> Array2<f32> {
     let mut features = DenoiseFeatures::new();
     let mut rows = Vec::new();
@@ -310,7 +312,7 @@ fn features(audio: &[f32]) -> Array2<f32> {
     Array2::from_shape_vec((FRAMES, FEATURES), rows).unwrap()
 }
 
-/// As cargo knows it.
+/// Returns the crate's folder, from cargo.
 fn crate_folder() -> PathBuf {
     let metadata = metadata();
     let mut packages = metadata["packages"].as_array().unwrap().iter();
@@ -318,7 +320,7 @@ fn crate_folder() -> PathBuf {
     Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap().to_owned()
 }
 
-/// The largest difference, and where it is. NaN counts as the largest of all.
+/// Returns the largest difference and its index. NaN counts as the largest.
 fn worst<D: Dimension>(got: &Array<f32, D>, expected: &Array<f64, D>) -> (f64, D::Pattern) {
     assert_eq!(got.shape(), expected.shape());
     let differences = got.mapv(f64::from) - expected;
@@ -355,7 +357,7 @@ fn every_state_equals_the_crates() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Of RNNoise's network as it is, end to end. The tolerance is four times what was measured.
+/// The whole network of RNNoise, end to end. The tolerance is four times the measured difference.
 #[test]
 fn the_speech_probability_equals_the_crates() {
     let (network, audio) = (RnnoiseNetwork::rnnoise(), audio());

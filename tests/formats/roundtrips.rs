@@ -14,7 +14,7 @@ use gru_wgpu::{
 use ndarray::{Array3, ShapeBuilder, s};
 use tempfile::TempDir;
 
-/// Every variant × direction × 1 and 3 layers at odd sizes, and the other activations.
+/// Returns every variant × direction × 1 and 3 layers at odd sizes, and the other activations.
 fn models() -> Vec<Params> {
     let mut configs = Vec::new();
     for direction in [Direction::Forward, Direction::Reverse, Direction::Both] {
@@ -31,7 +31,7 @@ fn models() -> Vec<Params> {
     configs.push(GruConfig::pytorch(1, 1).with_layers(2).with_dropout(0.25));
     let init = |(seed, config): (u64, &GruConfig)| {
         let mut params = Params::init(config, Init::Uniform, seed).unwrap();
-        // Bits that arithmetic would lose: a zero with a sign, and the smallest number there is.
+        // Bits that arithmetic would lose: a negative zero, and the smallest number.
         let mut weight = params.get_mut(&format!("weight_hh{}", first_cell(config))).unwrap();
         weight[[0, 0]] = -0.0;
         let last = weight.shape()[0] - 1;
@@ -49,15 +49,15 @@ fn bits(params: &Params) -> Vec<u32> {
     params.as_slice().iter().map(|number| number.to_bits()).collect()
 }
 
-/// The bytes of an ONNX model.
+/// Returns the bytes of an ONNX model.
 fn onnx_bytes(params: &Params, inputs: &onnx::Inputs) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     onnx::write(&mut bytes, params, inputs)?;
     Ok(bytes)
 }
 
-/// What a format makes of each model, written and read by `there_and_back`; and that `write` makes
-/// of it, in memory, the bytes of the file, and `read` of these the model.
+/// Checks that each model is the same after `there_and_back`; and that in memory `write` gives the
+/// bytes of the file, and `read` gives the model.
 fn check(
     format: &str,
     there_and_back: impl Fn(&Path, &Params) -> Params,
@@ -99,8 +99,8 @@ fn safetensors_round_trips_bit_for_bit() {
     );
 }
 
-/// A file of ours whose tensors somebody put under a prefix says of them what it said before; where
-/// another GRU was put beside them, nobody knows which is meant.
+/// Our metadata still applies if the tensors get a prefix. If another GRU is added, it is ambiguous
+/// and not used.
 #[test]
 fn metadata_applies_to_a_single_gru() {
     let params = Params::init(&GruConfig::new(3, 5), Init::Uniform, 1).unwrap();
@@ -160,8 +160,7 @@ fn npz_round_trips_bit_for_bit() {
     );
 }
 
-/// Networks, gradients and arrays, too, are the same in memory as in a file; names are read from
-/// both.
+/// Networks, gradients and arrays are the same in memory as in a file; names are read from both.
 #[test]
 fn path_functions_and_stream_functions_agree() {
     let folder = TempDir::new().unwrap();
@@ -249,14 +248,14 @@ fn writing_to_a_full_stream_is_an_error() {
     }
 }
 
-/// Without the metadata of its own the file is any ONNX model: what its nodes compute is the same,
-/// be it by other weights.
+/// Without our metadata the file is an ordinary ONNX model: its nodes compute the same, possibly
+/// with other weights.
 #[test]
 fn written_onnx_nodes_compute_the_same_numbers() {
     for params in models() {
         let config = params.layout().config();
         let bytes = onnx_bytes(&params, &onnx::Inputs::new()).unwrap();
-        // As long, but no key of ours.
+        // Of the same length, but not our key.
         let stripped = replaced(&bytes, b"gru_wgpu.config", b"another_.config");
         let model = onnx::read(Cursor::new(&stripped), &onnx::OnnxOptions::new()).unwrap();
         let other = model.params.layout().config();
@@ -275,7 +274,7 @@ fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A stack is layers that follow each other; of a node alone, or a part, the layers.
+/// A stack is a sequence of layers; a single node or a part gives its layers.
 #[test]
 fn parts_of_a_stack_have_their_names() {
     let config = GruConfig::pytorch(3, 5).with_layers(4).with_direction(Direction::Both);
@@ -310,7 +309,7 @@ fn models_that_onnx_cannot_express_are_refused() {
     assert!(error.starts_with("zoneout and ONNX cannot be combined"), "{error}");
     let config = GruConfig::new(2, 3).with_activations(Activation::Relu, Activation::Tanh);
     assert!(encode(config.clone()).contains("Update::Overwrites and ONNX"));
-    // Where z keeps there is nothing to turn.
+    // With z keeps, nothing is converted.
     let keeps = Params::init(&config.with_update(Update::Keeps), Init::Uniform, 1).unwrap();
     onnx_bytes(&keeps, &onnx::Inputs::new()).unwrap();
 }

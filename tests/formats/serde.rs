@@ -10,7 +10,7 @@ use gru_wgpu::{
 };
 use serde_json::{Value, json};
 
-/// The value's JSON, which reads back as the value, and of no other value.
+/// Returns the value's JSON, which must read back as the value.
 fn there_and_back<T>(value: &T) -> Value
 where
     T: Debug + PartialEq + serde::Serialize + serde::de::DeserializeOwned,
@@ -106,7 +106,7 @@ fn structures() {
     for config in GruConfig::all_variants(3, 5) {
         for direction in [Direction::Forward, Direction::Reverse, Direction::Both] {
             for gate in Activation::ALL {
-                // Numbers that have no short decimal form come back, too.
+                // Numbers without a short decimal form are restored too.
                 let (dropout, zoneout) = (0.1 + f32::EPSILON, 1.0 / 3.0);
                 let config = config.clone().with_layers(2).with_direction(direction);
                 there_and_back(
@@ -134,7 +134,8 @@ fn structures() {
     assert_eq!(shuffled["order"], "shuffled");
 }
 
-/// What is left out is as in the constructors; but a definition of a GRU is never guessed.
+/// Missing fields have the constructors' defaults, except for the definition of the GRU, which is
+/// required.
 #[test]
 fn optional_fields_may_be_missing() {
     let least = json!({
@@ -190,7 +191,7 @@ fn unknown_fields_are_refused() {
     refused::<Schedule>(json!({ "steps": { "every": 1, "factor": 0.5, "more": 1 } }));
 }
 
-/// To read a configuration is not to check it: that happens where it is used, as always.
+/// Reading a configuration does not check it: that happens where it is used.
 #[test]
 fn invalid_values_are_refused_at_their_use() {
     let mut config = there_and_back(&GruConfig::new(3, 5));

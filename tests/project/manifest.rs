@@ -75,7 +75,7 @@ fn packages(features: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_library_does_not_depend_on_the_programs_packages() {
-    // docs and NOTES state the numbers.
+    // benches/NOTES.md states the numbers.
     for (features, at_most) in [("", 80), ("safetensors", 95)] {
         let packages = packages(features);
         let names: Vec<_> =
