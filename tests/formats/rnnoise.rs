@@ -183,7 +183,7 @@ impl RnnoiseNetwork {
     /// Returns `[T, H]`: the crate's states of `denoise_gru`, computed from the sound.
     ///
     /// A probe gives all bands one gain: a constant level, made by constant neurons, plus one unit.
-    /// With gains below 1 the crate's pitch filter does nothing, so the sound is linear in the
+    /// With gains of 1 or more the crate's pitch filter does nothing, so the sound is linear in the
     /// gains. The output of a frame is the first half of the frame fading in, times its gain, plus
     /// the second half of the previous frame fading out, times that one's gain. At the end of the
     /// frame the latter is down to 1e-5, so the sound there depends on this frame's gain alone. The
