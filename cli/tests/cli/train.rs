@@ -410,7 +410,7 @@ fn a_run_folder_is_not_overwritten_or_mixed_up() {
     assert_refused(
         path,
         &["train", "--resume", "run"],
-        &["train.csv` is not what the run was started with"],
+        &["train.csv` has changed since the run started"],
     );
 }
 
