@@ -496,7 +496,10 @@ fn weights_that_nodes_rearrange() {
         let part = floats("p", dims, &ascending[..dims.iter().product::<i64>() as usize]);
         let joined = node("Concat", &["f", "p"], &["W"], &[attribute("axis", int(3, 0))]);
         let error = read(flat(), &[joined], &[part]).unwrap_err().to_string();
-        assert!(error.ends_with("the inputs to join have shapes that do not fit"), "{error}");
+        assert!(
+            error.ends_with("the inputs to concatenate have shapes that do not fit"),
+            "{error}"
+        );
     }
     let scaled = node("Mul", &["f", "f"], &["W"], &[]);
     let error = read(flat(), &[scaled], &[]).unwrap_err().to_string();
