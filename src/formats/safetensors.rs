@@ -173,12 +173,13 @@ fn encode_network(params: &Params) -> Result<Vec<u8>> {
 }
 
 /// Reads a network's parameters from a file of [`save_network`], even if its tensors have been
-/// moved under a prefix since, or from a [`Checkpoint`](crate::Checkpoint). The prefix of the
-/// options is the prefix of the network's GRU. The head's `weight` and `bias` are next to the GRU, under
+/// moved under a prefix since, or from a [`Checkpoint`](crate::Checkpoint). The options' prefix is
+/// the prefix of the network's GRU. The head's `weight` and `bias` are next to the GRU, under
 /// `head`.
 ///
 /// # Errors
-/// The errors of [`load`], and [`Error::Format`] if there is no head or the metadata has no [`Readout`] for it.
+/// The errors of [`load`], and [`Error::Format`] if there is no head or the metadata has no
+/// [`Readout`] for it.
 pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_network_source(source, options))
 }
@@ -493,7 +494,8 @@ impl<S: Read + Seek> Tensors<S> {
         Ok(config.with_layers(layers).with_direction(direction))
     }
 
-    /// Checks that the file has exactly the tensors of `config`, before memory is allocated for them.
+    /// Checks that the file has exactly the tensors of `config`, before memory is allocated for
+    /// them.
     fn expect_tensors(&self, prefix: &str, config: &GruConfig) -> Result<()> {
         config.validate()?;
         let mut known = HashSet::new();

@@ -24,7 +24,8 @@ pub struct AdapterInfo {
 }
 
 impl AdapterInfo {
-    /// Returns true if the adapter computes on the CPU. This library never calls such an adapter a GPU.
+    /// Returns true if the adapter computes on the CPU. This library never calls such an adapter a
+    /// GPU.
     pub fn is_software(&self) -> bool {
         self.kind == AdapterKind::Software
     }

@@ -158,7 +158,8 @@ impl Allocator<'_> {
         TrainingBuffers { dy, dstates, dx, dparams: self.flat("dparams", Role::Output) }
     }
 
-    /// Returns the role of dy: the host writes it, or a head over every step does, or it stays zero.
+    /// Returns the role of dy: the host writes it, or a head over every step does, or it stays
+    /// zero.
     fn dy_role(&self) -> Role {
         match (self.purpose, self.layout.head().map(|head| head.readout)) {
             (RunPurpose::Loss(_), Some(Readout::EveryStep)) => Role::Scratch,
@@ -288,16 +289,16 @@ pub(super) fn h_times(mode: Mode, steps: usize) -> usize {
     }
 }
 
-/// Returns the number of steps whose gates are recomputed together. With an eighth of the gates (4H),
-/// the arrays of training (gates, and h, y and dy of H each) take half of the memory.
+/// Returns the number of steps whose gates are recomputed together. With an eighth of the gates
+/// (4H), the arrays of training (gates, and h, y and dy of H each) take half of the memory.
 pub(crate) fn recomputed_at_once(steps: usize) -> usize {
     steps.div_ceil(8)
 }
 
 /// Returns the number of steps of an inference run whose gates exist at the same time: all, or as
-/// many as the adapter can bind. A model with two directions and several layers needs all: otherwise
-/// the reverse direction's first steps would overwrite elements of y that the forward direction has
-/// not read yet.
+/// many as the adapter can bind. A model with two directions and several layers needs all:
+/// otherwise the reverse direction's first steps would overwrite elements of y that the forward
+/// direction has not read yet.
 fn used_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     let Shape { steps, layers, directions, .. } = shape;
     if layers > 1 && directions > 1 {

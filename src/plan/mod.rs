@@ -119,8 +119,8 @@ impl Plan {
         caps: &DeviceCaps,
     ) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        // The fields of a shape are public, and the rest relies on the checks of `GruConfig::shape`.
-        // Any layout is valid.
+        // The fields of a shape are public, and the rest relies on the checks of
+        // `GruConfig::shape`. Any layout is valid.
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;

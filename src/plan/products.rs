@@ -237,8 +237,8 @@ impl<'a> ProductPlanner<'a> {
         [m, n, k]
     }
 
-    /// Returns the stages of `out[to..] = Σ over rows` of columns. They add to the contents of `out`
-    /// if `accumulate` is set.
+    /// Returns the stages of `out[to..] = Σ over rows` of columns. They add to the contents of
+    /// `out` if `accumulate` is set.
     pub fn column_sum(
         &self,
         label: &str,

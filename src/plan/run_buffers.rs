@@ -30,8 +30,8 @@ pub(crate) struct RunBuffers {
 pub(crate) struct TrainingBuffers {
     /// `[T, B, D·H]`
     pub dy: BufferId,
-    /// The gradients of `states`, in the same layout. The input is dh_n. The outputs are dh0 and the
-    /// gradient of the reset states.
+    /// The gradients of `states`, in the same layout. The input is dh_n. The outputs are dh0 and
+    /// the gradient of the reset states.
     pub dstates: BufferId,
     /// The gradient of each layer's input: `[T, B, I]`, then `[T, B, D·H]`. If only the gradient of
     /// the parameters is needed, x has none.

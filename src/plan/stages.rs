@@ -98,8 +98,8 @@ impl Planner<'_> {
     }
 
     /// Returns the epilogue of the parameters' gradients of a span. The first span of the backward
-    /// pass overwrites the gradients, unless the gradients of several batches are accumulated. Other
-    /// spans add to them.
+    /// pass overwrites the gradients, unless the gradients of several batches are accumulated.
+    /// Other spans add to them.
     fn epilogue(&self, span: StepRange) -> Epilogue {
         let first = span.end() == self.shape.steps && !matches!(self.purpose, RunPurpose::Loss(_));
         if first { Epilogue::Zero } else { Epilogue::Present }
@@ -221,7 +221,8 @@ impl Planner<'_> {
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
-        // Sums the gates `first..first + count` into the gates of a bias gradient that start at `to`.
+        // Sums the gates `first..first + count` into the gates of a bias gradient that start at
+        // `to`.
         let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
             let from = self.gates_at(direction, first * hidden);
             let columns = ColumnSum {

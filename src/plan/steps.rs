@@ -101,7 +101,8 @@ impl Planner<'_> {
         let Shape { hidden, directions, .. } = self.shape;
         let (weight, _) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let (bias, bias_apart) = self.of_both(layer, |cell| cell.bias_hh.as_ref());
-        // The elements that a unit of a row reads and writes: columns of gates, h and the next h, y.
+        // The elements that a unit of a row reads and writes: columns of gates, h and the next h,
+        // y.
         let (label, moved) = match gates {
             Gates::All => ("r, z, n from h; h'", 3 + 4 + 2 + 1),
             Gates::ResetUpdate => ("r, z from h; r ⊙ h", 2 + 3 + 1),

@@ -35,8 +35,8 @@ use crate::spec::options::Recurrence;
 /// slower than spreading each step over the device.
 const SEQUENCE_HIDDEN: usize = 128;
 
-/// The same limit for large batches ([`MANY_ROWS`]), which occupy the whole device, and for software
-/// adapters, whose processors share one cache.
+/// The same limit for large batches ([`MANY_ROWS`]), which occupy the whole device, and for
+/// software adapters, whose processors share one cache.
 const SEQUENCE_HIDDEN_OF_MANY: usize = 256;
 
 /// The number of rows from which a batch counts as large.

@@ -39,8 +39,8 @@ pub struct Batch<'a, F = f32> {
     /// The first states, `[L·D, B, H]`; zeros if `None`.
     pub h0: Option<ArrayView3<'a, F>>,
     /// The length of each row, `[B]`, each from 0 to T; all T if `None`. Past a row's length x is
-    /// not read, y is 0, gradients are 0, and the state keeps the value of the last valid step.
-    /// The reverse direction starts at the row's last valid step. Rows need not be sorted by length.
+    /// not read, y is 0, gradients are 0, and the state keeps the value of the last valid step. The
+    /// reverse direction starts at the row's last valid step. Rows need not be sorted by length.
     pub lengths: Option<&'a [usize]>,
     /// The reset mask, `[T, B]` or `[B, T]`. True at step t cuts a row between its steps t − 1 and
     /// t, for instance between packed documents or at the end of an episode. The forward direction

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result, checked_len};
 
-/// The largest number of layers, far more than any trainable model has. A mistaken number is refused
-/// before entries are allocated for each layer.
+/// The largest number of layers, far more than any trainable model has. A mistaken number is
+/// refused before entries are allocated for each layer.
 const MAX_LAYERS: usize = 1024;
 
 /// The place where the reset gate r acts in the candidate n.

@@ -188,8 +188,8 @@ impl PreparedTargets {
         self.weights.iter().filter(|&&weight| weight != 0.0).count()
     }
 
-    /// Returns the number of rows that count and whose largest output is the target class's, or `None`
-    /// if the targets are numbers.
+    /// Returns the number of rows that count and whose largest output is the target class's, or
+    /// `None` if the targets are numbers.
     pub fn correct(&self, outputs: &[f32]) -> Option<usize> {
         let TargetData::Classes(classes) = &self.targets else { return None };
         let rows = outputs.chunks_exact(outputs.len() / self.weights.len());

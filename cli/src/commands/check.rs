@@ -58,10 +58,7 @@ fn run_all(device: &Device) -> Result<Vec<Finding>> {
 /// Runs the command. Wrong results are an error.
 pub fn run(arguments: &CheckArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let CheckArgs { model, selection } = arguments;
-    ensure!(
-        model.is_some() || selection.is_empty(),
-        "--prefix, --node and --allow-non-finite need a MODEL"
-    );
+    ensure!(model.is_some() || selection.is_empty(), "--prefix, --node and --allow-non-finite need a MODEL");
     let model = model.as_deref().map(|path| selection.load(path)).transpose()?;
     let device = open(kind)?;
     let findings = match &model {
