@@ -487,7 +487,7 @@ fn weights_that_nodes_rearrange() {
     let error = read(flat(), &[bad], &[integers("zero", &[0]), ends()]).unwrap_err().to_string();
     assert!(
         error.ends_with(
-            "its W: `W`: its starts, ends and axes differ in number, or its steps are not all 1"
+            "its W: `W`: its starts, ends and axes have different lengths, or a step is not 1"
         ),
         "{error}"
     );
