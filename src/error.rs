@@ -220,7 +220,7 @@ pub enum Error {
 
     /// Parameters belong to another configuration than the model's.
     #[error(
-        "the parameters are those of a {got}, but the model is a {expected}; use parameters of the \
+        "the parameters belong to a {got}, but the model is a {expected}; use parameters of the \
          same configuration"
     )]
     ParameterLayout {
@@ -238,7 +238,7 @@ pub enum Error {
     Limit {
         /// The buffer, binding or kernel that exceeds the limit.
         what: String,
-        /// The limit's name, in WebGPU's spelling.
+        /// The limit's name, as in [`Limits`](crate::plan::Limits) where it is one of its fields.
         limit: &'static str,
         /// The required size.
         asked: u64,
@@ -424,7 +424,7 @@ fn describe_unknown_device(word: &str) -> String {
     )
 }
 
-/// Names the way to a software adapter if there are adapters, but no hardware GPU.
+/// Suggests a software adapter if there are adapters but no hardware GPU.
 fn describe_other_kind(found: &[String]) -> &'static str {
     match !found.is_empty() && found.iter().all(|adapter| !adapter.starts_with("gpu:")) {
         true => "; none is a hardware GPU: use Device::software (--device software)",

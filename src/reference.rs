@@ -201,7 +201,7 @@ pub fn backward<F: NdFloat>(
     }
 
     let mut dparams = Params::zeros(params.layout().config())?;
-    // The gradient of each cell's last state, which becomes that of its first state.
+    // The gradient of each cell's last state, which becomes the gradient of its first state.
     let mut dh =
         dh_n.map_or_else(|| zeros("dh [L·D, B, H]", shape.state()), |d| Ok(standard(d)))?;
     let mut dreset = zeros("the reset state's gradient [L·D, B, H]", shape.state())?;

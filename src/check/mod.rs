@@ -337,7 +337,7 @@ static CASES: [ModelCase; 10] = [
     },
 ];
 
-/// The cases of [`model`]. Only T and B of the sizes apply; the others are those of the model.
+/// The cases of [`model`]. Of the sizes only T and B apply; the model has the others.
 static MODEL_CASES: [ModelCase; 3] = [
     ModelCase { sizes: [1; 5], given: [false, false, true, false], ..PLAIN },
     ModelCase { sizes: [7, 3, 1, 1, 1], lengths: true, resets: true, ..PLAIN },
@@ -397,10 +397,10 @@ fn random(len: usize, bound: f32, seed: u64) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-bound..bound)).collect()
 }
 
-/// An array uniform in ±1.
+/// Returns an array of random numbers, uniform in ±1.
 pub(crate) fn random3(shape: [usize; 3], seed: u64) -> Array3<f32> {
     let data = random(shape.iter().product(), 1.0, seed);
-    Array3::from_shape_vec(shape, data).expect("as many as the shape holds")
+    Array3::from_shape_vec(shape, data).expect("the length is the product of the shape")
 }
 
 #[cfg(test)]

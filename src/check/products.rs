@@ -85,7 +85,7 @@ pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<(
             let mut expected = product(&a, &b, [m, n, k], bias.as_deref());
             // The number of elements that are not NaN: none outside the result may be written.
             expected.push((m * n) as f64);
-            // With the tiles of this adapter's kind, and with those of the other kind.
+            // With the tiles for this kind of adapter, and with the tiles for the other kind.
             for (software, tiles) in
                 [(gpu.caps().software, ""), (!gpu.caps().software, ", other tiles")]
             {

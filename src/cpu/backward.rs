@@ -38,7 +38,7 @@ pub(super) struct Backward<'a> {
     pub gates: ArrayViewMut3<'a, f32>,
     /// The gradient of the outputs, `[T, R, H]`; zeros if `None`.
     pub dy: Option<ArrayView3<'a, f32>>,
-    /// The gradient of the last state, replaced with that of the first state, `[R, H]`.
+    /// The gradient of the last state, replaced with the gradient of the first state, `[R, H]`.
     pub dh: ArrayViewMut2<'a, f32>,
     /// The gradient of the reset state, `[R, H]`, accumulated.
     pub dreset: ArrayViewMut2<'a, f32>,

@@ -268,7 +268,7 @@ impl Forward<'_> {
     }
 }
 
-/// The input products of a step: some rows of those of a chunk.
+/// The input products of a step: some rows of a chunk's input products.
 #[derive(Clone, Copy)]
 struct StepInputs<'a> {
     /// The chunk's input products, `[3Q, panel_rows, N]`.

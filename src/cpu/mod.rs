@@ -121,7 +121,7 @@ pub(crate) fn forward_train(
 pub(crate) enum GradientsWanted {
     /// Every gradient.
     All,
-    /// Every gradient except that of x, which stays empty.
+    /// Every gradient except dx, which stays empty.
     AllButX,
 }
 

@@ -372,7 +372,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     // ln 2 = LN2_HIGH + LN2_LOW. LN2_HIGH has so few digits that its products with n are exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // At −88, n is −127, and the computed bits of 2^n are those of 0.
+    // At −88, n is −127, and the computed bits of 2^n are the bits of 0.
     let x = if x < -88.0 { -88.0 } else { x };
     let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;

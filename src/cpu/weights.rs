@@ -102,7 +102,7 @@ impl<W> PackedCache<W> {
         cached.as_ref().filter(|(of, _)| *of == version).map(|(_, weights)| weights.clone())
     }
 
-    /// Caches and returns these weights, or returns those of another thread that was faster.
+    /// Caches and returns these weights, or the weights of another thread that was faster.
     fn publish(&self, version: u64, weights: Arc<Vec<W>>) -> Arc<Vec<W>> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match cached.as_ref() {

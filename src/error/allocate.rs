@@ -16,8 +16,8 @@ pub(crate) fn checked_len(what: &'static str, sizes: &[usize]) -> Result<usize> 
 }
 
 /// Returns `len` zeros, or [`Error::OutOfMemory`]. The operating system clears each page when a
-/// thread first touches it. So many threads share the clearing, and memory that is overwritten
-/// anyway is not written twice.
+/// thread first touches it. This spreads the clearing over many threads, and memory that
+/// is overwritten anyway is not written twice.
 pub(crate) fn try_lazy_zeros<A: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Vec<A>> {
     bytemuck::allocation::try_zeroed_vec(len).map_err(|()| out_of_memory::<A>(what, len, None))
 }

@@ -22,7 +22,7 @@ pub(crate) fn open<T>(path: &Path, read: impl FnOnce(ByteSource<File>) -> Result
     // endless.
     let metadata = std::fs::metadata(path).map_err(|error| io_error(path, "opened", error))?;
     if !metadata.is_file() {
-        let reason = "is not a regular file".to_owned();
+        let reason = "is not a regular file; folders, pipes and devices cannot be read".to_owned();
         return Err(Error::Io { path: name, reason, source: None });
     }
     let file = File::open(path).map_err(|error| io_error(path, "opened", error))?;

@@ -3,19 +3,19 @@
 //!
 //! Conversions are the most likely source of wrong numbers: frameworks differ in the order of the
 //! gates, in the number of biases and in where the reset gate acts. Weights of another framework
-//! first become [`Cell`]s, in this crate's layout; a [`Params`](crate::Params) is made from those.
+//! are first converted to [`Cell`]s, in this crate's layout, and then to [`Params`](crate::Params).
 //!
 //! | format | feature | from or to a path | from or to a stream |
 //! |---|---|---|---|
 //! | safetensors: PyTorch's state dicts, this crate's own files | `safetensors` | `safetensors::{load, save}` | `safetensors::{read, write}` |
-//! | the same with a linear head | `safetensors` | `safetensors::{load_network, save_network}` | `safetensors::{read_network, write_network}` |
-//! | gradients by name | `safetensors` | `safetensors::save_gradients` | `safetensors::write_gradients` |
+//! | safetensors: networks with a linear head | `safetensors` | `safetensors::{load_network, save_network}` | `safetensors::{read_network, write_network}` |
+//! | safetensors: gradients by name | `safetensors` | `safetensors::save_gradients` | `safetensors::write_gradients` |
 //! | ONNX: the GRU nodes of any model | `onnx` | `onnx::{load, save}` | `onnx::{read, write}` |
 //! | `.npz`: weights by name | `npy` | `npz::{load, save}` | `npz::{read, write}` |
 //! | `.npz`: any arrays | `npy` | `npz::{load_arrays, save_arrays}` | `npz::{read_arrays, write_arrays}` |
 //! | `.npy`: data | `npy` | `npy::{load, load_as, load_lengths, save}` | `npy::{read, read_as, read_lengths, write}` |
 //!
-//! `load` and `save` take a path; `read` and `write` do the same with a stream. Bytes in memory,
+//! `load` and `save` take a path; `read` and `write` take a stream. Bytes in memory,
 //! such as an embedded file or a browser's download, are a stream too:
 //!
 //! ```

@@ -63,7 +63,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<(ArrayD<f32>, NpyElement)> {
 /// Like [`load`], for an array with the number of axes of `D`.
 ///
 /// # Errors
-/// As [`load`]; [`Error::Format`] for any other number of axes.
+/// The errors of [`load`], and [`Error::Format`] for any other number of axes.
 pub fn load_as<D: Dimension>(path: impl AsRef<Path>) -> Result<(Array<f32, D>, NpyElement)> {
     files::open(path.as_ref(), |source| with_axes(read_source(source)?))
 }
@@ -71,7 +71,7 @@ pub fn load_as<D: Dimension>(path: impl AsRef<Path>) -> Result<(Array<f32, D>, N
 /// Like [`load`], from a stream.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn read(from: impl Read + Seek) -> Result<(ArrayD<f32>, NpyElement)> {
     read_source(ByteSource::new(from)?)
 }
@@ -79,7 +79,7 @@ pub fn read(from: impl Read + Seek) -> Result<(ArrayD<f32>, NpyElement)> {
 /// Like [`load_as`], from a stream.
 ///
 /// # Errors
-/// As [`load_as`].
+/// The errors of [`load_as`].
 pub fn read_as<D: Dimension>(from: impl Read + Seek) -> Result<(Array<f32, D>, NpyElement)> {
     with_axes(read(from)?)
 }
@@ -87,7 +87,7 @@ pub fn read_as<D: Dimension>(from: impl Read + Seek) -> Result<(Array<f32, D>, N
 /// Reads row lengths: an array `[B]` of int32 or int64 without negative values.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn load_lengths(path: impl AsRef<Path>) -> Result<Vec<usize>> {
     files::open(path.as_ref(), |source| parse_lengths(AlignedBytes::from_source(source)?))
 }
@@ -95,7 +95,7 @@ pub fn load_lengths(path: impl AsRef<Path>) -> Result<Vec<usize>> {
 /// Like [`load_lengths`], from a stream.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn read_lengths(from: impl Read + Seek) -> Result<Vec<usize>> {
     parse_lengths(AlignedBytes::from_source(ByteSource::new(from)?)?)
 }

@@ -67,7 +67,7 @@ pub fn load(
 /// Like [`load`], from a stream.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn read(
     from: impl Read + Seek,
     config: &GruConfig,
@@ -92,7 +92,7 @@ pub fn load_arrays<const N: usize>(
 /// Like [`load_arrays`], from a stream.
 ///
 /// # Errors
-/// As [`load_arrays`].
+/// The errors of [`load_arrays`].
 pub fn read_arrays<const N: usize>(
     from: impl Read + Seek,
     names: [&str; N],
@@ -112,7 +112,7 @@ pub fn save(path: impl AsRef<Path>, params: &Params, name: impl Fn(&str) -> Stri
 /// Like [`save`], to a stream. The stream must seek, because sizes are filled in after the arrays.
 ///
 /// # Errors
-/// As [`save`].
+/// The errors of [`save`].
 pub fn write(to: impl Write + Seek, params: &Params, name: impl Fn(&str) -> String) -> Result<()> {
     write_arrays(to, named(params, name))
 }
@@ -131,7 +131,7 @@ pub fn save_arrays<'a>(
 /// Like [`save_arrays`], to a stream, which must seek as for [`write()`].
 ///
 /// # Errors
-/// As [`save_arrays`].
+/// The errors of [`save_arrays`].
 pub fn write_arrays<'a>(
     to: impl Write + Seek,
     arrays: impl IntoIterator<Item = (String, ArrayViewD<'a, f32>)>,
@@ -206,7 +206,7 @@ impl<S: Read + Seek> Archive<S> {
     /// trusted: this unpacks at most the bytes that an array of the given shape takes, or, without
     /// a shape, at most what deflate can have packed into the entry's compressed bytes.
     fn array(&mut self, name: &str, shape: Option<&[usize]>) -> Result<ArrayD<f32>> {
-        const MAX_RATIO: u64 = 1032; // of deflate
+        const MAX_RATIO: u64 = 1032; // the largest compression ratio of deflate
         let quoted = quote(name);
         let entry = self.0.by_name(&format!("{name}.npy"));
         let entry = entry.map_err(|error| {

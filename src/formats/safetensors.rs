@@ -86,7 +86,7 @@ pub fn load(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Para
 /// Like [`load`], from a stream.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn read(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
     read_source(ByteSource::new(from)?, options)
 }
@@ -94,7 +94,7 @@ pub fn read(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Para
 /// Returns the prefix of every GRU in a file; `""` for a GRU without a prefix.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
     files::open(path.as_ref(), |source| Ok(Tensors::open(source)?.prefixes()))
 }
@@ -102,7 +102,7 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
 /// Like [`prefixes`], from a stream.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn read_prefixes(from: impl Read + Seek) -> Result<Vec<String>> {
     Ok(Tensors::open(ByteSource::new(from)?)?.prefixes())
 }
@@ -160,7 +160,7 @@ pub fn save_network(path: impl AsRef<Path>, params: &Params) -> Result<()> {
 /// Like [`save_network`], to a stream.
 ///
 /// # Errors
-/// As [`save_network`].
+/// The errors of [`save_network`].
 pub fn write_network(to: impl Write, params: &Params) -> Result<()> {
     let file = encode_network(params)?;
     files::write_stream(to, |to| to.write_all(&file))
@@ -173,12 +173,13 @@ fn encode_network(params: &Params) -> Result<Vec<u8>> {
 }
 
 /// Reads a network's parameters from a file of [`save_network`], even if its tensors have been
-/// moved under a prefix since, or from a [`Checkpoint`](crate::Checkpoint). The prefix of the
-/// options is that of the network's GRU. The head's `weight` and `bias` are next to the GRU, under
+/// moved under a prefix since, or from a [`Checkpoint`](crate::Checkpoint). The options' prefix is
+/// the prefix of the network's GRU. The head's `weight` and `bias` are next to the GRU, under
 /// `head`.
 ///
 /// # Errors
-/// As [`load`]; [`Error::Format`] if there is no head or the metadata has no [`Readout`] for it.
+/// The errors of [`load`], and [`Error::Format`] if there is no head or the metadata has no
+/// [`Readout`] for it.
 pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| read_network_source(source, options))
 }
@@ -186,7 +187,7 @@ pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Res
 /// Like [`load_network`], from a stream.
 ///
 /// # Errors
-/// As [`load_network`].
+/// The errors of [`load_network`].
 pub fn read_network(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
     read_network_source(ByteSource::new(from)?, options)
 }
@@ -356,7 +357,7 @@ impl<S: Read + Seek> Tensors<S> {
         prefixes
     }
 
-    /// Returns I, H and the suffix of the first cell's names, if its shapes are those of three
+    /// Returns I, H and the suffix of the first cell's names, if its shapes match three
     /// gates. (An LSTM has four gates, a plain RNN one.)
     fn first_cell(&self, prefix: &str) -> Option<(usize, usize, &'static str)> {
         ["_l0", "_l0_reverse"].into_iter().find_map(|cell| {
@@ -421,7 +422,7 @@ impl<S: Read + Seek> Tensors<S> {
         match self.prefixes().len() {
             1 => read_config(config).map(Some),
             count => Err(Error::format(format!(
-                "its metadata describes one GRU, but it holds {count}; save each GRU to its own file"
+                "its metadata describes one GRU, but the file holds {count}; save each GRU to its own file"
             ))),
         }
     }
@@ -493,8 +494,8 @@ impl<S: Read + Seek> Tensors<S> {
         Ok(config.with_layers(layers).with_direction(direction))
     }
 
-    /// Checks that the tensors are exactly those of `config`, before anything of that size is
-    /// allocated.
+    /// Checks that the file has exactly the tensors of `config`, before memory is allocated for
+    /// them.
     fn expect_tensors(&self, prefix: &str, config: &GruConfig) -> Result<()> {
         config.validate()?;
         let mut known = HashSet::new();

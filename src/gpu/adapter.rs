@@ -17,14 +17,15 @@ pub struct AdapterInfo {
     pub kind: AdapterKind,
     /// The driver's name and version.
     pub driver: String,
-    /// The limits that a plan must keep.
+    /// The limits that a plan must respect.
     pub limits: Limits,
     /// The supported optional features that matter to compute.
     pub features: Vec<AdapterFeature>,
 }
 
 impl AdapterInfo {
-    /// True if the adapter computes on the CPU. This library never calls such an adapter a GPU.
+    /// Returns true if the adapter computes on the CPU. This library never calls such an adapter a
+    /// GPU.
     pub fn is_software(&self) -> bool {
         self.kind == AdapterKind::Software
     }
@@ -68,7 +69,7 @@ impl From<wgpu::Backend> for Backend {
 }
 
 impl fmt::Display for Backend {
-    /// `Vulkan`, `Metal`, `DirectX 12`, …
+    /// Writes `Vulkan`, `Metal`, `DirectX 12`, …
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Vulkan => "Vulkan",
@@ -81,7 +82,8 @@ impl fmt::Display for Backend {
     }
 }
 
-/// The kind of hardware of an adapter. Kinds are ordered by preference: the least is taken first.
+/// The kind of hardware of an adapter. Kinds are ordered by preference, the preferred
+/// kind first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum AdapterKind {
@@ -110,7 +112,7 @@ impl From<wgpu::DeviceType> for AdapterKind {
 }
 
 impl fmt::Display for AdapterKind {
-    /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `unknown` or `software`.
+    /// Writes `discrete GPU`, `integrated GPU`, `virtual GPU`, `unknown` or `software`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::DiscreteGpu => "discrete GPU",
@@ -191,7 +193,7 @@ pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     }
 }
 
-/// Returns the limits of an adapter or device that a plan must keep.
+/// Returns the limits of an adapter or device that a plan must respect.
 fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
     // lavapipe silently stops loops after LOOP_BUDGET iterations.
     let limits_loops = info.name.contains("llvmpipe") || info.driver.contains("llvmpipe");

@@ -15,8 +15,8 @@ use crate::spec::element::ElementType::F32;
 use crate::spec::options::RunOptions;
 use crate::spec::params::{ParamLayout, Params};
 
-/// The number of idle sessions that a pool keeps whatever their size, for later runs of the same
-/// shape.
+/// The number of idle sessions that a pool keeps regardless of their size, for later runs of the
+/// same shape.
 const MIN_IDLE_SESSIONS: usize = 2;
 
 /// The most idle sessions that a pool keeps, while they hold at most [`MAX_IDLE_BYTES`] together.
@@ -125,7 +125,7 @@ impl SessionPool {
     /// Creates the pool of a model with this parameter layout.
     ///
     /// # Errors
-    /// As [`Self::check_limits`].
+    /// The errors of [`Self::check_limits`].
     pub async fn new(gpu: &Gpu, layout: &ParamLayout) -> Result<Self> {
         Self::check_limits(gpu, layout.config())?;
         let params = gpu.guard(|| Ok(gpu.buffer("params", F32.bytes(layout.flat_len())))).await?;

@@ -85,7 +85,7 @@ impl Session {
     /// Creates a session for `plan`. The session uses the `bound` buffers and creates all others.
     ///
     /// # Errors
-    /// As [`Plan::check`], and errors of the device.
+    /// The errors of [`Plan::check`], and errors of the device.
     pub async fn new(
         gpu: &Gpu,
         plan: impl Into<Arc<Plan>>,
@@ -278,7 +278,7 @@ impl Session {
             prologue.by_ref().for_each(|prologue| self.encode_prologue(prologue, &mut encoder));
             let (mut flops, mut count) = (0, 0);
             let submitted = std::iter::from_fn(|| {
-                // A submit has at least one dispatch, whatever its size.
+                // A submit has at least one dispatch, regardless of its size.
                 let fits = |dispatch: &PreparedDispatch| {
                     flops + dispatch.flops <= max_flops && count < SUBMIT_DISPATCHES
                 };

@@ -122,7 +122,7 @@ macro_rules! args {
 
         impl $name {
             /// The names of the fields, in order.
-            #[allow(dead_code, reason = "of constants, whose names in WGSL are written out")]
+            #[allow(dead_code, reason = "unused for constants, whose WGSL names are listed by hand")]
             pub const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
 
             /// Returns the fields, in order.

@@ -96,7 +96,8 @@ const MATMUL_CONSTANTS: &[&str] = &[
 /// The three arrays of `shaders/matmul.wgsl`: slices of A and B, and the threads' blocks, all of
 /// vec4.
 fn matmul_workgroup(constants: &[u32]) -> Workgroup {
-    let constants: [u32; MATMUL_CONSTANTS.len()] = constants.try_into().expect("one a name");
+    let constants: [u32; MATMUL_CONSTANTS.len()] =
+        constants.try_into().expect("one value for each name");
     let MatmulConstants { m_threads, n_threads, m_quads, n_quads, depth, .. } =
         bytemuck::cast(constants);
     let threads = m_threads * n_threads;

@@ -41,9 +41,9 @@ args! {
         gates_time_stride,
         /// Distance in rows of gates from one batch row to the next.
         gates_row_stride,
-        /// Distance in elements from a recurrent weight to that of the other direction.
+        /// Distance in elements from a recurrent weight to the other direction's.
         weight_apart,
-        /// Distance in elements from a hidden bias to that of the other direction.
+        /// Distance in elements from a hidden bias to the other direction's.
         bias_apart,
         /// Index of the layer's first states `[D, B, H]` (backward: of their gradients).
         first_state,
@@ -130,7 +130,8 @@ const STEP_CONSTANTS: &[&str] = &[
 /// The arrays of `shaders/step.wgsl`: operands along k and each lane's sums, four rows to a vec4;
 /// accumulators of each unit and row.
 fn step_workgroup(constants: &[u32]) -> Workgroup {
-    let constants: [u32; STEP_CONSTANTS.len()] = constants.try_into().expect("one a name");
+    let constants: [u32; STEP_CONSTANTS.len()] =
+        constants.try_into().expect("one value for each name");
     let StepConstants { unit_quads, split_k, row_quads, depth_quads, accumulators, .. } =
         bytemuck::cast(constants);
     let [units, lanes, rows, depth, accumulators] =

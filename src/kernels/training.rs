@@ -50,7 +50,7 @@ pub static LOSS: Kernel = Kernel {
     source: kernel_source!("loss"),
     bindings: &[
         Binding::read_write("outputs", F32),
-        Binding::read("targets", U32), // of a loss of numbers they are the bits of f32
+        Binding::read("targets", U32), // bits of f32 unless targets are classes
         Binding::read("weights", F32),
         Binding::read_write("losses", F32),
     ],

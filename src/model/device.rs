@@ -13,7 +13,7 @@ use crate::model::blocking::blocking_and_async;
 /// The [`Device::reason`] of a device that the caller chose.
 const REQUESTED: &str = "requested by the caller";
 
-/// A device that models run on: the CPU or an open adapter. Cheap to clone. Clones share the open
+/// A device that models run on: the CPU or an open adapter. Clones are cheap and share the open
 /// adapter.
 ///
 /// ```no_run
@@ -279,7 +279,7 @@ impl Device {
         &self.reason
     }
 
-    /// True on an adapter, hardware or software; false on the CPU.
+    /// Returns true on an adapter, hardware or software, and false on the CPU.
     pub fn is_adapter(&self) -> bool {
         matches!(self.target, DeviceTarget::Gpu(_))
     }

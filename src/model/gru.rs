@@ -107,7 +107,7 @@ pub struct Gru {
     weights: cpu::Weights,
     /// The memory of the last training run on the CPU, for the next run of its shape.
     cached_trace: Mutex<Option<cpu::CpuTrace>>,
-    /// Distinguishes this model's tapes from those of other models.
+    /// Distinguishes this model's tapes from other models' tapes.
     id: u64,
     /// The number of changes of the parameters.
     version: u64,

@@ -88,7 +88,7 @@ impl State {
                 Ok(None)
             }
             _ => Err(Error::Conflict {
-                what: "a state of one device and a model on another",
+                what: "a state on one device and a model on another device",
                 why: "read the state with State::to_array and pass the array as Batch::h0",
             }),
         }

@@ -22,10 +22,10 @@ pub(super) const ELEMENT: ElementType = ElementType::F32;
 /// The element type of losses and of the weights of their rows.
 const LOSS: ElementType = ElementType::F32;
 
-/// How a run stores its gates.
+/// The storage of a run's gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct GateStorage {
-    /// Steps per batch row that one buffer holds.
+    /// The number of steps per batch row that one buffer holds.
     pub times: usize,
     /// True if the gates of a forward pass are kept for the backward pass, in as many buffers as
     /// they need.
@@ -158,7 +158,8 @@ impl Allocator<'_> {
         TrainingBuffers { dy, dstates, dx, dparams: self.flat("dparams", Role::Output) }
     }
 
-    /// Returns who writes dy: the host, the head over every step, or nobody.
+    /// Returns the role of dy: the host writes it, or a head over every step does, or it stays
+    /// zero.
     fn dy_role(&self) -> Role {
         match (self.purpose, self.layout.head().map(|head| head.readout)) {
             (RunPurpose::Loss(_), Some(Readout::EveryStep)) => Role::Scratch,
@@ -279,8 +280,8 @@ impl GateStorage {
     }
 }
 
-/// Returns how many states per row h holds. Backward needs every state that a step started from;
-/// forward alone needs one to read and one to write.
+/// Returns the number of states per row that h holds. Training needs every state that a step starts
+/// from. Inference needs one state to read and one to write.
 pub(super) fn h_times(mode: Mode, steps: usize) -> usize {
     match mode {
         Mode::Inference => steps.min(2),
@@ -288,15 +289,16 @@ pub(super) fn h_times(mode: Mode, steps: usize) -> usize {
     }
 }
 
-/// Returns the steps whose gates are computed again at once. With an eighth of the gates (4H), the
-/// arrays of training (gates, h, y and dy of H each) take half of their memory.
+/// Returns the number of steps whose gates are recomputed together. With an eighth of the gates
+/// (4H), the arrays of training (gates, and h, y and dy of H each) take half of the memory.
 pub(crate) fn recomputed_at_once(steps: usize) -> usize {
     steps.div_ceil(8)
 }
 
-/// Returns the steps of an inference run whose gates exist at once: all, or as many as the adapter
-/// can bind. Between layers of two directions it must be all: there the reverse direction's first
-/// steps overwrite parts of y that the forward direction has not read yet.
+/// Returns the number of steps of an inference run whose gates exist at the same time: all, or as
+/// many as the adapter can bind. A model with two directions and several layers needs all:
+/// otherwise the reverse direction's first steps would overwrite elements of y that the forward
+/// direction has not read yet.
 fn used_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     let Shape { steps, layers, directions, .. } = shape;
     if layers > 1 && directions > 1 {
@@ -305,8 +307,8 @@ fn used_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     steps_bound(shape, caps)
 }
 
-/// Returns the steps of a training run whose gates one buffer holds, for as few buffers as
-/// possible, of similar size.
+/// Returns the number of steps of a training run whose gates one buffer holds, for as few buffers
+/// as possible, of similar size.
 fn bound_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     /// h and y have a quarter of the gates' size and are bound whole. If the gates need many more
     /// buffers, the plan will be refused.
@@ -318,7 +320,7 @@ fn bound_at_once(shape: Shape, caps: &DeviceCaps) -> usize {
     }
 }
 
-/// Returns the steps whose gates fit into a buffer and a binding, at least one.
+/// Returns the number of steps whose gates fit into a buffer and a binding, at least one.
 fn steps_bound(shape: Shape, caps: &DeviceCaps) -> usize {
     let Shape { steps, batch, hidden, directions, .. } = shape;
     let step = ELEMENT.size() * product([directions, batch, 4, hidden]);

@@ -10,7 +10,7 @@ use crate::spec::element::ElementType;
 pub struct BufferId(pub(crate) usize);
 
 impl BufferId {
-    /// Returns its index in [`Plan::buffers`](super::Plan::buffers).
+    /// Returns the buffer's index in [`Plan::buffers`](super::Plan::buffers).
     pub fn index(self) -> usize {
         self.0
     }
@@ -37,20 +37,20 @@ pub enum Role {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BufferSpec {
-    /// Its name, as the shaders' comments use it.
+    /// The buffer's name, which the shaders' comments use too.
     pub name: String,
-    /// Its axes as text: `[T, B, I]`.
+    /// The axes as text: `[T, B, I]`.
     pub axes: String,
-    /// The type of its elements.
+    /// The type of the elements.
     pub element: ElementType,
     /// The number of elements.
     pub len: usize,
-    /// Its purpose.
+    /// The purpose of the buffer.
     pub role: Role,
 }
 
 impl BufferSpec {
-    /// Returns the bytes of all elements.
+    /// Returns the size of the buffer in bytes.
     pub fn bytes(&self) -> u64 {
         self.element.bytes(self.len)
     }
@@ -61,14 +61,13 @@ impl BufferSpec {
     }
 }
 
-/// A range of a buffer that a dispatch binds. It starts at a multiple of 256 bytes for any element
-/// type: see [`Self::offset`].
+/// A range of a buffer that a dispatch binds. The range starts at a multiple of 256 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct BufferSlice {
     /// The buffer.
     pub buffer: BufferId,
-    /// The type of its elements.
+    /// The type of the elements.
     pub element: ElementType,
     /// The first bound element.
     pub first: usize,
@@ -77,12 +76,12 @@ pub struct BufferSlice {
 }
 
 impl BufferSlice {
-    /// Returns the bytes of the buffer before the slice, a multiple of 256.
+    /// Returns the slice's offset in the buffer, in bytes, a multiple of 256.
     pub fn offset(&self) -> u64 {
         self.element.bytes(self.first)
     }
 
-    /// Returns the bytes of the slice.
+    /// Returns the size of the slice in bytes.
     pub fn bytes(&self) -> u64 {
         self.element.bytes(self.len)
     }
@@ -127,7 +126,7 @@ impl BufferList {
         let slice = BufferSlice { buffer, element, first: range.start, len: range.len() };
         assert!(
             slice.offset().is_multiple_of(BINDING_ALIGNMENT),
-            "{} is bound from byte {}, which is no multiple of {BINDING_ALIGNMENT}",
+            "{} is bound from byte {}, which is not a multiple of {BINDING_ALIGNMENT}",
             self.specs[buffer.0].name,
             slice.offset(),
         );

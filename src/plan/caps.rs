@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use super::Limits;
 
-/// The capabilities of a device that a plan depends on: those that the device was opened with, not
-/// all that its adapter has.
+/// The capabilities of a device that a plan depends on. These are the capabilities that the device
+/// was opened with; its adapter may have more.
 ///
 /// The rules that choose kernels and tiles read nothing else, so a plan for any device can be made
 /// and tested on any other.
@@ -19,10 +19,10 @@ use super::Limits;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceCaps {
-    /// The limits.
+    /// The device's limits.
     pub limits: Limits,
-    /// True if it computes on the CPU: with few threads, on which a load costs as much as several
-    /// multiplications.
+    /// True if the device computes on the CPU: it has few threads, and a load costs as much as
+    /// several multiplications.
     pub software: bool,
     /// True if kernels can compute in f16: WGSL's `enable f16`. No plan uses it yet.
     pub f16: bool,
@@ -52,7 +52,7 @@ impl SubgroupSizes {
 }
 
 impl DeviceCaps {
-    /// A GPU with exactly what every WebGPU implementation has.
+    /// The capabilities that every WebGPU implementation has.
     pub const WEBGPU: Self = Self::new(Limits::WEBGPU_DEFAULT, false);
 
     /// Makes the capabilities of a device with these limits and no optional features.
@@ -78,15 +78,15 @@ impl DeviceCaps {
         Self { cooperative_matrices, ..self }
     }
 
-    /// Returns the FLOPs that one dispatch may have, and about those of one submit, so that none
-    /// takes long: a sixth of a second at 200 GFLOP/s, the rate of a slow GPU, or at the 3 to 8
-    /// GFLOP/s of a software adapter. (Windows ends a submit, and loses the device, after 2
+    /// Returns the largest number of FLOPs of one dispatch, and approximately of one submit. It
+    /// keeps each short: a sixth of a second at 200 GFLOP/s, the rate of a slow GPU, or at the 3 to
+    /// 8 GFLOP/s of a software adapter. (Windows ends a submit, and loses the device, after 2
     /// seconds.)
     pub(crate) const fn dispatch_flops(&self) -> u64 {
         if self.software { 1_000_000_000 } else { 32_000_000_000 }
     }
 
-    /// Returns the FLOPs that one workgroup may have. A workgroup uses a small part of the device.
+    /// Returns the largest number of FLOPs of one workgroup, which uses a small part of the device.
     pub(crate) const fn group_flops(&self) -> u64 {
         if self.software { 500_000_000 } else { 2_000_000_000 }
     }

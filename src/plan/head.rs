@@ -10,7 +10,7 @@ use crate::spec::config::Shape;
 use crate::spec::head::{Head, Readout};
 use crate::spec::loss::Loss;
 
-/// The features that a head reads: all of them, or those of one direction.
+/// The features that a head reads: all features, or the features of one direction.
 struct Features {
     values: Operand,
     /// Their gradient.
@@ -46,7 +46,7 @@ impl Planner<'_> {
     /// Returns the stages that compute the loss and count the correct rows.
     pub fn evaluation(&self) -> Vec<Stage> {
         let RunPurpose::Evaluation(loss) = self.purpose else { return Vec::new() };
-        let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss is of outputs");
+        let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss needs a head");
         let buffers = buffers.expect("a loss has its buffers");
         let head = self.head();
         let rows = head.rows(self.shape);
@@ -62,7 +62,7 @@ impl Planner<'_> {
     /// parameters and the GRU's states.
     pub fn head_backward(&self, t: &TrainingBuffers) -> Vec<Stage> {
         let RunPurpose::Loss(loss) = self.purpose else { return Vec::new() };
-        let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss is of outputs");
+        let HeadBuffers { outputs, loss: buffers } = self.run.head.expect("a loss needs a head");
         let buffers = buffers.expect("a loss has its buffers");
         let head = self.head();
         let rows = head.rows(self.shape);
@@ -91,7 +91,7 @@ impl Planner<'_> {
                 Operand::plain(doutputs, 0, head.outputs),
                 Operand::plain(weight, features.column, width),
                 Epilogue::Zero,
-                features.gradient.expect("of a training run"),
+                features.gradient.expect("a training run has gradients"),
             ));
         }
         let columns =
@@ -108,7 +108,7 @@ impl Planner<'_> {
         };
         let args =
             LossArgs { rows: rows as u32, width: head.outputs as u32, delta: delta.to_bits() };
-        // A thread computes at least four outputs, if there are that many.
+        // A thread computes at least four outputs, if the head has that many.
         let lanes = head.outputs.div_ceil(4).next_power_of_two().min(64);
         let differentiates = matches!(self.purpose, RunPurpose::Loss(_));
         let constants = LossConstants {
@@ -175,7 +175,7 @@ impl Planner<'_> {
     }
 }
 
-/// Distributes workgroups over x and y. The last ones may be superfluous.
+/// Distributes workgroups over x and y. The last workgroups may have no work.
 pub(super) fn over_two_axes(groups: usize) -> [u64; 3] {
     let x = groups.min(MAX_WORKGROUPS);
     [x as u64, groups.div_ceil(x) as u64, 1]

@@ -11,28 +11,28 @@ pub(crate) const BINDING_ALIGNMENT: u64 = 256;
 /// The distance in bytes between the arguments of two dispatches.
 pub(crate) const ARGS_BLOCK: u64 = BINDING_ALIGNMENT;
 
-/// The limits of an adapter that a plan must keep, under WebGPU's names.
+/// The limits of an adapter that a plan must respect, under WebGPU's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a buffer.
+    /// The largest size of a buffer, in bytes.
     pub max_buffer_size: u64,
-    /// Bytes of a buffer that one binding can cover.
+    /// The largest range of a buffer that one binding can cover, in bytes.
     pub max_storage_buffer_binding_size: u64,
-    /// Storage buffers that a kernel can bind.
+    /// The largest number of storage buffers that a kernel can bind.
     pub max_storage_buffers_per_shader_stage: u64,
-    /// Workgroups of a dispatch along each of x, y and z.
+    /// The largest number of workgroups of a dispatch along each of x, y and z.
     pub max_compute_workgroups_per_dimension: u64,
-    /// Threads of a workgroup.
+    /// The largest number of threads of a workgroup.
     pub max_compute_invocations_per_workgroup: u64,
-    /// Bytes of workgroup memory.
+    /// The largest amount of workgroup memory, in bytes.
     pub max_compute_workgroup_storage_size: u64,
-    /// The loop iterations that one invocation can make; not a limit of WebGPU. 65,535 on lavapipe,
-    /// which silently ends loops after that; unlimited elsewhere.
+    /// The largest number of loop iterations of one invocation; not a limit of WebGPU. 65,535 on
+    /// lavapipe, which silently ends loops after that; unlimited elsewhere.
     pub max_loop_iterations: u64,
 }
 
 impl Limits {
-    /// The limits of every WebGPU implementation.
+    /// WebGPU's default limits, which every implementation supports.
     pub const WEBGPU_DEFAULT: Self = Self {
         max_buffer_size: 256 << 20,
         max_storage_buffer_binding_size: 128 << 20,
@@ -98,11 +98,7 @@ impl Limits {
                     workgroup.bytes,
                     self.max_compute_workgroup_storage_size,
                 ),
-                (
-                    "loop iterations of one invocation",
-                    dispatch.iterations,
-                    self.max_loop_iterations,
-                ),
+                ("max_loop_iterations", dispatch.iterations, self.max_loop_iterations),
             ] {
                 within(what, limit, asked, allowed)?;
             }

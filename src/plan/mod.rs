@@ -54,14 +54,14 @@ use crate::spec::params::ParamLayout;
 /// What a run computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum RunPurpose {
-    /// States, and in training the gradients of everything that they depend on.
+    /// The states. In training also the gradients of everything that the states depend on.
     States,
     /// In inference: the outputs of the head.
     Outputs,
     /// In inference: the loss of the outputs, and the number of correct rows for classes.
     Evaluation(Loss),
-    /// In training: the loss of the outputs, and the gradient of the parameters, added to the
-    /// accumulated one.
+    /// In training: the loss of the outputs and the gradient of the parameters, which is added to
+    /// the accumulated gradient.
     Loss(Loss),
 }
 
@@ -119,8 +119,8 @@ impl Plan {
         caps: &DeviceCaps,
     ) -> Result<Self> {
         let layout = ParamLayout::new(config)?;
-        // The fields of a shape are public. The rest relies on what `GruConfig::shape` checks. Any
-        // layout is fine.
+        // The fields of a shape are public, and the rest relies on the checks of
+        // `GruConfig::shape`. Any layout is valid.
         let sizes = |s: Shape| [s.steps, s.batch, s.input, s.hidden, s.layers, s.directions];
         let expected = config.shape(shape.steps, shape.batch)?;
         check_shape("the run's [T, B, I, H, L, D]", &sizes(expected), &sizes(shape))?;
@@ -139,8 +139,8 @@ impl Plan {
         Self { title, buffers, forward, backward, accumulators, run, carries, submit_flops }
     }
 
-    /// Changes the plan so that each run starts from the last states of the previous run: the first
-    /// and the last third of `states` exchange places after each run, and nothing is copied.
+    /// Changes the plan so that each run starts from the last states of the previous run. The first
+    /// and the last third of `states` swap roles after each run, and nothing is copied.
     pub(crate) fn carrying(self) -> Self {
         Self { carries: true, ..self }
     }
@@ -150,14 +150,14 @@ impl Plan {
         &self.accumulators
     }
 
-    /// Returns the FLOPs after which commands are submitted, so that no submit runs long.
+    /// Returns the number of FLOPs after which commands are submitted, which keeps submits short.
     pub(crate) fn submit_flops(&self) -> u64 {
         self.submit_flops
     }
 
     /// Returns the number of parities. Runs of a plan that carries states alternate between two
     /// parities, each with its own arguments: in runs of odd parity the first and the last third of
-    /// `states` are exchanged. Other plans have one.
+    /// `states` are swapped. Other plans have one parity.
     pub(crate) fn parities(&self) -> usize {
         if self.carries { 2 } else { 1 }
     }
@@ -215,8 +215,8 @@ impl Plan {
         flops(&self.backward)
     }
 
-    /// Returns the bytes held on the device: all buffers, including the parameters', and the
-    /// arguments.
+    /// Returns the bytes of device memory that the plan takes: all buffers, including the
+    /// parameters, and the arguments.
     pub fn bytes(&self) -> u64 {
         self.buffers.iter().map(BufferSpec::bytes).sum::<u64>() + self.argument_bytes()
     }

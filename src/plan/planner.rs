@@ -13,7 +13,7 @@ use crate::spec::config::{Layout, Shape};
 use crate::spec::options::RunOptions;
 use crate::spec::params::ParamLayout;
 
-/// The context of all stages of a run.
+/// The context of all stages of a run: its options, its buffers and its kernels.
 pub(super) struct Planner<'a> {
     pub layout: &'a ParamLayout,
     pub shape: Shape,
@@ -85,7 +85,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Returns the steps in spans whose gates fit into a buffer.
+    /// Splits the steps into spans whose gates fit into a buffer.
     pub fn spans(&self) -> impl DoubleEndedIterator<Item = StepRange> + use<> {
         let (steps, most) = (self.shape.steps, self.gates.times);
         (0..steps.div_ceil(most)).map(move |i| {
@@ -94,7 +94,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Returns the states per batch row that a layer's `h` holds.
+    /// Returns the number of states per batch row that a layer's `h` holds.
     pub fn h_times(&self) -> usize {
         h_times(self.mode, self.shape.steps)
     }
@@ -107,14 +107,14 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Returns the index of a layer's `[D, B, H]` in states: of the first, the reset or the last
-    /// states.
+    /// Returns the index of a layer's `[D, B, H]` in `states`. `section` selects the first (0), the
+    /// reset (1) or the last states (2).
     pub fn states_at(&self, layer: usize, section: usize) -> usize {
         let Shape { batch, hidden, directions, layers, .. } = self.shape;
         (section * layers + layer) * directions * batch * hidden
     }
 
-    /// Returns a layer's input. In training its gradient has the same shape.
+    /// Returns a layer's input. In training the input's gradient has the same shape.
     pub fn input(&self, layer: usize) -> BufferSlice {
         self.buffers.whole(match layer {
             0 => self.run.x,

@@ -7,7 +7,7 @@ use super::tiles::ProductTile;
 use super::{BufferId, BufferList, BufferSlice, DeviceCaps, Dispatch, ElementType, Role, Stage};
 use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
 
-/// Workgroups of a dispatch along one axis: WebGPU's default, which every adapter allows.
+/// The largest number of workgroups of a dispatch along one axis: WebGPU's default limit.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
 /// The longest sum that one workgroup computes. Every 16 elements cost a slice of 16 iterations and
@@ -17,7 +17,7 @@ const MATMUL_MAX_DEPTH: usize = 16_384;
 /// The shortest sum that is worth its own workgroup.
 const MATMUL_MIN_DEPTH: usize = 512;
 
-/// The most rows that one workgroup sums, with 16 lanes.
+/// The most rows that one workgroup sums, with 16 threads per column.
 const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
 
 /// The fewest rows that are worth their own workgroup.
@@ -33,8 +33,8 @@ pub(crate) struct Operand {
     first: usize,
     stride: usize,
     transposed: bool,
-    /// If the rows in memory are grouped in runs: rows per run, and elements from one run to the
-    /// next.
+    /// If the rows in memory are grouped in runs: the number of rows of a run, and the number of
+    /// elements from one run to the next.
     runs: Option<(usize, usize)>,
 }
 
@@ -74,7 +74,7 @@ impl Operand {
     }
 }
 
-/// What is added to a product before it is stored.
+/// The term that is added to a product before the result is stored.
 #[derive(Clone, Copy)]
 pub(crate) enum Epilogue {
     /// Nothing.
@@ -90,9 +90,9 @@ pub(crate) enum Epilogue {
 pub(crate) struct ColumnSum {
     pub slice: BufferSlice,
     pub rows: usize,
-    /// Distance between rows.
+    /// The distance between rows, in elements.
     pub stride: usize,
-    /// A range of columns; or of elements from the slice's first on.
+    /// The elements of the first row in the slice, one for each column to sum.
     pub range: Range<usize>,
 }
 
@@ -111,8 +111,7 @@ impl<'a> ProductPlanner<'a> {
         Self { caps, partials: buffers.next_id(), partials_len: Cell::new(0) }
     }
 
-    /// Adds the buffer of partial results if there are any, as long as those of the largest
-    /// product.
+    /// Adds the buffer of partial results if there are any. It is large enough for every product.
     pub fn add_partials(&self, buffers: &mut BufferList) {
         let len = self.partials_len.get();
         if len > 0 {
@@ -133,8 +132,8 @@ impl<'a> ProductPlanner<'a> {
         if parts < 2 { 1 } else { parts as usize }
     }
 
-    /// `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several of the largest allowed
-    /// size.
+    /// Returns the stages of `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several
+    /// of the largest allowed size.
     pub fn matmul(
         &self,
         label: &str,
@@ -157,7 +156,10 @@ impl<'a> ProductPlanner<'a> {
 
     /// Split-K: computes the product with k in parts, one workgroup along z per part, and adds them
     /// up.
-    #[allow(clippy::too_many_arguments, reason = "matmul's, and how many parts")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the arguments of matmul, and the number of parts"
+    )]
     fn matmul_split_k(
         &self,
         label: &str,
@@ -189,7 +191,10 @@ impl<'a> ProductPlanner<'a> {
     }
 
     /// Computes a product in dispatches of at most `most_m` × `most_n` × `most_k`.
-    #[allow(clippy::too_many_arguments, reason = "matmul's, and how large a dispatch may be")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the arguments of matmul, and a dispatch's largest size"
+    )]
     pub fn matmul_in_dispatches(
         &self,
         label: &str,
@@ -232,7 +237,8 @@ impl<'a> ProductPlanner<'a> {
         [m, n, k]
     }
 
-    /// `out[to..] = Σ over rows` of columns. Adds to the contents if `accumulate` is set.
+    /// Returns the stages of `out[to..] = Σ over rows` of columns. They add to the contents of
+    /// `out` if `accumulate` is set.
     pub fn column_sum(
         &self,
         label: &str,
@@ -259,8 +265,8 @@ impl<'a> ProductPlanner<'a> {
     }
 }
 
-/// The part of a product that one dispatch computes, its k in parts of `k_part`, one workgroup
-/// along z per part.
+/// The block of a product that one dispatch computes. Its k is split into parts of `k_part`, with
+/// one workgroup along z for each part.
 struct SubProduct {
     /// The start along m, n and k.
     first: [usize; 3],
@@ -270,7 +276,7 @@ struct SubProduct {
 }
 
 impl SubProduct {
-    /// With several parts, `c` holds their results one after another.
+    /// Returns the dispatch. With several parts, `c` holds their results one after another.
     fn stage(&self, label: &str, a: Operand, b: Operand, epilogue: Epilogue, c: Operand) -> Stage {
         let Self { first: [m0, n0, k0], mnk: [m, n, k], k_part, tile } = *self;
         let bias = match epilogue {
@@ -313,7 +319,7 @@ impl SubProduct {
         };
         let parts = k.div_ceil(k_part) as u64;
         let [x, y] = tile.groups(m, n);
-        let k_walked = k_part.min(k).next_multiple_of(tile.depth());
+        let k_padded = k_part.min(k).next_multiple_of(tile.depth());
         Stage::Once(Dispatch {
             label: label.to_owned(),
             kernel: &MATMUL,
@@ -323,7 +329,7 @@ impl SubProduct {
             args: args.as_u32s().to_vec(),
             workgroups: [x, y, parts],
             flops: 2 * product([m, n, k]),
-            padded_flops: 2 * x * y * parts * product([tile.rows(), tile.columns(), k_walked]),
+            padded_flops: 2 * x * y * parts * product([tile.rows(), tile.columns(), k_padded]),
             bytes: a.bytes(product([m, k]))
                 + b.bytes(product([n, k]))
                 + c.bytes(parts * product([m, n])),
@@ -332,7 +338,8 @@ impl SubProduct {
     }
 }
 
-/// One dispatch that sums columns, its rows in parts; the partial sums follow one another.
+/// Returns a dispatch that sums columns. Its rows are split into parts, whose partial sums follow
+/// one another.
 fn sum_stage(
     label: &str,
     columns: &ColumnSum,

@@ -1,11 +1,11 @@
-//! The buffers of a run by meaning: those that a caller writes, reads or binds.
+//! The ids of the buffers that a caller writes, reads or binds.
 
 use std::ops::Range;
 
 use super::BufferId;
 use crate::spec::config::Shape;
 
-/// The buffers of a run by meaning. Sequences have their axes T and B in the shape's layout.
+/// The buffers of a run. Sequences have their axes T and B in the shape's layout.
 #[derive(Clone, Debug)]
 pub(crate) struct RunBuffers {
     /// `[T, B, I]`
@@ -25,13 +25,13 @@ pub(crate) struct RunBuffers {
     pub head: Option<HeadBuffers>,
 }
 
-/// The buffers of a backward pass by meaning.
+/// The buffers of a backward pass.
 #[derive(Clone, Debug)]
 pub(crate) struct TrainingBuffers {
     /// `[T, B, D·H]`
     pub dy: BufferId,
-    /// The gradients of `states`, in the same places: dh_n in; dh0 and the gradient of the reset
-    /// states out.
+    /// The gradients of `states`, in the same layout. The input is dh_n. The outputs are dh0 and
+    /// the gradient of the reset states.
     pub dstates: BufferId,
     /// The gradient of each layer's input: `[T, B, I]`, then `[T, B, D·H]`. If only the gradient of
     /// the parameters is needed, x has none.
@@ -40,10 +40,10 @@ pub(crate) struct TrainingBuffers {
     pub dparams: BufferId,
 }
 
-/// The buffers of a linear head by meaning, row by row.
+/// The buffers of a linear head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadBuffers {
-    /// `[rows, C]`; with a loss, finally their gradient.
+    /// `[rows, C]`: the outputs. A training loss replaces them with their gradient.
     pub outputs: BufferId,
     /// Only with a loss.
     pub loss: Option<LossBuffers>,
@@ -58,7 +58,8 @@ pub(crate) struct LossBuffers {
     pub weights: BufferId,
     /// `[rows]`: each row's loss. In evaluation `[rows, 2]`, with 1 if the row is correct.
     pub each: BufferId,
-    /// `[1]`: the loss, added to. In evaluation `[2]`: written.
+    /// `[1]`: the sum of losses, to which a run adds. In evaluation `[2]`: loss and number of
+    /// correct rows, which a run overwrites.
     pub sum: BufferId,
 }
 
@@ -71,7 +72,7 @@ pub(crate) enum StateSlot {
 }
 
 impl StateSlot {
-    /// Returns its range of elements in a run of `shape`.
+    /// Returns the slot's range of elements in a run of `shape`.
     pub fn range(self, shape: Shape) -> Range<usize> {
         let len = shape.state().iter().product::<usize>();
         self as usize * len..(self as usize + 1) * len

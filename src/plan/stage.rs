@@ -7,29 +7,29 @@ use crate::kernels::Kernel;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Dispatch {
-    /// What it computes, as text: `gates[r z n] = x · W_ihᵀ + b_ih`.
+    /// The formula that the dispatch computes, as text: `gates[r z n] = x · W_ihᵀ + b_ih`.
     pub label: String,
     pub(crate) kernel: &'static Kernel,
     /// The values of the kernel's override constants, in order; a bool is 0 or 1.
     pub(crate) constants: Vec<u32>,
     /// The slice for each storage binding, in the kernel's order.
     pub(crate) bindings: Vec<BufferSlice>,
-    /// The kernel's arguments, in order. A loop sets the one named `step`.
+    /// The kernel's arguments, in order. A loop sets the argument named `step`.
     pub(crate) args: Vec<u32>,
-    /// Workgroups along x, y, z.
+    /// The number of workgroups along x, y and z.
     pub workgroups: [u64; 3],
-    /// Multiplications and additions of its products (without elementwise work).
+    /// The multiplications and additions of the dispatch's products, without elementwise work.
     pub flops: u64,
-    /// The same, including the padding of tiles.
+    /// The multiplications and additions including the padding of tiles.
     pub padded_flops: u64,
-    /// The fewest bytes that it must move, each element once.
+    /// The bytes that the dispatch must move at least, each element once.
     pub bytes: u64,
     /// An upper bound on the loop iterations of one invocation.
     pub iterations: u64,
 }
 
 impl Dispatch {
-    /// Returns its kernel's name, which is that of the file in `shaders/`.
+    /// Returns the kernel's name, which is the name of its file in `shaders/`.
     pub fn kernel_name(&self) -> &'static str {
         self.kernel.name
     }
@@ -39,8 +39,8 @@ impl Dispatch {
         &self.bindings
     }
 
-    /// Returns the steps that a recurrence kernel runs one after another (backward: states); `None`
-    /// for any other kernel.
+    /// Returns the number of steps (backward: states) that a recurrence kernel runs one after the
+    /// other; `None` for any other kernel.
     pub fn recurrent_steps(&self) -> Option<usize> {
         self.kernel.argument("count").map(|count| self.args[count] as usize)
     }
@@ -51,7 +51,8 @@ impl Dispatch {
 pub enum Stage {
     /// One dispatch.
     Once(Dispatch),
-    /// `body` for each step from `first` to `last`, both included, upwards or downwards.
+    /// A loop that runs `body` for each step from `first` to `last`, both included, upwards or
+    /// downwards.
     Steps {
         /// The first step (backward: state).
         first: usize,
@@ -63,7 +64,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Returns the stage's dispatches, and how often each runs.
+    /// Returns the stage's dispatches, and how many times each runs.
     pub fn dispatches(&self) -> (&[Dispatch], usize) {
         match self {
             Stage::Once(dispatch) => (std::slice::from_ref(dispatch), 1),

@@ -1,4 +1,4 @@
-//! One short function per stage: its kernel, its operands, its count.
+//! The stages of a run, one function for each: its kernel, its operands and its size.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ impl Plan {
         caps: &DeviceCaps,
     ) -> Result<Self> {
         if let (RunPurpose::Evaluation(_), Some(head)) = (purpose, layout.head()) {
-            let (limit, allowed) = ("rows that an f32 can count", 1 << f32::MANTISSA_DIGITS);
+            let (limit, allowed) = ("the largest row count in f32", 1 << f32::MANTISSA_DIGITS);
             let what = || format!("the outputs of {shape}");
             limits::within(what, limit, head.rows(shape) as u64, allowed)?;
         }
@@ -38,7 +38,7 @@ impl Plan {
         let title = match (mode, planner.gates.kept) {
             (Mode::Inference, _) => "inference",
             (Mode::Training, true) => "training",
-            (Mode::Training, false) => "training, gates made again",
+            (Mode::Training, false) => "training, gates recomputed",
         };
         Ok(Self {
             title: format!("{title}, {}; {shape}", layout.config()),
@@ -90,21 +90,22 @@ impl Planner<'_> {
         stages
     }
 
-    /// Returns the buffers that a backward pass only adds to, so that they must be zero before it:
-    /// each direction's spans reach a step's dx at a different time.
+    /// Returns the buffers that a backward pass only adds to. They must be zero before it, because
+    /// the spans of the two directions reach a step's dx at different times.
     fn accumulators(&self, t: &TrainingBuffers) -> Vec<BufferId> {
         let adds = self.shape.directions > 1 && self.gates.times < self.shape.steps;
         if adds { t.dx.iter().copied().flatten().collect() } else { Vec::new() }
     }
 
-    /// Returns what the parameters' gradients of a span are added to: nothing for the first span of
-    /// the backward pass, unless the gradients of several batches are accumulated.
+    /// Returns the epilogue of the parameters' gradients of a span. The first span of the backward
+    /// pass overwrites the gradients, unless the gradients of several batches are accumulated.
+    /// Other spans add to them.
     fn epilogue(&self, span: StepRange) -> Epilogue {
         let first = span.end() == self.shape.steps && !matches!(self.purpose, RunPurpose::Loss(_));
         if first { Epilogue::Zero } else { Epilogue::Present }
     }
 
-    /// The input product for the gates of a span's steps, outside the loop.
+    /// Returns the input product for the gates of a span's steps, outside the loop.
     fn input_product(&self, layer: usize, direction: usize, span: StepRange) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
@@ -167,8 +168,9 @@ impl Planner<'_> {
         )
     }
 
-    /// The rows of r and z from h. The rows of n from h with the gradient of `W_hn h` (reset
-    /// after), or from `r ⊙ h` with the gradient of n's pre-activation (reset before).
+    /// Returns the products for dW_hh. The rows of r and z are products with h. The rows of n are
+    /// products of h and the gradient of `W_hn h` (reset after), or of `r ⊙ h` and the gradient of
+    /// n's pre-activation (reset before).
     fn weight_hh_gradient(
         &self,
         t: &TrainingBuffers,
@@ -219,7 +221,8 @@ impl Planner<'_> {
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
-        // Sums gates `first..first + count` into the gradient of a bias, from its gate `to` on.
+        // Sums the gates `first..first + count` into the gates of a bias gradient that start at
+        // `to`.
         let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
             let from = self.gates_at(direction, first * hidden);
             let columns = ColumnSum {

@@ -31,7 +31,8 @@ impl Gates {
 }
 
 impl Planner<'_> {
-    /// All forward steps of a span: one or two dispatches per step, or one for many steps.
+    /// Returns the stages of all forward steps of a span: one or two dispatches per step, or one
+    /// dispatch for many steps.
     pub(super) fn forward_steps(&self, layer: usize, span: StepRange) -> Vec<Stage> {
         match self.recurrence.forward {
             RecurrenceKernel::Sequence(_) => {
@@ -53,8 +54,8 @@ impl Planner<'_> {
         }
     }
 
-    /// All backward steps of a span, from its end to its start: one or two dispatches per state, or
-    /// one for many.
+    /// Returns the stages of all backward steps of a span, from its end to its start: one or two
+    /// dispatches per state, or one dispatch for many states.
     pub(super) fn backward_steps(
         &self,
         t: &TrainingBuffers,
@@ -87,8 +88,8 @@ impl Planner<'_> {
         }
     }
 
-    /// `count` steps from `step` on: one dispatch, or several that each take some rows of the
-    /// batch.
+    /// Returns the dispatches of `count` steps, starting at `step`: one dispatch, or one for each
+    /// group of batch rows.
     fn forward_step(
         &self,
         layer: usize,
@@ -100,7 +101,8 @@ impl Planner<'_> {
         let Shape { hidden, directions, .. } = self.shape;
         let (weight, _) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let (bias, bias_apart) = self.of_both(layer, |cell| cell.bias_hh.as_ref());
-        // What a unit of a row reads and writes: columns of gates, h and the next h, y.
+        // The elements that a unit of a row reads and writes: columns of gates, h and the next h,
+        // y.
         let (label, moved) = match gates {
             Gates::All => ("r, z, n from h; h'", 3 + 4 + 2 + 1),
             Gates::ResetUpdate => ("r, z from h; r ⊙ h", 2 + 3 + 1),
@@ -133,8 +135,8 @@ impl Planner<'_> {
         self.parts(Pass::Forward, gates).map(part).collect()
     }
 
-    /// `count` states from `state` down: one dispatch, or several that each take some rows of the
-    /// batch.
+    /// Returns the dispatches of `count` states, from `state` downwards: one dispatch, or one for
+    /// each group of batch rows.
     fn backward_step(
         &self,
         t: &TrainingBuffers,
@@ -266,7 +268,8 @@ impl Planner<'_> {
         2 * product([directions, gates.count(), kernel.rows(), units, hidden])
     }
 
-    /// Splits the batch into dispatches: as many rows each as work and grid allow.
+    /// Splits the batch rows into dispatches. Each has as many rows as the limits of work and
+    /// workgroups allow.
     fn parts(&self, pass: Pass, gates: Gates) -> impl Iterator<Item = (usize, usize)> + use<> {
         let kernel = self.recurrence.of(pass);
         let flops = self.padded_flops(kernel, gates).max(1);
@@ -274,8 +277,8 @@ impl Planner<'_> {
         split(self.shape.batch, kernel.rows() * groups as usize)
     }
 
-    /// Returns how many steps a workgroup that computes all units may run in one dispatch, limited
-    /// by its loops and its work.
+    /// Returns the number of steps that a workgroup of the sequence kernel may run in one dispatch,
+    /// limited by its loops and its work.
     fn steps_a_dispatch(&self, pass: Pass) -> usize {
         let kernel = self.recurrence.of(pass);
         let iterations = self.iterations(pass, Gates::All, 1);
@@ -313,7 +316,7 @@ impl Planner<'_> {
         (step * count + staged) as u64
     }
 
-    /// The common part of the two kernels' dispatches.
+    /// Returns the fields that dispatches of both kernels have in common; others are empty.
     fn step(
         &self,
         pass: Pass,

@@ -35,17 +35,17 @@ use crate::spec::options::Recurrence;
 /// slower than spreading each step over the device.
 const SEQUENCE_HIDDEN: usize = 128;
 
-/// The same for batches that give every part of a device some rows, and for software adapters,
-/// whose processors share one cache.
+/// The same limit for large batches ([`MANY_ROWS`]), which occupy the whole device, and for
+/// software adapters, whose processors share one cache.
 const SEQUENCE_HIDDEN_OF_MANY: usize = 256;
 
-/// The rows from which a batch counts as large.
+/// The number of rows from which a batch counts as large.
 const MANY_ROWS: usize = 128;
 
 /// Quads along k that a workgroup stages at once if it runs a single step.
 const STAGED_QUADS: usize = 32;
 
-/// The number of large tiles of a product that gives every part of a large GPU one.
+/// The number of large tiles of a product that occupies a whole large GPU.
 const LARGE_TILES: u64 = 96;
 
 /// The kernel of one pass through the recurrence: its family, and the family's tile.
@@ -94,8 +94,8 @@ pub(super) struct RecurrenceKernels {
 }
 
 impl RecurrenceKernels {
-    /// The rule. Whole sequences if H is small ([`sequence_pays`]) and workgroup memory suffices in
-    /// both passes, or if `recurrence` forces them. Otherwise one step per dispatch.
+    /// Chooses the kernels: whole sequences if H is small ([`sequence_pays`]) and workgroup memory
+    /// suffices in both passes, or if `recurrence` forces them; otherwise one step per dispatch.
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) if whole sequences are forced and do not fit.
@@ -176,7 +176,8 @@ impl RecurrenceKernel {
 }
 
 impl StepTile {
-    /// Each weight is read only once per step, so many lanes read weights side by side.
+    /// Chooses the tile. Each weight is read only once per step, so many split-K lanes read weights
+    /// in parallel.
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Self {
         let quads = config.hidden_size.div_ceil(4);
         let depth = depth_quads(quads, pass);
@@ -191,8 +192,8 @@ impl StepTile {
             },
         };
         if caps.software {
-            // There, a thread is a lane of a vector unit, and adding up the lanes' sums costs
-            // loads. More rows per weight are more work per load.
+            // A software adapter runs a thread in a SIMD lane, and adding the sums of split-K lanes
+            // costs loads. With more rows per weight, each load does more work.
             return make(16, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS);
         }
         let best = match pass {
@@ -202,7 +203,7 @@ impl StepTile {
         let [a, b, c, d] = [(8, 16), (4, 16), (4, 8), (4, 4)].map(|(u, l)| (u, l, STAGED_QUADS));
         let tiles = [best, a, b, c, d]
             .map(|(unit_quads, split_k, staged)| make(unit_quads, split_k, 1, staged));
-        let what = "a workgroup of some units of its rows";
+        let what = "a workgroup of the step kernel";
         let fits =
             |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps).is_ok();
         // If none fits, the plan's check reports it.
@@ -223,9 +224,10 @@ impl StepTile {
 }
 
 impl SequenceTile {
+    /// Chooses the tile.
+    ///
     /// # Errors
-    /// [`Error::Limit`](crate::Error::Limit) if all units of four rows are too much for a
-    /// workgroup.
+    /// [`Error::Limit`](crate::Error::Limit) if all units of four rows do not fit a workgroup.
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Self> {
         let unit_quads = config.hidden_size.div_ceil(4);
         let operand_quads = depth_quads(unit_quads, pass);
@@ -236,18 +238,18 @@ impl SequenceTile {
             operand_quads,
             accumulators: match pass {
                 Pass::Forward => products(config),
-                // The gates' operands for the next step stay there too.
+                // Workgroup memory also holds the gates' operands for the next step.
                 Pass::Backward => 3,
             },
         };
-        // On a GPU: many small workgroups, with enough of k per lane to be worth its sums.
+        // On a GPU: many small workgroups, in which each lane has enough of k to pay for the sums.
         let sizes = match (caps.software, pass) {
             (true, _) if batch >= 16 => vec![(1, 2), (1, 1)],
             (true, _) => vec![(1, 1)],
             (false, Pass::Forward) => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
             (false, Pass::Backward) => vec![(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)],
         };
-        let what = "a workgroup that makes all units of its rows";
+        let what = "a workgroup of the sequence kernel (Recurrence::Auto does not require it)";
         let fits = |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps);
         let tiles = sizes.into_iter().map(|(split_k, row_quads)| make(split_k, row_quads));
         let mut worthwhile =
@@ -287,8 +289,8 @@ fn depth_quads(unit_quads: usize, pass: Pass) -> usize {
     }
 }
 
-/// Returns the products of a unit with the state that exist at once forward: one per gate if no
-/// gate waits for another.
+/// Returns the number of a unit's products with the state that the forward pass holds at the same
+/// time: one per gate if no gate waits for another.
 fn products(config: &GruConfig) -> usize {
     match config.reset {
         Reset::After => 3,
@@ -355,7 +357,7 @@ impl ProductTile {
     }
 
     /// Tiles of 128 × 128 halve the reads from memory. They are for GPUs whose workgroups can hold
-    /// them, and for results with enough tiles for every part of such a GPU.
+    /// them, and for results with enough tiles to occupy such a GPU.
     fn large([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Option<Self> {
         let tile = |depth| Self {
             m_threads: 16,

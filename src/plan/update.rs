@@ -9,18 +9,18 @@ use crate::error::Result;
 use crate::kernels::{GRADIENT_NORM, GradientNormArgs, Kernel, OPTIMIZER, OptimizerArgs};
 use crate::spec::optimizer::{Clip, UpdateConstants};
 
-/// The updates whose reports the device keeps until the host reads them.
+/// The number of updates whose reports the device keeps until the host reads them.
 pub(crate) const SLOTS: usize = 64;
 
-/// u32 words of a report, and of the header before the first one. A report: the loss, the norm and
-/// the largest magnitude as bits of f32, the index of that element, and 1 if the update was
-/// stopped.
+/// The number of u32 words of a report, and of the header before the first report. A report holds
+/// the loss, the norm and the largest magnitude as bits of f32, the index of the element with that
+/// magnitude, and 1 if the update was stopped.
 pub(crate) const REPORT: usize = 5;
 
-/// Elements of the gradient per workgroup of the norm.
+/// The number of the gradient's elements for each workgroup of the norm.
 const PART: usize = 16_384;
 
-/// u32 words that `shaders/optimizer.wgsl` reads for an update.
+/// The number of u32 words that `shaders/optimizer.wgsl` reads for an update.
 const NUMBERS: usize = 11;
 
 /// The buffers of an update by meaning. All except the last three belong to the learner or the
@@ -112,8 +112,8 @@ impl Plan {
     }
 }
 
-/// The norm of `length` elements as that many partial results, or of `length` partial results
-/// together.
+/// Returns the dispatch that reduces `length` elements to `parts` partial results, or `length`
+/// partial results to the norm if `finish` is set.
 fn gradient_norm(
     label: &str,
     finish: bool,
@@ -129,7 +129,8 @@ fn gradient_norm(
     dispatch(label, &GRADIENT_NORM, vec![finish.into()], bindings, args, groups, iterations)
 }
 
-/// Updates the parameters, or only `checks` that all would be finite.
+/// Returns the dispatch that updates the parameters, or that only checks that all would stay finite
+/// if `checks` is set.
 fn optimize(
     checks: bool,
     length: usize,
@@ -149,7 +150,7 @@ fn optimize(
     let constants = vec![adam.into(), kind, checks.into()];
     let groups = [groups as u64, 1, 1];
     let label = match (checks, adam) {
-        (true, _) => "whether all is finite then",
+        (true, _) => "check that all stays finite",
         (false, true) => "θ, m, v by Adam",
         (false, false) => "θ, m by gradient descent",
     };

@@ -179,7 +179,7 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
         }
     }
 
-    /// Returns the activation of r and z, and that of n.
+    /// Returns the activation of r and z, and the activation of n.
     fn activations(&self) -> (Activation, Activation) {
         (self.config.gate_activation, self.config.candidate_activation)
     }

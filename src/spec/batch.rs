@@ -39,7 +39,7 @@ pub struct Batch<'a, F = f32> {
     /// The first states, `[L·D, B, H]`; zeros if `None`.
     pub h0: Option<ArrayView3<'a, F>>,
     /// The length of each row, `[B]`, each from 0 to T; all T if `None`. Past a row's length x is
-    /// not read, y is 0, gradients are 0, and the state stays that of the last valid step. The
+    /// not read, y is 0, gradients are 0, and the state keeps the value of the last valid step. The
     /// reverse direction starts at the row's last valid step. Rows need not be sorted by length.
     pub lengths: Option<&'a [usize]>,
     /// The reset mask, `[T, B]` or `[B, T]`. True at step t cuts a row between its steps t − 1 and
@@ -209,7 +209,8 @@ impl<'a, F> Batch<'a, F> {
     }
 }
 
-/// The bits of step flags, a u32 for each step and row, `[T, B]`. `shaders/step.wgsl` has the same.
+/// The bits of step flags, a u32 for each step and row, `[T, B]`. `shaders/step.wgsl` has the same
+/// constants.
 ///
 /// [`Batch::step_flags`](crate::Batch::step_flags) computes step flags from lengths and resets. A
 /// program that runs a forward pass over its own buffers may write them itself, on the GPU too.

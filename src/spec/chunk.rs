@@ -61,7 +61,7 @@ impl Chunk {
 ///
 /// 1. one chunk, if the whole run fits;
 /// 2. else chunks of all rows and as many steps as fit, if states can be carried from chunk to
-///    chunk in the direction `carried`. The number of sequential steps stays that of the whole run;
+///    chunk in the direction `carried`. The number of sequential steps does not change;
 /// 3. else chunks of all steps and as many rows as fit.
 ///
 /// # Errors

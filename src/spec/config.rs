@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result, checked_len};
 
-/// The largest number of layers, far above that of any model that can be trained. A mistaken number
-/// is refused before entries are allocated for each layer.
+/// The largest number of layers, far more than any trainable model has. A mistaken number is
+/// refused before entries are allocated for each layer.
 const MAX_LAYERS: usize = 1024;
 
 /// The place where the reset gate r acts in the candidate n.
@@ -247,7 +247,7 @@ impl GruConfig {
         Self { direction, ..self }
     }
 
-    /// Sets the activation of r and z to `gate` and that of n to `candidate`.
+    /// Sets the activation of r and z to `gate`, and the activation of n to `candidate`.
     ///
     /// ```
     /// use gru_wgpu::{Activation, GruConfig};
@@ -325,7 +325,7 @@ impl GruConfig {
     /// the errors of [`Self::validate`].
     pub fn shape(&self, steps: usize, batch: usize) -> Result<Shape> {
         self.validate()?;
-        for (what, size) in [("the number of steps T", steps), ("the batch B", batch)] {
+        for (what, size) in [("the number of steps T", steps), ("the batch size B", batch)] {
             if size == 0 {
                 return Err(Error::ZeroSize { what });
             }
@@ -421,7 +421,8 @@ impl std::fmt::Display for GruConfig {
     }
 }
 
-/// The serde default of `layers`. This and the next two defaults equal those of [`GruConfig::new`].
+/// The serde default of `layers`. This and the next two defaults are the values of
+/// [`GruConfig::new`].
 #[cfg(feature = "serde")]
 fn one_layer() -> usize {
     1
@@ -460,8 +461,8 @@ impl Layout {
     }
 }
 
-/// The sizes of one run. [`GruConfig::shape`] makes it, so no size is 0 and no tensor's size
-/// overflows.
+/// The sizes of one run, from [`GruConfig::shape`], which checks that no size is 0 and that no
+/// tensor's size overflows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Shape {

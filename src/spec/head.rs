@@ -29,7 +29,7 @@ pub enum Readout {
     /// y at every step, for sequence labelling: outputs `[T, B, C]`, or `[B, T, C]` in a
     /// batch-first run.
     EveryStep,
-    /// The last layer's last states, those of both directions concatenated, for classification:
+    /// The last layer's last states, with both directions concatenated, for classification:
     /// outputs `[B, C]`. The reverse direction's last state is at the first step, so both
     /// directions have read the whole sequence.
     #[cfg_attr(feature = "serde", serde(rename = "last"))]
@@ -63,8 +63,8 @@ impl Head {
         }
     }
 
-    /// Returns for each row of outputs whether it is valid: of a step within its row's length, or
-    /// of a sequence of at least one step.
+    /// Returns one flag for each row of outputs, true if the row is valid: its step is within the
+    /// batch row's length, or its sequence has at least one step.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory): x may be a broadcast view of any size.
@@ -88,8 +88,8 @@ impl Head {
         Ok(valid)
     }
 
-    /// Returns the indices of a chunk's rows of outputs among those of the run, in the chunk's
-    /// order.
+    /// Returns the indices of a chunk's rows of outputs among the run's rows of outputs, in the
+    /// chunk's order.
     pub(crate) fn rows_of(&self, chunk: &Chunk, shape: Shape) -> Vec<usize> {
         match self.readout {
             Readout::LastState => chunk.rows.clone().collect(),

@@ -145,11 +145,17 @@ impl PreparedTargets {
             }
             (Targets::Values(_), Loss::CrossEntropy { .. }) => {
                 let why = "cross-entropy takes classes (i32); pass classes or choose another loss";
-                return Err(Error::Conflict { what: "cross-entropy and targets of numbers", why });
+                return Err(Error::Conflict {
+                    what: "cross-entropy and targets that are numbers",
+                    why,
+                });
             }
             (Targets::Classes(_), _) => {
                 let why = "only cross-entropy takes classes; pass numbers or choose cross-entropy";
-                return Err(Error::Conflict { what: "this loss and targets of classes", why });
+                return Err(Error::Conflict {
+                    what: "this loss and targets that are classes",
+                    why,
+                });
             }
         };
         let counted = counts.iter().filter(|&&counts| counts).count();
@@ -182,7 +188,7 @@ impl PreparedTargets {
         self.weights.iter().filter(|&&weight| weight != 0.0).count()
     }
 
-    /// Returns the number of rows that count whose largest output is that of the target class, or
+    /// Returns the number of rows that count and whose largest output is the target class's, or
     /// `None` if the targets are numbers.
     pub fn correct(&self, outputs: &[f32]) -> Option<usize> {
         let TargetData::Classes(classes) = &self.targets else { return None };
@@ -221,7 +227,7 @@ impl PreparedTargets {
     }
 }
 
-/// Converts classes to u32 indices, and marks the rows of the ignored class in `counts`.
+/// Converts classes to u32 indices, and sets `counts` to false for rows of the ignored class.
 fn class_indices(
     classes: &ArrayViewD<'_, i32>,
     outputs: usize,

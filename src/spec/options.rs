@@ -43,7 +43,7 @@ impl RunOptions {
     }
 }
 
-/// The purpose of a plan.
+/// The mode of a run: inference or training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Forward only.

@@ -43,7 +43,7 @@ pub struct ParamEntry {
 /// | `bias_ih_l0` | `[3H]` | one bias or two biases |
 /// | `bias_hh_l0` | `[3H]` | two biases |
 /// | `…_l1`, `…_l2`, … | the same | more layers |
-/// | `…_l0_reverse`, … | the same, after the forward ones | a reverse direction, alone or in both |
+/// | `…_l0_reverse`, … | the same, after the forward direction's | a reverse direction, alone or in both |
 /// | `head.weight` | `[C, D·H]` | a linear head |
 /// | `head.bias` | `[C]` | a linear head |
 ///

@@ -42,7 +42,7 @@ fn arrays_of_a_wrong_shape_are_refused_by_name() {
                 forward([0, 2, 3], [1, 2, 5]),
                 "the number of steps T is 0; every size must be at least 1",
             ),
-            (forward([4, 0, 3], [1, 0, 5]), "the batch B is 0; every size must be at least 1"),
+            (forward([4, 0, 3], [1, 0, 5]), "the batch size B is 0; every size must be at least 1"),
             (
                 backward([4, 2, 4], [1, 2, 5]),
                 "dy [T, B, D·H] has shape [4, 2, 4], expected [4, 2, 5]",

@@ -249,7 +249,7 @@ fn each_limit_error_names_the_limit_the_request_and_the_maximum() {
         (
             Limits { max_loop_iterations: 2000, ..GENEROUS },
             [1, 1, 1, 16_000],
-            "loop iterations of one invocation",
+            "max_loop_iterations",
             4615,
         ),
         // The input product has 1200 columns, in tiles of 256 by so few rows.

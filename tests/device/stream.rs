@@ -130,7 +130,7 @@ fn wrong_calls_are_refused_and_change_nothing() {
     for device in devices() {
         let gru = gru(&device);
         let error = gru.stream(0, &[1]).unwrap_err();
-        assert_eq!(error, Error::ZeroSize { what: "the batch B" });
+        assert_eq!(error, Error::ZeroSize { what: "the batch size B" });
         assert_eq!(
             gru.stream(1, &[0]).unwrap_err(),
             Error::ZeroSize { what: "the number of steps T" }

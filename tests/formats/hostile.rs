@@ -513,7 +513,7 @@ fn inconsistent_onnx_is_refused() {
         (
             "a node without weights",
             model(&[node("GRU", &["x"], &["y"], &[])], &[]),
-            "its W is not connected",
+            "its input W is not connected",
         ),
         ("negative sizes", claim(&[1, 3, -2]), "invalid shape [1, 3, -2]"),
         ("sizes that overflow", claim(&[max, max, max]), "invalid shape"),
@@ -529,7 +529,7 @@ fn inconsistent_onnx_is_refused() {
             "expected [1, 1610612736, 2]",
         ),
         ("too many axes", claim(&[1; 1000]), "invalid shape"),
-        ("another number of axes", claim(&[3, 2]), "expected three axes each"),
+        ("another number of axes", claim(&[3, 2]), "expected three axes for both"),
         ("no inputs", claim(&[1, 3, 0]), "input size I is 0"),
         (
             "weights that do not fit each other",

@@ -486,7 +486,7 @@ fn weights_that_nodes_rearrange() {
     let error = read(flat(), &[bad], &[integers("zero", &[0]), ends()]).unwrap_err().to_string();
     assert!(
         error.ends_with(
-            "its W: `W`: its starts, ends and axes differ in number, or its steps are not all 1"
+            "its W: `W`: its starts, ends and axes have different lengths, or a step is not 1"
         ),
         "{error}"
     );
@@ -495,7 +495,10 @@ fn weights_that_nodes_rearrange() {
         let part = floats("p", dims, &ascending[..dims.iter().product::<i64>() as usize]);
         let joined = node("Concat", &["f", "p"], &["W"], &[attribute("axis", int(3, 0))]);
         let error = read(flat(), &[joined], &[part]).unwrap_err().to_string();
-        assert!(error.ends_with("the inputs to join have shapes that do not fit"), "{error}");
+        assert!(
+            error.ends_with("the inputs to concatenate have shapes that do not fit"),
+            "{error}"
+        );
     }
     let scaled = node("Mul", &["f", "f"], &["W"], &[]);
     let error = read(flat(), &[scaled], &[]).unwrap_err().to_string();

@@ -122,7 +122,7 @@ fn metadata_applies_to_a_single_gru() {
     };
     assert_eq!(under(&["a."]).unwrap(), params);
     let error = under(&["a.", "b."]).unwrap_err().to_string();
-    assert!(error.starts_with("its metadata describes one GRU, but it holds 2"), "{error}");
+    assert!(error.starts_with("its metadata describes one GRU, but the file holds 2"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Constant folding: the values that are known without running a model. These are its constants,
-//! and what nodes make of them by slicing, concatenating and rearranging.
+//! and the results of nodes that slice, concatenate or rearrange constants.
 //!
 //! Exporters need this: PyTorch's, for example, keeps the weights unchanged and adds nodes that
 //! bring the gates into ONNX's order.
@@ -25,7 +25,7 @@ const MAX_DEPTH: usize = 64;
 pub(super) enum KnownValue {
     /// The value is a constant.
     Constant(Rc<Value>),
-    /// The value is known only when the model runs. The text names what it depends on.
+    /// The value is known only when the model runs. The text names the source of the value.
     AtRun(String),
 }
 

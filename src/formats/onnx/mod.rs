@@ -122,7 +122,7 @@ pub fn load(path: impl AsRef<Path>, options: &OnnxOptions) -> Result<OnnxModel> 
 /// Like [`load`], from a stream. A stream has no folder, so external data cannot be read.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn read(from: impl Read + Seek, options: &OnnxOptions) -> Result<OnnxModel> {
     parse(ByteSource::new(from)?, None, |graph| read_graph(graph, options))
 }
@@ -131,7 +131,7 @@ pub fn read(from: impl Read + Seek, options: &OnnxOptions) -> Result<OnnxModel> 
 /// name, or `first..last` for a stack.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
     let path = path.as_ref();
     files::open(path, |source| parse(source, Some(path), stack_names))
@@ -140,7 +140,7 @@ pub fn names(path: impl AsRef<Path>) -> Result<Vec<String>> {
 /// Like [`names`], from a stream.
 ///
 /// # Errors
-/// As [`load`].
+/// The errors of [`load`].
 pub fn read_names(from: impl Read + Seek) -> Result<Vec<String>> {
     parse(ByteSource::new(from)?, None, stack_names)
 }
@@ -209,8 +209,8 @@ fn stored_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Param
     Params::from_cells(&stored, &cells).ok()
 }
 
-/// Joins the first states of the layers. If the value of any is known only at run time, names the
-/// sources of all such states.
+/// Concatenates the first states of the layers. If any of them is known only at run time, returns
+/// the names of the sources of all such states.
 fn joined_h0(
     per_layer: Vec<OptionalInput<Array3<f32>>>,
     config: &GruConfig,
@@ -224,7 +224,7 @@ fn joined_h0(
                 batch = Some(h0.dim().1);
             }
             OptionalInput::Constant(_) => {
-                let reason = "the initial_h of its layers have different batch sizes".to_owned();
+                let reason = "the initial_h of the layers have different batch sizes".to_owned();
                 return Err(Error::format(reason));
             }
             OptionalInput::AtRun(source) if sources.contains(&source.as_str()) => {}

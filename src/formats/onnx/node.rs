@@ -22,7 +22,7 @@ pub(super) mod input {
     pub const H0: usize = 5;
 }
 
-/// The operator's names of its inputs, by index, for error messages.
+/// The names of the operator's inputs, by index, for error messages.
 const INPUTS: [&str; 6] = ["X", "W", "R", "B", "sequence_lens", "initial_h"];
 
 /// The value of an optional input of a GRU node.
@@ -66,7 +66,7 @@ impl GruNode {
         let r = required(weight_shape(constants, &proto, input::R)?, "R")?;
         let (&[_, _, input_size], &[_, _, hidden]) = (&w[..], &r[..]) else {
             return Err(Error::format(format!(
-                "W and R have shapes {w:?} and {r:?}; expected three axes each"
+                "W and R have shapes {w:?} and {r:?}; expected three axes for both"
             )));
         };
         let gates = hidden.saturating_mul(3);
@@ -234,7 +234,7 @@ impl Attributes {
                 // At this bound nothing is clipped.
                 "clip" if attribute.f >= 1e38 => {}
                 "clip" => return Err(unsupported(&format!("a clip ({:e})", attribute.f))),
-                // Only in opsets before 7, where it says if Y is used.
+                // Only in opsets before 7: true if Y is used.
                 "output_sequence" => {}
                 other => return Err(unsupported(&format!("the attribute {}", quote(other)))),
             }
@@ -296,8 +296,7 @@ fn check_type(attribute: &AttributeProto) -> Result<()> {
     }
 }
 
-/// Reads the activations of a node. Each takes its α and β from the front of what remains of the
-/// two lists.
+/// Reads the activations of a node. Each activation takes the next α and β of the two lists.
 fn activations(
     functions: &[prost::bytes::Bytes],
     alphas: &[f32],
@@ -376,7 +375,7 @@ fn weight(
 fn not_constant(index: usize, source: &str) -> Error {
     Error::format(format!(
         "its {} depends on {source}; weights must be constants in the model, at most sliced, \
-         joined or reordered",
+         concatenated or reordered",
         INPUTS[index]
     ))
 }
@@ -387,7 +386,9 @@ fn floats(value: &Value) -> Result<&ArrayD<f32>> {
 }
 
 fn required<T>(found: Option<T>, name: &str) -> Result<T> {
-    found.ok_or_else(|| Error::format(format!("its {name} is not connected")))
+    found.ok_or_else(|| {
+        Error::format(format!("its input {name} is not connected; the operator GRU requires it"))
+    })
 }
 
 fn expect_shape(what: &str, got: &[usize], expected: &[usize]) -> Result<()> {

@@ -83,10 +83,13 @@ impl Operation {
             Self::Slice => sliced(array, node, inputs)?,
             Self::Concat => {
                 let all = all.ok_or_else(|| {
-                    Error::format("the inputs to join have different types or are not connected")
+                    Error::format(
+                        "the inputs to concatenate have different types or are not connected",
+                    )
                 })?;
                 let axis = axis_of(node.integer("axis", 0)?, array.ndim())?;
-                let misfit = || Error::format("the inputs to join have shapes that do not fit");
+                let misfit =
+                    || Error::format("the inputs to concatenate have shapes that do not fit");
                 // ndarray panics if the number of axes differs or the length overflows.
                 let len = all.iter().try_fold(0usize, |len, part| {
                     let same_axes = part.ndim() == array.ndim();
@@ -109,7 +112,7 @@ impl Operation {
     }
 }
 
-/// Returns integers that are an attribute in old opsets and an input in new ones.
+/// Returns integers that are an attribute in old opsets and an input in new opsets.
 fn optional_operand(
     node: &NodeProto,
     name: &str,
@@ -162,7 +165,7 @@ fn sliced<T: Copy>(
     let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
     if ends.len() != starts.len() || axes.len() != starts.len() || steps.iter().any(|&s| s != 1) {
         return Err(Error::format(
-            "its starts, ends and axes differ in number, or its steps are not all 1",
+            "its starts, ends and axes have different lengths, or a step is not 1",
         ));
     }
     let mut view = array.view();
@@ -191,7 +194,8 @@ fn unsqueezed<T: Copy>(array: &ArrayD<T>, axes: &[i64]) -> Result<ArrayD<T>> {
     let unsqueezed = chosen.iter().try_fold(array.view(), |view, &axis| {
         (axis.index() <= view.ndim()).then(|| view.insert_axis(axis))
     });
-    let wrong = || Error::format(format!("its axes {axes:?} leave a gap"));
+    let wrong =
+        || Error::format(format!("its axes {axes:?} do not fit an array of {} axes", array.ndim()));
     Ok(unsqueezed.ok_or_else(wrong)?.to_owned())
 }
 

@@ -205,7 +205,7 @@ fn transposed(axes: &[Axis], order: &[i64]) -> Option<Vec<Axis>> {
     after.collect::<Option<Vec<_>>>().filter(|after| after.len() == axes.len())
 }
 
-/// Returns the axes without that of a single direction, or `None` if another one is removed.
+/// Returns the axes without the direction axis of size 1, or `None` if another axis is removed.
 fn squeezed(axes: &[Axis], removed: &[i64], directions: usize) -> Option<Vec<Axis>> {
     let &[removed] = removed else { return None };
     let removed = if removed < 0 { removed.checked_add(axes.len() as i64)? } else { removed };

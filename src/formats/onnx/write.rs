@@ -74,7 +74,7 @@ pub fn save(path: impl AsRef<Path>, params: &Params, inputs: &Inputs) -> Result<
 /// Like [`save`], to a stream.
 ///
 /// # Errors
-/// As [`save`].
+/// The errors of [`save`].
 pub fn write(to: impl Write, params: &Params, inputs: &Inputs) -> Result<()> {
     let model = encode(params, inputs)?;
     files::write_stream(to, |to| to.write_all(&model))

@@ -194,7 +194,7 @@ impl AdapterStream {
         let Some(Staging { upload, download }) = &self.staging else {
             return Err(Error::Conflict {
                 what: "a stream over a caller's buffers and a step over arrays",
-                why: "use Gru::encode_step",
+                why: "use Gru::encode_step, or make the stream with Gru::stream",
             });
         };
         let (upload, download) = (upload.clone(), download.clone());
