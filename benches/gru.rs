@@ -1,7 +1,7 @@
-//! Times the parts of a run with criterion: the products, one step, a sequence, training; on the
-//! CPU and on an adapter (GRU_DEVICE, or a hardware GPU, or a software adapter, which is called
-//! that). `gru bench` compares devices and shapes; this benchmark compares a change with the code
-//! before it:
+//! Times the parts of a run with criterion: the products, one step, a sequence, training. Runs on
+//! the CPU and on an adapter: the one that GRU_DEVICE names, otherwise a hardware GPU, otherwise a
+//! software adapter. `gru bench` compares devices and shapes. This benchmark compares two versions
+//! of the code:
 //!
 //! ```sh
 //! cargo bench -- --save-baseline before
@@ -14,11 +14,11 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use gru_wgpu::{Device, DeviceKind, Gru, GruConfig, Init};
 use ndarray::Array3;
 
-/// T, B, I, H: a small shape, which a software adapter can finish, and a large one.
+/// `[T, B, I, H]`, small enough for a software adapter.
 const SMALL: [usize; 4] = [16, 8, 64, 64];
 const LARGE: [usize; 4] = [64, 32, 128, 256];
 
-/// Returns each device with the name of its rows.
+/// Returns each device with its name in the results.
 fn devices() -> Vec<(&'static str, Device)> {
     let word = std::env::var("GRU_DEVICE").ok().filter(|word| !word.is_empty());
     let adapter = match word {
@@ -67,8 +67,8 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, Wal
     group
 }
 
-/// The input product, with almost nothing else (97 % of the work of one step of many rows), by the
-/// device's own clock; in training with its three gradients.
+/// Times the input product by the device's own clock, in training with its three gradients. The
+/// shape is one step of many rows, in which the input product is 97 % of the work.
 fn products(criterion: &mut Criterion) {
     for (name, train) in [("products/forward", false), ("products/training", true)] {
         let mut group = group(criterion, name);
@@ -83,7 +83,7 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
-/// One step of a stream, from arrays to arrays.
+/// Times one step of a stream, from arrays to arrays.
 fn step(criterion: &mut Criterion) {
     let mut group = group(criterion, "step");
     for device in devices() {
@@ -99,7 +99,7 @@ fn step(criterion: &mut Criterion) {
     }
 }
 
-/// A forward pass, from arrays to arrays.
+/// Times a forward pass, from arrays to arrays.
 fn sequence(criterion: &mut Criterion) {
     let mut group = group(criterion, "sequence");
     for device in devices() {
@@ -111,7 +111,7 @@ fn sequence(criterion: &mut Criterion) {
     }
 }
 
-/// Forward and backward, from arrays to arrays.
+/// Times forward and backward, from arrays to arrays.
 fn training(criterion: &mut Criterion) {
     let mut group = group(criterion, "training");
     for device in devices() {

@@ -33,7 +33,8 @@ fn main() -> Result<()> {
             let start = Instant::now();
             match mode {
                 "train" => {
-                    // As after an optimizer's update, so that the weights are packed again.
+                    // Marks the parameters as changed, as an update does. The weights are then
+                    // packed again.
                     gru.params_mut();
                     let (_, tape) = gru.forward_train(&x)?;
                     gru.backward(tape, Some(dy.view()), None)?;

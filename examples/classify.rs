@@ -5,8 +5,9 @@
 //! cargo run --release --example classify
 //! ```
 //!
-//! Which of nine men says /ae/? (`data/README.md` has the source.) Interrupt it and start it again:
-//! it resumes from `vowels.run.safetensors`, bit for bit.
+//! The classes are nine speakers who say the vowels /ae/ (source: `data/README.md`). If you
+//! interrupt the program and start it again, it resumes from `vowels.run.safetensors` and gives the
+//! same bits.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -61,7 +62,7 @@ fn main() -> Result<()> {
     let mut trainer = if Path::new(CHECKPOINT).exists() {
         let (last, refused) = Checkpoint::load_last(CHECKPOINT)?;
         if let Some(why) = refused {
-            eprintln!("the one before is taken: {why}");
+            eprintln!("cannot read the newest checkpoint, resuming from the one before: {why}");
         }
         Trainer::from_checkpoint(last, &device)?
     } else {
@@ -69,9 +70,9 @@ fn main() -> Result<()> {
     };
     trainer.run(&train, &valid, |trainer, event| {
         if let Event::Epoch { epoch, loss, validation: Some(now), is_best } = event {
-            let share = 100.0 * now.accuracy().unwrap_or(0.0);
+            let accuracy = 100.0 * now.accuracy().unwrap_or(0.0);
             let best = if *is_best { ", the best so far" } else { "" };
-            println!("epoch {epoch}: loss {loss:.4}, {share:.1} % of validation right{best}");
+            println!("epoch {epoch}: loss {loss:.4}, validation accuracy {accuracy:.1} %{best}");
             trainer.checkpoint()?.save(CHECKPOINT)?;
         }
         Ok(ControlFlow::Continue(()))
@@ -85,7 +86,7 @@ fn main() -> Result<()> {
         let x = x.view().insert_axis(Axis(1)); // [T, 1, 12]
         tested += network.evaluate(&Loss::cross_entropy(), x, &[class][..])?;
     }
-    let share = 100.0 * tested.accuracy().unwrap_or(0.0);
-    println!("{share:.1} % of {} test sequences right", tested.counted);
+    let accuracy = 100.0 * tested.accuracy().unwrap_or(0.0);
+    println!("test accuracy {accuracy:.1} % on {} sequences", tested.counted);
     Ok(())
 }

@@ -40,14 +40,14 @@ fn main() -> Result<()> {
     for _ in 0..12 {
         for _ in 0..50 {
             let (x, sums) = batch(&mut rng);
-            learner.step(&x, sums.view())?; // queued; nothing comes back yet
+            learner.step(&x, sums.view())?; // queued; `metrics` returns the result
         }
-        let reports = learner.metrics()?; // waits, and tells how all of them went
-        let mean = reports.iter().map(|report| report.loss).sum::<f32>() / reports.len() as f32;
+        let metrics = learner.metrics()?; // waits; one entry for each queued update
+        let mean = metrics.iter().map(|update| update.loss).sum::<f32>() / metrics.len() as f32;
         println!("after {:3} steps: mean squared error {mean:.4}", learner.updates());
     }
     let (x, sums) = batch(&mut rng);
-    let said = learner.into_network()?.forward(&x)?; // [64, 1]
-    println!("of a new sequence it says {:.3}; the sum is {:.3}", said[[0, 0]], sums[[0, 0]]);
+    let predicted = learner.into_network()?.forward(&x)?; // [64, 1]
+    println!("new sequence: predicted {:.3}, sum {:.3}", predicted[[0, 0]], sums[[0, 0]]);
     Ok(())
 }

@@ -156,7 +156,7 @@ fn load_inputs(step: u32, row: u32, unit: u32) -> vec3<f32> {
     return vec3(gates[at_r], gates[at_r + args.hidden], gates[at_r + 2u * args.hidden]);
 }
 
-// Biases of r, z and n.
+// The biases of r, z and n.
 fn biases(unit: u32) -> vec3<f32> {
     return vec3(bias(0u, unit), bias(1u, unit), bias(2u, unit));
 }
@@ -219,7 +219,8 @@ fn update(
     return store_state(step, row, unit, after);
 }
 
-// The elementwise part, one unit of one row at a time. `ahead` are the input products of the first.
+// The elementwise part, one unit of one row at a time. `ahead` holds the input products of the
+// thread's first item.
 fn finish(
     step: u32, row0: u32, unit0: u32, thread: u32, ahead: vec3<f32>, rz: bool, n: bool,
 ) {

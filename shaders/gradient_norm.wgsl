@@ -57,6 +57,7 @@ fn squares_in(partial: Partial, to: u32) -> f32 {
     return partial.squares * bitcast<f32>((127u - halvings) << 23u);
 }
 
+// Combines two partial results. Of equal largest elements the lower index is kept.
 fn together(a: Partial, b: Partial) -> Partial {
     let b_wins = b.largest > a.largest || (b.largest == a.largest && b.index < a.index);
     let to = unit(max(a.largest, b.largest));

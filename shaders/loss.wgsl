@@ -50,7 +50,7 @@ fn sum_of_lanes(thread: u32, partial: f32) -> f32 {
     return sum;
 }
 
-// NaN if one of them is NaN.
+// The larger number, or NaN if either is NaN.
 fn larger(a: f32, b: f32) -> f32 {
     return select(b, a, a > b || a != a);
 }
@@ -119,7 +119,7 @@ fn differences(thread: u32, lane: u32, first: u32, end: u32, weight: f32) -> vec
     for (var c = lane; c < end; c += LANES) {
         let d = outputs[first + c] - bitcast<f32>(targets[first + c]);
         if LOSS == HUBER {
-            // NaN is neither above nor below, and stays.
+            // A NaN passes neither comparison, so it stays NaN.
             let near = select(select(d, -delta, d < -delta), delta, d > delta);
             partial += near * (d - 0.5 * near);
             if DIFFERENTIATE {

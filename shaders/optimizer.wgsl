@@ -87,7 +87,7 @@ fn after(i: u32, now: Update, norm: f32) -> Element {
     return Element(param - (now.decoupled * param + moved), m, v);
 }
 
-// By its bits: compilers may assume that there is no infinity.
+// Tests the bits, because compilers may assume that no value is infinite.
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7fffffffu) < NOT_FINITE;
 }

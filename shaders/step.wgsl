@@ -82,12 +82,13 @@ struct Args {
 // + i at [i][quad], so that neighbouring lanes read neighbouring elements.
 var<workgroup> operand: array<vec4<f32>, 4u * DEPTH_QUADS * ROW_QUADS>;
 
-// The lanes' partial sums of one product, four units to a vec4: [4 ·
-// ROW_QUADS][SPLIT_K][UNIT_QUADS].
+// The split-K lanes' partial sums of one product, four units to a vec4:
+// [4 · ROW_QUADS][SPLIT_K][UNIT_QUADS].
 var<workgroup> lane_sums: array<vec4<f32>, 4u * ROW_QUADS * SPLIT_K * UNIT_QUADS>;
 
-// Of each item, which is one unit of one row: its products, then its next operands. Only the item's
-// own thread accesses them until all are complete: [ACCUMULATORS][4 · ROW_QUADS][4 · UNIT_QUADS].
+// The products of each item, then its next operands. An item is one unit of one row. Only the
+// item's own thread accesses its accumulators until all items are complete:
+// [ACCUMULATORS][4 · ROW_QUADS][4 · UNIT_QUADS].
 var<workgroup> accumulators: array<f32, ACCUMULATORS * 16u * ROW_QUADS * UNIT_QUADS>;
 
 // The direction of this workgroup.

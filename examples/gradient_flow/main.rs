@@ -33,7 +33,7 @@ use picture::Curve;
 /// Plots how a gradient fades over the steps of GRUs and of a plain RNN.
 #[derive(Parser, Debug)]
 struct CliArgs {
-    /// The picture.
+    /// The SVG file to write.
     #[arg(long, value_name = "FILE.svg", default_value = "gradient_flow.svg")]
     output: PathBuf,
 }
@@ -46,10 +46,11 @@ const SEEDS: std::ops::Range<u64> = 0..8;
 
 #[derive(Clone, Copy)]
 struct Setup {
-    /// I, H
+    /// I
     input: usize,
+    /// H
     hidden: usize,
-    /// The number of steps, the last ones of a run, over which gradients go back.
+    /// The number of steps, counted from the end of a run, that a gradient passes backward.
     distance: usize,
 }
 
@@ -174,8 +175,8 @@ fn rnn_jacobians(
     for (t, x) in x.outer_iter().enumerate() {
         h = (w_i.dot(&x.row(0)) + w_h.dot(&h) + b).mapv(f64::tanh);
         if t >= skipped {
-            let slopes = h.mapv(|h| 1.0 - h * h).insert_axis(Axis(1));
-            jacobians.index_axis_mut(Axis(0), t - skipped).assign(&(&w_h * &slopes));
+            let derivatives = h.mapv(|h| 1.0 - h * h).insert_axis(Axis(1));
+            jacobians.index_axis_mut(Axis(0), t - skipped).assign(&(&w_h * &derivatives));
         }
     }
     Ok(jacobians)
