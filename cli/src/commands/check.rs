@@ -31,8 +31,8 @@ Examples:
   gru check gru.safetensors --device gpu";
 
 const DETAILS: &str = "\
-Checks every kernel, then every variant forward and backward, at odd sizes. With MODEL it checks that model with
-its own weights. On a new GPU most of the time is shader compilation.";
+Checks every kernel, then every variant forward and backward, at odd sizes. With MODEL it checks
+that model with its own weights. On a new GPU most of the time is shader compilation.";
 
 /// Runs [`check::run`] with progress on stderr: on a new adapter the driver compiles for a minute
 /// or more.

@@ -33,8 +33,9 @@ Examples:
   gru convert gru.safetensors gru.onnx --with-h0";
 
 const DETAILS: &str = "\
-Only the GRU is written. A .safetensors file holds PyTorch's tensors, and the definition in its metadata. An .npz file
-holds only the tensors. An .onnx file is a model from x [T, B, I] to y [T, B, D·H] and h_n [L·D, B, H].";
+Only the GRU is written. A .safetensors file holds PyTorch's tensors, and the definition in its
+metadata. An .npz file holds only the tensors. An .onnx file is a model from x [T, B, I] to y [T,
+B, D·H] and h_n [L·D, B, H].";
 
 /// Runs the command.
 pub fn run(arguments: &ConvertArgs) -> Result<()> {

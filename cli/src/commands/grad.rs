@@ -41,8 +41,8 @@ Examples:
   gru grad gru.safetensors --input x.npy --dy dy.npy --output grads.safetensors";
 
 const DETAILS: &str = "\
-grads.safetensors holds the gradient of every parameter under PyTorch's name, of x as `input`, and of h0 as `h0`.
-dy is [T, B, D·H], like y. --dhn adds a gradient of the last states, [L·D, B, H].";
+grads.safetensors holds the gradient of every parameter under PyTorch's name, of x as `input`, and
+of h0 as `h0`. dy is [T, B, D·H], like y. --dhn adds a gradient of the last states, [L·D, B, H].";
 
 /// Runs the command.
 pub fn run(arguments: &GradArgs, kind: DeviceKind) -> Result<()> {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 /// List the adapters of this machine, and the device that `--device` chooses.
 #[derive(clap::Args, Debug)]
-#[command(before_help = EXAMPLES)]
+#[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct InfoArgs {
     #[arg(long)]
     json: bool,
@@ -18,6 +18,10 @@ const EXAMPLES: &str = "\
 Examples:
   gru info
   gru info --device gpu --json";
+
+const DETAILS: &str = "\
+--json: version, adapters [{device, name, kind, software, backend, driver, limits {NAME: value, null
+if unlimited}, features}], and device {kind, device, reason}, or {kind, error} if it does not open.";
 
 /// Runs the command.
 pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {

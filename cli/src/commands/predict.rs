@@ -25,6 +25,7 @@ use crate::ui::outputs::OutputFiles;
 #[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct PredictArgs {
     /// The run's folder.
+    #[arg(value_name = "FOLDER")]
     run: PathBuf,
     /// The CSV file with the sequences, or with the series.
     csv: PathBuf,
@@ -41,13 +42,13 @@ Examples:
   gru predict co2 newer.csv";
 
 const DETAILS: &str = "\
-The CSV file needs the columns that the model was trained on, by name in any order, or by number if the training
-file had no names. If it also has the label's column, the accuracy is printed on stderr. Words that the training
-set does not have match none of the known ones.
+The CSV file needs the columns that the model was trained on, by name in any order, or by number
+if the training file had no names. If it also has the label's column, the accuracy is printed on
+stderr. Words that the training set does not have match none of the known ones.
 
-Output columns: the sequence's name; with --task label the step, from 1; the most probable class; its
-probability; with --probabilities also probability:CLASS for each class. For a run of `gru forecast --run`: the
-number of rows after the file's last row, and the value.";
+Output columns: the sequence's name; with --task label the step, from 1; the most probable class;
+its probability; with --probabilities also probability:CLASS for each class. For a run of `gru
+forecast --run`: the number of rows after the file's last row, and the value.";
 
 /// Runs the command.
 pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
@@ -89,9 +90,9 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
 
 /// Checks that the outputs for each sequence are finite.
 fn check_finite(table: &SequenceTable, outputs: &[Array2<f32>]) -> Result<()> {
-    let is_odd = |outputs: &Array2<f32>| outputs.iter().any(|output| !output.is_finite());
-    let odd = table.sequences.iter().zip(outputs).find(|(_, outputs)| is_odd(outputs));
-    odd.map_or(Ok(()), |(sequence, _)| {
+    let is_bad = |outputs: &Array2<f32>| outputs.iter().any(|output| !output.is_finite());
+    let bad = table.sequences.iter().zip(outputs).find(|(_, outputs)| is_bad(outputs));
+    bad.map_or(Ok(()), |(sequence, _)| {
         bail!(
             "the predictions for sequence {} in {} are not finite: the model has diverged, or the sequence is far from \
              those that it was trained on",
@@ -133,10 +134,10 @@ impl StepPrediction {
     /// Computes probabilities by softmax.
     fn of(row: ArrayView1<'_, f32>) -> Self {
         let class = argmax(row);
-        let shares = row.iter().map(|&output| f64::from(output - row[class]).exp());
-        let mut probabilities: Vec<_> = shares.collect();
+        let exponentials = row.iter().map(|&output| f64::from(output - row[class]).exp());
+        let mut probabilities: Vec<_> = exponentials.collect();
         let sum: f64 = probabilities.iter().sum();
-        probabilities.iter_mut().for_each(|share| *share /= sum);
+        probabilities.iter_mut().for_each(|probability| *probability /= sum);
         Self { class, probabilities }
     }
 }
@@ -169,9 +170,9 @@ fn to_csv(
                 row.push(format!("{step}"));
             }
             let all = if with_all { &probabilities[..] } else { &[] };
-            let shares = [probabilities[*class]].into_iter().chain(all.iter().copied());
+            let probabilities = [probabilities[*class]].into_iter().chain(all.iter().copied());
             row.push(classes[*class].clone());
-            row.extend(shares.map(|share| format!("{share:.6}")));
+            row.extend(probabilities.map(|probability| format!("{probability:.6}")));
             csv.write_record(&row)?;
         }
     }
@@ -194,9 +195,11 @@ fn report_accuracy(
             changing.push(sequence);
             continue;
         };
-        for (word, said) in labels.into_iter().zip(rows).filter(|(word, _)| !word.is_empty()) {
+        for (label, prediction) in
+            labels.into_iter().zip(rows).filter(|(label, _)| !label.is_empty())
+        {
             all += 1;
-            right += usize::from(config.columns.classes[said.class] == word);
+            right += usize::from(config.columns.classes[prediction.class] == label);
         }
     }
     if !changing.is_empty() {

@@ -32,9 +32,10 @@ Examples:
   gru run denoiser.onnx --node gru_1 --input x.npy --h0 h.npy --output y.npy --hn hn.npy";
 
 const DETAILS: &str = "\
-If a file has several GRUs and none is chosen, the error lists them. Shapes are the same for every format:
-x [T, B, I], y [T, B, D·H] (with --batch-first [B, T, ·]), h0 and hn [L·D, B, H], layer-major, forward before
-reverse. T steps, B rows, I inputs, H hidden units, L layers, D directions.";
+If a file has several GRUs and none is chosen, the error lists them. Shapes are the same for every
+format: x [T, B, I], y [T, B, D·H] (with --batch-first [B, T, ·]), h0 and hn [L·D, B, H],
+layer-major, forward before reverse. T steps, B rows, I inputs, H hidden units, L layers, D
+directions.";
 
 /// Runs the command.
 pub fn run(arguments: &RunArgs, kind: DeviceKind) -> Result<()> {

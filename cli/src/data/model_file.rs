@@ -14,8 +14,7 @@ use crate::ui::outputs::OutputFiles;
 /// A model file and the choice of one of its GRUs.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// The model: a .safetensors file (a PyTorch state dict or a file of this program) or an .onnx
-    /// file.
+    /// A .safetensors file (of PyTorch or of this program) or an .onnx file.
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
 

@@ -111,7 +111,7 @@ static OPTIONS: &[OptionHelp] = &[
         "FRACTION",
         DATA,
         RARE,
-        "Fraction of the data that is held out",
+        "Fraction of the data to hold out for validation",
         "train: of the sequences, from each class if sequences are classified. forecast: the end of the \
          series.",
     ),
@@ -121,8 +121,8 @@ static OPTIONS: &[OptionHelp] = &[
         DATA,
         RARE,
         "Further words for a missing value",
-        "In addition to an empty cell, NA, N/A, null and none. train: takes several words with commas; \
-         missing inputs are replaced by their column's mean, and refused without this option. \
+        "An empty cell, NA, N/A, null and none are always missing values. train: takes several words with \
+         commas; missing inputs are replaced by their column's mean, and refused without this option. \
          forecast: missing values are interpolated.",
     ),
     any("delimiter", "CHAR", DATA, RARE, "Character between cells: , ; | : a space, or tab", ""),
@@ -174,7 +174,7 @@ static OPTIONS: &[OptionHelp] = &[
         "after: as in PyTorch and cuDNN. before: as in ONNX by default. PyTorch can load a trained model \
          only with after.",
     ),
-    any("dropout", "FRACTION", MODEL, RARE, "Dropout between layers", ""),
+    any("dropout", "FRACTION", MODEL, RARE, "Probability of dropout between layers", ""),
     any(
         "epochs",
         "EPOCHS",
@@ -250,7 +250,8 @@ static OPTIONS: &[OptionHelp] = &[
         TRAINING,
         USUAL,
         "Seed of all random numbers",
-        "The same seed gives the same results on the same device.",
+        "The same seed gives the same results on the same device. grad: only for a model with dropout or \
+         zoneout, which needs one.",
     ),
     any("run", "FOLDER", RUN, USUAL, "Folder for the run's files", ""),
     any(
@@ -260,8 +261,8 @@ static OPTIONS: &[OptionHelp] = &[
         USUAL,
         "Continue the run in FOLDER",
         "Uses the run's own data and settings, and gives the same bits on the same device as a run without a \
-         break. --epochs, --learning-rate, --clip and --patience may change; config.toml records the change. \
-         If the data have moved, name the files again.",
+         break. --epochs, --learning-rate, --clip and (train) --patience may change; config.toml records the \
+         change. If the data have moved, name the files again.",
     ),
     any("force", "", RUN, RARE, "Overwrite the run in the folder", ""),
     any(
@@ -315,15 +316,8 @@ static OPTIONS: &[OptionHelp] = &[
     of(&["bench"], "output", "FILE.svg", OUTPUT, "Picture of a sweep [default: bench.svg]"),
     any("hn", "hn.npy", OUTPUT, USUAL, "Write the last states, [L·D, B, H]", ""),
     any("probabilities", "", OUTPUT, USUAL, "Write the probabilities of all classes", ""),
-    any("shape", "T,B,I,H", MEASUREMENT, USUAL, "Steps, batch rows, inputs, hidden units", ""),
-    any(
-        "mode",
-        "forward|train",
-        MEASUREMENT,
-        USUAL,
-        "Time the forward pass, or forward and backward",
-        "",
-    ),
+    any("shape", "T,B,I,H", MEASUREMENT, USUAL, "Steps, rows, inputs and hidden units", ""),
+    any("mode", "forward|train", MEASUREMENT, USUAL, "Time the forward pass, or both passes", ""),
     any("repeats", "N", MEASUREMENT, USUAL, "Measured calls [default: 20, or fewer in 3 s]", ""),
     any(
         "kernel",
@@ -398,7 +392,7 @@ pub fn arrange(program: Command) -> Command {
         program.mut_subcommand(&name, |command| {
             let has_more = command
                 .get_arguments()
-                .any(|arg| find(&name, arg.get_id().as_str()).is_some_and(|help| !help.usual));
+                .any(|arg| find(&name, arg.get_id().as_str()).is_some_and(|(_, help)| !help.usual));
             let command = form(command).mut_args(|arg| describe(&name, arg));
             match has_more {
                 true => command.after_help(format!("More options: gru {name} --help")),
@@ -420,15 +414,22 @@ fn form(command: Command) -> Command {
         .arg(help)
 }
 
-fn find(command: &str, id: &str) -> Option<&'static OptionHelp> {
-    OPTIONS.iter().find(|help| {
+fn find(command: &str, id: &str) -> Option<(usize, &'static OptionHelp)> {
+    OPTIONS.iter().enumerate().find(|(_, help)| {
         help.id == id && (help.commands.is_empty() || help.commands.contains(&command))
     })
 }
 
 fn describe(command: &str, arg: Arg) -> Arg {
-    let Some(help) = find(command, arg.get_id().as_str()) else { return arg };
-    let arg = arg.help(help.text).help_heading(help.topic).hide_short_help(!help.usual);
+    if arg.is_positional() {
+        return arg;
+    }
+    let Some((order, help)) = find(command, arg.get_id().as_str()) else { return arg };
+    let arg = arg
+        .display_order(order)
+        .help(help.text)
+        .help_heading(help.topic)
+        .hide_short_help(!help.usual);
     let arg = match help.more {
         "" => arg.long_help(help.text),
         more => arg.long_help(format!("{}. {more}", help.text)),
@@ -479,7 +480,28 @@ mod tests {
             assert!(lines <= 40, "`gru {name} -h` has {lines} lines:\n{help}");
             let long = help.lines().find(|line| line.chars().count() > 100);
             assert_eq!(long, None, "in `gru {name} -h`");
+            let is_continued = |line: &&str| line.starts_with("          ");
+            let continued = help.lines().find(is_continued);
+            assert_eq!(continued, None, "an option with two lines in `gru {name} -h`");
         }
+    }
+
+    /// clap would break a longer line once more, and with it a command to copy.
+    #[test]
+    fn details_are_wrapped_for_100_columns() {
+        for command in program().get_subcommands() {
+            let details = command.get_after_long_help().map(ToString::to_string);
+            let long = details.iter().flat_map(|details| details.lines());
+            let long: Vec<_> = long.filter(|line| line.chars().count() > 100).collect();
+            assert!(long.is_empty(), "`gru {} --help`: {long:?}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn positional_arguments_have_their_own_text() {
+        let help = program().find_subcommand_mut("predict").unwrap().render_help().to_string();
+        let folder = help.find("  <FOLDER>  The run's folder").unwrap();
+        assert!(folder < help.find("  <CSV>").unwrap(), "{help}");
     }
 
     #[test]

@@ -19,14 +19,14 @@ pub fn open(kind: DeviceKind) -> Result<Device> {
 /// Formats an error after its contexts. An error of the library names its own causes, so they are
 /// not repeated.
 pub fn causes(error: &anyhow::Error) -> String {
-    let mut said = Vec::new();
+    let mut messages = Vec::new();
     for cause in error.chain() {
-        said.push(cause.to_string());
+        messages.push(cause.to_string());
         if cause.is::<gru_wgpu::Error>() {
             break;
         }
     }
-    said.join(": ")
+    messages.join(": ")
 }
 
 /// Prints a line on stderr. A closed stderr does not stop the program.

@@ -179,11 +179,11 @@ mod tests {
         let input = at("x.csv");
         for name in names {
             let output = at(name);
-            let said = refusal(OutputFiles::check([("--output", &*output, "csv")], [&*input]));
+            let message = refusal(OutputFiles::check([("--output", &*output, "csv")], [&*input]));
             assert!(
-                said.contains(&format!("{name}` is the same file as the input `"))
-                    && said.contains("x.csv`; it would be overwritten"),
-                "{name}: {said}"
+                message.contains(&format!("{name}` is the same file as the input `"))
+                    && message.contains("x.csv`; it would be overwritten"),
+                "{name}: {message}"
             );
         }
         OutputFiles::check([("OUTPUT", &*at("y.csv"), "csv")], [&*input]).unwrap();
@@ -195,9 +195,9 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         for other in ["y.csv", "sub/../y.csv"] {
             let (first, second) = (at("y.csv"), at(other));
-            let said =
+            let message =
                 refusal(OutputFiles::check([("-a", &*first, "csv"), ("-b", &*second, "csv")], []));
-            assert!(said.contains("y.csv` is the same file as -a `"), "{other}: {said}");
+            assert!(message.contains("y.csv` is the same file as -a `"), "{other}: {message}");
         }
         let outputs = [("-a", &*at("y.csv"), "csv"), ("-b", &*at("sub/y.csv"), "csv")];
         OutputFiles::check(outputs, []).unwrap();
@@ -208,16 +208,16 @@ mod tests {
         let folder = scene();
         let at = |name: &str| folder.path().join(name);
         for name in ["run/metrics.csv", "run/../run/classes.csv", "sub/../run/metrics.csv"] {
-            let said = refusal(OutputFiles::check([("-o", &*at(name), "csv")], []));
-            assert!(said.contains("is a file of the run in `"), "{name}: {said}");
+            let message = refusal(OutputFiles::check([("-o", &*at(name), "csv")], []));
+            assert!(message.contains("is a file of the run in `"), "{name}: {message}");
         }
         #[cfg(unix)]
         {
             fs::write(at("run/metrics.csv"), "").unwrap();
             std::os::unix::fs::symlink("run/metrics.csv", at("link.csv")).unwrap();
-            let said = refusal(OutputFiles::check([("-o", &*at("link.csv"), "csv")], []));
-            assert!(said.contains("link.csv` is the same file as `"), "{said}");
-            assert!(said.contains("run/metrics.csv`, which the run in `"), "{said}");
+            let message = refusal(OutputFiles::check([("-o", &*at("link.csv"), "csv")], []));
+            assert!(message.contains("link.csv` is the same file as `"), "{message}");
+            assert!(message.contains("run/metrics.csv`, which the run in `"), "{message}");
         }
         // Other names in the folder, and the same names elsewhere, are free.
         for name in ["run/predicted.csv", "sub/metrics.csv"] {

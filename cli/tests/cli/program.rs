@@ -64,7 +64,7 @@ fn forecast_prints_a_table_and_writes_two_plots() {
     let picture = directory.path().join("loss.svg");
     std::fs::remove_file(&picture).unwrap();
     std::fs::create_dir(&picture).unwrap();
-    let refused = ["loss.svg` is not a regular file: --output DIR puts it elsewhere"];
+    let refused = ["loss.svg` is not a regular file: --output FOLDER puts it elsewhere"];
     assert_refused(directory.path(), &forecast(csv, &["--device", "cpu"]), &refused);
     #[cfg(unix)]
     {

@@ -72,6 +72,48 @@ fn training_lowers_the_loss_and_predict_reads_its_folder() {
 }
 
 #[test]
+fn the_table_shows_the_largest_and_the_worst_classes_and_the_files_have_all() {
+    // 15 classes of 4 sequences each, and one of 8.
+    let mut many = "id,level,class\n".to_owned();
+    for i in 0..68 {
+        let class = (i % 17).min(15);
+        many += &format!("s{i},{class}.5,c{class:02}\ns{i},{class}.25,c{class:02}\n");
+    }
+    let few: Vec<_> = many.lines().filter(|line| !line.contains(",c1")).collect();
+    let directory =
+        folder_with(&[("many.csv", &many), ("valid.csv", &many), ("few.csv", &few.join("\n"))]);
+    let printed = |csv: &str, more: &[&str]| {
+        let more = [&["--epochs", "1", "--force"], more].concat();
+        succeeded(directory.path(), &train(csv, "classify", &more)).0
+    };
+    let rows = |text: &str| text.lines().filter(|line| line.trim().starts_with("`c")).count();
+    let in_file = || {
+        let csv = std::fs::read_to_string(directory.path().join("run/classes.csv")).unwrap();
+        csv.lines().count() - 1
+    };
+    let validation = ["--valid", "valid.csv"];
+
+    let text = printed("many.csv", &validation);
+    assert_eq!((rows(&text), in_file()), (13, 16), "{text}");
+    let note = "the 10 largest classes and the worst 3 of the others; 3 more with --verbose and in classes.csv\n";
+    assert!(text.ends_with(note), "{text}");
+    let text = printed("many.csv", &[&validation[..], &["--verbose"]].concat());
+    assert_eq!((rows(&text), in_file()), (16, 16), "{text}");
+    assert!(!text.contains("--verbose"), "{text}");
+    let text = printed("many.csv", &[&validation[..], &["--json"]].concat());
+    let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((object["per_class"].as_array().unwrap().len(), in_file()), (16, 16));
+    // Of seven held-out sequences at most seven classes have a recall, and those are the largest.
+    let text = printed("many.csv", &[]);
+    assert_eq!((rows(&text), in_file()), (10, 16), "{text}");
+    let note = "the 10 largest classes; 6 more with --verbose and in classes.csv\n";
+    assert!(text.ends_with(note), "{text}");
+    let text = printed("few.csv", &[]);
+    assert_eq!((rows(&text), in_file()), (10, 10), "{text}");
+    assert!(!text.contains("--verbose"), "{text}");
+}
+
+#[test]
 fn predictions_are_rows_without_labels_or_known_words() {
     let directory = folder_with(&[("train.csv", &labelled(0..40))]);
     let path = directory.path();

@@ -73,20 +73,22 @@ Examples:
   gru bench --device cpu,gpu --sweep B=1,4,16,64,256 --output batch.svg";
 
 const DETAILS: &str = "\
-Compares the results (y and h_n, in training every gradient) with the double-precision reference first; of a long
-run a part, which the output names. Then it warms up and measures. A time is a whole call, from arrays to arrays.
-Upload, compute and download are measured in runs that wait in between; compute by the adapter's timestamps if
-it has them. Weights stay on the device. x and the weights are random, the same on every device.
+Compares the results (y and h_n, in training every gradient) with the double-precision reference
+first; of a long run a part, which the output names. Then it warms up and measures. A time is a
+whole call, from arrays to arrays. Upload, compute and download are measured in runs that wait in
+between; compute by the adapter's timestamps if it has them. Weights stay on the device. x and the
+weights are random, the same on every device.
 
---json: device (cpu, gpu, gpu:1 if it was given so, or software), adapter, adapter_kind, backend and driver
-(null on the CPU), mode, reset, shape [T, B, I, H], layers, bidirectional, kernel, recompute, repeats, median_ms,
-min_ms, upload_ms, forward_ms, backward_ms, download_ms, compute_ms, compute_clock (adapter or host), us_per_step
-(compute), gflop, gflops (over median_ms), compute_gflops, dispatches and plan_bytes (null on the CPU), checked
-{steps, rows, share (the largest error as a fraction of the tolerance), results (names)}, and version.
-With --profile also profile [{kernel, label, calls, ms, share, gflops, gbytes_per_s}] of the fastest of
-profile_runs. With several devices: the first one's fields, and others [the same, and ratio: its median over
-the first one's]. With --sweep: sweep, values, points [the same for each value], failed [{value, error}],
-crossings [{devices, at}], output; the exit status is 1 if a size failed.";
+--json: device (cpu, gpu, gpu:1 if it was given so, or software), adapter, adapter_kind, backend
+and driver (null on the CPU), mode, reset, shape [T, B, I, H], layers, bidirectional, kernel,
+recompute, repeats, median_ms, min_ms, upload_ms, forward_ms, backward_ms, download_ms,
+compute_ms, compute_clock (adapter or host), us_per_step (compute), gflop, gflops (over
+median_ms), compute_gflops, dispatches and plan_bytes (null on the CPU), checked {steps, rows,
+share (the largest error as a fraction of the tolerance), results (names)}, and version. With
+--profile also profile [{kernel, label, calls, ms, share, gflops, gbytes_per_s}] of the fastest of
+profile_runs. With several devices: the first one's fields, and others [the same, and ratio: its
+median over the first one's]. With --sweep: sweep, values, points [the same for each value],
+failed [{value, error}], crossings [{devices, at}], output; the exit status is 1 if a size failed.";
 
 /// Runs the command. Wrong results are an error.
 pub fn run(arguments: &BenchArgs, kinds: &[DeviceKind], out: &mut impl Write) -> Result<()> {

@@ -88,14 +88,14 @@ impl RunConfig for ForecastConfig {
     const COMMAND: &'static str = config::FORECAST;
 
     const COMMENTS: &'static [(&'static str, &'static str)] = &[
-        ("[data]", "Where the series comes from."),
-        ("[windows]", "How it is cut, in rows; season is for the baselines alone."),
+        ("[data]", "The file of the series."),
+        ("[windows]", "The sizes of a window, in rows. season is only for the baselines."),
         (
             "[[columns]]",
-            "What the model sees, each value as (value - the window's last value) / scale; the first is forecast.",
+            "An input column. A value becomes (value - the window's last value) / scale. The first is forecast.",
         ),
         ("[model]", "A GRU (reset = \"after\": PyTorch's) with a linear head on its last state."),
-        ("[training]", "How it is trained, by Adam for the mean squared error."),
+        ("[training]", "The training settings. Adam minimizes the mean squared error."),
         settings::COMMENT,
     ];
 

@@ -81,18 +81,20 @@ Examples:
   gru forecast --resume co2 --epochs 40";
 
 const DETAILS: &str = "\
-Trains a GRU with a linear head on windows of the series (Adam, half-cosine schedule), forecasts the held-out end
-from every row of it, and writes forecast.svg and loss.svg. Missing values are interpolated linearly.
+Trains a GRU with a linear head on windows of the series (Adam, half-cosine schedule), forecasts
+the held-out end from every row of it, and writes forecast.svg and loss.svg. Missing values are
+interpolated linearly.
 
-With --run, the folder gets config.toml, metrics.csv, curves.svg, forecast.svg, model.safetensors and
-checkpoint.safetensors. The last two are written after the first epoch, at intervals (--checkpoint-every), at the
-end, and at Ctrl-C or SIGTERM, which stop the run. `gru predict` forecasts from new data with it:
+With --run, the folder gets config.toml, metrics.csv, curves.svg, forecast.svg, model.safetensors
+and checkpoint.safetensors. The last two are written after the first epoch, at intervals
+(--checkpoint-every), at the end, and at Ctrl-C or SIGTERM, which stop the run. `gru predict`
+forecasts from new data with it:
 
   gru forecast sales.csv --column revenue,visitors,price --run sales
   gru predict sales newer.csv
 
-`gru run FOLDER/model.safetensors` runs the model's GRU. With --reset after, PyTorch loads the file into a module
-with an nn.GRU named gru and an nn.Linear named head.";
+`gru run FOLDER/model.safetensors` runs the model's GRU. With --reset after, PyTorch loads the
+file into a module with an nn.GRU named gru and an nn.Linear named head.";
 
 /// Runs the command.
 pub fn run(arguments: &ForecastArgs, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
@@ -126,7 +128,7 @@ fn check_pictures(output: &Path, csv: &Path) -> Result<()> {
     let paths = report::PICTURES.map(|name| output.join(name));
     let pictures = paths.iter().map(|path| ("the picture", &**path, "svg"));
     OutputFiles::check(pictures, [csv]).map(drop).map_err(|error| {
-        anyhow!("{error}: --output DIR puts it elsewhere, --run FOLDER keeps the run there")
+        anyhow!("{error}: --output FOLDER puts it elsewhere, --run FOLDER keeps the run there")
     })
 }
 

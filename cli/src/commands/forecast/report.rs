@@ -112,8 +112,8 @@ fn print_errors(run: &ForecastRun, errors: &Errors, out: &mut impl Write) -> Res
         errors.0[1..].iter().min_by(|a, b| a.2.total_cmp(&b.2)).expect("there are baselines");
     // With an exact baseline there is no ratio.
     if best.2 > 1e-9 * errors.0[0].2 {
-        let share = errors.0[0].2 / best.2;
-        writeln!(out, "the GRU's error is {share:.2} × that of the best baseline, {}", best.0)?;
+        let ratio = errors.0[0].2 / best.2;
+        writeln!(out, "the GRU's error is {ratio:.2} × that of the best baseline, {}", best.0)?;
     }
     Ok(())
 }

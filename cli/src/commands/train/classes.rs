@@ -76,8 +76,8 @@ impl ClassMetrics {
         write_file(path, &csv)
     }
 
-    /// Prints the ten largest classes and the three with the lowest recall, or with `all` every
-    /// class.
+    /// Prints the ten largest classes and the three of the others with the lowest recall, or with
+    /// `all` every class.
     pub fn print_table(classes: &[Self], all: bool, out: &mut impl Write) -> Result<()> {
         let (largest, worst) =
             if all { (classes.iter().collect(), vec![]) } else { select(classes) };
@@ -94,11 +94,14 @@ impl ClassMetrics {
         write!(out, "\n{table}")?;
         let left_out = classes.len() - largest.len() - worst.len();
         if left_out > 0 {
+            let worst = match worst.len() {
+                0 => String::new(),
+                worst => format!(" and the worst {worst} of the others"),
+            };
+            let largest = largest.len();
             writeln!(
                 out,
-                "the {} largest classes and the worst {}; {left_out} more with --verbose, and in classes.csv",
-                largest.len(),
-                worst.len()
+                "the {largest} largest classes{worst}; {left_out} more with --verbose and in classes.csv"
             )?;
         }
         Ok(())
@@ -178,7 +181,7 @@ mod tests {
         ClassMetrics::print_table(&classes((0..24).map(|i| 24 - i)), false, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.ends_with(
-            "the 10 largest classes and the worst 3; 11 more with --verbose, and in classes.csv\n"
+            "the 10 largest classes and the worst 3 of the others; 11 more with --verbose and in classes.csv\n"
         ));
     }
 }

@@ -145,20 +145,20 @@ impl RunConfig for TrainConfig {
     const COMMAND: &'static str = config::TRAIN;
 
     const COMMENTS: &'static [(&'static str, &'static str)] = &[
-        ("[data]", "What it is trained and validated on."),
+        ("[data]", "The training set and the validation set."),
         (
             "[columns]",
-            "Which column names the sequence of a row, which one is to be said, and its words.",
+            "The column with the sequence's name, the column with the labels, and the classes.",
         ),
         (
             "[[features]]",
-            "A column that the model sees: a number as (cell - mean) / deviation, a word as a 1 in its place.",
+            "An input column. A number becomes (cell - mean) / deviation; a word becomes one-hot.",
         ),
         (
             "[model]",
-            "A GRU of PyTorch's definition (reset = \"before\": of Cho et al. 2014) with a linear head.",
+            "A GRU by PyTorch's definition (reset = \"before\": by Cho et al. 2014) with a linear head.",
         ),
-        ("[training]", "How it is trained."),
+        ("[training]", "The training settings."),
         settings::COMMENT,
     ];
 

@@ -90,24 +90,28 @@ Examples:
   gru train --resume phonemes --epochs 20";
 
 const DETAILS: &str = "\
-The CSV file has one row per time step. The rows of a sequence stand together, in order. Numeric inputs are
-scaled by the training set's mean and standard deviation. A categorical column gives one input per word.
+The CSV file has one row per time step. The rows of a sequence stand together, in order. Numeric
+inputs are scaled by the training set's mean and standard deviation. A categorical column gives
+one input per word.
 
-The run's folder gets config.toml, metrics.csv, curves.svg, classes.csv, checkpoint.safetensors and, from the best
-epoch on the validation set, model.safetensors. A checkpoint is written after the first epoch, at intervals
-(--checkpoint-every), and at Ctrl-C or SIGTERM, which stop the run within a second or after the current update.
+The run's folder gets config.toml, metrics.csv, curves.svg, classes.csv, checkpoint.safetensors
+and, from the best epoch on the validation set, model.safetensors. A checkpoint is written after
+the first epoch, at intervals (--checkpoint-every), and at Ctrl-C or SIGTERM, which stop the run
+within a second or after the current update.
 
-The model is a GRU and a linear head on its last state (classify) or on every state (label). `gru run
-FOLDER/model.safetensors` runs the GRU. PyTorch loads the file into a module with an nn.GRU named gru and an
-nn.Linear named head. A larger example:
+The model is a GRU and a linear head on its last state (classify) or on every state (label). `gru
+run FOLDER/model.safetensors` runs the GRU. PyTorch loads the file into a module with an nn.GRU
+named gru and an nn.Linear named head. A larger example:
 
-  gru train visits.csv --task classify --sequence patient --label outcome --features age,pulse,ward \\
-      --categorical ward --valid later.csv --hidden 128 --layers 2 --dropout 0.2 --patience 5
+  gru train visits.csv --task classify --sequence patient --label outcome \\
+      --features age,pulse,ward --categorical ward --valid later.csv \\
+      --hidden 128 --layers 2 --dropout 0.2 --patience 5
 
---json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: count}, parameters,
-epochs, updates, ended (whole or early), seconds, best_epoch, accuracy, loss, per_class [{class, count, correct,
-precision, recall}] on the validation set, and majority {class, accuracy, loss}: the training set's most
-frequent class, and the loss of its class frequencies. The exit status after Ctrl-C is 130.";
+--json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: count},
+parameters, epochs, updates, ended (whole or early), seconds, best_epoch, accuracy, loss,
+per_class [{class, count, correct, precision, recall}] on the validation set, and majority {class,
+accuracy, loss}: the training set's most frequent class, and the loss of its class frequencies.
+The exit status after Ctrl-C is 130.";
 
 /// Runs the command.
 pub fn run(arguments: &TrainArgs, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {

@@ -134,13 +134,14 @@ impl MajorityBaseline {
         let present = trained.iter().filter(|&&count| count > 0).count();
         ensure!(
             present > 1,
-            "the training set has {present} class and needs two; use another --seed or a smaller \
-             --holdout holds out others"
+            "the training set has {present} class and needs two; hold out other \
+             sequences with another --seed, or fewer with a smaller --holdout"
         );
         let most = (0..classes.len()).rev().max_by_key(|&class| trained[class]);
         let most = most.expect("there are two classes or more");
-        let share = |class: usize| (trained[class] + 1) as f64 / (all + classes.len()) as f64;
-        let loss = held_out.iter().enumerate().map(|(class, &n)| -(n as f64) * share(class).ln());
+        let frequency = |class: usize| (trained[class] + 1) as f64 / (all + classes.len()) as f64;
+        let loss =
+            held_out.iter().enumerate().map(|(class, &n)| -(n as f64) * frequency(class).ln());
         Ok(Self {
             class: classes[most].clone(),
             accuracy: held_out[most] as f64 / count as f64,
