@@ -410,7 +410,6 @@ fn form(command: Command) -> Command {
         .next_line_help(false)
         .max_term_width(100)
         .disable_help_flag(true)
-        .disable_help_subcommand(true)
         .arg(help)
 }
 
@@ -447,7 +446,7 @@ mod tests {
     use super::*;
 
     fn program() -> Command {
-        let mut program = arrange(crate::Cli::command());
+        let mut program = arrange(crate::Cli::command()).disable_help_subcommand(true);
         program.build();
         program
     }

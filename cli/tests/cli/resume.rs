@@ -517,7 +517,7 @@ fn train_and_predict_never_overwrite_inputs_or_run_files() {
     assert_refused(
         path,
         &forecast,
-        &["`run/forecast.svg` is a file of the run in `run`", "--output DIR", "--run FOLDER"],
+        &["`run/forecast.svg` is a file of the run in `run`", "--output FOLDER", "--run FOLDER"],
     );
 }
 
