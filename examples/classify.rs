@@ -42,13 +42,13 @@ fn read(path: &str) -> Result<Vec<Example>> {
     sequences.into_iter().map(example).collect()
 }
 
-fn fresh(updates: u64, regime: TrainerConfig, device: &Device) -> Result<Trainer> {
+fn fresh(updates: u64, trainer_config: TrainerConfig, device: &Device) -> Result<Trainer> {
     let config = GruConfig::pytorch(FEATURES, 32).with_direction(Direction::Both);
     let layout = ParamLayout::with_head(&config, Head::last(SPEAKERS))?;
     let params = Params::init_of(layout, Init::Orthogonal, 1)?;
     let training = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adamw(0.01), 5e-3)
         .with_schedule(Schedule::cosine(updates));
-    Ok(Trainer::new(Learner::new(params, training, device)?, regime)?)
+    Ok(Trainer::new(Learner::new(params, training, device)?, trainer_config)?)
 }
 
 fn main() -> Result<()> {
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     for (at, example) in all.into_iter().enumerate() {
         if at % 5 == 0 { &mut valid } else { &mut train }.push(example);
     }
-    let regime = TrainerConfig::new(60, 16).with_patience(15);
+    let trainer_config = TrainerConfig::new(60, 16).with_patience(15);
     let mut trainer = if Path::new(CHECKPOINT).exists() {
         let (last, refused) = Checkpoint::load_last(CHECKPOINT)?;
         if let Some(why) = refused {
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
         }
         Trainer::from_checkpoint(last, &device)?
     } else {
-        fresh(60 * regime.updates(train.len(), 1), regime, &device)?
+        fresh(60 * trainer_config.updates(train.len(), 1), trainer_config, &device)?
     };
     trainer.run(&train, &valid, |trainer, event| {
         if let Event::Epoch { epoch, loss, validation: Some(now), is_best } = event {

@@ -109,7 +109,10 @@ fn one(kinds: &[DeviceKind]) -> Result<DeviceKind> {
     match *kinds {
         [kind] => Ok(kind),
         _ => {
-            bail!("{} devices, but this command takes one; `gru bench` takes several", kinds.len())
+            bail!(
+                "--device or GRU_DEVICE names {} devices, but this command takes one; `gru bench` takes several",
+                kinds.len()
+            )
         }
     }
 }

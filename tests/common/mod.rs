@@ -40,14 +40,14 @@ pub fn open_adapter() -> Device {
     );
     match std::env::var("GRU_LIMITS").unwrap_or_default().as_str() {
         "" => device,
-        "default" => share(&device, wgpu::Limits::default()),
-        "needed" => share(&device, Device::needed_limits()),
+        "default" => open_with_limits(&device, wgpu::Limits::default()),
+        "needed" => open_with_limits(&device, Device::needed_limits()),
         other => panic!("GRU_LIMITS={other} is unknown; expected default or needed"),
     }
 }
 
 /// Opens a separate device with these limits.
-fn share(found: &Device, limits: wgpu::Limits) -> Device {
+fn open_with_limits(found: &Device, limits: wgpu::Limits) -> Device {
     let (adapter, device, queue) = open_named(&found.adapter().unwrap().name, |_| limits.clone());
     Device::from_wgpu(&adapter, &device, &queue).unwrap()
 }

@@ -339,11 +339,11 @@ fn settings(t: &mut Table) {
             TrainerConfig::new(epochs, batch).validate()
         });
         t.plain("TrainerConfig::updates", "of nothing and of much", || {
-            let regime = TrainerConfig::new(epochs, batch);
+            let config = TrainerConfig::new(epochs, batch);
             (
-                regime.updates(0, 0),
-                regime.updates(HUGE, HUGE),
-                regime.updates(HUGE, 1),
+                config.updates(0, 0),
+                config.updates(HUGE, HUGE),
+                config.updates(HUGE, 1),
                 TrainerConfig::new(HUGE, 1).updates(HUGE, 1),
             )
         });
@@ -967,7 +967,7 @@ fn trainers(t: &mut Table, device: &Device) {
     let trainer = || Trainer::new(learner()?, TrainerConfig::new(2, 2));
     let go_on = |_: &mut Trainer, _: &gru_wgpu::Event<'_>| Ok(ControlFlow::Continue(()));
     for (epochs, batch) in [(0, 2), (2, 0), (0, 0)] {
-        t.row("Trainer::new", "a regime of nothing", Back, || {
+        t.row("Trainer::new", "a config of nothing", Back, || {
             Trainer::new(learner()?, TrainerConfig::new(epochs, batch))
         });
     }

@@ -175,11 +175,11 @@ fn make_everything(device: &Device) {
     let mut learner = Learner::new(params, training, device).unwrap();
     learner.step(&x, &[0, 1, 1, 0][..]).unwrap();
     learner.metrics().unwrap();
-    go_on(learner, device).into_network().unwrap();
+    resume_from_checkpoint(learner, device).into_network().unwrap();
 }
 
 /// Saves a checkpoint and resumes training from it.
-fn go_on(learner: Learner, device: &Device) -> Learner {
+fn resume_from_checkpoint(learner: Learner, device: &Device) -> Learner {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");
     let mut trainer = Trainer::new(learner, TrainerConfig::new(1, 2)).unwrap();
@@ -190,7 +190,7 @@ fn go_on(learner: Learner, device: &Device) -> Learner {
 }
 
 #[cfg(not(feature = "safetensors"))]
-fn go_on(mut learner: Learner, device: &Device) -> Learner {
+fn resume_from_checkpoint(mut learner: Learner, device: &Device) -> Learner {
     let training = *learner.config();
     Learner::resume(learner.state().unwrap(), training, device).unwrap()
 }

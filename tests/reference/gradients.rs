@@ -39,7 +39,7 @@ impl Problem {
     }
 
     /// Returns the central difference with respect to the number that `pick` selects.
-    fn slope(&mut self, pick: impl Fn(&mut Self) -> &mut f64) -> f64 {
+    fn central_difference(&mut self, pick: impl Fn(&mut Self) -> &mut f64) -> f64 {
         let value = *pick(self);
         *pick(self) = value + STEP;
         let above = self.loss();
@@ -90,27 +90,38 @@ fn every_gradient_agrees_with_central_differences() {
             let grads = reference::backward(&p.params, p.x.view(), &trace, dy, dh_n).unwrap();
 
             let mut wrong = Vec::new();
-            let mut compare = |name: &str, i: usize, got: f64, slope: f64| {
-                if (got - slope).abs() > ALLOWED {
-                    wrong.push(format!("  d{name}[{i}]: {got}, central difference {slope}"));
+            let mut compare = |name: &str, i: usize, got: f64, central_difference: f64| {
+                if (got - central_difference).abs() > ALLOWED {
+                    wrong.push(format!(
+                        "  d{name}[{i}]: {got}, central difference {central_difference}"
+                    ));
                 }
             };
             for entry in problem.params.layout().clone().entries() {
                 for i in entry.range.clone() {
-                    let slope = problem.slope(|p| &mut p.params.as_mut_slice()[i]);
+                    let central_difference =
+                        problem.central_difference(|p| &mut p.params.as_mut_slice()[i]);
                     let got = grads.params.as_slice()[i];
-                    compare(&entry.name, i - entry.range.start, got, slope);
+                    compare(&entry.name, i - entry.range.start, got, central_difference);
                 }
             }
             for i in 0..problem.x.len() {
-                let slope = problem.slope(|p| &mut p.x.as_slice_mut().unwrap()[i]);
-                compare("x", i, grads.x.as_slice().unwrap()[i], slope);
+                let central_difference =
+                    problem.central_difference(|p| &mut p.x.as_slice_mut().unwrap()[i]);
+                compare("x", i, grads.x.as_slice().unwrap()[i], central_difference);
             }
             for i in 0..problem.h0.len() {
-                let slope = problem.slope(|p| &mut p.h0.as_slice_mut().unwrap()[i]);
-                compare("h0", i, grads.h0.as_slice().unwrap()[i], slope);
-                let slope = problem.slope(|p| &mut p.reset_state.as_slice_mut().unwrap()[i]);
-                compare("reset_state", i, grads.reset_state.as_slice().unwrap()[i], slope);
+                let central_difference =
+                    problem.central_difference(|p| &mut p.h0.as_slice_mut().unwrap()[i]);
+                compare("h0", i, grads.h0.as_slice().unwrap()[i], central_difference);
+                let central_difference =
+                    problem.central_difference(|p| &mut p.reset_state.as_slice_mut().unwrap()[i]);
+                compare(
+                    "reset_state",
+                    i,
+                    grads.reset_state.as_slice().unwrap()[i],
+                    central_difference,
+                );
             }
             assert!(wrong.is_empty(), "{config}, {shape}:\n{}", wrong.join("\n"));
         }

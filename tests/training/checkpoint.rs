@@ -33,7 +33,7 @@ fn examples(count: usize, seed: u64) -> Vec<Example> {
 
 /// Two batches per update, dropout, two layers of both directions, a schedule: everything that has
 /// a state.
-fn trainer(regime: TrainerConfig, device: &Device) -> Trainer {
+fn trainer(trainer_config: TrainerConfig, device: &Device) -> Trainer {
     let config = GruConfig::pytorch(2, 3).with_layers(2).with_direction(Direction::Both);
     let layout = ParamLayout::with_head(&config.with_dropout(0.2), Head::last(3)).unwrap();
     let params = Params::init_of(layout, Init::Uniform, 3).unwrap();
@@ -41,18 +41,18 @@ fn trainer(regime: TrainerConfig, device: &Device) -> Trainer {
         .with_schedule(Schedule::Cosine { warmup: 10, updates: 200, last: 0.1 })
         .with_clip(Clip::Norm(1.0))
         .with_accumulation(2);
-    Trainer::new(Learner::new(params, training, device).unwrap(), regime).unwrap()
+    Trainer::new(Learner::new(params, training, device).unwrap(), trainer_config).unwrap()
 }
 
 /// 71 batches per epoch, so that events come after 32, 64 and 71 of them, during validation and
 /// after it.
 const EXAMPLES: usize = 71;
 
-fn regime() -> TrainerConfig {
+fn trainer_config() -> TrainerConfig {
     TrainerConfig::new(6, 1).with_seed(5).with_patience(2)
 }
 
-fn go_on(_: &mut Trainer, _: &Event<'_>) -> gru_wgpu::Result<ControlFlow<()>> {
+fn continue_training(_: &mut Trainer, _: &Event<'_>) -> gru_wgpu::Result<ControlFlow<()>> {
     Ok(ControlFlow::Continue(()))
 }
 
@@ -69,12 +69,12 @@ fn assert_same(got: &Checkpoint, expected: &Checkpoint) {
 /// Returns the checkpoint of a run of one epoch.
 fn checkpoint() -> Checkpoint {
     let mut trainer = trainer(TrainerConfig::new(1, 10), &Device::cpu());
-    trainer.run(&examples(30, 1), &examples(9, 2), go_on).unwrap();
+    trainer.run(&examples(30, 1), &examples(9, 2), continue_training).unwrap();
     trainer.checkpoint().unwrap()
 }
 
 /// Returns a folder and a path in it.
-fn place() -> (TempDir, PathBuf) {
+fn temp_checkpoint_path() -> (TempDir, PathBuf) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("run.safetensors");
     (folder, path)
@@ -90,7 +90,7 @@ fn before(path: &Path) -> PathBuf {
 fn a_run_resumes_from_its_file_bit_for_bit() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
     for device in devices() {
-        let mut whole = trainer(regime(), &device);
+        let mut whole = trainer(trainer_config(), &device);
         let mut losses = Vec::new();
         let ended = whole.run(&train, &valid, |_, event| {
             losses.extend(loss_of(event));
@@ -99,10 +99,10 @@ fn a_run_resumes_from_its_file_bit_for_bit() {
         assert_eq!(ended.unwrap(), StopReason::EarlyStopping, "on {device}");
         let whole = whole.checkpoint().unwrap();
 
-        let (_folder, path) = place();
+        let (_folder, path) = temp_checkpoint_path();
         let mut stops = Vec::new();
         let (mut other_losses, mut validated) = (Vec::new(), HashSet::new());
-        let mut now = trainer(regime(), &device);
+        let mut now = trainer(trainer_config(), &device);
         loop {
             now.metrics_every([16, 3, 20, 16][stops.len().min(3)]);
             let ended = now.run(&train, &valid, |now, event| {
@@ -152,7 +152,7 @@ fn unusual_numbers_and_notes_round_trip() {
     odd.progress.loss.0 = f64::MIN_POSITIVE;
     let notes = [("", ""), ("classes", "\"é\"\n\\ \u{0}"), ("version", "7")];
     odd.notes = notes.map(|(key, note)| (key.to_owned(), note.to_owned())).into();
-    let (_folder, path) = place();
+    let (_folder, path) = temp_checkpoint_path();
     odd.save(&path).unwrap();
     assert_same(&Checkpoint::load(&path).unwrap(), &odd);
     let bytes = fs::read(&path).unwrap();
@@ -167,7 +167,7 @@ fn unusual_numbers_and_notes_round_trip() {
 #[test]
 fn checkpoints_in_memory_equal_checkpoints_in_files() {
     let checkpoint = checkpoint();
-    let (_folder, path) = place();
+    let (_folder, path) = temp_checkpoint_path();
     checkpoint.save(&path).unwrap();
     let bytes = checkpoint.to_bytes().unwrap();
     assert!(bytes == fs::read(&path).unwrap());
@@ -191,7 +191,7 @@ fn checkpoints_in_memory_equal_checkpoints_in_files() {
 fn async_checkpoints_equal_blocking_ones() {
     let (train, valid) = (examples(EXAMPLES, 1), examples(20, 2));
     for device in devices() {
-        let mut whole = trainer(regime(), &device);
+        let mut whole = trainer(trainer_config(), &device);
         let stop = |event: &Event<'_>| {
             Ok(match event {
                 Event::Validating(_) => ControlFlow::Break(()),
@@ -200,13 +200,17 @@ fn async_checkpoints_equal_blocking_ones() {
         };
         whole.run(&train, &valid, |_, event| stop(event)).unwrap();
         pollster::block_on(async {
-            let mut now = trainer(regime(), &device);
+            let mut now = trainer(trainer_config(), &device);
             now.run_async(&train, &valid, async |_: &mut Trainer, event: &Event<'_>| stop(event))
                 .await
                 .unwrap();
             let checkpoint = now.checkpoint_async().await.unwrap();
             assert_same(&checkpoint, &whole.checkpoint().unwrap());
-            let own = now.learner().checkpoint_async(regime(), checkpoint.progress).await.unwrap();
+            let own = now
+                .learner()
+                .checkpoint_async(trainer_config(), checkpoint.progress)
+                .await
+                .unwrap();
             assert_eq!(own.state, checkpoint.state);
             let mut again = Trainer::from_checkpoint_async(checkpoint, &device).await.unwrap();
             assert_same(&again.checkpoint().unwrap(), &now.checkpoint().unwrap());
@@ -216,7 +220,7 @@ fn async_checkpoints_equal_blocking_ones() {
 
 #[test]
 fn inconsistent_checkpoints_are_not_written() {
-    let (_folder, path) = place();
+    let (_folder, path) = temp_checkpoint_path();
     let mut short = checkpoint();
     short.state.moments.second.pop();
     assert!(matches!(short.save(&path), Err(Error::Shape { .. })));
@@ -229,7 +233,7 @@ fn inconsistent_checkpoints_are_not_written() {
 
 #[test]
 fn a_damaged_checkpoint_is_refused_and_the_previous_one_used() {
-    let (_folder, path) = place();
+    let (_folder, path) = temp_checkpoint_path();
     let first = checkpoint();
     let mut second = first.clone();
     second.progress.epoch += 1;
@@ -279,7 +283,7 @@ fn a_damaged_checkpoint_is_refused_and_the_previous_one_used() {
 
 #[test]
 fn other_files_and_versions_are_refused_with_the_reason() {
-    let (_folder, path) = place();
+    let (_folder, path) = temp_checkpoint_path();
     let checkpoint = checkpoint();
     safetensors::save_network(&path, &checkpoint.state.params).unwrap();
     let error = Checkpoint::load(&path).unwrap_err().to_string();
@@ -324,12 +328,12 @@ fn a_diverging_run_names_the_batch_and_keeps_the_last_finite_state() {
     let train = examples(EXAMPLES, 1);
     for device in devices() {
         let mut whole = trainer(TrainerConfig::new(1, 1), &device);
-        whole.run(&train, &[], go_on).unwrap();
+        whole.run(&train, &[], continue_training).unwrap();
         for bad in [0, 17, EXAMPLES - 1] {
             let mut spoilt = train.clone();
             spoilt[bad].x[[0, 1]] = f32::NAN;
             let mut now = trainer(TrainerConfig::new(1, 1), &device);
-            let error = now.run(&spoilt, &[], go_on).unwrap_err();
+            let error = now.run(&spoilt, &[], continue_training).unwrap_err();
             let Error::Diverged { step, parameter, made_from: Some(made_from), .. } = &error else {
                 panic!("{error:?}");
             };
@@ -343,12 +347,12 @@ fn a_diverging_run_names_the_batch_and_keeps_the_last_finite_state() {
             assert!(made_from.examples.contains(&bad), "{error}");
             let words = format!("(epoch 0, batch{}", if last { " 70" } else { "es" });
             assert!(error.to_string().contains(&words), "{error}");
-            let (_folder, path) = place();
+            let (_folder, path) = temp_checkpoint_path();
             now.checkpoint().unwrap().save(&path).unwrap();
             let kept = Checkpoint::load(&path).unwrap();
             let now = Trainer::from_checkpoint(kept, &device).unwrap();
             let mut now = now.with_data(None);
-            now.run(&train, &[], go_on).unwrap();
+            now.run(&train, &[], continue_training).unwrap();
             assert_same(&now.checkpoint().unwrap(), &whole.checkpoint().unwrap());
         }
     }
@@ -376,7 +380,7 @@ fn a_last_update_to_infinite_parameters_is_not_kept() {
         kept.learner_config.schedule = Schedule::Constant;
         kept.learner_config.learning_rate = 1e38;
         let mut last = Trainer::from_checkpoint(kept.clone(), &device).unwrap();
-        let error = last.run(&train, &valid, go_on).unwrap_err();
+        let error = last.run(&train, &valid, continue_training).unwrap_err();
         let Error::Diverged { step: 2, loss, made_from: Some(made_from), .. } = &error else {
             panic!("{error} on {device}");
         };
@@ -395,7 +399,7 @@ fn a_validation_loss_that_is_not_finite_is_reported() {
     valid[4].x[[0, 0]] = f32::NAN;
     for device in devices() {
         let mut now = trainer(TrainerConfig::new(2, 10), &device);
-        let error = now.run(&train, &valid, go_on).unwrap_err();
+        let error = now.run(&train, &valid, continue_training).unwrap_err();
         assert!(matches!(error, Error::DivergedValidation { epoch: 0, .. }), "{error} on {device}");
         assert_eq!(
             error.to_string(),
@@ -415,7 +419,7 @@ fn a_run_does_not_resume_on_other_examples() {
     let mut first = trainer(TrainerConfig::new(2, 10), &Device::cpu());
     assert_eq!(first.data(), None);
     first.run(&train, &valid, |_, _| Ok(ControlFlow::Break(()))).unwrap();
-    let (_folder, path) = place();
+    let (_folder, path) = temp_checkpoint_path();
     first.checkpoint().unwrap().save(&path).unwrap();
     let kept = Checkpoint::load(&path).unwrap();
     let changes: [fn(&mut Vec<Example>); 6] = [
@@ -434,16 +438,19 @@ fn a_run_does_not_resume_on_other_examples() {
             [(&other_train, &valid, "train on"), (&train, &other_valid, "validate on")]
         {
             let mut now = Trainer::from_checkpoint(kept.clone(), &Device::cpu()).unwrap();
-            let error = now.run(train, valid, go_on).unwrap_err();
+            let error = now.run(train, valid, continue_training).unwrap_err();
             let Error::OtherData { what, expected, got } = &error else { panic!("{error}") };
             let (own, other) = if for_what == "train on" { (30, train) } else { (9, valid) };
             assert_eq!((*what, expected.count, got.count), (for_what, own, other.len()));
             assert!(expected.hash != got.hash, "{error}");
             assert_same(&now.checkpoint().unwrap(), &kept);
-            now.with_data(None).run(train, valid, go_on).unwrap();
+            now.with_data(None).run(train, valid, continue_training).unwrap();
         }
     }
-    Trainer::from_checkpoint(kept, &Device::cpu()).unwrap().run(&train, &valid, go_on).unwrap();
+    Trainer::from_checkpoint(kept, &Device::cpu())
+        .unwrap()
+        .run(&train, &valid, continue_training)
+        .unwrap();
 }
 
 /// An error before any update: an invalid class in the second batch of an update.
@@ -451,22 +458,22 @@ fn a_run_does_not_resume_on_other_examples() {
 fn a_refused_batch_leaves_the_position_before_it() {
     let train = examples(EXAMPLES, 1);
     let mut whole = trainer(TrainerConfig::new(1, 1), &Device::cpu());
-    whole.run(&train, &[], go_on).unwrap();
+    whole.run(&train, &[], continue_training).unwrap();
     for bad in 0..12 {
         let mut spoilt = train.clone();
         spoilt[bad].target = Target::Class(3);
         let mut now = trainer(TrainerConfig::new(1, 1), &Device::cpu());
-        let error = now.run(&spoilt, &[], go_on).unwrap_err();
+        let error = now.run(&spoilt, &[], continue_training).unwrap_err();
         assert!(matches!(error, Error::Class { class: 3, .. }), "{error}");
         let mut now = now.with_data(None);
-        now.run(&train, &[], go_on).unwrap();
+        now.run(&train, &[], continue_training).unwrap();
         assert_same(&now.checkpoint().unwrap(), &whole.checkpoint().unwrap());
     }
 }
 
 #[test]
 fn a_network_loads_from_its_file_and_from_a_checkpoint() {
-    let (_folder, path) = place();
+    let (_folder, path) = temp_checkpoint_path();
     let checkpoint = checkpoint();
     let params = &checkpoint.state.params;
     let options = safetensors::SafetensorsOptions::new;
@@ -504,7 +511,7 @@ fn a_network_loads_from_its_file_and_from_a_checkpoint() {
 const CHILD: &str = "GRU_WGPU_TEST_CHECKPOINT";
 
 /// Long enough to be killed many times.
-fn killed_regime() -> TrainerConfig {
+fn killed_config() -> TrainerConfig {
     TrainerConfig::new(14, 1).with_seed(9)
 }
 
@@ -514,7 +521,7 @@ fn child(path: &Path) {
         Ok((last, _)) => Trainer::from_checkpoint(last, &Device::cpu()).unwrap(),
         Err(error) => {
             assert!(!path.exists() && !before(path).exists(), "{error}");
-            trainer(killed_regime(), &Device::cpu())
+            trainer(killed_config(), &Device::cpu())
         }
     };
     let mut out = std::io::stdout();
@@ -535,7 +542,7 @@ fn a_run_killed_many_times_ends_with_the_same_bits() {
     if let Some(path) = std::env::var_os(CHILD) {
         return child(Path::new(&path));
     }
-    let (_folder, path) = place();
+    let (_folder, path) = temp_checkpoint_path();
     let start = || {
         let name = "a_run_killed_many_times_ends_with_the_same_bits";
         rerun(module_path!(), name).env(CHILD, &path).stdout(Stdio::piped()).spawn().unwrap()
@@ -555,7 +562,7 @@ fn a_run_killed_many_times_ends_with_the_same_bits() {
     }
     let status = start().wait_with_output().unwrap().status;
     assert!(status.success(), "{status}");
-    let mut whole = trainer(killed_regime(), &Device::cpu());
-    whole.run(&examples(EXAMPLES, 1), &examples(5, 2), go_on).unwrap();
+    let mut whole = trainer(killed_config(), &Device::cpu());
+    whole.run(&examples(EXAMPLES, 1), &examples(5, 2), continue_training).unwrap();
     assert_same(&Checkpoint::load(&path).unwrap(), &whole.checkpoint().unwrap());
 }

@@ -67,7 +67,7 @@ fn trainer(config: TrainerConfig, device: &Device) -> Trainer {
     Trainer::new(learner(Head::every_step(2), Loss::MeanSquared, device), config).unwrap()
 }
 
-fn go_on(_: &mut Trainer, _: &Event<'_>) -> Result<ControlFlow<()>> {
+fn continue_training(_: &mut Trainer, _: &Event<'_>) -> Result<ControlFlow<()>> {
     Ok(ControlFlow::Continue(()))
 }
 
@@ -138,7 +138,7 @@ fn a_batch_supports_every_learner_input() {
         by_hand.learner().step(made.batch(), made.targets()).unwrap();
         let expected = by_hand.learner().params().unwrap();
         let mut now = trainer(TrainerConfig::new(1, 2), &device);
-        now.run(&Everything, &[], go_on).unwrap();
+        now.run(&Everything, &[], continue_training).unwrap();
         assert_eq!(now.learner().params().unwrap(), expected);
         // Each of them has an effect.
         let mut without = trainer(TrainerConfig::new(1, 2), &device);
@@ -179,7 +179,7 @@ fn async_training_ends_with_the_same_bits() {
     for device in devices() {
         let config = TrainerConfig::new(3, 4);
         let mut whole = trainer(config, &device);
-        whole.run(&examples, valid, go_on).unwrap();
+        whole.run(&examples, valid, continue_training).unwrap();
         let expected = (whole.evaluate(valid).unwrap(), whole.best().cloned().unwrap());
 
         let other = block_on(async {
@@ -214,7 +214,7 @@ fn targets_that_do_not_fit_are_refused_by_every_call() {
     let long = [Example::new(Array2::zeros((3, 3)), target)];
     let mut now = trainer(TrainerConfig::new(1, 2), &Device::cpu());
     assert!(matches!(now.evaluate(&long), Err(Error::Shape { .. })));
-    assert!(matches!(now.run(&long, &[], go_on), Err(Error::Shape { .. })));
+    assert!(matches!(now.run(&long, &[], continue_training), Err(Error::Shape { .. })));
     assert!(matches!(long.batch(&[0]), Err(Error::Shape { .. })));
     assert!(matches!(long.batch(&[1]), Err(Error::Setting { .. })));
     let wide = [Example::new(Array2::zeros((3, 3)), Target::Series(Array2::zeros((3, 4))))];
@@ -248,7 +248,7 @@ impl Dataset for Lies {
 fn a_batch_has_a_row_for_each_example() {
     for device in devices() {
         let mut trainer = trainer(TrainerConfig::new(2, 4), &device);
-        let refused = trainer.run(&Lies, &Rows, go_on).unwrap_err();
+        let refused = trainer.run(&Lies, &Rows, continue_training).unwrap_err();
         assert!(matches!(refused, Error::Shape { .. }), "{refused}");
         assert_eq!(trainer.learner().updates(), 0);
         let refused = trainer.evaluate(&Lies).unwrap_err();
@@ -264,6 +264,6 @@ fn a_position_past_the_epoch_is_refused() {
     let (config, state) = (*trainer.config(), trainer.learner().state().unwrap());
     let learner = Learner::resume(state, *trainer.learner().config(), &Device::cpu()).unwrap();
     let mut trainer = Trainer::resume(learner, config, progress, None).unwrap();
-    let refused = trainer.run(&Rows, &Rows, go_on).unwrap_err();
+    let refused = trainer.run(&Rows, &Rows, continue_training).unwrap_err();
     assert!(matches!(refused, Error::Setting { .. }), "{refused}");
 }

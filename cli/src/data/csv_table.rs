@@ -149,12 +149,17 @@ impl CsvTable {
     pub fn read(path: &Path, options: CsvOptions) -> Result<Self> {
         let shown = quote_path(path);
         let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
-        let text = std::str::from_utf8(&bytes)
-            .with_context(|| format!("cannot read {shown}: expected UTF-8 text"))?;
+        let text = std::str::from_utf8(&bytes).with_context(|| {
+            format!("cannot read {shown}: expected UTF-8 text; save the file as UTF-8")
+        })?;
         let text = text.trim_start_matches('\u{feff}');
         let mut cells = match text.contains([char::from(options.delimiter), '"']) {
-            true => CellTexts::parse(text, options.delimiter)
-                .with_context(|| format!("cannot read {shown}"))?,
+            true => CellTexts::parse(text, options.delimiter).with_context(|| {
+                format!(
+                    "cannot read {shown} with the delimiter `{}`; --delimiter names another one",
+                    char::from(options.delimiter)
+                )
+            })?,
             false => CellTexts::parse_column(text),
         };
         ensure!(cells.len() > 0, "{shown} is empty; expected a CSV file");

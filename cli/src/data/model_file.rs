@@ -67,7 +67,11 @@ impl ModelSelection {
         let model = match extension(path).as_str() {
             "safetensors" => self.load_safetensors(path)?,
             "onnx" => self.load_onnx(path)?,
-            _ => bail!("{} must have the extension .safetensors or .onnx", quote_path(path)),
+            _ => bail!(
+                "{} must have the extension .safetensors or .onnx; in Python: \
+                 safetensors.torch.save_file(model.state_dict(), \"model.safetensors\")",
+                quote_path(path)
+            ),
         };
         log(format_args!("model: {}", model.params.layout().config()));
         Ok(model)

@@ -105,7 +105,7 @@ static OPTIONS: &[OptionHelp] = &[
         "Column to forecast [default: the last numeric one]",
         "Further columns are additional inputs. A column's name, or its number from 1.",
     ),
-    any("valid", "CSV", DATA, USUAL, "Validation file, instead of --holdout", ""),
+    any("valid", "CSV", DATA, USUAL, "Validation file [default: hold out a tenth]", ""),
     any(
         "holdout",
         "FRACTION",
@@ -175,15 +175,10 @@ static OPTIONS: &[OptionHelp] = &[
          only with after.",
     ),
     any("dropout", "FRACTION", MODEL, RARE, "Probability of dropout between layers", ""),
-    any(
-        "epochs",
-        "EPOCHS",
-        TRAINING,
-        USUAL,
-        "Passes over the training set [default: 40; forecast: 30]",
-        "",
-    ),
-    any("batch", "SIZE", TRAINING, USUAL, "Sequences or windows per batch", ""),
+    of(&["train"], "epochs", "EPOCHS", TRAINING, "Passes over the training set [default: 40]"),
+    of(&["forecast"], "epochs", "EPOCHS", TRAINING, "Passes over the training set [default: 30]"),
+    of(&["train"], "batch", "SEQUENCES", TRAINING, "Sequences per batch"),
+    of(&["forecast"], "batch", "WINDOWS", TRAINING, "Windows per batch"),
     any(
         "accumulate",
         "BATCHES",
@@ -192,14 +187,8 @@ static OPTIONS: &[OptionHelp] = &[
         "Batches per update; their gradients are averaged",
         "",
     ),
-    any(
-        "learning_rate",
-        "RATE",
-        TRAINING,
-        USUAL,
-        "Highest learning rate [default: 0.003; forecast: 0.01]",
-        "",
-    ),
+    of(&["train"], "learning_rate", "RATE", TRAINING, "Highest learning rate [default: 0.003]"),
+    of(&["forecast"], "learning_rate", "RATE", TRAINING, "Highest learning rate [default: 0.01]"),
     any(
         "schedule",
         "SCHEDULE",
@@ -435,7 +424,7 @@ fn describe(command: &str, arg: Arg) -> Arg {
     };
     match help.value {
         "" => arg,
-        value => arg.value_name(value).hide_possible_values(true),
+        value => arg.value_name(value).hide_possible_values(true).allow_negative_numbers(true),
     }
 }
 

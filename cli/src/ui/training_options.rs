@@ -19,7 +19,7 @@ impl FromStr for ClipArg {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        const EXPECTED: &str = "expected none, norm:X, value:X or X, a norm";
+        const EXPECTED: &str = "expected none, norm:X, value:X, or X (the same as norm:X)";
         let clip = match text.split_once(':') {
             None if text == "none" => Clip::None,
             None => Clip::Norm(positive(text).context(EXPECTED)?),

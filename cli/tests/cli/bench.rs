@@ -247,7 +247,7 @@ fn what_the_host_has_no_memory_for_is_refused() {
     ] {
         let arguments = ["bench", "--device", "cpu", "--shape", shape, "--mode", mode];
         let words =
-            ["on cpu: out of memory: ", " takes at least ", " TB of the host's memory, of which "];
+            ["on cpu: out of memory: ", " takes at least ", " TB of the host's memory, but "];
         assert_refused(directory.path(), &arguments, &words);
     }
     // A sweep continues with the next size.

@@ -64,7 +64,8 @@ impl GruNodes {
             None => None,
         };
         chosen.ok_or_else(|| Error::Choice {
-            within: "its top-level graph".to_owned(),
+            within: "its top-level graph (GRUs inside functions, If and Loop are not read)"
+                .to_owned(),
             of: "GRU",
             asked: asked.map(str::to_owned),
             found: self.stack_names(),

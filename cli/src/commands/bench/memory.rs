@@ -23,8 +23,8 @@ pub fn check(workload: &Workload, device: &Device) -> Result<()> {
             let [needed, available] = [needed, available].map(|bytes| format_si(bytes, "B"));
             let (mode, shape) = (workload.mode_name(), workload.shape);
             let reason = format!(
-                "{mode} of {shape} takes at least {needed} of the host's memory, of which {available} can \
-                 be had"
+                "{mode} of {shape} takes at least {needed} of the host's memory, but {available} are \
+                 available; use smaller sizes"
             );
             Err(Error::OutOfMemory { reason, source: None }.into())
         }

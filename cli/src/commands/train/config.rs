@@ -133,7 +133,9 @@ struct PatienceArg(Option<usize>);
 fn patience(text: &str) -> Result<PatienceArg, String> {
     match text {
         "none" => Ok(PatienceArg(None)),
-        _ => at_least_one(text).map(|epochs| PatienceArg(Some(epochs))),
+        _ => at_least_one(text)
+            .map(|epochs| PatienceArg(Some(epochs)))
+            .map_err(|error| format!("{error}, or none")),
     }
 }
 
