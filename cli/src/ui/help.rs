@@ -17,7 +17,6 @@ struct OptionHelp {
     id: &'static str,
     /// The name of its value, empty for a flag.
     value: &'static str,
-    topic: &'static str,
     /// True if `-h` shows it.
     usual: bool,
     /// One line.
@@ -26,349 +25,126 @@ struct OptionHelp {
     more: &'static str,
 }
 
-const DATA: &str = "Data";
-const MODEL: &str = "Model";
-const TRAINING: &str = "Training";
-const RUN: &str = "Run folder";
-const INPUT: &str = "Input";
-const OUTPUT: &str = "Output";
-const MEASUREMENT: &str = "Measurement";
-const GENERAL: &str = "General";
-
-/// A row of [`OPTIONS`] for all commands that have the option.
-const fn any(
-    id: &'static str,
-    value: &'static str,
-    topic: &'static str,
-    usual: bool,
-    text: &'static str,
-    more: &'static str,
-) -> OptionHelp {
-    OptionHelp { commands: &[], id, value, topic, usual, text, more }
+/// A usual option of all commands that have it.
+const fn option(id: &'static str, value: &'static str, text: &'static str) -> OptionHelp {
+    OptionHelp { commands: &[], id, value, usual: true, text, more: "" }
 }
 
-/// A row of [`OPTIONS`] for options of one name that do different things.
-const fn of(
-    commands: &'static [&'static str],
-    id: &'static str,
-    value: &'static str,
-    topic: &'static str,
-    text: &'static str,
-) -> OptionHelp {
-    OptionHelp { commands, id, value, topic, usual: true, text, more: "" }
+impl OptionHelp {
+    /// For options of one name that do different things.
+    const fn only_for(self, commands: &'static [&'static str]) -> Self {
+        Self { commands, ..self }
+    }
+
+    const fn rare(self) -> Self {
+        Self { usual: false, ..self }
+    }
+
+    const fn more(self, more: &'static str) -> Self {
+        Self { more, ..self }
+    }
 }
 
-const USUAL: bool = true;
-const RARE: bool = false;
-
-/// Every option, in order of topics.
-static OPTIONS: &[OptionHelp] = &[
-    any(
-        "task",
-        "classify|label",
-        DATA,
-        USUAL,
-        "Predict a class per sequence, or per row",
-        "Rows without a label count in neither the loss nor the accuracy.",
-    ),
-    any(
-        "sequence",
-        "COLUMN",
-        DATA,
-        RARE,
-        "Column with the sequence's name [default: the first]",
-        "A column's name, or its number from 1: 3 or #3.",
-    ),
-    any(
-        "label",
-        "COLUMN",
-        DATA,
-        USUAL,
-        "Column with the labels [default: the last]",
-        "An empty cell is no label. NA, null and none are classes like any other.",
-    ),
-    any("features", "COLUMN,…", DATA, USUAL, "Input columns [default: all others]", ""),
-    any(
-        "categorical",
-        "COLUMN,…",
-        DATA,
-        RARE,
-        "Columns to treat as categories, not as numbers",
-        "Default: the columns in which most cells are not numbers. Name the label's column here if its \
-         numbers are classes.",
-    ),
-    any(
-        "column",
-        "NAME[,NAME…]",
-        DATA,
-        USUAL,
-        "Column to forecast [default: the last numeric one]",
-        "Further columns are additional inputs. A column's name, or its number from 1.",
-    ),
-    any("valid", "CSV", DATA, USUAL, "Validation file [default: hold out a tenth]", ""),
-    any(
-        "holdout",
-        "FRACTION",
-        DATA,
-        RARE,
-        "Fraction of the data to hold out for validation",
-        "train: of the sequences, from each class if sequences are classified. forecast: the end of the \
-         series.",
-    ),
-    any(
-        "missing",
-        "WORD",
-        DATA,
-        RARE,
-        "Further words for a missing value",
-        "An empty cell, NA, N/A, null and none are always missing values. train: takes several words with \
+/// Every option, by topic, in the order of the help.
+static OPTIONS: &[(&str, &[OptionHelp])] = &[
+("Data", &[
+option("task", "classify|label", "Predict a class per sequence, or per row").more("Rows without a label count in neither the loss nor the accuracy."),
+option("sequence", "COLUMN", "Column with the sequence's name [default: the first]").rare().more("A column's name, or its number from 1: 3 or #3."),
+option("label", "COLUMN", "Column with the labels [default: the last]").more("An empty cell is no label. NA, null and none are classes like any other."),
+option("features", "COLUMN,…", "Input columns [default: all others]"),
+option("categorical", "COLUMN,…", "Columns to treat as categories, not as numbers").rare().more("Default: the columns in which most cells are not numbers. Name the label's column here if its \
+         numbers are classes."),
+option("column", "NAME[,NAME…]", "Column to forecast [default: the last numeric one]").more("Further columns are additional inputs. A column's name, or its number from 1."),
+option("valid", "CSV", "Validation file [default: hold out a tenth]"),
+option("holdout", "FRACTION", "Fraction of the data to hold out for validation").rare().more("train: of the sequences, from each class if sequences are classified. forecast: the end of the \
+         series."),
+option("missing", "WORD", "Further words for a missing value").rare().more("An empty cell, NA, N/A, null and none are always missing values. train: takes several words with \
          commas; missing inputs are replaced by their column's mean, and refused without this option. \
-         forecast: missing values are interpolated.",
-    ),
-    any("delimiter", "CHAR", DATA, RARE, "Character between cells: , ; | : a space, or tab", ""),
-    any(
-        "header",
-        "yes|no",
-        DATA,
-        RARE,
-        "Whether the first row has the columns' names",
-        "Default: detected.",
-    ),
-    of(&["forecast"], "input", "ROWS", DATA, "Rows that the model sees"),
-    any("horizon", "ROWS", DATA, USUAL, "Rows to forecast", ""),
-    any("season", "ROWS", DATA, USUAL, "Rows of a season, for the baselines", ""),
-    any(
-        "prefix",
-        "PREFIX",
-        MODEL,
-        USUAL,
-        "Prefix of the GRU's names in a .safetensors file",
-        "The part before `weight_ih_l0`. Needed if the file has several GRUs.",
-    ),
-    any(
-        "node",
-        "NAME",
-        MODEL,
-        USUAL,
-        "GRU node of an .onnx file, or `first..last` of a stack",
-        "Needed if the file has several GRUs.",
-    ),
-    any("allow_non_finite", "", MODEL, USUAL, "Accept weights that are infinite or NaN", ""),
-    any("hidden", "UNITS", MODEL, USUAL, "Hidden units per layer and direction", ""),
-    any("layers", "LAYERS", MODEL, USUAL, "Stacked layers", ""),
-    any(
-        "direction",
-        "forward|reverse|both",
-        MODEL,
-        USUAL,
-        "Direction of reading",
-        "With --task label, both lets a row's prediction use the rows after it.",
-    ),
-    any("bidirectional", "", MODEL, USUAL, "Run in both directions", ""),
-    any(
-        "reset",
-        "after|before",
-        MODEL,
-        RARE,
-        "Reset gate after or before the recurrent product",
-        "after: as in PyTorch and cuDNN. before: as in ONNX by default. PyTorch can load a trained model \
-         only with after.",
-    ),
-    any("dropout", "FRACTION", MODEL, RARE, "Probability of dropout between layers", ""),
-    of(&["train"], "epochs", "EPOCHS", TRAINING, "Passes over the training set [default: 40]"),
-    of(&["forecast"], "epochs", "EPOCHS", TRAINING, "Passes over the training set [default: 30]"),
-    of(&["train"], "batch", "SEQUENCES", TRAINING, "Sequences per batch"),
-    of(&["forecast"], "batch", "WINDOWS", TRAINING, "Windows per batch"),
-    any(
-        "accumulate",
-        "BATCHES",
-        TRAINING,
-        RARE,
-        "Batches per update; their gradients are averaged",
-        "",
-    ),
-    of(&["train"], "learning_rate", "RATE", TRAINING, "Highest learning rate [default: 0.003]"),
-    of(&["forecast"], "learning_rate", "RATE", TRAINING, "Highest learning rate [default: 0.01]"),
-    any(
-        "schedule",
-        "SCHEDULE",
-        TRAINING,
-        RARE,
-        "Learning rate: constant, cosine or step:EPOCHS:FACTOR",
-        "cosine: rises during the warm-up, then falls along half a cosine to 0, or to a fraction of the rate \
-         with cosine:FRACTION. step: multiplies the rate by FACTOR after every EPOCHS.",
-    ),
-    any(
-        "warmup",
-        "FRACTION",
-        TRAINING,
-        RARE,
-        "Warm-up, as a fraction of all updates [default: 0.05]",
-        "Only with --schedule cosine.",
-    ),
-    any("optimizer", "adamw|adam|sgd", TRAINING, RARE, "Optimizer", ""),
-    any("momentum", "MOMENTUM", TRAINING, RARE, "Momentum of sgd [default: 0.9]", ""),
-    any(
-        "weight_decay",
-        "DECAY",
-        TRAINING,
-        RARE,
-        "Weight decay λ",
-        "adamw subtracts learning rate · λ · parameter. adam and sgd add λ · parameter to the gradient.",
-    ),
-    any(
-        "clip",
-        "CLIP",
-        TRAINING,
-        RARE,
-        "Gradient clipping: norm:X, value:X or none [default: norm:1]",
-        "norm:X (or X) scales the whole gradient so that its norm is at most X. value:X clamps each \
-         element.",
-    ),
-    any(
-        "patience",
-        "EPOCHS|none",
-        TRAINING,
-        USUAL,
-        "Stop after EPOCHS without improvement [default: none]",
-        "",
-    ),
-    any(
-        "seed",
-        "NUMBER",
-        TRAINING,
-        USUAL,
-        "Seed of all random numbers",
-        "The same seed gives the same results on the same device. grad: only for a model with dropout or \
-         zoneout, which needs one.",
-    ),
-    any("run", "FOLDER", RUN, USUAL, "Folder for the run's files", ""),
-    any(
-        "resume",
-        "FOLDER",
-        RUN,
-        USUAL,
-        "Continue the run in FOLDER",
-        "Uses the run's own data and settings, and gives the same bits on the same device as a run without a \
+         forecast: missing values are interpolated."),
+option("delimiter", "CHAR", "Character between cells: , ; | : a space, or tab").rare(),
+option("header", "yes|no", "Whether the first row has the columns' names").rare().more("Default: detected."),
+option("input", "ROWS", "Rows that the model sees").only_for(&["forecast"]),
+option("horizon", "ROWS", "Rows to forecast"),
+option("season", "ROWS", "Rows of a season, for the baselines"),
+]),
+("Model", &[
+option("prefix", "PREFIX", "Prefix of the GRU's names in a .safetensors file").more("The part before `weight_ih_l0`. Needed if the file has several GRUs."),
+option("node", "NAME", "GRU node of an .onnx file, or `first..last` of a stack").more("Needed if the file has several GRUs."),
+option("allow_non_finite", "", "Accept weights that are infinite or NaN"),
+option("hidden", "UNITS", "Hidden units per layer and direction"),
+option("layers", "LAYERS", "Stacked layers"),
+option("direction", "forward|reverse|both", "Direction of reading").more("With --task label, both lets a row's prediction use the rows after it."),
+option("bidirectional", "", "Run in both directions"),
+option("reset", "after|before", "Reset gate after or before the recurrent product").rare().more("after: as in PyTorch and cuDNN. before: as in ONNX by default. PyTorch can load a trained model \
+         only with after."),
+option("dropout", "FRACTION", "Probability of dropout between layers").rare(),
+]),
+("Training", &[
+option("epochs", "EPOCHS", "Passes over the training set [default: 40]").only_for(&["train"]),
+option("epochs", "EPOCHS", "Passes over the training set [default: 30]").only_for(&["forecast"]),
+option("batch", "SEQUENCES", "Sequences per batch").only_for(&["train"]),
+option("batch", "WINDOWS", "Windows per batch").only_for(&["forecast"]),
+option("accumulate", "BATCHES", "Batches per update; their gradients are averaged").rare(),
+option("learning_rate", "RATE", "Highest learning rate [default: 0.003]").only_for(&["train"]),
+option("learning_rate", "RATE", "Highest learning rate [default: 0.01]").only_for(&["forecast"]),
+option("schedule", "SCHEDULE", "Learning rate: constant, cosine or step:EPOCHS:FACTOR").rare().more("cosine: rises during the warm-up, then falls along half a cosine to 0, or to a fraction of the rate \
+         with cosine:FRACTION. step: multiplies the rate by FACTOR after every EPOCHS."),
+option("warmup", "FRACTION", "Warm-up, as a fraction of all updates [default: 0.05]").rare().more("Only with --schedule cosine."),
+option("optimizer", "adamw|adam|sgd", "Optimizer").rare(),
+option("momentum", "MOMENTUM", "Momentum of sgd [default: 0.9]").rare(),
+option("weight_decay", "DECAY", "Weight decay λ").rare().more("adamw subtracts learning rate · λ · parameter. adam and sgd add λ · parameter to the gradient."),
+option("clip", "CLIP", "Gradient clipping: norm:X, value:X or none [default: norm:1]").rare().more("norm:X (or X) scales the whole gradient so that its norm is at most X. value:X clamps each \
+         element."),
+option("patience", "EPOCHS|none", "Stop after EPOCHS without improvement [default: none]"),
+option("seed", "NUMBER", "Seed of all random numbers").more("The same seed gives the same results on the same device. grad: only for a model with dropout or \
+         zoneout, which needs one."),
+]),
+("Run folder", &[
+option("run", "FOLDER", "Folder for the run's files"),
+option("resume", "FOLDER", "Continue the run in FOLDER").more("Uses the run's own data and settings, and gives the same bits on the same device as a run without a \
          break. --epochs, --learning-rate, --clip and (train) --patience may change; config.toml records the \
-         change. If the data have moved, name the files again.",
-    ),
-    any("force", "", RUN, RARE, "Overwrite the run in the folder", ""),
-    any(
-        "checkpoint_every",
-        "UPDATES|TIME",
-        RUN,
-        RARE,
-        "Time between checkpoints: updates, or 30s, 10m, 1h",
-        "Checked between updates, about four times a second and after every 16 updates.",
-    ),
-    of(&["run", "grad"], "input", "x.npy", INPUT, "Input x [T, B, I], float32, float64 or float16"),
-    any(
-        "h0",
-        "h0.npy",
-        INPUT,
-        USUAL,
-        "First states [L·D, B, H] [default: the model's, or zeros]",
-        "",
-    ),
-    any(
-        "lengths",
-        "n.npy",
-        INPUT,
-        USUAL,
-        "Length of each row [B] [default: the model's, or T]",
-        "int32 or int64.",
-    ),
-    any("dy", "dy.npy", INPUT, USUAL, "Gradient of y, [T, B, D·H]", ""),
-    any(
-        "dhn",
-        "dhn.npy",
-        INPUT,
-        USUAL,
-        "Gradient of the last states, [L·D, B, H] [default: zeros]",
-        "",
-    ),
-    any("batch_first", "", INPUT, USUAL, "x, y and their gradients are [B, T, ·]", ""),
-    any("with_h0", "", OUTPUT, USUAL, ".onnx only: make the first states an input, h0", ""),
-    any(
-        "with_lengths",
-        "",
-        OUTPUT,
-        USUAL,
-        ".onnx only: make the lengths of rows an input, lengths",
-        "",
-    ),
-    of(&["run"], "output", "y.npy", OUTPUT, "Write y, [T, B, D·H]"),
-    of(&["grad"], "output", "grads.safetensors", OUTPUT, "Write the gradients"),
-    of(&["predict"], "output", "FILE.csv", OUTPUT, "Write the predictions [default: stdout]"),
-    of(&["forecast"], "output", "FOLDER", OUTPUT, "Folder for forecast.svg and loss.svg"),
-    of(&["bench"], "output", "FILE.svg", OUTPUT, "Picture of a sweep [default: bench.svg]"),
-    any("hn", "hn.npy", OUTPUT, USUAL, "Write the last states, [L·D, B, H]", ""),
-    any("probabilities", "", OUTPUT, USUAL, "Write the probabilities of all classes", ""),
-    any("shape", "T,B,I,H", MEASUREMENT, USUAL, "Steps, rows, inputs and hidden units", ""),
-    any("mode", "forward|train", MEASUREMENT, USUAL, "Time the forward pass, or both passes", ""),
-    any("repeats", "N", MEASUREMENT, USUAL, "Measured calls [default: 20, or fewer in 3 s]", ""),
-    any(
-        "kernel",
-        "auto|step|sequence",
-        MEASUREMENT,
-        USUAL,
-        "Kernel family on an adapter",
-        "step: one or two dispatches per step. sequence: one dispatch for many steps, if H is small enough. \
-         The CPU ignores it.",
-    ),
-    any(
-        "recompute",
-        "",
-        MEASUREMENT,
-        USUAL,
-        "Recompute the gates in the backward pass, to save memory",
-        "Only with --mode train.",
-    ),
-    any(
-        "profile",
-        "",
-        MEASUREMENT,
-        USUAL,
-        "Also time each kernel of an adapter",
-        "The fastest of up to 3 more runs counts.",
-    ),
-    any(
-        "sweep",
-        "AXIS[=SIZES]",
-        MEASUREMENT,
-        USUAL,
-        "Vary T, B or H and plot the times: B or T=64,256",
-        "A size that fails is listed; the other sizes are measured.",
-    ),
-    any(
-        "plan",
-        "",
-        MEASUREMENT,
-        USUAL,
-        "Print an adapter's buffers and dispatches, run nothing",
-        "For the CPU it prints the memory.",
-    ),
-    any("json", "", GENERAL, USUAL, "Print one JSON object", ""),
-    any(
-        "verbose",
-        "",
-        GENERAL,
-        RARE,
-        "Print all classes",
-        "Default: the ten largest and the worst three.",
-    ),
-    any(
-        "device",
-        "DEVICE",
-        GENERAL,
-        USUAL,
-        "auto, cpu, gpu, gpu:1 or software [default: $GRU_DEVICE or auto]",
-        "auto: a hardware GPU, or else the CPU. gpu:1: the GPU with this index in `gru info`. software: a \
-         software adapter. bench takes several, with commas.",
-    ),
-    any("help", "", GENERAL, USUAL, "Print help: -h in short, --help in full", ""),
-    any("version", "", GENERAL, USUAL, "Print the version", ""),
+         change. If the data have moved, name the files again."),
+option("force", "", "Overwrite the run in the folder").rare(),
+option("checkpoint_every", "UPDATES|TIME", "Time between checkpoints: updates, or 30s, 10m, 1h").rare().more("Checked between updates, about four times a second and after every 16 updates."),
+]),
+("Input", &[
+option("input", "x.npy", "Input x [T, B, I], float32, float64 or float16").only_for(&["run", "grad"]),
+option("h0", "h0.npy", "First states [L·D, B, H] [default: the model's, or zeros]"),
+option("lengths", "n.npy", "Length of each row [B] [default: the model's, or T]").more("int32 or int64."),
+option("dy", "dy.npy", "Gradient of y, [T, B, D·H]"),
+option("dhn", "dhn.npy", "Gradient of the last states, [L·D, B, H] [default: zeros]"),
+option("batch_first", "", "x, y and their gradients are [B, T, ·]"),
+]),
+("Output", &[
+option("with_h0", "", ".onnx only: make the first states an input, h0"),
+option("with_lengths", "", ".onnx only: make the lengths of rows an input, lengths"),
+option("output", "y.npy", "Write y, [T, B, D·H]").only_for(&["run"]),
+option("output", "grads.safetensors", "Write the gradients").only_for(&["grad"]),
+option("output", "FILE.csv", "Write the predictions [default: stdout]").only_for(&["predict"]),
+option("output", "FOLDER", "Folder for forecast.svg and loss.svg").only_for(&["forecast"]),
+option("output", "FILE.svg", "Picture of a sweep [default: bench.svg]").only_for(&["bench"]),
+option("hn", "hn.npy", "Write the last states, [L·D, B, H]"),
+option("probabilities", "", "Write the probabilities of all classes"),
+]),
+("Measurement", &[
+option("shape", "T,B,I,H", "Steps, rows, inputs and hidden units"),
+option("mode", "forward|train", "Time the forward pass, or both passes"),
+option("repeats", "N", "Measured calls [default: 20, or fewer in 3 s]"),
+option("kernel", "auto|step|sequence", "Kernel family on an adapter").more("step: one or two dispatches per step. sequence: one dispatch for many steps, if H is small enough. \
+         The CPU ignores it."),
+option("recompute", "", "Recompute the gates in the backward pass, to save memory").more("Only with --mode train."),
+option("profile", "", "Also time each kernel of an adapter").more("The fastest of up to 3 more runs counts."),
+option("sweep", "AXIS[=SIZES]", "Vary T, B or H and plot the times: B or T=64,256").more("A size that fails is listed; the other sizes are measured."),
+option("plan", "", "Print an adapter's buffers and dispatches, run nothing").more("For the CPU: its memory, and the plan for WebGPU's default limits."),
+]),
+("General", &[
+option("json", "", "Print one JSON object"),
+option("verbose", "", "Print all classes").rare().more("Default: the ten largest and the worst three."),
+option("device", "DEVICE", "auto, cpu, gpu, gpu:1 or software [default: $GRU_DEVICE or auto]").more("auto: a hardware GPU, or else the CPU. gpu:1: the GPU with this index in `gru info`. software: a \
+         software adapter. bench takes several, with commas."),
+option("help", "", "Print help: -h in short, --help in full"),
+option("version", "", "Print the version"),
+]),
 ];
 
 /// Gives every command the same form of help, and every option its text from [`OPTIONS`].
@@ -379,9 +155,9 @@ pub fn arrange(program: Command) -> Command {
         form(program).disable_version_flag(true).arg(version).mut_args(|arg| describe("", arg));
     names.into_iter().fold(program, |program, name| {
         program.mut_subcommand(&name, |command| {
-            let has_more = command
-                .get_arguments()
-                .any(|arg| find(&name, arg.get_id().as_str()).is_some_and(|(_, help)| !help.usual));
+            let has_more = command.get_arguments().any(|arg| {
+                find(&name, arg.get_id().as_str()).is_some_and(|(.., help)| !help.usual)
+            });
             let command = form(command).mut_args(|arg| describe(&name, arg));
             match has_more {
                 true => command.after_help(format!("More options: gru {name} --help")),
@@ -402,8 +178,14 @@ fn form(command: Command) -> Command {
         .arg(help)
 }
 
-fn find(command: &str, id: &str) -> Option<(usize, &'static OptionHelp)> {
-    OPTIONS.iter().enumerate().find(|(_, help)| {
+/// Every option with its place in the table and its topic.
+fn options() -> impl Iterator<Item = (usize, &'static str, &'static OptionHelp)> {
+    let rows = OPTIONS.iter().flat_map(|(topic, rows)| rows.iter().map(move |row| (*topic, row)));
+    rows.enumerate().map(|(place, (topic, row))| (place, topic, row))
+}
+
+fn find(command: &str, id: &str) -> Option<(usize, &'static str, &'static OptionHelp)> {
+    options().find(|(.., help)| {
         help.id == id && (help.commands.is_empty() || help.commands.contains(&command))
     })
 }
@@ -412,12 +194,9 @@ fn describe(command: &str, arg: Arg) -> Arg {
     if arg.is_positional() {
         return arg;
     }
-    let Some((order, help)) = find(command, arg.get_id().as_str()) else { return arg };
-    let arg = arg
-        .display_order(order)
-        .help(help.text)
-        .help_heading(help.topic)
-        .hide_short_help(!help.usual);
+    let Some((order, topic, help)) = find(command, arg.get_id().as_str()) else { return arg };
+    let arg =
+        arg.display_order(order).help(help.text).help_heading(topic).hide_short_help(!help.usual);
     let arg = match help.more {
         "" => arg.long_help(help.text),
         more => arg.long_help(format!("{}. {more}", help.text)),
@@ -449,7 +228,7 @@ mod tests {
                 assert!(find(name, id).is_some(), "`gru {name}` has no help for {id}");
             }
         }
-        for help in OPTIONS {
+        for (.., help) in options() {
             let has = |command: &Command| {
                 let is_named =
                     help.commands.is_empty() || help.commands.contains(&command.get_name());
