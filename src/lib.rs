@@ -193,8 +193,8 @@
 //! - **An optimizer**: `spec/optimizer.rs` (the kernel's reference too). If the constants of an
 //!   update are not enough, also `shaders/optimizer.wgsl` and `plan/update.rs`.
 //! - **A learning-rate schedule**: `spec/optimizer.rs`.
-//! - **A loss, an optimizer or a schedule** also needs a word in `training/checkpoint/encoding.rs`, a
-//!   case in `tests/formats/serde.rs`, and an option in `cli/src/commands/train/config.rs` or
+//! - **A loss, an optimizer or a schedule** also needs a word in `training/checkpoint/encoding.rs`,
+//!   a case in `tests/formats/serde.rs`, and an option in `cli/src/commands/train/config.rs` or
 //!   `cli/src/ui/training_options.rs`. A loss or an optimizer also needs a case in
 //!   `check/training.rs`.
 //! - **A command**: a file in `cli/src/commands/`.

@@ -64,8 +64,11 @@ impl GruNodes {
             None => None,
         };
         chosen.ok_or_else(|| Error::Choice {
-            within: "its top-level graph (GRUs inside functions, If and Loop are not read)"
-                .to_owned(),
+            within: match self.nodes.is_empty() {
+                true => "its top-level graph (GRUs inside functions, If and Loop are not read)",
+                false => "its top-level graph",
+            }
+            .to_owned(),
             of: "GRU",
             asked: asked.map(str::to_owned),
             found: self.stack_names(),
