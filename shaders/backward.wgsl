@@ -32,11 +32,6 @@
 @group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
 @group(0) @binding(6) var<storage, read_write> dstates: array<f32>; // gradients of the first, reset and last states [L·D, B, H]
 
-// The number of quads of one gate.
-fn gate_quads() -> u32 {
-    return (args.hidden + 3u) / 4u;
-}
-
 // The end of the steps whose gates are in memory.
 fn end_step() -> u32 {
     return args.gates_first + args.gates_times;
@@ -53,9 +48,10 @@ fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
 
 // Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
-    for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
-        let k = i % (4u * DEPTH_QUADS);
-        let row_quad = i / (4u * DEPTH_QUADS);
+    let depth = 4u * min(DEPTH_QUADS, 3u * gate_quads() - quad0);
+    for (var i = thread; i < depth * ROW_QUADS; i += threads()) {
+        let k = i % depth;
+        let row_quad = i / depth;
         let row = row0 + 4u * row_quad;
         let gate = (quad0 + k / 4u) / gate_quads();
         let unit = 4u * quad0 + k - gate * 4u * gate_quads();
@@ -145,18 +141,17 @@ fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) 
     let at_n = at_z + args.hidden;
     let z = gates[at_z];
     let n = gates[at_n];
-    let keep = select(1.0 - z, z, Z_KEEPS);
-    let take = select(z, 1.0 - z, Z_KEEPS);
-    let toward_n = select(n - past, past - n, Z_KEEPS); // ∂h'/∂z
+    let keep_take = keep_take(z);
+    let toward_n = select(n - past, past - n, args.z_keeps == 1u); // ∂h'/∂z
     var dnew = dh;
-    var carry = dh * keep;
-    if ZONEOUT != NO_ZONEOUT {
+    var carry = dh * keep_take.x;
+    if EXTRAS {
         let zone = zone(time, row, unit);
         dnew = dh * (1.0 - zone);
-        carry = dh * zone + dnew * keep;
+        carry = dh * zone + dnew * keep_take.x;
     }
-    let da_n = dnew * take * derivative(CANDIDATE_ACTIVATION, n);
-    let da_z = dnew * toward_n * derivative(GATE_ACTIVATION, z);
+    let da_n = dnew * keep_take.y * derivative(candidate_activation(), n);
+    let da_z = dnew * toward_n * derivative(gate_activation(), z);
     dstates[at] = carry;
     gates[at_z] = da_z;
     gates[at_n] = da_n;
@@ -166,7 +161,7 @@ fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) 
     }
     let at_past = at_n + args.hidden;
     let r = gates[at_r];
-    let da_r = da_n * gates[at_past] * derivative(GATE_ACTIVATION, r);
+    let da_r = da_n * gates[at_past] * derivative(gate_activation(), r);
     gates[at_r] = da_r;
     gates[at_past] = da_n * r;
     keep_operands(local, vec3(da_r, da_z, da_n * r));
@@ -181,7 +176,7 @@ fn through_reset(step: u32, row: u32, unit: u32, local: vec2<u32>, drh: f32) {
     }
     let at_r = gates_at(time, row, unit);
     let r = gates[at_r];
-    let da_r = drh * h[h_at(time, row, unit)] * derivative(GATE_ACTIVATION, r);
+    let da_r = drh * h[h_at(time, row, unit)] * derivative(gate_activation(), r);
     dstates[state_at(args.last_state, row, unit)] += drh * r;
     gates[at_r] = da_r;
     keep_operand(0u, local, da_r);
@@ -228,12 +223,12 @@ fn main(
             let last = select(0u, depth, step < end_step());
             multiply(step, row0, unit0, thread, 0u, last);
             finish(step, row0, unit0, thread, true);
-            store_operands(3u, 4u * gate_quads(), thread);
+            store_operands(3u, thread);
         }
         if RESET_BEFORE && GATE_N && step > args.gates_first {
             multiply(step - 1u, row0, unit0, thread, 2u * gate_quads(), 3u * gate_quads());
             finish(step, row0, unit0, thread, false);
-            store_operands(1u, 0u, thread);
+            store_operands(1u, thread);
         }
     }
 }

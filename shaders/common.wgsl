@@ -69,11 +69,12 @@ fn multiply_high(a: u32, b: u32) -> u32 {
     return high.x * high.y + (middle >> 16u) + (carry >> 16u);
 }
 
-// Philox4x32-10 (Salmon et al. 2011): four random words from a counter and a key.
-fn philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
+// Philox4x32 (Salmon et al. 2011): four random words from a counter and a key. Its 10 rounds are an
+// argument, so that compilers do not unroll them.
+fn philox(counter: vec4<u32>, seed: vec2<u32>, rounds: u32) -> vec4<u32> {
     var c = counter;
     var key = seed;
-    for (var round = 0u; round < 10u; round++) {
+    for (var round = 0u; round < rounds; round++) {
         let high0 = multiply_high(0xd2511f53u, c.x);
         let high1 = multiply_high(0xcd9e8d57u, c.z);
         c = vec4(

@@ -65,9 +65,10 @@ fn load_operand(step: u32, row: u32, k: u32) -> f32 {
 
 // Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
-    for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
-        let k = i % (4u * DEPTH_QUADS);
-        let row_quad = i / (4u * DEPTH_QUADS);
+    let depth = 4u * min(DEPTH_QUADS, gate_quads() - quad0);
+    for (var i = thread; i < depth * ROW_QUADS; i += threads()) {
+        let k = i % depth;
+        let row_quad = i / depth;
         let row = row0 + 4u * row_quad;
         let at = 4u * quad0 + k;
         operand[operand_at(k, row_quad)] = vec4(
@@ -104,7 +105,7 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     var of_r = Products();
     var of_z = Products();
     var of_n = Products();
-    let depth = (args.hidden + 3u) / 4u;
+    let depth = gate_quads();
     for (var quad0 = 0u; quad0 < depth; quad0 += DEPTH_QUADS) {
         if !RESIDENT {
             workgroupBarrier();
@@ -135,13 +136,13 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
 fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
     let time = time(step);
     let at_r = gates_at(time, row, unit);
-    if rz && (KEEPS || !n) {
+    if rz && (args.keeps_gates == 1u || !n) {
         gates[at_r] = 0.0;
         gates[at_r + args.hidden] = 0.0;
         gates[at_r + 3u * args.hidden] = 0.0;
     }
     if n {
-        if KEEPS {
+        if args.keeps_gates == 1u {
             gates[at_r + 2u * args.hidden] = 0.0;
         }
         y[output_at(time, row, unit)] = 0.0;
@@ -183,12 +184,12 @@ fn update(
     var r = 0.0;
     var z = inputs.y;
     if rz {
-        r = activate(GATE_ACTIVATION, inputs.x + products.x);
-        z = activate(GATE_ACTIVATION, inputs.y + products.y);
-        if KEEPS {
+        r = activate(gate_activation(), inputs.x + products.x);
+        z = activate(gate_activation(), inputs.y + products.y);
+        if args.keeps_gates == 1u {
             gates[at_r] = r;
         }
-        if KEEPS || !n {
+        if args.keeps_gates == 1u || !n {
             gates[at_z] = z;
         }
         if !n {
@@ -199,19 +200,18 @@ fn update(
     let recurrent = products.z;
     var from_past = recurrent;
     if rz {
-        if KEEPS {
+        if args.keeps_gates == 1u {
             gates[at_past] = recurrent;
         }
         from_past = r * recurrent;
     }
-    let proposed = activate(CANDIDATE_ACTIVATION, inputs.z + from_past);
-    if KEEPS {
+    let proposed = activate(candidate_activation(), inputs.z + from_past);
+    if args.keeps_gates == 1u {
         gates[at_n] = proposed;
     }
-    let keep = select(1.0 - z, z, Z_KEEPS);
-    let take = select(z, 1.0 - z, Z_KEEPS);
-    var after = keep * before + take * proposed;
-    if ZONEOUT != NO_ZONEOUT {
+    let keep_take = keep_take(z);
+    var after = keep_take.x * before + keep_take.y * proposed;
+    if EXTRAS {
         let zone = zone(time, row, unit);
         after = zone * before + (1.0 - zone) * after;
     }
@@ -263,7 +263,7 @@ fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     let ahead = load_inputs(step, row0 + local.y, unit0 + local.x);
     multiply(step, row0, unit0, thread, rz, n);
     finish(step, row0, unit0, thread, ahead, rz, n);
-    store_operands(1u, 0u, thread);
+    store_operands(1u, thread);
 }
 
 @compute @workgroup_size(UNIT_QUADS * SPLIT_K)

@@ -17,12 +17,7 @@
 override GATES_RZ: bool = true; // the dispatch computes r and z
 override GATE_N: bool = true; // the dispatch computes n
 override RESET_BEFORE: bool = false; // n needs every r first
-override Z_KEEPS: bool = true;
-override GATE_ACTIVATION: u32 = SIGMOID; // activation of r and z
-override CANDIDATE_ACTIVATION: u32 = TANH; // activation of n
-override DROPOUT: bool = false; // dropout of the layer's output
-override ZONEOUT: u32 = NO_ZONEOUT; // zoneout of the state
-override KEEPS: bool = true; // gates are kept for a backward pass
+override EXTRAS: bool = false; // other activations than σ and tanh, dropout, zoneout: by arguments
 override ALIGNED: bool = false; // H is a multiple of 4
 
 // Threads of a workgroup: UNIT_QUADS along the units, four units each, times SPLIT_K along k.
@@ -65,10 +60,16 @@ struct Args {
     reset_state: u32,
     last_state: u32,
     layer: u32,
+    z_keeps: u32, // 1: z keeps the state; 0: z overwrites it
+    keeps_gates: u32, // 1: gates are kept for a backward pass
+    gate_activation: u32, // of r and z
+    candidate_activation: u32, // of n
     drop_below: u32, // an output is dropped if its draw is below this
     drop_scale: u32, // f32: factor of kept outputs
+    zoneout: u32, // zoneout of the state
     zone_below: u32, // a unit keeps its state if its draw is below this
     zone_fraction: u32, // f32: the fraction of its state that a unit keeps in inference
+    draw_rounds: u32, // of philox: 10, or 0 if nothing is drawn
     count: u32, // steps in this dispatch
     step: u32, // the first step, in the direction's own order, from 0
 }
@@ -146,12 +147,12 @@ fn draw(purpose: u32, time: u32, row: u32, unit: u32) -> u32 {
     let seed = args.steps * args.batch;
     let first = vec2(step_flags[seed + 3u], step_flags[seed + 2u]);
     let counter = vec4(direction * args.hidden + unit, vec2(row, time) + first, 2u * args.layer + purpose);
-    return philox(counter, vec2(step_flags[seed], step_flags[seed + 1u])).x;
+    return philox(counter, vec2(step_flags[seed], step_flags[seed + 1u]), args.draw_rounds).x;
 }
 
 // The factor of an output on its way to the next layer.
 fn dropout_factor(time: u32, row: u32, unit: u32) -> f32 {
-    if !DROPOUT {
+    if !EXTRAS {
         return 1.0;
     }
     return select(bitcast<f32>(args.drop_scale), 0.0, draw(0u, time, row, unit) < args.drop_below);
@@ -159,28 +160,45 @@ fn dropout_factor(time: u32, row: u32, unit: u32) -> f32 {
 
 // The fraction of its old state that a unit keeps, in addition to its gates.
 fn zone(time: u32, row: u32, unit: u32) -> f32 {
-    if ZONEOUT == EXPECTED_ZONEOUT {
+    if EXTRAS && args.zoneout == EXPECTED_ZONEOUT {
         return bitcast<f32>(args.zone_fraction);
     }
-    if ZONEOUT == DRAWN_ZONEOUT {
+    if EXTRAS && args.zoneout == DRAWN_ZONEOUT {
         return select(0.0, 1.0, draw(1u, time, row, unit) < args.zone_below);
     }
     return 0.0;
 }
 
+fn gate_activation() -> u32 {
+    return select(SIGMOID, args.gate_activation, EXTRAS);
+}
+
+fn candidate_activation() -> u32 {
+    return select(TANH, args.candidate_activation, EXTRAS);
+}
+
+// The fraction of the old state, and of the candidate, in the new state.
+fn keep_take(z: f32) -> vec2<f32> {
+    return select(vec2(1.0 - z, z), vec2(z, 1.0 - z), args.z_keeps == 1u);
+}
+
+// The number of quads of one gate.
+fn gate_quads() -> u32 {
+    return (args.hidden + 3u) / 4u;
+}
+
 // Four consecutive weights from any element on: two loads if rows need not start at a whole vec4.
+// (Not a switch: SwiftShader compiles one for half a minute.)
 fn weights(at: u32) -> vec4<f32> {
     let low = weight_hh[at / 4u];
     if ALIGNED {
         return low;
     }
     let high = weight_hh[at / 4u + 1u]; // past the end it has any value and is not used
-    switch at % 4u {
-        case 0u: { return low; }
-        case 1u: { return vec4(low.yzw, high.x); }
-        case 2u: { return vec4(low.zw, high.xy); }
-        default: { return vec4(low.w, high.xyz); }
-    }
+    let odd = at % 2u == 1u;
+    let one = select(low, vec4(low.yzw, high.x), odd);
+    let two = select(high.xy, high.yz, odd);
+    return select(one, vec4(one.zw, two), at % 4u >= 2u);
 }
 
 fn operand_at(k: u32, row_quad: u32) -> u32 {
@@ -267,20 +285,21 @@ fn store_lane_sums(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     lane_sums[at + 3u * apart] = of_rows[3];
 }
 
-// Turns the items' first `count` accumulators into operands, `apart` units from one accumulator to
-// the next. Four rows make a vec4, so an item cannot write its operand itself.
-fn store_operands(count: u32, apart: u32, thread: u32) {
+// Turns the items' first `count` accumulators into operands, one gate's quads from one accumulator
+// to the next. Four rows make a vec4, so an item cannot write its operand itself.
+fn store_operands(count: u32, thread: u32) {
     if !RESIDENT {
         return;
     }
+    let units = 4u * gate_quads();
+    let row = 4u * UNIT_QUADS; // from one row of accumulators to the next
     workgroupBarrier();
     for (var accumulator = 0u; accumulator < count; accumulator++) {
-        for (var i = thread; i < 4u * UNIT_QUADS * ROW_QUADS; i += threads()) {
-            let unit = i % (4u * UNIT_QUADS);
-            let row_quad = i / (4u * UNIT_QUADS);
+        for (var i = thread; i < units * ROW_QUADS; i += threads()) {
+            let unit = i % units;
+            let row_quad = i / units;
             let at = accumulator_at(accumulator, unit, 4u * row_quad);
-            let row = 4u * UNIT_QUADS;
-            operand[operand_at(accumulator * apart + unit, row_quad)] =
+            operand[operand_at(accumulator * units + unit, row_quad)] =
                 vec4(accumulators[at], accumulators[at + row],
                     accumulators[at + 2u * row], accumulators[at + 3u * row]);
         }

@@ -217,6 +217,7 @@ pub(crate) fn device_caps(
 ) -> DeviceCaps {
     let software = info.device_type == wgpu::DeviceType::Cpu;
     let caps = DeviceCaps::new(plan_limits(info, limits), software)
+        .with_cores(cores())
         .with_f16(features.contains(wgpu::Features::SHADER_F16))
         .with_cooperative_matrices(
             features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
@@ -225,6 +226,14 @@ pub(crate) fn device_caps(
         true => caps.with_subgroups(info.subgroup_min_size, info.subgroup_max_size),
         false => caps,
     }
+}
+
+/// Returns the number of CPU cores that this process may use.
+fn cores() -> usize {
+    #[cfg(not(target_arch = "wasm32"))]
+    return std::thread::available_parallelism().map_or(1, usize::from);
+    #[cfg(target_arch = "wasm32")]
+    return 1;
 }
 
 /// Returns the limits that this library needs at least; see

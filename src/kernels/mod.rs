@@ -140,7 +140,10 @@ mod training;
 #[cfg(test)]
 mod tests;
 
-pub use products::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
+pub use products::{
+    BLOCKS_SIDE, BLOCKS_THREADS, COLUMN_SUM, ColumnSumArgs, MATMUL, MATMUL_BLOCKS,
+    MATMUL_BLOCKS_SCALAR, MatmulArgs, MatmulConstants,
+};
 pub use recurrence::{BACKWARD, FORWARD, StepArgs, StepConstants};
 pub use training::{
     GRADIENT_NORM, GradientNormArgs, LOSS, LossArgs, LossConstants, OPTIMIZER, OptimizerArgs,
@@ -149,5 +152,14 @@ pub use training::{
 
 /// Every kernel.
 #[cfg(test)]
-static ALL: [&Kernel; 7] =
-    [&MATMUL, &COLUMN_SUM, &FORWARD, &BACKWARD, &LOSS, &GRADIENT_NORM, &OPTIMIZER];
+static ALL: [&Kernel; 9] = [
+    &MATMUL,
+    &MATMUL_BLOCKS,
+    &MATMUL_BLOCKS_SCALAR,
+    &COLUMN_SUM,
+    &FORWARD,
+    &BACKWARD,
+    &LOSS,
+    &GRADIENT_NORM,
+    &OPTIMIZER,
+];

@@ -16,6 +16,8 @@ args! {
         k,
         /// The part of the sum that one workgroup computes.
         k_part,
+        /// 1: A's rows in memory are its columns.
+        a_transposed,
         /// Index of A's first element.
         a_first,
         /// Distance between A's rows.
@@ -26,6 +28,8 @@ args! {
         a_run,
         /// Distance between A's runs.
         a_skip,
+        /// 1: B's rows in memory are its columns.
+        b_transposed,
         /// Index of B's first element.
         b_first,
         /// Distance between B's rows.
@@ -54,63 +58,47 @@ args! {
         add_bias,
         /// 1: adds to the contents of C.
         accumulate,
+        /// [`MATMUL_BLOCKS`]: threads of a workgroup along C's columns.
+        n_threads,
     }
 }
 
 args! {
     /// The override constants of [`MATMUL`], in the order of their names in WGSL.
     MatmulConstants {
-        /// 1: A's rows in memory are its columns.
-        a_transposed,
-        /// 1: B's rows in memory are its columns.
-        b_transposed,
         /// 1: rows come in runs.
         runs,
         /// Threads along C's rows.
         m_threads,
         /// Threads along C's columns.
         n_threads,
-        /// Quads of rows per thread.
-        m_quads,
         /// Quads of columns per thread.
         n_quads,
         /// Elements along k staged at once.
         depth,
-        /// 1: operands are staged in workgroup memory.
-        staged,
     }
 }
 
-const MATMUL_CONSTANTS: &[&str] = &[
-    "A_TRANSPOSED",
-    "B_TRANSPOSED",
-    "RUNS",
-    "M_THREADS",
-    "N_THREADS",
-    "M_QUADS",
-    "N_QUADS",
-    "DEPTH",
-    "STAGED",
-];
+const MATMUL_CONSTANTS: &[&str] = &["RUNS", "M_THREADS", "N_THREADS", "N_QUADS", "DEPTH"];
 
 /// The three arrays of `shaders/matmul.wgsl`: slices of A and B, and the threads' blocks, all of
 /// vec4.
 fn matmul_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; MATMUL_CONSTANTS.len()] =
         constants.try_into().expect("one value for each name");
-    let MatmulConstants { m_threads, n_threads, m_quads, n_quads, depth, .. } =
-        bytemuck::cast(constants);
+    let MatmulConstants { m_threads, n_threads, n_quads, depth, .. } = bytemuck::cast(constants);
     let threads = m_threads * n_threads;
-    let slices = depth * (m_quads * m_threads + 1 + n_quads * n_threads + 1);
-    let tile = [4 * n_quads * n_threads, 4 * m_quads * m_threads];
+    let slices = depth * (2 * m_threads + 1 + n_quads * n_threads + 1);
+    let tile = [4 * n_quads * n_threads, 8 * m_threads];
     let bytes = 4 * F32.size() * u64::from(slices + 4 * threads);
     Workgroup { threads: threads.into(), bytes, tile }
 }
 
-/// `C = A · B`, with either operand transposed and an optional bias. Computes every large product.
+/// `C = A · B`, with either operand transposed and an optional bias. Computes every large product
+/// on a GPU.
 pub static MATMUL: Kernel = Kernel {
     name: "matmul",
-    source: kernel_source!("matmul"),
+    source: kernel_source!("product", "matmul"),
     bindings: &[
         Binding::read("a", F32),
         Binding::read("b", F32),
@@ -120,6 +108,39 @@ pub static MATMUL: Kernel = Kernel {
     args: MatmulArgs::FIELDS,
     constants: MATMUL_CONSTANTS,
     workgroup: matmul_workgroup,
+};
+
+/// The threads of a workgroup of [`MATMUL_BLOCKS`].
+pub const BLOCKS_THREADS: usize = 16;
+
+/// The rows and columns of C that a thread of [`MATMUL_BLOCKS`] computes.
+pub const BLOCKS_SIDE: usize = 8;
+
+/// The smallest tile: the argument n_threads shapes it.
+const BLOCKS_WORKGROUP: Workgroup =
+    Workgroup { threads: BLOCKS_THREADS as u64, bytes: 0, tile: [BLOCKS_SIDE as u32; 2] };
+
+/// The products of [`MATMUL`] on a software adapter, over operands whose rows start at whole vec4.
+pub static MATMUL_BLOCKS: Kernel = Kernel {
+    name: "matmul_blocks",
+    source: kernel_source!("product", "load_quads", "matmul_blocks"),
+    bindings: &[
+        Binding::read_quads("a", F32),
+        Binding::read_quads("b", F32),
+        Binding::read("bias", F32),
+        Binding::read_write("c", F32),
+    ],
+    args: MatmulArgs::FIELDS,
+    constants: &["RUNS"],
+    workgroup: |_| BLOCKS_WORKGROUP,
+};
+
+/// [`MATMUL_BLOCKS`] over operands whose rows start anywhere.
+pub static MATMUL_BLOCKS_SCALAR: Kernel = Kernel {
+    name: "matmul_blocks_scalar",
+    source: kernel_source!("product", "load_scalars", "matmul_blocks"),
+    bindings: MATMUL.bindings,
+    ..MATMUL_BLOCKS
 };
 
 args! {

@@ -53,14 +53,26 @@ args! {
         last_state,
         /// The layer's index, for the random draws.
         layer,
+        /// 1: z keeps the state; 0: z overwrites it.
+        z_keeps,
+        /// 1: stores the gates for a backward pass.
+        keeps_gates,
+        /// The code of the activation of r and z.
+        gate_activation,
+        /// The code of the activation of n.
+        candidate_activation,
         /// An output is dropped if its draw is below this.
         drop_below,
         /// Factor of the outputs that are not dropped, an f32.
         drop_scale,
+        /// The code of zoneout's mode.
+        zoneout,
         /// A unit keeps its state if its draw is below this.
         zone_below,
         /// The fraction of its state that a unit keeps in inference, an f32.
         zone_fraction,
+        /// The rounds of a random draw; 0 if nothing is drawn.
+        draw_rounds,
         /// The number of steps in this dispatch.
         count,
         /// The first step, in the direction's own order (backward: the state whose gradient is
@@ -78,18 +90,8 @@ args! {
         gate_n,
         /// 1: reset before the product, so n needs every r first.
         reset_before,
-        /// 1: z keeps the state.
-        z_keeps,
-        /// The code of the activation of r and z.
-        gate_activation,
-        /// The code of the activation of n.
-        candidate_activation,
-        /// 1: applies dropout to the output.
-        dropout,
-        /// The code of zoneout's mode.
-        zoneout,
-        /// 1: stores the gates for a backward pass.
-        keeps,
+        /// 1: activations, dropout and zoneout follow the arguments; 0: σ, tanh and neither.
+        extras,
         /// 1: H is a multiple of 4.
         aligned,
         /// Threads along the units, one quad of units each.
@@ -112,12 +114,7 @@ const STEP_CONSTANTS: &[&str] = &[
     "GATES_RZ",
     "GATE_N",
     "RESET_BEFORE",
-    "Z_KEEPS",
-    "GATE_ACTIVATION",
-    "CANDIDATE_ACTIVATION",
-    "DROPOUT",
-    "ZONEOUT",
-    "KEEPS",
+    "EXTRAS",
     "ALIGNED",
     "UNIT_QUADS",
     "SPLIT_K",

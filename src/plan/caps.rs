@@ -24,6 +24,8 @@ pub struct DeviceCaps {
     /// True if the device computes on the CPU: it has few threads, and a load costs as much as
     /// several multiplications.
     pub software: bool,
+    /// The number of CPU cores that a software adapter computes on. Not used for other devices.
+    pub cores: usize,
     /// True if kernels can compute in f16: WGSL's `enable f16`. No plan uses it yet.
     pub f16: bool,
     /// The sizes of subgroups, if kernels can use them: WGSL's `enable subgroups`. No plan uses
@@ -57,7 +59,20 @@ impl DeviceCaps {
 
     /// Makes the capabilities of a device with these limits and no optional features.
     pub const fn new(limits: Limits, software: bool) -> Self {
-        Self { limits, software, f16: false, subgroups: None, cooperative_matrices: false }
+        Self {
+            limits,
+            software,
+            cores: 1,
+            f16: false,
+            subgroups: None,
+            cooperative_matrices: false,
+        }
+    }
+
+    /// Sets the number of CPU cores that a software adapter computes on.
+    #[must_use]
+    pub const fn with_cores(self, cores: usize) -> Self {
+        Self { cores, ..self }
     }
 
     /// Sets whether kernels can compute in f16.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::tiles::ProductTile;
 use super::{BufferId, BufferList, BufferSlice, DeviceCaps, Dispatch, ElementType, Role, Stage};
-use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MATMUL, MatmulArgs, MatmulConstants};
+use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MatmulArgs};
 
 /// The largest number of workgroups of a dispatch along one axis: WebGPU's default limit.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
@@ -68,6 +68,14 @@ impl Operand {
         args.map(|arg| arg as u32)
     }
 
+    /// Returns true if every row in memory starts at a whole quad, and the slice ends at one. The
+    /// matrix starts at element `first` of the slice.
+    fn is_aligned(&self, first: u32) -> bool {
+        let skip = self.runs.map_or(0, |(_, skip)| skip);
+        let numbers = [self.slice.len, first as usize, self.stride, skip];
+        numbers.iter().all(|number| number.is_multiple_of(4))
+    }
+
     /// Returns the bytes of `len` of its elements.
     fn bytes(&self, len: u64) -> u64 {
         self.slice.element.size() * len
@@ -127,7 +135,7 @@ impl<'a> ProductPlanner<'a> {
     /// Returns the number of parts for a product of `groups` workgroups, at most `most`.
     fn parts(&self, groups: u64, most: usize) -> usize {
         // Enough workgroups to fill the device several times.
-        let enough = if self.caps.software { 4 } else { 512 };
+        let enough = if self.caps.software { 2 * self.caps.cores as u64 } else { 512 };
         let parts = (enough / groups.max(1)).min(most as u64);
         if parts < 2 { 1 } else { parts as usize }
     }
@@ -291,11 +299,13 @@ impl SubProduct {
             n: n as u32,
             k: k as u32,
             k_part: k_part as u32,
+            a_transposed: u32::from(a.transposed),
             a_first,
             a_stride,
             a_row,
             a_run,
             a_skip,
+            b_transposed: u32::from(b.transposed),
             b_first,
             b_stride,
             b_row,
@@ -310,20 +320,16 @@ impl SubProduct {
             bias_first: n0 as u32,
             add_bias: u32::from(bias.is_some()),
             accumulate: u32::from(matches!(epilogue, Epilogue::Present)),
+            n_threads: tile.n_threads() as u32,
         };
-        let constants = MatmulConstants {
-            a_transposed: u32::from(a.transposed),
-            b_transposed: u32::from(b.transposed),
-            runs: u32::from([a, b, c].iter().any(|operand| operand.runs.is_some())),
-            ..tile.constants()
-        };
+        let runs = [a, b, c].iter().any(|operand| operand.runs.is_some());
         let parts = k.div_ceil(k_part) as u64;
         let [x, y] = tile.groups(m, n);
         let k_padded = k_part.min(k).next_multiple_of(tile.depth());
         Stage::Once(Dispatch {
             label: label.to_owned(),
-            kernel: &MATMUL,
-            constants: constants.as_u32s().to_vec(),
+            kernel: tile.kernel(a.is_aligned(a_first) && b.is_aligned(b_first)),
+            constants: tile.constants(runs),
             // Every binding needs a buffer: without a bias, b is bound and not read.
             bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
             args: args.as_u32s().to_vec(),

@@ -5,7 +5,7 @@ use super::products::{MAX_WORKGROUPS, product, split};
 use super::tiles::RecurrenceKernel;
 use super::{BufferSlice, Dispatch, Mode, Pass, Stage, StateSlot, TrainingBuffers};
 use crate::kernels::{StepArgs, StepConstants};
-use crate::spec::config::{Reset, Shape, Update};
+use crate::spec::config::{Activation, Reset, Shape, Update};
 use crate::spec::noise::{self, Zoneout};
 use crate::spec::params::CellRanges;
 
@@ -190,6 +190,7 @@ impl Planner<'_> {
             [steps, self.h_times(), span.steps].map(|times| self.strides(times));
         let (_, weight_apart) = self.of_both(layer, |cell| Some(&cell.weight_hh));
         let state = |section: StateSlot| self.states_at(layer, section as usize) as u32;
+        let dropout = if self.drops(layer) { config.dropout } else { 0.0 };
         StepArgs {
             steps: steps as u32,
             batch: batch as u32,
@@ -213,10 +214,16 @@ impl Planner<'_> {
             reset_state: state(StateSlot::Reset),
             last_state: state(StateSlot::Last),
             layer: layer as u32,
-            drop_below: noise::threshold(config.dropout),
-            drop_scale: noise::kept_scale(config.dropout).to_bits(),
+            z_keeps: u32::from(config.update == Update::Keeps),
+            keeps_gates: u32::from(self.mode == Mode::Training),
+            gate_activation: config.gate_activation.code(),
+            candidate_activation: config.candidate_activation.code(),
+            drop_below: noise::threshold(dropout),
+            drop_scale: noise::kept_scale(dropout).to_bits(),
+            zoneout: Zoneout::of(config, self.mode).code(),
             zone_below: noise::threshold(config.zoneout),
             zone_fraction: config.zoneout.to_bits(),
+            draw_rounds: if self.draws() { noise::ROUNDS } else { 0 },
             count: 0,
             step: 0,
         }
@@ -225,6 +232,15 @@ impl Planner<'_> {
     /// Returns true if a run draws random numbers for dropout or zoneout.
     fn draws(&self) -> bool {
         self.mode == Mode::Training && self.layout.config().draws()
+    }
+
+    /// Returns true if the kernels of a layer need more than σ, tanh and no noise.
+    fn has_extras(&self, layer: usize) -> bool {
+        let config = self.layout.config();
+        config.gate_activation != Activation::Sigmoid
+            || config.candidate_activation != Activation::Tanh
+            || config.zoneout > 0.0
+            || self.drops(layer)
     }
 
     fn drops(&self, layer: usize) -> bool {
@@ -308,7 +324,7 @@ impl Planner<'_> {
         // At most two passes, each with its slices, its quads along k, the items that add up the
         // lanes' sums of each product, and two draws of ten rounds each; plus the gates' operands.
         let items = (16 * unit_quads * row_quads).div_ceil(threads);
-        let draws = if self.draws() { 2 * 11 } else { 0 };
+        let draws = if self.draws() { 2 * (noise::ROUNDS as usize + 1) } else { 0 };
         let stored = if resident == 1 { 3 * (2 + items) } else { 0 };
         let finish = items * (1 + draws) + gates.count() * (1 + items * (split_k + 1)) + stored;
         let multiply = slices * (1 + staged) + depth.div_ceil(split_k) + slices;
@@ -332,12 +348,7 @@ impl Planner<'_> {
             gates_rz: u32::from(gates != Gates::Candidate),
             gate_n: u32::from(gates != Gates::ResetUpdate),
             reset_before: u32::from(config.reset == Reset::Before),
-            z_keeps: u32::from(config.update == Update::Keeps),
-            gate_activation: config.gate_activation.code(),
-            candidate_activation: config.candidate_activation.code(),
-            dropout: u32::from(self.drops(layer)),
-            zoneout: Zoneout::of(config, self.mode).code(),
-            keeps: u32::from(self.mode == Mode::Training),
+            extras: u32::from(self.has_extras(layer)),
             aligned: u32::from(hidden.is_multiple_of(4)),
             ..kernel.constants()
         };

@@ -26,7 +26,10 @@
 use super::limits::within;
 use super::{DeviceCaps, Pass};
 use crate::error::{Error, Result};
-use crate::kernels::{BACKWARD, FORWARD, Kernel, MATMUL, MatmulConstants, StepConstants};
+use crate::kernels::{
+    BACKWARD, BLOCKS_SIDE, BLOCKS_THREADS, FORWARD, Kernel, MATMUL, MATMUL_BLOCKS,
+    MATMUL_BLOCKS_SCALAR, MatmulConstants, StepConstants,
+};
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
 
@@ -44,6 +47,10 @@ const MANY_ROWS: usize = 128;
 
 /// Quads along k that a workgroup stages at once if it runs a single step.
 const STAGED_QUADS: usize = 32;
+
+/// The threads of a SIMD vector on a software adapter: 8 lanes of f32 (AVX2). lavapipe uses no
+/// wider vectors.
+const LANES: usize = 8;
 
 /// The number of large tiles of a product that occupies a whole large GPU.
 const LARGE_TILES: u64 = 96;
@@ -74,7 +81,8 @@ pub(super) struct StepTile {
 /// stay in workgroup memory from step to step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SequenceTile {
-    /// Threads along the units, one quad of units each: all units.
+    /// Threads along the units, one quad of units each: all units, rounded up by
+    /// [`padded_unit_quads`].
     unit_quads: usize,
     /// Split-K lanes: threads along k.
     split_k: usize,
@@ -179,13 +187,11 @@ impl StepTile {
     /// Chooses the tile. Each weight is read only once per step, so many split-K lanes read weights
     /// in parallel.
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Self {
-        let quads = config.hidden_size.div_ceil(4);
-        let depth = depth_quads(quads, pass);
-        let make = |unit_quads: usize, split_k: usize, row_quads, staged: usize| Self {
-            unit_quads: unit_quads.min(quads),
-            split_k: split_k.min(depth),
+        let make = |unit_quads, split_k, row_quads, staged_quads| Self {
+            unit_quads,
+            split_k,
             row_quads,
-            staged_quads: staged.min(depth),
+            staged_quads,
             accumulators: match pass {
                 Pass::Forward => products(config),
                 Pass::Backward => 1,
@@ -194,7 +200,7 @@ impl StepTile {
         if caps.software {
             // A software adapter runs a thread in a SIMD lane, and adding the sums of split-K lanes
             // costs loads. With more rows per weight, each load does more work.
-            return make(16, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS);
+            return make(LANES, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS);
         }
         let best = match pass {
             Pass::Forward => (8, 16, STAGED_QUADS),
@@ -229,7 +235,7 @@ impl SequenceTile {
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) if all units of four rows do not fit a workgroup.
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Self> {
-        let unit_quads = config.hidden_size.div_ceil(4);
+        let unit_quads = padded_unit_quads(config.hidden_size, caps);
         let operand_quads = depth_quads(unit_quads, pass);
         let make = |split_k, row_quads| Self {
             unit_quads,
@@ -271,6 +277,13 @@ impl SequenceTile {
             ..StepConstants::default()
         }
     }
+}
+
+/// Returns the quads of units that a workgroup of whole sequences has threads for. They are rounded
+/// up, so that models of similar sizes share their pipelines: to whole SIMD vectors on a software
+/// adapter, which computes whole vectors in any case; elsewhere to a quarter of a subgroup.
+fn padded_unit_quads(hidden: usize, caps: &DeviceCaps) -> usize {
+    hidden.div_ceil(4).next_multiple_of(if caps.software { LANES } else { 4 })
 }
 
 /// Both families use one kernel; the constant RESIDENT selects the family.
@@ -318,72 +331,82 @@ fn allow(what: &str, kernel: &Kernel, constants: &[u32], caps: &DeviceCaps) -> R
     Ok(())
 }
 
-/// The layout of a product's workgroups.
+/// The kernel of a product, and the layout of its workgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ProductTile {
+pub(super) enum ProductTile {
+    Staged(StagedTile),
+    Blocks(BlocksTile),
+}
+
+/// The tile of [`MATMUL`]: operands are staged in workgroup memory. A thread computes two quads of
+/// rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StagedTile {
     /// Threads along the result's rows.
     m_threads: usize,
     /// Threads along the result's columns.
     n_threads: usize,
-    /// Quads of rows per thread: 2 or 4.
-    m_quads: usize,
-    /// Quads of columns per thread: 1, 2 or 4.
+    /// Quads of columns per thread: 1 or 2.
     n_quads: usize,
-    /// Elements along k in workgroup memory, or `None` if threads read from the buffers.
-    staged: Option<usize>,
+    /// Elements along k in workgroup memory.
+    depth: usize,
+}
+
+/// The tile of [`MATMUL_BLOCKS`]: a thread computes a square of results. The tile is an argument of
+/// the kernel, so products of all shapes share one pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BlocksTile {
+    /// Threads along the result's columns.
+    n_threads: usize,
 }
 
 impl ProductTile {
-    /// Chooses the tile of an m × n × k product. Narrow results get narrow tiles, and short sums
-    /// short slices, so that little padding is multiplied.
+    /// Chooses the kernel and the tile of an m × n × k product.
     pub fn choose([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Self {
-        if let Some(large) = Self::large([m, n, k], caps) {
-            return large;
+        match caps.software {
+            true => Self::Blocks(BlocksTile::choose(m, n)),
+            false => Self::Staged(StagedTile::choose([m, n, k], caps)),
         }
-        let (m_threads, n_threads, n_quads, depth) = match (m, n) {
-            (..=64, ..=4) => (8, 1, 1, 8),
-            (..=8, _) => (1, 32, 2, 8),
-            (_, ..=4) => (32, 1, 1, 8),
-            (_, ..=16) => (32, 2, 2, 8),
-            // On a software adapter a load costs as much as several multiplications, from workgroup
-            // memory as from any other. Larger tiles pay off there, staging does not.
-            (65.., _) if caps.software => {
-                return Self { m_threads: 8, n_threads: 8, m_quads: 4, n_quads: 4, staged: None };
+    }
+
+    /// Returns the kernel. `aligned` is true if the rows of both operands start at whole quads.
+    pub fn kernel(&self, aligned: bool) -> &'static Kernel {
+        match (self, aligned) {
+            (Self::Staged(_), _) => &MATMUL,
+            (Self::Blocks(_), true) => &MATMUL_BLOCKS,
+            (Self::Blocks(_), false) => &MATMUL_BLOCKS_SCALAR,
+        }
+    }
+
+    /// Returns the kernel's override constants.
+    pub fn constants(&self, runs: bool) -> Vec<u32> {
+        match self {
+            Self::Staged(tile) => tile.constants(runs).as_u32s().to_vec(),
+            Self::Blocks(_) => vec![u32::from(runs)],
+        }
+    }
+
+    /// Returns the threads along the result's columns.
+    pub fn n_threads(&self) -> usize {
+        match *self {
+            Self::Staged(StagedTile { n_threads, .. }) | Self::Blocks(BlocksTile { n_threads }) => {
+                n_threads
             }
-            _ => (8, 8, 2, 16),
-        };
-        let staged = Some(if k <= 4 { 4 } else { depth });
-        Self { m_threads, n_threads, m_quads: 2, n_quads, staged }
-    }
-
-    /// Tiles of 128 × 128 halve the reads from memory. They are for GPUs whose workgroups can hold
-    /// them, and for results with enough tiles to occupy such a GPU.
-    fn large([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Option<Self> {
-        let tile = |depth| Self {
-            m_threads: 16,
-            n_threads: 16,
-            m_quads: 2,
-            n_quads: 2,
-            staged: Some(depth),
-        };
-        let [x, y] = tile(1).groups(m, n);
-        if caps.software || m.min(n) <= 64 || x * y < LARGE_TILES {
-            return None;
         }
-        let depths: &[usize] = if k <= 4 { &[4] } else { &[16, 8] };
-        depths.iter().map(|&depth| tile(depth)).find(|tile| tile.allow(caps).is_ok())
-    }
-
-    fn allow(&self, caps: &DeviceCaps) -> Result<()> {
-        allow("a product's workgroup", &MATMUL, self.constants().as_u32s(), caps)
     }
 
     pub fn rows(&self) -> usize {
-        4 * self.m_quads * self.m_threads
+        match self {
+            Self::Staged(tile) => 8 * tile.m_threads,
+            Self::Blocks(tile) => BLOCKS_SIDE * BLOCKS_THREADS / tile.n_threads,
+        }
     }
 
     pub fn columns(&self) -> usize {
-        4 * self.n_quads * self.n_threads
+        match self {
+            Self::Staged(tile) => 4 * tile.n_quads * tile.n_threads,
+            Self::Blocks(tile) => BLOCKS_SIDE * tile.n_threads,
+        }
     }
 
     /// Returns the workgroups along x and y for m × n results.
@@ -393,29 +416,74 @@ impl ProductTile {
 
     /// Returns the elements along k that the kernel processes at once.
     pub fn depth(&self) -> usize {
-        self.staged.unwrap_or(1)
+        match self {
+            Self::Staged(tile) => tile.depth,
+            Self::Blocks(_) => 4,
+        }
     }
 
-    /// Returns the iterations of a thread's loops for a sum of length `k`. Per slice: its k, the
-    /// thread's staged elements, and the slice itself. Finally the blocks, one after another.
+    /// Returns the iterations of a thread's loops for a sum of length `k`.
     pub fn iterations(&self, k: usize) -> usize {
-        let staging = if self.staged.is_some() { 2 * self.depth() + 2 } else { 0 };
-        let slice = self.depth() + staging + 1;
-        k.div_ceil(self.depth()) * slice + self.m_quads * self.n_quads * 17
+        let slices = k.div_ceil(self.depth());
+        match self {
+            // Per slice: its k, the thread's staged elements, and the slice itself. Finally the
+            // blocks, one after another.
+            Self::Staged(tile) => slices * (3 * tile.depth + 3) + 2 * tile.n_quads * 17,
+            Self::Blocks(_) => slices + (BLOCKS_SIDE + 1) * BLOCKS_SIDE,
+        }
+    }
+}
+
+impl StagedTile {
+    /// Chooses the tile. Narrow results get narrow tiles, and short sums short slices, so that
+    /// little padding is multiplied.
+    fn choose([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Self {
+        if let Some(large) = Self::large([m, n, k], caps) {
+            return large;
+        }
+        let (m_threads, n_threads, n_quads, depth) = match (m, n) {
+            (..=64, ..=4) => (8, 1, 1, 8),
+            (..=8, _) => (1, 32, 2, 8),
+            (_, ..=4) => (32, 1, 1, 8),
+            (_, ..=16) => (32, 2, 2, 8),
+            _ => (8, 8, 2, 16),
+        };
+        Self { m_threads, n_threads, n_quads, depth: if k <= 4 { 4 } else { depth } }
     }
 
-    /// Returns [`MATMUL`](crate::kernels::MATMUL)'s constants that lay out its threads; the others
-    /// are 0.
-    pub fn constants(&self) -> MatmulConstants {
+    /// Tiles of 128 × 128 halve the reads from memory. They are for GPUs whose workgroups can hold
+    /// them, and for results with enough tiles to occupy such a GPU.
+    fn large([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Option<Self> {
+        let tile = |depth| Self { m_threads: 16, n_threads: 16, n_quads: 2, depth };
+        let [x, y] = ProductTile::Staged(tile(1)).groups(m, n);
+        if m.min(n) <= 64 || x * y < LARGE_TILES {
+            return None;
+        }
+        let depths: &[usize] = if k <= 4 { &[4] } else { &[16, 8] };
+        depths.iter().map(|&depth| tile(depth)).find(|tile| tile.allow(caps).is_ok())
+    }
+
+    fn allow(&self, caps: &DeviceCaps) -> Result<()> {
+        allow("a product's workgroup", &MATMUL, self.constants(false).as_u32s(), caps)
+    }
+
+    fn constants(&self, runs: bool) -> MatmulConstants {
         MatmulConstants {
+            runs: u32::from(runs),
             m_threads: self.m_threads as u32,
             n_threads: self.n_threads as u32,
-            m_quads: self.m_quads as u32,
             n_quads: self.n_quads as u32,
-            depth: self.depth() as u32,
-            staged: u32::from(self.staged.is_some()),
-            ..MatmulConstants::default()
+            depth: self.depth as u32,
         }
+    }
+}
+
+impl BlocksTile {
+    /// Chooses the tile with the least padding; of several, the one closest to a square.
+    fn choose(m: usize, n: usize) -> Self {
+        let tiles = [4, 8, 2, 16, 1].map(|n_threads| Self { n_threads });
+        let groups = |tile: &Self| ProductTile::Blocks(*tile).groups(m, n).iter().product::<u64>();
+        tiles.into_iter().min_by_key(groups).expect("five tiles")
     }
 }
 

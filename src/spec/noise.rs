@@ -136,6 +136,9 @@ pub(crate) fn draw_seed(seed: u64, first: [usize; 2]) -> [u32; DRAW_SEED_LEN] {
 /// The length of [`draw_seed`]'s result.
 pub(crate) const DRAW_SEED_LEN: usize = 4;
 
+/// The rounds of [`philox`].
+pub(crate) const ROUNDS: u32 = 10;
+
 /// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the generator
 /// of cuRAND and PyTorch on CUDA.
 fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
@@ -143,7 +146,7 @@ fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         let wide = u64::from(a) * u64::from(b);
         ((wide >> 32) as u32, wide as u32)
     };
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let (high0, low0) = product(0xD251_1F53, c[0]);
         let (high1, low1) = product(0xCD9E_8D57, c[2]);
         c = [high1 ^ c[1] ^ key[0], low1, high0 ^ c[3] ^ key[1], low0];

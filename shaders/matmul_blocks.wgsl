@@ -1,0 +1,116 @@
+// Products for software adapters: product.wgsl has the formula.
+//
+// A software adapter runs the threads of a workgroup in SIMD lanes, one workgroup to a core. A load
+// costs as much as several multiplications, from workgroup memory as from any buffer, and the
+// driver's compiler takes time for each load that it sees. So a thread keeps 8 × 8 results in
+// registers, and at four k multiplies two 4 × 4 blocks of each operand. Loading a block takes four
+// loads of a vec4, or sixteen loads if rows do not start at whole vec4 (load_quads.wgsl,
+// load_scalars.wgsl). Workgroup memory is not used.
+//
+// A workgroup's threads lie in rows of n_threads. Nothing else depends on the product's shape, so
+// that all products share one pipeline.
+
+const THREADS: u32 = 16u;
+const SIDE: u32 = 8u; // rows and columns of C per thread
+
+// The start of four consecutive rows in memory, from `row` on.
+fn rows_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> vec4<u32> {
+    return vec4(
+        row_at(row, stride, offset, run, skip), row_at(row + 1u, stride, offset, run, skip),
+        row_at(row + 2u, stride, offset, run, skip), row_at(row + 3u, stride, offset, run, skip));
+}
+
+// A block of A, one row of four k in each column of the matrix. Rows after the last have any value:
+// their products are not stored. From the end of k on it is 0.
+fn a_block(m: u32, k: u32, end: u32) -> mat4x4<f32> {
+    let transposed = args.a_transposed == 1u;
+    let rows = rows_at(select(m, k, transposed), args.a_stride, args.a_row, args.a_run, args.a_skip)
+        + args.a_first + select(k, m, transposed);
+    let block = mat4x4(load_a(rows.x), load_a(rows.y), load_a(rows.z), load_a(rows.w));
+    if transposed {
+        return before_end(transpose(block), k, end);
+    }
+    return before_end(block, k, end);
+}
+
+// A block of B, one row of four n in each column of the matrix.
+fn b_block(k: u32, n: u32, end: u32) -> mat4x4<f32> {
+    let transposed = args.b_transposed == 1u;
+    let rows = rows_at(select(k, n, transposed), args.b_stride, args.b_row, args.b_run, args.b_skip)
+        + args.b_first + select(n, k, transposed);
+    let block = mat4x4(load_b(rows.x), load_b(rows.y), load_b(rows.z), load_b(rows.w));
+    if transposed {
+        return transpose(before_end(block, k, end));
+    }
+    return transpose(before_end(transpose(block), k, end));
+}
+
+// Replaces what belongs to k from the end on by 0, in a block of four k to a column. Both operands
+// need it: 0 · NaN is NaN.
+fn before_end(block: mat4x4<f32>, k: u32, end: u32) -> mat4x4<f32> {
+    let inside = vec4(k) + vec4(0u, 1u, 2u, 3u) < vec4(end);
+    return mat4x4(
+        select(vec4<f32>(), block[0], inside), select(vec4<f32>(), block[1], inside),
+        select(vec4<f32>(), block[2], inside), select(vec4<f32>(), block[3], inside));
+}
+
+// sum + a · b
+fn multiplied(sum: mat4x4<f32>, a: mat4x4<f32>, b: mat4x4<f32>) -> mat4x4<f32> {
+    return mat4x4(
+        multiplied_row(sum[0], a[0], b), multiplied_row(sum[1], a[1], b),
+        multiplied_row(sum[2], a[2], b), multiplied_row(sum[3], a[3], b));
+}
+
+fn multiplied_row(sum: vec4<f32>, a: vec4<f32>, b: mat4x4<f32>) -> vec4<f32> {
+    return fma(vec4(a.w), b[3],
+        fma(vec4(a.z), b[2], fma(vec4(a.y), b[1], fma(vec4(a.x), b[0], sum))));
+}
+
+// A thread's sums, four columns of C to a vec4: [SIDE][2].
+var<private> sums: array<vec4<f32>, 2u * SIDE>;
+
+// Keeps the sums of four rows, from `row` on, and of the first or second four columns.
+fn keep_sums(row: u32, quad: u32, block: mat4x4<f32>) {
+    let at = 2u * row + quad;
+    sums[at] = block[0];
+    sums[at + 2u] = block[1];
+    sums[at + 4u] = block[2];
+    sums[at + 6u] = block[3];
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let m = (group.y * (THREADS / args.n_threads) + thread / args.n_threads) * SIDE;
+    let n = (group.x * args.n_threads + thread % args.n_threads) * SIDE;
+    let first = group.z * args.k_part;
+    let end = min(first + args.k_part, args.k);
+    var sum00 = mat4x4<f32>();
+    var sum01 = mat4x4<f32>();
+    var sum10 = mat4x4<f32>();
+    var sum11 = mat4x4<f32>();
+    for (var k = first; k < end; k += 4u) {
+        let a0 = a_block(m, k, end);
+        let b0 = b_block(k, n, end);
+        sum00 = multiplied(sum00, a0, b0);
+        let a1 = a_block(m + 4u, k, end);
+        sum10 = multiplied(sum10, a1, b0);
+        let b1 = b_block(k, n + 4u, end);
+        sum01 = multiplied(sum01, a0, b1);
+        sum11 = multiplied(sum11, a1, b1);
+    }
+    keep_sums(0u, 0u, sum00);
+    keep_sums(0u, 1u, sum01);
+    keep_sums(4u, 0u, sum10);
+    keep_sums(4u, 1u, sum11);
+    // Loops whose ends are not constants: the compiler sees one store.
+    let rows = min(SIDE, args.m - min(m, args.m));
+    let columns = min(SIDE, args.n - min(n, args.n));
+    for (var row = 0u; row < rows; row++) {
+        for (var column = 0u; column < columns; column++) {
+            store(m + row, n + column, group.z, sums[2u * row + column / 4u][column % 4u]);
+        }
+    }
+}

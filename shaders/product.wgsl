@@ -1,0 +1,73 @@
+// Shared by the kernels of large products: their arguments, and the positions of rows in memory.
+//
+//   C[m, n] = (accumulate ? C : 0) + Σ_k A(m, k) · B(k, n) (+ bias[bias_first + n])
+//
+//   A(m, k)   a_transposed ? a[a_first + k · a_stride + m] : a[a_first + m · a_stride + k]
+//   B(k, n)   b_transposed ? b[b_first + n · b_stride + k] : b[b_first + k · b_stride + n]
+//   C[m, n]   c[c_first + m · c_stride + n]
+//
+// Each operand is a rectangle inside a row-major buffer, given by the index of its first element and
+// the distance between rows. With RUNS the rows of these rectangles are grouped in runs: `run` rows
+// per run, and `skip` elements from one run to the next. Example: some steps of every row of a
+// batch-first sequence.
+//
+// If C has few tiles and k is long, workgroups along z each take a part of k. Their results are
+// part_apart elements apart and are added up afterwards.
+
+override RUNS: bool = false;
+
+struct Args {
+    m: u32,
+    n: u32,
+    k: u32,
+    k_part: u32, // k per workgroup
+    a_transposed: u32, // 1: A's rows in memory are its columns
+    a_first: u32,
+    a_stride: u32,
+    a_row: u32, // row of the first run at a_first
+    a_run: u32, // rows per run
+    a_skip: u32, // elements from one run to the next
+    b_transposed: u32,
+    b_first: u32,
+    b_stride: u32,
+    b_row: u32,
+    b_run: u32,
+    b_skip: u32,
+    c_first: u32,
+    c_stride: u32,
+    c_row: u32,
+    c_run: u32,
+    c_skip: u32,
+    part_apart: u32,
+    bias_first: u32,
+    add_bias: u32, // 1: adds bias[bias_first + n]
+    accumulate: u32, // 1: adds to the contents of C
+    n_threads: u32, // matmul_blocks: threads of a workgroup along n
+}
+
+@group(0) @binding(0) var<storage, read> args: Args;
+@group(0) @binding(3) var<storage, read> bias: array<f32>; // not read if add_bias is 0
+@group(0) @binding(4) var<storage, read_write> c: array<f32>;
+
+// The start of the row that is `row` rows after `offset` in the first run.
+fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
+    if !RUNS {
+        return row * stride;
+    }
+    let whole = row + offset;
+    return whole / run * skip + whole % run * stride;
+}
+
+// Stores the sum of one element of C.
+fn store(m: u32, n: u32, part: u32, sum: f32) {
+    let row = row_at(m, args.c_stride, args.c_row, args.c_run, args.c_skip);
+    let at = args.c_first + part * args.part_apart + row + n;
+    var value = sum;
+    if args.accumulate == 1u {
+        value += c[at];
+    }
+    if args.add_bias == 1u {
+        value += bias[args.bias_first + n];
+    }
+    c[at] = value;
+}
