@@ -48,6 +48,10 @@ const MANY_ROWS: usize = 128;
 /// Quads along k that a workgroup stages at once if it runs a single step.
 const STAGED_QUADS: usize = 32;
 
+/// The FLOPs that one core of a software adapter computes in the time of a dispatch, about 30 µs at
+/// 2 to 4 GFLOP/s.
+const CORE_DISPATCH_FLOPS: usize = 90_000;
+
 /// The threads of a SIMD vector on a software adapter: 8 lanes of f32 (AVX2). lavapipe uses no
 /// wider vectors.
 const LANES: usize = 8;
@@ -147,7 +151,37 @@ impl RecurrenceKernels {
 /// Returns true if whole sequences are faster than one dispatch per step.
 fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
     let many = caps.software || batch >= MANY_ROWS;
-    config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN }
+    let fits = config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN };
+    fits && !(caps.software && cores_pay(config, batch, caps))
+}
+
+/// Returns the quads of rows per thread on a software adapter: two if that leaves a workgroup for
+/// every core. With eight rows a weight does more work for its load. A row is spread over `units`
+/// workgroups.
+fn software_row_quads(
+    config: &GruConfig,
+    batch: usize,
+    units: usize,
+    caps: &DeviceCaps,
+) -> usize {
+    let groups = config.direction.count() * batch.div_ceil(8) * units;
+    if batch > 4 && groups >= caps.cores { 2 } else { 1 }
+}
+
+/// Returns true if, on a software adapter, spreading the units of a step over the cores gains more
+/// than a step's dispatches cost. With many rows, whole sequences occupy the cores by themselves.
+fn cores_pay(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
+    let dispatches = match config.reset {
+        Reset::After => 1,
+        Reset::Before => 2,
+    };
+    let groups = config.direction.count() * batch.div_ceil(4);
+    let tiles = config.hidden_size.div_ceil(4 * LANES);
+    // What the busiest core computes in a step, in tiles of four rows.
+    let sequence = groups.div_ceil(caps.cores) * tiles;
+    let step = (groups * tiles).div_ceil(caps.cores);
+    let tile_flops = 2 * 3 * 4 * 4 * LANES * config.hidden_size;
+    (sequence - step.min(sequence)) * tile_flops > dispatches * CORE_DISPATCH_FLOPS
 }
 
 impl RecurrenceKernel {
@@ -200,7 +234,8 @@ impl StepTile {
         if caps.software {
             // A software adapter runs a thread in a SIMD lane, and adding the sums of split-K lanes
             // costs loads. With more rows per weight, each load does more work.
-            return make(LANES, 1, if batch > 4 { 2 } else { 1 }, STAGED_QUADS);
+            let units = config.hidden_size.div_ceil(4 * LANES);
+            return make(LANES, 1, software_row_quads(config, batch, units, caps), STAGED_QUADS);
         }
         let best = match pass {
             Pass::Forward => (8, 16, STAGED_QUADS),
@@ -250,8 +285,10 @@ impl SequenceTile {
         };
         // On a GPU: many small workgroups, in which each lane has enough of k to pay for the sums.
         let sizes = match (caps.software, pass) {
-            (true, _) if batch >= 16 => vec![(1, 2), (1, 1)],
-            (true, _) => vec![(1, 1)],
+            (true, _) => match software_row_quads(config, batch, 1, caps) {
+                2 => vec![(1, 2), (1, 1)],
+                _ => vec![(1, 1)],
+            },
             (false, Pass::Forward) => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
             (false, Pass::Backward) => vec![(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)],
         };

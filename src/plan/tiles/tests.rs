@@ -19,8 +19,9 @@ const fn caps(kib: u64, threads: u64, software: bool) -> DeviceCaps {
 const GPU: DeviceCaps = DeviceCaps::WEBGPU;
 const ROOMY: DeviceCaps = caps(48, 1024, false);
 const TIGHT: DeviceCaps = caps(8, 64, false);
-const SOFTWARE: DeviceCaps = caps(32, 1024, true);
-const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true);
+const SOFTWARE: DeviceCaps = caps(32, 1024, true).with_cores(2);
+const SIXTEEN_CORES: DeviceCaps = SOFTWARE.with_cores(16);
+const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true).with_cores(2);
 
 /// Returns for the forward and the backward kernel: quads of units, split-K lanes, quads of rows,
 /// quads along k in workgroup memory, accumulators, and 1 for whole sequences.
@@ -48,10 +49,10 @@ fn the_recurrence_has_these_tiles() {
         (GPU, Auto, 128, 5, Before, Some([[32, 4, 1, 32, 2, 1], [32, 2, 1, 96, 3, 1]])),
         (GPU, Auto, 129, 5, After, Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]])),
         (GPU, Auto, 129, 5, Before, Some([[8, 16, 1, 32, 2, 0], [8, 16, 1, 32, 1, 0]])),
-        (GPU, Auto, 1, 1, After, Some([[1, 1, 1, 1, 3, 1], [1, 1, 1, 3, 3, 1]])),
-        (GPU, Auto, 1, 1, Before, Some([[1, 1, 1, 1, 2, 1], [1, 1, 1, 3, 3, 1]])),
-        (GPU, Auto, 7, 5, After, Some([[2, 1, 1, 2, 3, 1], [2, 2, 1, 6, 3, 1]])),
-        (GPU, Auto, 7, 5, Before, Some([[2, 1, 1, 2, 2, 1], [2, 2, 1, 6, 3, 1]])),
+        (GPU, Auto, 1, 1, After, Some([[4, 2, 1, 4, 3, 1], [4, 4, 1, 12, 3, 1]])),
+        (GPU, Auto, 1, 1, Before, Some([[4, 2, 1, 4, 2, 1], [4, 4, 1, 12, 3, 1]])),
+        (GPU, Auto, 7, 5, After, Some([[4, 2, 1, 4, 3, 1], [4, 4, 1, 12, 3, 1]])),
+        (GPU, Auto, 7, 5, Before, Some([[4, 2, 1, 4, 2, 1], [4, 4, 1, 12, 3, 1]])),
         (GPU, Auto, 256, 128, After, Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]])),
         (GPU, Auto, 256, 128, Before, Some([[8, 16, 1, 32, 2, 0], [8, 16, 1, 32, 1, 0]])),
         (GPU, Step, 1024, 16, After, Some([[8, 16, 1, 32, 3, 0], [8, 16, 1, 32, 1, 0]])),
@@ -66,14 +67,14 @@ fn the_recurrence_has_these_tiles() {
         (ROOMY, Auto, 256, 128, Before, Some([[64, 8, 1, 64, 2, 1], [64, 4, 1, 192, 3, 1]])),
         (ROOMY, Auto, 128, 16, After, Some([[32, 8, 1, 32, 3, 1], [32, 16, 1, 96, 3, 1]])),
         (ROOMY, Auto, 128, 16, Before, Some([[32, 8, 1, 32, 2, 1], [32, 16, 1, 96, 3, 1]])),
-        (ROOMY, Sequence, 257, 1, After, Some([[65, 4, 1, 65, 3, 1], [65, 4, 1, 195, 3, 1]])),
-        (ROOMY, Sequence, 257, 1, Before, Some([[65, 8, 1, 65, 2, 1], [65, 4, 1, 195, 3, 1]])),
-        (ROOMY, Step, 7, 5, After, Some([[2, 2, 1, 2, 3, 0], [2, 6, 1, 6, 1, 0]])),
-        (ROOMY, Step, 7, 5, Before, Some([[2, 2, 1, 2, 2, 0], [2, 6, 1, 6, 1, 0]])),
+        (ROOMY, Sequence, 257, 1, After, Some([[68, 4, 1, 68, 3, 1], [68, 4, 1, 204, 3, 1]])),
+        (ROOMY, Sequence, 257, 1, Before, Some([[68, 8, 1, 68, 2, 1], [68, 4, 1, 204, 3, 1]])),
+        (ROOMY, Step, 7, 5, After, Some([[8, 16, 1, 32, 3, 0], [8, 32, 1, 64, 1, 0]])),
+        (ROOMY, Step, 7, 5, Before, Some([[8, 16, 1, 32, 2, 0], [8, 32, 1, 64, 1, 0]])),
         (ROOMY, Step, 1024, 128, After, Some([[8, 16, 1, 32, 3, 0], [8, 32, 1, 64, 1, 0]])),
         (ROOMY, Step, 1024, 128, Before, Some([[8, 16, 1, 32, 2, 0], [8, 32, 1, 64, 1, 0]])),
-        (TIGHT, Auto, 7, 5, After, Some([[2, 1, 1, 2, 3, 1], [2, 2, 1, 6, 3, 1]])),
-        (TIGHT, Auto, 7, 5, Before, Some([[2, 1, 1, 2, 2, 1], [2, 2, 1, 6, 3, 1]])),
+        (TIGHT, Auto, 7, 5, After, Some([[4, 2, 1, 4, 3, 1], [4, 4, 1, 12, 3, 1]])),
+        (TIGHT, Auto, 7, 5, Before, Some([[4, 2, 1, 4, 2, 1], [4, 4, 1, 12, 3, 1]])),
         (TIGHT, Auto, 64, 5, After, Some([[16, 4, 1, 16, 3, 1], [16, 2, 1, 48, 3, 1]])),
         (TIGHT, Auto, 64, 5, Before, Some([[16, 4, 1, 16, 2, 1], [16, 2, 1, 48, 3, 1]])),
         (TIGHT, Auto, 128, 5, After, Some([[4, 16, 1, 32, 3, 0], [4, 16, 1, 32, 1, 0]])),
@@ -82,67 +83,70 @@ fn the_recurrence_has_these_tiles() {
         (TIGHT, Step, 1024, 5, Before, Some([[4, 16, 1, 32, 2, 0], [4, 16, 1, 32, 1, 0]])),
         (TIGHT, Sequence, 129, 5, After, None),
         (TIGHT, Sequence, 129, 5, Before, None),
+        (SOFTWARE, Auto, 64, 1, After, Some([[16, 1, 1, 16, 3, 1], [16, 1, 1, 48, 3, 1]])),
+        (SOFTWARE, Auto, 128, 1, After, Some([[8, 1, 1, 32, 3, 0], [8, 1, 1, 32, 1, 0]])),
+        (SOFTWARE, Auto, 128, 6, After, Some([[32, 1, 1, 32, 3, 1], [32, 1, 1, 96, 3, 1]])),
+        (SOFTWARE, Auto, 128, 4, Before, Some([[8, 1, 1, 32, 2, 0], [8, 1, 1, 32, 1, 0]])),
+        (SIXTEEN_CORES, Auto, 128, 6, After, Some([[8, 1, 1, 32, 3, 0], [8, 1, 1, 32, 1, 0]])),
+        (SIXTEEN_CORES, Auto, 128, 64, After, Some([[32, 1, 1, 32, 3, 1], [32, 1, 1, 96, 3, 1]])),
         (SOFTWARE, Auto, 256, 5, After, Some([[64, 1, 1, 64, 3, 1], [64, 1, 1, 192, 3, 1]])),
         (SOFTWARE, Auto, 256, 5, Before, Some([[64, 1, 1, 64, 2, 1], [64, 1, 1, 192, 3, 1]])),
         (SOFTWARE, Auto, 256, 16, After, Some([[64, 1, 1, 64, 3, 1], [64, 1, 1, 192, 3, 1]])),
         (SOFTWARE, Auto, 256, 16, Before, Some([[64, 1, 2, 64, 2, 1], [64, 1, 1, 192, 3, 1]])),
-        (SOFTWARE, Auto, 257, 5, After, Some([[16, 1, 2, 32, 3, 0], [16, 1, 2, 32, 1, 0]])),
-        (SOFTWARE, Auto, 257, 5, Before, Some([[16, 1, 2, 32, 2, 0], [16, 1, 2, 32, 1, 0]])),
-        (SOFTWARE, Step, 64, 1, After, Some([[16, 1, 1, 16, 3, 0], [16, 1, 1, 32, 1, 0]])),
-        (SOFTWARE, Step, 64, 1, Before, Some([[16, 1, 1, 16, 2, 0], [16, 1, 1, 32, 1, 0]])),
-        (SOFTWARE, Step, 64, 5, After, Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]])),
-        (SOFTWARE, Step, 64, 5, Before, Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]])),
-        (TINY_SOFTWARE, Auto, 7, 16, After, Some([[2, 1, 2, 2, 3, 1], [2, 1, 2, 6, 3, 1]])),
-        (TINY_SOFTWARE, Auto, 7, 16, Before, Some([[2, 1, 2, 2, 2, 1], [2, 1, 2, 6, 3, 1]])),
-        (TINY_SOFTWARE, Auto, 64, 16, After, Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]])),
-        (TINY_SOFTWARE, Auto, 64, 16, Before, Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]])),
-        (TINY_SOFTWARE, Step, 64, 5, After, Some([[16, 1, 2, 16, 3, 0], [16, 1, 2, 32, 1, 0]])),
-        (TINY_SOFTWARE, Step, 64, 5, Before, Some([[16, 1, 2, 16, 2, 0], [16, 1, 2, 32, 1, 0]])),
+        (SOFTWARE, Auto, 257, 5, After, Some([[8, 1, 2, 32, 3, 0], [8, 1, 2, 32, 1, 0]])),
+        (SOFTWARE, Auto, 257, 5, Before, Some([[8, 1, 2, 32, 2, 0], [8, 1, 2, 32, 1, 0]])),
+        (SOFTWARE, Step, 64, 1, After, Some([[8, 1, 1, 32, 3, 0], [8, 1, 1, 32, 1, 0]])),
+        (SOFTWARE, Step, 64, 1, Before, Some([[8, 1, 1, 32, 2, 0], [8, 1, 1, 32, 1, 0]])),
+        (SOFTWARE, Step, 64, 5, After, Some([[8, 1, 2, 32, 3, 0], [8, 1, 2, 32, 1, 0]])),
+        (SOFTWARE, Step, 64, 5, Before, Some([[8, 1, 2, 32, 2, 0], [8, 1, 2, 32, 1, 0]])),
+        (TINY_SOFTWARE, Auto, 7, 16, After, Some([[8, 1, 1, 8, 3, 1], [8, 1, 1, 24, 3, 1]])),
+        (TINY_SOFTWARE, Auto, 7, 16, Before, Some([[8, 1, 2, 8, 2, 1], [8, 1, 1, 24, 3, 1]])),
+        (TINY_SOFTWARE, Auto, 64, 16, After, Some([[8, 1, 2, 32, 3, 0], [8, 1, 2, 32, 1, 0]])),
+        (TINY_SOFTWARE, Auto, 64, 16, Before, Some([[8, 1, 2, 32, 2, 0], [8, 1, 2, 32, 1, 0]])),
+        (TINY_SOFTWARE, Step, 64, 5, After, Some([[8, 1, 2, 32, 3, 0], [8, 1, 2, 32, 1, 0]])),
+        (TINY_SOFTWARE, Step, 64, 5, Before, Some([[8, 1, 2, 32, 2, 0], [8, 1, 2, 32, 1, 0]])),
     ] {
         let got = chosen(&caps, recurrence, hidden, batch, reset);
         assert_eq!(got, expected, "{caps:?}, {recurrence}, H {hidden}, B {batch}, {reset:?}");
     }
 }
 
+/// Rows and columns of a workgroup's results, and elements along k at once.
 #[test]
 fn products_have_these_tiles() {
-    for (caps, mnk, expected, staged) in [
-        (GPU, [1, 1, 1], [8, 1, 2, 1], Some(4)),
-        (GPU, [64, 4, 9], [8, 1, 2, 1], Some(8)),
-        (GPU, [65, 4, 9], [32, 1, 2, 1], Some(8)),
-        (GPU, [8, 100, 9], [1, 32, 2, 2], Some(8)),
-        (GPU, [9, 16, 16], [32, 2, 2, 2], Some(8)),
-        (GPU, [9, 17, 4], [8, 8, 2, 2], Some(4)),
-        (GPU, [65, 65, 16], [8, 8, 2, 2], Some(16)),
-        (GPU, [1024, 1024, 3], [8, 8, 2, 2], Some(4)),
-        (GPU, [1200, 1300, 64], [8, 8, 2, 2], Some(16)),
-        (GPU, [2048, 2048, 512], [8, 8, 2, 2], Some(16)),
-        (GPU, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
-        (ROOMY, [1, 1, 1], [8, 1, 2, 1], Some(4)),
-        (ROOMY, [64, 4, 9], [8, 1, 2, 1], Some(8)),
-        (ROOMY, [65, 4, 9], [32, 1, 2, 1], Some(8)),
-        (ROOMY, [8, 100, 9], [1, 32, 2, 2], Some(8)),
-        (ROOMY, [9, 16, 16], [32, 2, 2, 2], Some(8)),
-        (ROOMY, [9, 17, 4], [8, 8, 2, 2], Some(4)),
-        (ROOMY, [65, 65, 16], [8, 8, 2, 2], Some(16)),
-        (ROOMY, [1024, 1024, 3], [8, 8, 2, 2], Some(4)),
-        (ROOMY, [1200, 1300, 64], [16, 16, 2, 2], Some(16)),
-        (ROOMY, [2048, 2048, 512], [16, 16, 2, 2], Some(16)),
-        (ROOMY, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
-        (SOFTWARE, [1, 1, 1], [8, 1, 2, 1], Some(4)),
-        (SOFTWARE, [64, 4, 9], [8, 1, 2, 1], Some(8)),
-        (SOFTWARE, [65, 4, 9], [32, 1, 2, 1], Some(8)),
-        (SOFTWARE, [8, 100, 9], [1, 32, 2, 2], Some(8)),
-        (SOFTWARE, [9, 16, 16], [32, 2, 2, 2], Some(8)),
-        (SOFTWARE, [9, 17, 4], [8, 8, 2, 2], Some(4)),
-        (SOFTWARE, [65, 65, 16], [8, 8, 4, 4], None),
-        (SOFTWARE, [1024, 1024, 3], [8, 8, 4, 4], None),
-        (SOFTWARE, [1200, 1300, 64], [8, 8, 4, 4], None),
-        (SOFTWARE, [2048, 2048, 512], [8, 8, 4, 4], None),
-        (SOFTWARE, [64, 65536, 512], [8, 8, 2, 2], Some(16)),
+    for (caps, mnk, expected) in [
+        (GPU, [1, 1, 1], [64, 4, 4]),
+        (GPU, [64, 4, 9], [64, 4, 8]),
+        (GPU, [65, 4, 9], [256, 4, 8]),
+        (GPU, [8, 100, 9], [8, 256, 8]),
+        (GPU, [9, 16, 16], [256, 16, 8]),
+        (GPU, [9, 17, 4], [64, 64, 4]),
+        (GPU, [65, 65, 16], [64, 64, 16]),
+        (GPU, [1024, 1024, 3], [64, 64, 4]),
+        (GPU, [1200, 1300, 64], [64, 64, 16]),
+        (GPU, [2048, 2048, 512], [64, 64, 16]),
+        (GPU, [64, 65536, 512], [64, 64, 16]),
+        (ROOMY, [1, 1, 1], [64, 4, 4]),
+        (ROOMY, [64, 4, 9], [64, 4, 8]),
+        (ROOMY, [65, 4, 9], [256, 4, 8]),
+        (ROOMY, [8, 100, 9], [8, 256, 8]),
+        (ROOMY, [9, 16, 16], [256, 16, 8]),
+        (ROOMY, [9, 17, 4], [64, 64, 4]),
+        (ROOMY, [65, 65, 16], [64, 64, 16]),
+        (ROOMY, [1024, 1024, 3], [64, 64, 4]),
+        (ROOMY, [1200, 1300, 64], [128, 128, 16]),
+        (ROOMY, [2048, 2048, 512], [128, 128, 16]),
+        (ROOMY, [64, 65536, 512], [64, 64, 16]),
+        (SOFTWARE, [1, 1, 1], [32, 32, 4]),
+        (SOFTWARE, [64, 4, 9], [64, 16, 4]),
+        (SOFTWARE, [128, 8, 9], [128, 8, 4]),
+        (SOFTWARE, [8, 100, 9], [8, 128, 4]),
+        (SOFTWARE, [9, 16, 16], [32, 32, 4]),
+        (SOFTWARE, [144, 240, 48], [16, 64, 4]),
+        (SOFTWARE, [1024, 1024, 3], [32, 32, 4]),
     ] {
-        let t = ProductTile::choose(mnk, &caps);
-        let got = [t.m_threads, t.n_threads, t.m_quads, t.n_quads];
-        assert_eq!((got, t.staged), (expected, staged), "{caps:?}, {mnk:?}");
+        let tile = ProductTile::choose(mnk, &caps);
+        let got = [tile.rows(), tile.columns(), tile.depth()];
+        assert_eq!(got, expected, "{caps:?}, {mnk:?}");
     }
 }
