@@ -2,6 +2,32 @@
 //!
 //! This is the Rust mirror of `shaders/`. `kernels/tests.rs` compares every line with the WGSL by
 //! naga's reflection.
+//!
+//! # Constants and arguments
+//!
+//! The driver compiles a pipeline for each set of override constants that a run uses, for up to a
+//! second on a software adapter. So a value is an argument, unless one of these reasons makes it a
+//! constant. Everything else (definition, biases, padding, directions, layout, sizes, the operands'
+//! transposes) is an argument, and models of one shape share their pipelines.
+//!
+//! | constant | kernels | why it is not an argument |
+//! |---|---|---|
+//! | `UNIT_QUADS`, `SPLIT_K` | `forward`, `backward` | a workgroup's threads |
+//! | `DEPTH_QUADS`, `ACCUMULATORS` | `forward`, `backward` | sizes of workgroup memory |
+//! | `ROW_QUADS` | `forward`, `backward` | sums in registers; sizes of workgroup memory |
+//! | `RESIDENT` | `forward`, `backward` | barriers: operands stay from step to step |
+//! | `RESET_BEFORE` | `forward`, `backward` | two products one after the other, or three at once |
+//! | `GATES_RZ`, `GATE_N` | `forward`, `backward` | with reset before, a step's two dispatches: sums in registers, barriers |
+//! | `ALIGNED` | `forward`, `backward` | half the loads of weights if H is a multiple of 4 |
+//! | `EXTRAS` | `forward`, `backward` | random draws and all activations double the code of a step |
+//! | `M_THREADS`, `N_THREADS` | `matmul` | a workgroup's threads; sizes of workgroup memory |
+//! | `N_QUADS` | `matmul` | sums in registers |
+//! | `DEPTH` | `matmul` | sizes of workgroup memory; an unrolled loop |
+//! | `RUNS` | `matmul`, `matmul_blocks` | integer divisions for every load |
+//! | `LOSS`, `DIFFERENTIATE` | `loss` | different sums, and barriers between them |
+//! | `LANES` | `loss` | the number of barriers |
+//! | `FINISH` | `gradient_norm` | reads numbers, or partial results of three kinds |
+//! | `ADAM`, `CLIP`, `CHECK` | `optimizer` | loads of moments and of the gradient's norm |
 
 use crate::spec::element::ElementType;
 

@@ -18,6 +18,30 @@ fn modules() -> Vec<(&'static Kernel, Module)> {
     ALL.map(parse).into()
 }
 
+/// A new constant needs a reason, because every set of values compiles another pipeline.
+#[test]
+fn the_table_has_every_constant() {
+    let docs = include_str!("mod.rs");
+    let rows = docs.lines().filter_map(|line| line.strip_prefix("//! | `")).collect::<Vec<_>>();
+    for kernel in ALL {
+        for constant in kernel.constants {
+            let states = |row: &&&str| {
+                let cells: Vec<_> = row.split(" | ").collect();
+                cells[0].contains(&format!("{constant}`"))
+                    && kernel.name.starts_with(kernel_of(cells[1], kernel.name))
+            };
+            let count = rows.iter().filter(states).count();
+            assert_eq!(count, 1, "{constant} of {}", kernel.name);
+        }
+    }
+}
+
+/// Returns the longest name in a cell of the table that `kernel` starts with.
+fn kernel_of<'a>(cell: &'a str, kernel: &str) -> &'a str {
+    let names = cell.split('`').skip(1).step_by(2);
+    names.filter(|name| kernel.starts_with(name)).max_by_key(|name| name.len()).unwrap_or("none")
+}
+
 /// All of WebGPU without any optional capability.
 #[test]
 fn every_kernel_is_valid_wgsl_without_extensions() {

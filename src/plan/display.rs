@@ -38,9 +38,11 @@ impl fmt::Display for Plan {
         }
         let (flops, moved) = (format_si(flops, "FLOP"), format_si(moved, "B"));
         let held = format_si(self.bytes() as f64, "B");
+        let pipelines = self.pipelines();
         writeln!(
             f,
-            "\ntotal: {dispatches} dispatches, {flops}, at least {moved} moved, {held} held"
+            "\ntotal: {dispatches} dispatches of {pipelines} pipelines, {flops}, at least {moved} \
+             moved, {held} held"
         )
     }
 }

@@ -43,6 +43,8 @@ pub(crate) use run_buffers::{HeadBuffers, LossBuffers, RunBuffers, StateSlot, Tr
 pub use stage::{Dispatch, Stage};
 pub(crate) use update::{REPORT, SLOTS, UpdateBuffers, numbers};
 
+use std::collections::HashSet;
+
 use crate::error::{Result, check_shape};
 use crate::spec::config::{GruConfig, Shape};
 pub use crate::spec::element::ElementType;
@@ -203,6 +205,14 @@ impl Plan {
     /// Returns the number of dispatches in the backward schedule.
     pub fn backward_dispatches(&self) -> usize {
         count(&self.backward)
+    }
+
+    /// Returns the number of compute pipelines of both schedules. The driver compiles each at its
+    /// first use on a device.
+    pub fn pipelines(&self) -> usize {
+        let stages = self.forward.iter().chain(&self.backward);
+        let dispatches = stages.flat_map(|stage| stage.dispatches().0);
+        dispatches.map(Dispatch::pipeline).collect::<HashSet<_>>().len()
     }
 
     /// Returns the multiplications and additions of the forward schedule's products.

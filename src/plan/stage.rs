@@ -34,6 +34,12 @@ impl Dispatch {
         self.kernel.name
     }
 
+    /// Returns the key of the compute pipeline that the dispatch needs: its kernel's name, and the
+    /// values of the override constants.
+    pub(crate) fn pipeline(&self) -> (&'static str, &[u32]) {
+        (self.kernel.name, &self.constants)
+    }
+
     /// Returns the slice for each storage binding, in the kernel's order.
     pub fn bindings(&self) -> &[BufferSlice] {
         &self.bindings

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernels::Access;
-use crate::spec::config::Direction;
+use crate::spec::config::{Activation, Direction, Layout};
 use crate::spec::head::Head;
 use crate::spec::optimizer::Clip;
 
@@ -115,5 +115,80 @@ fn slices_are_aligned_in_bytes() {
         let id = buffers.add("numbers", "[1000]", element, 1000, Role::Scratch);
         let slice = std::panic::catch_unwind(|| buffers.slice(id, first..first + 1));
         assert_eq!(slice.is_ok(), is_aligned, "{element} from {first}");
+    }
+}
+
+const SOFTWARE: DeviceCaps = DeviceCaps::new(Limits::WEBGPU_DEFAULT, true).with_cores(2);
+
+/// A pipeline costs a user up to a second of compilation before the first result. More pipelines
+/// than these need a reason in the table of `kernels/mod.rs`.
+#[test]
+fn a_run_needs_few_pipelines() {
+    for (caps, [steps, batch, input, hidden], forward, training) in [
+        (SOFTWARE, [16, 8, 64, 64], 2, 4),
+        (SOFTWARE, [64, 32, 128, 256], 2, 4),
+        (SOFTWARE, [24, 6, 48, 80], 2, 4),
+        (SOFTWARE, [40, 1, 7, 97], 2, 4),
+        (DeviceCaps::WEBGPU, [16, 8, 64, 64], 2, 4),
+        (DeviceCaps::WEBGPU, [512, 256, 128, 128], 2, 4),
+        (DeviceCaps::WEBGPU, [40, 1, 7, 97], 2, 5),
+        (DeviceCaps::WEBGPU, [100, 32, 1, 300], 2, 6),
+    ] {
+        let config = GruConfig::pytorch(input, hidden);
+        let shape = config.shape(steps, batch).unwrap();
+        let got = [Mode::Inference, Mode::Training].map(|mode| {
+            let options = RunOptions::default();
+            Plan::with_options(&config, shape, mode, options, &caps).unwrap().pipelines()
+        });
+        assert_eq!(got, [forward, training], "{shape}, software: {}", caps.software);
+    }
+}
+
+/// Returns every configuration of one layer's shape: definitions, biases, activations, noise,
+/// directions.
+fn definitions(input: usize, hidden: usize) -> Vec<GruConfig> {
+    let mut found = Vec::new();
+    for config in GruConfig::all_variants(input, hidden) {
+        for direction in [Direction::Forward, Direction::Both, Direction::Reverse] {
+            for (gate, candidate) in [
+                (Activation::Sigmoid, Activation::Tanh),
+                (Activation::HardSigmoid, Activation::Tanh),
+                (Activation::Sigmoid, Activation::Relu),
+                (Activation::Tanh, Activation::Identity),
+            ] {
+                for (dropout, zoneout) in [(0.0, 0.0), (0.5, 0.0), (0.0, 0.1), (0.5, 0.1)] {
+                    let config = config.clone().with_direction(direction).with_layers(2);
+                    let config = config.with_activations(gate, candidate);
+                    found.push(config.with_dropout(dropout).with_zoneout(zoneout));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn all_definitions_of_a_shape_share_few_pipelines() {
+    for (caps, hidden, expected) in [
+        (SOFTWARE, 64, 18),
+        (SOFTWARE, 97, 13),
+        (DeviceCaps::WEBGPU, 64, 10),
+        (DeviceCaps::WEBGPU, 300, 14),
+    ] {
+        let mut pipelines = HashSet::new();
+        let definitions = definitions(24, hidden);
+        for config in &definitions {
+            for layout in [Layout::TimeMajor, Layout::BatchFirst] {
+                for mode in [Mode::Inference, Mode::Training] {
+                    let shape = config.shape(8, 6).unwrap().with_layout(layout);
+                    let options = RunOptions::default();
+                    let plan = Plan::with_options(config, shape, mode, options, &caps).unwrap();
+                    let keys = dispatches(&plan).map(Dispatch::pipeline);
+                    pipelines.extend(keys.map(|(kernel, constants)| (kernel, constants.to_vec())));
+                }
+            }
+        }
+        assert!(definitions.len() > 250, "{}", definitions.len());
+        assert_eq!(pipelines.len(), expected, "H {hidden}, software: {}", caps.software);
     }
 }

@@ -414,7 +414,7 @@ fn a_plan_reads_like_a_schedule() {
         "  for each of 104 steps, 104 down to 1",
         "    forward       r, z from h; r ⊙ h                                1×16 groups    262 kFLOP    57.6 kB",
         "  matmul        dW_hn = da_nᵀ · (r ⊙ h)                           1×1×13 groups   13.6 MFLOP    1.76 MB",
-        "total: 427 dispatches, 154 MFLOP, at least 43.8 MB moved, 6.71 MB held",
+        "total: 427 dispatches of 6 pipelines, 154 MFLOP, at least 43.8 MB moved, 6.71 MB held",
     ] {
         assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
     }
