@@ -68,9 +68,14 @@ impl FlowCase {
     }
 }
 
+/// Returns the variants to check.
+pub(super) fn variants() -> Vec<GruConfig> {
+    GruConfig::all_variants(3, 5).into_iter().collect()
+}
+
 /// Checks all variants.
-pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()> {
-    for (seed, config) in (0..).zip(GruConfig::all_variants(3, 5)) {
+pub(super) async fn check(device: &Device, findings: &mut Findings<'_>) -> Result<()> {
+    for (seed, config) in (0..).zip(variants()) {
         let stacked = config.with_layers(2);
         let case = FlowCase::new(device, &stacked, 10 * seed).await?;
         check_stream(&case, findings).await?;
@@ -80,11 +85,12 @@ pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()
                 FlowCase::new(device, &stacked.with_direction(Direction::Both), 10 * seed).await?;
             check_encoded(gpu, &case, findings).await?;
         }
+        findings.case_done();
     }
     Ok(())
 }
 
-async fn check_stream(case: &FlowCase, findings: &mut Findings) -> Result<()> {
+async fn check_stream(case: &FlowCase, findings: &mut Findings<'_>) -> Result<()> {
     let mut stream = case.gru.stream_async(BATCH, &[1, 2]).await?;
     stream.set_state_async(case.h0.view()).await?;
     stream.set_reset_state_async(case.reset_state.view()).await?;
@@ -107,7 +113,7 @@ async fn check_stream(case: &FlowCase, findings: &mut Findings) -> Result<()> {
 
 /// Checks truncated backpropagation: states are carried from chunk to chunk, gradients stay within
 /// a chunk.
-async fn check_chunks(case: &FlowCase, findings: &mut Findings) -> Result<()> {
+async fn check_chunks(case: &FlowCase, findings: &mut Findings<'_>) -> Result<()> {
     let (mut state, mut state64) = (None, case.h0.mapv(f64::from));
     for (_, x) in case.chunks() {
         let x64 = x.mapv(f64::from);
@@ -137,7 +143,7 @@ async fn check_chunks(case: &FlowCase, findings: &mut Findings) -> Result<()> {
 }
 
 /// Checks a forward pass over the caller's buffers, with all optional buffers given.
-async fn check_encoded(gpu: &Gpu, case: &FlowCase, findings: &mut Findings) -> Result<()> {
+async fn check_encoded(gpu: &Gpu, case: &FlowCase, findings: &mut Findings<'_>) -> Result<()> {
     let shape = case.gru.config().shape(STEPS, BATCH)?;
     let batch = Batch::new(case.x.view()).with_resets(case.resets.view());
     let step_flags = batch.step_flags()?;

@@ -76,13 +76,22 @@ impl Finding {
 
 /// The findings so far, in the order in which their subjects were added.
 #[derive(Default)]
-struct Findings {
+struct Findings<'a> {
     all: Vec<Finding>,
     /// True to divide the values of an array by its largest absolute value, if that exceeds 1.
     scaled: bool,
+    /// Called after each case.
+    on_case: Option<&'a mut (dyn FnMut() + Send)>,
 }
 
-impl Findings {
+impl Findings<'_> {
+    /// Reports that a case is complete.
+    fn case_done(&mut self) {
+        if let Some(on_case) = &mut self.on_case {
+            on_case();
+        }
+    }
+
     /// Compares arrays and adds the result to the finding of `subject`.
     fn compare<D: Dimension>(
         &mut self,
@@ -157,19 +166,40 @@ impl Section {
     /// # Errors
     /// The errors of [`run`].
     pub async fn run_async(self, device: &Device) -> Result<Vec<Finding>> {
-        let mut findings = Findings::default();
+        self.run_cases(device, &mut || ()).await
+    }
+
+    /// Runs this section, and calls `on_case` after each of its [`Self::cases`].
+    async fn run_cases(
+        self,
+        device: &Device,
+        on_case: &mut (dyn FnMut() + Send),
+    ) -> Result<Vec<Finding>> {
+        let mut findings = Findings { on_case: Some(on_case), ..Findings::default() };
         match self {
             Self::Kernels => kernels(device, &mut findings).await?,
             Self::Models => {
                 for (case, config, seed) in variants() {
                     let params = Params::init(&config, Init::Uniform, seed)?;
                     models::check(device, case, params, seed, &mut findings).await?;
+                    findings.case_done();
                 }
             }
             Self::Flows => flows::check(device, &mut findings).await?,
             Self::Training => training::check(device, &mut findings).await?,
         }
         Ok(findings.all)
+    }
+
+    /// Returns the number of cases of this section on a device.
+    fn cases(self, device: &Device) -> usize {
+        match self {
+            Self::Kernels if device.is_adapter() => variants().count() + PRODUCT_CASES,
+            Self::Kernels => 0,
+            Self::Models => variants().count(),
+            Self::Flows => flows::variants().len(),
+            Self::Training => training::CASES,
+        }
     }
 }
 
@@ -197,20 +227,78 @@ pub fn run(device: &Device) -> Result<Vec<Finding>> {
 /// # Errors
 /// The errors of [`run`].
 pub async fn run_async(device: &Device) -> Result<Vec<Finding>> {
-    let mut findings = Vec::new();
+    run_with_progress_async(device, |_| ()).await
+}
+
+/// How far a check is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// The section that runs.
+    pub section: Section,
+    /// The cases that are complete, of all sections.
+    pub done: usize,
+    /// The number of cases of all sections.
+    pub total: usize,
+}
+
+/// Runs every [`Section`], and calls `on_progress` at the start of each section and after each
+/// case. A case takes from milliseconds to some seconds, most of them for compilation.
+///
+/// ```no_run
+/// use gru_wgpu::{Device, check};
+///
+/// let device = Device::software()?;
+/// let findings = check::run_with_progress(&device, |at| {
+///     eprint!("\r{}: {} of {} cases", at.section, at.done, at.total);
+/// })?;
+/// assert!(findings.iter().all(|finding| finding.passed()));
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+///
+/// # Errors
+/// The errors of [`run`].
+pub fn run_with_progress(
+    device: &Device,
+    on_progress: impl FnMut(Progress) + Send,
+) -> Result<Vec<Finding>> {
+    pollster::block_on(run_with_progress_async(device, on_progress))
+}
+
+/// The async version of [`run_with_progress`].
+///
+/// # Errors
+/// The errors of [`run`].
+pub async fn run_with_progress_async(
+    device: &Device,
+    mut on_progress: impl FnMut(Progress) + Send,
+) -> Result<Vec<Finding>> {
+    let total = Section::ALL.iter().map(|section| section.cases(device)).sum();
+    let (mut findings, mut done) = (Vec::new(), 0);
     for section in Section::ALL {
-        findings.extend(section.run_async(device).await?);
+        on_progress(Progress { section, done, total });
+        let mut on_case = || {
+            done += 1;
+            on_progress(Progress { section, done, total });
+        };
+        findings.extend(section.run_cases(device, &mut on_case).await?);
     }
     Ok(findings)
 }
 
+/// The cases of the kernels of products and sums.
+const PRODUCT_CASES: usize = 2;
+
 /// Checks every kernel.
-async fn kernels(device: &Device, findings: &mut Findings) -> Result<()> {
+async fn kernels(device: &Device, findings: &mut Findings<'_>) -> Result<()> {
     let DeviceTarget::Gpu(gpu) = device.target() else { return Ok(()) };
     products::check_matmul(gpu, findings).await?;
+    findings.case_done();
     products::check_column_sum(gpu, findings).await?;
+    findings.case_done();
     for (case, config, seed) in variants() {
         steps::check(gpu, case, &config, seed, findings).await?;
+        findings.case_done();
     }
     Ok(())
 }
@@ -412,6 +500,16 @@ mod tests {
         findings.compare_slices("it", "good", &[1.0], &[1.0]);
         findings.compare_slices("it", "bad", got, expected);
         findings.all.pop().expect("one subject")
+    }
+
+    #[test]
+    fn progress_counts_every_case() {
+        let mut seen = Vec::new();
+        run_with_progress(&Device::cpu(), |at| seen.push((at.section, at.done))).unwrap();
+        let total = Section::ALL.iter().map(|section| section.cases(&Device::cpu())).sum();
+        assert_eq!(seen.first(), Some(&(Section::Kernels, 0)));
+        assert_eq!(seen.last(), Some(&(Section::Training, total)));
+        assert!(seen.is_sorted_by_key(|&(_, done)| done) && total > 50, "{seen:?}");
     }
 
     #[test]

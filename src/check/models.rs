@@ -18,7 +18,7 @@ pub(super) async fn check(
     case: &ModelCase,
     params: Params,
     seed: u64,
-    findings: &mut Findings,
+    findings: &mut Findings<'_>,
 ) -> Result<()> {
     let config = &params.layout().config().clone();
     let [steps, batch, ..] = case.sizes;

@@ -71,7 +71,7 @@ impl TestMatrix {
     }
 }
 
-pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
+pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings<'_>) -> Result<()> {
     for (a_transposed, b_transposed, subject) in [
         (false, false, "matmul A·B"),
         (false, true, "matmul A·Bᵀ + bias"),
@@ -156,7 +156,7 @@ async fn multiply(
     Ok(c)
 }
 
-pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings) -> Result<()> {
+pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings<'_>) -> Result<()> {
     // The sums start at column 1 of the rows, and are written from element 2 of the output.
     const FROM: usize = 1;
     const TO: usize = 2;

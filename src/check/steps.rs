@@ -47,7 +47,7 @@ pub(super) async fn check(
     case: &ModelCase,
     config: &GruConfig,
     seed: u64,
-    findings: &mut Findings,
+    findings: &mut Findings<'_>,
 ) -> Result<()> {
     let batch = case.sizes[1];
     let shape = config.shape(STEPS, batch)?.with_layout(case.layout);
@@ -98,7 +98,7 @@ pub(super) async fn check(
 }
 
 fn compare(
-    findings: &mut Findings,
+    findings: &mut Findings<'_>,
     subject: &str,
     sizes: &str,
     got: &RunContents<f32>,

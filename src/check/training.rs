@@ -98,7 +98,7 @@ impl TrainingCase {
         Ok((metrics, params))
     }
 
-    async fn check(&self, device: &Device, findings: &mut Findings) -> Result<()> {
+    async fn check(&self, device: &Device, findings: &mut Findings<'_>) -> Result<()> {
         let (expected, params) = self.expected()?;
         let mut learner = Learner::new_async(self.params.clone(), self.training, device).await?;
         for _ in 0..UPDATES {
@@ -120,8 +120,11 @@ impl TrainingCase {
     }
 }
 
+/// The number of cases.
+pub(super) const CASES: usize = 5;
+
 /// Checks all cases.
-pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()> {
+pub(super) async fn check(device: &Device, findings: &mut Findings<'_>) -> Result<()> {
     let one_way = GruConfig::pytorch(3, 5);
     let both = GruConfig::new(3, 5).with_layers(2).with_direction(Direction::Both);
     let sgd = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.1 };
@@ -132,14 +135,16 @@ pub(super) async fn check(device: &Device, findings: &mut Findings) -> Result<()
     let entropy = Loss::CrossEntropy { ignore: Some(IGNORED) };
     let huber = Loss::Huber { delta: 0.4 };
     let (time_major, batch_first) = (Layout::TimeMajor, Layout::BatchFirst);
-    for (config, head, training, layout) in [
+    let cases: [_; CASES] = [
         (&one_way, Head::every_step(2), of(Loss::MeanSquared, sgd, 0.1), time_major),
         (&both, Head::every_step(7), of(huber, sgd, 0.1).with_clip(Clip::Value(0.02)), batch_first),
         (&both, Head::last(70), of(entropy, sgd, 0.5).with_clip(Clip::Norm(0.1)), time_major),
         (&one_way, Head::last(3), of(entropy, Optimizer::Adam(adam), 0.01), batch_first),
         (&both, Head::every_step(17), of(entropy, Optimizer::AdamW(adam), 0.01), time_major),
-    ] {
+    ];
+    for (config, head, training, layout) in cases {
         TrainingCase::new(config, head, training, layout)?.check(device, findings).await?;
+        findings.case_done();
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use gru_wgpu::check::{self, Finding, Section};
+use gru_wgpu::check::{self, Finding};
 use gru_wgpu::{Device, DeviceKind};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -32,25 +32,33 @@ Examples:
 
 const DETAILS: &str = "\
 Checks every kernel, then every variant forward and backward, at odd sizes. With MODEL it checks
-that model with its own weights. On a new GPU most of the time is shader compilation.";
+that model with its own weights. On a new adapter most of the time is shader compilation.";
 
-/// Runs [`check::run`] with progress on stderr: on a new adapter the driver compiles for a minute
-/// or more.
+/// The time between two lines of progress, where stderr is not a terminal.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Runs all checks with progress on stderr: on a new adapter the driver compiles for a minute or
+/// more.
 fn run_all(device: &Device) -> Result<Vec<Finding>> {
-    let bar = ProgressBar::new_spinner()
-        .with_style(ProgressStyle::with_template("{spinner} {msg}, {elapsed} so far")?);
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let mut findings = Vec::new();
-    for (index, section) in Section::ALL.into_iter().enumerate() {
-        bar.set_message(format!("{section}, part {} of {}", index + 1, Section::ALL.len()));
-        let start = Instant::now();
-        let found = section.run(device)?;
-        if bar.is_hidden() && !found.is_empty() {
-            let (results, seconds) = (found.len(), start.elapsed().as_secs_f64());
-            log(format_args!("{section}: {results} results in {seconds:.1} s"));
+    let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template(
+        "{bar:30} {msg}, {pos} of {len} cases, {elapsed}",
+    )?);
+    let start = Instant::now();
+    let mut logged = Duration::ZERO;
+    let findings = check::run_with_progress(device, |at| {
+        bar.set_length(at.total as u64);
+        bar.set_position(at.done as u64);
+        bar.set_message(at.section.to_string());
+        let elapsed = start.elapsed();
+        if bar.is_hidden() && (elapsed >= logged + LOG_INTERVAL || at.done == at.total) {
+            logged = elapsed;
+            let seconds = elapsed.as_secs_f64();
+            log(format_args!(
+                "{}: {} of {} cases, {seconds:.0} s",
+                at.section, at.done, at.total
+            ));
         }
-        findings.extend(found);
-    }
+    })?;
     bar.finish_and_clear();
     Ok(findings)
 }
