@@ -39,7 +39,7 @@ fn end_step() -> u32 {
 
 // The gradient that weight row `unit` of `gate` is multiplied by: dpast for n with reset after.
 fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
-    if row >= args.batch || gate > 2u || unit >= args.hidden {
+    if unit >= args.hidden {
         return 0.0;
     }
     let column = select(gate, 3u, gate == 2u && !RESET_BEFORE);
@@ -48,16 +48,17 @@ fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
 
 // Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
-    let depth = 4u * min(DEPTH_QUADS, 3u * gate_quads() - quad0);
-    for (var i = thread; i < depth * ROW_QUADS; i += threads()) {
-        let k = i % depth;
-        let row_quad = i / depth;
-        let row = row0 + 4u * row_quad;
-        let gate = (quad0 + k / 4u) / gate_quads();
-        let unit = 4u * quad0 + k - gate * 4u * gate_quads();
-        operand[operand_at(k, row_quad)] = vec4(
-            load_operand(step, row, gate, unit), load_operand(step, row + 1u, gate, unit),
-            load_operand(step, row + 2u, gate, unit), load_operand(step, row + 3u, gate, unit));
+    let quads = min(DEPTH_QUADS, 3u * gate_quads() - quad0);
+    for (var i = thread; i < quads * rows_from(row0); i += threads()) {
+        let quad = i % quads;
+        let row = i / quads;
+        let gate = (quad0 + quad) / gate_quads();
+        let unit = 4u * (quad0 + quad - gate * gate_quads());
+        operand[operand_at(row, quad)] = vec4(
+            load_operand(step, row0 + row, gate, unit),
+            load_operand(step, row0 + row, gate, unit + 1u),
+            load_operand(step, row0 + row, gate, unit + 2u),
+            load_operand(step, row0 + row, gate, unit + 3u));
     }
 }
 
@@ -77,7 +78,7 @@ fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
     return weights(direction * args.weight_apart + row * args.hidden + unit);
 }
 
-// Stores the items' products of quads `first` to `last` along k with the gradients of step `step`
+// Stores the products of quads `first` to `last` along k with the gradients of step `step`
 // in accumulators, or zeros if there is no such step.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32) {
     // Neighbouring units read neighbouring weights.
@@ -98,7 +99,11 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32
             sum = multiplied(sum, operand_quad + quad, quad_weights(quad0 + quad, unit));
         }
     }
-    reduce_lanes(0u, thread, lane, unit_quad, sum);
+    let size = vec2(units_from(unit0), rows_from(row0));
+    accumulate(0u, thread, lane, unit_quad, size, sum);
+    if SPLIT_K == 1u {
+        workgroupBarrier();
+    }
 }
 
 // Stores the operands of the next products for one unit and row of the workgroup.
@@ -184,12 +189,13 @@ fn through_reset(step: u32, row: u32, unit: u32, local: vec2<u32>, drh: f32) {
 
 // The elementwise part of a step, one unit of one row at a time.
 fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
-    for (var item = thread; item < items(); item += threads()) {
-        let local = item_position(item);
+    let units = units_from(unit0);
+    for (var item = thread; item < units * rows_from(row0); item += threads()) {
+        let local = vec2(item % units, item / units);
         let unit = unit0 + local.x;
         let row = row0 + local.y;
         let product = accumulators[accumulator_at(0u, local.x, local.y)];
-        if unit >= args.hidden || row >= args.batch {
+        if unit >= args.hidden {
             keep_operands(local, vec3<f32>());
         } else if state {
             through_step(step, row, unit, local, product);
@@ -204,16 +210,17 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
+    args = arguments;
     direction = group.z;
     let unit0 = group.x * 4u * UNIT_QUADS;
     let row0 = args.row_first + group.y * 4u * ROW_QUADS;
     // The gates whose products give dh: r and z, and n if it is in the same dispatch.
     let depth = select(3u, 2u, RESET_BEFORE) * gate_quads();
+    clear_operands(thread);
     if RESIDENT {
+        workgroupBarrier();
         if args.step < end_step() {
             stage(args.step, row0, 0u, thread);
-        } else {
-            clear(thread);
         }
         workgroupBarrier();
     }
@@ -223,18 +230,12 @@ fn main(
             let last = select(0u, depth, step < end_step());
             multiply(step, row0, unit0, thread, 0u, last);
             finish(step, row0, unit0, thread, true);
-            store_operands(3u, thread);
+            store_operands(3u, row0, thread);
         }
         if RESET_BEFORE && GATE_N && step > args.gates_first {
             multiply(step - 1u, row0, unit0, thread, 2u * gate_quads(), 3u * gate_quads());
             finish(step, row0, unit0, thread, false);
-            store_operands(1u, thread);
+            store_operands(1u, row0, thread);
         }
-    }
-}
-
-fn clear(thread: u32) {
-    for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
-        operand[i] = vec4<f32>();
     }
 }

@@ -54,7 +54,7 @@ fn store_state(step: u32, row: u32, unit: u32, value: f32) -> f32 {
 
 // The operand of the weights: h, or r ⊙ h if the candidate has its own dispatch.
 fn load_operand(step: u32, row: u32, k: u32) -> f32 {
-    if row >= args.batch || k >= args.hidden {
+    if k >= args.hidden {
         return 0.0;
     }
     if GATES_RZ {
@@ -65,15 +65,14 @@ fn load_operand(step: u32, row: u32, k: u32) -> f32 {
 
 // Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
-    let depth = 4u * min(DEPTH_QUADS, gate_quads() - quad0);
-    for (var i = thread; i < depth * ROW_QUADS; i += threads()) {
-        let k = i % depth;
-        let row_quad = i / depth;
-        let row = row0 + 4u * row_quad;
-        let at = 4u * quad0 + k;
-        operand[operand_at(k, row_quad)] = vec4(
-            load_operand(step, row, at), load_operand(step, row + 1u, at),
-            load_operand(step, row + 2u, at), load_operand(step, row + 3u, at));
+    let quads = min(DEPTH_QUADS, gate_quads() - quad0);
+    for (var i = thread; i < quads * rows_from(row0); i += threads()) {
+        let quad = i % quads;
+        let row = i / quads;
+        let k = 4u * (quad0 + quad);
+        operand[operand_at(row, quad)] = vec4(
+            load_operand(step, row0 + row, k), load_operand(step, row0 + row, k + 1u),
+            load_operand(step, row0 + row, k + 2u), load_operand(step, row0 + row, k + 3u));
     }
 }
 
@@ -96,7 +95,7 @@ fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
         row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
 }
 
-// Stores the items' products of r and z, of n, or of all three in accumulators.
+// Stores the products of r and z, of n, or of all three in accumulators.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Neighbouring lanes read neighbouring weights.
     let lane = thread % SPLIT_K;
@@ -123,12 +122,16 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
             }
         }
     }
+    let size = vec2(units_from(unit0), rows_from(row0));
     if rz {
-        reduce_lanes(0u, thread, lane, unit_quad, of_r);
-        reduce_lanes(1u, thread, lane, unit_quad, of_z);
+        accumulate(0u, thread, lane, unit_quad, size, of_r);
+        accumulate(1u, thread, lane, unit_quad, size, of_z);
     }
     if n {
-        reduce_lanes(ACCUMULATORS - 1u, thread, lane, unit_quad, of_n);
+        accumulate(ACCUMULATORS - 1u, thread, lane, unit_quad, size, of_n);
+    }
+    if SPLIT_K == 1u {
+        workgroupBarrier();
     }
 }
 
@@ -153,7 +156,7 @@ fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
 
 // The input products of a unit and a row: r, z and n.
 fn load_inputs(step: u32, row: u32, unit: u32) -> vec3<f32> {
-    let at_r = gates_at(time(step), min(row, args.batch - 1u), min(unit, args.hidden - 1u));
+    let at_r = gates_at(time(step), row, min(unit, args.hidden - 1u));
     return vec3(gates[at_r], gates[at_r + args.hidden], gates[at_r + 2u * args.hidden]);
 }
 
@@ -224,12 +227,13 @@ fn update(
 fn finish(
     step: u32, row0: u32, unit0: u32, thread: u32, ahead: vec3<f32>, rz: bool, n: bool,
 ) {
-    for (var item = thread; item < items(); item += threads()) {
-        let local = item_position(item);
+    let units = units_from(unit0);
+    for (var item = thread; item < units * rows_from(row0); item += threads()) {
+        let local = vec2(item % units, item / units);
         let unit = unit0 + local.x;
         let row = row0 + local.y;
-        var next = 0.0; // for units and rows after the last
-        if unit < args.hidden && row < args.batch {
+        var next = 0.0; // for units after the last
+        if unit < args.hidden {
             var inputs = ahead;
             if item != thread {
                 inputs = load_inputs(step, row, unit);
@@ -245,7 +249,7 @@ fn finish(
             // The states that the step starts from are in workgroup memory after the products.
             var before = 0.0;
             if RESIDENT && rz {
-                before = operand[operand_at(local.x, local.y / 4u)][local.y % 4u];
+                before = operand[operand_at(local.y, local.x / 4u)][local.x % 4u];
             } else {
                 before = load_state(step, row, unit);
             }
@@ -258,12 +262,14 @@ fn finish(
 }
 
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
-    // Loaded before they are needed, so that they arrive during the products.
-    let local = item_position(thread);
-    let ahead = load_inputs(step, row0 + local.y, unit0 + local.x);
+    // Loaded before they are needed, so that they arrive during the products. A thread without an
+    // item loads some other item's.
+    let units = units_from(unit0);
+    let row = row0 + min(thread / units, rows_from(row0) - 1u);
+    let ahead = load_inputs(step, row, unit0 + thread % units);
     multiply(step, row0, unit0, thread, rz, n);
     finish(step, row0, unit0, thread, ahead, rz, n);
-    store_operands(1u, thread);
+    store_operands(1u, row0, thread);
 }
 
 @compute @workgroup_size(UNIT_QUADS * SPLIT_K)
@@ -271,10 +277,13 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
+    args = arguments;
     direction = group.z;
     let unit0 = group.x * 4u * UNIT_QUADS;
     let row0 = args.row_first + group.y * 4u * ROW_QUADS;
+    clear_operands(thread);
     if RESIDENT {
+        workgroupBarrier();
         stage(args.step, row0, 0u, thread);
         workgroupBarrier();
     }

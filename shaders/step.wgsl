@@ -74,13 +74,12 @@ struct Args {
     step: u32, // the first step, in the direction's own order, from 0
 }
 
-@group(0) @binding(0) var<storage, read> args: Args;
+@group(0) @binding(0) var<storage, read> arguments: Args;
 @group(0) @binding(1) var<storage, read> weight_hh: array<vec4<f32>>; // [D, 3H, H]
 @group(0) @binding(2) var<storage, read> step_flags: array<u32>; // [T, B], then draw_seed (src/spec/noise.rs)
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, gates_room·B, 4H]: r, z, n, past
 
-// The operands of the weights, four rows to a vec4: [4][DEPTH_QUADS][ROW_QUADS], with k = 4 · quad
-// + i at [i][quad], so that neighbouring lanes read neighbouring elements.
+// The operands of the weights, four k to a vec4: [4 · ROW_QUADS][DEPTH_QUADS].
 var<workgroup> operand: array<vec4<f32>, 4u * DEPTH_QUADS * ROW_QUADS>;
 
 // The split-K lanes' partial sums of one product, four units to a vec4:
@@ -91,6 +90,9 @@ var<workgroup> lane_sums: array<vec4<f32>, 4u * ROW_QUADS * SPLIT_K * UNIT_QUADS
 // item's own thread accesses its accumulators until all items are complete:
 // [ACCUMULATORS][4 · ROW_QUADS][4 · UNIT_QUADS].
 var<workgroup> accumulators: array<f32, ACCUMULATORS * 16u * ROW_QUADS * UNIT_QUADS>;
+
+// The arguments, loaded once: lavapipe 22 loads them again at every use.
+var<private> args: Args;
 
 // The direction of this workgroup.
 var<private> direction: u32;
@@ -201,16 +203,24 @@ fn weights(at: u32) -> vec4<f32> {
     return select(one, vec4(one.zw, two), at % 4u >= 2u);
 }
 
-fn operand_at(k: u32, row_quad: u32) -> u32 {
-    return (k % 4u * DEPTH_QUADS + k / 4u) * ROW_QUADS + row_quad;
+fn operand_at(row: u32, quad: u32) -> u32 {
+    return row * DEPTH_QUADS + quad;
 }
 
 // Four k of four rows: one column per k.
 fn operands(quad: u32, row_quad: u32) -> mat4x4<f32> {
-    let at = quad * ROW_QUADS + row_quad;
-    let apart = DEPTH_QUADS * ROW_QUADS;
-    return mat4x4(
-        operand[at], operand[at + apart], operand[at + 2u * apart], operand[at + 3u * apart]);
+    let at = operand_at(4u * row_quad, quad);
+    return transpose(mat4x4(
+        operand[at], operand[at + DEPTH_QUADS],
+        operand[at + 2u * DEPTH_QUADS], operand[at + 3u * DEPTH_QUADS]));
+}
+
+// Sets the operands of all rows to 0. Rows after the last stay 0: their products are computed, and
+// not read.
+fn clear_operands(thread: u32) {
+    for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
+        operand[i] = vec4<f32>();
+    }
 }
 
 // The products of a thread's four units, one column each, with its rows.
@@ -242,28 +252,39 @@ fn multiplied_unit(sum: vec4<f32>, rows: mat4x4<f32>, weights: vec4<f32>) -> vec
         fma(rows[2], vec4(weights.z), fma(rows[1], vec4(weights.y), fma(rows[0], vec4(weights.x), sum))));
 }
 
-fn items() -> u32 {
-    return 16u * UNIT_QUADS * ROW_QUADS;
+// The batch rows of a workgroup, from row0 on.
+fn rows_from(row0: u32) -> u32 {
+    return min(4u * ROW_QUADS, args.batch - row0);
 }
 
-// The unit and the row within the workgroup of an item. Neighbouring items are neighbouring units.
-fn item_position(item: u32) -> vec2<u32> {
-    return vec2(item % (4u * UNIT_QUADS), item / (4u * UNIT_QUADS));
+// The units of a workgroup, from unit0 on, with the last quad's padding.
+fn units_from(unit0: u32) -> u32 {
+    return min(4u * UNIT_QUADS, 4u * gate_quads() - unit0);
 }
 
 fn accumulator_at(accumulator: u32, unit: u32, row: u32) -> u32 {
     return (accumulator * 4u * ROW_QUADS + row) * 4u * UNIT_QUADS + unit;
 }
 
-// Adds up the lanes' partial sums of a product, in a fixed order, into an item's accumulator.
-fn reduce_lanes(accumulator: u32, thread: u32, lane: u32, unit_quad: u32, products: Products) {
+// Stores the products of a workgroup's units and rows in an accumulator. The lanes' partial sums are
+// added up in a fixed order.
+fn accumulate(
+    accumulator: u32, thread: u32, lane: u32, unit_quad: u32, size: vec2<u32>, products: Products,
+) {
+    if SPLIT_K == 1u {
+        store_products(accumulator, 0u, unit_quad, products.low);
+        if ROW_QUADS > 1u {
+            store_products(accumulator, 4u, unit_quad, products.high);
+        }
+        return;
+    }
     store_lane_sums(0u, lane, unit_quad, products.low);
     if ROW_QUADS > 1u {
         store_lane_sums(4u, lane, unit_quad, products.high);
     }
     workgroupBarrier();
-    for (var item = thread; item < items(); item += threads()) {
-        let local = item_position(item);
+    for (var item = thread; item < size.x * size.y; item += threads()) {
+        let local = vec2(item % size.x, item / size.x);
         var whole = 0.0;
         for (var part = 0u; part < SPLIT_K; part++) {
             let at = (local.y * SPLIT_K + part) * UNIT_QUADS + local.x / 4u;
@@ -272,6 +293,18 @@ fn reduce_lanes(accumulator: u32, thread: u32, lane: u32, unit_quad: u32, produc
         accumulators[accumulator_at(accumulator, local.x, local.y)] = whole;
     }
     workgroupBarrier();
+}
+
+// Stores a thread's products of four units, one column each, with four rows, from `row` on.
+fn store_products(accumulator: u32, row: u32, unit_quad: u32, of_units: mat4x4<f32>) {
+    for (var unit = 0u; unit < 4u; unit++) {
+        let at = accumulator_at(accumulator, 4u * unit_quad + unit, row);
+        let apart = 4u * UNIT_QUADS;
+        accumulators[at] = of_units[unit].x;
+        accumulators[at + apart] = of_units[unit].y;
+        accumulators[at + 2u * apart] = of_units[unit].z;
+        accumulators[at + 3u * apart] = of_units[unit].w;
+    }
 }
 
 // Stores a thread's partial sums of four rows, from `row` on: one vec4 of units per row.
@@ -285,23 +318,22 @@ fn store_lane_sums(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     lane_sums[at + 3u * apart] = of_rows[3];
 }
 
-// Turns the items' first `count` accumulators into operands, one gate's quads from one accumulator
-// to the next. Four rows make a vec4, so an item cannot write its operand itself.
-fn store_operands(count: u32, thread: u32) {
+// Turns the first `count` accumulators into operands, one gate's quads from one accumulator to the
+// next. Four units make a vec4, so an item cannot write its operand itself.
+fn store_operands(count: u32, row0: u32, thread: u32) {
     if !RESIDENT {
         return;
     }
-    let units = 4u * gate_quads();
-    let row = 4u * UNIT_QUADS; // from one row of accumulators to the next
+    let quads = gate_quads();
     workgroupBarrier();
     for (var accumulator = 0u; accumulator < count; accumulator++) {
-        for (var i = thread; i < units * ROW_QUADS; i += threads()) {
-            let unit = i % units;
-            let row_quad = i / units;
-            let at = accumulator_at(accumulator, unit, 4u * row_quad);
-            operand[operand_at(accumulator * units + unit, row_quad)] =
-                vec4(accumulators[at], accumulators[at + row],
-                    accumulators[at + 2u * row], accumulators[at + 3u * row]);
+        for (var i = thread; i < quads * rows_from(row0); i += threads()) {
+            let quad = i % quads;
+            let row = i / quads;
+            let at = accumulator_at(accumulator, 4u * quad, row);
+            operand[operand_at(row, accumulator * quads + quad)] = vec4(
+                accumulators[at], accumulators[at + 1u],
+                accumulators[at + 2u], accumulators[at + 3u]);
         }
     }
     workgroupBarrier();

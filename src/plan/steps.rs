@@ -329,7 +329,7 @@ impl Planner<'_> {
         let finish = items * (1 + draws) + gates.count() * (1 + items * (split_k + 1)) + stored;
         let multiply = slices * (1 + staged) + depth.div_ceil(split_k) + slices;
         let step = 1 + 2 * (multiply + finish) + 2;
-        (step * count + staged) as u64
+        (step * count + 2 * staged) as u64
     }
 
     /// Returns the fields that dispatches of both kernels have in common; others are empty.
