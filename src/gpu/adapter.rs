@@ -218,6 +218,10 @@ pub(crate) fn device_caps(
     let software = info.device_type == wgpu::DeviceType::Cpu;
     let caps = DeviceCaps::new(plan_limits(info, limits), software)
         .with_cores(cores())
+        .with_dispatch_cost(match info.name.contains("SwiftShader") {
+            true => DeviceCaps::SWIFTSHADER_DISPATCH,
+            false => DeviceCaps::LAVAPIPE_DISPATCH,
+        })
         .with_f16(features.contains(wgpu::Features::SHADER_F16))
         .with_cooperative_matrices(
             features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),

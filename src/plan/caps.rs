@@ -26,6 +26,10 @@ pub struct DeviceCaps {
     pub software: bool,
     /// The number of CPU cores that a software adapter computes on. Not used for other devices.
     pub cores: usize,
+    /// The FLOPs that a core computes in the time that a software adapter takes to start a dispatch
+    /// and to wait for it. Faster processors do both faster, so this depends on the driver more than
+    /// on the processor. Not used for other devices.
+    pub dispatch_cost: usize,
     /// True if kernels can compute in f16: WGSL's `enable f16`. No plan uses it yet.
     pub f16: bool,
     /// The sizes of subgroups, if kernels can use them: WGSL's `enable subgroups`. No plan uses
@@ -57,12 +61,20 @@ impl DeviceCaps {
     /// The capabilities that every WebGPU implementation has.
     pub const WEBGPU: Self = Self::new(Limits::WEBGPU_DEFAULT, false);
 
+    /// [`Self::dispatch_cost`] of lavapipe, which hands each dispatch to its threads: 60 µs at 4
+    /// GFLOP/s.
+    pub(crate) const LAVAPIPE_DISPATCH: usize = 250_000;
+
+    /// [`Self::dispatch_cost`] of SwiftShader: 50 µs at 1 GFLOP/s.
+    pub(crate) const SWIFTSHADER_DISPATCH: usize = 50_000;
+
     /// Makes the capabilities of a device with these limits and no optional features.
     pub const fn new(limits: Limits, software: bool) -> Self {
         Self {
             limits,
             software,
             cores: 1,
+            dispatch_cost: Self::LAVAPIPE_DISPATCH,
             f16: false,
             subgroups: None,
             cooperative_matrices: false,
@@ -73,6 +85,12 @@ impl DeviceCaps {
     #[must_use]
     pub const fn with_cores(self, cores: usize) -> Self {
         Self { cores, ..self }
+    }
+
+    /// Sets the FLOPs that a core computes in the time of a dispatch.
+    #[must_use]
+    pub const fn with_dispatch_cost(self, dispatch_cost: usize) -> Self {
+        Self { dispatch_cost, ..self }
     }
 
     /// Sets whether kernels can compute in f16.

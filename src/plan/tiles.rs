@@ -48,10 +48,6 @@ const MANY_ROWS: usize = 128;
 /// Quads along k that a workgroup stages at once if it runs a single step.
 const STAGED_QUADS: usize = 32;
 
-/// The FLOPs that one core of a software adapter computes in the time of a dispatch, about 30 µs at
-/// 2 to 4 GFLOP/s.
-const CORE_DISPATCH_FLOPS: usize = 90_000;
-
 /// The threads of a SIMD vector on a software adapter: 8 lanes of f32 (AVX2). lavapipe uses no
 /// wider vectors.
 const LANES: usize = 8;
@@ -181,7 +177,7 @@ fn cores_pay(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
     let sequence = groups.div_ceil(caps.cores) * tiles;
     let step = (groups * tiles).div_ceil(caps.cores);
     let tile_flops = 2 * 3 * 4 * 4 * LANES * config.hidden_size;
-    (sequence - step.min(sequence)) * tile_flops > dispatches * CORE_DISPATCH_FLOPS
+    (sequence - step.min(sequence)) * tile_flops > dispatches * caps.dispatch_cost
 }
 
 impl RecurrenceKernel {

@@ -20,6 +20,8 @@ const GPU: DeviceCaps = DeviceCaps::WEBGPU;
 const ROOMY: DeviceCaps = caps(48, 1024, false);
 const TIGHT: DeviceCaps = caps(8, 64, false);
 const SOFTWARE: DeviceCaps = caps(32, 1024, true).with_cores(2);
+const SWIFTSHADER: DeviceCaps =
+    SOFTWARE.with_dispatch_cost(DeviceCaps::SWIFTSHADER_DISPATCH);
 const SIXTEEN_CORES: DeviceCaps = SOFTWARE.with_cores(16);
 const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true).with_cores(2);
 
@@ -83,10 +85,13 @@ fn the_recurrence_has_these_tiles() {
         (TIGHT, Step, 1024, 5, Before, Some([[4, 16, 1, 32, 2, 0], [4, 16, 1, 32, 1, 0]])),
         (TIGHT, Sequence, 129, 5, After, None),
         (TIGHT, Sequence, 129, 5, Before, None),
+        (SOFTWARE, Auto, 192, 1, After, Some([[8, 1, 1, 32, 3, 0], [8, 1, 1, 32, 1, 0]])),
+        (SWIFTSHADER, Auto, 96, 1, After, Some([[8, 1, 1, 32, 3, 0], [8, 1, 1, 32, 1, 0]])),
+        (SWIFTSHADER, Auto, 96, 1, Before, Some([[24, 1, 1, 24, 2, 1], [24, 1, 1, 72, 3, 1]])),
         (SOFTWARE, Auto, 64, 1, After, Some([[16, 1, 1, 16, 3, 1], [16, 1, 1, 48, 3, 1]])),
-        (SOFTWARE, Auto, 128, 1, After, Some([[8, 1, 1, 32, 3, 0], [8, 1, 1, 32, 1, 0]])),
+        (SOFTWARE, Auto, 128, 1, After, Some([[32, 1, 1, 32, 3, 1], [32, 1, 1, 96, 3, 1]])),
         (SOFTWARE, Auto, 128, 6, After, Some([[32, 1, 1, 32, 3, 1], [32, 1, 1, 96, 3, 1]])),
-        (SOFTWARE, Auto, 128, 4, Before, Some([[8, 1, 1, 32, 2, 0], [8, 1, 1, 32, 1, 0]])),
+        (SOFTWARE, Auto, 128, 4, Before, Some([[32, 1, 1, 32, 2, 1], [32, 1, 1, 96, 3, 1]])),
         (SIXTEEN_CORES, Auto, 128, 6, After, Some([[8, 1, 1, 32, 3, 0], [8, 1, 1, 32, 1, 0]])),
         (SIXTEEN_CORES, Auto, 128, 64, After, Some([[32, 1, 1, 32, 3, 1], [32, 1, 1, 96, 3, 1]])),
         (SOFTWARE, Auto, 256, 5, After, Some([[64, 1, 1, 64, 3, 1], [64, 1, 1, 192, 3, 1]])),
