@@ -25,7 +25,7 @@
 // gradients overwrite gates in place: da_r, da_z, da_n and, with reset after, dpast in the fourth
 // column (with reset before it keeps r ⊙ h). The reference is ReferenceCell::backward_steps.
 //
-// A thread multiplies four units by 4 · ROW_QUADS rows, at every SPLIT_K-th quad along k. k counts
+// A thread multiplies four units by ROWS rows, at every SPLIT_K-th quad along k. k counts
 // the gates' units, with each gate padded to whole quads: 8 vec4 loads feed 64 multiply-adds.
 
 @group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], the state that each step starts from
@@ -213,7 +213,7 @@ fn main(
     args = arguments;
     direction = group.z;
     let unit0 = group.x * 4u * UNIT_QUADS;
-    let row0 = args.row_first + group.y * 4u * ROW_QUADS;
+    let row0 = args.row_first + group.y * ROWS;
     // The gates whose products give dh: r and z, and n if it is in the same dispatch.
     let depth = select(3u, 2u, RESET_BEFORE) * gate_quads();
     clear_operands(thread);

@@ -15,7 +15,7 @@
 // step writes its result to h, or the reset state if the next step restarts: the state that the
 // next step starts from. So h holds what dW_hh needs.
 //
-// A thread multiplies four units of each gate by 4 · ROW_QUADS rows, at every SPLIT_K-th quad along
+// A thread multiplies four units of each gate by ROWS rows, at every SPLIT_K-th quad along
 // k. Neighbouring lanes read neighbouring weights, and 16 vec4 loads feed 192 multiply-adds.
 
 @group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
@@ -280,7 +280,7 @@ fn main(
     args = arguments;
     direction = group.z;
     let unit0 = group.x * 4u * UNIT_QUADS;
-    let row0 = args.row_first + group.y * 4u * ROW_QUADS;
+    let row0 = args.row_first + group.y * ROWS;
     clear_operands(thread);
     if RESIDENT {
         workgroupBarrier();

@@ -9,7 +9,7 @@
 // The strides give the order of the axes time and batch in x, y, h and gates, so that a kernel
 // treats time-major and batch-first arrays alike.
 //
-// A workgroup computes 4 · UNIT_QUADS hidden units of 4 · ROW_QUADS batch rows, for `count` steps
+// A workgroup computes 4 · UNIT_QUADS hidden units of ROWS batch rows, for `count` steps
 // one after another. With count 1 the units of a step are spread over many workgroups and the host
 // loops over the steps. A workgroup that computes all units may loop over many steps itself; its
 // operands then stay in workgroup memory.
@@ -23,7 +23,7 @@ override ALIGNED: bool = false; // H is a multiple of 4
 // Threads of a workgroup: UNIT_QUADS along the units, four units each, times SPLIT_K along k.
 override UNIT_QUADS: u32 = 4u;
 override SPLIT_K: u32 = 4u; // lanes that share a sum over k
-override ROW_QUADS: u32 = 1u; // 1 or 2: quads of rows per thread
+override ROWS: u32 = 4u; // 1, 4 or 8: batch rows per thread
 override DEPTH_QUADS: u32 = 16u; // quads along k that workgroup memory holds
 override ACCUMULATORS: u32 = 3u; // sums per unit and row in workgroup memory
 override RESIDENT: bool = false; // workgroup memory holds all of k, from step to step
@@ -79,17 +79,17 @@ struct Args {
 @group(0) @binding(2) var<storage, read> step_flags: array<u32>; // [T, B], then draw_seed (src/spec/noise.rs)
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, gates_room·B, 4H]: r, z, n, past
 
-// The operands of the weights, four k to a vec4: [4 · ROW_QUADS][DEPTH_QUADS].
-var<workgroup> operand: array<vec4<f32>, 4u * DEPTH_QUADS * ROW_QUADS>;
+// The operands of the weights, four k to a vec4: [ROWS][DEPTH_QUADS].
+var<workgroup> operand: array<vec4<f32>, DEPTH_QUADS * ROWS>;
 
 // The split-K lanes' partial sums of one product, four units to a vec4:
-// [4 · ROW_QUADS][SPLIT_K][UNIT_QUADS].
-var<workgroup> lane_sums: array<vec4<f32>, 4u * ROW_QUADS * SPLIT_K * UNIT_QUADS>;
+// [ROWS][SPLIT_K][UNIT_QUADS].
+var<workgroup> lane_sums: array<vec4<f32>, ROWS * SPLIT_K * UNIT_QUADS>;
 
 // The products of each item, then its next operands. An item is one unit of one row. Only the
 // item's own thread accesses its accumulators until all items are complete:
-// [ACCUMULATORS][4 · ROW_QUADS][4 · UNIT_QUADS].
-var<workgroup> accumulators: array<f32, ACCUMULATORS * 16u * ROW_QUADS * UNIT_QUADS>;
+// [ACCUMULATORS][ROWS][4 · UNIT_QUADS].
+var<workgroup> accumulators: array<f32, ACCUMULATORS * 4u * ROWS * UNIT_QUADS>;
 
 // The arguments, loaded once: lavapipe 22 loads them again at every use.
 var<private> args: Args;
@@ -218,22 +218,27 @@ fn operands(quad: u32, row_quad: u32) -> mat4x4<f32> {
 // Sets the operands of all rows to 0. Rows after the last stay 0: their products are computed, and
 // not read.
 fn clear_operands(thread: u32) {
-    for (var i = thread; i < 4u * DEPTH_QUADS * ROW_QUADS; i += threads()) {
+    for (var i = thread; i < DEPTH_QUADS * ROWS; i += threads()) {
         operand[i] = vec4<f32>();
     }
 }
 
-// The products of a thread's four units, one column each, with its rows.
+// The products of a thread's four units with its rows.
 struct Products {
-    low: mat4x4<f32>,
-    high: mat4x4<f32>, // the second quad of rows
+    one: vec4<f32>, // ROWS 1
+    low: mat4x4<f32>, // four rows: a column for each unit
+    high: mat4x4<f32>, // ROWS 8: four more
 }
 
 // Adds to `sum` the products with the operands of one quad of k. `weights` has one column per unit.
 fn multiplied(sum: Products, quad: u32, weights: mat4x4<f32>) -> Products {
     var more = sum;
+    if ROWS == 1u {
+        more.one = multiplied_unit(sum.one, transpose(weights), operand[operand_at(0u, quad)]);
+        return more;
+    }
     more.low = multiplied_rows(sum.low, operands(quad, 0u), weights);
-    if ROW_QUADS > 1u {
+    if ROWS > 4u {
         more.high = multiplied_rows(sum.high, operands(quad, 1u), weights);
     }
     return more;
@@ -254,7 +259,7 @@ fn multiplied_unit(sum: vec4<f32>, rows: mat4x4<f32>, weights: vec4<f32>) -> vec
 
 // The batch rows of a workgroup, from row0 on.
 fn rows_from(row0: u32) -> u32 {
-    return min(4u * ROW_QUADS, args.batch - row0);
+    return min(ROWS, args.batch - row0);
 }
 
 // The units of a workgroup, from unit0 on, with the last quad's padding.
@@ -263,7 +268,7 @@ fn units_from(unit0: u32) -> u32 {
 }
 
 fn accumulator_at(accumulator: u32, unit: u32, row: u32) -> u32 {
-    return (accumulator * 4u * ROW_QUADS + row) * 4u * UNIT_QUADS + unit;
+    return (accumulator * ROWS + row) * 4u * UNIT_QUADS + unit;
 }
 
 // Stores the products of a workgroup's units and rows in an accumulator. The lanes' partial sums are
@@ -272,16 +277,10 @@ fn accumulate(
     accumulator: u32, thread: u32, lane: u32, unit_quad: u32, size: vec2<u32>, products: Products,
 ) {
     if SPLIT_K == 1u {
-        store_products(accumulator, 0u, unit_quad, products.low);
-        if ROW_QUADS > 1u {
-            store_products(accumulator, 4u, unit_quad, products.high);
-        }
+        store_products(accumulator, unit_quad, products);
         return;
     }
-    store_lane_sums(0u, lane, unit_quad, products.low);
-    if ROW_QUADS > 1u {
-        store_lane_sums(4u, lane, unit_quad, products.high);
-    }
+    store_lane_sums(lane, unit_quad, products);
     workgroupBarrier();
     for (var item = thread; item < size.x * size.y; item += threads()) {
         let local = vec2(item % size.x, item / size.x);
@@ -295,20 +294,49 @@ fn accumulate(
     workgroupBarrier();
 }
 
-// Stores a thread's products of four units, one column each, with four rows, from `row` on.
-fn store_products(accumulator: u32, row: u32, unit_quad: u32, of_units: mat4x4<f32>) {
-    for (var unit = 0u; unit < 4u; unit++) {
-        let at = accumulator_at(accumulator, 4u * unit_quad + unit, row);
-        let apart = 4u * UNIT_QUADS;
-        accumulators[at] = of_units[unit].x;
-        accumulators[at + apart] = of_units[unit].y;
-        accumulators[at + 2u * apart] = of_units[unit].z;
-        accumulators[at + 3u * apart] = of_units[unit].w;
+// Stores a thread's products in an accumulator.
+fn store_products(accumulator: u32, unit_quad: u32, products: Products) {
+    if ROWS == 1u {
+        store_row(accumulator, unit_quad, 0u, products.one);
+        return;
+    }
+    store_rows(accumulator, unit_quad, 0u, products.low);
+    if ROWS > 4u {
+        store_rows(accumulator, unit_quad, 4u, products.high);
     }
 }
 
-// Stores a thread's partial sums of four rows, from `row` on: one vec4 of units per row.
-fn store_lane_sums(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
+// Stores four rows, from `row` on.
+fn store_rows(accumulator: u32, unit_quad: u32, row: u32, of_units: mat4x4<f32>) {
+    let of_rows = transpose(of_units);
+    store_row(accumulator, unit_quad, row, of_rows[0]);
+    store_row(accumulator, unit_quad, row + 1u, of_rows[1]);
+    store_row(accumulator, unit_quad, row + 2u, of_rows[2]);
+    store_row(accumulator, unit_quad, row + 3u, of_rows[3]);
+}
+
+// Stores four units of a row.
+fn store_row(accumulator: u32, unit_quad: u32, row: u32, units: vec4<f32>) {
+    let at = accumulator_at(accumulator, 4u * unit_quad, row);
+    accumulators[at] = units.x;
+    accumulators[at + 1u] = units.y;
+    accumulators[at + 2u] = units.z;
+    accumulators[at + 3u] = units.w;
+}
+
+// Stores a thread's partial sums: one vec4 of units per row.
+fn store_lane_sums(lane: u32, unit_quad: u32, products: Products) {
+    if ROWS == 1u {
+        lane_sums[lane * UNIT_QUADS + unit_quad] = products.one;
+        return;
+    }
+    store_lane_rows(0u, lane, unit_quad, products.low);
+    if ROWS > 4u {
+        store_lane_rows(4u, lane, unit_quad, products.high);
+    }
+}
+
+fn store_lane_rows(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     let of_rows = transpose(of_units);
     let apart = threads();
     let at = (row * SPLIT_K + lane) * UNIT_QUADS + unit_quad;

@@ -14,7 +14,7 @@
 //! |---|---|---|
 //! | `UNIT_QUADS`, `SPLIT_K` | `forward`, `backward` | a workgroup's threads |
 //! | `DEPTH_QUADS`, `ACCUMULATORS` | `forward`, `backward` | sizes of workgroup memory |
-//! | `ROW_QUADS` | `forward`, `backward` | sums in registers; sizes of workgroup memory |
+//! | `ROWS` | `forward`, `backward` | sums in registers; sizes of workgroup memory |
 //! | `RESIDENT` | `forward`, `backward` | barriers: operands stay from step to step |
 //! | `RESET_BEFORE` | `forward`, `backward` | two products one after the other, or three at once |
 //! | `GATES_RZ`, `GATE_N` | `forward`, `backward` | with reset before, a step's two dispatches: sums in registers, barriers |

@@ -98,8 +98,8 @@ args! {
         unit_quads,
         /// Split-K lanes: threads along k.
         split_k,
-        /// Quads of rows per thread.
-        row_quads,
+        /// Batch rows per thread: 1, 4 or 8.
+        rows,
         /// Quads along k that workgroup memory holds.
         depth_quads,
         /// Sums per unit and row that workgroup memory holds.
@@ -118,24 +118,25 @@ const STEP_CONSTANTS: &[&str] = &[
     "ALIGNED",
     "UNIT_QUADS",
     "SPLIT_K",
-    "ROW_QUADS",
+    "ROWS",
     "DEPTH_QUADS",
     "ACCUMULATORS",
     "RESIDENT",
 ];
 
-/// The arrays of `shaders/step.wgsl`: operands along k and each lane's sums, four rows to a vec4;
+/// The arrays of `shaders/step.wgsl`: operands along k, four to a vec4, and each lane's sums, four units to a vec4;
 /// accumulators of each unit and row.
 fn step_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; STEP_CONSTANTS.len()] =
         constants.try_into().expect("one value for each name");
-    let StepConstants { unit_quads, split_k, row_quads, depth_quads, accumulators, .. } =
+    let StepConstants { unit_quads, split_k, rows, depth_quads, accumulators, .. } =
         bytemuck::cast(constants);
+    let tile = [4 * unit_quads, rows];
     let [units, lanes, rows, depth, accumulators] =
-        [unit_quads, split_k, row_quads, depth_quads, accumulators].map(u64::from);
+        [unit_quads, split_k, rows, depth_quads, accumulators].map(u64::from);
     let threads = units * lanes;
-    let bytes = ElementType::F32.size() * 16 * rows * (depth + threads + accumulators * units);
-    Workgroup { threads, bytes, tile: [4 * unit_quads, 4 * row_quads] }
+    let bytes = ElementType::F32.size() * 4 * rows * (depth + threads + accumulators * units);
+    Workgroup { threads, bytes, tile }
 }
 
 /// Forward steps: recurrent products and elementwise update.

@@ -309,21 +309,21 @@ impl Planner<'_> {
 
     /// Returns an upper bound on the loop iterations of one thread in `count` steps.
     fn iterations(&self, pass: Pass, gates: Gates, count: usize) -> u64 {
-        let StepConstants { unit_quads, split_k, row_quads, depth_quads, resident, .. } =
+        let StepConstants { unit_quads, split_k, rows, depth_quads, resident, .. } =
             self.recurrence.of(pass).constants();
-        let [unit_quads, split_k, row_quads, depth_quads] =
-            [unit_quads, split_k, row_quads, depth_quads].map(|n| n as usize);
+        let [unit_quads, split_k, rows, depth_quads] =
+            [unit_quads, split_k, rows, depth_quads].map(|n| n as usize);
         let quads = self.shape.hidden.div_ceil(4);
         let depth = match pass {
             Pass::Forward => quads,
             Pass::Backward => gates.count() * quads,
         };
         let threads = unit_quads * split_k;
-        let staged = (4 * depth_quads * row_quads).div_ceil(threads) + 1;
+        let staged = (depth_quads * rows).div_ceil(threads) + 1;
         let slices = depth.div_ceil(depth_quads);
         // At most two passes, each with its slices, its quads along k, the items that add up the
         // lanes' sums of each product, and two draws of ten rounds each; plus the gates' operands.
-        let items = (16 * unit_quads * row_quads).div_ceil(threads);
+        let items = (4 * unit_quads * rows).div_ceil(threads);
         let draws = if self.draws() { 2 * (noise::ROUNDS as usize + 1) } else { 0 };
         let stored = if resident == 1 { 3 * (2 + items) } else { 0 };
         let finish = items * (1 + draws) + gates.count() * (1 + items * (split_k + 1)) + stored;

@@ -69,8 +69,8 @@ pub(super) struct StepTile {
     unit_quads: usize,
     /// Split-K lanes: threads along k.
     split_k: usize,
-    /// Quads of rows per thread.
-    row_quads: usize,
+    /// Batch rows per thread.
+    rows: usize,
     /// Quads along k that the workgroup stages at once.
     staged_quads: usize,
     /// Sums per unit and row that workgroup memory holds.
@@ -86,8 +86,8 @@ pub(super) struct SequenceTile {
     unit_quads: usize,
     /// Split-K lanes: threads along k.
     split_k: usize,
-    /// Quads of rows per thread.
-    row_quads: usize,
+    /// Batch rows per thread.
+    rows: usize,
     /// Quads along k: all of it.
     operand_quads: usize,
     /// Sums per unit and row that workgroup memory holds.
@@ -151,17 +151,17 @@ fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
     fits && !(caps.software && cores_pay(config, batch, caps))
 }
 
-/// Returns the quads of rows per thread on a software adapter: two if that leaves a workgroup for
-/// every core. With eight rows a weight does more work for its load. A row is spread over `units`
-/// workgroups.
-fn software_row_quads(
-    config: &GruConfig,
-    batch: usize,
-    units: usize,
-    caps: &DeviceCaps,
-) -> usize {
-    let groups = config.direction.count() * batch.div_ceil(8) * units;
-    if batch > 4 && groups >= caps.cores { 2 } else { 1 }
+/// Returns the batch rows of a workgroup on a software adapter, if a row is spread over `units`
+/// workgroups. With more rows a weight does more work for its load, so 8 if that leaves a workgroup
+/// for every core, and 1 only if more rows would leave cores without work.
+fn software_rows(config: &GruConfig, batch: usize, units: usize, caps: &DeviceCaps) -> usize {
+    let groups = |rows| config.direction.count() * batch.div_ceil(rows) * units;
+    match batch {
+        1 => 1,
+        _ if groups(1) <= caps.cores => 1,
+        5.. if groups(8) >= caps.cores => 8,
+        _ => 4,
+    }
 }
 
 /// Returns true if, on a software adapter, spreading the units of a step over the cores gains more
@@ -171,13 +171,21 @@ fn cores_pay(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
         Reset::After => 1,
         Reset::Before => 2,
     };
-    let groups = config.direction.count() * batch.div_ceil(4);
+    // What the busiest core computes in a step, for units in `units` parts.
+    let work = |units: usize| {
+        let rows = software_rows(config, batch, units, caps);
+        let groups = config.direction.count() * batch.div_ceil(rows) * units;
+        // Most of the time goes to loads, which four rows share.
+        let row_cost = match rows {
+            1 => 2,
+            4 => 4,
+            _ => 7,
+        };
+        let unit_flops = 2 * 3 * config.hidden_size * row_cost;
+        groups.div_ceil(caps.cores) * unit_flops * config.hidden_size.div_ceil(units)
+    };
     let tiles = config.hidden_size.div_ceil(4 * LANES);
-    // What the busiest core computes in a step, in tiles of four rows.
-    let sequence = groups.div_ceil(caps.cores) * tiles;
-    let step = (groups * tiles).div_ceil(caps.cores);
-    let tile_flops = 2 * 3 * 4 * 4 * LANES * config.hidden_size;
-    (sequence - step.min(sequence)) * tile_flops > dispatches * caps.dispatch_cost
+    work(1).saturating_sub(work(tiles)) > dispatches * caps.dispatch_cost
 }
 
 impl RecurrenceKernel {
@@ -199,8 +207,7 @@ impl RecurrenceKernel {
     /// Returns the batch rows of a workgroup.
     pub fn rows(self) -> usize {
         match self {
-            Self::Step(StepTile { row_quads, .. })
-            | Self::Sequence(SequenceTile { row_quads, .. }) => 4 * row_quads,
+            Self::Step(StepTile { rows, .. }) | Self::Sequence(SequenceTile { rows, .. }) => rows,
         }
     }
 
@@ -217,10 +224,10 @@ impl StepTile {
     /// Chooses the tile. Each weight is read only once per step, so many split-K lanes read weights
     /// in parallel.
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Self {
-        let make = |unit_quads, split_k, row_quads, staged_quads| Self {
+        let make = |unit_quads, split_k, rows, staged_quads| Self {
             unit_quads,
             split_k,
-            row_quads,
+            rows,
             staged_quads,
             accumulators: match pass {
                 Pass::Forward => products(config),
@@ -231,7 +238,7 @@ impl StepTile {
             // A software adapter runs a thread in a SIMD lane, and adding the sums of split-K lanes
             // costs loads. With more rows per weight, each load does more work.
             let units = config.hidden_size.div_ceil(4 * LANES);
-            return make(LANES, 1, software_row_quads(config, batch, units, caps), STAGED_QUADS);
+            return make(LANES, 1, software_rows(config, batch, units, caps), STAGED_QUADS);
         }
         let best = match pass {
             Pass::Forward => (8, 16, STAGED_QUADS),
@@ -239,7 +246,7 @@ impl StepTile {
         };
         let [a, b, c, d] = [(8, 16), (4, 16), (4, 8), (4, 4)].map(|(u, l)| (u, l, STAGED_QUADS));
         let tiles = [best, a, b, c, d]
-            .map(|(unit_quads, split_k, staged)| make(unit_quads, split_k, 1, staged));
+            .map(|(unit_quads, split_k, staged)| make(unit_quads, split_k, 4, staged));
         let what = "a workgroup of the step kernel";
         let fits =
             |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps).is_ok();
@@ -251,7 +258,7 @@ impl StepTile {
         StepConstants {
             unit_quads: self.unit_quads as u32,
             split_k: self.split_k as u32,
-            row_quads: self.row_quads as u32,
+            rows: self.rows as u32,
             depth_quads: self.staged_quads as u32,
             accumulators: self.accumulators as u32,
             resident: 0,
@@ -268,10 +275,10 @@ impl SequenceTile {
     fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Self> {
         let unit_quads = padded_unit_quads(config.hidden_size, caps);
         let operand_quads = depth_quads(unit_quads, pass);
-        let make = |split_k, row_quads| Self {
+        let make = |split_k, rows| Self {
             unit_quads,
             split_k,
-            row_quads,
+            rows,
             operand_quads,
             accumulators: match pass {
                 Pass::Forward => products(config),
@@ -281,21 +288,18 @@ impl SequenceTile {
         };
         // On a GPU: many small workgroups, in which each lane has enough of k to pay for the sums.
         let sizes = match (caps.software, pass) {
-            (true, _) => match software_row_quads(config, batch, 1, caps) {
-                2 => vec![(1, 2), (1, 1)],
-                _ => vec![(1, 1)],
-            },
-            (false, Pass::Forward) => vec![(8, 1), (4, 1), (2, 1), (1, 1)],
-            (false, Pass::Backward) => vec![(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)],
+            (true, _) => vec![(1, software_rows(config, batch, 1, caps)), (1, 4)],
+            (false, Pass::Forward) => vec![(8, 4), (4, 4), (2, 4), (1, 4)],
+            (false, Pass::Backward) => vec![(16, 4), (8, 4), (4, 4), (2, 4), (1, 4)],
         };
         let what = "a workgroup of the sequence kernel (Recurrence::Auto does not require it)";
         let fits = |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps);
-        let tiles = sizes.into_iter().map(|(split_k, row_quads)| make(split_k, row_quads));
+        let tiles = sizes.into_iter().map(|(split_k, rows)| make(split_k, rows));
         let mut worthwhile =
             tiles.filter(|tile| tile.split_k == 1 || operand_quads >= 2 * tile.split_k);
         match worthwhile.find(|tile| fits(tile).is_ok()) {
             Some(tile) => Ok(tile),
-            None => fits(&make(1, 1)).map(|()| make(1, 1)),
+            None => fits(&make(1, 4)).map(|()| make(1, 4)),
         }
     }
 
@@ -303,7 +307,7 @@ impl SequenceTile {
         StepConstants {
             unit_quads: self.unit_quads as u32,
             split_k: self.split_k as u32,
-            row_quads: self.row_quads as u32,
+            rows: self.rows as u32,
             depth_quads: self.operand_quads as u32,
             accumulators: self.accumulators as u32,
             resident: 1,
