@@ -76,16 +76,11 @@ fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
     }
 }
 
-// Four k of one unit.
+// Four k of one unit. Units after the last give products that are not read.
 fn row_weights(gate: u32, unit: u32, quad: u32) -> vec4<f32> {
-    // Units after the last give products that are not read.
     let row = gate * args.hidden + min(unit, args.hidden - 1u);
-    let four = weights(direction * args.weight_apart + row * args.hidden + 4u * quad);
-    if ALIGNED {
-        return four;
-    }
-    // After the end of a row come the weights of the next row, with any value.
-    return select(vec4<f32>(), four, vec4(4u * quad) + vec4(0u, 1u, 2u, 3u) < vec4(args.hidden));
+    let at = direction * args.weight_apart + row * args.hidden + 4u * quad;
+    return weights_in_row(at, 4u * quad, args.hidden);
 }
 
 // Four k of four units, a column each.

@@ -1,6 +1,6 @@
 // Shared by forward and backward, the kernels of the recurrence: their arguments, the positions of
 // a step's elements, the step flags, the random draws of dropout and zoneout, and the
-// multiplication by the recurrent weights.
+// multiplication by the recurrent weights (weight_quads.wgsl, weight_scalars.wgsl).
 //
 // The directions of a layer are independent; a workgroup's z is its direction. A reverse direction
 // runs from the last time to the first. The tensors of the second direction follow those of the
@@ -18,7 +18,6 @@ override GATES_RZ: bool = true; // the dispatch computes r and z
 override GATE_N: bool = true; // the dispatch computes n
 override RESET_BEFORE: bool = false; // n needs every r first
 override EXTRAS: bool = false; // other activations than σ and tanh, dropout, zoneout: by arguments
-override ALIGNED: bool = false; // H is a multiple of 4
 
 // Threads of a workgroup: UNIT_QUADS along the units, four units each, times SPLIT_K along k.
 override UNIT_QUADS: u32 = 4u;
@@ -75,7 +74,6 @@ struct Args {
 }
 
 @group(0) @binding(0) var<storage, read> arguments: Args;
-@group(0) @binding(1) var<storage, read> weight_hh: array<vec4<f32>>; // [D, 3H, H]
 @group(0) @binding(2) var<storage, read> step_flags: array<u32>; // [T, B], then draw_seed (src/spec/noise.rs)
 @group(0) @binding(3) var<storage, read_write> gates: array<f32>; // [D, gates_room·B, 4H]: r, z, n, past
 
@@ -187,20 +185,6 @@ fn keep_take(z: f32) -> vec2<f32> {
 // The number of quads of one gate.
 fn gate_quads() -> u32 {
     return (args.hidden + 3u) / 4u;
-}
-
-// Four consecutive weights from any element on: two loads if rows need not start at a whole vec4.
-// (Not a switch: SwiftShader compiles one for half a minute.)
-fn weights(at: u32) -> vec4<f32> {
-    let low = weight_hh[at / 4u];
-    if ALIGNED {
-        return low;
-    }
-    let high = weight_hh[at / 4u + 1u]; // past the end it has any value and is not used
-    let odd = at % 2u == 1u;
-    let one = select(low, vec4(low.yzw, high.x), odd);
-    let two = select(high.xy, high.yz, odd);
-    return select(one, vec4(one.zw, two), at % 4u >= 2u);
 }
 
 fn operand_at(row: u32, quad: u32) -> u32 {

@@ -218,6 +218,7 @@ pub(crate) fn device_caps(
     let software = info.device_type == wgpu::DeviceType::Cpu;
     let caps = DeviceCaps::new(plan_limits(info, limits), software)
         .with_cores(cores())
+        .with_lanes(info.subgroup_min_size.clamp(4, 16) as usize)
         .with_dispatch_cost(match info.name.contains("SwiftShader") {
             true => DeviceCaps::SWIFTSHADER_DISPATCH,
             false => DeviceCaps::LAVAPIPE_DISPATCH,

@@ -8,7 +8,9 @@
 //! The driver compiles a pipeline for each set of override constants that a run uses, for up to a
 //! second on a software adapter. So a value is an argument, unless one of these reasons makes it a
 //! constant. Everything else (definition, biases, padding, directions, layout, sizes, the operands'
-//! transposes) is an argument, and models of one shape share their pipelines.
+//! transposes) is an argument, and models of one shape share their pipelines. A kernel that loads
+//! four numbers at a time has a second row for rows that do not start at a multiple of four
+//! (`_scalar`): WGSL gives a binding one type.
 //!
 //! | constant | kernels | why it is not an argument |
 //! |---|---|---|
@@ -18,7 +20,6 @@
 //! | `RESIDENT` | `forward`, `backward` | barriers: operands stay from step to step |
 //! | `RESET_BEFORE` | `forward`, `backward` | two products one after the other, or three at once |
 //! | `GATES_RZ`, `GATE_N` | `forward`, `backward` | with reset before, a step's two dispatches: sums in registers, barriers |
-//! | `ALIGNED` | `forward`, `backward` | half the loads of weights if H is a multiple of 4 |
 //! | `EXTRAS` | `forward`, `backward` | random draws and all activations double the code of a step |
 //! | `M_THREADS`, `N_THREADS` | `matmul` | a workgroup's threads; sizes of workgroup memory |
 //! | `N_QUADS` | `matmul` | sums in registers |
@@ -170,7 +171,9 @@ pub use products::{
     BLOCKS_SIDE, BLOCKS_THREADS, COLUMN_SUM, ColumnSumArgs, MATMUL, MATMUL_BLOCKS,
     MATMUL_BLOCKS_SCALAR, MatmulArgs, MatmulConstants,
 };
-pub use recurrence::{BACKWARD, FORWARD, StepArgs, StepConstants};
+pub use recurrence::{
+    BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, StepArgs, StepConstants,
+};
 pub use training::{
     GRADIENT_NORM, GradientNormArgs, LOSS, LossArgs, LossConstants, OPTIMIZER, OptimizerArgs,
     loss_kind,
@@ -178,13 +181,15 @@ pub use training::{
 
 /// Every kernel.
 #[cfg(test)]
-static ALL: [&Kernel; 9] = [
+static ALL: [&Kernel; 11] = [
     &MATMUL,
     &MATMUL_BLOCKS,
     &MATMUL_BLOCKS_SCALAR,
     &COLUMN_SUM,
     &FORWARD,
+    &FORWARD_SCALAR,
     &BACKWARD,
+    &BACKWARD_SCALAR,
     &LOSS,
     &GRADIENT_NORM,
     &OPTIMIZER,

@@ -92,8 +92,6 @@ args! {
         reset_before,
         /// 1: activations, dropout and zoneout follow the arguments; 0: σ, tanh and neither.
         extras,
-        /// 1: H is a multiple of 4.
-        aligned,
         /// Threads along the units, one quad of units each.
         unit_quads,
         /// Split-K lanes: threads along k.
@@ -115,7 +113,6 @@ const STEP_CONSTANTS: &[&str] = &[
     "GATE_N",
     "RESET_BEFORE",
     "EXTRAS",
-    "ALIGNED",
     "UNIT_QUADS",
     "SPLIT_K",
     "ROWS",
@@ -139,10 +136,11 @@ fn step_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads, bytes, tile }
 }
 
-/// Forward steps: recurrent products and elementwise update.
+/// Forward steps: recurrent products and elementwise update. The rows of the weights start at whole
+/// quads: H is a multiple of 4.
 pub static FORWARD: Kernel = Kernel {
     name: "forward",
-    source: kernel_source!("step", "forward"),
+    source: kernel_source!("weight_quads", "step", "forward"),
     bindings: &[
         Binding::read_quads("weight_hh", F32),
         Binding::read("step_flags", U32),
@@ -157,10 +155,27 @@ pub static FORWARD: Kernel = Kernel {
     workgroup: step_workgroup,
 };
 
-/// Backward steps: recurrent products of the gradients, and the elementwise gradients.
+/// [`FORWARD`] for any H.
+pub static FORWARD_SCALAR: Kernel = Kernel {
+    name: "forward_scalar",
+    source: kernel_source!("weight_scalars", "step", "forward"),
+    bindings: &[
+        Binding::read("weight_hh", F32),
+        Binding::read("step_flags", U32),
+        Binding::read_write("gates", F32),
+        Binding::read("bias_hh", F32),
+        Binding::read_write("h", F32),
+        Binding::read_write("states", F32),
+        Binding::read_write("y", F32),
+    ],
+    ..FORWARD
+};
+
+/// Backward steps: recurrent products of the gradients, and the elementwise gradients. H is a
+/// multiple of 4.
 pub static BACKWARD: Kernel = Kernel {
     name: "backward",
-    source: kernel_source!("step", "backward"),
+    source: kernel_source!("weight_quads", "step", "backward"),
     bindings: &[
         Binding::read_quads("weight_hh", F32),
         Binding::read("step_flags", U32),
@@ -172,4 +187,19 @@ pub static BACKWARD: Kernel = Kernel {
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
     workgroup: step_workgroup,
+};
+
+/// [`BACKWARD`] for any H.
+pub static BACKWARD_SCALAR: Kernel = Kernel {
+    name: "backward_scalar",
+    source: kernel_source!("weight_scalars", "step", "backward"),
+    bindings: &[
+        Binding::read("weight_hh", F32),
+        Binding::read("step_flags", U32),
+        Binding::read_write("gates", F32),
+        Binding::read("h", F32),
+        Binding::read("dy", F32),
+        Binding::read_write("dstates", F32),
+    ],
+    ..BACKWARD
 };

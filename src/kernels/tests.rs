@@ -197,7 +197,8 @@ fn bindings_have_the_stated_names_order_access_and_elements() {
             let AddressSpace::Storage { access } = variable.space else {
                 panic!("{}: {:?} is in {:?}", kernel.name, variable.name, variable.space);
             };
-            let name = variable.name.clone().unwrap();
+            // step.wgsl copies its arguments to a variable called args.
+            let name = variable.name.clone().unwrap().replace("arguments", "args");
             let (scalar, count) = match module.types[variable.ty].inner {
                 TypeInner::Array { base, .. } => match module.types[base].inner {
                     TypeInner::Scalar(scalar) | TypeInner::Atomic(scalar) => (scalar, 1),

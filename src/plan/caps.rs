@@ -26,6 +26,9 @@ pub struct DeviceCaps {
     pub software: bool,
     /// The number of CPU cores that a software adapter computes on. Not used for other devices.
     pub cores: usize,
+    /// The threads that a core of a software adapter computes at once, in the lanes of its vectors.
+    /// Not used for other devices.
+    pub lanes: usize,
     /// The FLOPs that a core computes in the time that a software adapter takes to start a dispatch
     /// and to wait for it. Faster processors do both faster, so this depends on the driver more than
     /// on the processor. Not used for other devices.
@@ -74,6 +77,7 @@ impl DeviceCaps {
             limits,
             software,
             cores: 1,
+            lanes: 8,
             dispatch_cost: Self::LAVAPIPE_DISPATCH,
             f16: false,
             subgroups: None,
@@ -85,6 +89,12 @@ impl DeviceCaps {
     #[must_use]
     pub const fn with_cores(self, cores: usize) -> Self {
         Self { cores, ..self }
+    }
+
+    /// Sets the threads that a core of a software adapter computes at once.
+    #[must_use]
+    pub const fn with_lanes(self, lanes: usize) -> Self {
+        Self { lanes, ..self }
     }
 
     /// Sets the FLOPs that a core computes in the time of a dispatch.

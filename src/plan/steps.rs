@@ -349,14 +349,13 @@ impl Planner<'_> {
             gate_n: u32::from(gates != Gates::ResetUpdate),
             reset_before: u32::from(config.reset == Reset::Before),
             extras: u32::from(self.has_extras(layer)),
-            aligned: u32::from(hidden.is_multiple_of(4)),
             ..kernel.constants()
         };
         let groups = rows.div_ceil(kernel.rows());
         let count = args.count as usize;
         Dispatch {
             label: String::new(),
-            kernel: kernel.kernel(pass),
+            kernel: kernel.kernel(pass, hidden),
             constants: constants.as_u32s().to_vec(),
             bindings: Vec::new(),
             args: args.as_u32s().to_vec(),

@@ -27,8 +27,8 @@ use super::limits::within;
 use super::{DeviceCaps, Pass};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    BACKWARD, BLOCKS_SIDE, BLOCKS_THREADS, FORWARD, Kernel, MATMUL, MATMUL_BLOCKS,
-    MATMUL_BLOCKS_SCALAR, MatmulConstants, StepConstants,
+    BACKWARD, BACKWARD_SCALAR, BLOCKS_SIDE, BLOCKS_THREADS, FORWARD, FORWARD_SCALAR, Kernel,
+    MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MatmulConstants, StepConstants,
 };
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
@@ -48,9 +48,9 @@ const MANY_ROWS: usize = 128;
 /// Quads along k that a workgroup stages at once if it runs a single step.
 const STAGED_QUADS: usize = 32;
 
-/// The threads of a SIMD vector on a software adapter: 8 lanes of f32 (AVX2). lavapipe uses no
-/// wider vectors.
-const LANES: usize = 8;
+/// Quads of units of a workgroup that runs a single step on a software adapter: few, so that every
+/// core has some.
+const STEP_UNIT_QUADS: usize = 8;
 
 /// The number of large tiles of a product that occupies a whole large GPU.
 const LARGE_TILES: u64 = 96;
@@ -184,15 +184,15 @@ fn cores_pay(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
         let unit_flops = 2 * 3 * config.hidden_size * row_cost;
         groups.div_ceil(caps.cores) * unit_flops * config.hidden_size.div_ceil(units)
     };
-    let tiles = config.hidden_size.div_ceil(4 * LANES);
+    let tiles = config.hidden_size.div_ceil(4 * STEP_UNIT_QUADS);
     work(1).saturating_sub(work(tiles)) > dispatches * caps.dispatch_cost
 }
 
 impl RecurrenceKernel {
-    /// Returns the WGSL kernel of a pass.
-    pub fn kernel(self, pass: Pass) -> &'static Kernel {
+    /// Returns the WGSL kernel of a pass for H hidden units.
+    pub fn kernel(self, pass: Pass, hidden: usize) -> &'static Kernel {
         match self {
-            Self::Step(_) | Self::Sequence(_) => kernel_of(pass),
+            Self::Step(_) | Self::Sequence(_) => kernel_of(pass, hidden),
         }
     }
 
@@ -237,8 +237,8 @@ impl StepTile {
         if caps.software {
             // A software adapter runs a thread in a SIMD lane, and adding the sums of split-K lanes
             // costs loads. With more rows per weight, each load does more work.
-            let units = config.hidden_size.div_ceil(4 * LANES);
-            return make(LANES, 1, software_rows(config, batch, units, caps), STAGED_QUADS);
+            let units = config.hidden_size.div_ceil(4 * STEP_UNIT_QUADS);
+            return make(STEP_UNIT_QUADS, 1, software_rows(config, batch, units, caps), STAGED_QUADS);
         }
         let best = match pass {
             Pass::Forward => (8, 16, STAGED_QUADS),
@@ -249,7 +249,7 @@ impl StepTile {
             .map(|(unit_quads, split_k, staged)| make(unit_quads, split_k, 4, staged));
         let what = "a workgroup of the step kernel";
         let fits =
-            |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps).is_ok();
+            |tile: &Self| allow(what, kernel_of(pass, config.hidden_size), tile.constants().as_u32s(), caps).is_ok();
         // If none fits, the plan's check reports it.
         tiles.into_iter().find(fits).unwrap_or(tiles[tiles.len() - 1])
     }
@@ -293,7 +293,7 @@ impl SequenceTile {
             (false, Pass::Backward) => vec![(16, 4), (8, 4), (4, 4), (2, 4), (1, 4)],
         };
         let what = "a workgroup of the sequence kernel (Recurrence::Auto does not require it)";
-        let fits = |tile: &Self| allow(what, kernel_of(pass), tile.constants().as_u32s(), caps);
+        let fits = |tile: &Self| allow(what, kernel_of(pass, config.hidden_size), tile.constants().as_u32s(), caps);
         let tiles = sizes.into_iter().map(|(split_k, rows)| make(split_k, rows));
         let mut worthwhile =
             tiles.filter(|tile| tile.split_k == 1 || operand_quads >= 2 * tile.split_k);
@@ -320,14 +320,16 @@ impl SequenceTile {
 /// up, so that models of similar sizes share their pipelines: to whole SIMD vectors on a software
 /// adapter, which computes whole vectors in any case; elsewhere to a quarter of a subgroup.
 fn padded_unit_quads(hidden: usize, caps: &DeviceCaps) -> usize {
-    hidden.div_ceil(4).next_multiple_of(if caps.software { LANES } else { 4 })
+    hidden.div_ceil(4).next_multiple_of(if caps.software { caps.lanes } else { 4 })
 }
 
 /// Both families use one kernel; the constant RESIDENT selects the family.
-fn kernel_of(pass: Pass) -> &'static Kernel {
-    match pass {
-        Pass::Forward => &FORWARD,
-        Pass::Backward => &BACKWARD,
+fn kernel_of(pass: Pass, hidden: usize) -> &'static Kernel {
+    match (pass, hidden.is_multiple_of(4)) {
+        (Pass::Forward, true) => &FORWARD,
+        (Pass::Forward, false) => &FORWARD_SCALAR,
+        (Pass::Backward, true) => &BACKWARD,
+        (Pass::Backward, false) => &BACKWARD_SCALAR,
     }
 }
 
