@@ -397,6 +397,11 @@ impl Gpu {
         self.inner.created.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    #[cfg(test)]
+    pub fn adapter_info(&self) -> wgpu::AdapterInfo {
+        self.inner.adapter.get_info()
+    }
+
     /// Submits a command buffer.
     pub fn submit(&self, commands: wgpu::CommandBuffer) {
         self.inner.queue.submit([commands]);

@@ -238,3 +238,132 @@ impl Gpu {
         compiled
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use ndarray::Array3;
+
+    use super::*;
+    use crate::model::device::test_device;
+    use crate::model::gru::Gru;
+    use crate::model::network::Network;
+    use crate::plan::{Mode, Plan};
+    use crate::spec::config::GruConfig;
+    use crate::spec::head::Head;
+    use crate::spec::loss::Loss;
+    use crate::spec::optimizer::Optimizer;
+    use crate::spec::params::{Init, ParamLayout, Params};
+    use crate::training::learner::{Learner, LearnerConfig};
+
+    fn kernels(gpu: &Gpu) -> BTreeSet<&'static str> {
+        gpu.compiled().into_iter().map(|(kernel, _)| kernel).collect()
+    }
+
+    /// Returns the shader modules and the pipelines of the device. wgpu has some of its own.
+    fn count(gpu: &Gpu) -> [isize; 2] {
+        let counters = gpu.device().get_internal_counters().hal;
+        [counters.shader_modules.read(), counters.compute_pipelines.read()]
+    }
+
+    fn pipelines_of(plan: &Plan) -> Vec<PipelineKey> {
+        let stages = plan.forward().iter().chain(plan.backward());
+        let dispatches = stages.flat_map(|stage| stage.dispatches().0);
+        let keys = dispatches.map(|dispatch| (dispatch.kernel.name, dispatch.constants.clone()));
+        keys.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    #[test]
+    fn a_run_compiles_the_pipelines_of_its_plan_and_no_others() {
+        let (device, gpu) = test_device();
+        let config = GruConfig::pytorch(3, 5).with_layers(2);
+        let gru = Gru::new(config, Init::Uniform, 1, &device).unwrap();
+        assert_eq!(gpu.compiled(), []);
+        let [own_modules, own_pipelines] = count(&gpu);
+        let x = Array3::ones((4, 2, 3));
+        let shape = gru.config().shape(4, 2).unwrap();
+        gru.forward(&x).unwrap();
+        let forward = gpu.compiled();
+        assert_eq!(forward, pipelines_of(&gru.plan(shape, Mode::Inference).unwrap()));
+        assert!(!kernels(&gpu).contains("backward"));
+        // Neither another call nor another model of this kind compiles again.
+        let before = count(&gpu);
+        gru.forward(&x).unwrap();
+        let other = Gru::new(gru.config().clone(), Init::Uniform, 2, &device).unwrap();
+        other.forward(&x).unwrap();
+        assert_eq!((gpu.compiled(), count(&gpu)), (forward.clone(), before));
+
+        let (_, tape) = gru.forward_train(&x).unwrap();
+        gru.backward(tape, Some(Array3::ones((4, 2, 5)).view()), None).unwrap();
+        let trained = pipelines_of(&gru.plan(shape, Mode::Training).unwrap());
+        let both: BTreeSet<_> = forward.into_iter().chain(trained).collect();
+        assert_eq!(gpu.compiled(), both.into_iter().collect::<Vec<_>>());
+        // One module for all pipelines of a kernel.
+        let [modules, pipelines] = count(&gpu);
+        assert_eq!(modules - own_modules, kernels(&gpu).len() as isize);
+        assert_eq!(pipelines - own_pipelines, gpu.compiled().len() as isize);
+        assert!(kernels(&gpu).len() < gpu.compiled().len());
+    }
+
+    #[test]
+    fn losses_and_optimizers_are_compiled_only_where_they_are_used() {
+        let (device, gpu) = test_device();
+        let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 5), Head::last(2)).unwrap();
+        let params = Params::init_of(layout, Init::Uniform, 1).unwrap();
+        let (x, targets) = (Array3::ones((4, 2, 3)), [0, 1]);
+        let network = Network::new(params.clone(), &device).unwrap();
+        assert_eq!(gpu.compiled(), []);
+        network.forward(&x).unwrap();
+        assert_eq!(kernels(&gpu), ["forward", "matmul"].into());
+        network.evaluate(&Loss::cross_entropy(), &x, &targets[..]).unwrap();
+        assert_eq!(kernels(&gpu), ["column_sum", "forward", "loss", "matmul"].into());
+        let config = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 0.01);
+        let mut learner = Learner::new(params, config, &device).unwrap();
+        let update = ["column_sum", "forward", "gradient_norm", "loss", "matmul", "optimizer"];
+        assert_eq!(kernels(&gpu), update.into());
+        learner.step(&x, &targets[..]).unwrap();
+        assert!(kernels(&gpu).contains("backward"));
+    }
+
+    /// Threads that need the same pipelines at the same time compile each once.
+    #[test]
+    fn threads_compile_a_pipeline_once() {
+        let (device, gpu) = test_device();
+        let [_, own] = count(&gpu);
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                let device = &device;
+                scope.spawn(move || {
+                    let config = GruConfig::pytorch(3, 5).with_layers(2);
+                    let gru = Gru::new(config, Init::Uniform, seed, device).unwrap();
+                    gru.forward(&Array3::ones((4, 2, 3))).unwrap();
+                });
+            }
+        });
+        let [_, pipelines] = count(&gpu);
+        assert_eq!(pipelines - own, gpu.compiled().len() as isize);
+        assert!(gpu.compiled().len() > 1);
+    }
+
+    /// Errors of a compilation on another thread reach the caller, and the next call tries again.
+    #[test]
+    fn a_failed_compilation_is_an_error() {
+        static BROKEN: Kernel = Kernel { source: "@compute fn main() {}", ..KERNEL };
+        const KERNEL: Kernel = Kernel {
+            name: "broken",
+            source: "",
+            bindings: &[],
+            args: &["length"],
+            constants: &["variant"],
+            workgroup: |_| unreachable!("it has no plan"),
+        };
+        let (_, gpu) = test_device();
+        let missing: Vec<_> = (0..4).map(|variant| (("broken", vec![variant]), &BROKEN)).collect();
+        for _ in 0..2 {
+            let error = pollster::block_on(gpu.compile_all(&missing)).unwrap_err();
+            assert!(matches!(error, crate::Error::Gpu { .. }), "{error}");
+            assert_eq!(gpu.compiled(), []);
+        }
+    }
+}

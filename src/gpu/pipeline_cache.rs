@@ -272,3 +272,123 @@ fn remove_abandoned(file: &Path) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::test_device;
+
+    fn encode(key: u64, data: &[u8]) -> Vec<u8> {
+        [encode_header(key, data.len(), checksum(data)), data.to_vec()].concat()
+    }
+
+    #[test]
+    fn only_whole_files_of_the_same_key_are_decoded() {
+        let data: Vec<u8> = (0..100).collect();
+        let whole = encode(7, &data);
+        assert_eq!(whole.len(), HEADER + data.len());
+        assert_eq!(decode(whole.clone(), 7), Some(data.clone()));
+        assert_eq!(decode(whole.clone(), 8), None);
+        for len in 0..whole.len() {
+            assert_eq!(decode(whole[..len].to_vec(), 7), None, "{len} bytes");
+        }
+        for bit in 0..8 * whole.len() {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode(damaged, 7), None, "bit {bit}");
+        }
+        assert_eq!(decode([whole, vec![0]].concat(), 7), None);
+        // The padding of the last word is not data.
+        assert_ne!(checksum(&[1]), checksum(&[1, 0]));
+    }
+
+    #[test]
+    fn a_driver_and_its_version_have_their_own_files() {
+        let (_, gpu) = test_device();
+        let mut info = gpu.adapter_info();
+        info.backend = wgpu::Backend::Vulkan;
+        let other = |change: &dyn Fn(&mut wgpu::AdapterInfo)| {
+            let mut other = info.clone();
+            change(&mut other);
+            (file_name(&other), key(&other))
+        };
+        let (file, key) = (file_name(&info), key(&info));
+        assert!(file.is_some());
+        let update = other(&|info| info.driver_info.push('1'));
+        assert!(update.0 == file && update.1 != key);
+        assert_ne!(other(&|info| info.driver.push('1')).0, file);
+        assert_ne!(other(&|info| info.device += 1).0, file);
+        assert_eq!(other(&|info| info.backend = wgpu::Backend::Metal).0, None);
+        let strange = other(&|info| info.driver = "../../a b\0/é".repeat(99)).0.unwrap();
+        assert!(strange.len() < 128 && !strange.contains(['/', '\0', ' ']), "{strange}");
+    }
+
+    /// wgpu checks what the key cannot know, and refuses it without an error for the caller.
+    #[test]
+    fn data_of_another_adapter_are_not_used() {
+        let (_, gpu) = test_device();
+        let (folder, info) = (tempfile::TempDir::new().unwrap(), gpu.adapter_info());
+        let Some(cache) = PipelineCache::open(&gpu, &info, folder.path()) else {
+            let features = gpu.device().features();
+            assert!(!features.contains(wgpu::Features::PIPELINE_CACHE));
+            return;
+        };
+        let mut data = cache.driver_cache.get_data().unwrap();
+        let loaded = |data: &[u8]| {
+            fs::write(&cache.file, encode(cache.key, data)).unwrap();
+            let status = PipelineCache::open(&gpu, &info, folder.path()).unwrap().status();
+            assert_eq!(status.error, None);
+            status.loaded
+        };
+        assert_eq!(loaded(&data), data.len());
+        // wgpu's header: 8 bytes of magic, version and pointer size, backend, then the adapter.
+        data[8 + 4 + 4 + 1 + 3] ^= 1;
+        assert_eq!(loaded(&data), 0);
+        assert_eq!(loaded(&[]), 0);
+        assert_eq!(loaded(&[0; 200]), 0);
+    }
+
+    #[test]
+    fn readers_never_see_a_part_of_a_file() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("cache.bin");
+        let write = |byte: u8| {
+            let data = vec![byte; 100_000 + usize::from(byte)];
+            super::write(&file, 1, checksum(&data), &data).unwrap();
+        };
+        write(0);
+        std::thread::scope(|scope| {
+            for writer in 1..4 {
+                scope.spawn(move || (0..20).for_each(|_| write(writer)));
+            }
+            for _ in 0..100 {
+                let bytes = read(&file).unwrap().unwrap();
+                assert!(decode(bytes, 1).is_some());
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn too_much_data_is_not_written() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("cache.bin");
+        let error = write(&file, 1, 0, &vec![0; MAX_BYTES + 1]).unwrap_err();
+        assert!(error.to_string().contains("more than 67108864"), "{error}");
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn leftovers_of_killed_processes_are_removed() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("cache.bin");
+        let [old, new, other] = ["cache.0.part", "cache.1.part", "other.0.part"].map(|name| {
+            let path = folder.path().join(name);
+            (File::create(&path).unwrap(), path)
+        });
+        let before = std::time::SystemTime::now() - 2 * ABANDONED;
+        [&old, &other].into_iter().for_each(|(file, _)| file.set_modified(before).unwrap());
+        write(&file, 1, 0, &[]).unwrap();
+        assert_eq!([&old, &new, &other].map(|(_, path)| path.exists()), [false, true, true]);
+    }
+}

@@ -6,6 +6,7 @@ pub mod help;
 pub mod numbers;
 pub mod output;
 pub mod outputs;
+pub mod pipeline_cache;
 pub mod plot;
 pub mod progress;
 pub mod training_options;

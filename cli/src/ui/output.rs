@@ -7,9 +7,11 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use gru_wgpu::{Device, DeviceKind};
 
-/// Opens the device. For `auto`, prints on stderr which device it chose and why.
+use super::pipeline_cache;
+
+/// Opens the device, with its pipeline cache. For `auto`, prints on stderr which device it chose and why.
 pub fn open(kind: DeviceKind) -> Result<Device> {
-    let device = kind.open()?;
+    let device = pipeline_cache::attach(kind.open()?);
     if kind == DeviceKind::Auto {
         log(format_args!("device: {device} ({})", device.reason()));
     }
