@@ -27,8 +27,7 @@ impl<K: Eq + Hash + Clone, V: Clone> OncePerKey<K, V> {
     /// Returns the value of `key`, if it has been made.
     pub fn get(&self, key: &K) -> Option<V> {
         let slot = self.slot(key);
-        let value = lock(&slot).clone();
-        value
+        lock(&slot).clone()
     }
 
     /// Returns the value of `key`. Calls `make` if there is none yet. After a failure the next call

@@ -85,8 +85,8 @@ impl Gpu {
         Ok(compiled)
     }
 
-    /// Compiles pipelines side by side. Mesa's lavapipe gains little: it compiles most of a
-    /// pipeline at its first dispatch.
+    /// Compiles pipelines side by side. Software adapters gain nothing: lavapipe compiles at the
+    /// first dispatch, and SwiftShader compiles under a lock.
     #[cfg(not(target_arch = "wasm32"))]
     async fn compile_all(&self, missing: &[MissingPipeline]) -> Result<()> {
         use std::sync::atomic::{AtomicUsize, Ordering};

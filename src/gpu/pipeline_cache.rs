@@ -33,7 +33,7 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 pub struct PipelineCacheStatus {
     /// The file. The adapter, the driver and this crate's version give its name.
     pub file: PathBuf,
-    /// Bytes of compiled pipelines that were read from the file when the cache was opened: 0 if
+    /// Bytes that were read from the file and given to the driver when the cache was opened: 0 if
     /// there was no file, or if it was damaged or of another driver's version.
     pub loaded: usize,
     /// Why the file cannot be read or written.

@@ -209,9 +209,10 @@ impl Device {
     /// them again. Call it before you create models: pipelines that the device already has are not
     /// added. Applies to the device and to all its clones; a second call changes the folder.
     ///
-    /// Does nothing on the CPU and on adapters without [`AdapterFeature::PipelineCache`](crate::AdapterFeature::PipelineCache), which in
-    /// wgpu 30 are all but Vulkan's; in [`Self::from_wgpu`] the feature must be enabled on the
-    /// caller's device. Some drivers have a cache of their own, which works without this call.
+    /// Does nothing on the CPU and on adapters without the feature
+    /// [`PipelineCache`](crate::AdapterFeature::PipelineCache), which in wgpu 30 only Vulkan's have.
+    /// A device of [`Self::from_wgpu`] must have been opened with it. Mesa's lavapipe and
+    /// SwiftShader store no pipelines in it; Mesa has a cache of its own (MESA_SHADER_CACHE_DIR).
     ///
     /// The folder is created for the user alone, on the first call. It has one file for each
     /// adapter, driver and version of this crate, and the file is written whenever pipelines were
