@@ -14,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gru_wgpu::DeviceKind;
 
 use commands::{bench, check, convert, forecast, grad, info, predict, run, train};
-use ui::{help, output, pipeline_cache};
+use ui::{device, help, output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let kinds = device_kinds(cli)?;
-    pipeline_cache::set(cli.pipeline_cache.as_deref())?;
+    device::set_pipeline_cache(cli.pipeline_cache.as_deref())?;
     // Not locked, because a progress bar writes between two lines of a table.
     let out = &mut io::stdout();
     let mut status = ExitCode::SUCCESS;

@@ -1,6 +1,5 @@
 //! [`Gpu`]: an open adapter with its device, queue and pipelines, and the handling of their errors.
 
-use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -9,8 +8,7 @@ use std::time::Duration;
 use crate::error::{Cause, Error, Result};
 use crate::gpu::adapter::{AdapterInfo, describe, device_caps};
 use crate::gpu::device_lost::DeviceLostDetector;
-use crate::gpu::pipeline::Pipelines;
-use crate::gpu::pipeline_cache::{PipelineCache, PipelineCacheStatus};
+use crate::gpu::pipeline_store::Pipelines;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::gpu::poller::{PolledDevice, Poller};
 use crate::gpu::report::one_line;
@@ -335,19 +333,6 @@ impl Gpu {
         lock(&self.inner.throttle)
     }
 
-    /// Compiles further pipelines with the driver's cache in a file of `folder`, and keeps them
-    /// there. Does nothing if the device was opened without pipeline caches.
-    pub fn use_pipeline_cache(&self, folder: &Path) {
-        if let Some(cache) = PipelineCache::open(self, &self.inner.adapter.get_info(), folder) {
-            self.inner.pipelines.set_cache(cache);
-        }
-    }
-
-    /// Describes the pipeline cache, if there is one.
-    pub fn pipeline_cache(&self) -> Option<PipelineCacheStatus> {
-        self.inner.pipelines.cache().map(|cache| cache.status())
-    }
-
     /// Returns the pipelines compiled so far.
     pub(super) fn pipeline_store(&self) -> &Pipelines {
         &self.inner.pipelines
@@ -397,7 +382,7 @@ impl Gpu {
         self.inner.created.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    #[cfg(test)]
+    /// Returns wgpu's description of the adapter.
     pub fn adapter_info(&self) -> wgpu::AdapterInfo {
         self.inner.adapter.get_info()
     }

@@ -1,53 +1,17 @@
 //! Compute pipelines: one for each kernel and set of override constants, compiled at first use.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
 
 use crate::error::Result;
 use crate::gpu::context::Gpu;
-use crate::gpu::once::OncePerKey;
-use crate::gpu::pipeline_cache::PipelineCache;
+use crate::gpu::pipeline_cache::{PipelineCache, PipelineCacheStatus};
+use crate::gpu::pipeline_store::{KernelModule, PipelineKey, Pipelines};
 use crate::kernels::{Access, Kernel};
-use crate::lock::lock;
 use crate::plan::Dispatch;
-
-/// A pipeline's kernel and the values of its override constants.
-pub(crate) type PipelineKey = (&'static str, Vec<u32>);
 
 /// A pipeline to compile.
 type MissingPipeline = (PipelineKey, &'static Kernel);
-
-/// The pipelines that a device has, and what they are made of.
-///
-/// Pipelines are kept as long as the device: compilation is slow, and wgpu leaks the memory of a
-/// dropped pipeline.
-#[derive(Debug, Default)]
-pub(crate) struct Pipelines {
-    pipelines: OncePerKey<PipelineKey, wgpu::ComputePipeline>,
-    /// By kernel. Its pipelines share them, so that its source is parsed once.
-    modules: OncePerKey<&'static str, KernelModule>,
-    /// The driver's cache, which outlives the process.
-    cache: Mutex<Option<Arc<PipelineCache>>>,
-}
-
-/// The parts of a pipeline that do not depend on the override constants.
-#[derive(Clone, Debug)]
-struct KernelModule {
-    module: wgpu::ShaderModule,
-    layout: wgpu::PipelineLayout,
-}
-
-impl Pipelines {
-    /// The cache that pipelines are compiled with.
-    pub fn cache(&self) -> Option<Arc<PipelineCache>> {
-        lock(&self.cache).clone()
-    }
-
-    /// Compiles further pipelines with this cache.
-    pub fn set_cache(&self, cache: PipelineCache) {
-        *lock(&self.cache) = Some(Arc::new(cache));
-    }
-}
 
 impl Gpu {
     /// Returns the pipelines of these dispatches. Compiles those that the device does not have yet,
@@ -228,6 +192,48 @@ impl Gpu {
             },
             cache: cache.as_deref().map(PipelineCache::driver_cache),
         })
+    }
+
+    /// Compiles further pipelines with the driver's cache in a file of `folder`, and keeps them
+    /// there. Does nothing if the device was opened without pipeline caches.
+    pub fn use_pipeline_cache(&self, folder: &Path) {
+        if self.device().features().contains(wgpu::Features::PIPELINE_CACHE) {
+            let create = |data: Option<&[u8]>| self.create_pipeline_cache(data);
+            let cache = PipelineCache::open(&self.adapter_info(), folder, create);
+            cache.into_iter().for_each(|cache| self.pipeline_store().set_cache(cache));
+        }
+    }
+
+    /// Describes the pipeline cache, if there is one.
+    pub fn pipeline_cache(&self) -> Option<PipelineCacheStatus> {
+        self.pipeline_store().cache().map(|cache| cache.status())
+    }
+
+    /// Creates the driver's cache. Returns `None` if the driver has no memory, or if wgpu finds that
+    /// `data` are of another adapter, driver or version.
+    fn create_pipeline_cache(&self, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
+        let descriptor = wgpu::PipelineCacheDescriptor {
+            label: Some("gru.pipelines"),
+            data,
+            // Without data the call is made once more. An error tells the caller that they were not
+            // used.
+            fallback: false,
+        };
+        let mut cache = None;
+        let create = || {
+            // SAFETY: the data must be what `get_data` returned on the same adapter. `pipeline_cache` gives
+            // only whole data with the checksum that it computed of what `get_data` returned,
+            // and with the key of this driver's version; wgpu compares adapter and driver version
+            // again, and the driver its own identifier. So no accident gets here: no damage, no other
+            // driver's file. A file made on purpose could. `check_private` refuses a folder that
+            // everyone may write to; who else can write to the user's folders can change the user's
+            // programs too.
+            #[allow(unsafe_code, reason = "the proof is above")]
+            let created = unsafe { self.device().create_pipeline_cache(&descriptor) };
+            cache = Some(created);
+        };
+        self.guard_now(create).ok()?;
+        cache
     }
 
     /// Returns the kernels of the pipelines that the device has, and their constants.

@@ -9,7 +9,6 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::fingerprint::Fnv1a;
-use crate::gpu::context::Gpu;
 use crate::lock::lock;
 
 /// The largest cache that is read or written, in bytes. The pipelines of this library take a few
@@ -59,12 +58,14 @@ struct Saved {
 }
 
 impl PipelineCache {
-    /// Creates the cache with the data of its file in `folder`. A file that is missing, damaged or
-    /// another driver's counts as empty. Returns `None` if the device has no pipeline caches.
-    pub fn open(gpu: &Gpu, info: &wgpu::AdapterInfo, folder: &Path) -> Option<Self> {
-        if !gpu.device().features().contains(wgpu::Features::PIPELINE_CACHE) {
-            return None;
-        }
+    /// Opens the cache of an adapter with the data of its file in `folder`. A file that is missing,
+    /// damaged or another driver's counts as empty. `create` creates the driver's cache with the
+    /// data; returns `None` if the driver does not accept them.
+    pub fn open(
+        info: &wgpu::AdapterInfo,
+        folder: &Path,
+        create: impl Fn(Option<&[u8]>) -> Option<wgpu::PipelineCache>,
+    ) -> Option<Self> {
         let (file, key) = (folder.join(file_name(info)?), key(info));
         let (data, error) = match read(&file) {
             Ok(bytes) => (bytes.and_then(|bytes| decode(bytes, key)), None),
@@ -73,10 +74,10 @@ impl PipelineCache {
         // Tried now, so that the caller learns of it before the first pipeline is compiled.
         let probe = || write_beside(&file, |_| Ok(())).and_then(fs::remove_file);
         let error = error.or_else(|| probe().err().map(write_error));
-        let loaded = data.and_then(|data| Some((create(gpu, Some(&data))?, data)));
+        let loaded = data.and_then(|data| Some((create(Some(&data))?, data)));
         let (driver_cache, checksum, loaded) = match loaded {
             Some((cache, data)) => (cache, Some(checksum(&data)), data.len()),
-            None => (create(gpu, None)?, None, 0),
+            None => (create(None)?, None, 0),
         };
         let saved = Mutex::new(Saved { checksum, error });
         Some(Self { driver_cache, file, key, loaded, saved })
@@ -108,33 +109,6 @@ impl PipelineCache {
             Err(error) => saved.error = Some(write_error(error)),
         }
     }
-}
-
-/// Creates the driver's cache. Returns `None` if the driver has no memory, or if wgpu finds that
-/// `data` are of another adapter, driver or version.
-fn create(gpu: &Gpu, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
-    let descriptor = wgpu::PipelineCacheDescriptor {
-        label: Some("gru.pipelines"),
-        data,
-        // Without data the call is made once more. An error tells the caller that they were not
-        // used.
-        fallback: false,
-    };
-    let mut cache = None;
-    let create = || {
-        // SAFETY: the data must be what `get_data` returned on the same adapter. `decode` gives
-        // only whole data with the checksum that `write` has computed of what `get_data` returned,
-        // and with the key of this driver's version; wgpu compares adapter and driver version
-        // again, and the driver its own identifier. So no accident gets here: no damage, no other
-        // driver's file. A file made on purpose could. `check_private` refuses a folder that
-        // everyone may write to; who else can write to the user's folders can change the user's
-        // programs too.
-        #[allow(unsafe_code, reason = "the proof is above")]
-        let created = unsafe { gpu.device().create_pipeline_cache(&descriptor) };
-        cache = Some(created);
-    };
-    gpu.guard_now(create).ok()?;
-    cache
 }
 
 /// Returns the name of the file for an adapter. Drivers of one adapter, and versions of this crate,
@@ -327,8 +301,12 @@ mod tests {
     #[test]
     fn data_of_another_adapter_are_not_used() {
         let (_, gpu) = test_device();
-        let (folder, info) = (tempfile::TempDir::new().unwrap(), gpu.adapter_info());
-        let Some(cache) = PipelineCache::open(&gpu, &info, folder.path()) else {
+        let folder = tempfile::TempDir::new().unwrap();
+        let open = || {
+            gpu.use_pipeline_cache(folder.path());
+            gpu.pipeline_store().cache()
+        };
+        let Some(cache) = open() else {
             let features = gpu.device().features();
             assert!(!features.contains(wgpu::Features::PIPELINE_CACHE));
             return;
@@ -336,7 +314,7 @@ mod tests {
         let mut data = cache.driver_cache.get_data().unwrap();
         let loaded = |data: &[u8]| {
             fs::write(&cache.file, encode(cache.key, data)).unwrap();
-            let status = PipelineCache::open(&gpu, &info, folder.path()).unwrap().status();
+            let status = open().unwrap().status();
             assert_eq!(status.error, None);
             status.loaded
         };

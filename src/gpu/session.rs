@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::context::Gpu;
-use crate::gpu::pipeline::PipelineKey;
+use crate::gpu::pipeline_store::PipelineKey;
 use crate::gpu::wait::Wait;
 use crate::plan::{
     ARGS_BLOCK, BufferId, BufferSlice, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Stage,

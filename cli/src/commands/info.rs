@@ -7,8 +7,8 @@ use anyhow::Result;
 use gru_wgpu::{AdapterInfo, Device, DeviceKind, PipelineCacheStatus, plan::Limits};
 use serde_json::json;
 
+use crate::ui::device::{attach_pipeline_cache, pipeline_cache_folder};
 use crate::ui::output::quote_path;
-use crate::ui::pipeline_cache;
 
 /// List the adapters of this machine, and the device that `--device` chooses.
 #[derive(clap::Args, Debug)]
@@ -32,7 +32,7 @@ pipeline_cache {folder, file, loaded (bytes), error}, null where there is none."
 pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let adapters = Device::adapters();
     // Lists the adapters even if the device does not open, which helps to see why.
-    let device = kind.open().map(pipeline_cache::attach);
+    let device = kind.open().map(attach_pipeline_cache);
     let cache = device.as_ref().ok().and_then(Device::pipeline_cache);
     let word = kind.to_string();
     if arguments.json {
@@ -44,7 +44,7 @@ pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Resu
             Err(error) => json!({ "kind": word, "error": error.to_string() }),
         };
         let cache = json!({
-            "folder": pipeline_cache::folder().map(Path::to_string_lossy),
+            "folder": pipeline_cache_folder().map(Path::to_string_lossy),
             "file": cache.as_ref().map(|cache| cache.file.to_string_lossy()),
             "loaded": cache.as_ref().map(|cache| cache.loaded),
             "error": cache.as_ref().and_then(|cache| cache.error.as_ref()),
@@ -84,7 +84,7 @@ pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Resu
 
 /// Says where the device's compiled pipelines are kept, or why they are not.
 fn describe_cache(device: Option<&Device>, cache: Option<&PipelineCacheStatus>) -> String {
-    match (pipeline_cache::folder(), device, cache) {
+    match (pipeline_cache_folder(), device, cache) {
         (None, ..) => "none".to_owned(),
         (Some(_), _, Some(PipelineCacheStatus { file, error: Some(error), .. })) => {
             format!("none: {} {error}", quote_path(file))

@@ -1,20 +1,20 @@
-//! The folder in which the driver's compiled pipelines are kept: `--pipeline-cache`.
+//! Opens devices, and keeps their compiled pipelines in a folder: `--device`, `--pipeline-cache`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Result, ensure};
-use gru_wgpu::Device;
+use gru_wgpu::{Device, DeviceKind};
 
-use super::output::{quote_path, warn};
+use super::output::{log, quote_path, warn};
 
 /// The folder of this run of the program; `None` for no folder. Set once, before a device opens.
 static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
 
 /// Sets the folder: that of `--pipeline-cache`, or else of GRU_PIPELINE_CACHE, or else the
 /// platform's. `none` is no folder. An empty variable counts as unset.
-pub fn set(option: Option<&Path>) -> Result<()> {
+pub fn set_pipeline_cache(option: Option<&Path>) -> Result<()> {
     let variable = |name: &str| std::env::var_os(name);
     let chosen = option.map(|folder| ("--pipeline-cache", folder.to_owned())).or_else(|| {
         let folder = variable("GRU_PIPELINE_CACHE").filter(|folder| !folder.is_empty())?;
@@ -36,7 +36,7 @@ pub fn set(option: Option<&Path>) -> Result<()> {
 }
 
 /// Returns the folder, if one is used.
-pub fn folder() -> Option<&'static Path> {
+pub fn pipeline_cache_folder() -> Option<&'static Path> {
     FOLDER.get()?.as_deref()
 }
 
@@ -52,9 +52,19 @@ fn default_folder(os: &str, variable: impl Fn(&str) -> Option<OsString>) -> Opti
     Some(caches?.join("gru-wgpu"))
 }
 
+/// Opens the device, with its pipeline cache. For `auto`, prints on stderr which device it chose
+/// and why.
+pub fn open(kind: DeviceKind) -> Result<Device> {
+    let device = attach_pipeline_cache(kind.open()?);
+    if kind == DeviceKind::Auto {
+        log(format_args!("device: {device} ({})", device.reason()));
+    }
+    Ok(device)
+}
+
 /// Keeps the device's pipelines in the folder. Warns if it cannot.
-pub fn attach(device: Device) -> Device {
-    let Some(folder) = folder() else { return device };
+pub fn attach_pipeline_cache(device: Device) -> Device {
+    let Some(folder) = pipeline_cache_folder() else { return device };
     let device = device.with_pipeline_cache(folder);
     if let Some(error) = device.pipeline_cache().and_then(|cache| cache.error) {
         warn(format_args!(
