@@ -335,21 +335,19 @@ mod tests {
     /// Threads that need the same pipelines at the same time compile each once.
     #[test]
     fn threads_compile_a_pipeline_once() {
-        let (device, gpu) = test_device();
-        let [_, own] = count(&gpu);
+        let (_, gpu) = test_device();
+        let config = GruConfig::pytorch(3, 5).with_layers(2);
+        let plan = Plan::new(&config, config.shape(4, 2).unwrap(), Mode::Training).unwrap();
+        let dispatches = || plan.forward().iter().flat_map(|stage| stage.dispatches().0);
+        let made = gpu.created();
         std::thread::scope(|scope| {
-            for seed in 0..4 {
-                let device = &device;
-                scope.spawn(move || {
-                    let config = GruConfig::pytorch(3, 5).with_layers(2);
-                    let gru = Gru::new(config, Init::Uniform, seed, device).unwrap();
-                    gru.forward(&Array3::ones((4, 2, 3))).unwrap();
-                });
+            for _ in 0..4 {
+                let compile = || pollster::block_on(gpu.pipelines(dispatches())).unwrap();
+                scope.spawn(move || assert!(compile().len() > 1));
             }
         });
-        let [_, pipelines] = count(&gpu);
-        assert_eq!(pipelines - own, gpu.compiled().len() as isize);
-        assert!(gpu.compiled().len() > 1);
+        // Nothing else is created here.
+        assert_eq!(gpu.created() - made, gpu.compiled().len());
     }
 
     /// Errors of a compilation on another thread reach the caller, and the next call tries again.
