@@ -273,6 +273,7 @@ mod training;
 pub use error::{Cause, Error, MadeFrom, Result};
 pub use fingerprint::DataFingerprint;
 pub use gpu::adapter::{AdapterFeature, AdapterInfo, AdapterKind, Backend};
+pub use gpu::pipeline_cache::PipelineCacheStatus;
 pub use model::device::{Device, DeviceKind};
 pub use model::gru::{Gru, Tape};
 pub use model::interop::{Buffers, ForwardPass};

@@ -6,6 +6,7 @@ mod rundir;
 mod ui;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -13,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gru_wgpu::DeviceKind;
 
 use commands::{bench, check, convert, forecast, grad, info, predict, run, train};
-use ui::{help, output};
+use ui::{device, help, output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +33,9 @@ struct Cli {
 
     #[arg(long, global = true)]
     device: Option<String>,
+
+    #[arg(long, global = true)]
+    pipeline_cache: Option<PathBuf>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let kinds = device_kinds(cli)?;
+    device::set_pipeline_cache(cli.pipeline_cache.as_deref())?;
     // Not locked, because a progress bar writes between two lines of a table.
     let out = &mut io::stdout();
     let mut status = ExitCode::SUCCESS;

@@ -136,11 +136,19 @@ pub enum AdapterFeature {
     TimestampQuery,
     /// Immediates: small arguments without a buffer (push constants).
     Immediates,
+    /// Compiled pipelines that can be kept in a file:
+    /// [`Device::with_pipeline_cache`](crate::Device::with_pipeline_cache).
+    PipelineCache,
 }
 
 impl AdapterFeature {
-    const ALL: [Self; 4] =
-        [Self::ShaderF16, Self::Subgroup, Self::TimestampQuery, Self::Immediates];
+    const ALL: [Self; 5] = [
+        Self::ShaderF16,
+        Self::Subgroup,
+        Self::TimestampQuery,
+        Self::Immediates,
+        Self::PipelineCache,
+    ];
 
     fn to_wgpu(self) -> wgpu::Features {
         match self {
@@ -148,6 +156,7 @@ impl AdapterFeature {
             Self::Subgroup => wgpu::Features::SUBGROUP,
             Self::TimestampQuery => wgpu::Features::TIMESTAMP_QUERY,
             Self::Immediates => wgpu::Features::IMMEDIATES,
+            Self::PipelineCache => wgpu::Features::PIPELINE_CACHE,
         }
     }
 }
@@ -160,6 +169,7 @@ impl fmt::Display for AdapterFeature {
             Self::Subgroup => "SUBGROUP",
             Self::TimestampQuery => "TIMESTAMP_QUERY",
             Self::Immediates => "IMMEDIATES",
+            Self::PipelineCache => "PIPELINE_CACHE",
         })
     }
 }

@@ -1,6 +1,5 @@
 //! [`Gpu`]: an open adapter with its device, queue and pipelines, and the handling of their errors.
 
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -9,6 +8,7 @@ use std::time::Duration;
 use crate::error::{Cause, Error, Result};
 use crate::gpu::adapter::{AdapterInfo, describe, device_caps};
 use crate::gpu::device_lost::DeviceLostDetector;
+use crate::gpu::pipeline_store::Pipelines;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::gpu::poller::{PolledDevice, Poller};
 use crate::gpu::report::one_line;
@@ -19,8 +19,9 @@ use crate::plan::{DeviceCaps, Limits};
 use crate::process::ProcessGuard;
 
 /// The features that a device is opened with if the adapter supports them. Timestamps cost nothing
-/// until a pass writes one.
-const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
+/// until a pass writes one, and a pipeline cache nothing until there is one.
+const FEATURES: wgpu::Features =
+    wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::PIPELINE_CACHE);
 
 /// Wraps a wgpu error as an error's source. In a browser a wgpu error is not `Send`, so it has to
 /// be dropped.
@@ -42,9 +43,6 @@ pub(crate) struct Gpu {
     wait_limit: Option<Duration>,
 }
 
-/// A device's compute pipelines, by kernel name and override constants.
-type Pipelines = HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>;
-
 /// The state that the clones of a [`Gpu`] share.
 struct GpuShared {
     adapter: wgpu::Adapter,
@@ -58,7 +56,7 @@ struct GpuShared {
     #[cfg(not(target_arch = "wasm32"))]
     poller: Poller,
     throttle: Mutex<SubmitThrottle>,
-    pipelines: Mutex<Pipelines>,
+    pipelines: Pipelines,
     #[cfg(test)]
     created: std::sync::atomic::AtomicUsize,
 }
@@ -130,7 +128,7 @@ impl Gpu {
             #[cfg(not(target_arch = "wasm32"))]
             poller: Poller::default(),
             throttle: Mutex::default(),
-            pipelines: Mutex::default(),
+            pipelines: Pipelines::default(),
             #[cfg(test)]
             created: Default::default(),
         };
@@ -336,7 +334,7 @@ impl Gpu {
     }
 
     /// Returns the pipelines compiled so far.
-    pub fn pipelines(&self) -> &Mutex<Pipelines> {
+    pub(super) fn pipeline_store(&self) -> &Pipelines {
         &self.inner.pipelines
     }
 
@@ -384,6 +382,11 @@ impl Gpu {
         self.inner.created.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Returns wgpu's description of the adapter.
+    pub fn adapter_info(&self) -> wgpu::AdapterInfo {
+        self.inner.adapter.get_info()
+    }
+
     /// Submits a command buffer.
     pub fn submit(&self, commands: wgpu::CommandBuffer) {
         self.inner.queue.submit([commands]);
@@ -414,7 +417,9 @@ impl Drop for GpuShared {
             // A forked child must not close its parent's device: closing waits for the driver's
             // threads, which do not exist in the child. Nor must it close the poller: its thread
             // does not exist here either, and may have held the lock during the fork.
+            let pipelines = std::mem::take(&mut self.pipelines);
             std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));
+            std::mem::forget(pipelines);
         } else {
             #[cfg(not(target_arch = "wasm32"))]
             self.poller.close();

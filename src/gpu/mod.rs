@@ -6,7 +6,10 @@ pub(crate) mod adapter;
 pub(crate) mod clock;
 pub(crate) mod context;
 pub(crate) mod device_lost;
+pub(crate) mod once;
 pub(crate) mod pipeline;
+pub(crate) mod pipeline_cache;
+pub(crate) mod pipeline_store;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod poller;
 pub(crate) mod pool;

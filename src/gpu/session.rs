@@ -1,12 +1,12 @@
 //! [`Session`]: the buffers, pipelines and bind groups of a plan on a device, and its runs.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::context::Gpu;
+use crate::gpu::pipeline_store::PipelineKey;
 use crate::gpu::wait::Wait;
 use crate::plan::{
     ARGS_BLOCK, BufferId, BufferSlice, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Stage,
@@ -93,15 +93,8 @@ impl Session {
     ) -> Result<Self> {
         let plan = plan.into();
         plan.check(gpu.limits())?;
-        let mut pipelines = HashMap::new();
-        for stage in plan.forward().iter().chain(plan.backward()) {
-            for dispatch in stage.dispatches().0 {
-                let key = (dispatch.kernel.name, dispatch.constants.clone());
-                if let Entry::Vacant(entry) = pipelines.entry(key) {
-                    entry.insert(gpu.pipeline(dispatch.kernel, &dispatch.constants).await?);
-                }
-            }
-        }
+        let stages = plan.forward().iter().chain(plan.backward());
+        let pipelines = gpu.pipelines(stages.flat_map(|stage| stage.dispatches().0)).await?;
         let session = gpu.guard(|| Ok(Self::prepare(gpu, plan, &pipelines, bound))).await?;
         gpu.check_lost()?;
         Ok(session)
@@ -110,7 +103,7 @@ impl Session {
     fn prepare(
         gpu: &Gpu,
         plan: Arc<Plan>,
-        pipelines: &HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
+        pipelines: &HashMap<PipelineKey, wgpu::ComputePipeline>,
         bound: &[(BufferId, BufferBinding)],
     ) -> Self {
         let buffer =
@@ -389,7 +382,7 @@ impl PreparedStage {
 /// Prepares the stages of a session.
 struct SessionBuilder<'a> {
     gpu: &'a Gpu,
-    pipelines: &'a HashMap<(&'static str, Vec<u32>), wgpu::ComputePipeline>,
+    pipelines: &'a HashMap<PipelineKey, wgpu::ComputePipeline>,
     buffers: &'a [BufferBinding],
     args: &'a wgpu::Buffer,
     /// One bind group for each kernel, set of override constants and list of buffer slices.

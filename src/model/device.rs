@@ -1,6 +1,7 @@
 //! [`Device`]: the CPU or an open adapter, where a model runs.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use crate::cpu;
 use crate::error::{Error, Result};
 use crate::gpu::adapter::{self, AdapterInfo};
 use crate::gpu::context::Gpu;
+use crate::gpu::pipeline_cache::PipelineCacheStatus;
 use crate::model::blocking::blocking_and_async;
 
 /// The [`Device::reason`] of a device that the caller chose.
@@ -201,6 +203,51 @@ impl Device {
             DeviceTarget::Gpu(gpu) => DeviceTarget::Gpu(gpu.with_wait_limit(limit)),
         };
         Self { target, ..self }
+    }
+
+    /// Keeps compiled pipelines in a file of `folder`, so that the next process need not compile
+    /// them again. Call it before you create models: pipelines that the device already has are not
+    /// added. Applies to the device and to all its clones; a second call changes the folder.
+    ///
+    /// Does nothing on the CPU and on adapters without the feature
+    /// [`PipelineCache`](crate::AdapterFeature::PipelineCache), which in wgpu 30 only Vulkan's have.
+    /// A device of [`Self::from_wgpu`] must have been opened with it. Mesa's lavapipe and
+    /// SwiftShader store no pipelines in it; Mesa has a cache of its own (MESA_SHADER_CACHE_DIR).
+    ///
+    /// The folder is created for the user alone, on the first call. It has one file for each
+    /// adapter, driver and version of this crate, and the file is written whenever pipelines were
+    /// compiled. A file that is damaged, too large or of another version of the driver is ignored
+    /// and replaced. Processes may share the folder. A driver trusts the file, so no one else may
+    /// write to the folder; one that everyone may write to is refused.
+    ///
+    /// ```no_run
+    /// use gru_wgpu::Device;
+    ///
+    /// let device = Device::gpu()?.with_pipeline_cache("/home/me/.cache/my-program");
+    /// if let Some(error) = device.pipeline_cache().and_then(|cache| cache.error) {
+    ///     eprintln!("pipelines are not kept: {error}");
+    /// }
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// None: the device works without the file. [`PipelineCacheStatus::error`] has the reason why
+    /// the file cannot be read or written.
+    #[must_use]
+    pub fn with_pipeline_cache(self, folder: impl Into<PathBuf>) -> Self {
+        if let DeviceTarget::Gpu(gpu) = &self.target {
+            gpu.use_pipeline_cache(&folder.into());
+        }
+        self
+    }
+
+    /// Returns the state of the pipeline cache; `None` without [`Self::with_pipeline_cache`], and
+    /// where it does nothing.
+    pub fn pipeline_cache(&self) -> Option<PipelineCacheStatus> {
+        match &self.target {
+            DeviceTarget::Cpu => None,
+            DeviceTarget::Gpu(gpu) => gpu.pipeline_cache(),
+        }
     }
 
     blocking_and_async! {

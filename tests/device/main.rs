@@ -16,6 +16,7 @@ mod memory;
 mod misuse;
 mod nan;
 mod network;
+mod pipeline_cache;
 mod plan;
 mod properties;
 mod rayon;

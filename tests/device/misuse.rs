@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{adapter, random3};
+use crate::common::{adapter, open_adapter, random3};
 use gru_wgpu::formats::{self, Cell, npy, npz, onnx, safetensors};
 use gru_wgpu::plan::{self, DeviceCaps, Limits, Mode, Plan};
 use gru_wgpu::{
@@ -469,6 +469,10 @@ fn devices(t: &mut Table) {
     });
     t.plain("Device::needed_limits Device::with_wait_limit", "no time at all", || {
         (Device::needed_limits(), Device::cpu().with_wait_limit(Duration::ZERO))
+    });
+    t.plain("Device::with_pipeline_cache Device::pipeline_cache", "no folder", || {
+        let nowhere = |device: Device| device.with_pipeline_cache("\0").pipeline_cache();
+        (nowhere(Device::cpu()), nowhere(open_adapter()))
     });
     t.row(
         "Device::with_default_limits Device::with_default_limits_async",

@@ -48,9 +48,9 @@ const NAMED_IN: &[(&str, &[&str])] = &[
             "model/stream",
         ],
     ),
-    ("std::thread", &["gpu/poller.rs"]),
+    ("std::thread", &["gpu/pipeline.rs", "gpu/poller.rs"]),
     ("std::time::Instant", &["gpu/clock.rs"]),
-    ("std::fs", &["formats/files.rs", "training/checkpoint.rs"]),
+    ("std::fs", &["formats/files.rs", "gpu/pipeline_cache.rs", "training/checkpoint.rs"]),
 ];
 
 /// A source file of a crate.

@@ -10,7 +10,8 @@ use gru_wgpu::{Device, DeviceKind};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::data::model_file::ModelSelection;
-use crate::ui::output::{TextTable, log, open};
+use crate::ui::device::open;
+use crate::ui::output::{TextTable, log};
 
 /// Check a device against the double-precision reference. Run it first on a new machine.
 #[derive(clap::Args, Debug)]

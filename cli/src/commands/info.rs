@@ -1,10 +1,14 @@
 //! `gru info`: lists the adapters of this machine, and the one that `--device` chooses.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Result;
-use gru_wgpu::{AdapterInfo, Device, DeviceKind, plan::Limits};
+use gru_wgpu::{AdapterInfo, Device, DeviceKind, PipelineCacheStatus, plan::Limits};
 use serde_json::json;
+
+use crate::ui::device::{attach_pipeline_cache, pipeline_cache_folder};
+use crate::ui::output::quote_path;
 
 /// List the adapters of this machine, and the device that `--device` chooses.
 #[derive(clap::Args, Debug)]
@@ -21,13 +25,15 @@ Examples:
 
 const DETAILS: &str = "\
 --json: version, adapters [{device, name, kind, software, backend, driver, limits {NAME: value, null
-if unlimited}, features}], and device {kind, device, reason}, or {kind, error} if it does not open.";
+if unlimited}, features}], device {kind, device, reason}, or {kind, error} if it does not open, and
+pipeline_cache {folder, file, loaded (bytes), error}, null where there is none.";
 
 /// Runs the command.
 pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Result<()> {
     let adapters = Device::adapters();
     // Lists the adapters even if the device does not open, which helps to see why.
-    let device = kind.open();
+    let device = kind.open().map(attach_pipeline_cache);
+    let cache = device.as_ref().ok().and_then(Device::pipeline_cache);
     let word = kind.to_string();
     if arguments.json {
         let adapters: Vec<_> = adapters.iter().enumerate().map(adapter_json).collect();
@@ -37,7 +43,18 @@ pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Resu
             }
             Err(error) => json!({ "kind": word, "error": error.to_string() }),
         };
-        let all = json!({ "version": VERSION, "adapters": adapters, "device": device });
+        let cache = json!({
+            "folder": pipeline_cache_folder().map(Path::to_string_lossy),
+            "file": cache.as_ref().map(|cache| cache.file.to_string_lossy()),
+            "loaded": cache.as_ref().map(|cache| cache.loaded),
+            "error": cache.as_ref().and_then(|cache| cache.error.as_ref()),
+        });
+        let all = json!({
+            "version": VERSION,
+            "adapters": adapters,
+            "device": device,
+            "pipeline_cache": cache,
+        });
         writeln!(out, "{all}")?;
         return Ok(());
     }
@@ -46,6 +63,7 @@ pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Resu
         Ok(device) => writeln!(out, "--device {word} takes: {device} ({})", device.reason())?,
         Err(error) => writeln!(out, "--device {word} takes none: {error}")?,
     }
+    writeln!(out, "pipeline cache: {}", describe_cache(device.ok().as_ref(), cache.as_ref()))?;
     if adapters.is_empty() {
         writeln!(out, "no adapters; the CPU device works without one")?;
     }
@@ -62,6 +80,24 @@ pub fn run(arguments: &InfoArgs, kind: DeviceKind, out: &mut impl Write) -> Resu
         row("features", &feature_names(adapter).join(", "))?;
     }
     Ok(())
+}
+
+/// Says where the device's compiled pipelines are kept, or why they are not.
+fn describe_cache(device: Option<&Device>, cache: Option<&PipelineCacheStatus>) -> String {
+    match (pipeline_cache_folder(), device, cache) {
+        (None, ..) => "none".to_owned(),
+        (Some(_), _, Some(PipelineCacheStatus { file, error: Some(error), .. })) => {
+            format!("none: {} {error}", quote_path(file))
+        }
+        (Some(_), _, Some(cache)) => {
+            format!("{} ({} bytes loaded)", quote_path(&cache.file), cache.loaded)
+        }
+        (Some(folder), Some(device), None) if device.is_adapter() => {
+            let folder = quote_path(folder);
+            format!("{folder}, unused: the adapter does not support PIPELINE_CACHE")
+        }
+        (Some(folder), ..) => format!("{}, for adapters", quote_path(folder)),
+    }
 }
 
 /// Returns the value of `--device` for the adapter with this index. Of several software adapters

@@ -16,8 +16,9 @@ use crate::data::features::Task;
 use crate::data::table::{CellAdvice, SequenceTable};
 use crate::rundir::config::{self, RunConfig};
 use crate::rundir::folder::RunDir;
+use crate::ui::device::open;
 use crate::ui::files::write_file;
-use crate::ui::output::{log, open, quote, quote_path, some_of};
+use crate::ui::output::{log, quote, quote_path, some_of};
 use crate::ui::outputs::OutputFiles;
 
 /// Predict with a model trained by `gru train` or `gru forecast`.

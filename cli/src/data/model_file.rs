@@ -8,7 +8,8 @@ use gru_wgpu::formats::{npy, onnx, safetensors};
 use gru_wgpu::{Batch, DeviceKind, Gru, Layout, Params};
 use ndarray::{Array3, Ix3};
 
-use crate::ui::output::{log, open, quote, quote_path};
+use crate::ui::device::open;
+use crate::ui::output::{log, quote, quote_path};
 use crate::ui::outputs::OutputFiles;
 
 /// A model file and the choice of one of its GRUs.

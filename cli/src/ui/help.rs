@@ -142,6 +142,9 @@ option("json", "", "Print one JSON object"),
 option("verbose", "", "Print all classes").rare().more("Default: the ten largest and the worst three."),
 option("device", "DEVICE", "auto, cpu, gpu, gpu:1 or software [default: $GRU_DEVICE or auto]").more("auto: a hardware GPU, or else the CPU. gpu:1: the GPU with this index in `gru info`. software: a \
          software adapter. bench takes several, with commas."),
+option("pipeline_cache", "FOLDER|none", "Where a GPU's compiled kernels are kept [default: the user's cache]").rare().more("Default: $GRU_PIPELINE_CACHE, or the platform's cache folder: ~/.cache/gru-wgpu on Linux (under \
+         $XDG_CACHE_HOME if it is set), ~/Library/Caches/gru-wgpu on macOS, %LOCALAPPDATA%\\gru-wgpu on Windows. \
+         Vulkan only; `gru info` shows the file."),
 option("help", "", "Print help: -h in short, --help in full"),
 option("version", "", "Print the version"),
 ]),

@@ -1,6 +1,7 @@
 //! The command line: arguments in; messages, tables, files and plots out.
 
 pub mod arguments;
+pub mod device;
 pub mod files;
 pub mod help;
 pub mod numbers;

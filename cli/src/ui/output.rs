@@ -5,16 +5,6 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use gru_wgpu::{Device, DeviceKind};
-
-/// Opens the device. For `auto`, prints on stderr which device it chose and why.
-pub fn open(kind: DeviceKind) -> Result<Device> {
-    let device = kind.open()?;
-    if kind == DeviceKind::Auto {
-        log(format_args!("device: {device} ({})", device.reason()));
-    }
-    Ok(device)
-}
 
 /// Formats an error after its contexts. An error of the library names its own causes, so they are
 /// not repeated.

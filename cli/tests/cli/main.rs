@@ -5,6 +5,7 @@ mod common;
 mod bench;
 mod commands;
 mod outputs;
+mod pipeline_cache;
 mod program;
 mod resume;
 mod scene;

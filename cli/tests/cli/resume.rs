@@ -12,7 +12,11 @@ use crate::common::sequences::{folder_with, json, labelled, metric, succeeded, t
 /// read.
 fn start(path: &Path, arguments: &[&str], line: &str) -> (Child, Lines<BufReader<ChildStderr>>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
-    command.current_dir(path).env_remove("GRU_DEVICE").args(arguments);
+    command
+        .current_dir(path)
+        .env_remove("GRU_DEVICE")
+        .env("GRU_PIPELINE_CACHE", "none")
+        .args(arguments);
     command.stderr(Stdio::piped()).stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -10,7 +10,7 @@ use ndarray::Array3;
 use super::memory;
 use super::verify::{Verified, verify};
 use super::workload::Workload;
-use crate::ui::output::open;
+use crate::ui::device::open;
 
 /// Without `--repeats` a measurement ends after this many calls,
 const MAX_CALLS: usize = 20;

@@ -11,7 +11,8 @@ use crate::commands::training_run::TrainingRun;
 use crate::data::windows::{WindowSizes, Windows};
 use crate::rundir::config::{FORECAST, RunConfig};
 use crate::rundir::folder::RunDir;
-use crate::ui::output::{log, open, quote_path};
+use crate::ui::device::open;
+use crate::ui::output::{log, quote_path};
 use crate::ui::outputs::OutputFiles;
 
 /// Returns the rows after the file's last row as CSV: the number of rows ahead, and the value.

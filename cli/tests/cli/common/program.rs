@@ -7,7 +7,11 @@ use std::process::{Command, Output, Stdio};
 /// Runs the program in a directory and waits for it.
 pub fn gru(directory: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
-    command.current_dir(directory).env_remove("GRU_DEVICE").args(arguments);
+    command
+        .current_dir(directory)
+        .env_remove("GRU_DEVICE")
+        .env("GRU_PIPELINE_CACHE", "none")
+        .args(arguments);
     command.output().unwrap()
 }
 
@@ -40,7 +44,12 @@ pub fn end_after_an_epoch(
     signal: &str,
 ) -> (Option<i32>, Vec<String>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gru"));
-    command.current_dir(directory).env_remove("GRU_DEVICE").args(arguments).stderr(Stdio::piped());
+    command
+        .current_dir(directory)
+        .env_remove("GRU_DEVICE")
+        .env("GRU_PIPELINE_CACHE", "none")
+        .args(arguments)
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let first = lines.by_ref().find(|line| line.as_ref().unwrap().starts_with("epoch "));
