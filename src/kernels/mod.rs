@@ -171,9 +171,7 @@ pub use products::{
     BLOCKS_SIDE, BLOCKS_THREADS, COLUMN_SUM, ColumnSumArgs, MATMUL, MATMUL_BLOCKS,
     MATMUL_BLOCKS_SCALAR, MatmulArgs, MatmulConstants,
 };
-pub use recurrence::{
-    BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, StepArgs, StepConstants,
-};
+pub use recurrence::{BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, StepArgs, StepConstants};
 pub use training::{
     GRADIENT_NORM, GradientNormArgs, LOSS, LossArgs, LossConstants, OPTIMIZER, OptimizerArgs,
     loss_kind,

@@ -238,7 +238,12 @@ impl StepTile {
             // A software adapter runs a thread in a SIMD lane, and adding the sums of split-K lanes
             // costs loads. With more rows per weight, each load does more work.
             let units = config.hidden_size.div_ceil(4 * STEP_UNIT_QUADS);
-            return make(STEP_UNIT_QUADS, 1, software_rows(config, batch, units, caps), STAGED_QUADS);
+            return make(
+                STEP_UNIT_QUADS,
+                1,
+                software_rows(config, batch, units, caps),
+                STAGED_QUADS,
+            );
         }
         let best = match pass {
             Pass::Forward => (8, 16, STAGED_QUADS),
@@ -248,8 +253,10 @@ impl StepTile {
         let tiles = [best, a, b, c, d]
             .map(|(unit_quads, split_k, staged)| make(unit_quads, split_k, 4, staged));
         let what = "a workgroup of the step kernel";
-        let fits =
-            |tile: &Self| allow(what, kernel_of(pass, config.hidden_size), tile.constants().as_u32s(), caps).is_ok();
+        let fits = |tile: &Self| {
+            allow(what, kernel_of(pass, config.hidden_size), tile.constants().as_u32s(), caps)
+                .is_ok()
+        };
         // If none fits, the plan's check reports it.
         tiles.into_iter().find(fits).unwrap_or(tiles[tiles.len() - 1])
     }
@@ -293,7 +300,9 @@ impl SequenceTile {
             (false, Pass::Backward) => vec![(16, 4), (8, 4), (4, 4), (2, 4), (1, 4)],
         };
         let what = "a workgroup of the sequence kernel (Recurrence::Auto does not require it)";
-        let fits = |tile: &Self| allow(what, kernel_of(pass, config.hidden_size), tile.constants().as_u32s(), caps);
+        let fits = |tile: &Self| {
+            allow(what, kernel_of(pass, config.hidden_size), tile.constants().as_u32s(), caps)
+        };
         let tiles = sizes.into_iter().map(|(split_k, rows)| make(split_k, rows));
         let mut worthwhile =
             tiles.filter(|tile| tile.split_k == 1 || operand_quads >= 2 * tile.split_k);

@@ -54,10 +54,7 @@ fn run_all(device: &Device) -> Result<Vec<Finding>> {
         if bar.is_hidden() && (elapsed >= logged + LOG_INTERVAL || at.done == at.total) {
             logged = elapsed;
             let seconds = elapsed.as_secs_f64();
-            log(format_args!(
-                "{}: {} of {} cases, {seconds:.0} s",
-                at.section, at.done, at.total
-            ));
+            log(format_args!("{}: {} of {} cases, {seconds:.0} s", at.section, at.done, at.total));
         }
     })?;
     bar.finish_and_clear();

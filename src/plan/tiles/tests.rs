@@ -20,8 +20,7 @@ const GPU: DeviceCaps = DeviceCaps::WEBGPU;
 const ROOMY: DeviceCaps = caps(48, 1024, false);
 const TIGHT: DeviceCaps = caps(8, 64, false);
 const SOFTWARE: DeviceCaps = caps(32, 1024, true).with_cores(2);
-const SWIFTSHADER: DeviceCaps =
-    SOFTWARE.with_dispatch_cost(DeviceCaps::SWIFTSHADER_DISPATCH);
+const SWIFTSHADER: DeviceCaps = SOFTWARE.with_dispatch_cost(DeviceCaps::SWIFTSHADER_DISPATCH);
 const SIXTEEN_CORES: DeviceCaps = SOFTWARE.with_cores(16);
 const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true).with_cores(2);
 
