@@ -49,16 +49,18 @@ fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
 // Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
     let quads = min(DEPTH_QUADS, 3u * gate_quads() - quad0);
-    for (var i = thread; i < quads * rows_from(row0); i += threads()) {
-        let quad = i % quads;
-        let row = i / quads;
-        let gate = (quad0 + quad) / gate_quads();
-        let unit = 4u * (quad0 + quad - gate * gate_quads());
-        operand[operand_at(row, quad)] = vec4(
-            load_operand(step, row0 + row, gate, unit),
-            load_operand(step, row0 + row, gate, unit + 1u),
-            load_operand(step, row0 + row, gate, unit + 2u),
-            load_operand(step, row0 + row, gate, unit + 3u));
+    for (var i = thread; i < DEPTH_QUADS * rows_from(row0); i += threads()) {
+        let quad = i % DEPTH_QUADS;
+        let row = i / DEPTH_QUADS;
+        if quad < quads {
+            let gate = (quad0 + quad) / gate_quads();
+            let unit = 4u * (quad0 + quad - gate * gate_quads());
+            operand[operand_at(row, quad)] = vec4(
+                load_operand(step, row0 + row, gate, unit),
+                load_operand(step, row0 + row, gate, unit + 1u),
+                load_operand(step, row0 + row, gate, unit + 2u),
+                load_operand(step, row0 + row, gate, unit + 3u));
+        }
     }
 }
 
@@ -99,8 +101,7 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32
             sum = multiplied(sum, operand_quad + quad, quad_weights(quad0 + quad, unit));
         }
     }
-    let size = vec2(units_from(unit0), rows_from(row0));
-    accumulate(0u, thread, lane, unit_quad, size, sum);
+    accumulate(0u, thread, lane, unit_quad, row0, sum);
     if SPLIT_K == 1u {
         workgroupBarrier();
     }
@@ -189,9 +190,8 @@ fn through_reset(step: u32, row: u32, unit: u32, local: vec2<u32>, drh: f32) {
 
 // The elementwise part of a step, one unit of one row at a time.
 fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
-    let units = units_from(unit0);
-    for (var item = thread; item < units * rows_from(row0); item += threads()) {
-        let local = vec2(item % units, item / units);
+    for (var item = thread; item < items_from(row0); item += threads()) {
+        let local = item_position(item);
         let unit = unit0 + local.x;
         let row = row0 + local.y;
         let product = accumulators[accumulator_at(0u, local.x, local.y)];

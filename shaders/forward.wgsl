@@ -66,13 +66,15 @@ fn load_operand(step: u32, row: u32, k: u32) -> f32 {
 // Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
     let quads = min(DEPTH_QUADS, gate_quads() - quad0);
-    for (var i = thread; i < quads * rows_from(row0); i += threads()) {
-        let quad = i % quads;
-        let row = i / quads;
-        let k = 4u * (quad0 + quad);
-        operand[operand_at(row, quad)] = vec4(
-            load_operand(step, row0 + row, k), load_operand(step, row0 + row, k + 1u),
-            load_operand(step, row0 + row, k + 2u), load_operand(step, row0 + row, k + 3u));
+    for (var i = thread; i < DEPTH_QUADS * rows_from(row0); i += threads()) {
+        let quad = i % DEPTH_QUADS;
+        let row = i / DEPTH_QUADS;
+        if quad < quads {
+            let k = 4u * (quad0 + quad);
+            operand[operand_at(row, quad)] = vec4(
+                load_operand(step, row0 + row, k), load_operand(step, row0 + row, k + 1u),
+                load_operand(step, row0 + row, k + 2u), load_operand(step, row0 + row, k + 3u));
+        }
     }
 }
 
@@ -117,13 +119,12 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
             }
         }
     }
-    let size = vec2(units_from(unit0), rows_from(row0));
     if rz {
-        accumulate(0u, thread, lane, unit_quad, size, of_r);
-        accumulate(1u, thread, lane, unit_quad, size, of_z);
+        accumulate(0u, thread, lane, unit_quad, row0, of_r);
+        accumulate(1u, thread, lane, unit_quad, row0, of_z);
     }
     if n {
-        accumulate(ACCUMULATORS - 1u, thread, lane, unit_quad, size, of_n);
+        accumulate(ACCUMULATORS - 1u, thread, lane, unit_quad, row0, of_n);
     }
     if SPLIT_K == 1u {
         workgroupBarrier();
@@ -222,9 +223,8 @@ fn update(
 fn finish(
     step: u32, row0: u32, unit0: u32, thread: u32, ahead: vec3<f32>, rz: bool, n: bool,
 ) {
-    let units = units_from(unit0);
-    for (var item = thread; item < units * rows_from(row0); item += threads()) {
-        let local = vec2(item % units, item / units);
+    for (var item = thread; item < items_from(row0); item += threads()) {
+        let local = item_position(item);
         let unit = unit0 + local.x;
         let row = row0 + local.y;
         var next = 0.0; // for units after the last
@@ -259,9 +259,9 @@ fn finish(
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Loaded before they are needed, so that they arrive during the products. A thread without an
     // item loads some other item's.
-    let units = units_from(unit0);
-    let row = row0 + min(thread / units, rows_from(row0) - 1u);
-    let ahead = load_inputs(step, row, unit0 + thread % units);
+    let local = item_position(thread);
+    let row = row0 + min(local.y, rows_from(row0) - 1u);
+    let ahead = load_inputs(step, row, unit0 + local.x);
     multiply(step, row0, unit0, thread, rz, n);
     finish(step, row0, unit0, thread, ahead, rz, n);
     store_operands(1u, row0, thread);

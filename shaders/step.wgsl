@@ -246,9 +246,14 @@ fn rows_from(row0: u32) -> u32 {
     return min(ROWS, args.batch - row0);
 }
 
-// The units of a workgroup, from unit0 on, with the last quad's padding.
-fn units_from(unit0: u32) -> u32 {
-    return min(4u * UNIT_QUADS, 4u * gate_quads() - unit0);
+// The items of a workgroup: one unit of one row each. Neighbouring items are neighbouring units.
+fn items_from(row0: u32) -> u32 {
+    return 4u * UNIT_QUADS * rows_from(row0);
+}
+
+// The unit and the row within the workgroup of an item.
+fn item_position(item: u32) -> vec2<u32> {
+    return vec2(item % (4u * UNIT_QUADS), item / (4u * UNIT_QUADS));
 }
 
 fn accumulator_at(accumulator: u32, unit: u32, row: u32) -> u32 {
@@ -258,7 +263,7 @@ fn accumulator_at(accumulator: u32, unit: u32, row: u32) -> u32 {
 // Stores the products of a workgroup's units and rows in an accumulator. The lanes' partial sums are
 // added up in a fixed order.
 fn accumulate(
-    accumulator: u32, thread: u32, lane: u32, unit_quad: u32, size: vec2<u32>, products: Products,
+    accumulator: u32, thread: u32, lane: u32, unit_quad: u32, row0: u32, products: Products,
 ) {
     if SPLIT_K == 1u {
         store_products(accumulator, unit_quad, products);
@@ -266,8 +271,8 @@ fn accumulate(
     }
     store_lane_sums(lane, unit_quad, products);
     workgroupBarrier();
-    for (var item = thread; item < size.x * size.y; item += threads()) {
-        let local = vec2(item % size.x, item / size.x);
+    for (var item = thread; item < items_from(row0); item += threads()) {
+        let local = item_position(item);
         var whole = 0.0;
         for (var part = 0u; part < SPLIT_K; part++) {
             let at = (local.y * SPLIT_K + part) * UNIT_QUADS + local.x / 4u;

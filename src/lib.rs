@@ -302,6 +302,7 @@ pub use wgpu;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/models.md")]
+#[doc = include_str!("../docs/ci.md")]
 #[doc = include_str!("../docs/training.md")]
 #[doc = include_str!("../docs/wgpu.md")]
 struct Guides;

@@ -88,8 +88,10 @@ impl Binding {
 /// compiles a kernel again for each value of a uniform that its branches depend on.
 #[derive(Debug)]
 pub struct Kernel {
-    /// The file's name in `shaders/`, without its extension.
+    /// The kernel's own name.
     pub name: &'static str,
+    /// The name of the file in `shaders/` that has the entry point, without its extension.
+    pub file: &'static str,
     /// The source: `common.wgsl` and the kernel's own file. The entry point is `main`.
     pub source: &'static str,
     /// The bindings after `Args`, in order.

@@ -98,6 +98,7 @@ fn matmul_workgroup(constants: &[u32]) -> Workgroup {
 /// on a GPU.
 pub static MATMUL: Kernel = Kernel {
     name: "matmul",
+    file: "matmul",
     source: kernel_source!("product", "matmul"),
     bindings: &[
         Binding::read("a", F32),
@@ -123,6 +124,7 @@ const BLOCKS_WORKGROUP: Workgroup =
 /// The products of [`MATMUL`] on a software adapter, over operands whose rows start at whole vec4.
 pub static MATMUL_BLOCKS: Kernel = Kernel {
     name: "matmul_blocks",
+    file: "matmul_blocks",
     source: kernel_source!("product", "load_quads", "matmul_blocks"),
     bindings: &[
         Binding::read_quads("a", F32),
@@ -168,6 +170,7 @@ args! {
 /// Sums over rows, for the gradients of the biases.
 pub static COLUMN_SUM: Kernel = Kernel {
     name: "column_sum",
+    file: "column_sum",
     source: kernel_source!("column_sum"),
     bindings: &[Binding::read("a", F32), Binding::read_write("out", F32)],
     args: ColumnSumArgs::FIELDS,

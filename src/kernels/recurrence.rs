@@ -140,6 +140,7 @@ fn step_workgroup(constants: &[u32]) -> Workgroup {
 /// quads: H is a multiple of 4.
 pub static FORWARD: Kernel = Kernel {
     name: "forward",
+    file: "forward",
     source: kernel_source!("weight_quads", "step", "forward"),
     bindings: &[
         Binding::read_quads("weight_hh", F32),
@@ -175,6 +176,7 @@ pub static FORWARD_SCALAR: Kernel = Kernel {
 /// multiple of 4.
 pub static BACKWARD: Kernel = Kernel {
     name: "backward",
+    file: "backward",
     source: kernel_source!("weight_quads", "step", "backward"),
     bindings: &[
         Binding::read_quads("weight_hh", F32),

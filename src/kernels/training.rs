@@ -47,6 +47,7 @@ fn loss_workgroup(constants: &[u32]) -> Workgroup {
 /// rows.
 pub static LOSS: Kernel = Kernel {
     name: "loss",
+    file: "loss",
     source: kernel_source!("loss"),
     bindings: &[
         Binding::read_write("outputs", F32),
@@ -74,6 +75,7 @@ args! {
 /// The norm of a gradient and its largest element: partial results first, then their combination.
 pub static GRADIENT_NORM: Kernel = Kernel {
     name: "gradient_norm",
+    file: "gradient_norm",
     source: kernel_source!("gradient_norm"),
     bindings: &[
         Binding::read("gradient", F32),
@@ -102,6 +104,7 @@ args! {
 /// One update of all parameters, or a check that all of them stay finite.
 pub static OPTIMIZER: Kernel = Kernel {
     name: "optimizer",
+    file: "optimizer",
     source: kernel_source!("optimizer"),
     bindings: &[
         Binding::read_write("params", F32),

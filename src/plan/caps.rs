@@ -91,6 +91,16 @@ impl DeviceCaps {
         Self { cores, ..self }
     }
 
+    /// Returns the cores of a software adapter, at least one, and no more than any device has.
+    pub(crate) fn usable_cores(&self) -> usize {
+        self.cores.clamp(1, 1 << 16)
+    }
+
+    /// Returns the lanes of a software adapter, at least one, and no more than any processor has.
+    pub(crate) fn usable_lanes(&self) -> usize {
+        self.lanes.clamp(1, 64)
+    }
+
     /// Sets the threads that a core of a software adapter computes at once.
     #[must_use]
     pub const fn with_lanes(self, lanes: usize) -> Self {

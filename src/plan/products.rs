@@ -135,7 +135,7 @@ impl<'a> ProductPlanner<'a> {
     /// Returns the number of parts for a product of `groups` workgroups, at most `most`.
     fn parts(&self, groups: u64, most: usize) -> usize {
         // Enough workgroups to fill the device several times.
-        let enough = if self.caps.software { 2 * self.caps.cores as u64 } else { 512 };
+        let enough = if self.caps.software { 2 * self.caps.usable_cores() as u64 } else { 512 };
         let parts = (enough / groups.max(1)).min(most as u64);
         if parts < 2 { 1 } else { parts as usize }
     }

@@ -31,7 +31,7 @@ pub struct Dispatch {
 impl Dispatch {
     /// Returns the kernel's name, which is the name of its file in `shaders/`.
     pub fn kernel_name(&self) -> &'static str {
-        self.kernel.name
+        self.kernel.file
     }
 
     /// Returns the key of the compute pipeline that the dispatch needs: its kernel's name, and the

@@ -158,8 +158,8 @@ fn software_rows(config: &GruConfig, batch: usize, units: usize, caps: &DeviceCa
     let groups = |rows| config.direction.count() * batch.div_ceil(rows) * units;
     match batch {
         1 => 1,
-        _ if groups(1) <= caps.cores => 1,
-        5.. if groups(8) >= caps.cores => 8,
+        _ if groups(1) <= caps.usable_cores() => 1,
+        5.. if groups(8) >= caps.usable_cores() => 8,
         _ => 4,
     }
 }
@@ -182,10 +182,10 @@ fn cores_pay(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
             _ => 7,
         };
         let unit_flops = 2 * 3 * config.hidden_size * row_cost;
-        groups.div_ceil(caps.cores) * unit_flops * config.hidden_size.div_ceil(units)
+        groups.div_ceil(caps.usable_cores()) * unit_flops * config.hidden_size.div_ceil(units)
     };
     let tiles = config.hidden_size.div_ceil(4 * STEP_UNIT_QUADS);
-    work(1).saturating_sub(work(tiles)) > dispatches * caps.dispatch_cost
+    work(1).saturating_sub(work(tiles)) > caps.dispatch_cost.saturating_mul(dispatches)
 }
 
 impl RecurrenceKernel {
@@ -329,7 +329,7 @@ impl SequenceTile {
 /// up, so that models of similar sizes share their pipelines: to whole SIMD vectors on a software
 /// adapter, which computes whole vectors in any case; elsewhere to a quarter of a subgroup.
 fn padded_unit_quads(hidden: usize, caps: &DeviceCaps) -> usize {
-    hidden.div_ceil(4).next_multiple_of(if caps.software { caps.lanes } else { 4 })
+    hidden.div_ceil(4).next_multiple_of(if caps.software { caps.usable_lanes() } else { 4 })
 }
 
 /// Both families use one kernel; the constant RESIDENT selects the family.

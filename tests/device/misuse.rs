@@ -425,9 +425,15 @@ fn plans(t: &mut Table) {
     let caps = DeviceCaps::WEBGPU.with_subgroups(u32::MAX, 0);
     t.plain(
         "plan::DeviceCaps::with_f16 plan::DeviceCaps::with_subgroups plan::SubgroupSizes::range \
-         plan::DeviceCaps::with_cooperative_matrices plan::ElementType::size plan::ElementType::bytes",
+         plan::DeviceCaps::with_cooperative_matrices plan::DeviceCaps::with_cores plan::DeviceCaps::with_lanes \
+         plan::DeviceCaps::with_dispatch_cost plan::Plan::pipelines plan::ElementType::size plan::ElementType::bytes",
         "sizes that make no sense",
         || {
+            let mut none = DeviceCaps::new(caps.limits, true).with_cores(0).with_lanes(0).with_dispatch_cost(0);
+            for shape in [config().shape(1, 1).unwrap(), config().shape(9, 40).unwrap()] {
+                Plan::with_options(&config(), shape, Mode::Training, RunOptions::default(), &none).unwrap().pipelines();
+                none = none.with_cores(usize::MAX).with_lanes(usize::MAX).with_dispatch_cost(usize::MAX);
+            }
             let caps = caps.with_f16(true).with_cooperative_matrices(true);
             let bytes = plan::ElementType::F16.bytes(HUGE / 8) + plan::ElementType::U32.size();
             (caps.subgroups.map(|sizes| sizes.range().count()), bytes)
@@ -1282,6 +1288,15 @@ fn checks(t: &mut Table) {
             section.run(&cpu).and(block_on(section.run_async(&cpu)))
         });
     }
+    t.row(
+        "check::run_with_progress check::run_with_progress_async",
+        "a caller who ignores it",
+        Fine,
+        || {
+            block_on(check::run_with_progress_async(&cpu, |_| ()))?;
+            check::run_with_progress(&cpu, |_| ())
+        },
+    );
     t.row(
         "check::model check::model_async check::Finding::passed",
         "parameters that are NaN",
