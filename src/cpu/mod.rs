@@ -30,13 +30,11 @@ mod tests;
 mod trace;
 mod weights;
 
-use std::sync::OnceLock;
-
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 
 use crate::error::{Result, try_lazy_zeros};
 use crate::plan::{Mode, recomputed_at_once};
-use crate::process::ProcessGuard;
+use crate::process::thread_pool;
 use crate::reference::{Run, check_gradients, standard, zeros};
 use crate::spec::batch::{Batch, time_major, zero_padding};
 use crate::spec::config::{Layout, Shape};
@@ -48,12 +46,9 @@ use trace::untouched;
 pub(crate) use trace::CpuTrace;
 pub(crate) use weights::Weights;
 
-/// Checks that this process was not forked from one that used the CPU device before: the thread
-/// pool would exist only in the parent. (A fork after only the caller's own code used rayon is not
-/// detected.)
+/// Checks that this process was not forked from one that used the thread pool before.
 pub(crate) fn check_process() -> Result<()> {
-    static FIRST_USE: OnceLock<ProcessGuard> = OnceLock::new();
-    FIRST_USE.get_or_init(ProcessGuard::here).check("the thread pool of the CPU device")
+    thread_pool().check("the thread pool of the CPU device")
 }
 
 /// The output y, `[T, B, D·H]` or `[B, T, D·H]`, and `T`: h_n `[L·D, B, H]` in inference, the

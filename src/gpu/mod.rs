@@ -6,12 +6,14 @@ pub(crate) mod adapter;
 pub(crate) mod clock;
 pub(crate) mod context;
 pub(crate) mod device_lost;
+pub(crate) mod host_copy;
 pub(crate) mod pipeline;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod poller;
 pub(crate) mod pool;
 pub(crate) mod report;
 pub(crate) mod session;
+pub(crate) mod staging;
 pub(crate) mod throttle;
 pub(crate) mod transfer;
 pub(crate) mod wait;
