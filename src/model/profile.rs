@@ -1,7 +1,6 @@
 //! [`Profile`]: the time of each part of a run, by the clocks of the host and the adapter.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::time::Duration;
 
 use ndarray::ArrayView3;
@@ -9,14 +8,14 @@ use ndarray::ArrayView3;
 use crate::cpu::GradientsWanted;
 use crate::error::Result;
 use crate::gpu::clock::Instant;
-use crate::gpu::session::{Session, Timing};
+use crate::gpu::session::{Read, Session, Timing};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::executor::{
     BackwardRun, ChunkPosition, ChunkedRun, Executor, ForwardRun, Hooks, RunInput, Upload,
 };
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, Dispatch, Mode, Pass, Plan, RunPurpose, Stage};
+use crate::plan::{Dispatch, Mode, Pass, Plan, RunPurpose, Stage};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
@@ -209,8 +208,8 @@ impl Gru {
         let mut executor =
             Executor::new(self.on_adapter()?, shape, mode, RunPurpose::States, wait)?;
         let input = RunInput::new(&executor, None, batch.reborrow()).await?;
-        let forward = ForwardRun::new(&executor, input)?;
-        let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None);
+        let forward = ForwardRun::new(&executor, input, None)?;
+        let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None, None);
         let backward = dy.map(backward).transpose()?;
         let mut timer = PhaseTimer::new(by_kernel);
         executor.run_with(&mut TimedRun { forward, backward }, &mut timer).await?;
@@ -223,12 +222,12 @@ impl Gru {
 }
 
 /// A run whose results are discarded: forward, then in training backward.
-struct TimedRun<'a> {
-    forward: ForwardRun<'a>,
-    backward: Option<BackwardRun<'a>>,
+struct TimedRun<'a, 'o> {
+    forward: ForwardRun<'a, 'o>,
+    backward: Option<BackwardRun<'a, 'o>>,
 }
 
-impl ChunkedRun for TimedRun<'_> {
+impl ChunkedRun for TimedRun<'_, '_> {
     fn passes(&self) -> &'static [Pass] {
         if self.backward.is_some() { &[Pass::Forward, Pass::Backward] } else { &[Pass::Forward] }
     }
@@ -242,13 +241,9 @@ impl ChunkedRun for TimedRun<'_> {
         Ok(uploads)
     }
 
-    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
-        let backward = self.backward.iter().flat_map(|backward| backward.reads(at, plan));
+    fn reads<'s>(&'s mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<Read<'s, f32>> {
+        let backward = self.backward.iter_mut().flat_map(|backward| backward.reads(at, plan));
         self.forward.reads(at, plan).into_iter().chain(backward).collect()
-    }
-
-    fn collect(&mut self, _: &ChunkPosition<'_>, _: Vec<Vec<f32>>) -> Result<()> {
-        Ok(())
     }
 }
 
