@@ -355,7 +355,82 @@ mod tests {
         }
     }
 
-    /// Prints the rates of copies. The head of `benches/NOTES.md`, "Copies between host and
+    /// Returns elements, and a buffer that holds them.
+    fn filled(gpu: &Gpu, len: usize) -> (Vec<f32>, wgpu::Buffer) {
+        let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
+        let buffer = gpu.buffer("test", ElementType::F32.bytes(len));
+        gpu.upload(&buffer, 0, &data);
+        (data, buffer)
+    }
+
+    fn read(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
+        let read = gpu.download(&[(buffer, 0, len)], Wait::Block);
+        pollster::block_on(read).expect("downloads").swap_remove(0)
+    }
+
+    #[test]
+    fn downloads_are_cut_into_full_chunks() {
+        let parts = |lens: &[usize]| {
+            let chunks = parts_of_chunks(lens, 5).into_iter();
+            let each = |part: Part| (part.index, part.first, part.len);
+            chunks.map(|parts| parts.into_iter().map(each).collect()).collect::<Vec<Vec<_>>>()
+        };
+        assert_eq!(parts(&[]), [[]; 0]);
+        assert_eq!(parts(&[0, 0]), [[]; 0]);
+        assert_eq!(parts(&[5, 1]), [[(0, 0, 5)], [(1, 0, 1)]]);
+        let expected = [vec![(0, 0, 3), (2, 0, 2)], vec![(2, 2, 5)], vec![(2, 7, 1), (3, 0, 4)]];
+        assert_eq!(parts(&[3, 0, 8, 4]), expected);
+    }
+
+    /// Uploads follow each other faster than the device copies them. None overwrites the staging
+    /// buffer of an earlier one.
+    #[test]
+    fn large_uploads_in_a_row_are_complete() {
+        let (_, gpu) = test_device();
+        let (mut expected, buffer) = filled(&gpu, STAGING_BYTES / 4 * 11 / 2 + 77);
+        for round in 1..4 {
+            let first = 1000 * round;
+            let data: Vec<f32> = expected[first..].iter().map(|n| n + round as f32).collect();
+            pollster::block_on(gpu.upload_large(&buffer, first, &data)).unwrap();
+            expected[first..].copy_from_slice(&data);
+        }
+        assert!(read(&gpu, &buffer, expected.len()) == expected);
+    }
+
+    #[test]
+    fn staging_buffers_are_created_once() {
+        let (_, gpu) = test_device();
+        let (data, buffer) = filled(&gpu, STAGING_BYTES / 4 * 3 / 2);
+        let transfer = || {
+            pollster::block_on(gpu.upload_large(&buffer, 0, &data)).unwrap();
+            assert!(read(&gpu, &buffer, data.len()) == data);
+        };
+        transfer();
+        let created = gpu.created();
+        for _ in 0..3 {
+            transfer();
+        }
+        assert_eq!(gpu.created(), created);
+    }
+
+    /// The staging buffers of a dropped download may still be mapped, so no other download gets
+    /// them.
+    #[test]
+    fn a_download_succeeds_after_one_was_dropped() {
+        let (_, gpu) = test_device();
+        let (data, buffer) = filled(&gpu, STAGING_BYTES / 4 * 5 / 2);
+        assert!(read(&gpu, &buffer, data.len()) == data);
+        for _ in 0..3 {
+            let ranges = [(&buffer, 0, data.len())];
+            let mut dropped = Box::pin(gpu.download::<f32>(&ranges, Wait::Async));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let _ = dropped.as_mut().poll(&mut context);
+            drop(dropped);
+            assert!(read(&gpu, &buffer, data.len()) == data);
+        }
+    }
+
+    /// Prints the rates of copies. `benches/NOTES.md`, "Copies between host and
     /// device", has the command.
     #[test]
     #[ignore = "measures"]

@@ -143,8 +143,8 @@ pub(crate) trait Hooks {
         session.run(pass).await
     }
 
-    /// Runs before the reads.
-    fn before_read(&mut self) {}
+    /// Runs before the reads, which transfer `_bytes` bytes.
+    fn before_read(&mut self, _bytes: u64) {}
 
     /// Runs after the reads.
     fn after_read(&mut self) {}
@@ -286,7 +286,7 @@ impl<'a> Executor<'a> {
             hooks.run(session, pass, self.wait).await?;
         }
         let reads = run.reads(&position, session.plan());
-        hooks.before_read();
+        hooks.before_read(reads.iter().map(|read| ElementType::F32.bytes(read.range.len())).sum());
         if !reads.is_empty() {
             session.read_into(reads, self.wait).await?;
         }

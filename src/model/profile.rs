@@ -44,6 +44,10 @@ pub struct Profile {
     pub backward: Duration,
     /// The download of the results, by the host's clock. Zero on the CPU.
     pub download: Duration,
+    /// The bytes of the inputs that were uploaded. Zero on the CPU.
+    pub upload_bytes: u64,
+    /// The bytes of the results that were downloaded, to new memory. Zero on the CPU.
+    pub download_bytes: u64,
     /// The clock that measured `forward`, `backward` and `kernels`.
     pub time_source: TimeSource,
     /// The kernels, slowest first. Empty except after [`Gru::profile`] on an adapter.
@@ -51,6 +55,23 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// Returns a profile of nothing, by the host's clock.
+    fn zero() -> Self {
+        let [upload, forward, backward, download] = [Duration::ZERO; 4];
+        let [upload_bytes, download_bytes] = [0; 2];
+        let (time_source, kernels) = (TimeSource::Host, Vec::new());
+        Self {
+            upload,
+            forward,
+            backward,
+            download,
+            upload_bytes,
+            download_bytes,
+            time_source,
+            kernels,
+        }
+    }
+
     /// Returns the time of forward and backward, with all data on the device.
     pub fn compute(&self) -> Duration {
         self.forward + self.backward
@@ -184,14 +205,8 @@ impl Gru {
                 (forward, start.elapsed())
             }
         };
-        Ok(Profile {
-            upload: Duration::ZERO,
-            forward,
-            backward: if dy.is_some() { end - forward } else { Duration::ZERO },
-            download: Duration::ZERO,
-            time_source: TimeSource::Host,
-            kernels: Vec::new(),
-        })
+        let backward = if dy.is_some() { end - forward } else { Duration::ZERO };
+        Ok(Profile { forward, backward, ..Profile::zero() })
     }
 
     /// Times the chunks one after the other. Each chunk starts from the batch's first states, not
@@ -215,9 +230,8 @@ impl Gru {
         executor.run_with(&mut TimedRun { forward, backward }, &mut timer).await?;
         let has_timestamps = self.session_pool()?.gpu().timestamp_period().is_some();
         let time_source = if has_timestamps { TimeSource::Adapter } else { TimeSource::Host };
-        let PhaseTimer { upload, forward, backward, download, kernels, .. } = timer;
-        let kernels = kernels.map(KernelTimes::into_sorted).unwrap_or_default();
-        Ok(Profile { upload, forward, backward, download, time_source, kernels })
+        let kernels = timer.kernels.map(KernelTimes::into_sorted).unwrap_or_default();
+        Ok(Profile { time_source, kernels, ..timer.profile })
     }
 }
 
@@ -251,32 +265,30 @@ impl ChunkedRun for TimedRun<'_, '_> {
 struct PhaseTimer {
     /// The start of the current phase.
     start: Instant,
-    upload: Duration,
-    forward: Duration,
-    backward: Duration,
-    download: Duration,
+    /// The times and bytes so far, without kernels.
+    profile: Profile,
     /// `Some` to time each kernel.
     kernels: Option<KernelTimes>,
 }
 
 impl PhaseTimer {
     fn new(by_kernel: bool) -> Self {
-        let [upload, forward, backward, download] = [Duration::ZERO; 4];
         let kernels = by_kernel.then(KernelTimes::default);
-        Self { start: Instant::now(), upload, forward, backward, download, kernels }
+        Self { start: Instant::now(), profile: Profile::zero(), kernels }
     }
 }
 
 impl Hooks for PhaseTimer {
-    async fn before_upload(&mut self, session: &Session, _: u64, wait: Wait) -> Result<()> {
+    async fn before_upload(&mut self, session: &Session, bytes: u64, wait: Wait) -> Result<()> {
         session.gpu().sync(wait).await?;
+        self.profile.upload_bytes += bytes;
         self.start = Instant::now();
         Ok(())
     }
 
     async fn after_upload(&mut self, session: &Session, wait: Wait) -> Result<()> {
         session.gpu().sync(wait).await?;
-        self.upload += self.start.elapsed();
+        self.profile.upload += self.start.elapsed();
         Ok(())
     }
 
@@ -286,18 +298,19 @@ impl Hooks for PhaseTimer {
             None => session.time(pass, wait).await?,
         };
         match pass {
-            Pass::Forward => self.forward += time,
-            Pass::Backward => self.backward += time,
+            Pass::Forward => self.profile.forward += time,
+            Pass::Backward => self.profile.backward += time,
         }
         Ok(())
     }
 
-    fn before_read(&mut self) {
+    fn before_read(&mut self, bytes: u64) {
+        self.profile.download_bytes += bytes;
         self.start = Instant::now();
     }
 
     fn after_read(&mut self) {
-        self.download += self.start.elapsed();
+        self.profile.download += self.start.elapsed();
     }
 }
 

@@ -122,9 +122,9 @@ fn arrays_of_any_strides_are_written_and_nothing_beside_them() {
             let untouched = whole.iter().filter(|number| number.is_nan()).count();
             assert_eq!(untouched, len - t * b * h, "{what} on {device}");
         };
-        check("steps", nan([t + 5, b, h]), |y| y.slice_mut(s![2..-3, .., ..]));
-        check("rows", nan([t, b + 5, h]), |y| y.slice_mut(s![.., 4..-1, ..]));
-        check("columns", nan([t, b, h + 5]), |y| y.slice_mut(s![.., .., 1..-4]));
+        check("steps", nan([t + 5, b, h]), |y| y.slice_mut(s![2..63, .., ..]));
+        check("rows", nan([t, b + 5, h]), |y| y.slice_mut(s![.., 4..15, ..]));
+        check("columns", nan([t, b, h + 5]), |y| y.slice_mut(s![.., .., 1..8]));
         check("swapped axes", nan([b, t, h]), |y| y.view_mut().permuted_axes([1, 0, 2]));
         check("backwards", nan([t, b, h]), |y| y.slice_mut(s![..;-1, ..;-1, ..]));
         check("every second column", nan([t, b, 2 * h]), |y| y.slice_mut(s![.., .., ..;2]));
