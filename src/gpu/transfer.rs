@@ -364,8 +364,9 @@ mod tests {
     }
 
     fn read(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
-        let read = gpu.download(&[(buffer, 0, len)], Wait::Block);
-        pollster::block_on(read).expect("downloads").swap_remove(0)
+        let ranges = [(buffer, 0, len)];
+        let read = pollster::block_on(gpu.download(&ranges, Wait::Block));
+        read.expect("downloads").swap_remove(0)
     }
 
     #[test]
@@ -430,8 +431,8 @@ mod tests {
         }
     }
 
-    /// Prints the rates of copies. `benches/NOTES.md`, "Copies between host and
-    /// device", has the command.
+    /// Prints the rates of copies. `benches/NOTES.md`, "Copies between host and device", has the
+    /// command.
     #[test]
     #[ignore = "measures"]
     fn rates_of_copies() {
