@@ -12,9 +12,11 @@ use crate::spec::element::BufferElement;
 
 /// The bytes from which a copy is split over threads. Waking the threads costs up to 50 µs, in
 /// which one thread copies 0.5 MB, and they are slow for the first few.
+#[cfg(not(target_arch = "wasm32"))]
 const MIN_PARALLEL_BYTES: usize = 2 << 20;
 
 /// The bytes that one thread copies at a time.
+#[cfg(not(target_arch = "wasm32"))]
 const PIECE_BYTES: usize = 256 << 10;
 
 /// Where the elements of a download go, in order.

@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::gpu::context::Gpu;
 use crate::lock::lock;
 
 /// The bytes of a large staging buffer. Smaller ones cost more waits; larger ones do not stay in
@@ -45,46 +44,52 @@ const PENDING: u8 = 0;
 const MAPPED: u8 = 1;
 const FAILED: u8 = 2;
 
-impl Gpu {
-    /// Returns an unmapped staging buffer of at least `bytes` bytes for a download. A buffer that
-    /// is not released is freed when it is dropped, and so is one whose mapping is pending.
-    pub(super) fn acquire_download(&self, bytes: usize) -> wgpu::Buffer {
+impl StagingPool {
+    /// Returns an unmapped buffer of at least `bytes` bytes for a download: an idle one, or the one
+    /// that `create` makes of a size. A buffer that is not released is freed when it is dropped, and
+    /// so is one whose mapping is pending.
+    pub fn acquire_download(
+        &self,
+        bytes: usize,
+        create: impl FnOnce(u64) -> wgpu::Buffer,
+    ) -> wgpu::Buffer {
         let size = if bytes <= SMALL_BYTES { SMALL_BYTES } else { STAGING_BYTES };
-        let mut idle = lock(&self.staging_pool().downloads);
+        let mut idle = lock(&self.downloads);
         match idle.iter().position(|buffer| buffer.size() == size as u64) {
             Some(at) => idle.swap_remove(at),
             None => {
                 drop(idle);
-                self.staging("download", size as u64, wgpu::MapMode::Read)
+                create(size as u64)
             }
         }
     }
 
     /// Keeps an unmapped buffer for the next download.
-    pub(super) fn release_download(&self, buffer: wgpu::Buffer) {
-        let mut idle = lock(&self.staging_pool().downloads);
+    pub fn release_download(&self, buffer: wgpu::Buffer) {
+        let mut idle = lock(&self.downloads);
         if idle.iter().filter(|other| other.size() == buffer.size()).count() < MAX_IDLE {
             idle.push(buffer);
         }
     }
 
-    /// Returns a mapped staging buffer of [`STAGING_BYTES`] for an upload.
-    pub(super) fn acquire_upload(&self) -> wgpu::Buffer {
-        let mut uploads = lock(&self.staging_pool().uploads);
+    /// Returns a mapped buffer of [`STAGING_BYTES`] for an upload: a kept one, or the one that
+    /// `create` makes of this size.
+    pub fn acquire_upload(&self, create: impl FnOnce(u64) -> wgpu::Buffer) -> wgpu::Buffer {
+        let mut uploads = lock(&self.uploads);
         uploads.retain(|upload| upload.state.load(Ordering::Acquire) != FAILED);
         let mapped = |upload: &MappedUpload| upload.state.load(Ordering::Acquire) == MAPPED;
         match uploads.iter().position(mapped) {
             Some(at) => uploads.swap_remove(at).buffer,
             None => {
                 drop(uploads);
-                self.staging("upload", STAGING_BYTES as u64, wgpu::MapMode::Write)
+                create(STAGING_BYTES as u64)
             }
         }
     }
 
     /// Keeps a buffer for a later upload. Its last upload is submitted.
-    pub(super) fn release_upload(&self, buffer: wgpu::Buffer) {
-        let mut uploads = lock(&self.staging_pool().uploads);
+    pub fn release_upload(&self, buffer: wgpu::Buffer) {
+        let mut uploads = lock(&self.uploads);
         if uploads.len() >= MAX_UPLOADS {
             return;
         }

@@ -107,7 +107,8 @@ impl Gpu {
 
     fn upload_chunk(&self, buffer: &wgpu::Buffer, at: u64, chunk: &[u8]) -> Result<()> {
         let size = chunk.len() as u64;
-        let staging = self.acquire_upload();
+        let create = |size| self.staging("upload", size, wgpu::MapMode::Write);
+        let staging = self.staging_pool().acquire_upload(create);
         let mut view = staging.get_mapped_range_mut(..size).map_err(unmapped)?;
         copy_to_mapped(view.slice(..), chunk);
         drop(view);
@@ -115,7 +116,7 @@ impl Gpu {
         let mut encoder = self.encoder("upload");
         encoder.copy_buffer_to_buffer(&staging, 0, buffer, at, size);
         self.submit(encoder.finish());
-        self.release_upload(staging);
+        self.staging_pool().release_upload(staging);
         Ok(())
     }
 
@@ -170,7 +171,8 @@ impl Gpu {
         downloads: &[Download<'_, T>],
     ) -> ChunkInFlight {
         let len = parts.iter().map(|part| part.len).sum();
-        let staging = self.acquire_download(len * size_of::<T>());
+        let create = |size| self.staging("download", size, wgpu::MapMode::Read);
+        let staging = self.staging_pool().acquire_download(len * size_of::<T>(), create);
         let mut encoder = self.encoder("download");
         let mut used = 0;
         for part in &parts {
@@ -203,7 +205,7 @@ impl Gpu {
                 values = rest;
             }
         })?;
-        self.release_download(staging);
+        self.staging_pool().release_download(staging);
         Ok(())
     }
 

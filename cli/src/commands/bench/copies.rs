@@ -1,12 +1,9 @@
 //! [`Copies`]: the rates of upload and download, beside plain copies in memory.
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use gru_wgpu::Profile;
-
-use super::measure::median;
 
 /// The most bytes of a plain copy. Larger copies are no faster.
 const MAX_BYTES: u64 = 256 << 20;
@@ -32,27 +29,22 @@ pub struct Transfer {
 }
 
 impl Copies {
-    /// Measures plain copies of the sizes of these runs' transfers.
-    pub fn measure(runs: &[Profile]) -> Result<Self> {
-        let time = |phase: fn(&Profile) -> Duration| {
-            median(runs.iter().map(|run| phase(run).as_secs_f64()).collect())
-        };
-        Ok(Self {
-            upload: Transfer::measure(runs[0].upload_bytes, time(|run| run.upload))?,
-            download: Transfer::measure(runs[0].download_bytes, time(|run| run.download))?,
-        })
+    /// Measures plain copies of as many bytes as an upload and a download, of which the bytes and
+    /// the time in ms are given.
+    pub fn measure(upload: (u64, f64), download: (u64, f64)) -> Result<Self> {
+        Ok(Self { upload: Transfer::measure(upload)?, download: Transfer::measure(download)? })
     }
 }
 
 impl Transfer {
-    fn measure(bytes: u64, seconds: f64) -> Result<Self> {
+    fn measure((bytes, ms): (u64, f64)) -> Result<Self> {
         let len = bytes.clamp(1, MAX_BYTES) as usize;
         let from = ones(len)?;
         let mut to = ones(len)?;
         let copy = rate(len, || black_box(&mut to).copy_from_slice(black_box(&from)));
         drop(to);
         let new_copy = rate(len, || drop(black_box(black_box(&from).clone())));
-        Ok(Self { bytes, rate: gbytes(bytes as f64, seconds), copy, new_copy })
+        Ok(Self { bytes, rate: gbytes(bytes as f64, ms / 1e3), copy, new_copy })
     }
 }
 
@@ -66,12 +58,13 @@ fn ones(len: usize) -> Result<Vec<u8>> {
 
 /// Returns the median rate of a copy of `len` bytes, in GB/s.
 fn rate(len: usize, mut copy: impl FnMut()) -> f64 {
-    let seconds = std::iter::repeat_with(|| {
+    let mut seconds = [(); REPEATS].map(|()| {
         let start = Instant::now();
         copy();
         start.elapsed().as_secs_f64()
     });
-    gbytes(len as f64, median(seconds.take(REPEATS).collect()))
+    seconds.sort_by(f64::total_cmp);
+    gbytes(len as f64, seconds[REPEATS / 2])
 }
 
 fn gbytes(bytes: f64, seconds: f64) -> f64 {

@@ -109,18 +109,22 @@ fn measure(
         .device
         .is_adapter()
         .then(|| (plan.forward_dispatches() + plan.backward_dispatches(), plan.bytes()));
+    let (upload, download) = (of(|t| t.upload), of(|t| t.download));
+    let copies = device.device.is_adapter().then(|| {
+        Copies::measure((times[0].upload_bytes, upload), (times[0].download_bytes, download))
+    });
     Ok(Measurement {
         verified,
         repeats: calls.len(),
         min: calls.iter().copied().fold(f64::INFINITY, f64::min),
         median: median(calls),
-        upload: of(|t| t.upload),
+        upload,
         forward: of(|t| t.forward),
         backward: of(|t| t.backward),
         compute: of(Profile::compute),
-        download: of(|t| t.download),
+        download,
         into: median(into),
-        copies: device.device.is_adapter().then(|| Copies::measure(&times)).transpose()?,
+        copies: copies.transpose()?,
         time_source: times[0].time_source,
         planned,
         profile: profile
@@ -235,7 +239,7 @@ pub fn ms(time: Duration) -> f64 {
 }
 
 /// Returns the middle value, or the mean of the two in the middle.
-pub fn median(mut values: Vec<f64>) -> f64 {
+fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() % 2 {
