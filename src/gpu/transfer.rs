@@ -27,8 +27,9 @@ const WRITE_BYTES: usize = 32 << 20;
 /// The chunks of a download in flight: one that the host reads and one that the device copies.
 const IN_FLIGHT: usize = 2;
 
-/// The bytes from which [`Gpu::upload_large`] uses the kept staging buffers.
-const MIN_STAGED_BYTES: usize = 1 << 20;
+/// The bytes from which [`Gpu::upload_large`] uses the kept staging buffers. Below, their submits
+/// and mappings cost more than the page faults of `write_buffer`.
+const MIN_STAGED_BYTES: usize = 8 << 20;
 
 /// A range of a buffer to download, and where its elements go.
 #[derive(Debug)]
@@ -403,17 +404,16 @@ mod tests {
     #[test]
     fn staging_buffers_are_created_once() {
         let (_, gpu) = test_device();
-        let (data, buffer) = filled(&gpu, STAGING_BYTES / 4 * 3 / 2);
-        let transfer = || {
+        let (data, buffer) = filled(&gpu, MIN_STAGED_BYTES / 4 + 77);
+        let before = gpu.created();
+        for _ in 0..5 {
             pollster::block_on(gpu.upload_large(&buffer, 0, &data)).unwrap();
             assert!(read(&gpu, &buffer, data.len()) == data);
-        };
-        transfer();
-        let created = gpu.created();
-        for _ in 0..3 {
-            transfer();
         }
-        assert_eq!(gpu.created(), created);
+        // At most one for each chunk of an upload, if the device is slow, and two for downloads.
+        let most = (MIN_STAGED_BYTES / STAGING_BYTES + 1) + IN_FLIGHT;
+        let created = gpu.created() - before;
+        assert!((2..=most).contains(&created), "{created}");
     }
 
     /// The staging buffers of a dropped download may still be mapped, so no other download gets
