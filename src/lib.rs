@@ -278,7 +278,7 @@ pub use model::device::{Device, DeviceKind};
 pub use model::gru::{Gru, Tape};
 pub use model::interop::{Buffers, ForwardPass};
 pub use model::network::{Evaluation, Network};
-pub use model::output::Output;
+pub use model::output::{Output, OutputMut};
 pub use model::profile::{KernelTime, Profile, TimeSource};
 pub use model::state::State;
 pub use model::stream::Stream;

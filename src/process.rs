@@ -3,6 +3,8 @@
 //! After a fork the child has copies of its parent's handles but none of its parent's threads. A
 //! call that waits for such a thread would never return.
 
+use std::sync::OnceLock;
+
 use crate::error::{Error, Result};
 
 /// The id of the process that created a resource.
@@ -31,4 +33,12 @@ impl ProcessGuard {
             Self(here) => Err(Error::Forked { what, parent: self.0, here }),
         }
     }
+}
+
+/// Returns the guard of rayon's thread pool: of the process in which this library first used it.
+/// The threads exist only there. (A fork after only the caller's own code used rayon is not
+/// detected.)
+pub(crate) fn thread_pool() -> ProcessGuard {
+    static FIRST_USE: OnceLock<ProcessGuard> = OnceLock::new();
+    *FIRST_USE.get_or_init(ProcessGuard::here)
 }

@@ -30,13 +30,11 @@ mod tests;
 mod trace;
 mod weights;
 
-use std::sync::OnceLock;
-
-use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
+use ndarray::{Array3, ArrayView3, ArrayViewMut3, Axis, CowArray, Ix3, s};
 
 use crate::error::{Result, try_lazy_zeros};
 use crate::plan::{Mode, recomputed_at_once};
-use crate::process::ProcessGuard;
+use crate::process::thread_pool;
 use crate::reference::{Run, check_gradients, standard, zeros};
 use crate::spec::batch::{Batch, time_major, zero_padding};
 use crate::spec::config::{Layout, Shape};
@@ -48,50 +46,61 @@ use trace::untouched;
 pub(crate) use trace::CpuTrace;
 pub(crate) use weights::Weights;
 
-/// Checks that this process was not forked from one that used the CPU device before: the thread
-/// pool would exist only in the parent. (A fork after only the caller's own code used rayon is not
-/// detected.)
+/// Checks that this process was not forked from one that used the thread pool before.
 pub(crate) fn check_process() -> Result<()> {
-    static FIRST_USE: OnceLock<ProcessGuard> = OnceLock::new();
-    FIRST_USE.get_or_init(ProcessGuard::here).check("the thread pool of the CPU device")
+    thread_pool().check("the thread pool of the CPU device")
 }
 
-/// The output y, `[T, B, D·H]` or `[B, T, D·H]`, and `T`: h_n `[L·D, B, H]` in inference, the
-/// [`CpuTrace`] for [`backward`] in training.
-type ForwardResult<T> = (Array3<f32>, T);
+/// Runs [`forward_into`] and returns y, `[T, B, D·H]` or `[B, T, D·H]`, and h_n `[L·D, B, H]`.
+pub(crate) fn forward(
+    params: &Params,
+    weights: (&Weights, u64),
+    batch: Batch<'_>,
+) -> Result<(Array3<f32>, Array3<f32>)> {
+    let shape = batch.check(params.layout().config())?;
+    let mut y = untouched("y [T, B, D·H]", shape.y())?;
+    let h_n = forward_into(params, weights, batch, y.view_mut())?;
+    Ok((y, h_n))
+}
 
 /// Runs the forward pass for inference: no dropout, zoneout by its expected value, no trace saved.
-pub(crate) fn forward(
+/// Writes every element of y, `[T, B, D·H]` or `[B, T, D·H]`, whose rows must be contiguous. Returns
+/// h_n `[L·D, B, H]`.
+pub(crate) fn forward_into(
     params: &Params,
     (weights, version): (&Weights, u64),
     batch: Batch<'_>,
-) -> Result<ForwardResult<Array3<f32>>> {
+    y: ArrayViewMut3<'_, f32>,
+) -> Result<Array3<f32>> {
     let (run, mut h_n) = Run::start(params.layout().config(), &batch, Mode::Inference)?;
     let packed = weights.forward(params, version)?;
     let x = with_contiguous_rows("x [T, B, I]", time_major(batch.x, batch.layout))?;
     let Shape { layers, layout, .. } = run.shape;
     let mut input: Option<Array3<f32>> = None;
-    for layer in 0..layers {
+    for layer in 0..layers - 1 {
+        let mut layer_y = untouched("y [T, B, D·H]", run.shape.with_layout(Layout::TimeMajor).y())?;
         let x = input.as_ref().map_or(x.view(), |array| array.view());
-        let layout = if layer + 1 < layers { Layout::TimeMajor } else { layout };
-        let mut y = untouched("y [T, B, D·H]", run.shape.with_layout(layout).y())?;
-        let y_view = time_major(y.view_mut(), layout);
         let all = LayerSteps::all(&run, layer);
-        all.forward((weights, &packed[all.cells()]), x, &mut h_n, y_view, None)?;
-        input = Some(y);
+        all.forward((weights, &packed[all.cells()]), x, &mut h_n, layer_y.view_mut(), None)?;
+        input = Some(layer_y);
     }
-    Ok((input.expect("at least one layer"), h_n))
+    let x = input.as_ref().map_or(x.view(), |array| array.view());
+    let last = LayerSteps::all(&run, layers - 1);
+    last.forward((weights, &packed[last.cells()]), x, &mut h_n, time_major(y, layout), None)?;
+    Ok(h_n)
 }
 
 /// Runs the forward pass for training: with dropout and zoneout, and with a trace for [`backward`].
-/// Reuses the arrays of the `cached` trace of an earlier run if they have the right shapes.
-pub(crate) fn forward_train(
+/// Reuses the arrays of the `cached` trace of an earlier run if they have the right shapes. Writes y
+/// as [`forward_into`] does.
+pub(crate) fn forward_train_into(
     params: &Params,
     (weights, version): (&Weights, u64),
     batch: Batch<'_>,
     options: RunOptions,
     cached: Option<CpuTrace>,
-) -> Result<ForwardResult<CpuTrace>> {
+    mut y: ArrayViewMut3<'_, f32>,
+) -> Result<CpuTrace> {
     let (run, h0) = Run::start(params.layout().config(), &batch, Mode::Training)?;
     let packed = weights.forward(params, version)?;
     let mut trace = CpuTrace::start(run, h0, options, cached)?;
@@ -101,7 +110,6 @@ pub(crate) fn forward_train(
         zero_padding(x, Layout::TimeMajor, lengths);
     }
     let Shape { layers, layout, .. } = run.shape;
-    let mut y = untouched("y [T, B, D·H]", run.shape.y())?;
     for layer in 0..layers {
         let (below, others) = layer_y.split_at_mut(layer);
         let input = below.last().unwrap_or(x).view();
@@ -113,7 +121,7 @@ pub(crate) fn forward_train(
         let saved = Some(&mut cells[all.cells()]);
         all.forward((weights, &packed[all.cells()]), input, h_n, y_view, saved)?;
     }
-    Ok((y, trace))
+    Ok(trace)
 }
 
 /// The gradients that a backward pass computes.

@@ -12,6 +12,20 @@ use crate::reference;
 use crate::spec::config::{Activation, Bias, Direction, GruConfig, Update};
 use crate::spec::params::Init;
 
+/// Runs the forward pass for training. Returns y and the trace.
+fn forward_train(
+    params: &Params,
+    weights: (&Weights, u64),
+    batch: Batch<'_>,
+    options: RunOptions,
+    cached: Option<CpuTrace>,
+) -> Result<(Array3<f32>, CpuTrace)> {
+    let shape = batch.check(params.layout().config())?;
+    let mut y = Array3::from_elem(shape.y(), f32::NAN);
+    let trace = forward_train_into(params, weights, batch, options, cached, y.view_mut())?;
+    Ok((y, trace))
+}
+
 /// Returns a thread layout, given the shape and the input size.
 type LayOut = fn(Shape, usize) -> ThreadLayout;
 

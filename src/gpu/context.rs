@@ -12,6 +12,7 @@ use crate::gpu::pipeline_store::Pipelines;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::gpu::poller::{PolledDevice, Poller};
 use crate::gpu::report::one_line;
+use crate::gpu::staging::StagingPool;
 use crate::gpu::throttle::SubmitThrottle;
 use crate::gpu::wait::{Deadline, Oneshot};
 use crate::lock::lock;
@@ -57,6 +58,7 @@ struct GpuShared {
     poller: Poller,
     throttle: Mutex<SubmitThrottle>,
     pipelines: Pipelines,
+    staging: StagingPool,
     #[cfg(test)]
     created: std::sync::atomic::AtomicUsize,
 }
@@ -129,6 +131,7 @@ impl Gpu {
             poller: Poller::default(),
             throttle: Mutex::default(),
             pipelines: Pipelines::default(),
+            staging: StagingPool::default(),
             #[cfg(test)]
             created: Default::default(),
         };
@@ -252,10 +255,19 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLost`].
     pub fn poll_once(&self, may_block: bool) -> Result<()> {
-        self.poll(match may_block {
-            true => wgpu::PollType::wait_indefinitely(),
-            false => wgpu::PollType::Poll,
-        })?;
+        if may_block {
+            return self.poll_until(None);
+        }
+        self.poll(wgpu::PollType::Poll)?;
+        self.inner.lost.check_known()
+    }
+
+    /// Polls the device once, after blocking until a submit is done, or all queued work if `None`.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn poll_until(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        self.poll(wgpu::PollType::Wait { submission_index, timeout: None })?;
         self.inner.lost.check_known()
     }
 
@@ -336,6 +348,11 @@ impl Gpu {
     /// Returns the pipelines compiled so far.
     pub(super) fn pipeline_store(&self) -> &Pipelines {
         &self.inner.pipelines
+    }
+
+    /// Returns the idle staging buffers.
+    pub fn staging_pool(&self) -> &StagingPool {
+        &self.inner.staging
     }
 
     pub fn device(&self) -> &wgpu::Device {

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Result, try_with_capacity};
 use crate::gpu::context::Gpu;
+use crate::gpu::host_copy::Destination;
 use crate::gpu::pipeline_store::PipelineKey;
+use crate::gpu::transfer::Download;
 use crate::gpu::wait::Wait;
 use crate::plan::{
     ARGS_BLOCK, BufferId, BufferSlice, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Stage,
@@ -54,6 +56,14 @@ pub(crate) struct Session {
     /// True after the device reported an error during a run: the contents of the buffers are
     /// undefined.
     broken: bool,
+}
+
+/// A range of a buffer to read, and where its elements go.
+#[derive(Debug)]
+pub(crate) struct Read<'a, T> {
+    pub buffer: BufferId,
+    pub range: Range<usize>,
+    pub to: Destination<'a, T>,
 }
 
 /// A clear or copy of a buffer's elements before a pass.
@@ -168,11 +178,8 @@ impl Session {
         let range = first..first + data.len();
         self.assert_holds::<T>(buffer, &range);
         self.zeros.retain(|(id, zero)| *id != buffer || !overlap(zero, &range));
-        let upload = || {
-            self.gpu.upload(self.buffer(buffer), first, data);
-            Ok(())
-        };
-        self.gpu.guard(upload).await.inspect_err(|_| self.broken = true)
+        let uploaded = self.gpu.upload_large(self.buffer(buffer), first, data).await;
+        uploaded.inspect_err(|_| self.broken = true)
     }
 
     /// Queues a clear of a range of a buffer, to run before the next pass.
@@ -333,16 +340,32 @@ impl Session {
         ranges: &[(BufferId, Range<usize>)],
         wait: Wait,
     ) -> Result<Vec<Vec<T>>> {
-        ranges.iter().for_each(|(id, range)| self.assert_holds::<T>(*id, range));
-        let ranges: Vec<_> = ranges
-            .iter()
-            .map(|(id, range)| (&self.buffers[id.index()].buffer, range.start, range.len()))
-            .collect();
+        let room = |(_, range): &(_, Range<usize>)| try_with_capacity("results", range.len());
+        let mut results: Vec<Vec<T>> = ranges.iter().map(room).collect::<Result<_>>()?;
+        let reads = ranges.iter().cloned().zip(&mut results).map(|((buffer, range), to)| {
+            let to = Destination::Vec(to);
+            Read { buffer, range, to }
+        });
+        self.read_into(reads.collect(), wait).await?;
+        Ok(results)
+    }
+
+    /// Waits for all queued work and reads ranges of buffers into their destinations.
+    pub async fn read_into<T: BufferElement>(
+        &mut self,
+        reads: Vec<Read<'_, T>>,
+        wait: Wait,
+    ) -> Result<()> {
+        reads.iter().for_each(|read| self.assert_holds::<T>(read.buffer, &read.range));
         // The session stays broken if the caller drops this future before it completes.
         let broken = std::mem::replace(&mut self.broken, true);
-        let read = self.gpu.download(&ranges, wait).await?;
+        let downloads = reads.into_iter().map(|Read { buffer, range, to }| {
+            let (first, len) = (range.start, range.len());
+            Download { buffer: self.buffer(buffer), first, len, to }
+        });
+        self.gpu.download_into(downloads.collect(), wait).await?;
         self.broken = broken;
-        Ok(read)
+        Ok(())
     }
 }
 

@@ -1,29 +1,124 @@
 //! Uploads to buffers of a device, and downloads from them.
+//!
+//! ```text
+//! device    copy 1   copy 2   copy 3
+//! host               read 1   read 2   read 3
+//! ```
+//!
+//! A download goes through two staging buffers: while the host reads one, the device copies the
+//! next chunk to the other. A large upload goes through staging buffers too, which are kept: wgpu's
+//! `write_buffer` takes fresh memory for each call, and its page faults take longer than the copy.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::{Cause, Error, Result, try_with_capacity};
 use crate::gpu::context::Gpu;
+use crate::gpu::host_copy::{Destination, copy_to_mapped};
 use crate::gpu::report::one_line;
+use crate::gpu::staging::STAGING_BYTES;
 use crate::gpu::wait::{Oneshot, Wait};
 use crate::spec::element::{BufferElement, ElementType};
 
-/// The most bytes uploaded between two submits, and the most in a download's staging buffer. wgpu
-/// keeps everything written between two submits in staging memory, and running out of staging
-/// memory loses the device.
-const CHUNK_BYTES: usize = 32 << 20;
+/// The most bytes written between two submits. wgpu keeps everything written between two submits in
+/// staging memory, and running out of staging memory loses the device.
+const WRITE_BYTES: usize = 32 << 20;
+
+/// The chunks of a download in flight: one that the host reads and one that the device copies.
+const IN_FLIGHT: usize = 2;
+
+/// The bytes from which [`Gpu::upload_large`] uses the kept staging buffers. Below, their submits
+/// and mappings cost more than the page faults of `write_buffer`.
+const MIN_STAGED_BYTES: usize = 8 << 20;
+
+/// A range of a buffer to download, and where its elements go.
+#[derive(Debug)]
+pub(crate) struct Download<'a, T> {
+    pub buffer: &'a wgpu::Buffer,
+    /// The first element and the number of elements.
+    pub first: usize,
+    pub len: usize,
+    pub to: Destination<'a, T>,
+}
+
+/// Elements of a download that are copied together with others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Part {
+    /// The index of the download.
+    index: usize,
+    /// The first of the download's elements.
+    first: usize,
+    len: usize,
+}
+
+/// A chunk of a download on its way to the host.
+struct ChunkInFlight {
+    staging: wgpu::Buffer,
+    parts: Vec<Part>,
+    mapping: Mapping,
+}
+
+/// A buffer that is being mapped.
+pub(crate) struct Mapping {
+    mapped: Arc<Oneshot>,
+    /// The submit after which the buffer is mapped; `None` for the last one.
+    submission: Option<wgpu::SubmissionIndex>,
+}
 
 impl Gpu {
     /// Writes `data` to `buffer`, starting at element `first`.
     pub fn upload<T: BufferElement>(&self, buffer: &wgpu::Buffer, first: usize, data: &[T]) {
         let mut at = T::TYPE.bytes(first);
-        for chunk in bytemuck::cast_slice::<T, u8>(data).chunks(CHUNK_BYTES) {
+        for chunk in bytemuck::cast_slice::<T, u8>(data).chunks(WRITE_BYTES) {
             self.queue().write_buffer(buffer, at, chunk);
             at += chunk.len() as u64;
-            if chunk.len() == CHUNK_BYTES {
+            if chunk.len() == WRITE_BYTES {
                 self.queue().submit([]);
             }
         }
+    }
+
+    /// Writes like [`Self::upload`], and reports errors. Large data go through kept staging
+    /// buffers. Does not wait: if the device has not copied the last data from any of them yet,
+    /// this creates another one.
+    pub async fn upload_large<T: BufferElement>(
+        &self,
+        buffer: &wgpu::Buffer,
+        first: usize,
+        data: &[T],
+    ) -> Result<()> {
+        let bytes = bytemuck::cast_slice::<T, u8>(data);
+        // In a browser the host cannot reach staging memory without a copy.
+        if bytes.len() < MIN_STAGED_BYTES || cfg!(target_arch = "wasm32") {
+            let upload = || {
+                self.upload(buffer, first, data);
+                Ok(())
+            };
+            return self.guard(upload).await;
+        }
+        let mut at = T::TYPE.bytes(first);
+        for chunk in bytes.chunks(STAGING_BYTES) {
+            // Calls the callbacks of staging buffers that are mapped again.
+            self.poll_once(false)?;
+            self.guard(|| self.upload_chunk(buffer, at, chunk)).await?;
+            at += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn upload_chunk(&self, buffer: &wgpu::Buffer, at: u64, chunk: &[u8]) -> Result<()> {
+        let size = chunk.len() as u64;
+        let create = |size| self.staging("upload", size, wgpu::MapMode::Write);
+        let staging = self.staging_pool().acquire_upload(create);
+        let mut view = staging.get_mapped_range_mut(..size).map_err(unmapped)?;
+        copy_to_mapped(view.slice(..), chunk);
+        drop(view);
+        staging.unmap();
+        let mut encoder = self.encoder("upload");
+        encoder.copy_buffer_to_buffer(&staging, 0, buffer, at, size);
+        self.submit(encoder.finish());
+        self.staging_pool().release_upload(staging);
+        Ok(())
     }
 
     /// Waits for all queued work and reads ranges of buffers. A range is a buffer, its first
@@ -36,49 +131,83 @@ impl Gpu {
         ranges: &[(&wgpu::Buffer, usize, usize)],
         wait: Wait,
     ) -> Result<Vec<Vec<T>>> {
-        let max_len = CHUNK_BYTES / size_of::<T>();
-        let total: usize = ranges.iter().map(|&(_, _, len)| len).sum();
-        let size = T::TYPE.bytes(total.clamp(1, max_len));
-        let create = || Ok(self.staging("download", size, wgpu::MapMode::Read));
-        let staging = self.guard(create).await?;
         let room = |&(_, _, len): &(_, usize, usize)| try_with_capacity("results", len);
         let mut results: Vec<Vec<T>> = ranges.iter().map(room).collect::<Result<_>>()?;
-        // Fill the staging buffer and read it, until every range is complete.
-        let mut index = 0;
-        while index < ranges.len() {
-            let mut staged: Vec<(usize, usize)> = Vec::new();
-            let mut used = 0;
-            let submit = || {
-                let mut encoder = self.encoder("download");
-                while index < ranges.len() && used < max_len {
-                    let (buffer, first, len) = ranges[index];
-                    let done: usize = results[index].len();
-                    let count = (len - done).min(max_len - used);
-                    let [from, to, size] = [first + done, used, count].map(|n| T::TYPE.bytes(n));
-                    encoder.copy_buffer_to_buffer(buffer, from, &staging, to, size);
-                    staged.push((index, count));
-                    used += count;
-                    if done + count < len {
-                        break;
-                    }
-                    index += 1;
-                }
-                self.submit(encoder.finish());
-                Ok(())
-            };
-            self.guard(submit).await?;
-            let size = T::TYPE.bytes(used);
-            self.map(&staging, wgpu::MapMode::Read, size, "results", wait).await?;
-            self.read_mapped(&staging, used, |values: &[T]| {
-                let mut values = values;
-                for &(index, count) in &staged {
-                    let (chunk, rest) = values.split_at(count);
-                    results[index].extend_from_slice(chunk);
-                    values = rest;
-                }
-            })?;
-        }
+        let downloads = ranges.iter().zip(&mut results).map(|(&(buffer, first, len), to)| {
+            let to = Destination::Vec(to);
+            Download { buffer, first, len, to }
+        });
+        self.download_into(downloads.collect(), wait).await?;
         Ok(results)
+    }
+
+    /// Waits for all queued work and reads ranges of buffers into their destinations.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] if the device is lost before the copy is done. The contents of the
+    /// destinations are then unspecified.
+    pub async fn download_into<T: BufferElement>(
+        &self,
+        mut downloads: Vec<Download<'_, T>>,
+        wait: Wait,
+    ) -> Result<()> {
+        let lens: Vec<_> = downloads.iter().map(|download| download.len).collect();
+        let mut chunks = parts_of_chunks(&lens, STAGING_BYTES / size_of::<T>()).into_iter();
+        let mut in_flight = VecDeque::new();
+        loop {
+            while in_flight.len() < IN_FLIGHT {
+                let Some(parts) = chunks.next() else { break };
+                let queue = || Ok(self.queue_chunk(parts, &downloads));
+                in_flight.push_back(self.guard(queue).await?);
+            }
+            let Some(oldest) = in_flight.pop_front() else { return Ok(()) };
+            self.read_chunk(oldest, &mut downloads, wait).await?;
+        }
+    }
+
+    /// Queues the device's copy of a chunk.
+    fn queue_chunk<T: BufferElement>(
+        &self,
+        parts: Vec<Part>,
+        downloads: &[Download<'_, T>],
+    ) -> ChunkInFlight {
+        let len = parts.iter().map(|part| part.len).sum();
+        let create = |size| self.staging("download", size, wgpu::MapMode::Read);
+        let staging = self.staging_pool().acquire_download(len * size_of::<T>(), create);
+        let mut encoder = self.encoder("download");
+        let mut used = 0;
+        for part in &parts {
+            let Download { buffer, first, .. } = downloads[part.index];
+            let [from, to, size] = [first + part.first, used, part.len].map(|n| T::TYPE.bytes(n));
+            encoder.copy_buffer_to_buffer(buffer, from, &staging, to, size);
+            used += part.len;
+        }
+        let submission = Some(self.queue().submit([encoder.finish()]));
+        let mapped = start_mapping(&staging, wgpu::MapMode::Read, T::TYPE.bytes(len));
+        ChunkInFlight { staging, parts, mapping: Mapping { mapped, submission } }
+    }
+
+    /// Waits for a chunk and copies its elements to their destinations. After an error, or if this
+    /// future is dropped, the staging buffer may still be mapped, so it is freed.
+    async fn read_chunk<T: BufferElement>(
+        &self,
+        chunk: ChunkInFlight,
+        downloads: &mut [Download<'_, T>],
+        wait: Wait,
+    ) -> Result<()> {
+        let ChunkInFlight { staging, parts, mapping } = chunk;
+        self.finish_mapping(mapping, "results", wait).await?;
+        let len = parts.iter().map(|part| part.len).sum();
+        self.read_mapped(&staging, len, |values: &[T]| {
+            let mut values = values;
+            for part in &parts {
+                let (next, rest) = values.split_at(part.len);
+                downloads[part.index].to.copy_from(next);
+                values = rest;
+            }
+        })?;
+        self.staging_pool().release_download(staging);
+        Ok(())
     }
 
     /// Submits pending writes and waits for all queued work.
@@ -125,13 +254,22 @@ impl Gpu {
         what: &'static str,
         wait: Wait,
     ) -> Result<()> {
-        let oneshot = Arc::new(Oneshot::default());
-        let callback = Arc::clone(&oneshot);
+        let mut mapped = None;
+        self.guard_now(|| mapped = Some(start_mapping(buffer, mode, size)))?;
+        let mapped = mapped.expect("the mapping was started");
+        self.finish_mapping(Mapping { mapped, submission: None }, what, wait).await
+    }
+
+    /// Waits until a buffer is mapped. The buffer must live as long as the future.
+    async fn finish_mapping(&self, mapping: Mapping, what: &'static str, wait: Wait) -> Result<()> {
+        let Mapping { mapped: oneshot, submission } = mapping;
         let deadline = self.deadline(what);
-        let slice = buffer.slice(..size);
-        self.guard_now(|| slice.map_async(mode, move |mapped| callback.send(Ok(mapped))))?;
         match wait {
-            Wait::Block => oneshot.block(&deadline, |may_block| self.poll_once(may_block))?,
+            Wait::Block => oneshot.block(&deadline, |may_block| match may_block {
+                // Waits for this buffer's copy only, not for the copies queued after it.
+                true => self.poll_until(submission.clone()),
+                false => self.poll_once(false),
+            })?,
             Wait::Async => self.poll_for(&oneshot, deadline)?,
         }
         // An error here means a lost device. (Mapping also fails if the buffer is dropped, but the
@@ -155,16 +293,47 @@ impl Gpu {
         work: impl FnOnce(&[T]),
     ) -> Result<()> {
         let view = staging.slice(..T::TYPE.bytes(len)).get_mapped_range();
-        let view = view.map_err(|error| {
-            let reason = one_line(&error.to_string());
-            let refused = Error::Gpu { reason, source: Some(Cause::new(error)) };
-            self.check_lost().err().unwrap_or(refused)
-        })?;
+        let view =
+            view.map_err(|error| self.check_lost().err().unwrap_or_else(|| unmapped(error)))?;
         work(bytemuck::cast_slice(&view));
         drop(view);
         self.guard_now(|| staging.unmap())?;
         self.check_lost()
     }
+}
+
+/// Starts to map the first `size` bytes of `buffer`.
+fn start_mapping(buffer: &wgpu::Buffer, mode: wgpu::MapMode, size: u64) -> Arc<Oneshot> {
+    let oneshot = Arc::new(Oneshot::default());
+    let callback = Arc::clone(&oneshot);
+    buffer.slice(..size).map_async(mode, move |mapped| callback.send(Ok(mapped)));
+    oneshot
+}
+
+/// Converts wgpu's error for a buffer that is not mapped.
+fn unmapped(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Gpu { reason: one_line(&error.to_string()), source: Some(Cause::new(error)) }
+}
+
+/// Splits downloads of these lengths into chunks of at most `max_len` elements. Returns the parts of
+/// each chunk.
+fn parts_of_chunks(lens: &[usize], max_len: usize) -> Vec<Vec<Part>> {
+    let mut chunks: Vec<Vec<Part>> = Vec::new();
+    let mut room = 0;
+    for (index, &total) in lens.iter().enumerate() {
+        let mut first = 0;
+        while first < total {
+            if room == 0 {
+                chunks.push(Vec::new());
+                room = max_len;
+            }
+            let len = room.min(total - first);
+            chunks.last_mut().expect("a chunk was started").push(Part { index, first, len });
+            first += len;
+            room -= len;
+        }
+    }
+    chunks
 }
 
 #[cfg(test)]
@@ -176,16 +345,150 @@ mod tests {
     #[test]
     fn large_transfers_are_complete_and_in_order() {
         let (_, gpu) = test_device();
-        let len = CHUNK_BYTES / 4 * 3 / 2 + 12_345;
+        let len = STAGING_BYTES / 4 * 9 / 2 + 12_345;
         let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
         let buffer = gpu.buffer("test", ElementType::F32.bytes(len));
         gpu.upload(&buffer, 0, &data);
-        let ranges = [(0, 7), (5, len - 9), (len - 3, 3), (1, CHUNK_BYTES / 4)];
+        let ranges = [(0, 7), (5, len - 9), (len - 3, 3), (1, STAGING_BYTES / 4)];
         let slices = ranges.map(|(first, len)| (&buffer, first, len));
         let got: Vec<Vec<f32>> =
             pollster::block_on(gpu.download(&slices, Wait::Block)).expect("downloads");
         for ((first, len), got) in ranges.into_iter().zip(got) {
             assert!(got == data[first..first + len], "{len} elements from {first}");
         }
+    }
+
+    /// Returns elements, and a buffer that holds them.
+    fn filled(gpu: &Gpu, len: usize) -> (Vec<f32>, wgpu::Buffer) {
+        let data: Vec<f32> = (0..len).map(|i| (i % 1_000_003) as f32).collect();
+        let buffer = gpu.buffer("test", ElementType::F32.bytes(len));
+        gpu.upload(&buffer, 0, &data);
+        (data, buffer)
+    }
+
+    fn read(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
+        let ranges = [(buffer, 0, len)];
+        let read = pollster::block_on(gpu.download(&ranges, Wait::Block));
+        read.expect("downloads").swap_remove(0)
+    }
+
+    #[test]
+    fn downloads_are_cut_into_full_chunks() {
+        let parts = |lens: &[usize]| {
+            let chunks = parts_of_chunks(lens, 5).into_iter();
+            let each = |part: Part| (part.index, part.first, part.len);
+            chunks.map(|parts| parts.into_iter().map(each).collect()).collect::<Vec<Vec<_>>>()
+        };
+        assert_eq!(parts(&[]), [[]; 0]);
+        assert_eq!(parts(&[0, 0]), [[]; 0]);
+        assert_eq!(parts(&[5, 1]), [[(0, 0, 5)], [(1, 0, 1)]]);
+        let expected = [vec![(0, 0, 3), (2, 0, 2)], vec![(2, 2, 5)], vec![(2, 7, 1), (3, 0, 4)]];
+        assert_eq!(parts(&[3, 0, 8, 4]), expected);
+    }
+
+    /// Uploads follow each other faster than the device copies them. None overwrites the staging
+    /// buffer of an earlier one.
+    #[test]
+    fn large_uploads_in_a_row_are_complete() {
+        let (_, gpu) = test_device();
+        let (mut expected, buffer) = filled(&gpu, STAGING_BYTES / 4 * 11 / 2 + 77);
+        for round in 1..4 {
+            let first = 1000 * round;
+            let data: Vec<f32> = expected[first..].iter().map(|n| n + round as f32).collect();
+            pollster::block_on(gpu.upload_large(&buffer, first, &data)).unwrap();
+            expected[first..].copy_from_slice(&data);
+        }
+        assert!(read(&gpu, &buffer, expected.len()) == expected);
+    }
+
+    #[test]
+    fn staging_buffers_are_created_once() {
+        let (_, gpu) = test_device();
+        let (data, buffer) = filled(&gpu, MIN_STAGED_BYTES / 4 + 77);
+        let before = gpu.created();
+        for _ in 0..5 {
+            pollster::block_on(gpu.upload_large(&buffer, 0, &data)).unwrap();
+            assert!(read(&gpu, &buffer, data.len()) == data);
+        }
+        // At most one for each chunk of an upload, if the device is slow, and two for downloads.
+        let most = (MIN_STAGED_BYTES / STAGING_BYTES + 1) + IN_FLIGHT;
+        let created = gpu.created() - before;
+        assert!((2..=most).contains(&created), "{created}");
+    }
+
+    /// The staging buffers of a dropped download may still be mapped, so no other download gets
+    /// them.
+    #[test]
+    fn a_download_succeeds_after_one_was_dropped() {
+        let (_, gpu) = test_device();
+        let (data, buffer) = filled(&gpu, STAGING_BYTES / 4 * 5 / 2);
+        assert!(read(&gpu, &buffer, data.len()) == data);
+        for _ in 0..3 {
+            let ranges = [(&buffer, 0, data.len())];
+            let mut dropped = Box::pin(gpu.download::<f32>(&ranges, Wait::Async));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let _ = dropped.as_mut().poll(&mut context);
+            drop(dropped);
+            assert!(read(&gpu, &buffer, data.len()) == data);
+        }
+    }
+
+    /// Prints the rates of copies. `benches/NOTES.md`, "Copies between host and device", has the
+    /// command.
+    #[test]
+    #[ignore = "measures"]
+    fn rates_of_copies() {
+        let (_, gpu) = test_device();
+        for megabytes in [1, 8, 64, 256] {
+            let len = (megabytes << 20) / 4;
+            let data: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            let buffer = gpu.buffer("test", ElementType::F32.bytes(len));
+            let [mut touched, mut downloaded] = [(); 2].map(|()| vec![1.0; len]);
+            let sync = || pollster::block_on(gpu.sync(Wait::Block)).unwrap();
+            let rates = [
+                ("copy, touched memory", rate(len, &mut || touched.copy_from_slice(&data))),
+                ("copy, fresh memory", rate(len, &mut || drop(std::hint::black_box(data.clone())))),
+                (
+                    "upload",
+                    rate(len, &mut || {
+                        pollster::block_on(gpu.upload_large(&buffer, 0, &data)).unwrap();
+                        sync();
+                    }),
+                ),
+                (
+                    "download, touched memory",
+                    rate(len, &mut || {
+                        let to = Destination::slice(&mut downloaded);
+                        let downloads = vec![Download { buffer: &buffer, first: 0, len, to }];
+                        pollster::block_on(gpu.download_into(downloads, Wait::Block)).unwrap();
+                    }),
+                ),
+                (
+                    "download, fresh memory",
+                    rate(len, &mut || {
+                        let range = [(&buffer, 0, len)];
+                        let read = pollster::block_on(gpu.download::<f32>(&range, Wait::Block));
+                        drop(std::hint::black_box(read.unwrap()));
+                    }),
+                ),
+            ];
+            for (name, [median, least, most]) in rates {
+                println!("{megabytes:4} MiB {name:24} {median:6.2} GB/s ({least:.2} - {most:.2})");
+            }
+        }
+    }
+
+    /// Returns the median, the least and the most of 9 rates, in GB/s.
+    fn rate(len: usize, copy: &mut dyn FnMut()) -> [f64; 3] {
+        copy();
+        let mut rates: Vec<f64> = (0..9)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                copy();
+                ElementType::F32.bytes(len) as f64 / start.elapsed().as_secs_f64() / 1e9
+            })
+            .collect();
+        rates.sort_by(f64::total_cmp);
+        [rates[4], rates[0], rates[8]]
     }
 }

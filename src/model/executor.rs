@@ -1,12 +1,12 @@
 //! [`Executor`]: executes a run on an adapter, chunk by chunk.
 //!
 //! A run that is too large for one session is cut into chunks, which run one after the other. A
-//! [`ChunkedRun`] describes, as plain data, the uploads, schedules and reads of each chunk, and
-//! collects the results. The executor finds the chunks and their sessions and does the work. A run
-//! in one chunk takes the same path:
+//! [`ChunkedRun`] describes, as plain data, the uploads, schedules and reads of each chunk. Reads go
+//! straight to their place in the results. The executor finds the chunks and their sessions and
+//! does the work. A run in one chunk takes the same path:
 //!
 //! ```text
-//! SessionKey ─▶ planned chunks ─▶ for each: session ─▶ uploads ─▶ passes ─▶ reads ─▶ collect
+//! SessionKey ─▶ planned chunks ─▶ for each: session ─▶ uploads ─▶ passes ─▶ reads
 //! ```
 
 use std::borrow::Cow;
@@ -17,7 +17,7 @@ use ndarray::{CowArray, Ix3};
 
 use crate::error::Result;
 use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey, SessionPool};
-use crate::gpu::session::Session;
+use crate::gpu::session::{Read, Session};
 use crate::gpu::wait::Wait;
 use crate::plan::{BufferId, Mode, Pass, Plan, RunPurpose};
 use crate::spec::chunk::Chunk;
@@ -27,11 +27,13 @@ use crate::spec::options::RunOptions;
 use crate::spec::params::Params;
 
 mod input;
+mod results;
 mod states;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use input::RunInput;
+pub(crate) use results::{GradientResults, OutputResults};
 pub(crate) use states::{BackwardRun, ForwardRun, RecordedRun};
 
 /// A kind of run: the uploads, schedules, reads and results of each chunk.
@@ -47,15 +49,12 @@ pub(crate) trait ChunkedRun {
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if the host has no memory for a copy.
     fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>>;
 
-    /// Returns the buffer ranges to read after the passes. Without reads the executor does not wait
-    /// for the device.
-    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)>;
+    /// Returns the buffer ranges to read after the passes, and where their elements go. Without
+    /// reads the executor does not wait for the device.
+    fn reads<'s>(&'s mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<Read<'s, f32>>;
 
-    /// Stores the results of a chunk, in the order of [`Self::reads`].
-    ///
-    /// # Errors
-    /// The run's own errors.
-    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()>;
+    /// Ends a chunk, after its reads.
+    fn finish_chunk(&mut self, _at: &ChunkPosition<'_>) {}
 }
 
 /// The position of a chunk in its run.
@@ -144,8 +143,8 @@ pub(crate) trait Hooks {
         session.run(pass).await
     }
 
-    /// Runs before the reads.
-    fn before_read(&mut self) {}
+    /// Runs before the reads, which transfer `_bytes` bytes.
+    fn before_read(&mut self, _bytes: u64) {}
 
     /// Runs after the reads.
     fn after_read(&mut self) {}
@@ -287,13 +286,13 @@ impl<'a> Executor<'a> {
             hooks.run(session, pass, self.wait).await?;
         }
         let reads = run.reads(&position, session.plan());
-        hooks.before_read();
-        let results = match reads.is_empty() {
-            true => Vec::new(),
-            false => session.read(&reads, self.wait).await?,
-        };
+        hooks.before_read(reads.iter().map(|read| ElementType::F32.bytes(read.range.len())).sum());
+        if !reads.is_empty() {
+            session.read_into(reads, self.wait).await?;
+        }
         hooks.after_read();
-        run.collect(&position, results)
+        run.finish_chunk(&position);
+        Ok(())
     }
 
     fn position(&self, index: usize) -> ChunkPosition<'_> {

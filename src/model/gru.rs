@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ndarray::ArrayView3;
 
 use crate::cpu::{self, GradientsWanted};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_shape};
 use crate::gpu::pool::SessionPool;
 use crate::gpu::wait::Wait;
 use crate::lock::lock;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::{Device, DeviceTarget};
-use crate::model::executor::{AdapterModel, Executor, RecordedRun};
-use crate::model::output::Output;
+use crate::model::executor::{AdapterModel, Executor, OutputResults, RecordedRun};
+use crate::model::output::{Output, OutputMut};
 use crate::model::state::State;
 use crate::plan::{DeviceCaps, Mode, Plan, RunPurpose};
 use crate::reference;
@@ -283,6 +283,41 @@ impl Gru {
             |wait| self.run_forward(None, batch.into(), wait)
         }
 
+        /// Runs like [`Self::forward`], and writes y `[T, B, D·H]` and h_n `[L·D, B, H]` to the
+        /// caller's arrays. They may hold anything before, and hold the same bits afterwards as the
+        /// [`Output`] of `forward`. After an error their contents are unspecified.
+        ///
+        /// Use it for calls of one shape in a row: new memory costs a page fault for every 4 KiB,
+        /// which can take longer than the run itself.
+        ///
+        /// ```
+        /// use gru_wgpu::{Device, Gru, GruConfig, Init, OutputMut};
+        /// use ndarray::{Array3, s};
+        ///
+        /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 42, &Device::cpu())?;
+        /// let x = Array3::from_elem((10, 2, 3), 0.5); // T 10, B 2, I 3
+        /// let mut out = gru.forward(&x)?;
+        /// gru.forward_into(&x, &mut out)?; // the memory of the first call
+        ///
+        /// // Steps 20 to 29 of a longer array.
+        /// let (mut y, mut h_n) = (Array3::zeros((100, 2, 8)), Array3::zeros((1, 2, 8)));
+        /// let part = y.slice_mut(s![20..30, .., ..]);
+        /// gru.forward_into(&x, OutputMut::new(part, h_n.view_mut()))?;
+        /// assert_eq!(y.slice(s![20..30, .., ..]), out.y);
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// The errors of [`Self::forward`], and [`Error::Shape`] if an array has another shape than
+        /// the result. Wrong shapes are refused before anything runs.
+        pub fn forward_into, forward_into_async<'a, 'o>(
+            &self,
+            batch: impl Into<Batch<'a>>,
+            output: impl Into<OutputMut<'o>>,
+        ) -> Result<()> {
+            |wait| self.run_forward_into(None, batch.into(), output.into(), wait)
+        }
+
         /// Runs like [`Self::forward`], but starts from a state that an earlier run left on the
         /// device.
         ///
@@ -293,6 +328,20 @@ impl Gru {
             |wait| self.run_forward(Some(state), batch.into(), wait)
         }
 
+        /// Runs like [`Self::forward_from`], and writes the results to the caller's arrays as
+        /// [`Self::forward_into`] does.
+        ///
+        /// # Errors
+        /// The errors of [`Self::forward_from`] and [`Self::forward_into`].
+        pub fn forward_from_into, forward_from_into_async<'a, 'o>(
+            &self,
+            state: &State,
+            batch: impl Into<Batch<'a>>,
+            output: impl Into<OutputMut<'o>>,
+        ) -> Result<()> {
+            |wait| self.run_forward_into(Some(state), batch.into(), output.into(), wait)
+        }
+
         /// Runs the forward pass for training. Dropout and zoneout draw from the batch's seed, and
         /// the tape keeps the intermediate results for [`Self::backward`].
         ///
@@ -300,6 +349,19 @@ impl Gru {
         /// The errors of [`Self::forward`], and [`Error::NoSeed`].
         pub fn forward_train, forward_train_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
             |wait| self.run_forward_train(None, batch.into(), wait)
+        }
+
+        /// Runs like [`Self::forward_train`], and writes the results to the caller's arrays as
+        /// [`Self::forward_into`] does.
+        ///
+        /// # Errors
+        /// The errors of [`Self::forward_train`] and [`Self::forward_into`].
+        pub fn forward_train_into, forward_train_into_async<'a, 'o>(
+            &self,
+            batch: impl Into<Batch<'a>>,
+            output: impl Into<OutputMut<'o>>,
+        ) -> Result<Tape> {
+            |wait| self.run_forward_train_into(None, batch.into(), output.into(), wait)
         }
 
         /// Runs like [`Self::forward_train`], but starts from a state that an earlier run left on
@@ -334,6 +396,20 @@ impl Gru {
             |wait| self.run_forward_train(Some(state), batch.into(), wait)
         }
 
+        /// Runs like [`Self::forward_train_from`], and writes the results to the caller's arrays as
+        /// [`Self::forward_into`] does.
+        ///
+        /// # Errors
+        /// The errors of [`Self::forward_train_from`] and [`Self::forward_into`].
+        pub fn forward_train_from_into, forward_train_from_into_async<'a, 'o>(
+            &self,
+            state: &State,
+            batch: impl Into<Batch<'a>>,
+            output: impl Into<OutputMut<'o>>,
+        ) -> Result<Tape> {
+            |wait| self.run_forward_train_into(Some(state), batch.into(), output.into(), wait)
+        }
+
         /// Computes the gradients of the parameters, x, h0 and the reset state.
         ///
         /// `dy [T, B, D·H]` is the gradient of y and `dh_n [L·D, B, H]` the gradient of the last
@@ -352,6 +428,39 @@ impl Gru {
         ) -> Result<Gradients> {
             |wait| self.run_backward(tape, dy, dh_n, GradientsWanted::All, wait)
         }
+
+        /// Runs like [`Self::backward`], and replaces the values of the caller's gradients, those of
+        /// an earlier [`Self::backward`] of the same shapes. On an adapter their memory is reused.
+        /// After an error their contents are unspecified.
+        ///
+        /// ```
+        /// use gru_wgpu::{Device, Gradients, Gru, GruConfig, Init};
+        /// use ndarray::Array3;
+        ///
+        /// let gru = Gru::new(GruConfig::pytorch(3, 8), Init::Uniform, 1, &Device::cpu())?;
+        /// let x = Array3::ones((10, 2, 3));
+        /// let (mut out, tape) = gru.forward_train(&x)?;
+        /// let mut grads = gru.backward(tape, Some(out.y.view()), None)?;
+        /// for _ in 0..3 {
+        ///     let tape = gru.forward_train_into(&x, &mut out)?;
+        ///     gru.backward_into(tape, Some(out.y.view()), None, &mut grads)?;
+        /// }
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// The errors of [`Self::backward`], and [`Error::Shape`] or [`Error::ParameterLayout`] if
+        /// the caller's gradients belong to another shape or another model. They are refused before
+        /// anything runs.
+        pub fn backward_into, backward_into_async(
+            &self,
+            tape: Tape,
+            dy: Option<ArrayView3<'_, f32>>,
+            dh_n: Option<ArrayView3<'_, f32>>,
+            gradients: &mut Gradients,
+        ) -> Result<()> {
+            |wait| self.run_backward_into(tape, dy, dh_n, gradients, wait)
+        }
     }
 
     pub(crate) async fn run_forward(
@@ -360,19 +469,38 @@ impl Gru {
         batch: Batch<'_>,
         wait: Wait,
     ) -> Result<Output> {
+        Ok(self.infer(state, batch, None, wait).await?.finish())
+    }
+
+    async fn run_forward_into(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        output: OutputMut<'_>,
+        wait: Wait,
+    ) -> Result<()> {
+        self.infer(state, batch, Some(output), wait).await?.finish();
+        Ok(())
+    }
+
+    /// Runs the forward pass for inference. The results go to `given`, or to new arrays.
+    async fn infer<'o>(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        given: Option<OutputMut<'o>>,
+        wait: Wait,
+    ) -> Result<OutputResults<'o>> {
         let (batch, shape) = self.check(state, batch.reborrow())?;
-        match &self.pool {
-            None => {
-                let (y, h_n) = cpu::forward(&self.params, self.cpu_weights(), batch)?;
-                Ok(Output { y, h_n })
-            }
-            Some(_) => {
-                let mode = Mode::Inference;
-                let (output, _) =
-                    self.on_adapter()?.forward(shape, mode, state, batch, wait).await?;
-                Ok(output)
-            }
+        if self.pool.is_some() {
+            let run = (shape, Mode::Inference);
+            return Ok(self.on_adapter()?.forward(run, state, batch, given, wait).await?.0);
         }
+        let mut results = OutputResults::new(shape, given, false)?;
+        let (weights, y) = (self.cpu_weights(), results.y.view_mut());
+        let h_n = cpu::forward_into(&self.params, weights, batch, y)?;
+        results.h_n.view_mut().assign(&h_n);
+        Ok(results)
     }
 
     pub(crate) async fn run_forward_train(
@@ -381,25 +509,51 @@ impl Gru {
         batch: Batch<'_>,
         wait: Wait,
     ) -> Result<(Output, Tape)> {
+        let (results, tape) = self.record(state, batch, None, wait).await?;
+        Ok((results.finish(), tape))
+    }
+
+    async fn run_forward_train_into(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        output: OutputMut<'_>,
+        wait: Wait,
+    ) -> Result<Tape> {
+        let (results, tape) = self.record(state, batch, Some(output), wait).await?;
+        results.finish();
+        Ok(tape)
+    }
+
+    /// Runs the forward pass for training. The results go to `given`, or to new arrays.
+    async fn record<'o>(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        given: Option<OutputMut<'o>>,
+        wait: Wait,
+    ) -> Result<(OutputResults<'o>, Tape)> {
         let (batch, shape) = self.check(state, batch.reborrow())?;
         batch.noise(&self.config, Mode::Training)?;
-        let (output, record) = match &self.pool {
+        let (results, record) = match &self.pool {
             None => {
+                let mut results = OutputResults::new(shape, given, false)?;
                 let cached = lock(&self.cached_trace).take();
                 let (weights, options) = (self.cpu_weights(), self.options);
-                let ran = cpu::forward_train(&self.params, weights, batch, options, cached)?;
-                let (y, trace) = ran;
-                (Output { y, h_n: trace.h_n().clone() }, TapeRecord::Cpu(Box::new(trace)))
+                let (params, y) = (&self.params, results.y.view_mut());
+                let trace = cpu::forward_train_into(params, weights, batch, options, cached, y)?;
+                results.h_n.view_mut().assign(trace.h_n());
+                (results, TapeRecord::Cpu(Box::new(trace)))
             }
             Some(_) => {
-                let mode = Mode::Training;
-                let ran = self.on_adapter()?.forward(shape, mode, state, batch, wait).await;
-                let (output, recorded) = ran?;
-                (output, TapeRecord::Gpu(recorded))
+                let run = (shape, Mode::Training);
+                let ran = self.on_adapter()?.forward(run, state, batch, given, wait).await;
+                let (results, recorded) = ran?;
+                (results, TapeRecord::Gpu(recorded))
             }
         };
         let (model, version) = (self.id, self.version);
-        Ok((output, Tape { model, version, shape, record }))
+        Ok((results, Tape { model, version, shape, record }))
     }
 
     /// Computes the gradients that `wanted` names. An adapter always computes all of them.
@@ -411,6 +565,46 @@ impl Gru {
         wanted: GradientsWanted,
         wait: Wait,
     ) -> Result<Gradients> {
+        let computed = self.differentiate(tape, (dy, dh_n), wanted, None, wait).await?;
+        Ok(computed.expect("without gradients of the caller there are new ones"))
+    }
+
+    async fn run_backward_into(
+        &self,
+        tape: Tape,
+        dy: Option<ArrayView3<'_, f32>>,
+        dh_n: Option<ArrayView3<'_, f32>>,
+        gradients: &mut Gradients,
+        wait: Wait,
+    ) -> Result<()> {
+        let [expected, got] = [&self.params, &gradients.params].map(Params::layout);
+        check_config(&self.config, got.config())?;
+        check_shape("dparams", &[expected.flat_len()], &[got.flat_len()])?;
+        let state = tape.shape.state();
+        for (what, expected, got) in [
+            ("dx", tape.shape.x(), &gradients.x),
+            ("dh0 [L·D, B, H]", state, &gradients.h0),
+            ("the gradient of the reset state [L·D, B, H]", state, &gradients.reset_state),
+        ] {
+            check_shape(what, &expected, got.shape())?;
+        }
+        let (wanted, given) = (GradientsWanted::All, Some(&mut *gradients));
+        if let Some(new) = self.differentiate(tape, (dy, dh_n), wanted, given, wait).await? {
+            *gradients = new;
+        }
+        Ok(())
+    }
+
+    /// Runs the backward pass from the gradients of y and of the last states. On an adapter the
+    /// results go to `given`; otherwise they are returned.
+    async fn differentiate(
+        &self,
+        tape: Tape,
+        (dy, dh_n): (Option<ArrayView3<'_, f32>>, Option<ArrayView3<'_, f32>>),
+        wanted: GradientsWanted,
+        given: Option<&mut Gradients>,
+        wait: Wait,
+    ) -> Result<Option<Gradients>> {
         self.device.check_process()?;
         if tape.model != self.id {
             return Err(Error::Tape("another model recorded it"));
@@ -424,10 +618,10 @@ impl Gru {
                 let weights = self.cpu_weights();
                 let gradients = cpu::backward(&self.params, weights, &mut trace, dy, dh_n, wanted)?;
                 *lock(&self.cached_trace) = Some(*trace);
-                Ok(gradients)
+                Ok(Some(gradients))
             }
             TapeRecord::Gpu(recorded) => {
-                self.on_adapter()?.backward(recorded, dy, dh_n, wait).await
+                self.on_adapter()?.backward(recorded, dy, dh_n, given, wait).await
             }
         }
     }
@@ -488,12 +682,7 @@ impl Gru {
     /// forked.
     pub(crate) fn check_usable(&self) -> Result<()> {
         self.device.check_process()?;
-        let got = self.params.layout().config();
-        if *got == self.config {
-            return Ok(());
-        }
-        let (expected, got) = (self.config.to_string(), got.to_string());
-        Err(Error::ParameterLayout { expected, got })
+        check_config(&self.config, self.params.layout().config())
     }
 
     /// Lets a learner update the parameters on the adapter. The host's copy is stale from now on.
@@ -508,4 +697,17 @@ impl Gru {
             pool.release_params();
         }
     }
+}
+
+/// Checks that the parameters of a model, or the gradients of its parameters, have its
+/// configuration.
+///
+/// # Errors
+/// [`Error::ParameterLayout`].
+fn check_config(expected: &GruConfig, got: &GruConfig) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    let (expected, got) = (expected.to_string(), got.to_string());
+    Err(Error::ParameterLayout { expected, got })
 }

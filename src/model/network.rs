@@ -1,17 +1,17 @@
 //! [`Network`]: a GRU with a linear head, for inference.
 
-use std::ops::Range;
-
 use ndarray::{Array2, Array3, ArrayD, s};
 
 use crate::cpu;
-use crate::error::{Result, try_lazy_zeros};
+use crate::error::{Result, try_lazy_zeros, try_with_capacity};
+use crate::gpu::host_copy::Destination;
+use crate::gpu::session::Read;
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::executor::{ChunkPosition, ChunkedRun, Executor, RunInput, Upload, UploadData};
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, Mode, Plan, RunPurpose, StateSlot};
+use crate::plan::{Mode, Plan, RunPurpose, StateSlot};
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
 use crate::spec::head::{Head, Readout};
@@ -200,9 +200,11 @@ impl Network {
         let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
         let input = CarriedInput::new(&executor, batch).await?;
         let len = self.head.rows(shape) * self.head.outputs;
-        // A run in one chunk needs no array of its own: `collect` stores the chunk's outputs.
-        let allocated = if executor.is_chunked() { len } else { 0 };
-        let outputs = try_lazy_zeros("the outputs", allocated)?;
+        let outputs = match executor.is_chunked() {
+            true => try_lazy_zeros("the outputs", len)?,
+            // The one read appends them.
+            false => try_with_capacity("the outputs", len)?,
+        };
         let mut run = OutputRun { input, head: self.head, shape, outputs };
         executor.run(&mut run).await?;
         Ok(self.shape_outputs(shape, run.outputs))
@@ -219,7 +221,8 @@ impl Network {
         let (mode, purpose) = (Mode::Inference, RunPurpose::Evaluation(*loss));
         let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
         let input = CarriedInput::new(&executor, batch.reborrow()).await?;
-        let mut run = EvaluationRun { input, head: self.head, shape, targets, sums: Vec::new() };
+        let (sums, of_chunk) = Default::default();
+        let mut run = EvaluationRun { input, head: self.head, shape, targets, sums, of_chunk };
         executor.run(&mut run).await?;
         let sum = |column: usize| run.sums.iter().map(|sums| f64::from(sums[column])).sum::<f64>();
         let has_classes = matches!(targets.targets, TargetData::Classes(_));
@@ -252,16 +255,14 @@ impl<'a> CarriedInput<'a> {
         self.input.uploads(at, plan, carried.map(|h_n| h_n.view()))
     }
 
-    /// Returns the range of the last states to read if another chunk may start from them.
-    fn read(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Option<(BufferId, Range<usize>)> {
-        let last = (plan.run_buffers().states, StateSlot::Last.range(at.shape));
-        (!at.is_whole).then_some(last)
-    }
-
-    fn collect(&mut self, at: &ChunkPosition<'_>, h_n: Option<Vec<f32>>) {
-        let to_array =
-            |h_n| Array3::from_shape_vec(at.shape.state(), h_n).expect("the length matches");
-        self.h_n = h_n.map(to_array);
+    /// Returns the read of the last states if another chunk may start from them.
+    fn read(&mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Option<Read<'_, f32>> {
+        if at.is_whole {
+            return None;
+        }
+        let h_n = self.h_n.insert(Array3::zeros(at.shape.state()));
+        let (buffer, range) = (plan.run_buffers().states, StateSlot::Last.range(at.shape));
+        Some(Read { buffer, range, to: Destination::rows(h_n.view_mut()) })
     }
 }
 
@@ -278,27 +279,21 @@ impl ChunkedRun for OutputRun<'_> {
         self.input.uploads(at, plan)
     }
 
-    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
-        let outputs = 0..self.head.rows(at.shape) * self.head.outputs;
-        let outputs = (plan.head_buffers().outputs, outputs);
-        std::iter::once(outputs).chain(self.input.read(at, plan)).collect()
-    }
-
-    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
-        let mut results = results.into_iter();
-        let outputs = results.next().expect("the outputs were read");
-        self.input.collect(at, results.next());
-        if at.is_whole {
-            self.outputs = outputs;
-            return Ok(());
-        }
+    fn reads<'s>(&'s mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<Read<'s, f32>> {
         let width = self.head.outputs;
-        let rows = self.head.rows_of(at.chunk, self.shape).into_iter();
-        for (row, numbers) in rows.zip(outputs.chunks(width)) {
-            // Of several chunks with the same row, the last one has the row's output.
-            self.outputs[width * row..][..width].copy_from_slice(numbers);
-        }
-        Ok(())
+        let to = match at.is_whole {
+            true => Destination::Vec(&mut self.outputs),
+            false => {
+                let mut rows: Vec<_> = self.outputs.chunks_mut(width).map(Some).collect();
+                // Of several chunks with the same row, the last one has the row's output.
+                let of_chunk = self.head.rows_of(at.chunk, self.shape).into_iter();
+                let row = |row: usize| rows[row].take().expect("a chunk has each row once");
+                Destination::Slices(of_chunk.map(row).collect())
+            }
+        };
+        let range = 0..self.head.rows(at.shape) * width;
+        let outputs = Read { buffer: plan.head_buffers().outputs, range, to };
+        std::iter::once(outputs).chain(self.input.read(at, plan)).collect()
     }
 }
 
@@ -310,6 +305,8 @@ struct EvaluationRun<'a> {
     targets: &'a PreparedTargets,
     /// Loss and number of correct rows, for each chunk that counts.
     sums: Vec<[f32; 2]>,
+    /// Those of the current chunk.
+    of_chunk: [f32; 2],
 }
 
 impl ChunkedRun for EvaluationRun<'_> {
@@ -319,21 +316,18 @@ impl ChunkedRun for EvaluationRun<'_> {
         Ok(uploads)
     }
 
-    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
-        let sums = (plan.loss_buffers().sum, 0..2);
+    fn reads<'s>(&'s mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<Read<'s, f32>> {
+        let to = Destination::slice(&mut self.of_chunk);
+        let sums = Read { buffer: plan.loss_buffers().sum, range: 0..2, to };
         std::iter::once(sums).chain(self.input.read(at, plan)).collect()
     }
 
-    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
-        let mut results = results.into_iter();
-        let sums = results.next().expect("the sums were read");
-        self.input.collect(at, results.next());
+    fn finish_chunk(&mut self, at: &ChunkPosition<'_>) {
         if at.continues() && self.head.readout == Readout::LastState {
             // The previous chunk's states were not the last states, so its sums do not count.
             self.sums.pop();
         }
-        self.sums.push([sums[0], sums[1]]);
-        Ok(())
+        self.sums.push(self.of_chunk);
     }
 }
 

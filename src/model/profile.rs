@@ -1,7 +1,6 @@
 //! [`Profile`]: the time of each part of a run, by the clocks of the host and the adapter.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::time::Duration;
 
 use ndarray::ArrayView3;
@@ -9,14 +8,14 @@ use ndarray::ArrayView3;
 use crate::cpu::GradientsWanted;
 use crate::error::Result;
 use crate::gpu::clock::Instant;
-use crate::gpu::session::{Session, Timing};
+use crate::gpu::session::{Read, Session, Timing};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::executor::{
     BackwardRun, ChunkPosition, ChunkedRun, Executor, ForwardRun, Hooks, RunInput, Upload,
 };
 use crate::model::gru::Gru;
-use crate::plan::{BufferId, Dispatch, Mode, Pass, Plan, RunPurpose, Stage};
+use crate::plan::{Dispatch, Mode, Pass, Plan, RunPurpose, Stage};
 use crate::reference;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
@@ -45,6 +44,10 @@ pub struct Profile {
     pub backward: Duration,
     /// The download of the results, by the host's clock. Zero on the CPU.
     pub download: Duration,
+    /// The bytes of the inputs that were uploaded. Zero on the CPU.
+    pub upload_bytes: u64,
+    /// The bytes of the results that were downloaded, to new memory. Zero on the CPU.
+    pub download_bytes: u64,
     /// The clock that measured `forward`, `backward` and `kernels`.
     pub time_source: TimeSource,
     /// The kernels, slowest first. Empty except after [`Gru::profile`] on an adapter.
@@ -52,6 +55,23 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// Returns a profile of nothing, by the host's clock.
+    fn zero() -> Self {
+        let [upload, forward, backward, download] = [Duration::ZERO; 4];
+        let [upload_bytes, download_bytes] = [0; 2];
+        let (time_source, kernels) = (TimeSource::Host, Vec::new());
+        Self {
+            upload,
+            forward,
+            backward,
+            download,
+            upload_bytes,
+            download_bytes,
+            time_source,
+            kernels,
+        }
+    }
+
     /// Returns the time of forward and backward, with all data on the device.
     pub fn compute(&self) -> Duration {
         self.forward + self.backward
@@ -185,14 +205,8 @@ impl Gru {
                 (forward, start.elapsed())
             }
         };
-        Ok(Profile {
-            upload: Duration::ZERO,
-            forward,
-            backward: if dy.is_some() { end - forward } else { Duration::ZERO },
-            download: Duration::ZERO,
-            time_source: TimeSource::Host,
-            kernels: Vec::new(),
-        })
+        let backward = if dy.is_some() { end - forward } else { Duration::ZERO };
+        Ok(Profile { forward, backward, ..Profile::zero() })
     }
 
     /// Times the chunks one after the other. Each chunk starts from the batch's first states, not
@@ -209,26 +223,25 @@ impl Gru {
         let mut executor =
             Executor::new(self.on_adapter()?, shape, mode, RunPurpose::States, wait)?;
         let input = RunInput::new(&executor, None, batch.reborrow()).await?;
-        let forward = ForwardRun::new(&executor, input)?;
-        let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None);
+        let forward = ForwardRun::new(&executor, input, None)?;
+        let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None, None);
         let backward = dy.map(backward).transpose()?;
         let mut timer = PhaseTimer::new(by_kernel);
         executor.run_with(&mut TimedRun { forward, backward }, &mut timer).await?;
         let has_timestamps = self.session_pool()?.gpu().timestamp_period().is_some();
         let time_source = if has_timestamps { TimeSource::Adapter } else { TimeSource::Host };
-        let PhaseTimer { upload, forward, backward, download, kernels, .. } = timer;
-        let kernels = kernels.map(KernelTimes::into_sorted).unwrap_or_default();
-        Ok(Profile { upload, forward, backward, download, time_source, kernels })
+        let kernels = timer.kernels.map(KernelTimes::into_sorted).unwrap_or_default();
+        Ok(Profile { time_source, kernels, ..timer.profile })
     }
 }
 
 /// A run whose results are discarded: forward, then in training backward.
-struct TimedRun<'a> {
-    forward: ForwardRun<'a>,
-    backward: Option<BackwardRun<'a>>,
+struct TimedRun<'a, 'o> {
+    forward: ForwardRun<'a, 'o>,
+    backward: Option<BackwardRun<'a, 'o>>,
 }
 
-impl ChunkedRun for TimedRun<'_> {
+impl ChunkedRun for TimedRun<'_, '_> {
     fn passes(&self) -> &'static [Pass] {
         if self.backward.is_some() { &[Pass::Forward, Pass::Backward] } else { &[Pass::Forward] }
     }
@@ -242,13 +255,9 @@ impl ChunkedRun for TimedRun<'_> {
         Ok(uploads)
     }
 
-    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
-        let backward = self.backward.iter().flat_map(|backward| backward.reads(at, plan));
+    fn reads<'s>(&'s mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<Read<'s, f32>> {
+        let backward = self.backward.iter_mut().flat_map(|backward| backward.reads(at, plan));
         self.forward.reads(at, plan).into_iter().chain(backward).collect()
-    }
-
-    fn collect(&mut self, _: &ChunkPosition<'_>, _: Vec<Vec<f32>>) -> Result<()> {
-        Ok(())
     }
 }
 
@@ -256,32 +265,30 @@ impl ChunkedRun for TimedRun<'_> {
 struct PhaseTimer {
     /// The start of the current phase.
     start: Instant,
-    upload: Duration,
-    forward: Duration,
-    backward: Duration,
-    download: Duration,
+    /// The times and bytes so far, without kernels.
+    profile: Profile,
     /// `Some` to time each kernel.
     kernels: Option<KernelTimes>,
 }
 
 impl PhaseTimer {
     fn new(by_kernel: bool) -> Self {
-        let [upload, forward, backward, download] = [Duration::ZERO; 4];
         let kernels = by_kernel.then(KernelTimes::default);
-        Self { start: Instant::now(), upload, forward, backward, download, kernels }
+        Self { start: Instant::now(), profile: Profile::zero(), kernels }
     }
 }
 
 impl Hooks for PhaseTimer {
-    async fn before_upload(&mut self, session: &Session, _: u64, wait: Wait) -> Result<()> {
+    async fn before_upload(&mut self, session: &Session, bytes: u64, wait: Wait) -> Result<()> {
         session.gpu().sync(wait).await?;
+        self.profile.upload_bytes += bytes;
         self.start = Instant::now();
         Ok(())
     }
 
     async fn after_upload(&mut self, session: &Session, wait: Wait) -> Result<()> {
         session.gpu().sync(wait).await?;
-        self.upload += self.start.elapsed();
+        self.profile.upload += self.start.elapsed();
         Ok(())
     }
 
@@ -291,18 +298,19 @@ impl Hooks for PhaseTimer {
             None => session.time(pass, wait).await?,
         };
         match pass {
-            Pass::Forward => self.forward += time,
-            Pass::Backward => self.backward += time,
+            Pass::Forward => self.profile.forward += time,
+            Pass::Backward => self.profile.backward += time,
         }
         Ok(())
     }
 
-    fn before_read(&mut self) {
+    fn before_read(&mut self, bytes: u64) {
+        self.profile.download_bytes += bytes;
         self.start = Instant::now();
     }
 
     fn after_read(&mut self) {
-        self.download += self.start.elapsed();
+        self.profile.download += self.start.elapsed();
     }
 }
 

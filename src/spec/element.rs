@@ -41,7 +41,7 @@ impl fmt::Display for ElementType {
 }
 
 /// A host type with the same bytes as an element of a device buffer.
-pub(crate) trait BufferElement: bytemuck::Pod {
+pub(crate) trait BufferElement: bytemuck::Pod + Send + Sync {
     const TYPE: ElementType;
 }
 

@@ -9,6 +9,7 @@ mod device_lost;
 mod dropout;
 mod embed;
 mod errors;
+mod into;
 mod kernels;
 mod lengths;
 mod limits;

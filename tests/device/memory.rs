@@ -63,7 +63,10 @@ fn a_plan_predicts_the_memory_of_a_run() {
     let (device, counted) = open();
     // wgpu's own buffers have been freed, and the kernels exist.
     let first = Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, &device).unwrap();
-    first.forward(&Array3::ones((1, 1, 1))).unwrap();
+    // A small and a large download: the device keeps their staging buffers.
+    for steps in [1, 20_000] {
+        first.forward(&Array3::ones((steps, 1, 1))).unwrap();
+    }
     drop(first);
     let deep = GruConfig::pytorch(3, 17).with_layers(2).with_direction(Direction::Both);
     for (config, [steps, batch]) in [

@@ -18,11 +18,11 @@ use gru_wgpu::plan::{self, DeviceCaps, Limits, Mode, Plan};
 use gru_wgpu::{
     Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint, DataFingerprints, Device,
     DeviceKind, Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner,
-    LearnerConfig, Loss, Network, Optimizer, OptimizerState, Order, ParamLayout, Params,
+    LearnerConfig, Loss, Network, Optimizer, OptimizerState, Order, OutputMut, ParamLayout, Params,
     Recurrence, Reset, RunOptions, Schedule, Shape, Target, Trainer, TrainerConfig, TrainingBatch,
     Update, check, reference, wgpu,
 };
-use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn};
+use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn, s};
 use pollster::block_on;
 
 /// The expected result of a call.
@@ -555,6 +555,7 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     ];
     let (output, tape) = gru.forward_train(&x).unwrap();
     let state = tape.state().unwrap();
+    let out = || output.clone();
     for (what, batch) in batches {
         t.row("Gru::forward", what, Refused, || gru.forward(batch));
         t.row("Gru::forward_async", what, Refused, || block_on(gru.forward_async(batch)));
@@ -569,6 +570,28 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
         t.row("Gru::forward_train_from", what, Refused, || gru.forward_train_from(&state, batch));
         t.row("Gru::forward_train_from_async", what, Refused, || {
             block_on(gru.forward_train_from_async(&state, batch))
+        });
+        t.row("Gru::forward_into", what, Refused, || gru.forward_into(batch, &mut out()));
+        t.row("Gru::forward_into_async", what, Refused, || {
+            block_on(gru.forward_into_async(batch, &mut out()))
+        });
+        t.row("Gru::forward_train_into", what, Refused, || {
+            gru.forward_train_into(batch, &mut out())
+        });
+        t.row("Gru::forward_train_into_async", what, Refused, || {
+            block_on(gru.forward_train_into_async(batch, &mut out()))
+        });
+        t.row("Gru::forward_from_into", what, Refused, || {
+            gru.forward_from_into(&state, batch, &mut out())
+        });
+        t.row("Gru::forward_from_into_async", what, Refused, || {
+            block_on(gru.forward_from_into_async(&state, batch, &mut out()))
+        });
+        t.row("Gru::forward_train_from_into", what, Refused, || {
+            gru.forward_train_from_into(&state, batch, &mut out())
+        });
+        t.row("Gru::forward_train_from_into_async", what, Refused, || {
+            block_on(gru.forward_train_from_into_async(&state, batch, &mut out()))
         });
         t.row("Gru::time", what, Refused, || gru.time(batch, None));
         t.row("Gru::time_async", what, Refused, || block_on(gru.time_async(batch, None)));
@@ -616,13 +639,34 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
         ("dh_n of another shape", None, Some(x.view())),
         ("dy of nothing", Some(empty.view()), None),
     ];
+    let gradients = || {
+        let (out, tape) = gru.forward_train(&x).unwrap();
+        gru.backward(tape, Some(out.y.view()), None).unwrap()
+    };
     for (what, dy, dh_n) in wrong {
         let tape = || gru.forward_train(&x).map(|(_, tape)| tape);
         t.row("Gru::backward", what, Refused, || gru.backward(tape()?, dy, dh_n));
         t.row("Gru::backward_async", what, Refused, || {
             block_on(gru.backward_async(tape()?, dy, dh_n))
         });
+        t.row("Gru::backward_into", what, Refused, || {
+            gru.backward_into(tape()?, dy, dh_n, &mut gradients())
+        });
+        t.row("Gru::backward_into_async", what, Refused, || {
+            block_on(gru.backward_into_async(tape()?, dy, dh_n, &mut gradients()))
+        });
     }
+    t.row("Gru::forward_into OutputMut::new", "arrays of another shape", Refused, || {
+        let (mut y, mut h_n) = (nan.clone(), nan.clone());
+        gru.forward_into(&x, OutputMut::new(y.slice_mut(s![1.., .., ..]), h_n.view_mut()))
+    });
+    t.row("Gru::backward_into", "gradients of another model", Refused, || {
+        let (_, tape) = gru.forward_train(&x)?;
+        let wider = Gru::new(GruConfig::new(1, 1), Init::Uniform, 1, device)?;
+        let (out, wider_tape) = wider.forward_train(&Array3::ones((1, 1, 1)))?;
+        let mut gradients = wider.backward(wider_tape, Some(out.y.view()), None)?;
+        gru.backward_into(tape, Some(output.y.view()), None, &mut gradients)
+    });
     t.row("Gru::backward", "another model's tape", Refused, || {
         other.backward(tape, Some(output.y.view()), None)
     });

@@ -58,17 +58,29 @@ fn assert_consistent(object: &Value) {
     }
     assert!(object["repeats"].is_u64() && object["version"].is_string());
     let [device, adapter] = ["device", "adapter"].map(|name| object[name].as_str());
+    assert!(number(object, "into_ms") > 0.0, "{object}");
+    let rates = ["upload", "upload_copy", "download", "download_copy", "download_new_copy"];
+    let rates = rates.map(|name| format!("{name}_gbytes_per_s"));
     let on_adapter = ["adapter_kind", "backend", "driver", "dispatches", "plan_bytes"];
     match device {
         Some("cpu") => {
             assert!(adapter.is_none() && object["compute_clock"] == "host", "{object}");
             assert!(on_adapter.iter().all(|&name| object[name].is_null()), "{object}");
+            assert!(rates.iter().all(|name| object[name].is_null()), "{object}");
         }
         _ => {
             let info = crate::common::adapter().adapter().unwrap();
             assert_eq!(adapter, Some(info.name.as_str()));
             assert_eq!(object["adapter_kind"], info.kind.to_string());
             assert!(on_adapter.iter().all(|&name| !object[name].is_null()), "{object}");
+            assert!(rates.iter().all(|name| number(object, name) > 0.0), "{object}");
+            let [t, b, i, h] = [0, 1, 2, 3].map(|at| object["shape"][at].as_u64().unwrap());
+            let directions = if object["bidirectional"] == true { 2 } else { 1 };
+            let states = object["layers"].as_u64().unwrap() * directions * b * h;
+            if object["mode"] == "forward" {
+                assert_eq!(object["upload_bytes"], 4 * t * b * i, "{object}");
+                assert_eq!(object["download_bytes"], 4 * (t * b * directions * h + states));
+            }
         }
     }
 }

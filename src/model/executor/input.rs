@@ -115,11 +115,6 @@ pub(super) fn array_or_zeros(array: Option<ArrayView3<'_, f32>>) -> UploadData<'
     array.map_or(UploadData::Zeros, |array| UploadData::Array(array.into()))
 }
 
-/// Makes an array of `shape` from the data that was read for it.
-pub(super) fn to_array(shape: [usize; 3], data: Vec<f32>) -> Array3<f32> {
-    Array3::from_shape_vec(shape, data).expect("the plan and the shape have the same sizes")
-}
-
 /// Copies an array into standard layout. `what` names the copy in an error.
 pub(super) fn try_owned(what: &'static str, view: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
     let mut copy: Array3<f32> = try_array(what, view.dim())?;

@@ -4,22 +4,25 @@ use std::ops::Range;
 
 use ndarray::{Array3, ArrayView3};
 
-use super::input::{array_or_zeros, to_array};
+use super::input::array_or_zeros;
 use super::{
-    AdapterModel, ChunkPosition, ChunkedRun, Executor, ExecutorChunk, RunInput, Upload, UploadData,
+    AdapterModel, ChunkPosition, ChunkedRun, Executor, ExecutorChunk, GradientResults,
+    OutputResults, RunInput, Upload, UploadData,
 };
-use crate::error::{Result, try_array};
+use crate::error::{Result, try_array, try_with_capacity};
+use crate::gpu::host_copy::Destination;
 use crate::gpu::pool::SessionKey;
-use crate::gpu::session::Session;
+use crate::gpu::session::{Read, Session};
+use crate::gpu::transfer::Download;
 use crate::gpu::wait::Wait;
-use crate::model::output::Output;
+use crate::model::output::OutputMut;
 use crate::model::state::State;
 use crate::plan::{BufferId, Mode, Pass, Plan, RunBuffers, RunPurpose, StateSlot, TrainingBuffers};
 use crate::spec::batch::Batch;
 use crate::spec::chunk::Chunk;
 use crate::spec::config::{Layout, Shape};
 use crate::spec::element::ElementType::F32;
-use crate::spec::params::{Gradients, ParamLayout, Params};
+use crate::spec::params::Gradients;
 
 /// A forward pass in training, kept for the backward pass: its chunks in the order in which they
 /// ran, with their sessions.
@@ -53,10 +56,10 @@ impl RecordedRun {
         let mut all: Array3<f32> = try_array("the states", shape)?;
         // Of several chunks with the same rows, the last one has the last states.
         for (chunk, session, states, range) in self.last_states() {
-            let source = (session.buffer(states), range.start, range.len());
-            let read = gpu.download(&[source], wait).await?.swap_remove(0);
-            let shape = chunk.shape(self.key.shape).state();
-            chunk.of_states(all.view_mut()).assign(&to_array(shape, read));
+            let (first, len) = (range.start, range.len());
+            let to = Destination::rows(chunk.of_states(all.view_mut()));
+            let download = Download { buffer: session.buffer(states), first, len, to };
+            gpu.download_into(vec![download], wait).await?;
         }
         let make = || {
             let buffer = gpu.buffer("state", F32.bytes(all.len()));
@@ -82,117 +85,126 @@ impl<'a> Executor<'a> {
 }
 
 impl AdapterModel<'_> {
-    /// Runs the forward pass. In training the returned run holds what the backward pass needs.
-    pub(in crate::model) async fn forward<'a>(
+    /// Runs the forward pass. The results go to `given`, or to new arrays. In training the returned
+    /// run holds what the backward pass needs.
+    pub(in crate::model) async fn forward<'a, 'o>(
         self,
-        shape: Shape,
-        mode: Mode,
+        (shape, mode): (Shape, Mode),
         state: Option<&'a State>,
         batch: Batch<'a>,
+        given: Option<OutputMut<'o>>,
         wait: Wait,
-    ) -> Result<(Output, RecordedRun)> {
+    ) -> Result<(OutputResults<'o>, RecordedRun)> {
         let mut executor = Executor::new(self, shape, mode, RunPurpose::States, wait)?;
         let input = RunInput::new(&executor, state, batch).await?;
-        let mut run = ForwardRun::new(&executor, input)?;
+        let mut run = ForwardRun::new(&executor, input, given)?;
         if mode == Mode::Training {
             executor.hold_sessions().await?;
         }
         executor.run(&mut run).await?;
-        Ok((run.into_output(), executor.into_recorded()))
+        Ok((run.results, executor.into_recorded()))
     }
 
+    /// Runs the backward pass. The results go to `given`, or are returned.
     pub(in crate::model) async fn backward(
         self,
         recorded: RecordedRun,
         dy: Option<ArrayView3<'_, f32>>,
         dh_n: Option<ArrayView3<'_, f32>>,
+        given: Option<&mut Gradients>,
         wait: Wait,
-    ) -> Result<Gradients> {
+    ) -> Result<Option<Gradients>> {
         let mut executor = Executor::from_recorded(self, recorded, wait);
-        let mut run = BackwardRun::new(&executor, dy, dh_n)?;
+        let mut run = BackwardRun::new(&executor, dy, dh_n, given)?;
         executor.run(&mut run).await?;
-        Ok(run.into_gradients())
+        Ok(run.results.finish())
     }
 }
 
 /// A forward pass: reads x and the first states, returns y and the last states.
-pub(crate) struct ForwardRun<'a> {
+pub(crate) struct ForwardRun<'a, 'o> {
     input: RunInput<'a>,
     layout: Layout,
-    output: Option<Output>,
+    results: OutputResults<'o>,
 }
 
-impl<'a> ForwardRun<'a> {
-    pub fn new(executor: &Executor<'_>, input: RunInput<'a>) -> Result<Self> {
+impl<'a, 'o> ForwardRun<'a, 'o> {
+    pub fn new(
+        executor: &Executor<'_>,
+        input: RunInput<'a>,
+        given: Option<OutputMut<'o>>,
+    ) -> Result<Self> {
         let shape = executor.shape();
-        let output = executor.is_chunked().then(|| Output::zeros(shape)).transpose()?;
-        Ok(Self { input, layout: shape.layout, output })
-    }
-
-    fn into_output(self) -> Output {
-        self.output.expect("a run has at least one chunk")
+        let results = OutputResults::new(shape, given, !executor.is_chunked())?;
+        Ok(Self { input, layout: shape.layout, results })
     }
 }
 
-impl ChunkedRun for ForwardRun<'_> {
+impl ChunkedRun for ForwardRun<'_, '_> {
     fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
-        let before = self.output.as_ref().filter(|_| at.continues());
-        let carried = before.map(|before| at.chunk.of_states(before.h_n.view()));
+        let h_n = || at.chunk.of_states(self.results.h_n.view());
+        let carried = at.continues().then(h_n);
         self.input.uploads(at, plan, carried)
     }
 
-    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads<'s>(&'s mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<Read<'s, f32>> {
         let RunBuffers { states, y, .. } = *plan.run_buffers();
-        vec![(y, 0..at.shape.y().iter().product()), (states, StateSlot::Last.range(at.shape))]
-    }
-
-    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
-        let [y, h_n] = results.try_into().expect("two reads were queued");
-        let output = Output { y: to_array(at.shape.y(), y), h_n: to_array(at.shape.state(), h_n) };
-        match &mut self.output {
-            Some(whole) => whole.insert(&output, at.chunk, self.layout),
-            whole => *whole = Some(output),
-        }
-        Ok(())
+        let (chunk, layout) = (at.chunk, self.layout);
+        let OutputResults { y: to_y, h_n } = &mut self.results;
+        vec![
+            Read {
+                buffer: y,
+                range: 0..at.shape.y().iter().product(),
+                to: to_y.destination(|y| chunk.of_sequence(y, layout)),
+            },
+            Read {
+                buffer: states,
+                range: StateSlot::Last.range(at.shape),
+                // Of several chunks with the same rows, the last one has the run's last states.
+                to: h_n.destination(|h_n| chunk.of_states(h_n)),
+            },
+        ]
     }
 }
 
 /// A backward pass: reads dy and dh_n, returns the gradients of the parameters, x and the states.
 /// The chunks run in the reverse of their forward order.
-pub(crate) struct BackwardRun<'a> {
-    layout: ParamLayout,
+pub(crate) struct BackwardRun<'a, 'o> {
     shape: Shape,
     dy: Option<ArrayView3<'a, f32>>,
     dh_n: Option<ArrayView3<'a, f32>>,
-    gradients: Option<Gradients>,
+    results: GradientResults<'o>,
+    /// The gradients of the parameters and the reset state of one of several chunks. They are added
+    /// to the results.
+    of_chunk: [Vec<f32>; 2],
 }
 
-impl<'a> BackwardRun<'a> {
+impl<'a, 'o> BackwardRun<'a, 'o> {
     pub fn new(
         executor: &Executor<'_>,
         dy: Option<ArrayView3<'a, f32>>,
         dh_n: Option<ArrayView3<'a, f32>>,
+        given: Option<&'o mut Gradients>,
     ) -> Result<Self> {
-        let (layout, shape) = (executor.model.params.layout().clone(), executor.shape());
-        let zeros = || Gradients::zeros(&layout, shape);
-        let gradients = executor.is_chunked().then(zeros).transpose()?;
-        Ok(Self { layout, shape, dy, dh_n, gradients })
-    }
-
-    fn into_gradients(self) -> Gradients {
-        self.gradients.expect("a run has at least one chunk")
+        let (layout, shape) = (executor.model.params.layout(), executor.shape());
+        let results = GradientResults::new(layout, shape, given, !executor.is_chunked())?;
+        let lens = match executor.is_chunked() {
+            true => [layout.flat_len(), shape.state().iter().product()],
+            false => [0, 0],
+        };
+        let [params, reset_state] = lens.map(|len| try_with_capacity("a chunk's gradients", len));
+        Ok(Self { shape, dy, dh_n, results, of_chunk: [params?, reset_state?] })
     }
 }
 
-impl ChunkedRun for BackwardRun<'_> {
+impl ChunkedRun for BackwardRun<'_, '_> {
     fn passes(&self) -> &'static [Pass] {
         &[Pass::Backward]
     }
 
     fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
         let TrainingBuffers { dy, dstates, .. } = *training_buffers(plan);
-        let after = self.gradients.as_ref().filter(|_| at.continues());
-        let carried = after.map(|after| after.h0.view());
+        let carried = at.continues().then(|| self.results.h0.view());
         let dh_n = carried.or(self.dh_n.as_ref().map(|dh_n| dh_n.reborrow()));
         let given = self.dy.as_ref().map(|dy| dy.reborrow());
         let given = given.map(|dy| at.chunk.of_sequence(dy, self.shape.layout));
@@ -206,72 +218,48 @@ impl ChunkedRun for BackwardRun<'_> {
         ])
     }
 
-    fn reads(&self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads<'s>(&'s mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<Read<'s, f32>> {
         let t = training_buffers(plan);
-        vec![
-            (t.dparams, 0..self.layout.flat_len()),
-            (
-                t.dx[0].expect("a run with the purpose States has dx"),
-                0..at.shape.x().iter().product(),
-            ),
-            (t.dstates, StateSlot::First.range(at.shape)),
-            (t.dstates, StateSlot::Reset.range(at.shape)),
+        let dx = t.dx[0].expect("a run with the purpose States has dx");
+        let (chunk, layout) = (at.chunk, self.shape.layout);
+        let GradientResults { params, x, h0, reset_state, .. } = &mut self.results;
+        let (params, reset_state) = match at.is_whole {
+            true => (params.destination(|all| all), reset_state.destination(|all| all)),
+            false => {
+                self.of_chunk.iter_mut().for_each(Vec::clear);
+                let [params, reset_state] = &mut self.of_chunk;
+                (Destination::Vec(params), Destination::Vec(reset_state))
+            }
+        };
+        let x = x.destination(|x| chunk.of_sequence(x, layout));
+        // Of several chunks with the same rows, the first one has the run's dh0. It runs last here.
+        let h0 = h0.destination(|h0| chunk.of_states(h0));
+        [
+            (t.dparams, 0..plan.spec(t.dparams).len, params),
+            (dx, 0..at.shape.x().iter().product(), x),
+            (t.dstates, StateSlot::First.range(at.shape), h0),
+            (t.dstates, StateSlot::Reset.range(at.shape), reset_state),
         ]
+        .map(|(buffer, range, to)| Read { buffer, range, to })
+        .into()
     }
 
-    fn collect(&mut self, at: &ChunkPosition<'_>, results: Vec<Vec<f32>>) -> Result<()> {
-        let [params, x, h0, reset_state] = results.try_into().expect("four reads were queued");
-        let gradients = Gradients {
-            params: Params::from_flat(self.layout.clone(), params),
-            x: to_array(at.shape.x(), x),
-            h0: to_array(at.shape.state(), h0),
-            reset_state: to_array(at.shape.state(), reset_state),
-        };
-        match &mut self.gradients {
-            Some(whole) => whole.insert(&gradients, at.chunk, self.shape.layout),
-            whole => *whole = Some(gradients),
+    /// Adds a chunk's gradients of the parameters and the reset state.
+    fn finish_chunk(&mut self, at: &ChunkPosition<'_>) {
+        if at.is_whole {
+            return;
         }
-        Ok(())
+        let (params, reset_state) =
+            (self.results.params.view_mut(), self.results.reset_state.view_mut());
+        let [of_params, of_reset_state] = &self.of_chunk;
+        for (sum, of_chunk) in
+            [(params, of_params), (at.chunk.of_states(reset_state), of_reset_state)]
+        {
+            sum.into_iter().zip(of_chunk).for_each(|(sum, &more)| *sum += more);
+        }
     }
 }
 
 fn training_buffers(plan: &Plan) -> &TrainingBuffers {
     plan.run_buffers().training.as_ref().expect("a backward pass has a training plan")
-}
-
-impl Output {
-    /// Allocates the output of a run in several chunks.
-    fn zeros(shape: Shape) -> Result<Self> {
-        Ok(Self { y: try_array("y", shape.y())?, h_n: try_array("h_n", shape.state())? })
-    }
-
-    /// Writes the output of one chunk.
-    fn insert(&mut self, output: &Self, chunk: &Chunk, layout: Layout) {
-        chunk.of_sequence(self.y.view_mut(), layout).assign(&output.y);
-        // Of several chunks with the same rows, the last one has the run's last states.
-        chunk.of_states(self.h_n.view_mut()).assign(&output.h_n);
-    }
-}
-
-impl Gradients {
-    /// Allocates the gradients of a run in several chunks.
-    fn zeros(layout: &ParamLayout, shape: Shape) -> Result<Self> {
-        Ok(Self {
-            params: Params::zeros_of(layout.clone())?,
-            x: try_array("dx", shape.x())?,
-            h0: try_array("dh0", shape.state())?,
-            reset_state: try_array("the gradient of the reset state", shape.state())?,
-        })
-    }
-
-    /// Writes one chunk's dx and dh0, and adds its gradients of the parameters and the reset state.
-    fn insert(&mut self, gradients: &Self, chunk: &Chunk, layout: Layout) {
-        let sum = self.params.as_mut_slice().iter_mut();
-        sum.zip(gradients.params.as_slice()).for_each(|(sum, &more)| *sum += more);
-        chunk.of_sequence(self.x.view_mut(), layout).assign(&gradients.x);
-        // Of several chunks with the same rows, the first one has the run's dh0. It runs last here.
-        chunk.of_states(self.h0.view_mut()).assign(&gradients.h0);
-        let mut sum = chunk.of_states(self.reset_state.view_mut());
-        sum += &gradients.reset_state;
-    }
 }

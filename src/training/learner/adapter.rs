@@ -1,12 +1,10 @@
 //! [`AdapterBackend`]: training on an adapter.
 
-use std::ops::Range;
-
 use super::LearnerConfig;
 use super::backend::{LearnerBackend, PreparedBatch, RawMetrics};
 use crate::error::Result;
 use crate::gpu::pool::GradientAccumulator;
-use crate::gpu::session::{BufferBinding, Session};
+use crate::gpu::session::{BufferBinding, Read, Session};
 use crate::gpu::wait::Wait;
 use crate::model::executor::{
     ChunkPosition, ChunkedRun, Executor, Hooks, RunInput, Upload, UploadData,
@@ -200,12 +198,8 @@ impl ChunkedRun for LossRun<'_> {
         Ok(uploads)
     }
 
-    fn reads(&self, _: &ChunkPosition<'_>, _: &Plan) -> Vec<(BufferId, Range<usize>)> {
+    fn reads<'s>(&'s mut self, _: &ChunkPosition<'_>, _: &Plan) -> Vec<Read<'s, f32>> {
         Vec::new()
-    }
-
-    fn collect(&mut self, _: &ChunkPosition<'_>, _: Vec<Vec<f32>>) -> Result<()> {
-        Ok(())
     }
 }
 

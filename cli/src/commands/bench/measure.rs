@@ -4,9 +4,10 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use gru_wgpu::{Device, DeviceKind, Gru, KernelTime, Profile, TimeSource};
+use gru_wgpu::{Device, DeviceKind, Gradients, Gru, KernelTime, Output, Profile, TimeSource};
 use ndarray::Array3;
 
+use super::copies::Copies;
 use super::memory;
 use super::verify::{Verified, verify};
 use super::workload::Workload;
@@ -58,6 +59,10 @@ pub struct Measurement {
     pub backward: f64,
     pub compute: f64,
     pub download: f64,
+    /// The median time of a whole call into the caller's arrays.
+    pub into: f64,
+    /// `None` on the CPU.
+    pub copies: Option<Copies>,
     pub time_source: TimeSource,
     /// The dispatches of a run and the bytes of its buffers, from the plan; `None` on the CPU.
     pub planned: Option<(usize, u64)>,
@@ -87,30 +92,39 @@ fn measure(
     let runs = RepeatedRun { gru: &gru, x: &x, dy: dy.as_ref() };
     // The check has run it already, perhaps for long enough.
     let warm = Instant::now();
+    let mut arrays = runs.call()?.1;
     for run in 0..MIN_CALLS {
         if start.elapsed() > TIME_LIMIT || (run > 0 && warm.elapsed() > WARM_UP) {
             break;
         }
         runs.call()?;
+        runs.call_into(&mut arrays)?;
         runs.time()?;
     }
-    let (calls, times) = runs.measure(repeats)?;
+    let Calls { calls, into, times } = runs.measure(&mut arrays, repeats)?;
+    drop(arrays);
     let of = |stage: fn(&Profile) -> Duration| median(times.iter().map(|t| ms(stage(t))).collect());
     let plan = gru.plan(workload.shape, workload.mode)?;
     let planned = device
         .device
         .is_adapter()
         .then(|| (plan.forward_dispatches() + plan.backward_dispatches(), plan.bytes()));
+    let (upload, download) = (of(|t| t.upload), of(|t| t.download));
+    let copies = device.device.is_adapter().then(|| {
+        Copies::measure((times[0].upload_bytes, upload), (times[0].download_bytes, download))
+    });
     Ok(Measurement {
         verified,
         repeats: calls.len(),
         min: calls.iter().copied().fold(f64::INFINITY, f64::min),
         median: median(calls),
-        upload: of(|t| t.upload),
+        upload,
         forward: of(|t| t.forward),
         backward: of(|t| t.backward),
         compute: of(Profile::compute),
-        download: of(|t| t.download),
+        download,
+        into: median(into),
+        copies: copies.transpose()?,
         time_source: times[0].time_source,
         planned,
         profile: profile
@@ -133,6 +147,17 @@ pub fn measure_all(
     devices.iter().map(each).collect()
 }
 
+/// The results of a call.
+type Arrays = (Output, Option<Gradients>);
+
+/// The measurements of a run: the times of calls that return new arrays and of calls into arrays,
+/// in ms, and the times of the phases.
+struct Calls {
+    calls: Vec<f64>,
+    into: Vec<f64>,
+    times: Vec<Profile>,
+}
+
 /// A run that is measured repeatedly.
 struct RepeatedRun<'a> {
     gru: &'a Gru,
@@ -141,17 +166,28 @@ struct RepeatedRun<'a> {
 }
 
 impl RepeatedRun<'_> {
-    /// Returns the time of a call as a user makes it, by the host's clock, in ms.
-    fn call(&self) -> Result<f64> {
+    /// Returns the time of a call as a user makes it, by the host's clock, in ms, and its results.
+    fn call(&self) -> Result<(f64, Arrays)> {
         let start = Instant::now();
-        match self.dy {
-            None => {
-                self.gru.forward(self.x)?;
-            }
+        let arrays = match self.dy {
+            None => (self.gru.forward(self.x)?, None),
             Some(dy) => {
-                let (_, tape) = self.gru.forward_train(self.x)?;
-                self.gru.backward(tape, Some(dy.view()), None)?;
+                let (output, tape) = self.gru.forward_train(self.x)?;
+                (output, Some(self.gru.backward(tape, Some(dy.view()), None)?))
             }
+        };
+        Ok((ms(start.elapsed()), arrays))
+    }
+
+    /// Returns the time of a call into the arrays of an earlier call.
+    fn call_into(&self, (output, gradients): &mut Arrays) -> Result<f64> {
+        let start = Instant::now();
+        match (self.dy, gradients) {
+            (Some(dy), Some(gradients)) => {
+                let tape = self.gru.forward_train_into(self.x, output)?;
+                self.gru.backward_into(tape, Some(dy.view()), None, gradients)?;
+            }
+            _ => self.gru.forward_into(self.x, output)?,
         }
         Ok(ms(start.elapsed()))
     }
@@ -161,12 +197,13 @@ impl RepeatedRun<'_> {
         Ok(self.gru.time(self.x, self.dy.map(|dy| dy.view()))?)
     }
 
-    /// Alternates between both, so that a disturbance affects both.
-    fn measure(&self, repeats: Option<usize>) -> Result<(Vec<f64>, Vec<Profile>)> {
-        let (mut calls, mut times) = (Vec::new(), Vec::new());
+    /// Takes turns, so that a disturbance affects all.
+    fn measure(&self, arrays: &mut Arrays, repeats: Option<usize>) -> Result<Calls> {
+        let (mut calls, mut into, mut times) = (Vec::new(), Vec::new(), Vec::new());
         let start = Instant::now();
         loop {
-            calls.push(self.call()?);
+            calls.push(self.call()?.0);
+            into.push(self.call_into(arrays)?);
             times.push(self.time()?);
             let (count, passed) = (calls.len(), start.elapsed());
             let enough = match repeats {
@@ -178,7 +215,7 @@ impl RepeatedRun<'_> {
                 }
             };
             if enough {
-                return Ok((calls, times));
+                return Ok(Calls { calls, into, times });
             }
         }
     }

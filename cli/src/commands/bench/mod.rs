@@ -1,5 +1,6 @@
 //! `gru bench`: times a GRU on one device, or on several side by side.
 
+mod copies;
 mod measure;
 mod memory;
 mod picture;
@@ -79,12 +80,20 @@ whole call, from arrays to arrays. Upload, compute and download are measured in 
 between; compute by the adapter's timestamps if it has them. Weights stay on the device. x and the
 weights are random, the same on every device.
 
+Beside the rates of upload and download stands a plain copy in memory of as many bytes (at most 256
+MiB) by one thread: to memory in use, and to memory just allocated, whose pages the system may have
+yet to supply. A call returns new memory; into_ms is a call into the caller's arrays (forward_into
+and its like).
+
 --json: device (cpu, gpu, gpu:1 if it was given so, or software), adapter, adapter_kind, backend
 and driver (null on the CPU), mode, reset, shape [T, B, I, H], layers, bidirectional, kernel,
 recompute, repeats, median_ms, min_ms, upload_ms, forward_ms, backward_ms, download_ms,
 compute_ms, compute_clock (adapter or host), us_per_step (compute), gflop, gflops (over
 median_ms), compute_gflops, dispatches and plan_bytes (null on the CPU), checked {steps, rows,
-share (the largest error as a fraction of the tolerance), results (names)}, and version. With
+share (the largest error as a fraction of the tolerance), results (names)}, into_ms, upload_bytes,
+download_bytes, and in GB/s (null on the CPU) upload_gbytes_per_s, download_gbytes_per_s,
+upload_copy_gbytes_per_s and download_copy_gbytes_per_s (a plain copy, to memory in use) and
+download_new_copy_gbytes_per_s (to new memory), and version. With
 --profile also profile [{kernel, label, calls, ms, share, gflops, gbytes_per_s}] of the fastest of
 profile_runs. With several devices: the first one's fields, and others [the same, and ratio: its
 median over the first one's]. With --sweep: sweep, values, points [the same for each value],

@@ -7,6 +7,7 @@ use gru_wgpu::plan::Mode;
 use gru_wgpu::{DeviceKind, KernelTime, Reset, TimeSource};
 use serde_json::{Value, json};
 
+use super::copies::Copies;
 use super::measure::{BenchDevice, KernelProfile, Measurement, ms};
 use super::workload::Workload;
 use crate::ui::numbers::{format_si, format_sig3};
@@ -90,6 +91,7 @@ pub fn text(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> 
     }
     write!(out, "\n{table}")?;
     legend(workload, rows, out)?;
+    write_copies(rows, out)?;
     for row in rows {
         if let Some((dispatches, bytes)) = row.planned {
             let held = format_si(bytes as f64, "B");
@@ -102,6 +104,42 @@ pub fn text(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> 
         if let Some(profile) = &row.profile {
             write_profile(row, profile, out)?;
         }
+    }
+    Ok(())
+}
+
+/// Prints the rates of upload and download beside plain copies, and the time of a call into the
+/// caller's arrays.
+fn write_copies(rows: &[Measurement], out: &mut impl Write) -> Result<()> {
+    let header = ["device", "transfer", "bytes", "GB/s", "copy", "to new memory"];
+    let mut table = TextTable::new(header.map(str::to_owned).to_vec());
+    for row in rows {
+        let Some(Copies { upload, download }) = &row.copies else { continue };
+        for (name, transfer) in [("upload", upload), ("download", download)] {
+            table.row(vec![
+                device_name(&row.device),
+                name.to_owned(),
+                format_si(transfer.bytes as f64, "B"),
+                format_sig3(transfer.rate),
+                format_sig3(transfer.copy),
+                format_sig3(transfer.new_copy),
+            ]);
+        }
+    }
+    if rows.iter().any(|row| row.copies.is_some()) {
+        writeln!(
+            out,
+            "\n{table}copy: GB/s of a plain copy in memory of as many bytes, to memory in use; a \
+             download goes to new memory"
+        )?;
+    }
+    for row in rows {
+        writeln!(
+            out,
+            "{}: {} ms a call into the caller's arrays (forward_into)",
+            device_name(&row.device),
+            format_sig3(row.into)
+        )?;
     }
     Ok(())
 }
@@ -199,14 +237,31 @@ fn row_json(workload: &Workload, row: &Measurement) -> Value {
             "results": row.verified.results,
         },
     });
-    if let (Value::Object(object), Value::Object(split)) = (&mut object, split) {
-        object.extend(split);
+    for more in [split, copies_json(row)] {
+        if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+            object.extend(more);
+        }
     }
     if let Some(profile) = &row.profile {
         object["profile"] = profile_json(&profile.times);
         object["profile_runs"] = json!(profile.runs);
     }
     object
+}
+
+fn copies_json(row: &Measurement) -> Value {
+    let (upload, download) =
+        row.copies.as_ref().map(|copies| (&copies.upload, &copies.download)).unzip();
+    json!({
+        "into_ms": row.into,
+        "upload_bytes": upload.map(|transfer| transfer.bytes),
+        "upload_gbytes_per_s": upload.map(|transfer| transfer.rate),
+        "upload_copy_gbytes_per_s": upload.map(|transfer| transfer.copy),
+        "download_bytes": download.map(|transfer| transfer.bytes),
+        "download_gbytes_per_s": download.map(|transfer| transfer.rate),
+        "download_copy_gbytes_per_s": download.map(|transfer| transfer.copy),
+        "download_new_copy_gbytes_per_s": download.map(|transfer| transfer.new_copy),
+    })
 }
 
 fn profile_json(kernels: &[KernelTime]) -> Value {
