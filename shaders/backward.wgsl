@@ -46,6 +46,20 @@ fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
     return gates[gates_at(time(step), row, column * args.hidden + unit)];
 }
 
+fn four_operands(step: u32, row: u32, gate: u32, unit: u32) -> vec4<f32> {
+    if SPLIT_K > 1u {
+        return vec4(
+            load_operand(step, row, gate, unit), load_operand(step, row, gate, unit + 1u),
+            load_operand(step, row, gate, unit + 2u), load_operand(step, row, gate, unit + 3u));
+    }
+    // As in forward.wgsl: not unrolled.
+    var four = vec4<f32>();
+    for (var i = 0u; i < min(4u, args.hidden - unit); i++) {
+        four[i] = load_operand(step, row, gate, unit + i);
+    }
+    return four;
+}
+
 // Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
     let quads = min(DEPTH_QUADS, 3u * gate_quads() - quad0);
@@ -55,11 +69,7 @@ fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
         if quad < quads {
             let gate = (quad0 + quad) / gate_quads();
             let unit = 4u * (quad0 + quad - gate * gate_quads());
-            operand[operand_at(row, quad)] = vec4(
-                load_operand(step, row0 + row, gate, unit),
-                load_operand(step, row0 + row, gate, unit + 1u),
-                load_operand(step, row0 + row, gate, unit + 2u),
-                load_operand(step, row0 + row, gate, unit + 3u));
+            operand[operand_at(row, quad)] = four_operands(step, row0 + row, gate, unit);
         }
     }
 }
@@ -101,7 +111,7 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, first: u32, last: u32
             sum = multiplied(sum, operand_quad + quad, quad_weights(quad0 + quad, unit));
         }
     }
-    accumulate(0u, thread, lane, unit_quad, row0, sum);
+    store_products(0u, thread, lane, unit_quad, row0, sum);
     if SPLIT_K == 1u {
         workgroupBarrier();
     }
@@ -194,7 +204,7 @@ fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
         let local = item_position(item);
         let unit = unit0 + local.x;
         let row = row0 + local.y;
-        let product = accumulators[accumulator_at(0u, local.x, local.y)];
+        let product = product_of(0u, local);
         if unit >= args.hidden {
             keep_operands(local, vec3<f32>());
         } else if state {

@@ -63,6 +63,21 @@ fn load_operand(step: u32, row: u32, k: u32) -> f32 {
     return gates[gates_at(time(step), row, 3u * args.hidden + k)];
 }
 
+fn four_operands(step: u32, row: u32, k: u32) -> vec4<f32> {
+    if SPLIT_K > 1u {
+        return vec4(
+            load_operand(step, row, k), load_operand(step, row, k + 1u),
+            load_operand(step, row, k + 2u), load_operand(step, row, k + 3u));
+    }
+    // A software adapter's compiler takes time for each load that it sees. The end of this loop is
+    // not a constant, so it is not unrolled.
+    var four = vec4<f32>();
+    for (var i = 0u; i < min(4u, args.hidden - k); i++) {
+        four[i] = load_operand(step, row, k + i);
+    }
+    return four;
+}
+
 // Loads operands from `quad0` on, as many as workgroup memory holds.
 fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
     let quads = min(DEPTH_QUADS, gate_quads() - quad0);
@@ -70,10 +85,7 @@ fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
         let quad = i % DEPTH_QUADS;
         let row = i / DEPTH_QUADS;
         if quad < quads {
-            let k = 4u * (quad0 + quad);
-            operand[operand_at(row, quad)] = vec4(
-                load_operand(step, row0 + row, k), load_operand(step, row0 + row, k + 1u),
-                load_operand(step, row0 + row, k + 2u), load_operand(step, row0 + row, k + 3u));
+            operand[operand_at(row, quad)] = four_operands(step, row0 + row, 4u * (quad0 + quad));
         }
     }
 }
@@ -92,7 +104,12 @@ fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
         row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
 }
 
-// Stores the products of r and z, of n, or of all three in accumulators.
+// The index of n's product among those of a pass.
+fn n_product() -> u32 {
+    return select(2u, 0u, RESET_BEFORE);
+}
+
+// Stores the products of r and z, of n, or of all three.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Neighbouring lanes read neighbouring weights.
     let lane = thread % SPLIT_K;
@@ -120,11 +137,11 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
         }
     }
     if rz {
-        accumulate(0u, thread, lane, unit_quad, row0, of_r);
-        accumulate(1u, thread, lane, unit_quad, row0, of_z);
+        store_products(0u, thread, lane, unit_quad, row0, of_r);
+        store_products(1u, thread, lane, unit_quad, row0, of_z);
     }
     if n {
-        accumulate(ACCUMULATORS - 1u, thread, lane, unit_quad, row0, of_n);
+        store_products(n_product(), thread, lane, unit_quad, row0, of_n);
     }
     if SPLIT_K == 1u {
         workgroupBarrier();
@@ -230,16 +247,16 @@ fn finish(
         var next = 0.0; // for units after the last
         if unit < args.hidden {
             var inputs = ahead;
-            if item != thread {
+            if SPLIT_K == 1u || item != thread {
                 inputs = load_inputs(step, row, unit);
             }
             var products = biases(unit);
             if rz {
-                products.x += accumulators[accumulator_at(0u, local.x, local.y)];
-                products.y += accumulators[accumulator_at(1u, local.x, local.y)];
+                products.x += product_of(0u, local);
+                products.y += product_of(1u, local);
             }
             if n {
-                products.z += accumulators[accumulator_at(ACCUMULATORS - 1u, local.x, local.y)];
+                products.z += product_of(n_product(), local);
             }
             // The states that the step starts from are in workgroup memory after the products.
             var before = 0.0;
@@ -257,11 +274,14 @@ fn finish(
 }
 
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
-    // Loaded before they are needed, so that they arrive during the products. A thread without an
-    // item loads some other item's.
-    let local = item_position(thread);
-    let row = row0 + min(local.y, rows_from(row0) - 1u);
-    let ahead = load_inputs(step, row, unit0 + local.x);
+    // Loaded before they are needed, so that on a GPU they arrive during the products. A thread
+    // without an item loads some other item's.
+    var ahead = vec3<f32>();
+    if SPLIT_K > 1u {
+        let local = item_position(thread);
+        let row = row0 + min(local.y, rows_from(row0) - 1u);
+        ahead = load_inputs(step, row, unit0 + local.x);
+    }
     multiply(step, row0, unit0, thread, rz, n);
     finish(step, row0, unit0, thread, ahead, rz, n);
     store_operands(1u, row0, thread);

@@ -24,6 +24,7 @@ override UNIT_QUADS: u32 = 4u;
 override SPLIT_K: u32 = 4u; // lanes that share a sum over k
 override ROWS: u32 = 4u; // 1, 4 or 8: batch rows per thread
 override DEPTH_QUADS: u32 = 16u; // quads along k that workgroup memory holds
+override LANE_SUMS: u32 = 4u; // SPLIT_K; or, if that is 1, the products that a pass has
 override ACCUMULATORS: u32 = 3u; // sums per unit and row in workgroup memory
 override RESIDENT: bool = false; // workgroup memory holds all of k, from step to step
 
@@ -80,9 +81,9 @@ struct Args {
 // The operands of the weights, four k to a vec4: [ROWS][DEPTH_QUADS].
 var<workgroup> operand: array<vec4<f32>, DEPTH_QUADS * ROWS>;
 
-// The split-K lanes' partial sums of one product, four units to a vec4:
-// [ROWS][SPLIT_K][UNIT_QUADS].
-var<workgroup> lane_sums: array<vec4<f32>, ROWS * SPLIT_K * UNIT_QUADS>;
+// The split-K lanes' partial sums of one product, or without such lanes the products themselves,
+// four units to a vec4: [ROWS][LANE_SUMS][UNIT_QUADS].
+var<workgroup> lane_sums: array<vec4<f32>, ROWS * LANE_SUMS * UNIT_QUADS>;
 
 // The products of each item, then its next operands. An item is one unit of one row. Only the
 // item's own thread accesses its accumulators until all items are complete:
@@ -260,75 +261,54 @@ fn accumulator_at(accumulator: u32, unit: u32, row: u32) -> u32 {
     return (accumulator * ROWS + row) * 4u * UNIT_QUADS + unit;
 }
 
-// Stores the products of a workgroup's units and rows in an accumulator. The lanes' partial sums are
+// Stores the products of a workgroup's units and rows, for product_of. The lanes' partial sums are
 // added up in a fixed order.
-fn accumulate(
-    accumulator: u32, thread: u32, lane: u32, unit_quad: u32, row0: u32, products: Products,
-) {
+fn store_products(product: u32, thread: u32, lane: u32, unit_quad: u32, row0: u32, sum: Products) {
     if SPLIT_K == 1u {
-        store_products(accumulator, unit_quad, products);
+        store_lane_sums(product, unit_quad, sum);
         return;
     }
-    store_lane_sums(lane, unit_quad, products);
+    store_lane_sums(lane, unit_quad, sum);
     workgroupBarrier();
     for (var item = thread; item < items_from(row0); item += threads()) {
         let local = item_position(item);
         var whole = 0.0;
         for (var part = 0u; part < SPLIT_K; part++) {
-            let at = (local.y * SPLIT_K + part) * UNIT_QUADS + local.x / 4u;
-            whole += lane_sums[at][local.x % 4u];
+            whole += lane_sums[lane_sum_at(local.y, part, local.x / 4u)][local.x % 4u];
         }
-        accumulators[accumulator_at(accumulator, local.x, local.y)] = whole;
+        accumulators[accumulator_at(product, local.x, local.y)] = whole;
     }
     workgroupBarrier();
 }
 
-// Stores a thread's products in an accumulator.
-fn store_products(accumulator: u32, unit_quad: u32, products: Products) {
+// The product of one unit and row. There is a barrier after store_products.
+fn product_of(product: u32, local: vec2<u32>) -> f32 {
+    if SPLIT_K == 1u {
+        return lane_sums[lane_sum_at(local.y, product, local.x / 4u)][local.x % 4u];
+    }
+    return accumulators[accumulator_at(product, local.x, local.y)];
+}
+
+fn lane_sum_at(row: u32, part: u32, unit_quad: u32) -> u32 {
+    return (row * LANE_SUMS + part) * UNIT_QUADS + unit_quad;
+}
+
+// Stores a thread's sums: one vec4 of units per row.
+fn store_lane_sums(part: u32, unit_quad: u32, sum: Products) {
     if ROWS == 1u {
-        store_row(accumulator, unit_quad, 0u, products.one);
+        lane_sums[lane_sum_at(0u, part, unit_quad)] = sum.one;
         return;
     }
-    store_rows(accumulator, unit_quad, 0u, products.low);
+    store_lane_rows(0u, part, unit_quad, sum.low);
     if ROWS > 4u {
-        store_rows(accumulator, unit_quad, 4u, products.high);
+        store_lane_rows(4u, part, unit_quad, sum.high);
     }
 }
 
-// Stores four rows, from `row` on.
-fn store_rows(accumulator: u32, unit_quad: u32, row: u32, of_units: mat4x4<f32>) {
+fn store_lane_rows(row: u32, part: u32, unit_quad: u32, of_units: mat4x4<f32>) {
     let of_rows = transpose(of_units);
-    store_row(accumulator, unit_quad, row, of_rows[0]);
-    store_row(accumulator, unit_quad, row + 1u, of_rows[1]);
-    store_row(accumulator, unit_quad, row + 2u, of_rows[2]);
-    store_row(accumulator, unit_quad, row + 3u, of_rows[3]);
-}
-
-// Stores four units of a row.
-fn store_row(accumulator: u32, unit_quad: u32, row: u32, units: vec4<f32>) {
-    let at = accumulator_at(accumulator, 4u * unit_quad, row);
-    accumulators[at] = units.x;
-    accumulators[at + 1u] = units.y;
-    accumulators[at + 2u] = units.z;
-    accumulators[at + 3u] = units.w;
-}
-
-// Stores a thread's partial sums: one vec4 of units per row.
-fn store_lane_sums(lane: u32, unit_quad: u32, products: Products) {
-    if ROWS == 1u {
-        lane_sums[lane * UNIT_QUADS + unit_quad] = products.one;
-        return;
-    }
-    store_lane_rows(0u, lane, unit_quad, products.low);
-    if ROWS > 4u {
-        store_lane_rows(4u, lane, unit_quad, products.high);
-    }
-}
-
-fn store_lane_rows(row: u32, lane: u32, unit_quad: u32, of_units: mat4x4<f32>) {
-    let of_rows = transpose(of_units);
-    let apart = threads();
-    let at = (row * SPLIT_K + lane) * UNIT_QUADS + unit_quad;
+    let at = lane_sum_at(row, part, unit_quad);
+    let apart = LANE_SUMS * UNIT_QUADS;
     lane_sums[at] = of_rows[0];
     lane_sums[at + apart] = of_rows[1];
     lane_sums[at + 2u * apart] = of_rows[2];

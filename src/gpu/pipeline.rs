@@ -252,14 +252,17 @@ mod tests {
     use ndarray::Array3;
 
     use super::*;
+    use crate::gpu::clock::Instant;
+    use crate::gpu::session::Session;
     use crate::model::device::test_device;
     use crate::model::gru::Gru;
     use crate::model::network::Network;
-    use crate::plan::{Mode, Plan};
+    use crate::plan::{Mode, Pass, Plan, Stage};
     use crate::spec::config::GruConfig;
     use crate::spec::head::Head;
     use crate::spec::loss::Loss;
     use crate::spec::optimizer::Optimizer;
+    use crate::spec::options::RunOptions;
     use crate::spec::params::{Init, ParamLayout, Params};
     use crate::training::learner::{Learner, LearnerConfig};
 
@@ -373,5 +376,47 @@ mod tests {
             assert!(matches!(error, crate::Error::Gpu { .. }), "{error}");
             assert_eq!(gpu.compiled(), []);
         }
+    }
+
+    /// Prints what each pipeline of a training step costs: its creation, and its first dispatch
+    /// beyond the second. Use an empty shader cache (`MESA_SHADER_CACHE_DISABLE=true`).
+    #[test]
+    #[ignore = "prints times; benches/NOTES.md has the command"]
+    fn compile_times() {
+        let (_, gpu) = test_device();
+        for ([steps, batch, input, hidden], zoneout) in
+            [([16, 8, 64, 64], 0.0), ([16, 1, 63, 65], 0.0), ([16, 8, 64, 64], 0.1)]
+        {
+            let config = GruConfig::pytorch(input, hidden).with_zoneout(zoneout);
+            let shape = config.shape(steps, batch).unwrap();
+            let (mode, options) = (Mode::Training, RunOptions::default());
+            let plan = Plan::with_options(&config, shape, mode, options, &gpu.caps()).unwrap();
+            println!("{shape}, zoneout {zoneout}: {} pipelines", plan.pipelines());
+            let mut seen = BTreeSet::new();
+            for stage in plan.forward().iter().chain(plan.backward()) {
+                let dispatch = &stage.dispatches().0[0];
+                if seen.insert((dispatch.kernel.name, dispatch.constants.clone())) {
+                    let (create, compile) = compile_time(&gpu, &plan, stage);
+                    println!("  {:<22} {create:.2} s + {compile:.2} s", dispatch.kernel.name);
+                }
+            }
+        }
+    }
+
+    /// Returns the seconds of a stage's creation, and of its first run beyond the second.
+    fn compile_time(gpu: &Gpu, plan: &Plan, stage: &Stage) -> (f64, f64) {
+        let (buffers, stages) = (plan.buffers().to_vec(), vec![stage.clone()]);
+        let plan = Plan::of_stages("one stage", buffers, stages, &gpu.caps());
+        let start = Instant::now();
+        let mut session = pollster::block_on(Session::new(gpu, plan, &[])).unwrap();
+        let create = start.elapsed();
+        let mut run = || {
+            let start = Instant::now();
+            pollster::block_on(session.run(Pass::Forward)).unwrap();
+            gpu.wait().unwrap();
+            start.elapsed().as_secs_f64()
+        };
+        let (first, second) = (run(), run());
+        (create.as_secs_f64(), first - second)
     }
 }

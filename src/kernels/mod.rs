@@ -15,7 +15,7 @@
 //! | constant | kernels | why it is not an argument |
 //! |---|---|---|
 //! | `UNIT_QUADS`, `SPLIT_K` | `forward`, `backward` | a workgroup's threads |
-//! | `DEPTH_QUADS`, `ACCUMULATORS` | `forward`, `backward` | sizes of workgroup memory |
+//! | `DEPTH_QUADS`, `LANE_SUMS`, `ACCUMULATORS` | `forward`, `backward` | sizes of workgroup memory |
 //! | `ROWS` | `forward`, `backward` | sums in registers; sizes of workgroup memory |
 //! | `RESIDENT` | `forward`, `backward` | barriers: operands stay from step to step |
 //! | `RESET_BEFORE` | `forward`, `backward` | two products one after the other, or three at once |

@@ -100,6 +100,8 @@ args! {
         rows,
         /// Quads along k that workgroup memory holds.
         depth_quads,
+        /// Split-K lanes, or the products that a pass has if there is one lane.
+        lane_sums,
         /// Sums per unit and row that workgroup memory holds.
         accumulators,
         /// 1: operands stay in workgroup memory from step to step, because the workgroup computes
@@ -117,6 +119,7 @@ const STEP_CONSTANTS: &[&str] = &[
     "SPLIT_K",
     "ROWS",
     "DEPTH_QUADS",
+    "LANE_SUMS",
     "ACCUMULATORS",
     "RESIDENT",
 ];
@@ -126,13 +129,13 @@ const STEP_CONSTANTS: &[&str] = &[
 fn step_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; STEP_CONSTANTS.len()] =
         constants.try_into().expect("one value for each name");
-    let StepConstants { unit_quads, split_k, rows, depth_quads, accumulators, .. } =
+    let StepConstants { unit_quads, split_k, rows, depth_quads, lane_sums, accumulators, .. } =
         bytemuck::cast(constants);
     let tile = [4 * unit_quads, rows];
-    let [units, lanes, rows, depth, accumulators] =
-        [unit_quads, split_k, rows, depth_quads, accumulators].map(u64::from);
+    let [units, lanes, rows, depth, sums, accumulators] =
+        [unit_quads, split_k, rows, depth_quads, lane_sums, accumulators].map(u64::from);
     let threads = units * lanes;
-    let bytes = ElementType::F32.size() * 4 * rows * (depth + threads + accumulators * units);
+    let bytes = ElementType::F32.size() * 4 * rows * (depth + (sums + accumulators) * units);
     Workgroup { threads, bytes, tile }
 }
 

@@ -319,7 +319,8 @@ impl Planner<'_> {
             Pass::Backward => gates.count() * quads,
         };
         let threads = unit_quads * split_k;
-        let staged = (depth_quads * rows).div_ceil(threads) + 1;
+        // Each quad in a loop of its own four elements.
+        let staged = 6 * (depth_quads * rows).div_ceil(threads) + 1;
         let slices = depth.div_ceil(depth_quads);
         // At most two passes, each with its slices, its quads along k, the items that add up the
         // lanes' sums of each product, and two draws of ten rounds each; plus the gates' operands.

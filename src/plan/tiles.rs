@@ -73,6 +73,8 @@ pub(super) struct StepTile {
     rows: usize,
     /// Quads along k that the workgroup stages at once.
     staged_quads: usize,
+    /// Partial sums per unit and row that workgroup memory holds.
+    lane_sums: usize,
     /// Sums per unit and row that workgroup memory holds.
     accumulators: usize,
 }
@@ -90,6 +92,8 @@ pub(super) struct SequenceTile {
     rows: usize,
     /// Quads along k: all of it.
     operand_quads: usize,
+    /// Partial sums per unit and row that workgroup memory holds.
+    lane_sums: usize,
     /// Sums per unit and row that workgroup memory holds.
     accumulators: usize,
 }
@@ -229,9 +233,10 @@ impl StepTile {
             split_k,
             rows,
             staged_quads,
+            lane_sums: lane_sums(split_k, config, pass),
             accumulators: match pass {
-                Pass::Forward => products(config),
-                Pass::Backward => 1,
+                Pass::Forward if split_k > 1 => products(config),
+                Pass::Forward | Pass::Backward => 1,
             },
         };
         if caps.software {
@@ -267,6 +272,7 @@ impl StepTile {
             split_k: self.split_k as u32,
             rows: self.rows as u32,
             depth_quads: self.staged_quads as u32,
+            lane_sums: self.lane_sums as u32,
             accumulators: self.accumulators as u32,
             resident: 0,
             ..StepConstants::default()
@@ -287,8 +293,11 @@ impl SequenceTile {
             split_k,
             rows,
             operand_quads,
+            lane_sums: lane_sums(split_k, config, pass),
             accumulators: match pass {
-                Pass::Forward => products(config),
+                Pass::Forward if split_k > 1 => products(config),
+                // The operands of the next step.
+                Pass::Forward => 1,
                 // Workgroup memory also holds the gates' operands for the next step.
                 Pass::Backward => 3,
             },
@@ -318,6 +327,7 @@ impl SequenceTile {
             split_k: self.split_k as u32,
             rows: self.rows as u32,
             depth_quads: self.operand_quads as u32,
+            lane_sums: self.lane_sums as u32,
             accumulators: self.accumulators as u32,
             resident: 1,
             ..StepConstants::default()
@@ -356,6 +366,16 @@ fn products(config: &GruConfig) -> usize {
     match config.reset {
         Reset::After => 3,
         Reset::Before => 2,
+    }
+}
+
+/// Returns the partial sums per unit and row in workgroup memory: one per split-K lane, or without
+/// such lanes one per product.
+fn lane_sums(split_k: usize, config: &GruConfig, pass: Pass) -> usize {
+    match (split_k, pass) {
+        (1, Pass::Forward) => products(config),
+        (1, Pass::Backward) => 1,
+        (lanes, _) => lanes,
     }
 }
 
