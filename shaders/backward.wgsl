@@ -26,7 +26,8 @@
 // column (with reset before it keeps r ⊙ h). The reference is ReferenceCell::backward_steps.
 //
 // A thread multiplies four units by ROWS rows, at every SPLIT_K-th quad along k. k counts
-// the gates' units, with each gate padded to whole quads: 8 vec4 loads feed 64 multiply-adds.
+// the gates' units, with each gate padded to whole quads: with four rows 8 vec4 loads feed 64
+// multiply-adds.
 
 @group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], the state that each step starts from
 @group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
@@ -54,8 +55,9 @@ fn four_operands(step: u32, row: u32, gate: u32, unit: u32) -> vec4<f32> {
     }
     // As in forward.wgsl: not unrolled.
     var four = vec4<f32>();
-    for (var i = 0u; i < min(4u, args.hidden - unit); i++) {
-        four[i] = load_operand(step, row, gate, unit + i);
+    let end = select(args.hidden, unit + 4u, unit + 4u < args.hidden);
+    for (var i = unit; i < end; i++) {
+        four[i - unit] = load_operand(step, row, gate, i);
     }
     return four;
 }
@@ -141,6 +143,7 @@ fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) 
     }
     if step == args.gates_first {
         dstates[select(at, state_at(args.first_state, row, unit), step == 0u)] = dh;
+        keep_operands(local, vec3<f32>());
         return;
     }
     let time = time(step - 1u);
@@ -225,7 +228,9 @@ fn main(
     let unit0 = group.x * 4u * UNIT_QUADS;
     let row0 = args.row_first + group.y * ROWS;
     // The gates whose products give dh: r and z, and n if it is in the same dispatch.
-    let depth = select(3u, 2u, RESET_BEFORE) * gate_quads();
+    let quads = (arguments.hidden + 3u) / 4u;
+    let depth = select(3u, 2u, RESET_BEFORE) * quads;
+    let end = arguments.gates_first + arguments.gates_times;
     clear_operands(thread);
     if RESIDENT {
         workgroupBarrier();
@@ -234,16 +239,16 @@ fn main(
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < args.count; i++) {
-        let step = args.step - i;
+    for (var i = 0u; i < arguments.count; i++) {
+        let step = arguments.step - i;
         if GATES_RZ {
-            let last = select(0u, depth, step < end_step());
+            let last = select(0u, depth, step < end);
             multiply(step, row0, unit0, thread, 0u, last);
             finish(step, row0, unit0, thread, true);
             store_operands(3u, row0, thread);
         }
-        if RESET_BEFORE && GATE_N && step > args.gates_first {
-            multiply(step - 1u, row0, unit0, thread, 2u * gate_quads(), 3u * gate_quads());
+        if RESET_BEFORE && GATE_N && step > arguments.gates_first {
+            multiply(step - 1u, row0, unit0, thread, 2u * quads, 3u * quads);
             finish(step, row0, unit0, thread, false);
             store_operands(1u, row0, thread);
         }

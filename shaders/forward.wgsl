@@ -15,8 +15,9 @@
 // step writes its result to h, or the reset state if the next step restarts: the state that the
 // next step starts from. So h holds what dW_hh needs.
 //
-// A thread multiplies four units of each gate by ROWS rows, at every SPLIT_K-th quad along
-// k. Neighbouring lanes read neighbouring weights, and 16 vec4 loads feed 192 multiply-adds.
+// A thread multiplies four units of each gate by ROWS rows, at every SPLIT_K-th quad along k.
+// Neighbouring lanes read neighbouring weights, and with four rows 16 vec4 loads feed 192
+// multiply-adds.
 
 @group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
 @group(0) @binding(5) var<storage, read_write> h: array<f32>; // [D, h_times·B, H]
@@ -69,11 +70,12 @@ fn four_operands(step: u32, row: u32, k: u32) -> vec4<f32> {
             load_operand(step, row, k), load_operand(step, row, k + 1u),
             load_operand(step, row, k + 2u), load_operand(step, row, k + 3u));
     }
-    // A software adapter's compiler takes time for each load that it sees. The end of this loop is
-    // not a constant, so it is not unrolled.
+    // A software adapter's compiler takes time for each load that it sees. Mesa unrolls a loop that
+    // ends at a constant or at a minimum with one, but not this one.
     var four = vec4<f32>();
-    for (var i = 0u; i < min(4u, args.hidden - k); i++) {
-        four[i] = load_operand(step, row, k + i);
+    let end = select(args.hidden, k + 4u, k + 4u < args.hidden);
+    for (var i = k; i < end; i++) {
+        four[i - k] = load_operand(step, row, i);
     }
     return four;
 }
@@ -111,6 +113,7 @@ fn n_product() -> u32 {
 
 // Stores the products of r and z, of n, or of all three.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
+    let depth = (arguments.hidden + 3u) / 4u;
     // Neighbouring lanes read neighbouring weights.
     let lane = thread % SPLIT_K;
     let unit_quad = thread / SPLIT_K;
@@ -118,7 +121,6 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     var of_r = Products();
     var of_z = Products();
     var of_n = Products();
-    let depth = gate_quads();
     for (var quad0 = 0u; quad0 < depth; quad0 += DEPTH_QUADS) {
         if !RESIDENT {
             workgroupBarrier();
@@ -148,25 +150,6 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     }
 }
 
-// Past a row's length: the state does not change, and gates of 0 pass no gradient.
-fn skip(step: u32, row: u32, unit: u32, before: f32, rz: bool, n: bool) -> f32 {
-    let time = time(step);
-    let at_r = gates_at(time, row, unit);
-    if rz && (args.keeps_gates == 1u || !n) {
-        gates[at_r] = 0.0;
-        gates[at_r + args.hidden] = 0.0;
-        gates[at_r + 3u * args.hidden] = 0.0;
-    }
-    if n {
-        if args.keeps_gates == 1u {
-            gates[at_r + 2u * args.hidden] = 0.0;
-        }
-        y[output_at(time, row, unit)] = 0.0;
-        return store_state(step, row, unit, before);
-    }
-    return 0.0;
-}
-
 // The input products of a unit and a row: r, z and n.
 fn load_inputs(step: u32, row: u32, unit: u32) -> vec3<f32> {
     let at_r = gates_at(time(step), row, min(unit, args.hidden - 1u));
@@ -190,9 +173,9 @@ fn update(
     if rz && step == 0u {
         h[h_at(time, row, unit)] = before;
     }
-    if is_padding(time, row) {
-        return skip(step, row, unit, before, rz, n);
-    }
+    // Past a row's length the state does not change, and gates of 0 pass no gradient.
+    let padding = is_padding(time, row);
+    let keeps_gates = args.keeps_gates == 1u;
     let at_r = gates_at(time, row, unit);
     let at_z = at_r + args.hidden;
     let at_n = at_z + args.hidden;
@@ -200,29 +183,31 @@ fn update(
     var r = 0.0;
     var z = inputs.y;
     if rz {
-        r = activate(gate_activation(), inputs.x + products.x);
-        z = activate(gate_activation(), inputs.y + products.y);
-        if args.keeps_gates == 1u {
+        r = select(activate(gate_activation(), inputs.x + products.x), 0.0, padding);
+        z = select(activate(gate_activation(), inputs.y + products.y), 0.0, padding);
+        if keeps_gates {
             gates[at_r] = r;
         }
-        if args.keeps_gates == 1u || !n {
+        if keeps_gates || !n {
             gates[at_z] = z;
         }
         if !n {
-            gates[at_past] = r * before;
-            return r * before;
+            let past = select(r * before, 0.0, padding);
+            gates[at_past] = past;
+            return past;
         }
     }
     let recurrent = products.z;
     var from_past = recurrent;
     if rz {
-        if args.keeps_gates == 1u {
-            gates[at_past] = recurrent;
+        if keeps_gates {
+            gates[at_past] = select(recurrent, 0.0, padding);
         }
         from_past = r * recurrent;
     }
-    let proposed = activate(candidate_activation(), inputs.z + from_past);
-    if args.keeps_gates == 1u {
+    let activated = activate(candidate_activation(), inputs.z + from_past);
+    let proposed = select(activated, 0.0, padding);
+    if keeps_gates {
         gates[at_n] = proposed;
     }
     let keep_take = keep_take(z);
@@ -231,7 +216,9 @@ fn update(
         let zone = zone(time, row, unit);
         after = zone * before + (1.0 - zone) * after;
     }
-    y[output_at(time, row, unit)] = after * dropout_factor(time, row, unit);
+    after = select(after, before, padding);
+    y[output_at(time, row, unit)] =
+        select(after * dropout_factor(time, row, unit), 0.0, padding);
     return store_state(step, row, unit, after);
 }
 
@@ -302,7 +289,7 @@ fn main(
         stage(args.step, row0, 0u, thread);
         workgroupBarrier();
     }
-    for (var i = 0u; i < args.count; i++) {
+    for (var i = 0u; i < arguments.count; i++) {
         let step = args.step + i;
         if RESET_BEFORE {
             if GATES_RZ {

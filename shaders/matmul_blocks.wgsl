@@ -2,16 +2,18 @@
 //
 // A software adapter runs the threads of a workgroup in SIMD lanes, one workgroup to a core. A load
 // costs as much as several multiplications, from workgroup memory as from any buffer, and the
-// driver's compiler takes time for each load that it sees. So a thread keeps 8 × 8 results in
-// registers, and at four k multiplies two 4 × 4 blocks of each operand. Loading a block takes four
-// loads of a vec4, or sixteen loads if rows do not start at whole vec4 (load_quads.wgsl,
-// load_scalars.wgsl). Workgroup memory is not used.
+// driver's compiler takes time for each load that it sees. So a thread keeps 4 × 4 or 8 × 8 results
+// in registers, and at four k multiplies one or two 4 × 4 blocks of each operand. Loading a block
+// takes four loads of a vec4, or sixteen loads if rows do not start at whole vec4 (load_quads.wgsl,
+// load_scalars.wgsl). 8 × 8 results take half the loads, and twice the time to compile. Workgroup
+// memory is not used.
 //
 // A workgroup's threads lie in rows of n_threads. Nothing else depends on the product's shape, so
-// that all products share one pipeline.
+// that all products of a run share one pipeline.
+
+override SIDE: u32 = 8u; // 4 or 8: rows and columns of C per thread
 
 const THREADS: u32 = 16u;
-const SIDE: u32 = 8u; // rows and columns of C per thread
 
 // The start of four consecutive rows in memory, from `row` on.
 fn rows_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> vec4<u32> {
@@ -66,8 +68,8 @@ fn multiplied_row(sum: vec4<f32>, a: vec4<f32>, b: mat4x4<f32>) -> vec4<f32> {
         fma(vec4(a.z), b[2], fma(vec4(a.y), b[1], fma(vec4(a.x), b[0], sum))));
 }
 
-// A thread's sums, four columns of C to a vec4: [SIDE][2].
-var<private> sums: array<vec4<f32>, 2u * SIDE>;
+// A thread's sums, four columns of C to a vec4: [8][2].
+var<private> sums: array<vec4<f32>, 16>;
 
 // Keeps the sums of four rows, from `row` on, and of the first or second four columns.
 fn keep_sums(row: u32, quad: u32, block: mat4x4<f32>) {
@@ -76,6 +78,12 @@ fn keep_sums(row: u32, quad: u32, block: mat4x4<f32>) {
     sums[at + 2u] = block[1];
     sums[at + 4u] = block[2];
     sums[at + 6u] = block[3];
+}
+
+// The end of a thread's rows or columns, from `first` on. Not a minimum: Mesa unrolls a loop that
+// ends at a constant or at a minimum with one.
+fn side_end(first: u32, all: u32) -> u32 {
+    return select(all, first + SIDE, first + SIDE < all);
 }
 
 @compute @workgroup_size(THREADS)
@@ -95,22 +103,25 @@ fn main(
         let a0 = a_block(m, k, end);
         let b0 = b_block(k, n, end);
         sum00 = multiplied(sum00, a0, b0);
-        let a1 = a_block(m + 4u, k, end);
-        sum10 = multiplied(sum10, a1, b0);
-        let b1 = b_block(k, n + 4u, end);
-        sum01 = multiplied(sum01, a0, b1);
-        sum11 = multiplied(sum11, a1, b1);
+        if SIDE > 4u {
+            let a1 = a_block(m + 4u, k, end);
+            sum10 = multiplied(sum10, a1, b0);
+            let b1 = b_block(k, n + 4u, end);
+            sum01 = multiplied(sum01, a0, b1);
+            sum11 = multiplied(sum11, a1, b1);
+        }
     }
     keep_sums(0u, 0u, sum00);
-    keep_sums(0u, 1u, sum01);
-    keep_sums(4u, 0u, sum10);
-    keep_sums(4u, 1u, sum11);
-    // Loops whose ends are not constants: the compiler sees one store.
-    let rows = min(SIDE, args.m - min(m, args.m));
-    let columns = min(SIDE, args.n - min(n, args.n));
-    for (var row = 0u; row < rows; row++) {
-        for (var column = 0u; column < columns; column++) {
-            store(m + row, n + column, group.z, sums[2u * row + column / 4u][column % 4u]);
+    if SIDE > 4u {
+        keep_sums(0u, 1u, sum01);
+        keep_sums(4u, 0u, sum10);
+        keep_sums(4u, 1u, sum11);
+    }
+    // The compiler sees one store.
+    for (var row = m; row < side_end(m, args.m); row++) {
+        for (var column = n; column < side_end(n, args.n); column++) {
+            let four = sums[2u * (row - m) + (column - n) / 4u];
+            store(row, column, group.z, four[(column - n) % 4u]);
         }
     }
 }

@@ -90,7 +90,8 @@ var<workgroup> lane_sums: array<vec4<f32>, ROWS * LANE_SUMS * UNIT_QUADS>;
 // [ACCUMULATORS][ROWS][4 · UNIT_QUADS].
 var<workgroup> accumulators: array<f32, ACCUMULATORS * 4u * ROWS * UNIT_QUADS>;
 
-// The arguments, loaded once: lavapipe 22 loads them again at every use.
+// The arguments, loaded once: lavapipe 22 loads them again at every use. Loops and branches around a
+// barrier use `arguments`: WGSL takes a private variable for a different value in each thread.
 var<private> args: Args;
 
 // The direction of this workgroup.

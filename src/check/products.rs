@@ -144,7 +144,9 @@ async fn multiply(
     };
     let epilogue = if bias.is_some() { Epilogue::Bias(bias_slice) } else { Epilogue::Zero };
     let (a, b, to) = (operand(a_slice, a), operand(b_slice, b), operand(c_slice, &c));
-    let products = ProductPlanner::new(caps, &buffers);
+    // Both tiles of a software adapter: the small one for even m.
+    let plan_flops = if m % 2 == 0 { 0 } else { u64::MAX };
+    let products = ProductPlanner::new(caps, plan_flops, &buffers);
     let stages = if mnk == SPLIT {
         products.matmul_in_dispatches(title, mnk, LARGEST, a, b, epilogue, to)
     } else {
@@ -171,7 +173,7 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings<'_>) -> 
             .map(|(name, data)| buffers.add(name, "", ElementType::F32, data.len(), Role::Input));
         let (from, to) = (buffers.whole(a_id), buffers.whole(out_id));
         let caps = gpu.caps();
-        let products = ProductPlanner::new(&caps, &buffers);
+        let products = ProductPlanner::new(&caps, 0, &buffers);
         let of = ColumnSum { slice: from, rows, stride, range: FROM..stride };
         let stages = products.column_sum("column_sum", &of, to, TO, false);
         products.add_partials(&mut buffers);

@@ -433,10 +433,12 @@ impl Drop for GpuShared {
         if self.process.is_forked() {
             // A forked child must not close its parent's device: closing waits for the driver's
             // threads, which do not exist in the child. Nor must it close the poller: its thread
-            // does not exist here either, and may have held the lock during the fork.
+            // does not exist here either, and may have held the lock during the fork. Nor must it free
+            // the device's objects.
             let pipelines = std::mem::take(&mut self.pipelines);
+            let staging = std::mem::take(&mut self.staging);
             std::mem::forget((self.adapter.clone(), self.device.clone(), self.queue.clone()));
-            std::mem::forget(pipelines);
+            std::mem::forget((pipelines, staging));
         } else {
             #[cfg(not(target_arch = "wasm32"))]
             self.poller.close();

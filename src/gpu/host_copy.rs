@@ -135,7 +135,10 @@ pub(crate) fn copy_to_mapped(to: wgpu::WriteOnly<'_, [u8]>, from: &[u8]) {
 /// threads do not exist.
 #[cfg(not(target_arch = "wasm32"))]
 fn is_parallel(bytes: usize) -> bool {
-    bytes >= MIN_PARALLEL_BYTES && !thread_pool().is_forked() && rayon::current_num_threads() > 1
+    let pays = bytes >= MIN_PARALLEL_BYTES && rayon::current_num_threads() > 1;
+    // A thread of the pool that waits here could start another job of the caller, which may need a
+    // lock that the caller holds.
+    pays && rayon::current_thread_index().is_none() && !thread_pool().is_forked()
 }
 
 #[cfg(test)]

@@ -263,6 +263,7 @@ impl Gpu {
     /// Waits until a buffer is mapped. The buffer must live as long as the future.
     async fn finish_mapping(&self, mapping: Mapping, what: &'static str, wait: Wait) -> Result<()> {
         let Mapping { mapped: oneshot, submission } = mapping;
+        let waits_for_all = submission.is_none();
         let deadline = self.deadline(what);
         match wait {
             Wait::Block => oneshot.block(&deadline, |may_block| match may_block {
@@ -276,8 +277,10 @@ impl Gpu {
         // buffer lives as long as this future.)
         let mapped = std::future::poll_fn(|context| oneshot.poll(context)).await?;
         mapped.map_err(|error| self.mark_lost(&error.to_string()))?;
-        // The mapped buffer's work was queued after all other work, so all work is done.
-        self.throttle().record_done();
+        if waits_for_all {
+            // The mapped buffer's work was queued after all other work, so all work is done.
+            self.throttle().record_done();
+        }
         Ok(())
     }
 

@@ -23,6 +23,7 @@
 //! | `EXTRAS` | `forward`, `backward` | random draws and all activations double the code of a step |
 //! | `M_THREADS`, `N_THREADS` | `matmul` | a workgroup's threads; sizes of workgroup memory |
 //! | `N_QUADS` | `matmul` | sums in registers |
+//! | `SIDE` | `matmul_blocks` | sums in registers |
 //! | `DEPTH` | `matmul` | sizes of workgroup memory; an unrolled loop |
 //! | `RUNS` | `matmul`, `matmul_blocks` | integer divisions for every load |
 //! | `LOSS`, `DIFFERENTIATE` | `loss` | different sums, and barriers between them |
@@ -92,7 +93,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// The name of the file in `shaders/` that has the entry point, without its extension.
     pub file: &'static str,
-    /// The source: `common.wgsl` and the kernel's own file. The entry point is `main`.
+    /// The source: `common.wgsl`, the files that the kernel shares with others, and its own. The
+    /// entry point is `main`.
     pub source: &'static str,
     /// The bindings after `Args`, in order.
     pub bindings: &'static [Binding],
@@ -170,8 +172,8 @@ mod training;
 mod tests;
 
 pub use products::{
-    BLOCKS_SIDE, BLOCKS_THREADS, COLUMN_SUM, ColumnSumArgs, MATMUL, MATMUL_BLOCKS,
-    MATMUL_BLOCKS_SCALAR, MatmulArgs, MatmulConstants,
+    BLOCKS_THREADS, COLUMN_SUM, ColumnSumArgs, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR,
+    MatmulArgs, MatmulConstants,
 };
 pub use recurrence::{BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, StepArgs, StepConstants};
 pub use training::{

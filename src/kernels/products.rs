@@ -114,12 +114,10 @@ pub static MATMUL: Kernel = Kernel {
 /// The threads of a workgroup of [`MATMUL_BLOCKS`].
 pub const BLOCKS_THREADS: usize = 16;
 
-/// The rows and columns of C that a thread of [`MATMUL_BLOCKS`] computes.
-pub const BLOCKS_SIDE: usize = 8;
-
-/// The smallest tile: the argument n_threads shapes it.
-const BLOCKS_WORKGROUP: Workgroup =
-    Workgroup { threads: BLOCKS_THREADS as u64, bytes: 0, tile: [BLOCKS_SIDE as u32; 2] };
+/// The results of a thread. The argument n_threads shapes the tile of a workgroup.
+fn blocks_workgroup(constants: &[u32]) -> Workgroup {
+    Workgroup { threads: BLOCKS_THREADS as u64, bytes: 0, tile: [constants[1]; 2] }
+}
 
 /// The products of [`MATMUL`] on a software adapter, over operands whose rows start at whole vec4.
 pub static MATMUL_BLOCKS: Kernel = Kernel {
@@ -133,8 +131,8 @@ pub static MATMUL_BLOCKS: Kernel = Kernel {
         Binding::read_write("c", F32),
     ],
     args: MatmulArgs::FIELDS,
-    constants: &["RUNS"],
-    workgroup: |_| BLOCKS_WORKGROUP,
+    constants: &["RUNS", "SIDE"],
+    workgroup: blocks_workgroup,
 };
 
 /// [`MATMUL_BLOCKS`] over operands whose rows start anywhere.

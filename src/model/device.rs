@@ -11,6 +11,7 @@ use crate::gpu::adapter::{self, AdapterInfo};
 use crate::gpu::context::Gpu;
 use crate::gpu::pipeline_cache::PipelineCacheStatus;
 use crate::model::blocking::blocking_and_async;
+use crate::plan::DeviceCaps;
 
 /// The [`Device::reason`] of a device that the caller chose.
 const REQUESTED: &str = "requested by the caller";
@@ -329,6 +330,27 @@ impl Device {
     /// Returns true on an adapter, hardware or software, and false on the CPU.
     pub fn is_adapter(&self) -> bool {
         matches!(self.target, DeviceTarget::Gpu(_))
+    }
+
+    /// Returns the capabilities that a plan on this device depends on. The CPU has no plans; it
+    /// returns those that every WebGPU implementation has.
+    ///
+    /// ```
+    /// use gru_wgpu::plan::{Mode, Plan};
+    /// use gru_wgpu::{Device, GruConfig, RunOptions};
+    ///
+    /// let (config, options) = (GruConfig::pytorch(8, 32), RunOptions::default());
+    /// let shape = config.shape(104, 64)?;
+    /// let caps = Device::cpu().caps();
+    /// let plan = Plan::with_options(&config, shape, Mode::Training, options, &caps)?;
+    /// println!("{} pipelines", plan.pipelines());
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    pub fn caps(&self) -> DeviceCaps {
+        match &self.target {
+            DeviceTarget::Cpu => DeviceCaps::WEBGPU,
+            DeviceTarget::Gpu(gpu) => gpu.caps(),
+        }
     }
 
     /// Returns a description of the adapter, `None` on the CPU.

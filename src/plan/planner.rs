@@ -52,6 +52,14 @@ impl StepRange {
     }
 }
 
+/// Returns the FLOPs of a forward pass's products, without the head's.
+fn forward_flops(layout: &ParamLayout, shape: Shape) -> u64 {
+    let Shape { steps, batch, hidden, layers, directions, .. } = shape;
+    let widths = (0..layers).map(|layer| layout.config().layer_input_size(layer) + hidden);
+    let factors = [6, steps, batch, directions, hidden, widths.sum()];
+    factors.into_iter().fold(1, |flops, factor| flops.saturating_mul(factor as u64))
+}
+
 impl<'a> Planner<'a> {
     pub fn new(
         layout: &'a ParamLayout,
@@ -66,7 +74,7 @@ impl<'a> Planner<'a> {
             RecurrenceKernels::choose(layout.config(), shape.batch, options.recurrence, caps)?;
         let allocation = Allocation::new(layout, shape, mode, purpose, gates);
         let Allocation { buffers, run, layers, zeros } = allocation;
-        let products = ProductPlanner::new(caps, &buffers);
+        let products = ProductPlanner::new(caps, forward_flops(layout, shape), &buffers);
         let element = ELEMENT;
         Ok(Self {
             layout,

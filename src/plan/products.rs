@@ -108,15 +108,21 @@ pub(crate) struct ColumnSum {
 /// parts; the partial results share one buffer until they are added up.
 pub(crate) struct ProductPlanner<'a> {
     caps: &'a DeviceCaps,
+    /// The FLOPs of the plan's forward pass.
+    plan_flops: u64,
     partials: BufferId,
     partials_len: Cell<usize>,
 }
 
 impl<'a> ProductPlanner<'a> {
-    /// Makes a planner that puts partial results into the next of `buffers`. Call
-    /// [`Self::add_partials`] after all stages are made.
-    pub fn new(caps: &'a DeviceCaps, buffers: &BufferList) -> Self {
-        Self { caps, partials: buffers.next_id(), partials_len: Cell::new(0) }
+    /// Makes a planner for a plan whose forward pass has `plan_flops`. It puts partial results into the next of
+    /// `buffers`. Call [`Self::add_partials`] after all stages are made.
+    pub fn new(caps: &'a DeviceCaps, plan_flops: u64, buffers: &BufferList) -> Self {
+        Self { caps, plan_flops, partials: buffers.next_id(), partials_len: Cell::new(0) }
+    }
+
+    fn tile(&self, mnk: [usize; 3]) -> ProductTile {
+        ProductTile::choose(mnk, self.plan_flops, self.caps)
     }
 
     /// Adds the buffer of partial results if there are any. It is large enough for every product.
@@ -152,7 +158,7 @@ impl<'a> ProductPlanner<'a> {
         c: Operand,
     ) -> Vec<Stage> {
         let [m, n, k] = mnk;
-        let [x, y] = ProductTile::choose(mnk, self.caps).groups(m, n);
+        let [x, y] = self.tile(mnk).groups(m, n);
         let parts = self.parts(x * y, k / MATMUL_MIN_DEPTH);
         let is_whole = c.stride == n && c.runs.is_none() && m * n <= MAX_WORKGROUPS * 16;
         if parts == 1 || !is_whole || matches!(epilogue, Epilogue::Bias(_)) {
@@ -179,7 +185,7 @@ impl<'a> ProductPlanner<'a> {
         c: Operand,
     ) -> Vec<Stage> {
         let k_part = k.div_ceil(parts).next_multiple_of(16).min(MATMUL_MAX_DEPTH);
-        let tile = ProductTile::choose([m, n, k], self.caps);
+        let tile = self.tile([m, n, k]);
         let [x, y] = tile.groups(m, n);
         let flops = 2 * x * y * product([tile.rows(), tile.columns(), k_part]);
         let parts_at_once = (self.caps.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
@@ -217,7 +223,7 @@ impl<'a> ProductPlanner<'a> {
         for (m0, m) in split(m, most_m) {
             for (n0, n) in split(n, most_n) {
                 for (k0, k) in split(k, most_k) {
-                    let tile = ProductTile::choose([m, n, k], self.caps);
+                    let tile = self.tile([m, n, k]);
                     let product =
                         SubProduct { first: [m0, n0, k0], mnk: [m, n, k], k_part: k, tile };
                     let epilogue = if k0 > 0 { Epilogue::Present } else { epilogue };
@@ -231,7 +237,7 @@ impl<'a> ProductPlanner<'a> {
     /// Returns the largest part of an m × n × k product that one dispatch may compute, limited by
     /// its workgroups, its loops and its work.
     fn largest_dispatch(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
-        let tile = ProductTile::choose([m, n, k], self.caps);
+        let tile = self.tile([m, n, k]);
         let (tile_n, tile_m) = (tile.columns(), tile.rows());
         let k = k.min(MATMUL_MAX_DEPTH);
         // As many columns or rows as the work allows, in whole tiles, at least one.

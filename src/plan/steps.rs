@@ -328,7 +328,8 @@ impl Planner<'_> {
         let draws = if self.draws() { 2 * (noise::ROUNDS as usize + 1) } else { 0 };
         let stored = if resident == 1 { 3 * (2 + items) } else { 0 };
         let finish = items * (1 + draws) + gates.count() * (1 + items * (split_k + 1)) + stored;
-        let multiply = slices * (1 + staged) + depth.div_ceil(split_k) + slices;
+        let staging = if resident == 1 { 0 } else { staged };
+        let multiply = slices * (1 + staging) + depth.div_ceil(split_k) + slices;
         let step = 1 + 2 * (multiply + finish) + 2;
         (step * count + 2 * staged) as u64
     }

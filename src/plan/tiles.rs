@@ -24,11 +24,12 @@
 //! `tiles/tests.rs` pins the choices of the rules.
 
 use super::limits::within;
+use super::products::product;
 use super::{DeviceCaps, Pass};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    BACKWARD, BACKWARD_SCALAR, BLOCKS_SIDE, BLOCKS_THREADS, FORWARD, FORWARD_SCALAR, Kernel,
-    MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MatmulConstants, StepConstants,
+    BACKWARD, BACKWARD_SCALAR, BLOCKS_THREADS, FORWARD, FORWARD_SCALAR, Kernel, MATMUL,
+    MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MatmulConstants, StepConstants,
 };
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
@@ -156,16 +157,32 @@ fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
 }
 
 /// Returns the batch rows of a workgroup on a software adapter, if a row is spread over `units`
-/// workgroups. With more rows a weight does more work for its load, so 8 if that leaves a workgroup
-/// for every core, and 1 only if more rows would leave cores without work.
+/// workgroups: the number with the least work for the busiest core. With more rows a weight does
+/// more work for its load; with fewer there are more workgroups.
 fn software_rows(config: &GruConfig, batch: usize, units: usize, caps: &DeviceCaps) -> usize {
-    let groups = |rows| config.direction.count() * batch.div_ceil(rows) * units;
-    match batch {
-        1 => 1,
-        _ if groups(1) <= caps.usable_cores() => 1,
-        5.. if groups(8) >= caps.usable_cores() => 8,
-        _ => 4,
-    }
+    let most = [8, 4, 1].into_iter();
+    most.min_by_key(|&rows| core_work(config, batch, rows, units, caps)).expect("three numbers")
+}
+
+/// Returns the work of the busiest core in a step, in FLOPs that take as long. Most of the time goes
+/// to loads, which the rows of a workgroup share: eight rows take 7/4 of the time of four, and one
+/// row takes half.
+fn core_work(
+    config: &GruConfig,
+    batch: usize,
+    rows: usize,
+    units: usize,
+    caps: &DeviceCaps,
+) -> u64 {
+    let row_cost = match rows {
+        1 => 2,
+        4 => 4,
+        _ => 7,
+    };
+    let hidden = config.hidden_size;
+    let groups = config.direction.count() as u64 * product([batch.div_ceil(rows), units]);
+    let group_work = 2 * 3 * row_cost * product([hidden, hidden.div_ceil(units)]);
+    groups.div_ceil(caps.usable_cores() as u64).saturating_mul(group_work)
 }
 
 /// Returns true if, on a software adapter, spreading the units of a step over the cores gains more
@@ -175,21 +192,13 @@ fn cores_pay(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
         Reset::After => 1,
         Reset::Before => 2,
     };
-    // What the busiest core computes in a step, for units in `units` parts.
     let work = |units: usize| {
         let rows = software_rows(config, batch, units, caps);
-        let groups = config.direction.count() * batch.div_ceil(rows) * units;
-        // Most of the time goes to loads, which four rows share.
-        let row_cost = match rows {
-            1 => 2,
-            4 => 4,
-            _ => 7,
-        };
-        let unit_flops = 2 * 3 * config.hidden_size * row_cost;
-        groups.div_ceil(caps.usable_cores()) * unit_flops * config.hidden_size.div_ceil(units)
+        core_work(config, batch, rows, units, caps)
     };
     let tiles = config.hidden_size.div_ceil(4 * STEP_UNIT_QUADS);
-    work(1).saturating_sub(work(tiles)) > caps.dispatch_cost.saturating_mul(dispatches)
+    let cost = (caps.dispatch_cost as u64).saturating_mul(dispatches);
+    work(1).saturating_sub(work(tiles)) > cost
 }
 
 impl RecurrenceKernel {
@@ -426,13 +435,25 @@ pub(super) struct StagedTile {
 pub(super) struct BlocksTile {
     /// Threads along the result's columns.
     n_threads: usize,
+    /// The rows and columns of the result that a thread computes: 4 or 8.
+    side: usize,
 }
 
+/// The FLOPs of a forward pass from which a software adapter uses the large tile for its products.
+/// In a run of this size the large tile saves 2 to 4 ms, and it compiles 0.2 to 0.5 s longer: about
+/// a hundred runs repay it. Inference and training of a shape share a tile.
+const LARGE_BLOCKS_FLOPS: u64 = 20_000_000;
+
 impl ProductTile {
-    /// Chooses the kernel and the tile of an m × n × k product.
-    pub fn choose([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Self {
+    /// Chooses the kernel and the tile of an m × n × k product, in a plan whose forward
+    /// pass has `plan_flops`. On a
+    /// software adapter all products of a plan use one tile, because each tile is compiled.
+    pub fn choose([m, n, k]: [usize; 3], plan_flops: u64, caps: &DeviceCaps) -> Self {
         match caps.software {
-            true => Self::Blocks(BlocksTile::choose(m, n)),
+            true => {
+                let side = if plan_flops < LARGE_BLOCKS_FLOPS { 4 } else { 8 };
+                Self::Blocks(BlocksTile::choose(m, n, side))
+            }
             false => Self::Staged(StagedTile::choose([m, n, k], caps)),
         }
     }
@@ -450,30 +471,29 @@ impl ProductTile {
     pub fn constants(&self, runs: bool) -> Vec<u32> {
         match self {
             Self::Staged(tile) => tile.constants(runs).as_u32s().to_vec(),
-            Self::Blocks(_) => vec![u32::from(runs)],
+            Self::Blocks(tile) => vec![u32::from(runs), tile.side as u32],
         }
     }
 
     /// Returns the threads along the result's columns.
     pub fn n_threads(&self) -> usize {
         match *self {
-            Self::Staged(StagedTile { n_threads, .. }) | Self::Blocks(BlocksTile { n_threads }) => {
-                n_threads
-            }
+            Self::Staged(StagedTile { n_threads, .. })
+            | Self::Blocks(BlocksTile { n_threads, .. }) => n_threads,
         }
     }
 
     pub fn rows(&self) -> usize {
         match self {
             Self::Staged(tile) => 8 * tile.m_threads,
-            Self::Blocks(tile) => BLOCKS_SIDE * BLOCKS_THREADS / tile.n_threads,
+            Self::Blocks(tile) => tile.side * BLOCKS_THREADS / tile.n_threads,
         }
     }
 
     pub fn columns(&self) -> usize {
         match self {
             Self::Staged(tile) => 4 * tile.n_quads * tile.n_threads,
-            Self::Blocks(tile) => BLOCKS_SIDE * tile.n_threads,
+            Self::Blocks(tile) => tile.side * tile.n_threads,
         }
     }
 
@@ -497,7 +517,7 @@ impl ProductTile {
             // Per slice: its k, the thread's staged elements, and the slice itself. Finally the
             // blocks, one after another.
             Self::Staged(tile) => slices * (3 * tile.depth + 3) + 2 * tile.n_quads * 17,
-            Self::Blocks(_) => slices + (BLOCKS_SIDE + 1) * BLOCKS_SIDE,
+            Self::Blocks(tile) => slices + (tile.side + 1) * tile.side,
         }
     }
 }
@@ -548,8 +568,8 @@ impl StagedTile {
 
 impl BlocksTile {
     /// Chooses the tile with the least padding; of several, the one closest to a square.
-    fn choose(m: usize, n: usize) -> Self {
-        let tiles = [4, 8, 2, 16, 1].map(|n_threads| Self { n_threads });
+    fn choose(m: usize, n: usize, side: usize) -> Self {
+        let tiles = [4, 8, 2, 16, 1].map(|n_threads| Self { n_threads, side });
         let groups = |tile: &Self| ProductTile::Blocks(*tile).groups(m, n).iter().product::<u64>();
         tiles.into_iter().min_by_key(groups).expect("five tiles")
     }

@@ -492,7 +492,7 @@ fn devices(t: &mut Table) {
     );
     t.plain(
         "Device::adapters Device::adapters_async Device::reason Device::is_adapter Device::adapter \
-         AdapterInfo::is_software",
+         Device::caps AdapterInfo::is_software",
         "all",
         || {
             let cpu = Device::cpu();
@@ -501,6 +501,7 @@ fn devices(t: &mut Table) {
                 block_on(Device::adapters_async()),
                 cpu.reason().len(),
                 cpu.is_adapter(),
+                cpu.caps(),
                 cpu.adapter().map(|adapter| adapter.is_software()),
             )
         },

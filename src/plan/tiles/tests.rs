@@ -118,39 +118,48 @@ fn the_recurrence_has_these_tiles() {
 /// Rows and columns of a workgroup's results, and elements along k at once.
 #[test]
 fn products_have_these_tiles() {
-    for (caps, mnk, expected) in [
-        (GPU, [1, 1, 1], [64, 4, 4]),
-        (GPU, [64, 4, 9], [64, 4, 8]),
-        (GPU, [65, 4, 9], [256, 4, 8]),
-        (GPU, [8, 100, 9], [8, 256, 8]),
-        (GPU, [9, 16, 16], [256, 16, 8]),
-        (GPU, [9, 17, 4], [64, 64, 4]),
-        (GPU, [65, 65, 16], [64, 64, 16]),
-        (GPU, [1024, 1024, 3], [64, 64, 4]),
-        (GPU, [1200, 1300, 64], [64, 64, 16]),
-        (GPU, [2048, 2048, 512], [64, 64, 16]),
-        (GPU, [64, 65536, 512], [64, 64, 16]),
-        (ROOMY, [1, 1, 1], [64, 4, 4]),
-        (ROOMY, [64, 4, 9], [64, 4, 8]),
-        (ROOMY, [65, 4, 9], [256, 4, 8]),
-        (ROOMY, [8, 100, 9], [8, 256, 8]),
-        (ROOMY, [9, 16, 16], [256, 16, 8]),
-        (ROOMY, [9, 17, 4], [64, 64, 4]),
-        (ROOMY, [65, 65, 16], [64, 64, 16]),
-        (ROOMY, [1024, 1024, 3], [64, 64, 4]),
-        (ROOMY, [1200, 1300, 64], [128, 128, 16]),
-        (ROOMY, [2048, 2048, 512], [128, 128, 16]),
-        (ROOMY, [64, 65536, 512], [64, 64, 16]),
-        (SOFTWARE, [1, 1, 1], [32, 32, 4]),
-        (SOFTWARE, [64, 4, 9], [64, 16, 4]),
-        (SOFTWARE, [128, 8, 9], [128, 8, 4]),
-        (SOFTWARE, [8, 100, 9], [8, 128, 4]),
-        (SOFTWARE, [9, 16, 16], [32, 32, 4]),
-        (SOFTWARE, [144, 240, 48], [16, 64, 4]),
-        (SOFTWARE, [1024, 1024, 3], [32, 32, 4]),
+    const SMALL: u64 = 1_000_000;
+    const LARGE: u64 = 1 << 40;
+    for (caps, mnk, flops, expected) in [
+        (GPU, [1, 1, 1], LARGE, [64, 4, 4]),
+        (GPU, [64, 4, 9], LARGE, [64, 4, 8]),
+        (GPU, [65, 4, 9], LARGE, [256, 4, 8]),
+        (GPU, [8, 100, 9], LARGE, [8, 256, 8]),
+        (GPU, [9, 16, 16], LARGE, [256, 16, 8]),
+        (GPU, [9, 17, 4], LARGE, [64, 64, 4]),
+        (GPU, [65, 65, 16], LARGE, [64, 64, 16]),
+        (GPU, [1024, 1024, 3], LARGE, [64, 64, 4]),
+        (GPU, [1200, 1300, 64], LARGE, [64, 64, 16]),
+        (GPU, [2048, 2048, 512], LARGE, [64, 64, 16]),
+        (GPU, [64, 65536, 512], LARGE, [64, 64, 16]),
+        (ROOMY, [1, 1, 1], LARGE, [64, 4, 4]),
+        (ROOMY, [64, 4, 9], LARGE, [64, 4, 8]),
+        (ROOMY, [65, 4, 9], LARGE, [256, 4, 8]),
+        (ROOMY, [8, 100, 9], LARGE, [8, 256, 8]),
+        (ROOMY, [9, 16, 16], LARGE, [256, 16, 8]),
+        (ROOMY, [9, 17, 4], LARGE, [64, 64, 4]),
+        (ROOMY, [65, 65, 16], LARGE, [64, 64, 16]),
+        (ROOMY, [1024, 1024, 3], LARGE, [64, 64, 4]),
+        (ROOMY, [1200, 1300, 64], LARGE, [128, 128, 16]),
+        (ROOMY, [2048, 2048, 512], LARGE, [128, 128, 16]),
+        (ROOMY, [64, 65536, 512], LARGE, [64, 64, 16]),
+        (SOFTWARE, [1, 1, 1], SMALL, [16, 16, 4]),
+        (SOFTWARE, [1, 1, 1], LARGE, [32, 32, 4]),
+        (SOFTWARE, [64, 4, 9], SMALL, [64, 4, 4]),
+        (SOFTWARE, [64, 4, 9], LARGE, [64, 16, 4]),
+        (SOFTWARE, [128, 8, 9], SMALL, [32, 8, 4]),
+        (SOFTWARE, [128, 8, 9], LARGE, [128, 8, 4]),
+        (SOFTWARE, [8, 100, 9], SMALL, [8, 32, 4]),
+        (SOFTWARE, [8, 100, 9], LARGE, [8, 128, 4]),
+        (SOFTWARE, [9, 16, 16], SMALL, [16, 16, 4]),
+        (SOFTWARE, [9, 16, 16], LARGE, [32, 32, 4]),
+        (SOFTWARE, [144, 240, 48], SMALL, [16, 16, 4]),
+        (SOFTWARE, [144, 240, 48], LARGE, [16, 64, 4]),
+        (SOFTWARE, [1024, 1024, 3], SMALL, [16, 16, 4]),
+        (SOFTWARE, [1024, 1024, 3], LARGE, [32, 32, 4]),
     ] {
-        let tile = ProductTile::choose(mnk, &caps);
+        let tile = ProductTile::choose(mnk, flops, &caps);
         let got = [tile.rows(), tile.columns(), tile.depth()];
-        assert_eq!(got, expected, "{caps:?}, {mnk:?}");
+        assert_eq!(got, expected, "{caps:?}, {mnk:?}, {flops}");
     }
 }

@@ -16,7 +16,7 @@ use crate::ui::numbers::format_si;
 pub fn check(workload: &Workload, device: &Device) -> Result<()> {
     let needed = match device.adapter() {
         None => on_cpu(workload),
-        Some(adapter) => on_adapter(workload, &workload.plan_on(&adapter)?, adapter.is_software()),
+        Some(adapter) => on_adapter(workload, &workload.plan_on(device)?, adapter.is_software()),
     };
     match available() {
         Some(available) if needed > available => {

@@ -132,8 +132,8 @@ pub fn run(arguments: &BenchArgs, kinds: &[DeviceKind], out: &mut impl Write) ->
 
 /// Prints a device's plan. The CPU has none: prints its memory, and the plan of a default adapter.
 fn write_plan(workload: &Workload, device: &BenchDevice, out: &mut impl Write) -> Result<()> {
-    if let Some(adapter) = device.device.adapter() {
-        return Ok(write!(out, "{device}: {}", workload.plan_on(&adapter)?)?);
+    if device.device.is_adapter() {
+        return Ok(write!(out, "{device}: {}", workload.plan_on(&device.device)?)?);
     }
     let memory = format_si(memory::on_cpu(workload), "B");
     writeln!(out, "{device}: {}", workload.title())?;

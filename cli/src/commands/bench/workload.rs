@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow};
 use gru_wgpu::plan::{DeviceCaps, Mode, Plan};
-use gru_wgpu::{AdapterInfo, Device, Gru, GruConfig, Init, RunOptions, Shape};
+use gru_wgpu::{Device, Gru, GruConfig, Init, RunOptions, Shape};
 use ndarray::Array3;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -37,10 +37,11 @@ impl Workload {
         Ok(gru.with_options(self.options))
     }
 
-    /// Returns the plan on this adapter, if its limits allow it.
-    pub fn plan_on(&self, adapter: &AdapterInfo) -> Result<Plan> {
-        let plan = self.plan(&DeviceCaps::new(adapter.limits, adapter.is_software()))?;
-        plan.check(&adapter.limits)?;
+    /// Returns the plan on this device, if its limits allow it.
+    pub fn plan_on(&self, device: &Device) -> Result<Plan> {
+        let caps = device.caps();
+        let plan = self.plan(&caps)?;
+        plan.check(&caps.limits)?;
         Ok(plan)
     }
 
