@@ -24,7 +24,6 @@
 //! `tiles/tests.rs` pins the choices of the rules.
 
 use super::limits::within;
-use super::products::product;
 use super::{DeviceCaps, Pass};
 use crate::error::{Error, Result};
 use crate::kernels::{
@@ -179,10 +178,12 @@ fn core_work(
         4 => 4,
         _ => 7,
     };
-    let hidden = config.hidden_size;
-    let groups = config.direction.count() as u64 * product([batch.div_ceil(rows), units]);
-    let group_work = 2 * 3 * row_cost * product([hidden, hidden.div_ceil(units)]);
-    groups.div_ceil(caps.usable_cores() as u64).saturating_mul(group_work)
+    let [batch, rows, units, hidden, directions, cores] =
+        [batch, rows, units, config.hidden_size, config.direction.count(), caps.usable_cores()]
+            .map(|n| n as u64);
+    let groups = directions * batch.div_ceil(rows) * units;
+    let group_work = 2 * 3 * row_cost * hidden * hidden.div_ceil(units);
+    groups.div_ceil(cores).saturating_mul(group_work)
 }
 
 /// Returns true if, on a software adapter, spreading the units of a step over the cores gains more
