@@ -9,8 +9,8 @@
 // The strides give the order of the axes time and batch in x, y, h and gates, so that a kernel
 // treats time-major and batch-first arrays alike.
 //
-// A workgroup computes 4 · UNIT_QUADS hidden units of ROWS batch rows, for `count` steps
-// one after another. With count 1 the units of a step are spread over many workgroups and the host
+// A workgroup computes 4 · UNIT_QUADS hidden units of ROWS batch rows, for `count` steps one after
+// another. With count 1 the units of a step are spread over many workgroups and the host
 // loops over the steps. A workgroup that computes all units may loop over many steps itself; its
 // operands then stay in workgroup memory.
 
@@ -90,8 +90,8 @@ var<workgroup> lane_sums: array<vec4<f32>, ROWS * LANE_SUMS * UNIT_QUADS>;
 // [ACCUMULATORS][ROWS][4 · UNIT_QUADS].
 var<workgroup> accumulators: array<f32, ACCUMULATORS * 4u * ROWS * UNIT_QUADS>;
 
-// The arguments, loaded once: lavapipe 22 loads them again at every use. Loops and branches around a
-// barrier use `arguments`: WGSL takes a private variable for a different value in each thread.
+// The arguments, loaded once: lavapipe 22 loads them again at every use. Loops and branches around
+// a barrier use `arguments`: WGSL takes a private variable for a different value in each thread.
 var<private> args: Args;
 
 // The direction of this workgroup.

@@ -233,8 +233,7 @@ async fn run_kernel(
     let whole = Plan::with_options(config, shape, Mode::Training, options, &caps)?;
     let is_of_kernel = |stage: &&Stage| {
         stage.dispatches().0.iter().all(|dispatch| {
-            dispatch.kernel_name().starts_with(kernel)
-                && dispatch.args[argument(dispatch, "layer")] == 0
+            dispatch.kernel_name() == kernel && dispatch.args[argument(dispatch, "layer")] == 0
         })
     };
     let stages = whole.forward().iter().chain(whole.backward());

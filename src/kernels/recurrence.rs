@@ -124,8 +124,8 @@ const STEP_CONSTANTS: &[&str] = &[
     "RESIDENT",
 ];
 
-/// The arrays of `shaders/step.wgsl`: operands along k, four to a vec4, and each lane's sums, four units to a vec4;
-/// accumulators of each unit and row.
+/// The arrays of `shaders/step.wgsl`: operands, four k to a vec4; each lane's sums, four units to a
+/// vec4; accumulators of each unit and row.
 fn step_workgroup(constants: &[u32]) -> Workgroup {
     let constants: [u32; STEP_CONSTANTS.len()] =
         constants.try_into().expect("one value for each name");
@@ -139,21 +139,26 @@ fn step_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads, bytes, tile }
 }
 
-/// Forward steps: recurrent products and elementwise update. The rows of the weights start at whole
-/// quads: H is a multiple of 4.
-pub static FORWARD: Kernel = Kernel {
-    name: "forward",
-    file: "forward",
-    source: kernel_source!("weight_quads", "step", "forward"),
-    bindings: &[
-        Binding::read_quads("weight_hh", F32),
+/// Returns the bindings of forward steps, whose weights are bound as numbers or as quads.
+const fn forward_bindings(weight_hh: Binding) -> [Binding; 7] {
+    [
+        weight_hh,
         Binding::read("step_flags", U32),
         Binding::read_write("gates", F32),
         Binding::read("bias_hh", F32),
         Binding::read_write("h", F32),
         Binding::read_write("states", F32),
         Binding::read_write("y", F32),
-    ],
+    ]
+}
+
+/// Forward steps: recurrent products and elementwise update. The rows of the weights start at whole
+/// quads: H is a multiple of 4.
+pub static FORWARD: Kernel = Kernel {
+    name: "forward",
+    file: "forward",
+    source: kernel_source!("weight_quads", "step", "forward"),
+    bindings: &forward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
     workgroup: step_workgroup,
@@ -163,17 +168,21 @@ pub static FORWARD: Kernel = Kernel {
 pub static FORWARD_SCALAR: Kernel = Kernel {
     name: "forward_scalar",
     source: kernel_source!("weight_scalars", "step", "forward"),
-    bindings: &[
-        Binding::read("weight_hh", F32),
-        Binding::read("step_flags", U32),
-        Binding::read_write("gates", F32),
-        Binding::read("bias_hh", F32),
-        Binding::read_write("h", F32),
-        Binding::read_write("states", F32),
-        Binding::read_write("y", F32),
-    ],
+    bindings: &forward_bindings(Binding::read("weight_hh", F32)),
     ..FORWARD
 };
+
+/// Returns the bindings of backward steps, whose weights are bound as numbers or as quads.
+const fn backward_bindings(weight_hh: Binding) -> [Binding; 6] {
+    [
+        weight_hh,
+        Binding::read("step_flags", U32),
+        Binding::read_write("gates", F32),
+        Binding::read("h", F32),
+        Binding::read("dy", F32),
+        Binding::read_write("dstates", F32),
+    ]
+}
 
 /// Backward steps: recurrent products of the gradients, and the elementwise gradients. H is a
 /// multiple of 4.
@@ -181,14 +190,7 @@ pub static BACKWARD: Kernel = Kernel {
     name: "backward",
     file: "backward",
     source: kernel_source!("weight_quads", "step", "backward"),
-    bindings: &[
-        Binding::read_quads("weight_hh", F32),
-        Binding::read("step_flags", U32),
-        Binding::read_write("gates", F32),
-        Binding::read("h", F32),
-        Binding::read("dy", F32),
-        Binding::read_write("dstates", F32),
-    ],
+    bindings: &backward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
     workgroup: step_workgroup,
@@ -198,13 +200,6 @@ pub static BACKWARD: Kernel = Kernel {
 pub static BACKWARD_SCALAR: Kernel = Kernel {
     name: "backward_scalar",
     source: kernel_source!("weight_scalars", "step", "backward"),
-    bindings: &[
-        Binding::read("weight_hh", F32),
-        Binding::read("step_flags", U32),
-        Binding::read_write("gates", F32),
-        Binding::read("h", F32),
-        Binding::read("dy", F32),
-        Binding::read_write("dstates", F32),
-    ],
+    bindings: &backward_bindings(Binding::read("weight_hh", F32)),
     ..BACKWARD
 };

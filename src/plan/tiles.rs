@@ -430,8 +430,8 @@ pub(super) struct StagedTile {
     depth: usize,
 }
 
-/// The tile of [`MATMUL_BLOCKS`]: a thread computes a square of results. The tile is an argument of
-/// the kernel, so products of all shapes share one pipeline.
+/// The tile of [`MATMUL_BLOCKS`]: a thread computes a square of results. How the threads lie is an
+/// argument of the kernel, so products of all shapes with one side share a pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BlocksTile {
     /// Threads along the result's columns.
@@ -446,9 +446,9 @@ pub(super) struct BlocksTile {
 const LARGE_BLOCKS_FLOPS: u64 = 20_000_000;
 
 impl ProductTile {
-    /// Chooses the kernel and the tile of an m × n × k product, in a plan whose forward
-    /// pass has `plan_flops`. On a
-    /// software adapter all products of a plan use one tile, because each tile is compiled.
+    /// Chooses the kernel and the tile of an m × n × k product, in a plan whose forward pass has
+    /// `plan_flops`. On a software adapter all products of a plan have one side, because each is
+    /// compiled.
     pub fn choose([m, n, k]: [usize; 3], plan_flops: u64, caps: &DeviceCaps) -> Self {
         match caps.software {
             true => {
