@@ -1,51 +1,14 @@
 // Backward steps: the gradient dh of each state, from the states after it, then through the step
 // that made it.
 //
-// A direction has T + 1 states; its step t turns state t into state t + 1. For s from T down to 0:
-//     dh[s] = carry + Σ over step s's recurrent products (none at s = T) + dy of step s − 1 (none at
-//     s = 0)
-// and for s > 0, with r, z, n, h of step s − 1:
-//     z overwrites: dn = dh z,        dz = dh (n − h),  carry = dh (1 − z)
-//     z keeps:      dn = dh (1 − z),  dz = dh (h − n),  carry = dh z
-//     da_n = dn n′    da_z = dz z′    where ′ is the activation's derivative
-// Reset after: GATES_RZ and GATE_N, in one dispatch.
-//     dpast = da_n r        da_r = da_n past r′
-// Reset before: GATES_RZ computes the above. Then GATE_N, because da_r needs every da_n, in its own
-// dispatch or, if the workgroup computes all units, in the same one:
-//     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r′    carry += d(rh) r
-// If step s started from the reset state, dh[s] without dy belongs to the reset state and goes no
-// further back.
-//
-// gates may hold only some of the steps. Then this kernel processes the states from the end of
-// those steps down to their start. The last of these states ends as the carry, from which the steps
-// before it continue.
-//
-// dstates holds dh_n at the last states on entry, which becomes the carry. At the end it holds dh0
-// at the first states, and the gradient of the reset states has been added at the reset states. The
-// gradients overwrite gates in place: da_r, da_z, da_n and, with reset after, dpast in the fourth
-// column (with reset before it keeps r ⊙ h). The reference is ReferenceCell::backward_steps.
+// The elementwise gradients are in backward_update.wgsl. Reset after: GATES_RZ and GATE_N, in one
+// dispatch. Reset before: GATES_RZ goes through the steps. Then GATE_N goes through their resets,
+// because da_r needs every da_n, in its own dispatch or, if the workgroup computes all units, in the
+// same one.
 //
 // A thread multiplies four units by ROWS rows, at every SPLIT_K-th quad along k. k counts
 // the gates' units, with each gate padded to whole quads: with four rows 8 vec4 loads feed 64
 // multiply-adds.
-
-@group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], the state that each step starts from
-@group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
-@group(0) @binding(6) var<storage, read_write> dstates: array<f32>; // gradients of the first, reset and last states [L·D, B, H]
-
-// The end of the steps whose gates are in memory.
-fn end_step() -> u32 {
-    return args.gates_first + args.gates_times;
-}
-
-// The gradient that weight row `unit` of `gate` is multiplied by: dpast for n with reset after.
-fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
-    if unit >= args.hidden {
-        return 0.0;
-    }
-    let column = select(gate, 3u, gate == 2u && !RESET_BEFORE);
-    return gates[gates_at(time(step), row, column * args.hidden + unit)];
-}
 
 fn four_operands(step: u32, row: u32, gate: u32, unit: u32) -> vec4<f32> {
     if SPLIT_K > 1u {
@@ -132,76 +95,8 @@ fn keep_operands(local: vec2<u32>, values: vec3<f32>) {
     keep_operand(2u, local, values.z);
 }
 
-// With dh of one unit of one row complete: goes through the step that made this state. `local` is
-// the unit and row within the workgroup.
-fn through_step(step: u32, row: u32, unit: u32, local: vec2<u32>, product: f32) {
-    let at = state_at(args.last_state, row, unit);
-    var dh = dstates[at] + product;
-    if step < end_step() && restarts(time(step), row) {
-        dstates[state_at(args.reset_state, row, unit)] += dh;
-        dh = 0.0;
-    }
-    if step == args.gates_first {
-        dstates[select(at, state_at(args.first_state, row, unit), step == 0u)] = dh;
-        keep_operands(local, vec3<f32>());
-        return;
-    }
-    let time = time(step - 1u);
-    if is_padding(time, row) {
-        // The step is padding: its gates are 0 and dy is padding.
-        dstates[at] = dh;
-        keep_operands(local, vec3<f32>());
-        return;
-    }
-    let past = h[h_at(time, row, unit)];
-    dh += dy[output_at(time, row, unit)] * dropout_factor(time, row, unit);
-    let at_r = gates_at(time, row, unit);
-    let at_z = at_r + args.hidden;
-    let at_n = at_z + args.hidden;
-    let z = gates[at_z];
-    let n = gates[at_n];
-    let keep_take = keep_take(z);
-    let toward_n = select(n - past, past - n, args.z_keeps == 1u); // ∂h'/∂z
-    var dnew = dh;
-    var carry = dh * keep_take.x;
-    if EXTRAS {
-        let zone = zone(time, row, unit);
-        dnew = dh * (1.0 - zone);
-        carry = dh * zone + dnew * keep_take.x;
-    }
-    let da_n = dnew * keep_take.y * derivative(candidate_activation(), n);
-    let da_z = dnew * toward_n * derivative(gate_activation(), z);
-    dstates[at] = carry;
-    gates[at_z] = da_z;
-    gates[at_n] = da_n;
-    if RESET_BEFORE {
-        keep_operands(local, vec3(0.0, da_z, da_n)); // da_r follows later
-        return;
-    }
-    let at_past = at_n + args.hidden;
-    let r = gates[at_r];
-    let da_r = da_n * gates[at_past] * derivative(gate_activation(), r);
-    gates[at_r] = da_r;
-    gates[at_past] = da_n * r;
-    keep_operands(local, vec3(da_r, da_z, da_n * r));
-}
-
-// Reset before, with d(r ⊙ h) of one unit of one row complete.
-fn through_reset(step: u32, row: u32, unit: u32, local: vec2<u32>, drh: f32) {
-    let time = time(step - 1u);
-    if is_padding(time, row) {
-        keep_operand(0u, local, 0.0);
-        return;
-    }
-    let at_r = gates_at(time, row, unit);
-    let r = gates[at_r];
-    let da_r = drh * h[h_at(time, row, unit)] * derivative(gate_activation(), r);
-    dstates[state_at(args.last_state, row, unit)] += drh * r;
-    gates[at_r] = da_r;
-    keep_operand(0u, local, da_r);
-}
-
-// The elementwise part of a step, one unit of one row at a time.
+// The elementwise part, one unit of one row at a time: through the step that made a state, or, if
+// not `state`, through its reset.
 fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
     for (var item = thread; item < items_from(row0); item += threads()) {
         let local = item_position(item);
@@ -210,10 +105,18 @@ fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
         let product = product_of(0u, local);
         if unit >= args.hidden {
             keep_operands(local, vec3<f32>());
-        } else if state {
-            through_step(step, row, unit, local, product);
+            continue;
+        }
+        let inputs = load_inputs(step, row, unit);
+        if state {
+            let carry = dstates[state_at(args.last_state, row, unit)];
+            let gradients = through_step(step, row, unit, carry + product, inputs);
+            dstates[carry_at(step, row, unit)] = gradients.carry;
+            keep_operands(local, gradients.gates);
         } else {
-            through_reset(step, row, unit, local, product);
+            let reset = through_reset(step, row, unit, product, inputs);
+            keep_operand(0u, local, reset.x);
+            dstates[state_at(args.last_state, row, unit)] += reset.y;
         }
     }
 }

@@ -8,50 +8,11 @@
 // then GATE_N, in its own dispatch or, if the workgroup computes all units, in the same one:
 //     n = tanh(gates_n + W_hn past + b_hn)      h' from z, n, h
 //
-// On entry gates holds the input products (with b_ih) in its r, z, n columns. The thread that reads
-// them overwrites them with the activations. The reference is ReferenceCell::forward_steps.
-//
-// The first step reads its state from states, and the last step writes its own there. In between, a
-// step writes its result to h, or the reset state if the next step restarts: the state that the
-// next step starts from. So h holds what dW_hh needs.
+// The elementwise update is in forward_update.wgsl.
 //
 // A thread multiplies four units of each gate by ROWS rows, at every SPLIT_K-th quad along k.
 // Neighbouring lanes read neighbouring weights, and with four rows 16 vec4 loads feed 192
 // multiply-adds.
-
-@group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
-@group(0) @binding(5) var<storage, read_write> h: array<f32>; // [D, h_times·B, H]
-@group(0) @binding(6) var<storage, read_write> states: array<f32>; // first, reset and last [L·D, B, H]
-@group(0) @binding(7) var<storage, read_write> y: array<f32>; // [T·B, D·H]
-
-fn bias(gate: u32, unit: u32) -> f32 {
-    return bias_hh[direction * args.bias_apart + gate * args.hidden + unit];
-}
-
-// The state that a step starts from.
-fn load_state(step: u32, row: u32, unit: u32) -> f32 {
-    let time = time(step);
-    if step > 0u {
-        return h[h_at(time, row, unit)];
-    }
-    return states[state_at(select(args.first_state, args.reset_state, restarts(time, row)), row, unit)];
-}
-
-// Writes a step's result: to the next step's start, or to the last states. Returns the state that
-// the next step starts from.
-fn store_state(step: u32, row: u32, unit: u32, value: f32) -> f32 {
-    if step + 1u == args.steps {
-        states[state_at(args.last_state, row, unit)] = value;
-        return value;
-    }
-    let next = time(step + 1u);
-    var start = value;
-    if restarts(next, row) {
-        start = states[state_at(args.reset_state, row, unit)];
-    }
-    h[h_at(next, row, unit)] = start;
-    return start;
-}
 
 // The operand of the weights: h, or r ⊙ h if the candidate has its own dispatch.
 fn load_operand(step: u32, row: u32, k: u32) -> f32 {
@@ -150,82 +111,10 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     }
 }
 
-// The input products of a unit and a row: r, z and n.
-fn load_inputs(step: u32, row: u32, unit: u32) -> vec3<f32> {
-    let at_r = gates_at(time(step), row, min(unit, args.hidden - 1u));
-    return vec3(gates[at_r], gates[at_r + args.hidden], gates[at_r + 2u * args.hidden]);
-}
-
-// The biases of r, z and n.
-fn biases(unit: u32) -> vec3<f32> {
-    return vec3(bias(0u, unit), bias(1u, unit), bias(2u, unit));
-}
-
-// The elementwise part for one unit of one row, from the input products of r, z and n (z itself if
-// it was computed before) and from the recurrent products, biases included. Returns the unit's
-// operand for the next products: r ⊙ h if n comes later, otherwise the state that the next step
-// starts from.
-fn update(
-    step: u32, row: u32, unit: u32, before: f32,
-    inputs: vec3<f32>, products: vec3<f32>, rz: bool, n: bool,
-) -> f32 {
-    let time = time(step);
-    if rz && step == 0u {
-        h[h_at(time, row, unit)] = before;
-    }
-    // Past a row's length the state does not change, and gates of 0 pass no gradient.
-    let padding = is_padding(time, row);
-    let keeps_gates = args.keeps_gates == 1u;
-    let at_r = gates_at(time, row, unit);
-    let at_z = at_r + args.hidden;
-    let at_n = at_z + args.hidden;
-    let at_past = at_n + args.hidden;
-    var r = 0.0;
-    var z = inputs.y;
-    if rz {
-        r = select(activate(gate_activation(), inputs.x + products.x), 0.0, padding);
-        z = select(activate(gate_activation(), inputs.y + products.y), 0.0, padding);
-        if keeps_gates {
-            gates[at_r] = r;
-        }
-        if keeps_gates || !n {
-            gates[at_z] = z;
-        }
-        if !n {
-            let past = select(r * before, 0.0, padding);
-            gates[at_past] = past;
-            return past;
-        }
-    }
-    let recurrent = products.z;
-    var from_past = recurrent;
-    if rz {
-        if keeps_gates {
-            gates[at_past] = select(recurrent, 0.0, padding);
-        }
-        from_past = r * recurrent;
-    }
-    let activated = activate(candidate_activation(), inputs.z + from_past);
-    let proposed = select(activated, 0.0, padding);
-    if keeps_gates {
-        gates[at_n] = proposed;
-    }
-    let keep_take = keep_take(z);
-    var after = keep_take.x * before + keep_take.y * proposed;
-    if EXTRAS {
-        let zone = zone(time, row, unit);
-        after = zone * before + (1.0 - zone) * after;
-    }
-    after = select(after, before, padding);
-    y[output_at(time, row, unit)] =
-        select(after * dropout_factor(time, row, unit), 0.0, padding);
-    return store_state(step, row, unit, after);
-}
-
-// The elementwise part, one unit of one row at a time. `ahead` holds the input products of the
-// thread's first item.
+// The elementwise part, one unit of one row at a time. `ahead` holds the inputs of the thread's
+// first item.
 fn finish(
-    step: u32, row0: u32, unit0: u32, thread: u32, ahead: vec3<f32>, rz: bool, n: bool,
+    step: u32, row0: u32, unit0: u32, thread: u32, ahead: StepInputs, rz: bool, n: bool,
 ) {
     for (var item = thread; item < items_from(row0); item += threads()) {
         let local = item_position(item);
@@ -252,7 +141,15 @@ fn finish(
             } else {
                 before = load_state(step, row, unit);
             }
-            next = update(step, row, unit, before, inputs, products, rz, n);
+            if rz && n {
+                next = update(step, row, unit, before, inputs, products);
+            } else if rz {
+                next = update_rz(step, row, unit, before, inputs, products).x;
+            } else {
+                // update_rz has replaced z's input product by z.
+                next = update_state(
+                    step, row, unit, before, inputs, inputs.products.y, products.z);
+            }
         }
         if RESIDENT {
             accumulators[accumulator_at(0u, local.x, local.y)] = next;
@@ -263,7 +160,7 @@ fn finish(
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     // Loaded before they are needed, so that on a GPU they arrive during the products. A thread
     // without an item loads some other item's.
-    var ahead = vec3<f32>();
+    var ahead = StepInputs();
     if SPLIT_K > 1u {
         let local = item_position(thread);
         let row = row0 + min(local.y, rows_from(row0) - 1u);

@@ -18,9 +18,11 @@
 //! | `DEPTH_QUADS`, `LANE_SUMS`, `ACCUMULATORS` | `forward`, `backward` | sizes of workgroup memory |
 //! | `ROWS` | `forward`, `backward` | sums in registers; sizes of workgroup memory |
 //! | `RESIDENT` | `forward`, `backward` | barriers: operands stay from step to step |
-//! | `RESET_BEFORE` | `forward`, `backward` | two products one after the other, or three at once |
+//! | `PARTS`, `ROWS`, `THREADS`, `UNIT_QUADS` | `persistent_forward`, `persistent_backward` | a workgroup's threads; sizes of workgroup memory |
+//! | `BLOCKS` | `persistent_forward`, `persistent_backward` | weights in registers |
+//! | `RESET_BEFORE` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | two products one after the other, or three at once |
 //! | `GATES_RZ`, `GATE_N` | `forward`, `backward` | with reset before, a step's two dispatches: sums in registers, barriers |
-//! | `EXTRAS` | `forward`, `backward` | random draws and all activations double the code of a step |
+//! | `EXTRAS` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | random draws and all activations double the code of a step |
 //! | `M_THREADS`, `N_THREADS` | `matmul` | a workgroup's threads; sizes of workgroup memory |
 //! | `N_QUADS` | `matmul` | sums in registers |
 //! | `SIDE` | `matmul_blocks` | sums in registers |
@@ -175,7 +177,10 @@ pub use products::{
     BLOCKS_THREADS, COLUMN_SUM, ColumnSumArgs, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR,
     MatmulArgs, MatmulConstants,
 };
-pub use recurrence::{BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, StepArgs, StepConstants};
+pub use recurrence::{
+    BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, MAX_BLOCKS, PERSISTENT_BACKWARD,
+    PERSISTENT_FORWARD, PersistentConstants, StepArgs, StepConstants,
+};
 pub use training::{
     GRADIENT_NORM, GradientNormArgs, LOSS, LossArgs, LossConstants, OPTIMIZER, OptimizerArgs,
     loss_kind,
@@ -183,7 +188,7 @@ pub use training::{
 
 /// Every kernel.
 #[cfg(test)]
-static ALL: [&Kernel; 11] = [
+static ALL: [&Kernel; 13] = [
     &MATMUL,
     &MATMUL_BLOCKS,
     &MATMUL_BLOCKS_SCALAR,
@@ -192,6 +197,8 @@ static ALL: [&Kernel; 11] = [
     &FORWARD_SCALAR,
     &BACKWARD,
     &BACKWARD_SCALAR,
+    &PERSISTENT_FORWARD,
+    &PERSISTENT_BACKWARD,
     &LOSS,
     &GRADIENT_NORM,
     &OPTIMIZER,

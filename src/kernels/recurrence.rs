@@ -7,7 +7,7 @@ use crate::spec::element::ElementType;
 use crate::spec::element::ElementType::{F32, U32};
 
 args! {
-    /// Arguments of [`FORWARD`] and [`BACKWARD`].
+    /// Arguments of all kernels of the recurrence.
     StepArgs {
         /// T.
         steps,
@@ -84,14 +84,14 @@ args! {
 args! {
     /// The override constants of [`FORWARD`] and [`BACKWARD`], in the order of their names in WGSL.
     StepConstants {
-        /// 1: computes r and z.
-        gates_rz,
-        /// 1: computes n.
-        gate_n,
         /// 1: reset before the product, so n needs every r first.
         reset_before,
         /// 1: activations, dropout and zoneout follow the arguments; 0: σ, tanh and neither.
         extras,
+        /// 1: computes r and z.
+        gates_rz,
+        /// 1: computes n.
+        gate_n,
         /// Threads along the units, one quad of units each.
         unit_quads,
         /// Split-K lanes: threads along k.
@@ -111,10 +111,10 @@ args! {
 }
 
 const STEP_CONSTANTS: &[&str] = &[
-    "GATES_RZ",
-    "GATE_N",
     "RESET_BEFORE",
     "EXTRAS",
+    "GATES_RZ",
+    "GATE_N",
     "UNIT_QUADS",
     "SPLIT_K",
     "ROWS",
@@ -123,6 +123,45 @@ const STEP_CONSTANTS: &[&str] = &[
     "ACCUMULATORS",
     "RESIDENT",
 ];
+
+args! {
+    /// The override constants of [`PERSISTENT_FORWARD`] and [`PERSISTENT_BACKWARD`], in the order
+    /// of their names in WGSL.
+    PersistentConstants {
+        /// 1: reset before the product, so n needs every r first.
+        reset_before,
+        /// 1: activations, dropout and zoneout follow the arguments; 0: σ, tanh and neither.
+        extras,
+        /// Quads of hidden units: all of them.
+        unit_quads,
+        /// Threads along the k of a gate.
+        parts,
+        /// Blocks of 4 × 4 weights of a thread.
+        blocks,
+        /// Batch rows of a workgroup.
+        rows,
+        /// Threads of a workgroup.
+        threads,
+    }
+}
+
+const PERSISTENT_CONSTANTS: &[&str] =
+    &["RESET_BEFORE", "EXTRAS", "UNIT_QUADS", "PARTS", "BLOCKS", "ROWS", "THREADS"];
+
+/// The most blocks of weights of a thread of the persistent kernels.
+pub const MAX_BLOCKS: usize = 8;
+
+/// The arrays of `shaders/persistent.wgsl`: the operands of `operand_gates` gates, 36 numbers for
+/// each part of a gate; partial sums, four units to a vec4.
+fn persistent_workgroup(constants: &[u32], operand_gates: u64) -> Workgroup {
+    let constants: [u32; PERSISTENT_CONSTANTS.len()] =
+        constants.try_into().expect("one value for each name");
+    let PersistentConstants { unit_quads, parts, rows, threads, .. } = bytemuck::cast(constants);
+    let tile = [4 * unit_quads, rows];
+    let [unit_quads, parts, rows, threads] = [unit_quads, parts, rows, threads].map(u64::from);
+    let bytes = ElementType::F32.size() * rows * parts * (36 * operand_gates + 4 * 3 * unit_quads);
+    Workgroup { threads, bytes, tile }
+}
 
 /// The arrays of `shaders/step.wgsl`: operands, four k to a vec4; each lane's sums, four units to a
 /// vec4; accumulators of each unit and row.
@@ -157,7 +196,7 @@ const fn forward_bindings(weight_hh: Binding) -> [Binding; 7] {
 pub static FORWARD: Kernel = Kernel {
     name: "forward",
     file: "forward",
-    source: kernel_source!("weight_quads", "step", "forward"),
+    source: kernel_source!("weight_quads", "recurrence", "step", "forward_update", "forward"),
     bindings: &forward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
@@ -167,7 +206,7 @@ pub static FORWARD: Kernel = Kernel {
 /// [`FORWARD`] for any H.
 pub static FORWARD_SCALAR: Kernel = Kernel {
     name: "forward_scalar",
-    source: kernel_source!("weight_scalars", "step", "forward"),
+    source: kernel_source!("weight_scalars", "recurrence", "step", "forward_update", "forward"),
     bindings: &forward_bindings(Binding::read("weight_hh", F32)),
     ..FORWARD
 };
@@ -189,7 +228,7 @@ const fn backward_bindings(weight_hh: Binding) -> [Binding; 6] {
 pub static BACKWARD: Kernel = Kernel {
     name: "backward",
     file: "backward",
-    source: kernel_source!("weight_quads", "step", "backward"),
+    source: kernel_source!("weight_quads", "recurrence", "step", "backward_update", "backward"),
     bindings: &backward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
@@ -199,7 +238,39 @@ pub static BACKWARD: Kernel = Kernel {
 /// [`BACKWARD`] for any H.
 pub static BACKWARD_SCALAR: Kernel = Kernel {
     name: "backward_scalar",
-    source: kernel_source!("weight_scalars", "step", "backward"),
+    source: kernel_source!("weight_scalars", "recurrence", "step", "backward_update", "backward"),
     bindings: &backward_bindings(Binding::read("weight_hh", F32)),
     ..BACKWARD
+};
+
+/// Forward steps with the recurrent weights in registers.
+pub static PERSISTENT_FORWARD: Kernel = Kernel {
+    name: "persistent_forward",
+    file: "persistent_forward",
+    source: kernel_source!(
+        "weight_scalars",
+        "recurrence",
+        "forward_update",
+        "persistent",
+        "persistent_forward"
+    ),
+    constants: PERSISTENT_CONSTANTS,
+    workgroup: |constants| persistent_workgroup(constants, 1),
+    ..FORWARD_SCALAR
+};
+
+/// Backward steps with the recurrent weights in registers.
+pub static PERSISTENT_BACKWARD: Kernel = Kernel {
+    name: "persistent_backward",
+    file: "persistent_backward",
+    source: kernel_source!(
+        "weight_scalars",
+        "recurrence",
+        "backward_update",
+        "persistent",
+        "persistent_backward"
+    ),
+    constants: PERSISTENT_CONSTANTS,
+    workgroup: |constants| persistent_workgroup(constants, 3),
+    ..BACKWARD_SCALAR
 };

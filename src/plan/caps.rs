@@ -33,6 +33,10 @@ pub struct DeviceCaps {
     /// and to wait for it. Faster processors do both faster, so this depends on the driver more than
     /// on the processor. Not used for other devices.
     pub dispatch_cost: usize,
+    /// The recurrent weights that a thread of a large workgroup can hold in registers beside its
+    /// other values. Drivers do not report it: 128 on NVIDIA and AMD, otherwise 32. A software
+    /// adapter keeps 128 in memory.
+    pub thread_weights: usize,
     /// True if kernels can compute in f16: WGSL's `enable f16`. No plan uses it yet.
     pub f16: bool,
     /// The sizes of subgroups, if kernels can use them: WGSL's `enable subgroups`. No plan uses
@@ -79,6 +83,7 @@ impl DeviceCaps {
             cores: 1,
             lanes: 8,
             dispatch_cost: Self::LAVAPIPE_DISPATCH,
+            thread_weights: if software { 128 } else { 32 },
             f16: false,
             subgroups: None,
             cooperative_matrices: false,
@@ -111,6 +116,12 @@ impl DeviceCaps {
     #[must_use]
     pub const fn with_dispatch_cost(self, dispatch_cost: usize) -> Self {
         Self { dispatch_cost, ..self }
+    }
+
+    /// Sets the recurrent weights that a thread of a large workgroup can hold in registers.
+    #[must_use]
+    pub const fn with_thread_weights(self, thread_weights: usize) -> Self {
+        Self { thread_weights, ..self }
     }
 
     /// Sets whether kernels can compute in f16.

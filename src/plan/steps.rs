@@ -2,9 +2,9 @@
 
 use super::planner::{Planner, StepRange};
 use super::products::{MAX_WORKGROUPS, product, split};
-use super::tiles::RecurrenceKernel;
+use super::tiles::{RecurrenceKernel, StepVariant};
 use super::{BufferSlice, Dispatch, Mode, Pass, Stage, StateSlot, TrainingBuffers};
-use crate::kernels::{StepArgs, StepConstants};
+use crate::kernels::StepArgs;
 use crate::spec::config::{Activation, Reset, Shape, Update};
 use crate::spec::noise::{self, Zoneout};
 use crate::spec::params::CellRanges;
@@ -34,15 +34,15 @@ impl Planner<'_> {
     /// Returns the stages of all forward steps of a span: one or two dispatches per step, or one
     /// dispatch for many steps.
     pub(super) fn forward_steps(&self, layer: usize, span: StepRange) -> Vec<Stage> {
-        match self.recurrence.forward {
-            RecurrenceKernel::Sequence(_) => {
+        match self.recurrence.forward.runs_sequences() {
+            true => {
                 let dispatch =
                     |(step, count)| self.forward_step(layer, Gates::All, span, step, count);
                 let most = self.steps_a_dispatch(Pass::Forward);
                 let steps = split(span.steps, most).map(|(at, count)| (span.first + at, count));
                 steps.flat_map(dispatch).map(Stage::Once).collect()
             }
-            RecurrenceKernel::Step(_) => {
+            false => {
                 let gates = match self.layout.config().reset {
                     Reset::After => &[Gates::All][..],
                     Reset::Before => &[Gates::ResetUpdate, Gates::Candidate],
@@ -62,8 +62,8 @@ impl Planner<'_> {
         layer: usize,
         span: StepRange,
     ) -> Vec<Stage> {
-        match self.recurrence.backward {
-            RecurrenceKernel::Sequence(_) => {
+        match self.recurrence.backward.runs_sequences() {
+            true => {
                 let dispatch =
                     |(state, count)| self.backward_step(t, layer, Gates::All, span, state, count);
                 let most = self.steps_a_dispatch(Pass::Backward);
@@ -71,7 +71,7 @@ impl Planner<'_> {
                     split(span.steps + 1, most).map(|(at, count)| (span.end() - at, count));
                 states.flat_map(dispatch).map(Stage::Once).collect()
             }
-            RecurrenceKernel::Step(_) => {
+            false => {
                 let (state, reset) = match self.layout.config().reset {
                     Reset::After => (Gates::All, None),
                     Reset::Before => (Gates::ResetUpdate, Some(Gates::Candidate)),
@@ -265,14 +265,10 @@ impl Planner<'_> {
                 label.push_str(if does { what } else { "" });
             }
         }
-        match (self.recurrence.of(pass), pass) {
-            (RecurrenceKernel::Step(_), _) => label,
-            (RecurrenceKernel::Sequence(_), Pass::Forward) => {
-                format!("{first} to {}: {label}", first + count - 1)
-            }
-            (RecurrenceKernel::Sequence(_), Pass::Backward) => {
-                format!("{first} down to {}: {label}", first + 1 - count)
-            }
+        match (self.recurrence.of(pass).runs_sequences(), pass) {
+            (false, _) => label,
+            (true, Pass::Forward) => format!("{first} to {}: {label}", first + count - 1),
+            (true, Pass::Backward) => format!("{first} down to {}: {label}", first + 1 - count),
         }
     }
 
@@ -293,7 +289,7 @@ impl Planner<'_> {
         split(self.shape.batch, kernel.rows() * groups as usize)
     }
 
-    /// Returns the number of steps that a workgroup of the sequence kernel may run in one dispatch,
+    /// Returns the number of steps that a workgroup may run in one dispatch,
     /// limited by its loops and its work.
     fn steps_a_dispatch(&self, pass: Pass) -> usize {
         let kernel = self.recurrence.of(pass);
@@ -309,29 +305,9 @@ impl Planner<'_> {
 
     /// Returns an upper bound on the loop iterations of one thread in `count` steps.
     fn iterations(&self, pass: Pass, gates: Gates, count: usize) -> u64 {
-        let StepConstants { unit_quads, split_k, rows, depth_quads, resident, .. } =
-            self.recurrence.of(pass).constants();
-        let [unit_quads, split_k, rows, depth_quads] =
-            [unit_quads, split_k, rows, depth_quads].map(|n| n as usize);
-        let quads = self.shape.hidden.div_ceil(4);
-        let depth = match pass {
-            Pass::Forward => quads,
-            Pass::Backward => gates.count() * quads,
-        };
-        let threads = unit_quads * split_k;
-        // Each quad in a loop of its own four elements.
-        let staged = 6 * (depth_quads * rows).div_ceil(threads) + 1;
-        let slices = depth.div_ceil(depth_quads);
-        // At most two passes, each with its slices, its quads along k, the items that add up the
-        // lanes' sums of each product, and two draws of ten rounds each; plus the gates' operands.
-        let items = (4 * unit_quads * rows).div_ceil(threads);
         let draws = if self.draws() { 2 * (noise::ROUNDS as usize + 1) } else { 0 };
-        let stored = if resident == 1 { 3 * (2 + items) } else { 0 };
-        let finish = items * (1 + draws) + gates.count() * (1 + items * (split_k + 1)) + stored;
-        let staging = if resident == 1 { 0 } else { staged };
-        let multiply = slices * (1 + staging) + depth.div_ceil(split_k) + slices;
-        let step = 1 + 2 * (multiply + finish) + 2;
-        (step * count + 2 * staged) as u64
+        let kernel = self.recurrence.of(pass);
+        kernel.iterations(pass, self.shape.hidden, gates.count(), draws, count)
     }
 
     /// Returns the fields that dispatches of both kernels have in common; others are empty.
@@ -346,19 +322,18 @@ impl Planner<'_> {
         let Shape { hidden, directions, .. } = self.shape;
         let config = self.layout.config();
         let kernel = self.recurrence.of(pass);
-        let constants = StepConstants {
-            gates_rz: u32::from(gates != Gates::Candidate),
-            gate_n: u32::from(gates != Gates::ResetUpdate),
-            reset_before: u32::from(config.reset == Reset::Before),
-            extras: u32::from(self.has_extras(layer)),
-            ..kernel.constants()
+        let variant = StepVariant {
+            rz: gates != Gates::Candidate,
+            n: gates != Gates::ResetUpdate,
+            reset_before: config.reset == Reset::Before,
+            extras: self.has_extras(layer),
         };
         let groups = rows.div_ceil(kernel.rows());
         let count = args.count as usize;
         Dispatch {
             label: String::new(),
             kernel: kernel.kernel(pass, hidden),
-            constants: constants.as_u32s().to_vec(),
+            constants: kernel.constants(variant),
             bindings: Vec::new(),
             args: args.as_u32s().to_vec(),
             workgroups: [hidden.div_ceil(kernel.units()) as u64, groups as u64, directions as u64],

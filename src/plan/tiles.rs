@@ -3,11 +3,12 @@
 //!
 //! # Kernel families
 //!
-//! The recurrence has two families of kernels, each with its own tile type. [`StepTile`]: one step
+//! The recurrence has three families of kernels, each with its own tile type. [`StepTile`]: one step
 //! per dispatch, spread over the whole device. [`SequenceTile`]: many steps per dispatch; each
-//! workgroup takes a few rows through them. Only [`RecurrenceKernels::choose`] chooses between
-//! them, from the configuration, the batch and [`DeviceCaps`]; `RunOptions::recurrence` (`gru bench
-//! --kernel`) can force one. A new family (for example with the weights in registers) needs:
+//! workgroup takes a few rows through them. [`PersistentTile`]: the same with the weights in
+//! registers. Only [`RecurrenceKernels::choose`] chooses between them, from the configuration, the
+//! batch and [`DeviceCaps`]; `RunOptions::recurrence` (`gru bench --kernel`) can force one. A new
+//! family needs:
 //!
 //! 1. a WGSL file in `shaders/`, or a variant of one;
 //! 2. a row in `kernels/recurrence.rs`, or a constant of an existing one;
@@ -16,8 +17,8 @@
 //! 4. a line in the rule, [`RecurrenceKernels::choose`];
 //! 5. a value of [`Recurrence`], also in [`Recurrence::ALL`], so that it can be forced, measured
 //!    and checked: `check/steps.rs` runs all of them against the reference;
-//! 6. its loop over the steps: the two `match`es of `plan/steps.rs`, unless it loops like another
-//!    family;
+//! 6. its loop over the steps: the two `match`es of `plan/steps.rs`, unless a dispatch runs whole
+//!    sequences;
 //! 7. the wgpu features that it needs, in `FEATURES` of `gpu/context.rs`: a device is opened with
 //!    no others, so until then [`DeviceCaps`] reports them as missing on any adapter.
 //!
@@ -25,10 +26,11 @@
 
 use super::limits::within;
 use super::{DeviceCaps, Pass};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::{
     BACKWARD, BACKWARD_SCALAR, BLOCKS_THREADS, FORWARD, FORWARD_SCALAR, Kernel, MATMUL,
-    MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MatmulConstants, StepConstants,
+    MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MAX_BLOCKS, MatmulConstants, PERSISTENT_BACKWARD,
+    PERSISTENT_FORWARD, PersistentConstants, StepConstants,
 };
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
@@ -45,6 +47,11 @@ const SEQUENCE_HIDDEN_OF_MANY: usize = 256;
 /// The number of rows from which a batch counts as large.
 const MANY_ROWS: usize = 128;
 
+/// The most threads of a workgroup of the persistent kernels: three warps for each of a
+/// multiprocessor's four schedulers, with 128 weights and 40 other registers a thread in a register
+/// file of 65,536.
+const PERSISTENT_THREADS: u64 = 384;
+
 /// Quads along k that a workgroup stages at once if it runs a single step.
 const STAGED_QUADS: usize = 32;
 
@@ -60,6 +67,20 @@ const LARGE_TILES: u64 = 96;
 pub(super) enum RecurrenceKernel {
     Step(StepTile),
     Sequence(SequenceTile),
+    Persistent(PersistentTile),
+}
+
+/// The variant of a recurrence kernel that a dispatch needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StepVariant {
+    /// The dispatch computes r and z.
+    pub rz: bool,
+    /// The dispatch computes n.
+    pub n: bool,
+    /// n needs every r first.
+    pub reset_before: bool,
+    /// Other activations than σ and tanh, dropout or zoneout.
+    pub extras: bool,
 }
 
 /// A workgroup computes some units of its rows, for one step.
@@ -98,6 +119,20 @@ pub(super) struct SequenceTile {
     accumulators: usize,
 }
 
+/// A workgroup computes all units of its rows, for any number of steps. Its threads hold the weights
+/// in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PersistentTile {
+    /// Quads of units: all units, rounded up by [`padded_unit_quads`].
+    unit_quads: usize,
+    /// Threads along the k of a gate.
+    parts: usize,
+    /// Blocks of 4 × 4 weights of a thread.
+    blocks: usize,
+    /// Batch rows of a workgroup.
+    rows: usize,
+}
+
 /// The kernels of the two passes of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecurrenceKernels {
@@ -106,37 +141,40 @@ pub(super) struct RecurrenceKernels {
 }
 
 impl RecurrenceKernels {
-    /// Chooses the kernels: whole sequences if H is small ([`sequence_pays`]) and workgroup memory
-    /// suffices in both passes, or if `recurrence` forces them; otherwise one step per dispatch.
+    /// Chooses the kernels: the weights in registers if they fit ([`persistent_pays`]); otherwise
+    /// whole sequences if H is small ([`sequence_pays`]) and workgroup memory suffices in both
+    /// passes; otherwise one step per dispatch. `recurrence` can force a family.
     ///
     /// # Errors
-    /// [`Error::Limit`](crate::Error::Limit) if whole sequences are forced and do not fit.
+    /// [`Error::Limit`](crate::Error::Limit) if the family that is forced does not fit.
     pub fn choose(
         config: &GruConfig,
         batch: usize,
         recurrence: Recurrence,
         caps: &DeviceCaps,
     ) -> Result<Self> {
-        let step = || {
-            let [forward, backward] = [Pass::Forward, Pass::Backward]
-                .map(|pass| RecurrenceKernel::Step(StepTile::new(config, batch, pass, caps)));
-            Self { forward, backward }
+        let both = |kernel: &dyn Fn(Pass) -> Result<RecurrenceKernel>| {
+            Ok(Self { forward: kernel(Pass::Forward)?, backward: kernel(Pass::Backward)? })
         };
-        let sequence = || {
-            let [forward, backward] = [Pass::Forward, Pass::Backward]
-                .map(|pass| SequenceTile::new(config, batch, pass, caps));
-            Ok(Self {
-                forward: RecurrenceKernel::Sequence(forward?),
-                backward: RecurrenceKernel::Sequence(backward?),
-            })
-        };
+        let step = |pass| Ok(RecurrenceKernel::Step(StepTile::new(config, batch, pass, caps)));
+        let sequence =
+            |pass| SequenceTile::new(config, batch, pass, caps).map(RecurrenceKernel::Sequence);
+        let persistent =
+            |pass| PersistentTile::new(config, batch, pass, caps).map(RecurrenceKernel::Persistent);
         match recurrence {
-            Recurrence::Step => Ok(step()),
-            Recurrence::Sequence => sequence(),
-            Recurrence::Auto if sequence_pays(config, batch, caps) => {
-                Ok(sequence().unwrap_or_else(|_: Error| step()))
+            Recurrence::Step => both(&step),
+            Recurrence::Sequence => both(&sequence),
+            Recurrence::Persistent => both(&persistent),
+            Recurrence::Auto => {
+                let mut kernels: Result<Self> = both(&step);
+                if sequence_pays(config, batch, caps) {
+                    kernels = both(&sequence).or(kernels);
+                }
+                if persistent_pays(config, batch, caps) {
+                    kernels = both(&persistent).or(kernels);
+                }
+                kernels
             }
-            Recurrence::Auto => Ok(step()),
         }
     }
 
@@ -153,6 +191,13 @@ fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
     let many = caps.software || batch >= MANY_ROWS;
     let fits = config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN };
     fits && !(caps.software && cores_pay(config, batch, caps))
+}
+
+/// Returns true if the weights in registers are faster than reading them at every step. On a software
+/// adapter a thread's registers are memory, too.
+fn persistent_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
+    let _ = (config, batch);
+    !caps.software
 }
 
 /// Returns the batch rows of a workgroup on a software adapter, if a row is spread over `units`
@@ -207,21 +252,42 @@ impl RecurrenceKernel {
     pub fn kernel(self, pass: Pass, hidden: usize) -> &'static Kernel {
         match self {
             Self::Step(_) | Self::Sequence(_) => kernel_of(pass, hidden),
+            Self::Persistent(_) => persistent_kernel(pass),
         }
     }
 
-    /// Returns the kernel's constants that lay out its threads; the others are 0.
-    pub fn constants(self) -> StepConstants {
+    /// Returns true if a dispatch runs any number of steps.
+    pub fn runs_sequences(self) -> bool {
         match self {
+            Self::Step(_) => false,
+            Self::Sequence(_) | Self::Persistent(_) => true,
+        }
+    }
+
+    /// Returns the values of the kernel's override constants.
+    pub fn constants(self, variant: StepVariant) -> Vec<u32> {
+        let StepVariant { rz, n, reset_before, extras } = variant;
+        let [gates_rz, gate_n, reset_before, extras] =
+            [rz, n, reset_before, extras].map(u32::from);
+        let tile = match self {
             Self::Step(tile) => tile.constants(),
             Self::Sequence(tile) => tile.constants(),
-        }
+            Self::Persistent(tile) => {
+                let tile = tile.constants();
+                let constants = PersistentConstants { reset_before, extras, ..tile };
+                return constants.as_u32s().to_vec();
+            }
+        };
+        let constants = StepConstants { gates_rz, gate_n, reset_before, extras, ..tile };
+        constants.as_u32s().to_vec()
     }
 
     /// Returns the batch rows of a workgroup.
     pub fn rows(self) -> usize {
         match self {
-            Self::Step(StepTile { rows, .. }) | Self::Sequence(SequenceTile { rows, .. }) => rows,
+            Self::Step(StepTile { rows, .. })
+            | Self::Sequence(SequenceTile { rows, .. })
+            | Self::Persistent(PersistentTile { rows, .. }) => rows,
         }
     }
 
@@ -229,9 +295,60 @@ impl RecurrenceKernel {
     pub fn units(self) -> usize {
         match self {
             Self::Step(StepTile { unit_quads, .. })
-            | Self::Sequence(SequenceTile { unit_quads, .. }) => 4 * unit_quads,
+            | Self::Sequence(SequenceTile { unit_quads, .. })
+            | Self::Persistent(PersistentTile { unit_quads, .. }) => 4 * unit_quads,
         }
     }
+
+    /// Returns an upper bound on the loop iterations of one thread in `count` steps of `gates` gates
+    /// with H hidden units, each of which makes `draws` iterations for an item's random draws.
+    pub fn iterations(
+        self,
+        pass: Pass,
+        hidden: usize,
+        gates: usize,
+        draws: usize,
+        count: usize,
+    ) -> u64 {
+        let tile = match self {
+            Self::Step(tile) => tile.constants(),
+            Self::Sequence(tile) => tile.constants(),
+            Self::Persistent(tile) => return tile.iterations(draws, count),
+        };
+        staged_iterations(tile, pass, hidden, gates, draws, count)
+    }
+}
+
+/// [`RecurrenceKernel::iterations`] of the kernels that stage operands.
+fn staged_iterations(
+    tile: StepConstants,
+    pass: Pass,
+    hidden: usize,
+    gates: usize,
+    draws: usize,
+    count: usize,
+) -> u64 {
+    let StepConstants { unit_quads, split_k, rows, depth_quads, resident, .. } = tile;
+    let [unit_quads, split_k, rows, depth_quads] =
+        [unit_quads, split_k, rows, depth_quads].map(|n| n as usize);
+    let quads = hidden.div_ceil(4);
+    let depth = match pass {
+        Pass::Forward => quads,
+        Pass::Backward => gates * quads,
+    };
+    let threads = unit_quads * split_k;
+    // Each quad in a loop of its own four elements.
+    let staged = 6 * (depth_quads * rows).div_ceil(threads) + 1;
+    let slices = depth.div_ceil(depth_quads);
+    // At most two passes, each with its slices, its quads along k, the items that add up the lanes'
+    // sums of each product, and their draws; plus the gates' operands.
+    let items = (4 * unit_quads * rows).div_ceil(threads);
+    let stored = if resident == 1 { 3 * (2 + items) } else { 0 };
+    let finish = items * (1 + draws) + gates * (1 + items * (split_k + 1)) + stored;
+    let staging = if resident == 1 { 0 } else { staged };
+    let multiply = slices * (1 + staging) + depth.div_ceil(split_k) + slices;
+    let step = 1 + 2 * (multiply + finish) + 2;
+    (step * count + 2 * staged) as u64
 }
 
 impl StepTile {
@@ -342,6 +459,68 @@ impl SequenceTile {
             resident: 1,
             ..StepConstants::default()
         }
+    }
+}
+
+impl PersistentTile {
+    /// Chooses the tile: the fewest blocks a thread for which there are not too many threads, so
+    /// that many threads share the work of a step.
+    ///
+    /// # Errors
+    /// [`Error::Limit`](crate::Error::Limit) if the weights do not fit the registers of a workgroup,
+    /// or the device's limits.
+    fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Self> {
+        let unit_quads = padded_unit_quads(config.hidden_size, caps);
+        let most_blocks = caps.thread_weights.min(16 * MAX_BLOCKS) / 16;
+        let limit = caps.limits.max_compute_invocations_per_workgroup;
+        let most_threads = limit.min(PERSISTENT_THREADS) as usize;
+        let tile = |blocks: usize| {
+            let parts = unit_quads.div_ceil(blocks);
+            Self { unit_quads, parts, blocks, rows: 1 }
+        };
+        let most = tile(most_blocks.max(1));
+        let blocks = 1..most_blocks;
+        let one_row =
+            blocks.map(tile).find(|tile| tile.threads() <= most_threads).unwrap_or(most);
+        let what = "a workgroup of the persistent kernel (Recurrence::Auto does not require it)";
+        within(|| what.to_owned(), "registers", one_row.threads() as u64, most_threads as u64)?;
+        let allow = |tile: Self| {
+            allow(what, persistent_kernel(pass), tile.constants().as_u32s(), caps).map(|()| tile)
+        };
+        // With two rows a step takes half as long again, so they pay when workgroups must wait.
+        let two_rows = Self { rows: 2, ..one_row };
+        let fits = two_rows.threads() == one_row.threads() && allow(two_rows).is_ok();
+        allow(if batch > MANY_ROWS && fits { two_rows } else { one_row })
+    }
+
+    /// Returns the threads of a workgroup: for the weights of three gates, and for the items.
+    fn threads(&self) -> usize {
+        (3 * self.parts * self.unit_quads).max(4 * self.rows * self.unit_quads)
+    }
+
+    fn constants(&self) -> PersistentConstants {
+        PersistentConstants {
+            unit_quads: self.unit_quads as u32,
+            parts: self.parts as u32,
+            blocks: self.blocks as u32,
+            rows: self.rows as u32,
+            threads: self.threads() as u32,
+            ..PersistentConstants::default()
+        }
+    }
+
+    /// Returns an upper bound on the loop iterations of one thread.
+    fn iterations(&self, draws: usize, count: usize) -> u64 {
+        let clear = (3 * 36 * self.parts * self.rows).div_ceil(self.threads()) + 1;
+        let step = 1 + 2 * (self.rows + 1) + 3 * (self.parts + 1) + 2 * draws;
+        (step * count + clear) as u64
+    }
+}
+
+fn persistent_kernel(pass: Pass) -> &'static Kernel {
+    match pass {
+        Pass::Forward => &PERSISTENT_FORWARD,
+        Pass::Backward => &PERSISTENT_BACKWARD,
     }
 }
 

@@ -67,14 +67,21 @@ pub enum Recurrence {
     /// One dispatch for many steps. Each workgroup computes a few rows and keeps their states in
     /// workgroup memory.
     Sequence,
+    /// As [`Sequence`](Self::Sequence), with the recurrent weights in the registers of each
+    /// workgroup's threads: for H up to 128 on NVIDIA and AMD, and less elsewhere.
+    Persistent,
 }
 
 impl Recurrence {
     /// All kernel families: every value except [`Auto`](Self::Auto), which chooses one of them.
-    pub const ALL: &'static [Self] = &[Self::Sequence, Self::Step];
+    pub const ALL: &'static [Self] = &[Self::Persistent, Self::Sequence, Self::Step];
 
-    const NAMES: [(Self, &str); 3] =
-        [(Self::Auto, "auto"), (Self::Step, "step"), (Self::Sequence, "sequence")];
+    const NAMES: [(Self, &str); 4] = [
+        (Self::Auto, "auto"),
+        (Self::Step, "step"),
+        (Self::Sequence, "sequence"),
+        (Self::Persistent, "persistent"),
+    ];
 }
 
 impl fmt::Display for Recurrence {
@@ -87,7 +94,7 @@ impl fmt::Display for Recurrence {
 impl FromStr for Recurrence {
     type Err = Error;
 
-    /// Parses `auto`, `step` or `sequence`.
+    /// Parses `auto`, `step`, `sequence` or `persistent`.
     fn from_str(name: &str) -> Result<Self> {
         let found = Self::NAMES.iter().find(|&&(_, known)| known == name);
         found.map(|&(value, _)| value).ok_or_else(|| Error::UnknownRecurrence(name.to_owned()))
@@ -104,7 +111,7 @@ mod tests {
             // Exhaustive: a new family does not compile until it is added here.
             let expected = match value {
                 Recurrence::Auto => 0,
-                Recurrence::Step | Recurrence::Sequence => 1,
+                Recurrence::Step | Recurrence::Sequence | Recurrence::Persistent => 1,
             };
             let found = Recurrence::ALL.iter().filter(|&&other| other == value).count();
             assert_eq!(found, expected, "{name}");

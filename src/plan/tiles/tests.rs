@@ -25,7 +25,8 @@ const SIXTEEN_CORES: DeviceCaps = SOFTWARE.with_cores(16);
 const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true).with_cores(2);
 
 /// Returns for the forward and the backward kernel: quads of units, split-K lanes, rows,
-/// quads along k in workgroup memory, accumulators, and 1 for whole sequences.
+/// quads along k in workgroup memory, accumulators, and 1 for whole sequences. Of persistent kernels:
+/// quads of units, parts of k, rows, blocks, threads, and 2.
 fn chosen(
     caps: &DeviceCaps,
     recurrence: Recurrence,
@@ -35,12 +36,18 @@ fn chosen(
 ) -> Option<[[u32; 6]; 2]> {
     let config = GruConfig::new(3, hidden).with_reset(reset);
     let kernels = RecurrenceKernels::choose(&config, batch, recurrence, caps).ok()?;
-    Some([kernels.forward, kernels.backward].map(|kernel| {
-        let c = kernel.constants();
-        let is_sequence = matches!(kernel, RecurrenceKernel::Sequence(_));
-        assert_eq!(c.resident, u32::from(is_sequence));
-        [c.unit_quads, c.split_k, c.rows, c.depth_quads, c.accumulators, c.resident]
+    Some([kernels.forward, kernels.backward].map(|kernel| match kernel {
+        RecurrenceKernel::Step(tile) => staged(tile.constants()),
+        RecurrenceKernel::Sequence(tile) => staged(tile.constants()),
+        RecurrenceKernel::Persistent(tile) => {
+            let c = tile.constants();
+            [c.unit_quads, c.parts, c.rows, c.blocks, c.threads, 2]
+        }
     }))
+}
+
+fn staged(c: StepConstants) -> [u32; 6] {
+    [c.unit_quads, c.split_k, c.rows, c.depth_quads, c.accumulators, c.resident]
 }
 
 #[test]

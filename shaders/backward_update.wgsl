@@ -1,0 +1,139 @@
+// The elementwise part of a backward step, for one unit of one row.
+//
+// A direction has T + 1 states; its step t turns state t into state t + 1. For s from T down to 0:
+//     dh[s] = carry + Σ over step s's recurrent products (none at s = T) + dy of step s − 1 (none at
+//     s = 0)
+// and for s > 0, with r, z, n, h of step s − 1:
+//     z overwrites: dn = dh z,        dz = dh (n − h),  carry = dh (1 − z)
+//     z keeps:      dn = dh (1 − z),  dz = dh (h − n),  carry = dh z
+//     da_n = dn n′    da_z = dz z′    where ′ is the activation's derivative
+// Reset after:      dpast = da_n r        da_r = da_n past r′
+// Reset before:     d(rh) = W_hnᵀ da_n    da_r = d(rh) h r′    carry += d(rh) r
+// With reset before da_r needs every da_n first.
+// If step s started from the reset state, dh[s] without dy belongs to the reset state and goes no
+// further back.
+//
+// gates may hold only some of the steps. Then this kernel processes the states from the end of
+// those steps down to their start. The last of these states ends as the carry, from which the steps
+// before it continue.
+//
+// dstates holds dh_n at the last states on entry, which becomes the carry. At the end it holds dh0
+// at the first states, and the gradient of the reset states has been added at the reset states. The
+// gradients overwrite gates in place: da_r, da_z, da_n and, with reset after, dpast in the fourth
+// column (with reset before it keeps r ⊙ h). The reference is ReferenceCell::backward_steps.
+
+@group(0) @binding(4) var<storage, read> h: array<f32>; // [D, T·B, H], the state that each step starts from
+@group(0) @binding(5) var<storage, read> dy: array<f32>; // [T·B, D·H], after dropout
+@group(0) @binding(6) var<storage, read_write> dstates: array<f32>; // gradients of the first, reset and last states [L·D, B, H]
+
+// The end of the steps whose gates are in memory.
+fn end_step() -> u32 {
+    return args.gates_first + args.gates_times;
+}
+
+// The gradient that weight row `unit` of `gate` is multiplied by: dpast for n with reset after.
+fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
+    if unit >= args.hidden {
+        return 0.0;
+    }
+    let column = select(gate, 3u, gate == 2u && !RESET_BEFORE);
+    return gates[gates_at(time(step), row, column * args.hidden + unit)];
+}
+
+// What the gradient of a state needs from memory, for one unit of one row: the activations of the
+// step that made the state, its start and its output's gradient. All are 0 for the start of the
+// steps in memory.
+struct StepInputs {
+    gates: vec4<f32>, // r, z, n, past
+    before: f32, // the state that the step started from
+    dy: f32,
+    flags: u32, // of the step that made the state
+    next_flags: u32, // of the step that starts from the state
+}
+
+fn load_inputs(step: u32, row: u32, unit: u32) -> StepInputs {
+    var inputs = StepInputs();
+    if step < end_step() {
+        inputs.next_flags = flags(time(step), row);
+    }
+    if step == args.gates_first {
+        return inputs;
+    }
+    let made = time(step - 1u);
+    let at_r = gates_at(made, row, unit);
+    let apart = args.hidden;
+    inputs.gates = vec4(
+        gates[at_r], gates[at_r + apart], gates[at_r + 2u * apart], gates[at_r + 3u * apart]);
+    inputs.before = h[h_at(made, row, unit)];
+    inputs.dy = dy[output_at(made, row, unit)];
+    inputs.flags = flags(made, row);
+    return inputs;
+}
+
+// The gradients of one unit of one row, from the gradient of a state.
+struct StepGradients {
+    gates: vec3<f32>, // the next operands: da_r, da_z and dpast, or da_n with reset before
+    carry: f32, // toward the state before
+}
+
+// Computes the gradients of the step that made a state, from dh of the state: the carry and the
+// recurrent products. With reset before, da_r is still missing.
+fn through_step(
+    step: u32, row: u32, unit: u32, dh_next: f32, inputs: StepInputs,
+) -> StepGradients {
+    var dh = dh_next;
+    if step < end_step() && restarts(inputs.next_flags) {
+        dstates[state_at(args.reset_state, row, unit)] += dh;
+        dh = 0.0;
+    }
+    // The gates of padding are 0 and its dy is padding.
+    if step == args.gates_first || is_padding(inputs.flags) {
+        return StepGradients(vec3<f32>(), dh);
+    }
+    let time = time(step - 1u);
+    dh += inputs.dy * dropout_factor(time, row, unit);
+    let r = inputs.gates.x;
+    let z = inputs.gates.y;
+    let n = inputs.gates.z;
+    let keep_take = keep_take(z);
+    let before = inputs.before;
+    let toward_n = select(n - before, before - n, args.z_keeps == 1u); // ∂h'/∂z
+    var dnew = dh;
+    var carry = dh * keep_take.x;
+    if EXTRAS {
+        let zone = zone(time, row, unit);
+        dnew = dh * (1.0 - zone);
+        carry = dh * zone + dnew * keep_take.x;
+    }
+    let da_n = dnew * keep_take.y * derivative(candidate_activation(), n);
+    let da_z = dnew * toward_n * derivative(gate_activation(), z);
+    let at_r = gates_at(time, row, unit);
+    let at_z = at_r + args.hidden;
+    let at_n = at_z + args.hidden;
+    gates[at_z] = da_z;
+    gates[at_n] = da_n;
+    if RESET_BEFORE {
+        return StepGradients(vec3(0.0, da_z, da_n), carry);
+    }
+    let da_r = da_n * inputs.gates.w * derivative(gate_activation(), r);
+    gates[at_r] = da_r;
+    gates[at_n + args.hidden] = da_n * r;
+    return StepGradients(vec3(da_r, da_z, da_n * r), carry);
+}
+
+// Reset before: computes da_r from drh, the gradient of r ⊙ h. Returns da_r and what to add to the
+// carry.
+fn through_reset(step: u32, row: u32, unit: u32, drh: f32, inputs: StepInputs) -> vec2<f32> {
+    if is_padding(inputs.flags) {
+        return vec2<f32>();
+    }
+    let r = inputs.gates.x;
+    let da_r = drh * inputs.before * derivative(gate_activation(), r);
+    gates[gates_at(time(step - 1u), row, unit)] = da_r;
+    return vec2(da_r, drh * r);
+}
+
+// The index in dstates of the gradient that a state ends with. Toward earlier steps it is the carry.
+fn carry_at(step: u32, row: u32, unit: u32) -> u32 {
+    return state_at(select(args.last_state, args.first_state, step == 0u), row, unit);
+}

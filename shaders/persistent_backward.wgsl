@@ -1,0 +1,92 @@
+// Backward steps with the weights in registers (persistent.wgsl). The elementwise gradients are in
+// backward_update.wgsl.
+//
+// Reset after: dh of a state is the sum over all gates of the step after it. Reset before: over r
+// and z; then the gates of n give d(r ⊙ h).
+//
+// A state's inputs are loaded one state ahead. The carry stays in its thread.
+
+const OPERAND_GATES: u32 = 3u;
+
+// Four k, the gate's units, of four sums, the state's units.
+fn load_block(gate: u32, k: u32, unit: u32) -> mat4x4<f32> {
+    return mat4x4(
+        load_row(gate, k, unit), load_row(gate, k + 1u, unit),
+        load_row(gate, k + 2u, unit), load_row(gate, k + 3u, unit));
+}
+
+// Four units of a row.
+fn load_row(gate: u32, row: u32, unit: u32) -> vec4<f32> {
+    return vec4(
+        weight(gate, row, unit), weight(gate, row, unit + 1u),
+        weight(gate, row, unit + 2u), weight(gate, row, unit + 3u));
+}
+
+fn store_operands(item: Item, values: vec3<f32>) {
+    store_operand(item, 0u, values.x);
+    store_operand(item, 1u, values.y);
+    store_operand(item, 2u, values.z);
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    args = arguments;
+    direction = group.z;
+    let place = place(thread);
+    let item = item(thread, group.y);
+    let last = args.step + 1u - args.count;
+    load_blocks(place);
+    clear_operands(thread);
+    workgroupBarrier();
+    var carry = 0.0;
+    var inputs = StepInputs();
+    if item.exists {
+        carry = dstates[state_at(args.last_state, item.row, item.unit)];
+        inputs = load_inputs(args.step, item.row, item.unit);
+        if args.step < end_step() {
+            store_operands(item, vec3(
+                load_operand(args.step, item.row, 0u, item.unit),
+                load_operand(args.step, item.row, 1u, item.unit),
+                load_operand(args.step, item.row, 2u, item.unit)));
+        }
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < arguments.count; i++) {
+        let step = arguments.step - i;
+        var inputs_ahead = StepInputs();
+        if item.exists {
+            inputs_ahead = load_inputs(max(step, last + 1u) - 1u, item.row, item.unit);
+        }
+        if place.gate < select(3u, 2u, RESET_BEFORE) {
+            multiply(place, place.gate);
+        }
+        workgroupBarrier();
+        if item.exists {
+            let dh = carry + item_sum(item, 0u, select(3u, 2u, RESET_BEFORE));
+            let gradients = through_step(step, item.row, item.unit, dh, inputs);
+            carry = gradients.carry;
+            store_operands(item, gradients.gates);
+        }
+        workgroupBarrier();
+        if RESET_BEFORE && step > arguments.gates_first {
+            if place.gate == 2u {
+                multiply(place, 2u);
+            }
+            workgroupBarrier();
+            if item.exists {
+                let drh = item_sum(item, 2u, 1u);
+                let reset = through_reset(step, item.row, item.unit, drh, inputs);
+                carry += reset.y;
+                store_operand(item, 0u, reset.x);
+            }
+            workgroupBarrier();
+        }
+        inputs = inputs_ahead;
+    }
+    if item.exists {
+        dstates[carry_at(last, item.row, item.unit)] = carry;
+    }
+}

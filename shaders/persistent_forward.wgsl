@@ -1,0 +1,92 @@
+// Forward steps with the weights in registers (persistent.wgsl). The elementwise update is in
+// forward_update.wgsl.
+//
+// Reset after: r, z and n have the state as their operand. Reset before: the threads of n wait for
+// r and z, and then have r ⊙ h.
+//
+// A step's inputs are loaded two steps ahead. On a GPU they arrive during those steps.
+
+const OPERAND_GATES: u32 = 1u; // all gates have the same operands
+
+// Four k of four sums, the gate's units.
+fn load_block(gate: u32, k: u32, unit: u32) -> mat4x4<f32> {
+    return transpose(mat4x4(
+        load_row(gate, unit, k), load_row(gate, unit + 1u, k),
+        load_row(gate, unit + 2u, k), load_row(gate, unit + 3u, k)));
+}
+
+// Four k of a row.
+fn load_row(gate: u32, row: u32, k: u32) -> vec4<f32> {
+    return vec4(
+        weight(gate, row, k), weight(gate, row, k + 1u),
+        weight(gate, row, k + 2u), weight(gate, row, k + 3u));
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    args = arguments;
+    direction = group.z;
+    let place = place(thread);
+    let item = item(thread, group.y);
+    let last = args.step + args.count - 1u;
+    load_blocks(place);
+    clear_operands(thread);
+    workgroupBarrier();
+    var state = 0.0; // that the step starts from
+    var bias = vec3<f32>();
+    var inputs = StepInputs();
+    var next_inputs = StepInputs();
+    if item.exists {
+        state = load_state(args.step, item.row, item.unit);
+        bias = biases(item.unit);
+        inputs = load_inputs(args.step, item.row, item.unit);
+        next_inputs = load_inputs(min(args.step + 1u, last), item.row, item.unit);
+        store_operand(item, 0u, state);
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < arguments.count; i++) {
+        let step = args.step + i;
+        var inputs_ahead = StepInputs();
+        if item.exists {
+            inputs_ahead = load_inputs(min(step + 2u, last), item.row, item.unit);
+        }
+        if place.gate < select(3u, 2u, RESET_BEFORE) {
+            multiply(place, 0u);
+        }
+        workgroupBarrier();
+        var products = bias;
+        if item.exists {
+            products.x += item_sum(item, 0u, 1u);
+            products.y += item_sum(item, 1u, 1u);
+        }
+        if RESET_BEFORE {
+            var past_z = vec2<f32>();
+            if item.exists {
+                past_z = update_rz(step, item.row, item.unit, state, inputs, products);
+                store_operand(item, 0u, past_z.x);
+            }
+            workgroupBarrier();
+            if place.gate == 2u {
+                multiply(place, 0u);
+            }
+            workgroupBarrier();
+            if item.exists {
+                products.z += item_sum(item, 2u, 1u);
+                state = update_state(
+                    step, item.row, item.unit, state, inputs, past_z.y, products.z);
+            }
+        } else if item.exists {
+            products.z += item_sum(item, 2u, 1u);
+            state = update(step, item.row, item.unit, state, inputs, products);
+        }
+        if item.exists {
+            store_operand(item, 0u, state);
+        }
+        workgroupBarrier();
+        inputs = next_inputs;
+        next_inputs = inputs_ahead;
+    }
+}
