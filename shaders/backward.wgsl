@@ -1,7 +1,7 @@
 // Backward steps: the gradient dh of each state, from the states after it, then through the step
 // that made it.
 //
-// The elementwise gradients are in backward_update.wgsl. Reset after: GATES_RZ and GATE_N, in one
+// The elementwise gradients are in backward_shared.wgsl. Reset after: GATES_RZ and GATE_N, in one
 // dispatch. Reset before: GATES_RZ goes through the steps. Then GATE_N goes through their resets,
 // because da_r needs every da_n, in its own dispatch or, if the workgroup computes all units, in the
 // same one.
@@ -39,20 +39,10 @@ fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
     }
 }
 
-// Four k of four units, a column each.
+// Four k of four units, a column for each unit.
 fn quad_weights(quad: u32, unit: u32) -> mat4x4<f32> {
     let gate = quad / gate_quads();
-    let k = 4u * (quad - gate * gate_quads());
-    return transpose(mat4x4(
-        row_weights(gate, k, unit), row_weights(gate, k + 1u, unit),
-        row_weights(gate, k + 2u, unit), row_weights(gate, k + 3u, unit)));
-}
-
-// One k of four units. If k is beyond the gate's units, the operand is 0. Units after the last give
-// products that are not read.
-fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
-    let row = gate * args.hidden + min(k, args.hidden - 1u);
-    return weights(direction * args.weight_apart + row * args.hidden + unit);
+    return transpose(k_weights(gate, 4u * (quad - gate * gate_quads()), unit));
 }
 
 // Stores the products of quads `first` to `last` along k with the gradients of step `step`

@@ -8,7 +8,7 @@
 // then GATE_N, in its own dispatch or, if the workgroup computes all units, in the same one:
 //     n = tanh(gates_n + W_hn past + b_hn)      h' from z, n, h
 //
-// The elementwise update is in forward_update.wgsl.
+// The elementwise update is in forward_shared.wgsl.
 //
 // A thread multiplies four units of each gate by ROWS rows, at every SPLIT_K-th quad along k.
 // Neighbouring lanes read neighbouring weights, and with four rows 16 vec4 loads feed 192
@@ -51,20 +51,6 @@ fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
             operand[operand_at(row, quad)] = four_operands(step, row0 + row, 4u * (quad0 + quad));
         }
     }
-}
-
-// Four k of one unit. Units after the last give products that are not read.
-fn row_weights(gate: u32, unit: u32, quad: u32) -> vec4<f32> {
-    let row = gate * args.hidden + min(unit, args.hidden - 1u);
-    let at = direction * args.weight_apart + row * args.hidden + 4u * quad;
-    return weights_in_row(at, 4u * quad, args.hidden);
-}
-
-// Four k of four units, a column each.
-fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
-    return mat4x4(
-        row_weights(gate, unit, quad), row_weights(gate, unit + 1u, quad),
-        row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
 }
 
 // The index of n's product among those of a pass.

@@ -47,23 +47,20 @@ fn load_blocks(place: Place) {
     if place.gate > 2u {
         return;
     }
-    let k = 4u * BLOCKS * place.part;
-    let unit = 4u * place.unit_quad;
-    blocks[0] = load_block(place.gate, k, unit);
-    if BLOCKS > 1u { blocks[1] = load_block(place.gate, k + 4u, unit); }
-    if BLOCKS > 2u { blocks[2] = load_block(place.gate, k + 8u, unit); }
-    if BLOCKS > 3u { blocks[3] = load_block(place.gate, k + 12u, unit); }
-    if BLOCKS > 4u { blocks[4] = load_block(place.gate, k + 16u, unit); }
-    if BLOCKS > 5u { blocks[5] = load_block(place.gate, k + 20u, unit); }
-    if BLOCKS > 6u { blocks[6] = load_block(place.gate, k + 24u, unit); }
-    if BLOCKS > 7u { blocks[7] = load_block(place.gate, k + 28u, unit); }
+    blocks[0] = load_block(place, 0u);
+    if BLOCKS > 1u { blocks[1] = load_block(place, 1u); }
+    if BLOCKS > 2u { blocks[2] = load_block(place, 2u); }
+    if BLOCKS > 3u { blocks[3] = load_block(place, 3u); }
+    if BLOCKS > 4u { blocks[4] = load_block(place, 4u); }
+    if BLOCKS > 5u { blocks[5] = load_block(place, 5u); }
+    if BLOCKS > 6u { blocks[6] = load_block(place, 6u); }
+    if BLOCKS > 7u { blocks[7] = load_block(place, 7u); }
 }
 
-// A weight of W_hh [3H, H], or 0 outside of its gate.
-fn weight(gate: u32, row: u32, column: u32) -> f32 {
-    let inside = row < args.hidden && column < args.hidden;
-    let at = direction * args.weight_apart + (gate * args.hidden + row) * args.hidden + column;
-    return select(0.0, weight_hh[select(0u, at, inside)], inside);
+// The quad of a gate's k that a block starts at. After the last quad it is the last: its operands
+// are 0.
+fn block_quad(place: Place, block: u32) -> u32 {
+    return min(BLOCKS * place.part + block, gate_quads() - 1u);
 }
 
 // The products of a block with four operands, added to `sum`.

@@ -1,5 +1,5 @@
 // Backward steps with the weights in registers (persistent.wgsl). The elementwise gradients are in
-// backward_update.wgsl.
+// backward_shared.wgsl.
 //
 // Reset after: dh of a state is the sum over all gates of the step after it. Reset before: over r
 // and z; then the gates of n give d(r ⊙ h).
@@ -8,18 +8,9 @@
 
 const OPERAND_GATES: u32 = 3u;
 
-// Four k, the gate's units, of four sums, the state's units.
-fn load_block(gate: u32, k: u32, unit: u32) -> mat4x4<f32> {
-    return mat4x4(
-        load_row(gate, k, unit), load_row(gate, k + 1u, unit),
-        load_row(gate, k + 2u, unit), load_row(gate, k + 3u, unit));
-}
-
-// Four units of a row.
-fn load_row(gate: u32, row: u32, unit: u32) -> vec4<f32> {
-    return vec4(
-        weight(gate, row, unit), weight(gate, row, unit + 1u),
-        weight(gate, row, unit + 2u), weight(gate, row, unit + 3u));
+// A column for each k, with four units.
+fn load_block(place: Place, block: u32) -> mat4x4<f32> {
+    return k_weights(place.gate, 4u * block_quad(place, block), 4u * place.unit_quad);
 }
 
 fn store_operands(item: Item, values: vec3<f32>) {

@@ -1,5 +1,5 @@
 // Forward steps with the weights in registers (persistent.wgsl). The elementwise update is in
-// forward_update.wgsl.
+// forward_shared.wgsl.
 //
 // Reset after: r, z and n have the state as their operand. Reset before: the threads of n wait for
 // r and z, and then have r ⊙ h.
@@ -8,18 +8,10 @@
 
 const OPERAND_GATES: u32 = 1u; // all gates have the same operands
 
-// Four k of four sums, the gate's units.
-fn load_block(gate: u32, k: u32, unit: u32) -> mat4x4<f32> {
-    return transpose(mat4x4(
-        load_row(gate, unit, k), load_row(gate, unit + 1u, k),
-        load_row(gate, unit + 2u, k), load_row(gate, unit + 3u, k)));
-}
-
-// Four k of a row.
-fn load_row(gate: u32, row: u32, k: u32) -> vec4<f32> {
-    return vec4(
-        weight(gate, row, k), weight(gate, row, k + 1u),
-        weight(gate, row, k + 2u), weight(gate, row, k + 3u));
+// A column for each k, with four units.
+fn load_block(place: Place, block: u32) -> mat4x4<f32> {
+    let quad = block_quad(place, block);
+    return transpose(unit_weights(place.gate, 4u * place.unit_quad, quad));
 }
 
 @compute @workgroup_size(THREADS)

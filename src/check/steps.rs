@@ -1,4 +1,4 @@
-//! Compares the kernels `forward` and `backward` with their references, on random states and gates.
+//! Compares the kernels of the recurrence with their references, on random states and gates.
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, NdFloat, s};
 
@@ -75,7 +75,7 @@ pub(super) async fn check(
     let sizes = case.describe(config, shape);
     let recurrences = if case.other_options { Recurrence::ALL } else { &[Recurrence::Sequence] };
     for &recurrence in recurrences {
-        let got = run_kernel(gpu, &run, "forward", recurrence, &start).await?;
+        let got = run_kernel(gpu, &run, Pass::Forward, recurrence, &start).await?;
         let subject = format!("forward ({recurrence} kernels), {subject}");
         compare(findings, &subject, &sizes, &got, &expected);
     }
@@ -87,7 +87,7 @@ pub(super) async fn check(
     };
     let expected = backward_reference(&run, &start);
     for &recurrence in recurrences {
-        let mut got = run_kernel(gpu, &run, "backward", recurrence, &start).await?;
+        let mut got = run_kernel(gpu, &run, Pass::Backward, recurrence, &start).await?;
         // The kernel overwrites dh_n with the state gradient that it carries; the reference does
         // not.
         got.states[2] = start.states[2].clone();
@@ -219,11 +219,11 @@ fn argument(dispatch: &Dispatch, name: &str) -> usize {
     dispatch.kernel.argument(name).expect("step kernels have this argument")
 }
 
-/// Runs only the stages of one kernel and of the first layer from a whole plan.
+/// Runs only the steps of one pass and of the first layer from a whole plan.
 async fn run_kernel(
     gpu: &Gpu,
     case: &StepCase<'_>,
-    kernel: &str,
+    pass: Pass,
     recurrence: Recurrence,
     input: &RunContents<f32>,
 ) -> Result<RunContents<f32>> {
@@ -231,29 +231,29 @@ async fn run_kernel(
     let Shape { layers, directions, batch, .. } = shape;
     let (options, caps) = (RunOptions::default().with_recurrence(recurrence), gpu.caps());
     let whole = Plan::with_options(config, shape, Mode::Training, options, &caps)?;
-    let is_of_kernel = |stage: &&Stage| {
+    let is_step = |stage: &&Stage| {
         stage.dispatches().0.iter().all(|dispatch| {
-            dispatch.kernel_name() == kernel && dispatch.args[argument(dispatch, "layer")] == 0
+            dispatch.kernel.argument("layer").is_some_and(|layer| dispatch.args[layer] == 0)
         })
     };
-    let stages = whole.forward().iter().chain(whole.backward());
-    let stages = stages.filter(is_of_kernel).cloned().map(in_two_dispatches).collect();
-    let plan = Plan::of_stages(kernel, whole.buffers().to_vec(), stages, &caps);
+    let stages = match pass {
+        Pass::Forward => whole.forward(),
+        Pass::Backward => whole.backward(),
+    };
+    let stages = stages.iter().filter(is_step).cloned().map(in_two_dispatches).collect();
+    let plan = Plan::of_stages(pass.name(), whole.buffers().to_vec(), stages, &caps);
 
     let number = if layers == 1 { "" } else { "_l0" };
-    let forward = kernel == "forward";
-    let output = match (forward, layers) {
-        (true, _) => {
-            if layers == 1 {
-                "y"
-            } else {
-                "y_l0"
-            }
-        }
-        (false, 1) => "dy",
-        (false, _) => "dx_l1",
+    let output = match (pass, layers) {
+        (Pass::Forward, 1) => "y",
+        (Pass::Forward, _) => "y_l0",
+        (Pass::Backward, 1) => "dy",
+        (Pass::Backward, _) => "dx_l1",
     };
-    let states = if forward { "states" } else { "dstates" };
+    let states = match pass {
+        Pass::Forward => "states",
+        Pass::Backward => "dstates",
+    };
     let names = [&format!("gates{number}"), &format!("h{number}"), output, states];
     let [gates, h, output, states] = names.map(|name| plan.buffer(name).expect("a training plan"));
     let [step_flags_id, params_id] =

@@ -233,6 +233,7 @@ pub(crate) fn device_caps(
             true => DeviceCaps::SWIFTSHADER_DISPATCH,
             false => DeviceCaps::LAVAPIPE_DISPATCH,
         })
+        .with_thread_weights(thread_weights(info, software))
         .with_f16(features.contains(wgpu::Features::SHADER_F16))
         .with_cooperative_matrices(
             features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
@@ -240,6 +241,17 @@ pub(crate) fn device_caps(
     match features.contains(wgpu::Features::SUBGROUP) {
         true => caps.with_subgroups(info.subgroup_min_size, info.subgroup_max_size),
         false => caps,
+    }
+}
+
+/// Returns [`DeviceCaps::thread_weights`]. NVIDIA's multiprocessors have 65,536 registers, so that 384
+/// threads have 170 each; AMD's have more.
+fn thread_weights(info: &wgpu::AdapterInfo, software: bool) -> usize {
+    const AMD: u32 = 0x1002;
+    const NVIDIA: u32 = 0x10de;
+    match info.vendor {
+        AMD | NVIDIA => 128,
+        _ => DeviceCaps::new(Limits::WEBGPU_DEFAULT, software).thread_weights,
     }
 }
 

@@ -179,7 +179,8 @@ pub use products::{
 };
 pub use recurrence::{
     BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, MAX_BLOCKS, PERSISTENT_BACKWARD,
-    PERSISTENT_FORWARD, PersistentConstants, StepArgs, StepConstants,
+    PERSISTENT_BACKWARD_SCALAR, PERSISTENT_FORWARD, PERSISTENT_FORWARD_SCALAR, PersistentConstants,
+    StepArgs, StepConstants,
 };
 pub use training::{
     GRADIENT_NORM, GradientNormArgs, LOSS, LossArgs, LossConstants, OPTIMIZER, OptimizerArgs,
@@ -188,7 +189,7 @@ pub use training::{
 
 /// Every kernel.
 #[cfg(test)]
-static ALL: [&Kernel; 13] = [
+static ALL: [&Kernel; 15] = [
     &MATMUL,
     &MATMUL_BLOCKS,
     &MATMUL_BLOCKS_SCALAR,
@@ -198,7 +199,9 @@ static ALL: [&Kernel; 13] = [
     &BACKWARD,
     &BACKWARD_SCALAR,
     &PERSISTENT_FORWARD,
+    &PERSISTENT_FORWARD_SCALAR,
     &PERSISTENT_BACKWARD,
+    &PERSISTENT_BACKWARD_SCALAR,
     &LOSS,
     &GRADIENT_NORM,
     &OPTIMIZER,

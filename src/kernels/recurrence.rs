@@ -178,6 +178,20 @@ fn step_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads, bytes, tile }
 }
 
+/// The source of a kernel that loads the weights at every step.
+macro_rules! staged_source {
+    ($weights:literal, $shared:literal, $kernel:literal) => {
+        kernel_source!($weights, "recurrence", $shared, "step", $kernel)
+    };
+}
+
+/// The source of a kernel that holds the weights in registers.
+macro_rules! persistent_source {
+    ($weights:literal, $shared:literal, $kernel:literal) => {
+        kernel_source!($weights, "recurrence", $shared, "persistent", $kernel)
+    };
+}
+
 /// Returns the bindings of forward steps, whose weights are bound as numbers or as quads.
 const fn forward_bindings(weight_hh: Binding) -> [Binding; 7] {
     [
@@ -196,7 +210,7 @@ const fn forward_bindings(weight_hh: Binding) -> [Binding; 7] {
 pub static FORWARD: Kernel = Kernel {
     name: "forward",
     file: "forward",
-    source: kernel_source!("weight_quads", "recurrence", "step", "forward_update", "forward"),
+    source: staged_source!("weight_quads", "forward_shared", "forward"),
     bindings: &forward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
@@ -206,9 +220,27 @@ pub static FORWARD: Kernel = Kernel {
 /// [`FORWARD`] for any H.
 pub static FORWARD_SCALAR: Kernel = Kernel {
     name: "forward_scalar",
-    source: kernel_source!("weight_scalars", "recurrence", "step", "forward_update", "forward"),
+    source: staged_source!("weight_scalars", "forward_shared", "forward"),
     bindings: &forward_bindings(Binding::read("weight_hh", F32)),
     ..FORWARD
+};
+
+/// Forward steps with the recurrent weights in registers. H is a multiple of 4.
+pub static PERSISTENT_FORWARD: Kernel = Kernel {
+    name: "persistent_forward",
+    file: "persistent_forward",
+    source: persistent_source!("weight_quads", "forward_shared", "persistent_forward"),
+    constants: PERSISTENT_CONSTANTS,
+    workgroup: |constants| persistent_workgroup(constants, 1),
+    ..FORWARD
+};
+
+/// [`PERSISTENT_FORWARD`] for any H.
+pub static PERSISTENT_FORWARD_SCALAR: Kernel = Kernel {
+    name: "persistent_forward_scalar",
+    source: persistent_source!("weight_scalars", "forward_shared", "persistent_forward"),
+    bindings: FORWARD_SCALAR.bindings,
+    ..PERSISTENT_FORWARD
 };
 
 /// Returns the bindings of backward steps, whose weights are bound as numbers or as quads.
@@ -228,7 +260,7 @@ const fn backward_bindings(weight_hh: Binding) -> [Binding; 6] {
 pub static BACKWARD: Kernel = Kernel {
     name: "backward",
     file: "backward",
-    source: kernel_source!("weight_quads", "recurrence", "step", "backward_update", "backward"),
+    source: staged_source!("weight_quads", "backward_shared", "backward"),
     bindings: &backward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
@@ -238,39 +270,25 @@ pub static BACKWARD: Kernel = Kernel {
 /// [`BACKWARD`] for any H.
 pub static BACKWARD_SCALAR: Kernel = Kernel {
     name: "backward_scalar",
-    source: kernel_source!("weight_scalars", "recurrence", "step", "backward_update", "backward"),
+    source: staged_source!("weight_scalars", "backward_shared", "backward"),
     bindings: &backward_bindings(Binding::read("weight_hh", F32)),
     ..BACKWARD
 };
 
-/// Forward steps with the recurrent weights in registers.
-pub static PERSISTENT_FORWARD: Kernel = Kernel {
-    name: "persistent_forward",
-    file: "persistent_forward",
-    source: kernel_source!(
-        "weight_scalars",
-        "recurrence",
-        "forward_update",
-        "persistent",
-        "persistent_forward"
-    ),
-    constants: PERSISTENT_CONSTANTS,
-    workgroup: |constants| persistent_workgroup(constants, 1),
-    ..FORWARD_SCALAR
-};
-
-/// Backward steps with the recurrent weights in registers.
+/// Backward steps with the recurrent weights in registers. H is a multiple of 4.
 pub static PERSISTENT_BACKWARD: Kernel = Kernel {
     name: "persistent_backward",
     file: "persistent_backward",
-    source: kernel_source!(
-        "weight_scalars",
-        "recurrence",
-        "backward_update",
-        "persistent",
-        "persistent_backward"
-    ),
+    source: persistent_source!("weight_quads", "backward_shared", "persistent_backward"),
     constants: PERSISTENT_CONSTANTS,
     workgroup: |constants| persistent_workgroup(constants, 3),
-    ..BACKWARD_SCALAR
+    ..BACKWARD
+};
+
+/// [`PERSISTENT_BACKWARD`] for any H.
+pub static PERSISTENT_BACKWARD_SCALAR: Kernel = Kernel {
+    name: "persistent_backward_scalar",
+    source: persistent_source!("weight_scalars", "backward_shared", "persistent_backward"),
+    bindings: BACKWARD_SCALAR.bindings,
+    ..PERSISTENT_BACKWARD
 };

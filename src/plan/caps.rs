@@ -35,7 +35,7 @@ pub struct DeviceCaps {
     pub dispatch_cost: usize,
     /// The recurrent weights that a thread of a large workgroup can hold in registers beside its
     /// other values. Drivers do not report it: 128 on NVIDIA and AMD, otherwise 32. A software
-    /// adapter keeps 128 in memory.
+    /// adapter keeps them in memory.
     pub thread_weights: usize,
     /// True if kernels can compute in f16: WGSL's `enable f16`. No plan uses it yet.
     pub f16: bool,

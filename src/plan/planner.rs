@@ -70,8 +70,12 @@ impl<'a> Planner<'a> {
         caps: &'a DeviceCaps,
     ) -> Result<Self> {
         let gates = GateStorage::choose(shape, mode, options, caps);
-        let recurrence =
-            RecurrenceKernels::choose(layout.config(), shape.batch, options.recurrence, caps)?;
+        let recurrence = RecurrenceKernels::choose(
+            layout.config(),
+            [shape.steps, shape.batch],
+            options.recurrence,
+            caps,
+        )?;
         let allocation = Allocation::new(layout, shape, mode, purpose, gates);
         let Allocation { buffers, run, layers, zeros } = allocation;
         let products = ProductPlanner::new(caps, forward_flops(layout, shape), &buffers);

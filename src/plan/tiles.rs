@@ -30,7 +30,8 @@ use crate::error::Result;
 use crate::kernels::{
     BACKWARD, BACKWARD_SCALAR, BLOCKS_THREADS, FORWARD, FORWARD_SCALAR, Kernel, MATMUL,
     MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MAX_BLOCKS, MatmulConstants, PERSISTENT_BACKWARD,
-    PERSISTENT_FORWARD, PersistentConstants, StepConstants,
+    PERSISTENT_BACKWARD_SCALAR, PERSISTENT_FORWARD, PERSISTENT_FORWARD_SCALAR, PersistentConstants,
+    StepConstants,
 };
 use crate::spec::config::{GruConfig, Reset};
 use crate::spec::options::Recurrence;
@@ -51,6 +52,9 @@ const MANY_ROWS: usize = 128;
 /// multiprocessor's four schedulers, with 128 weights and 40 other registers a thread in a register
 /// file of 65,536.
 const PERSISTENT_THREADS: u64 = 384;
+
+/// The number of steps that repays loading the weights into registers.
+const PERSISTENT_STEPS: usize = 8;
 
 /// Quads along k that a workgroup stages at once if it runs a single step.
 const STAGED_QUADS: usize = 32;
@@ -149,7 +153,7 @@ impl RecurrenceKernels {
     /// [`Error::Limit`](crate::Error::Limit) if the family that is forced does not fit.
     pub fn choose(
         config: &GruConfig,
-        batch: usize,
+        [steps, batch]: [usize; 2],
         recurrence: Recurrence,
         caps: &DeviceCaps,
     ) -> Result<Self> {
@@ -170,7 +174,7 @@ impl RecurrenceKernels {
                 if sequence_pays(config, batch, caps) {
                     kernels = both(&sequence).or(kernels);
                 }
-                if persistent_pays(config, batch, caps) {
+                if persistent_pays(steps, caps) {
                     kernels = both(&persistent).or(kernels);
                 }
                 kernels
@@ -193,11 +197,10 @@ fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
     fits && !(caps.software && cores_pay(config, batch, caps))
 }
 
-/// Returns true if the weights in registers are faster than reading them at every step. On a software
-/// adapter a thread's registers are memory, too.
-fn persistent_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
-    let _ = (config, batch);
-    !caps.software
+/// Returns true if the weights in registers are faster than reading them at every step. For one row
+/// they are on a software adapter, too, but their unrolled code compiles for seconds.
+fn persistent_pays(steps: usize, caps: &DeviceCaps) -> bool {
+    steps >= PERSISTENT_STEPS && !caps.software
 }
 
 /// Returns the batch rows of a workgroup on a software adapter, if a row is spread over `units`
@@ -252,7 +255,7 @@ impl RecurrenceKernel {
     pub fn kernel(self, pass: Pass, hidden: usize) -> &'static Kernel {
         match self {
             Self::Step(_) | Self::Sequence(_) => kernel_of(pass, hidden),
-            Self::Persistent(_) => persistent_kernel(pass),
+            Self::Persistent(_) => persistent_kernel(pass, hidden),
         }
     }
 
@@ -267,8 +270,7 @@ impl RecurrenceKernel {
     /// Returns the values of the kernel's override constants.
     pub fn constants(self, variant: StepVariant) -> Vec<u32> {
         let StepVariant { rz, n, reset_before, extras } = variant;
-        let [gates_rz, gate_n, reset_before, extras] =
-            [rz, n, reset_before, extras].map(u32::from);
+        let [gates_rz, gate_n, reset_before, extras] = [rz, n, reset_before, extras].map(u32::from);
         let tile = match self {
             Self::Step(tile) => tile.constants(),
             Self::Sequence(tile) => tile.constants(),
@@ -478,14 +480,20 @@ impl PersistentTile {
             let parts = unit_quads.div_ceil(blocks);
             Self { unit_quads, parts, blocks, rows: 1 }
         };
-        let most = tile(most_blocks.max(1));
-        let blocks = 1..most_blocks;
-        let one_row =
-            blocks.map(tile).find(|tile| tile.threads() <= most_threads).unwrap_or(most);
+        let one_row = (1..most_blocks)
+            .map(tile)
+            .find(|tile| tile.threads() <= most_threads)
+            .unwrap_or(tile(most_blocks.max(1)));
         let what = "a workgroup of the persistent kernel (Recurrence::Auto does not require it)";
         within(|| what.to_owned(), "registers", one_row.threads() as u64, most_threads as u64)?;
         let allow = |tile: Self| {
-            allow(what, persistent_kernel(pass), tile.constants().as_u32s(), caps).map(|()| tile)
+            allow(
+                what,
+                persistent_kernel(pass, config.hidden_size),
+                tile.constants().as_u32s(),
+                caps,
+            )
+            .map(|()| tile)
         };
         // With two rows a step takes half as long again, so they pay when workgroups must wait.
         let two_rows = Self { rows: 2, ..one_row };
@@ -517,10 +525,12 @@ impl PersistentTile {
     }
 }
 
-fn persistent_kernel(pass: Pass) -> &'static Kernel {
-    match pass {
-        Pass::Forward => &PERSISTENT_FORWARD,
-        Pass::Backward => &PERSISTENT_BACKWARD,
+fn persistent_kernel(pass: Pass, hidden: usize) -> &'static Kernel {
+    match (pass, hidden.is_multiple_of(4)) {
+        (Pass::Forward, true) => &PERSISTENT_FORWARD,
+        (Pass::Forward, false) => &PERSISTENT_FORWARD_SCALAR,
+        (Pass::Backward, true) => &PERSISTENT_BACKWARD,
+        (Pass::Backward, false) => &PERSISTENT_BACKWARD_SCALAR,
     }
 }
 

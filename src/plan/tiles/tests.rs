@@ -1,7 +1,7 @@
 //! The tiles that the rules choose, for shapes and adapters of all kinds. A change here changes
 //! performance: measure it.
 
-use Recurrence::{Auto, Sequence, Step};
+use Recurrence::{Auto, Persistent, Sequence, Step};
 use Reset::{After, Before};
 
 use super::*;
@@ -18,6 +18,7 @@ const fn caps(kib: u64, threads: u64, software: bool) -> DeviceCaps {
 
 const GPU: DeviceCaps = DeviceCaps::WEBGPU;
 const ROOMY: DeviceCaps = caps(48, 1024, false);
+const NVIDIA: DeviceCaps = ROOMY.with_thread_weights(128);
 const TIGHT: DeviceCaps = caps(8, 64, false);
 const SOFTWARE: DeviceCaps = caps(32, 1024, true).with_cores(2);
 const SWIFTSHADER: DeviceCaps = SOFTWARE.with_dispatch_cost(DeviceCaps::SWIFTSHADER_DISPATCH);
@@ -35,7 +36,7 @@ fn chosen(
     reset: Reset,
 ) -> Option<[[u32; 6]; 2]> {
     let config = GruConfig::new(3, hidden).with_reset(reset);
-    let kernels = RecurrenceKernels::choose(&config, batch, recurrence, caps).ok()?;
+    let kernels = RecurrenceKernels::choose(&config, [64, batch], recurrence, caps).ok()?;
     Some([kernels.forward, kernels.backward].map(|kernel| match kernel {
         RecurrenceKernel::Step(tile) => staged(tile.constants()),
         RecurrenceKernel::Sequence(tile) => staged(tile.constants()),
@@ -57,10 +58,10 @@ fn the_recurrence_has_these_tiles() {
         (GPU, Auto, 128, 5, Before, Some([[32, 4, 4, 32, 2, 1], [32, 2, 4, 96, 3, 1]])),
         (GPU, Auto, 129, 5, After, Some([[8, 16, 4, 32, 3, 0], [8, 16, 4, 32, 1, 0]])),
         (GPU, Auto, 129, 5, Before, Some([[8, 16, 4, 32, 2, 0], [8, 16, 4, 32, 1, 0]])),
-        (GPU, Auto, 1, 1, After, Some([[4, 2, 4, 4, 3, 1], [4, 4, 4, 12, 3, 1]])),
-        (GPU, Auto, 1, 1, Before, Some([[4, 2, 4, 4, 2, 1], [4, 4, 4, 12, 3, 1]])),
-        (GPU, Auto, 7, 5, After, Some([[4, 2, 4, 4, 3, 1], [4, 4, 4, 12, 3, 1]])),
-        (GPU, Auto, 7, 5, Before, Some([[4, 2, 4, 4, 2, 1], [4, 4, 4, 12, 3, 1]])),
+        (GPU, Auto, 1, 1, After, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
+        (GPU, Auto, 1, 1, Before, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
+        (GPU, Auto, 7, 5, After, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
+        (GPU, Auto, 7, 5, Before, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
         (GPU, Auto, 256, 128, After, Some([[8, 16, 4, 32, 3, 0], [8, 16, 4, 32, 1, 0]])),
         (GPU, Auto, 256, 128, Before, Some([[8, 16, 4, 32, 2, 0], [8, 16, 4, 32, 1, 0]])),
         (GPU, Step, 1024, 16, After, Some([[8, 16, 4, 32, 3, 0], [8, 16, 4, 32, 1, 0]])),
@@ -81,8 +82,34 @@ fn the_recurrence_has_these_tiles() {
         (ROOMY, Step, 7, 5, Before, Some([[8, 16, 4, 32, 2, 0], [8, 32, 4, 64, 1, 0]])),
         (ROOMY, Step, 1024, 128, After, Some([[8, 16, 4, 32, 3, 0], [8, 32, 4, 64, 1, 0]])),
         (ROOMY, Step, 1024, 128, Before, Some([[8, 16, 4, 32, 2, 0], [8, 32, 4, 64, 1, 0]])),
-        (TIGHT, Auto, 7, 5, After, Some([[4, 2, 4, 4, 3, 1], [4, 4, 4, 12, 3, 1]])),
-        (TIGHT, Auto, 7, 5, Before, Some([[4, 2, 4, 4, 2, 1], [4, 4, 4, 12, 3, 1]])),
+        (NVIDIA, Auto, 1, 1, After, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
+        (NVIDIA, Auto, 1, 1, Before, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
+        (NVIDIA, Auto, 7, 129, After, Some([[4, 4, 2, 1, 48, 2], [4, 4, 2, 1, 48, 2]])),
+        (NVIDIA, Auto, 7, 129, Before, Some([[4, 4, 2, 1, 48, 2], [4, 4, 2, 1, 48, 2]])),
+        (NVIDIA, Auto, 32, 129, After, Some([[8, 8, 2, 1, 192, 2], [8, 8, 2, 1, 192, 2]])),
+        (NVIDIA, Auto, 32, 129, Before, Some([[8, 8, 2, 1, 192, 2], [8, 8, 2, 1, 192, 2]])),
+        (NVIDIA, Auto, 64, 5, After, Some([[16, 8, 1, 2, 384, 2], [16, 8, 1, 2, 384, 2]])),
+        (NVIDIA, Auto, 64, 5, Before, Some([[16, 8, 1, 2, 384, 2], [16, 8, 1, 2, 384, 2]])),
+        (NVIDIA, Auto, 97, 5, After, Some([[28, 4, 1, 7, 336, 2], [28, 4, 1, 7, 336, 2]])),
+        (NVIDIA, Auto, 97, 5, Before, Some([[28, 4, 1, 7, 336, 2], [28, 4, 1, 7, 336, 2]])),
+        (NVIDIA, Auto, 128, 128, After, Some([[32, 4, 1, 8, 384, 2], [32, 4, 1, 8, 384, 2]])),
+        (NVIDIA, Auto, 128, 128, Before, Some([[32, 4, 1, 8, 384, 2], [32, 4, 1, 8, 384, 2]])),
+        (NVIDIA, Auto, 128, 129, After, Some([[32, 4, 2, 8, 384, 2], [32, 4, 2, 8, 384, 2]])),
+        (NVIDIA, Auto, 128, 129, Before, Some([[32, 4, 2, 8, 384, 2], [32, 4, 2, 8, 384, 2]])),
+        (NVIDIA, Auto, 129, 5, After, Some([[8, 16, 4, 32, 3, 0], [8, 32, 4, 64, 1, 0]])),
+        (NVIDIA, Auto, 129, 5, Before, Some([[8, 16, 4, 32, 2, 0], [8, 32, 4, 64, 1, 0]])),
+        (NVIDIA, Persistent, 129, 5, After, None),
+        (NVIDIA, Persistent, 129, 5, Before, None),
+        (ROOMY, Auto, 64, 129, After, Some([[16, 8, 2, 2, 384, 2], [16, 8, 2, 2, 384, 2]])),
+        (ROOMY, Auto, 64, 129, Before, Some([[16, 8, 2, 2, 384, 2], [16, 8, 2, 2, 384, 2]])),
+        (ROOMY, Auto, 65, 5, After, Some([[20, 8, 4, 20, 3, 1], [20, 16, 4, 60, 3, 1]])),
+        (ROOMY, Auto, 65, 5, Before, Some([[20, 8, 4, 20, 2, 1], [20, 16, 4, 60, 3, 1]])),
+        (GPU, Persistent, 48, 5, After, Some([[12, 6, 1, 2, 216, 2], [12, 6, 1, 2, 216, 2]])),
+        (GPU, Persistent, 48, 5, Before, Some([[12, 6, 1, 2, 216, 2], [12, 6, 1, 2, 216, 2]])),
+        (GPU, Persistent, 64, 5, After, None),
+        (GPU, Persistent, 64, 5, Before, None),
+        (TIGHT, Auto, 7, 5, After, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
+        (TIGHT, Auto, 7, 5, Before, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
         (TIGHT, Auto, 64, 5, After, Some([[16, 4, 4, 16, 3, 1], [16, 2, 4, 48, 3, 1]])),
         (TIGHT, Auto, 64, 5, Before, Some([[16, 4, 4, 16, 2, 1], [16, 2, 4, 48, 3, 1]])),
         (TIGHT, Auto, 128, 5, After, Some([[4, 16, 4, 32, 3, 0], [4, 16, 4, 32, 1, 0]])),

@@ -1,4 +1,5 @@
-// The elementwise part of a forward step, for one unit of one row.
+// Shared by forward and persistent_forward: the recurrent weights, and the elementwise part of a
+// step for one unit of one row.
 //
 // On entry gates holds the input products (with b_ih) in its r, z, n columns. The thread that reads
 // them overwrites them with the activations. The reference is ReferenceCell::forward_steps.
@@ -130,4 +131,18 @@ fn update_state(
     after = select(after, before, padding);
     y[output_at(time, row, unit)] = select(after * dropout_factor(time, row, unit), 0.0, padding);
     return store_state(step, row, unit, after, inputs.next_flags);
+}
+
+// Four k of one unit. Units after the last give products that are not read.
+fn row_weights(gate: u32, unit: u32, quad: u32) -> vec4<f32> {
+    let row = gate * args.hidden + min(unit, args.hidden - 1u);
+    let at = direction * args.weight_apart + row * args.hidden + 4u * quad;
+    return weights_in_row(at, 4u * quad, args.hidden);
+}
+
+// Four k of four units, a column for each unit.
+fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
+    return mat4x4(
+        row_weights(gate, unit, quad), row_weights(gate, unit + 1u, quad),
+        row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
 }

@@ -1,4 +1,5 @@
-// The elementwise part of a backward step, for one unit of one row.
+// Shared by backward and persistent_backward: the recurrent weights, and the elementwise part of a
+// step for one unit of one row.
 //
 // A direction has T + 1 states; its step t turns state t into state t + 1. For s from T down to 0:
 //     dh[s] = carry + Σ over step s's recurrent products (none at s = T) + dy of step s − 1 (none at
@@ -136,4 +137,18 @@ fn through_reset(step: u32, row: u32, unit: u32, drh: f32, inputs: StepInputs) -
 // The index in dstates of the gradient that a state ends with. Toward earlier steps it is the carry.
 fn carry_at(step: u32, row: u32, unit: u32) -> u32 {
     return state_at(select(args.last_state, args.first_state, step == 0u), row, unit);
+}
+
+// One k of four units. If k is beyond the gate's units, the operand is 0. Units after the last give
+// products that are not read.
+fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
+    let row = gate * args.hidden + min(k, args.hidden - 1u);
+    return weights(direction * args.weight_apart + row * args.hidden + unit);
+}
+
+// Four k of four units, a column for each k.
+fn k_weights(gate: u32, k: u32, unit: u32) -> mat4x4<f32> {
+    return mat4x4(
+        row_weights(gate, k, unit), row_weights(gate, k + 1u, unit),
+        row_weights(gate, k + 2u, unit), row_weights(gate, k + 3u, unit));
 }
