@@ -98,16 +98,18 @@ fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
             continue;
         }
         let inputs = load_inputs(step, row, unit);
+        let carry = dstates[state_at(args.last_state, row, unit)];
+        var gradients = StepGradients();
         if state {
-            let carry = dstates[state_at(args.last_state, row, unit)];
-            let gradients = through_step(step, row, unit, carry + product, inputs);
-            dstates[carry_at(step, row, unit)] = gradients.carry;
-            keep_operands(local, gradients.gates);
+            gradients = through_step(step, row, unit, carry + product, inputs);
+            keep_operands(local, gate_operands(gradients));
         } else {
-            let reset = through_reset(step, row, unit, product, inputs);
-            keep_operand(0u, local, reset.x);
-            dstates[state_at(args.last_state, row, unit)] += reset.y;
+            gradients.carry = carry;
+            gradients = through_reset(gradients, product, inputs);
+            keep_operand(0u, local, gradients.da_r);
         }
+        store_gradients(step, row, unit, inputs, gradients, state, !state);
+        dstates[carry_at(step, row, unit)] = gradients.carry;
     }
 }
 

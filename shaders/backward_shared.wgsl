@@ -45,8 +45,11 @@ fn load_operand(step: u32, row: u32, gate: u32, unit: u32) -> f32 {
 // step that made the state, its start and its output's gradient. All are 0 for the start of the
 // steps in memory.
 struct StepInputs {
-    gates: vec4<f32>, // r, z, n, past
-    before: f32, // the state that the step started from
+    r: f32,
+    z: f32,
+    n: f32,
+    past: f32,
+    start: f32, // the state that the step started from
     dy: f32,
     flags: u32, // of the step that made the state
     next_flags: u32, // of the step that starts from the state
@@ -62,10 +65,13 @@ fn load_inputs(step: u32, row: u32, unit: u32) -> StepInputs {
     }
     let made = time(step - 1u);
     let at_r = gates_at(made, row, unit);
-    let apart = args.hidden;
-    inputs.gates = vec4(
-        gates[at_r], gates[at_r + apart], gates[at_r + 2u * apart], gates[at_r + 3u * apart]);
-    inputs.before = h[h_at(made, row, unit)];
+    let at_z = at_r + args.hidden;
+    let at_n = at_z + args.hidden;
+    inputs.r = gates[at_r];
+    inputs.z = gates[at_z];
+    inputs.n = gates[at_n];
+    inputs.past = gates[at_n + args.hidden];
+    inputs.start = h[h_at(made, row, unit)];
     inputs.dy = dy[output_at(made, row, unit)];
     inputs.flags = flags(made, row);
     return inputs;
@@ -73,65 +79,90 @@ fn load_inputs(step: u32, row: u32, unit: u32) -> StepInputs {
 
 // The gradients of one unit of one row, from the gradient of a state.
 struct StepGradients {
-    gates: vec3<f32>, // the next operands: da_r, da_z and dpast, or da_n with reset before
+    da_r: f32,
+    da_z: f32,
+    da_n: f32,
+    dpast: f32, // with reset before: 0
     carry: f32, // toward the state before
 }
 
 // Computes the gradients of the step that made a state, from dh of the state: the carry and the
-// recurrent products. With reset before, da_r is still missing.
+// recurrent products. With reset before, da_r is 0 until through_reset.
 fn through_step(
-    step: u32, row: u32, unit: u32, dh_next: f32, inputs: StepInputs,
+    step: u32, row: u32, unit: u32, dh_after: f32, inputs: StepInputs,
 ) -> StepGradients {
-    var dh = dh_next;
+    var dh = dh_after;
     if step < end_step() && restarts(inputs.next_flags) {
         dstates[state_at(args.reset_state, row, unit)] += dh;
         dh = 0.0;
     }
     // The gates of padding are 0 and its dy is padding.
+    var gradients = StepGradients();
+    gradients.carry = dh;
     if step == args.gates_first || is_padding(inputs.flags) {
-        return StepGradients(vec3<f32>(), dh);
+        return gradients;
     }
-    let time = time(step - 1u);
-    dh += inputs.dy * dropout_factor(time, row, unit);
-    let r = inputs.gates.x;
-    let z = inputs.gates.y;
-    let n = inputs.gates.z;
-    let keep_take = keep_take(z);
-    let before = inputs.before;
-    let toward_n = select(n - before, before - n, args.z_keeps == 1u); // ∂h'/∂z
+    let made = time(step - 1u);
+    dh += inputs.dy * dropout_factor(made, row, unit);
+    let keep_take = keep_take(inputs.z);
+    let toward_n = inputs.n - inputs.start;
+    let dz = select(toward_n, -toward_n, args.z_keeps == 1u); // ∂h'/∂z
     var dnew = dh;
-    var carry = dh * keep_take.x;
+    gradients.carry = dh * keep_take.x;
     if EXTRAS {
-        let zone = zone(time, row, unit);
+        let zone = zone(made, row, unit);
         dnew = dh * (1.0 - zone);
-        carry = dh * zone + dnew * keep_take.x;
+        gradients.carry = dh * zone + dnew * keep_take.x;
     }
-    let da_n = dnew * keep_take.y * derivative(candidate_activation(), n);
-    let da_z = dnew * toward_n * derivative(gate_activation(), z);
-    let at_r = gates_at(time, row, unit);
-    let at_z = at_r + args.hidden;
-    let at_n = at_z + args.hidden;
-    gates[at_z] = da_z;
-    gates[at_n] = da_n;
-    if RESET_BEFORE {
-        return StepGradients(vec3(0.0, da_z, da_n), carry);
+    let da_n = dnew * keep_take.y * derivative(candidate_activation(), inputs.n);
+    gradients.da_z = dnew * dz * derivative(gate_activation(), inputs.z);
+    gradients.da_n = da_n;
+    if !RESET_BEFORE {
+        gradients.da_r = da_n * inputs.past * derivative(gate_activation(), inputs.r);
+        gradients.dpast = da_n * inputs.r;
     }
-    let da_r = da_n * inputs.gates.w * derivative(gate_activation(), r);
-    gates[at_r] = da_r;
-    gates[at_n + args.hidden] = da_n * r;
-    return StepGradients(vec3(da_r, da_z, da_n * r), carry);
+    return gradients;
 }
 
-// Reset before: computes da_r from drh, the gradient of r ⊙ h. Returns da_r and what to add to the
-// carry.
-fn through_reset(step: u32, row: u32, unit: u32, drh: f32, inputs: StepInputs) -> vec2<f32> {
-    if is_padding(inputs.flags) {
-        return vec2<f32>();
+// Reset before: adds da_r and its part of the carry, from the gradient of r ⊙ h.
+fn through_reset(gradients: StepGradients, drh: f32, inputs: StepInputs) -> StepGradients {
+    var complete = gradients;
+    if !is_padding(inputs.flags) {
+        complete.da_r = drh * inputs.start * derivative(gate_activation(), inputs.r);
+        complete.carry += drh * inputs.r;
     }
-    let r = inputs.gates.x;
-    let da_r = drh * inputs.before * derivative(gate_activation(), r);
-    gates[gates_at(time(step - 1u), row, unit)] = da_r;
-    return vec2(da_r, drh * r);
+    return complete;
+}
+
+// The next operands: da_r, da_z and dpast, or da_n with reset before.
+fn gate_operands(gradients: StepGradients) -> vec3<f32> {
+    let of_n = select(gradients.dpast, gradients.da_n, RESET_BEFORE);
+    return vec3(gradients.da_r, gradients.da_z, of_n);
+}
+
+// Replaces the gates of the step that made a state by their gradients. `rz`: those of z and n, and
+// with reset after of r; `reset`: with reset before, that of r.
+fn store_gradients(
+    step: u32, row: u32, unit: u32, inputs: StepInputs, gradients: StepGradients, rz: bool,
+    reset: bool,
+) {
+    // The gates of padding are 0, as their gradients.
+    if step == args.gates_first || is_padding(inputs.flags) {
+        return;
+    }
+    let at_r = gates_at(time(step - 1u), row, unit);
+    let at_z = at_r + args.hidden;
+    let at_n = at_z + args.hidden;
+    if rz {
+        gates[at_z] = gradients.da_z;
+        gates[at_n] = gradients.da_n;
+    }
+    if rz && !RESET_BEFORE {
+        gates[at_n + args.hidden] = gradients.dpast;
+    }
+    if reset || !RESET_BEFORE {
+        gates[at_r] = gradients.da_r;
+    }
 }
 
 // The index in dstates of the gradient that a state ends with. Toward earlier steps it is the carry.

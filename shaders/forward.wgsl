@@ -97,6 +97,28 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     }
 }
 
+// Computes and stores r and z, n, or all, for one unit of one row. Returns the unit's operand for
+// the next products: r ⊙ h if n comes later, otherwise the state that the next step starts from.
+fn step_item(
+    step: u32, row: u32, unit: u32, start: f32, inputs: StepInputs, products: vec3<f32>,
+    rz: bool, n: bool,
+) -> f32 {
+    var result = StepResult();
+    if rz {
+        result = compute_gates(start, inputs, products);
+        store_gates(step, row, unit, start, result);
+    } else {
+        result.z = inputs.z; // store_gates has replaced z's input product by z
+    }
+    if !n {
+        return result.past;
+    }
+    let product = select(products.z, result.r * products.z, rz);
+    result = compute_state(step, row, unit, start, inputs, result, product);
+    store_state(step, row, unit, inputs, result);
+    return result.next_start;
+}
+
 // The elementwise part, one unit of one row at a time. `ahead` holds the inputs of the thread's
 // first item.
 fn finish(
@@ -121,21 +143,13 @@ fn finish(
                 products.z += product_of(n_product(), local);
             }
             // The states that the step starts from are in workgroup memory after the products.
-            var before = 0.0;
+            var start = 0.0;
             if RESIDENT && rz {
-                before = operand[operand_at(local.y, local.x / 4u)][local.x % 4u];
+                start = operand[operand_at(local.y, local.x / 4u)][local.x % 4u];
             } else {
-                before = load_state(step, row, unit);
+                start = load_state(step, row, unit);
             }
-            if rz && n {
-                next = update(step, row, unit, before, inputs, products);
-            } else if rz {
-                next = update_rz(step, row, unit, before, inputs, products).x;
-            } else {
-                // update_rz has replaced z's input product by z.
-                next = update_state(
-                    step, row, unit, before, inputs, inputs.products.y, products.z);
-            }
+            next = step_item(step, row, unit, start, inputs, products, rz, n);
         }
         if RESIDENT {
             accumulators[accumulator_at(0u, local.x, local.y)] = next;

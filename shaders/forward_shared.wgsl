@@ -5,8 +5,8 @@
 // them overwrites them with the activations. The reference is ReferenceCell::forward_steps.
 //
 // The first step reads its state from states, and the last step writes its own there. In between, a
-// step writes its result to h, or the reset state if the next step restarts: the state that the
-// next step starts from. So h holds what dW_hh needs.
+// step writes to h what the next step starts from: its state, or the reset state if the next step
+// restarts. So h holds what dW_hh needs.
 
 @group(0) @binding(4) var<storage, read> bias_hh: array<f32>; // [D, 3H]
 @group(0) @binding(5) var<storage, read_write> h: array<f32>; // [D, h_times·B, H]
@@ -27,25 +27,11 @@ fn load_state(step: u32, row: u32, unit: u32) -> f32 {
     return states[state_at(first, row, unit)];
 }
 
-// Writes a step's result: to the next step's start, or to the last states. Returns the state that
-// the next step starts from.
-fn store_state(step: u32, row: u32, unit: u32, value: f32, next_flags: u32) -> f32 {
-    if step + 1u == args.steps {
-        states[state_at(args.last_state, row, unit)] = value;
-        return value;
-    }
-    let next = time(step + 1u);
-    var start = value;
-    if restarts(next_flags) {
-        start = states[state_at(args.reset_state, row, unit)];
-    }
-    h[h_at(next, row, unit)] = start;
-    return start;
-}
-
 // What a step reads for one unit of one row, besides its state and its biases.
 struct StepInputs {
-    products: vec3<f32>, // the input products of r, z and n
+    r: f32, // the input products of r, z and n
+    z: f32,
+    n: f32,
     flags: u32, // the step's flags
     next_flags: u32, // the next step's flags
 }
@@ -54,8 +40,10 @@ fn load_inputs(step: u32, row: u32, unit: u32) -> StepInputs {
     let now = time(step);
     let next = time(min(step + 1u, args.steps - 1u));
     let at_r = gates_at(now, row, min(unit, args.hidden - 1u));
-    let products = vec3(gates[at_r], gates[at_r + args.hidden], gates[at_r + 2u * args.hidden]);
-    return StepInputs(products, flags(now, row), flags(next, row));
+    let at_z = at_r + args.hidden;
+    let at_n = at_z + args.hidden;
+    return StepInputs(
+        gates[at_r], gates[at_z], gates[at_n], flags(now, row), flags(next, row));
 }
 
 // The biases of r, z and n.
@@ -63,74 +51,86 @@ fn biases(unit: u32) -> vec3<f32> {
     return vec3(bias(0u, unit), bias(1u, unit), bias(2u, unit));
 }
 
-// The activations of r and z. Past a row's length they are 0, so that they pass no gradient.
-fn activate_rz(inputs: StepInputs, products: vec3<f32>) -> vec2<f32> {
-    let sums = inputs.products.xy + products.xy;
-    let rz = vec2(activate(gate_activation(), sums.x), activate(gate_activation(), sums.y));
-    return select(rz, vec2<f32>(), is_padding(inputs.flags));
+// What a step computes for one unit of one row.
+struct StepResult {
+    r: f32,
+    z: f32,
+    n: f32,
+    past: f32, // reset after: n's recurrent product; reset before: r ⊙ h
+    state: f32,
+    next_start: f32, // the state that the next step starts from
 }
 
-// The first step's start is where the other steps have theirs.
-fn store_start(step: u32, row: u32, unit: u32, before: f32) {
+// Computes r and z from the recurrent products, biases included, and past: the product of n, or,
+// with reset before, r ⊙ h from the state that the step starts from. Past a row's length all are 0,
+// so that they pass no gradient.
+fn compute_gates(start: f32, inputs: StepInputs, products: vec3<f32>) -> StepResult {
+    var result = StepResult();
+    result.next_start = start;
+    if is_padding(inputs.flags) {
+        return result;
+    }
+    result.r = activate(gate_activation(), inputs.r + products.x);
+    result.z = activate(gate_activation(), inputs.z + products.y);
+    result.past = select(products.z, result.r * start, RESET_BEFORE);
+    return result;
+}
+
+// Completes a step's result by n and the states. `product` is n's recurrent product, after the
+// reset.
+fn compute_state(
+    step: u32, row: u32, unit: u32, start: f32, inputs: StepInputs, gates: StepResult, product: f32,
+) -> StepResult {
+    var result = gates;
+    // Past a row's length the state does not change.
+    result.state = start;
+    if !is_padding(inputs.flags) {
+        result.n = activate(candidate_activation(), inputs.n + product);
+        let keep_take = keep_take(result.z);
+        result.state = keep_take.x * start + keep_take.y * result.n;
+        if EXTRAS {
+            let zone = zone(time(step), row, unit);
+            result.state = zone * start + (1.0 - zone) * result.state;
+        }
+    }
+    result.next_start = result.state;
+    if restarts(inputs.next_flags) {
+        result.next_start = states[state_at(args.reset_state, row, unit)];
+    }
+    return result;
+}
+
+// Stores what the second half of a step, with reset before, loads in a dispatch of its own, and what
+// a backward pass needs of the first half.
+fn store_gates(step: u32, row: u32, unit: u32, start: f32, result: StepResult) {
     if step == 0u {
-        h[h_at(time(step), row, unit)] = before;
+        // The other steps have their starts here, too.
+        h[h_at(time(step), row, unit)] = start;
     }
-}
-
-// Computes a whole step, with reset after, from the step's start and the recurrent products of r, z
-// and n, biases included. Returns the state that the next step starts from.
-fn update(
-    step: u32, row: u32, unit: u32, before: f32, inputs: StepInputs, products: vec3<f32>,
-) -> f32 {
-    store_start(step, row, unit, before);
-    let rz = activate_rz(inputs, products);
-    if args.keeps_gates == 1u {
-        let at_r = gates_at(time(step), row, unit);
-        gates[at_r] = rz.x;
-        gates[at_r + args.hidden] = rz.y;
-        gates[at_r + 3u * args.hidden] = select(products.z, 0.0, is_padding(inputs.flags));
-    }
-    return update_state(step, row, unit, before, inputs, rz.y, rz.x * products.z);
-}
-
-// Reset before: computes r and z. Returns r ⊙ h, which is n's operand, and z.
-fn update_rz(
-    step: u32, row: u32, unit: u32, before: f32, inputs: StepInputs, products: vec3<f32>,
-) -> vec2<f32> {
-    store_start(step, row, unit, before);
-    let rz = activate_rz(inputs, products);
-    let past = select(rz.x * before, 0.0, is_padding(inputs.flags));
     let at_r = gates_at(time(step), row, unit);
     if args.keeps_gates == 1u {
-        gates[at_r] = rz.x;
+        gates[at_r] = result.r;
     }
-    gates[at_r + args.hidden] = rz.y;
-    gates[at_r + 3u * args.hidden] = past;
-    return vec2(past, rz.y);
+    if args.keeps_gates == 1u || RESET_BEFORE {
+        gates[at_r + args.hidden] = result.z;
+        gates[at_r + 3u * args.hidden] = result.past;
+    }
 }
 
-// Computes n and the new state from z and from n's recurrent product, after the reset. Returns the
-// state that the next step starts from.
-fn update_state(
-    step: u32, row: u32, unit: u32, before: f32, inputs: StepInputs, z: f32, product: f32,
-) -> f32 {
-    let time = time(step);
-    let padding = is_padding(inputs.flags);
-    let activated = activate(candidate_activation(), inputs.products.z + product);
-    let n = select(activated, 0.0, padding);
+// Stores n, the output, and the state: as the next step's start, or as the last state.
+fn store_state(step: u32, row: u32, unit: u32, inputs: StepInputs, result: StepResult) {
+    let now = time(step);
+    let next = time(step + 1u);
     if args.keeps_gates == 1u {
-        gates[gates_at(time, row, unit) + 2u * args.hidden] = n;
+        gates[gates_at(now, row, unit) + 2u * args.hidden] = result.n;
     }
-    let keep_take = keep_take(z);
-    var after = keep_take.x * before + keep_take.y * n;
-    if EXTRAS {
-        let zone = zone(time, row, unit);
-        after = zone * before + (1.0 - zone) * after;
+    let output = result.state * dropout_factor(now, row, unit);
+    y[output_at(now, row, unit)] = select(output, 0.0, is_padding(inputs.flags));
+    if step + 1u == args.steps {
+        states[state_at(args.last_state, row, unit)] = result.state;
+    } else {
+        h[h_at(next, row, unit)] = result.next_start;
     }
-    // Past a row's length the state does not change.
-    after = select(after, before, padding);
-    y[output_at(time, row, unit)] = select(after * dropout_factor(time, row, unit), 0.0, padding);
-    return store_state(step, row, unit, after, inputs.next_flags);
 }
 
 // Four k of one unit. Units after the last give products that are not read.

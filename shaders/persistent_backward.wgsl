@@ -55,11 +55,11 @@ fn main(
             multiply(place, place.gate);
         }
         workgroupBarrier();
+        var gradients = StepGradients();
         if item.exists {
             let dh = carry + item_sum(item, 0u, select(3u, 2u, RESET_BEFORE));
-            let gradients = through_step(step, item.row, item.unit, dh, inputs);
-            carry = gradients.carry;
-            store_operands(item, gradients.gates);
+            gradients = through_step(step, item.row, item.unit, dh, inputs);
+            store_operands(item, gate_operands(gradients));
         }
         workgroupBarrier();
         if RESET_BEFORE && step > arguments.gates_first {
@@ -68,12 +68,15 @@ fn main(
             }
             workgroupBarrier();
             if item.exists {
-                let drh = item_sum(item, 2u, 1u);
-                let reset = through_reset(step, item.row, item.unit, drh, inputs);
-                carry += reset.y;
-                store_operand(item, 0u, reset.x);
+                gradients = through_reset(gradients, item_sum(item, 2u, 1u), inputs);
+                store_operand(item, 0u, gradients.da_r);
             }
             workgroupBarrier();
+        }
+        // Stored after the barrier: the other threads multiply meanwhile.
+        if item.exists {
+            store_gradients(step, item.row, item.unit, inputs, gradients, true, true);
+            carry = gradients.carry;
         }
         inputs = inputs_ahead;
     }

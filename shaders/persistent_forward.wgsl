@@ -27,16 +27,16 @@ fn main(
     load_blocks(place);
     clear_operands(thread);
     workgroupBarrier();
-    var state = 0.0; // that the step starts from
+    var start = 0.0; // the state that the step starts from
     var bias = vec3<f32>();
     var inputs = StepInputs();
     var next_inputs = StepInputs();
     if item.exists {
-        state = load_state(args.step, item.row, item.unit);
+        start = load_state(args.step, item.row, item.unit);
         bias = biases(item.unit);
         inputs = load_inputs(args.step, item.row, item.unit);
         next_inputs = load_inputs(min(args.step + 1u, last), item.row, item.unit);
-        store_operand(item, 0u, state);
+        store_operand(item, 0u, start);
     }
     workgroupBarrier();
     for (var i = 0u; i < arguments.count; i++) {
@@ -49,16 +49,21 @@ fn main(
             multiply(place, 0u);
         }
         workgroupBarrier();
-        var products = bias;
+        var result = StepResult();
+        var product = 0.0; // of n, after the reset
         if item.exists {
+            var products = bias;
             products.x += item_sum(item, 0u, 1u);
             products.y += item_sum(item, 1u, 1u);
+            if !RESET_BEFORE {
+                products.z += item_sum(item, 2u, 1u);
+            }
+            result = compute_gates(start, inputs, products);
+            product = result.r * products.z;
         }
         if RESET_BEFORE {
-            var past_z = vec2<f32>();
             if item.exists {
-                past_z = update_rz(step, item.row, item.unit, state, inputs, products);
-                store_operand(item, 0u, past_z.x);
+                store_operand(item, 0u, result.past);
             }
             workgroupBarrier();
             if place.gate == 2u {
@@ -66,18 +71,20 @@ fn main(
             }
             workgroupBarrier();
             if item.exists {
-                products.z += item_sum(item, 2u, 1u);
-                state = update_state(
-                    step, item.row, item.unit, state, inputs, past_z.y, products.z);
+                product = bias.z + item_sum(item, 2u, 1u);
             }
-        } else if item.exists {
-            products.z += item_sum(item, 2u, 1u);
-            state = update(step, item.row, item.unit, state, inputs, products);
         }
         if item.exists {
-            store_operand(item, 0u, state);
+            result = compute_state(step, item.row, item.unit, start, inputs, result, product);
+            store_operand(item, 0u, result.next_start);
         }
         workgroupBarrier();
+        // Stored after the barrier: the other threads multiply meanwhile.
+        if item.exists {
+            store_gates(step, item.row, item.unit, start, result);
+            store_state(step, item.row, item.unit, inputs, result);
+            start = result.next_start;
+        }
         inputs = next_inputs;
         next_inputs = inputs_ahead;
     }
