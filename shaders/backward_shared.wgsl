@@ -106,7 +106,7 @@ fn through_step(
     dh += inputs.dy * dropout_factor(made, row, unit);
     let keep_take = keep_take(inputs.z);
     let toward_n = inputs.n - inputs.start;
-    let dz = select(toward_n, -toward_n, args.z_keeps == 1u); // ∂h'/∂z
+    let dz = select(toward_n, -toward_n, has_mode(Z_KEEPS)); // ∂h'/∂z
     var dnew = dh;
     gradients.carry = dh * keep_take.x;
     if EXTRAS {

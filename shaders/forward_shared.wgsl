@@ -108,10 +108,10 @@ fn store_gates(step: u32, row: u32, unit: u32, start: f32, result: StepResult) {
         h[h_at(time(step), row, unit)] = start;
     }
     let at_r = gates_at(time(step), row, unit);
-    if args.keeps_gates == 1u {
+    if has_mode(KEEPS_GATES) {
         gates[at_r] = result.r;
     }
-    if args.keeps_gates == 1u || RESET_BEFORE {
+    if has_mode(KEEPS_GATES) || RESET_BEFORE {
         gates[at_r + args.hidden] = result.z;
         gates[at_r + 3u * args.hidden] = result.past;
     }
@@ -121,7 +121,7 @@ fn store_gates(step: u32, row: u32, unit: u32, start: f32, result: StepResult) {
 fn store_state(step: u32, row: u32, unit: u32, inputs: StepInputs, result: StepResult) {
     let now = time(step);
     let next = time(step + 1u);
-    if args.keeps_gates == 1u {
+    if has_mode(KEEPS_GATES) {
         gates[gates_at(now, row, unit) + 2u * args.hidden] = result.n;
     }
     let output = result.state * dropout_factor(now, row, unit);

@@ -15,6 +15,11 @@ const NO_ZONEOUT: u32 = 0u;
 const EXPECTED_ZONEOUT: u32 = 1u;
 const DRAWN_ZONEOUT: u32 = 2u;
 
+// Bits of Args.modes.
+const Z_KEEPS: u32 = 1u; // z keeps the state; otherwise z overwrites it
+const KEEPS_GATES: u32 = 2u; // the gates are kept for a backward pass
+const REVERSE_FIRST: u32 = 4u; // the first direction runs from the last time to the first
+
 // step_flag in src/spec/batch.rs.
 const PADDING: u32 = 1u;
 const RESTART: u32 = 2u;
@@ -25,7 +30,6 @@ struct Args {
     batch: u32, // B
     hidden: u32, // H
     directions: u32, // D
-    reverse_from: u32, // the first direction that runs from the last time to the first
     row_first: u32, // the first batch row of this dispatch
     time_stride: u32, // rows of x and y from one step to the next
     row_stride: u32, // rows of x and y from one batch row to the next
@@ -43,8 +47,7 @@ struct Args {
     reset_state: u32,
     last_state: u32,
     layer: u32,
-    z_keeps: u32, // 1: z keeps the state; 0: z overwrites it
-    keeps_gates: u32, // 1: gates are kept for a backward pass
+    modes: u32, // Z_KEEPS, KEEPS_GATES, REVERSE_FIRST
     gate_activation: u32, // of r and z
     candidate_activation: u32, // of n
     drop_below: u32, // an output is dropped if its draw is below this
@@ -68,8 +71,17 @@ var<private> args: Args;
 // The direction of this workgroup.
 var<private> direction: u32;
 
+fn has_mode(mode: u32) -> bool {
+    return (args.modes & mode) != 0u;
+}
+
+// The second direction is always reverse.
+fn is_reverse() -> bool {
+    return direction == 1u || has_mode(REVERSE_FIRST);
+}
+
 fn time(step: u32) -> u32 {
-    return select(step, args.steps - 1u - step, direction >= args.reverse_from);
+    return select(step, args.steps - 1u - step, is_reverse());
 }
 
 fn sequence_row(time: u32, row: u32) -> u32 {
@@ -79,7 +91,7 @@ fn sequence_row(time: u32, row: u32) -> u32 {
 fn gates_at(time: u32, row: u32, column: u32) -> u32 {
     let first = args.gates_first;
     let reverse = time + first + args.gates_times - args.steps;
-    let slot = select(time - first, reverse, direction >= args.reverse_from);
+    let slot = select(time - first, reverse, is_reverse());
     let at = direction * args.gates_room * args.batch
         + slot * args.gates_time_stride + row * args.gates_row_stride;
     return at * 4u * args.hidden + column;
@@ -111,7 +123,7 @@ fn is_padding(flags: u32) -> bool {
 }
 
 fn restarts(flags: u32) -> bool {
-    return (flags & select(RESTART, RESTART_REVERSE, direction >= args.reverse_from)) != 0u;
+    return (flags & select(RESTART, RESTART_REVERSE, is_reverse())) != 0u;
 }
 
 // A draw depends only on the seed and on its index, for any layout and chunks of the batch. The
@@ -152,7 +164,7 @@ fn candidate_activation() -> u32 {
 
 // The fraction of the old state, and of the candidate, in the new state.
 fn keep_take(z: f32) -> vec2<f32> {
-    return select(vec2(1.0 - z, z), vec2(z, 1.0 - z), args.z_keeps == 1u);
+    return select(vec2(1.0 - z, z), vec2(z, 1.0 - z), has_mode(Z_KEEPS));
 }
 
 // The number of quads of one gate.

@@ -512,6 +512,17 @@ mod tests {
         assert!(seen.is_sorted_by_key(|&(_, done)| done) && total > 50, "{seen:?}");
     }
 
+    /// Hardware GPUs have their arguments there.
+    #[test]
+    fn arguments_may_be_immediates() {
+        let device = crate::model::device::test_device_with_immediates();
+        for section in [Section::Flows, Section::Training] {
+            for finding in section.run(&device).unwrap() {
+                assert!(finding.passed(), "{finding:?}");
+            }
+        }
+    }
+
     #[test]
     fn a_wrong_value_fails_its_subject_and_names_the_sizes() {
         assert!(found(&[1.0, 2.0], &[1.00005, 2.0]).passed());

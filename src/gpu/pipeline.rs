@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::pipeline_cache::{PipelineCache, PipelineCacheStatus};
 use crate::gpu::pipeline_store::{KernelModule, PipelineKey, Pipelines};
-use crate::kernels::{Access, Kernel};
+use crate::kernels::{Access, ArgsSpace, Kernel};
 use crate::plan::Dispatch;
 
 /// A pipeline to compile.
@@ -119,13 +119,14 @@ impl Gpu {
     fn create_module(&self, kernel: &'static Kernel) -> KernelModule {
         let device = self.device();
         let label = format!("gru.{}", kernel.name);
+        let (space, args_size) = (self.args_space(), kernel.args_size());
         let args = wgpu::BindGroupLayoutEntry {
             binding: 0,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer {
                 ty: wgpu::BufferBindingType::Storage { read_only: true },
                 has_dynamic_offset: true,
-                min_binding_size: wgpu::BufferSize::new(kernel.args_size()),
+                min_binding_size: wgpu::BufferSize::new(args_size),
             },
             count: None,
         };
@@ -141,7 +142,11 @@ impl Gpu {
                 ..args
             }
         });
-        let entries: Vec<_> = std::iter::once(args).chain(storage).collect();
+        let (args_binding, immediate_size) = match space {
+            ArgsSpace::Storage => (Some(args), 0),
+            ArgsSpace::Immediate => (None, args_size as u32),
+        };
+        let entries: Vec<_> = args_binding.into_iter().chain(storage).collect();
         let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(&label),
             entries: &entries,
@@ -149,11 +154,11 @@ impl Gpu {
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
             bind_group_layouts: &[Some(&bindings)],
-            immediate_size: 0,
+            immediate_size,
         });
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
+            source: wgpu::ShaderSource::Wgsl(kernel.source_in(space)),
         };
         // Loop bounding adds a counter to every loop, which keeps compilers from unrolling it. That
         // costs up to a third of a kernel's time.

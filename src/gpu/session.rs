@@ -10,6 +10,7 @@ use crate::gpu::host_copy::Destination;
 use crate::gpu::pipeline_store::PipelineKey;
 use crate::gpu::transfer::Download;
 use crate::gpu::wait::Wait;
+use crate::kernels::ArgsSpace;
 use crate::plan::{
     ARGS_BLOCK, BufferId, BufferSlice, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Stage,
 };
@@ -24,6 +25,9 @@ pub(crate) use timed::Timing;
 
 /// The most dispatches in one submit. Limits the memory that wgpu uses while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
+
+/// The u32s of a dispatch's block of arguments.
+const ARGS_BLOCK_LEN: usize = ARGS_BLOCK as usize / size_of::<u32>();
 
 /// A buffer, and the byte offset at which bindings to it start.
 #[derive(Clone, Debug)]
@@ -47,6 +51,7 @@ pub(crate) struct Session {
     buffers: Vec<BufferBinding>,
     forward: Vec<PreparedStage>,
     backward: Vec<PreparedStage>,
+    args: Arguments,
     /// The number of argument blocks for each of the plan's parities.
     parity_blocks: usize,
     /// Clears and copies that the current call queued to run before its next pass.
@@ -56,6 +61,43 @@ pub(crate) struct Session {
     /// True after the device reported an error during a run: the contents of the buffers are
     /// undefined.
     broken: bool,
+}
+
+/// The arguments of all dispatches, one block each.
+#[derive(Debug)]
+enum Arguments {
+    /// A buffer, bound at the dynamic offset of a dispatch's block.
+    Storage(wgpu::Buffer),
+    /// Set before each dispatch.
+    Immediate(Vec<u32>),
+}
+
+impl Arguments {
+    fn new(gpu: &Gpu, blocks: Vec<u32>) -> Self {
+        match gpu.args_space() {
+            ArgsSpace::Immediate => Self::Immediate(blocks),
+            ArgsSpace::Storage => {
+                let args = gpu.buffer("args", ElementType::U32.bytes(blocks.len()));
+                gpu.upload(&args, 0, &blocks);
+                Self::Storage(args)
+            }
+        }
+    }
+
+    /// Binds a dispatch's buffers, and its arguments.
+    fn set(&self, pass: &mut wgpu::ComputePass<'_>, dispatch: &PreparedDispatch, block: usize) {
+        match self {
+            Self::Storage(_) => {
+                let offset = (block as u64 * ARGS_BLOCK) as u32;
+                pass.set_bind_group(0, &dispatch.bind_group, &[offset]);
+            }
+            Self::Immediate(blocks) => {
+                let args = &blocks[block * ARGS_BLOCK_LEN..][..dispatch.args];
+                pass.set_bind_group(0, &dispatch.bind_group, &[]);
+                pass.set_immediates(0, bytemuck::cast_slice(args));
+            }
+        }
+    }
 }
 
 /// A range of a buffer to read, and where its elements go.
@@ -87,6 +129,8 @@ struct PreparedStage {
 struct PreparedDispatch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
+    /// The number of arguments.
+    args: usize,
     workgroups: [u32; 3],
     flops: u64,
 }
@@ -124,8 +168,7 @@ impl Session {
         let buffers: Vec<_> = plan.buffers().iter().enumerate().map(buffer).collect();
         let blocks: Vec<u32> =
             (0..plan.parities()).flat_map(|parity| argument_blocks(&plan, parity)).collect();
-        let args = gpu.buffer("args", ElementType::U32.bytes(blocks.len()));
-        gpu.upload(&args, 0, &blocks);
+        let args = Arguments::new(gpu, blocks);
 
         let (bind_groups, next_block) = Default::default();
         let mut builder = SessionBuilder {
@@ -146,7 +189,7 @@ impl Session {
         let zeros = zeros.filter(|(id, _)| is_own(id)).collect();
         let (prologue, gpu) = (Vec::new(), gpu.clone());
         let broken = false;
-        Self { gpu, plan, buffers, forward, backward, parity_blocks, prologue, zeros, broken }
+        Self { gpu, plan, buffers, forward, backward, args, parity_blocks, prologue, zeros, broken }
     }
 
     /// Returns the session for the next call, without queued clears and copies that never ran.
@@ -289,7 +332,7 @@ impl Session {
                 Some((dispatch, block))
             });
             let writes = timestamps.as_mut().map(PassTimestamps::next_pass);
-            encode_dispatches(&mut encoder, pass, submitted, writes);
+            self.encode_dispatches(&mut encoder, pass, submitted, writes);
             self.gpu.submit(encoder.finish());
             self.gpu.throttle().record_submit(flops);
         }
@@ -311,7 +354,29 @@ impl Session {
     /// Encodes the forward schedule, with the arguments of one parity, as one compute pass of the
     /// caller's encoder.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, parity: usize) {
-        encode_dispatches(encoder, Pass::Forward, self.dispatches(Pass::Forward, parity), None);
+        let dispatches = self.dispatches(Pass::Forward, parity);
+        self.encode_dispatches(encoder, Pass::Forward, dispatches, None);
+    }
+
+    fn encode_dispatches<'a>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        pass: Pass,
+        dispatches: impl Iterator<Item = (&'a PreparedDispatch, usize)>,
+        timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    ) {
+        let label = match pass {
+            Pass::Forward => "gru.forward",
+            Pass::Backward => "gru.backward",
+        };
+        let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes };
+        let mut pass = encoder.begin_compute_pass(&descriptor);
+        for (dispatch, block) in dispatches {
+            let [x, y, z] = dispatch.workgroups;
+            pass.set_pipeline(&dispatch.pipeline);
+            self.args.set(&mut pass, dispatch, block);
+            pass.dispatch_workgroups(x, y, z);
+        }
     }
 
     fn stages(&self, pass: Pass) -> &[PreparedStage] {
@@ -373,27 +438,6 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-fn encode_dispatches<'a>(
-    encoder: &mut wgpu::CommandEncoder,
-    pass: Pass,
-    dispatches: impl Iterator<Item = (&'a PreparedDispatch, usize)>,
-    timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
-) {
-    let label = match pass {
-        Pass::Forward => "gru.forward",
-        Pass::Backward => "gru.backward",
-    };
-    let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes };
-    let mut pass = encoder.begin_compute_pass(&descriptor);
-    for (dispatch, block) in dispatches {
-        let [x, y, z] = dispatch.workgroups;
-        let offset = (block as u64 * ARGS_BLOCK) as u32;
-        pass.set_pipeline(&dispatch.pipeline);
-        pass.set_bind_group(0, &dispatch.bind_group, &[offset]);
-        pass.dispatch_workgroups(x, y, z);
-    }
-}
-
 impl PreparedStage {
     /// Returns the stage's dispatches in order, each with the index of its argument block.
     fn dispatches(&self) -> impl Iterator<Item = (&PreparedDispatch, usize)> {
@@ -407,7 +451,7 @@ struct SessionBuilder<'a> {
     gpu: &'a Gpu,
     pipelines: &'a HashMap<PipelineKey, wgpu::ComputePipeline>,
     buffers: &'a [BufferBinding],
-    args: &'a wgpu::Buffer,
+    args: &'a Arguments,
     /// One bind group for each kernel, set of override constants and list of buffer slices.
     /// Dispatches of the same bind group select their arguments by a dynamic offset.
     bind_groups: HashMap<(&'static str, Vec<u32>, Vec<BufferSlice>), wgpu::BindGroup>,
@@ -439,6 +483,7 @@ impl SessionBuilder<'_> {
         PreparedDispatch {
             pipeline: pipeline.clone(),
             bind_group,
+            args: dispatch.args.len(),
             workgroups,
             flops: dispatch.padded_flops,
         }
@@ -452,14 +497,19 @@ impl SessionBuilder<'_> {
                 size: wgpu::BufferSize::new(size),
             })
         };
-        let args =
-            wgpu::BindGroupEntry { binding: 0, resource: binding_of(self.args, 0, ARGS_BLOCK) };
+        let args = match self.args {
+            Arguments::Storage(buffer) => Some(wgpu::BindGroupEntry {
+                binding: 0,
+                resource: binding_of(buffer, 0, ARGS_BLOCK),
+            }),
+            Arguments::Immediate(_) => None,
+        };
         let slices = dispatch.bindings.iter().zip(1..).map(|(slice, binding)| {
             let BufferBinding { buffer, offset } = &self.buffers[slice.buffer.index()];
             let resource = binding_of(buffer, offset + slice.offset(), slice.bytes());
             wgpu::BindGroupEntry { binding, resource }
         });
-        let entries: Vec<_> = std::iter::once(args).chain(slices).collect();
+        let entries: Vec<_> = args.into_iter().chain(slices).collect();
         self.gpu.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(&format!("gru.{}", dispatch.kernel.name)),
             layout: &pipeline.get_bind_group_layout(0),
@@ -471,7 +521,6 @@ impl SessionBuilder<'_> {
 /// Returns the arguments of every dispatch, one block each, in the order they run, with the step of
 /// each loop iteration filled in. Parity 1 swaps the positions of the first and last states.
 fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
-    const BLOCK: usize = ARGS_BLOCK as usize / size_of::<u32>();
     let mut blocks = Vec::new();
     for stage in plan.forward().iter().chain(plan.backward()) {
         let (body, _) = stage.dispatches();
@@ -487,7 +536,7 @@ fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
                 {
                     blocks.swap(block + first, block + last);
                 }
-                blocks.resize(block + BLOCK, 0);
+                blocks.resize(block + ARGS_BLOCK_LEN, 0);
             }
         }
     }

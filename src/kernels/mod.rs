@@ -33,6 +33,8 @@
 //! | `FINISH` | `gradient_norm` | reads numbers, or partial results of three kinds |
 //! | `ADAM`, `CLIP`, `CHECK` | `optimizer` | loads of moments and of the gradient's norm |
 
+use std::borrow::Cow;
+
 use crate::spec::element::ElementType;
 
 /// The most loop iterations that a kernel makes in one invocation on lavapipe. lavapipe silently
@@ -87,8 +89,9 @@ impl Binding {
 /// A kernel's interface to the schedule and the executor. Binding 0 is always `Args`; the others
 /// follow from 1 in the order of `bindings`.
 ///
-/// `Args` is a read-only storage binding at a dynamic offset, not a uniform: Mesa's lavapipe
-/// compiles a kernel again for each value of a uniform that its branches depend on.
+/// `Args` is a read-only storage binding at a dynamic offset, or immediates where [`ArgsSpace`] says
+/// so. It is not a uniform: Mesa's lavapipe compiles a kernel again for each value of a uniform that
+/// its branches depend on.
 #[derive(Debug)]
 pub struct Kernel {
     /// The kernel's own name.
@@ -108,7 +111,30 @@ pub struct Kernel {
     pub workgroup: fn(&[u32]) -> Workgroup,
 }
 
+/// The address space of a kernel's `Args`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArgsSpace {
+    /// A storage buffer, as in `shaders/`. Every device has it.
+    Storage,
+    /// wgpu's immediates, which the command buffer holds: a kernel need not load them before it can
+    /// start, and they take no registers.
+    Immediate,
+}
+
+/// The most bytes of a kernel's `Args`. Vulkan and DirectX guarantee as many for immediates.
+pub const MAX_ARGS_SIZE: u64 = 128;
+
+const ARGS_BINDING: &str = "@group(0) @binding(0) var<storage, read>";
+
 impl Kernel {
+    /// Returns the source with `Args` in `space`.
+    pub fn source_in(&self, space: ArgsSpace) -> Cow<'static, str> {
+        match space {
+            ArgsSpace::Storage => self.source.into(),
+            ArgsSpace::Immediate => self.source.replace(ARGS_BINDING, "var<immediate>").into(),
+        }
+    }
+
     /// Returns the number of storage buffers that the kernel binds, including `Args`.
     pub fn storage_buffers(&self) -> usize {
         1 + self.bindings.len()
@@ -180,7 +206,7 @@ pub use products::{
 pub use recurrence::{
     BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, MAX_BLOCKS, PERSISTENT_BACKWARD,
     PERSISTENT_BACKWARD_SCALAR, PERSISTENT_FORWARD, PERSISTENT_FORWARD_SCALAR, PersistentConstants,
-    StepArgs, StepConstants,
+    StepArgs, StepConstants, step_mode,
 };
 pub use training::{
     GRADIENT_NORM, GradientNormArgs, LOSS, LossArgs, LossConstants, OPTIMIZER, OptimizerArgs,

@@ -17,8 +17,6 @@ args! {
         hidden,
         /// D.
         directions,
-        /// The first direction that runs from the last time to the first.
-        reverse_from,
         /// The first batch row of this dispatch.
         row_first,
         /// Distance in rows of x and y from one step to the next.
@@ -53,10 +51,8 @@ args! {
         last_state,
         /// The layer's index, for the random draws.
         layer,
-        /// 1: z keeps the state; 0: z overwrites it.
-        z_keeps,
-        /// 1: stores the gates for a backward pass.
-        keeps_gates,
+        /// Bits of [`step_mode`].
+        modes,
         /// The code of the activation of r and z.
         gate_activation,
         /// The code of the activation of n.
@@ -79,6 +75,16 @@ args! {
         /// computed first). The loop sets it.
         step,
     }
+}
+
+/// The bits of [`StepArgs::modes`].
+pub mod step_mode {
+    /// z keeps the state; otherwise z overwrites it.
+    pub const Z_KEEPS: u32 = 1;
+    /// The gates are kept for a backward pass.
+    pub const KEEPS_GATES: u32 = 2;
+    /// The first direction runs from the last time to the first.
+    pub const REVERSE_FIRST: u32 = 4;
 }
 
 args! {

@@ -47,6 +47,23 @@ fn every_kernel_is_valid_wgsl_without_extensions() {
     }
 }
 
+/// Where a device has immediates.
+#[test]
+fn every_kernel_can_have_its_arguments_as_immediates() {
+    for kernel in ALL {
+        assert_eq!(kernel.source.matches(ARGS_BINDING).count(), 1, "{}", kernel.name);
+        assert!(kernel.args_size() <= MAX_ARGS_SIZE, "{}: {}", kernel.name, kernel.args_size());
+        let source = kernel.source_in(ArgsSpace::Immediate);
+        let module = naga::front::wgsl::parse_str(&source).unwrap();
+        let spaces = module.global_variables.iter().map(|(_, variable)| variable.space);
+        assert_eq!(spaces.filter(|&s| s == AddressSpace::Immediate).count(), 1, "{}", kernel.name);
+        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES);
+        if let Err(error) = validator.validate(&module) {
+            panic!("{}: {}", kernel.name, error.emit_to_string(&source));
+        }
+    }
+}
+
 /// Kernels are compiled without wgpu's guard against endless loops, so each loop must end: a `for`
 /// whose counter is changed only in its head, upwards by a stride or downwards by halves.
 #[test]
@@ -294,6 +311,9 @@ fn step_flags_have_the_stated_bits() {
             continue;
         }
         for (name, bit) in [
+            ("Z_KEEPS", step_mode::Z_KEEPS),
+            ("KEEPS_GATES", step_mode::KEEPS_GATES),
+            ("REVERSE_FIRST", step_mode::REVERSE_FIRST),
             ("PADDING", step_flag::PADDING),
             ("RESTART", step_flag::RESTART),
             ("RESTART_REVERSE", step_flag::RESTART_REVERSE),

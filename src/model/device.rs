@@ -533,6 +533,14 @@ fn reopen(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
     (Device { target: DeviceTarget::Gpu(gpu.clone()), ..device.clone() }, gpu)
 }
 
+/// Opens the test adapter with the kernels' arguments in immediates, also on a software adapter.
+#[cfg(test)]
+pub(crate) fn test_device_with_immediates() -> Device {
+    let (device, gpu) = test_device();
+    let gpu = pollster::block_on(gpu.reopen_with_immediates()).expect("Vulkan has immediates");
+    Device { target: DeviceTarget::Gpu(gpu), ..device }
+}
+
 /// Opens the test adapter with storage buffer bindings of at most `bytes` bytes.
 #[cfg(test)]
 pub(crate) fn test_device_with_bindings(bytes: u64) -> Device {

@@ -4,7 +4,7 @@ use super::planner::{Planner, StepRange};
 use super::products::{MAX_WORKGROUPS, product, split};
 use super::tiles::{RecurrenceKernel, StepVariant};
 use super::{BufferSlice, Dispatch, Mode, Pass, Stage, StateSlot, TrainingBuffers};
-use crate::kernels::StepArgs;
+use crate::kernels::{StepArgs, step_mode};
 use crate::spec::config::{Activation, Reset, Shape, Update};
 use crate::spec::noise::{self, Zoneout};
 use crate::spec::params::CellRanges;
@@ -196,7 +196,6 @@ impl Planner<'_> {
             batch: batch as u32,
             hidden: hidden as u32,
             directions: directions as u32,
-            reverse_from: u32::from(!config.direction.is_reverse(0)),
             row_first: row_first as u32,
             time_stride: of_sequences.time as u32,
             row_stride: of_sequences.row as u32,
@@ -214,8 +213,7 @@ impl Planner<'_> {
             reset_state: state(StateSlot::Reset),
             last_state: state(StateSlot::Last),
             layer: layer as u32,
-            z_keeps: u32::from(config.update == Update::Keeps),
-            keeps_gates: u32::from(self.mode == Mode::Training),
+            modes: self.step_modes(),
             gate_activation: config.gate_activation.code(),
             candidate_activation: config.candidate_activation.code(),
             drop_below: noise::threshold(dropout),
@@ -227,6 +225,16 @@ impl Planner<'_> {
             count: 0,
             step: 0,
         }
+    }
+
+    fn step_modes(&self) -> u32 {
+        let config = self.layout.config();
+        let modes = [
+            (config.update == Update::Keeps, step_mode::Z_KEEPS),
+            (self.mode == Mode::Training, step_mode::KEEPS_GATES),
+            (config.direction.is_reverse(0), step_mode::REVERSE_FIRST),
+        ];
+        modes.into_iter().map(|(has, mode)| if has { mode } else { 0 }).sum()
     }
 
     /// Returns true if a run draws random numbers for dropout or zoneout.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{PreparedDispatch, Prologue, Session, encode_dispatches};
+use super::{PreparedDispatch, Prologue, Session};
 use crate::error::Result;
 use crate::gpu::clock::Instant;
 use crate::gpu::context::Gpu;
@@ -173,7 +173,8 @@ impl Session {
                         beginning_of_pass_write_index: Some(query),
                         end_of_pass_write_index: Some(query + 1),
                     };
-                    encode_dispatches(&mut encoder, pass, std::iter::once(dispatch), Some(writes));
+                    let dispatch = std::iter::once(dispatch);
+                    self.encode_dispatches(&mut encoder, pass, dispatch, Some(writes));
                 }
                 self.gpu.submit(encoder.finish());
                 Ok(())
