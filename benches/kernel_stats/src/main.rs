@@ -1,0 +1,128 @@
+//! `kernel_stats`: what GPU compilers make of the kernels of any plan, without a GPU.
+//!
+//! A kernel's way: `kernels` (of plans, or from files) → `compile` (naga) → `radv` over `vulkan`,
+//! and `nvidia` over `cuda` → `isa` and `sass` (`blocks`) → `report` and `limits`.
+
+mod arguments;
+mod blocks;
+mod compile;
+mod cuda;
+mod error;
+mod isa;
+mod kernels;
+mod nvidia;
+mod radv;
+mod report;
+mod sass;
+mod vulkan;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::Arguments;
+use compile::Compiled;
+use error::{Error, Result};
+use kernels::Kernel;
+use nvidia::{ARCHITECTURE, Toolkit};
+use radv::Radv;
+use report::{Report, Row};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.shapes.is_empty() && arguments.wgsl.is_empty() {
+        return Err(Error::NothingToDo);
+    }
+    let compilers = Compilers::open(arguments)?;
+    let report = compilers.report(&kernels::kernels(arguments)?, arguments)?;
+    print!("{}", if arguments.markdown { report.markdown() } else { report.text() });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The compilers that are asked for and there.
+struct Compilers {
+    radv: Option<Radv>,
+    nvidia: Option<Toolkit>,
+}
+
+impl Compilers {
+    fn open(arguments: &Arguments) -> Result<Self> {
+        let family = &arguments.family;
+        let radv = match family.as_str() {
+            "none" => None,
+            family => {
+                for (name, value) in radv::environment(family, arguments.icd.as_deref())? {
+                    // SAFETY: no other thread reads the environment meanwhile. `main` has started
+                    // no thread, and the driver, which may, is loaded afterwards.
+                    #[allow(unsafe_code, reason = "drivers are configured by the environment")]
+                    unsafe {
+                        std::env::set_var(name, value);
+                    }
+                }
+                Some(Radv::open(family)?)
+            }
+        };
+        let nvidia = Toolkit::find(&arguments.nvidia)?;
+        if nvidia.is_none() && arguments.nvidia == arguments::Nvidia::Auto {
+            eprintln!("NVIDIA is left out: there is no nvcc in PATH (see --help)");
+        }
+        Ok(Self { radv, nvidia })
+    }
+
+    fn report(&self, kernels: &[Kernel], arguments: &Arguments) -> Result<Report> {
+        let temporary = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
+        let folder = arguments.dump.as_deref().unwrap_or(temporary.path());
+        std::fs::create_dir_all(folder).map_err(Error::io(folder.display().to_string()))?;
+        let row = |(number, kernel): (usize, &Kernel)| {
+            let base = folder.join(format!("{number:02}_{}", kernel.name));
+            self.row(kernel, &compile::compile(kernel, arguments.checks)?, &base)
+        };
+        Ok(Report {
+            amd: self.radv.is_some().then(|| arguments.family.clone()),
+            nvidia: self.nvidia.is_some().then_some(ARCHITECTURE),
+            kernels: kernels.iter().enumerate().map(row).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Compiles a kernel. Writes files with the name `base` and endings of their own.
+    fn row(&self, kernel: &Kernel, compiled: &Compiled, base: &Path) -> Result<Row> {
+        let mut row = Row::new(kernel, compiled.threads, compiled.workgroup_bytes);
+        let bytes: Vec<u8> = compiled.spirv.iter().flat_map(|word| word.to_le_bytes()).collect();
+        dump(base, "spv", &bytes)?;
+        dump(base, "metal", compiled.msl.as_bytes())?;
+        if let Some(radv) = &self.radv {
+            let (stats, executable) = radv.compile(compiled)?;
+            row.amd = Some(stats);
+            for (name, text) in executable.representations {
+                let ending: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+                dump(base, &format!("{ending}.txt"), text.as_bytes())?;
+            }
+        }
+        if let Some(toolkit) = &self.nvidia {
+            match toolkit.compile(compiled, base) {
+                Ok(stats) => row.nvidia = Some(stats),
+                Err(error) => row.nvidia_error = Some(error.to_string()),
+            }
+        }
+        Ok(row)
+    }
+}
+
+fn dump(base: &Path, ending: &str, bytes: &[u8]) -> Result<()> {
+    let mut path = base.as_os_str().to_owned();
+    path.push(".");
+    path.push(ending);
+    let path = PathBuf::from(path);
+    std::fs::write(&path, bytes).map_err(Error::io(path.display().to_string()))
+}
