@@ -43,9 +43,10 @@ impl Dispatch {
     /// Returns what the dispatch's compute pipeline is compiled from. Dispatches with the same shader
     /// share a pipeline.
     pub fn shader(&self) -> Shader {
-        let Kernel { name, source, constants, .. } = self.kernel;
+        let Kernel { name, source, constants, workgroup, .. } = self.kernel;
+        let threads = workgroup(&self.constants).threads;
         let constants = constants.iter().copied().zip(self.constants.iter().copied()).collect();
-        Shader { name, source, constants }
+        Shader { name, source, constants, threads }
     }
 
     /// Returns the slice for each storage binding, in the kernel's order.
@@ -73,6 +74,8 @@ pub struct Shader {
     pub source: &'static str,
     /// The names and values of the override constants; a bool is 0 or 1.
     pub constants: Vec<(&'static str, u32)>,
+    /// The threads of a workgroup.
+    pub threads: u64,
 }
 
 /// A stage of a schedule.

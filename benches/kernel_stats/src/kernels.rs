@@ -31,7 +31,8 @@ pub fn kernels(arguments: &Arguments) -> Result<Vec<Kernel>> {
     }
     for &sizes in &arguments.shapes {
         for &definition in &arguments.definition {
-            let user = format!("{sizes} {}", definition.name());
+            let extras = if arguments.extras { " extras" } else { "" };
+            let user = format!("{sizes} {}{extras}", definition.name());
             for mode in [Mode::Inference, Mode::Training] {
                 let plan = plan(arguments, sizes, definition, mode)?;
                 plan.forward().iter().chain(plan.backward()).for_each(|stage| {
@@ -46,7 +47,8 @@ pub fn kernels(arguments: &Arguments) -> Result<Vec<Kernel>> {
 /// Makes the plan of a shape.
 pub fn plan(arguments: &Arguments, sizes: Sizes, of: Definition, mode: Mode) -> Result<Plan> {
     let [steps, batch, input, hidden] = sizes.0;
-    let config = of.config(input, hidden);
+    let zoneout = if arguments.extras { 0.1 } else { 0.0 };
+    let config = of.config(input, hidden).with_zoneout(zoneout);
     let options = RunOptions::default().with_recurrence(arguments.kernel);
     let plan = config.shape(steps, batch).and_then(|shape| {
         Plan::with_options(&config, shape, mode, options, &arguments.device.caps())

@@ -5,29 +5,34 @@
 
 mod arguments;
 mod blocks;
+mod budgets;
 mod compile;
 mod cuda;
+mod dispatches;
 mod error;
 mod isa;
 mod kernels;
+mod limits;
 mod nvidia;
 mod radv;
 mod report;
 mod sass;
 mod vulkan;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use arguments::Arguments;
+use budgets::Budget;
 use compile::Compiled;
 use error::{Error, Result};
 use kernels::Kernel;
 use nvidia::{ARCHITECTURE, Toolkit};
 use radv::Radv;
-use report::{Report, Row};
+use report::{Printed, Report, Row};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -44,10 +49,33 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.shapes.is_empty() && arguments.wgsl.is_empty() {
         return Err(Error::NothingToDo);
     }
+    if arguments.dispatches {
+        print(arguments, &dispatches::Schedules::of(arguments)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.limits && ![Budget::FAMILY, "none"].contains(&arguments.family.as_str()) {
+        let got = arguments.family.clone();
+        return Err(Error::BudgetFamily { expected: Budget::FAMILY, got });
+    }
     let compilers = Compilers::open(arguments)?;
     let report = compilers.report(&kernels::kernels(arguments)?, arguments)?;
-    print!("{}", if arguments.markdown { report.markdown() } else { report.text() });
-    Ok(ExitCode::SUCCESS)
+    print(arguments, &report)?;
+    let exceeded = if arguments.limits { limits::exceeded(&report) } else { vec![] };
+    exceeded.iter().for_each(|line| eprintln!("error: {line}"));
+    Ok(if exceeded.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints in the form that the arguments ask for.
+fn print(arguments: &Arguments, what: &impl Printed) -> Result<()> {
+    let text = if arguments.json {
+        // Maps with text as keys, and no number that JSON lacks.
+        serde_json::to_string(what).expect("plain data") + "\n"
+    } else if arguments.markdown {
+        what.markdown()
+    } else {
+        what.text()
+    };
+    std::io::stdout().write_all(text.as_bytes()).map_err(Error::io("stdout"))
 }
 
 /// The compilers that are asked for and there.

@@ -10,6 +10,21 @@ use crate::kernels::Kernel;
 use crate::nvidia::{ARCHITECTURE, NvidiaStats};
 use crate::radv::RadvStats;
 
+/// What the program prints: for a terminal, as Markdown or, by serde, as JSON.
+pub trait Printed: Serialize {
+    /// Returns the text for a terminal.
+    fn text(&self) -> String;
+    /// Returns a table.
+    fn markdown(&self) -> String;
+}
+
+/// Returns a table in Markdown.
+pub fn markdown_table(columns: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let rule = format!("|{}|\n", vec!["---"; columns.len()].join("|"));
+    line(columns) + &rule + &rows.map(|cells| line(&cells)).collect::<String>()
+}
+
 /// The statistics of all kernels.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -92,7 +107,7 @@ impl Row {
         text
     }
 
-    fn markdown(&self, report: &Report) -> String {
+    fn cells(&self, report: &Report) -> Vec<String> {
         let mut cells = vec![
             self.kernel.clone(),
             self.constants(),
@@ -103,23 +118,23 @@ impl Row {
         if report.amd.is_some() {
             cells.extend(match &self.amd {
                 Some(amd) => amd.cells(),
-                None => vec!["–".to_owned(); AMD_COLUMNS.len()],
+                None => vec!["–".to_owned(); 1 + AMD_COLUMNS.len()],
             });
         }
         if report.nvidia.is_some() {
             cells.extend(match &self.nvidia {
                 Some(nvidia) => nvidia.cells(),
-                None => vec!["–".to_owned(); NVIDIA_COLUMNS.len()],
+                None => vec!["–".to_owned(); 1 + NVIDIA_COLUMNS.len()],
             });
         }
-        format!("| {} |\n", cells.join(" | "))
+        cells
     }
 }
 
 const COLUMNS: [&str; 5] = ["kernel", "constants", "plan", "threads", "workgroup memory, B"];
 
-const AMD_COLUMNS: [&str; 8] = [
-    "VGPRs",
+/// After the registers.
+const AMD_COLUMNS: [&str; 7] = [
     "spilled",
     "instructions",
     "code, B",
@@ -129,36 +144,27 @@ const AMD_COLUMNS: [&str; 8] = [
     "multiply-adds in the hot block",
 ];
 
-const NVIDIA_COLUMNS: [&str; 5] = [
-    "sm_90 registers",
-    "spilled, B",
-    "instructions",
-    "warps a multiprocessor",
-    "multiply-adds in the hot block",
-];
+/// After the registers.
+const NVIDIA_COLUMNS: [&str; 4] =
+    ["spilled, B", "instructions", "warps a multiprocessor", "multiply-adds in the hot block"];
 
-impl Report {
-    /// Returns the report for a terminal.
-    pub fn text(&self) -> String {
+impl Printed for Report {
+    fn text(&self) -> String {
         self.kernels.iter().map(|row| row.text(self)).collect::<Vec<_>>().join("\n")
     }
 
-    /// Returns the report as a table.
-    pub fn markdown(&self) -> String {
-        let mut columns = COLUMNS.to_vec();
+    fn markdown(&self) -> String {
+        let mut columns: Vec<_> = COLUMNS.map(str::to_owned).into();
         if let Some(gpu) = &self.amd {
-            columns.extend(AMD_COLUMNS);
-            columns[COLUMNS.len()] = gpu;
+            columns.push(format!("{gpu} VGPRs"));
+            columns.extend(AMD_COLUMNS.map(str::to_owned));
         }
-        columns.extend(self.nvidia.iter().flat_map(|_| NVIDIA_COLUMNS));
-        let head = columns.join(" | ").replace(self.amd.as_deref().unwrap_or("\0"), &self.vgprs());
-        let rule = vec!["---"; columns.len()].join("|");
-        let rows: String = self.kernels.iter().map(|row| row.markdown(self)).collect();
-        format!("| {head} |\n|{rule}|\n{rows}")
-    }
-
-    fn vgprs(&self) -> String {
-        format!("{} VGPRs", self.amd.as_deref().unwrap_or_default())
+        if let Some(gpu) = &self.nvidia {
+            columns.push(format!("{gpu} registers"));
+            columns.extend(NVIDIA_COLUMNS.map(str::to_owned));
+        }
+        let rows = self.kernels.iter().map(|row| row.cells(self));
+        markdown_table(&columns, rows)
     }
 }
 

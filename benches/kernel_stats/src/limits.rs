@@ -1,0 +1,167 @@
+//! `--limits`: no spills, and no kernel past its budget.
+
+use crate::blocks::HotBlock;
+use crate::budgets::{BUDGETS, Budget};
+use crate::nvidia::ARCHITECTURE;
+use crate::report::{Report, Row};
+
+/// Returns a line for each number that exceeds what is allowed: kernel, plan, the limit, the value.
+pub fn exceeded(report: &Report) -> Vec<String> {
+    report.kernels.iter().flat_map(exceeded_by).collect()
+}
+
+fn exceeded_by(row: &Row) -> Vec<String> {
+    let what = format!("{} [{}] of {}", row.kernel, row.constants(), row.users());
+    let Some(budget) = budget(row, BUDGETS) else {
+        return vec![format!(
+            "{what}: no budget; add a row to benches/kernel_stats/src/budgets.rs"
+        )];
+    };
+    let mut checks = vec![];
+    if let Some(amd) = &row.amd {
+        let gpu = Budget::FAMILY;
+        checks.extend([
+            at_most(format!("{gpu} spilled VGPRs"), amd.spilled_vgprs, 0),
+            at_most(format!("{gpu} spilled SGPRs"), amd.spilled_sgprs, 0),
+            at_most(format!("{gpu} VGPRs"), amd.vgprs, budget.vgprs),
+            percent(gpu, amd.hot_block.as_ref(), budget.amd_percent),
+        ]);
+    }
+    if let Some(nvidia) = &row.nvidia {
+        let spilled = (nvidia.spilled_bytes.into(), budget.spilled_bytes.into());
+        checks.extend([
+            at_most(format!("{ARCHITECTURE} spilled bytes"), spilled.0, spilled.1),
+            at_most(
+                format!("{ARCHITECTURE} registers"),
+                nvidia.registers.into(),
+                budget.registers.into(),
+            ),
+            percent(ARCHITECTURE, nvidia.hot_block.as_ref(), budget.nvidia_percent),
+        ]);
+    }
+    checks.into_iter().flatten().map(|words| format!("{what}: {words}")).collect()
+}
+
+/// Returns the first budget that is meant for a kernel.
+fn budget<'a>(row: &Row, budgets: &'a [Budget]) -> Option<&'a Budget> {
+    let is = |&(name, value): &(&str, u32)| {
+        row.constants.get(name).and_then(serde_json::Value::as_f64) == Some(f64::from(value))
+    };
+    budgets.iter().find(|budget| budget.kernel == row.kernel && budget.when.iter().all(is))
+}
+
+fn at_most(what: String, got: u64, allowed: u64) -> Option<String> {
+    (got > allowed).then(|| format!("{what}: at most {allowed}, got {got}"))
+}
+
+/// Checks the share of multiply-adds, in whole percent as it is printed.
+fn percent(compiler: &str, hot: Option<&HotBlock>, allowed: u32) -> Option<String> {
+    let got = hot.map_or(0.0, HotBlock::percent).round();
+    (got < f64::from(allowed)).then(|| {
+        format!("{compiler} multiply-adds in the hot block: at least {allowed} %, got {got} %")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Constant;
+    use crate::kernels::Kernel;
+    use crate::nvidia::NvidiaStats;
+    use crate::radv::RadvStats;
+
+    fn row(name: &str, constants: &[(&str, f64)]) -> Row {
+        let kernel = Kernel {
+            name: name.to_owned(),
+            source: String::new(),
+            constants: constants.iter().map(|&(c, v)| Constant(c.to_owned(), v)).collect(),
+            formula: String::new(),
+            used_by: vec!["7,3,5,97 own".to_owned(), "7,3,5,97 pytorch".to_owned()],
+        };
+        Row::new(&kernel, 64, 0)
+    }
+
+    /// Statistics within any budget.
+    fn amd() -> RadvStats {
+        let hot_block = HotBlock {
+            name: "BB1".into(),
+            instructions: 100,
+            multiply_adds: 99,
+            memory: [].into(),
+        };
+        RadvStats {
+            vgprs: 1,
+            sgprs: 1,
+            spilled_vgprs: 0,
+            spilled_sgprs: 0,
+            scratch_bytes: 0,
+            instructions: 1,
+            code_bytes: 4,
+            latency: 1,
+            inverse_throughput: 1,
+            wave_size: 64,
+            waves_per_simd: 16,
+            hot_block: Some(hot_block),
+        }
+    }
+
+    #[test]
+    fn every_excess_names_kernel_plan_limit_and_value() {
+        let budget = BUDGETS.iter().find(|budget| budget.kernel == "matmul").unwrap();
+        let mut row = Row { amd: Some(amd()), ..row("matmul", &[("DEPTH", 16.0)]) };
+        assert_eq!(exceeded_by(&row), [""; 0]);
+        let mut stats = RadvStats { vgprs: budget.vgprs + 1, spilled_sgprs: 3, ..amd() };
+        stats.hot_block.as_mut().unwrap().multiply_adds = 7;
+        row.amd = Some(stats);
+        row.nvidia = Some(NvidiaStats {
+            registers: budget.registers + 1,
+            spilled_bytes: budget.spilled_bytes + 1,
+            stack_bytes: 0,
+            instructions: 1,
+            code_bytes: 16,
+            warps_per_multiprocessor: 8,
+            hot_block: None,
+        });
+        let (vgprs, registers) = (budget.vgprs, budget.registers);
+        let expected = [
+            "navi21 spilled SGPRs: at most 0, got 3".to_owned(),
+            format!("navi21 VGPRs: at most {vgprs}, got {}", vgprs + 1),
+            format!(
+                "navi21 multiply-adds in the hot block: at least {} %, got 7 %",
+                budget.amd_percent
+            ),
+            format!(
+                "sm_90 spilled bytes: at most {}, got {}",
+                budget.spilled_bytes,
+                budget.spilled_bytes + 1
+            ),
+            format!("sm_90 registers: at most {registers}, got {}", registers + 1),
+            format!(
+                "sm_90 multiply-adds in the hot block: at least {} %, got 0 %",
+                budget.nvidia_percent
+            ),
+        ];
+        let what = "matmul [DEPTH=16] of 7,3,5,97 own and 1 more: ";
+        assert_eq!(exceeded_by(&row), expected.map(|words| format!("{what}{words}")));
+    }
+
+    #[test]
+    fn a_kernel_without_a_budget_is_named() {
+        let lines = exceeded_by(&row("new_kernel", &[]));
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].starts_with("new_kernel [] of 7,3,5,97 own and 1 more: no budget; add"));
+    }
+
+    #[test]
+    fn the_first_budget_whose_constants_match_holds() {
+        let of = |when, vgprs| Budget { kernel: "forward", when, vgprs, ..BUDGETS[0] };
+        let budgets = [of(&[("RESIDENT", 1), ("ROWS", 4)], 1), of(&[("RESIDENT", 1)], 2)];
+        let found = |constants: &[(&str, f64)]| {
+            budget(&row("forward", constants), &budgets).map(|budget| budget.vgprs)
+        };
+        assert_eq!(found(&[("RESIDENT", 1.0), ("ROWS", 4.0)]), Some(1));
+        assert_eq!(found(&[("RESIDENT", 1.0), ("ROWS", 8.0)]), Some(2));
+        assert_eq!(found(&[("RESIDENT", 0.0), ("ROWS", 4.0)]), None);
+        assert_eq!(found(&[]), None);
+    }
+}
