@@ -41,6 +41,9 @@ pub enum Error {
     /// RADV did not take the family, or another driver answered.
     #[error("expected RADV's device for {family}, got {got}; RADV_FORCE_FAMILY lists its families")]
     WrongDevice { family: String, got: String },
+    /// The driver ended the process.
+    #[error("RADV ended the program; if it said \"Unknown family\", it does not know {family}")]
+    Aborted { family: String },
     /// The Vulkan library is missing.
     #[error("the Vulkan loader: {0}; install libvulkan1 (Debian, Ubuntu)")]
     Loader(#[from] ash::LoadingError),

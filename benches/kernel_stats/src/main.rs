@@ -21,7 +21,7 @@ mod vulkan;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 
@@ -31,8 +31,11 @@ use compile::Compiled;
 use error::{Error, Result};
 use kernels::Kernel;
 use nvidia::{ARCHITECTURE, Toolkit};
-use radv::Radv;
+use radv::{Environment, Radv};
 use report::{Printed, Report, Row};
+
+/// The word for no AMD GPU.
+const NO_FAMILY: &str = "none";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -53,9 +56,15 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         print(arguments, &dispatches::Schedules::of(arguments)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if arguments.limits && ![Budget::FAMILY, "none"].contains(&arguments.family.as_str()) {
+    if arguments.limits && ![Budget::FAMILY, NO_FAMILY].contains(&arguments.family.as_str()) {
         let got = arguments.family.clone();
         return Err(Error::BudgetFamily { expected: Budget::FAMILY, got });
+    }
+    if arguments.family != NO_FAMILY {
+        let environment = radv::environment(&arguments.family, arguments.icd.as_deref())?;
+        if environment.iter().any(|(name, value)| std::env::var_os(name).as_ref() != Some(value)) {
+            return run_with(environment, &arguments.family);
+        }
     }
     let compilers = Compilers::open(arguments)?;
     let report = compilers.report(&kernels::kernels(arguments)?, arguments)?;
@@ -63,6 +72,19 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let exceeded = if arguments.limits { limits::exceeded(&report) } else { vec![] };
     exceeded.iter().for_each(|line| eprintln!("error: {line}"));
     Ok(if exceeded.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs this program once more with these environment variables, which configure the driver. RADV
+/// aborts the process if it does not know a family; so it is another one.
+fn run_with(environment: Environment, family: &str) -> Result<ExitCode> {
+    let program = std::env::current_exe().map_err(Error::io("this program's path"))?;
+    let status = Command::new(&program)
+        .args(std::env::args_os().skip(1))
+        .envs(environment)
+        .status()
+        .map_err(Error::io(program.display().to_string()))?;
+    let code = status.code().ok_or_else(|| Error::Aborted { family: family.to_owned() })?;
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// Prints in the form that the arguments ask for.
@@ -86,21 +108,8 @@ struct Compilers {
 
 impl Compilers {
     fn open(arguments: &Arguments) -> Result<Self> {
-        let family = &arguments.family;
-        let radv = match family.as_str() {
-            "none" => None,
-            family => {
-                for (name, value) in radv::environment(family, arguments.icd.as_deref())? {
-                    // SAFETY: no other thread reads the environment meanwhile. `main` has started
-                    // no thread, and the driver, which may, is loaded afterwards.
-                    #[allow(unsafe_code, reason = "drivers are configured by the environment")]
-                    unsafe {
-                        std::env::set_var(name, value);
-                    }
-                }
-                Some(Radv::open(family)?)
-            }
-        };
+        let family = arguments.family.as_str();
+        let radv = if family == NO_FAMILY { None } else { Some(Radv::open(family)?) };
         let nvidia = Toolkit::find(&arguments.nvidia)?;
         if nvidia.is_none() && arguments.nvidia == arguments::Nvidia::Auto {
             eprintln!("NVIDIA is left out: there is no nvcc in PATH (see --help)");

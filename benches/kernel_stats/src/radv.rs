@@ -53,11 +53,6 @@ impl Radv {
         Ok(Self { driver })
     }
 
-    /// Returns the device's name.
-    pub fn name(&self) -> &str {
-        self.driver.name()
-    }
-
     /// Compiles a kernel. Returns the statistics, and all that the driver tells.
     pub fn compile(&self, kernel: &Compiled) -> Result<(RadvStats, Executable)> {
         let executable = self.driver.compile(kernel)?;
@@ -94,9 +89,12 @@ impl RadvStats {
     }
 }
 
+/// Environment variables and their values.
+pub type Environment = [(&'static str, OsString); 5];
+
 /// Returns the environment variables that make RADV's null device for `family` the only device that
 /// the Vulkan loader finds. `icd` is the driver's ICD file, if not the one that Mesa installed.
-pub fn environment(family: &str, icd: Option<&Path>) -> Result<[(&'static str, OsString); 5]> {
+pub fn environment(family: &str, icd: Option<&Path>) -> Result<Environment> {
     let icd = match icd {
         Some(icd) => icd.to_owned(),
         None => installed_icd(&ICD_FOLDERS)?,
@@ -131,4 +129,62 @@ fn installed_icd(folders: &[&str]) -> Result<PathBuf> {
         .or(found.first())
         .cloned()
         .ok_or_else(|| Error::NoRadv { folders: folders() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_icd_of_this_architecture_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let error = installed_icd(&["/none", path]).unwrap_err().to_string();
+        assert!(error.contains("/none, ") && error.contains("mesa-vulkan-drivers"), "{error}");
+        let own = format!("radeon_icd.{}.json", std::env::consts::ARCH);
+        for name in ["lvp_icd.json", "radeon_icd.a0.json", &own, "radeon_icd.txt"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(installed_icd(&["/none", path]).unwrap(), folder.path().join(&own));
+        std::fs::remove_file(folder.path().join(&own)).unwrap();
+        let other = folder.path().join("radeon_icd.a0.json");
+        assert_eq!(installed_icd(&[path]).unwrap(), other);
+        let environment = environment("navi21", Some(&other)).unwrap();
+        assert!(environment.contains(&("VK_DRIVER_FILES", other.into())));
+        assert!(environment.contains(&("RADV_FORCE_FAMILY", "navi21".into())));
+    }
+
+    /// The statistics that Mesa 22.3 gives, in part.
+    #[test]
+    fn statistics_are_read_by_name() {
+        let statistics = [
+            ("Driver pipeline hash", 2.7e18),
+            ("SGPRs", 128.0),
+            ("VGPRs", 80.0),
+            ("Spilled SGPRs", 1.0),
+            ("Spilled VGPRs", 2.0),
+            ("Code size", 3452.0),
+            ("Scratch size", 8.0),
+            ("Subgroups per SIMD", 6.0),
+            ("Instructions", 685.0),
+            ("Latency", 58368.0),
+            ("Inverse Throughput", 19456.0),
+        ];
+        let mut executable = Executable {
+            subgroup_size: 64,
+            statistics: statistics.map(|(name, value)| (name.to_owned(), value)).into(),
+            representations: vec![("Assembly".to_owned(), "BB0:\n\tv_fma_f32 v1\n".to_owned())],
+        };
+        let stats = RadvStats::of(&executable).unwrap();
+        assert_eq!((stats.vgprs, stats.spilled_sgprs, stats.spilled_vgprs), (80, 1, 2));
+        assert_eq!((stats.latency, stats.inverse_throughput), (58368, 19456));
+        assert_eq!((stats.wave_size, stats.waves_per_simd, stats.scratch_bytes), (64, 6, 8));
+        assert_eq!(stats.hot_block.unwrap().multiply_adds, 1);
+        executable.statistics.retain(|(name, _)| name != "Latency");
+        let error = RadvStats::of(&executable).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the driver gives no statistic \"Latency\"; it gives"),
+            "{error}"
+        );
+    }
 }

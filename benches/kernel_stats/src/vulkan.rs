@@ -1,6 +1,5 @@
 //! A Vulkan driver that compiles pipelines and tells its statistics of them
-//! (VK_KHR_pipeline_executable_properties). The only file with unsafe code, besides the
-//! environment that `radv.rs` sets.
+//! (VK_KHR_pipeline_executable_properties). The only file with unsafe code.
 
 #![allow(unsafe_code, reason = "Vulkan is a C interface; each block says why its call is valid")]
 
@@ -161,6 +160,7 @@ fn open_device(instance: &ash::Instance) -> Result<(String, ash::Device)> {
     // SAFETY: `physical` is a device of this live instance.
     let properties = unsafe { instance.get_physical_device_properties(physical) };
     let has_matrices = has_extension(instance, physical, khr::cooperative_matrix::NAME)?;
+    let has_f16 = has_f16(instance, physical);
 
     // What wgpu enables for the library, and what a kernel in f16 or with matrices needs.
     let mut extensions = vec![khr::pipeline_executable_properties::NAME, ext::robustness2::NAME];
@@ -169,9 +169,9 @@ fn open_device(instance: &ash::Instance) -> Result<(String, ash::Device)> {
     let mut robustness =
         vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(true);
     let mut vulkan11 =
-        vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true);
+        vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(has_f16);
     let mut vulkan12 = vk::PhysicalDeviceVulkan12Features::default()
-        .shader_float16(true)
+        .shader_float16(has_f16)
         .vulkan_memory_model(true)
         .vulkan_memory_model_device_scope(true);
     let mut matrices =
@@ -197,6 +197,18 @@ fn open_device(instance: &ash::Instance) -> Result<(String, ash::Device)> {
     let device = unsafe { instance.create_device(physical, &info, None) }
         .map_err(Error::vulkan("vkCreateDevice"))?;
     Ok((text(properties.device_name_as_c_str()), device))
+}
+
+/// Returns whether a device computes in f16 and has f16 in storage buffers.
+fn has_f16(instance: &ash::Instance, physical: vk::PhysicalDevice) -> bool {
+    let mut vulkan11 = vk::PhysicalDeviceVulkan11Features::default();
+    let mut vulkan12 = vk::PhysicalDeviceVulkan12Features::default();
+    let mut features =
+        vk::PhysicalDeviceFeatures2::default().push_next(&mut vulkan11).push_next(&mut vulkan12);
+    // SAFETY: `physical` is a device of this live instance, of Vulkan 1.2 or newer, and the structs
+    // of the chain live until the call returns.
+    unsafe { instance.get_physical_device_features2(physical, &mut features) };
+    vulkan12.shader_float16 == vk::TRUE && vulkan11.storage_buffer16_bit_access == vk::TRUE
 }
 
 fn has_extension(
