@@ -49,7 +49,7 @@ const STEP_RESET_BEFORE: &[(&str, u32)] = &[("RESIDENT", 0), ("RESET_BEFORE", 1)
 const SMALL_TILE: &[(&str, u32)] = &[("N_QUADS", 1)];
 
 /// The budgets: kernel and family; of navi21 VGPRs and percent, the worse of Mesa 22.3 and 25.0; of
-/// sm_90 registers, spilled bytes and percent, by CUDA 13.
+/// sm_90 registers, spilled bytes and percent, by CUDA 13.5.
 #[rustfmt::skip]
 pub const BUDGETS: &[Budget] = &[
     Budget::new("matmul", SMALL_TILE, [80, 73], [92, 0, 78]),

@@ -16,7 +16,7 @@ pub enum Error {
     Plan {
         shape: String,
         #[source]
-        source: gru_wgpu::Error,
+        source: Box<gru_wgpu::Error>,
     },
     /// A file or program of the system.
     #[error("{what}: {source}")]

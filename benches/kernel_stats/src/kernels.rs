@@ -53,7 +53,7 @@ pub fn plan(arguments: &Arguments, sizes: Sizes, of: Definition, mode: Mode) -> 
     let plan = config.shape(steps, batch).and_then(|shape| {
         Plan::with_options(&config, shape, mode, options, &arguments.device.caps())
     });
-    plan.map_err(|source| Error::Plan { shape: sizes.to_string(), source })
+    plan.map_err(|source| Error::Plan { shape: sizes.to_string(), source: Box::new(source) })
 }
 
 /// Adds the kernel of a dispatch, or its user if the kernel is there already.

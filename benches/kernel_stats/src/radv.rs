@@ -22,7 +22,7 @@ pub struct RadvStats {
     pub sgprs: u64,
     pub spilled_vgprs: u64,
     pub spilled_sgprs: u64,
-    /// Bytes of scratch memory per thread.
+    /// Bytes of scratch memory of a wave: spills, and arrays with indices that are not constant.
     pub scratch_bytes: u64,
     pub instructions: u64,
     pub code_bytes: u64,

@@ -110,7 +110,8 @@ impl Row {
     fn cells(&self, report: &Report) -> Vec<String> {
         let mut cells = vec![
             self.kernel.clone(),
-            self.constants(),
+            // The constants would make the table too wide to read.
+            if self.formula.is_empty() { self.constants() } else { self.formula.clone() },
             self.users(),
             self.threads.to_string(),
             self.workgroup_bytes.to_string(),
@@ -131,11 +132,12 @@ impl Row {
     }
 }
 
-const COLUMNS: [&str; 5] = ["kernel", "constants", "plan", "threads", "workgroup memory, B"];
+const COLUMNS: [&str; 5] = ["kernel", "computes", "plan", "threads", "workgroup memory, B"];
 
 /// After the registers.
-const AMD_COLUMNS: [&str; 7] = [
+const AMD_COLUMNS: [&str; 8] = [
     "spilled",
+    "scratch, B",
     "instructions",
     "code, B",
     "latency",
@@ -171,10 +173,11 @@ impl Printed for Report {
 impl RadvStats {
     fn text(&self) -> String {
         format!(
-            "{} VGPRs, {} spilled, {} instructions, {} bytes, latency {}, inverse throughput {}, \
+            "{} VGPRs, {} spilled, {} bytes of scratch, {} instructions, {} bytes, latency {}, inverse throughput {}, \
              {} waves of {} a SIMD; hot block {}",
             self.vgprs,
             self.spilled_vgprs + self.spilled_sgprs,
+            self.scratch_bytes,
             self.instructions,
             self.code_bytes,
             self.latency,
@@ -189,6 +192,7 @@ impl RadvStats {
         let numbers = [
             self.vgprs,
             self.spilled_vgprs + self.spilled_sgprs,
+            self.scratch_bytes,
             self.instructions,
             self.code_bytes,
             self.latency,
@@ -204,10 +208,11 @@ impl RadvStats {
 impl NvidiaStats {
     fn text(&self) -> String {
         format!(
-            "{} registers, {} bytes spilled, {} instructions, {} bytes, {} warps a \
+            "{} registers, {} bytes spilled, {} bytes of stack, {} instructions, {} bytes, {} warps a \
              multiprocessor; hot block {}",
             self.registers,
             self.spilled_bytes,
+            self.stack_bytes,
             self.instructions,
             self.code_bytes,
             self.warps_per_multiprocessor,
@@ -219,6 +224,7 @@ impl NvidiaStats {
         vec![
             self.registers.to_string(),
             self.spilled_bytes.to_string(),
+            self.stack_bytes.to_string(),
             self.instructions.to_string(),
             self.warps_per_multiprocessor.to_string(),
             percent(self.hot_block.as_ref()),

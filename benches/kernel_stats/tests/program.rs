@@ -116,7 +116,8 @@ fn a_kernel_of_ones_own_is_compiled() {
     assert_eq!(unknown, "error: kernel own has no constant COUNTS; it has COUNT\n");
     let invalid = error(&["--wgsl", &own], 1);
     assert!(invalid.starts_with("error: kernel own: ") && invalid.contains("half"), "{invalid}");
-    assert!(error(&["--wgsl", &files, "--limits"], 1).contains("own [] of : no budget; add a row"));
+    // It needs no budget.
+    stdout(&["--wgsl", &files, "--limits"]);
 }
 
 #[test]
