@@ -28,7 +28,7 @@ static TEXT: [Rule; 9] = [
     rule!(r"using metal::uint;" => ""),
     // A runtime-sized array: naga writes one of a single element.
     rule!(r"typedef ([\w:]+) (\w+)\[1\];" => "typedef buf<$1> $2;"),
-    rule!(r"(\w+)\.(yzw|xyz|xy|zw)\b" => "$2($1)"),
+    rule!(r"(\w+)\.(yzw|xyz|xy|yz|zw)\b" => "$2($1)"),
     rule!(r"\bconstant (uint|bool|float|int) " => "static constexpr $1 "),
     rule!(r"metal::threadgroup_barrier\([^;]*\);" => "__syncthreads();"),
     rule!(r"metal::simdgroup_barrier\([^;]*\);" => "__syncwarp();"),

@@ -147,8 +147,13 @@ const AMD_COLUMNS: [&str; 8] = [
 ];
 
 /// After the registers.
-const NVIDIA_COLUMNS: [&str; 4] =
-    ["spilled, B", "instructions", "warps a multiprocessor", "multiply-adds in the hot block"];
+const NVIDIA_COLUMNS: [&str; 5] = [
+    "spilled, B",
+    "stack, B",
+    "instructions",
+    "warps a multiprocessor",
+    "multiply-adds in the hot block",
+];
 
 impl Printed for Report {
     fn text(&self) -> String {
@@ -241,4 +246,89 @@ fn describe(hot: Option<&HotBlock>) -> String {
 
 fn percent(hot: Option<&HotBlock>) -> String {
     hot.map_or("–".to_owned(), |hot| format!("{:.0} % of {}", hot.percent(), hot.instructions))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hot() -> Option<HotBlock> {
+        let memory = [("ds_read_b128".to_owned(), 4), ("s_load_dword".to_owned(), 1)].into();
+        Some(HotBlock { name: "BB7".to_owned(), instructions: 85, multiply_adds: 64, memory })
+    }
+
+    fn report() -> Report {
+        let kernel = Kernel {
+            name: "forward".to_owned(),
+            source: String::new(),
+            constants: vec![Constant("ROWS".to_owned(), 4.0), Constant("EXTRAS".to_owned(), 0.0)],
+            formula: "h'".to_owned(),
+            used_by: ["7,3,5,97 own", "9,3,5,97 own"].map(str::to_owned).into(),
+        };
+        let amd = RadvStats {
+            vgprs: 80,
+            sgprs: 128,
+            spilled_vgprs: 1,
+            spilled_sgprs: 2,
+            scratch_bytes: 16,
+            instructions: 685,
+            code_bytes: 3452,
+            latency: 58368,
+            inverse_throughput: 19456,
+            wave_size: 64,
+            waves_per_simd: 8,
+            hot_block: hot(),
+        };
+        let nvidia = NvidiaStats {
+            registers: 118,
+            spilled_bytes: 4,
+            stack_bytes: 8,
+            instructions: 1155,
+            code_bytes: 18480,
+            warps_per_multiprocessor: 16,
+            hot_block: None,
+        };
+        let row = Row { amd: Some(amd), nvidia: Some(nvidia), ..Row::new(&kernel, 224, 21_504) };
+        let error = Some("not translated".to_owned());
+        let failed =
+            Row { nvidia: None, nvidia_error: error, formula: String::new(), ..row.clone() };
+        let amd = Some("navi21".to_owned());
+        Report { amd, nvidia: Some("sm_90"), kernels: vec![row, failed] }
+    }
+
+    #[test]
+    fn a_table_has_a_cell_for_each_column() {
+        let table = report().markdown();
+        let lines: Vec<_> = table.lines().collect();
+        let cells = |line: &str| line.matches('|').count();
+        assert!(lines.iter().all(|line| cells(line) == cells(lines[0])), "{table}");
+        assert_eq!(
+            lines[2],
+            "| forward | h' | 7,3,5,97 own and 1 more | 224 | 21504 | 80 | 3 | 16 | 685 | 3452 | 58368 \
+             | 19456 | 8 | 75 % of 85 | 118 | 4 | 8 | 1155 | 16 | – |"
+        );
+        assert!(lines[3].starts_with("| forward | ROWS=4 | "), "{table}");
+        assert!(lines[3].ends_with("| 75 % of 85 | – | – | – | – | – | – |"), "{table}");
+        // Columns of a compiler that is not there are left out.
+        let report = Report { nvidia: None, ..report() };
+        assert_eq!(cells(report.markdown().lines().nth(2).unwrap()), cells(lines[0]) - 6);
+    }
+
+    #[test]
+    fn the_text_has_a_line_for_each_compiler() {
+        let text = report().text();
+        for line in [
+            "forward  ROWS=4",
+            "    7,3,5,97 own and 1 more: h'",
+            "    224 threads, 21504 bytes of workgroup memory",
+            "    navi21: 80 VGPRs, 3 spilled, 16 bytes of scratch, 685 instructions, 3452 bytes, \
+             latency 58368, inverse throughput 19456, 8 waves of 64 a SIMD; hot block 75 % \
+             multiply-adds of 85 instructions, 4 ds_read_b128, 1 s_load_dword",
+            "    sm_90: 118 registers, 4 bytes spilled, 8 bytes of stack, 1155 instructions, 18480 \
+             bytes, 16 warps a multiprocessor; hot block none: no multiply-adds",
+            "    sm_90: not translated",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\nis not in\n{text}");
+        }
+    }
 }
