@@ -59,7 +59,7 @@ pub struct Arguments {
     /// Override constants of that kernel.
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', requires = "wgsl")]
     pub constants: Vec<Constant>,
-    /// The AMD GPU, in RADV's words (navi21, navi31, gfx90a, …), or none.
+    /// The AMD GPU, in RADV's words (navi21, navi10, vega20, …), or none.
     #[arg(long, value_name = "GPU", default_value = "navi21")]
     pub family: String,
     /// RADV's ICD file, if it is not where Mesa installs it.
