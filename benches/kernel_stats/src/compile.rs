@@ -128,6 +128,7 @@ fn write_msl(
         bounds_check_policies: policies(checks),
         zero_initialize_workgroup_memory: false,
         force_loop_bounding: false,
+        emit_int_div_checks: checks == Checks::Checked,
         ..Default::default()
     };
     let pipeline = msl::PipelineOptions {

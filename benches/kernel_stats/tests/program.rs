@@ -112,6 +112,14 @@ fn a_kernel_of_ones_own_is_compiled() {
     for name in ["00_own.spv", "00_own.metal"] {
         assert!(dump.join(name).is_file(), "{name}");
     }
+    // Index and division are checked, unless that is not wanted.
+    for (checks, checked) in [("checked", true), ("unchecked", false)] {
+        stdout(&[&["--wgsl", &files, "--checks", checks], &dumped[..]].concat());
+        let msl = std::fs::read_to_string(dump.join("00_own.metal")).unwrap();
+        for word in ["naga_mod", "metal::min(unsigned"] {
+            assert_eq!(msl.contains(word), checked, "{checks} {word}: {msl}");
+        }
+    }
     let unknown = error(&["--wgsl", &files, "--constants", "COUNTS=97"], 1);
     assert_eq!(unknown, "error: kernel own has no constant COUNTS; it has COUNT\n");
     let invalid = error(&["--wgsl", &own], 1);
