@@ -40,7 +40,7 @@ pub use limits::Limits;
 pub(crate) use limits::{ARGS_BLOCK, BINDING_ALIGNMENT};
 pub(crate) use products::{ColumnSum, Epilogue, Operand, ProductPlanner};
 pub(crate) use run_buffers::{HeadBuffers, LossBuffers, RunBuffers, StateSlot, TrainingBuffers};
-pub use stage::{Dispatch, Stage};
+pub use stage::{Dispatch, Shader, Stage};
 pub(crate) use update::{REPORT, SLOTS, UpdateBuffers, numbers};
 
 use std::collections::HashSet;

@@ -40,6 +40,15 @@ impl Dispatch {
         (self.kernel.name, &self.constants)
     }
 
+    /// Returns what the dispatch's compute pipeline is compiled from. Dispatches with the same shader
+    /// share a pipeline.
+    pub fn shader(&self) -> Shader {
+        let Kernel { name, source, constants, workgroup, .. } = self.kernel;
+        let threads = workgroup(&self.constants).threads;
+        let constants = constants.iter().copied().zip(self.constants.iter().copied()).collect();
+        Shader { name, source, constants, threads }
+    }
+
     /// Returns the slice for each storage binding, in the kernel's order.
     pub fn bindings(&self) -> &[BufferSlice] {
         &self.bindings
@@ -50,6 +59,23 @@ impl Dispatch {
     pub fn recurrent_steps(&self) -> Option<usize> {
         self.kernel.argument("count").map(|count| self.args[count] as usize)
     }
+}
+
+/// What a dispatch's compute pipeline is compiled from, for tools that compile kernels themselves
+/// (`benches/kernel_stats`). The entry point is `main`. Workgroup memory is not zeroed, and loops
+/// are not bounded: wgpu's `force_loop_bounding` is off.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Shader {
+    /// The kernel's name. Kernels that differ in the types of their bindings share a file, and so
+    /// a [`Dispatch::kernel_name`], but not this name.
+    pub name: &'static str,
+    /// The WGSL source.
+    pub source: &'static str,
+    /// The names and values of the override constants; a bool is 0 or 1.
+    pub constants: Vec<(&'static str, u32)>,
+    /// The threads of a workgroup.
+    pub threads: u64,
 }
 
 /// A stage of a schedule.

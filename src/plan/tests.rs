@@ -50,6 +50,22 @@ fn a_dispatch_gives_its_kernel_all_that_it_takes() {
 }
 
 /// A kernel that read f16 as f32, or flags as numbers, would compute nonsense without an error.
+/// A tool that compiles one pipeline for each shader compiles those that a run does.
+#[test]
+fn dispatches_share_a_shader_as_they_share_a_pipeline() {
+    for plan in &plans() {
+        let shaders: HashSet<_> = dispatches(plan).map(Dispatch::shader).collect();
+        assert_eq!(shaders.len(), plan.pipelines(), "{plan}");
+        for dispatch in dispatches(plan) {
+            let (name, values) = dispatch.pipeline();
+            let shader = dispatch.shader();
+            let constants: Vec<u32> = shader.constants.iter().map(|&(_, value)| value).collect();
+            assert_eq!((shader.name, &constants[..]), (name, values));
+            assert_eq!(shader.threads, (dispatch.kernel.workgroup)(values).threads);
+        }
+    }
+}
+
 #[test]
 fn what_is_bound_has_the_elements_that_the_kernel_reads() {
     let mut u32s = 0;
