@@ -101,7 +101,8 @@ fn finish(step: u32, row0: u32, unit0: u32, thread: u32, state: bool) {
         let carry = dstates[state_at(args.last_state, row, unit)];
         var gradients = StepGradients();
         if state {
-            gradients = through_step(step, row, unit, carry + product, inputs);
+            let next_flags = next_flags(step, row);
+            gradients = through_step(step, row, unit, carry + product, inputs, next_flags);
             keep_operands(local, gate_operands(gradients));
         } else {
             gradients.carry = carry;

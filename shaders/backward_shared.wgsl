@@ -52,14 +52,18 @@ struct StepInputs {
     start: f32, // the state that the step started from
     dy: f32,
     flags: u32, // of the step that made the state
-    next_flags: u32, // of the step that starts from the state
+}
+
+// The flags of the step that starts from a state: 0 if its gates are not in memory.
+fn next_flags(step: u32, row: u32) -> u32 {
+    if step < end_step() {
+        return flags(time(step), row);
+    }
+    return 0u;
 }
 
 fn load_inputs(step: u32, row: u32, unit: u32) -> StepInputs {
     var inputs = StepInputs();
-    if step < end_step() {
-        inputs.next_flags = flags(time(step), row);
-    }
     if step == args.gates_first {
         return inputs;
     }
@@ -89,10 +93,10 @@ struct StepGradients {
 // Computes the gradients of the step that made a state, from dh of the state: the carry and the
 // recurrent products. With reset before, da_r is 0 until through_reset.
 fn through_step(
-    step: u32, row: u32, unit: u32, dh_after: f32, inputs: StepInputs,
+    step: u32, row: u32, unit: u32, dh_after: f32, inputs: StepInputs, next_flags: u32,
 ) -> StepGradients {
     var dh = dh_after;
-    if step < end_step() && restarts(inputs.next_flags) {
+    if restarts(next_flags) {
         dstates[state_at(args.reset_state, row, unit)] += dh;
         dh = 0.0;
     }

@@ -114,7 +114,8 @@ fn step_item(
         return result.past;
     }
     let product = select(products.z, result.r * products.z, rz);
-    result = compute_state(step, row, unit, start, inputs, result, product);
+    let next_flags = next_flags(step, row);
+    result = compute_state(step, row, unit, start, inputs, next_flags, result, product);
     store_state(step, row, unit, inputs, result);
     return result.next_start;
 }

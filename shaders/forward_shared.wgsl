@@ -33,17 +33,14 @@ struct StepInputs {
     z: f32,
     n: f32,
     flags: u32, // the step's flags
-    next_flags: u32, // the next step's flags
 }
 
 fn load_inputs(step: u32, row: u32, unit: u32) -> StepInputs {
     let now = time(step);
-    let next = time(min(step + 1u, args.steps - 1u));
     let at_r = gates_at(now, row, min(unit, args.hidden - 1u));
     let at_z = at_r + args.hidden;
     let at_n = at_z + args.hidden;
-    return StepInputs(
-        gates[at_r], gates[at_z], gates[at_n], flags(now, row), flags(next, row));
+    return StepInputs(gates[at_r], gates[at_z], gates[at_n], flags(now, row));
 }
 
 // The biases of r, z and n.
@@ -76,10 +73,16 @@ fn compute_gates(start: f32, inputs: StepInputs, products: vec3<f32>) -> StepRes
     return result;
 }
 
+// The flags of the step after a step; of the last step, any flags.
+fn next_flags(step: u32, row: u32) -> u32 {
+    return flags(time(min(step + 1u, args.steps - 1u)), row);
+}
+
 // Completes a step's result by n and the states. `product` is n's recurrent product, after the
 // reset.
 fn compute_state(
-    step: u32, row: u32, unit: u32, start: f32, inputs: StepInputs, gates: StepResult, product: f32,
+    step: u32, row: u32, unit: u32, start: f32, inputs: StepInputs, next_flags: u32,
+    gates: StepResult, product: f32,
 ) -> StepResult {
     var result = gates;
     // Past a row's length the state does not change.
@@ -94,7 +97,7 @@ fn compute_state(
         }
     }
     result.next_start = result.state;
-    if restarts(inputs.next_flags) {
+    if restarts(next_flags) {
         result.next_start = states[state_at(args.reset_state, row, unit)];
     }
     return result;

@@ -34,9 +34,11 @@ fn main(
     workgroupBarrier();
     var carry = 0.0;
     var inputs = StepInputs();
+    var flags_after = 0u; // of the step that starts from the state
     if item.exists {
         carry = dstates[state_at(args.last_state, item.row, item.unit)];
         inputs = load_inputs(args.step, item.row, item.unit);
+        flags_after = next_flags(args.step, item.row);
         if args.step < end_step() {
             store_operands(item, vec3(
                 load_operand(args.step, item.row, 0u, item.unit),
@@ -58,7 +60,7 @@ fn main(
         var gradients = StepGradients();
         if item.exists {
             let dh = carry + item_sum(item, 0u, select(3u, 2u, RESET_BEFORE));
-            gradients = through_step(step, item.row, item.unit, dh, inputs);
+            gradients = through_step(step, item.row, item.unit, dh, inputs, flags_after);
             store_operands(item, gate_operands(gradients));
         }
         workgroupBarrier();
@@ -78,6 +80,7 @@ fn main(
             store_gradients(step, item.row, item.unit, inputs, gradients, true, true);
             carry = gradients.carry;
         }
+        flags_after = inputs.flags;
         inputs = inputs_ahead;
     }
     if item.exists {

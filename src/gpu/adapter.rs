@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::kernels::LOOP_BUDGET;
+use crate::kernels::{LOOP_BUDGET, MAX_ARGS_SIZE};
 use crate::plan::{DeviceCaps, Limits};
 
 /// A description of an adapter of this computer, open or not.
@@ -226,6 +226,10 @@ pub(crate) fn device_caps(
     features: wgpu::Features,
 ) -> DeviceCaps {
     let software = info.device_type == wgpu::DeviceType::Cpu;
+    // lavapipe compiles a kernel again for values of immediates that its branches depend on.
+    let immediates = features.contains(wgpu::Features::IMMEDIATES)
+        && u64::from(limits.max_immediate_size) >= MAX_ARGS_SIZE
+        && !software;
     let caps = DeviceCaps::new(plan_limits(info, limits), software)
         .with_cores(cores())
         .with_lanes(info.subgroup_min_size.clamp(4, 16) as usize)
@@ -234,6 +238,7 @@ pub(crate) fn device_caps(
             false => DeviceCaps::LAVAPIPE_DISPATCH,
         })
         .with_thread_weights(thread_weights(info, software))
+        .with_immediates(immediates)
         .with_f16(features.contains(wgpu::Features::SHADER_F16))
         .with_cooperative_matrices(
             features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),

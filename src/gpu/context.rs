@@ -15,7 +15,6 @@ use crate::gpu::report::one_line;
 use crate::gpu::staging::StagingPool;
 use crate::gpu::throttle::SubmitThrottle;
 use crate::gpu::wait::{Deadline, Oneshot};
-use crate::kernels::{ArgsSpace, MAX_ARGS_SIZE};
 use crate::lock::lock;
 use crate::plan::{DeviceCaps, Limits};
 use crate::process::ProcessGuard;
@@ -51,7 +50,6 @@ struct GpuShared {
     adapter: wgpu::Adapter,
     info: AdapterInfo,
     caps: DeviceCaps,
-    args_space: ArgsSpace,
     /// The process that opened the device, or passed it to this library.
     process: ProcessGuard,
     device: wgpu::Device,
@@ -64,17 +62,6 @@ struct GpuShared {
     staging: StagingPool,
     #[cfg(test)]
     created: std::sync::atomic::AtomicUsize,
-}
-
-/// Returns where kernels have their arguments on a device: in immediates if it has them, except on a
-/// software adapter. lavapipe compiles a kernel again for values of immediates that its branches
-/// depend on.
-fn args_space(caps: &DeviceCaps, device: &wgpu::Device) -> ArgsSpace {
-    let enough = u64::from(device.limits().max_immediate_size) >= MAX_ARGS_SIZE;
-    match enough && device.features().contains(wgpu::Features::IMMEDIATES) && !caps.software {
-        true => ArgsSpace::Immediate,
-        false => ArgsSpace::Storage,
-    }
 }
 
 impl Gpu {
@@ -137,7 +124,6 @@ impl Gpu {
             adapter,
             info,
             caps,
-            args_space: args_space(&caps, &device),
             process: ProcessGuard::here(),
             device,
             queue,
@@ -164,11 +150,6 @@ impl Gpu {
     pub fn downgrade(&self) -> impl Fn() -> Option<Self> + Send + 'static {
         let inner = Arc::downgrade(&self.inner);
         move || inner.upgrade().map(|inner| Self { inner, wait_limit: None })
-    }
-
-    /// Returns where the kernels have their arguments.
-    pub fn args_space(&self) -> ArgsSpace {
-        self.inner.args_space
     }
 
     /// True if both are clones of the same open device.
@@ -345,7 +326,7 @@ impl Gpu {
     pub async fn reopen_with_immediates(&self) -> Result<Self> {
         let mut gpu = Self::open(self.inner.adapter.clone()).await?;
         let shared = Arc::get_mut(&mut gpu.inner).expect("nothing else holds it");
-        shared.args_space = ArgsSpace::Immediate;
+        shared.caps.immediates = true;
         Ok(gpu)
     }
 

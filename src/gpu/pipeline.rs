@@ -119,7 +119,7 @@ impl Gpu {
     fn create_module(&self, kernel: &'static Kernel) -> KernelModule {
         let device = self.device();
         let label = format!("gru.{}", kernel.name);
-        let (space, args_size) = (self.args_space(), kernel.args_size());
+        let (space, args_size) = (self.caps().args_space(), kernel.args_size());
         let args = wgpu::BindGroupLayoutEntry {
             binding: 0,
             visibility: wgpu::ShaderStages::COMPUTE,

@@ -74,7 +74,7 @@ enum Arguments {
 
 impl Arguments {
     fn new(gpu: &Gpu, blocks: Vec<u32>) -> Self {
-        match gpu.args_space() {
+        match gpu.caps().args_space() {
             ArgsSpace::Immediate => Self::Immediate(blocks),
             ArgsSpace::Storage => {
                 let args = gpu.buffer("args", ElementType::U32.bytes(blocks.len()));

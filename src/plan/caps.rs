@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::Limits;
+use crate::kernels::ArgsSpace;
 
 /// The capabilities of a device that a plan depends on. These are the capabilities that the device
 /// was opened with; its adapter may have more.
@@ -37,6 +38,9 @@ pub struct DeviceCaps {
     /// other values. Drivers do not report it: 128 on NVIDIA and AMD, otherwise 32. A software
     /// adapter keeps them in memory.
     pub thread_weights: usize,
+    /// True if kernels have their arguments as immediates: WGSL's `var<immediate>`, in the command
+    /// buffer. Otherwise they load them from a storage buffer.
+    pub immediates: bool,
     /// True if kernels can compute in f16: WGSL's `enable f16`. No plan uses it yet.
     pub f16: bool,
     /// The sizes of subgroups, if kernels can use them: WGSL's `enable subgroups`. No plan uses
@@ -84,6 +88,7 @@ impl DeviceCaps {
             lanes: 8,
             dispatch_cost: Self::LAVAPIPE_DISPATCH,
             thread_weights: if software { 128 } else { 32 },
+            immediates: false,
             f16: false,
             subgroups: None,
             cooperative_matrices: false,
@@ -124,6 +129,12 @@ impl DeviceCaps {
         Self { thread_weights, ..self }
     }
 
+    /// Sets whether kernels have their arguments as immediates.
+    #[must_use]
+    pub const fn with_immediates(self, immediates: bool) -> Self {
+        Self { immediates, ..self }
+    }
+
     /// Sets whether kernels can compute in f16.
     #[must_use]
     pub const fn with_f16(self, f16: bool) -> Self {
@@ -140,6 +151,11 @@ impl DeviceCaps {
     #[must_use]
     pub const fn with_cooperative_matrices(self, cooperative_matrices: bool) -> Self {
         Self { cooperative_matrices, ..self }
+    }
+
+    /// Returns where kernels have their arguments.
+    pub(crate) const fn args_space(&self) -> ArgsSpace {
+        if self.immediates { ArgsSpace::Immediate } else { ArgsSpace::Storage }
     }
 
     /// Returns the largest number of FLOPs of one dispatch, and approximately of one submit. It

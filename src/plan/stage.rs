@@ -1,6 +1,8 @@
 //! The contents of a schedule: dispatches of kernels, one after another or in a loop over steps.
 
-use super::BufferSlice;
+use std::borrow::Cow;
+
+use super::{BufferSlice, DeviceCaps};
 use crate::kernels::Kernel;
 
 /// One dispatch of a kernel.
@@ -40,13 +42,18 @@ impl Dispatch {
         (self.kernel.name, &self.constants)
     }
 
-    /// Returns what the dispatch's compute pipeline is compiled from. Dispatches with the same shader
-    /// share a pipeline.
-    pub fn shader(&self) -> Shader {
-        let Kernel { name, source, constants, workgroup, .. } = self.kernel;
-        let threads = workgroup(&self.constants).threads;
+    /// Returns what the dispatch's compute pipeline is compiled from on a device with these
+    /// capabilities. Dispatches with the same shader share a pipeline.
+    pub fn shader(&self, caps: &DeviceCaps) -> Shader {
+        let Kernel { name, constants, .. } = self.kernel;
+        let (source, threads) = (self.kernel.source_in(caps.args_space()), self.threads());
         let constants = constants.iter().copied().zip(self.constants.iter().copied()).collect();
         Shader { name, source, constants, threads }
+    }
+
+    /// Returns the threads of a workgroup.
+    pub fn threads(&self) -> u64 {
+        (self.kernel.workgroup)(&self.constants).threads
     }
 
     /// Returns the slice for each storage binding, in the kernel's order.
@@ -71,7 +78,7 @@ pub struct Shader {
     /// a [`Dispatch::kernel_name`], but not this name.
     pub name: &'static str,
     /// The WGSL source.
-    pub source: &'static str,
+    pub source: Cow<'static, str>,
     /// The names and values of the override constants; a bool is 0 or 1.
     pub constants: Vec<(&'static str, u32)>,
     /// The threads of a workgroup.

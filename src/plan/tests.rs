@@ -54,11 +54,12 @@ fn a_dispatch_gives_its_kernel_all_that_it_takes() {
 #[test]
 fn dispatches_share_a_shader_as_they_share_a_pipeline() {
     for plan in &plans() {
-        let shaders: HashSet<_> = dispatches(plan).map(Dispatch::shader).collect();
+        let shaders: HashSet<_> =
+            dispatches(plan).map(|dispatch| dispatch.shader(&DeviceCaps::WEBGPU)).collect();
         assert_eq!(shaders.len(), plan.pipelines(), "{plan}");
         for dispatch in dispatches(plan) {
             let (name, values) = dispatch.pipeline();
-            let shader = dispatch.shader();
+            let shader = dispatch.shader(&DeviceCaps::WEBGPU);
             let constants: Vec<u32> = shader.constants.iter().map(|&(_, value)| value).collect();
             assert_eq!((shader.name, &constants[..]), (name, values));
             assert_eq!(shader.threads, (dispatch.kernel.workgroup)(values).threads);

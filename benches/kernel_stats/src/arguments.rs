@@ -147,7 +147,9 @@ impl Device {
     /// Returns the capabilities that the plans are made for.
     pub fn caps(self) -> DeviceCaps {
         match self {
-            Self::H200 => DeviceCaps::new(H200, false),
+            Self::H200 => {
+                DeviceCaps::new(H200, false).with_thread_weights(128).with_immediates(true)
+            }
             Self::Webgpu => DeviceCaps::WEBGPU,
         }
     }

@@ -38,8 +38,9 @@ static TEXT: [Rule; 9] = [
 ];
 
 /// Rules for the functions before the entry point.
-static FUNCTIONS: [Rule; 2] = [
+static FUNCTIONS: [Rule; 3] = [
     rule!(r"\n((?:metal::)?[\w:]+ \w+\(\n?)" => "\nDEV $1"),
+    rule!(r"\bconstant (\w+&)" => "const $1"),
     rule!(r"\b(?:threadgroup|device|thread|constant) ([\w:]+[ &])" => "$1"),
 ];
 

@@ -77,13 +77,13 @@ fn rows(plan: &Plan) -> Vec<Row> {
 
 impl Work {
     fn of(dispatch: &Dispatch) -> Self {
-        let shader = dispatch.shader();
-        let warps = dispatch.workgroups.iter().product::<u64>() * shader.threads.div_ceil(32);
+        let threads = dispatch.threads();
+        let warps = dispatch.workgroups.iter().product::<u64>() * threads.div_ceil(32);
         Self {
-            kernel: shader.name,
+            kernel: dispatch.kernel_name(),
             formula: dispatch.label.clone(),
             workgroups: dispatch.workgroups,
-            threads: shader.threads,
+            threads,
             warps: warps as f64 / MULTIPROCESSORS as f64,
             gflop: dispatch.flops as f64 / 1e9,
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use gru_wgpu::RunOptions;
-use gru_wgpu::plan::{Dispatch, Mode, Plan};
+use gru_wgpu::plan::{Mode, Plan, Shader};
 
 use crate::arguments::{Arguments, Constant, Definition, Sizes};
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ pub struct Kernel {
 
 /// Returns the distinct kernels that the arguments ask for, in the order of their first use.
 pub fn kernels(arguments: &Arguments) -> Result<Vec<Kernel>> {
-    let mut kernels = Vec::new();
+    let (mut kernels, caps) = (Vec::new(), arguments.device.caps());
     if !arguments.wgsl.is_empty() {
         kernels.push(from_files(&arguments.wgsl, &arguments.constants)?);
     }
@@ -36,7 +36,8 @@ pub fn kernels(arguments: &Arguments) -> Result<Vec<Kernel>> {
             for mode in [Mode::Inference, Mode::Training] {
                 let plan = plan(arguments, sizes, definition, mode)?;
                 plan.forward().iter().chain(plan.backward()).for_each(|stage| {
-                    stage.dispatches().0.iter().for_each(|d| add(&mut kernels, d, &user));
+                    let shaders = stage.dispatches().0.iter().map(|d| (d, d.shader(&caps)));
+                    shaders.for_each(|(d, shader)| add(&mut kernels, shader, &d.label, &user));
                 });
             }
         }
@@ -56,9 +57,8 @@ pub fn plan(arguments: &Arguments, sizes: Sizes, of: Definition, mode: Mode) -> 
     plan.map_err(|source| Error::Plan { shape: sizes.to_string(), source: Box::new(source) })
 }
 
-/// Adds the kernel of a dispatch, or its user if the kernel is there already.
-fn add(kernels: &mut Vec<Kernel>, dispatch: &Dispatch, user: &str) {
-    let shader = dispatch.shader();
+/// Adds the kernel of a dispatch with this formula, or its user if the kernel is there already.
+fn add(kernels: &mut Vec<Kernel>, shader: Shader, formula: &str, user: &str) {
     let constant = |&(name, value): &(&str, u32)| Constant(name.to_owned(), f64::from(value));
     let constants: Vec<_> = shader.constants.iter().map(constant).collect();
     let same = |kernel: &&mut Kernel| kernel.name == shader.name && kernel.constants == constants;
@@ -67,9 +67,9 @@ fn add(kernels: &mut Vec<Kernel>, dispatch: &Dispatch, user: &str) {
         Some(kernel) => kernel.used_by.push(user.to_owned()),
         None => kernels.push(Kernel {
             name: shader.name.to_owned(),
-            source: shader.source.to_owned(),
+            source: shader.source.into_owned(),
             constants,
-            formula: dispatch.label.clone(),
+            formula: formula.to_owned(),
             used_by: vec![user.to_owned()],
         }),
     }
