@@ -10,12 +10,12 @@
 //
 // The elementwise update is in forward_shared.wgsl.
 //
-// A thread multiplies four units of each gate by ROWS rows, at every SPLIT_K-th quad along k.
-// Neighbouring lanes read neighbouring weights, and with four rows 16 vec4 loads feed 192
-// multiply-adds.
+// With four rows a thread's 16 loads of a quad feed 192 multiply-adds.
 
-// The operand of the weights: h, or r ⊙ h if the candidate has its own dispatch.
-fn load_operand(step: u32, row: u32, k: u32) -> f32 {
+const OPERAND_GATES: u32 = 1u; // all gates have the same operands
+
+// The operand of the weights of all gates: h, or r ⊙ h if the candidate has its own dispatch.
+fn load_operand(step: u32, row: u32, gate: u32, k: u32) -> f32 {
     if k >= args.hidden {
         return 0.0;
     }
@@ -23,34 +23,6 @@ fn load_operand(step: u32, row: u32, k: u32) -> f32 {
         return load_state(step, row, k);
     }
     return gates[gates_at(time(step), row, 3u * args.hidden + k)];
-}
-
-fn four_operands(step: u32, row: u32, k: u32) -> vec4<f32> {
-    if SPLIT_K > 1u {
-        return vec4(
-            load_operand(step, row, k), load_operand(step, row, k + 1u),
-            load_operand(step, row, k + 2u), load_operand(step, row, k + 3u));
-    }
-    // A software adapter's compiler takes time for each load that it sees. Mesa unrolls a loop that
-    // ends at a constant or at a minimum with one, but not this one.
-    var four = vec4<f32>();
-    let end = select(args.hidden, k + 4u, k + 4u < args.hidden);
-    for (var i = k; i < end; i++) {
-        four[i - k] = load_operand(step, row, i);
-    }
-    return four;
-}
-
-// Loads operands from `quad0` on, as many as workgroup memory holds.
-fn stage(step: u32, row0: u32, quad0: u32, thread: u32) {
-    let quads = min(DEPTH_QUADS, gate_quads() - quad0);
-    for (var i = thread; i < DEPTH_QUADS * rows_from(row0); i += threads()) {
-        let quad = i % DEPTH_QUADS;
-        let row = i / DEPTH_QUADS;
-        if quad < quads {
-            operand[operand_at(row, quad)] = four_operands(step, row0 + row, 4u * (quad0 + quad));
-        }
-    }
 }
 
 // The index of n's product among those of a pass.
@@ -61,40 +33,38 @@ fn n_product() -> u32 {
 // Stores the products of r and z, of n, or of all three.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     let depth = (arguments.hidden + 3u) / 4u;
-    // Neighbouring lanes read neighbouring weights.
-    let lane = thread % SPLIT_K;
-    let unit_quad = thread / SPLIT_K;
-    let unit = unit0 + 4u * unit_quad;
+    let place = place(thread);
+    let unit = unit0 + 4u * place.unit_quad;
     var of_r = Products();
     var of_z = Products();
     var of_n = Products();
+    if !RESIDENT {
+        first_slice(step, row0, 0u, thread);
+    }
     for (var quad0 = 0u; quad0 < depth; quad0 += DEPTH_QUADS) {
         if !RESIDENT {
-            workgroupBarrier();
-            stage(step, row0, quad0, thread);
-            workgroupBarrier();
+            next_slice(step, row0, 0u, quad0, thread);
         }
         let end = min(DEPTH_QUADS, depth - quad0);
-        for (var quad = lane; quad < end; quad += SPLIT_K) {
+        for (var quad = place.lane; quad < end; quad += SPLIT_K) {
+            let group = place.row_group;
             if rz {
-                of_r = multiplied(of_r, quad, unit_weights(0u, unit, quad0 + quad));
-                of_z = multiplied(of_z, quad, unit_weights(1u, unit, quad0 + quad));
+                of_r = multiplied(of_r, quad, group, unit_weights(0u, unit, quad0 + quad));
+                of_z = multiplied(of_z, quad, group, unit_weights(1u, unit, quad0 + quad));
             }
             if n {
-                of_n = multiplied(of_n, quad, unit_weights(2u, unit, quad0 + quad));
+                of_n = multiplied(of_n, quad, group, unit_weights(2u, unit, quad0 + quad));
             }
         }
     }
     if rz {
-        store_products(0u, thread, lane, unit_quad, row0, of_r);
-        store_products(1u, thread, lane, unit_quad, row0, of_z);
+        store_products(0u, thread, place, row0, of_r);
+        store_products(1u, thread, place, row0, of_z);
     }
     if n {
-        store_products(n_product(), thread, lane, unit_quad, row0, of_n);
+        store_products(n_product(), thread, place, row0, of_n);
     }
-    if SPLIT_K == 1u {
-        workgroupBarrier();
-    }
+    products_stored();
 }
 
 // Computes and stores r and z, n, or all, for one unit of one row. Returns the unit's operand for
@@ -129,50 +99,37 @@ fn finish(
         let local = item_position(item);
         let unit = unit0 + local.x;
         let row = row0 + local.y;
-        var next = 0.0; // for units after the last
-        if unit < args.hidden {
-            var inputs = ahead;
-            if SPLIT_K == 1u || item != thread {
-                inputs = load_inputs(step, row, unit);
-            }
-            var products = biases(unit);
-            if rz {
-                products.x += product_of(0u, local);
-                products.y += product_of(1u, local);
-            }
-            if n {
-                products.z += product_of(n_product(), local);
-            }
-            // The states that the step starts from are in workgroup memory after the products.
-            var start = 0.0;
-            if RESIDENT && rz {
-                start = operand[operand_at(local.y, local.x / 4u)][local.x % 4u];
-            } else {
-                start = load_state(step, row, unit);
-            }
-            next = step_item(step, row, unit, start, inputs, products, rz, n);
+        if unit >= args.hidden {
+            continue;
         }
-        if RESIDENT {
-            accumulators[accumulator_at(0u, local.x, local.y)] = next;
+        let inputs = item_inputs(step, row, unit, item, thread, ahead);
+        var of_gates = biases(unit);
+        if rz {
+            of_gates.x += product_of(0u, local);
+            of_gates.y += product_of(1u, local);
         }
+        if n {
+            of_gates.z += product_of(n_product(), local);
+        }
+        // The states that the step starts from are in workgroup memory after the products.
+        var start = 0.0;
+        if RESIDENT && rz {
+            start = operand[operand_at(local.y, local.x / 4u)][local.x % 4u];
+        } else {
+            start = load_state(step, row, unit);
+        }
+        keep_operand(0u, local, step_item(step, row, unit, start, inputs, of_gates, rz, n));
     }
 }
 
 fn pass_over(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
-    // Loaded before they are needed, so that on a GPU they arrive during the products. A thread
-    // without an item loads some other item's.
-    var ahead = StepInputs();
-    if SPLIT_K > 1u {
-        let local = item_position(thread);
-        let row = row0 + min(local.y, rows_from(row0) - 1u);
-        ahead = load_inputs(step, row, unit0 + local.x);
-    }
+    let ahead = inputs_ahead(step, row0, unit0, thread);
     multiply(step, row0, unit0, thread, rz, n);
     finish(step, row0, unit0, thread, ahead, rz, n);
-    store_operands(1u, row0, thread);
+    complete_operands(1u, row0, thread);
 }
 
-@compute @workgroup_size(UNIT_QUADS * SPLIT_K)
+@compute @workgroup_size(ROW_GROUPS * UNIT_QUADS * SPLIT_K)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
@@ -180,11 +137,11 @@ fn main(
     args = arguments;
     direction = group.z;
     let unit0 = group.x * 4u * UNIT_QUADS;
-    let row0 = args.row_first + group.y * ROWS;
+    let row0 = args.row_first + group.y * ROWS * ROW_GROUPS;
     clear_operands(thread);
     if RESIDENT {
         workgroupBarrier();
-        stage(args.step, row0, 0u, thread);
+        stage(args.step, row0, 0u, 0u, 0u, thread);
         workgroupBarrier();
     }
     for (var i = 0u; i < arguments.count; i++) {

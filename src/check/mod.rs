@@ -494,6 +494,7 @@ pub(crate) fn random3(shape: [usize; 3], seed: u64) -> Array3<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::device::test_device_as_gpu;
 
     fn found(got: &[f32], expected: &[f64]) -> Finding {
         let mut findings = Findings::default();
@@ -512,11 +513,11 @@ mod tests {
         assert!(seen.is_sorted_by_key(|&(_, done)| done) && total > 50, "{seen:?}");
     }
 
-    /// Hardware GPUs have their arguments there.
+    /// The tiles, kernel families and immediates of a hardware GPU, also on a software adapter.
     #[test]
-    fn arguments_may_be_immediates() {
-        let device = crate::model::device::test_device_with_immediates();
-        for section in [Section::Flows, Section::Training] {
+    fn the_plans_of_a_gpu_agree_with_the_reference() {
+        let (device, _) = test_device_as_gpu();
+        for section in Section::ALL {
             for finding in section.run(&device).unwrap() {
                 assert!(finding.passed(), "{finding:?}");
             }

@@ -321,12 +321,15 @@ impl Gpu {
         Ok(Self { wait_limit: self.wait_limit, ..gpu })
     }
 
-    /// Opens the adapter again, with the kernels' arguments in immediates.
+    /// Opens the adapter again, with other capabilities for planning.
     #[cfg(test)]
-    pub async fn reopen_with_immediates(&self) -> Result<Self> {
+    pub async fn reopen_with_caps(
+        &self,
+        change: impl FnOnce(DeviceCaps) -> DeviceCaps,
+    ) -> Result<Self> {
         let mut gpu = Self::open(self.inner.adapter.clone()).await?;
         let shared = Arc::get_mut(&mut gpu.inner).expect("nothing else holds it");
-        shared.caps.immediates = true;
+        shared.caps = change(shared.caps);
         Ok(gpu)
     }
 

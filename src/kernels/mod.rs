@@ -14,8 +14,8 @@
 //!
 //! | constant | kernels | why it is not an argument |
 //! |---|---|---|
-//! | `UNIT_QUADS`, `SPLIT_K` | `forward`, `backward` | a workgroup's threads |
-//! | `DEPTH_QUADS`, `LANE_SUMS`, `ACCUMULATORS` | `forward`, `backward` | sizes of workgroup memory |
+//! | `UNIT_QUADS`, `SPLIT_K`, `ROW_GROUPS` | `forward`, `backward` | a workgroup's threads |
+//! | `DEPTH_QUADS`, `PRODUCTS` | `forward`, `backward` | sizes of workgroup memory |
 //! | `ROWS` | `forward`, `backward` | sums in registers; sizes of workgroup memory |
 //! | `RESIDENT` | `forward`, `backward` | barriers: operands stay from step to step |
 //! | `PARTS`, `ROWS`, `THREADS`, `UNIT_QUADS` | `persistent_forward`, `persistent_backward` | a workgroup's threads; sizes of workgroup memory |
@@ -204,7 +204,8 @@ pub use products::{
     MatmulArgs, MatmulConstants,
 };
 pub use recurrence::{
-    BACKWARD, BACKWARD_SCALAR, FORWARD, FORWARD_SCALAR, MAX_BLOCKS, PERSISTENT_BACKWARD,
+    BACKWARD, BACKWARD_LANES, BACKWARD_LANES_SCALAR, BACKWARD_SCALAR, FORWARD, FORWARD_LANES,
+    FORWARD_LANES_SCALAR, FORWARD_SCALAR, MAX_BLOCKS, PERSISTENT_BACKWARD,
     PERSISTENT_BACKWARD_SCALAR, PERSISTENT_FORWARD, PERSISTENT_FORWARD_SCALAR, PersistentConstants,
     StepArgs, StepConstants, step_mode,
 };
@@ -215,15 +216,19 @@ pub use training::{
 
 /// Every kernel.
 #[cfg(test)]
-static ALL: [&Kernel; 15] = [
+static ALL: [&Kernel; 19] = [
     &MATMUL,
     &MATMUL_BLOCKS,
     &MATMUL_BLOCKS_SCALAR,
     &COLUMN_SUM,
     &FORWARD,
     &FORWARD_SCALAR,
+    &FORWARD_LANES,
+    &FORWARD_LANES_SCALAR,
     &BACKWARD,
     &BACKWARD_SCALAR,
+    &BACKWARD_LANES,
+    &BACKWARD_LANES_SCALAR,
     &PERSISTENT_FORWARD,
     &PERSISTENT_FORWARD_SCALAR,
     &PERSISTENT_BACKWARD,

@@ -102,14 +102,14 @@ args! {
         unit_quads,
         /// Split-K lanes: threads along k.
         split_k,
+        /// Threads along the batch rows.
+        row_groups,
         /// Batch rows per thread: 1, 4 or 8.
         rows,
         /// Quads along k that workgroup memory holds.
         depth_quads,
-        /// Split-K lanes, or the products that a pass has if there is one lane.
-        lane_sums,
-        /// Sums per unit and row that workgroup memory holds.
-        accumulators,
+        /// The products that a pass has.
+        products,
         /// 1: operands stay in workgroup memory from step to step, because the workgroup computes
         /// all units.
         resident,
@@ -123,10 +123,10 @@ const STEP_CONSTANTS: &[&str] = &[
     "GATE_N",
     "UNIT_QUADS",
     "SPLIT_K",
+    "ROW_GROUPS",
     "ROWS",
     "DEPTH_QUADS",
-    "LANE_SUMS",
-    "ACCUMULATORS",
+    "PRODUCTS",
     "RESIDENT",
 ];
 
@@ -169,25 +169,40 @@ fn persistent_workgroup(constants: &[u32], operand_gates: u64) -> Workgroup {
     Workgroup { threads, bytes, tile }
 }
 
-/// The arrays of `shaders/step.wgsl`: operands, four k to a vec4; each lane's sums, four units to a
-/// vec4; accumulators of each unit and row.
-fn step_workgroup(constants: &[u32]) -> Workgroup {
+fn step_constants(constants: &[u32]) -> StepConstants {
     let constants: [u32; STEP_CONSTANTS.len()] =
         constants.try_into().expect("one value for each name");
-    let StepConstants { unit_quads, split_k, rows, depth_quads, lane_sums, accumulators, .. } =
-        bytemuck::cast(constants);
+    bytemuck::cast(constants)
+}
+
+/// The arrays of `shaders/single_lane.wgsl`: operands, four k to a vec4; the next operands of
+/// `operand_gates` gates; products, four units to a vec4.
+fn single_lane_workgroup(constants: &[u32], operand_gates: u64) -> Workgroup {
+    let StepConstants { unit_quads, rows, depth_quads, products, .. } = step_constants(constants);
     let tile = [4 * unit_quads, rows];
-    let [units, lanes, rows, depth, sums, accumulators] =
-        [unit_quads, split_k, rows, depth_quads, lane_sums, accumulators].map(u64::from);
-    let threads = units * lanes;
-    let bytes = ElementType::F32.size() * 4 * rows * (depth + (sums + accumulators) * units);
-    Workgroup { threads, bytes, tile }
+    let [units, rows, depth, products] = [unit_quads, rows, depth_quads, products].map(u64::from);
+    let bytes = ElementType::F32.size() * 4 * rows * (depth + (operand_gates + products) * units);
+    Workgroup { threads: units, bytes, tile }
+}
+
+/// The arrays of `shaders/lanes.wgsl`: operands, four k each, and an unused quad; each lane's sums,
+/// four units to a vec4, and an unused one; the products of each unit and row.
+fn lanes_workgroup(constants: &[u32]) -> Workgroup {
+    let constants = step_constants(constants);
+    let StepConstants { unit_quads, split_k, row_groups, rows, depth_quads, products, .. } =
+        constants;
+    let tile = [4 * unit_quads, rows * row_groups];
+    let [units, lanes, groups, rows, depth, products] =
+        [unit_quads, split_k, row_groups, rows, depth_quads, products].map(u64::from);
+    let quads = depth + 1 + lanes * units + 1 + products * units;
+    let bytes = ElementType::F32.size() * 4 * rows * groups * quads;
+    Workgroup { threads: groups * units * lanes, bytes, tile }
 }
 
 /// The source of a kernel that loads the weights at every step.
-macro_rules! staged_source {
-    ($weights:literal, $shared:literal, $kernel:literal) => {
-        kernel_source!($weights, "recurrence", $shared, "step", $kernel)
+macro_rules! step_source {
+    ($weights:literal, $lanes:literal, $shared:literal, $kernel:literal) => {
+        kernel_source!($weights, "recurrence", $shared, "step", $lanes, $kernel)
     };
 }
 
@@ -216,19 +231,35 @@ const fn forward_bindings(weight_hh: Binding) -> [Binding; 7] {
 pub static FORWARD: Kernel = Kernel {
     name: "forward",
     file: "forward",
-    source: staged_source!("weight_quads", "forward_shared", "forward"),
+    source: step_source!("weight_quads", "single_lane", "forward_shared", "forward"),
     bindings: &forward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
-    workgroup: step_workgroup,
+    workgroup: |constants| single_lane_workgroup(constants, 1),
 };
 
 /// [`FORWARD`] for any H.
 pub static FORWARD_SCALAR: Kernel = Kernel {
     name: "forward_scalar",
-    source: staged_source!("weight_scalars", "forward_shared", "forward"),
+    source: step_source!("weight_scalars", "single_lane", "forward_shared", "forward"),
     bindings: &forward_bindings(Binding::read("weight_hh", F32)),
     ..FORWARD
+};
+
+/// [`FORWARD`] with split-K lanes.
+pub static FORWARD_LANES: Kernel = Kernel {
+    name: "forward_lanes",
+    source: step_source!("weight_quads", "lanes", "forward_shared", "forward"),
+    workgroup: lanes_workgroup,
+    ..FORWARD
+};
+
+/// [`FORWARD_SCALAR`] with split-K lanes.
+pub static FORWARD_LANES_SCALAR: Kernel = Kernel {
+    name: "forward_lanes_scalar",
+    source: step_source!("weight_scalars", "lanes", "forward_shared", "forward"),
+    workgroup: lanes_workgroup,
+    ..FORWARD_SCALAR
 };
 
 /// Forward steps with the recurrent weights in registers. H is a multiple of 4.
@@ -266,19 +297,35 @@ const fn backward_bindings(weight_hh: Binding) -> [Binding; 6] {
 pub static BACKWARD: Kernel = Kernel {
     name: "backward",
     file: "backward",
-    source: staged_source!("weight_quads", "backward_shared", "backward"),
+    source: step_source!("weight_quads", "single_lane", "backward_shared", "backward"),
     bindings: &backward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
     constants: STEP_CONSTANTS,
-    workgroup: step_workgroup,
+    workgroup: |constants| single_lane_workgroup(constants, 3),
 };
 
 /// [`BACKWARD`] for any H.
 pub static BACKWARD_SCALAR: Kernel = Kernel {
     name: "backward_scalar",
-    source: staged_source!("weight_scalars", "backward_shared", "backward"),
+    source: step_source!("weight_scalars", "single_lane", "backward_shared", "backward"),
     bindings: &backward_bindings(Binding::read("weight_hh", F32)),
     ..BACKWARD
+};
+
+/// [`BACKWARD`] with split-K lanes.
+pub static BACKWARD_LANES: Kernel = Kernel {
+    name: "backward_lanes",
+    source: step_source!("weight_quads", "lanes", "backward_shared", "backward"),
+    workgroup: lanes_workgroup,
+    ..BACKWARD
+};
+
+/// [`BACKWARD_SCALAR`] with split-K lanes.
+pub static BACKWARD_LANES_SCALAR: Kernel = Kernel {
+    name: "backward_lanes_scalar",
+    source: step_source!("weight_scalars", "lanes", "backward_shared", "backward"),
+    workgroup: lanes_workgroup,
+    ..BACKWARD_SCALAR
 };
 
 /// Backward steps with the recurrent weights in registers. H is a multiple of 4.

@@ -533,12 +533,17 @@ fn reopen(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
     (Device { target: DeviceTarget::Gpu(gpu.clone()), ..device.clone() }, gpu)
 }
 
-/// Opens the test adapter with the kernels' arguments in immediates, also on a software adapter.
+/// Opens the test adapter with the plans of a large GPU, also if it is a software adapter: its tiles,
+/// its kernel families, and arguments as immediates.
 #[cfg(test)]
-pub(crate) fn test_device_with_immediates() -> Device {
+pub(crate) fn test_device_as_gpu() -> (Device, Gpu) {
     let (device, gpu) = test_device();
-    let gpu = pollster::block_on(gpu.reopen_with_immediates()).expect("Vulkan has immediates");
-    Device { target: DeviceTarget::Gpu(gpu), ..device }
+    let as_gpu = |caps: DeviceCaps| DeviceCaps {
+        software: false,
+        ..caps.with_thread_weights(128).with_immediates(true)
+    };
+    let gpu = pollster::block_on(gpu.reopen_with_caps(as_gpu)).expect("it was open before");
+    (Device { target: DeviceTarget::Gpu(gpu.clone()), ..device }, gpu)
 }
 
 /// Opens the test adapter with storage buffer bindings of at most `bytes` bytes.

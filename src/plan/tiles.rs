@@ -3,10 +3,10 @@
 //!
 //! # Kernel families
 //!
-//! The recurrence has three families of kernels, each with its own tile type. [`StepTile`]: one step
-//! per dispatch, spread over the whole device. [`SequenceTile`]: many steps per dispatch; each
-//! workgroup takes a few rows through them. [`PersistentTile`]: the same with the weights in
-//! registers. Only [`RecurrenceKernels::choose`] chooses between them, from the configuration, the
+//! The recurrence has three families of kernels. Step: one step per dispatch, spread over the whole
+//! device. Sequence: many steps per dispatch; each workgroup takes a few rows through them. Both have
+//! a [`StepTile`]. Persistent: as sequence, with the weights in registers, and a [`PersistentTile`].
+//! Only [`RecurrenceKernels::choose`] chooses between them, from the configuration, the
 //! batch and [`DeviceCaps`]; `RunOptions::recurrence` (`gru bench --kernel`) can force one. A new
 //! family needs:
 //!
@@ -28,8 +28,9 @@ use super::limits::within;
 use super::{DeviceCaps, Pass};
 use crate::error::Result;
 use crate::kernels::{
-    BACKWARD, BACKWARD_SCALAR, BLOCKS_THREADS, FORWARD, FORWARD_SCALAR, Kernel, MATMUL,
-    MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MAX_BLOCKS, MatmulConstants, PERSISTENT_BACKWARD,
+    BACKWARD, BACKWARD_LANES, BACKWARD_LANES_SCALAR, BACKWARD_SCALAR, BLOCKS_THREADS, FORWARD,
+    FORWARD_LANES, FORWARD_LANES_SCALAR, FORWARD_SCALAR, Kernel, MATMUL, MATMUL_BLOCKS,
+    MATMUL_BLOCKS_SCALAR, MAX_BLOCKS, MatmulConstants, PERSISTENT_BACKWARD,
     PERSISTENT_BACKWARD_SCALAR, PERSISTENT_FORWARD, PERSISTENT_FORWARD_SCALAR, PersistentConstants,
     StepConstants,
 };
@@ -63,6 +64,12 @@ const STAGED_QUADS: usize = 32;
 /// core has some.
 const STEP_UNIT_QUADS: usize = 8;
 
+/// The threads of a workgroup of a dispatch per step on a GPU, the first that fit.
+const STEP_THREADS: [usize; 3] = [256, 128, 64];
+
+/// The workgroups that occupy a large GPU, one for each multiprocessor.
+const LARGE_WORKGROUPS: usize = 128;
+
 /// The number of large tiles of a product that occupies a whole large GPU.
 const LARGE_TILES: u64 = 96;
 
@@ -70,7 +77,7 @@ const LARGE_TILES: u64 = 96;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecurrenceKernel {
     Step(StepTile),
-    Sequence(SequenceTile),
+    Sequence(StepTile),
     Persistent(PersistentTile),
 }
 
@@ -87,40 +94,24 @@ pub(super) struct StepVariant {
     pub extras: bool,
 }
 
-/// A workgroup computes some units of its rows, for one step.
+/// The threads and the workgroup memory of the kernels that load the weights at every step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StepTile {
     /// Threads along the units, one quad of units each.
     unit_quads: usize,
     /// Split-K lanes: threads along k.
     split_k: usize,
+    /// Threads along the batch rows.
+    row_groups: usize,
     /// Batch rows per thread.
     rows: usize,
-    /// Quads along k that the workgroup stages at once.
-    staged_quads: usize,
-    /// Partial sums per unit and row that workgroup memory holds.
-    lane_sums: usize,
-    /// Sums per unit and row that workgroup memory holds.
-    accumulators: usize,
-}
-
-/// A workgroup computes all units of its rows, for any number of steps. The operands of the weights
-/// stay in workgroup memory from step to step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SequenceTile {
-    /// Threads along the units, one quad of units each: all units, rounded up by
-    /// [`padded_unit_quads`].
-    unit_quads: usize,
-    /// Split-K lanes: threads along k.
-    split_k: usize,
-    /// Batch rows per thread.
-    rows: usize,
-    /// Quads along k: all of it.
-    operand_quads: usize,
-    /// Partial sums per unit and row that workgroup memory holds.
-    lane_sums: usize,
-    /// Sums per unit and row that workgroup memory holds.
-    accumulators: usize,
+    /// Quads along k that workgroup memory holds.
+    depth_quads: usize,
+    /// The products that a pass has.
+    products: usize,
+    /// A workgroup computes all units of its rows, for any number of steps, and workgroup memory
+    /// holds all of k. Otherwise it computes some units, for one step.
+    resident: bool,
 }
 
 /// A workgroup computes all units of its rows, for any number of steps. Its threads hold the weights
@@ -160,9 +151,10 @@ impl RecurrenceKernels {
         let both = |kernel: &dyn Fn(Pass) -> Result<RecurrenceKernel>| {
             Ok(Self { forward: kernel(Pass::Forward)?, backward: kernel(Pass::Backward)? })
         };
-        let step = |pass| Ok(RecurrenceKernel::Step(StepTile::new(config, batch, pass, caps)));
-        let sequence =
-            |pass| SequenceTile::new(config, batch, pass, caps).map(RecurrenceKernel::Sequence);
+        let step = |pass| Ok(RecurrenceKernel::Step(StepTile::of_steps(config, batch, pass, caps)));
+        let sequence = |pass| {
+            StepTile::of_sequences(config, batch, pass, caps).map(RecurrenceKernel::Sequence)
+        };
         let persistent =
             |pass| PersistentTile::new(config, batch, pass, caps).map(RecurrenceKernel::Persistent);
         match recurrence {
@@ -254,7 +246,7 @@ impl RecurrenceKernel {
     /// Returns the WGSL kernel of a pass for H hidden units.
     pub fn kernel(self, pass: Pass, hidden: usize) -> &'static Kernel {
         match self {
-            Self::Step(_) | Self::Sequence(_) => kernel_of(pass, hidden),
+            Self::Step(tile) | Self::Sequence(tile) => tile.kernel(pass, hidden),
             Self::Persistent(_) => persistent_kernel(pass, hidden),
         }
     }
@@ -271,25 +263,25 @@ impl RecurrenceKernel {
     pub fn constants(self, variant: StepVariant) -> Vec<u32> {
         let StepVariant { rz, n, reset_before, extras } = variant;
         let [gates_rz, gate_n, reset_before, extras] = [rz, n, reset_before, extras].map(u32::from);
-        let tile = match self {
-            Self::Step(tile) => tile.constants(),
-            Self::Sequence(tile) => tile.constants(),
+        match self {
+            Self::Step(tile) | Self::Sequence(tile) => {
+                let tile = tile.constants();
+                let constants = StepConstants { gates_rz, gate_n, reset_before, extras, ..tile };
+                constants.as_u32s().to_vec()
+            }
             Self::Persistent(tile) => {
                 let tile = tile.constants();
                 let constants = PersistentConstants { reset_before, extras, ..tile };
-                return constants.as_u32s().to_vec();
+                constants.as_u32s().to_vec()
             }
-        };
-        let constants = StepConstants { gates_rz, gate_n, reset_before, extras, ..tile };
-        constants.as_u32s().to_vec()
+        }
     }
 
     /// Returns the batch rows of a workgroup.
     pub fn rows(self) -> usize {
         match self {
-            Self::Step(StepTile { rows, .. })
-            | Self::Sequence(SequenceTile { rows, .. })
-            | Self::Persistent(PersistentTile { rows, .. }) => rows,
+            Self::Step(tile) | Self::Sequence(tile) => tile.rows * tile.row_groups,
+            Self::Persistent(tile) => tile.rows,
         }
     }
 
@@ -297,7 +289,7 @@ impl RecurrenceKernel {
     pub fn units(self) -> usize {
         match self {
             Self::Step(StepTile { unit_quads, .. })
-            | Self::Sequence(SequenceTile { unit_quads, .. })
+            | Self::Sequence(StepTile { unit_quads, .. })
             | Self::Persistent(PersistentTile { unit_quads, .. }) => 4 * unit_quads,
         }
     }
@@ -312,124 +304,110 @@ impl RecurrenceKernel {
         draws: usize,
         count: usize,
     ) -> u64 {
-        let tile = match self {
-            Self::Step(tile) => tile.constants(),
-            Self::Sequence(tile) => tile.constants(),
-            Self::Persistent(tile) => return tile.iterations(draws, count),
-        };
-        staged_iterations(tile, pass, hidden, gates, draws, count)
+        match self {
+            Self::Step(tile) | Self::Sequence(tile) => {
+                tile.iterations(pass, hidden, gates, draws, count)
+            }
+            Self::Persistent(tile) => tile.iterations(draws, count),
+        }
     }
 }
 
-/// [`RecurrenceKernel::iterations`] of the kernels that stage operands.
-fn staged_iterations(
-    tile: StepConstants,
-    pass: Pass,
-    hidden: usize,
-    gates: usize,
-    draws: usize,
-    count: usize,
-) -> u64 {
-    let StepConstants { unit_quads, split_k, rows, depth_quads, resident, .. } = tile;
-    let [unit_quads, split_k, rows, depth_quads] =
-        [unit_quads, split_k, rows, depth_quads].map(|n| n as usize);
-    let quads = hidden.div_ceil(4);
-    let depth = match pass {
-        Pass::Forward => quads,
-        Pass::Backward => gates * quads,
-    };
-    let threads = unit_quads * split_k;
-    // Each quad in a loop of its own four elements.
-    let staged = 6 * (depth_quads * rows).div_ceil(threads) + 1;
-    let slices = depth.div_ceil(depth_quads);
-    // At most two passes, each with its slices, its quads along k, the items that add up the lanes'
-    // sums of each product, and their draws; plus the gates' operands.
-    let items = (4 * unit_quads * rows).div_ceil(threads);
-    let stored = if resident == 1 { 3 * (2 + items) } else { 0 };
-    let finish = items * (1 + draws) + gates * (1 + items * (split_k + 1)) + stored;
-    let staging = if resident == 1 { 0 } else { staged };
-    let multiply = slices * (1 + staging) + depth.div_ceil(split_k) + slices;
-    let step = 1 + 2 * (multiply + finish) + 2;
-    (step * count + 2 * staged) as u64
-}
-
 impl StepTile {
-    /// Chooses the tile. Each weight is read only once per step, so many split-K lanes read weights
-    /// in parallel.
-    fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Self {
-        let make = |unit_quads, split_k, rows, staged_quads| Self {
-            unit_quads,
-            split_k,
-            rows,
-            staged_quads,
-            lane_sums: lane_sums(split_k, config, pass),
-            accumulators: match pass {
-                Pass::Forward if split_k > 1 => products(config),
-                Pass::Forward | Pass::Backward => 1,
-            },
+    /// Makes a tile of `threads`: along the units, along k, and along the rows.
+    fn new(
+        [unit_quads, split_k, row_groups]: [usize; 3],
+        rows: usize,
+        depth_quads: usize,
+        config: &GruConfig,
+        pass: Pass,
+    ) -> Self {
+        let products = match (pass, config.reset) {
+            (Pass::Backward, _) => 1,
+            // One per gate if no gate waits for another.
+            (Pass::Forward, Reset::After) => 3,
+            (Pass::Forward, Reset::Before) => 2,
         };
+        let resident = false;
+        Self { unit_quads, split_k, row_groups, rows, depth_quads, products, resident }
+    }
+
+    /// Returns the kernel of a pass for H hidden units.
+    fn kernel(&self, pass: Pass, hidden: usize) -> &'static Kernel {
+        let lanes = self.split_k > 1 || self.row_groups > 1;
+        match (pass, lanes, hidden.is_multiple_of(4)) {
+            (Pass::Forward, false, true) => &FORWARD,
+            (Pass::Forward, false, false) => &FORWARD_SCALAR,
+            (Pass::Forward, true, true) => &FORWARD_LANES,
+            (Pass::Forward, true, false) => &FORWARD_LANES_SCALAR,
+            (Pass::Backward, false, true) => &BACKWARD,
+            (Pass::Backward, false, false) => &BACKWARD_SCALAR,
+            (Pass::Backward, true, true) => &BACKWARD_LANES,
+            (Pass::Backward, true, false) => &BACKWARD_LANES_SCALAR,
+        }
+    }
+
+    fn allow(&self, what: &str, pass: Pass, hidden: usize, caps: &DeviceCaps) -> Result<()> {
+        allow(what, self.kernel(pass, hidden), self.constants().as_u32s(), caps)
+    }
+
+    /// Chooses the tile of a dispatch per step.
+    fn of_steps(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Self {
         if caps.software {
             // A software adapter runs a thread in a SIMD lane, and adding the sums of split-K lanes
             // costs loads. With more rows per weight, each load does more work.
             let units = config.hidden_size.div_ceil(4 * STEP_UNIT_QUADS);
-            return make(
-                STEP_UNIT_QUADS,
-                1,
-                software_rows(config, batch, units, caps),
-                STAGED_QUADS,
-            );
+            let rows = software_rows(config, batch, units, caps);
+            return Self::new([STEP_UNIT_QUADS, 1, 1], rows, STAGED_QUADS, config, pass);
         }
-        let best = match pass {
-            Pass::Forward => (8, 16, STAGED_QUADS),
-            Pass::Backward => (8, 32, 2 * STAGED_QUADS),
-        };
-        let [a, b, c, d] = [(8, 16), (4, 16), (4, 8), (4, 4)].map(|(u, l)| (u, l, STAGED_QUADS));
-        let tiles = [best, a, b, c, d]
-            .map(|(unit_quads, split_k, staged)| make(unit_quads, split_k, 4, staged));
         let what = "a workgroup of the step kernel";
-        let fits = |tile: &Self| {
-            allow(what, kernel_of(pass, config.hidden_size), tile.constants().as_u32s(), caps)
-                .is_ok()
+        let fits = |tile: &Self| tile.allow(what, pass, config.hidden_size, caps).is_ok();
+        let tiles = || {
+            STEP_THREADS.iter().flat_map(|&threads| {
+                [STAGED_QUADS, STAGED_QUADS / 2]
+                    .map(|depth| Self::spread(config, batch, pass, threads, depth))
+            })
         };
         // If none fits, the plan's check reports it.
-        tiles.into_iter().find(fits).unwrap_or(tiles[tiles.len() - 1])
+        tiles().find(fits).or_else(|| tiles().last()).expect("a list of tiles")
     }
 
-    fn constants(&self) -> StepConstants {
-        StepConstants {
-            unit_quads: self.unit_quads as u32,
-            split_k: self.split_k as u32,
-            rows: self.rows as u32,
-            depth_quads: self.staged_quads as u32,
-            lane_sums: self.lane_sums as u32,
-            accumulators: self.accumulators as u32,
-            resident: 0,
-            ..StepConstants::default()
-        }
+    /// Spreads a step over a large GPU. A workgroup computes all of up to 32 rows, so that the
+    /// weights are read once, of as few units as give every multiprocessor a workgroup; backward,
+    /// where the operands are three times as large as the state, every second one. The other threads
+    /// are split-K lanes.
+    fn spread(config: &GruConfig, batch: usize, pass: Pass, threads: usize, depth: usize) -> Self {
+        const ROWS: usize = 4;
+        let row_groups = batch.div_ceil(ROWS).next_power_of_two().min(8);
+        let groups = batch.div_ceil(ROWS * row_groups) * config.direction.count();
+        let quads = config.hidden_size.div_ceil(4);
+        let workgroups = match pass {
+            Pass::Forward => LARGE_WORKGROUPS,
+            Pass::Backward => LARGE_WORKGROUPS / 2,
+        };
+        let unit_quads = (groups * quads / workgroups + 1).next_power_of_two() / 2;
+        let unit_quads = unit_quads.clamp(1, 8).min(threads / row_groups);
+        let split_k = (threads / (row_groups * unit_quads)).min(quads.next_power_of_two());
+        // A thread stages at most 16 numbers.
+        let depth = depth.min(split_k * unit_quads * 4 / ROWS);
+        Self::new([unit_quads, split_k, row_groups], ROWS, depth, config, pass)
     }
-}
 
-impl SequenceTile {
-    /// Chooses the tile.
+    /// Chooses the tile of whole sequences.
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) if all units of four rows do not fit a workgroup.
-    fn new(config: &GruConfig, batch: usize, pass: Pass, caps: &DeviceCaps) -> Result<Self> {
+    fn of_sequences(
+        config: &GruConfig,
+        batch: usize,
+        pass: Pass,
+        caps: &DeviceCaps,
+    ) -> Result<Self> {
         let unit_quads = padded_unit_quads(config.hidden_size, caps);
         let operand_quads = depth_quads(unit_quads, pass);
-        let make = |split_k, rows| Self {
-            unit_quads,
-            split_k,
-            rows,
-            operand_quads,
-            lane_sums: lane_sums(split_k, config, pass),
-            accumulators: match pass {
-                Pass::Forward if split_k > 1 => products(config),
-                // The operands of the next step.
-                Pass::Forward => 1,
-                // Workgroup memory also holds the gates' operands for the next step.
-                Pass::Backward => 3,
-            },
+        let make = |split_k, rows| {
+            let tile = Self::new([unit_quads, split_k, 1], rows, operand_quads, config, pass);
+            Self { resident: true, ..tile }
         };
         // On a GPU: many small workgroups, in which each lane has enough of k to pay for the sums.
         let sizes = match (caps.software, pass) {
@@ -438,9 +416,7 @@ impl SequenceTile {
             (false, Pass::Backward) => vec![(16, 4), (8, 4), (4, 4), (2, 4), (1, 4)],
         };
         let what = "a workgroup of the sequence kernel (Recurrence::Auto does not require it)";
-        let fits = |tile: &Self| {
-            allow(what, kernel_of(pass, config.hidden_size), tile.constants().as_u32s(), caps)
-        };
+        let fits = |tile: &Self| tile.allow(what, pass, config.hidden_size, caps);
         let tiles = sizes.into_iter().map(|(split_k, rows)| make(split_k, rows));
         let mut worthwhile =
             tiles.filter(|tile| tile.split_k == 1 || operand_quads >= 2 * tile.split_k);
@@ -454,13 +430,41 @@ impl SequenceTile {
         StepConstants {
             unit_quads: self.unit_quads as u32,
             split_k: self.split_k as u32,
+            row_groups: self.row_groups as u32,
             rows: self.rows as u32,
-            depth_quads: self.operand_quads as u32,
-            lane_sums: self.lane_sums as u32,
-            accumulators: self.accumulators as u32,
-            resident: 1,
+            depth_quads: self.depth_quads as u32,
+            products: self.products as u32,
+            resident: u32::from(self.resident),
             ..StepConstants::default()
         }
+    }
+
+    /// Returns an upper bound on the loop iterations of one thread.
+    fn iterations(
+        &self,
+        pass: Pass,
+        hidden: usize,
+        gates: usize,
+        draws: usize,
+        count: usize,
+    ) -> u64 {
+        let Self { unit_quads, split_k, row_groups, rows, depth_quads, .. } = *self;
+        let threads = unit_quads * split_k * row_groups;
+        let quads = hidden.div_ceil(4);
+        // Backward, one gate after the other.
+        let (loops, sums) = match pass {
+            Pass::Forward => (1, gates),
+            Pass::Backward => (gates, 1),
+        };
+        let staged = (4 * depth_quads * rows * row_groups).div_ceil(threads) + 1;
+        let slices = quads.div_ceil(depth_quads);
+        let staging = if self.resident { 0 } else { 2 * staged };
+        let multiply = loops * (2 + staged + slices * (2 + staging) + quads.div_ceil(split_k));
+        let items = (4 * unit_quads * rows * row_groups).div_ceil(threads);
+        let add = if split_k > 1 { sums * (1 + items * (split_k + 1)) } else { 0 };
+        // At most two passes over the gates, each with its items and their draws.
+        let step = 1 + 2 * (multiply + add + items * (1 + draws) + 1);
+        (step * count + 4 * staged + 5 * items) as u64
     }
 }
 
@@ -541,40 +545,11 @@ fn padded_unit_quads(hidden: usize, caps: &DeviceCaps) -> usize {
     hidden.div_ceil(4).next_multiple_of(if caps.software { caps.usable_lanes() } else { 4 })
 }
 
-/// Both families use one kernel; the constant RESIDENT selects the family.
-fn kernel_of(pass: Pass, hidden: usize) -> &'static Kernel {
-    match (pass, hidden.is_multiple_of(4)) {
-        (Pass::Forward, true) => &FORWARD,
-        (Pass::Forward, false) => &FORWARD_SCALAR,
-        (Pass::Backward, true) => &BACKWARD,
-        (Pass::Backward, false) => &BACKWARD_SCALAR,
-    }
-}
-
 /// Returns the quads along k: H forward; backward the H of each gate, padded to whole quads.
 fn depth_quads(unit_quads: usize, pass: Pass) -> usize {
     match pass {
         Pass::Forward => unit_quads,
         Pass::Backward => 3 * unit_quads,
-    }
-}
-
-/// Returns the number of a unit's products with the state that the forward pass holds at the same
-/// time: one per gate if no gate waits for another.
-fn products(config: &GruConfig) -> usize {
-    match config.reset {
-        Reset::After => 3,
-        Reset::Before => 2,
-    }
-}
-
-/// Returns the partial sums per unit and row in workgroup memory: one per split-K lane, or without
-/// such lanes one per product.
-fn lane_sums(split_k: usize, config: &GruConfig, pass: Pass) -> usize {
-    match (split_k, pass) {
-        (1, Pass::Forward) => products(config),
-        (1, Pass::Backward) => 1,
-        (lanes, _) => lanes,
     }
 }
 

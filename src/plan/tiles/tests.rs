@@ -25,8 +25,8 @@ const SWIFTSHADER: DeviceCaps = SOFTWARE.with_dispatch_cost(DeviceCaps::SWIFTSHA
 const SIXTEEN_CORES: DeviceCaps = SOFTWARE.with_cores(16);
 const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true).with_cores(2);
 
-/// Returns for the forward and the backward kernel: quads of units, split-K lanes, rows,
-/// quads along k in workgroup memory, accumulators, and 1 for whole sequences. Of persistent kernels:
+/// Returns for the forward and the backward kernel: quads of units, split-K lanes, rows of a
+/// workgroup and of a thread, quads along k in workgroup memory, and 1 for whole sequences. Of persistent kernels:
 /// quads of units, parts of k, rows, blocks, threads, and 2.
 fn chosen(
     caps: &DeviceCaps,
@@ -38,17 +38,15 @@ fn chosen(
     let config = GruConfig::new(3, hidden).with_reset(reset);
     let kernels = RecurrenceKernels::choose(&config, [64, batch], recurrence, caps).ok()?;
     Some([kernels.forward, kernels.backward].map(|kernel| match kernel {
-        RecurrenceKernel::Step(tile) => staged(tile.constants()),
-        RecurrenceKernel::Sequence(tile) => staged(tile.constants()),
+        RecurrenceKernel::Step(tile) | RecurrenceKernel::Sequence(tile) => {
+            let c = tile.constants();
+            [c.unit_quads, c.split_k, c.row_groups * c.rows, c.rows, c.depth_quads, c.resident]
+        }
         RecurrenceKernel::Persistent(tile) => {
             let c = tile.constants();
             [c.unit_quads, c.parts, c.rows, c.blocks, c.threads, 2]
         }
     }))
-}
-
-fn staged(c: StepConstants) -> [u32; 6] {
-    [c.unit_quads, c.split_k, c.rows, c.depth_quads, c.accumulators, c.resident]
 }
 
 #[test]
