@@ -545,7 +545,8 @@ mod tests {
         let caps = |features| device_caps(&info, &gpu.device().limits(), features);
         let none = caps(wgpu::Features::empty());
         let plain = DeviceCaps::new(*gpu.limits(), gpu.describe().is_software());
-        let DeviceCaps { cores, lanes, dispatch_cost, .. } = none;
+        let DeviceCaps { cores, lanes, dispatch_cost, discrete, .. } = none;
+        let plain = plain.with_discrete(discrete);
         let plain = plain.with_cores(cores).with_lanes(lanes).with_dispatch_cost(dispatch_cost);
         assert_eq!(none, plain);
         let some = caps(wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);

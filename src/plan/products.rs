@@ -5,17 +5,20 @@ use std::ops::Range;
 
 use super::tiles::ProductTile;
 use super::{BufferId, BufferList, BufferSlice, DeviceCaps, Dispatch, ElementType, Role, Stage};
-use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MatmulArgs};
+use crate::kernels::{COLUMN_SUM, COLUMN_SUM_LANES, COLUMN_SUM_THREADS, ColumnSumArgs, MatmulArgs};
 
 /// The largest number of workgroups of a dispatch along one axis: WebGPU's default limit.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// The longest sum that one workgroup computes. Every 16 elements cost a slice of 16 iterations and
-/// a few more, so this stays below [`crate::kernels::LOOP_BUDGET`].
-const MATMUL_MAX_DEPTH: usize = 16_384;
-
 /// The shortest sum that is worth its own workgroup.
 const MATMUL_MIN_DEPTH: usize = 512;
+
+/// The most bytes of a product's partial results. H of 1024 gets four parts.
+const PARTIALS_BYTES: u64 = 128 << 20;
+
+/// The workgroups of the large tile that a large GPU computes at the same time: two on each of 132
+/// multiprocessors.
+const LARGE_AT_ONCE: u64 = 264;
 
 /// The most rows that one workgroup sums, with 16 threads per column.
 const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
@@ -27,7 +30,7 @@ const COLUMN_SUM_MIN_ROWS: usize = 1024;
 const PARTIAL: ElementType = ElementType::F32;
 
 /// A matrix inside a bound slice.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Operand {
     slice: BufferSlice,
     first: usize,
@@ -36,13 +39,15 @@ pub(crate) struct Operand {
     /// If the rows in memory are grouped in runs: the number of rows of a run, and the number of
     /// elements from one run to the next.
     runs: Option<(usize, usize)>,
+    /// In a transposed matrix: the row from which on elements are further away, and by how many.
+    gap: Option<(usize, usize)>,
 }
 
 impl Operand {
     /// Makes a matrix whose rows are rows in memory, `stride` apart, from element `first` of the
     /// slice.
     pub fn plain(slice: BufferSlice, first: usize, stride: usize) -> Self {
-        Self { slice, first, stride, transposed: false, runs: None }
+        Self { slice, first, stride, transposed: false, runs: None, gap: None }
     }
 
     /// Makes a matrix whose columns are rows in memory.
@@ -93,6 +98,92 @@ pub(crate) enum Epilogue {
     Present,
 }
 
+/// `c [m, n] = epilogue + a [m, k] · b [k, n]`
+#[derive(Clone)]
+pub(crate) struct Product {
+    pub label: String,
+    pub mnk: [usize; 3],
+    pub a: Operand,
+    pub b: Operand,
+    pub epilogue: Epilogue,
+    pub c: Operand,
+}
+
+impl Product {
+    /// Returns true if the result has no gaps between its rows and can be added up from parts.
+    fn is_splittable(&self) -> bool {
+        let is_whole = self.c.stride == self.mnk[1] && self.c.runs.is_none();
+        is_whole && !matches!(self.epilogue, Epilogue::Bias(_))
+    }
+
+    /// Returns the product with its result in `slice`, which covers the buffer from `start` on, or
+    /// is laid out as if it did.
+    fn to(&self, slice: BufferSlice, start: usize) -> Self {
+        let c = Operand::plain(slice, self.result().start - start, self.mnk[1]);
+        Self { c, ..self.clone() }
+    }
+
+    /// Returns the elements of the result in the buffer, if it is splittable.
+    fn result(&self) -> Range<usize> {
+        let first = self.c.slice.first + self.c.first;
+        first..first + self.mnk[0] * self.mnk[1]
+    }
+}
+
+/// The gradient of a weight, and of the biases that are added where the weight is used: daᵀ · x, and
+/// the sums of the rows of daᵀ.
+#[derive(Clone)]
+pub(crate) struct WeightGradient {
+    pub product: Product,
+    /// The slice for the sums of the rows of `a`, and the first element in it.
+    pub bias: Option<(BufferSlice, usize)>,
+}
+
+impl WeightGradient {
+    /// Joins two gradients whose results follow one another, and which differ in the columns of da,
+    /// to a single one.
+    fn join(&self, next: &Self) -> Option<Self> {
+        let ([m, n, k], [next_m, next_n, next_k]) = (self.product.mnk, next.product.mnk);
+        let (a, next_a) = (self.product.a, next.product.a);
+        let follows = self.product.b == next.product.b
+            && (n, k) == (next_n, next_k)
+            && self.product.result().end == next.product.result().start;
+        let biases_follow = match (self.bias, next.bias) {
+            (None, None) => true,
+            (Some((slice, first)), Some(then)) => then == (slice, first + m),
+            _ => false,
+        };
+        let gap = next_a.first.checked_sub(a.first + m)?;
+        // Four rows are loaded at once.
+        let is_whole = a.gap.is_none() && m.is_multiple_of(4) && gap.is_multiple_of(4);
+        let same = Operand { first: next_a.first, ..a } == next_a && a.transposed;
+        if !(follows && biases_follow && is_whole && same) {
+            return None;
+        }
+        let product = Product {
+            label: format!("{}; {}", self.product.label, next.product.label),
+            mnk: [m + next_m, n, k],
+            a: Operand { gap: Some((m, gap)), ..a },
+            ..self.product.clone()
+        };
+        Some(Self { product, bias: self.bias })
+    }
+
+    /// Returns the columns of da that the bias's gradient sums.
+    fn bias_columns(&self) -> ColumnSum {
+        let Operand { slice, first, stride, .. } = self.product.a;
+        let [m, _, rows] = self.product.mnk;
+        ColumnSum { slice, rows, stride, range: first..first + m }
+    }
+
+    /// Returns the ranges of the buffer that the gradient consists of.
+    fn results(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let m = self.product.mnk[0];
+        let bias = self.bias.map(|(slice, first)| slice.first + first..slice.first + first + m);
+        std::iter::once(self.product.result()).chain(bias)
+    }
+}
+
 /// Columns of a matrix to sum.
 #[derive(Clone)]
 pub(crate) struct ColumnSum {
@@ -110,19 +201,29 @@ pub(crate) struct ProductPlanner<'a> {
     caps: &'a DeviceCaps,
     /// The FLOPs of the plan's forward pass.
     plan_flops: u64,
+    /// The tile of all products, if a check forces one.
+    forced: Option<ProductTile>,
     partials: BufferId,
     partials_len: Cell<usize>,
 }
 
 impl<'a> ProductPlanner<'a> {
-    /// Makes a planner for a plan whose forward pass has `plan_flops`. It puts partial results into the next of
-    /// `buffers`. Call [`Self::add_partials`] after all stages are made.
+    /// Makes a planner for a plan whose forward pass has `plan_flops`. It puts partial results into
+    /// the next of `buffers`. Call [`Self::add_partials`] after all stages are made.
     pub fn new(caps: &'a DeviceCaps, plan_flops: u64, buffers: &BufferList) -> Self {
-        Self { caps, plan_flops, partials: buffers.next_id(), partials_len: Cell::new(0) }
+        let partials = buffers.next_id();
+        Self { caps, plan_flops, forced: None, partials, partials_len: Cell::new(0) }
     }
 
-    fn tile(&self, mnk: [usize; 3]) -> ProductTile {
-        ProductTile::choose(mnk, self.plan_flops, self.caps)
+    /// Makes all products with the large tile, to check it with small ones.
+    pub fn with_large_tiles(self) -> Self {
+        Self { forced: Some(ProductTile::Large), ..self }
+    }
+
+    /// Returns the tile of a product whose k can be split into at most `parts`.
+    fn tile(&self, mnk: [usize; 3], parts: usize) -> ProductTile {
+        let choose = || ProductTile::choose(mnk, parts, self.plan_flops, self.caps);
+        self.forced.unwrap_or_else(choose)
     }
 
     /// Adds the buffer of partial results if there are any. It is large enough for every product.
@@ -138,7 +239,7 @@ impl<'a> ProductPlanner<'a> {
         BufferSlice { buffer: self.partials, element: PARTIAL, first: 0, len }
     }
 
-    /// Returns the number of parts for a product of `groups` workgroups, at most `most`.
+    /// Returns the number of parts for `groups` workgroups, at most `most`.
     fn parts(&self, groups: u64, most: usize) -> usize {
         // Enough workgroups to fill the device several times.
         let enough = if self.caps.software { 2 * self.caps.usable_cores() as u64 } else { 512 };
@@ -146,109 +247,213 @@ impl<'a> ProductPlanner<'a> {
         if parts < 2 { 1 } else { parts as usize }
     }
 
-    /// Returns the stages of `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several
-    /// of the largest allowed size.
-    pub fn matmul(
-        &self,
-        label: &str,
-        mnk: [usize; 3],
-        a: Operand,
-        b: Operand,
-        epilogue: Epilogue,
-        c: Operand,
-    ) -> Vec<Stage> {
-        let [m, n, k] = mnk;
-        let [x, y] = self.tile(mnk).groups(m, n);
-        let parts = self.parts(x * y, k / MATMUL_MIN_DEPTH);
-        let is_whole = c.stride == n && c.runs.is_none() && m * n <= MAX_WORKGROUPS * 16;
-        if parts == 1 || !is_whole || matches!(epilogue, Epilogue::Bias(_)) {
-            let most = self.largest_dispatch(mnk);
-            return self.matmul_in_dispatches(label, mnk, most, a, b, epilogue, c);
-        }
-        self.matmul_split_k(label, mnk, parts, a, b, epilogue, c)
+    /// Returns the most parts of a sum of length `k` whose partial results have `len` elements.
+    fn most_parts(&self, k: usize, len: usize) -> usize {
+        let limits = &self.caps.limits;
+        let bytes =
+            PARTIALS_BYTES.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size);
+        let by_memory = bytes / PARTIAL.bytes(len.max(1));
+        (k / MATMUL_MIN_DEPTH).min(by_memory.try_into().unwrap_or(usize::MAX)).max(1)
     }
 
-    /// Split-K: computes the product with k in parts, one workgroup along z per part, and adds them
-    /// up.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the arguments of matmul, and the number of parts"
-    )]
-    fn matmul_split_k(
+    /// Returns the number of parts of large products with sums of length `k`, at most `most`: the
+    /// number that takes the least time. The device computes as many tiles at a time as fit, so a
+    /// product takes as many rounds, each as long as a part of k and the work around it. A tile's
+    /// partial results are written and read again at the pace of memory.
+    fn large_parts(&self, tiles: &[u64], k: usize, most: usize) -> usize {
+        /// The k that a tile's first loads and its stores take the time of.
+        const AROUND: u64 = 64;
+        /// The twentieths of a k that the partial results of a tile take the time of: 128 KiB at 4
+        /// TB/s, to 8.6 TFLOP that the tiles of a round have for each k at 40 TFLOP/s.
+        const PARTIAL_TWENTIETHS: u64 = 3;
+        let time = |&parts: &usize| {
+            let (parts, part) = (parts as u64, k.div_ceil(parts) as u64);
+            let rounds: u64 = tiles.iter().map(|n| (n * parts).div_ceil(LARGE_AT_ONCE)).sum();
+            let partials = if parts == 1 { 0 } else { parts * tiles.iter().sum::<u64>() };
+            20 * rounds * (part + AROUND) + PARTIAL_TWENTIETHS * partials
+        };
+        (1..=most).min_by_key(time).expect("at least one part")
+    }
+
+    /// Returns the stages of a product: one dispatch, or several of the largest allowed size.
+    pub fn matmul(&self, product: &Product) -> Vec<Stage> {
+        let [m, n, k] = product.mnk;
+        let most = if product.is_splittable() { self.most_parts(k, m * n) } else { 1 };
+        let tile = self.tile(product.mnk, most);
+        let [x, y] = tile.groups(m, n);
+        let parts = match tile {
+            ProductTile::Large => self.large_parts(&[x * y], k, most),
+            ProductTile::Staged(_) | ProductTile::Blocks(_) => self.parts(x * y, most),
+        };
+        let gradient = WeightGradient { product: product.clone(), bias: None };
+        self.in_parts(&product.label, &[gradient], tile, parts)
+    }
+
+    /// Returns the stages of the gradients of a cell's parameters, which have one epilogue and are in
+    /// one buffer. The large tile also sums the rows of `a`, which it stages anyway. Gradients that
+    /// have it are added up from their parts together.
+    pub fn weight_gradients(&self, label: &str, gradients: &[WeightGradient]) -> Vec<Stage> {
+        let region = bound_range(gradients);
+        let tile = |gradient: &WeightGradient| {
+            let Product { mnk, .. } = gradient.product;
+            self.tile(mnk, self.most_parts(mnk[2], region.len()))
+        };
+        let is_large = |gradient: &WeightGradient| tile(gradient) == ProductTile::Large;
+        let limits = &self.caps.limits;
+        let is_bound = PARTIAL.bytes(region.len()) <= limits.max_storage_buffer_binding_size;
+        let (mut large, mut other): (Vec<WeightGradient>, Vec<_>) = (Vec::new(), Vec::new());
+        for gradient in gradients {
+            let joined = large.last().and_then(|last| last.join(gradient));
+            match (joined, large.last_mut()) {
+                (Some(joined), Some(last)) => *last = joined,
+                _ if is_bound && is_large(gradient) => large.push(gradient.clone()),
+                _ => other.push(gradient.clone()),
+            }
+        }
+        let mut stages = Vec::new();
+        if let Some(first) = large.first() {
+            let k = first.product.mnk[2];
+            let groups = |g: &WeightGradient| {
+                let [m, n, _] = g.product.mnk;
+                ProductTile::Large.groups(m, n).iter().product()
+            };
+            let tiles: Vec<u64> = large.iter().map(groups).collect();
+            let most = self.most_parts(k, region.len());
+            let parts = self.large_parts(&tiles, k, most);
+            stages = self.in_parts(label, &large, ProductTile::Large, parts);
+        }
+        stages.extend(other.iter().flat_map(|gradient| self.matmul(&gradient.product)));
+        stages.extend(self.bias_gradients(&other));
+        stages
+    }
+
+    /// Returns the column sums for the gradients' biases, one for adjacent columns.
+    fn bias_gradients(&self, gradients: &[WeightGradient]) -> Vec<Stage> {
+        let mut sums: Vec<(ColumnSum, BufferSlice, usize, Epilogue)> = Vec::new();
+        for gradient in gradients {
+            let Some((slice, first)) = gradient.bias else { continue };
+            let columns = gradient.bias_columns();
+            match sums.last_mut() {
+                Some((last, to, to_first, _))
+                    if (last.slice, last.stride, last.range.end)
+                        == (columns.slice, columns.stride, columns.range.start)
+                        && (*to, *to_first + last.range.len()) == (slice, first) =>
+                {
+                    last.range.end = columns.range.end;
+                }
+                _ => sums.push((columns, slice, first, gradient.product.epilogue)),
+            }
+        }
+        let stages = |(columns, out, first, epilogue): (ColumnSum, _, _, _)| {
+            let accumulate = matches!(epilogue, Epilogue::Present);
+            self.column_sum("db = Σ da", &columns, out, first, accumulate)
+        };
+        sums.into_iter().flat_map(stages).collect()
+    }
+
+    /// Computes products with sums of one length, with k in `parts`: one workgroup along z per part.
+    /// Their partial results lie together as the results do, and are added up together.
+    fn in_parts(
         &self,
         label: &str,
-        [m, n, k]: [usize; 3],
+        gradients: &[WeightGradient],
+        tile: ProductTile,
         parts: usize,
-        a: Operand,
-        b: Operand,
-        epilogue: Epilogue,
-        c: Operand,
     ) -> Vec<Stage> {
-        let k_part = k.div_ceil(parts).next_multiple_of(16).min(MATMUL_MAX_DEPTH);
-        let tile = self.tile([m, n, k]);
-        let [x, y] = tile.groups(m, n);
-        let flops = 2 * x * y * product([tile.rows(), tile.columns(), k_part]);
-        let parts_at_once = (self.caps.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
+        let bound = bound_range(gradients);
+        let Product { mnk: [_, _, k], epilogue, c, .. } = gradients[0].product;
+        let out = BufferSlice { first: bound.start, len: bound.len(), ..c.slice };
+        let k_part = k.div_ceil(parts).next_multiple_of(16).min(tile.max_depth());
+        let parts = if parts == 1 { 1 } else { k.div_ceil(k_part) };
+        if parts == 1 {
+            let direct = |gradient: &WeightGradient| {
+                let mnk = gradient.product.mnk;
+                let product = match gradient.bias {
+                    None => gradient.product.clone(),
+                    // The result and the sums are in one binding.
+                    Some(_) => gradient.product.to(out, bound.start),
+                };
+                let bias = gradient.bias.map(|(slice, first)| slice.first + first - bound.start);
+                let mut most = self.largest_dispatch(tile, mnk);
+                if tile == ProductTile::Large {
+                    let [m, n, k] = mnk;
+                    let k = self.largest_k([m, n, k.min(tile.max_depth())]);
+                    most = self.largest_dispatch(tile, [m, n, k]);
+                }
+                Cut { tile, most, parts: None }.stages(&product, bias)
+            };
+            return gradients.iter().flat_map(direct).collect();
+        }
+        let mut ranges: Vec<_> = gradients.iter().flat_map(WeightGradient::results).collect();
+        ranges.sort_by_key(|range| range.start);
+        // Quads in the partial results are the quads of the results.
+        let start = ranges[0].start / 4 * 4;
+        let apart = (ranges[ranges.len() - 1].end - start).next_multiple_of(4);
+        let partials = self.partials(parts * apart);
         let mut stages = Vec::new();
-        for (k0, k) in split(k, k_part * parts_at_once) {
-            let parts = k.div_ceil(k_part);
-            let partials = self.partials(parts * m * n);
-            let product = SubProduct { first: [0, 0, k0], mnk: [m, n, k], k_part, tile };
-            let to = Operand::plain(partials, 0, n);
-            stages.push(product.stage(label, a, b, Epilogue::Zero, to));
-            let columns =
-                ColumnSum { slice: partials, rows: parts, stride: m * n, range: 0..m * n };
-            let accumulate = k0 > 0 || matches!(epilogue, Epilogue::Present);
-            stages.push(sum_stage(label, &columns, parts, c.slice, c.first, accumulate));
+        for WeightGradient { product: whole, bias } in gradients {
+            let [m, n, _] = whole.mnk;
+            let [most_m, most_n, _] = self.largest_dispatch(tile, [m, n, k_part]);
+            let flops = 2 * product([most_m, most_n, k_part]);
+            let at_once = (self.caps.product_flops() / flops).clamp(1, parts as u64) as usize;
+            let part = Product { epilogue: Epilogue::Zero, ..whole.to(partials, start) };
+            let sums_first = bias.map(|(slice, first)| slice.first + first - start);
+            let most = [most_m, most_n, k_part * at_once];
+            let cut = Cut { tile, most, parts: Some((k_part, apart)) };
+            stages.extend(cut.stages(&part, sums_first));
+        }
+        let accumulate = matches!(epilogue, Epilogue::Present);
+        ranges.dedup_by(|next, range| {
+            let follows = range.end == next.start;
+            if follows {
+                range.end = next.end;
+            }
+            follows
+        });
+        for range in ranges {
+            let columns = ColumnSum {
+                slice: partials,
+                rows: parts,
+                stride: apart,
+                range: range.start - start..range.end - start,
+            };
+            let to = range.start - bound.start;
+            stages.push(sum_stage(label, &columns, parts, out, to, accumulate));
         }
         stages
     }
 
     /// Computes a product in dispatches of at most `most_m` × `most_n` × `most_k`.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the arguments of matmul, and a dispatch's largest size"
-    )]
-    pub fn matmul_in_dispatches(
-        &self,
-        label: &str,
-        [m, n, k]: [usize; 3],
-        [most_m, most_n, most_k]: [usize; 3],
-        a: Operand,
-        b: Operand,
-        epilogue: Epilogue,
-        c: Operand,
-    ) -> Vec<Stage> {
-        let mut stages = Vec::new();
-        for (m0, m) in split(m, most_m) {
-            for (n0, n) in split(n, most_n) {
-                for (k0, k) in split(k, most_k) {
-                    let tile = self.tile([m, n, k]);
-                    let product =
-                        SubProduct { first: [m0, n0, k0], mnk: [m, n, k], k_part: k, tile };
-                    let epilogue = if k0 > 0 { Epilogue::Present } else { epilogue };
-                    stages.push(product.stage(label, a, b, epilogue, c));
-                }
-            }
-        }
-        stages
+    pub fn matmul_in_dispatches(&self, product: &Product, most: [usize; 3]) -> Vec<Stage> {
+        let tile = self.tile(product.mnk, 1);
+        Cut { tile, most, parts: None }.stages(product, None)
     }
 
     /// Returns the largest part of an m × n × k product that one dispatch may compute, limited by
     /// its workgroups, its loops and its work.
-    fn largest_dispatch(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
-        let tile = self.tile([m, n, k]);
+    fn largest_dispatch(&self, tile: ProductTile, [m, n, k]: [usize; 3]) -> [usize; 3] {
         let (tile_n, tile_m) = (tile.columns(), tile.rows());
-        let k = k.min(MATMUL_MAX_DEPTH);
+        let k = k.min(tile.max_depth());
         // As many columns or rows as the work allows, in whole tiles, at least one.
         let most = |tile: usize, others: usize| {
             let flops_each = 2 * product([others, k]).max(1);
-            let tiles = self.caps.dispatch_flops() / (flops_each * tile as u64);
+            let tiles = self.caps.product_flops() / (flops_each * tile as u64);
             tile * tiles.clamp(1, MAX_WORKGROUPS as u64) as usize
         };
         let n = n.min(most(tile_n, tile_m));
         let m = m.min(most(tile_m, n));
         [m, n, k]
+    }
+
+    /// Returns the largest k of a dispatch of large tiles: with a longer one, the work of a dispatch
+    /// would be too few tiles for a large GPU.
+    fn largest_k(&self, [m, n, k]: [usize; 3]) -> usize {
+        let tile = ProductTile::Large;
+        let [x, y] = tile.groups(m, n);
+        let tiles = (x * y).min(2 * LARGE_AT_ONCE);
+        let flops_each = 2 * product([tile.rows(), tile.columns()]) * tiles;
+        let most = (self.caps.product_flops() / flops_each) as usize / 16 * 16;
+        k.min(most.max(MATMUL_MIN_DEPTH))
     }
 
     /// Returns the stages of `out[to..] = Σ over rows` of columns. They add to the contents of
@@ -279,27 +484,65 @@ impl<'a> ProductPlanner<'a> {
     }
 }
 
-/// The block of a product that one dispatch computes. Its k is split into parts of `k_part`, with
-/// one workgroup along z for each part.
-struct SubProduct {
-    /// The start along m, n and k.
-    first: [usize; 3],
-    mnk: [usize; 3],
-    k_part: usize,
-    tile: ProductTile,
+/// Returns the range of the buffer that a binding of all gradients covers.
+fn bound_range(gradients: &[WeightGradient]) -> Range<usize> {
+    let slices = |gradient: &WeightGradient| {
+        std::iter::once(gradient.product.c.slice).chain(gradient.bias.map(|(slice, _)| slice))
+    };
+    let bounds =
+        gradients.iter().flat_map(slices).map(|slice| (slice.first, slice.first + slice.len));
+    let all = bounds.reduce(|(first, end), (f, e)| (first.min(f), end.max(e)));
+    let (first, end) = all.expect("at least one gradient");
+    first..end
 }
 
-impl SubProduct {
-    /// Returns the dispatch. With several parts, `c` holds their results one after another.
-    fn stage(&self, label: &str, a: Operand, b: Operand, epilogue: Epilogue, c: Operand) -> Stage {
-        let Self { first: [m0, n0, k0], mnk: [m, n, k], k_part, tile } = *self;
-        let bias = match epilogue {
-            Epilogue::Bias(slice) => Some(slice),
-            Epilogue::Zero | Epilogue::Present => None,
+/// The dispatches that a product is cut into.
+struct Cut {
+    tile: ProductTile,
+    /// The largest sizes of a dispatch.
+    most: [usize; 3],
+    /// With partial results: the k of each part, and the distance between their results. Otherwise
+    /// each dispatch along k adds to the result.
+    parts: Option<(usize, usize)>,
+}
+
+impl Cut {
+    /// Returns the dispatches. `sums` is the index in c's slice for the sums of the rows of a.
+    fn stages(&self, whole: &Product, sums: Option<usize>) -> Vec<Stage> {
+        let [m, n, k] = whole.mnk;
+        let [most_m, most_n, most_k] = self.most;
+        let mut stages = Vec::new();
+        for (m0, m) in split(m, most_m) {
+            for (n0, n) in split(n, most_n) {
+                for (k0, k) in split(k, most_k) {
+                    let block = Block { first: [m0, n0, k0], mnk: [m, n, k] };
+                    // The first columns' workgroups sum the rows.
+                    stages.push(self.stage(whole, block, sums.filter(|_| n0 == 0)));
+                }
+            }
+        }
+        stages
+    }
+
+    fn stage(&self, whole: &Product, block: Block, sums: Option<usize>) -> Stage {
+        let Product { label, a, b, c, .. } = whole;
+        let Block { first: [m0, n0, k0], mnk: [m, n, k] } = block;
+        let (k_part, apart) = self.parts.unwrap_or((k, 0));
+        let to = k0 / k_part * apart;
+        let accumulate = match whole.epilogue {
+            Epilogue::Present => true,
+            Epilogue::Zero | Epilogue::Bias(_) => k0 > 0 && self.parts.is_none(),
+        };
+        let bias = match whole.epilogue {
+            Epilogue::Bias(slice) if k0 == 0 => Some(slice),
+            _ => None,
         };
         let [a_first, a_stride, a_row, a_run, a_skip] = a.from(m0, k0);
         let [b_first, b_stride, b_row, b_run, b_skip] = b.from(k0, n0);
         let [c_first, c_stride, c_row, c_run, c_skip] = c.from(m0, n0);
+        let c_first = c_first + to as u32;
+        let (gap_at, gap) = a.gap.unwrap_or((usize::MAX, 0));
+        let sums_first = sums.map_or(0, |first| first + to + m0);
         let args = MatmulArgs {
             m: m as u32,
             n: n as u32,
@@ -322,19 +565,27 @@ impl SubProduct {
             c_row,
             c_run,
             c_skip,
-            part_apart: (m * n) as u32,
+            part_apart: apart as u32,
             bias_first: n0 as u32,
             add_bias: u32::from(bias.is_some()),
-            accumulate: u32::from(matches!(epilogue, Epilogue::Present)),
-            n_threads: tile.n_threads() as u32,
+            accumulate: u32::from(accumulate),
+            n_threads: self.tile.n_threads() as u32,
+            a_gap_at: gap_at.saturating_sub(m0).min(u32::MAX as usize) as u32,
+            a_gap: gap as u32,
+            row_sums: u32::from(sums.is_some()),
+            sums_first: sums_first as u32,
         };
+        let tile = self.tile;
         let runs = [a, b, c].iter().any(|operand| operand.runs.is_some());
+        let operands = a.is_aligned(a_first) && b.is_aligned(b_first);
+        let ends = [n, apart, sums_first, sums.map_or(0, |_| m)];
+        let result = c.is_aligned(c_first) && ends.iter().all(|end| end.is_multiple_of(4));
         let parts = k.div_ceil(k_part) as u64;
         let [x, y] = tile.groups(m, n);
         let k_padded = k_part.min(k).next_multiple_of(tile.depth());
         Stage::Once(Dispatch {
-            label: label.to_owned(),
-            kernel: tile.kernel(a.is_aligned(a_first) && b.is_aligned(b_first)),
+            label: label.clone(),
+            kernel: tile.kernel(operands, result, runs),
             constants: tile.constants(runs),
             // Every binding needs a buffer: without a bias, b is bound and not read.
             bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
@@ -345,9 +596,17 @@ impl SubProduct {
             bytes: a.bytes(product([m, k]))
                 + b.bytes(product([n, k]))
                 + c.bytes(parts * product([m, n])),
-            iterations: tile.iterations(k_part) as u64,
+            iterations: tile.iterations(k_part.min(k)) as u64,
         })
     }
+}
+
+/// The block of a product that one dispatch computes.
+#[derive(Clone, Copy)]
+struct Block {
+    /// The start along m, n and k.
+    first: [usize; 3],
+    mnk: [usize; 3],
 }
 
 /// Returns a dispatch that sums columns. Its rows are split into parts, whose partial sums follow
@@ -362,6 +621,9 @@ fn sum_stage(
 ) -> Stage {
     let ColumnSum { slice, rows, stride, ref range } = *columns;
     let width = range.len();
+    // A lane adds a few rows at least.
+    let lanes = (rows_part / 4).clamp(1, COLUMN_SUM_LANES);
+    let lanes = 1 << lanes.ilog2();
     let args = ColumnSumArgs {
         rows: rows as u32,
         rows_part: rows_part as u32,
@@ -371,22 +633,30 @@ fn sum_stage(
         out_first: to as u32,
         part_apart: width as u32,
         accumulate: u32::from(accumulate),
+        lanes: lanes as u32,
     };
-    let [tile, _] = (COLUMN_SUM.workgroup)(&[]).tile.map(|side| side as usize);
+    let tile = COLUMN_SUM_THREADS / lanes;
     let (groups, parts) = (width.div_ceil(tile), rows.div_ceil(rows_part));
+    let [x, y, _] = over_two_axes(groups);
     Stage::Once(Dispatch {
         label: label.to_owned(),
         kernel: &COLUMN_SUM,
         constants: Vec::new(),
         bindings: vec![slice, out],
         args: args.as_u32s().to_vec(),
-        workgroups: [groups as u64, 1, parts as u64],
+        workgroups: [x, y, parts as u64],
         flops: product([rows, width]),
         padded_flops: product([groups, tile, rows]),
         bytes: slice.element.size() * product([rows, width])
             + out.element.size() * product([parts, width]),
-        iterations: rows_part.div_ceil(16) as u64 + 5,
+        iterations: (rows_part.div_ceil(lanes) + COLUMN_SUM_LANES.ilog2() as usize + 1) as u64,
     })
+}
+
+/// Distributes workgroups over x and y. The last workgroups may have no work.
+pub(super) fn over_two_axes(groups: usize) -> [u64; 3] {
+    let x = groups.min(MAX_WORKGROUPS);
+    [x as u64, groups.div_ceil(x) as u64, 1]
 }
 
 /// Splits `0..total` into ranges of at most `most`: (start, length).

@@ -1,7 +1,6 @@
 //! Checks every dispatch of every plan against its kernel's interface.
 
 use super::*;
-use crate::kernels::Access;
 use crate::spec::config::{Activation, Direction, Layout};
 use crate::spec::head::Head;
 use crate::spec::optimizer::Clip;
@@ -61,7 +60,7 @@ fn what_is_bound_has_the_elements_that_the_kernel_reads() {
                 assert_eq!(slice.element, spec.element, "{what}");
                 assert!(slice.bytes() >= binding.min_size(), "{what}");
                 assert!(slice.offset().is_multiple_of(BINDING_ALIGNMENT), "{what}");
-                if binding.access == Access::ReadQuads {
+                if binding.is_quads() {
                     assert!(slice.bytes().is_multiple_of(binding.min_size()), "{what}");
                 }
                 // The loss reads numbers as their bits, from the binding that also takes classes.

@@ -3,16 +3,23 @@
 use super::allow;
 use crate::error::Result;
 use crate::kernels::{
-    BLOCKS_THREADS, Kernel, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MatmulConstants,
+    BLOCKS_THREADS, Kernel, LARGE_DEPTH, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MATMUL_LARGE,
+    MATMUL_LARGE_SCALAR, MatmulConstants,
 };
 use crate::plan::DeviceCaps;
 
-/// The number of large tiles of a product that occupies a whole large GPU.
+/// The number of large tiles of a product, with all parts of a split k, that occupies a large GPU.
 const LARGE_TILES: u64 = 96;
+
+/// The rows and columns of a large tile.
+const LARGE_SIDE: usize = 128;
 
 /// The kernel of a product, and the layout of its workgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::plan) enum ProductTile {
+    /// The tile of [`MATMUL_LARGE`], of one size: it halves the reads from memory of the largest
+    /// [`StagedTile`], and a thread of it multiplies while it loads.
+    Large,
     Staged(StagedTile),
     Blocks(BlocksTile),
 }
@@ -47,31 +54,40 @@ pub(in crate::plan) struct BlocksTile {
 const LARGE_BLOCKS_FLOPS: u64 = 20_000_000;
 
 impl ProductTile {
-    /// Chooses the kernel and the tile of an m × n × k product, in a plan whose forward pass has
-    /// `plan_flops`. On a software adapter all products of a plan have one side, because each is
-    /// compiled.
-    pub fn choose([m, n, k]: [usize; 3], plan_flops: u64, caps: &DeviceCaps) -> Self {
-        match caps.software {
-            true => {
-                let side = if plan_flops < LARGE_BLOCKS_FLOPS { 4 } else { 8 };
-                Self::Blocks(BlocksTile::choose(m, n, side))
-            }
-            false => Self::Staged(StagedTile::choose([m, n, k], caps)),
+    /// Chooses the kernel and the tile of an m × n × k product whose k can be split into `parts`, in
+    /// a plan whose forward pass has `plan_flops`. On a software adapter all products of a plan have
+    /// one side, because each is compiled.
+    pub fn choose(mnk: [usize; 3], parts: usize, plan_flops: u64, caps: &DeviceCaps) -> Self {
+        let [m, n, _] = mnk;
+        if caps.software {
+            let side = if plan_flops < LARGE_BLOCKS_FLOPS { 4 } else { 8 };
+            return Self::Blocks(BlocksTile::choose(m, n, side));
         }
+        let [x, y] = Self::Large.groups(m, n);
+        let fills = (x * y).saturating_mul(parts as u64) >= LARGE_TILES;
+        if m.min(n) > LARGE_SIDE / 2 && fills && allow_large(caps).is_ok() {
+            return Self::Large;
+        }
+        Self::Staged(StagedTile::choose(mnk))
     }
 
-    /// Returns the kernel. `aligned` is true if the rows of both operands start at whole quads.
-    pub fn kernel(&self, aligned: bool) -> &'static Kernel {
-        match (self, aligned) {
-            (Self::Staged(_), _) => &MATMUL,
-            (Self::Blocks(_), true) => &MATMUL_BLOCKS,
-            (Self::Blocks(_), false) => &MATMUL_BLOCKS_SCALAR,
+    /// Returns the kernel. `operands` is true if the rows of both operands start at whole quads,
+    /// `result` if those of the result also do and end at whole quads. The large tile reads
+    /// runs of rows one by one: with their divisions it needs registers that a quad would take.
+    pub fn kernel(&self, operands: bool, result: bool, runs: bool) -> &'static Kernel {
+        match self {
+            Self::Large if operands && result && !runs => &MATMUL_LARGE,
+            Self::Large => &MATMUL_LARGE_SCALAR,
+            Self::Staged(_) => &MATMUL,
+            Self::Blocks(_) if operands => &MATMUL_BLOCKS,
+            Self::Blocks(_) => &MATMUL_BLOCKS_SCALAR,
         }
     }
 
     /// Returns the kernel's override constants.
     pub fn constants(&self, runs: bool) -> Vec<u32> {
         match self {
+            Self::Large => vec![u32::from(runs)],
             Self::Staged(tile) => tile.constants(runs).as_u32s().to_vec(),
             Self::Blocks(tile) => vec![u32::from(runs), tile.side as u32],
         }
@@ -80,6 +96,7 @@ impl ProductTile {
     /// Returns the threads along the result's columns.
     pub fn n_threads(&self) -> usize {
         match *self {
+            Self::Large => LARGE_SIDE / 8,
             Self::Staged(StagedTile { n_threads, .. })
             | Self::Blocks(BlocksTile { n_threads, .. }) => n_threads,
         }
@@ -87,6 +104,7 @@ impl ProductTile {
 
     pub fn rows(&self) -> usize {
         match self {
+            Self::Large => LARGE_SIDE,
             Self::Staged(tile) => 8 * tile.m_threads,
             Self::Blocks(tile) => tile.side * BLOCKS_THREADS / tile.n_threads,
         }
@@ -94,6 +112,7 @@ impl ProductTile {
 
     pub fn columns(&self) -> usize {
         match self {
+            Self::Large => LARGE_SIDE,
             Self::Staged(tile) => 4 * tile.n_quads * tile.n_threads,
             Self::Blocks(tile) => tile.side * tile.n_threads,
         }
@@ -107,8 +126,19 @@ impl ProductTile {
     /// Returns the elements along k that the kernel processes at once.
     pub fn depth(&self) -> usize {
         match self {
+            Self::Large => LARGE_DEPTH,
             Self::Staged(tile) => tile.depth,
             Self::Blocks(_) => 4,
+        }
+    }
+
+    /// Returns the longest sum that a workgroup computes: its iterations stay below
+    /// [`crate::kernels::LOOP_BUDGET`].
+    pub fn max_depth(&self) -> usize {
+        match self {
+            Self::Large => 1 << 18,
+            // Every 16 elements cost a slice of 16 iterations and a few more.
+            Self::Staged(_) | Self::Blocks(_) => 16_384,
         }
     }
 
@@ -116,6 +146,7 @@ impl ProductTile {
     pub fn iterations(&self, k: usize) -> usize {
         let slices = k.div_ceil(self.depth());
         match self {
+            Self::Large => slices,
             // Per slice: its k, the thread's staged elements, and the slice itself. Finally the
             // blocks, one after another.
             Self::Staged(tile) => slices * (3 * tile.depth + 3) + 2 * tile.n_quads * 17,
@@ -124,13 +155,15 @@ impl ProductTile {
     }
 }
 
+/// Checks that a device can run the workgroups of the large tile.
+fn allow_large(caps: &DeviceCaps) -> Result<()> {
+    allow("a product's workgroup", &MATMUL_LARGE, &ProductTile::Large.constants(false), caps)
+}
+
 impl StagedTile {
     /// Chooses the tile. Narrow results get narrow tiles, and short sums short slices, so that
     /// little padding is multiplied.
-    fn choose([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Self {
-        if let Some(large) = Self::large([m, n, k], caps) {
-            return large;
-        }
+    fn choose([m, n, k]: [usize; 3]) -> Self {
         let (m_threads, n_threads, n_quads, depth) = match (m, n) {
             (..=64, ..=4) => (8, 1, 1, 8),
             (..=8, _) => (1, 32, 2, 8),
@@ -139,22 +172,6 @@ impl StagedTile {
             _ => (8, 8, 2, 16),
         };
         Self { m_threads, n_threads, n_quads, depth: if k <= 4 { 4 } else { depth } }
-    }
-
-    /// Tiles of 128 × 128 halve the reads from memory. They are for GPUs whose workgroups can hold
-    /// them, and for results with enough tiles to occupy such a GPU.
-    fn large([m, n, k]: [usize; 3], caps: &DeviceCaps) -> Option<Self> {
-        let tile = |depth| Self { m_threads: 16, n_threads: 16, n_quads: 2, depth };
-        let [x, y] = ProductTile::Staged(tile(1)).groups(m, n);
-        if m.min(n) <= 64 || x * y < LARGE_TILES {
-            return None;
-        }
-        let depths: &[usize] = if k <= 4 { &[4] } else { &[16, 8] };
-        depths.iter().map(|&depth| tile(depth)).find(|tile| tile.allow(caps).is_ok())
-    }
-
-    fn allow(&self, caps: &DeviceCaps) -> Result<()> {
-        allow("a product's workgroup", &MATMUL, self.constants(false).as_u32s(), caps)
     }
 
     fn constants(&self, runs: bool) -> MatmulConstants {

@@ -129,8 +129,8 @@ fn products_have_these_tiles() {
         (GPU, [9, 17, 4], LARGE, [64, 64, 4]),
         (GPU, [65, 65, 16], LARGE, [64, 64, 16]),
         (GPU, [1024, 1024, 3], LARGE, [64, 64, 4]),
-        (GPU, [1200, 1300, 64], LARGE, [64, 64, 16]),
-        (GPU, [2048, 2048, 512], LARGE, [64, 64, 16]),
+        (GPU, [1200, 1300, 64], LARGE, [128, 128, 8]),
+        (GPU, [2048, 2048, 512], LARGE, [128, 128, 8]),
         (GPU, [64, 65536, 512], LARGE, [64, 64, 16]),
         (ROOMY, [1, 1, 1], LARGE, [64, 4, 4]),
         (ROOMY, [64, 4, 9], LARGE, [64, 4, 8]),
@@ -140,8 +140,9 @@ fn products_have_these_tiles() {
         (ROOMY, [9, 17, 4], LARGE, [64, 64, 4]),
         (ROOMY, [65, 65, 16], LARGE, [64, 64, 16]),
         (ROOMY, [1024, 1024, 3], LARGE, [64, 64, 4]),
-        (ROOMY, [1200, 1300, 64], LARGE, [128, 128, 16]),
-        (ROOMY, [2048, 2048, 512], LARGE, [128, 128, 16]),
+        (ROOMY, [1200, 1300, 64], LARGE, [128, 128, 8]),
+        (ROOMY, [2048, 2048, 512], LARGE, [128, 128, 8]),
+        (TIGHT, [1200, 1300, 64], LARGE, [64, 64, 16]),
         (ROOMY, [64, 65536, 512], LARGE, [64, 64, 16]),
         (SOFTWARE, [1, 1, 1], SMALL, [16, 16, 4]),
         (SOFTWARE, [1, 1, 1], LARGE, [32, 32, 4]),
@@ -158,7 +159,7 @@ fn products_have_these_tiles() {
         (SOFTWARE, [1024, 1024, 3], SMALL, [16, 16, 4]),
         (SOFTWARE, [1024, 1024, 3], LARGE, [32, 32, 4]),
     ] {
-        let tile = ProductTile::choose(mnk, flops, &caps);
+        let tile = ProductTile::choose(mnk, 1, flops, &caps);
         let got = [tile.rows(), tile.columns(), tile.depth()];
         assert_eq!(got, expected, "{caps:?}, {mnk:?}, {flops}");
     }
