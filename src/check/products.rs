@@ -104,7 +104,7 @@ impl TestMatrix {
 }
 
 /// The tiles of a product.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Tiles {
     /// Of this kind of adapter.
     Own,
@@ -134,18 +134,15 @@ pub(super) async fn check_matmul(gpu: &Gpu, findings: &mut Findings<'_>) -> Resu
             let aligned =
                 (is_large && n.is_multiple_of(4)).then(|| [a.aligned([m, k]), b.aligned([k, n])]);
             let operands: Vec<_> = std::iter::once([a, b]).chain(aligned).collect();
-            for (tiles, [a, b]) in tiles.iter().flat_map(|&t| operands.iter().map(move |o| (t, o)))
-            {
-                let c = multiply(gpu, tiles, subject, [m, n, k], a, b, bias.as_deref()).await?;
-                let mut got: Vec<f32> = (0..m * n).map(|i| c.at(i / n, i % n) as f32).collect();
-                got.push(c.data.iter().filter(|v| !v.is_nan()).count() as f32);
-                let note = match tiles {
-                    Tiles::Own => "",
-                    Tiles::Other => ", other tiles",
-                    Tiles::Large => ", large tiles",
-                };
-                let sizes = format!("M {m}, N {n}, K {k}{note}, from {}", a.first);
-                findings.compare_slices(subject, &sizes, &got, &expected);
+            for tiles in tiles {
+                for [a, b] in &operands {
+                    let c =
+                        multiply(gpu, *tiles, subject, [m, n, k], a, b, bias.as_deref()).await?;
+                    let mut got: Vec<f32> = (0..m * n).map(|i| c.at(i / n, i % n) as f32).collect();
+                    got.push(c.data.iter().filter(|v| !v.is_nan()).count() as f32);
+                    let sizes = format!("M {m}, N {n}, K {k}, {tiles:?} tiles, from {}", a.first);
+                    findings.compare_slices(subject, &sizes, &got, &expected);
+                }
             }
         }
     }
