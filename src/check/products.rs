@@ -17,9 +17,9 @@ const SPLIT: [usize; 3] = [65, 97, 50];
 /// The largest sizes of a dispatch of the split product.
 const LARGEST: [usize; 3] = [32, 64, 16];
 
-/// The sizes M, N, K of all products. The last but one has enough tiles for large tiles to be
-/// chosen on a GPU. K of the last exceeds the loop limit of lavapipe, so it is cut into dispatches.
-const MNK: [[usize; 3]; 16] = [
+/// The sizes M, N, K of all products. K of the last exceeds the loop limit of lavapipe, so it is cut
+/// into dispatches.
+const MNK: [[usize; 3]; 15] = [
     [1, 1, 1],
     [2, 3, 5],
     [31, 33, 17],
@@ -34,7 +34,6 @@ const MNK: [[usize; 3]; 16] = [
     [259, 13, 16],
     [70, 5, 1301],
     [129, 131, 19],
-    [12_285, 65, 9],
     [1, 1, 70_001],
 ];
 

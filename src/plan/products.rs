@@ -13,6 +13,9 @@ pub(super) const MAX_WORKGROUPS: usize = 65_535;
 /// The shortest sum that is worth its own workgroup.
 const MATMUL_MIN_DEPTH: usize = 512;
 
+/// The same for the large tile, which computes a sum several times as fast.
+const LARGE_MIN_DEPTH: usize = 128;
+
 /// The most bytes of a product's partial results. H of 1024 gets four parts.
 const PARTIALS_BYTES: u64 = 128 << 20;
 
@@ -220,7 +223,7 @@ impl<'a> ProductPlanner<'a> {
         Self { forced: Some(ProductTile::Large), ..self }
     }
 
-    /// Returns the tile of a product whose k can be split into at most `parts`.
+    /// Returns the tile of a product that is added up from at most `parts` large tiles along k.
     fn tile(&self, mnk: [usize; 3], parts: usize) -> ProductTile {
         let choose = || ProductTile::choose(mnk, parts, self.plan_flops, self.caps);
         self.forced.unwrap_or_else(choose)
@@ -247,13 +250,20 @@ impl<'a> ProductPlanner<'a> {
         if parts < 2 { 1 } else { parts as usize }
     }
 
-    /// Returns the most parts of a sum of length `k` whose partial results have `len` elements.
-    fn most_parts(&self, k: usize, len: usize) -> usize {
+    /// Returns the most parts of which the partial results, of `len` elements each, are bound.
+    fn most_partials(&self, len: usize) -> usize {
         let limits = &self.caps.limits;
-        let bytes =
-            PARTIALS_BYTES.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size);
-        let by_memory = bytes / PARTIAL.bytes(len.max(1));
-        (k / MATMUL_MIN_DEPTH).min(by_memory.try_into().unwrap_or(usize::MAX)).max(1)
+        let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        let parts = PARTIALS_BYTES.min(bound) / PARTIAL.bytes(len.max(1));
+        parts.try_into().unwrap_or(usize::MAX)
+    }
+
+    /// Returns the most parts of a product of large tiles, whose partial results have `len` elements:
+    /// they take half as much memory as the operand a at most.
+    fn most_large_parts(&self, [m, _, k]: [usize; 3], len: usize) -> usize {
+        let by_operand = product([m, k]) / 2 / len.max(1) as u64;
+        let by_operand = by_operand.try_into().unwrap_or(usize::MAX);
+        (k / LARGE_MIN_DEPTH).min(self.most_partials(len)).min(by_operand).max(1)
     }
 
     /// Returns the number of parts of large products with sums of length `k`, at most `most`: the
@@ -278,12 +288,16 @@ impl<'a> ProductPlanner<'a> {
     /// Returns the stages of a product: one dispatch, or several of the largest allowed size.
     pub fn matmul(&self, product: &Product) -> Vec<Stage> {
         let [m, n, k] = product.mnk;
-        let most = if product.is_splittable() { self.most_parts(k, m * n) } else { 1 };
+        let len = m * n;
+        let most = if product.is_splittable() { self.most_large_parts([m, n, k], len) } else { 1 };
         let tile = self.tile(product.mnk, most);
         let [x, y] = tile.groups(m, n);
         let parts = match tile {
             ProductTile::Large => self.large_parts(&[x * y], k, most),
-            ProductTile::Staged(_) | ProductTile::Blocks(_) => self.parts(x * y, most),
+            _ if !product.is_splittable() => 1,
+            ProductTile::Staged(_) | ProductTile::Blocks(_) => {
+                self.parts(x * y, (k / MATMUL_MIN_DEPTH).min(self.most_partials(len)))
+            }
         };
         let gradient = WeightGradient { product: product.clone(), bias: None };
         self.in_parts(&product.label, &[gradient], tile, parts)
@@ -294,21 +308,26 @@ impl<'a> ProductPlanner<'a> {
     /// have it are added up from their parts together.
     pub fn weight_gradients(&self, label: &str, gradients: &[WeightGradient]) -> Vec<Stage> {
         let region = bound_range(gradients);
-        let tile = |gradient: &WeightGradient| {
-            let Product { mnk, .. } = gradient.product;
-            self.tile(mnk, self.most_parts(mnk[2], region.len()))
+        // The first gradient, of W_ih, has all of da.
+        let most = self.most_large_parts(gradients[0].product.mnk, region.len());
+        let is_bound =
+            PARTIAL.bytes(region.len()) <= self.caps.limits.max_storage_buffer_binding_size;
+        let is_large = |gradient: &WeightGradient, parts| {
+            is_bound && self.tile(gradient.product.mnk, parts) == ProductTile::Large
         };
-        let is_large = |gradient: &WeightGradient| tile(gradient) == ProductTile::Large;
-        let limits = &self.caps.limits;
-        let is_bound = PARTIAL.bytes(region.len()) <= limits.max_storage_buffer_binding_size;
-        let (mut large, mut other): (Vec<WeightGradient>, Vec<_>) = (Vec::new(), Vec::new());
-        for gradient in gradients {
-            let joined = large.last().and_then(|last| last.join(gradient));
-            match (joined, large.last_mut()) {
-                (Some(joined), Some(last)) => *last = joined,
-                _ if is_bound && is_large(gradient) => large.push(gradient.clone()),
-                _ => other.push(gradient.clone()),
-            }
+        // If large tiles pay for one gradient, all that are wide enough join it.
+        let is_wide = |gradient: &WeightGradient| is_large(gradient, usize::MAX);
+        let (mut large, mut other) = (Vec::new(), Vec::new());
+        let mut rest = gradients;
+        while let [gradient, after @ ..] = rest {
+            let joined = after.first().and_then(|next| gradient.join(next)).filter(is_wide);
+            rest = &after[usize::from(joined.is_some())..];
+            let gradient = joined.unwrap_or_else(|| gradient.clone());
+            if is_wide(&gradient) { large.push(gradient) } else { other.push(gradient) }
+        }
+        if !large.iter().any(|gradient| is_large(gradient, most)) {
+            large.clear();
+            other = gradients.to_vec();
         }
         let mut stages = Vec::new();
         if let Some(first) = large.first() {
@@ -318,7 +337,6 @@ impl<'a> ProductPlanner<'a> {
                 ProductTile::Large.groups(m, n).iter().product()
             };
             let tiles: Vec<u64> = large.iter().map(groups).collect();
-            let most = self.most_parts(k, region.len());
             let parts = self.large_parts(&tiles, k, most);
             stages = self.in_parts(label, &large, ProductTile::Large, parts);
         }

@@ -8,8 +8,13 @@ use crate::kernels::{
 };
 use crate::plan::DeviceCaps;
 
-/// The number of large tiles of a product, with all parts of a split k, that occupies a large GPU.
-const LARGE_TILES: u64 = 96;
+/// The number of large tiles of a product, with all parts of a split k, from which it is faster with
+/// large tiles: they occupy half of the 132 multiprocessors of a large GPU, each with eight warps.
+const LARGE_TILES: u64 = 64;
+
+/// The shortest sum for large tiles. A product with a shorter one waits for memory whatever its
+/// tile, and the smaller tile writes rows that start anywhere faster.
+const LARGE_MIN_DEPTH: usize = 32;
 
 /// The rows and columns of a large tile.
 const LARGE_SIDE: usize = 128;
@@ -58,14 +63,15 @@ impl ProductTile {
     /// a plan whose forward pass has `plan_flops`. On a software adapter all products of a plan have
     /// one side, because each is compiled.
     pub fn choose(mnk: [usize; 3], parts: usize, plan_flops: u64, caps: &DeviceCaps) -> Self {
-        let [m, n, _] = mnk;
+        let [m, n, k] = mnk;
         if caps.software {
             let side = if plan_flops < LARGE_BLOCKS_FLOPS { 4 } else { 8 };
             return Self::Blocks(BlocksTile::choose(m, n, side));
         }
         let [x, y] = Self::Large.groups(m, n);
         let fills = (x * y).saturating_mul(parts as u64) >= LARGE_TILES;
-        if m.min(n) > LARGE_SIDE / 2 && fills && allow_large(caps).is_ok() {
+        let is_wide = m.min(n) >= LARGE_SIDE / 2 && k >= LARGE_MIN_DEPTH;
+        if is_wide && fills && allow_large(caps).is_ok() {
             return Self::Large;
         }
         Self::Staged(StagedTile::choose(mnk))
