@@ -230,11 +230,10 @@ impl TestCell {
     fn starts(&self) -> [usize; 5] {
         let gates = 3 * self.hidden;
         let mut end = 0;
-        let ends = [0, gates * self.input, gates * self.hidden, gates, gates].map(|len: usize| {
+        [0, gates * self.input, gates * self.hidden, gates, gates].map(|len: usize| {
             end += len.next_multiple_of(64);
             end
-        });
-        ends
+        })
     }
 
     /// Returns the number of elements of x before row `row`.
@@ -342,7 +341,7 @@ async fn check_cell(
         }
         let products = ProductPlanner::new(&caps, 0, &buffers);
         let products = if is_large { products.with_large_tiles() } else { products };
-        let stages = products.weight_gradients("weight gradients", &gradients);
+        let stages = products.weight_gradients(str::to_owned, &gradients);
         products.add_partials(&mut buffers);
         let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| &data[..])).collect();
         let got = run_stages(gpu, "weight gradients", buffers, stages, &inputs, ids[3]).await?;

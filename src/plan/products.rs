@@ -4,8 +4,17 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::tiles::ProductTile;
-use super::{BufferId, BufferList, BufferSlice, DeviceCaps, Dispatch, ElementType, Role, Stage};
-use crate::kernels::{COLUMN_SUM, COLUMN_SUM_LANES, COLUMN_SUM_THREADS, ColumnSumArgs, MatmulArgs};
+use super::{BufferId, BufferList, BufferSlice, DeviceCaps, ElementType, Role, Stage};
+use cut::Cut;
+use gradients::bound_range;
+use sums::sum_stage;
+
+mod cut;
+mod gradients;
+mod sums;
+
+pub(crate) use gradients::WeightGradient;
+pub(crate) use sums::ColumnSum;
 
 /// The largest number of workgroups of a dispatch along one axis: WebGPU's default limit.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
@@ -133,71 +142,6 @@ impl Product {
     }
 }
 
-/// The gradient of a weight, and of the biases that are added where the weight is used: daᵀ · x, and
-/// the sums of the rows of daᵀ.
-#[derive(Clone)]
-pub(crate) struct WeightGradient {
-    pub product: Product,
-    /// The slice for the sums of the rows of `a`, and the first element in it.
-    pub bias: Option<(BufferSlice, usize)>,
-}
-
-impl WeightGradient {
-    /// Joins two gradients whose results follow one another, and which differ in the columns of da,
-    /// to a single one.
-    fn join(&self, next: &Self) -> Option<Self> {
-        let ([m, n, k], [next_m, next_n, next_k]) = (self.product.mnk, next.product.mnk);
-        let (a, next_a) = (self.product.a, next.product.a);
-        let follows = self.product.b == next.product.b
-            && (n, k) == (next_n, next_k)
-            && self.product.result().end == next.product.result().start;
-        let biases_follow = match (self.bias, next.bias) {
-            (None, None) => true,
-            (Some((slice, first)), Some(then)) => then == (slice, first + m),
-            _ => false,
-        };
-        let gap = next_a.first.checked_sub(a.first + m)?;
-        // Four rows are loaded at once.
-        let is_whole = a.gap.is_none() && m.is_multiple_of(4) && gap.is_multiple_of(4);
-        let same = Operand { first: next_a.first, ..a } == next_a && a.transposed;
-        if !(follows && biases_follow && is_whole && same) {
-            return None;
-        }
-        let product = Product {
-            label: format!("{}; {}", self.product.label, next.product.label),
-            mnk: [m + next_m, n, k],
-            a: Operand { gap: Some((m, gap)), ..a },
-            ..self.product.clone()
-        };
-        Some(Self { product, bias: self.bias })
-    }
-
-    /// Returns the columns of da that the bias's gradient sums.
-    fn bias_columns(&self) -> ColumnSum {
-        let Operand { slice, first, stride, .. } = self.product.a;
-        let [m, _, rows] = self.product.mnk;
-        ColumnSum { slice, rows, stride, range: first..first + m }
-    }
-
-    /// Returns the ranges of the buffer that the gradient consists of.
-    fn results(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let m = self.product.mnk[0];
-        let bias = self.bias.map(|(slice, first)| slice.first + first..slice.first + first + m);
-        std::iter::once(self.product.result()).chain(bias)
-    }
-}
-
-/// Columns of a matrix to sum.
-#[derive(Clone)]
-pub(crate) struct ColumnSum {
-    pub slice: BufferSlice,
-    pub rows: usize,
-    /// The distance between rows, in elements.
-    pub stride: usize,
-    /// The elements of the first row in the slice, one for each column to sum.
-    pub range: Range<usize>,
-}
-
 /// Makes the stages of products and sums. Products with few results and long sums are computed in
 /// parts; the partial results share one buffer until they are added up.
 pub(crate) struct ProductPlanner<'a> {
@@ -303,72 +247,6 @@ impl<'a> ProductPlanner<'a> {
         self.in_parts(&product.label, &[gradient], tile, parts)
     }
 
-    /// Returns the stages of the gradients of a cell's parameters, which have one epilogue and are in
-    /// one buffer. The large tile also sums the rows of `a`, which it stages anyway. Gradients that
-    /// have it are added up from their parts together.
-    pub fn weight_gradients(&self, label: &str, gradients: &[WeightGradient]) -> Vec<Stage> {
-        let region = bound_range(gradients);
-        // The first gradient, of W_ih, has all of da.
-        let most = self.most_large_parts(gradients[0].product.mnk, region.len());
-        let is_bound =
-            PARTIAL.bytes(region.len()) <= self.caps.limits.max_storage_buffer_binding_size;
-        let is_large = |gradient: &WeightGradient, parts| {
-            is_bound && self.tile(gradient.product.mnk, parts) == ProductTile::Large
-        };
-        // If large tiles pay for one gradient, all that are wide enough join it.
-        let is_wide = |gradient: &WeightGradient| is_large(gradient, usize::MAX);
-        let (mut large, mut other) = (Vec::new(), Vec::new());
-        let mut rest = gradients;
-        while let [gradient, after @ ..] = rest {
-            let joined = after.first().and_then(|next| gradient.join(next)).filter(is_wide);
-            rest = &after[usize::from(joined.is_some())..];
-            let gradient = joined.unwrap_or_else(|| gradient.clone());
-            if is_wide(&gradient) { large.push(gradient) } else { other.push(gradient) }
-        }
-        if !large.iter().any(|gradient| is_large(gradient, most)) {
-            large.clear();
-            other = gradients.to_vec();
-        }
-        let mut stages = Vec::new();
-        if let Some(first) = large.first() {
-            let k = first.product.mnk[2];
-            let groups = |g: &WeightGradient| {
-                let [m, n, _] = g.product.mnk;
-                ProductTile::Large.groups(m, n).iter().product()
-            };
-            let tiles: Vec<u64> = large.iter().map(groups).collect();
-            let parts = self.large_parts(&tiles, k, most);
-            stages = self.in_parts(label, &large, ProductTile::Large, parts);
-        }
-        stages.extend(other.iter().flat_map(|gradient| self.matmul(&gradient.product)));
-        stages.extend(self.bias_gradients(&other));
-        stages
-    }
-
-    /// Returns the column sums for the gradients' biases, one for adjacent columns.
-    fn bias_gradients(&self, gradients: &[WeightGradient]) -> Vec<Stage> {
-        let mut sums: Vec<(ColumnSum, BufferSlice, usize, Epilogue)> = Vec::new();
-        for gradient in gradients {
-            let Some((slice, first)) = gradient.bias else { continue };
-            let columns = gradient.bias_columns();
-            match sums.last_mut() {
-                Some((last, to, to_first, _))
-                    if (last.slice, last.stride, last.range.end)
-                        == (columns.slice, columns.stride, columns.range.start)
-                        && (*to, *to_first + last.range.len()) == (slice, first) =>
-                {
-                    last.range.end = columns.range.end;
-                }
-                _ => sums.push((columns, slice, first, gradient.product.epilogue)),
-            }
-        }
-        let stages = |(columns, out, first, epilogue): (ColumnSum, _, _, _)| {
-            let accumulate = matches!(epilogue, Epilogue::Present);
-            self.column_sum("db = Σ da", &columns, out, first, accumulate)
-        };
-        sums.into_iter().flat_map(stages).collect()
-    }
-
     /// Computes products with sums of one length, with k in `parts`: one workgroup along z per part.
     /// Their partial results lie together as the results do, and are added up together.
     fn in_parts(
@@ -378,30 +256,12 @@ impl<'a> ProductPlanner<'a> {
         tile: ProductTile,
         parts: usize,
     ) -> Vec<Stage> {
-        let bound = bound_range(gradients);
-        let Product { mnk: [_, _, k], epilogue, c, .. } = gradients[0].product;
-        let out = BufferSlice { first: bound.start, len: bound.len(), ..c.slice };
-        let k_part = k.div_ceil(parts).next_multiple_of(16).min(tile.max_depth());
-        let parts = if parts == 1 { 1 } else { k.div_ceil(k_part) };
         if parts == 1 {
-            let direct = |gradient: &WeightGradient| {
-                let mnk = gradient.product.mnk;
-                let product = match gradient.bias {
-                    None => gradient.product.clone(),
-                    // The result and the sums are in one binding.
-                    Some(_) => gradient.product.to(out, bound.start),
-                };
-                let bias = gradient.bias.map(|(slice, first)| slice.first + first - bound.start);
-                let mut most = self.largest_dispatch(tile, mnk);
-                if tile == ProductTile::Large {
-                    let [m, n, k] = mnk;
-                    let k = self.largest_k([m, n, k.min(tile.max_depth())]);
-                    most = self.largest_dispatch(tile, [m, n, k]);
-                }
-                Cut { tile, most, parts: None }.stages(&product, bias)
-            };
-            return gradients.iter().flat_map(direct).collect();
+            return self.whole(gradients, tile);
         }
+        let k = gradients[0].product.mnk[2];
+        let k_part = k.div_ceil(parts).next_multiple_of(16).min(tile.max_depth());
+        let parts = k.div_ceil(k_part);
         let mut ranges: Vec<_> = gradients.iter().flat_map(WeightGradient::results).collect();
         ranges.sort_by_key(|range| range.start);
         // Quads in the partial results are the quads of the results.
@@ -420,25 +280,34 @@ impl<'a> ProductPlanner<'a> {
             let cut = Cut { tile, most, parts: Some((k_part, apart)) };
             stages.extend(cut.stages(&part, sums_first));
         }
+        let Product { epilogue, c, .. } = gradients[0].product;
+        let bound = bound_range(gradients);
+        let out = BufferSlice { first: bound.start, len: bound.len(), ..c.slice };
         let accumulate = matches!(epilogue, Epilogue::Present);
-        ranges.dedup_by(|next, range| {
-            let follows = range.end == next.start;
-            if follows {
-                range.end = next.end;
-            }
-            follows
-        });
-        for range in ranges {
-            let columns = ColumnSum {
-                slice: partials,
-                rows: parts,
-                stride: apart,
-                range: range.start - start..range.end - start,
-            };
+        for range in joined(ranges) {
             let to = range.start - bound.start;
+            let range = range.start - start..range.end - start;
+            let columns = ColumnSum { slice: partials, rows: parts, stride: apart, range };
             stages.push(sum_stage(label, &columns, parts, out, to, accumulate));
         }
         stages
+    }
+
+    /// Computes products without partial results.
+    fn whole(&self, gradients: &[WeightGradient], tile: ProductTile) -> Vec<Stage> {
+        let bound = bound_range(gradients);
+        let stages = |WeightGradient { product, bias }: &WeightGradient| {
+            let [m, n, k] = product.mnk;
+            let k = k.min(tile.max_depth());
+            let k = if tile == ProductTile::Large { self.largest_k([m, n, k]) } else { k };
+            let cut = Cut { tile, most: self.largest_dispatch(tile, [m, n, k]), parts: None };
+            let Some((slice, first)) = bias else { return cut.stages(product, None) };
+            // The result and the sums are in one binding.
+            let out = BufferSlice { first: bound.start, len: bound.len(), ..product.c.slice };
+            let sums_first = slice.first + first - bound.start;
+            cut.stages(&product.to(out, bound.start), Some(sums_first))
+        };
+        gradients.iter().flat_map(stages).collect()
     }
 
     /// Computes a product in dispatches of at most `most_m` × `most_n` × `most_k`.
@@ -502,179 +371,22 @@ impl<'a> ProductPlanner<'a> {
     }
 }
 
-/// Returns the range of the buffer that a binding of all gradients covers.
-fn bound_range(gradients: &[WeightGradient]) -> Range<usize> {
-    let slices = |gradient: &WeightGradient| {
-        std::iter::once(gradient.product.c.slice).chain(gradient.bias.map(|(slice, _)| slice))
-    };
-    let bounds =
-        gradients.iter().flat_map(slices).map(|slice| (slice.first, slice.first + slice.len));
-    let all = bounds.reduce(|(first, end), (f, e)| (first.min(f), end.max(e)));
-    let (first, end) = all.expect("at least one gradient");
-    first..end
-}
-
-/// The dispatches that a product is cut into.
-struct Cut {
-    tile: ProductTile,
-    /// The largest sizes of a dispatch.
-    most: [usize; 3],
-    /// With partial results: the k of each part, and the distance between their results. Otherwise
-    /// each dispatch along k adds to the result.
-    parts: Option<(usize, usize)>,
-}
-
-impl Cut {
-    /// Returns the dispatches. `sums` is the index in c's slice for the sums of the rows of a.
-    fn stages(&self, whole: &Product, sums: Option<usize>) -> Vec<Stage> {
-        let [m, n, k] = whole.mnk;
-        let [most_m, most_n, most_k] = self.most;
-        let mut stages = Vec::new();
-        for (m0, m) in split(m, most_m) {
-            for (n0, n) in split(n, most_n) {
-                for (k0, k) in split(k, most_k) {
-                    let block = Block { first: [m0, n0, k0], mnk: [m, n, k] };
-                    // The first columns' workgroups sum the rows.
-                    stages.push(self.stage(whole, block, sums.filter(|_| n0 == 0)));
-                }
-            }
-        }
-        stages
-    }
-
-    fn stage(&self, whole: &Product, block: Block, sums: Option<usize>) -> Stage {
-        let Product { label, a, b, c, .. } = whole;
-        let Block { first: [m0, n0, k0], mnk: [m, n, k] } = block;
-        let (k_part, apart) = self.parts.unwrap_or((k, 0));
-        let to = k0 / k_part * apart;
-        let accumulate = match whole.epilogue {
-            Epilogue::Present => true,
-            Epilogue::Zero | Epilogue::Bias(_) => k0 > 0 && self.parts.is_none(),
-        };
-        let bias = match whole.epilogue {
-            Epilogue::Bias(slice) if k0 == 0 => Some(slice),
-            _ => None,
-        };
-        let [a_first, a_stride, a_row, a_run, a_skip] = a.from(m0, k0);
-        let [b_first, b_stride, b_row, b_run, b_skip] = b.from(k0, n0);
-        let [c_first, c_stride, c_row, c_run, c_skip] = c.from(m0, n0);
-        let c_first = c_first + to as u32;
-        let (gap_at, gap) = a.gap.unwrap_or((usize::MAX, 0));
-        let sums_first = sums.map_or(0, |first| first + to + m0);
-        let args = MatmulArgs {
-            m: m as u32,
-            n: n as u32,
-            k: k as u32,
-            k_part: k_part as u32,
-            a_transposed: u32::from(a.transposed),
-            a_first,
-            a_stride,
-            a_row,
-            a_run,
-            a_skip,
-            b_transposed: u32::from(b.transposed),
-            b_first,
-            b_stride,
-            b_row,
-            b_run,
-            b_skip,
-            c_first,
-            c_stride,
-            c_row,
-            c_run,
-            c_skip,
-            part_apart: apart as u32,
-            bias_first: n0 as u32,
-            add_bias: u32::from(bias.is_some()),
-            accumulate: u32::from(accumulate),
-            n_threads: self.tile.n_threads() as u32,
-            a_gap_at: gap_at.saturating_sub(m0).min(u32::MAX as usize) as u32,
-            a_gap: gap as u32,
-            row_sums: u32::from(sums.is_some()),
-            sums_first: sums_first as u32,
-        };
-        let tile = self.tile;
-        let runs = [a, b, c].iter().any(|operand| operand.runs.is_some());
-        let operands = a.is_aligned(a_first) && b.is_aligned(b_first);
-        let ends = [n, apart, sums_first, sums.map_or(0, |_| m)];
-        let result = c.is_aligned(c_first) && ends.iter().all(|end| end.is_multiple_of(4));
-        let parts = k.div_ceil(k_part) as u64;
-        let [x, y] = tile.groups(m, n);
-        let k_padded = k_part.min(k).next_multiple_of(tile.depth());
-        Stage::Once(Dispatch {
-            label: label.clone(),
-            kernel: tile.kernel(operands, result, runs),
-            constants: tile.constants(runs),
-            // Every binding needs a buffer: without a bias, b is bound and not read.
-            bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
-            args: args.as_u32s().to_vec(),
-            workgroups: [x, y, parts],
-            flops: 2 * product([m, n, k]),
-            padded_flops: 2 * x * y * parts * product([tile.rows(), tile.columns(), k_padded]),
-            bytes: a.bytes(product([m, k]))
-                + b.bytes(product([n, k]))
-                + c.bytes(parts * product([m, n])),
-            iterations: tile.iterations(k_part.min(k)) as u64,
-        })
-    }
-}
-
-/// The block of a product that one dispatch computes.
-#[derive(Clone, Copy)]
-struct Block {
-    /// The start along m, n and k.
-    first: [usize; 3],
-    mnk: [usize; 3],
-}
-
-/// Returns a dispatch that sums columns. Its rows are split into parts, whose partial sums follow
-/// one another.
-fn sum_stage(
-    label: &str,
-    columns: &ColumnSum,
-    rows_part: usize,
-    out: BufferSlice,
-    to: usize,
-    accumulate: bool,
-) -> Stage {
-    let ColumnSum { slice, rows, stride, ref range } = *columns;
-    let width = range.len();
-    // A lane adds a few rows at least.
-    let lanes = (rows_part / 4).clamp(1, COLUMN_SUM_LANES);
-    let lanes = 1 << lanes.ilog2();
-    let args = ColumnSumArgs {
-        rows: rows as u32,
-        rows_part: rows_part as u32,
-        columns: width as u32,
-        first: range.start as u32,
-        stride: stride as u32,
-        out_first: to as u32,
-        part_apart: width as u32,
-        accumulate: u32::from(accumulate),
-        lanes: lanes as u32,
-    };
-    let tile = COLUMN_SUM_THREADS / lanes;
-    let (groups, parts) = (width.div_ceil(tile), rows.div_ceil(rows_part));
-    let [x, y, _] = over_two_axes(groups);
-    Stage::Once(Dispatch {
-        label: label.to_owned(),
-        kernel: &COLUMN_SUM,
-        constants: Vec::new(),
-        bindings: vec![slice, out],
-        args: args.as_u32s().to_vec(),
-        workgroups: [x, y, parts as u64],
-        flops: product([rows, width]),
-        padded_flops: product([groups, tile, rows]),
-        bytes: slice.element.size() * product([rows, width])
-            + out.element.size() * product([parts, width]),
-        iterations: (rows_part.div_ceil(lanes) + COLUMN_SUM_LANES.ilog2() as usize + 1) as u64,
-    })
-}
-
 /// Distributes workgroups over x and y. The last workgroups may have no work.
 pub(super) fn over_two_axes(groups: usize) -> [u64; 3] {
     let x = groups.min(MAX_WORKGROUPS);
     [x as u64, groups.div_ceil(x) as u64, 1]
+}
+
+/// Joins ranges that follow one another.
+fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.dedup_by(|next, range| {
+        let follows = range.end == next.start;
+        if follows {
+            range.end = next.end;
+        }
+        follows
+    });
+    ranges
 }
 
 /// Splits `0..total` into ranges of at most `most`: (start, length).

@@ -172,7 +172,7 @@ impl Planner<'_> {
         let bias_ih = ranges.bias_ih.as_ref().map(|range| (parameter(range), 0));
         let bias_hh = |gate| ranges.bias_hh.as_ref().map(|r| (parameter(r), gate * hidden));
         let [dw_ih, dw_hh] = [&ranges.weight_ih, &ranges.weight_hh].map(parameter);
-        let label = |what| self.cell_label(layer, direction, what);
+        let label = |what: &str| self.cell_label(layer, direction, what);
         let gradient = |what, [m, n]: [usize; 2], a, b, (slice, first), bias| {
             let c = Operand::plain(slice, first, n);
             let (mnk, epilogue) = ([m, n, span.steps * batch], self.epilogue(span));
@@ -182,7 +182,7 @@ impl Planner<'_> {
         let rz = "dW_hr, dW_hz = da_rzᵀ · h";
         let n_first = 2 * hidden * hidden;
         self.products.weight_gradients(
-            &label("dW, db = Σ parts"),
+            label,
             &[
                 gradient("dW_ih = daᵀ · x", [3 * hidden, width], da(0), x, (dw_ih, 0), bias_ih),
                 gradient(rz, [2 * hidden, hidden], da(0), h, (dw_hh, 0), bias_hh(0)),
