@@ -323,7 +323,8 @@ async fn check_cell(
         let (mnk, c) = ([m, n, rows], Operand::plain(slice, first, n));
         let label = "weight gradients".to_owned();
         let product = Product { label, mnk, a, b, epilogue: Epilogue::Present, c };
-        WeightGradient { product, bias: Some((part(bias, 3 * hidden), bias_first)) }
+        let bias = Some((part(bias, 3 * hidden), bias_first));
+        WeightGradient { product, bias, bias_label: String::new() }
     };
     let dw_ih = (part(ih, 3 * hidden * input), 0);
     let dw_hh = |gate| (part(hh, 3 * hidden * hidden), gate * hidden * hidden);
@@ -341,7 +342,7 @@ async fn check_cell(
         }
         let products = ProductPlanner::new(&caps, 0, &buffers);
         let products = if is_large { products.with_large_tiles() } else { products };
-        let stages = products.weight_gradients(str::to_owned, &gradients);
+        let stages = products.weight_gradients("weight gradients", &gradients);
         products.add_partials(&mut buffers);
         let inputs: Vec<_> = ids.into_iter().zip(contents.map(|(_, data)| &data[..])).collect();
         let got = run_stages(gpu, "weight gradients", buffers, stages, &inputs, ids[3]).await?;

@@ -243,7 +243,8 @@ impl<'a> ProductPlanner<'a> {
                 self.parts(x * y, (k / MATMUL_MIN_DEPTH).min(self.most_partials(len)))
             }
         };
-        let gradient = WeightGradient { product: product.clone(), bias: None };
+        let gradient =
+            WeightGradient { product: product.clone(), bias: None, bias_label: String::new() };
         self.in_parts(&product.label, &[gradient], tile, parts)
     }
 
@@ -269,7 +270,7 @@ impl<'a> ProductPlanner<'a> {
         let apart = (ranges[ranges.len() - 1].end - start).next_multiple_of(4);
         let partials = self.partials(parts * apart);
         let mut stages = Vec::new();
-        for WeightGradient { product: whole, bias } in gradients {
+        for WeightGradient { product: whole, bias, .. } in gradients {
             let [m, n, _] = whole.mnk;
             let [most_m, most_n, _] = self.largest_dispatch(tile, [m, n, k_part]);
             let flops = 2 * product([most_m, most_n, k_part]);
@@ -296,7 +297,7 @@ impl<'a> ProductPlanner<'a> {
     /// Computes products without partial results.
     fn whole(&self, gradients: &[WeightGradient], tile: ProductTile) -> Vec<Stage> {
         let bound = bound_range(gradients);
-        let stages = |WeightGradient { product, bias }: &WeightGradient| {
+        let stages = |WeightGradient { product, bias, .. }: &WeightGradient| {
             let [m, n, k] = product.mnk;
             let k = k.min(tile.max_depth());
             let k = if tile == ProductTile::Large { self.largest_k([m, n, k]) } else { k };

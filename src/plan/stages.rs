@@ -160,33 +160,37 @@ impl Planner<'_> {
         let da = |gate| Operand::transposed(gates, from(gate), 4 * hidden);
         let x = self.rows((self.input(layer), 0), width, direction, span);
         let h = self.states(layer, direction, span);
-        let (label_n, dn, past) = match self.layout.config().reset {
-            Reset::After => ("dW_hn = dpastᵀ · h", da(3), h),
+        let ([label_n, label_dn], dn, past) = match self.layout.config().reset {
+            Reset::After => (["dW_hn = dpastᵀ · h", "db_hn = Σ dpast"], da(3), h),
             Reset::Before => {
                 let past = Operand::plain(gates, from(3), 4 * hidden);
-                ("dW_hn = da_nᵀ · (r ⊙ h)", da(2), past)
+                (["dW_hn = da_nᵀ · (r ⊙ h)", "db_hn = Σ da_n"], da(2), past)
             }
         };
         let ranges = self.layout.cell(layer, direction);
         let parameter = |range: &Range<usize>| self.parameter(t.dparams, range.clone());
-        let bias_ih = ranges.bias_ih.as_ref().map(|range| (parameter(range), 0));
-        let bias_hh = |gate| ranges.bias_hh.as_ref().map(|r| (parameter(r), gate * hidden));
+        let bias = |range: &Option<Range<usize>>, gate| {
+            range.as_ref().map(|range| (parameter(range), gate * hidden))
+        };
         let [dw_ih, dw_hh] = [&ranges.weight_ih, &ranges.weight_hh].map(parameter);
         let label = |what: &str| self.cell_label(layer, direction, what);
-        let gradient = |what, [m, n]: [usize; 2], a, b, (slice, first), bias| {
+        let gradient = |[what, sums]: [&str; 2], [m, n]: [usize; 2], a, b, (slice, first), bias| {
             let c = Operand::plain(slice, first, n);
             let (mnk, epilogue) = ([m, n, span.steps * batch], self.epilogue(span));
             let product = Product { label: label(what), mnk, a, b, epilogue, c };
-            WeightGradient { product, bias }
+            WeightGradient { product, bias, bias_label: label(sums) }
         };
-        let rz = "dW_hr, dW_hz = da_rzᵀ · h";
+        let labels_ih = ["dW_ih = daᵀ · x", "db_ih = Σ da"];
+        let labels_rz = ["dW_hr, dW_hz = da_rzᵀ · h", "db_hr, db_hz = Σ da_rz"];
         let n_first = 2 * hidden * hidden;
+        let [bias_ih, bias_rz, bias_n] =
+            [bias(&ranges.bias_ih, 0), bias(&ranges.bias_hh, 0), bias(&ranges.bias_hh, 2)];
         self.products.weight_gradients(
-            label,
+            &label("dW, db = Σ parts"),
             &[
-                gradient("dW_ih = daᵀ · x", [3 * hidden, width], da(0), x, (dw_ih, 0), bias_ih),
-                gradient(rz, [2 * hidden, hidden], da(0), h, (dw_hh, 0), bias_hh(0)),
-                gradient(label_n, [hidden, hidden], dn, past, (dw_hh, n_first), bias_hh(2)),
+                gradient(labels_ih, [3 * hidden, width], da(0), x, (dw_ih, 0), bias_ih),
+                gradient(labels_rz, [2 * hidden, hidden], da(0), h, (dw_hh, 0), bias_rz),
+                gradient([label_n, label_dn], [hidden; 2], dn, past, (dw_hh, n_first), bias_n),
             ],
         )
     }

@@ -312,7 +312,7 @@ fn long_sums_and_tall_products_are_split() {
         ([1, 4096, 1, 4096], "r, z from h; r ⊙ h"), // 275 GFLOP a step
         ([1, 1_048_577, 1, 1], "n from r ⊙ h; h'"),
         ([500, 96, 2048, 2048], "gates[r z n] = x · W_ihᵀ + b_ih"), // 1.2 TFLOP
-        ([9, 1_000_000, 1, 1], "db = Σ da"),
+        ([9, 1_000_000, 1, 1], "db_ih = Σ da"),
     ] {
         let plan = plan(&GruConfig::new(i, h), t, b, Mode::Training);
         plan.check(&GENEROUS).unwrap();

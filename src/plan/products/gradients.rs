@@ -13,6 +13,8 @@ pub(crate) struct WeightGradient {
     pub product: Product,
     /// The slice for the sums of the rows of `a`, and the first element in it.
     pub bias: Option<(BufferSlice, usize)>,
+    /// The label of the sums, if they take a dispatch of their own.
+    pub bias_label: String,
 }
 
 impl WeightGradient {
@@ -42,7 +44,8 @@ impl WeightGradient {
             a: Operand { gap: Some((m, gap)), ..a },
             ..self.product.clone()
         };
-        Some(Self { product, bias: self.bias })
+        let bias_label = format!("{}; {}", self.bias_label, next.bias_label);
+        Some(Self { product, bias: self.bias, bias_label })
     }
 
     /// Returns the sum of columns of da that is the bias's gradient.
@@ -52,7 +55,8 @@ impl WeightGradient {
         let [m, _, rows] = self.product.mnk;
         let columns = ColumnSum { slice, rows, stride, range: first..first + m };
         let accumulate = matches!(self.product.epilogue, Epilogue::Present);
-        Some(BiasSum { columns, out, first: first_sum, accumulate })
+        let label = self.bias_label.clone();
+        Some(BiasSum { label, columns, out, first: first_sum, accumulate })
     }
 
     /// Returns the number of large tiles of the product.
@@ -79,23 +83,18 @@ struct Grouped {
 impl ProductPlanner<'_> {
     /// Returns the stages of the gradients of a cell's parameters, which have one epilogue and are in
     /// one buffer; the first has all of da. The large tile also sums the rows of `a`, which it stages
-    /// anyway. Gradients that have it are added up from their parts together. `label` adds the cell's
-    /// name to a label.
-    pub fn weight_gradients(
-        &self,
-        label: impl Fn(&str) -> String,
-        gradients: &[WeightGradient],
-    ) -> Vec<Stage> {
+    /// anyway. Gradients that have it are added up from their parts together.
+    pub fn weight_gradients(&self, label: &str, gradients: &[WeightGradient]) -> Vec<Stage> {
         let most = self.most_large_parts(gradients[0].product.mnk, bound_range(gradients).len());
         let Grouped { large, other } = self.grouped(gradients, most);
         let mut stages = Vec::new();
         if let Some(first) = large.first() {
             let tiles: Vec<u64> = large.iter().map(WeightGradient::large_tiles).collect();
             let parts = self.large_parts(&tiles, first.product.mnk[2], most);
-            stages = self.in_parts(&label("dW, db = Σ parts"), &large, ProductTile::Large, parts);
+            stages = self.in_parts(label, &large, ProductTile::Large, parts);
         }
         stages.extend(other.iter().flat_map(|gradient| self.matmul(&gradient.product)));
-        stages.extend(self.bias_gradients(&label("db = Σ da"), &other));
+        stages.extend(self.bias_gradients(&other));
         stages
     }
 
@@ -123,16 +122,19 @@ impl ProductPlanner<'_> {
     }
 
     /// Returns the column sums for the gradients' biases, one for adjacent columns.
-    fn bias_gradients(&self, label: &str, gradients: &[WeightGradient]) -> Vec<Stage> {
+    fn bias_gradients(&self, gradients: &[WeightGradient]) -> Vec<Stage> {
         let mut sums: Vec<BiasSum> = Vec::new();
         for sum in gradients.iter().filter_map(WeightGradient::bias_sum) {
             match sums.last_mut().filter(|last| last.is_before(&sum)) {
-                Some(last) => last.columns.range.end = sum.columns.range.end,
+                Some(last) => {
+                    last.columns.range.end = sum.columns.range.end;
+                    last.label = format!("{}; {}", last.label, sum.label);
+                }
                 None => sums.push(sum),
             }
         }
-        let stages = |BiasSum { columns, out, first, accumulate }: BiasSum| {
-            self.column_sum(label, &columns, out, first, accumulate)
+        let stages = |BiasSum { label, columns, out, first, accumulate }: BiasSum| {
+            self.column_sum(&label, &columns, out, first, accumulate)
         };
         sums.into_iter().flat_map(stages).collect()
     }
@@ -140,6 +142,7 @@ impl ProductPlanner<'_> {
 
 /// The gradient of biases as sums of columns of da.
 struct BiasSum {
+    label: String,
     columns: ColumnSum,
     out: BufferSlice,
     /// The first sum's element in `out`.
