@@ -248,6 +248,29 @@ fn gradients_of_a_cell_take_few_dispatches() {
     }
 }
 
+/// The sums of the parts write every parameter's gradient once, and no padding.
+#[test]
+fn sums_of_parts_cover_the_gradient() {
+    for config in GruConfig::all_variants(100, 130) {
+        let config = config.with_layers(2).with_direction(Direction::Both);
+        let plan = training_plan(&config, [300, 64], &LARGE_GPU);
+        let dparams = plan.run_buffers().training.as_ref().unwrap().dparams;
+        let mut written: Vec<_> = dispatches(&plan)
+            .filter(|dispatch| dispatch.kernel_name() == "column_sum")
+            .filter(|dispatch| dispatch.bindings[1].buffer == dparams)
+            .flat_map(|dispatch| {
+                let arg = |name| dispatch.args[dispatch.kernel.argument(name).unwrap()] as usize;
+                let first = dispatch.bindings[1].first + arg("out_first");
+                first..first + arg("columns")
+            })
+            .collect();
+        written.sort_unstable();
+        let layout = ParamLayout::new(&config).unwrap();
+        let entries = layout.entries().iter().flat_map(|entry| entry.range.clone());
+        assert!(written.into_iter().eq(entries), "{plan}");
+    }
+}
+
 /// The results of a product's parts would otherwise be larger than everything else.
 #[test]
 fn partial_results_are_bounded() {
