@@ -32,20 +32,21 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let width = THREADS / args.lanes; // columns of the workgroup
+    let lanes = args.lanes;
+    let width = THREADS / lanes; // columns of the workgroup
     let lane = thread / width;
     let column = (group.y * groups.x + group.x) * width + thread % width;
     var sum = 0.0;
     if column < args.columns {
         let first = group.z * args.rows_part;
         let end = min(first + args.rows_part, args.rows);
-        for (var row = first + lane; row < end; row += args.lanes) {
+        for (var row = first + lane; row < end; row += lanes) {
             sum += a[args.first + row * args.stride + column];
         }
     }
     partial[thread] = sum;
     workgroupBarrier();
-    for (var half = args.lanes / 2u; half > 0u; half /= 2u) {
+    for (var half = lanes / 2u; half > 0u; half /= 2u) {
         if lane < half {
             partial[thread] += partial[thread + half * width];
         }
