@@ -174,16 +174,10 @@ fn carry_at(step: u32, row: u32, unit: u32) -> u32 {
     return state_at(select(args.last_state, args.first_state, step == 0u), row, unit);
 }
 
-// One k of four units. If k is beyond the gate's units, the operand is 0. Units after the last give
-// products that are not read.
-fn row_weights(gate: u32, k: u32, unit: u32) -> vec4<f32> {
-    let row = gate * args.hidden + min(k, args.hidden - 1u);
-    return weights(direction * args.weight_apart + row * args.hidden + unit);
-}
-
-// Four k of four units, a column for each k.
+// Four k of four units, a column for each k. If k is beyond the gate's units, the operand is 0. Units
+// after the last give products that are not read.
 fn k_weights(gate: u32, k: u32, unit: u32) -> mat4x4<f32> {
-    return mat4x4(
-        row_weights(gate, k, unit), row_weights(gate, k + 1u, unit),
-        row_weights(gate, k + 2u, unit), row_weights(gate, k + 3u, unit));
+    let width = args.hidden;
+    let first = direction * args.weight_apart + gate * width * width + unit;
+    return four_rows(first, k, width - 1u, width);
 }

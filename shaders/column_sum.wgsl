@@ -3,12 +3,10 @@
 // With few columns and many rows, workgroups along z each take a part of the rows. Their sums are
 // part_apart elements apart and are added up afterwards.
 //
-// A workgroup sums COLUMNS columns. LANES threads per column each take every LANES-th row, and
-// their sums are combined in a tree. The order of additions is fixed, so the same input gives the
-// same bits.
+// `lanes` threads per column each take every lanes-th row, and their sums are combined in a tree.
+// The order of additions is fixed, so the same input gives the same bits.
 
-const COLUMNS: u32 = 16u;
-const LANES: u32 = 16u;
+const THREADS: u32 = 256u;
 
 struct Args {
     rows: u32,
@@ -19,38 +17,42 @@ struct Args {
     out_first: u32,
     part_apart: u32,
     accumulate: u32, // 1: adds to the contents of out
+    lanes: u32, // a power of two
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-var<workgroup> partial: array<f32, COLUMNS * LANES>; // [LANES][COLUMNS]
+var<workgroup> partial: array<f32, THREADS>; // [lanes][THREADS / lanes]
 
-@compute @workgroup_size(COLUMNS, LANES)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(local_invocation_id) local: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let column = group.x * COLUMNS + local.x;
+    let lanes = args.lanes;
+    let width = THREADS / lanes; // columns of the workgroup
+    let lane = thread / width;
+    let column = (group.y * groups.x + group.x) * width + thread % width;
     var sum = 0.0;
     if column < args.columns {
         let first = group.z * args.rows_part;
         let end = min(first + args.rows_part, args.rows);
-        for (var row = first + local.y; row < end; row += LANES) {
+        for (var row = first + lane; row < end; row += lanes) {
             sum += a[args.first + row * args.stride + column];
         }
     }
     partial[thread] = sum;
     workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if local.y < half {
-            partial[thread] += partial[thread + half * COLUMNS];
+    for (var half = lanes / 2u; half > 0u; half /= 2u) {
+        if lane < half {
+            partial[thread] += partial[thread + half * width];
         }
         workgroupBarrier();
     }
-    if local.y == 0u && column < args.columns {
+    if lane == 0u && column < args.columns {
         let at = args.out_first + group.z * args.part_apart + column;
         out[at] = select(0.0, out[at], args.accumulate == 1u) + partial[thread];
     }

@@ -136,16 +136,14 @@ fn store_state(step: u32, row: u32, unit: u32, inputs: StepInputs, result: StepR
     }
 }
 
-// Four k of one unit. Units after the last give products that are not read.
-fn row_weights(gate: u32, unit: u32, quad: u32) -> vec4<f32> {
-    let row = gate * args.hidden + min(unit, args.hidden - 1u);
-    let at = direction * args.weight_apart + row * args.hidden + 4u * quad;
-    return weights_in_row(at, 4u * quad, args.hidden);
-}
-
-// Four k of four units, a column for each unit.
+// Four k of four units, a column for each unit. Units after the last give products that are not
+// read.
 fn unit_weights(gate: u32, unit: u32, quad: u32) -> mat4x4<f32> {
+    let k = 4u * quad;
+    let width = args.hidden;
+    let first = direction * args.weight_apart + gate * width * width + k;
+    let rows = four_rows(first, unit, width - 1u, width);
     return mat4x4(
-        row_weights(gate, unit, quad), row_weights(gate, unit + 1u, quad),
-        row_weights(gate, unit + 2u, quad), row_weights(gate, unit + 3u, quad));
+        in_row(rows[0], k, width), in_row(rows[1], k, width),
+        in_row(rows[2], k, width), in_row(rows[3], k, width));
 }

@@ -1,13 +1,13 @@
 // For kernels with split-K lanes, on a GPU: operands that are loaded one slice ahead, and sums over
 // the lanes.
 
-// The operands of the weights, four k each: [ROWS · ROW_GROUPS][DEPTH_QUADS + 1]. The unused quad
-// starts rows in different banks. As an array of arrays it is loaded as quads and stored as numbers.
-var<workgroup> operand: array<array<f32, 4>, (DEPTH_QUADS + 1u) * ROWS * ROW_GROUPS>;
+// The operands of the weights, four k each: [ROWS · ROW_GROUPS][DEPTH_QUADS + padding()]. As an array
+// of arrays it is loaded as quads and stored as numbers.
+var<workgroup> operand: array<array<f32, 4>, (DEPTH_QUADS + (ROW_GROUPS + 6u) / 8u) * ROWS * ROW_GROUPS>;
 
 // The split-K lanes' partial sums of one product, four units to a vec4:
-// [ROWS · ROW_GROUPS][SPLIT_K][UNIT_QUADS], and an unused vec4 per row.
-var<workgroup> lane_sums: array<vec4<f32>, ROWS * ROW_GROUPS * (SPLIT_K * UNIT_QUADS + 1u)>;
+// [ROWS · ROW_GROUPS][SPLIT_K · UNIT_QUADS + padding()].
+var<workgroup> lane_sums: array<vec4<f32>, ROWS * ROW_GROUPS * (SPLIT_K * UNIT_QUADS + (ROW_GROUPS + 6u) / 8u)>;
 
 // The products of each item: [PRODUCTS][ROWS · ROW_GROUPS][4 · UNIT_QUADS].
 var<workgroup> accumulators: array<f32, PRODUCTS * 4u * ROWS * ROW_GROUPS * UNIT_QUADS>;
@@ -15,8 +15,13 @@ var<workgroup> accumulators: array<f32, PRODUCTS * 4u * ROWS * ROW_GROUPS * UNIT
 // The operands of a slice that a thread has loaded, and not stored yet.
 var<private> fetched: array<f32, 16>;
 
+// An unused quad per row starts the rows of neighbouring threads in different banks.
+fn padding() -> u32 {
+    return (ROW_GROUPS + 6u) / 8u; // 0 for one group, 1 for 2, 4 or 8
+}
+
 fn operand_at(row: u32, quad: u32) -> u32 {
-    return row * (DEPTH_QUADS + 1u) + quad;
+    return row * (DEPTH_QUADS + padding()) + quad;
 }
 
 fn operand_quad(row: u32, quad: u32) -> vec4<f32> {
@@ -27,7 +32,7 @@ fn operand_quad(row: u32, quad: u32) -> vec4<f32> {
 // Sets the operands of all rows to 0. Rows after the last stay 0: their products are computed, and
 // not read.
 fn clear_operands(thread: u32) {
-    for (var i = thread; i < (DEPTH_QUADS + 1u) * ROWS * ROW_GROUPS; i += threads()) {
+    for (var i = thread; i < (DEPTH_QUADS + padding()) * ROWS * ROW_GROUPS; i += threads()) {
         operand[i] = array<f32, 4>();
     }
 }
@@ -98,7 +103,7 @@ fn accumulator_at(accumulator: u32, local: vec2<u32>) -> u32 {
 }
 
 fn sum_at(row: u32, lane: u32, unit_quad: u32) -> u32 {
-    return row * (SPLIT_K * UNIT_QUADS + 1u) + lane * UNIT_QUADS + unit_quad;
+    return row * (SPLIT_K * UNIT_QUADS + padding()) + lane * UNIT_QUADS + unit_quad;
 }
 
 fn store_sum(row: u32, lane: u32, unit_quad: u32, units: vec4<f32>) {

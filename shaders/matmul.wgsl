@@ -1,4 +1,4 @@
-// Products for GPUs: product.wgsl has the formula.
+// Products on a GPU with too few results for matmul_large: product.wgsl has the formula.
 //
 // A workgroup computes a tile of 8 · M_THREADS × 4 · N_QUADS · N_THREADS of C. It loops over k in
 // slices of DEPTH, which it stages in workgroup memory, four rows of A or four columns of B to a

@@ -1,4 +1,4 @@
-// Shared by the kernels of large products: their arguments, and the positions of rows in memory.
+// Shared by the kernels of products: their arguments, and the positions of rows in memory.
 //
 //   C[m, n] = (accumulate ? C : 0) + Σ_k A(m, k) · B(k, n) (+ bias[bias_first + n])
 //
@@ -43,11 +43,15 @@ struct Args {
     add_bias: u32, // 1: adds bias[bias_first + n]
     accumulate: u32, // 1: adds to the contents of C
     n_threads: u32, // matmul_blocks: threads of a workgroup along n
+    // Only in matmul_large, for a transposed A:
+    a_gap_at: u32, // from this row of A on …
+    a_gap: u32, // … its elements are so many further
+    row_sums: u32, // 1: also stores Σ_k A(m, k) …
+    sums_first: u32, // … from here in c
 }
 
 @group(0) @binding(0) var<storage, read> args: Args;
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // not read if add_bias is 0
-@group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
 // The start of the row that is `row` rows after `offset` in the first run.
 fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
@@ -58,16 +62,8 @@ fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
     return whole / run * skip + whole % run * stride;
 }
 
-// Stores the sum of one element of C.
-fn store(m: u32, n: u32, part: u32, sum: f32) {
-    let row = row_at(m, args.c_stride, args.c_row, args.c_run, args.c_skip);
-    let at = args.c_first + part * args.part_apart + row + n;
-    var value = sum;
-    if args.accumulate == 1u {
-        value += c[at];
-    }
-    if args.add_bias == 1u {
-        value += bias[args.bias_first + n];
-    }
-    c[at] = value;
+// The start of row m of C, or of a partial result.
+fn c_position(m: u32, part: u32) -> u32 {
+    return args.c_first + part * args.part_apart
+        + row_at(m, args.c_stride, args.c_row, args.c_run, args.c_skip);
 }

@@ -294,6 +294,7 @@ async fn kernels(device: &Device, findings: &mut Findings<'_>) -> Result<()> {
     let DeviceTarget::Gpu(gpu) = device.target() else { return Ok(()) };
     products::check_matmul(gpu, findings).await?;
     findings.case_done();
+    products::check_weight_gradients(gpu, findings).await?;
     products::check_column_sum(gpu, findings).await?;
     findings.case_done();
     for (case, config, seed) in variants() {

@@ -231,6 +231,7 @@ pub(crate) fn device_caps(
         && u64::from(limits.max_immediate_size) >= MAX_ARGS_SIZE
         && !software;
     let caps = DeviceCaps::new(plan_limits(info, limits), software)
+        .with_discrete(info.device_type == wgpu::DeviceType::DiscreteGpu)
         .with_cores(cores())
         .with_lanes(info.subgroup_min_size.clamp(4, 16) as usize)
         .with_dispatch_cost(match info.name.contains("SwiftShader") {

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::gpu::context::Gpu;
 use crate::gpu::pipeline_cache::{PipelineCache, PipelineCacheStatus};
 use crate::gpu::pipeline_store::{KernelModule, PipelineKey, Pipelines};
-use crate::kernels::{Access, ArgsSpace, Kernel};
+use crate::kernels::{ArgsSpace, Kernel};
 use crate::plan::Dispatch;
 
 /// A pipeline to compile.
@@ -131,7 +131,7 @@ impl Gpu {
             count: None,
         };
         let storage = kernel.bindings.iter().zip(1..).map(|(bound, binding)| {
-            let read_only = bound.access != Access::ReadWrite;
+            let read_only = !bound.is_written();
             wgpu::BindGroupLayoutEntry {
                 binding,
                 ty: wgpu::BindingType::Buffer {

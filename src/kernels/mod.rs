@@ -27,7 +27,7 @@
 //! | `N_QUADS` | `matmul` | sums in registers |
 //! | `SIDE` | `matmul_blocks` | sums in registers |
 //! | `DEPTH` | `matmul` | sizes of workgroup memory; an unrolled loop |
-//! | `RUNS` | `matmul`, `matmul_blocks` | integer divisions for every load |
+//! | `RUNS` | `matmul`, `matmul_large`, `matmul_blocks` | integer divisions for every load |
 //! | `LOSS`, `DIFFERENTIATE` | `loss` | different sums, and barriers between them |
 //! | `LANES` | `loss` | the number of barriers |
 //! | `FINISH` | `gradient_norm` | reads numbers, or partial results of three kinds |
@@ -51,6 +51,8 @@ pub enum Access {
     ReadQuads,
     /// `var<storage, read_write>`
     ReadWrite,
+    /// `var<storage, read_write>` of vec4.
+    ReadWriteQuads,
 }
 
 /// A storage binding of a kernel.
@@ -76,13 +78,24 @@ impl Binding {
         Self { name, access: Access::ReadWrite, element }
     }
 
+    const fn read_write_quads(name: &'static str, element: ElementType) -> Self {
+        Self { name, access: Access::ReadWriteQuads, element }
+    }
+
+    /// Returns true if the kernel writes the binding.
+    pub fn is_written(&self) -> bool {
+        matches!(self.access, Access::ReadWrite | Access::ReadWriteQuads)
+    }
+
+    /// Returns true if the kernel accesses four elements at once.
+    pub fn is_quads(&self) -> bool {
+        matches!(self.access, Access::ReadQuads | Access::ReadWriteQuads)
+    }
+
     /// Returns the bytes that the kernel reads or writes at once, the smallest range that can be
     /// bound.
     pub fn min_size(&self) -> u64 {
-        match self.access {
-            Access::Read | Access::ReadWrite => self.element.size(),
-            Access::ReadQuads => self.element.bytes(4),
-        }
+        if self.is_quads() { self.element.bytes(4) } else { self.element.size() }
     }
 }
 
@@ -200,8 +213,9 @@ mod training;
 mod tests;
 
 pub use products::{
-    BLOCKS_THREADS, COLUMN_SUM, ColumnSumArgs, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR,
-    MatmulArgs, MatmulConstants,
+    BLOCKS_THREADS, COLUMN_SUM, COLUMN_SUM_LANES, COLUMN_SUM_THREADS, ColumnSumArgs, LARGE_DEPTH,
+    MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MATMUL_LARGE, MATMUL_LARGE_SCALAR, MatmulArgs,
+    MatmulConstants,
 };
 pub use recurrence::{
     BACKWARD, BACKWARD_LANES, BACKWARD_LANES_SCALAR, BACKWARD_SCALAR, FORWARD, FORWARD_LANES,
@@ -216,8 +230,10 @@ pub use training::{
 
 /// Every kernel.
 #[cfg(test)]
-static ALL: [&Kernel; 19] = [
+static ALL: [&Kernel; 21] = [
     &MATMUL,
+    &MATMUL_LARGE,
+    &MATMUL_LARGE_SCALAR,
     &MATMUL_BLOCKS,
     &MATMUL_BLOCKS_SCALAR,
     &COLUMN_SUM,

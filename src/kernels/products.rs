@@ -6,7 +6,7 @@ use super::{Binding, Kernel, Workgroup};
 use crate::spec::element::ElementType::F32;
 
 args! {
-    /// Arguments of [`MATMUL`].
+    /// Arguments of the products.
     MatmulArgs {
         /// Rows of C.
         m,
@@ -60,6 +60,14 @@ args! {
         accumulate,
         /// [`MATMUL_BLOCKS`]: threads of a workgroup along C's columns.
         n_threads,
+        /// [`MATMUL_LARGE`]: the first row of a transposed A after the gap.
+        a_gap_at,
+        /// [`MATMUL_LARGE`]: the elements of the gap.
+        a_gap,
+        /// [`MATMUL_LARGE`]: 1: also stores the sums of the rows of a transposed A.
+        row_sums,
+        /// [`MATMUL_LARGE`]: index of the first of these sums.
+        sums_first,
     }
 }
 
@@ -94,12 +102,12 @@ fn matmul_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads: threads.into(), bytes, tile }
 }
 
-/// `C = A · B`, with either operand transposed and an optional bias. Computes every large product
-/// on a GPU.
+/// `C = A · B`, with either operand transposed and an optional bias. Computes the products on a GPU
+/// that have too few results for [`MATMUL_LARGE`].
 pub static MATMUL: Kernel = Kernel {
     name: "matmul",
     file: "matmul",
-    source: kernel_source!("product", "matmul"),
+    source: kernel_source!("product", "store_one", "matmul"),
     bindings: &[
         Binding::read("a", F32),
         Binding::read("b", F32),
@@ -109,6 +117,42 @@ pub static MATMUL: Kernel = Kernel {
     args: MatmulArgs::FIELDS,
     constants: MATMUL_CONSTANTS,
     workgroup: matmul_workgroup,
+};
+
+/// The elements along k of the slices of [`MATMUL_LARGE`].
+pub const LARGE_DEPTH: usize = 8;
+
+/// Two slices of A and of B, all of the workgroup memory that every WebGPU implementation has.
+fn large_workgroup(_: &[u32]) -> Workgroup {
+    let tile = [128; 2];
+    let bytes = F32.bytes(2 * LARGE_DEPTH * (128 + 128));
+    Workgroup { threads: 256, bytes, tile }
+}
+
+/// The products of [`MATMUL`] with many results, over operands and results whose rows start at
+/// whole vec4. A second file and not a tile of [`MATMUL`]: its threads load one vec4 of each
+/// operand per slice, which only tiles of this size have.
+pub static MATMUL_LARGE: Kernel = Kernel {
+    name: "matmul_large",
+    file: "matmul_large",
+    source: kernel_source!("product", "load_quads", "store_quads", "matmul_large"),
+    bindings: &[
+        Binding::read_quads("a", F32),
+        Binding::read_quads("b", F32),
+        Binding::read("bias", F32),
+        Binding::read_write_quads("c", F32),
+    ],
+    args: MatmulArgs::FIELDS,
+    constants: &["RUNS"],
+    workgroup: large_workgroup,
+};
+
+/// [`MATMUL_LARGE`] over operands and results whose rows start anywhere.
+pub static MATMUL_LARGE_SCALAR: Kernel = Kernel {
+    name: "matmul_large_scalar",
+    source: kernel_source!("product", "load_scalars", "store_scalars", "matmul_large"),
+    bindings: MATMUL.bindings,
+    ..MATMUL_LARGE
 };
 
 /// The threads of a workgroup of [`MATMUL_BLOCKS`].
@@ -123,7 +167,7 @@ fn blocks_workgroup(constants: &[u32]) -> Workgroup {
 pub static MATMUL_BLOCKS: Kernel = Kernel {
     name: "matmul_blocks",
     file: "matmul_blocks",
-    source: kernel_source!("product", "load_quads", "matmul_blocks"),
+    source: kernel_source!("product", "load_quads", "store_one", "matmul_blocks"),
     bindings: &[
         Binding::read_quads("a", F32),
         Binding::read_quads("b", F32),
@@ -138,7 +182,7 @@ pub static MATMUL_BLOCKS: Kernel = Kernel {
 /// [`MATMUL_BLOCKS`] over operands whose rows start anywhere.
 pub static MATMUL_BLOCKS_SCALAR: Kernel = Kernel {
     name: "matmul_blocks_scalar",
-    source: kernel_source!("product", "load_scalars", "matmul_blocks"),
+    source: kernel_source!("product", "load_scalars", "store_one", "matmul_blocks"),
     bindings: MATMUL.bindings,
     ..MATMUL_BLOCKS
 };
@@ -162,10 +206,19 @@ args! {
         part_apart,
         /// 1: adds to the contents of the output.
         accumulate,
+        /// Threads per column, a power of two up to 16.
+        lanes,
     }
 }
 
-/// Sums over rows, for the gradients of the biases.
+/// The threads of a workgroup of [`COLUMN_SUM`].
+pub const COLUMN_SUM_THREADS: usize = 256;
+
+/// The most threads for a column. The workgroup's tile depends on an argument, so that all sums of a
+/// run share a pipeline.
+pub const COLUMN_SUM_LANES: usize = 16;
+
+/// Sums over rows, for the gradients of the biases and for partial results.
 pub static COLUMN_SUM: Kernel = Kernel {
     name: "column_sum",
     file: "column_sum",
@@ -173,5 +226,9 @@ pub static COLUMN_SUM: Kernel = Kernel {
     bindings: &[Binding::read("a", F32), Binding::read_write("out", F32)],
     args: ColumnSumArgs::FIELDS,
     constants: &[],
-    workgroup: |_| Workgroup { threads: 256, bytes: F32.bytes(16 * 16), tile: [16, 1] },
+    workgroup: |_| Workgroup {
+        threads: COLUMN_SUM_THREADS as u64,
+        bytes: F32.bytes(COLUMN_SUM_THREADS),
+        tile: [(COLUMN_SUM_THREADS / COLUMN_SUM_LANES) as u32, 1],
+    },
 };

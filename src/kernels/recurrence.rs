@@ -185,8 +185,8 @@ fn single_lane_workgroup(constants: &[u32], operand_gates: u64) -> Workgroup {
     Workgroup { threads: units, bytes, tile }
 }
 
-/// The arrays of `shaders/lanes.wgsl`: operands, four k each, and an unused quad; each lane's sums,
-/// four units to a vec4, and an unused one; the products of each unit and row.
+/// The arrays of `shaders/lanes.wgsl`: operands, four k each; each lane's sums, four units to a
+/// vec4; both with an unused quad per row if there are row groups; the products of each unit and row.
 fn lanes_workgroup(constants: &[u32]) -> Workgroup {
     let constants = step_constants(constants);
     let StepConstants { unit_quads, split_k, row_groups, rows, depth_quads, products, .. } =
@@ -194,7 +194,8 @@ fn lanes_workgroup(constants: &[u32]) -> Workgroup {
     let tile = [4 * unit_quads, rows * row_groups];
     let [units, lanes, groups, rows, depth, products] =
         [unit_quads, split_k, row_groups, rows, depth_quads, products].map(u64::from);
-    let quads = depth + 1 + lanes * units + 1 + products * units;
+    let padding = groups.div_ceil(8).min(groups - 1);
+    let quads = depth + lanes * units + 2 * padding + products * units;
     let bytes = ElementType::F32.size() * 4 * rows * groups * quads;
     Workgroup { threads: groups * units * lanes, bytes, tile }
 }

@@ -229,6 +229,7 @@ fn bindings_have_the_stated_names_order_access_and_elements() {
                 (true, 1) => Access::ReadWrite,
                 (false, 1) => Access::Read,
                 (false, 4) => Access::ReadQuads,
+                (true, 4) => Access::ReadWriteQuads,
                 other => panic!("{}: {name} is {other:?}", kernel.name),
             };
             found.push((binding.binding, name, access, element));
@@ -323,10 +324,14 @@ fn step_flags_have_the_stated_bits() {
     }
 }
 
-/// The other kernels' tiles are override constants, which the plan sets.
+/// The other kernels' sizes are override constants, which the plan sets.
 #[test]
-fn the_column_sums_tile_is_the_shaders_constant() {
+fn the_sizes_are_the_shaders_constants() {
     let modules = modules();
-    let (kernel, module) = modules.iter().find(|(kernel, _)| kernel.name == "column_sum").unwrap();
-    assert_eq!([constant(module, "COLUMNS").unwrap(), 1], (kernel.workgroup)(&[]).tile);
+    let find = |name| modules.iter().find(|(kernel, _)| kernel.name == name).unwrap();
+    let (_, module) = find("column_sum");
+    assert_eq!(constant(module, "THREADS"), Some(COLUMN_SUM_THREADS as u32));
+    let (kernel, module) = find("matmul_large");
+    assert_eq!([constant(module, "TILE").unwrap(); 2], (kernel.workgroup)(&[0]).tile);
+    assert_eq!(constant(module, "DEPTH"), Some(LARGE_DEPTH as u32));
 }

@@ -1,7 +1,7 @@
 //! The stages of a linear head and of a loss on its outputs.
 
 use super::planner::Planner;
-use super::products::{ColumnSum, Epilogue, MAX_WORKGROUPS, Operand};
+use super::products::{ColumnSum, Epilogue, Operand, Product, over_two_axes};
 use super::{
     BufferSlice, Dispatch, HeadBuffers, LossBuffers, Mode, RunPurpose, Stage, TrainingBuffers,
 };
@@ -31,14 +31,14 @@ impl Planner<'_> {
         let product = |features: Features| {
             let epilogue =
                 if features.column == 0 { Epilogue::Bias(bias) } else { Epilogue::Present };
-            self.products.matmul(
-                "outputs = features · Wᵀ + b",
-                [rows, head.outputs, features.width],
-                features.values,
-                Operand::transposed(weight, features.column, self.features_width()),
+            self.products.matmul(&Product {
+                label: "outputs = features · Wᵀ + b".to_owned(),
+                mnk: [rows, head.outputs, features.width],
+                a: features.values,
+                b: Operand::transposed(weight, features.column, self.features_width()),
                 epilogue,
-                to,
-            )
+                c: to,
+            })
         };
         self.features(head).into_iter().flat_map(product).collect()
     }
@@ -77,22 +77,22 @@ impl Planner<'_> {
         let [dweight, dbias] = self.head_parameters(t.dparams);
         let width = self.features_width();
         for features in self.features(head) {
-            stages.extend(self.products.matmul(
-                "dW = doutputsᵀ · features",
-                [head.outputs, features.width, rows],
-                Operand::transposed(doutputs, 0, head.outputs),
-                features.values,
-                Epilogue::Present,
-                Operand::plain(dweight, features.column, width),
-            ));
-            stages.extend(self.products.matmul(
-                "dfeatures = doutputs · W",
-                [rows, features.width, head.outputs],
-                Operand::plain(doutputs, 0, head.outputs),
-                Operand::plain(weight, features.column, width),
-                Epilogue::Zero,
-                features.gradient.expect("a training run has gradients"),
-            ));
+            stages.extend(self.products.matmul(&Product {
+                label: "dW = doutputsᵀ · features".to_owned(),
+                mnk: [head.outputs, features.width, rows],
+                a: Operand::transposed(doutputs, 0, head.outputs),
+                b: features.values,
+                epilogue: Epilogue::Present,
+                c: Operand::plain(dweight, features.column, width),
+            }));
+            stages.extend(self.products.matmul(&Product {
+                label: "dfeatures = doutputs · W".to_owned(),
+                mnk: [rows, features.width, head.outputs],
+                a: Operand::plain(doutputs, 0, head.outputs),
+                b: Operand::plain(weight, features.column, width),
+                epilogue: Epilogue::Zero,
+                c: features.gradient.expect("a training run has gradients"),
+            }));
         }
         let columns =
             ColumnSum { slice: doutputs, rows, stride: head.outputs, range: 0..head.outputs };
@@ -173,10 +173,4 @@ impl Planner<'_> {
             }
         }
     }
-}
-
-/// Distributes workgroups over x and y. The last workgroups may have no work.
-pub(super) fn over_two_axes(groups: usize) -> [u64; 3] {
-    let x = groups.min(MAX_WORKGROUPS);
-    [x as u64, groups.div_ceil(x) as u64, 1]
 }

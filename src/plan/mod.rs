@@ -38,7 +38,7 @@ pub use buffers::{BufferId, BufferSlice, BufferSpec, Role};
 pub use caps::{DeviceCaps, SubgroupSizes};
 pub use limits::Limits;
 pub(crate) use limits::{ARGS_BLOCK, BINDING_ALIGNMENT};
-pub(crate) use products::{ColumnSum, Epilogue, Operand, ProductPlanner};
+pub(crate) use products::{ColumnSum, Epilogue, Operand, Product, ProductPlanner, WeightGradient};
 pub(crate) use run_buffers::{HeadBuffers, LossBuffers, RunBuffers, StateSlot, TrainingBuffers};
 pub use stage::{Dispatch, Shader, Stage};
 pub(crate) use update::{REPORT, SLOTS, UpdateBuffers, numbers};

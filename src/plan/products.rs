@@ -4,18 +4,33 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::tiles::ProductTile;
-use super::{BufferId, BufferList, BufferSlice, DeviceCaps, Dispatch, ElementType, Role, Stage};
-use crate::kernels::{COLUMN_SUM, ColumnSumArgs, MatmulArgs};
+use super::{BufferId, BufferList, BufferSlice, DeviceCaps, ElementType, Role, Stage};
+use cut::Cut;
+use gradients::bound_range;
+use sums::sum_stage;
+
+mod cut;
+mod gradients;
+mod sums;
+
+pub(crate) use gradients::WeightGradient;
+pub(crate) use sums::ColumnSum;
 
 /// The largest number of workgroups of a dispatch along one axis: WebGPU's default limit.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// The longest sum that one workgroup computes. Every 16 elements cost a slice of 16 iterations and
-/// a few more, so this stays below [`crate::kernels::LOOP_BUDGET`].
-const MATMUL_MAX_DEPTH: usize = 16_384;
-
 /// The shortest sum that is worth its own workgroup.
 const MATMUL_MIN_DEPTH: usize = 512;
+
+/// The same for the large tile, which computes a sum several times as fast.
+const LARGE_MIN_DEPTH: usize = 128;
+
+/// The most bytes of a product's partial results. H of 1024 gets four parts.
+const PARTIALS_BYTES: u64 = 128 << 20;
+
+/// The workgroups of the large tile that a large GPU computes at the same time: two on each of 132
+/// multiprocessors.
+const LARGE_AT_ONCE: u64 = 264;
 
 /// The most rows that one workgroup sums, with 16 threads per column.
 const COLUMN_SUM_MAX_ROWS: usize = 16 * 32_768;
@@ -27,7 +42,7 @@ const COLUMN_SUM_MIN_ROWS: usize = 1024;
 const PARTIAL: ElementType = ElementType::F32;
 
 /// A matrix inside a bound slice.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Operand {
     slice: BufferSlice,
     first: usize,
@@ -36,13 +51,15 @@ pub(crate) struct Operand {
     /// If the rows in memory are grouped in runs: the number of rows of a run, and the number of
     /// elements from one run to the next.
     runs: Option<(usize, usize)>,
+    /// In a transposed matrix: the row from which on elements are further away, and by how many.
+    gap: Option<(usize, usize)>,
 }
 
 impl Operand {
     /// Makes a matrix whose rows are rows in memory, `stride` apart, from element `first` of the
     /// slice.
     pub fn plain(slice: BufferSlice, first: usize, stride: usize) -> Self {
-        Self { slice, first, stride, transposed: false, runs: None }
+        Self { slice, first, stride, transposed: false, runs: None, gap: None }
     }
 
     /// Makes a matrix whose columns are rows in memory.
@@ -93,15 +110,36 @@ pub(crate) enum Epilogue {
     Present,
 }
 
-/// Columns of a matrix to sum.
+/// `c [m, n] = epilogue + a [m, k] · b [k, n]`
 #[derive(Clone)]
-pub(crate) struct ColumnSum {
-    pub slice: BufferSlice,
-    pub rows: usize,
-    /// The distance between rows, in elements.
-    pub stride: usize,
-    /// The elements of the first row in the slice, one for each column to sum.
-    pub range: Range<usize>,
+pub(crate) struct Product {
+    pub label: String,
+    pub mnk: [usize; 3],
+    pub a: Operand,
+    pub b: Operand,
+    pub epilogue: Epilogue,
+    pub c: Operand,
+}
+
+impl Product {
+    /// Returns true if the result has no gaps between its rows and can be added up from parts.
+    fn is_splittable(&self) -> bool {
+        let is_whole = self.c.stride == self.mnk[1] && self.c.runs.is_none();
+        is_whole && !matches!(self.epilogue, Epilogue::Bias(_))
+    }
+
+    /// Returns the product with its result in `slice`, which covers the buffer from `start` on, or
+    /// is laid out as if it did.
+    fn to(&self, slice: BufferSlice, start: usize) -> Self {
+        let c = Operand::plain(slice, self.result().start - start, self.mnk[1]);
+        Self { c, ..self.clone() }
+    }
+
+    /// Returns the elements of the result in the buffer, if it is splittable.
+    fn result(&self) -> Range<usize> {
+        let first = self.c.slice.first + self.c.first;
+        first..first + self.mnk[0] * self.mnk[1]
+    }
 }
 
 /// Makes the stages of products and sums. Products with few results and long sums are computed in
@@ -110,19 +148,29 @@ pub(crate) struct ProductPlanner<'a> {
     caps: &'a DeviceCaps,
     /// The FLOPs of the plan's forward pass.
     plan_flops: u64,
+    /// The tile of all products, if a check forces one.
+    forced: Option<ProductTile>,
     partials: BufferId,
     partials_len: Cell<usize>,
 }
 
 impl<'a> ProductPlanner<'a> {
-    /// Makes a planner for a plan whose forward pass has `plan_flops`. It puts partial results into the next of
-    /// `buffers`. Call [`Self::add_partials`] after all stages are made.
+    /// Makes a planner for a plan whose forward pass has `plan_flops`. It puts partial results into
+    /// the next of `buffers`. Call [`Self::add_partials`] after all stages are made.
     pub fn new(caps: &'a DeviceCaps, plan_flops: u64, buffers: &BufferList) -> Self {
-        Self { caps, plan_flops, partials: buffers.next_id(), partials_len: Cell::new(0) }
+        let partials = buffers.next_id();
+        Self { caps, plan_flops, forced: None, partials, partials_len: Cell::new(0) }
     }
 
-    fn tile(&self, mnk: [usize; 3]) -> ProductTile {
-        ProductTile::choose(mnk, self.plan_flops, self.caps)
+    /// Makes all products with the large tile, to check it with small ones.
+    pub fn with_large_tiles(self) -> Self {
+        Self { forced: Some(ProductTile::Large), ..self }
+    }
+
+    /// Returns the tile of a product that is added up from at most `parts` large tiles along k.
+    fn tile(&self, mnk: [usize; 3], parts: usize) -> ProductTile {
+        let choose = || ProductTile::choose(mnk, parts, self.plan_flops, self.caps);
+        self.forced.unwrap_or_else(choose)
     }
 
     /// Adds the buffer of partial results if there are any. It is large enough for every product.
@@ -138,7 +186,7 @@ impl<'a> ProductPlanner<'a> {
         BufferSlice { buffer: self.partials, element: PARTIAL, first: 0, len }
     }
 
-    /// Returns the number of parts for a product of `groups` workgroups, at most `most`.
+    /// Returns the number of parts for `groups` workgroups, at most `most`.
     fn parts(&self, groups: u64, most: usize) -> usize {
         // Enough workgroups to fill the device several times.
         let enough = if self.caps.software { 2 * self.caps.usable_cores() as u64 } else { 512 };
@@ -146,109 +194,154 @@ impl<'a> ProductPlanner<'a> {
         if parts < 2 { 1 } else { parts as usize }
     }
 
-    /// Returns the stages of `c [m, n] = epilogue + a [m, k] · b [k, n]`: one dispatch, or several
-    /// of the largest allowed size.
-    pub fn matmul(
-        &self,
-        label: &str,
-        mnk: [usize; 3],
-        a: Operand,
-        b: Operand,
-        epilogue: Epilogue,
-        c: Operand,
-    ) -> Vec<Stage> {
-        let [m, n, k] = mnk;
-        let [x, y] = self.tile(mnk).groups(m, n);
-        let parts = self.parts(x * y, k / MATMUL_MIN_DEPTH);
-        let is_whole = c.stride == n && c.runs.is_none() && m * n <= MAX_WORKGROUPS * 16;
-        if parts == 1 || !is_whole || matches!(epilogue, Epilogue::Bias(_)) {
-            let most = self.largest_dispatch(mnk);
-            return self.matmul_in_dispatches(label, mnk, most, a, b, epilogue, c);
-        }
-        self.matmul_split_k(label, mnk, parts, a, b, epilogue, c)
+    /// Returns the most parts of which the partial results, of `len` elements each, are bound.
+    fn most_partials(&self, len: usize) -> usize {
+        let limits = &self.caps.limits;
+        let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        let parts = PARTIALS_BYTES.min(bound) / PARTIAL.bytes(len.max(1));
+        parts.try_into().unwrap_or(usize::MAX)
     }
 
-    /// Split-K: computes the product with k in parts, one workgroup along z per part, and adds them
-    /// up.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the arguments of matmul, and the number of parts"
-    )]
-    fn matmul_split_k(
+    /// Returns the most parts of a product of large tiles, whose partial results have `len` elements:
+    /// they take half as much memory as the operand a at most.
+    fn most_large_parts(&self, [m, _, k]: [usize; 3], len: usize) -> usize {
+        let by_operand = product([m, k]) / 2 / len.max(1) as u64;
+        let by_operand = by_operand.try_into().unwrap_or(usize::MAX);
+        (k / LARGE_MIN_DEPTH).min(self.most_partials(len)).min(by_operand).max(1)
+    }
+
+    /// Returns the number of parts of large products with sums of length `k`, at most `most`: the
+    /// number that takes the least time. The device computes as many tiles at a time as fit, so a
+    /// product takes as many rounds, each as long as a part of k and the work around it. A tile's
+    /// partial results are written and read again at the pace of memory.
+    fn large_parts(&self, tiles: &[u64], k: usize, most: usize) -> usize {
+        /// The k that a tile's first loads and its stores take the time of.
+        const AROUND: u64 = 64;
+        /// The twentieths of a k that the partial results of a tile take the time of: 128 KiB at 4
+        /// TB/s, to 8.6 TFLOP that the tiles of a round have for each k at 40 TFLOP/s.
+        const PARTIAL_TWENTIETHS: u64 = 3;
+        let time = |&parts: &usize| {
+            let (parts, part) = (parts as u64, k.div_ceil(parts) as u64);
+            let rounds: u64 = tiles.iter().map(|n| (n * parts).div_ceil(LARGE_AT_ONCE)).sum();
+            let partials = if parts == 1 { 0 } else { parts * tiles.iter().sum::<u64>() };
+            20 * rounds * (part + AROUND) + PARTIAL_TWENTIETHS * partials
+        };
+        (1..=most).min_by_key(time).expect("at least one part")
+    }
+
+    /// Returns the stages of a product: one dispatch, or several of the largest allowed size.
+    pub fn matmul(&self, product: &Product) -> Vec<Stage> {
+        let [m, n, k] = product.mnk;
+        let len = m * n;
+        let most = if product.is_splittable() { self.most_large_parts([m, n, k], len) } else { 1 };
+        let tile = self.tile(product.mnk, most);
+        let [x, y] = tile.groups(m, n);
+        let parts = match tile {
+            ProductTile::Large => self.large_parts(&[x * y], k, most),
+            _ if !product.is_splittable() => 1,
+            ProductTile::Staged(_) | ProductTile::Blocks(_) => {
+                self.parts(x * y, (k / MATMUL_MIN_DEPTH).min(self.most_partials(len)))
+            }
+        };
+        let gradient =
+            WeightGradient { product: product.clone(), bias: None, bias_label: String::new() };
+        self.in_parts(&product.label, &[gradient], tile, parts)
+    }
+
+    /// Computes products with sums of one length, with k in `parts`: one workgroup along z per part.
+    /// Their partial results lie together as the results do, and are added up together.
+    fn in_parts(
         &self,
         label: &str,
-        [m, n, k]: [usize; 3],
+        gradients: &[WeightGradient],
+        tile: ProductTile,
         parts: usize,
-        a: Operand,
-        b: Operand,
-        epilogue: Epilogue,
-        c: Operand,
     ) -> Vec<Stage> {
-        let k_part = k.div_ceil(parts).next_multiple_of(16).min(MATMUL_MAX_DEPTH);
-        let tile = self.tile([m, n, k]);
-        let [x, y] = tile.groups(m, n);
-        let flops = 2 * x * y * product([tile.rows(), tile.columns(), k_part]);
-        let parts_at_once = (self.caps.dispatch_flops() / flops).clamp(1, parts as u64) as usize;
+        if parts == 1 {
+            return self.whole(gradients, tile);
+        }
+        let k = gradients[0].product.mnk[2];
+        let k_part = k.div_ceil(parts).next_multiple_of(16).min(tile.max_depth());
+        let parts = k.div_ceil(k_part);
+        let mut ranges: Vec<_> = gradients.iter().flat_map(WeightGradient::results).collect();
+        ranges.sort_by_key(|range| range.start);
+        // Quads in the partial results are the quads of the results.
+        let start = ranges[0].start / 4 * 4;
+        let apart = (ranges[ranges.len() - 1].end - start).next_multiple_of(4);
+        let partials = self.partials(parts * apart);
         let mut stages = Vec::new();
-        for (k0, k) in split(k, k_part * parts_at_once) {
-            let parts = k.div_ceil(k_part);
-            let partials = self.partials(parts * m * n);
-            let product = SubProduct { first: [0, 0, k0], mnk: [m, n, k], k_part, tile };
-            let to = Operand::plain(partials, 0, n);
-            stages.push(product.stage(label, a, b, Epilogue::Zero, to));
-            let columns =
-                ColumnSum { slice: partials, rows: parts, stride: m * n, range: 0..m * n };
-            let accumulate = k0 > 0 || matches!(epilogue, Epilogue::Present);
-            stages.push(sum_stage(label, &columns, parts, c.slice, c.first, accumulate));
+        for WeightGradient { product: whole, bias, .. } in gradients {
+            let [m, n, _] = whole.mnk;
+            let [most_m, most_n, _] = self.largest_dispatch(tile, [m, n, k_part]);
+            let flops = 2 * product([most_m, most_n, k_part]);
+            let at_once = (self.caps.product_flops() / flops).clamp(1, parts as u64) as usize;
+            let part = Product { epilogue: Epilogue::Zero, ..whole.to(partials, start) };
+            let sums_first = bias.map(|(slice, first)| slice.first + first - start);
+            let most = [most_m, most_n, k_part * at_once];
+            let cut = Cut { tile, most, parts: Some((k_part, apart)) };
+            stages.extend(cut.stages(&part, sums_first));
+        }
+        let Product { epilogue, c, .. } = gradients[0].product;
+        let bound = bound_range(gradients);
+        let out = BufferSlice { first: bound.start, len: bound.len(), ..c.slice };
+        let accumulate = matches!(epilogue, Epilogue::Present);
+        for range in joined(ranges) {
+            let to = range.start - bound.start;
+            let range = range.start - start..range.end - start;
+            let columns = ColumnSum { slice: partials, rows: parts, stride: apart, range };
+            stages.push(sum_stage(label, &columns, parts, out, to, accumulate));
         }
         stages
+    }
+
+    /// Computes products without partial results.
+    fn whole(&self, gradients: &[WeightGradient], tile: ProductTile) -> Vec<Stage> {
+        let bound = bound_range(gradients);
+        let stages = |WeightGradient { product, bias, .. }: &WeightGradient| {
+            let [m, n, k] = product.mnk;
+            let k = k.min(tile.max_depth());
+            let k = if tile == ProductTile::Large { self.largest_k([m, n, k]) } else { k };
+            let cut = Cut { tile, most: self.largest_dispatch(tile, [m, n, k]), parts: None };
+            let Some((slice, first)) = bias else { return cut.stages(product, None) };
+            // The result and the sums are in one binding.
+            let out = BufferSlice { first: bound.start, len: bound.len(), ..product.c.slice };
+            let sums_first = slice.first + first - bound.start;
+            cut.stages(&product.to(out, bound.start), Some(sums_first))
+        };
+        gradients.iter().flat_map(stages).collect()
     }
 
     /// Computes a product in dispatches of at most `most_m` × `most_n` × `most_k`.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the arguments of matmul, and a dispatch's largest size"
-    )]
-    pub fn matmul_in_dispatches(
-        &self,
-        label: &str,
-        [m, n, k]: [usize; 3],
-        [most_m, most_n, most_k]: [usize; 3],
-        a: Operand,
-        b: Operand,
-        epilogue: Epilogue,
-        c: Operand,
-    ) -> Vec<Stage> {
-        let mut stages = Vec::new();
-        for (m0, m) in split(m, most_m) {
-            for (n0, n) in split(n, most_n) {
-                for (k0, k) in split(k, most_k) {
-                    let tile = self.tile([m, n, k]);
-                    let product =
-                        SubProduct { first: [m0, n0, k0], mnk: [m, n, k], k_part: k, tile };
-                    let epilogue = if k0 > 0 { Epilogue::Present } else { epilogue };
-                    stages.push(product.stage(label, a, b, epilogue, c));
-                }
-            }
-        }
-        stages
+    pub fn matmul_in_dispatches(&self, product: &Product, most: [usize; 3]) -> Vec<Stage> {
+        let tile = self.tile(product.mnk, 1);
+        Cut { tile, most, parts: None }.stages(product, None)
     }
 
     /// Returns the largest part of an m × n × k product that one dispatch may compute, limited by
     /// its workgroups, its loops and its work.
-    fn largest_dispatch(&self, [m, n, k]: [usize; 3]) -> [usize; 3] {
-        let tile = self.tile([m, n, k]);
+    fn largest_dispatch(&self, tile: ProductTile, [m, n, k]: [usize; 3]) -> [usize; 3] {
         let (tile_n, tile_m) = (tile.columns(), tile.rows());
-        let k = k.min(MATMUL_MAX_DEPTH);
+        let k = k.min(tile.max_depth());
         // As many columns or rows as the work allows, in whole tiles, at least one.
         let most = |tile: usize, others: usize| {
             let flops_each = 2 * product([others, k]).max(1);
-            let tiles = self.caps.dispatch_flops() / (flops_each * tile as u64);
+            let tiles = self.caps.product_flops() / (flops_each * tile as u64);
             tile * tiles.clamp(1, MAX_WORKGROUPS as u64) as usize
         };
         let n = n.min(most(tile_n, tile_m));
         let m = m.min(most(tile_m, n));
         [m, n, k]
+    }
+
+    /// Returns the largest k of a dispatch of large tiles: with a longer one, the work of a dispatch
+    /// would be too few tiles for a large GPU.
+    fn largest_k(&self, [m, n, k]: [usize; 3]) -> usize {
+        let tile = ProductTile::Large;
+        let [x, y] = tile.groups(m, n);
+        let tiles = (x * y).min(2 * LARGE_AT_ONCE);
+        let flops_each = 2 * product([tile.rows(), tile.columns()]) * tiles;
+        let most = (self.caps.product_flops() / flops_each) as usize / 16 * 16;
+        k.min(most.max(MATMUL_MIN_DEPTH))
     }
 
     /// Returns the stages of `out[to..] = Σ over rows` of columns. They add to the contents of
@@ -279,114 +372,22 @@ impl<'a> ProductPlanner<'a> {
     }
 }
 
-/// The block of a product that one dispatch computes. Its k is split into parts of `k_part`, with
-/// one workgroup along z for each part.
-struct SubProduct {
-    /// The start along m, n and k.
-    first: [usize; 3],
-    mnk: [usize; 3],
-    k_part: usize,
-    tile: ProductTile,
+/// Distributes workgroups over x and y. The last workgroups may have no work.
+pub(super) fn over_two_axes(groups: usize) -> [u64; 3] {
+    let x = groups.min(MAX_WORKGROUPS);
+    [x as u64, groups.div_ceil(x) as u64, 1]
 }
 
-impl SubProduct {
-    /// Returns the dispatch. With several parts, `c` holds their results one after another.
-    fn stage(&self, label: &str, a: Operand, b: Operand, epilogue: Epilogue, c: Operand) -> Stage {
-        let Self { first: [m0, n0, k0], mnk: [m, n, k], k_part, tile } = *self;
-        let bias = match epilogue {
-            Epilogue::Bias(slice) => Some(slice),
-            Epilogue::Zero | Epilogue::Present => None,
-        };
-        let [a_first, a_stride, a_row, a_run, a_skip] = a.from(m0, k0);
-        let [b_first, b_stride, b_row, b_run, b_skip] = b.from(k0, n0);
-        let [c_first, c_stride, c_row, c_run, c_skip] = c.from(m0, n0);
-        let args = MatmulArgs {
-            m: m as u32,
-            n: n as u32,
-            k: k as u32,
-            k_part: k_part as u32,
-            a_transposed: u32::from(a.transposed),
-            a_first,
-            a_stride,
-            a_row,
-            a_run,
-            a_skip,
-            b_transposed: u32::from(b.transposed),
-            b_first,
-            b_stride,
-            b_row,
-            b_run,
-            b_skip,
-            c_first,
-            c_stride,
-            c_row,
-            c_run,
-            c_skip,
-            part_apart: (m * n) as u32,
-            bias_first: n0 as u32,
-            add_bias: u32::from(bias.is_some()),
-            accumulate: u32::from(matches!(epilogue, Epilogue::Present)),
-            n_threads: tile.n_threads() as u32,
-        };
-        let runs = [a, b, c].iter().any(|operand| operand.runs.is_some());
-        let parts = k.div_ceil(k_part) as u64;
-        let [x, y] = tile.groups(m, n);
-        let k_padded = k_part.min(k).next_multiple_of(tile.depth());
-        Stage::Once(Dispatch {
-            label: label.to_owned(),
-            kernel: tile.kernel(a.is_aligned(a_first) && b.is_aligned(b_first)),
-            constants: tile.constants(runs),
-            // Every binding needs a buffer: without a bias, b is bound and not read.
-            bindings: vec![a.slice, b.slice, bias.unwrap_or(b.slice), c.slice],
-            args: args.as_u32s().to_vec(),
-            workgroups: [x, y, parts],
-            flops: 2 * product([m, n, k]),
-            padded_flops: 2 * x * y * parts * product([tile.rows(), tile.columns(), k_padded]),
-            bytes: a.bytes(product([m, k]))
-                + b.bytes(product([n, k]))
-                + c.bytes(parts * product([m, n])),
-            iterations: tile.iterations(k_part) as u64,
-        })
-    }
-}
-
-/// Returns a dispatch that sums columns. Its rows are split into parts, whose partial sums follow
-/// one another.
-fn sum_stage(
-    label: &str,
-    columns: &ColumnSum,
-    rows_part: usize,
-    out: BufferSlice,
-    to: usize,
-    accumulate: bool,
-) -> Stage {
-    let ColumnSum { slice, rows, stride, ref range } = *columns;
-    let width = range.len();
-    let args = ColumnSumArgs {
-        rows: rows as u32,
-        rows_part: rows_part as u32,
-        columns: width as u32,
-        first: range.start as u32,
-        stride: stride as u32,
-        out_first: to as u32,
-        part_apart: width as u32,
-        accumulate: u32::from(accumulate),
-    };
-    let [tile, _] = (COLUMN_SUM.workgroup)(&[]).tile.map(|side| side as usize);
-    let (groups, parts) = (width.div_ceil(tile), rows.div_ceil(rows_part));
-    Stage::Once(Dispatch {
-        label: label.to_owned(),
-        kernel: &COLUMN_SUM,
-        constants: Vec::new(),
-        bindings: vec![slice, out],
-        args: args.as_u32s().to_vec(),
-        workgroups: [groups as u64, 1, parts as u64],
-        flops: product([rows, width]),
-        padded_flops: product([groups, tile, rows]),
-        bytes: slice.element.size() * product([rows, width])
-            + out.element.size() * product([parts, width]),
-        iterations: rows_part.div_ceil(16) as u64 + 5,
-    })
+/// Joins ranges that follow one another.
+fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.dedup_by(|next, range| {
+        let follows = range.end == next.start;
+        if follows {
+            range.end = next.end;
+        }
+        follows
+    });
+    ranges
 }
 
 /// Splits `0..total` into ranges of at most `most`: (start, length).

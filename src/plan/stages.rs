@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::limits::check_indices;
 use super::planner::{Planner, StepRange};
-use super::products::{ColumnSum, Epilogue, Operand};
+use super::products::{Epilogue, Operand, Product, WeightGradient};
 use super::{BufferId, DeviceCaps, Mode, Plan, RunPurpose, Stage, TrainingBuffers, limits};
 use crate::error::Result;
 use crate::spec::config::{Reset, Shape};
@@ -81,9 +81,7 @@ impl Planner<'_> {
                 stages.extend(self.backward_steps(t, layer, span));
                 for direction in 0..self.shape.directions {
                     stages.extend(self.input_gradient(t, layer, direction, span));
-                    stages.extend(self.weight_ih_gradient(t, layer, direction, span));
-                    stages.extend(self.weight_hh_gradient(t, layer, direction, span));
-                    stages.extend(self.bias_gradients(t, layer, direction, span));
+                    stages.extend(self.weight_gradients(t, layer, direction, span));
                 }
             }
         }
@@ -112,14 +110,14 @@ impl Planner<'_> {
         let weight = self.parameter(self.run.params, ranges.weight_ih);
         let bias = ranges.bias_ih.map(|range| self.parameter(self.run.params, range));
         let width = self.layout.config().layer_input_size(layer);
-        self.products.matmul(
-            &self.cell_label(layer, direction, "gates[r z n] = x · W_ihᵀ + b_ih"),
-            [span.steps * batch, 3 * hidden, width],
-            self.rows((self.input(layer), 0), width, direction, span),
-            Operand::transposed(weight, 0, width),
-            bias.map_or(Epilogue::Zero, Epilogue::Bias),
-            Operand::plain(self.gates_of(layer, span), self.gates_at(direction, 0), 4 * hidden),
-        )
+        self.products.matmul(&Product {
+            label: self.cell_label(layer, direction, "gates[r z n] = x · W_ihᵀ + b_ih"),
+            mnk: [span.steps * batch, 3 * hidden, width],
+            a: self.rows((self.input(layer), 0), width, direction, span),
+            b: Operand::transposed(weight, 0, width),
+            epilogue: bias.map_or(Epilogue::Zero, Epilogue::Bias),
+            c: Operand::plain(self.gates_of(layer, span), self.gates_at(direction, 0), 4 * hidden),
+        })
     }
 
     fn input_gradient(
@@ -134,17 +132,21 @@ impl Planner<'_> {
         let width = self.layout.config().layer_input_size(layer);
         let weight = self.parameter(self.run.params, self.layout.cell(layer, direction).weight_ih);
         let present = direction > 0 || !self.accumulators(t).is_empty();
-        self.products.matmul(
-            &self.cell_label(layer, direction, "dx = da · W_ih"),
-            [span.steps * batch, width, 3 * hidden],
-            Operand::plain(self.gates_of(layer, span), self.gates_at(direction, 0), 4 * hidden),
-            Operand::plain(weight, 0, width),
-            if present { Epilogue::Present } else { Epilogue::Zero },
-            self.rows((self.buffers.whole(dx), 0), width, direction, span),
-        )
+        self.products.matmul(&Product {
+            label: self.cell_label(layer, direction, "dx = da · W_ih"),
+            mnk: [span.steps * batch, width, 3 * hidden],
+            a: Operand::plain(self.gates_of(layer, span), self.gates_at(direction, 0), 4 * hidden),
+            b: Operand::plain(weight, 0, width),
+            epilogue: if present { Epilogue::Present } else { Epilogue::Zero },
+            c: self.rows((self.buffers.whole(dx), 0), width, direction, span),
+        })
     }
 
-    fn weight_ih_gradient(
+    /// Returns the products for dW_ih and dW_hh, with the gradients of the biases beside them. The
+    /// rows of r and z of dW_hh are products with h. The rows of n are products of h and the gradient
+    /// of `W_hn h` (reset after), or of `r ⊙ h` and the gradient of n's pre-activation (reset
+    /// before).
+    fn weight_gradients(
         &self,
         t: &TrainingBuffers,
         layer: usize,
@@ -153,101 +155,43 @@ impl Planner<'_> {
     ) -> Vec<Stage> {
         let Shape { batch, hidden, .. } = self.shape;
         let width = self.layout.config().layer_input_size(layer);
-        let weight = self.parameter(t.dparams, self.layout.cell(layer, direction).weight_ih);
-        self.products.matmul(
-            &self.cell_label(layer, direction, "dW_ih = daᵀ · x"),
-            [3 * hidden, width, span.steps * batch],
-            Operand::transposed(
-                self.gates_of(layer, span),
-                self.gates_at(direction, 0),
-                4 * hidden,
-            ),
-            self.rows((self.input(layer), 0), width, direction, span),
-            self.epilogue(span),
-            Operand::plain(weight, 0, width),
-        )
-    }
-
-    /// Returns the products for dW_hh. The rows of r and z are products with h. The rows of n are
-    /// products of h and the gradient of `W_hn h` (reset after), or of `r ⊙ h` and the gradient of
-    /// n's pre-activation (reset before).
-    fn weight_hh_gradient(
-        &self,
-        t: &TrainingBuffers,
-        layer: usize,
-        direction: usize,
-        span: StepRange,
-    ) -> Vec<Stage> {
-        let Shape { batch, hidden, .. } = self.shape;
-        let rows = span.steps * batch;
         let gates = self.gates_of(layer, span);
-        let column =
-            |gate| Operand::transposed(gates, self.gates_at(direction, gate * hidden), 4 * hidden);
+        let from = |gate| self.gates_at(direction, gate * hidden);
+        let da = |gate| Operand::transposed(gates, from(gate), 4 * hidden);
+        let x = self.rows((self.input(layer), 0), width, direction, span);
         let h = self.states(layer, direction, span);
-        let (label, dn, past) = match self.layout.config().reset {
-            Reset::After => ("dW_hn = dpastᵀ · h", column(3), h),
+        let ([label_n, label_dn], dn, past) = match self.layout.config().reset {
+            Reset::After => (["dW_hn = dpastᵀ · h", "db_hn = Σ dpast"], da(3), h),
             Reset::Before => {
-                let first = self.gates_at(direction, 3 * hidden);
-                let past = Operand::plain(gates, first, 4 * hidden);
-                ("dW_hn = da_nᵀ · (r ⊙ h)", column(2), past)
+                let past = Operand::plain(gates, from(3), 4 * hidden);
+                (["dW_hn = da_nᵀ · (r ⊙ h)", "db_hn = Σ da_n"], da(2), past)
             }
         };
-        let weight = self.parameter(t.dparams, self.layout.cell(layer, direction).weight_hh);
-        let rz = self.products.matmul(
-            &self.cell_label(layer, direction, "dW_hr, dW_hz = da_rzᵀ · h"),
-            [2 * hidden, hidden, rows],
-            column(0),
-            h,
-            self.epilogue(span),
-            Operand::plain(weight, 0, hidden),
-        );
-        let n = self.products.matmul(
-            &self.cell_label(layer, direction, label),
-            [hidden, hidden, rows],
-            dn,
-            past,
-            self.epilogue(span),
-            Operand::plain(weight, 2 * hidden * hidden, hidden),
-        );
-        [rz, n].concat()
-    }
-
-    fn bias_gradients(
-        &self,
-        t: &TrainingBuffers,
-        layer: usize,
-        direction: usize,
-        span: StepRange,
-    ) -> Vec<Stage> {
-        let Shape { batch, hidden, .. } = self.shape;
         let ranges = self.layout.cell(layer, direction);
-        // Sums the gates `first..first + count` into the gates of a bias gradient that start at
-        // `to`.
-        let sum = |label: &str, first: usize, count: usize, range: &Range<usize>, to: usize| {
-            let from = self.gates_at(direction, first * hidden);
-            let columns = ColumnSum {
-                slice: self.gates_of(layer, span),
-                rows: span.steps * batch,
-                stride: 4 * hidden,
-                range: from..from + count * hidden,
-            };
-            let out = self.parameter(t.dparams, range.clone());
-            let label = self.cell_label(layer, direction, label);
-            let accumulate = matches!(self.epilogue(span), Epilogue::Present);
-            self.products.column_sum(&label, &columns, out, to * hidden, accumulate)
+        let parameter = |range: &Range<usize>| self.parameter(t.dparams, range.clone());
+        let bias = |range: &Option<Range<usize>>, gate| {
+            range.as_ref().map(|range| (parameter(range), gate * hidden))
         };
-        let mut stages = Vec::new();
-        if let Some(range) = &ranges.bias_ih {
-            stages.extend(sum("db_ih = Σ da", 0, 3, range, 0));
-        }
-        match (&ranges.bias_hh, self.layout.config().reset) {
-            (None, _) => {}
-            (Some(range), Reset::Before) => stages.extend(sum("db_hh = Σ da", 0, 3, range, 0)),
-            (Some(range), Reset::After) => {
-                stages.extend(sum("db_hr, db_hz = Σ da_rz", 0, 2, range, 0));
-                stages.extend(sum("db_hn = Σ dpast", 3, 1, range, 2));
-            }
-        }
-        stages
+        let [dw_ih, dw_hh] = [&ranges.weight_ih, &ranges.weight_hh].map(parameter);
+        let label = |what: &str| self.cell_label(layer, direction, what);
+        let gradient = |[what, sums]: [&str; 2], [m, n]: [usize; 2], a, b, (slice, first), bias| {
+            let c = Operand::plain(slice, first, n);
+            let (mnk, epilogue) = ([m, n, span.steps * batch], self.epilogue(span));
+            let product = Product { label: label(what), mnk, a, b, epilogue, c };
+            WeightGradient { product, bias, bias_label: label(sums) }
+        };
+        let labels_ih = ["dW_ih = daᵀ · x", "db_ih = Σ da"];
+        let labels_rz = ["dW_hr, dW_hz = da_rzᵀ · h", "db_hr, db_hz = Σ da_rz"];
+        let n_first = 2 * hidden * hidden;
+        let [bias_ih, bias_rz, bias_n] =
+            [bias(&ranges.bias_ih, 0), bias(&ranges.bias_hh, 0), bias(&ranges.bias_hh, 2)];
+        self.products.weight_gradients(
+            &label("dW, db = Σ parts"),
+            &[
+                gradient(labels_ih, [3 * hidden, width], da(0), x, (dw_ih, 0), bias_ih),
+                gradient(labels_rz, [2 * hidden, hidden], da(0), h, (dw_hh, 0), bias_rz),
+                gradient([label_n, label_dn], [hidden; 2], dn, past, (dw_hh, n_first), bias_n),
+            ],
+        )
     }
 }

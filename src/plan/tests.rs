@@ -1,7 +1,6 @@
 //! Checks every dispatch of every plan against its kernel's interface.
 
 use super::*;
-use crate::kernels::Access;
 use crate::spec::config::{Activation, Direction, Layout};
 use crate::spec::head::Head;
 use crate::spec::optimizer::Clip;
@@ -78,7 +77,7 @@ fn what_is_bound_has_the_elements_that_the_kernel_reads() {
                 assert_eq!(slice.element, spec.element, "{what}");
                 assert!(slice.bytes() >= binding.min_size(), "{what}");
                 assert!(slice.offset().is_multiple_of(BINDING_ALIGNMENT), "{what}");
-                if binding.access == Access::ReadQuads {
+                if binding.is_quads() {
                     assert!(slice.bytes().is_multiple_of(binding.min_size()), "{what}");
                 }
                 // The loss reads numbers as their bits, from the binding that also takes classes.
@@ -208,4 +207,100 @@ fn all_definitions_of_a_shape_share_few_pipelines() {
         assert!(definitions.len() > 250, "{}", definitions.len());
         assert_eq!(pipelines.len(), expected, "H {hidden}, software: {}", caps.software);
     }
+}
+
+/// A GPU like an H200: 48 KiB of workgroup memory, bindings of 2 GiB.
+const LARGE_GPU: DeviceCaps = DeviceCaps::new(
+    Limits {
+        max_buffer_size: 1 << 40,
+        max_storage_buffer_binding_size: (1 << 31) - 4,
+        max_compute_invocations_per_workgroup: 1024,
+        max_compute_workgroup_storage_size: 48 << 10,
+        max_loop_iterations: u64::MAX,
+        ..Limits::WEBGPU_DEFAULT
+    },
+    false,
+)
+.with_discrete(true);
+
+fn training_plan(config: &GruConfig, [steps, batch]: [usize; 2], caps: &DeviceCaps) -> Plan {
+    let shape = config.shape(steps, batch).unwrap();
+    Plan::with_options(config, shape, Mode::Training, RunOptions::default(), caps).unwrap()
+}
+
+/// A multiprocessor with fewer than eight warps waits for memory most of the time. The steps of the
+/// recurrence are as small as the batch makes them.
+#[test]
+fn products_of_large_models_fill_a_large_gpu() {
+    const MULTIPROCESSORS: u64 = 132;
+    const WARP: u64 = 32;
+    for ([steps, batch], sizes) in [([1500, 32], [1024, 1024]), ([512, 256], [256, 256])] {
+        for config in [GruConfig::pytorch(sizes[0], sizes[1]), GruConfig::new(sizes[0], sizes[1])] {
+            let plan = training_plan(&config, [steps, batch], &LARGE_GPU);
+            let steps = |dispatch: &&Dispatch| dispatch.recurrent_steps().is_none();
+            for dispatch in dispatches(&plan).filter(steps) {
+                let threads = (dispatch.kernel.workgroup)(&dispatch.constants).threads;
+                let warps = dispatch.workgroups.iter().product::<u64>() * threads.div_ceil(WARP);
+                let what = format!("{warps} warps of {} in {plan}", dispatch.label);
+                assert!(warps >= 8 * MULTIPROCESSORS, "{what}");
+            }
+        }
+    }
+}
+
+/// One dispatch for dW_ih with db_ih, one or two for dW_hh with db_hh, and one that adds up their
+/// parts.
+#[test]
+fn gradients_of_a_cell_take_few_dispatches() {
+    for ([steps, batch], sizes) in [([1500, 32], [1024, 1024]), ([512, 256], [256, 256])] {
+        let own = GruConfig::new(sizes[0], sizes[1]);
+        for (config, expected) in [(GruConfig::pytorch(sizes[0], sizes[1]), 3), (own, 4)] {
+            let plan = training_plan(&config, [steps, batch], &LARGE_GPU);
+            let is_gradient = |d: &&Dispatch| d.label.contains("dW") || d.label.contains("db");
+            let gradients: Vec<_> = dispatches(&plan).filter(is_gradient).collect();
+            assert_eq!(gradients.len(), expected, "{plan}");
+            let sums = gradients.iter().filter(|d| d.kernel_name() == "column_sum").count();
+            assert_eq!(sums, 1, "{plan}");
+        }
+    }
+}
+
+/// The sums of the parts write every parameter's gradient once, and no padding.
+#[test]
+fn sums_of_parts_cover_the_gradient() {
+    for config in GruConfig::all_variants(100, 130) {
+        let config = config.with_layers(2).with_direction(Direction::Both);
+        let plan = training_plan(&config, [300, 64], &LARGE_GPU);
+        let dparams = plan.run_buffers().training.as_ref().unwrap().dparams;
+        let mut written: Vec<_> = dispatches(&plan)
+            .filter(|dispatch| dispatch.kernel_name() == "column_sum")
+            .filter(|dispatch| dispatch.bindings[1].buffer == dparams)
+            .flat_map(|dispatch| {
+                let arg = |name| dispatch.args[dispatch.kernel.argument(name).unwrap()] as usize;
+                let first = dispatch.bindings[1].first + arg("out_first");
+                first..first + arg("columns")
+            })
+            .collect();
+        written.sort_unstable();
+        let layout = ParamLayout::new(&config).unwrap();
+        let entries = layout.entries().iter().flat_map(|entry| entry.range.clone());
+        assert!(written.into_iter().eq(entries), "{plan}");
+    }
+}
+
+/// The results of a product's parts would otherwise be larger than everything else.
+#[test]
+fn partial_results_are_bounded() {
+    for (hidden, batch) in [(128, 512), (256, 256), (1000, 32), (1024, 32), (3000, 16)] {
+        let plan = training_plan(&GruConfig::pytorch(hidden, hidden), [500, batch], &LARGE_GPU);
+        if let Some(partials) = plan.buffer("partials") {
+            assert!(plan.spec(partials).bytes() <= 128 << 20, "H {hidden}: {plan}");
+        }
+    }
+    let caps = DeviceCaps::new(
+        Limits { max_storage_buffer_binding_size: 32 << 20, ..Limits::WEBGPU_DEFAULT },
+        false,
+    );
+    let plan = training_plan(&GruConfig::pytorch(512, 512), [100, 32], &caps);
+    plan.check(&caps.limits).unwrap();
 }

@@ -1,5 +1,4 @@
 use super::*;
-use crate::kernels::Access;
 use crate::model::device::test_device;
 use crate::plan::{DeviceCaps, Mode, RunPurpose};
 use crate::spec::config::GruConfig;
@@ -93,7 +92,7 @@ fn the_head_writes_dy_or_dy_stays_zero() {
         let written: Vec<_> = dispatches
             .iter()
             .flat_map(|dispatch| dispatch.bindings.iter().zip(dispatch.kernel.bindings))
-            .filter(|(_, binding)| binding.access == Access::ReadWrite)
+            .filter(|(_, binding)| binding.is_written())
             .map(|(slice, _)| slice.buffer)
             .collect();
         assert_eq!(written.contains(&dy), role == Role::Scratch);
