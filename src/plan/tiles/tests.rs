@@ -4,6 +4,8 @@
 use Recurrence::{Auto, Persistent, Sequence, Step};
 use Reset::{After, Before};
 
+use crate::spec::config::Reset;
+
 use super::*;
 use crate::plan::Limits;
 
@@ -39,11 +41,11 @@ fn chosen(
     let kernels = RecurrenceKernels::choose(&config, [64, batch], recurrence, caps).ok()?;
     Some([kernels.forward, kernels.backward].map(|kernel| match kernel {
         RecurrenceKernel::Step(tile) | RecurrenceKernel::Sequence(tile) => {
-            let c = tile.constants();
+            let c = tile.constants(StepVariant::default());
             [c.unit_quads, c.split_k, c.row_groups * c.rows, c.rows, c.depth_quads, c.resident]
         }
         RecurrenceKernel::Persistent(tile) => {
-            let c = tile.constants();
+            let c = tile.constants(StepVariant::default());
             [c.unit_quads, c.parts, c.rows, c.blocks, c.threads, 2]
         }
     }))
