@@ -9,7 +9,7 @@ fn the_needed_limits_are_enough() {
     let device = Device::from_wgpu(&adapter, &device, &queue).unwrap();
     let x = random3([5, 3, 7], 2);
     for reset in [Reset::Before, Reset::After] {
-        for recurrence in [Recurrence::Step, Recurrence::Sequence] {
+        for &recurrence in Recurrence::ALL {
             let config = GruConfig::new(7, 17).with_reset(reset).with_bias(Bias::Two);
             let config = config.with_direction(Direction::Both);
             let [got, expected] = [&device, &Device::cpu()].map(|device| {

@@ -146,7 +146,9 @@ fn cases() -> impl Strategy<Value = RandomCase> {
         any::<[bool; 4]>(),
     );
     let way = (
-        select(&[Recurrence::Auto, Recurrence::Step, Recurrence::Sequence][..]),
+        select(
+            &[Recurrence::Auto, Recurrence::Step, Recurrence::Sequence, Recurrence::Persistent][..],
+        ),
         any::<[bool; 2]>(),
         any::<u32>(),
     );

@@ -50,8 +50,9 @@ fn words() {
         (Recurrence::Auto, json!("auto")),
         (Recurrence::Step, json!("step")),
         (Recurrence::Sequence, json!("sequence")),
+        (Recurrence::Persistent, json!("persistent")),
     ]);
-    for recurrence in [Recurrence::Auto, Recurrence::Step, Recurrence::Sequence] {
+    for &recurrence in [Recurrence::Auto].iter().chain(Recurrence::ALL) {
         assert_eq!(there_and_back(&recurrence), json!(recurrence.to_string()));
     }
     check(&[

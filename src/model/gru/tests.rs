@@ -3,7 +3,7 @@
 use ndarray::Array3;
 
 use super::*;
-use crate::model::device::{test_device, test_device_with_bindings};
+use crate::model::device::{test_device, test_device_as_gpu, test_device_with_bindings};
 use crate::plan::BufferSpec;
 use crate::spec::config::{Direction, Layout, Reset};
 use crate::spec::options::Recurrence;
@@ -77,7 +77,7 @@ fn inference_with_gates_of_a_few_steps_at_a_time_gives_the_same_numbers() {
     ] {
         for reset in [Reset::After, Reset::Before] {
             for layout in [Layout::TimeMajor, Layout::BatchFirst] {
-                for recurrence in [Recurrence::Sequence, Recurrence::Step] {
+                for &recurrence in Recurrence::ALL {
                     let config = GruConfig::pytorch(3, 7).with_reset(reset);
                     let config = config.with_layers(layers).with_direction(direction);
                     let shape = config.shape(41, 7).unwrap().with_layout(layout);
@@ -105,6 +105,36 @@ fn inference_with_gates_of_a_few_steps_at_a_time_gives_the_same_numbers() {
     }
 }
 
+/// On a GPU: seven and eight blocks of weights a thread, one and two rows a workgroup; and steps
+/// with row groups, of more rows than a workgroup has.
+#[test]
+fn the_large_tiles_of_a_gpu_agree_with_the_reference() {
+    let (device, _) = test_device_as_gpu();
+    for (hidden, batch, recurrence) in [
+        (97, 131, Recurrence::Persistent),
+        (128, 2, Recurrence::Persistent),
+        (130, 35, Recurrence::Step),
+        (132, 3, Recurrence::Step),
+    ] {
+        let config = GruConfig::pytorch(2, hidden);
+        let x = Array3::from_shape_fn((9, batch, 2), |(i, j, k)| {
+            ((5 * i + 3 * j + 7 * k) % 11) as f32 * 0.2 - 1.0
+        });
+        let [got, expected] = [&device, &Device::cpu()].map(|device| {
+            let gru = Gru::new(config.clone(), Init::Uniform, 5, device).unwrap();
+            let gru = gru.with_options(RunOptions::default().with_recurrence(recurrence));
+            let (output, tape) = gru.forward_train(x.view()).unwrap();
+            let gradients = gru.backward(tape, Some(output.y.view()), None).unwrap();
+            (output.y, gradients.x, gradients.params.as_slice().to_vec())
+        });
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5 + 1e-4 * b.abs();
+        let case = format!("H {hidden}, B {batch}, {recurrence}");
+        assert!(got.0.iter().zip(&expected.0).all(close), "y: {case}");
+        assert!(got.1.iter().zip(&expected.1).all(close), "dx: {case}");
+        assert!(got.2.iter().zip(&expected.2).all(close), "dW: {case}");
+    }
+}
+
 /// With the same bindings a layer has two or three buffers of gates, which the backward pass reads,
 /// or one buffer with recomputed gates.
 #[test]
@@ -118,6 +148,8 @@ fn training_with_gates_of_a_few_steps_at_a_time_gives_the_same_numbers() {
             (Reset::Before, Layout::BatchFirst, Recurrence::Sequence, false),
             (Reset::Before, Layout::TimeMajor, Recurrence::Step, false),
             (Reset::After, Layout::BatchFirst, Recurrence::Step, true),
+            (Reset::After, Layout::TimeMajor, Recurrence::Persistent, false),
+            (Reset::Before, Layout::BatchFirst, Recurrence::Persistent, true),
         ] {
             let config = GruConfig::pytorch(3, 7).with_reset(reset);
             let config = config.with_layers(layers).with_direction(direction);

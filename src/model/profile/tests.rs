@@ -42,6 +42,7 @@ fn a_profile_contains_every_dispatch_of_the_plan_once() {
     let others = [
         plain.with_recurrence(Recurrence::Step),
         plain.with_recurrence(Recurrence::Sequence),
+        plain.with_recurrence(Recurrence::Persistent),
         plain.with_recompute(true),
     ];
     for options in [plain].into_iter().chain(others) {

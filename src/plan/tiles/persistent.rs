@@ -50,7 +50,8 @@ impl PersistentTile {
             .find(|tile| tile.threads() <= most_threads)
             .unwrap_or(tile(most_blocks.max(1)));
         let what = "a workgroup of the persistent kernel (Recurrence::Auto does not require it)";
-        within(|| what.to_owned(), "registers", one_row.threads() as u64, most_threads as u64)?;
+        let limit = "the number of threads that can hold weights in registers";
+        within(|| what.to_owned(), limit, one_row.threads() as u64, most_threads as u64)?;
         let allow = |tile: Self| {
             allow(
                 what,

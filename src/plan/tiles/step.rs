@@ -124,7 +124,8 @@ impl StepTile {
         // Forward, a thread has the sums of three gates; backward, one sum for each unit and row.
         let rows = if pass == Pass::Backward && batch > 4 { 8 } else { 4 };
         let row_groups = batch.div_ceil(rows).next_power_of_two().min(32 / rows);
-        let groups = batch.div_ceil(rows * row_groups) * config.direction.count();
+        // Not times the directions: models of one and of two directions share their pipelines.
+        let groups = batch.div_ceil(rows * row_groups);
         let quads = config.hidden_size.div_ceil(4);
         let workgroups = match pass {
             Pass::Forward => LARGE_WORKGROUPS,
