@@ -46,29 +46,40 @@ const SEQUENCE_RESET_BEFORE: &[(&str, u32)] = &[("RESIDENT", 1), ("RESET_BEFORE"
 /// One step a dispatch.
 const STEP: &[(&str, u32)] = &[("RESIDENT", 0), ("RESET_BEFORE", 0)];
 const STEP_RESET_BEFORE: &[(&str, u32)] = &[("RESIDENT", 0), ("RESET_BEFORE", 1)];
-const SMALL_TILE: &[(&str, u32)] = &[("N_QUADS", 1)];
+/// The weights in registers.
+const RESET_AFTER: &[(&str, u32)] = &[("RESET_BEFORE", 0)];
+const RESET_BEFORE: &[(&str, u32)] = &[("RESET_BEFORE", 1)];
 
 /// The budgets: kernel and family; of navi21 VGPRs and percent, the worse of Mesa 22.3 and 25.0; of
 /// sm_90 registers, spilled bytes and percent, by CUDA 13.5.
 #[rustfmt::skip]
 pub const BUDGETS: &[Budget] = &[
-    Budget::new("matmul", SMALL_TILE, [80, 73], [92, 0, 78]),
-    Budget::new("matmul", &[], [112, 74], [118, 0, 83]),
-    Budget::new("column_sum", &[], [8, 0], [23, 0, 0]),
-    Budget::new("forward", SEQUENCE, [120, 63], [168, 0, 74]),
-    Budget::new("forward", SEQUENCE_RESET_BEFORE, [96, 59], [166, 0, 73]),
-    Budget::new("forward", STEP, [120, 63], [128, 4, 76]),
-    Budget::new("forward", STEP_RESET_BEFORE, [80, 51], [127, 16, 69]),
-    Budget::new("backward", SEQUENCE, [56, 42], [108, 56, 52]),
-    Budget::new("backward", SEQUENCE_RESET_BEFORE, [56, 42], [98, 92, 54]),
-    Budget::new("backward", STEP, [56, 42], [114, 0, 50]),
-    Budget::new("backward", STEP_RESET_BEFORE, [56, 42], [104, 72, 51]),
-    Budget::new("forward_scalar", SEQUENCE, [128, 46], [199, 4, 45]),
-    Budget::new("forward_scalar", SEQUENCE_RESET_BEFORE, [96, 43], [227, 0, 42]),
-    Budget::new("forward_scalar", STEP, [128, 46], [168, 0, 44]),
-    Budget::new("forward_scalar", STEP_RESET_BEFORE, [80, 37], [96, 32, 41]),
-    Budget::new("backward_scalar", SEQUENCE, [64, 36], [111, 28, 40]),
-    Budget::new("backward_scalar", SEQUENCE_RESET_BEFORE, [64, 36], [96, 204, 42]),
-    Budget::new("backward_scalar", STEP, [56, 36], [80, 56, 43]),
-    Budget::new("backward_scalar", STEP_RESET_BEFORE, [56, 36], [96, 68, 41]),
+    Budget::new("matmul", &[], [112, 72], [118, 0, 77]),
+    Budget::new("matmul_large", &[], [128, 87], [126, 0, 88]),
+    Budget::new("matmul_large_scalar", &[], [128, 86], [127, 0, 86]),
+    Budget::new("column_sum", &[], [16, 0], [19, 0, 1]),
+    Budget::new("persistent_forward", RESET_AFTER, [168, 56], [168, 12, 66]),
+    Budget::new("persistent_forward", RESET_BEFORE, [168, 56], [168, 20, 71]),
+    Budget::new("persistent_backward", RESET_AFTER, [176, 54], [168, 0, 66]),
+    Budget::new("persistent_backward", RESET_BEFORE, [176, 54], [168, 0, 64]),
+    Budget::new("persistent_forward_scalar", RESET_AFTER, [152, 40], [166, 0, 88]),
+    Budget::new("persistent_forward_scalar", RESET_BEFORE, [152, 44], [168, 0, 88]),
+    Budget::new("persistent_backward_scalar", RESET_AFTER, [160, 26], [168, 12, 88]),
+    Budget::new("persistent_backward_scalar", RESET_BEFORE, [160, 29], [168, 16, 88]),
+    Budget::new("forward_lanes", STEP, [208, 70], [254, 4, 76]),
+    Budget::new("forward_lanes", STEP_RESET_BEFORE, [176, 56], [242, 0, 66]),
+    Budget::new("forward_lanes", SEQUENCE, [128, 71], [128, 12, 77]),
+    Budget::new("forward_lanes", SEQUENCE_RESET_BEFORE, [96, 68], [128, 0, 74]),
+    Budget::new("backward_lanes", STEP, [168, 64], [234, 20, 77]),
+    Budget::new("backward_lanes", STEP_RESET_BEFORE, [168, 64], [230, 20, 75]),
+    Budget::new("backward_lanes", SEQUENCE, [56, 55], [64, 12, 59]),
+    Budget::new("backward_lanes", SEQUENCE_RESET_BEFORE, [56, 55], [122, 36, 63]),
+    Budget::new("forward_lanes_scalar", STEP, [216, 47], [255, 0, 46]),
+    Budget::new("forward_lanes_scalar", STEP_RESET_BEFORE, [176, 37], [168, 0, 39]),
+    Budget::new("forward_lanes_scalar", SEQUENCE, [128, 48], [128, 8, 45]),
+    Budget::new("forward_lanes_scalar", SEQUENCE_RESET_BEFORE, [96, 45], [168, 0, 42]),
+    Budget::new("backward_lanes_scalar", STEP, [168, 55], [240, 0, 63]),
+    Budget::new("backward_lanes_scalar", STEP_RESET_BEFORE, [168, 55], [230, 0, 65]),
+    Budget::new("backward_lanes_scalar", SEQUENCE, [64, 43], [96, 36, 43]),
+    Budget::new("backward_lanes_scalar", SEQUENCE_RESET_BEFORE, [64, 43], [128, 0, 46]),
 ];
