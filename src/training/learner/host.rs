@@ -71,12 +71,12 @@ impl LearnerBackend for HostBackend {
         Ok(self.loss)
     }
 
-    async fn set_loss(&mut self, loss: f64) -> Result<()> {
+    async fn set_loss(&mut self, loss: f64, _: Wait) -> Result<()> {
         self.loss = loss;
         Ok(())
     }
 
-    async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()> {
+    async fn set_gradient(&mut self, flat: &[f32], loss: f32, _: Wait) -> Result<()> {
         self.gradient.as_mut_slice().copy_from_slice(flat);
         self.loss = loss.into();
         Ok(())
@@ -87,6 +87,7 @@ impl LearnerBackend for HostBackend {
         network: &mut Network,
         clip: Clip,
         constants: &UpdateConstants,
+        _: Wait,
     ) -> Result<bool> {
         let gradient = self.gradient.as_mut_slice();
         let squares = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
