@@ -40,7 +40,7 @@ impl LearnerBackend for HostBackend {
             self.gradient.as_mut_slice().fill(0.0);
             self.loss = 0.0;
         }
-        let (out, tape) = network.gru().run_forward_train(None, batch, wait).await?;
+        let (out, tape) = network.gru().run_forward_train(None, batch, None, wait).await?;
         let features = network.head().features(shape, &out.y, &out.h_n);
         let head = Linear::new(network.params());
         let mut doutputs = head.forward(features.view());
