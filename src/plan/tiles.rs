@@ -629,19 +629,14 @@ pub(super) struct BlocksTile {
     side: usize,
 }
 
-/// The FLOPs of a forward pass from which a software adapter uses the large tile for its products.
-/// In a run of this size the large tile saves 2 to 4 ms, and it compiles 0.2 to 0.5 s longer: about
-/// a hundred runs repay it. Inference and training of a shape share a tile.
-const LARGE_BLOCKS_FLOPS: u64 = 20_000_000;
-
 impl ProductTile {
     /// Chooses the kernel and the tile of an m × n × k product, in a plan whose forward pass has
     /// `plan_flops`. On a software adapter all products of a plan have one side, because each is
-    /// compiled.
+    /// compiled. Inference and training of a shape share it.
     pub fn choose([m, n, k]: [usize; 3], plan_flops: u64, caps: &DeviceCaps) -> Self {
         match caps.software {
             true => {
-                let side = if plan_flops < LARGE_BLOCKS_FLOPS { 4 } else { 8 };
+                let side = if plan_flops < caps.large_tile_flops { 4 } else { 8 };
                 Self::Blocks(BlocksTile::choose(m, n, side))
             }
             false => Self::Staged(StagedTile::choose([m, n, k], caps)),

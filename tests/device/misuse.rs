@@ -426,13 +426,14 @@ fn plans(t: &mut Table) {
     t.plain(
         "plan::DeviceCaps::with_f16 plan::DeviceCaps::with_subgroups plan::SubgroupSizes::range \
          plan::DeviceCaps::with_cooperative_matrices plan::DeviceCaps::with_cores plan::DeviceCaps::with_lanes \
-         plan::DeviceCaps::with_dispatch_cost plan::Plan::pipelines plan::ElementType::size plan::ElementType::bytes",
+         plan::DeviceCaps::with_dispatch_cost plan::DeviceCaps::with_large_tile_flops plan::Plan::pipelines \
+         plan::ElementType::size plan::ElementType::bytes",
         "sizes that make no sense",
         || {
-            let mut none = DeviceCaps::new(caps.limits, true).with_cores(0).with_lanes(0).with_dispatch_cost(0);
+            let mut none = DeviceCaps::new(caps.limits, true).with_cores(0).with_lanes(0).with_dispatch_cost(0).with_large_tile_flops(0);
             for shape in [config().shape(1, 1).unwrap(), config().shape(9, 40).unwrap()] {
                 Plan::with_options(&config(), shape, Mode::Training, RunOptions::default(), &none).unwrap().pipelines();
-                none = none.with_cores(usize::MAX).with_lanes(usize::MAX).with_dispatch_cost(usize::MAX);
+                none = none.with_cores(usize::MAX).with_lanes(usize::MAX).with_dispatch_cost(usize::MAX).with_large_tile_flops(u64::MAX);
             }
             let caps = caps.with_f16(true).with_cooperative_matrices(true);
             let bytes = plan::ElementType::F16.bytes(HUGE / 8) + plan::ElementType::U32.size();
