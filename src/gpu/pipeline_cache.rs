@@ -226,31 +226,41 @@ fn folder_of(file: &Path) -> &Path {
     folder.unwrap_or(Path::new("."))
 }
 
-/// Returns the owner of a file, and so the user of the process that created it; `None` where files
-/// have no such number.
-fn owner(metadata: &fs::Metadata) -> Option<u32> {
-    #[cfg(unix)]
-    return Some(std::os::unix::fs::MetadataExt::uid(metadata));
-    #[cfg(not(unix))]
-    return Some(metadata).and(None);
-}
-
 /// Checks that only `user` and root may write to a file or folder: a driver trusts the data. A user
 /// who is not known, because the process cannot write to the folder, trusts root alone.
 fn check_private(what: &str, metadata: &fs::Metadata, user: Option<u32>) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        let reason = if ![Some(0), user].contains(&owner(metadata)) {
-            "belongs to another user"
-        } else if std::os::unix::fs::MetadataExt::mode(metadata) & 0o022 != 0 {
-            "may be written by other users"
-        } else {
-            return Ok(());
-        };
-        return Err(io::Error::other(format!("{what} {reason}; use a private folder")));
-    }
-    #[cfg(not(unix))]
-    return Ok(drop((what, metadata, user)));
+    let is_foreign = |owner| owner != 0 && Some(owner) != user;
+    let reason = if owner(metadata).is_some_and(is_foreign) {
+        "belongs to another user"
+    } else if others_may_write(metadata) {
+        "may be written by other users"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::other(format!("{what} {reason}; use a private folder")))
+}
+
+/// Returns the owner of a file, and so the user of the process that created it; `None` where files
+/// have no such number.
+#[cfg(unix)]
+fn owner(metadata: &fs::Metadata) -> Option<u32> {
+    Some(std::os::unix::fs::MetadataExt::uid(metadata))
+}
+
+#[cfg(not(unix))]
+fn owner(_: &fs::Metadata) -> Option<u32> {
+    None
+}
+
+/// True if the group or everyone may write. Not known outside Unix.
+#[cfg(unix)]
+fn others_may_write(metadata: &fs::Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::mode(metadata) & 0o022 != 0
+}
+
+#[cfg(not(unix))]
+fn others_may_write(_: &fs::Metadata) -> bool {
+    false
 }
 
 /// Removes temporary files of processes that were killed while they wrote.
