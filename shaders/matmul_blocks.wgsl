@@ -22,29 +22,29 @@ fn rows_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> vec4<u32>
         row_at(row + 2u, stride, offset, run, skip), row_at(row + 3u, stride, offset, run, skip));
 }
 
-// A block of A, one row of four k in each column of the matrix. Rows after the last have any value:
-// their products are not stored. From the end of k on it is 0.
-fn a_block(m: u32, k: u32, end: u32) -> mat4x4<f32> {
-    let transposed = args.a_transposed == 1u;
-    let rows = rows_at(select(m, k, transposed), args.a_stride, args.a_row, args.a_run, args.a_skip)
-        + args.a_first + select(k, m, transposed);
-    let block = mat4x4(load_a(rows.x), load_a(rows.y), load_a(rows.z), load_a(rows.w));
-    if transposed {
-        return before_end(transpose(block), k, end);
+// Four k of four rows of A, or of four columns of B, from row or column `i` on: each is a column of
+// the matrix. Those after the last have any value: their products are not stored. From the end of k
+// on it is 0. `is_b` is a constant of the call, so that the compiler sees one operand.
+fn block(is_b: bool, i: u32, k: u32, end: u32) -> mat4x4<f32> {
+    let along_k = select(args.a_transposed == 0u, args.b_transposed == 1u, is_b);
+    let rows = rows_at(
+        select(k, i, along_k), select(args.a_stride, args.b_stride, is_b),
+        select(args.a_row, args.b_row, is_b), select(args.a_run, args.b_run, is_b),
+        select(args.a_skip, args.b_skip, is_b))
+        + select(args.a_first, args.b_first, is_b) + select(i, k, along_k);
+    let loaded = mat4x4(
+        load(is_b, rows.x), load(is_b, rows.y), load(is_b, rows.z), load(is_b, rows.w));
+    if along_k {
+        return before_end(loaded, k, end);
     }
-    return before_end(block, k, end);
+    return before_end(transpose(loaded), k, end);
 }
 
-// A block of B, one row of four n in each column of the matrix.
-fn b_block(k: u32, n: u32, end: u32) -> mat4x4<f32> {
-    let transposed = args.b_transposed == 1u;
-    let rows = rows_at(select(k, n, transposed), args.b_stride, args.b_row, args.b_run, args.b_skip)
-        + args.b_first + select(n, k, transposed);
-    let block = mat4x4(load_b(rows.x), load_b(rows.y), load_b(rows.z), load_b(rows.w));
-    if transposed {
-        return transpose(before_end(block, k, end));
+fn load(is_b: bool, at: u32) -> vec4<f32> {
+    if is_b {
+        return load_b(at);
     }
-    return transpose(before_end(transpose(block), k, end));
+    return load_a(at);
 }
 
 // Replaces what belongs to k from the end on by 0, in a block of four k to a column. Both operands
@@ -100,13 +100,13 @@ fn main(
     var sum10 = mat4x4<f32>();
     var sum11 = mat4x4<f32>();
     for (var k = first; k < end; k += 4u) {
-        let a0 = a_block(m, k, end);
-        let b0 = b_block(k, n, end);
+        let a0 = block(false, m, k, end);
+        let b0 = transpose(block(true, n, k, end));
         sum00 = multiplied(sum00, a0, b0);
         if SIDE > 4u {
-            let a1 = a_block(m + 4u, k, end);
+            let a1 = block(false, m + 4u, k, end);
             sum10 = multiplied(sum10, a1, b0);
-            let b1 = b_block(k, n + 4u, end);
+            let b1 = transpose(block(true, n + 4u, k, end));
             sum01 = multiplied(sum01, a0, b1);
             sum11 = multiplied(sum11, a1, b1);
         }

@@ -398,7 +398,7 @@ async fn run_stages(
     let plan = Plan::of_stages(title, buffers.into_specs(), stages, &gpu.caps());
     let mut session = Session::new(gpu, plan, &[]).await?;
     for &(id, data) in inputs {
-        session.write(id, 0, data).await?;
+        session.write(id, 0, data, Wait::Async).await?;
     }
     session.run(Pass::Forward).await?;
     Ok(session.read(&[(output, 0..len)], Wait::Async).await?.swap_remove(0))

@@ -276,11 +276,11 @@ async fn run_kernel(
         (states, input.states.iter().flat_map(of_layers).collect()),
     ];
     let mut session = Session::new(gpu, plan, &[]).await?;
-    session.write(params_id, 0, params.as_slice()).await?;
+    session.write(params_id, 0, params.as_slice(), Wait::Async).await?;
     let flags: Vec<u32> = step_flags.iter().copied().chain(draw_seed(seed, [0, 0])).collect();
-    session.write(step_flags_id, 0, &flags).await?;
+    session.write(step_flags_id, 0, &flags, Wait::Async).await?;
     for (id, data) in &contents {
-        session.write(*id, 0, data).await?;
+        session.write(*id, 0, data, Wait::Async).await?;
     }
     session.run(Pass::Forward).await?;
     let parts: Vec<_> = contents.iter().map(|(id, data)| (*id, 0..data.len())).collect();

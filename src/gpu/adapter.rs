@@ -230,14 +230,16 @@ pub(crate) fn device_caps(
     let immediates = features.contains(wgpu::Features::IMMEDIATES)
         && u64::from(limits.max_immediate_size) >= MAX_ARGS_SIZE
         && !software;
+    let (dispatch_cost, large_tile_flops) = match info.name.contains("SwiftShader") {
+        true => (DeviceCaps::SWIFTSHADER_DISPATCH, DeviceCaps::SWIFTSHADER_LARGE_TILE),
+        false => (DeviceCaps::LAVAPIPE_DISPATCH, DeviceCaps::LAVAPIPE_LARGE_TILE),
+    };
     let caps = DeviceCaps::new(plan_limits(info, limits), software)
         .with_discrete(info.device_type == wgpu::DeviceType::DiscreteGpu)
         .with_cores(cores())
         .with_lanes(info.subgroup_min_size.clamp(4, 16) as usize)
-        .with_dispatch_cost(match info.name.contains("SwiftShader") {
-            true => DeviceCaps::SWIFTSHADER_DISPATCH,
-            false => DeviceCaps::LAVAPIPE_DISPATCH,
-        })
+        .with_dispatch_cost(dispatch_cost)
+        .with_large_tile_flops(large_tile_flops)
         .with_thread_weights(thread_weights(info, software))
         .with_immediates(immediates)
         .with_f16(features.contains(wgpu::Features::SHADER_F16))

@@ -558,9 +558,11 @@ mod tests {
         let caps = |features| device_caps(&info, &gpu.device().limits(), features);
         let none = caps(wgpu::Features::empty());
         let plain = DeviceCaps::new(*gpu.limits(), gpu.describe().is_software());
-        let DeviceCaps { cores, lanes, dispatch_cost, thread_weights, discrete, .. } = none;
+        let DeviceCaps { cores, lanes, dispatch_cost, discrete, .. } = none;
         let plain = plain.with_discrete(discrete);
         let plain = plain.with_cores(cores).with_lanes(lanes).with_dispatch_cost(dispatch_cost);
+        let DeviceCaps { large_tile_flops, thread_weights, .. } = none;
+        let plain = plain.with_large_tile_flops(large_tile_flops);
         let plain = plain.with_thread_weights(thread_weights);
         assert_eq!(none, plain);
         let some = caps(wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);

@@ -230,9 +230,9 @@ impl Gpu {
             // only whole data with the checksum that it computed of what `get_data` returned,
             // and with the key of this driver's version; wgpu compares adapter and driver version
             // again, and the driver its own identifier. So no accident gets here: no damage, no other
-            // driver's file. A file made on purpose could. `check_private` refuses a folder that
-            // everyone may write to; who else can write to the user's folders can change the user's
-            // programs too.
+            // driver's file. A file made on purpose could. On Unix `check_private` refuses a folder
+            // and a file that anyone but the user and root may write to; elsewhere, who can write
+            // to the user's folders can change the user's programs too.
             #[allow(unsafe_code, reason = "the proof is above")]
             let created = unsafe { self.device().create_pipeline_cache(&descriptor) };
             cache = Some(created);

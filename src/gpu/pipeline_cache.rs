@@ -26,7 +26,7 @@ const HEADER: usize = MAGIC.len() + 3 * size_of::<u64>();
 const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// The state of a device's pipeline cache; see
-/// [`Device::with_pipeline_cache`](crate::Device::with_pipeline_cache).
+/// [`Device::with_pipeline_cache`](crate::Device::with_pipeline_cache). Only GPUs have one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PipelineCacheStatus {
@@ -67,13 +67,18 @@ impl PipelineCache {
         create: impl Fn(Option<&[u8]>) -> Option<wgpu::PipelineCache>,
     ) -> Option<Self> {
         let (file, key) = (folder.join(file_name(info)?), key(info));
-        let (data, error) = match read(&file) {
-            Ok(bytes) => (bytes.and_then(|bytes| decode(bytes, key)), None),
+        // Tried now, so that the caller learns of it before the first pipeline is compiled. It also
+        // tells who this process' user is.
+        let mut user = None;
+        let probe = write_beside(&file, |part| {
+            user = owner(&part.metadata()?);
+            Ok(())
+        });
+        let unwritable = probe.and_then(fs::remove_file).err().map(write_error);
+        let (data, error) = match read(&file, user) {
+            Ok(bytes) => (bytes.and_then(|bytes| decode(bytes, key)), unwritable),
             Err(error) => (None, Some(format!("cannot be read: {error}"))),
         };
-        // Tried now, so that the caller learns of it before the first pipeline is compiled.
-        let probe = || write_beside(&file, |_| Ok(())).and_then(fs::remove_file);
-        let error = error.or_else(|| probe().err().map(write_error));
         let loaded = data.and_then(|data| Some((create(Some(&data))?, data)));
         let (driver_cache, checksum, loaded) = match loaded {
             Some((cache, data)) => (cache, Some(checksum(&data)), data.len()),
@@ -137,8 +142,8 @@ fn checksum(data: &[u8]) -> u64 {
     hash.0
 }
 
-/// Reads a whole file. Returns `None` if there is none, or if it is too large.
-fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
+/// Reads a whole file of `user`. Returns `None` if there is none, or if it is too large.
+fn read(file: &Path, user: Option<u32>) -> io::Result<Option<Vec<u8>>> {
     let metadata = match fs::metadata(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         metadata => metadata?,
@@ -147,7 +152,8 @@ fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
     if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    check_private(file)?;
+    check_private("the folder", &fs::metadata(folder_of(file))?, user)?;
+    check_private("the file", &metadata, user)?;
     let mut bytes = Vec::new();
     let most = HEADER + MAX_BYTES;
     File::open(file)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
@@ -203,12 +209,14 @@ fn write_beside(
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     }
     builder.create(folder)?;
-    check_private(file)?;
     remove_abandoned(file);
     // Two processes may have the same id, in two containers.
     let random = RandomState::new().hash_one(std::process::id());
     let part = file.with_extension(format!("{random:016x}.part"));
-    let written = options.open(&part).and_then(|mut to| write(&mut to));
+    let written = options.open(&part).and_then(|mut to| {
+        check_private("the folder", &fs::metadata(folder)?, owner(&to.metadata()?))?;
+        write(&mut to)
+    });
     written.inspect_err(|_| drop(fs::remove_file(&part)))?;
     Ok(part)
 }
@@ -218,18 +226,41 @@ fn folder_of(file: &Path) -> &Path {
     folder.unwrap_or(Path::new("."))
 }
 
-/// Checks that not everyone may write to the folder of `file`: a driver trusts the data.
-fn check_private(file: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(folder_of(file))?);
-        if mode & 0o002 != 0 {
-            return Err(io::Error::other("everyone may write to the folder; use a private one"));
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = file;
-    Ok(())
+/// Checks that only `user` and root may write to a file or folder: a driver trusts the data. A user
+/// who is not known, because the process cannot write to the folder, trusts root alone.
+fn check_private(what: &str, metadata: &fs::Metadata, user: Option<u32>) -> io::Result<()> {
+    let is_foreign = |owner| owner != 0 && Some(owner) != user;
+    let reason = if owner(metadata).is_some_and(is_foreign) {
+        "belongs to another user"
+    } else if others_may_write(metadata) {
+        "may be written by other users"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::other(format!("{what} {reason}; use a private folder")))
+}
+
+/// Returns the owner of a file, and so the user of the process that created it; `None` where files
+/// have no such number.
+#[cfg(unix)]
+fn owner(metadata: &fs::Metadata) -> Option<u32> {
+    Some(std::os::unix::fs::MetadataExt::uid(metadata))
+}
+
+#[cfg(not(unix))]
+fn owner(_: &fs::Metadata) -> Option<u32> {
+    None
+}
+
+/// True if the group or everyone may write. Not known outside Unix.
+#[cfg(unix)]
+fn others_may_write(metadata: &fs::Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::mode(metadata) & 0o022 != 0
+}
+
+#[cfg(not(unix))]
+fn others_may_write(_: &fs::Metadata) -> bool {
+    false
 }
 
 /// Removes temporary files of processes that were killed while they wrote.
@@ -248,125 +279,4 @@ fn remove_abandoned(file: &Path) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::device::test_device;
-
-    fn encode(key: u64, data: &[u8]) -> Vec<u8> {
-        [encode_header(key, data.len(), checksum(data)), data.to_vec()].concat()
-    }
-
-    #[test]
-    fn only_whole_files_of_the_same_key_are_decoded() {
-        let data: Vec<u8> = (0..100).collect();
-        let whole = encode(7, &data);
-        assert_eq!(whole.len(), HEADER + data.len());
-        assert_eq!(decode(whole.clone(), 7), Some(data.clone()));
-        assert_eq!(decode(whole.clone(), 8), None);
-        for len in 0..whole.len() {
-            assert_eq!(decode(whole[..len].to_vec(), 7), None, "{len} bytes");
-        }
-        for bit in 0..8 * whole.len() {
-            let mut damaged = whole.clone();
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode(damaged, 7), None, "bit {bit}");
-        }
-        assert_eq!(decode([whole, vec![0]].concat(), 7), None);
-        // The padding of the last word is not data.
-        assert_ne!(checksum(&[1]), checksum(&[1, 0]));
-    }
-
-    #[test]
-    fn a_driver_and_its_version_have_their_own_files() {
-        let (_, gpu) = test_device();
-        let mut info = gpu.adapter_info();
-        info.backend = wgpu::Backend::Vulkan;
-        let other = |change: &dyn Fn(&mut wgpu::AdapterInfo)| {
-            let mut other = info.clone();
-            change(&mut other);
-            (file_name(&other), key(&other))
-        };
-        let (file, key) = (file_name(&info), key(&info));
-        assert!(file.is_some());
-        let update = other(&|info| info.driver_info.push('1'));
-        assert!(update.0 == file && update.1 != key);
-        assert_ne!(other(&|info| info.driver.push('1')).0, file);
-        assert_ne!(other(&|info| info.device += 1).0, file);
-        assert_eq!(other(&|info| info.backend = wgpu::Backend::Metal).0, None);
-        let strange = other(&|info| info.driver = "../../a b\0/é".repeat(99)).0.unwrap();
-        assert!(strange.len() < 128 && !strange.contains(['/', '\0', ' ']), "{strange}");
-    }
-
-    /// wgpu checks what the key cannot know, and refuses it without an error for the caller.
-    #[test]
-    fn data_of_another_adapter_are_not_used() {
-        let (_, gpu) = test_device();
-        let folder = tempfile::TempDir::new().unwrap();
-        let open = || {
-            gpu.use_pipeline_cache(folder.path());
-            gpu.pipeline_store().cache()
-        };
-        let Some(cache) = open() else {
-            let features = gpu.device().features();
-            assert!(!features.contains(wgpu::Features::PIPELINE_CACHE));
-            return;
-        };
-        let mut data = cache.driver_cache.get_data().unwrap();
-        let loaded = |data: &[u8]| {
-            fs::write(&cache.file, encode(cache.key, data)).unwrap();
-            let status = open().unwrap().status();
-            assert_eq!(status.error, None);
-            status.loaded
-        };
-        assert_eq!(loaded(&data), data.len());
-        // wgpu's header: 8 bytes of magic, version and pointer size, backend, then the adapter.
-        data[8 + 4 + 4 + 1 + 3] ^= 1;
-        assert_eq!(loaded(&data), 0);
-        assert_eq!(loaded(&[]), 0);
-        assert_eq!(loaded(&[0; 200]), 0);
-    }
-
-    #[test]
-    fn readers_never_see_a_part_of_a_file() {
-        let folder = tempfile::TempDir::new().unwrap();
-        let file = folder.path().join("cache.bin");
-        let write = |byte: u8| {
-            let data = vec![byte; 100_000 + usize::from(byte)];
-            super::write(&file, 1, checksum(&data), &data).unwrap();
-        };
-        write(0);
-        std::thread::scope(|scope| {
-            for writer in 1..4 {
-                scope.spawn(move || (0..20).for_each(|_| write(writer)));
-            }
-            for _ in 0..100 {
-                let bytes = read(&file).unwrap().unwrap();
-                assert!(decode(bytes, 1).is_some());
-            }
-        });
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn too_much_data_is_not_written() {
-        let folder = tempfile::TempDir::new().unwrap();
-        let file = folder.path().join("cache.bin");
-        let error = write(&file, 1, 0, &vec![0; MAX_BYTES + 1]).unwrap_err();
-        assert!(error.to_string().contains("more than 67108864"), "{error}");
-        assert!(!file.exists());
-    }
-
-    #[test]
-    fn leftovers_of_killed_processes_are_removed() {
-        let folder = tempfile::TempDir::new().unwrap();
-        let file = folder.path().join("cache.bin");
-        let [old, new, other] = ["cache.0.part", "cache.1.part", "other.0.part"].map(|name| {
-            let path = folder.path().join(name);
-            (File::create(&path).unwrap(), path)
-        });
-        let before = std::time::SystemTime::now() - 2 * ABANDONED;
-        [&old, &other].into_iter().for_each(|(file, _)| file.set_modified(before).unwrap());
-        write(&file, 1, 0, &[]).unwrap();
-        assert_eq!([&old, &new, &other].map(|(_, path)| path.exists()), [false, true, true]);
-    }
-}
+mod tests;

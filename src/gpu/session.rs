@@ -217,11 +217,12 @@ impl Session {
         buffer: BufferId,
         first: usize,
         data: &[T],
+        wait: Wait,
     ) -> Result<()> {
         let range = first..first + data.len();
         self.assert_holds::<T>(buffer, &range);
         self.zeros.retain(|(id, zero)| *id != buffer || !overlap(zero, &range));
-        let uploaded = self.gpu.upload_large(self.buffer(buffer), first, data).await;
+        let uploaded = self.gpu.upload_large(self.buffer(buffer), first, data, wait).await;
         uploaded.inspect_err(|_| self.broken = true)
     }
 

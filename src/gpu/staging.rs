@@ -1,9 +1,10 @@
 //! [`StagingPool`]: the staging buffers of a device, through which the host reads and writes its
 //! memory.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::Mutex;
 
+use crate::gpu::wait::Mapping;
 use crate::lock::lock;
 
 /// The bytes of a large staging buffer. Smaller ones cost more waits; larger ones do not stay in
@@ -17,32 +18,26 @@ const SMALL_BYTES: usize = 64 << 10;
 /// The most idle download buffers of one size: as many as one download has in flight.
 const MAX_IDLE: usize = 2;
 
-/// The most upload buffers that are idle or in flight. Uploads beyond them create buffers, which
-/// are freed once the device has copied them.
-const MAX_UPLOADS: usize = 4;
+/// The upload buffers that are kept before an upload waits for one of them.
+pub(crate) const MAX_UPLOADS: usize = 4;
 
 /// The staging buffers of a device that no call uses: at most `2 * STAGING_BYTES` for downloads,
-/// `MAX_UPLOADS * STAGING_BYTES` for uploads, and a few small ones. They live as long as the device.
+/// `MAX_UPLOADS * STAGING_BYTES` for uploads, `STAGING_BYTES` for each further upload at the same
+/// time, and a few small ones. They live as long as the device.
 #[derive(Debug, Default)]
 pub(crate) struct StagingPool {
     /// Idle buffers for downloads. All are unmapped.
     downloads: Mutex<Vec<wgpu::Buffer>>,
-    /// Buffers for uploads that are mapped, or are being mapped.
-    uploads: Mutex<Vec<MappedUpload>>,
+    /// Buffers for uploads, the oldest upload first.
+    uploads: Mutex<VecDeque<KeptUpload>>,
 }
 
 /// A buffer that is mapped for the next upload once the device has copied the last one.
 #[derive(Debug)]
-struct MappedUpload {
-    buffer: wgpu::Buffer,
-    /// [`PENDING`], [`MAPPED`] or [`FAILED`]. The callback of the mapping sets it. The callback does
-    /// not hold the buffer: a device that is dropped before the callback would never be freed.
-    state: Arc<AtomicU8>,
+pub(crate) struct KeptUpload {
+    pub buffer: wgpu::Buffer,
+    pub mapping: Mapping,
 }
-
-const PENDING: u8 = 0;
-const MAPPED: u8 = 1;
-const FAILED: u8 = 2;
 
 impl StagingPool {
     /// Returns an unmapped buffer of at least `bytes` bytes for a download: an idle one, or the one
@@ -72,32 +67,56 @@ impl StagingPool {
         }
     }
 
-    /// Returns a mapped buffer of [`STAGING_BYTES`] for an upload: a kept one, or the one that
-    /// `create` makes of this size.
-    pub fn acquire_upload(&self, create: impl FnOnce(u64) -> wgpu::Buffer) -> wgpu::Buffer {
+    /// Takes a kept buffer of [`STAGING_BYTES`] for an upload: one that is mapped, or the oldest,
+    /// for whose mapping the caller waits. Returns `None` if the caller is to create one: only while
+    /// few are kept, which bounds their memory.
+    pub fn acquire_upload(&self) -> Option<KeptUpload> {
         let mut uploads = lock(&self.uploads);
-        uploads.retain(|upload| upload.state.load(Ordering::Acquire) != FAILED);
-        let mapped = |upload: &MappedUpload| upload.state.load(Ordering::Acquire) == MAPPED;
-        match uploads.iter().position(mapped) {
-            Some(at) => uploads.swap_remove(at).buffer,
-            None => {
-                drop(uploads);
-                create(STAGING_BYTES as u64)
-            }
+        match uploads.iter().position(|upload| upload.mapping.is_done()) {
+            Some(at) => uploads.remove(at),
+            None if uploads.len() < MAX_UPLOADS => None,
+            None => uploads.pop_front(),
         }
     }
 
     /// Keeps a buffer for a later upload. Its last upload is submitted.
-    pub fn release_upload(&self, buffer: wgpu::Buffer) {
-        let mut uploads = lock(&self.uploads);
-        if uploads.len() >= MAX_UPLOADS {
-            return;
-        }
-        let state = Arc::new(AtomicU8::new(PENDING));
-        uploads.push(MappedUpload { buffer: buffer.clone(), state: Arc::clone(&state) });
-        drop(uploads);
-        buffer.map_async(wgpu::MapMode::Write, .., move |mapped| {
-            state.store(if mapped.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
+    pub fn release_upload(&self, upload: KeptUpload) {
+        lock(&self.uploads).push_back(upload);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::test_device;
+
+    /// The device is not polled, so that no mapping ends: some drivers end their work in a poll.
+    #[test]
+    fn uploads_take_the_oldest_buffer_once_there_are_enough() {
+        let (_, gpu) = test_device();
+        let pool = StagingPool::default();
+        let start = |buffer: wgpu::Buffer| {
+            let mapping = Mapping::start(&buffer, wgpu::MapMode::Write, 16, None);
+            KeptUpload { buffer, mapping }
+        };
+        let buffers = [(); MAX_UPLOADS].map(|()| {
+            assert!(pool.acquire_upload().is_none());
+            let buffer = gpu.staging("upload", 16, wgpu::MapMode::Write);
+            buffer.unmap();
+            pool.release_upload(start(buffer.clone()));
+            buffer
         });
+        let oldest = pool.acquire_upload().unwrap();
+        assert!(oldest.buffer == buffers[0] && !oldest.mapping.is_done());
+        // Another upload at the same time gets one more.
+        assert!(pool.acquire_upload().is_none());
+        pool.release_upload(oldest);
+        gpu.wait().unwrap();
+        // All are mapped. None is created for as many calls.
+        for expected in [1, 2, 3, 0] {
+            let mapped = pool.acquire_upload().unwrap();
+            assert!(mapped.buffer == buffers[expected] && mapped.mapping.is_done());
+        }
+        assert!(pool.acquire_upload().is_none());
     }
 }

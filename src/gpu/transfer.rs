@@ -10,14 +10,13 @@
 //! `write_buffer` takes fresh memory for each call, and its page faults take longer than the copy.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use crate::error::{Cause, Error, Result, try_with_capacity};
 use crate::gpu::context::Gpu;
 use crate::gpu::host_copy::{Destination, copy_to_mapped};
 use crate::gpu::report::one_line;
-use crate::gpu::staging::STAGING_BYTES;
-use crate::gpu::wait::{Oneshot, Wait};
+use crate::gpu::staging::{KeptUpload, STAGING_BYTES};
+use crate::gpu::wait::{Mapping, Wait};
 use crate::spec::element::{BufferElement, ElementType};
 
 /// The most bytes written between two submits. wgpu keeps everything written between two submits in
@@ -58,13 +57,6 @@ struct ChunkInFlight {
     mapping: Mapping,
 }
 
-/// A buffer that is being mapped.
-pub(crate) struct Mapping {
-    mapped: Arc<Oneshot>,
-    /// The submit after which the buffer is mapped; `None` for the last one.
-    submission: Option<wgpu::SubmissionIndex>,
-}
-
 impl Gpu {
     /// Writes `data` to `buffer`, starting at element `first`.
     pub fn upload<T: BufferElement>(&self, buffer: &wgpu::Buffer, first: usize, data: &[T]) {
@@ -79,13 +71,14 @@ impl Gpu {
     }
 
     /// Writes like [`Self::upload`], and reports errors. Large data go through kept staging
-    /// buffers. Does not wait: if the device has not copied the last data from any of them yet,
-    /// this creates another one.
+    /// buffers. Once there are [`MAX_UPLOADS`](crate::gpu::staging::MAX_UPLOADS), this waits until
+    /// the device has copied the last data from one of them.
     pub async fn upload_large<T: BufferElement>(
         &self,
         buffer: &wgpu::Buffer,
         first: usize,
         data: &[T],
+        wait: Wait,
     ) -> Result<()> {
         let bytes = bytemuck::cast_slice::<T, u8>(data);
         // In a browser the host cannot reach staging memory without a copy.
@@ -100,25 +93,42 @@ impl Gpu {
         for chunk in bytes.chunks(STAGING_BYTES) {
             // Calls the callbacks of staging buffers that are mapped again.
             self.poll_once(false)?;
-            self.guard(|| self.upload_chunk(buffer, at, chunk)).await?;
+            let kept = match self.staging_pool().acquire_upload() {
+                None => None,
+                Some(KeptUpload { buffer, mapping }) => {
+                    self.finish_mapping(mapping, "memory for an upload", wait).await?;
+                    Some(buffer)
+                }
+            };
+            let upload = || self.upload_chunk(kept, buffer, at, chunk);
+            let uploaded = self.guard(upload).await?;
+            self.staging_pool().release_upload(uploaded);
             at += chunk.len() as u64;
         }
         Ok(())
     }
 
-    fn upload_chunk(&self, buffer: &wgpu::Buffer, at: u64, chunk: &[u8]) -> Result<()> {
+    /// Queues the upload of a chunk through a mapped staging buffer, `kept` or a new one.
+    fn upload_chunk(
+        &self,
+        kept: Option<wgpu::Buffer>,
+        to: &wgpu::Buffer,
+        at: u64,
+        chunk: &[u8],
+    ) -> Result<KeptUpload> {
+        const MODE: wgpu::MapMode = wgpu::MapMode::Write;
+        let create = || self.staging("upload", STAGING_BYTES as u64, MODE);
+        let buffer = kept.unwrap_or_else(create);
         let size = chunk.len() as u64;
-        let create = |size| self.staging("upload", size, wgpu::MapMode::Write);
-        let staging = self.staging_pool().acquire_upload(create);
-        let mut view = staging.get_mapped_range_mut(..size).map_err(unmapped)?;
+        let mut view = buffer.get_mapped_range_mut(..size).map_err(unmapped)?;
         copy_to_mapped(view.slice(..), chunk);
         drop(view);
-        staging.unmap();
+        buffer.unmap();
         let mut encoder = self.encoder("upload");
-        encoder.copy_buffer_to_buffer(&staging, 0, buffer, at, size);
-        self.submit(encoder.finish());
-        self.staging_pool().release_upload(staging);
-        Ok(())
+        encoder.copy_buffer_to_buffer(&buffer, 0, to, at, size);
+        let submission = Some(self.queue().submit([encoder.finish()]));
+        let mapping = Mapping::start(&buffer, MODE, buffer.size(), submission);
+        Ok(KeptUpload { buffer, mapping })
     }
 
     /// Waits for all queued work and reads ranges of buffers. A range is a buffer, its first
@@ -183,8 +193,9 @@ impl Gpu {
             used += part.len;
         }
         let submission = Some(self.queue().submit([encoder.finish()]));
-        let mapped = start_mapping(&staging, wgpu::MapMode::Read, T::TYPE.bytes(len));
-        ChunkInFlight { staging, parts, mapping: Mapping { mapped, submission } }
+        let size = T::TYPE.bytes(len);
+        let mapping = Mapping::start(&staging, wgpu::MapMode::Read, size, submission);
+        ChunkInFlight { staging, parts, mapping }
     }
 
     /// Waits for a chunk and copies its elements to their destinations. After an error, or if this
@@ -254,10 +265,9 @@ impl Gpu {
         what: &'static str,
         wait: Wait,
     ) -> Result<()> {
-        let mut mapped = None;
-        self.guard_now(|| mapped = Some(start_mapping(buffer, mode, size)))?;
-        let mapped = mapped.expect("the mapping was started");
-        self.finish_mapping(Mapping { mapped, submission: None }, what, wait).await
+        let mut mapping = None;
+        self.guard_now(|| mapping = Some(Mapping::start(buffer, mode, size, None)))?;
+        self.finish_mapping(mapping.expect("the mapping was started"), what, wait).await
     }
 
     /// Waits until a buffer is mapped. The buffer must live as long as the future.
@@ -305,14 +315,6 @@ impl Gpu {
     }
 }
 
-/// Starts to map the first `size` bytes of `buffer`.
-fn start_mapping(buffer: &wgpu::Buffer, mode: wgpu::MapMode, size: u64) -> Arc<Oneshot> {
-    let oneshot = Arc::new(Oneshot::default());
-    let callback = Arc::clone(&oneshot);
-    buffer.slice(..size).map_async(mode, move |mapped| callback.send(Ok(mapped)));
-    oneshot
-}
-
 /// Converts wgpu's error for a buffer that is not mapped.
 fn unmapped(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Gpu { reason: one_line(&error.to_string()), source: Some(Cause::new(error)) }
@@ -342,6 +344,7 @@ fn parts_of_chunks(lens: &[usize], max_len: usize) -> Vec<Vec<Part>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::staging::MAX_UPLOADS;
     use crate::model::device::test_device;
 
     /// The ranges exceed one staging buffer. Some end inside a chunk, some cross its end.
@@ -398,7 +401,7 @@ mod tests {
         for round in 1..4 {
             let first = 1000 * round;
             let data: Vec<f32> = expected[first..].iter().map(|n| n + round as f32).collect();
-            pollster::block_on(gpu.upload_large(&buffer, first, &data)).unwrap();
+            pollster::block_on(gpu.upload_large(&buffer, first, &data, Wait::Block)).unwrap();
             expected[first..].copy_from_slice(&data);
         }
         assert!(read(&gpu, &buffer, expected.len()) == expected);
@@ -410,7 +413,7 @@ mod tests {
         let (data, buffer) = filled(&gpu, MIN_STAGED_BYTES / 4 + 77);
         let before = gpu.created();
         for _ in 0..5 {
-            pollster::block_on(gpu.upload_large(&buffer, 0, &data)).unwrap();
+            pollster::block_on(gpu.upload_large(&buffer, 0, &data, Wait::Block)).unwrap();
             assert!(read(&gpu, &buffer, data.len()) == data);
             // The wait returns every staging buffer, however slow the device is.
             pollster::block_on(gpu.sync(Wait::Block)).unwrap();
@@ -420,6 +423,39 @@ mod tests {
         let most = (MIN_STAGED_BYTES / STAGING_BYTES + 1) + 2 * IN_FLIGHT;
         let created = gpu.created() - before;
         assert!((2..=most).contains(&created), "{created}");
+    }
+
+    /// The device is busy before the uploads, so it may return no staging buffer for a while.
+    #[test]
+    fn uploads_at_the_same_time_are_complete_and_share_staging_memory() {
+        let (_, gpu) = test_device();
+        let len = STAGING_BYTES / 4 * 7 + 77;
+        let size = ElementType::F32.bytes(len);
+        for threads in [1, 3] {
+            let targets: Vec<_> = (0..threads).map(|_| gpu.buffer("test", size)).collect();
+            let busy = [(); 2].map(|()| gpu.buffer("busy", size));
+            let mut encoder = gpu.encoder("busy");
+            for _ in 0..30 {
+                encoder.copy_buffer_to_buffer(&busy[0], 0, &busy[1], 0, size);
+            }
+            gpu.submit(encoder.finish());
+            let before = gpu.created();
+            std::thread::scope(|scope| {
+                for (thread, buffer) in targets.iter().enumerate() {
+                    let gpu = &gpu;
+                    let wait = [Wait::Block, Wait::Async][thread % 2];
+                    scope.spawn(move || {
+                        let data = vec![thread as f32; len];
+                        pollster::block_on(gpu.upload_large(buffer, 0, &data, wait)).unwrap();
+                    });
+                }
+            });
+            let created = gpu.created() - before;
+            assert!(created < MAX_UPLOADS + threads, "{created} buffers for {threads} threads");
+            for (thread, buffer) in targets.iter().enumerate() {
+                assert!(read(&gpu, buffer, len).iter().all(|&n| n == thread as f32));
+            }
+        }
     }
 
     /// The staging buffers of a dropped download may still be mapped, so no other download gets
@@ -457,7 +493,8 @@ mod tests {
                 (
                     "upload",
                     rate(len, &mut || {
-                        pollster::block_on(gpu.upload_large(&buffer, 0, &data)).unwrap();
+                        pollster::block_on(gpu.upload_large(&buffer, 0, &data, Wait::Block))
+                            .unwrap();
                         sync();
                     }),
                 ),

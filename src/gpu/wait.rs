@@ -1,7 +1,7 @@
 //! Waiting for a device: blocking or async, with a deadline, for a callback of wgpu.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -129,5 +129,34 @@ impl Oneshot {
             let pause = polled.and_then(|()| deadline.pause())?;
             drop(self.sent.wait_timeout_while(state, pause, |state| state.value.is_none()));
         }
+    }
+}
+
+/// A buffer that is being mapped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    pub mapped: Arc<Oneshot>,
+    /// The submit after which the buffer is mapped; `None` for the last one.
+    pub submission: Option<wgpu::SubmissionIndex>,
+}
+
+impl Mapping {
+    /// Starts to map the first `size` bytes of a buffer that is used last by `submission`.
+    pub fn start(
+        buffer: &wgpu::Buffer,
+        mode: wgpu::MapMode,
+        size: u64,
+        submission: Option<wgpu::SubmissionIndex>,
+    ) -> Self {
+        let mapped = Arc::new(Oneshot::default());
+        // Does not hold the buffer: a device that is dropped before the call would never be freed.
+        let callback = Arc::clone(&mapped);
+        buffer.slice(..size).map_async(mode, move |mapped| callback.send(Ok(mapped)));
+        Self { mapped, submission }
+    }
+
+    /// True if waiting for it takes no time.
+    pub fn is_done(&self) -> bool {
+        self.mapped.is_sent()
     }
 }

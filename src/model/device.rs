@@ -210,16 +210,17 @@ impl Device {
     /// them again. Call it before you create models: pipelines that the device already has are not
     /// added. Applies to the device and to all its clones; a second call changes the folder.
     ///
-    /// Does nothing on the CPU and on adapters without the feature
-    /// [`PipelineCache`](crate::AdapterFeature::PipelineCache), which in wgpu 30 only Vulkan's have.
-    /// A device of [`Self::from_wgpu`] must have been opened with it. Mesa's lavapipe and
-    /// SwiftShader store no pipelines in it; Mesa has a cache of its own (MESA_SHADER_CACHE_DIR).
+    /// Does nothing on the CPU, on software adapters, which would store no pipelines in it, and on
+    /// adapters without the feature [`PipelineCache`](crate::AdapterFeature::PipelineCache), which
+    /// in wgpu 30 only Vulkan's have. A device of [`Self::from_wgpu`] must have been opened with it.
+    /// Mesa's lavapipe has a cache of its own (MESA_SHADER_CACHE_DIR).
     ///
     /// The folder is created for the user alone, on the first call. It has one file for each
     /// adapter, driver and version of this crate, and the file is written whenever pipelines were
     /// compiled. A file that is damaged, too large or of another version of the driver is ignored
     /// and replaced. Processes may share the folder. A driver trusts the file, so no one else may
-    /// write to the folder; one that everyone may write to is refused.
+    /// write to it: on Unix, a folder or file that belongs to another user than this one and root,
+    /// or that its group or others may write to, is refused.
     ///
     /// ```no_run
     /// use gru_wgpu::Device;
@@ -236,8 +237,11 @@ impl Device {
     /// the file cannot be read or written.
     #[must_use]
     pub fn with_pipeline_cache(self, folder: impl Into<PathBuf>) -> Self {
-        if let DeviceTarget::Gpu(gpu) = &self.target {
-            gpu.use_pipeline_cache(&folder.into());
+        match &self.target {
+            DeviceTarget::Gpu(gpu) if !gpu.caps().software => {
+                gpu.use_pipeline_cache(&folder.into())
+            }
+            DeviceTarget::Gpu(_) | DeviceTarget::Cpu => {}
         }
         self
     }

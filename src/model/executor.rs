@@ -107,18 +107,19 @@ impl UploadData<'_> {
 }
 
 impl Upload<'_> {
-    async fn queue(&self, session: &mut Session) -> Result<()> {
+    async fn queue(&self, session: &mut Session, wait: Wait) -> Result<()> {
         let (buffer, first) = (self.buffer, self.range.start);
         match &self.data {
             UploadData::Buffer(from) => session.copy_in(from, buffer, self.range.clone()),
             UploadData::Zeros => session.clear(buffer, self.range.clone()),
-            UploadData::F32(numbers) => session.write(buffer, first, numbers).await?,
-            UploadData::U32(numbers) => session.write(buffer, first, numbers).await?,
+            UploadData::F32(numbers) => session.write(buffer, first, numbers, wait).await?,
+            UploadData::U32(numbers) => session.write(buffer, first, numbers, wait).await?,
             UploadData::Array(array) => match array.as_slice() {
-                Some(contiguous) => session.write(buffer, first, contiguous).await?,
+                Some(contiguous) => session.write(buffer, first, contiguous, wait).await?,
                 None => {
                     let copy = input::try_owned("a contiguous copy of an array", array.view())?;
-                    session.write(buffer, first, copy.as_slice().expect("standard layout")).await?;
+                    let copy = copy.as_slice().expect("standard layout");
+                    session.write(buffer, first, copy, wait).await?;
                 }
             },
         }
@@ -278,7 +279,7 @@ impl<'a> Executor<'a> {
         let bytes = uploads.iter().map(|upload| upload.data.bytes()).sum();
         hooks.before_upload(session, bytes, self.wait).await?;
         for upload in &uploads {
-            upload.queue(session).await?;
+            upload.queue(session, self.wait).await?;
         }
         drop(uploads);
         hooks.after_upload(session, self.wait).await?;

@@ -280,7 +280,7 @@ impl Gru {
         /// not fit the device, and errors of the device: [`Error::OutOfMemory`],
         /// [`Error::DeviceLost`], [`Error::Gpu`].
         pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
-            |wait| self.run_forward(None, batch.into(), wait)
+            |wait| self.run_forward(None, batch.into(), None, wait)
         }
 
         /// Runs like [`Self::forward`], and writes y `[T, B, D·H]` and h_n `[L·D, B, H]` to the
@@ -315,7 +315,10 @@ impl Gru {
             batch: impl Into<Batch<'a>>,
             output: impl Into<OutputMut<'o>>,
         ) -> Result<()> {
-            |wait| self.run_forward_into(None, batch.into(), output.into(), wait)
+            |wait| async {
+                let output = Some(output.into());
+                self.run_forward(None, batch.into(), output, wait).await.map(drop)
+            }
         }
 
         /// Runs like [`Self::forward`], but starts from a state that an earlier run left on the
@@ -325,7 +328,7 @@ impl Gru {
         /// The errors of [`Self::forward`], and [`Error::Conflict`] if the batch has an h0 of its
         /// own or the state is on another device.
         pub fn forward_from, forward_from_async<'a>(&self, state: &State, batch: impl Into<Batch<'a>>) -> Result<Output> {
-            |wait| self.run_forward(Some(state), batch.into(), wait)
+            |wait| self.run_forward(Some(state), batch.into(), None, wait)
         }
 
         /// Runs like [`Self::forward_from`], and writes the results to the caller's arrays as
@@ -339,7 +342,10 @@ impl Gru {
             batch: impl Into<Batch<'a>>,
             output: impl Into<OutputMut<'o>>,
         ) -> Result<()> {
-            |wait| self.run_forward_into(Some(state), batch.into(), output.into(), wait)
+            |wait| async {
+                let output = Some(output.into());
+                self.run_forward(Some(state), batch.into(), output, wait).await.map(drop)
+            }
         }
 
         /// Runs the forward pass for training. Dropout and zoneout draw from the batch's seed, and
@@ -348,7 +354,7 @@ impl Gru {
         /// # Errors
         /// The errors of [`Self::forward`], and [`Error::NoSeed`].
         pub fn forward_train, forward_train_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<(Output, Tape)> {
-            |wait| self.run_forward_train(None, batch.into(), wait)
+            |wait| self.run_forward_train(None, batch.into(), None, wait)
         }
 
         /// Runs like [`Self::forward_train`], and writes the results to the caller's arrays as
@@ -361,7 +367,10 @@ impl Gru {
             batch: impl Into<Batch<'a>>,
             output: impl Into<OutputMut<'o>>,
         ) -> Result<Tape> {
-            |wait| self.run_forward_train_into(None, batch.into(), output.into(), wait)
+            |wait| async {
+                let output = Some(output.into());
+                Ok(self.run_forward_train(None, batch.into(), output, wait).await?.1)
+            }
         }
 
         /// Runs like [`Self::forward_train`], but starts from a state that an earlier run left on
@@ -393,7 +402,7 @@ impl Gru {
             state: &State,
             batch: impl Into<Batch<'a>>,
         ) -> Result<(Output, Tape)> {
-            |wait| self.run_forward_train(Some(state), batch.into(), wait)
+            |wait| self.run_forward_train(Some(state), batch.into(), None, wait)
         }
 
         /// Runs like [`Self::forward_train_from`], and writes the results to the caller's arrays as
@@ -407,7 +416,10 @@ impl Gru {
             batch: impl Into<Batch<'a>>,
             output: impl Into<OutputMut<'o>>,
         ) -> Result<Tape> {
-            |wait| self.run_forward_train_into(Some(state), batch.into(), output.into(), wait)
+            |wait| async {
+                let output = Some(output.into());
+                Ok(self.run_forward_train(Some(state), batch.into(), output, wait).await?.1)
+            }
         }
 
         /// Computes the gradients of the parameters, x, h0 and the reset state.
@@ -463,76 +475,36 @@ impl Gru {
         }
     }
 
+    /// Runs the forward pass for inference. The results go to `given`, and the returned arrays are
+    /// empty, or to new arrays.
     pub(crate) async fn run_forward(
         &self,
         state: Option<&State>,
         batch: Batch<'_>,
+        given: Option<OutputMut<'_>>,
         wait: Wait,
     ) -> Result<Output> {
-        Ok(self.infer(state, batch, None, wait).await?.finish())
-    }
-
-    async fn run_forward_into(
-        &self,
-        state: Option<&State>,
-        batch: Batch<'_>,
-        output: OutputMut<'_>,
-        wait: Wait,
-    ) -> Result<()> {
-        self.infer(state, batch, Some(output), wait).await?.finish();
-        Ok(())
-    }
-
-    /// Runs the forward pass for inference. The results go to `given`, or to new arrays.
-    async fn infer<'o>(
-        &self,
-        state: Option<&State>,
-        batch: Batch<'_>,
-        given: Option<OutputMut<'o>>,
-        wait: Wait,
-    ) -> Result<OutputResults<'o>> {
         let (batch, shape) = self.check(state, batch.reborrow())?;
         if self.pool.is_some() {
             let run = (shape, Mode::Inference);
-            return Ok(self.on_adapter()?.forward(run, state, batch, given, wait).await?.0);
+            let (results, _) = self.on_adapter()?.forward(run, state, batch, given, wait).await?;
+            return Ok(results.finish());
         }
         let mut results = OutputResults::new(shape, given, false)?;
         let (weights, y) = (self.cpu_weights(), results.y.view_mut());
         let h_n = cpu::forward_into(&self.params, weights, batch, y)?;
         results.h_n.view_mut().assign(&h_n);
-        Ok(results)
+        Ok(results.finish())
     }
 
+    /// Runs the forward pass for training. The results go where [`Self::run_forward`] has them.
     pub(crate) async fn run_forward_train(
         &self,
         state: Option<&State>,
         batch: Batch<'_>,
+        given: Option<OutputMut<'_>>,
         wait: Wait,
     ) -> Result<(Output, Tape)> {
-        let (results, tape) = self.record(state, batch, None, wait).await?;
-        Ok((results.finish(), tape))
-    }
-
-    async fn run_forward_train_into(
-        &self,
-        state: Option<&State>,
-        batch: Batch<'_>,
-        output: OutputMut<'_>,
-        wait: Wait,
-    ) -> Result<Tape> {
-        let (results, tape) = self.record(state, batch, Some(output), wait).await?;
-        results.finish();
-        Ok(tape)
-    }
-
-    /// Runs the forward pass for training. The results go to `given`, or to new arrays.
-    async fn record<'o>(
-        &self,
-        state: Option<&State>,
-        batch: Batch<'_>,
-        given: Option<OutputMut<'o>>,
-        wait: Wait,
-    ) -> Result<(OutputResults<'o>, Tape)> {
         let (batch, shape) = self.check(state, batch.reborrow())?;
         batch.noise(&self.config, Mode::Training)?;
         let (results, record) = match &self.pool {
@@ -553,7 +525,7 @@ impl Gru {
             }
         };
         let (model, version) = (self.id, self.version);
-        Ok((results, Tape { model, version, shape, record }))
+        Ok((results.finish(), Tape { model, version, shape, record }))
     }
 
     /// Computes the gradients that `wanted` names. An adapter always computes all of them.

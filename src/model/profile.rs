@@ -195,11 +195,11 @@ impl Gru {
         let start = Instant::now();
         let (forward, end) = match dy {
             None => {
-                self.run_forward(None, batch, wait).await?;
+                self.run_forward(None, batch, None, wait).await?;
                 (start.elapsed(), start.elapsed())
             }
             Some(_) => {
-                let (_, tape) = self.run_forward_train(None, batch, wait).await?;
+                let (_, tape) = self.run_forward_train(None, batch, None, wait).await?;
                 let forward = start.elapsed();
                 self.run_backward(tape, dy, None, GradientsWanted::All, wait).await?;
                 (forward, start.elapsed())

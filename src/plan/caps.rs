@@ -37,6 +37,10 @@ pub struct DeviceCaps {
     /// and to wait for it. Faster processors do both faster, so this depends on the driver more than
     /// on the processor. Not used for other devices.
     pub dispatch_cost: usize,
+    /// The FLOPs of a forward pass from which a software adapter uses large tiles for its products.
+    /// They are faster, but take longer to compile, and how much longer depends on the driver. Not
+    /// used for other devices.
+    pub large_tile_flops: u64,
     /// The recurrent weights that a thread of a large workgroup can hold in registers beside its
     /// other values. Drivers do not report it: 128 on NVIDIA and AMD, otherwise 32. A software
     /// adapter keeps them in memory.
@@ -82,6 +86,13 @@ impl DeviceCaps {
     /// [`Self::dispatch_cost`] of SwiftShader: 50 µs at 1 GFLOP/s.
     pub(crate) const SWIFTSHADER_DISPATCH: usize = 50_000;
 
+    /// [`Self::large_tile_flops`] of lavapipe. In a run of this size the large tile saves 2 to 4 ms,
+    /// and it compiles 0.2 to 0.5 s longer: about a hundred runs repay it.
+    pub(crate) const LAVAPIPE_LARGE_TILE: u64 = 20_000_000;
+
+    /// [`Self::large_tile_flops`] of SwiftShader, which compiles the large tile in 0.1 s.
+    pub(crate) const SWIFTSHADER_LARGE_TILE: u64 = 0;
+
     /// Makes the capabilities of a device with these limits and no optional features.
     pub const fn new(limits: Limits, software: bool) -> Self {
         Self {
@@ -91,6 +102,7 @@ impl DeviceCaps {
             cores: 1,
             lanes: 8,
             dispatch_cost: Self::LAVAPIPE_DISPATCH,
+            large_tile_flops: Self::LAVAPIPE_LARGE_TILE,
             thread_weights: if software { 128 } else { 32 },
             immediates: false,
             f16: false,
@@ -131,6 +143,12 @@ impl DeviceCaps {
     #[must_use]
     pub const fn with_dispatch_cost(self, dispatch_cost: usize) -> Self {
         Self { dispatch_cost, ..self }
+    }
+
+    /// Sets the FLOPs of a forward pass from which a software adapter uses large tiles.
+    #[must_use]
+    pub const fn with_large_tile_flops(self, large_tile_flops: u64) -> Self {
+        Self { large_tile_flops, ..self }
     }
 
     /// Sets the recurrent weights that a thread of a large workgroup can hold in registers.

@@ -114,7 +114,7 @@ impl Learner {
             config: LearnerConfig,
             device: &Device
         ) -> Result<Self> {
-            |_| Self::create(params, config, device)
+            |wait| Self::create(params, config, device, wait)
         }
 
         /// Resumes from the result of [`Self::state`]. On the same device the results have the same
@@ -128,16 +128,26 @@ impl Learner {
             config: LearnerConfig,
             device: &Device
         ) -> Result<Self> {
-            |_| Self::restore(state, config, device)
+            |wait| Self::restore(state, config, device, wait)
         }
     }
 
-    async fn create(params: Params, config: LearnerConfig, device: &Device) -> Result<Self> {
+    async fn create(
+        params: Params,
+        config: LearnerConfig,
+        device: &Device,
+        wait: Wait,
+    ) -> Result<Self> {
         let moments = OptimizerState::zeros(params.layout().flat_len())?;
-        Self::restore(LearnerState { params, moments }, config, device).await
+        Self::restore(LearnerState { params, moments }, config, device, wait).await
     }
 
-    async fn restore(state: LearnerState, config: LearnerConfig, device: &Device) -> Result<Self> {
+    async fn restore(
+        state: LearnerState,
+        config: LearnerConfig,
+        device: &Device,
+        wait: Wait,
+    ) -> Result<Self> {
         config.validate()?;
         state.params.layout().required_head()?;
         let LearnerState { params, moments } = state;
@@ -147,7 +157,8 @@ impl Learner {
         let updates = moments.steps;
         let network = Network::new_async(params, device).await?;
         let backend = if device.is_adapter() {
-            AnyBackend::Adapter(Box::new(AdapterBackend::new(&network, &config, &moments).await?))
+            let backend = AdapterBackend::new(&network, &config, &moments, wait).await?;
+            AnyBackend::Adapter(Box::new(backend))
         } else {
             AnyBackend::Host(Box::new(HostBackend::new(&network, moments)?))
         };
@@ -294,7 +305,7 @@ impl Learner {
         /// if it has more than [`LearnerConfig::accumulation`] batches, [`Error::Interrupted`] as
         /// in [`Self::step`], and errors of the device.
         pub fn set_gradient, set_gradient_async(&mut self, gradient: &LossGradient) -> Result<()> {
-            |_| self.write_gradient(gradient)
+            |wait| self.write_gradient(gradient, wait)
         }
 
         /// Clips the accumulated gradient and updates the parameters: the second half of
@@ -333,13 +344,13 @@ impl Learner {
         let mut before = 0.0;
         if batches > 0 {
             before = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
-            on_backend!(&mut self.backend, backend => backend.set_loss(0.0).await)?;
+            on_backend!(&mut self.backend, backend => backend.set_loss(0.0, wait).await)?;
         }
         self.accumulate_prepared(&batch, shape, &targets, batches, wait).await?;
         let batches = std::mem::take(&mut self.accumulated);
         let own = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
         if batches > 1 {
-            on_backend!(&mut self.backend, backend => backend.set_loss(before + own).await)?;
+            on_backend!(&mut self.backend, backend => backend.set_loss(before + own, wait).await)?;
         }
         self.accumulated = batches;
         let is_applied = batches == self.config.accumulation;
@@ -419,7 +430,7 @@ impl Learner {
         Ok(LossGradient { params: Params::from_flat(layout, flat), loss, batches })
     }
 
-    async fn write_gradient(&mut self, gradient: &LossGradient) -> Result<()> {
+    async fn write_gradient(&mut self, gradient: &LossGradient, wait: Wait) -> Result<()> {
         self.check_usable()?;
         let LossGradient { params, loss, batches } = gradient;
         check_layout(self.network.params().layout(), params.layout())?;
@@ -431,7 +442,7 @@ impl Learner {
         }
         // The count stays 0 if the upload fails.
         self.accumulated = 0;
-        on_backend!(&mut self.backend, backend => backend.set_gradient(flat, *loss).await)?;
+        on_backend!(&mut self.backend, backend => backend.set_gradient(flat, *loss, wait).await)?;
         self.accumulated = *batches;
         Ok(())
     }
@@ -453,7 +464,7 @@ impl Learner {
         let constants = config.optimizer.constants(config.rate(step), step);
         let clip = config.clip;
         let must_collect =
-            on_backend!(backend, backend => backend.apply(network, clip, &constants).await)?;
+            on_backend!(backend, backend => backend.apply(network, clip, &constants, wait).await)?;
         self.updates += 1;
         self.interrupted = false;
         if must_collect { self.collect(wait).await } else { Ok(()) }

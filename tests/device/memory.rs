@@ -118,7 +118,10 @@ fn a_smaller_run_succeeds_after_out_of_memory() {
     use std::process::Command;
     /// The process may grow by this much, less than half of what the large run needs.
     const ROOM: u64 = 1 << 30;
-    if !crate::common::adapter().adapter().unwrap().is_software() {
+    let adapter = crate::common::adapter().adapter().unwrap();
+    // lavapipe 25.0 seems not to report an allocation that fails: wgpu's write to a staging buffer
+    // crashes, at an address near null.
+    if !adapter.is_software() || adapter.driver.contains("Mesa 25.0") {
         return;
     }
     let name = "a_smaller_run_succeeds_after_out_of_memory";

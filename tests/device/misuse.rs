@@ -426,13 +426,19 @@ fn plans(t: &mut Table) {
     t.plain(
         "plan::DeviceCaps::with_f16 plan::DeviceCaps::with_subgroups plan::SubgroupSizes::range \
          plan::DeviceCaps::with_cooperative_matrices plan::DeviceCaps::with_cores plan::DeviceCaps::with_lanes \
-         plan::DeviceCaps::with_dispatch_cost plan::Plan::pipelines plan::ElementType::size plan::ElementType::bytes",
+         plan::DeviceCaps::with_dispatch_cost plan::DeviceCaps::with_large_tile_flops plan::Plan::pipelines \
+         plan::DeviceCaps::with_immediates plan::DeviceCaps::with_thread_weights \
+         plan::ElementType::size plan::ElementType::bytes",
         "sizes that make no sense",
         || {
-            let mut none = DeviceCaps::new(caps.limits, true).with_cores(0).with_lanes(0).with_dispatch_cost(0);
-            for shape in [config().shape(1, 1).unwrap(), config().shape(9, 40).unwrap()] {
-                Plan::with_options(&config(), shape, Mode::Training, RunOptions::default(), &none).unwrap().pipelines();
-                none = none.with_cores(usize::MAX).with_lanes(usize::MAX).with_dispatch_cost(usize::MAX);
+            for (software, size) in [(true, 0), (true, usize::MAX), (false, 0), (false, usize::MAX)] {
+                let odd = DeviceCaps::new(caps.limits, software).with_cores(size).with_lanes(size);
+                let odd = odd.with_dispatch_cost(size).with_large_tile_flops(size as u64);
+                let odd = odd.with_thread_weights(size).with_immediates(size == 0);
+                for shape in [config().shape(1, 1).unwrap(), config().shape(9, 40).unwrap()] {
+                    let options = RunOptions::default();
+                    Plan::with_options(&config(), shape, Mode::Training, options, &odd).unwrap().pipelines();
+                }
             }
             let caps = caps.with_f16(true).with_cooperative_matrices(true);
             let bytes = plan::ElementType::F16.bytes(HUGE / 8) + plan::ElementType::U32.size();
@@ -441,13 +447,16 @@ fn plans(t: &mut Table) {
     );
     t.plain(
         "plan::BufferSpec::bytes plan::BufferSlice::bytes plan::BufferSlice::offset plan::Dispatch::bindings \
-         plan::Dispatch::kernel_name plan::Dispatch::recurrent_steps",
+         plan::Dispatch::kernel_name plan::Dispatch::recurrent_steps plan::Dispatch::shader \
+         plan::Dispatch::threads",
         "of every dispatch",
         || {
             let dispatches = plan.forward().iter().flat_map(|stage| stage.dispatches().0);
             let each = dispatches.map(|dispatch| {
                 let bound = dispatch.bindings().iter().map(|slice| slice.offset() + slice.bytes());
-                (dispatch.kernel_name(), dispatch.recurrent_steps(), bound.sum::<u64>())
+                let shader = dispatch.shader(&caps).constants.len() as u64;
+                let sizes = shader + dispatch.threads() + bound.sum::<u64>();
+                (dispatch.kernel_name(), dispatch.recurrent_steps(), sizes)
             });
             (each.count(), plan.buffers().iter().map(plan::BufferSpec::bytes).sum::<u64>())
         },

@@ -92,11 +92,16 @@ fn describe_cache(device: Option<&Device>, cache: Option<&PipelineCacheStatus>) 
         (Some(_), _, Some(cache)) => {
             format!("{} ({} bytes loaded)", quote_path(&cache.file), cache.loaded)
         }
-        (Some(folder), Some(device), None) if device.is_adapter() => {
-            let folder = quote_path(folder);
-            format!("{folder}, unused: the adapter does not support PIPELINE_CACHE")
+        (Some(folder), device, None) => {
+            let why = match device.and_then(Device::adapter) {
+                None => "for GPUs",
+                Some(adapter) if adapter.is_software() => {
+                    "unused: on a software adapter it would stay empty"
+                }
+                Some(_) => "unused: the adapter does not support PIPELINE_CACHE",
+            };
+            format!("{}, {why}", quote_path(folder))
         }
-        (Some(folder), ..) => format!("{}, for adapters", quote_path(folder)),
     }
 }
 

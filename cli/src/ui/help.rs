@@ -130,9 +130,9 @@ option("probabilities", "", "Write the probabilities of all classes"),
 option("shape", "T,B,I,H", "Steps, rows, inputs and hidden units"),
 option("mode", "forward|train", "Time the forward pass, or both passes"),
 option("repeats", "N", "Measured calls [default: 20, or fewer in 3 s]"),
-option("kernel", "auto|step|sequence|persistent", "Kernel family on an adapter").more("step: one or two dispatches per step. sequence: one dispatch for many steps, if H is small enough. \
+option("kernel", "FAMILY", "auto, step, sequence or persistent kernels").more("step: one or two dispatches per step. sequence: one dispatch for many steps, if H is small enough. \
          persistent: the same, with the recurrent weights in registers. \
-         The CPU ignores it."),
+         For adapters: the CPU ignores it."),
 option("recompute", "", "Recompute the gates in the backward pass, to save memory").more("Only with --mode train."),
 option("profile", "", "Also time each kernel of an adapter").more("The fastest of up to 3 more runs counts."),
 option("sweep", "AXIS[=SIZES]", "Vary T, B or H and plot the times: B or T=64,256").more("A size that fails is listed; the other sizes are measured."),

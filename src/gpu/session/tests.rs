@@ -17,8 +17,8 @@ fn session() -> Session {
 fn integers_and_floats_survive_a_write_and_a_read() {
     let mut session = session();
     let [flags, x] = ["step_flags", "x"].map(|name| session.plan().buffer(name).unwrap());
-    pollster::block_on(session.write(flags, 1, &[7_u32, 5])).unwrap();
-    pollster::block_on(session.write(x, 2, &[0.5_f32])).unwrap();
+    pollster::block_on(session.write(flags, 1, &[7_u32, 5], Wait::Block)).unwrap();
+    pollster::block_on(session.write(x, 2, &[0.5_f32], Wait::Block)).unwrap();
     let got = pollster::block_on(session.read::<u32>(&[(flags, 0..4)], Wait::Block)).unwrap();
     assert_eq!(got, [[0, 7, 5, 0]]);
     let got = pollster::block_on(session.read::<f32>(&[(x, 0..3)], Wait::Block)).unwrap();
@@ -30,7 +30,7 @@ fn integers_and_floats_survive_a_write_and_a_read() {
 fn floats_cannot_be_written_to_a_buffer_of_integers() {
     let mut session = session();
     let flags = session.plan().buffer("step_flags").unwrap();
-    drop(pollster::block_on(session.write(flags, 0, &[0.0_f32])));
+    drop(pollster::block_on(session.write(flags, 0, &[0.0_f32], Wait::Block)));
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn floats_cannot_be_written_to_a_buffer_of_integers() {
 fn a_write_past_the_end_of_a_buffer_panics() {
     let mut session = session();
     let flags = session.plan().buffer("step_flags").unwrap();
-    drop(pollster::block_on(session.write(flags, 1, &[0_u32; 8])));
+    drop(pollster::block_on(session.write(flags, 1, &[0_u32; 8], Wait::Block)));
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn an_input_that_is_zero_is_not_cleared_again() {
         match value {
             Some(value) => {
                 let data = vec![value; len(id)];
-                pollster::block_on(session.write(id, 0, &data)).unwrap();
+                pollster::block_on(session.write(id, 0, &data, Wait::Block)).unwrap();
             }
             None => session.clear(id, 0..len(id)),
         }

@@ -53,11 +53,6 @@ pub(in crate::plan) struct BlocksTile {
     side: usize,
 }
 
-/// The FLOPs of a forward pass from which a software adapter uses the large tile for its products.
-/// In a run of this size the large tile saves 2 to 4 ms, and it compiles 0.2 to 0.5 s longer: about
-/// a hundred runs repay it. Inference and training of a shape share a tile.
-const LARGE_BLOCKS_FLOPS: u64 = 20_000_000;
-
 impl ProductTile {
     /// Chooses the kernel and the tile of an m × n × k product whose k can be split into `parts`, in
     /// a plan whose forward pass has `plan_flops`. On a software adapter all products of a plan have
@@ -65,7 +60,7 @@ impl ProductTile {
     pub fn choose(mnk: [usize; 3], parts: usize, plan_flops: u64, caps: &DeviceCaps) -> Self {
         let [m, n, k] = mnk;
         if caps.software {
-            let side = if plan_flops < LARGE_BLOCKS_FLOPS { 4 } else { 8 };
+            let side = if plan_flops < caps.large_tile_flops { 4 } else { 8 };
             return Self::Blocks(BlocksTile::choose(m, n, side));
         }
         let [x, y] = Self::Large.groups(m, n);

@@ -23,7 +23,9 @@ const ROOMY: DeviceCaps = caps(48, 1024, false);
 const NVIDIA: DeviceCaps = ROOMY.with_thread_weights(128);
 const TIGHT: DeviceCaps = caps(8, 64, false);
 const SOFTWARE: DeviceCaps = caps(32, 1024, true).with_cores(2);
-const SWIFTSHADER: DeviceCaps = SOFTWARE.with_dispatch_cost(DeviceCaps::SWIFTSHADER_DISPATCH);
+const SWIFTSHADER: DeviceCaps = SOFTWARE
+    .with_dispatch_cost(DeviceCaps::SWIFTSHADER_DISPATCH)
+    .with_large_tile_flops(DeviceCaps::SWIFTSHADER_LARGE_TILE);
 const SIXTEEN_CORES: DeviceCaps = SOFTWARE.with_cores(16);
 const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true).with_cores(2);
 
@@ -184,6 +186,7 @@ fn products_have_these_tiles() {
         (ROOMY, [64, 65536, 512], LARGE, [128, 128, 8]),
         (SOFTWARE, [1, 1, 1], SMALL, [16, 16, 4]),
         (SOFTWARE, [1, 1, 1], LARGE, [32, 32, 4]),
+        (SWIFTSHADER, [1, 1, 1], SMALL, [32, 32, 4]),
         (SOFTWARE, [64, 4, 9], SMALL, [64, 4, 4]),
         (SOFTWARE, [64, 4, 9], LARGE, [64, 16, 4]),
         (SOFTWARE, [128, 8, 9], SMALL, [32, 8, 4]),

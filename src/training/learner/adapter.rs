@@ -45,6 +45,7 @@ impl AdapterBackend {
         network: &Network,
         config: &LearnerConfig,
         moments: &OptimizerState,
+        wait: Wait,
     ) -> Result<Self> {
         let len = network.params().layout().flat_len();
         let pool = network.gru().session_pool()?;
@@ -61,7 +62,7 @@ impl AdapterBackend {
         for (buffer, data) in
             [(buffers.first_moment, &moments.first), (buffers.second_moment, &moments.second)]
         {
-            update.write(buffer, 0, data).await?;
+            update.write(buffer, 0, data, wait).await?;
         }
         update.clear(buffers.reports, 0..REPORT * (1 + SLOTS));
         let (pending, queued, in_flight) = Default::default();
@@ -109,13 +110,13 @@ impl LearnerBackend for AdapterBackend {
         Ok(read[0][0].into())
     }
 
-    async fn set_loss(&mut self, loss: f64) -> Result<()> {
-        self.update.write(self.buffers.loss, 0, &[loss as f32]).await
+    async fn set_loss(&mut self, loss: f64, wait: Wait) -> Result<()> {
+        self.update.write(self.buffers.loss, 0, &[loss as f32], wait).await
     }
 
-    async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()> {
-        self.update.write(self.buffers.gradient, 0, flat).await?;
-        self.update.write(self.buffers.loss, 0, &[loss]).await
+    async fn set_gradient(&mut self, flat: &[f32], loss: f32, wait: Wait) -> Result<()> {
+        self.update.write(self.buffers.gradient, 0, flat, wait).await?;
+        self.update.write(self.buffers.loss, 0, &[loss], wait).await
     }
 
     async fn apply(
@@ -123,9 +124,10 @@ impl LearnerBackend for AdapterBackend {
         _: &mut Network,
         clip: Clip,
         constants: &UpdateConstants,
+        wait: Wait,
     ) -> Result<bool> {
         let numbers = numbers(self.queued % SLOTS, clip, constants);
-        self.update.write(self.buffers.update, 0, &numbers).await?;
+        self.update.write(self.buffers.update, 0, &numbers, wait).await?;
         self.update.run(Pass::Forward).await?;
         self.queued += 1;
         self.pending += 1;

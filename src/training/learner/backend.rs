@@ -30,10 +30,10 @@ pub(super) trait LearnerBackend {
     async fn loss(&mut self, wait: Wait) -> Result<f64>;
 
     /// Replaces the accumulated loss.
-    async fn set_loss(&mut self, loss: f64) -> Result<()>;
+    async fn set_loss(&mut self, loss: f64, wait: Wait) -> Result<()>;
 
     /// Replaces the accumulated gradient and loss.
-    async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()>;
+    async fn set_gradient(&mut self, flat: &[f32], loss: f32, wait: Wait) -> Result<()>;
 
     /// Clips the accumulated gradient and updates the parameters, unless a value is not finite.
     /// Returns true if the metrics must be taken before the next update.
@@ -42,6 +42,7 @@ pub(super) trait LearnerBackend {
         network: &mut Network,
         clip: Clip,
         constants: &UpdateConstants,
+        wait: Wait,
     ) -> Result<bool>;
 
     /// Waits for all queued work. Returns the metrics of the updates since the last call.

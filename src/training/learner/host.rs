@@ -40,7 +40,7 @@ impl LearnerBackend for HostBackend {
             self.gradient.as_mut_slice().fill(0.0);
             self.loss = 0.0;
         }
-        let (out, tape) = network.gru().run_forward_train(None, batch, wait).await?;
+        let (out, tape) = network.gru().run_forward_train(None, batch, None, wait).await?;
         let features = network.head().features(shape, &out.y, &out.h_n);
         let head = Linear::new(network.params());
         let mut doutputs = head.forward(features.view());
@@ -71,12 +71,12 @@ impl LearnerBackend for HostBackend {
         Ok(self.loss)
     }
 
-    async fn set_loss(&mut self, loss: f64) -> Result<()> {
+    async fn set_loss(&mut self, loss: f64, _: Wait) -> Result<()> {
         self.loss = loss;
         Ok(())
     }
 
-    async fn set_gradient(&mut self, flat: &[f32], loss: f32) -> Result<()> {
+    async fn set_gradient(&mut self, flat: &[f32], loss: f32, _: Wait) -> Result<()> {
         self.gradient.as_mut_slice().copy_from_slice(flat);
         self.loss = loss.into();
         Ok(())
@@ -87,6 +87,7 @@ impl LearnerBackend for HostBackend {
         network: &mut Network,
         clip: Clip,
         constants: &UpdateConstants,
+        _: Wait,
     ) -> Result<bool> {
         let gradient = self.gradient.as_mut_slice();
         let squares = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();

@@ -82,8 +82,8 @@ weights are random, the same on every device.
 
 Beside the rates of upload and download stands a plain copy in memory of as many bytes (at most 256
 MiB) by one thread: to memory in use, and to memory just allocated, whose pages the system may have
-yet to supply. A call returns new memory; into_ms is a call into the caller's arrays (forward_into
-and its like).
+yet to supply. A call returns new memory; into_ms is a call into the caller's arrays: forward_into,
+in training forward_train_into and backward_into.
 
 --json: device (cpu, gpu, gpu:1 if it was given so, or software), adapter, adapter_kind, backend
 and driver (null on the CPU), mode, reset, shape [T, B, I, H], layers, bidirectional, kernel,

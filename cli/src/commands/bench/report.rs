@@ -91,7 +91,7 @@ pub fn text(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> 
     }
     write!(out, "\n{table}")?;
     legend(workload, rows, out)?;
-    write_copies(rows, out)?;
+    write_copies(workload, rows, out)?;
     for row in rows {
         if let Some((dispatches, bytes)) = row.planned {
             let held = format_si(bytes as f64, "B");
@@ -110,7 +110,7 @@ pub fn text(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> 
 
 /// Prints the rates of upload and download beside plain copies, and the time of a call into the
 /// caller's arrays.
-fn write_copies(rows: &[Measurement], out: &mut impl Write) -> Result<()> {
+fn write_copies(workload: &Workload, rows: &[Measurement], out: &mut impl Write) -> Result<()> {
     let header = ["device", "transfer", "bytes", "GB/s", "copy", "to new memory"];
     let mut table = TextTable::new(header.map(str::to_owned).to_vec());
     for row in rows {
@@ -133,10 +133,14 @@ fn write_copies(rows: &[Measurement], out: &mut impl Write) -> Result<()> {
              download goes to new memory"
         )?;
     }
+    let calls = match workload.trains() {
+        true => "forward_train_into, backward_into",
+        false => "forward_into",
+    };
     for row in rows {
         writeln!(
             out,
-            "{}: {} ms a call into the caller's arrays (forward_into)",
+            "{}: {} ms a call into the caller's arrays ({calls})",
             device_name(&row.device),
             format_sig3(row.into)
         )?;
