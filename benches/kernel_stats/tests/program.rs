@@ -32,15 +32,15 @@ fn json(arguments: &[&str]) -> serde_json::Value {
 
 #[test]
 fn the_kernels_of_plans_are_listed_once() {
-    let report = json(&["5,3,2,7", "9,3,2,7", "--definition", "pytorch,own"]);
+    let report = json(&["5,3,2,7", "7,3,2,7", "--definition", "pytorch,own"]);
     let kernels = report["kernels"].as_array().unwrap();
     let of = |name: &str| {
         let named = kernels.iter().filter(|kernel| kernel["kernel"] == name);
         named.map(|kernel| kernel["used_by"].as_array().unwrap().len()).collect::<Vec<_>>()
     };
     // One for each definition, each of both shapes.
-    assert_eq!(of("forward_scalar"), [2, 2]);
-    assert_eq!(of("backward_scalar"), [2, 2]);
+    assert_eq!(of("forward_lanes_scalar"), [2, 2]);
+    assert_eq!(of("backward_lanes_scalar"), [2, 2]);
     let threads = kernels.iter().map(|kernel| kernel["threads"].as_u64().unwrap());
     assert!(threads.clone().all(|threads| threads > 0), "{kernels:?}");
     // Column sums keep a number of each thread.
@@ -53,12 +53,13 @@ fn options_choose_other_kernels() {
     let resident = |arguments: &[&str]| {
         let report = json(arguments);
         let kernels = report["kernels"].as_array().unwrap();
-        let forward = kernels.iter().find(|kernel| kernel["kernel"] == "forward").unwrap().clone();
+        let forward =
+            kernels.iter().find(|kernel| kernel["kernel"] == "forward_lanes").unwrap().clone();
         (forward["constants"]["RESIDENT"].as_f64(), forward["constants"]["EXTRAS"].as_f64())
     };
-    assert_eq!(resident(&["5,3,4,8"]), (Some(1.0), Some(0.0)));
-    assert_eq!(resident(&["5,3,4,8", "--kernel", "step"]), (Some(0.0), Some(0.0)));
-    assert_eq!(resident(&["5,3,4,8", "--extras"]), (Some(1.0), Some(1.0)));
+    assert_eq!(resident(&["5,3,4,32"]), (Some(1.0), Some(0.0)));
+    assert_eq!(resident(&["5,3,4,32", "--kernel", "step"]), (Some(0.0), Some(0.0)));
+    assert_eq!(resident(&["5,3,4,32", "--extras"]), (Some(1.0), Some(1.0)));
 }
 
 #[test]
