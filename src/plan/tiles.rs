@@ -45,12 +45,11 @@ use step::{StepTile, cores_pay};
 /// slower than spreading each step over the device.
 const SEQUENCE_HIDDEN: usize = 128;
 
-/// The same limit for large batches ([`MANY_ROWS`]), which occupy the whole device, and for
-/// software adapters, whose processors share one cache.
-const SEQUENCE_HIDDEN_OF_MANY: usize = 256;
+/// The same limit for software adapters, whose processors share one cache.
+const SOFTWARE_SEQUENCE_HIDDEN: usize = 256;
 
-/// The number of rows from which a batch counts as large.
-const MANY_ROWS: usize = 128;
+/// The workgroups that occupy a large GPU, one for each multiprocessor.
+const LARGE_WORKGROUPS: usize = 128;
 
 /// The number of steps that repays loading the weights into registers.
 const PERSISTENT_STEPS: usize = 8;
@@ -132,9 +131,11 @@ impl RecurrenceKernels {
 
 /// Returns true if whole sequences are faster than one dispatch per step.
 fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
-    let many = caps.software || batch >= MANY_ROWS;
-    let fits = config.hidden_size <= if many { SEQUENCE_HIDDEN_OF_MANY } else { SEQUENCE_HIDDEN };
-    fits && !(caps.software && cores_pay(config, batch, caps))
+    if caps.software {
+        let is_small = config.hidden_size <= SOFTWARE_SEQUENCE_HIDDEN;
+        return is_small && !cores_pay(config, batch, caps);
+    }
+    config.hidden_size <= SEQUENCE_HIDDEN
 }
 
 /// Returns true if the weights in registers are faster than reading them at every step. For one row

@@ -147,9 +147,10 @@ impl Device {
     /// Returns the capabilities that the plans are made for.
     pub fn caps(self) -> DeviceCaps {
         match self {
-            Self::H200 => {
-                DeviceCaps::new(H200, false).with_thread_weights(128).with_immediates(true)
-            }
+            Self::H200 => DeviceCaps::new(H200, false)
+                .with_discrete(true)
+                .with_thread_weights(128)
+                .with_immediates(true),
             Self::Webgpu => DeviceCaps::WEBGPU,
         }
     }

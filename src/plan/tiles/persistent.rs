@@ -1,6 +1,6 @@
 //! [`PersistentTile`]: the layout of the kernels that hold the weights in registers.
 
-use super::{MANY_ROWS, StepVariant, allow, padded_unit_quads};
+use super::{LARGE_WORKGROUPS, StepVariant, allow, padded_unit_quads};
 use crate::error::Result;
 use crate::kernels::{
     Kernel, MAX_BLOCKS, PERSISTENT_BACKWARD, PERSISTENT_BACKWARD_SCALAR, PERSISTENT_FORWARD,
@@ -61,10 +61,11 @@ impl PersistentTile {
             )
             .map(|()| tile)
         };
-        // With two rows a step takes half as long again, so they pay when workgroups must wait.
+        // With two rows a step takes half as long again, so they pay when workgroups of one row wait
+        // for a multiprocessor.
         let two_rows = Self { rows: 2, ..one_row };
         let fits = two_rows.threads() == one_row.threads() && allow(two_rows).is_ok();
-        allow(if batch > MANY_ROWS && fits { two_rows } else { one_row })
+        allow(if batch > LARGE_WORKGROUPS && fits { two_rows } else { one_row })
     }
 
     /// Returns the batch rows of a workgroup.

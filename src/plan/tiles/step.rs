@@ -1,6 +1,6 @@
 //! [`StepTile`]: the layout of the kernels that load the weights at every step.
 
-use super::{StepVariant, allow, padded_unit_quads};
+use super::{LARGE_WORKGROUPS, StepVariant, allow, padded_unit_quads};
 use crate::error::Result;
 use crate::kernels::{
     BACKWARD, BACKWARD_LANES, BACKWARD_LANES_SCALAR, BACKWARD_SCALAR, FORWARD, FORWARD_LANES,
@@ -18,9 +18,6 @@ const STEP_UNIT_QUADS: usize = 8;
 
 /// The threads of a workgroup of a dispatch per step on a GPU, the first that fit.
 const STEP_THREADS: [usize; 3] = [256, 128, 64];
-
-/// The workgroups that occupy a large GPU, one for each multiprocessor.
-const LARGE_WORKGROUPS: usize = 128;
 
 /// The threads and the workgroup memory of the kernels that load the weights at every step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,9 +114,8 @@ impl StepTile {
     }
 
     /// Spreads a step over a large GPU. A workgroup computes all of up to 32 rows, so that the
-    /// weights are read once, of as few units as give every multiprocessor a workgroup; backward,
-    /// where the operands are three times as large as the state, every second one. The other threads
-    /// are split-K lanes.
+    /// weights are read once, of as few units as give every multiprocessor a workgroup. The other
+    /// threads are split-K lanes.
     fn spread(config: &GruConfig, batch: usize, pass: Pass, threads: usize, depth: usize) -> Self {
         // Forward, a thread has the sums of three gates; backward, one sum for each unit and row.
         let rows = if pass == Pass::Backward && batch > 4 { 8 } else { 4 };
@@ -127,11 +123,7 @@ impl StepTile {
         // Not times the directions: models of one and of two directions share their pipelines.
         let groups = batch.div_ceil(rows * row_groups);
         let quads = config.hidden_size.div_ceil(4);
-        let workgroups = match pass {
-            Pass::Forward => LARGE_WORKGROUPS,
-            Pass::Backward => LARGE_WORKGROUPS / 2,
-        };
-        let unit_quads = (groups * quads / workgroups + 1).next_power_of_two() / 2;
+        let unit_quads = (groups * quads / LARGE_WORKGROUPS + 1).next_power_of_two() / 2;
         let unit_quads = unit_quads.clamp(1, 8).min(threads / row_groups);
         let split_k =
             (threads / (row_groups * unit_quads)).min(quads.div_ceil(2).next_power_of_two());
