@@ -93,10 +93,11 @@
 //! 1. The recurrence in reverse.
 //! 2. One product each for dx, dW_ih and dW_hh, and column sums for the biases.
 //!
-//! The recurrence has two kernel families ([`Recurrence`]). One runs a dispatch for each step (two
-//! with reset before) and spreads the units over the device. The other runs many steps in one
+//! The recurrence has three kernel families ([`Recurrence`]). *Step* runs a dispatch for each step
+//! (two with reset before) and spreads the units over the device. *Sequence* runs many steps in one
 //! dispatch: each workgroup computes all units of a few rows and keeps their states in workgroup
-//! memory. `plan/tiles.rs` chooses the family.
+//! memory. *Persistent* does the same with the recurrent weights in its threads' registers.
+//! `plan/tiles.rs` chooses the family.
 //!
 //! The plan splits long work. No dispatch, and no submit that this library makes, takes longer than
 //! a fraction of a second at the speed of a slow adapter of its kind. (An encoded [`ForwardPass`]
