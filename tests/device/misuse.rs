@@ -427,7 +427,7 @@ fn plans(t: &mut Table) {
         "plan::DeviceCaps::with_f16 plan::DeviceCaps::with_subgroups plan::SubgroupSizes::range \
          plan::DeviceCaps::with_cooperative_matrices plan::DeviceCaps::with_cores plan::DeviceCaps::with_lanes \
          plan::DeviceCaps::with_dispatch_cost plan::DeviceCaps::with_large_tile_flops plan::Plan::pipelines \
-         plan::DeviceCaps::with_immediates plan::DeviceCaps::with_thread_weights \
+         plan::DeviceCaps::with_immediates plan::DeviceCaps::with_thread_weights plan::DeviceCaps::with_discrete \
          plan::ElementType::size plan::ElementType::bytes",
         "sizes that make no sense",
         || {

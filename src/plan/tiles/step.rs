@@ -16,8 +16,15 @@ const STAGED_QUADS: usize = 32;
 /// core has some.
 const STEP_UNIT_QUADS: usize = 8;
 
-/// The threads of a workgroup of a dispatch per step on a GPU, the first that fit.
+/// The threads of a workgroup of a dispatch per step on a GPU. The first that fit are taken, with
+/// the first of the rows and of the quads along k below.
 const STEP_THREADS: [usize; 3] = [256, 128, 64];
+
+/// The most batch rows of such a workgroup.
+const STEP_ROWS: [usize; 4] = [32, 16, 8, 4];
+
+/// The most quads along k that it holds at once.
+const STEP_DEPTHS: [usize; 3] = [STAGED_QUADS, STAGED_QUADS / 2, STAGED_QUADS / 4];
 
 /// The threads and the workgroup memory of the kernels that load the weights at every step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,23 +110,40 @@ impl StepTile {
         }
         let what = "a workgroup of the step kernel";
         let fits = |tile: &Self| tile.allow(what, pass, config.hidden_size, caps).is_ok();
+        // Forward, a thread has the sums of three gates; backward, one sum for each unit and row.
+        let most_thread_rows: &[usize] = match pass {
+            Pass::Forward => &[4],
+            Pass::Backward => &[8, 4],
+        };
         let tiles = || {
-            STEP_THREADS.iter().flat_map(|&threads| {
-                [STAGED_QUADS, STAGED_QUADS / 2]
-                    .map(|depth| Self::spread(config, batch, pass, threads, depth))
+            STEP_THREADS.into_iter().flat_map(|threads| {
+                STEP_ROWS.into_iter().flat_map(move |most_rows| {
+                    most_thread_rows.iter().flat_map(move |&thread_rows| {
+                        STEP_DEPTHS.map(|depth| {
+                            let rows = [most_rows, thread_rows];
+                            Self::spread(config, batch, pass, threads, rows, depth)
+                        })
+                    })
+                })
             })
         };
         // If none fits, the plan's check reports it.
         tiles().find(fits).or_else(|| tiles().last()).expect("a list of tiles")
     }
 
-    /// Spreads a step over a large GPU. A workgroup computes all of up to 32 rows, so that the
-    /// weights are read once, of as few units as give every multiprocessor a workgroup. The other
-    /// threads are split-K lanes.
-    fn spread(config: &GruConfig, batch: usize, pass: Pass, threads: usize, depth: usize) -> Self {
-        // Forward, a thread has the sums of three gates; backward, one sum for each unit and row.
-        let rows = if pass == Pass::Backward && batch > 4 { 8 } else { 4 };
-        let row_groups = batch.div_ceil(rows).next_power_of_two().min(32 / rows);
+    /// Spreads a step over a large GPU. A workgroup computes all of up to `most_rows` rows, which
+    /// share a read of the weights, of as few units as give every multiprocessor a workgroup, with
+    /// up to `thread_rows` rows per thread. The other threads are split-K lanes.
+    fn spread(
+        config: &GruConfig,
+        batch: usize,
+        pass: Pass,
+        threads: usize,
+        [most_rows, thread_rows]: [usize; 2],
+        depth: usize,
+    ) -> Self {
+        let rows = if batch.min(most_rows) > 4 { thread_rows } else { 4 };
+        let row_groups = batch.div_ceil(rows).next_power_of_two().min(most_rows / rows);
         // Not times the directions: models of one and of two directions share their pipelines.
         let groups = batch.div_ceil(rows * row_groups);
         let quads = config.hidden_size.div_ceil(4);
