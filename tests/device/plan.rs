@@ -267,7 +267,7 @@ fn each_limit_error_names_the_limit_the_request_and_the_maximum() {
             Limits { max_compute_invocations_per_workgroup: 32, ..GENEROUS },
             [2, 2, 2, 2],
             "max_compute_invocations_per_workgroup",
-            128,
+            256,
         ),
         (
             Limits { max_compute_workgroup_storage_size: 1024, ..GENEROUS },
@@ -429,8 +429,8 @@ fn a_plan_reads_like_a_schedule() {
         "  h_l1         [2, B, T, H]     scratch          425984 f32    1.70 MB",
         "  matmul        l1: reverse: gates[r z n] = x · W_ihᵀ + b_ih       2×104 groups   81.8 MFLOP    4.28 MB",
         "  for each of 104 steps, 0 to 103, in both directions at once",
-        "    forward       l0: r, z, n from h; h'; zoneout; dropout        1×16×2 groups    786 kFLOP     189 kB",
-        "    forward       l1: r, z, n from h; h'; zoneout                 1×16×2 groups    786 kFLOP     189 kB",
+        "    forward       l0: r, z, n from h; h'; zoneout; dropout         8×2×2 groups    786 kFLOP     189 kB",
+        "    forward       l1: r, z, n from h; h'; zoneout                  8×2×2 groups    786 kFLOP     189 kB",
     ] {
         assert!(text.contains(&format!("{line}\n")), "`{line}` is not in\n{text}");
     }
