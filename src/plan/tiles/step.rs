@@ -150,9 +150,10 @@ impl StepTile {
         let unit_quads = (groups * quads / LARGE_WORKGROUPS + 1).next_power_of_two() / 2;
         let unit_quads = unit_quads.clamp(1, 8).min(threads / row_groups);
         let split_k =
-            (threads / (row_groups * unit_quads)).min(quads.div_ceil(2).next_power_of_two());
-        // A thread stages at most 16 numbers.
-        let depth = depth.min(split_k * unit_quads * 4 / rows).max(1);
+            (threads / (row_groups * unit_quads)).min(quads.div_ceil(2).next_power_of_two().max(2));
+        // A thread stages at least one number and at most 16.
+        let threads = split_k * unit_quads;
+        let depth = depth.clamp(threads.div_ceil(4 * rows), (threads * 4 / rows).max(1));
         Self::new([unit_quads, split_k, row_groups], rows, depth, config, pass)
     }
 

@@ -80,8 +80,8 @@ fn the_recurrence_has_these_tiles() {
         (ROOMY, Auto, 128, 16, Before, Some([[32, 8, 4, 4, 32, 1], [32, 16, 4, 4, 96, 1]])),
         (ROOMY, Sequence, 257, 1, After, Some([[68, 4, 4, 4, 68, 1], [68, 4, 4, 4, 204, 1]])),
         (ROOMY, Sequence, 257, 1, Before, Some([[68, 8, 4, 4, 68, 1], [68, 4, 4, 4, 204, 1]])),
-        (ROOMY, Step, 7, 5, After, Some([[1, 1, 8, 4, 1, 0], [1, 1, 8, 8, 1, 0]])),
-        (ROOMY, Step, 7, 5, Before, Some([[1, 1, 8, 4, 1, 0], [1, 1, 8, 8, 1, 0]])),
+        (ROOMY, Step, 7, 5, After, Some([[1, 2, 8, 4, 2, 0], [1, 2, 8, 8, 1, 0]])),
+        (ROOMY, Step, 7, 5, Before, Some([[1, 2, 8, 4, 2, 0], [1, 2, 8, 8, 1, 0]])),
         (ROOMY, Step, 1024, 128, After, Some([[8, 4, 32, 4, 32, 0], [8, 8, 32, 8, 16, 0]])),
         (ROOMY, Step, 1024, 128, Before, Some([[8, 4, 32, 4, 32, 0], [8, 8, 32, 8, 16, 0]])),
         (NVIDIA, Auto, 1, 1, After, Some([[4, 4, 1, 1, 48, 2], [4, 4, 1, 1, 48, 2]])),
@@ -148,6 +148,31 @@ fn the_recurrence_has_these_tiles() {
     ] {
         let got = chosen(&caps, recurrence, hidden, batch, reset);
         assert_eq!(got, expected, "{caps:?}, {recurrence}, H {hidden}, B {batch}, {reset:?}");
+    }
+}
+
+/// `shaders/lanes.wgsl` stages the slices of a step in registers.
+#[test]
+fn a_thread_stages_one_to_sixteen_numbers_of_a_slice() {
+    let memory = [4, 8, 12, 16, 24, 32, 48, 64];
+    let all = memory.map(|kib| [64, 128, 256, 1024].map(|threads| caps(kib, threads, false)));
+    for caps in all.as_flattened() {
+        for hidden in [1, 3, 7, 31, 64, 129, 255, 256, 513, 1024, 2817] {
+            for batch in [1, 2, 3, 5, 9, 16, 31, 33, 127, 1000] {
+                for (reset, pass) in
+                    [(After, Pass::Forward), (Before, Pass::Forward), (After, Pass::Backward)]
+                {
+                    let config = GruConfig::new(3, hidden).with_reset(reset);
+                    let tile = StepTile::of_steps(&config, batch, pass, caps);
+                    let c = tile.constants(StepVariant::default());
+                    let numbers = 4 * c.depth_quads * c.rows;
+                    let threads = c.unit_quads * c.split_k;
+                    let what = format!("H {hidden}, B {batch}, {pass:?}, {caps:?}: {c:?}");
+                    assert_eq!(numbers % threads, 0, "{what}");
+                    assert!((1..=16).contains(&(numbers / threads)), "{what}");
+                }
+            }
+        }
     }
 }
 
