@@ -17,8 +17,8 @@ fn multiply(
     step: u32, row0: u32, unit0: u32, thread: u32, first_gate: u32, count: u32,
 ) {
     let depth = (arguments.hidden + 3u) / 4u;
-    let place = place(thread);
-    let unit = unit0 + 4u * place.unit_quad;
+    let tile = thread_tile(thread);
+    let unit = unit0 + 4u * tile.unit_quad;
     var sum = Products();
     for (var i = 0u; i < count; i++) {
         let gate = first_gate + i;
@@ -32,13 +32,13 @@ fn multiply(
                 next_slice(step, row0, gate, quad0, thread);
             }
             let end = min(DEPTH_QUADS, depth - quad0);
-            for (var quad = place.lane; quad < end; quad += SPLIT_K) {
+            for (var quad = tile.lane; quad < end; quad += SPLIT_K) {
                 let weights = transpose(k_weights(gate, 4u * (quad0 + quad), unit));
-                sum = multiplied(sum, resident + quad, place.row_group, weights);
+                sum = multiplied(sum, resident + quad, tile.row_group, weights);
             }
         }
     }
-    store_products(0u, thread, place, row0, sum);
+    store_products(0u, thread, tile, row0, sum);
     products_stored();
 }
 

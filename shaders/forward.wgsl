@@ -33,8 +33,8 @@ fn n_product() -> u32 {
 // Stores the products of r and z, of n, or of all three.
 fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
     let depth = (arguments.hidden + 3u) / 4u;
-    let place = place(thread);
-    let unit = unit0 + 4u * place.unit_quad;
+    let tile = thread_tile(thread);
+    let unit = unit0 + 4u * tile.unit_quad;
     var of_r = Products();
     var of_z = Products();
     var of_n = Products();
@@ -46,8 +46,8 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
             next_slice(step, row0, 0u, quad0, thread);
         }
         let end = min(DEPTH_QUADS, depth - quad0);
-        for (var quad = place.lane; quad < end; quad += SPLIT_K) {
-            let group = place.row_group;
+        for (var quad = tile.lane; quad < end; quad += SPLIT_K) {
+            let group = tile.row_group;
             if rz {
                 of_r = multiplied(of_r, quad, group, unit_weights(0u, unit, quad0 + quad));
                 of_z = multiplied(of_z, quad, group, unit_weights(1u, unit, quad0 + quad));
@@ -58,11 +58,11 @@ fn multiply(step: u32, row0: u32, unit0: u32, thread: u32, rz: bool, n: bool) {
         }
     }
     if rz {
-        store_products(0u, thread, place, row0, of_r);
-        store_products(1u, thread, place, row0, of_z);
+        store_products(0u, thread, tile, row0, of_r);
+        store_products(1u, thread, tile, row0, of_z);
     }
     if n {
-        store_products(n_product(), thread, place, row0, of_n);
+        store_products(n_product(), thread, tile, row0, of_n);
     }
     products_stored();
 }

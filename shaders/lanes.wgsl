@@ -112,8 +112,8 @@ fn store_sum(row: u32, lane: u32, unit_quad: u32, units: vec4<f32>) {
 
 // Stores the products of a workgroup's units and rows. The lanes' partial sums are added up in a
 // fixed order.
-fn store_products(product: u32, thread: u32, place: Place, row0: u32, sum: Products) {
-    store_sums(place.lane, place, sum);
+fn store_products(product: u32, thread: u32, tile: ThreadTile, row0: u32, sum: Products) {
+    store_sums(tile.lane, tile, sum);
     workgroupBarrier();
     for (var item = thread; item < items_from(row0); item += threads()) {
         let local = item_position(item);

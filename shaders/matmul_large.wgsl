@@ -20,22 +20,22 @@ var<workgroup> b_slices: array<array<array<array<array<vec4<f32>, 16>, 2>, 4>, 2
 
 // What a thread loads from an operand for each slice: four k of one row or column of C, if these
 // are next to each other in memory, or four rows or columns of C at one k.
-struct Place {
+struct LoadSlot {
     along_k: bool,
     k: u32, // in the slice
     side: u32, // row or column in the tile
 }
 
 // Neighbouring threads load neighbouring addresses.
-fn place(thread: u32, along_k: bool) -> Place {
+fn load_slot(thread: u32, along_k: bool) -> LoadSlot {
     if along_k {
-        return Place(true, 4u * (thread % 2u), thread / 2u);
+        return LoadSlot(true, 4u * (thread % 2u), thread / 2u);
     }
-    return Place(false, thread / 32u, 4u * (thread % 32u));
+    return LoadSlot(false, thread / 32u, 4u * (thread % 32u));
 }
 
 // The position of a place's quad in its half of the tile.
-fn quad_of(at: Place) -> u32 {
+fn quad_of(at: LoadSlot) -> u32 {
     return (at.side / 4u % 16u) ^ (at.k & 4u);
 }
 
@@ -61,7 +61,7 @@ fn before_end(quad: vec4<f32>, along_k: bool, k: u32, end: u32) -> vec4<f32> {
     return select(vec4<f32>(), quad, ks < vec4(end));
 }
 
-fn put_a(buffer: u32, at: Place, quad: vec4<f32>) {
+fn put_a(buffer: u32, at: LoadSlot, quad: vec4<f32>) {
     let half = at.side / 64u;
     let to = quad_of(at);
     if at.along_k {
@@ -75,7 +75,7 @@ fn put_a(buffer: u32, at: Place, quad: vec4<f32>) {
     }
 }
 
-fn put_b(buffer: u32, at: Place, quad: vec4<f32>) {
+fn put_b(buffer: u32, at: LoadSlot, quad: vec4<f32>) {
     let half = at.side / 64u;
     let to = quad_of(at);
     if at.along_k {
@@ -130,7 +130,7 @@ fn store_rows(m: u32, n: u32, part: u32, block: mat4x4<f32>) {
 }
 
 // Stores Σ_k A(m, k) of the tile's rows, from the sums of the threads for each k of a slice.
-fn store_row_sums(tile_m: u32, part: u32, thread: u32, at: Place, sums: vec4<f32>) {
+fn store_row_sums(tile_m: u32, part: u32, thread: u32, at: LoadSlot, sums: vec4<f32>) {
     put_a(0u, at, sums);
     workgroupBarrier();
     if thread < 32u {
@@ -154,8 +154,8 @@ fn main(
     let tile_n = group.x * TILE;
     let first = group.z * args.k_part;
     let end = min(first + args.k_part, args.k);
-    let a_place = place(thread, args.a_transposed == 0u);
-    let b_place = place(thread, args.b_transposed == 1u);
+    let a_place = load_slot(thread, args.a_transposed == 0u);
+    let b_place = load_slot(thread, args.b_transposed == 1u);
     let m_quad = thread / 16u;
     let n_quad = thread % 16u;
     let m_high = m_quad ^ 4u;

@@ -31,36 +31,36 @@ var<workgroup> partial_sums: array<vec4<f32>, ROWS * 3u * PARTS * UNIT_QUADS>;
 var<private> blocks: array<mat4x4<f32>, 8>;
 
 // The weights of a thread: `gate`, `part` of its k, and `unit_quad` of its sums.
-struct Place {
+struct WeightTile {
     gate: u32, // 3 or more: none
     part: u32,
     unit_quad: u32,
 }
 
-fn place(thread: u32) -> Place {
+fn weight_tile(thread: u32) -> WeightTile {
     let slice = thread / UNIT_QUADS;
-    return Place(slice / PARTS, slice % PARTS, thread % UNIT_QUADS);
+    return WeightTile(slice / PARTS, slice % PARTS, thread % UNIT_QUADS);
 }
 
 // Loads the weights of a thread.
-fn load_blocks(place: Place) {
-    if place.gate > 2u {
+fn load_blocks(tile: WeightTile) {
+    if tile.gate > 2u {
         return;
     }
-    blocks[0] = load_block(place, 0u);
-    if BLOCKS > 1u { blocks[1] = load_block(place, 1u); }
-    if BLOCKS > 2u { blocks[2] = load_block(place, 2u); }
-    if BLOCKS > 3u { blocks[3] = load_block(place, 3u); }
-    if BLOCKS > 4u { blocks[4] = load_block(place, 4u); }
-    if BLOCKS > 5u { blocks[5] = load_block(place, 5u); }
-    if BLOCKS > 6u { blocks[6] = load_block(place, 6u); }
-    if BLOCKS > 7u { blocks[7] = load_block(place, 7u); }
+    blocks[0] = load_block(tile, 0u);
+    if BLOCKS > 1u { blocks[1] = load_block(tile, 1u); }
+    if BLOCKS > 2u { blocks[2] = load_block(tile, 2u); }
+    if BLOCKS > 3u { blocks[3] = load_block(tile, 3u); }
+    if BLOCKS > 4u { blocks[4] = load_block(tile, 4u); }
+    if BLOCKS > 5u { blocks[5] = load_block(tile, 5u); }
+    if BLOCKS > 6u { blocks[6] = load_block(tile, 6u); }
+    if BLOCKS > 7u { blocks[7] = load_block(tile, 7u); }
 }
 
 // The quad of a gate's k that a block starts at. After the last quad it is the last: its operands
 // are 0.
-fn block_quad(place: Place, block: u32) -> u32 {
-    return min(BLOCKS * place.part + block, gate_quads() - 1u);
+fn block_quad(tile: WeightTile, block: u32) -> u32 {
+    return min(BLOCKS * tile.part + block, gate_quads() - 1u);
 }
 
 // The products of a block with four operands, added to `sum`.
@@ -81,9 +81,9 @@ fn operand_part(row: u32, gate: u32, part: u32) -> u32 {
 }
 
 // Stores a thread's partial sums of all rows, from the operands of `operand_gate`.
-fn multiply(place: Place, operand_gate: u32) {
+fn multiply(tile: WeightTile, operand_gate: u32) {
     for (var row = 0u; row < ROWS; row++) {
-        let part = operand_part(row, operand_gate, place.part);
+        let part = operand_part(row, operand_gate, tile.part);
         var sum = multiply_block(vec4<f32>(), blocks[0], operand_quad(part, 0u));
         if BLOCKS > 1u { sum = multiply_block(sum, blocks[1], operand_quad(part, 1u)); }
         if BLOCKS > 2u { sum = multiply_block(sum, blocks[2], operand_quad(part, 2u)); }
@@ -92,8 +92,8 @@ fn multiply(place: Place, operand_gate: u32) {
         if BLOCKS > 5u { sum = multiply_block(sum, blocks[5], operand_quad(part, 5u)); }
         if BLOCKS > 6u { sum = multiply_block(sum, blocks[6], operand_quad(part, 6u)); }
         if BLOCKS > 7u { sum = multiply_block(sum, blocks[7], operand_quad(part, 7u)); }
-        let slice = (row * 3u + place.gate) * PARTS + place.part;
-        partial_sums[slice * UNIT_QUADS + place.unit_quad] = sum;
+        let slice = (row * 3u + tile.gate) * PARTS + tile.part;
+        partial_sums[slice * UNIT_QUADS + tile.unit_quad] = sum;
     }
 }
 

@@ -9,8 +9,8 @@
 const OPERAND_GATES: u32 = 3u;
 
 // A column for each k, with four units.
-fn load_block(place: Place, block: u32) -> mat4x4<f32> {
-    return k_weights(place.gate, 4u * block_quad(place, block), 4u * place.unit_quad);
+fn load_block(tile: WeightTile, block: u32) -> mat4x4<f32> {
+    return k_weights(tile.gate, 4u * block_quad(tile, block), 4u * tile.unit_quad);
 }
 
 fn store_operands(item: Item, values: vec3<f32>) {
@@ -26,10 +26,10 @@ fn main(
 ) {
     args = arguments;
     direction = group.z;
-    let place = place(thread);
+    let tile = weight_tile(thread);
     let item = item(thread, group.y);
     let last = args.step + 1u - args.count;
-    load_blocks(place);
+    load_blocks(tile);
     clear_operands(thread);
     workgroupBarrier();
     var carry = 0.0;
@@ -53,20 +53,23 @@ fn main(
         if item.exists {
             inputs_ahead = load_inputs(max(step, last + 1u) - 1u, item.row, item.unit);
         }
-        if place.gate < select(3u, 2u, RESET_BEFORE) {
-            multiply(place, place.gate);
+        if tile.gate < select(3u, 2u, RESET_BEFORE) {
+            multiply(tile, tile.gate);
         }
         workgroupBarrier();
         var gradients = StepGradients();
         if item.exists {
-            let dh = carry + item_sum(item, 0u, select(3u, 2u, RESET_BEFORE));
+            var dh = carry;
+            if step < end_step() {
+                dh += item_sum(item, 0u, select(3u, 2u, RESET_BEFORE));
+            }
             gradients = through_step(step, item.row, item.unit, dh, inputs, flags_after);
             store_operands(item, gate_operands(gradients));
         }
         workgroupBarrier();
         if RESET_BEFORE && step > arguments.gates_first {
-            if place.gate == 2u {
-                multiply(place, 2u);
+            if tile.gate == 2u {
+                multiply(tile, 2u);
             }
             workgroupBarrier();
             if item.exists {

@@ -10,9 +10,9 @@
 const OPERAND_GATES: u32 = 1u; // all gates have the same operands
 
 // A column for each k, with four units.
-fn load_block(place: Place, block: u32) -> mat4x4<f32> {
-    let quad = block_quad(place, block);
-    return transpose(unit_weights(place.gate, 4u * place.unit_quad, quad));
+fn load_block(tile: WeightTile, block: u32) -> mat4x4<f32> {
+    let quad = block_quad(tile, block);
+    return transpose(unit_weights(tile.gate, 4u * tile.unit_quad, quad));
 }
 
 @compute @workgroup_size(THREADS)
@@ -22,10 +22,10 @@ fn main(
 ) {
     args = arguments;
     direction = group.z;
-    let place = place(thread);
+    let tile = weight_tile(thread);
     let item = item(thread, group.y);
     let last = args.step + args.count - 1u;
-    load_blocks(place);
+    load_blocks(tile);
     clear_operands(thread);
     workgroupBarrier();
     var start = 0.0; // the state that the step starts from
@@ -45,8 +45,8 @@ fn main(
             inputs_ahead = load_inputs(min(step + 1u, last), item.row, item.unit);
             inputs_ahead.flags = next_flags(step, item.row);
         }
-        if place.gate < select(3u, 2u, RESET_BEFORE) {
-            multiply(place, 0u);
+        if tile.gate < select(3u, 2u, RESET_BEFORE) {
+            multiply(tile, 0u);
         }
         workgroupBarrier();
         var result = StepResult();
@@ -66,8 +66,8 @@ fn main(
                 store_operand(item, 0u, result.past);
             }
             workgroupBarrier();
-            if place.gate == 2u {
-                multiply(place, 0u);
+            if tile.gate == 2u {
+                multiply(tile, 0u);
             }
             workgroupBarrier();
             if item.exists {

@@ -101,8 +101,8 @@ fn store_sum(row: u32, product: u32, unit_quad: u32, units: vec4<f32>) {
 }
 
 // Stores the products of a workgroup's units and rows. products_stored comes after the last.
-fn store_products(product: u32, thread: u32, place: Place, row0: u32, sum: Products) {
-    store_sums(product, place, sum);
+fn store_products(product: u32, thread: u32, tile: ThreadTile, row0: u32, sum: Products) {
+    store_sums(product, tile, sum);
 }
 
 fn products_stored() {

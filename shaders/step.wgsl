@@ -27,15 +27,15 @@ fn threads() -> u32 {
 }
 
 // The part of a workgroup's products that a thread computes.
-struct Place {
+struct ThreadTile {
     row_group: u32,
     lane: u32,
     unit_quad: u32,
 }
 
-fn place(thread: u32) -> Place {
+fn thread_tile(thread: u32) -> ThreadTile {
     let lane = thread / ROW_GROUPS;
-    return Place(thread % ROW_GROUPS, lane % SPLIT_K, lane / SPLIT_K);
+    return ThreadTile(thread % ROW_GROUPS, lane % SPLIT_K, lane / SPLIT_K);
 }
 
 // Four k of four rows: one column per k. A thread's rows are ROW_GROUPS apart.
@@ -96,14 +96,14 @@ fn item_position(item: u32) -> vec2<u32> {
 }
 
 // Stores a thread's sums in slot `part`, a vec4 of units per row.
-fn store_sums(part: u32, place: Place, sum: Products) {
+fn store_sums(part: u32, tile: ThreadTile, sum: Products) {
     if ROWS == 1u {
-        store_sum(place.row_group, part, place.unit_quad, sum.one);
+        store_sum(tile.row_group, part, tile.unit_quad, sum.one);
         return;
     }
-    store_rows(place.row_group, part, place.unit_quad, sum.low);
+    store_rows(tile.row_group, part, tile.unit_quad, sum.low);
     if ROWS > 4u {
-        store_rows(place.row_group + 4u * ROW_GROUPS, part, place.unit_quad, sum.high);
+        store_rows(tile.row_group + 4u * ROW_GROUPS, part, tile.unit_quad, sum.high);
     }
 }
 

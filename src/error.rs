@@ -288,7 +288,7 @@ pub enum Error {
     UnknownDevice(String),
 
     /// A text is not the name of a [`Recurrence`](crate::Recurrence).
-    #[error("unknown kernel family `{0}`; expected auto, step or sequence")]
+    #[error("unknown kernel family `{0}`; expected auto, step, sequence or persistent")]
     UnknownRecurrence(String),
 
     /// The computer has no adapter of the requested kind.

@@ -212,7 +212,11 @@ fn plan_limits(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Limits {
         max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
         max_storage_buffers_per_shader_stage: limits.max_storage_buffers_per_shader_stage.into(),
         max_compute_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension.into(),
-        max_compute_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup.into(),
+        // All workgroups are along x.
+        max_compute_invocations_per_workgroup: limits
+            .max_compute_invocations_per_workgroup
+            .min(limits.max_compute_workgroup_size_x)
+            .into(),
         max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size.into(),
         max_loop_iterations: if limits_loops { LOOP_BUDGET as u64 } else { u64::MAX },
     }
@@ -252,13 +256,16 @@ pub(crate) fn device_caps(
     }
 }
 
-/// Returns [`DeviceCaps::thread_weights`]. NVIDIA's multiprocessors have 65,536 registers, so that 384
-/// threads have 170 each; AMD's have more.
+/// Returns [`DeviceCaps::thread_weights`]. A multiprocessor of NVIDIA has 65,536 registers, 170 for
+/// each of 384 threads, and AMD's RDNA has more. AMD's GCN, whose waves have 64 threads, has as many
+/// as NVIDIA, but six waves on four SIMDs leave a thread 128: RADV spills none with 80 weights.
 fn thread_weights(info: &wgpu::AdapterInfo, software: bool) -> usize {
     const AMD: u32 = 0x1002;
     const NVIDIA: u32 = 0x10de;
     match info.vendor {
-        AMD | NVIDIA => 128,
+        NVIDIA => 128,
+        AMD if info.subgroup_min_size == 32 => 128,
+        AMD => 80,
         _ => DeviceCaps::new(Limits::WEBGPU_DEFAULT, software).thread_weights,
     }
 }

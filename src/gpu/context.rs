@@ -327,7 +327,8 @@ impl Gpu {
         &self,
         change: impl FnOnce(DeviceCaps) -> DeviceCaps,
     ) -> Result<Self> {
-        let mut gpu = Self::open(self.inner.adapter.clone()).await?;
+        let GpuShared { adapter, device, .. } = &*self.inner;
+        let mut gpu = Self::open_with(adapter.clone(), device.limits(), device.features()).await?;
         let shared = Arc::get_mut(&mut gpu.inner).expect("nothing else holds it");
         shared.caps = change(shared.caps);
         Ok(gpu)

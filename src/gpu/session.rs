@@ -10,7 +10,7 @@ use crate::gpu::host_copy::Destination;
 use crate::gpu::pipeline_store::PipelineKey;
 use crate::gpu::transfer::Download;
 use crate::gpu::wait::Wait;
-use crate::kernels::ArgsSpace;
+use crate::kernels::{ArgsSpace, MAX_ARGS_SIZE};
 use crate::plan::{
     ARGS_BLOCK, BufferId, BufferSlice, BufferSpec, Dispatch, ElementType, Pass, Plan, Role, Stage,
 };
@@ -26,8 +26,14 @@ pub(crate) use timed::Timing;
 /// The most dispatches in one submit. Limits the memory that wgpu uses while it encodes.
 const SUBMIT_DISPATCHES: usize = 4096;
 
-/// The u32s of a dispatch's block of arguments.
-const ARGS_BLOCK_LEN: usize = ARGS_BLOCK as usize / size_of::<u32>();
+/// Returns the u32s of a dispatch's block of arguments.
+const fn block_len(space: ArgsSpace) -> usize {
+    let bytes = match space {
+        ArgsSpace::Storage => ARGS_BLOCK,
+        ArgsSpace::Immediate => MAX_ARGS_SIZE,
+    };
+    bytes as usize / size_of::<u32>()
+}
 
 /// A buffer, and the byte offset at which bindings to it start.
 #[derive(Clone, Debug)]
@@ -92,7 +98,8 @@ impl Arguments {
                 pass.set_bind_group(0, &dispatch.bind_group, &[offset]);
             }
             Self::Immediate(blocks) => {
-                let args = &blocks[block * ARGS_BLOCK_LEN..][..dispatch.args];
+                let len = block_len(ArgsSpace::Immediate);
+                let args = &blocks[block * len..][..dispatch.args];
                 pass.set_bind_group(0, &dispatch.bind_group, &[]);
                 pass.set_immediates(0, bytemuck::cast_slice(args));
             }
@@ -166,8 +173,9 @@ impl Session {
                 None => BufferBinding::from(&gpu.buffer(&spec.name, spec.bytes())),
             };
         let buffers: Vec<_> = plan.buffers().iter().enumerate().map(buffer).collect();
+        let len = block_len(gpu.caps().args_space());
         let blocks: Vec<u32> =
-            (0..plan.parities()).flat_map(|parity| argument_blocks(&plan, parity)).collect();
+            (0..plan.parities()).flat_map(|parity| argument_blocks(&plan, parity, len)).collect();
         let args = Arguments::new(gpu, blocks);
 
         let (bind_groups, next_block) = Default::default();
@@ -519,9 +527,9 @@ impl SessionBuilder<'_> {
     }
 }
 
-/// Returns the arguments of every dispatch, one block each, in the order they run, with the step of
+/// Returns the arguments of every dispatch, one block of `block_len` each, in the order they run, with the step of
 /// each loop iteration filled in. Parity 1 swaps the positions of the first and last states.
-fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
+fn argument_blocks(plan: &Plan, parity: usize, block_len: usize) -> Vec<u32> {
     let mut blocks = Vec::new();
     for stage in plan.forward().iter().chain(plan.backward()) {
         let (body, _) = stage.dispatches();
@@ -537,7 +545,7 @@ fn argument_blocks(plan: &Plan, parity: usize) -> Vec<u32> {
                 {
                     blocks.swap(block + first, block + last);
                 }
-                blocks.resize(block + ARGS_BLOCK_LEN, 0);
+                blocks.resize(block + block_len, 0);
             }
         }
     }

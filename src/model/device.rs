@@ -542,9 +542,11 @@ fn reopen(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
 #[cfg(test)]
 pub(crate) fn test_device_as_gpu() -> (Device, Gpu) {
     let (device, gpu) = test_device();
-    let as_gpu = |caps: DeviceCaps| DeviceCaps {
-        software: false,
-        ..caps.with_thread_weights(128).with_immediates(true)
+    // GRU_LIMITS may have opened it without immediates.
+    let immediates = gpu.device().limits().max_immediate_size > 0;
+    let as_gpu = |caps: DeviceCaps| {
+        let caps = caps.with_thread_weights(128).with_immediates(immediates);
+        DeviceCaps { software: false, ..caps }
     };
     let gpu = pollster::block_on(gpu.reopen_with_caps(as_gpu)).expect("it was open before");
     (Device { target: DeviceTarget::Gpu(gpu.clone()), ..device }, gpu)

@@ -42,7 +42,7 @@ pub struct DeviceCaps {
     /// used for other devices.
     pub large_tile_flops: u64,
     /// The recurrent weights that a thread of a large workgroup can hold in registers beside its
-    /// other values. Drivers do not report it: 128 on NVIDIA and AMD, otherwise 32. A software
+    /// other values. Drivers do not report it: 128 on NVIDIA and AMD's RDNA, 80 on AMD's GCN, otherwise 32. A software
     /// adapter keeps them in memory.
     pub thread_weights: usize,
     /// True if kernels have their arguments as immediates: WGSL's `var<immediate>`, in the command
@@ -195,8 +195,10 @@ impl DeviceCaps {
     }
 
     /// Returns the largest number of FLOPs of one dispatch of a product. A product runs faster than
-    /// a recurrence, and its dispatches must be large to fill a large GPU: a second at 320 GFLOP/s,
-    /// a third of the peak of the slowest discrete GPUs with Vulkan.
+    /// a recurrence, and its dispatches must be large to fill a large GPU: half a second at 640
+    /// GFLOP/s. A plan is made before anything is measured, so the measured pace cannot set it. A
+    /// discrete GPU that makes less than 160 GFLOP/s would need more than Windows' 2 seconds for a
+    /// product of this size.
     pub(crate) const fn product_flops(&self) -> u64 {
         if self.discrete { 320_000_000_000 } else { self.dispatch_flops() }
     }

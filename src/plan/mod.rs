@@ -95,6 +95,8 @@ pub struct Plan {
     run: Option<RunBuffers>,
     carries: bool,
     submit_flops: u64,
+    /// True if no buffer holds the arguments.
+    immediates: bool,
 }
 
 impl Plan {
@@ -137,8 +139,19 @@ impl Plan {
         caps: &DeviceCaps,
     ) -> Self {
         let (title, submit_flops) = (title.to_owned(), caps.dispatch_flops());
+        let immediates = caps.immediates;
         let (backward, accumulators, run, carries) = Default::default();
-        Self { title, buffers, forward, backward, accumulators, run, carries, submit_flops }
+        Self {
+            title,
+            buffers,
+            forward,
+            backward,
+            accumulators,
+            run,
+            carries,
+            submit_flops,
+            immediates,
+        }
     }
 
     /// Changes the plan so that each run starts from the last states of the previous run. The first
@@ -231,9 +244,12 @@ impl Plan {
         self.buffers.iter().map(BufferSpec::bytes).sum::<u64>() + self.argument_bytes()
     }
 
-    /// Returns the bytes of the arguments of all dispatches. They are stored once for every step of
-    /// a loop, so a run uploads none.
+    /// Returns the bytes of the buffer with the arguments of all dispatches: 0 if they are immediates.
+    /// They are stored once for every step of a loop, so a run uploads none.
     pub fn argument_bytes(&self) -> u64 {
+        if self.immediates {
+            return 0;
+        }
         let dispatches = self.forward_dispatches() + self.backward_dispatches();
         (dispatches * self.parities()) as u64 * ARGS_BLOCK
     }

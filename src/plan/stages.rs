@@ -49,6 +49,7 @@ impl Plan {
             run: Some(planner.run),
             carries: false,
             submit_flops: caps.dispatch_flops(),
+            immediates: caps.immediates,
         })
     }
 }

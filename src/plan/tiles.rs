@@ -51,6 +51,10 @@ const SOFTWARE_SEQUENCE_HIDDEN: usize = 256;
 /// The workgroups that occupy a large GPU, one for each multiprocessor.
 const LARGE_WORKGROUPS: usize = 128;
 
+/// The weights a thread from which registers are taken. With fewer, on GPUs that neither a compiler's
+/// statistics nor a measurement speaks for, the family must be forced.
+const PERSISTENT_WEIGHTS: usize = 80;
+
 /// The number of steps that repays loading the weights into registers.
 const PERSISTENT_STEPS: usize = 8;
 
@@ -141,7 +145,7 @@ fn sequence_pays(config: &GruConfig, batch: usize, caps: &DeviceCaps) -> bool {
 /// Returns true if the weights in registers are faster than reading them at every step. For one row
 /// they are on a software adapter, too, but their unrolled code compiles for seconds.
 fn persistent_pays(steps: usize, caps: &DeviceCaps) -> bool {
-    steps >= PERSISTENT_STEPS && !caps.software
+    steps >= PERSISTENT_STEPS && !caps.software && caps.thread_weights >= PERSISTENT_WEIGHTS
 }
 
 impl RecurrenceKernel {

@@ -51,8 +51,10 @@ pub fn plan(arguments: &Arguments, sizes: Sizes, of: Definition, mode: Mode) -> 
     let zoneout = if arguments.extras { 0.1 } else { 0.0 };
     let config = of.config(input, hidden).with_zoneout(zoneout);
     let options = RunOptions::default().with_recurrence(arguments.kernel);
+    let caps = arguments.device.caps();
     let plan = config.shape(steps, batch).and_then(|shape| {
-        Plan::with_options(&config, shape, mode, options, &arguments.device.caps())
+        let plan = Plan::with_options(&config, shape, mode, options, &caps)?;
+        plan.check(&caps.limits).map(|()| plan)
     });
     plan.map_err(|source| Error::Plan { shape: sizes.to_string(), source: Box::new(source) })
 }

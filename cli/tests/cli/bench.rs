@@ -332,7 +332,7 @@ fn bad_input_prints_one_error_line_and_writes_no_file() {
         (&["--shape", "1,1,1,99999999999999999999"], "too large"),
         (&["--mode", "backward"], "forward, train"),
         (&["--reset", "never"], "after, before"),
-        (&["--kernel", "fast"], "auto, step or sequence"),
+        (&["--kernel", "fast"], "auto, step, sequence or persistent"),
         (&["--repeats", "0"], "at least 1, got `0`"),
         (&["--layers", "0"], "at least 1, got `0`"),
         (&["--sweep", "I"], "T, B or H"),

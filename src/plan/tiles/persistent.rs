@@ -1,12 +1,11 @@
 //! [`PersistentTile`]: the layout of the kernels that hold the weights in registers.
 
 use super::{LARGE_WORKGROUPS, StepVariant, allow, padded_unit_quads};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{
     Kernel, MAX_BLOCKS, PERSISTENT_BACKWARD, PERSISTENT_BACKWARD_SCALAR, PERSISTENT_FORWARD,
     PERSISTENT_FORWARD_SCALAR, PersistentConstants,
 };
-use crate::plan::limits::within;
 use crate::plan::{DeviceCaps, Pass};
 use crate::spec::config::GruConfig;
 
@@ -45,13 +44,20 @@ impl PersistentTile {
             let parts = unit_quads.div_ceil(blocks);
             Self { unit_quads, parts, blocks, rows: 1 }
         };
-        let one_row = (1..most_blocks)
-            .map(tile)
-            .find(|tile| tile.threads() <= most_threads)
-            .unwrap_or(tile(most_blocks.max(1)));
         let what = "a workgroup of the persistent kernel (Recurrence::Auto does not require it)";
-        let limit = "the number of threads that can hold weights in registers";
-        within(|| what.to_owned(), limit, one_row.threads() as u64, most_threads as u64)?;
+        let blocks = (1..=most_blocks).find(|&blocks| tile(blocks).threads() <= most_threads);
+        let Some(one_row) = blocks.map(tile) else {
+            // The weights of three gates, which a workgroup's threads would have to hold.
+            let limit = "the recurrent weights that a workgroup can hold in registers";
+            let (asked, allowed) = (3 * 16 * unit_quads * unit_quads, caps.thread_weights);
+            let allowed = allowed.min(16 * MAX_BLOCKS).saturating_mul(most_threads);
+            return Err(Error::Limit {
+                what: what.to_owned(),
+                limit,
+                asked: asked as u64,
+                allowed: (allowed as u64).min(asked as u64 - 1),
+            });
+        };
         let allow = |tile: Self| {
             allow(
                 what,
