@@ -130,24 +130,27 @@ fn plan(arguments: &KernelArgs, caps: &DeviceCaps) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Returns the dispatch with the most FLOPs of those of a kernel, and the first step of its loop.
+/// Returns the dispatch with the most FLOPs in all its runs, of those of a kernel, and the first step
+/// of its loop.
 fn find<'a>(plan: &'a Plan, name: &str) -> Result<(&'a Dispatch, Option<usize>)> {
-    let dispatches = || {
-        plan.forward().iter().chain(plan.backward()).flat_map(|stage| {
-            let step = match stage {
-                Stage::Once(_) => None,
-                Stage::Steps { first, .. } => Some(*first),
-            };
-            stage.dispatches().0.iter().map(move |dispatch| (dispatch, step))
-        })
-    };
-    let named = dispatches().filter(|(dispatch, _)| dispatch.kernel_name() == name);
-    named.max_by_key(|(dispatch, _)| dispatch.flops).with_context(|| {
-        let mut names: Vec<_> = dispatches().map(|(dispatch, _)| dispatch.kernel_name()).collect();
+    let stages = || plan.forward().iter().chain(plan.backward());
+    let dispatches = || stages().flat_map(|stage| stage.dispatches().0);
+    let named = stages().flat_map(|stage| {
+        let (dispatches, times) = stage.dispatches();
+        let step = match stage {
+            Stage::Once(_) => None,
+            Stage::Steps { first, .. } => Some(*first),
+        };
+        let named = dispatches.iter().filter(|dispatch| dispatch.kernel_name() == name);
+        named.map(move |dispatch| (dispatch.flops * times as u64, dispatch, step))
+    });
+    let found = named.max_by_key(|(flops, ..)| *flops).with_context(|| {
+        let mut names: Vec<_> = dispatches().map(Dispatch::kernel_name).collect();
         names.sort_unstable();
         names.dedup();
         format!("the plan has no kernel {name}; it has {}", names.join(", "))
-    })
+    })?;
+    Ok((found.1, found.2))
 }
 
 /// Replaces values by name.
