@@ -40,7 +40,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 class Sizes:
     """What is measured on a GPU."""
 
+    # Shapes of the kernels, and of those that are compiled without index checks too.
     statistics = ["512,32,64,64", "512,32,128,128", "512,256,128,128", "512,32,256,256", "1500,32,1024,1024"]
+    statistics_unchecked = ["512,32,64,64", "512,32,128,128", "512,256,128,128"]
     chain = ["--count", "1000"]
     gradients = ["1500,32,1024,1024", "512,256,256,256"]
     # Hidden units, and rows of the batch, of 512 steps.
@@ -62,13 +64,14 @@ class Sizes:
     # Long rows last, so that most rows exist when the time is spent.
     rows = GRID + DEEPBENCH[::-1]
     growth = ["64,32,256,256", "64,256,1024,4096"]
+    growth_repeats = ["--repeats", "5"]
     bench = []
 
 
 class TinySizes(Sizes):
     """The same steps in seconds, on a software adapter."""
 
-    statistics = ["9,3,5,8"]
+    statistics = statistics_unchecked = ["9,3,5,8"]
     chain = ["--count", "20", "--workgroups", "1,3"]
     gradients = ["3,2,5,8"]
     persistent, persistent_steps = [(8, 3)], 9
@@ -82,12 +85,13 @@ class TinySizes(Sizes):
     downloads = ["3,2,1,8"]
     rows = [(4, 2, 8, 8, None), (1, 3, 5, 16, None)]
     growth = ["4,2,8,8", "4,8,16"]
+    growth_repeats = []
     bench = ["--repeats", "1"]
 
 
 # Each step, the seconds that it may take, and what it measures.
 STEPS = [
-    ("statistics", 40, "the driver's own statistics of the kernels"),
+    ("statistics", 50, "the driver's own statistics of the kernels"),
     ("dispatch", 15, "an empty dependent dispatch, arguments in storage and as immediates"),
     ("gradients", 100, "products of the weights' gradients, before and now"),
     ("persistent", 80, "the persistent family: one and two rows a workgroup, index checks on and off"),
@@ -96,9 +100,9 @@ STEPS = [
     ("cudnn", 90, "cuDNN at other H, with TF32 and in fp16"),
     ("barrier", 15, "a barrier between the workgroups of a dispatch"),
     ("downloads", 40, "the rates of downloads"),
-    ("rows", 190, "every shape of the table beside cuDNN"),
+    ("rows", 175, "every shape of the table beside cuDNN"),
     ("check", 70, "`gru check`"),
-    ("growth", 20, "the time of a step, by the number of steps"),
+    ("growth", 25, "the time of a step, by the number of steps"),
 ]
 BUDGET = 720
 assert sum(seconds for _, seconds, _ in STEPS) <= BUDGET
@@ -238,10 +242,11 @@ class Measurement:
     def statistics(self):
         # A software adapter gives none: naga alone compiles the kernels.
         driver = ["--driver"] if self.options.device == "gpu" else ["--family", "none"]
-        command = [self.beside("kernel_stats"), *self.sizes.statistics, *driver, "--nvidia", "none", "--json"]
-        report = self.program(command, "kernel_stats")
-        self.result["statistics"] = report
-        print(f"   {report.get('error') or len(report['kernels'])} kernels", flush=True)
+        for checks, shapes in (("checked", self.sizes.statistics), ("unchecked", self.sizes.statistics_unchecked)):
+            options = [*driver, "--nvidia", "none", "--checks", checks, "--json"]
+            report = self.program([self.beside("kernel_stats"), *shapes, *options], f"kernel_stats, {checks}")
+            says = report.get("error") or f"{len(report['kernels'])} kernels"
+            self.add("statistics", {"checks": checks, "report": report}, f"{checks}: {says}")
 
     def dispatch(self):
         self.result["dispatch"] = answer = self.probe("dispatch", *self.sizes.chain)
@@ -339,7 +344,8 @@ class Measurement:
     def growth(self):
         shape, sizes = self.sizes.growth
         picture = os.path.join(self.options.output, self.name() + "-growth.svg")
-        self.result["growth"] = self.bench(shape, "forward", "--sweep", "T=" + sizes, "--output", picture)
+        self.result["growth"] = self.bench(
+            shape, "forward", *self.sizes.growth_repeats, "--sweep", "T=" + sizes, "--output", picture)
 
     # cuDNN runs in peer_torch.py, a separate process that may die.
 
@@ -431,6 +437,8 @@ def answer_of(command, limit):
         return {"error": (lines or done.stderr.splitlines() or ["no word"])[-1], "status": done.returncode}
     except subprocess.TimeoutExpired:
         return {"error": f"not done within {limit:.0f} s"}
+    except FileNotFoundError:
+        return {"error": f"there is no {command[0]}: build it with cargo build, as the head of this script says"}
     except (OSError, ValueError) as error:
         return {"error": str(error)}
 

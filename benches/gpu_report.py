@@ -49,18 +49,23 @@ def value(answer, key, divisor=1.0):
 
 
 def statistics(result):
-    report = result["statistics"]
-    if "error" in report:
-        return ["## The driver's statistics\n", report["error"] + "\n"]
-    names = list(dict.fromkeys(name for row in report["kernels"] for name in row["driver"] or ()))
+    text = ["## The driver's statistics\n"]
+    for part in result["statistics"]:
+        checks, report = part["checks"], part["report"]
+        text.append(f"Index checks: {checks}.\n")
+        text.append(report["error"] + "\n" if "error" in report else kernels_table(report["kernels"]))
+    return text
+
+
+def kernels_table(kernels):
+    names = list(dict.fromkeys(name for row in kernels for name in row["driver"] or ()))
     rows = []
-    for row in report["kernels"]:
+    for row in kernels:
         constants = " ".join(f"{name}={value:.0f}" for name, value in row["constants"].items() if value)
         driver = row["driver"] or {}
         rows.append([row["kernel"], constants, row["used_by"][0], str(row["threads"]), str(row["workgroup_bytes"]),
                      *(str(driver.get(name, "–")) for name in names)])
-    header = ["kernel", "constants", "plan", "threads", "workgroup memory, B", *names]
-    return ["## The driver's statistics\n", table(header, rows)]
+    return table(["kernel", "constants", "plan", "threads", "workgroup memory, B", *names], rows)
 
 
 def dispatch(result):
