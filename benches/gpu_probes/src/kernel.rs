@@ -93,6 +93,8 @@ pub fn run(gpu: &Gpu, arguments: &KernelArgs, repeats: u32) -> Result<Value> {
         "kernel": shader.name,
         "label": dispatch.label,
         "constants": constants,
+        // null: the dispatch is in no loop.
+        "step": step,
         "workgroups": workgroups,
         "checks": match arguments.checks { Checks::Library => "library", Checks::Unchecked => "unchecked" },
         "chain": arguments.chain,
@@ -130,8 +132,8 @@ fn plan(arguments: &KernelArgs, caps: &DeviceCaps) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Returns the dispatch with the most FLOPs in all its runs, of those of a kernel, and the first step
-/// of its loop.
+/// Returns the dispatch with the most FLOPs in all its runs, of those of a kernel, and a step in
+/// the middle of its loop: backward, the first one has no product.
 fn find<'a>(plan: &'a Plan, name: &str) -> Result<(&'a Dispatch, Option<usize>)> {
     let stages = || plan.forward().iter().chain(plan.backward());
     let dispatches = || stages().flat_map(|stage| stage.dispatches().0);
@@ -139,7 +141,7 @@ fn find<'a>(plan: &'a Plan, name: &str) -> Result<(&'a Dispatch, Option<usize>)>
         let (dispatches, times) = stage.dispatches();
         let step = match stage {
             Stage::Once(_) => None,
-            Stage::Steps { first, .. } => Some(*first),
+            Stage::Steps { first, last, .. } => Some(first.midpoint(*last)),
         };
         let named = dispatches.iter().filter(|dispatch| dispatch.kernel_name() == name);
         named.map(move |dispatch| (dispatch.flops * times as u64, dispatch, step))

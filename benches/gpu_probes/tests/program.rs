@@ -65,6 +65,16 @@ fn a_kernel_of_a_plan_runs_by_itself() {
     }
 }
 
+/// The first of the states, the last in time, has no product: its time would be too short.
+#[test]
+fn a_step_is_one_in_the_middle() {
+    for (mode, name, step) in [("forward", "forward", 3), ("train", "backward", 4)] {
+        let options = ["--mode", mode, "--kernel", "step", "--name", name];
+        let answer = json(&[&["kernel", "7,2,3,5"], &options[..]].concat());
+        assert_eq!(answer["step"], step, "{answer}");
+    }
+}
+
 #[test]
 fn constants_arguments_and_workgroups_can_be_set() {
     let persistent =
