@@ -1,8 +1,8 @@
 """Times PyTorch's GRU on the CPU and with cuDNN, for against_peers.py and gpu.py.
 
 As a program it is gpu.py's worker, a separate process that may die. It reads one JSON request per line on stdin and writes
-one answer per line on stdout. {"shape": [T, B, I, H], "mode": "forward" or "train"} gives median_ms, min_ms and repeats;
-{"peak": N} gives the GFLOP/s of a product of two N × N matrices; a failure gives error.
+one answer per line on stdout. {"shape": [T, B, I, H], "mode": "forward" or "train", "precision": "fp32", "tf32" or
+"fp16"} gives median_ms, min_ms and repeats; without a precision it is fp32. {"peak": N} gives the GFLOP/s of a product of two N × N matrices, in fp32; a failure gives error.
 
 torch is imported inside the functions, because a program that imports this module may not have it.
 """
@@ -13,15 +13,15 @@ import sys
 import time
 
 
-def gru_once(mode, shape, device="cpu"):
+def gru_once(mode, shape, device="cpu", dtype=None):
     """Returns a function that runs torch.nn.GRU once, with x and weights on the device: forward under inference_mode, or
     forward and backward of the sum of y, including the gradient of x."""
     import torch
 
     steps, batch, inputs, hidden = shape
     torch.manual_seed(0)
-    gru = torch.nn.GRU(inputs, hidden).to(device)
-    x = torch.randn(steps, batch, inputs, device=device, requires_grad=mode == "train")
+    gru = torch.nn.GRU(inputs, hidden).to(device, dtype)
+    x = torch.randn(steps, batch, inputs, device=device, dtype=dtype, requires_grad=mode == "train")
 
     def forward():
         with torch.inference_mode():
@@ -53,8 +53,21 @@ def cuda_times(once):
     return times
 
 
-def cudnn_row(shape, mode):
-    times = cuda_times(gru_once(mode, shape, "cuda"))
+def allow_tf32(allowed):
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def cudnn_row(shape, mode, precision="fp32"):
+    import torch
+
+    dtype = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16}[precision]
+    allow_tf32(precision == "tf32")
+    try:
+        times = cuda_times(gru_once(mode, shape, "cuda", dtype))
+    finally:
+        allow_tf32(False)
     return {"median_ms": statistics.median(times), "min_ms": min(times), "repeats": len(times)}
 
 
@@ -76,7 +89,7 @@ def main():
 
         if not torch.cuda.is_available():
             return say({"error": "no torch with CUDA here: torch sees no CUDA device"})
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        allow_tf32(False)
         say({"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
              "name": torch.cuda.get_device_name(0)})
     except Exception as error:

@@ -61,6 +61,12 @@ impl Dispatch {
         &self.bindings
     }
 
+    /// Returns the names and values of the kernel's arguments, in the order of its `Args`, each a
+    /// u32. A loop sets the argument named `step`.
+    pub fn args(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.kernel.args.iter().copied().zip(self.args.iter().copied())
+    }
+
     /// Returns the number of steps (backward: states) that a recurrence kernel runs one after the
     /// other; `None` for any other kernel.
     pub fn recurrent_steps(&self) -> Option<usize> {
@@ -69,7 +75,7 @@ impl Dispatch {
 }
 
 /// What a dispatch's compute pipeline is compiled from, for tools that compile kernels themselves
-/// (`benches/kernel_stats`). The entry point is `main`. Workgroup memory is not zeroed, and loops
+/// (`benches/kernel_stats`, `benches/gpu_probes`). The entry point is `main`. Workgroup memory is not zeroed, and loops
 /// are not bounded: wgpu's `force_loop_bounding` is off.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

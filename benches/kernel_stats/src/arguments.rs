@@ -20,6 +20,9 @@ for AMD with RADV on its null device, for NVIDIA (sm_90) with nvcc over naga's M
 The second is a proxy, as NVIDIA's Vulkan driver has a front end of its own. These are numbers to
 compare kernels by, not times.
 
+With --driver this machine's own GPU compiles the kernels, by its Vulkan driver, and the statistics
+are the driver's (VK_KHR_pipeline_executable_properties; NVIDIA's names the registers).
+
 The hot block is the block without a branch that has the most multiply-adds. Its share is the part
 of its instructions that multiply and add. Latency and inverse throughput are RADV's estimates, in
 cycles of one wave; compare them only between kernels of like structure.
@@ -65,6 +68,9 @@ pub struct Arguments {
     /// RADV's ICD file, if it is not where Mesa installs it.
     #[arg(long, value_name = "FILE")]
     pub icd: Option<PathBuf>,
+    /// Instead of RADV's null device, this machine's GPU: the statistics that its own driver gives.
+    #[arg(long, conflicts_with_all = ["family", "icd", "limits"])]
+    pub driver: bool,
     /// NVIDIA's compiler: auto, none, or a folder.
     #[arg(long, value_name = "auto|none|FOLDER", default_value = "auto")]
     pub nvidia: Nvidia,

@@ -41,6 +41,9 @@ pub enum Error {
     /// RADV did not take the family, or another driver answered.
     #[error("expected RADV's device for {family}, got {got}; RADV_FORCE_FAMILY lists its families")]
     WrongDevice { family: String, got: String },
+    /// No device whose driver tells statistics.
+    #[error("expected a GPU whose driver gives statistics, got {}", .got.join(", "))]
+    NoStatistics { got: Vec<String> },
     /// The driver ended the process.
     #[error("RADV ended the program; if it said \"Unknown family\", it does not know {family}")]
     Aborted { family: String },

@@ -33,6 +33,7 @@ use kernels::Kernel;
 use nvidia::{ARCHITECTURE, Toolkit};
 use radv::{Environment, Radv};
 use report::{Printed, Report, Row};
+use vulkan::Driver;
 
 /// The word for no AMD GPU.
 const NO_FAMILY: &str = "none";
@@ -60,7 +61,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         let got = arguments.family.clone();
         return Err(Error::BudgetFamily { expected: Budget::FAMILY, got });
     }
-    if arguments.family != NO_FAMILY {
+    if arguments.family != NO_FAMILY && !arguments.driver {
         let environment = radv::environment(&arguments.family, arguments.icd.as_deref())?;
         if environment.iter().any(|(name, value)| std::env::var_os(name).as_ref() != Some(value)) {
             return run_with(environment, &arguments.family);
@@ -103,18 +104,22 @@ fn print(arguments: &Arguments, what: &impl Printed) -> Result<()> {
 /// The compilers that are asked for and there.
 struct Compilers {
     radv: Option<Radv>,
+    /// This machine's GPU.
+    driver: Option<Driver>,
     nvidia: Option<Toolkit>,
 }
 
 impl Compilers {
     fn open(arguments: &Arguments) -> Result<Self> {
         let family = arguments.family.as_str();
-        let radv = if family == NO_FAMILY { None } else { Some(Radv::open(family)?) };
+        let without_radv = arguments.driver || family == NO_FAMILY;
+        let radv = if without_radv { None } else { Some(Radv::open(family)?) };
+        let driver = if arguments.driver { Some(Driver::open()?) } else { None };
         let nvidia = Toolkit::find(&arguments.nvidia)?;
         if nvidia.is_none() && arguments.nvidia == arguments::Nvidia::Auto {
             eprintln!("NVIDIA is left out: there is no nvcc in PATH (see --help)");
         }
-        Ok(Self { radv, nvidia })
+        Ok(Self { radv, driver, nvidia })
     }
 
     fn report(&self, kernels: &[Kernel], arguments: &Arguments) -> Result<Report> {
@@ -127,6 +132,7 @@ impl Compilers {
         };
         Ok(Report {
             amd: self.radv.is_some().then(|| arguments.family.clone()),
+            driver: self.driver.as_ref().map(|driver| driver.name().to_owned()),
             nvidia: self.nvidia.is_some().then_some(ARCHITECTURE),
             kernels: kernels.iter().enumerate().map(row).collect::<Result<_>>()?,
         })
@@ -145,6 +151,9 @@ impl Compilers {
                 let ending: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
                 dump(base, &format!("{ending}.txt"), text.as_bytes())?;
             }
+        }
+        if let Some(driver) = &self.driver {
+            row.driver = Some(driver.compile(compiled)?.statistics.into());
         }
         if let Some(toolkit) = &self.nvidia {
             match toolkit.compile(compiled, base) {

@@ -30,9 +30,34 @@ pub fn markdown_table(columns: &[String], rows: impl Iterator<Item = Vec<String>
 pub struct Report {
     /// The AMD GPU, if it was asked for.
     pub amd: Option<String>,
+    /// This machine's GPU, if its driver was asked for.
+    pub driver: Option<String>,
     /// NVIDIA's architecture, if its compiler is there.
     pub nvidia: Option<&'static str>,
     pub kernels: Vec<Row>,
+}
+
+/// What a driver tells of a kernel, by the driver's own names.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct DriverStats(serde_json::Map<String, serde_json::Value>);
+
+impl From<Vec<(String, f64)>> for DriverStats {
+    fn from(statistics: Vec<(String, f64)>) -> Self {
+        // A whole number that f64 has exactly is printed as one.
+        let number = |value: f64| match value as i64 {
+            whole if whole as f64 == value && whole.abs() < 1 << 53 => whole.into(),
+            _ => value.into(),
+        };
+        Self(statistics.into_iter().map(|(name, value)| (name, number(value))).collect())
+    }
+}
+
+impl DriverStats {
+    fn text(&self) -> String {
+        let words: Vec<_> = self.0.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        words.join(", ")
+    }
 }
 
 /// The statistics of a kernel.
@@ -45,6 +70,7 @@ pub struct Row {
     pub threads: u32,
     pub workgroup_bytes: u32,
     pub amd: Option<RadvStats>,
+    pub driver: Option<DriverStats>,
     pub nvidia: Option<NvidiaStats>,
     /// Why NVIDIA's compiler has no statistics, if it was there.
     pub nvidia_error: Option<String>,
@@ -62,6 +88,7 @@ impl Row {
             threads,
             workgroup_bytes,
             amd: None,
+            driver: None,
             nvidia: None,
             nvidia_error: None,
         }
@@ -98,6 +125,9 @@ impl Row {
         if let (Some(amd), Some(gpu)) = (&self.amd, &report.amd) {
             line(format!("{gpu}: {}", amd.text()));
         }
+        if let (Some(driver), Some(gpu)) = (&self.driver, &report.driver) {
+            line(format!("{gpu}: {}", driver.text()));
+        }
         if let Some(nvidia) = &self.nvidia {
             line(format!("{ARCHITECTURE}: {}", nvidia.text()));
         }
@@ -121,6 +151,9 @@ impl Row {
                 Some(amd) => amd.cells(),
                 None => vec!["–".to_owned(); 1 + AMD_COLUMNS.len()],
             });
+        }
+        if report.driver.is_some() {
+            cells.push(self.driver.as_ref().map_or("–".to_owned(), DriverStats::text));
         }
         if report.nvidia.is_some() {
             cells.extend(match &self.nvidia {
@@ -166,6 +199,7 @@ impl Printed for Report {
             columns.push(format!("{gpu} VGPRs"));
             columns.extend(AMD_COLUMNS.map(str::to_owned));
         }
+        columns.extend(self.driver.as_ref().map(|gpu| format!("{gpu}, by its driver")));
         if let Some(gpu) = &self.nvidia {
             columns.push(format!("{gpu} registers"));
             columns.extend(NVIDIA_COLUMNS.map(str::to_owned));
@@ -293,7 +327,7 @@ mod tests {
         let failed =
             Row { nvidia: None, nvidia_error: error, formula: String::new(), ..row.clone() };
         let amd = Some("navi21".to_owned());
-        Report { amd, nvidia: Some("sm_90"), kernels: vec![row, failed] }
+        Report { amd, driver: None, nvidia: Some("sm_90"), kernels: vec![row, failed] }
     }
 
     #[test]
@@ -312,6 +346,25 @@ mod tests {
         // Columns of a compiler that is not there are left out.
         let report = Report { nvidia: None, ..report() };
         assert_eq!(cells(report.markdown().lines().nth(2).unwrap()), cells(lines[0]) - 6);
+    }
+
+    #[test]
+    fn a_driver_has_a_column_of_its_own_and_a_line() {
+        let of = |row: Row| {
+            let stats = vec![("Register Count".to_owned(), 168.0), ("Share".to_owned(), 0.5)];
+            Row { amd: None, nvidia: None, driver: Some(stats.into()), ..row }
+        };
+        let Report { mut kernels, .. } = report();
+        kernels.truncate(1);
+        let kernels = kernels.into_iter().map(of).collect();
+        let report = Report { amd: None, driver: Some("a GPU".to_owned()), nvidia: None, kernels };
+        let words = "Register Count 168, Share 0.5";
+        assert!(report.text().contains(&format!("    a GPU: {words}\n")), "{}", report.text());
+        let table = report.markdown();
+        assert!(table.contains("| a GPU, by its driver |\n"), "{table}");
+        assert!(table.contains(&format!("| {words} |\n")), "{table}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["kernels"][0]["driver"]["Register Count"], 168);
     }
 
     #[test]

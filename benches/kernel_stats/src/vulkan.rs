@@ -32,7 +32,8 @@ pub struct Executable {
 }
 
 impl Driver {
-    /// Opens the first device that the Vulkan loader finds, with the features that wgpu uses.
+    /// Opens the first device that the Vulkan loader finds whose driver tells statistics, a GPU with
+    /// memory of its own before others, with the features that wgpu uses.
     pub fn open() -> Result<Self> {
         // SAFETY: the loader is the system's Vulkan library, whose initialization has no conditions.
         let entry = unsafe { ash::Entry::load() }?;
@@ -63,25 +64,23 @@ impl Driver {
     /// Compiles a kernel, and returns what the driver tells of it.
     pub fn compile(&self, kernel: &Compiled) -> Result<Executable> {
         let pipeline = Pipeline::new(self, kernel)?;
+        let info = vk::PipelineInfoKHR::default().pipeline(pipeline.pipeline);
+        // SAFETY: the pipeline is live and of this device, whose pipelineExecutableInfo is enabled.
+        let properties = unsafe { self.statistics.get_pipeline_executable_properties(&info) }
+            .map_err(Error::vulkan("vkGetPipelineExecutablePropertiesKHR"))?;
+        // A driver may tell nothing of a pipeline.
+        let Some(first) = properties.first() else { return Ok(Executable::default()) };
         let info = vk::PipelineExecutableInfoKHR::default().pipeline(pipeline.pipeline);
         Ok(Executable {
-            subgroup_size: self.subgroup_size(pipeline.pipeline)?,
+            subgroup_size: first.subgroup_size,
             statistics: self.statistics(&info)?,
             representations: self.representations(&info)?,
         })
     }
 
-    fn subgroup_size(&self, pipeline: vk::Pipeline) -> Result<u32> {
-        let info = vk::PipelineInfoKHR::default().pipeline(pipeline);
-        // SAFETY: the pipeline is live and of this device, whose pipelineExecutableInfo is enabled.
-        let properties = unsafe { self.statistics.get_pipeline_executable_properties(&info) }
-            .map_err(Error::vulkan("vkGetPipelineExecutablePropertiesKHR"))?;
-        Ok(properties.first().map_or(0, |executable| executable.subgroup_size))
-    }
-
     fn statistics(&self, info: &vk::PipelineExecutableInfoKHR<'_>) -> Result<Vec<(String, f64)>> {
         // SAFETY: the pipeline in `info` is live, was made by this device with CAPTURE_STATISTICS, and
-        // has the executable 0, as each compute pipeline of one stage has.
+        // has the executable 0: `compile` asked.
         let statistics = unsafe { self.statistics.get_pipeline_executable_statistics(info) }
             .map_err(Error::vulkan("vkGetPipelineExecutableStatisticsKHR"))?;
         let number = |statistic: &vk::PipelineExecutableStatisticKHR<'_>| {
@@ -148,17 +147,26 @@ fn text(name: std::result::Result<&CStr, std::ffi::FromBytesUntilNulError>) -> S
     name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Opens the first device of an instance.
+/// Opens the device of an instance that [`Driver::open`] describes.
 fn open_device(instance: &ash::Instance) -> Result<(String, ash::Device)> {
     // SAFETY: the instance is live.
     let devices = unsafe { instance.enumerate_physical_devices() }
         .map_err(Error::vulkan("vkEnumeratePhysicalDevices"))?;
-    let none = vk::Result::ERROR_INCOMPATIBLE_DRIVER;
-    let &physical = devices
+    // SAFETY: the devices are of this live instance.
+    let properties =
+        |&device: &vk::PhysicalDevice| unsafe { instance.get_physical_device_properties(device) };
+    let mut able = Vec::new();
+    for &device in &devices {
+        if has_extension(instance, device, khr::pipeline_executable_properties::NAME)? {
+            able.push(device);
+        }
+    }
+    able.sort_by_key(|d| properties(d).device_type != vk::PhysicalDeviceType::DISCRETE_GPU);
+    let name = |device| text(properties(device).device_name_as_c_str());
+    let &physical = able
         .first()
-        .ok_or(Error::Vulkan { call: "vkEnumeratePhysicalDevices", result: none })?;
-    // SAFETY: `physical` is a device of this live instance.
-    let properties = unsafe { instance.get_physical_device_properties(physical) };
+        .ok_or_else(|| Error::NoStatistics { got: devices.iter().map(name).collect() })?;
+    let properties = properties(&physical);
     let has_matrices = has_extension(instance, physical, khr::cooperative_matrix::NAME)?;
     let has_f16 = has_f16(instance, physical);
 

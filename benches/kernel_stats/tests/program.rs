@@ -137,6 +137,8 @@ fn errors_say_what_was_expected() {
         (&["5,3,0,2"], 2, "got `5,3,0,2`"),
         (&["5,3,2,8", "--constants", "A=1"], 2, "--wgsl"),
         (&["--wgsl", "a", "--constants", "A"], 2, "expected NAME=VALUE with a number, got `A`"),
+        // `run` names a family, too.
+        (&["5,3,2,8", "--driver"], 2, "--driver"),
         (&["--wgsl", "none.wgsl"], 1, "error: none.wgsl: "),
         (&["5,3,2,8", "--kernel", "other"], 2, "other"),
         (&["99999999999,99999999,9,9"], 1, "error: the plan of 99999999999,99999999,9,9: "),
