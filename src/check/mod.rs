@@ -194,7 +194,10 @@ impl Section {
     /// Returns the number of cases of this section on a device.
     fn cases(self, device: &Device) -> usize {
         match self {
-            Self::Kernels if device.is_adapter() => variants().count() + PRODUCT_CASES,
+            Self::Kernels if device.is_adapter() => {
+                let large = if has_large_tiles(device) { large_variants().count() } else { 0 };
+                variants().count() + large + PRODUCT_CASES
+            }
             Self::Kernels => 0,
             Self::Models => variants().count(),
             Self::Flows => flows::variants().len(),
@@ -297,11 +300,17 @@ async fn kernels(device: &Device, findings: &mut Findings<'_>) -> Result<()> {
     products::check_weight_gradients(gpu, findings).await?;
     products::check_column_sum(gpu, findings).await?;
     findings.case_done();
-    for (case, config, seed) in variants() {
+    let large = large_variants().filter(|_| has_large_tiles(device));
+    for (case, config, seed) in variants().chain(large) {
         steps::check(gpu, case, &config, seed, findings).await?;
         findings.case_done();
     }
     Ok(())
+}
+
+/// Returns true if plans for large models have other tiles than those for small ones.
+fn has_large_tiles(device: &Device) -> bool {
+    device.is_adapter() && !device.caps().software
 }
 
 /// Checks the forward and backward passes of one model with its own weights. Large weights cause
@@ -464,9 +473,28 @@ impl ModelCase {
     }
 }
 
+/// The tiles of large models on a GPU, for the kernels of the recurrence: eight blocks of weights a
+/// thread, two rows a workgroup, and row groups.
+static LARGE_CASES: [ModelCase; 3] = [
+    ModelCase { sizes: [3, 2, 2, 128, 1], lengths: true, ..PLAIN },
+    ModelCase { sizes: [3, 131, 2, 20, 1], zoneout: 0.3, resets: true, ..PLAIN },
+    ModelCase { sizes: [3, 35, 2, 132, 1], ..PLAIN },
+];
+
 /// Returns every case with every variant, and a seed for each case.
 fn variants() -> impl Iterator<Item = (&'static ModelCase, GruConfig, u64)> {
-    (0..).zip(&CASES).flat_map(|(seed, case)| {
+    with_variants(&CASES)
+}
+
+/// As [`variants`], for large tiles.
+fn large_variants() -> impl Iterator<Item = (&'static ModelCase, GruConfig, u64)> {
+    with_variants(&LARGE_CASES)
+}
+
+fn with_variants(
+    cases: &'static [ModelCase],
+) -> impl Iterator<Item = (&'static ModelCase, GruConfig, u64)> {
+    (0..).zip(cases).flat_map(|(seed, case)| {
         let [_, _, input, hidden, _] = case.sizes;
         let variants = GruConfig::all_variants(input, hidden).into_iter();
         variants.map(move |variant| (case, case.config(variant), 100 * seed))
