@@ -447,7 +447,7 @@ fn plans(t: &mut Table) {
     );
     t.plain(
         "plan::BufferSpec::bytes plan::BufferSlice::bytes plan::BufferSlice::offset plan::Dispatch::bindings \
-         plan::Dispatch::kernel_name plan::Dispatch::recurrent_steps plan::Dispatch::shader \
+         plan::Dispatch::kernel_name plan::Dispatch::recurrent_steps plan::Dispatch::shader plan::Dispatch::args \
          plan::Dispatch::threads",
         "of every dispatch",
         || {
