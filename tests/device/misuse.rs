@@ -455,7 +455,8 @@ fn plans(t: &mut Table) {
             let each = dispatches.map(|dispatch| {
                 let bound = dispatch.bindings().iter().map(|slice| slice.offset() + slice.bytes());
                 let shader = dispatch.shader(&caps).constants.len() as u64;
-                let sizes = shader + dispatch.threads() + bound.sum::<u64>();
+                let args = dispatch.args().count() as u64;
+                let sizes = shader + args + dispatch.threads() + bound.sum::<u64>();
                 (dispatch.kernel_name(), dispatch.recurrent_steps(), sizes)
             });
             (each.count(), plan.buffers().iter().map(plan::BufferSpec::bytes).sum::<u64>())

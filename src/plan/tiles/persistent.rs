@@ -47,15 +47,15 @@ impl PersistentTile {
         let what = "a workgroup of the persistent kernel (Recurrence::Auto does not require it)";
         let blocks = (1..=most_blocks).find(|&blocks| tile(blocks).threads() <= most_threads);
         let Some(one_row) = blocks.map(tile) else {
-            // The weights of three gates, which a workgroup's threads would have to hold.
-            let limit = "the recurrent weights that a workgroup can hold in registers";
-            let (asked, allowed) = (3 * 16 * unit_quads * unit_quads, caps.thread_weights);
-            let allowed = allowed.min(16 * MAX_BLOCKS).saturating_mul(most_threads);
+            // The weights of three gates, in blocks.
+            let asked = 48usize.saturating_mul(unit_quads).saturating_mul(unit_quads);
+            // Blocks and parts leave some registers unused.
+            let allowed = (16 * most_blocks).saturating_mul(most_threads).min(asked - 1);
             return Err(Error::Limit {
                 what: what.to_owned(),
-                limit,
+                limit: "the recurrent weights that a workgroup can hold in registers",
                 asked: asked as u64,
-                allowed: (allowed as u64).min(asked as u64 - 1),
+                allowed: allowed as u64,
             });
         };
         let allow = |tile: Self| {
@@ -96,7 +96,8 @@ impl PersistentTile {
 
     /// Returns the threads of a workgroup: for the weights of three gates, and for the items.
     fn threads(&self) -> usize {
-        (3 * self.parts * self.unit_quads).max(4 * self.rows * self.unit_quads)
+        let [products, items] = [3 * self.parts, 4 * self.rows];
+        self.unit_quads.saturating_mul(products.max(items))
     }
 
     /// Returns the values of the kernel's override constants.

@@ -147,8 +147,9 @@ impl StepTile {
         // Not times the directions: models of one and of two directions share their pipelines.
         let groups = batch.div_ceil(rows * row_groups);
         let quads = config.hidden_size.div_ceil(4);
-        let unit_quads = (groups * quads / LARGE_WORKGROUPS + 1).next_power_of_two() / 2;
-        let unit_quads = unit_quads.clamp(1, 8).min(threads / row_groups);
+        let workgroups = groups.saturating_mul(quads) / LARGE_WORKGROUPS;
+        let unit_quads = (workgroups.clamp(1, 8) + 1).next_power_of_two() / 2;
+        let unit_quads = unit_quads.min(threads / row_groups);
         let split_k =
             (threads / (row_groups * unit_quads)).min(quads.div_ceil(2).next_power_of_two().max(2));
         // A thread stages at least one number and at most 16.
