@@ -527,8 +527,9 @@ impl SessionBuilder<'_> {
     }
 }
 
-/// Returns the arguments of every dispatch, one block of `block_len` each, in the order they run, with the step of
-/// each loop iteration filled in. Parity 1 swaps the positions of the first and last states.
+/// Returns the arguments of every dispatch, one block of `block_len` each, in the order they run,
+/// with the step of each loop iteration filled in. Parity 1 swaps the positions of the first and
+/// last states.
 fn argument_blocks(plan: &Plan, parity: usize, block_len: usize) -> Vec<u32> {
     let mut blocks = Vec::new();
     for stage in plan.forward().iter().chain(plan.backward()) {

@@ -122,10 +122,13 @@ pub static MATMUL: Kernel = Kernel {
 /// The elements along k of the slices of [`MATMUL_LARGE`].
 pub const LARGE_DEPTH: usize = 8;
 
+/// The rows and columns of a tile of [`MATMUL_LARGE`].
+pub const LARGE_SIDE: usize = 128;
+
 /// Two slices of A and of B, all of the workgroup memory that every WebGPU implementation has.
 fn large_workgroup(_: &[u32]) -> Workgroup {
-    let tile = [128; 2];
-    let bytes = F32.bytes(2 * LARGE_DEPTH * (128 + 128));
+    let tile = [LARGE_SIDE as u32; 2];
+    let bytes = F32.bytes(2 * LARGE_DEPTH * (LARGE_SIDE + LARGE_SIDE));
     Workgroup { threads: 256, bytes, tile }
 }
 

@@ -42,8 +42,8 @@ pub struct DeviceCaps {
     /// used for other devices.
     pub large_tile_flops: u64,
     /// The recurrent weights that a thread of a large workgroup can hold in registers beside its
-    /// other values. Drivers do not report it: 128 on NVIDIA and AMD's RDNA, 80 on AMD's GCN, otherwise 32. A software
-    /// adapter keeps them in memory.
+    /// other values. Drivers do not report it: 128 on NVIDIA and AMD's RDNA, 80 on AMD's GCN,
+    /// otherwise 32. A software adapter has 128, which it keeps in memory.
     pub thread_weights: usize,
     /// True if kernels have their arguments as immediates: WGSL's `var<immediate>`, in the command
     /// buffer. Otherwise they load them from a storage buffer.

@@ -23,7 +23,7 @@ pub(super) const MAX_WORKGROUPS: usize = 65_535;
 const MATMUL_MIN_DEPTH: usize = 512;
 
 /// The same for the large tile, which computes a sum several times as fast.
-const LARGE_MIN_DEPTH: usize = 128;
+const LARGE_PART_MIN_DEPTH: usize = 128;
 
 /// The most bytes of a product's partial results. H of 1024 gets four parts.
 const PARTIALS_BYTES: u64 = 128 << 20;
@@ -207,7 +207,7 @@ impl<'a> ProductPlanner<'a> {
     fn most_large_parts(&self, [m, _, k]: [usize; 3], len: usize) -> usize {
         let by_operand = product([m, k]) / 2 / len.max(1) as u64;
         let by_operand = by_operand.try_into().unwrap_or(usize::MAX);
-        (k / LARGE_MIN_DEPTH).min(self.most_partials(len)).min(by_operand).max(1)
+        (k / LARGE_PART_MIN_DEPTH).min(self.most_partials(len)).min(by_operand).max(1)
     }
 
     /// Returns the number of parts of large products with sums of length `k`, at most `most`: the

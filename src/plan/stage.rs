@@ -75,8 +75,8 @@ impl Dispatch {
 }
 
 /// What a dispatch's compute pipeline is compiled from, for tools that compile kernels themselves
-/// (`benches/kernel_stats`, `benches/gpu_probes`). The entry point is `main`. Workgroup memory is not zeroed, and loops
-/// are not bounded: wgpu's `force_loop_bounding` is off.
+/// (`benches/kernel_stats`, `benches/gpu_probes`). The entry point is `main`. Workgroup memory is not
+/// zeroed, and loops are not bounded: wgpu's `force_loop_bounding` is off.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Shader {

@@ -51,8 +51,8 @@ const SOFTWARE_SEQUENCE_HIDDEN: usize = 256;
 /// The workgroups that occupy a large GPU, one for each multiprocessor.
 const LARGE_WORKGROUPS: usize = 128;
 
-/// The weights a thread from which registers are taken. With fewer, on GPUs that neither a compiler's
-/// statistics nor a measurement speaks for, the family must be forced.
+/// The least [`DeviceCaps::thread_weights`] for which `Recurrence::Auto` takes the persistent family.
+/// GPUs with fewer are neither measured nor covered by a compiler's statistics.
 const PERSISTENT_WEIGHTS: usize = 80;
 
 /// The number of steps that repays loading the weights into registers.

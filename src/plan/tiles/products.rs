@@ -3,8 +3,8 @@
 use super::allow;
 use crate::error::Result;
 use crate::kernels::{
-    BLOCKS_THREADS, Kernel, LARGE_DEPTH, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MATMUL_LARGE,
-    MATMUL_LARGE_SCALAR, MatmulConstants,
+    BLOCKS_THREADS, Kernel, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR,
+    MATMUL_LARGE, MATMUL_LARGE_SCALAR, MatmulConstants,
 };
 use crate::plan::DeviceCaps;
 
@@ -15,9 +15,6 @@ const LARGE_TILES: u64 = 64;
 /// The shortest sum for large tiles. A product with a shorter one waits for memory whatever its
 /// tile, and the smaller tile writes rows that start anywhere faster.
 const LARGE_MIN_DEPTH: usize = 32;
-
-/// The rows and columns of a large tile.
-const LARGE_SIDE: usize = 128;
 
 /// The kernel of a product, and the layout of its workgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

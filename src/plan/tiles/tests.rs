@@ -30,8 +30,8 @@ const SIXTEEN_CORES: DeviceCaps = SOFTWARE.with_cores(16);
 const TINY_SOFTWARE: DeviceCaps = caps(4, 32, true).with_cores(2);
 
 /// Returns for the forward and the backward kernel: quads of units, split-K lanes, rows of a
-/// workgroup and of a thread, quads along k in workgroup memory, and 1 for whole sequences. Of persistent kernels:
-/// quads of units, parts of k, rows, blocks, threads, and 2.
+/// workgroup and of a thread, quads along k in workgroup memory, and 1 for whole sequences. Of
+/// persistent kernels: quads of units, parts of k, rows, blocks, threads, and 2.
 fn chosen(
     caps: &DeviceCaps,
     recurrence: Recurrence,
