@@ -23,6 +23,8 @@ use crate::spec::options::RunOptions;
 use crate::spec::params::{Gradients, Init, Params};
 
 #[cfg(test)]
+mod exactness;
+#[cfg(test)]
 mod tests;
 
 /// The intermediate results that [`Gru::forward_train`] keeps for [`Gru::backward`], on the model's
